@@ -1,0 +1,61 @@
+"""The lake: embeddings of many teachers at many magnifications, versioned and checked."""
+
+import os
+
+# Lance reads its log level once, on import, and warns on every DataReplacement that the operation
+# is young; the committer checks row counts itself, and docs/decisions.md says why it is used.
+os.environ.setdefault("LANCE_LOG", "error")
+
+from featurestore.config import FORMAT, LakeConfig
+from featurestore.errors import (
+    DamageError,
+    FormatError,
+    IdentityError,
+    LakeError,
+    LakeMissingError,
+)
+from featurestore.ids import mpp_name, tile_ids, tile_parts
+from featurestore.lake import Bag, Lake, create_lake, matrix, open_lake
+from featurestore.lance_columns import ColumnFile, ColumnWriter
+from featurestore.lance_commit import Committer, GridCut, SlideCut
+from featurestore.query import query, tables
+from featurestore.schema import tiles_schema
+from featurestore.shards import Shard, ShardReader, ShardWriter
+from featurestore.split import holdout_patients, patient_of
+from featurestore.stats import Moments, fit_stats, read_stats
+from featurestore.storage import Store
+
+__all__ = [
+    "FORMAT",
+    "Bag",
+    "ColumnFile",
+    "ColumnWriter",
+    "Committer",
+    "DamageError",
+    "FormatError",
+    "GridCut",
+    "IdentityError",
+    "Lake",
+    "LakeConfig",
+    "LakeError",
+    "LakeMissingError",
+    "Moments",
+    "Shard",
+    "ShardReader",
+    "ShardWriter",
+    "SlideCut",
+    "Store",
+    "create_lake",
+    "fit_stats",
+    "holdout_patients",
+    "matrix",
+    "mpp_name",
+    "open_lake",
+    "patient_of",
+    "query",
+    "read_stats",
+    "tables",
+    "tile_ids",
+    "tile_parts",
+    "tiles_schema",
+]

@@ -1,0 +1,78 @@
+"""`lake.json`: what is fixed when a lake is made, and the format it is written in."""
+
+import json
+from dataclasses import asdict, dataclass
+from typing import Self
+
+from featurestore.errors import FormatError, LakeError
+from featurestore.ids import mpp_code
+
+FORMAT = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class LakeConfig:
+    """Settings that all tiles of a lake share.
+
+    Attributes:
+        tile_px: side of a stored tile in pixels.
+        mpps: microns per pixel of the stored tiles, finest first; integer ratios to the finest.
+        tissue_min: least share of tissue for a tile to be kept.
+        jpeg_quality: quality of re-encoded tiles.
+        jpeg_subsampling: chroma subsampling of re-encoded tiles, "420", "422" or "444".
+        format: version of the layout on disk.
+    """
+
+    tile_px: int = 256
+    mpps: tuple[float, ...] = (0.5,)
+    tissue_min: float = 0.1
+    jpeg_quality: int = 90
+    jpeg_subsampling: str = "420"
+    format: int = FORMAT
+
+    def __post_init__(self) -> None:
+        if not self.mpps or list(self.mpps) != sorted(set(self.mpps)):
+            msg = f"mpps {list(self.mpps)} given; at least one, each once, finest first"
+            raise LakeError(msg)
+        codes = [mpp_code(mpp) for mpp in self.mpps]
+        if any(code % codes[0] for code in codes):
+            msg = (
+                f"mpps {list(self.mpps)} do not nest: each must be a whole multiple of the "
+                f"finest, {self.mpps[0]}"
+            )
+            raise LakeError(msg)
+        if not 16 <= self.tile_px <= 4096:
+            msg = f"tile_px {self.tile_px} given; allowed are 16 to 4096"
+            raise LakeError(msg)
+        if not 0 <= self.tissue_min <= 1:
+            msg = f"tissue_min {self.tissue_min} given; it is a share from 0 to 1"
+            raise LakeError(msg)
+
+    def ratio(self, mpp: float) -> int:
+        """How many tiles of the finest grid lie side by side in one tile of `mpp`."""
+        return mpp_code(mpp) // mpp_code(self.mpps[0])
+
+    def to_json(self) -> bytes:
+        """The bytes of `lake.json`."""
+        return (json.dumps(asdict(self), indent=2) + "\n").encode()
+
+    @classmethod
+    def from_json(cls, data: bytes, *, where: str) -> Self:
+        """Read `lake.json`.
+
+        Raises:
+            FormatError: it is not a lake's, or its format is newer than this version reads.
+        """
+        try:
+            fields = json.loads(data)
+            found = int(fields["format"])
+        except (ValueError, KeyError, TypeError) as error:
+            msg = f"{where}/lake.json is not a lake's description: {error}"
+            raise FormatError(msg) from error
+        if found > FORMAT:
+            msg = (
+                f"{where} is a lake of format {found}; this slidelake reads up to {FORMAT}: "
+                "update slidelake"
+            )
+            raise FormatError(msg)
+        return cls(**{**fields, "mpps": tuple(float(mpp) for mpp in fields["mpps"])})

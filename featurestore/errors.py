@@ -1,0 +1,21 @@
+"""Errors that a user can act on: each message says what was given, what is allowed, what to do."""
+
+
+class LakeError(ValueError):
+    """Something about a lake, its tables or a question to it is not as it must be."""
+
+
+class LakeMissingError(LakeError):
+    """There is no lake at the given place."""
+
+
+class FormatError(LakeError):
+    """The lake was written in a format that this version does not read."""
+
+
+class IdentityError(LakeError):
+    """A teacher of this name is already there with other weights, pooling or preprocessing."""
+
+
+class DamageError(LakeError):
+    """What is stored is not what was committed: a file is gone, short or changed."""

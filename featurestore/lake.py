@@ -1,0 +1,313 @@
+"""A lake as its readers see it: one consistent version of all tables, and the files beside them."""
+
+import functools
+import json
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import lance
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from featurestore.config import LakeConfig
+from featurestore.errors import DamageError, LakeError, LakeMissingError
+from featurestore.ids import mpp_code, mpp_name
+from featurestore.lance_commit import Committer, root_versions, versions_property
+from featurestore.lance_scan import scan
+from featurestore.lance_tables import create_table, open_table
+from featurestore.schema import (
+    CATALOG,
+    CATALOG_SCHEMA,
+    SLIDES,
+    SLIDES_SCHEMA,
+    TILE_COLUMNS,
+    features_table,
+    is_teacher,
+    tiles_schema,
+)
+from featurestore.storage import Store
+
+PICTURES = ("thumbnail", "tissue_mask")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bag:
+    """All tiles of a slide at one mpp, sorted by (y, x).
+
+    Attributes:
+        slide_id: whose tiles.
+        tile_id: keys [N].
+        x: level-0 pixels of the tiles' left edges [N].
+        y: level-0 pixels of the tiles' top edges [N].
+        features: float16 [N, D]; a read-only view of what Lance read, not a copy.
+    """
+
+    slide_id: str
+    tile_id: npt.NDArray[np.int64]
+    x: npt.NDArray[np.int32]
+    y: npt.NDArray[np.int32]
+    features: npt.NDArray[np.float16]
+
+
+class Lake:
+    """A lake at one version. Open one with `open_lake` or `create_lake`.
+
+    Args:
+        store: the lake's files.
+        config: its settings.
+        version: the version to read, or None for the newest.
+    """
+
+    def __init__(self, store: Store, config: LakeConfig, version: int | None = None) -> None:
+        self.store, self.config = store, config
+        catalog = open_table(store, CATALOG, version)
+        self.version: int = catalog.version
+        self._versions = {CATALOG: self.version, **root_versions(catalog)}
+
+    @property
+    def uri(self) -> str:
+        """Where the lake is."""
+        return self.store.uri
+
+    def refreshed(self) -> "Lake":
+        """The same lake at its newest version."""
+        return Lake(self.store, self.config)
+
+    @property
+    def committer(self) -> Committer:
+        """What changes this lake."""
+        return Committer(self.store, self.config)
+
+    # ------------------------------------------------------------------ tables
+
+    def table(self, rel: str) -> lance.LanceDataset:
+        """A table of this version, opened by Lance."""
+        return open_table(self.store, rel, self._versions[rel])
+
+    def slides(self) -> pl.LazyFrame:
+        """One row per slide: identity, geometry, state, why it failed. Pictures are left out."""
+        names = [name for name in SLIDES_SCHEMA.names if name not in PICTURES]
+        return scan(functools.partial(self.table, SLIDES), names)
+
+    def catalog(self) -> pl.LazyFrame:
+        """Where each slide's tiles are, and which teachers' features are there, with checksums."""
+        return scan(functools.partial(self.table, CATALOG), CATALOG_SCHEMA.names)
+
+    def tiles(self, *, mpp: float) -> pl.LazyFrame:
+        """One row per tile, with the columns of all teachers."""
+        rel = features_table(self.known_mpp(mpp))
+        return scan(functools.partial(self.table, rel), self.table(rel).schema.names)
+
+    def features(self, teacher: str, *, mpp: float) -> pl.LazyFrame:
+        """One row per tile: where it is, and the embedding of one teacher (null if not run)."""
+        rel = features_table(self.known_mpp(mpp))
+        self.check_teacher(teacher, mpp=mpp)
+        return scan(functools.partial(self.table, rel), [*TILE_COLUMNS, teacher])
+
+    # ------------------------------------------------------------------ what is there
+
+    def known_mpp(self, mpp: float) -> float:
+        """The lake's own value of an mpp.
+
+        Raises:
+            LakeError: the lake has no tiles at it.
+        """
+        for known in self.config.mpps:
+            if mpp_code(known) == mpp_code(mpp):
+                return known
+        msg = f"{self.uri} has no tiles at mpp {mpp}; it has {list(self.config.mpps)}"
+        raise LakeError(msg)
+
+    def teachers(self, *, mpp: float) -> dict[str, int]:
+        """Teachers with a column at an mpp, and their dimensions."""
+        schema = self.table(features_table(self.known_mpp(mpp))).schema
+        return {field.name: field.type.list_size for field in schema if is_teacher(field)}
+
+    def check_teacher(self, teacher: str, *, mpp: float) -> None:
+        """Raise LakeError, naming those that are there, if a teacher has no column at an mpp."""
+        known = self.teachers(mpp=mpp)
+        if teacher not in known:
+            msg = (
+                f"no features of '{teacher}' at mpp {mpp_name(mpp)} in {self.uri}; there are: "
+                f"{', '.join(known) or 'none'}"
+            )
+            raise LakeError(msg)
+
+    @functools.cached_property
+    def catalog_rows(self) -> pl.DataFrame:
+        """The catalog of this version, read once."""
+        return self.catalog().collect()
+
+    def tiles_of(self, *, mpp: float) -> pl.DataFrame:
+        """Catalog rows of all slides' tiles at one mpp, by slide number."""
+        here = pl.col("teacher").is_null() & (pl.col("mpp") == self.known_mpp(mpp))
+        return self.catalog_rows.filter(here).sort("slide")
+
+    def info(self) -> dict[str, Any]:
+        """What the lake holds: format, version, slides, tiles, features."""
+        states = dict(self.slides().group_by("state").len().collect().iter_rows())
+        tiles = {mpp_name(m): int(self.tiles_of(mpp=m)["tiles"].sum()) for m in self.config.mpps}
+        features = [
+            self._feature_info(teacher, dim, mpp, tiles[mpp_name(mpp)])
+            for mpp in self.config.mpps
+            for teacher, dim in self.teachers(mpp=mpp).items()
+        ]
+        return {
+            "lake": self.uri,
+            "format": self.config.format,
+            "version": self.version,
+            "tile_px": self.config.tile_px,
+            "slides": {"ready": 0, "failed": 0, **states},
+            "tiles": tiles,
+            "features": features,
+        }
+
+    def _feature_info(self, teacher: str, dim: int, mpp: float, of: int) -> dict[str, Any]:
+        here = (pl.col("teacher") == teacher) & (pl.col("mpp") == mpp)
+        tiles = int(self.catalog_rows.filter(here)["tiles"].sum())
+        return {"teacher": teacher, "mpp": mpp, "dim": dim, "tiles": tiles, "complete": tiles == of}
+
+    # ------------------------------------------------------------------ bags and pictures
+
+    def bag(self, slide_id: str, teacher: str, *, mpp: float) -> Bag:
+        """All tiles of a slide with one teacher's features: one sequential read of a row range.
+
+        Raises:
+            LakeError: the slide or the teacher's features of it are not in the lake.
+            DamageError: the rows found are not those that the catalog names.
+        """
+        self.check_teacher(teacher, mpp=mpp)
+        row = self._bag_row(slide_id, teacher, mpp)
+        fragment = self.table(features_table(row["mpp"])).get_fragment(row["fragment"])
+        table = (
+            fragment.scanner(
+                columns=["tile_id", "slide", "x", "y", teacher],
+                offset=row["row_start"],
+                limit=row["tiles"],
+            )
+            .to_table()
+            .combine_chunks()
+        )
+        if table.num_rows != row["tiles"] or set(table["slide"].to_pylist()) - {row["slide"]}:
+            msg = f"slide {slide_id} at mpp {mpp}: rows are not those that the catalog names"
+            raise DamageError(msg)
+        return Bag(
+            slide_id=slide_id,
+            tile_id=table["tile_id"].to_numpy(),
+            x=table["x"].to_numpy(),
+            y=table["y"].to_numpy(),
+            features=matrix(table[teacher]),
+        )
+
+    def _bag_row(self, slide_id: str, teacher: str, mpp: float) -> dict[str, Any]:
+        here = (pl.col("slide_id") == slide_id) & (pl.col("mpp") == self.known_mpp(mpp))
+        found = self.catalog_rows.filter(here & (pl.col("teacher") == teacher))
+        if found.height != 1:
+            known = self.catalog_rows.filter(here).height
+            msg = f"slide '{slide_id}' is not in {self.uri} at mpp {mpp_name(mpp)}"
+            if known:
+                msg = f"slide '{slide_id}' has no features of '{teacher}' yet: run extract"
+            raise LakeError(msg)
+        return found.row(0, named=True)
+
+    def pictures(self, slide_id: str) -> dict[str, bytes | None]:
+        """A slide's `thumbnail` (JPEG) and `tissue_mask` (PNG of the same size)."""
+        quoted = slide_id.replace("'", "''")
+        table = self.table(SLIDES).to_table(columns=list(PICTURES), filter=f"slide_id = '{quoted}'")
+        if table.num_rows != 1:
+            msg = f"slide '{slide_id}' is not in {self.uri}"
+            raise LakeError(msg)
+        pictures: dict[str, bytes | None] = table.to_pylist()[0]
+        return pictures
+
+    # ------------------------------------------------------------------ files beside the tables
+
+    def exists(self, rel: str) -> bool:
+        """Whether a file of the lake is there."""
+        return self.store.exists(rel)
+
+    def read_bytes(self, rel: str) -> bytes:
+        """A file of the lake."""
+        return self.store.read_bytes(rel)
+
+    def write_bytes(self, rel: str, data: bytes) -> None:
+        """Write a file of the lake; readers see the old one or the new one."""
+        self.store.write_bytes(rel, data)
+
+    def read_json(self, rel: str) -> Any:  # noqa: ANN401 - JSON is what it is
+        """A JSON file of the lake."""
+        return json.loads(self.read_bytes(rel))
+
+    def write_json(self, rel: str, value: Any) -> None:  # noqa: ANN401
+        """Write a JSON file of the lake."""
+        self.write_bytes(rel, (json.dumps(value, indent=2) + "\n").encode())
+
+
+def matrix(column: Any) -> npt.NDArray[np.float16]:  # noqa: ANN401 - an Arrow array, untyped
+    """A fixed-size-list column as an array [N, D], without a copy if it is one chunk.
+
+    Raises:
+        DamageError: a row is null.
+    """
+    array = column.combine_chunks() if hasattr(column, "combine_chunks") else column
+    if hasattr(array, "chunks"):
+        array = array.chunk(0)
+    if array.null_count:
+        msg = f"{array.null_count} of {len(array)} features are missing"
+        raise DamageError(msg)
+    dim = array.type.list_size
+    # `.flatten()` would drop nulls and shift rows; `.values` ignores the slice, so cut it here.
+    values = array.values.slice(array.offset * dim, len(array) * dim)
+    features: npt.NDArray[np.float16] = values.to_numpy(zero_copy_only=True).reshape(-1, dim)
+    return features
+
+
+def open_lake(uri: str | os.PathLike[str], *, version: int | None = None) -> Lake:
+    """Open a lake at a version, or its newest.
+
+    Raises:
+        LakeMissingError: there is none.
+        FormatError: it was written by a newer slidelake.
+    """
+    store = Store(uri)
+    if not store.exists("lake.json"):
+        what = "is not a lake (no lake.json)" if store.fs.exists(store.root) else "does not exist"
+        msg = f"{store.uri} {what}; `slidelake ingest` makes one"
+        raise LakeMissingError(msg)
+    config = LakeConfig.from_json(store.read_bytes("lake.json"), where=store.uri)
+    return Lake(store, config, version)
+
+
+def create_lake(uri: str | os.PathLike[str], config: LakeConfig) -> Lake:
+    """Make an empty lake, or open the one that is there if its settings are the same.
+
+    Raises:
+        LakeError: a lake with other settings is there, or the folder holds other things.
+    """
+    store = Store(uri)
+    if store.exists("lake.json"):
+        return _same_settings(open_lake(uri), config)
+    _make_tables(store, config)
+    store.write_bytes("lake.json", config.to_json())
+    return Lake(store, config)
+
+
+def _make_tables(store: Store, config: LakeConfig) -> None:
+    # `lake.json` comes last: until it is there this is no lake, and making it can start again.
+    store.fs.makedirs(store.root, exist_ok=True)
+    create_table(store, SLIDES, SLIDES_SCHEMA, {})
+    for mpp in config.mpps:
+        create_table(store, features_table(mpp), tiles_schema(mpp, config.tile_px), {})
+    create_table(store, CATALOG, CATALOG_SCHEMA, versions_property(store, config))
+
+
+def _same_settings(lake: Lake, config: LakeConfig) -> Lake:
+    names = ("tile_px", "mpps", "tissue_min", "jpeg_quality", "jpeg_subsampling")
+    for name in names:
+        there, given = getattr(lake.config, name), getattr(config, name)
+        if there != given:
+            msg = f"{lake.uri} has {name}={there}, but {given} was given; use another lake"
+            raise LakeError(msg)
+    return lake

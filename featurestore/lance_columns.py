@@ -1,0 +1,123 @@
+"""A teacher's column of one fragment, written by a worker as one file of its own."""
+
+import uuid
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+from lance.file import LanceFileWriter
+
+from featurestore.checksums import features_crc32
+from featurestore.errors import LakeError
+from featurestore.lance_tables import STORAGE_VERSION
+from featurestore.schema import features_table
+from featurestore.storage import Store
+
+FLOAT16_MAX = 65504.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class ColumnFile:
+    """A finished file that no version names yet.
+
+    Attributes:
+        teacher: whose column it is.
+        fragment: the fragment that it belongs to.
+        path: its name among the table's data files.
+        rows: rows in it; the fragment must have as many.
+        crc32: checksum per slide number.
+    """
+
+    teacher: str
+    fragment: int
+    path: str
+    rows: int
+    crc32: dict[int, int]
+
+
+def to_float16(
+    features: npt.NDArray[np.floating], tile_id: npt.NDArray[np.int64], teacher: str
+) -> npt.NDArray[np.float16]:
+    """Features [N, D] as they are stored.
+
+    Raises:
+        LakeError: a value is NaN, infinite or beyond float16; the first such tile is named.
+    """
+    bad = ~(np.abs(features) < FLOAT16_MAX).all(axis=1)
+    if bad.any():
+        worst = features[bad][0]
+        kind = "too large for float16" if np.isfinite(worst).all() else "NaN or infinite"
+        msg = f"teacher '{teacher}' gave a value that is {kind} for tile {tile_id[bad][0]}"
+        raise LakeError(msg)
+    return features.astype(np.float16)
+
+
+class ColumnWriter:
+    """Writes one teacher's features of one fragment, slide after slide in row order.
+
+    Args:
+        store: the lake's files.
+        mpp: of the features table.
+        field: the teacher's column, as `Committer.add_teacher` returned it.
+        fragment: the fragment's id.
+    """
+
+    def __init__(self, store: Store, mpp: float, field: pa.Field, fragment: int) -> None:
+        self.field, self.fragment = field, fragment
+        self.path = f"{uuid.uuid4()}.lance"
+        self._crc: dict[int, int] = {}
+        self._rows = 0
+        self._schema = pa.schema([field])
+        self._writer = LanceFileWriter(
+            f"{store.url(features_table(mpp))}/data/{self.path}",
+            self._schema,
+            version=STORAGE_VERSION,
+            storage_options=store.lance_options,
+        )
+
+    def add(
+        self, slide: int, tile_id: npt.NDArray[np.int64], features: npt.NDArray[np.floating]
+    ) -> None:
+        """Append features [N, D] of the next tiles.
+
+        Raises:
+            LakeError: the width is not the column's, or a value can't be stored.
+        """
+        dim = self.field.type.list_size
+        if features.ndim != 2 or features.shape != (len(tile_id), dim):
+            msg = (
+                f"teacher '{self.field.name}' gave an array {features.shape} for {len(tile_id)} "
+                f"tiles; its column holds {dim} values a tile"
+            )
+            raise LakeError(msg)
+        stored = to_float16(features, tile_id, self.field.name)
+        self._crc[slide] = features_crc32(stored, self._crc.get(slide, 0))
+        column = pa.FixedSizeListArray.from_arrays(pa.array(stored.ravel()), type=self.field.type)
+        self._writer.write_batch(pa.record_batch([column], schema=self._schema))
+        self._rows += len(tile_id)
+
+    def finish(self) -> ColumnFile:
+        """Close the file and say what is in it."""
+        self._writer.close()
+        return ColumnFile(
+            teacher=self.field.name,
+            fragment=self.fragment,
+            path=self.path,
+            rows=self._rows,
+            crc32=self._crc,
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        tb: TracebackType | None,
+    ) -> None:
+        if kind is not None:
+            self._writer.close()

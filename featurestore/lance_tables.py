@@ -1,0 +1,76 @@
+"""The few calls to Lance that make, open and change tables; versions and row ids are pinned."""
+
+import lance
+import pyarrow as pa
+from lance.dataset import Transaction
+from lance.fragment import write_fragments
+
+from featurestore.errors import DamageError, LakeError
+from featurestore.storage import Store
+
+STORAGE_VERSION = "2.2"
+MAX_ROWS = 1 << 30  # a fragment's size is ours to choose: never split behind our back
+
+
+def create_table(store: Store, rel: str, schema: pa.Schema, properties: dict[str, str]) -> None:
+    """Make an empty table; one that is already there stays as it is."""
+    if store.exists(rel):
+        return
+    lance.write_dataset(
+        schema.empty_table(),
+        store.url(rel),
+        data_storage_version=STORAGE_VERSION,
+        enable_stable_row_ids=True,
+        transaction_properties=properties,
+        storage_options=store.lance_options,
+    )
+
+
+def open_table(store: Store, rel: str, version: int | None = None) -> lance.LanceDataset:
+    """Open a table at a version, or its newest.
+
+    Raises:
+        DamageError: the table is gone.
+        LakeError: it has no such version.
+    """
+    try:
+        return lance.dataset(store.url(rel), version=version, storage_options=store.lance_options)
+    except (ValueError, OSError) as error:
+        first = str(error).partition("\n")[0]
+        if version is not None and store.exists(rel):
+            msg = f"{store.url(rel)} has no version {version}: {first}"
+            raise LakeError(msg) from error
+        msg = f"table {store.url(rel)} can't be opened: {first}"
+        raise DamageError(msg) from error
+
+
+def write_fragment(store: Store, rel: str, table: pa.Table) -> list[lance.FragmentMetadata]:
+    """Write rows as a new fragment that no version names yet."""
+    fragments: list[lance.FragmentMetadata] = write_fragments(
+        table,
+        store.url(rel),
+        mode="append",
+        max_rows_per_file=MAX_ROWS,
+        data_storage_version=STORAGE_VERSION,
+        enable_stable_row_ids=True,
+        storage_options=store.lance_options,
+    )
+    return fragments
+
+
+def commit(
+    store: Store, rel: str, operation: object, *, read_version: int, properties: dict[str, str]
+) -> lance.LanceDataset:
+    """Commit an operation with properties that stay readable in its transaction."""
+    transaction = Transaction(
+        read_version=read_version, operation=operation, transaction_properties=properties
+    )
+    return lance.LanceDataset.commit(
+        store.url(rel), transaction, storage_options=store.lance_options
+    )
+
+
+def properties_of(table: lance.LanceDataset, version: int) -> dict[str, str]:
+    """Properties of the transaction that made a version; empty if it is not kept any more."""
+    transaction = table.read_transaction(version)
+    return dict(transaction.transaction_properties or {}) if transaction else {}

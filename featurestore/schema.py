@@ -1,0 +1,133 @@
+"""Arrow schemas of the lake's tables, and the names of their places.
+
+The catalog is an append-only ledger: a row with a null `teacher` says where a slide's tiles are
+at one mpp; a row with a teacher says that its features are there and what they sum to.
+"""
+
+import json
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import pyarrow as pa
+
+from featurestore.errors import LakeError
+from featurestore.ids import mpp_name
+
+SLIDES = "slides.lance"
+CATALOG = "catalog.lance"
+
+READY, FAILED, PENDING = "ready", "failed", "pending"
+
+SLIDES_SCHEMA = pa.schema(
+    [
+        pa.field("slide", pa.int32(), nullable=False),
+        pa.field("slide_id", pa.string(), nullable=False),
+        pa.field("patient_id", pa.string()),
+        pa.field("state", pa.string(), nullable=False),
+        pa.field("reason", pa.string()),
+        pa.field("verdict", pa.string()),
+        pa.field("uri", pa.string(), nullable=False),
+        pa.field("fingerprint", pa.string()),
+        pa.field("bytes", pa.int64()),
+        pa.field("width_px", pa.int32()),
+        pa.field("height_px", pa.int32()),
+        pa.field("mpp", pa.float64()),
+        pa.field("mpp_source", pa.string()),
+        pa.field("objective", pa.float32()),
+        pa.field("vendor", pa.string()),
+        pa.field("levels", pa.int32()),
+        pa.field("reader", pa.string()),
+        pa.field("tissue", pa.float32()),
+        pa.field("seconds", pa.float32()),
+        pa.field("extra", pa.string()),
+        pa.field("thumbnail", pa.binary()),
+        pa.field("tissue_mask", pa.binary()),
+    ]
+)
+
+CATALOG_SCHEMA = pa.schema(
+    [
+        pa.field("slide", pa.int32(), nullable=False),
+        pa.field("slide_id", pa.string(), nullable=False),
+        pa.field("mpp", pa.float64(), nullable=False),
+        pa.field("teacher", pa.string()),
+        pa.field("tiles", pa.int32(), nullable=False),
+        pa.field("crc32", pa.uint32(), nullable=False),
+        pa.field("fragment", pa.int64(), nullable=False),
+        pa.field("row_start", pa.int64(), nullable=False),
+        pa.field("shard", pa.string()),
+        pa.field("shard_bytes", pa.int64()),
+        pa.field("shard_crc32", pa.uint32()),
+        pa.field("effective_mpp", pa.float64()),
+        pa.field("tile_px_level0", pa.int32()),
+        pa.field("grid_width", pa.int32()),
+        pa.field("grid_height", pa.int32()),
+    ]
+)
+
+TILE_FIELDS = [
+    pa.field("tile_id", pa.int64(), nullable=False),
+    pa.field("slide", pa.int32(), nullable=False),
+    pa.field("slide_id", pa.string(), nullable=False),
+    pa.field("grid_y", pa.int32(), nullable=False),
+    pa.field("grid_x", pa.int32(), nullable=False),
+    pa.field("y", pa.int32(), nullable=False),
+    pa.field("x", pa.int32(), nullable=False),
+    pa.field("tissue", pa.float32(), nullable=False),
+]
+TILE_COLUMNS = tuple(field.name for field in TILE_FIELDS)
+
+TEACHER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_:+@-]{0,99}")
+IDENTITY_KEY = b"slidelake:identity"
+
+
+def features_table(mpp: float) -> str:
+    """Path of the wide table of one mpp, relative to the lake."""
+    return f"features/mpp{mpp_name(mpp)}.lance"
+
+
+def shard_path(mpp: float, slide: int, mark: str) -> str:
+    """Path of a slide's shard; `mark` tells a re-scanned slide's new shard from its old one."""
+    return f"tiles/mpp{mpp_name(mpp)}/{slide:06d}-{mark}.tar"
+
+
+def tiles_schema(mpp: float, tile_px: int) -> pa.Schema:
+    """Schema of a features table before any teacher was added."""
+    metadata = {"slidelake:mpp": mpp_name(mpp), "slidelake:tile_px": str(tile_px)}
+    return pa.schema(TILE_FIELDS, metadata=metadata)
+
+
+def teacher_field(name: str, dim: int, identity: Mapping[str, Any]) -> pa.Field:
+    """The column of a teacher: a nullable fixed-size list of float16.
+
+    Args:
+        name: the teacher's name; it is the column's name.
+        dim: length of an embedding.
+        identity: weights hash, pooling, preprocessing, precision: all that decides the numbers.
+
+    Raises:
+        LakeError: the name has other characters than letters, digits and `_ : + @ -`, or is
+            that of a tile column.
+    """
+    if not TEACHER_NAME.fullmatch(name) or name in TILE_COLUMNS:
+        msg = (
+            f"'{name}' can't name a teacher: use letters, digits and _ : + @ - (no dots), "
+            f"and none of {', '.join(TILE_COLUMNS)}"
+        )
+        raise LakeError(msg)
+    item = pa.field("item", pa.float16(), nullable=True)
+    text = json.dumps(identity, sort_keys=True)
+    return pa.field(name, pa.list_(item, dim), nullable=True, metadata={IDENTITY_KEY: text})
+
+
+def is_teacher(field: pa.Field) -> bool:
+    """Whether a field of a features table is a teacher's column."""
+    return field.name not in TILE_COLUMNS
+
+
+def identity_of(field: pa.Field) -> dict[str, Any]:
+    """The identity kept with a teacher's column."""
+    text = (field.metadata or {}).get(IDENTITY_KEY, b"{}")
+    identity: dict[str, Any] = json.loads(text)
+    return identity

