@@ -1,10 +1,14 @@
 """The lake: embeddings of many teachers at many magnifications, versioned and checked."""
 
 import os
+import warnings
 
 # Lance reads its log level once, on import, and warns on every DataReplacement that the operation
 # is young; the committer checks row counts itself, and docs/decisions.md says why it is used.
 os.environ.setdefault("LANCE_LOG", "error")
+# Lance warns at every fork. Nothing here goes on in a forked child (threads or spawn only); Ray's
+# own fork is followed by an exec.
+warnings.filterwarnings("ignore", message="lance is not fork-safe", category=UserWarning)
 
 from featurestore.config import FORMAT, LakeConfig
 from featurestore.errors import (

@@ -253,26 +253,33 @@ class Committer:
             DamageError: a file is gone or its rows are not those of its fragment.
         """
         with self._exclusive():
-            rel = features_table(mpp)
-            table = open_table(self.store, rel)
-            ids = field_ids(table)
-            fragments = {f.fragment_id: f for f in table.get_fragments()}
-            groups, rows = [], []
-            for file in files:
-                fragment = fragments.get(file.fragment)
-                if fragment is None or has_field(fragment, ids[file.teacher]):
-                    continue
+            rows: list[Row] = []
+            # Lance takes one field in a DataReplacement, so each teacher is a commit of its own.
+            for teacher in dict.fromkeys(file.teacher for file in files):
+                rows += self._replace(mpp, [file for file in files if file.teacher == teacher])
+            self._append_catalog(rows)
+
+    def _replace(self, mpp: float, files: Sequence[ColumnFile]) -> list[Row]:
+        rel = features_table(mpp)
+        table = open_table(self.store, rel)
+        ids = field_ids(table)
+        fragments = {f.fragment_id: f for f in table.get_fragments()}
+        groups: list[object] = []
+        rows: list[Row] = []
+        for file in files:
+            fragment = fragments.get(file.fragment)
+            if fragment is not None and not has_field(fragment, ids[file.teacher]):
                 groups.append(_replacement(table, fragment, file))
                 rows += _teacher_rows(self._tiles_rows(mpp, file.fragment), file)
-            if groups:
-                commit(
-                    self.store,
-                    rel,
-                    LanceOperation.DataReplacement(groups),
-                    read_version=table.version,
-                    properties={ROWS_KEY: json.dumps(rows)},
-                )
-            self._append_catalog(rows)
+        if groups:
+            commit(
+                self.store,
+                rel,
+                LanceOperation.DataReplacement(groups),
+                read_version=table.version,
+                properties={ROWS_KEY: json.dumps(rows)},
+            )
+        return rows
 
     def _tiles_rows(self, mpp: float, fragment: int) -> list[Row]:
         table = open_table(self.store, CATALOG).to_table(

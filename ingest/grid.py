@@ -108,8 +108,8 @@ def tissue_share(mask: BoolArray, size_px: tuple[int, int], grid: Grid) -> Float
 
 
 def _edges(count: int, side_px: int, size_px: int, length: int) -> Float64Array:
-    edges: Float64Array = np.arange(count + 1) * (side_px / size_px * length)
-    return np.minimum(edges, length)
+    edges = np.arange(count + 1, dtype=np.float64) * (side_px / size_px * length)
+    return np.minimum(edges, float(length))
 
 
 def _between(

@@ -15,13 +15,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import torch
 
 from cluster import progress, ray_session
 from featurestore import ColumnFile, ColumnWriter, Lake, ShardReader, Store, open_lake
 from featurestore.lance_commit import field_ids, has_field
 from featurestore.lance_tables import open_table
 from featurestore.schema import features_table
-from ingest.encoder import decode
+from ingest.encoder import TimmEncoder, decode
 from ingest.errors import SlideError
 from ingest.teachers import load_teacher
 
@@ -95,7 +96,7 @@ def extract(
     )
     if units:
         with ray_session(address=address):
-            _run(lake, units, teachers, result)
+            _run(lake, units, result)
     result.seconds = round(time.perf_counter() - start, 3)
     return result
 
@@ -133,20 +134,21 @@ def _units(lake: Lake, mpp: float, fields: dict[str, pa.Field]) -> Iterator[Unit
 
 
 class Extractor:
-    """The actor: loads its teachers once, then takes fragment after fragment."""
+    """The actor: takes fragment after fragment, and loads each teacher once."""
 
-    def __init__(self, store: Store, teachers: Sequence[str], threads: int) -> None:
-        import torch
-
-        torch.set_num_threads(threads)
-        self._store = store
-        self._encoders = {name: load_teacher(store, name) for name in teachers}
+    def __init__(self) -> None:
+        self._encoders: dict[str, TimmEncoder] = {}
 
     def __call__(self, item: Row) -> Row:
         """Take one pickled unit and give back its pickled outcome."""
         unit: Unit = pickle.loads(item["unit"])
+        self._store = Store(item["store"])
+        torch.set_num_threads(item["threads"])
         outcome = Outcome(unit=unit)
         try:
+            for name in (found.name for found in unit.fields):
+                if name not in self._encoders:
+                    self._encoders[name] = load_teacher(self._store, name)
             self._fill(outcome)
         except Exception as error:  # noqa: BLE001 - the other fragments go on
             outcome.files, outcome.reason = [], f"{type(error).__name__}: {error}"
@@ -186,12 +188,12 @@ class Extractor:
                 yield ids[start:stop], tiles
 
 
-def _run(lake: Lake, units: Sequence[Unit], teachers: Sequence[str], result: ExtractResult) -> None:
+def _run(lake: Lake, units: Sequence[Unit], result: ExtractResult) -> None:
     total = sum(unit.tiles * len(unit.fields) for unit in units)
     waiting: dict[float, list[ColumnFile]] = defaultdict(list)
     since = time.monotonic()
     with progress("extract", total=total, unit="tile features") as bar:
-        for outcome in _outcomes(lake.store, units, teachers):
+        for outcome in _outcomes(lake.store, units):
             _count(outcome, result)
             bar.advance(outcome.unit.tiles * len(outcome.unit.fields))
             if outcome.reason:
@@ -225,16 +227,18 @@ def _count(outcome: Outcome, result: ExtractResult) -> None:
         counts["stall"] = round(decode_s / max(counts["seconds"], 1e-9), 4)
 
 
-def _outcomes(store: Store, units: Sequence[Unit], teachers: Sequence[str]) -> Iterator[Outcome]:
+def _outcomes(store: Store, units: Sequence[Unit]) -> Iterator[Outcome]:
     import ray
     import ray.data
 
     cpus = max(1, int(ray.cluster_resources().get("CPU", 1)))
     actors = min(len(units), cpus)
-    items = [{"unit": pickle.dumps(unit)} for unit in units]
+    items = [
+        {"unit": pickle.dumps(unit), "store": store.uri, "threads": cpus // actors}
+        for unit in units
+    ]
     outcomes = ray.data.from_items(items, override_num_blocks=len(items)).map(
         Extractor,
-        fn_constructor_args=(store, list(teachers), cpus // actors),
         compute=ray.data.ActorPoolStrategy(size=actors),
         # A pool that takes every CPU leaves none for the tasks that feed it, and hangs.
         num_cpus=0.9 * cpus / actors,
