@@ -1,0 +1,5 @@
+"""What can be wrong with a distillation before it starts or while it runs."""
+
+
+class DistillError(ValueError):
+    """A recipe, a student or the data it needs is not as it must be."""

@@ -1,0 +1,59 @@
+"""How well a student stands for its teachers, on patients that nothing was fitted on.
+
+Letters in names: B samples, D embedding.
+"""
+
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from distill.targets import Standardiser
+
+
+@dataclass(kw_only=True)
+class Fidelity:
+    """Running means over held-out tiles of one teacher at one mpp.
+
+    Attributes:
+        cosine: of predicted and true raw features.
+        baseline: of the training mean and true raw features: what knowing nothing gives.
+        centred: of predicted and true standardised features; knowing nothing gives 0.
+        tiles: seen.
+    """
+
+    cosine: float = 0.0
+    baseline: float = 0.0
+    centred: float = 0.0
+    tiles: int = 0
+    _sums: dict[str, float] = field(default_factory=dict)
+
+    def add(self, prediction_BD: Tensor, features_BD: Tensor, norm: Standardiser) -> None:
+        """Take in standardised predictions [B, D] and the raw features [B, D] they stand for."""
+        raw = features_BD.float()
+        mean = norm.mean.expand_as(raw)
+        similar = {
+            "cosine": F.cosine_similarity(norm.inverse(prediction_BD.float()), raw),
+            "baseline": F.cosine_similarity(mean, raw),
+            "centred": F.cosine_similarity(prediction_BD.float(), norm(raw)),
+        }
+        self.tiles += len(raw)
+        for name, values in similar.items():
+            total = self._sums.get(name, 0.0) + float(torch.sum(values.double()))
+            self._sums[name] = total
+            setattr(self, name, total / self.tiles)
+
+    def to_dict(self) -> dict[str, float]:
+        """The means, rounded for people."""
+        means = {name: round(getattr(self, name), 5) for name in ("cosine", "baseline", "centred")}
+        return {**means, "tiles": self.tiles}
+
+
+def combined(parts: dict[float, Fidelity]) -> dict[str, float]:
+    """Means over all mpps, each tile weighing the same."""
+    whole = Fidelity(tiles=sum(part.tiles for part in parts.values()))
+    for name in ("cosine", "baseline", "centred"):
+        total = sum(getattr(part, name) * part.tiles for part in parts.values())
+        setattr(whole, name, total / max(1, whole.tiles))
+    return whole.to_dict()
