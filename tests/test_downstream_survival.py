@@ -1,0 +1,92 @@
+"""Survival: which way risk points, what a fold may see, how folds are pooled."""
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from downstream import CoxSettings, SurvivalError, concordance
+from downstream.survival import fit_cox, fold_ranks, is_high_risk, pool
+
+Floats = NDArray[np.float64]
+
+
+def cohort(patients: int, *, seed: int) -> tuple[Floats, Floats, NDArray[np.bool_]]:
+    """Features whose first column is the log hazard; 30 % censored."""
+    rng = np.random.default_rng(seed)
+    x = rng.standard_normal((patients, 12))
+    x[:, 1:6] += x[:, :1]
+    time = rng.exponential(np.exp(-1.5 * x[:, 0]))
+    censoring = rng.exponential(3.0, size=patients)
+    return x, np.minimum(time, censoring), time <= censoring
+
+
+def test_higher_is_worse() -> None:
+    x, time, event = cohort(120, seed=0)
+    model = fit_cox(x, time, event, settings=CoxSettings())
+    test_x, test_time, test_event = cohort(120, seed=1)
+    risk = model.risk(test_x)
+    assert concordance(test_event, test_time, risk) > 0.7
+    assert np.corrcoef(risk, test_x[:, 0])[0, 1] > 0.7  # the planted log hazard, same sign
+    high = is_high_risk(risk, model.risk(x))
+    seen = test_event
+    assert np.median(test_time[high & seen]) < np.median(test_time[~high & seen])
+
+
+def test_scaling_and_pca_are_the_training_patients() -> None:
+    x, time, event = cohort(40, seed=2)
+    pipeline = fit_cox(x, time, event, settings=CoxSettings(components=4)).pipeline
+    scaler, pca = pipeline[0], pipeline[1]
+    assert scaler.mean_ == pytest.approx(x.mean(axis=0))
+    assert scaler.n_samples_seen_ == pca.n_samples_ == 40
+    assert pca.n_components_ == 4
+
+
+def test_components_never_exceed_the_patients() -> None:
+    x, time, event = cohort(8, seed=3)
+    pipeline = fit_cox(x, time, event, settings=CoxSettings(components=16)).pipeline
+    assert pipeline[1].n_components_ == 7
+
+
+def test_the_penalty_treats_wide_and_narrow_features_alike() -> None:
+    x, time, event = cohort(60, seed=4)
+    wide = np.tile(x, (1, 5))
+    risk, wide_risk = (
+        fit_cox(part, time, event, settings=CoxSettings(components=6)).risk(part)
+        for part in (x, wide)
+    )
+    assert wide_risk == pytest.approx(risk, abs=1e-4)
+
+
+def test_a_fit_needs_events_and_variation() -> None:
+    x, time, event = cohort(10, seed=5)
+    with pytest.raises(SurvivalError, match="10 training patients have 0 events"):
+        fit_cox(x, time, np.zeros(10, dtype=bool), settings=CoxSettings())
+    with pytest.raises(SurvivalError, match="0 features that vary"):
+        fit_cox(np.ones((10, 3)), time, event | True, settings=CoxSettings())
+
+
+def test_slides_weigh_the_same_whatever_their_size() -> None:
+    big = np.full((1000, 2), 1.0, np.float16)
+    small = np.full((10, 2), 3.0, np.float16)
+    empty = np.empty((0, 2), np.float16)
+    assert pool([big, small, empty]).tolist() == [2.0, 2.0]
+    with pytest.raises(SurvivalError, match="none of a patient's 1 slides has a tile"):
+        pool([empty])
+
+
+def test_pooling_does_not_overflow_float16() -> None:
+    assert pool([np.full((10_000, 1), 60_000, np.float16)]) == pytest.approx([59_968], rel=1e-3)
+
+
+def test_ranks_make_folds_comparable() -> None:
+    risk = np.array([100.0, 101.0, 102.0, -3.0, -2.0, -2.0])
+    fold = np.array([0, 0, 0, 1, 1, 1])
+    assert fold_ranks(risk, fold) == pytest.approx([1 / 6, 0.5, 5 / 6, 1 / 6, 2 / 3, 2 / 3])
+
+
+def test_the_cut_is_the_training_median() -> None:
+    assert is_high_risk(np.array([1.0, 2.0, 3.0]), np.array([0.0, 2.0, 9.0])).tolist() == [
+        False,
+        False,
+        True,
+    ]
