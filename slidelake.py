@@ -1,0 +1,434 @@
+"""The front door: the `slidelake` command and the public Python API. It has no logic of its own.
+
+    >>> from slidelake import open_lake, ingest, extract
+
+Nothing heavy is imported before a command needs it, so that `--help` answers at once.
+"""
+
+import importlib
+import importlib.metadata
+import importlib.util
+import json
+import os
+import sys
+import traceback
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer.exceptions import TyperException
+
+if TYPE_CHECKING:
+    import polars as pl
+
+    from distill.ray_train import distill, stats
+    from distill.recipes import make_recipe
+    from downstream import run_mil, run_survival, write_report
+    from featurestore import Lake, LakeConfig, create_lake, open_lake, query
+    from ingest.ray_extract import extract
+    from ingest.ray_ingest import ingest
+    from ingest.teachers import list_teachers
+
+PACKAGES = ("cluster", "distill", "downstream", "examples", "featurestore", "ingest")
+
+#: The Python API: where each public name lives.
+PUBLIC = {
+    "Lake": "featurestore",
+    "LakeConfig": "featurestore",
+    "create_lake": "featurestore",
+    "distill": "distill.ray_train",
+    "extract": "ingest.ray_extract",
+    "ingest": "ingest.ray_ingest",
+    "list_teachers": "ingest.teachers",
+    "make_recipe": "distill.recipes",
+    "open_lake": "featurestore",
+    "query": "featurestore",
+    "run_mil": "downstream",
+    "run_survival": "downstream",
+    "stats": "distill.ray_train",
+    "write_report": "downstream.report",
+}
+
+__all__ = [
+    "Lake",
+    "LakeConfig",
+    "create_lake",
+    "distill",
+    "extract",
+    "ingest",
+    "list_teachers",
+    "make_recipe",
+    "open_lake",
+    "query",
+    "run_mil",
+    "run_survival",
+    "stats",
+    "write_report",
+]
+
+
+def __getattr__(name: str) -> Any:  # noqa: ANN401 - any public name
+    """Import a public name when it is first asked for."""
+    if name not in PUBLIC:
+        msg = f"module 'slidelake' has no attribute '{name}'"
+        raise AttributeError(msg)
+    return getattr(importlib.import_module(PUBLIC[name]), name)
+
+
+def check_packages(root: Path) -> None:
+    """Refuse to run with another distribution's package under one of our names.
+
+    Raises:
+        ImportError: one of the packages does not come from `root`; its distribution is named.
+    """
+    for name in PACKAGES:
+        spec = importlib.util.find_spec(name)
+        origin = Path(spec.origin).resolve() if spec and spec.origin else None
+        if origin is None or not origin.is_relative_to(root):
+            owners = importlib.metadata.packages_distributions().get(name, ["not installed"])
+            msg = (
+                f"package '{name}' comes from {origin} ({', '.join(owners)}), not from {root}; "
+                "run slidelake in an environment of its own (make setup)"
+            )
+            raise ImportError(msg)
+
+
+check_packages(Path(__file__).resolve().parent)
+
+app = typer.Typer(
+    help="Whole-slide images in once, every teacher run once, everything after that reads a lake.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+LakeArg = Annotated[str, typer.Argument(metavar="LAKE", help="Folder or URL of the lake.")]
+JsonOpt = Annotated[bool, typer.Option("--json", help="Print one JSON object last on stdout.")]
+TeachersOpt = Annotated[
+    list[str], typer.Option("--teacher", help="Name of a teacher; repeat for several.")
+]
+MppsOpt = Annotated[
+    list[float] | None, typer.Option("--mpp", help="Microns per pixel; repeat for several.")
+]
+AddressOpt = Annotated[
+    str | None, typer.Option(help="Ray cluster to use; without one a local Ray is started.")
+]
+FeaturesOpt = Annotated[
+    list[str],
+    typer.Option("--features", help="A teacher, or several joined by +; repeat to compare."),
+]
+LabelsOpt = Annotated[
+    str, typer.Option(help="CSV or Parquet with slide_id and/or patient_id and the label columns.")
+]
+SeedOpt = Annotated[int, typer.Option(help="Same seed, same result.")]
+FoldsOpt = Annotated[int, typer.Option(help="Folds over patients.")]
+MppOpt = Annotated[float, typer.Option(help="Microns per pixel of the tiles.")]
+
+
+@app.callback()
+def options(
+    debug: Annotated[bool, typer.Option(help="Show the traceback of an error.")] = False,
+) -> None:
+    """Whole-slide images in once, every teacher run once, everything after that reads a lake."""
+    if debug:
+        os.environ["SLIDELAKE_DEBUG"] = "1"
+
+
+@app.command("demo")
+def demo_command(
+    folder: Annotated[str, typer.Argument(metavar="DIR", help="Where to make the demo's lake.")],
+    json_: JsonOpt = False,
+) -> None:
+    """The whole way on a small cohort: slides, tiles, teachers, a student, MIL, survival, report.
+
+    Takes about six minutes on two cores. Run it again: what is done is not done twice.
+    """
+    from examples.demo import DemoSettings, run_demo
+
+    report = run_demo(Path(folder), DemoSettings())
+    _out(report, as_json=json_, text=f"report: {Path(folder).absolute() / 'report.html'}")
+
+
+@app.command("ingest")
+def ingest_command(
+    lake: LakeArg,
+    slides: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="SLIDES...",
+            help="Files, folders, globs, URLs, or a CSV/Parquet manifest with a column uri.",
+        ),
+    ],
+    mpp: Annotated[
+        list[float],
+        typer.Option(help="Microns per pixel of the tiles; repeat, as multiples of the finest."),
+    ] = [0.5],  # noqa: B006 - typer copies it
+    tile_px: Annotated[int, typer.Option(help="Side of a tile in pixels.")] = 256,
+    tissue_min: Annotated[float, typer.Option(help="Least share of tissue in a tile.")] = 0.1,
+    mpp_override: Annotated[
+        float | None, typer.Option(help="True mpp of slides whose manifest gives none.")
+    ] = None,
+    retry_failed: Annotated[
+        bool, typer.Option(help="Take slides again that failed before.")
+    ] = False,
+    address: AddressOpt = None,
+    json_: JsonOpt = False,
+) -> None:
+    """Cut slides into tiles at one or several magnifications.
+
+    Example: slidelake ingest my-lake slides/ --mpp 0.5 --mpp 2.0
+    """
+    from dataclasses import asdict
+
+    from featurestore import LakeConfig
+    from ingest.ray_ingest import ingest
+
+    config = LakeConfig(tile_px=tile_px, mpps=tuple(sorted(mpp)), tissue_min=tissue_min)
+    result = ingest(
+        lake, slides, config, mpp_override=mpp_override, retry_failed=retry_failed, address=address
+    )
+    lines = [f"{f['slide']} failed: {f['reason']}" for f in result.failed]
+    tiles = ", ".join(f"{count:,} tiles at {name} mpp" for name, count in result.tiles.items())
+    lines.append(f"{result.ready} slides ready, {len(result.failed)} failed; the lake has {tiles}")
+    _out(asdict(result), as_json=json_, text="\n".join(lines))
+    raise typer.Exit(1 if result.failed else 0)
+
+
+@app.command("extract")
+def extract_command(
+    lake: LakeArg,
+    teacher: TeachersOpt,
+    mpp: MppsOpt = None,
+    address: AddressOpt = None,
+    json_: JsonOpt = False,
+) -> None:
+    """Run teachers on every tile that lacks their features.
+
+    Example: slidelake extract my-lake --teacher efficientnet_lite0
+    """
+    from dataclasses import asdict
+
+    from ingest.ray_extract import extract
+
+    result = extract(lake, teacher, mpps=mpp, address=address)
+    lines = [f"slides {f['slide']} failed: {f['reason']}" for f in result.failed]
+    lines += [
+        f"{name}: {counts['tiles']:,.0f} tiles, {counts['seconds']:.0f} s of computing, "
+        f"{counts['stall']:.1%} waiting for data"
+        for name, counts in result.teachers.items()
+    ]
+    _out(asdict(result), as_json=json_, text="\n".join(lines))
+    raise typer.Exit(1 if result.failed else 0)
+
+
+@app.command("stats")
+def stats_command(
+    lake: LakeArg,
+    teacher: TeachersOpt,
+    holdout: Annotated[float, typer.Option(help="Share of patients left out.")] = 0.25,
+    seed: SeedOpt = 0,
+    json_: JsonOpt = False,
+) -> None:
+    """Mean and covariance of teachers' features, over the patients that are not held out."""
+    from distill.ray_train import stats
+
+    found = stats(lake, teacher, holdout=holdout, seed=seed)
+    text = f"{found['fitted']} fitted over {found['slides']} slides of training patients"
+    _out(found, as_json=json_, text=text)
+
+
+@app.command("distill")
+def distill_command(
+    lake: LakeArg,
+    teacher: TeachersOpt,
+    recipe: Annotated[str, typer.Option(help="Name of a recipe.")] = "agglomerate",
+    name: Annotated[str, typer.Option(help="Name of the student.")] = "student",
+    epochs: Annotated[int | None, typer.Option(help="Passes over the training tiles.")] = None,
+    seed: SeedOpt = 0,
+    workers: Annotated[int, typer.Option(help="Processes that train together.")] = 1,
+    address: AddressOpt = None,
+    json_: JsonOpt = False,
+) -> None:
+    """Train a small student from pixels and cached teacher features; no teacher is run."""
+    from distill.ray_train import distill
+    from distill.recipes import make_recipe
+
+    made = make_recipe(recipe, tuple(teacher), epochs=epochs, seed=seed)
+    report = distill(lake, made, name=name, workers=workers, address=address)
+    lines = [
+        f"{t}: cosine {f['cosine']:.3f} on held-out patients (mean feature {f['baseline']:.3f})"
+        for t, f in report["fidelity"].items()
+    ]
+    _out(report, as_json=json_, text="\n".join([*lines, f"student '{name}' is in the lake"]))
+
+
+@app.command("mil")
+def mil_command(
+    lake: LakeArg,
+    labels: LabelsOpt,
+    target: Annotated[str, typer.Option(help="Column to predict.")],
+    features: FeaturesOpt,
+    mpp: MppOpt = 0.5,
+    folds: FoldsOpt = 5,
+    seed: SeedOpt = 0,
+    address: AddressOpt = None,
+    json_: JsonOpt = False,
+) -> None:
+    """Attention MIL, cross-validated over patients: AUROC with its bootstrap interval."""
+    from downstream import run_mil
+
+    result = run_mil(
+        lake, labels, target, features, mpp=mpp, folds=folds, seed=seed, address=address
+    )
+    _out(result, as_json=json_, text=_metrics_text(result, "AUROC"))
+
+
+@app.command("survival")
+def survival_command(
+    lake: LakeArg,
+    labels: LabelsOpt,
+    time: Annotated[str, typer.Option(help="Column of the time to event or end of follow-up.")],
+    event: Annotated[str, typer.Option(help="Column that is 1 where the event was seen.")],
+    features: FeaturesOpt,
+    mpp: MppOpt = 0.5,
+    folds: FoldsOpt = 5,
+    seed: SeedOpt = 0,
+    address: AddressOpt = None,
+    json_: JsonOpt = False,
+) -> None:
+    """Cox on pooled features, cross-validated: concordance index with its bootstrap interval."""
+    from downstream import run_survival
+
+    result = run_survival(
+        lake, labels, time, event, features, mpp=mpp, folds=folds, seed=seed, address=address
+    )
+    _out(result, as_json=json_, text=_metrics_text(result, "C-index"))
+
+
+@app.command("query")
+def query_command(
+    lake: LakeArg,
+    sql: Annotated[str, typer.Argument(help="SQL over slides, catalog, tiles_mpp0_5, ...")],
+    json_: JsonOpt = False,
+) -> None:
+    """Ask a lake in SQL.
+
+    Example: slidelake query my-lake "SELECT slide_id, count(*) FROM tiles_mpp0_5 GROUP BY slide_id"
+    """
+    from featurestore import open_lake, query
+
+    frame = query(open_lake(lake), sql)
+    _out({"columns": frame.columns, "rows": frame.rows()}, as_json=json_, text=_table(frame))
+
+
+@app.command("info")
+def info_command(lake: LakeArg, json_: JsonOpt = False) -> None:
+    """What a lake holds: slides, tiles, teachers, version."""
+    from featurestore import open_lake
+
+    info = open_lake(lake).info()
+    lines = [f"{info['lake']}: format {info['format']}, version {info['version']}"]
+    lines.append(", ".join(f"{count} slides {state}" for state, count in info["slides"].items()))
+    lines += [f"{count:,} tiles at {mpp} mpp" for mpp, count in info["tiles"].items()]
+    lines += [
+        f"{f['teacher']} at {f['mpp']} mpp: {f['tiles']:,} x {f['dim']}"
+        + ("" if f["complete"] else " (incomplete: run extract again)")
+        for f in info["features"]
+    ]
+    _out(info, as_json=json_, text="\n".join(lines))
+
+
+@app.command("teachers")
+def teachers_command(
+    lake: Annotated[
+        str | None, typer.Argument(metavar="[LAKE]", help="Also list its students.")
+    ] = None,
+    json_: JsonOpt = False,
+) -> None:
+    """Which teachers are known, and whether their weights are here."""
+    from featurestore import open_lake
+    from ingest.teachers import list_teachers
+
+    rows = list_teachers(open_lake(lake).store if lake else None)
+    lines = [
+        f"{r['teacher']:24} {r['dim']:>5} dims  {'here' if r['available'] else 'missing':8}"
+        f" {r['licence']}"
+        for r in rows
+    ]
+    _out({"teachers": rows}, as_json=json_, text="\n".join(lines))
+
+
+@app.command("report")
+def report_command(lake: LakeArg, json_: JsonOpt = False) -> None:
+    """Write report.html and report.json of what a lake holds and what its runs found."""
+    from downstream.report import write_report
+
+    report = write_report(lake)
+    _out(report, as_json=json_, text=f"report: {lake}/report.html")
+
+
+@app.command("submit", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def submit_command(
+    context: typer.Context,
+    address: Annotated[str | None, typer.Option(help="The cluster's job server.")] = None,
+) -> None:
+    """Run any of the other commands as a Ray job: slidelake submit -- info my-lake."""
+    from cluster import submit
+
+    if not context.args:
+        msg = "give the command to run after --, as in: slidelake submit -- info my-lake"
+        raise typer.BadParameter(msg)
+    raise typer.Exit(submit(context.args, address=address))
+
+
+def _metrics_text(result: dict[str, Any], metric: str) -> str:
+    lines = [
+        f"{name}: {metric} {m['estimate']:.3f} ({m['low']:.3f} to {m['high']:.3f})"
+        for name, m in result["metrics"].items()
+    ]
+    return "\n".join([*lines, f"{result['patients']} patients, {result['folds']} folds"])
+
+
+def _table(frame: "pl.DataFrame") -> str:
+    import polars as pl
+
+    with pl.Config(tbl_rows=50, tbl_cols=-1, tbl_hide_dataframe_shape=True, fmt_str_lengths=60):
+        return str(frame)
+
+
+def _out(value: Any, *, as_json: bool, text: str) -> None:  # noqa: ANN401
+    typer.echo(json.dumps(value, default=str) if as_json else text)
+
+
+def main() -> None:
+    """Run the command; an error is one line on stderr unless --debug asks for its traceback."""
+    try:
+        code = app(standalone_mode=False)
+        sys.exit(code if isinstance(code, int) else 0)
+    except (KeyboardInterrupt, typer.Abort):
+        typer.echo("slidelake: stopped; run the same command again to go on", err=True)
+        sys.exit(130)
+    except Exception as error:  # noqa: BLE001 - the last handler there is
+        sys.exit(_explain(error))
+
+
+def _explain(error: Exception) -> int:
+    """Say what went wrong; the exit code: 2 for wrong usage, 1 for damage, 3 for our own faults."""
+    if isinstance(error, TyperException):
+        typer.echo(f"slidelake: {error.format_message()} (slidelake --help)", err=True)
+        return error.exit_code
+    if os.environ.get("SLIDELAKE_DEBUG"):
+        traceback.print_exc()
+    text = " ".join(str(error).split()) or type(error).__name__
+    ours = type(error).__module__.partition(".")[0] in PACKAGES
+    if not ours:
+        text = f"{type(error).__name__}: {text} (slidelake --debug shows where)"
+    typer.echo(f"slidelake: {text}", err=True)
+    if not ours:
+        return 3
+    return 1 if type(error).__name__ == "DamageError" else 2
+
+
+if __name__ == "__main__":
+    main()

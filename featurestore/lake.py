@@ -131,7 +131,7 @@ class Lake:
         if teacher not in known:
             msg = (
                 f"no features of '{teacher}' at mpp {mpp_name(mpp)} in {self.uri}; there are: "
-                f"{', '.join(known) or 'none'}"
+                f"{', '.join(known) or 'none'}; slidelake extract makes more"
             )
             raise LakeError(msg)
 

@@ -78,7 +78,7 @@ TILE_FIELDS = [
 ]
 TILE_COLUMNS = tuple(field.name for field in TILE_FIELDS)
 
-TEACHER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_:+@-]{0,99}")
+TEACHER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_:@-]{0,99}")
 IDENTITY_KEY = b"slidelake:identity"
 
 
@@ -107,12 +107,12 @@ def teacher_field(name: str, dim: int, identity: Mapping[str, Any]) -> pa.Field:
         identity: weights hash, pooling, preprocessing, precision: all that decides the numbers.
 
     Raises:
-        LakeError: the name has other characters than letters, digits and `_ : + @ -`, or is
-            that of a tile column.
+        LakeError: the name has other characters than letters, digits and `_ : @ -` (`+` joins
+            teachers in a feature set), or is that of a tile column.
     """
     if not TEACHER_NAME.fullmatch(name) or name in TILE_COLUMNS:
         msg = (
-            f"'{name}' can't name a teacher: use letters, digits and _ : + @ - (no dots), "
+            f"'{name}' can't name a teacher: use letters, digits and _ : @ - (no dots, no +), "
             f"and none of {', '.join(TILE_COLUMNS)}"
         )
         raise LakeError(msg)

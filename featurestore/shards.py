@@ -145,11 +145,12 @@ class ShardReader:
     """
 
     def __init__(self, store: Store, path: str) -> None:
-        self.path = path
+        self.path, self._store = path, store
+        self._fd: int | None = None
         try:
             table = pa.ipc.open_file(pa.py_buffer(store.read_bytes(index_path(path)))).read_all()
-            self._store = store
-            self._fd = os.open(store.path(path), os.O_RDONLY) if store.is_local else None
+            if store.is_local:
+                self._fd = os.open(store.path(path), os.O_RDONLY)
         except (OSError, pa.ArrowInvalid) as error:
             msg = f"shard {path} can't be read: {error}"
             raise DamageError(msg) from error

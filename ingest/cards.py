@@ -8,7 +8,7 @@ import importlib.metadata
 import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 Pooling = Literal["mean", "cls"]
 
@@ -44,6 +44,20 @@ class Card:
     source: str = ""
     package: str | None = None
     weights: str | None = None
+
+    def identity(self, weights_sha256: str) -> dict[str, Any]:
+        """All that decides the numbers of this encoder; kept with its column."""
+        return {
+            "architecture": self.architecture,
+            "dim": self.dim,
+            "input_px": self.input_px,
+            "mean": list(self.mean),
+            "std": list(self.std),
+            "pooling": self.pooling,
+            "weights_sha256": weights_sha256,
+            "precision": "float32",
+            "resize": "area",
+        }
 
     def weights_path(self) -> Path | None:
         """The weights' file on this machine, or None."""

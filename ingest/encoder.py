@@ -3,11 +3,9 @@
 Letters in names: B tiles in a batch, C channels, H W pixels, D embedding.
 """
 
-import hashlib
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Protocol
 
 import cv2
 import numpy as np
@@ -25,19 +23,6 @@ RgbArray = npt.NDArray[np.uint8]
 FloatArray = npt.NDArray[np.float32]
 
 
-class Encoder(Protocol):
-    """What `extract` runs on tiles."""
-
-    card: Card
-
-    @property
-    def identity(self) -> dict[str, Any]:
-        """All that decides the numbers; kept with the column."""
-
-    def __call__(self, tiles: npt.NDArray[np.uint8]) -> FloatArray:
-        """Embeddings [B, D] of RGB tiles [B, H, W, 3]."""
-
-
 class TimmEncoder:
     """A timm network with the weights of a file.
 
@@ -52,25 +37,10 @@ class TimmEncoder:
 
     def __init__(self, card: Card, weights: Path) -> None:
         self.card = card
-        self._weights_sha256 = hashlib.sha256(weights.read_bytes()).hexdigest()
         self._model = build(card.architecture, card.input_px)
         load_weights(self._model, weights, card)
         self._model.eval().requires_grad_(requires_grad=False)
         self._model.to(memory_format=torch.channels_last)
-
-    @property
-    def identity(self) -> dict[str, Any]:
-        """The card's facts that decide the numbers, and the hash of the weights."""
-        names = ("architecture", "dim", "input_px", "mean", "std", "pooling")
-        facts = asdict(self.card)
-        return {
-            **{name: facts[name] for name in names},
-            "mean": list(self.card.mean),
-            "std": list(self.card.std),
-            "weights_sha256": self._weights_sha256,
-            "precision": "float32",
-            "resize": "area",
-        }
 
     def __call__(self, tiles: npt.NDArray[np.uint8]) -> FloatArray:
         """Embeddings [B, D] of RGB tiles [B, H, W, 3]."""

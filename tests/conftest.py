@@ -1,0 +1,55 @@
+"""Real small things that many tests share: slides, a Ray, a lake with two teachers."""
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from cluster import ray_session
+from examples.cohort import make_cohort
+from featurestore import Lake, LakeConfig, open_lake
+from ingest.ray_extract import extract
+from ingest.ray_ingest import ingest
+
+ROOT = Path(__file__).resolve().parent.parent
+REAL_SLIDE = ROOT / "examples" / "data" / "CMU-1-Small-Region.svs"
+TEACHERS = ("efficientnet_lite0", "efficientnet_lite1")
+CONFIG = LakeConfig(tile_px=256, mpps=(0.5, 2.0))
+
+
+@pytest.fixture(scope="session")
+def cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The table of six small synthetic slides of four patients; its folder holds the slides."""
+    folder = tmp_path_factory.mktemp("cohort")
+    return make_cohort(folder, patients=4, slides=6, width_px=1280, height_px=1024, workers=1)
+
+
+@pytest.fixture(scope="session")
+def ray_up() -> Iterator[None]:
+    """One local Ray for the whole run."""
+    with ray_session(num_cpus=2):
+        yield
+
+
+@pytest.fixture(scope="session")
+def filled(tmp_path_factory: pytest.TempPathFactory, cohort: Path, ray_up: None) -> Path:
+    """A lake with the cohort, the real slide, and two teachers at both mpps. Not to be changed."""
+    folder = tmp_path_factory.mktemp("lake") / "lake"
+    result = ingest(str(folder), [str(cohort), str(REAL_SLIDE)], CONFIG, commit_slides=3)
+    assert not result.failed
+    assert not extract(str(folder), TEACHERS).failed
+    return folder
+
+
+@pytest.fixture
+def lake_copy(filled: Path, tmp_path: Path) -> Path:
+    """A copy of the filled lake that a test may change."""
+    shutil.copytree(filled, tmp_path / "lake")
+    return tmp_path / "lake"
+
+
+@pytest.fixture
+def lake(filled: Path) -> Lake:
+    """The filled lake, open."""
+    return open_lake(filled)

@@ -1,0 +1,134 @@
+"""Imports go one way, doors are what they say, and heavy libraries stay behind their modules."""
+
+import ast
+import importlib
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+MAY_IMPORT = {
+    "cluster": set(),
+    "featurestore": set(),
+    "ingest": {"cluster", "featurestore"},
+    "distill": {"cluster", "featurestore", "ingest"},
+    "downstream": {"cluster", "featurestore", "ingest"},
+}
+OURS = {*MAY_IMPORT, "examples", "slidelake"}
+HOLDERS = {
+    "ray": re.compile(r"(.*/ray_\w+|slidelake)\.py"),
+    "lance": re.compile(r"featurestore/(lance_\w+|lake)\.py"),
+    "openslide": re.compile(r"ingest/openslide_\w+\.py"),
+}
+
+
+def modules(package: str) -> Iterator[tuple[Path, set[str]]]:
+    for path in sorted((ROOT / package).rglob("*.py")):
+        yield path.relative_to(ROOT), imported(path)
+
+
+def imported(path: Path) -> set[str]:
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names.add(node.module.partition(".")[0])
+    return names
+
+
+@pytest.mark.parametrize("package", MAY_IMPORT)
+def test_imports_go_one_way(package: str) -> None:
+    found = list(modules(package))
+    assert found
+    for path, names in found:
+        wrong = (names & OURS) - MAY_IMPORT[package] - {package}
+        assert not wrong, f"{path} imports {wrong}"
+
+
+@pytest.mark.parametrize("library", HOLDERS)
+def test_heavy_libraries_stay_in_modules_named_for_them(library: str) -> None:
+    for package in MAY_IMPORT:
+        for path, names in modules(package):
+            if library in names:
+                assert HOLDERS[library].fullmatch(path.as_posix()), f"{path} imports {library}"
+
+
+@pytest.mark.parametrize("package", MAY_IMPORT)
+def test_door_is_sorted_and_complete(package: str) -> None:
+    door = importlib.import_module(package)
+    names = door.__all__
+    assert names == sorted(names, key=lambda n: (not n.isupper(), not n[0].isupper(), n))
+    assert all(hasattr(door, name) for name in names)
+    given = {
+        alias.asname or alias.name
+        for node in ast.parse((ROOT / package / "__init__.py").read_text()).body
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
+    assert given == set(names)
+
+
+def test_public_python_api_is_there() -> None:
+    import slidelake
+
+    assert slidelake.__all__ == sorted(slidelake.PUBLIC)
+    for name in slidelake.__all__:
+        assert callable(getattr(slidelake, name))
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        slidelake.nothing  # noqa: B018
+
+
+def test_command_starts_without_heavy_imports() -> None:
+    code = (
+        "import sys, slidelake; "
+        "sys.exit(bool({'torch', 'ray', 'lance', 'polars', 'openslide'} & set(sys.modules)))"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+
+def test_foreign_package_is_named(tmp_path: Path) -> None:
+    import slidelake
+
+    with pytest.raises(ImportError, match=r"package 'cluster' comes from .*, not from"):
+        slidelake.check_packages(tmp_path)
+
+
+def test_readme_commands_exist() -> None:
+    import typer.main
+
+    import slidelake
+
+    known = set(typer.main.get_command(slidelake.app).commands)  # type: ignore[attr-defined]
+    docs = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+    used = {
+        name
+        for path in docs
+        for name in re.findall(r"^\s*(?:\$ )?slidelake ([a-z]+)", path.read_text(), re.M)
+    }
+    assert used
+    assert used <= known
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.M))
+    asked = {
+        name
+        for path in [*docs, ROOT / "CONTRIBUTING.md"]
+        for name in re.findall(r"^\s*(?:\$ )?make ([a-z-]+)", path.read_text(), re.M)
+    }
+    assert {"demo", "test"} <= asked <= targets
+
+
+def test_nothing_in_the_repository_names_a_registry_or_this_machine() -> None:
+    listed = subprocess.run(
+        ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.splitlines()
+    wrong = re.compile(
+        r"index[-_]url|/simple\b|" + re.escape(str(Path.home()) + "/") + r"|/wo" + r"rk/"
+    )
+    for name in listed:
+        path = ROOT / name
+        if path.suffix in {".py", ".md", ".toml", ".txt", ".yaml", ".j2", ""} and path.is_file():
+            assert not wrong.search(path.read_text()), name

@@ -1,0 +1,110 @@
+"""The command as a user types it, in processes of its own."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import REAL_SLIDE, ROOT
+
+
+def slidelake(*words: object, code: int = 0, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run(
+        [sys.executable, "-m", "slidelake", *map(str, words)],
+        cwd=cwd,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == code, done.stderr
+    assert "Traceback" not in done.stderr
+    return done
+
+
+def test_help_teaches() -> None:
+    text = slidelake("--help").stdout
+    for name in ("demo", "ingest", "extract", "distill", "mil", "survival", "query", "submit"):
+        assert name in text
+    assert "slidelake ingest my-lake slides/ --mpp 0.5 --mpp 2.0" in " ".join(
+        slidelake("ingest", "--help").stdout.split()
+    )
+
+
+def test_info_is_one_json_object(filled: Path) -> None:
+    info = json.loads(slidelake("info", filled, "--json").stdout)
+    assert info["format"] == 1
+    assert info["slides"] == {"ready": 7, "failed": 0}
+    assert set(info["tiles"]) == {"0.5", "2.0"}
+    assert {"teacher", "mpp", "dim", "tiles", "complete"} == set(info["features"][0])
+    assert "7 slides ready" in slidelake("info", filled).stdout
+
+
+def test_query_answers_and_hints(filled: Path) -> None:
+    sql = "SELECT slide_id, mpp FROM slides WHERE slide_id LIKE 'CMU%'"
+    rows = json.loads(slidelake("query", filled, sql, "--json").stdout)["rows"]
+    assert rows == [[REAL_SLIDE.stem, 0.499]]
+    assert REAL_SLIDE.stem in slidelake("query", filled, sql).stdout
+    wrong = slidelake("query", filled, "SELECT slideid FROM slides", code=2)
+    assert "did you mean 'slide_id'" in wrong.stderr
+    assert len(wrong.stderr.strip().splitlines()) == 1
+
+
+def test_teachers_are_listed(filled: Path) -> None:
+    rows = json.loads(slidelake("teachers", "--json").stdout)["teachers"]
+    assert {row["teacher"]: row["available"] for row in rows}["efficientnet_lite0"] is True
+    assert {"dim", "mpp", "licence", "available"} <= set(rows[0])
+    assert "1280 dims" in slidelake("teachers", filled).stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("info", "no-such-lake"), "does not exist"),
+        (("ingest", "LAKE", "--mpp", "0.5"), "Missing argument"),
+        (("ingest", "LAKE", "a.svs", "--mpp", "0.5", "--mpp", "0.7"), "do not nest"),
+        (("extract", "FILLED", "--teacher", "uni3"), "no teacher 'uni3'"),
+        (("distill", "FILLED", "--teacher", "x", "--recipe", "nope"), "no recipe 'nope'"),
+        (("submit",), "give the command"),
+        (("frobnicate",), "No such command"),
+        (("mil", "FILLED", "--labels", "none.csv", "--target", "y", "--features", "x"), "none.csv"),
+    ],
+)
+def test_wrong_usage_is_one_line_and_exit_2(
+    filled: Path, tmp_path: Path, words: tuple[str, ...], says: str
+) -> None:
+    names = {"LAKE": str(tmp_path / "lake"), "FILLED": str(filled)}
+    done = slidelake(*(names.get(word, word) for word in words), code=2)
+    assert says in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_ingest_with_a_bad_slide_exits_1_and_names_it(tmp_path: Path) -> None:
+    (tmp_path / "text.svs").write_text("this is no slide")
+    words = ("ingest", tmp_path / "lake", REAL_SLIDE, tmp_path / "text.svs", tmp_path / "none.svs")
+    done = slidelake(*words, "--mpp", "2.0", "--json", code=1)
+    result = json.loads(done.stdout)
+    assert result["ready"] == 1
+    assert sorted(found["slide"] for found in result["failed"]) == ["none", "text"]
+    assert result["readers"] == {"openslide": 1}
+    again = slidelake(*words, "--mpp", "2.0", code=1)
+    assert "none failed:" in again.stdout
+    assert "does not exist" in again.stdout
+    sql = "SELECT slide_id, reason FROM slides WHERE state = 'failed' ORDER BY slide_id"
+    rows = json.loads(slidelake("query", tmp_path / "lake", sql, "--json").stdout)["rows"]
+    assert [slide for slide, _ in rows] == ["none", "text"]
+
+
+def test_debug_shows_where(filled: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "slidelake", "--debug", "info", "no-such-lake"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert "Traceback" in done.stderr

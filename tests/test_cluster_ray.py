@@ -1,0 +1,332 @@
+"""`cluster` against a real Ray: a private one, one that is killed, and a head that takes jobs."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.error import URLError
+from urllib.request import Request, urlopen
+
+import pytest
+
+import cluster
+from cluster import ClusterError, quiet_ray_data, ray_map, ray_session, submit
+from cluster.scratch import scratch_directory
+
+CHECKOUT = Path(cluster.__file__).parent.parent
+MARK = "SLIDELAKE_TEST_MARK"
+PYTHON = (sys.executable, "-u", "-c")
+# What `ray start` would otherwise take at fixed numbers, where others on this machine run Ray too.
+PORTS = (
+    "port",
+    "ray-client-server-port",
+    "dashboard-port",
+    "dashboard-agent-listen-port",
+    "dashboard-agent-grpc-port",
+    "metrics-export-port",
+    "runtime-env-agent-port",
+)
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+
+
+def _marked(mark: str) -> list[int]:
+    """Ids of the living processes that inherited our mark."""
+    wanted = f"{MARK}={mark}".encode()
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                state = (entry / "stat").read_text().rpartition(")")[2].split()[0]
+                if state != "Z" and wanted in (entry / "environ").read_bytes().split(b"\0"):
+                    found.append(int(entry.name))
+            except OSError:
+                continue  # it ended while we looked, or is not ours
+    return found
+
+
+def _wait_until_gone(mark: str, *, seconds: float) -> list[str]:
+    """Names of those that still live; Ray's two HTTP agents, which take 80 s, are not counted."""
+    end = time.monotonic() + seconds
+    while (left := _names(_marked(mark))) and time.monotonic() < end:
+        time.sleep(0.1)
+    return left
+
+
+def _names(pids: list[int]) -> list[str]:
+    found = []
+    for pid in pids:
+        try:
+            found.append((Path("/proc") / str(pid) / "comm").read_text().strip())
+        except OSError:
+            continue
+    return [name for name in found if name not in {"ray::DashboardA", "ray::RuntimeEnv"}]
+
+
+def _kill(mark: str) -> None:
+    for pid in _marked(mark):
+        try:
+            os.kill(pid, signal.SIGKILL)
+        except ProcessLookupError:
+            continue
+
+
+@pytest.mark.usefixtures("ray_up")
+class TestInALocalRay:
+    def test_a_map_gives_each_result_with_its_index(self) -> None:
+        assert sorted(ray_map(lambda x: x * x, [3, 1, 2])) == [(0, 9), (1, 1), (2, 4)]
+
+    def test_results_come_as_they_finish(self) -> None:
+        def nap(seconds: float) -> float:
+            time.sleep(seconds)
+            return seconds
+
+        list(ray_map(nap, [0.0, 0.0]))  # both workers are up
+        order = [index for index, _ in ray_map(nap, [1.0, 0.0, 0.0])]
+        assert order[-1] == 0
+
+    def test_a_map_takes_items_only_as_places_become_free(self) -> None:
+        taken: list[int] = []
+
+        def endless() -> Iterator[int]:
+            while True:
+                taken.append(len(taken))
+                yield taken[-1]
+
+        results = ray_map(lambda x: x, endless(), max_in_flight=3)
+        seen = [next(results) for _ in range(5)]
+        results.close()  # type: ignore[attr-defined]
+        assert len(seen) == 5
+        assert len(taken) <= 3 + 5
+
+    def test_a_map_raises_what_the_function_raised(self) -> None:
+        def fail(x: int) -> int:
+            if x == 2:
+                msg = f"bad slide {x}"
+                raise KeyError(msg)
+            return x
+
+        with pytest.raises(KeyError, match="bad slide 2") as caught:
+            list(ray_map(fail, range(4)))
+        assert type(caught.value) is KeyError
+        assert "in fail" in caught.value.__notes__[0]
+
+    def test_workers_find_our_packages_and_get_their_threads(self) -> None:
+        def look(threads_here: int) -> tuple[str, str, int]:
+            import torch
+
+            import cluster.scratch
+
+            seen = torch.get_num_threads()
+            torch.set_num_threads(threads_here)  # the next task must not inherit it
+            return cluster.scratch.__file__, os.environ["OMP_NUM_THREADS"], seen
+
+        for num_cpus, threads in ((1.0, 1), (2.0, 2), (1.5, 1)):
+            ((_, (file, omp, seen)),) = ray_map(look, [7], num_cpus=num_cpus)
+            assert Path(file).is_relative_to(CHECKOUT)
+            assert (omp, seen) == (str(threads), threads)
+
+    def test_an_outer_session_is_used_and_left_up(self) -> None:
+        with ray_session(num_cpus=7):
+            assert list(ray_map(abs, [-1])) == [(0, 1)]
+        assert list(ray_map(abs, [-2])) == [(0, 2)]
+
+    def test_ray_data_is_quiet(self, capfd: pytest.CaptureFixture[str]) -> None:
+        quiet_ray_data()
+        import ray.data
+
+        assert ray.data.range(3).map_batches(lambda batch: batch).count() == 3
+        assert capfd.readouterr() == ("", "")
+
+    @pytest.mark.parametrize("bad", [{"num_cpus": 0.0}, {"max_in_flight": 0}])
+    def test_a_map_of_no_size_is_refused(self, bad: dict[str, int]) -> None:
+        with pytest.raises(ClusterError, match="at least 1"):
+            list(ray_map(abs, [1], **bad))
+
+
+def test_cpus_of_a_running_cluster_cannot_be_chosen() -> None:
+    code = (
+        "from cluster import ray_session, ClusterError\n"
+        "try:\n    ray_session(address='127.0.0.1:1', num_cpus=2).__enter__()\n"
+        "except ClusterError as err:\n    print(err)\n"
+    )
+    shown = subprocess.run(
+        [sys.executable, "-c", code], cwd=CHECKOUT, capture_output=True, text=True, check=True
+    )
+    assert "num_cpus=2 was given for the running Ray at 127.0.0.1:1" in shown.stdout
+
+
+def test_a_killed_driver_takes_its_ray_with_it_and_says_nothing(tmp_path: Path) -> None:
+    mark = uuid.uuid4().hex
+    code = (
+        "from cluster import ray_session, ray_map\n"
+        "import sys, time\n"
+        "with ray_session(num_cpus=1, ray_data=False):\n"
+        "    assert list(ray_map(abs, [-1])) == [(0, 1)]\n"
+        "    print('ready', flush=True)\n"
+        "    time.sleep(600)\n"
+    )
+    env = {**os.environ, MARK: mark, "PYTHONPATH": str(CHECKOUT)}
+    env.pop("RAY_ADDRESS", None)
+    with (
+        (tmp_path / "err").open("w+") as err,
+        subprocess.Popen(
+            [sys.executable, "-W", "error", "-c", code],
+            cwd=tmp_path,
+            env=env,
+            stdout=subprocess.PIPE,
+            stderr=err,
+        ) as driver,
+    ):
+        try:
+            assert driver.stdout is not None
+            assert driver.stdout.readline() == b"ready\n", (tmp_path / "err").read_text()
+            assert len(_marked(mark)) > 4
+            driver.kill()
+            driver.wait()
+            assert _wait_until_gone(mark, seconds=20) == []
+        finally:
+            _kill(mark)
+    assert (tmp_path / "err").read_text() == ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Head:
+    address: str
+    gcs: str
+    token: str
+
+
+def _free_ports(count: int) -> list[int]:
+    sockets = [socket.socket() for _ in range(count)]
+    for each in sockets:
+        each.bind(("127.0.0.1", 0))
+    ports = [each.getsockname()[1] for each in sockets]
+    for each in sockets:
+        each.close()
+    return ports
+
+
+def _wait_for_jobs(head: Head, process: subprocess.Popen[bytes], log: Path) -> None:
+    headers = {"Authorization": f"Bearer {head.token}"}
+    for _ in range(600):
+        try:
+            with urlopen(Request(f"{head.address}/api/jobs/", headers=headers), timeout=5):
+                return
+        except (URLError, ConnectionError, TimeoutError):
+            time.sleep(0.1)
+        if process.poll() is not None:
+            break
+    pytest.fail(f"the head did not come up: {log.read_text()[-3000:]}")
+
+
+@pytest.fixture(scope="module")
+def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
+    """A head of our own on ports of its own; others on this machine run Ray too."""
+    mark, token = uuid.uuid4().hex, uuid.uuid4().hex
+    ports = dict(zip(PORTS, _free_ports(len(PORTS)), strict=True))
+    log = tmp_path_factory.mktemp("head") / "log"
+    env = {**os.environ, MARK: mark, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token}
+    env.pop("RAY_ADDRESS", None)
+    with scratch_directory() as temp_dir, log.open("wb") as out:
+        command = [str(Path(sys.executable).parent / "ray"), "start", "--head", "--block"]
+        command += ["--include-dashboard=true", "--dashboard-host=127.0.0.1", "--num-cpus=2"]
+        command += ["--node-ip-address=127.0.0.2", f"--temp-dir={temp_dir}"]
+        command += ["--object-store-memory=268435456", "--disable-usage-stats"]
+        command += [f"--{option}={port}" for option, port in ports.items()]
+        with subprocess.Popen(command, env=env, stdout=out, stderr=out) as process:
+            head = Head(
+                address=f"http://127.0.0.1:{ports['dashboard-port']}",
+                gcs=f"127.0.0.2:{ports['port']}",
+                token=token,
+            )
+            try:
+                _wait_for_jobs(head, process, log)
+                yield head
+            finally:
+                _kill(mark)
+
+
+@pytest.fixture
+def _known_token(head: Head, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_AUTH_TOKEN", head.token)
+    monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
+    # Ray itself would let this one override the address that we give.
+    monkeypatch.setenv("RAY_ADDRESS", "http://127.0.0.1:9")
+
+
+@pytest.mark.usefixtures("_known_token")
+class TestWithAHead:
+    def test_a_job_prints_runs_ray_and_gives_its_exit_code(
+        self, head: Head, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        code = (
+            "import sys; sys.path.insert(0, sys.argv[1])\n"
+            "from cluster import ray_map, ray_session\n"
+            "with ray_session(ray_data=False):\n"
+            "    print(sorted(ray_map(abs, [-1, -2])))\n"
+            "print('a b', sys.argv[2]); sys.exit(3)\n"
+        )
+        lines: list[str] = []
+        args = [str(CHECKOUT), "it's $HOME"]
+        assert (
+            submit(args, address=head.address, on_line=lines.append, program=(*PYTHON, code)) == 3
+        )
+        assert "[(0, 1), (1, 2)]" in lines
+        assert lines[-1] == "a b it's $HOME"
+        assert capsys.readouterr().out == ""
+
+    def test_ctrl_c_stops_following_and_not_the_job(
+        self, head: Head, capsys: pytest.CaptureFixture[str], tmp_path: Path
+    ) -> None:
+        code = (
+            "import sys, time, pathlib; print('started')\n"
+            "time.sleep(2); pathlib.Path(sys.argv[1]).touch()\n"
+        )
+
+        def interrupt(_: str) -> None:
+            raise KeyboardInterrupt
+
+        done = tmp_path / "done"
+        result = submit(
+            [str(done)], address=head.address, on_line=interrupt, program=(*PYTHON, code)
+        )
+        said = capsys.readouterr().err
+        assert result == 130
+        assert "goes on" in said
+        assert f"ray job logs --address {head.address} --follow raysubmit_" in said
+        for _ in range(100):
+            if done.exists():
+                return
+            time.sleep(0.1)
+        pytest.fail("the job was stopped too")
+
+    def test_without_following_it_gives_the_id(self, head: Head) -> None:
+        lines: list[str] = []
+        result = submit(
+            ["0"], address=head.address, follow=False, on_line=lines.append, program=("sleep",)
+        )
+        assert result == 0
+        assert len(lines) == 1
+        assert lines[0].startswith("raysubmit_")
+
+    def test_a_wrong_token_is_one_clear_error(
+        self, head: Head, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("RAY_AUTH_TOKEN", "wrong")
+        with pytest.raises(ClusterError, match="refuses our token"):
+            submit(["info"], address=head.address)
+
+    def test_a_missing_token_is_one_clear_error(
+        self, head: Head, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
+        monkeypatch.delenv("RAY_AUTH_TOKEN")
+        monkeypatch.setenv("HOME", str(tmp_path))
+        with pytest.raises(ClusterError, match="wants a token, and none was found"):
+            submit(["info"], address=head.address)

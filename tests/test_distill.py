@@ -1,0 +1,266 @@
+"""Distillation: targets, losses, data order, and a real run on Ray Train."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.torch
+import timm
+import torch
+
+from distill.data import Plan, TileSet, prefetched
+from distill.errors import DistillError
+from distill.fidelity import Fidelity, combined
+from distill.losses import cosine_loss, match_loss, smooth_l1_loss
+from distill.ray_train import distill, split_slides
+from distill.recipes import RECIPES, make_recipe
+from distill.student import Student
+from distill.targets import Standardiser
+from distill.train import State, learning_rate, measure, student_pixels, train_epoch
+from featurestore import DamageError, Lake, Moments, fit_stats, open_lake
+from ingest import load_teacher
+from ingest.ray_extract import extract
+from tests.conftest import TEACHERS
+
+SMALL = replace(
+    make_recipe("agglomerate", TEACHERS),
+    architecture="test_efficientnet",
+    input_px=64,
+    epochs=2,
+    batch_tiles=16,
+    head_width=32,
+)
+
+
+def test_losses_equal_numpy_by_hand() -> None:
+    rng = np.random.default_rng(0)
+    p, t = (rng.normal(size=(5, 9)) * 2 for _ in range(2))
+    cosine = 1 - (p * t).sum(1) / np.linalg.norm(p, axis=1) / np.linalg.norm(t, axis=1)
+    gap = np.abs(p - t)
+    smooth = np.where(gap < 1, gap**2 / 2, gap - 0.5).mean(1)
+    prediction, target = torch.from_numpy(p), torch.from_numpy(t)
+    np.testing.assert_allclose(cosine_loss(prediction, target), cosine, rtol=1e-5)
+    np.testing.assert_allclose(smooth_l1_loss(prediction, target), smooth, rtol=1e-5)
+    both = match_loss(prediction, target, cosine_weight=0.9)
+    np.testing.assert_allclose(both, 0.9 * cosine + 0.1 * smooth, rtol=1e-5)
+
+
+def norm_of(features: np.ndarray) -> Standardiser:
+    covariance = np.cov(features.T, ddof=0)
+    return Standardiser.from_moments(
+        Moments(n=len(features), mean=features.mean(0), covariance=covariance)
+    )
+
+
+def test_standardised_targets_have_unit_channels_and_come_back() -> None:
+    x = np.random.default_rng(0).normal(3, [0.1, 1, 50], (2000, 3))
+    norm = norm_of(x)
+    target = norm(torch.from_numpy(x))
+    torch.testing.assert_close(target.mean(0), torch.zeros(3), atol=1e-4, rtol=0)
+    torch.testing.assert_close(target.std(0, correction=0), torch.ones(3), atol=1e-4, rtol=0)
+    torch.testing.assert_close(
+        norm.inverse(target).double(), torch.from_numpy(x), atol=1e-3, rtol=1e-4
+    )
+    with pytest.raises(DistillError, match="4 channels, statistics 3"):
+        norm(torch.zeros(1, 4))
+
+
+def test_a_teacher_of_another_scale_weighs_the_same() -> None:
+    """Failure 1 of the field: one teacher's scale dominates. Scaling one by 100 changes nothing."""
+    x = np.random.default_rng(0).normal(size=(64, 8))
+    prediction = torch.randn(64, 8, generator=torch.Generator().manual_seed(0))
+    losses = [
+        match_loss(prediction, norm_of(x * s)(torch.from_numpy(x * s)), cosine_weight=0.9)
+        for s in (1.0, 100.0)
+    ]
+    torch.testing.assert_close(losses[0], losses[1], atol=1e-4, rtol=1e-4)
+
+
+def test_targets_carry_no_gradient() -> None:
+    norm = norm_of(np.random.default_rng(0).normal(size=(9, 3)))
+    assert not norm(torch.ones(2, 3, requires_grad=True)).requires_grad
+
+
+def test_fidelity_of_truth_and_of_nothing() -> None:
+    x = np.random.default_rng(0).normal(2, 1, (50, 6))
+    norm, raw = norm_of(x), torch.from_numpy(x)
+    perfect, ignorant = Fidelity(), Fidelity()
+    perfect.add(norm(raw), raw, norm)
+    ignorant.add(torch.zeros(50, 6), raw, norm)
+    assert perfect.cosine == pytest.approx(1, abs=1e-5)
+    assert ignorant.cosine == pytest.approx(ignorant.baseline)
+    assert ignorant.centred == 0
+    both = combined({0.5: perfect, 2.0: ignorant})
+    assert both["tiles"] == 100
+    assert both["cosine"] == pytest.approx((perfect.cosine + ignorant.cosine) / 2, abs=1e-4)
+
+
+def test_every_rank_sees_its_own_share_of_every_step() -> None:
+    def places(rank: int, world: int, epoch: int = 0) -> list[tuple[int, list[int]]]:
+        plan = Plan(sizes=(50, 7), batch_tiles=8, seed=3, rank=rank, world=world)
+        return [(index, which.tolist()) for index, which in plan.epoch(epoch)]
+
+    alone, one, two = places(0, 1), places(0, 2), places(1, 2)
+    assert [index for index, _ in alone] == [index for index, _ in one]
+    merged = [sorted(a + b) for (_, a), (_, b) in zip(one, two, strict=True)]
+    assert merged == [sorted(which) for _, which in alone]
+    assert sorted(w for i, which in alone if i == 1 for w in which) == list(range(7))
+    assert alone == places(0, 1)
+    assert alone != places(0, 1, epoch=1)
+
+
+def test_learning_rate_warms_up_and_ends_at_zero() -> None:
+    rates = [learning_rate(SMALL, step, 100) for step in range(100)]
+    assert rates[9] == pytest.approx(SMALL.learning_rate)
+    assert rates[0] < rates[5] < rates[9]
+    assert rates[10:] == sorted(rates[10:], reverse=True)
+    assert rates[-1] < 0.01 * SMALL.learning_rate
+
+
+def test_unknown_recipe_and_bad_fields_are_refused() -> None:
+    with pytest.raises(DistillError, match="did you mean 'agglomerate'"):
+        make_recipe("aglomerate", TEACHERS)
+    with pytest.raises(DistillError, match="at least one teacher"):
+        make_recipe("agglomerate", ())
+    with pytest.raises(DistillError, match="epochs=0"):
+        make_recipe("agglomerate", TEACHERS, epochs=0)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_recipe_builds_its_student(name: str) -> None:
+    recipe = make_recipe(name, TEACHERS)
+    student = Student(recipe, {"efficientnet_lite0": 1280, "efficientnet_lite1": 12}).eval()
+    out = student(torch.zeros(2, 3, recipe.input_px, recipe.input_px))
+    assert {key: tuple(value.shape) for key, value in out.items()} == {
+        "efficientnet_lite0": (2, 1280),
+        "efficientnet_lite1": (2, 12),
+    }
+
+
+# ---------------------------------------------------------------------- with a lake
+
+
+def tiles(lake: Lake, mpp: float = 0.5) -> TileSet:
+    ids = lake.slides().collect()["slide_id"].to_list()
+    return TileSet(lake, ids, mpp=mpp, teachers=TEACHERS, input_px=128)
+
+
+def test_pixels_and_features_are_of_the_same_tile(lake: Lake) -> None:
+    found = tiles(lake)
+    assert len(found) == lake.info()["tiles"]["0.5"]
+    which = np.random.default_rng(0).permutation(len(found))[:9]
+    batch = found.batch(which)
+    whole = lake.features(TEACHERS[0], mpp=0.5).collect()
+    encoder = load_teacher(lake.store, TEACHERS[0])
+    full = TileSet(lake, lake.slides().collect()["slide_id"].to_list(), mpp=0.5,
+                   teachers=TEACHERS, input_px=256).batch(which)  # fmt: skip
+    for place, key in enumerate(batch.tile_id.tolist()):
+        stored = whole.row(by_predicate=whole["tile_id"] == key, named=True)[TEACHERS[0]]
+        np.testing.assert_array_equal(batch.features[TEACHERS[0]][place], np.float16(stored))
+        again = encoder(full.pixels[place : place + 1])[0]
+        assert np.corrcoef(again, np.asarray(stored, np.float32))[0, 1] > 0.9999
+
+
+def test_batches_do_not_depend_on_threads(lake: Lake) -> None:
+    found = tiles(lake)
+    order = Plan(sizes=(len(found),), batch_tiles=16, seed=0).epoch(0)
+    one, three = (list(prefetched([found], order, threads=n)) for n in (1, 3))
+    for a, b in zip(one, three, strict=True):
+        np.testing.assert_array_equal(a.tile_id, b.tile_id)
+        np.testing.assert_array_equal(a.pixels, b.pixels)
+
+
+def test_features_of_another_tile_are_noticed(lake: Lake) -> None:
+    found = tiles(lake)
+    found._row = np.roll(found._row, 1)
+    with pytest.raises(DamageError, match="not where its features' row says"):
+        found.batch(np.arange(4))
+
+
+def test_flips_keep_every_pixel(lake: Lake) -> None:
+    batch = tiles(lake).batch(np.arange(6))
+    plain = student_pixels(batch)
+    turned = student_pixels(batch, torch.Generator().manual_seed(0))
+    assert not torch.equal(plain, turned)
+    torch.testing.assert_close(
+        plain.flatten(2).sort(dim=2).values, turned.flatten(2).sort(dim=2).values
+    )
+
+
+def test_epoch_in_parts_equals_epochs_in_one_go(lake_copy: Path) -> None:
+    """A checkpoint holds all that there is: stopping between two epochs changes nothing."""
+    lake = open_lake(lake_copy)
+    sets = [tiles(lake, mpp) for mpp in (0.5, 2.0)]
+    ids = lake.slides().collect()["slide_id"].to_list()
+    norms = {
+        (t, mpp): Standardiser.from_moments(fit_stats(lake, t, mpp=mpp, slide_ids=ids))
+        for t in TEACHERS
+        for mpp in (0.5, 2.0)
+    }
+    plan = Plan(sizes=tuple(len(s) for s in sets), batch_tiles=SMALL.batch_tiles, seed=0)
+
+    def fresh(seed: int) -> State:
+        torch.manual_seed(seed)
+        student = Student(replace(SMALL, input_px=128), dict.fromkeys(TEACHERS, 1280))
+        return State(model=student, optimiser=torch.optim.AdamW(student.parameters(), lr=1e-3))
+
+    whole = fresh(0)
+    first = train_epoch(whole, SMALL, sets, norms, plan)
+    saved = whole.to_bytes()
+    second = train_epoch(whole, SMALL, sets, norms, plan)
+    resumed = fresh(1)
+    resumed.load(saved)
+    again = train_epoch(resumed, SMALL, sets, norms, plan)
+    assert again == pytest.approx(second, rel=1e-4)
+    assert sum(second.values()) < sum(first.values())
+    found = measure(whole.model, sets, norms, TEACHERS)
+    assert {mpp: part.tiles for mpp, part in found[TEACHERS[0]].items()} == {
+        0.5: len(sets[0]),
+        2.0: len(sets[1]),
+    }
+
+
+def test_incomplete_teacher_is_refused_before_the_run(filled: Path) -> None:
+    recipe = replace(SMALL, teachers=(*TEACHERS, "uni2"))
+    with pytest.raises(DistillError, match=r"needs features of 'uni2'.*extract"):
+        distill(str(filled), recipe)
+
+
+def test_held_out_patients_have_no_slide_in_training(lake: Lake) -> None:
+    train, held = split_slides(lake, holdout=0.25, seed=0)
+    slides = lake.slides().collect()
+    patient = dict(slides.select("slide_id", "patient_id").iter_rows())
+    assert set(train) | set(held) == set(slides["slide_id"])
+    assert not {patient[s] for s in train} & {patient[s] for s in held}
+
+
+@pytest.mark.usefixtures("ray_up")
+def test_student_from_ray_train_to_a_teacher_in_the_lake(lake_copy: Path) -> None:
+    report = distill(str(lake_copy), SMALL, name="tiny")
+    assert report["steps"] == SMALL.epochs * report["steps"] // SMALL.epochs > 0
+    assert [epoch["epoch"] for epoch in report["history"]] == [1, 2]
+    assert set(report["fidelity"]) == set(TEACHERS)
+    train, held = split_slides(open_lake(lake_copy), holdout=0.25, seed=0)
+    assert report["held_out_slides"] == held
+    assert not (set(report["held_out_slides"]) & set(train))
+    kept = json.loads((lake_copy / "students/tiny/report.json").read_text())
+    assert distill(str(lake_copy), SMALL, name="tiny") == kept
+    with pytest.raises(DistillError, match="other data or settings"):
+        distill(str(lake_copy), replace(SMALL, epochs=3), name="tiny")
+
+    # Plain timm opens the student without us, and gives what the lake's column holds.
+    card = json.loads((lake_copy / "students/tiny/card.json").read_text())
+    plain = timm.create_model(card["architecture"], num_classes=0)
+    plain.load_state_dict(
+        safetensors.torch.load_file(lake_copy / "students/tiny/model.safetensors")
+    )
+    assert not extract(str(lake_copy), ["tiny"], mpps=[2.0]).failed
+    lake = open_lake(lake_copy)
+    bag = lake.bag(held[0], "tiny", mpp=2.0)
+    found = TileSet(lake, [held[0]], mpp=2.0, teachers=["tiny"], input_px=256)
+    pixels = found.batch(np.arange(len(found))).pixels
+    reference = load_teacher(lake.store, "tiny")(pixels)
+    np.testing.assert_allclose(bag.features, reference, atol=2e-2)
+    assert card["dim"] == bag.features.shape[1] == plain.num_features

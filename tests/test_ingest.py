@@ -1,0 +1,228 @@
+"""Slides into a lake, through real openslide, Ray, Lance and WebDataset."""
+
+import io
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import lance
+import numpy as np
+import openslide
+import polars as pl
+import pytest
+import tifffile
+import webdataset as wds
+from PIL import Image
+
+from featurestore import Lake, open_lake
+from ingest.openslide_reader import OpenSlideReader
+from ingest.ray_ingest import IngestResult, ingest
+from tests.conftest import CONFIG, REAL_SLIDE, ROOT
+
+
+def run(lake: Path, *inputs: Path, **options: object) -> IngestResult:
+    return ingest(str(lake), [str(path) for path in inputs], CONFIG, **options)  # type: ignore[arg-type]
+
+
+def test_tiles_are_the_slides_pixels(lake: Lake) -> None:
+    rows = lake.tiles(mpp=0.5).filter(pl.col("slide_id") == REAL_SLIDE.stem).collect()
+    catalog = (
+        lake.tiles_of(mpp=0.5).filter(pl.col("slide_id") == REAL_SLIDE.stem).row(0, named=True)
+    )
+    samples = {
+        int(sample["__key__"]): sample
+        for sample in wds.WebDataset(lake.store.path(catalog["shard"]), shardshuffle=False)
+    }
+    assert sorted(samples) == rows["tile_id"].to_list()
+    slide = openslide.OpenSlide(REAL_SLIDE)
+    for row in rows.sample(5, seed=0).iter_rows(named=True):
+        sample = samples[row["tile_id"]]
+        ours = np.asarray(Image.open(io.BytesIO(sample["jpg"])), np.float64)
+        box = slide.read_region((row["x"], row["y"]), 0, (256, 256))
+        white = Image.new("RGBA", box.size, "white")
+        theirs = np.asarray(Image.alpha_composite(white, box).convert("RGB"), np.float64)
+        assert np.abs(ours - theirs).mean() < 4  # JPEG at quality 90
+        about = json.loads(sample["json"])
+        assert (about["x"], about["y"]) == (row["x"], row["y"])
+        assert about["slide_id"] == REAL_SLIDE.stem
+    slide.close()
+
+
+def test_lance_and_polars_read_the_tables_without_us(filled: Path) -> None:
+    code = f"""
+import sys, lance, polars as pl
+table = lance.dataset({str(filled / "features" / "mpp0.5.lance")!r})
+frame = pl.DataFrame(table.to_table(columns=["tile_id", "slide_id", "efficientnet_lite0"]))
+assert frame.schema["efficientnet_lite0"] == pl.Array(pl.Float16, 1280)
+assert frame["tile_id"].is_unique().all() and frame.null_count().sum_horizontal()[0] == 0
+slides = pl.DataFrame(lance.dataset({str(filled / "slides.lance")!r}).to_table())
+assert set(slides["state"]) == {{"ready"}}
+assert not {{"featurestore", "ingest", "slidelake"}} & set(sys.modules)
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=filled)
+
+
+def test_grids_nest_in_the_lake(lake: Lake) -> None:
+    fine, coarse = (lake.tiles(mpp=mpp).collect() for mpp in (0.5, 2.0))
+    parents = fine.select("slide", gy=pl.col("grid_y") // 4, gx=pl.col("grid_x") // 4).unique()
+    there = coarse.select("slide", gy="grid_y", gx="grid_x")
+    assert parents.join(there, on=["slide", "gy", "gx"], how="anti").height == 0
+    sides = lake.catalog_rows.filter(pl.col("teacher").is_null()).pivot(
+        on="mpp", index="slide", values="tile_px_level0"
+    )
+    assert (sides["2.0"] == 4 * sides["0.5"]).all()
+
+
+def test_second_run_does_nothing_and_needs_no_ray(
+    lake_copy: Path, cohort: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = open_lake(lake_copy).version
+    monkeypatch.setattr("ingest.ray_ingest.ray_session", None)
+    result = run(lake_copy, cohort, REAL_SLIDE)
+    assert (result.ready, result.new, result.failed) == (7, 0, [])
+    assert open_lake(lake_copy).version == before
+
+
+@pytest.fixture
+def bad_inputs(tmp_path: Path) -> list[Path]:
+    """A missing path, a text named .svs, a truncated slide, one without mpp, one of glass alone."""
+    folder = tmp_path / "slides"
+    folder.mkdir()
+    (folder / "text.svs").write_text("this is no slide")
+    (folder / "short.svs").write_bytes(REAL_SLIDE.read_bytes()[:900_000])
+    (folder / "empty.svs").write_bytes(b"")
+    pixels = np.full((600, 600, 3), 243, np.uint8)
+    tifffile.imwrite(folder / "glass.tiff", pixels, tile=(256, 256), photometric="rgb",
+                     resolution=(20_000, 20_000), resolutionunit="CENTIMETER")  # fmt: skip
+    tifffile.imwrite(folder / "no_mpp.tiff", pixels, tile=(256, 256), photometric="rgb")
+    good = folder / "good.svs"
+    shutil.copyfile(REAL_SLIDE, good)
+    return [folder / "missing.svs", *sorted(folder.iterdir())]
+
+
+@pytest.mark.usefixtures("ray_up")
+def test_bad_input_is_named_and_the_others_go_on(tmp_path: Path, bad_inputs: list[Path]) -> None:
+    lake = tmp_path / "lake"
+    result = run(lake, *bad_inputs)
+    reasons = {found["slide"]: found["reason"] for found in result.failed}
+    assert result.ready == 1
+    assert set(reasons) == {"missing", "text", "short", "empty", "no_mpp", "glass"}
+    assert "does not exist" in reasons["missing"]
+    for name in ("text", "short", "empty"):
+        assert "not a slide format that openslide reads" in reasons[name]
+    assert "does not say its mpp" in reasons["no_mpp"]
+    assert "no tissue" in reasons["glass"]
+    assert not any("\n" in reason for reason in reasons.values())
+    rows = open_lake(lake).slides().select("slide_id", "state", "reason").collect()
+    assert dict(
+        rows.filter(pl.col("state") == "failed").select("slide_id", "reason").iter_rows()
+    ) == (reasons)
+    again = run(lake, *bad_inputs)
+    assert (again.ready, again.new, len(again.failed)) == (1, 0, 6)
+    mended = run(lake, *bad_inputs, retry_failed=True, mpp_override=0.5)
+    assert mended.new == 5
+    assert "no tissue" in {f["slide"]: f["reason"] for f in mended.failed}["no_mpp"]
+
+
+def test_another_file_under_a_known_name_is_refused(lake_copy: Path, tmp_path: Path) -> None:
+    other = tmp_path / REAL_SLIDE.name
+    other.write_bytes(REAL_SLIDE.read_bytes() + b"\0")
+    result = run(lake_copy, other)
+    assert "is not the file that was ingested" in result.failed[0]["reason"]
+    assert result.ready == 1
+
+
+def test_outside_of_a_slide_is_white() -> None:
+    with OpenSlideReader(str(REAL_SLIDE)) as slide:
+        from ingest.grid import plan_grids
+
+        grid = plan_grids(slide.size_px, slide.mpp, 256, {0.5: 1})[0.5]
+        tile = slide.tile(grid, grid.height - 1, grid.width - 1)
+        inside_x = slide.size_px[0] - (grid.width - 1) * 256
+    assert (tile[:, inside_x:] == 255).all()
+
+
+def test_overview_in_strips_is_the_whole_slide(monkeypatch: pytest.MonkeyPatch) -> None:
+    with OpenSlideReader(str(REAL_SLIDE)) as slide:
+        whole, mpp = slide.overview(8.0)
+        monkeypatch.setattr("ingest.openslide_reader.STRIP_PX", 320)
+        strips, _ = slide.overview(8.0)
+    assert mpp == pytest.approx(0.499 * 16)
+    np.testing.assert_array_equal(whole, strips)
+
+
+# ---------------------------------------------------------------------- killed
+
+
+def contents(lake: Path) -> dict[str, object]:
+    """Everything that an undisturbed run and a killed and resumed one must agree on."""
+    found: dict[str, object] = {}
+    opened = open_lake(lake)
+    for mpp in opened.config.mpps:
+        frame = opened.tiles(mpp=mpp).collect().drop("slide").sort("slide_id", "y", "x")
+        found[f"rows {mpp}"] = frame.drop("tile_id").rows()
+        for row in opened.tiles_of(mpp=mpp).iter_rows(named=True):
+            found[f"{row['slide_id']} {mpp}"] = row["shard_crc32"]
+    found["raw"] = {
+        mpp: lance.dataset(str(lake / "features" / f"mpp{mpp}.lance")).count_rows()
+        for mpp in (0.5, 2.0)
+    }
+    found["slides"] = opened.info()["slides"]
+    return found
+
+
+def start_ingest(lake: Path, cohort: Path) -> subprocess.Popen[bytes]:
+    code = (
+        "import sys\nfrom ingest.ray_ingest import ingest\nfrom featurestore import LakeConfig\n"
+        "ingest(sys.argv[1], [sys.argv[2]], LakeConfig(mpps=(0.5, 2.0)), commit_slides=1)\n"
+    )
+    return subprocess.Popen(
+        [sys.executable, "-c", code, str(lake), str(cohort)],
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+
+
+def kill_ingest(lake: Path, cohort: Path, after_s: float) -> bool:
+    """Kill an ingest some time after its first sign of life; whether it was still running."""
+    process = start_ingest(lake, cohort)
+    deadline = time.monotonic() + 120
+    while not (lake / "tiles").exists() and process.poll() is None:
+        assert time.monotonic() < deadline, "the ingest never began"
+        time.sleep(0.02)
+    time.sleep(after_s)
+    running = process.poll() is None
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    return running
+
+
+@pytest.mark.usefixtures("ray_up")
+def test_killed_ingest_goes_on_and_ends_the_same(tmp_path: Path, cohort: Path) -> None:
+    seed = random.randrange(1000)
+    after_s = random.Random(seed).uniform(0.0, 2.0)
+    running = kill_ingest(tmp_path / "killed", cohort, after_s)
+    result = run(tmp_path / "killed", cohort, commit_slides=1)
+    assert result.ready == 6
+    run(tmp_path / "whole", cohort)
+    assert contents(tmp_path / "killed") == contents(tmp_path / "whole"), (seed, running)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_up")
+@pytest.mark.parametrize("seed", range(5))
+def test_ingest_killed_again_and_again(tmp_path: Path, cohort: Path, seed: int) -> None:
+    chance = random.Random(seed)
+    for _ in range(3):
+        kill_ingest(tmp_path / "killed", cohort, chance.uniform(0.0, 3.0))
+    run(tmp_path / "killed", cohort)
+    run(tmp_path / "whole", cohort)
+    assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
