@@ -1,10 +1,13 @@
 """Real small things that many tests share: slides, a Ray, a lake with two teachers."""
 
+import gc
 import shutil
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import webdataset
 
 from cluster import ray_session
 from examples.cohort import make_cohort
@@ -16,6 +19,16 @@ ROOT = Path(__file__).resolve().parent.parent
 REAL_SLIDE = ROOT / "examples" / "data" / "CMU-1-Small-Region.svs"
 TEACHERS = ("efficientnet_lite0", "efficientnet_lite1")
 CONFIG = LakeConfig(tile_px=256, mpps=(0.5, 2.0))
+
+
+def shard_samples(path: str) -> dict[int, dict[str, bytes]]:
+    """A shard as the plain webdataset package reads it, by tile_id."""
+    with warnings.catch_warnings():
+        # webdataset 1.0.2 leaves the tar open until it is collected.
+        warnings.simplefilter("ignore", ResourceWarning)
+        samples = list(webdataset.WebDataset(path, shardshuffle=False))
+        gc.collect()
+    return {int(sample["__key__"]): sample for sample in samples}
 
 
 @pytest.fixture(scope="session")

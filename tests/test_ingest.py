@@ -17,13 +17,13 @@ import openslide
 import polars as pl
 import pytest
 import tifffile
-import webdataset as wds
 from PIL import Image
 
 from featurestore import Lake, open_lake
+from ingest.cut import encode_jpeg
 from ingest.openslide_reader import OpenSlideReader
 from ingest.ray_ingest import IngestResult, ingest
-from tests.conftest import CONFIG, REAL_SLIDE, ROOT
+from tests.conftest import CONFIG, REAL_SLIDE, ROOT, shard_samples
 
 
 def run(lake: Path, *inputs: Path, **options: object) -> IngestResult:
@@ -35,34 +35,35 @@ def test_tiles_are_the_slides_pixels(lake: Lake) -> None:
     catalog = (
         lake.tiles_of(mpp=0.5).filter(pl.col("slide_id") == REAL_SLIDE.stem).row(0, named=True)
     )
-    samples = {
-        int(sample["__key__"]): sample
-        for sample in wds.WebDataset(lake.store.path(catalog["shard"]), shardshuffle=False)
-    }
+    samples = shard_samples(lake.store.path(catalog["shard"]))
     assert sorted(samples) == rows["tile_id"].to_list()
     slide = openslide.OpenSlide(REAL_SLIDE)
     for row in rows.sample(5, seed=0).iter_rows(named=True):
         sample = samples[row["tile_id"]]
-        ours = np.asarray(Image.open(io.BytesIO(sample["jpg"])), np.float64)
         box = slide.read_region((row["x"], row["y"]), 0, (256, 256))
         white = Image.new("RGBA", box.size, "white")
-        theirs = np.asarray(Image.alpha_composite(white, box).convert("RGB"), np.float64)
-        assert np.abs(ours - theirs).mean() < 4  # JPEG at quality 90
+        pixels = np.asarray(Image.alpha_composite(white, box).convert("RGB"))
+        assert sample["jpg"] == encode_jpeg(pixels, lake.config)
+        decoded = np.asarray(Image.open(io.BytesIO(sample["jpg"])), np.float64)
+        assert np.abs(decoded - pixels).mean() < 2
         about = json.loads(sample["json"])
         assert (about["x"], about["y"]) == (row["x"], row["y"])
         assert about["slide_id"] == REAL_SLIDE.stem
     slide.close()
 
 
-def test_lance_and_polars_read_the_tables_without_us(filled: Path) -> None:
+def test_lance_polars_and_webdataset_read_a_lake_without_us(filled: Path) -> None:
     code = f"""
-import sys, lance, polars as pl
+import sys, lance, polars as pl, webdataset as wds
 table = lance.dataset({str(filled / "features" / "mpp0.5.lance")!r})
 frame = pl.DataFrame(table.to_table(columns=["tile_id", "slide_id", "efficientnet_lite0"]))
 assert frame.schema["efficientnet_lite0"] == pl.Array(pl.Float16, 1280)
 assert frame["tile_id"].is_unique().all() and frame.null_count().sum_horizontal()[0] == 0
 slides = pl.DataFrame(lance.dataset({str(filled / "slides.lance")!r}).to_table())
 assert set(slides["state"]) == {{"ready"}}
+shards = pl.DataFrame(lance.dataset({str(filled / "catalog.lance")!r}).to_table())["shard"]
+sample = next(iter(wds.WebDataset("{filled}/" + shards.drop_nulls()[0], shardshuffle=False)))
+assert sample["jpg"][:2] == bytes([255, 216]) and "slide_id" in sample["json"].decode()
 assert not {{"featurestore", "ingest", "slidelake"}} & set(sys.modules)
 """
     subprocess.run([sys.executable, "-c", code], check=True, cwd=filled)

@@ -1,0 +1,21 @@
+"""Where slidelake runs: a Ray session, a map over tasks, a job on a cluster, and progress.
+
+This package imports none of the others. Importing it does not import ray, so that a command that
+needs none starts at once; each function that needs ray imports it when called.
+"""
+
+from cluster.errors import ClusterError
+from cluster.progress import Progress, progress
+from cluster.ray_session import quiet_ray_data, ray_session
+from cluster.ray_submit import submit
+from cluster.ray_tasks import ray_map
+
+__all__ = [
+    "ClusterError",
+    "Progress",
+    "progress",
+    "quiet_ray_data",
+    "ray_map",
+    "ray_session",
+    "submit",
+]

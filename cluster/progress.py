@@ -1,0 +1,266 @@
+"""Progress of one command: a bar on a terminal, a plain line now and then elsewhere, or JSON lines.
+
+Everything goes to stderr, so that stdout stays the result's. What is counted is apart from how it
+is shown: `Snapshot` and `progress_line` are pure, the three views only print them.
+"""
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Literal, Protocol, TextIO
+
+from cluster.errors import ClusterError
+
+State = Literal["running", "done", "stopped"]
+
+VIEWS = ("auto", "bar", "plain", "json")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Snapshot:
+    """Where a command stands.
+
+    Attributes:
+        title: what runs, as `ingest`.
+        unit: what is counted, in the plural, as `slides`.
+        done: units finished, those of an earlier run (`initial`) included.
+        total: units there are, or None when not known.
+        initial: units that were finished before this run; they say nothing about its speed.
+        counters: further things counted in this run, as `{"tiles": 1204}`.
+        elapsed_s: seconds since the start of this run.
+        state: "done" and "stopped" are for the last one only; "stopped" is an exception's end.
+    """
+
+    title: str
+    unit: str
+    done: int = 0
+    total: int | None = None
+    initial: int = 0
+    counters: Mapping[str, int] = field(default_factory=dict)
+    elapsed_s: float = 0.0
+    state: State = "running"
+
+    def rate(self, name: str | None = None) -> float:
+        """Mean per second over this run, of the unit or of the counter `name`; 0 at the start."""
+        count = self.done - self.initial if name is None else self.counters[name]
+        return count / self.elapsed_s if self.elapsed_s > 0 else 0.0
+
+    @property
+    def left_s(self) -> float | None:
+        """Seconds left at the mean rate; None when ended, without a total, or without a rate."""
+        if self.state != "running" or self.total is None or self.rate() <= 0:
+            return None
+        return max(0, self.total - self.done) / self.rate()
+
+
+def progress_line(snapshot: Snapshot) -> str:
+    """One line for people.
+
+    Example:
+        >>> progress_line(Snapshot(title="ingest", unit="slides", done=12, total=32,
+        ...                        counters={"tiles": 2480}, elapsed_s=8.0))
+        'ingest: 12/32 slides (1.5/s), 2,480 tiles (310/s), 8 s, about 13 s left'
+    """
+    parts = [status_text(snapshot), duration_text(snapshot.elapsed_s)]
+    if snapshot.left_s is not None:
+        parts.append(f"about {duration_text(snapshot.left_s)} left")
+    if snapshot.state != "running":
+        parts.append(snapshot.state)
+    return f"{snapshot.title}: {', '.join(parts)}"
+
+
+def status_text(snapshot: Snapshot) -> str:
+    """Counts and rates only: `12/32 slides (1.5/s), 2,480 tiles (310/s)`."""
+    of_total = "" if snapshot.total is None else f"/{snapshot.total:,}"
+    counts = [f"{snapshot.done:,}{of_total} {snapshot.unit} ({_rate_text(snapshot.rate())})"]
+    counts += [
+        f"{count:,} {name} ({_rate_text(snapshot.rate(name))})"
+        for name, count in snapshot.counters.items()
+    ]
+    return ", ".join(counts)
+
+
+def duration_text(seconds: float) -> str:
+    """Seconds as people say them.
+
+    Example:
+        >>> [duration_text(s) for s in (8.2, 125, 3720)]
+        ['8 s', '2 min 05 s', '1 h 02 min']
+    """
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def _rate_text(per_s: float) -> str:
+    return f"{per_s:,.0f}/s" if per_s >= 10 else f"{per_s:.1f}/s"
+
+
+class View(Protocol):
+    """How progress is shown."""
+
+    def update(self, snapshot: Snapshot) -> None:
+        """Something was counted, or (state not "running") this was the last."""
+
+    def note(self, text: str) -> None:
+        """Show a line of text beside the progress."""
+
+
+class Progress:
+    """What `progress` hands to its block. Use it from one thread."""
+
+    def __init__(self, start: Snapshot, view: View, clock: Callable[[], float]) -> None:
+        self._fixed = start
+        self._view = view
+        self._clock = clock
+        self._started = clock()
+        self._done = start.initial
+        self._counters: dict[str, int] = {}
+
+    def advance(self, count: int = 1, **counters: int) -> None:
+        """Count `count` more units, and more of any further thing: `bar.advance(1, tiles=120)`."""
+        self._done += count
+        for name, more in counters.items():
+            self._counters[name] = self._counters.get(name, 0) + more
+        self._view.update(self.snapshot())
+
+    def note(self, text: str) -> None:
+        """Print one line, as for a slide that failed, without breaking the bar."""
+        self._view.note(text)
+
+    def snapshot(self, state: State = "running") -> Snapshot:
+        """Where it stands now."""
+        return Snapshot(
+            title=self._fixed.title,
+            unit=self._fixed.unit,
+            done=self._done,
+            total=self._fixed.total,
+            initial=self._fixed.initial,
+            counters=dict(self._counters),
+            elapsed_s=self._clock() - self._started,
+            state=state,
+        )
+
+
+@contextmanager
+def progress(
+    title: str,
+    *,
+    total: int | None = None,
+    unit: str = "items",
+    initial: int = 0,
+    every_s: float = 5.0,
+    stream: TextIO | None = None,
+    clock: Callable[[], float] = time.monotonic,
+) -> Iterator[Progress]:
+    """Show the progress of the block on stderr.
+
+    A terminal gets a bar; anything else a plain line at most every `every_s` seconds and one at
+    the end. The environment's SLIDELAKE_PROGRESS = bar, plain or json chooses another; json is one
+    object a line with the keys `event` ("progress", "note", "done", "stopped"), `title`, `unit`,
+    `done`, `total`, `counters`, `elapsed_s` and `left_s`, or `event`, `title` and `text`.
+
+    Args:
+        title: what runs, as `ingest`.
+        total: how many units there are; None when not known, and then no time left is shown.
+        unit: what is counted, in the plural.
+        initial: units already there before this run, as after a restart.
+        every_s: least seconds between two lines; a bar does not look at it.
+        stream: where to write; None is `sys.stderr`.
+        clock: seconds, for tests.
+
+    Raises:
+        ClusterError: SLIDELAKE_PROGRESS is none of the above.
+    """
+    out = sys.stderr if stream is None else stream
+    start = Snapshot(title=title, unit=unit, done=initial, total=total, initial=initial)
+    with _view(start, out, every_s=every_s, clock=clock) as view:
+        bar = Progress(start, view, clock)
+        try:
+            yield bar
+        except BaseException:
+            view.update(bar.snapshot("stopped"))
+            raise
+        view.update(bar.snapshot("done"))
+
+
+@contextmanager
+def _view(
+    start: Snapshot, out: TextIO, *, every_s: float, clock: Callable[[], float]
+) -> Iterator[View]:
+    name = os.environ.get("SLIDELAKE_PROGRESS") or "auto"
+    if name not in VIEWS:
+        msg = f"SLIDELAKE_PROGRESS={name!r} is not known; set it to one of {', '.join(VIEWS)}"
+        raise ClusterError(msg)
+    if name == "auto":
+        name = "bar" if out.isatty() and os.environ.get("TERM") != "dumb" else "plain"
+    if name == "bar":
+        # Rich takes 0.1 s to import, which a command in a job or a pipe need not pay.
+        from cluster.progress_bar import open_bar
+
+        with open_bar(start, out) as bar:
+            yield bar
+    else:
+        show = _json_line if name == "json" else progress_line
+        note = _json_note if name == "json" else _plain_note
+        yield _Lines(start.title, out, show=show, note=note, every_s=every_s, clock=clock)
+
+
+class _Lines:
+    """A line at most every `every_s` seconds, none before that, and always one at the end."""
+
+    def __init__(
+        self,
+        title: str,
+        out: TextIO,
+        *,
+        show: Callable[[Snapshot], str],
+        note: Callable[[str, str], str],
+        every_s: float,
+        clock: Callable[[], float],
+    ) -> None:
+        self._title, self._out = title, out
+        self._show, self._note = show, note
+        self._every_s, self._clock = every_s, clock
+        self._last = clock()
+
+    def update(self, snapshot: Snapshot) -> None:
+        now = self._clock()
+        if snapshot.state == "running" and now - self._last < self._every_s:
+            return
+        self._last = now
+        print(self._show(snapshot), file=self._out, flush=True)
+
+    def note(self, text: str) -> None:
+        print(self._note(self._title, text), file=self._out, flush=True)
+
+
+def _plain_note(title: str, text: str) -> str:
+    return f"{title}: {text}"
+
+
+def _json_note(title: str, text: str) -> str:
+    return json.dumps({"event": "note", "title": title, "text": text})
+
+
+def _json_line(snapshot: Snapshot) -> str:
+    left_s = snapshot.left_s
+    return json.dumps(
+        {
+            "event": "progress" if snapshot.state == "running" else snapshot.state,
+            "title": snapshot.title,
+            "unit": snapshot.unit,
+            "done": snapshot.done,
+            "total": snapshot.total,
+            "counters": dict(snapshot.counters),
+            "elapsed_s": round(snapshot.elapsed_s, 3),
+            "left_s": None if left_s is None else round(left_s, 3),
+        }
+    )

@@ -1,0 +1,106 @@
+"""A parallel map over Ray tasks, for work that is one function per slide and not a pipeline.
+
+Ray Data streams blocks and resizes pools; a plain task costs 1 ms, keeps the caller's exception
+types, and gives each result back with the index of its item as soon as it is there.
+"""
+
+import math
+import os
+import re
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, TypeVar
+
+from cluster.errors import ClusterError
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+_COLOUR = re.compile(r"\x1b\[\d+m")
+
+
+def ray_map(
+    fn: Callable[[T], R],
+    items: Iterable[T],
+    *,
+    num_cpus: float = 1.0,
+    max_in_flight: int | None = None,
+) -> Iterator[tuple[int, R]]:
+    """Run `fn(item)` as Ray tasks; yield `(index, result)` in the order in which they finish.
+
+    Items are taken from the iterable as places become free, so it may be long or endless. Inside a
+    task OMP_NUM_THREADS and torch's threads are `num_cpus` rounded down, at least 1. A task whose
+    worker dies is tried again by Ray (3 times); one that raises is not.
+
+    Args:
+        fn: a function that Ray can pickle. Its module must be importable by the workers.
+        items: what to call it with, one task each.
+        num_cpus: CPUs that each task reserves.
+        max_in_flight: tasks submitted at a time; None is twice as many as the cluster can run at
+            once, so that a free worker has the next task waiting.
+
+    Raises:
+        ClusterError: Ray is not initialised, or a number is not positive.
+        BaseException: the first exception a task raised, with its own type, the worker's traceback
+            in a note; the tasks that have not finished are cancelled. They are also cancelled when
+            the iterator is closed early.
+    """
+    import ray
+
+    _check(num_cpus, max_in_flight)
+    threads = max(1, math.floor(num_cpus))
+    task = ray.remote(_call).options(num_cpus=num_cpus)
+    fn_ref = ray.put(fn)
+    limit = max_in_flight or 2 * max(1, int(ray.cluster_resources().get("CPU", 1) / num_cpus))
+    queue = enumerate(items)
+    flying: dict[Any, int] = {}
+    try:
+        while True:
+            for index, item in queue:
+                flying[task.remote(fn_ref, item, threads)] = index
+                if len(flying) >= limit:
+                    break
+            if not flying:
+                return
+            ready, _ = ray.wait(list(flying), num_returns=1)
+            yield flying.pop(ready[0]), _result(ready[0])
+    finally:
+        for ref in flying:
+            ray.cancel(ref)
+
+
+def _check(num_cpus: float, max_in_flight: int | None) -> None:
+    import ray
+
+    if not ray.is_initialized():
+        msg = "ray_map was called without Ray; call it inside `with ray_session():`"
+        raise ClusterError(msg)
+    if num_cpus <= 0 or (max_in_flight is not None and max_in_flight < 1):
+        msg = (
+            f"num_cpus={num_cpus}, max_in_flight={max_in_flight}: num_cpus must be above 0 and "
+            "max_in_flight at least 1, or None for twice the cluster's CPUs"
+        )
+        raise ClusterError(msg)
+
+
+def _call(fn: Callable[[T], R], item: T, threads: int) -> R:
+    """Runs in the worker, which may have served a task with another number of CPUs before."""
+    os.environ["OMP_NUM_THREADS"] = str(threads)
+    torch = sys.modules.get("torch")
+    if torch is not None:
+        torch.set_num_threads(threads)
+    return fn(item)
+
+
+def _result(ref: Any) -> Any:  # noqa: ANN401 - a Ray reference is untyped
+    import ray
+    from ray.exceptions import RayTaskError
+
+    try:
+        return ray.get(ref)
+    except RayTaskError as err:
+        # Ray raises a class that inherits from both; callers want what the function raised.
+        if isinstance(err.cause, Exception):
+            err.cause.add_note(_COLOUR.sub("", str(err)))
+            raise err.cause from None
+        raise
