@@ -8,6 +8,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from distill.data import INTERPOLATION
 from distill.recipes import Recipe
 from ingest.cards import Card
 from ingest.encoder import build
@@ -56,6 +57,7 @@ def student_card(recipe: Recipe, name: str, dim: int, licences: Mapping[str, str
         architecture=recipe.architecture,
         dim=dim,
         input_px=recipe.input_px,
+        interpolation=INTERPOLATION,
         mean=MEAN,
         std=STD,
         licence="; ".join(f"{teacher}: {text}" for teacher, text in licences.items()),

@@ -134,6 +134,19 @@ def _macro(thumbnail: Pixels, label: Pixels) -> Pixels:
     return macro
 
 
+def _level(
+    base: str, note: str, size_px: tuple[int, int], mpp: float, tiles: Sequence[bytes]
+) -> Page:
+    return Page(
+        width_px=size_px[0],
+        height_px=size_px[1],
+        mpp=mpp,
+        description=f"{_HEADER}{base}{note}",
+        chunks=tiles,
+        tables=shared_tables(),
+    )
+
+
 def aperio_pages(
     slide_id: str,
     size_px: tuple[int, int],
@@ -154,43 +167,25 @@ def aperio_pages(
         Level 0, thumbnail, the further levels, label, macro.
     """
     width, height = size_px
-    tables = shared_tables()
     base = f"{width}x{height} [0,0 {width}x{height}] ({TILE_PX}x{TILE_PX})"
     codec = f"JPEG/RGB Q={JPEG_QUALITY}"
     scan = f"AppMag = {OBJECTIVE}|MPP = {mpp:.4f}"
-
-    def level(shape: tuple[int, int], note: str, chunks: Sequence[bytes]) -> Page:
-        return Page(
-            width_px=shape[0],
-            height_px=shape[1],
-            mpp=mpp * width / shape[0],
-            description=f"{_HEADER}{base}{note}",
-            chunks=chunks,
-            tables=tables,
-        )
-
-    first = level(size_px, f" {codec}|{scan}|Filename = {slide_id}", base_tiles)
+    pages = [_level(base, f" {codec}|{scan}|Filename = {slide_id}", size_px, mpp, base_tiles)]
     thumb_px = min(1024, width // 4)
     thumb_size = (thumb_px, max(1, round(height * thumb_px / width)))
     thumbnail: Pixels = cv2.resize(reduced[0], thumb_size, interpolation=cv2.INTER_AREA)
     thumb_note = f"{width}x{height} -> {thumb_size[0]}x{thumb_size[1]} - |{scan}"
-    further = [
-        level(
-            (image.shape[1], image.shape[0]),
-            f" -> {image.shape[1]}x{image.shape[0]} {codec}",
-            [encode_tile(tile) for tile in _tiles(image)],
-        )
-        for image in reduced
-    ]
+    pages.append(_whole(thumbnail, thumb_note, mpp * width / thumb_px))
+    for image in reduced:
+        size = (image.shape[1], image.shape[0])
+        tiles = [encode_tile(tile) for tile in _tiles(image)]
+        note = f" -> {size[0]}x{size[1]} {codec}"
+        pages.append(_level(base, note, size, mpp * width / size[0], tiles))
     label = _label(slide_id)
     macro = _macro(thumbnail, label)
-    return [
-        first,
-        _whole(thumbnail, thumb_note, mpp * width / thumb_px),
-        *further,
-        _whole(label, "label 400x420", 50.0, 1),
-        _whole(macro, "macro 1280x431", 50.0, 9),
-    ]
+    pages.append(_whole(label, "label 400x420", 50.0, 1))
+    pages.append(_whole(macro, "macro 1280x431", 50.0, 9))
+    return pages
 
 
 Field = tuple[int, int, int, bytes]

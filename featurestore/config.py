@@ -27,7 +27,7 @@ class LakeConfig:
     mpps: tuple[float, ...] = (0.5,)
     tissue_min: float = 0.1
     jpeg_quality: int = 90
-    jpeg_subsampling: str = "420"
+    jpeg_subsampling: str = "444"
     format: int = FORMAT
 
     def __post_init__(self) -> None:

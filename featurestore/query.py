@@ -35,7 +35,8 @@ def query(lake: Lake, sql: str) -> pl.DataFrame:
 def _hint(error: str, frames: dict[str, pl.LazyFrame]) -> str:
     columns = {name for frame in frames.values() for name in frame.collect_schema().names()}
     known = sorted({*frames, *columns})
-    for word in re.findall(r"[\w:+@-]+", error):
-        if word not in known and (close := difflib.get_close_matches(word, known, n=1)):
+    # Polars puts the name that it did not find in quotes, first.
+    for word in re.findall(r"""['"]([^'"]+)['"]""", error)[:1]:
+        if close := difflib.get_close_matches(word, known, n=1):
             return f"; did you mean '{close[0]}'?"
     return f"; tables: {', '.join(frames)}"

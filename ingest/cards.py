@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 Pooling = Literal["mean", "cls"]
+Interpolation = Literal["bicubic", "bilinear"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,6 +25,7 @@ class Card:
         input_px: side of the square that the network sees.
         mean: subtracted per channel from pixels scaled to 0..1.
         std: divided by per channel.
+        interpolation: how a tile of another size is resized, always antialiased.
         pooling: how the embedding is made: `mean` of the last grid, or the class token.
         mpp: microns per pixel that it was trained for; None if not on microscopy.
         licence: of the weights, as far as it is known.
@@ -38,6 +40,7 @@ class Card:
     input_px: int
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
+    interpolation: Interpolation = "bicubic"
     pooling: Pooling = "mean"
     mpp: float | None = None
     licence: str = "unknown"
@@ -56,7 +59,7 @@ class Card:
             "pooling": self.pooling,
             "weights_sha256": weights_sha256,
             "precision": "float32",
-            "resize": "area",
+            "interpolation": self.interpolation,
         }
 
     def weights_path(self) -> Path | None:

@@ -47,14 +47,14 @@ def cut_slide(store: Store, config: LakeConfig, row: Row) -> SlideCut:
     """
     start = time.perf_counter()
     with local_copy(row["uri"]) as path, OpenSlideReader(path, mpp=row.get("mpp")) as slide:
-        overview, overview_mpp = slide.overview(OVERVIEW_MPP)
-        tissue = find_tissue(overview, overview_mpp)
+        overview, scale = slide.overview(OVERVIEW_MPP)
+        tissue = find_tissue(overview, slide.mpp * scale)
         if tissue.verdict == "no tissue":
             msg = f"no tissue found on {row['uri']} ({tissue.share:.2%} of the slide)"
             raise SlideError(msg)
         ratios = {mpp: config.ratio(mpp) for mpp in config.mpps}
         grids = plan_grids(slide.size_px, slide.mpp, config.tile_px, ratios)
-        shares = [tissue_share(tissue.mask, slide.size_px, grid) for grid in grids.values()]
+        shares = [tissue_share(tissue.mask, scale, grid) for grid in grids.values()]
         kept = keep_tiles(shares, list(grids.values()), config.tissue_min)
         cuts = {
             grid.mpp: _cut_grid(store, config, row, slide, grid, share, keep)

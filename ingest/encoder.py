@@ -7,13 +7,13 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
-import cv2
 import numpy as np
 import numpy.typing as npt
 import safetensors.torch
 import simplejpeg
 import timm
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ingest.cards import Card
@@ -44,7 +44,11 @@ class TimmEncoder:
 
     def __call__(self, tiles: npt.NDArray[np.uint8]) -> FloatArray:
         """Embeddings [B, D] of RGB tiles [B, H, W, 3]."""
-        x_BCHW = preprocess(resized(tiles, self.card.input_px), self.card.mean, self.card.std)
+        x_BCHW = preprocess(
+            resized(tiles, self.card.input_px, self.card.interpolation),
+            self.card.mean,
+            self.card.std,
+        )
         with torch.inference_mode():
             embedded: FloatArray = self._model(x_BCHW).float().numpy()
         return embedded
@@ -89,12 +93,14 @@ def decode(jpeg: bytes) -> RgbArray:
     return rgb
 
 
-def resized(tiles: npt.NDArray[np.uint8], side_px: int) -> npt.NDArray[np.uint8]:
-    """Tiles [B, H, W, 3] as squares of `side_px`: area-averaged down, bicubic up."""
+def resized(tiles: npt.NDArray[np.uint8], side_px: int, how: str) -> npt.NDArray[np.uint8]:
+    """Tiles [B, H, W, 3] as squares of `side_px`, antialiased as PIL and torchvision do it."""
     if tiles.shape[1] == side_px == tiles.shape[2]:
         return tiles
-    how = cv2.INTER_AREA if side_px < tiles.shape[1] else cv2.INTER_CUBIC
-    return np.stack([cv2.resize(tile, (side_px, side_px), interpolation=how) for tile in tiles])
+    x_BCHW = torch.from_numpy(tiles).permute(0, 3, 1, 2)
+    sized = F.interpolate(x_BCHW, (side_px, side_px), mode=how, antialias=True)
+    pixels: npt.NDArray[np.uint8] = sized.permute(0, 2, 3, 1).contiguous().numpy()
+    return pixels
 
 
 def preprocess(

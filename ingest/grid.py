@@ -89,27 +89,25 @@ def plan_grids(
     }
 
 
-def tissue_share(mask: BoolArray, size_px: tuple[int, int], grid: Grid) -> Float32Array:
+def tissue_share(mask: BoolArray, scale: float, grid: Grid) -> Float32Array:
     """Share of each tile that is tissue, [grid.height, grid.width].
 
     Args:
         mask: tissue of the whole slide at any resolution.
-        size_px: width and height of level 0 that the mask covers.
+        scale: side of one of its pixels in level-0 pixels.
         grid: whose tiles. What lies outside the slide counts as no tissue.
     """
     # A summed-area table read between its entries gives exact areas at any ratio of the two grids.
     total = np.pad(mask.astype(np.float64).cumsum(0).cumsum(1), ((1, 0), (1, 0)))
-    rows = _edges(grid.height, grid.side_px, size_px[1], mask.shape[0])
-    columns = _edges(grid.width, grid.side_px, size_px[0], mask.shape[1])
+    rows = _edges(grid.height, grid.side_px / scale, mask.shape[0])
+    columns = _edges(grid.width, grid.side_px / scale, mask.shape[1])
     inside = np.diff(np.diff(_between(_between(total, rows).T, columns).T, axis=0), axis=1)
-    side = grid.side_px / np.array(size_px[::-1]) * mask.shape
-    share: Float32Array = (inside / side.prod()).astype(np.float32)
+    share: Float32Array = (inside / (grid.side_px / scale) ** 2).astype(np.float32)
     return np.clip(share, 0, 1)
 
 
-def _edges(count: int, side_px: int, size_px: int, length: int) -> Float64Array:
-    edges = np.arange(count + 1, dtype=np.float64) * (side_px / size_px * length)
-    return np.minimum(edges, float(length))
+def _edges(count: int, side: float, length: int) -> Float64Array:
+    return np.minimum(np.arange(count + 1, dtype=np.float64) * side, float(length))
 
 
 def _between(

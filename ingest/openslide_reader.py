@@ -120,33 +120,33 @@ class OpenSlideReader:
         """The whole slide at about `mpp`, read in strips so that memory stays bounded.
 
         Returns:
-            The pixels [H, W, 3] and the mpp that they have.
+            The pixels [H, W, 3], and the side of one of them in level-0 pixels. The last row and
+            column may reach beyond the slide.
         """
         level = self._level(max(1.0, mpp / self.mpp))
         factor = max(1, round(mpp / (self.mpp * self._downsamples[level])))
         width, height = self._slide.level_dimensions[level]
         step = max(1, STRIP_PX // factor) * factor
         rows = [
-            self._strip(level, top, min(step, height - top), width, factor)
-            for top in range(0, height, step)
-        ]
-        return np.concatenate(rows), self.mpp * self._downsamples[level] * factor
-
-    def _strip(self, level: int, top: int, rows: int, width: int, factor: int) -> RgbArray:
-        y = round(top * self._downsamples[level])
-        size = (math.ceil(width / factor), math.ceil(rows / factor))
-        pixels = [
-            self._region(
-                round(x * self._downsamples[level]),
-                y,
-                level,
-                (min(STRIP_PX * factor, width - x), rows),
+            np.concatenate(
+                [
+                    self._block(level, x, y, (min(step, width - x), min(step, height - y)), factor)
+                    for x in range(0, width, step)
+                ],
+                axis=1,
             )
-            for x in range(0, width, STRIP_PX * factor)
+            for y in range(0, height, step)
         ]
-        strip = pixels[0] if len(pixels) == 1 else np.concatenate(pixels, axis=1)
-        resized: RgbArray = cv2.resize(strip, size, interpolation=cv2.INTER_AREA)
-        return resized
+        return np.concatenate(rows), self._downsamples[level] * factor
+
+    def _block(self, level: int, x: int, y: int, size: tuple[int, int], factor: int) -> RgbArray:
+        scale = self._downsamples[level]
+        pixels = self._region(round(x * scale), round(y * scale), level, size)
+        beyond = [(0, -n % factor) for n in size[::-1]]
+        padded = np.pad(pixels, (*beyond, (0, 0)), mode="edge")
+        small = (padded.shape[1] // factor, padded.shape[0] // factor)
+        block: RgbArray = cv2.resize(padded, small, interpolation=cv2.INTER_AREA)
+        return block
 
     def close(self) -> None:
         """Close the file."""

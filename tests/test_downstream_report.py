@@ -1,0 +1,348 @@
+"""Reports of real small lakes: what they say, what they must not load, what they must escape."""
+
+import io
+import json
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import UTC, datetime
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import polars as pl
+import pytest
+from PIL import Image
+
+from downstream import write_report
+from downstream.report_lake import Holding, Part, package_versions, read_holding
+from downstream.report_page import example_queries, notice
+from downstream.report_plots import fidelity_png, forest_png
+from downstream.report_results import shown_set
+from downstream.report_slides import Tiles, choose_slides, decode_rgb, draw_slide, scaled
+from downstream.runs import execute
+from featurestore import DamageError, Lake, LakeConfig, LakeError, create_lake, query
+from tests.test_downstream_bags import MPP, cut, extract, planted
+from tests.test_downstream_runs import COHORT, Inline, study
+
+KEYS = {
+    "stages",
+    "lake",
+    "fidelity",
+    "mil",
+    "survival",
+    "failed",
+    "synthetic",
+    "about",
+    "lake_version",
+}
+EVIL = "<img src=http://evil.example/x onerror=alert(1)>"
+SCRIPT = "</style></p><script>alert('reason')</script>"
+FIDELITY = {"cosine": 0.81234, "baseline": 0.71234, "centred": 0.41234, "tiles": 1714}
+ABOUT = {"synthetic": True, "real_slide": "s05b.svs", "cohort": {"patients": 12, "who": SCRIPT}}
+
+
+class Page(HTMLParser):
+    """Tags, what they load or lead to, and the text between them."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.links: list[tuple[str, str]] = []
+        self.text = ""
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        for name, value in attrs:
+            assert not name.startswith("on")
+            if name in {"src", "href", "srcset", "action", "data", "poster"}:
+                self.links.append((tag, value or ""))
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+    @property
+    def images(self) -> list[str]:
+        return [link for tag, link in self.links if tag == "img"]
+
+    @property
+    def words(self) -> str:
+        return " ".join(self.text.split())
+
+
+def page_of(lake: Lake) -> Page:
+    return Page(lake.read_bytes("report.html").decode())
+
+
+def pictures() -> dict[str, Any]:
+    """What a slide's row says of a scan of 2560 x 1280 pixels, all tissue on the left."""
+    pixels = np.full((40, 80, 3), 220, np.uint8)
+    mask = np.zeros((40, 80), np.uint8)
+    mask[:, :40] = 255
+    return {
+        "width_px": 2560,
+        "height_px": 1280,
+        "mpp": 0.5,
+        "mpp_source": "file",
+        "vendor": "aperio",
+        "reader": "openslide",
+        "verdict": "ok",
+        "tissue": 0.5,
+        "bytes": 1000,
+        "seconds": 0.25,
+        "thumbnail": bytes(cv2.imencode(".jpg", pixels)[1]),
+        "tissue_mask": bytes(cv2.imencode(".png", mask)[1]),
+    }
+
+
+def illustrated(path: Path) -> Lake:
+    """The lake of `build` with pictures, and two slides that failed."""
+    features = planted()
+    lake = create_lake(path, LakeConfig(tile_px=256, mpps=(MPP,)))
+    names = [*features["good"], EVIL, "s99"]
+    *rows, evil, late = lake.committer.register(
+        [{"slide_id": n, "patient_id": f"p{n[1:3]}", "uri": f"/scans/{n}.svs"} for n in names]
+    )
+    counts = {name: len(x) for name, x in features["good"].items()}
+    cuts = [cut(lake, row, counts[row["slide_id"]]) for row in rows]
+    lake.committer.commit_slides([replace(c, row={**c.row, **pictures()}) for c in cuts])
+    lake.committer.fail([{**evil, "reason": SCRIPT}, {**late, "reason": "no mpp"}])
+    for teacher, of_slide in features.items():
+        extract(lake.refreshed(), teacher, of_slide)
+    return lake.refreshed()
+
+
+def put_student(lake: Lake, name: str, *, lake_version: int = 3) -> None:
+    report = {
+        "student": name,
+        "recipe": {"name": "agglomerate", "architecture": "tiny", "mpps": [], "epochs": 2},
+        "run": f"distill-{name}",
+        "lake_version": lake_version,
+        "steps": 40,
+        "parameters": 957952,
+        "train_slides": 18,
+        "held_out_slides": ["s00a", "s00b"],
+        "fidelity": {"good": FIDELITY},
+        "fidelity_per_mpp": {"good": {"0.5": FIDELITY}},
+        "history": [{"epoch": e, "step": 20 * e, "loss": {"good": 1 / e}} for e in (1, 2)],
+        "train_seconds": 61.0,
+        "seconds": 75.0,
+    }
+    lake.write_json(f"students/{name}/report.json", report)
+
+
+@pytest.fixture(scope="module")
+def full(tmp_path_factory: pytest.TempPathFactory) -> tuple[Lake, dict[str, Any]]:
+    """A lake with all there is, and the report of it."""
+    lake = illustrated(tmp_path_factory.mktemp("lake") / "lake")
+    for made in (study(lake, seed=1, features=("good",)), study(lake), study(lake, "survival")):
+        execute(lake, made, COHORT, Inline(lake))
+    lake.write_json("runs/mil-begun/config.json", {})
+    put_student(lake, "small")
+    report = write_report(lake.uri, stages={"ingest": 35.25, "extract": 409.7}, about=ABOUT)
+    return lake, report
+
+
+def test_json(full: tuple[Lake, dict[str, Any]]) -> None:
+    lake, report = full
+    assert report.keys() == KEYS
+    assert json.loads(lake.read_bytes("report.json")) == report
+    assert report["lake"] == lake.info()
+    assert report["lake_version"] == lake.version
+    assert report["synthetic"] is True
+    assert report["fidelity"] == {"good": FIDELITY}
+    assert {row["slide"]: row["reason"] for row in report["failed"]} == {
+        EVIL: SCRIPT,
+        "s99": "no mpp",
+    }
+    # the newer of the two runs, with the numbers of its own result
+    assert list(report["mil"]) == ["good", "noise", "good+noise"]
+    found = lake.read_json(f"runs/{study(lake, 'survival').run}/result.json")["metrics"]["noise"]
+    assert report["survival"]["noise"] == {k: found[k] for k in ("estimate", "low", "high")}
+
+
+def test_the_page_tells_it(full: tuple[Lake, dict[str, Any]]) -> None:
+    lake, report = full
+    page = page_of(lake)
+    words = page.words
+    assert "except the real slide s05b are synthetic: the figures show that the machinery" in words
+    assert "2 of 26 slides failed" in words
+    assert "no mpp" in words
+    assert "24 ready, 2 failed" in words
+    assert "6 min 50 s" in words
+    assert "0.812 0.712 0.100 0.412 1,714" in words
+    for metrics in (report["mil"], report["survival"]):
+        for found in metrics.values():
+            text = f"{found['estimate']:.3f} {found['low']:.3f} to {found['high']:.3f}"
+            assert text in words
+    assert "Column tumour of 12 patients: 6 0, 6 1 (positive)." in words
+    assert re.search(r"Older runs, not shown: mil-[0-9a-f]{12}\.", words)
+    assert "Begun and not finished: mil-begun." in words
+    assert re.search(r"Slide s\d\da of patient p\d\d, features of good, by the model", words)
+    assert "the surest of the correctly classified 1 patients" in words
+    # thumbnails, fidelity, losses, two forests, ROC, attention, survival curves
+    assert len(page.images) == 24 + 7
+    assert len(lake.read_bytes("report.html")) < 1_000_000
+
+
+def test_the_page_loads_nothing_and_runs_nothing(full: tuple[Lake, dict[str, Any]]) -> None:
+    html = full[0].read_bytes("report.html").decode()
+    page = Page(html)
+    assert all(link.startswith(("data:", "#")) for _, link in page.links)
+    assert all(re.match(r"data:image/(png|jpeg);base64,", link) for link in page.images)
+    assert not {"script", "iframe", "object", "embed", "form"} & set(page.tags)
+    assert page.tags.count("link") == 1
+    assert "url(" not in html
+    assert "@import" not in html
+
+
+def test_what_users_wrote_is_text(full: tuple[Lake, dict[str, Any]]) -> None:
+    html = full[0].read_bytes("report.html").decode()
+    assert EVIL not in html
+    assert SCRIPT not in html
+    words = Page(html).words
+    assert EVIL in words
+    assert words.count(SCRIPT) == 3  # in the list, on the card, and about the cohort
+    assert html.count("</style>") == 1
+
+
+def test_the_commands_work(full: tuple[Lake, dict[str, Any]]) -> None:
+    lake = full[0]
+    words = page_of(lake).words
+    queries = example_queries(lake, read_holding(lake))
+    assert len(queries) == 4
+    for _, sql in queries:
+        assert query(lake, sql).height > 0
+        assert sql.partition("'")[0] in words
+
+
+def test_an_empty_lake(tmp_path: Path) -> None:
+    lake = create_lake(tmp_path / "a lake", LakeConfig(tile_px=256, mpps=(0.5, 2.0)))
+    report = write_report(lake.uri)
+    assert report.keys() == KEYS
+    for key in ("stages", "fidelity", "mil", "survival", "about"):
+        assert report[key] == {}
+    assert report["failed"] == []
+    assert report["synthetic"] is False
+    page = page_of(lake)
+    assert page.images == []
+    assert "synthetic" not in page.text
+    for text in ("run slidelake ingest", "run slidelake extract", "run slidelake distill"):
+        assert text in page.words
+    assert page.words.count("No run is finished") == 2
+    assert f"slidelake info '{lake.uri}'" in page.words
+    with pytest.raises(LakeError, match="does not exist"):
+        write_report(str(tmp_path / "elsewhere"))
+
+
+def test_a_later_report_keeps_what_it_was_told(tmp_path: Path) -> None:
+    lake = create_lake(tmp_path / "lake", LakeConfig())
+    write_report(lake.uri, stages={"ingest": 3.0}, about=ABOUT)
+    again = write_report(lake.uri)
+    assert (again["stages"], again["about"], again["synthetic"]) == ({"ingest": 3.0}, ABOUT, True)
+    assert "say nothing about medicine" in page_of(lake).text
+    told = write_report(lake.uri, stages={}, about={})
+    assert (told["stages"], told["synthetic"]) == ({}, False)
+
+
+def test_several_students(tmp_path: Path) -> None:
+    lake = create_lake(tmp_path / "lake", LakeConfig())
+    put_student(lake, "old", lake_version=2)
+    put_student(lake, "young", lake_version=5)
+    lake.write_json("students/unfinished/card.json", {})
+    report = write_report(lake.uri)
+    assert list(report["students"]) == ["young", "old"]
+    assert report["fidelity"] == report["students"]["young"]
+    assert "training young 1 min 15 s" in page_of(lake).words
+
+
+def test_three_classes_have_no_roc_curve(tmp_path: Path) -> None:
+    lake = illustrated(tmp_path / "lake")
+    made = study(lake, features=("good",), classes=("0", "1", "2"))
+    patients = [replace(p, outcome=(float(n % 3),)) for n, p in enumerate(made.patients)]
+    folds = [replace(p, fold=n // 3 % 3) for n, p in enumerate(patients)]
+    execute(lake, replace(made, patients=tuple(folds)), COHORT, Inline(lake))
+    write_report(lake.uri)
+    assert "ROC curves are drawn for two classes only." in page_of(lake).words
+
+
+def rows(names: str, **changes: Callable[[int], Any]) -> pl.DataFrame:
+    base: dict[str, Callable[[int], Any]] = {
+        "slide": lambda n: n,
+        "uri": lambda n: f"/scans/{names}{n}.svs",
+        "state": lambda _: "ready",
+        "verdict": lambda _: "ok",
+    }
+    return pl.DataFrame({k: [f(n) for n in range(50)] for k, f in {**base, **changes}.items()})
+
+
+def test_which_slides_are_shown() -> None:
+    slides = rows(
+        "s",
+        state=lambda n: "failed" if n >= 30 else "ready",
+        verdict=lambda n: "suspicious" if n == 20 else "ok" if n < 30 else None,
+    )
+    shown = choose_slides(slides, first="s9.svs")["slide"].to_list()
+    assert len(shown) == 36
+    assert shown[:12] == list(range(30, 42))
+    assert shown[12:16] == [9, 20, 0, 1]
+    assert choose_slides(rows("s"))["slide"].to_list() == list(range(36))
+
+
+def test_tiles_are_drawn_where_they_are() -> None:
+    white = np.full((100, 200, 3), 255, np.uint8)
+    one = Tiles(side_px=400, x=np.array([800], np.int32), y=np.array([0], np.int32))
+    drawn = draw_slide(white, None, [one], width_px=2000)
+    colour = (drawn != 255).any(axis=2)
+    assert colour[:41, 80:121].sum() == colour.sum() > 0
+    assert not colour[1:40, 81:120].any()
+    # tiles of a tenth of a pixel are drawn as one area, and the mask's outline in black
+    many = Tiles(side_px=400, x=np.arange(8, dtype=np.int32) * 400, y=np.zeros(8, np.int32))
+    small = draw_slide(white, np.full((10, 20), 255, np.uint8), [many], width_px=200_000)
+    assert (small.min(axis=2) < 255).any()
+    assert white.min() == 255
+
+
+def test_a_damaged_picture_is_named() -> None:
+    with pytest.raises(DamageError, match="can't be decoded"):
+        decode_rgb(b"not a picture")
+    assert scaled(np.zeros((100, 50, 3), np.uint8), 360).shape == (360, 180, 3)
+
+
+def test_pictures_of_numbers() -> None:
+    for picture in (
+        forest_png({"a": (0.2, 0.0, 0.4), "b": (1.0, 1.0, 1.0)}, xlabel="x"),
+        fidelity_png([("a", 0.9, 0.7), ("b", -0.2, 0.1)]),
+    ):
+        with Image.open(io.BytesIO(picture)) as image:
+            assert image.format == "PNG"
+            assert min(image.size) > 100
+
+
+def test_which_feature_set_is_shown() -> None:
+    run = Part(name="r", content={"metrics": {"a": {}, "b": {}}}, modified=datetime.now(UTC))
+    assert shown_set(run, ["c", "b"]) == "b"
+    assert shown_set(run, ["c"]) == "a"
+
+
+def test_notice_and_versions() -> None:
+    assert notice({}) is None
+    assert "cohort are synthetic" in str(notice({"synthetic": True}))
+    versions = package_versions()
+    assert versions["Polars"] == pl.__version__
+    assert "not installed" not in versions.values()
+
+
+def test_holding_of_a_lake_without_folders(tmp_path: Path) -> None:
+    lake = create_lake(tmp_path / "lake", LakeConfig())
+    holding = read_holding(lake)
+    assert isinstance(holding, Holding)
+    assert (holding.students, holding.runs, holding.unfinished) == (
+        [],
+        {"mil": [], "survival": []},
+        [],
+    )
+    assert holding.newest("mil") is None
