@@ -251,10 +251,11 @@ def distill_command(
     json_: JsonOpt = False,
 ) -> None:
     """Train a small student from pixels and cached teacher features; no teacher is run."""
-    from distill.ray_train import distill
     from distill.recipes import make_recipe
 
     made = make_recipe(recipe, tuple(teacher), epochs=epochs, seed=seed)
+    from distill.ray_train import distill
+
     report = distill(lake, made, name=name, workers=workers, address=address)
     lines = [
         f"{t}: cosine {f['cosine']:.3f} on held-out patients (mean feature {f['baseline']:.3f})"

@@ -1,31 +1,21 @@
 """Distillation on Ray Train: any number of workers, a checkpoint per epoch, a student at the end.
 
-The loop itself is `distill.train`; here are the workers, the checkpoints and the files. A run's
-name is a hash of all that decides its result, so the same command goes on where it was killed.
+The loop itself is `distill.train`, the worker around it `distill.ray_worker`. A run's name is a
+hash of all that decides its result, so the same command goes on where it was killed.
 """
 
 import hashlib
 import json
-import os
-import tempfile
 import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
-import torch
-
 from cluster import progress, ray_session
-from distill.data import Plan, TileSet
 from distill.errors import DistillError
-from distill.fidelity import combined
 from distill.recipes import Recipe
-from distill.student import Student, student_card
-from distill.targets import Standardiser
-from distill.train import Norms, State, measure, train_epoch
 from featurestore import (
     Lake,
     fit_stats,
@@ -36,10 +26,8 @@ from featurestore import (
     read_stats,
 )
 from featurestore.schema import features_table, identity_of
-from ingest import find_card, student_folder
-from ingest.encoder import card_json
+from ingest import student_folder
 
-CHECKPOINT = "state.pt"
 Config = dict[str, Any]
 
 
@@ -140,7 +128,7 @@ def _check(lake: Lake, recipe: Recipe, name: str) -> None:
         raise DistillError(msg)
     there = {(f["teacher"], f["mpp"]): f["complete"] for f in lake.info()["features"]}
     for teacher in recipe.teachers:
-        for mpp in _mpps(lake, recipe):
+        for mpp in recipe.mpps_of(lake.config.mpps):
             if not there.get((teacher, mpp)):
                 msg = (
                     f"recipe '{recipe.name}' needs features of '{teacher}' for every tile at mpp "
@@ -149,16 +137,12 @@ def _check(lake: Lake, recipe: Recipe, name: str) -> None:
                 raise DistillError(msg)
 
 
-def _mpps(lake: Lake, recipe: Recipe) -> list[float]:
-    return [lake.known_mpp(mpp) for mpp in recipe.mpps or lake.config.mpps]
-
-
 def _config(lake: Lake, recipe: Recipe, name: str) -> Config:
     train, held = split_slides(lake, holdout=recipe.holdout, seed=recipe.seed)
     identities = {
         f"{teacher}@{mpp}": identity_of(lake.table(features_table(mpp)).schema.field(teacher))
         for teacher in recipe.teachers
-        for mpp in _mpps(lake, recipe)
+        for mpp in recipe.mpps_of(lake.config.mpps)
     }
     decided = {
         "student": name,
@@ -180,7 +164,7 @@ def _fit(lake: Lake, config: Config, recipe: Recipe, workers: int) -> None:
     gpus = int(ray.cluster_resources().get("GPU", 0))
     cpus = int(ray.cluster_resources().get("CPU", 1))
     trainer = TorchTrainer(
-        work,
+        _work,
         train_loop_config={**config, "threads": max(1, cpus // workers)},
         scaling_config=ScalingConfig(num_workers=workers, use_gpu=gpus >= workers),
         run_config=RunConfig(
@@ -191,6 +175,12 @@ def _fit(lake: Lake, config: Config, recipe: Recipe, workers: int) -> None:
     )
     with _followed(lake, config["run"], recipe.epochs):
         trainer.fit()
+
+
+def _work(config: Config) -> None:
+    from distill.ray_worker import work
+
+    work(config)
 
 
 @contextmanager
@@ -228,138 +218,3 @@ def read_history(lake: Lake, run: str) -> list[dict[str, Any]]:
     path = f"runs/{run}/history.json"
     history: list[dict[str, Any]] = lake.read_json(path) if lake.exists(path) else []
     return history
-
-
-# ---------------------------------------------------------------------- inside a worker
-
-
-def work(config: Config) -> None:
-    """One worker: go on from the last checkpoint, train to the end, write the student."""
-    import ray.train
-    from ray.train.torch import prepare_model
-
-    recipe = _recipe_of(config)
-    context = ray.train.get_context()
-    rank, world = context.get_world_rank(), context.get_world_size()
-    torch.set_num_threads(config["threads"])
-    torch.manual_seed(recipe.seed)
-    lake = open_lake(config["lake"])
-    sets, held, norms = _data(lake, config, recipe)
-    student = Student(recipe, {t: lake.teachers(mpp=sets[0].mpp)[t] for t in recipe.teachers})
-    student.to(memory_format=torch.channels_last)
-    state = _resumed(student, recipe)
-    model = prepare_model(student) if world > 1 else student
-    state.model = model
-    plan = Plan(
-        sizes=tuple(len(tiles) for tiles in sets),
-        batch_tiles=recipe.batch_tiles,
-        seed=recipe.seed,
-        rank=rank,
-        world=world,
-    )
-    started = time.perf_counter()
-    while state.epoch < recipe.epochs:
-        loss = train_epoch(state, recipe, sets, norms, plan)
-        state.history.append({"epoch": state.epoch, "step": state.step, "loss": loss})
-        state.model = student
-        _checkpoint(state, lake, config["run"], rank)
-        state.model = model
-    if rank == 0:
-        seconds = time.perf_counter() - started
-        found = measure(student, held, norms, recipe.teachers)
-        _write_student(lake, config, student, state, found, seconds)
-
-
-def _recipe_of(config: Config) -> Recipe:
-    fields = config["recipe"]
-    return Recipe(
-        **{**fields, "teachers": tuple(fields["teachers"]), "mpps": tuple(fields["mpps"])}
-    )
-
-
-def _data(lake: Lake, config: Config, recipe: Recipe) -> tuple[list[TileSet], list[TileSet], Norms]:
-    train, held = (
-        [
-            TileSet(lake, config[part], mpp=mpp, teachers=recipe.teachers, input_px=recipe.input_px)
-            for mpp in _mpps(lake, recipe)
-        ]
-        for part in ("train", "held_out")
-    )
-    norms = {}
-    for tiles in train:
-        for teacher in recipe.teachers:
-            moments = read_stats(lake, teacher, mpp=tiles.mpp, slide_ids=config["train"])
-            if moments is None:
-                msg = f"no statistics of '{teacher}' at mpp {tiles.mpp} for this run's slides"
-                raise DistillError(msg)
-            norms[teacher, tiles.mpp] = Standardiser.from_moments(moments)
-    return train, held, norms
-
-
-def _resumed(student: Student, recipe: Recipe) -> State:
-    import ray.train
-
-    optimiser = torch.optim.AdamW(
-        student.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay
-    )
-    state = State(model=student, optimiser=optimiser)
-    checkpoint = ray.train.get_checkpoint()
-    if checkpoint is not None:
-        with checkpoint.as_directory() as folder:
-            state.load((Path(folder) / CHECKPOINT).read_bytes())
-    return state
-
-
-def _checkpoint(state: State, lake: Lake, run: str, rank: int) -> None:
-    import ray.train
-
-    if rank != 0:
-        ray.train.report({})
-        return
-    with tempfile.TemporaryDirectory(prefix="slidelake-") as folder:
-        (Path(folder) / CHECKPOINT).write_bytes(state.to_bytes())
-        checkpoint = ray.train.Checkpoint.from_directory(folder)
-        ray.train.report({"epoch": state.epoch}, checkpoint=checkpoint)
-    # After the checkpoint: the history then never tells of an epoch that a restart repeats.
-    lake.write_json(f"runs/{run}/history.json", state.history)
-
-
-def _write_student(
-    lake: Lake,
-    config: Config,
-    student: Student,
-    state: State,
-    found: dict[str, Any],
-    seconds: float,
-) -> None:
-    from safetensors.torch import save
-
-    recipe, folder = _recipe_of(config), student_folder(config["student"])
-    licences = {t: find_card(lake.store, t).licence for t in recipe.teachers}
-    card = student_card(recipe, config["student"], student.dim, licences)
-    for file, part in (("model", student.trunk), ("heads", student.heads)):
-        tensors = {key: value.contiguous() for key, value in part.state_dict().items()}
-        lake.write_bytes(f"{folder}/{file}.safetensors", save(tensors))
-    lake.write_bytes(f"{folder}/card.json", card_json(card))
-    # The report comes last: a student without one is not finished, and the run goes on.
-    lake.write_json(
-        f"{folder}/report.json",
-        {
-            "student": config["student"],
-            "recipe": config["recipe"],
-            "run": config["run"],
-            "lake_version": config["lake_version"],
-            "steps": state.step,
-            "parameters": sum(p.numel() for p in student.trunk.parameters()),
-            "train_slides": len(config["train"]),
-            "held_out_slides": config["held_out"],
-            "fidelity": {teacher: combined(parts) for teacher, parts in found.items()},
-            "fidelity_per_mpp": {
-                teacher: {mpp_name(mpp): part.to_dict() for mpp, part in parts.items()}
-                for teacher, parts in found.items()
-            },
-            "history": state.history,
-            "train_seconds": round(seconds, 3),
-            "cpus": os.cpu_count(),
-        },
-    )

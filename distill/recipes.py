@@ -55,6 +55,20 @@ class Recipe:
             )
             raise DistillError(msg)
 
+    def mpps_of(self, known: tuple[float, ...]) -> tuple[float, ...]:
+        """The mpps to train at, out of the lake's.
+
+        Raises:
+            DistillError: the lake has no tiles at one of them.
+        """
+        missing = set(self.mpps) - set(known)
+        if missing:
+            msg = (
+                f"recipe '{self.name}' asks for mpps {sorted(missing)}; the lake has {list(known)}"
+            )
+            raise DistillError(msg)
+        return self.mpps or known
+
 
 def agglomerate(teachers: tuple[str, ...]) -> Recipe:
     """Any number of teachers into one small convolutional student, from cached features alone."""

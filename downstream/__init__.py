@@ -8,6 +8,7 @@ from downstream.bags import BagError
 from downstream.cohort import Cohort, CohortError, patient_table, read_labels
 from downstream.metrics import Estimate, UndefinedMetricError, auroc, bootstrap, concordance
 from downstream.plots import attention_png, km_png, roc_png
+from downstream.report import write_report
 from downstream.runs import run_mil, run_survival
 from downstream.settings import AbmilSettings, CoxSettings
 from downstream.splits import LeakageError, SplitError, assert_disjoint, patient_folds
@@ -38,4 +39,5 @@ __all__ = [
     "roc_png",
     "run_mil",
     "run_survival",
+    "write_report",
 ]

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from numpy.typing import NDArray
 
+    from downstream.metrics import Estimate
+
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _DPI = 130
 _GRID = np.linspace(0, 1, 101)
@@ -31,6 +33,7 @@ _RISK_TIMES = 5
 def roc_png(
     curves: Mapping[str, tuple[NDArray[np.int64], NDArray[np.float64]]],
     *,
+    estimates: Mapping[str, Estimate] | None = None,
     title: str = "",
     n: int = 500,
     seed: int = 0,
@@ -39,6 +42,7 @@ def roc_png(
 
     Args:
         curves: Name -> ([P] labels 0/1, [P] scores, higher = more likely 1).
+        estimates: Name -> AUROC for the legend, where it is known; others are bootstrapped here.
         title: Above the axes.
         n: Resamples of the bands and of the intervals in the legend.
         seed: Of the bootstrap.
@@ -49,19 +53,19 @@ def roc_png(
     Raises:
         UndefinedMetricError: Patients of one class only.
     """
-    figure, axes = _figure(5.2, 5.0)
+    figure, axes = new_figure(5.2, 5.0)
     axes.plot([0, 1], [0, 1], color="0.7", linewidth=1, linestyle="--")
     for number, (name, (label_P, score_P)) in enumerate(curves.items()):
         colour = COLOURS[number % len(COLOURS)]
-        found = bootstrap(auroc, label_P, score_P, n=n, seed=seed)
-        text = f"{name}: {found.estimate:.2f} ({found.low:.2f}-{found.high:.2f})"
+        found = (estimates or {}).get(name) or bootstrap(auroc, label_P, score_P, n=n, seed=seed)
+        text = f"{name}: {found.estimate:.3f} ({found.low:.3f} to {found.high:.3f})"
         low, high = roc_band(label_P, score_P, n=n, seed=seed)
         axes.fill_between(_GRID, low, high, color=colour, alpha=0.15, linewidth=0)
         axes.plot(*_roc(label_P, score_P), color=colour, linewidth=2, label=text)
     axes.set(xlabel="1 - specificity", ylabel="sensitivity", title=title, aspect="equal")
     axes.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01))
     axes.legend(title="AUROC (95 % interval)", loc="lower right", frameon=False, fontsize=8)
-    return _png(figure)
+    return to_png(figure)
 
 
 def roc_band(
@@ -76,11 +80,17 @@ def roc_band(
         msg = f"a ROC curve needs patients of both classes, all {len(label_P)} are of one"
         raise UndefinedMetricError(msg)
     rng = np.random.default_rng(seed)
+    # Sorted once, so that a resample is two sums over how often each patient was drawn.
+    order = np.argsort(-score_P, kind="stable")
+    positive_P, ends = label_P[order], np.flatnonzero(np.diff(score_P[order], append=-np.inf))
     drawn: list[NDArray[np.float64]] = []
     while len(drawn) < n:
         rows = rng.integers(0, len(label_P), size=len(label_P))
-        if 0 < label_P[rows].sum() < len(rows):
-            drawn.append(np.interp(_GRID, *_roc(label_P[rows], score_P[rows])))
+        times_P = np.bincount(rows, minlength=len(label_P))[order]
+        true, false = (np.cumsum(times_P * part)[ends] for part in (positive_P, 1 - positive_P))
+        if true[-1] and false[-1]:
+            curve = np.r_[0, false / false[-1]], np.r_[0, true / true[-1]]
+            drawn.append(np.interp(_GRID, *curve))
     low, high = np.percentile(drawn, [2.5, 97.5], axis=0)
     return low, high
 
@@ -105,19 +115,17 @@ def km_png(
     Returns:
         A PNG.
     """
-    figure, axes = _figure(6.0, 4.8)
+    figure, axes = new_figure(6.0, 4.8)
     ticks = _round_times(float(time_P.max()))
     for number, (name, group_P) in enumerate((("low risk", ~high_P), ("high risk", high_P))):
         _km_curve(axes, time_P[group_P], event_P[group_P], name=name, colour=COLOURS[number])
         at_risk = [int((time_P[group_P] >= tick).sum()) for tick in ticks]
         _at_risk(axes, ticks, at_risk, name=name, row=number)
     p = logrank_p(time_P, event_P, high_P)
-    if p is not None:
-        text = "log-rank p < 0.001" if p < 0.001 else f"log-rank p = {p:.3f}"
-        axes.text(0.03, 0.05, text, transform=axes.transAxes)
+    text = "" if p is None else "log-rank p < 0.001" if p < 0.001 else f"log-rank p = {p:.3f}"
     axes.set(xlabel=xlabel, ylabel="survival", title=title, ylim=(0, 1.03), xticks=ticks)
-    axes.legend(loc="upper right", frameon=False)
-    return _png(figure)
+    axes.legend(title=text, loc="upper right", frameon=False)
+    return to_png(figure)
 
 
 def logrank_p(
@@ -164,7 +172,7 @@ def attention_png(
         (height, width), x, y, attention, tile_px_level0=tile_px_level0, size_px=size_px
     )
     wide = 2 * width > height
-    figure, (plain, coloured) = _figure(9.0, 1.0 + 4.5 * min(height / width, 2.0), columns=2)
+    figure, (plain, coloured) = new_figure(9.0, 1.0 + 4.5 * min(height / width, 2.0), columns=2)
     for axes in (plain, coloured):
         axes.imshow(thumbnail_HW3)
         axes.set_axis_off()
@@ -174,7 +182,7 @@ def attention_png(
     side = "horizontal" if wide else "vertical"
     bar = figure.colorbar(image, ax=[plain, coloured], orientation=side, shrink=0.5, pad=0.04)
     bar.set_label("share of the slide's tiles with less attention")
-    return _png(figure)
+    return to_png(figure)
 
 
 def attention_overlay(
@@ -272,7 +280,7 @@ def _at_risk(
         axes.text(-0.06, below + 0.07, "at risk", transform=axes.transAxes, ha="right", fontsize=9)
 
 
-def _figure(width: float, height: float, columns: int = 1) -> tuple[Figure, Any]:
+def new_figure(width: float, height: float, columns: int = 1) -> tuple[Figure, Any]:
     """A figure with one axes, or with several side by side."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -285,7 +293,7 @@ def _figure(width: float, height: float, columns: int = 1) -> tuple[Figure, Any]
     return figure, axes
 
 
-def _png(figure: Figure) -> bytes:
+def to_png(figure: Figure) -> bytes:
     """The figure as PNG, cut to what is drawn."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", bbox_inches="tight")

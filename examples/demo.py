@@ -5,6 +5,7 @@ kill goes on, and running it again after the end takes seconds. What each stage 
 time is kept in `demo.json` in the lake.
 """
 
+import contextlib
 import json
 import shutil
 import sys
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import slidelake
+from cluster import ray_session
 from examples.cohort import make_cohort
 
 REAL_SLIDE = Path(__file__).parent / "data" / "CMU-1-Small-Region.svs"
@@ -87,6 +89,21 @@ def run_demo(folder: Path, settings: DemoSettings) -> dict[str, Any]:
     """
     folder.mkdir(parents=True, exist_ok=True)
     stages, lake = Stages(folder), str(folder)
+    with contextlib.ExitStack() as stack:
+        if not (folder / "report.json").exists():
+            # One Ray for all stages; where all is done none is started, which saves seconds.
+            stages.run("start Ray", lambda: stack.enter_context(ray_session()))
+        _stages(stages, lake, folder, settings)
+    about = {
+        "synthetic": True,
+        "cohort": asdict(settings),
+        "real_slide": REAL_SLIDE.name,
+    }
+    report: dict[str, Any] = slidelake.write_report(lake, stages=stages.seconds, about=about)
+    return report
+
+
+def _stages(stages: Stages, lake: str, folder: Path, settings: DemoSettings) -> None:
     labels = stages.run("cohort", lambda: _cohort(folder, settings))
     stages.run("ingest", lambda: _ingest(lake, labels))
     stages.run("extract", lambda: _extract(lake, TEACHERS))
@@ -96,13 +113,6 @@ def run_demo(folder: Path, settings: DemoSettings) -> dict[str, Any]:
     features = [*TEACHERS, STUDENT]
     stages.run("mil", lambda: _mil(lake, labels, features, settings))
     stages.run("survival", lambda: _survival(lake, labels, features, settings))
-    about = {
-        "synthetic": True,
-        "cohort": asdict(settings),
-        "real_slide": REAL_SLIDE.name,
-    }
-    report: dict[str, Any] = slidelake.write_report(lake, stages=stages.seconds, about=about)
-    return report
 
 
 def _cohort(folder: Path, settings: DemoSettings) -> Path:

@@ -65,6 +65,7 @@ class Lake:
         catalog = open_table(store, CATALOG, version)
         self.version: int = catalog.version
         self._versions = {CATALOG: self.version, **root_versions(catalog)}
+        self._tables = {CATALOG: catalog}
 
     @property
     def uri(self) -> str:
@@ -83,8 +84,10 @@ class Lake:
     # ------------------------------------------------------------------ tables
 
     def table(self, rel: str) -> lance.LanceDataset:
-        """A table of this version, opened by Lance."""
-        return open_table(self.store, rel, self._versions[rel])
+        """A table of this version, opened by Lance once: it never changes."""
+        if rel not in self._tables:
+            self._tables[rel] = open_table(self.store, rel, self._versions[rel])
+        return self._tables[rel]
 
     def slides(self) -> pl.LazyFrame:
         """One row per slide: identity, geometry, state, why it failed. Pictures are left out."""

@@ -4,9 +4,9 @@ A card holds everything that decides the numbers an encoder gives; a hash of it 
 is kept with the column in the lake.
 """
 
-import importlib.metadata
 import importlib.util
-from dataclasses import dataclass
+import json
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -95,3 +95,8 @@ CARDS: dict[str, Card] = {
         _lite(1, 240, "efficientnet-lite1-77cc7160.pth"),
     )
 }
+
+
+def card_json(card: Card) -> bytes:
+    """A card as it is kept beside a student's weights."""
+    return (json.dumps(asdict(card), indent=2) + "\n").encode()

@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import polars as pl
 import pytest
 import safetensors.torch
 import timm
@@ -157,7 +158,7 @@ def test_pixels_and_features_are_of_the_same_tile(lake: Lake) -> None:
     full = TileSet(lake, lake.slides().collect()["slide_id"].to_list(), mpp=0.5,
                    teachers=TEACHERS, input_px=256).batch(which)  # fmt: skip
     for place, key in enumerate(batch.tile_id.tolist()):
-        stored = whole.row(by_predicate=whole["tile_id"] == key, named=True)[TEACHERS[0]]
+        stored = whole.row(by_predicate=pl.col("tile_id") == key, named=True)[TEACHERS[0]]
         np.testing.assert_array_equal(batch.features[TEACHERS[0]][place], np.float16(stored))
         again = encoder(full.pixels[place : place + 1])[0]
         assert np.corrcoef(again, np.asarray(stored, np.float32))[0, 1] > 0.9999

@@ -1,0 +1,151 @@
+"""What a report reads of a lake: slides, students and runs. Files only; nothing is computed."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import platform
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import polars as pl
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+    from featurestore import Lake
+
+Json = dict[str, Any]
+
+PACKAGES = {
+    "Ray": "ray",
+    "Lance": "pylance",
+    "PyTorch": "torch",
+    "timm": "timm",
+    "OpenSlide (binding)": "openslide-python",
+    "OpenSlide (library)": "openslide-bin",
+    "Polars": "polars",
+    "PyArrow": "pyarrow",
+    "WebDataset": "webdataset",
+    "scikit-learn": "scikit-learn",
+    "scikit-survival": "scikit-survival",
+    "matplotlib": "matplotlib",
+    "NumPy": "numpy",
+}
+_KINDS = ("mil", "survival")
+_SLIDE_COLUMNS = (
+    "slide",
+    "slide_id",
+    "patient_id",
+    "state",
+    "reason",
+    "verdict",
+    "uri",
+    "bytes",
+    "width_px",
+    "height_px",
+    "mpp",
+    "mpp_source",
+    "vendor",
+    "reader",
+    "tissue",
+    "seconds",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """A student or a finished run.
+
+    Attributes:
+        name: Of its folder.
+        content: Its `report.json` or `result.json`.
+        modified: When that file was written.
+    """
+
+    name: str
+    content: Json
+    modified: datetime
+
+    @property
+    def lake_version(self) -> int:
+        """The version of the lake that it read; 0 if it does not say."""
+        return int(self.content.get("lake_version", 0))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Holding:
+    """All that a report tells of, apart from pictures and predictions.
+
+    Attributes:
+        info: `Lake.info()`.
+        slides: One row per slide, by slide number.
+        students: Finished students, newest first.
+        runs: Kind -> finished runs, newest first.
+        unfinished: Names of runs that were begun and have no result.
+    """
+
+    info: Json
+    slides: pl.DataFrame
+    students: list[Part]
+    runs: dict[str, list[Part]]
+    unfinished: list[str]
+
+    def newest(self, kind: str) -> Part | None:
+        """The newest finished run of a kind, or None."""
+        return next(iter(self.runs[kind]), None)
+
+    @property
+    def failed(self) -> list[Json]:
+        """Slides that failed, and why."""
+        rows = self.slides.filter(pl.col("state") == "failed")
+        return [
+            {"slide": name, "reason": reason or "no reason was kept"}
+            for name, reason in rows.select("slide_id", "reason").iter_rows()
+        ]
+
+
+def read_holding(lake: Lake) -> Holding:
+    """Read what a lake holds."""
+    finished = _parts(lake, "runs", "result.json")
+    names = {part.name for part in finished}
+    begun = [name for name in lake.store.names("runs") if name.startswith(("mil-", "survival-"))]
+    return Holding(
+        info=lake.info(),
+        slides=lake.slides().select(_SLIDE_COLUMNS).collect().sort("slide"),
+        students=_parts(lake, "students", "report.json"),
+        runs={
+            kind: [part for part in finished if part.content.get("kind") == kind] for kind in _KINDS
+        },
+        unfinished=[name for name in begun if name not in names],
+    )
+
+
+def _parts(lake: Lake, folder: str, file: str) -> list[Part]:
+    """Folders that hold the file that is written last, newest first."""
+    found = []
+    for name in lake.store.names(folder):
+        rel = f"{folder}/{name}/{file}"
+        if lake.exists(rel):
+            modified = lake.store.fs.modified(lake.store.path(rel))
+            found.append(Part(name=name, content=lake.read_json(rel), modified=modified))
+    return sorted(found, key=lambda p: (p.lake_version, p.modified, p.name), reverse=True)
+
+
+def read_earlier(lake: Lake) -> Json:
+    """The `report.json` that is there, or an empty dict."""
+    if not lake.exists("report.json"):
+        return {}
+    earlier: Json = json.loads(lake.read_bytes("report.json"))
+    return earlier
+
+
+def package_versions() -> dict[str, str]:
+    """Versions of Python and of the packages that decide what a lake holds."""
+    versions = {"Python": platform.python_version()}
+    for shown, name in PACKAGES.items():
+        try:
+            versions[shown] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            versions[shown] = "not installed"
+    return versions
