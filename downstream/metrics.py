@@ -135,5 +135,6 @@ def bootstrap(
             if redrawn > _MAX_TRIES_PER_RESAMPLE * n:
                 msg = f"undefined on {redrawn} resamples of {patients} patients; add patients"
                 raise UndefinedMetricError(msg) from error
-    low, high = np.percentile(values, [2.5, 97.5])
+    # Interpolating between equal values leaves noise in the last digit: 0.9999999999999999.
+    low, high = np.percentile(values, [2.5, 97.5]).round(12)
     return Estimate(estimate=estimate, low=float(low), high=float(high), redrawn=redrawn)

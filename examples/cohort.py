@@ -29,7 +29,7 @@ from examples.slide_textures import library
 from examples.slide_writer import TILE_PX, aperio_pages, write_tiff
 
 #: Part of the arguments a folder was made with: raise it when other pixels come out.
-GENERATOR_VERSION = 1
+GENERATOR_VERSION = 2
 COLUMNS = (
     "slide_id",
     "patient_id",

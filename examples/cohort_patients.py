@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 #: Microns per pixel of the scanner of each site.
 SITE_MPP = {"A": 0.4990, "B": 0.5030}
-LABELS = ("low_grade", "high_grade")
+LABELS = ("grade_1", "grade_3")
 
 _FOLLOW_UP_MONTHS = 60.0
 _EVENT_SHARE = 0.65

@@ -48,37 +48,36 @@ class DemoSettings:
 
 
 class Stages:
-    """Times stages; a stage that had been done before keeps the time that it took then."""
+    """Times stages; one that was finished before keeps the time that it took then."""
 
     def __init__(self, lake: Path) -> None:
         self._file = lake / "demo.json"
         self.seconds: dict[str, float] = {}
+        self._done: list[str] = []
         if self._file.exists():
-            self.seconds = json.loads(self._file.read_text())["stages"]
+            kept = json.loads(self._file.read_text())
+            self.seconds, self._done = kept["stages"], kept["done"]
 
     def run(self, name: str, work: Callable[[], Any]) -> Any:  # noqa: ANN401
         """Do a stage; the time of unfinished tries adds up."""
         start = time.perf_counter()
-        done = False
         try:
             result = work()
-            done = True
-        finally:
-            self._add(name, time.perf_counter() - start)
-        if done:
-            sys.stderr.write(f"demo: {name} done in {time.perf_counter() - start:.1f} s\n")
+            took = time.perf_counter() - start
+            sys.stderr.write(f"demo: {name} done in {took:.1f} s\n")
+        except BaseException:
+            self._keep(name, time.perf_counter() - start, done=False)
+            raise
+        self._keep(name, took, done=True)
         return result
 
-    def _add(self, name: str, seconds: float) -> None:
-        # A look at what is there already takes well under this; it is no part of the stage's work.
-        if seconds > LOOK_S or name not in self.seconds:
+    def _keep(self, name: str, seconds: float, *, done: bool) -> None:
+        if name not in self._done:
             self.seconds[name] = round(self.seconds.get(name, 0.0) + seconds, 1)
+            self._done += [name] if done else []
         temporary = self._file.with_suffix(".tmp")
-        temporary.write_text(json.dumps({"stages": self.seconds}, indent=2) + "\n")
+        temporary.write_text(json.dumps({"stages": self.seconds, "done": self._done}, indent=2))
         temporary.replace(self._file)
-
-
-LOOK_S = 5.0
 
 
 def run_demo(folder: Path, settings: DemoSettings) -> dict[str, Any]:

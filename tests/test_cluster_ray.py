@@ -1,5 +1,6 @@
 """`cluster` against a real Ray: a private one, one that is killed, and a head that takes jobs."""
 
+import json
 import os
 import signal
 import socket
@@ -18,6 +19,7 @@ import pytest
 import cluster
 from cluster import ClusterError, quiet_ray_data, ray_map, ray_session, submit
 from cluster.scratch import scratch_directory
+from featurestore import LakeConfig, create_lake
 
 CHECKOUT = Path(cluster.__file__).parent.parent
 MARK = "SLIDELAKE_TEST_MARK"
@@ -174,6 +176,8 @@ def test_a_killed_driver_takes_its_ray_with_it_and_says_nothing(tmp_path: Path) 
     )
     env = {**os.environ, MARK: mark, "PYTHONPATH": str(CHECKOUT)}
     env.pop("RAY_ADDRESS", None)
+    # A job runs the `python` that its head finds first.
+    env["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{env['PATH']}"
     with (
         (tmp_path / "err").open("w+") as err,
         subprocess.Popen(
@@ -234,6 +238,8 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
     log = tmp_path_factory.mktemp("head") / "log"
     env = {**os.environ, MARK: mark, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token}
     env.pop("RAY_ADDRESS", None)
+    # A job runs the `python` that its head finds first.
+    env["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{env['PATH']}"
     with scratch_directory() as temp_dir, log.open("wb") as out:
         command = [str(Path(sys.executable).parent / "ray"), "start", "--head", "--block"]
         command += ["--include-dashboard=true", "--dashboard-host=127.0.0.1", "--num-cpus=2"]
@@ -281,6 +287,29 @@ class TestWithAHead:
         assert "[(0, 1), (1, 2)]" in lines
         assert lines[-1] == "a b it's $HOME"
         assert capsys.readouterr().out == ""
+
+    def test_slidelake_submit_info_prints_what_info_prints(
+        self, head: Head, tmp_path: Path
+    ) -> None:
+        lake = create_lake(tmp_path / "lake", LakeConfig(mpps=(0.5, 2.0)))
+        words = [
+            "submit",
+            "--address",
+            head.address,
+            "--",
+            "info",
+            str(tmp_path / "lake"),
+            "--json",
+        ]
+        done = subprocess.run(
+            [*PYTHON[:1], "-m", "slidelake", *words],
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=120,
+        )
+        (line,) = [line for line in done.stdout.splitlines() if line.startswith("{")]
+        assert json.loads(line) == lake.info()
 
     def test_ctrl_c_stops_following_and_not_the_job(
         self, head: Head, capsys: pytest.CaptureFixture[str], tmp_path: Path

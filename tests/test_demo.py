@@ -1,0 +1,92 @@
+"""The whole way, small: what `make demo` does, twice, and killed in between."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT
+
+CODE = """
+import json, sys
+from pathlib import Path
+from examples.demo import DemoSettings, run_demo
+
+if __name__ == "__main__":
+    settings = DemoSettings(
+        patients=8, slides=9, width_px=1280, height_px=1024, epochs=3, folds=2
+    )
+    run_demo(Path(sys.argv[1]), settings)
+"""
+
+
+def start(folder: Path) -> subprocess.Popen[bytes]:
+    script = folder.parent / "small_demo.py"
+    script.write_text(CODE)
+    log = (folder.parent / "log").open("ab")
+    with log:
+        return subprocess.Popen(
+            [sys.executable, str(script), str(folder)],
+            cwd=ROOT,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            stderr=log,
+            start_new_session=True,
+        )
+
+
+def finish(folder: Path) -> float:
+    begun = time.monotonic()
+    process = start(folder)
+    assert process.wait(timeout=580) == 0, (folder.parent / "log").read_text()[-4000:]
+    return time.monotonic() - begun
+
+
+def check(folder: Path) -> None:
+    report = json.loads((folder / "report.json").read_text())
+    features = {"efficientnet_lite0", "efficientnet_lite1", "student"}
+    assert {"cohort", "ingest", "extract", "distill", "mil", "survival"} <= set(report["stages"])
+    assert set(report["fidelity"]) == features - {"student"}
+    assert report["synthetic"] is True
+    for kind in ("mil", "survival"):
+        assert set(report[kind]) == features
+        for found in report[kind].values():
+            assert 0 <= found["low"] <= found["estimate"] <= found["high"] <= 1
+    info = report["lake"]
+    assert info["slides"] == {"ready": 10, "failed": 0}
+    assert {(f["teacher"], f["mpp"]) for f in info["features"]} == {
+        (name, mpp) for name in features for mpp in (0.5, 2.0)
+    }
+    assert all(found["complete"] for found in info["features"])
+    assert (folder / "report.html").read_text().startswith("<!DOCTYPE html>")
+
+
+@pytest.mark.slow
+def test_demo_and_again_in_seconds(tmp_path: Path) -> None:
+    folder = tmp_path / "lake"
+    first = finish(folder)
+    check(folder)
+    before = (folder / "report.json").read_text()
+    assert finish(folder) < first / 2
+    assert (
+        json.loads((folder / "report.json").read_text())["stages"] == json.loads(before)["stages"]
+    )
+
+
+@pytest.mark.slow
+def test_demo_killed_at_random_goes_on(tmp_path: Path) -> None:
+    folder = tmp_path / "lake"
+    chance = random.Random(0)
+    for _ in range(3):
+        process = start(folder)
+        time.sleep(chance.uniform(10, 60))
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    finish(folder)
+    check(folder)
