@@ -128,7 +128,7 @@ def test_nothing_in_the_repository_names_a_registry_or_this_machine() -> None:
     wrong = re.compile(
         r"index[-_]url|/simple\b|" + re.escape(str(Path.home()) + "/") + r"|/wo" + r"rk/"
     )
-    for name in listed:
+    for name in set(listed) - {"tests/test_architecture.py"}:
         path = ROOT / name
         if path.suffix in {".py", ".md", ".toml", ".txt", ".yaml", ".j2", ""} and path.is_file():
             assert not wrong.search(path.read_text()), name
