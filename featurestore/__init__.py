@@ -11,6 +11,7 @@ os.environ.setdefault("LANCE_LOG", "error")
 warnings.filterwarnings("ignore", message="lance is not fork-safe", category=UserWarning)
 
 from featurestore.config import FORMAT, LakeConfig
+from featurestore.cuts import GridCut, SlideCut
 from featurestore.errors import (
     DamageError,
     FormatError,
@@ -21,7 +22,7 @@ from featurestore.errors import (
 from featurestore.ids import mpp_name, tile_ids, tile_parts
 from featurestore.lake import Bag, Lake, create_lake, matrix, open_lake
 from featurestore.lance_columns import ColumnFile, ColumnWriter
-from featurestore.lance_commit import Committer, GridCut, SlideCut
+from featurestore.lance_commit import Committer
 from featurestore.query import query, tables
 from featurestore.schema import tiles_schema
 from featurestore.shards import Shard, ShardReader, ShardWriter

@@ -9,19 +9,23 @@ the next committer appends what is missing (`recover`).
 import contextlib
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import lance
-import numpy as np
 import polars as pl
 import pyarrow as pa
-import pyarrow.compute as pc
 from lance import LanceOperation
 
-from featurestore.checksums import tiles_crc32
 from featurestore.config import LakeConfig
-from featurestore.errors import DamageError, IdentityError, LakeError
+from featurestore.cuts import (
+    Row,
+    SlideCut,
+    check_cut,
+    fragment_groups,
+    teacher_rows,
+    tiles_row,
+)
+from featurestore.errors import DamageError, IdentityError
 from featurestore.lance_columns import ColumnFile
 from featurestore.lance_tables import (
     commit,
@@ -43,43 +47,10 @@ from featurestore.schema import (
     teacher_field,
     tiles_schema,
 )
-from featurestore.shards import Shard
 from featurestore.storage import Store
 
 VERSIONS_KEY = "slidelake:versions"
 ROWS_KEY = "slidelake:catalog"
-ROWS_PER_FRAGMENT = 250_000
-
-Row = dict[str, Any]
-
-
-@dataclass(frozen=True, kw_only=True)
-class GridCut:
-    """What was cut from one slide at one mpp.
-
-    Attributes:
-        tiles: rows of the features table, sorted by tile_id.
-        shard: where their pixels are.
-        effective_mpp: microns per pixel that the tiles really have.
-        tile_px_level0: side of a tile in level-0 pixels.
-        grid_width: tiles in a row of the whole grid, background included.
-        grid_height: rows of the whole grid.
-    """
-
-    tiles: pa.Table
-    shard: Shard
-    effective_mpp: float
-    tile_px_level0: int
-    grid_width: int
-    grid_height: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class SlideCut:
-    """A slide as a worker hands it to the committer: its row of `slides`, and a cut per mpp."""
-
-    row: Row
-    grids: dict[float, GridCut] = field(default_factory=dict)
 
 
 def root_versions(catalog: lance.LanceDataset) -> dict[str, int]:
@@ -171,7 +142,7 @@ class Committer:
             for mpp in self.config.mpps:
                 there = self._slides_at(mpp)
                 todo = [c for c in cuts if mpp in c.grids and c.row["slide"] not in there]
-                for group in _fragment_groups(todo, mpp):
+                for group in fragment_groups(todo, mpp):
                     new_rows += self._append_tiles(mpp, group)
             self._put_slides([{**cut.row, "state": READY, "reason": None} for cut in cuts])
             self._append_catalog(new_rows)
@@ -180,8 +151,8 @@ class Committer:
         rows, start = [], 0
         for cut in cuts:
             grid = cut.grids[mpp]
-            _check_cut(self.store, cut.row, grid)
-            rows.append(_tiles_row(cut.row, mpp, grid, start))
+            check_cut(self.store, cut.row, grid)
+            rows.append(tiles_row(cut.row, mpp, grid, start))
             start += grid.tiles.num_rows
         rel = features_table(mpp)
         schema = tiles_schema(mpp, self.config.tile_px)
@@ -270,7 +241,7 @@ class Committer:
             fragment = fragments.get(file.fragment)
             if fragment is not None and not has_field(fragment, ids[file.teacher]):
                 groups.append(_replacement(table, fragment, file))
-                rows += _teacher_rows(self._tiles_rows(mpp, file.fragment), file)
+                rows += teacher_rows(self._tiles_rows(mpp, file.fragment), file)
         if groups:
             commit(
                 self.store,
@@ -337,52 +308,6 @@ def has_field(fragment: lance.LanceFragment, field_id: int) -> bool:
     return any(field_id in file.fields for file in fragment.metadata.files)
 
 
-def _fragment_groups(cuts: Sequence[SlideCut], mpp: float) -> Iterator[list[SlideCut]]:
-    group: list[SlideCut] = []
-    rows = 0
-    for cut in cuts:
-        more = cut.grids[mpp].tiles.num_rows
-        if group and rows + more > ROWS_PER_FRAGMENT:
-            yield group
-            group, rows = [], 0
-        group.append(cut)
-        rows += more
-    if group:
-        yield group
-
-
-def _check_cut(store: Store, row: Row, grid: GridCut) -> None:
-    ids = grid.tiles["tile_id"].to_numpy()
-    if np.any(np.diff(ids) <= 0) or grid.shard.tiles != len(ids):
-        msg = f"slide {row['slide_id']}: tiles are not sorted by key, or not all are in the shard"
-        raise DamageError(msg)
-    if pc.any(pc.not_equal(grid.tiles["slide"], row["slide"])).as_py():
-        msg = f"slide {row['slide_id']}: rows of another slide are among its tiles"
-        raise DamageError(msg)
-    if not store.exists(grid.shard.path) or store.size(grid.shard.path) != grid.shard.bytes:
-        msg = f"slide {row['slide_id']}: shard {grid.shard.path} is not there whole"
-        raise DamageError(msg)
-
-
-def _tiles_row(slide: Row, mpp: float, grid: GridCut, start: int) -> Row:
-    return {
-        "slide": slide["slide"],
-        "slide_id": slide["slide_id"],
-        "mpp": mpp,
-        "teacher": None,
-        "tiles": grid.tiles.num_rows,
-        "crc32": tiles_crc32(grid.tiles),
-        "row_start": start,
-        "shard": grid.shard.path,
-        "shard_bytes": grid.shard.bytes,
-        "shard_crc32": grid.shard.crc32,
-        "effective_mpp": grid.effective_mpp,
-        "tile_px_level0": grid.tile_px_level0,
-        "grid_width": grid.grid_width,
-        "grid_height": grid.grid_height,
-    }
-
-
 def _with_fragments(table: lance.LanceDataset, rows: Sequence[Row]) -> list[Row]:
     """Rows of an append name their data file; the fragment's id is known once it is committed."""
     ids = {str(f.metadata.files[0].path): f.fragment_id for f in table.get_fragments()}
@@ -408,21 +333,6 @@ def _replacement(
         msg = f"{file.teacher}: {file.path} of fragment {file.fragment} can't be read: {error}"
         raise DamageError(msg) from error
     return LanceOperation.DataReplacementGroup(file.fragment, data_file)
-
-
-def _teacher_rows(tiles_rows: Sequence[Row], file: ColumnFile) -> list[Row]:
-    missing = [row["slide_id"] for row in tiles_rows if row["slide"] not in file.crc32]
-    if missing:
-        msg = f"{file.teacher}: no features of slides {', '.join(missing)} in {file.path}"
-        raise LakeError(msg)
-    return [
-        {
-            **{k: row[k] for k in ("slide", "slide_id", "mpp", "tiles", "fragment", "row_start")},
-            "teacher": file.teacher,
-            "crc32": file.crc32[row["slide"]],
-        }
-        for row in tiles_rows
-    ]
 
 
 def _not_there(catalog: lance.LanceDataset, rows: Sequence[Row]) -> list[Row]:

@@ -1,0 +1,113 @@
+"""What workers hand to the committer, checked, and the catalog rows that follow from it."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from featurestore.checksums import tiles_crc32
+from featurestore.errors import DamageError, LakeError
+from featurestore.lance_columns import ColumnFile
+from featurestore.shards import Shard
+from featurestore.storage import Store
+
+ROWS_PER_FRAGMENT = 250_000
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class GridCut:
+    """What was cut from one slide at one mpp.
+
+    Attributes:
+        tiles: rows of the features table, sorted by tile_id.
+        shard: where their pixels are.
+        effective_mpp: microns per pixel that the tiles really have.
+        tile_px_level0: side of a tile in level-0 pixels.
+        grid_width: tiles in a row of the whole grid, background included.
+        grid_height: rows of the whole grid.
+    """
+
+    tiles: pa.Table
+    shard: Shard
+    effective_mpp: float
+    tile_px_level0: int
+    grid_width: int
+    grid_height: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class SlideCut:
+    """A slide as a worker hands it to the committer: its row of `slides`, and a cut per mpp."""
+
+    row: Row
+    grids: dict[float, GridCut] = field(default_factory=dict)
+
+
+def fragment_groups(cuts: Sequence[SlideCut], mpp: float) -> Iterator[list[SlideCut]]:
+    """Slides in groups of at most 250,000 tiles, each to be one fragment; a slide is not split."""
+    group: list[SlideCut] = []
+    rows = 0
+    for cut in cuts:
+        more = cut.grids[mpp].tiles.num_rows
+        if group and rows + more > ROWS_PER_FRAGMENT:
+            yield group
+            group, rows = [], 0
+        group.append(cut)
+        rows += more
+    if group:
+        yield group
+
+
+def check_cut(store: Store, row: Row, grid: GridCut) -> None:
+    """Raise DamageError if rows are unsorted, of another slide, or without their whole shard."""
+    ids = grid.tiles["tile_id"].to_numpy()
+    if np.any(np.diff(ids) <= 0) or grid.shard.tiles != len(ids):
+        msg = f"slide {row['slide_id']}: tiles are not sorted by key, or not all are in the shard"
+        raise DamageError(msg)
+    if pc.any(pc.not_equal(grid.tiles["slide"], row["slide"])).as_py():
+        msg = f"slide {row['slide_id']}: rows of another slide are among its tiles"
+        raise DamageError(msg)
+    if not store.exists(grid.shard.path) or store.size(grid.shard.path) != grid.shard.bytes:
+        msg = f"slide {row['slide_id']}: shard {grid.shard.path} is not there whole"
+        raise DamageError(msg)
+
+
+def tiles_row(slide: Row, mpp: float, grid: GridCut, start: int) -> Row:
+    """The catalog row of a slide's tiles; its fragment is known after the commit."""
+    return {
+        "slide": slide["slide"],
+        "slide_id": slide["slide_id"],
+        "mpp": mpp,
+        "teacher": None,
+        "tiles": grid.tiles.num_rows,
+        "crc32": tiles_crc32(grid.tiles),
+        "row_start": start,
+        "shard": grid.shard.path,
+        "shard_bytes": grid.shard.bytes,
+        "shard_crc32": grid.shard.crc32,
+        "effective_mpp": grid.effective_mpp,
+        "tile_px_level0": grid.tile_px_level0,
+        "grid_width": grid.grid_width,
+        "grid_height": grid.grid_height,
+    }
+
+
+def teacher_rows(tiles_rows: Sequence[Row], file: ColumnFile) -> list[Row]:
+    """The catalog rows of a teacher on the slides of a fragment, given those of their tiles."""
+    missing = [row["slide_id"] for row in tiles_rows if row["slide"] not in file.crc32]
+    if missing:
+        msg = f"{file.teacher}: no features of slides {', '.join(missing)} in {file.path}"
+        raise LakeError(msg)
+    return [
+        {
+            **{k: row[k] for k in ("slide", "slide_id", "mpp", "tiles", "fragment", "row_start")},
+            "teacher": file.teacher,
+            "crc32": file.crc32[row["slide"]],
+        }
+        for row in tiles_rows
+    ]
