@@ -162,13 +162,7 @@ def _local_environ() -> dict[str, str | None]:
     """
     path = os.environ.get("PYTHONPATH")
     python_path = f"{_CHECKOUT}{os.pathsep}{path}" if path else str(_CHECKOUT)
-    return {
-        "PYTHONPATH": python_path,
-        "RAY_USAGE_STATS_ENABLED": "0",
-        # Ray's C++ side prints an error for every actor pool of Ray Data's own making (ray issue
-        # 53727); exceptions come back through Python all the same.
-        "RAY_BACKEND_LOG_LEVEL": os.environ.get("RAY_BACKEND_LOG_LEVEL", "fatal"),
-    }
+    return {"PYTHONPATH": python_path, "RAY_USAGE_STATS_ENABLED": "0"}
 
 
 def _loopback_node_ip() -> str | None:

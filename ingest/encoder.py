@@ -3,6 +3,7 @@
 Letters in names: B tiles in a batch, C channels, H W pixels, D embedding.
 """
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -32,13 +33,16 @@ class TimmEncoder:
         card: what is run and how.
         weights: a .safetensors file, or a PyTorch state dict, which is read without unpickling
             objects.
+        threads: parts of a batch that are computed at the same time, each by one thread: the
+            numbers then do not depend on how many there are, as they would within an operation.
 
     Raises:
         TeacherError: the file does not fit the card's architecture.
     """
 
-    def __init__(self, card: Card, weights: Path) -> None:
+    def __init__(self, card: Card, weights: Path, *, threads: int = 1) -> None:
         self.card = card
+        self._pool = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
         self._model = build(card.architecture, card.input_px)
         load_weights(self._model, weights, card)
         self._model.eval().requires_grad_(requires_grad=False)
@@ -49,10 +53,14 @@ class TimmEncoder:
         sized = resized(tiles, self.card.input_px, self.card.interpolation)
         x_BCHW = preprocess(sized, self.card.mean, self.card.std)
         part = max(1, CACHED_PIXELS // self.card.input_px**2)
-        with torch.inference_mode():
-            parts = [self._model(x) for x in torch.split(x_BCHW, part)]
-        embedded: FloatArray = torch.cat(parts).float().numpy()
+        parts = self._pool.map(self._embed, torch.split(x_BCHW, part))
+        embedded: FloatArray = torch.cat(list(parts)).float().numpy()
         return embedded
+
+    def _embed(self, x_BCHW: Tensor) -> Tensor:
+        with torch.inference_mode():
+            embedding: Tensor = self._model(x_BCHW)
+            return embedding
 
 
 def build(architecture: str, input_px: int) -> nn.Module:

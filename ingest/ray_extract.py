@@ -142,16 +142,14 @@ class Extractor:
 
     def __call__(self, item: Row) -> Row:
         """Take one pickled unit and give back its pickled outcome."""
-        import torch
-
         unit: Unit = pickle.loads(item["unit"])
         self._store = Store(item["store"])
-        torch.set_num_threads(item["threads"])
         outcome = Outcome(unit=unit)
         try:
             for name in (found.name for found in unit.fields):
                 if name not in self._encoders:
-                    self._encoders[name] = load_teacher(self._store, name)
+                    threads = item["threads"]
+                    self._encoders[name] = load_teacher(self._store, name, threads=threads)
             self._fill(outcome)
         except Exception as error:  # noqa: BLE001 - the other fragments go on
             outcome.files, outcome.reason = [], f"{type(error).__name__}: {error}"

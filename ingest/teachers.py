@@ -51,8 +51,8 @@ def teacher_identity(store: Store, name: str) -> tuple[Card, dict[str, Any]]:
         return card, card.identity(hashlib.sha256(path.read_bytes()).hexdigest())
 
 
-def load_teacher(store: Store, name: str) -> "TimmEncoder":
-    """A teacher ready to run.
+def load_teacher(store: Store, name: str, *, threads: int = 1) -> "TimmEncoder":
+    """A teacher ready to run, on so many threads.
 
     Raises:
         TeacherError: it is not known, or its weights are not on this machine.
@@ -61,7 +61,7 @@ def load_teacher(store: Store, name: str) -> "TimmEncoder":
 
     card = find_card(store, name)
     with _weights(store, card) as path:
-        return TimmEncoder(card, path)
+        return TimmEncoder(card, path, threads=threads)
 
 
 @contextlib.contextmanager

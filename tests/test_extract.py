@@ -164,3 +164,9 @@ def test_resizing_is_that_of_pil() -> None:
         gap = np.abs(resized(tiles, side, "bicubic").astype(int) - np.stack(wanted))
         assert gap.max() <= 1
     assert resized(tiles, 64, "bicubic") is tiles
+
+
+def test_numbers_do_not_depend_on_threads(lake: Lake) -> None:
+    tiles = np.random.default_rng(0).integers(0, 256, (9, 256, 256, 3)).astype(np.uint8)
+    one, two = (load_teacher(lake.store, TEACHERS[0], threads=n)(tiles) for n in (1, 2))
+    np.testing.assert_array_equal(one, two)
