@@ -161,11 +161,18 @@ def ingest_command(
         ),
     ],
     mpp: Annotated[
-        list[float],
-        typer.Option(help="Microns per pixel of the tiles; repeat, as multiples of the finest."),
-    ] = [0.5],  # noqa: B006 - typer copies it
-    tile_px: Annotated[int, typer.Option(help="Side of a tile in pixels.")] = 256,
-    tissue_min: Annotated[float, typer.Option(help="Least share of tissue in a tile.")] = 0.1,
+        list[float] | None,
+        typer.Option(
+            help="Microns per pixel of the tiles; repeat, as multiples of the finest. "
+            "0.5 for a new lake."
+        ),
+    ] = None,
+    tile_px: Annotated[
+        int | None, typer.Option(help="Side of a tile in pixels; 256 for a new lake.")
+    ] = None,
+    tissue_min: Annotated[
+        float | None, typer.Option(help="Least share of tissue in a tile; 0.1 for a new lake.")
+    ] = None,
     mpp_override: Annotated[
         float | None, typer.Option(help="True mpp of slides whose manifest gives none.")
     ] = None,
@@ -181,10 +188,11 @@ def ingest_command(
     """
     from dataclasses import asdict
 
-    from featurestore import LakeConfig
+    from featurestore import settings_for
     from ingest.ray_ingest import ingest
 
-    config = LakeConfig(tile_px=tile_px, mpps=tuple(sorted(mpp)), tissue_min=tissue_min)
+    mpps = tuple(sorted(mpp)) if mpp else None
+    config = settings_for(lake, tile_px=tile_px, mpps=mpps, tissue_min=tissue_min)
     result = ingest(
         lake, slides, config, mpp_override=mpp_override, retry_failed=retry_failed, address=address
     )

@@ -20,7 +20,7 @@ from featurestore.errors import (
     LakeMissingError,
 )
 from featurestore.ids import mpp_name, tile_ids, tile_parts
-from featurestore.lake import Bag, Lake, create_lake, matrix, open_lake
+from featurestore.lake import Bag, Lake, create_lake, matrix, open_lake, settings_for
 from featurestore.lance_columns import ColumnFile, ColumnWriter
 from featurestore.lance_commit import Committer
 from featurestore.query import query, tables
@@ -59,6 +59,7 @@ __all__ = [
     "patient_of",
     "query",
     "read_stats",
+    "settings_for",
     "tables",
     "tile_ids",
     "tile_parts",

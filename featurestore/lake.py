@@ -3,7 +3,7 @@
 import functools
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import lance
@@ -281,6 +281,16 @@ def open_lake(uri: str | os.PathLike[str], *, version: int | None = None) -> Lak
         raise LakeMissingError(msg)
     config = LakeConfig.from_json(store.read_bytes("lake.json"), where=store.uri)
     return Lake(store, config, version)
+
+
+def settings_for(uri: str | os.PathLike[str], **given: Any) -> LakeConfig:  # noqa: ANN401
+    """Settings for a lake that may be there already: its own, or the defaults, with what is given.
+
+    Settings given as None are not given. `create_lake` refuses others than an existing lake's.
+    """
+    store = Store(uri)
+    known = open_lake(uri).config if store.exists("lake.json") else LakeConfig()
+    return replace(known, **{name: value for name, value in given.items() if value is not None})
 
 
 def create_lake(uri: str | os.PathLike[str], config: LakeConfig) -> Lake:

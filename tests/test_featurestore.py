@@ -34,6 +34,7 @@ from featurestore import (
     open_lake,
     query,
     read_stats,
+    settings_for,
     tile_ids,
     tile_parts,
     tiles_schema,
@@ -208,6 +209,12 @@ def test_settings_of_a_lake_are_fixed(tmp_path: Path) -> None:
     assert create_lake(tmp_path, LakeConfig(tile_px=256)).version == 1
     with pytest.raises(LakeError, match="tile_px=256, but 224 was given"):
         create_lake(tmp_path, LakeConfig(tile_px=224))
+
+
+def test_settings_not_given_are_those_of_the_lake(tmp_path: Path) -> None:
+    assert settings_for(tmp_path / "new", mpps=None) == LakeConfig()
+    create_lake(tmp_path / "lake", LakeConfig(mpps=MPPS, tile_px=224))
+    assert settings_for(tmp_path / "lake", mpps=None, tile_px=224).mpps == MPPS
 
 
 @pytest.mark.parametrize("mpps", [(), (2.0, 0.5), (0.5, 0.75), (0.333,)])
