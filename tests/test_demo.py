@@ -67,6 +67,7 @@ def check(folder: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1500)
 def test_demo_and_again_in_seconds(tmp_path: Path) -> None:
     folder = tmp_path / "lake"
     first = finish(folder)
@@ -79,6 +80,7 @@ def test_demo_and_again_in_seconds(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1500)
 def test_demo_killed_at_random_goes_on(tmp_path: Path) -> None:
     folder = tmp_path / "lake"
     chance = random.Random(0)

@@ -221,6 +221,7 @@ def test_killed_ingest_goes_on_and_ends_the_same(tmp_path: Path, cohort: Path) -
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1500)
 @pytest.mark.usefixtures("ray_up")
 @pytest.mark.parametrize("seed", range(5))
 def test_ingest_killed_again_and_again(tmp_path: Path, cohort: Path, seed: int) -> None:
