@@ -25,17 +25,20 @@ class GridCut:
 
     Attributes:
         tiles: rows of the features table, sorted by tile_id.
-        shard: where their pixels are.
-        effective_mpp: microns per pixel that the tiles really have.
+        shard: where their pixels are; None for features that came without pixels.
+        effective_mpp: microns per pixel that the tiles really have; None if that is not known.
         tile_px_level0: side of a tile in level-0 pixels.
-        grid_width: tiles in a row of the whole grid, background included.
+        grid_px_level0: level-0 pixels between neighbouring cells of the grid: the side of a tile,
+            unless tiles overlap or were imported.
+        grid_width: cells in a row of the whole grid, background included.
         grid_height: rows of the whole grid.
     """
 
     tiles: pa.Table
-    shard: Shard
-    effective_mpp: float
+    shard: Shard | None
+    effective_mpp: float | None
     tile_px_level0: int
+    grid_px_level0: int
     grid_width: int
     grid_height: int
 
@@ -65,15 +68,15 @@ def fragment_groups(cuts: Sequence[SlideCut], mpp: float) -> Iterator[list[Slide
 
 def check_cut(store: Store, row: Row, grid: GridCut) -> None:
     """Raise DamageError if rows are unsorted, of another slide, or without their whole shard."""
-    ids = grid.tiles["tile_id"].to_numpy()
-    if np.any(np.diff(ids) <= 0) or grid.shard.tiles != len(ids):
+    ids, shard = grid.tiles["tile_id"].to_numpy(), grid.shard
+    if np.any(np.diff(ids) <= 0) or (shard and shard.tiles != len(ids)):
         msg = f"slide {row['slide_id']}: tiles are not sorted by key, or not all are in the shard"
         raise DamageError(msg)
     if pc.any(pc.not_equal(grid.tiles["slide"], row["slide"])).as_py():
         msg = f"slide {row['slide_id']}: rows of another slide are among its tiles"
         raise DamageError(msg)
-    if not store.exists(grid.shard.path) or store.size(grid.shard.path) != grid.shard.bytes:
-        msg = f"slide {row['slide_id']}: shard {grid.shard.path} is not there whole"
+    if shard and (not store.exists(shard.path) or store.size(shard.path) != shard.bytes):
+        msg = f"slide {row['slide_id']}: shard {shard.path} is not there whole"
         raise DamageError(msg)
 
 
@@ -87,11 +90,12 @@ def tiles_row(slide: Row, mpp: float, grid: GridCut, start: int) -> Row:
         "tiles": grid.tiles.num_rows,
         "crc32": tiles_crc32(grid.tiles),
         "row_start": start,
-        "shard": grid.shard.path,
-        "shard_bytes": grid.shard.bytes,
-        "shard_crc32": grid.shard.crc32,
+        "shard": grid.shard.path if grid.shard else None,
+        "shard_bytes": grid.shard.bytes if grid.shard else None,
+        "shard_crc32": grid.shard.crc32 if grid.shard else None,
         "effective_mpp": grid.effective_mpp,
         "tile_px_level0": grid.tile_px_level0,
+        "grid_px_level0": grid.grid_px_level0,
         "grid_width": grid.grid_width,
         "grid_height": grid.grid_height,
     }

@@ -63,13 +63,16 @@ class ColumnWriter:
         mpp: of the features table.
         field: the teacher's column, as `Committer.add_teacher` returned it.
         fragment: the fragment's id.
+
+    Attributes:
+        rows: rows written so far; in the end they must be the fragment's, deleted ones included.
     """
 
     def __init__(self, store: Store, mpp: float, field: pa.Field, fragment: int) -> None:
         self.field, self.fragment = field, fragment
         self.path = f"{uuid.uuid4()}.lance"
         self._crc: dict[int, int] = {}
-        self._rows = 0
+        self.rows = 0
         self._schema = pa.schema([field])
         self._writer = LanceFileWriter(
             f"{store.url(features_table(mpp))}/data/{self.path}",
@@ -97,7 +100,13 @@ class ColumnWriter:
         self._crc[slide] = features_crc32(stored, self._crc.get(slide, 0))
         column = pa.FixedSizeListArray.from_arrays(pa.array(stored.ravel()), type=self.field.type)
         self._writer.write_batch(pa.record_batch([column], schema=self._schema))
-        self._rows += len(tile_id)
+        self.rows += len(tile_id)
+
+    def skip(self, rows: int) -> None:
+        """Append nulls for rows that get no features: deleted ones, or a slide's without any."""
+        column = pa.nulls(rows, self.field.type)
+        self._writer.write_batch(pa.record_batch([column], schema=self._schema))
+        self.rows += rows
 
     def finish(self) -> ColumnFile:
         """Close the file and say what is in it."""
@@ -106,7 +115,7 @@ class ColumnWriter:
             teacher=self.field.name,
             fragment=self.fragment,
             path=self.path,
-            rows=self._rows,
+            rows=self.rows,
             crc32=self._crc,
         )
 

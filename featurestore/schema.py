@@ -1,7 +1,7 @@
 """Arrow schemas of the lake's tables, and the names of their places.
 
-The catalog is an append-only ledger: a row with a null `teacher` says where a slide's tiles are
-at one mpp; a row with a teacher says that its features are there and what they sum to.
+The catalog is a ledger: a row with a null `teacher` says where a slide's tiles are at one mpp; a
+row with a teacher says that its features are there and what they sum to.
 """
 
 import json
@@ -43,6 +43,7 @@ SLIDES_SCHEMA = pa.schema(
         pa.field("extra", pa.string()),
         pa.field("thumbnail", pa.binary()),
         pa.field("tissue_mask", pa.binary()),
+        pa.field("tissue_geojson", pa.string()),
     ]
 )
 
@@ -61,6 +62,7 @@ CATALOG_SCHEMA = pa.schema(
         pa.field("shard_crc32", pa.uint32()),
         pa.field("effective_mpp", pa.float64()),
         pa.field("tile_px_level0", pa.int32()),
+        pa.field("grid_px_level0", pa.int32()),
         pa.field("grid_width", pa.int32()),
         pa.field("grid_height", pa.int32()),
     ]
@@ -74,7 +76,7 @@ TILE_FIELDS = [
     pa.field("grid_x", pa.int32(), nullable=False),
     pa.field("y", pa.int32(), nullable=False),
     pa.field("x", pa.int32(), nullable=False),
-    pa.field("tissue", pa.float32(), nullable=False),
+    pa.field("tissue", pa.float32()),
 ]
 TILE_COLUMNS = tuple(field.name for field in TILE_FIELDS)
 

@@ -112,6 +112,7 @@ def _cut_grid(
         shard=shard.shard,
         effective_mpp=grid.effective_mpp,
         tile_px_level0=grid.side_px,
+        grid_px_level0=grid.side_px,
         grid_width=grid.width,
         grid_height=grid.height,
     )

@@ -84,6 +84,7 @@ def cut(lake: Lake, row: dict[str, Any], tiles: int) -> SlideCut:
         shard=shard.shard,
         effective_mpp=MPP,
         tile_px_level0=256,
+        grid_px_level0=256,
         grid_width=10,
         grid_height=10,
     )

@@ -75,6 +75,7 @@ def cut(lake: Lake, slide: int, slide_id: str, tiles: int) -> SlideCut:
             shard=writer.shard,
             effective_mpp=mpp,
             tile_px_level0=256,
+            grid_px_level0=256,
             grid_width=tiles,
             grid_height=1,
         )
