@@ -179,6 +179,13 @@ def ingest_command(
     retry_failed: Annotated[
         bool, typer.Option(help="Take slides again that failed before.")
     ] = False,
+    replace: Annotated[
+        bool,
+        typer.Option(
+            help="Take another file for a known slide_id. A file that changed in place (scanned "
+            "again) is taken anyway; the old rows stay readable at the versions before."
+        ),
+    ] = False,
     address: AddressOpt = None,
     json_: JsonOpt = False,
 ) -> None:
@@ -194,9 +201,16 @@ def ingest_command(
     mpps = tuple(sorted(mpp)) if mpp else None
     config = settings_for(lake, tile_px=tile_px, mpps=mpps, tissue_min=tissue_min)
     result = ingest(
-        lake, slides, config, mpp_override=mpp_override, retry_failed=retry_failed, address=address
+        lake,
+        slides,
+        config,
+        mpp_override=mpp_override,
+        retry_failed=retry_failed,
+        replace=replace,
+        address=address,
     )
     lines = [f"{f['slide']} failed: {f['reason']}" for f in result.failed]
+    lines += [f"{slide} was scanned again: its rows are replaced" for slide in result.replaced]
     tiles = ", ".join(f"{count:,} tiles at {name} mpp" for name, count in result.tiles.items())
     lines.append(f"{result.ready} slides ready, {len(result.failed)} failed; the lake has {tiles}")
     _out(asdict(result), as_json=json_, text="\n".join(lines))

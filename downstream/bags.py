@@ -116,9 +116,7 @@ def feature_identity(lake: Lake, slide_ids: Sequence[str], features: str, *, mpp
     """
     digest = hashlib.sha256()
     for teacher in teachers_of(features):
-        lake.check_teacher(teacher, mpp=mpp)
-        here = (pl.col("teacher") == teacher) & (pl.col("mpp") == lake.known_mpp(mpp))
-        rows = lake.catalog_rows.filter(here & pl.col("slide_id").is_in(list(slide_ids)))
+        rows = lake.features_of(teacher, mpp=mpp, slide_ids=slide_ids)
         missing = sorted(set(slide_ids) - set(rows["slide_id"]))
         if missing:
             msg = (

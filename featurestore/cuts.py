@@ -9,8 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from featurestore.checksums import tiles_crc32
-from featurestore.errors import DamageError, LakeError
-from featurestore.lance_columns import ColumnFile
+from featurestore.errors import DamageError
 from featurestore.shards import Shard
 from featurestore.storage import Store
 
@@ -99,19 +98,3 @@ def tiles_row(slide: Row, mpp: float, grid: GridCut, start: int) -> Row:
         "grid_width": grid.grid_width,
         "grid_height": grid.grid_height,
     }
-
-
-def teacher_rows(tiles_rows: Sequence[Row], file: ColumnFile) -> list[Row]:
-    """The catalog rows of a teacher on the slides of a fragment, given those of their tiles."""
-    missing = [row["slide_id"] for row in tiles_rows if row["slide"] not in file.crc32]
-    if missing:
-        msg = f"{file.teacher}: no features of slides {', '.join(missing)} in {file.path}"
-        raise LakeError(msg)
-    return [
-        {
-            **{k: row[k] for k in ("slide", "slide_id", "mpp", "tiles", "fragment", "row_start")},
-            "teacher": file.teacher,
-            "crc32": file.crc32[row["slide"]],
-        }
-        for row in tiles_rows
-    ]

@@ -3,6 +3,7 @@
 import functools
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,9 +15,10 @@ import polars as pl
 from featurestore.config import LakeConfig
 from featurestore.errors import DamageError, LakeError, LakeMissingError
 from featurestore.ids import mpp_code, mpp_name
-from featurestore.lance_commit import Committer, root_versions, versions_property
+from featurestore.lance_commit import Committer
+from featurestore.lance_ledger import root_versions, versions_property
 from featurestore.lance_scan import scan
-from featurestore.lance_tables import create_table, open_table
+from featurestore.lance_tables import create_table, make_index, open_table
 from featurestore.schema import (
     CATALOG,
     CATALOG_SCHEMA,
@@ -28,6 +30,9 @@ from featurestore.schema import (
     tiles_schema,
 )
 from featurestore.storage import Store
+
+# Beyond this the whole catalog is read: a look-up takes about 1 ms and a few us a slide.
+FEW_SLIDES = 2000
 
 PICTURES = ("thumbnail", "tissue_mask")
 
@@ -138,22 +143,59 @@ class Lake:
             )
             raise LakeError(msg)
 
-    @functools.cached_property
-    def catalog_rows(self) -> pl.DataFrame:
-        """The catalog of this version, read once."""
-        return self.catalog().collect()
+    def tiles_of(self, *, mpp: float, slide_ids: Sequence[str] | None = None) -> pl.DataFrame:
+        """Catalog rows of slides' tiles at one mpp, by slide number.
 
-    def tiles_of(self, *, mpp: float) -> pl.DataFrame:
-        """Catalog rows of all slides' tiles at one mpp, by slide number."""
-        here = pl.col("teacher").is_null() & (pl.col("mpp") == self.known_mpp(mpp))
-        return self.catalog_rows.filter(here).sort("slide")
+        Args:
+            mpp: of the tiles.
+            slide_ids: the slides, found by an index; None lists all. Unknown ones have no row.
+        """
+        return self._catalog_of("teacher IS NULL", mpp, slide_ids)
+
+    def features_of(
+        self, teacher: str, *, mpp: float, slide_ids: Sequence[str] | None = None
+    ) -> pl.DataFrame:
+        """Catalog rows of slides that have a teacher's features at one mpp, by slide number.
+
+        Raises:
+            LakeError: the teacher has no column at this mpp.
+        """
+        self.check_teacher(teacher, mpp=mpp)
+        return self._catalog_of(f"teacher = '{teacher}'", mpp, slide_ids)
+
+    def _catalog_of(self, what: str, mpp: float, slide_ids: Sequence[str] | None) -> pl.DataFrame:
+        where = f"{what} AND mpp = {self.known_mpp(mpp)}"
+        few = slide_ids is not None and len(slide_ids) <= FEW_SLIDES
+        if few:
+            numbers = ", ".join(str(number) for number in self._numbers(slide_ids or []))
+            where += f" AND slide IN ({numbers or -1})"
+        rows = pl.DataFrame(self.table(CATALOG).to_table(filter=where))
+        if slide_ids is not None and not few:
+            rows = rows.filter(pl.col("slide_id").is_in(list(slide_ids)))
+        return rows.sort("slide")
+
+    def _numbers(self, slide_ids: Sequence[str]) -> list[int]:
+        """Numbers of slides, by the index on `slide_id`; unknown ones are left out."""
+        if not slide_ids:
+            return []
+        quoted = ", ".join("'" + name.replace("'", "''") + "'" for name in slide_ids)
+        table = self.table(SLIDES).to_table(columns=["slide"], filter=f"slide_id IN ({quoted})")
+        numbers: list[int] = table["slide"].to_pylist()
+        return numbers
 
     def info(self) -> dict[str, Any]:
         """What the lake holds: format, version, slides, tiles, features."""
         states = dict(self.slides().group_by("state").len().collect().iter_rows())
-        tiles = {mpp_name(m): int(self.tiles_of(mpp=m)["tiles"].sum()) for m in self.config.mpps}
+        counts = self.catalog().group_by("mpp", "teacher").agg(pl.col("tiles").sum()).collect()
+        of = {(mpp, teacher): int(tiles) for mpp, teacher, tiles in counts.iter_rows()}
         features = [
-            self._feature_info(teacher, dim, mpp, tiles[mpp_name(mpp)])
+            {
+                "teacher": teacher,
+                "mpp": mpp,
+                "dim": dim,
+                "tiles": of.get((mpp, teacher), 0),
+                "complete": of.get((mpp, teacher), 0) == of.get((mpp, None), 0),
+            }
             for mpp in self.config.mpps
             for teacher, dim in self.teachers(mpp=mpp).items()
         ]
@@ -163,14 +205,9 @@ class Lake:
             "version": self.version,
             "tile_px": self.config.tile_px,
             "slides": {"ready": 0, "failed": 0, **states},
-            "tiles": tiles,
+            "tiles": {mpp_name(mpp): of.get((mpp, None), 0) for mpp in self.config.mpps},
             "features": features,
         }
-
-    def _feature_info(self, teacher: str, dim: int, mpp: float, of: int) -> dict[str, Any]:
-        here = (pl.col("teacher") == teacher) & (pl.col("mpp") == mpp)
-        tiles = int(self.catalog_rows.filter(here)["tiles"].sum())
-        return {"teacher": teacher, "mpp": mpp, "dim": dim, "tiles": tiles, "complete": tiles == of}
 
     # ------------------------------------------------------------------ bags and pictures
 
@@ -205,12 +242,10 @@ class Lake:
         )
 
     def _bag_row(self, slide_id: str, teacher: str, mpp: float) -> dict[str, Any]:
-        here = (pl.col("slide_id") == slide_id) & (pl.col("mpp") == self.known_mpp(mpp))
-        found = self.catalog_rows.filter(here & (pl.col("teacher") == teacher))
+        found = self.features_of(teacher, mpp=mpp, slide_ids=[slide_id])
         if found.height != 1:
-            known = self.catalog_rows.filter(here).height
             msg = f"slide '{slide_id}' is not in {self.uri} at mpp {mpp_name(mpp)}"
-            if known:
+            if self.tiles_of(mpp=mpp, slide_ids=[slide_id]).height:
                 msg = f"slide '{slide_id}' has no features of '{teacher}' yet: run extract"
             raise LakeError(msg)
         return found.row(0, named=True)
@@ -313,7 +348,9 @@ def _make_tables(store: Store, config: LakeConfig) -> None:
     create_table(store, SLIDES, SLIDES_SCHEMA, {})
     for mpp in config.mpps:
         create_table(store, features_table(mpp), tiles_schema(mpp, config.tile_px), {})
+    make_index(store, SLIDES, "slide_id")
     create_table(store, CATALOG, CATALOG_SCHEMA, versions_property(store, config))
+    make_index(store, CATALOG, "slide")
 
 
 def _same_settings(lake: Lake, config: LakeConfig) -> Lake:

@@ -104,6 +104,8 @@ class ColumnWriter:
 
     def skip(self, rows: int) -> None:
         """Append nulls for rows that get no features: deleted ones, or a slide's without any."""
+        if not rows:
+            return
         column = pa.nulls(rows, self.field.type)
         self._writer.write_batch(pa.record_batch([column], schema=self._schema))
         self.rows += rows

@@ -1,42 +1,25 @@
 """The one committer: makes finished files visible, each slide and each teacher exactly once.
 
 Order of a commit: features tables, then `slides`, then the catalog, whose newest version names the
-versions of all others (the lake's version is the catalog's). Each features commit carries in its
-own transaction the catalog rows that follow from it, so a kill between the two loses nothing:
-the next committer appends what is missing (`recover`).
+versions of all others. A kill between two of them is never seen by a reader, and the next committer
+finishes what was begun (`recover`) before it does anything else.
 """
 
 import contextlib
-import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-import lance
-import polars as pl
 import pyarrow as pa
-from lance import LanceOperation
 
+from featurestore import lance_features as features
 from featurestore.config import LakeConfig
-from featurestore.cuts import (
-    Row,
-    SlideCut,
-    check_cut,
-    fragment_groups,
-    teacher_rows,
-    tiles_row,
-)
-from featurestore.errors import DamageError, IdentityError
+from featurestore.cuts import Row, SlideCut, fragment_groups
+from featurestore.errors import IdentityError
 from featurestore.lance_columns import ColumnFile
-from featurestore.lance_tables import (
-    commit,
-    open_table,
-    properties_of,
-    write_fragment,
-)
+from featurestore.lance_ledger import Change, Ledger
+from featurestore.lance_tables import open_table
 from featurestore.lock import commit_lock
 from featurestore.schema import (
-    CATALOG,
-    CATALOG_SCHEMA,
     FAILED,
     PENDING,
     READY,
@@ -45,27 +28,10 @@ from featurestore.schema import (
     features_table,
     identity_of,
     teacher_field,
-    tiles_schema,
 )
 from featurestore.storage import Store
 
-VERSIONS_KEY = "slidelake:versions"
-ROWS_KEY = "slidelake:catalog"
-
-
-def root_versions(catalog: lance.LanceDataset) -> dict[str, int]:
-    """The versions of the other tables that a catalog version names.
-
-    Raises:
-        DamageError: no kept transaction of the catalog names them.
-    """
-    for version in range(catalog.version, 0, -1):
-        text = properties_of(catalog, version).get(VERSIONS_KEY)
-        if text is not None:
-            versions: dict[str, int] = json.loads(text)
-            return versions
-    msg = f"{catalog.uri} names no versions of the lake's other tables"
-    raise DamageError(msg)
+KNOWN = ["slide", "slide_id", "state", "fingerprint", "reason", "uri"]
 
 
 class Committer:
@@ -78,17 +44,37 @@ class Committer:
 
     def __init__(self, store: Store, config: LakeConfig) -> None:
         self.store, self.config = store, config
+        self.ledger = Ledger(store, config)
+        self._check: Callable[[], None] = lambda: None
 
     @contextlib.contextmanager
-    def _exclusive(self) -> Iterator[None]:
-        with commit_lock(self.store):
+    def exclusive(self) -> Iterator[None]:
+        """Hold the lake's lock, with nothing left unfinished by an earlier holder."""
+        with commit_lock(self.store) as lease:
+            self._check = getattr(lease, "check", lambda: None)
             self._recover()
             yield
 
     def recover(self) -> None:
         """Finish what a killed committer left between its tables."""
-        with self._exclusive():
+        with self.exclusive():
             pass
+
+    def _recover(self) -> None:
+        changes = []
+        for rel, change in list(self.ledger.pending()):
+            if self.ledger.strays(change):
+                # Its committer lost the lock while it was paused, and another did the same work.
+                features.drop_fragment(self.store, rel, change.add[0]["fragment"])
+            else:
+                changes.append(change)
+        if changes:
+            self.ledger.apply(changes)
+
+    def apply(self, changes: Sequence[Change]) -> None:
+        """Make changes in the catalog; the caller holds the lock (`exclusive`)."""
+        self._check()
+        self.ledger.apply(changes)
 
     # ------------------------------------------------------------------ slides
 
@@ -99,95 +85,91 @@ class Committer:
             rows: one per slide, with slide_id, uri, fingerprint and what else is known.
 
         Returns:
-            The rows in the order given, with `slide` and the `state` that the lake knows.
+            The rows in the order given, with `slide`, the `state` and `reason` that the lake
+            knows, and the `known_fingerprint` and `known_uri` of the file it was made from.
         """
-        with self._exclusive():
-            table = open_table(self.store, SLIDES).to_table(
-                columns=["slide", "slide_id", "state", "fingerprint", "reason"]
-            )
-            known = {row["slide_id"]: row for row in table.to_pylist()}
-            free = 1 + max((row["slide"] for row in known.values()), default=-1)
-            new = []
+        with self.exclusive():
+            known = self._known([row["slide_id"] for row in rows])
+            free = open_table(self.store, SLIDES).count_rows()  # numbers are given without gaps
+            new: list[Row] = []
             for row in rows:
                 if row["slide_id"] not in known:
-                    known[row["slide_id"]] = {**row, "slide": free, "state": PENDING}
+                    known[row["slide_id"]] = {**row, "slide": free + len(new), "state": PENDING}
                     new.append(known[row["slide_id"]])
-                    free += 1
             if new:
                 self._put_slides(new)
-                self._append_catalog([])
-            return [
-                {
-                    **row,
-                    **{k: known[row["slide_id"]].get(k) for k in ("slide", "state", "reason")},
-                    "known_fingerprint": known[row["slide_id"]].get("fingerprint"),
-                }
-                for row in rows
-            ]
+                self.apply([])
+        return [_as_known(row, known[row["slide_id"]]) for row in rows]
+
+    def _known(self, slide_ids: Sequence[str]) -> dict[str, Row]:
+        quoted = ", ".join("'" + name.replace("'", "''") + "'" for name in set(slide_ids))
+        if not quoted:
+            return {}
+        table = open_table(self.store, SLIDES)
+        found = table.to_table(columns=KNOWN, filter=f"slide_id IN ({quoted})").to_pylist()
+        return {row["slide_id"]: row for row in found}
 
     def fail(self, rows: Sequence[Row]) -> None:
         """Write down slides that could not be cut, with their `reason`."""
-        with self._exclusive():
+        with self.exclusive():
             self._put_slides([{**row, "state": FAILED} for row in rows])
-            self._append_catalog([])
+            self.apply([])
 
     def commit_slides(self, cuts: Sequence[SlideCut]) -> None:
-        """Make cut slides part of the lake; what is there already is left as it is.
+        """Make cut slides part of the lake, in one commit.
+
+        What is there already from the same file is left as it is; rows of an earlier scan (their
+        shard has another name) are replaced, and stay readable at the versions before.
 
         Raises:
             DamageError: a shard is not where the worker said, or rows are not as they must be.
         """
-        with self._exclusive():
-            new_rows: list[Row] = []
+        with self.exclusive():
+            changes: list[Change] = []
             for mpp in self.config.mpps:
-                there = self._slides_at(mpp)
-                todo = [c for c in cuts if mpp in c.grids and c.row["slide"] not in there]
+                todo, old = self._todo(mpp, [cut for cut in cuts if mpp in cut.grids])
                 for group in fragment_groups(todo, mpp):
-                    new_rows += self._append_tiles(mpp, group)
+                    again = [cut.row["slide"] for cut in group if cut.row["slide"] in old]
+                    self._check()
+                    changes.append(
+                        features.append_tiles(self.store, self.config, mpp, group, again)
+                    )
             self._put_slides([{**cut.row, "state": READY, "reason": None} for cut in cuts])
-            self._append_catalog(new_rows)
+            self.apply(changes)
 
-    def _append_tiles(self, mpp: float, cuts: Sequence[SlideCut]) -> list[Row]:
-        rows, start = [], 0
-        for cut in cuts:
-            grid = cut.grids[mpp]
-            check_cut(self.store, cut.row, grid)
-            rows.append(tiles_row(cut.row, mpp, grid, start))
-            start += grid.tiles.num_rows
-        rel = features_table(mpp)
-        schema = tiles_schema(mpp, self.config.tile_px)
-        table = pa.concat_tables(
-            [cut.grids[mpp].tiles.cast(pa.schema(list(schema))) for cut in cuts]
-        )
-        if not table.num_rows:
-            return [{**row, "fragment": -1} for row in rows]
-        head = open_table(self.store, rel)
-        fragments = write_fragment(self.store, rel, table.replace_schema_metadata(None))
-        file = fragments[0].files[0].path
-        properties = {ROWS_KEY: json.dumps([{**row, "file": str(file)} for row in rows])}
-        done = commit(
-            self.store,
-            rel,
-            LanceOperation.Append(fragments),
-            read_version=head.version,
-            properties=properties,
-        )
-        return _with_fragments(done, json.loads(properties[ROWS_KEY]))
-
-    def _slides_at(self, mpp: float) -> set[int]:
-        rows = open_table(self.store, CATALOG).to_table(
-            columns=["slide"], filter=f"teacher IS NULL AND mpp = {mpp}"
-        )
-        return set(rows["slide"].to_pylist())
+    def _todo(self, mpp: float, cuts: Sequence[SlideCut]) -> tuple[list[SlideCut], set[int]]:
+        """Cuts that are not in the lake yet, and which of those slides have rows to replace."""
+        rows = self.ledger.tiles_rows(mpp, [cut.row["slide"] for cut in cuts])
+        shard = {row["slide"]: row["shard"] for row in rows}
+        todo = [
+            cut
+            for cut in {cut.row["slide"]: cut for cut in cuts}.values()
+            if shard.get(cut.row["slide"], "") != _shard(cut, mpp)
+        ]
+        return todo, set(shard)
 
     def _put_slides(self, rows: Sequence[Row]) -> None:
+        if not rows:
+            return
         names = SLIDES_SCHEMA.names
         table = pa.Table.from_pylist(
             [{name: row.get(name) for name in names} for row in rows], schema=SLIDES_SCHEMA
         )
-        slides = open_table(self.store, SLIDES)
-        merge = slides.merge_insert("slide")
+        self._check()
+        merge = open_table(self.store, SLIDES).merge_insert("slide_id")
         merge.when_matched_update_all().when_not_matched_insert_all().execute(table)
+
+    def drop_slides(self, slides: Sequence[Row]) -> None:
+        """Take tiles and features of slides out, so that the next ingest makes them again.
+
+        Args:
+            slides: whole rows of `slides`; their state becomes pending.
+        """
+        with self.exclusive():
+            numbers = [row["slide"] for row in slides]
+            changes = [features.drop_tiles(self.store, m, numbers) for m in self.config.mpps]
+            self._put_slides([{**row, "state": PENDING} for row in slides])
+            self.apply(changes)
 
     # ------------------------------------------------------------------ teachers
 
@@ -198,10 +180,12 @@ class Committer:
             IdentityError: the name is taken by a teacher with another identity.
         """
         wanted = teacher_field(name, dim, identity)
-        with self._exclusive():
+        with self.exclusive():
             table = open_table(self.store, features_table(mpp))
             if name not in table.schema.names:
+                self._check()
                 table.add_columns([wanted])
+                self.apply([])
                 return wanted
             there = table.schema.field(name)
         if there.type != wanted.type or identity_of(there) != identity_of(wanted):
@@ -218,127 +202,35 @@ class Committer:
         return there
 
     def commit_columns(self, mpp: float, files: Sequence[ColumnFile]) -> None:
-        """Make finished columns of fragments visible; those already there are left as they are.
+        """Make finished columns of fragments visible; complete ones are left as they are.
 
         Raises:
             DamageError: a file is gone or its rows are not those of its fragment.
         """
-        with self._exclusive():
-            rows: list[Row] = []
+        with self.exclusive():
+            changes = []
             # Lance takes one field in a DataReplacement, so each teacher is a commit of its own.
             for teacher in dict.fromkeys(file.teacher for file in files):
-                rows += self._replace(mpp, [file for file in files if file.teacher == teacher])
-            self._append_catalog(rows)
+                theirs = [file for file in files if file.teacher == teacher]
+                self._check()
+                changes.append(features.put_columns(self.store, self.ledger, mpp, theirs))
+            self.apply(changes)
 
-    def _replace(self, mpp: float, files: Sequence[ColumnFile]) -> list[Row]:
-        rel = features_table(mpp)
-        table = open_table(self.store, rel)
-        ids = field_ids(table)
-        fragments = {f.fragment_id: f for f in table.get_fragments()}
-        groups: list[object] = []
-        rows: list[Row] = []
-        for file in files:
-            fragment = fragments.get(file.fragment)
-            if fragment is not None and not has_field(fragment, ids[file.teacher]):
-                groups.append(_replacement(table, fragment, file))
-                rows += teacher_rows(self._tiles_rows(mpp, file.fragment), file)
-        if groups:
-            commit(
-                self.store,
-                rel,
-                LanceOperation.DataReplacement(groups),
-                read_version=table.version,
-                properties={ROWS_KEY: json.dumps(rows)},
-            )
-        return rows
-
-    def _tiles_rows(self, mpp: float, fragment: int) -> list[Row]:
-        table = open_table(self.store, CATALOG).to_table(
-            filter=f"teacher IS NULL AND mpp = {mpp} AND fragment = {fragment}"
-        )
-        rows: list[Row] = table.to_pylist()
-        return rows
-
-    # ------------------------------------------------------------------ the catalog
-
-    def _recover(self) -> None:
-        versions = root_versions(open_table(self.store, CATALOG))
-        rows: list[Row] = []
-        for mpp in self.config.mpps:
-            rel = features_table(mpp)
-            table = open_table(self.store, rel)
-            for version in range(versions[rel] + 1, table.version + 1):
-                text = properties_of(table, version).get(ROWS_KEY)
-                rows += _with_fragments(table, json.loads(text)) if text else []
-        if rows:
-            self._append_catalog(rows)
-
-    def _append_catalog(self, rows: Sequence[Row]) -> None:
-        catalog = open_table(self.store, CATALOG)
-        fresh = _not_there(catalog, rows)
-        fragments = []
-        if fresh:
-            table = pa.Table.from_pylist(
-                [{name: row.get(name) for name in CATALOG_SCHEMA.names} for row in fresh],
-                schema=CATALOG_SCHEMA,
-            )
-            fragments = write_fragment(self.store, CATALOG, table)
-        commit(
-            self.store,
-            CATALOG,
-            LanceOperation.Append(fragments),
-            read_version=catalog.version,
-            properties=versions_property(self.store, self.config),
-        )
+    def drop_column(self, mpp: float, teacher: str, fragments: Sequence[int]) -> None:
+        """Take a teacher's features out of fragments, so that the next extract makes them again."""
+        with self.exclusive():
+            self.apply([features.drop_column(self.store, mpp, teacher, fragments)])
 
 
-def versions_property(store: Store, config: LakeConfig) -> dict[str, str]:
-    """The property of a catalog commit that names the newest versions of all other tables."""
-    tables = [SLIDES, *(features_table(mpp) for mpp in config.mpps)]
-    return {VERSIONS_KEY: json.dumps({rel: open_table(store, rel).version for rel in tables})}
+def _as_known(row: Row, known: Row) -> Row:
+    return {
+        **row,
+        **{key: known.get(key) for key in ("slide", "state", "reason")},
+        "known_fingerprint": known.get("fingerprint"),
+        "known_uri": known.get("uri"),
+    }
 
 
-def field_ids(table: lance.LanceDataset) -> dict[str, int]:
-    """Lance's field id of each top-level column."""
-    return {found.name(): found.id() for found in table.lance_schema.fields()}
-
-
-def has_field(fragment: lance.LanceFragment, field_id: int) -> bool:
-    """Whether any file of a fragment holds the field; a null column has no file."""
-    return any(field_id in file.fields for file in fragment.metadata.files)
-
-
-def _with_fragments(table: lance.LanceDataset, rows: Sequence[Row]) -> list[Row]:
-    """Rows of an append name their data file; the fragment's id is known once it is committed."""
-    ids = {str(f.metadata.files[0].path): f.fragment_id for f in table.get_fragments()}
-    return [
-        {**row, "fragment": ids[row["file"]]} if "file" in row else row
-        for row in rows
-        if row.get("file") is None or row["file"] in ids
-    ]
-
-
-def _replacement(
-    table: lance.LanceDataset, fragment: lance.LanceFragment, file: ColumnFile
-) -> object:
-    if file.rows != fragment.physical_rows:
-        msg = (
-            f"{file.teacher}: {file.rows} rows were made for fragment {file.fragment}, which has "
-            f"{fragment.physical_rows}"
-        )
-        raise DamageError(msg)
-    try:
-        data_file = lance.fragment.DataFile.create(table, file.path)
-    except (OSError, ValueError) as error:
-        msg = f"{file.teacher}: {file.path} of fragment {file.fragment} can't be read: {error}"
-        raise DamageError(msg) from error
-    return LanceOperation.DataReplacementGroup(file.fragment, data_file)
-
-
-def _not_there(catalog: lance.LanceDataset, rows: Sequence[Row]) -> list[Row]:
-    if not rows:
-        return []
-    slides = ", ".join(str(number) for number in sorted({row["slide"] for row in rows}))
-    table = catalog.to_table(columns=["slide", "mpp", "teacher"], filter=f"slide IN ({slides})")
-    there = set(pl.DataFrame(table).iter_rows())
-    return [row for row in rows if (row["slide"], row["mpp"], row["teacher"]) not in there]
+def _shard(cut: SlideCut, mpp: float) -> str | None:
+    shard = cut.grids[mpp].shard
+    return shard.path if shard else None

@@ -44,6 +44,45 @@ def open_table(store: Store, rel: str, version: int | None = None) -> lance.Lanc
         raise DamageError(msg) from error
 
 
+def make_index(store: Store, rel: str, column: str) -> None:
+    """Index a column by a B-tree, so that a look-up by it costs the same at any size."""
+    open_table(store, rel).create_scalar_index(column, "BTREE", name=f"{column}_idx")
+
+
+def keep_indexed(store: Store, rel: str, *, fragments: int, rows: int) -> None:
+    """Merge and index small fragments if more than `fragments` are outside the table's index.
+
+    Fragments of `rows` rows or more are left as they are, so that the work on each row is bounded.
+    """
+    table = open_table(store, rel)
+    parts = [part for index in table.describe_indices() for part in index.segments]
+    indexed = {fragment for part in parts for fragment in part.fragment_ids}
+    if len(set(table.fragment_ids()) - indexed) <= fragments:
+        return
+    table.optimize.compact_files(target_rows_per_fragment=rows)
+    open_table(store, rel).optimize.optimize_indices()
+
+
+def without_rows(
+    table: lance.LanceDataset, where: str
+) -> tuple[list[int], list[lance.FragmentMetadata]]:
+    """What an Update commit needs to delete rows.
+
+    Returns:
+        Ids of fragments that lose all rows, and the metadata of those that lose some.
+    """
+    removed, updated = [], []
+    for fragment in table.get_fragments():
+        if not fragment.count_rows(where):
+            continue
+        rest = fragment.delete(where)
+        if rest is None:
+            removed.append(int(fragment.fragment_id))
+        else:
+            updated.append(rest)
+    return removed, updated
+
+
 def write_fragment(store: Store, rel: str, table: pa.Table) -> list[lance.FragmentMetadata]:
     """Write rows as a new fragment that no version names yet."""
     fragments: list[lance.FragmentMetadata] = write_fragments(

@@ -18,7 +18,6 @@ import pyarrow as pa
 
 from cluster import progress, ray_session
 from featurestore import ColumnFile, ColumnWriter, Lake, ShardReader, Store, open_lake
-from featurestore.lance_commit import field_ids, has_field
 from featurestore.lance_tables import open_table
 from featurestore.schema import features_table
 from ingest.errors import SlideError
@@ -42,6 +41,7 @@ class Unit:
     fragment: int
     fields: tuple[pa.Field, ...]
     slides: tuple[Row, ...]
+    rows: int
 
     @property
     def tiles(self) -> int:
@@ -121,16 +121,26 @@ def plan(lake: Lake, teachers: Sequence[str], mpps: Sequence[float]) -> list[Uni
 
 def _units(lake: Lake, mpp: float, fields: dict[str, pa.Field]) -> Iterator[Unit]:
     table = open_table(lake.store, features_table(mpp))
-    ids = field_ids(table)
+    done = {name: set(lake.features_of(name, mpp=mpp)["slide"]) for name in fields}
     slides = defaultdict(list)
-    for row in lake.tiles_of(mpp=mpp).sort("row_start").iter_rows(named=True):
+    # Features that were imported have no pixels to run a teacher on.
+    with_pixels = lake.tiles_of(mpp=mpp).drop_nulls("shard").sort("row_start")
+    for row in with_pixels.iter_rows(named=True):
         slides[row["fragment"]].append(row)
     for fragment in table.get_fragments():
-        missing = [f for name, f in fields.items() if not has_field(fragment, ids[name])]
         rows = slides.get(fragment.fragment_id, [])
-        if missing and rows:
+        missing = [
+            found
+            for name, found in fields.items()
+            if any(row["slide"] not in done[name] for row in rows)
+        ]
+        if missing:
             yield Unit(
-                mpp=mpp, fragment=fragment.fragment_id, fields=tuple(missing), slides=tuple(rows)
+                mpp=mpp,
+                fragment=fragment.fragment_id,
+                fields=tuple(missing),
+                slides=tuple(rows),
+                rows=fragment.physical_rows,
             )
 
 
@@ -161,17 +171,19 @@ class Extractor:
         outcome.seconds = dict.fromkeys((f.name for f in unit.fields), 0.0)
         table = open_table(self._store, features_table(unit.mpp)).get_fragment(unit.fragment)
         for row in unit.slides:
-            ids = (
-                table.scanner(columns=["tile_id"], offset=row["row_start"], limit=row["tiles"])
-                .to_table()["tile_id"]
-                .to_numpy()
-            )
+            for writer in writers:
+                writer.skip(row["row_start"] - writer.rows)
+            # By number, not by place: rows of a slide that was scanned again may be deleted.
+            where = f"slide = {row['slide']}"
+            ids = table.scanner(columns=["tile_id"], filter=where).to_table()["tile_id"].to_numpy()
             for tile_id, tiles in self._batches(row, ids, outcome):
                 for writer in writers:
                     at = time.perf_counter()
                     name = writer.field.name
                     writer.add(row["slide"], tile_id, self._encoders[name](tiles))
                     outcome.seconds[name] += time.perf_counter() - at
+        for writer in writers:
+            writer.skip(unit.rows - writer.rows)
         outcome.files = [writer.finish() for writer in writers]
 
     def _batches(

@@ -28,7 +28,11 @@ Row = dict[str, Any]
 
 @dataclass(kw_only=True)
 class IngestResult:
-    """What an ingest did; `failed` lists every failed slide that was asked for, old and new."""
+    """What an ingest did.
+
+    `failed` lists every failed slide that was asked for, old and new; `replaced` those that were
+    scanned again, whose earlier rows stay readable at earlier versions.
+    """
 
     ready: int = 0
     failed: list[dict[str, str]] = field(default_factory=list)
@@ -36,6 +40,7 @@ class IngestResult:
     seconds: float = 0.0
     readers: dict[str, int] = field(default_factory=dict)
     new: int = 0
+    replaced: list[str] = field(default_factory=list)
 
 
 def ingest(
@@ -45,6 +50,7 @@ def ingest(
     *,
     mpp_override: float | None = None,
     retry_failed: bool = False,
+    replace: bool = False,
     commit_slides: int = COMMIT_SLIDES,
     address: str | None = None,
 ) -> IngestResult:
@@ -56,6 +62,8 @@ def ingest(
         config: settings of the lake; an existing lake's must be the same.
         mpp_override: microns per pixel of slides whose manifest gives none.
         retry_failed: take slides again that failed in an earlier run.
+        replace: also take another file than the slide was made from. The same URI with another
+            content is a slide that was scanned again, and is always taken.
         commit_slides: slides in one commit; each commit is one fragment per mpp, and a fragment
             is what a teacher later takes or resumes as a whole.
         address: a Ray cluster; a local Ray is started if None.
@@ -68,13 +76,16 @@ def ingest(
     sources, later = split_duplicates(resolve(inputs))
     lake = create_lake(lake_uri, config)
     rows = lake.committer.register([_row(source, mpp_override) for source in sources])
-    todo, stopped = _sort_out(lake, rows, retry_failed=retry_failed)
+    todo, stopped = _sort_out(lake, rows, retry_failed=retry_failed, replace=replace)
+    replaced = [row["slide_id"] for row in todo if row["state"] == "ready"]
     if todo:
         with ray_session(address=address):
-            _run(lake, todo, commit_slides)
+            stopped += _run(lake, todo, commit_slides)
     result = _result(lake.refreshed(), [row["slide_id"] for row in rows])
     result.failed += stopped + [_duplicate(source) for source in later]
     result.new = len(todo)
+    failed = {slide["slide"] for slide in result.failed}
+    result.replaced = [name for name in replaced if name not in failed]
     result.seconds = round(time.perf_counter() - start, 3)
     return result
 
@@ -104,14 +115,17 @@ def _json(extra: Row) -> str | None:
 
 
 def _sort_out(
-    lake: Lake, rows: Sequence[Row], *, retry_failed: bool
+    lake: Lake, rows: Sequence[Row], *, retry_failed: bool, replace: bool
 ) -> tuple[list[Row], list[dict[str, str]]]:
     """Which slides to cut now; unreadable ones are written down as failed."""
-    todo, failed, stopped = [], [], []
+    todo: list[Row] = []
+    failed: list[Row] = []
+    stopped: list[dict[str, str]] = []
     for row in rows:
         if row["state"] == "ready":
             if row["fingerprint"] not in (None, row["known_fingerprint"]):
-                stopped.append(_changed(row))
+                again = replace or row["uri"] == row["known_uri"]
+                (todo if again else stopped).append(row if again else _changed(row))
         elif row["unreadable"]:
             failed.append({**row, "reason": row["unreadable"]})
         elif row["state"] == "pending" or retry_failed or _is_new_file(row):
@@ -127,8 +141,9 @@ def _is_new_file(row: Row) -> bool:
 
 def _changed(row: Row) -> dict[str, str]:
     reason = (
-        f"{row['uri']} is not the file that was ingested as '{row['slide_id']}'; "
-        "give it a slide_id of its own in a manifest"
+        f"{row['uri']} is not the file that was ingested as '{row['slide_id']}' "
+        f"({row['known_uri']}); give it a slide_id of its own in a manifest, or replace the slide "
+        "(--replace)"
     )
     return {"slide": row["slide_id"], "reason": reason}
 
@@ -141,8 +156,10 @@ def _duplicate(source: Source) -> dict[str, str]:
     return {"slide": source.slide_id, "reason": reason}
 
 
-def _run(lake: Lake, todo: Sequence[Row], commit_slides: int) -> None:
+def _run(lake: Lake, todo: Sequence[Row], commit_slides: int) -> list[dict[str, str]]:
+    """Cut and commit; returns slides whose new file failed while their earlier scan stays."""
     left = {row["slide_id"]: row for row in todo}
+    kept: list[dict[str, str]] = []
     batch = _Batch(lake, commit_slides)
     with progress("ingest", total=len(todo), unit="slides") as bar:
         for outcome in _outcomes(lake.store, lake.config, todo):
@@ -153,13 +170,21 @@ def _run(lake: Lake, todo: Sequence[Row], commit_slides: int) -> None:
                 batch.add(outcome)
             else:
                 left.pop(outcome["slide_id"])
-                lake.committer.fail([outcome])
+                kept += _fail(lake, [outcome])
                 bar.advance(1)
                 bar.note(f"{outcome['slide_id']} failed: {outcome['reason']}")
         batch.flush()
-    if left:
-        reason = "the worker died on it (a crash in a decoder, or out of memory)"
-        lake.committer.fail([{**row, "reason": reason} for row in left.values()])
+    reason = "the worker died on it (a crash in a decoder, or out of memory)"
+    return kept + _fail(lake, [{**row, "reason": reason} for row in left.values()])
+
+
+def _fail(lake: Lake, rows: Sequence[Row]) -> list[dict[str, str]]:
+    """Write failures down; a slide that is ready from an earlier scan stays as it is."""
+    ready = [row for row in rows if row["state"] == "ready"]
+    if len(ready) < len(rows):
+        lake.committer.fail([row for row in rows if row["state"] != "ready"])
+    reason = "the new file failed, the earlier scan stays: {}"
+    return [{"slide": r["slide_id"], "reason": reason.format(r["reason"])} for r in ready]
 
 
 class _Batch:

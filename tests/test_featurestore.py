@@ -207,7 +207,7 @@ def test_no_lake_and_newer_lake_are_refused(tmp_path: Path) -> None:
 
 def test_settings_of_a_lake_are_fixed(tmp_path: Path) -> None:
     create_lake(tmp_path, LakeConfig(tile_px=256))
-    assert create_lake(tmp_path, LakeConfig(tile_px=256)).version == 1
+    assert create_lake(tmp_path, LakeConfig(tile_px=256)).version == 2
     with pytest.raises(LakeError, match="tile_px=256, but 224 was given"):
         create_lake(tmp_path, LakeConfig(tile_px=224))
 
@@ -236,7 +236,9 @@ def test_commit_is_idempotent_and_counted(small: Lake) -> None:
 def test_commit_refuses_a_shard_that_is_not_there(small: Lake) -> None:
     rows = small.committer.register([{"slide_id": "c", "uri": "c.svs"}])
     worker = cut(small, rows[0]["slide"], "c", 2)
-    Path(small.store.path(worker.grids[0.5].shard.path)).unlink()
+    shard = worker.grids[0.5].shard
+    assert shard is not None
+    Path(small.store.path(shard.path)).unlink()
     with pytest.raises(DamageError, match="not there whole"):
         small.committer.commit_slides([worker])
 
@@ -249,7 +251,7 @@ def test_kill_between_two_tables_is_never_seen(
     before = small.refreshed().version
     committer = small.committer
     worker = cut(small, rows[0]["slide"], "c", 4)
-    stop = {"features": "_put_slides", "slides": "_append_catalog"}[after]
+    stop = {"features": "_put_slides", "slides": "apply"}[after]
     with monkeypatch.context() as patch:
         patch.setattr(committer, stop, lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
@@ -350,7 +352,7 @@ def test_killed_teacher_commit_is_finished_by_the_next(
     committer = small.committer
     with monkeypatch.context() as patch:
         patch.setattr(
-            committer, "_append_catalog", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt)
+            committer, "apply", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt)
         )
         with pytest.raises(KeyboardInterrupt):
             committer.commit_columns(0.5, [file])

@@ -75,7 +75,7 @@ def test_grids_nest_in_the_lake(lake: Lake) -> None:
     parents = fine.select("slide", gy=pl.col("grid_y") // 4, gx=pl.col("grid_x") // 4).unique()
     there = coarse.select("slide", gy="grid_y", gx="grid_x")
     assert parents.join(there, on=["slide", "gy", "gx"], how="anti").height == 0
-    sides = lake.catalog_rows.filter(pl.col("teacher").is_null()).pivot(
+    sides = lake.catalog().collect().filter(pl.col("teacher").is_null()).pivot(
         on="mpp", index="slide", values="tile_px_level0"
     )
     assert (sides["2.0"] == 4 * sides["0.5"]).all()
@@ -138,6 +138,31 @@ def test_another_file_under_a_known_name_is_refused(lake_copy: Path, tmp_path: P
     result = run(lake_copy, other)
     assert "is not the file that was ingested" in result.failed[0]["reason"]
     assert result.ready == 1
+
+
+@pytest.mark.usefixtures("ray_up")
+def test_slide_that_was_scanned_again_is_replaced_and_the_old_scan_stays_readable(
+    tmp_path: Path,
+) -> None:
+    slide = tmp_path / "s.svs"
+    shutil.copyfile(REAL_SLIDE, slide)
+    run(tmp_path / "lake", slide)
+    old = open_lake(tmp_path / "lake")
+    slide.write_bytes(b"not a slide")
+    broken = run(tmp_path / "lake", slide)
+    assert "the earlier scan stays" in broken.failed[0]["reason"]
+    assert (broken.ready, broken.replaced) == (1, [])
+    slide.write_bytes(REAL_SLIDE.read_bytes() + b"scanned again")
+    again = run(tmp_path / "lake", slide)
+    assert (again.ready, again.failed, again.replaced) == (1, [], ["s"])
+    new = open_lake(tmp_path / "lake")
+    shards = [lake.tiles_of(mpp=0.5)["shard"].to_list() for lake in (old, new)]
+    assert len(shards[0]) == len(shards[1]) == 1
+    assert shards[0] != shards[1]
+    assert new.tiles(mpp=0.5).collect().equals(old.tiles(mpp=0.5).collect())
+    fingerprints = [lake.slides().collect()["fingerprint"][0] for lake in (old, new)]
+    assert fingerprints[0] != fingerprints[1]
+    assert run(tmp_path / "lake", slide).new == 0
 
 
 def test_outside_of_a_slide_is_white() -> None:

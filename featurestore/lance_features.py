@@ -1,0 +1,190 @@
+"""Commits to a features table. Each is one Lance transaction that carries its `Change`.
+
+Nothing here touches the catalog; the committer, which holds the lake's lock, makes the change
+there. `Update` takes new fragments, deletions and edited fragments in one commit.
+"""
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import lance
+import pyarrow as pa
+from lance import LanceOperation
+
+from featurestore.config import LakeConfig
+from featurestore.cuts import Row, SlideCut, check_cut, tiles_row
+from featurestore.errors import DamageError
+from featurestore.lance_columns import ColumnFile
+from featurestore.lance_ledger import Change, Ledger, among
+from featurestore.lance_tables import commit, open_table, without_rows, write_fragment
+from featurestore.schema import features_table, tiles_schema
+from featurestore.storage import Store
+
+# What Lance writes in place of a field that a shared data file holds but the table does not use.
+NO_FIELD = -2
+
+
+def append_tiles(
+    store: Store, config: LakeConfig, mpp: float, cuts: Sequence[SlideCut], old: Sequence[int]
+) -> Change:
+    """Commit the tiles of slides as one new fragment, in place of those of the slides `old`."""
+    rows, start = [], 0
+    for cut in cuts:
+        grid = cut.grids[mpp]
+        check_cut(store, cut.row, grid)
+        rows.append(tiles_row(cut.row, mpp, grid, start))
+        start += grid.tiles.num_rows
+    schema = pa.schema(list(tiles_schema(mpp, config.tile_px)))
+    table = pa.concat_tables([cut.grids[mpp].tiles.cast(schema) for cut in cuts])
+    drop = f"mpp = {mpp} AND {among(old)}" if old else None
+    rel = features_table(mpp)
+    new = write_fragment(store, rel, table) if table.num_rows else []
+    file = str(new[0].files[0].path) if new else None
+    change = Change(add=[{**row, "fragment": -1} for row in rows], drop=drop, file=file)
+    if not new and not old:
+        return change
+    return _update(store, rel, change, new=new, where=among(old) if old else None)
+
+
+def _update(
+    store: Store,
+    rel: str,
+    change: Change,
+    *,
+    new: Sequence[lance.FragmentMetadata] = (),
+    where: str | None = None,
+    edited: Sequence[lance.FragmentMetadata] = (),
+    gone: Sequence[int] = (),
+) -> Change:
+    table = open_table(store, rel)
+    removed, updated = without_rows(table, where) if where else ([], [])
+    operation: Any = LanceOperation.Append(list(new))
+    if removed or updated or edited or gone:
+        operation = LanceOperation.Update(
+            removed_fragment_ids=[*removed, *gone],
+            updated_fragments=[*updated, *edited],
+            new_fragments=list(new),
+            fields_modified=[],
+        )
+    done = commit(store, rel, operation, read_version=table.version, properties=change.properties())
+    return change.placed(done)
+
+
+def drop_fragment(store: Store, rel: str, fragment: int) -> None:
+    """Take a fragment out of a table, with no change of the catalog: it never was in it."""
+    _update(store, rel, Change(), gone=[fragment])
+
+
+def drop_tiles(store: Store, mpp: float, slides: Sequence[int]) -> Change:
+    """Delete all rows of slides at an mpp, with their features."""
+    change = Change(drop=f"mpp = {mpp} AND {among(slides)}")
+    return _update(store, features_table(mpp), change, where=among(slides))
+
+
+def drop_column(store: Store, mpp: float, teacher: str, fragments: Sequence[int]) -> Change:
+    """Make a teacher's column null in some fragments, as it was before the teacher was run."""
+    rel = features_table(mpp)
+    table = open_table(store, rel)
+    field = field_ids(table).get(teacher)
+    found = [table.get_fragment(fragment) for fragment in fragments]
+    edited = [_without_field(f.metadata, field) for f in found if f is not None]
+    here = ", ".join(str(fragment) for fragment in fragments)
+    drop = f"mpp = {mpp} AND teacher = '{teacher}' AND fragment IN ({here})"
+    return _update(store, rel, Change(drop=drop), edited=edited)
+
+
+def _without_field(metadata: lance.FragmentMetadata, field: int | None) -> lance.FragmentMetadata:
+    value = metadata.to_json()
+    for file in value["files"]:
+        file["fields"] = [NO_FIELD if found == field else found for found in file["fields"]]
+    value["files"] = [f for f in value["files"] if any(found >= 0 for found in f["fields"])]
+    return lance.FragmentMetadata.from_json(json.dumps(value))
+
+
+def replace_fragments(
+    store: Store, mpp: float, old: Sequence[int], new: lance.FragmentMetadata, rows: Sequence[Row]
+) -> Change:
+    """Put one fragment in the place of several that hold the same rows; `rows` say where."""
+    drop = f"mpp = {mpp} AND {among([row['slide'] for row in rows])}"
+    change = Change(add=rows, drop=drop, file=str(new.files[0].path))
+    return _update(store, features_table(mpp), change, new=[new], gone=old)
+
+
+def put_columns(store: Store, ledger: Ledger, mpp: float, files: Sequence[ColumnFile]) -> Change:
+    """Commit one teacher's finished columns of fragments; complete ones are left as they are."""
+    rel = features_table(mpp)
+    table = open_table(store, rel)
+    groups: list[object] = []
+    rows: list[Row] = []
+    again: list[int] = []
+    for file in files:
+        tiles = _tiles_of(ledger, mpp, file)
+        slides = [row["slide"] for row in tiles]
+        there = ledger.teacher_rows(mpp, file.teacher, slides)
+        fragment = table.get_fragment(file.fragment)
+        # A fragment may have gone, or lost a slide, since the worker read it: a re-scan.
+        if fragment is None or len(there) == len(slides):
+            continue
+        _check_rows(ledger, mpp, fragment, file)
+        groups.append(_replacement(table, file))
+        rows += [_teacher_row(row, file) for row in tiles]
+        again += [row["slide"] for row in there]
+    drop = f"mpp = {mpp} AND teacher = '{files[0].teacher}' AND {among(again)}" if again else None
+    change = Change(add=rows, drop=drop)
+    if groups:
+        commit(
+            store,
+            rel,
+            LanceOperation.DataReplacement(groups),
+            read_version=table.version,
+            properties=change.properties(),
+        )
+    return change
+
+
+def _tiles_of(ledger: Ledger, mpp: float, file: ColumnFile) -> list[Row]:
+    tiles = ledger.tiles_rows(mpp, list(file.crc32))
+    return [row for row in tiles if row["fragment"] == file.fragment]
+
+
+def _teacher_row(row: Row, file: ColumnFile) -> Row:
+    """The catalog row of a teacher on a slide, at the place of its tiles."""
+    names = ("slide", "slide_id", "mpp", "tiles", "fragment", "row_start")
+    return {
+        **{name: row[name] for name in names},
+        "teacher": file.teacher,
+        "crc32": file.crc32[row["slide"]],
+    }
+
+
+def _check_rows(
+    ledger: Ledger, mpp: float, fragment: lance.LanceFragment, file: ColumnFile
+) -> None:
+    if file.rows != fragment.physical_rows:
+        msg = (
+            f"{file.teacher}: {file.rows} rows were made for fragment {file.fragment}, which has "
+            f"{fragment.physical_rows}"
+        )
+        raise DamageError(msg)
+    lost = ledger.slides_in(mpp, file.teacher, file.fragment) - set(file.crc32)
+    if lost:
+        msg = (
+            f"{file.teacher}: {file.path} lacks slides {sorted(lost)}, whose features are in "
+            f"fragment {file.fragment} already"
+        )
+        raise DamageError(msg)
+
+
+def field_ids(table: lance.LanceDataset) -> dict[str, int]:
+    """Lance's field id of each top-level column."""
+    return {found.name(): found.id() for found in table.lance_schema.fields()}
+
+
+def _replacement(table: lance.LanceDataset, file: ColumnFile) -> object:
+    try:
+        data_file = lance.fragment.DataFile.create(table, file.path)
+    except (OSError, ValueError) as error:
+        msg = f"{file.teacher}: {file.path} of fragment {file.fragment} can't be read: {error}"
+        raise DamageError(msg) from error
+    return LanceOperation.DataReplacementGroup(file.fragment, data_file)

@@ -1,0 +1,205 @@
+"""The catalog: what is in the lake, where it is, and which versions of the tables belong to it.
+
+The lake's version is the catalog's. Each of its commits names, in its transaction, the versions of
+all other tables. Each commit to a features table carries, in its own transaction, the change of the
+catalog that follows from it, so a kill between the two loses nothing: the next committer makes it.
+"""
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+import lance
+import polars as pl
+import pyarrow as pa
+from lance import LanceOperation
+
+from featurestore.config import LakeConfig
+from featurestore.cuts import Row
+from featurestore.errors import DamageError
+from featurestore.lance_tables import (
+    commit,
+    keep_indexed,
+    open_table,
+    properties_of,
+    without_rows,
+    write_fragment,
+)
+from featurestore.schema import CATALOG, CATALOG_SCHEMA, SLIDES, features_table
+from featurestore.storage import Store
+
+VERSIONS_KEY = "slidelake:versions"
+CHANGE_KEY = "slidelake:change"
+# A look-up by slide costs 1-2 ms at any size as long as few fragments wait for the index.
+CATALOG_FRAGMENTS, CATALOG_ROWS = 64, 1 << 20
+# Slides carry pictures (about 30 kB a row): fragments of half a gigabyte are left as they are.
+SLIDES_FRAGMENTS, SLIDES_ROWS = 64, 1 << 14
+
+
+@dataclass(frozen=True, kw_only=True)
+class Change:
+    """What a commit to a features table means for the catalog: rows to drop, then rows to add.
+
+    Attributes:
+        add: catalog rows; those of a new fragment do not know its id yet.
+        drop: Lance filter of the catalog rows that are true no more.
+        file: first data file of the new fragment that `add` lies in.
+    """
+
+    add: Sequence[Row] = ()
+    drop: str | None = None
+    file: str | None = None
+
+    def properties(self) -> dict[str, str]:
+        """The change as properties of a transaction."""
+        value = {"add": list(self.add), "drop": self.drop, "file": self.file}
+        return {CHANGE_KEY: json.dumps(value)}
+
+    @classmethod
+    def of(cls, table: lance.LanceDataset, version: int) -> Self | None:
+        """The change that the commit of a version carries, fragment ids put in; None if none."""
+        text = properties_of(table, version).get(CHANGE_KEY)
+        return None if text is None else cls(**json.loads(text)).placed(table)
+
+    def placed(self, table: lance.LanceDataset) -> Self:
+        """The change with the id of the new fragment, which a committed table knows."""
+        if self.file is None:
+            return self
+        found = fragment_of(table, self.file)
+        rows = [] if found is None else [{**row, "fragment": found} for row in self.add]
+        return type(self)(add=rows, drop=self.drop, file=self.file)
+
+
+def fragment_of(table: lance.LanceDataset, file: str) -> int | None:
+    """The id of the fragment that a data file is the first of; the newest are looked at first."""
+    for fragment_id in sorted(table.fragment_ids(), reverse=True):
+        fragment = table.get_fragment(fragment_id)
+        if fragment and str(fragment.metadata.files[0].path) == file:
+            return int(fragment_id)
+    return None
+
+
+def root_versions(catalog: lance.LanceDataset) -> dict[str, int]:
+    """The versions of the other tables that a catalog version names.
+
+    Raises:
+        DamageError: no kept transaction of the catalog names them.
+    """
+    # Work on an index makes versions that name nothing: they are the same lake as the one before.
+    for version in range(catalog.version, 0, -1):
+        text = properties_of(catalog, version).get(VERSIONS_KEY)
+        if text is not None:
+            versions: dict[str, int] = json.loads(text)
+            return versions
+    msg = f"{catalog.uri} names no versions of the lake's other tables"
+    raise DamageError(msg)
+
+
+def versions_property(store: Store, config: LakeConfig) -> dict[str, str]:
+    """The property of a catalog commit that names the newest versions of all other tables."""
+    tables = [SLIDES, *(features_table(mpp) for mpp in config.mpps)]
+    return {VERSIONS_KEY: json.dumps({rel: open_table(store, rel).version for rel in tables})}
+
+
+class Ledger:
+    """Reads and changes the newest catalog of a lake; its caller holds the lake's lock.
+
+    Args:
+        store: the lake's files.
+        config: the lake's settings.
+    """
+
+    def __init__(self, store: Store, config: LakeConfig) -> None:
+        self.store, self.config = store, config
+
+    def tiles_rows(self, mpp: float, slides: Sequence[int]) -> list[Row]:
+        """Rows of the tiles of these slide numbers at one mpp, by row number."""
+        return self._rows(f"teacher IS NULL AND mpp = {mpp} AND {among(slides)}") if slides else []
+
+    def teacher_rows(self, mpp: float, teacher: str, slides: Sequence[int]) -> list[Row]:
+        """Rows of a teacher on these slide numbers at one mpp."""
+        where = f"teacher = '{teacher}' AND mpp = {mpp} AND {among(slides)}"
+        return self._rows(where) if slides else []
+
+    def slides_in(self, mpp: float, teacher: str, fragment: int) -> set[int]:
+        """Slide numbers that have a teacher's features in a fragment."""
+        rows = self._rows(f"mpp = {mpp} AND teacher = '{teacher}' AND fragment = {fragment}")
+        return {row["slide"] for row in rows}
+
+    def all_rows(self, mpp: float, slides: Sequence[int]) -> list[Row]:
+        """Rows of the tiles and all teachers of these slide numbers at one mpp."""
+        return self._rows(f"mpp = {mpp} AND {among(slides)}") if slides else []
+
+    def _rows(self, where: str) -> list[Row]:
+        table = open_table(self.store, CATALOG).to_table(filter=where)
+        rows: list[Row] = table.to_pylist()
+        return sorted(rows, key=lambda row: (row["fragment"], row["row_start"]))
+
+    def pending(self) -> Iterator[tuple[str, Change]]:
+        """Changes that features tables carry and the catalog has not made yet, in their order."""
+        versions = root_versions(open_table(self.store, CATALOG))
+        for mpp in self.config.mpps:
+            rel = features_table(mpp)
+            table = open_table(self.store, rel)
+            for version in range(versions[rel] + 1, table.version + 1):
+                if change := Change.of(table, version):
+                    yield rel, change
+
+    def strays(self, change: Change) -> bool:
+        """Whether rows to add are there already, in another fragment: a committer came too late."""
+        if change.file is None or change.drop or not change.add:
+            return False
+        there = _keys(open_table(self.store, CATALOG), change.add)
+        return any(_key(row) in there for row in change.add)
+
+    def apply(self, changes: Sequence[Change]) -> None:
+        """Make changes, in one commit that names the newest versions of all other tables."""
+        self._tidy()
+        catalog = open_table(self.store, CATALOG)
+        drops = [f"({change.drop})" for change in changes if change.drop]
+        removed, updated = without_rows(catalog, " OR ".join(drops)) if drops else ([], [])
+        fresh = self._fresh(catalog, changes)
+        new = write_fragment(self.store, CATALOG, fresh) if fresh.num_rows else []
+        operation: Any = LanceOperation.Append(new)
+        if removed or updated:
+            operation = LanceOperation.Update(
+                removed_fragment_ids=removed,
+                updated_fragments=updated,
+                new_fragments=new,
+                fields_modified=[],
+            )
+        properties = versions_property(self.store, self.config)
+        commit(self.store, CATALOG, operation, read_version=catalog.version, properties=properties)
+
+    def _fresh(self, catalog: lance.LanceDataset, changes: Sequence[Change]) -> pa.Table:
+        fresh: list[Row] = []
+        for change in changes:
+            there = set() if change.drop else _keys(catalog, change.add)
+            fresh += [row for row in change.add if _key(row) not in there]
+        return pa.Table.from_pylist(
+            [{name: row.get(name) for name in CATALOG_SCHEMA.names} for row in fresh],
+            schema=CATALOG_SCHEMA,
+        )
+
+    def _tidy(self) -> None:
+        """Merge small fragments and index them once many have gathered; no row changes."""
+        keep_indexed(self.store, CATALOG, fragments=CATALOG_FRAGMENTS, rows=CATALOG_ROWS)
+        keep_indexed(self.store, SLIDES, fragments=SLIDES_FRAGMENTS, rows=SLIDES_ROWS)
+
+
+def among(slides: Sequence[int]) -> str:
+    """A Lance filter of rows of these slide numbers; answered by the index on `slide`."""
+    return f"slide IN ({', '.join(str(slide) for slide in sorted(set(slides)))})"
+
+
+def _key(row: Row) -> tuple[int, float, str | None]:
+    return row["slide"], row["mpp"], row["teacher"]
+
+
+def _keys(catalog: lance.LanceDataset, rows: Sequence[Row]) -> set[tuple[int, float, str | None]]:
+    if not rows:
+        return set()
+    where = among([row["slide"] for row in rows])
+    table = catalog.to_table(columns=["slide", "mpp", "teacher"], filter=where)
+    return set(pl.DataFrame(table).iter_rows())
