@@ -1,20 +1,50 @@
 """CRC-32 of what a slide has in a table. Lance keeps no checksums of its own data files."""
 
+import json
 import zlib
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+TILE_KINDS = {
+    "tile_id": "<i8",
+    "grid_y": "<i4",
+    "grid_x": "<i4",
+    "y": "<i4",
+    "x": "<i4",
+    "tissue": "<f4",
+}
+
 
 def tiles_crc32(tiles: pa.Table) -> int:
-    """Checksum of a slide's tile keys and level-0 coordinates, in row order."""
+    """Checksum of a slide's tile columns, one after the other in row order; null tissue as NaN."""
     crc = 0
-    for name, kind in (("tile_id", "<i8"), ("x", "<i4"), ("y", "<i4")):
-        crc = zlib.crc32(np.ascontiguousarray(tiles[name].to_numpy(), dtype=kind).data, crc)
+    for name, kind in TILE_KINDS.items():
+        values = tiles[name].to_numpy()
+        crc = zlib.crc32(np.ascontiguousarray(values, dtype=kind).data, crc)
     return crc
 
 
 def features_crc32(features: npt.NDArray[np.float16], crc: int = 0) -> int:
     """Checksum of features [N, D] in row order, going on from an earlier part's."""
     return zlib.crc32(np.ascontiguousarray(features, dtype="<f2").data, crc)
+
+
+def row_crc32(row: dict[str, Any]) -> int:
+    """Checksum of a row of `slides` or `catalog` as it is read from its table.
+
+    The values, by column name, as JSON without spaces; bytes in hexadecimal. `row_crc32` itself is
+    left out, and so are nulls: a column that is added later changes no checksum.
+    """
+    known = {k: v for k, v in row.items() if v is not None and k != "row_crc32"}
+    text = json.dumps(known, sort_keys=True, separators=(",", ":"), default=bytes.hex)
+    return zlib.crc32(text.encode())
+
+
+def with_row_crc32(table: pa.Table) -> pa.Table:
+    """The table with its column `row_crc32` filled in."""
+    crc = pa.array([row_crc32(row) for row in table.to_pylist()], pa.uint32())
+    at = table.schema.get_field_index("row_crc32")
+    return table.set_column(at, table.schema.field(at), crc)

@@ -12,6 +12,7 @@ from typing import Any
 import pyarrow as pa
 
 from featurestore import lance_features as features
+from featurestore.checksums import with_row_crc32
 from featurestore.config import LakeConfig
 from featurestore.cuts import Row, SlideCut, fragment_groups
 from featurestore.errors import IdentityError
@@ -132,7 +133,7 @@ class Committer:
                     again = [cut.row["slide"] for cut in group if cut.row["slide"] in old]
                     self._check()
                     changes.append(
-                        features.append_tiles(self.store, self.config, mpp, group, again)
+                        features.append_tiles(self.ledger, mpp, group, again)
                     )
             self._put_slides([{**cut.row, "state": READY, "reason": None} for cut in cuts])
             self.apply(changes)
@@ -140,13 +141,13 @@ class Committer:
     def _todo(self, mpp: float, cuts: Sequence[SlideCut]) -> tuple[list[SlideCut], set[int]]:
         """Cuts that are not in the lake yet, and which of those slides have rows to replace."""
         rows = self.ledger.tiles_rows(mpp, [cut.row["slide"] for cut in cuts])
-        shard = {row["slide"]: row["shard"] for row in rows}
+        there = {row["slide"]: (row["shard"], row["shard_crc32"]) for row in rows}
         todo = [
             cut
             for cut in {cut.row["slide"]: cut for cut in cuts}.values()
-            if shard.get(cut.row["slide"], "") != _shard(cut, mpp)
+            if there.get(cut.row["slide"]) != _shard(cut, mpp)
         ]
-        return todo, set(shard)
+        return todo, set(there)
 
     def _put_slides(self, rows: Sequence[Row]) -> None:
         if not rows:
@@ -157,7 +158,7 @@ class Committer:
         )
         self._check()
         merge = open_table(self.store, SLIDES).merge_insert("slide_id")
-        merge.when_matched_update_all().when_not_matched_insert_all().execute(table)
+        merge.when_matched_update_all().when_not_matched_insert_all().execute(with_row_crc32(table))
 
     def drop_slides(self, slides: Sequence[Row]) -> None:
         """Take tiles and features of slides out, so that the next ingest makes them again.
@@ -167,9 +168,23 @@ class Committer:
         """
         with self.exclusive():
             numbers = [row["slide"] for row in slides]
-            changes = [features.drop_tiles(self.store, m, numbers) for m in self.config.mpps]
+            changes = [
+                features.drop_tiles(self.store, self.ledger, mpp, numbers)
+                for mpp in self.config.mpps
+            ]
             self._put_slides([{**row, "state": PENDING} for row in slides])
             self.apply(changes)
+
+    def reopen(self, slides: Sequence[Row]) -> None:
+        """Make slides pending and leave their rows: the next ingest makes their shards again."""
+        with self.exclusive():
+            self._put_slides([{**row, "state": PENDING} for row in slides])
+            self.apply([])
+
+    def drop_rows(self, mpp: float, fragment: int, slides: Sequence[int]) -> None:
+        """Delete rows of slides in a fragment that the catalog does not name."""
+        with self.exclusive():
+            self.apply([features.drop_rows(self.store, mpp, fragment, slides)])
 
     # ------------------------------------------------------------------ teachers
 
@@ -231,6 +246,6 @@ def _as_known(row: Row, known: Row) -> Row:
     }
 
 
-def _shard(cut: SlideCut, mpp: float) -> str | None:
+def _shard(cut: SlideCut, mpp: float) -> tuple[str | None, int | None]:
     shard = cut.grids[mpp].shard
-    return shard.path if shard else None
+    return (shard.path, shard.crc32) if shard else (None, None)

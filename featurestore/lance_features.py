@@ -12,12 +12,11 @@ import lance
 import pyarrow as pa
 from lance import LanceOperation
 
-from featurestore.config import LakeConfig
 from featurestore.cuts import Row, SlideCut, check_cut, tiles_row
 from featurestore.errors import DamageError
 from featurestore.lance_columns import ColumnFile
 from featurestore.lance_ledger import Change, Ledger, among
-from featurestore.lance_tables import commit, open_table, without_rows, write_fragment
+from featurestore.lance_tables import commit, open_table, write_fragment
 from featurestore.schema import features_table, tiles_schema
 from featurestore.storage import Store
 
@@ -26,25 +25,45 @@ NO_FIELD = -2
 
 
 def append_tiles(
-    store: Store, config: LakeConfig, mpp: float, cuts: Sequence[SlideCut], old: Sequence[int]
+    ledger: Ledger, mpp: float, cuts: Sequence[SlideCut], old: Sequence[int]
 ) -> Change:
     """Commit the tiles of slides as one new fragment, in place of those of the slides `old`."""
+    store, rel = ledger.store, features_table(mpp)
     rows, start = [], 0
     for cut in cuts:
         grid = cut.grids[mpp]
         check_cut(store, cut.row, grid)
-        rows.append(tiles_row(cut.row, mpp, grid, start))
+        rows.append({**tiles_row(cut.row, mpp, grid, start), "fragment": -1})
         start += grid.tiles.num_rows
-    schema = pa.schema(list(tiles_schema(mpp, config.tile_px)))
+    schema = pa.schema(list(tiles_schema(mpp, ledger.config.tile_px)))
     table = pa.concat_tables([cut.grids[mpp].tiles.cast(schema) for cut in cuts])
-    drop = f"mpp = {mpp} AND {among(old)}" if old else None
-    rel = features_table(mpp)
     new = write_fragment(store, rel, table) if table.num_rows else []
-    file = str(new[0].files[0].path) if new else None
-    change = Change(add=[{**row, "fragment": -1} for row in rows], drop=drop, file=file)
-    if not new and not old:
+    change = Change(
+        add=rows,
+        drop=f"mpp = {mpp} AND {among(old)}" if old else None,
+        file=str(new[0].files[0].path) if new else None,
+    )
+    gone, edited = _without(ledger, mpp, old)
+    if not new and not gone and not edited:
         return change
-    return _update(store, rel, change, new=new, where=among(old) if old else None)
+    return _update(store, rel, change, new=new, edited=edited, gone=gone)
+
+
+def _without(
+    ledger: Ledger, mpp: float, slides: Sequence[int]
+) -> tuple[list[int], list[lance.FragmentMetadata]]:
+    """Fragments that hold nothing but these slides, and the others that hold them, without them."""
+    table = open_table(ledger.store, features_table(mpp))
+    ours = {row["fragment"] for row in ledger.tiles_rows(mpp, slides)} - {-1}
+    gone: list[int] = []
+    edited: list[lance.FragmentMetadata] = []
+    for number in sorted(ours & set(table.fragment_ids())):
+        # A fragment that goes as a whole is not read: its files may be what is damaged.
+        if ledger.slides_in(mpp, None, number) <= set(slides):
+            gone.append(number)
+        else:
+            edited.append(table.get_fragment(number).delete(among(slides)))
+    return gone, edited
 
 
 def _update(
@@ -53,21 +72,21 @@ def _update(
     change: Change,
     *,
     new: Sequence[lance.FragmentMetadata] = (),
-    where: str | None = None,
     edited: Sequence[lance.FragmentMetadata] = (),
     gone: Sequence[int] = (),
 ) -> Change:
     table = open_table(store, rel)
-    removed, updated = without_rows(table, where) if where else ([], [])
     operation: Any = LanceOperation.Append(list(new))
-    if removed or updated or edited or gone:
+    if edited or gone:
         operation = LanceOperation.Update(
-            removed_fragment_ids=[*removed, *gone],
-            updated_fragments=[*updated, *edited],
+            removed_fragment_ids=list(gone),
+            updated_fragments=list(edited),
             new_fragments=list(new),
             fields_modified=[],
         )
-    done = commit(store, rel, operation, read_version=table.version, properties=change.properties())
+    done = commit(
+        store, rel, operation, read_version=table.version, properties=change.properties()
+    )
     return change.placed(done)
 
 
@@ -76,10 +95,20 @@ def drop_fragment(store: Store, rel: str, fragment: int) -> None:
     _update(store, rel, Change(), gone=[fragment])
 
 
-def drop_tiles(store: Store, mpp: float, slides: Sequence[int]) -> Change:
+def drop_tiles(store: Store, ledger: Ledger, mpp: float, slides: Sequence[int]) -> Change:
     """Delete all rows of slides at an mpp, with their features."""
     change = Change(drop=f"mpp = {mpp} AND {among(slides)}")
-    return _update(store, features_table(mpp), change, where=among(slides))
+    gone, edited = _without(ledger, mpp, slides)
+    return _update(store, features_table(mpp), change, gone=gone, edited=edited)
+
+
+def drop_rows(store: Store, mpp: float, fragment: int, slides: Sequence[int]) -> Change:
+    """Delete rows of slides in one fragment; the catalog does not change."""
+    rel = features_table(mpp)
+    rest = open_table(store, rel).get_fragment(fragment).delete(among(slides))
+    return _update(
+        store, rel, Change(), gone=[] if rest else [fragment], edited=[rest] if rest else []
+    )
 
 
 def drop_column(store: Store, mpp: float, teacher: str, fragments: Sequence[int]) -> Change:

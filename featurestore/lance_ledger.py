@@ -15,6 +15,7 @@ import polars as pl
 import pyarrow as pa
 from lance import LanceOperation
 
+from featurestore.checksums import with_row_crc32
 from featurestore.config import LakeConfig
 from featurestore.cuts import Row
 from featurestore.errors import DamageError
@@ -122,9 +123,10 @@ class Ledger:
         where = f"teacher = '{teacher}' AND mpp = {mpp} AND {among(slides)}"
         return self._rows(where) if slides else []
 
-    def slides_in(self, mpp: float, teacher: str, fragment: int) -> set[int]:
-        """Slide numbers that have a teacher's features in a fragment."""
-        rows = self._rows(f"mpp = {mpp} AND teacher = '{teacher}' AND fragment = {fragment}")
+    def slides_in(self, mpp: float, teacher: str | None, fragment: int) -> set[int]:
+        """Slide numbers with a teacher's features, or with tiles (None), in a fragment."""
+        what = f"teacher = '{teacher}'" if teacher else "teacher IS NULL"
+        rows = self._rows(f"mpp = {mpp} AND {what} AND fragment = {fragment}")
         return {row["slide"] for row in rows}
 
     def all_rows(self, mpp: float, slides: Sequence[int]) -> list[Row]:
@@ -177,10 +179,11 @@ class Ledger:
         for change in changes:
             there = set() if change.drop else _keys(catalog, change.add)
             fresh += [row for row in change.add if _key(row) not in there]
-        return pa.Table.from_pylist(
+        table = pa.Table.from_pylist(
             [{name: row.get(name) for name in CATALOG_SCHEMA.names} for row in fresh],
             schema=CATALOG_SCHEMA,
         )
+        return with_row_crc32(table)
 
     def _tidy(self) -> None:
         """Merge small fragments and index them once many have gathered; no row changes."""

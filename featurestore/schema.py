@@ -44,6 +44,7 @@ SLIDES_SCHEMA = pa.schema(
         pa.field("thumbnail", pa.binary()),
         pa.field("tissue_mask", pa.binary()),
         pa.field("tissue_geojson", pa.string()),
+        pa.field("row_crc32", pa.uint32()),
     ]
 )
 
@@ -65,6 +66,7 @@ CATALOG_SCHEMA = pa.schema(
         pa.field("grid_px_level0", pa.int32()),
         pa.field("grid_width", pa.int32()),
         pa.field("grid_height", pa.int32()),
+        pa.field("row_crc32", pa.uint32()),
     ]
 )
 
