@@ -23,6 +23,7 @@ from featurestore.errors import DamageError
 from featurestore.storage import Store
 
 BLOCK = 512
+JPEG_START = b"\xff\xd8"
 INDEX_SCHEMA = pa.schema([("tile_id", pa.int64()), ("offset", pa.int64()), ("size", pa.int32())])
 
 
@@ -57,6 +58,15 @@ def tar_header(name: str, size: int) -> bytes:
     return fields[:148] + checksum + fields[156:]
 
 
+def member_name(tile_id: int) -> str:
+    """Name of a tile's JPEG in its shard.
+
+    >>> member_name(7)
+    '0000000000000000007.jpg'
+    """
+    return f"{tile_id:019d}.jpg"
+
+
 def index_path(shard: str) -> str:
     """Path of the index of a shard."""
     return shard.removesuffix(".tar") + ".idx"
@@ -81,7 +91,7 @@ class ShardWriter:
     def add(self, tile_id: int, jpeg: bytes, about: dict[str, Any]) -> None:
         """Append one tile; tiles must come in the order of their keys."""
         self._rows.append((tile_id, self._at + BLOCK, len(jpeg)))
-        self._member(f"{tile_id:019d}.jpg", jpeg)
+        self._member(member_name(tile_id), jpeg)
         self._member(f"{tile_id:019d}.json", json.dumps(about).encode())
 
     def _member(self, name: str, data: bytes) -> None:
@@ -163,29 +173,58 @@ class ShardReader:
 
     def jpeg(self, position: int) -> bytes:
         """The JPEG bytes of the tile at a position of `tile_id`."""
-        offset, size = int(self._offset[position]), int(self._size[position])
+        return self._run(position, position + 1)[0]
+
+    def jpegs(self, tile_id: npt.NDArray[np.int64]) -> list[bytes]:
+        """The JPEG bytes of tiles by their keys; neighbours in the shard are read in one piece.
+
+        Raises:
+            DamageError: a key is not in the shard, or what is there is not its tile.
+        """
+        at = self.positions(tile_id)
+        found: list[bytes] = []
+        for run in np.split(at, np.flatnonzero(np.diff(at) != 1) + 1) if len(at) else ():
+            found += self._run(int(run[0]), int(run[-1]) + 1)
+        return found
+
+    def _run(self, first: int, stop: int) -> list[bytes]:
+        """The JPEGs of neighbours; each must stand under its own name and look like one."""
+        offsets = self._offset[first:stop].tolist()
+        sizes = self._size[first:stop].tolist()
+        start = offsets[0] - BLOCK
+        data = self._read(start, offsets[-1] + sizes[-1] - start)
+        found = []
+        for key, offset, size in zip(
+            self.tile_id[first:stop].tolist(), offsets, sizes, strict=True
+        ):
+            at = offset - start
+            name = member_name(key).encode() + b"\0"
+            jpeg = data[at : at + size]
+            if not data.startswith(name, at - BLOCK) or len(jpeg) != size or jpeg[:2] != JPEG_START:
+                msg = f"shard {self.path} is damaged at tile {key}"
+                raise DamageError(msg)
+            found.append(jpeg)
+        return found
+
+    def _read(self, start: int, size: int) -> bytes:
         if self._fd is not None:
-            data = os.pread(self._fd, size, offset)
-        else:
-            path = self._store.path(self.path)
-            data = bytes(self._store.fs.cat_file(path, start=offset, end=offset + size))
-        if len(data) != size or data[:2] != b"\xff\xd8":
-            msg = f"shard {self.path} is damaged at tile {self.tile_id[position]}"
-            raise DamageError(msg)
-        return data
+            return os.pread(self._fd, size, start)
+        path = self._store.path(self.path)
+        return bytes(self._store.fs.cat_file(path, start=start, end=start + size))
 
     def positions(self, tile_id: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """Where the given keys are in this shard.
 
         Raises:
-            DamageError: a key is not in the shard.
+            DamageError: a key is not in the shard; the first such is named.
         """
-        at = np.searchsorted(self.tile_id, tile_id)
-        at_safe = np.minimum(at, len(self) - 1)
-        if not len(self) or not np.array_equal(self.tile_id[at_safe], tile_id):
-            msg = f"shard {self.path} does not hold every asked tile"
+        at = np.minimum(np.searchsorted(self.tile_id, tile_id), max(len(self) - 1, 0))
+        missing = self.tile_id[at] != tile_id if len(self) else np.ones(len(tile_id), bool)
+        if missing.any():
+            first = tile_id[missing][0]
+            msg = f"shard {self.path} does not hold every asked tile: there is no {first}"
             raise DamageError(msg)
-        return at_safe.astype(np.int64)
+        return at.astype(np.int64)
 
     def __iter__(self) -> Iterator[tuple[int, bytes]]:
         for position, tile_id in enumerate(self.tile_id):

@@ -1,0 +1,139 @@
+"""The lake that `store.py` measures: made by the real writers from a seed, in a folder of its own.
+
+Slides have lognormal sizes around 5,000 tiles; features are normal float16, which no codec can
+shrink; pixels are crops of the real sample slide, encoded as `slidelake ingest` does it.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import simplejpeg
+from openslide import OpenSlide
+
+from featurestore import (
+    ColumnFile,
+    ColumnWriter,
+    GridCut,
+    Lake,
+    LakeConfig,
+    Shard,
+    ShardWriter,
+    SlideCut,
+    create_lake,
+    tile_ids,
+    tiles_schema,
+)
+from featurestore.schema import shard_path
+from ingest.cut import encode_jpeg
+
+SLIDE = Path(__file__).parent.parent / "examples" / "data" / "CMU-1-Small-Region.svs"
+MPP = 0.5
+TILE_PX = 256
+CONFIG = LakeConfig(mpps=(MPP,), tile_px=TILE_PX)
+
+Int64Array = npt.NDArray[np.int64]
+
+
+def slide_sizes(slides: int, tiles: int, seed: int) -> list[int]:
+    """Tiles of each slide: lognormal around `tiles`; the first has exactly that many."""
+    drawn = np.random.default_rng(seed).lognormal(np.log(tiles), 0.4, slides).astype(int)
+    return [tiles, *drawn[1:].tolist()]
+
+
+def make_lake(folder: Path, sizes: list[int], *, with_pixels: int, seed: int) -> Lake:
+    """A lake of slides `s00`, `s01`, ... in one fragment, the first `with_pixels` of them whole."""
+    lake = create_lake(folder, CONFIG)
+    names = [f"s{number:02d}" for number in range(len(sizes))]
+    rows = lake.committer.register([{"slide_id": s, "uri": f"{s}.svs"} for s in names])
+    jpegs = real_jpegs(seed)
+    cuts = []
+    for row, tiles in zip(rows, sizes, strict=True):
+        shard = _shard(lake, row["slide"], tiles, jpegs) if row["slide"] < with_pixels else None
+        cuts.append(
+            SlideCut(row=row, grids={MPP: _cut(row["slide"], row["slide_id"], tiles, shard)})
+        )
+    lake.committer.commit_slides(cuts)
+    return lake.refreshed()
+
+
+def real_jpegs(seed: int) -> Iterator[bytes]:
+    """Random crops of the sample slide as JPEG, without end."""
+    with OpenSlide(SLIDE) as slide:
+        whole = slide.read_region((0, 0), 0, slide.dimensions)
+    pixels = np.asarray(whole.convert("RGB"))
+    rng = np.random.default_rng(seed)
+    height, width = pixels.shape[0] - TILE_PX, pixels.shape[1] - TILE_PX
+    while True:
+        y, x = rng.integers(height), rng.integers(width)
+        yield encode_jpeg(np.ascontiguousarray(pixels[y : y + TILE_PX, x : x + TILE_PX]), CONFIG)
+
+
+def grid_of(tiles: int) -> tuple[Int64Array, Int64Array]:
+    """(grid_y, grid_x) of each tile: rows of 80, every third cell of the grid left out."""
+    cells = np.flatnonzero(np.arange(2 * tiles) % 3)[:tiles]
+    return cells // 80, cells % 80
+
+
+def _shard(lake: Lake, slide: int, tiles: int, jpegs: Iterator[bytes]) -> Shard:
+    keys = tile_ids(slide, MPP, *grid_of(tiles)).tolist()
+    with ShardWriter(lake.store, shard_path(MPP, slide, "bench")) as writer:
+        for key in keys:
+            writer.add(key, next(jpegs), {"tile_id": key})
+    if writer.shard is None:
+        raise RuntimeError
+    return writer.shard
+
+
+def _cut(slide: int, slide_id: str, tiles: int, shard: Shard | None) -> GridCut:
+    grid_y, grid_x = grid_of(tiles)
+    columns = {
+        "tile_id": tile_ids(slide, MPP, grid_y, grid_x),
+        "slide": np.full(tiles, slide),
+        "slide_id": [slide_id] * tiles,
+        "grid_y": grid_y,
+        "grid_x": grid_x,
+        "y": grid_y * TILE_PX,
+        "x": grid_x * TILE_PX,
+        "tissue": np.ones(tiles),
+    }
+    schema = tiles_schema(MPP, TILE_PX)
+    arrays = [pa.array(columns[field.name], field.type) for field in schema]
+    return GridCut(
+        tiles=pa.table(arrays, schema=schema),
+        shard=shard,
+        effective_mpp=MPP,
+        tile_px_level0=TILE_PX,
+        grid_px_level0=TILE_PX,
+        grid_width=80,
+        grid_height=int(grid_y.max()) + 1,
+    )
+
+
+def random_features(sizes: list[int], dim: int, seed: int) -> list[npt.NDArray[np.float16]]:
+    """Normal float16 features [N, dim] of each slide."""
+    rng = np.random.default_rng(seed)
+    return [rng.standard_normal((n, dim), np.float32).astype(np.float16) for n in sizes]
+
+
+def write_column(lake: Lake, teacher: str, features: list[npt.NDArray[np.float16]]) -> ColumnFile:
+    """A teacher's column of the only fragment, as a worker of `extract` writes it."""
+    dim = features[0].shape[1]
+    field = lake.committer.add_teacher(MPP, teacher, dim, {"weights": "random"})
+    with ColumnWriter(lake.store, MPP, field, 0) as writer:
+        for slide, values in enumerate(features):
+            writer.add(slide, tile_ids(slide, MPP, *grid_of(len(values))), values)
+        return writer.finish()
+
+
+def add_teacher(lake: Lake, teacher: str, features: list[npt.NDArray[np.float16]]) -> None:
+    """Write a teacher's column and make it visible."""
+    lake.committer.commit_columns(MPP, [write_column(lake, teacher, features)])
+
+
+def decoded(jpeg: bytes) -> npt.NDArray[np.uint8]:
+    """Pixels [H, W, 3] of a JPEG, as everything here decodes it."""
+    pixels: npt.NDArray[np.uint8] = simplejpeg.decode_jpeg(jpeg, colorspace="RGB")
+    return pixels

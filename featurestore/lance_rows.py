@@ -1,0 +1,242 @@
+"""Ranges of rows of a features table, each column read from its own data file.
+
+Rows are counted as they lie in the fragment, deleted ones included, as the catalog does; Lance's
+own `take` and `scanner` count the live ones. Pages of plain values are read in place (see
+`lance_flat`), all others by Lance's file reader, which gives the same bits.
+"""
+
+import functools
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Self
+
+import lance
+import numpy as np
+import numpy.typing as npt
+from lance.file import LanceFileReader
+
+from featurestore.errors import DamageError
+from featurestore.lance_flat import FlatColumn, Float16Array, flat_column
+from featurestore.storage import Store
+
+OPEN_FILES = 256
+KEPT_LAYOUTS = 16384
+PLACE = ("tile_id", "x", "y")
+
+Int64Array = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ranges:
+    """Ranges of rows, in the order in which they are wanted.
+
+    Attributes:
+        fragment: id of each range's fragment [R].
+        start: first row in the fragment, deleted rows counted [R].
+        rows: how many [R].
+    """
+
+    fragment: Int64Array
+    start: Int64Array
+    rows: Int64Array
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rows:
+    """Rows of a features table.
+
+    Attributes:
+        tile_id: keys [N].
+        x: level-0 pixels of the tiles' left edges [N].
+        y: level-0 pixels of the tiles' top edges [N].
+        by_teacher: float16 [N, D] per teacher.
+    """
+
+    tile_id: Int64Array
+    x: npt.NDArray[np.int32]
+    y: npt.NDArray[np.int32]
+    by_teacher: dict[str, Float16Array]
+
+    @classmethod
+    def empty(cls, rows: int, dims: Mapping[str, int]) -> Self:
+        """Arrays to be filled, for teachers of the given dimensions."""
+        return cls(
+            tile_id=np.empty(rows, np.int64),
+            x=np.empty(rows, np.int32),
+            y=np.empty(rows, np.int32),
+            by_teacher={name: np.empty((rows, dim), np.float16) for name, dim in dims.items()},
+        )
+
+    @classmethod
+    def joined(cls, parts: Sequence[Self]) -> Self:
+        """All rows of some parts, one after the other."""
+        if len(parts) == 1:
+            return parts[0]
+        return cls(
+            tile_id=np.concatenate([part.tile_id for part in parts]),
+            x=np.concatenate([part.x for part in parts]),
+            y=np.concatenate([part.y for part in parts]),
+            by_teacher={
+                name: np.concatenate([part.by_teacher[name] for part in parts])
+                for name in parts[0].by_teacher
+            },
+        )
+
+    def take(self, which: Int64Array) -> Self:
+        """A copy of some of the rows, in the given order."""
+        return type(self)(
+            tile_id=self.tile_id[which],
+            x=self.x[which],
+            y=self.y[which],
+            by_teacher={name: np.take(a, which, axis=0) for name, a in self.by_teacher.items()},
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _DataFile:
+    """A column's data file, and the column's place in it."""
+
+    path: str
+    index: int
+
+
+class _Reader:
+    """A Lance file reader for one thread at a time: Lance's own refuses to be shared."""
+
+    def __init__(self, url: str, columns: Sequence[str], options: dict[str, str]) -> None:
+        self._lock = threading.Lock()
+        self._file = LanceFileReader(url, storage_options=options, columns=list(columns))
+
+    def pages(self, index: int) -> Sequence[Any]:
+        with self._lock:
+            pages: Sequence[Any] = self._file.metadata().columns[index].pages
+        return pages
+
+    def take(self, rows: Int64Array) -> Any:  # noqa: ANN401 - an Arrow table, untyped
+        """The rows, which must be in ascending order."""
+        first, count = int(rows[0]), len(rows)
+        with self._lock:
+            if rows[-1] - first + 1 == count:
+                return self._file.read_range(first, count, batch_size=count).to_table()
+            return self._file.take_rows(rows.tolist(), batch_size=count).to_table()
+
+
+class RowReader:
+    """Reads ranges of rows of one version of a features table. Safe for several threads.
+
+    Args:
+        store: the lake's files.
+        rel: the table's path in the lake.
+        table: the table, open at the version to read.
+    """
+
+    def __init__(self, store: Store, rel: str, table: lance.LanceDataset) -> None:
+        self._store, self._rel, self._table = store, rel, table
+        self._fields = {field.name(): field.id() for field in table.lance_schema.fields()}
+        self._open = functools.lru_cache(maxsize=OPEN_FILES)(self._opened)
+        self._layout = functools.lru_cache(maxsize=KEPT_LAYOUTS)(self._laid_out)
+
+    def read(self, ranges: Ranges, teachers: Sequence[str]) -> Rows:
+        """The rows of all ranges, one after the other.
+
+        Raises:
+            DamageError: a data file is gone or short, or a row has no features.
+        """
+        rows = Rows.empty(int(ranges.rows.sum()), {name: self._dim(name) for name in teachers})
+        self.fill(ranges, rows, 0)
+        return rows
+
+    def fill(self, ranges: Ranges, into: Rows, at: int) -> None:
+        """Read the rows of all ranges into arrays from row `at` on, as `read` does."""
+        begins = at + np.cumsum(ranges.rows) - ranges.rows
+        for fragment in np.unique(ranges.fragment).tolist():
+            here = np.flatnonzero(ranges.fragment == fragment)
+            here = here[np.argsort(ranges.start[here], kind="stable")]
+            part = _Part(ranges.start[here], ranges.rows[here], begins[here])
+            with _named(self._rel, fragment):
+                self._fill_place(fragment, part, into)
+                for teacher, array in into.by_teacher.items():
+                    self._fill_teacher(fragment, teacher, part, array)
+
+    def _dim(self, teacher: str) -> int:
+        return int(self._table.schema.field(teacher).type.list_size)
+
+    def _fill_place(self, fragment: int, part: "_Part", into: Rows) -> None:
+        table = self._open(fragment, PLACE).take(part.source)
+        target = part.target
+        for name, array in (("tile_id", into.tile_id), ("x", into.x), ("y", into.y)):
+            array[target] = table[name].to_numpy()
+
+    def _fill_teacher(
+        self, fragment: int, teacher: str, part: "_Part", array: Float16Array
+    ) -> None:
+        flat = self._layout(fragment, teacher)
+        if flat is None or not flat.read(part.ranges, array):
+            table = self._open(fragment, (teacher,)).take(part.source)
+            array[part.target] = matrix(table[teacher])
+
+    def _data_file(self, fragment: int, column: str) -> _DataFile:
+        found = self._table.get_fragment(fragment)
+        wanted = self._fields[column]
+        for file in found.metadata.files if found else ():
+            if wanted in file.fields:
+                index = file.column_indices[file.fields.index(wanted)]
+                return _DataFile(path=f"{self._rel}/data/{file.path}", index=index)
+        msg = f"no data file holds the column '{column}'"
+        raise DamageError(msg)
+
+    def _opened(self, fragment: int, columns: tuple[str, ...]) -> _Reader:
+        file = self._data_file(fragment, columns[0])
+        return _Reader(self._store.url(file.path), columns, self._store.lance_options)
+
+    def _laid_out(self, fragment: int, teacher: str) -> FlatColumn | None:
+        if not self._store.is_local:
+            return None
+        file = self._data_file(fragment, teacher)
+        pages = self._open(fragment, (teacher,)).pages(file.index)
+        return flat_column(self._store.path(file.path), pages, self._dim(teacher))
+
+
+class _Part:
+    """The ranges of one fragment, by their first row, and where their rows go."""
+
+    def __init__(self, start: Int64Array, rows: Int64Array, begin: Int64Array) -> None:
+        self.ranges = list(zip(start.tolist(), rows.tolist(), begin.tolist(), strict=True))
+        self.source = _expanded(start, rows)
+        self.target = _expanded(begin, rows)
+
+
+def _expanded(start: Int64Array, rows: Int64Array) -> Int64Array:
+    """All row numbers of ranges, one after the other."""
+    return np.repeat(start - (np.cumsum(rows) - rows), rows) + np.arange(rows.sum())
+
+
+@contextmanager
+def _named(rel: str, fragment: int) -> Iterator[None]:
+    """Lance and the operating system raise what they like; a reader is told what is damaged."""
+    try:
+        yield
+    except (OSError, ValueError, RuntimeError) as error:
+        msg = f"{rel}, fragment {fragment}: {str(error).partition(chr(10))[0]}"
+        raise DamageError(msg) from error
+
+
+def matrix(column: Any) -> Float16Array:  # noqa: ANN401 - an Arrow array, untyped
+    """A fixed-size-list column as an array [N, D], without a copy if it is one chunk.
+
+    Raises:
+        DamageError: a row is null.
+    """
+    array = column.combine_chunks() if hasattr(column, "combine_chunks") else column
+    if hasattr(array, "chunks"):
+        array = array.chunk(0)
+    if array.null_count:
+        msg = f"{array.null_count} of {len(array)} features are missing"
+        raise DamageError(msg)
+    dim = array.type.list_size
+    # `.flatten()` would drop nulls and shift rows; `.values` ignores the slice, so cut it here.
+    values = array.values.slice(array.offset * dim, len(array) * dim)
+    features: Float16Array = values.to_numpy(zero_copy_only=True).reshape(-1, dim)
+    return features

@@ -1,0 +1,188 @@
+"""Tiles with cached features and pixels in a shuffled order, for training.
+
+The order depends on the seed, the epoch and the rank alone, so a stream goes on at the very next
+tile from four numbers. It is read ahead in threads; a forked process would hang in Lance.
+"""
+
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, get_args
+
+import polars as pl
+from torch.utils.data import IterableDataset, get_worker_info
+
+from featurestore.errors import LakeError
+from featurestore.ids import mpp_name
+from featurestore.selection import listed, select
+from featurestore.stream_order import Order
+from featurestore.stream_tiles import Buffer, Pixels, TileBatch, TileSource
+from featurestore.unforked import Unforked
+
+if TYPE_CHECKING:
+    from featurestore.lake import Lake
+
+
+class Stream(IterableDataset[TileBatch], Unforked):
+    """An epoch of batches each time that it is iterated, going on where the last one stopped.
+
+    One iterator at a time. In a `DataLoader` use `batch_size=None`; its workers must be spawned,
+    count as further ranks, and get the epoch from `set_epoch` before each one.
+
+    Args:
+        lake: read at its own version.
+        teachers: whose features every tile comes with.
+        mpp: of the tiles.
+        slide_ids: whose tiles; None takes all slides.
+        pixels: "none", "jpeg" (as stored) or "uint8" (decoded).
+        order: makes the order of so many `tiles`.
+        threads: that read and decode ahead; the batches do not depend on it.
+
+    Attributes:
+        slides: catalog rows of the slides, by number.
+        epoch: the one that is given next, or being given.
+
+    Raises:
+        LakeError: a slide is unknown or lacks features or pixels, or a setting is not allowed.
+    """
+
+    def __init__(
+        self,
+        lake: "Lake",
+        teachers: Sequence[str],
+        *,
+        mpp: float,
+        slide_ids: Sequence[str] | None,
+        pixels: Pixels,
+        order: Callable[..., Order],
+        threads: int,
+    ) -> None:
+        if pixels not in get_args(Pixels) or threads < 1:
+            allowed = ", ".join(get_args(Pixels))
+            msg = f"pixels='{pixels}', threads={threads} given; allowed: {allowed}; 1 or more"
+            raise LakeError(msg)
+        Unforked.__init__(self)
+        self._lake, self._teachers, self._pixels = lake, list(teachers), pixels
+        self._threads = threads
+        self._selection = select(lake, teachers, mpp=mpp, slide_ids=slide_ids)
+        self.slides: pl.DataFrame = self._selection.slides
+        self.mpp = self._selection.mpp
+        self._refuse_without_pixels()
+        self._order = order(tiles=self._selection.tiles)
+        self.epoch, self._given = 0, 0
+
+    def _refuse_without_pixels(self) -> None:
+        bare = self.slides.filter(pl.col("shard").is_null())["slide_id"].to_list()
+        if self._pixels != "none" and bare:
+            msg = (
+                f"{len(bare)} slides have features but no pixels: {listed(bare)}; use "
+                "pixels='none', or name other slides"
+            )
+            raise LakeError(msg)
+
+    @property
+    def tiles(self) -> int:
+        """Tiles of all slides."""
+        return self._selection.tiles
+
+    @property
+    def steps(self) -> int:
+        """Batches in an epoch of one rank."""
+        return self._order.steps
+
+    def set_epoch(self, epoch: int) -> None:
+        """Go to the beginning of an epoch; the one that is being given already goes on."""
+        if epoch != self.epoch:
+            self.epoch, self._given = epoch, 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the stream stands, after the last batch that was given; plain JSON."""
+        return {"epoch": self.epoch, "given": self._given, "settings": self._settings()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on after the last batch that the stream of a state had given.
+
+        Raises:
+            LakeError: that stream had another order; the settings that differ are named.
+        """
+        mine, theirs = self._settings(), state["settings"]
+        other = sorted(key for key in {*mine, *theirs} if mine.get(key) != theirs.get(key))
+        if other:
+            named = ", ".join(f"{key} {theirs.get(key)} (here {mine.get(key)})" for key in other)
+            msg = f"the state is of a stream in another order: {named}; use the same settings"
+            raise LakeError(msg)
+        self.epoch, self._given = int(state["epoch"]), int(state["given"])
+
+    def _settings(self) -> dict[str, Any]:
+        return {
+            **self._order.settings(),
+            "mpp": mpp_name(self.mpp),
+            "slides": self._selection.digest,
+        }
+
+    def __iter__(self) -> Iterator[TileBatch]:
+        self.check_process()
+        order = self._order_here()
+        with closing(self._batches(order, self.epoch, self._given)) as batches:
+            for batch in batches:
+                self._given += 1
+                yield batch
+        self.epoch, self._given = self.epoch + 1, 0
+
+    def _order_here(self) -> Order:
+        """The order of this process: workers of a DataLoader share their rank's part."""
+        worker = get_worker_info()
+        if worker is None:
+            return self._order
+        count = worker.num_workers
+        rank = self._order.rank * count + worker.id
+        return replace(self._order, rank=rank, world=self._order.world * count)
+
+    def _batches(self, order: Order, epoch: int, first: int) -> Generator[TileBatch]:
+        source = TileSource(self._lake, self._selection, self._teachers, self._pixels)
+        waiting: deque[Future[TileBatch]] = deque()
+        pool = ThreadPoolExecutor(self._threads, thread_name_prefix="slidelake-stream")
+        try:
+            for work in _jobs(source, order, epoch, first, pool):
+                waiting.append(work)
+                if len(waiting) > self._threads:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            # Also when the consumer stops early: what was not begun is dropped, threads end.
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _jobs(
+    source: TileSource, order: Order, epoch: int, first: int, pool: Executor
+) -> Iterator[Future[TileBatch]]:
+    """The batches from step `first` on, as they are made in the pool.
+
+    The pool takes jobs in the order given, and all parts of a buffer come before the batches that
+    wait for them: so no number of threads can be too small. With each batch goes a part of the next
+    buffer, so that reading and decoding go on side by side.
+    """
+
+    def buffer(number: int) -> Buffer:
+        rows = order.buffer(epoch, number)
+        return Buffer(source, rows, order.inside(epoch, number, len(rows)))
+
+    size = order.buffer_rows
+    held: dict[int, Buffer] = {}
+    for step in range(first, order.steps):
+        start, stop = order.batch(step)
+        needed = range(start // size, (stop - 1) // size + 1)
+        held = {number: held.get(number) or buffer(number) for number in needed} | {
+            number: found for number, found in held.items() if number > needed[-1]
+        }
+        for number in needed:
+            held[number].start(pool, whole=True)
+        after = needed[-1] + 1
+        if after * size < order.rows:
+            held[after] = held.get(after) or buffer(after)
+            held[after].start(pool)
+        picked = [(held[n], max(start - n * size, 0), min(stop - n * size, size)) for n in needed]
+        yield pool.submit(source.batch, picked)

@@ -1,0 +1,135 @@
+"""Which rows each batch of an epoch holds: arithmetic on row numbers alone, no table is read.
+
+The rows of all chosen slides are one ring. Each epoch it is cut, from another place on, into blocks
+of neighbours; the blocks are permuted and dealt out to the ranks; a buffer holds some blocks of one
+rank, and its rows are permuted again. Nothing here grows with the number of rows.
+"""
+
+import functools
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from featurestore.errors import LakeError
+from featurestore.permutation import Permutation
+
+BLOCKS, TURN, INSIDE = range(3)  # what a random number is for
+
+Int64Array = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Order:
+    """The order of `tiles` rows, as one rank of several sees it.
+
+    Attributes:
+        tiles: rows of all ranks together.
+        batch_tiles: rows in a batch; the last ones may be smaller without `drop_last`.
+        block_tiles: neighbouring rows that are read together.
+        buffer_tiles: rows that are mixed with each other, rounded up to whole blocks.
+        seed: another seed gives another order.
+        rank: of this reader.
+        world: number of readers.
+        shuffle: False gives all rows in their own order.
+        drop_last: whether rows that fill no batch are left out.
+
+    Raises:
+        LakeError: a number is not as it must be, or there are too few rows for the ranks.
+    """
+
+    tiles: int
+    batch_tiles: int
+    block_tiles: int
+    buffer_tiles: int
+    seed: int
+    rank: int
+    world: int
+    shuffle: bool
+    drop_last: bool
+
+    def __post_init__(self) -> None:
+        sizes = (self.batch_tiles, self.block_tiles, self.buffer_tiles)
+        if min(sizes) < 1 or self.seed < 0 or not 0 <= self.rank < self.world:
+            msg = (
+                f"batch_tiles, block_tiles, buffer_tiles = {sizes}, seed {self.seed}, rank "
+                f"{self.rank} of {self.world} given; sizes are at least 1, the seed is not "
+                "negative, and ranks count from 0"
+            )
+            raise LakeError(msg)
+        if self.steps < 1 or min(self._rows_of_ranks()) < (1 if self.drop_last else self.steps):
+            msg = (
+                f"{self.tiles} tiles in blocks of {self.block_tiles} are too few for batches of "
+                f"{self.batch_tiles} on each of {self.world} ranks; use smaller batches or blocks, "
+                "fewer ranks, more slides, or drop_last=False"
+            )
+            raise LakeError(msg)
+
+    def settings(self) -> dict[str, Any]:
+        """All that decides the order."""
+        return asdict(self)
+
+    @functools.cached_property
+    def steps(self) -> int:
+        """Batches in an epoch, the same for every rank."""
+        rows = self._rows_of_ranks()
+        if self.drop_last:
+            return min(rows) // self.batch_tiles
+        return -(-max(rows) // self.batch_tiles)
+
+    @functools.cached_property
+    def rows(self) -> int:
+        """Rows of this rank."""
+        return self._rows_of_ranks()[self.rank]
+
+    @property
+    def buffer_rows(self) -> int:
+        """Rows in a buffer, of which the last may be smaller."""
+        return -(-self.buffer_tiles // self.block_tiles) * self.block_tiles
+
+    def _rows_of_ranks(self) -> list[int]:
+        # The blocks are dealt out in turn; the short one, if there is one, comes after all others.
+        whole, rest = divmod(self.tiles, self.block_tiles)
+        rows = [
+            len(range(rank, whole, self.world)) * self.block_tiles for rank in range(self.world)
+        ]
+        rows[whole % self.world] += rest
+        return rows
+
+    def batch(self, step: int) -> tuple[int, int]:
+        """First row of a batch and the one after its last, in this rank's order.
+
+        A rank with fewer rows than another gives as many batches, the last ones smaller.
+        """
+        return self._end(step - 1), self._end(step)
+
+    def _end(self, step: int) -> int:
+        end = (step + 1) * self.batch_tiles
+        return end if self.drop_last else min(end, self.rows - (self.steps - 1 - step))
+
+    def buffer(self, epoch: int, number: int) -> Int64Array:
+        """The rows of a buffer of this rank, block after block."""
+        first = number * self.buffer_rows
+        mine = np.arange(first, min(first + self.buffer_rows, self.rows))
+        block = mine // self.block_tiles * self.world + self.rank
+        if not self.shuffle:
+            return block * self.block_tiles + mine % self.block_tiles
+        whole = self.tiles // self.block_tiles
+        dealt, which = np.unique(block, return_inverse=True)
+        inside = dealt < whole
+        dealt[inside] = self._permutation(epoch).at(dealt[inside])
+        turn = int(self._random(epoch, TURN).integers(self.tiles))
+        return (dealt[which] * self.block_tiles + mine % self.block_tiles + turn) % self.tiles
+
+    def inside(self, epoch: int, number: int, rows: int) -> Int64Array:
+        """The order in which the rows of a buffer are given."""
+        if not self.shuffle:
+            return np.arange(rows)
+        return self._random(epoch, INSIDE, self.rank, number).permutation(rows)
+
+    def _permutation(self, epoch: int) -> Permutation:
+        return Permutation(self.tiles // self.block_tiles, [self.seed, epoch, BLOCKS])
+
+    def _random(self, *key: int) -> np.random.Generator:
+        return np.random.default_rng([self.seed, *key])

@@ -1,0 +1,173 @@
+"""What a stream reads ahead: a buffer of rows with their pixels, and batches picked from it."""
+
+import functools
+import itertools
+from collections.abc import Sequence
+from concurrent.futures import Executor, Future
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+import numpy.typing as npt
+import simplejpeg
+
+from featurestore.errors import DamageError
+from featurestore.ids import tile_parts
+from featurestore.lance_flat import Float16Array
+from featurestore.lance_rows import Rows
+from featurestore.selection import Located, Selection
+from featurestore.shards import ShardReader
+
+if TYPE_CHECKING:
+    from featurestore.lake import Lake
+
+OPEN_SHARDS = 256
+PART_ROWS = 1024
+
+Pixels = Literal["none", "jpeg", "uint8"]
+Int64Array = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TileBatch:
+    """Tiles of one mpp, in a shuffled order.
+
+    Attributes:
+        mpp: of all tiles in the batch.
+        tile_id: keys [B].
+        x: level-0 pixels of the tiles' left edges [B].
+        y: level-0 pixels of the tiles' top edges [B].
+        features: raw float16 [B, D] per teacher.
+        jpeg: the tiles as they are stored [B], if the stream gives them.
+        pixels: uint8 RGB [B, H, W, 3], if the stream gives them.
+    """
+
+    mpp: float
+    tile_id: Int64Array
+    x: npt.NDArray[np.int32]
+    y: npt.NDArray[np.int32]
+    features: dict[str, Float16Array]
+    jpeg: list[bytes] | None = None
+    pixels: npt.NDArray[np.uint8] | None = None
+
+    @property
+    def slide(self) -> Int64Array:
+        """Numbers of the tiles' slides [B]."""
+        return tile_parts(self.tile_id)[0]
+
+
+class TileSource:
+    """Reads rows of a selection. Safe for several threads.
+
+    Args:
+        lake: read at its own version.
+        selection: the slides.
+        teachers: whose features are read.
+        pixels: whether the stored tiles are read too.
+    """
+
+    def __init__(
+        self, lake: "Lake", selection: Selection, teachers: Sequence[str], pixels: Pixels
+    ) -> None:
+        self._lake, self.selection, self.pixels = lake, selection, pixels
+        self._reader = lake.row_reader(mpp=selection.mpp)
+        self._dims = {name: lake.teachers(mpp=selection.mpp)[name] for name in teachers}
+        self._shard_path: list[str | None] = selection.slides["shard"].to_list()
+        self._shard = functools.lru_cache(OPEN_SHARDS)(functools.partial(ShardReader, lake.store))
+        self.tile_px = lake.config.tile_px
+
+    def empty(self, rows: int) -> Rows:
+        """Arrays for so many rows."""
+        return Rows.empty(rows, self._dims)
+
+    def read(self, rows: Int64Array, into: Rows, at: int) -> list[bytes]:
+        """Read rows into arrays from row `at` on; returns their stored tiles, if these are asked.
+
+        Raises:
+            DamageError: a table or a shard is not as it was written; slide and tile are named.
+        """
+        located = self.selection.locate(rows)
+        self._reader.fill(located.ranges, into, at)
+        tile_id = into.tile_id[at : at + len(rows)]
+        self.selection.check(located, tile_id)
+        return [] if self.pixels == "none" else self._jpegs(located, tile_id)
+
+    def _jpegs(self, located: Located, tile_id: Int64Array) -> list[bytes]:
+        found: list[bytes] = []
+        for slide, count in zip(located.slide.tolist(), located.ranges.rows.tolist(), strict=True):
+            keys = tile_id[len(found) : len(found) + count]
+            try:
+                found += self._shard(self._shard_path[slide]).jpegs(keys)
+            except DamageError as error:
+                msg = f"slide {self.selection.slide_ids[slide]}: {error}"
+                raise DamageError(msg) from error
+        return found
+
+    def batch(self, picked: Sequence[tuple["Buffer", int, int]]) -> TileBatch:
+        """Rows from one place to another of one buffer or more, as a batch."""
+        parts = [buffer.take(start, stop) for buffer, start, stop in picked]
+        rows = Rows.joined([part for part, _ in parts])
+        jpegs = list(itertools.chain.from_iterable(jpegs for _, jpegs in parts))
+        return TileBatch(
+            mpp=self.selection.mpp,
+            tile_id=rows.tile_id,
+            x=rows.x,
+            y=rows.y,
+            features=rows.by_teacher,
+            jpeg=jpegs if self.pixels == "jpeg" else None,
+            pixels=self.decoded(jpegs, rows.tile_id) if self.pixels == "uint8" else None,
+        )
+
+    def decoded(self, jpegs: Sequence[bytes], tile_id: Int64Array) -> npt.NDArray[np.uint8]:
+        """Pixels [B, H, W, 3], as PIL decodes them.
+
+        Raises:
+            DamageError: a tile is no JPEG of the lake's size; it is named.
+        """
+        shape = (self.tile_px, self.tile_px, 3)
+        pixels = np.empty((len(jpegs), *shape), np.uint8)
+        for jpeg, key, into in zip(jpegs, tile_id.tolist(), pixels, strict=True):
+            try:
+                found = simplejpeg.decode_jpeg(jpeg, colorspace="RGB", buffer=into).shape
+            except ValueError as error:
+                msg = f"{self._name(key)} can't be decoded: {error}"
+                raise DamageError(msg) from error
+            if found != shape:
+                msg = f"{self._name(key)} is {found[1]} x {found[0]} px, not {shape[1]}"
+                raise DamageError(msg)
+        return pixels
+
+    def _name(self, key: int) -> str:
+        slides = self.selection.slides
+        row = slides.filter(slides["slide"] == tile_parts(key)[0])
+        return f"slide {row['slide_id'][0]}: tile {key}"
+
+
+class Buffer:
+    """Rows that are read ahead in parts and then mixed with each other.
+
+    Args:
+        source: what reads them.
+        rows: their numbers in the selection.
+        order: the order in which they are given.
+    """
+
+    def __init__(self, source: TileSource, rows: Int64Array, order: Int64Array) -> None:
+        self._source, self._rows, self.order = source, rows, order
+        self._arrays = source.empty(len(rows))
+        self._starts = range(0, len(rows), PART_ROWS)
+        self._parts: list[Future[list[bytes]]] = []
+
+    def start(self, pool: Executor, *, whole: bool = False) -> None:
+        """Let the pool read the next part, or all that are left."""
+        for start in list(self._starts[len(self._parts) :])[: None if whole else 1]:
+            self._parts.append(pool.submit(self._read, start))
+
+    def _read(self, start: int) -> list[bytes]:
+        return self._source.read(self._rows[start : start + PART_ROWS], self._arrays, start)
+
+    def take(self, start: int, stop: int) -> tuple[Rows, list[bytes]]:
+        """Some of the rows in their mixed order, and their stored tiles; waits for the parts."""
+        jpegs = list(itertools.chain.from_iterable(part.result() for part in self._parts))
+        which = self.order[start:stop]
+        return self._arrays.take(which), [jpegs[i] for i in which] if jpegs else []
