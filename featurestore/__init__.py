@@ -10,6 +10,7 @@ os.environ.setdefault("LANCE_LOG", "error")
 # own fork is followed by an exec.
 warnings.filterwarnings("ignore", message="lance is not fork-safe", category=UserWarning)
 
+from featurestore.bags import Bag, Bags, TorchBag
 from featurestore.config import FORMAT, LakeConfig
 from featurestore.cuts import GridCut, SlideCut
 from featurestore.errors import (
@@ -20,19 +21,23 @@ from featurestore.errors import (
     LakeMissingError,
 )
 from featurestore.ids import mpp_name, tile_ids, tile_parts
-from featurestore.lake import Bag, Lake, create_lake, matrix, open_lake, settings_for
+from featurestore.lake import Lake, create_lake, open_lake, settings_for
 from featurestore.lance_columns import ColumnFile, ColumnWriter
 from featurestore.lance_commit import Committer
+from featurestore.lance_rows import matrix
+from featurestore.pairs import Pairs
 from featurestore.query import query, tables
 from featurestore.schema import tiles_schema
 from featurestore.shards import Shard, ShardReader, ShardWriter
 from featurestore.split import holdout_patients, patient_of
 from featurestore.stats import Moments, fit_stats, read_stats
 from featurestore.storage import Store
+from featurestore.stream_tiles import TileBatch
 
 __all__ = [
     "FORMAT",
     "Bag",
+    "Bags",
     "ColumnFile",
     "ColumnWriter",
     "Committer",
@@ -45,11 +50,14 @@ __all__ = [
     "LakeError",
     "LakeMissingError",
     "Moments",
+    "Pairs",
     "Shard",
     "ShardReader",
     "ShardWriter",
     "SlideCut",
     "Store",
+    "TileBatch",
+    "TorchBag",
     "create_lake",
     "fit_stats",
     "holdout_patients",

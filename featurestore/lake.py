@@ -4,21 +4,22 @@ import functools
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 import lance
-import numpy as np
-import numpy.typing as npt
 import polars as pl
 
+from featurestore.bags import Bag, Bags, By, names_of, read_bag
 from featurestore.config import LakeConfig
 from featurestore.errors import DamageError, LakeError, LakeMissingError
 from featurestore.ids import mpp_code, mpp_name
 from featurestore.lance_commit import Committer
 from featurestore.lance_ledger import root_versions, versions_property
+from featurestore.lance_rows import RowReader
 from featurestore.lance_scan import scan
 from featurestore.lance_tables import create_table, make_index, open_table
+from featurestore.pairs import Pairs, read_pairs
 from featurestore.schema import (
     CATALOG,
     CATALOG_SCHEMA,
@@ -29,31 +30,18 @@ from featurestore.schema import (
     is_teacher,
     tiles_schema,
 )
+from featurestore.selection import Selection
 from featurestore.storage import Store
+from featurestore.stream_order import Order
+
+if TYPE_CHECKING:
+    from featurestore.stream import Stream
+    from featurestore.stream_tiles import Pixels
 
 # Beyond this the whole catalog is read: a look-up takes about 1 ms and a few us a slide.
 FEW_SLIDES = 2000
 
 PICTURES = ("thumbnail", "tissue_mask")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Bag:
-    """All tiles of a slide at one mpp, sorted by (y, x).
-
-    Attributes:
-        slide_id: whose tiles.
-        tile_id: keys [N].
-        x: level-0 pixels of the tiles' left edges [N].
-        y: level-0 pixels of the tiles' top edges [N].
-        features: float16 [N, D]; a read-only view of what Lance read, not a copy.
-    """
-
-    slide_id: str
-    tile_id: npt.NDArray[np.int64]
-    x: npt.NDArray[np.int32]
-    y: npt.NDArray[np.int32]
-    features: npt.NDArray[np.float16]
 
 
 class Lake:
@@ -71,6 +59,10 @@ class Lake:
         self.version: int = catalog.version
         self._versions = {CATALOG: self.version, **root_versions(catalog)}
         self._tables = {CATALOG: catalog}
+        self._readers: dict[str, RowReader] = {}
+
+    def __reduce__(self) -> tuple[type["Lake"], tuple[Store, LakeConfig, int]]:
+        return Lake, (self.store, self.config, self.version)
 
     @property
     def uri(self) -> str:
@@ -211,44 +203,122 @@ class Lake:
 
     # ------------------------------------------------------------------ bags and pictures
 
-    def bag(self, slide_id: str, teacher: str, *, mpp: float) -> Bag:
-        """All tiles of a slide with one teacher's features: one sequential read of a row range.
+    def bag(self, slide_id: str, teachers: str | Sequence[str], *, mpp: float) -> Bag:
+        """All tiles of a slide with features of one teacher or several, read in one piece each.
 
         Raises:
-            LakeError: the slide or the teacher's features of it are not in the lake.
+            LakeError: the slide or a teacher's features of it are not in the lake.
             DamageError: the rows found are not those that the catalog names.
         """
-        self.check_teacher(teacher, mpp=mpp)
-        row = self._bag_row(slide_id, teacher, mpp)
-        fragment = self.table(features_table(row["mpp"])).get_fragment(row["fragment"])
-        table = (
-            fragment.scanner(
-                columns=["tile_id", "slide", "x", "y", teacher],
-                offset=row["row_start"],
-                limit=row["tiles"],
-            )
-            .to_table()
-            .combine_chunks()
-        )
-        if table.num_rows != row["tiles"] or set(table["slide"].to_pylist()) - {row["slide"]}:
-            msg = f"slide {slide_id} at mpp {mpp}: rows are not those that the catalog names"
+        names = names_of(teachers)
+        for name in names:
+            self.check_teacher(name, mpp=mpp)
+        selection = Selection(self._bag_row(slide_id, names, mpp), self.known_mpp(mpp))
+        return read_bag(self.row_reader(mpp=mpp), selection, names)
+
+    def _bag_row(self, slide_id: str, teachers: Sequence[str], mpp: float) -> pl.DataFrame:
+        named = ", ".join(f"'{name}'" for name in teachers)
+        found = self._catalog_of(f"teacher IN ({named})", mpp, [slide_id])
+        missing = [name for name in teachers if name not in found["teacher"].to_list()]
+        if missing:
+            tiles = self.tiles_of(mpp=mpp, slide_ids=[slide_id])["tiles"].to_list()
+            msg = f"slide '{slide_id}' is not in {self.uri} at mpp {mpp_name(mpp)}"
+            if tiles:
+                msg = f"slide '{slide_id}' has no features of '{missing[0]}' yet: run extract"
+            if tiles == [0]:
+                msg = f"slide '{slide_id}' has no tiles at mpp {mpp_name(mpp)}: it has no tissue"
+            raise LakeError(msg)
+        place = found.select("slide", "slide_id", "fragment", "row_start", "tiles").unique()
+        if place.height != 1:
+            msg = f"slide '{slide_id}': the catalog gives {named} different rows; run verify"
             raise DamageError(msg)
-        return Bag(
-            slide_id=slide_id,
-            tile_id=table["tile_id"].to_numpy(),
-            x=table["x"].to_numpy(),
-            y=table["y"].to_numpy(),
-            features=matrix(table[teacher]),
+        return place
+
+    def row_reader(self, *, mpp: float) -> RowReader:
+        """What reads ranges of rows at an mpp; it keeps files open."""
+        rel = features_table(self.known_mpp(mpp))
+        if rel not in self._readers:
+            self._readers[rel] = RowReader(self.store, rel, self.table(rel))
+        return self._readers[rel]
+
+    # ------------------------------------------------------------------ for training
+
+    def bags(
+        self,
+        teachers: str | Sequence[str],
+        *,
+        mpp: float,
+        slide_ids: Sequence[str] | None = None,
+        by: By = "slide",
+    ) -> Bags:
+        """A torch data set of all bags of some slides or patients: see `Bags`."""
+        return Bags(self, names_of(teachers), mpp=mpp, slide_ids=slide_ids, by=by)
+
+    def stream(
+        self,
+        teachers: str | Sequence[str],
+        *,
+        mpp: float,
+        slide_ids: Sequence[str] | None = None,
+        pixels: "Pixels" = "none",
+        batch_tiles: int = 256,
+        block_tiles: int = 32,
+        buffer_tiles: int = 4096,
+        seed: int = 0,
+        rank: int = 0,
+        world: int = 1,
+        threads: int = 2,
+        shuffle: bool = True,
+        drop_last: bool = False,
+    ) -> "Stream":
+        """Tiles in a shuffled order, with features and pixels, batch after batch: see `Stream`.
+
+        Args:
+            teachers: whose features every tile comes with.
+            mpp: of the tiles.
+            slide_ids: whose tiles; None takes all slides.
+            pixels: "none", "jpeg" (as stored) or "uint8" (decoded).
+            batch_tiles: tiles in a batch of one rank.
+            block_tiles: neighbouring tiles that are read together.
+            buffer_tiles: tiles in memory that are mixed; up to three such buffers are held.
+            seed: another seed gives another order.
+            rank: of this process.
+            world: number of processes; each gives other tiles and as many batches.
+            threads: that read and decode ahead; the batches do not depend on it.
+            shuffle: False gives the tiles slide by slide, sorted by (y, x).
+            drop_last: whether tiles that fill no batch are left out.
+
+        Raises:
+            LakeError: a slide is unknown or lacks features or pixels, or a number is not allowed.
+        """
+        # torch takes seconds to import, and few who open a lake train on it.
+        from featurestore.stream import Stream
+
+        order = functools.partial(
+            Order,
+            batch_tiles=batch_tiles,
+            block_tiles=block_tiles,
+            buffer_tiles=buffer_tiles,
+            seed=seed,
+            rank=rank,
+            world=world,
+            shuffle=shuffle,
+            drop_last=drop_last,
+        )
+        names = names_of(teachers)
+        return Stream(
+            self, names, mpp=mpp, slide_ids=slide_ids, pixels=pixels, order=order, threads=threads
         )
 
-    def _bag_row(self, slide_id: str, teacher: str, mpp: float) -> dict[str, Any]:
-        found = self.features_of(teacher, mpp=mpp, slide_ids=[slide_id])
-        if found.height != 1:
-            msg = f"slide '{slide_id}' is not in {self.uri} at mpp {mpp_name(mpp)}"
-            if self.tiles_of(mpp=mpp, slide_ids=[slide_id]).height:
-                msg = f"slide '{slide_id}' has no features of '{teacher}' yet: run extract"
-            raise LakeError(msg)
-        return found.row(0, named=True)
+    def pairs(
+        self, slide_id: str, *, coarse: float, fine: float, teachers: str | Sequence[str]
+    ) -> Pairs:
+        """A slide's bags at two mpps, and which fine tiles lie under which coarse one.
+
+        Raises:
+            LakeError: the mpps or the slide's grids do not nest, or there are no such bags.
+        """
+        return read_pairs(self, slide_id, coarse=coarse, fine=fine, teachers=names_of(teachers))
 
     def pictures(self, slide_id: str) -> dict[str, bytes | None]:
         """A slide's `thumbnail` (JPEG) and `tissue_mask` (PNG of the same size)."""
@@ -283,31 +353,17 @@ class Lake:
         self.write_bytes(rel, (json.dumps(value, indent=2) + "\n").encode())
 
 
-def matrix(column: Any) -> npt.NDArray[np.float16]:  # noqa: ANN401 - an Arrow array, untyped
-    """A fixed-size-list column as an array [N, D], without a copy if it is one chunk.
+def open_lake(uri: str | os.PathLike[str], *, version: int | str | None = None) -> Lake:
+    """Open a lake at a version, at a snapshot, or at its newest version.
 
-    Raises:
-        DamageError: a row is null.
-    """
-    array = column.combine_chunks() if hasattr(column, "combine_chunks") else column
-    if hasattr(array, "chunks"):
-        array = array.chunk(0)
-    if array.null_count:
-        msg = f"{array.null_count} of {len(array)} features are missing"
-        raise DamageError(msg)
-    dim = array.type.list_size
-    # `.flatten()` would drop nulls and shift rows; `.values` ignores the slice, so cut it here.
-    values = array.values.slice(array.offset * dim, len(array) * dim)
-    features: npt.NDArray[np.float16] = values.to_numpy(zero_copy_only=True).reshape(-1, dim)
-    return features
-
-
-def open_lake(uri: str | os.PathLike[str], *, version: int | None = None) -> Lake:
-    """Open a lake at a version, or its newest.
+    Args:
+        uri: folder or URL of the lake.
+        version: number of a version or name of a snapshot.
 
     Raises:
         LakeMissingError: there is none.
         FormatError: it was written by a newer slidelake.
+        LakeError: it has no such version or snapshot.
     """
     store = Store(uri)
     if not store.exists("lake.json"):
@@ -315,7 +371,18 @@ def open_lake(uri: str | os.PathLike[str], *, version: int | None = None) -> Lak
         msg = f"{store.uri} {what}; `slidelake ingest` makes one"
         raise LakeMissingError(msg)
     config = LakeConfig.from_json(store.read_bytes("lake.json"), where=store.uri)
-    return Lake(store, config, version)
+    number = None if version is None else _version_number(Lake(store, config), version)
+    return Lake(store, config, number)
+
+
+def _version_number(lake: Lake, version: int | str) -> int:
+    if isinstance(version, int) or version.isdecimal():
+        return int(version)
+    known = lake.snapshots()
+    if version not in known:
+        msg = f"{lake.uri} has no snapshot '{version}'; it has: {', '.join(known) or 'none'}"
+        raise LakeError(msg)
+    return known[version]
 
 
 def settings_for(uri: str | os.PathLike[str], **given: Any) -> LakeConfig:  # noqa: ANN401
