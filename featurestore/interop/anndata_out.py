@@ -1,0 +1,195 @@
+"""Writes `<slide>.zarr` in SpatialData's layout, as wsidata and lazyslide keep a slide.
+
+`shapes/tissues` and `shapes/tiles` are polygons in level-0 pixels, `tables/<teacher>_tiles` an
+AnnData per teacher with its features as X. Each AnnData opens by itself, too. One teacher's
+features of one slide are in memory at a time, as float32.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from featurestore.interop.model import InteropError, SlideTiles
+from featurestore.interop.outbox import Outbox
+from featurestore.interop.outgoing import MARK, SlideOut, mark_of
+from featurestore.interop.wkb import geometry, squares, write_shapes
+
+TILES, TISSUES = "tiles", "tissues"
+VERSION = {"version": "0.2", "spatialdata_software_version": "0.7.3"}
+SHAPES_VERSION, TABLE_VERSION = "0.3", "0.2"
+
+
+def export_slide(box: Outbox, slide: SlideOut) -> int:
+    """Write a slide's store; 1 if it was written, 0 if it is there and complete.
+
+    Raises:
+        InteropError: the packages for it are not installed.
+    """
+    _check_packages()
+    rel, mark = f"{slide.tiles.slide_id}.zarr", mark_of(slide, *sorted(slide.teachers))
+    if _is_done(box.path(rel), slide, mark):
+        return 0
+    with box.folder(rel) as path:
+        _write(path, slide, mark)
+    return 1
+
+
+def _check_packages() -> None:
+    try:
+        import anndata  # noqa: F401
+        import zarr  # noqa: F401
+    except ImportError as error:
+        msg = f"exporting AnnData needs '{error.name}': install slidelake with its extra [anndata]"
+        raise InteropError(msg) from error
+
+
+def _is_done(path: Path, slide: SlideOut, mark: str) -> bool:
+    import zarr
+
+    try:
+        root = zarr.open_group(path, mode="r")
+        if root.attrs.get(MARK) != _about(slide.tiles, mark):
+            return False
+        if pq.read_metadata(path / "shapes" / TILES / "shapes.parquet").num_rows != len(
+            slide.tiles
+        ):
+            return False
+        return all(_has_features(root, name, slide) for name in slide.teachers)
+    except (OSError, KeyError, ValueError, pa.ArrowInvalid):
+        return False
+
+
+def _has_features(root: Any, teacher: str, slide: SlideOut) -> bool:  # noqa: ANN401 - untyped
+    values = root[f"tables/{_table(teacher)}/X"]
+    shape = (len(slide.tiles), slide.teachers[teacher].dim)
+    return bool(values.shape == shape and values.nchunks_initialized == values.nchunks)
+
+
+def _write(path: Path, slide: SlideOut, mark: str) -> None:
+    import zarr
+
+    tiles = slide.tiles
+    attrs = {
+        "spatialdata_attrs": VERSION,
+        "tile_spec": {TILES: _tile_spec(tiles)},
+        MARK: _about(tiles, mark),
+    }
+    root = zarr.open_group(path, mode="w", zarr_format=3, attributes=attrs)
+    shapes = root.create_group("shapes")
+    columns = {
+        "tile_id": pa.array(np.arange(len(tiles))),
+        "x": pa.array(tiles.x),
+        "y": pa.array(tiles.y),
+        "geometry": squares(tiles.xy, tiles.tile_px_level0),
+    }
+    _write_shapes(shapes, path, TILES, columns, ["Polygon"])
+    if (tissue := slide.tissue()) is not None:
+        _write_tissue(shapes, path, tissue)
+    tables = root.create_group("tables")
+    for teacher in sorted(slide.teachers):
+        _write_table(tables, slide, teacher)
+    zarr.consolidate_metadata(root.store)
+
+
+def _write_tissue(shapes: Any, path: Path, tissue: Mapping[str, Any]) -> None:  # noqa: ANN401
+    found = [feature["geometry"] for feature in tissue["features"]]
+    columns = {
+        "tissue_id": pa.array(np.arange(len(found))),
+        "geometry": pa.array([geometry(one) for one in found], pa.binary()),
+    }
+    _write_shapes(shapes, path, TISSUES, columns, sorted({one["type"] for one in found}))
+
+
+def _write_shapes(
+    shapes: Any,  # noqa: ANN401 - a zarr group, untyped
+    path: Path,
+    name: str,
+    columns: Mapping[str, pa.Array],
+    kinds: list[str],
+) -> None:
+    axes = [{"name": axis, "type": "space", "unit": "unit"} for axis in ("x", "y")]
+    identity = {
+        "type": "identity",
+        "input": {"name": "xy", "axes": axes},
+        "output": {"name": "global", "axes": axes},
+    }
+    attrs = {
+        "encoding-type": "ngff:shapes",
+        "axes": ["x", "y"],
+        "coordinateTransformations": [identity],
+        "spatialdata_attrs": {"version": SHAPES_VERSION},
+    }
+    shapes.create_group(name, attributes=attrs)
+    write_shapes(path / "shapes" / name / "shapes.parquet", columns, kinds)
+
+
+def _write_table(tables: Any, slide: SlideOut, teacher: str) -> None:  # noqa: ANN401
+    import anndata
+    import pandas as pd
+    from anndata.io import write_elem
+
+    tiles, name = slide.tiles, _table(teacher)
+    keys = {"region": TILES, "region_key": "library_id", "instance_key": "tile_id"}
+    index = np.arange(len(tiles))
+    obs = pd.DataFrame(
+        {
+            "tile_id": index,
+            "library_id": pd.Categorical([TILES] * len(tiles), categories=[TILES]),
+            "slide_id": pd.Categorical([tiles.slide_id] * len(tiles), [tiles.slide_id]),
+            "x": tiles.x,
+            "y": tiles.y,
+        },
+        index=index.astype(str),
+    )
+    made = anndata.AnnData(
+        X=slide.features(teacher).astype(np.float32),
+        obs=obs,
+        obsm={"spatial": tiles.xy},
+        uns={
+            "spatialdata_attrs": keys,
+            "slidelake": {
+                "teacher": teacher,
+                "identity": json.dumps(slide.teachers[teacher].identity, sort_keys=True),
+                "mpp": tiles.mpp,
+                "tile_px": tiles.tile_px,
+                "tile_px_level0": tiles.tile_px_level0,
+            },
+        },
+    )
+    # One chunk is one object; sharding them is left to a later format.
+    with anndata.settings.override(auto_shard_zarr_v3=False):
+        write_elem(tables, name, made)
+    version = {"spatialdata-encoding-type": "ngff:regions_table", "version": TABLE_VERSION}
+    tables[name].attrs.update({**version, **keys})
+
+
+def _table(teacher: str) -> str:
+    return f"{teacher}_tiles"
+
+
+def _about(tiles: SlideTiles, mark: str) -> dict[str, Any]:
+    return {
+        "mark": mark,
+        "slide_id": tiles.slide_id,
+        "mpp": tiles.mpp,
+        "level0_mpp": tiles.level0_mpp,
+    }
+
+
+def _tile_spec(tiles: SlideTiles) -> dict[str, Any]:
+    shrink = tiles.tile_px_level0 / tiles.tile_px
+    side = tiles.tile_px
+    return {
+        **dict.fromkeys(("height", "width", "stride_height", "stride_width"), side),
+        "mpp": tiles.mpp,
+        "ops_level": 0,
+        "ops_downsample": shrink,
+        "base_level": 0,
+        "base_downsample": shrink,
+        "tissue_name": TISSUES,
+    }

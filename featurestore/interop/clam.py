@@ -1,0 +1,184 @@
+"""CLAM: `patches/<slide>.h5` with coordinates, `<features>/{h5_files,pt_files}/<slide>.{h5,pt}`.
+
+The patches say on which level they were cut, the features say nothing: neither says the mpp,
+nor the encoder. Both have to be given.
+"""
+
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+from featurestore.interop.align import order_of
+from featurestore.interop.files import (
+    coordinates,
+    dataset,
+    feature_matrix,
+    find_files,
+    load_pt,
+    number,
+    opened_h5,
+    plain_attrs,
+    whole,
+)
+from featurestore.interop.model import (
+    FloatArray,
+    Given,
+    InteropError,
+    Problem,
+    SlideTiles,
+    Source,
+)
+from featurestore.interop.naming import name_teachers
+
+LOOKS_FOR = "patches/<slide>.h5 and <features>/h5_files/<slide>.h5 or pt_files/<slide>.pt"
+H5, PT, PATCHES = "h5_files", "pt_files", "patches"
+# A wrong level is off by a factor of two or more; scanners differ by a few per cent.
+MPP_AGREES = 0.2
+
+
+def find(folder: Path, given: Given) -> tuple[list[Source], list[Problem]]:
+    """Slides of a folder that holds patches, features of one or several encoders, or both."""
+    coords: dict[str, Path] = {}
+    found: dict[Path, dict[str, Path]] = defaultdict(dict)
+    problems = []
+    for path in find_files(folder, ".h5", ".pt"):
+        parent = path.parent
+        if parent.name == PATCHES and path.suffix == ".h5" and not path.stem.endswith("_patches"):
+            if path.stem in coords:
+                problems.append(_second(path, coords[path.stem]))
+            coords.setdefault(path.stem, path)
+        elif (parent.name, path.suffix) in ((H5, ".h5"), (PT, ".pt")):
+            # h5_files sorts first, and holds coordinates beside the features.
+            found[parent.parent].setdefault(path.stem, path)
+    names = name_teachers(given, folder, dict.fromkeys(found), "CLAM") if found else {}
+    features: dict[str, dict[str, Path]] = defaultdict(dict)
+    for parent, teacher in names.items():
+        for slide_id, path in found[parent].items():
+            if teacher in features[slide_id]:
+                problems.append(_second(path, features[slide_id][teacher]))
+            features[slide_id].setdefault(teacher, path)
+    return [
+        Source(slide_id=slide_id, coords=coords.get(slide_id), features=dict(features[slide_id]))
+        for slide_id in sorted({*coords, *features})
+    ], problems
+
+
+def _second(path: Path, first: Path) -> Problem:
+    reason = f"{path} is a second file of this slide beside {first}; import one folder at a time"
+    return Problem(path=str(path), slide_id=path.stem, reason=reason)
+
+
+def read_tiles(source: Source, given: Given) -> SlideTiles:
+    """The tiles of one slide.
+
+    Raises:
+        InteropError: no file of it holds coordinates, or the size of a tile or its mpp is not
+            known.
+    """
+    path = source.coords or _features_h5(source)
+    with opened_h5(path) as file:
+        found = dataset(file, "coords")
+        attrs, xy = plain_attrs(found), coordinates(found[:], path)
+    tile_px, side = _sizes(attrs, given, path)
+    mpp, mpp_source = _mpp(source.slide_id, side / tile_px, given, path)
+    slide_mpp = given.slide_mpp(source.slide_id) or (mpp * tile_px / side, mpp_source)
+    size = attrs.get("level_dim") if attrs.get("patch_level") == 0 else None
+    return SlideTiles(
+        slide_id=source.slide_id,
+        x=xy[:, 0],
+        y=xy[:, 1],
+        tile_px=tile_px,
+        tile_px_level0=side,
+        mpp=mpp,
+        mpp_source=mpp_source,
+        level0_mpp=slide_mpp[0],
+        level0_mpp_source=slide_mpp[1],
+        width_px=int(size[0]) if size else None,
+        height_px=int(size[1]) if size else None,
+        source=str(path),
+        attrs={name: attrs[name] for name in ("patch_level",) if name in attrs},
+    )
+
+
+def _features_h5(source: Source) -> Path:
+    for path in source.features.values():
+        if path.suffix == ".h5":
+            return path
+    msg = (
+        f"{source.path}: no coordinates of '{source.slide_id}'; pt_files hold none, so "
+        "patches/<slide>.h5 or h5_files/<slide>.h5 is needed"
+    )
+    raise InteropError(msg)
+
+
+def _sizes(attrs: dict[str, Any], given: Given, path: Path) -> tuple[int, int]:
+    """Side of a tile in its own pixels, and in those of level 0."""
+    if "patch_size" not in attrs:
+        return _given_sizes(given, path)
+    patch_px = number(attrs, "patch_size", path)
+    # `patch_size` is read at `patch_level`; CLAM's older files then shrink it once more.
+    shrunk = number(attrs, "custom_downsample", path) if "custom_downsample" in attrs else 1.0
+    tile_px = whole(patch_px / shrunk, "patch_size", path)
+    downsample = attrs.get("downsample", [1.0, 1.0] if attrs.get("patch_level") == 0 else None)
+    if isinstance(downsample, list) and downsample and min(downsample) > 0:
+        return tile_px, round(patch_px * float(downsample[0]))
+    if given.tile_px_level0 is not None:
+        return tile_px, given.tile_px_level0
+    msg = f"{path}: no downsample of the patches' level; give --tile-px-level0"
+    raise InteropError(msg)
+
+
+def _given_sizes(given: Given, path: Path) -> tuple[int, int]:
+    side, tile_px = given.tile_px_level0, given.tile_px
+    if side is not None and tile_px is None and given.mpp and given.level0_mpp:
+        tile_px = round(side * given.level0_mpp / given.mpp)
+    if side is not None and tile_px is not None:
+        return tile_px, side
+    msg = (
+        f"{path} does not say how large its patches are: import a folder that also holds "
+        "patches/<slide>.h5, or give --tile-px and --tile-px-level0, the side of a patch in its "
+        "own pixels and in those of level 0"
+    )
+    raise InteropError(msg)
+
+
+def _mpp(slide_id: str, downsample: float, given: Given, path: Path) -> tuple[float, str]:
+    slide_mpp = given.slide_mpp(slide_id)
+    if slide_mpp is None:
+        if given.mpp is not None:
+            return given.mpp, "given"
+        msg = "CLAM files do not say their mpp; give --mpp, the microns per pixel of the patches"
+        raise InteropError(msg)
+    by_level = slide_mpp[0] * downsample
+    if given.mpp is None:
+        return by_level, "level-0 mpp x downsample"
+    if abs(given.mpp / by_level - 1) > MPP_AGREES:
+        msg = (
+            f"{path}: patches of {by_level:.4g} mpp by the slide's level-0 mpp and their size, "
+            f"but --mpp {given.mpp} was given"
+        )
+        raise InteropError(msg)
+    return given.mpp, "given"
+
+
+def read_features(source: Source, teacher: str, tiles: SlideTiles) -> FloatArray:
+    """Features [N, D] of one teacher, in the order of the tiles.
+
+    A .pt file holds no coordinates: CLAM writes its rows in the order of the coordinates.
+
+    Raises:
+        InteropError: the file is damaged, or is of other tiles.
+    """
+    path = source.features[teacher]
+    if path.suffix == ".pt":
+        return feature_matrix(load_pt(path), len(tiles), path)
+    with opened_h5(path) as file:
+        xy = coordinates(dataset(file, "coords")[:], path)
+        values = feature_matrix(dataset(file, "features")[:], len(xy), path)
+    order = order_of(xy, tiles.xy, str(path))
+    return values if order is None else values[order]
+
+
+def identity(source: Source, teacher: str) -> dict[str, Any]:
+    """CLAM's files say nothing of the encoder but what the user named it."""
+    return {"encoder": teacher} if teacher in source.features else {}

@@ -1,0 +1,223 @@
+"""From a lake to the files of another tool: one slide after the other, each file whole.
+
+What is there and complete is left alone, so an export that was killed goes on, and one of a lake
+that has grown writes what is new.
+"""
+
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from featurestore.errors import DamageError, LakeError
+from featurestore.ids import mpp_name
+from featurestore.interop.formats import writer_of
+from featurestore.interop.lake_tiles import slide_rows, tile_places, tissue_of
+from featurestore.interop.model import FloatArray, Int64Array, InteropError, SlideTiles
+from featurestore.interop.outbox import Outbox
+from featurestore.interop.outgoing import SlideOut, TeacherOut
+from featurestore.lake import Lake, open_lake
+from featurestore.schema import READY, features_table, identity_of
+
+SLIDES_AT_ONCE = 256
+SLIDE_COLUMNS = ("state", "reason", "mpp", "width_px", "height_px", "extra")
+
+Row = dict[str, Any]
+
+
+@dataclass(kw_only=True)
+class ExportResult:
+    """What an export did.
+
+    Attributes:
+        out: the folder.
+        format: what was written.
+        version: the lake's version that was read.
+        written: slides of which files were written.
+        complete: slides of which all was there already.
+        files: files written.
+        failed: slides that could not be exported, with the reason.
+        left_out: slides that the lake itself could not take, with the reason.
+    """
+
+    out: str
+    format: str
+    version: int
+    written: int = 0
+    complete: int = 0
+    files: int = 0
+    failed: list[dict[str, str]] = field(default_factory=list)
+    left_out: list[dict[str, str]] = field(default_factory=list)
+
+
+def export_folder(
+    lake_uri: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    *,
+    format: str,
+    teachers: Sequence[str] = (),
+    mpp: float | None = None,
+    version: int | None = None,
+    tiles: bool = False,
+    on_slide: Callable[[str, int], None] = lambda slide_id, files: None,
+) -> ExportResult:
+    """Write the slides of a lake as files of another tool.
+
+    Args:
+        lake_uri: the lake.
+        out: a local folder; it is made if it is not there.
+        format: one of `WRITABLE`.
+        teachers: whose features; none for all that the lake has at this mpp.
+        mpp: of the tiles; needed if the lake has several.
+        version: of the lake, or None for its newest.
+        tiles: for GeoJSON, also write the tiles as rectangles.
+        on_slide: called after each slide with the number of files written.
+
+    Raises:
+        LakeError: no such lake, version, format, teacher or mpp; or `out` is in use.
+    """
+    writer = writer_of(format)
+    lake = open_lake(lake_uri, version=version)
+    task = _Task(lake, format, _mpp(lake, mpp, needed=format != "geojson" or tiles), teachers)
+    result = ExportResult(out=os.fspath(out), format=format, version=lake.version)
+    with Outbox(out) as box:
+        for slide_id, slide in task.slides(result):
+            try:
+                files = writer.export_slide(box, slide())
+            except LakeError as error:
+                result.failed.append({"slide": slide_id, "reason": " ".join(str(error).split())})
+                continue
+            result.files += files
+            result.written += files > 0
+            result.complete += not files
+            on_slide(slide_id, files)
+    return result
+
+
+def _mpp(lake: Lake, mpp: float | None, *, needed: bool) -> float | None:
+    if mpp is not None:
+        return lake.known_mpp(mpp)
+    if not needed or len(lake.config.mpps) == 1:
+        return lake.config.mpps[0] if needed else None
+    msg = f"{lake.uri} has tiles at several mpps, {list(lake.config.mpps)}; give --mpp"
+    raise InteropError(msg)
+
+
+class _Task:
+    """What is to be exported of a lake; reads its catalog once per 256 slides."""
+
+    def __init__(
+        self, lake: Lake, format_name: str, mpp: float | None, teachers: Sequence[str]
+    ) -> None:
+        self.lake, self.format, self.mpp = lake, format_name, mpp
+        self.asked = bool(teachers)
+        self.teachers: dict[str, TeacherOut] = {}
+        if mpp is None or format_name == "geojson":
+            return
+        for name in teachers:
+            lake.check_teacher(name, mpp=mpp)
+        schema = lake.table(features_table(mpp)).schema
+        self.teachers = {
+            name: TeacherOut(dim=dim, crc32=0, identity=identity_of(schema.field(name)))
+            for name, dim in lake.teachers(mpp=mpp).items()
+            if name in teachers or not teachers
+        }
+
+    def slides(self, result: ExportResult) -> Iterator[tuple[str, Callable[[], SlideOut]]]:
+        """Every slide that is ready, with what makes it; others go to `result.left_out`."""
+        names = self.lake.slides().select("slide_id").collect()["slide_id"].sort().to_list()
+        for start in range(0, len(names), SLIDES_AT_ONCE):
+            some = names[start : start + SLIDES_AT_ONCE]
+            rows = slide_rows(self.lake, some, SLIDE_COLUMNS)
+            tiles, sums = self._catalog(some)
+            for name in some:
+                row = {**rows[name], "tiles": tiles.get(name)}
+                if row["state"] != READY or (self.mpp is not None and row["tiles"] is None):
+                    reason = row["reason"] or f"not in the lake at mpp {self.mpp}: {row['state']}"
+                    result.left_out.append({"slide": name, "reason": reason})
+                    continue
+                yield name, lambda row=row, sums=sums: self._slide(row, sums)  # type: ignore[misc]
+
+    def _catalog(self, names: Sequence[str]) -> tuple[dict[str, Row], dict[tuple[str, str], int]]:
+        """Rows of the slides' tiles, and the checksums of (slide_id, teacher)."""
+        if self.mpp is None:
+            return {}, {}
+        tiles = self.lake.tiles_of(mpp=self.mpp, slide_ids=names)
+        sums = {
+            (slide_id, teacher): crc32
+            for teacher in self.teachers
+            for slide_id, crc32 in self._features_of(teacher, names).iter_rows()
+        }
+        return {row["slide_id"]: row for row in tiles.iter_rows(named=True)}, sums
+
+    def _features_of(self, teacher: str, names: Sequence[str]) -> pl.DataFrame:
+        found = self.lake.features_of(teacher, mpp=self.mpp or 0.0, slide_ids=names)
+        return found.select("slide_id", "crc32")
+
+    def _slide(self, row: Row, sums: dict[tuple[str, str], int]) -> SlideOut:
+        name, catalog = row["slide_id"], row["tiles"]
+        teachers = {
+            teacher: replace(found, crc32=sums.get((name, teacher), 0))
+            for teacher, found in self.teachers.items()
+            # A slide without tiles has nothing to extract: it is complete as it is.
+            if (name, teacher) in sums or not catalog["tiles"]
+        }
+        if self.asked and (missing := sorted(set(self.teachers) - set(teachers))):
+            msg = f"slide '{name}' has no features of {', '.join(missing)} yet: run extract"
+            raise InteropError(msg)
+        keys, xy = _places(self.lake, catalog)
+        return SlideOut(
+            tiles=self._tiles(row, xy),
+            crc32=catalog["crc32"] if catalog else 0,
+            teachers=teachers,
+            features=lambda teacher: self._features(catalog, keys, teacher),
+            tissue=lambda: tissue_of(self.lake, name),
+        )
+
+    def _tiles(self, row: Row, xy: Int64Array) -> SlideTiles:
+        config, catalog = self.lake.config, row["tiles"]
+        side = catalog["tile_px_level0"] if catalog else config.tile_px
+        level0_mpp = row["mpp"]
+        if level0_mpp is None and catalog and catalog["effective_mpp"]:
+            level0_mpp = catalog["effective_mpp"] * config.tile_px / side
+        return SlideTiles(
+            slide_id=row["slide_id"],
+            x=xy[:, 0],
+            y=xy[:, 1],
+            tile_px=config.tile_px,
+            tile_px_level0=side,
+            mpp=self.mpp or config.mpps[0],
+            mpp_source="lake",
+            level0_mpp=level0_mpp,
+            level0_mpp_source="lake",
+            width_px=row["width_px"],
+            height_px=row["height_px"],
+            source=self.lake.uri,
+            attrs=_attrs(row["extra"], self.mpp),
+        )
+
+    def _features(self, catalog: Row, keys: Int64Array, teacher: str) -> FloatArray:
+        if not len(keys):
+            return np.zeros((0, self.teachers[teacher].dim), np.float16)
+        bag = self.lake.bag(catalog["slide_id"], teacher, mpp=catalog["mpp"])
+        if not np.array_equal(bag.tile_id, keys):
+            msg = f"slide {catalog['slide_id']}: its bag and its tiles differ; run slidelake verify"
+            raise DamageError(msg)
+        return bag.features
+
+
+def _places(lake: Lake, catalog: Row | None) -> tuple[Int64Array, Int64Array]:
+    if catalog is None:
+        return np.zeros(0, np.int64), np.zeros((0, 2), np.int64)
+    return tile_places(lake, catalog)
+
+
+def _attrs(extra: str | None, mpp: float | None) -> dict[str, Any]:
+    """What an import wrote down of the tiles at this mpp, such as their overlap."""
+    tiles = json.loads(extra).get("imported_tiles", {}) if extra else {}
+    found: dict[str, Any] = tiles.get(mpp_name(mpp), {}) if mpp is not None else {}
+    return found

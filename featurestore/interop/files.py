@@ -1,0 +1,235 @@
+"""Opening other people's files: HDF5, .pt and .npz. Nothing in them is ever unpickled.
+
+Whatever is wrong with a file becomes one InteropError that names it, so that a damaged file
+stops itself and no other.
+"""
+
+import contextlib
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import numpy.typing as npt
+
+from featurestore.interop.model import MPP_TOLERANCE, FloatArray, Int64Array, InteropError
+
+HIDDEN = "."
+
+
+def find_files(folder: Path, *suffixes: str) -> Iterator[Path]:
+    """Files under a folder with one of these endings, sorted; hidden ones are left out."""
+    for root, folders, names in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not name.startswith(HIDDEN))
+        for name in sorted(names):
+            if name.endswith(suffixes) and not name.startswith(HIDDEN):
+                yield Path(root) / name
+
+
+@contextlib.contextmanager
+def opened_h5(path: Path) -> Iterator[h5py.File]:
+    """An HDF5 file, open for reading.
+
+    Raises:
+        InteropError: it is not there, not HDF5, truncated, or breaks while it is read.
+    """
+    try:
+        with h5py.File(path, "r", locking="best-effort") as file:
+            yield file
+    except InteropError:
+        raise
+    except FileNotFoundError as error:
+        msg = f"{path} does not exist"
+        raise InteropError(msg) from error
+    except (OSError, RuntimeError, KeyError, ValueError) as error:
+        msg = f"{path} can't be read as HDF5, perhaps it is cut short: {_first_line(error)}"
+        raise InteropError(msg) from error
+
+
+def dataset(file: h5py.File, name: str) -> h5py.Dataset:
+    """A dataset of an open file.
+
+    Raises:
+        InteropError: the file has none of this name; those that it has are named.
+    """
+    found = file.get(name)
+    if not isinstance(found, h5py.Dataset):
+        msg = f"{file.filename} has no dataset '{name}'; it has: {', '.join(file) or 'nothing'}"
+        raise InteropError(msg)
+    return found
+
+
+def plain_attrs(thing: h5py.Dataset | h5py.File) -> dict[str, Any]:
+    """Attributes as plain Python values; TRIDENT's 'None' is None."""
+    return {str(name): _plain(value) for name, value in thing.attrs.items()}
+
+
+def _plain(value: Any) -> Any:  # noqa: ANN401 - whatever the file holds
+    if isinstance(value, h5py.Empty):
+        return None
+    if isinstance(value, bytes):
+        value = value.decode(errors="replace")
+    if isinstance(value, np.ndarray | np.generic):
+        value = value.tolist()
+    return None if isinstance(value, str) and value == "None" else value
+
+
+def number(attrs: dict[str, Any], name: str, path: Path) -> float:
+    """An attribute that must be there and be a positive number.
+
+    Raises:
+        InteropError: it is not.
+    """
+    value = attrs.get(name)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < np.inf:
+        msg = f"{path}: attribute '{name}' is {value!r}; a positive number must stand there"
+        raise InteropError(msg)
+    return float(value)
+
+
+def whole(value: float, name: str, path: Path) -> int:
+    """A number that must be whole, as a side in pixels is.
+
+    Raises:
+        InteropError: it is not.
+    """
+    if abs(value - round(value)) > 1e-6 * max(1.0, abs(value)):
+        msg = f"{path}: {name} is {value}; it must be a whole number of pixels"
+        raise InteropError(msg)
+    return round(value)
+
+
+def agree(option: str, given: float | None, found: float, path: Path) -> None:
+    """Refuse what was given on the command line if a file says otherwise.
+
+    Raises:
+        InteropError: they differ by more than 2 %.
+    """
+    if given is not None and abs(given / found - 1) > MPP_TOLERANCE:
+        msg = f"{path} says {found:g}, but {option} {given:g} was given; leave it out"
+        raise InteropError(msg)
+
+
+def coordinates(values: npt.NDArray[Any], path: Path) -> Int64Array:
+    """Level-0 coordinates [N, 2] as integers.
+
+    Raises:
+        InteropError: another shape, or values that are not whole numbers.
+    """
+    if values.ndim != 2 or values.shape[1] != 2:
+        msg = f"{path}: coords have the shape {values.shape}; (N, 2) is needed"
+        raise InteropError(msg)
+    if values.dtype.kind == "f":
+        if not np.isfinite(values).all() or (values != np.round(values)).any():
+            msg = f"{path}: coords are not whole level-0 pixels; they have units or holes in them"
+            raise InteropError(msg)
+    elif values.dtype.kind not in "iu":
+        msg = f"{path}: coords are of type {values.dtype}; numbers are needed"
+        raise InteropError(msg)
+    return values.astype(np.int64)
+
+
+def feature_matrix(values: npt.NDArray[Any], tiles: int, path: Path) -> FloatArray:
+    """Features [N, D] as a file has them, checked against the number of tiles.
+
+    Raises:
+        InteropError: another shape or type, another number of rows, or a value that is NaN or
+            infinite; the first such row is named.
+    """
+    if tiles == 0 and values.size == 0:
+        return np.zeros((0, values.shape[1] if values.ndim == 2 else 0), np.float32)
+    if values.ndim != 2 or values.dtype.kind != "f":
+        msg = f"{path}: features are {values.dtype} {values.shape}; floats (N, D) are needed"
+        raise InteropError(msg)
+    if len(values) != tiles:
+        msg = f"{path}: {len(values)} features for {tiles} coordinates; they must be as many"
+        raise InteropError(msg)
+    bad = ~np.isfinite(values).all(axis=1)
+    if bad.any():
+        row = int(bad.argmax())
+        msg = f"{path}: the features of {int(bad.sum())} tiles are NaN or infinite, first row {row}"
+        raise InteropError(msg)
+    return values
+
+
+def load_pt(path: Path, *, mapped: bool = False) -> npt.NDArray[Any]:
+    """The one tensor or array of a .pt file, bfloat16 as float32.
+
+    Args:
+        path: the file.
+        mapped: leave the values on disk until they are used.
+
+    Raises:
+        InteropError: it is not there, cut short, no bare tensor, or would have to be unpickled
+            into anything but a tensor.
+    """
+    import torch
+
+    try:
+        with torch.serialization.safe_globals(_numpy_globals()):
+            value = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+    except FileNotFoundError as error:
+        msg = f"{path} does not exist"
+        raise InteropError(msg) from error
+    except Exception as error:
+        # torch raises whatever its readers raise: UnpicklingError, RuntimeError, EOFError, ...
+        msg = f"{path} can't be read as a bare tensor (.pt): {_first_line(error)}"
+        raise InteropError(msg) from error
+    if isinstance(value, torch.Tensor):
+        value = (value.float() if value.dtype == torch.bfloat16 else value).numpy()
+    if not isinstance(value, np.ndarray):
+        msg = f"{path} holds a {type(value).__name__}; one bare tensor (N, D) is needed"
+        raise InteropError(msg)
+    return value
+
+
+def _numpy_globals() -> list[Any]:
+    # What torch.save needs to put a bare numpy array together again; these build arrays only.
+    kinds = [type(np.dtype(name)) for name in ("f2", "f4", "f8")]
+    rebuild = np.zeros(0).__reduce__()[0]
+    return [rebuild, np.ndarray, np.dtype, *kinds]
+
+
+def load_npz(path: Path) -> dict[str, npt.NDArray[Any]]:
+    """The arrays of a .npz file.
+
+    Raises:
+        InteropError: it is not there, cut short, or holds Python objects.
+    """
+    import zipfile
+    import zlib
+
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return {name: file[name] for name in file.files}
+    except FileNotFoundError as error:
+        msg = f"{path} does not exist"
+        raise InteropError(msg) from error
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        msg = f"{path} can't be read as .npz, perhaps it is cut short: {_first_line(error)}"
+        raise InteropError(msg) from error
+
+
+def load_json(path: Path) -> dict[str, Any]:
+    """The JSON object in a file.
+
+    Raises:
+        InteropError: it is not there, or something else.
+    """
+    try:
+        value = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        msg = f"{path} can't be read as JSON: {_first_line(error)}"
+        raise InteropError(msg) from error
+    if not isinstance(value, dict):
+        msg = f"{path} holds a {type(value).__name__}; a JSON object is needed"
+        raise InteropError(msg)
+    return value
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error).strip().partition("\n")[0]
+    return text or type(error).__name__

@@ -1,0 +1,166 @@
+"""The formats that can be read and written, and one way to read any of them."""
+
+import contextlib
+import importlib
+import itertools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields
+from pathlib import Path
+from types import ModuleType
+
+from featurestore.interop.files import find_files, opened_h5
+from featurestore.interop.model import (
+    FloatArray,
+    Given,
+    InteropError,
+    Problem,
+    SlideFeatures,
+    SlideTiles,
+    Source,
+)
+
+PACKAGE = "featurestore.interop"
+LOOKED_AT = 100  # files that a hint about the format may look at
+
+
+@dataclass(frozen=True, kw_only=True)
+class Format:
+    """Where a format is read and written: modules of this package, imported when they are used."""
+
+    reader: str | None = None
+    writer: str | None = None
+
+
+FORMATS = {
+    "trident": Format(reader="trident", writer="trident_out"),
+    "clam": Format(reader="clam", writer="clam_out"),
+    "stamp": Format(reader="stamp", writer="stamp_out"),
+    "slide2vec": Format(reader="slide2vec"),
+    "anndata": Format(writer="anndata_out"),
+    "geojson": Format(writer="geojson_out"),
+}
+READABLE = tuple(name for name, found in FORMATS.items() if found.reader)
+WRITABLE = tuple(name for name, found in FORMATS.items() if found.writer)
+
+
+def reader_of(name: str) -> ModuleType:
+    """The module that reads a format.
+
+    Raises:
+        InteropError: there is no such format, or it is only written.
+    """
+    module = FORMATS[name].reader if name in FORMATS else None
+    if module is None:
+        msg = f"format '{name}' can't be imported; those that can: {', '.join(READABLE)}"
+        raise InteropError(msg)
+    return importlib.import_module(f"{PACKAGE}.{module}")
+
+
+def writer_of(name: str) -> ModuleType:
+    """The module that writes a format.
+
+    Raises:
+        InteropError: there is no such format, or it is only read.
+    """
+    module = FORMATS[name].writer if name in FORMATS else None
+    if module is None:
+        msg = f"format '{name}' can't be exported; those that can: {', '.join(WRITABLE)}"
+        raise InteropError(msg)
+    return importlib.import_module(f"{PACKAGE}.{module}")
+
+
+def find_sources(folder: str | Path, name: str, given: Given) -> tuple[list[Source], list[Problem]]:
+    """The slides under a folder by their files' names, and files that are not taken at all.
+
+    Raises:
+        InteropError: no such folder, or nothing of this format in it; other formats of which
+            there is something are named.
+    """
+    root, reader = Path(folder).expanduser().absolute(), reader_of(name)
+    if not root.is_dir():
+        msg = f"{folder} is no folder; give the folder that {name} wrote to"
+        raise InteropError(msg)
+    found: tuple[list[Source], list[Problem]] = reader.find(root, given)
+    others = [] if found[0] else [other for other in looks_like(root) if other != name]
+    if others or not any((found[0], *(problem.failed for problem in found[1]))):
+        hint = f"; it looks like {' or '.join(others)}: give --format {others[0]}" if others else ""
+        msg = f"nothing of the format {name} under {root}: looked for {reader.LOOKS_FOR}{hint}"
+        raise InteropError(msg)
+    return found
+
+
+def looks_like(root: Path) -> list[str]:
+    """Formats that the first files under a folder have the names of, for a hint."""
+    files = itertools.islice(find_files(root, ".h5", ".pt", ".npz"), LOOKED_AT)
+    return list(dict.fromkeys(name for path in files for name in _formats_of(path)))
+
+
+def _formats_of(path: Path) -> Iterator[str]:
+    parent = path.parent.name
+    if path.name.endswith("_patches.h5") or parent.startswith("features_"):
+        yield "trident"
+    elif parent in ("patches", "h5_files", "pt_files"):
+        yield "clam"
+    elif parent == "tile_embeddings" or path.name.endswith(".coordinates.npz"):
+        yield "slide2vec"
+    elif path.suffix == ".h5":
+        with contextlib.suppress(InteropError), opened_h5(path) as file:
+            if "feats" in file:
+                yield "stamp"
+
+
+def read_tiles(source: Source, name: str, given: Given) -> SlideTiles:
+    """The tiles of a source; see the format's module."""
+    tiles: SlideTiles = reader_of(name).read_tiles(source, given)
+    return tiles
+
+
+def read_features(source: Source, name: str, teacher: str, tiles: SlideTiles) -> FloatArray:
+    """Features [N, D] of a source, in the order of `tiles`; see the format's module."""
+    features: FloatArray = reader_of(name).read_features(source, teacher, tiles)
+    return features
+
+
+def read_folder(
+    folder: str | Path,
+    name: str,
+    *,
+    on_problem: Callable[[Problem], None],
+    given: Given | None = None,
+) -> Iterator[SlideFeatures]:
+    """All slides of a folder, one at a time in memory; what can't be read goes to `on_problem`.
+
+    A slide whose tiles can be read is given with those of its teachers that can.
+
+    Args:
+        folder: what the tool wrote; subfolders are searched.
+        name: the format, one of `READABLE`.
+        on_problem: called for each file that is not taken, with the reason.
+        given: what the files do not say.
+
+    Raises:
+        InteropError: no such folder, nothing of this format in it, or a teacher has no name.
+    """
+    given = given or Given()
+    sources, problems = find_sources(folder, name, given)
+    for problem in problems:
+        on_problem(problem)
+    for source in sources:
+        try:
+            tiles = read_tiles(source, name, given)
+        except InteropError as error:
+            on_problem(problem_of(source, source.path, error))
+            continue
+        features = {}
+        for teacher, path in source.features.items():
+            try:
+                features[teacher] = read_features(source, name, teacher, tiles)
+            except InteropError as error:
+                on_problem(problem_of(source, path, error))
+        known = {field.name: getattr(tiles, field.name) for field in fields(tiles)}
+        yield SlideFeatures(**known, features=features)
+
+
+def problem_of(source: Source, path: Path, error: Exception) -> Problem:
+    """An error as the problem of one file."""
+    return Problem(path=str(path), slide_id=source.slide_id, reason=" ".join(str(error).split()))

@@ -1,0 +1,304 @@
+"""From the files of another tool into a lake: tiles slide by slide, then features by teacher.
+
+Tiles are committed in batches and features in files of whole fragments, so memory holds one
+slide's features at a time. What a commit made visible is not done again, whenever the import was
+stopped. A file that can't be taken stops itself alone and is listed with its reason.
+"""
+
+import itertools
+import os
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+from featurestore.cuts import ROWS_PER_FRAGMENT, SlideCut
+from featurestore.errors import LakeError
+from featurestore.ids import mpp_name
+from featurestore.interop.align import order_of
+from featurestore.interop.cells import choose_cells
+from featurestore.interop.columns import TeacherImport
+from featurestore.interop.formats import find_sources, problem_of, read_tiles
+from featurestore.interop.incoming import config_for, grid_of, lake_mpp, slide_row
+from featurestore.interop.lake_tiles import slide_rows, tile_places
+from featurestore.interop.model import Given, InteropError, Problem, SlideTiles, Source
+from featurestore.lake import Lake, create_lake, open_lake
+from featurestore.schema import READY
+from featurestore.storage import Store
+
+COMMIT_SLIDES = 64
+COMMIT_S = 60.0
+LOOKED_UP = 1000  # slides in one look-up
+
+Row = dict[str, Any]
+
+
+@dataclass(kw_only=True)
+class ImportResult:
+    """What an import did.
+
+    Attributes:
+        lake: where.
+        format: of which tool.
+        slides: slides of the folder that are in the lake now.
+        new: those of them that were not there before.
+        tiles: tiles added, by mpp.
+        features: slides that got features, by teacher and mpp ("uni at 0.5").
+        failed: files that could not be taken, with slide and reason.
+        left_out: whole files that hold nothing for a lake, likewise.
+        seconds: how long it took.
+    """
+
+    lake: str
+    format: str
+    slides: int = 0
+    new: int = 0
+    tiles: dict[str, int] = field(default_factory=dict)
+    features: dict[str, int] = field(default_factory=dict)
+    failed: list[dict[str, Any]] = field(default_factory=list)
+    left_out: list[dict[str, Any]] = field(default_factory=list)
+    seconds: float = 0.0
+
+    def note(self, problem: Problem) -> None:
+        """Write down a file that was not taken."""
+        value = asdict(problem)
+        (self.failed if value.pop("failed") else self.left_out).append(value)
+
+
+def import_folder(
+    lake_uri: str | os.PathLike[str],
+    folder: str | os.PathLike[str],
+    *,
+    format: str,
+    given: Given | None = None,
+    on_slide: Callable[[str, str], None] = lambda slide_id, what: None,
+) -> ImportResult:
+    """Take tiles and features of a folder into a lake, which is made if it is not there.
+
+    Args:
+        lake_uri: the lake; a new one gets the tile size and the mpps of the files.
+        folder: what the tool wrote; subfolders are searched.
+        format: one of `READABLE`.
+        given: what the files do not say.
+        on_slide: called with each slide and what was done: "tiles", or a teacher's name.
+
+    Raises:
+        InteropError: no such folder, nothing of this format, a teacher without a name, or files
+            that no one lake can hold.
+        IdentityError: a teacher of the same name, but another encoder, is in the lake.
+    """
+    start = time.perf_counter()
+    there = open_lake(lake_uri) if Store(lake_uri).exists("lake.json") else None
+    given = given or Given()
+    sources, problems = find_sources(os.fspath(folder), format, given)
+    given = replace(given, known_mpp=_known_mpp(there, sources))
+    lake = there or create_lake(lake_uri, config_for(_sizes(sources, format, given)))
+    result = ImportResult(lake=lake.uri, format=format)
+    for problem in problems:
+        result.note(problem)
+    step = _Import(lake, format, given, result, on_slide)
+    wanted = step.take_tiles(sources)
+    step.take_features(wanted)
+    result.seconds = round(time.perf_counter() - start, 3)
+    return result
+
+
+def _known_mpp(lake: Lake | None, sources: Sequence[Source]) -> Callable[[str], float | None]:
+    """Level-0 mpps of the slides that the lake knows."""
+    known: dict[str, float | None] = {}
+    names = sorted({source.slide_id for source in sources}) if lake else []
+    for start in range(0, len(names), LOOKED_UP):
+        found = slide_rows(lake, names[start : start + LOOKED_UP], ["mpp", "state"]) if lake else {}
+        known |= {name: row["mpp"] for name, row in found.items() if row["state"] == READY}
+    return known.get
+
+
+def _sizes(sources: Sequence[Source], format_name: str, given: Given) -> set[tuple[int, float]]:
+    """Tile sizes and mpps of all files that can be read.
+
+    Raises:
+        InteropError: not one of them can.
+    """
+    sizes: set[tuple[int, float]] = set()
+    reasons = []
+    for source in sources:
+        try:
+            tiles = read_tiles(source, format_name, given)
+        except InteropError as error:
+            reasons.append(str(error))
+        else:
+            sizes.add((tiles.tile_px, tiles.mpp))
+    if reasons and not sizes:
+        more = f" (and {len(reasons) - 1} more files)" if len(reasons) > 1 else ""
+        msg = f"{reasons[0]}{more}"
+        raise InteropError(msg)
+    return sizes
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Slide:
+    """A slide that could be read: its tiles and files by the lake's mpps."""
+
+    slide_id: str
+    grids: dict[float, SlideTiles]
+    sources: dict[float, list[Source]]
+
+    @property
+    def rows(self) -> int:
+        return sum(len(tiles) for tiles in self.grids.values())
+
+
+class _Import:
+    """One run: what it knows of the lake, and where it writes down what it did."""
+
+    def __init__(
+        self,
+        lake: Lake,
+        format_name: str,
+        given: Given,
+        result: ImportResult,
+        on_slide: Callable[[str, str], None],
+    ) -> None:
+        self.lake, self.format, self.given = lake, format_name, given
+        self.result, self.on_slide = result, on_slide
+
+    # ------------------------------------------------------------------ tiles
+
+    def take_tiles(self, sources: Sequence[Source]) -> list[_Slide]:
+        """Make all slides part of the lake; gives those that are, with empty coordinates."""
+        there: list[_Slide] = []
+        for batch in self._batches(sources):
+            kept = self._commit(batch)
+            there += [replace(slide, grids={}) for slide in kept]
+        self.result.slides = len(there)
+        return there
+
+    def _batches(self, sources: Sequence[Source]) -> Iterator[list[_Slide]]:
+        batch: list[_Slide] = []
+        since = time.monotonic()
+        by_slide = sorted(sources, key=lambda source: source.slide_id)
+        for slide_id, group in itertools.groupby(by_slide, key=lambda source: source.slide_id):
+            slide = self._read(slide_id, list(group))
+            batch += [slide] if slide.grids else []
+            full = len(batch) >= COMMIT_SLIDES or sum(s.rows for s in batch) >= ROWS_PER_FRAGMENT
+            if batch and (full or time.monotonic() - since > COMMIT_S):
+                yield batch
+                batch, since = [], time.monotonic()
+        if batch:
+            yield batch
+
+    def _read(self, slide_id: str, sources: Sequence[Source]) -> _Slide:
+        slide = _Slide(slide_id=slide_id, grids={}, sources=defaultdict(list))
+        for source in sources:
+            try:
+                tiles = read_tiles(source, self.format, self.given)
+                choose_cells(tiles.xy, tiles.tile_px_level0)
+                mpp = lake_mpp(self.lake.config, tiles)
+                if mpp in slide.grids:
+                    order_of(tiles.xy, slide.grids[mpp].xy, str(source.path))
+            except LakeError as error:
+                self.result.note(problem_of(source, source.path, error))
+                continue
+            slide.grids.setdefault(mpp, tiles)
+            slide.sources[mpp].append(source)
+        return slide
+
+    def _commit(self, batch: Sequence[_Slide]) -> list[_Slide]:
+        """Commit the tiles that are not in the lake; gives the slides that are there now."""
+        names = [slide.slide_id for slide in batch]
+        there = {
+            (row["slide_id"], mpp): row
+            for mpp in self.lake.config.mpps
+            for row in self.lake.tiles_of(mpp=mpp, slide_ids=names).to_dicts()
+        }
+        kept = [self._matching(slide, there) for slide in batch]
+        fresh = {
+            slide.slide_id: {
+                m: t for m, t in slide.grids.items() if (slide.slide_id, m) not in there
+            }
+            for slide in kept
+        }
+        fresh = {name: grids for name, grids in fresh.items() if grids}
+        if fresh:
+            self._add(fresh)
+        for name in fresh:
+            self.on_slide(name, "tiles")
+        return [slide for slide in kept if slide.grids]
+
+    def _matching(self, slide: _Slide, there: dict[tuple[str, float], Row]) -> _Slide:
+        """The slide without grids that are in the lake otherwise."""
+        grids = dict(slide.grids)
+        for mpp, tiles in slide.grids.items():
+            if (row := there.get((slide.slide_id, mpp))) is None:
+                continue
+            try:
+                order_of(tiles.xy, tile_places(self.lake, row)[1], tiles.source)
+            except LakeError as error:
+                del grids[mpp]
+                for source in slide.sources[mpp]:
+                    self.result.note(problem_of(source, source.path, error))
+        kept = {mpp: slide.sources[mpp] for mpp in grids}
+        return replace(slide, grids=grids, sources=kept)
+
+    def _add(self, fresh: dict[str, dict[float, SlideTiles]]) -> None:
+        committer, config = self.lake.committer, self.lake.config
+        known = slide_rows(self.lake, list(fresh))
+        rows = [slide_row(self.format, grids) for grids in fresh.values()]
+        numbered = {row["slide_id"]: row for row in committer.register(rows)}
+        cuts = []
+        for name, grids in fresh.items():
+            row = numbered[name]
+            if row["state"] == READY:
+                # It has tiles at other mpps: what is known of it, pictures too, stays as it is.
+                row = known[name]
+            elif name in known:
+                row["patient_id"] = known[name]["patient_id"]
+            self.result.new += row["state"] != READY
+            made = {mpp: grid_of(row, tiles, mpp, config) for mpp, tiles in grids.items()}
+            cuts.append(SlideCut(row=row, grids=made))
+            for mpp, tiles in grids.items():
+                count = self.result.tiles.get(mpp_name(mpp), 0)
+                self.result.tiles[mpp_name(mpp)] = count + len(tiles)
+        committer.commit_slides(cuts)
+        self.lake = self.lake.refreshed()
+
+    # ------------------------------------------------------------------ features
+
+    def take_features(self, slides: Sequence[_Slide]) -> None:
+        """Take the features of all teachers that the slides' files hold and the lake lacks."""
+        for (mpp, teacher), wanted in self._wanted(slides).items():
+            step = TeacherImport(
+                self.lake,
+                mpp=mpp,
+                teacher=teacher,
+                format_name=self.format,
+                given=self.given,
+                on_problem=self.result.note,
+            )
+            name = f"{teacher} at {mpp_name(mpp)}"
+            for taken in step.run(wanted):
+                self.result.features[name] = self.result.features.get(name, 0) + len(taken)
+                for slide_id in taken:
+                    self.on_slide(slide_id, teacher)
+            self.lake = self.lake.refreshed()
+
+    def _wanted(self, slides: Sequence[_Slide]) -> dict[tuple[float, str], dict[str, Source]]:
+        wanted: dict[tuple[float, str], dict[str, Source]] = defaultdict(dict)
+        for slide in slides:
+            for mpp, sources in slide.sources.items():
+                for source in sources:
+                    self._want(wanted, mpp, source)
+        return dict(wanted)
+
+    def _want(
+        self, wanted: dict[tuple[float, str], dict[str, Source]], mpp: float, source: Source
+    ) -> None:
+        for teacher, path in source.features.items():
+            first = wanted[mpp, teacher].setdefault(source.slide_id, source)
+            if first is not source:
+                msg = (
+                    f"{path} is a second file of '{teacher}' for this slide, beside "
+                    f"{first.features[teacher]}; import one folder at a time"
+                )
+                self.result.note(problem_of(source, path, InteropError(msg)))

@@ -1,0 +1,144 @@
+"""Tiles of other tools as rows of a lake: which of its mpps they belong to, keys, slide rows."""
+
+import json
+import math
+import zlib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from featurestore.config import LakeConfig
+from featurestore.cuts import GridCut, Row
+from featurestore.ids import MPP_STEP, mpp_name, tile_ids
+from featurestore.interop.cells import choose_cells
+from featurestore.interop.model import MPP_TOLERANCE, InteropError, SlideTiles
+from featurestore.schema import tiles_schema
+
+END_BYTES = 64 * 1024
+
+
+def config_for(found: Iterable[tuple[int, float]]) -> LakeConfig:
+    """Settings of a new lake for tiles of these (tile_px, mpp).
+
+    The mpps are rounded to steps of 0.005, which keys are made of; `effective_mpp` in the catalog
+    keeps the exact ones.
+
+    Raises:
+        InteropError: tiles of several sizes, which one lake does not hold.
+        LakeError: the mpps do not nest.
+    """
+    pairs = set(found)
+    sizes = sorted({tile_px for tile_px, _ in pairs})
+    if len(sizes) != 1:
+        msg = (
+            f"tiles of {', '.join(f'{size} px' for size in sizes) or 'no size'} were found; a lake "
+            "holds one size, so import the folders of each size into a lake of its own"
+        )
+        raise InteropError(msg)
+    mpps = {round(round(mpp / MPP_STEP) * MPP_STEP, 3) for _, mpp in pairs}
+    # Nothing is known of how tissue was chosen there: the settings are those of later ingests.
+    return LakeConfig(tile_px=sizes[0], mpps=tuple(sorted(mpps)))
+
+
+def lake_mpp(config: LakeConfig, tiles: SlideTiles) -> float:
+    """The lake's mpp that tiles belong to: within 2 % of what they are called.
+
+    Raises:
+        InteropError: the lake has none, or holds tiles of another size.
+    """
+    if tiles.tile_px != config.tile_px:
+        msg = (
+            f"tiles of {tiles.tile_px} px; the lake holds tiles of {config.tile_px} px, which is "
+            "fixed when it is made: import into another lake"
+        )
+        raise InteropError(msg)
+    nearest = min(config.mpps, key=lambda mpp: abs(mpp / tiles.mpp - 1))
+    if abs(nearest / tiles.mpp - 1) > MPP_TOLERANCE:
+        msg = (
+            f"tiles of {tiles.mpp:.4g} mpp; the lake has {list(config.mpps)}, which are fixed when "
+            "it is made: import into another lake"
+        )
+        raise InteropError(msg)
+    return nearest
+
+
+def grid_of(row: Row, tiles: SlideTiles, mpp: float, config: LakeConfig) -> GridCut:
+    """Tiles as the committer takes them, sorted by key, without pixels.
+
+    Args:
+        row: the slide's row, with its number.
+        tiles: as they were read.
+        mpp: the lake's own that they belong to.
+        config: the lake's settings.
+
+    Raises:
+        InteropError: the tiles can't have keys; see `choose_cells`.
+    """
+    cells = choose_cells(tiles.xy, tiles.tile_px_level0)
+    keys = tile_ids(row["slide"], mpp, cells.y, cells.x)
+    order = np.argsort(keys)
+    columns: dict[str, Any] = {
+        "tile_id": keys[order],
+        "slide": np.full(len(keys), row["slide"]),
+        "slide_id": [row["slide_id"]] * len(keys),
+        "grid_y": cells.y[order],
+        "grid_x": cells.x[order],
+        "y": tiles.y[order],
+        "x": tiles.x[order],
+        "tissue": np.full(len(keys), None),
+    }
+    schema = tiles_schema(mpp, config.tile_px)
+    table = pa.table([pa.array(columns[f.name], f.type) for f in schema], schema=schema)
+    return GridCut(
+        tiles=table,
+        shard=None,
+        effective_mpp=tiles.effective_mpp,
+        tile_px_level0=tiles.tile_px_level0,
+        grid_px_level0=cells.step_px,
+        grid_width=_cells(tiles.width_px, cells.step_px, columns["grid_x"]),
+        grid_height=_cells(tiles.height_px, cells.step_px, columns["grid_y"]),
+    )
+
+
+def _cells(size_px: int | None, step_px: int, used: np.ndarray) -> int:
+    needed = int(used.max()) + 1 if used.size else 0
+    return max(needed, math.ceil(size_px / step_px) if size_px else 0)
+
+
+def slide_row(format_name: str, grids: Mapping[float, SlideTiles]) -> Row:
+    """The row of `slides` for a slide that came without its pixels.
+
+    Args:
+        format_name: the tool that its files are of.
+        grids: its tiles by the lake's mpps.
+    """
+    tiles = grids[min(grids)]
+    path = Path(tiles.source)
+    size, mark = fingerprint(path)
+    imported = {mpp_name(mpp): dict(found.attrs) for mpp, found in grids.items()}
+    return {
+        "slide_id": tiles.slide_id,
+        "uri": str(path),
+        "fingerprint": mark,
+        "bytes": size,
+        "width_px": tiles.width_px,
+        "height_px": tiles.height_px,
+        "mpp": tiles.level0_mpp,
+        "mpp_source": tiles.level0_mpp_source,
+        "reader": f"import {format_name}",
+        "extra": json.dumps({"imported_from": format_name, "imported_tiles": imported}),
+        "tissue_geojson": tiles.tissue_geojson,
+    }
+
+
+def fingerprint(path: Path) -> tuple[int, str]:
+    """Bytes of a file, and a mark: its size and the CRC-32 of its first and last 64 KiB."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        crc = zlib.crc32(file.read(END_BYTES))
+        file.seek(max(0, size - END_BYTES))
+        crc = zlib.crc32(file.read(END_BYTES), crc)
+    return size, f"{size}-{crc:08x}"

@@ -1,0 +1,75 @@
+"""What import and export ask a lake of single slides: tiles' places, whole rows, the tissue."""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from featurestore.errors import DamageError
+from featurestore.ids import mpp_name
+from featurestore.interop.model import Int64Array
+from featurestore.interop.outline import mask_geojson
+from featurestore.lake import Lake
+from featurestore.schema import SLIDES, features_table
+
+Row = dict[str, Any]
+
+
+def tile_places(lake: Lake, row: Mapping[str, Any]) -> tuple[Int64Array, Int64Array]:
+    """Keys [N] and level-0 coordinates [N, 2] of a slide's tiles, sorted by key.
+
+    Args:
+        lake: where they are.
+        row: the catalog's row of the slide's tiles.
+
+    Raises:
+        DamageError: there are others than the catalog says.
+    """
+    if not row["tiles"]:
+        return np.zeros(0, np.int64), np.zeros((0, 2), np.int64)
+    fragment = lake.table(features_table(row["mpp"])).get_fragment(row["fragment"])
+    found = fragment.to_table(columns=["tile_id", "x", "y"], filter=f"slide = {row['slide']}")
+    if found.num_rows != row["tiles"]:
+        msg = (
+            f"slide {row['slide_id']} at mpp {mpp_name(row['mpp'])}: {found.num_rows} tiles are "
+            f"there, the catalog says {row['tiles']}; run slidelake verify"
+        )
+        raise DamageError(msg)
+    table = pl.DataFrame(found).sort("tile_id")
+    xy = np.stack([table["x"].to_numpy(), table["y"].to_numpy()], axis=1).astype(np.int64)
+    return table["tile_id"].to_numpy(), xy
+
+
+def slide_rows(
+    lake: Lake, slide_ids: Sequence[str], columns: Sequence[str] | None = None
+) -> dict[str, Row]:
+    """Rows of `slides` by slide_id, found by an index; all columns, or those named."""
+    if not slide_ids:
+        return {}
+    quoted = ", ".join("'" + name.replace("'", "''") + "'" for name in slide_ids)
+    names = None if columns is None else ["slide_id", *columns]
+    table = lake.table(SLIDES).to_table(columns=names, filter=f"slide_id IN ({quoted})")
+    return {row["slide_id"]: row for row in table.to_pylist()}
+
+
+def tissue_of(lake: Lake, slide_id: str) -> dict[str, Any] | None:
+    """The slide's tissue as a FeatureCollection in level-0 pixels; None if it is not known.
+
+    The polygons that came with an import, else the outline of the tissue mask.
+    """
+    names = ["tissue_geojson", "tissue_mask", "width_px", "height_px"]
+    row = slide_rows(lake, [slide_id], names)[slide_id]
+    if row["tissue_geojson"]:
+        known: dict[str, Any] = json.loads(row["tissue_geojson"])
+        return known
+    if not (row["tissue_mask"] and row["width_px"] and row["height_px"]):
+        return None
+    import cv2
+
+    mask = cv2.imdecode(np.frombuffer(row["tissue_mask"], np.uint8), cv2.IMREAD_GRAYSCALE)
+    if mask is None:
+        msg = f"the tissue mask of slide {slide_id} is no picture"
+        raise DamageError(msg)
+    return mask_geojson(mask > 0, row["width_px"], row["height_px"])

@@ -1,0 +1,101 @@
+"""A folder that an export fills: each file appears whole or not at all.
+
+Everything is written under a hidden folder beside the results first and then renamed, so a kill
+leaves nothing half done but this folder, which the next export empties. One export at a time.
+"""
+
+import contextlib
+import fcntl
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from featurestore.interop.model import InteropError
+
+STAGING = ".slidelake-export"
+
+
+class Outbox:
+    """Writes into `root`, whole file by whole file. Use it as a context manager.
+
+    Args:
+        root: a local folder; it is made if it is not there.
+
+    Raises:
+        InteropError: `root` is a URL, or another export is writing to it.
+    """
+
+    def __init__(self, root: str | os.PathLike[str]) -> None:
+        if "://" in os.fspath(root):
+            msg = f"{os.fspath(root)} is a URL; exports are written to a local folder"
+            raise InteropError(msg)
+        self.root = Path(root).expanduser().absolute()
+        self._staging = self.root / STAGING
+
+    def __enter__(self) -> Self:
+        self._staging.mkdir(parents=True, exist_ok=True)
+        self._lock = (self._staging / "lock").open("a")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            self._lock.close()
+            msg = f"another export is writing to {self.root}; wait for it, or give another folder"
+            raise InteropError(msg) from error
+        for left in self._staging.iterdir():
+            if left.name != "lock":
+                _remove(left)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        tb: TracebackType | None,
+    ) -> None:
+        shutil.rmtree(self._staging, ignore_errors=True)
+        self._lock.close()
+
+    def path(self, rel: str) -> Path:
+        """Where a result is, or will be."""
+        return self.root / rel
+
+    @contextlib.contextmanager
+    def file(self, rel: str) -> Iterator[Path]:
+        """A temporary path that becomes the file `rel` if the block ends without an error."""
+        final, temporary = self.path(rel), self._scratch()
+        try:
+            yield temporary
+            with temporary.open("rb") as file:
+                os.fsync(file.fileno())
+            final.parent.mkdir(parents=True, exist_ok=True)
+            temporary.replace(final)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    @contextlib.contextmanager
+    def folder(self, rel: str) -> Iterator[Path]:
+        """A temporary path that takes the place of the folder `rel` likewise."""
+        final, temporary, old = self.path(rel), self._scratch(), self._scratch()
+        try:
+            yield temporary
+            final.parent.mkdir(parents=True, exist_ok=True)
+            if final.exists():
+                final.rename(old)
+            temporary.rename(final)
+        finally:
+            _remove(temporary)
+            _remove(old)
+
+    def _scratch(self) -> Path:
+        return self._staging / secrets.token_hex(8)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)

@@ -1,0 +1,68 @@
+"""A slide on its way out of a lake, and how an export knows that a file is finished.
+
+A file counts as finished if it opens, its datasets have the shapes and the coordinates that the
+lake has, and it carries the checksums of what it was made from; its existence proves nothing.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from featurestore.interop.files import dataset, opened_h5
+from featurestore.interop.model import FloatArray, Int64Array, InteropError, SlideTiles
+
+MARK = "slidelake"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeacherOut:
+    """A teacher's features of a slide in the lake: their width, checksum and encoder's identity."""
+
+    dim: int
+    crc32: int
+    identity: Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SlideOut:
+    """What an exporter may ask of a slide; features and tissue are read when they are asked for.
+
+    Attributes:
+        tiles: its tiles, in the lake's order.
+        crc32: checksum of the tiles.
+        teachers: those to export that the slide has.
+        features: reads one teacher's features, float16 [N, D] in the order of the tiles.
+        tissue: makes a GeoJSON FeatureCollection of the tissue in level-0 pixels; None if the
+            lake knows none.
+    """
+
+    tiles: SlideTiles
+    crc32: int
+    teachers: Mapping[str, TeacherOut]
+    features: Callable[[str], FloatArray]
+    tissue: Callable[[], dict[str, Any] | None]
+
+
+def mark_of(slide: SlideOut, *teachers: str) -> str:
+    """What a file made of these tiles and teachers is marked with."""
+    sums = [slide.crc32, *(slide.teachers[teacher].crc32 for teacher in teachers)]
+    return "-".join(f"{value:08x}" for value in sums)
+
+
+def is_done(
+    path: Path, shapes: Mapping[str, tuple[int, ...]], mark: str, *, coords: Int64Array
+) -> bool:
+    """Whether an HDF5 file is there whole, with these datasets, this mark and these `coords`."""
+    if not path.is_file():
+        return False
+    try:
+        with opened_h5(path) as file:
+            found = {name: dataset(file, name) for name in shapes}
+            same = {name: found[name].shape for name in shapes} == dict(shapes)
+            fits = same and file.attrs.get(MARK) == mark
+            return bool(fits and np.array_equal(found["coords"][:], coords))
+    except InteropError:
+        return False

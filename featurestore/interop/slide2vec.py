@@ -1,0 +1,201 @@
+"""slide2vec runs: `tiles/<slide>.coordinates.{npz,meta.json}` and `tile_embeddings/<slide>.pt`.
+
+Coordinates are those of hs2p, whose metadata say everything: spacing, size of the tiles and of
+the slide. The rows of an embedding stand in the order of the coordinates.
+"""
+
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from featurestore.interop.files import (
+    agree,
+    coordinates,
+    feature_matrix,
+    find_files,
+    load_json,
+    load_npz,
+    load_pt,
+    number,
+    whole,
+)
+from featurestore.interop.model import (
+    FloatArray,
+    Given,
+    Int64Array,
+    InteropError,
+    Problem,
+    SlideTiles,
+    Source,
+)
+from featurestore.interop.naming import name_teachers
+
+LOOKS_FOR = "tiles/<slide>.coordinates.npz and tile_embeddings/<slide>.pt"
+NPZ, META, EMBEDDING_META = ".coordinates.npz", ".coordinates.meta.json", ".meta.json"
+TILES, EMBEDDINGS = "tiles", "tile_embeddings"
+OTHERS = ("slide_embeddings", "hierarchical_embeddings", "patient_embeddings", "slide_latents")
+
+Key = tuple[Path, str, str]  # run, annotation (a folder, or none), slide
+
+
+def find(folder: Path, given: Given) -> tuple[list[Source], list[Problem]]:
+    """Slides of one run, or of several side by side; each annotation has tiles of its own."""
+    coords: dict[Key, Path] = {}
+    meta: dict[Key, Path] = {}
+    found: dict[Key, Path] = {}
+    problems = []
+    for path in find_files(folder, ".npz", ".pt", ".json"):
+        kind, key = _place(path)
+        if kind == TILES and path.name.endswith(NPZ):
+            coords[key] = path
+        elif kind == TILES and path.name.endswith(META):
+            meta[key] = path
+        elif kind == EMBEDDINGS and path.suffix in (".pt", ".npz"):
+            found.setdefault(key, path)
+        elif kind in OTHERS and path.suffix in (".pt", ".npz"):
+            problems.append(_not_tiles(path, kind))
+    own = _encoders(found)
+    names = name_teachers(given, folder, own, "slide2vec") if own else {}
+    features: dict[Key, dict[str, Path]] = defaultdict(dict)
+    for key, path in found.items():
+        if key[0] in names:
+            features[key][names[key[0]]] = path
+    keys = sorted({*coords, *meta, *features}, key=lambda key: (key[2], key))
+    return [
+        Source(slide_id=k[2], coords=coords.get(k), meta=meta.get(k), features=dict(features[k]))
+        for k in keys
+    ], problems
+
+
+def _place(path: Path) -> tuple[str, Key]:
+    """What kind of folder a file is in, and the run, annotation and slide that it belongs to."""
+    name = path.name
+    for ending in (NPZ, META, EMBEDDING_META, path.suffix):
+        if name.endswith(ending):
+            name = name.removesuffix(ending)
+            break
+    kinds = (TILES, EMBEDDINGS, *OTHERS)
+    if path.parent.name in kinds:
+        return path.parent.name, (path.parent.parent, "", name)
+    return path.parent.parent.name, (path.parent.parent.parent, path.parent.name, name)
+
+
+def _not_tiles(path: Path, kind: str) -> Problem:
+    reason = f"{path} is of {kind}; a lake keeps features of tiles"
+    return Problem(path=str(path), slide_id=path.stem, reason=reason, failed=False)
+
+
+def _encoders(found: dict[Key, Path]) -> dict[Path, str | None]:
+    """The encoder that each run names in the first of its metadata that can be read."""
+    own: dict[Path, str | None] = {}
+    for (run, _, _), path in found.items():
+        if own.get(run) is None:
+            own[run] = _embedding_meta(path).get("encoder_name")
+    return own
+
+
+def _embedding_meta(path: Path) -> dict[str, Any]:
+    beside = path.with_name(path.stem + EMBEDDING_META)
+    try:
+        return load_json(beside)
+    except InteropError:
+        # Not needed but for the name, which is asked for if no file gives it.
+        return {}
+
+
+def read_tiles(source: Source, given: Given) -> SlideTiles:
+    """The tiles of one slide.
+
+    Raises:
+        InteropError: coordinates or their metadata are missing, damaged, or do not agree.
+    """
+    if source.meta is None:
+        msg = (
+            f"{source.path}: no tiles/{source.slide_id}{META}; it holds the tiles' size and mpp, "
+            "so import the folder of the whole run"
+        )
+        raise InteropError(msg)
+    path, meta = source.meta, load_json(source.meta)
+    tiling, slide = _part(meta, "tiling", path), _part(meta, "slide", path)
+    xy = _coordinates(source, tiling)
+    mpp = number(tiling, "requested_spacing_um", path)
+    level0_mpp = number(slide, "base_spacing_um", path)
+    agree("--mpp", given.mpp, mpp, path)
+    agree("--level0-mpp", given.level0_mpp, level0_mpp, path)
+    size = slide.get("dimensions")
+    return SlideTiles(
+        slide_id=source.slide_id,
+        x=xy[:, 0],
+        y=xy[:, 1],
+        tile_px=_side(tiling, "requested_tile_size_px", path),
+        tile_px_level0=_side(tiling, "tile_size_lv0", path),
+        mpp=mpp,
+        mpp_source="file",
+        level0_mpp=level0_mpp,
+        level0_mpp_source="file",
+        width_px=int(size[0]) if size else None,
+        height_px=int(size[1]) if size else None,
+        source=str(source.coords or path),
+        attrs={"image": _part(meta, "provenance", path).get("image_path")},
+    )
+
+
+def _part(meta: dict[str, Any], name: str, path: Path) -> dict[str, Any]:
+    part = meta.get(name)
+    if not isinstance(part, dict):
+        msg = f"{path} has no part '{name}'; it must be hs2p's .coordinates.meta.json"
+        raise InteropError(msg)
+    return part
+
+
+def _side(tiling: dict[str, Any], name: str, path: Path) -> int:
+    return whole(number(tiling, name, path), name, path)
+
+
+def _coordinates(source: Source, tiling: dict[str, Any]) -> Int64Array:
+    count = tiling.get("n_tiles")
+    if source.coords is None and count == 0:
+        return np.zeros((0, 2), np.int64)
+    if source.coords is None:
+        msg = f"{source.path}: {count} tiles, but no tiles/{source.slide_id}{NPZ}"
+        raise InteropError(msg)
+    arrays = load_npz(source.coords)
+    missing = {"x", "y"} - set(arrays)
+    if missing or arrays["x"].shape != arrays["y"].shape or arrays["x"].ndim != 1:
+        shapes = {name: values.shape for name, values in arrays.items()}
+        msg = f"{source.coords} holds {shapes}; x and y of the same length are needed"
+        raise InteropError(msg)
+    xy = coordinates(np.stack([arrays["x"], arrays["y"]], axis=1), source.coords)
+    if count not in (None, len(xy)):
+        msg = f"{source.coords} has {len(xy)} tiles, its metadata say {count}"
+        raise InteropError(msg)
+    return xy
+
+
+def read_features(source: Source, teacher: str, tiles: SlideTiles) -> FloatArray:
+    """Features [N, D] of one encoder, in the order of the tiles.
+
+    Raises:
+        InteropError: the file is damaged, or has another number of rows.
+    """
+    path = source.features[teacher]
+    if path.suffix == ".pt":
+        return feature_matrix(load_pt(path), len(tiles), path)
+    arrays = load_npz(path)
+    if "features" not in arrays:
+        msg = f"{path} has no array 'features'; it has: {', '.join(arrays)}"
+        raise InteropError(msg)
+    values = feature_matrix(arrays["features"], len(tiles), path)
+    index = arrays.get("tile_index")
+    if index is not None and not np.array_equal(index, np.arange(len(tiles))):
+        msg = f"{path}: tile_index does not count from 0 to {len(tiles) - 1}"
+        raise InteropError(msg)
+    return values
+
+
+def identity(source: Source, teacher: str) -> dict[str, Any]:
+    """What the metadata say of the encoder."""
+    name = _embedding_meta(source.features[teacher]).get("encoder_name")
+    return {"encoder": name} if name else {"encoder": teacher}

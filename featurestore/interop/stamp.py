@@ -1,0 +1,207 @@
+"""STAMP: `<out>/<extractor>[-<hash>]/<relative path>.h5`, coordinates in microns.
+
+Each file holds coordinates and features of one extractor. Microns become pixels by the slide's
+level-0 mpp, which STAMP does not write down: it has to be given, or known to the lake.
+"""
+
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import numpy.typing as npt
+
+from featurestore.interop.align import order_of
+from featurestore.interop.files import (
+    dataset,
+    feature_matrix,
+    find_files,
+    number,
+    opened_h5,
+    plain_attrs,
+    whole,
+)
+from featurestore.interop.model import (
+    FloatArray,
+    Given,
+    Int64Array,
+    InteropError,
+    Problem,
+    SlideTiles,
+    Source,
+)
+from featurestore.interop.naming import name_teachers
+
+LOOKS_FOR = "<extractor>/**/<slide>.h5 with the datasets feats and coords"
+NAMES = ("feats", "patch_embeddings")
+# Files older than STAMP 2 say no unit: 224 px tiles of 256 um, coordinates in those pixels.
+OLD_PX, OLD_UM = 224, 256.0
+
+
+def find(folder: Path, given: Given) -> tuple[list[Source], list[Problem]]:
+    """Slides of an output folder, or of one extractor's; a slide has one file per extractor."""
+    problems: list[Problem] = []
+    found: dict[Path, list[Path]] = defaultdict(list)
+    own: dict[Path, str | None] = {}
+    for path in find_files(folder, ".h5"):
+        try:
+            attrs = _attrs(path)
+        except InteropError as error:
+            problems.append(Problem(path=str(path), slide_id=path.stem, reason=str(error)))
+            continue
+        if attrs is None:
+            problems.append(_not_tiles(path))
+            continue
+        top = _extractor_folder(folder, path)
+        found[top].append(path)
+        own[top] = own.get(top) or attrs.get("extractor")
+    names = name_teachers(given, folder, {top: own[top] for top in found}, "STAMP") if found else {}
+    sources: dict[str, dict[str, Path]] = defaultdict(dict)
+    for top, teacher in names.items():
+        for path in found[top]:
+            if teacher in sources[path.stem]:
+                problems.append(_second(path, sources[path.stem][teacher]))
+            sources[path.stem].setdefault(teacher, path)
+    found_sources = [Source(slide_id=name, features=f) for name, f in sorted(sources.items())]
+    return found_sources, problems
+
+
+def _extractor_folder(folder: Path, path: Path) -> Path:
+    """The first folder below the one imported; files that lie in it directly are its own."""
+    parts = path.relative_to(folder).parts
+    return folder / parts[0] if len(parts) > 1 else folder
+
+
+def _attrs(path: Path) -> dict[str, Any] | None:
+    """Attributes of a file of tile features; None if it holds a slide's or a patient's vector."""
+    with opened_h5(path) as file:
+        attrs = plain_attrs(file)
+        if attrs.get("feat_type", "tile") != "tile" or "encoder" in attrs:
+            return None
+        _features(file)
+        return attrs
+
+
+def _features(file: h5py.File) -> h5py.Dataset:
+    for name in NAMES:
+        if name in file:
+            return dataset(file, name)
+    return dataset(file, NAMES[0])
+
+
+def _not_tiles(path: Path) -> Problem:
+    reason = f"{path} is one vector of a slide or patient; a lake keeps features of tiles"
+    return Problem(path=str(path), slide_id=path.stem, reason=reason, failed=False)
+
+
+def _second(path: Path, first: Path) -> Problem:
+    reason = (
+        f"{path} has the same name and extractor as {first}; a slide has one name in a lake, so "
+        "rename one, or import one folder at a time"
+    )
+    return Problem(path=str(path), slide_id=path.stem, reason=reason)
+
+
+def read_tiles(source: Source, given: Given) -> SlideTiles:
+    """The tiles of one slide, microns rounded to the nearest level-0 pixel.
+
+    Raises:
+        InteropError: there are no coordinates, their unit is unknown, or the slide's mpp is.
+    """
+    path = next(iter(source.features.values()))
+    slide_mpp = given.slide_mpp(source.slide_id)
+    if slide_mpp is None:
+        msg = (
+            f"{path}: STAMP's coordinates are microns; give --level0-mpp, the microns per pixel "
+            "of the slides' level 0, or import into a lake that knows the slide"
+        )
+        raise InteropError(msg)
+    with opened_h5(path) as file:
+        xy_um, tile_um, tile_px = _microns(file, path)
+    tile_px, mpp, mpp_source = _tile(tile_um, tile_px, given, path)
+    xy = _pixels(xy_um, slide_mpp[0])
+    return SlideTiles(
+        slide_id=source.slide_id,
+        x=xy[:, 0],
+        y=xy[:, 1],
+        tile_px=tile_px,
+        tile_px_level0=max(1, round(tile_um / slide_mpp[0])),
+        mpp=mpp,
+        mpp_source=mpp_source,
+        level0_mpp=slide_mpp[0],
+        level0_mpp_source=slide_mpp[1],
+        source=str(path),
+    )
+
+
+def _pixels(xy_um: npt.NDArray[np.float64], mpp: float) -> Int64Array:
+    return np.round(xy_um / mpp).astype(np.int64)
+
+
+def _microns(file: h5py.File, path: Path) -> tuple[npt.NDArray[np.float64], float, int | None]:
+    """Coordinates [N, 2] in microns, side of a tile in microns, and in pixels if it is said."""
+    if "coords" not in file:
+        msg = f"{path} has no coords; a lake must know where a tile is, so extract it again"
+        raise InteropError(msg)
+    attrs = plain_attrs(file)
+    values = dataset(file, "coords")[:]
+    if values.ndim != 2 or values.shape[1] != 2 or values.dtype.kind not in "fiu":
+        msg = f"{path}: coords are {values.dtype} {values.shape}; numbers (N, 2) are needed"
+        raise InteropError(msg)
+    coords = values.astype(np.float64)
+    if not np.isfinite(coords).all():
+        msg = f"{path}: coords hold NaN or infinity"
+        raise InteropError(msg)
+    px = None
+    if "tile_size_px" in attrs:
+        px = whole(number(attrs, "tile_size_px", path), "tile_size_px", path)
+    for name in ("tile_size", "tile_size_um"):
+        if name in attrs and (attrs.get("unit") == "um" or name == "tile_size_um"):
+            return coords, number(attrs, name, path), px
+    if round(float(attrs.get("tile_size") or _stride(coords))) == OLD_PX and "unit" not in attrs:
+        return coords / OLD_PX * OLD_UM, OLD_UM, px or OLD_PX
+    msg = (
+        f"{path}: the unit of its coordinates is not known: no tile_size_um, and their stride is "
+        f"not that of old files ({OLD_PX}); extract it again with a newer STAMP"
+    )
+    raise InteropError(msg)
+
+
+def _stride(coords: npt.NDArray[np.float64]) -> float:
+    """The least step between two coordinates along an axis; 0 if there is none."""
+    steps = [np.diff(np.unique(coords[:, axis])) for axis in (0, 1)]
+    return float(min((step.min() for step in steps if step.size), default=0.0))
+
+
+def _tile(tile_um: float, tile_px: int | None, given: Given, path: Path) -> tuple[int, float, str]:
+    """Side of a tile in pixels, its mpp, and who said so."""
+    px = tile_px or given.tile_px
+    if px is not None:
+        return px, tile_um / px, "file" if tile_px else "given"
+    if given.mpp is not None:
+        return max(1, round(tile_um / given.mpp)), given.mpp, "given"
+    msg = f"{path} says tiles of {tile_um:g} um but not of how many pixels; give --tile-px or --mpp"
+    raise InteropError(msg)
+
+
+def read_features(source: Source, teacher: str, tiles: SlideTiles) -> FloatArray:
+    """Features [N, D] of one extractor, in the order of the tiles.
+
+    Raises:
+        InteropError: the file is damaged, or is of other tiles.
+    """
+    path = source.features[teacher]
+    with opened_h5(path) as file:
+        xy_um, _, _ = _microns(file, path)
+        values = feature_matrix(_features(file)[:], len(xy_um), path)
+    order = order_of(_pixels(xy_um, tiles.level0_mpp or 1.0), tiles.xy, str(path))
+    return values if order is None else values[order]
+
+
+def identity(source: Source, teacher: str) -> dict[str, Any]:
+    """What the file says of the extractor and of the code that ran it."""
+    with opened_h5(source.features[teacher]) as file:
+        attrs = plain_attrs(file)
+    names = {"extractor": "encoder", "code_hash": "code_hash"}
+    return {new: attrs[old] for old, new in names.items() if attrs.get(old)}
