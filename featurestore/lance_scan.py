@@ -1,16 +1,24 @@
-"""Lance tables as Polars LazyFrames.
+"""Lance tables as Polars LazyFrames: projection, `head` and predicates reach Lance.
 
-Projection, `head` and plain limits reach Lance; predicates are applied by Polars on each batch, so
-the answer always equals the same query on a collected frame.
+Polars applies the whole predicate again to what Lance lets through, so the answer equals the same
+query on a collected frame. Lance reads ahead by whole fragments and Polars does not say how many
+rows it will take, so a table is read in steps that grow: an answer found early (`filter` and then
+`head`) costs at most about four times its own bytes.
 """
 
 from collections.abc import Callable, Iterator, Sequence
 
 import lance
 import polars as pl
+import pyarrow as pa
 from polars.io.plugins import register_io_source
 
+from featurestore.pushdown import Schema, lance_filter
+
 BATCH_ROWS = 8192
+BATCH_BYTES = 16 << 20  # of a batch; Lance decodes several at once
+STEP_BYTES = 1 << 20  # of the first step
+STEP_GROWTH = 4
 
 
 def scan(open_table: Callable[[], lance.LanceDataset], columns: Sequence[str]) -> pl.LazyFrame:
@@ -20,31 +28,60 @@ def scan(open_table: Callable[[], lance.LanceDataset], columns: Sequence[str]) -
         open_table: called once for the schema and once per collected query.
         columns: the columns of the frame, in order.
     """
-    schema = open_table().schema
-    empty = pl.DataFrame(schema.empty_table().select(list(columns)))
+    schema: Schema = pl.DataFrame(open_table().schema.empty_table().select(list(columns))).schema
 
     def batches(
         with_columns: list[str] | None,
         predicate: pl.Expr | None,
         n_rows: int | None,
-        batch_size: int | None,
+        _batch_size: int | None,
     ) -> Iterator[pl.DataFrame]:
-        limit = n_rows if predicate is None else None
-        scanner = open_table().scanner(
-            columns=list(columns) if with_columns is None else with_columns,
-            limit=limit,
-            batch_size=min(batch_size or BATCH_ROWS, BATCH_ROWS),
-        )
-        left = n_rows
-        for batch in scanner.to_batches():
+        # `with_columns` has what the predicate needs, too: Polars drops it afterwards.
+        names = list(columns) if with_columns is None else with_columns
+        if n_rows is not None:
+            # With both, Polars means `head` first and `filter` then.
+            found = _read(open_table(), names, None, 0, n_rows)
+        else:
+            pushed = None if predicate is None else lance_filter(predicate, schema)
+            found = _read_in_steps(open_table(), names, pushed)
+        for batch in found:
             frame = pl.DataFrame(batch)
-            if predicate is not None:
-                frame = frame.filter(predicate)
-            if left is not None:
-                frame = frame.head(left)
-                left -= frame.height
-            yield frame
-            if left == 0:
-                return
+            yield frame if predicate is None else frame.filter(predicate)
 
-    return register_io_source(batches, schema=dict(empty.schema), is_pure=True)
+    return register_io_source(batches, schema=dict(schema), is_pure=True)
+
+
+def _read_in_steps(
+    table: lance.LanceDataset, names: list[str], pushed: str | None
+) -> Iterator[pa.RecordBatch]:
+    start, limit = 0, max(1, STEP_BYTES // _row_bytes(table.schema, names))
+    while True:
+        found = 0
+        for batch in _read(table, names, pushed, start, limit):
+            found += batch.num_rows
+            yield batch
+        if found < limit:
+            return
+        start, limit = start + limit, limit * STEP_GROWTH
+
+
+def _read(
+    table: lance.LanceDataset, names: list[str], pushed: str | None, start: int, limit: int
+) -> Iterator[pa.RecordBatch]:
+    """Rows from `start` on, counted among those that the filter lets through, in their order."""
+    rows = min(BATCH_ROWS, max(1, BATCH_BYTES // _row_bytes(table.schema, names)))
+    scanner = table.scanner(
+        columns=names, filter=pushed, offset=start, limit=limit, batch_size=rows
+    )
+    yield from scanner.to_batches()
+
+
+def _row_bytes(schema: pa.Schema, names: Sequence[str]) -> int:
+    return sum(_value_bytes(schema.field(name).type) for name in names) or 1
+
+
+def _value_bytes(kind: pa.DataType) -> int:
+    if pa.types.is_fixed_size_list(kind):
+        return int(kind.list_size) * _value_bytes(kind.value_type)
+    # Text has no width of its own; 32 bytes are about an identifier.
+    return -(-int(kind.bit_width) // 8) if pa.types.is_primitive(kind) else 32

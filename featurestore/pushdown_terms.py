@@ -1,0 +1,154 @@
+"""Conditions on one column in Lance's SQL: `column op literal` and `column IN (...)`.
+
+Each is true at least wherever Polars's is. The differences that widen them: Polars holds NaN for
+equal to itself and greater than all, whatever its sign bit; its two zeros are one number; and it
+may round a literal to the column's type first.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import polars as pl
+
+Op = Literal["=", "<>", "<", "<=", ">", ">="]
+Value = int | float | str | bool
+
+#: The values of each integer type that can be written in SQL: -2**63 itself is read as a float.
+INTEGERS: dict[pl.DataType, tuple[int, int]] = {
+    **{getattr(pl, f"UInt{n}")(): (0, (1 << n) - 1) for n in (8, 16, 32, 64)},
+    **{getattr(pl, f"Int{n}")(): (-(1 << n - 1), (1 << n - 1) - 1) for n in (8, 16, 32)},
+    pl.Int64(): (1 - (1 << 63), (1 << 63) - 1),
+}
+FLOATS: dict[pl.DataType, type[np.floating[Any]]] = {
+    pl.Float16(): np.float16,
+    pl.Float32(): np.float32,
+    pl.Float64(): np.float64,
+}
+SCALARS = {str(dtype): dtype for dtype in (*INTEGERS, *FLOATS, pl.String(), pl.Boolean())}
+
+MAX_LIST = 10_000  # a longer list is pushed as its range: 100,000 strings take 0.5 s to match
+
+
+class NotPushedError(Exception):
+    """A part of a predicate says nothing that a filter could say."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Column:
+    """A column of a table: its quoted name and its type."""
+
+    sql: str
+    dtype: pl.DataType
+
+
+def compare(column: Column, op: Op, value: Value) -> str:
+    """A column against a literal.
+
+    >>> compare(Column(sql="`x`", dtype=pl.Int32()), "<", 3)
+    '`x` < 3'
+    >>> compare(Column(sql="`f`", dtype=pl.Float32()), ">=", 0.5)
+    '(`f` >= 0.5 OR isnan(`f`))'
+    """
+    if column.dtype in FLOATS:
+        return _compare_float(column, op, value)
+    if column.dtype == pl.Boolean() and op not in ("=", "<>"):
+        raise NotPushedError
+    return f"{column.sql} {op} {_written(column.dtype, value)}"
+
+
+def is_in(column: Column, values: pl.Series, *, nulls_equal: bool) -> str:
+    """A column against a list, which may be empty; nulls in it count only with `nulls_equal`.
+
+    >>> is_in(Column(sql="`x`", dtype=pl.Int8()), pl.Series([1, 1000, None]), nulls_equal=False)
+    '`x` IN (1)'
+    """
+    terms = [f"{column.sql} IS NULL"] if nulls_equal and values.null_count() else []
+    listed = values.drop_nulls().unique(maintain_order=True).to_list()
+    if column.dtype in FLOATS:
+        terms += _in_floats(column, listed)
+    elif listed := _possible(column.dtype, listed):
+        terms.append(_in_exact(column, listed))
+    joined = " OR ".join(terms) or "false"
+    return f"({joined})" if len(terms) > 1 else joined
+
+
+def not_in(column: Column, values: pl.Series) -> str:
+    """A column that is not null and none of a list, nulls in it apart."""
+    listed = _possible(column.dtype, values.drop_nulls().unique(maintain_order=True).to_list())
+    if column.dtype in FLOATS or not 0 < len(listed) <= MAX_LIST:
+        raise NotPushedError
+    return f"{column.sql} NOT IN ({', '.join(_written(column.dtype, v) for v in listed)})"
+
+
+def _compare_float(column: Column, op: Op, value: Value) -> str:
+    low, high = _around(FLOATS[column.dtype], value)
+    match op:
+        case "=":
+            return _in_floats(column, [value])[0]
+        case "<>" if low == high:
+            return f"{column.sql} <> {_float(high)}"
+        case "<" | "<=":
+            return f"{column.sql} {op} {_float(high)}"
+        case ">" | ">=":
+            # In SQL a NaN with its sign bit set, as 0/0 gives on x86, is the smallest.
+            return f"({column.sql} {op} {_float(low, zero=-0.0)} OR isnan({column.sql}))"
+    raise NotPushedError
+
+
+def _in_floats(column: Column, values: list[Value]) -> list[str]:
+    numbers = [v for v in values if not (isinstance(v, float) and math.isnan(v))]
+    ends = {end for v in numbers for end in _around(FLOATS[column.dtype], v)}
+    written = [_float(end, zero=zero) for end in sorted(ends) for zero in (0.0, -0.0)]
+    terms = [f"isnan({column.sql})"] if len(numbers) < len(values) else []
+    if len(written) > MAX_LIST:
+        raise NotPushedError
+    if written:
+        terms.append(f"{column.sql} IN ({', '.join(dict.fromkeys(written))})")
+    return terms
+
+
+def _in_exact(column: Column, values: list[Value]) -> str:
+    if len(values) > MAX_LIST:
+        low, high = (_written(column.dtype, v) for v in (min(values), max(values)))
+        return f"{column.sql} BETWEEN {low} AND {high}"
+    return f"{column.sql} IN ({', '.join(_written(column.dtype, v) for v in values)})"
+
+
+def _possible(dtype: pl.DataType, values: list[Value]) -> list[Value]:
+    """The values that a column of a type can hold; others are in no row."""
+    if dtype not in INTEGERS:
+        return values
+    low, high = INTEGERS[dtype]
+    # What is not an integer stays, to be refused where it is written.
+    return [v for v in values if not isinstance(v, int) or low <= v <= high]
+
+
+def _around(kind: type[np.floating[Any]], value: Value) -> tuple[float, float]:
+    """The next values of a type at or below, and at or above: one of them is what Polars takes."""
+    if isinstance(value, str) or not -1e300 < value < 1e300:
+        raise NotPushedError
+    with np.errstate(over="ignore"):
+        near = kind(value)
+        low = near if float(near) <= value else np.nextafter(near, kind(-np.inf))
+        high = near if float(near) >= value else np.nextafter(near, kind(np.inf))
+    if not (np.isfinite(low) and np.isfinite(high)):
+        raise NotPushedError
+    return float(low), float(high)
+
+
+def _float(value: float, *, zero: float = 0.0) -> str:
+    # The two zeros are two values to an index that sorts bits.
+    return repr(value or zero)
+
+
+def _written(dtype: pl.DataType, value: Value) -> str:
+    match value:
+        case bool() if dtype == pl.Boolean():
+            return str(value).lower()
+        case int() if dtype in INTEGERS and INTEGERS[dtype][0] <= value <= INTEGERS[dtype][1]:
+            return str(int(value))
+        case str() if dtype == pl.String():
+            return "'" + value.replace("'", "''") + "'"
+    raise NotPushedError
