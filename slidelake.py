@@ -24,7 +24,18 @@ if TYPE_CHECKING:
     from distill.ray_train import distill, stats
     from distill.recipes import make_recipe
     from downstream import run_mil, run_survival, write_report
-    from featurestore import Lake, LakeConfig, create_lake, open_lake, query
+    from featurestore import (
+        Lake,
+        LakeConfig,
+        Verdict,
+        compact,
+        create_lake,
+        open_lake,
+        query,
+        repair,
+        vacuum,
+        verify,
+    )
     from ingest.ray_extract import extract
     from ingest.ray_ingest import ingest
     from ingest.teachers import list_teachers
@@ -35,6 +46,7 @@ PACKAGES = ("cluster", "distill", "downstream", "examples", "featurestore", "ing
 PUBLIC = {
     "Lake": "featurestore",
     "LakeConfig": "featurestore",
+    "compact": "featurestore",
     "create_lake": "featurestore",
     "distill": "distill.ray_train",
     "extract": "ingest.ray_extract",
@@ -43,15 +55,19 @@ PUBLIC = {
     "make_recipe": "distill.recipes",
     "open_lake": "featurestore",
     "query": "featurestore",
+    "repair": "featurestore",
     "run_mil": "downstream",
     "run_survival": "downstream",
     "stats": "distill.ray_train",
+    "vacuum": "featurestore",
+    "verify": "featurestore",
     "write_report": "downstream.report",
 }
 
 __all__ = [
     "Lake",
     "LakeConfig",
+    "compact",
     "create_lake",
     "distill",
     "extract",
@@ -60,9 +76,12 @@ __all__ = [
     "make_recipe",
     "open_lake",
     "query",
+    "repair",
     "run_mil",
     "run_survival",
     "stats",
+    "vacuum",
+    "verify",
     "write_report",
 ]
 
@@ -110,6 +129,9 @@ TeachersOpt = Annotated[
 ]
 MppsOpt = Annotated[
     list[float] | None, typer.Option("--mpp", help="Microns per pixel; repeat for several.")
+]
+AtOpt = Annotated[
+    str | None, typer.Option(help="Version number or snapshot to read; the newest if not given.")
 ]
 AddressOpt = Annotated[
     str | None, typer.Option(help="Ray cluster to use; without one a local Ray is started.")
@@ -346,11 +368,11 @@ def query_command(
 
 
 @app.command("info")
-def info_command(lake: LakeArg, json_: JsonOpt = False) -> None:
-    """What a lake holds: slides, tiles, teachers, version."""
+def info_command(lake: LakeArg, at: AtOpt = None, json_: JsonOpt = False) -> None:
+    """What a lake holds: slides, tiles, teachers, version, snapshots."""
     from featurestore import open_lake
 
-    info = open_lake(lake).info()
+    info = open_lake(lake, version=at).info()
     lines = [f"{info['lake']}: format {info['format']}, version {info['version']}"]
     lines.append(", ".join(f"{count} slides {state}" for state, count in info["slides"].items()))
     lines += [f"{count:,} tiles at {mpp} mpp" for mpp, count in info["tiles"].items()]
@@ -359,7 +381,125 @@ def info_command(lake: LakeArg, json_: JsonOpt = False) -> None:
         + ("" if f["complete"] else " (incomplete: run extract again)")
         for f in info["features"]
     ]
+    lines += [f"snapshot {name}: version {version}" for name, version in info["snapshots"].items()]
     _out(info, as_json=json_, text="\n".join(lines))
+
+
+@app.command("verify")
+def verify_command(
+    lake: LakeArg,
+    sample: Annotated[
+        float, typer.Option(min=0, max=1, help="Share of slides to read in full: a quick look.")
+    ] = 1.0,
+    at: AtOpt = None,
+    json_: JsonOpt = False,
+) -> None:
+    """Compare a lake with its catalog: counts, keys, checksums, files. Exit code 1 on damage.
+
+    Example: slidelake verify my-lake --sample 0.05
+    """
+    from featurestore import open_lake
+
+    verdict = _verify(open_lake(lake, version=at), sample)
+    lines = [_damage_line(found) for found in verdict.as_dict()["damage"]]
+    lines.append(_checked_line(verdict.as_dict()))
+    if not verdict.ok:
+        lines.append("`slidelake repair` takes it out; ingest and extract then make it again")
+    _out(verdict.as_dict(), as_json=json_, text="\n".join(lines))
+    raise typer.Exit(0 if verdict.ok else 1)
+
+
+@app.command("repair")
+def repair_command(lake: LakeArg, json_: JsonOpt = False) -> None:
+    """Take out what is damaged, so that the next ingest and extract make it again.
+
+    Earlier versions stay as they are. Exit code 1 if something is damaged that can't be taken out.
+    """
+    from featurestore import open_lake, repair
+
+    opened = open_lake(lake)
+    opened.committer.recover()
+    opened = opened.refreshed()
+    verdict = _verify(opened, 1.0)
+    done = repair(opened, verdict)
+    lines = [_damage_line(found) for found in verdict.as_dict()["damage"]]
+    lines += [f"to be ingested again: {slide}" for slide in done.slides]
+    lines += [
+        f"to be extracted again: {teacher} at {mpp} mpp, {len(fragments)} fragments"
+        for teacher, mpp, fragments in done.columns
+    ]
+    lines += [f"left: {found.what}" for found in done.left]
+    value = {
+        "slides": done.slides,
+        "columns": [
+            {"teacher": teacher, "mpp": mpp, "fragments": fragments}
+            for teacher, mpp, fragments in done.columns
+        ],
+        "left": [found.as_dict() for found in done.left],
+    }
+    _out(value, as_json=json_, text="\n".join(lines) or "nothing is damaged")
+    raise typer.Exit(1 if done.left else 0)
+
+
+@app.command("compact")
+def compact_command(
+    lake: LakeArg,
+    rows: Annotated[int, typer.Option(min=1, help="Most tiles in a merged fragment.")] = 250_000,
+    json_: JsonOpt = False,
+) -> None:
+    """Merge the small fragments that many small ingests leave, and drop replaced rows for good."""
+    from dataclasses import asdict
+
+    from cluster import progress
+    from featurestore import compact, open_lake
+
+    with progress("compact", total=None, unit="fragments") as bar:
+        done = compact(open_lake(lake), rows=rows, on_group=bar.advance)
+    text = f"{done.before} fragments became {done.after}; `slidelake vacuum` frees the old files"
+    _out(asdict(done), as_json=json_, text=text)
+
+
+@app.command("vacuum")
+def vacuum_command(
+    lake: LakeArg,
+    keep: Annotated[int, typer.Option(min=1, help="Newest versions that stay readable.")] = 10,
+    dry_run: Annotated[bool, typer.Option(help="Only say what would be removed.")] = False,
+    json_: JsonOpt = False,
+) -> None:
+    """Remove old versions, and files that killed jobs left. Refused while a job is writing.
+
+    The newest versions, snapshots, and the versions that runs were made from stay.
+    """
+    from dataclasses import asdict
+
+    from featurestore import open_lake, vacuum
+
+    done = vacuum(open_lake(lake), keep=keep, dry_run=dry_run)
+    verb = "would remove" if dry_run else "removed"
+    text = (
+        f"{verb} {done.versions} versions, {done.files} files, {done.bytes / 1e6:,.1f} MB; "
+        f"readable: versions {', '.join(str(version) for version in done.kept)}"
+    )
+    _out(asdict(done), as_json=json_, text=text)
+
+
+@app.command("snapshot")
+def snapshot_command(
+    lake: LakeArg,
+    name: Annotated[str, typer.Argument(help="Letters, digits, _ . -")],
+    at: AtOpt = None,
+    json_: JsonOpt = False,
+) -> None:
+    """Name a version of a lake: --at NAME opens it, and vacuum never removes it.
+
+    Example: slidelake snapshot my-lake paper-v1
+    """
+    from featurestore import open_lake
+
+    opened = open_lake(lake, version=at)
+    opened.snapshot(name)
+    text = f"snapshot '{name}' is version {opened.version}"
+    _out({"snapshot": name, "version": opened.version}, as_json=json_, text=text)
 
 
 @app.command("teachers")
@@ -403,6 +543,32 @@ def submit_command(
         msg = "give the command to run after --, as in: slidelake submit -- info my-lake"
         raise typer.BadParameter(msg)
     raise typer.Exit(submit(context.args, address=address))
+
+
+def _verify(lake: "Lake", sample: float) -> "Verdict":
+    from cluster import progress
+    from featurestore import verify
+
+    slides = sum(lake.tiles_of(mpp=mpp).height for mpp in lake.config.mpps)
+    with progress("verify", total=round(slides * sample), unit="slides") as bar:
+        return verify(lake, sample=sample, on_slide=bar.advance)
+
+
+def _damage_line(damage: dict[str, Any]) -> str:
+    place = [f"slide {damage['slide']}" if damage["slide"] else "the lake"]
+    place += [f"at {damage['mpp']} mpp"] if damage["mpp"] is not None else []
+    place += [f"teacher {damage['teacher']}"] if damage["teacher"] else []
+    return f"{', '.join(place)}: {damage['what']}"
+
+
+def _checked_line(verdict: dict[str, Any]) -> str:
+    checked = verdict["checked"]
+    return (
+        f"version {verdict['version']}: {checked['slides']:,} slides, {checked['tiles']:,} tiles, "
+        f"{checked['features']:,} bags of features, {checked['shards']:,} shards, "
+        f"{checked['bytes'] / 1e6:,.0f} MB read: "
+        + ("all as it was committed" if verdict["ok"] else f"{len(verdict['damage'])} damaged")
+    )
 
 
 def _metrics_text(result: dict[str, Any], metric: str) -> str:

@@ -13,6 +13,7 @@ warnings.filterwarnings("ignore", message="lance is not fork-safe", category=Use
 from featurestore.bags import Bag, Bags, TorchBag
 from featurestore.config import FORMAT, LakeConfig
 from featurestore.cuts import GridCut, SlideCut
+from featurestore.damage import Damage, Verdict
 from featurestore.errors import (
     DamageError,
     FormatError,
@@ -24,9 +25,13 @@ from featurestore.ids import mpp_name, tile_ids, tile_parts
 from featurestore.lake import Lake, create_lake, open_lake, settings_for
 from featurestore.lance_columns import ColumnFile, ColumnWriter
 from featurestore.lance_commit import Committer
+from featurestore.lance_compact import Compacted, compact
 from featurestore.lance_rows import matrix
 from featurestore.pairs import Pairs
+from featurestore.lance_vacuum import Vacuumed, vacuum
+from featurestore.lance_verify import verify
 from featurestore.query import query, tables
+from featurestore.repair import Repaired, repair
 from featurestore.schema import tiles_schema
 from featurestore.shards import Shard, ShardReader, ShardWriter
 from featurestore.split import holdout_patients, patient_of
@@ -41,6 +46,8 @@ __all__ = [
     "ColumnFile",
     "ColumnWriter",
     "Committer",
+    "Compacted",
+    "Damage",
     "DamageError",
     "FormatError",
     "GridCut",
@@ -51,6 +58,7 @@ __all__ = [
     "LakeMissingError",
     "Moments",
     "Pairs",
+    "Repaired",
     "Shard",
     "ShardReader",
     "ShardWriter",
@@ -58,6 +66,9 @@ __all__ = [
     "Store",
     "TileBatch",
     "TorchBag",
+    "Vacuumed",
+    "Verdict",
+    "compact",
     "create_lake",
     "fit_stats",
     "holdout_patients",
@@ -67,9 +78,12 @@ __all__ = [
     "patient_of",
     "query",
     "read_stats",
+    "repair",
     "settings_for",
     "tables",
     "tile_ids",
     "tile_parts",
     "tiles_schema",
+    "vacuum",
+    "verify",
 ]

@@ -3,6 +3,7 @@
 import functools
 import json
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
 # Beyond this the whole catalog is read: a look-up takes about 1 ms and a few us a slide.
 FEW_SLIDES = 2000
 
+SNAPSHOT_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,99}")
 PICTURES = ("thumbnail", "tissue_mask")
 
 
@@ -72,6 +74,27 @@ class Lake:
     def refreshed(self) -> "Lake":
         """The same lake at its newest version."""
         return Lake(self.store, self.config)
+
+    def snapshots(self) -> dict[str, int]:
+        """Names given to versions of the lake by `snapshot`; vacuum keeps these versions."""
+        tags = open_table(self.store, CATALOG).tags.list()
+        return {name: int(tag["version"]) for name, tag in sorted(tags.items())}
+
+    def snapshot(self, name: str) -> None:
+        """Name this version, so that it can be opened by name and is never vacuumed.
+
+        Raises:
+            LakeError: the name is taken by another version, or has other characters than letters,
+                digits and `_ . -`.
+        """
+        taken = self.snapshots().get(name)
+        if taken == self.version:
+            return
+        if taken is not None or not SNAPSHOT_NAME.fullmatch(name):
+            why = f"is taken by version {taken}" if taken else "can't be one: use letters _ . -"
+            msg = f"snapshot '{name}' {why}"
+            raise LakeError(msg)
+        self.table(CATALOG).tags.create(name, self.version)
 
     @property
     def committer(self) -> Committer:
@@ -199,6 +222,7 @@ class Lake:
             "slides": {"ready": 0, "failed": 0, **states},
             "tiles": {mpp_name(mpp): of.get((mpp, None), 0) for mpp in self.config.mpps},
             "features": features,
+            "snapshots": self.snapshots(),
         }
 
     # ------------------------------------------------------------------ bags and pictures

@@ -52,7 +52,7 @@ class Committer:
     def exclusive(self) -> Iterator[None]:
         """Hold the lake's lock, with nothing left unfinished by an earlier holder."""
         with commit_lock(self.store) as lease:
-            self._check = getattr(lease, "check", lambda: None)
+            self._check = lease.check
             self._recover()
             yield
 
@@ -132,9 +132,7 @@ class Committer:
                 for group in fragment_groups(todo, mpp):
                     again = [cut.row["slide"] for cut in group if cut.row["slide"] in old]
                     self._check()
-                    changes.append(
-                        features.append_tiles(self.ledger, mpp, group, again)
-                    )
+                    changes.append(features.append_tiles(self.ledger, mpp, group, again))
             self._put_slides([{**cut.row, "state": READY, "reason": None} for cut in cuts])
             self.apply(changes)
 

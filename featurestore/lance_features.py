@@ -84,9 +84,7 @@ def _update(
             new_fragments=list(new),
             fields_modified=[],
         )
-    done = commit(
-        store, rel, operation, read_version=table.version, properties=change.properties()
-    )
+    done = commit(store, rel, operation, read_version=table.version, properties=change.properties())
     return change.placed(done)
 
 

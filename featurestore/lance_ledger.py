@@ -129,9 +129,9 @@ class Ledger:
         rows = self._rows(f"mpp = {mpp} AND {what} AND fragment = {fragment}")
         return {row["slide"] for row in rows}
 
-    def all_rows(self, mpp: float, slides: Sequence[int]) -> list[Row]:
-        """Rows of the tiles and all teachers of these slide numbers at one mpp."""
-        return self._rows(f"mpp = {mpp} AND {among(slides)}") if slides else []
+    def rows_in(self, mpp: float, fragment: int) -> list[Row]:
+        """Rows of the tiles and all teachers in a fragment."""
+        return self._rows(f"mpp = {mpp} AND fragment = {fragment}")
 
     def _rows(self, where: str) -> list[Row]:
         table = open_table(self.store, CATALOG).to_table(filter=where)

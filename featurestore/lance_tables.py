@@ -83,7 +83,9 @@ def without_rows(
     return removed, updated
 
 
-def write_fragment(store: Store, rel: str, table: pa.Table) -> list[lance.FragmentMetadata]:
+def write_fragment(
+    store: Store, rel: str, table: pa.Table | pa.RecordBatchReader
+) -> list[lance.FragmentMetadata]:
     """Write rows as a new fragment that no version names yet."""
     fragments: list[lance.FragmentMetadata] = write_fragments(
         table,

@@ -11,9 +11,13 @@ import webdataset
 
 from cluster import ray_session
 from examples.cohort import make_cohort
-from featurestore import Lake, LakeConfig, open_lake
+from featurestore import Lake, LakeConfig, create_lake, open_lake
 from ingest.ray_extract import extract
 from ingest.ray_ingest import ingest
+from tests.s3 import bucket, faulty, s3_url
+from tests.small_lake import cut
+
+__all__ = ["bucket", "faulty", "s3_url"]  # fixtures that live beside the server
 
 ROOT = Path(__file__).resolve().parent.parent
 REAL_SLIDE = ROOT / "examples" / "data" / "CMU-1-Small-Region.svs"
@@ -66,3 +70,14 @@ def lake_copy(filled: Path, tmp_path: Path) -> Path:
 def lake(filled: Path) -> Lake:
     """The filled lake, open."""
     return open_lake(filled)
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Lake:
+    """A lake without real slides: two of 5 and 3 tiles at each mpp, in one fragment per mpp."""
+    lake = create_lake(tmp_path / "lake", LakeConfig(mpps=(0.5, 2.0)))
+    rows = lake.committer.register([{"slide_id": s, "uri": f"{s}.svs"} for s in ("a", "b")])
+    lake.committer.commit_slides(
+        [cut(lake, r["slide"], r["slide_id"], n) for r, n in zip(rows, (5, 3), strict=True)]
+    )
+    return lake.refreshed()

@@ -7,17 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
-import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from featurestore import (
     ColumnFile,
-    ColumnWriter,
     DamageError,
     FormatError,
-    GridCut,
     IdentityError,
     Lake,
     LakeConfig,
@@ -26,7 +23,6 @@ from featurestore import (
     Moments,
     ShardReader,
     ShardWriter,
-    SlideCut,
     Store,
     create_lake,
     fit_stats,
@@ -37,74 +33,12 @@ from featurestore import (
     settings_for,
     tile_ids,
     tile_parts,
-    tiles_schema,
 )
-from featurestore.schema import shard_path
 from featurestore.shards import tar_header
 from featurestore.stats import merge
+from tests.small_lake import JPEG, column, cut
 
 MPPS = (0.5, 2.0)
-JPEG = b"\xff\xd8 not really"
-
-
-def cut(lake: Lake, slide: int, slide_id: str, tiles: int) -> SlideCut:
-    """What a worker would return for a slide of one row of tiles."""
-    grids = {}
-    for mpp in lake.config.mpps:
-        at = np.arange(tiles)
-        ids = tile_ids(slide, mpp, np.zeros_like(at), at)
-        with ShardWriter(lake.store, shard_path(mpp, slide, "test")) as writer:
-            for key in ids.tolist():
-                writer.add(key, JPEG, {"slide_id": slide_id})
-        assert writer.shard is not None
-        table = pa.table(
-            {
-                "tile_id": ids,
-                "slide": np.full(tiles, slide, np.int32),
-                "slide_id": [slide_id] * tiles,
-                "grid_y": np.zeros(tiles, np.int32),
-                "grid_x": at.astype(np.int32),
-                "y": np.zeros(tiles, np.int32),
-                "x": (at * 256).astype(np.int32),
-                "tissue": np.ones(tiles, np.float32),
-            },
-            schema=tiles_schema(mpp, 256),
-        )
-        grids[mpp] = GridCut(
-            tiles=table,
-            shard=writer.shard,
-            effective_mpp=mpp,
-            tile_px_level0=256,
-            grid_px_level0=256,
-            grid_width=tiles,
-            grid_height=1,
-        )
-    row = {"slide": slide, "slide_id": slide_id, "uri": f"{slide_id}.svs"}
-    return SlideCut(row=row, grids=grids)
-
-
-@pytest.fixture
-def small(tmp_path: Path) -> Lake:
-    """A lake of two slides with 5 and 3 tiles at each mpp, in one fragment per mpp."""
-    lake = create_lake(tmp_path / "lake", LakeConfig(mpps=MPPS))
-    rows = lake.committer.register([{"slide_id": s, "uri": f"{s}.svs"} for s in ("a", "b")])
-    lake.committer.commit_slides(
-        [cut(lake, r["slide"], r["slide_id"], n) for r, n in zip(rows, (5, 3), strict=True)]
-    )
-    return lake.refreshed()
-
-
-def column(lake: Lake, values: np.ndarray, mpp: float = 0.5, teacher: str = "t") -> ColumnFile:
-    """A teacher's column of the only fragment, as a worker writes it."""
-    field = lake.committer.add_teacher(mpp, teacher, values.shape[1], {"weights": "1"})
-    writer = ColumnWriter(lake.store, mpp, field, 0)
-    start = 0
-    for row in lake.refreshed().tiles_of(mpp=mpp).iter_rows(named=True):
-        stop = start + row["tiles"]
-        ids = tile_ids(row["slide"], mpp, np.zeros(stop - start, int), np.arange(stop - start))
-        writer.add(row["slide"], ids, values[start:stop])
-        start = stop
-    return writer.finish()
 
 
 # ---------------------------------------------------------------------- keys
@@ -351,9 +285,7 @@ def test_killed_teacher_commit_is_finished_by_the_next(
     file = column(small, np.ones((8, 6), np.float32))
     committer = small.committer
     with monkeypatch.context() as patch:
-        patch.setattr(
-            committer, "apply", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt)
-        )
+        patch.setattr(committer, "apply", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             committer.commit_columns(0.5, [file])
     assert (

@@ -1,0 +1,111 @@
+"""Merges small fragments of the features tables, and drops the rows of replaced slides for good.
+
+Only neighbours that have the same teachers are merged, so that no null is written out and the next
+extract still takes what it lacks; a slide stays in one fragment.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import lance
+
+from featurestore.cuts import ROWS_PER_FRAGMENT, Row
+from featurestore.lake import Lake
+from featurestore.lance_commit import Committer
+from featurestore.lance_features import field_ids, replace_fragments
+from featurestore.lance_tables import open_table, write_fragment
+from featurestore.lock import no_writers
+from featurestore.schema import TILE_COLUMNS, features_table
+
+
+@dataclass(kw_only=True)
+class Compacted:
+    """Fragments that were merged, and those that came of it."""
+
+    before: int = 0
+    after: int = 0
+
+
+def compact(
+    lake: Lake,
+    *,
+    rows: int = ROWS_PER_FRAGMENT,
+    on_group: Callable[[int], None] = lambda _: None,
+) -> Compacted:
+    """Merge fragments up to `rows` rows; one commit a group, earlier versions stay readable.
+
+    Args:
+        lake: the lake; its newest version is compacted.
+        rows: most rows in a merged fragment.
+        on_group: called with the number of fragments after each merge.
+
+    Raises:
+        LakeError: a job is writing to the lake: it would lose its work on merged fragments.
+    """
+    done = Compacted()
+    with no_writers(lake.store):
+        for mpp in lake.config.mpps:
+            for group in list(_groups(lake, mpp, rows)):
+                _merge(lake.committer, mpp, group)
+                done.before, done.after = done.before + len(group), done.after + 1
+                on_group(len(group))
+    return done
+
+
+def _groups(lake: Lake, mpp: float, rows: int) -> Iterator[list[int]]:
+    """Ids of neighbouring fragments to merge."""
+    table = open_table(lake.store, features_table(mpp))
+    group: list[int] = []
+    size, kind = 0, None
+    for fragment in table.get_fragments():
+        live = fragment.count_rows()
+        if group and (_fields(fragment) != kind or size + live > rows):
+            if _worth(table, group):
+                yield group
+            group, size = [], 0
+        kind = _fields(fragment)
+        group.append(fragment.fragment_id)
+        size += live
+    if _worth(table, group):
+        yield group
+
+
+def _worth(table: lance.LanceDataset, group: Sequence[int]) -> bool:
+    return len(group) > 1 or any(table.get_fragment(number).num_deletions for number in group)
+
+
+def _fields(fragment: lance.LanceFragment) -> frozenset[int]:
+    return frozenset(f for file in fragment.metadata.files for f in file.fields if f >= 0)
+
+
+def _merge(committer: Committer, mpp: float, group: Sequence[int]) -> None:
+    store, rel = committer.store, features_table(mpp)
+    with committer.exclusive():
+        table = open_table(store, rel)
+        fragments = [table.get_fragment(number) for number in group]
+        ids = field_ids(table)
+        there = _fields(fragments[0])
+        teachers = [n for n in table.schema.names if n not in TILE_COLUMNS and ids[n] in there]
+        names = [*TILE_COLUMNS, *teachers]
+        reader = table.scanner(
+            columns=names, fragments=fragments, scan_in_order=True, batch_size=1024
+        ).to_reader()
+        new = write_fragment(store, rel, reader)
+        rows = _moved(committer, mpp, group)
+        committer.apply([replace_fragments(store, mpp, group, new[0], rows)])
+
+
+def _moved(committer: Committer, mpp: float, group: Sequence[int]) -> list[Row]:
+    """Catalog rows of everything in the fragments, at their places in the merged one."""
+    rows = [row for number in group for row in committer.ledger.rows_in(mpp, number)]
+    order = {number: place for place, number in enumerate(group)}
+    tiles = sorted(
+        (row for row in rows if row["teacher"] is None),
+        key=lambda row: (order[row["fragment"]], row["row_start"]),
+    )
+    start: dict[int, int] = {}
+    at = 0
+    for row in tiles:
+        start[row["slide"]] = at
+        at += row["tiles"]
+    return [{**row, "row_start": start[row["slide"]], "fragment": -1} for row in rows]
