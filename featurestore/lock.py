@@ -1,93 +1,247 @@
-"""One committer at a time.
+"""Who may change a lake: one committer at a time, many writers of new files, or one vacuum.
 
 Local lakes use flock, which the kernel drops when its process dies, kill -9 included. Buckets use
-a lease object made only if it is absent, kept alive by a thread, and taken over once it expired.
+leases (`bucket_lock`), which a thread renews and others take over once they expired.
 """
 
 import contextlib
 import fcntl
-import json
+import logging
 import os
-import threading
+import secrets
 import time
-import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Protocol, Self, TypeVar
 
+from featurestore import bucket_lock
+from featurestore.bucket_lock import VACUUM, Taker
 from featurestore.errors import LakeError
+from featurestore.leases import FOLDER, about, parsed, told
 from featurestore.storage import Store
 
-LEASE = "commit.lock"
+LOCK_FILE = "commit.lock"
+COMMIT = "commit"
+# Long enough for a bucket that is busy for half a minute, short enough to wait out after a kill.
 LEASE_S = 60.0
+POLL_S = {True: 0.05, False: 1.0}  # local, bucket
+PATIENCE_S = 15.0  # a longer wait says once for whom
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+
+class Held(Protocol):
+    """A lock or lease that is held."""
+
+    def check(self) -> None:
+        """Raise LakeError if it is held no more, which a holder that was paused can't know."""
 
 
 @contextlib.contextmanager
-def commit_lock(store: Store, *, wait_s: float = 600.0) -> Iterator[None]:
+def commit_lock(store: Store, *, wait_s: float = 600.0) -> Iterator[Held]:
     """Hold the right to change the lake's tables.
+
+    In a bucket the holder asks `check()` right before each commit: a process that was suspended for
+    longer than its lease may go on when another has taken over.
 
     Raises:
         LakeError: another committer held it for longer than `wait_s`.
     """
-    with _file_lock(store, wait_s) if store.is_local else _lease(store, wait_s):
-        yield
+    if store.is_local:
+        lock = FileLock(Path(store.path(LOCK_FILE)), COMMIT, fcntl.LOCK_EX)
+        with _waited(lock.take, lambda: lock.holder, store, wait_s) as held:
+            yield held
+        return
+    taker = Taker(store, COMMIT, COMMIT, LEASE_S)
+    lease = _wait(taker.take, lambda: taker.holder, store, wait_s)
+    with lease.kept():
+        yield lease
 
 
 @contextlib.contextmanager
-def _file_lock(store: Store, wait_s: float) -> Iterator[None]:
-    deadline = time.monotonic() + wait_s
-    with Path(store.path(LEASE)).open("a") as file:
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                _give_up_after(deadline, store, "another process")
+def writer_lease(store: Store, what: str, *, wait_s: float = 600.0) -> Iterator[Held]:
+    """Say that a job is writing files here that no version names yet. Many may at a time.
+
+    Args:
+        store: the lake's files.
+        what: the job, for those whom it keeps waiting.
+        wait_s: how long to wait for a vacuum to end.
+
+    Raises:
+        LakeError: a vacuum was at work for longer than `wait_s`.
+    """
+    if store.is_local:
+        gate = _gate(store, what, fcntl.LOCK_SH)
+        with _waited(gate.take, lambda: gate.holder, store, wait_s) as held, _named(store, what):
+            yield held
+        return
+    vacuum = "a vacuum"
+
+    def light() -> bucket_lock.Beacon | None:
+        nonlocal vacuum
+        beacon, vacuum = bucket_lock.light(store, what, LEASE_S)
+        return beacon
+
+    beacon = _wait(light, lambda: vacuum, store, wait_s)
+    with beacon.kept():
+        yield beacon
+
+
+def live_writers(store: Store) -> list[str]:
+    """Jobs that hold a `writer_lease` now: what they are, their pid and host, since when."""
+    if not store.is_local:
+        return bucket_lock.writers(store)
+    found = [_writer(path) for path in Path(store.path(FOLDER)).glob("writer-*")]
+    return sorted(who for who in found if who is not None)
+
+
+@contextlib.contextmanager
+def no_writers(store: Store) -> Iterator[Held]:
+    """Hold the right to delete files that no version names; nobody starts to write meanwhile.
+
+    Raises:
+        LakeError: somebody is writing, or vacuuming; it names who.
+    """
+    if store.is_local:
+        gate = _gate(store, VACUUM, fcntl.LOCK_EX)
+        if gate.take() is None:
+            raise _in_use(store, "; ".join(live_writers(store)) or gate.holder)
+        with contextlib.closing(gate):
+            yield gate
+        return
+    taker = Taker(store, VACUUM, VACUUM, LEASE_S)
+    lease = taker.take()
+    if lease is None:
+        raise _in_use(store, taker.holder)
+    with lease.kept():
+        if who := bucket_lock.writers(store):
+            raise _in_use(store, "; ".join(who))
+        yield lease
+
+
+def _in_use(store: Store, who: str) -> LakeError:
+    return LakeError(f"{store.uri} is in use by {who}; wait for it or stop it")
+
+
+def _wait(take: Callable[[], T | None], holder: Callable[[], str], store: Store, s: float) -> T:
+    begun, said = time.monotonic(), False
+    while (got := take()) is None:
+        waited = time.monotonic() - begun
+        if waited > s:
+            raise _in_use(store, holder())
+        if waited > PATIENCE_S and not said:
+            log.warning("%s is in use by %s: waiting", store.uri, holder())
+            said = True
+        time.sleep(min(POLL_S[store.is_local], max(s - waited, 0.01)))
+    return got
+
+
+@contextlib.contextmanager
+def _waited(
+    take: Callable[[], "FileLock | None"], holder: Callable[[], str], store: Store, wait_s: float
+) -> Iterator["FileLock"]:
+    with contextlib.closing(_wait(take, holder, store, wait_s)) as lock:
+        yield lock
+
+
+# ---------------------------------------------------------------------- local lakes
+
+
+class FileLock:
+    """A lock on a file, which says who holds it. Closing the file gives it back.
+
+    Args:
+        path: the file; its folder must be there.
+        what: what it is held for.
+        how: `fcntl.LOCK_EX` for one holder, `fcntl.LOCK_SH` for many.
+    """
+
+    def __init__(self, path: Path, what: str, how: int) -> None:
+        self.path, self.what, self.how = path, what, how
+        self.holder = "another process"
+        self._fd: int | None = None
+
+    def take(self) -> Self | None:
+        """Take the lock, or None while another has it (`holder` says who).
+
+        Raises:
+            LakeError: the file system gives no locks, or the file can't be written.
+        """
+        try:
+            self._fd = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666)
+            fcntl.flock(self._fd, self.how | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self.holder = told(parsed(os.pread(self._fd or 0, 4096, 0)))
+            self.close()
+            return None
+        except OSError as error:
+            self.close()
+            msg = (
+                f"{self.path} can't be locked ({error.strerror}); a lake that is written to lies "
+                "in a writable folder, on a file system with flock"
+            )
+            raise LakeError(msg) from error
+        if not self._is_there():  # deleted between the opening and the locking
+            self.close()
+            return None
+        if self.how == fcntl.LOCK_EX:
+            os.ftruncate(self._fd, 0)
+            os.pwrite(self._fd, about(self.what, 0), 0)
+        return self
+
+    def _is_there(self) -> bool:
+        try:
+            return self._fd is not None and os.path.samestat(os.fstat(self._fd), self.path.stat())
+        except FileNotFoundError:
+            return False
+
+    def check(self) -> None:
+        """Raise LakeError if the file was deleted or replaced, so that another could lock it."""
+        if not self._is_there():
+            msg = f"lost the lock {self.path}: the file was deleted; run again"
+            raise LakeError(msg)
+
+    def close(self) -> None:
+        """Give it back."""
+        if self._fd is not None:
+            os.close(self._fd)
+            self._fd = None
+
+
+def _gate(store: Store, what: str, how: int) -> FileLock:
+    """The lock that writers share and a vacuum has alone."""
+    folder = Path(store.path(FOLDER))
+    with contextlib.suppress(OSError):  # what is wrong with the lake's folder, taking the lock says
+        folder.mkdir(exist_ok=True)
+    return FileLock(folder / "gate", what, how)
+
+
+@contextlib.contextmanager
+def _named(store: Store, what: str) -> Iterator[None]:
+    """A file that says who is writing, locked before it can be seen."""
+    name = f"writer-{secrets.token_hex(8)}"
+    hidden, path = (Path(store.path(f"{FOLDER}/{dot}{name}")) for dot in (".", ""))
+    lock = FileLock(hidden, what, fcntl.LOCK_EX)
+    with contextlib.closing(lock):
+        lock.take()
+        hidden.rename(path)
         try:
             yield
         finally:
-            fcntl.flock(file, fcntl.LOCK_UN)
+            path.unlink(missing_ok=True)
 
 
-@contextlib.contextmanager
-def _lease(store: Store, wait_s: float) -> Iterator[None]:
-    owner, deadline = uuid.uuid4().hex, time.monotonic() + wait_s
-    while not _take(store, owner):
-        _give_up_after(deadline, store, f"the lease {store.url(LEASE)}")
-    stop = threading.Event()
-    keeper = threading.Thread(target=_keep, args=(store, owner, stop), daemon=True)
-    keeper.start()
+def _writer(path: Path) -> str | None:
+    """Who a writer's file stands for; None, and the file is gone, if its process died."""
     try:
-        yield
-    finally:
-        stop.set()
-        keeper.join()
-        store.fs.rm_file(store.path(LEASE))
-
-
-def _give_up_after(deadline: float, store: Store, holder: str) -> None:
-    if time.monotonic() > deadline:
-        msg = f"{store.uri} is being changed by {holder}; wait for it or stop it"
-        raise LakeError(msg)
-    time.sleep(0.05 if store.is_local else 1.0)
-
-
-def _body(owner: str) -> bytes:
-    return json.dumps({"owner": owner, "pid": os.getpid(), "until": time.time() + LEASE_S}).encode()
-
-
-def _take(store: Store, owner: str) -> bool:
-    with contextlib.suppress(FileNotFoundError, ValueError):
-        store.fs.invalidate_cache()
-        if json.loads(store.read_bytes(LEASE))["until"] > time.time():
-            return False
-        store.fs.rm_file(store.path(LEASE))
-    try:
-        store.fs.pipe_file(store.path(LEASE), _body(owner), mode="create")
-    except FileExistsError:
-        return False
-    return True
-
-
-def _keep(store: Store, owner: str, stop: threading.Event) -> None:
-    while not stop.wait(LEASE_S / 4):
-        store.fs.pipe_file(store.path(LEASE), _body(owner))
+        file = path.open("rb")
+    except FileNotFoundError:
+        return None
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return told(parsed(file.read()))
+        path.unlink(missing_ok=True)
+        return None

@@ -1,95 +1,304 @@
-"""Files of a lake, local or in a bucket, through fsspec; and the options Lance needs for the same.
+"""Files of a lake, local or in a bucket, through fsspec; no listing is kept, so none is stale.
 
-Lance reads object stores with its own client, so what fsspec learns from the environment is
-handed on in one place (`lance_options`). Credentials stay in the environment.
+A file appears whole or not at all: locally by a rename, in buckets by the end of its upload. What
+the bucket's clients raise is told in one line (`LakeError`); only files that are not there, or are
+there already, stay the builtin errors. Credentials stay where they are: none is kept, shown or sent
+to a worker, which finds its own.
 """
 
+import contextlib
 import os
 import secrets
+import tempfile
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+from urllib.parse import quote, unquote
 
 import fsspec
+
+from featurestore import bucket_clients
+from featurestore.bucket_errors import codes, no_bucket, told_clearly
+from featurestore.errors import LakeError
+
+# fsspec uploads ten parts at once from memory: 160 MB here, 500 MB at its default. S3 takes 10,000
+# parts, so a file may have 160 GB.
+PART_BYTES = 16 << 20
+DELETED_AT_ONCE = 1000  # the most that one DeleteObjects takes
+MODIFIED = ("LastModified", "mtime", "last_modified")  # in s3fs, gcsfs, adlfs
+TRIES = 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileInfo:
+    """A file of a lake.
+
+    Attributes:
+        path: relative to the lake.
+        bytes: its size.
+        modified: when it was last written, in seconds since 1970 by the clock of the store.
+    """
+
+    path: str
+    bytes: int
+    modified: float
 
 
 class Store:
     """A folder at a URI. Paths given to its methods are relative, with forward slashes.
 
-    Picklable: a worker opens its own file system from the URI.
+    Picklable: a worker opens its own file system, with its own credentials, from the URI.
 
     Args:
-        uri: a local path or an fsspec URL (`s3://bucket/lake`).
+        uri: a local path, or a URL: `file://`, `s3://bucket/lake`, `gs://`, `az://`.
+
+    Raises:
+        LakeError: it is none of these, or the package for it is not installed.
     """
 
     def __init__(self, uri: str | os.PathLike[str]) -> None:
         text = os.fspath(uri)
         self.is_local = "://" not in text or text.startswith("file://")
         if self.is_local:
-            text = str(Path(text.removeprefix("file://")).expanduser().absolute())
-        self.uri = text.rstrip("/")
-        self.fs, self.root = fsspec.core.url_to_fs(self.uri)
+            self.uri = self.root = str(_local(text).expanduser().absolute())
+        else:
+            self.uri = bucket_clients.checked_uri(text)
+            self.root = self.uri.partition("://")[2]
+        self.fs = self._open()
+
+    @told_clearly
+    def _open(self) -> fsspec.AbstractFileSystem:
+        if self.is_local:
+            return fsspec.filesystem("file")
+        return bucket_clients.file_system(self._protocol)
+
+    @property
+    def _protocol(self) -> str:
+        return "file" if self.is_local else self.uri.partition("://")[0]
 
     def __reduce__(self) -> tuple[type["Store"], tuple[str]]:
         return Store, (self.uri,)
 
+    def __repr__(self) -> str:
+        return f"Store({self.uri!r})"
+
+    # ------------------------------------------------------------------ names
+
     def path(self, rel: str) -> str:
         """The path that the fsspec file system knows the file by."""
-        return f"{self.root}/{rel}"
+        return f"{self.root}/{rel}" if rel else self.root
 
     def url(self, rel: str) -> str:
-        """The full URI of the file, as Lance and people write it."""
-        return f"{self.uri}/{rel}"
+        """The full URI of the file as Lance takes it: local paths plain, URLs percent-encoded."""
+        if self.is_local:
+            return self.path(rel)
+        return f"{self._protocol}://{quote(self.path(rel))}"
 
+    @property
+    @told_clearly
+    def lance_options(self) -> dict[str, str]:
+        """Storage options for Lance that stand for what fsspec works with. They may hold keys."""
+        return {} if self.is_local else bucket_clients.lance_options(self._protocol)
+
+    # ------------------------------------------------------------------ what is there
+
+    @told_clearly
     def exists(self, rel: str) -> bool:
-        """Whether the file or folder is there."""
-        return bool(self.fs.exists(self.path(rel)))
+        """Whether the file or folder is there; in a bucket a folder is any prefix with files."""
+        if self.is_local:
+            return Path(self.path(rel)).exists()
+        try:
+            self.fs.info(self.path(rel))
+        except FileNotFoundError as error:
+            if no_bucket(error):
+                raise
+            return False
+        return True
 
+    @told_clearly
     def size(self, rel: str) -> int:
         """Bytes of the file. Raises FileNotFoundError if it is not there."""
         return int(self.fs.size(self.path(rel)))
 
+    def names(self, rel: str) -> list[str]:
+        """Sorted names of what is in a folder; empty if there is no such folder."""
+        return sorted(_name(found["name"]) for found in self._list(rel))
+
+    def walk(self, rel: str = "") -> Iterator[FileInfo]:
+        """All files below a folder, in no order; none if there is no such folder.
+
+        One folder's listing at a time is held in memory, about a kilobyte for a file.
+        """
+        for found in self._list(rel):
+            path = f"{rel}/{_name(found['name'])}".lstrip("/")
+            if found["type"] == "directory":
+                yield from self.walk(path)
+            else:
+                yield FileInfo(path=path, bytes=int(found["size"]), modified=_modified(found))
+
+    @told_clearly
+    def _list(self, rel: str) -> list[dict[str, Any]]:
+        folder = self.path(rel)
+        if self.is_local:
+            return list(_scan(folder))
+        try:
+            found = self.fs.ls(folder, detail=True)
+        except FileNotFoundError as error:
+            if no_bucket(error):
+                raise
+            return []
+        # A file asked for as a folder, and the empty object that some tools make for a folder,
+        # are listed under the very name that was asked for.
+        return [one for one in found if str(one["name"]).rstrip("/") != folder]
+
+    # ------------------------------------------------------------------ reading and writing
+
+    @told_clearly
     def read_bytes(self, rel: str) -> bytes:
-        """The whole file."""
+        """The whole file. Raises FileNotFoundError if it is not there."""
         return bytes(self.fs.cat_file(self.path(rel)))
 
+    @told_clearly
+    def read_range(self, rel: str, start: int, size: int) -> bytes:
+        """Bytes of a file from `start` on; fewer than `size` only at its end."""
+        return bytes(self.fs.cat_file(self.path(rel), start=start, end=start + size))
+
+    @told_clearly
     def write_bytes(self, rel: str, data: bytes) -> None:
         """Write the file so that a reader sees the old one or the new one, never a part."""
         if not self.is_local:
             self.fs.pipe_file(self.path(rel), data)
             return
         temporary = self.scratch(rel)
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(self.path(rel))
+        try:
+            with temporary.open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(self.path(rel))
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    @told_clearly
+    def create(self, rel: str, data: bytes) -> bool:
+        """Write the file only if it is absent; of many who try at once, one succeeds.
+
+        Args:
+            rel: the file.
+            data: what only this writer would write: that is how it knows its own file again when
+                the answer to a first attempt was lost and the second found the file there.
+
+        Returns:
+            Whether the file is this writer's.
+        """
+        for _ in range(TRIES):
+            try:
+                self._create(rel, data)
+            except OSError as error:
+                found = codes(error)
+                if "ConditionalRequestConflict" in found:  # S3 could not decide; it says: again
+                    continue
+                # Stores other than Amazon's leave out which condition it was that failed.
+                if not found & {"FileExistsError", "PreconditionFailed", "412"}:
+                    raise
+                return self.read_bytes(rel) == data
+            return True
+        return False
+
+    def _create(self, rel: str, data: bytes) -> None:
+        if self.is_local:
+            Path(self.path(rel)).parent.mkdir(parents=True, exist_ok=True)
+            temporary = self.scratch(rel)
+            try:
+                temporary.write_bytes(data)
+                os.link(temporary, self.path(rel))  # fails if it is there, and appears whole
+            finally:
+                temporary.unlink(missing_ok=True)
+        else:
+            self.fs.pipe_file(self.path(rel), data, mode="create")
 
     def scratch(self, rel: str) -> Path:
-        """A new unique local name beside the final one; `publish` moves it there. Local only."""
+        """A new unique local name for a file that `publish` moves to its final place.
+
+        Beside the final one in a local lake, in the system's temporary folder for a bucket.
+        """
+        name = f".{rel.rpartition('/')[2]}.{secrets.token_hex(4)}.tmp"
+        if not self.is_local:
+            return Path(tempfile.gettempdir(), f"slidelake{name}")
         final = Path(self.path(rel))
         final.parent.mkdir(parents=True, exist_ok=True)
-        return final.with_name(f".{final.name}.{secrets.token_hex(4)}.tmp")
+        return final.with_name(name)
 
+    @told_clearly
     def publish(self, local: Path, rel: str) -> None:
         """Move a finished local file to its final name, where it appears whole."""
         if self.is_local:
             Path(self.path(rel)).parent.mkdir(parents=True, exist_ok=True)
             local.replace(self.path(rel))
+            return
+        parts = {} if self._protocol == "az" else {"chunksize": PART_BYTES}
+        self.fs.put_file(str(local), self.path(rel), **parts)
+        local.unlink()
+
+    @told_clearly
+    def remove(self, rel_paths: Sequence[str]) -> None:
+        """Delete files, many at once; those that are not there are passed over."""
+        if self._protocol == "s3":
+            for start in range(0, len(rel_paths), DELETED_AT_ONCE):
+                self._delete_objects(rel_paths[start : start + DELETED_AT_ONCE])
+        elif self.is_local:
+            for rel in rel_paths:
+                Path(self.path(rel)).unlink(missing_ok=True)
         else:
-            self.fs.put_file(str(local), self.path(rel))
-            local.unlink()
+            with ThreadPoolExecutor(16) as pool:
+                list(pool.map(self._remove_one, rel_paths))
 
-    def names(self, rel: str) -> list[str]:
-        """Sorted names of what is in a folder; empty if there is no such folder."""
-        if not self.exists(rel):
-            return []
-        self.fs.invalidate_cache(self.path(rel))
-        found = self.fs.ls(self.path(rel), detail=False)
-        return sorted(str(name).rstrip("/").rsplit("/", 1)[-1] for name in found)
+    def _remove_one(self, rel: str) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            self.fs.rm_file(self.path(rel))
 
-    @property
-    def lance_options(self) -> dict[str, str]:
-        """Storage options for Lance that stand for the fsspec environment of this store."""
-        endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
-        if not self.uri.startswith("s3://") or not endpoint:
-            return {}
-        return {"endpoint": endpoint, "allow_http": str(endpoint.startswith("http://")).lower()}
+    def _delete_objects(self, rel_paths: Sequence[str]) -> None:
+        bucket, _, prefix = self.path("").partition("/")
+        keys = [{"Key": f"{prefix}/{rel}".lstrip("/")} for rel in rel_paths]
+        done = self.fs.call_s3(
+            "delete_objects", Bucket=bucket, Delete={"Objects": keys, "Quiet": True}
+        )
+        if failed := done.get("Errors"):
+            msg = f"{self.uri}: {len(failed)} files can't be deleted ({failed[0].get('Code')})"
+            raise LakeError(msg)
+
+
+def _local(text: str) -> Path:
+    if not text.startswith("file://"):
+        return Path(text)
+    host, slash, rest = text.removeprefix("file://").partition("/")
+    if host not in {"", "localhost"} or not slash:
+        msg = f"{text} names no file of this machine; write file:///folder/lake or /folder/lake"
+        raise LakeError(msg)
+    return Path("/" + unquote(rest))
+
+
+def _scan(folder: str) -> Iterator[dict[str, Any]]:
+    """What fsspec would list, but a file that goes away meanwhile is left out and not an error."""
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError), os.scandir(folder) as entries:
+        for entry in entries:
+            with contextlib.suppress(FileNotFoundError):
+                found = entry.stat()
+                kind = "directory" if entry.is_dir() else "file"
+                yield {
+                    "name": entry.path,
+                    "type": kind,
+                    "size": found.st_size,
+                    "mtime": found.st_mtime,
+                }
+
+
+def _name(path: object) -> str:
+    return str(path).rstrip("/").rpartition("/")[2]
+
+
+def _modified(found: dict[str, Any]) -> float:
+    when = next(found[name] for name in MODIFIED if name in found)
+    return float(when if isinstance(when, (int, float)) else when.timestamp())

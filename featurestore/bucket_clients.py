@@ -1,0 +1,217 @@
+"""One set of settings for the two clients of a bucket: fsspec for files, Lance for tables.
+
+What the user has (environment, the cloud's own files, fsspec's configuration) is read here and told
+to both, so that they speak to the same place as the same person. Keys that Lance finds by itself
+are left to it: its own chain renews those that expire. Nothing that is read here is kept.
+"""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import fsspec.config
+
+from featurestore.errors import LakeError
+
+# Beyond the clients' defaults (5 and 3): a job of hours outlives a bucket that is busy for half a
+# minute. AWS_MAX_ATTEMPTS says otherwise for both.
+ATTEMPTS = 8
+# Lance gives up 180 s after a request began, unless told; this is longer than 8 attempts wait.
+RETRY_TIMEOUT_S = 60
+EXTRAS = {"s3": "", "gs": "[gcs]", "az": "[azure]"}
+CONFIGURED_AS = {"s3": ("s3", "s3a"), "gs": ("gs", "gcs"), "az": ("abfs", "az", "abfss")}
+INSTEAD = {"s3a": "s3", "s3n": "s3", "gcs": "gs", "abfs": "az", "abfss": "az", "adl": "az"}
+AZURE = ("account_name", "account_key", "sas_token", "tenant_id", "client_id", "client_secret")
+
+Settings = dict[str, Any]
+
+
+def checked_uri(uri: str) -> str:
+    """A bucket's URI as given, without a slash at its end.
+
+    Raises:
+        LakeError: Lance has no client for it, or it can't name a folder of a bucket.
+    """
+    protocol, _, rest = uri.partition("://")
+    place = rest.partition("/")[0]
+    if "@" in place or ":" in place:
+        msg = (
+            f"a {protocol}:// URI with a host or a key in it was given; name bucket and folder as "
+            f"in {protocol}://bucket/folder, and leave keys and endpoint to the environment"
+        )
+        raise LakeError(msg)
+    if protocol not in EXTRAS:
+        use = INSTEAD.get(protocol)
+        hint = f"write {use}://{rest}" if use else "use one of these or a local folder"
+        msg = f"{uri}: lakes are read from s3://, gs://, az:// and local folders; {hint}"
+        raise LakeError(msg)
+    if not place or "//" in rest.rstrip("/") or not rest.isprintable():
+        msg = f"{uri!r} names no folder of a bucket; write {protocol}://bucket/folder"
+        raise LakeError(msg)
+    return uri.rstrip("/")
+
+
+def file_system(protocol: str) -> fsspec.AbstractFileSystem:
+    """The fsspec file system of a bucket's protocol. It keeps no listings: others write too.
+
+    Raises:
+        LakeError: its package is not installed.
+    """
+    options = _s3_files() if protocol == "s3" else {}
+    try:
+        return fsspec.filesystem(protocol, use_listings_cache=False, **options)
+    except ImportError as error:
+        msg = f"{protocol}:// needs a package more: pip install 'slidelake{EXTRAS[protocol]}'"
+        raise LakeError(msg) from error
+
+
+def lance_options(protocol: str) -> dict[str, str]:
+    """Storage options for Lance that stand for what `file_system` of this protocol works with."""
+    make = {"s3": _s3_tables, "gs": _gs_tables, "az": _az_tables}[protocol]
+    options = {name: str(value) for name, value in make().items() if value is not None}
+    if options.get("endpoint", "").startswith("http://"):
+        options["allow_http"] = "true"
+    options.setdefault("client_max_retries", str(ATTEMPTS))
+    return {**options, "client_retry_timeout": str(RETRY_TIMEOUT_S)}
+
+
+def endpoint(protocol: str) -> str:
+    """Where the bucket is, for people: the endpoint given, or the cloud's own."""
+    clouds = {"s3": "Amazon S3", "gs": "Google Cloud Storage", "az": "Azure Blob Storage"}
+    return lance_options(protocol).get("endpoint") or clouds[protocol]
+
+
+def _configured(protocol: str) -> Settings:
+    """What fsspec's configuration gives to this protocol, as fsspec itself puts it together."""
+    found: Settings = {}
+    for name in CONFIGURED_AS[protocol]:
+        found |= fsspec.config.conf.get(name, {})
+    return found
+
+
+# ---------------------------------------------------------------------- Amazon S3 and its likes
+
+
+def _s3() -> Settings:
+    """Endpoint, region, attempts, and what fsspec's configuration says, in fsspec's words."""
+    import botocore.session
+    from botocore.configprovider import ConfiguredEndpointProvider
+
+    given = _configured("s3")
+    client = dict(given.get("client_kwargs") or {})
+    session = botocore.session.Session(profile=given.get("profile"))
+    profile = session.get_scoped_config()
+    found = ConfiguredEndpointProvider(
+        full_config=session.full_config, scoped_config=profile, client_name="s3"
+    )
+    ignored = session.get_config_variable("ignore_configured_endpoint_urls")
+    attempts = session.get_config_variable("max_attempts")
+    return {
+        "endpoint_url": given.get("endpoint_url")
+        or client.pop("endpoint_url", None)
+        or (None if ignored else found.provide()),
+        "region": client.pop("region_name", None)
+        or os.environ.get("AWS_REGION")
+        or session.get_config_variable("region"),
+        "attempts": int(attempts) if attempts else ATTEMPTS,
+        "mode": os.environ.get("AWS_RETRY_MODE") or profile.get("retry_mode") or "standard",
+        "client_kwargs": client,
+        "given": given,
+    }
+
+
+def _s3_files() -> Settings:
+    found = _s3()
+    retries = {"mode": found["mode"], "total_max_attempts": found["attempts"]}
+    options = {
+        "config_kwargs": {"retries": retries, **(found["given"].get("config_kwargs") or {})},
+        "client_kwargs": found["client_kwargs"],
+    }
+    if found["endpoint_url"]:
+        options["endpoint_url"] = found["endpoint_url"]
+    if found["region"]:
+        options["client_kwargs"] = {**found["client_kwargs"], "region_name": found["region"]}
+    return options
+
+
+def _s3_tables() -> Settings:
+    found = _s3()
+    given, client = found["given"], found["client_kwargs"]
+    extra = given.get("s3_additional_kwargs") or {}
+    keys = {
+        "access_key_id": given.get("key") or client.get("aws_access_key_id"),
+        "secret_access_key": given.get("secret") or client.get("aws_secret_access_key"),
+        "session_token": given.get("token") or client.get("aws_session_token"),
+    }
+    if given.get("profile") and not keys["access_key_id"]:
+        keys = _keys_of_profile(given["profile"])
+    return {
+        **(keys if not given.get("anon") else {"skip_signature": "true"}),
+        "endpoint": found["endpoint_url"],
+        # Asked for one, Lance says us-west-2 and botocore us-east-1; stores behind an endpoint of
+        # their own mostly check that it is signed, not which it is.
+        "region": found["region"] or ("us-east-1" if found["endpoint_url"] else None),
+        "client_max_retries": max(found["attempts"] - 1, 1),
+        "request_payer": "true" if given.get("requester_pays") else None,
+        "aws_server_side_encryption": extra.get("ServerSideEncryption"),
+        "aws_sse_kms_key_id": extra.get("SSEKMSKeyId"),
+    }
+
+
+def _keys_of_profile(profile: str) -> Settings:
+    """Keys of a profile that only fsspec's configuration names; Lance can't be told a profile."""
+    import botocore.session
+
+    found = botocore.session.Session(profile=profile).get_credentials()
+    if found is None:
+        return {}
+    frozen = found.get_frozen_credentials()
+    names = ("access_key_id", "secret_access_key", "session_token")
+    return dict(zip(names, (frozen.access_key, frozen.secret_key, frozen.token), strict=True))
+
+
+# ---------------------------------------------------------------------- Google and Azure
+
+
+def _gs_tables() -> Settings:
+    given = _configured("gs")
+    token = given.get("token")
+    options: Settings = {
+        "google_base_url": given.get("endpoint_url") or os.environ.get("STORAGE_EMULATOR_HOST")
+    }
+    if (options["google_base_url"] or "").startswith("http://"):
+        options["allow_http"] = "true"
+    if token == "anon":
+        options["google_skip_signature"] = "true"
+    elif isinstance(token, dict):
+        options["google_service_account_key"] = json.dumps(token)
+    elif token and Path(token).is_file():
+        options["google_application_credentials"] = token
+    else:
+        options["google_application_credentials"] = os.environ.get("GOOGLE_APPLICATION_CREDENTIALS")
+    return options
+
+
+def _az_tables() -> Settings:
+    given = _configured("az")
+    text = given.get("connection_string") or os.environ.get("AZURE_STORAGE_CONNECTION_STRING") or ""
+    parts = dict(part.split("=", 1) for part in text.split(";") if "=" in part)
+    inside = {
+        "account_name": parts.get("AccountName"),
+        "account_key": parts.get("AccountKey"),
+        "sas_token": parts.get("SharedAccessSignature"),
+    }
+    # Lance wants the account's name among its options; it does not look for it in the environment.
+    options: Settings = {
+        f"azure_storage_{name}": given.get(name)
+        or os.environ.get(f"AZURE_STORAGE_{name.upper()}")
+        or inside.get(name)
+        for name in AZURE
+    }
+    anon = given.get("anon", os.environ.get("AZURE_STORAGE_ANON", ""))
+    if str(anon).lower() in {"true", "1", "t"}:
+        options["azure_skip_signature"] = "true"
+    options["endpoint"] = parts.get("BlobEndpoint")
+    return options

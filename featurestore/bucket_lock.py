@@ -1,0 +1,156 @@
+"""Locks in a bucket, where no kernel drops the lock of a dead process.
+
+A lock is a row of numbered lease objects, each made only if absent; the one with the highest number
+counts, and an empty one is free. So two can never take over the same expired lease, on any store
+that creates an object conditionally and lists what was written (S3, GCS, Azure, MinIO, Ceph).
+"""
+
+import secrets
+
+from featurestore.errors import LakeError
+from featurestore.leases import FOLDER, Kept, Sight, about, now_s, told
+from featurestore.storage import FileInfo, Store
+
+WRITER = f"{FOLDER}/writer-"
+VACUUM = "vacuum"
+
+
+def numbered(store: Store, name: str) -> list[str]:
+    """The objects of a lease, the one that counts last."""
+    return [f"{FOLDER}/{n}" for n in store.names(FOLDER) if n.startswith(f"{name}-")]
+
+
+def newest(store: Store, name: str) -> str | None:
+    """The object of a lease that counts, or None if it was never taken."""
+    return next(iter(reversed(numbered(store, name))), None)
+
+
+class Lease(Kept):
+    """A lease of which there is one holder at a time."""
+
+    @property
+    def name(self) -> str:
+        """Which lease this is."""
+        return self.path.rpartition("/")[2].rpartition("-")[0]
+
+    def overtaken(self) -> bool:
+        """Whether there is a higher number."""
+        return newest(self.store, self.name) != self.path
+
+    def let_go(self) -> None:
+        """Leave the object there, empty: its number must never be given twice."""
+        if self.believed:
+            self.store.write_bytes(self.path, b"")
+
+
+class Taker:
+    """Tries to take a lease, as often as `take` is called; waiting costs one listing a time.
+
+    Args:
+        store: the lake's files.
+        name: which lease.
+        what: what it is taken for, for those who wait for it.
+        lease_s: how long it lives without being renewed.
+    """
+
+    def __init__(self, store: Store, name: str, what: str, lease_s: float) -> None:
+        self.store, self.name, self.what, self.lease_s = store, name, what, lease_s
+        self.holder = "another process"
+        self._seen: tuple[str, float] | None = None
+        self._look_again_s = 0.0
+
+    def take(self) -> Lease | None:
+        """The lease, or None while another has it (`holder` says who)."""
+        files = {f.path: f for f in self.store.walk(FOLDER)}
+        last = max((path for path in files if self._mine(path)), default=None)
+        if last is not None and files[last].bytes and self._held(files[last]):
+            return None
+        number = 1 + (int(last.rpartition("-")[2]) if last else 0)
+        return self._take(f"{FOLDER}/{self.name}-{number:09d}")
+
+    def _mine(self, path: str) -> bool:
+        return path.startswith(f"{FOLDER}/{self.name}-")
+
+    def _held(self, file: FileInfo) -> bool:
+        seen = (file.path, file.modified)
+        if seen == self._seen and now_s() < self._look_again_s:
+            return True
+        said = Sight.of(self.store).live(self.store, file.path)
+        if said is None:
+            return False
+        self.holder, self._seen = told(said), seen
+        self._look_again_s = now_s() + said["left_s"]
+        return True
+
+    def _take(self, path: str) -> Lease | None:
+        body, begun_s = about(self.what, self.lease_s), now_s()
+        if not self.store.create(path, body):
+            return None
+        lease = Lease(
+            store=self.store, path=path, body=body, lease_s=self.lease_s, renewed_s=begun_s
+        )
+        # A taker that was paused may find its number free again, swept up below; it is not the
+        # highest then, for the highest is never deleted.
+        there = numbered(self.store, self.name)
+        if there[-1:] != [path]:
+            self.store.remove([path])
+            return None
+        self.store.remove(there[:-1])
+        return lease
+
+
+class Beacon(Kept):
+    """Says that a job is writing here; there may be many.
+
+    A job of days may be cut off for longer than its beacon lives. Nothing is lost by that unless a
+    vacuum began meanwhile: it did not see the beacon, and may have swept the job's files away.
+    """
+
+    vacuum: str | None = None
+    gap = False
+
+    def renew(self) -> bool:
+        """Light it again, also after a gap."""
+        self.gap |= not self.believed
+        super().renew()
+        return True
+
+    def check(self) -> None:
+        """Raise LakeError if a vacuum may have removed what this job wrote."""
+        self.gap |= not self.believed
+        if self.gap and self.overtaken():
+            msg = (
+                f"{self.store.uri} was vacuumed while this job was paused or cut off from the "
+                "bucket; files it wrote may be gone: run it again"
+            )
+            raise LakeError(msg)
+
+    def overtaken(self) -> bool:
+        """Whether a vacuum began after this was lit."""
+        return newest(self.store, VACUUM) != self.vacuum
+
+    def let_go(self) -> None:
+        """Take it away."""
+        self.store.remove([self.path])
+
+
+def light(store: Store, what: str, lease_s: float) -> tuple[Beacon | None, str]:
+    """A new beacon, not kept yet; or None and who is vacuuming."""
+    body, path = about(what, lease_s), f"{WRITER}{secrets.token_hex(8)}"
+    beacon = Beacon(store=store, path=path, body=body, lease_s=lease_s)
+    # First said, then looked: a vacuum does it the other way round, so one of the two is seen.
+    store.write_bytes(path, body)
+    beacon.vacuum = newest(store, VACUUM)
+    held = Sight.of(store).live(store, beacon.vacuum) if beacon.vacuum else None
+    if held is None:
+        return beacon, ""
+    store.remove([path])
+    return None, told(held)
+
+
+def writers(store: Store) -> list[str]:
+    """Jobs that are writing now; what is left of dead ones is removed."""
+    sight = Sight.of(store)
+    found = {path: sight.live(store, path) for path in sight.files if path.startswith(WRITER)}
+    store.remove([path for path, said in found.items() if said is None])
+    return sorted(told(said) for said in found.values() if said is not None)

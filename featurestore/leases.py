@@ -1,0 +1,176 @@
+"""Lease objects: what they say of their holder, how old they are, and a thread that renews one.
+
+An object's age is told by the store alone: the time that it gave to the object against the time
+that it gives to one written now. The clocks of two machines are never compared.
+"""
+
+import contextlib
+import json
+import logging
+import os
+import platform
+import secrets
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from featurestore.errors import LakeError
+from featurestore.storage import FileInfo, Store
+
+FOLDER = "leases"
+CLOCK = f"{FOLDER}/clock"
+# Renewed four times in its life; its holder stops believing in it after three quarters of it, so
+# that it has stopped for sure when another may take it over.
+RENEW, BELIEVE = 0.25, 0.75
+STAMP_S = 1.0  # stores give times in whole seconds
+
+log = logging.getLogger(__name__)
+
+
+def about(what: str, lease_s: float) -> bytes:
+    """What a lease says of its holder. Never the whole command: an argument may be a secret."""
+    command = [Path(sys.argv[0] or "python").name, *sys.argv[1:2]]
+    said = {
+        "what": what,
+        "command": " ".join(word for word in command if word.replace("-", "").isidentifier()),
+        "pid": os.getpid(),
+        "host": platform.node(),
+        "since": datetime.now(UTC).isoformat(timespec="seconds"),
+        "lease_s": lease_s,
+        "mark": secrets.token_hex(8),
+    }
+    return json.dumps(said).encode()
+
+
+def told(said: dict[str, Any]) -> str:
+    """The holder of a lease in words.
+
+    >>> told({"what": "ingest", "pid": 7, "host": "a", "since": "2026-01-01T00:00:00+00:00"})
+    'ingest (pid 7 on a, since 2026-01-01T00:00:00+00:00)'
+    """
+    who = " ".join(str(said[name]) for name in ("what", "command") if said.get(name))
+    if not who:
+        return "another process"
+    return f"{who} (pid {said.get('pid')} on {said.get('host')}, since {said.get('since')})"
+
+
+def parsed(data: bytes) -> dict[str, Any]:
+    """What `about` wrote; empty if it is not whole."""
+    with contextlib.suppress(ValueError):
+        said = json.loads(data)
+        if isinstance(said, dict):
+            return said
+    return {}
+
+
+def now_s() -> float:
+    """Seconds of this machine's life; unlike time.monotonic they go on while it is suspended."""
+    clock = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
+    return time.clock_gettime(clock)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sight:
+    """All lease objects at one moment, and the store's own time of it."""
+
+    files: dict[str, FileInfo]
+    time_s: float
+
+    @classmethod
+    def of(cls, store: Store) -> "Sight":
+        """Look now."""
+        store.write_bytes(CLOCK, b"")
+        files = {file.path: file for file in store.walk(FOLDER)}
+        return cls(files=files, time_s=files[CLOCK].modified)
+
+    def live(self, store: Store, path: str) -> dict[str, Any] | None:
+        """What a lease object says of its holder; None if it is free, expired or gone."""
+        file = self.files.get(path)
+        if file is None or not file.bytes:
+            return None
+        try:
+            said = parsed(store.read_bytes(path))
+        except FileNotFoundError:
+            return None
+        left = float(said.get("lease_s", 0)) + STAMP_S - (self.time_s - file.modified)
+        return {**said, "left_s": left} if left > 0 else None
+
+
+@dataclass(kw_only=True)
+class Kept:
+    """An object that a thread keeps young. `check` says whether one may still rely on it.
+
+    Attributes:
+        store: the lake's files.
+        path: the object.
+        body: what it says of its holder.
+        lease_s: how long it lives without being renewed.
+    """
+
+    store: Store
+    path: str
+    body: bytes
+    lease_s: float
+    renewed_s: float = field(default_factory=now_s)
+
+    def __post_init__(self) -> None:
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._keep, daemon=True)
+
+    @property
+    def believed(self) -> bool:
+        """Whether the last renewal is so young that nobody can have taken it over."""
+        return now_s() - self.renewed_s < BELIEVE * self.lease_s
+
+    def check(self) -> None:
+        """Raise LakeError if the lease is lost, or may be."""
+        if not self.believed or self.overtaken():
+            msg = (
+                f"lost the lease {self.store.uri}/{self.path}: this process was paused or cut off "
+                f"from the bucket for more than {BELIEVE * self.lease_s:.0f} s; run it again"
+            )
+            raise LakeError(msg)
+
+    def overtaken(self) -> bool:
+        """Whether another holds what this object stood for."""
+        raise NotImplementedError
+
+    def _keep(self) -> None:
+        while not self._stop.wait(RENEW * self.lease_s):
+            if not self.renew():
+                return
+
+    def renew(self) -> bool:
+        """Write the object again; returns whether to go on doing so."""
+        begun_s = now_s()
+        try:
+            self.store.write_bytes(self.path, self.body)
+        except Exception as error:  # noqa: BLE001 - whatever it was, the lease was not renewed
+            log.warning("%s can't be renewed: %s", self.path, error)
+        else:
+            # From the start of the request: the store may have dated it any time after.
+            self.renewed_s = begun_s
+        return self.believed
+
+    @contextlib.contextmanager
+    def kept(self) -> Iterator[None]:
+        """Renew it in a thread inside the block; let go of it at the end, whatever happened."""
+        self._thread.start()
+        try:
+            yield
+        finally:
+            self._stop.set()
+            self._thread.join(self.lease_s)
+            try:
+                self.let_go()
+            except Exception as error:  # noqa: BLE001 - the work is done, or failed for a reason
+                log.warning("%s is left to expire: %s", self.path, error)
+
+    def let_go(self) -> None:
+        """Free it for others at once."""
+        raise NotImplementedError

@@ -1,0 +1,496 @@
+"""The same contract for files in a folder and in a bucket, and what each client is told."""
+
+import os
+import pickle
+import re
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from urllib.parse import quote
+
+import fsspec.config
+import lance
+import pyarrow as pa
+import pytest
+import s3fs
+
+from featurestore import LakeError, LakeMissingError, Store
+from featurestore.bucket_clients import lance_options
+from featurestore.bucket_errors import explain
+from tests.s3 import KEY, SECRET, Bucket, Request
+
+ODD = ["plain", "a b", "a#b", "a?b", "a%20b", "ü日本", "a+b&c=d", "[x]*", "~a'b"]
+TABLE = pa.table({"a": [1, 2, 3]})
+
+
+@pytest.fixture(params=["local", "s3"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
+    """An empty folder, or an empty prefix of a bucket."""
+    if request.param == "local":
+        return Store(tmp_path / "lake")
+    return Store(request.getfixturevalue("bucket").uri)
+
+
+@pytest.fixture
+def fresh_clients() -> Iterator[None]:
+    """No client of an earlier test, with its keys, is used again."""
+    s3fs.S3FileSystem.clear_instance_cache()
+    yield
+    s3fs.S3FileSystem.clear_instance_cache()
+
+
+# ---------------------------------------------------------------------- the contract
+
+
+def test_files_come_back_as_they_were_written(store: Store) -> None:
+    store.write_bytes("a/b/c.bin", b"0123456789")
+    store.write_bytes("a/b/c.bin", b"9876543210")
+    assert store.read_bytes("a/b/c.bin") == b"9876543210"
+    assert store.read_range("a/b/c.bin", 3, 4) == b"6543"
+    assert store.size("a/b/c.bin") == 10
+    with pytest.raises(FileNotFoundError):
+        store.read_bytes("a/b/d.bin")
+    with pytest.raises(FileNotFoundError):
+        store.size("a/b/d.bin")
+
+
+def test_folders_are_there_when_a_file_is_in_them(store: Store) -> None:
+    assert not store.exists("a")
+    assert store.names("a") == []
+    assert list(store.walk()) == []
+    store.write_bytes("a/b/c.bin", b"1")
+    store.write_bytes("a/d.bin", b"12")
+    assert [store.exists(rel) for rel in ("a", "a/b", "a/b/c.bin", "a/b/c", "b")] == [
+        True,
+        True,
+        True,
+        False,
+        False,
+    ]
+    assert store.names("a") == ["b", "d.bin"]
+    assert store.names("") == ["a"]
+    assert store.names("a/d.bin") == []
+
+
+def test_walk_gives_every_file_with_its_size_and_time(store: Store) -> None:
+    begun = time.time()
+    for n, rel in enumerate(("a/b/c.bin", "a/d.bin", "e f.bin")):
+        store.write_bytes(rel, b"x" * n)
+    found = {file.path: file for file in store.walk()}
+    assert {path: file.bytes for path, file in found.items()} == {
+        "a/b/c.bin": 0,
+        "a/d.bin": 1,
+        "e f.bin": 2,
+    }
+    # The server runs on this machine; stores give whole seconds.
+    assert all(begun - 2 < file.modified < time.time() + 2 for file in found.values())
+    assert {file.path for file in store.walk("a")} == {"a/b/c.bin", "a/d.bin"}
+
+
+def test_what_another_process_writes_is_seen_at_once(store: Store) -> None:
+    mine, theirs = store, _another_process(store)
+    assert not mine.exists("x/1")
+    assert mine.names("x") == []
+    theirs("x/1", b"1")
+    assert mine.exists("x/1")
+    assert mine.names("x") == ["1"]
+    theirs("x/1", b"123")
+    theirs("x/2", b"1")
+    assert mine.size("x/1") == 3
+    assert mine.names("x") == ["1", "2"]
+    assert mine.read_bytes("x/1") == b"123"
+    mine.remove(["x/1", "x/2"])
+    assert mine.names("x") == []
+    assert not mine.exists("x/1")
+
+
+def _another_process(store: Store) -> Callable[[str, bytes], None]:
+    """A writer that shares nothing with `store`, not even fsspec's cache of file systems."""
+    if store.is_local:
+        fs = fsspec.filesystem("file", skip_instance_cache=True, auto_mkdir=True)
+    else:
+        url = os.environ["AWS_ENDPOINT_URL"]
+        fs = fsspec.filesystem("s3", skip_instance_cache=True, endpoint_url=url)
+    return lambda rel, data: fs.pipe_file(store.path(rel), data)
+
+
+def test_remove_takes_many_at_once_and_passes_over_the_missing(store: Store) -> None:
+    for n in range(5):
+        store.write_bytes(f"a/{n} ü", b"1")
+    store.remove([*(f"a/{n} ü" for n in range(4)), *(f"no/{n}" for n in range(1200))])
+    assert store.names("a") == ["4 ü"]
+    store.remove([])
+
+
+def test_of_many_creators_one_succeeds(store: Store) -> None:
+    for round_ in range(3):
+        with ThreadPoolExecutor(12) as pool:
+            data = [f"writer {n}".encode() for n in range(12)]
+            won = list(pool.map(lambda d, r=round_: store.create(f"lock/{r}", d), data))
+        assert sum(won) == 1
+        assert store.read_bytes(f"lock/{round_}") == data[won.index(True)]
+    assert store.names("lock") == ["0", "1", "2"]
+
+
+def test_published_file_appears_whole_and_leaves_nothing_behind(store: Store) -> None:
+    local = store.scratch("tiles/big.tar")
+    data = os.urandom(40 << 20)
+    local.write_bytes(data)
+    sizes: set[int] = set()
+    stop = threading.Event()
+
+    def watch() -> None:
+        while not stop.wait(0.01):
+            if store.exists("tiles/big.tar"):
+                sizes.add(store.size("tiles/big.tar"))
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    store.publish(local, "tiles/big.tar")
+    stop.set()
+    watcher.join()
+    assert sizes <= {len(data)}
+    assert store.read_bytes("tiles/big.tar") == data
+    assert not local.exists()
+    assert store.names("tiles") == ["big.tar"]
+
+
+@pytest.mark.parametrize("name", ODD)
+@pytest.mark.parametrize("where", ["path", "file-url", "s3"])
+def test_lance_and_fsspec_mean_the_same_place(
+    where: str, name: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    uri = {
+        "path": lambda: str(tmp_path / name / "lake"),
+        "file-url": lambda: f"file://{quote(str(tmp_path / name))}/lake",
+        "s3": lambda: f"s3://{request.getfixturevalue('bucket').name}/{name}/lake",
+    }[where]()
+    store = Store(uri)
+    store.write_bytes("beside", b"1")
+    lance.write_dataset(TABLE, store.url("t.lance"), storage_options=store.lance_options)
+    assert store.names("") == ["beside", "t.lance"]
+    assert "_versions" in store.names("t.lance")
+    there = lance.dataset(store.url("t.lance"), storage_options=store.lance_options)
+    assert there.to_table() == TABLE
+    if where != "s3":
+        assert sorted(p.name for p in (tmp_path / name / "lake").iterdir()) == store.names("")
+
+
+# ---------------------------------------------------------------------- what is refused
+
+
+@pytest.mark.parametrize(
+    ("uri", "says"),
+    [
+        ("s3a://b/lake", "write s3://b/lake"),
+        ("gcs://b/lake", "write gs://b/lake"),
+        ("abfss://b/lake", "write az://b/lake"),
+        ("hdfs://b/lake", "use one of these or a local folder"),
+        ("memory://lake", "use one of these or a local folder"),
+        ("s3://", "write s3://bucket/folder"),
+        ("s3://b//lake", "write s3://bucket/folder"),
+        ("s3://b/la\nke", "write s3://bucket/folder"),
+        ("file://host/lake", "write file:///folder/lake"),
+    ],
+)
+def test_uris_that_name_no_lake_are_refused_with_what_to_write(uri: str, says: str) -> None:
+    with pytest.raises(LakeError, match=re.escape(says)):
+        Store(uri)
+
+
+@pytest.mark.parametrize("place", [f"{KEY}:{SECRET}@b", "127.0.0.1:9000", f"{SECRET}@b"])
+def test_keys_in_a_uri_are_refused_and_not_repeated(place: str) -> None:
+    with pytest.raises(LakeError, match="leave keys and endpoint to the environment") as caught:
+        Store(f"s3://{place}/lake")
+    assert SECRET not in str(caught.value)
+
+
+@pytest.mark.parametrize(("uri", "extra"), [("gs://b/lake", "gcs"), ("az://b/lake", "azure")])
+def test_missing_package_is_named(uri: str, extra: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("gcsfs", "adlfs"):
+        monkeypatch.setitem(__import__("sys").modules, name, None)
+    with pytest.raises(LakeError, match=re.escape(f"pip install 'slidelake[{extra}]'")):
+        Store(uri)
+
+
+def test_missing_bucket_is_told_apart_from_missing_files(bucket: Bucket) -> None:
+    assert not Store(f"s3://{bucket.name}/nowhere").exists("lake.json")
+    gone = Store("s3://no-such-bucket-here/lake")
+    for act in (
+        lambda: gone.exists("lake.json"),
+        lambda: gone.names("runs"),
+        lambda: gone.read_bytes("lake.json"),
+        lambda: gone.write_bytes("lake.json", b"1"),
+        lambda: gone.remove(["lake.json"]),
+    ):
+        with pytest.raises(LakeMissingError, match="there is no bucket 'no-such-bucket-here'"):
+            act()
+
+
+def test_denied_access_says_what_must_be_allowed(faulty: Bucket) -> None:
+    assert faulty.faults is not None
+    faulty.faults.denied = "."
+    store = Store(faulty.uri)
+    for act in (
+        lambda: store.exists("lake.json"),
+        lambda: store.names(""),
+        lambda: store.write_bytes("lake.json", b"1"),
+        lambda: store.create("lake.json", b"1"),
+        lambda: store.remove(["lake.json"]),
+    ):
+        with pytest.raises(LakeError, match=r"access is denied .*allowed to list") as caught:
+            act()
+        assert str(caught.value).startswith(store.uri)
+        assert "\n" not in str(caught.value)
+
+
+def test_no_credentials_says_where_they_go(
+    bucket: Bucket, monkeypatch: pytest.MonkeyPatch, fresh_clients: None
+) -> None:
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+    with pytest.raises(LakeError, match=r"no usable credentials .*docs/buckets\.md"):
+        Store(bucket.uri).exists("lake.json")
+    monkeypatch.setenv("AWS_PROFILE", "nobody")
+    with pytest.raises(LakeError, match=r"no usable credentials were found .ProfileNotFound"):
+        Store(bucket.uri)
+
+
+def test_server_that_is_not_there_is_named(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    with pytest.raises(LakeError, match=r"http://127\.0\.0\.1:9 can't be reached"):
+        Store(bucket.uri).exists("lake.json")
+
+
+def test_busy_bucket_says_how_to_go_on(faulty: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert faulty.faults is not None
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    monkeypatch.setattr(s3fs.S3FileSystem, "retries", 1)
+    for kind, says in (("slow_down", "too busy .SlowDown"), ("internal", "failed .InternalError")):
+        with faulty.faults.at(**{kind: 1.0}), pytest.raises(LakeError, match=says):
+            Store(faulty.uri).write_bytes("lake.json", b"1")
+
+
+def test_errors_of_other_clouds_are_known_by_their_names() -> None:
+    """Named as gcsfs and adlfs raise them; neither cloud nor package is needed."""
+
+    def error(name: str, **fields: object) -> Exception:
+        kind: type[Exception] = type(name, (Exception,), fields)
+        return kind("with a secret in it")
+
+    for uri, raised, says in [
+        ("gs://b/l", error("HttpError", code=401), "credentials are not valid (401)"),
+        ("gs://b/l", error("DefaultCredentialsError"), "no usable credentials"),
+        ("az://b/l", error("HttpResponseError", error_code="AuthorizationFailure"), "denied"),
+        ("az://b/l", error("ResourceNotFoundError", error_code="ContainerNotFound"), "no bucket"),
+        ("az://b/l", error("ServiceRequestError"), "Azure Blob Storage can't be reached"),
+    ]:
+        found = explain(raised, uri)
+        assert found is not None
+        assert says in str(found)
+        assert "secret" not in str(found)
+    assert explain(ZeroDivisionError(), "s3://b/l") is None
+
+
+# ---------------------------------------------------------------------- requests that fail
+
+
+def test_own_file_is_known_again_when_the_answer_was_lost(faulty: Bucket) -> None:
+    store = Store(faulty.uri)
+    assert faulty.faults is not None
+    faulty.faults.only = "^PUT"
+    with faulty.faults.at(lost=0.6):
+        mine = [store.create(f"lock/{n}", f"me {n}".encode()) for n in range(6)]
+    assert all(mine)
+    assert faulty.faults.done["lost"] > 0
+    assert not store.create("lock/0", b"another")
+    faulty.faults.terse = True
+    assert not store.create("lock/0", b"another")
+    assert store.create("lock/0", b"me 0")
+    puts = [r for r in faulty.faults.seen if r.method == "PUT"]
+    assert {r.headers.get("if-none-match") for r in puts} == {"*"}
+
+
+def test_large_creators_race_for_the_end_of_their_upload(bucket: Bucket) -> None:
+    fs = Store(bucket.uri).fs
+    data = [bytes([n]) * (11 << 20) for n in range(3)]
+
+    def create(body: bytes) -> bool:
+        try:
+            fs.pipe_file(f"{bucket.name}/large", body, mode="create", chunksize=5 << 20)
+        except FileExistsError:
+            return False
+        return True
+
+    with ThreadPoolExecutor(3) as pool:
+        won = list(pool.map(create, data))
+    assert sum(won) == 1
+    assert bucket.objects()["large"] == data[won.index(True)]
+
+
+@pytest.mark.parametrize("kind", ["slow_down", "internal", "refused", "lost", "cut"])
+def test_every_method_outlives_failing_requests(faulty: Bucket, kind: str) -> None:
+    store = Store(faulty.uri)
+    local = store.scratch("big")
+    assert faulty.faults is not None
+    with faulty.faults.at(**{kind: 0.3}):
+        store.write_bytes("a/b", b"x" * 100_000)
+        assert store.create("c", b"mine")
+        local.write_bytes(b"y" * (33 << 20))
+        store.publish(local, "big")
+        assert store.read_bytes("a/b") == b"x" * 100_000
+        assert store.read_range("a/b", 99_990, 100) == b"x" * 10
+        assert store.names("") == ["a", "big", "c"]
+        assert store.exists("a")
+        assert not store.exists("d")
+        store.remove(["c"])
+        assert {file.path: file.bytes for file in store.walk()} == {"a/b": 100_000, "big": 33 << 20}
+    assert faulty.faults.done[kind] > 0
+
+
+# ---------------------------------------------------------------------- what the clients are told
+
+
+def _key_ids(faulty: Bucket, store: Store) -> dict[str, str]:
+    """The access keys that both clients sign with, by client."""
+    found = {}
+    assert faulty.faults is not None
+    for name, act in (
+        ("files", lambda: store.exists("x")),
+        (
+            "tables",
+            lambda: lance.write_dataset(
+                TABLE, store.url("k.lance"), mode="overwrite", storage_options=store.lance_options
+            ),
+        ),
+    ):
+        faulty.faults.seen.clear()
+        act()
+        (found[name],) = {request.key_id for request in faulty.faults.seen}
+    return found
+
+
+def test_keys_of_the_environment_reach_both_clients(faulty: Bucket, fresh_clients: None) -> None:
+    store = Store(faulty.uri)
+    assert _key_ids(faulty, store) == {"files": KEY, "tables": KEY}
+    assert SECRET not in str(store.lance_options)  # Lance reads the environment itself
+
+
+def test_profiles_reach_both_clients(
+    faulty: Bucket, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, fresh_clients: None
+) -> None:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    (tmp_path / "credentials").write_text(
+        "[lab]\naws_access_key_id = AKIALAB\naws_secret_access_key = s2\n"
+        "[other]\naws_access_key_id = AKIAOTHER\naws_secret_access_key = s3\n"
+    )
+    (tmp_path / "config").write_text("[profile lab]\nregion = eu-central-1\n")
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "credentials"))
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
+    monkeypatch.setenv("AWS_PROFILE", "lab")
+    store = Store(faulty.uri)
+    assert _key_ids(faulty, store) == {"files": "AKIALAB", "tables": "AKIALAB"}
+    assert store.lance_options["region"] == "eu-central-1"
+    assert faulty.faults is not None
+    assert all("/eu-central-1/" in r.headers["authorization"] for r in faulty.faults.seen)
+    monkeypatch.setitem(fsspec.config.conf, "s3", {"profile": "other"})
+    assert _key_ids(faulty, Store(faulty.uri)) == {"files": "AKIAOTHER", "tables": "AKIAOTHER"}
+
+
+def test_configuration_of_fsspec_reaches_both_clients(
+    faulty: Bucket, monkeypatch: pytest.MonkeyPatch, fresh_clients: None
+) -> None:
+    endpoint = os.environ["AWS_ENDPOINT_URL"]
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_ENDPOINT_URL"):
+        monkeypatch.delenv(name)
+    given = {
+        "key": "AKIACONFIGURED",
+        "secret": SECRET,
+        "token": "session-token",
+        "client_kwargs": {"endpoint_url": endpoint, "region_name": "eu-west-3"},
+        "requester_pays": True,
+        "s3_additional_kwargs": {"ServerSideEncryption": "AES256"},
+    }
+    monkeypatch.setitem(fsspec.config.conf, "s3", given)
+    store = Store(faulty.uri)
+    assert _key_ids(faulty, store) == {"files": "AKIACONFIGURED", "tables": "AKIACONFIGURED"}
+    store.write_bytes("a", b"1")
+    assert faulty.faults is not None
+    sent = [r.headers for r in faulty.faults.seen]
+    assert {h["x-amz-security-token"] for h in sent} == {"session-token"}
+    assert {h["x-amz-request-payer"] for h in sent} == {"requester"}
+    assert all("/eu-west-3/" in h["authorization"] for h in sent)
+    puts = [r.headers for r in faulty.faults.seen if r.method == "PUT"]
+    assert {h.get("x-amz-server-side-encryption") for h in puts} == {"AES256"}
+    assert SECRET not in repr(store) + str(vars(store)) + repr(pickle.dumps(store))
+
+
+def test_anonymous_requests_are_not_signed_by_either_client(
+    faulty: Bucket, monkeypatch: pytest.MonkeyPatch, fresh_clients: None
+) -> None:
+    keys = Store(faulty.uri)
+    keys.write_bytes("a", b"1")
+    lance.write_dataset(TABLE, keys.url("t.lance"), storage_options=keys.lance_options)
+    monkeypatch.setitem(fsspec.config.conf, "s3", {"anon": True})
+    store = Store(faulty.uri)
+    assert faulty.faults is not None
+    faulty.faults.seen.clear()
+    # moto's buckets are private, as S3's are.
+    with pytest.raises(LakeError, match="access is denied"):
+        store.read_bytes("a")
+    with pytest.raises(ValueError, match="privileges"):
+        lance.dataset(store.url("t.lance"), storage_options=store.lance_options)
+    assert {r.key_id for r in faulty.faults.seen} == {""}
+
+
+def test_attempts_of_the_environment_are_those_of_both_clients(
+    faulty: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "2")
+    store = Store(faulty.uri)
+    assert store.lance_options["client_max_retries"] == "1"
+    assert faulty.faults is not None
+    with faulty.faults.at(internal=1.0), pytest.raises(LakeError):
+        store.read_bytes("x")
+    assert len(faulty.faults.seen) == 2
+
+
+def test_settings_of_other_clouds_reach_lance(
+    faulty: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No such cloud is here: what is looked at is the request that Lance makes."""
+    endpoint = os.environ["AWS_ENDPOINT_URL"]
+    text = f"AccountName=acc;AccountKey=c2VjcmV0;BlobEndpoint={endpoint}/acc"
+    monkeypatch.setenv("AZURE_STORAGE_CONNECTION_STRING", text)
+    request = _asked_by_lance(faulty, "az://container/lake")
+    assert request.target.startswith("/acc/container?")
+    assert request.headers["authorization"].startswith("SharedKey acc:")
+    monkeypatch.setitem(fsspec.config.conf, "az", {"sas_token": "sv=1&sig=abc"})
+    monkeypatch.setenv(
+        "AZURE_STORAGE_CONNECTION_STRING", f"AccountName=acc;BlobEndpoint={endpoint}"
+    )
+    assert _asked_by_lance(faulty, "az://container/lake").target.endswith("sv=1&sig=abc")
+    monkeypatch.setitem(fsspec.config.conf, "gs", {"token": "anon", "endpoint_url": endpoint})
+    assert _asked_by_lance(faulty, "gs://bucket/lake").target.startswith("/bucket?")
+
+
+def _asked_by_lance(faulty: Bucket, uri: str) -> Request:
+    assert faulty.faults is not None
+    faulty.faults.seen.clear()
+    options = lance_options(uri.partition(":")[0])
+    with pytest.raises(ValueError, match="LanceError"):
+        lance.dataset(f"{uri}/t.lance", storage_options={**options, "client_max_retries": "0"})
+    return faulty.faults.seen[0]
+
+
+def test_store_travels_without_keys(bucket: Bucket, store: Store) -> None:
+    store.write_bytes("a", b"1")
+    data = pickle.dumps(store)
+    assert SECRET.encode() not in data
+    there = pickle.loads(data)
+    assert there.uri == store.uri
+    assert there.read_bytes("a") == b"1"
