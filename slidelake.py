@@ -272,12 +272,13 @@ def stats_command(
     teacher: TeachersOpt,
     holdout: Annotated[float, typer.Option(help="Share of patients left out.")] = 0.25,
     seed: SeedOpt = 0,
+    at: AtOpt = None,
     json_: JsonOpt = False,
 ) -> None:
     """Mean and covariance of teachers' features, over the patients that are not held out."""
     from distill.ray_train import stats
 
-    found = stats(lake, teacher, holdout=holdout, seed=seed)
+    found = stats(lake, teacher, holdout=holdout, seed=seed, version=at)
     text = f"{found['fitted']} fitted over {found['slides']} slides of training patients"
     _out(found, as_json=json_, text=text)
 
@@ -292,6 +293,7 @@ def distill_command(
     seed: SeedOpt = 0,
     workers: Annotated[int, typer.Option(help="Processes that train together.")] = 1,
     address: AddressOpt = None,
+    at: AtOpt = None,
     json_: JsonOpt = False,
 ) -> None:
     """Train a small student from pixels and cached teacher features; no teacher is run."""
@@ -300,7 +302,7 @@ def distill_command(
     made = make_recipe(recipe, tuple(teacher), epochs=epochs, seed=seed)
     from distill.ray_train import distill
 
-    report = distill(lake, made, name=name, workers=workers, address=address)
+    report = distill(lake, made, name=name, workers=workers, version=at, address=address)
     lines = [
         f"{t}: cosine {f['cosine']:.3f} on held-out patients (mean feature {f['baseline']:.3f})"
         for t, f in report["fidelity"].items()
@@ -318,13 +320,14 @@ def mil_command(
     folds: FoldsOpt = 5,
     seed: SeedOpt = 0,
     address: AddressOpt = None,
+    at: AtOpt = None,
     json_: JsonOpt = False,
 ) -> None:
     """Attention MIL, cross-validated over patients: AUROC with its bootstrap interval."""
     from downstream import run_mil
 
     result = run_mil(
-        lake, labels, target, features, mpp=mpp, folds=folds, seed=seed, address=address
+        lake, labels, target, features, mpp=mpp, folds=folds, seed=seed, version=at, address=address
     )
     _out(result, as_json=json_, text=_metrics_text(result, "AUROC"))
 
@@ -340,13 +343,23 @@ def survival_command(
     folds: FoldsOpt = 5,
     seed: SeedOpt = 0,
     address: AddressOpt = None,
+    at: AtOpt = None,
     json_: JsonOpt = False,
 ) -> None:
     """Cox on pooled features, cross-validated: concordance index with its bootstrap interval."""
     from downstream import run_survival
 
     result = run_survival(
-        lake, labels, time, event, features, mpp=mpp, folds=folds, seed=seed, address=address
+        lake,
+        labels,
+        time,
+        event,
+        features,
+        mpp=mpp,
+        folds=folds,
+        seed=seed,
+        version=at,
+        address=address,
     )
     _out(result, as_json=json_, text=_metrics_text(result, "C-index"))
 

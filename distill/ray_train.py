@@ -46,13 +46,15 @@ def stats(
     *,
     holdout: float = 0.25,
     seed: int = 0,
+    version: int | str | None = None,
 ) -> dict[str, Any]:
     """Fit the moments of teachers on the slides of all patients that are not held out.
 
-    Moments that are kept for the same slides already are not fitted again.
+    Moments that are kept for the same slides already are not fitted again. `version` is that of the
+    lake, or a snapshot.
     """
     start = time.perf_counter()
-    lake = open_lake(lake_uri)
+    lake = open_lake(lake_uri, version=version)
     train, held = split_slides(lake, holdout=holdout, seed=seed)
     wanted = [(name, mpp) for name in teachers for mpp in lake.config.mpps]
     missing = [(n, m) for n, m in wanted if read_stats(lake, n, mpp=m, slide_ids=train) is None]
@@ -82,6 +84,7 @@ def distill(
     *,
     name: str = "student",
     workers: int = 1,
+    version: int | str | None = None,
     address: str | None = None,
 ) -> dict[str, Any]:
     """Train a student from pixels and cached features, and put it into the lake.
@@ -91,6 +94,7 @@ def distill(
         recipe: what to train and how.
         name: of the student; it is run by `extract` under this name.
         workers: processes that train together.
+        version: of the lake, or a snapshot; the newest if None.
         address: a Ray cluster; a local Ray is started if None.
 
     Returns:
@@ -100,7 +104,7 @@ def distill(
     Raises:
         DistillError: features are missing, or another student has this name.
     """
-    lake = open_lake(lake_uri)
+    lake = open_lake(lake_uri, version=version)
     _check(lake, recipe, name)
     config = _config(lake, recipe, name)
     report_path = f"{student_folder(name)}/report.json"

@@ -36,7 +36,7 @@ def work(config: Config) -> None:
     rank, world = context.get_world_rank(), context.get_world_size()
     torch.set_num_threads(config["threads"])
     torch.manual_seed(recipe.seed)
-    lake = open_lake(config["lake"])
+    lake = open_lake(config["lake"], version=config["lake_version"])
     sets, held, norms = _data(lake, config, recipe)
     student = Student(recipe, {t: lake.teachers(mpp=sets[0].mpp)[t] for t in recipe.teachers})
     student.to(memory_format=torch.channels_last)

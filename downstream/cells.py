@@ -50,7 +50,7 @@ def run_cell(cell: Cell) -> float:
     """
     from featurestore import open_lake
 
-    return fit_and_store(open_lake(cell.study.lake_uri), cell)
+    return fit_and_store(open_lake(cell.study.lake_uri, version=cell.study.lake_version), cell)
 
 
 def fit_and_store(lake: Lake, cell: Cell) -> float:

@@ -88,7 +88,7 @@ def collect(
         "folds": study.folds,
         "patients": len(study.patients),
         "slides": sum(len(patient.slide_ids) for patient in study.patients),
-        "lake_version": lake.version,
+        "lake_version": study.lake_version,
         "run": study.run,
         "seconds": sum(cell["seconds"] for cell in cells),
         "missing": list(missing),

@@ -47,6 +47,7 @@ def run_mil(
     mpp: float,
     folds: int = 5,
     seed: int = 0,
+    version: int | str | None = None,
     epochs: int = _ABMIL.epochs,
     learning_rate: float = _ABMIL.learning_rate,
     max_tiles: int = _ABMIL.max_tiles,
@@ -63,6 +64,7 @@ def run_mil(
         mpp: Microns per pixel of the tiles.
         folds: Folds over patients, stratified by class.
         seed: Of folds, training and bootstrap.
+        version: Of the lake, or a snapshot; the newest if None.
         epochs: Passes over the training patients; fixed, there is no early stopping.
         learning_rate: AdamW step size.
         max_tiles: Most tiles of a patient in one training step.
@@ -81,12 +83,13 @@ def run_mil(
         LakeError: No lake there, or none with this mpp or teacher.
     """
     names = check_features(features)
-    lake, cohort, sha256 = _open(lake_uri, labels, [target], mpp=mpp)
+    lake, cohort, sha256 = _open(lake_uri, labels, [target], mpp=mpp, version=version)
     classes, label = class_labels(cohort.patients, target)
     fold = patient_folds(label, folds, seed)
     study = Study(
         kind="mil",
         lake_uri=lake.uri,
+        lake_version=lake.version,
         features=names,
         mpp=mpp,
         folds=folds,
@@ -111,6 +114,7 @@ def run_survival(
     mpp: float,
     folds: int = 5,
     seed: int = 0,
+    version: int | str | None = None,
     components: int = _COX.components,
     alpha: float = _COX.alpha,
     address: str | None = None,
@@ -127,6 +131,7 @@ def run_survival(
         mpp: Microns per pixel of the tiles.
         folds: Folds over patients, stratified by event.
         seed: Of folds and bootstrap.
+        version: Of the lake, or a snapshot; the newest if None.
         components: Principal components kept.
         alpha: Ridge penalty per unit of feature variance.
         address: Ray cluster to join, or None for one on this machine.
@@ -146,12 +151,13 @@ def run_survival(
         SurvivalError: A training fold that no Cox model can be fitted on.
     """
     names = check_features(features)
-    lake, cohort, sha256 = _open(lake_uri, labels, [time, event], mpp=mpp)
+    lake, cohort, sha256 = _open(lake_uri, labels, [time, event], mpp=mpp, version=version)
     times, events = survival_labels(cohort.patients, time, event)
     fold = patient_folds(events, folds, seed)
     study = Study(
         kind="survival",
         lake_uri=lake.uri,
+        lake_version=lake.version,
         features=names,
         mpp=mpp,
         folds=folds,
@@ -189,12 +195,17 @@ def execute(lake: Lake, study: Study, cohort: Cohort, run_cells: RunCells) -> di
 
 
 def _open(
-    lake_uri: str, labels: str | PathLike[str], columns: Sequence[str], *, mpp: float
+    lake_uri: str,
+    labels: str | PathLike[str],
+    columns: Sequence[str],
+    *,
+    mpp: float,
+    version: int | str | None,
 ) -> tuple[Lake, Cohort, str]:
     """The lake, the cohort and the hash of the label file."""
     from featurestore import open_lake
 
-    lake = open_lake(lake_uri)
+    lake = open_lake(lake_uri, version=version)
     content = read_label_bytes(labels)
     cohort = patient_table(lake.slides(), parse_labels(content, name=str(labels)), columns)
     cohort = keep_slides(cohort, slides_with_tiles(lake, mpp=mpp))

@@ -52,6 +52,7 @@ class Study:
     Attributes:
         kind: Which sort of run.
         lake_uri: The lake it reads and writes.
+        lake_version: The version that it reads; the result does not depend on later ones.
         features: Feature sets, each one teacher or several joined by `+`.
         mpp: Microns per pixel of the tiles.
         folds: How many folds.
@@ -66,6 +67,7 @@ class Study:
 
     kind: Kind
     lake_uri: str
+    lake_version: int
     features: tuple[str, ...]
     mpp: float
     folds: int

@@ -19,6 +19,7 @@ import pyarrow as pa
 from cluster import progress, ray_session
 from featurestore import ColumnFile, ColumnWriter, Lake, ShardReader, Store, open_lake
 from featurestore.lance_tables import open_table
+from featurestore.lock import writer_lease
 from featurestore.schema import features_table
 from ingest.errors import SlideError
 from ingest.teachers import load_teacher, teacher_identity
@@ -96,7 +97,8 @@ def extract(
         teachers={name: {"tiles": 0, "seconds": 0.0, "stall": 0.0} for name in teachers}
     )
     if units:
-        with ray_session(address=address):
+        what = f"extract of {', '.join(teachers)}"
+        with writer_lease(lake.store, what), ray_session(address=address):
             _run(lake, units, result)
     result.seconds = round(time.perf_counter() - start, 3)
     return result

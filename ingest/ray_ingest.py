@@ -15,6 +15,7 @@ from cluster import progress, ray_session
 from featurestore import LakeConfig, SlideCut, Store, create_lake
 from featurestore.ids import mpp_name
 from featurestore.lake import Lake
+from featurestore.lock import writer_lease
 from ingest.cut import cut_slide, failure
 from ingest.errors import SlideError
 from ingest.sources import Source, fingerprint, resolve, split_duplicates
@@ -79,7 +80,8 @@ def ingest(
     todo, stopped = _sort_out(lake, rows, retry_failed=retry_failed, replace=replace)
     replaced = [row["slide_id"] for row in todo if row["state"] == "ready"]
     if todo:
-        with ray_session(address=address):
+        what = f"ingest of {len(todo)} slides"
+        with writer_lease(lake.store, what), ray_session(address=address):
             stopped += _run(lake, todo, commit_slides)
     result = _result(lake.refreshed(), [row["slide_id"] for row in rows])
     result.failed += stopped + [_duplicate(source) for source in later]

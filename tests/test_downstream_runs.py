@@ -61,6 +61,7 @@ def study(lake: Lake, kind: Kind = "mil", **changes: Any) -> Study:  # noqa: ANN
     made = Study(
         kind=kind,
         lake_uri=lake.uri,
+        lake_version=lake.version,
         features=("good", "noise", "good+noise"),
         mpp=MPP,
         folds=3,
