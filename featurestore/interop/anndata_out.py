@@ -6,6 +6,7 @@ features of one slide are in memory at a time, as float32.
 """
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,8 @@ from featurestore.interop.wkb import geometry, squares, write_shapes
 TILES, TISSUES = "tiles", "tissues"
 VERSION = {"version": "0.2", "spatialdata_software_version": "0.7.3"}
 SHAPES_VERSION, TABLE_VERSION = "0.3", "0.2"
+
+Shapes = tuple[dict[str, pa.Array], list[str]]  # columns, and the kinds of geometry in them
 
 
 def export_slide(box: Outbox, slide: SlideOut) -> int:
@@ -81,51 +84,51 @@ def _write(path: Path, slide: SlideOut, mark: str) -> None:
     }
     root = zarr.open_group(path, mode="w", zarr_format=3, attributes=attrs)
     shapes = root.create_group("shapes")
+    # SpatialData has no word for a table or a shape without rows.
+    found = {TILES: _tile_shapes(tiles)} if len(tiles) else {}
+    if (tissue := slide.tissue()) is not None:
+        found[TISSUES] = _tissue_shapes(tissue)
+    for name in found:
+        shapes.create_group(name, attributes=_shapes_attrs())
+    tables = root.create_group("tables")
+    for teacher in sorted(slide.teachers) if len(tiles) else ():
+        _write_table(tables, slide, teacher)
+    for name, (columns, kinds) in found.items():
+        write_shapes(path / "shapes" / name / "shapes.parquet", columns, kinds)
+
+
+def _tile_shapes(tiles: SlideTiles) -> Shapes:
     columns = {
         "tile_id": pa.array(np.arange(len(tiles))),
         "x": pa.array(tiles.x),
         "y": pa.array(tiles.y),
         "geometry": squares(tiles.xy, tiles.tile_px_level0),
     }
-    _write_shapes(shapes, path, TILES, columns, ["Polygon"])
-    if (tissue := slide.tissue()) is not None:
-        _write_tissue(shapes, path, tissue)
-    tables = root.create_group("tables")
-    for teacher in sorted(slide.teachers):
-        _write_table(tables, slide, teacher)
-    zarr.consolidate_metadata(root.store)
+    return columns, ["Polygon"]
 
 
-def _write_tissue(shapes: Any, path: Path, tissue: Mapping[str, Any]) -> None:  # noqa: ANN401
+def _tissue_shapes(tissue: Mapping[str, Any]) -> Shapes:
     found = [feature["geometry"] for feature in tissue["features"]]
     columns = {
         "tissue_id": pa.array(np.arange(len(found))),
         "geometry": pa.array([geometry(one) for one in found], pa.binary()),
     }
-    _write_shapes(shapes, path, TISSUES, columns, sorted({one["type"] for one in found}))
+    return columns, sorted({one["type"] for one in found})
 
 
-def _write_shapes(
-    shapes: Any,  # noqa: ANN401 - a zarr group, untyped
-    path: Path,
-    name: str,
-    columns: Mapping[str, pa.Array],
-    kinds: list[str],
-) -> None:
+def _shapes_attrs() -> dict[str, Any]:
     axes = [{"name": axis, "type": "space", "unit": "unit"} for axis in ("x", "y")]
     identity = {
         "type": "identity",
         "input": {"name": "xy", "axes": axes},
         "output": {"name": "global", "axes": axes},
     }
-    attrs = {
+    return {
         "encoding-type": "ngff:shapes",
         "axes": ["x", "y"],
         "coordinateTransformations": [identity],
         "spatialdata_attrs": {"version": SHAPES_VERSION},
     }
-    shapes.create_group(name, attributes=attrs)
-    write_shapes(path / "shapes" / name / "shapes.parquet", columns, kinds)
 
 
 def _write_table(tables: Any, slide: SlideOut, teacher: str) -> None:  # noqa: ANN401
@@ -169,7 +172,8 @@ def _write_table(tables: Any, slide: SlideOut, teacher: str) -> None:  # noqa: A
 
 
 def _table(teacher: str) -> str:
-    return f"{teacher}_tiles"
+    # SpatialData's names have letters, digits, and _ - . only.
+    return f"{re.sub('[:@]', '-', teacher)}_tiles"
 
 
 def _about(tiles: SlideTiles, mark: str) -> dict[str, Any]:

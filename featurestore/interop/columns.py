@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import polars as pl
 
 from featurestore.errors import LakeError
@@ -113,8 +114,8 @@ class TeacherImport:
             writer: ColumnWriter | None = None
             for row in rows if there is not None else ():
                 name = row["slide_id"]
-                found = self._new(row, todo[name]) if name in todo else None
-                if name in have:
+                found = self._new(row, todo[name]) if name in todo and row["tiles"] else None
+                if name in have and row["tiles"]:
                     bag = self.lake.bag(name, self.teacher, mpp=self.mpp)
                     found = bag.tile_id, bag.features
                 if found is None:
@@ -128,6 +129,10 @@ class TeacherImport:
                 return None, []
             if physical > writer.rows:
                 writer.skip(physical - writer.rows)
+            for row in rows:
+                if not row["tiles"] and (row["slide_id"] in todo or row["slide_id"] in have):
+                    # A slide without tiles has all its features, whatever its file looks like.
+                    writer.add(row["slide"], *self._nothing())
             file = writer.finish()
         if not taken:
             # No version will ever name it: every new slide of the fragment had a problem.
@@ -138,6 +143,10 @@ class TeacherImport:
 
     def _writer(self, fragment: int) -> ColumnWriter:
         return ColumnWriter(self.lake.store, self.mpp, self._field, fragment)
+
+    def _nothing(self) -> tuple[Int64Array, FloatArray]:
+        dim = self._field.type.list_size if self._field is not None else 0
+        return np.zeros(0, np.int64), np.zeros((0, dim), np.float16)
 
     def _new(self, row: Row, source: Source) -> tuple[Int64Array, FloatArray] | None:
         """Keys and features of a slide in the lake's order; None after a problem."""

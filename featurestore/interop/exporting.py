@@ -61,7 +61,7 @@ def export_folder(
     format: str,
     teachers: Sequence[str] = (),
     mpp: float | None = None,
-    version: int | None = None,
+    version: int | str | None = None,
     tiles: bool = False,
     on_slide: Callable[[str, int], None] = lambda slide_id, files: None,
 ) -> ExportResult:
@@ -73,7 +73,7 @@ def export_folder(
         format: one of `WRITABLE`.
         teachers: whose features; none for all that the lake has at this mpp.
         mpp: of the tiles; needed if the lake has several.
-        version: of the lake, or None for its newest.
+        version: of the lake, a number or a snapshot's name; None for its newest.
         tiles: for GeoJSON, also write the tiles as rectangles.
         on_slide: called after each slide with the number of files written.
 

@@ -24,6 +24,7 @@ from featurestore.interop.incoming import config_for, grid_of, lake_mpp, slide_r
 from featurestore.interop.lake_tiles import slide_rows, tile_places
 from featurestore.interop.model import Given, InteropError, Problem, SlideTiles, Source
 from featurestore.lake import Lake, create_lake, open_lake
+from featurestore.lock import writer_lease
 from featurestore.schema import READY
 from featurestore.storage import Store
 
@@ -98,8 +99,8 @@ def import_folder(
     for problem in problems:
         result.note(problem)
     step = _Import(lake, format, given, result, on_slide)
-    wanted = step.take_tiles(sources)
-    step.take_features(wanted)
+    with writer_lease(lake.store, f"import {format}"):
+        step.take_features(step.take_tiles(sources))
     result.seconds = round(time.perf_counter() - start, 3)
     return result
 
