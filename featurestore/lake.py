@@ -20,6 +20,7 @@ from featurestore.lance_ledger import root_versions, versions_property
 from featurestore.lance_rows import RowReader
 from featurestore.lance_scan import scan
 from featurestore.lance_tables import create_table, make_index, open_table
+from featurestore.lock import commit_lock
 from featurestore.pairs import Pairs, read_pairs
 from featurestore.schema import (
     CATALOG,
@@ -426,16 +427,17 @@ def create_lake(uri: str | os.PathLike[str], config: LakeConfig) -> Lake:
         LakeError: a lake with other settings is there, or the folder holds other things.
     """
     store = Store(uri)
-    if store.exists("lake.json"):
-        return _same_settings(open_lake(uri), config)
-    _make_tables(store, config)
-    store.write_bytes("lake.json", config.to_json())
-    return Lake(store, config)
+    if not store.exists("lake.json"):
+        store.fs.makedirs(store.root, exist_ok=True)
+        with commit_lock(store):
+            if not store.exists("lake.json"):
+                _make_tables(store, config)
+                # Last: until it is there this is no lake, and making it can start again.
+                store.write_bytes("lake.json", config.to_json())
+    return _same_settings(open_lake(uri), config)
 
 
 def _make_tables(store: Store, config: LakeConfig) -> None:
-    # `lake.json` comes last: until it is there this is no lake, and making it can start again.
-    store.fs.makedirs(store.root, exist_ok=True)
     create_table(store, SLIDES, SLIDES_SCHEMA, {})
     for mpp in config.mpps:
         create_table(store, features_table(mpp), tiles_schema(mpp, config.tile_px), {})
