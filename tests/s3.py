@@ -25,6 +25,8 @@ from urllib.parse import urlsplit
 import botocore.session
 import pytest
 
+from featurestore import Store
+
 KEY, SECRET = "AKIALOOPBACKONLY", "loopback-secret-5f2c0d9b7e"
 ROOT = Path(__file__).resolve().parent.parent
 HOP_BY_HOP = {"connection", "transfer-encoding", "keep-alive", "server", "date"}
@@ -107,7 +109,7 @@ class Faults:
             answered before S3 saw the request; `refused` closes the connection before, `lost` after
             S3 did what was asked; `cut` ends the answer in its middle; `delayed` waits `delay_s`.
         only: a pattern of "METHOD target" that trouble keeps to.
-        denied: a pattern of request targets that are answered with 403.
+        denied: a pattern of "METHOD target" that is answered with 403.
         terse: leave out of a 412 which condition failed, as MinIO does.
         seen: all requests, in order.
     """
@@ -130,7 +132,7 @@ class Faults:
             kinds = [kind for kind in KINDS if hit and self.rates.get(kind)]
             weights = [self.rates[kind] for kind in kinds]
             draw = self._random.choices([*kinds, ""], [*weights, 1 - sum(weights)])[0]
-            if self.denied and re.search(self.denied, target):
+            if self.denied and re.search(self.denied, f"{method} {target}"):
                 draw = "denied"
             self.seen.append(Request(method, target, headers, draw))
             return draw
@@ -306,3 +308,12 @@ def faulty(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bucket]:
     with fault_proxy(bucket.server) as (url, faults):
         monkeypatch.setenv("AWS_ENDPOINT_URL", url)
         yield replace(bucket, faults=faults)
+
+
+@pytest.fixture(params=["local", "s3"])
+def any_store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
+    """An empty place for a lake: in a folder, then in a bucket."""
+    if request.param == "s3":
+        return Store(request.getfixturevalue("bucket").uri)
+    (tmp_path / "lake").mkdir()
+    return Store(tmp_path / "lake")

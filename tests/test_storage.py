@@ -25,12 +25,10 @@ ODD = ["plain", "a b", "a#b", "a?b", "a%20b", "ü日本", "a+b&c=d", "[x]*", "~a
 TABLE = pa.table({"a": [1, 2, 3]})
 
 
-@pytest.fixture(params=["local", "s3"])
-def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
+@pytest.fixture
+def store(any_store: Store) -> Store:
     """An empty folder, or an empty prefix of a bucket."""
-    if request.param == "local":
-        return Store(tmp_path / "lake")
-    return Store(request.getfixturevalue("bucket").uri)
+    return any_store
 
 
 @pytest.fixture
