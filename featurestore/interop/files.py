@@ -203,7 +203,7 @@ def load_npz(path: Path) -> dict[str, npt.NDArray[Any]]:
     import zlib
 
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
             return {name: file[name] for name in file.files}
     except FileNotFoundError as error:
         msg = f"{path} does not exist"
