@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import asdict, dataclass
+from dataclasses import fields as dataclass_fields
 from typing import Self
 
 from featurestore.errors import FormatError, LakeError
@@ -69,10 +70,15 @@ class LakeConfig:
         except (ValueError, KeyError, TypeError) as error:
             msg = f"{where}/lake.json is not a lake's description: {error}"
             raise FormatError(msg) from error
+        if found < 1:
+            msg = f"{where}/lake.json names format {found}; formats begin at 1"
+            raise FormatError(msg)
         if found > FORMAT:
             msg = (
                 f"{where} is a lake of format {found}; this slidelake reads up to {FORMAT}: "
                 "update slidelake"
             )
             raise FormatError(msg)
-        return cls(**{**fields, "mpps": tuple(float(mpp) for mpp in fields["mpps"])})
+        # What a later slidelake adds within a format changes nothing that an earlier one reads.
+        known = {f.name: fields[f.name] for f in dataclass_fields(cls) if f.name in fields}
+        return cls(**{**known, "mpps": tuple(float(mpp) for mpp in fields["mpps"])})
