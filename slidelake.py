@@ -644,11 +644,11 @@ def teachers_command(
 
 
 @app.command("report")
-def report_command(lake: LakeArg, json_: JsonOpt = False) -> None:
+def report_command(lake: LakeArg, at: AtOpt = None, json_: JsonOpt = False) -> None:
     """Write report.html and report.json of what a lake holds and what its runs found."""
     from downstream.report import write_report
 
-    report = write_report(lake)
+    report = write_report(lake, version=at)
     _out(report, as_json=json_, text=f"report: {lake}/report.html")
 
 

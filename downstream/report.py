@@ -26,6 +26,7 @@ def write_report(
     *,
     stages: Mapping[str, float] | None = None,
     about: Mapping[str, Any] | None = None,
+    version: int | str | None = None,
 ) -> dict[str, Any]:
     """Write `report.html` and `report.json` at the root of a lake.
 
@@ -36,6 +37,7 @@ def write_report(
             cohort once said to be synthetic stays so. `synthetic` puts a notice on top,
             `real_slide` is the file name of a slide that is not and that is shown first; anything
             else is listed.
+        version: Of the lake, or a snapshot; the newest if None.
 
     Returns:
         The content of `report.json`: stages, lake (`Lake.info()`), fidelity per teacher of the
@@ -47,7 +49,7 @@ def write_report(
     """
     from featurestore import open_lake
 
-    lake = open_lake(lake_uri)
+    lake = open_lake(lake_uri, version=version)
     holding = read_holding(lake)
     earlier = read_earlier(lake)
     stages = earlier.get("stages", {}) if stages is None else dict(stages)

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 import lance
 import polars as pl
 
-from featurestore.bags import Bag, Bags, By, names_of, read_bag
+from featurestore.bags import Bag, names_of, read_bag
 from featurestore.config import LakeConfig
 from featurestore.errors import DamageError, LakeError, LakeMissingError
 from featurestore.ids import mpp_code, mpp_name
-from featurestore.lance_commit import Committer
+from featurestore.lance_commit import FEW_SLIDES, Committer
 from featurestore.lance_ledger import root_versions, versions_property
 from featurestore.lance_rows import RowReader
 from featurestore.lance_scan import scan
@@ -39,9 +39,8 @@ from featurestore.stream_order import Order
 if TYPE_CHECKING:
     from featurestore.stream import Stream
     from featurestore.stream_tiles import Pixels
+    from featurestore.torch_bags import Bags, By
 
-# Beyond this the whole catalog is read: a look-up takes about 1 ms and a few us a slide.
-FEW_SLIDES = 2000
 
 SNAPSHOT_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,99}")
 PICTURES = ("thumbnail", "tissue_mask")
@@ -274,9 +273,12 @@ class Lake:
         *,
         mpp: float,
         slide_ids: Sequence[str] | None = None,
-        by: By = "slide",
-    ) -> Bags:
+        by: "By" = "slide",
+    ) -> "Bags":
         """A torch data set of all bags of some slides or patients: see `Bags`."""
+        # torch takes seconds to import, and few who open a lake train on it.
+        from featurestore.torch_bags import Bags
+
         return Bags(self, names_of(teachers), mpp=mpp, slide_ids=slide_ids, by=by)
 
     def stream(
@@ -316,7 +318,6 @@ class Lake:
         Raises:
             LakeError: a slide is unknown or lacks features or pixels, or a number is not allowed.
         """
-        # torch takes seconds to import, and few who open a lake train on it.
         from featurestore.stream import Stream
 
         order = functools.partial(

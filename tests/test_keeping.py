@@ -9,6 +9,7 @@ import polars as pl
 import pytest
 
 from featurestore import Lake, LakeError, compact, open_lake, repair, vacuum, verify
+from featurestore.lance_features import append_tiles
 from featurestore.lock import writer_lease
 from featurestore.schema import features_table
 from tests.small_lake import add_slides, add_teacher, contents, cut, values_of
@@ -181,6 +182,16 @@ def test_rows_without_a_catalog_row_are_named_and_dropped(small: Lake) -> None:
     repair(lake, verify(lake))
     assert verify(lake.refreshed()).ok
     assert lake.refreshed().tiles(mpp=0.5).collect().height == 8
+
+
+def test_work_of_a_committer_that_lost_its_lock_is_taken_out(small: Lake) -> None:
+    before = contents(small)
+    late = [cut(small, 0, "a", 5)]
+    append_tiles(small.committer.ledger, 0.5, late, [])  # it was suspended, and goes on too late
+    small.committer.recover()
+    assert contents(small.refreshed()) == before
+    assert verify(small.refreshed()).ok
+    assert lance.dataset(small.store.url(features_table(0.5))).count_rows() == 8
 
 
 # ---------------------------------------------------------------------- compact and vacuum
