@@ -10,7 +10,7 @@ os.environ.setdefault("LANCE_LOG", "error")
 # own fork is followed by an exec.
 warnings.filterwarnings("ignore", message="lance is not fork-safe", category=UserWarning)
 
-from featurestore.bags import Bag, Bags, TorchBag
+from featurestore.bags import Bag
 from featurestore.config import FORMAT, LakeConfig
 from featurestore.cuts import GridCut, SlideCut
 from featurestore.damage import Damage, Verdict
@@ -42,7 +42,6 @@ from featurestore.stream_tiles import TileBatch
 __all__ = [
     "FORMAT",
     "Bag",
-    "Bags",
     "ColumnFile",
     "ColumnWriter",
     "Committer",
@@ -65,7 +64,6 @@ __all__ = [
     "SlideCut",
     "Store",
     "TileBatch",
-    "TorchBag",
     "Vacuumed",
     "Verdict",
     "compact",

@@ -120,6 +120,6 @@ def _read_exactly(file: int, into: memoryview, position: int) -> None:
     while done < len(into):
         count = os.preadv(file, [into[done:]], position + done)
         if not count:
-            msg = f"a data file ends at byte {position + done}: it was cut"
+            msg = f"a data file ends before byte {position + len(into)}: it was cut"
             raise DamageError(msg)
         done += count

@@ -30,7 +30,7 @@ Int64Array = npt.NDArray[np.int64]
 
 @dataclass(frozen=True, kw_only=True)
 class Ranges:
-    """Ranges of rows, in the order in which they are wanted.
+    """Ranges of rows that do not overlap, in the order in which they are wanted.
 
     Attributes:
         fragment: id of each range's fragment [R].

@@ -167,6 +167,9 @@ class ShardReader:
         self.tile_id: npt.NDArray[np.int64] = table["tile_id"].to_numpy()
         self._offset = table["offset"].to_numpy()
         self._size = table["size"].to_numpy()
+        if (np.diff(self._offset) < self._size[:-1]).any() or (self._size <= 0).any():
+            msg = f"shard {path} can't be read: its index is not in the order of the file"
+            raise DamageError(msg)
 
     def __len__(self) -> int:
         return len(self.tile_id)

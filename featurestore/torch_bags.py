@@ -1,0 +1,125 @@
+"""A torch data set of bags: slides or patients, looked up in the catalog once for all of them."""
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, get_args
+
+import numpy as np
+import polars as pl
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from featurestore.errors import LakeError
+from featurestore.selection import Selection, select
+from featurestore.split import patient_of
+from featurestore.unforked import Unforked
+
+if TYPE_CHECKING:
+    from featurestore.lake import Lake
+
+By = Literal["slide", "patient"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TorchBag:
+    """All tiles of a slide or a patient as tensors, slide after slide, each sorted by (y, x).
+
+    Attributes:
+        bag_id: the slide, or the patient.
+        slide_ids: the slides in the bag.
+        slide: which of `slide_ids` each tile is of, int64 [N].
+        tile_id: keys, int64 [N].
+        x: level-0 pixels of the tiles' left edges, int32 [N].
+        y: level-0 pixels of the tiles' top edges, int32 [N].
+        by_teacher: float16 [N, D] per teacher, in the order asked.
+    """
+
+    bag_id: str
+    slide_ids: tuple[str, ...]
+    slide: Tensor
+    tile_id: Tensor
+    x: Tensor
+    y: Tensor
+    by_teacher: dict[str, Tensor]
+
+    @functools.cached_property
+    def features(self) -> Tensor:
+        """The only teacher's features, or those of several side by side [N, sum of D]."""
+        tensors = list(self.by_teacher.values())
+        return tensors[0] if len(tensors) == 1 else torch.cat(tensors, dim=1)
+
+
+class Bags(Dataset[TorchBag], Unforked):
+    """A map-style torch data set of bags, read when they are asked for.
+
+    For a `DataLoader`, with `batch_size=None` (bags differ in length) and, if it has workers,
+    `multiprocessing_context="spawn"`.
+
+    Args:
+        lake: read at its own version.
+        teachers: whose features every slide must have.
+        mpp: of the tiles.
+        slide_ids: the slides; None takes all that have tiles.
+        by: "slide" or "patient"; a slide without patient is its own patient.
+
+    Attributes:
+        ids: the bags' slides or patients, in order.
+
+    Raises:
+        LakeError: a slide is unknown or lacks features; the first are named.
+    """
+
+    def __init__(
+        self,
+        lake: "Lake",
+        teachers: Sequence[str],
+        *,
+        mpp: float,
+        slide_ids: Sequence[str] | None,
+        by: By,
+    ) -> None:
+        if by not in get_args(By):
+            msg = f"by='{by}' given; allowed: {', '.join(get_args(By))}"
+            raise LakeError(msg)
+        Unforked.__init__(self)
+        self._lake, self._teachers = lake, list(teachers)
+        self._selection = select(lake, teachers, mpp=mpp, slide_ids=slide_ids)
+        groups = _groups(lake, self._selection, by)
+        self.ids = list(groups)
+        self._slides = list(groups.values())
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, index: int) -> TorchBag:
+        self.check_process()
+        slides = self._slides[index]
+        located = self._selection.locate(self._selection.rows_of(slides))
+        reader = self._lake.row_reader(mpp=self._selection.mpp)
+        rows = reader.read(located.ranges, self._teachers)
+        self._selection.check(located, rows.tile_id)
+        return TorchBag(
+            bag_id=self.ids[index],
+            slide_ids=tuple(self._selection.slide_ids[slide] for slide in slides),
+            slide=torch.from_numpy(np.repeat(np.arange(len(slides)), located.ranges.rows)),
+            tile_id=torch.from_numpy(rows.tile_id),
+            x=torch.from_numpy(rows.x),
+            y=torch.from_numpy(rows.y),
+            by_teacher={t: torch.from_numpy(array) for t, array in rows.by_teacher.items()},
+        )
+
+
+def _groups(lake: "Lake", selection: Selection, by: By) -> dict[str, list[int]]:
+    """Which slides of a selection are in which bag."""
+    names = selection.slide_ids
+    if by == "patient":
+        table = lake.slides().filter(pl.col("slide_id").is_in(names))
+        slides = patient_of(table.select("slide_id", "patient_id").collect())
+        patient = dict(slides.select("slide_id", "patient").iter_rows())
+        names = [patient[slide_id] for slide_id in names]
+    groups: dict[str, list[int]] = {}
+    for index, name in enumerate(names):
+        groups.setdefault(name, []).append(index)
+    return groups
