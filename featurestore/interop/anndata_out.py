@@ -58,11 +58,12 @@ def _is_done(path: Path, slide: SlideOut, mark: str) -> bool:
         root = zarr.open_group(path, mode="r")
         if root.attrs.get(MARK) != _about(slide.tiles, mark):
             return False
-        if pq.read_metadata(path / "shapes" / TILES / "shapes.parquet").num_rows != len(
-            slide.tiles
-        ):
-            return False
-        return all(_has_features(root, name, slide) for name in slide.teachers)
+        if not len(slide.tiles):
+            return True
+        shapes = pq.read_metadata(path / "shapes" / TILES / "shapes.parquet")
+        return shapes.num_rows == len(slide.tiles) and all(
+            _has_features(root, name, slide) for name in slide.teachers
+        )
     except (OSError, KeyError, ValueError, pa.ArrowInvalid):
         return False
 
@@ -86,7 +87,8 @@ def _write(path: Path, slide: SlideOut, mark: str) -> None:
     shapes = root.create_group("shapes")
     # SpatialData has no word for a table or a shape without rows.
     found = {TILES: _tile_shapes(tiles)} if len(tiles) else {}
-    if (tissue := slide.tissue()) is not None:
+    tissue = slide.tissue()
+    if tissue is not None and tissue["features"]:
         found[TISSUES] = _tissue_shapes(tissue)
     for name in found:
         shapes.create_group(name, attributes=_shapes_attrs())
