@@ -1,8 +1,8 @@
 """Conditions on one column in Lance's SQL: `column op literal` and `column IN (...)`.
 
 Each is true at least wherever Polars's is. The differences that widen them: Polars holds NaN for
-equal to itself and greater than all, whatever its sign bit; its two zeros are one number; and it
-may round a literal to the column's type first.
+equal to itself and greater than all, whatever its sign bit, and it may round a literal to the
+column's type first. (The two zeros are one number to both, with an index and without.)
 """
 
 import math
@@ -88,24 +88,23 @@ def _compare_float(column: Column, op: Op, value: Value) -> str:
         case "=":
             return _in_floats(column, [value])[0]
         case "<>" if low == high:
-            return f"{column.sql} <> {_float(high)}"
+            return f"{column.sql} <> {high!r}"
         case "<" | "<=":
-            return f"{column.sql} {op} {_float(high)}"
+            return f"{column.sql} {op} {high!r}"
         case ">" | ">=":
             # In SQL a NaN with its sign bit set, as 0/0 gives on x86, is the smallest.
-            return f"({column.sql} {op} {_float(low, zero=-0.0)} OR isnan({column.sql}))"
+            return f"({column.sql} {op} {low!r} OR isnan({column.sql}))"
     raise NotPushedError
 
 
 def _in_floats(column: Column, values: list[Value]) -> list[str]:
     numbers = [v for v in values if not (isinstance(v, float) and math.isnan(v))]
     ends = {end for v in numbers for end in _around(FLOATS[column.dtype], v)}
-    written = [_float(end, zero=zero) for end in sorted(ends) for zero in (0.0, -0.0)]
     terms = [f"isnan({column.sql})"] if len(numbers) < len(values) else []
-    if len(written) > MAX_LIST:
+    if len(ends) > MAX_LIST:
         raise NotPushedError
-    if written:
-        terms.append(f"{column.sql} IN ({', '.join(dict.fromkeys(written))})")
+    if ends:
+        terms.append(f"{column.sql} IN ({', '.join(map(repr, sorted(ends)))})")
     return terms
 
 
@@ -136,11 +135,6 @@ def _around(kind: type[np.floating[Any]], value: Value) -> tuple[float, float]:
     if not (np.isfinite(low) and np.isfinite(high)):
         raise NotPushedError
     return float(low), float(high)
-
-
-def _float(value: float, *, zero: float = 0.0) -> str:
-    # The two zeros are two values to an index that sorts bits.
-    return repr(value or zero)
 
 
 def _written(dtype: pl.DataType, value: Value) -> str:
