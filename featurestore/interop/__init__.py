@@ -11,6 +11,8 @@ from featurestore.interop.model import (
     SlideTiles,
     Source,
 )
+from featurestore.interop.splits import read_splits
+from featurestore.interop.tables import read_labels
 
 __all__ = [
     "FORMATS",
@@ -27,4 +29,6 @@ __all__ = [
     "export_folder",
     "import_folder",
     "read_folder",
+    "read_labels",
+    "read_splits",
 ]

@@ -54,7 +54,7 @@ def _parsed(content: bytes, ending: str) -> pl.DataFrame:
     if ending == ".parquet":
         return pl.read_parquet(io.BytesIO(content))
     if ending == ".xlsx":
-        table = pl.read_excel(io.BytesIO(content), infer_schema_length=None)
+        table = _first_sheet(content)
     else:
         separator = "\t" if ending == ".tsv" else ","
         table = pl.read_csv(
@@ -66,6 +66,15 @@ def _parsed(content: bytes, ending: str) -> pl.DataFrame:
         )
     ids = [name for name in IDS if name in table.columns]
     return table.with_columns(pl.col(ids).cast(pl.String).replace(dict.fromkeys(NULLS)))
+
+
+def _first_sheet(content: bytes) -> pl.DataFrame:
+    import fastexcel
+
+    try:
+        return pl.read_excel(io.BytesIO(content), infer_schema_length=None)
+    except fastexcel.FastExcelError as error:
+        raise ValueError(str(error)) from error
 
 
 def read_labels(

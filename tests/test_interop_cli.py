@@ -1,0 +1,116 @@
+"""The commands import and export, as people run them."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from featurestore import open_lake
+from tests.conftest import TEACHERS
+from tests.interop_files import (
+    clam_features,
+    clam_patches,
+    cut_short,
+    grid,
+    trident_features,
+    trident_patches,
+    two_contours,
+    values,
+)
+
+ROOT = Path(__file__).resolve().parent.parent
+
+Words = list[str | Path]
+
+
+def slidelake(*words: str | Path) -> tuple[int, str, str]:
+    done = subprocess.run(
+        [sys.executable, "-m", "slidelake", *map(str, words)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return done.returncode, done.stdout, done.stderr
+
+
+def as_json(*words: str | Path) -> tuple[int, Any]:
+    code, out, error = slidelake(*words, "--json")
+    assert out, error
+    return code, json.loads(out)
+
+
+def test_import_lists_each_failure_and_goes_on(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        trident_patches(tmp_path / "job", name, two_contours())
+        trident_features(tmp_path / "job", name, two_contours(), "uni", values(21, 8))
+    cut_short(tmp_path / "job" / "features_uni" / "b.h5")
+    code, found = as_json("import", tmp_path / "lake", tmp_path / "job", "--format", "trident")
+    assert code == 1
+    assert (found["slides"], found["tiles"], found["features"]) == (
+        2,
+        {"0.5": 42},
+        {"uni at 0.5": 1},
+    )
+    assert [failed["slide_id"] for failed in found["failed"]] == ["b"]
+    code, out, _ = slidelake("import", tmp_path / "lake", tmp_path / "job", "--format", "trident")
+    assert code == 1
+    assert "b failed: " in out
+    assert "2 slides, 0 new; 1 files failed" in out
+
+
+def test_import_of_clam_asks_for_what_its_files_do_not_say(tmp_path: Path) -> None:
+    clam_patches(tmp_path / "clam", "a", grid(2, 2))
+    clam_features(tmp_path / "clam", "a", grid(2, 2), values(4, 8))
+    words: Words = ["import", tmp_path / "lake", tmp_path / "clam", "--format", "clam"]
+    code, _, error = slidelake(*words)
+    assert (code, "give --teacher NAME" in error) == (2, True)
+    code, _, error = slidelake(*words, "--teacher", "resnet50")
+    assert (code, "give --mpp, the microns per pixel of the patches" in error) == (2, True)
+    code, found = as_json(*words, "--teacher", "resnet50", "--mpp", "0.5")
+    assert (code, found["features"]) == (0, {"resnet50 at 0.5": 1})
+
+
+@pytest.mark.parametrize(
+    ("name", "files"),
+    [("trident", "20x_*/features_*/*.h5"), ("clam", "features_*/pt_files/*.pt"),
+     ("stamp", "*/*.h5"), ("anndata", "*.zarr"), ("geojson", "*.geojson")],
+)  # fmt: skip
+def test_export_of_a_real_lake(filled: Path, tmp_path: Path, name: str, files: str) -> None:
+    lake = open_lake(filled)
+    words: Words = ["export", filled, tmp_path / "out", "--format", name, "--mpp", "0.5"]
+    code, found = as_json(*words, "--teacher", TEACHERS[0], "--at", str(lake.version))
+    assert (code, found["failed"], found["version"]) == (0, [], lake.version)
+    slides = set(lake.tiles_of(mpp=0.5)["slide_id"])
+    assert {path.stem for path in (tmp_path / "out").glob(files)} == slides
+    code, out, _ = slidelake(*words, "--teacher", TEACHERS[0])
+    assert code == 0
+    assert f"0 slides written in 0 files, {len(slides)} were there already, 0 failed" in out
+
+
+def test_export_and_import_say_what_is_wrong(filled: Path, tmp_path: Path) -> None:
+    code, _, error = slidelake("export", filled, tmp_path / "o", "--format", "trident")
+    assert (code, "give --mpp" in error) == (2, True)
+    code, _, error = slidelake("export", filled, tmp_path / "o", "--format", "zip", "--mpp", "0.5")
+    assert (code, "those that can: trident, clam, stamp, anndata, geojson" in error) == (2, True)
+    code, _, error = slidelake("import", tmp_path / "lake", tmp_path, "--format", "stamp")
+    assert (code, "nothing of the format stamp under" in error) == (2, True)
+    assert not (tmp_path / "lake").exists()
+
+
+def test_an_exported_job_comes_back_by_command(filled: Path, tmp_path: Path) -> None:
+    export: Words = ["export", filled, tmp_path / "job", "--format", "trident", "--mpp", "2.0"]
+    assert slidelake(*export)[0] == 0
+    code, found = as_json("import", tmp_path / "lake", tmp_path / "job", "--format", "trident")
+    assert (code, found["failed"]) == (0, [])
+    one, two = open_lake(filled), open_lake(tmp_path / "lake")
+    for slide_id in one.tiles_of(mpp=2.0)["slide_id"]:
+        for teacher in TEACHERS:
+            bags = [lake.bag(slide_id, teacher, mpp=2.0) for lake in (one, two)]
+            assert np.array_equal(bags[0].x, bags[1].x)
+            assert np.array_equal(bags[0].y, bags[1].y)
+            assert np.array_equal(bags[0].features, bags[1].features)
