@@ -21,7 +21,7 @@ from featurestore import GridCut, LakeConfig, ShardWriter, SlideCut, Store, tile
 from featurestore.schema import shard_path
 from ingest.errors import SlideError
 from ingest.grid import Grid, keep_tiles, plan_grids, tissue_share
-from ingest.openslide_reader import OpenSlideReader
+from ingest.tiff_reader import TiffReader
 from ingest.tissue import OVERVIEW_MPP, Tissue, find_tissue
 
 THUMBNAIL_PX = 512
@@ -46,7 +46,7 @@ def cut_slide(store: Store, config: LakeConfig, row: Row) -> SlideCut:
         SlideError: the slide can't be read, has no mpp, or no tissue was found.
     """
     start = time.perf_counter()
-    with local_copy(row["uri"]) as path, OpenSlideReader(path, mpp=row.get("mpp")) as slide:
+    with local_copy(row["uri"]) as path, TiffReader(path, mpp=row.get("mpp")) as slide:
         overview, scale = slide.overview(OVERVIEW_MPP)
         tissue = find_tissue(overview, slide.mpp * scale)
         if tissue.verdict == "no tissue":
@@ -85,7 +85,7 @@ def _cut_grid(
     store: Store,
     config: LakeConfig,
     row: Row,
-    slide: OpenSlideReader,
+    slide: TiffReader,
     grid: Grid,
     share: npt.NDArray[np.float32],
     keep: npt.NDArray[np.bool_],
@@ -158,7 +158,7 @@ def _mark(config: LakeConfig, row: Row) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
-def _describe(slide: OpenSlideReader, tissue: Tissue) -> Row:
+def _describe(slide: TiffReader, tissue: Tissue) -> Row:
     width, height = slide.size_px
     pixels, _ = slide.overview(max(THUMBNAIL_MPP, slide.mpp * max(slide.size_px) / THUMBNAIL_PX))
     mask = cv2.resize(
@@ -173,6 +173,7 @@ def _describe(slide: OpenSlideReader, tissue: Tissue) -> Row:
         "vendor": slide.vendor,
         "levels": slide.levels,
         "reader": slide.name,
+        "fallback": slide.fallback,
         "tissue": tissue.share,
         "verdict": tissue.verdict,
         "thumbnail": simplejpeg.encode_jpeg(pixels, quality=80, colorspace="RGB"),

@@ -169,6 +169,8 @@ def _run(lake: Lake, todo: Sequence[Row], commit_slides: int) -> list[dict[str, 
                 left.pop(outcome.row["slide_id"])
                 tiles = sum(grid.tiles.num_rows for grid in outcome.grids.values())
                 bar.advance(1, tiles=tiles, MB=round((outcome.row["bytes"] or 0) / 1e6))
+                if why := outcome.row.get("fallback"):
+                    bar.note(f"{outcome.row['slide_id']}: read by openslide, since {why}")
                 batch.add(outcome)
             else:
                 left.pop(outcome["slide_id"])

@@ -22,6 +22,7 @@ from PIL import Image
 
 from featurestore import Lake, open_lake
 from ingest.cut import encode_jpeg
+from ingest.grid import plan_grids
 from ingest.openslide_reader import OpenSlideReader
 from ingest.ray_ingest import IngestResult, ingest
 from tests.conftest import CONFIG, REAL_SLIDE, ROOT, shard_samples
@@ -75,8 +76,11 @@ def test_grids_nest_in_the_lake(lake: Lake) -> None:
     parents = fine.select("slide", gy=pl.col("grid_y") // 4, gx=pl.col("grid_x") // 4).unique()
     there = coarse.select("slide", gy="grid_y", gx="grid_x")
     assert parents.join(there, on=["slide", "gy", "gx"], how="anti").height == 0
-    sides = lake.catalog().collect().filter(pl.col("teacher").is_null()).pivot(
-        on="mpp", index="slide", values="tile_px_level0"
+    sides = (
+        lake.catalog()
+        .collect()
+        .filter(pl.col("teacher").is_null())
+        .pivot(on="mpp", index="slide", values="tile_px_level0")
     )
     assert (sides["2.0"] == 4 * sides["0.5"]).all()
 
@@ -132,6 +136,21 @@ def test_bad_input_is_named_and_the_others_go_on(tmp_path: Path, bad_inputs: lis
     assert "no tissue" in {f["slide"]: f["reason"] for f in mended.failed}["no_mpp"]
 
 
+@pytest.mark.usefixtures("ray_up")
+def test_slide_that_is_not_read_natively_is_said_and_counted(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with OpenSlideReader(str(REAL_SLIDE)) as slide:
+        grid = plan_grids(slide.size_px, slide.mpp, 1024, {0.5: 1})[0.5]
+        tissue = slide.tile(grid, 0, 0)
+    tifffile.imwrite(tmp_path / "lzw.tiff", tissue, tile=(256, 256), photometric="rgb",
+                     compression="zlib", resolution=(20_000, 20_000),
+                     resolutionunit="CENTIMETER")  # fmt: skip
+    result = run(tmp_path / "lake", tmp_path / "lzw.tiff", REAL_SLIDE)
+    assert (result.ready, result.readers) == (2, {"openslide": 1, "tiff": 1})
+    assert "lzw: read by openslide, since its tiles are not 8-bit" in capfd.readouterr().err
+
+
 def test_another_file_under_a_known_name_is_refused(lake_copy: Path, tmp_path: Path) -> None:
     other = tmp_path / REAL_SLIDE.name
     other.write_bytes(REAL_SLIDE.read_bytes() + b"\0")
@@ -167,8 +186,6 @@ def test_slide_that_was_scanned_again_is_replaced_and_the_old_scan_stays_readabl
 
 def test_outside_of_a_slide_is_white() -> None:
     with OpenSlideReader(str(REAL_SLIDE)) as slide:
-        from ingest.grid import plan_grids
-
         grid = plan_grids(slide.size_px, slide.mpp, 256, {0.5: 1})[0.5]
         tile = slide.tile(grid, grid.height - 1, grid.width - 1)
         inside_x = slide.size_px[0] - (grid.width - 1) * 256
