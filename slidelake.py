@@ -19,8 +19,6 @@ import typer
 from typer.exceptions import TyperException
 
 if TYPE_CHECKING:
-    import polars as pl
-
     from distill.ray_train import distill, stats
     from distill.recipes import make_recipe
     from downstream import run_mil, run_survival, write_report
@@ -368,6 +366,14 @@ def survival_command(
 def query_command(
     lake: LakeArg,
     sql: Annotated[str, typer.Argument(help="SQL over slides, catalog, tiles_mpp0_5, ...")],
+    form: Annotated[
+        str | None,
+        typer.Option("--format", help="table, csv, json or parquet; from the name of --out."),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="File to write the answer to; needed for parquet.")
+    ] = None,
+    at: AtOpt = None,
     json_: JsonOpt = False,
 ) -> None:
     """Ask a lake in SQL.
@@ -375,9 +381,21 @@ def query_command(
     Example: slidelake query my-lake "SELECT slide_id, count(*) FROM tiles_mpp0_5 GROUP BY slide_id"
     """
     from featurestore import open_lake, query
+    from featurestore.answers import answer_bytes, answer_format, write_answer
 
-    frame = query(open_lake(lake), sql)
-    _out({"columns": frame.columns, "rows": frame.rows()}, as_json=json_, text=_table(frame))
+    if json_ and form and out is None:
+        msg = f"--json prints one object of its own: leave out --json or --format {form}"
+        raise typer.BadParameter(msg)
+    form = answer_format(form, out)
+    frame = query(open_lake(lake, version=at), sql)
+    if out is not None:
+        write_answer(frame, form, out)
+        written = {"out": str(out), "format": form, "columns": frame.columns, "rows": frame.height}
+        _out(written, as_json=json_, text=f"{frame.height:,} rows written to {out}")
+    elif json_:
+        _out({"columns": frame.columns, "rows": frame.rows()}, as_json=True, text="")
+    else:
+        typer.echo(answer_bytes(frame, form).decode().rstrip("\n"))
 
 
 @app.command("info")
@@ -698,13 +716,6 @@ def _metrics_text(result: dict[str, Any], metric: str) -> str:
         for name, m in result["metrics"].items()
     ]
     return "\n".join([*lines, f"{result['patients']} patients, {result['folds']} folds"])
-
-
-def _table(frame: "pl.DataFrame") -> str:
-    import polars as pl
-
-    with pl.Config(tbl_rows=50, tbl_cols=-1, tbl_hide_dataframe_shape=True, fmt_str_lengths=60):
-        return str(frame)
 
 
 def _out(value: Any, *, as_json: bool, text: str) -> None:  # noqa: ANN401

@@ -1,4 +1,8 @@
-"""SQL over a lake's tables, by Polars."""
+"""SQL over a lake's tables, by Polars.
+
+SQL sees the lake's tables and nothing else: Polars's own functions that read files are refused,
+and so are statements that look as if they changed the lake.
+"""
 
 import difflib
 import re
@@ -8,6 +12,15 @@ import polars as pl
 from featurestore.errors import LakeError
 from featurestore.ids import mpp_name
 from featurestore.lake import Lake
+
+QUESTIONS = ("DESCRIBE", "EXPLAIN", "FROM", "SELECT", "SHOW", "VALUES", "WITH")
+EXAMPLE = "SELECT slide_id, state FROM slides"
+
+#: Texts and comments, whose words mean nothing.
+QUOTED = re.compile(r"'(?:[^']|'')*'|--[^\n]*|/\*.*?\*/", re.DOTALL)
+READS_FILES = re.compile(r"\b(read_\w+)[\"`]?\s*\(", re.IGNORECASE)
+#: What Polars says of a name that it does not find.
+MISSING = re.compile(r"""(column|relation|table)[\w ]* ['"]([^'"]+)['"]""")
 
 
 def tables(lake: Lake) -> dict[str, pl.LazyFrame]:
@@ -22,21 +35,50 @@ def query(lake: Lake, sql: str) -> pl.DataFrame:
     """Answer a SQL question.
 
     Raises:
-        LakeError: the SQL can't be parsed, or names a table or column that is not there.
+        LakeError: the text is not SQL or no question, reads files, or names a table or a column
+            that is not there.
     """
     frames = tables(lake)
+    _check(sql, frames)
     try:
         return pl.SQLContext(frames).execute(sql, eager=True)
-    except (pl.exceptions.PolarsError, pl.exceptions.SQLInterfaceError) as error:
-        msg = f"{str(error).partition(chr(10))[0]}{_hint(str(error), frames)}"
-        raise LakeError(msg) from error
+    except pl.exceptions.PolarsError as error:
+        raise LakeError(_explained(str(error), frames)) from error
 
 
-def _hint(error: str, frames: dict[str, pl.LazyFrame]) -> str:
-    columns = {name for frame in frames.values() for name in frame.collect_schema().names()}
-    known = sorted({*frames, *columns})
-    # Polars puts the name that it did not find in quotes, first.
-    for word in re.findall(r"""['"]([^'"]+)['"]""", error)[:1]:
-        if close := difflib.get_close_matches(word, known, n=1):
-            return f"; did you mean '{close[0]}'?"
+def _check(sql: str, frames: dict[str, pl.LazyFrame]) -> None:
+    text = QUOTED.sub(" ", sql)
+    first = re.search(r"\w+", text)
+    if first is None or first[0].upper() not in QUESTIONS:
+        given = f"'{sql.strip()[:60]}' begins with '{first[0]}'" if first else "nothing was asked"
+        msg = (
+            f"{given}; a question begins with SELECT or WITH, as in: {EXAMPLE}; "
+            f"tables: {', '.join(frames)}"
+        )
+        raise LakeError(msg)
+    if reads := READS_FILES.search(text):
+        msg = (
+            f"SQL sees the tables of the lake ({', '.join(frames)}) and no files, so there is no "
+            f"{reads[1]}; in Python, join them: lake.slides().join(pl.scan_csv(...), on='slide_id')"
+        )
+        raise LakeError(msg)
+
+
+def _explained(error: str, frames: dict[str, pl.LazyFrame]) -> str:
+    first = error.partition("\n")[0]
+    syntax = "sql parser error: "
+    if first.startswith(syntax):
+        return f"this is not SQL: {first.removeprefix(syntax)}; an example: {EXAMPLE}"
+    if missing := MISSING.search(error):
+        return f"{first}{_hint(missing[1], missing[2], frames)}"
+    return first
+
+
+def _hint(kind: str, word: str, frames: dict[str, pl.LazyFrame]) -> str:
+    names = set(frames)
+    if kind == "column":
+        names = {name for frame in frames.values() for name in frame.collect_schema().names()}
+    known = {name.lower(): name for name in sorted(names)}
+    if close := difflib.get_close_matches(word.lower(), known, n=1):
+        return f"; did you mean '{known[close[0]]}'?"
     return f"; tables: {', '.join(frames)}"

@@ -1,0 +1,77 @@
+"""Answers to questions: a table for people; CSV, JSON and Parquet for everything else."""
+
+import io
+from pathlib import Path
+
+import polars as pl
+
+from featurestore.errors import LakeError
+
+FORMATS = ("table", "csv", "json", "parquet")
+
+
+def answer_format(form: str | None, out: Path | None) -> str:
+    """The format of an answer: the one given, or the one that the file is named for, or a table.
+
+    Raises:
+        LakeError: it is not known, or needs a file and none is given, or the file's folder is
+            not there.
+    """
+    if form is None and out is not None:
+        form = out.suffix.lower().lstrip(".")
+        if form not in FORMATS:
+            msg = f"{out} does not say which format: name it .csv, .json or .parquet, or --format"
+            raise LakeError(msg)
+    form = form or "table"
+    if form not in FORMATS:
+        msg = f"format '{form}' given; there are: {', '.join(FORMATS)}"
+        raise LakeError(msg)
+    if form == "parquet" and out is None:
+        msg = "Parquet goes to a file: --format parquet --out answer.parquet"
+        raise LakeError(msg)
+    if out is not None and not out.parent.is_dir():
+        msg = f"folder {out.parent} of --out {out} does not exist: make it first"
+        raise LakeError(msg)
+    return form
+
+
+def answer_bytes(frame: pl.DataFrame, form: str) -> bytes:
+    """An answer in one of `FORMATS`; JSON is a list of rows as objects.
+
+    Raises:
+        LakeError: CSV of columns that are no plain values.
+    """
+    if form == "table":
+        return _table(frame).encode()
+    file = io.BytesIO()
+    if form == "json":
+        frame.write_json(file)
+    elif form == "parquet":
+        frame.write_parquet(file)
+    else:
+        _check_csv(frame)
+        frame.write_csv(file)
+    return file.getvalue()
+
+
+def write_answer(frame: pl.DataFrame, form: str, out: Path) -> None:
+    """Write an answer to a file, which is there whole or not at all."""
+    data = answer_bytes(frame, form)
+    part = out.with_name(f"{out.name}.part")
+    part.write_bytes(data)
+    part.replace(out)
+
+
+def _table(frame: pl.DataFrame) -> str:
+    with pl.Config(tbl_rows=50, tbl_cols=-1, tbl_hide_dataframe_shape=True, fmt_str_lengths=60):
+        return str(frame)
+
+
+def _check_csv(frame: pl.DataFrame) -> None:
+    types = frame.schema.items()
+    if wrong := [name for name, dtype in types if dtype.is_nested() or dtype == pl.Binary()]:
+        msg = (
+            f"CSV can't hold {', '.join(wrong)} (features are lists of numbers): "
+            "use parquet or json, or select other columns"
+        )
+        raise LakeError(msg)
