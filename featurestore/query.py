@@ -71,6 +71,8 @@ def _explained(error: str, frames: dict[str, pl.LazyFrame]) -> str:
         return f"this is not SQL: {first.removeprefix(syntax)}; an example: {EXAMPLE}"
     if missing := MISSING.search(error):
         return f"{first}{_hint(missing[1], missing[2], frames)}"
+    if " " not in first:  # the field of a column that has none, as in `slide.state`
+        return f"'{first}' was not found; tables: {', '.join(frames)}"
     return first
 
 
