@@ -4,8 +4,8 @@
 
 Each lake has two mpps and one teacher. Its tables are real: as many rows of `slides` and `catalog`,
 and as many fragments of the features tables, as that many slides of 6,000 tiles would make (42
-slides a fragment), but with 2 tiles a slide and 4-d vectors. They are loaded in bulk by the same row
-builders, as after `compact`; shards are not there. On top of that, real commits are timed.
+slides a fragment), but with 2 tiles a slide and 4-d vectors. They are loaded in bulk by the same
+row builders, as after `compact`; shards are not there. On top of that, real commits are timed.
 """
 
 import datetime as dt
