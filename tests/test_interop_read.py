@@ -236,10 +236,12 @@ def test_clam_teacher_is_asked_for(tmp_path: Path) -> None:
         read(tmp_path, "clam", Given(mpp=0.5, teachers=("uni=C",)))
 
 
-def test_clam_old_files_that_were_shrunk_once_more(tmp_path: Path) -> None:
+def test_clam_old_files_that_were_shrunk_once_more_are_not_guessed(tmp_path: Path) -> None:
     attrs = {"patch_size": 512, "patch_level": 0, "custom_downsample": 2}
     clam_patches(tmp_path, "a", two_contours(), **attrs, downsample=np.array([1.0, 1.0]))
-    slide = only(tmp_path, "clam", CLAM)
+    assert "custom_downsample is 2, and tools differ" in reason(tmp_path, "clam", CLAM)
+    given = Given(mpp=0.5, tile_px=256, tile_px_level0=SIDE)
+    slide = only(tmp_path, "clam", given)
     assert (slide.tile_px, slide.tile_px_level0) == (256, SIDE)
 
 

@@ -32,6 +32,7 @@ from featurestore.interop.naming import name_teachers
 
 LOOKS_FOR = "patches/<slide>.h5 and <features>/h5_files/<slide>.h5 or pt_files/<slide>.pt"
 H5, PT, PATCHES = "h5_files", "pt_files", "patches"
+OWN_PX = "slidelake_tile_px"
 # A wrong level is off by a factor of two or more; scanners differ by a few per cent.
 MPP_AGREES = 0.2
 
@@ -113,12 +114,19 @@ def _features_h5(source: Source) -> Path:
 
 def _sizes(attrs: dict[str, Any], given: Given, path: Path) -> tuple[int, int]:
     """Side of a tile in its own pixels, and in those of level 0."""
-    if "patch_size" not in attrs:
+    shrunk = attrs.get("custom_downsample", 1)
+    both = given.tile_px is not None and given.tile_px_level0 is not None
+    if "patch_size" not in attrs or (shrunk != 1 and both):
         return _given_sizes(given, path)
-    patch_px = number(attrs, "patch_size", path)
-    # `patch_size` is read at `patch_level`; CLAM's older files then shrink it once more.
-    shrunk = number(attrs, "custom_downsample", path) if "custom_downsample" in attrs else 1.0
-    tile_px = whole(patch_px / shrunk, "patch_size", path)
+    if shrunk != 1:
+        msg = (
+            f"{path}: custom_downsample is {shrunk}, and tools differ in whether patch_size is "
+            "meant before or after it; give --tile-px and --tile-px-level0"
+        )
+        raise InteropError(msg)
+    patch_px = whole(number(attrs, "patch_size", path), "patch_size", path)
+    # An export of a lake: patches of level 0, which were made smaller to this side.
+    tile_px = whole(number(attrs, OWN_PX, path), OWN_PX, path) if OWN_PX in attrs else patch_px
     downsample = attrs.get("downsample", [1.0, 1.0] if attrs.get("patch_level") == 0 else None)
     if isinstance(downsample, list) and downsample and min(downsample) > 0:
         return tile_px, round(patch_px * float(downsample[0]))

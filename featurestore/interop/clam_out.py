@@ -1,7 +1,8 @@
 """Writes what CLAM reads: `patches/*.h5`, and `features_<teacher>/{h5_files,pt_files}`.
 
 CLAM counts in pyramid levels, and a lake's tiles may lie between two. So the patches are those
-of level 0 at their level-0 size, with `custom_downsample` saying how far they were shrunk.
+of level 0 at their level-0 size, which every reader of CLAM's files takes for the right region; an
+attribute of our own says what side they were made smaller to.
 """
 
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import h5py
 import numpy as np
 
-from featurestore.interop.clam import H5, PATCHES, PT
+from featurestore.interop.clam import H5, OWN_PX, PATCHES, PT
 from featurestore.interop.files import load_pt
 from featurestore.interop.model import FloatArray, InteropError, SlideTiles
 from featurestore.interop.outbox import Outbox
@@ -35,7 +36,7 @@ def _attrs(tiles: SlideTiles, folder: str) -> dict[str, Any]:
         "patch_size": tiles.tile_px_level0,
         "patch_level": 0,
         "downsample": np.array([1.0, 1.0]),
-        "custom_downsample": tiles.tile_px_level0 / tiles.tile_px,
+        OWN_PX: tiles.tile_px,
         "name": tiles.slide_id,
         "save_path": folder,
     }

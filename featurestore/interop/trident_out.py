@@ -69,7 +69,7 @@ def _coords_attrs(tiles: SlideTiles, grid: str) -> dict[str, Any]:
     return {
         "patch_size": tiles.tile_px,
         "patch_size_level0": tiles.tile_px_level0,
-        "level0_magnification": _tidy(target * tiles.tile_px_level0 / tiles.tile_px),
+        "level0_magnification": _level0_magnification(tiles, target),
         "target_magnification": target,
         "overlap": tiles.attrs.get("overlap", 0),
         "name": tiles.slide_id,
@@ -86,6 +86,13 @@ def _grid_name(tiles: SlideTiles) -> str:
 
 def _magnification(mpp: float) -> int | float:
     return _tidy(10 / mpp)
+
+
+def _level0_magnification(tiles: SlideTiles, target: float) -> int | float:
+    """TRIDENT makes the level-0 side of a tile from this number, so it must give that side."""
+    exact = target * tiles.tile_px_level0 / tiles.tile_px
+    tidy = _tidy(exact)
+    return tidy if tiles.tile_px * tidy // target == tiles.tile_px_level0 else exact
 
 
 def _tidy(value: float) -> int | float:
