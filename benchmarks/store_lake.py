@@ -1,6 +1,6 @@
 """The lake that `store.py` measures: made by the real writers from a seed, in a folder of its own.
 
-Slides have lognormal sizes around 5,000 tiles; features are normal float16, which no codec can
+Slides have lognormal sizes; features are normal float16, which no codec can
 shrink; pixels are crops of the real sample slide, encoded as `slidelake ingest` does it.
 """
 
@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import simplejpeg
 from openslide import OpenSlide
 
 from featurestore import (
@@ -131,9 +130,3 @@ def write_column(lake: Lake, teacher: str, features: list[npt.NDArray[np.float16
 def add_teacher(lake: Lake, teacher: str, features: list[npt.NDArray[np.float16]]) -> None:
     """Write a teacher's column and make it visible."""
     lake.committer.commit_columns(MPP, [write_column(lake, teacher, features)])
-
-
-def decoded(jpeg: bytes) -> npt.NDArray[np.uint8]:
-    """Pixels [H, W, 3] of a JPEG, as everything here decodes it."""
-    pixels: npt.NDArray[np.uint8] = simplejpeg.decode_jpeg(jpeg, colorspace="RGB")
-    return pixels

@@ -15,6 +15,7 @@ from featurestore.config import FORMAT, LakeConfig
 from featurestore.cuts import GridCut, SlideCut
 from featurestore.damage import Damage, Verdict
 from featurestore.errors import (
+    BucketError,
     DamageError,
     FormatError,
     IdentityError,
@@ -27,9 +28,9 @@ from featurestore.lance_columns import ColumnFile, ColumnWriter
 from featurestore.lance_commit import Committer
 from featurestore.lance_compact import Compacted, compact
 from featurestore.lance_rows import matrix
-from featurestore.pairs import Pairs
 from featurestore.lance_vacuum import Vacuumed, vacuum
 from featurestore.lance_verify import verify
+from featurestore.pairs import Pairs
 from featurestore.query import query, tables
 from featurestore.repair import Repaired, repair
 from featurestore.schema import tiles_schema
@@ -42,6 +43,7 @@ from featurestore.stream_tiles import TileBatch
 __all__ = [
     "FORMAT",
     "Bag",
+    "BucketError",
     "ColumnFile",
     "ColumnWriter",
     "Committer",

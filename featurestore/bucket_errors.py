@@ -5,11 +5,12 @@ clients' errors are known by their names, so that none of their packages has to 
 """
 
 import functools
+import re
 from collections.abc import Callable, Iterator
 from typing import Concatenate, ParamSpec, Protocol, TypeVar
 
 from featurestore.bucket_clients import ATTEMPTS, endpoint
-from featurestore.errors import LakeError, LakeMissingError
+from featurestore.errors import BucketError, LakeError, LakeMissingError
 
 DENIED = {"AccessDenied", "AllAccessDisabled", "403", "AuthorizationFailure", "Forbidden"}
 DENIED |= {"AuthorizationPermissionMismatch", "PermissionError"}
@@ -25,6 +26,17 @@ NO_WAY |= {"ReadTimeoutError", "ProxyConnectionError", "ClientConnectorError", "
 NO_WAY |= {"ServiceRequestError", "FSTimeoutError", "ClientConnectorDNSError", "ConnectTimeout"}
 BUSY = {"SlowDown", "ServiceUnavailable", "503", "RequestLimitExceeded", "ServerBusy", "429"}
 FAILING = {"InternalError", "500", "502", "504", "OperationAborted", "RequestTimeout"}
+
+# Lance has no codes, but texts: what they say, in the words above.
+LANCE_SAYS = {
+    "lacked the necessary privileges": "AccessDenied",
+    "CredentialsNotLoaded": "NoCredentialsError",
+    "Failed to get AWS credentials": "CredentialRetrievalError",
+    "error sending request": "ConnectionError",
+    "response body error": "ConnectionClosedError",
+    "credential error": "DefaultCredentialsError",
+}
+LANCE_CODE = re.compile(r"<Code>(\w+)</Code>|status code: (\d{3})")
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -59,7 +71,7 @@ def told_clearly(
 
 
 def codes(error: BaseException) -> set[str]:
-    """Names and codes of an error and of what caused it, as the clients give them."""
+    """Names and codes of an error and of what caused it, of fsspec's clients and of Lance."""
     found: set[str] = set()
     for one in _chain(error):
         found |= {kind.__name__ for kind in type(one).__mro__}
@@ -67,6 +79,9 @@ def codes(error: BaseException) -> set[str]:
         if isinstance(response, dict):
             found.add(str(response.get("Error", {}).get("Code", "")))
         found |= {str(getattr(one, name, "")) for name in ("code", "error_code", "status_code")}
+        if "LanceError(IO)" in (text := str(one)):
+            found |= {code for match in LANCE_CODE.findall(text) for code in match if code}
+            found |= {name for said, name in LANCE_SAYS.items() if said in text}
     return found
 
 
@@ -76,7 +91,7 @@ def no_bucket(error: BaseException) -> bool:
 
 
 def explain(error: BaseException, uri: str) -> LakeError | None:
-    """The LakeError that says what an error of a bucket means; None if it is not the bucket's."""
+    """The error that says what an error of a bucket means; None if it is not the bucket's."""
     if isinstance(error, LakeError):
         return None
     found = codes(error)
@@ -88,7 +103,7 @@ def explain(error: BaseException, uri: str) -> LakeError | None:
     if found & {"FileNotFoundError", "FileExistsError"}:
         return None
     if text := _advice(found, protocol):
-        return LakeError(f"{uri}: {text}")
+        return BucketError(f"{uri}: {text}")
     return None
 
 

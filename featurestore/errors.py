@@ -9,6 +9,10 @@ class LakeMissingError(LakeError):
     """There is no lake at the given place."""
 
 
+class BucketError(LakeError):
+    """The bucket did not do what was asked; nothing is said of what is stored in it."""
+
+
 class FormatError(LakeError):
     """The lake was written in a format that this version does not read."""
 

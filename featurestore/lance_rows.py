@@ -155,7 +155,7 @@ class RowReader:
             here = np.flatnonzero(ranges.fragment == fragment)
             here = here[np.argsort(ranges.start[here], kind="stable")]
             part = _Part(ranges.start[here], ranges.rows[here], begins[here])
-            with _named(self._rel, fragment):
+            with _named(self._store, self._rel, fragment):
                 self._fill_place(fragment, part, into)
                 for teacher, array in into.by_teacher.items():
                     self._fill_teacher(fragment, teacher, part, array)
@@ -214,11 +214,13 @@ def _expanded(start: Int64Array, rows: Int64Array) -> Int64Array:
 
 
 @contextmanager
-def _named(rel: str, fragment: int) -> Iterator[None]:
+def _named(store: Store, rel: str, fragment: int) -> Iterator[None]:
     """Lance and the operating system raise what they like; a reader is told what is damaged."""
     try:
         yield
     except (OSError, ValueError, RuntimeError) as error:
+        if told := store.explained(error):
+            raise told from error
         msg = f"{rel}, fragment {fragment}: {str(error).partition(chr(10))[0]}"
         raise DamageError(msg) from error
 

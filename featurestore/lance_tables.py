@@ -32,10 +32,13 @@ def open_table(store: Store, rel: str, version: int | None = None) -> lance.Lanc
     Raises:
         DamageError: the table is gone.
         LakeError: it has no such version.
+        BucketError: it can't be asked.
     """
     try:
         return lance.dataset(store.url(rel), version=version, storage_options=store.lance_options)
     except (ValueError, OSError) as error:
+        if told := store.explained(error):
+            raise told from error
         first = str(error).partition("\n")[0]
         if version is not None and store.exists(rel):
             msg = f"{store.url(rel)} has no version {version}: {first}"

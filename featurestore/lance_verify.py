@@ -17,14 +17,16 @@ import pyarrow as pa
 
 from featurestore.checksums import features_crc32, row_crc32, tiles_crc32
 from featurestore.damage import FEATURES, SHARD, STRAY, TABLE, TILES, Damage, Verdict
-from featurestore.errors import LakeError
+from featurestore.errors import BucketError, LakeError, LakeMissingError
 from featurestore.lake import Lake
 from featurestore.lance_rows import matrix
 from featurestore.schema import CATALOG, SLIDES, TILE_COLUMNS, features_table
 from featurestore.shards import ShardReader
+from featurestore.storage import Store
 
 Row = dict[str, Any]
 CHUNK_BYTES = 1 << 24
+NO_DAMAGE = (BucketError, LakeMissingError)  # nothing is known of what is stored
 
 
 class _UnreadableError(Exception):
@@ -46,6 +48,9 @@ def verify(
             `catalog` and the presence of fragments are checked for all.
         seed: another seed samples other slides.
         on_slide: called with 1 after each slide at each mpp.
+
+    Raises:
+        BucketError: the bucket could not be asked. That is no damage, and nothing is said.
     """
     verdict = Verdict(version=lake.version)
     slides = _rows(lake, SLIDES, verdict)
@@ -56,6 +61,8 @@ def verify(
         here = [row for row in catalog if row["mpp"] == mpp]
         try:
             _Grid(lake, mpp, here, verdict).check(_sampled(here, sample, seed), on_slide)
+        except NO_DAMAGE:
+            raise
         except (LakeError, _UnreadableError) as error:
             verdict.damage.append(_of_table(features_table(mpp), mpp, str(error)))
     return verdict
@@ -63,19 +70,23 @@ def verify(
 
 def _rows(lake: Lake, rel: str, verdict: Verdict) -> list[Row]:
     try:
-        return list(_read(lambda: lake.table(rel).to_table().to_pylist()))
+        return list(_read(lake.store, lambda: lake.table(rel).to_table().to_pylist()))
+    except NO_DAMAGE:
+        raise
     except (LakeError, _UnreadableError) as error:
         verdict.damage.append(_of_table(rel, None, str(error)))
         return []
 
 
-def _read(work: Callable[[], Any]) -> Any:  # noqa: ANN401 - whatever `work` returns
+def _read(store: Store, work: Callable[[], Any]) -> Any:  # noqa: ANN401 - what `work` returns
     """Run a read; whatever a damaged file makes Lance raise becomes one kind of error."""
     try:
         return work()
     except (KeyboardInterrupt, SystemExit, MemoryError):
         raise
     except BaseException as error:  # a panic in Rust is no Exception
+        if told := store.explained(error):
+            raise told from error
         raise _UnreadableError(" ".join(str(error).split())[:200]) from error
 
 
@@ -150,7 +161,7 @@ class _Grid:
         groups: dict[int, list[Row]] = {}
         for row in self.tiles:
             groups.setdefault(row["fragment"], []).append(row)
-        fragments = {f.fragment_id: f for f in _read(self.table.get_fragments)}
+        fragments = {f.fragment_id: f for f in _read(self.lake.store, self.table.get_fragments)}
         for number, rows in groups.items():
             fragment = fragments.get(number)
             if fragment is None and any(row["tiles"] for row in rows):
@@ -172,7 +183,7 @@ class _Grid:
 
     def _count(self, fragment: lance.LanceFragment, rows: Sequence[Row], tiles: int) -> None:
         try:
-            if _read(fragment.count_rows) > tiles:
+            if _read(self.lake.store, fragment.count_rows) > tiles:
                 self._strays(fragment, {row["slide"] for row in rows})
         except _UnreadableError as error:
             self._add(rows, TILES, f"fragment {fragment.fragment_id} can't be counted: {error}")
@@ -180,7 +191,7 @@ class _Grid:
     def _strays(self, fragment: lance.LanceFragment, named: set[int]) -> None:
         read = fragment.scanner(columns=["slide", "slide_id"]).to_table
         try:
-            there = pl.DataFrame(_read(read)).unique()
+            there = pl.DataFrame(_read(self.lake.store, read)).unique()
         except _UnreadableError:
             return  # its slides are named already
         for slide, slide_id in there.iter_rows():
@@ -204,7 +215,7 @@ class _Grid:
         self, fragment: lance.LanceFragment, row: Row, at: int, names: list[str]
     ) -> pa.Table:
         scanner = fragment.scanner(columns=names, offset=at, limit=row["tiles"])
-        table: pa.Table = _read(scanner.to_table)
+        table: pa.Table = _read(self.lake.store, scanner.to_table)
         self.verdict.checked["bytes"] += table.nbytes
         return table
 
@@ -232,6 +243,8 @@ class _Grid:
         try:
             table = self._range(fragment, row, at, [row["teacher"]])
             same = features_crc32(matrix(table[row["teacher"]])) == row["crc32"]
+        except NO_DAMAGE:
+            raise
         except (_UnreadableError, LakeError, KeyError) as error:
             self._add([row], FEATURES, f"features can't be read: {error}")
             return
@@ -245,6 +258,8 @@ class _Grid:
             with ShardReader(self.lake.store, path) as reader:
                 same = tile_id is None or np.array_equal(reader.tile_id, tile_id)
             size, crc = self._file_crc(path)
+        except NO_DAMAGE:
+            raise
         except (LakeError, OSError) as error:
             self._add([row], SHARD, f"shard can't be read: {error}")
             return
@@ -254,9 +269,8 @@ class _Grid:
             self._add([row], SHARD, f"the index of shard {path} is not of its tiles")
 
     def _file_crc(self, path: str) -> tuple[int, int]:
-        size, crc = 0, 0
-        with self.lake.store.fs.open(self.lake.store.path(path), "rb") as file:
-            while chunk := file.read(CHUNK_BYTES):
-                size, crc = size + len(chunk), zlib.crc32(chunk, crc)
+        size, crc = self.lake.store.size(path), 0
+        for start in range(0, size, CHUNK_BYTES):
+            crc = zlib.crc32(self.lake.store.read_range(path, start, CHUNK_BYTES), crc)
         self.verdict.checked["bytes"] += size
         return size, crc

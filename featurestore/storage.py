@@ -20,7 +20,7 @@ from urllib.parse import quote, unquote
 import fsspec
 
 from featurestore import bucket_clients
-from featurestore.bucket_errors import codes, no_bucket, told_clearly
+from featurestore.bucket_errors import codes, explain, no_bucket, told_clearly
 from featurestore.errors import LakeError
 
 # fsspec uploads ten parts at once from memory: 160 MB here, 500 MB at its default. S3 takes 10,000
@@ -102,6 +102,13 @@ class Store:
         """Storage options for Lance that stand for what fsspec works with. They may hold keys."""
         return {} if self.is_local else bucket_clients.lance_options(self._protocol)
 
+    def explained(self, error: BaseException) -> LakeError | None:
+        """What an error of Lance means if the bucket, and not what is stored, is the cause of it.
+
+        None for local lakes, and for files that are not there or not whole: that is damage.
+        """
+        return None if self.is_local else explain(error, self.uri)
+
     # ------------------------------------------------------------------ what is there
 
     @told_clearly
@@ -162,7 +169,7 @@ class Store:
 
     @told_clearly
     def read_range(self, rel: str, start: int, size: int) -> bytes:
-        """Bytes of a file from `start` on; fewer than `size` only at its end."""
+        """Bytes of a file from `start` (inside it) on; fewer than `size` only at its end."""
         return bytes(self.fs.cat_file(self.path(rel), start=start, end=start + size))
 
     @told_clearly

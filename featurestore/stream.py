@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 class Stream(IterableDataset[TileBatch], Unforked):
-    """An epoch of batches each time that it is iterated, going on where the last one stopped.
+    """An epoch of batches each time that it is iterated, the next one after a whole one.
 
     One iterator at a time. In a `DataLoader` use `batch_size=None`; its workers must be spawned,
     count as further ranks, and get the epoch from `set_epoch` before each one.
@@ -71,7 +71,7 @@ class Stream(IterableDataset[TileBatch], Unforked):
         self.mpp = self._selection.mpp
         self._refuse_without_pixels()
         self._order = order(tiles=self._selection.tiles)
-        self.epoch, self._given = 0, 0
+        self.epoch, self._given, self._first = 0, 0, 0
 
     def _refuse_without_pixels(self) -> None:
         bare = self.slides.filter(pl.col("shard").is_null())["slide_id"].to_list()
@@ -93,9 +93,9 @@ class Stream(IterableDataset[TileBatch], Unforked):
         return self._order.steps
 
     def set_epoch(self, epoch: int) -> None:
-        """Go to the beginning of an epoch; the one that is being given already goes on."""
+        """Give this epoch next; one that a loaded state is in goes on where that was."""
         if epoch != self.epoch:
-            self.epoch, self._given = epoch, 0
+            self.epoch, self._given, self._first = epoch, 0, 0
 
     def state_dict(self) -> dict[str, Any]:
         """Where the stream stands, after the last batch that was given; plain JSON."""
@@ -114,6 +114,7 @@ class Stream(IterableDataset[TileBatch], Unforked):
             msg = f"the state is of a stream in another order: {named}; use the same settings"
             raise LakeError(msg)
         self.epoch, self._given = int(state["epoch"]), int(state["given"])
+        self._first = self._given
 
     def _settings(self) -> dict[str, Any]:
         return {
@@ -122,9 +123,11 @@ class Stream(IterableDataset[TileBatch], Unforked):
             "slides": self._selection.digest,
         }
 
-    def __iter__(self) -> Iterator[TileBatch]:
+    def __iter__(self) -> Generator[TileBatch]:
         self.check_process()
         order = self._order_here()
+        # A loaded state moves the beginning of one epoch only.
+        self._given, self._first = self._first, 0
         with closing(self._batches(order, self.epoch, self._given)) as batches:
             for batch in batches:
                 self._given += 1

@@ -80,7 +80,7 @@ class TileSource:
         """Arrays for so many rows."""
         return Rows.empty(rows, self._dims)
 
-    def read(self, rows: Int64Array, into: Rows, at: int) -> list[bytes]:
+    def read(self, rows: Int64Array, into: Rows, at: int) -> list[memoryview]:
         """Read rows into arrays from row `at` on; returns their stored tiles, if these are asked.
 
         Raises:
@@ -92,8 +92,8 @@ class TileSource:
         self.selection.check(located, tile_id)
         return [] if self.pixels == "none" else self._jpegs(located, tile_id)
 
-    def _jpegs(self, located: Located, tile_id: Int64Array) -> list[bytes]:
-        found: list[bytes] = []
+    def _jpegs(self, located: Located, tile_id: Int64Array) -> list[memoryview]:
+        found: list[memoryview] = []
         for slide, count in zip(located.slide.tolist(), located.ranges.rows.tolist(), strict=True):
             keys = tile_id[len(found) : len(found) + count]
             try:
@@ -114,11 +114,11 @@ class TileSource:
             x=rows.x,
             y=rows.y,
             features=rows.by_teacher,
-            jpeg=jpegs if self.pixels == "jpeg" else None,
+            jpeg=[bytes(jpeg) for jpeg in jpegs] if self.pixels == "jpeg" else None,
             pixels=self.decoded(jpegs, rows.tile_id) if self.pixels == "uint8" else None,
         )
 
-    def decoded(self, jpegs: Sequence[bytes], tile_id: Int64Array) -> npt.NDArray[np.uint8]:
+    def decoded(self, jpegs: Sequence[memoryview], tile_id: Int64Array) -> npt.NDArray[np.uint8]:
         """Pixels [B, H, W, 3], as PIL decodes them.
 
         Raises:
@@ -156,17 +156,17 @@ class Buffer:
         self._source, self._rows, self.order = source, rows, order
         self._arrays = source.empty(len(rows))
         self._starts = range(0, len(rows), PART_ROWS)
-        self._parts: list[Future[list[bytes]]] = []
+        self._parts: list[Future[list[memoryview]]] = []
 
     def start(self, pool: Executor, *, whole: bool = False) -> None:
         """Let the pool read the next part, or all that are left."""
         for start in list(self._starts[len(self._parts) :])[: None if whole else 1]:
             self._parts.append(pool.submit(self._read, start))
 
-    def _read(self, start: int) -> list[bytes]:
+    def _read(self, start: int) -> list[memoryview]:
         return self._source.read(self._rows[start : start + PART_ROWS], self._arrays, start)
 
-    def take(self, start: int, stop: int) -> tuple[Rows, list[bytes]]:
+    def take(self, start: int, stop: int) -> tuple[Rows, list[memoryview]]:
         """Some of the rows in their mixed order, and their stored tiles; waits for the parts."""
         jpegs = list(itertools.chain.from_iterable(part.result() for part in self._parts))
         which = self.order[start:stop]

@@ -14,10 +14,10 @@ from examples.cohort import make_cohort
 from featurestore import Lake, LakeConfig, create_lake, open_lake
 from ingest.ray_extract import extract
 from ingest.ray_ingest import ingest
-from tests.s3 import any_store, bucket, faulty, s3_url
+from tests.s3 import any_store, bucket, faulty, s3_urls
 from tests.small_lake import cut
 
-__all__ = ["any_store", "bucket", "faulty", "s3_url"]  # fixtures that live beside the server
+__all__ = ["any_store", "bucket", "faulty", "s3_urls"]  # fixtures that live beside the server
 
 ROOT = Path(__file__).resolve().parent.parent
 REAL_SLIDE = ROOT / "examples" / "data" / "CMU-1-Small-Region.svs"

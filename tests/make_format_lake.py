@@ -35,8 +35,9 @@ def main(out: str) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         lake = make(str(folder / "lake"))
-        held = {"version": lake.version, "contents": contents(lake), "info": lake.info()}
-        held["info"].pop("lake")
+        info = lake.info()
+        info.pop("lake")
+        held = {"version": lake.version, "contents": contents(lake), "info": info}
         (folder / "held.json").write_text(json.dumps(held, indent=1))
         with tarfile.open(out, "w:gz") as tar:
             tar.add(folder / "lake", "lake")

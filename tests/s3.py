@@ -1,23 +1,16 @@
-"""An S3 server on loopback (moto, a process of its own) and a proxy before it that makes trouble.
-
-moto looks whether a key is there and writes it in two steps, so two conditional writes could both
-win; S3 decides them one after the other, and so does `serve`.
-"""
+"""Fixtures: buckets on loopback, with and without trouble; see `s3_server`."""
 
 import contextlib
 import http.client
+import json
 import os
-import random
 import re
 import secrets
 import subprocess
 import sys
-import threading
-import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field, replace
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
@@ -26,63 +19,10 @@ import botocore.session
 import pytest
 
 from featurestore import Store
+from tests.s3_server import CONTROL
 
 KEY, SECRET = "AKIALOOPBACKONLY", "loopback-secret-5f2c0d9b7e"
-ROOT = Path(__file__).resolve().parent.parent
-HOP_BY_HOP = {"connection", "transfer-encoding", "keep-alive", "server", "date"}
-KINDS = ("slow_down", "internal", "refused", "lost", "cut", "delayed")
-ERRORS = {
-    "slow_down": (503, "SlowDown", "Please reduce your request rate."),
-    "internal": (500, "InternalError", "We encountered an internal error. Please try again."),
-    "denied": (403, "AccessDenied", "Access Denied"),
-}
-
-
-def serve() -> None:
-    """Serve S3 on a free port of 127.0.0.1, which is printed, until stdin is closed."""
-    from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
-    from werkzeug.serving import WSGIRequestHandler, make_server
-
-    class Quiet(WSGIRequestHandler):
-        def log_request(self, *_: object) -> None:
-            pass
-
-    app = DomainDispatcherApplication(create_backend_app)
-    one_write = threading.Lock()
-
-    def in_turn(environ: dict[str, Any], start: Any) -> Iterable[bytes]:  # noqa: ANN401 - WSGI
-        reads = environ["REQUEST_METHOD"] in {"GET", "HEAD"}
-        with contextlib.nullcontext() if reads else one_write:
-            return list(app(environ, start))
-
-    server = make_server("127.0.0.1", 0, in_turn, threaded=True, request_handler=Quiet)
-    sys.stdout.write(f"{server.server_port}\n")
-    sys.stdout.flush()
-
-    def stop_with_parent() -> None:
-        sys.stdin.read()
-        server.shutdown()
-
-    threading.Thread(target=stop_with_parent, daemon=True).start()
-    server.serve_forever()
-
-
-@contextlib.contextmanager
-def s3_server() -> Iterator[str]:
-    """A running S3 server without any bucket; gives its URL."""
-    with subprocess.Popen(
-        [sys.executable, "-c", "from tests.s3 import serve; serve()"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        cwd=ROOT,
-        text=True,
-    ) as process:
-        assert process.stdin is not None
-        assert process.stdout is not None
-        try:
-            yield f"http://127.0.0.1:{int(process.stdout.readline())}"
-        finally:
-            process.stdin.close()
+SERVER = Path(__file__).with_name("s3_server.py")
 
 
 class Request(NamedTuple):
@@ -102,139 +42,51 @@ class Request(NamedTuple):
 
 @dataclass(kw_only=True)
 class Faults:
-    """What the proxy does to requests; a test sets the rates while it runs.
+    """What the proxy does to requests, and which it saw.
 
-    Attributes:
-        rates: share of the requests per kind of trouble: `slow_down` (503) and `internal` (500) are
-            answered before S3 saw the request; `refused` closes the connection before, `lost` after
-            S3 did what was asked; `cut` ends the answer in its middle; `delayed` waits `delay_s`.
-        only: a pattern of "METHOD target" that trouble keeps to.
-        denied: a pattern of "METHOD target" that is answered with 403.
-        terse: leave out of a 412 which condition failed, as MinIO does.
-        seen: all requests, in order.
+    Settings: `rates`, the share of the requests per kind of trouble (`slow_down` (503) and
+    `internal` (500) are answered before S3 saw the request; `refused` closes the connection before,
+    `lost` after S3 did what was asked; `cut` ends the answer in its middle; `delayed` waits
+    `delay_s`); `only`, a pattern of "METHOD target" that trouble keeps to; `denied`, one that is
+    answered with 403; `terse`, to leave out of a 412 which condition failed, as MinIO does; `seed`.
     """
 
-    rates: dict[str, float] = field(default_factory=dict)
-    only: str = ""
-    denied: str = ""
-    terse: bool = False
-    delay_s: float = 0.05
-    seed: int = 0
-    seen: list[Request] = field(default_factory=list)
+    url: str
+    settings: dict[str, Any] = field(default_factory=dict)
 
-    def __post_init__(self) -> None:
-        self._random, self._lock = random.Random(self.seed), threading.Lock()
+    def set(self, **settings: object) -> None:
+        """Change settings; the schedule begins anew."""
+        self.settings |= settings
+        self._ask("PUT", self.settings)
 
-    def next(self, method: str, target: str, headers: dict[str, str]) -> str:
-        """Note a request and draw its trouble."""
-        with self._lock:
-            hit = re.search(self.only, f"{method} {target}")
-            kinds = [kind for kind in KINDS if hit and self.rates.get(kind)]
-            weights = [self.rates[kind] for kind in kinds]
-            draw = self._random.choices([*kinds, ""], [*weights, 1 - sum(weights)])[0]
-            if self.denied and re.search(self.denied, f"{method} {target}"):
-                draw = "denied"
-            self.seen.append(Request(method, target, headers, draw))
-            return draw
+    @contextlib.contextmanager
+    def at(self, **rates: float) -> Iterator[None]:
+        """Make trouble at these rates inside the block only."""
+        self.set(rates=rates)
+        try:
+            yield
+        finally:
+            self.set(rates={})
+
+    @property
+    def seen(self) -> list[Request]:
+        """All requests since the last `forget`, in order."""
+        return [Request(*found) for found in self._ask("GET")]
 
     @property
     def done(self) -> Counter[str]:
         """How often each kind of trouble was made."""
         return Counter(request.trouble for request in self.seen if request.trouble)
 
-    @contextlib.contextmanager
-    def at(self, **rates: float) -> Iterator["Faults"]:
-        """Make trouble at these rates inside the block only."""
-        self.rates = rates
-        try:
-            yield self
-        finally:
-            self.rates = {}
+    def forget(self) -> None:
+        """Forget what was seen."""
+        self._ask("DELETE")
 
-
-@contextlib.contextmanager
-def fault_proxy(upstream: str) -> Iterator[tuple[str, Faults]]:
-    """A proxy on a free port of 127.0.0.1 in front of `upstream`; gives its URL and its faults."""
-    faults = Faults()
-    host = urlsplit(upstream).netloc
-
-    class Handler(_Handler):
-        trouble, upstream_host = faults, host
-
-    with _Server(("127.0.0.1", 0), Handler) as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{server.server_port}", faults
-        finally:
-            server.shutdown()
-            thread.join()
-
-
-class _Server(ThreadingHTTPServer):
-    daemon_threads = True
-    block_on_close = False
-    request_queue_size = 128
-
-    def handle_error(self, *_: object) -> None:
-        """A client that hangs up is none of the server's business."""
-
-
-class _Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-    timeout = 30
-    trouble: Faults
-    upstream_host: str
-
-    def log_message(self, *_: object) -> None:
-        pass
-
-    def handle_any(self) -> None:
-        body = self.rfile.read(int(self.headers.get("content-length") or 0))
-        headers = {name.lower(): value for name, value in self.headers.items()}
-        kind = self.trouble.next(self.command, self.path, headers)
-        if kind == "delayed":
-            time.sleep(self.trouble.delay_s)
-        if kind in ERRORS:
-            self._refuse(*ERRORS[kind])
-        elif kind == "refused":
-            self.close_connection = True
-        else:
-            self._forward(body, kind)
-
-    do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = handle_any  # noqa: N815 - http.server's names
-
-    def _refuse(self, status: int, code: str, message: str) -> None:
-        text = f"<Error><Code>{code}</Code><Message>{message}</Message></Error>".encode()
-        self.send_response_only(status)
-        self.send_header("Content-Type", "application/xml")
-        self.send_header("Content-Length", str(len(text)))
-        self.end_headers()
-        self.wfile.write(b"" if self.command == "HEAD" else text)
-
-    def _forward(self, body: bytes, kind: str) -> None:
-        upstream = http.client.HTTPConnection(self.upstream_host, timeout=30)
-        with contextlib.closing(upstream):
-            upstream.putrequest(self.command, self.path, skip_host=True, skip_accept_encoding=True)
-            for name, value in self.headers.items():
-                upstream.putheader(name, value)
-            upstream.endheaders(body)
-            reply = upstream.getresponse()
-            data = reply.read()
-        if self.trouble.terse and reply.status == 412:
-            data = re.sub(rb"<Condition>.*?</Condition>", b"", data)
-        if kind == "lost" or (kind == "cut" and len(data) < 2):
-            self.close_connection = True
-            return
-        self.send_response_only(reply.status)
-        for name, value in reply.getheaders():
-            if name.lower() not in HOP_BY_HOP | {"content-length"}:
-                self.send_header(name, value)
-        head_size = reply.getheader("Content-Length", "0")
-        self.send_header("Content-Length", head_size if self.command == "HEAD" else str(len(data)))
-        self.end_headers()
-        self.wfile.write(data[: len(data) // 2] if kind == "cut" else data)
-        self.close_connection |= kind == "cut"
+    def _ask(self, method: str, body: object = None) -> Any:  # noqa: ANN401 - JSON
+        connection = http.client.HTTPConnection(urlsplit(self.url).netloc, timeout=60)
+        with contextlib.closing(connection):
+            connection.request(method, CONTROL, json.dumps(body))
+            return json.loads(connection.getresponse().read())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -244,12 +96,12 @@ class Bucket:
     Attributes:
         name: its name.
         server: the S3 server's URL, without trouble.
-        faults: what the proxy does that the environment's endpoint leads to; None without a proxy.
+        faults: of the proxy; the environment leads there only in the fixture `faulty`.
     """
 
     name: str
     server: str
-    faults: Faults | None = None
+    faults: Faults
 
     @property
     def uri(self) -> str:
@@ -259,8 +111,7 @@ class Bucket:
     @property
     def client(self) -> Any:  # noqa: ANN401 - made by botocore at run time
         """A plain botocore client of it, past the proxy."""
-        session = botocore.session.Session()
-        return session.create_client(
+        return botocore.session.Session().create_client(
             "s3",
             "us-east-1",
             endpoint_url=self.server,
@@ -279,35 +130,50 @@ class Bucket:
 
 
 @pytest.fixture(scope="session")
-def s3_url() -> Iterator[str]:
-    """The URL of an S3 server that all tests of the run share."""
-    with s3_server() as url:
-        yield url
+def s3_urls() -> Iterator[tuple[str, str]]:
+    """The URLs of an S3 server and of the proxy before it, which all tests of the run share."""
+    with subprocess.Popen(
+        [sys.executable, "-P", SERVER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        try:
+            moto, proxy = process.stdout.readline().split()
+            yield f"http://127.0.0.1:{moto}", f"http://127.0.0.1:{proxy}"
+        finally:
+            process.stdin.close()
 
 
-@pytest.fixture
-def bucket(s3_url: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Bucket:
+def new_bucket(urls: tuple[str, str], environment: pytest.MonkeyPatch) -> Bucket:
     """A new bucket; the environment leads to it and to nothing else."""
     for name in [name for name in os.environ if name.startswith(("AWS_", "AZURE_", "GOOGLE_"))]:
-        monkeypatch.delenv(name)
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", KEY)
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
-    monkeypatch.setenv("AWS_ENDPOINT_URL", s3_url)
-    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "no-aws-config"))
-    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "no-aws-credentials"))
-    made = Bucket(name=f"bucket-{secrets.token_hex(4)}", server=s3_url)
+        environment.delenv(name)
+    environment.setenv("AWS_ACCESS_KEY_ID", KEY)
+    environment.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
+    environment.setenv("AWS_ENDPOINT_URL", urls[0])
+    environment.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    environment.setenv("AWS_CONFIG_FILE", os.devnull)
+    environment.setenv("AWS_SHARED_CREDENTIALS_FILE", os.devnull)
+    made = Bucket(name=f"bucket-{secrets.token_hex(4)}", server=urls[0], faults=Faults(url=urls[1]))
     with contextlib.closing(made.client) as client:
         client.create_bucket(Bucket=made.name)
     return made
 
 
 @pytest.fixture
+def bucket(s3_urls: tuple[str, str], monkeypatch: pytest.MonkeyPatch) -> Bucket:
+    """A new bucket for one test."""
+    return new_bucket(s3_urls, monkeypatch)
+
+
+@pytest.fixture
 def faulty(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bucket]:
     """The bucket behind a proxy whose `faults` a test sets."""
-    with fault_proxy(bucket.server) as (url, faults):
-        monkeypatch.setenv("AWS_ENDPOINT_URL", url)
-        yield replace(bucket, faults=faults)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", bucket.faults.url)
+    bucket.faults.set()
+    bucket.faults.forget()
+    yield bucket
+    bucket.faults.set(rates={}, denied="")
 
 
 @pytest.fixture(params=["local", "s3"])

@@ -5,13 +5,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import polars as pl
 import pytest
 import safetensors.torch
 import timm
 import torch
 
-from distill.data import Plan, TileSet, prefetched
+from distill.data import held_out_streams, mixed, training_streams
 from distill.errors import DistillError
 from distill.fidelity import Fidelity, combined
 from distill.losses import cosine_loss, match_loss, smooth_l1_loss
@@ -20,7 +19,7 @@ from distill.recipes import RECIPES, make_recipe
 from distill.student import Student
 from distill.targets import Standardiser
 from distill.train import State, learning_rate, measure, student_pixels, train_epoch
-from featurestore import DamageError, Lake, Moments, fit_stats, open_lake
+from featurestore import Lake, Moments, fit_stats, open_lake
 from ingest import load_teacher
 from ingest.ray_extract import extract
 from tests.conftest import TEACHERS
@@ -98,20 +97,6 @@ def test_fidelity_of_truth_and_of_nothing() -> None:
     assert both["cosine"] == pytest.approx((perfect.cosine + ignorant.cosine) / 2, abs=1e-4)
 
 
-def test_every_rank_sees_its_own_share_of_every_step() -> None:
-    def places(rank: int, world: int, epoch: int = 0) -> list[tuple[int, list[int]]]:
-        plan = Plan(sizes=(50, 7), batch_tiles=8, seed=3, rank=rank, world=world)
-        return [(index, which.tolist()) for index, which in plan.epoch(epoch)]
-
-    alone, one, two = places(0, 1), places(0, 2), places(1, 2)
-    assert [index for index, _ in alone] == [index for index, _ in one]
-    merged = [sorted(a + b) for (_, a), (_, b) in zip(one, two, strict=True)]
-    assert merged == [sorted(which) for _, which in alone]
-    assert sorted(w for i, which in alone if i == 1 for w in which) == list(range(7))
-    assert alone == places(0, 1)
-    assert alone != places(0, 1, epoch=1)
-
-
 def test_learning_rate_warms_up_and_ends_at_zero() -> None:
     rates = [learning_rate(SMALL, step, 100) for step in range(100)]
     assert rates[9] == pytest.approx(SMALL.learning_rate)
@@ -143,47 +128,59 @@ def test_recipe_builds_its_student(name: str) -> None:
 # ---------------------------------------------------------------------- with a lake
 
 
-def tiles(lake: Lake, mpp: float = 0.5) -> TileSet:
-    ids = lake.slides().collect()["slide_id"].to_list()
-    return TileSet(lake, ids, mpp=mpp, teachers=TEACHERS, input_px=128)
+def slide_ids(lake: Lake) -> list[str]:
+    return lake.slides().collect()["slide_id"].to_list()
+
+
+def steps_of(lake: Lake, epoch: int, **given: int) -> list[tuple[float, list[int]]]:
+    """(mpp, keys) of every step."""
+    streams = training_streams(lake, SMALL, slide_ids(lake), **given)
+    batches = mixed(streams, epoch=epoch, seed=SMALL.seed)
+    return [(batch.mpp, batch.tile_id.tolist()) for batch in batches]
+
+
+def test_an_epoch_mixes_the_mpps_and_repeats_no_tile(lake: Lake) -> None:
+    steps = steps_of(lake, 0)
+    tiles = lake.info()["tiles"]
+    counts = {mpp: sum(m == mpp for m, _ in steps) for mpp in (0.5, 2.0)}
+    assert counts == {mpp: tiles[str(mpp)] // SMALL.batch_tiles for mpp in counts}
+    assert {len(keys) for _, keys in steps} == {SMALL.batch_tiles}
+    keys = [key for _, part in steps for key in part]
+    assert len(keys) == len(set(keys))
+    assert [m for m, _ in steps] != sorted(m for m, _ in steps)
+    assert steps == steps_of(lake, 0) != steps_of(lake, 1)
+
+
+def test_ranks_share_every_step(lake: Lake) -> None:
+    ranks = [steps_of(lake, 3, rank=rank, world=2) for rank in range(2)]
+    assert [mpp for mpp, _ in ranks[0]] == [mpp for mpp, _ in ranks[1]]
+    keys = [key for steps in ranks for _, part in steps for key in part]
+    assert len(keys) == len(set(keys))
+    assert {len(part) for steps in ranks for _, part in steps} == {SMALL.batch_tiles // 2}
+
+
+def test_too_few_tiles_make_one_small_step(lake: Lake) -> None:
+    recipe = replace(SMALL, batch_tiles=1000)
+    streams = training_streams(lake, recipe, slide_ids(lake))
+    sizes = [[len(batch.tile_id) for batch in stream] for stream in streams]
+    assert sizes == [[tiles] for tiles in lake.info()["tiles"].values()]
 
 
 def test_pixels_and_features_are_of_the_same_tile(lake: Lake) -> None:
-    found = tiles(lake)
-    assert len(found) == lake.info()["tiles"]["0.5"]
-    which = np.random.default_rng(0).permutation(len(found))[:9]
-    batch = found.batch(which)
-    whole = lake.features(TEACHERS[0], mpp=0.5).collect()
+    (stream, _) = training_streams(lake, SMALL, slide_ids(lake))
+    batch = next(iter(stream))
     encoder = load_teacher(lake.store, TEACHERS[0])
-    full = TileSet(lake, lake.slides().collect()["slide_id"].to_list(), mpp=0.5,
-                   teachers=TEACHERS, input_px=256).batch(which)  # fmt: skip
-    for place, key in enumerate(batch.tile_id.tolist()):
-        stored = whole.row(by_predicate=pl.col("tile_id") == key, named=True)[TEACHERS[0]]
-        np.testing.assert_array_equal(batch.features[TEACHERS[0]][place], np.float16(stored))
-        again = encoder(full.pixels[place : place + 1])[0]
-        assert np.corrcoef(again, np.asarray(stored, np.float32))[0, 1] > 0.9999
-
-
-def test_batches_do_not_depend_on_threads(lake: Lake) -> None:
-    found = tiles(lake)
-    order = Plan(sizes=(len(found),), batch_tiles=16, seed=0).epoch(0)
-    one, three = (list(prefetched([found], order, threads=n)) for n in (1, 3))
-    for a, b in zip(one, three, strict=True):
-        np.testing.assert_array_equal(a.tile_id, b.tile_id)
-        np.testing.assert_array_equal(a.pixels, b.pixels)
-
-
-def test_features_of_another_tile_are_noticed(lake: Lake) -> None:
-    found = tiles(lake)
-    found._row = np.roll(found._row, 1)
-    with pytest.raises(DamageError, match="not where its features' row says"):
-        found.batch(np.arange(4))
+    assert batch.pixels is not None
+    again = encoder(batch.pixels[:9])
+    for ours, stored in zip(again, batch.features[TEACHERS[0]].astype(np.float32), strict=False):
+        assert np.corrcoef(ours, stored)[0, 1] > 0.9999
 
 
 def test_flips_keep_every_pixel(lake: Lake) -> None:
-    batch = tiles(lake).batch(np.arange(6))
-    plain = student_pixels(batch)
-    turned = student_pixels(batch, torch.Generator().manual_seed(0))
+    batch = next(iter(held_out_streams(lake, SMALL, slide_ids(lake))[0]))
+    plain = student_pixels(batch, 64)
+    assert plain.shape == (len(batch.tile_id), 3, 64, 64)
+    turned = student_pixels(batch, 64, torch.Generator().manual_seed(0))
     assert not torch.equal(plain, turned)
     torch.testing.assert_close(
         plain.flatten(2).sort(dim=2).values, turned.flatten(2).sort(dim=2).values
@@ -193,34 +190,31 @@ def test_flips_keep_every_pixel(lake: Lake) -> None:
 def test_epoch_in_parts_equals_epochs_in_one_go(lake_copy: Path) -> None:
     """A checkpoint holds all that there is: stopping between two epochs changes nothing."""
     lake = open_lake(lake_copy)
-    sets = [tiles(lake, mpp) for mpp in (0.5, 2.0)]
-    ids = lake.slides().collect()["slide_id"].to_list()
+    ids = slide_ids(lake)
+    streams = training_streams(lake, SMALL, ids)
     norms = {
         (t, mpp): Standardiser.from_moments(fit_stats(lake, t, mpp=mpp, slide_ids=ids))
         for t in TEACHERS
         for mpp in (0.5, 2.0)
     }
-    plan = Plan(sizes=tuple(len(s) for s in sets), batch_tiles=SMALL.batch_tiles, seed=0)
 
     def fresh(seed: int) -> State:
         torch.manual_seed(seed)
-        student = Student(replace(SMALL, input_px=128), dict.fromkeys(TEACHERS, 1280))
+        student = Student(SMALL, dict.fromkeys(TEACHERS, 1280))
         return State(model=student, optimiser=torch.optim.AdamW(student.parameters(), lr=1e-3))
 
     whole = fresh(0)
-    first = train_epoch(whole, SMALL, sets, norms, plan)
+    first = train_epoch(whole, SMALL, streams, norms)
     saved = whole.to_bytes()
-    second = train_epoch(whole, SMALL, sets, norms, plan)
+    second = train_epoch(whole, SMALL, streams, norms)
     resumed = fresh(1)
     resumed.load(saved)
-    again = train_epoch(resumed, SMALL, sets, norms, plan)
+    again = train_epoch(resumed, SMALL, streams, norms)
     assert again == pytest.approx(second, rel=1e-4)
     assert sum(second.values()) < sum(first.values())
-    found = measure(whole.model, sets, norms, TEACHERS)
-    assert {mpp: part.tiles for mpp, part in found[TEACHERS[0]].items()} == {
-        0.5: len(sets[0]),
-        2.0: len(sets[1]),
-    }
+    found = measure(whole.model, SMALL, held_out_streams(lake, SMALL, ids), norms)
+    seen = {str(mpp): part.tiles for mpp, part in found[TEACHERS[0]].items()}
+    assert seen == lake.info()["tiles"]
 
 
 def test_incomplete_teacher_is_refused_before_the_run(filled: Path) -> None:
@@ -260,8 +254,8 @@ def test_student_from_ray_train_to_a_teacher_in_the_lake(lake_copy: Path) -> Non
     assert not extract(str(lake_copy), ["tiny"], mpps=[2.0]).failed
     lake = open_lake(lake_copy)
     bag = lake.bag(held[0], "tiny", mpp=2.0)
-    found = TileSet(lake, [held[0]], mpp=2.0, teachers=["tiny"], input_px=256)
-    pixels = found.batch(np.arange(len(found))).pixels
-    reference = load_teacher(lake.store, "tiny")(pixels)
+    (batch,) = lake.stream("tiny", mpp=2.0, slide_ids=[held[0]], pixels="uint8", shuffle=False)
+    assert batch.pixels is not None
+    reference = load_teacher(lake.store, "tiny")(batch.pixels)
     np.testing.assert_allclose(bag.features, reference, atol=2e-2)
     assert card["dim"] == bag.features.shape[1] == plain.num_features

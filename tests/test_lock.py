@@ -249,11 +249,10 @@ def test_renewed_lease_is_not_taken_over(bucket: Bucket) -> None:
 def test_holder_that_cannot_renew_stops_believing_before_others_take_over(
     faulty: Bucket, caplog: pytest.LogCaptureFixture
 ) -> None:
-    assert faulty.faults is not None
     store = Store(faulty.uri)
     with lock.commit_lock(store) as held:
         held.check()
-        faulty.faults.denied = "^PUT .*commit-000000001$"
+        faulty.faults.set(denied="^PUT .*commit-000000001$")
         begun = time.monotonic()
         while _mine(held):
             time.sleep(0.05)
@@ -277,24 +276,22 @@ def _mine(held: lock.Held) -> bool:
 def test_failing_unlock_does_not_hide_the_error_inside(
     faulty: Bucket, caplog: pytest.LogCaptureFixture
 ) -> None:
-    assert faulty.faults is not None
     store = Store(faulty.uri)
 
     def fail(faults: Faults) -> None:
-        faults.denied = "."
+        faults.set(denied=".")
         raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError), lock.commit_lock(store):
         fail(faulty.faults)
     assert "left to expire: " in caplog.text
-    faulty.faults.denied = ""
+    faulty.faults.set(denied="")
     with lock.commit_lock(store, wait_s=10.0):
         pass
 
 
 @pytest.mark.parametrize("kind", ["slow_down", "internal", "refused", "lost", "cut"])
 def test_lease_outlives_failing_requests(faulty: Bucket, kind: str) -> None:
-    assert faulty.faults is not None
     store = Store(faulty.uri)
     with faulty.faults.at(**{kind: 0.25}):
         for _ in range(2):

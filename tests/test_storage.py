@@ -228,8 +228,7 @@ def test_missing_bucket_is_told_apart_from_missing_files(bucket: Bucket) -> None
 
 
 def test_denied_access_says_what_must_be_allowed(faulty: Bucket) -> None:
-    assert faulty.faults is not None
-    faulty.faults.denied = "."
+    faulty.faults.set(denied=".")
     store = Store(faulty.uri)
     for act in (
         lambda: store.exists("lake.json"),
@@ -264,12 +263,40 @@ def test_server_that_is_not_there_is_named(bucket: Bucket, monkeypatch: pytest.M
 
 
 def test_busy_bucket_says_how_to_go_on(faulty: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert faulty.faults is not None
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
     monkeypatch.setattr(s3fs.S3FileSystem, "retries", 1)
     for kind, says in (("slow_down", "too busy .SlowDown"), ("internal", "failed .InternalError")):
         with faulty.faults.at(**{kind: 1.0}), pytest.raises(LakeError, match=says):
             Store(faulty.uri).write_bytes("lake.json", b"1")
+
+
+def test_trouble_of_the_bucket_is_not_taken_for_damage_of_a_table(
+    faulty: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    store = Store(faulty.uri)
+
+    def asked() -> LakeError | None:
+        with pytest.raises((ValueError, OSError)) as caught:
+            lance.dataset(store.url("t.lance"), storage_options=store.lance_options).to_table()
+        return store.explained(caught.value)
+
+    assert asked() is None  # there is no such table
+    lance.write_dataset(TABLE, store.url("t.lance"), storage_options=store.lance_options)
+    for kind, says in [
+        ("slow_down", "too busy (SlowDown"),
+        ("internal", "failed (InternalError"),
+        ("refused", "can't be reached"),
+        ("cut", "can't be reached"),
+    ]:
+        with faulty.faults.at(**{kind: 1.0}):
+            assert says in str(asked())
+    faulty.faults.set(denied="GET")
+    assert "access is denied" in str(asked())
+    faulty.faults.set(denied="")
+    for file in store.walk("t.lance/data"):
+        store.write_bytes(file.path, b"not a table")
+    assert asked() is None
 
 
 def test_errors_of_other_clouds_are_known_by_their_names() -> None:
@@ -298,14 +325,13 @@ def test_errors_of_other_clouds_are_known_by_their_names() -> None:
 
 def test_own_file_is_known_again_when_the_answer_was_lost(faulty: Bucket) -> None:
     store = Store(faulty.uri)
-    assert faulty.faults is not None
-    faulty.faults.only = "^PUT"
+    faulty.faults.set(only="^PUT")
     with faulty.faults.at(lost=0.6):
         mine = [store.create(f"lock/{n}", f"me {n}".encode()) for n in range(6)]
     assert all(mine)
     assert faulty.faults.done["lost"] > 0
     assert not store.create("lock/0", b"another")
-    faulty.faults.terse = True
+    faulty.faults.set(terse=True)
     assert not store.create("lock/0", b"another")
     assert store.create("lock/0", b"me 0")
     puts = [r for r in faulty.faults.seen if r.method == "PUT"]
@@ -333,7 +359,6 @@ def test_large_creators_race_for_the_end_of_their_upload(bucket: Bucket) -> None
 def test_every_method_outlives_failing_requests(faulty: Bucket, kind: str) -> None:
     store = Store(faulty.uri)
     local = store.scratch("big")
-    assert faulty.faults is not None
     with faulty.faults.at(**{kind: 0.3}):
         store.write_bytes("a/b", b"x" * 100_000)
         assert store.create("c", b"mine")
@@ -355,7 +380,6 @@ def test_every_method_outlives_failing_requests(faulty: Bucket, kind: str) -> No
 def _key_ids(faulty: Bucket, store: Store) -> dict[str, str]:
     """The access keys that both clients sign with, by client."""
     found = {}
-    assert faulty.faults is not None
     for name, act in (
         ("files", lambda: store.exists("x")),
         (
@@ -365,7 +389,7 @@ def _key_ids(faulty: Bucket, store: Store) -> dict[str, str]:
             ),
         ),
     ):
-        faulty.faults.seen.clear()
+        faulty.faults.forget()
         act()
         (found[name],) = {request.key_id for request in faulty.faults.seen}
     return found
@@ -393,7 +417,6 @@ def test_profiles_reach_both_clients(
     store = Store(faulty.uri)
     assert _key_ids(faulty, store) == {"files": "AKIALAB", "tables": "AKIALAB"}
     assert store.lance_options["region"] == "eu-central-1"
-    assert faulty.faults is not None
     assert all("/eu-central-1/" in r.headers["authorization"] for r in faulty.faults.seen)
     monkeypatch.setitem(fsspec.config.conf, "s3", {"profile": "other"})
     assert _key_ids(faulty, Store(faulty.uri)) == {"files": "AKIAOTHER", "tables": "AKIAOTHER"}
@@ -417,7 +440,6 @@ def test_configuration_of_fsspec_reaches_both_clients(
     store = Store(faulty.uri)
     assert _key_ids(faulty, store) == {"files": "AKIACONFIGURED", "tables": "AKIACONFIGURED"}
     store.write_bytes("a", b"1")
-    assert faulty.faults is not None
     sent = [r.headers for r in faulty.faults.seen]
     assert {h["x-amz-security-token"] for h in sent} == {"session-token"}
     assert {h["x-amz-request-payer"] for h in sent} == {"requester"}
@@ -435,8 +457,7 @@ def test_anonymous_requests_are_not_signed_by_either_client(
     lance.write_dataset(TABLE, keys.url("t.lance"), storage_options=keys.lance_options)
     monkeypatch.setitem(fsspec.config.conf, "s3", {"anon": True})
     store = Store(faulty.uri)
-    assert faulty.faults is not None
-    faulty.faults.seen.clear()
+    faulty.faults.forget()
     # moto's buckets are private, as S3's are.
     with pytest.raises(LakeError, match="access is denied"):
         store.read_bytes("a")
@@ -451,7 +472,6 @@ def test_attempts_of_the_environment_are_those_of_both_clients(
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "2")
     store = Store(faulty.uri)
     assert store.lance_options["client_max_retries"] == "1"
-    assert faulty.faults is not None
     with faulty.faults.at(internal=1.0), pytest.raises(LakeError):
         store.read_bytes("x")
     assert len(faulty.faults.seen) == 2
@@ -477,8 +497,7 @@ def test_settings_of_other_clouds_reach_lance(
 
 
 def _asked_by_lance(faulty: Bucket, uri: str) -> Request:
-    assert faulty.faults is not None
-    faulty.faults.seen.clear()
+    faulty.faults.forget()
     options = lance_options(uri.partition(":")[0])
     with pytest.raises(ValueError, match="LanceError"):
         lance.dataset(f"{uri}/t.lance", storage_options={**options, "client_max_retries": "0"})

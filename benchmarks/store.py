@@ -1,0 +1,275 @@
+"""What the store costs and saves: ratios in one run, against peers written on the same data.
+
+    python benchmarks/store.py --rounds 7
+
+Everything is made in a temporary folder from a seed: a lake of 12 slides (lognormal around 6,000
+tiles) with teachers of 768, 1536 and 2560 dims by the real writers, and the peers' files beside it.
+The arms of a row take turns; a ratio is the median over rounds of the ratio inside a round.
+
+Left out of the clock: making the data, importing, opening the lake (once a process) and the first
+round. The page cache is warm for all arms; nothing is on a network.
+"""
+
+import itertools
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import typer
+from store_lake import (
+    MPP,
+    TILE_PX,
+    add_teacher,
+    make_lake,
+    random_features,
+    slide_sizes,
+)
+from store_peers import (
+    Float16Array,
+    decode_all,
+    read_h5,
+    take_h5,
+    write_chunked,
+    write_raw,
+    write_trident,
+)
+from store_report import Line, write_report
+
+from featurestore import Lake
+from featurestore.schema import features_table
+
+DIMS = {"small": 768, "middle": 1536, "large": 2560}
+TEACHERS = list(DIMS)
+MIDDLE = "middle"
+BATCH = 256
+RANDOM_BATCHES = 4
+THREADS = 2
+PIXEL_SLIDES = 2
+
+Work = Callable[[], object]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Data:
+    """What the arms work on.
+
+    Attributes:
+        folder: of the lake and the peers' files.
+        lake: open, warm.
+        features: per teacher, of each slide [N, D].
+    """
+
+    folder: Path
+    lake: Lake
+    features: dict[str, list[Float16Array]]
+
+    @property
+    def tiles(self) -> int:
+        """Of all slides."""
+        return sum(len(values) for values in self.features[MIDDLE])
+
+
+def race(arms: dict[str, Work], rounds: int) -> dict[str, list[float]]:
+    """Seconds of each arm in each round; arms take turns, and a first round warms them."""
+    seconds: dict[str, list[float]] = {name: [] for name in arms}
+    for number in range(rounds + 1):
+        for name, work in arms.items():
+            start = time.perf_counter()
+            work()
+            if number:
+                seconds[name].append(time.perf_counter() - start)
+    return seconds
+
+
+def make_data(folder: Path, *, slides: int, tiles: int, seed: int) -> Data:
+    """A lake with features of all teachers; the first slides have pixels too."""
+    sizes = slide_sizes(slides, tiles, seed)
+    lake = make_lake(folder / "lake", sizes, with_pixels=PIXEL_SLIDES, seed=seed)
+    features = {}
+    for number, (teacher, dim) in enumerate(DIMS.items()):
+        features[teacher] = random_features(sizes, dim, seed + number)
+        add_teacher(lake, teacher, features[teacher])
+    return Data(folder=folder, lake=lake.refreshed(), features=features)
+
+
+def bags(data: Data, rounds: int) -> list[Line]:
+    """All bags of the 1536-d teacher, one after the other."""
+    values = data.features[MIDDLE]
+    h5 = write_trident(data.folder / "trident", values)
+    raw = write_raw(data.folder / "raw", values)
+    names = [f"s{slide:02d}" for slide in range(len(values))]
+    looked_up = data.lake.bags(MIDDLE, mpp=MPP)
+
+    def from_files() -> None:
+        for path, array in zip(raw, values, strict=True):
+            np.fromfile(path, np.float16).reshape(array.shape)
+
+    seconds = race(
+        {
+            "lake.bag": lambda: [data.lake.bag(name, MIDDLE, mpp=MPP) for name in names],
+            "lake.bags": lambda: [looked_up[index] for index in range(len(names))],
+            "h5": lambda: [read_h5(path) for path in h5],
+            "raw": from_files,
+        },
+        rounds,
+    )
+    trident = "TRIDENT's h5 layout (float32, a chunk a row)"
+    lines = [
+        Line.of("lake.bag, look-up of each slide", trident, seconds, ("lake.bag", "h5"), 2.0),
+        Line.of("lake.bags, looked up once", trident, seconds, ("lake.bags", "h5")),
+        Line.of("lake.bag, look-up of each slide", "np.fromfile", seconds, ("lake.bag", "raw")),
+        Line.of("lake.bags, looked up once", "np.fromfile", seconds, ("lake.bags", "raw")),
+    ]
+    return [line.at(values_bytes(values), "MB", 1e-6) for line in lines]
+
+
+def values_bytes(values: Sequence[Float16Array]) -> int:
+    """Bytes of float16 features."""
+    return sum(array.nbytes for array in values)
+
+
+def shuffled(data: Data, rounds: int) -> list[Line]:
+    """Batches of 256 tiles with three teachers; all arms give the same number, in one thread."""
+    h5 = write_chunked(data.folder / "chunked", data.features)
+    sizes = [len(values) for values in data.features[MIDDLE]]
+    slide = np.repeat(np.arange(len(sizes)), sizes)
+    row = np.concatenate([np.arange(size) for size in sizes])
+    rng = np.random.default_rng(0)
+    single = data.lake.stream(
+        TEACHERS, mpp=MPP, batch_tiles=BATCH, block_tiles=1, buffer_tiles=BATCH, threads=1
+    )
+    blocks = data.lake.stream(TEACHERS, mpp=MPP, batch_tiles=BATCH, threads=1)
+    epochs = itertools.count()
+
+    def from_h5() -> None:
+        for _ in range(RANDOM_BATCHES):
+            which = rng.choice(len(slide), BATCH, replace=False)
+            take_h5(h5, TEACHERS, np.stack([slide[which], row[which]], axis=1))
+
+    def one_by_one() -> None:
+        single.set_epoch(next(epochs))
+        for _ in itertools.islice(single, RANDOM_BATCHES):
+            pass
+
+    def whole_epoch() -> None:
+        for _ in blocks:
+            pass
+
+    seconds = race({"single": one_by_one, "blocks": whole_epoch, "h5": from_h5}, rounds)
+    # The stream is timed over its epoch, so that reading ahead is paid for, and told per batch.
+    share = RANDOM_BATCHES / blocks.steps
+    seconds["blocks"] = [share * value for value in seconds["blocks"]]
+    peer = "h5 in chunks of 256 rows, each slide's file opened per batch"
+    told = "256 shuffled tiles x 3 teachers"
+    lines = [
+        Line.of(f"{told}, one by one", peer, seconds, ("single", "h5"), 10.0),
+        Line.of(f"{told}, lake.stream in blocks", peer, seconds, ("blocks", "h5"), 25.0),
+    ]
+    return [line.at(RANDOM_BATCHES * BATCH, "tiles") for line in lines]
+
+
+def add_a_teacher(data: Data, rounds: int) -> list[Line]:
+    """A further 1536-d teacher each round, written, checked, summed and committed."""
+    values = data.features[MIDDLE]
+    number = itertools.count()
+    before = folder_bytes(data.folder / "lake")
+    seconds = race(
+        {
+            "lake": lambda: add_teacher(data.lake, f"more{next(number)}", values),
+            "raw": lambda: write_raw(data.folder / f"raw{next(number)}", values),
+        },
+        rounds,
+    )
+    written = folder_bytes(data.folder / "lake") - before
+    ratio = written / (values_bytes(values) * (rounds + 1))
+    return [
+        Line(
+            what="add a 1536-d teacher: bytes written",
+            peer="its own bytes",
+            ratio=ratio,
+            target=1.01,
+            met=ratio <= 1.01,
+        ),
+        Line.of("add a 1536-d teacher", "ndarray.tofile of the same", seconds, ("lake", "raw")).at(
+            values_bytes(values), "MB", 1e-6
+        ),
+    ]
+
+
+def folder_bytes(folder: Path) -> int:
+    """Bytes of all files in a folder."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def stream_features(data: Data, rounds: int) -> list[Line]:
+    """An epoch of features alone against Lance's own scan of the same columns, batch by batch."""
+    stream = data.lake.stream(TEACHERS, mpp=MPP, batch_tiles=BATCH, threads=THREADS)
+    table = data.lake.table(features_table(MPP))
+
+    def epoch() -> None:
+        for _ in stream:
+            pass
+
+    def scan() -> None:
+        for _ in table.scanner(columns=["tile_id", "x", "y", *TEACHERS]).to_batches():
+            pass
+
+    seconds = race({"stream": epoch, "scan": scan}, rounds)
+    line = Line.of(
+        "lake.stream, features of 3 teachers", "Lance scan", seconds, ("stream", "scan"), 0.7
+    )
+    return [line.at(data.tiles, "tiles")]
+
+
+def stream_pixels(data: Data, rounds: int) -> list[Line]:
+    """An epoch of decoded pixels with one teacher, against decoding alone."""
+    names = [f"s{slide:02d}" for slide in range(PIXEL_SLIDES)]
+    given = {"mpp": MPP, "slide_ids": names, "batch_tiles": BATCH, "threads": THREADS}
+    stream = data.lake.stream(MIDDLE, pixels="uint8", **given)  # type: ignore[arg-type]
+    stored = data.lake.stream(MIDDLE, pixels="jpeg", **given)  # type: ignore[arg-type]
+    jpegs = [jpeg for batch in stored for jpeg in batch.jpeg or ()]
+
+    def epoch() -> None:
+        for _ in stream:
+            pass
+
+    def memory() -> None:
+        decode_all(jpegs, batch=BATCH, threads=THREADS, side_px=TILE_PX)
+
+    seconds = race({"stream": epoch, "memory": memory}, rounds)
+    line = Line.of(
+        "lake.stream, pixels and a teacher",
+        f"simplejpeg from memory, {THREADS} threads too",
+        seconds,
+        ("stream", "memory"),
+        0.8,
+    )
+    return [line.at(len(jpegs), "tiles")]
+
+
+def main(
+    rounds: Annotated[int, typer.Option(help="of each row")] = 7,
+    slides: int = 12,
+    tiles: int = 6000,
+    seed: int = 0,
+    out: Annotated[Path, typer.Option(help="folder of the results")] = Path(__file__).parent
+    / "results",
+) -> None:
+    """Print the table and write it as JSON with what it was measured on."""
+    with tempfile.TemporaryDirectory(prefix="slidelake-bench-") as folder:
+        data = make_data(Path(folder), slides=slides, tiles=tiles, seed=seed)
+        lines = []
+        for part in (bags, shuffled, add_a_teacher, stream_features, stream_pixels):
+            for line in part(data, rounds):
+                typer.echo(line.told())
+                lines.append(line)
+    settings = {"rounds": rounds, "slides": slides, "tiles": data.tiles, "dims": DIMS, "seed": seed}
+    typer.echo(f"-> {write_report(out, lines, {**settings, 'threads': THREADS})}")
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,116 @@
+"""Lines of a benchmark: how much faster than a peer, and on what it was measured."""
+
+import datetime as dt
+import json
+import os
+import platform
+import statistics
+import subprocess
+from dataclasses import asdict, dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Self
+
+PACKAGES = ("pylance", "pyarrow", "polars", "numpy", "torch", "h5py", "simplejpeg")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Line:
+    """One arm against another.
+
+    Attributes:
+        what: our arm.
+        peer: the other.
+        ratio: the peer's time over ours, median over rounds (for bytes: written over new).
+        target: what the ratio should reach, or None if it is only told.
+        met: whether it does.
+        rate: of our arm.
+        ratios: of each round.
+        seconds: medians of ours and the peer's.
+    """
+
+    what: str
+    peer: str
+    ratio: float
+    target: float | None = None
+    met: bool | None = None
+    rate: str = ""
+    ratios: tuple[float, ...] = ()
+    seconds: tuple[float, float] | None = None
+
+    @classmethod
+    def of(
+        cls,
+        what: str,
+        peer: str,
+        seconds: dict[str, list[float]],
+        arms: tuple[str, str],
+        target: float | None = None,
+    ) -> Self:
+        """A line from the times of two arms in the same rounds."""
+        ours, theirs = (seconds[arm] for arm in arms)
+        ratios = tuple(round(b / a, 3) for a, b in zip(ours, theirs, strict=True))
+        ratio = statistics.median(ratios)
+        return cls(
+            what=what,
+            peer=peer,
+            ratio=ratio,
+            target=target,
+            met=None if target is None else ratio >= target,
+            ratios=ratios,
+            seconds=(statistics.median(ours), statistics.median(theirs)),
+        )
+
+    def at(self, amount: float, unit: str, scale: float = 1.0) -> Self:
+        """The line with our arm's rate, for so much in a round."""
+        if self.seconds is None:
+            return self
+        return replace(self, rate=f"{amount * scale / self.seconds[0]:,.0f} {unit}/s")
+
+    def told(self) -> str:
+        """The line for people."""
+        asked = (
+            "" if self.target is None else f"(asked {self.target:g}: {'yes' if self.met else 'NO'})"
+        )
+        spread = f"{min(self.ratios):.2f}-{max(self.ratios):.2f}" if self.ratios else ""
+        return f"{self.ratio:8.3f} x {spread:13} {self.what} / {self.peer}  {self.rate} {asked}"
+
+
+def write_report(folder: Path, lines: list[Line], settings: dict[str, Any]) -> Path:
+    """Write a table with the date, machine, versions and commit; the file is named after them."""
+    now = dt.datetime.now(dt.UTC)
+    machine = {
+        "cpu": _cpu(),
+        "cores": os.cpu_count(),
+        "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9, 1),
+        "system": platform.platform(),
+        "load_at_end": os.getloadavg()[0],
+    }
+    report = {
+        "date": now.isoformat(timespec="seconds"),
+        "machine": machine,
+        "commit": _commit(),
+        "versions": {"python": platform.python_version(), **{p: version(p) for p in PACKAGES}},
+        "settings": settings,
+        "lines": [asdict(line) for line in lines],
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"store-{machine['cores']}cpu-{now:%Y-%m-%d}.json"
+    path.write_text(json.dumps(report, indent=1) + "\n")
+    return path
+
+
+def _cpu() -> str:
+    info = Path("/proc/cpuinfo")
+    names = info.read_text().split("model name\t: ")[1:] if info.exists() else []
+    return names[0].partition("\n")[0] if names else platform.processor()
+
+
+def _commit() -> str:
+    def git(*args: str) -> str:
+        command = ["git", "-C", str(Path(__file__).parent), *args]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    return git("rev-parse", "--short", "HEAD") + (
+        "+changes" if git("status", "--short", "featurestore", "benchmarks") else ""
+    )

@@ -1,0 +1,182 @@
+"""S3 on loopback (moto) and a proxy before it that makes trouble; a process of its own.
+
+It must be another process than the tests': some calls of Lance keep the interpreter's lock while
+they wait for an answer, so a server in a thread beside them could never give it. Run as
+`python tests/s3_server.py`; it prints the ports of both, and ends when its stdin is closed.
+"""
+
+import contextlib
+import http.client
+import json
+import random
+import re
+import sys
+import threading
+import time
+from collections.abc import Iterable
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+HOP_BY_HOP = {"connection", "transfer-encoding", "keep-alive", "server", "date", "content-length"}
+KINDS = ("slow_down", "internal", "refused", "lost", "cut", "delayed")
+ERRORS = {
+    "slow_down": (503, "SlowDown", "Please reduce your request rate."),
+    "internal": (500, "InternalError", "We encountered an internal error. Please try again."),
+    "denied": (403, "AccessDenied", "Access Denied"),
+}
+CONTROL = "/-/faults"
+SETTINGS: dict[str, Any] = {
+    "rates": {},
+    "only": "",
+    "denied": "",
+    "terse": False,
+    "delay_s": 0.05,
+    "seed": 0,
+}
+
+
+def moto_server() -> Any:  # noqa: ANN401 - werkzeug's server
+    """moto's S3. It looks whether a key is there and writes it in two steps, so that two
+    conditional writes could both win; S3 decides one after the other, and so does this.
+    """
+    from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
+    from werkzeug.serving import WSGIRequestHandler, make_server
+
+    class Quiet(WSGIRequestHandler):
+        def log_request(self, *_: object) -> None:
+            pass
+
+    app = DomainDispatcherApplication(create_backend_app)
+    one_write = threading.Lock()
+
+    def in_turn(environ: dict[str, Any], start: Any) -> Iterable[bytes]:  # noqa: ANN401 - WSGI
+        reads = environ["REQUEST_METHOD"] in {"GET", "HEAD"}
+        with contextlib.nullcontext() if reads else one_write:
+            return list(app(environ, start))
+
+    return make_server("127.0.0.1", 0, in_turn, threaded=True, request_handler=Quiet)
+
+
+class Trouble:
+    """Draws the trouble of each request from a seeded schedule, and keeps a list of all."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.seen: list[tuple[str, str, dict[str, str], str]] = []
+        self.set({})
+
+    def set(self, given: dict[str, Any]) -> None:
+        """Begin anew with these settings."""
+        with self.lock:
+            self.settings = {**SETTINGS, **given}
+            self._random = random.Random(self.settings["seed"])
+
+    def next(self, method: str, target: str, headers: dict[str, str]) -> str:
+        """Note a request and draw its trouble, "" for none."""
+        with self.lock:
+            line, rates = f"{method} {target}", self.settings["rates"]
+            kinds = [kind for kind in KINDS if rates.get(kind)]
+            weights = [rates[kind] for kind in kinds]
+            draw = ""
+            if kinds and re.search(self.settings["only"], line):
+                draw = self._random.choices([*kinds, ""], [*weights, max(0, 1 - sum(weights))])[0]
+            if self.settings["denied"] and re.search(self.settings["denied"], line):
+                draw = "denied"
+            self.seen.append((method, target, headers, draw))
+            return draw
+
+
+class Server(ThreadingHTTPServer):
+    """Where the clients' requests come in."""
+
+    daemon_threads = True
+    block_on_close = False
+    request_queue_size = 128
+
+    def handle_error(self, *_: object) -> None:
+        """A client that hangs up is none of the server's business."""
+
+
+class Handler(BaseHTTPRequestHandler):
+    """One connection of a client. `upstream` and `trouble` are set before it is used."""
+
+    protocol_version = "HTTP/1.1"
+    timeout = 60
+    upstream = ("", 0)
+    trouble: Trouble
+
+    def log_message(self, *_: object) -> None:
+        """Nothing is printed."""
+
+    def handle_any(self) -> None:
+        body = self.rfile.read(int(self.headers.get("content-length") or 0))
+        if self.path == CONTROL:
+            self._control(body)
+            return
+        headers = {name.lower(): value for name, value in self.headers.items()}
+        kind = self.trouble.next(self.command, self.path, headers)
+        if kind == "delayed":
+            time.sleep(self.trouble.settings["delay_s"])
+        if kind in ERRORS:
+            status, code, message = ERRORS[kind]
+            text = f"<Error><Code>{code}</Code><Message>{message}</Message></Error>"
+            self._answer(status, {"Content-Type": "application/xml"}, text.encode())
+        elif kind == "refused":
+            self.close_connection = True
+        else:
+            self._forward(body, kind)
+
+    do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = handle_any  # noqa: N815 - http.server's names
+
+    def _control(self, body: bytes) -> None:
+        if self.command == "PUT":
+            self.trouble.set(json.loads(body))
+        if self.command == "DELETE":
+            self.trouble.seen.clear()
+        with self.trouble.lock:
+            text = json.dumps(self.trouble.seen)
+        self._answer(200, {}, text.encode())
+
+    def _answer(self, status: int, headers: dict[str, str], data: bytes, length: str = "") -> None:
+        self.send_response_only(status)
+        for name, value in headers.items():
+            self.send_header(name, value)
+        self.send_header("Content-Length", length or str(len(data)))
+        self.end_headers()
+        self.wfile.write(b"" if self.command == "HEAD" else data)
+
+    def _forward(self, body: bytes, kind: str) -> None:
+        with contextlib.closing(http.client.HTTPConnection(*self.upstream, timeout=60)) as s3:
+            s3.putrequest(self.command, self.path, skip_host=True, skip_accept_encoding=True)
+            for name, value in self.headers.items():
+                if name.lower() != "expect":
+                    s3.putheader(name, value)
+            s3.endheaders(body)
+            reply = s3.getresponse()
+            data = reply.read()
+        if self.trouble.settings["terse"] and reply.status == http.HTTPStatus.PRECONDITION_FAILED:
+            data = re.sub(rb"<Condition>.*?</Condition>", b"", data)
+        self.close_connection |= kind in {"lost", "cut"}
+        if kind == "lost" or (kind == "cut" and len(data) < 2):
+            return
+        headers = {k: v for k, v in reply.getheaders() if k.lower() not in HOP_BY_HOP}
+        asked = reply.getheader("Content-Length", "0") if self.command == "HEAD" else ""
+        whole = asked or str(len(data))
+        self._answer(
+            reply.status, headers, data[: len(data) // 2] if kind == "cut" else data, whole
+        )
+
+
+def main() -> None:
+    """Serve until stdin is closed."""
+    moto = moto_server()
+    Handler.upstream, Handler.trouble = ("127.0.0.1", moto.server_port), Trouble()
+    proxy = Server(("127.0.0.1", 0), Handler)
+    for server in (moto, proxy):
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+    print(moto.server_port, proxy.server_port, flush=True)
+    sys.stdin.read()
+
+
+if __name__ == "__main__":
+    main()

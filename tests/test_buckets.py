@@ -1,0 +1,298 @@
+"""A lake in a bucket is the lake it would be in a folder, whatever the bucket does meanwhile."""
+
+import contextlib
+import logging
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import polars as pl
+import pytest
+from polars.testing import assert_frame_equal
+
+from featurestore import (
+    BucketError,
+    Lake,
+    LakeConfig,
+    LakeError,
+    LakeMissingError,
+    ShardReader,
+    Store,
+    create_lake,
+    fit_stats,
+    lock,
+    open_lake,
+    query,
+    read_stats,
+    vacuum,
+    verify,
+)
+from ingest.errors import SlideError
+from ingest.sources import fingerprint, resolve
+from tests.conftest import REAL_SLIDE, ROOT
+from tests.s3 import SECRET, Bucket, new_bucket
+from tests.small_lake import add_slides, add_teacher, contents
+
+CONFIG = LakeConfig(mpps=(0.5, 2.0))
+T = TypeVar("T")
+SLIDES = {"a": 5, "b": 3, "c": 4}
+WORKER = f"""
+import sys
+from featurestore import create_lake, LakeConfig, lock
+from tests.small_lake import add_slides, add_teacher
+lock.LEASE_S, lock.POLL_S[False] = 2.0, 0.2
+print("started", flush=True)
+add_teacher(add_slides(create_lake(sys.argv[1], {CONFIG}), {SLIDES}), "t")
+"""
+
+
+def begun(uri: str) -> Lake:
+    """A lake of three slides and a teacher, as `WORKER` makes it; what is there stays."""
+    return add_teacher(add_slides(create_lake(uri, CONFIG), SLIDES), "t")
+
+
+def filled(uri: str) -> Lake:
+    """The same, then a slide scanned again, its features, and statistics of the other two."""
+    lake = add_slides(begun(uri), {"b": 7}, mark="again")
+    lake = add_teacher(lake, "t")
+    fit_stats(lake, "t", mpp=0.5, slide_ids=["a", "c"])
+    return lake
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leases of two seconds, looked at five times a second."""
+    monkeypatch.setattr(lock, "LEASE_S", 2.0)
+    monkeypatch.setattr(lock, "POLL_S", {True: 0.05, False: 0.2})
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Lake:
+    """The lake of `filled` in a folder. Not to be changed."""
+    return filled(str(tmp_path_factory.mktemp("local") / "lake"))
+
+
+@pytest.fixture(scope="module")
+def shared(s3_urls: tuple[str, str]) -> Iterator[Bucket]:
+    """A bucket with the lake of `filled`. Not to be changed."""
+    with pytest.MonkeyPatch.context() as environment:
+        bucket = new_bucket(s3_urls, environment)
+        filled(bucket.uri)
+        yield bucket
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
+    """What the lake of `begun` holds."""
+    return contents(begun(str(tmp_path_factory.mktemp("whole") / "lake")))
+
+
+# ---------------------------------------------------------------------- the same as in a folder
+
+
+def test_lake_in_a_bucket_is_the_lake_in_a_folder(shared: Bucket, folder: Lake) -> None:
+    there = open_lake(shared.uri)
+    assert contents(there) == contents(folder)
+    assert {**there.info(), "lake": ""} == {**folder.info(), "lake": ""}
+    for slide_id in "abc":
+        one, other = (lake.bag(slide_id, "t", mpp=2.0) for lake in (there, folder))
+        np.testing.assert_array_equal(one.features, other.features)
+        np.testing.assert_array_equal(one.tile_id, other.tile_id)
+    assert verify(there).ok
+
+
+def test_questions_to_a_bucket_are_answered_as_to_a_folder(shared: Bucket, folder: Lake) -> None:
+    there = open_lake(shared.uri)
+    sql = "SELECT slide_id, COUNT(*) AS n FROM tiles_mpp2_0 GROUP BY slide_id ORDER BY slide_id"
+    assert_frame_equal(query(there, sql), query(folder, sql))
+    asked = []
+    for lake in (there, folder):
+        frame = lake.features("t", mpp=0.5)
+        here = pl.col("slide_id") == "b"
+        asked.append(
+            [
+                frame.sort("tile_id"),
+                frame.filter(here).select("x", "t").sort("x"),
+                frame.filter(pl.col("x") > 256).select("tile_id").sort("tile_id").head(3),
+            ]
+        )
+    for one, other in zip(*asked, strict=True):
+        assert_frame_equal(one.collect(), other.collect())
+
+
+def test_files_in_a_bucket_are_byte_for_byte_those_of_a_folder(
+    shared: Bucket, folder: Lake
+) -> None:
+    prefix = shared.uri.partition(f"{shared.name}/")[2]
+    objects = {key.removeprefix(f"{prefix}/"): data for key, data in shared.objects().items()}
+    local = {file.path: folder.read_bytes(file.path) for file in folder.store.walk()}
+    ours = [path for path in local if path.startswith(("tiles/", "stats/", "lake.json"))]
+    assert len(ours) > 10
+    assert {path: objects[path] for path in ours} == {path: local[path] for path in ours}
+    shard = folder.tiles_of(mpp=0.5).row(0, named=True)["shard"]
+    store = open_lake(shared.uri).store
+    with ShardReader(store, shard) as one, ShardReader(folder.store, shard) as other:
+        assert dict(one) == dict(other)
+        assert one.jpegs(one.tile_id[1:]) == other.jpegs(other.tile_id[1:])
+
+
+def test_old_versions_and_statistics_are_read_from_a_bucket(shared: Bucket, folder: Lake) -> None:
+    newest = open_lake(shared.uri)
+    assert newest.version == folder.version
+    for version in (3, folder.version - 2):
+        old, same = (open_lake(lake.uri, version=version) for lake in (newest, folder))
+        assert contents(old) == contents(same) != contents(folder)
+    for lake in (newest, folder):
+        found = read_stats(lake, "t", mpp=0.5, slide_ids=["a", "c"])
+        assert found is not None
+        assert found.n == 9
+    with pytest.raises(LakeError, match="no version 99"):
+        open_lake(shared.uri, version=99)
+
+
+def test_missing_lakes_and_buckets_are_told_apart(shared: Bucket) -> None:
+    with pytest.raises(LakeMissingError, match="does not exist"):
+        open_lake(f"s3://{shared.name}/nowhere")
+    with pytest.raises(LakeMissingError, match="is not a lake"):
+        open_lake(shared.uri.rpartition("/")[0])
+    for make in (open_lake, lambda uri: create_lake(uri, CONFIG)):
+        with pytest.raises(LakeMissingError, match="there is no bucket 'never-made'"):
+            make("s3://never-made/lake")
+
+
+def test_vacuum_of_a_bucket_takes_what_no_version_names(bucket: Bucket) -> None:
+    lake = begun(bucket.uri)
+    before = contents(lake)
+    stray = "tiles/mpp0.5/999999-killed.tar"
+    lake.store.write_bytes(stray, b"1")
+    with (
+        lock.writer_lease(lake.store, "ingest"),
+        pytest.raises(LakeError, match="in use by ingest"),
+    ):
+        vacuum(lake)
+    assert vacuum(lake, keep=1).files > 0
+    assert not lake.store.exists(stray)
+    assert contents(lake.refreshed()) == before
+    assert verify(lake.refreshed()).ok
+
+
+# ---------------------------------------------------------------------- trouble
+
+
+def _worker(uri: str) -> "subprocess.Popen[str]":
+    return subprocess.Popen(
+        [sys.executable, "-c", WORKER, uri],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def test_two_processes_at_once_end_with_each_slide_once(
+    bucket: Bucket, undisturbed: dict[str, object]
+) -> None:
+    workers = [_worker(bucket.uri) for _ in range(2)]
+    for worker in workers:
+        _, errors = worker.communicate(timeout=180)
+        assert worker.returncode == 0, errors
+    lake = open_lake(bucket.uri)
+    assert contents(lake) == undisturbed
+    assert verify(lake).ok
+
+
+def test_killed_processes_are_followed_and_it_ends_the_same(
+    bucket: Bucket, undisturbed: dict[str, object]
+) -> None:
+    chance, hit = random.Random(5), 0
+    for _ in range(2):
+        with _worker(bucket.uri) as worker:
+            assert worker.stdout is not None
+            assert worker.stdout.readline() == "started\n"
+            time.sleep(chance.uniform(0.3, 2.0))
+            hit += worker.poll() is None
+            worker.send_signal(signal.SIGKILL)
+    assert hit > 0
+    lake = begun(bucket.uri)
+    assert contents(lake) == undisturbed
+    assert verify(lake).ok
+
+
+def test_failing_requests_change_nothing_and_show_no_key(
+    faulty: Bucket,
+    undisturbed: dict[str, object],
+    caplog: pytest.LogCaptureFixture,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """One request in four fails, in every way that requests do."""
+    monkeypatch.setattr(lock, "LEASE_S", 20.0)  # repeated requests outlast one of two seconds
+    caplog.set_level(logging.DEBUG)
+    kinds = ("slow_down", "internal", "refused", "lost", "cut")
+    with faulty.faults.at(**dict.fromkeys(kinds, 0.05)):
+        lake = _again(lambda: begun(faulty.uri), faulty)
+        assert _again(lambda: contents(lake), faulty) == undisturbed
+        assert _again(lambda: verify(lake), faulty).damage == []
+    done = faulty.faults.done
+    assert all(done[kind] > 5 for kind in kinds), done
+    faulty.faults.set(denied=".")
+    with pytest.raises(LakeError, match="access is denied") as caught:
+        open_lake(faulty.uri)
+    faulty.faults.set(denied="")
+    assert verify(open_lake(faulty.uri)).ok
+    printed = capfd.readouterr()
+    assert len(caplog.records) > 1000  # botocore tells every request
+    causes = [repr(error) for error in _chain(caught.value)]
+    for text in (caplog.text, printed.out, printed.err, repr(lake.store), *causes):
+        assert SECRET not in text
+    assert not [key for key, data in faulty.objects().items() if SECRET.encode() in data]
+
+
+def _again(work: Callable[[], T], bucket: Bucket) -> T:
+    """What `work` gives; as a job is run again, after trouble that was the bucket's."""
+    for _ in range(5):
+        try:
+            return work()
+        except BucketError:
+            continue
+        except (ValueError, OSError) as error:
+            # Lance asks but three times for a listing that ends in its middle.
+            if Store(bucket.uri).explained(error) is None:
+                raise
+    return work()
+
+
+def _chain(error: BaseException | None) -> list[BaseException]:
+    return [error, *_chain(error.__cause__ or error.__context__)] if error else []
+
+
+# ---------------------------------------------------------------------- slides in a bucket
+
+
+def test_slides_in_a_bucket_are_found_and_known(bucket: Bucket, tmp_path: Path) -> None:
+    names = ["cohort one/a.svs", "cohort one/deep/b.svs", "cohort one/notes.txt", "c.svs"]
+    local = tmp_path / "slides"
+    for name in names:
+        (local / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(REAL_SLIDE, local / name)
+    with contextlib.closing(bucket.client) as client:
+        for name in names:
+            client.put_object(Bucket=bucket.name, Key=name, Body=(local / name).read_bytes())
+    root = f"s3://{bucket.name}"
+    for asked in ("", "/cohort one", "/cohort one/*.svs", "/**/*.svs", "/c.svs"):
+        there, here = resolve([f"{root}{asked}"]), resolve([f"{local}{asked}"])
+        assert [(s.slide_id, s.uri.removeprefix(root)) for s in there] == [
+            (s.slide_id, s.uri.removeprefix(str(local))) for s in here
+        ]
+    assert fingerprint(f"{root}/c.svs") == fingerprint(str(local / "c.svs"))
+    with pytest.raises(SlideError, match="does not exist"):
+        fingerprint(f"{root}/d.svs")
+    with pytest.raises(SlideError, match="is a folder"):
+        fingerprint(f"{root}/cohort one")
