@@ -1,169 +1,75 @@
-"""Tiles with cached features, in a shuffled order that depends on seed and epoch alone.
+"""Tiles with cached features for the training loop: a stream per mpp, taken in turns."""
 
-JPEGs are read by position and decoded in threads, one batch ahead of the training step; features
-come by row from Lance and are joined by key: a row whose key is not the tile's is an error.
-"""
-
+import contextlib
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
-from functools import lru_cache
 
 import numpy as np
-import numpy.typing as npt
 
-from featurestore import DamageError, Lake, ShardReader, matrix
-from featurestore.schema import features_table
-from ingest.cards import Interpolation
-from ingest.encoder import decode, resized
+from distill.recipes import Recipe
+from featurestore import Lake, TileBatch
+from featurestore.stream import Stream
 
-INTERPOLATION: Interpolation = "bicubic"
-
-Int64Array = npt.NDArray[np.int64]
+BLOCK_TILES = 16
+BUFFER_TILES = 2048
+MEASURE_TILES = 64
 
 
-@dataclass(frozen=True, kw_only=True)
-class TileBatch:
-    """Tiles of one mpp.
+def training_streams(
+    lake: Lake, recipe: Recipe, slide_ids: Sequence[str], *, rank: int = 0, world: int = 1
+) -> list[Stream]:
+    """One rank's shuffled tiles at each mpp where the slides have any.
 
-    Attributes:
-        mpp: of all tiles in the batch.
-        tile_id: [B].
-        pixels: uint8 RGB [B, H, W, 3].
-        features: raw float16 [B, D] per teacher.
+    Steps are whole: tiles that fill none are left to another epoch. An mpp with too few tiles for
+    one step makes a small one of all.
     """
+    streams = []
+    for mpp in recipe.mpps_of(lake.config.mpps):
+        tiles = int(lake.tiles_of(mpp=mpp, slide_ids=slide_ids)["tiles"].sum())
+        batch = max(1, recipe.batch_tiles // world)
+        block = max(1, min(BLOCK_TILES, tiles // (8 * world)))
+        whole = tiles >= world * (batch + block)
+        if tiles:
+            stream = lake.stream(
+                recipe.teachers,
+                mpp=mpp,
+                slide_ids=slide_ids,
+                pixels="uint8",
+                batch_tiles=batch if whole else tiles // world + block,
+                block_tiles=block,
+                buffer_tiles=BUFFER_TILES,
+                seed=recipe.seed,
+                rank=rank,
+                world=world,
+                drop_last=whole,
+            )
+            streams.append(stream)
+    return streams
 
-    mpp: float
-    tile_id: Int64Array
-    pixels: npt.NDArray[np.uint8]
-    features: dict[str, npt.NDArray[np.float16]]
 
-
-class TileSet:
-    """The tiles of named slides at one mpp, with features of some teachers.
-
-    Args:
-        lake: read at its own version.
-        slide_ids: whose tiles.
-        mpp: of the tiles.
-        teachers: whose features come with them.
-        input_px: side that tiles are decoded to.
-    """
-
-    def __init__(
-        self,
-        lake: Lake,
-        slide_ids: Sequence[str],
-        *,
-        mpp: float,
-        teachers: Sequence[str],
-        input_px: int,
-    ) -> None:
-        self._lake, self.mpp, self._teachers = lake, lake.known_mpp(mpp), list(teachers)
-        self._input_px = input_px
-        self._table = lake.table(features_table(self.mpp))
-        rows = lake.tiles_of(mpp=mpp).sort("slide")
-        self._slides = [
-            row for row in rows.iter_rows(named=True) if row["slide_id"] in set(slide_ids)
-        ]
-        counts = [row["tiles"] for row in self._slides]
-        # Which slide each tile is of, and where its row is: two integers a tile in memory.
-        self._slide_at = np.repeat(np.arange(len(counts)), counts)
-        self._position = np.concatenate([np.arange(n) for n in counts] or [np.arange(0)])
-        starts = self._fragment_starts()
-        first = np.array([starts[r["fragment"]] + r["row_start"] for r in self._slides], np.int64)
-        self._row = first[self._slide_at] + self._position if counts else first
-        self._shard = lru_cache(maxsize=64)(self._open)
-
-    def __len__(self) -> int:
-        return len(self._row)
-
-    def _fragment_starts(self) -> dict[int, int]:
-        fragments = self._table.get_fragments()
-        ends = np.cumsum([0, *(fragment.physical_rows for fragment in fragments)])
-        return {f.fragment_id: int(end) for f, end in zip(fragments, ends, strict=False)} | {-1: 0}
-
-    def _open(self, slide: int) -> ShardReader:
-        return ShardReader(self._lake.store, self._slides[slide]["shard"])
-
-    def batch(self, which: Int64Array) -> TileBatch:
-        """The tiles at the given places (0 to len - 1), in that order.
-
-        Raises:
-            DamageError: pixels and features of a place are not of the same tile.
-        """
-        tile_id, features = self._features(which)
-        keys = zip(which.tolist(), tile_id.tolist(), strict=True)
-        tiles = np.stack([decode(self._jpeg(place, key)) for place, key in keys])
-        # Resized just as `extract` will do it when the student is run.
-        pixels = resized(tiles, self._input_px, INTERPOLATION)
-        return TileBatch(mpp=self.mpp, tile_id=tile_id, pixels=pixels, features=features)
-
-    def _features(self, which: Int64Array) -> tuple[Int64Array, dict[str, npt.NDArray[np.float16]]]:
-        order = np.argsort(self._row[which])
-        back = np.argsort(order)
-        table = self._table.take(
-            self._row[which][order].tolist(), columns=["tile_id", *self._teachers]
+def held_out_streams(lake: Lake, recipe: Recipe, slide_ids: Sequence[str]) -> list[Stream]:
+    """All tiles at each mpp where the slides have any, in their own order."""
+    return [
+        lake.stream(
+            recipe.teachers,
+            mpp=mpp,
+            slide_ids=slide_ids,
+            pixels="uint8",
+            batch_tiles=MEASURE_TILES,
+            buffer_tiles=BUFFER_TILES,
+            shuffle=False,
         )
-        features = {name: matrix(table[name])[back] for name in self._teachers}
-        return table["tile_id"].to_numpy()[back], features
-
-    def _jpeg(self, place: int, tile_id: int) -> bytes:
-        shard = self._shard(int(self._slide_at[place]))
-        position = int(self._position[place])
-        if shard.tile_id[position] != tile_id:
-            msg = f"shard {shard.path}: tile {tile_id} is not where its features' row says"
-            raise DamageError(msg)
-        return shard.jpeg(position)
+        for mpp in recipe.mpps_of(lake.config.mpps)
+        if lake.tiles_of(mpp=mpp, slide_ids=slide_ids)["tiles"].sum()
+    ]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Plan:
-    """Which tiles every step of every epoch sees, for one rank of several.
-
-    Args:
-        sizes: tiles in each tile set.
-        batch_tiles: tiles in a step over all ranks.
-        seed: another seed gives another order.
-        rank: of this worker.
-        world: number of workers.
-    """
-
-    sizes: tuple[int, ...]
-    batch_tiles: int
-    seed: int
-    rank: int = 0
-    world: int = 1
-
-    @property
-    def steps(self) -> int:
-        """Steps in an epoch."""
-        return sum(max(1, size // self.batch_tiles) for size in self.sizes if size)
-
-    def epoch(self, number: int) -> list[tuple[int, Int64Array]]:
-        """(tile set, places in it) of this rank's part of each step of an epoch."""
-        rng = np.random.default_rng([self.seed, number])
+def mixed(streams: Sequence[Stream], *, epoch: int, seed: int) -> Iterator[TileBatch]:
+    """An epoch of all streams, their batches in an order that all ranks share."""
+    order = np.repeat(np.arange(len(streams)), [stream.steps for stream in streams])
+    with contextlib.ExitStack() as stack:
         batches = []
-        for index, size in enumerate(self.sizes):
-            order = rng.permutation(size)
-            for start in range(
-                0, max(1, size // self.batch_tiles) * self.batch_tiles, self.batch_tiles
-            ):
-                whole = order[start : start + self.batch_tiles]
-                batches.append((index, whole[self.rank :: self.world]))
-        picked = rng.permutation(len(batches))
-        return [batches[i] for i in picked if len(batches[i][1])]
-
-
-def prefetched(
-    sets: Sequence[TileSet], batches: Sequence[tuple[int, Int64Array]], *, threads: int = 2
-) -> Iterator[TileBatch]:
-    """Batches in order, made ahead in threads (never in forked processes: Lance would hang)."""
-    with ThreadPoolExecutor(threads) as pool:
-        waiting: list[Future[TileBatch]] = []
-        for index, which in batches:
-            waiting.append(pool.submit(sets[index].batch, which))
-            if len(waiting) > threads:
-                yield waiting.pop(0).result()
-        for future in waiting:
-            yield future.result()
+        for stream in streams:
+            stream.set_epoch(epoch)
+            batches.append(stack.enter_context(contextlib.closing(iter(stream))))
+        for index in np.random.default_rng([seed, epoch]).permutation(order):
+            yield next(batches[index])

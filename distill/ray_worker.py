@@ -3,9 +3,11 @@
 Apart from `distill.ray_train`, so that the driver does not import timm (10 s) to start it.
 """
 
+import itertools
 import os
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ import torch
 from ray.train.torch import prepare_model
 from safetensors.torch import save
 
-from distill.data import Plan, TileSet
+from distill.data import held_out_streams, training_streams
 from distill.errors import DistillError
 from distill.fidelity import combined
 from distill.recipes import Recipe
@@ -37,29 +39,24 @@ def work(config: Config) -> None:
     torch.set_num_threads(config["threads"])
     torch.manual_seed(recipe.seed)
     lake = open_lake(config["lake"], version=config["lake_version"])
-    sets, held, norms = _data(lake, config, recipe)
-    student = Student(recipe, {t: lake.teachers(mpp=sets[0].mpp)[t] for t in recipe.teachers})
+    streams = training_streams(lake, recipe, config["train"], rank=rank, world=world)
+    norms = _norms(lake, config, recipe, [stream.mpp for stream in streams])
+    student = Student(recipe, {t: lake.teachers(mpp=streams[0].mpp)[t] for t in recipe.teachers})
     student.to(memory_format=torch.channels_last)
     state = _resumed(student, recipe)
     model = prepare_model(student) if world > 1 else student
     state.model = model
-    plan = Plan(
-        sizes=tuple(len(tiles) for tiles in sets),
-        batch_tiles=recipe.batch_tiles,
-        seed=recipe.seed,
-        rank=rank,
-        world=world,
-    )
     started = time.perf_counter()
     while state.epoch < recipe.epochs:
-        loss = train_epoch(state, recipe, sets, norms, plan)
+        loss = train_epoch(state, recipe, streams, norms)
         state.history.append({"epoch": state.epoch, "step": state.step, "loss": loss})
         state.model = student
         _checkpoint(state, lake, config["run"], rank)
         state.model = model
     if rank == 0:
         seconds = time.perf_counter() - started
-        found = measure(student, held, norms, recipe.teachers)
+        held = held_out_streams(lake, recipe, config["held_out"])
+        found = measure(student, recipe, held, norms)
         _write_student(lake, config, student, state, found, seconds)
 
 
@@ -70,23 +67,15 @@ def _recipe_of(config: Config) -> Recipe:
     )
 
 
-def _data(lake: Lake, config: Config, recipe: Recipe) -> tuple[list[TileSet], list[TileSet], Norms]:
-    train, held = (
-        [
-            TileSet(lake, config[part], mpp=mpp, teachers=recipe.teachers, input_px=recipe.input_px)
-            for mpp in recipe.mpps_of(lake.config.mpps)
-        ]
-        for part in ("train", "held_out")
-    )
+def _norms(lake: Lake, config: Config, recipe: Recipe, mpps: Sequence[float]) -> Norms:
     norms = {}
-    for tiles in train:
-        for teacher in recipe.teachers:
-            moments = read_stats(lake, teacher, mpp=tiles.mpp, slide_ids=config["train"])
-            if moments is None:
-                msg = f"no statistics of '{teacher}' at mpp {tiles.mpp} for this run's slides"
-                raise DistillError(msg)
-            norms[teacher, tiles.mpp] = Standardiser.from_moments(moments)
-    return train, held, norms
+    for mpp, teacher in itertools.product(mpps, recipe.teachers):
+        moments = read_stats(lake, teacher, mpp=mpp, slide_ids=config["train"])
+        if moments is None:
+            msg = f"no statistics of '{teacher}' at mpp {mpp} for this run's slides"
+            raise DistillError(msg)
+        norms[teacher, mpp] = Standardiser.from_moments(moments)
+    return norms
 
 
 def _resumed(student: Student, recipe: Recipe) -> State:

@@ -8,13 +8,13 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from distill.data import INTERPOLATION
 from distill.recipes import Recipe
-from ingest.cards import Card
+from ingest.cards import Card, Interpolation
 from ingest.encoder import build
 
 MEAN = (0.5, 0.5, 0.5)
 STD = (0.5, 0.5, 0.5)
+INTERPOLATION: Interpolation = "bicubic"
 
 
 class Student(nn.Module):

@@ -4,25 +4,25 @@ Letters in names: B samples, C channels, H W pixels.
 """
 
 import io
+import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from distill.data import Plan, TileBatch, TileSet, prefetched
+from distill.data import mixed
 from distill.errors import DistillError
 from distill.fidelity import Fidelity
 from distill.losses import match_loss
 from distill.recipes import Recipe
-from distill.student import MEAN, STD
+from distill.student import INTERPOLATION, MEAN, STD
 from distill.targets import Standardiser
-from ingest.encoder import preprocess
-
-MEASURE_TILES = 64
+from featurestore import TileBatch
+from featurestore.stream import Stream
+from ingest.encoder import preprocess, resized
 
 Norms = Mapping[tuple[str, float], Standardiser]
 
@@ -77,13 +77,19 @@ def learning_rate(recipe: Recipe, step: int, steps: int) -> float:
     return recipe.learning_rate * 0.5 * (1 + math.cos(math.pi * (step - warmup) / (steps - warmup)))
 
 
-def student_pixels(batch: TileBatch, generator: torch.Generator | None = None) -> Tensor:
+def student_pixels(
+    batch: TileBatch, input_px: int, generator: torch.Generator | None = None
+) -> Tensor:
     """Normalised pixels [B, C, H, W]; with a generator, each turned and flipped at random.
 
-    The target stays that of the tile as it lies: tissue has no upright, so this teaches the
-    student an invariance that costs no teacher.
+    They are resized just as `extract` will do it when the student is run. The target stays that of
+    the tile as it lies: tissue has no upright, so this teaches the student an invariance that
+    costs no teacher.
     """
-    x_BCHW = preprocess(batch.pixels, MEAN, STD)
+    if batch.pixels is None:
+        msg = "a student needs pixels: make the stream with pixels='uint8'"
+        raise DistillError(msg)
+    x_BCHW = preprocess(resized(batch.pixels, input_px, INTERPOLATION), MEAN, STD)
     if generator is None:
         return x_BCHW
     turns = torch.randint(0, 8, (len(x_BCHW),), generator=generator).tolist()
@@ -97,7 +103,7 @@ def _dihedral(x_CHW: Tensor, turn: int) -> Tensor:
 
 
 def train_epoch(
-    state: State, recipe: Recipe, sets: list[TileSet], norms: Norms, plan: Plan
+    state: State, recipe: Recipe, streams: Sequence[Stream], norms: Norms
 ) -> dict[str, float]:
     """One epoch; the mean loss per teacher.
 
@@ -105,13 +111,12 @@ def train_epoch(
         DistillError: a loss is not finite; the tiles of the step are named.
     """
     state.model.train()
-    steps = plan.steps * recipe.epochs
+    in_epoch = sum(stream.steps for stream in streams)
     generator = torch.Generator().manual_seed(recipe.seed * 100_003 + state.epoch)
     sums: dict[str, float] = dict.fromkeys(recipe.teachers, 0.0)
-    batches = plan.epoch(state.epoch)
-    for batch in prefetched(sets, batches):
+    for batch in mixed(streams, epoch=state.epoch, seed=recipe.seed):
         for group in state.optimiser.param_groups:
-            group["lr"] = learning_rate(recipe, state.step, steps)
+            group["lr"] = learning_rate(recipe, state.step, in_epoch * recipe.epochs)
         losses = step_losses(state.model, batch, recipe, norms, generator)
         loss = torch.stack(list(losses.values())).mean()
         if not torch.isfinite(loss):
@@ -123,7 +128,7 @@ def train_epoch(
         state.optimiser.step()
         state.step += 1
         for name, value in losses.items():
-            sums[name] += float(value.detach()) / len(batches)
+            sums[name] += float(value.detach()) / in_epoch
     state.epoch += 1
     return sums
 
@@ -136,7 +141,7 @@ def step_losses(
     generator: torch.Generator | None,
 ) -> dict[str, Tensor]:
     """Mean loss of a batch per teacher."""
-    predictions = model(student_pixels(batch, generator))
+    predictions = model(student_pixels(batch, recipe.input_px, generator))
     return {
         name: match_loss(
             predictions[name],
@@ -148,20 +153,15 @@ def step_losses(
 
 
 def measure(
-    model: nn.Module, sets: list[TileSet], norms: Norms, teachers: tuple[str, ...]
+    model: nn.Module, recipe: Recipe, streams: Sequence[Stream], norms: Norms
 ) -> dict[str, dict[float, Fidelity]]:
-    """Fidelity per teacher and mpp over all tiles of the given (held-out) sets."""
+    """Fidelity per teacher and mpp over all tiles of the given (held-out) streams."""
     model.eval()
-    found = {name: {tiles.mpp: Fidelity() for tiles in sets} for name in teachers}
-    batches = [
-        (index, np.arange(start, min(start + MEASURE_TILES, len(tiles))))
-        for index, tiles in enumerate(sets)
-        for start in range(0, len(tiles), MEASURE_TILES)
-    ]
+    found = {name: {tiles.mpp: Fidelity() for tiles in streams} for name in recipe.teachers}
     with torch.inference_mode():
-        for batch in prefetched(sets, batches):
-            predictions = model(student_pixels(batch))
-            for name in teachers:
+        for batch in itertools.chain.from_iterable(streams):
+            predictions = model(student_pixels(batch, recipe.input_px))
+            for name in recipe.teachers:
                 raw = torch.from_numpy(batch.features[name])
                 found[name][batch.mpp].add(predictions[name], raw, norms[name, batch.mpp])
     return found
