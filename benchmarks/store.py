@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Annotated
 
 import numpy as np
+import polars as pl
 import typer
 from store_lake import (
     MPP,
@@ -46,9 +47,11 @@ DIMS = {"small": 768, "middle": 1536, "large": 2560}
 TEACHERS = list(DIMS)
 MIDDLE = "middle"
 BATCH = 256
-RANDOM_BATCHES = 4
+RANDOM_BATCHES = 16  # so that what is read ahead in vain counts little
 THREADS = 2
 PIXEL_SLIDES = 2
+HEAD_TILES = 10_000
+HEAD_ROUNDS = 3  # the peer takes seconds
 
 Work = Callable[[], object]
 
@@ -251,11 +254,30 @@ def stream_pixels(data: Data, rounds: int) -> list[Line]:
     return [line.at(len(jpegs), "tiles")]
 
 
+def first_rows(folder: Path, rounds: int, *, slides: int, seed: int) -> list[Line]:
+    """The first rows of a million, with their features."""
+    one = random_features([HEAD_TILES], DIMS[MIDDLE], seed)
+    lake = make_lake(folder / "head", [HEAD_TILES] * slides, with_pixels=0, seed=seed)
+    add_teacher(lake, MIDDLE, one * slides)
+    lake = lake.refreshed()
+    table = lake.table(features_table(MPP))
+    seconds = race(
+        {
+            "lake": lambda: lake.features(MIDDLE, mpp=MPP).head(5).collect(),
+            "pyarrow": lambda: pl.scan_pyarrow_dataset(table).head(5).collect(),
+        },
+        rounds,
+    )
+    what = f"lake.features(...).head(5) of {slides * HEAD_TILES:,} rows"
+    return [Line.of(what, "pl.scan_pyarrow_dataset", seconds, ("lake", "pyarrow"), 50.0)]
+
+
 def main(
     rounds: Annotated[int, typer.Option(help="of each row")] = 7,
     slides: int = 12,
     tiles: int = 6000,
     seed: int = 0,
+    head_slides: Annotated[int, typer.Option(help="of 10,000 tiles, for `head`")] = 100,
     out: Annotated[Path, typer.Option(help="folder of the results")] = Path(__file__).parent
     / "results",
 ) -> None:
@@ -267,6 +289,9 @@ def main(
             for line in part(data, rounds):
                 typer.echo(line.told())
                 lines.append(line)
+        for line in first_rows(Path(folder), HEAD_ROUNDS, slides=head_slides, seed=seed):
+            typer.echo(line.told())
+            lines.append(line)
     settings = {"rounds": rounds, "slides": slides, "tiles": data.tiles, "dims": DIMS, "seed": seed}
     typer.echo(f"-> {write_report(out, lines, {**settings, 'threads': THREADS})}")
 

@@ -13,7 +13,6 @@ import pyarrow as pa
 from openslide import OpenSlide
 
 from featurestore import (
-    ColumnFile,
     ColumnWriter,
     GridCut,
     Lake,
@@ -117,16 +116,15 @@ def random_features(sizes: list[int], dim: int, seed: int) -> list[npt.NDArray[n
     return [rng.standard_normal((n, dim), np.float32).astype(np.float16) for n in sizes]
 
 
-def write_column(lake: Lake, teacher: str, features: list[npt.NDArray[np.float16]]) -> ColumnFile:
-    """A teacher's column of the only fragment, as a worker of `extract` writes it."""
+def add_teacher(lake: Lake, teacher: str, features: list[npt.NDArray[np.float16]]) -> None:
+    """Write a teacher's column, a file per fragment as workers of `extract` do, and commit it."""
     dim = features[0].shape[1]
     field = lake.committer.add_teacher(MPP, teacher, dim, {"weights": "random"})
-    with ColumnWriter(lake.store, MPP, field, 0) as writer:
-        for slide, values in enumerate(features):
-            writer.add(slide, tile_ids(slide, MPP, *grid_of(len(values))), values)
-        return writer.finish()
-
-
-def add_teacher(lake: Lake, teacher: str, features: list[npt.NDArray[np.float16]]) -> None:
-    """Write a teacher's column and make it visible."""
-    lake.committer.commit_columns(MPP, [write_column(lake, teacher, features)])
+    files = []
+    for (fragment,), rows in lake.tiles_of(mpp=MPP).sort("slide").group_by("fragment"):
+        with ColumnWriter(lake.store, MPP, field, fragment) as writer:
+            for slide in rows["slide"]:
+                values = features[slide]
+                writer.add(slide, tile_ids(slide, MPP, *grid_of(len(values))), values)
+            files.append(writer.finish())
+    lake.committer.commit_columns(MPP, files)

@@ -136,8 +136,7 @@ class TeacherImport:
             file = writer.finish()
         if not taken:
             # No version will ever name it: every new slide of the fragment had a problem.
-            store = self.lake.store
-            store.fs.rm_file(store.path(f"{features_table(self.mpp)}/data/{file.path}"))
+            self.lake.store.remove([f"{features_table(self.mpp)}/data/{file.path}"])
             return None, []
         return file, taken
 
