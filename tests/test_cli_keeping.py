@@ -19,6 +19,7 @@ def test_verify_of_a_clean_lake(filled: Path) -> None:
     assert "all as it was committed" in slidelake("verify", filled, "--sample", "0.3").stdout
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("ray_up")
 def test_damage_is_named_repaired_and_made_again(lake_copy: Path, cohort: Path) -> None:
     lake = open_lake(lake_copy)
