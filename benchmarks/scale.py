@@ -37,7 +37,7 @@ from featurestore import (
     create_lake,
     open_lake,
     tile_ids,
-    tiles_schema,
+    tiles_table,
 )
 from featurestore.checksums import features_crc32, with_row_crc32
 from featurestore.cuts import tiles_row
@@ -66,7 +66,7 @@ def tiles_of(slide: int, mpp: float) -> pa.Table:
         "x": (at * 256).astype(np.int32),
         "tissue": np.ones(TILES, np.float32),
     }
-    return pa.table(columns, schema=pa.schema(list(tiles_schema(mpp, 256))))
+    return tiles_table(mpp, 256, columns).replace_schema_metadata(None)
 
 
 def cut_of(slide: int) -> SlideCut:

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
 from openslide import OpenSlide
 
 from featurestore import (
@@ -22,7 +21,7 @@ from featurestore import (
     SlideCut,
     create_lake,
     tile_ids,
-    tiles_schema,
+    tiles_table,
 )
 from featurestore.schema import shard_path
 from ingest.cut import encode_jpeg
@@ -97,10 +96,8 @@ def _cut(slide: int, slide_id: str, tiles: int, shard: Shard | None) -> GridCut:
         "x": grid_x * TILE_PX,
         "tissue": np.ones(tiles),
     }
-    schema = tiles_schema(MPP, TILE_PX)
-    arrays = [pa.array(columns[field.name], field.type) for field in schema]
     return GridCut(
-        tiles=pa.table(arrays, schema=schema),
+        tiles=tiles_table(MPP, TILE_PX, columns),
         shard=shard,
         effective_mpp=MPP,
         tile_px_level0=TILE_PX,

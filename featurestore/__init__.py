@@ -33,7 +33,7 @@ from featurestore.lance_verify import verify
 from featurestore.pairs import Pairs
 from featurestore.query import query, tables
 from featurestore.repair import Repaired, repair
-from featurestore.schema import tiles_schema
+from featurestore.schema import tiles_table
 from featurestore.shards import Shard, ShardReader, ShardWriter
 from featurestore.split import holdout_patients, patient_of
 from featurestore.stats import Moments, fit_stats, read_stats
@@ -83,7 +83,7 @@ __all__ = [
     "tables",
     "tile_ids",
     "tile_parts",
-    "tiles_schema",
+    "tiles_table",
     "vacuum",
     "verify",
 ]

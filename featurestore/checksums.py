@@ -15,16 +15,23 @@ TILE_KINDS = {
     "y": "<i4",
     "x": "<i4",
     "tissue": "<f4",
+    "pen": "<f4",
+    "focus": "<f4",
+    "brightness": "<f4",
+    "saturation": "<f4",
 }
 
 
 def tiles_crc32(tiles: pa.Table) -> int:
-    """Checksum of a slide's tile columns, one after the other in row order; null tissue as NaN."""
+    """Checksum of a slide's tile columns, one after the other in row order.
+
+    Numbers as little-endian bytes, nulls as NaN; then `codec` as text, a line per tile.
+    """
     crc = 0
     for name, kind in TILE_KINDS.items():
         values = tiles[name].to_numpy()
         crc = zlib.crc32(np.ascontiguousarray(values, dtype=kind).data, crc)
-    return crc
+    return zlib.crc32("\n".join(name or "" for name in tiles["codec"].to_pylist()).encode(), crc)
 
 
 def features_crc32(features: npt.NDArray[np.float16], crc: int = 0) -> int:

@@ -21,6 +21,8 @@ class LakeConfig:
         tissue_min: least share of tissue for a tile to be kept.
         jpeg_quality: quality of re-encoded tiles.
         jpeg_subsampling: chroma subsampling of re-encoded tiles, "420", "422" or "444".
+        passthrough: mpps whose tiles are the slides' own JPEGs, copied as they are.
+        mix_codecs: whether a slide without such JPEGs is encoded at these mpps, or fails.
         format: version of the layout on disk.
     """
 
@@ -29,6 +31,8 @@ class LakeConfig:
     tissue_min: float = 0.1
     jpeg_quality: int = 90
     jpeg_subsampling: str = "444"
+    passthrough: tuple[float, ...] = ()
+    mix_codecs: bool = False
     format: int = FORMAT
 
     def __post_init__(self) -> None:
@@ -41,6 +45,9 @@ class LakeConfig:
                 f"mpps {list(self.mpps)} do not nest: each must be a whole multiple of the "
                 f"finest, {self.mpps[0]}"
             )
+            raise LakeError(msg)
+        if others := set(self.passthrough) - set(self.mpps):
+            msg = f"passthrough at {sorted(others)} given; the mpps are {list(self.mpps)}"
             raise LakeError(msg)
         if not 16 <= self.tile_px <= 4096:
             msg = f"tile_px {self.tile_px} given; allowed are 16 to 4096"
@@ -81,4 +88,8 @@ class LakeConfig:
             raise FormatError(msg)
         # What a later slidelake adds within a format changes nothing that an earlier one reads.
         known = {f.name: fields[f.name] for f in dataclass_fields(cls) if f.name in fields}
-        return cls(**{**known, "mpps": tuple(float(mpp) for mpp in fields["mpps"])})
+        lists = {
+            name: tuple(float(mpp) for mpp in known.get(name, ()))
+            for name in ("mpps", "passthrough")
+        }
+        return cls(**{**known, **lists})

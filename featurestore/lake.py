@@ -5,7 +5,7 @@ import json
 import os
 import re
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 import lance
@@ -448,10 +448,9 @@ def _make_tables(store: Store, config: LakeConfig) -> None:
 
 
 def _same_settings(lake: Lake, config: LakeConfig) -> Lake:
-    names = ("tile_px", "mpps", "tissue_min", "jpeg_quality", "jpeg_subsampling")
-    for name in names:
-        there, given = getattr(lake.config, name), getattr(config, name)
-        if there != given:
+    for name, given in asdict(config).items():
+        there = getattr(lake.config, name)
+        if there != given and name != "format":
             msg = f"{lake.uri} has {name}={there}, but {given} was given; use another lake"
             raise LakeError(msg)
     return lake

@@ -27,6 +27,7 @@ SLIDES_SCHEMA = pa.schema(
         pa.field("state", pa.string(), nullable=False),
         pa.field("reason", pa.string()),
         pa.field("verdict", pa.string()),
+        pa.field("why", pa.string()),
         pa.field("uri", pa.string(), nullable=False),
         pa.field("fingerprint", pa.string()),
         pa.field("bytes", pa.int64()),
@@ -38,7 +39,10 @@ SLIDES_SCHEMA = pa.schema(
         pa.field("vendor", pa.string()),
         pa.field("levels", pa.int32()),
         pa.field("reader", pa.string()),
+        pa.field("fallback", pa.string()),
+        pa.field("bytes_read", pa.int64()),
         pa.field("tissue", pa.float32()),
+        pa.field("pen", pa.float32()),
         pa.field("seconds", pa.float32()),
         pa.field("extra", pa.string()),
         pa.field("thumbnail", pa.binary()),
@@ -79,6 +83,11 @@ TILE_FIELDS = [
     pa.field("y", pa.int32(), nullable=False),
     pa.field("x", pa.int32(), nullable=False),
     pa.field("tissue", pa.float32()),
+    pa.field("pen", pa.float32()),
+    pa.field("focus", pa.float32()),
+    pa.field("brightness", pa.float32()),
+    pa.field("saturation", pa.float32()),
+    pa.field("codec", pa.string()),
 ]
 TILE_COLUMNS = tuple(field.name for field in TILE_FIELDS)
 
@@ -100,6 +109,19 @@ def tiles_schema(mpp: float, tile_px: int) -> pa.Schema:
     """Schema of a features table before any teacher was added."""
     metadata = {"slidelake:mpp": mpp_name(mpp), "slidelake:tile_px": str(tile_px)}
     return pa.schema(TILE_FIELDS, metadata=metadata)
+
+
+def tiles_table(mpp: float, tile_px: int, columns: Mapping[str, Any]) -> pa.Table:
+    """Rows of tiles from their columns; what is not known of them, and not given, is null."""
+    schema = tiles_schema(mpp, tile_px)
+    rows = len(columns["tile_id"])
+    arrays = [
+        pa.array(columns[field.name], field.type)
+        if field.name in columns
+        else pa.nulls(rows, field.type)
+        for field in schema
+    ]
+    return pa.table(arrays, schema=schema)
 
 
 def teacher_field(name: str, dim: int, identity: Mapping[str, Any]) -> pa.Field:

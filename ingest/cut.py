@@ -17,7 +17,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import simplejpeg
 
-from featurestore import GridCut, LakeConfig, ShardWriter, SlideCut, Store, tile_ids, tiles_schema
+from featurestore import GridCut, LakeConfig, ShardWriter, SlideCut, Store, tile_ids, tiles_table
 from featurestore.schema import shard_path
 from ingest.errors import SlideError
 from ingest.grid import Grid, keep_tiles, plan_grids, tissue_share
@@ -138,7 +138,6 @@ def _tile_rows(
     at: npt.NDArray[np.int64],
     share: npt.NDArray[np.float32],
 ) -> pa.Table:
-    schema = tiles_schema(grid.mpp, config.tile_px)
     columns = {
         "tile_id": ids,
         "slide": np.full(len(ids), row["slide"]),
@@ -148,9 +147,9 @@ def _tile_rows(
         "y": at[:, 0] * grid.side_px,
         "x": at[:, 1] * grid.side_px,
         "tissue": share,
+        "codec": ["encoded"] * len(ids),
     }
-    arrays = [pa.array(columns[field.name], field.type) for field in schema]
-    return pa.table(arrays, schema=schema)
+    return tiles_table(grid.mpp, config.tile_px, columns)
 
 
 def _mark(config: LakeConfig, row: Row) -> str:

@@ -3,7 +3,6 @@
 import numpy as np
 import numpy.typing as npt
 import polars as pl
-import pyarrow as pa
 
 from featurestore import (
     ColumnFile,
@@ -13,7 +12,7 @@ from featurestore import (
     ShardWriter,
     SlideCut,
     tile_ids,
-    tiles_schema,
+    tiles_table,
 )
 from featurestore.schema import features_table, shard_path
 
@@ -32,7 +31,9 @@ def cut(lake: Lake, slide: int, slide_id: str, tiles: int, mark: str = "test") -
             for key in ids.tolist():
                 writer.add(key, JPEG, {"slide_id": slide_id})
         assert writer.shard is not None
-        table = pa.table(
+        table = tiles_table(
+            mpp,
+            256,
             {
                 "tile_id": ids,
                 "slide": np.full(tiles, slide, np.int32),
@@ -43,7 +44,6 @@ def cut(lake: Lake, slide: int, slide_id: str, tiles: int, mark: str = "test") -
                 "x": (at * 256).astype(np.int32),
                 "tissue": np.ones(tiles, np.float32),
             },
-            schema=tiles_schema(mpp, 256),
         )
         grids[mpp] = GridCut(
             tiles=table,

@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import polars as pl
-import pyarrow as pa
 import pytest
 from numpy.typing import NDArray
 
@@ -22,7 +21,7 @@ from featurestore import (
     SlideCut,
     create_lake,
     tile_ids,
-    tiles_schema,
+    tiles_table,
 )
 
 MPP, PATIENTS, WIDTH = 0.5, 12, 8
@@ -80,7 +79,7 @@ def cut(lake: Lake, row: dict[str, Any], tiles: int) -> SlideCut:
     }
     assert shard.shard is not None
     cells = GridCut(
-        tiles=pa.table(columns).cast(tiles_schema(MPP, 256)),
+        tiles=tiles_table(MPP, 256, columns),
         shard=shard.shard,
         effective_mpp=MPP,
         tile_px_level0=256,

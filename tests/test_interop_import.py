@@ -27,6 +27,7 @@ from featurestore import (
 )
 from featurestore.interop import Given, ImportResult, InteropError, import_folder
 from featurestore.interop.cells import choose_cells
+from featurestore.interop.incoming import config_for
 from tests.interop_files import (
     SIDE,
     Int64Array,
@@ -218,6 +219,21 @@ def test_files_that_say_too_little_make_no_lake(tmp_path: Path) -> None:
     with pytest.raises(InteropError, match=r"give --mpp, .* \(and 1 more files\)"):
         take(tmp_path / "lake", tmp_path / "clam", "clam")
     assert not (tmp_path / "lake").exists()
+
+
+@pytest.mark.parametrize(
+    ("found", "mpps"),
+    [
+        ([0.499, 0.503, 1.996, 2.012], (0.5, 2.0)),
+        ([0.2525, 0.2501], (0.25,)),
+        ([1.1428571], (1.145,)),
+        ([0.36, 0.363], (0.36,)),
+    ],
+)
+def test_scanners_that_differ_a_little_share_a_lakes_mpp(
+    found: list[float], mpps: tuple[float, ...]
+) -> None:
+    assert config_for((256, mpp) for mpp in found).mpps == mpps
 
 
 def test_tiles_of_two_sizes_make_no_lake(tmp_path: Path) -> None:

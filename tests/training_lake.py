@@ -19,7 +19,7 @@ from featurestore import (
     create_lake,
     open_lake,
     tile_ids,
-    tiles_schema,
+    tiles_table,
 )
 from featurestore.schema import features_table, shard_path
 
@@ -112,9 +112,7 @@ def _rows(
         "x": at[:, 1] * step,
         "tissue": np.ones(len(keys)),
     }
-    schema = tiles_schema(mpp, TILE_PX)
-    arrays = [pa.array(columns[field.name], field.type) for field in schema]
-    return pa.table(arrays, schema=schema)
+    return tiles_table(mpp, TILE_PX, columns)
 
 
 def register(lake: Lake, slide_ids: Sequence[str]) -> dict[str, int]:

@@ -2,29 +2,31 @@
 
 import json
 import math
+import statistics
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
 from featurestore.config import LakeConfig
 from featurestore.cuts import GridCut, Row
 from featurestore.ids import MPP_STEP, mpp_name, tile_ids
 from featurestore.interop.cells import choose_cells
 from featurestore.interop.model import MPP_TOLERANCE, InteropError, SlideTiles
-from featurestore.schema import tiles_schema
+from featurestore.schema import tiles_table
 
 END_BYTES = 64 * 1024
+USUAL_MPPS = (0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
 
 
 def config_for(found: Iterable[tuple[int, float]]) -> LakeConfig:
     """Settings of a new lake for tiles of these (tile_px, mpp).
 
-    The mpps are rounded to steps of 0.005, which keys are made of; `effective_mpp` in the catalog
-    keeps the exact ones.
+    Scanners of one cohort differ by a per cent or so: mpps near one another are one, the usual one
+    (10 / magnification) if it is near, and rounded to steps of 0.005, which keys are made of.
+    `effective_mpp` in the catalog keeps the exact ones.
 
     Raises:
         InteropError: tiles of several sizes, which one lake does not hold.
@@ -38,9 +40,28 @@ def config_for(found: Iterable[tuple[int, float]]) -> LakeConfig:
             "holds one size, so import the folders of each size into a lake of its own"
         )
         raise InteropError(msg)
-    mpps = {round(round(mpp / MPP_STEP) * MPP_STEP, 3) for _, mpp in pairs}
+    mpps = {_rounded(near) for near in _groups(sorted({mpp for _, mpp in pairs}))}
     # Nothing is known of how tissue was chosen there: the settings are those of later ingests.
     return LakeConfig(tile_px=sizes[0], mpps=tuple(sorted(mpps)))
+
+
+def _groups(mpps: Sequence[float]) -> Iterator[list[float]]:
+    """Ascending mpps, those within the tolerance of a group's first in one group."""
+    group: list[float] = []
+    for mpp in mpps:
+        if group and mpp > group[0] * (1 + MPP_TOLERANCE):
+            yield group
+            group = []
+        group.append(mpp)
+    if group:
+        yield group
+
+
+def _rounded(near: Sequence[float]) -> float:
+    middle = statistics.median(near)
+    usual = min(USUAL_MPPS, key=lambda mpp: abs(mpp / middle - 1))
+    mpp = usual if abs(usual / middle - 1) <= MPP_TOLERANCE else middle
+    return round(round(mpp / MPP_STEP) * MPP_STEP, 3)
 
 
 def lake_mpp(config: LakeConfig, tiles: SlideTiles) -> float:
@@ -88,12 +109,9 @@ def grid_of(row: Row, tiles: SlideTiles, mpp: float, config: LakeConfig) -> Grid
         "grid_x": cells.x[order],
         "y": tiles.y[order],
         "x": tiles.x[order],
-        "tissue": np.full(len(keys), None),
     }
-    schema = tiles_schema(mpp, config.tile_px)
-    table = pa.table([pa.array(columns[f.name], f.type) for f in schema], schema=schema)
     return GridCut(
-        tiles=table,
+        tiles=tiles_table(mpp, config.tile_px, columns),
         shard=None,
         effective_mpp=tiles.effective_mpp,
         tile_px_level0=tiles.tile_px_level0,
