@@ -26,12 +26,13 @@ SERVER = Path(__file__).with_name("s3_server.py")
 
 
 class Request(NamedTuple):
-    """A request as the proxy saw it, and the trouble it was given ("" for none)."""
+    """A request as the proxy saw it, its trouble ("" for none), and the bytes of the answer."""
 
     method: str
     target: str
     headers: dict[str, str]
     trouble: str
+    sent: int
 
     @property
     def key_id(self) -> str:

@@ -62,7 +62,7 @@ class Trouble:
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
-        self.seen: list[tuple[str, str, dict[str, str], str]] = []
+        self.seen: list[list[Any]] = []  # method, target, headers, trouble, bytes of the answer
         self.set({})
 
     def set(self, given: dict[str, Any]) -> None:
@@ -71,8 +71,8 @@ class Trouble:
             self.settings = {**SETTINGS, **given}
             self._random = random.Random(self.settings["seed"])
 
-    def next(self, method: str, target: str, headers: dict[str, str]) -> str:
-        """Note a request and draw its trouble, "" for none."""
+    def next(self, method: str, target: str, headers: dict[str, str]) -> list[Any]:
+        """Note a request and draw its trouble, "" for none; the note."""
         with self.lock:
             line, rates = f"{method} {target}", self.settings["rates"]
             kinds = [kind for kind in KINDS if rates.get(kind)]
@@ -82,8 +82,8 @@ class Trouble:
                 draw = self._random.choices([*kinds, ""], [*weights, max(0, 1 - sum(weights))])[0]
             if self.settings["denied"] and re.search(self.settings["denied"], line):
                 draw = "denied"
-            self.seen.append((method, target, headers, draw))
-            return draw
+            self.seen.append([method, target, headers, draw, 0])
+            return self.seen[-1]
 
 
 class Server(ThreadingHTTPServer):
@@ -104,17 +104,20 @@ class Handler(BaseHTTPRequestHandler):
     timeout = 60
     upstream = ("", 0)
     trouble: Trouble
+    note: list[Any]
 
     def log_message(self, *_: object) -> None:
         """Nothing is printed."""
 
     def handle_any(self) -> None:
         body = self.rfile.read(int(self.headers.get("content-length") or 0))
+        self.note = [0] * 5
         if self.path == CONTROL:
             self._control(body)
             return
         headers = {name.lower(): value for name, value in self.headers.items()}
-        kind = self.trouble.next(self.command, self.path, headers)
+        self.note = self.trouble.next(self.command, self.path, headers)
+        kind = self.note[3]
         if kind == "delayed":
             time.sleep(self.trouble.settings["delay_s"])
         if kind in ERRORS:
@@ -143,7 +146,9 @@ class Handler(BaseHTTPRequestHandler):
             self.send_header(name, value)
         self.send_header("Content-Length", length or str(len(data)))
         self.end_headers()
-        self.wfile.write(b"" if self.command == "HEAD" else data)
+        body = b"" if self.command == "HEAD" else data
+        self.note[4] = len(body)
+        self.wfile.write(body)
 
     def _forward(self, body: bytes, kind: str) -> None:
         with contextlib.closing(http.client.HTTPConnection(*self.upstream, timeout=60)) as s3:

@@ -1,0 +1,210 @@
+"""A local file that holds a remote one in part: ranges arrive when they are asked for.
+
+It has the full size from the start and holes (zeros) where nothing was fetched. Each byte travels
+once, in parallel requests, so that a round trip of 30 ms costs little.
+"""
+
+import io
+import os
+import threading
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from ingest.errors import SlideError
+from ingest.remote_files import FileState, RemoteFile
+from ingest.scratch import check_room, room_is_told
+
+PART_BYTES = 8 << 20
+LEAST_PART_BYTES = 1 << 20
+AT_ONCE = 8  # so up to 64 MB are in memory
+GAP_BYTES = 64 << 10  # ranges this near to each other are one request
+BLOCK_BYTES = 16 << 10  # what a reader of directories fetches at once
+
+Range = tuple[int, int]
+
+
+def merged(ranges: Iterable[Range], gap: int = 0) -> list[Range]:
+    """Sorted ranges [start, end) without overlap; those at most `gap` apart are joined.
+
+    >>> merged([(5, 9), (0, 2), (3, 4), (9, 9)], gap=1)
+    [(0, 9)]
+    """
+    found: list[Range] = []
+    for start, end in sorted(one for one in ranges if one[0] < one[1]):
+        if found and start <= found[-1][1] + gap:
+            found[-1] = (found[-1][0], max(found[-1][1], end))
+        else:
+            found.append((start, end))
+    return found
+
+
+def without(wanted: Iterable[Range], had: Sequence[Range]) -> list[Range]:
+    """What is in `wanted` and not in `had`, which is sorted and without overlap.
+
+    >>> without([(0, 10)], [(2, 3), (5, 12)])
+    [(0, 2), (3, 5)]
+    """
+    left: list[Range] = []
+    for start, end in wanted:
+        at = start
+        first = bisect_right(had, at, key=lambda one: one[1])
+        for low, high in had[first:]:
+            if low >= end:
+                break
+            if at < low:
+                left.append((at, low))
+            at = max(at, high)
+        if at < end:
+            left.append((at, end))
+    return left
+
+
+def parts(ranges: Iterable[Range], size: int) -> Iterator[Range]:
+    """The ranges in pieces of at most `size`."""
+    for start, end in ranges:
+        for at in range(start, end, size):
+            yield at, min(at + size, end)
+
+
+class PartialFile:
+    """A remote file's local stand-in.
+
+    Args:
+        remote: the file.
+        state: what the server said of it; a file that is not as then is refused.
+        local: where to put it; the folder is there.
+
+    Attributes:
+        bytes_read: bytes that have travelled.
+
+    Raises:
+        SlideError: the disk has no room for it.
+    """
+
+    def __init__(self, remote: RemoteFile, state: FileState, local: Path) -> None:
+        self.remote, self.state, self.local = remote, state, local
+        self.size = state.size or 0
+        self.bytes_read = 0
+        self._had: list[Range] = []
+        self._streamed = False
+        self._lock = threading.Lock()
+        check_room(local.parent, self.size, remote.shown)
+        self._file = os.open(local, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+        os.ftruncate(self._file, self.size)
+
+    def need(self, ranges: Iterable[Range]) -> None:
+        """Have these ranges [start, end) of bytes in the local file when this returns.
+
+        Raises:
+            SlideError: they can't be had, or the file changed meanwhile.
+        """
+        if self.fill(ranges):
+            self._check()
+
+    def fill(self, ranges: Iterable[Range]) -> int:
+        """As `need`, without a look whether the file changed; the bytes that travelled for it."""
+        with self._lock, room_is_told(self.local.parent, self.remote.shown):
+            inside = [(max(0, start), min(end, self.size)) for start, end in ranges]
+            missing = without(merged(inside, GAP_BYTES), self._had)
+            total = sum(end - start for start, end in missing)
+            piece = min(PART_BYTES, max(LEAST_PART_BYTES, -(-total // AT_ONCE)))
+            pieces = list(parts(missing, piece))
+            if len(pieces) > 1:
+                with ThreadPoolExecutor(AT_ONCE) as pool:
+                    list(pool.map(self._fetch, pieces))
+            else:
+                list(map(self._fetch, pieces))
+            self._had = merged([*self._had, *missing])
+            self.bytes_read += total
+            return total
+
+    def need_all(self) -> None:
+        """Have the whole file. One stream where the server takes no ranges.
+
+        Raises:
+            SlideError: it can't be had, or it changed or ended early meanwhile.
+        """
+        if self.is_whole:
+            return
+        if self.state.ranges and self.state.size is not None:
+            self.need([(0, self.size)])
+            return
+        with room_is_told(self.local.parent, self.remote.shown):
+            self._stream()
+        self._check()
+
+    def _stream(self) -> None:
+        at = 0
+        for block in self.remote.stream():
+            os.pwrite(self._file, block, at)
+            at += len(block)
+            self.bytes_read += len(block)
+        if self.state.size is not None and at != self.size:
+            msg = f"{self.remote.shown} broke off: {at} of {self.size} bytes came"
+            raise SlideError(msg)
+        self.size, self._had, self._streamed = at, [(0, at)], True
+
+    def _fetch(self, piece: Range) -> None:
+        data = memoryview(self.remote.read(*piece))
+        at = piece[0]
+        while data:
+            done = os.pwrite(self._file, data, at)
+            data, at = data[done:], at + done
+
+    def _check(self) -> None:
+        now = self.remote.state()
+        if (now.size, now.marks) != (self.state.size, self.state.marks):
+            msg = f"{self.remote.shown} changed while it was read; run again when it is complete"
+            raise SlideError(msg)
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether every byte is here."""
+        known = self._streamed or self.state.size is not None
+        return known and not without([(0, self.size)], self._had)
+
+    def read_at(self, start: int, size: int) -> bytes:
+        """Bytes from `start` on, fetched in whole blocks if they are not here."""
+        end = min(start + size, self.size)
+        low = start // BLOCK_BYTES * BLOCK_BYTES
+        self.fill([(low, -(-end // BLOCK_BYTES) * BLOCK_BYTES)] if start < end else [])
+        return os.pread(self._file, max(0, end - start), start)
+
+    def close(self) -> None:
+        """Close the local file; what it holds stays."""
+        os.close(self._file)
+
+
+class PartialReader(io.RawIOBase):
+    """A `PartialFile` as an open file for reading."""
+
+    def __init__(self, file: PartialFile) -> None:
+        super().__init__()
+        self._partial, self._at = file, 0
+
+    def readable(self) -> bool:
+        """It is."""
+        return True
+
+    def seekable(self) -> bool:
+        """It is."""
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        """Go to a byte, from the start, from here or from the end."""
+        start = {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._partial.size}[whence]
+        self._at = max(0, start + offset)
+        return self._at
+
+    def tell(self) -> int:
+        """The byte that comes next."""
+        return self._at
+
+    def readinto(self, buffer: "memoryview") -> int:  # type: ignore[override]
+        """Fill the buffer from here on; how many bytes there were."""
+        data = self._partial.read_at(self._at, len(buffer))
+        buffer[: len(data)] = data
+        self._at += len(data)
+        return len(data)

@@ -1,0 +1,216 @@
+"""Slides from anywhere: a path that openslide can open, for as long as it is needed.
+
+A slide that is not on this machine is copied to node-local scratch, each byte once, and dropped
+after use; for coarse magnifications only the levels that are read from travel. A copy that is not
+the whole of what the server has is an error, never half a slide.
+"""
+
+import configparser
+import contextlib
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path, PurePosixPath
+
+from ingest import sparse_tiff
+from ingest.errors import SlideError
+from ingest.jpeg_tiff import JpegLevel, NotNativeError
+from ingest.partial_file import PartialFile, Range
+from ingest.remote_files import RemoteFile, is_local, name_of, open_fs
+from ingest.scratch import scratch_folder
+
+NAME_BYTES = 200  # of a copy; file systems take 255
+
+
+class Fetched:
+    """A slide that can be opened at `path`.
+
+    Attributes:
+        path: a local file with the slide's own suffix; other files that belong to it lie beside.
+        bytes_file: bytes of the slide, with the files that belong to it.
+        levels: where its tiles lie, if it was fetched in part; for `sparse_tiff.level_ranges`.
+        plan: why it was fetched whole or in part; None where nothing was planned.
+    """
+
+    def __init__(self, path: str, bytes_file: int, files: Sequence[PartialFile] = ()) -> None:
+        self.path, self.bytes_file = path, bytes_file
+        self.levels: list[JpegLevel] = []
+        self.plan: sparse_tiff.FetchPlan | None = None
+        self._files = list(files)
+
+    @property
+    def bytes_read(self) -> int:
+        """Bytes that have travelled for it; 0 for a local file."""
+        return sum(file.bytes_read for file in self._files)
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether every byte is here."""
+        return all(file.is_whole for file in self._files)
+
+    def need(self, ranges: Iterable[Range]) -> None:
+        """Have these ranges [start, end) of bytes at `path`; those that are there cost nothing.
+
+        Raises:
+            SlideError: they can't be had, or the file changed since it was opened.
+        """
+        for file in self._files[:1]:
+            file.need(ranges)
+
+    def need_all(self) -> None:
+        """Have the whole file at `path`. Raises SlideError as `need` does."""
+        for file in self._files:
+            file.need_all()
+
+
+@contextlib.contextmanager
+def local_slide(
+    uri: str,
+    *,
+    scratch: str | None = None,
+    mpps: Sequence[float] | None = None,
+    mpp: float | None = None,
+) -> Iterator[Fetched]:
+    """A slide as a local file; a local one is itself, any other is fetched and dropped after use.
+
+    Args:
+        uri: a path, or any URL that fsspec knows.
+        scratch: folder for copies; $SLIDELAKE_SCRATCH or the temporary folder if None.
+        mpps: all that will be read from it, overviews included; if only coarse ones are, and
+            the file is a TIFF of JPEG tiles, the levels for them are fetched and no others.
+            None: the whole file.
+        mpp: microns per pixel of the slide where they are known better than by its file.
+
+    Raises:
+        SlideError: it is not there, can't be read, changed meanwhile, or there is no room.
+    """
+    if is_local(uri):
+        path = open_fs(uri)[1]
+        yield Fetched(path, _bytes(path))
+        return
+    with _opened(uri, scratch) as (fetched, file):
+        if not (mpps and min(mpps) >= sparse_tiff.COARSE_MPP and _plan(fetched, file, mpps, mpp)):
+            file.need_all()
+        yield fetched
+
+
+@contextlib.contextmanager
+def sparse_slide(uri: str, *, scratch: str | None = None) -> Iterator[Fetched]:
+    """A slide of which only what opens it is fetched; `Fetched.need` brings the tiles.
+
+    Where parts can't be had or read by themselves (another format than a TIFF of JPEG tiles, a
+    server without ranges), all of it is fetched; `levels` is then empty, and `need` does nothing.
+
+    Raises:
+        SlideError: as `local_slide`.
+    """
+    if is_local(uri):
+        with local_slide(uri) as fetched:
+            yield fetched
+        return
+    with _opened(uri, scratch) as (fetched, file):
+        if not _directories(fetched, file):
+            file.need_all()
+        yield fetched
+
+
+@contextlib.contextmanager
+def _opened(uri: str, scratch: str | None) -> Iterator[tuple[Fetched, PartialFile]]:
+    """The slide with an empty local file, and what belongs to it beside."""
+    remote = RemoteFile(uri)
+    state = remote.state()
+    if state.is_folder:
+        msg = f"{remote.shown} is a folder, not a slide"
+        raise SlideError(msg)
+    with scratch_folder(scratch) as folder, contextlib.ExitStack() as stack:
+        file = PartialFile(remote, state, folder / _local_name(uri))
+        stack.callback(file.close)
+        others = _companions(remote, file, folder)
+        for other in others:
+            stack.callback(other.close)
+        size = file.size + sum(other.size for other in others)
+        path = str(file.local)
+        try:
+            yield Fetched(path, size, [file, *others]), file
+        except SlideError as error:
+            # Where the copy was is of no use to anyone; it is gone.
+            raise SlideError(str(error).replace(path, remote.shown)) from error
+
+
+def _directories(fetched: Fetched, file: PartialFile) -> bool:
+    """Fetch what opens the slide; False if it can't be read in part."""
+    if not file.state.ranges or file.local.suffix.lower() not in sparse_tiff.SUFFIXES:
+        return False
+    try:
+        fetched.levels = sparse_tiff.fetch_directories(file)
+    except NotNativeError:
+        return False
+    return True
+
+
+def _plan(fetched: Fetched, file: PartialFile, mpps: Sequence[float], mpp: float | None) -> bool:
+    """Fetch the levels for these mpps, if they are few bytes; whether that was done."""
+    if not _directories(fetched, file):
+        return False
+    try:
+        own = sparse_tiff.slide_mpp(fetched.path, mpp)
+    except SlideError:
+        return False  # what is wrong with it, its reader says of the whole file
+    plan = sparse_tiff.plan_fetch(fetched.levels, file.size, slide_mpp=own, mpps=mpps)
+    fetched.plan = plan
+    if plan.sparse:
+        levels = [sparse_tiff.level_ranges(fetched.levels, level) for level in plan.levels]
+        fetched.need(one for ranges in levels for one in ranges)
+    return plan.sparse
+
+
+# ---------------------------------------------------------------------- files that belong together
+
+
+def _companions(remote: RemoteFile, file: PartialFile, folder: Path) -> list[PartialFile]:
+    """The other files of a slide that is more than one, copied beside it."""
+    suffix = file.local.suffix.lower()
+    if suffix == ".mrxs":
+        others = remote.beside(PurePosixPath(name_of(remote.uri)).stem)
+    elif suffix in {".vms", ".vmu"}:
+        file.need_all()
+        named = _named_files(file.local)
+        others = [one for one in remote.beside("") if name_of(one.uri) in named]
+    elif suffix == ".dcm":
+        others = [one for one in remote.beside("") if one.path.lower().endswith(".dcm")]
+    else:
+        return []
+    return [
+        _whole(one, folder / one.relative_to(remote)) for one in others if one.uri != remote.uri
+    ]
+
+
+def _named_files(path: Path) -> set[str]:
+    """The files that a Hamamatsu index names."""
+    index = configparser.ConfigParser(interpolation=None, strict=False, allow_no_value=True)
+    try:
+        index.read_string(path.read_text(encoding="utf-8", errors="replace"))
+    except configparser.Error as error:
+        msg = f"{path} is no index of a Hamamatsu slide"
+        raise SlideError(msg) from error
+    return {value for section in index.values() for value in section.values() if value}
+
+
+def _whole(remote: RemoteFile, local: Path) -> PartialFile:
+    local.parent.mkdir(parents=True, exist_ok=True)
+    file = PartialFile(remote, remote.state(), local)
+    file.need_all()
+    return file
+
+
+def _local_name(uri: str) -> str:
+    """The slide's own name, as far as a file can have it: openslide looks at suffixes."""
+    name = name_of(uri).replace("/", "_").replace("\0", "_").lstrip(".") or "slide"
+    stem, suffix = PurePosixPath(name).stem, PurePosixPath(name).suffix
+    while len(f"{stem}{suffix}".encode()) > NAME_BYTES:
+        stem = stem[:-1]
+    return f"{stem}{suffix}"
+
+
+def _bytes(path: str) -> int:
+    with contextlib.suppress(OSError):
+        return Path(path).stat().st_size
+    return 0

@@ -1,0 +1,337 @@
+"""A slide's file at a URL: what the server says of it, ranges of its bytes, errors in one line.
+
+Clients of buckets try again by themselves; for everything else (HTTP above all) it is done here.
+No message holds a server's text or a URL's query: both may quote keys and signatures.
+"""
+
+import contextlib
+import re
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+from urllib.parse import unquote, urlsplit
+
+import fsspec
+import fsspec.asyn
+import fsspec.config
+
+from featurestore import LakeError, bucket_clients
+from featurestore.bucket_errors import DENIED, codes, explain
+from ingest.errors import SlideError
+
+BUCKETS = frozenset(bucket_clients.EXTRAS)
+WEB = frozenset({"http", "https"})
+TRIES = 6
+PAUSE_S = 0.25  # before the second try; doubled before each further one, 8 s in all
+CONNECT_S, SILENT_S = 15.0, 60.0  # a server that sends nothing for so long is given up
+STREAM_BYTES = 4 << 20
+TRANSIENT = frozenset({408, 425, 429, 500, 502, 503, 504})
+BROKEN = frozenset({"ClientConnectionError", "ClientPayloadError", "ConnectionError", "EOFError"})
+SILENT = frozenset({"TimeoutError", "FSTimeoutError"})
+MARKS = ("etag", "lastmodified", "mtime", "updated", "md5hash", "created", "generation")
+
+T = TypeVar("T")
+Headers = Mapping[str, str]
+
+
+class HttpStatusError(OSError):
+    """An HTTP server answered with an error; `status` says which."""
+
+    def __init__(self, status: int) -> None:
+        super().__init__(f"status {status}")
+        self.status = status
+
+
+class ShortReadError(EOFError):
+    """A server answered with other bytes than were asked for."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileState:
+    """What a server says of a file.
+
+    Attributes:
+        size: its bytes; None if the server does not say.
+        is_folder: whether it is a folder.
+        ranges: whether parts of it can be asked for, many at once.
+        marks: what changes with its content: ETag, times, where they are given.
+    """
+
+    size: int | None
+    is_folder: bool
+    ranges: bool
+    marks: tuple[tuple[str, str], ...]
+
+
+def shown(uri: str) -> str:
+    """A URI as it may be printed: without user, password, query and fragment.
+
+    >>> shown("https://me:secret@host/a.svs?X-Amz-Signature=1f")
+    'https://host/a.svs'
+    >>> shown("/slides/what?.svs")
+    '/slides/what?.svs'
+    """
+    if "://" not in uri:
+        return uri
+    plain = re.sub(r"(?<=://)[^/@]*@", "", uri)
+    return re.split(r"[?#]", plain, maxsplit=1)[0] if protocol_of(uri) in WEB else plain
+
+
+def protocol_of(uri: str) -> str:
+    """The protocol of a URI; "file" for a path."""
+    return uri.partition("://")[0].rpartition("::")[2] if "://" in uri else "file"
+
+
+def is_local(uri: str) -> bool:
+    """Whether it is a path, or a file:// URI."""
+    return protocol_of(uri) in {"file", "local"} and "::" not in uri.partition("://")[0]
+
+
+def name_of(uri: str) -> str:
+    """The file's own name.
+
+    >>> name_of("https://host/a%20slide.svs?token=1#x")
+    'a slide.svs'
+    """
+    if protocol_of(uri) in WEB:
+        uri = unquote(urlsplit(uri).path)
+    return uri.rstrip("/").rpartition("/")[2]
+
+
+def open_fs(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
+    """The file system of a URI, set up as for lakes, and the path it knows the file by.
+
+    Raises:
+        SlideError: there is no client for it, or its settings are not valid.
+    """
+    protocol = protocol_of(uri)
+    with told(uri):
+        if is_local(uri):
+            local = fsspec.filesystem("file")
+            return local, local._strip_protocol(uri) if "://" in uri else uri
+        if protocol in BUCKETS and uri.startswith(f"{protocol}://"):
+            fs = bucket_clients.file_system(protocol)
+            return fs, fs._strip_protocol(uri)
+        options = _web_options(protocol) if uri.startswith(f"{protocol}://") else {}
+        found: tuple[fsspec.AbstractFileSystem, str] = fsspec.core.url_to_fs(uri, **options)
+        return found
+
+
+def _web_options(protocol: str) -> dict[str, Any]:
+    """No compression on the way, which would make sizes and ranges others; no wait without end."""
+    if protocol not in WEB:
+        return {}
+    from aiohttp import ClientTimeout
+
+    given = {**fsspec.config.conf.get("http", {}), **fsspec.config.conf.get(protocol, {})}
+    timeout = ClientTimeout(total=None, sock_connect=CONNECT_S, sock_read=SILENT_S)
+    return {
+        **given,
+        "headers": {"Accept-Encoding": "identity", **(given.get("headers") or {})},
+        "client_kwargs": {"timeout": timeout, **(given.get("client_kwargs") or {})},
+    }
+
+
+class RemoteFile:
+    """A file that is not on this machine.
+
+    Args:
+        uri: where it is.
+
+    Attributes:
+        shown: the URI as it may be printed.
+        path: what the file system knows it by.
+
+    Raises:
+        SlideError: there is no client for it.
+    """
+
+    def __init__(self, uri: str) -> None:
+        self.uri, self.shown = uri, shown(uri)
+        self._fs, self.path = open_fs(uri)
+        self._web = protocol_of(uri) in WEB and "::" not in uri.partition("://")[0]
+        self._tries = 2 if protocol_of(uri) in BUCKETS else TRIES
+
+    def state(self) -> FileState:
+        """What the server says of it now.
+
+        Raises:
+            SlideError: it is not there, or can't be read; the text says why.
+        """
+        if self._web:
+            return self._tried(self._web_state)
+        info = self._tried(lambda: dict(self._fs.info(self.path)))
+        size = info.get("size")
+        return FileState(
+            size=None if size is None else int(size),
+            is_folder=info.get("type") == "directory",
+            ranges=bool(self._fs.async_impl),
+            marks=_marks(info),
+        )
+
+    def _web_state(self) -> FileState:
+        status, headers = fsspec.asyn.sync(self._fs.loop, self._ask, "HEAD", {})
+        if status in {400, 401, 403, 405, 501}:
+            # A signed URL is often signed for GET alone: ask for one byte.
+            first = {"Range": "bytes=0-0"}
+            status, headers = fsspec.asyn.sync(self._fs.loop, self._ask, "GET", first)
+        if status >= 400 and status != 416:
+            raise HttpStatusError(status)
+        parts = headers.get("Content-Range", "")
+        size = parts.rpartition("/")[2] or headers.get("Content-Length", "")
+        return FileState(
+            size=int(size) if size.isdigit() else None,
+            is_folder=False,
+            ranges=bool(parts) or headers.get("Accept-Ranges") == "bytes",
+            marks=_marks(headers),
+        )
+
+    async def _ask(self, method: str, headers: Headers) -> tuple[int, Headers]:
+        session = await self._fs.set_session()
+        options = {**self._fs.kwargs, "headers": {**self._fs.kwargs["headers"], **headers}}
+        options = {"allow_redirects": True, **options}
+        async with session.request(method, self._fs.encode_url(self.path), **options) as reply:
+            return reply.status, reply.headers
+
+    def read(self, start: int, end: int) -> bytes:
+        """Bytes from `start` up to `end`, all of them.
+
+        Raises:
+            SlideError: they can't be had.
+        """
+
+        def once() -> bytes:
+            data = bytes(self._fs.cat_file(self.path, start=start, end=end))
+            if len(data) != end - start:
+                raise ShortReadError
+            return data
+
+        return self._tried(once)
+
+    def stream(self) -> Iterator[bytes]:
+        """All its bytes in one request, in blocks; not tried again when it breaks off.
+
+        Raises:
+            SlideError: it can't be read to its end.
+        """
+        options = {"block_size": 0, "size": 1} if self._web else {}
+        with told(self.uri), self._fs.open(self.path, "rb", **options) as file:
+            while block := file.read(STREAM_BYTES):
+                yield bytes(block)
+
+    def beside(self, folder: str) -> list["RemoteFile"]:
+        """All files below a folder that lies beside this one; "" for that of the file itself.
+
+        Raises:
+            SlideError: the folder can't be listed.
+        """
+        parent = f"{self.path.rpartition('/')[0]}/{folder}".rstrip("/")
+        find = self._fs.find if folder else lambda at: self._fs.find(at, maxdepth=1)
+        paths = self._tried(lambda: [str(path) for path in find(parent)])
+        return [RemoteFile(self._fs.unstrip_protocol(path)) for path in paths]
+
+    def relative_to(self, other: "RemoteFile") -> str:
+        """Its path relative to the folder of another file."""
+        return self.path.removeprefix(other.path.rpartition("/")[0]).lstrip("/")
+
+    def _tried(self, work: Callable[[], T]) -> T:
+        """What `work` gives, after as many tries as a trouble that passes is worth."""
+        with told(self.uri):
+            for number in range(self._tries - 1):
+                try:
+                    return work()
+                except Exception as error:
+                    if not _passes(error):
+                        raise
+                    time.sleep(PAUSE_S * 2**number)
+            return work()
+
+
+def _marks(found: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
+    named = {re.sub(r"[-_]", "", str(key)).lower(): value for key, value in found.items()}
+    return tuple((name, str(named[name])) for name in MARKS if named.get(name))
+
+
+# ---------------------------------------------------------------------- errors
+
+
+@contextlib.contextmanager
+def told(uri: str) -> Iterator[None]:
+    """Whatever goes wrong inside with the file at `uri` becomes a SlideError of one line."""
+    try:
+        yield
+    except SlideError:
+        raise
+    except Exception as error:
+        msg = f"{shown(uri)} {_what(error, uri)}"
+        raise SlideError(msg) from error
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _names(error: BaseException) -> set[str]:
+    return {kind.__name__ for one in _chain(error) for kind in type(one).__mro__}
+
+
+def _status(error: BaseException) -> int | None:
+    found = (getattr(one, "status", None) for one in _chain(error))
+    return next((status for status in found if isinstance(status, int)), None)
+
+
+def _passes(error: BaseException) -> bool:
+    """Whether the same may go well a moment later."""
+    if (status := _status(error)) is not None:
+        return status in TRANSIENT
+    return bool(_names(error) & (BROKEN | SILENT))
+
+
+def _what(error: BaseException, uri: str) -> str:
+    if isinstance(error, LakeError):
+        return f"can't be read: {error}"
+    if protocol_of(uri) in BUCKETS and (text := _bucket_said(error, uri)):
+        return text
+    if (status := _status(error)) is not None:
+        return _status_said(status)
+    names = _names(error)
+    if "FileNotFoundError" in names:
+        return "does not exist"
+    if names & SILENT:
+        return f"can't be read: no answer for {SILENT_S:g} s, at {TRIES} tries; is the server up?"
+    if "ShortReadError" in names:
+        return "can't be read: the server answers with other bytes than were asked for"
+    if names & BROKEN:
+        kind = type(error).__name__
+        return f"can't be read: no connection, or it breaks off ({kind}), at {TRIES} tries"
+    text = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
+    return f"can't be read: {_without_queries(str(text))}"
+
+
+def _bucket_said(error: BaseException, uri: str) -> str:
+    found = codes(error)
+    if "FileNotFoundError" not in found and found & DENIED:
+        return "can't be read: access is denied; the keys must allow to list and to get it"
+    told_as = explain(error, shown(uri))
+    return f"can't be read: {str(told_as).removeprefix(f'{shown(uri)}: ')}" if told_as else ""
+
+
+def _status_said(status: int) -> str:
+    if status in {404, 410}:
+        return "does not exist"
+    if status in {401, 403}:
+        return f"can't be read: access is denied ({status}); is the URL signed, and still valid?"
+    if status in {429, 503}:
+        return f"can't be read: the server is too busy ({status}) at {TRIES} tries; run again later"
+    if status >= 500:
+        return f"can't be read: the server failed ({status}) at {TRIES} tries; run again later"
+    return f"can't be read: the server answered {status}"
+
+
+def _without_queries(text: str) -> str:
+    return re.sub(r"(?<=://)[^/@\s]*@|[?&][\w.%-]+=[^\s'\"&]*", "", " ".join(text.split()))

@@ -1,0 +1,131 @@
+"""Which bytes of a slide are needed for some of its levels, and whether that is worth the trouble.
+
+Only for slides that `JpegTiff` reads: a hole in the file is then no JPEG, which it and openslide
+both refuse, so nothing wrong can come out of what was not fetched.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import tifffile
+
+from ingest.errors import SlideError
+from ingest.jpeg_tiff import JPEG, JpegLevel, NotNativeError, read_levels
+from ingest.openslide_reader import LEVEL_SLACK, OpenSlideReader
+from ingest.partial_file import PartialFile, PartialReader, Range
+
+SUFFIXES = (".svs", ".tif", ".tiff", ".svslide")
+# At 2.0 mpp a slide of 0.25 or 0.5 gives 2-8 %; what needs half of the file is copied in one go.
+MOST_SHARE = 0.5
+# Slides of 0.25 and 0.5 mpp are read at level 0 for anything finer, which is nearly all bytes.
+COARSE_MPP = 0.75
+
+
+@dataclass(frozen=True, kw_only=True)
+class FetchPlan:
+    """What is to be fetched of a slide.
+
+    Attributes:
+        sparse: whether levels are left out.
+        levels: those to be fetched in full; all of them if not sparse.
+        share: estimated share of the file that will travel.
+        reason: why so.
+    """
+
+    sparse: bool
+    levels: tuple[int, ...]
+    share: float
+    reason: str
+
+
+def level_ranges(
+    levels: Sequence[JpegLevel], level: int, tiles: Sequence[int] | None = None
+) -> list[Range]:
+    """Where tiles of a level lie: ranges [start, end) of bytes, for `Fetched.need`.
+
+    Args:
+        levels: of the slide, as `read_levels` gives them.
+        level: which of them.
+        tiles: their numbers, row after row; all if None. Those that are not stored are left out.
+    """
+    found = levels[level]
+    numbers = range(len(found.offsets)) if tiles is None else tiles
+    return _ranges([found.offsets[n] for n in numbers], [found.sizes[n] for n in numbers])
+
+
+def _ranges(offsets: Sequence[int], sizes: Sequence[int]) -> list[Range]:
+    return [(at, at + size) for at, size in zip(offsets, sizes, strict=True) if size]
+
+
+def plan_fetch(
+    levels: Sequence[JpegLevel], size: int, *, slide_mpp: float, mpps: Sequence[float]
+) -> FetchPlan:
+    """Whole or in part, for tiles of these mpps.
+
+    All levels from the one that the finest mpp is read from are taken in full: tiles of glass,
+    which alone could be left out, have few bytes.
+
+    Args:
+        levels: finest first.
+        size: bytes of the file.
+        slide_mpp: of level 0.
+        mpps: that will be read from it, overviews included.
+    """
+    base = levels[0]
+    downsamples = [
+        (base.width_px / level.width_px + base.height_px / level.height_px) / 2 for level in levels
+    ]
+    wanted = min(mpps) / slide_mpp * LEVEL_SLACK
+    finest = max((n for n, found in enumerate(downsamples) if found <= wanted), default=0)
+    needed = tuple(range(finest, len(levels)))
+    share = sum(sum(levels[number].sizes) for number in needed) / size
+    every = tuple(range(len(levels)))
+    if finest == 0:
+        reason = f"{min(mpps):g} mpp is read from the finest level"
+        return FetchPlan(sparse=False, levels=every, share=1.0, reason=reason)
+    if share > MOST_SHARE:
+        reason = f"levels {finest} and up are {share:.0%} of the file"
+        return FetchPlan(sparse=False, levels=every, share=1.0, reason=reason)
+    reason = f"{min(mpps):g} mpp is read from level {finest}"
+    return FetchPlan(sparse=True, levels=needed, share=share, reason=reason)
+
+
+def fetch_directories(file: PartialFile) -> list[JpegLevel]:
+    """Fetch the directories of a TIFF with all their values, its coarsest level, and its label.
+
+    That is what openslide opens; it makes its checksum of the coarsest level. Images that are no
+    JPEGs (labels, mostly) are fetched since a hole in them could pass for pixels.
+
+    Returns:
+        The slide's levels, finest first.
+
+    Raises:
+        NotNativeError: it is no TIFF whose levels `JpegTiff` reads.
+        SlideError: it can't be read.
+    """
+    try:
+        with PartialReader(file) as reader, tifffile.TiffFile(reader) as tiff:
+            for page in tiff.pages:
+                for tag in page.tags:
+                    _ = tag.value  # reading it is what fetches it
+            others = [page for page in tiff.pages if page.compression != JPEG]
+            for page in others:
+                file.fill(_ranges(page.dataoffsets, page.databytecounts))
+    except SlideError:
+        raise
+    except Exception as error:  # tifffile raises nearly anything on files that are not TIFF
+        msg = f"its TIFF structure can't be read: {error}"
+        raise NotNativeError(msg) from error
+    levels = read_levels(str(file.local))
+    file.fill(level_ranges(levels, len(levels) - 1))
+    return levels
+
+
+def slide_mpp(path: str, mpp: float | None) -> float:
+    """Microns per pixel of level 0, as the slide's reader will find it.
+
+    Raises:
+        SlideError: the file does not open, or says no mpp.
+    """
+    with OpenSlideReader(path, mpp=mpp) as slide:
+        return slide.mpp
