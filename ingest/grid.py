@@ -97,17 +97,34 @@ def tissue_share(mask: BoolArray, scale: float, grid: Grid) -> Float32Array:
         scale: side of one of its pixels in level-0 pixels.
         grid: whose tiles. What lies outside the slide counts as no tissue.
     """
+    share = tile_sums(mask, scale, grid) / (grid.side_px / scale) ** 2
+    return np.clip(share, 0, 1).astype(np.float32)
+
+
+def tile_sums(
+    values: npt.NDArray[np.float32] | BoolArray, scale: float, grid: Grid
+) -> Float64Array:
+    """Integral over each tile, [grid.height, grid.width], in pixels of the map.
+
+    Pixels that a tile covers in part count in part; what lies outside the map counts as 0.
+
+    Args:
+        values: [H, W] map of the whole slide, without NaN.
+        scale: side of one of its pixels in level-0 pixels.
+        grid: whose tiles.
+    """
     # A summed-area table read between its entries gives exact areas at any ratio of the two grids.
-    total = np.pad(mask.astype(np.float64).cumsum(0).cumsum(1), ((1, 0), (1, 0)))
-    rows = _edges(grid.height, grid.side_px / scale, mask.shape[0])
-    columns = _edges(grid.width, grid.side_px / scale, mask.shape[1])
-    inside = np.diff(np.diff(_between(_between(total, rows).T, columns).T, axis=0), axis=1)
-    share: Float32Array = (inside / (grid.side_px / scale) ** 2).astype(np.float32)
-    return np.clip(share, 0, 1)
+    total = np.pad(values.astype(np.float64).cumsum(0).cumsum(1), ((1, 0), (1, 0)))
+    side = grid.side_px / scale
+    rows = _over_tiles(total, grid.height, side)
+    return _over_tiles(rows.T, grid.width, side).T
 
 
-def _edges(count: int, side: float, length: int) -> Float64Array:
-    return np.minimum(np.arange(count + 1, dtype=np.float64) * side, float(length))
+def _over_tiles(table: Float64Array, count: int, side: float) -> Float64Array:
+    start = np.arange(count, dtype=np.float64) * side
+    last = float(len(table) - 1)
+    over: Float64Array = _between(table, np.minimum(start + side, last))
+    return over - _between(table, np.minimum(start, last))
 
 
 def _between(
