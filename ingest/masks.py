@@ -10,12 +10,13 @@ from collections.abc import Iterator
 from typing import Any
 
 import cv2
-import fsspec
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
 from ingest.errors import SlideError
+from ingest.remote_errors import shown, told
+from ingest.remote_files import name_of, open_fs
 
 SUFFIXES = (".geojson", ".json", ".png")
 ASPECT_TOLERANCE = 0.01
@@ -46,20 +47,18 @@ def find_mask(folder: str, slide_id: str) -> str | None:
     paths = [f"{folder.rstrip('/')}/{slide_id}{suffix}" for suffix in SUFFIXES]
     found = [path for path in paths if _exists(path)]
     if len(found) > 1:
-        msg = f"slide {slide_id} has more than one mask ({', '.join(found)}); leave one"
+        msg = f"slide {slide_id} has more than one mask ({', '.join(map(shown, found))}); leave one"
         raise SlideError(msg)
     return found[0] if found else None
 
 
-def _exists(path: str) -> bool:
-    fs, inside = fsspec.core.url_to_fs(path)
-    try:
-        fs.info(inside)
-    except FileNotFoundError:
-        return False
-    except OSError as error:
-        msg = f"mask {path} can't be looked for: {error}"
-        raise SlideError(msg) from error
+def _exists(uri: str) -> bool:
+    fs, path = open_fs(uri)
+    with told(uri):
+        try:
+            fs.info(path)
+        except FileNotFoundError:
+            return False
     return True
 
 
@@ -87,30 +86,27 @@ def read_mask(
         SlideError: it can't be read, is not such a file, marks no tissue on this slide, or has the
             aspect ratio or the coordinates of another slide.
     """
-    kind = path_or_uri.lower().rpartition(".")[2]
+    path, kind = shown(path_or_uri), name_of(path_or_uri).lower().rpartition(".")[2]
     if f".{kind}" not in SUFFIXES:
-        msg = f"mask {path_or_uri} must end in {', '.join(SUFFIXES)}"
+        msg = f"mask {path} must end in {', '.join(SUFFIXES)}"
         raise SlideError(msg)
     data = _read(path_or_uri)
     y, x = ((np.arange(n, dtype=np.float64) + 0.5) * scale for n in shape)
     if kind == "png":
-        mask = _sampled(_png_mask(data, path_or_uri), path_or_uri, size_px, y, x)
+        mask = _sampled(_png_mask(data, path), path, size_px, y, x)
     else:
-        mask = _from_geojson(data, path_or_uri, size_px, shape, scale)
+        mask = _from_geojson(data, path, size_px, shape, scale)
     mask &= (y < size_px[1])[:, None] & (x < size_px[0])
     if not mask.any():
-        msg = f"mask {path_or_uri} marks no tissue inside the slide of {_by(size_px)} px"
+        msg = f"mask {path} marks no tissue inside the slide of {_by(size_px)} px"
         raise SlideError(msg)
     return mask
 
 
-def _read(path: str) -> bytes:
-    try:
-        fs, inside = fsspec.core.url_to_fs(path)
-        data: bytes = fs.cat_file(inside)
-    except OSError as error:
-        msg = f"mask {path} can't be read: {error}"
-        raise SlideError(msg) from error
+def _read(uri: str) -> bytes:
+    fs, path = open_fs(uri)
+    with told(uri):
+        data: bytes = fs.cat_file(path)
     return data
 
 
@@ -223,7 +219,9 @@ def fill(polygons: list[Polygon], shape: tuple[int, int], scale: float) -> BoolA
         high = np.clip(np.ceil(rings[0].max(0)), 0, shape[::-1]).astype(int)
         if (high > low).all():
             part = mask[low[1] : high[1], low[0] : high[0]]
-            part |= _inside([ring - low for ring in rings], (part.shape[0], part.shape[1]))
+            shifted, size = [ring - low for ring in rings], (part.shape[0], part.shape[1])
+            # Both: a hole that reaches out of its polygon must not be filled there.
+            part |= _inside(shifted, size) & _inside(shifted[:1], size)
     return mask
 
 
