@@ -179,7 +179,7 @@ def _companions(remote: RemoteFile, file: PartialFile, folder: Path) -> list[Par
     else:
         return []
     return [
-        _whole(one, folder / one.relative_to(remote)) for one in others if one.uri != remote.uri
+        _whole(one, folder / one.relative_to(remote)) for one in others if one.path != remote.path
     ]
 
 

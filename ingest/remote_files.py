@@ -1,10 +1,8 @@
 """A slide's file at a URL: what the server says of it, ranges of its bytes, errors in one line.
 
 Clients of buckets try again by themselves; for everything else (HTTP above all) it is done here.
-No message holds a server's text or a URL's query: both may quote keys and signatures.
 """
 
-import contextlib
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -16,35 +14,26 @@ import fsspec
 import fsspec.asyn
 import fsspec.config
 
-from featurestore import LakeError, bucket_clients
-from featurestore.bucket_errors import DENIED, codes, explain
-from ingest.errors import SlideError
+from featurestore import bucket_clients
+from ingest import remote_errors
+from ingest.remote_errors import (
+    BUCKETS,
+    WEB,
+    HttpStatusError,
+    ShortReadError,
+    passes,
+    protocol_of,
+    shown,
+    told,
+)
 
-BUCKETS = frozenset(bucket_clients.EXTRAS)
-WEB = frozenset({"http", "https"})
-TRIES = 6
 PAUSE_S = 0.25  # before the second try; doubled before each further one, 8 s in all
-CONNECT_S, SILENT_S = 15.0, 60.0  # a server that sends nothing for so long is given up
+CONNECT_S = 15.0
 STREAM_BYTES = 4 << 20
-TRANSIENT = frozenset({408, 425, 429, 500, 502, 503, 504})
-BROKEN = frozenset({"ClientConnectionError", "ClientPayloadError", "ConnectionError", "EOFError"})
-SILENT = frozenset({"TimeoutError", "FSTimeoutError"})
 MARKS = ("etag", "lastmodified", "mtime", "updated", "md5hash", "created", "generation")
 
 T = TypeVar("T")
 Headers = Mapping[str, str]
-
-
-class HttpStatusError(OSError):
-    """An HTTP server answered with an error; `status` says which."""
-
-    def __init__(self, status: int) -> None:
-        super().__init__(f"status {status}")
-        self.status = status
-
-
-class ShortReadError(EOFError):
-    """A server answered with other bytes than were asked for."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,28 +53,10 @@ class FileState:
     marks: tuple[tuple[str, str], ...]
 
 
-def shown(uri: str) -> str:
-    """A URI as it may be printed: without user, password, query and fragment.
-
-    >>> shown("https://me:secret@host/a.svs?X-Amz-Signature=1f")
-    'https://host/a.svs'
-    >>> shown("/slides/what?.svs")
-    '/slides/what?.svs'
-    """
-    if "://" not in uri:
-        return uri
-    plain = re.sub(r"(?<=://)[^/@]*@", "", uri)
-    return re.split(r"[?#]", plain, maxsplit=1)[0] if protocol_of(uri) in WEB else plain
-
-
-def protocol_of(uri: str) -> str:
-    """The protocol of a URI; "file" for a path."""
-    return uri.partition("://")[0].rpartition("::")[2] if "://" in uri else "file"
-
-
 def is_local(uri: str) -> bool:
     """Whether it is a path, or a file:// URI."""
-    return protocol_of(uri) in {"file", "local"} and "::" not in uri.partition("://")[0]
+    protocol, url, _ = uri.partition("://")
+    return not url or protocol in {"file", "local"}
 
 
 def name_of(uri: str) -> str:
@@ -125,7 +96,7 @@ def _web_options(protocol: str) -> dict[str, Any]:
     from aiohttp import ClientTimeout
 
     given = {**fsspec.config.conf.get("http", {}), **fsspec.config.conf.get(protocol, {})}
-    timeout = ClientTimeout(total=None, sock_connect=CONNECT_S, sock_read=SILENT_S)
+    timeout = ClientTimeout(total=None, sock_connect=CONNECT_S, sock_read=remote_errors.SILENT_S)
     return {
         **given,
         "headers": {"Accept-Encoding": "identity", **(given.get("headers") or {})},
@@ -151,7 +122,7 @@ class RemoteFile:
         self.uri, self.shown = uri, shown(uri)
         self._fs, self.path = open_fs(uri)
         self._web = protocol_of(uri) in WEB and "::" not in uri.partition("://")[0]
-        self._tries = 2 if protocol_of(uri) in BUCKETS else TRIES
+        self._tries = 2 if protocol_of(uri) in BUCKETS else remote_errors.TRIES
 
     def state(self) -> FileState:
         """What the server says of it now.
@@ -242,7 +213,7 @@ class RemoteFile:
                 try:
                     return work()
                 except Exception as error:
-                    if not _passes(error):
+                    if not passes(error):
                         raise
                     time.sleep(PAUSE_S * 2**number)
             return work()
@@ -251,87 +222,3 @@ class RemoteFile:
 def _marks(found: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
     named = {re.sub(r"[-_]", "", str(key)).lower(): value for key, value in found.items()}
     return tuple((name, str(named[name])) for name in MARKS if named.get(name))
-
-
-# ---------------------------------------------------------------------- errors
-
-
-@contextlib.contextmanager
-def told(uri: str) -> Iterator[None]:
-    """Whatever goes wrong inside with the file at `uri` becomes a SlideError of one line."""
-    try:
-        yield
-    except SlideError:
-        raise
-    except Exception as error:
-        msg = f"{shown(uri)} {_what(error, uri)}"
-        raise SlideError(msg) from error
-
-
-def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    seen: set[int] = set()
-    while error is not None and id(error) not in seen:
-        seen.add(id(error))
-        yield error
-        error = error.__cause__ or error.__context__
-
-
-def _names(error: BaseException) -> set[str]:
-    return {kind.__name__ for one in _chain(error) for kind in type(one).__mro__}
-
-
-def _status(error: BaseException) -> int | None:
-    found = (getattr(one, "status", None) for one in _chain(error))
-    return next((status for status in found if isinstance(status, int)), None)
-
-
-def _passes(error: BaseException) -> bool:
-    """Whether the same may go well a moment later."""
-    if (status := _status(error)) is not None:
-        return status in TRANSIENT
-    return bool(_names(error) & (BROKEN | SILENT))
-
-
-def _what(error: BaseException, uri: str) -> str:
-    if isinstance(error, LakeError):
-        return f"can't be read: {error}"
-    if protocol_of(uri) in BUCKETS and (text := _bucket_said(error, uri)):
-        return text
-    if (status := _status(error)) is not None:
-        return _status_said(status)
-    names = _names(error)
-    if "FileNotFoundError" in names:
-        return "does not exist"
-    if names & SILENT:
-        return f"can't be read: no answer for {SILENT_S:g} s, at {TRIES} tries; is the server up?"
-    if "ShortReadError" in names:
-        return "can't be read: the server answers with other bytes than were asked for"
-    if names & BROKEN:
-        kind = type(error).__name__
-        return f"can't be read: no connection, or it breaks off ({kind}), at {TRIES} tries"
-    text = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
-    return f"can't be read: {_without_queries(str(text))}"
-
-
-def _bucket_said(error: BaseException, uri: str) -> str:
-    found = codes(error)
-    if "FileNotFoundError" not in found and found & DENIED:
-        return "can't be read: access is denied; the keys must allow to list and to get it"
-    told_as = explain(error, shown(uri))
-    return f"can't be read: {str(told_as).removeprefix(f'{shown(uri)}: ')}" if told_as else ""
-
-
-def _status_said(status: int) -> str:
-    if status in {404, 410}:
-        return "does not exist"
-    if status in {401, 403}:
-        return f"can't be read: access is denied ({status}); is the URL signed, and still valid?"
-    if status in {429, 503}:
-        return f"can't be read: the server is too busy ({status}) at {TRIES} tries; run again later"
-    if status >= 500:
-        return f"can't be read: the server failed ({status}) at {TRIES} tries; run again later"
-    return f"can't be read: the server answered {status}"
-
-
-def _without_queries(text: str) -> str:
-    return re.sub(r"(?<=://)[^/@\s]*@|[?&][\w.%-]+=[^\s'\"&]*", "", " ".join(text.split()))

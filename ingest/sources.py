@@ -12,7 +12,8 @@ from typing import Any
 import polars as pl
 
 from ingest.errors import InputError, SlideError
-from ingest.remote_files import RemoteFile, is_local, name_of, open_fs, shown, told
+from ingest.remote_errors import shown, told
+from ingest.remote_files import RemoteFile, is_local, name_of, open_fs
 
 SUFFIXES = frozenset(
     ".svs .tif .tiff .ndpi .mrxs .scn .vms .vmu .bif .svslide .dcm .czi".split()  # noqa: SIM905

@@ -24,7 +24,7 @@ class SlideServer:
         troubles: taken one after the other by GET requests: "503", "cut", "silent", "refused".
         after: what is done to a path's `files` before its n-th GET is answered, by (path, n).
         requests: method, path and range of all requests.
-        sent: bytes of bodies that were sent, as many as the server got rid of.
+        sent: bytes of bodies, to clients that hang up only those that they took.
     """
 
     url: str = ""
@@ -118,9 +118,10 @@ class _Handler(BaseHTTPRequestHandler):
     def _send(self, data: bytes) -> None:
         with contextlib.suppress(OSError):  # a client that hangs up
             for at in range(0, len(data), 1 << 16):
-                self.wfile.write(data[at : at + (1 << 16)])
-                with self.served.lock:
-                    self.served.sent += len(data[at : at + (1 << 16)])
+                block = data[at : at + (1 << 16)]
+                with self.served.lock:  # before the client can have it, and look at the count
+                    self.served.sent += len(block)
+                self.wfile.write(block)
 
 
 @contextlib.contextmanager

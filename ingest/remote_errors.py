@@ -1,0 +1,132 @@
+"""What went wrong with a slide that is not on this machine, in one line for its row.
+
+No message holds a server's text or a URL's query: both may quote keys and signatures.
+"""
+
+import contextlib
+import re
+from collections.abc import Iterator
+
+from featurestore import LakeError, bucket_clients
+from featurestore.bucket_errors import DENIED, codes, explain
+from ingest.errors import SlideError
+
+BUCKETS = frozenset(bucket_clients.EXTRAS)
+WEB = frozenset({"http", "https"})
+TRIES = 6
+SILENT_S = 60.0  # a server that sends nothing for so long is given up
+TRANSIENT = frozenset({408, 425, 429, 500, 502, 503, 504})
+BROKEN = frozenset({"ClientConnectionError", "ClientPayloadError", "ConnectionError", "EOFError"})
+SILENT = frozenset({"TimeoutError", "FSTimeoutError"})
+
+
+class HttpStatusError(OSError):
+    """An HTTP server answered with an error; `status` says which."""
+
+    def __init__(self, status: int) -> None:
+        super().__init__(f"status {status}")
+        self.status = status
+
+
+class ShortReadError(EOFError):
+    """A server answered with other bytes than were asked for."""
+
+
+def shown(uri: str) -> str:
+    """A URI as it may be printed: without user, password, query and fragment.
+
+    >>> shown("https://me:secret@host/a.svs?X-Amz-Signature=1f")
+    'https://host/a.svs'
+    >>> shown("/slides/what?.svs")
+    '/slides/what?.svs'
+    """
+    if "://" not in uri:
+        return uri
+    plain = re.sub(r"(?<=://)[^/@]*@", "", uri)
+    return re.split(r"[?#]", plain, maxsplit=1)[0] if protocol_of(uri) in WEB else plain
+
+
+def protocol_of(uri: str) -> str:
+    """The protocol of a URI; "file" for a path."""
+    return uri.partition("://")[0].rpartition("::")[2] if "://" in uri else "file"
+
+
+@contextlib.contextmanager
+def told(uri: str) -> Iterator[None]:
+    """Whatever goes wrong inside with the file at `uri` becomes a SlideError of one line."""
+    try:
+        yield
+    except SlideError:
+        raise
+    except Exception as error:
+        msg = f"{shown(uri)} {_what(error, uri)}"
+        raise SlideError(msg) from error
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _names(error: BaseException) -> set[str]:
+    return {kind.__name__ for one in _chain(error) for kind in type(one).__mro__}
+
+
+def _status(error: BaseException) -> int | None:
+    found = (getattr(one, "status", None) for one in _chain(error))
+    return next((status for status in found if isinstance(status, int)), None)
+
+
+def passes(error: BaseException) -> bool:
+    """Whether the same may go well a moment later."""
+    if (status := _status(error)) is not None:
+        return status in TRANSIENT
+    return bool(_names(error) & (BROKEN | SILENT))
+
+
+def _what(error: BaseException, uri: str) -> str:
+    if isinstance(error, LakeError):
+        return f"can't be read: {error}"
+    if protocol_of(uri) in BUCKETS and (text := _bucket_said(error, uri)):
+        return text
+    if (status := _status(error)) is not None:
+        return _status_said(status)
+    names = _names(error)
+    if "FileNotFoundError" in names:
+        return "does not exist"
+    if names & SILENT:
+        return f"can't be read: no answer for {SILENT_S:g} s, at {TRIES} tries; is the server up?"
+    if "ShortReadError" in names:
+        return "can't be read: the server answers with other bytes than were asked for"
+    if names & BROKEN:
+        kind = type(error).__name__
+        return f"can't be read: no connection, or it breaks off ({kind}), at {TRIES} tries"
+    text = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
+    return f"can't be read: {_without_queries(str(text))}"
+
+
+def _bucket_said(error: BaseException, uri: str) -> str:
+    found = codes(error)
+    if "FileNotFoundError" not in found and found & DENIED:
+        return "can't be read: access is denied; the keys must allow to list and to get it"
+    told_as = explain(error, shown(uri))
+    return f"can't be read: {str(told_as).removeprefix(f'{shown(uri)}: ')}" if told_as else ""
+
+
+def _status_said(status: int) -> str:
+    if status in {404, 410}:
+        return "does not exist"
+    if status in {401, 403}:
+        return f"can't be read: access is denied ({status}); is the URL signed, and still valid?"
+    if status in {429, 503}:
+        return f"can't be read: the server is too busy ({status}) at {TRIES} tries; run again later"
+    if status >= 500:
+        return f"can't be read: the server failed ({status}) at {TRIES} tries; run again later"
+    return f"can't be read: the server answered {status}"
+
+
+def _without_queries(text: str) -> str:
+    return re.sub(r"(?<=://)[^/@\s]*@|[?&][\w.%-]+=[^\s'\"&]*", "", " ".join(text.split()))
