@@ -23,6 +23,10 @@ from featurestore.errors import DamageError
 from featurestore.storage import Store
 
 BLOCK = 512
+# Of a ustar header: mode, user and group; time; then type, link and magic.
+OWNER, TIME = b"0000644\0" + b"0000000\0" * 2, b"00000000000\0"
+REST = (b"0" + b"\0" * 100 + b"ustar\x0000").ljust(BLOCK - 156, b"\0")
+FIXED_SUM = sum(OWNER) + sum(TIME) + sum(b" " * 8) + sum(REST)
 JPEG_START = b"\xff\xd8"
 INDEX_SCHEMA = pa.schema([("tile_id", pa.int64()), ("offset", pa.int64()), ("size", pa.int32())])
 
@@ -43,19 +47,10 @@ def tar_header(name: str, size: int) -> bytes:
     >>> len(tar_header("1.jpg", 10))
     512
     """
-    fields = (
-        f"{name}\0".encode().ljust(100, b"\0")
-        + b"0000644\0"
-        + b"0000000\0" * 2
-        + f"{size:011o}\0".encode()
-        + b"00000000000\0"
-        + b" " * 8
-        + b"0"
-        + b"\0" * 100
-        + b"ustar\x0000"
-    ).ljust(BLOCK, b"\0")
-    checksum = f"{sum(fields):06o}\0 ".encode()
-    return fields[:148] + checksum + fields[156:]
+    called, bytes_ = name.encode().ljust(100, b"\0"), b"%011o\0" % size
+    # The sum of all bytes; those that are the same in every header are summed once.
+    checksum = b"%06o\0 " % (sum(called) + sum(bytes_) + FIXED_SUM)
+    return called + OWNER + bytes_ + TIME + checksum + REST
 
 
 def member_name(tile_id: int) -> str:

@@ -1,17 +1,13 @@
 """One slide from file to shards: open, find tissue, plan grids, cut, encode. No Ray in here."""
 
-import contextlib
 import hashlib
 import json
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import cv2
-import fsspec
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
@@ -20,10 +16,14 @@ import simplejpeg
 from featurestore import GridCut, LakeConfig, ShardWriter, SlideCut, Store, tile_ids, tiles_table
 from featurestore.schema import shard_path
 from ingest.errors import SlideError
-from ingest.grid import Grid, keep_tiles, plan_grids, tissue_share
+from ingest.grid import Grid, keep_tiles, plan_grids
+from ingest.remote import local_slide
+from ingest.scores import FOCUS_MPP
+from ingest.survey import Survey, mask_picture, survey
 from ingest.tiff_reader import TiffReader
-from ingest.tissue import OVERVIEW_MPP, Tissue, find_tissue
+from ingest.tissue import OVERVIEW_MPP
 
+STORED, ENCODED = "stored", "encoded"
 THUMBNAIL_PX = 512
 THUMBNAIL_MPP = 8.0
 
@@ -46,39 +46,31 @@ def cut_slide(store: Store, config: LakeConfig, row: Row) -> SlideCut:
         SlideError: the slide can't be read, has no mpp, or no tissue was found.
     """
     start = time.perf_counter()
-    with local_copy(row["uri"]) as path, TiffReader(path, mpp=row.get("mpp")) as slide:
-        overview, scale = slide.overview(OVERVIEW_MPP)
-        tissue = find_tissue(overview, slide.mpp * scale)
-        if tissue.verdict == "no tissue":
-            msg = f"no tissue found on {row['uri']} ({tissue.share:.2%} of the slide)"
+    mpp, read_at = row.get("mpp"), (*config.mpps, FOCUS_MPP, OVERVIEW_MPP)
+    with (
+        local_slide(row["uri"], mpps=read_at, mpp=mpp) as local,
+        TiffReader(local.path, mpp=mpp) as slide,
+    ):
+        seen = survey(slide, pen_veto=row.get("pen_veto", True), mask=row.get("mask"))
+        if seen.tissue.verdict == "no tissue":
+            msg = f"no tissue found on {row['uri']} ({seen.tissue.why})"
             raise SlideError(msg)
-        ratios = {mpp: config.ratio(mpp) for mpp in config.mpps}
-        grids = plan_grids(slide.size_px, slide.mpp, config.tile_px, ratios)
-        shares = [tissue_share(tissue.mask, scale, grid) for grid in grids.values()]
-        kept = keep_tiles(shares, list(grids.values()), config.tissue_min)
-        cuts = {
-            grid.mpp: _cut_grid(store, config, row, slide, grid, share, keep)
-            for grid, share, keep in zip(grids.values(), shares, kept, strict=True)
-        }
-        described = {**row, **_describe(slide, tissue)}
+        cuts = _cut_grids(store, config, row, slide, seen)
+        described = {**row, **_describe(slide, seen), "bytes_read": local.bytes_read or None}
     return SlideCut(row={**described, "seconds": time.perf_counter() - start}, grids=cuts)
 
 
-@contextlib.contextmanager
-def local_copy(uri: str) -> Iterator[str]:
-    """A local path of a slide; one in a bucket is copied to scratch and dropped after use."""
-    fs, path = fsspec.core.url_to_fs(uri)
-    if "file" in (fs.protocol if isinstance(fs.protocol, tuple) else (fs.protocol,)):
-        yield path
-        return
-    with tempfile.TemporaryDirectory(prefix="slidelake-") as folder:
-        local = Path(folder) / path.rsplit("/", 1)[-1]
-        try:
-            fs.get_file(path, str(local))
-        except OSError as error:
-            msg = f"{uri} can't be fetched: {error}"
-            raise SlideError(msg) from error
-        yield str(local)
+def _cut_grids(
+    store: Store, config: LakeConfig, row: Row, slide: TiffReader, seen: Survey
+) -> dict[float, GridCut]:
+    ratios = {mpp: config.ratio(mpp) for mpp in config.mpps}
+    grids = list(plan_grids(slide.size_px, slide.mpp, config.tile_px, ratios).values())
+    shares = seen.shares(grids)
+    kept = keep_tiles(shares, grids, config.tissue_min)
+    return {
+        grid.mpp: _cut_grid(store, config, row, slide, grid, keep, {"tissue": share, **scores})
+        for grid, keep, share, scores in zip(grids, kept, shares, seen.scores(grids), strict=True)
+    }
 
 
 def _cut_grid(
@@ -87,28 +79,33 @@ def _cut_grid(
     row: Row,
     slide: TiffReader,
     grid: Grid,
-    share: npt.NDArray[np.float32],
     keep: npt.NDArray[np.bool_],
+    scores: dict[str, npt.NDArray[np.float32]],
 ) -> GridCut:
     at = np.argwhere(keep)
     ids = tile_ids(row["slide"], grid.mpp, at[:, 0], at[:, 1])
     path = shard_path(grid.mpp, row["slide"], _mark(config, row))
+    codecs = []
     with ShardWriter(store, path) as shard:
-        for key, (y, x) in zip(ids.tolist(), at.tolist(), strict=True):
+        jpegs = _jpegs(slide, grid, config, at)
+        for key, (y, x), (jpeg, codec) in zip(ids.tolist(), at.tolist(), jpegs, strict=True):
+            codecs.append(codec)
             about = {
                 "slide_id": row["slide_id"],
                 "mpp": grid.effective_mpp,
                 "x": x * grid.side_px,
                 "y": y * grid.side_px,
                 "tile_px_level0": grid.side_px,
-                "tissue": round(float(share[y, x]), 4),
+                "tissue": round(float(scores["tissue"][y, x]), 4),
+                "codec": codec,
             }
-            shard.add(key, encode_jpeg(slide.tile(grid, y, x), config), about)
+            shard.add(key, jpeg, about)
     if shard.shard is None:
         msg = f"shard {path} was not finished"
         raise SlideError(msg)
+    kept = {name: values[keep] for name, values in scores.items()}
     return GridCut(
-        tiles=_tile_rows(config, row, grid, ids, at, share[keep]),
+        tiles=_tile_rows(config, row, grid, ids, at, kept, codecs),
         shard=shard.shard,
         effective_mpp=grid.effective_mpp,
         tile_px_level0=grid.side_px,
@@ -116,6 +113,30 @@ def _cut_grid(
         grid_width=grid.width,
         grid_height=grid.height,
     )
+
+
+def _jpegs(
+    slide: TiffReader, grid: Grid, config: LakeConfig, at: npt.NDArray[np.int64]
+) -> Iterator[tuple[bytes, str]]:
+    """The tiles as they are stored in the lake, and how they came to be.
+
+    Raises:
+        SlideError: they are to be the slide's own JPEGs, and it has none such.
+    """
+    level = slide.stored_level(grid) if grid.mpp in config.passthrough else None
+    if level is None and grid.mpp in config.passthrough and not config.mix_codecs:
+        msg = (
+            f"it stores no JPEG tiles of {grid.tile_px} px at {grid.mpp} mpp to be copied, as the "
+            f"lake's are ({slide.fallback or 'its tiles or levels are others'}); a lake made with "
+            "--mix-codecs encodes such slides"
+        )
+        raise SlideError(msg)
+    for y, x in at.tolist():
+        jpeg = slide.stored_jpeg(level, y, x) if level is not None else None
+        if jpeg is not None:
+            yield jpeg, STORED
+        else:
+            yield encode_jpeg(slide.tile(grid, y, x), config), ENCODED
 
 
 def encode_jpeg(rgb: RgbArray, config: LakeConfig) -> bytes:
@@ -136,7 +157,8 @@ def _tile_rows(
     grid: Grid,
     ids: npt.NDArray[np.int64],
     at: npt.NDArray[np.int64],
-    share: npt.NDArray[np.float32],
+    scores: dict[str, npt.NDArray[np.float32]],
+    codecs: list[str],
 ) -> pa.Table:
     columns = {
         "tile_id": ids,
@@ -146,8 +168,8 @@ def _tile_rows(
         "grid_x": at[:, 1],
         "y": at[:, 0] * grid.side_px,
         "x": at[:, 1] * grid.side_px,
-        "tissue": share,
-        "codec": ["encoded"] * len(ids),
+        **{name: pa.array(values, from_pandas=True) for name, values in scores.items()},
+        "codec": codecs,
     }
     return tiles_table(grid.mpp, config.tile_px, columns)
 
@@ -157,12 +179,9 @@ def _mark(config: LakeConfig, row: Row) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
-def _describe(slide: TiffReader, tissue: Tissue) -> Row:
+def _describe(slide: TiffReader, seen: Survey) -> Row:
     width, height = slide.size_px
     pixels, _ = slide.overview(max(THUMBNAIL_MPP, slide.mpp * max(slide.size_px) / THUMBNAIL_PX))
-    mask = cv2.resize(
-        tissue.mask.astype(np.uint8) * 255, pixels.shape[1::-1], interpolation=cv2.INTER_NEAREST
-    )
     return {
         "width_px": width,
         "height_px": height,
@@ -173,10 +192,12 @@ def _describe(slide: TiffReader, tissue: Tissue) -> Row:
         "levels": slide.levels,
         "reader": slide.name,
         "fallback": slide.fallback,
-        "tissue": tissue.share,
-        "verdict": tissue.verdict,
+        "tissue": seen.tissue.share,
+        "pen": seen.tissue.pen_share,
+        "verdict": seen.tissue.verdict,
+        "why": seen.tissue.why,
         "thumbnail": simplejpeg.encode_jpeg(pixels, quality=80, colorspace="RGB"),
-        "tissue_mask": png_bytes(mask),
+        "tissue_mask": png_bytes(mask_picture(seen, pixels.shape[:2])),
     }
 
 

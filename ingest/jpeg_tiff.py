@@ -23,6 +23,7 @@ JPEG, YCBCR, RGB = 7, 6, 2
 ADOBE_RGB = b"\xff\xee\x00\x0eAdobe\x00\x64\x00\x00\x00\x00\x00"
 MAX_TILE_PX = 2048
 KEPT_TILES = 256
+SHRINKS = (1, 2, 4, 8)
 
 RgbArray = npt.NDArray[np.uint8]
 
@@ -149,36 +150,55 @@ class JpegTiff:
             raise SlideError(msg)
         return found.head + data[2:]
 
-    def _decoded(self, level: int, number: int) -> RgbArray:
+    def _decoded(self, level: int, number: int, shrink: int) -> RgbArray:
         found = self.levels[level]
         jpeg = self.jpeg(level, number)
+        width, height = found.tile_width_px // shrink, found.tile_height_px // shrink
+        small = {"min_height": height, "min_width": width} if shrink > 1 else {}
         try:
-            rgb: RgbArray = simplejpeg.decode_jpeg(jpeg, colorspace="RGB")
+            rgb: RgbArray = simplejpeg.decode_jpeg(jpeg, colorspace="RGB", **small)
         except ValueError as error:
             msg = f"{self.path}: tile {number} of level {level} can't be decoded: {error}"
             raise SlideError(msg) from error
-        if rgb.shape != (found.tile_height_px, found.tile_width_px, 3):
-            msg = f"{self.path}: tile {number} of level {level} is {rgb.shape[1]} px wide"
+        if rgb.shape != (height, width, 3):
+            msg = f"{self.path}: tile {number} of level {level} is {rgb.shape[1] * shrink} px wide"
             raise SlideError(msg)
         return rgb
 
-    def region(self, level: int, x: int, y: int, width: int, height: int) -> RgbArray:
+    def shrinks(self, level: int, factor: int) -> bool:
+        """Whether the tiles of a level can be decoded at 1 / factor."""
+        found = self.levels[level]
+        whole = not found.tile_width_px % factor and not found.tile_height_px % factor
+        return whole and factor in SHRINKS
+
+    def region(
+        self, level: int, x: int, y: int, width: int, height: int, *, shrink: int = 1
+    ) -> RgbArray:
         """Pixels [height, width, 3] from (x, y) of a level on; white outside of it.
+
+        Args:
+            level: number in `levels`.
+            x: left side, in pixels of the level divided by `shrink`.
+            y: top side, likewise.
+            width: of the result.
+            height: of the result.
+            shrink: 1, or 2, 4, 8 to have libjpeg decode at a half, a fourth or an eighth.
 
         Raises:
             SlideError: a tile is damaged or not stored.
         """
         found = self.levels[level]
-        right, bottom = min(x + width, found.width_px), min(y + height, found.height_px)
+        right = min(x + width, found.width_px // shrink)
+        bottom = min(y + height, found.height_px // shrink)
         left, top = max(x, 0), max(y, 0)
         whole = (x, y, right, bottom) == (left, top, x + width, y + height)
         out = np.empty((height, width, 3), np.uint8)
         if not whole:
             out.fill(255)
-        tw, th = found.tile_width_px, found.tile_height_px
+        tw, th = found.tile_width_px // shrink, found.tile_height_px // shrink
         for row in range(top // th, -(-bottom // th)):
             for column in range(left // tw, -(-right // tw)):
-                tile = self._tile(level, row * found.columns + column)
+                tile = self._tile(level, row * found.columns + column, shrink)
                 x0, x1 = max(left, column * tw), min(right, (column + 1) * tw)
                 y0, y1 = max(top, row * th), min(bottom, (row + 1) * th)
                 inside = tile[y0 - row * th : y1 - row * th, x0 - column * tw : x1 - column * tw]

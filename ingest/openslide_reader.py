@@ -14,7 +14,7 @@ from ingest.grid import Grid
 
 MPP_RANGE = (0.05, 10.0)
 LEVEL_SLACK = 1.01
-STRIP_PX = 2048
+BLOCK_PX = 2048
 
 RgbArray = npt.NDArray[np.uint8]
 
@@ -44,9 +44,18 @@ class OpenSlideReader:
         self.path = path
         self.size_px: tuple[int, int] = self._slide.dimensions
         self.mpp, self.mpp_source = self._find_mpp(mpp)
-        self._downsamples = [
-            (self.size_px[0] / w + self.size_px[1] / h) / 2 for w, h in self._slide.level_dimensions
-        ]
+        self._scales = [self._scale(*size) for size in self._slide.level_dimensions]
+
+    def _scale(self, width: int, height: int) -> float:
+        """Level-0 pixels to one of a level; whole where its size is that of a whole downsampling.
+
+        4099 px are stored as 1024 at a fourth: openslide calls that 4.0029, and would be a pixel
+        off after every 341.
+        """
+        scale = (self.size_px[0] / width + self.size_px[1] / height) / 2
+        whole = round(scale)
+        ends = zip(self.size_px, (width, height), strict=True)
+        return whole if all(abs(full / whole - part) <= 1 for full, part in ends) else scale
 
     @property
     def levels(self) -> int:
@@ -87,14 +96,37 @@ class OpenSlideReader:
     def _level(self, downsample: float) -> int:
         # A level stored as 4.0021 must serve a request for 4: openslide's own choice is level 0,
         # which reads 16 times the pixels.
-        fits = [i for i, d in enumerate(self._downsamples) if d <= downsample * LEVEL_SLACK]
+        fits = [i for i, scale in enumerate(self._scales) if scale <= downsample * LEVEL_SLACK]
         return max(fits, default=0)
 
-    def _region(self, x: int, y: int, level: int, size: tuple[int, int]) -> RgbArray:
+    def region(
+        self, level: int, x: int, y: int, width: int, height: int, *, shrink: int = 1
+    ) -> RgbArray:
+        """Pixels [height, width, 3] of a level, reduced to 1 / shrink; white outside the slide.
+
+        Args:
+            level: 0 is the finest.
+            x: left side, in pixels of the result.
+            y: top side, likewise.
+            width: of the result.
+            height: of the result.
+            shrink: whole number of the level's pixels along one of the result.
+
+        Raises:
+            SlideError: the pixels can't be read.
+        """
+        rgb = self._pixels(level, x * shrink, y * shrink, width * shrink, height * shrink)
+        if shrink > 1:
+            rgb = cv2.resize(rgb, (width, height), interpolation=cv2.INTER_AREA)
+        return rgb
+
+    def _pixels(self, level: int, x: int, y: int, width: int, height: int) -> RgbArray:
+        scale = self._slide.level_downsamples[level]
+        at = (round(x * scale), round(y * scale))
         try:
-            rgba = np.asarray(self._slide.read_region((x, y), level, size))
+            rgba = np.asarray(self._slide.read_region(at, level, (width, height)))
         except openslide.OpenSlideError as error:
-            msg = f"{self.path}: pixels at ({x}, {y}) of level {level} can't be read: {error}"
+            msg = f"{self.path}: pixels at {at} of level {level} can't be read: {error}"
             raise SlideError(msg) from error
         rgb = np.ascontiguousarray(rgba[..., :3])
         # Outside the slide openslide gives transparent black: it is glass, so white.
@@ -108,45 +140,79 @@ class OpenSlideReader:
             SlideError: the pixels can't be read.
         """
         level = self._level(grid.side_px / grid.tile_px)
-        side = round(grid.side_px / self._downsamples[level])
-        x, y = grid_x * grid.side_px, grid_y * grid.side_px
-        rgb = self._region(x, y, level, (side, side))
-        if side != grid.tile_px:
-            size = (grid.tile_px, grid.tile_px)
-            rgb = cv2.resize(rgb, size, interpolation=cv2.INTER_AREA)
-        return rgb
+        side = grid.side_px / self._scales[level]
+        shrink, rest = divmod(side, grid.tile_px)
+        if not rest:
+            x, y = grid_x * grid.tile_px, grid_y * grid.tile_px
+            return self.region(level, x, y, grid.tile_px, grid.tile_px, shrink=int(shrink))
+        x, y, px = round(grid_x * side), round(grid_y * side), round(side)
+        rgb = self.region(level, x, y, px, px)
+        size = (grid.tile_px, grid.tile_px)
+        small: RgbArray = cv2.resize(rgb, size, interpolation=cv2.INTER_AREA)
+        return small
 
     def overview(self, mpp: float) -> tuple[RgbArray, float]:
-        """The whole slide at about `mpp`, read in strips so that memory stays bounded.
+        """The whole slide at about `mpp`, read in blocks so that memory stays bounded.
 
         Returns:
             The pixels [H, W, 3], and the side of one of them in level-0 pixels. The last row and
             column may reach beyond the slide.
         """
-        level = self._level(max(1.0, mpp / self.mpp))
-        factor = max(1, round(mpp / (self.mpp * self._downsamples[level])))
-        width, height = self._slide.level_dimensions[level]
-        step = max(1, STRIP_PX // factor) * factor
-        rows = [
-            np.concatenate(
-                [
-                    self._block(level, x, y, (min(step, width - x), min(step, height - y)), factor)
-                    for x in range(0, width, step)
-                ],
-                axis=1,
-            )
-            for y in range(0, height, step)
-        ]
-        return np.concatenate(rows), self._downsamples[level] * factor
+        level, factor = self._overview_level(mpp)
+        width, height = (-(-n // factor) for n in self._slide.level_dimensions[level])
+        picture = np.empty((height, width, 3), np.uint8)
+        step = max(1, BLOCK_PX // factor)
+        for y in range(0, height, step):
+            for x in range(0, width, step):
+                block = picture[y : y + step, x : x + step]
+                block[:] = self._block(level, x, y, block.shape[1], block.shape[0], factor)
+        return picture, self._scales[level] * factor
 
-    def _block(self, level: int, x: int, y: int, size: tuple[int, int], factor: int) -> RgbArray:
-        scale = self._downsamples[level]
-        pixels = self._region(round(x * scale), round(y * scale), level, size)
-        beyond = [(0, -n % factor) for n in size[::-1]]
-        padded = np.pad(pixels, (*beyond, (0, 0)), mode="edge")
-        small = (padded.shape[1] // factor, padded.shape[0] // factor)
-        block: RgbArray = cv2.resize(padded, small, interpolation=cv2.INTER_AREA)
+    def piece(self, scale: float, x: int, y: int, width: int, height: int, factor: int) -> RgbArray:
+        """Pixels of `scale` level-0 pixels each, for a part of an overview.
+
+        Args:
+            scale: side of a pixel in level-0 pixels.
+            x: left side of the part, in pixels of the overview.
+            y: top side of the part.
+            width: of the part.
+            height: of the part.
+            factor: pixels of the result along one of the overview.
+
+        Returns:
+            [height * factor, width * factor, 3]; what lies beyond the slide is white.
+        """
+        level = self._level(scale)
+        across, down = width * factor, height * factor
+        shrink, rest = divmod(scale, self._scales[level])
+        if shrink and not rest:
+            return self.region(level, x * factor, y * factor, across, down, shrink=int(shrink))
+        part = factor * scale / self._scales[level]
+        rgb = self.region(level, *(round(n * part) for n in (x, y, width, height)))
+        piece: RgbArray = cv2.resize(rgb, (across, down), interpolation=cv2.INTER_AREA)
+        return piece
+
+    def _overview_level(self, mpp: float) -> tuple[int, int]:
+        """The level to read for an overview, and how many of its pixels make one."""
+        level = self._level(max(1.0, mpp / self.mpp))
+        return level, max(1, round(mpp / (self.mpp * self._scales[level])))
+
+    def _block(self, level: int, x: int, y: int, width: int, height: int, factor: int) -> RgbArray:
+        """Part of an overview; pixels at the end of the slide are means of what is inside."""
+        across, down = self._slide.level_dimensions[level]
+        wide = min(width * factor, across - x * factor)
+        high = min(height * factor, down - y * factor)
+        shrink = self._fast_shrink(level, factor)
+        factor, wide, high = factor // shrink, -(-wide // shrink), -(-high // shrink)
+        pixels = self.region(level, x * factor, y * factor, wide, high, shrink=shrink)
+        beyond = ((0, -high % factor), (0, -wide % factor), (0, 0))
+        padded = np.pad(pixels, beyond, mode="edge") if high % factor or wide % factor else pixels
+        block: RgbArray = cv2.resize(padded, (width, height), interpolation=cv2.INTER_AREA)
         return block
+
+    def _fast_shrink(self, level: int, factor: int) -> int:
+        """A divisor of `factor` by which a level is cheaply reduced while it is read."""
+        return 1
 
     def close(self) -> None:
         """Close the file."""

@@ -16,6 +16,7 @@ from ingest.jpeg_tiff import JpegLevel, NotNativeError
 from ingest.partial_file import PartialFile, Range
 from ingest.remote_files import RemoteFile, is_local, name_of, open_fs
 from ingest.scratch import scratch_folder
+from ingest.tiff_check import check_tiff
 
 NAME_BYTES = 200  # of a copy; file systems take 255
 
@@ -80,15 +81,18 @@ def local_slide(
         mpp: microns per pixel of the slide where they are known better than by its file.
 
     Raises:
-        SlideError: it is not there, can't be read, changed meanwhile, or there is no room.
+        SlideError: it is not there, can't be read, changed meanwhile, or there is no room; it is
+            a TIFF that is cut off, or holds no colour image.
     """
     if is_local(uri):
         path = open_fs(uri)[1]
+        check_tiff(path)
         yield Fetched(path, _bytes(path))
         return
     with _opened(uri, scratch) as (fetched, file):
         if not (mpps and min(mpps) >= sparse_tiff.COARSE_MPP and _plan(fetched, file, mpps, mpp)):
             file.need_all()
+        check_tiff(fetched.path)
         yield fetched
 
 
@@ -132,7 +136,8 @@ def _opened(uri: str, scratch: str | None) -> Iterator[tuple[Fetched, PartialFil
             yield Fetched(path, size, [file, *others]), file
         except SlideError as error:
             # Where the copy was is of no use to anyone; it is gone.
-            raise SlideError(str(error).replace(path, remote.shown)) from error
+            text = str(error).replace(path, remote.shown).replace(uri, remote.shown)
+            raise SlideError(text) from error
 
 
 def _directories(fetched: Fetched, file: PartialFile) -> bool:

@@ -81,13 +81,18 @@ def _sharpness(pixels: RgbArray, factor: int) -> Float32Array:
     slope = np.zeros_like(light)
     slope[:, :-1] += (light[:, 1:] - light[:, :-1]) ** 2
     slope[:-1] += (light[1:] - light[:-1]) ** 2
-    rows, columns = (np.arange(0, n, factor) for n in light.shape)
-    energy = slope + NOISE_ENERGY
-    curved, energy = (
-        np.add.reduceat(np.add.reduceat(a, rows, axis=0), columns, axis=1) for a in (curved, energy)
-    )
+    curved, energy = (_block_means(a, factor) for a in (curved, slope + NOISE_ENERGY))
     sharpness: Float32Array = (curved / (FINEST * energy)).astype(np.float32)
     return sharpness
+
+
+def _block_means(values: Float32Array, factor: int) -> Float32Array:
+    """Means of squares of pixels; what is missing at the end counts as 0, in every map alike."""
+    beyond = [(0, -n % factor) for n in values.shape]
+    values = np.pad(values, beyond) if beyond != [(0, 0), (0, 0)] else values
+    size = (values.shape[1] // factor, values.shape[0] // factor)
+    means: Float32Array = cv2.resize(values, size, interpolation=cv2.INTER_AREA)
+    return means
 
 
 def tile_means(

@@ -57,7 +57,8 @@ class Tissue:
         pen_share: of the overview that is pen, 0 to 1.
         verdict: `no tissue` (under 0.05 % of the slide), `mostly pen` (over half of what was found
             looks like pen; then none of it is taken out), `suspicious` (over 95 % of the slide, or
-            over a quarter of what was found looks like pen), else `ok`.
+            over a quarter of what was found looks like pen), else `ok`. Pen counts in it where the
+            veto is on.
         why: the numbers behind the verdict, in one line.
     """
 
@@ -82,18 +83,17 @@ def find_tissue(overview: RgbArray, mpp: float, *, pen_veto: bool = True) -> Tis
         pen_veto: take pen out of the mask. To be off where a stain is blue or green itself:
             trichrome, Alcian blue, Giemsa, light or methyl green (docs/tissue.md).
     """
-    found = _without_specks(_stained(overview), round(MIN_AREA_UM2 / mpp**2))
-    pen = find_pen(overview, mpp)
+    speck_px = round(MIN_AREA_UM2 / mpp**2)
+    found, pen = _without_specks(_stained(overview), speck_px), find_pen(overview, mpp)
     inked = float((found & pen).sum() / max(1, found.sum()))
-    mask = found
-    if pen_veto and inked <= MOSTLY_PEN:
-        mask = _without_specks((found & ~pen).astype(np.uint8), round(MIN_AREA_UM2 / mpp**2))
+    mask, taken = found, "left in"
+    if pen_veto and 0 < inked <= MOSTLY_PEN:
+        mask, taken = _without_specks((found & ~pen).astype(np.uint8), speck_px), "taken out"
     share, pen_share = float(mask.mean()), float(pen.mean())
-    taken = "taken out" if pen_veto and inked <= MOSTLY_PEN else "left in"
     why = f"tissue on {share:.2%} of the slide"
     if pen_share:
         why += f", pen on {pen_share:.2%}; {inked:.0%} of what was found looks like pen, {taken}"
-    verdict = _verdict(share, inked)
+    verdict = _verdict(share, inked if pen_veto else 0.0)
     return Tissue(mask=mask, pen=pen, share=share, pen_share=pen_share, verdict=verdict, why=why)
 
 
@@ -139,7 +139,7 @@ def find_pen(overview: RgbArray, mpp: float) -> BoolArray:
 
 def _ink(overview: RgbArray) -> tuple[MaskBytes, MaskBytes]:
     """What has the colour of ink for sure, and what may be its rim."""
-    red, green, blue = cv2.split(cv2.LUT(cv2.blur(overview, (3, 3)), _DENSITY))
+    red, green, blue = (_DENSITY.take(band) for band in cv2.split(cv2.blur(overview, (3, 3))))
     most, least = cv2.max(cv2.max(red, green), blue), cv2.min(cv2.min(red, green), blue)
     grey = least > BLACK_PURITY * most
     light = least < _DENSITY[NO_LIGHT]

@@ -15,25 +15,32 @@ from ingest.tiff_reader import TiffReader
 from tests.conftest import REAL_SLIDE
 
 
-def all_tiles_equal(path: Path, mpps: dict[float, int], tile_px: int = 256) -> None:
+def tiles_equal(path: Path, mpps: dict[float, int], tile_px: int = 256) -> None:
+    """All tiles are openslide's: exactly where a level is stored, nearly where it was reduced."""
     with TiffReader(str(path)) as ours, OpenSlideReader(str(path)) as theirs:
         for grid in plan_grids(ours.size_px, ours.mpp, tile_px, mpps).values():
+            stored = grid.side_px / tile_px in ours._scales
             for y in range(grid.height):
                 for x in range(grid.width):
-                    np.testing.assert_array_equal(ours.tile(grid, y, x), theirs.tile(grid, y, x))
-        for mine, other in zip(ours.overview(16), theirs.overview(16), strict=True):
-            np.testing.assert_array_equal(mine, other)
+                    mine, other = ours.tile(grid, y, x), theirs.tile(grid, y, x)
+                    if stored:
+                        np.testing.assert_array_equal(mine, other)
+                    assert np.abs(mine.astype(int) - other).mean() < 1.5
+        (seen, scale), (expected, same) = ours.overview(16), theirs.overview(16)
+        assert seen.shape == expected.shape
+        assert scale == same
+        assert np.abs(seen.astype(int) - expected).mean() < 1.5
         assert (ours.name, ours.fallback) == ("tiff", None)
 
 
 @pytest.mark.parametrize("tile_px", [240, 256, 224])
 def test_real_rgb_slide_has_the_same_pixels(tile_px: int) -> None:
-    all_tiles_equal(REAL_SLIDE, {0.5: 1, 1.0: 2, 2.0: 4}, tile_px)
+    tiles_equal(REAL_SLIDE, {0.5: 1, 1.0: 2, 2.0: 4}, tile_px)
 
 
 def test_pyramids_have_the_same_pixels(cohort: Path) -> None:
     for path in sorted((cohort.parent / "slides").glob("*.svs"))[:2]:
-        all_tiles_equal(path, {0.5: 1, 1.0: 2, 2.0: 4})
+        tiles_equal(path, {0.5: 1, 1.0: 2, 2.0: 4})
 
 
 def test_stored_jpegs_are_right_for_any_decoder() -> None:
@@ -42,7 +49,7 @@ def test_stored_jpegs_are_right_for_any_decoder() -> None:
     with OpenSlideReader(str(REAL_SLIDE)) as theirs:
         ours = simplejpeg.decode_jpeg(tiff.jpeg(0, 12), colorspace="RGB")
         y, x = divmod(12, tiff.levels[0].columns)
-        np.testing.assert_array_equal(ours, theirs._region(x * 240, y * 240, 0, (240, 240)))
+        np.testing.assert_array_equal(ours, theirs.region(0, x * 240, y * 240, 240, 240))
     tiff.close()
 
 

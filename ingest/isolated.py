@@ -1,0 +1,121 @@
+"""Work in a process of its own: a decoder that crashes or hangs takes nothing else with it.
+
+The process lives as long as its owner and takes one job after the other, so starting it (a second)
+is paid once. It ends when its owner does, also by kill -9.
+"""
+
+import importlib
+import os
+import queue
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from typing import Any
+
+TRIES = 2
+
+
+class DiedError(Exception):
+    """The process died or took too long each time; the text says how."""
+
+
+class Isolated:
+    """Calls a function in another process.
+
+    Args:
+        function: its place, as `package.module:name`; arguments and result are pickled.
+    """
+
+    def __init__(self, function: str) -> None:
+        self._function = function
+        self._process: subprocess.Popen[bytes] | None = None
+        self._to: Connection | None = None
+        self._back: Connection | None = None
+
+    def call(self, *args: object, limit_s: float) -> Any:  # noqa: ANN401 - the function's result
+        """The function's result; a process that died is started again and asked once more.
+
+        Args:
+            args: of the function.
+            limit_s: seconds that one try may take.
+
+        Raises:
+            DiedError: it died, or took longer, each time.
+        """
+        why = ""
+        for _ in range(TRIES):
+            to, back = self._started()
+            try:
+                to.send(args)
+                if back.poll(limit_s):
+                    return back.recv()
+                why = f"took longer than {limit_s:.0f} s"
+            except (EOFError, OSError):
+                why = f"died of {self._cause()}"
+            self.close()
+        msg = f"{why}, {TRIES} times"
+        raise DiedError(msg)
+
+    def _started(self) -> tuple[Connection, Connection]:
+        if self._to and self._back and self._process and self._process.poll() is None:
+            return self._to, self._back
+        self.close()
+        (read, to), (back, write) = os.pipe(), os.pipe()
+        command = [sys.executable, "-m", __name__, self._function, str(read), str(write)]
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+        self._process = subprocess.Popen(
+            command, pass_fds=(read, write), env=environment, stdin=subprocess.DEVNULL
+        )
+        os.close(read)
+        os.close(write)
+        self._to, self._back = Connection(to, readable=False), Connection(back, writable=False)
+        return self._to, self._back
+
+    def _cause(self) -> str:
+        if self._process is None:
+            return "an unknown cause"
+        code = self._process.wait()
+        return signal.Signals(-code).name if code < 0 else f"exit code {code}"
+
+    def close(self) -> None:
+        """End the process, whatever it does."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+        for end in (self._to, self._back):
+            if end is not None:
+                end.close()
+        self._process = self._to = self._back = None
+
+
+def _serve(function: Callable[..., Any], jobs: Connection, results: Connection) -> None:
+    waiting: queue.SimpleQueue[tuple[Any, ...]] = queue.SimpleQueue()
+
+    def listen() -> None:
+        try:
+            while True:
+                waiting.put(jobs.recv())
+        except (EOFError, OSError):
+            os._exit(0)  # the owner is gone, and nobody wants what is being made
+
+    threading.Thread(target=listen, daemon=True).start()
+    while True:
+        results.send(function(*waiting.get()))
+
+
+def _found(place: str) -> Callable[..., Any]:
+    module, _, name = place.partition(":")
+    function: Callable[..., Any] = getattr(importlib.import_module(module), name)
+    return function
+
+
+if __name__ == "__main__":
+    _, _place, _jobs, _results = sys.argv
+    _serve(
+        _found(_place),
+        Connection(int(_jobs), writable=False),
+        Connection(int(_results), readable=False),
+    )
