@@ -12,6 +12,7 @@ import json
 import os
 import sys
 import traceback
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from ingest.ray_extract import extract
     from ingest.ray_ingest import ingest
     from ingest.teachers import list_teachers
+    from ingest.todo import How
 
 PACKAGES = ("cluster", "distill", "downstream", "examples", "featurestore", "ingest")
 
@@ -188,13 +190,40 @@ def ingest_command(
         ),
     ] = None,
     tile_px: Annotated[
-        int | None, typer.Option(help="Side of a tile in pixels; 256 for a new lake.")
+        str | None,
+        typer.Option(
+            metavar="PX|native",
+            help="Side of a tile in pixels, 256 for a new lake; or native: the slides' own JPEG "
+            "tiles are copied as they are, without loss and 10 to 20 times as fast.",
+        ),
+    ] = None,
+    mix_codecs: Annotated[
+        bool | None,
+        typer.Option(help="With native: encode slides without such tiles; else they fail."),
     ] = None,
     tissue_min: Annotated[
         float | None, typer.Option(help="Least share of tissue in a tile; 0.1 for a new lake.")
     ] = None,
     mpp_override: Annotated[
         float | None, typer.Option(help="True mpp of slides whose manifest gives none.")
+    ] = None,
+    masks: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DIR",
+            help="What is tissue, as SLIDE_ID.geojson (QuPath) or SLIDE_ID.png; slides without "
+            "one are looked at as usual.",
+        ),
+    ] = None,
+    pen_veto: Annotated[
+        bool,
+        typer.Option(help="Leave out tiles under pen; --no-pen-veto for blue and green stains."),
+    ] = True,
+    only: Annotated[
+        list[str] | None, typer.Option(metavar="SLIDE_ID", help="Take this slide; repeat.")
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Cut at most so many slides in this run.")
     ] = None,
     retry_failed: Annotated[
         bool, typer.Option(help="Take slides again that failed before.")
@@ -206,28 +235,43 @@ def ingest_command(
             "again) is taken anyway; the old rows stay readable at the versions before."
         ),
     ] = False,
+    slide_timeout: Annotated[
+        float, typer.Option(help="Minutes after which a slide is given up, and a second per MB.")
+    ] = 10.0,
+    dry_run: Annotated[
+        bool,
+        typer.Option(help="Say what would be done: slides, tiles, bytes, time. Write nothing."),
+    ] = False,
     address: AddressOpt = None,
     json_: JsonOpt = False,
 ) -> None:
     """Cut slides into tiles at one or several magnifications.
 
     Example: slidelake ingest my-lake slides/ --mpp 0.5 --mpp 2.0
-    """
-    from dataclasses import asdict
 
-    from featurestore import settings_for
+    Slides that fail are listed with their reason, and the others go on; run it again to go on
+    after a kill. LAKE/ingest.html shows every slide with its tissue and tiles.
+    """
+    from ingest.settings import settings
+
+    how: How = {
+        "mpp_override": mpp_override,
+        "retry_failed": retry_failed,
+        "replace": replace,
+        "only": only or [],
+        "limit": limit,
+        "masks": masks,
+        "pen_veto": pen_veto,
+    }
+    config = settings(
+        lake, slides, how, tile_px=tile_px, mpps=mpp, tissue_min=tissue_min, mix_codecs=mix_codecs
+    )
+    if dry_run:
+        _dry_run(lake, slides, config, how, as_json=json_)
     from ingest.ray_ingest import ingest
 
-    mpps = tuple(sorted(mpp)) if mpp else None
-    config = settings_for(lake, tile_px=tile_px, mpps=mpps, tissue_min=tissue_min)
     result = ingest(
-        lake,
-        slides,
-        config,
-        mpp_override=mpp_override,
-        retry_failed=retry_failed,
-        replace=replace,
-        address=address,
+        lake, slides, config, slide_timeout_s=60 * slide_timeout, address=address, **how
     )
     lines = [f"{f['slide']} failed: {f['reason']}" for f in result.failed]
     lines += [f"{slide} was scanned again: its rows are replaced" for slide in result.replaced]
@@ -235,6 +279,21 @@ def ingest_command(
     lines.append(f"{result.ready} slides ready, {len(result.failed)} failed; the lake has {tiles}")
     _out(asdict(result), as_json=json_, text="\n".join(lines))
     raise typer.Exit(1 if result.failed else 0)
+
+
+def _dry_run(
+    lake: str, slides: list[str], config: "LakeConfig", how: "How", *, as_json: bool
+) -> None:
+    from ingest.todo import dry_run
+
+    plan = dry_run(lake, slides, config, how, cores=os.cpu_count() or 1)
+    lines = [f"{f['slide']} would fail: {f['reason']}" for f in plan.failed]
+    tiles = ", ".join(f"about {count:,} tiles at {name} mpp" for name, count in plan.tiles.items())
+    lines.append(f"{plan.slides} slides to cut ({plan.sampled} looked at): {tiles}")
+    time = f"about {plan.seconds / 60:,.1f} minutes on {plan.cores} cores"
+    lines.append(f"{plan.bytes / 1e9:,.2f} GB of shards; {time}; nothing was written")
+    _out(asdict(plan), as_json=as_json, text="\n".join(lines))
+    raise typer.Exit(1 if plan.failed else 0)
 
 
 @app.command("extract")
@@ -249,8 +308,6 @@ def extract_command(
 
     Example: slidelake extract my-lake --teacher efficientnet_lite0
     """
-    from dataclasses import asdict
-
     from ingest.ray_extract import extract
 
     result = extract(lake, teacher, mpps=mpp, address=address)
@@ -479,8 +536,6 @@ def compact_command(
     json_: JsonOpt = False,
 ) -> None:
     """Merge the small fragments that many small ingests leave, and drop replaced rows for good."""
-    from dataclasses import asdict
-
     from cluster import progress
     from featurestore import compact, open_lake
 
@@ -501,8 +556,6 @@ def vacuum_command(
 
     The newest versions, snapshots, and the versions that runs were made from stay.
     """
-    from dataclasses import asdict
-
     from featurestore import open_lake, vacuum
 
     done = vacuum(open_lake(lake), keep=keep, dry_run=dry_run)
@@ -566,8 +619,6 @@ def import_command(
 
     Example: slidelake import my-lake CLAM_FEATURES --format clam --mpp 0.5 --teacher resnet50
     """
-    from dataclasses import asdict
-
     from cluster import progress
     from featurestore.interop import Given, import_folder
 
@@ -615,8 +666,6 @@ def export_command(
 
     Example: slidelake export my-lake for-trident --format trident --teacher uni2 --mpp 0.5
     """
-    from dataclasses import asdict
-
     from cluster import progress
     from featurestore.interop import export_folder
 

@@ -104,6 +104,11 @@ class Committer:
                 self.apply([])
         return [_as_known(row, known[row["slide_id"]]) for row in rows]
 
+    def known(self, rows: Sequence[Row]) -> list[Row]:
+        """The rows as `register` would return them; new ones have no `slide`. Nothing changes."""
+        known = self._known([row["slide_id"] for row in rows])
+        return [_as_known(row, known.get(row["slide_id"], {"state": PENDING})) for row in rows]
+
     def _known(self, slide_ids: Sequence[str]) -> dict[str, Row]:
         wanted = set(slide_ids)
         if not wanted:

@@ -87,8 +87,8 @@ def _cut_grid(
     path = shard_path(grid.mpp, row["slide"], _mark(config, row))
     codecs = []
     with ShardWriter(store, path) as shard:
-        jpegs = _jpegs(slide, grid, config, at)
-        for key, (y, x), (jpeg, codec) in zip(ids.tolist(), at.tolist(), jpegs, strict=True):
+        made = jpegs(slide, grid, config, at)
+        for key, (y, x), (jpeg, codec) in zip(ids.tolist(), at.tolist(), made, strict=True):
             codecs.append(codec)
             about = {
                 "slide_id": row["slide_id"],
@@ -115,7 +115,7 @@ def _cut_grid(
     )
 
 
-def _jpegs(
+def jpegs(
     slide: TiffReader, grid: Grid, config: LakeConfig, at: npt.NDArray[np.int64]
 ) -> Iterator[tuple[bytes, str]]:
     """The tiles as they are stored in the lake, and how they came to be.
@@ -175,7 +175,8 @@ def _tile_rows(
 
 
 def _mark(config: LakeConfig, row: Row) -> str:
-    text = json.dumps([row["fingerprint"], row.get("mpp"), asdict(config)])
+    how = [row[name] for name in ("pen_veto", "mask") if name in row]
+    text = json.dumps([row["fingerprint"], row.get("mpp"), asdict(config), *how])
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
@@ -205,6 +206,14 @@ def png_bytes(gray: npt.NDArray[np.uint8]) -> bytes:
     """A grey picture [H, W] as PNG."""
     _, data = cv2.imencode(".png", gray)
     return bytes(data)
+
+
+def cut_or_reason(store: Store, config: LakeConfig, row: Row) -> SlideCut | Row:
+    """The cut slide, or its row with the reason why it could not be cut."""
+    try:
+        return cut_slide(store, config, row)
+    except Exception as error:  # noqa: BLE001 - whatever is wrong with one slide is its reason
+        return failure(row, error)
 
 
 def failure(row: Row, error: BaseException) -> Row:

@@ -5,26 +5,29 @@ slides or time have gathered. A slide that fails is written down with its reason
 go on. After a kill the next run takes the slides that no commit names.
 """
 
+import functools
 import pickle
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Unpack
 
 from cluster import progress, ray_session
 from featurestore import LakeConfig, SlideCut, Store, create_lake
 from featurestore.ids import mpp_name
 from featurestore.lake import Lake
 from featurestore.lock import writer_lease
-from ingest.cut import cut_slide, failure
+from ingest.cut import failure
 from ingest.errors import SlideError
-from ingest.sources import Source, fingerprint, resolve, split_duplicates
+from ingest.isolated import DiedError, Isolated
+from ingest.remote_files import is_local
+from ingest.todo import How, Row, asked_rows, sort_out
 
 COMMIT_SLIDES = 64
 COMMIT_ROWS = 250_000
 COMMIT_S = 60.0
-
-Row = dict[str, Any]
+SLIDE_TIMEOUT_S = 600.0
+SLOWEST_BYTES_S = 1e6  # a slide may take so much longer
 
 
 @dataclass(kw_only=True)
@@ -49,11 +52,10 @@ def ingest(
     inputs: Sequence[str],
     config: LakeConfig,
     *,
-    mpp_override: float | None = None,
-    retry_failed: bool = False,
-    replace: bool = False,
+    slide_timeout_s: float = SLIDE_TIMEOUT_S,
     commit_slides: int = COMMIT_SLIDES,
     address: str | None = None,
+    **how: Unpack[How],
 ) -> IngestResult:
     """Cut slides into a lake, making it if it is not there; slides already in it are left alone.
 
@@ -61,110 +63,46 @@ def ingest(
         lake_uri: folder or URL of the lake.
         inputs: files, folders, globs, CSV or Parquet manifests, URLs.
         config: settings of the lake; an existing lake's must be the same.
-        mpp_override: microns per pixel of slides whose manifest gives none.
-        retry_failed: take slides again that failed in an earlier run.
-        replace: also take another file than the slide was made from. The same URI with another
-            content is a slide that was scanned again, and is always taken.
+        slide_timeout_s: a slide that takes longer, and a second for each MB, is given up.
         commit_slides: slides in one commit; each commit is one fragment per mpp, and a fragment
             is what a teacher later takes or resumes as a whole.
         address: a Ray cluster; a local Ray is started if None.
+        **how: which slides to take, and how to look at them; see `How`.
 
     Raises:
         LakeError: the lake is there with other settings.
-        InputError: the inputs name no slide at all.
+        InputError: the inputs name no slide at all, or not those of `only`.
     """
     start = time.perf_counter()
-    sources, later = split_duplicates(resolve(inputs))
+    asked, duplicates = asked_rows(inputs, how)
     lake = create_lake(lake_uri, config)
-    rows = lake.committer.register([_row(source, mpp_override) for source in sources])
-    todo, stopped = _sort_out(lake, rows, retry_failed=retry_failed, replace=replace)
-    replaced = [row["slide_id"] for row in todo if row["state"] == "ready"]
-    if todo:
-        what = f"ingest of {len(todo)} slides"
+    rows = lake.committer.register(asked)
+    todo = sort_out(rows, how)
+    if todo.failed:
+        lake.committer.fail(todo.failed)
+    replaced = [row["slide_id"] for row in todo.cut if row["state"] == "ready"]
+    if todo.cut:
+        what = f"ingest of {len(todo.cut)} slides"
         with writer_lease(lake.store, what), ray_session(address=address):
-            stopped += _run(lake, todo, commit_slides)
+            todo.stopped += _run(lake, todo.cut, commit_slides, slide_timeout_s)
     result = _result(lake.refreshed(), [row["slide_id"] for row in rows])
-    result.failed += stopped + [_duplicate(source) for source in later]
-    result.new = len(todo)
+    result.failed += todo.stopped + duplicates
+    result.new = len(todo.cut)
     failed = {slide["slide"] for slide in result.failed}
     result.replaced = [name for name in replaced if name not in failed]
     result.seconds = round(time.perf_counter() - start, 3)
     return result
 
 
-def _row(source: Source, mpp_override: float | None) -> Row:
-    row: Row = {
-        "slide_id": source.slide_id,
-        "patient_id": source.patient_id,
-        "uri": source.uri,
-        "mpp": source.mpp if source.mpp is not None else mpp_override,
-        "extra": _json(source.extra),
-        "bytes": None,
-        "fingerprint": None,
-        "unreadable": None,
-    }
-    try:
-        row["bytes"], row["fingerprint"] = fingerprint(source.uri)
-    except SlideError as error:
-        row["unreadable"] = str(error)
-    return row
-
-
-def _json(extra: Row) -> str | None:
-    import json
-
-    return json.dumps(extra, default=str, sort_keys=True) if extra else None
-
-
-def _sort_out(
-    lake: Lake, rows: Sequence[Row], *, retry_failed: bool, replace: bool
-) -> tuple[list[Row], list[dict[str, str]]]:
-    """Which slides to cut now; unreadable ones are written down as failed."""
-    todo: list[Row] = []
-    failed: list[Row] = []
-    stopped: list[dict[str, str]] = []
-    for row in rows:
-        if row["state"] == "ready":
-            if row["fingerprint"] not in (None, row["known_fingerprint"]):
-                again = replace or row["uri"] == row["known_uri"]
-                (todo if again else stopped).append(row if again else _changed(row))
-        elif row["unreadable"]:
-            failed.append({**row, "reason": row["unreadable"]})
-        elif row["state"] == "pending" or retry_failed or _is_new_file(row):
-            todo.append(row)
-    if failed:
-        lake.committer.fail(failed)
-    return todo, stopped
-
-
-def _is_new_file(row: Row) -> bool:
-    return bool(row["fingerprint"] != row["known_fingerprint"])
-
-
-def _changed(row: Row) -> dict[str, str]:
-    reason = (
-        f"{row['uri']} is not the file that was ingested as '{row['slide_id']}' "
-        f"({row['known_uri']}); give it a slide_id of its own in a manifest, or replace the slide "
-        "(--replace)"
-    )
-    return {"slide": row["slide_id"], "reason": reason}
-
-
-def _duplicate(source: Source) -> dict[str, str]:
-    reason = (
-        f"{source.uri}: the slide_id '{source.slide_id}' is taken by another file of this run; "
-        "give slide_ids in a manifest"
-    )
-    return {"slide": source.slide_id, "reason": reason}
-
-
-def _run(lake: Lake, todo: Sequence[Row], commit_slides: int) -> list[dict[str, str]]:
+def _run(
+    lake: Lake, todo: Sequence[Row], commit_slides: int, slide_timeout_s: float
+) -> list[dict[str, str]]:
     """Cut and commit; returns slides whose new file failed while their earlier scan stays."""
     left = {row["slide_id"]: row for row in todo}
     kept: list[dict[str, str]] = []
     batch = _Batch(lake, commit_slides)
     with progress("ingest", total=len(todo), unit="slides") as bar:
-        for outcome in _outcomes(lake.store, lake.config, todo):
+        for outcome in _outcomes(lake.store, lake.config, todo, slide_timeout_s):
             if isinstance(outcome, SlideCut):
                 left.pop(outcome.row["slide_id"])
                 tiles = sum(grid.tiles.num_rows for grid in outcome.grids.values())
@@ -212,26 +150,41 @@ class _Batch:
         self._cuts, self._since = [], time.monotonic()
 
 
-def _outcomes(store: Store, config: LakeConfig, todo: Sequence[Row]) -> Iterator[SlideCut | Row]:
+def _outcomes(
+    store: Store, config: LakeConfig, todo: Sequence[Row], slide_timeout_s: float
+) -> Iterator[SlideCut | Row]:
     import ray.data
 
     context = ray.data.DataContext.get_current()
     context.max_errored_blocks = -1  # a worker that dies takes its own slide with it, no other
 
     def cut(item: Row) -> Row:
-        return {"outcome": _cut_or_reason(store, config, pickle.loads(item["row"]))}
+        row = pickle.loads(item["row"])
+        return {"outcome": pickle.dumps(_cut_apart(store, config, row, slide_timeout_s))}
 
     items = [{"row": pickle.dumps(row)} for row in todo]
     slides = ray.data.from_items(items, override_num_blocks=len(items))
-    for outcome in slides.map(cut, num_cpus=1).iter_rows():
+    # Slides that have to travel come two to a core: one is fetched while the other is cut.
+    share = 1.0 if all(is_local(row["uri"]) for row in todo) else 0.5
+    for outcome in slides.map(cut, num_cpus=share).iter_rows():
         yield pickle.loads(outcome["outcome"])
 
 
-def _cut_or_reason(store: Store, config: LakeConfig, row: Row) -> bytes:
+def _cut_apart(
+    store: Store, config: LakeConfig, row: Row, slide_timeout_s: float
+) -> SlideCut | Row:
+    """Cut in the worker's own child, which a decoder may crash or hang as it likes."""
+    limit_s = slide_timeout_s + (row["bytes"] or 0) / SLOWEST_BYTES_S
     try:
-        return pickle.dumps(cut_slide(store, config, row))
-    except Exception as error:  # noqa: BLE001 - whatever is wrong with one slide is its reason
-        return pickle.dumps(failure(row, error))
+        outcome: SlideCut | Row = _child().call(store, config, row, limit_s=limit_s)
+    except DiedError as error:
+        return failure(row, SlideError(f"cutting it {error}"))
+    return outcome
+
+
+@functools.cache
+def _child() -> Isolated:
+    return Isolated("ingest.cut:cut_or_reason")
 
 
 def _result(lake: Lake, slide_ids: Sequence[str]) -> IngestResult:

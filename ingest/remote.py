@@ -14,6 +14,7 @@ from ingest import sparse_tiff
 from ingest.errors import SlideError
 from ingest.jpeg_tiff import JpegLevel, NotNativeError
 from ingest.partial_file import PartialFile, Range
+from ingest.remote_errors import told
 from ingest.remote_files import RemoteFile, is_local, name_of, open_fs
 from ingest.scratch import scratch_folder
 from ingest.tiff_check import check_tiff
@@ -86,8 +87,10 @@ def local_slide(
     """
     if is_local(uri):
         path = open_fs(uri)[1]
+        with told(uri):
+            size = Path(path).stat().st_size
         check_tiff(path)
-        yield Fetched(path, _bytes(path))
+        yield Fetched(path, size)
         return
     with _opened(uri, scratch) as (fetched, file):
         if not (mpps and min(mpps) >= sparse_tiff.COARSE_MPP and _plan(fetched, file, mpps, mpp)):
@@ -213,9 +216,3 @@ def _local_name(uri: str) -> str:
     while len(f"{stem}{suffix}".encode()) > NAME_BYTES:
         stem = stem[:-1]
     return f"{stem}{suffix}"
-
-
-def _bytes(path: str) -> int:
-    with contextlib.suppress(OSError):
-        return Path(path).stat().st_size
-    return 0

@@ -1,5 +1,6 @@
 """From what a user types (files, folders, globs, manifests, URIs) to a list of slides."""
 
+import contextlib
 import os
 import re
 import stat
@@ -60,6 +61,18 @@ def resolve(inputs: Sequence[str]) -> list[Source]:
     return list(found.values())
 
 
+def chosen(sources: Sequence[Source], only: Sequence[str]) -> list[Source]:
+    """The sources of these slide_ids, or all if none are named.
+
+    Raises:
+        InputError: one of them is not among the sources.
+    """
+    if unknown := set(only) - {source.slide_id for source in sources}:
+        msg = f"the inputs name no slide {', '.join(sorted(unknown))}; see --only"
+        raise InputError(msg)
+    return [source for source in sources if not only or source.slide_id in only]
+
+
 def split_duplicates(sources: Sequence[Source]) -> tuple[list[Source], list[Source]]:
     """The first source of every slide_id, and the later ones of a slide_id already taken."""
     first: dict[str, Source] = {}
@@ -85,7 +98,7 @@ def fingerprint(uri: str) -> tuple[int, str]:
 
 
 def _local_ends(uri: str) -> tuple[int, bytes, bytes]:
-    if ESCAPED.search(uri) and not Path(uri).exists():
+    if ESCAPED.search(uri) and not os.path.lexists(uri):
         msg = f"{uri} has a name that is not UTF-8 (the escaped bytes say where); rename the file"
         raise SlideError(msg)
     with told(uri):
@@ -139,12 +152,18 @@ def _local_files(text: str) -> Iterator[str]:
     # A file may have the marks of a pattern in its name.
     if any(mark in path for mark in "*?[") and not os.path.lexists(path):
         yield from sorted(fs.glob(path))
-    elif Path(path).is_dir():
+    elif _is_folder(path):
         slides = [name for name in sorted(fs.find(path)) if _is_slide(name)]
         # What is called a slide and is an empty folder is told of, as a slide that is missing is.
         yield from slides or ([path] if _is_slide(path) else [])
     else:
         yield path
+
+
+def _is_folder(path: str) -> bool:
+    with contextlib.suppress(OSError):  # a name too long, for one: told when it is read
+        return Path(path).is_dir()
+    return False
 
 
 def _remote_files(text: str) -> Iterator[str]:

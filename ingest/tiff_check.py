@@ -27,6 +27,7 @@ OTHERS = {
 }
 ALPHA = {1, 2}
 SIDE_MAX_PX = 2_000_000  # 20 cm at 0.1 mpp
+TILE_MAX_PX = 8192  # one tile of that side takes 256 MB as openslide decodes it
 TYPE_BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8}
 TYPE_BYTES |= {13: 4, 16: 8, 17: 8, 18: 8}
 DIRECTORIES_MAX = 10_000
@@ -124,6 +125,7 @@ class _Page:
 
     def __init__(self, page: Any) -> None:  # noqa: ANN401
         self.width_px, self.height_px = int(page.imagewidth), int(page.imagelength)
+        self.tile_px = max(int(page.tilewidth), int(page.tilelength)) if page.is_tiled else 0
         self.bits, self.samples = page.bitspersample, int(page.samplesperpixel)
         self.photometric = int(page.photometric)
         self.extra = {int(one) for one in page.extrasamples}
@@ -147,6 +149,9 @@ def _check_claims(path: str, page: _Page) -> None:
     claim = f"{path} claims {page.width_px} x {page.height_px} px"
     if not 0 < page.width_px <= SIDE_MAX_PX or not 0 < page.height_px <= SIDE_MAX_PX:
         msg = f"{claim}; sides of 1 to {SIDE_MAX_PX} px are read"
+        raise SlideError(msg)
+    if page.tile_px > TILE_MAX_PX:
+        msg = f"{claim} in tiles of {page.tile_px} px; tiles of up to {TILE_MAX_PX} px are read"
         raise SlideError(msg)
     if page.stored != page.expected:
         msg = f"{claim}, which are {page.expected} tiles or strips, and lists {page.stored}"

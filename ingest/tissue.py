@@ -24,7 +24,7 @@ NO_LIGHT = 12
 COLD_RATIO = 1.25
 COLD_DENSITY_MIN = 0.12
 RIM_RATIO = 1.08
-RIM_DENSITY_MIN = 0.03
+RIM_DENSITY_MIN = 0.06
 BLACK_MAX = 110
 BLACK_PURITY = 0.7
 # A marker's line is a third of a millimetre wide or more; the inked margin of a specimen, which
@@ -145,9 +145,9 @@ def _ink(overview: RgbArray) -> tuple[MaskBytes, MaskBytes]:
     light = least < _DENSITY[NO_LIGHT]
     black = grey & (least > _DENSITY[BLACK_MAX])
     cold = (red > COLD_RATIO * green) & (red > COLD_DENSITY_MIN)
-    thin = (red > RIM_RATIO * green) & (red > RIM_DENSITY_MIN)
+    thin = ((red > RIM_RATIO * green) | grey) & (red > RIM_DENSITY_MIN)
     sure: MaskBytes = ((cold | black) & light).astype(np.uint8)
-    rim: MaskBytes = ((thin | grey) & light).astype(np.uint8)
+    rim: MaskBytes = (thin & light).astype(np.uint8)
     return sure, rim
 
 

@@ -1,4 +1,4 @@
-"""Grids, tissue and sources: numbers in, numbers out."""
+"""Grids and sources: numbers in, numbers out."""
 
 from pathlib import Path
 
@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from ingest.errors import InputError, SlideError
 from ingest.grid import Grid, keep_tiles, plan_grids, tissue_share
 from ingest.sources import fingerprint, resolve, split_duplicates
-from ingest.tissue import find_tissue
 
 RATIOS = {0.5: 1, 2.0: 4}
 
@@ -86,30 +85,6 @@ def test_kept_tiles_have_kept_parents() -> None:
     fine, coarse = keep_tiles(shares, grids, 0.1)
     assert np.argwhere(fine).tolist() == [[5, 9]]
     assert np.argwhere(coarse).tolist() == [[0, 1], [1, 2]]
-
-
-def test_blank_noisy_glass_is_no_tissue() -> None:
-    rng = np.random.default_rng(0)
-    glass = np.clip(rng.normal(243, 2, (300, 400, 3)), 0, 255).astype(np.uint8)
-    assert find_tissue(glass, 16.0).verdict == "no tissue"
-
-
-def test_pink_disc_on_glass_is_found() -> None:
-    picture = np.full((300, 400, 3), 243, np.uint8)
-    y, x = np.mgrid[:300, :400]
-    disc = (x - 200) ** 2 + (y - 150) ** 2 < 80**2
-    picture[disc] = (225, 160, 200)
-    found = find_tissue(picture, 16.0)
-    assert found.verdict == "ok"
-    overlap = 2 * (found.mask & disc).sum() / (found.mask.sum() + disc.sum())
-    assert overlap > 0.97
-
-
-def test_black_border_and_specks_are_not_tissue() -> None:
-    picture = np.full((300, 400, 3), 243, np.uint8)
-    picture[:20] = 0
-    picture[100:102, 100:102] = (200, 60, 120)
-    assert find_tissue(picture, 16.0).verdict == "no tissue"
 
 
 # ---------------------------------------------------------------------- sources

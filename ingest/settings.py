@@ -1,0 +1,61 @@
+"""Settings of the lake that an ingest makes, from what a user gives and what slides store."""
+
+from collections.abc import Sequence
+
+from featurestore import LakeConfig, LakeError, Store, settings_for
+from ingest.errors import InputError
+from ingest.native import native_tiles
+from ingest.sources import chosen, resolve
+from ingest.todo import How
+
+NATIVE = "native"
+
+
+def settings(
+    lake_uri: str,
+    inputs: Sequence[str],
+    how: How,
+    *,
+    tile_px: str | None = None,
+    mpps: Sequence[float] | None = None,
+    tissue_min: float | None = None,
+    mix_codecs: bool | None = None,
+) -> LakeConfig:
+    """The settings for a lake; what is None is the lake's own, or the default.
+
+    Args:
+        lake_uri: a lake that may be there already.
+        inputs: slides; with `native` the first ones say what tiles they store.
+        how: which of them.
+        tile_px: side of a tile in pixels, or `native`.
+        mpps: microns per pixel of the tiles, in any order.
+        tissue_min: least share of tissue in a tile.
+        mix_codecs: with `native`, encode slides that store no such tiles.
+
+    Raises:
+        InputError: `tile_px` is neither, or no slide stores tiles that can be copied.
+        LakeError: the lake's tiles are not copied, but `native` was given.
+    """
+    ordered = tuple(sorted(mpps)) if mpps else None
+    given = {"mpps": ordered, "tissue_min": tissue_min, "mix_codecs": mix_codecs}
+    if tile_px != NATIVE:
+        return settings_for(lake_uri, tile_px=_pixels(tile_px), **given)
+    config = settings_for(lake_uri, **given)
+    if Store(lake_uri).exists("lake.json"):
+        if not config.passthrough:
+            msg = f"{lake_uri} holds encoded tiles of {config.tile_px} px; make another lake"
+            raise LakeError(msg)
+        return config
+    sources = chosen(resolve(inputs), how.get("only", ()))
+    ratios = {mpp: config.ratio(mpp) for mpp in config.mpps}
+    found = native_tiles(sources, ratios, mpp_override=how.get("mpp_override"))
+    return settings_for(lake_uri, tile_px=found.tile_px, passthrough=found.mpps, **given)
+
+
+def _pixels(text: str | None) -> int | None:
+    if text is None:
+        return None
+    if not text.isdecimal():
+        msg = f"--tile-px {text} given; it is a number of pixels, or native"
+        raise InputError(msg)
+    return int(text)
