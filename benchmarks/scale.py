@@ -1,6 +1,6 @@
 """How a lake's readers and its committer grow with the number of slides.
 
-    python benchmarks/scale.py --slides 1000 --slides 10000 --slides 100000 --slides 500000
+    python -m benchmarks.scale --slides 1000 --slides 10000 --slides 100000 --slides 500000
 
 Each lake has two mpps and one teacher. Its tables are real: as many rows of `slides` and `catalog`,
 and as many fragments of the features tables, as that many slides of 6,000 tiles would make (42
@@ -230,7 +230,15 @@ def main(
             if not Path(uri).exists():
                 fill(uri, size)
             typer.echo(f"{size} slides: filled in {time.perf_counter() - start:.0f} s", err=True)
-            command = [sys.executable, __file__, "--slides", str(size), "--child", uri]
+            command = [
+                sys.executable,
+                "-m",
+                "benchmarks.scale",
+                "--slides",
+                str(size),
+                "--child",
+                uri,
+            ]
             done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
             lines.append(json.loads(done.stdout.splitlines()[-1]))
             typer.echo(json.dumps(lines[-1]))

@@ -1,6 +1,6 @@
 """What the store costs and saves: ratios in one run, against peers written on the same data.
 
-    python benchmarks/store.py --rounds 7
+    python -m benchmarks.store --rounds 7
 
 Everything is made in a temporary folder from a seed: a lake of 12 slides (lognormal around 6,000
 tiles) with teachers of 768, 1536 and 2560 dims by the real writers, and the peers' files beside it.
@@ -21,7 +21,9 @@ from typing import Annotated
 import numpy as np
 import polars as pl
 import typer
-from store_lake import (
+
+from benchmarks.report import Line, write_report
+from benchmarks.store_lake import (
     MPP,
     TILE_PX,
     add_teacher,
@@ -29,7 +31,7 @@ from store_lake import (
     random_features,
     slide_sizes,
 )
-from store_peers import (
+from benchmarks.store_peers import (
     Float16Array,
     decode_all,
     read_h5,
@@ -38,8 +40,6 @@ from store_peers import (
     write_raw,
     write_trident,
 )
-from store_report import Line, write_report
-
 from featurestore import Lake
 from featurestore.schema import features_table
 
@@ -293,7 +293,7 @@ def main(
             typer.echo(line.told())
             lines.append(line)
     settings = {"rounds": rounds, "slides": slides, "tiles": data.tiles, "dims": DIMS, "seed": seed}
-    typer.echo(f"-> {write_report(out, lines, {**settings, 'threads': THREADS})}")
+    typer.echo(f"-> {write_report(out, lines, {**settings, 'threads': THREADS}, name='store')}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Progress of one command: a bar on a terminal, a plain line now and then elsewhere, or JSON lines.
+"""Progress of one command: a bar on a terminal, JSON lines elsewhere, or plain lines on demand.
 
 Everything goes to stderr, so that stdout stays the result's. What is counted is apart from how it
 is shown: `Snapshot` and `progress_line` are pure, the three views only print them.
@@ -162,8 +162,8 @@ def progress(
 ) -> Iterator[Progress]:
     """Show the progress of the block on stderr.
 
-    A terminal gets a bar; anything else a plain line at most every `every_s` seconds and one at
-    the end. The environment's SLIDELAKE_PROGRESS = bar, plain or json chooses another; json is one
+    A terminal gets a bar; anything else a line at most every `every_s` seconds and one at the end,
+    as JSON. The environment's SLIDELAKE_PROGRESS = bar, plain or json chooses another; json is one
     object a line with the keys `event` ("progress", "note", "done", "stopped"), `title`, `unit`,
     `done`, `total`, `counters`, `elapsed_s` and `left_s`, or `event`, `title` and `text`.
 
@@ -200,7 +200,7 @@ def _view(
         msg = f"SLIDELAKE_PROGRESS={name!r} is not known; set it to one of {', '.join(VIEWS)}"
         raise ClusterError(msg)
     if name == "auto":
-        name = "bar" if out.isatty() and os.environ.get("TERM") != "dumb" else "plain"
+        name = "bar" if out.isatty() and os.environ.get("TERM") != "dumb" else "json"
     if name == "bar":
         # Rich takes 0.1 s to import, which a command in a job or a pipe need not pay.
         from cluster.progress_bar import open_bar

@@ -76,8 +76,8 @@ class Line:
         return f"{self.ratio:8.3f} x {spread:13} {self.what} / {self.peer}  {self.rate} {asked}"
 
 
-def write_report(folder: Path, lines: list[Line], settings: dict[str, Any]) -> Path:
-    """Write a table with the date, machine, versions and commit; the file is named after them."""
+def write_report(folder: Path, lines: list[Line], settings: dict[str, Any], *, name: str) -> Path:
+    """Write a table with the date, machine, versions and commit; named `name`."""
     now = dt.datetime.now(dt.UTC)
     machine = {
         "cpu": _cpu(),
@@ -95,7 +95,7 @@ def write_report(folder: Path, lines: list[Line], settings: dict[str, Any]) -> P
         "lines": [asdict(line) for line in lines],
     }
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"store-{machine['cores']}cpu-{now:%Y-%m-%d}.json"
+    path = folder / f"{name}-{machine['cores']}cpu-{now:%Y-%m-%d}.json"
     path.write_text(json.dumps(report, indent=1) + "\n")
     return path
 
@@ -112,5 +112,5 @@ def _commit() -> str:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
     return git("rev-parse", "--short", "HEAD") + (
-        "+changes" if git("status", "--short", "featurestore", "benchmarks") else ""
+        "+changes" if git("status", "--short", "featurestore", "ingest", "benchmarks") else ""
     )

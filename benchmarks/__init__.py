@@ -1,0 +1,1 @@
+"""Measurements of speed; see README.md. Run one as `python -m benchmarks.store`."""
