@@ -4,6 +4,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import numpy.typing as npt
 import openslide
 
 from examples.slide_writer import TILE_PX, aperio_pages, encode_tile, write_tiff
@@ -22,10 +23,15 @@ def write_wide_slide(path: Path, *, columns: int = 3, rows: int = 2) -> Path:
         for y in range(0, height, TILE_PX)
         for x in range(0, width, TILE_PX)
     ]
-    reduced = [
-        cv2.resize(pixels, (width // by, height // by), interpolation=cv2.INTER_AREA)
-        for by in (4, 16)
-    ]
+    reduced = [_reduced(pixels, by) for by in (4, 16)]
     with path.open("wb") as file:
         write_tiff(file, aperio_pages("wide", (width, height), 0.5, streams, reduced))
     return path
+
+
+def _reduced(pixels: npt.NDArray[np.uint8], by: int) -> npt.NDArray[np.uint8]:
+    """Means of whole squares; what is left over at the ends is dropped, as scanners do it."""
+    height, width = (n // by for n in pixels.shape[:2])
+    whole = pixels[: height * by, : width * by]
+    small: npt.NDArray[np.uint8] = cv2.resize(whole, (width, height), interpolation=cv2.INTER_AREA)
+    return small
