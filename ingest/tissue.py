@@ -22,7 +22,7 @@ NO_LIGHT = 12
 # Haematoxylin, eosin, DAB and PAS absorb at most 1.0 times as much red as green, haematoxylin on
 # a real IHC section at 16 mpp up to 1.2; blue and green markers 1.3 to 4 times.
 COLD_RATIO = 1.25
-COLD_DENSITY_MIN = 0.12
+COLD_DENSITY_MIN = 0.25
 RIM_RATIO = 1.08
 RIM_DENSITY_MIN = 0.06
 BLACK_MAX = 110
@@ -32,6 +32,21 @@ BLACK_PURITY = 0.7
 STROKE_UM = 144.0
 STROKE_AREA_UM2 = 100_000.0
 
+# What is as grey as this in a piece up to 0.1 mm2 is dirt; haematoxylin with DAB has 0.72.
+DIRT_PURITY = 0.8
+DIRT_DENSITY_MIN = 0.2
+DIRT_SHARE = 0.4
+DIRT_AREA_UM2 = 100_000.0
+SLIVER_PX = 5
+
+# Glass is looked for along the border of the slide.
+FRAME_SHARE = 0.02
+GLASS_MIN = 180
+GLASS_SPREAD = 4
+GLASS_SHARE = 0.3
+TINT_RANGE = (4.0, 26.0)
+PINK_MIN = 3
+
 NO_TISSUE = 0.0005
 ALL_TISSUE = 0.95
 MUCH_PEN = 0.25
@@ -39,7 +54,10 @@ MOSTLY_PEN = 0.5
 
 BoolArray = npt.NDArray[np.bool_]
 RgbArray = npt.NDArray[np.uint8]
+Float32Array = npt.NDArray[np.float32]
+Float64Array = npt.NDArray[np.float64]
 MaskBytes = npt.NDArray[np.uint8]
+Bands = tuple[Float32Array, Float32Array, Float32Array]
 
 # Optical density over glass of 244, natural logarithm; what is brighter than glass is glass.
 _DENSITY = np.maximum(-np.log(np.maximum(np.arange(256), 1) / 244), 0).astype(np.float32)
@@ -73,9 +91,11 @@ class Tissue:
 def find_tissue(overview: RgbArray, mpp: float, *, pen_veto: bool = True) -> Tissue:
     """Detect tissue on an overview [H, W, 3].
 
-    Black borders, grey shadows, black ink and specks below 64 x 64 um are not tissue. Blue and
+    Black borders, grey shadows, black ink, grey dirt up to 0.1 mm2 and specks below 64 x 64 um are
+    not tissue. Blue and
     green ink is found but is tissue again where `pen_veto` is off, or where it is most of what was
-    found. Red ink has the colours of eosin and blood and stays tissue.
+    found. Red ink has the colours of eosin and blood and stays tissue. Glass of a yellow, green or
+    blue tint is taken as white; pink glass is not, since pale tissue is pink.
 
     Args:
         overview: RGB of the whole slide.
@@ -83,16 +103,21 @@ def find_tissue(overview: RgbArray, mpp: float, *, pen_veto: bool = True) -> Tis
         pen_veto: take pen out of the mask. To be off where a stain is blue or green itself:
             trichrome, Alcian blue, Giemsa, light or methyl green (docs/tissue.md).
     """
-    speck_px = round(MIN_AREA_UM2 / mpp**2)
-    found, pen = _without_specks(_stained(overview), speck_px), find_pen(overview, mpp)
+    glass = tinted_glass(overview)
+    if glass is not None:
+        overview = _balanced(overview, glass)
+    bands = _densities(overview)
+    found, pen = _found(overview, bands, mpp), _pen(bands, mpp)
     inked = float((found & pen).sum() / max(1, found.sum()))
     mask, taken = found, "left in"
     if pen_veto and 0 < inked <= MOSTLY_PEN:
-        mask, taken = _without_specks((found & ~pen).astype(np.uint8), speck_px), "taken out"
+        mask, taken = _without_pen(found, pen, mpp), "taken out"
     share, pen_share = float(mask.mean()), float(pen.mean())
     why = f"tissue on {share:.2%} of the slide"
     if pen_share:
         why += f", pen on {pen_share:.2%}; {inked:.0%} of what was found looks like pen, {taken}"
+    if glass is not None:
+        why += f"; glass is tinted (R, G, B {', '.join(f'{c:.0f}' for c in glass)}), taken as white"
     verdict = _verdict(share, inked if pen_veto else 0.0)
     return Tissue(mask=mask, pen=pen, share=share, pen_share=pen_share, verdict=verdict, why=why)
 
@@ -103,6 +128,35 @@ def _verdict(share: float, inked: float) -> str:
     if inked > MOSTLY_PEN:
         return "mostly pen"
     return "suspicious" if share > ALL_TISSUE or inked > MUCH_PEN else "ok"
+
+
+def tinted_glass(overview: RgbArray) -> Float64Array | None:
+    """R, G, B of glass that has a tint; None if it has none, or if the border shows no glass.
+
+    Glass is what most bright pixels of the border agree on, if they are many.
+    """
+    height, width = overview.shape[:2]
+    rows, columns = (max(2, round(FRAME_SHARE * n)) for n in (height, width))
+    sides = (overview[:rows], overview[-rows:], overview[:, :columns], overview[:, -columns:])
+    frame = np.concatenate([side.reshape(-1, 3) for side in sides])
+    bright = frame[frame.min(axis=1) > GLASS_MIN]
+    if len(bright) < GLASS_SHARE * len(frame):
+        return None
+    glass: Float64Array = np.median(bright, axis=0)
+    agree = (np.abs(bright - glass) <= GLASS_SPREAD).all(axis=1).sum()
+    tint = 255 * (glass.max() - glass.min()) / glass.max()
+    pink = min(glass[0], glass[2]) - glass[1] >= PINK_MIN
+    if agree < GLASS_SHARE * len(frame) or not TINT_RANGE[0] < tint < TINT_RANGE[1] or pink:
+        return None
+    return glass
+
+
+def _balanced(overview: RgbArray, glass: Float64Array) -> RgbArray:
+    """The same light through neutral glass."""
+    bands = np.arange(256)[:, None] * (glass.max() / glass)
+    table = np.clip(bands.round(), 0, 255).astype(np.uint8)
+    balanced: RgbArray = cv2.LUT(overview, table.reshape(256, 1, 3))
+    return balanced
 
 
 def _stained(overview: RgbArray) -> MaskBytes:
@@ -118,14 +172,36 @@ def _stained(overview: RgbArray) -> MaskBytes:
     return closed
 
 
-def find_pen(overview: RgbArray, mpp: float) -> BoolArray:
-    """Where blue, green or black ink lies in strokes of some width, [H, W].
+def _densities(overview: RgbArray) -> Bands:
+    """Optical density of R, G, B, each [H, W], smoothed over 3 pixels."""
+    red, green, blue = cv2.split(cv2.blur(overview, (3, 3)))
+    return _DENSITY[red], _DENSITY[green], _DENSITY[blue]
 
-    Args:
-        overview: RGB [H, W, 3].
-        mpp: microns per pixel.
-    """
-    sure, rim = _ink(overview)
+
+def _found(overview: RgbArray, bands: Bands, mpp: float) -> BoolArray:
+    """What is stained, in pieces of some size, less small grey ones."""
+    most, least = _extremes(bands)
+    grey = (least > DIRT_PURITY * most) & (least > DIRT_DENSITY_MIN)
+    count, labels, area = _pieces(_stained(overview))
+    keep = area >= round(MIN_AREA_UM2 / mpp**2)
+    dirt = np.bincount(labels[grey], minlength=count) > DIRT_SHARE * area
+    keep &= ~(dirt & (area <= DIRT_AREA_UM2 / mpp**2))
+    keep[0] = False
+    found: BoolArray = keep[labels]
+    return found
+
+
+def _without_pen(found: BoolArray, pen: BoolArray, mpp: float) -> BoolArray:
+    left = (found & ~pen).astype(np.uint8)
+    kernel = np.ones((SLIVER_PX, SLIVER_PX), np.uint8)
+    # What is left of the rim of a stroke are slivers along it.
+    rim = cv2.dilate(pen.astype(np.uint8), kernel) & ~cv2.morphologyEx(left, cv2.MORPH_OPEN, kernel)
+    return _without_specks(left & ~rim, round(MIN_AREA_UM2 / mpp**2))
+
+
+def _pen(bands: Bands, mpp: float) -> BoolArray:
+    """Where blue, green or black ink lies in strokes of some width, [H, W]."""
+    sure, rim = _ink(bands)
     stroke = max(3, round(STROKE_UM / mpp))
     kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (stroke, stroke))
     wide = cv2.morphologyEx(cv2.medianBlur(sure, 5), cv2.MORPH_OPEN, kernel)
@@ -137,10 +213,10 @@ def find_pen(overview: RgbArray, mpp: float) -> BoolArray:
     return pen
 
 
-def _ink(overview: RgbArray) -> tuple[MaskBytes, MaskBytes]:
+def _ink(bands: Bands) -> tuple[MaskBytes, MaskBytes]:
     """What has the colour of ink for sure, and what may be its rim."""
-    red, green, blue = (_DENSITY.take(band) for band in cv2.split(cv2.blur(overview, (3, 3))))
-    most, least = cv2.max(cv2.max(red, green), blue), cv2.min(cv2.min(red, green), blue)
+    red, green, _ = bands
+    most, least = _extremes(bands)
     grey = least > BLACK_PURITY * most
     light = least < _DENSITY[NO_LIGHT]
     black = grey & (least > _DENSITY[BLACK_MAX])
@@ -151,9 +227,20 @@ def _ink(overview: RgbArray) -> tuple[MaskBytes, MaskBytes]:
     return sure, rim
 
 
+def _extremes(bands: Bands) -> tuple[Float32Array, Float32Array]:
+    red, green, blue = bands
+    return cv2.max(cv2.max(red, green), blue), cv2.min(cv2.min(red, green), blue)
+
+
 def _without_specks(found: MaskBytes, least_px: int) -> BoolArray:
-    count, labels, stats, _ = cv2.connectedComponentsWithStats(found, connectivity=8)
-    large = np.zeros(count, bool)
-    large[1:] = stats[1:, cv2.CC_STAT_AREA] >= least_px
-    mask: BoolArray = large[labels]
+    _, labels, area = _pieces(found)
+    keep = area >= least_px
+    keep[0] = False
+    mask: BoolArray = keep[labels]
     return mask
+
+
+def _pieces(found: MaskBytes) -> tuple[int, npt.NDArray[np.int32], npt.NDArray[np.int32]]:
+    """Number of connected pieces, the piece of each pixel (0 is none), and area of each."""
+    count, labels, stats, _ = cv2.connectedComponentsWithStats(found, connectivity=8)
+    return count, labels, stats[:, cv2.CC_STAT_AREA]

@@ -10,7 +10,7 @@ import pytest
 
 from examples.cohort import make_cohort
 from ingest.tiff_reader import TiffReader
-from ingest.tissue import BoolArray, RgbArray, find_pen, find_tissue
+from ingest.tissue import BoolArray, RgbArray, find_tissue
 from tests.conftest import REAL_SLIDE
 
 GLASS = 243
@@ -111,11 +111,61 @@ def test_grey_shadow_is_not_tissue() -> None:
     assert find_tissue(picture, 16.0).share < 0.001
 
 
+@pytest.mark.parametrize("colour", [(60, 56, 50), (120, 116, 106), (95, 95, 92)])
+def test_grey_and_brownish_dirt_is_not_tissue_unless_it_lies_on_it(colour: tuple[int, ...]) -> None:
+    picture, wanted = glass(), disc(280, 150, 80)
+    picture[wanted] = noisy(PINK, int(wanted.sum()))
+    for x, y in ((60, 60), (100, 200), (260, 150), (300, 170)):
+        cv2.ellipse(picture, (x, y), (9, 5), 30, 0, 360, colour, -1)
+    found = find_tissue(picture, 16.0)
+    assert dice(found.mask, wanted) > 0.97
+    assert not found.mask[:, :190].any()
+
+
+def test_small_dark_fragments_of_ihc_stay_tissue() -> None:
+    """Haematoxylin under DAB is the greyest that a section gets."""
+    picture = glass()
+    density = np.array(STAINS["haematoxylin"]) + np.array(STAINS["DAB"])
+    for number, strength in enumerate((0.5, 1.0, 1.6)):
+        spot = disc(80 + 100 * number, 150, 9)
+        picture[spot] = noisy(tuple(GLASS * np.exp(-strength * density)), int(spot.sum()))
+        assert find_tissue(picture, 16.0).mask[spot].mean() > 0.8
+
+
 @pytest.mark.parametrize("strength", [0.25, 0.5, 2.0])
 def test_faint_and_heavy_stain_is_found(strength: float) -> None:
     picture, wanted = glass(), disc(200, 150, 80)
     picture[wanted] = [round(GLASS * (c / GLASS) ** strength) for c in PINK]
     assert dice(find_tissue(picture, 16.0).mask, wanted) > 0.97
+
+
+@pytest.mark.parametrize("tint", [(1, 0.99, 0.94), (0.93, 1, 0.99), (0.94, 0.95, 1)])
+def test_tinted_glass_is_taken_as_white(tint: tuple[float, ...]) -> None:
+    picture, wanted = glass(), disc(200, 150, 80)
+    picture[wanted] = noisy(PINK, int(wanted.sum()))
+    tinted = (picture * np.array(tint)).astype(np.uint8)
+    found = find_tissue(tinted, 16.0)
+    assert dice(found.mask, wanted) > 0.97
+    assert not found.pen.any()
+    assert "glass is tinted (R, G, B" in found.why
+    tinted[200:260, 20:380] = noisy((60, 120, 190), 60 * 360).reshape(60, 360, 3)
+    assert find_tissue(tinted, 16.0).pen[205:255, 30:370].all()
+
+
+def test_pale_pink_is_never_taken_as_glass() -> None:
+    rng = np.random.default_rng(0)
+    pale = np.clip(rng.normal((238, 226, 236), 2, (300, 400, 3)), 0, 255).astype(np.uint8)
+    found = find_tissue(pale, 16.0)
+    assert (found.verdict, found.share > 0.99) == ("suspicious", True)
+
+
+def test_slide_without_glass_on_its_border_is_not_balanced() -> None:
+    """Pale blue mucin in a core that fills the picture."""
+    with TiffReader(str(REAL_SLIDE)) as slide:
+        pixels, _ = slide.overview(2.0)
+    inside = cv2.resize(pixels[580:680, 200:320], (400, 300), interpolation=cv2.INTER_AREA)
+    inside[100:200, 100:300] = noisy((215, 222, 236), 100 * 200).reshape(100, 200, 3)
+    assert find_tissue(inside, 16.0).share > 0.98
 
 
 def test_slide_that_is_all_tissue_is_kept_and_suspicious() -> None:
@@ -244,8 +294,8 @@ def test_inked_margin_of_the_real_slide_stays_tissue() -> None:
         mpp = slide.mpp * scale
     green = overview.astype(int)
     assert ((green[..., 1] - green[..., 0] > 8) & (green[..., 1] < 220)).sum() > 10
-    assert not find_pen(overview, mpp).any()
     with_veto, without = (find_tissue(overview, mpp, pen_veto=on) for on in (True, False))
+    assert not with_veto.pen.any()
     np.testing.assert_array_equal(with_veto.mask, without.mask)
     assert 0.35 < with_veto.share < 0.45
 

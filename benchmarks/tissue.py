@@ -1,0 +1,211 @@
+"""Tissue detection against other projects' detectors, on slides whose tissue is known.
+
+    python -m benchmarks.tissue SLIDES --rivals PYTHON [--pictures FOLDER]
+
+SLIDES holds slides of the generator with their `.truth.npz`; one named `plain.svs` has no pen.
+PYTHON is an interpreter with hs2p and histolab. All see the same overview at 16 mpp; the clock
+leaves out reading it, and runs on one thread. Truth and pens of the generated slides come from one
+program; the painted pens have colours that others took from real scans.
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+
+from benchmarks.tissue_cases import Case, Mask, Picture, edge_cases, painted, read_slide
+from benchmarks.tissue_report import about_run
+from ingest.tiff_reader import TiffReader
+from ingest.tissue import find_tissue
+
+RIVALS = Path(__file__).with_name("tissue_rivals.py")
+REAL = Path(__file__).parent.parent / "examples" / "data" / "CMU-1-Small-Region.svs"
+REPEATS = 5
+OURS: dict[str, Callable[[Picture], Mask]] = {
+    "slidelake": lambda picture: find_tissue(picture, 16.0).mask,
+    "slidelake, veto off": lambda picture: find_tissue(picture, 16.0, pen_veto=False).mask,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Score:
+    """How well one detector did on a group of pictures; None where there is nothing to measure.
+
+    Attributes:
+        group: of pictures.
+        detector: whose.
+        pictures: in the group.
+        dice: of tissue, away from pen.
+        lost: share of the true tissue away from pen that was missed.
+        lost_fat: share of the true fat away from pen that was missed.
+        pen_called_tissue: share of pen on bare glass that was called tissue.
+        glass_called_tissue: share of glass without pen that was called tissue.
+        kept: share of the picture that was called tissue.
+        ms: median time.
+    """
+
+    group: str
+    detector: str
+    pictures: int
+    dice: float | None
+    lost: float | None
+    lost_fat: float | None
+    pen_called_tissue: float | None
+    glass_called_tissue: float | None
+    kept: float | None
+    ms: float
+
+
+def measure(case: Case, mask: Mask) -> dict[str, float | None]:
+    """All shares of one mask."""
+    kept = float(mask.mean())
+    if case.tissue is None:
+        return {"kept": kept}
+    clear, tissue = ~case.pen, case.tissue & ~case.pen
+    ink, glass = case.pen & ~case.tissue, ~case.tissue & ~_wider(case.pen)
+    found = mask & clear
+
+    def share(what: Mask, of: Mask) -> float | None:
+        return float((what & of).sum() / of.sum()) if of.any() else None
+
+    both = found.sum() + tissue.sum()
+    return {
+        "dice": float(2 * (found & tissue).sum() / both) if case.tissue.any() else None,
+        "lost": share(~mask, tissue),
+        "lost_fat": share(~mask, case.fat & clear),
+        "pen_called_tissue": share(mask, ink),
+        "glass_called_tissue": share(mask, glass),
+        "kept": kept,
+    }
+
+
+def _wider(pen: Mask) -> Mask:
+    wide: Mask = cv2.dilate(pen.astype(np.uint8), np.ones((7, 7), np.uint8)) > 0
+    return wide
+
+
+def run_ours(cases: Iterable[Case]) -> tuple[dict[str, Mask], dict[str, dict[str, float]]]:
+    """Masks by `name|detector`, and milliseconds by detector and name."""
+    masks: dict[str, Mask] = {}
+    times: dict[str, dict[str, float]] = {detector: {} for detector in OURS}
+    for case in cases:
+        for detector, run in OURS.items():
+            seconds = []
+            for _ in range(REPEATS):
+                start = time.perf_counter()
+                masks[f"{case.name}|{detector}"] = run(case.picture)
+                seconds.append(time.perf_counter() - start)
+            times[detector][case.name] = 1e3 * statistics.median(seconds)
+    return masks, times
+
+
+def run_rivals(
+    cases: Iterable[Case], python: str
+) -> tuple[dict[str, Mask], dict[str, dict[str, float]]]:
+    """The same of the rivals."""
+    with tempfile.TemporaryDirectory() as folder:
+        source, target = Path(folder) / "pictures.npz", Path(folder) / "masks.npz"
+        np.savez(source, allow_pickle=False, **{case.name: case.picture for case in cases})
+        subprocess.run([python, str(RIVALS), str(source), str(target)], check=True)
+        with np.load(target) as found:
+            masks = {name: found[name] for name in found.files}
+        return masks, json.loads(target.with_suffix(".json").read_text())
+
+
+def real_cases(python: str) -> Iterator[Case]:
+    """Pictures of real slides, without truth."""
+    with TiffReader(str(REAL)) as slide:
+        yield real_case("real H&E (CMU, inked margin)", "CMU", slide.overview(16.0)[0])
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "ihc.npz"
+        subprocess.run([python, str(RIVALS), "--ihc", str(path)], check=True)
+        with np.load(path) as file:
+            yield real_case("real IHC (DAB, scikit-image)", "ihc", reduced(file["ihc"]))
+
+
+def real_case(group: str, name: str, picture: Picture) -> Case:
+    """A picture without truth."""
+    none = np.zeros(picture.shape[:2], bool)
+    return Case(group=group, name=name, picture=picture, tissue=None, pen=none, fat=none)
+
+
+def reduced(picture: Picture) -> Picture:
+    """A field at about 0.5 mpp as an overview would show it, repeated to some size."""
+    small = cv2.resize(picture, None, fx=1 / 16, fy=1 / 16, interpolation=cv2.INTER_AREA)
+    mirrored = np.concatenate([small, small[:, ::-1]], 1)
+    tiled: Picture = np.tile(np.concatenate([mirrored, mirrored[::-1]]), (6, 8, 1))
+    return tiled
+
+
+def scores(
+    cases: list[Case], masks: dict[str, Mask], times: dict[str, dict[str, float]]
+) -> list[Score]:
+    """One line per group and detector."""
+    lines = []
+    for group in dict.fromkeys(case.group for case in cases):
+        members = [case for case in cases if case.group == group]
+        for detector, ms in times.items():
+            found = [measure(case, masks[f"{case.name}|{detector}"]) for case in members]
+            mean = {
+                key: round(statistics.mean(values), 4) if (values := _known(found, key)) else None
+                for key in Score.__dataclass_fields__
+                if key not in {"group", "detector", "pictures", "ms"}
+            }
+            took = round(statistics.median(ms[case.name] for case in members), 1)
+            lines.append(
+                Score(group=group, detector=detector, pictures=len(members), ms=took, **mean)
+            )
+    return lines
+
+
+def _known(found: list[dict[str, float | None]], key: str) -> list[float]:
+    return [value for one in found if (value := one.get(key)) is not None]
+
+
+def draw(cases: list[Case], masks: dict[str, Mask], detectors: Iterable[str], to: Path) -> None:
+    """Each picture, with what is not called tissue in green, one detector beside the other."""
+    to.mkdir(parents=True, exist_ok=True)
+    for case in cases:
+        parts = [case.picture]
+        for detector in detectors:
+            part = case.picture.copy()
+            part[~masks[f"{case.name}|{detector}"]] = (0, 200, 0)
+            parts.append(part)
+        sheet = cv2.resize(np.concatenate(parts, 1), None, fx=0.4, fy=0.4)
+        cv2.imwrite(str(to / f"{case.name}.png"), sheet[..., ::-1])
+
+
+def main() -> None:
+    """Run, print a table and write the results."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("slides", type=Path)
+    parser.add_argument("--rivals", required=True, help="an interpreter with hs2p and histolab")
+    parser.add_argument("--pictures", type=Path, help="a folder to draw all masks into")
+    options = parser.parse_args()
+    cv2.setNumThreads(1)
+    plain = read_slide(options.slides / "plain.svs", "generated, no pen")
+    penned = [p for p in sorted(options.slides.glob("*.svs")) if p.stem != "plain"]
+    cases = [read_slide(path, "generated, with pen") for path in penned]
+    cases += [plain, *painted(plain), *edge_cases(plain)]
+    cases += real_cases(options.rivals)
+    their_masks, their_times = run_rivals(cases, options.rivals)
+    our_masks, our_times = run_ours(cases)
+    masks, times = {**our_masks, **their_masks}, {**our_times, **their_times}
+    lines = scores(cases, masks, times)
+    settings: dict[str, Any] = {"slides": len(penned) + 1, "mpp": 16, "repeats": REPEATS}
+    about_run("tissue", settings, [asdict(line) for line in lines])
+    if options.pictures:
+        draw(cases, masks, times, options.pictures)
+
+
+if __name__ == "__main__":
+    main()
