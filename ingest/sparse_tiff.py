@@ -19,6 +19,7 @@ SUFFIXES = (".svs", ".tif", ".tiff", ".svslide")
 MOST_SHARE = 0.5
 # Slides of 0.25 and 0.5 mpp are read at level 0 for anything finer, which is nearly all bytes.
 COARSE_MPP = 0.75
+PAGES_MAX = 100
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,13 +106,15 @@ def fetch_directories(file: PartialFile) -> list[JpegLevel]:
     """
     try:
         with PartialReader(file) as reader, tifffile.TiffFile(reader) as tiff:
-            for page in tiff.pages:
+            for number, page in enumerate(tiff.pages):
+                if number == PAGES_MAX:  # they may also lead in a circle
+                    msg = f"it has more than {PAGES_MAX} images"
+                    raise NotNativeError(msg)
                 for tag in page.tags:
                     _ = tag.value  # reading it is what fetches it
-            others = [page for page in tiff.pages if page.compression != JPEG]
-            for page in others:
-                file.fill(_ranges(page.dataoffsets, page.databytecounts))
-    except SlideError:
+                if page.compression != JPEG:
+                    file.fill(_ranges(page.dataoffsets, page.databytecounts))
+    except (NotNativeError, SlideError):
         raise
     except Exception as error:  # tifffile raises nearly anything on files that are not TIFF
         msg = f"its TIFF structure can't be read: {error}"

@@ -48,8 +48,8 @@ def check_tiff(path: str) -> None:
         return
     try:
         with Path(path).open("rb") as file:
-            end, size = _directories_end(file), os.fstat(file.fileno()).st_size
-            pages = _pages(file)
+            end, size = _directories_end(path, file), os.fstat(file.fileno()).st_size
+            pages = _pages(file) if end is not None else []
     except OSError:
         return  # it is gone, or can't be read: its reader says so
     if end is None:
@@ -67,8 +67,12 @@ def check_tiff(path: str) -> None:
         _check_colour(path, largest)
 
 
-def _directories_end(file: BinaryIO) -> int | None:
-    """The byte up to which the directories of a TIFF and their values reach; None if it is none."""
+def _directories_end(path: str, file: BinaryIO) -> int | None:
+    """The byte up to which the directories of a TIFF and their values reach; None if it is none.
+
+    Raises:
+        SlideError: they go on without end: whoever follows them (tifffile does) never comes back.
+    """
     head = file.read(16)
     order = {b"II": "<", b"MM": ">"}.get(head[:2])
     if order is None or len(head) < 8:
@@ -80,7 +84,10 @@ def _directories_end(file: BinaryIO) -> int | None:
     at = struct.unpack_from(f"{order}Q", head.ljust(16, b"\0"), 8) if big else None
     at = at or struct.unpack_from(f"{order}I", head, 4)
     end, offset, seen = len(head), at[0], set[int]()
-    while offset and offset not in seen and len(seen) < DIRECTORIES_MAX:
+    while offset:
+        if offset in seen or len(seen) == DIRECTORIES_MAX:
+            msg = f"{path} is damaged: its directories of images lead in a circle, or are too many"
+            raise SlideError(msg)
         seen.add(offset)
         reach, offset = _directory(file, offset, order, big=big)
         end = max(end, reach)

@@ -120,8 +120,9 @@ def test_bad_input_is_named_and_the_others_go_on(tmp_path: Path, bad_inputs: lis
     assert result.ready == 1
     assert set(reasons) == {"missing", "text", "short", "empty", "no_mpp", "glass"}
     assert "does not exist" in reasons["missing"]
-    for name in ("text", "short", "empty"):
+    for name in ("text", "empty"):
         assert "not a slide format that openslide reads" in reasons[name]
+    assert "is cut off" in reasons["short"]
     assert "does not say its mpp" in reasons["no_mpp"]
     assert "no tissue" in reasons["glass"]
     assert not any("\n" in reason for reason in reasons.values())
@@ -195,7 +196,7 @@ def test_outside_of_a_slide_is_white() -> None:
 def test_overview_in_strips_is_the_whole_slide(monkeypatch: pytest.MonkeyPatch) -> None:
     with OpenSlideReader(str(REAL_SLIDE)) as slide:
         whole, scale = slide.overview(8.0)
-        monkeypatch.setattr("ingest.openslide_reader.STRIP_PX", 320)
+        monkeypatch.setattr("ingest.openslide_reader.BLOCK_PX", 320)
         strips, _ = slide.overview(8.0)
     assert scale == 16
     assert whole.shape[:2] == (186, 139)

@@ -202,7 +202,7 @@ def test_fine_levels_are_copied_whole_and_once(
     assert server.sent == wide.stat().st_size
 
 
-@pytest.mark.parametrize("name", ["real.svs", "text.svs", "none.tiff", "short.svs"])
+@pytest.mark.parametrize("name", ["real.svs", "text.svs", "none.tiff"])
 def test_what_has_no_levels_to_leave_out_is_copied_whole_and_once(
     server: SlideServer, name: str
 ) -> None:
@@ -219,6 +219,15 @@ def test_what_has_no_levels_to_leave_out_is_copied_whole_and_once(
         with local_slide(f"{server.url}/{name}", mpps=mpps) as slide:
             assert Path(slide.path).read_bytes() == content[name]
         assert server.sent == len(content[name])
+
+
+def test_what_is_damaged_is_said_of_the_url(server: SlideServer) -> None:
+    server.files["/short.svs"] = REAL_SLIDE.read_bytes()[:9999]
+    server.files["/ring.svs"] = b"II*\0\x08\0\0\0" + b"\0\0" + b"\x08\0\0\0"
+    for mpps in (COARSE, None):
+        for name, text in (("short", "is cut off: "), ("ring", "is damaged: its directories")):
+            url = f"{server.url}/{name}.svs"
+            assert reason(f"{url}?token=hush", mpps=mpps).startswith(f"{url} {text}")
 
 
 def test_plan_says_what_and_why() -> None:
