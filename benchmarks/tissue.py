@@ -48,6 +48,7 @@ class Score:
         lost: share of the true tissue away from pen that was missed.
         lost_fat: share of the true fat away from pen that was missed.
         pen_called_tissue: share of pen on bare glass that was called tissue.
+        lost_under_pen: share of the tissue under pen that was missed.
         glass_called_tissue: share of glass without pen that was called tissue.
         kept: share of the picture that was called tissue.
         ms: median time.
@@ -60,6 +61,7 @@ class Score:
     lost: float | None
     lost_fat: float | None
     pen_called_tissue: float | None
+    lost_under_pen: float | None
     glass_called_tissue: float | None
     kept: float | None
     ms: float
@@ -83,6 +85,7 @@ def measure(case: Case, mask: Mask) -> dict[str, float | None]:
         "lost": share(~mask, tissue),
         "lost_fat": share(~mask, case.fat & clear),
         "pen_called_tissue": share(mask, ink),
+        "lost_under_pen": share(~mask, case.tissue & case.pen),
         "glass_called_tissue": share(mask, glass),
         "kept": kept,
     }

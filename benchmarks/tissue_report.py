@@ -62,5 +62,6 @@ def _commit() -> str:
         command = ["git", "-C", str(Path(__file__).parent.parent), *args]
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
-    changed = git("status", "--short", "ingest/tissue.py", "ingest/scores.py", "benchmarks")
+    used = ("ingest/tissue.py", "ingest/scores.py", "benchmarks/tissue*.py")
+    changed = git("status", "--short", *used)
     return git("rev-parse", "--short", "HEAD") + ("+changes" if changed else "")
