@@ -13,6 +13,7 @@ from ingest.errors import SlideError
 from ingest.grid import Grid
 
 MPP_RANGE = (0.05, 10.0)
+OBJECTIVE_MPP = 10.0  # 20x is called 0.5 mpp; scanners differ from it by 10 % and more
 LEVEL_SLACK = 1.01
 BLOCK_PX = 2048
 
@@ -77,12 +78,16 @@ class OpenSlideReader:
         properties = self._slide.properties
         x = _number(properties.get(openslide.PROPERTY_NAME_MPP_X))
         y = _number(properties.get(openslide.PROPERTY_NAME_MPP_Y))
-        source = "file" if given is None else "given"
-        value = given if given is not None else math.sqrt(x * y) if x and y else None
-        if value is None:
+        if given is not None:
+            value, source = given, "given"
+        elif x and y:
+            value, source = math.sqrt(x * y), "file"
+        elif self.objective:
+            value, source = OBJECTIVE_MPP / self.objective, "objective"
+        else:
             msg = (
-                f"{self.path} does not say its mpp; give it in a manifest's column 'mpp' or "
-                "with --mpp-override"
+                f"{self.path} does not say its mpp, nor its objective; give the mpp in a "
+                "manifest's column 'mpp' or with --mpp-override"
             )
             raise SlideError(msg)
         if not MPP_RANGE[0] <= value <= MPP_RANGE[1]:

@@ -107,6 +107,8 @@ def _run(
                 left.pop(outcome.row["slide_id"])
                 tiles = sum(grid.tiles.num_rows for grid in outcome.grids.values())
                 bar.advance(1, tiles=tiles, MB=round((outcome.row["bytes"] or 0) / 1e6))
+                if outcome.row["mpp_source"] == "objective":
+                    bar.note(f"{outcome.row['slide_id']}: {_guess(outcome.row)}")
                 if why := outcome.row.get("fallback"):
                     bar.note(f"{outcome.row['slide_id']}: read by openslide, since {why}")
                 batch.add(outcome)
@@ -118,6 +120,13 @@ def _run(
         batch.flush()
     reason = "the worker died on it (a crash in a decoder, or out of memory)"
     return kept + _fail(lake, [{**row, "reason": reason} for row in left.values()])
+
+
+def _guess(row: Row) -> str:
+    return (
+        f"it does not say its mpp; {row['mpp']:g} was taken from its objective of "
+        f"{row['objective']:g}x, which may be 10 % off (mpp_source is 'objective' in `slides`)"
+    )
 
 
 def _fail(lake: Lake, rows: Sequence[Row]) -> list[dict[str, str]]:

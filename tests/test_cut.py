@@ -181,6 +181,22 @@ def test_scores_over_nested_grids_are_those_over_each(slide: Path) -> None:
                 np.testing.assert_allclose(values, alone(grid)[name], atol=1e-4)
 
 
+def test_mpp_is_the_given_one_or_the_files_or_the_objectives(tmp_path: Path) -> None:
+    def found(path: Path, mpp: float | None = None) -> tuple[float, str]:
+        with OpenSlideReader(str(path), mpp=mpp) as reader:
+            return round(reader.mpp, 4), reader.mpp_source
+
+    assert found(REAL_SLIDE) == (0.499, "file")
+    assert found(REAL_SLIDE, 0.26) == (0.26, "given")
+    silent = tmp_path / "silent.svs"
+    silent.write_bytes(REAL_SLIDE.read_bytes().replace(b"|MPP = ", b"|MQQ = "))
+    assert found(silent) == (0.5, "objective")
+    mute = tmp_path / "mute.svs"
+    mute.write_bytes(silent.read_bytes().replace(b"|AppMag = ", b"|AppNag = "))
+    with pytest.raises(SlideError, match="does not say its mpp, nor its objective"):
+        found(mute)
+
+
 def test_a_users_mask_says_what_is_tissue(tmp_path: Path) -> None:
     box = [[0, 0], [512, 0], [512, 768], [0, 768], [0, 0]]
     geometry = {"type": "Polygon", "coordinates": [box]}
