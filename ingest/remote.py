@@ -116,6 +116,7 @@ def sparse_slide(uri: str, *, scratch: str | None = None) -> Iterator[Fetched]:
     with _opened(uri, scratch) as (fetched, file):
         if not _directories(fetched, file):
             file.need_all()
+        check_tiff(fetched.path)
         yield fetched
 
 
