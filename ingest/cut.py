@@ -40,7 +40,8 @@ def cut_slide(store: Store, config: LakeConfig, row: Row) -> SlideCut:
     Args:
         store: the lake's files.
         config: the lake's settings.
-        row: the slide's row, with slide, slide_id, uri, fingerprint and perhaps mpp.
+        row: the slide's row, with slide, slide_id, uri, fingerprint and perhaps mpp; `url` is
+            where it is fetched from, if that holds more than `uri` may tell.
 
     Raises:
         SlideError: the slide can't be read, has no mpp, or no tissue was found.
@@ -48,7 +49,7 @@ def cut_slide(store: Store, config: LakeConfig, row: Row) -> SlideCut:
     start = time.perf_counter()
     mpp, read_at = row.get("mpp"), (*config.mpps, FOCUS_MPP, OVERVIEW_MPP)
     with (
-        local_slide(row["uri"], mpps=read_at, mpp=mpp) as local,
+        local_slide(row.get("url") or row["uri"], mpps=read_at, mpp=mpp) as local,
         TiffReader(local.path, mpp=mpp) as slide,
     ):
         seen = survey(slide, pen_veto=row.get("pen_veto", True), mask=row.get("mask"))

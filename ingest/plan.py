@@ -80,8 +80,8 @@ def _sample(rows: Sequence[Row]) -> list[Row]:
 
 def _look(plan: Plan, config: LakeConfig, row: Row) -> None:
     start = time.perf_counter()
-    mpp = row.get("mpp")
-    with local_slide(row["uri"]) as local, TiffReader(local.path, mpp=mpp) as slide:
+    mpp, url = row.get("mpp"), row.get("url") or row["uri"]
+    with local_slide(url) as local, TiffReader(local.path, mpp=mpp) as slide:
         seen = survey(slide, pen_veto=row.get("pen_veto", True), mask=row.get("mask"))
         ratios = {mpp: config.ratio(mpp) for mpp in config.mpps}
         grids = list(plan_grids(slide.size_px, slide.mpp, config.tile_px, ratios).values())

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, TypedDict
 
@@ -9,7 +10,10 @@ from featurestore import LakeConfig, Store, open_lake
 from ingest.errors import SlideError
 from ingest.masks import find_mask
 from ingest.plan import Plan, plan_ingest
+from ingest.remote_errors import shown
 from ingest.sources import Source, chosen, fingerprint, resolve, split_duplicates
+
+ASKED_AT_ONCE = 16
 
 Row = dict[str, Any]
 
@@ -60,7 +64,9 @@ def asked_rows(inputs: Sequence[str], how: How) -> tuple[list[Row], list[dict[st
         InputError: the inputs name no slide at all, or not those of `only`.
     """
     sources, later = split_duplicates(chosen(resolve(inputs), how.get("only", ())))
-    rows = [_row(source, how.get("mpp_override")) for source in sources]
+    # Each asks its file for its ends: from a bucket that is nothing but waiting.
+    with ThreadPoolExecutor(ASKED_AT_ONCE) as pool:
+        rows = list(pool.map(lambda source: _row(source, how.get("mpp_override")), sources))
     return rows, [_duplicate(source) for source in later]
 
 
@@ -106,7 +112,9 @@ def _row(source: Source, mpp_override: float | None) -> Row:
     row: Row = {
         "slide_id": source.slide_id,
         "patient_id": source.patient_id,
-        "uri": source.uri,
+        # A signed URL is a key: it is used, and what the lake keeps is the part that is none.
+        "uri": shown(source.uri),
+        "url": source.uri,
         "mpp": source.mpp if source.mpp is not None else mpp_override,
         "extra": json.dumps(source.extra, default=str, sort_keys=True) if source.extra else None,
         "bytes": None,
@@ -144,7 +152,7 @@ def _changed(row: Row) -> dict[str, str]:
 
 def _duplicate(source: Source) -> dict[str, str]:
     reason = (
-        f"{source.uri}: the slide_id '{source.slide_id}' is taken by another file of this run; "
-        "give slide_ids in a manifest"
+        f"{shown(source.uri)}: the slide_id '{source.slide_id}' is taken by another file of this "
+        "run; give slide_ids in a manifest"
     )
     return {"slide": source.slide_id, "reason": reason}

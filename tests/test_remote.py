@@ -16,7 +16,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from featurestore import LakeConfig, create_lake
 from ingest import remote_errors, remote_files
+from ingest.cut import cut_slide
 from ingest.errors import InputError, SlideError
 from ingest.jpeg_tiff import JpegLevel, JpegTiff
 from ingest.openslide_reader import OpenSlideReader
@@ -25,6 +27,7 @@ from ingest.remote import local_slide, sparse_slide
 from ingest.scratch import PREFIX, VARIABLE, room_is_told, scratch_folder, sweep
 from ingest.sources import fingerprint, resolve
 from ingest.sparse_tiff import level_ranges, plan_fetch
+from ingest.todo import asked_rows
 from tests.conftest import REAL_SLIDE, ROOT
 from tests.s3 import SECRET, Bucket
 from tests.slide_server import SlideServer, slide_server
@@ -286,6 +289,22 @@ def test_trouble_that_passes_changes_nothing(
     with local_slide(f"{server.url}/a.svs", mpps=mpps) as slide:
         same_levels(slide.path, wide, range(0 if mpps is None else 1, 3))
     assert server.troubles == []
+
+
+def test_signature_of_a_url_is_used_and_not_kept(
+    server: SlideServer, tmp_path: Path, wide: Path
+) -> None:
+    server.files["/a.svs"] = wide.read_bytes()
+    lake = create_lake(tmp_path / "lake", LakeConfig(mpps=(2.0,)))
+    (asked,), _ = asked_rows([f"{server.url}/a.svs?X-Amz-Signature=hush"], {})
+    (row,) = lake.committer.register([asked])
+    cut = cut_slide(lake.store, lake.config, row)
+    lake.committer.commit_slides([cut])
+    kept = lake.refreshed().slides().collect().row(0, named=True)
+    assert (kept["uri"], kept["state"]) == (f"{server.url}/a.svs", "ready")
+    assert 0 < kept["bytes_read"] < 0.2 * kept["bytes"]
+    for file in tmp_path.rglob("*"):
+        assert not file.is_file() or b"hush" not in file.read_bytes()
 
 
 def test_each_trouble_has_its_own_line(
