@@ -12,13 +12,17 @@ from typing import TYPE_CHECKING, Any
 from downstream.report_lake import package_versions, read_earlier, read_holding
 from downstream.report_page import example_commands, notice, overview, recorded_seconds, render
 from downstream.report_results import estimates, mil_view, student_view, survival_view
-from downstream.report_slides import choose_slides, make_cards
+from ingest.slide_cards import choose_slides, make_cards
+from ingest.slide_pictures import PEN_SHOWN
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from downstream.report_lake import Holding, Json
     from featurestore import Lake
+
+MOST_SLIDES = 36
+MOST_FAILED = 12
 
 
 def write_report(
@@ -81,7 +85,12 @@ def _page(lake: Lake, holding: Holding, report: Json) -> str:
     """The HTML."""
     names = [part.name for part in holding.students]
     mil, survival = holding.newest("mil"), holding.newest("survival")
-    chosen = choose_slides(holding.slides, first=report["about"].get("real_slide"))
+    chosen = choose_slides(
+        holding.slides,
+        most=MOST_SLIDES,
+        most_failed=MOST_FAILED,
+        first=report["about"].get("real_slide"),
+    )
     return render(
         report=report,
         holding=holding,
@@ -91,6 +100,7 @@ def _page(lake: Lake, holding: Holding, report: Json) -> str:
         overview=overview(holding),
         recorded=recorded_seconds(holding),
         cards=make_cards(lake, chosen),
+        pen_shown=PEN_SHOWN,
         left_out=holding.slides.height - chosen.height,
         students=[student_view(part) for part in holding.students],
         mil=mil_view(lake, mil, names) if mil else None,

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
+from ingest.slide_cards import CARD_COLUMNS
+
 if TYPE_CHECKING:
     from datetime import datetime
 
@@ -33,24 +35,6 @@ PACKAGES = {
     "NumPy": "numpy",
 }
 _KINDS = ("mil", "survival")
-_SLIDE_COLUMNS = (
-    "slide",
-    "slide_id",
-    "patient_id",
-    "state",
-    "reason",
-    "verdict",
-    "uri",
-    "bytes",
-    "width_px",
-    "height_px",
-    "mpp",
-    "mpp_source",
-    "vendor",
-    "reader",
-    "tissue",
-    "seconds",
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,7 +96,7 @@ def read_holding(lake: Lake) -> Holding:
     begun = [name for name in lake.store.names("runs") if name.startswith(("mil-", "survival-"))]
     return Holding(
         info=lake.info(),
-        slides=lake.slides().select(_SLIDE_COLUMNS).collect().sort("slide"),
+        slides=lake.slides().select(CARD_COLUMNS).collect().sort("slide"),
         students=_parts(lake, "students", "report.json"),
         runs={
             kind: [part for part in finished if part.content.get("kind") == kind] for kind in _KINDS

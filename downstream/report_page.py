@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
+from ingest.pages import environment
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -19,28 +21,13 @@ if TYPE_CHECKING:
 
 MOST_REASONS = 100
 _TEMPLATES = Path(__file__).parent / "templates"
-_MINUTE_S, _HOUR_S = 60, 3600
 
 
 def render(**context: Any) -> str:  # noqa: ANN401 - what the template takes
     """The page."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    environment = Environment(
-        loader=FileSystemLoader(_TEMPLATES),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {
-        "d3": three_decimals,
-        "count": with_commas,
-        "duration": duration,
-        "size": size,
-        "words": words,
-    }
-    return environment.get_template("report.html.j2").render(context)
+    made = environment(_TEMPLATES)
+    made.filters["words"] = words
+    return made.get_template("report.html.j2").render(context)
 
 
 def notice(about: Mapping[str, Any]) -> str | None:
@@ -143,54 +130,6 @@ def example_queries(lake: Lake, holding: Holding) -> list[tuple[str, str]]:
         ("Which features are there", features),
     ]
     return [("Which slides failed, and why", failed), *queries] if holding.failed else queries
-
-
-# ---------------------------------------------------------------------- how values are written
-
-
-def three_decimals(value: float | None) -> str:
-    """A share, a cosine or another metric; a dash where there is none.
-
-    >>> three_decimals(0.81234), three_decimals(None)
-    ('0.812', '–')
-    """  # noqa: RUF002 - an en dash is what tables show
-    return "\N{EN DASH}" if value is None else f"{value:.3f}"
-
-
-def with_commas(value: int) -> str:
-    """A count.
-
-    >>> with_commas(12345)
-    '12,345'
-    """
-    return f"{value:,}"
-
-
-def duration(seconds: float) -> str:
-    """A time.
-
-    >>> duration(5.25), duration(409.7), duration(7325)
-    ('5.2 s', '6 min 50 s', '2 h 02 min')
-    """
-    if seconds < _MINUTE_S:
-        return f"{seconds:.1f} s"
-    whole = round(seconds)
-    if whole < _HOUR_S:
-        return f"{whole // 60} min {whole % 60:02d} s"
-    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
-
-
-def size(value: float) -> str:
-    """Bytes in the largest unit that gives at least one.
-
-    >>> size(512), size(33_600_000)
-    ('512 B', '33.6 MB')
-    """
-    for unit in ("B", "kB", "MB", "GB", "TB"):
-        if value < 1000 or unit == "TB":
-            break
-        value /= 1000
-    return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
 
 
 def words(value: Any) -> str:  # noqa: ANN401 - JSON is what it is

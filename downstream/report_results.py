@@ -15,8 +15,8 @@ import polars as pl
 from downstream.metrics import Estimate
 from downstream.plots import COLOURS, attention_png, km_png, roc_png
 from downstream.report_plots import curves_png, fidelity_png, forest_png, plain
-from downstream.report_slides import data_uri, decode_rgb, encode_jpeg, scaled
 from downstream.study import safe_name
+from ingest.slide_pictures import data_uri, decode_rgb, encode_jpeg, scaled
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -188,7 +188,7 @@ def _attention_picture(lake: Lake, run: Part, patient: Json, slide: Json) -> str
         title="thumbnail",
     )
     # as JPEG: photographs in PNG would be a quarter of the whole page
-    return data_uri(encode_jpeg(decode_rgb(drawn)), "image/jpeg")
+    return data_uri(encode_jpeg(decode_rgb(drawn), sharp=True), "image/jpeg")
 
 
 def _png(data: bytes) -> str:

@@ -1,72 +1,17 @@
-"""Parts of the report that need no runs: which slides are shown, what is drawn, what is said."""
+"""Parts of the report that need no runs: what is drawn, what is said."""
 
 import io
-from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import polars as pl
-import pytest
 from PIL import Image
 
 from downstream.report_lake import Part, package_versions, read_holding
 from downstream.report_page import notice
 from downstream.report_plots import fidelity_png, forest_png
 from downstream.report_results import shown_set
-from downstream.report_slides import Tiles, choose_slides, decode_rgb, draw_slide, scaled
-from featurestore import DamageError, LakeConfig, create_lake
-
-
-def rows(**changes: Callable[[int], Any]) -> pl.DataFrame:
-    base: dict[str, Callable[[int], Any]] = {
-        "slide": lambda n: n,
-        "uri": lambda n: f"/scans/s{n}.svs",
-        "state": lambda _: "ready",
-        "verdict": lambda _: "ok",
-    }
-    return pl.DataFrame({k: [f(n) for n in range(50)] for k, f in {**base, **changes}.items()})
-
-
-def test_which_slides_are_shown() -> None:
-    slides = rows(
-        state=lambda n: "failed" if n >= 30 else "ready",
-        verdict=lambda n: "suspicious" if n == 20 else "ok" if n < 30 else None,
-    )
-    shown = choose_slides(slides, first="s9.svs")["slide"].to_list()
-    assert len(shown) == 36
-    assert shown[:12] == list(range(30, 42))
-    assert shown[12:16] == [9, 20, 0, 1]
-    assert choose_slides(rows())["slide"].to_list() == list(range(36))
-
-
-def test_tiles_are_drawn_where_they_are() -> None:
-    white = np.full((100, 200, 3), 255, np.uint8)
-    one = Tiles(side_px=400, x=np.array([800], np.int32), y=np.array([0], np.int32))
-    drawn = draw_slide(white, None, [one], width_px=2000)
-    colour = (drawn != 255).any(axis=2)
-    assert colour[:41, 80:121].sum() == colour.sum() > 0
-    assert not colour[1:40, 81:120].any()
-    masked = draw_slide(white, np.full((10, 20), 255, np.uint8), [], width_px=2000)
-    assert masked[0].max() < 60
-    assert (masked[10:-10, 10:-10] == 255).all()
-    assert white.min() == 255
-
-
-def test_tiny_tiles_are_drawn_as_one_area() -> None:
-    white = np.full((100, 200, 3), 255, np.uint8)
-    y, x = (part.ravel().astype(np.int32) * 400 for part in np.mgrid[10:30, 20:80])
-    drawn = draw_slide(white, None, [Tiles(side_px=400, x=x, y=y)], width_px=80_000)
-    colour = (drawn != 255).any(axis=2)
-    assert colour[9:31, 19:81].sum() == colour.sum() >= 2 * (20 + 60) - 4
-    assert not colour[12:28, 22:78].any()
-
-
-def test_a_damaged_picture_is_named() -> None:
-    with pytest.raises(DamageError, match="can't be decoded"):
-        decode_rgb(b"not a picture")
-    assert scaled(np.zeros((100, 50, 3), np.uint8), 360).shape == (360, 180, 3)
+from featurestore import LakeConfig, create_lake
 
 
 def test_pictures_of_numbers() -> None:

@@ -1,6 +1,6 @@
-"""The contact sheet: thumbnails with the tissue's outline and the grids of kept tiles drawn over.
+"""A slide as a small picture: its thumbnail, the tissue's outline, kept tiles, and those with pen.
 
-Pictures are small JPEGs, so that a report of 36 slides stays near one megabyte.
+Pictures of 300 px are JPEGs of 10 to 20 kB, so that a page can carry those of 400 slides in itself.
 
 Shape letters: N tiles, H W pixels of a picture.
 """
@@ -8,30 +8,32 @@ Shape letters: N tiles, H W pixels of a picture.
 from __future__ import annotations
 
 import base64
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeAlias
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
-import polars as pl
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from numpy.typing import NDArray
 
-    from featurestore import Lake
-
     Rgb: TypeAlias = NDArray[np.uint8]
 
-MOST_SLIDES = 36
-MOST_FAILED = 12
-PICTURE_PX = 360
-_QUALITY = 75
+PEN_SHOWN = 0.1
+"""Tiles with a greater share of pen are tinted."""
+
+_QUALITY, _SHARP_QUALITY = 60, 75
 _MASK_BLUR_PX = 2.0
 _OUTLINE = (0, 0, 0)
 _GRID_COLOURS = ((0, 114, 178), (213, 94, 0), (0, 158, 115))
-_CLEAR_PX = 4
-"""Tiles narrower than this in the picture are drawn as one area: their lines would fill it."""
+# Marker ink is blue, green, red or black, tissue is pink to violet: yellow is none of them.
+_PEN_COLOUR = (255, 225, 0)
+_PEN_OPACITY, _LINE_OPACITY = 0.55, 0.7
+_CLEAR_PX = 8
+"""Tiles narrower than this in the picture are drawn as one area: their lines would hide it."""
+_THICK_PX = 24
+"""Tiles wider than this have thicker lines the coarser they are."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,92 +44,29 @@ class Tiles:
         side_px: Side of a tile in level-0 pixels.
         x: int32[N] left edges, level-0 pixels.
         y: int32[N] top edges, level-0 pixels.
+        pen: float32[N] share of each that is pen, NaN where it is not known.
+        codecs: How many of them were `stored` in the slide as they are, how many `encoded`.
     """
 
     side_px: int
     x: NDArray[np.int32]
     y: NDArray[np.int32]
+    pen: NDArray[np.float32]
+    codecs: Mapping[str, int] = field(default_factory=dict)
 
-
-def choose_slides(slides: pl.DataFrame, *, first: str | None = None) -> pl.DataFrame:
-    """The slides to show: one that is named, failures, suspicious ones, then the rest in order.
-
-    Args:
-        slides: Rows with slide, slide_id, uri, state and verdict.
-        first: File name of a slide to show in any case, or None.
-
-    Returns:
-        At most 36 of the rows, at most 12 of them failed.
-    """
-    failed = pl.col("state") == "failed"
-    some_failed = slides.filter(failed).sort("slide").head(MOST_FAILED)
-    named = pl.col("uri").str.ends_with(f"/{first}") if first else pl.lit(value=False)
-    others = slides.filter(~failed).with_columns(
-        rank=pl.when(named)
-        .then(0)
-        .when(pl.col("verdict").fill_null("ok") != "ok")
-        .then(1)
-        .otherwise(2)
-    )
-    others = others.sort("rank", "slide").drop("rank")
-    return pl.concat([some_failed, others]).head(MOST_SLIDES)
-
-
-def make_cards(lake: Lake, chosen: pl.DataFrame) -> list[dict[str, Any]]:
-    """A card for each chosen slide: its row, tile counts per mpp, and its picture.
-
-    Returns:
-        The row's columns, `tiles` (mpp -> count) and `picture` (data URI, or None without one).
-    """
-    kept = {mpp: _catalog_rows(lake, chosen, mpp) for mpp in lake.config.mpps}
-    cards = []
-    for row in chosen.iter_rows(named=True):
-        here = {mpp: rows[row["slide"]] for mpp, rows in kept.items() if row["slide"] in rows}
-        tiles = {mpp: _tiles(lake, mpp, place) for mpp, place in here.items()}
-        counts = {mpp: len(found.x) for mpp, found in tiles.items()}
-        cards.append({**row, "tiles": counts, "picture": _picture(lake, row, tiles)})
-    return cards
-
-
-def _catalog_rows(lake: Lake, chosen: pl.DataFrame, mpp: float) -> dict[int, dict[str, Any]]:
-    """Slide number -> catalog row of its tiles at one mpp."""
-    rows = lake.tiles_of(mpp=mpp).filter(pl.col("slide").is_in(chosen["slide"].implode()))
-    return {row["slide"]: row for row in rows.iter_rows(named=True)}
-
-
-def _tiles(lake: Lake, mpp: float, place: Mapping[str, Any]) -> Tiles:
-    """Read where a slide's tiles are: the row range that the catalog names."""
-    from featurestore.schema import features_table
-
-    none = np.empty(0, np.int32)
-    if not place["tiles"]:
-        return Tiles(side_px=place["tile_px_level0"] or 1, x=none, y=none)
-    fragment = lake.table(features_table(mpp)).get_fragment(place["fragment"])
-    table = fragment.scanner(
-        columns=["x", "y"], offset=place["row_start"], limit=place["tiles"]
-    ).to_table()
-    return Tiles(side_px=place["tile_px_level0"], x=table["x"].to_numpy(), y=table["y"].to_numpy())
-
-
-def _picture(lake: Lake, row: Mapping[str, Any], tiles: Mapping[float, Tiles]) -> str | None:
-    """The slide's annotated picture as a data URI, or None if the lake has no thumbnail of it."""
-    pictures = lake.pictures(row["slide_id"])
-    if pictures["thumbnail"] is None or not row["width_px"]:
-        return None
-    mask = pictures["tissue_mask"]
-    drawn = draw_slide(
-        scaled(decode_rgb(pictures["thumbnail"]), PICTURE_PX),
-        decode_mask(mask) if mask is not None else None,
-        [tiles[mpp] for mpp in sorted(tiles)],
-        width_px=row["width_px"],
-    )
-    return data_uri(encode_jpeg(drawn), "image/jpeg")
+    @property
+    def with_pen(self) -> NDArray[np.bool_]:
+        """bool[N], where more than `PEN_SHOWN` of a tile is pen."""
+        return self.pen > PEN_SHOWN
 
 
 def draw_slide(
     thumbnail_HW3: Rgb, mask_HW: NDArray[np.uint8] | None, grids: Sequence[Tiles], *, width_px: int
 ) -> Rgb:
     """Draw kept tiles, the finest grid with the thinnest lines, and the tissue's outline.
+
+    Tiles of the finest grid with much pen are tinted yellow, over the lines of all grids: pen is
+    a finding, a line is not.
 
     Args:
         thumbnail_HW3: Thumbnail of the whole slide.
@@ -140,11 +79,14 @@ def draw_slide(
     """
     import cv2
 
-    picture = thumbnail_HW3.copy()
-    scale = picture.shape[1] / width_px
+    scale = thumbnail_HW3.shape[1] / width_px
+    lines = thumbnail_HW3.copy()
     for number, tiles in enumerate(grids):
         colour = _GRID_COLOURS[number % len(_GRID_COLOURS)]
-        _draw_grid(picture, tiles, scale, colour=colour, thickness=1 + number)
+        _draw_grid(lines, tiles, scale, colour=colour, thickness=1 + number)
+    picture: Rgb = cv2.addWeighted(lines, _LINE_OPACITY, thumbnail_HW3, 1 - _LINE_OPACITY, 0)
+    if grids:
+        _tint(picture, _boxes(grids[0], scale)[:, grids[0].with_pen])
     if mask_HW is not None:
         size = (picture.shape[1], picture.shape[0])
         resized = cv2.resize(mask_HW, size, interpolation=cv2.INTER_LINEAR)
@@ -154,17 +96,31 @@ def draw_slide(
     return picture
 
 
+def _boxes(tiles: Tiles, scale: float) -> NDArray[np.int64]:
+    """Tiles as left, top, right, bottom [4, N] in pixels of the picture."""
+    corners = np.stack([tiles.x, tiles.y, tiles.x + tiles.side_px, tiles.y + tiles.side_px])
+    return np.rint(corners * scale).astype(np.int64)
+
+
+def _tint(picture: Rgb, boxes_4N: NDArray[np.int64]) -> None:
+    if not boxes_4N.size:
+        return
+    inside = _union(boxes_4N, picture.shape[:2]) > 0
+    seen = (1 - _PEN_OPACITY) * picture[inside] + _PEN_OPACITY * np.array(_PEN_COLOUR)
+    picture[inside] = np.rint(seen).astype(np.uint8)
+
+
 def _draw_grid(
     picture: Rgb, tiles: Tiles, scale: float, *, colour: tuple[int, int, int], thickness: int
 ) -> None:
     """Draw the tiles' edges; where tiles are too small for that, the edge of all together."""
     import cv2
 
-    corners = np.stack([tiles.x, tiles.y, tiles.x + tiles.side_px, tiles.y + tiles.side_px])
-    boxes_4N = np.rint(corners * scale).astype(np.int64)
+    boxes_4N = _boxes(tiles, scale)
     if tiles.side_px * scale < _CLEAR_PX:
-        _draw_outline(picture, _union(boxes_4N, picture.shape[:2]), colour, thickness)
+        _draw_outline(picture, _union(boxes_4N, picture.shape[:2]), colour, 1)
         return
+    thickness = thickness if tiles.side_px * scale > _THICK_PX else 1
     for left, top, right, bottom in boxes_4N.T.tolist():
         cv2.rectangle(picture, (left, top), (right, bottom), colour, thickness)
 
@@ -189,6 +145,9 @@ def _draw_outline(
 
     contours, _ = cv2.findContours(area, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
     cv2.drawContours(picture, contours, -1, colour, thickness, cv2.LINE_AA)
+
+
+# ---------------------------------------------------------------------- pictures and their bytes
 
 
 def decode_rgb(data: bytes) -> Rgb:
@@ -218,7 +177,9 @@ def _decoded(data: bytes, mode: int) -> NDArray[np.uint8]:
 
     from featurestore import DamageError
 
-    picture: NDArray[np.uint8] | None = cv2.imdecode(np.frombuffer(data, np.uint8), mode)
+    picture: NDArray[np.uint8] | None = None
+    if data:
+        picture = cv2.imdecode(np.frombuffer(data, np.uint8), mode)
     if picture is None:
         msg = f"a slide's picture of {len(data)} bytes can't be decoded: ingest the slide again"
         raise DamageError(msg)
@@ -236,12 +197,19 @@ def scaled(picture_HW3: Rgb, longest_px: int) -> Rgb:
     return resized
 
 
-def encode_jpeg(picture_HW3: Rgb) -> bytes:
-    """A picture [H, W, 3] as JPEG, colours at full resolution because the lines are thin."""
+def encode_jpeg(picture_HW3: Rgb, *, sharp: bool = False) -> bytes:
+    """A picture [H, W, 3] as JPEG.
+
+    Args:
+        picture_HW3: The picture.
+        sharp: For writing in it: colours at full resolution and quality 75, twice the bytes.
+    """
     import cv2
 
-    sampling = [cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444]
-    options = [cv2.IMWRITE_JPEG_QUALITY, _QUALITY, *sampling]
+    sampling, quality = cv2.IMWRITE_JPEG_SAMPLING_FACTOR_420, _QUALITY
+    if sharp:
+        sampling, quality = cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444, _SHARP_QUALITY
+    options = [cv2.IMWRITE_JPEG_QUALITY, quality, cv2.IMWRITE_JPEG_SAMPLING_FACTOR, sampling]
     _, data = cv2.imencode(".jpg", np.ascontiguousarray(picture_HW3[..., ::-1]), options)
     return bytes(data)
 

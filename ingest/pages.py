@@ -1,0 +1,80 @@
+"""HTML pages for people: the templates' environment, and numbers as people read them.
+
+Autoescape is on and no template marks anything as safe: ids and reasons come from users.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
+
+_TEMPLATES = Path(__file__).parent / "templates"
+_MINUTE_S, _HOUR_S = 60, 3600
+
+
+def environment(*folders: Path) -> Environment:
+    """What renders templates of some folders, and the shared ones: `page.css`, `slide_cards`."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    made = Environment(
+        loader=FileSystemLoader([*folders, _TEMPLATES]),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    made.filters |= {
+        "d3": three_decimals,
+        "count": with_commas,
+        "duration": duration,
+        "size": size,
+    }
+    return made
+
+
+def three_decimals(value: float | None) -> str:
+    """A share, a cosine or another metric; a dash where there is none.
+
+    >>> three_decimals(0.81234), three_decimals(None)
+    ('0.812', '–')
+    """  # noqa: RUF002 - an en dash is what tables show
+    return "\N{EN DASH}" if value is None else f"{value:.3f}"
+
+
+def with_commas(value: int) -> str:
+    """A count.
+
+    >>> with_commas(12345)
+    '12,345'
+    """
+    return f"{value:,}"
+
+
+def duration(seconds: float) -> str:
+    """A time.
+
+    >>> duration(5.25), duration(409.7), duration(7325)
+    ('5.2 s', '6 min 50 s', '2 h 02 min')
+    """
+    if seconds < _MINUTE_S:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < _HOUR_S:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def size(value: float) -> str:
+    """Bytes in the largest unit that gives at least one.
+
+    >>> size(512), size(33_600_000)
+    ('512 B', '33.6 MB')
+    """
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if value < 1000 or unit == "TB":
+            break
+        value /= 1000
+    return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
