@@ -196,7 +196,8 @@ def _without_pen(found: BoolArray, pen: BoolArray, mpp: float) -> BoolArray:
     left = (found & ~pen).astype(np.uint8)
     kernel = np.ones((SLIVER_PX, SLIVER_PX), np.uint8)
     # What is left of the rim of a stroke are slivers along it.
-    rim = cv2.dilate(pen.astype(np.uint8), kernel) & ~cv2.morphologyEx(left, cv2.MORPH_OPEN, kernel)
+    near = cv2.dilate(pen.astype(np.uint8), kernel, iterations=2)
+    rim = near & ~cv2.morphologyEx(left, cv2.MORPH_OPEN, kernel)
     return _without_specks(left & ~rim, round(MIN_AREA_UM2 / mpp**2))
 
 

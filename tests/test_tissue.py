@@ -10,7 +10,7 @@ import pytest
 
 from examples.cohort import make_cohort
 from ingest.tiff_reader import TiffReader
-from ingest.tissue import BoolArray, RgbArray, find_tissue
+from ingest.tissue import BoolArray, RgbArray, find_tissue, tinted_glass
 from tests.conftest import REAL_SLIDE
 
 GLASS = 243
@@ -152,6 +152,18 @@ def test_tinted_glass_is_taken_as_white(tint: tuple[float, ...]) -> None:
     assert find_tissue(tinted, 16.0).pen[205:255, 30:370].all()
 
 
+def test_glass_is_what_the_border_agrees_on() -> None:
+    picture = glass()
+    picture[:] = (229, 240, 240)
+    np.testing.assert_array_equal(np.array(tinted_glass(picture)), (229, 240, 240))
+    picture[:, ::3] = (243, 243, 243)  # two thirds still agree
+    assert tinted_glass(picture) is not None
+    mixed = np.random.default_rng(0).integers(185, 256, picture.shape).astype(np.uint8)
+    assert tinted_glass(mixed - np.array([12, 0, 0], np.uint8)) is None
+    picture[:12], picture[-12:], picture[:, :12], picture[:, -12:] = (5, 5, 5, 5)
+    assert tinted_glass(picture) is None
+
+
 def test_pale_pink_is_never_taken_as_glass() -> None:
     rng = np.random.default_rng(0)
     pale = np.clip(rng.normal((238, 226, 236), 2, (300, 400, 3)), 0, 255).astype(np.uint8)
@@ -216,6 +228,17 @@ def test_pens_of_real_slides_are_told_from_tissue(colour: tuple[int, ...]) -> No
     assert dice(found.pen, stroke) > 0.9
     assert found.mask[stroke].mean() < 0.02
     assert dice(found.mask, disc(120, 150, 90)) > 0.97
+
+
+@pytest.mark.parametrize("colour", [BLUE, (37, 95, 160), (45, 115, 100)])
+def test_nothing_is_left_along_the_soft_rim_of_a_stroke(colour: tuple[int, ...]) -> None:
+    """Uneven pale violet beside the ink, as where a stroke has dried, is no tissue of its own."""
+    picture, stroke = slide_with_stroke(colour)
+    wide = cv2.dilate(stroke.astype(np.uint8), np.ones((7, 7), np.uint8)) > 0
+    picture[wide & ~stroke] = (215, 205, 230)
+    found = find_tissue(picture, 16.0)
+    assert dice(found.mask, disc(120, 150, 90)) > 0.97
+    assert found.mask[:, 240:].sum() < 20
 
 
 @pytest.mark.parametrize("colour", RED_PENS)
