@@ -119,7 +119,7 @@ def _left_out(slides: pl.DataFrame, chosen: pl.DataFrame, uri: str) -> list[tupl
         ("ready", _ALL, ~failed & ~doubtful),
     ]
     return [
-        (count, what, f"slidelake query {shlex.quote(uri)} {shlex.quote(sql)}")
+        (count, what, f'slidelake query {shlex.quote(uri)} "{sql}"')
         for what, sql, which in parts
         if (count := hidden.filter(which).height)
     ]
