@@ -277,6 +277,7 @@ def ingest_command(
     lines += [f"{slide} was scanned again: its rows are replaced" for slide in result.replaced]
     tiles = ", ".join(f"{count:,} tiles at {name} mpp" for name, count in result.tiles.items())
     lines.append(f"{result.ready} slides ready, {len(result.failed)} failed; the lake has {tiles}")
+    lines.append(f"every slide: {result.sheet}")
     _out(asdict(result), as_json=json_, text="\n".join(lines))
     raise typer.Exit(1 if result.failed else 0)
 

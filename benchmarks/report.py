@@ -6,12 +6,26 @@ import os
 import platform
 import statistics
 import subprocess
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Self
 
-PACKAGES = ("pylance", "pyarrow", "polars", "numpy", "torch", "h5py", "simplejpeg")
+RESULTS = Path(__file__).parent / "results"
+PACKAGES = (
+    "pylance",
+    "pyarrow",
+    "polars",
+    "numpy",
+    "torch",
+    "h5py",
+    "simplejpeg",
+    "opencv-python-headless",
+    "openslide-bin",
+    "tifffile",
+    "ray",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +90,9 @@ class Line:
         return f"{self.ratio:8.3f} x {spread:13} {self.what} / {self.peer}  {self.rate} {asked}"
 
 
-def write_report(folder: Path, lines: list[Line], settings: dict[str, Any], *, name: str) -> Path:
+def write_report(
+    folder: Path, lines: Sequence[Any], settings: dict[str, Any], *, name: str
+) -> Path:
     """Write a table with the date, machine, versions and commit; named `name`."""
     now = dt.datetime.now(dt.UTC)
     machine = {
@@ -92,7 +108,7 @@ def write_report(folder: Path, lines: list[Line], settings: dict[str, Any], *, n
         "commit": _commit(),
         "versions": {"python": platform.python_version(), **{p: version(p) for p in PACKAGES}},
         "settings": settings,
-        "lines": [asdict(line) for line in lines],
+        "lines": [line if isinstance(line, dict) else asdict(line) for line in lines],
     }
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}-{machine['cores']}cpu-{now:%Y-%m-%d}.json"
@@ -114,3 +130,16 @@ def _commit() -> str:
     return git("rev-parse", "--short", "HEAD") + (
         "+changes" if git("status", "--short", "featurestore", "ingest", "benchmarks") else ""
     )
+
+
+def table(lines: Sequence[dict[str, Any]]) -> str:
+    """Lines with the same keys as a Markdown table; None is left empty."""
+    rows = [[_shown(value) for value in line.values()] for line in lines]
+    head = [list(lines[0]), ["---"] * len(lines[0])]
+    return "\n".join("| " + " | ".join(row) + " |" for row in [*head, *rows])
+
+
+def _shown(value: object) -> str:
+    if value is None:
+        return ""
+    return f"{value:.3f}" if isinstance(value, float) else str(value)

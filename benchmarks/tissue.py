@@ -22,8 +22,8 @@ from typing import Any
 import cv2
 import numpy as np
 
+from benchmarks.report import RESULTS, table, write_report
 from benchmarks.tissue_cases import Case, Mask, Picture, edge_cases, painted, read_slide
-from benchmarks.tissue_report import about_run
 from ingest.tiff_reader import TiffReader
 from ingest.tissue import find_tissue
 
@@ -205,7 +205,8 @@ def main() -> None:
     masks, times = {**our_masks, **their_masks}, {**our_times, **their_times}
     lines = scores(cases, masks, times)
     settings: dict[str, Any] = {"slides": len(penned) + 1, "mpp": 16, "repeats": REPEATS}
-    about_run("tissue", settings, [asdict(line) for line in lines])
+    print(table([asdict(line) for line in lines]))
+    print(write_report(RESULTS, lines, settings, name="tissue"))
     if options.pictures:
         draw(cases, masks, times, options.pictures)
 

@@ -12,6 +12,7 @@ import argparse
 import statistics
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -19,8 +20,8 @@ import numpy.typing as npt
 from simplejpeg import decode_jpeg, encode_jpeg
 from sklearn.metrics import roc_auc_score
 
+from benchmarks.report import RESULTS, table, write_report
 from benchmarks.tissue_cases import Mask, Picture
-from benchmarks.tissue_report import Line, about_run
 from ingest.scores import FOCUS_MPP, focus_map
 from ingest.tiff_reader import TiffReader
 from ingest.tissue import find_tissue
@@ -83,7 +84,7 @@ def halved(pixels: Picture) -> Picture:
     return half
 
 
-def on_generated(paths: list[Path]) -> Iterator[Line]:
+def on_generated(paths: list[Path]) -> Iterator[dict[str, Any]]:
     """AUC on each slide, for each measure, mpp and strength of stain."""
     found: dict[tuple[str, float, float], list[tuple[float, float, float]]] = {}
     for path in paths:
@@ -125,7 +126,7 @@ def split(values: Scores, truth: dict[str, Mask]) -> tuple[Scores, Scores]:
     return scores[(share > 0.5) & (outside == 0)], scores[(share > 0.5) & (inside > 0.9)]
 
 
-def on_real() -> Iterator[Line]:
+def on_real() -> Iterator[dict[str, Any]]:
     """AUC of the real slide against itself, blurred."""
     with TiffReader(str(REAL)) as slide:
         sharp_pixels, _ = slide.overview(0.5)
@@ -170,7 +171,9 @@ def main() -> None:
     cv2.setNumThreads(1)
     paths = [p for p in sorted(options.slides.glob("*.svs")) if p.stem != "plain"]
     lines = [*on_generated(paths), *on_real()]
-    about_run("tissue-focus", {"slides": len(paths), "tile_um": 16 * CELLS}, lines)
+    print(table(lines))
+    settings = {"slides": len(paths), "tile_um": 16 * CELLS}
+    print(write_report(RESULTS, lines, settings, name="tissue-focus"))
 
 
 if __name__ == "__main__":

@@ -90,16 +90,32 @@ def plan_grids(
     }
 
 
-def tissue_share(mask: BoolArray, scale: float, grid: Grid) -> Float32Array:
-    """Share of each tile that is tissue, [grid.height, grid.width].
+def tissue_shares(mask: BoolArray, scale: float, grids: Sequence[Grid]) -> list[Float32Array]:
+    """Share of each tile that is tissue, [grid.height, grid.width] per grid.
 
     Args:
         mask: tissue of the whole slide at any resolution.
         scale: side of one of its pixels in level-0 pixels.
-        grid: whose tiles. What lies outside the slide counts as no tissue.
+        grids: nested, finest first. What lies outside the slide counts as no tissue.
     """
-    share = tile_sums(mask, scale, grid) / (grid.side_px / scale) ** 2
-    return np.clip(share, 0, 1).astype(np.float32)
+    return [
+        np.clip(found / (grid.side_px / scale) ** 2, 0, 1).astype(np.float32)
+        for grid, found in zip(grids, nested_sums(mask, scale, grids), strict=True)
+    ]
+
+
+def nested_sums(
+    values: npt.NDArray[np.float32] | BoolArray, scale: float, grids: Sequence[Grid]
+) -> list[Float64Array]:
+    """As `tile_sums`, of nested grids, finest first: a coarse tile has what its children have."""
+    finest = tile_sums(values, scale, grids[0])
+    found = []
+    for grid in grids:
+        step = grid.ratio // grids[0].ratio
+        whole = np.zeros((grid.height * step, grid.width * step))
+        whole[: finest.shape[0], : finest.shape[1]] = finest
+        found.append(whole.reshape(grid.height, step, grid.width, step).sum(axis=(1, 3)))
+    return found
 
 
 def tile_sums(

@@ -52,6 +52,13 @@ def find_mask(folder: str, slide_id: str) -> str | None:
     return found[0] if found else None
 
 
+def folder_exists(uri: str) -> bool:
+    """Whether a folder of masks is there; in a bucket a folder is any prefix with files."""
+    fs, path = open_fs(uri)
+    with told(uri):
+        return bool(fs.isdir(path))
+
+
 def _exists(uri: str) -> bool:
     fs, path = open_fs(uri)
     with told(uri):

@@ -17,6 +17,7 @@ from featurestore import LakeConfig, SlideCut, Store, create_lake
 from featurestore.ids import mpp_name
 from featurestore.lake import Lake
 from featurestore.lock import writer_lease
+from ingest.contact_sheet import write_contact_sheet
 from ingest.cut import failure
 from ingest.errors import SlideError
 from ingest.isolated import DiedError, Isolated
@@ -35,7 +36,8 @@ class IngestResult:
     """What an ingest did.
 
     `failed` lists every failed slide that was asked for, old and new; `replaced` those that were
-    scanned again, whose earlier rows stay readable at earlier versions.
+    scanned again, whose earlier rows stay readable at earlier versions; `sheet` is a page that
+    shows them all.
     """
 
     ready: int = 0
@@ -45,6 +47,7 @@ class IngestResult:
     readers: dict[str, int] = field(default_factory=dict)
     new: int = 0
     replaced: list[str] = field(default_factory=list)
+    sheet: str = ""
 
 
 def ingest(
@@ -90,6 +93,7 @@ def ingest(
     result.new = len(todo.cut)
     failed = {slide["slide"] for slide in result.failed}
     result.replaced = [name for name in replaced if name not in failed]
+    result.sheet = write_contact_sheet(lake.refreshed())
     result.seconds = round(time.perf_counter() - start, 3)
     return result
 

@@ -5,13 +5,13 @@ have them too. Focus needs finer pixels: it is taken from a level near 2 mpp, wh
 is still plain (docs/tissue.md).
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import cv2
 import numpy as np
 import numpy.typing as npt
 
-from ingest.grid import Grid, tile_sums
+from ingest.grid import Grid, nested_sums
 from ingest.tissue import Tissue
 
 FOCUS_MPP = 2.0
@@ -96,9 +96,9 @@ def _block_means(values: Float32Array, factor: int) -> Float32Array:
 
 
 def tile_means(
-    values: Float32Array, scale: float, grid: Grid, weights: BoolArray | None = None
-) -> Float32Array:
-    """Mean of a map over the area of each tile, [grid.height, grid.width].
+    values: Float32Array, scale: float, grids: Sequence[Grid], weights: BoolArray | None = None
+) -> list[Float32Array]:
+    """Mean of a map over the area of each tile, [grid.height, grid.width] per grid.
 
     Pixels that a tile covers in part count in part. NaN in the map and what lies outside it do not
     count; a tile without any value is NaN.
@@ -106,21 +106,26 @@ def tile_means(
     Args:
         values: [H, W] map of the whole slide.
         scale: side of one of its pixels in level-0 pixels.
-        grid: whose tiles.
+        grids: nested, finest first.
         weights: [H, W]; the mean is over these pixels alone (tissue) in tiles that have any.
     """
     known = ~np.isnan(values)
-    means = _means(values, known, scale, grid)
+    means = _means(values, known, scale, grids)
     if weights is None:
         return means
-    chosen = _means(values, known & weights, scale, grid)
-    return np.where(np.isnan(chosen), means, chosen)
+    chosen = _means(values, known & weights, scale, grids)
+    return [np.where(np.isnan(c), m, c) for c, m in zip(chosen, means, strict=True)]
 
 
-def _means(values: Float32Array, counted: BoolArray, scale: float, grid: Grid) -> Float32Array:
-    area = tile_sums(counted, scale, grid)
-    sums = tile_sums(np.where(counted, values, np.float32(0)), scale, grid)
-    # An area below a millionth of a pixel is what is left of rounding.
-    means: Float32Array = np.full(area.shape, np.nan, np.float32)
-    np.divide(sums, area, out=means, where=area > 1e-6, casting="same_kind")
-    return means
+def _means(
+    values: Float32Array, counted: BoolArray, scale: float, grids: Sequence[Grid]
+) -> list[Float32Array]:
+    area = nested_sums(counted, scale, grids)
+    sums = nested_sums(np.where(counted, values, np.float32(0)), scale, grids)
+    found = []
+    for a, s in zip(area, sums, strict=True):
+        means: Float32Array = np.full(a.shape, np.nan, np.float32)
+        # An area below a millionth of a pixel is what is left of rounding.
+        np.divide(s, a, out=means, where=a > 1e-6, casting="same_kind")
+        found.append(means)
+    return found

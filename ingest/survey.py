@@ -7,17 +7,16 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from ingest.grid import Grid, tile_sums
+from ingest.grid import Grid, tissue_shares
 from ingest.masks import read_mask
 from ingest.openslide_reader import OpenSlideReader
-from ingest.scores import FOCUS_MPP, focus_map, score_maps
-from ingest.tissue import OVERVIEW_MPP, Tissue, find_tissue
+from ingest.scores import FOCUS_MPP, focus_map, score_maps, tile_means
+from ingest.tissue import ALL_TISSUE, OVERVIEW_MPP, Tissue, find_tissue
 
 # 32 pixels at 16 mpp are 512 um, which is one stored tile of 256 px at 2 mpp.
 BLOCK_PX = 32
 
 Float32Array = npt.NDArray[np.float32]
-Float64Array = npt.NDArray[np.float64]
 RgbArray = npt.NDArray[np.uint8]
 
 
@@ -39,11 +38,7 @@ class Survey:
 
     def shares(self, grids: Sequence[Grid]) -> list[Float32Array]:
         """Share of each tile that is tissue, [grid.height, grid.width] per grid, finest first."""
-        area = tile_sums(self.tissue.mask, self.scale, grids[0])
-        return [
-            np.clip(found / (grid.side_px / self.scale) ** 2, 0, 1).astype(np.float32)
-            for grid, found in zip(grids, _coarser(area, grids), strict=True)
-        ]
+        return tissue_shares(self.tissue.mask, self.scale, grids)
 
     def scores(self, grids: Sequence[Grid]) -> list[dict[str, Float32Array]]:
         """Means of all maps over each tile: pen over all of it, the others over its tissue.
@@ -53,15 +48,10 @@ class Survey:
         """
         found: list[dict[str, Float32Array]] = [{} for _ in grids]
         for name, values in self.maps.items():
-            counted = np.ones_like(self.tissue.mask) if name == "pen" else self.tissue.mask
-            counted = counted & ~np.isnan(values)
-            area = tile_sums(counted, self.scale, grids[0])
-            sums = tile_sums(np.where(counted, values, np.float32(0)), self.scale, grids[0])
-            pairs = zip(_coarser(area, grids), _coarser(sums, grids), strict=True)
-            for scores, (a, s) in zip(found, pairs, strict=True):
-                # An area below a millionth of a pixel is what is left of rounding.
-                mean = np.full(a.shape, np.nan)
-                scores[name] = np.divide(s, a, out=mean, where=a > 1e-6).astype(np.float32)
+            weights = None if name == "pen" else self.tissue.mask
+            means = tile_means(values, self.scale, grids, weights)
+            for scores, mean in zip(found, means, strict=True):
+                scores[name] = mean
         return found
 
 
@@ -95,7 +85,7 @@ def _given(
         pen=found.pen,
         share=share,
         pen_share=found.pen_share,
-        verdict="ok" if mask.any() else "no tissue",
+        verdict="suspicious" if share > ALL_TISSUE else "ok" if mask.any() else "no tissue",
         why=f"tissue on {share:.2%} of the slide, as {path} says",
     )
 
@@ -125,16 +115,6 @@ def _blocks(tissue: Tissue, side: int) -> Iterator[tuple[int, int, int, int]]:
         for x in range(0, width, side):
             if tissue.mask[y : y + side, x : x + side].any():
                 yield y, x, min(side, height - y), min(side, width - x)
-
-
-def _coarser(finest: Float64Array, grids: Sequence[Grid]) -> Iterator[Float64Array]:
-    """Sums over the tiles of each grid from those over the finest one's: grids nest."""
-    for grid in grids:
-        step = grid.ratio // grids[0].ratio
-        high, wide = grid.height * step, grid.width * step
-        padded = np.zeros((high, wide))
-        padded[: finest.shape[0], : finest.shape[1]] = finest
-        yield padded.reshape(grid.height, step, grid.width, step).sum(axis=(1, 3))
 
 
 def mask_picture(seen: Survey, shape: tuple[int, int]) -> npt.NDArray[np.uint8]:

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any, TypedDict
 
 from featurestore import LakeConfig, Store, open_lake
-from ingest.errors import SlideError
-from ingest.masks import find_mask
+from ingest.errors import InputError, SlideError
+from ingest.masks import find_mask, folder_exists
 from ingest.plan import Plan, plan_ingest
 from ingest.remote_errors import shown
 from ingest.sources import Source, chosen, fingerprint, resolve, split_duplicates
@@ -61,8 +61,12 @@ def asked_rows(inputs: Sequence[str], how: How) -> tuple[list[Row], list[dict[st
     """A row for every slide that is asked for, and reasons for slide_ids that are taken twice.
 
     Raises:
-        InputError: the inputs name no slide at all, or not those of `only`.
+        InputError: the inputs name no slide at all, or not those of `only`; or there is no folder
+            of masks.
     """
+    if (masks := how.get("masks")) and not folder_exists(masks):
+        msg = f"there is no folder {shown(masks)}; --masks names one with SLIDE_ID.geojson or .png"
+        raise InputError(msg)
     sources, later = split_duplicates(chosen(resolve(inputs), how.get("only", ())))
     # Each asks its file for its ends: from a bucket that is nothing but waiting.
     with ThreadPoolExecutor(ASKED_AT_ONCE) as pool:
@@ -84,7 +88,12 @@ def sort_out(rows: Sequence[Row], how: How) -> Todo:
             todo.failed.append({**row, "reason": row["unreadable"]})
         elif row["state"] == "pending" or how.get("retry_failed") or _is_new_file(row):
             todo.cut.append(row)
-    todo.cut = [{**row, **_look(row, how)} for row in todo.cut[: how.get("limit")]]
+    asked, todo.cut = todo.cut[: how.get("limit")], []
+    for row in asked:
+        try:
+            todo.cut.append({**row, **_look(row, how)})
+        except SlideError as error:  # of its mask
+            todo.stopped.append({"slide": row["slide_id"], "reason": str(error)})
     return todo
 
 

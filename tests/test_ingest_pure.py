@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ingest.errors import InputError, SlideError
-from ingest.grid import Grid, keep_tiles, plan_grids, tissue_share
+from ingest.grid import Grid, keep_tiles, plan_grids, tissue_shares
 from ingest.sources import fingerprint, resolve, split_duplicates
 
 RATIOS = {0.5: 1, 2.0: 4}
@@ -74,7 +74,7 @@ def test_tissue_share_is_the_exact_area(h: int, w: int, side: int, seed: int) ->
     pixels = np.zeros((grid.height * side, grid.width * side))
     pixels[: size[1], : size[0]] = np.kron(mask, np.ones((scale, scale)))
     wanted = pixels.reshape(grid.height, side, grid.width, side).mean(axis=(1, 3))
-    np.testing.assert_allclose(tissue_share(mask, scale, grid), wanted, atol=1e-6)
+    np.testing.assert_allclose(tissue_shares(mask, scale, [grid])[0], wanted, atol=1e-6)
 
 
 def test_kept_tiles_have_kept_parents() -> None:

@@ -41,7 +41,7 @@ def test_means_are_over_exact_areas(
     weights = None if weighed is None else rng.random((h, w)) < weighed
     scale = 8  # a pixel of the map is 8 level-0 pixels
     grid = grid_of(-(-w * scale // side), -(-h * scale // side), side)
-    found = tile_means(values, scale, grid, weights)
+    found = tile_means(values, scale, [grid], weights)[0]
     np.testing.assert_allclose(found, slow_means(values, scale, grid, weights), rtol=1e-4)
     assert found.dtype == np.float32
 
@@ -83,7 +83,7 @@ def slow_means(
 def test_tile_without_any_value_is_nan() -> None:
     values = np.full((2, 4), np.nan, np.float32)
     values[:, 3] = 7
-    found = tile_means(values, 1.0, grid_of(2, 1, 2), np.zeros((2, 4), bool))
+    found = tile_means(values, 1.0, [grid_of(2, 1, 2)], np.zeros((2, 4), bool))[0]
     np.testing.assert_array_equal(found, [[np.nan, 7]])
 
 
@@ -111,7 +111,7 @@ def test_pen_score_is_there_whether_or_not_pen_is_taken_out() -> None:
     grid = grid_of(4, 3, 100)
     for veto in (True, False):
         tissue = find_tissue(picture, 16.0, pen_veto=veto)
-        share = tile_means(score_maps(picture, tissue)["pen"], 1.0, grid)
+        share = tile_means(score_maps(picture, tissue)["pen"], 1.0, [grid])[0]
         assert share[:, :2].max() == 0
         np.testing.assert_allclose(share[1, 2:], [0.5, 0], atol=0.03)
 
@@ -182,8 +182,8 @@ def real_focus(sigma_um: float, strength: float = 1.0) -> Float32Array:
     )
     mask = find_tissue(small, 16.0).mask
     focus = focus_map([(0, 0, pixels[: height * 8, : width * 8])], mask.shape, 8)
-    tissue = tile_means(mask.astype(np.float32), 8 * scale, grid)
-    return tile_means(focus, 8 * scale, grid, mask)[tissue > 0.5]
+    tissue = tile_means(mask.astype(np.float32), 8 * scale, [grid])[0]
+    return tile_means(focus, 8 * scale, [grid], mask)[0][tissue > 0.5]
 
 
 def test_blur_of_two_microns_is_told_from_sharp_on_real_tissue() -> None:
