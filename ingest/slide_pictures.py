@@ -30,7 +30,7 @@ _GRID_COLOURS = ((0, 114, 178), (213, 94, 0), (0, 158, 115))
 # Marker ink is blue, green, red or black, tissue is pink to violet: yellow is none of them.
 _PEN_COLOUR = (255, 225, 0)
 _PEN_OPACITY, _LINE_OPACITY = 0.55, 0.7
-_CLEAR_PX = 8
+_CLEAR_PX = 12
 """Tiles narrower than this in the picture are drawn as one area: their lines would hide it."""
 _THICK_PX = 24
 """Tiles wider than this have thicker lines the coarser they are."""
