@@ -55,7 +55,7 @@ def cut_slide(store: Store, config: LakeConfig, row: Row) -> SlideCut:
         seen = survey(slide, pen_veto=row.get("pen_veto", True), mask=row.get("mask"))
         if seen.tissue.verdict == "no tissue":
             msg = f"no tissue found on {row['uri']} ({seen.tissue.why})"
-            raise SlideError(msg)
+            raise SlideError(msg, _describe(slide, seen))
         cuts = _cut_grids(store, config, row, slide, seen)
         described = {**row, **_describe(slide, seen), "bytes_read": local.bytes_read or None}
     return SlideCut(row={**described, "seconds": time.perf_counter() - start}, grids=cuts)
@@ -223,4 +223,4 @@ def failure(row: Row, error: BaseException) -> Row:
     known: Sequence[type[BaseException]] = (SlideError,)
     if not isinstance(error, tuple(known)):
         reason = f"{type(error).__name__}: {reason}"
-    return {**row, "reason": reason}
+    return {**row, **getattr(error, "about", {}), "reason": reason}

@@ -141,7 +141,7 @@ def _opened(uri: str, scratch: str | None) -> Iterator[tuple[Fetched, PartialFil
         except SlideError as error:
             # Where the copy was is of no use to anyone; it is gone.
             text = str(error).replace(path, remote.shown).replace(uri, remote.shown)
-            raise SlideError(text) from error
+            raise SlideError(text, error.about) from error
 
 
 def _directories(fetched: Fetched, file: PartialFile) -> bool:

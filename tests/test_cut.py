@@ -10,10 +10,19 @@ import numpy as np
 import polars as pl
 import pytest
 import simplejpeg
+import tifffile
 from openslide import OpenSlide
 from PIL import Image
 
-from featurestore import Lake, LakeConfig, LakeError, ShardReader, SlideCut, create_lake
+from featurestore import (
+    Lake,
+    LakeConfig,
+    LakeError,
+    ShardReader,
+    SlideCut,
+    create_lake,
+    open_lake,
+)
 from ingest.cut import cut_or_reason, cut_slide
 from ingest.errors import InputError, SlideError
 from ingest.grid import Grid, plan_grids
@@ -232,6 +241,21 @@ def test_dry_run_says_what_an_ingest_makes(tmp_path: Path, slide: Path) -> None:
     assert dry_run(str(tmp_path / "lake"), inputs, config, {"limit": 1}, cores=2).slides == 1
     with pytest.raises(InputError, match="name no slide nobody"):
         dry_run(str(tmp_path / "lake"), inputs, config, {"only": ["nobody"]}, cores=2)
+
+
+def test_a_slide_without_tissue_fails_and_its_picture_is_kept(tmp_path: Path) -> None:
+    lake = create_lake(tmp_path / "lake", LakeConfig())
+    path = tmp_path / "blank.tif"
+    tifffile.imwrite(path, np.full((1024, 1024, 3), 245, np.uint8), tile=(256, 256))
+    (row,) = lake.committer.register([{"slide_id": "blank", "uri": str(path), "mpp": 0.5}])
+    found = cut_or_reason(lake.store, lake.config, {**row, "fingerprint": "x"})
+    assert isinstance(found, dict)
+    lake.committer.fail([found])
+    kept = open_lake(lake.uri).slides().collect().row(0, named=True)
+    assert (kept["state"], kept["verdict"]) == ("failed", "no tissue")
+    assert "no tissue found" in kept["reason"]
+    picture = simplejpeg.decode_jpeg(open_lake(lake.uri).pictures("blank")["thumbnail"])
+    assert picture.mean() > 240
 
 
 def test_failure_is_a_row_with_one_line(tmp_path: Path) -> None:
