@@ -9,11 +9,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from featurestore import Store
 from ingest.cards import CARDS, Card
 from ingest.errors import TeacherError
 
 if TYPE_CHECKING:
+    from featurestore import Store
     from ingest.encoder import TimmEncoder
 
 
@@ -22,7 +22,7 @@ def student_folder(name: str) -> str:
     return f"students/{name}"
 
 
-def find_card(store: Store, name: str) -> Card:
+def find_card(store: "Store", name: str) -> Card:
     """The card of a teacher or of a student of this lake.
 
     Raises:
@@ -40,7 +40,7 @@ def find_card(store: Store, name: str) -> Card:
     raise TeacherError(msg)
 
 
-def teacher_identity(store: Store, name: str) -> tuple[Card, dict[str, Any]]:
+def teacher_identity(store: "Store", name: str) -> tuple[Card, dict[str, Any]]:
     """A teacher's card, and all that decides its numbers. The network itself is not built.
 
     Raises:
@@ -51,7 +51,7 @@ def teacher_identity(store: Store, name: str) -> tuple[Card, dict[str, Any]]:
         return card, card.identity(hashlib.sha256(path.read_bytes()).hexdigest())
 
 
-def load_teacher(store: Store, name: str, *, threads: int = 1) -> "TimmEncoder":
+def load_teacher(store: "Store", name: str, *, threads: int = 1) -> "TimmEncoder":
     """A teacher ready to run, on so many threads.
 
     Raises:
@@ -65,7 +65,7 @@ def load_teacher(store: Store, name: str, *, threads: int = 1) -> "TimmEncoder":
 
 
 @contextlib.contextmanager
-def _weights(store: Store, card: Card) -> Iterator[Path]:
+def _weights(store: "Store", card: Card) -> Iterator[Path]:
     path, stored = card.weights_path(), f"{student_folder(card.name)}/model.safetensors"
     if path is not None:
         yield path
@@ -83,7 +83,7 @@ def _weights(store: Store, card: Card) -> Iterator[Path]:
         yield local
 
 
-def list_teachers(store: Store | None = None) -> list[dict[str, Any]]:
+def list_teachers(store: "Store | None" = None) -> list[dict[str, Any]]:
     """One row per known teacher, and per student of the lake if one is given."""
     students = store.names("students") if store else []
     cards = {**CARDS, **{n: find_card(store, n) for n in students if store}}
