@@ -6,6 +6,7 @@ is paid once. It ends when its owner does, also by kill -9.
 
 import importlib
 import os
+import pickle
 import queue
 import signal
 import subprocess
@@ -45,13 +46,21 @@ class Isolated:
         Raises:
             DiedError: it died, or took longer, each time.
         """
+        return pickle.loads(self.call_pickled(pickle.dumps(args), limit_s=limit_s))
+
+    def call_pickled(self, args: bytes, *, limit_s: float) -> bytes:
+        """As `call`, from pickled arguments to a pickled result; nothing of theirs is imported.
+
+        Raises:
+            DiedError: it died, or took longer, each time.
+        """
         why = ""
         for _ in range(TRIES):
             to, back = self._started()
             try:
-                to.send(args)
+                to.send_bytes(args)
                 if back.poll(limit_s):
-                    return back.recv()
+                    return back.recv_bytes()
                 why = f"took longer than {limit_s:.0f} s"
             except (EOFError, OSError):
                 why = f"died of {self._cause()}"
@@ -92,18 +101,18 @@ class Isolated:
 
 
 def _serve(function: Callable[..., Any], jobs: Connection, results: Connection) -> None:
-    waiting: queue.SimpleQueue[tuple[Any, ...]] = queue.SimpleQueue()
+    waiting: queue.SimpleQueue[bytes] = queue.SimpleQueue()
 
     def listen() -> None:
         try:
             while True:
-                waiting.put(jobs.recv())
+                waiting.put(jobs.recv_bytes())
         except (EOFError, OSError):
             os._exit(0)  # the owner is gone, and nobody wants what is being made
 
     threading.Thread(target=listen, daemon=True).start()
     while True:
-        results.send(function(*waiting.get()))
+        results.send_bytes(pickle.dumps(function(*pickle.loads(waiting.get()))))
 
 
 def _found(place: str) -> Callable[..., Any]:

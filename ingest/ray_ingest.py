@@ -5,7 +5,6 @@ slides or time have gathered. A slide that fails is written down with its reason
 go on. After a kill the next run takes the slides that no commit names.
 """
 
-import functools
 import pickle
 import time
 from collections.abc import Iterator, Sequence
@@ -17,10 +16,10 @@ from featurestore import LakeConfig, SlideCut, Store, create_lake
 from featurestore.ids import mpp_name
 from featurestore.lake import Lake
 from featurestore.lock import writer_lease
+from ingest.apart import cut_apart
 from ingest.contact_sheet import write_contact_sheet
 from ingest.cut import failure
 from ingest.errors import SlideError
-from ingest.isolated import DiedError, Isolated
 from ingest.remote_files import is_local
 from ingest.todo import How, Row, asked_rows, sort_out
 
@@ -170,34 +169,22 @@ def _outcomes(
 
     context = ray.data.DataContext.get_current()
     context.max_errored_blocks = -1  # a worker that dies takes its own slide with it, no other
-
-    def cut(item: Row) -> Row:
-        row = pickle.loads(item["row"])
-        return {"outcome": pickle.dumps(_cut_apart(store, config, row, slide_timeout_s))}
-
-    items = [{"row": pickle.dumps(row)} for row in todo]
+    items = [
+        {
+            "number": number,
+            "job": pickle.dumps((store, config, row)),
+            "limit_s": slide_timeout_s + (row["bytes"] or 0) / SLOWEST_BYTES_S,
+        }
+        for number, row in enumerate(todo)
+    ]
     slides = ray.data.from_items(items, override_num_blocks=len(items))
     # Slides that have to travel come two to a core: one is fetched while the other is cut.
     share = 1.0 if all(is_local(row["uri"]) for row in todo) else 0.5
-    for outcome in slides.map(cut, num_cpus=share).iter_rows():
-        yield pickle.loads(outcome["outcome"])
-
-
-def _cut_apart(
-    store: Store, config: LakeConfig, row: Row, slide_timeout_s: float
-) -> SlideCut | Row:
-    """Cut in the worker's own child, which a decoder may crash or hang as it likes."""
-    limit_s = slide_timeout_s + (row["bytes"] or 0) / SLOWEST_BYTES_S
-    try:
-        outcome: SlideCut | Row = _child().call(store, config, row, limit_s=limit_s)
-    except DiedError as error:
-        return failure(row, SlideError(f"cutting it {error}"))
-    return outcome
-
-
-@functools.cache
-def _child() -> Isolated:
-    return Isolated("ingest.cut:cut_or_reason")
+    for found in slides.map(cut_apart, num_cpus=share).iter_rows():
+        if found["died"]:
+            yield failure(todo[found["number"]], SlideError(f"cutting it {found['died']}"))
+        else:
+            yield pickle.loads(found["outcome"])
 
 
 def _result(lake: Lake, slide_ids: Sequence[str]) -> IngestResult:

@@ -1,0 +1,31 @@
+"""What a Ray worker does with a slide: hand it to a child process and pass on what comes back.
+
+Nothing of ours is imported here that takes time, so that a worker is ready as soon as Ray is.
+"""
+
+import functools
+from typing import Any
+
+from ingest.isolated import DiedError, Isolated
+
+
+def cut_apart(item: dict[str, Any]) -> dict[str, Any]:
+    """Cut a slide in this worker's child, which a decoder may crash or hang as it likes.
+
+    Args:
+        item: `job`, pickled arguments of `cut_or_reason`; `limit_s` for it; and `number`.
+
+    Returns:
+        `number`; `outcome`, pickled, or empty if the child died; `died`, how it did.
+    """
+    outcome, died = b"", ""
+    try:
+        outcome = _child().call_pickled(item["job"], limit_s=item["limit_s"])
+    except DiedError as error:
+        died = str(error)
+    return {"number": item["number"], "outcome": outcome, "died": died}
+
+
+@functools.cache
+def _child() -> Isolated:
+    return Isolated("ingest.cut:cut_or_reason")
