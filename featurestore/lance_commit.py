@@ -71,7 +71,8 @@ class Committer:
                 features.drop_fragment(self.store, rel, change.add[0]["fragment"])
             else:
                 changes.append(change)
-        if changes:
+        # A new column or a slide's row carries no change, but is in no version of the lake yet.
+        if changes or self.ledger.is_behind():
             self.ledger.apply(changes)
 
     def apply(self, changes: Sequence[Change]) -> None:

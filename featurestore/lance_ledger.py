@@ -148,6 +148,11 @@ class Ledger:
                 if change := Change.of(table, version):
                     yield rel, change
 
+    def is_behind(self) -> bool:
+        """Whether any table has a newer version than the one that the catalog names."""
+        named = root_versions(open_table(self.store, CATALOG))
+        return any(open_table(self.store, rel).version != at for rel, at in named.items())
+
     def strays(self, change: Change) -> bool:
         """Whether rows to add are there already, in another fragment: a committer came too late."""
         if change.file is None or change.drop or not change.add:

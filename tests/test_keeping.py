@@ -8,8 +8,19 @@ import numpy as np
 import polars as pl
 import pytest
 
-from featurestore import Lake, LakeError, compact, open_lake, repair, vacuum, verify
+from featurestore import (
+    Lake,
+    LakeConfig,
+    LakeError,
+    compact,
+    create_lake,
+    open_lake,
+    repair,
+    vacuum,
+    verify,
+)
 from featurestore.lance_features import append_tiles
+from featurestore.lance_ledger import Ledger
 from featurestore.lock import writer_lease
 from featurestore.schema import features_table
 from tests.small_lake import add_slides, add_teacher, contents, cut, values_of
@@ -315,3 +326,31 @@ def test_many_commits_leave_few_catalog_fragments(
     plan = lake.table("catalog.lance").scanner(filter="slide = 3").explain_plan()
     assert "ScalarIndexQuery" in plan
     assert lake.tiles_of(mpp=0.5).filter(pl.col("tiles") == 1).height == 15
+
+
+@pytest.mark.parametrize("what", ["a teacher", "a slide"])
+def test_work_that_ended_before_the_catalog_named_it_is_named_by_the_next(
+    tmp_path: Path, what: str
+) -> None:
+    lake = add_slides(create_lake(tmp_path / "lake", LakeConfig()), {"a": 3})
+
+    def work() -> None:
+        if what == "a teacher":
+            lake.committer.add_teacher(0.5, "t", 4, {"weights": "t"})
+        else:
+            lake.committer.register([{"slide_id": "b", "uri": "b.svs"}])
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Ledger, "apply", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            work()
+    before = lake.refreshed()
+    assert ("t" in before.teachers(mpp=0.5), before.slides().collect().height) == (False, 1)
+    work()
+    after = lake.refreshed()
+    teacher = what == "a teacher"
+    assert "t" in after.teachers(mpp=0.5) or not teacher
+    assert after.slides().collect().height == (1 if teacher else 2)
+    assert verify(after).ok
+    work()
+    assert lake.refreshed().version == after.version
