@@ -194,7 +194,7 @@ def ingest_command(
         typer.Option(
             metavar="PX|native",
             help="Side of a tile in pixels, 256 for a new lake; or native: the slides' own JPEG "
-            "tiles are copied as they are, without loss and 10 to 20 times as fast.",
+            "tiles are copied as they are, without loss and about 5 times as fast.",
         ),
     ] = None,
     mix_codecs: Annotated[

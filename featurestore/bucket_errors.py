@@ -73,7 +73,7 @@ def told_clearly(
 def codes(error: BaseException) -> set[str]:
     """Names and codes of an error and of what caused it, of fsspec's clients and of Lance."""
     found: set[str] = set()
-    for one in _chain(error):
+    for one in causes(error):
         found |= {kind.__name__ for kind in type(one).__mro__}
         response = getattr(one, "response", None)
         if isinstance(response, dict):
@@ -140,7 +140,8 @@ def _endpoint(protocol: str) -> str:
         return f"an endpoint not known ({type(error).__name__})"
 
 
-def _chain(error: BaseException | None) -> Iterator[BaseException]:
+def causes(error: BaseException | None) -> Iterator[BaseException]:
+    """An error, what caused it, what caused that, each once."""
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
         seen.add(id(error))

@@ -154,7 +154,7 @@ def put_columns(store: Store, ledger: Ledger, mpp: float, files: Sequence[Column
         if fragment is None or len(there) == len(slides):
             continue
         _check_rows(ledger, mpp, fragment, file)
-        groups.append(_replacement(table, file))
+        groups.append(_replacement(store, table, file))
         rows += [_teacher_row(row, file) for row in tiles]
         again += [row["slide"] for row in there]
     drop = f"mpp = {mpp} AND teacher = '{files[0].teacher}' AND {among(again)}" if again else None
@@ -208,10 +208,12 @@ def field_ids(table: lance.LanceDataset) -> dict[str, int]:
     return {found.name(): found.id() for found in table.lance_schema.fields()}
 
 
-def _replacement(table: lance.LanceDataset, file: ColumnFile) -> object:
+def _replacement(store: Store, table: lance.LanceDataset, file: ColumnFile) -> object:
     try:
         data_file = lance.fragment.DataFile.create(table, file.path)
     except (OSError, ValueError) as error:
+        if told := store.explained(error):
+            raise told from error
         msg = f"{file.teacher}: {file.path} of fragment {file.fragment} can't be read: {error}"
         raise DamageError(msg) from error
     return LanceOperation.DataReplacementGroup(file.fragment, data_file)

@@ -188,7 +188,7 @@ def _outcomes(
 
 
 def _result(lake: Lake, slide_ids: Sequence[str]) -> IngestResult:
-    slides = lake.slides().collect()
+    slides = lake.slides().select("slide_id", "state", "reason", "reader").collect()
     asked = slides.filter(slides["slide_id"].is_in(list(slide_ids)))
     ready, failed = (asked.filter(asked["state"] == state) for state in ("ready", "failed"))
     return IngestResult(

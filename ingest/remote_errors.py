@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator
 
 from featurestore import LakeError, bucket_clients
-from featurestore.bucket_errors import DENIED, codes, explain
+from featurestore.bucket_errors import DENIED, causes, codes, explain
 from ingest.errors import SlideError
 
 BUCKETS = frozenset(bucket_clients.EXTRAS)
@@ -63,20 +63,12 @@ def told(uri: str) -> Iterator[None]:
         raise SlideError(msg) from error
 
 
-def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    seen: set[int] = set()
-    while error is not None and id(error) not in seen:
-        seen.add(id(error))
-        yield error
-        error = error.__cause__ or error.__context__
-
-
 def _names(error: BaseException) -> set[str]:
-    return {kind.__name__ for one in _chain(error) for kind in type(one).__mro__}
+    return {kind.__name__ for one in causes(error) for kind in type(one).__mro__}
 
 
 def _status(error: BaseException) -> int | None:
-    found = (getattr(one, "status", None) for one in _chain(error))
+    found = (getattr(one, "status", None) for one in causes(error))
     return next((status for status in found if isinstance(status, int)), None)
 
 

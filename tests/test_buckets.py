@@ -34,6 +34,7 @@ from featurestore import (
     vacuum,
     verify,
 )
+from featurestore.bucket_errors import causes
 from ingest.errors import SlideError
 from ingest.sources import fingerprint, resolve
 from tests.conftest import REAL_SLIDE, ROOT
@@ -249,8 +250,8 @@ def test_failing_requests_change_nothing_and_show_no_key(
     assert verify(open_lake(faulty.uri)).ok
     printed = capfd.readouterr()
     assert len(caplog.records) > 1000  # botocore tells every request
-    causes = [repr(error) for error in _chain(caught.value)]
-    for text in (caplog.text, printed.out, printed.err, repr(lake.store), *causes):
+    told = [repr(error) for error in causes(caught.value)]
+    for text in (caplog.text, printed.out, printed.err, repr(lake.store), *told):
         assert SECRET not in text
     assert not [key for key, data in faulty.objects().items() if SECRET.encode() in data]
 
@@ -267,10 +268,6 @@ def _again(work: Callable[[], T], bucket: Bucket) -> T:
             if Store(bucket.uri).explained(error) is None:
                 raise
     return work()
-
-
-def _chain(error: BaseException | None) -> list[BaseException]:
-    return [error, *_chain(error.__cause__ or error.__context__)] if error else []
 
 
 # ---------------------------------------------------------------------- slides in a bucket
