@@ -27,7 +27,7 @@ check: setup
 	$(BIN)/mypy
 
 test: check
-	$(BIN)/pytest -m 'not slow and not gpu'
+	$(BIN)/pytest -n 2 --dist loadfile -m 'not slow and not gpu'
 
 test-slow: setup
 	$(BIN)/pytest -m slow
