@@ -197,6 +197,14 @@ def ingest_command(
             "tiles are copied as they are, without loss and about 5 times as fast.",
         ),
     ] = None,
+    stride: Annotated[
+        int | None,
+        typer.Option(
+            metavar="PX",
+            help="Pixels from one tile to the next; the side of a tile for a new lake. Less makes "
+            "tiles overlap.",
+        ),
+    ] = None,
     mix_codecs: Annotated[
         bool | None,
         typer.Option(help="With native: encode slides without such tiles; else they fail."),
@@ -264,7 +272,14 @@ def ingest_command(
         "pen_veto": pen_veto,
     }
     config = settings(
-        lake, slides, how, tile_px=tile_px, mpps=mpp, tissue_min=tissue_min, mix_codecs=mix_codecs
+        lake,
+        slides,
+        how,
+        tile_px=tile_px,
+        stride_px=stride,
+        mpps=mpp,
+        tissue_min=tissue_min,
+        mix_codecs=mix_codecs,
     )
     if dry_run:
         _dry_run(lake, slides, config, how, as_json=json_)

@@ -17,6 +17,7 @@ class LakeConfig:
 
     Attributes:
         tile_px: side of a stored tile in pixels.
+        stride_px: pixels from one tile to the next, if fewer than `tile_px`: tiles then overlap.
         mpps: microns per pixel of the stored tiles, finest first; integer ratios to the finest.
         tissue_min: least share of tissue for a tile to be kept.
         jpeg_quality: quality of re-encoded tiles.
@@ -27,6 +28,7 @@ class LakeConfig:
     """
 
     tile_px: int = 256
+    stride_px: int | None = None
     mpps: tuple[float, ...] = (0.5,)
     tissue_min: float = 0.1
     jpeg_quality: int = 90
@@ -52,9 +54,22 @@ class LakeConfig:
         if not 16 <= self.tile_px <= 4096:
             msg = f"tile_px {self.tile_px} given; allowed are 16 to 4096"
             raise LakeError(msg)
+        if self.stride_px == self.tile_px:
+            object.__setattr__(self, "stride_px", None)
+        if not 1 <= self.step_px <= self.tile_px:
+            msg = f"stride_px {self.stride_px} given; allowed are 1 to tile_px, {self.tile_px}"
+            raise LakeError(msg)
+        if self.passthrough and self.stride_px:
+            msg = f"stride_px {self.stride_px} given; tiles that are copied do not overlap"
+            raise LakeError(msg)
         if not 0 <= self.tissue_min <= 1:
             msg = f"tissue_min {self.tissue_min} given; it is a share from 0 to 1"
             raise LakeError(msg)
+
+    @property
+    def step_px(self) -> int:
+        """Pixels from one tile to the next."""
+        return self.tile_px if self.stride_px is None else self.stride_px
 
     def ratio(self, mpp: float) -> int:
         """How many tiles of the finest grid lie side by side in one tile of `mpp`."""

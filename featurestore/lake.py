@@ -219,6 +219,7 @@ class Lake:
             "format": self.config.format,
             "version": self.version,
             "tile_px": self.config.tile_px,
+            "stride_px": self.config.step_px,
             "slides": {"ready": 0, "failed": 0, **states},
             "tiles": {mpp_name(mpp): of.get((mpp, None), 0) for mpp in self.config.mpps},
             "features": features,

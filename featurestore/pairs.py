@@ -1,6 +1,7 @@
 """Tiles of a coarse mpp with the tiles of a fine one that lie under them.
 
 Grids nest, so a child's place is arithmetic on grid indices; nothing is searched by coordinates.
+Where tiles overlap, the children are those that fill the coarse tile side by side.
 """
 
 from collections.abc import Mapping, Sequence
@@ -49,27 +50,27 @@ def read_pairs(
     Raises:
         LakeError: the mpps or the slide's grids do not nest, or there are no such bags.
     """
-    ratio, side_px = _nesting(
+    ratio, apart, side_px = _nesting(
         lake, slide_id, coarse=lake.known_mpp(coarse), fine=lake.known_mpp(fine)
     )
     above, below = (lake.bag(slide_id, teachers, mpp=mpp) for mpp in (coarse, fine))
-    pairs = Pairs(
-        coarse=above, fine=below, children=children_of(above.tile_id, below.tile_id, ratio)
-    )
+    children = children_of(above.tile_id, below.tile_id, ratio, apart=apart)
+    pairs = Pairs(coarse=above, fine=below, children=children)
     _check_places(pairs, side_px)
     return pairs
 
 
-def children_of(coarse: Int64Array, fine: Int64Array, ratio: int) -> Int64Array:
+def children_of(coarse: Int64Array, fine: Int64Array, ratio: int, *, apart: int = 1) -> Int64Array:
     """Rows of `fine` [M] under each tile of `coarse` [N], as [N, ratio, ratio]; -1 if none.
 
     Args:
         coarse: keys of tiles of one slide.
         fine: keys of tiles of the same slide, ascending.
         ratio: fine tiles side by side in a coarse one.
+        apart: cells of the fine grid from one of them to the next: 2 where tiles overlap by half.
     """
     _, _, grid_y, grid_x = tile_parts(coarse)
-    step = np.arange(ratio)
+    step = np.arange(ratio) * apart
     y = grid_y[:, None, None] * ratio + step[:, None]
     x = grid_x[:, None, None] * ratio + step
     _, _, fine_y, fine_x = tile_parts(fine)
@@ -91,11 +92,15 @@ def _check_places(pairs: Pairs, side_px: int) -> None:
         raise LakeError(msg)
 
 
-def _nesting(lake: "Lake", slide_id: str, *, coarse: float, fine: float) -> tuple[int, int]:
-    """Fine tiles side by side in a coarse one, and the side of a fine one in level-0 pixels.
+def _nesting(lake: "Lake", slide_id: str, *, coarse: float, fine: float) -> tuple[int, int, int]:
+    """How grids nest.
+
+    Returns:
+        Fine tiles side by side in a coarse one, cells of the fine grid from one of these to the
+        next, and the side of a fine tile in level-0 pixels.
 
     Raises:
-        LakeError: that is no whole number of two or more, or the slide's grids say otherwise.
+        LakeError: the first is no whole number of two or more, or the slide's grids say otherwise.
     """
     ratio, rest = divmod(mpp_code(coarse), mpp_code(fine))
     if rest or ratio < 2:
@@ -112,7 +117,8 @@ def _nesting(lake: "Lake", slide_id: str, *, coarse: float, fine: float) -> tupl
             "times as far: these grids do not nest"
         )
         raise LakeError(msg)
-    return ratio, small["grid_px_level0"]
+    side_px = small["tile_px_level0"]
+    return ratio, side_px // small["grid_px_level0"], side_px
 
 
 def _grid(lake: "Lake", slide_id: str, mpp: float) -> Mapping[str, Any]:
@@ -121,10 +127,10 @@ def _grid(lake: "Lake", slide_id: str, mpp: float) -> Mapping[str, Any]:
         msg = f"slide '{slide_id}' is not in {lake.uri} at mpp {mpp_name(mpp)}"
         raise LakeError(msg)
     row = rows.row(0, named=True)
-    if row["grid_px_level0"] != row["tile_px_level0"]:
+    if row["tile_px_level0"] % row["grid_px_level0"]:
         msg = (
             f"slide {slide_id} at mpp {mpp_name(mpp)}: tiles of {row['tile_px_level0']} level-0 px "
-            f"lie {row['grid_px_level0']} px apart: overlapping or imported grids do not nest"
+            f"lie {row['grid_px_level0']} px apart, which is no whole part of it: they do not nest"
         )
         raise LakeError(msg)
     return row

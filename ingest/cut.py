@@ -64,14 +64,22 @@ def cut_slide(store: Store, config: LakeConfig, row: Row) -> SlideCut:
 def _cut_grids(
     store: Store, config: LakeConfig, row: Row, slide: TiffReader, seen: Survey
 ) -> dict[float, GridCut]:
-    ratios = {mpp: config.ratio(mpp) for mpp in config.mpps}
-    grids = list(plan_grids(slide.size_px, slide.mpp, config.tile_px, ratios).values())
+    grids = lake_grids(slide, config)
     shares = seen.shares(grids)
     kept = keep_tiles(shares, grids, config.tissue_min)
     return {
         grid.mpp: _cut_grid(store, config, row, slide, grid, keep, {"tissue": share, **scores})
         for grid, keep, share, scores in zip(grids, kept, shares, seen.scores(grids), strict=True)
     }
+
+
+def lake_grids(slide: TiffReader, config: LakeConfig) -> list[Grid]:
+    """The grids of a slide as a lake wants them, finest first."""
+    ratios = {mpp: config.ratio(mpp) for mpp in config.mpps}
+    planned = plan_grids(
+        slide.size_px, slide.mpp, config.tile_px, ratios, stride_px=config.stride_px
+    )
+    return list(planned.values())
 
 
 def _cut_grid(
@@ -94,8 +102,8 @@ def _cut_grid(
             about = {
                 "slide_id": row["slide_id"],
                 "mpp": grid.effective_mpp,
-                "x": x * grid.side_px,
-                "y": y * grid.side_px,
+                "x": x * grid.step_px,
+                "y": y * grid.step_px,
                 "tile_px_level0": grid.side_px,
                 "tissue": round(float(scores["tissue"][y, x]), 4),
                 "codec": codec,
@@ -110,7 +118,7 @@ def _cut_grid(
         shard=shard.shard,
         effective_mpp=grid.effective_mpp,
         tile_px_level0=grid.side_px,
-        grid_px_level0=grid.side_px,
+        grid_px_level0=grid.step_px,
         grid_width=grid.width,
         grid_height=grid.height,
     )
@@ -167,8 +175,8 @@ def _tile_rows(
         "slide_id": [row["slide_id"]] * len(ids),
         "grid_y": at[:, 0],
         "grid_x": at[:, 1],
-        "y": at[:, 0] * grid.side_px,
-        "x": at[:, 1] * grid.side_px,
+        "y": at[:, 0] * grid.step_px,
+        "x": at[:, 1] * grid.step_px,
         **{name: pa.array(values, from_pandas=True) for name, values in scores.items()},
         "codec": codecs,
     }

@@ -1,7 +1,9 @@
 """Nested tile grids, as pure arithmetic.
 
 All grids of a slide are anchored at level 0 and the side of a coarse tile is a whole multiple of
-the finest tile's side in level-0 pixels, so a 2.0 mpp tile is exactly 4 x 4 tiles of 0.5 mpp.
+the finest tile's side in level-0 pixels, so a 2.0 mpp tile is exactly 4 x 4 tiles of 0.5 mpp. So is
+the step from one tile to the next, which is shorter than the side where tiles overlap: the 4 x 4
+cells that share a coarse cell's corner then lie in its tile, and do not fill it.
 """
 
 import math
@@ -30,7 +32,8 @@ class Grid:
         effective_mpp: microns per pixel that the tiles have; within 2 % of `mpp`.
         tile_px: side of a stored tile.
         side_px: side of a tile in level-0 pixels.
-        width: tiles in a row; the last may reach beyond the slide.
+        step_px: level-0 pixels from one tile to the next; `side_px` unless tiles overlap.
+        width: tiles in a row, all that begin on the slide; the last may reach beyond it.
         height: rows.
         ratio: tiles of the finest grid along one side of a tile of this one.
     """
@@ -39,13 +42,19 @@ class Grid:
     effective_mpp: float
     tile_px: int
     side_px: int
+    step_px: int
     width: int
     height: int
     ratio: int
 
 
 def plan_grids(
-    size_px: tuple[int, int], slide_mpp: float, tile_px: int, ratios: Mapping[float, int]
+    size_px: tuple[int, int],
+    slide_mpp: float,
+    tile_px: int,
+    ratios: Mapping[float, int],
+    *,
+    stride_px: int | None = None,
 ) -> dict[float, Grid]:
     """The grids of a slide.
 
@@ -57,6 +66,7 @@ def plan_grids(
         slide_mpp: microns per pixel of level 0.
         tile_px: side of a stored tile.
         ratios: the asked mpps, finest first, with their ratio to the finest.
+        stride_px: pixels from one tile to the next; `tile_px` if None.
 
     Raises:
         SlideError: the slide is coarser than the finest mpp asked.
@@ -75,15 +85,18 @@ def plan_grids(
         )
         raise SlideError(msg)
     snapped = abs(scale / whole - 1) <= MPP_TOLERANCE
-    side = tile_px * whole if snapped else round(tile_px * scale)
+    by = whole if snapped else scale
+    side = round(tile_px * by)
+    step = side if stride_px is None else max(1, round(stride_px * by))
     return {
         mpp: Grid(
             mpp=mpp,
             effective_mpp=slide_mpp * side * ratio / tile_px,
             tile_px=tile_px,
             side_px=side * ratio,
-            width=math.ceil(size_px[0] / (side * ratio)),
-            height=math.ceil(size_px[1] / (side * ratio)),
+            step_px=step * ratio,
+            width=math.ceil(size_px[0] / (step * ratio)),
+            height=math.ceil(size_px[1] / (step * ratio)),
             ratio=ratio,
         )
         for mpp, ratio in ratios.items()
@@ -108,6 +121,8 @@ def nested_sums(
     values: npt.NDArray[np.float32] | BoolArray, scale: float, grids: Sequence[Grid]
 ) -> list[Float64Array]:
     """As `tile_sums`, of nested grids, finest first: a coarse tile has what its children have."""
+    if grids[0].step_px != grids[0].side_px:
+        return [tile_sums(values, scale, grid) for grid in grids]
     finest = tile_sums(values, scale, grids[0])
     found = []
     for grid in grids:
@@ -132,13 +147,13 @@ def tile_sums(
     """
     # A summed-area table read between its entries gives exact areas at any ratio of the two grids.
     total = cv2.integral(values.astype(np.float32), sdepth=cv2.CV_64F)
-    side = grid.side_px / scale
-    rows = _over_tiles(total, grid.height, side)
-    return _over_tiles(rows.T, grid.width, side).T
+    side, step = grid.side_px / scale, grid.step_px / scale
+    rows = _over_tiles(total, grid.height, side, step)
+    return _over_tiles(rows.T, grid.width, side, step).T
 
 
-def _over_tiles(table: Float64Array, count: int, side: float) -> Float64Array:
-    start = np.arange(count, dtype=np.float64) * side
+def _over_tiles(table: Float64Array, count: int, side: float, step: float) -> Float64Array:
+    start = np.arange(count, dtype=np.float64) * step
     last = float(len(table) - 1)
     over: Float64Array = _between(table, np.minimum(start + side, last))
     return over - _between(table, np.minimum(start, last))

@@ -147,10 +147,12 @@ class OpenSlideReader:
         level = self._level(grid.side_px / grid.tile_px)
         side = grid.side_px / self._scales[level]
         shrink, rest = divmod(side, grid.tile_px)
-        if not rest:
-            x, y = grid_x * grid.tile_px, grid_y * grid.tile_px
+        stride, between = divmod(grid.step_px * grid.tile_px, grid.side_px)
+        if not rest and not between:
+            x, y = grid_x * stride, grid_y * stride
             return self.region(level, x, y, grid.tile_px, grid.tile_px, shrink=int(shrink))
-        x, y, px = round(grid_x * side), round(grid_y * side), round(side)
+        step = grid.step_px / self._scales[level]
+        x, y, px = round(grid_x * step), round(grid_y * step), round(side)
         rgb = self.region(level, x, y, px, px)
         size = (grid.tile_px, grid.tile_px)
         small: RgbArray = cv2.resize(rgb, size, interpolation=cv2.INTER_AREA)

@@ -9,9 +9,9 @@ import numpy as np
 
 from featurestore import LakeConfig
 from featurestore.ids import mpp_name
-from ingest.cut import jpegs
+from ingest.cut import jpegs, lake_grids
 from ingest.errors import SlideError
-from ingest.grid import Grid, keep_tiles, plan_grids
+from ingest.grid import Grid, keep_tiles
 from ingest.remote import local_slide
 from ingest.remote_files import is_local
 from ingest.survey import survey
@@ -83,8 +83,7 @@ def _look(plan: Plan, config: LakeConfig, row: Row) -> None:
     mpp, url = row.get("mpp"), row.get("url") or row["uri"]
     with local_slide(url) as local, TiffReader(local.path, mpp=mpp) as slide:
         seen = survey(slide, pen_veto=row.get("pen_veto", True), mask=row.get("mask"))
-        ratios = {mpp: config.ratio(mpp) for mpp in config.mpps}
-        grids = list(plan_grids(slide.size_px, slide.mpp, config.tile_px, ratios).values())
+        grids = lake_grids(slide, config)
         plan.seconds += time.perf_counter() - start
         kept = keep_tiles(seen.shares(grids), grids, config.tissue_min)
         for grid, keep in zip(grids, kept, strict=True):

@@ -17,6 +17,7 @@ def settings(
     how: How,
     *,
     tile_px: str | None = None,
+    stride_px: int | None = None,
     mpps: Sequence[float] | None = None,
     tissue_min: float | None = None,
     mix_codecs: bool | None = None,
@@ -28,6 +29,7 @@ def settings(
         inputs: slides; with `native` the first ones say what tiles they store.
         how: which of them.
         tile_px: side of a tile in pixels, or `native`.
+        stride_px: pixels from one tile to the next.
         mpps: microns per pixel of the tiles, in any order.
         tissue_min: least share of tissue in a tile.
         mix_codecs: with `native`, encode slides that store no such tiles.
@@ -37,7 +39,12 @@ def settings(
         LakeError: the lake's tiles are not copied, but `native` was given.
     """
     ordered = tuple(sorted(mpps)) if mpps else None
-    given = {"mpps": ordered, "tissue_min": tissue_min, "mix_codecs": mix_codecs}
+    given = {
+        "stride_px": stride_px,
+        "mpps": ordered,
+        "tissue_min": tissue_min,
+        "mix_codecs": mix_codecs,
+    }
     if tile_px != NATIVE:
         return settings_for(lake_uri, tile_px=_pixels(tile_px), **given)
     config = settings_for(lake_uri, **given)

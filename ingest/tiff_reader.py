@@ -90,7 +90,8 @@ class TiffReader(OpenSlideReader):
         """The level whose stored tiles are just the tiles of a grid; None if there is none."""
         level = self._level(grid.side_px / grid.tile_px)
         native = self._trusted_native(level)
-        if native is None or self._scales[level] * grid.tile_px != grid.side_px:
+        side_px = self._scales[level] * grid.tile_px
+        if native is None or not side_px == grid.side_px == grid.step_px:
             return None
         found = native.levels[self._numbers[level]]
         return level if found.tile_width_px == found.tile_height_px == grid.tile_px else None

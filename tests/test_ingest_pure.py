@@ -48,17 +48,43 @@ def test_grids_nest_and_cover_the_slide(width: int, height: int, mpp: float) -> 
         assert abs(grid.effective_mpp / grid.mpp - 1) < 0.021
 
 
+@given(
+    width=st.integers(1, 300_000),
+    height=st.integers(1, 300_000),
+    mpp=st.floats(0.1, 0.5),
+    stride_px=st.integers(1, 256),
+)
+def test_overlapping_grids_nest_and_cover_the_slide(
+    width: int, height: int, mpp: float, stride_px: int
+) -> None:
+    fine, coarse = plan_grids((width, height), mpp, 256, RATIOS, stride_px=stride_px).values()
+    plain = plan_grids((width, height), mpp, 256, RATIOS)[0.5]
+    assert (fine.side_px, fine.effective_mpp) == (plain.side_px, plain.effective_mpp)
+    assert coarse.step_px == 4 * fine.step_px <= coarse.side_px
+    assert fine.step_px == pytest.approx(fine.side_px * stride_px / 256, abs=1)
+    for grid in (fine, coarse):
+        assert (grid.width - 1) * grid.step_px < width <= grid.width * grid.step_px
+        assert (grid.height - 1) * grid.step_px < height <= grid.height * grid.step_px
+    # The parent of every tile is a cell of the coarse grid, and holds all of it.
+    assert (fine.width - 1) // 4 < coarse.width
+    last = 3 * fine.step_px + fine.side_px
+    assert last <= coarse.side_px
+
+
 def test_pixels_are_never_made_up() -> None:
     with pytest.raises(SlideError, match=r"1 mpp, coarser than the 0\.5 mpp asked"):
         plan_grids((1000, 1000), 1.0, 256, RATIOS)
 
 
-def grid_of(width: int, height: int, side_px: int, ratio: int = 1) -> Grid:
+def grid_of(
+    width: int, height: int, side_px: int, ratio: int = 1, step_px: int | None = None
+) -> Grid:
     return Grid(
         mpp=0.5,
         effective_mpp=0.5,
         tile_px=256,
         side_px=side_px,
+        step_px=side_px if step_px is None else step_px,
         width=width,
         height=height,
         ratio=ratio,

@@ -109,9 +109,21 @@ def test_grids_that_do_not_nest_are_refused(make_lake: Callable[..., Lake]) -> N
         lake.pairs("x", coarse=1.0, fine=0.5, teachers="t")
 
 
-def test_overlapping_tiles_are_refused(make_lake: Callable[..., Lake]) -> None:
-    lake = make_lake(step_px=TILE_PX // 2)
-    with pytest.raises(LakeError, match="tiles of 64 level-0 px lie 32 px apart: overlapping"):
+@pytest.mark.parametrize("parts", [2, 4])
+def test_children_of_overlapping_tiles_fill_them_side_by_side(
+    make_lake: Callable[..., Lake], parts: int
+) -> None:
+    lake = make_lake(step_px=TILE_PX // parts)
+    pairs = lake.pairs("s", coarse=1.0, fine=0.5, teachers="t")
+    np.testing.assert_array_equal(pairs.children, searched(pairs.coarse, pairs.fine, 2, TILE_PX))
+    assert 0 < pairs.mask.mean() < 1
+
+
+def test_tiles_whose_step_is_no_whole_part_of_them_are_refused(
+    make_lake: Callable[..., Lake],
+) -> None:
+    lake = make_lake(step_px=TILE_PX - 12)
+    with pytest.raises(LakeError, match="tiles of 64 level-0 px lie 40 px apart, which is no"):
         lake.pairs("s", coarse=1.0, fine=0.5, teachers="t")
 
 

@@ -46,12 +46,13 @@ def test_means_are_over_exact_areas(
     assert found.dtype == np.float32
 
 
-def grid_of(width: int, height: int, side_px: int) -> Grid:
+def grid_of(width: int, height: int, side_px: int, step_px: int | None = None) -> Grid:
     return Grid(
         mpp=0.5,
         effective_mpp=0.5,
         tile_px=256,
         side_px=side_px,
+        step_px=side_px if step_px is None else step_px,
         width=width,
         height=height,
         ratio=1,

@@ -197,8 +197,15 @@ class _Task:
             width_px=row["width_px"],
             height_px=row["height_px"],
             source=self.lake.uri,
-            attrs=_attrs(row["extra"], self.mpp),
+            attrs=self._attrs(row),
         )
+
+    def _attrs(self, row: Row) -> dict[str, Any]:
+        """What is known of the tiles beside their places: their overlap, in pixels."""
+        config, extra = self.lake.config, json.loads(row["extra"]) if row["extra"] else {}
+        imported = extra.get("imported_tiles", {})
+        found = imported.get(mpp_name(self.mpp), {}) if self.mpp is not None else {}
+        return {"overlap": config.tile_px - config.step_px, **found}
 
     def _features(self, catalog: Row, keys: Int64Array, teacher: str) -> FloatArray:
         if not len(keys):
@@ -214,10 +221,3 @@ def _places(lake: Lake, catalog: Row | None) -> tuple[Int64Array, Int64Array]:
     if catalog is None:
         return np.zeros(0, np.int64), np.zeros((0, 2), np.int64)
     return tile_places(lake, catalog)
-
-
-def _attrs(extra: str | None, mpp: float | None) -> dict[str, Any]:
-    """What an import wrote down of the tiles at this mpp, such as their overlap."""
-    tiles = json.loads(extra).get("imported_tiles", {}) if extra else {}
-    found: dict[str, Any] = tiles.get(mpp_name(mpp), {}) if mpp is not None else {}
-    return found
