@@ -77,12 +77,16 @@ def read_levels(path: str) -> list[JpegLevel]:
 
 
 def _pyramid(file: tifffile.TiffFile) -> list[Any]:
-    """Tiled pages of falling size and the first one's shape, which no label or macro has."""
-    tiled = [page for page in file.pages if page.is_tiled and not page.subifds]
-    if not tiled or tiled[0] is not file.pages[0]:
-        msg = "its first image is not tiled, or its levels are in sub-directories"
+    """Tiled pages of falling size and the first one's shape, which no label or macro has.
+
+    OME-TIFFs have the coarser ones in sub-directories of the first.
+    """
+    first: Any = file.pages[0]
+    if not first.is_tiled:
+        msg = "its first image is not tiled"
         raise NotNativeError(msg)
-    first = tiled[0]
+    pages = [first, *first.pages] if first.subifds else file.pages
+    tiled = [page for page in pages if page.is_tiled]
     shape = first.imagewidth / first.imagelength
     levels = [first]
     for page in tiled[1:]:

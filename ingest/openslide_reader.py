@@ -11,6 +11,7 @@ import openslide
 
 from ingest.errors import SlideError
 from ingest.grid import Grid
+from ingest.ome import ome_mpp
 
 MPP_RANGE = (0.05, 10.0)
 OBJECTIVE_MPP = 10.0  # 20x is called 0.5 mpp; scanners differ from it by 10 % and more
@@ -43,9 +44,10 @@ class OpenSlideReader:
             msg = f"{path} can't be opened: {error}"
             raise SlideError(msg) from error
         self.path = path
+        self._sizes: list[tuple[int, int]] = list(self._slide.level_dimensions)
         self.size_px: tuple[int, int] = self._slide.dimensions
         self.mpp, self.mpp_source = self._find_mpp(mpp)
-        self._scales = [self._scale(*size) for size in self._slide.level_dimensions]
+        self._scales = [self._scale(*size) for size in self._sizes]
 
     def _scale(self, width: int, height: int) -> float:
         """Level-0 pixels to one of a level; whole where its size is that of a whole downsampling.
@@ -61,7 +63,7 @@ class OpenSlideReader:
     @property
     def levels(self) -> int:
         """Stored levels."""
-        return int(self._slide.level_count)
+        return len(self._sizes)
 
     @property
     def vendor(self) -> str | None:
@@ -82,6 +84,8 @@ class OpenSlideReader:
             value, source = given, "given"
         elif x and y:
             value, source = math.sqrt(x * y), "file"
+        elif (found := ome_mpp(self.path)) is not None:
+            value, source = found, "file"
         elif self.objective:
             value, source = OBJECTIVE_MPP / self.objective, "objective"
         else:
@@ -166,7 +170,7 @@ class OpenSlideReader:
             column may reach beyond the slide.
         """
         level, factor = self._overview_level(mpp)
-        width, height = (-(-n // factor) for n in self._slide.level_dimensions[level])
+        width, height = (-(-n // factor) for n in self._sizes[level])
         picture = np.empty((height, width, 3), np.uint8)
         step = max(1, BLOCK_PX // factor)
         for y in range(0, height, step):
@@ -206,7 +210,7 @@ class OpenSlideReader:
 
     def _block(self, level: int, x: int, y: int, width: int, height: int, factor: int) -> RgbArray:
         """Part of an overview; pixels at the end of the slide are means of what is inside."""
-        across, down = self._slide.level_dimensions[level]
+        across, down = self._sizes[level]
         wide = min(width * factor, across - x * factor)
         high = min(height * factor, down - y * factor)
         shrink = self._fast_shrink(level, factor)

@@ -110,6 +110,9 @@ def fetch_directories(file: PartialFile) -> list[JpegLevel]:
                 if number == PAGES_MAX:  # they may also lead in a circle
                     msg = f"it has more than {PAGES_MAX} images"
                     raise NotNativeError(msg)
+                if page.subifds:
+                    msg = "its levels are in sub-directories, which are compared with level 0"
+                    raise NotNativeError(msg)
                 for tag in page.tags:
                     _ = tag.value  # reading it is what fetches it
                 if page.compression != JPEG:

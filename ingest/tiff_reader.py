@@ -4,6 +4,7 @@ Before a level is trusted, some of its tiles are compared with openslide's pixel
 and openslide reads the level.
 """
 
+import cv2
 import numpy as np
 import numpy.typing as npt
 
@@ -13,6 +14,7 @@ from ingest.jpeg_tiff import SHRINKS, JpegTiff, NotNativeError
 from ingest.openslide_reader import OpenSlideReader
 
 PROBES = 3
+PROBE_PX, PROBE_BLOCK_PX = 64, 4
 NEAR = 6.0  # grey levels; wrong colours are 48
 
 RgbArray = npt.NDArray[np.uint8]
@@ -43,6 +45,8 @@ class TiffReader(OpenSlideReader):
         except NotNativeError as error:
             self.fallback = str(error)
         self._numbers = self._same_levels()
+        if self._native and len(self._sizes) == 1:
+            self._add_levels(self._native)
 
     def _same_levels(self) -> dict[int, int]:
         """Our number of each of openslide's levels that we can read: those of the same size."""
@@ -50,13 +54,53 @@ class TiffReader(OpenSlideReader):
             (found.width_px, found.height_px): number
             for number, found in enumerate(self._native.levels if self._native else [])
         }
-        theirs = enumerate(self._slide.level_dimensions)
+        theirs = enumerate(self._sizes)
         # Between two pixels of a level openslide interpolates; what it gives there is its own.
         return {
             level: ours[size]
             for level, size in theirs
             if size in ours and isinstance(self._scales[level], int)
         }
+
+    def _add_levels(self, native: JpegTiff) -> None:
+        """Levels that openslide does not see, as those of an OME-TIFF, if they are of level 0.
+
+        There are no pixels of openslide's to compare them with, so some of each are compared with
+        those of level 0, reduced.
+        """
+        for number, found in enumerate(native.levels[1:], start=1):
+            size = (found.width_px, found.height_px)
+            scale = self._scale(*size)
+            if not isinstance(scale, int) or self._trusted_native(0) is None:
+                continue
+            level = len(self._sizes)
+            if why := self._unlike_level_0(native, number, scale):
+                self.fallback = self.fallback or f"level {level} differs from level 0 {why}"
+                continue
+            self._sizes.append(size)
+            self._scales.append(scale)
+            self._numbers[level], self._trusted[level] = number, True
+
+    def _unlike_level_0(self, native: JpegTiff, number: int, scale: int) -> str:
+        """How pixels of a level differ from those of level 0; nothing if they do not."""
+        found = native.levels[number]
+        if not min(found.sizes):
+            return "as tiles of it are not stored"
+        for tile in (0, *np.argsort(found.sizes)[-PROBES:].tolist()):
+            row, column = divmod(tile, found.columns)
+            y, x = row * found.tile_height_px, column * found.tile_width_px
+            wide, high = min(PROBE_PX, found.width_px - x), min(PROBE_PX, found.height_px - y)
+            try:
+                ours = native.region(number, x, y, wide, high)
+            except SlideError as error:
+                return str(error)
+            whole = self.region(0, x * scale, y * scale, wide * scale, high * scale)
+            # Blocks of pixels: single ones depend on how the scanner reduced and compressed them.
+            size = (max(1, wide // PROBE_BLOCK_PX), max(1, high // PROBE_BLOCK_PX))
+            shrunk = [cv2.resize(p, size, interpolation=cv2.INTER_AREA) for p in (ours, whole)]
+            if why := _difference(shrunk[0], shrunk[1], exact=False):
+                return why
+        return ""
 
     @property
     def name(self) -> str:  # type: ignore[override]
