@@ -1,0 +1,295 @@
+"""Networks of the teacher cards: timm's by name, and five that timm has only in part.
+
+All offer timm's protocol: `forward_features` gives tokens [B, N, D] after the final norm, prefix
+tokens first (maps [B, C, H, W] where there are no tokens), and `forward_head` makes the network's
+own embedding [B, D] of them. No weights are read here and nothing is downloaded.
+
+Letters in names: B images, C channels, H W pixels, N tokens, D their length.
+"""
+
+import difflib
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any
+
+import timm
+import timm.layers
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ingest.errors import TeacherError
+
+NONE: Mapping[str, Any] = MappingProxyType({})
+# What would read files or the network, or is decided by the card's other fields.
+REFUSED = {
+    "cache_dir", "checkpoint_path", "img_size", "num_classes", "pretrained", "pretrained_cfg",
+    "pretrained_cfg_overlay", "scriptable",
+}  # fmt: skip
+STEM_STRIDE = 4
+
+
+def build(architecture: str, input_px: int, arguments: Mapping[str, Any] = NONE) -> nn.Module:
+    """A network without its classifier, with random weights, for square inputs of `input_px`.
+
+    Args:
+        architecture: timm's name of it, or one of `OWN`.
+        input_px: side of its inputs.
+        arguments: for its constructor; what ends in `_layer` is the name of a module in timm.layers
+            or torch.nn.
+
+    Raises:
+        TeacherError: there is no such network, layer or argument.
+    """
+    wrong = sorted(REFUSED & set(arguments))
+    if wrong:
+        msg = f"{architecture} can't be given {', '.join(wrong)}: the card's other fields say it"
+        raise TeacherError(msg)
+    given = {
+        name: _layer(value) if name.endswith("_layer") and isinstance(value, str) else value
+        for name, value in arguments.items()
+    }
+    try:
+        return OWN.get(architecture, _Timm(architecture))(input_px, given)
+    except TypeError as error:
+        msg = f"{architecture} can't be built with {dict(arguments)}: {error}"
+        raise TeacherError(msg) from error
+
+
+def _layer(name: str) -> Callable[..., nn.Module]:
+    for where in (timm.layers, nn):
+        found: Any = getattr(where, name, None)
+        # timm's SwiGLUPacked is a partial of a module.
+        made = getattr(found, "func", found)
+        if isinstance(made, type) and issubclass(made, nn.Module):
+            layer: Callable[..., nn.Module] = found
+            return layer
+    msg = f"no layer '{name}': give the name of a module in timm.layers or torch.nn"
+    raise TeacherError(msg)
+
+
+class _Timm:
+    """Builds the network that timm has under a name."""
+
+    def __init__(self, architecture: str) -> None:
+        self.architecture = architecture
+
+    def __call__(self, input_px: int, given: Mapping[str, Any]) -> nn.Module:
+        # Names with a colon ("hf-hub:...") would be fetched; is_model knows registered ones alone.
+        if not timm.is_model(self.architecture):
+            close = difflib.get_close_matches(self.architecture, [*OWN, *timm.list_models()], n=1)
+            hint = f"did you mean '{close[0]}'?" if close else "see timm.list_models()"
+            msg = f"no network '{self.architecture}': {hint}"
+            raise TeacherError(msg)
+        # Networks whose weights are made for one size are those whose constructor takes it.
+        fixed = timm.get_pretrained_cfg(self.architecture).fixed_input_size
+        sized = {"img_size": input_px} if fixed else {}
+        model: nn.Module = timm.create_model(
+            self.architecture, pretrained=False, num_classes=0, **sized, **given
+        )
+        return model
+
+
+class Plain(nn.Module):
+    """Any network under timm's protocol: what it gives are its features and its embedding.
+
+    Args:
+        network: gives [B, D], or tokens [B, N, D].
+        num_prefix_tokens: tokens before those of patches, if it gives tokens.
+    """
+
+    def __init__(self, network: nn.Module, num_prefix_tokens: int = 0) -> None:
+        super().__init__()
+        self.network, self.num_prefix_tokens = network, num_prefix_tokens
+
+    def forward_features(self, x_BCHW: Tensor) -> Tensor:
+        """What the network gives."""
+        found: Tensor = self.network(x_BCHW)
+        return found
+
+    def forward_head(self, features: Tensor) -> Tensor:
+        """The same."""
+        return features
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        """What the network gives."""
+        return self.forward_features(x_BCHW)
+
+
+class _Headed(nn.Module):
+    """A trunk of timm's, with another's head."""
+
+    trunk: Any
+
+    def __init__(self, trunk: nn.Module) -> None:
+        super().__init__()
+        self.trunk = trunk
+        self.num_prefix_tokens = int(getattr(trunk, "num_prefix_tokens", 0))
+
+    def forward_features(self, x_BCHW: Tensor) -> Tensor:
+        """Tokens [B, N, D]."""
+        tokens_BND: Tensor = self.trunk.forward_features(x_BCHW)
+        return tokens_BND
+
+    def forward_intermediates(self, x_BCHW: Tensor, **how: Any) -> Any:  # noqa: ANN401
+        """As timm's."""
+        return self.trunk.forward_intermediates(x_BCHW, **how)
+
+    def forward_head(self, features: Tensor) -> Tensor:
+        """The network's own embedding [B, D]."""
+        raise NotImplementedError
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        """The network's own embedding [B, D]."""
+        return self.forward_head(self.forward_features(x_BCHW))
+
+
+class Conch(_Headed):
+    """CONCH's vision tower up to the pooled embedding that is used for slides [B, 512].
+
+    That is before its contrastive projection and not normalised: `encode_image(proj_contrast=False,
+    normalize=False)` of mahmoodlab/CONCH, `conch/open_clip_custom`.
+    """
+
+    def __init__(self, input_px: int, given: Mapping[str, Any]) -> None:
+        super().__init__(_Timm("vit_base_patch16_224")(input_px, given))
+        self.attn_pool_contrast = _TorchPooler(512, 768)
+        self.ln_contrast = nn.LayerNorm(512)
+
+    def forward_head(self, features: Tensor) -> Tensor:
+        """One query's attention to all tokens, the class token's too."""
+        pooled: Tensor = self.ln_contrast(self.attn_pool_contrast(features))
+        return pooled
+
+
+class _TorchPooler(nn.Module):
+    """A learned query attends to tokens, by torch's own module."""
+
+    def __init__(self, dim: int, token_dim: int, heads: int = 8) -> None:
+        super().__init__()
+        self.query = nn.Parameter(torch.zeros(1, dim))
+        self.attn = nn.MultiheadAttention(
+            dim, heads, kdim=token_dim, vdim=token_dim, batch_first=True
+        )
+        self.ln_q, self.ln_k = nn.LayerNorm(dim), nn.LayerNorm(token_dim)
+
+    def forward(self, tokens_BND: Tensor) -> Tensor:
+        """Pooled [B, D]."""
+        keys = self.ln_k(tokens_BND)
+        query = self.ln_q(self.query).expand(len(keys), 1, -1)
+        pooled: Tensor = self.attn(query, keys, keys, need_weights=False)[0][:, 0]
+        return pooled
+
+
+class Conch15(_Headed):
+    """CONCH v1.5's vision tower [B, 768], the encoder that TITAN reads.
+
+    From the module of that name in mahmoodlab/TRIDENT's `model_zoo` and in the hub's
+    MahmoodLab/TITAN.
+    """
+
+    def __init__(self, input_px: int, given: Mapping[str, Any]) -> None:
+        super().__init__(_Timm("vit_large_patch16_224")(input_px, {"init_values": 1.0, **given}))
+        self.attn_pool_contrast = _LinearPooler(768, 1024)
+        self.ln_contrast = nn.LayerNorm(768)
+
+    def forward_head(self, features: Tensor) -> Tensor:
+        """One query's attention to all tokens, the class token's too."""
+        pooled: Tensor = self.ln_contrast(self.attn_pool_contrast(features))
+        return pooled
+
+
+class _LinearPooler(nn.Module):
+    """A learned query attends to tokens, by projections without bias."""
+
+    def __init__(self, dim: int, token_dim: int, heads: int = 8) -> None:
+        super().__init__()
+        self.query, self.heads = nn.Parameter(torch.zeros(1, dim)), heads
+        self.ln_q, self.ln_k = nn.LayerNorm(dim), nn.LayerNorm(token_dim)
+        self.to_q = nn.Linear(dim, dim, bias=False)
+        self.to_kv = nn.Linear(token_dim, 2 * dim, bias=False)
+        self.to_out = nn.Linear(dim, dim, bias=False)
+
+    def forward(self, tokens_BND: Tensor) -> Tensor:
+        """Pooled [B, D]."""
+        query = self.to_q(self.ln_q(self.query)).expand(len(tokens_BND), 1, -1)
+        keys, values = self.to_kv(self.ln_k(tokens_BND)).chunk(2, dim=-1)
+        split = (x.unflatten(-1, (self.heads, -1)).transpose(1, 2) for x in (query, keys, values))
+        pooled: Tensor = self.to_out(F.scaled_dot_product_attention(*split).flatten(1))
+        return pooled
+
+
+class Keep(_Headed):
+    """KEEP's `encode_image` [B, 768], of length 1 (MAGIC-AI4Med/KEEP, `quick_start`)."""
+
+    def __init__(self, input_px: int, given: Mapping[str, Any]) -> None:
+        super().__init__(_Timm("vit_large_patch16_224")(input_px, {"init_values": 1e-5, **given}))
+        self.head = nn.Sequential(nn.Linear(1024, 768), nn.GELU(), nn.Linear(768, 768))
+
+    def forward_head(self, features: Tensor) -> Tensor:
+        """Two layers over the class token."""
+        return F.normalize(self.head(self.trunk.forward_head(features)), dim=-1)
+
+
+class CTransPath(_Headed):
+    """CTransPath [B, 768]: a Swin transformer whose stem is convolutions (Xiyue-Wang/TransPath)."""
+
+    def __init__(self, input_px: int, given: Mapping[str, Any]) -> None:
+        stem = {"embed_layer": _ConvStem}
+        super().__init__(_Timm("swin_tiny_patch4_window7_224")(input_px, {**stem, **given}))
+
+    def forward_features(self, x_BCHW: Tensor) -> Tensor:
+        """The last grid as tokens [B, N, D], row after row."""
+        grid_BHWD: Tensor = self.trunk.forward_features(x_BCHW)
+        return grid_BHWD.flatten(1, 2)
+
+    def forward_head(self, features: Tensor) -> Tensor:
+        """The mean of all tokens."""
+        return features.mean(dim=1)
+
+
+class _ConvStem(nn.Module):
+    """Patches of 4 px by two strided convolutions; for timm's Swin, which gives the arguments."""
+
+    def __init__(
+        self,
+        img_size: int = 224,
+        embed_dim: int = 96,
+        norm_layer: Callable[[int], nn.Module] = nn.LayerNorm,
+        **_: object,
+    ) -> None:
+        super().__init__()
+        side, narrow = img_size // STEM_STRIDE, embed_dim // 8
+        self.img_size, self.patch_size = (img_size, img_size), (STEM_STRIDE, STEM_STRIDE)
+        self.grid_size, self.num_patches = (side, side), side**2
+        self.proj = nn.Sequential(
+            *_halving(3, narrow), *_halving(narrow, 2 * narrow), nn.Conv2d(2 * narrow, embed_dim, 1)
+        )
+        self.norm = norm_layer(embed_dim)
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        """Tokens [B, H, W, D], as timm's Swin wants them."""
+        tokens: Tensor = self.norm(self.proj(x_BCHW).permute(0, 2, 3, 1))
+        return tokens
+
+
+def _halving(channels: int, wider: int) -> list[nn.Module]:
+    convolution = nn.Conv2d(channels, wider, 3, stride=2, padding=1, bias=False)
+    return [convolution, nn.BatchNorm2d(wider), nn.ReLU()]
+
+
+def _resnet50_layer3(input_px: int, given: Mapping[str, Any]) -> nn.Module:
+    """ResNet-50 that ends after its third stage [B, 1024], as CLAM uses it."""
+    model: Any = _Timm("resnet50")(input_px, given)
+    model.layer4, model.num_features = nn.Identity(), 1024
+    third: nn.Module = model
+    return third
+
+
+OWN: dict[str, Callable[[int, Mapping[str, Any]], nn.Module]] = {
+    "conch": Conch,
+    "conch15": Conch15,
+    "ctranspath": CTransPath,
+    "keep": Keep,
+    "resnet50_layer3": _resnet50_layer3,
+}

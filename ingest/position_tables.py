@@ -1,0 +1,64 @@
+"""Tables of positions of one size brought to another, as each encoder's own code does it.
+
+These ways differ in the second or third digit of the table; the embeddings hardly, but the cards
+promise the reference's own numbers.
+"""
+
+import math
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from timm.layers import resample_abs_pos_embed
+from torch import Tensor, nn
+
+# From a table [1, D, H, W] and a side to one [1, D, side, side].
+Resample = Callable[[Tensor, int], Tensor]
+# Added to the wanted side before the ratio of sides is taken, by DINO and what is made from it.
+DINO_OFFSET = 0.1
+
+
+def fitted(found: dict[str, Tensor], model: nn.Module, how: Resample) -> dict[str, Tensor]:
+    """Weights whose position table is the network's; left alone if it can't be made so."""
+    out, wanted = dict(found), model.state_dict()
+    for name, trunk in (("pos_embed", model), ("trunk.pos_embed", getattr(model, "trunk", None))):
+        if name in found and name in wanted and found[name].shape != wanted[name].shape:
+            apart = getattr(trunk, "no_embed_class", False)
+            prefix = 0 if apart else int(getattr(trunk, "num_prefix_tokens", 0))
+            out[name] = _resized(found[name], wanted[name], prefix, how)
+    return out
+
+
+def _resized(table: Tensor, like: Tensor, prefix: int, how: Resample) -> Tensor:
+    """A table [1, N, D] with as many rows as another one; the first `prefix` rows are kept."""
+    if table.ndim != 3 or table.shape[1] <= prefix:
+        return table
+    old, new = (math.isqrt(rows - prefix) for rows in (table.shape[1], like.shape[1]))
+    if old**2 != table.shape[1] - prefix:
+        return table
+    grid = table[:, prefix:].float().unflatten(1, (old, old)).permute(0, 3, 1, 2)
+    rows = how(grid, new).permute(0, 2, 3, 1).flatten(1, 2)
+    return torch.cat([table[:, :prefix].float(), rows], dim=1)
+
+
+def as_timm(grid: Tensor, side: int) -> Tensor:
+    """Bicubic and antialiased."""
+    rows = grid.permute(0, 2, 3, 1).flatten(1, 2)
+    sized: Tensor = resample_abs_pos_embed(rows, [side, side], num_prefix_tokens=0)
+    return sized.unflatten(1, (side, side)).permute(0, 3, 1, 2)
+
+
+def as_hugging_face(grid: Tensor, side: int) -> Tensor:
+    """Bicubic: `Dinov2Embeddings.interpolate_pos_encoding` of transformers; MUSK does the same."""
+    return F.interpolate(grid, size=(side, side), mode="bicubic", align_corners=False)
+
+
+def as_conch(grid: Tensor, side: int) -> Tensor:
+    """Bilinear: `resize_pos_embed` of mahmoodlab/CONCH."""
+    return F.interpolate(grid, size=(side, side), mode="bilinear")
+
+
+def as_conch15(grid: Tensor, side: int) -> Tensor:
+    """Bicubic by a ratio of sides a little too large: `interpolate_pos_encoding` of CONCH v1.5."""
+    ratio = (side + DINO_OFFSET) / grid.shape[-1]
+    return F.interpolate(grid, scale_factor=(ratio, ratio), mode="bicubic")

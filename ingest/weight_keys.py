@@ -1,0 +1,284 @@
+"""From a file of weights to a filled network: names as they are in the wild, turned into timm's.
+
+A card's `keys` says which names its file has. Every tensor of the network must be filled from the
+file and every tensor of the file must be used or named here as of no use: a name that is quietly
+left at its random start is the worst kind of wrong. Nothing is ever unpickled.
+"""
+
+import pickle
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from ingest.cards import Card
+from ingest.errors import TeacherError
+from ingest.position_tables import Resample, as_conch, as_conch15, as_hugging_face, as_timm, fitted
+
+Tensors = dict[str, Tensor]
+Rename = Callable[[Tensors, nn.Module], Tensors]
+Rules = tuple[tuple[str, str], ...]
+# A counter of training steps, which old files lack and inference does not read.
+COUNTER = "num_batches_tracked"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Keys:
+    """How the names of a kind of file become a network's.
+
+    Attributes:
+        unused: a pattern of names that the network has no use for.
+        rules: patterns and what they become, one after the other.
+        rename: what can't be said by rules; done after them.
+        resample: how a position table of another size is brought to the network's; refused if None.
+    """
+
+    unused: str = ""
+    rules: Rules = ()
+    rename: Rename | None = None
+    resample: Resample | None = None
+
+
+def read_weights(path: Path) -> Tensors:
+    """The tensors of a file by name; dictionaries in dictionaries are joined by dots.
+
+    Args:
+        path: a .safetensors file, or a PyTorch file, in which objects are refused.
+
+    Raises:
+        TeacherError: it is neither, or holds objects that would have to be unpickled.
+    """
+    try:
+        if path.suffix == ".safetensors":
+            return dict(safetensors.torch.load_file(path))
+        return dict(_flat(torch.load(path, map_location="cpu", weights_only=True)))
+    except pickle.UnpicklingError as error:
+        msg = (
+            f"{path.name} is no file of weights, or holds pickled objects, which could run any "
+            "code and are never read: give its tensors as .safetensors"
+        )
+        raise TeacherError(msg) from error
+    except (safetensors.SafetensorError, RuntimeError, EOFError, ValueError) as error:
+        msg = f"{path.name} can't be read as weights, is it whole? {str(error).splitlines()[0]}"
+        raise TeacherError(msg) from error
+
+
+def _flat(found: object, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
+    if not isinstance(found, Mapping):
+        return
+    for name, value in found.items():
+        if isinstance(value, Tensor):
+            yield f"{prefix}{name}", value
+        else:
+            yield from _flat(value, f"{prefix}{name}.")
+
+
+def load_weights(model: nn.Module, path: Path, card: Card) -> None:
+    """Fill a network with the weights of a file.
+
+    Args:
+        model: built as the card says.
+        path: the file.
+        card: its `keys` says what the file's names are.
+
+    Raises:
+        TeacherError: the file can't be read, lacks a tensor, or has one too many or of another
+            shape.
+    """
+    if card.keys not in KINDS:
+        msg = f"{card.name}: no kind of weights '{card.keys}'; known are {', '.join(KINDS)}"
+        raise TeacherError(msg)
+    keys, wanted = KINDS[card.keys], model.state_dict()
+    found = renamed(read_weights(path), keys, model)
+    found = fitted(found, model, keys.resample) if keys.resample else found
+    needed = [name for name in wanted if not name.endswith(COUNTER)]
+    wrong = [n for n in needed if n not in found or found[n].shape != wanted[n].shape]
+    wrong += [n for n in found if n not in wanted]
+    if wrong:
+        msg = (
+            f"{path.name} does not hold the weights of {card.architecture} "
+            f"({len(wrong)} of {len(wanted)} tensors differ, first {wrong[0]})"
+        )
+        raise TeacherError(msg)
+    model.load_state_dict(found, strict=False)
+
+
+def renamed(found: Tensors, keys: Keys, model: nn.Module) -> Tensors:
+    """Tensors of a file under the network's names, without those it has no use for."""
+    used = {n: x for n, x in found.items() if not (keys.unused and re.fullmatch(keys.unused, n))}
+    for pattern, into in keys.rules:
+        used = {re.sub(pattern, into, name): tensor for name, tensor in used.items()}
+    return keys.rename(used, model) if keys.rename else used
+
+
+def _without_classifier(found: Tensors, model: nn.Module) -> Tensors:
+    """Timm's own names; its networks say what their classifier is called."""
+    named = getattr(model, "pretrained_cfg", {}).get("classifier") or ()
+    heads = tuple(f"{name}." for name in ([named] if isinstance(named, str) else named))
+    return {name: tensor for name, tensor in found.items() if not (name + ".").startswith(heads)}
+
+
+def _in_order(found: Tensors, model: nn.Module) -> Tensors:
+    """The same network under another implementation's names: tensor by tensor in order."""
+    wanted = model.state_dict()
+    if set(wanted) <= set(found):
+        return _without_classifier(found, model)
+    names = [*wanted, *list(found)[len(wanted) :]]
+    return dict(zip(names, found.values(), strict=False))
+
+
+def _joined(found: Tensors, names: tuple[str, str, str]) -> Tensors:
+    """Query, key and value layers become the one that timm has, `attn.qkv`."""
+    out = dict(found)
+    for name in found:
+        if f".attn.{names[0]}." not in name:
+            continue
+        parts = [name.replace(f".{names[0]}.", f".{other}.") for other in names]
+        if all(part in out for part in parts):
+            joined = torch.cat([out.pop(part) for part in parts])
+            out[name.replace(f".{names[0]}.", ".qkv.")] = joined
+    return out
+
+
+def _registers_apart(found: Tensors, _: nn.Module) -> Tensors:
+    """The class token's position is added to it: timm's networks with registers have none."""
+    if "register_tokens" not in found or "pos_embed" not in found or "cls_token" not in found:
+        return found
+    table, out = found["pos_embed"], dict(found)
+    out["reg_token"] = out.pop("register_tokens")
+    return {**out, "cls_token": out["cls_token"] + table[:, :1], "pos_embed": table[:, 1:]}
+
+
+def _hf(found: Tensors, model: nn.Module) -> Tensors:
+    return _registers_apart(_joined(found, ("query", "key", "value")), model)
+
+
+def _musk(found: Tensors, _: nn.Module) -> Tensors:
+    out = _joined(found, ("q_proj", "k_proj", "v_proj"))
+    if "positions" in out:
+        # Its first two rows are padding, from Fairseq.
+        out["pos_embed"] = out.pop("positions")[None, 2:]
+    return out
+
+
+def _dinov3(found: Tensors, model: nn.Module) -> Tensors:
+    """Biases of query, key and value that are all zero are left out, as in timm's network."""
+    wanted = model.state_dict()
+    return {
+        name: tensor
+        for name, tensor in found.items()
+        if name in wanted or not name.endswith("attn.qkv.bias") or tensor.any()
+    }
+
+
+HF: Rules = (
+    (r"^(vit|dinov2)\.", ""),
+    (r"^embeddings\.cls_token$", "cls_token"),
+    (r"^embeddings\.position_embeddings$", "pos_embed"),
+    (r"^embeddings\.register_tokens$", "register_tokens"),
+    (r"^embeddings\.patch_embeddings\.projection\.", "patch_embed.proj."),
+    (r"^encoder\.layer\.", "blocks."),
+    (r"\.attention\.attention\.", ".attn."),
+    (r"\.attention\.output\.dense\.", ".attn.proj."),
+    (r"^layernorm\.", "norm."),
+)
+HF_VIT: Rules = (
+    (r"\.layernorm_before\.", ".norm1."),
+    (r"\.layernorm_after\.", ".norm2."),
+    (r"\.intermediate\.dense\.", ".mlp.fc1."),
+    (r"\.output\.dense\.", ".mlp.fc2."),
+)
+# Meta's own: the blocks may be in chunks, each counted from the first block on.
+DINOV2: Rules = (
+    (r"^blocks\.\d+\.(\d+)\.", r"blocks.\1."),
+    (r"\.mlp\.w12\.", ".mlp.fc1."),
+    (r"\.mlp\.w3\.", ".mlp.fc2."),
+)
+HF_DINOV2: Rules = (
+    (r"\.layer_scale(\d)\.lambda1$", r".ls\1.gamma"),
+    (r"\.mlp\.weights_in\.", ".mlp.fc1."),
+    (r"\.mlp\.weights_out\.", ".mlp.fc2."),
+)
+DINOV3: Rules = (
+    (r"^storage_tokens$", "reg_token"),
+    (r"\.ls(\d)\.gamma$", r".gamma_\1"),
+    (r"\.mlp\.w1\.", ".mlp.fc1_g."),
+    (r"\.mlp\.w2\.", ".mlp.fc1_x."),
+    (r"\.mlp\.w3\.", ".mlp.fc2."),
+)
+MUSK: Rules = (
+    (r"^beit3\.(encoder\.)?", ""),
+    (r"\.A\.", "."),
+    (r"^vision_embed\.cls_token$", "cls_token"),
+    (r"^vision_embed\.proj\.", "patch_embed.proj."),
+    (r"^embed_positions\.weight$", "positions"),
+    (r"^layers\.", "blocks."),
+    (r"\.self_attn_layer_norm\.", ".norm1."),
+    (r"\.final_layer_norm\.", ".norm2."),
+    (r"\.self_attn\.inner_attn_ln\.", ".attn.norm."),
+    (r"\.self_attn\.out_proj\.", ".attn.proj."),
+    (r"\.self_attn\.", ".attn."),
+    (r"\.ffn\.ffn_layernorm\.", ".mlp.norm."),
+    (r"\.ffn\.", ".mlp."),
+    (r"^layer_norm\.", "norm."),
+)
+# Downsampling ends a stage in timm 0.5 and begins the next one now; "!" keeps a name from moving on.
+SWIN: Rules = (
+    (r"^model\.", ""),
+    (r"^layers\.0\.downsample\.", "layers.1.downsample!"),
+    (r"^layers\.1\.downsample\.", "layers.2.downsample!"),
+    (r"^layers\.2\.downsample\.", "layers.3.downsample!"),
+    (r"!", "."),
+    (r"^", "trunk."),
+)
+
+KINDS: dict[str, Keys] = {
+    "same": Keys(rename=_without_classifier),
+    "order": Keys(unused=r"_fc\.(weight|bias)", rename=_in_order),
+    "dinov2": Keys(unused=r"mask_token", rules=DINOV2, rename=_registers_apart, resample=as_timm),
+    "dinov3": Keys(
+        unused=r"mask_token|rope_embed\.periods|.*\.qkv\.bias_mask|local_cls_norm\..*",
+        rules=DINOV3,
+        rename=_dinov3,
+    ),
+    "gpfm": Keys(
+        unused=r"(teacher\.backbone\.)?mask_token|teacher\.(dino|ibot)_head\..*",
+        rules=((r"^teacher\.backbone\.", ""), *DINOV2),
+    ),
+    "hf_vit": Keys(unused=r"(vit\.)?pooler\..*", rules=(*HF, *HF_VIT), rename=_hf),
+    "hf_dinov2": Keys(
+        unused=r"(dinov2\.)?(embeddings\.)?mask_token",
+        rules=(*HF, *HF_DINOV2, *DINOV2),
+        rename=_hf,
+        resample=as_hugging_face,
+    ),
+    "conch": Keys(
+        unused=r"(text|text_decoder|visual\.attn_pool_caption|visual\.ln_caption)\..*"
+        r"|logit_scale|visual\.proj_contrast",
+        rules=((r"^visual\.", ""),),
+        resample=as_conch,
+    ),
+    "conch15": Keys(resample=as_conch15),
+    "ctranspath": Keys(unused=r".*\.(attn_mask|relative_position_index)", rules=SWIN),
+    "keep": Keys(
+        unused=r"text\..*|logit_scale",
+        rules=(
+            (r"^visual\.", "trunk."),
+            (r"^visual_head\.", "head."),
+            (r"\.(ls\d)\.weight$", r".\1.gamma"),
+        ),
+    ),
+    "musk": Keys(
+        unused=r".*\.B\..*|beit3\.text_embed\..*|beit3\.vision_embed\.mask_token"
+        r"|(language|vision)_head\..*|logit_scale",
+        rules=MUSK,
+        rename=_musk,
+        resample=as_hugging_face,
+    ),
+    "resnet50_layer3": Keys(unused=r"(layer4|fc)\..*"),
+}
