@@ -14,7 +14,7 @@ import sys
 import traceback
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from typer.exceptions import TyperException
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
         vacuum,
         verify,
     )
+    from ingest import Card
     from ingest.ray_extract import extract
     from ingest.ray_ingest import ingest
     from ingest.teachers import list_teachers
@@ -44,6 +45,7 @@ PACKAGES = ("cluster", "distill", "downstream", "examples", "featurestore", "ing
 
 #: The Python API: where each public name lives.
 PUBLIC = {
+    "Card": "ingest.cards",
     "Lake": "featurestore",
     "LakeConfig": "featurestore",
     "compact": "featurestore",
@@ -65,6 +67,7 @@ PUBLIC = {
 }
 
 __all__ = [
+    "Card",
     "Lake",
     "LakeConfig",
     "compact",
@@ -126,6 +129,14 @@ LakeArg = Annotated[str, typer.Argument(metavar="LAKE", help="Folder or URL of t
 JsonOpt = Annotated[bool, typer.Option("--json", help="Print one JSON object last on stdout.")]
 TeachersOpt = Annotated[
     list[str], typer.Option("--teacher", help="Name of a teacher; repeat for several.")
+]
+WeightsOpt = Annotated[
+    str | None,
+    typer.Option(
+        metavar="DIR",
+        help="Where weights are looked for first, as NAME.safetensors, NAME.pth or folders NAME as "
+        "the hub has them; SLIDELAKE_WEIGHTS if not given.",
+    ),
 ]
 MppsOpt = Annotated[
     list[float] | None, typer.Option("--mpp", help="Microns per pixel; repeat for several.")
@@ -317,20 +328,53 @@ def extract_command(
     lake: LakeArg,
     teacher: TeachersOpt,
     mpp: MppsOpt = None,
+    weights: WeightsOpt = None,
+    precision: Annotated[
+        Literal["float32", "float16", "bfloat16"] | None,
+        typer.Option(
+            help="Of new columns: float32 on CPUs and the card's own on GPUs if not given; columns "
+            "that are there go on in theirs."
+        ),
+    ] = None,
+    where: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SQL",
+            help="Only tiles for which this holds, as 'tissue > 0.5 AND pen < 0.05'; the features "
+            "of the others are NaN, and bags leave them out.",
+        ),
+    ] = None,
+    share: Annotated[
+        float | None, typer.Option(help="Only this share of the tiles, drawn by their keys.")
+    ] = None,
     address: AddressOpt = None,
     json_: JsonOpt = False,
 ) -> None:
-    """Run teachers on every tile that lacks their features.
+    """Run teachers on every tile that lacks their features. Each shard is read and decoded once.
 
-    Example: slidelake extract my-lake --teacher efficientnet_lite0
+    Examples: slidelake extract my-lake --teacher uni2_h --teacher virchow2:cls --weights ~/weights
+    or: slidelake extract my-lake --teacher my_encoder.py
+
+    A teacher is NAME or NAME:POOLING (cls, mean, cls+mean, own, patches, patches25), with @L12 for
+    the tokens after block 12, with @S1 for a stain variant of each tile; `slidelake teachers` lists
+    the names.
     """
     from ingest.ray_extract import extract
 
-    result = extract(lake, teacher, mpps=mpp, address=address)
+    result = extract(
+        lake,
+        teacher,
+        mpps=mpp,
+        weights=weights,
+        precision=precision,
+        where=where,
+        share=share,
+        address=address,
+    )
     lines = [f"slides {f['slide']} failed: {f['reason']}" for f in result.failed]
     lines += [
-        f"{name}: {counts['tiles']:,.0f} tiles, {counts['seconds']:.0f} s of computing, "
-        f"{counts['stall']:.1%} waiting for data"
+        f"{name}: {counts['tiles']:,.0f} tiles, {counts.get('tiles_per_s', 0):,.1f} tiles/s, "
+        f"{counts['seconds']:.0f} s of computing, {counts['stall']:.1%} waiting for data"
         for name, counts in result.teachers.items()
     ]
     _out(asdict(result), as_json=json_, text="\n".join(lines))
@@ -341,17 +385,25 @@ def extract_command(
 def stats_command(
     lake: LakeArg,
     teacher: TeachersOpt,
+    mpp: MppsOpt = None,
     holdout: Annotated[float, typer.Option(help="Share of patients left out.")] = 0.25,
     seed: SeedOpt = 0,
     at: AtOpt = None,
     json_: JsonOpt = False,
 ) -> None:
-    """Mean and covariance of teachers' features, over the patients that are not held out."""
+    """Mean, covariance and PHI-S rotation of teachers' features, without held-out patients.
+
+    Example: slidelake stats my-lake --teacher efficientnet_lite0 --mpp 0.5
+    """
     from distill.ray_train import stats
 
-    found = stats(lake, teacher, holdout=holdout, seed=seed, version=at)
-    text = f"{found['fitted']} fitted over {found['slides']} slides of training patients"
-    _out(found, as_json=json_, text=text)
+    found = stats(lake, teacher, mpps=mpp, holdout=holdout, seed=seed, version=at)
+    lines = [
+        f"{s['teacher']} at {s['mpp']} mpp: {s['rows']:,} tiles of {s['slides']} slides, lake "
+        f"version {s['lake_version']}, {'fitted' if s['new'] else 'kept'}: {s['path']}"
+        for s in found["sets"]
+    ]
+    _out(found, as_json=json_, text="\n".join(lines))
 
 
 @app.command("distill")
@@ -711,17 +763,19 @@ def teachers_command(
     lake: Annotated[
         str | None, typer.Argument(metavar="[LAKE]", help="Also list its students.")
     ] = None,
+    weights: WeightsOpt = None,
     json_: JsonOpt = False,
 ) -> None:
     """Which teachers are known, and whether their weights are here."""
     from featurestore import open_lake
     from ingest.teachers import list_teachers
 
-    rows = list_teachers(open_lake(lake).store if lake else None)
+    rows = list_teachers(open_lake(lake).store if lake else None, folder=weights)
     lines = [
-        f"{r['teacher']:24} {r['dim']:>5} dims  {'here' if r['available'] else 'missing':8}"
-        f" {r['licence']}"
-        for r in rows
+        f"{r['teacher']:20} {r['dim']:>5} dims  {r['mpp'] or '-':>5} mpp  "
+        f"{'here' if r['available'] else 'gated' if r['gated'] else 'missing':8}"
+        f"{', '.join(r['poolings']):16} {r['licence']}"
+        for r in sorted(rows, key=lambda r: not r["available"])
     ]
     _out({"teachers": rows}, as_json=json_, text="\n".join(lines))
 

@@ -24,7 +24,7 @@ from distill.student import Student, student_card
 from distill.targets import Standardiser
 from distill.train import Norms, State, measure, train_epoch
 from featurestore import Lake, mpp_name, open_lake, read_stats
-from ingest import find_card, student_folder
+from ingest import licence_of, student_folder
 from ingest.cards import card_json
 
 CHECKPOINT = "state.pt"
@@ -111,7 +111,7 @@ def _write_student(
     seconds: float,
 ) -> None:
     recipe, folder = _recipe_of(config), student_folder(config["student"])
-    licences = {t: find_card(lake.store, t).licence for t in recipe.teachers}
+    licences = {t: licence_of(lake.store, t) for t in recipe.teachers}
     card = student_card(recipe, config["student"], student.dim, licences)
     for file, part in (("model", student.trunk), ("heads", student.heads)):
         tensors = {key: value.contiguous() for key, value in part.state_dict().items()}

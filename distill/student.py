@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from distill.recipes import Recipe
 from ingest.cards import Card, Interpolation
-from ingest.encoder import build
+from ingest.networks import build
 
 MEAN = (0.5, 0.5, 0.5)
 STD = (0.5, 0.5, 0.5)

@@ -9,6 +9,7 @@ Shape letters: N tiles in a bag, D width of a feature set.
 from __future__ import annotations
 
 import hashlib
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from featurestore import Lake
 
 _CACHE_BYTES = 2**30
+# Every plus but that of the pooling `cls+mean`.
+_JOIN = re.compile(r"\+(?!mean(?:[@+]|$))")
 
 
 class BagError(ValueError):
@@ -61,10 +64,10 @@ class Tiles:
 def teachers_of(features: str) -> list[str]:
     """Teachers of a feature set.
 
-    >>> teachers_of("virchow2+uni2")
-    ['virchow2', 'uni2']
+    >>> teachers_of("virchow2:cls+mean+uni2")
+    ['virchow2:cls+mean', 'uni2']
     """
-    return features.split("+")
+    return _JOIN.split(features)
 
 
 def slide_tiles(lake: Lake, slide_id: str, features: str, *, mpp: float) -> Tiles:

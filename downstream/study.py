@@ -12,6 +12,7 @@ import re
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from downstream.bags import teachers_of
 from downstream.splits import assert_disjoint
 
 if TYPE_CHECKING:
@@ -165,7 +166,7 @@ def check_features(features: list[str]) -> tuple[str, ...]:
         msg = "no feature sets; name at least one teacher of the lake, or several joined by '+'"
         raise StudyError(msg)
     for name in features:
-        if features.count(name) > 1 or "" in name.split("+"):
+        if features.count(name) > 1 or "" in teachers_of(name):
             msg = f"feature set {name!r}; name each once, as one teacher or several joined by '+'"
             raise StudyError(msg)
     return tuple(features)

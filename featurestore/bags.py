@@ -18,7 +18,7 @@ from featurestore.selection import Selection
 
 @dataclass(frozen=True, kw_only=True)
 class Bag:
-    """All tiles of a slide at one mpp, sorted by (y, x).
+    """The tiles of a slide at one mpp that the teachers were asked for, sorted by (y, x).
 
     Attributes:
         slide_id: whose tiles.
@@ -58,7 +58,7 @@ def names_of(teachers: str | Sequence[str]) -> list[str]:
 
 
 def read_bag(reader: RowReader, selection: Selection, teachers: Sequence[str]) -> Bag:
-    """The bag of the only slide of a selection.
+    """The bag of the only slide of a selection, of the tiles that every teacher was asked for.
 
     Raises:
         DamageError: the rows found are not those that the catalog names.
@@ -66,4 +66,5 @@ def read_bag(reader: RowReader, selection: Selection, teachers: Sequence[str]) -
     located = selection.locate(np.arange(selection.tiles))
     rows = reader.read(located.ranges, teachers)
     selection.check(located, rows.tile_id)
-    return Bag(slide_id=selection.slide_ids[0], **vars(rows))
+    known = rows.known()
+    return Bag(slide_id=selection.slide_ids[0], **vars(rows if known is None else rows.take(known)))

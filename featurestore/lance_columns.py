@@ -17,6 +17,7 @@ from featurestore.schema import features_table
 from featurestore.storage import Store
 
 FLOAT16_MAX = 65504.0
+ABSENT_ROWS = 1024
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +59,8 @@ def to_float16(
 class ColumnWriter:
     """Writes one teacher's features of one fragment, slide after slide in row order.
 
+    Null are rows of which nothing will be known; NaN are tiles that the teacher was not asked for.
+
     Args:
         store: the lake's files.
         mpp: of the features table.
@@ -96,11 +99,19 @@ class ColumnWriter:
                 f"tiles; its column holds {dim} values a tile"
             )
             raise LakeError(msg)
-        stored = to_float16(features, tile_id, self.field.name)
+        self._write(slide, to_float16(features, tile_id, self.field.name))
+
+    def absent(self, slide: int, rows: int) -> None:
+        """Append NaN for the next tiles: they are not among those that were asked for."""
+        for start in range(0, rows, ABSENT_ROWS):
+            few = min(ABSENT_ROWS, rows - start)
+            self._write(slide, np.full((few, self.field.type.list_size), np.nan, np.float16))
+
+    def _write(self, slide: int, stored: npt.NDArray[np.float16]) -> None:
         self._crc[slide] = features_crc32(stored, self._crc.get(slide, 0))
         column = pa.FixedSizeListArray.from_arrays(pa.array(stored.ravel()), type=self.field.type)
         self._writer.write_batch(pa.record_batch([column], schema=self._schema))
-        self.rows += len(tile_id)
+        self.rows += len(stored)
 
     def skip(self, rows: int) -> None:
         """Append nulls for rows that get no features: deleted ones, or a slide's without any."""

@@ -84,6 +84,13 @@ class Rows:
             },
         )
 
+    def known(self) -> Int64Array | None:
+        """The rows that every teacher was asked for, None for all; the others have NaN."""
+        absent = np.zeros(len(self.tile_id), bool)
+        for array in self.by_teacher.values():
+            absent |= np.isnan(array[:, 0])
+        return np.flatnonzero(~absent) if absent.any() else None
+
     def take(self, which: Int64Array) -> Self:
         """A copy of some of the rows, in the given order."""
         return type(self)(

@@ -91,7 +91,10 @@ TILE_FIELDS = [
 ]
 TILE_COLUMNS = tuple(field.name for field in TILE_FIELDS)
 
-TEACHER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_:@-]{0,99}")
+# A plus stands in a pooling (`virchow2:cls+mean`) alone: elsewhere it joins teachers.
+TEACHER_NAME = re.compile(
+    r"(?=.{1,100}$)[A-Za-z0-9][A-Za-z0-9_@-]*(:[A-Za-z0-9_:@-]+(\+mean(@[A-Za-z0-9@]+)?)?)?"
+)
 IDENTITY_KEY = b"slidelake:identity"
 
 
@@ -134,7 +137,7 @@ def teacher_field(name: str, dim: int, identity: Mapping[str, Any]) -> pa.Field:
 
     Raises:
         LakeError: the name has other characters than letters, digits and `_ : @ -` (`+` joins
-            teachers in a feature set), or is that of a tile column.
+            teachers in a feature set, but for the pooling `cls+mean`), or is that of a tile column.
     """
     if not TEACHER_NAME.fullmatch(name) or name in TILE_COLUMNS:
         msg = (

@@ -100,10 +100,13 @@ class Bags(Dataset[TorchBag], Unforked):
         reader = self._lake.row_reader(mpp=self._selection.mpp)
         rows = reader.read(located.ranges, self._teachers)
         self._selection.check(located, rows.tile_id)
+        slide = np.repeat(np.arange(len(slides)), located.ranges.rows)
+        if (known := rows.known()) is not None:
+            rows, slide = rows.take(known), slide[known]
         return TorchBag(
             bag_id=self.ids[index],
             slide_ids=tuple(self._selection.slide_ids[slide] for slide in slides),
-            slide=torch.from_numpy(np.repeat(np.arange(len(slides)), located.ranges.rows)),
+            slide=torch.from_numpy(slide),
             tile_id=torch.from_numpy(rows.tile_id),
             x=torch.from_numpy(rows.x),
             y=torch.from_numpy(rows.y),

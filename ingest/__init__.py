@@ -1,17 +1,29 @@
 """Slides to tiles, and tiles to features: the two Ray Data jobs and what they are made of."""
 
-from ingest.cards import CARDS, Card
+from ingest.card_table import CARDS
+from ingest.cards import Card
 from ingest.errors import InputError, SlideError, TeacherError
-from ingest.teachers import find_card, list_teachers, load_teacher, student_folder
+from ingest.teachers import (
+    Teacher,
+    find_card,
+    find_teachers,
+    licence_of,
+    list_teachers,
+    load_encoder,
+    student_folder,
+)
 
 __all__ = [
     "CARDS",
     "Card",
     "InputError",
     "SlideError",
+    "Teacher",
     "TeacherError",
     "find_card",
+    "find_teachers",
+    "licence_of",
     "list_teachers",
-    "load_teacher",
+    "load_encoder",
     "student_folder",
 ]

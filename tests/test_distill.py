@@ -20,7 +20,7 @@ from distill.student import Student
 from distill.targets import Standardiser
 from distill.train import State, learning_rate, measure, student_pixels, train_epoch
 from featurestore import Lake, Moments, fit_stats, open_lake
-from ingest import load_teacher
+from ingest import find_teachers, load_encoder
 from ingest.ray_extract import extract
 from tests.conftest import TEACHERS
 
@@ -169,9 +169,10 @@ def test_too_few_tiles_make_one_small_step(lake: Lake) -> None:
 def test_pixels_and_features_are_of_the_same_tile(lake: Lake) -> None:
     (stream, _) = training_streams(lake, SMALL, slide_ids(lake))
     batch = next(iter(stream))
-    encoder = load_teacher(lake.store, TEACHERS[0])
+    (teacher,) = find_teachers(lake.store, TEACHERS[:1])
     assert batch.pixels is not None
-    again = encoder(batch.pixels[:9])
+    encoder = load_encoder(lake.store, teacher)
+    again = encoder(batch.pixels[:9], batch.tile_id[:9], teacher.outputs)[TEACHERS[0]]
     for ours, stored in zip(again, batch.features[TEACHERS[0]].astype(np.float32), strict=False):
         assert np.corrcoef(ours, stored)[0, 1] > 0.9999
 
@@ -256,6 +257,8 @@ def test_student_from_ray_train_to_a_teacher_in_the_lake(lake_copy: Path) -> Non
     bag = lake.bag(held[0], "tiny", mpp=2.0)
     (batch,) = lake.stream("tiny", mpp=2.0, slide_ids=[held[0]], pixels="uint8", shuffle=False)
     assert batch.pixels is not None
-    reference = load_teacher(lake.store, "tiny")(batch.pixels)
+    (teacher,) = find_teachers(lake.store, ["tiny"])
+    encoder = load_encoder(lake.store, teacher)
+    reference = encoder(batch.pixels, batch.tile_id, teacher.outputs)["tiny"]
     np.testing.assert_allclose(bag.features, reference, atol=2e-2)
     assert card["dim"] == bag.features.shape[1] == plain.num_features

@@ -6,17 +6,29 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import polars as pl
 import pytest
 import timm
 import torch
 from PIL import Image
-from torch import Tensor
 
-from featurestore import IdentityError, Lake, open_lake
-from ingest import CARDS, TeacherError, list_teachers, load_teacher
-from ingest.encoder import TimmEncoder, load_weights, preprocess, resized
-from ingest.ray_extract import Extractor, extract, plan
-from tests.conftest import REAL_SLIDE, TEACHERS, shard_samples
+from featurestore import IdentityError, Lake, LakeError, open_lake, verify
+from ingest import (
+    CARDS,
+    Teacher,
+    TeacherError,
+    find_teachers,
+    list_teachers,
+    load_encoder,
+)
+from ingest.encoder import decode
+from ingest.extractor import Choice, Extractor, Outcome, Unit
+from ingest.ray_extract import extract, plan
+from ingest.stain import stain_variant
+from ingest.weights_files import find_weights
+from tests.conftest import REAL_SLIDE, ROOT, TEACHERS, shard_samples
+
+ALL = Choice()
 
 
 @pytest.mark.parametrize("name", TEACHERS)
@@ -26,7 +38,7 @@ def test_column_equals_timm_on_the_stored_tiles(lake: Lake, name: str) -> None:
     bag = lake.bag(REAL_SLIDE.stem, name, mpp=2.0)
     row = next(r for r in lake.tiles_of(mpp=2.0).iter_rows(named=True)
                if r["slide_id"] == REAL_SLIDE.stem)  # fmt: skip
-    path = card.weights_path()
+    path = find_weights(card)
     assert path is not None
     model = timm.create_model(card.architecture, num_classes=1000).eval()
     state = torch.load(path, weights_only=True)
@@ -73,13 +85,35 @@ def test_new_slide_gets_the_old_teachers_and_no_other_is_run(
     extra.write_bytes(REAL_SLIDE.read_bytes())
     ingest(str(lake_copy), [str(extra)], CONFIG)
     old = open_lake(lake_copy)
-    units = plan(old, [TEACHERS[0]], [0.5])
+    units = plan(old, find_teachers(old.store, [TEACHERS[0]]), [0.5])
     assert [[row["slide_id"] for row in unit.slides] for unit in units] == [["extra"]]
     result = extract(str(lake_copy), [TEACHERS[0]], mpps=[0.5])
     lake = open_lake(lake_copy)
     same, new = (lake.bag(name, TEACHERS[0], mpp=0.5) for name in (REAL_SLIDE.stem, "extra"))
     np.testing.assert_array_equal(same.features, new.features)
     assert result.teachers[TEACHERS[0]]["tiles"] == len(new.tile_id)
+
+
+def run_unit(
+    extractor: Extractor, lake: Lake, teachers: list[Teacher], unit: Unit, threads: int = 1
+) -> Outcome:
+    """What an actor does with a unit, without the pool around it."""
+    given = {"store": lake.uri, "threads": threads, "gpu": False}
+    item = {"unit": pickle.dumps(unit), "teachers": pickle.dumps(teachers), **given}
+    outcome: Outcome = pickle.loads(extractor(item)["outcome"])
+    return outcome
+
+
+def fill(
+    lake: Lake, names: list[str], mpp: float = 2.0, *, threads: int = 1, choice: Choice = ALL
+) -> Lake:
+    """All that `extract` does, in this process."""
+    teachers, extractor = find_teachers(lake.store, names), Extractor()
+    for unit in plan(lake, teachers, [mpp], choice=choice):
+        outcome = run_unit(extractor, lake, teachers, unit, threads)
+        assert outcome.reason is None
+        lake.committer.commit_columns(mpp, outcome.files)
+    return lake.refreshed()
 
 
 def test_damaged_shard_fails_its_fragment_and_no_other(
@@ -91,13 +125,13 @@ def test_damaged_shard_fails_its_fragment_and_no_other(
     monkeypatch.setitem(CARDS, "twin", replace(CARDS[TEACHERS[0]], name="twin"))
     extractor = Extractor()
     reasons = {}
-    for unit in plan(lake, ["twin"], [2.0]):
-        item = {"unit": pickle.dumps(unit), "store": lake.uri, "threads": 1}
-        outcome = pickle.loads(extractor(item)["outcome"])
+    teachers = find_teachers(lake.store, ["twin"])
+    for unit in plan(lake, teachers, [2.0]):
+        outcome = run_unit(extractor, lake, teachers, unit)
         reasons[unit.fragment] = outcome.reason
         lake.committer.commit_columns(2.0, outcome.files)
     assert len(reasons) > 1
-    assert first["shard"] in reasons.pop(first["fragment"])
+    assert first["shard"] in str(reasons.pop(first["fragment"]))
     assert set(reasons.values()) == {None}
     (found,) = [f for f in lake.refreshed().info()["features"] if f["teacher"] == "twin"]
     assert not found["complete"]
@@ -118,55 +152,148 @@ def test_unknown_teacher_gets_a_hint(filled: Path) -> None:
         extract(str(filled), ["efficientnet_light0"])
 
 
-def test_weights_of_another_network_are_refused() -> None:
-    path = CARDS["efficientnet_lite1"].weights_path()
-    assert path is not None
-    with pytest.raises(TeacherError, match="tensors differ"):
-        TimmEncoder(CARDS["efficientnet_lite0"], path)
-
-
-def test_missing_weights_say_what_to_install(lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_weights_say_where_to_get_them(
+    lake: Lake, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     card = replace(CARDS["efficientnet_lite0"], name="absent", package="no-such-package")
     monkeypatch.setitem(CARDS, "absent", card)
-    with pytest.raises(TeacherError, match="install no-such-package; usable now: efficientnet"):
-        load_teacher(lake.store, "absent")
+    with pytest.raises(
+        TeacherError, match=r"install no-such-package; or put absent\.safetensors or"
+    ):
+        find_teachers(lake.store, ["absent"])
     assert {r["teacher"]: r["available"] for r in list_teachers()}["absent"] is False
+    there = find_weights(CARDS["efficientnet_lite0"])
+    assert there is not None
+    (tmp_path / "absent.pth").write_bytes(there.read_bytes())
+    (found,) = find_teachers(lake.store, ["absent"], folder=str(tmp_path))
+    assert found.sha256 == find_teachers(lake.store, ["efficientnet_lite0"])[0].sha256
+    rows = list_teachers(folder=str(tmp_path))
+    assert {r["teacher"]: r["available"] for r in rows}["absent"] is True
+    monkeypatch.setenv("SLIDELAKE_WEIGHTS", str(tmp_path))
+    assert find_weights(card) == tmp_path / "absent.pth"
 
 
-def test_a_pickle_is_not_unpickled(tmp_path: Path) -> None:
-    class Bomb:
-        def __reduce__(self) -> tuple[object, tuple[str]]:
-            return (Path.touch, (tmp_path / "exploded",))  # type: ignore[return-value]
-
-    path = tmp_path / "weights.pth"
-    torch.save({"weight": Bomb()}, path)
-    model = torch.nn.Linear(1, 1)
-    with pytest.raises(pickle.UnpicklingError):
-        load_weights(model, path, CARDS["efficientnet_lite0"])
-    assert not (tmp_path / "exploded").exists()
+def test_gated_weights_say_whom_to_ask(lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a network the hub can't be asked; what it has in its cache is looked for first."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(TeacherError, match="MahmoodLab/UNI2-h, which asks for its licence"):
+        find_teachers(lake.store, ["uni2_h"])
 
 
-def test_preprocessing_is_that_of_the_card() -> None:
-    tiles = np.random.default_rng(0).integers(0, 256, (2, 8, 8, 3)).astype(np.uint8)
-    mean, std = (0.1, 0.2, 0.3), (0.4, 0.5, 0.6)
-    wanted: Tensor = torch.from_numpy(tiles).permute(0, 3, 1, 2) / 255
-    wanted = (wanted - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[:, None, None]
-    torch.testing.assert_close(preprocess(tiles, mean, std), wanted, atol=1e-5, rtol=1e-5)
+def test_changed_weights_are_not_run(lake: Lake, tmp_path: Path) -> None:
+    """As when a worker of a cluster has another file of that name than the driver."""
+    there = find_weights(CARDS["efficientnet_lite0"])
+    assert there is not None
+    (teacher,) = find_teachers(lake.store, ["efficientnet_lite0"])
+    other = find_weights(CARDS["efficientnet_lite1"])
+    assert other is not None
+    (tmp_path / "efficientnet_lite0.pth").write_bytes(other.read_bytes())
+    with pytest.raises(TeacherError, match="other weights of 'efficientnet_lite0'"):
+        load_encoder(lake.store, replace(teacher, folder=str(tmp_path)))
 
 
-def test_resizing_is_that_of_pil() -> None:
-    tiles = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3)).astype(np.uint8)
-    for side in (32, 56, 80):
-        wanted = [
-            np.asarray(Image.fromarray(tile).resize((side, side), Image.Resampling.BICUBIC))
-            for tile in tiles
-        ]
-        gap = np.abs(resized(tiles, side, "bicubic").astype(int) - np.stack(wanted))
-        assert gap.max() <= 1
-    assert resized(tiles, 64, "bicubic") is tiles
+OWN = ROOT / "examples" / "own_encoder.py"
 
 
-def test_numbers_do_not_depend_on_threads(lake: Lake) -> None:
-    tiles = np.random.default_rng(0).integers(0, 256, (9, 256, 256, 3)).astype(np.uint8)
-    one, two = (load_teacher(lake.store, TEACHERS[0], threads=n)(tiles) for n in (1, 2))
-    np.testing.assert_array_equal(one, two)
+def test_an_encoder_of_ones_own(lake_copy: Path, tmp_path: Path) -> None:
+    lake = fill(open_lake(lake_copy), [str(OWN)])
+    row = lake.tiles_of(mpp=2.0).row(0, named=True)
+    bag = lake.bag(row["slide_id"], "colour-moments", mpp=2.0)
+    tiles = shard_samples(lake.store.path(row["shard"]))
+    for key, feature in zip(bag.tile_id.tolist(), bag.features, strict=True):
+        pixels = np.asarray(Image.open(io.BytesIO(tiles[key]["jpg"])), np.float32) / 127.5 - 1
+        assert np.abs(feature[:3] - pixels.mean(axis=(0, 1))).max() < 0.01
+    changed = tmp_path / "own.py"
+    changed.write_text(OWN.read_text().replace("clamp_min(0)", "clamp_min(1e-9)"))
+    with pytest.raises(IdentityError, match="differs in: weights_sha256"):
+        fill(lake, [str(changed)])
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("x = 1", "must define CARD, a slidelake.Card, and build"),
+        ("import nowhere_at_all", "can't be run: ModuleNotFoundError"),
+        ("def build(:", "can't be run: SyntaxError"),
+        (OWN.read_text().replace("colour-moments", "uni"), "which is a teacher of slidelake's own"),
+        (OWN.read_text() + "\nWEIGHTS = 'nowhere.pth'", "its WEIGHTS, nowhere.pth, are not a file"),
+    ],
+)
+def test_files_that_are_no_encoders(lake: Lake, tmp_path: Path, text: str, reason: str) -> None:
+    path = tmp_path / "own.py"
+    path.write_text(text)
+    with pytest.raises(TeacherError, match=reason):
+        find_teachers(lake.store, [str(path)])
+    with pytest.raises(TeacherError, match="can't be read"):
+        find_teachers(lake.store, [str(tmp_path / "none.py")])
+
+
+def test_a_wrong_dim_is_refused_before_anything_is_written(lake_copy: Path, tmp_path: Path) -> None:
+    path = tmp_path / "own.py"
+    path.write_text(OWN.read_text().replace("dim=30", "dim=31").replace("colour-", "wrong-"))
+    lake = open_lake(lake_copy)
+    teachers = find_teachers(lake.store, [str(path)])
+    outcome = run_unit(Extractor(), lake, teachers, plan(lake, teachers, [2.0])[0])
+    assert "gave [30] values a tile; its card says 31" in str(outcome.reason)
+    assert not outcome.files
+
+
+def test_what_is_not_finite_is_refused_and_the_tile_named(lake_copy: Path, tmp_path: Path) -> None:
+    path = tmp_path / "own.py"
+    text = OWN.read_text().replace(
+        "return torch.cat(found, dim=1)", "return torch.cat(found, 1) / 0"
+    )
+    path.write_text(text.replace("colour-moments", "infinite"))
+    lake = open_lake(lake_copy)
+    teachers = find_teachers(lake.store, [str(path)])
+    unit = plan(lake, teachers, [2.0])[0]
+    outcome = run_unit(Extractor(), lake, teachers, unit)
+    first = lake.bag(unit.slides[0]["slide_id"], TEACHERS[0], mpp=2.0).tile_id[0]
+    assert f"NaN or infinite for tile {first}" in str(outcome.reason)
+
+
+def test_tiles_that_were_not_asked_for(lake_copy: Path) -> None:
+    """Their rows are NaN, bags leave them out, and everything still sums to what it should."""
+    lake = open_lake(lake_copy)
+    choice = Choice(where="tissue > 0.6 AND x % 512 = 0", share=0.7)
+    lake = fill(lake, [f"{TEACHERS[0]}@S1", str(OWN)], mpp=0.5, choice=choice, threads=2)
+    tiles = lake.tiles(mpp=0.5).filter((pl.col("tissue") > 0.6) & (pl.col("x") % 512 == 0))
+    asked = set(tiles.collect()["tile_id"])
+    found: set[int] = set()
+    for slide in lake.tiles_of(mpp=0.5)["slide_id"]:
+        names = ["colour-moments", f"{TEACHERS[0]}@S1"]
+        bag = lake.bag(slide, names, mpp=0.5)
+        assert np.isfinite(bag.features).all()
+        found |= set(bag.tile_id.tolist())
+    assert found < asked
+    assert 0.55 < len(found) / len(asked) < 0.85
+    frame = lake.features("colour-moments", mpp=0.5).collect()
+    known = frame.filter(~pl.col("colour-moments").arr.first().is_nan())
+    assert set(known["tile_id"]) == found
+    assert verify(lake).ok
+    with pytest.raises(IdentityError, match="differs in: share, where"):
+        fill(lake, [str(OWN)], mpp=0.5)
+    assert not plan(lake, find_teachers(lake.store, [str(OWN)]), [0.5], choice=choice)
+
+
+def test_questions_that_tiles_can_not_answer(lake_copy: Path) -> None:
+    with pytest.raises(LakeError, match=r"--where 'tisue > 1' can't be asked of tiles \(tile_id,"):
+        extract(str(lake_copy), TEACHERS, where="tisue > 1")
+    with pytest.raises(LakeError, match="share 0 given"):
+        extract(str(lake_copy), TEACHERS, share=0)
+
+
+def test_stain_variants_are_those_of_the_tiles(lake_copy: Path) -> None:
+    lake = fill(open_lake(lake_copy), [f"{TEACHERS[0]}@S1", TEACHERS[0]])
+    row = lake.tiles_of(mpp=2.0).row(0, named=True)
+    plain, varied = (
+        lake.bag(row["slide_id"], name, mpp=2.0) for name in (TEACHERS[0], f"{TEACHERS[0]}@S1")
+    )
+    assert (plain.features != varied.features).any(axis=1).all()
+    samples = shard_samples(lake.store.path(row["shard"]))
+    tiles = np.stack([decode(samples[key]["jpg"]) for key in varied.tile_id.tolist()])
+    (teacher,) = find_teachers(lake.store, [TEACHERS[0]])
+    seen = stain_variant(tiles, varied.tile_id, 1)
+    direct = load_encoder(lake.store, teacher)(seen, varied.tile_id, teacher.outputs)
+    np.testing.assert_array_equal(varied.features, direct[TEACHERS[0]].astype(np.float16))

@@ -1,0 +1,233 @@
+"""Teachers over the tiles of one fragment: what an actor of the job does. No Ray in here.
+
+Shards are read once and decoded once, ahead of the networks; every teacher sees the same tiles.
+"""
+
+import pickle
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from featurestore import ColumnFile, ColumnWriter, ShardReader, Store
+from featurestore.lance_tables import open_table
+from featurestore.schema import features_table, identity_of
+from ingest.cards import Precision
+from ingest.errors import SlideError
+from ingest.outputs import Output, in_share, only
+from ingest.stain import stain_variant
+from ingest.teachers import Teacher, load_encoder
+
+if TYPE_CHECKING:
+    import lance
+
+    from ingest.encoder import Encoder
+
+BATCH_TILES, GPU_BATCH_TILES = 32, 256
+
+Row = dict[str, Any]
+Int64Array = npt.NDArray[np.int64]
+RgbArray = npt.NDArray[np.uint8]
+FloatArray = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """Which tiles teachers are run on; the others' features are NaN.
+
+    Attributes:
+        where: a predicate on the tiles' columns, as `tissue > 0.5 AND pen < 0.05`; None for all.
+        share: of the tiles, the same ones for every teacher; None for all.
+    """
+
+    where: str | None = None
+    share: float | None = None
+
+    def identity(self) -> dict[str, Any]:
+        """What of it decides the numbers of a column."""
+        found = {"where": self.where, "share": self.share}
+        return {name: value for name, value in found.items() if value is not None}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Unit:
+    """A fragment to run teachers on, with the catalog rows of the slides in it."""
+
+    mpp: float
+    fragment: int
+    fields: tuple[pa.Field, ...]
+    slides: tuple[Row, ...]
+    rows: int
+    choice: Choice = Choice()
+
+    @property
+    def tiles(self) -> int:
+        """Rows of the fragment."""
+        return sum(int(row["tiles"]) for row in self.slides)
+
+
+@dataclass(kw_only=True)
+class Outcome:
+    """What became of a unit: its files, or the reason why there are none.
+
+    Attributes:
+        unit: what was to be done.
+        files: one for each column.
+        seconds: of computing, by column.
+        waited_s: for tiles to be read and decoded.
+        reason: why it failed.
+    """
+
+    unit: Unit
+    files: list[ColumnFile] = field(default_factory=list)
+    seconds: dict[str, float] = field(default_factory=dict)
+    waited_s: float = 0.0
+    reason: str | None = None
+
+
+class Extractor:
+    """The actor: takes fragment after fragment, and builds each network once."""
+
+    def __init__(self) -> None:
+        self._encoders: dict[tuple[str, Precision], Encoder] = {}
+
+    def __call__(self, item: Row) -> Row:
+        """Take one pickled unit and give back its pickled outcome."""
+        unit: Unit = pickle.loads(item["unit"])
+        self._store, self._threads = Store(item["store"]), int(item["threads"])
+        self._device = "cuda" if item["gpu"] else "cpu"
+        outcome = Outcome(unit=unit)
+        try:
+            self._fill(outcome, pickle.loads(item["teachers"]))
+        except Exception as error:  # noqa: BLE001 - the other fragments go on
+            outcome.files, outcome.reason = [], f"{type(error).__name__}: {error}"
+        return {"outcome": pickle.dumps(outcome)}
+
+    def _encoder(self, teacher: Teacher, precision: Precision) -> "Encoder":
+        key = (teacher.card.name, precision)
+        if key not in self._encoders:
+            self._encoders[key] = load_encoder(
+                self._store,
+                teacher,
+                threads=self._threads,
+                device=self._device,
+                precision=precision,
+            )
+        return self._encoders[key]
+
+    def _fill(self, outcome: Outcome, teachers: Sequence[Teacher]) -> None:
+        unit, store = outcome.unit, self._store
+        outcome.seconds = dict.fromkeys((found.name for found in unit.fields), 0.0)
+        work = list(self._work(unit, teachers))
+        writers = {f.name: ColumnWriter(store, unit.mpp, f, unit.fragment) for f in unit.fields}
+        table = open_table(store, features_table(unit.mpp)).get_fragment(unit.fragment)
+        for row in unit.slides:
+            for writer in writers.values():
+                writer.skip(row["row_start"] - writer.rows)
+            ids, rows = _asked(table, row, unit.choice)
+            for places, tiles in self._batches(row, ids, rows, outcome):
+                for name, values in _run(work, tiles, ids[places], outcome):
+                    _put(writers[name], row, ids, places, values)
+            for writer in writers.values():
+                writer.absent(row["slide"], len(ids) + row["row_start"] - writer.rows)
+        for writer in writers.values():
+            writer.skip(unit.rows - writer.rows)
+        outcome.files = [writer.finish() for writer in writers.values()]
+
+    def _work(
+        self, unit: Unit, teachers: Sequence[Teacher]
+    ) -> Iterator[tuple["Encoder", list[Output]]]:
+        """Each network with the columns that it gives at once: of one precision and stain."""
+        precision_of = {found.name: identity_of(found)["precision"] for found in unit.fields}
+        for teacher in teachers:
+            groups: dict[tuple[Precision, int | None], list[Output]] = {}
+            for output in only(teacher.outputs, list(precision_of)):
+                key = (precision_of[output.column], output.stain)
+                groups.setdefault(key, []).append(output)
+            for (precision, _), outputs in groups.items():
+                yield self._encoder(teacher, precision), outputs
+
+    def _batches(
+        self, row: Row, ids: Int64Array, rows: Int64Array, outcome: Outcome
+    ) -> Iterator[tuple[Int64Array, RgbArray]]:
+        """Some tiles of a slide, decoded ahead while the networks work on those before."""
+        size = GPU_BATCH_TILES if self._device == "cuda" else BATCH_TILES
+        with (
+            ShardReader(self._store, row["shard"]) as shard,
+            ThreadPoolExecutor(self._threads) as pool,
+        ):
+            if not np.array_equal(shard.tile_id, ids):
+                msg = f"shard {row['shard']} does not hold the tiles of slide {row['slide_id']}"
+                raise SlideError(msg)
+            ahead: deque[tuple[Int64Array, Future[RgbArray]]] = deque()
+            waiting = [rows[at : at + size] for at in range(0, len(rows), size)][::-1]
+            while waiting or ahead:
+                while waiting and len(ahead) <= self._threads:
+                    places = waiting.pop()
+                    ahead.append((places, pool.submit(_decoded, shard, places)))
+                at = time.perf_counter()
+                places, future = ahead.popleft()
+                tiles = future.result()
+                outcome.waited_s += time.perf_counter() - at
+                yield places, tiles
+
+
+def _asked(table: "lance.LanceFragment", row: Row, choice: Choice) -> tuple[Int64Array, Int64Array]:
+    """Keys of all tiles of a slide, and the places among them of those that are asked for."""
+    # By number, not by place: rows of a slide that was scanned again may be deleted.
+    here = f"slide = {row['slide']}"
+    ids = _keys(table, here)
+    if choice.where is None and choice.share is None:
+        return ids, np.arange(len(ids))
+    wanted = ids if choice.where is None else _keys(table, f"{here} AND ({choice.where})")
+    asked = np.isin(ids, wanted)
+    if choice.share is not None:
+        asked &= in_share(ids, choice.share)
+    return ids, np.flatnonzero(asked)
+
+
+def _keys(table: "lance.LanceFragment", where: str) -> Int64Array:
+    found: Int64Array = (
+        table.scanner(columns=["tile_id"], filter=where).to_table()["tile_id"].to_numpy()
+    )
+    return found
+
+
+def _decoded(shard: ShardReader, places: Int64Array) -> RgbArray:
+    from ingest.encoder import decode
+
+    return np.stack([decode(shard.jpeg(place)) for place in places.tolist()])
+
+
+def _run(
+    work: Sequence[tuple["Encoder", list[Output]]],
+    tiles: RgbArray,
+    tile_id: Int64Array,
+    outcome: Outcome,
+) -> Iterator[tuple[str, FloatArray]]:
+    """What the networks give of some tiles, by column."""
+    for encoder, outputs in work:
+        at = time.perf_counter()
+        stain = outputs[0].stain
+        seen = stain_variant(tiles, tile_id, stain) if stain else tiles
+        found = encoder(seen, tile_id, outputs)
+        each = (time.perf_counter() - at) / len(outputs)
+        for name, values in found.items():
+            outcome.seconds[name] += each
+            yield name, values
+
+
+def _put(
+    writer: ColumnWriter, row: Row, ids: Int64Array, places: Int64Array, values: FloatArray
+) -> None:
+    """Write what is known of some tiles of a slide; those between them are not asked for."""
+    for run in np.split(np.arange(len(places)), np.flatnonzero(np.diff(places) != 1) + 1):
+        written = writer.rows - row["row_start"]
+        writer.absent(row["slide"], int(places[run[0]]) - written)
+        writer.add(row["slide"], ids[places[run]], values[run])

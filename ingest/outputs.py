@@ -1,0 +1,152 @@
+"""What of a teacher becomes a column: `virchow2:cls+mean`, `uni:mean@L12`, `uni2_h:patches25`.
+
+A name is a card's, then what is taken of its tokens, then the block after which they are taken:
+
+- `cls`, `mean` (of the patch tokens), `cls+mean`, `own` (what the network's own head makes of
+  them);
+- `patches`: all patch tokens, row after row, prefix tokens left out; `patches25`: 25 of them, other
+  ones for each tile, whose places in the grid are in the column `...:places25`;
+- `@L12`: after the 12th block and the final norm; after the last one if it is not given;
+- `@S1`: of the first stain variant of each tile (see `stain.py`), not of the tile as it is.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ingest.cards import Card
+from ingest.errors import TeacherError
+
+NAME = re.compile(
+    r"(?P<card>[A-Za-z0-9_-]+)(:(?P<what>[a-z+]+)(?P<sample>[1-9][0-9]*)?)?"
+    r"(@L(?P<layer>[1-9][0-9]*))?(@S(?P<stain>[1-9][0-9]*))?"
+)
+SAMPLED = ("patches", "places")
+# Places are kept as float16 like all else, which holds whole numbers exactly up to this.
+MOST_PLACES = 2048
+
+Int64Array = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Output:
+    """One column of a teacher.
+
+    Attributes:
+        column: its name in the lake.
+        what: `cls`, `mean`, `cls+mean`, `own`, `patches` or `places`.
+        sample: how many patch tokens of each tile are taken; all if None.
+        layer: the block after which tokens are taken, from 1; the last if None.
+        stain: number of the stain variant; None for the tile as it is.
+        dim: values for each tile.
+    """
+
+    column: str
+    what: str
+    sample: int | None
+    layer: int | None
+    stain: int | None
+    dim: int
+
+    def identity(self) -> dict[str, Any]:
+        """What of it decides the numbers."""
+        found = {"pooling": self.what, "dim": self.dim, "sample": self.sample}
+        found |= {"layer": self.layer, "stain": self.stain}
+        return {name: value for name, value in found.items() if value is not None}
+
+
+def card_name(teacher: str) -> str:
+    """The card that a teacher's name begins with.
+
+    Raises:
+        TeacherError: it is no such name.
+    """
+    return _parsed(teacher)["card"] or ""
+
+
+def _parsed(teacher: str) -> dict[str, str | None]:
+    found = NAME.fullmatch(teacher)
+    if found is None:
+        msg = f"'{teacher}' names no teacher: give NAME, NAME:POOLING, NAME:POOLING@L12 or @S1"
+        raise TeacherError(msg)
+    return found.groupdict()
+
+
+def outputs_of(teacher: str, card: Card) -> list[Output]:
+    """The columns that a teacher's name asks for: one, or two where patch tokens are sampled.
+
+    Where a card has several poolings, its column names the pooling.
+
+    Raises:
+        TeacherError: the card has no such pooling, tokens or number of them.
+    """
+    parts = _parsed(teacher)
+    what = parts["what"] or card.poolings[0]
+    sample, layer, stain = (int(parts[name] or 0) or None for name in ("sample", "layer", "stain"))
+    _check(teacher, card, what, sample, layer)
+    whats = [what] if sample is None else SAMPLED
+    return [_output(card, name, sample, layer, stain) for name in whats]
+
+
+def _output(
+    card: Card, what: str, sample: int | None, layer: int | None, stain: int | None
+) -> Output:
+    at = (f"@L{layer}" if layer else "") + (f"@S{stain}" if stain else "")
+    plain = len(card.poolings) == 1 and what == card.poolings[0]
+    column = card.name if plain else f"{card.name}:{what}{sample or ''}"
+    tokens = sample or (card.grid[0] * card.grid[1] if card.grid else 0)
+    dims = {"patches": tokens * card.dim, "places": tokens}
+    dim = dims[what] if what in dims else card.pooled_dim(what)  # type: ignore[arg-type]
+    return Output(column=column + at, what=what, sample=sample, layer=layer, stain=stain, dim=dim)
+
+
+def _check(teacher: str, card: Card, what: str, sample: int | None, layer: int | None) -> None:
+    patches = card.grid[0] * card.grid[1] if card.grid else 0
+    known = (*card.poolings, *(("mean", "patches") if patches else ()))
+    if what not in known:
+        msg = f"'{teacher}': {card.name} gives {', '.join(dict.fromkeys(known))}, not {what}"
+        raise TeacherError(msg)
+    if sample is not None and (what != "patches" or not sample < patches <= MOST_PLACES):
+        msg = f"'{teacher}': {card.name} has {patches} patch tokens a tile, not {sample} of {what}"
+        raise TeacherError(msg)
+    if layer is not None and (not patches or what == "own"):
+        msg = f"'{teacher}': {card.name} gives {what} of its last block alone"
+        raise TeacherError(msg)
+
+
+def places(tile_id: Int64Array, patches: int, sample: int) -> Int64Array:
+    """Which patch tokens of each tile are kept, ascending [B, sample]; a function of the key.
+
+    Args:
+        tile_id: keys [B].
+        patches: tokens of a tile.
+        sample: how many of them are kept.
+    """
+    first: npt.NDArray[np.uint64] = tile_id.astype(np.uint64) * np.uint64(patches)
+    each: npt.NDArray[np.uint64] = first[:, None] + np.arange(patches).astype(np.uint64)
+    mixed = _mix(each)
+    return np.sort(np.argsort(mixed, axis=1, kind="stable")[:, :sample], axis=1)
+
+
+def in_share(tile_id: Int64Array, share: float) -> npt.NDArray[np.bool_]:
+    """Which tiles [B] are in a share of all; a function of the key."""
+    drawn = (_mix(tile_id.astype(np.uint64)) >> np.uint64(11)).astype(np.float64)
+    asked: npt.NDArray[np.bool_] = drawn < share * 2.0**53
+    return asked
+
+
+def _mix(x: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+    """SplitMix64's finaliser (Steele, Lea, Flood 2014): as good as random, the same everywhere."""
+    x = x + np.uint64(0x9E3779B97F4A7C15)
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
+
+
+def only(outputs: Sequence[Output], columns: Sequence[str]) -> list[Output]:
+    """Those outputs that are asked."""
+    return [output for output in outputs if output.column in columns]

@@ -1,0 +1,77 @@
+"""An encoder of a user's own: one Python file with a `CARD` and a function `build`.
+
+Such a file is run as it is, so only one that the user names in the command is ever read; none comes
+out of a lake. See `examples/own_encoder.py`.
+"""
+
+import importlib.util
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ingest.cards import Card
+from ingest.errors import TeacherError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+SUFFIX = ".py"
+
+
+def own_card(source: str, where: str) -> tuple[Card, Path | None]:
+    """The card that a file defines, and the weights that it names, if it does.
+
+    Args:
+        source: its text.
+        where: its path, for messages.
+
+    Raises:
+        TeacherError: it can't be run, or defines no card or no `build`.
+    """
+    module = _module(source, where)
+    card, weights = getattr(module, "CARD", None), getattr(module, "WEIGHTS", None)
+    if not isinstance(card, Card) or not callable(getattr(module, "build", None)):
+        msg = f"{where} must define CARD, a slidelake.Card, and build(), which gives the network"
+        raise TeacherError(msg)
+    path = None if weights is None else Path(weights)
+    if path is not None and not path.is_file():
+        msg = f"{where}: its WEIGHTS, {path}, are not a file on this machine"
+        raise TeacherError(msg)
+    return card, path
+
+
+def own_network(source: str, where: str) -> "nn.Module":
+    """The network that a file builds, with timm's protocol around it if it has none.
+
+    Raises:
+        TeacherError: the file can't be run, or builds no network.
+    """
+    from ingest.encoder import Plain
+
+    module = _module(source, where)
+    try:
+        network = module.build()
+    except Exception as error:
+        msg = f"{where}: build() failed: {type(error).__name__}: {error}"
+        raise TeacherError(msg) from error
+    if hasattr(network, "forward_features"):
+        found: nn.Module = network
+        return found
+    return Plain(network, module.CARD.prefix_tokens)
+
+
+def _module(source: str, where: str) -> Any:  # noqa: ANN401 - what a module has is its own
+    with tempfile.TemporaryDirectory(prefix="slidelake-") as folder:
+        path = Path(folder) / Path(where).name
+        path.write_text(source)
+        spec = importlib.util.spec_from_file_location("slidelake_own_encoder", path)
+        if spec is None or spec.loader is None:
+            msg = f"{where} is no Python file"
+            raise TeacherError(msg)
+        module = importlib.util.module_from_spec(spec)
+        try:
+            spec.loader.exec_module(module)
+        except Exception as error:
+            msg = f"{where} can't be run: {type(error).__name__}: {error}"
+            raise TeacherError(msg) from error
+    return module

@@ -1,0 +1,92 @@
+"""Where a teacher's weights are: in a folder of the user's, a package, the hub's cache, or the hub.
+
+Nothing is downloaded unless it is asked for: `slidelake teachers` only looks.
+"""
+
+import importlib.util
+import os
+from pathlib import Path
+
+from ingest.cards import Card
+from ingest.errors import TeacherError
+
+FOLDER = "SLIDELAKE_WEIGHTS"
+SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
+
+
+def find_weights(card: Card, folder: str | None = None) -> Path | None:
+    """The weights' file on this machine, or None.
+
+    Args:
+        card: of the teacher.
+        folder: a folder of weights; the one that SLIDELAKE_WEIGHTS names if None. In it are
+            `NAME.safetensors` (or .pth, .pt, .bin), or folders `NAME` as the hub has them.
+    """
+    given = folder or os.environ.get(FOLDER)
+    return (_in_folder(card, Path(given)) if given else None) or _in_package(card) or _cached(card)
+
+
+def _in_folder(card: Card, folder: Path) -> Path | None:
+    files = [folder / f"{card.name}{suffix}" for suffix in SUFFIXES]
+    files += [folder / card.name / name for name in card.files]
+    inside = folder / card.name
+    if inside.is_dir():
+        files += [path for suffix in SUFFIXES for path in sorted(inside.glob(f"*{suffix}"))]
+    return next((path for path in files if path.is_file()), None)
+
+
+def _in_package(card: Card) -> Path | None:
+    if card.package is None or card.weights is None:
+        return None
+    spec = importlib.util.find_spec(card.package.replace("-", "_"))
+    if spec is None or not spec.submodule_search_locations:
+        return None
+    path = Path(spec.submodule_search_locations[0]) / card.weights
+    return path if path.is_file() else None
+
+
+def _cached(card: Card) -> Path | None:
+    if card.hub is None:
+        return None
+    from huggingface_hub import try_to_load_from_cache
+
+    found = (try_to_load_from_cache(card.hub, name) for name in card.files)
+    return next((Path(path) for path in found if isinstance(path, str)), None)
+
+
+def fetch_weights(card: Card) -> Path:
+    """The weights from the hub, with the user's own token.
+
+    Raises:
+        TeacherError: there is no such place, no network, or no right to them.
+    """
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError, GatedRepoError, HfHubHTTPError
+
+    why = "they are on no hub"
+    for name in card.files if card.hub else ():
+        try:
+            return Path(hf_hub_download(str(card.hub), name))
+        except GatedRepoError:
+            why = f"ask for access on the hub's page of {card.hub}, and run `hf auth login`"
+            break
+        except EntryNotFoundError:
+            why = f"{card.hub} has no {name}"
+        except (HfHubHTTPError, OSError, ValueError) as error:
+            why = f"{card.hub} can't be reached ({type(error).__name__})"
+            break
+    raise TeacherError(missing(card, why))
+
+
+def missing(card: Card, why: str) -> str:
+    """One line on how to get a teacher's weights."""
+    files = f"{card.name}.safetensors or {card.name}.pth"
+    if card.package:
+        where = f"install {card.package}"
+    else:
+        gate = ", which asks for its licence to be accepted first" if card.gated else ""
+        where = f"they come from {card.hub or card.source}{gate}: {why}"
+    return (
+        f"the weights of '{card.name}' are not on this machine: {where}; or put {files} into the "
+        f"folder that --weights or {FOLDER} names"
+    )

@@ -1,0 +1,163 @@
+"""The encoder itself: preprocessing, tokens, and numbers that depend on nothing but the tile."""
+
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torchvision.transforms import v2
+
+from featurestore import tile_ids
+from ingest.cards import Card
+from ingest.encoder import Encoder, Plain, cropped, preprocess, resized
+from ingest.errors import TeacherError
+from ingest.outputs import outputs_of, places
+
+KEYS = tile_ids(3, 0.5, np.arange(70) // 10, np.arange(70) % 10)
+VIT = Card(
+    name="vit",
+    architecture="vit_tiny_patch16_224",
+    dim=192,
+    input_px=64,
+    mean=(0.5, 0.4, 0.6),
+    std=(0.2, 0.3, 0.25),
+    poolings=("cls", "cls+mean"),
+    prefix_tokens=5,
+    patch_px=16,
+)
+
+
+def vit(**arguments: object) -> nn.Module:
+    torch.manual_seed(0)
+    model: nn.Module = timm.create_model(
+        "vit_tiny_patch16_224", img_size=64, reg_tokens=4, depth=3, num_classes=0, **arguments
+    )
+    return model
+
+
+@pytest.fixture(scope="module")
+def tiles() -> np.typing.NDArray[np.uint8]:
+    return np.random.default_rng(0).integers(0, 256, (70, 64, 64, 3)).astype(np.uint8)
+
+
+def encode(
+    encoder: Encoder, tiles: np.typing.NDArray[np.uint8], *names: str
+) -> dict[str, np.typing.NDArray[np.float32]]:
+    outputs = [output for name in names for output in outputs_of(name, encoder.card)]
+    return encoder(tiles, KEYS[: len(tiles)], outputs)
+
+
+def test_preprocessing_is_that_of_torchvision(tiles: np.typing.NDArray[np.uint8]) -> None:
+    wanted = v2.Compose(
+        [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(VIT.mean, VIT.std)]
+    )
+    ours = preprocess(tiles[:2], VIT.mean, VIT.std)
+    for x, tile in zip(ours, tiles, strict=False):
+        torch.testing.assert_close(x, wanted(tile), atol=1e-5, rtol=1e-5)
+
+
+def test_resizing_is_that_of_pil() -> None:
+    tiles = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3)).astype(np.uint8)
+    for how, pil in (
+        ("bicubic", Image.Resampling.BICUBIC),
+        ("bilinear", Image.Resampling.BILINEAR),
+    ):
+        for side in (32, 56, 80):
+            wanted = [np.asarray(Image.fromarray(tile).resize((side, side), pil)) for tile in tiles]
+            gap = np.abs(resized(tiles, side, how).astype(int) - np.stack(wanted))
+            assert gap.max() <= 1
+    assert resized(tiles, 64, "bicubic") is tiles
+
+
+@pytest.mark.parametrize(("side", "px"), [(64, 40), (64, 41), (65, 40), (40, 40)])
+def test_the_middle_is_that_of_torchvision(side: int, px: int) -> None:
+    tile = np.random.default_rng(0).integers(0, 256, (side, side, 3)).astype(np.uint8)
+    wanted = v2.CenterCrop(px)(Image.fromarray(tile))
+    np.testing.assert_array_equal(cropped(tile[None], px)[0], np.asarray(wanted))
+
+
+def test_tokens_are_those_of_the_network(tiles: np.typing.NDArray[np.uint8]) -> None:
+    """By timm's own model, one tile after the other; registers are in no mean and no grid."""
+    model = vit()
+    encoder = Encoder(VIT, model)
+    names = ("vit:cls", "vit:cls+mean", "vit:mean", "vit:patches", "vit:patches3", "vit:cls@L2")
+    found = encode(encoder, tiles[:6], *names)
+    x = preprocess(tiles[:6], VIT.mean, VIT.std)
+    with torch.inference_mode():
+        tokens = model.forward_features(x)  # type: ignore[operator]
+        after = x
+        between = model.get_intermediate_layers(x, n=[1], norm=True, return_prefix_tokens=True)  # type: ignore[operator]
+        del after
+    assert tokens.shape == (6, 5 + 16, 192)
+    wanted = {
+        "vit:cls": tokens[:, 0],
+        "vit:mean": tokens[:, 5:].mean(1),
+        "vit:cls+mean": torch.cat([tokens[:, 0], tokens[:, 5:].mean(1)], 1),
+        "vit:patches": tokens[:, 5:].flatten(1),
+        "vit:cls@L2": between[0][1][:, 0],
+    }
+    for name, values in wanted.items():
+        torch.testing.assert_close(torch.from_numpy(found[name]), values, atol=1e-5, rtol=1e-5)
+    at = places(KEYS[:6], 16, 3)
+    np.testing.assert_array_equal(found["vit:places3"], at)
+    grid = found["vit:patches"].reshape(6, 16, 192)
+    kept = found["vit:patches3"].reshape(6, 3, 192)
+    np.testing.assert_array_equal(kept, np.take_along_axis(grid, at[..., None], axis=1))
+
+
+@pytest.mark.parametrize("name", ["vit:cls", "vit:cls+mean"])
+def test_numbers_depend_on_the_tile_alone(tiles: np.typing.NDArray[np.uint8], name: str) -> None:
+    """Not on the batch (1, 7, 64), not on its neighbours, not on the number of threads."""
+    outputs = outputs_of(name, VIT)
+    whole = Encoder(VIT, vit())(tiles, KEYS, outputs)[outputs[0].column]
+    for size, threads in ((1, 1), (7, 2), (64, 3)):
+        encoder = Encoder(VIT, vit(), threads=threads)
+        parts = [
+            encoder(tiles[at : at + size], KEYS[at : at + size], outputs)[outputs[0].column]
+            for at in range(0, len(tiles), size)
+        ]
+        np.testing.assert_array_equal(np.concatenate(parts), whole)
+
+
+def test_precision_is_that_of_the_arithmetic(tiles: np.typing.NDArray[np.uint8]) -> None:
+    full = encode(Encoder(VIT, vit()), tiles[:4], "vit:cls")["vit:cls"]
+    half = encode(Encoder(VIT, vit(), precision="bfloat16"), tiles[:4], "vit:cls")["vit:cls"]
+    assert half.dtype == np.float32
+    cosine = (full * half).sum(1) / np.linalg.norm(full, axis=1) / np.linalg.norm(half, axis=1)
+    assert (cosine > 0.999).all()
+    assert (half != full).any()
+
+
+def test_a_card_that_is_wrong_about_the_network_is_refused(
+    tiles: np.typing.NDArray[np.uint8],
+) -> None:
+    """Registers taken for patches, and the other way round, are the worst that can happen."""
+    wrong = Card(**{**vars(VIT), "prefix_tokens": 1})
+    with pytest.raises(TeacherError, match="its card has 1 prefix tokens, it has 5"):
+        Encoder(wrong, vit())
+    for change, reason in (
+        ({"patch_px": 32}, r"gave tokens \[21, 192\]; its card says 5 \+ 2 x 2 of 192"),
+        ({"dim": 384}, r"gave tokens \[21, 192\]; its card says 5 \+ 4 x 4 of 384"),
+    ):
+        card = Card(**{**vars(VIT), **change})
+        with pytest.raises(TeacherError, match=reason):
+            encode(Encoder(card, vit()), tiles[:1], "vit:mean")
+    with pytest.raises(TeacherError, match="gives no tokens after block 9"):
+        encode(Encoder(VIT, vit()), tiles[:1], "vit:cls@L9")
+
+
+def test_another_mean_gives_other_numbers(tiles: np.typing.NDArray[np.uint8]) -> None:
+    shifted = Card(**{**vars(VIT), "mean": (0.485, 0.456, 0.406)})
+    one, other = (encode(Encoder(card, vit()), tiles[:2], "vit:cls") for card in (VIT, shifted))
+    assert np.abs(one["vit:cls"] - other["vit:cls"]).max() > 0.01
+
+
+def test_a_network_without_timms_protocol(tiles: np.typing.NDArray[np.uint8]) -> None:
+    class Mean(nn.Module):
+        def forward(self, x_BCHW: Tensor) -> Tensor:
+            return x_BCHW.mean(dim=(2, 3))
+
+    card = Card(name="m", architecture="m", dim=3, input_px=64, mean=(0, 0, 0), std=(1, 1, 1))
+    found = encode(Encoder(card, Plain(Mean(), 0)), tiles, "m")["m"]
+    np.testing.assert_allclose(found, tiles.mean(axis=(1, 2)) / 255, atol=1e-5)
