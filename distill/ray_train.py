@@ -23,9 +23,9 @@ from featurestore import (
     mpp_name,
     open_lake,
     patient_of,
-    read_stats,
 )
 from featurestore.schema import features_table, identity_of
+from featurestore.stats import read_card
 from ingest import student_folder
 
 Config = dict[str, Any]
@@ -44,38 +44,77 @@ def stats(
     lake_uri: str,
     teachers: Sequence[str],
     *,
+    mpps: Sequence[float] | None = None,
     holdout: float = 0.25,
     seed: int = 0,
     version: int | str | None = None,
 ) -> dict[str, Any]:
-    """Fit the moments of teachers on the slides of all patients that are not held out.
+    """Fit moments and PHI-S of teachers on the slides of all patients that are not held out.
 
-    Moments that are kept for the same slides already are not fitted again. `version` is that of the
-    lake, or a snapshot.
+    What is kept for the same features of the same slides already is not fitted again.
+
+    Args:
+        lake_uri: the lake.
+        teachers: columns of features.
+        mpps: of the tiles; None takes all at which a teacher has a column.
+        holdout: share of the patients that is left out.
+        seed: another seed leaves out others.
+        version: of the lake, or a snapshot; the newest if None.
+
+    Returns:
+        The numbers of slides and of sets `fitted` now, and `sets`: what is kept for each teacher
+        and mpp, with its `path` in the lake, `rows`, and the `lake_version` that it saw.
+
+    Raises:
+        LakeError: a training slide lacks features of a teacher; it is named.
     """
     start = time.perf_counter()
     lake = open_lake(lake_uri, version=version)
     train, held = split_slides(lake, holdout=holdout, seed=seed)
-    wanted = [(name, mpp) for name in teachers for mpp in lake.config.mpps]
-    missing = [(n, m) for n, m in wanted if read_stats(lake, n, mpp=m, slide_ids=train) is None]
-    if missing:
-        with progress("stats", total=len(missing) * len(train), unit="slides") as bar:
-            for name, mpp in missing:
-                fit_stats(
-                    lake,
-                    name,
-                    mpp=mpp,
-                    slide_ids=train,
-                    on_slide=lambda tiles: bar.advance(1, tiles=tiles),
-                )
+    wanted = [(name, mpp) for name in teachers for mpp in _mpps_of(lake, name, mpps)]
+    cards = {pair: read_card(lake, pair[0], mpp=pair[1], slide_ids=train) for pair in wanted}
+    missing = [pair for pair, card in cards.items() if card is None]
+    _fit_all(lake, missing, train)
+    for name, mpp in missing:
+        cards[name, mpp] = read_card(lake, name, mpp=mpp, slide_ids=train)
     return {
         "teachers": list(teachers),
         "slides": len(train),
         "held_out_slides": held,
         "fitted": len(missing),
+        "sets": [_told_set(card, new=pair in missing) for pair, card in cards.items() if card],
         "lake_version": lake.version,
         "seconds": round(time.perf_counter() - start, 3),
     }
+
+
+def _mpps_of(lake: Lake, teacher: str, mpps: Sequence[float] | None) -> list[float]:
+    """The asked mpps, or those at which the teacher has a column.
+
+    Raises:
+        LakeError: there is none, or the lake has no tiles at an mpp.
+    """
+    asked = lake.config.mpps if mpps is None else [lake.known_mpp(mpp) for mpp in mpps]
+    there = [mpp for mpp in asked if teacher in lake.teachers(mpp=mpp)]
+    if mpps is not None or not there:
+        for mpp in asked:
+            lake.check_teacher(teacher, mpp=mpp)
+    return there
+
+
+def _fit_all(lake: Lake, missing: Sequence[tuple[str, float]], train: Sequence[str]) -> None:
+    if not missing:
+        return
+    tiles = sum(int(lake.tiles_of(mpp=mpp, slide_ids=train)["tiles"].sum()) for _, mpp in missing)
+    with progress("stats", total=tiles, unit="tiles") as bar:
+        for name, mpp in missing:
+            fit_stats(lake, name, mpp=mpp, slide_ids=train, on_tiles=bar.advance)
+            bar.note(f"{name} at {mpp_name(mpp)} mpp fitted")
+
+
+def _told_set(card: dict[str, Any], *, new: bool) -> dict[str, Any]:
+    told = {key: card[key] for key in ("teacher", "mpp", "path", "key", "lake_version")}
+    return {**told, "rows": card["n"], "slides": len(card["slides"]), "new": new}
 
 
 def distill(
@@ -114,7 +153,15 @@ def distill(
             return report
         msg = f"a student '{name}' is there from other data or settings; choose another --name"
         raise DistillError(msg)
-    stats(lake_uri, recipe.teachers, holdout=recipe.holdout, seed=recipe.seed)
+    # At the very version that the workers read, so that these are the features they will see.
+    stats(
+        lake_uri,
+        recipe.teachers,
+        mpps=recipe.mpps_of(lake.config.mpps),
+        holdout=recipe.holdout,
+        seed=recipe.seed,
+        version=lake.version,
+    )
     start = time.perf_counter()
     lake.write_json(f"runs/{config['run']}/config.json", config)
     with ray_session(address=address):

@@ -31,12 +31,13 @@ from featurestore.lance_rows import matrix
 from featurestore.lance_vacuum import Vacuumed, vacuum
 from featurestore.lance_verify import verify
 from featurestore.pairs import Pairs
+from featurestore.phi_s import PhiS
 from featurestore.query import query, tables
 from featurestore.repair import Repaired, repair
 from featurestore.schema import tiles_table
 from featurestore.shards import Shard, ShardReader, ShardWriter
 from featurestore.split import holdout_patients, patient_of
-from featurestore.stats import Moments, fit_stats, read_stats
+from featurestore.stats import Moments, fit_stats, read_phi_s, read_stats
 from featurestore.storage import Store
 from featurestore.stream_tiles import TileBatch
 
@@ -59,6 +60,7 @@ __all__ = [
     "LakeMissingError",
     "Moments",
     "Pairs",
+    "PhiS",
     "Repaired",
     "Shard",
     "ShardReader",
@@ -77,6 +79,7 @@ __all__ = [
     "open_lake",
     "patient_of",
     "query",
+    "read_phi_s",
     "read_stats",
     "repair",
     "settings_for",

@@ -1,11 +1,16 @@
-"""Mean and covariance of a teacher's features on named slides: exact, in one pass, in float64.
+"""Mean, covariance and PHI-S of a teacher's features on named slides: exact, one pass, in float64.
 
-Slides are merged with Chan's update, so the result does not lose digits on large cohorts.
+Rows are read in blocks while the block before is added with Chan's update, so no digits are lost on
+large cohorts and memory holds a few blocks and matrices [D, D]. What was fitted is kept in the lake
+under a hash of the very features that it saw: any number of sets of slides side by side.
 """
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+import math
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,10 +18,18 @@ import numpy as np
 import numpy.typing as npt
 from safetensors.numpy import load, save
 
-from featurestore.errors import LakeError
+from featurestore.errors import DamageError, LakeError
 from featurestore.ids import mpp_name
 from featurestore.lake import Lake
+from featurestore.lance_flat import Float16Array
+from featurestore.phi_s import FORMULA, PhiS, phi_s
 from featurestore.schema import features_table, identity_of
+from featurestore.selection import Selection, select
+
+# Of a block in float64: adding one then costs little beside making it, for D up to 4096.
+BLOCK_BYTES = 128 << 20
+BLOCKS_AHEAD = 2
+MOST_CHANNELS = 16384
 
 Float64Array = npt.NDArray[np.float64]
 
@@ -42,36 +55,100 @@ class Moments:
 
 
 def merge(one: Moments | None, features: npt.NDArray[np.floating]) -> Moments:
-    """Moments of what `one` saw and of `features` [N, D] together.
+    """Moments of what `one` saw and of `features` [N, D], N > 0, together.
 
     Source: Chan, Golub, LeVeque 1979, updating formulae for means and covariances.
     """
     x = features.astype(np.float64)
     n, mean = len(x), x.mean(axis=0)
-    centred = x - mean
-    scatter = centred.T @ centred
+    x -= mean
+    scatter = x.T @ x
     if one is None:
-        return Moments(n=n, mean=mean, covariance=scatter / n)
+        scatter /= n
+        return Moments(n=n, mean=mean, covariance=scatter)
     total, delta = one.n + n, mean - one.mean
-    scatter += one.covariance * one.n + np.outer(delta, delta) * (one.n * n / total)
-    return Moments(n=total, mean=one.mean + delta * (n / total), covariance=scatter / total)
+    mean = one.mean + delta * (n / total)
+    scatter += one.covariance * one.n
+    delta *= math.sqrt(one.n * n / total)
+    scatter += np.outer(delta, delta)  # symmetric to the last digit, as all else here
+    scatter /= total
+    return Moments(n=total, mean=mean, covariance=scatter)
 
 
 def folder(teacher: str, mpp: float) -> str:
-    """Where the moments of a teacher at an mpp are kept, relative to the lake."""
+    """Where the statistics of a teacher at an mpp are kept, relative to the lake."""
     return f"stats/{teacher}@mpp{mpp_name(mpp)}"
 
 
+# ---------------------------------------------------------------------- reading
+
+
+def read_card(
+    lake: Lake, teacher: str, *, mpp: float, slide_ids: Sequence[str]
+) -> dict[str, Any] | None:
+    """What is kept of the statistics of these slides' features as they are now, or None.
+
+    The card's `n` is the number of rows, `slides` and `lake_version` are what they were made from,
+    `path` is the folder or file that holds them.
+
+    Raises:
+        LakeError: the teacher has no column at this mpp.
+    """
+    lake.check_teacher(teacher, mpp=mpp)
+    path = f"{folder(teacher, mpp)}/{_key(lake, teacher, mpp, slide_ids)}"
+    if lake.exists(f"{path}/card.json"):
+        return {**lake.read_json(f"{path}/card.json"), "path": path}
+    return _early_card(lake, teacher, mpp, slide_ids)
+
+
 def read_stats(lake: Lake, teacher: str, *, mpp: float, slide_ids: Sequence[str]) -> Moments | None:
-    """The moments kept for exactly these slides and this teacher, or None."""
-    card_path = f"{folder(teacher, mpp)}/card.json"
-    if not lake.exists(card_path):
+    """The moments kept for exactly these slides' features of this teacher, or None.
+
+    Raises:
+        LakeError: the teacher has no column at this mpp.
+    """
+    card = read_card(lake, teacher, mpp=mpp, slide_ids=slide_ids)
+    return None if card is None else _moments(lake, card)
+
+
+def read_phi_s(lake: Lake, teacher: str, *, mpp: float, slide_ids: Sequence[str]) -> PhiS | None:
+    """The PHI-S transform kept for exactly these slides' features of this teacher, or None.
+
+    It is computed from the moments where these were kept without it, as early lakes did.
+
+    Raises:
+        LakeError: the teacher has no column at this mpp.
+    """
+    card = read_card(lake, teacher, mpp=mpp, slide_ids=slide_ids)
+    if card is None:
         return None
-    card = lake.read_json(card_path)
-    if card["key"] != _key(lake, teacher, mpp, slide_ids):
-        return None
-    arrays = load(lake.read_bytes(f"{folder(teacher, mpp)}/{card['key']}.safetensors"))
+    if "formula" not in card:
+        moments = _moments(lake, card)
+        return phi_s(moments.mean, moments.covariance)
+    arrays = load(lake.read_bytes(f"{card['path']}/phi_s.safetensors"))
+    return PhiS(mean=arrays["mean"], rotation=arrays["rotation"], scale=card["scale"])
+
+
+def _moments(lake: Lake, card: dict[str, Any]) -> Moments:
+    name = f"{card['path']}/moments" if "formula" in card else card["path"]
+    arrays = load(lake.read_bytes(f"{name}.safetensors"))
     return Moments(n=card["n"], mean=arrays["mean"], covariance=arrays["covariance"])
+
+
+def _early_card(
+    lake: Lake, teacher: str, mpp: float, slide_ids: Sequence[str]
+) -> dict[str, Any] | None:
+    """The card of the only statistics that an early lake kept, if it names these slides."""
+    base = folder(teacher, mpp)
+    if not lake.exists(f"{base}/card.json"):
+        return None
+    card: dict[str, Any] = lake.read_json(f"{base}/card.json")
+    if card["key"] != _hash([_identity(lake, teacher, mpp), sorted(slide_ids)]):
+        return None
+    return {**card, "path": f"{base}/{card['key']}"}
+
+
+# ---------------------------------------------------------------------- fitting
 
 
 def fit_stats(
@@ -80,44 +157,137 @@ def fit_stats(
     *,
     mpp: float,
     slide_ids: Sequence[str],
-    on_slide: Callable[[int], None] = lambda tiles: None,
+    on_tiles: Callable[[int], None] = lambda tiles: None,
 ) -> Moments:
-    """Moments over all tiles of the named slides; kept in the lake with what they saw.
+    """Moments over all tiles of the named slides, kept in the lake with their PHI-S transform.
+
+    Of a column of patch tokens each token is a row. Tiles that the teacher was not asked for are
+    left out. The result does not depend on the order of the names.
+
+    Args:
+        lake: read at its own version, which is kept with the result.
+        teacher: the column.
+        mpp: of the tiles.
+        slide_ids: the training slides; one without tissue adds nothing.
+        on_tiles: told the tiles of each block, those left out included, when it was added.
 
     Raises:
-        LakeError: no slide is named, or they have fewer than two tiles.
+        LakeError: a slide is unknown or lacks this teacher's features (it is named), there are
+            fewer than two rows, or all are the same.
+        DamageError: features are not those that were committed.
     """
+    selection = select(lake, [teacher], mpp=mpp, slide_ids=sorted(set(slide_ids)))
     moments: Moments | None = None
-    for slide_id in sorted(slide_ids):
-        features = lake.bag(slide_id, teacher, mpp=mpp).features
-        if len(features):
-            moments = merge(moments, features)
-        on_slide(len(features))
+    for tiles, features in _blocks(lake, teacher, selection):
+        moments = merge(moments, features) if len(features) else moments
+        on_tiles(tiles)
     if moments is None or moments.n < 2:
-        msg = f"statistics of '{teacher}' at mpp {mpp} need two tiles or more of named slides"
+        msg = (
+            f"statistics of '{teacher}' at mpp {mpp_name(mpp)} need two tiles or more; the "
+            f"{len(set(slide_ids))} slides that were named have {moments.n if moments else 0}"
+        )
         raise LakeError(msg)
-    _write(lake, teacher, mpp, slide_ids, moments)
+    _keep(lake, teacher, mpp, slide_ids, moments)
     return moments
 
 
-def _write(
-    lake: Lake, teacher: str, mpp: float, slide_ids: Sequence[str], moments: Moments
-) -> None:
+def _blocks(lake: Lake, teacher: str, selection: Selection) -> Iterator[tuple[int, Float16Array]]:
+    """The tiles and features [N, D] of all rows, in their order; two blocks are read ahead."""
+    dim = lake.teachers(mpp=selection.mpp)[teacher]
+    width = _width(teacher, dim, _identity(lake, teacher, selection.mpp))
+    starts = range(0, selection.tiles, max(1, BLOCK_BYTES // (8 * dim)))
+    reader = lake.row_reader(mpp=selection.mpp)
+
+    def read(start: int) -> tuple[int, Float16Array]:
+        rows = np.arange(start, min(start + starts.step, selection.tiles))
+        located = selection.locate(rows)
+        found = reader.read(located.ranges, [teacher])
+        selection.check(located, found.tile_id)
+        known = _known(selection, rows, found.by_teacher[teacher])
+        return len(rows), known.reshape(-1, width)
+
+    waiting: deque[Future[tuple[int, Float16Array]]] = deque()
+    with ThreadPoolExecutor(BLOCKS_AHEAD, thread_name_prefix="slidelake-stats") as pool:
+        for start in starts:
+            waiting.append(pool.submit(read, start))
+            if len(waiting) > BLOCKS_AHEAD:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
+
+def _width(teacher: str, dim: int, identity: dict[str, Any]) -> int:
+    """D of a column: where several tokens of a tile lie side by side, each is a row of its own.
+
+    Raises:
+        LakeError: it is more than a covariance can be made of.
+    """
+    sample = identity.get("sample") if identity.get("pooling") == "patches" else None
+    width = dim // int(identity.get("tokens") or sample or 1)
+    if width > MOST_CHANNELS:
+        msg = (
+            f"'{teacher}' has {width} channels, its covariance would take "
+            f"{8 * width * width / 1e9:.0f} GB; statistics are of {MOST_CHANNELS} or fewer"
+        )
+        raise LakeError(msg)
+    return width
+
+
+def _known(
+    selection: Selection, rows: npt.NDArray[np.int64], features: Float16Array
+) -> Float16Array:
+    """The features of the tiles that the teacher was asked for: the others are NaN throughout.
+
+    Raises:
+        DamageError: one is partly not finite, which would be in every entry of the rotation.
+    """
+    finite = np.isfinite(features).all(axis=1)
+    if finite.all():
+        return features
+    wrong = np.flatnonzero(~finite)
+    wrong = wrong[~np.isnan(features[wrong]).all(axis=1)]
+    if len(wrong):
+        slide = selection.slide_ids[int(selection.locate(rows[wrong[:1]]).slide[0])]
+        msg = f"slide {slide} at mpp {mpp_name(selection.mpp)}: features are not finite; run verify"
+        raise DamageError(msg)
+    return features[finite]
+
+
+def _keep(lake: Lake, teacher: str, mpp: float, slide_ids: Sequence[str], moments: Moments) -> None:
+    rotated = phi_s(moments.mean, moments.covariance)
     key = _key(lake, teacher, mpp, slide_ids)
+    path = f"{folder(teacher, mpp)}/{key}"
     arrays = {"mean": moments.mean, "covariance": moments.covariance}
-    card: dict[str, Any] = {
+    lake.write_bytes(f"{path}/moments.safetensors", save(arrays))
+    arrays = {"mean": rotated.mean, "rotation": rotated.rotation}
+    lake.write_bytes(f"{path}/phi_s.safetensors", save(arrays))
+    card = {
         "teacher": teacher,
         "mpp": mpp,
+        "dim": len(moments.mean),
         "n": moments.n,
-        "slides": sorted(slide_ids),
+        "scale": rotated.scale,
+        "slides": sorted(set(slide_ids)),
+        "identity": _identity(lake, teacher, mpp),
         "lake_version": lake.version,
+        "formula": FORMULA,
         "key": key,
     }
-    lake.write_bytes(f"{folder(teacher, mpp)}/{key}.safetensors", save(arrays))
-    lake.write_json(f"{folder(teacher, mpp)}/card.json", card)
+    # Last: statistics without a card are not there.
+    lake.write_json(f"{path}/card.json", card)
 
 
 def _key(lake: Lake, teacher: str, mpp: float, slide_ids: Sequence[str]) -> str:
-    field = lake.table(features_table(lake.known_mpp(mpp))).schema.field(teacher)
-    text = json.dumps([identity_of(field), sorted(slide_ids)], sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    """A hash of the encoder, the names, and the checksums of the features that they have now."""
+    names = sorted(set(slide_ids))
+    there = lake.features_of(teacher, mpp=mpp, slide_ids=names)
+    rows = there.select("slide_id", "tiles", "crc32").sort("slide_id").rows()
+    return _hash([_identity(lake, teacher, mpp), names, rows])
+
+
+def _identity(lake: Lake, teacher: str, mpp: float) -> dict[str, Any]:
+    return identity_of(lake.table(features_table(lake.known_mpp(mpp))).schema.field(teacher))
+
+
+def _hash(value: list[Any]) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]

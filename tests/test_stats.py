@@ -1,0 +1,294 @@
+"""Statistics against numpy on all rows at once; what is kept, and what is refused."""
+
+import json
+import random
+import shutil
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from distill.ray_train import stats
+from featurestore import (
+    ColumnWriter,
+    DamageError,
+    Lake,
+    LakeError,
+    fit_stats,
+    read_phi_s,
+    read_stats,
+    tile_ids,
+)
+from featurestore.lake import open_lake
+from featurestore.stats import Moments, merge, read_card
+from tests.conftest import ROOT
+from tests.small_lake import add_slides, add_teacher, column
+from tests.test_cli import slidelake
+
+Float64Array = npt.NDArray[np.float64]
+
+
+def features(rows: int, dim: int) -> Float64Array:
+    """Features [rows, dim] with a steep spectrum and a mean far from 0."""
+    rng = np.random.default_rng(rows * dim)
+    x = rng.normal(size=(rows, dim)) * np.exp(-np.arange(dim) / 5)
+    return x @ rng.normal(size=(dim, dim)) + rng.normal(3, 2, dim)
+
+
+# ---------------------------------------------------------------------- moments
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    rows=st.lists(st.integers(1, 40), min_size=1, max_size=8),
+    offset=st.sampled_from([0.0, 5.0, 3e4]),
+    order=st.randoms(use_true_random=False),
+)
+def test_moments_depend_on_neither_blocks_nor_their_order(
+    rows: list[int], offset: float, order: random.Random
+) -> None:
+    rng = np.random.default_rng(sum(rows))
+    parts = [(rng.normal(size=(n, 5)) * 9 + offset).astype(np.float16) for n in rows]
+    whole = np.concatenate(parts).astype(np.float64)
+    order.shuffle(parts)
+    moments: Moments | None = None
+    for part in parts:
+        moments = merge(moments, part)
+    assert moments is not None
+    assert moments.n == len(whole)
+    np.testing.assert_allclose(moments.mean, whole.mean(0), rtol=1e-12, atol=1e-14)
+    covariance = np.atleast_2d(np.cov(whole.T, ddof=0))
+    np.testing.assert_allclose(moments.covariance, covariance, rtol=1e-9, atol=1e-10)
+    np.testing.assert_array_equal(moments.covariance, moments.covariance.T)
+
+
+def test_moments_keep_their_digits_far_from_zero() -> None:
+    x = np.random.default_rng(0).normal(size=(4000, 3))
+    moments: Moments | None = None
+    for part in np.split(x + 1e8, 40):
+        moments = merge(moments, part)
+    assert moments is not None
+    np.testing.assert_allclose(moments.covariance, np.cov(x.T, ddof=0), atol=1e-7)
+
+
+# ---------------------------------------------------------------------- in a lake
+
+
+def with_features(lake: Lake, dim: int = 6) -> tuple[Lake, npt.NDArray[np.float16]]:
+    """The small lake with a random teacher "t" at 0.5 mpp, and its features of all rows."""
+    values = features(8, dim).astype(np.float16)
+    lake.committer.commit_columns(0.5, [column(lake, values.astype(np.float32))])
+    return lake.refreshed(), values
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3, 7, 8, 1000])
+def test_a_lake_gives_what_numpy_gives_of_all_rows(
+    small: Lake, rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lake, values = with_features(small)
+    monkeypatch.setattr("featurestore.stats.BLOCK_BYTES", rows * 6 * 8)
+    told: list[int] = []
+    found = fit_stats(lake, "t", mpp=0.5, slide_ids=["b", "a"], on_tiles=told.append)
+    x = values.astype(np.float64)
+    assert found.n == sum(told) == 8
+    assert max(told) == min(rows, 8)
+    np.testing.assert_allclose(found.mean, x.mean(0), rtol=1e-12)
+    np.testing.assert_allclose(found.covariance, np.cov(x.T, ddof=0), rtol=1e-9, atol=1e-12)
+    kept = read_phi_s(lake, "t", mpp=0.5, slide_ids=["a", "b"])
+    assert kept is not None
+    np.testing.assert_allclose(kept(x).var(0), 1, rtol=1e-9)
+    np.testing.assert_allclose(kept.inverse(kept(x)), x, rtol=1e-9, atol=1e-9)
+
+
+def kept_files(lake: Lake) -> dict[str, bytes]:
+    return {found.path: lake.read_bytes(found.path) for found in lake.store.walk("stats")}
+
+
+def test_the_order_of_the_names_changes_nothing(small: Lake) -> None:
+    lake, _ = with_features(small)
+    fit_stats(lake, "t", mpp=0.5, slide_ids=["a", "b"])
+    first = kept_files(lake)
+    shutil.rmtree(lake.store.path("stats"))
+    fit_stats(lake, "t", mpp=0.5, slide_ids=["b", "a", "b"])
+    assert kept_files(lake) == first
+    assert sorted(Path(path).name for path in first) == [
+        "card.json",
+        "moments.safetensors",
+        "phi_s.safetensors",
+    ]
+
+
+def test_sets_of_slides_are_kept_side_by_side(small: Lake) -> None:
+    lake, values = with_features(small)
+    sets = [["a"], ["a", "b"], ["b"]]
+    for names in sets:
+        assert read_stats(lake, "t", mpp=0.5, slide_ids=names) is None
+        assert read_phi_s(lake, "t", mpp=0.5, slide_ids=names) is None
+        fit_stats(lake, "t", mpp=0.5, slide_ids=names)
+    for names, rows in zip(sets, (slice(5), slice(8), slice(5, 8)), strict=True):
+        kept = read_stats(lake, "t", mpp=0.5, slide_ids=names)
+        card = read_card(lake, "t", mpp=0.5, slide_ids=names)
+        assert kept is not None
+        assert card is not None
+        np.testing.assert_allclose(kept.mean, values[rows].astype(np.float64).mean(0), rtol=1e-12)
+        assert (card["slides"], card["n"], card["dim"]) == (names, kept.n, 6)
+        assert card["lake_version"] == lake.version
+        assert card["identity"] == {"weights": "1"}
+        assert card["formula"] == 1
+
+
+def test_statistics_of_other_features_are_not_taken_for_these(small: Lake) -> None:
+    lake, _ = with_features(small)
+    fit_stats(lake, "t", mpp=0.5, slide_ids=["a", "b"])
+    grown = add_slides(lake, {"c": 2})
+    assert read_stats(grown, "t", mpp=0.5, slide_ids=["a", "b"]) is not None
+    again = add_slides(grown, {"a": 6}, mark="scanned again")
+    assert read_stats(again, "t", mpp=0.5, slide_ids=["a", "b"]) is None
+    assert read_stats(lake, "t", mpp=0.5, slide_ids=["a", "b"]) is not None
+
+
+def test_early_statistics_are_read_and_rotated(tmp_path: Path) -> None:
+    with tarfile.open(ROOT / "tests/data/format1.tar.gz") as tar:
+        tar.extractall(tmp_path, filter="data")
+    lake = open_lake(tmp_path / "lake")
+    moments = read_stats(lake, "t", mpp=0.5, slide_ids=["b", "a"])
+    transform = read_phi_s(lake, "t", mpp=0.5, slide_ids=["b", "a"])
+    assert moments is not None
+    assert transform is not None
+    found = transform.rotation @ moments.covariance @ transform.rotation.T
+    np.testing.assert_allclose(np.diag(found) * transform.scale**2, 1, rtol=1e-9)
+    assert read_stats(lake, "t", mpp=0.5, slide_ids=["a"]) is None
+    # A new fit lies beside it and is read from then on.
+    fit_stats(lake, "t", mpp=0.5, slide_ids=["a", "b"])
+    kept = read_stats(lake, "t", mpp=0.5, slide_ids=["a", "b"])
+    assert kept is not None
+    np.testing.assert_allclose(kept.covariance, moments.covariance, rtol=1e-9, atol=1e-12)
+
+
+def test_a_slide_without_the_teacher_is_named(small: Lake) -> None:
+    lake, _ = with_features(small)
+    lake = add_slides(lake, {"late": 4, "empty": 0})
+    with pytest.raises(LakeError, match=r"no features of 't' at mpp 0.5: late; run slidelake"):
+        fit_stats(lake, "t", mpp=0.5, slide_ids=["a", "late"])
+    with pytest.raises(LakeError, match=r"not in .* at mpp 0.5: nobody"):
+        fit_stats(lake, "t", mpp=0.5, slide_ids=["a", "nobody"])
+    with pytest.raises(LakeError, match=r"no features of 'u' at mpp 0.5"):
+        read_stats(lake, "u", mpp=0.5, slide_ids=["a"])
+    with pytest.raises(LakeError, match=r"need two tiles or more; the 1 slides .* have 0"):
+        fit_stats(lake, "t", mpp=0.5, slide_ids=["empty"])
+    assert not lake.exists("stats")
+    assert fit_stats(lake, "t", mpp=0.5, slide_ids=["a", "empty"]).n == 5
+
+
+def test_features_that_are_all_the_same_are_refused(small: Lake) -> None:
+    values = np.full((8, 6), 0.1, np.float32)
+    small.committer.commit_columns(0.5, [column(small, values)])
+    with pytest.raises(LakeError, match="all tiles have the same features"):
+        fit_stats(small.refreshed(), "t", mpp=0.5, slide_ids=["a", "b"])
+    assert not small.exists("stats")
+
+
+def overwrite(lake: Lake, row: npt.NDArray[np.float16], new: npt.NDArray[np.float16]) -> None:
+    """Write other features over those of one tile, where they are stored."""
+    (file,) = [
+        path
+        for path in Path(lake.store.path("features/mpp0.5.lance/data")).iterdir()
+        if row.tobytes() in path.read_bytes()
+    ]
+    file.write_bytes(file.read_bytes().replace(row.tobytes(), new.tobytes()))
+
+
+def test_features_that_are_not_finite_are_damage_of_a_slide(small: Lake) -> None:
+    lake, values = with_features(small)
+    nan = np.where(np.arange(6) == 5, np.float16(np.nan), values[6])
+    overwrite(lake, values[6], nan)  # the second tile of slide "b"
+    fit_stats(lake, "t", mpp=0.5, slide_ids=["a"])
+    with pytest.raises(DamageError, match=r"slide b at mpp 0.5: features are not finite"):
+        fit_stats(lake, "t", mpp=0.5, slide_ids=["a", "b"])
+
+
+@pytest.mark.parametrize("rows", [1, 3, 1000])
+def test_tiles_that_the_teacher_was_not_asked_for_are_left_out(
+    small: Lake, rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lake, values = with_features(small)
+    monkeypatch.setattr("featurestore.stats.BLOCK_BYTES", rows * 6 * 8)
+    for absent in (0, 6):
+        overwrite(lake, values[absent], np.full(6, np.nan, np.float16))
+    told: list[int] = []
+    found = fit_stats(lake, "t", mpp=0.5, slide_ids=["a", "b"], on_tiles=told.append)
+    x = np.delete(values, [0, 6], axis=0).astype(np.float64)
+    assert (found.n, sum(told)) == (6, 8)
+    np.testing.assert_allclose(found.mean, x.mean(0), rtol=1e-12)
+    np.testing.assert_allclose(found.covariance, np.cov(x.T, ddof=0), rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("identity", [{"tokens": 3}, {"pooling": "patches", "sample": 3}])
+def test_each_patch_token_is_a_row(small: Lake, identity: dict[str, object]) -> None:
+    values = features(24, 4).astype(np.float16)
+    field = small.committer.add_teacher(0.5, "t:patches3", 12, identity)
+    writer = ColumnWriter(small.store, 0.5, field, 0)
+    for slide, part in ((0, slice(5)), (1, slice(5, 8))):
+        at = np.arange(part.stop - (part.start or 0))
+        writer.add(slide, tile_ids(slide, 0.5, 0 * at, at), values.reshape(8, 12)[part])
+    small.committer.commit_columns(0.5, [writer.finish()])
+    found = fit_stats(small.refreshed(), "t:patches3", mpp=0.5, slide_ids=["a", "b"])
+    assert found.n == 24
+    x = values.astype(np.float64)
+    np.testing.assert_allclose(found.covariance, np.cov(x.T, ddof=0), rtol=1e-9, atol=1e-12)
+
+
+def test_a_column_too_wide_for_a_covariance_is_refused(small: Lake) -> None:
+    small.committer.commit_columns(0.5, [column(small, np.ones((8, 20000), np.float32))])
+    with pytest.raises(LakeError, match="'t' has 20000 channels, its covariance would take 3 GB"):
+        fit_stats(small.refreshed(), "t", mpp=0.5, slide_ids=["a", "b"])
+
+
+# ---------------------------------------------------------------------- the command
+
+
+def test_stats_command_tells_what_is_kept(small: Lake) -> None:
+    lake, _ = with_features(small)
+    first = json.loads(slidelake("stats", lake.uri, "--teacher", "t", "--json").stdout)
+    assert first["fitted"] == 1
+    (found,) = first["sets"]
+    (held,) = first["held_out_slides"]
+    (train,) = {"a", "b"} - {held}
+    assert found == {
+        "teacher": "t",
+        "mpp": 0.5,
+        "path": found["path"],
+        "key": found["key"],
+        "lake_version": lake.version,
+        "rows": {"a": 5, "b": 3}[train],
+        "slides": 1,
+        "new": True,
+    }
+    assert lake.exists(f"{found['path']}/card.json")
+    again = slidelake("stats", lake.uri, "--teacher", "t", "--mpp", "0.5").stdout
+    assert again.startswith(f"t at 0.5 mpp: {found['rows']} tiles of 1 slides")
+    assert f"kept: {found['path']}" in again
+    with pytest.raises(LakeError, match=r"no features of 't' at mpp 2.0"):
+        stats(lake.uri, ["t"], mpps=[2])
+    with pytest.raises(LakeError, match=r"no features of 'u' at mpp 0.5"):
+        stats(lake.uri, ["u"])
+
+
+def test_several_teachers_and_mpps_in_one_run(
+    small: Lake, capfd: pytest.CaptureFixture[str]
+) -> None:
+    lake = add_teacher(add_teacher(small, "t"), "u:cls", dim=5)
+    found = stats(lake.uri, ["t", "u:cls"], holdout=0.5)
+    assert {(s["teacher"], s["mpp"], s["new"]) for s in found["sets"]} == {
+        (name, mpp, True) for name in ("t", "u:cls") for mpp in (0.5, 2.0)
+    }
+    done = json.loads(capfd.readouterr().err.splitlines()[-1])
+    assert (done["title"], done["unit"]) == ("stats", "tiles")
+    assert done["done"] == done["total"] == sum(s["rows"] for s in found["sets"])
+    assert stats(lake.uri, ["t", "u:cls"], holdout=0.5)["fitted"] == 0
+    one = stats(lake.uri, ["t"], mpps=[2], holdout=0.5)
+    assert [(s["mpp"], s["new"]) for s in one["sets"]] == [(2.0, False)]
