@@ -12,7 +12,7 @@ from lance.file import LanceFileWriter
 
 from featurestore.checksums import features_crc32
 from featurestore.errors import LakeError
-from featurestore.lance_tables import STORAGE_VERSION
+from featurestore.lance_tables import STORAGE_VERSION, open_table
 from featurestore.schema import features_table
 from featurestore.storage import Store
 
@@ -37,6 +37,20 @@ class ColumnFile:
     path: str
     rows: int
     crc32: dict[int, int]
+
+
+def keys_in(
+    store: Store, mpp: float, fragment: int, slide: int, where: str | None = None
+) -> npt.NDArray[np.int64]:
+    """Keys of a slide's tiles in a fragment, in row order; of those alone for which `where` holds.
+
+    They are found by number, not by place: rows of a slide that was scanned again may be deleted.
+    """
+    rows = open_table(store, features_table(mpp)).get_fragment(fragment)
+    asked = f"slide = {slide}" if where is None else f"slide = {slide} AND ({where})"
+    table = rows.scanner(columns=["tile_id"], filter=asked).to_table()
+    keys: npt.NDArray[np.int64] = table["tile_id"].to_numpy()
+    return keys
 
 
 def to_float16(

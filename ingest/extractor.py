@@ -16,8 +16,8 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from featurestore import ColumnFile, ColumnWriter, ShardReader, Store
-from featurestore.lance_tables import open_table
-from featurestore.schema import features_table, identity_of
+from featurestore.lance_columns import keys_in
+from featurestore.schema import identity_of
 from ingest.cards import Precision
 from ingest.errors import SlideError
 from ingest.outputs import Output, in_share, only
@@ -25,8 +25,6 @@ from ingest.stain import stain_variant
 from ingest.teachers import Teacher, load_encoder
 
 if TYPE_CHECKING:
-    import lance
-
     from ingest.encoder import Encoder
 
 BATCH_TILES, GPU_BATCH_TILES = 32, 256
@@ -126,11 +124,10 @@ class Extractor:
         outcome.seconds = dict.fromkeys((found.name for found in unit.fields), 0.0)
         work = list(self._work(unit, teachers))
         writers = {f.name: ColumnWriter(store, unit.mpp, f, unit.fragment) for f in unit.fields}
-        table = open_table(store, features_table(unit.mpp)).get_fragment(unit.fragment)
         for row in unit.slides:
             for writer in writers.values():
                 writer.skip(row["row_start"] - writer.rows)
-            ids, rows = _asked(table, row, unit.choice)
+            ids, rows = _asked(store, unit, row["slide"])
             for places, tiles in self._batches(row, ids, rows, outcome):
                 for name, values in _run(work, tiles, ids[places], outcome):
                     _put(writers[name], row, ids, places, values)
@@ -178,25 +175,15 @@ class Extractor:
                 yield places, tiles
 
 
-def _asked(table: "lance.LanceFragment", row: Row, choice: Choice) -> tuple[Int64Array, Int64Array]:
+def _asked(store: Store, unit: Unit, slide: int) -> tuple[Int64Array, Int64Array]:
     """Keys of all tiles of a slide, and the places among them of those that are asked for."""
-    # By number, not by place: rows of a slide that was scanned again may be deleted.
-    here = f"slide = {row['slide']}"
-    ids = _keys(table, here)
-    if choice.where is None and choice.share is None:
-        return ids, np.arange(len(ids))
-    wanted = ids if choice.where is None else _keys(table, f"{here} AND ({choice.where})")
-    asked = np.isin(ids, wanted)
-    if choice.share is not None:
-        asked &= in_share(ids, choice.share)
+    ids = keys_in(store, unit.mpp, unit.fragment, slide)
+    asked = np.ones(len(ids), bool)
+    if unit.choice.where is not None:
+        asked = np.isin(ids, keys_in(store, unit.mpp, unit.fragment, slide, unit.choice.where))
+    if unit.choice.share is not None:
+        asked &= in_share(ids, unit.choice.share)
     return ids, np.flatnonzero(asked)
-
-
-def _keys(table: "lance.LanceFragment", where: str) -> Int64Array:
-    found: Int64Array = (
-        table.scanner(columns=["tile_id"], filter=where).to_table()["tile_id"].to_numpy()
-    )
-    return found
 
 
 def _decoded(shard: ShardReader, places: Int64Array) -> RgbArray:
