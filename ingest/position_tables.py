@@ -31,12 +31,12 @@ def fitted(found: dict[str, Tensor], model: nn.Module, how: Resample) -> dict[st
 
 def _resized(table: Tensor, like: Tensor, prefix: int, how: Resample) -> Tensor:
     """A table [1, N, D] with as many rows as another one; the first `prefix` rows are kept."""
-    if table.ndim != 3 or table.shape[1] <= prefix:
+    if table.ndim != 3 or len(table) != 1 or table.shape[1] <= prefix:
         return table
     old, new = (math.isqrt(rows - prefix) for rows in (table.shape[1], like.shape[1]))
     if old**2 != table.shape[1] - prefix:
         return table
-    grid = table[:, prefix:].float().unflatten(1, (old, old)).permute(0, 3, 1, 2)
+    grid = table[:, prefix:].float().reshape(1, old, old, -1).permute(0, 3, 1, 2)
     rows = how(grid, new).permute(0, 2, 3, 1).flatten(1, 2)
     return torch.cat([table[:, :prefix].float(), rows], dim=1)
 
@@ -45,7 +45,7 @@ def as_timm(grid: Tensor, side: int) -> Tensor:
     """Bicubic and antialiased."""
     rows = grid.permute(0, 2, 3, 1).flatten(1, 2)
     sized: Tensor = resample_abs_pos_embed(rows, [side, side], num_prefix_tokens=0)
-    return sized.unflatten(1, (side, side)).permute(0, 3, 1, 2)
+    return sized.reshape(1, side, side, -1).permute(0, 3, 1, 2)
 
 
 def as_hugging_face(grid: Tensor, side: int) -> Tensor:

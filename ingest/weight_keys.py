@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor, nn
@@ -25,6 +24,7 @@ Rename = Callable[[Tensors, nn.Module], Tensors]
 Rules = tuple[tuple[str, str], ...]
 # A counter of training steps, which old files lack and inference does not read.
 COUNTER = "num_batches_tracked"
+SHORT = 120
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,8 +63,9 @@ def read_weights(path: Path) -> Tensors:
             "code and are never read: give its tensors as .safetensors"
         )
         raise TeacherError(msg) from error
-    except (safetensors.SafetensorError, RuntimeError, EOFError, ValueError) as error:
-        msg = f"{path.name} can't be read as weights, is it whole? {str(error).splitlines()[0]}"
+    except Exception as error:  # a damaged pickle fails in ten ways
+        why = " ".join(f"{type(error).__name__}: {error}".split())[:SHORT]
+        msg = f"{path.name} can't be read as weights, is it whole? {why}"
         raise TeacherError(msg) from error
 
 
@@ -227,7 +228,7 @@ MUSK: Rules = (
     (r"\.ffn\.", ".mlp."),
     (r"^layer_norm\.", "norm."),
 )
-# Downsampling ends a stage in timm 0.5 and begins the next one now; "!" keeps a name from moving on.
+# Downsampling ended a stage in timm 0.5 and begins the next one now; "!" keeps it from moving on.
 SWIN: Rules = (
     (r"^model\.", ""),
     (r"^layers\.0\.downsample\.", "layers.1.downsample!"),

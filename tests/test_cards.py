@@ -1,0 +1,295 @@
+"""Every teacher card against the network that is built from it, and against timm's own facts."""
+
+import functools
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import timm
+import timm.layers
+import torch
+from torch import Tensor, nn
+
+from ingest.card_table import CARDS
+from ingest.cards import Card, card_from_json, card_json
+from ingest.errors import TeacherError
+from ingest.networks import Plain, build
+from ingest.weight_keys import KINDS
+from tests.conftest import ROOT
+
+PAGE = ROOT / "docs" / "teachers.md"
+BEGIN, END = "<!-- cards -->\n", "<!-- /cards -->"
+ASKED = {
+    "uni", "uni2_h", "virchow", "virchow2", "h_optimus_0", "h_optimus_1", "h0_mini", "gigapath",
+    "phikon", "phikon_v2", "conch", "conch15", "ctranspath", "hibou_b", "hibou_l", "kaiko_vits16",
+    "kaiko_vits8", "kaiko_vitb16", "kaiko_vitb8", "kaiko_vitl14", "midnight12k", "lunit_vits16",
+    "lunit_vits8", "gpfm", "musk", "keep", "dinov2_vits14", "dinov2_vitb14", "dinov2_vitl14",
+    "dinov2_vitg14", "dinov2_vits14_reg4", "dinov2_vitb14_reg4", "dinov2_vitl14_reg4",
+    "dinov2_vitg14_reg4", "dinov3_vits16", "dinov3_vitb16", "dinov3_vitl16", "resnet50",
+    "resnet50_layer3", "vit_small_augreg", "vit_base_augreg", "vit_large_augreg",
+    "efficientnet_lite0", "efficientnet_lite1",
+}  # fmt: skip
+# Millions, as others published them; the last digit is rounded.
+PUBLISHED = {
+    "uni": "303.4", "uni2_h": "681.4", "virchow": "631.2", "virchow2": "631.2",
+    "phikon": "85.8", "phikon_v2": "303.4", "ctranspath": "27.5", "hibou_b": "85.7",
+    "hibou_l": "303.7", "lunit_vits16": "21.7", "lunit_vits8": "21.7",
+}  # fmt: skip
+GIANTS = ("uni2_h", "virchow2", "h_optimus_0", "gigapath", "midnight12k", "hibou_l")
+NAMES = sorted(CARDS)
+TIMMS = [name for name in NAMES if (CARDS[name].hub or "").startswith("timm/")]
+
+
+def meta(card: Card) -> tuple[nn.Module, Tensor, Tensor]:
+    """A card's network at full size, its features and its embedding of one tile, all shapes."""
+    return _meta(card.architecture, card.input_px, json.dumps(dict(card.arguments)))
+
+
+@functools.cache
+def _meta(architecture: str, input_px: int, arguments: str) -> tuple[nn.Module, Tensor, Tensor]:
+    with torch.device("meta"), torch.inference_mode():
+        model = build(architecture, input_px, json.loads(arguments)).eval()
+        features = model.forward_features(torch.empty(1, 3, input_px, input_px))  # type: ignore[operator]
+        embedding = model.forward_head(features)  # type: ignore[operator]
+    return model, features, embedding
+
+
+def count(model: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_network_is_what_the_card_says(name: str) -> None:
+    card = CARDS[name]
+    model, features, embedding = meta(card)
+    assert embedding.shape == (1, card.pooled_dim("own"))
+    if card.grid is None:
+        assert card.prefix_tokens == 0
+        assert features.ndim == 4
+        return
+    height, width = card.grid
+    assert features.shape == (1, card.prefix_tokens + height * width, card.dim)
+    assert model.num_prefix_tokens == card.prefix_tokens
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_parameters_are_as_many_as_published(name: str) -> None:
+    assert f"{count(meta(CARDS[name])[0]) / 1e6:.1f}" == PUBLISHED[name]
+
+
+def test_parameters_published_exactly_or_roughly() -> None:
+    assert count(meta(CARDS["h0_mini"])[0]) == 85_739_520
+    for name in ("h_optimus_0", "h_optimus_1", "gigapath"):
+        assert f"{count(meta(CARDS[name])[0]) / 1e9:.2f}" == "1.13"
+    # Its file has a table of positions for 518 px, which is resized when it is read.
+    table = (37**2 - 16**2) * 1536
+    assert f"{(count(meta(CARDS['midnight12k'])[0]) + table) * 4 / 1e9:.2f}" == "4.55"
+
+
+@pytest.mark.parametrize("name", TIMMS)
+def test_preprocessing_is_that_of_timm(name: str) -> None:
+    card = CARDS[name]
+    cfg = timm.get_pretrained_cfg(str(card.hub).removeprefix("timm/"))
+    assert (card.mean, card.std) == (cfg.mean, cfg.std)
+    assert card.interpolation == cfg.interpolation
+    assert card.licence.lower().replace(" ", "-") == cfg.license
+    assert cfg.input_size[1] == (518 if name.startswith("dinov2") else card.input_px)
+    assert cfg.architecture == card.architecture.removesuffix("_layer3")
+
+
+@pytest.mark.parametrize("number", [0, 1, 2])
+def test_preprocessing_of_lite_is_that_of_timm(number: int) -> None:
+    card = CARDS[f"efficientnet_lite{number}"]
+    cfg = timm.get_pretrained_cfg(card.architecture)
+    assert (card.mean, card.std) == (cfg.mean, cfg.std)
+    assert (card.input_px, card.interpolation) == (cfg.input_size[1], cfg.interpolation)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_card_is_whole(name: str) -> None:
+    card = CARDS[name]
+    assert card.name == name == name.lower()
+    assert card.keys in KINDS
+    assert card.hub or card.package or "github.com" in card.source
+    assert card.files
+    assert card.references
+    assert card_from_json(json.loads(card_json(card))) == card
+    for pooling in card.poolings:
+        assert pooling == "own" or card.grid or pooling == "mean"
+        assert "cls" not in pooling or card.prefix_tokens
+    assert card.resize_px is None or card.resize_px > card.input_px
+    assert card.patch_px is None or card.input_px % card.patch_px == 0
+    assert card.precision == "float32" or "precision" in " ".join(card.references)
+
+
+def test_all_that_people_use_are_there() -> None:
+    assert set(CARDS) >= ASKED
+
+
+def test_what_is_recommended_comes_first() -> None:
+    first = {name: card.poolings[0] for name, card in CARDS.items()}
+    dims = {name: CARDS[name].pooled_dim(pooling) for name, pooling in first.items()}
+    assert dims["virchow"] == dims["virchow2"] == 2560
+    assert dims["midnight12k"] == 3072
+    assert dims["h0_mini"] == 1536
+    assert (dims["conch"], dims["conch15"], dims["keep"]) == (512, 768, 768)
+    assert (dims["resnet50"], dims["resnet50_layer3"]) == (2048, 1024)
+
+
+def shallow(card: Card) -> Card:
+    """The same with one block, where the network is made of equal blocks."""
+    if card.patch_px is None:
+        return card
+    fewer = {"depths": [1, 1, 1, 1]} if card.architecture == "ctranspath" else {"depth": 1}
+    return replace(card, arguments={**card.arguments, **fewer})
+
+
+RUN = ("dinov3_vits16plus", "dinov2_vits14_reg4", "uni2_h", "virchow2", "gigapath", "h0_mini",
+       "conch", "conch15", "musk", "keep", "ctranspath", "resnet50_layer3", "lunit_vits8",
+       "efficientnet_lite2")  # fmt: skip
+
+
+@pytest.mark.parametrize("name", RUN)
+def test_network_really_runs(name: str) -> None:
+    """The class token of timm's networks is that after the final norm, which they embed by."""
+    card = shallow(CARDS[name])
+    torch.manual_seed(0)
+    model = build(card.architecture, card.input_px, card.arguments).eval()
+    x_BCHW = torch.randn(2, 3, card.input_px, card.input_px)
+    with torch.inference_mode():
+        features = model.forward_features(x_BCHW)  # type: ignore[operator]
+        embedding = model.forward_head(features)  # type: ignore[operator]
+        assert torch.equal(model(x_BCHW), embedding)
+    assert embedding.isfinite().all()
+    assert (embedding[0] - embedding[1]).abs().max() > 0
+    if card.own_dim is None and card.prefix_tokens:
+        assert torch.equal(embedding, features[:, 0])
+        torch.testing.assert_close(features.mean(-1), torch.zeros_like(features[..., 0]), atol=1e-4,
+                                   rtol=0)  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", GIANTS)
+def test_giant_runs_at_full_size(name: str) -> None:
+    card = CARDS[name]
+    with torch.device("meta"):
+        model = build(card.architecture, card.input_px, card.arguments).eval()
+    model.to_empty(device="cpu").to(torch.float32)
+    torch.manual_seed(0)
+    with torch.inference_mode():
+        for parameter in model.parameters():
+            parameter.normal_(std=0.02)
+        features = model.forward_features(torch.randn(1, 3, card.input_px, card.input_px))  # type: ignore[operator]
+    height, width = card.grid or (0, 0)
+    assert features.shape == (1, card.prefix_tokens + height * width, card.dim)
+    assert features.isfinite().all()
+
+
+def test_class_token_after_a_block_is_timms() -> None:
+    """Networks of ours hand out their trunk's blocks, as timm's do."""
+    card = shallow(CARDS["keep"])
+    model = build(card.architecture, card.input_px, card.arguments).eval()
+    x_BCHW = torch.randn(1, 3, 224, 224)
+    with torch.inference_mode():
+        wanted = model.forward_features(x_BCHW)  # type: ignore[operator]
+        last, between = model.forward_intermediates(  # type: ignore[operator]
+            x_BCHW, indices=[0], norm=True, output_fmt="NLC", return_prefix_tokens=True
+        )
+    patches, prefix = between[0]
+    assert torch.equal(last, wanted)
+    assert torch.equal(torch.cat([prefix, patches], dim=1), wanted)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "px", "same"),
+    [
+        ("vit_tiny_patch16_224", 96, {"img_size": 96}),
+        ("tf_efficientnet_lite0", 96, {}),
+        ("resnet18", 64, {}),
+        ("swin_tiny_patch4_window7_224", 112, {"img_size": 112}),
+    ],
+)
+def test_timms_network_for_a_size(architecture: str, px: int, same: Mapping[str, Any]) -> None:
+    with torch.device("meta"):
+        wanted = timm.create_model(architecture, num_classes=0, **same)
+        ours = build(architecture, px).eval()
+        assert ours(torch.zeros(2, 3, px, px)).shape == (2, wanted.num_features)
+    assert {n: t.shape for n, t in ours.state_dict().items()} == {
+        n: t.shape for n, t in wanted.state_dict().items()
+    }
+
+
+def test_layers_are_given_by_name() -> None:
+    arguments = {"depth": 1, "mlp_layer": "SwiGLUPacked", "act_layer": "SiLU"}
+    block: Any = build("vit_tiny_patch16_224", 224, arguments).get_submodule("blocks.0.mlp")
+    wanted = timm.layers.SwiGLUPacked(192, 768, act_layer=nn.SiLU)
+    assert type(block) is type(wanted)
+    assert type(block.act) is nn.SiLU
+    # Packed: the first layer is twice as wide as what the second one reads.
+    assert block.fc1.out_features == 2 * block.fc2.in_features
+
+
+@pytest.mark.parametrize(
+    ("architecture", "arguments", "message"),
+    [
+        ("hf-hub:someone/something", {}, "no network 'hf-hub:someone/something'"),
+        ("local-dir:/tmp", {}, "no network"),
+        ("vit_smal_patch16_224", {}, "did you mean 'vit_small_patch16_224'"),
+        ("resnet18", {"pretrained": True}, "can't be given pretrained"),
+        ("resnet18", {"checkpoint_path": "/etc/passwd"}, "can't be given checkpoint_path"),
+        ("resnet18", {"norm_layer": "system"}, "no layer 'system'"),
+        ("resnet18", {"norm_layer": "functional"}, "no layer 'functional'"),
+        ("resnet18", {"depths": 3}, "can't be built with"),
+    ],
+)
+def test_what_can_not_be_built_is_refused(
+    architecture: str, arguments: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(TeacherError, match=message):
+        build(architecture, 224, arguments)
+
+
+def test_any_network_can_be_put_under_the_protocol() -> None:
+    plain = Plain(nn.Flatten(2), 2)
+    features = plain.forward_features(torch.ones(1, 3, 4, 4))
+    assert features.shape == (1, 3, 16)
+    assert torch.equal(plain.forward_head(features), plain(torch.ones(1, 3, 4, 4)))
+    assert plain.num_prefix_tokens == 2
+
+
+def test_table_in_the_docs_is_that_of_the_cards() -> None:
+    """`python -m tests.test_cards` writes it."""
+    text = PAGE.read_text()
+    assert text[text.index(BEGIN) + len(BEGIN) : text.index(END)] == table()
+
+
+def table() -> str:
+    """All cards as a table in Markdown."""
+    head = "| teacher | values per tile | tokens | px | µm/px | precision | licence | from |"
+    rows = [head, "|---|---|---|---|---|---|---|---|"]
+    return "\n".join([*rows, *(_row(CARDS[name]) for name in NAMES)]) + "\n"
+
+
+def _row(card: Card) -> str:
+    values = ", ".join(f"{pooling} {card.pooled_dim(pooling)}" for pooling in card.poolings)
+    grid = f"{card.prefix_tokens} + {card.grid[0]} x {card.grid[1]}" if card.grid else "–"  # noqa: RUF001
+    resized = f", middle of {card.resize_px}" if card.resize_px else ""
+    where = card.hub or card.package or card.source
+    cells = (
+        f"`{card.name}`", values, grid, f"{card.input_px}{resized}",
+        ", ".join(f"{mpp:g}" for mpp in card.mpps) or "–",  # noqa: RUF001
+        card.precision, card.licence, where + (" (gated)" if card.gated else ""),
+    )  # fmt: skip
+    return f"| {' | '.join(cells)} |"
+
+
+def write_table() -> None:
+    text = PAGE.read_text() if PAGE.exists() else f"# Teachers\n\n{BEGIN}{END}\n"
+    before, after = text[: text.index(BEGIN) + len(BEGIN)], text[text.index(END) :]
+    PAGE.write_text(before + table() + after)
+
+
+if __name__ == "__main__":
+    write_table()
