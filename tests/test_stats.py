@@ -22,6 +22,7 @@ from featurestore import (
     read_phi_s,
     read_stats,
     tile_ids,
+    vacuum,
 )
 from featurestore.lake import open_lake
 from featurestore.stats import Moments, merge, read_card
@@ -149,6 +150,17 @@ def test_statistics_of_other_features_are_not_taken_for_these(small: Lake) -> No
     again = add_slides(grown, {"a": 6}, mark="scanned again")
     assert read_stats(again, "t", mpp=0.5, slide_ids=["a", "b"]) is None
     assert read_stats(lake, "t", mpp=0.5, slide_ids=["a", "b"]) is not None
+
+
+def test_vacuum_keeps_the_version_that_statistics_were_made_from(small: Lake) -> None:
+    lake, values = with_features(small)
+    fit_stats(lake, "t", mpp=0.5, slide_ids=["a", "b"])
+    for name in ("c", "d", "e"):
+        newest = add_slides(lake, {name: 2})
+    kept = vacuum(newest, keep=1).kept
+    assert kept == [lake.version, newest.version]
+    bag = open_lake(lake.uri, version=lake.version).bag("a", "t", mpp=0.5)
+    np.testing.assert_array_equal(bag.features, values[:5])
 
 
 def test_early_statistics_are_read_and_rotated(tmp_path: Path) -> None:
