@@ -186,12 +186,23 @@ def _check(lake: Lake, recipe: Recipe, name: str) -> None:
                     f"{mpp_name(mpp)}: run slidelake extract {lake.uri} --teacher {teacher}"
                 )
                 raise DistillError(msg)
+            some = {"where", "share"} & set(_identity(lake, teacher, mpp))
+            if some:
+                msg = (
+                    f"recipe '{recipe.name}' needs '{teacher}' for every tile at mpp "
+                    f"{mpp_name(mpp)}; it was run on some of them (--{', --'.join(sorted(some))})"
+                )
+                raise DistillError(msg)
+
+
+def _identity(lake: Lake, teacher: str, mpp: float) -> dict[str, Any]:
+    return identity_of(lake.table(features_table(mpp)).schema.field(teacher))
 
 
 def _config(lake: Lake, recipe: Recipe, name: str) -> Config:
     train, held = split_slides(lake, holdout=recipe.holdout, seed=recipe.seed)
     identities = {
-        f"{teacher}@{mpp}": identity_of(lake.table(features_table(mpp)).schema.field(teacher))
+        f"{teacher}@{mpp}": _identity(lake, teacher, mpp)
         for teacher in recipe.teachers
         for mpp in recipe.mpps_of(lake.config.mpps)
     }

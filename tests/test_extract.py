@@ -12,6 +12,9 @@ import timm
 import torch
 from PIL import Image
 
+from distill.errors import DistillError
+from distill.ray_train import distill
+from distill.recipes import make_recipe
 from featurestore import IdentityError, Lake, LakeError, open_lake, verify
 from ingest import (
     CARDS,
@@ -272,6 +275,9 @@ def test_tiles_that_were_not_asked_for(lake_copy: Path) -> None:
     known = frame.filter(~pl.col("colour-moments").arr.first().is_nan())
     assert set(known["tile_id"]) == found
     assert verify(lake).ok
+    recipe = make_recipe("agglomerate", ("colour-moments",))
+    with pytest.raises(DistillError, match=r"run on some of them \(--share, --where\)"):
+        distill(lake.uri, replace(recipe, mpps=(0.5,)))
     with pytest.raises(IdentityError, match="differs in: share, where"):
         fill(lake, [str(OWN)], mpp=0.5)
     assert not plan(lake, find_teachers(lake.store, [str(OWN)]), [0.5], choice=choice)

@@ -1,0 +1,98 @@
+"""An extract that is killed goes on, and ends in the same columns, bit for bit."""
+
+import contextlib
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from featurestore import Lake, open_lake, vacuum, verify
+from ingest.ray_extract import extract
+from tests.conftest import ROOT, TEACHERS
+
+NAMES = [f"{TEACHERS[0]}@S1", str(ROOT / "examples" / "own_encoder.py")]
+COLUMNS = [f"{TEACHERS[0]}@S1", "colour-moments"]
+CODE = """
+import sys
+import ingest.ray_extract as job
+job.COMMIT_S = 0.0  # a commit for each fragment, so that there is something to be between
+job.extract(sys.argv[1], sys.argv[2:])
+"""
+
+
+def columns(lake: Lake) -> dict[str, bytes]:
+    return {
+        f"{slide} {mpp} {column}": lake.bag(slide, column, mpp=mpp).features.tobytes()
+        for mpp in lake.config.mpps
+        for slide in lake.tiles_of(mpp=mpp)["slide_id"]
+        for column in COLUMNS
+    }
+
+
+def kill_extract(lake: Path, after_s: float) -> bool:
+    """Kill an extract some time after it wrote its first column; whether it was still running."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", CODE, str(lake), *NAMES],
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    before = data_files(lake)
+    deadline = time.monotonic() + 200
+    while data_files(lake) == before and process.poll() is None:
+        assert time.monotonic() < deadline, "the extract never began"
+        time.sleep(0.05)
+    time.sleep(after_s)
+    running = process.poll() is None
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    return running
+
+
+def data_files(lake: Path) -> int:
+    return sum(1 for _ in lake.glob("features/*/data/*"))
+
+
+@pytest.fixture
+def copies(filled: Path, tmp_path: Path) -> tuple[Path, Path]:
+    for name in ("killed", "whole"):
+        shutil.copytree(filled, tmp_path / name)
+    return tmp_path / "killed", tmp_path / "whole"
+
+
+def check(killed: Path, whole: Path) -> None:
+    assert not extract(str(killed), NAMES).failed
+    assert not extract(str(whole), NAMES).failed
+    assert columns(open_lake(killed)) == columns(open_lake(whole))
+    assert verify(open_lake(killed)).ok
+    vacuum(open_lake(killed))
+    assert columns(open_lake(killed)) == columns(open_lake(whole))
+    assert all(
+        np.frombuffer(found, np.float16).any() for found in columns(open_lake(whole)).values()
+    )
+
+
+@pytest.mark.usefixtures("ray_up")
+def test_a_killed_extract_ends_the_same(copies: tuple[Path, Path]) -> None:
+    kill_extract(copies[0], random.uniform(0.0, 3.0))
+    check(*copies)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1500)
+@pytest.mark.usefixtures("ray_up")
+@pytest.mark.parametrize("seed", range(2))
+def test_an_extract_killed_again_and_again(copies: tuple[Path, Path], seed: int) -> None:
+    chance = random.Random(seed)
+    killed = [kill_extract(copies[0], chance.uniform(0.0, 4.0)) for _ in range(3)]
+    assert any(killed)
+    check(*copies)
