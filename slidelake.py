@@ -336,6 +336,13 @@ def extract_command(
             "that are there go on in theirs."
         ),
     ] = None,
+    engine: Annotated[
+        Literal["torch", "onnxruntime"] | None,
+        typer.Option(
+            help="Of new columns: ONNX Runtime for convolutional networks on CPUs if not given and "
+            "there are 5,000 tiles or more; else torch."
+        ),
+    ] = None,
     where: Annotated[
         str | None,
         typer.Option(
@@ -367,6 +374,7 @@ def extract_command(
         mpps=mpp,
         weights=weights,
         precision=precision,
+        engine=engine,
         where=where,
         share=share,
         address=address,

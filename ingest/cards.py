@@ -12,6 +12,7 @@ from typing import Any, Literal
 Pooling = Literal["cls", "mean", "cls+mean", "own"]
 Interpolation = Literal["bicubic", "bilinear"]
 Precision = Literal["float32", "float16", "bfloat16"]
+Engine = Literal["torch", "onnxruntime"]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,6 +6,7 @@ Letters in names: B tiles in a batch, C channels, H W pixels, N tokens, D embedd
 import contextlib
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +18,9 @@ from torch import Tensor, nn
 from ingest.cards import Card, Precision
 from ingest.errors import TeacherError
 from ingest.outputs import Output, places
+
+if TYPE_CHECKING:
+    from ingest.onnx_engine import OnnxNetwork
 
 # A CPU's cache holds the early activations of about this many pixels: 4 tiles of 224 px at a time
 # run 1.4-1.8 times as fast as 32 (one core, efficientnet_lite0/1; docs/decisions.md).
@@ -40,6 +44,7 @@ class Encoder:
         threads: parts of a batch that are computed at the same time on a CPU, each by one thread.
         device: torch's name of it.
         precision: of the network's arithmetic; what it gives is float32.
+        onnx: the same network in ONNX Runtime, to be run instead.
     """
 
     def __init__(
@@ -50,8 +55,9 @@ class Encoder:
         threads: int = 1,
         device: str = "cpu",
         precision: Precision = "float32",
+        onnx: "OnnxNetwork | None" = None,
     ) -> None:
-        self.card, self.device, self.precision = card, device, precision
+        self.card, self.device, self.precision, self._onnx = card, device, precision, onnx
         self._pool = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
         self._model = model.eval().requires_grad_(requires_grad=False).to(device)
         self._model.to(memory_format=torch.channels_last)
@@ -100,6 +106,8 @@ class Encoder:
     def _embed(
         self, x_BCHW: Tensor, tile_id: Int64Array, outputs: Sequence[Output]
     ) -> dict[str, FloatArray]:
+        if self._onnx is not None:
+            return dict.fromkeys((output.column for output in outputs), self._onnx(x_BCHW))
         with torch.inference_mode(), self._autocast():
             features = self._features(x_BCHW.to(self.device), outputs)
             found = {output.column: self._take(output, features, tile_id) for output in outputs}

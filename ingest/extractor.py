@@ -18,7 +18,7 @@ import pyarrow as pa
 from featurestore import ColumnFile, ColumnWriter, ShardReader, Store
 from featurestore.lance_columns import keys_in
 from featurestore.schema import identity_of
-from ingest.cards import Precision
+from ingest.cards import Engine, Precision
 from ingest.errors import SlideError
 from ingest.outputs import Output, in_share, only
 from ingest.stain import stain_variant
@@ -93,7 +93,7 @@ class Extractor:
     """The actor: takes fragment after fragment, and builds each network once."""
 
     def __init__(self) -> None:
-        self._encoders: dict[tuple[str, Precision], Encoder] = {}
+        self._encoders: dict[tuple[str, Precision, Engine], Encoder] = {}
 
     def __call__(self, item: Row) -> Row:
         """Take one pickled unit and give back its pickled outcome."""
@@ -107,8 +107,8 @@ class Extractor:
             outcome.files, outcome.reason = [], f"{type(error).__name__}: {error}"
         return {"outcome": pickle.dumps(outcome)}
 
-    def _encoder(self, teacher: Teacher, precision: Precision) -> "Encoder":
-        key = (teacher.card.name, precision)
+    def _encoder(self, teacher: Teacher, precision: Precision, engine: Engine) -> "Encoder":
+        key = (teacher.card.name, precision, engine)
         if key not in self._encoders:
             self._encoders[key] = load_encoder(
                 self._store,
@@ -116,6 +116,7 @@ class Extractor:
                 threads=self._threads,
                 device=self._device,
                 precision=precision,
+                engine=engine,
             )
         return self._encoders[key]
 
@@ -140,15 +141,16 @@ class Extractor:
     def _work(
         self, unit: Unit, teachers: Sequence[Teacher]
     ) -> Iterator[tuple["Encoder", list[Output]]]:
-        """Each network with the columns that it gives at once: of one precision and stain."""
-        precision_of = {found.name: identity_of(found)["precision"] for found in unit.fields}
+        """Each network with the columns that it gives at once: of one arithmetic and stain."""
+        known = {found.name: identity_of(found) for found in unit.fields}
         for teacher in teachers:
-            groups: dict[tuple[Precision, int | None], list[Output]] = {}
-            for output in only(teacher.outputs, list(precision_of)):
-                key = (precision_of[output.column], output.stain)
+            groups: dict[tuple[Precision, Engine, int | None], list[Output]] = {}
+            for output in only(teacher.outputs, list(known)):
+                there = known[output.column]
+                key = (there["precision"], there.get("engine", "torch"), output.stain)
                 groups.setdefault(key, []).append(output)
-            for (precision, _), outputs in groups.items():
-                yield self._encoder(teacher, precision), outputs
+            for (precision, engine, _), outputs in groups.items():
+                yield self._encoder(teacher, precision, engine), outputs
 
     def _batches(
         self, row: Row, ids: Int64Array, rows: Int64Array, outcome: Outcome

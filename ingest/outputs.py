@@ -43,6 +43,7 @@ class Output:
         layer: the block after which tokens are taken, from 1; the last if None.
         stain: number of the stain variant; None for the tile as it is.
         dim: values for each tile.
+        tokens: how many patch tokens they are of; None if of none.
     """
 
     column: str
@@ -51,11 +52,12 @@ class Output:
     layer: int | None
     stain: int | None
     dim: int
+    tokens: int | None = None
 
     def identity(self) -> dict[str, Any]:
         """What of it decides the numbers."""
         found = {"pooling": self.what, "dim": self.dim, "sample": self.sample}
-        found |= {"layer": self.layer, "stain": self.stain}
+        found |= {"layer": self.layer, "stain": self.stain, "tokens": self.tokens}
         return {name: value for name, value in found.items() if value is not None}
 
 
@@ -101,7 +103,15 @@ def _output(
     tokens = sample or (card.grid[0] * card.grid[1] if card.grid else 0)
     dims = {"patches": tokens * card.dim, "places": tokens}
     dim = dims[what] if what in dims else card.pooled_dim(what)  # type: ignore[arg-type]
-    return Output(column=column + at, what=what, sample=sample, layer=layer, stain=stain, dim=dim)
+    return Output(
+        column=column + at,
+        what=what,
+        sample=sample,
+        layer=layer,
+        stain=stain,
+        dim=dim,
+        tokens=tokens if what == "patches" else None,
+    )
 
 
 def _check(teacher: str, card: Card, what: str, sample: int | None, layer: int | None) -> None:

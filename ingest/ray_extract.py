@@ -21,12 +21,14 @@ from featurestore import ColumnFile, Lake, LakeError, Store, open_lake
 from featurestore.lance_tables import open_table
 from featurestore.lock import writer_lease
 from featurestore.schema import TILE_COLUMNS, features_table, identity_of
-from ingest.cards import Precision
+from ingest.cards import Engine, Precision
 from ingest.extractor import Choice, Extractor, Outcome, Unit
 from ingest.teachers import Teacher, find_teachers
+from ingest.weights_files import has_onnx
 
 COMMIT_FRAGMENTS = 16
 COMMIT_S = 15.0
+ONNX_TILES = 5000
 
 
 @dataclass(kw_only=True)
@@ -52,6 +54,7 @@ def extract(
     mpps: Sequence[float] | None = None,
     weights: str | None = None,
     precision: Precision | None = None,
+    engine: Engine | None = None,
     where: str | None = None,
     share: float | None = None,
     address: str | None = None,
@@ -66,6 +69,8 @@ def extract(
         weights: a folder in which weights are looked for first, on each machine.
         precision: of new columns. None: float32 on CPUs, the card's own on GPUs; columns that are
             there go on in theirs.
+        engine: of new columns. None: ONNX Runtime for convolutional networks on CPUs where it is
+            installed and there are 5,000 tiles or more (an export takes 10-20 s), else torch.
         where: a predicate on the tiles' columns; those it does not hold for get NaN.
         share: of the tiles, drawn by their keys; the others get NaN.
         address: a Ray cluster; a local Ray is started if None.
@@ -87,7 +92,15 @@ def extract(
     with contextlib.ExitStack() as stack:
         if address is not None:
             stack.enter_context(ray_session(address=address))
-        units = plan(lake, found, chosen, choice=choice, precision=precision, gpus=_gpus(address))
+        units = plan(
+            lake,
+            found,
+            chosen,
+            choice=choice,
+            precision=precision,
+            engine=engine,
+            gpus=_gpus(address),
+        )
         if units:
             stack.enter_context(writer_lease(lake.store, f"extract of {', '.join(columns)}"))
             if address is None:
@@ -131,6 +144,7 @@ def plan(
     *,
     choice: Choice = Choice(),  # noqa: B008 - it is frozen
     precision: Precision | None = None,
+    engine: Engine | None = None,
     gpus: int = 0,
 ) -> list[Unit]:
     """The fragments that lack features of these teachers, largest first.
@@ -143,6 +157,7 @@ def plan(
         mpps: where.
         choice: on which tiles.
         precision: of new columns; None for the cards' own if there are GPUs.
+        engine: of new columns; None for the faster one.
         gpus: how many there are.
 
     Raises:
@@ -150,19 +165,28 @@ def plan(
     """
     lake.committer.recover()
     units: list[Unit] = []
+    tiles = sum(int(lake.tiles_of(mpp=mpp)["tiles"].sum()) for mpp in mpps)
     for mpp in mpps:
         there = open_table(lake.store, features_table(mpp)).schema
         fields = {}
         for teacher in teachers:
             usual: Precision = teacher.card.precision if gpus else "float32"
+            faster = _engine(teacher, tiles) if not gpus and precision in (None, usual) else "torch"
             for output in teacher.outputs:
                 name = output.column
                 known = identity_of(there.field(name)) if name in there.names else {}
                 how = precision or known.get("precision") or usual
-                identity = {**teacher.identity(output, how), **choice.identity()}
+                by = engine or (known.get("engine", "torch") if known else faster)
+                identity = {**teacher.identity(output, how, by), **choice.identity()}
                 fields[name] = lake.committer.add_teacher(mpp, name, output.dim, identity)
         units += _units(lake.refreshed(), mpp, fields, choice)
     return sorted(units, key=lambda unit: -unit.tiles)
+
+
+def _engine(teacher: Teacher, tiles: int) -> Engine:
+    """What runs a network faster on a CPU; with transformers none is clearly so (measured)."""
+    convolutional = teacher.card.grid is None and teacher.source is None
+    return "onnxruntime" if convolutional and tiles >= ONNX_TILES and has_onnx() else "torch"
 
 
 def _units(lake: Lake, mpp: float, fields: dict[str, pa.Field], choice: Choice) -> Iterator[Unit]:

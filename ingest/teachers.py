@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ingest.card_table import CARDS
-from ingest.cards import Card, Precision, card_from_json
+from ingest.cards import Card, Engine, Precision, card_from_json
 from ingest.errors import TeacherError
 from ingest.outputs import Output, card_name, outputs_of
 from ingest.own_encoder import SUFFIX, own_card, own_network
@@ -47,10 +47,13 @@ class Teacher:
     where: str = ""
     folder: str | None = None
 
-    def identity(self, output: Output, precision: Precision) -> dict[str, Any]:
+    def identity(
+        self, output: Output, precision: Precision, engine: Engine = "torch"
+    ) -> dict[str, Any]:
         """All that decides the numbers of a column; kept with it."""
         known = {"card": self.card.name, "weights_sha256": self.sha256, "precision": precision}
-        return {**self.card.identity(), **output.identity(), **known}
+        by = {} if engine == "torch" else {"engine": engine}
+        return {**self.card.identity(), **output.identity(), **known, **by}
 
 
 def student_folder(name: str) -> str:
@@ -148,6 +151,7 @@ def load_encoder(
     threads: int = 1,
     device: str = "cpu",
     precision: Precision = "float32",
+    engine: Engine = "torch",
 ) -> "Encoder":
     """A teacher ready to run.
 
@@ -168,7 +172,12 @@ def load_encoder(
                 raise TeacherError(msg)
             model = build(card.architecture, card.input_px, card.arguments)
             load_weights(model, path, card)
-    return Encoder(card, model, threads=threads, device=device, precision=precision)
+    onnx = None
+    if engine == "onnxruntime":
+        from ingest.onnx_engine import onnx_network
+
+        onnx, device = onnx_network(model, card, teacher.sha256), "cpu"
+    return Encoder(card, model, threads=threads, device=device, precision=precision, onnx=onnx)
 
 
 def licence_of(store: "Store", teacher: str) -> str:

@@ -14,6 +14,11 @@ FOLDER = "SLIDELAKE_WEIGHTS"
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
 
 
+def has_onnx() -> bool:
+    """Whether ONNX Runtime and what exports to it are installed."""
+    return all(importlib.util.find_spec(name) for name in ("onnxruntime", "onnxscript"))
+
+
 def find_weights(card: Card, folder: str | None = None) -> Path | None:
     """The weights' file on this machine, or None.
 

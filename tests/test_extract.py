@@ -24,6 +24,7 @@ from ingest import (
     list_teachers,
     load_encoder,
 )
+from ingest.cards import Engine
 from ingest.encoder import decode
 from ingest.extractor import Choice, Extractor, Outcome, Unit
 from ingest.ray_extract import extract, plan
@@ -108,11 +109,17 @@ def run_unit(
 
 
 def fill(
-    lake: Lake, names: list[str], mpp: float = 2.0, *, threads: int = 1, choice: Choice = ALL
+    lake: Lake,
+    names: list[str],
+    mpp: float = 2.0,
+    *,
+    threads: int = 1,
+    choice: Choice = ALL,
+    engine: Engine | None = None,
 ) -> Lake:
     """All that `extract` does, in this process."""
     teachers, extractor = find_teachers(lake.store, names), Extractor()
-    for unit in plan(lake, teachers, [mpp], choice=choice):
+    for unit in plan(lake, teachers, [mpp], choice=choice, engine=engine):
         outcome = run_unit(extractor, lake, teachers, unit, threads)
         assert outcome.reason is None
         lake.committer.commit_columns(mpp, outcome.files)
