@@ -211,6 +211,12 @@ class _Task:
         if not len(keys):
             return np.zeros((0, self.teachers[teacher].dim), np.float16)
         bag = self.lake.bag(catalog["slide_id"], teacher, mpp=catalog["mpp"])
+        if len(bag.tile_id) < len(keys):
+            msg = (
+                f"slide '{catalog['slide_id']}': '{teacher}' was run on {len(bag.tile_id)} of its "
+                f"{len(keys)} tiles; other tools' files hold features of all"
+            )
+            raise InteropError(msg)
         if not np.array_equal(bag.tile_id, keys):
             msg = f"slide {catalog['slide_id']}: its bag and its tiles differ; run slidelake verify"
             raise DamageError(msg)
