@@ -14,6 +14,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -23,7 +24,7 @@ import typer
 
 from benchmarks.report import Line, write_report
 from featurestore import Lake, LakeConfig, create_lake, open_lake
-from ingest import Teacher, find_teachers
+from ingest import CARDS, Teacher, find_teachers
 from ingest.cut import cut_slide
 from ingest.encoder import decode, preprocess, resized
 from ingest.extractor import Extractor, Outcome, Unit
@@ -106,8 +107,9 @@ def measure(lake: Lake, names: Sequence[str], rounds: int, threads: int, device:
     """Each teacher against its bare network, and all in one run against one run each."""
     teachers = find_teachers(lake.store, names)
     gpus = int(device == "cuda")
-    units = {t.card.name: plan(lake, [t], [MPP], gpus=gpus) for t in teachers}
-    together = plan(lake, teachers, [MPP], gpus=gpus)
+    units = {t.card.name: plan(lake, [t], [MPP], engine="torch", gpus=gpus) for t in teachers}
+    together = plan(lake, teachers, [MPP], engine="torch", gpus=gpus)
+    by_onnx = [] if gpus else _by_onnx(lake, names[0])
     ours = Ours(lake, threads, device)
     clocks = {t.card.name: bare(lake, t, threads, device) for t in teachers}
     seconds: dict[str, list[float]] = {"together": [], "apart": []}
@@ -121,6 +123,10 @@ def measure(lake: Lake, names: Sequence[str], rounds: int, threads: int, device:
                 seconds.setdefault(name, []).append(mine)
                 seconds.setdefault(f"bare {name}", []).append(theirs)
         both = ours(teachers, together)
+        for teacher, work in by_onnx:
+            mine = ours([teacher], work)
+            if turn:
+                seconds.setdefault("onnx", []).append(mine)
         if turn:
             seconds["together"].append(both)
             seconds["apart"].append(apart)
@@ -133,7 +139,18 @@ def measure(lake: Lake, names: Sequence[str], rounds: int, threads: int, device:
     ]
     what = f"{len(names)} teachers in one run"
     lines.append(Line.of(what, "a run each", seconds, ("together", "apart"), 1.0))
+    if by_onnx:
+        what = f"{names[0]} by ONNX Runtime"
+        lines.append(Line.of(what, "by torch", seconds, ("onnx", names[0])))
     return [line.at(tiles, "tiles") for line in lines]
+
+
+def _by_onnx(lake: Lake, name: str) -> list[tuple[Teacher, list[Unit]]]:
+    """The same network in ONNX Runtime, under the name of a copy of its card."""
+    copy = replace(CARDS[name], name=f"{name}-onnx")
+    CARDS[copy.name] = copy
+    (teacher,) = find_teachers(lake.store, [copy.name])
+    return [(teacher, plan(lake, [teacher], [MPP], engine="onnxruntime"))]
 
 
 def main(

@@ -182,28 +182,6 @@ class Encoder:
         return tokens_BND[:, self.card.prefix_tokens :]
 
 
-class Plain(nn.Module):
-    """timm's protocol around a network that only maps pixels to tokens or embeddings.
-
-    Args:
-        network: [B, C, H, W] to tokens [B, N, D] or embeddings [B, D].
-        prefix_tokens: tokens before the patch tokens.
-    """
-
-    def __init__(self, network: nn.Module, prefix_tokens: int) -> None:
-        super().__init__()
-        self.network, self.num_prefix_tokens = network, prefix_tokens
-
-    def forward_features(self, x_BCHW: Tensor) -> Tensor:
-        """What the network gives."""
-        found: Tensor = self.network(x_BCHW)
-        return found
-
-    def forward_head(self, features: Tensor) -> Tensor:
-        """The same: it has no other head."""
-        return features
-
-
 def decode(jpeg: bytes) -> RgbArray:
     """Pixels [H, W, 3] of a stored tile."""
     rgb: RgbArray = simplejpeg.decode_jpeg(jpeg, colorspace="RGB")

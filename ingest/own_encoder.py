@@ -46,7 +46,7 @@ def own_network(source: str, where: str) -> "nn.Module":
     Raises:
         TeacherError: the file can't be run, or builds no network.
     """
-    from ingest.encoder import Plain
+    from ingest.networks import Plain
 
     module = _module(source, where)
     try:
