@@ -4,8 +4,10 @@ Letters in names: B tiles in a batch, C channels, H W pixels, N tokens, D embedd
 """
 
 import contextlib
+import time
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -32,6 +34,31 @@ FloatArray = npt.NDArray[np.float32]
 Int64Array = npt.NDArray[np.int64]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Started:
+    """A batch that is being worked on.
+
+    Attributes:
+        parts: what each part of it will give, and the seconds that it took.
+    """
+
+    parts: Sequence[Future[tuple[dict[str, FloatArray], float]]]
+
+    def result(self) -> dict[str, FloatArray]:
+        """What was asked, as [B, D] by column, once all parts are done.
+
+        Raises:
+            TeacherError: the network gives other tokens than its card says.
+        """
+        found = [part.result()[0] for part in self.parts]
+        return {name: np.concatenate([one[name] for one in found]) for name in found[0]}
+
+    @property
+    def seconds(self) -> float:
+        """Of computing, over all parts."""
+        return sum(part.result()[1] for part in self.parts)
+
+
 class Encoder:
     """A network that is ready to run.
 
@@ -41,7 +68,8 @@ class Encoder:
     Args:
         card: how it is run.
         model: with its weights; `forward_features` and `forward_head` are timm's.
-        threads: parts of a batch that are computed at the same time on a CPU, each by one thread.
+        threads: parts that are computed at the same time, each by one thread.
+        pool: of threads, shared with other encoders; one of its own if None.
         device: torch's name of it.
         precision: of the network's arithmetic; what it gives is float32.
         onnx: the same network in ONNX Runtime, to be run instead.
@@ -53,12 +81,13 @@ class Encoder:
         model: nn.Module,
         *,
         threads: int = 1,
+        pool: ThreadPoolExecutor | None = None,
         device: str = "cpu",
         precision: Precision = "float32",
         onnx: "OnnxNetwork | None" = None,
     ) -> None:
         self.card, self.device, self.precision, self._onnx = card, device, precision, onnx
-        self._pool = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
+        self._pool = pool or one_thread_each(threads)
         self._model = model.eval().requires_grad_(requires_grad=False).to(device)
         self._model.to(memory_format=torch.channels_last)
         found = getattr(model, "num_prefix_tokens", 0)
@@ -69,32 +98,44 @@ class Encoder:
     def __call__(
         self, tiles: RgbArray, tile_id: Int64Array, outputs: Sequence[Output]
     ) -> dict[str, FloatArray]:
-        """What is asked of RGB tiles [B, H, W, 3], as [B, D] by column.
+        """What is asked of RGB tiles [B, H, W, 3], as [B, D] by column; see `start`."""
+        return self.start(tiles, tile_id, outputs).result()
+
+    def start(self, tiles: RgbArray, tile_id: Int64Array, outputs: Sequence[Output]) -> "Started":
+        """Begin with a batch, and come back at once: the next one may be begun before it is done.
 
         Args:
-            tiles: of any size; resized as the card says.
+            tiles: RGB [B, H, W, 3] of any size; resized as the card says.
             tile_id: their keys [B], which decide what patch tokens are sampled.
             outputs: the columns.
+        """
+        part = self.part_tiles
+        parts = [
+            self._pool.submit(self._part, tiles[at : at + part], tile_id[at : at + part], outputs)
+            for at in range(0, len(tiles), part)
+        ]
+        return Started(parts=parts)
+
+    def _part(
+        self, tiles: RgbArray, tile_id: Int64Array, outputs: Sequence[Output]
+    ) -> tuple[dict[str, FloatArray], float]:
+        """What is asked of a part of a batch, and the seconds that it took.
 
         Raises:
             TeacherError: the network gives other tokens than its card says.
         """
+        at, count = time.perf_counter(), len(tiles)
+        if count < self.part_tiles:
+            tiles, tile_id = (
+                np.concatenate([some, np.repeat(some[-1:], self.part_tiles - count, axis=0)])
+                for some in (tiles, tile_id)
+            )
         side = self.card.resize_px or self.card.input_px
         sized = cropped(resized(tiles, side, self.card.interpolation), self.card.input_px)
         x_BCHW = preprocess(sized, self.card.mean, self.card.std)
-        part = self.part_tiles
-        short = -len(x_BCHW) % part
-        padded = torch.cat([x_BCHW, x_BCHW[-1:].expand(short, -1, -1, -1)]) if short else x_BCHW
-        keys = np.concatenate([tile_id, np.repeat(tile_id[-1:], short)])
-        parts = self._pool.map(
-            lambda at: self._embed(padded[at : at + part], keys[at : at + part], outputs),
-            range(0, len(padded), part),
-        )
-        found = list(parts)
-        return {
-            output.column: np.concatenate([one[output.column] for one in found])[: len(tiles)]
-            for output in outputs
-        }
+        found = self._embed(x_BCHW, tile_id, outputs)
+        kept = {name: values[:count] for name, values in found.items()}
+        return kept, time.perf_counter() - at
 
     @property
     def part_tiles(self) -> int:
@@ -180,6 +221,14 @@ class Encoder:
             )
             raise TeacherError(msg)
         return tokens_BND[:, self.card.prefix_tokens :]
+
+
+def one_thread_each(threads: int) -> ThreadPoolExecutor:
+    """So many threads, in each of which torch computes alone.
+
+    The numbers then do not depend on how many there are, as they would within an operation.
+    """
+    return ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
 
 
 def decode(jpeg: bytes) -> RgbArray:

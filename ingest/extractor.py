@@ -3,6 +3,7 @@
 Shards are read once and decoded once, ahead of the networks; every teacher sees the same tiles.
 """
 
+import functools
 import pickle
 import time
 from collections import deque
@@ -25,7 +26,7 @@ from ingest.stain import stain_variant
 from ingest.teachers import Teacher, load_encoder
 
 if TYPE_CHECKING:
-    from ingest.encoder import Encoder
+    from ingest.encoder import Encoder, Started
 
 BATCH_TILES, GPU_BATCH_TILES = 32, 256
 
@@ -77,15 +78,15 @@ class Outcome:
     Attributes:
         unit: what was to be done.
         files: one for each column.
-        seconds: of computing, by column.
-        waited_s: for tiles to be read and decoded.
+        seconds: in which its network ran, by column; what several columns share is shared out.
+        wall_s: of all of it, but for building networks.
         reason: why it failed.
     """
 
     unit: Unit
     files: list[ColumnFile] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
-    waited_s: float = 0.0
+    wall_s: float = 0.0
     reason: str | None = None
 
 
@@ -93,6 +94,7 @@ class Extractor:
     """The actor: takes fragment after fragment, and builds each network once."""
 
     def __init__(self) -> None:
+        self._pool: ThreadPoolExecutor | None = None
         self._encoders: dict[tuple[str, Precision, Engine], Encoder] = {}
 
     def __call__(self, item: Row) -> Row:
@@ -110,10 +112,13 @@ class Extractor:
     def _encoder(self, teacher: Teacher, precision: Precision, engine: Engine) -> "Encoder":
         key = (teacher.card.name, precision, engine)
         if key not in self._encoders:
+            from ingest.encoder import one_thread_each
+
+            self._pool = self._pool or one_thread_each(self._threads)
             self._encoders[key] = load_encoder(
                 self._store,
                 teacher,
-                threads=self._threads,
+                pool=self._pool,
                 device=self._device,
                 precision=precision,
                 engine=engine,
@@ -123,20 +128,27 @@ class Extractor:
     def _fill(self, outcome: Outcome, teachers: Sequence[Teacher]) -> None:
         unit, store = outcome.unit, self._store
         outcome.seconds = dict.fromkeys((found.name for found in unit.fields), 0.0)
-        work = list(self._work(unit, teachers))
+        work, start = list(self._work(unit, teachers)), time.perf_counter()
         writers = {f.name: ColumnWriter(store, unit.mpp, f, unit.fragment) for f in unit.fields}
         for row in unit.slides:
             for writer in writers.values():
                 writer.skip(row["row_start"] - writer.rows)
             ids, rows = _asked(store, unit, row["slide"])
-            for places, tiles in self._batches(row, ids, rows, outcome):
-                for name, values in _run(work, tiles, ids[places], outcome):
-                    _put(writers[name], row, ids, places, values)
+            put = functools.partial(_put, writers, row, ids, outcome, self._threads)
+            before: tuple[Int64Array, list[Started]] | None = None
+            for places, tiles in self._batches(row, ids, rows):
+                started = _start(work, tiles, ids[places])
+                if before is not None:  # the networks are busy while it is written
+                    put(*before)
+                before = (places, started)
+            if before is not None:
+                put(*before)
             for writer in writers.values():
                 writer.absent(row["slide"], len(ids) + row["row_start"] - writer.rows)
         for writer in writers.values():
             writer.skip(unit.rows - writer.rows)
         outcome.files = [writer.finish() for writer in writers.values()]
+        outcome.wall_s = time.perf_counter() - start
 
     def _work(
         self, unit: Unit, teachers: Sequence[Teacher]
@@ -153,7 +165,7 @@ class Extractor:
                 yield self._encoder(teacher, precision, engine), outputs
 
     def _batches(
-        self, row: Row, ids: Int64Array, rows: Int64Array, outcome: Outcome
+        self, row: Row, ids: Int64Array, rows: Int64Array
     ) -> Iterator[tuple[Int64Array, RgbArray]]:
         """Some tiles of a slide, decoded ahead while the networks work on those before."""
         size = GPU_BATCH_TILES if self._device == "cuda" else BATCH_TILES
@@ -170,11 +182,8 @@ class Extractor:
                 while waiting and len(ahead) <= self._threads:
                     places = waiting.pop()
                     ahead.append((places, pool.submit(_decoded, shard, places)))
-                at = time.perf_counter()
                 places, future = ahead.popleft()
-                tiles = future.result()
-                outcome.waited_s += time.perf_counter() - at
-                yield places, tiles
+                yield places, future.result()
 
 
 def _asked(store: Store, unit: Unit, slide: int) -> tuple[Int64Array, Int64Array]:
@@ -194,29 +203,37 @@ def _decoded(shard: ShardReader, places: Int64Array) -> RgbArray:
     return np.stack([decode(shard.jpeg(place)) for place in places.tolist()])
 
 
-def _run(
-    work: Sequence[tuple["Encoder", list[Output]]],
-    tiles: RgbArray,
-    tile_id: Int64Array,
-    outcome: Outcome,
-) -> Iterator[tuple[str, FloatArray]]:
-    """What the networks give of some tiles, by column."""
+def _start(
+    work: Sequence[tuple["Encoder", list[Output]]], tiles: RgbArray, tile_id: Int64Array
+) -> list["Started"]:
+    """Let all networks begin with some tiles."""
+    seen: dict[int | None, RgbArray] = {None: tiles}
+    started = []
     for encoder, outputs in work:
-        at = time.perf_counter()
         stain = outputs[0].stain
-        seen = stain_variant(tiles, tile_id, stain) if stain else tiles
-        found = encoder(seen, tile_id, outputs)
-        each = (time.perf_counter() - at) / len(outputs)
-        for name, values in found.items():
-            outcome.seconds[name] += each
-            yield name, values
+        if stain is not None and stain not in seen:
+            seen[stain] = stain_variant(tiles, tile_id, stain)
+        started.append(encoder.start(seen[stain], tile_id, outputs))
+    return started
 
 
 def _put(
-    writer: ColumnWriter, row: Row, ids: Int64Array, places: Int64Array, values: FloatArray
+    writers: dict[str, ColumnWriter],
+    row: Row,
+    ids: Int64Array,
+    outcome: Outcome,
+    threads: int,
+    places: Int64Array,
+    started: Sequence["Started"],
 ) -> None:
     """Write what is known of some tiles of a slide; those between them are not asked for."""
-    for run in np.split(np.arange(len(places)), np.flatnonzero(np.diff(places) != 1) + 1):
-        written = writer.rows - row["row_start"]
-        writer.absent(row["slide"], int(places[run[0]]) - written)
-        writer.add(row["slide"], ids[places[run]], values[run])
+    runs = np.split(np.arange(len(places)), np.flatnonzero(np.diff(places) != 1) + 1)
+    for batch in started:
+        found = batch.result()
+        for name, values in found.items():
+            writer = writers[name]
+            outcome.seconds[name] += batch.seconds / threads / len(found)
+            for run in runs:
+                written = writer.rows - row["row_start"]
+                writer.absent(row["slide"], int(places[run[0]]) - written)
+                writer.add(row["slide"], ids[places[run]], values[run])

@@ -36,8 +36,8 @@ class ExtractResult:
     """What an extract did.
 
     Attributes:
-        teachers: by column: tiles, seconds of computing, tiles_per_s of wall time, and stall, the
-            share of the workers' time that went by waiting for tiles.
+        teachers: by column: tiles, seconds in which its network ran, tiles_per_s of wall time, and
+            stall, the share of the workers' time in which none ran: waiting for tiles, writing.
         failed: slides with their mpp and the reason.
         seconds: of all of it.
     """
@@ -235,8 +235,8 @@ def _run(
                 since = time.monotonic()
         _commit(lake, waiting)
     for counts in result.teachers.values():
-        waited, busy = counts.pop("waited", 0.0), counts.pop("busy", 0.0)
-        counts["stall"] = round(waited / max(waited + busy, 1e-9), 4)
+        wall, busy = counts.pop("wall", 0.0), counts.pop("busy", 0.0)
+        counts["stall"] = round(max(0.0, 1 - busy / wall), 4) if wall else 0.0
         counts["tiles_per_s"] = round(counts["tiles"] / (time.perf_counter() - start), 1)
 
 
@@ -257,7 +257,7 @@ def _count(outcome: Outcome, result: ExtractResult) -> None:
         counts = result.teachers[name]
         counts["tiles"] += unit.tiles
         counts["seconds"] = round(counts["seconds"] + seconds, 3)
-        counts["waited"] = counts.get("waited", 0.0) + outcome.waited_s
+        counts["wall"] = counts.get("wall", 0.0) + outcome.wall_s
         counts["busy"] = counts.get("busy", 0.0) + sum(outcome.seconds.values())
 
 

@@ -21,6 +21,8 @@ from ingest.own_encoder import SUFFIX, own_card, own_network
 from ingest.weights_files import fetch_weights, find_weights
 
 if TYPE_CHECKING:
+    from concurrent.futures import ThreadPoolExecutor
+
     from featurestore import Store
     from ingest.encoder import Encoder
 
@@ -149,6 +151,7 @@ def load_encoder(
     teacher: Teacher,
     *,
     threads: int = 1,
+    pool: "ThreadPoolExecutor | None" = None,
     device: str = "cpu",
     precision: Precision = "float32",
     engine: Engine = "torch",
@@ -177,7 +180,9 @@ def load_encoder(
         from ingest.onnx_engine import onnx_network
 
         onnx, device = onnx_network(model, card, teacher.sha256), "cpu"
-    return Encoder(card, model, threads=threads, device=device, precision=precision, onnx=onnx)
+    return Encoder(
+        card, model, threads=threads, pool=pool, device=device, precision=precision, onnx=onnx
+    )
 
 
 def licence_of(store: "Store", teacher: str) -> str:
