@@ -133,7 +133,7 @@ class Encoder:
         side = self.card.resize_px or self.card.input_px
         sized = cropped(resized(tiles, side, self.card.interpolation), self.card.input_px)
         x_BCHW = preprocess(sized, self.card.mean, self.card.std)
-        found = self._embed(x_BCHW, tile_id, outputs)
+        found = self._fitting(x_BCHW, tile_id, outputs)
         kept = {name: values[:count] for name, values in found.items()}
         return kept, time.perf_counter() - at
 
@@ -143,6 +143,21 @@ class Encoder:
         if self.device != "cpu":
             return 64
         return max(1, CACHED_PIXELS // self.card.input_px**2)
+
+    def _fitting(
+        self, x_BCHW: Tensor, tile_id: Int64Array, outputs: Sequence[Output]
+    ) -> dict[str, FloatArray]:
+        """As `_embed`, in halves where a GPU's memory does not hold all of it."""
+        try:
+            return self._embed(x_BCHW, tile_id, outputs)
+        except torch.OutOfMemoryError:
+            if len(x_BCHW) == 1:
+                raise
+        torch.cuda.empty_cache()
+        half = len(x_BCHW) // 2
+        one = self._fitting(x_BCHW[:half], tile_id[:half], outputs)
+        other = self._fitting(x_BCHW[half:], tile_id[half:], outputs)
+        return {name: np.concatenate([one[name], other[name]]) for name in one}
 
     def _embed(
         self, x_BCHW: Tensor, tile_id: Int64Array, outputs: Sequence[Output]

