@@ -781,11 +781,18 @@ def teachers_command(
     rows = list_teachers(open_lake(lake).store if lake else None, folder=weights)
     lines = [
         f"{r['teacher']:20} {r['dim']:>5} dims  {r['mpp'] or '-':>5} mpp  "
-        f"{'here' if r['available'] else 'gated' if r['gated'] else 'missing':8}"
+        f"{_weights_are(r):8}"
         f"{', '.join(r['poolings']):16} {r['licence']}"
         for r in sorted(rows, key=lambda r: not r["available"])
     ]
     _out({"teachers": rows}, as_json=json_, text="\n".join(lines))
+
+
+def _weights_are(row: dict[str, Any]) -> str:
+    """Where a teacher's weights are, in a word."""
+    if row["available"]:
+        return "here"
+    return "gated" if row["gated"] else "on hub" if row["downloads"] else "missing"
 
 
 @app.command("report")

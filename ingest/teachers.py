@@ -229,6 +229,7 @@ def list_teachers(
             "gated": card.gated,
             "source": card.hub or card.source,
             "available": name in students or find_weights(card, folder) is not None,
+            "downloads": card.hub is not None and not card.gated,
         }
         for name, card in cards.items()
     ]

