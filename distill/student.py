@@ -8,6 +8,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from distill.heads import mlp_head
 from distill.recipes import Recipe
 from ingest.cards import Card, Interpolation
 from ingest.networks import build
@@ -34,20 +35,13 @@ class Student(nn.Module):
         # Module names may not hold dots or be empty: a teacher's place in the recipe is its name.
         self.teachers = tuple(dims)
         self.heads = nn.ModuleList(
-            head(self.dim, recipe.head_width, dims[name]) for name in self.teachers
+            mlp_head(self.dim, recipe.head_width, dims[name]) for name in self.teachers
         )
 
     def forward(self, x_BCHW: Tensor) -> dict[str, Tensor]:
         """Standardised predictions [B, D] per teacher."""
         embedding = self.trunk(x_BCHW)
         return {name: head(embedding) for name, head in zip(self.teachers, self.heads, strict=True)}
-
-
-def head(dim_in: int, width: int, dim_out: int) -> nn.Module:
-    """A two-layer head; a trainable one even where dimensions agree, or the student suffers."""
-    return nn.Sequential(
-        nn.Linear(dim_in, width), nn.LayerNorm(width), nn.GELU(), nn.Linear(width, dim_out)
-    )
 
 
 def student_card(recipe: Recipe, name: str, dim: int, licences: Mapping[str, str]) -> Card:

@@ -1,22 +1,108 @@
 """Targets: cached features of a teacher, normalised with statistics fitted offline.
 
-Letters in names: B samples, D embedding of a teacher.
+All are functions of the last axis: features [B, D] of tiles or [B, h, w, D] of patch tokens alike.
+
+Letters in names: B samples, D embedding of a teacher, h w its grid of tokens, H W the student's.
 """
 
-from dataclasses import dataclass
-from typing import Self
+import functools
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+from typing import ClassVar, Self
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from distill.errors import DistillError
-from featurestore import Moments
+from distill.numeric import full_precision
+from featurestore import Moments, PhiS
 
 STD_MIN = 1e-3
 
 
 @dataclass(frozen=True, kw_only=True)
-class Standardiser:
+class TargetNorm(ABC):
+    """A map of raw features to targets that is fixed while training, and the way back."""
+
+    name: ClassVar[str]
+
+    def __call__(self, features_BD: Tensor) -> Tensor:
+        """Targets [B, D] of raw features [B, D], float32, without gradient.
+
+        Raises:
+            DistillError: the widths differ.
+        """
+        if self.dim not in (None, features_BD.shape[-1]):
+            msg = f"features have {features_BD.shape[-1]} channels, statistics {self.dim}"
+            raise DistillError(msg)
+        with torch.no_grad(), full_precision(features_BD) as (x_BD,):
+            return self.normalised(x_BD).detach()
+
+    @property
+    def dim(self) -> int | None:
+        """D that the statistics were fitted for; None where there are none."""
+        return None
+
+    @abstractmethod
+    def normalised(self, x_BD: Tensor) -> Tensor:
+        """Targets of features in float32."""
+
+    @abstractmethod
+    def inverse(self, target_BD: Tensor) -> Tensor:
+        """Raw features [B, D] of targets [B, D]; gradients flow."""
+
+    def to(self, device: torch.device | str) -> Self:
+        """The same with its statistics on a device."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        tensors = {key: value for key, value in values.items() if isinstance(value, Tensor)}
+        return replace(self, **{key: value.to(device) for key, value in tensors.items()})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Unchanged(TargetNorm):
+    """Raw features. Several teachers then weigh as their scales say: only for one, or a cosine."""
+
+    name: ClassVar[str] = "none"
+
+    def normalised(self, x_BD: Tensor) -> Tensor:
+        """The features."""
+        return x_BD
+
+    def inverse(self, target_BD: Tensor) -> Tensor:
+        """The targets."""
+        return target_BD
+
+
+@dataclass(frozen=True, kw_only=True)
+class UnitLength(TargetNorm):
+    """Features divided by their length; 0 stays 0. Smooth L1 has nothing to say about these.
+
+    Attributes:
+        length: that the inverse gives to features, since their own is lost.
+    """
+
+    name: ClassVar[str] = "l2"
+    length: float = 1.0
+
+    @classmethod
+    def from_moments(cls, moments: Moments) -> Self:
+        """With the root of the mean squared length of the teacher's features."""
+        square = float(moments.mean @ moments.mean + moments.covariance.trace())
+        return cls(length=square**0.5)
+
+    def normalised(self, x_BD: Tensor) -> Tensor:
+        """The features at length 1."""
+        return F.normalize(x_BD, dim=-1)
+
+    def inverse(self, target_BD: Tensor) -> Tensor:
+        """Features of the right direction and of a typical length."""
+        return F.normalize(target_BD.float(), dim=-1) * self.length
+
+
+@dataclass(frozen=True, kw_only=True)
+class Standardiser(TargetNorm):
     """Per-channel standardisation, fitted on training slides and never updated while training.
 
     Every teacher then weighs the same whatever the scale of its features, and smooth L1 has
@@ -27,6 +113,7 @@ class Standardiser:
         std: [D], at least 1e-3 so that a dead channel stays small.
     """
 
+    name: ClassVar[str] = "z-score"
     mean: Tensor
     std: Tensor
 
@@ -36,17 +123,160 @@ class Standardiser:
         mean = torch.from_numpy(moments.mean).float()
         return cls(mean=mean, std=torch.from_numpy(moments.std).float().clamp_min(STD_MIN))
 
-    def __call__(self, features_BD: Tensor) -> Tensor:
-        """Targets [B, D] of raw features [B, D], without gradient.
+    @property
+    def dim(self) -> int:
+        """D that the statistics were fitted for."""
+        return len(self.mean)
 
-        Raises:
-            DistillError: the widths differ.
-        """
-        if features_BD.shape[-1] != self.mean.shape[0]:
-            msg = f"features have {features_BD.shape[-1]} channels, statistics {len(self.mean)}"
-            raise DistillError(msg)
-        return ((features_BD.float() - self.mean) / self.std).detach()
+    def normalised(self, x_BD: Tensor) -> Tensor:
+        """The features with mean 0 and variance 1 in each channel."""
+        return (x_BD - self.mean) / self.std
 
     def inverse(self, target_BD: Tensor) -> Tensor:
         """Raw features [B, D] of targets [B, D]."""
         return target_BD * self.std + self.mean
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rotator(TargetNorm):
+    """PHI-S: one rotation and one scale that give all channels the same variance.
+
+    Unlike a standardisation it keeps all ratios of distances, so that an error of the student
+    counts the same in every direction. Source: Ranzinger et al. 2024 (arXiv 2410.01680).
+
+    Attributes:
+        mean: [D].
+        rotation: [D, D], orthogonal; row i makes channel i of the target.
+        scale: of all channels.
+    """
+
+    name: ClassVar[str] = "phi-s"
+    mean: Tensor
+    rotation: Tensor
+    scale: float
+
+    @classmethod
+    def from_phi_s(cls, phi_s: PhiS) -> Self:
+        """The transform as the lake keeps it, in float32."""
+        mean, rotation = (torch.from_numpy(x).float() for x in (phi_s.mean, phi_s.rotation))
+        return cls(mean=mean, rotation=rotation, scale=float(phi_s.scale))
+
+    @property
+    def dim(self) -> int:
+        """D that the statistics were fitted for."""
+        return len(self.mean)
+
+    def normalised(self, x_BD: Tensor) -> Tensor:
+        """The features with mean 0, rotated, at the common scale."""
+        return ((x_BD - self.mean) @ self.rotation.T) * self.scale
+
+    def inverse(self, target_BD: Tensor) -> Tensor:
+        """Raw features [B, D] of targets [B, D]."""
+        with full_precision(target_BD) as (y_BD,):
+            return y_BD @ self.rotation / self.scale + self.mean
+
+
+def _unit_length(moments: Moments | None, _: PhiS | None) -> TargetNorm:
+    return UnitLength() if moments is None else UnitLength.from_moments(moments)
+
+
+def _z_score(moments: Moments | None, _: PhiS | None) -> TargetNorm:
+    if moments is None:
+        msg = "targets 'z-score' need moments of the teacher's features; fit them with `stats`"
+        raise DistillError(msg)
+    return Standardiser.from_moments(moments)
+
+
+def _phi_s(_: Moments | None, phi_s: PhiS | None) -> TargetNorm:
+    if phi_s is None:
+        msg = "targets 'phi-s' need the transform of the teacher's features; fit it with `stats`"
+        raise DistillError(msg)
+    return Rotator.from_phi_s(phi_s)
+
+
+NORMS: dict[str, Callable[[Moments | None, PhiS | None], TargetNorm]] = {
+    "none": lambda _moments, _phi_s: Unchanged(),
+    "l2": _unit_length,
+    "z-score": _z_score,
+    "phi-s": _phi_s,
+}
+
+
+def make_norm(
+    name: str, *, moments: Moments | None = None, phi_s: PhiS | None = None
+) -> TargetNorm:
+    """A normalisation by name: none, l2, z-score (needs moments) or phi-s (needs the transform).
+
+    Raises:
+        DistillError: the name is not known, or what it needs was not given.
+    """
+    if name not in NORMS:
+        msg = f"no normalisation '{name}' of targets; known are {', '.join(NORMS)}"
+        raise DistillError(msg)
+    return NORMS[name](moments, phi_s)
+
+
+def align_grid(
+    tokens_BhwD: Tensor, grid: tuple[int, int], mask_Bhw: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """A teacher's patch tokens on the grid of a student that sees the same square.
+
+    Along each axis a coarser grid takes the mean over the area of each of its cells, a finer one
+    interpolates linearly between the centres of tokens, and an equal one changes nothing. Masked
+    tokens do not count: what is left under a cell is its mean.
+
+    Args:
+        tokens_BhwD: normalised targets.
+        grid: H, W of the student.
+        mask_Bhw: True at the tokens that count; all without it.
+
+    Returns:
+        Tokens [B, H, W, D], 0 where nothing counts, and the share [B, H, W] of each cell that
+        counts (0 to 1): weights for `weighted_mean` over tokens.
+
+    Raises:
+        DistillError: a side of the grid is below 1, or the mask is of another shape.
+    """
+    mask_Bhw = _checked_mask(tokens_BhwD, grid, mask_Bhw)
+    with torch.no_grad(), full_precision(tokens_BhwD, mask_Bhw) as (x_BhwD, kept_Bhw):
+        rows_Hh = axis_weights(x_BhwD.shape[1], grid[0]).to(x_BhwD.device)
+        columns_Ww = axis_weights(x_BhwD.shape[2], grid[1]).to(x_BhwD.device)
+        share_BHW = torch.einsum("Hh,Ww,bhw->bHW", rows_Hh, columns_Ww, kept_Bhw)
+        kept_BhwD = torch.where(kept_Bhw[..., None] > 0, x_BhwD, 0)
+        sum_BHWD = torch.einsum("Hh,Ww,bhwd->bHWd", rows_Hh, columns_Ww, kept_BhwD)
+        mean_BHWD = sum_BHWD / torch.where(share_BHW > 0, share_BHW, 1)[..., None]
+        return mean_BHWD.detach(), share_BHW
+
+
+def _checked_mask(x_BhwD: Tensor, grid: tuple[int, int], mask_Bhw: Tensor | None) -> Tensor:
+    if min(grid) < 1:
+        msg = f"a grid of {grid[0]} x {grid[1]} tokens was asked for; each side needs at least 1"
+        raise DistillError(msg)
+    if mask_Bhw is None:
+        return torch.ones(x_BhwD.shape[:3], device=x_BhwD.device)
+    if mask_Bhw.shape != x_BhwD.shape[:3]:
+        msg = f"the mask is {tuple(mask_Bhw.shape)}, the tokens {tuple(x_BhwD.shape[:3])}"
+        raise DistillError(msg)
+    return mask_Bhw
+
+
+@functools.lru_cache(maxsize=64)
+def axis_weights(old: int, new: int) -> Tensor:
+    """How much of each of `old` cells of a line goes into each of `new` cells, [new, old].
+
+    Rows add up to 1: overlaps where new < old, linear interpolation where new > old.
+
+    >>> axis_weights(3, 2)
+    tensor([[0.6667, 0.3333, 0.0000],
+            [0.0000, 0.3333, 0.6667]])
+    """
+    cells, step = torch.arange(old, dtype=torch.float64), old / new
+    start = torch.arange(new, dtype=torch.float64)[:, None] * step
+    if new <= old:
+        ends = torch.minimum(start + step, cells + 1)
+        weights = (ends - torch.maximum(start, cells)).clamp_min(0) / step
+    else:
+        # Beyond the outer centres there is nothing to go between: the outer token is repeated.
+        centre = (start + step / 2 - 0.5).clamp(0, old - 1)
+        weights = (1 - (centre - cells).abs()).clamp_min(0)
+    return weights.float()
