@@ -1,0 +1,156 @@
+"""Heads: from a student's embedding or tokens to a teacher's target; dropped after training.
+
+A trainable one is needed even where dimensions agree, or the student suffers. All work on the last
+axis, so one serves embeddings [B, C] and tokens [B, N, C] alike.
+
+Letters in names: B samples, N tokens, C channels of the student, D of the teacher.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+
+from torch import Tensor, nn
+
+from distill.errors import DistillError
+
+Levels = Tensor | Sequence[Tensor]
+
+
+def mlp_head(dim_in: int, width: int, dim_out: int) -> nn.Sequential:
+    """A two-layer head."""
+    return nn.Sequential(
+        nn.Linear(dim_in, width), nn.LayerNorm(width), nn.GELU(), nn.Linear(width, dim_out)
+    )
+
+
+class ResidualHead(nn.Module):
+    """A linear map, residual blocks, and a linear map to the target.
+
+    Source: the adaptor "MLP2" of AM-RADIO (Ranzinger et al. 2024, arXiv 2312.06709).
+
+    Args:
+        dim_in: C.
+        width: of the blocks.
+        dim_out: D.
+        blocks: how many.
+    """
+
+    def __init__(self, dim_in: int, width: int, dim_out: int, *, blocks: int = 1) -> None:
+        super().__init__()
+        self.first = nn.Linear(dim_in, width)
+        self.blocks = nn.ModuleList(_norm_act_linear(width, width) for _ in range(blocks))
+        self.last = _norm_act_linear(width, dim_out)
+
+    def forward(self, x_BC: Tensor) -> Tensor:
+        """Predictions [B, D]."""
+        x_BW: Tensor = self.first(x_BC)
+        for block in self.blocks:
+            x_BW = x_BW + block(x_BW)
+        out_BD: Tensor = self.last(x_BW)
+        return out_BD
+
+
+class LadderHead(nn.Module):
+    """A small head on each of several levels of the student; their sum is the prediction.
+
+    Source: the ladder of projectors of UNIC (arXiv 2408.05088); there the last level's is the
+    widest (3072 against 768).
+
+    Args:
+        dims_in: channels of each level, the last one being the student's own output.
+        width: hidden units of each level's head; four times as many for the last one.
+        dim_out: D.
+    """
+
+    def __init__(self, dims_in: Sequence[int], width: int, dim_out: int) -> None:
+        super().__init__()
+        widths = [width] * (len(dims_in) - 1) + [4 * width]
+        self.rungs = nn.ModuleList(
+            mlp_head(dim, hidden, dim_out) for dim, hidden in zip(dims_in, widths, strict=True)
+        )
+
+    def forward(self, levels: Levels) -> Tensor:
+        """Predictions [B, D] of levels [B, C_i].
+
+        Raises:
+            DistillError: there is a level too many or too few.
+        """
+        if isinstance(levels, Tensor) or len(levels) != len(self.rungs):
+            got = "one tensor" if isinstance(levels, Tensor) else f"{len(levels)} levels"
+            msg = f"a ladder of {len(self.rungs)} levels got {got}; give it one tensor a level"
+            raise DistillError(msg)
+        rungs = [rung(level) for rung, level in zip(self.rungs, levels, strict=True)]
+        out_BD: Tensor = sum(rungs[1:], start=rungs[0])
+        return out_BD
+
+
+def _norm_act_linear(dim_in: int, dim_out: int) -> nn.Sequential:
+    return nn.Sequential(nn.LayerNorm(dim_in), nn.GELU(), nn.Linear(dim_in, dim_out))
+
+
+def _ladder(dim_in: int | Sequence[int], width: int, dim_out: int) -> nn.Module:
+    return LadderHead([dim_in] if isinstance(dim_in, int) else dim_in, width, dim_out)
+
+
+FLAT_HEADS: dict[str, Callable[[int, int, int], nn.Module]] = {
+    "linear": lambda dim_in, _width, dim_out: nn.Linear(dim_in, dim_out),
+    "mlp": mlp_head,
+    "residual": ResidualHead,
+}
+HEADS = (*FLAT_HEADS, "ladder")
+
+
+def make_head(name: str, dim_in: int | Sequence[int], *, width: int, dim_out: int) -> nn.Module:
+    """A head by name: linear (of no width), mlp, residual, or ladder (of several levels).
+
+    Raises:
+        DistillError: the name is not known, or a head of one level is to take several.
+    """
+    if name == "ladder":
+        return _ladder(dim_in, width, dim_out)
+    if name not in FLAT_HEADS:
+        msg = f"no head '{name}'; known are {', '.join(HEADS)}"
+        raise DistillError(msg)
+    if not isinstance(dim_in, int):
+        msg = f"a head '{name}' takes one level, {len(dim_in)} given; take 'ladder'"
+        raise DistillError(msg)
+    return FLAT_HEADS[name](dim_in, width, dim_out)
+
+
+class Heads(nn.Module):
+    """One head per teacher and token: a class token and patch tokens never share one.
+
+    Args:
+        name: of the kind of head.
+        dims_in: channels of each of the student's outputs ("cls", "patch", ...); those of all its
+            levels for a ladder.
+        dims_out: D of each (teacher, output).
+        width: hidden units.
+
+    Raises:
+        DistillError: a target is of an output that the student does not have.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        dims_in: Mapping[str, int | Sequence[int]],
+        dims_out: Mapping[tuple[str, str], int],
+        *,
+        width: int,
+    ) -> None:
+        super().__init__()
+        missing = sorted({output for _, output in dims_out} - set(dims_in))
+        if missing:
+            msg = f"targets of outputs {missing} given; the student has {sorted(dims_in)}"
+            raise DistillError(msg)
+        # Module names may not hold dots or be empty: a target's place is its name.
+        self.targets = tuple(dims_out)
+        self.heads = nn.ModuleList(
+            make_head(name, dims_in[output], width=width, dim_out=dim)
+            for (_, output), dim in dims_out.items()
+        )
+
+    def forward(self, outputs: Mapping[str, Levels]) -> dict[tuple[str, str], Tensor]:
+        """Predictions [B, D] or [B, N, D] for each (teacher, output)."""
+        pairs = zip(self.targets, self.heads, strict=True)
+        return {target: head(outputs[target[1]]) for target, head in pairs}

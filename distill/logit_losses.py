@@ -1,0 +1,137 @@
+"""Losses of a student's logits against a teacher's, per sample, in float32.
+
+Letters in names: B samples, C classes.
+"""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from distill.errors import DistillError
+from distill.numeric import check_batch, check_detached, check_positive, full_precision
+
+
+def kl_loss(student_BC: Tensor, teacher_BC: Tensor, *, temperature: float = 4.0) -> Tensor:
+    """T^2 KL(teacher || student) of softmax(logits / T), [B].
+
+    T^2 keeps the size of gradients as T grows. Source: Hinton, Vinyals and Dean 2015
+    (arXiv 1503.02531).
+
+    Raises:
+        DistillError: the teacher's logits require gradients, or the temperature is not above 0.
+    """
+    log_s_BC, log_t_BC = _log_softmaxes(student_BC, teacher_BC, temperature)
+    return _kl(log_s_BC, log_t_BC) * temperature**2
+
+
+def decoupled_loss(
+    student_BC: Tensor,
+    teacher_BC: Tensor,
+    label_B: Tensor,
+    *,
+    temperature: float = 4.0,
+    target_weight: float = 1.0,
+    other_weight: float = 8.0,
+) -> Tensor:
+    """Decoupled distillation (DKD), [B]: alpha KL(b_t || b_s) + beta KL(q_t || q_s), times T^2.
+
+    b is (p_label, 1 - p_label), q the softmax over all other classes. `kl_loss` is the same with
+    alpha 1 and beta 1 - p_label of the teacher: where the teacher is sure, it hears nothing of how
+    the other classes compare.
+
+    Source: Zhao et al. 2022 (arXiv 2203.08679); alpha 1, beta 8, T 4 are its values on CIFAR-100.
+
+    Args:
+        student_BC: logits.
+        teacher_BC: logits.
+        label_B: true class of each sample.
+        temperature: T.
+        target_weight: alpha.
+        other_weight: beta.
+
+    Raises:
+        DistillError: the teacher's logits require gradients, the temperature is not above 0, or
+            there are fewer than three classes.
+    """
+    classes = student_BC.shape[-1]
+    if classes < 3:
+        msg = (
+            f"decoupled distillation compares the classes beside the true one: {classes} classes "
+            "given, at least 3 needed; take kl_loss"
+        )
+        raise DistillError(msg)
+    log_s_BC, log_t_BC = _log_softmaxes(student_BC, teacher_BC, temperature)
+    (sure_s_B2, rest_s_BC), (sure_t_B2, rest_t_BC) = (
+        _decoupled(log_BC, label_B) for log_BC in (log_s_BC, log_t_BC)
+    )
+    target_B, other_B = _kl(sure_s_B2, sure_t_B2), _kl(rest_s_BC, rest_t_BC)
+    return (target_weight * target_B + other_weight * other_B) * temperature**2
+
+
+def multi_level_loss(
+    student_BC: Tensor,
+    teacher_BC: Tensor,
+    *,
+    temperatures: Sequence[float] = (2.0, 3.0, 4.0, 5.0, 6.0),
+    batch_weight: float = 1.0,
+    class_weight: float = 1.0,
+) -> Tensor:
+    """Multi-level logit distillation, mean over temperatures, [B].
+
+    Of P = softmax(logits / T), the sum of three whose mean over samples is
+
+    - `kl_loss`, of each sample;
+    - ||P_t P_t^T - P_s P_s^T||^2 / B over the batch: a sample bears its row;
+    - ||P_t^T P_t - P_s^T P_s||^2 / C over classes: all samples bear it alike.
+
+    Source: Jin, Wang and Lin 2023, "Multi-level logit distillation" (CVPR).
+
+    Raises:
+        DistillError: the teacher's logits require gradients, a temperature is not above 0 or none
+            is given, or B < 2.
+    """
+    check_batch(len(student_BC), "multi-level distillation")
+    if not temperatures:
+        msg = "multi-level distillation needs at least one temperature, none given"
+        raise DistillError(msg)
+    levels = []
+    for temperature in temperatures:
+        logs = _log_softmaxes(student_BC, teacher_BC, temperature)
+        instance_B = _kl(*logs) * temperature**2
+        batch_B, over_classes = _correlations(*logs)
+        levels.append(instance_B + batch_weight * batch_B + class_weight * over_classes)
+    return torch.stack(levels).mean(dim=0)
+
+
+def _log_softmaxes(
+    student_BC: Tensor, teacher_BC: Tensor, temperature: float
+) -> tuple[Tensor, Tensor]:
+    check_detached(teacher_BC, "a logit loss")
+    check_positive(temperature, "temperature")
+    log_s_BC = F.log_softmax(student_BC.float() / temperature, dim=-1)
+    return log_s_BC, F.log_softmax(teacher_BC.float() / temperature, dim=-1)
+
+
+def _kl(log_s_BC: Tensor, log_t_BC: Tensor) -> Tensor:
+    """KL(t || s) of log-probabilities, [B]."""
+    return F.kl_div(log_s_BC, log_t_BC, reduction="none", log_target=True).sum(dim=-1)
+
+
+def _decoupled(log_BC: Tensor, label_B: Tensor) -> tuple[Tensor, Tensor]:
+    """Logs of (p_label, 1 - p_label) [B, 2] and of the softmax over the others [B, C - 1]."""
+    others = torch.arange(log_BC.shape[-1] - 1, device=log_BC.device)
+    others_BC = others + (others >= label_B[:, None])
+    rest_BC = log_BC.gather(1, others_BC)
+    # Summed and not 1 - p: where the teacher is sure, 1 - p is 0 in float32.
+    total_B1 = rest_BC.logsumexp(dim=1, keepdim=True)
+    return torch.cat([log_BC.gather(1, label_B[:, None]), total_B1], dim=1), rest_BC - total_B1
+
+
+def _correlations(log_s_BC: Tensor, log_t_BC: Tensor) -> tuple[Tensor, Tensor]:
+    """Of the batch, per row [B], and of the classes, one number."""
+    with full_precision(log_s_BC.exp(), log_t_BC.exp()) as (s_BC, t_BC):
+        batch_B = (t_BC @ t_BC.T - s_BC @ s_BC.T).square().sum(dim=1)
+        over_classes = (t_BC.T @ t_BC - s_BC.T @ s_BC).square().sum() / s_BC.shape[1]
+        return batch_B, over_classes

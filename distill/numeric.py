@@ -1,0 +1,91 @@
+"""What all losses share: float32 even under autocast, detached targets, means over masks, workers.
+
+Letters in names: B samples, N tokens.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+import torch.distributed
+from torch import Tensor
+
+from distill.errors import DistillError
+
+
+@contextmanager
+def full_precision(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """The tensors in float32, with autocast off: it would round products of matrices to bf16.
+
+    >>> with torch.autocast("cpu", dtype=torch.bfloat16):
+    ...     with full_precision(torch.ones(2, 2, dtype=torch.float16)) as (x,):
+    ...         (x @ x).dtype
+    torch.float32
+    """
+    with torch.autocast(device_type=tensors[0].device.type, enabled=False):
+        yield tuple(tensor.float() for tensor in tensors)
+
+
+def check_detached(target: Tensor, what: str) -> None:
+    """Refuse a target that training could move.
+
+    Raises:
+        DistillError: it requires gradients.
+    """
+    if target.requires_grad:
+        msg = (
+            f"the target of {what} requires gradients, so teacher and student could meet in a "
+            "constant that says nothing; detach it (target.detach()) or compute it under no_grad"
+        )
+        raise DistillError(msg)
+
+
+def check_batch(samples: int, what: str) -> None:
+    """Refuse a batch in which no sample has another one to be compared with.
+
+    Raises:
+        DistillError: fewer than two samples.
+    """
+    if samples < 2:
+        msg = f"{what} compares samples of a batch: {samples} given, at least 2 needed"
+        raise DistillError(msg)
+
+
+def check_positive(value: float, what: str) -> None:
+    """Refuse a temperature, power or the like that is not above 0.
+
+    Raises:
+        DistillError: it is not.
+    """
+    if not value > 0:
+        msg = f"{what} must be above 0, {value} given"
+        raise DistillError(msg)
+
+
+def weighted_mean(values_BN: Tensor, weights_BN: Tensor | None = None) -> Tensor:
+    """Mean over all but the first axis, [B]; 0 for a sample whose weights are all 0.
+
+    Args:
+        values_BN: one value a token; a grid [B, H, W] does as well.
+        weights_BN: of the same shape, at least 0: a mask, or the share of a token that counts.
+
+    >>> weighted_mean(torch.tensor([[1.0, 3.0], [5.0, 7.0]]), torch.tensor([[1, 0], [0, 0]]))
+    tensor([1., 0.])
+    """
+    values = values_BN.float().flatten(1)
+    if weights_BN is None:
+        return values.mean(dim=1)
+    weights = weights_BN.flatten(1).float()
+    # `where`, not a product: what stands at a masked token may not be finite.
+    kept = torch.where(weights > 0, values, 0) * weights
+    total_B = weights.sum(dim=1)
+    return kept.sum(dim=1) / torch.where(total_B > 0, total_B, 1)
+
+
+def mean_over_workers(value: Tensor) -> Tensor:
+    """The mean of a detached tensor over all workers of the run; itself where there is one."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return value
+    total = value.clone()
+    torch.distributed.all_reduce(total)
+    return total / torch.distributed.get_world_size()

@@ -1,0 +1,71 @@
+"""Relation losses: how a student's samples, or a tile's tokens, are like each other as a teacher's.
+
+They need no head, since widths may differ: only similarities are compared.
+
+Letters in names: B samples, N tokens, D embedding of the teacher, E of the student.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from distill.errors import DistillError
+from distill.numeric import check_batch, check_detached, full_precision
+
+
+def batch_relation_loss(student_BE: Tensor, teacher_BD: Tensor) -> Tensor:
+    """Between samples, [B]: sum over j of (G_t - G_s)_ij^2 / B, G with rows of length 1 of F F^T.
+
+    The mean over the batch is the squared Frobenius distance / B^2. From 0 to 4 / B.
+
+    Source: Tung and Mori 2019, "Similarity-preserving knowledge distillation"; the sample level
+    of HVisKD (Sci Rep 2025). The former weighs it by 3000.
+
+    Raises:
+        DistillError: the teacher's features require gradients, or B < 2.
+    """
+    check_detached(teacher_BD, "a relation loss")
+    check_batch(len(student_BE), "a relation loss over the batch")
+    with full_precision(student_BE, teacher_BD) as (s_BE, t_BD):
+        gap_BB = _relations(s_BE) - _relations(t_BD)
+        return gap_BB.square().sum(dim=1) / len(gap_BB)
+
+
+def token_relation_loss(
+    student_BNE: Tensor, teacher_BND: Tensor, mask_BN: Tensor | None = None
+) -> Tensor:
+    """Between the tokens (regions) of each sample, [B]: mean over pairs of (R_t - R_s)^2.
+
+    R has rows of length 1 of P P^T, so the mean is the squared Frobenius distance / N^2. Masked
+    tokens are left out, as if they were not there; a sample with none left counts 0.
+
+    Source: the region level of HVisKD (Sci Rep 2025), whose weights are not public.
+
+    Args:
+        student_BNE: tokens, on the same grid as the teacher's.
+        teacher_BND: tokens; the four by four tiles inside a tile of lower resolution do as well.
+        mask_BN: True at the tokens that count; all without it.
+
+    Raises:
+        DistillError: the teacher's tokens require gradients, or the numbers of tokens differ.
+    """
+    check_detached(teacher_BND, "a relation loss")
+    if student_BNE.shape[:2] != teacher_BND.shape[:2]:
+        msg = (
+            f"the student has {tuple(student_BNE.shape[:2])} samples and tokens, the teacher "
+            f"{tuple(teacher_BND.shape[:2])}; align the grids first"
+        )
+        raise DistillError(msg)
+    if mask_BN is None:
+        mask_BN = torch.ones_like(teacher_BND[..., 0], dtype=torch.bool)
+    with full_precision(student_BNE, teacher_BND) as (s_BNE, t_BND):
+        kept_BN1 = mask_BN.bool()[..., None]
+        student_BNN = _relations(torch.where(kept_BN1, s_BNE, 0))
+        teacher_BNN = _relations(torch.where(kept_BN1, t_BND, 0))
+        pairs_B = mask_BN.bool().sum(dim=1).clamp_min(1).square()
+        return (teacher_BNN - student_BNN).square().sum(dim=(1, 2)) / pairs_B
+
+
+def _relations(x_BD: Tensor) -> Tensor:
+    """Products of all rows [..., B, B], each row of them at length 1."""
+    return F.normalize(x_BD @ x_BD.mT, dim=-1)

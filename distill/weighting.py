@@ -1,0 +1,177 @@
+"""How much each teacher counts for each sample. Weights of a sample add up to 1, without gradient.
+
+Losses of teachers come stacked, [T, B]; `(weights * losses).sum(0)` is the loss per sample.
+
+Letters in names: T teachers, B samples.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from distill.errors import DistillError
+from distill.numeric import mean_over_workers
+
+SMALL = 1e-12
+
+
+class Weighting(nn.Module):
+    """Weights [T, B] of losses [T, B]; a module, so that its state is in checkpoints.
+
+    Args:
+        teachers: T.
+    """
+
+    def __init__(self, teachers: int) -> None:
+        super().__init__()
+        if teachers < 1:
+            msg = f"a weighting needs at least one teacher, {teachers} given"
+            raise DistillError(msg)
+        self.teachers = teachers
+
+    @torch.no_grad()
+    def forward(self, losses_TB: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """The weights, float32, without gradient.
+
+        Args:
+            losses_TB: of each teacher and sample.
+            generator: of what is drawn; on any device.
+
+        Raises:
+            DistillError: there is a row too many or too few.
+        """
+        if losses_TB.ndim != 2 or len(losses_TB) != self.teachers:
+            msg = f"losses are {tuple(losses_TB.shape)}; ({self.teachers}, samples) needed"
+            raise DistillError(msg)
+        weights_TB = self.weights(losses_TB.detach().float(), generator)
+        return weights_TB / weights_TB.sum(dim=0)
+
+    def weights(self, losses_TB: Tensor, generator: torch.Generator | None) -> Tensor:
+        """Weights [T, B] of any sum above 0."""
+        raise NotImplementedError
+
+
+class Static(Weighting):
+    """The same weights for all samples.
+
+    Args:
+        weights: at least 0 and not all 0; what counts is their share.
+    """
+
+    share: Tensor
+
+    def __init__(self, weights: Sequence[float]) -> None:
+        super().__init__(len(weights))
+        if min(weights) < 0 or sum(weights) <= 0:
+            msg = f"weights of teachers must be at least 0 and not all 0, {list(weights)} given"
+            raise DistillError(msg)
+        self.register_buffer("share", torch.tensor(weights, dtype=torch.float32))
+
+    def weights(self, losses_TB: Tensor, generator: torch.Generator | None) -> Tensor:
+        """The given weights."""
+        return self.share[:, None].expand_as(losses_TB)
+
+
+class KeepMax(Weighting):
+    """Per sample the teacher of the largest loss always counts, each other one with a probability.
+
+    Those kept count alike. Teachers that are learned already thus do not hold back the last one.
+    Source: Sariyildiz et al. 2024, "UNIC: universal classification models via multi-teacher
+    distillation" (arXiv 2408.05088), which keeps with 0.5. Where losses tie the first one is kept.
+
+    Args:
+        teachers: T.
+        keep: probability of each teacher but the largest.
+    """
+
+    def __init__(self, teachers: int, *, keep: float = 0.5) -> None:
+        super().__init__(teachers)
+        if not 0 <= keep <= 1:
+            msg = f"the probability to keep a teacher must be from 0 to 1, {keep} given"
+            raise DistillError(msg)
+        self.keep = keep
+
+    def weights(self, losses_TB: Tensor, generator: torch.Generator | None) -> Tensor:
+        """1 of a teacher that is kept, else 0.
+
+        Raises:
+            DistillError: no generator is given, so that a run could not be repeated.
+        """
+        if generator is None:
+            msg = "teachers are dropped at random: give a generator, so that the run is repeatable"
+            raise DistillError(msg)
+        drawn_TB = torch.rand(losses_TB.shape, generator=generator, device=generator.device)
+        kept_TB = (drawn_TB < self.keep).to(losses_TB.device)
+        return kept_TB.scatter(0, losses_TB.argmax(dim=0, keepdim=True), value=True).float()
+
+
+class Balance(Weighting):
+    """Weights of 1 / running mean of each teacher's loss, so that all bear the same share.
+
+    The mean is over samples and workers and without gradient: it scales losses, and a student gains
+    nothing by making one large. It moves with each call in training mode, before it is used.
+
+    Args:
+        teachers: T.
+        momentum: share of the old mean that a step keeps.
+    """
+
+    mean: Tensor
+    seen: Tensor
+
+    def __init__(self, teachers: int, *, momentum: float = 0.99) -> None:
+        super().__init__(teachers)
+        if not 0 <= momentum < 1:
+            msg = f"the momentum of a balance must be from 0 to below 1, {momentum} given"
+            raise DistillError(msg)
+        self.momentum = momentum
+        self.register_buffer("mean", torch.zeros(teachers))
+        self.register_buffer("seen", torch.zeros(()))
+
+    def weights(self, losses_TB: Tensor, generator: torch.Generator | None) -> Tensor:
+        """1 / running mean, the same for all samples; equal before the first step."""
+        if self.training:
+            self.mean.lerp_(mean_over_workers(losses_TB.mean(dim=1)), 1 - self.momentum)
+            self.seen.lerp_(torch.ones_like(self.seen), 1 - self.momentum)
+        # The mean started at 0: `seen` is the weight that steps have in it by now.
+        mean = torch.where(self.seen > 0, self.mean / self.seen.clamp_min(SMALL), 1)
+        return (1 / mean.clamp_min(SMALL))[:, None].expand_as(losses_TB)
+
+
+def make_weighting(
+    name: str, teachers: int, *, weights: Sequence[float] | None = None, keep: float = 0.5
+) -> Weighting:
+    """A weighting by name: static (equal, if no weights are given), keep-max or balance.
+
+    Raises:
+        DistillError: the name is not known, or the weights are not one a teacher.
+    """
+    if weights is not None and len(weights) != teachers:
+        msg = f"{len(weights)} weights given for {teachers} teachers; give one each"
+        raise DistillError(msg)
+    if name == "static":
+        return Static(weights or [1.0] * teachers)
+    if weights is not None:
+        msg = f"weights {list(weights)} are for weighting 'static'; '{name}' finds its own"
+        raise DistillError(msg)
+    if name == "keep-max":
+        return KeepMax(teachers, keep=keep)
+    if name == "balance":
+        return Balance(teachers)
+    msg = f"no weighting '{name}' of teachers; known are static, keep-max, balance"
+    raise DistillError(msg)
+
+
+def weighted(
+    losses: Mapping[str, Tensor], weighting: Weighting, generator: torch.Generator | None = None
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The loss per sample [B], and of each teacher the detached share of it that it bears.
+
+    The shares are means over the batch and add up to 1 (all 0 where the loss is 0).
+    """
+    losses_TB = torch.stack(list(losses.values())).float()
+    parts_TB = weighting(losses_TB, generator) * losses_TB
+    parts_T = parts_TB.detach().mean(dim=1)
+    shares_T = parts_T / parts_T.sum().clamp_min(SMALL)
+    return parts_TB.sum(dim=0), dict(zip(losses, shares_T.unbind(), strict=True))
