@@ -542,6 +542,7 @@ def info_command(lake: LakeArg, at: AtOpt = None, json_: JsonOpt = False) -> Non
     lines += [f"{count:,} tiles at {mpp} mpp" for mpp, count in info["tiles"].items()]
     lines += [
         f"{f['teacher']} at {f['mpp']} mpp: {f['tiles']:,} x {f['dim']}"
+        + "".join(f", {name} {f[name]}" for name in ("where", "share") if name in f)
         + ("" if f["complete"] else " (incomplete: run extract again)")
         for f in info["features"]
     ]

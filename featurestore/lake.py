@@ -29,6 +29,7 @@ from featurestore.schema import (
     SLIDES_SCHEMA,
     TILE_COLUMNS,
     features_table,
+    identity_of,
     is_teacher,
     tiles_schema,
 )
@@ -210,6 +211,7 @@ class Lake:
                 "dim": dim,
                 "tiles": of.get((mpp, teacher), 0),
                 "complete": of.get((mpp, teacher), 0) == of.get((mpp, None), 0),
+                **self._asked(teacher, mpp),
             }
             for mpp in self.config.mpps
             for teacher, dim in self.teachers(mpp=mpp).items()
@@ -225,6 +227,11 @@ class Lake:
             "features": features,
             "snapshots": self.snapshots(),
         }
+
+    def _asked(self, teacher: str, mpp: float) -> dict[str, Any]:
+        """Which tiles a teacher was run on (`where`, `share`), if not on all."""
+        identity = identity_of(self.table(features_table(mpp)).schema.field(teacher))
+        return {name: identity[name] for name in ("where", "share") if name in identity}
 
     # ------------------------------------------------------------------ bags and pictures
 

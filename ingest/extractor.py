@@ -80,6 +80,7 @@ class Outcome:
         files: one for each column.
         seconds: in which its network ran, by column; what several columns share is shared out.
         wall_s: of all of it, but for building networks.
+        tiles: that the networks were run on.
         reason: why it failed.
     """
 
@@ -87,6 +88,7 @@ class Outcome:
     files: list[ColumnFile] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
     wall_s: float = 0.0
+    tiles: int = 0
     reason: str | None = None
 
 
@@ -134,6 +136,7 @@ class Extractor:
             for writer in writers.values():
                 writer.skip(row["row_start"] - writer.rows)
             ids, rows = _asked(store, unit, row["slide"])
+            outcome.tiles += len(rows)
             put = functools.partial(_put, writers, row, ids, outcome, self._threads)
             before: tuple[Int64Array, list[Started]] | None = None
             for places, tiles in self._batches(row, ids, rows):

@@ -255,7 +255,7 @@ def _count(outcome: Outcome, result: ExtractResult) -> None:
         return
     for name, seconds in outcome.seconds.items():
         counts = result.teachers[name]
-        counts["tiles"] += unit.tiles
+        counts["tiles"] += outcome.tiles
         counts["seconds"] = round(counts["seconds"] + seconds, 3)
         counts["wall"] = counts.get("wall", 0.0) + outcome.wall_s
         counts["busy"] = counts.get("busy", 0.0) + sum(outcome.seconds.values())

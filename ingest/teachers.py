@@ -76,8 +76,8 @@ def find_card(store: "Store", name: str) -> Card:
     if store.exists(path):
         return card_from_json(json.loads(store.read_bytes(path)))
     students = store.names("students")
-    close = difflib.get_close_matches(name, [*CARDS, *students], n=1)
-    hint = f"did you mean '{close[0]}'? " if close else ""
+    close = difflib.get_close_matches(name, [*CARDS, *students])
+    hint = f"did you mean {' or '.join(close)}? " if close else ""
     here = [known for known in CARDS if find_weights(CARDS[known])]
     msg = (
         f"no teacher '{name}': {hint}usable now are {', '.join([*here, *students]) or 'none'}; "
