@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from distill.errors import DistillError
 
-# What divides a token by its own size. A batch norm does not: it divides by that of the batch.
-ERASING = (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm)
+# What divides a token by its own size, if it is over the last axis alone. A batch norm does not: it
+# divides by that of the batch.
+ERASING = (nn.LayerNorm, nn.RMSNorm)
 PASSING = (nn.Identity, nn.Dropout)
 
 
@@ -57,7 +58,7 @@ def check_after_gate(following: nn.Module) -> None:
     """
     leaves = (part for part in following.modules() if not list(part.children()))
     first = next((leaf for leaf in leaves if not isinstance(leaf, PASSING)), None)
-    if isinstance(first, ERASING):
+    if isinstance(first, ERASING) and len(first.normalized_shape) == 1:
         msg = (
             f"a gate before {type(first).__name__} is erased, as it gives the same whatever the "
             "scale of a token; put the gate after the norm"
