@@ -1,10 +1,13 @@
 """Self-distillation against float64 by hand, and their limits: DINO, iBOT, KoLeo, centre, EMA."""
 
 import math
+import multiprocessing
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import torch.distributed
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -19,6 +22,7 @@ from distill.self_losses import (
     multi_crop_loss,
     random_mask,
 )
+from distill.weighting import Balance
 
 RNG = np.random.default_rng(0)
 K = 6
@@ -251,3 +255,33 @@ def test_ema_of_another_module_and_wrong_schedules_are_refused() -> None:
         ema.update(nn.Sequential(network()), 0)
     with pytest.raises(DistillError, match=r"start=1, end=0\.5"):
         CosineMomentum(start=1, end=0.5, steps=3)
+
+
+# ------------------------------------------------------------------ several workers
+
+
+def work(rank: int, folder: str) -> None:
+    """What one of two workers finds: the centre and the balance of what both saw."""
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2
+    )
+    centre, balance = Centre(2, momentum=0), Balance(2, momentum=0)
+    centre.update(torch.tensor([[1.0, 10.0]]) * (1 + 2 * rank))
+    weights = balance(torch.tensor([[1.0 + 2 * rank], [6.0]]))
+    torch.save((centre.mean, weights), f"{folder}/{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_centre_and_balance_are_those_of_all_workers(tmp_path: Path) -> None:
+    spawn = multiprocessing.get_context("spawn")
+    workers = [spawn.Process(target=work, args=(rank, str(tmp_path))) for rank in range(2)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(timeout=120)
+        assert worker.exitcode == 0
+    for rank in range(2):
+        mean, weights = torch.load(tmp_path / f"{rank}.pt")
+        torch.testing.assert_close(mean, torch.tensor([2.0, 20.0]))
+        torch.testing.assert_close(weights[:, 0], torch.tensor([0.75, 0.25]))
