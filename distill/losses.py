@@ -128,11 +128,13 @@ def log_sum_loss(
     the scale of a teacher matter little, and near the target the floor keeps it finite.
 
     Source: G2L (arXiv 2510.11176) names it and takes it from Miles and Mikolajczyk 2024,
-    "Understanding the role of the projector in knowledge distillation". G2L's power was not seen.
+    "Understanding the role of the projector in knowledge distillation". G2L's power was not seen;
+    the latter's code takes 4, normalises both sides over the batch, and has one logarithm for the
+    whole batch: here each sample has its own.
 
     Args:
         prediction_BD: of the projection.
-        target_BD: normalised; the sources use batch normalisation.
+        target_BD: normalised.
         power: of each difference.
         floor: added to the sum.
 

@@ -78,7 +78,9 @@ class KeepMax(Weighting):
 
     Those kept count alike. Teachers that are learned already thus do not hold back the last one.
     Source: Sariyildiz et al. 2024, "UNIC: universal classification models via multi-teacher
-    distillation" (arXiv 2408.05088), which keeps with 0.5. Where losses tie the first one is kept.
+    distillation" (arXiv 2408.05088), which keeps with 0.5. It divides weights by their sum
+    over the batch, so that samples that keep more teachers weigh more; here all weigh the same.
+    Where losses tie the first one is kept.
 
     Args:
         teachers: T.
@@ -118,7 +120,6 @@ class Balance(Weighting):
     """
 
     mean: Tensor
-    seen: Tensor
 
     def __init__(self, teachers: int, *, momentum: float = 0.99) -> None:
         super().__init__(teachers)
@@ -127,16 +128,13 @@ class Balance(Weighting):
             raise DistillError(msg)
         self.momentum = momentum
         self.register_buffer("mean", torch.zeros(teachers))
-        self.register_buffer("seen", torch.zeros(()))
 
     def weights(self, losses_TB: Tensor, generator: torch.Generator | None) -> Tensor:
         """1 / running mean, the same for all samples; equal before the first step."""
         if self.training:
             self.mean.lerp_(mean_over_workers(losses_TB.mean(dim=1)), 1 - self.momentum)
-            self.seen.lerp_(torch.ones_like(self.seen), 1 - self.momentum)
-        # The mean started at 0: `seen` is the weight that steps have in it by now.
-        mean = torch.where(self.seen > 0, self.mean / self.seen.clamp_min(SMALL), 1)
-        return (1 / mean.clamp_min(SMALL))[:, None].expand_as(losses_TB)
+        # The mean starts at 0 and is too small by one factor for all, which their shares do not see.
+        return (1 / self.mean.clamp_min(SMALL))[:, None].expand_as(losses_TB)
 
 
 def make_weighting(
