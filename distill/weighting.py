@@ -133,7 +133,7 @@ class Balance(Weighting):
         """1 / running mean, the same for all samples; equal before the first step."""
         if self.training:
             self.mean.lerp_(mean_over_workers(losses_TB.mean(dim=1)), 1 - self.momentum)
-        # The mean starts at 0 and is too small by one factor for all, which their shares do not see.
+        # The mean starts at 0: too small by one factor for all, which their shares do not see.
         return (1 / self.mean.clamp_min(SMALL))[:, None].expand_as(losses_TB)
 
 
