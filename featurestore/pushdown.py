@@ -219,6 +219,9 @@ def _series(node: Node) -> pl.Series:
         case {"Alias": [literal, _]}:
             return _series(literal)
         case {"Literal": {"Scalar": {"List": list(data)}} | {"Series": list(data)}}:
-            values = pl.read_ipc_stream(io.BytesIO(bytes(data))).to_series()
+            try:
+                values = pl.read_ipc_stream(io.BytesIO(bytes(data))).to_series()
+            except (OSError, ValueError, pl.exceptions.PolarsError) as error:
+                raise NotPushedError from error
             return values.explode() if values.dtype == pl.List and len(values) == 1 else values
     raise NotPushedError

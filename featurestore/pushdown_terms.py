@@ -120,7 +120,9 @@ def _possible(dtype: pl.DataType, values: list[Value]) -> list[Value]:
     if dtype not in INTEGERS:
         return values
     low, high = INTEGERS[dtype]
-    # What is not an integer stays, to be refused where it is written.
+    # What is not an integer stays, to be refused where it is written; so does -2**63, which a
+    # column may hold and SQL can't say.
+    low -= dtype == pl.Int64()
     return [v for v in values if not isinstance(v, int) or low <= v <= high]
 
 

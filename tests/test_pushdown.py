@@ -335,6 +335,21 @@ def test_python_functions_are_answered(few: lance.LanceDataset) -> None:
     assert lazy.filter(odd & (c("j") < 9)).collect()["i"].to_list() == [1]
 
 
+def test_the_smallest_integer_is_found(tmp_path: Path) -> None:
+    """SQL can't say -2**63, which is no reason to find none."""
+    least = -(2**63)
+    values = pl.DataFrame({"j": [least, least + 1, 0, None]}, schema={"j": pl.Int64})
+    table = lance.write_dataset(values.to_arrow(), tmp_path / "t.lance")
+    lazy = scan(lambda: table, ["j"])
+    for listed in ([least], [least, 0], [0], [least + 1, 5]):
+        for predicate in (pl.col("j").is_in(listed), ~pl.col("j").is_in(listed)):
+            found = lazy.filter(predicate).collect()
+            assert found.equals(values.filter(predicate)), predicate
+            early = lance_filter(predicate, dict(values.schema))
+            kept = pl.DataFrame(table.to_table(filter=early)).filter(predicate)
+            assert kept.equals(values.filter(predicate))
+
+
 @pytest.mark.parametrize("name", ["A-b:c@x", "two words", "größe", "SELECT", "'", ";--"])
 def test_columns_of_any_name_can_be_asked_for(tmp_path: Path, name: str) -> None:
     table = lance.write_dataset(pa.table({name: [1, 2, 3]}), str(tmp_path / "t.lance"))
