@@ -1,6 +1,7 @@
 """Real small things that many tests share: slides, a Ray, a lake with two teachers."""
 
 import gc
+import os
 import shutil
 import warnings
 from collections.abc import Iterator
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import webdataset
+from hypothesis import settings
 
 from cluster import ray_session
 from examples.cohort import make_cohort
@@ -18,6 +20,11 @@ from tests.s3 import any_store, bucket, faulty, s3_urls
 from tests.small_lake import cut
 
 __all__ = ["any_store", "bucket", "faulty", "s3_urls"]  # fixtures that live beside the server
+
+# Where a change is judged the same examples are tried each time; everywhere else, new ones.
+settings.register_profile("ci", derandomize=True)
+if os.environ.get("CI"):
+    settings.load_profile("ci")
 
 ROOT = Path(__file__).resolve().parent.parent
 REAL_SLIDE = ROOT / "examples" / "data" / "CMU-1-Small-Region.svs"
