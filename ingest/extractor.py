@@ -33,7 +33,6 @@ BATCH_TILES, GPU_BATCH_TILES = 32, 256
 Row = dict[str, Any]
 Int64Array = npt.NDArray[np.int64]
 RgbArray = npt.NDArray[np.uint8]
-FloatArray = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True, kw_only=True)
