@@ -24,7 +24,6 @@ from featurestore import (
     open_lake,
     patient_of,
 )
-from featurestore.schema import features_table, identity_of
 from featurestore.stats import read_card
 from ingest import student_folder
 
@@ -186,7 +185,7 @@ def _check(lake: Lake, recipe: Recipe, name: str) -> None:
                     f"{mpp_name(mpp)}: run slidelake extract {lake.uri} --teacher {teacher}"
                 )
                 raise DistillError(msg)
-            some = {"where", "share"} & set(_identity(lake, teacher, mpp))
+            some = {"where", "share"} & set(lake.identity(teacher, mpp=mpp))
             if some:
                 msg = (
                     f"recipe '{recipe.name}' needs '{teacher}' for every tile at mpp "
@@ -195,14 +194,10 @@ def _check(lake: Lake, recipe: Recipe, name: str) -> None:
                 raise DistillError(msg)
 
 
-def _identity(lake: Lake, teacher: str, mpp: float) -> dict[str, Any]:
-    return identity_of(lake.table(features_table(mpp)).schema.field(teacher))
-
-
 def _config(lake: Lake, recipe: Recipe, name: str) -> Config:
     train, held = split_slides(lake, holdout=recipe.holdout, seed=recipe.seed)
     identities = {
-        f"{teacher}@{mpp}": _identity(lake, teacher, mpp)
+        f"{teacher}@{mpp}": lake.identity(teacher, mpp=mpp)
         for teacher in recipe.teachers
         for mpp in recipe.mpps_of(lake.config.mpps)
     }

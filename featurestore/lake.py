@@ -149,6 +149,10 @@ class Lake:
         schema = self.table(features_table(self.known_mpp(mpp))).schema
         return {field.name: field.type.list_size for field in schema if is_teacher(field)}
 
+    def identity(self, teacher: str, *, mpp: float) -> dict[str, Any]:
+        """All that decides the numbers of a teacher's column, as it is kept with it."""
+        return identity_of(self.table(features_table(self.known_mpp(mpp))).schema.field(teacher))
+
     def check_teacher(self, teacher: str, *, mpp: float) -> None:
         """Raise LakeError, naming those that are there, if a teacher has no column at an mpp."""
         known = self.teachers(mpp=mpp)
@@ -230,7 +234,7 @@ class Lake:
 
     def _asked(self, teacher: str, mpp: float) -> dict[str, Any]:
         """Which tiles a teacher was run on (`where`, `share`), if not on all."""
-        identity = identity_of(self.table(features_table(mpp)).schema.field(teacher))
+        identity = self.identity(teacher, mpp=mpp)
         return {name: identity[name] for name in ("where", "share") if name in identity}
 
     # ------------------------------------------------------------------ bags and pictures

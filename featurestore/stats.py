@@ -23,7 +23,6 @@ from featurestore.ids import mpp_name
 from featurestore.lake import Lake
 from featurestore.lance_flat import Float16Array
 from featurestore.phi_s import FORMULA, PhiS, phi_s
-from featurestore.schema import features_table, identity_of
 from featurestore.selection import Selection, select
 
 # Of a block in float64: adding one then costs little beside making it, for D up to 4096.
@@ -143,7 +142,7 @@ def _early_card(
     if not lake.exists(f"{base}/card.json"):
         return None
     card: dict[str, Any] = lake.read_json(f"{base}/card.json")
-    if card["key"] != _hash([_identity(lake, teacher, mpp), sorted(slide_ids)]):
+    if card["key"] != _hash([lake.identity(teacher, mpp=mpp), sorted(slide_ids)]):
         return None
     return {**card, "path": f"{base}/{card['key']}"}
 
@@ -194,7 +193,7 @@ def fit_stats(
 def _blocks(lake: Lake, teacher: str, selection: Selection) -> Iterator[tuple[int, Float16Array]]:
     """The tiles and features [N, D] of all rows, in their order; two blocks are read ahead."""
     dim = lake.teachers(mpp=selection.mpp)[teacher]
-    width = _width(teacher, dim, _identity(lake, teacher, selection.mpp))
+    width = _width(teacher, dim, lake.identity(teacher, mpp=selection.mpp))
     starts = range(0, selection.tiles, max(1, BLOCK_BYTES // (8 * dim)))
     reader = lake.row_reader(mpp=selection.mpp)
 
@@ -268,7 +267,7 @@ def _keep(lake: Lake, teacher: str, mpp: float, slide_ids: Sequence[str], moment
         "n": moments.n,
         "scale": rotated.scale,
         "slides": sorted(set(slide_ids)),
-        "identity": _identity(lake, teacher, mpp),
+        "identity": lake.identity(teacher, mpp=mpp),
         "lake_version": lake.version,
         "formula": FORMULA,
         "key": key,
@@ -282,11 +281,7 @@ def _key(lake: Lake, teacher: str, mpp: float, slide_ids: Sequence[str]) -> str:
     names = sorted(set(slide_ids))
     there = lake.features_of(teacher, mpp=mpp, slide_ids=names)
     rows = there.select("slide_id", "tiles", "crc32").sort("slide_id").rows()
-    return _hash([_identity(lake, teacher, mpp), names, rows])
-
-
-def _identity(lake: Lake, teacher: str, mpp: float) -> dict[str, Any]:
-    return identity_of(lake.table(features_table(lake.known_mpp(mpp))).schema.field(teacher))
+    return _hash([lake.identity(teacher, mpp=mpp), names, rows])
 
 
 def _hash(value: list[Any]) -> str:
