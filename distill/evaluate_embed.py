@@ -1,0 +1,216 @@
+"""The embeddings that are compared: students, teachers, a PCA of teachers, an untrained network.
+
+Letters in names: N tiles, D embedding.
+"""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+
+from distill.errors import DistillError
+from distill.evaluate_students import Found
+from distill.evaluate_tiles import Tiles
+from featurestore import Lake, LakeError
+from ingest import Card, TeacherError, find_card, find_teachers
+from ingest.encoder import Encoder, cropped, preprocess, resized
+from ingest.networks import build
+from ingest.outputs import Output, outputs_of
+from ingest.teachers import weights_of
+from ingest.weight_keys import load_weights
+from ingest.weights_files import find_weights
+
+TIMED_S = 1.0
+STATISTICS_TILES = 512  # of which an untrained network's batch norms take theirs
+FLAT = 1e-6  # a channel of less spread is a constant
+
+Array = npt.NDArray[np.floating]
+RgbArray = npt.NDArray[np.uint8]
+Int64Array = npt.NDArray[np.int64]
+Float32Array = npt.NDArray[np.float32]
+Float64Array = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Runner:
+    """An encoder that is ready, and what is asked of it.
+
+    Attributes:
+        encoder: the network.
+        output: the column.
+        parameters: of the network.
+    """
+
+    encoder: Encoder
+    output: Output
+    parameters: int
+
+    def __call__(self, pixels: RgbArray, tile_id: Int64Array) -> Float32Array:
+        """Embeddings [B, D] of RGB tiles [B, H, W, 3]."""
+        return self.encoder(pixels, tile_id, [self.output])[self.output.column]
+
+    def embed(self, tiles: Tiles) -> Float32Array:
+        """Embeddings [N, D] of all tiles."""
+        return np.concatenate([self(pixels, keys) for keys, pixels in tiles.batches()])
+
+    def seconds_per_tile(self, tiles: Tiles) -> float:
+        """Wall clock of resizing and the network, on decoded tiles; the first run is not counted."""
+        keys, pixels = next(tiles.batches())
+        self(pixels, keys)
+        start, runs = time.perf_counter(), 0
+        while runs < 1 or time.perf_counter() - start < TIMED_S:
+            self(pixels, keys)
+            runs += 1
+        return (time.perf_counter() - start) / runs / len(keys)
+
+
+def run_student(lake: Lake, student: Found, *, device: str, threads: int) -> Runner:
+    """A student with the weights of its folder."""
+    return _runner(lake, student.name, device=device, threads=threads)
+
+
+def _runner(lake: Lake, name: str, *, device: str, threads: int) -> Runner:
+    (teacher,) = find_teachers(lake.store, [name])
+    card = teacher.card
+    model = build(card.architecture, card.input_px, card.arguments)
+    with weights_of(lake.store, card) as path:
+        load_weights(model, path, card)
+    return _ready(card, model, teacher.outputs[0], device=device, threads=threads)
+
+
+def _ready(card: Card, model: nn.Module, output: Output, *, device: str, threads: int) -> Runner:
+    encoder = Encoder(card, model, device=device, threads=threads)
+    return Runner(encoder=encoder, output=output, parameters=parameters(model))
+
+
+def run_teacher(lake: Lake, column: str, *, mpp: float, device: str, threads: int) -> Runner:
+    """A teacher whose weights are on this machine; nothing is downloaded.
+
+    Raises:
+        DistillError: they are not here, are others than the column's, or the column is no plain
+            embedding of the tile.
+    """
+    try:
+        card = find_card(lake.store, column)
+        (output, *more) = outputs_of(column, card)
+    except TeacherError as error:
+        msg = f"{column}: not a teacher that can be run: {error}"
+        raise DistillError(msg) from error
+    if more or output.stain:
+        msg = f"{column}: not an embedding of the tile as it is"
+        raise DistillError(msg)
+    if find_weights(card) is None and not lake.exists(f"students/{card.name}/model.safetensors"):
+        msg = f"{column}: weights not here"
+        raise DistillError(msg)
+    try:
+        (teacher,) = find_teachers(lake.store, [column])
+        _refuse_other_weights(lake, column, mpp, teacher.sha256)
+        return _runner(lake, column, device=device, threads=threads)
+    except (TeacherError, LakeError) as error:
+        msg = f"{column}: {error}"
+        raise DistillError(msg) from error
+
+
+def _refuse_other_weights(lake: Lake, column: str, mpp: float, sha256: str) -> None:
+    stored = lake.identity(column, mpp=mpp).get("weights_sha256")
+    if stored != sha256:
+        msg = "the weights here are others than those that made the column"
+        raise DistillError(f"{column}: {msg}")
+
+
+def run_undistilled(
+    student: Found, tiles: Tiles, *, seed: int, device: str, threads: int
+) -> Runner:
+    """A student's network before any training: random weights of a fixed seed.
+
+    A fresh batch norm passes its input on, so what comes out of a deep network may vanish or blow
+    up, and the comparison would be with rounding errors. Its statistics are therefore taken, as
+    plain means over batches, from 512 training tiles that pass through once; nothing is learned.
+    Networks without batch norm run as they are made.
+    """
+    card = replace(student.card, name=f"undistilled-{student.card.architecture}")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = build(card.architecture, card.input_px, card.arguments)
+    _take_statistics(model, student, tiles.first(STATISTICS_TILES))
+    (output,) = outputs_of(card.name, card)
+    return _ready(card, model, output, device=device, threads=threads)
+
+
+def _take_statistics(model: nn.Module, student: Found, tiles: Tiles) -> None:
+    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    if not norms:
+        return
+    model.eval()
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # the plain mean over all batches
+        norm.train()
+    card = student.card
+    with torch.inference_mode():
+        for _, pixels in tiles.batches():
+            sized = resized(pixels, card.resize_px or card.input_px, card.interpolation)
+            model(preprocess(cropped(sized, card.input_px), card.mean, card.std))
+    model.eval()
+
+
+def parameters(model: nn.Module) -> int:
+    """Numbers in the weights of a network."""
+    return sum(p.numel() for p in model.parameters())
+
+
+# ---------------------------------------------------------------------- principal components
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pca:
+    """Principal components of all teachers' features side by side, each channel standardised.
+
+    Attributes:
+        mean: of each channel on the training tiles [D].
+        spread: standard deviation [D]; 1 for a constant.
+        axes: [D, E].
+    """
+
+    mean: Float64Array
+    spread: Float64Array
+    axes: Float64Array
+
+    def __call__(self, features: Mapping[str, Array]) -> Float32Array:
+        """Components [N, E] of raw features per teacher, in the order in which it was fitted."""
+        x_ND = _side_by_side(features)
+        found: Float32Array = (((x_ND - self.mean) / self.spread) @ self.axes).astype(np.float32)
+        return found
+
+
+def fit_pca(features: Mapping[str, Array], width: int) -> Pca:
+    """The first components on training tiles; fewer than `width` if tiles or channels are fewer.
+
+    What a student of this width could hold at best of all teachers by a linear map, though at the
+    cost of running all of them.
+    """
+    x_ND = _side_by_side(features)
+    mean, spread = x_ND.mean(axis=0), x_ND.std(axis=0)
+    spread[spread < FLAT] = 1.0
+    z_ND = (x_ND - mean) / spread
+    dual = len(z_ND) < z_ND.shape[1]
+    values, vectors = np.linalg.eigh(z_ND @ z_ND.T if dual else z_ND.T @ z_ND)
+    kept = [at for at in np.argsort(-values)[:width] if values[at] > FLAT * values.max()]
+    axes = z_ND.T @ vectors[:, kept] if dual else vectors[:, kept]
+    return Pca(mean=mean, spread=spread, axes=axes / np.linalg.norm(axes, axis=0))
+
+
+def _side_by_side(features: Mapping[str, Array]) -> Float64Array:
+    return np.concatenate([x.astype(np.float64) for x in features.values()], axis=1)
+
+
+def joined_features(parts: Sequence[Tiles]) -> dict[str, Any]:
+    """All teachers' features of tiles of several mpps."""
+    return {
+        name: np.concatenate([part.features[name] for part in parts]) for name in parts[0].features
+    }

@@ -1,0 +1,171 @@
+"""What one embedding is measured by: fidelity to teachers, classes and retrieval of labelled tiles.
+
+Pure functions of arrays; the lake is read elsewhere.
+
+Letters in names: N tiles, D embedding, E a teacher's features.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from distill.errors import DistillError
+from distill.readout import Ridge, chosen_ridge, class_scores, linear_probe, mean_scores, nearest
+from distill.similarity import cka, cka_debiased, cosines, neighbours, overlap, retrieval
+
+NEIGHBOURS = 10
+NEAREST = (1, 10, 20)
+MUCH_WORSE = 0.15  # of centred cosine, between the best mpp and the worst
+
+Array = npt.NDArray[np.floating]
+Float32Array = npt.NDArray[np.float32]
+Float64Array = npt.NDArray[np.float64]
+Int64Array = npt.NDArray[np.int64]
+Numbers = dict[str, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """One embedding of the tiles of one mpp.
+
+    Attributes:
+        x: embeddings [N, D].
+        features: raw, per teacher [N, E].
+        patient: a number for each patient [N].
+    """
+
+    x: Array
+    features: Mapping[str, Array]
+    patient: Int64Array
+
+
+Parts = Mapping[float, Part]
+
+
+def fidelity(train: Parts, held: Parts, teacher: str) -> dict[float, Numbers]:
+    """How much of a teacher an embedding holds, on held-out tiles, per mpp.
+
+    One ridge is fitted from the embedding to the teacher's raw features, on training tiles of all
+    mpps together: an encoder that speaks another language at each mpp is then seen to.
+
+    Returns:
+        `cosine` of read-out and truth; `baseline`, that of the mean feature of the training tiles
+        of the mpp; `centred`, the cosine after that mean is taken from both, 0 for knowing
+        nothing; `r2`, the share of the squared distance from that mean that is explained; `cka`,
+        `cka_debiased`, `knn_overlap` with the teacher and `knn_chance`; `tiles`. All but the
+        baseline and chance are better when higher.
+    """
+    readout = chosen_ridge(
+        np.concatenate([part.x for part in train.values()]),
+        np.concatenate([part.features[teacher] for part in train.values()]),
+        np.concatenate([part.patient for part in train.values()]),
+    )
+    found = {}
+    for mpp, part in held.items():
+        seen = train[mpp] if mpp in train else next(iter(train.values()))
+        mean = seen.features[teacher].astype(np.float64).mean(axis=0)
+        found[mpp] = {**_readout(part, teacher, readout, mean), **_alike(part, teacher)}
+    return found
+
+
+def _readout(part: Part, teacher: str, readout: Ridge, mean: Float64Array) -> Numbers:
+    truth_NE = part.features[teacher].astype(np.float64)
+    guess_NE = readout(part.x)
+    spread = float(np.square(truth_NE - mean).sum())
+    error = float(np.square(truth_NE - guess_NE).sum())
+    return {
+        "cosine": float(cosines(guess_NE, truth_NE).mean()),
+        "baseline": float(cosines(np.broadcast_to(mean, truth_NE.shape), truth_NE).mean()),
+        "centred": float(cosines(guess_NE - mean, truth_NE - mean).mean()),
+        "r2": 1 - error / spread if spread > 0 else float("nan"),
+        "strength": readout.strength,
+    }
+
+
+def _alike(part: Part, teacher: str) -> Numbers:
+    theirs = part.features[teacher]
+    count = len(part.x)
+    k = min(NEIGHBOURS, count - 1)
+    return {
+        "cka": cka(part.x, theirs),
+        "cka_debiased": cka_debiased(part.x, theirs) if count > 3 else float("nan"),
+        "knn_overlap": overlap(neighbours(part.x, k), neighbours(theirs, k)),
+        "knn_chance": k / (count - 1) if count > 1 else float("nan"),
+        "tiles": float(count),
+    }
+
+
+def mode_switching(by_mpp: Mapping[float, Numbers]) -> Numbers | None:
+    """Whether an embedding stands for a teacher much worse at one mpp; None for a single mpp.
+
+    Returns:
+        `best_mpp` and `worst_mpp` by centred cosine, the `gap` between them, and `flagged`: 1 where
+        it is above 0.15, else 0. A PCA of the teachers beside it tells how much of a gap is the
+        tiles' own.
+    """
+    if len(by_mpp) < 2:
+        return None
+    best, worst = (f(by_mpp, key=lambda mpp: by_mpp[mpp]["centred"]) for f in (max, min))
+    gap = by_mpp[best]["centred"] - by_mpp[worst]["centred"]
+    return {
+        "best_mpp": best,
+        "worst_mpp": worst,
+        "gap": gap,
+        "flagged": float(gap > MUCH_WORSE),
+    }
+
+
+# ---------------------------------------------------------------------- labels
+
+
+@dataclass(frozen=True, kw_only=True)
+class Labelled:
+    """One embedding of labelled tiles of one mpp.
+
+    Attributes:
+        x: embeddings [N, D].
+        label: classes [N].
+        patient: a number for each patient [N].
+    """
+
+    x: Array
+    label: Int64Array
+    patient: Int64Array
+
+
+def probes(train: Labelled, held: Labelled) -> dict[str, dict[str, Numbers]]:
+    """Classes of held-out tiles: by a linear probe, and by 1, 10 and 20 nearest training tiles.
+
+    Returns:
+        Per way (`linear`, `knn1`, ...) `balanced_accuracy` and `macro_f1`, each with `estimate`,
+        `low` and `high`, a 95 % bootstrap interval over held-out patients.
+
+    Raises:
+        DistillError: the training tiles are of one class.
+    """
+    predicted = {"linear": linear_probe(train.x, train.label, train.patient, held.x)[0]}
+    for k in NEAREST:
+        predicted[f"knn{k}"] = nearest(train.x, train.label, held.x, k)
+    return {name: class_scores(held.label, y, held.patient) for name, y in predicted.items()}
+
+
+def finds(held: Labelled, *, ks: Sequence[int] = (1, 3, 5)) -> dict[str, Numbers]:
+    """What held-out tiles find among those of other held-out patients.
+
+    Returns:
+        `acc@1`, `acc@3`, `acc@5` and `map`, each with `estimate`, `low`, `high` as above, and
+        `queries`: tiles whose class another patient has.
+
+    Raises:
+        DistillError: there is one patient, or no class that two have.
+    """
+    values = retrieval(held.x, held.label, held.patient, ks=ks)
+    known = int((~np.isnan(values["ap"])).sum())
+    if not known:
+        msg = "retrieval needs a class that labelled tiles of two held-out patients have"
+        raise DistillError(msg)
+    values["map"] = values.pop("ap")
+    queries = {"estimate": float(known), "low": float(known), "high": float(known)}
+    return {**mean_scores(values, held.patient), "queries": queries}

@@ -1,0 +1,97 @@
+"""Robustness to stain and scanner, measured as PLISM does, on perturbed twins of held-out tiles.
+
+Source of the measures: owkin/plism-benchmark. There 13 stains and 7 scanners of the same tissue
+give the pairs; here `distill.perturb` makes 4 stains and 4 scanners of the same pixels, so figures
+may be compared with each other but never with the public board.
+
+Letters in names: N tiles, D embedding.
+"""
+
+import itertools
+from collections.abc import Callable, Iterator, Mapping
+
+import numpy as np
+import numpy.typing as npt
+
+from distill.perturb import SCANNERS, STAINS, variant
+from distill.similarity import cosines, top_k, twin_ranks
+
+KS = (1, 3, 5, 10)
+
+RgbArray = npt.NDArray[np.uint8]
+Int64Array = npt.NDArray[np.int64]
+Float32Array = npt.NDArray[np.float32]
+Numbers = dict[str, float]
+Key = tuple[str, str]
+Encode = Callable[[RgbArray, Int64Array], Float32Array]
+
+VARIANTS: tuple[Key, ...] = tuple(itertools.product(STAINS, SCANNERS))
+
+
+def perturbed(
+    encode: Encode, batches: Iterator[tuple[Int64Array, RgbArray]]
+) -> dict[Key, Float32Array]:
+    """Embeddings [N, D] of every variant of the tiles, by stain and scanner.
+
+    Args:
+        encode: makes embeddings of pixels and keys.
+        batches: keys and pixels; each tile is decoded once.
+    """
+    parts: dict[Key, list[Float32Array]] = {key: [] for key in VARIANTS}
+    for keys, pixels in batches:
+        for stain, scanner in VARIANTS:
+            parts[stain, scanner].append(encode(variant(pixels, stain, scanner), keys))
+    return {key: np.concatenate(found) for key, found in parts.items()}
+
+
+def robustness(by_variant: Mapping[Key, Float32Array]) -> dict[str, Numbers]:
+    """Cosine and top-k accuracy of twins: medians over the pairs of variants.
+
+    Returns:
+        Under `all`, `cross_scanner`, `cross_stain` (the other being equal) and `cross_both` the
+        median over such pairs of `cosine` (mean over tiles), `top1`, `top3`, `top5`, `top10` (both
+        directions), and their number `pairs`; under `board` `score`, the mean of the cosine of all
+        pairs and the three kinds' top10, as the public board takes it; under a variant's name, as
+        `stain strong` or `scanner blur`, the original against it; under `chance` what a random
+        encoder finds. Higher is better for all. A cosine alone is no robustness: a network that
+        gives the same for all tiles has 1 and finds nothing.
+    """
+    pairs = {pair: twins(*map(by_variant.get, pair)) for pair in _pairs(by_variant)}  # type: ignore[arg-type]
+    kinds = {"all": list(pairs.values())}
+    for kind in ("cross_scanner", "cross_stain", "cross_both"):
+        kinds[kind] = [numbers for pair, numbers in pairs.items() if kind_of(*pair) == kind]
+    found = {kind: _medians(numbers) for kind, numbers in kinds.items()}
+    top10 = [found[kind]["top10"] for kind in list(kinds)[1:]]
+    found["board"] = {"score": float(np.mean([found["all"]["cosine"], *top10]))}
+    original = ("original", "original")
+    for stain, scanner in VARIANTS:
+        if (stain == "original") != (scanner == "original"):
+            name = f"scanner {scanner}" if stain == "original" else f"stain {stain}"
+            found[name] = pairs[original, (stain, scanner)]
+    count = len(by_variant[original])
+    found["chance"] = {f"top{k}": min(1.0, k / (2 * count - 1)) for k in KS}
+    return found
+
+
+def _pairs(by_variant: Mapping[Key, Float32Array]) -> Iterator[tuple[Key, Key]]:
+    return itertools.combinations(by_variant, 2)
+
+
+def twins(one_ND: Float32Array, other_ND: Float32Array) -> Numbers:
+    """Mean cosine of twins, and the share of them that is found among the first 1, 3, 5 and 10."""
+    return {
+        "cosine": float(cosines(one_ND, other_ND).mean()),
+        **top_k(twin_ranks(one_ND, other_ND), KS),
+    }
+
+
+def kind_of(one: Key, other: Key) -> str:
+    """In what two variants differ."""
+    if one[0] == other[0]:
+        return "cross_scanner"
+    return "cross_stain" if one[1] == other[1] else "cross_both"
+
+
+def _medians(numbers: list[Numbers]) -> Numbers:
+    found = {name: float(np.median([n[name] for n in numbers])) for name in numbers[0]}
+    return {**found, "pairs": float(len(numbers))}

@@ -1,0 +1,284 @@
+"""Read-outs of frozen embeddings: ridge regression, a linear probe, nearest neighbours.
+
+All are fitted on training tiles; strengths are chosen there too, on tiles of patients that the
+fit did not see. What is read out is the trunk's embedding, not a head's: a head may mimic a
+teacher while the trunk, which users get, is poor.
+
+Letters in names: N tiles, D embedding, E values of a target, P patients, C classes, R resamples.
+"""
+
+import math
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.linear_model import LogisticRegression
+
+from distill.errors import DistillError
+from distill.similarity import similarity_rows
+
+# Of the mean variance of a channel, times the number of tiles.
+STRENGTHS = tuple(10.0**power for power in range(-6, 3))
+# Inverse strengths of the probe, weakest penalty last, for channels of variance 1.
+INVERSE = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
+INNER_SHARE = 0.25
+ITERATIONS = 1000
+RESAMPLES = 1000
+CONSTANT = 1e-12
+
+Array = npt.NDArray[np.floating]
+Counts = npt.NDArray[np.integer]
+Float64Array = npt.NDArray[np.float64]
+Int64Array = npt.NDArray[np.int64]
+BoolArray = npt.NDArray[np.bool_]
+
+
+def inner_split(group_N: Int64Array, seed: int = 0) -> BoolArray:
+    """Training tiles that choose a strength [N]: those of a quarter of the patients, rounded up.
+
+    A quarter of the tiles where all are of one patient.
+    """
+    random = np.random.default_rng((seed, len(group_N)))
+    groups = np.unique(group_N)
+    if len(groups) < 2:
+        return random.permutation(len(group_N)) < INNER_SHARE * len(group_N)
+    chosen = random.permutation(groups)[: math.ceil(INNER_SHARE * len(groups))]
+    return np.isin(group_N, chosen)
+
+
+# ---------------------------------------------------------------------- ridge
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ridge:
+    """A linear map with an intercept, `(x - mean) @ weight + target_mean`.
+
+    Attributes:
+        mean: of the embeddings it was fitted on [D].
+        weight: [D, E].
+        target_mean: [E].
+        strength: of the penalty, as a share of `STRENGTHS`' unit.
+    """
+
+    mean: Float64Array
+    weight: Float64Array
+    target_mean: Float64Array
+    strength: float
+
+    def __call__(self, x_ND: Array) -> Float64Array:
+        """Predicted targets [N, E]."""
+        found: Float64Array = (x_ND.astype(np.float64) - self.mean) @ self.weight
+        return found + self.target_mean
+
+
+class _Fits:
+    """Ridge regressions of any strength from one decomposition, in tiles or channels if fewer."""
+
+    def __init__(self, x_ND: Array, target_NE: Array) -> None:
+        x, target = x_ND.astype(np.float64), target_NE.astype(np.float64)
+        self._mean, self._target_mean = x.mean(axis=0), target.mean(axis=0)
+        x, target = x - self._mean, target - self._target_mean
+        self._unit = float(np.square(x).sum()) / x.shape[1] or 1.0
+        dual = len(x) < x.shape[1]
+        values, vectors = np.linalg.eigh(x @ x.T if dual else x.T @ x)
+        self._values = values.clip(min=0)
+        self._left = x.T @ vectors if dual else vectors
+        self._right = vectors.T @ target if dual else vectors.T @ (x.T @ target)
+
+    def at(self, strength: float) -> Ridge:
+        shrunk = self._right / (self._values + strength * self._unit)[:, None]
+        return Ridge(
+            mean=self._mean,
+            weight=self._left @ shrunk,
+            target_mean=self._target_mean,
+            strength=strength,
+        )
+
+
+def ridge(x_ND: Array, target_NE: Array, strength: float) -> Ridge:
+    """Minimises the sum of squared errors plus `strength * unit * |weight|^2`.
+
+    The unit is the embeddings' sum of squares around their mean per channel, so that the same
+    strength means the same for embeddings of any scale and number of tiles.
+    """
+    return _Fits(x_ND, target_NE).at(strength)
+
+
+def chosen_ridge(x_ND: Array, target_NE: Array, group_N: Int64Array) -> Ridge:
+    """Ridge of the strength that errs least on tiles of `inner_split`, then fitted on all.
+
+    Raises:
+        DistillError: fewer than 4 tiles.
+    """
+    if len(x_ND) < 4:
+        msg = f"{len(x_ND)} training tiles given; a read-out needs 4 or more: name more slides"
+        raise DistillError(msg)
+    inner = inner_split(group_N)
+    fits = _Fits(x_ND[~inner], target_NE[~inner])
+    truth = target_NE[inner].astype(np.float64)
+    errors = [np.square(fits.at(s)(x_ND[inner]) - truth).sum() for s in STRENGTHS]
+    return _Fits(x_ND, target_NE).at(STRENGTHS[int(np.argmin(errors))])
+
+
+# ---------------------------------------------------------------------- classes
+
+
+def linear_probe(
+    x_ND: Array, label_N: Int64Array, group_N: Int64Array, test_ND: Array
+) -> tuple[Int64Array, float]:
+    """Classes of test tiles by logistic regression, and the inverse strength that was chosen.
+
+    Channels are brought to mean 0 and variance 1; classes weigh the same. The strength is that of
+    the best balanced accuracy on tiles of `inner_split`, the stronger one of equals; where they
+    have one class only, 1 is taken.
+
+    Raises:
+        DistillError: the training tiles are of one class.
+    """
+    if len(np.unique(label_N)) < 2:
+        msg = f"all {len(label_N)} labelled training tiles are of one class; label others too"
+        raise DistillError(msg)
+    x, test = _standardised(x_ND, test_ND)
+    inner = inner_split(group_N)
+    best = 1.0
+    if len(np.unique(label_N[~inner])) > 1 and len(np.unique(label_N[inner])) > 1:
+        scores = [
+            balanced_accuracy(
+                label_N[inner], _logistic(x[~inner], label_N[~inner], inverse).predict(x[inner])
+            )
+            for inverse in INVERSE
+        ]
+        best = INVERSE[int(np.argmax(scores))]
+    found: Int64Array = _logistic(x, label_N, best).predict(test)
+    return found, best
+
+
+def _standardised(x_ND: Array, test_ND: Array) -> tuple[Float64Array, Float64Array]:
+    x, test = x_ND.astype(np.float64), test_ND.astype(np.float64)
+    mean, spread = x.mean(axis=0), x.std(axis=0)
+    spread[spread < CONSTANT] = 1.0
+    return (x - mean) / spread, (test - mean) / spread
+
+
+def _logistic(x_ND: Float64Array, label_N: Int64Array, inverse: float) -> LogisticRegression:
+    model = LogisticRegression(C=inverse, max_iter=ITERATIONS, class_weight="balanced")
+    with warnings.catch_warnings():
+        # Stopped after so many iterations it is a probe all the same, as eva's 12,500 steps are.
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        return model.fit(x_ND, label_N)
+
+
+def nearest(x_ND: Array, label_N: Int64Array, test_ND: Array, k: int) -> Int64Array:
+    """Classes of test tiles by the votes of their k nearest training tiles by cosine.
+
+    The class of the larger summed similarity wins where as many vote for two.
+    """
+    classes, index_N = np.unique(label_N, return_inverse=True)
+    found = np.empty(len(test_ND), np.int64)
+    count = min(k, len(x_ND))
+    for rows, like in similarity_rows(test_ND, x_ND):
+        first = np.argpartition(-like, count - 1, axis=1)[:, :count]
+        votes = np.zeros((len(like), len(classes)))
+        # A vote counts 1; similarities, below 2 each, decide between equal numbers alone.
+        worth = 1 + (np.take_along_axis(like, first, axis=1) + 1) / (4 * count)
+        for place in range(count):
+            votes[np.arange(len(like)), index_N[first[:, place]]] += worth[:, place]
+        found[rows] = classes[votes.argmax(axis=1)]
+    return found
+
+
+# ---------------------------------------------------------------------- how good
+
+
+def confusion(truth_N: Int64Array, predicted_N: Int64Array, classes: Sequence[int]) -> Int64Array:
+    """How many tiles of each class (rows) were given each class (columns) [C, C]."""
+    order = np.sort(np.asarray(classes))
+    at = np.searchsorted(order, truth_N) * len(order) + np.searchsorted(order, predicted_N)
+    return np.bincount(at, minlength=len(order) ** 2).reshape(len(order), len(order))
+
+
+def balanced_of(counts_CC: Counts) -> Float64Array:
+    """Mean recall over the classes that are there, of tables [..., C, C]; NaN without tiles."""
+    there = counts_CC.sum(axis=-1)
+    right = np.diagonal(counts_CC, axis1=-2, axis2=-1)
+    recall = np.where(there > 0, right / np.maximum(there, 1), 0.0)
+    classes = (there > 0).sum(axis=-1)
+    return np.where(classes > 0, recall.sum(axis=-1) / np.maximum(classes, 1), np.nan)
+
+
+def f1_of(counts_CC: Counts) -> Float64Array:
+    """Mean F1 over the classes that are there or were given, of tables [..., C, C]."""
+    total = counts_CC.sum(axis=-1) + counts_CC.sum(axis=-2)
+    right = np.diagonal(counts_CC, axis1=-2, axis2=-1)
+    f1 = np.where(total > 0, 2 * right / np.maximum(total, 1), 0.0)
+    classes = (total > 0).sum(axis=-1)
+    return np.where(classes > 0, f1.sum(axis=-1) / np.maximum(classes, 1), np.nan)
+
+
+def balanced_accuracy(truth_N: Int64Array, predicted_N: Int64Array) -> float:
+    """Mean recall over the classes that are there."""
+    classes = np.union1d(truth_N, predicted_N).tolist()
+    return float(balanced_of(confusion(truth_N, predicted_N, classes)))
+
+
+def class_scores(
+    truth_N: Int64Array, predicted_N: Int64Array, group_N: Int64Array, *, seed: int = 0
+) -> dict[str, dict[str, float]]:
+    """Balanced accuracy and macro F1 with 95 % intervals over patients.
+
+    Patients are drawn with replacement, 1000 times; a patient's tiles are drawn together.
+
+    Returns:
+        `estimate`, `low`, `high` of `balanced_accuracy` and `macro_f1`.
+    """
+    classes = np.union1d(truth_N, predicted_N).tolist()
+    groups, index_N = np.unique(group_N, return_inverse=True)
+    parts_PCC = np.stack(
+        [
+            confusion(truth_N[index_N == g], predicted_N[index_N == g], classes)
+            for g in range(len(groups))
+        ]
+    )
+    drawn_RCC = np.tensordot(draws(len(groups), seed), parts_PCC, axes=1)
+    whole = parts_PCC.sum(axis=0)
+    return {
+        name: interval(float(measure(whole)), measure(drawn_RCC), groups=len(groups))
+        for name, measure in (("balanced_accuracy", balanced_of), ("macro_f1", f1_of))
+    }
+
+
+def mean_scores(
+    values: dict[str, Float64Array], group_N: Int64Array, *, seed: int = 0
+) -> dict[str, dict[str, float]]:
+    """Means of values per tile with 95 % intervals over patients; NaN is left out."""
+    groups, index_N = np.unique(group_N, return_inverse=True)
+    weights = draws(len(groups), seed)
+    found = {}
+    for name, value_N in values.items():
+        known = ~np.isnan(value_N)
+        sums = np.bincount(index_N[known], value_N[known], minlength=len(groups))
+        counts = np.bincount(index_N[known], minlength=len(groups))
+        drawn = weights @ sums / np.where(weights @ counts, weights @ counts, np.nan)
+        mean = float(sums.sum() / counts.sum()) if counts.sum() else float("nan")
+        found[name] = interval(mean, drawn, groups=len(groups))
+    return found
+
+
+def draws(groups: int, seed: int) -> Int64Array:
+    """How often each of so many patients is in each resample [R, P]."""
+    random = np.random.default_rng((seed, groups))
+    return random.multinomial(groups, np.full(groups, 1 / groups), size=RESAMPLES)
+
+
+def interval(estimate: float, drawn_R: Array, *, groups: int) -> dict[str, float]:
+    """The estimate with the 2.5th and 97.5th percentile of what resamples gave.
+
+    One patient says nothing of others: the percentiles are then NaN.
+    """
+    known = drawn_R[~np.isnan(drawn_R)]
+    told = groups > 1 and len(known)
+    low, high = np.percentile(known, [2.5, 97.5]) if told else (np.nan, np.nan)
+    return {"estimate": estimate, "low": float(low), "high": float(high)}

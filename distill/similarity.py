@@ -1,0 +1,198 @@
+"""How alike two embeddings of the same tiles are, and what a search by one of them finds.
+
+Plain numpy in float64 for sums and float32 for neighbours; nothing of the size tiles x tiles is
+held, but rows of it.
+
+Letters in names: N tiles, D E embeddings, Q queries, K neighbours.
+"""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from distill.errors import DistillError
+
+ROWS = 512  # of a table of similarities that are computed together
+FLAT = 1e-12
+
+Array = npt.NDArray[np.floating]
+Float32Array = npt.NDArray[np.float32]
+Float64Array = npt.NDArray[np.float64]
+Int64Array = npt.NDArray[np.int64]
+BoolArray = npt.NDArray[np.bool_]
+
+
+def unit(x_ND: Array) -> Float32Array:
+    """Rows of length 1 [N, D]; a row of zeros stays one, and is like nothing."""
+    x = x_ND.astype(np.float64)
+    length = np.linalg.norm(x, axis=1, keepdims=True)
+    return (x / np.maximum(length, FLAT)).astype(np.float32)
+
+
+def cosines(one_ND: Array, other_ND: Array) -> Float64Array:
+    """Cosine similarity of each row with the same row of the other [N]; 0 with a row of zeros."""
+    one, other = one_ND.astype(np.float64), other_ND.astype(np.float64)
+    lengths = np.linalg.norm(one, axis=1) * np.linalg.norm(other, axis=1)
+    found: Float64Array = (one * other).sum(axis=1) / np.maximum(lengths, FLAT)
+    return found
+
+
+# ---------------------------------------------------------------------- centred kernel alignment
+
+
+def cka(one_ND: Array, other_NE: Array) -> float:
+    """Linear CKA of two embeddings of the same tiles, 0 to 1 for the same up to rotation and scale.
+
+    Source: Kornblith et al. 2019, "Similarity of Neural Network Representations Revisited", eq. 3
+    in its form over features. With fewer tiles than channels it is high for any two embeddings: use
+    `cka_debiased` then. NaN if one of them is constant.
+
+    Raises:
+        DistillError: the numbers of tiles differ.
+    """
+    one, other = _centred(one_ND, other_NE)
+    cross, mine, theirs = (np.linalg.norm(a.T @ b) for a, b in _pairs(one, other))
+    product = float(mine * theirs)
+    return float(cross) ** 2 / product if product > FLAT else float("nan")
+
+
+def cka_debiased(one_ND: Array, other_NE: Array) -> float:
+    """Linear CKA by the unbiased estimate of HSIC: about 0 for embeddings of no relation.
+
+    It may be a little below 0. Source: Song et al. 2012, "Feature Selection via Dependence
+    Maximization", eq. 5, as Nguyen et al. 2021 use it for CKA; here over features, so that no
+    kernel of N x N is made. NaN if one of the embeddings is constant.
+
+    Raises:
+        DistillError: the numbers of tiles differ, or there are fewer than 4.
+    """
+    one, other = _centred(one_ND, other_NE)
+    if len(one) < 4:
+        msg = f"{len(one)} tiles given; the debiased CKA needs 4 or more"
+        raise DistillError(msg)
+    cross, mine, theirs = (_hsic(a, b) for a, b in _pairs(one, other))
+    product = mine * theirs
+    return cross / product**0.5 if product > FLAT else float("nan")
+
+
+def _pairs(one: Float64Array, other: Float64Array) -> list[tuple[Float64Array, Float64Array]]:
+    return [(one, other), (one, one), (other, other)]
+
+
+def _centred(one_ND: Array, other_NE: Array) -> list[Float64Array]:
+    """Both around their means, at a scale where products neither vanish nor overflow."""
+    if len(one_ND) != len(other_NE):
+        msg = f"{len(one_ND)} and {len(other_NE)} tiles given; both must be of the same tiles"
+        raise DistillError(msg)
+    found = []
+    for x_ND in (one_ND, other_NE):
+        centred = x_ND.astype(np.float64) - x_ND.astype(np.float64).mean(axis=0)
+        scale = np.abs(x_ND).max(initial=0.0) or 1.0
+        spread = np.linalg.norm(centred)
+        # What rounding leaves of a constant is no embedding.
+        found.append(centred / spread if spread > 1e-6 * scale else np.zeros_like(centred))
+    return found
+
+
+def _hsic(one_ND: Float64Array, other_NE: Float64Array) -> float:
+    """Song's unbiased HSIC of linear kernels without their diagonals, from features alone."""
+    count = len(one_ND)
+    mine_N, theirs_N = (np.square(x).sum(axis=1) for x in (one_ND, other_NE))
+    trace = np.square(one_ND.T @ other_NE).sum() - mine_N @ theirs_N
+    # Row sums of the kernels; features are centred, so those of whole kernels are 0.
+    sums = -mine_N, -theirs_N
+    total = sums[0].sum() * sums[1].sum() / ((count - 1) * (count - 2))
+    both = 2 * (sums[0] @ sums[1]) / (count - 2)
+    return float(trace + total - both) / (count * (count - 3))
+
+
+# ---------------------------------------------------------------------- neighbours
+
+
+def similarity_rows(query_QD: Array, gallery_ND: Array) -> Iterator[tuple[slice, Float32Array]]:
+    """Cosines of all queries with the whole gallery, some queries at a time [ROWS, N]."""
+    query, gallery = unit(query_QD), unit(gallery_ND)
+    for start in range(0, len(query), ROWS):
+        rows = slice(start, min(start + ROWS, len(query)))
+        yield rows, query[rows] @ gallery.T
+
+
+def neighbours(x_ND: Array, k: int) -> Int64Array:
+    """The k most similar other tiles of each tile by cosine [N, K], in no order.
+
+    K is smaller where there are not so many others.
+    """
+    count = min(k, len(x_ND) - 1)
+    found = np.empty((len(x_ND), max(count, 0)), np.int64)
+    for rows, like in similarity_rows(x_ND, x_ND) if count > 0 else ():
+        like[np.arange(len(like)), np.arange(rows.start, rows.stop)] = -np.inf
+        found[rows] = np.argpartition(-like, count - 1, axis=1)[:, :count]
+    return found
+
+
+def overlap(one_NK: Int64Array, other_NK: Int64Array) -> float:
+    """Mean share of neighbours that two embeddings have in common; K / (N - 1) by chance."""
+    shared = (one_NK[:, :, None] == other_NK[:, None, :]).any(axis=2)
+    return float(shared.mean()) if shared.size else float("nan")
+
+
+# ---------------------------------------------------------------------- retrieval
+
+
+def retrieval(
+    x_ND: Array, label_N: Int64Array, group_N: Int64Array, *, ks: Sequence[int] = (1, 3, 5)
+) -> dict[str, Float64Array]:
+    """What each tile finds among the tiles of all other groups by cosine.
+
+    Args:
+        x_ND: embeddings.
+        label_N: classes.
+        group_N: patients; none is found by its own tiles.
+        ks: how many of the first are looked at.
+
+    Returns:
+        Per tile [N]: `acc@k`, whether one of the first k has its label; `ap`, the average
+        precision of the whole ranking. NaN for tiles whose label no other group has.
+    """
+    names = [*(f"acc@{k}" for k in ks), "ap"]
+    found = {name: np.full(len(x_ND), np.nan) for name in names}
+    for rows, like in similarity_rows(x_ND, x_ND):
+        for at, similar in enumerate(like, start=rows.start):
+            others = group_N != group_N[at]
+            hits = label_N[others] == label_N[at]
+            if hits.any():
+                ranked = hits[np.argsort(-similar[others], kind="stable")]
+                for k in ks:
+                    found[f"acc@{k}"][at] = ranked[:k].any()
+                found["ap"][at] = average_precision(ranked)
+    return found
+
+
+def average_precision(ranked_N: BoolArray) -> float:
+    """Mean precision at the places of the hits, in a ranking with one hit or more."""
+    at = np.flatnonzero(ranked_N)
+    return float(np.mean(np.arange(1, len(at) + 1) / (at + 1)))
+
+
+def twin_ranks(one_ND: Array, other_ND: Array) -> Int64Array:
+    """At which place each tile finds its twin, first those of `one`, then of `other` [2N], from 1.
+
+    All other tiles of both variants are candidates, as in PLISM's benchmark (owkin/plism-benchmark,
+    `metrics/retrieval.py`). Ties stand before the twin, so a network that gives the same for all
+    tiles finds none.
+    """
+    both, count = np.concatenate([one_ND, other_ND]), len(one_ND)
+    ranks = np.empty(2 * count, np.int64)
+    for rows, like in similarity_rows(both, both):
+        own = np.arange(rows.start, rows.stop)
+        at, twin = np.arange(len(own)), (own + count) % (2 * count)
+        mine = like[at, twin].copy()
+        like[at, own], like[at, twin] = -np.inf, -np.inf
+        ranks[rows] = 1 + (like >= mine[:, None]).sum(axis=1)
+    return ranks
+
+
+def top_k(ranks: Int64Array, ks: Sequence[int]) -> dict[str, float]:
+    """Share of twins found among the first k; k / (2N - 1) by chance."""
+    return {f"top{k}": float((ranks <= k).mean()) for k in ks}
