@@ -40,6 +40,7 @@ from featurestore.split import holdout_patients, patient_of
 from featurestore.stats import Moments, fit_stats, read_phi_s, read_stats
 from featurestore.storage import Store
 from featurestore.stream_tiles import TileBatch
+from featurestore.stream_under import Under
 
 __all__ = [
     "FORMAT",
@@ -68,6 +69,7 @@ __all__ = [
     "SlideCut",
     "Store",
     "TileBatch",
+    "Under",
     "Vacuumed",
     "Verdict",
     "compact",

@@ -4,7 +4,7 @@ import functools
 import json
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
@@ -300,6 +300,7 @@ class Lake:
         mpp: float,
         slide_ids: Sequence[str] | None = None,
         pixels: "Pixels" = "none",
+        under: Mapping[float, str | Sequence[str]] | None = None,
         batch_tiles: int = 256,
         block_tiles: int = 32,
         buffer_tiles: int = 4096,
@@ -313,13 +314,15 @@ class Lake:
         """Tiles in a shuffled order, with features and pixels, batch after batch: see `Stream`.
 
         Args:
-            teachers: whose features every tile comes with.
+            teachers: whose features every tile comes with; may be empty beside `under`.
             mpp: of the tiles.
             slide_ids: whose tiles; None takes all slides.
             pixels: "none", "jpeg" (as stored) or "uint8" (decoded).
+            under: teachers by finer mpp: every tile comes with the features of the tiles under it.
             batch_tiles: tiles in a batch of one rank.
             block_tiles: neighbouring tiles that are read together.
-            buffer_tiles: tiles in memory that are mixed; up to three such buffers are held.
+            buffer_tiles: tiles in memory that are mixed; up to three such buffers are held, with
+                all tiles under them.
             seed: another seed gives another order.
             rank: of this process.
             world: number of processes; each gives other tiles and as many batches.
@@ -328,7 +331,8 @@ class Lake:
             drop_last: whether tiles that fill no batch are left out.
 
         Raises:
-            LakeError: a slide is unknown or lacks features or pixels, or a number is not allowed.
+            LakeError: a slide is unknown or lacks features or pixels, its grids do not nest, or a
+                number is not allowed.
         """
         from featurestore.stream import Stream
 
@@ -343,9 +347,15 @@ class Lake:
             shuffle=shuffle,
             drop_last=drop_last,
         )
-        names = names_of(teachers)
         return Stream(
-            self, names, mpp=mpp, slide_ids=slide_ids, pixels=pixels, order=order, threads=threads
+            self,
+            [] if under and not teachers else names_of(teachers),
+            mpp=mpp,
+            slide_ids=slide_ids,
+            pixels=pixels,
+            under={finer: names_of(names) for finer, names in (under or {}).items()},
+            order=order,
+            threads=threads,
         )
 
     def pairs(

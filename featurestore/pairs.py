@@ -42,6 +42,21 @@ class Pairs:
         return self.children >= 0
 
 
+@dataclass(frozen=True, kw_only=True)
+class Nesting:
+    """How the fine grid of a slide lies in its coarse one.
+
+    Attributes:
+        ratio: fine tiles side by side in a coarse one.
+        apart: cells of the fine grid from one of them to the next: 2 where tiles overlap by half.
+        side_px: of a fine tile, in level-0 pixels.
+    """
+
+    ratio: int
+    apart: int
+    side_px: int
+
+
 def read_pairs(
     lake: "Lake", slide_id: str, *, coarse: float, fine: float, teachers: Sequence[str]
 ) -> Pairs:
@@ -50,13 +65,13 @@ def read_pairs(
     Raises:
         LakeError: the mpps or the slide's grids do not nest, or there are no such bags.
     """
-    ratio, apart, side_px = _nesting(
-        lake, slide_id, coarse=lake.known_mpp(coarse), fine=lake.known_mpp(fine)
-    )
+    ratio = ratio_of(lake, coarse=lake.known_mpp(coarse), fine=lake.known_mpp(fine))
+    large, small = (_grid(lake, slide_id, lake.known_mpp(mpp)) for mpp in (coarse, fine))
+    nested = nesting(ratio, large, small)
     above, below = (lake.bag(slide_id, teachers, mpp=mpp) for mpp in (coarse, fine))
-    children = children_of(above.tile_id, below.tile_id, ratio, apart=apart)
+    children = children_of(above.tile_id, below.tile_id, ratio, apart=nested.apart)
     pairs = Pairs(coarse=above, fine=below, children=children)
-    _check_places(pairs, side_px)
+    _check_places(pairs, nested.side_px)
     return pairs
 
 
@@ -69,15 +84,25 @@ def children_of(coarse: Int64Array, fine: Int64Array, ratio: int, *, apart: int 
         ratio: fine tiles side by side in a coarse one.
         apart: cells of the fine grid from one of them to the next: 2 where tiles overlap by half.
     """
+    return children_among(coarse, cells_of(fine), ratio, apart=apart)
+
+
+def cells_of(keys: Int64Array) -> Int64Array:
+    """The cells of tiles in their grid, one number each; ascending where the keys are."""
+    _, _, grid_y, grid_x = tile_parts(keys)
+    return grid_y * MAX_GRID + grid_x
+
+
+def children_among(coarse: Int64Array, cells: Int64Array, ratio: int, *, apart: int) -> Int64Array:
+    """As `children_of`, from the ascending `cells_of` the fine tiles."""
     _, _, grid_y, grid_x = tile_parts(coarse)
     step = np.arange(ratio) * apart
     y = grid_y[:, None, None] * ratio + step[:, None]
     x = grid_x[:, None, None] * ratio + step
-    _, _, fine_y, fine_x = tile_parts(fine)
-    there, wanted = fine_y * MAX_GRID + fine_x, y * MAX_GRID + x
-    at = np.searchsorted(there, wanted)
-    found = at < len(there)
-    found[found] = there[at[found]] == wanted[found]
+    wanted = y * MAX_GRID + x
+    at = np.searchsorted(cells, wanted)
+    found = at < len(cells)
+    found[found] = cells[at[found]] == wanted[found]
     return np.where(found & (x < MAX_GRID), at, -1)
 
 
@@ -88,19 +113,20 @@ def _check_places(pairs: Pairs, side_px: int) -> None:
     x = pairs.coarse.x[tile] + column * side_px
     y = pairs.coarse.y[tile] + row * side_px
     if (pairs.fine.x[child] != x).any() or (pairs.fine.y[child] != y).any():
-        msg = f"slide {pairs.coarse.slide_id}: its grids begin at different places and do not nest"
-        raise LakeError(msg)
+        raise other_origin(pairs.coarse.slide_id)
 
 
-def _nesting(lake: "Lake", slide_id: str, *, coarse: float, fine: float) -> tuple[int, int, int]:
-    """How grids nest.
+def other_origin(slide_id: str) -> LakeError:
+    """What is wrong with a slide whose keys nest while its tiles do not."""
+    msg = f"slide {slide_id}: its grids begin at different places and do not nest"
+    return LakeError(msg)
 
-    Returns:
-        Fine tiles side by side in a coarse one, cells of the fine grid from one of these to the
-        next, and the side of a fine tile in level-0 pixels.
+
+def ratio_of(lake: "Lake", *, coarse: float, fine: float) -> int:
+    """How many tiles of a fine mpp lie side by side in one of a coarse mpp.
 
     Raises:
-        LakeError: the first is no whole number of two or more, or the slide's grids say otherwise.
+        LakeError: it is no whole number of two or more.
     """
     ratio, rest = divmod(mpp_code(coarse), mpp_code(fine))
     if rest or ratio < 2:
@@ -109,16 +135,37 @@ def _nesting(lake: "Lake", slide_id: str, *, coarse: float, fine: float) -> tupl
             f"more; {lake.uri} has {list(lake.config.mpps)}"
         )
         raise LakeError(msg)
-    large, small = (_grid(lake, slide_id, mpp) for mpp in (coarse, fine))
+    return ratio
+
+
+def nesting(ratio: int, large: Mapping[str, Any], small: Mapping[str, Any]) -> Nesting:
+    """How two grids of a slide nest, from the catalog's rows of their tiles.
+
+    Args:
+        ratio: of their mpps.
+        large: the row at the coarse mpp.
+        small: the row at the fine mpp.
+
+    Raises:
+        LakeError: they do not; the slide is named.
+    """
+    for row in (large, small):
+        if row["tile_px_level0"] % row["grid_px_level0"]:
+            msg = (
+                f"slide {row['slide_id']} at mpp {mpp_name(row['mpp'])}: tiles of "
+                f"{row['tile_px_level0']} level-0 px lie {row['grid_px_level0']} px apart, which "
+                "is no whole part of it: they do not nest"
+            )
+            raise LakeError(msg)
     if large["grid_px_level0"] != ratio * small["grid_px_level0"]:
         msg = (
-            f"slide {slide_id}: tiles are {large['grid_px_level0']} level-0 px apart at mpp "
-            f"{mpp_name(coarse)} and {small['grid_px_level0']} at {mpp_name(fine)}, not {ratio} "
-            "times as far: these grids do not nest"
+            f"slide {large['slide_id']}: tiles are {large['grid_px_level0']} level-0 px apart at "
+            f"mpp {mpp_name(large['mpp'])} and {small['grid_px_level0']} at "
+            f"{mpp_name(small['mpp'])}, not {ratio} times as far: these grids do not nest"
         )
         raise LakeError(msg)
     side_px = small["tile_px_level0"]
-    return ratio, side_px // small["grid_px_level0"], side_px
+    return Nesting(ratio=ratio, apart=side_px // small["grid_px_level0"], side_px=side_px)
 
 
 def _grid(lake: "Lake", slide_id: str, mpp: float) -> Mapping[str, Any]:
@@ -126,11 +173,4 @@ def _grid(lake: "Lake", slide_id: str, mpp: float) -> Mapping[str, Any]:
     if rows.height != 1:
         msg = f"slide '{slide_id}' is not in {lake.uri} at mpp {mpp_name(mpp)}"
         raise LakeError(msg)
-    row = rows.row(0, named=True)
-    if row["tile_px_level0"] % row["grid_px_level0"]:
-        msg = (
-            f"slide {slide_id} at mpp {mpp_name(mpp)}: tiles of {row['tile_px_level0']} level-0 px "
-            f"lie {row['grid_px_level0']} px apart, which is no whole part of it: they do not nest"
-        )
-        raise LakeError(msg)
-    return row
+    return rows.row(0, named=True)

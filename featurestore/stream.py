@@ -19,6 +19,7 @@ from featurestore.ids import mpp_name
 from featurestore.selection import listed, select
 from featurestore.stream_order import Order
 from featurestore.stream_tiles import Buffer, Pixels, TileBatch, TileSource
+from featurestore.stream_under import below
 from featurestore.unforked import Unforked
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ class Stream(IterableDataset[TileBatch], Unforked):
         mpp: of the tiles.
         slide_ids: whose tiles; None takes all slides.
         pixels: "none", "jpeg" (as stored) or "uint8" (decoded).
+        under: teachers by finer mpp: every tile comes with the features of the tiles under it.
         order: makes the order of so many `tiles`.
         threads: that read and decode ahead; the batches do not depend on it.
 
@@ -45,7 +47,8 @@ class Stream(IterableDataset[TileBatch], Unforked):
         epoch: the one that is given next, or being given.
 
     Raises:
-        LakeError: a slide is unknown or lacks features or pixels, or a setting is not allowed.
+        LakeError: a slide is unknown or lacks features or pixels, its grids do not nest, or a
+            setting is not allowed.
     """
 
     def __init__(
@@ -56,6 +59,7 @@ class Stream(IterableDataset[TileBatch], Unforked):
         mpp: float,
         slide_ids: Sequence[str] | None,
         pixels: Pixels,
+        under: Mapping[float, Sequence[str]],
         order: Callable[..., Order],
         threads: int,
     ) -> None:
@@ -70,6 +74,7 @@ class Stream(IterableDataset[TileBatch], Unforked):
         self.slides: pl.DataFrame = self._selection.slides
         self.mpp = self._selection.mpp
         self._refuse_without_pixels()
+        self._below = [below(lake, self._selection, mpp, names) for mpp, names in under.items()]
         self._order = order(tiles=self._selection.tiles)
         self.epoch, self._given, self._first = 0, 0, 0
 
@@ -117,10 +122,12 @@ class Stream(IterableDataset[TileBatch], Unforked):
         self._first = self._given
 
     def _settings(self) -> dict[str, Any]:
+        under = {mpp_name(finer.mpp): finer.selection.digest for finer in self._below}
         return {
             **self._order.settings(),
             "mpp": mpp_name(self.mpp),
             "slides": self._selection.digest,
+            **({"under": under} if under else {}),
         }
 
     def __iter__(self) -> Generator[TileBatch]:
@@ -144,7 +151,7 @@ class Stream(IterableDataset[TileBatch], Unforked):
         return replace(self._order, rank=rank, world=self._order.world * count)
 
     def _batches(self, order: Order, epoch: int, first: int) -> Generator[TileBatch]:
-        source = TileSource(self._lake, self._selection, self._teachers, self._pixels)
+        source = TileSource(self._lake, self._selection, self._teachers, self._pixels, self._below)
         waiting: deque[Future[TileBatch]] = deque()
         pool = ThreadPoolExecutor(self._threads, thread_name_prefix="slidelake-stream")
         try:
@@ -182,10 +189,10 @@ def _jobs(
             number: found for number, found in held.items() if number > needed[-1]
         }
         for number in needed:
-            held[number].start(pool, whole=True)
+            held[number].start(pool)
         after = needed[-1] + 1
         if after * size < order.rows:
             held[after] = held.get(after) or buffer(after)
-            held[after].start(pool)
+            held[after].start(pool, order.batch_tiles)
         picked = [(held[n], max(start - n * size, 0), min(stop - n * size, size)) for n in needed]
         yield pool.submit(source.batch, picked)

@@ -4,7 +4,7 @@ import functools
 import itertools
 from collections.abc import Sequence
 from concurrent.futures import Executor, Future
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -17,12 +17,14 @@ from featurestore.lance_flat import Float16Array
 from featurestore.lance_rows import Rows
 from featurestore.selection import Located, Selection
 from featurestore.shards import ShardReader
+from featurestore.stream_under import Below, Found, Under, UnderReader, gathered, joined
 
 if TYPE_CHECKING:
     from featurestore.lake import Lake
 
 OPEN_SHARDS = 256
 PART_ROWS = 1024
+PART_ROWS_MIN = 32
 
 Pixels = Literal["none", "jpeg", "uint8"]
 Int64Array = npt.NDArray[np.int64]
@@ -40,6 +42,7 @@ class TileBatch:
         features: raw float16 [B, D] per teacher.
         jpeg: the tiles as they are stored [B], if the stream gives them.
         pixels: uint8 RGB [B, H, W, 3], if the stream gives them.
+        under: the tiles of finer mpps under each tile, by mpp, if the stream gives them.
     """
 
     mpp: float
@@ -49,11 +52,25 @@ class TileBatch:
     features: dict[str, Float16Array]
     jpeg: list[bytes] | None = None
     pixels: npt.NDArray[np.uint8] | None = None
+    under: dict[float, Under] = field(default_factory=dict)
 
     @property
     def slide(self) -> Int64Array:
         """Numbers of the tiles' slides [B]."""
         return tile_parts(self.tile_id)[0]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Extra:
+    """What some rows come with beside their features.
+
+    Attributes:
+        jpegs: stored tiles [N], or none.
+        under: the tiles under them, by finer mpp.
+    """
+
+    jpegs: list[memoryview]
+    under: dict[float, Found]
 
 
 class TileSource:
@@ -64,10 +81,19 @@ class TileSource:
         selection: the slides.
         teachers: whose features are read.
         pixels: whether the stored tiles are read too.
+        below: the same slides at finer mpps, whose tiles are read with those that they lie under.
+
+    Attributes:
+        part_rows: rows that one thread reads at a time, fewer where many tiles lie under each.
     """
 
     def __init__(
-        self, lake: "Lake", selection: Selection, teachers: Sequence[str], pixels: Pixels
+        self,
+        lake: "Lake",
+        selection: Selection,
+        teachers: Sequence[str],
+        pixels: Pixels,
+        below: Sequence[Below] = (),
     ) -> None:
         self._lake, self.selection, self.pixels = lake, selection, pixels
         self._reader = lake.row_reader(mpp=selection.mpp)
@@ -75,13 +101,16 @@ class TileSource:
         self._shard_path: list[str | None] = selection.slides["shard"].to_list()
         self._shard = functools.lru_cache(OPEN_SHARDS)(functools.partial(ShardReader, lake.store))
         self.tile_px = lake.config.tile_px
+        self._under = [UnderReader(lake, selection, finer) for finer in below]
+        children = sum(finer.ratio**2 for finer in below)
+        self.part_rows = max(PART_ROWS // max(children, 1), PART_ROWS_MIN)
 
     def empty(self, rows: int) -> Rows:
         """Arrays for so many rows."""
         return Rows.empty(rows, self._dims)
 
-    def read(self, rows: Int64Array, into: Rows, at: int) -> list[memoryview]:
-        """Read rows into arrays from row `at` on; returns their stored tiles, if these are asked.
+    def read(self, rows: Int64Array, into: Rows, at: int) -> Extra:
+        """Read rows into arrays from row `at` on; returns what else they come with.
 
         Raises:
             DamageError: a table or a shard is not as it was written; slide and tile are named.
@@ -90,7 +119,12 @@ class TileSource:
         self._reader.fill(located.ranges, into, at)
         tile_id = into.tile_id[at : at + len(rows)]
         self.selection.check(located, tile_id)
-        return [] if self.pixels == "none" else self._jpegs(located, tile_id)
+        slide = np.repeat(located.slide, located.ranges.rows)
+        x, y = (place[at : at + len(rows)] for place in (into.x, into.y))
+        return Extra(
+            jpegs=[] if self.pixels == "none" else self._jpegs(located, tile_id),
+            under={reader.mpp: reader.read(slide, tile_id, x, y) for reader in self._under},
+        )
 
     def _jpegs(self, located: Located, tile_id: Int64Array) -> list[memoryview]:
         found: list[memoryview] = []
@@ -108,6 +142,7 @@ class TileSource:
         parts = [buffer.take(start, stop) for buffer, start, stop in picked]
         rows = Rows.joined([part for part, _ in parts])
         jpegs = list(itertools.chain.from_iterable(jpegs for _, jpegs in parts))
+        under = [buffer.under(start, stop) for buffer, start, stop in picked]
         return TileBatch(
             mpp=self.selection.mpp,
             tile_id=rows.tile_id,
@@ -116,6 +151,7 @@ class TileSource:
             features=rows.by_teacher,
             jpeg=[bytes(jpeg) for jpeg in jpegs] if self.pixels == "jpeg" else None,
             pixels=self.decoded(jpegs, rows.tile_id) if self.pixels == "uint8" else None,
+            under={mpp: joined([part[mpp] for part in under]) for mpp in under[0]},
         )
 
     def decoded(self, jpegs: Sequence[memoryview], tile_id: Int64Array) -> npt.NDArray[np.uint8]:
@@ -155,19 +191,26 @@ class Buffer:
     def __init__(self, source: TileSource, rows: Int64Array, order: Int64Array) -> None:
         self._source, self._rows, self.order = source, rows, order
         self._arrays = source.empty(len(rows))
-        self._starts = range(0, len(rows), PART_ROWS)
-        self._parts: list[Future[list[memoryview]]] = []
+        self._starts = range(0, len(rows), source.part_rows)
+        self._parts: list[Future[Extra]] = []
 
-    def start(self, pool: Executor, *, whole: bool = False) -> None:
-        """Let the pool read the next part, or all that are left."""
-        for start in list(self._starts[len(self._parts) :])[: None if whole else 1]:
+    def start(self, pool: Executor, rows: int | None = None) -> None:
+        """Let the pool read the next parts, of so many rows or more; all that are left if None."""
+        parts = None if rows is None else -(-rows // self._source.part_rows)
+        for start in list(self._starts[len(self._parts) :])[:parts]:
             self._parts.append(pool.submit(self._read, start))
 
-    def _read(self, start: int) -> list[memoryview]:
-        return self._source.read(self._rows[start : start + PART_ROWS], self._arrays, start)
+    def _read(self, start: int) -> Extra:
+        return self._source.read(self._rows[start : start + self._starts.step], self._arrays, start)
 
     def take(self, start: int, stop: int) -> tuple[Rows, list[memoryview]]:
         """Some of the rows in their mixed order, and their stored tiles; waits for the parts."""
-        jpegs = list(itertools.chain.from_iterable(part.result() for part in self._parts))
+        jpegs = list(itertools.chain.from_iterable(part.result().jpegs for part in self._parts))
         which = self.order[start:stop]
         return self._arrays.take(which), [jpegs[i] for i in which] if jpegs else []
+
+    def under(self, start: int, stop: int) -> dict[float, Under]:
+        """The tiles under the same rows, by finer mpp; waits for the parts."""
+        parts = [part.result().under for part in self._parts]
+        number, row = np.divmod(self.order[start:stop], self._starts.step)
+        return {mpp: gathered([part[mpp] for part in parts], number, row) for mpp in parts[0]}

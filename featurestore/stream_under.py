@@ -1,0 +1,234 @@
+"""Tiles of a finer mpp under the tiles of a stream: which they are, and their features.
+
+Which tiles there are is read once a slide and kept for the last slides (8 bytes a tile); the
+features are read in ranges, as children in one row of the grid are neighbours in the table. Only
+tiles that are there are held; the gaps of background are filled where a batch is made.
+"""
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from featurestore.lance_flat import Float16Array
+from featurestore.lance_rows import Rows
+from featurestore.pairs import Nesting, cells_of, children_among, nesting, other_origin, ratio_of
+from featurestore.selection import Selection, select
+
+if TYPE_CHECKING:
+    from featurestore.lake import Lake
+
+KEPT_SLIDES = 512
+
+Int64Array = npt.NDArray[np.int64]
+Int32Array = npt.NDArray[np.int32]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Under:
+    """Cached features of the tiles of a finer mpp under each tile of a batch.
+
+    A tile that one of the teachers was not asked for counts as background.
+
+    Attributes:
+        features: raw float16 [B, r, r, D] per teacher, as (y, x); 0 where there is no tile.
+        mask: where there is one [B, r, r].
+    """
+
+    features: dict[str, Float16Array]
+    mask: npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Below:
+    """The slides of a selection at a finer mpp.
+
+    Attributes:
+        selection: those that have tiles there.
+        teachers: whose features are read.
+        ratio: fine tiles side by side in a coarse one.
+        index: of each slide of the coarse selection in the fine one; -1 if it has no tile there.
+        nestings: of each slide of the fine selection.
+    """
+
+    selection: Selection
+    teachers: tuple[str, ...]
+    ratio: int
+    index: Int64Array
+    nestings: tuple[Nesting, ...]
+
+    @property
+    def mpp(self) -> float:
+        """Of the fine tiles."""
+        return self.selection.mpp
+
+
+def below(lake: "Lake", above: Selection, mpp: float, teachers: Sequence[str]) -> Below:
+    """The slides of a selection at a finer mpp.
+
+    Args:
+        lake: read at its own version.
+        above: the coarse tiles.
+        mpp: of the fine ones.
+        teachers: whose features of these are read.
+
+    Raises:
+        LakeError: a slide is not in the lake at this mpp or lacks features there, or grids do not
+            nest; slides are named.
+    """
+    ratio = ratio_of(lake, coarse=above.mpp, fine=lake.known_mpp(mpp))
+    selection = select(lake, teachers, mpp=mpp, slide_ids=above.slide_ids)
+    coarse = {row["slide"]: row for row in above.slides.iter_rows(named=True)}
+    fine = selection.slides["slide"].to_list()
+    place = {slide: index for index, slide in enumerate(fine)}
+    return Below(
+        selection=selection,
+        teachers=tuple(teachers),
+        ratio=ratio,
+        index=np.array([place.get(slide, -1) for slide in coarse], np.int64),
+        nestings=tuple(
+            nesting(ratio, coarse[row["slide"]], row)
+            for row in selection.slides.iter_rows(named=True)
+        ),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """The fine tiles under some coarse ones, those that are there.
+
+    Attributes:
+        rows: of `features` under each coarse tile, as (y, x) [N, r, r]; -1 where there is no tile.
+        features: raw float16 [M, D] per teacher.
+    """
+
+    rows: Int64Array
+    features: dict[str, Float16Array]
+
+
+class UnderReader:
+    """Reads the tiles under tiles of a selection. Safe for several threads.
+
+    Args:
+        lake: read at its own version.
+        above: the coarse tiles.
+        below: the fine ones.
+    """
+
+    def __init__(self, lake: "Lake", above: Selection, below: Below) -> None:
+        self.mpp, self._above, self._below = below.mpp, above, below
+        self._reader = lake.row_reader(mpp=below.mpp)
+        known = lake.teachers(mpp=below.mpp)
+        self._dims = {name: known[name] for name in below.teachers}
+        self._kept = functools.lru_cache(KEPT_SLIDES)(self._tiles_of)
+
+    def read(self, slide: Int64Array, tile_id: Int64Array, x: Int32Array, y: Int32Array) -> Found:
+        """What lies under coarse tiles.
+
+        Args:
+            slide: of each tile, as an index of the coarse selection [N].
+            tile_id: keys [N].
+            x: level-0 pixels of the tiles' left edges [N].
+            y: level-0 pixels of the tiles' top edges [N].
+
+        Raises:
+            LakeError: a slide's grids begin at different places.
+            DamageError: rows are not those that the catalog names.
+        """
+        wanted = self._rows_under(slide, tile_id)
+        at = np.nonzero(wanted >= 0)
+        rows, place = np.unique(wanted[at], return_inverse=True)
+        found = self._read_rows(rows)
+        self._check_places(slide, x, y, found, at, place)
+        asked = np.zeros(len(rows), bool)
+        asked[slice(None) if (known := found.known()) is None else known] = True
+        wanted[at] = np.where(asked[place], place, -1)
+        return Found(rows=wanted, features=found.by_teacher)
+
+    def _rows_under(self, slide: Int64Array, tile_id: Int64Array) -> Int64Array:
+        """Rows of the fine selection under each tile [N, r, r]; -1 if none."""
+        ratio = self._below.ratio
+        wanted = np.full((len(slide), ratio, ratio), -1)
+        for index in np.unique(self._below.index[slide]).tolist():
+            if index >= 0:
+                here = np.flatnonzero(self._below.index[slide] == index)
+                first, cells = self._kept(index)
+                apart = self._below.nestings[index].apart
+                local = children_among(tile_id[here], cells, ratio, apart=apart)
+                wanted[here] = np.where(local >= 0, first + local, -1)
+        return wanted
+
+    def _tiles_of(self, index: int) -> tuple[int, Int64Array]:
+        """The first row of a slide in the fine selection, and the cells of all its tiles."""
+        rows = self._below.selection.rows_of([index])
+        located = self._below.selection.locate(rows)
+        tile_id = self._reader.read(located.ranges, []).tile_id
+        self._below.selection.check(located, tile_id)
+        return int(rows[0]), cells_of(tile_id)
+
+    def _read_rows(self, rows: Int64Array) -> Rows:
+        found = Rows.empty(len(rows), self._dims)
+        located = self._below.selection.locate(rows)
+        self._reader.fill(located.ranges, found, 0)
+        self._below.selection.check(located, found.tile_id)
+        return found
+
+    def _check_places(
+        self,
+        slide: Int64Array,
+        x: Int32Array,
+        y: Int32Array,
+        found: Rows,
+        at: tuple[Int64Array, ...],
+        place: Int64Array,
+    ) -> None:
+        """Raise LakeError if a child is not where its grid says, as `pairs` does."""
+        tile, row, column = at
+        sides = np.array([nested.side_px for nested in self._below.nestings], np.int64)
+        side = sides[self._below.index[slide[tile]]]
+        moved = (found.x[place] != x[tile] + column * side) | (
+            found.y[place] != y[tile] + row * side
+        )
+        if moved.any():
+            raise other_origin(self._above.slide_ids[slide[tile[np.argmax(moved)]]])
+
+
+def gathered(parts: Sequence[Found], number: Int64Array, row: Int64Array) -> Under:
+    """What lies under some tiles of several parts, gaps filled.
+
+    Args:
+        parts: that were read.
+        number: of each tile's part [B].
+        row: of each tile in its part [B].
+    """
+    shape = (len(row), *parts[0].rows.shape[1:])
+    mask = np.zeros(shape, bool)
+    features = {
+        name: np.zeros((*shape, array.shape[1]), np.float16)
+        for name, array in parts[0].features.items()
+    }
+    for part in np.unique(number).tolist():
+        here = np.flatnonzero(number == part)
+        rows = parts[part].rows[row[here]]
+        tile, *cell = np.nonzero(rows >= 0)
+        at = (here[tile], *cell)
+        mask[at] = True
+        for name, array in parts[part].features.items():
+            features[name][at] = array[rows[rows >= 0]]
+    return Under(features=features, mask=mask)
+
+
+def joined(parts: Sequence[Under]) -> Under:
+    """All tiles of some parts, one after the other."""
+    if len(parts) == 1:
+        return parts[0]
+    return Under(
+        mask=np.concatenate([part.mask for part in parts]),
+        features={
+            name: np.concatenate([part.features[name] for part in parts])
+            for name in parts[0].features
+        },
+    )
