@@ -20,7 +20,8 @@ import typer
 from typer.exceptions import TyperException
 
 if TYPE_CHECKING:
-    from distill.ray_train import distill, stats
+    from distill.fit import stats
+    from distill.ray_train import distill
     from distill.recipes import make_recipe
     from downstream import run_mil, run_survival, write_report
     from featurestore import (
@@ -60,7 +61,7 @@ PUBLIC = {
     "repair": "featurestore",
     "run_mil": "downstream",
     "run_survival": "downstream",
-    "stats": "distill.ray_train",
+    "stats": "distill.fit",
     "vacuum": "featurestore",
     "verify": "featurestore",
     "write_report": "downstream.report",
@@ -403,7 +404,7 @@ def stats_command(
 
     Example: slidelake stats my-lake --teacher efficientnet_lite0 --mpp 0.5
     """
-    from distill.ray_train import stats
+    from distill.fit import stats
 
     found = stats(lake, teacher, mpps=mpp, holdout=holdout, seed=seed, version=at)
     lines = [

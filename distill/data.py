@@ -2,10 +2,13 @@
 
 import contextlib
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
-from distill.recipes import Recipe
+from distill.columns import columns_of
+from distill.recipe import Recipe
 from featurestore import Lake, TileBatch
 from featurestore.stream import Stream
 
@@ -14,62 +17,100 @@ BUFFER_TILES = 2048
 MEASURE_TILES = 64
 
 
-def training_streams(
-    lake: Lake, recipe: Recipe, slide_ids: Sequence[str], *, rank: int = 0, world: int = 1
-) -> list[Stream]:
-    """One rank's shuffled tiles at each mpp where the slides have any.
+@dataclass(frozen=True, kw_only=True)
+class Feed:
+    """Which tiles and features a recipe reads of a lake.
 
-    Steps are whole: tiles that fill none are left to another epoch. An mpp with too few tiles for
-    one step makes a small one of all.
+    Attributes:
+        lake: at the run's version.
+        recipe: decides it.
+        slide_ids: whose tiles.
     """
-    streams = []
-    for mpp in recipe.mpps_of(lake.config.mpps):
-        tiles = int(lake.tiles_of(mpp=mpp, slide_ids=slide_ids)["tiles"].sum())
-        batch = max(1, recipe.batch_tiles // world)
-        block = max(1, min(BLOCK_TILES, tiles // (8 * world)))
-        whole = tiles >= world * (batch + block)
-        if tiles:
-            stream = lake.stream(
-                recipe.teachers,
-                mpp=mpp,
-                slide_ids=slide_ids,
-                pixels="uint8",
-                batch_tiles=batch if whole else tiles // world + block,
-                block_tiles=block,
-                buffer_tiles=BUFFER_TILES,
-                seed=recipe.seed,
-                rank=rank,
-                world=world,
-                drop_last=whole,
+
+    lake: Lake
+    recipe: Recipe
+    slide_ids: Sequence[str]
+
+    def training(self, *, rank: int = 0, world: int = 1) -> list[Stream]:
+        """One rank's shuffled tiles at each mpp where the slides have any.
+
+        A batch is a part of an optimiser step. Batches are whole: tiles that fill none are left to
+        another epoch. An mpp with too few tiles for one makes a small one of all.
+        """
+        parts = world * self.recipe.schedule.accumulate
+        batch = max(1, self.recipe.schedule.batch_tiles // parts)
+        streams = []
+        for mpp in self._mpps():
+            tiles = self._tiles(mpp)
+            block = max(1, min(BLOCK_TILES, tiles // (8 * world)))
+            whole = tiles >= world * (batch + block)
+            streams.append(
+                self._stream(
+                    mpp,
+                    batch_tiles=batch if whole else tiles // world + block,
+                    block_tiles=block,
+                    seed=self.recipe.seed,
+                    rank=rank,
+                    world=world,
+                    drop_last=whole,
+                )
             )
-            streams.append(stream)
-    return streams
+        return streams
 
+    def measuring(self, *, mixed_up: bool = False) -> list[Stream]:
+        """All tiles at each mpp where the slides have any: in their own order, or shuffled once."""
+        return [
+            self._stream(mpp, batch_tiles=MEASURE_TILES, block_tiles=BLOCK_TILES, shuffle=mixed_up)
+            for mpp in self._mpps()
+        ]
 
-def held_out_streams(lake: Lake, recipe: Recipe, slide_ids: Sequence[str]) -> list[Stream]:
-    """All tiles at each mpp where the slides have any, in their own order."""
-    return [
-        lake.stream(
-            recipe.teachers,
+    def _mpps(self) -> list[float]:
+        read, _ = self.recipe.levels_of(self.lake.config.mpps)
+        return [mpp for mpp in read if self._tiles(mpp)]
+
+    def _tiles(self, mpp: float) -> int:
+        return int(self.lake.tiles_of(mpp=mpp, slide_ids=self.slide_ids)["tiles"].sum())
+
+    def _stream(self, mpp: float, **how: int) -> Stream:
+        places = [c.places for c in columns_of(self.lake, self.recipe) if c.places]
+        _, under = self.recipe.levels_of(self.lake.config.mpps)
+        at: dict[float, list[str]] = {level: [] for level in (mpp, *under)}
+        for teacher, level in self.recipe.needs(self.lake.config.mpps):
+            if level in at:
+                at[level].append(teacher)
+        # A region's rows are many: as many of them as of tiles would not fit.
+        rows = 1 if self.recipe.levels == 1 else sum(self._ratio(mpp, fine) ** 2 for fine in under)
+        return self.lake.stream(
+            [*at.pop(mpp), *places],
             mpp=mpp,
-            slide_ids=slide_ids,
-            pixels="uint8",
-            batch_tiles=MEASURE_TILES,
-            buffer_tiles=BUFFER_TILES,
-            shuffle=False,
+            slide_ids=self.slide_ids,
+            pixels="uint8" if self.recipe.pixels else "none",
+            buffer_tiles=max(BUFFER_TILES // rows, 4 * how["batch_tiles"]),
+            under=at,
+            **how,  # type: ignore[arg-type]
         )
-        for mpp in recipe.mpps_of(lake.config.mpps)
-        if lake.tiles_of(mpp=mpp, slide_ids=slide_ids)["tiles"].sum()
-    ]
+
+    @staticmethod
+    def _ratio(coarse: float, fine: float) -> int:
+        return round(coarse / fine)
 
 
-def mixed(streams: Sequence[Stream], *, epoch: int, seed: int) -> Iterator[TileBatch]:
-    """An epoch of all streams, their batches in an order that all ranks share."""
+def turns_of(streams: Sequence[Stream], *, epoch: int, seed: int) -> npt.NDArray[np.int64]:
+    """Which stream gives each batch of an epoch: an order that all ranks share."""
     order = np.repeat(np.arange(len(streams)), [stream.steps for stream in streams])
+    return np.random.default_rng([seed, epoch]).permutation(order)
+
+
+def mixed(
+    streams: Sequence[Stream], *, epoch: int, seed: int, first: int = 0
+) -> Iterator[TileBatch]:
+    """An epoch of all streams from a batch on, as if the batches before it had been given."""
+    turns = turns_of(streams, epoch=epoch, seed=seed)
     with contextlib.ExitStack() as stack:
         batches = []
-        for stream in streams:
-            stream.set_epoch(epoch)
+        for number, stream in enumerate(streams):
+            given = int((turns[:first] == number).sum())
+            stream.load_state_dict({**stream.state_dict(), "epoch": epoch, "given": given})
             batches.append(stack.enter_context(contextlib.closing(iter(stream))))
-        for index in np.random.default_rng([seed, epoch]).permutation(order):
-            yield next(batches[index])
+        for turn in turns[first:]:
+            yield next(batches[turn])

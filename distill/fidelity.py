@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from distill.targets import Standardiser
+from distill.targets import TargetNorm
 
 
 @dataclass(kw_only=True)
@@ -19,7 +19,8 @@ class Fidelity:
     Attributes:
         cosine: of predicted and true raw features.
         baseline: of the training mean and true raw features: what knowing nothing gives.
-        centred: of predicted and true standardised features; knowing nothing gives 0.
+        centred: of predicted and true raw features, both less the training mean; knowing nothing
+            gives 0.
         tiles: seen.
     """
 
@@ -29,14 +30,16 @@ class Fidelity:
     tiles: int = 0
     _sums: dict[str, float] = field(default_factory=dict)
 
-    def add(self, prediction_BD: Tensor, features_BD: Tensor, norm: Standardiser) -> None:
-        """Take in standardised predictions [B, D] and the raw features [B, D] they stand for."""
-        raw = features_BD.float()
+    def add(self, prediction_BD: Tensor, features_BD: Tensor, norm: TargetNorm) -> None:
+        """Take in predictions in the space of targets [B, D], and the raw features [B, D]."""
+        if not len(features_BD):
+            return
+        raw, said = features_BD.float(), norm.inverse(prediction_BD.float())
         mean = norm.mean.expand_as(raw)
         similar = {
-            "cosine": F.cosine_similarity(norm.inverse(prediction_BD.float()), raw),
+            "cosine": F.cosine_similarity(said, raw),
             "baseline": F.cosine_similarity(mean, raw),
-            "centred": F.cosine_similarity(prediction_BD.float(), norm(raw)),
+            "centred": F.cosine_similarity(said - mean, raw - mean),
         }
         self.tiles += len(raw)
         for name, values in similar.items():

@@ -88,7 +88,10 @@ def _norm_act_linear(dim_in: int, dim_out: int) -> nn.Sequential:
 
 
 def _ladder(dim_in: int | Sequence[int], width: int, dim_out: int) -> nn.Module:
-    return LadderHead([dim_in] if isinstance(dim_in, int) else dim_in, width, dim_out)
+    # An output of one level has one rung, which takes it as it is.
+    if isinstance(dim_in, int):
+        return mlp_head(dim_in, 4 * width, dim_out)
+    return LadderHead(dim_in, width, dim_out)
 
 
 FLAT_HEADS: dict[str, Callable[[int, int, int], nn.Module]] = {
@@ -150,7 +153,7 @@ class Heads(nn.Module):
             for (_, output), dim in dims_out.items()
         )
 
-    def forward(self, outputs: Mapping[str, Levels]) -> dict[tuple[str, str], Tensor]:
-        """Predictions [B, D] or [B, N, D] for each (teacher, output)."""
+    def forward(self, inputs: Mapping[tuple[str, str], Levels]) -> dict[tuple[str, str], Tensor]:
+        """Predictions [B, D] or [B, N, D] for each (teacher, output) that an input is given for."""
         pairs = zip(self.targets, self.heads, strict=True)
-        return {target: head(outputs[target[1]]) for target, head in pairs}
+        return {target: head(inputs[target]) for target, head in pairs if target in inputs}

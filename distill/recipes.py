@@ -1,93 +1,149 @@
-"""Recipes: a function that returns a frozen configuration; the command line sets a few fields."""
+"""The recipes: each a function of the teachers that returns a frozen configuration.
+
+The command line sets a few fields. What a recipe keeps and changes of its source is in
+docs/distillation.md.
+"""
 
 import difflib
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
 from distill.errors import DistillError
+from distill.recipe import FusionStudent, Recipe, RegionStudent, Schedule, Term, TileStudent
+
+Teachers = tuple[str, ...]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Recipe:
-    """All that decides a training run, apart from the data.
+def agglomerate(teachers: Teachers) -> Recipe:
+    """Any number of teachers into one student, from embeddings and patch tokens if there are any.
 
-    Attributes:
-        name: of the recipe.
-        architecture: timm's name of the student's network.
-        input_px: side of the square that the student sees.
-        teachers: whose cached features are matched.
-        mpps: at which magnifications; all of the lake's if empty.
-        head_width: hidden units of each teacher's head.
-        cosine_weight: share of the cosine in the loss; the rest is smooth L1.
-        epochs: passes over the training tiles.
-        batch_tiles: tiles in a step, over all workers.
-        learning_rate: peak of AdamW's, after a warm-up and before a cosine decay to zero.
-        weight_decay: AdamW's.
-        warmup_share: of the steps.
-        holdout: share of the patients that nothing is fitted on.
-        seed: of the split, the initial weights, the order of tiles and the flips.
+    Source: the union of AM-RADIO, UNIC and OMNI.
     """
-
-    name: str
-    architecture: str
-    input_px: int
-    teachers: tuple[str, ...]
-    mpps: tuple[float, ...] = ()
-    head_width: int = 512
-    cosine_weight: float = 0.9
-    epochs: int = 8
-    batch_tiles: int = 64
-    learning_rate: float = 2e-3
-    weight_decay: float = 0.05
-    warmup_share: float = 0.1
-    holdout: float = 0.25
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if not self.teachers:
-            msg = f"recipe '{self.name}' needs at least one teacher"
-            raise DistillError(msg)
-        if self.epochs < 1 or self.batch_tiles < 2:
-            msg = (
-                f"epochs={self.epochs}, batch_tiles={self.batch_tiles} given; at least 1 and 2 "
-                "(batch normalisation needs two samples)"
-            )
-            raise DistillError(msg)
-
-    def mpps_of(self, known: tuple[float, ...]) -> tuple[float, ...]:
-        """The mpps to train at, out of the lake's.
-
-        Raises:
-            DistillError: the lake has no tiles at one of them.
-        """
-        missing = set(self.mpps) - set(known)
-        if missing:
-            msg = (
-                f"recipe '{self.name}' asks for mpps {sorted(missing)}; the lake has {list(known)}"
-            )
-            raise DistillError(msg)
-        return self.mpps or known
-
-
-def agglomerate(teachers: tuple[str, ...]) -> Recipe:
-    """Any number of teachers into one small convolutional student, from cached features alone."""
     return Recipe(
         name="agglomerate",
-        architecture="mobilenetv4_conv_small_050",
-        input_px=128,
         teachers=teachers,
+        student=TileStudent(),
+        terms=(Term(kind="match"),),
+        weighting="keep-max",
     )
 
 
-RECIPES: dict[str, Callable[[tuple[str, ...]], Recipe]] = {"agglomerate": agglomerate}
+def xmag(teachers: Teachers) -> Recipe:
+    """Teachers of a fine mpp into a student of a coarse one: the mean and the grid of tiles under.
+
+    Source: XMAG (arXiv 2509.23097).
+    """
+    match = Term(kind="match", settings={"cosine": 1.0, "token_cosine": 1.0, "grid": 0.5})
+    return Recipe(name="xmag", teachers=teachers, student=TileStudent(), terms=(match,), levels=2)
 
 
-def make_recipe(name: str, teachers: tuple[str, ...], **changes: Any) -> Recipe:  # noqa: ANN401
+def gpfm(teachers: Teachers) -> Recipe:
+    """Expert teachers and self-distillation from pixels: DINO, iBOT, KoLeo, local crops.
+
+    Source: GPFM (arXiv 2407.18449).
+    """
+    expert = Term(kind="match", settings={"cosine": 1.0, "token_cosine": 0.9, "patch": 0.25})
+    return Recipe(
+        name="gpfm",
+        teachers=teachers,
+        student=TileStudent(),
+        terms=(expert, Term(kind="self")),
+    )
+
+
+def h0(teachers: Teachers) -> Recipe:
+    """A single teacher's class and patch tokens: assignments to prototypes, and a match.
+
+    Source: H0-mini (arXiv 2501.16239).
+    """
+    cards = {name.partition(":")[0].partition("@")[0] for name in teachers}
+    if len(cards) > 1:
+        msg = f"recipe 'h0' is of a single teacher; {', '.join(sorted(cards))} given"
+        raise DistillError(msg)
+    return Recipe(
+        name="h0",
+        teachers=teachers,
+        student=TileStudent(),
+        terms=(Term(kind="prototypes", weight=0.1), Term(kind="match")),
+    )
+
+
+def g2l(teachers: Teachers) -> Recipe:
+    """One giant teacher and few slides of one cancer: a projection and a log-sum loss.
+
+    Source: G2L (arXiv 2510.11176).
+    """
+    if len(teachers) > 1:
+        msg = f"recipe 'g2l' is of a single teacher; {', '.join(teachers)} given"
+        raise DistillError(msg)
+    return Recipe(
+        name="g2l",
+        teachers=teachers,
+        student=TileStudent(),
+        terms=(Term(kind="log-sum"),),
+        head="linear",
+    )
+
+
+def shazam(teachers: Teachers) -> Recipe:
+    """Teachers' features of a tile fused into one vector by cross-attention; no pixels.
+
+    Distil the vector into a student of pixels by `agglomerate`, once it is a column of the lake.
+    Source: Shazam.
+    """
+    if len(teachers) < 2:
+        msg = f"recipe 'shazam' fuses teachers: {len(teachers)} given, at least 2 needed"
+        raise DistillError(msg)
+    return Recipe(
+        name="shazam",
+        teachers=teachers,
+        student=FusionStudent(),
+        terms=(Term(kind="reconstruct"), Term(kind="fuse", weight=0.01)),
+        schedule=Schedule(batch_tiles=256, learning_rate=1e-3, epochs=20),
+    )
+
+
+def pathme(teachers: Teachers) -> Recipe:
+    """A region encoder over cached grids of three mpps, self-supervised, with experts; no pixels.
+
+    The first teacher's features are what it sees; the others' are matched. Source: PatHME.
+    """
+    return Recipe(
+        name="pathme",
+        teachers=teachers,
+        student=RegionStudent(),
+        terms=(
+            Term(kind="dino"),
+            Term(kind="ibot"),
+            Term(kind="koleo", weight=0.1),
+            Term(kind="expert"),
+            Term(kind="hierarchy", weight=10.0),
+        ),
+        levels=3,
+        schedule=Schedule(batch_tiles=16, learning_rate=5e-4, epochs=20),
+    )
+
+
+RECIPES: dict[str, Callable[[Teachers], Recipe]] = {
+    "agglomerate": agglomerate,
+    "g2l": g2l,
+    "gpfm": gpfm,
+    "h0": h0,
+    "pathme": pathme,
+    "shazam": shazam,
+    "xmag": xmag,
+}
+
+
+def make_recipe(name: str, teachers: Teachers, **changes: Any) -> Recipe:  # noqa: ANN401
     """A named recipe with some fields set; fields given as None keep the recipe's value.
 
+    Fields of its student, views and schedule are given by their own names; `extra_terms` are added
+    to its terms.
+
     Raises:
-        DistillError: the recipe is not known.
+        DistillError: the recipe is not known, or has no such field.
     """
     if name not in RECIPES:
         close = difflib.get_close_matches(name, RECIPES, n=1)
@@ -95,4 +151,23 @@ def make_recipe(name: str, teachers: tuple[str, ...], **changes: Any) -> Recipe:
         msg = f"no recipe '{name}': {hint}known are {', '.join(RECIPES)}"
         raise DistillError(msg)
     given = {key: value for key, value in changes.items() if value is not None}
-    return replace(RECIPES[name](teachers), **given)
+    recipe = RECIPES[name](teachers)
+    extra: tuple[Term, ...] = tuple(given.pop("extra_terms", ()))
+    given.setdefault("terms", (*recipe.terms, *extra))
+    return _changed(recipe, given)
+
+
+def _changed(recipe: Recipe, given: dict[str, Any]) -> Recipe:
+    own = {field.name for field in fields(Recipe)}
+    mine = {key: given[key] for key in own & set(given)}
+    for part in ("student", "views", "schedule"):
+        value = mine.get(part, getattr(recipe, part))
+        if not is_dataclass(value):
+            continue
+        names = {field.name for field in fields(value)} & set(given)
+        mine[part] = replace(value, **{key: given.pop(key) for key in names})  # type: ignore[type-var]
+    wrong = sorted(set(given) - own)
+    if wrong:
+        msg = f"recipe '{recipe.name}' trains a {type(recipe.student).__name__}; it has no {wrong}"
+        raise DistillError(msg)
+    return replace(recipe, **mine)

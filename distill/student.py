@@ -1,59 +1,117 @@
-"""The student: a small timm network with one head per teacher; only the network is kept for use.
+"""The student: a small timm network that gives an embedding and tokens; only it is kept for use.
 
-Letters in names: B samples, C channels, H W pixels, D embedding.
+Letters in names: B samples, C channels, H W pixels or the grid of tokens, D embedding.
 """
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from distill.heads import mlp_head
-from distill.recipes import Recipe
+from distill.recipe import Recipe, TileStudent
+from distill.views import MEAN, STD
 from ingest.cards import Card, Interpolation
 from ingest.networks import build
 
-MEAN = (0.5, 0.5, 0.5)
-STD = (0.5, 0.5, 0.5)
 INTERPOLATION: Interpolation = "bicubic"
 
 
-class Student(nn.Module):
-    """A trunk, and heads that predict each teacher's standardised features from its embedding.
+@dataclass(frozen=True, kw_only=True)
+class Seen:
+    """What a student makes of a batch.
 
-    Args:
-        recipe: names the trunk's architecture and the width of the heads.
-        dims: each teacher's dimension.
+    Attributes:
+        embedding: [B, D], what is kept of a tile.
+        tokens: of its parts [B, H, W, D'].
+        levels: for a ladder, embeddings of earlier levels [B, D_i] and the last one; else empty.
     """
 
-    def __init__(self, recipe: Recipe, dims: Mapping[str, int]) -> None:
+    embedding: Tensor
+    tokens: Tensor
+    levels: Sequence[Tensor] = ()
+
+
+class Student(nn.Module):
+    """A trunk, run as timm runs it.
+
+    Args:
+        about: the network.
+        ladder: whether earlier levels are given too.
+
+    Attributes:
+        trunk: the network; its weights are what is kept.
+        dim: of its embedding.
+        token_dim: of its tokens.
+        grid: its tokens down and across.
+        level_dims: of its levels, for a ladder.
+    """
+
+    def __init__(self, about: TileStudent, *, ladder: bool = False) -> None:
         super().__init__()
-        self.trunk = build(recipe.architecture, recipe.input_px)
+        self.trunk = build(about.architecture, about.input_px, about.arguments)
+        self.trunk.to(memory_format=torch.channels_last)
+        self._ladder = ladder
         with torch.no_grad():
-            probe = torch.zeros(2, 3, recipe.input_px, recipe.input_px)
-            self.dim = int(self.trunk(probe).shape[-1])
-        # Module names may not hold dots or be empty: a teacher's place in the recipe is its name.
-        self.teachers = tuple(dims)
-        self.heads = nn.ModuleList(
-            mlp_head(self.dim, recipe.head_width, dims[name]) for name in self.teachers
+            # In evaluation mode: a probe must leave no trace in running statistics.
+            self.trunk.eval()
+            seen = self(torch.zeros(2, 3, about.input_px, about.input_px))
+            self.trunk.train()
+        self.dim, self.token_dim = seen.embedding.shape[-1], seen.tokens.shape[-1]
+        self.grid = (seen.tokens.shape[1], seen.tokens.shape[2])
+        self.level_dims = [level.shape[-1] for level in seen.levels]
+
+    def forward(self, x_BCHW: Tensor) -> Seen:
+        """Embedding and tokens."""
+        if self._ladder:
+            features, between = self.trunk.forward_intermediates(x_BCHW)  # type: ignore[operator]
+        else:
+            features, between = self.trunk.forward_features(x_BCHW), []  # type: ignore[operator]
+        embedding = self.trunk.forward_head(features)  # type: ignore[operator]
+        levels = [level.mean(dim=(2, 3)) for level in between]
+        return Seen(
+            embedding=embedding,
+            tokens=self._tokens(features),
+            levels=[*levels, embedding] if levels else (),
         )
 
-    def forward(self, x_BCHW: Tensor) -> dict[str, Tensor]:
-        """Standardised predictions [B, D] per teacher."""
-        embedding = self.trunk(x_BCHW)
-        return {name: head(embedding) for name, head in zip(self.teachers, self.heads, strict=True)}
+    def _tokens(self, features: Tensor) -> Tensor:
+        """A map [B, C, H, W], or tokens [B, N, C] without those that are no patches, as a grid."""
+        if features.ndim == 4:
+            return features.permute(0, 2, 3, 1)
+        patches = features[:, int(getattr(self.trunk, "num_prefix_tokens", 0)) :]
+        side = math.isqrt(patches.shape[1])
+        return patches.reshape(len(patches), side, side, -1)
 
 
-def student_card(recipe: Recipe, name: str, dim: int, licences: Mapping[str, str]) -> Card:
-    """How the student is run as a teacher."""
+def pooled(tokens_BHWD: Tensor, side: int) -> Tensor:
+    """Tokens on a grid of `side` x `side`, each the mean of those in its place [B, s, s, D]."""
+    if tokens_BHWD.shape[1] == side == tokens_BHWD.shape[2]:
+        return tokens_BHWD
+    grid = F.adaptive_avg_pool2d(tokens_BHWD.permute(0, 3, 1, 2), side)
+    return grid.permute(0, 2, 3, 1)
+
+
+def student_card(
+    recipe: Recipe, name: str, dim: int, licences: Mapping[str, str], mpps: Sequence[float]
+) -> Card:
+    """How a student of pixels is run as a teacher; it carries its teachers' licences."""
+    about = recipe.student
+    if not isinstance(about, TileStudent):
+        msg = f"recipe '{recipe.name}' trains no student of pixels"
+        raise TypeError(msg)
     return Card(
         name=name,
-        architecture=recipe.architecture,
+        architecture=about.architecture,
+        arguments=dict(about.arguments),
         dim=dim,
-        input_px=recipe.input_px,
+        input_px=about.input_px,
         interpolation=INTERPOLATION,
         mean=MEAN,
         std=STD,
+        mpps=tuple(mpps),
         licence="; ".join(f"{teacher}: {text}" for teacher, text in licences.items()),
         source=f"distilled by recipe {recipe.name} from {', '.join(recipe.teachers)}",
     )

@@ -24,9 +24,14 @@ STD_MIN = 1e-3
 
 @dataclass(frozen=True, kw_only=True)
 class TargetNorm(ABC):
-    """A map of raw features to targets that is fixed while training, and the way back."""
+    """A map of raw features to targets that is fixed while training, and the way back.
+
+    Attributes:
+        mean: [D] of the raw features of the training slides: what knowing nothing says.
+    """
 
     name: ClassVar[str]
+    mean: Tensor
 
     def __call__(self, features_BD: Tensor) -> Tensor:
         """Targets [B, D] of raw features [B, D], float32, without gradient.
@@ -34,16 +39,16 @@ class TargetNorm(ABC):
         Raises:
             DistillError: the widths differ.
         """
-        if self.dim not in (None, features_BD.shape[-1]):
+        if self.dim != features_BD.shape[-1]:
             msg = f"features have {features_BD.shape[-1]} channels, statistics {self.dim}"
             raise DistillError(msg)
         with torch.no_grad(), full_precision(features_BD) as (x_BD,):
             return self.normalised(x_BD).detach()
 
     @property
-    def dim(self) -> int | None:
-        """D that the statistics were fitted for; None where there are none."""
-        return None
+    def dim(self) -> int:
+        """D that the statistics were fitted for."""
+        return len(self.mean)
 
     @abstractmethod
     def normalised(self, x_BD: Tensor) -> Tensor:
@@ -66,6 +71,11 @@ class Unchanged(TargetNorm):
 
     name: ClassVar[str] = "none"
 
+    @classmethod
+    def from_moments(cls, moments: Moments) -> Self:
+        """With the mean, which the targets do not need, but who measures does."""
+        return cls(mean=torch.from_numpy(moments.mean).float())
+
     def normalised(self, x_BD: Tensor) -> Tensor:
         """The features."""
         return x_BD
@@ -84,13 +94,13 @@ class UnitLength(TargetNorm):
     """
 
     name: ClassVar[str] = "l2"
-    length: float = 1.0
+    length: float
 
     @classmethod
     def from_moments(cls, moments: Moments) -> Self:
         """With the root of the mean squared length of the teacher's features."""
         square = float(moments.mean @ moments.mean + moments.covariance.trace())
-        return cls(length=square**0.5)
+        return cls(mean=torch.from_numpy(moments.mean).float(), length=square**0.5)
 
     def normalised(self, x_BD: Tensor) -> Tensor:
         """The features at length 1."""
@@ -114,7 +124,6 @@ class Standardiser(TargetNorm):
     """
 
     name: ClassVar[str] = "z-score"
-    mean: Tensor
     std: Tensor
 
     @classmethod
@@ -122,11 +131,6 @@ class Standardiser(TargetNorm):
         """The standardisation by exact moments of a teacher's features."""
         mean = torch.from_numpy(moments.mean).float()
         return cls(mean=mean, std=torch.from_numpy(moments.std).float().clamp_min(STD_MIN))
-
-    @property
-    def dim(self) -> int:
-        """D that the statistics were fitted for."""
-        return len(self.mean)
 
     def normalised(self, x_BD: Tensor) -> Tensor:
         """The features with mean 0 and variance 1 in each channel."""
@@ -151,7 +155,6 @@ class Rotator(TargetNorm):
     """
 
     name: ClassVar[str] = "phi-s"
-    mean: Tensor
     rotation: Tensor
     scale: float
 
@@ -160,11 +163,6 @@ class Rotator(TargetNorm):
         """The transform as the lake keeps it, in float32."""
         mean, rotation = (torch.from_numpy(x).float() for x in (phi_s.mean, phi_s.rotation))
         return cls(mean=mean, rotation=rotation, scale=float(phi_s.scale))
-
-    @property
-    def dim(self) -> int:
-        """D that the statistics were fitted for."""
-        return len(self.mean)
 
     def normalised(self, x_BD: Tensor) -> Tensor:
         """The features with mean 0, rotated, at the common scale."""
@@ -176,36 +174,23 @@ class Rotator(TargetNorm):
             return y_BD @ self.rotation / self.scale + self.mean
 
 
-def _unit_length(moments: Moments | None, _: PhiS | None) -> TargetNorm:
-    return UnitLength() if moments is None else UnitLength.from_moments(moments)
-
-
-def _z_score(moments: Moments | None, _: PhiS | None) -> TargetNorm:
-    if moments is None:
-        msg = "targets 'z-score' need moments of the teacher's features; fit them with `stats`"
-        raise DistillError(msg)
-    return Standardiser.from_moments(moments)
-
-
-def _phi_s(_: Moments | None, phi_s: PhiS | None) -> TargetNorm:
+def _phi_s(_: Moments, phi_s: PhiS | None) -> TargetNorm:
     if phi_s is None:
         msg = "targets 'phi-s' need the transform of the teacher's features; fit it with `stats`"
         raise DistillError(msg)
     return Rotator.from_phi_s(phi_s)
 
 
-NORMS: dict[str, Callable[[Moments | None, PhiS | None], TargetNorm]] = {
-    "none": lambda _moments, _phi_s: Unchanged(),
-    "l2": _unit_length,
-    "z-score": _z_score,
+NORMS: dict[str, Callable[[Moments, PhiS | None], TargetNorm]] = {
+    "none": lambda moments, _: Unchanged.from_moments(moments),
+    "l2": lambda moments, _: UnitLength.from_moments(moments),
+    "z-score": lambda moments, _: Standardiser.from_moments(moments),
     "phi-s": _phi_s,
 }
 
 
-def make_norm(
-    name: str, *, moments: Moments | None = None, phi_s: PhiS | None = None
-) -> TargetNorm:
-    """A normalisation by name: none, l2, z-score (needs moments) or phi-s (needs the transform).
+def make_norm(name: str, *, moments: Moments, phi_s: PhiS | None = None) -> TargetNorm:
+    """A normalisation by name: none, l2, z-score or phi-s (needs the transform).
 
     Raises:
         DistillError: the name is not known, or what it needs was not given.

@@ -1,30 +1,33 @@
-"""The training loop in plain torch: what one worker does between two checkpoints. No Ray in here.
+"""The training loop in plain torch: what one worker does. No Ray in here, and no lake.
 
-Letters in names: B samples, C channels, H W pixels.
+All that is random is drawn from the seed, the step, its part and the worker, so that a run that
+goes on from a checkpoint draws what an undisturbed one would have drawn.
+
+Letters in names: B samples.
 """
 
+import contextlib
 import io
-import itertools
 import math
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from distill.data import mixed
+from distill.ema import Ema
 from distill.errors import DistillError
 from distill.fidelity import Fidelity
-from distill.losses import match_loss
-from distill.recipes import Recipe
-from distill.student import INTERPOLATION, MEAN, STD
-from distill.targets import Standardiser
+from distill.recipe import Recipe, Schedule
+from distill.task import Task, on_device
 from featurestore import TileBatch
 from featurestore.stream import Stream
-from ingest.encoder import preprocess, resized
 
-Norms = Mapping[tuple[str, float], Standardiser]
+LISTED = 8
 
 
 @dataclass(kw_only=True)
@@ -32,136 +35,284 @@ class State:
     """What a checkpoint holds.
 
     Attributes:
-        model: the student with its heads.
-        optimiser: AdamW over all its parameters.
-        step: steps done.
-        epoch: epochs done.
-        history: per epoch, the mean loss per teacher and the held-out cosines.
+        task: the student with all that trains it.
+        optimiser: AdamW over its parameters.
+        average: moving average of the student that is kept in its stead, if the recipe asks.
+        step: optimiser steps done.
+        lines: what was recorded.
+        seconds: of training, over all tries.
     """
 
-    model: nn.Module
+    task: Task
     optimiser: torch.optim.Optimizer
+    average: Ema | None = None
     step: int = 0
-    epoch: int = 0
-    history: list[dict[str, Any]] = field(default_factory=list)
+    lines: list[dict[str, Any]] = field(default_factory=list)
+    seconds: float = 0.0
+
+    @classmethod
+    def fresh(cls, task: Task, schedule: Schedule) -> "State":
+        """At step 0."""
+        average = Ema(task.student, lambda _: schedule.ema) if schedule.ema else None
+        return cls(task=task, optimiser=make_optimiser(task, schedule), average=average)
 
     def to_bytes(self) -> bytes:
         """The state as a file; `load` reads it without unpickling objects."""
         file = io.BytesIO()
-        torch.save(
-            {
-                "model": self.model.state_dict(),
-                "optimiser": self.optimiser.state_dict(),
-                "step": self.step,
-                "epoch": self.epoch,
-                "history": self.history,
-            },
-            file,
-        )
+        average = None if self.average is None else self.average.state_dict()
+        kept = {
+            "task": self.task.state_dict(),
+            "optimiser": self.optimiser.state_dict(),
+            "average": average,
+            "step": self.step,
+            "lines": self.lines,
+            "seconds": self.seconds,
+        }
+        torch.save(kept, file)
         return file.getvalue()
 
     def load(self, data: bytes) -> None:
         """Go on from a checkpoint's file."""
-        found = torch.load(io.BytesIO(data), weights_only=True)
-        self.model.load_state_dict(found["model"])
+        found = torch.load(io.BytesIO(data), weights_only=True, map_location="cpu")
+        self.task.load_state_dict(found["task"])
         self.optimiser.load_state_dict(found["optimiser"])
-        self.step, self.epoch = found["step"], found["epoch"]
-        self.history = found["history"]
+        if self.average is not None:
+            self.average.load_state_dict(found["average"])
+        self.step, self.lines, self.seconds = found["step"], found["lines"], found["seconds"]
+
+    def finish(self) -> None:
+        """Put the moving average, if there is one, in the student's place."""
+        if self.average is not None:
+            self.task.student.load_state_dict(self.average.module.state_dict())
 
 
-def learning_rate(recipe: Recipe, step: int, steps: int) -> float:
-    """Linear warm-up, then a cosine decay to zero at the last step."""
-    warmup = max(1, round(recipe.warmup_share * steps))
-    if step < warmup:
-        return recipe.learning_rate * (step + 1) / warmup
-    return recipe.learning_rate * 0.5 * (1 + math.cos(math.pi * (step - warmup) / (steps - warmup)))
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """What an optimiser step did.
 
-
-def student_pixels(
-    batch: TileBatch, input_px: int, generator: torch.Generator | None = None
-) -> Tensor:
-    """Normalised pixels [B, C, H, W]; with a generator, each turned and flipped at random.
-
-    They are resized just as `extract` will do it when the student is run. The target stays that of
-    the tile as it lies: tissue has no upright, so this teaches the student an invariance that
-    costs no teacher.
+    Attributes:
+        number: from 1.
+        losses: mean over its tiles of each weighted term.
+        gradient: its norm before clipping.
+        rate: the learning rate.
+        tiles: of this worker.
+        waited_s: for data.
+        seconds: of all of it.
     """
-    if batch.pixels is None:
-        msg = "a student needs pixels: make the stream with pixels='uint8'"
-        raise DistillError(msg)
-    x_BCHW = preprocess(resized(batch.pixels, input_px, INTERPOLATION), MEAN, STD)
-    if generator is None:
-        return x_BCHW
-    turns = torch.randint(0, 8, (len(x_BCHW),), generator=generator).tolist()
-    turned = [_dihedral(x, turn) for x, turn in zip(x_BCHW, turns, strict=True)]
-    return torch.stack(turned).contiguous(memory_format=torch.channels_last)
+
+    number: int
+    losses: dict[str, float]
+    gradient: float
+    rate: float
+    tiles: int
+    waited_s: float
+    seconds: float
 
 
-def _dihedral(x_CHW: Tensor, turn: int) -> Tensor:
-    flipped = x_CHW.flip(2) if turn >= 4 else x_CHW
-    return torch.rot90(flipped, turn % 4, (1, 2))
+def make_optimiser(task: nn.Module, schedule: Schedule) -> torch.optim.AdamW:
+    """AdamW, without decay of biases and norms."""
+    trained = [p for p in task.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in trained if p.ndim > 1], "weight_decay": schedule.weight_decay},
+        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=schedule.learning_rate)
 
 
-def train_epoch(
-    state: State, recipe: Recipe, streams: Sequence[Stream], norms: Norms
-) -> dict[str, float]:
-    """One epoch; the mean loss per teacher.
+def learning_rate(schedule: Schedule, step: int, steps: int) -> float:
+    """Linear warm-up, then a cosine decay to zero at the last step."""
+    warmup = max(1, round(schedule.warmup_share * steps))
+    if step < warmup:
+        return schedule.learning_rate * (step + 1) / warmup
+    left = 1 + math.cos(math.pi * (step - warmup) / (steps - warmup))
+    return schedule.learning_rate * 0.5 * left
+
+
+def generator_of(seed: int, *place: int) -> torch.Generator:
+    """Random numbers for one place of a run, whatever was drawn before."""
+    (word,) = np.random.SeedSequence([seed, *place]).generate_state(1, np.uint64).tolist()
+    return torch.Generator().manual_seed(word >> 1)
+
+
+class Loop:
+    """Trains a task on streams to the end of its schedule.
+
+    Args:
+        recipe: of the run.
+        state: where it stands.
+        streams: of this worker, one a mpp.
+        device: where the task is.
+        model: the task as it is called: itself, or wrapped to train on several workers.
+        rank: of this worker.
 
     Raises:
-        DistillError: a loss is not finite; the tiles of the step are named.
+        DistillError: there are too few tiles for one step.
     """
-    state.model.train()
-    in_epoch = sum(stream.steps for stream in streams)
-    generator = torch.Generator().manual_seed(recipe.seed * 100_003 + state.epoch)
-    sums: dict[str, float] = dict.fromkeys(recipe.teachers, 0.0)
-    for batch in mixed(streams, epoch=state.epoch, seed=recipe.seed):
-        for group in state.optimiser.param_groups:
-            group["lr"] = learning_rate(recipe, state.step, in_epoch * recipe.epochs)
-        losses = step_losses(state.model, batch, recipe, norms, generator)
-        loss = torch.stack(list(losses.values())).mean()
-        if not torch.isfinite(loss):
-            msg = f"the loss is {float(loss)} at step {state.step}, tiles {batch.tile_id.tolist()}"
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        state: State,
+        streams: Sequence[Stream],
+        *,
+        device: torch.device | str = "cpu",
+        model: nn.Module | None = None,
+        rank: int = 0,
+    ) -> None:
+        self.recipe, self.state, self._streams = recipe, state, streams
+        self._device, self._rank = torch.device(device), rank
+        self._model = model or state.task
+        parts = sum(stream.steps for stream in streams)
+        self.epoch_steps = parts // recipe.schedule.accumulate
+        if self.epoch_steps < 1:
+            msg = (
+                f"{parts} batches an epoch are too few for steps of {recipe.schedule.accumulate} "
+                "parts; take fewer parts, smaller batches or more slides"
+            )
             raise DistillError(msg)
+        self.steps = self.epoch_steps * recipe.schedule.epochs
+
+    @property
+    def epoch(self) -> int:
+        """Epochs that are done."""
+        return self.state.step // self.epoch_steps
+
+    def run(self, after: Callable[[Step], None]) -> None:
+        """Train from where the state stands to the end; `after` is called with each step.
+
+        Raises:
+            DistillError: a loss or a gradient is not finite; the tiles are named.
+        """
+        while self.state.step < self.steps:
+            done = self.state.step % self.epoch_steps
+            first = done * self.recipe.schedule.accumulate
+            batches = mixed(self._streams, epoch=self.epoch, seed=self.recipe.seed, first=first)
+            with contextlib.closing(batches):  # type: ignore[type-var]
+                for _ in range(done, self.epoch_steps):
+                    after(self._step(batches))
+
+    def _step(self, batches: Iterator[TileBatch]) -> Step:
+        state, schedule = self.state, self.recipe.schedule
+        start = time.perf_counter()
+        self._model.train()
+        rate = learning_rate(schedule, state.step, self.steps)
+        for group in state.optimiser.param_groups:
+            group["lr"] = rate
         state.optimiser.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        nn.utils.clip_grad_norm_(state.model.parameters(), 1.0)
+        parts = [self._part(batches, number) for number in range(schedule.accumulate)]
+        trained = [p for group in state.optimiser.param_groups for p in group["params"]]
+        gradient = float(nn.utils.clip_grad_norm_(trained, schedule.clip))
+        self._refuse_what_is_not_finite(gradient, [key for part in parts for key in part.broken])
         state.optimiser.step()
+        state.task.after_step(state.step)
+        if state.average is not None:
+            state.average.update(state.task.student, state.step)
         state.step += 1
-        for name, value in losses.items():
-            sums[name] += float(value.detach()) / in_epoch
-    state.epoch += 1
-    return sums
+        seconds = time.perf_counter() - start
+        state.seconds += seconds
+        return Step(
+            number=state.step,
+            losses=_means([part.losses for part in parts]),
+            gradient=gradient,
+            rate=rate,
+            tiles=sum(part.tiles for part in parts),
+            waited_s=sum(part.waited_s for part in parts),
+            seconds=seconds,
+        )
+
+    def _part(self, batches: Iterator[TileBatch], number: int) -> "_Part":
+        start = time.perf_counter()
+        batch = next(batches)
+        waited_s = time.perf_counter() - start
+        schedule = self.recipe.schedule
+        generator = generator_of(self.recipe.seed, self.state.step, number, self._rank)
+        with self._alone(number), self._autocast():
+            losses = self._model(on_device(batch, self._device), generator)
+            total_B = torch.stack(list(losses.values())).sum(dim=0)
+            broken = (~torch.isfinite(total_B.detach())).nonzero()[:, 0].tolist()
+            # All workers must see it in their common gradient, and stop together.
+            total = total_B.mean() if not broken else total_B.mean() * math.nan
+            (total / schedule.accumulate).backward()  # type: ignore[no-untyped-call]
+        means = torch.stack([loss.detach().float().mean() for loss in losses.values()]).tolist()
+        return _Part(
+            losses=dict(zip(losses, means, strict=True)),
+            tiles=len(batch.tile_id),
+            waited_s=waited_s,
+            broken=batch.tile_id[broken].tolist(),
+        )
+
+    def _alone(self, number: int) -> contextlib.AbstractContextManager[object]:
+        """Gradients of all but the last part stay on their worker."""
+        if number < self.recipe.schedule.accumulate - 1 and hasattr(self._model, "no_sync"):
+            return self._model.no_sync()  # type: ignore[no-any-return, operator]
+        return contextlib.nullcontext()
+
+    def _autocast(self) -> contextlib.AbstractContextManager[object]:
+        if self.recipe.schedule.precision == "float32":
+            return contextlib.nullcontext()
+        return torch.autocast(self._device.type, torch.bfloat16)
+
+    def _refuse_what_is_not_finite(self, gradient: float, broken: Sequence[int]) -> None:
+        if math.isfinite(gradient):
+            return
+        tiles = f"of tiles {broken[:LISTED]}" if broken else "of another worker, or the gradient,"
+        msg = (
+            f"the loss {tiles} is not finite at step {self.state.step}: look at their features "
+            "(slidelake verify), or take a smaller learning rate"
+        )
+        raise NotFiniteError(msg, tiles=tuple(broken))
 
 
-def step_losses(
-    model: nn.Module,
-    batch: TileBatch,
-    recipe: Recipe,
-    norms: Norms,
-    generator: torch.Generator | None,
-) -> dict[str, Tensor]:
-    """Mean loss of a batch per teacher."""
-    predictions = model(student_pixels(batch, recipe.input_px, generator))
-    return {
-        name: match_loss(
-            predictions[name],
-            norms[name, batch.mpp](torch.from_numpy(batch.features[name])),
-            cosine_weight=recipe.cosine_weight,
-        ).mean()
-        for name in recipe.teachers
-    }
+class NotFiniteError(DistillError):
+    """A loss or a gradient is not finite.
+
+    Attributes:
+        tiles: keys of those whose loss is not; none if they are another worker's.
+    """
+
+    def __init__(self, message: str, *, tiles: tuple[int, ...]) -> None:
+        super().__init__(message)
+        self.tiles = tiles
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Part:
+    losses: dict[str, float]
+    tiles: int
+    waited_s: float
+    broken: list[int]
+
+
+def _means(parts: Sequence[dict[str, float]]) -> dict[str, float]:
+    return {name: sum(part[name] for part in parts) / len(parts) for name in parts[0]}
 
 
 def measure(
-    model: nn.Module, recipe: Recipe, streams: Sequence[Stream], norms: Norms
+    task: Task,
+    streams: Sequence[Stream],
+    *,
+    device: torch.device | str = "cpu",
+    tiles: int | None = None,
 ) -> dict[str, dict[float, Fidelity]]:
-    """Fidelity per teacher and mpp over all tiles of the given (held-out) streams."""
-    model.eval()
-    found = {name: {tiles.mpp: Fidelity() for tiles in streams} for name in recipe.teachers}
-    with torch.inference_mode():
-        for batch in itertools.chain.from_iterable(streams):
-            predictions = model(student_pixels(batch, recipe.input_px))
-            for name in recipe.teachers:
-                raw = torch.from_numpy(batch.features[name])
-                found[name][batch.mpp].add(predictions[name], raw, norms[name, batch.mpp])
+    """Fidelity by prediction and mpp over the tiles of (held-out) streams.
+
+    Args:
+        task: put in evaluation mode.
+        streams: one a mpp.
+        device: where the task is.
+        tiles: the first so many of each stream; all if None.
+    """
+    task.eval()
+    found: dict[str, dict[float, Fidelity]] = {}
+    for stream in streams:
+        stream.set_epoch(0)
+        seen = 0
+        with contextlib.closing(iter(stream)) as batches, torch.inference_mode():
+            for batch in batches:
+                for name, said in task.predict(on_device(batch, device)).items():
+                    part = found.setdefault(name, {}).setdefault(said.mpp, Fidelity())
+                    part.add(said.predicted, said.features, said.norm)
+                seen += len(batch.tile_id)
+                if tiles is not None and seen >= tiles:
+                    break
     return found

@@ -1,8 +1,9 @@
-"""Distillation: targets, losses, data order, and a real run on Ray Train."""
+"""Distillation: data order, the loop, fidelity, and a real run on Ray Train."""
 
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,28 +11,32 @@ import safetensors.torch
 import timm
 import torch
 
-from distill.data import held_out_streams, mixed, training_streams
+from distill.columns import norms_of
+from distill.data import Feed, mixed
 from distill.errors import DistillError
 from distill.fidelity import Fidelity, combined
+from distill.fit import fit_missing, split_slides
 from distill.losses import cosine_loss, match_loss, smooth_l1_loss
-from distill.ray_train import distill, split_slides
-from distill.recipes import RECIPES, make_recipe
-from distill.student import Student
+from distill.ray_train import distill
+from distill.recipe import Recipe, Schedule
+from distill.recipes import make_recipe
 from distill.targets import Standardiser
-from distill.train import State, learning_rate, measure, student_pixels, train_epoch
-from featurestore import Lake, Moments, fit_stats, open_lake
+from distill.tasks import make_task
+from distill.tile_task import TileTask
+from distill.train import Loop, State, Step, learning_rate, measure
+from featurestore import Lake, Moments, open_lake
 from ingest import find_teachers, load_encoder
 from ingest.ray_extract import extract
 from tests.conftest import TEACHERS
 
-SMALL = replace(
-    make_recipe("agglomerate", TEACHERS),
-    architecture="test_efficientnet",
-    input_px=64,
-    epochs=2,
-    batch_tiles=16,
-    head_width=32,
-)
+TINY: dict[str, Any] = {
+    "architecture": "test_efficientnet",
+    "input_px": 64,
+    "epochs": 2,
+    "batch_tiles": 16,
+    "head_width": 32,
+}
+SMALL = make_recipe("agglomerate", TEACHERS, **TINY)
 
 
 def test_losses_equal_numpy_by_hand() -> None:
@@ -98,31 +103,25 @@ def test_fidelity_of_truth_and_of_nothing() -> None:
 
 
 def test_learning_rate_warms_up_and_ends_at_zero() -> None:
-    rates = [learning_rate(SMALL, step, 100) for step in range(100)]
-    assert rates[9] == pytest.approx(SMALL.learning_rate)
+    schedule = Schedule()
+    rates = [learning_rate(schedule, step, 100) for step in range(100)]
+    assert rates[9] == pytest.approx(schedule.learning_rate)
     assert rates[0] < rates[5] < rates[9]
     assert rates[10:] == sorted(rates[10:], reverse=True)
-    assert rates[-1] < 0.01 * SMALL.learning_rate
+    assert rates[-1] < 0.01 * schedule.learning_rate
 
 
-def test_unknown_recipe_and_bad_fields_are_refused() -> None:
+def test_unknown_recipes_and_bad_fields_are_refused() -> None:
     with pytest.raises(DistillError, match="did you mean 'agglomerate'"):
         make_recipe("aglomerate", TEACHERS)
     with pytest.raises(DistillError, match="at least one teacher"):
         make_recipe("agglomerate", ())
     with pytest.raises(DistillError, match="epochs=0"):
         make_recipe("agglomerate", TEACHERS, epochs=0)
-
-
-@pytest.mark.parametrize("name", RECIPES)
-def test_recipe_builds_its_student(name: str) -> None:
-    recipe = make_recipe(name, TEACHERS)
-    student = Student(recipe, {"efficientnet_lite0": 1280, "efficientnet_lite1": 12}).eval()
-    out = student(torch.zeros(2, 3, recipe.input_px, recipe.input_px))
-    assert {key: tuple(value.shape) for key, value in out.items()} == {
-        "efficientnet_lite0": (2, 1280),
-        "efficientnet_lite1": (2, 12),
-    }
+    with pytest.raises(DistillError, match=r"trains a TileStudent; it has no \['blocks'\]"):
+        make_recipe("agglomerate", TEACHERS, blocks=3)
+    with pytest.raises(DistillError, match="'h0' is of a single teacher"):
+        make_recipe("h0", TEACHERS)
 
 
 # ---------------------------------------------------------------------- with a lake
@@ -132,10 +131,15 @@ def slide_ids(lake: Lake) -> list[str]:
     return lake.slides().collect()["slide_id"].to_list()
 
 
-def steps_of(lake: Lake, epoch: int, **given: int) -> list[tuple[float, list[int]]]:
-    """(mpp, keys) of every step."""
-    streams = training_streams(lake, SMALL, slide_ids(lake), **given)
-    batches = mixed(streams, epoch=epoch, seed=SMALL.seed)
+def feed(lake: Lake, recipe: Recipe = SMALL) -> Feed:
+    return Feed(lake=lake, recipe=recipe, slide_ids=slide_ids(lake))
+
+
+def steps_of(
+    lake: Lake, epoch: int, *, first: int = 0, **given: int
+) -> list[tuple[float, list[int]]]:
+    """(mpp, keys) of every batch."""
+    batches = mixed(feed(lake).training(**given), epoch=epoch, seed=SMALL.seed, first=first)
     return [(batch.mpp, batch.tile_id.tolist()) for batch in batches]
 
 
@@ -143,12 +147,13 @@ def test_an_epoch_mixes_the_mpps_and_repeats_no_tile(lake: Lake) -> None:
     steps = steps_of(lake, 0)
     tiles = lake.info()["tiles"]
     counts = {mpp: sum(m == mpp for m, _ in steps) for mpp in (0.5, 2.0)}
-    assert counts == {mpp: tiles[str(mpp)] // SMALL.batch_tiles for mpp in counts}
-    assert {len(keys) for _, keys in steps} == {SMALL.batch_tiles}
+    assert counts == {mpp: tiles[str(mpp)] // SMALL.schedule.batch_tiles for mpp in counts}
+    assert {len(keys) for _, keys in steps} == {SMALL.schedule.batch_tiles}
     keys = [key for _, part in steps for key in part]
     assert len(keys) == len(set(keys))
     assert [m for m, _ in steps] != sorted(m for m, _ in steps)
     assert steps == steps_of(lake, 0) != steps_of(lake, 1)
+    assert steps_of(lake, 0, first=5) == steps[5:]
 
 
 def test_ranks_share_every_step(lake: Lake) -> None:
@@ -156,18 +161,18 @@ def test_ranks_share_every_step(lake: Lake) -> None:
     assert [mpp for mpp, _ in ranks[0]] == [mpp for mpp, _ in ranks[1]]
     keys = [key for steps in ranks for _, part in steps for key in part]
     assert len(keys) == len(set(keys))
-    assert {len(part) for steps in ranks for _, part in steps} == {SMALL.batch_tiles // 2}
+    assert {len(part) for steps in ranks for _, part in steps} == {SMALL.schedule.batch_tiles // 2}
 
 
 def test_too_few_tiles_make_one_small_step(lake: Lake) -> None:
-    recipe = replace(SMALL, batch_tiles=1000)
-    streams = training_streams(lake, recipe, slide_ids(lake))
+    recipe = make_recipe("agglomerate", TEACHERS, batch_tiles=1000)
+    streams = feed(lake, recipe).training()
     sizes = [[len(batch.tile_id) for batch in stream] for stream in streams]
     assert sizes == [[tiles] for tiles in lake.info()["tiles"].values()]
 
 
 def test_pixels_and_features_are_of_the_same_tile(lake: Lake) -> None:
-    (stream, _) = training_streams(lake, SMALL, slide_ids(lake))
+    (stream, _) = feed(lake).training()
     batch = next(iter(stream))
     (teacher,) = find_teachers(lake.store, TEACHERS[:1])
     assert batch.pixels is not None
@@ -177,49 +182,72 @@ def test_pixels_and_features_are_of_the_same_tile(lake: Lake) -> None:
         assert np.corrcoef(ours, stored)[0, 1] > 0.9999
 
 
-def test_flips_keep_every_pixel(lake: Lake) -> None:
-    batch = next(iter(held_out_streams(lake, SMALL, slide_ids(lake))[0]))
-    plain = student_pixels(batch, 64)
-    assert plain.shape == (len(batch.tile_id), 3, 64, 64)
-    turned = student_pixels(batch, 64, torch.Generator().manual_seed(0))
-    assert not torch.equal(plain, turned)
-    torch.testing.assert_close(
-        plain.flatten(2).sort(dim=2).values, turned.flatten(2).sort(dim=2).values
-    )
-
-
-def test_epoch_in_parts_equals_epochs_in_one_go(lake_copy: Path) -> None:
-    """A checkpoint holds all that there is: stopping between two epochs changes nothing."""
-    lake = open_lake(lake_copy)
+def ready(lake: Lake, recipe: Recipe) -> tuple[TileTask, Feed]:
+    """A task with random weights, and its tiles."""
     ids = slide_ids(lake)
-    streams = training_streams(lake, SMALL, ids)
-    norms = {
-        (t, mpp): Standardiser.from_moments(fit_stats(lake, t, mpp=mpp, slide_ids=ids))
-        for t in TEACHERS
-        for mpp in (0.5, 2.0)
-    }
+    fit_missing(lake, recipe.needs(lake.config.mpps), ids)
+    torch.manual_seed(recipe.seed)
+    task = make_task(lake, recipe, norms_of(lake, recipe, ids))
+    assert isinstance(task, TileTask)
+    return task, feed(lake, recipe)
 
-    def fresh(seed: int) -> State:
-        torch.manual_seed(seed)
-        student = Student(SMALL, dict.fromkeys(TEACHERS, 1280))
-        return State(model=student, optimiser=torch.optim.AdamW(student.parameters(), lr=1e-3))
 
-    whole = fresh(0)
-    first = train_epoch(whole, SMALL, streams, norms)
-    saved = whole.to_bytes()
-    second = train_epoch(whole, SMALL, streams, norms)
-    resumed = fresh(1)
-    resumed.load(saved)
-    again = train_epoch(resumed, SMALL, streams, norms)
-    assert again == pytest.approx(second, rel=1e-4)
-    assert sum(second.values()) < sum(first.values())
-    found = measure(whole.model, SMALL, held_out_streams(lake, SMALL, ids), norms)
+def trained(lake: Lake, recipe: Recipe, *, until: int | None = None) -> tuple[Loop, list[Step]]:
+    """A loop after some steps, or all."""
+    task, tiles = ready(lake, recipe)
+    loop = Loop(recipe, State.fresh(task, recipe.schedule), tiles.training())
+    steps: list[Step] = []
+    go_on(loop, steps, until=until)
+    return loop, steps
+
+
+class StoppedError(Exception):
+    """Stands for a kill."""
+
+
+def go_on(loop: Loop, steps: list[Step], *, until: int | None = None) -> None:
+    def after(step: Step) -> None:
+        steps.append(step)
+        if step.number == until:
+            raise StoppedError
+
+    try:
+        loop.run(after)
+    except StoppedError:
+        assert until is not None
+
+
+def test_a_run_stopped_at_any_step_goes_on_as_if_it_had_not(lake_copy: Path) -> None:
+    """A checkpoint holds all that there is, also in the middle of an epoch."""
+    lake = open_lake(lake_copy)
+    recipe = make_recipe("agglomerate", TEACHERS, **{**TINY, "ema": 0.9, "accumulate": 2})
+    whole, steps = trained(lake, recipe)
+    assert len(steps) == whole.steps == 2 * whole.epoch_steps
+    at = whole.epoch_steps + 3
+    part, _ = trained(lake, recipe, until=at)
+    other = make_recipe("agglomerate", TEACHERS, **{**TINY, "ema": 0.9, "accumulate": 2, "seed": 9})
+    resumed, _ = trained(lake, replace(other, seed=0), until=1)
+    resumed.state.load(part.state.to_bytes())
+    again: list[Step] = []
+    go_on(resumed, again)
+    assert [step.number for step in again] == [step.number for step in steps[at:]]
+    for one, two in zip(again, steps[at:], strict=True):
+        assert one.losses == pytest.approx(two.losses, rel=1e-4)
+    ours, theirs = (loop.state.task.state_dict() for loop in (resumed, whole))
+    for name, value in theirs.items():
+        torch.testing.assert_close(ours[name], value, rtol=1e-4, atol=1e-5)
+
+
+def test_measuring_sees_each_held_out_tile_once(lake_copy: Path) -> None:
+    lake = open_lake(lake_copy)
+    task, tiles = ready(lake, SMALL)
+    found = measure(task, tiles.measuring())
     seen = {str(mpp): part.tiles for mpp, part in found[TEACHERS[0]].items()}
     assert seen == lake.info()["tiles"]
 
 
 def test_incomplete_teacher_is_refused_before_the_run(filled: Path) -> None:
-    recipe = replace(SMALL, teachers=(*TEACHERS, "uni2"))
+    recipe = make_recipe("agglomerate", (*TEACHERS, "uni2"))
     with pytest.raises(DistillError, match=r"needs features of 'uni2'.*extract"):
         distill(str(filled), recipe)
 
@@ -232,19 +260,34 @@ def test_held_out_patients_have_no_slide_in_training(lake: Lake) -> None:
     assert not {patient[s] for s in train} & {patient[s] for s in held}
 
 
+def told(run: Path, steps: int) -> None:
+    """A run's lines, TensorBoard and picture."""
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "losses" in line] == list(range(1, steps + 1))
+    for line in (line for line in lines if "losses" in line):
+        assert sum(line["shares"].values()) == pytest.approx(1, abs=1e-3)
+        assert line["loss"] == pytest.approx(sum(line["losses"].values()), abs=1e-4)
+    held = [line["held_out"] for line in lines if "held_out" in line]
+    assert [set(parts) for line in held for parts in line.values()] == [{"0.5", "2.0"}] * 4
+    (events,) = (run / "tensorboard").iterdir()
+    assert b"held_out/efficientnet_lite0/0.5/cosine" in events.read_bytes()
+    assert (run / "curve.png").read_bytes().startswith(b"\x89PNG")
+
+
 @pytest.mark.usefixtures("ray_up")
 def test_student_from_ray_train_to_a_teacher_in_the_lake(lake_copy: Path) -> None:
     report = distill(str(lake_copy), SMALL, name="tiny")
-    assert report["steps"] == SMALL.epochs * report["steps"] // SMALL.epochs > 0
-    assert [epoch["epoch"] for epoch in report["history"]] == [1, 2]
+    assert report["steps"] % 2 == 0 < report["steps"]
     assert set(report["fidelity"]) == set(TEACHERS)
+    assert 0 <= report["data_wait"] < 1 < report["tiles_per_s"]
     train, held = split_slides(open_lake(lake_copy), holdout=0.25, seed=0)
     assert report["held_out_slides"] == held
     assert not (set(report["held_out_slides"]) & set(train))
     kept = json.loads((lake_copy / "students/tiny/report.json").read_text())
     assert distill(str(lake_copy), SMALL, name="tiny") == kept
     with pytest.raises(DistillError, match="other data or settings"):
-        distill(str(lake_copy), replace(SMALL, epochs=3), name="tiny")
+        distill(str(lake_copy), make_recipe("agglomerate", TEACHERS, **TINY, seed=3), name="tiny")
+    told(lake_copy / "runs" / report["run"], report["steps"])
 
     # Plain timm opens the student without us, and gives what the lake's column holds.
     card = json.loads((lake_copy / "students/tiny/card.json").read_text())

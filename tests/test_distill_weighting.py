@@ -190,7 +190,9 @@ def test_ladder_is_the_sum_of_its_rungs_and_hears_each_level() -> None:
 def test_each_teacher_and_token_has_its_own_head() -> None:
     targets = {("uni.v2", "cls"): 3, ("uni.v2", "patch"): 4, ("", "cls"): 5}
     heads = Heads("mlp", {"cls": 6, "patch": 7}, targets, width=8)
-    out = heads({"cls": torch.randn(2, 6), "patch": torch.randn(2, 9, 7)})
+    cls, patch = torch.randn(2, 6), torch.randn(2, 9, 7)
+    out = heads({key: cls if key[1] == "cls" else patch for key in targets})
+    assert list(heads({("", "cls"): cls})) == [("", "cls")]
     assert {key: tuple(value.shape) for key, value in out.items()} == {
         ("uni.v2", "cls"): (2, 3),
         ("uni.v2", "patch"): (2, 9, 4),
@@ -204,7 +206,7 @@ def test_each_teacher_and_token_has_its_own_head() -> None:
 
 def test_ladders_take_all_levels_of_an_output() -> None:
     heads = Heads("ladder", {"cls": [5, 6]}, {("uni", "cls"): 3}, width=4)
-    out = heads({"cls": [torch.randn(2, 5), torch.randn(2, 6)]})
+    out = heads({("uni", "cls"): [torch.randn(2, 5), torch.randn(2, 6)]})
     assert out["uni", "cls"].shape == (2, 3)
 
 

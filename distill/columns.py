@@ -1,0 +1,90 @@
+"""What a recipe finds in a lake: columns, norms of targets, and what is missing."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from distill.errors import DistillError
+from distill.goals import Column
+from distill.recipe import Recipe
+from distill.targets import make_norm
+from distill.task import Norms
+from featurestore import Lake, mpp_name, read_phi_s, read_stats
+from ingest import TeacherError, find_card
+from ingest.outputs import card_name
+
+
+def check(lake: Lake, recipe: Recipe) -> None:
+    """Refuse a run that the lake can't feed, before it starts.
+
+    Raises:
+        DistillError: a teacher's features are missing at an mpp, or were made of some tiles only.
+    """
+    there = {(f["teacher"], f["mpp"]): f["complete"] for f in lake.info()["features"]}
+    for teacher, mpp in recipe.needs(lake.config.mpps):
+        where = f"'{teacher}' for every tile at mpp {mpp_name(mpp)}"
+        if not there.get((teacher, mpp)):
+            msg = (
+                f"recipe '{recipe.name}' needs features of {where}: run "
+                f"slidelake extract {lake.uri} --teacher {teacher} --mpp {mpp_name(mpp)}"
+            )
+            raise DistillError(msg)
+        some = {"where", "share"} & set(lake.identity(teacher, mpp=mpp))
+        if some:
+            msg = (
+                f"recipe '{recipe.name}' needs {where}; it was run on some of them "
+                f"(--{', --'.join(sorted(some))})"
+            )
+            raise DistillError(msg)
+
+
+def columns_of(lake: Lake, recipe: Recipe) -> list[Column]:
+    """The recipe's teachers as columns."""
+    at = dict(reversed(recipe.needs(lake.config.mpps)))
+    return [_column(lake, teacher, mpp=at[teacher]) for teacher in recipe.teachers]
+
+
+def _column(lake: Lake, teacher: str, *, mpp: float) -> Column:
+    identity: dict[str, Any] = lake.identity(teacher, mpp=mpp)
+    dim = lake.teachers(mpp=mpp)[teacher]
+    if identity.get("pooling") != "patches":
+        return Column(name=teacher, teacher=_whose(teacher), dim=dim)
+    tokens = int(identity["tokens"])
+    card = find_card(lake.store, teacher)
+    sampled = "sample" in identity
+    places = teacher.replace(":patches", ":places") if sampled else None
+    if places is not None:
+        lake.check_teacher(places, mpp=mpp)
+    return Column(
+        name=teacher,
+        teacher=_whose(teacher),
+        dim=dim // tokens,
+        tokens=tokens,
+        places=places,
+        side=card.grid[0] if card.grid else None,
+    )
+
+
+def _whose(teacher: str) -> str:
+    """The card that a column is of: several of one weigh as one teacher."""
+    try:
+        return card_name(teacher)
+    except TeacherError:
+        # Imported columns may have any name.
+        return teacher
+
+
+def norms_of(lake: Lake, recipe: Recipe, slide_ids: Sequence[str]) -> Norms:
+    """The norms of all targets, fitted on the given slides by `stats`.
+
+    Raises:
+        DistillError: there are no statistics of these slides.
+    """
+    norms = {}
+    for teacher, mpp in recipe.needs(lake.config.mpps):
+        moments = read_stats(lake, teacher, mpp=mpp, slide_ids=slide_ids)
+        phi_s = read_phi_s(lake, teacher, mpp=mpp, slide_ids=slide_ids)
+        if moments is None or phi_s is None:
+            msg = f"no statistics of '{teacher}' at mpp {mpp_name(mpp)} for this run's slides"
+            raise DistillError(msg)
+        norms[teacher, mpp] = make_norm(recipe.targets, moments=moments, phi_s=phi_s)
+    return norms

@@ -1,0 +1,123 @@
+"""Statistics of teachers for a run: on the slides of all patients that are not held out."""
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import polars as pl
+
+from cluster import progress
+from distill.errors import DistillError
+from featurestore import Lake, fit_stats, holdout_patients, mpp_name, open_lake, patient_of
+from featurestore.stats import read_card
+
+
+def split_slides(
+    lake: Lake, *, holdout: float, seed: int, slides: Sequence[str] | None = None
+) -> tuple[list[str], list[str]]:
+    """Ready slides to train on, and those of the held-out patients.
+
+    Args:
+        lake: whose slides.
+        holdout: share of the patients that is held out.
+        seed: of the split.
+        slides: to split; all that are ready if None.
+
+    Raises:
+        DistillError: one of them is not in the lake, or not ready.
+    """
+    ready = patient_of(lake.slides().collect()).sort("slide_id").filter(pl.col("state") == "ready")
+    if slides is not None:
+        missing = sorted(set(slides) - set(ready["slide_id"]))
+        if missing:
+            msg = f"not among the ready slides of {lake.uri}: {', '.join(missing[:5])}"
+            raise DistillError(msg)
+        ready = ready.filter(pl.col("slide_id").is_in(list(slides)))
+    return _split(ready, holdout=holdout, seed=seed)
+
+
+def _split(slides: pl.DataFrame, *, holdout: float, seed: int) -> tuple[list[str], list[str]]:
+    held = holdout_patients(slides, share=holdout, seed=seed)
+    out = slides["patient"].is_in(sorted(held))
+    return slides.filter(~out)["slide_id"].to_list(), slides.filter(out)["slide_id"].to_list()
+
+
+def stats(
+    lake_uri: str,
+    teachers: Sequence[str],
+    *,
+    mpps: Sequence[float] | None = None,
+    holdout: float = 0.25,
+    seed: int = 0,
+    version: int | str | None = None,
+) -> dict[str, Any]:
+    """Fit moments and PHI-S of teachers on the slides of all patients that are not held out.
+
+    What is kept for the same features of the same slides already is not fitted again.
+
+    Args:
+        lake_uri: the lake.
+        teachers: columns of features.
+        mpps: of the tiles; None takes all at which a teacher has a column.
+        holdout: share of the patients that is left out.
+        seed: another seed leaves out others.
+        version: of the lake, or a snapshot; the newest if None.
+
+    Returns:
+        The numbers of slides and of sets `fitted` now, and `sets`: what is kept for each teacher
+        and mpp, with its `path` in the lake, `rows`, and the `lake_version` that it saw.
+
+    Raises:
+        LakeError: a training slide lacks features of a teacher; it is named.
+    """
+    start = time.perf_counter()
+    lake = open_lake(lake_uri, version=version)
+    train, held = split_slides(lake, holdout=holdout, seed=seed)
+    wanted = [(name, mpp) for name in teachers for mpp in _mpps_of(lake, name, mpps)]
+    missing = fit_missing(lake, wanted, train)
+    cards = {pair: read_card(lake, pair[0], mpp=pair[1], slide_ids=train) for pair in wanted}
+    return {
+        "teachers": list(teachers),
+        "slides": len(train),
+        "held_out_slides": held,
+        "fitted": len(missing),
+        "sets": [_told_set(card, new=pair in missing) for pair, card in cards.items() if card],
+        "lake_version": lake.version,
+        "seconds": round(time.perf_counter() - start, 3),
+    }
+
+
+def _mpps_of(lake: Lake, teacher: str, mpps: Sequence[float] | None) -> list[float]:
+    """The asked mpps, or those at which the teacher has a column.
+
+    Raises:
+        LakeError: there is none, or the lake has no tiles at an mpp.
+    """
+    asked = lake.config.mpps if mpps is None else [lake.known_mpp(mpp) for mpp in mpps]
+    there = [mpp for mpp in asked if teacher in lake.teachers(mpp=mpp)]
+    if mpps is not None or not there:
+        for mpp in asked:
+            lake.check_teacher(teacher, mpp=mpp)
+    return there
+
+
+def fit_missing(
+    lake: Lake, wanted: Sequence[tuple[str, float]], train: Sequence[str]
+) -> list[tuple[str, float]]:
+    """Fit those (teacher, mpp) that have no statistics of these slides; which they were."""
+    missing = [
+        pair for pair in wanted if read_card(lake, pair[0], mpp=pair[1], slide_ids=train) is None
+    ]
+    if not missing:
+        return []
+    tiles = sum(int(lake.tiles_of(mpp=mpp, slide_ids=train)["tiles"].sum()) for _, mpp in missing)
+    with progress("stats", total=tiles, unit="tiles") as bar:
+        for name, mpp in missing:
+            fit_stats(lake, name, mpp=mpp, slide_ids=train, on_tiles=bar.advance)
+            bar.note(f"{name} at {mpp_name(mpp)} mpp fitted")
+    return missing
+
+
+def _told_set(card: dict[str, Any], *, new: bool) -> dict[str, Any]:
+    told = {key: card[key] for key in ("teacher", "mpp", "path", "key", "lake_version")}
+    return {**told, "rows": card["n"], "slides": len(card["slides"]), "new": new}

@@ -1,0 +1,245 @@
+"""Where targets come from: features of the tile itself, its patch tokens, or the tiles under it.
+
+A goal is a pure function of cached rows and of how the student's view was turned.
+
+Letters in names: B samples, N tokens, D embedding, h w a teacher's grid, H W the student's, r tiles
+under a tile, side by side.
+"""
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from distill.errors import DistillError
+from distill.student import Seen, pooled
+from distill.targets import align_grid
+from distill.task import Batch, Norms, Prediction
+from distill.views import moved_places, turned
+
+# The outputs of a student that are matched.
+CLS, PATCH, GRID = "cls", "patch", "grid"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Column:
+    """A teacher's column, as a goal needs to know it.
+
+    Attributes:
+        name: of the column.
+        teacher: whose it is; columns of one teacher weigh as one.
+        dim: of an embedding or of one token.
+        tokens: how many patch tokens it holds of a tile; None if it is an embedding.
+        places: the column that says where they are, if they are a sample.
+        side: tokens down and across of the teacher's whole grid.
+    """
+
+    name: str
+    teacher: str
+    dim: int
+    tokens: int | None = None
+    places: str | None = None
+    side: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.tokens is None:
+            return
+        whole = (self.side or 0) ** 2
+        if not self.side or self.tokens > whole or (self.places is None and self.tokens != whole):
+            msg = (
+                f"'{self.name}' has {self.tokens} patch tokens a tile on a grid of {self.side} x "
+                f"{self.side}: prefix tokens must be left out, and a sample needs its places"
+            )
+            raise DistillError(msg)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Goal:
+    """A target, and what of the student is held against it.
+
+    Attributes:
+        target: normalised [B, D], or [B, N, D] of tokens.
+        features: the raw features that it is of, same shape.
+        weight: of each token [B, N], 0 where there is none; None: all count.
+        cells: which of the student's tokens [B, N]; None: all, in order.
+    """
+
+    target: Tensor
+    features: Tensor
+    weight: Tensor | None = None
+    cells: Tensor | None = None
+
+
+class Source(ABC):
+    """Makes goals of one column for one output of the student.
+
+    Args:
+        column: of the teacher.
+        norms: of all columns.
+    """
+
+    output: str
+
+    def __init__(self, column: Column, norms: Norms) -> None:
+        self.column, self._norms = column, norms
+
+    @abstractmethod
+    def goal(self, batch: Batch, turns_B: Tensor) -> Goal:
+        """The goal of a batch whose views are turned so."""
+
+    @abstractmethod
+    def mpp(self, batch: Batch) -> float:
+        """Of the features."""
+
+    def student(self, seen: Seen, goal: Goal) -> Tensor:
+        """What of the student goes into the head [B, D] or [B, N, D]."""
+        tokens_BND = seen.tokens.flatten(1, 2)
+        if goal.cells is None:
+            return tokens_BND
+        at = goal.cells.to(tokens_BND.device)[..., None].expand(-1, -1, tokens_BND.shape[-1])
+        return tokens_BND.gather(1, at)
+
+    def prediction(self, predicted: Tensor, goal: Goal, batch: Batch) -> Prediction:
+        """What is said of tokens or tiles that are there, with what they are."""
+        mpp = self.mpp(batch)
+        norm = self._norms[self.column.name, mpp]
+        if predicted.ndim == 2:
+            return Prediction(predicted=predicted, features=goal.features, norm=norm, mpp=mpp)
+        there = torch.ones(predicted.shape[:2], dtype=torch.bool, device=predicted.device)
+        if goal.weight is not None:
+            there = goal.weight > 0
+        return Prediction(
+            predicted=predicted[there], features=goal.features[there], norm=norm, mpp=mpp
+        )
+
+
+class OwnSource(Source):
+    """The embedding of the tile itself."""
+
+    output = CLS
+
+    def goal(self, batch: Batch, turns_B: Tensor) -> Goal:
+        """Normalised features; an embedding is not turned."""
+        raw_BD = batch.features[self.column.name]
+        return Goal(target=self._norms[self.column.name, batch.mpp](raw_BD), features=raw_BD)
+
+    def mpp(self, batch: Batch) -> float:
+        """The batch's."""
+        return batch.mpp
+
+    def student(self, seen: Seen, goal: Goal) -> Tensor:
+        """The embedding."""
+        return seen.embedding
+
+
+class PatchSource(Source):
+    """Patch tokens of the tile: all of them on the student's grid, or a sample at its places.
+
+    Args:
+        column: of patch tokens.
+        norms: of all columns.
+        grid: the student's tokens down and across.
+    """
+
+    output = PATCH
+
+    def __init__(self, column: Column, norms: Norms, *, grid: tuple[int, int]) -> None:
+        super().__init__(column, norms)
+        self._grid = grid
+
+    def mpp(self, batch: Batch) -> float:
+        """The batch's."""
+        return batch.mpp
+
+    def goal(self, batch: Batch, turns_B: Tensor) -> Goal:
+        """Targets where the student's view has them."""
+        raw_BND = batch.features[self.column.name].view(len(batch.tile_id), -1, self.column.dim)
+        norm = self._norms[self.column.name, batch.mpp]
+        if self.column.places is not None:
+            cells = self._cells(batch.features[self.column.places], turns_B)
+            return Goal(target=norm(raw_BND), features=raw_BND, cells=cells)
+        side = self.column.side or 0
+        raw_BhwD = turned(raw_BND.view(len(raw_BND), side, side, -1), turns_B, axes=(1, 2))
+        target_BHWD, _ = align_grid(norm(raw_BhwD), self._grid)
+        features_BHWD, _ = align_grid(raw_BhwD.float(), self._grid)
+        return Goal(target=target_BHWD.flatten(1, 2), features=features_BHWD.flatten(1, 2))
+
+    def _cells(self, places_BN: Tensor, turns_B: Tensor) -> Tensor:
+        """The student's token that covers the centre of each sampled token of the teacher."""
+        side, (height, width) = self.column.side or 0, self._grid
+        moved = moved_places(side)[turns_B].gather(1, places_BN.long().cpu())
+        row, column = moved // side, moved % side
+        return (2 * row + 1) * height // (2 * side) * width + (2 * column + 1) * width // (2 * side)
+
+
+class UnderSource(Source):
+    """Features of the tiles of a finer mpp under the tile, on the grid that they lie in.
+
+    Args:
+        column: of embeddings.
+        norms: of all columns.
+        fine: mpp of these tiles.
+    """
+
+    output = GRID
+
+    def __init__(self, column: Column, norms: Norms, *, fine: float) -> None:
+        super().__init__(column, norms)
+        self._fine = fine
+
+    def mpp(self, batch: Batch) -> float:
+        """The finer one."""
+        return self._fine
+
+    def goal(self, batch: Batch, turns_B: Tensor) -> Goal:
+        """Targets [B, r * r, D] turned with the pixels; background has no weight."""
+        under = batch.under[self._fine]
+        raw_BrrD = turned(under.features[self.column.name], turns_B, axes=(1, 2))
+        mask_Brr = turned(under.mask, turns_B, axes=(1, 2))
+        norm = self._norms[self.column.name, self._fine]
+        # What stands where no tile is must not reach the loss, not even times 0.
+        target_BrrD = torch.where(mask_Brr[..., None], norm(raw_BrrD), 0)
+        return Goal(
+            target=target_BrrD.flatten(1, 2),
+            features=raw_BrrD.flatten(1, 2),
+            weight=mask_Brr.flatten(1).float(),
+        )
+
+    def student(self, seen: Seen, goal: Goal) -> Tensor:
+        """Its tokens on the grid of the tiles."""
+        return pooled(seen.tokens, math.isqrt(goal.target.shape[1])).flatten(1, 2)
+
+
+class MeanUnderSource(UnderSource):
+    """The mean over the tiles under the tile: what the embedding stands for."""
+
+    output = CLS
+
+    def goal(self, batch: Batch, turns_B: Tensor) -> Goal:
+        """Targets [B, D]; 0, the mean of all tiles, where there is nothing but background."""
+        grid = super().goal(batch, turns_B)
+        weight_BN1 = (grid.weight if grid.weight is not None else grid.target[..., 0])[..., None]
+        there_B1 = weight_BN1.sum(dim=1)
+        raw_BND = torch.where(weight_BN1 > 0, grid.features.float(), 0)
+        return Goal(
+            target=grid.target.sum(dim=1) / there_B1.clamp_min(1),
+            features=raw_BND.sum(dim=1) / there_B1.clamp_min(1),
+            weight=(there_B1[:, 0] > 0).float(),
+        )
+
+    def student(self, seen: Seen, goal: Goal) -> Tensor:
+        """The embedding."""
+        return seen.embedding
+
+    def prediction(self, predicted: Tensor, goal: Goal, batch: Batch) -> Prediction:
+        """Of tiles that have any under them."""
+        found = super().prediction(predicted, goal, batch)
+        there = goal.weight > 0 if goal.weight is not None else slice(None)
+        return Prediction(
+            predicted=found.predicted[there],
+            features=found.features[there],
+            norm=found.norm,
+            mpp=found.mpp,
+        )

@@ -1,0 +1,140 @@
+"""What a run tells of itself: lines of JSON, TensorBoard, and a picture of its curves.
+
+The lines are part of the checkpoint, and all three are made of them: a run that goes on never tells
+twice of a step.
+"""
+
+import io
+import json
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from distill.train import Step
+
+LINES = 400
+Line = dict[str, Any]
+
+
+class Recorder:
+    """Gathers steps into lines.
+
+    Args:
+        lines: what is recorded already; new lines are added.
+        steps: of the whole run: it gets about 400 lines.
+        workers: that train together, each on as many tiles.
+    """
+
+    def __init__(self, lines: list[Line], *, steps: int, workers: int = 1) -> None:
+        self.lines, self._every, self.workers = lines, max(1, steps // LINES), workers
+        self._window: list[Step] = []
+
+    def add(self, step: Step, *, epoch: int) -> None:
+        """Take in a step; every so many of them make a line."""
+        self._window.append(step)
+        # By the step's number: a run that goes on makes lines at the same steps.
+        if step.number % self._every == 0:
+            self.lines.append(self._line(epoch))
+            self._window = []
+
+    def _line(self, epoch: int) -> Line:
+        window, last = self._window, self._window[-1]
+        losses = {
+            name: sum(step.losses.get(name, 0.0) for step in window) / len(window)
+            for name in last.losses
+        }
+        seconds = sum(step.seconds for step in window)
+        total = sum(losses.values())
+        return {
+            "step": last.number,
+            "epoch": epoch,
+            "loss": round(total, 6),
+            "losses": {name: round(value, 6) for name, value in losses.items()},
+            "shares": shares_of(losses),
+            "gradient": round(last.gradient, 6),
+            "learning_rate": last.rate,
+            "data_wait": round(sum(step.waited_s for step in window) / max(seconds, 1e-9), 4),
+            "tiles_per_s": round(
+                self.workers * sum(step.tiles for step in window) / max(seconds, 1e-9), 2
+            ),
+            "time": round(time.time(), 3),
+        }
+
+    def measured(self, fidelity: Mapping[str, Mapping[str, Any]], *, step: int, epoch: int) -> None:
+        """Add a line of held-out fidelity: by prediction and mpp."""
+        found = {name: dict(parts) for name, parts in fidelity.items()}
+        self.lines.append(
+            {"step": step, "epoch": epoch, "held_out": found, "time": round(time.time(), 3)}
+        )
+
+
+def shares_of(losses: Mapping[str, float]) -> dict[str, float]:
+    """Each term's share of the sum of magnitudes: one that dominates is seen here."""
+    whole = sum(abs(value) for value in losses.values()) or 1.0
+    return {name: round(abs(value) / whole, 4) for name, value in losses.items()}
+
+
+def json_lines(lines: Sequence[Line]) -> bytes:
+    """One JSON object a line."""
+    return "".join(json.dumps(line) + "\n" for line in lines).encode()
+
+
+def tensorboard_events(lines: Sequence[Line]) -> bytes:
+    """A TensorBoard event file of all numbers in the lines."""
+    from tensorboardX import SummaryWriter
+
+    with tempfile.TemporaryDirectory(prefix="slidelake-") as folder:
+        writer = SummaryWriter(folder, flush_secs=3600)
+        for line in lines:
+            for name, value in _numbers(line).items():
+                writer.add_scalar(name, value, line["step"], walltime=line["time"])
+        writer.close()
+        return b"".join(path.read_bytes() for path in sorted(Path(folder).glob("events*")))
+
+
+def _numbers(value: Any, name: str = "") -> dict[str, float]:  # noqa: ANN401 - JSON
+    """All numbers of a line, by their path."""
+    if isinstance(value, Mapping):
+        found: dict[str, float] = {}
+        for key, part in value.items():
+            if key not in ("step", "time"):
+                found |= _numbers(part, f"{name}/{key}" if name else str(key))
+        return found
+    return {name: float(value)} if isinstance(value, int | float) else {}
+
+
+def curve_picture(lines: Sequence[Line], *, title: str) -> bytes:
+    """PNG of the loss by term, held-out cosines, and the share of time waiting for data."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 3.4), layout="constrained")
+    loss, held, speed = figure.subplots(1, 3)
+    steps = [line for line in lines if "losses" in line]
+    for name in steps[-1]["losses"] if steps else []:
+        at = [(line["step"], line["losses"].get(name)) for line in steps]
+        loss.plot(*zip(*at, strict=True), label=name, linewidth=1)
+    measured = [line for line in lines if "held_out" in line]
+    series: dict[str, list[tuple[int, float]]] = {}
+    for line in measured:
+        for name, parts in line["held_out"].items():
+            for mpp, part in parts.items():
+                series.setdefault(f"{name} at {mpp}", []).append((line["step"], part["centred"]))
+    for name, points in series.items():
+        held.plot(*zip(*points, strict=True), label=name, marker=".", linewidth=1)
+    speed.plot(
+        [line["step"] for line in steps], [line["tiles_per_s"] for line in steps], linewidth=1
+    )
+    for axis, text in (
+        (loss, "loss by term"),
+        (held, "held-out centred cosine"),
+        (speed, "tiles/s"),
+    ):
+        axis.set(title=text, xlabel="step")
+        if axis.get_legend_handles_labels()[1]:
+            axis.legend(fontsize=6)
+    figure.suptitle(title, fontsize=9)
+    file = io.BytesIO()
+    figure.savefig(file, format="png", dpi=110)
+    return file.getvalue()

@@ -1,0 +1,165 @@
+"""Self-distillation from pixels as a term: DINO over crops, iBOT on hidden patches, KoLeo.
+
+A moving average of the student sees a whole view; the student sees another whole view with patches
+hidden, and local crops.
+
+Letters in names: B samples, N tokens, D embedding, K prototypes, C channels, H W pixels.
+"""
+
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from distill.ema import Ema
+from distill.recipe import TileStudent
+from distill.self_losses import Centre, dino_loss, ibot_loss, koleo_loss, random_mask
+from distill.terms import About, Losses, Scene, TermLoss
+from distill.views import cropped, draw, normalised, sized
+
+if TYPE_CHECKING:
+    from distill.student import Seen
+
+HIDDEN = 256
+BOTTLENECK = 64
+AREA = (0.05, 0.32)
+
+
+class PrototypeHead(nn.Module):
+    """An MLP, a unit sphere, and cosines to prototypes; in float32 from the sphere on.
+
+    Args:
+        dim: of what comes in.
+        prototypes: K.
+    """
+
+    def __init__(self, dim: int, prototypes: int) -> None:
+        super().__init__()
+        self.mlp = nn.Sequential(nn.Linear(dim, HIDDEN), nn.GELU(), nn.Linear(HIDDEN, BOTTLENECK))
+        self.prototypes = nn.Linear(BOTTLENECK, prototypes, bias=False)
+
+    def forward(self, x_BD: Tensor) -> Tensor:
+        """Logits [..., K]."""
+        unit = F.normalize(self.mlp(x_BD).float(), dim=-1)
+        with torch.autocast(unit.device.type, enabled=False):
+            directions_KD = F.normalize(self.prototypes.weight.float(), dim=-1)
+            return unit @ directions_KD.T
+
+
+class SelfDistillation(TermLoss):
+    """DINO, iBOT and KoLeo as in DINOv2 and GPFM, on a tile whose targets are cached.
+
+    Changed: the global views are the whole tile, differently turned and stained, since targets are
+    of the whole tile; patches are hidden in the pixels (grey), which any network can see; one
+    centre for each of embeddings and tokens instead of Sinkhorn. A token of the moving average is
+    compared with the student's at the same place of the same view.
+
+    Settings: `dino`, `ibot`, `koleo`, weights; `crops`, local crops; `crop_share` of the student's
+    side; `prototypes`; `momentum` of the average; the two temperatures.
+    """
+
+    allowed = MappingProxyType(
+        {
+            "dino": 1.0,
+            "ibot": 1.0,
+            "koleo": 0.1,
+            "crops": 2,
+            "crop_share": 0.5,
+            "prototypes": 1024,
+            "momentum": 0.992,
+            "teacher_temperature": 0.05,
+            "temperature": 0.1,
+        }
+    )
+
+    def __init__(self, about: About) -> None:
+        super().__init__(about)
+        if not isinstance(about.recipe.student, TileStudent):
+            msg = "self-distillation from pixels needs a student of pixels"
+            raise TypeError(msg)
+        self._views, self._input_px = about.recipe.views, about.recipe.student.input_px
+        self._student = [about.student]  # in a list: its parameters are the task's, not the term's
+        count = int(self.settings["prototypes"])
+        self.cls_head = PrototypeHead(about.student.dim, count)
+        self.token_head = PrototypeHead(about.student.token_dim, count)
+        mine = nn.ModuleList([about.student, self.cls_head, self.token_head])
+        self.average = Ema(mine, lambda _: self.settings["momentum"])
+        self.cls_centre, self.token_centre = Centre(count), Centre(count)
+        self._logits: tuple[Tensor, Tensor] | None = None
+
+    def forward(self, scene: Scene) -> Losses:
+        """Three entries."""
+        if scene.batch.pixels is None:
+            msg = "self-distillation needs pixels"
+            raise TypeError(msg)
+        x_BCHW = sized(scene.batch.pixels, self._input_px)
+        first, second = (draw(x_BCHW, self._views, scene.generator).pixels for _ in range(2))
+        cls_a_BK, tokens_a_BNK = self._teacher(first)
+        cls_b_BK, _ = self._teacher(second)
+        hidden, mask_BN = self._hidden(first, scene.generator)
+        masked: Seen = self._student[0](hidden)
+        local = [self._student[0](view) for view in self._local(x_BCHW, scene.generator)]
+        logits_BK = self.cls_head(masked.embedding)
+        losses = [self._dino(logits_BK, cls_b_BK)]
+        for seen in local:
+            small_BK = self.cls_head(seen.embedding)
+            losses += [self._dino(small_BK, cls_a_BK), self._dino(small_BK, cls_b_BK)]
+        ibot_B = ibot_loss(
+            self.token_head(masked.tokens.flatten(1, 2)),
+            self.token_centre.probabilities(tokens_a_BNK, temperature=self._sharp),
+            mask_BN.to(hidden.device),
+            temperature=self.settings["temperature"],
+        )
+        self._logits = (torch.cat([cls_a_BK, cls_b_BK]), tokens_a_BNK.flatten(0, 1))
+        return {
+            "dino": self.settings["dino"] * torch.stack(losses).mean(dim=0),
+            "ibot": self.settings["ibot"] * ibot_B,
+            "koleo": self.settings["koleo"] * koleo_loss(masked.embedding),
+        }
+
+    @property
+    def _sharp(self) -> float:
+        return self.settings["teacher_temperature"]
+
+    def _dino(self, student_BK: Tensor, teacher_BK: Tensor) -> Tensor:
+        target = self.cls_centre.probabilities(teacher_BK, temperature=self._sharp)
+        return dino_loss(student_BK, target, temperature=self.settings["temperature"])
+
+    @torch.no_grad()
+    def _teacher(self, x_BCHW: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits of the embedding [B, K] and of the tokens [B, N, K] of the moving average."""
+        student, cls_head, token_head = self._parts()
+        seen: Seen = student(x_BCHW)
+        return cls_head(seen.embedding), token_head(seen.tokens.flatten(1, 2))
+
+    def _parts(self) -> Any:  # noqa: ANN401 - three modules
+        return self.average.module
+
+    def _hidden(self, x_BCHW: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Pixels with the squares under some tokens at 0, which is grey, and which [B, N]."""
+        height, width = self._student[0].grid
+        mask_BN = random_mask(len(x_BCHW), height * width, generator)
+        grid_B1HW = mask_BN.view(-1, 1, height, width).float().to(x_BCHW.device)
+        seen = 1 - F.interpolate(grid_B1HW, x_BCHW.shape[2:], mode="nearest")
+        return (x_BCHW * seen).contiguous(memory_format=torch.channels_last), mask_BN
+
+    def _local(self, x_BCHW: Tensor, generator: torch.Generator) -> list[Tensor]:
+        # A multiple of 32: the stride of convolutional networks; vision transformers must be built
+        # with dynamic_img_size to see crops.
+        side = max(32, round(self._input_px * self.settings["crop_share"] / 32) * 32)
+        return [
+            normalised(cropped(x_BCHW, side, AREA, generator))
+            for _ in range(int(self.settings["crops"]))
+        ]
+
+    def after_step(self, step: int, student: nn.Module) -> None:
+        """Move the average and the centres."""
+        mine = nn.ModuleList([student, self.cls_head, self.token_head])
+        self.average.update(mine, step)
+        if self._logits is not None:
+            cls_BK, tokens_BK = self._logits
+            self.cls_centre.update(cls_BK)
+            self.token_centre.update(tokens_BK)
+            self._logits = None

@@ -1,0 +1,117 @@
+"""What the training loop trains: any module that turns a batch into losses per sample.
+
+The loop knows nothing of teachers, pixels or regions; a task knows nothing of files, Ray or
+optimisers.
+
+Letters in names: B samples, H W pixels, D embedding, r children side by side.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from distill.targets import TargetNorm
+from featurestore import TileBatch
+
+Norms = Mapping[tuple[str, float], TargetNorm]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Under:
+    """Cached features of the tiles of a finer mpp that lie under each tile of a batch.
+
+    Attributes:
+        features: raw float16 [B, r, r, D] per teacher, row after row; 0 where there is no tile.
+        mask: True where there is one [B, r, r]; elsewhere is background.
+    """
+
+    features: Mapping[str, Tensor]
+    mask: Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """Tiles of one mpp on the device that trains.
+
+    Attributes:
+        mpp: of the tiles.
+        tile_id: their keys [B].
+        features: raw float16 [B, D] per teacher.
+        pixels: uint8 RGB [B, H, W, 3], if the task sees any.
+        under: by finer mpp.
+    """
+
+    mpp: float
+    tile_id: Tensor
+    features: Mapping[str, Tensor]
+    pixels: Tensor | None = None
+    under: Mapping[float, Under] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prediction:
+    """What a task says of a teacher's features, and what they are.
+
+    Attributes:
+        predicted: in the space of targets [M, D].
+        features: raw [M, D].
+        norm: between the two.
+        mpp: of the features.
+    """
+
+    predicted: Tensor
+    features: Tensor
+    norm: TargetNorm
+    mpp: float
+
+
+class Task(nn.Module, ABC):
+    """A student with all that trains it: heads, terms, moving averages. Its state is a checkpoint.
+
+    Parameters that require gradients are trained; each must take part in every `forward`, since
+    workers wait for each other's gradients.
+    """
+
+    @abstractmethod
+    def forward(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
+        """Weighted losses [B] by name; their sum is what is minimised.
+
+        Names are "TERM TEACHER" where a term is of one teacher, else "TERM".
+
+        Args:
+            batch: of one worker.
+            generator: of all that is drawn, on the CPU; it depends on seed, step and worker alone.
+        """
+
+    def after_step(self, step: int) -> None:
+        """Called after optimiser step `step` (from 0): moving averages follow here."""
+
+    @abstractmethod
+    def predict(self, batch: Batch) -> dict[str, Prediction]:
+        """By teacher; called in evaluation mode on held-out tiles."""
+
+    @property
+    @abstractmethod
+    def student(self) -> nn.Module:
+        """What is kept for use: its weights become `model.safetensors`."""
+
+
+def on_device(batch: TileBatch, device: torch.device | str) -> Batch:
+    """A batch of a stream as tensors."""
+
+    def moved(features: Mapping[str, object]) -> dict[str, Tensor]:
+        return {name: torch.as_tensor(x).to(device) for name, x in features.items()}
+
+    return Batch(
+        mpp=batch.mpp,
+        tile_id=torch.from_numpy(batch.tile_id),
+        features=moved(batch.features),
+        pixels=None if batch.pixels is None else torch.from_numpy(batch.pixels).to(device),
+        under={
+            mpp: Under(features=moved(found.features), mask=torch.from_numpy(found.mask).to(device))
+            for mpp, found in batch.under.items()
+        },
+    )

@@ -1,0 +1,213 @@
+"""A student of pixels: views of tiles in, losses against cached features of one tile or more out.
+
+Letters in names: B samples, D embedding.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from distill.errors import DistillError
+from distill.goals import (
+    CLS,
+    GRID,
+    PATCH,
+    Column,
+    Goal,
+    MeanUnderSource,
+    OwnSource,
+    PatchSource,
+    Source,
+    UnderSource,
+)
+from distill.heads import Heads, Levels
+from distill.recipe import Recipe, TileStudent
+from distill.student import Seen, Student
+from distill.task import Batch, Norms, Prediction, Task
+from distill.term_table import make_term, term_class
+from distill.terms import About, Key, Scene
+from distill.views import draw, normalised, sized
+
+
+class TileTask(Task):
+    """A tile student with its heads and terms.
+
+    Args:
+        recipe: of a `TileStudent`.
+        columns: of the teachers.
+        norms: of the targets, by column and mpp.
+        fine: the mpp of the tiles under a tile, if those are matched.
+
+    Raises:
+        DistillError: a term has nothing to match, or a width is beyond the student's.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        columns: Sequence[Column],
+        norms: Norms,
+        *,
+        fine: float | None = None,
+    ) -> None:
+        super().__init__()
+        about = recipe.student
+        if not isinstance(about, TileStudent):
+            msg = f"recipe '{recipe.name}' trains no student of pixels"
+            raise TypeError(msg)
+        self._views, self._input_px = recipe.views, about.input_px
+        self.network = Student(about, ladder=recipe.head == "ladder")
+        self._widths = _checked_widths(recipe, self.network.dim)
+        raw = {name for term in recipe.terms if term_class(term.kind).raw for name in term.teachers}
+        matched = [column for column in columns if column.name not in raw]
+        self._sources = _sources(matched, norms, self.network, fine)
+        keys = list(self._sources)
+        terms = [
+            make_term(_about(recipe, number, self.network, columns, keys, raw))
+            for number in range(len(recipe.terms))
+        ]
+        self.terms = nn.ModuleList(terms)
+        self._weights = [term.weight for term in recipe.terms]
+        used = [key for key in keys if any(key in term.heads for term in terms)]
+        self.heads = Heads(
+            recipe.head,
+            _widths_in(self.network),
+            {key: self._sources[key].column.dim for key in used},
+            width=recipe.head_width,
+        )
+
+    def forward(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
+        """Weighted losses [B] by term and teacher."""
+        x_BCHW = sized(_pixels(batch), self._input_px)
+        view = draw(x_BCHW, self._views, generator)
+        seen: Seen = self.network(view.pixels)
+        goals = {key: source.goal(batch, view.turns) for key, source in self._sources.items()}
+        scene = Scene(
+            batch=batch,
+            seen=seen,
+            goals=goals,
+            predictions=self._predictions(seen, goals),
+            nested=[self._first(width, seen, goals) for width in self._widths],
+            generator=generator,
+            another=lambda: self.network(draw(x_BCHW, self._views, generator).pixels),
+        )
+        losses: dict[str, Tensor] = {}
+        for weight, term in zip(self._weights, self.terms, strict=True):
+            for name, loss in term(scene).items():
+                losses[name] = losses.get(name, 0) + weight * loss
+        return losses
+
+    def after_step(self, step: int) -> None:
+        """Let the terms follow."""
+        for term in self.terms:
+            term.after_step(step, self.network)  # type: ignore[operator]
+
+    @torch.no_grad()
+    def predict(self, batch: Batch) -> dict[str, Prediction]:
+        """By column; tiles under a tile as "COLUMN under"."""
+        seen = self.network(normalised(sized(_pixels(batch), self._input_px)))
+        turns = torch.zeros(len(batch.tile_id), dtype=torch.int64)
+        goals = {key: source.goal(batch, turns) for key, source in self._sources.items()}
+        predictions = self._predictions(seen, goals)
+        both = [column for column, output in predictions if output == CLS]
+        return {
+            f"{key[0]} under" if key[1] != CLS and key[0] in both else key[0]: self._sources[
+                key
+            ].prediction(predicted.float(), goals[key], batch)
+            for key, predicted in predictions.items()
+        }
+
+    @property
+    def student(self) -> nn.Module:
+        """The network."""
+        return self.network.trunk
+
+    def _predictions(self, seen: Seen, goals: dict[Key, Goal]) -> dict[Key, Tensor]:
+        """Of the whole embedding, and of tokens."""
+        inputs: dict[Key, Levels] = {
+            key: source.student(seen, goals[key]) for key, source in self._sources.items()
+        }
+        if seen.levels:
+            inputs |= {key: seen.levels for key in inputs if key[1] == CLS}
+        return self.heads(inputs)  # type: ignore[no-any-return]
+
+    def _first(self, width: int, seen: Seen, goals: dict[Key, Goal]) -> dict[Key, Tensor]:
+        """Of the first channels of the embedding; the others are 0."""
+        first_BD = torch.zeros_like(seen.embedding)
+        first_BD[:, :width] = seen.embedding[:, :width]
+        keys = [key for key in self._sources if key[1] == CLS]
+        return self.heads(dict.fromkeys(keys, first_BD))  # type: ignore[no-any-return]
+
+
+def _pixels(batch: Batch) -> Tensor:
+    if batch.pixels is None:
+        msg = "a student of pixels needs them: make the stream with pixels='uint8'"
+        raise DistillError(msg)
+    return batch.pixels
+
+
+def _checked_widths(recipe: Recipe, dim: int) -> tuple[int, ...]:
+    wrong = [width for width in recipe.widths if not 0 < width < dim]
+    if wrong or (recipe.widths and recipe.head == "ladder"):
+        msg = (
+            f"widths {list(recipe.widths)} given for a student of {dim} channels and head "
+            f"'{recipe.head}'; each is at least 1 and below {dim}, and not with a ladder"
+        )
+        raise DistillError(msg)
+    return recipe.widths
+
+
+def _sources(
+    columns: Sequence[Column], norms: Norms, student: Student, fine: float | None
+) -> dict[Key, Source]:
+    found: list[Source] = []
+    for column in columns:
+        if fine is not None:
+            found.append(MeanUnderSource(column, norms, fine=fine))
+            found.append(UnderSource(column, norms, fine=fine))
+        elif column.tokens is None:
+            found.append(OwnSource(column, norms))
+        else:
+            found.append(PatchSource(column, norms, grid=student.grid))
+    return {(source.column.name, source.output): source for source in found}
+
+
+def _about(
+    recipe: Recipe,
+    number: int,
+    student: Student,
+    columns: Sequence[Column],
+    keys: Sequence[Key],
+    raw: set[str],
+) -> About:
+    """What a term is built from: its teachers' columns, or all that no term takes raw.
+
+    Raises:
+        DistillError: it names a teacher that the recipe does not have, or takes raw columns and
+            names none.
+    """
+    term = recipe.terms[number]
+    unknown = sorted(set(term.teachers) - set(recipe.teachers))
+    takes_raw = term_class(term.kind).raw
+    if unknown or (takes_raw and not term.teachers):
+        msg = (
+            f"term '{term.kind}' of {', '.join(term.teachers) or 'no teacher'}: name "
+            f"{'its column' if takes_raw else 'some'} of {', '.join(recipe.teachers)}"
+        )
+        raise DistillError(msg)
+    names = term.teachers or tuple(name for name in recipe.teachers if name not in raw)
+    mine = [column for column in columns if column.name in names]
+    return About(
+        recipe=recipe,
+        term=term,
+        student=student,
+        columns=mine,
+        keys=[key for key in keys if key[0] in names],
+    )
+
+
+def _widths_in(student: Student) -> dict[str, int | Sequence[int]]:
+    """Channels of the student's outputs."""
+    cls: int | Sequence[int] = student.level_dims or student.dim
+    return {CLS: cls, PATCH: student.token_dim, GRID: student.token_dim}

@@ -1,0 +1,159 @@
+"""What the student sees of a tile: turned, flipped, restained at random; its target stays.
+
+Tissue has no upright and stains differ between laboratories, so each view teaches an invariance
+that costs no teacher. A cached grid of targets is turned with the pixels. All is computed where the
+pixels are, from numbers drawn on the CPU.
+
+Letters in names: B samples, C channels, H W pixels, S stains, h w a grid, D embedding.
+"""
+
+import functools
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from distill.recipe import Views
+from ingest.stain import APART, DARKEST, STAINS
+
+MEAN = (0.5, 0.5, 0.5)
+STD = (0.5, 0.5, 0.5)
+TURNS = 8
+GREY = (0.299, 0.587, 0.114)
+
+
+def sized(pixels_BHWC: Tensor, side_px: int) -> Tensor:
+    """Tiles uint8 [B, H, W, C] as squares uint8 [B, C, H, W], resized just as `extract` does it."""
+    x_BCHW = pixels_BHWC.permute(0, 3, 1, 2)
+    if x_BCHW.shape[2] == side_px == x_BCHW.shape[3]:
+        return x_BCHW
+    if x_BCHW.device.type == "cpu":
+        return F.interpolate(x_BCHW, (side_px, side_px), mode="bicubic", antialias=True)
+    # Devices resize no integers; this differs by a grey level at most.
+    found = F.interpolate(x_BCHW.float(), (side_px, side_px), mode="bicubic", antialias=True)
+    return found.round().clamp(0, 255).to(torch.uint8)
+
+
+def normalised(x_BCHW: Tensor) -> Tensor:
+    """What a student gets: float32, channels last, from uint8 or from 0..1."""
+    x = x_BCHW.float() / 255 if x_BCHW.dtype == torch.uint8 else x_BCHW
+    mean, std = (torch.tensor(v, device=x.device)[:, None, None] for v in (MEAN, STD))
+    return ((x - mean) / std).contiguous(memory_format=torch.channels_last)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drawn:
+    """One view of each tile of a batch.
+
+    Attributes:
+        pixels: float32 [B, C, H, W], as the student gets them.
+        turns: which of the eight symmetries of a square was taken [B], on the CPU.
+    """
+
+    pixels: Tensor
+    turns: Tensor
+
+
+def draw(x_BCHW: Tensor, views: Views, generator: torch.Generator) -> Drawn:
+    """A random view of sized uint8 tiles."""
+    samples = len(x_BCHW)
+    turns = torch.zeros(samples, dtype=torch.int64)
+    if views.dihedral:
+        turns = torch.randint(0, TURNS, (samples,), generator=generator)
+    light = x_BCHW
+    if views.stain:
+        light = restained(light, views.stain, generator)
+    if views.brightness:
+        light = recoloured(light, views.brightness, generator)
+    return Drawn(pixels=normalised(turned(light, turns, axes=(2, 3))), turns=turns)
+
+
+def turned(x: Tensor, turns_B: Tensor, *, axes: tuple[int, int]) -> Tensor:
+    """Samples each turned by a symmetry of the square, in the plane of two axes of equal length.
+
+    Symmetry t is a flip along the second axis if t >= 4, then t % 4 quarter turns.
+    """
+    found = torch.empty_like(x)
+    for turn in sorted(set(turns_B.tolist())):
+        at = (turns_B == turn).nonzero()[:, 0].to(x.device)
+        part = x[at].flip(axes[1]) if turn >= 4 else x[at]
+        found[at] = torch.rot90(part, turn % 4, axes)
+    return found
+
+
+@functools.lru_cache(maxsize=16)
+def moved_places(side: int) -> Tensor:
+    """Where each cell of a grid [side, side] is after each symmetry [8, side * side]."""
+    cells = torch.arange(side * side).view(1, side, side).expand(TURNS, side, side)
+    came_from = turned(cells.contiguous(), torch.arange(TURNS), axes=(1, 2)).flatten(1)
+    return came_from.argsort(dim=1)
+
+
+def restained(x_BCHW: Tensor, size: float, generator: torch.Generator) -> Tensor:
+    """Each stain scaled by 1 +- size and shifted by +- size; 0..1 from uint8 or 0..1.
+
+    Source: as `ingest.stain`, which makes the stain variants that teachers see.
+    """
+    samples = len(x_BCHW)
+    scale_BS, shift_BS = (
+        (torch.rand(samples, 3, generator=generator) * 2 - 1) * size for _ in range(2)
+    )
+    stains, apart = (torch.from_numpy(a).float() for a in (STAINS, APART))
+    # Apart, scaled, and together again is one 3 x 3 matrix and one vector for each tile.
+    mixed_BCC = (apart * (1 + scale_BS)[:, None, :]) @ stains
+    density_BCN = _density(x_BCHW).flatten(2)
+    moved_BCN = mixed_BCC.mT.to(x_BCHW.device) @ density_BCN
+    moved_BCN += (shift_BS @ stains)[..., None].to(x_BCHW.device)
+    light = (moved_BCN * -_LN10).exp_().clamp_(0, 1)
+    return light.view(x_BCHW.shape)
+
+
+_LN10 = 2.302585092994046
+
+
+def _density(x_BCHW: Tensor) -> Tensor:
+    """Optical density to base 10, contiguous."""
+    if x_BCHW.dtype == torch.uint8:
+        # A byte has 256 values: a table is many times as fast as logarithms.
+        table = -(torch.arange(256) / 255).clamp_min(DARKEST).log10()
+        return table.to(x_BCHW.device)[x_BCHW.contiguous().int()]
+    return -x_BCHW.contiguous().clamp_min(DARKEST).log10()
+
+
+def recoloured(x_BCHW: Tensor, size: float, generator: torch.Generator) -> Tensor:
+    """Brightness, contrast and saturation scaled by 1 +- size each; 0..1 from uint8 or 0..1."""
+    light = x_BCHW.float() / 255 if x_BCHW.dtype == torch.uint8 else x_BCHW
+    factors = 1 + (torch.rand(3, len(light), 1, 1, 1, generator=generator) * 2 - 1) * size
+    bright, contrast, saturation = factors.to(light.device)
+    light = light * bright
+    weights = torch.tensor(GREY, device=light.device)[:, None, None]
+    grey = (light * weights).sum(dim=1, keepdim=True)
+    mean = grey.mean(dim=(2, 3), keepdim=True)
+    light = (light - mean) * contrast + mean
+    grey = (grey - mean) * contrast + mean
+    return ((light - grey) * saturation + grey).clamp(0, 1)
+
+
+def cropped(
+    x_BCHW: Tensor, side_px: int, area: tuple[float, float], generator: torch.Generator
+) -> Tensor:
+    """One random square crop of each tile, resized to `side_px`; 0..1.
+
+    Args:
+        x_BCHW: from uint8 or 0..1.
+        side_px: of what comes out.
+        area: share of the tile's area, from and to.
+        generator: on the CPU.
+    """
+    light = x_BCHW.float() / 255 if x_BCHW.dtype == torch.uint8 else x_BCHW
+    samples = len(light)
+    share_B = torch.empty(samples).uniform_(*area, generator=generator).sqrt()
+    centre_B2 = (torch.rand(samples, 2, generator=generator) * 2 - 1) * (1 - share_B)[:, None]
+    theta_B23 = torch.zeros(samples, 2, 3)
+    theta_B23[:, 0, 0] = theta_B23[:, 1, 1] = share_B
+    theta_B23[:, :, 2] = centre_B2
+    shape = [samples, light.shape[1], side_px, side_px]
+    where = F.affine_grid(theta_B23.to(light.device), shape, align_corners=False)
+    found: Tensor = F.grid_sample(light, where, align_corners=False, padding_mode="border")
+    return found
