@@ -16,6 +16,7 @@ from distill.readout import Ridge, chosen_ridge, class_scores, linear_probe, mea
 from distill.similarity import cka, cka_debiased, cosines, neighbours, overlap, retrieval
 
 NEIGHBOURS = 10
+FEWEST_CKA = 4
 NEAREST = (1, 10, 20)
 MUCH_WORSE = 0.15  # of centred cosine, between the best mpp and the worst
 
@@ -48,31 +49,37 @@ def fidelity(train: Parts, held: Parts, teacher: str) -> dict[float, Numbers]:
     """How much of a teacher an embedding holds, on held-out tiles, per mpp.
 
     One ridge is fitted from the embedding to the teacher's raw features, on training tiles of all
-    mpps together: an encoder that speaks another language at each mpp is then seen to.
+    mpps together, both around their means at each mpp: so it can't be better by telling mpps apart,
+    and an encoder that speaks another language at each of them is found out.
 
     Returns:
         `cosine` of read-out and truth; `baseline`, that of the mean feature of the training tiles
         of the mpp; `centred`, the cosine after that mean is taken from both, 0 for knowing
         nothing; `r2`, the share of the squared distance from that mean that is explained; `cka`,
         `cka_debiased`, `knn_overlap` with the teacher and `knn_chance`; `tiles`. All but the
-        baseline and chance are better when higher.
+        baseline and chance are better when higher. NaN where there are too few tiles: 4 for CKA,
+        more than 10 for neighbours.
     """
+    truth = {mpp: part.features[teacher].astype(np.float64) for mpp, part in train.items()}
+    seen = {mpp: (part.x.astype(np.float64), truth[mpp]) for mpp, part in train.items()}
+    means = {mpp: (x.mean(axis=0), y.mean(axis=0)) for mpp, (x, y) in seen.items()}
     readout = chosen_ridge(
-        np.concatenate([part.x for part in train.values()]),
-        np.concatenate([part.features[teacher] for part in train.values()]),
+        np.concatenate([x - means[mpp][0] for mpp, (x, _) in seen.items()]),
+        np.concatenate([y - means[mpp][1] for mpp, (_, y) in seen.items()]),
         np.concatenate([part.patient for part in train.values()]),
     )
-    found = {}
-    for mpp, part in held.items():
-        seen = train[mpp] if mpp in train else next(iter(train.values()))
-        mean = seen.features[teacher].astype(np.float64).mean(axis=0)
-        found[mpp] = {**_readout(part, teacher, readout, mean), **_alike(part, teacher)}
-    return found
+    return {
+        mpp: {**_readout(part, teacher, readout, means[mpp]), **_alike(part, teacher)}
+        for mpp, part in held.items()
+    }
 
 
-def _readout(part: Part, teacher: str, readout: Ridge, mean: Float64Array) -> Numbers:
+def _readout(
+    part: Part, teacher: str, readout: Ridge, means: tuple[Float64Array, Float64Array]
+) -> Numbers:
+    x_mean, mean = means
     truth_NE = part.features[teacher].astype(np.float64)
-    guess_NE = readout(part.x)
+    guess_NE = readout(part.x.astype(np.float64) - x_mean) + mean
     spread = float(np.square(truth_NE - mean).sum())
     error = float(np.square(truth_NE - guess_NE).sum())
     return {
@@ -80,21 +87,19 @@ def _readout(part: Part, teacher: str, readout: Ridge, mean: Float64Array) -> Nu
         "baseline": float(cosines(np.broadcast_to(mean, truth_NE.shape), truth_NE).mean()),
         "centred": float(cosines(guess_NE - mean, truth_NE - mean).mean()),
         "r2": 1 - error / spread if spread > 0 else float("nan"),
-        "strength": readout.strength,
     }
 
 
 def _alike(part: Part, teacher: str) -> Numbers:
-    theirs = part.features[teacher]
-    count = len(part.x)
-    k = min(NEIGHBOURS, count - 1)
-    return {
-        "cka": cka(part.x, theirs),
-        "cka_debiased": cka_debiased(part.x, theirs) if count > 3 else float("nan"),
-        "knn_overlap": overlap(neighbours(part.x, k), neighbours(theirs, k)),
-        "knn_chance": k / (count - 1) if count > 1 else float("nan"),
-        "tiles": float(count),
-    }
+    theirs, count, unknown = part.features[teacher], len(part.x), float("nan")
+    found = dict.fromkeys(("cka", "cka_debiased", "knn_overlap", "knn_chance"), unknown)
+    if count >= FEWEST_CKA:
+        found["cka"], found["cka_debiased"] = cka(part.x, theirs), cka_debiased(part.x, theirs)
+    if count > NEIGHBOURS + 1:
+        near = (neighbours(x, NEIGHBOURS) for x in (part.x, theirs))
+        found["knn_overlap"] = overlap(*near)
+        found["knn_chance"] = NEIGHBOURS / (count - 1)
+    return {**found, "tiles": float(count)}
 
 
 def mode_switching(by_mpp: Mapping[float, Numbers]) -> Numbers | None:

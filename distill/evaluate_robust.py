@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 import numpy as np
 import numpy.typing as npt
 
-from distill.perturb import SCANNERS, STAINS, variant
+from distill.perturb import SCANNERS, STAINS, variants
 from distill.similarity import cosines, top_k, twin_ranks
 
 KS = (1, 3, 5, 10)
@@ -29,19 +29,25 @@ VARIANTS: tuple[Key, ...] = tuple(itertools.product(STAINS, SCANNERS))
 
 
 def perturbed(
-    encode: Encode, batches: Iterator[tuple[Int64Array, RgbArray]]
-) -> dict[Key, Float32Array]:
-    """Embeddings [N, D] of every variant of the tiles, by stain and scanner.
+    encoders: Mapping[str, Encode], batches: Iterator[tuple[Int64Array, RgbArray]]
+) -> dict[str, dict[Key, Float32Array]]:
+    """Embeddings [N, D] of every variant of the tiles, by stain and scanner, of each encoder.
 
     Args:
-        encode: makes embeddings of pixels and keys.
-        batches: keys and pixels; each tile is decoded once.
+        encoders: by name; each makes embeddings of pixels and keys.
+        batches: keys and pixels; each variant is made once, for all encoders.
     """
-    parts: dict[Key, list[Float32Array]] = {key: [] for key in VARIANTS}
+    parts: dict[str, dict[Key, list[Float32Array]]] = {
+        name: {key: [] for key in VARIANTS} for name in encoders
+    }
     for keys, pixels in batches:
-        for stain, scanner in VARIANTS:
-            parts[stain, scanner].append(encode(variant(pixels, stain, scanner), keys))
-    return {key: np.concatenate(found) for key, found in parts.items()}
+        for key, varied in variants(pixels):
+            for name, encode in encoders.items():
+                parts[name][key].append(encode(varied, keys))
+    return {
+        name: {key: np.concatenate(some) for key, some in found.items()}
+        for name, found in parts.items()
+    }
 
 
 def robustness(by_variant: Mapping[Key, Float32Array]) -> dict[str, Numbers]:

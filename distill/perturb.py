@@ -7,7 +7,7 @@ ours, chosen so that tiles stay plausible; none was fitted to a scanner.
 Letters in names: B tiles in a batch, H W pixels, S stains.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from types import MappingProxyType
 
 import cv2
@@ -116,6 +116,9 @@ SCANNERS: Mapping[str, Perturb] = MappingProxyType(
 )
 
 
-def variant(tiles_BHW3: RgbArray, stain: str, scanner: str) -> RgbArray:
-    """Tiles of one stain as one scanner gives them; the stain is there before the scanner."""
-    return SCANNERS[scanner](STAINS[stain](tiles_BHW3))
+def variants(tiles_BHW3: RgbArray) -> Iterator[tuple[tuple[str, str], RgbArray]]:
+    """Tiles of every stain as every scanner gives them, by both names; the stain is there first."""
+    for stain, dyed in STAINS.items():
+        dyed_BHW3 = dyed(tiles_BHW3)
+        for scanner, scanned in SCANNERS.items():
+            yield (stain, scanner), scanned(dyed_BHW3)

@@ -1,0 +1,152 @@
+"""What a student costs to run, and what caching its teachers saved.
+
+All times are wall clock on the machine that evaluates, apart from a training step's, which is told
+by the student's report.
+"""
+
+import itertools
+import os
+import platform
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from distill.evaluate_embed import Runner
+from distill.evaluate_students import Found, Split
+from distill.evaluate_tiles import BATCH_TILES, Tiles
+from featurestore import Lake
+from ingest.encoder import decode
+
+PASSES = (1, 2, 5, 10, 20, 50, 100, 200)
+MOST_TILES = 1024
+
+Numbers = dict[str, float]
+
+
+def machine(device: str, threads: int) -> dict[str, Any]:
+    """What the times were taken on."""
+    gpu = torch.cuda.get_device_name() if device.startswith("cuda") else None
+    return {"cpu": _cpu_name(), "cpus": os.cpu_count(), "threads": threads, "gpu": gpu}
+
+
+def _cpu_name() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.is_file() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def throughput(
+    lake: Lake, runner: Runner, teacher: str, tiles: Tiles, slides: Sequence[str]
+) -> Numbers:
+    """How fast a network is, alone and with all that is before it.
+
+    Args:
+        lake: where the slides are.
+        runner: the network.
+        teacher: a column that all slides have; its features are read along.
+        tiles: for the network alone.
+        slides: read in order, 1,024 tiles of them at most.
+
+    Returns:
+        `parameters`; `network_tiles_s`, resizing and network on decoded tiles;
+        `end_to_end_tiles_s`, reading of shards and JPEG decoding too; `slides_min`, that by the
+        mean number of tiles of a slide, `tiles_per_slide`; `tiles`, how many were run. Finding
+        tissue and cutting slides are not in it.
+    """
+    alone_s = runner.seconds_per_tile(tiles)
+    stream = lake.stream(
+        teacher,
+        mpp=tiles.mpp,
+        slide_ids=slides,
+        pixels="uint8",
+        batch_tiles=BATCH_TILES,
+        buffer_tiles=4 * BATCH_TILES,
+        shuffle=False,
+        threads=runner.threads,
+    )
+    mean = stream.tiles / stream.slides.height
+    start, done = time.perf_counter(), 0
+    for batch in itertools.islice(stream, MOST_TILES // BATCH_TILES):
+        if batch.pixels is not None:
+            runner(batch.pixels, batch.tile_id)
+            done += len(batch.tile_id)
+    tiles_s = done / (time.perf_counter() - start)
+    return {
+        "parameters": float(runner.parameters),
+        "network_tiles_s": 1 / alone_s,
+        "end_to_end_tiles_s": tiles_s,
+        "slides_min": 60 * tiles_s / mean,
+        "tiles_per_slide": mean,
+        "tiles": float(done),
+    }
+
+
+def read_seconds(tiles: Tiles) -> float:
+    """Seconds to decode a tile, in one thread."""
+    start = time.perf_counter()
+    some = tiles.jpeg[:BATCH_TILES]
+    for jpeg in some:
+        decode(jpeg)
+    return (time.perf_counter() - start) / len(some)
+
+
+def training(lake: Lake, student: Found, split: Split, mpps: Sequence[float]) -> Numbers | None:
+    """A student's training as its report tells it; None if it does not.
+
+    Returns:
+        `epochs`; `tiles` of an epoch, as the lake has them now; `seconds_per_tile` of a step, which
+        includes the wait for data.
+    """
+    epochs, batch = (_told(student.recipe, name) for name in ("epochs", "batch_tiles"))
+    seen = float(student.report.get("steps", 0)) * (batch or 0)
+    seconds = float(student.report.get("train_seconds", 0))
+    if not epochs or not seen or not seconds:
+        return None
+    tiles = sum(int(lake.tiles_of(mpp=m, slide_ids=split.train)["tiles"].sum()) for m in mpps)
+    return {"epochs": epochs, "tiles": float(tiles), "seconds_per_tile": seconds / seen}
+
+
+def _told(recipe: Mapping[str, Any], name: str) -> float | None:
+    """A number of a recipe, or of its schedule."""
+    found = recipe.get(name, (recipe.get("schedule") or {}).get(name))
+    return None if found is None else float(found)
+
+
+def amortisation(
+    trained: Numbers, teacher_s: Mapping[str, float], decode_s: float
+) -> dict[str, Any]:
+    """Seconds of training with cached and with recomputed teachers, by epochs x students.
+
+    Both costs depend on the product alone, the number of passes over the tiles. Cached: teachers
+    run over all tiles once, with a pass of decoding of their own; then every pass is a student's
+    step. Recomputed: every pass is a step with all teachers in it. The student's own backward pass
+    and decoding are in the step.
+
+    Args:
+        trained: as `training` gives it.
+        teacher_s: seconds of a tile, per teacher whose weights are here.
+        decode_s: seconds to decode a tile.
+
+    Returns:
+        `passes`, `cached_s`, `recomputed_s` side by side; `break_even_passes`, from which on
+        caching is cheaper: `1 + decode_s / teachers' s`; `most_saved`, the ratio of both costs in
+        the limit of many passes; and what they were made of.
+    """
+    tiles, step = trained["tiles"], trained["seconds_per_tile"]
+    teachers = sum(teacher_s.values())
+    return {
+        "tiles": tiles,
+        "epochs": trained["epochs"],
+        "student_seconds_per_tile": step,
+        "teacher_seconds_per_tile": dict(teacher_s),
+        "decode_seconds_per_tile": decode_s,
+        "passes": list(PASSES),
+        "cached_s": [tiles * (teachers + decode_s + passes * step) for passes in PASSES],
+        "recomputed_s": [tiles * passes * (teachers + step) for passes in PASSES],
+        "break_even_passes": 1 + decode_s / teachers,
+        "most_saved": (teachers + step) / step,
+    }

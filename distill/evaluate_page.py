@@ -1,0 +1,116 @@
+"""The page of an evaluation: one HTML file that needs no network, from what `report.json` holds.
+
+Autoescape is on and the template marks nothing as safe: names come from users.
+"""
+
+import base64
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from distill.evaluate_plots import amortisation_png, bars_png, robustness_png
+from ingest.pages import environment
+
+_TEMPLATES = Path(__file__).parent / "templates"
+
+KINDS = {
+    "student": "student",
+    "single_teacher": "student of one teacher",
+    "undistilled": "same network, untrained",
+    "pca": "principal components of all teachers",
+    "teacher": "teacher",
+}
+FIDELITY = ("cosine", "baseline", "centred", "r2", "cka_debiased", "cka", "knn_overlap")
+ROBUST = ("cosine", "top1", "top3", "top5", "top10")
+
+Report = Mapping[str, Any]
+Spread = Mapping[str, float | None]
+
+
+def page(report: Report) -> str:
+    """The HTML of a report."""
+    made = environment(_TEMPLATES)
+    made.filters |= {"spread": spread_text, "interval": interval_text, "kind": KINDS.get}
+    teachers = list(dict.fromkeys(t for e in report["embeddings"] for t in e["fidelity"]))
+    return made.get_template("evaluate.html.j2").render(
+        report=report,
+        teachers=teachers,
+        fidelity=FIDELITY,
+        robust=ROBUST,
+        flagged=list(flagged(report)),
+        robustness_rows=list(_robustness_rows(report)),
+        label_mpps=_label_mpps(report),
+        pictures=pictures(report, teachers),
+    )
+
+
+def pictures(report: Report, teachers: Sequence[str]) -> dict[str, str]:
+    """Data URIs of the pictures that the numbers allow."""
+    embeddings = report["embeddings"]
+    found = {f"fidelity {name}": bars_png(embeddings, name) for name in teachers}
+    if any(e.get("robustness") for e in embeddings):
+        found["robustness"] = robustness_png(embeddings)
+    if report["amortisation"]:
+        found["amortisation"] = amortisation_png(report["amortisation"])
+    coded = ((name, base64.b64encode(png).decode()) for name, png in found.items())
+    return {name: f"data:image/png;base64,{text}" for name, text in coded}
+
+
+def flagged(report: Report) -> Iterator[dict[str, Any]]:
+    """Students that stand for a teacher much worse at one mpp."""
+    for embedding in report["embeddings"]:
+        for teacher, found in embedding["mode_switching"].items():
+            if embedding["kind"] == "student" and found["flagged"]["max"]:
+                yield {"name": embedding["name"], "teacher": teacher, **found}
+
+
+def _robustness_rows(report: Report) -> Iterator[tuple[str, str]]:
+    """Which rows the table of robustness has: key and what it says to people."""
+    first: Mapping[str, Any] = next(
+        (e["robustness"] for e in report["embeddings"] if e.get("robustness")), {}
+    )
+    words = {
+        "all": "all pairs",
+        "cross_scanner": "other scanner",
+        "cross_stain": "other stain",
+        "cross_both": "both",
+    }
+    for key in first:
+        if key not in {"board", "chance"}:
+            yield key, words.get(key, f"original and {key}")
+
+
+def _label_mpps(report: Report) -> list[str]:
+    """Mpps with labelled tiles of which something was measured."""
+    found = (e.get(what) or {} for e in report["embeddings"] for what in ("probe", "retrieval"))
+    return sorted({mpp for part in found for mpp in part})
+
+
+def spread_text(found: Spread | None, digits: int = 3) -> str:
+    """A number, with its range where seeds differ.
+
+    >>> spread_text({"mean": 0.5, "min": 0.5, "max": 0.5})
+    '0.500'
+    >>> spread_text({"mean": 0.5, "min": 0.4, "max": 0.6}, 1)
+    '0.5 (0.4 to 0.6)'
+    """
+    if not found or found["mean"] is None:
+        return "\N{EN DASH}"
+    mean, low, high = (_number(found[name], digits) for name in ("mean", "min", "max"))
+    return mean if low == high else f"{mean} ({low} to {high})"
+
+
+def interval_text(found: Spread | None) -> str:
+    """The bootstrap interval of a number.
+
+    >>> interval_text({"mean": 0.5, "low": 0.25, "high": 0.75})
+    '0.250 to 0.750'
+    """
+    if not found or found.get("low") is None:
+        return "\N{EN DASH}"
+    return f"{_number(found['low'], 3)} to {_number(found['high'], 3)}"
+
+
+def _number(value: float | None, digits: int) -> str:
+    show: Callable[[float], str] = f"{{:,.{digits}f}}".format
+    return "\N{EN DASH}" if value is None else show(value)

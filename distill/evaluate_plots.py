@@ -1,0 +1,131 @@
+"""Pictures of an evaluation as PNG bytes, drawn on the Agg canvas without pyplot.
+
+Colours are Okabe and Ito's, which colour-blind readers can tell apart; each kind of embedding has
+its own.
+"""
+
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+COLOURS = {
+    "student": "#0072B2",
+    "single_teacher": "#56B4E9",
+    "undistilled": "#999999",
+    "pca": "#009E73",
+    "teacher": "#D55E00",
+}
+DPI = 130
+ROBUST = {
+    "all": "cosine, all pairs",
+    "cross_scanner": "top 10, other scanner",
+    "cross_stain": "top 10, other stain",
+    "cross_both": "top 10, both",
+}
+
+Embedding = Mapping[str, Any]
+
+
+def bars_png(embeddings: Sequence[Embedding], teacher: str) -> bytes:
+    """Read-out cosine of every embedding with a teacher, one panel per mpp; ticks are baselines.
+
+    Whiskers are the range over seeds.
+    """
+    shown = [e for e in embeddings if teacher in e["fidelity"] and e["name"] != teacher]
+    mpps = [mpp for mpp in shown[0]["fidelity"][teacher] if mpp != "all"] if shown else []
+    figure, panels = _figure(1 + 4.0 * max(1, len(mpps)), 0.9 + 0.36 * len(shown), len(mpps) or 1)
+    for axes, mpp in zip(panels, mpps, strict=False):
+        for row, embedding in enumerate(shown):
+            found = embedding["fidelity"][teacher].get(mpp)
+            if found and found["cosine"]["mean"] is not None:
+                _bar(axes, row, embedding["kind"], found["cosine"])
+                base = found["baseline"]["mean"]
+                axes.plot([base, base], [row - 0.42, row + 0.42], color="black", linewidth=1.6)
+        axes.set_title(f"{teacher} at {mpp} mpp", fontsize=10)
+        axes.set(xlabel="cosine on held-out tiles", xlim=(_least(shown, teacher), 1))
+        _names(axes, [e["name"] for e in shown], show=axes is panels[0])
+    return _png(figure)
+
+
+def _least(shown: Sequence[Embedding], teacher: str) -> float:
+    """Where the axis starts: a little below the lowest number, never above 0.9."""
+    values = [
+        numbers[name]["mean"]
+        for e in shown
+        for numbers in e["fidelity"][teacher].values()
+        for name in ("cosine", "baseline")
+        if numbers[name]["mean"] is not None
+    ]
+    return min(0.9, min(values, default=0.0) - 0.05)
+
+
+def robustness_png(embeddings: Sequence[Embedding]) -> bytes:
+    """The four medians of PLISM's board of every embedding that was run on perturbed tiles."""
+    shown = [e for e in embeddings if e.get("robustness")]
+    figure, panels = _figure(11.5, 1.0 + 0.36 * len(shown), len(ROBUST))
+    for axes, (kind, title) in zip(panels, ROBUST.items(), strict=True):
+        name = "cosine" if kind == "all" else "top10"
+        for row, embedding in enumerate(shown):
+            _bar(axes, row, embedding["kind"], embedding["robustness"][kind][name])
+        axes.set_title(title, fontsize=10)
+        axes.set(xlim=(0, 1.02))
+        _names(axes, [e["name"] for e in shown], show=axes is panels[0])
+    return _png(figure)
+
+
+def amortisation_png(found: Mapping[str, Any]) -> bytes:
+    """Cost of training by passes over the tiles, with cached and with recomputed teachers."""
+    figure, (axes,) = _figure(6.4, 4.0, 1)
+    for name, label, colour in (
+        ("recomputed_s", "teachers run in every pass", "#D55E00"),
+        ("cached_s", "teachers run once", "#0072B2"),
+    ):
+        hours = [seconds / 3600 for seconds in found[name]]
+        axes.plot(found["passes"], hours, marker="o", markersize=4, label=label, color=colour)
+    axes.axvline(found["epochs"], color="0.6", linewidth=1, linestyle="--")
+    axes.annotate(
+        f"one student of {found['epochs']:.0f} epochs",
+        (found["epochs"], 0.02),
+        xycoords=("data", "axes fraction"),
+        xytext=(4, 0),
+        textcoords="offset points",
+        fontsize=8,
+        color="0.4",
+    )
+    axes.set(xscale="log", yscale="log", xlabel="epochs x students", ylabel="hours")
+    axes.legend(frameon=False)
+    return _png(figure)
+
+
+def _bar(axes: Axes, row: int, kind: str, found: Mapping[str, float | None]) -> None:
+    mean, low, high = (found[name] for name in ("mean", "min", "max"))
+    if mean is None or low is None or high is None:
+        return
+    axes.barh(row, mean, height=0.62, color=COLOURS[kind])
+    if low < high:
+        axes.plot([low, high], [row, row], color="black", linewidth=1)
+    axes.text(high, row, f" {mean:.3f}", va="center", fontsize=8, clip_on=False)
+
+
+def _names(axes: Axes, names: Sequence[str], *, show: bool) -> None:
+    axes.set_ylim(len(names) - 0.4, -0.6)
+    axes.set_yticks(range(len(names)), names if show else [""] * len(names), fontsize=9)
+
+
+def _figure(width: float, height: float, columns: int) -> tuple[Figure, list[Axes]]:
+    figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained")
+    FigureCanvasAgg(figure)
+    panels = list(figure.subplots(1, columns, squeeze=False)[0])
+    for axes in panels:
+        axes.spines[["top", "right"]].set_visible(False)
+    return figure, panels
+
+
+def _png(figure: Figure) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", bbox_inches="tight")
+    return buffer.getvalue()

@@ -1,0 +1,255 @@
+"""All measures of all subjects on one split; the tiles are read once, subjects come one by one."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import polars as pl
+
+from cluster import Progress
+from distill.errors import DistillError
+from distill.evaluate_cost import amortisation, read_seconds, throughput, training
+from distill.evaluate_measures import Labelled, Part, fidelity, finds, mode_switching, probes
+from distill.evaluate_merge import Tree, spread
+from distill.evaluate_robust import VARIANTS, perturbed, robustness
+from distill.evaluate_students import Split
+from distill.evaluate_subjects import How, Subject, subjects
+from distill.evaluate_tiles import Tiles, labelled, readable, sample
+from featurestore import Lake, mpp_name
+
+Sampled = dict[float, Tiles]
+
+
+@dataclass(kw_only=True)
+class Seen:
+    """What is read of a split.
+
+    Attributes:
+        train: tiles that read-outs are fitted on, per mpp.
+        held: tiles that are evaluated, per mpp.
+        label_train: labelled ones of the first kind.
+        label_held: and of the second.
+        notes: what was left out, and why.
+    """
+
+    train: Sampled
+    held: Sampled
+    label_train: Sampled = field(default_factory=dict)
+    label_held: Sampled = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+
+def read_split(
+    lake: Lake, split: Split, mpps: Sequence[float], labels: pl.DataFrame | None, how: How
+) -> Seen:
+    """The tiles of a split.
+
+    Raises:
+        DistillError: no mpp has tiles of both training and held-out slides.
+    """
+    seen = Seen(train={}, held={})
+    for mpp in mpps:
+        both = [_sampled(lake, split, mpp, slides, how) for slides in (split.train, split.held_out)]
+        if both[0] is None or both[1] is None:
+            who = "training" if both[0] is None else "held-out"
+            seen.notes.append(f"no {who} tiles with all features at {mpp_name(mpp)} mpp")
+        else:
+            seen.train[mpp], seen.held[mpp] = both[0], both[1]
+    if not seen.train:
+        msg = (
+            f"nothing to evaluate: {'; '.join(seen.notes)}. Every held-out and training slide "
+            f"needs pixels and features of {', '.join(split.teachers)}: run slidelake extract"
+        )
+        raise DistillError(msg)
+    if labels is not None:
+        _read_labels(lake, split, labels, how, seen)
+    return seen
+
+
+def _sampled(lake: Lake, split: Split, mpp: float, slides: Sequence[str], how: How) -> Tiles | None:
+    return sample(
+        lake,
+        split.teachers,
+        mpp=mpp,
+        slides=slides,
+        patient=split.patient,
+        most=how.tiles,
+        seed=how.seed,
+    )
+
+
+def _read_labels(lake: Lake, split: Split, labels: pl.DataFrame, how: How, seen: Seen) -> None:
+    parts = ((seen.label_train, split.train), (seen.label_held, split.held_out))
+    for (mpp,), rows in labels.group_by("mpp"):
+        for into, slides in parts:
+            found = labelled(
+                lake,
+                split.teachers,
+                rows,
+                mpp=float(str(mpp)),
+                slides=slides,
+                patient=split.patient,
+                most=how.tiles,
+                seed=how.seed,
+            )
+            if found is not None:
+                into[float(str(mpp))] = found
+
+
+def steps(split: Split) -> int:
+    """About how many subjects a split has, for the progress; perturbed tiles count as one more."""
+    return len(split.runnable) + len(split.students) + 2 + len(split.teachers)
+
+
+def measure_split(
+    lake: Lake, split: Split, seen: Seen, how: How, bar: Progress
+) -> tuple[list[tuple[Subject, Tree]], Tree | None]:
+    """Numbers of every subject, and what caching the teachers saved the first student."""
+    found, notes = subjects(lake, split, seen.train, how)
+    seen.notes += notes
+    trees = []
+    for subject in found:
+        trees.append(_measure(lake, split, seen, subject))
+        bar.advance()
+    for tree, numbers in zip(trees, _robust(found, trees, seen, how), strict=True):
+        tree["robustness"] = numbers
+    bar.advance()
+    return list(zip(found, trees, strict=True)), _amortised(lake, split, seen, found, trees)
+
+
+def _measure(lake: Lake, split: Split, seen: Seen, subject: Subject) -> Tree:
+    train, held = (_parts(subject, tiles) for tiles in (seen.train, seen.held))
+    by_teacher = {teacher: fidelity(train, held, teacher) for teacher in split.teachers}
+    switching = {t: mode_switching(by_mpp) for t, by_mpp in by_teacher.items()}
+    return {
+        "width": float(next(iter(held.values())).x.shape[1]),
+        "fidelity": {t: _named(by_mpp) for t, by_mpp in by_teacher.items()},
+        "mode_switching": {t: numbers for t, numbers in switching.items() if numbers},
+        **_with_labels(seen, subject),
+        "throughput": _fast(lake, split, seen, subject),
+    }
+
+
+def _parts(subject: Subject, tiles: Mapping[float, Tiles]) -> dict[float, Part]:
+    return {
+        mpp: Part(x=subject.embed(some), features=some.features, patient=some.patient)
+        for mpp, some in tiles.items()
+    }
+
+
+def _named(by_mpp: Mapping[float, Mapping[str, float]]) -> Tree:
+    """Numbers by the mpp's name, and under `all` their mean over the mpps."""
+    names = next(iter(by_mpp.values()))
+    mean = {name: spread([n[name] for n in by_mpp.values()])["mean"] for name in names}
+    mean["tiles"] = sum(numbers["tiles"] for numbers in by_mpp.values())
+    return {**{mpp_name(mpp): dict(n) for mpp, n in by_mpp.items()}, "all": mean}
+
+
+# ---------------------------------------------------------------------- labels
+
+
+def _with_labels(seen: Seen, subject: Subject) -> Tree:
+    tree: Tree = {"probe": {}, "retrieval": {}}
+    for mpp, tiles in seen.label_held.items():
+        name = mpp_name(mpp)
+        held = _labelled(subject, tiles)
+        try:
+            tree["retrieval"][name] = finds(held)
+        except DistillError as error:
+            _note(seen, f"{name} mpp: {error}")
+        try:
+            tree["probe"][name] = probes(_labelled_at(subject, seen, mpp), held)
+        except DistillError as error:
+            _note(seen, f"{name} mpp: {error}")
+    return tree
+
+
+def _labelled_at(subject: Subject, seen: Seen, mpp: float) -> Labelled:
+    if mpp not in seen.label_train:
+        msg = "no labelled tiles of training slides, so no probe can be fitted"
+        raise DistillError(msg)
+    return _labelled(subject, seen.label_train[mpp])
+
+
+def _labelled(subject: Subject, tiles: Tiles) -> Labelled:
+    if tiles.label is None:
+        msg = "tiles without labels can't be classified"
+        raise DistillError(msg)
+    return Labelled(x=subject.embed(tiles), label=tiles.label, patient=tiles.patient)
+
+
+def _note(seen: Seen, text: str) -> None:
+    if text not in seen.notes:
+        seen.notes.append(text)
+
+
+# ---------------------------------------------------------------------- on pixels
+
+
+def _robust(
+    found: Sequence[Subject], trees: Sequence[Tree], seen: Seen, how: How
+) -> list[Tree | None]:
+    """Robustness on held-out tiles of the finest mpp; None for what can't be run, or takes long."""
+    tiles = seen.held[min(seen.held)].first(how.robust_tiles)
+    encoders = {
+        str(at): subject.runner
+        for at, (subject, tree) in enumerate(zip(found, trees, strict=True))
+        if subject.runner is not None and _soon(subject, tree, len(tiles), seen, how)
+    }
+    by_subject = perturbed(encoders, tiles.batches())
+    numbers = {at: robustness(by_variant) for at, by_variant in by_subject.items()}
+    return [numbers.get(str(at)) for at in range(len(found))]
+
+
+def _soon(subject: Subject, tree: Tree, tiles: int, seen: Seen, how: How) -> bool:
+    """Whether a teacher is quick enough to be run on perturbed tiles; all else is."""
+    if subject.kind != "teacher":
+        return True
+    needed = tiles * len(VARIANTS) / tree["throughput"]["network"]["network_tiles_s"]
+    if needed > how.teacher_seconds:
+        _note(
+            seen,
+            f"{subject.name}: {tiles} tiles in {len(VARIANTS)} variants would take about "
+            f"{needed:.0f} s, more than the {how.teacher_seconds:.0f} s that were allowed",
+        )
+    return bool(needed <= how.teacher_seconds)
+
+
+def _fast(lake: Lake, split: Split, seen: Seen, subject: Subject) -> Tree | None:
+    """Throughput per mpp of students; of teachers only the network's, on a few tiles."""
+    runner = subject.runner
+    if runner is None or subject.kind in {"undistilled", "pca"}:
+        return None
+    if subject.kind == "teacher":
+        alone = runner.seconds_per_tile(next(iter(seen.held.values())))
+        unknown = dict.fromkeys(("end_to_end_tiles_s", "slides_min", "tiles_per_slide", "tiles"))
+        numbers = {"parameters": float(runner.parameters), "network_tiles_s": 1 / alone}
+        return {"network": {**numbers, **unknown}}
+    column = split.teachers[0]
+    return {
+        mpp_name(mpp): throughput(
+            lake, runner, column, tiles, readable(lake, [column], mpp=mpp, slides=split.held_out)
+        )
+        for mpp, tiles in seen.held.items()
+    }
+
+
+def _amortised(
+    lake: Lake, split: Split, seen: Seen, found: Sequence[Subject], trees: Sequence[Tree]
+) -> dict[str, Any] | None:
+    student = split.students[0]
+    trained = training(lake, student, split, list(seen.train))
+    seconds = {
+        subject.name: 1 / tree["throughput"]["network"]["network_tiles_s"]
+        for subject, tree in zip(found, trees, strict=True)
+        if subject.kind == "teacher" and tree["throughput"]
+    }
+    if trained is None:
+        seen.notes.append(f"{student.name}: its report tells no steps and seconds of training")
+    if trained is None or not seconds:
+        seen.notes.append("what caching saved was not computed: no teacher could be timed here")
+        return None
+    if missing := [name for name in split.teachers if name not in seconds]:
+        seen.notes.append(f"what caching saved is without {', '.join(missing)}: not timed here")
+    decode_s = read_seconds(next(iter(seen.held.values())))
+    return {"student": student.name, **amortisation(trained, seconds, decode_s)}

@@ -1,0 +1,176 @@
+"""What is compared on one split: students and their comparators, each as a way to embed tiles."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from distill.errors import DistillError
+from distill.evaluate_embed import (
+    Runner,
+    fit_pca,
+    joined_features,
+    run_student,
+    run_teacher,
+    run_undistilled,
+)
+from distill.evaluate_students import Found, Split
+from distill.evaluate_tiles import Tiles
+from featurestore import Lake
+
+Kind = Literal["student", "single_teacher", "undistilled", "pca", "teacher"]
+Array = npt.NDArray[np.floating]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Subject:
+    """One embedding that is measured.
+
+    Attributes:
+        kind: what it is.
+        name: of the student, teacher, network or PCA.
+        alike: equal for subjects whose numbers are put together: seeds of one student.
+        seed: of it, if it has one.
+        embed: embeddings [N, D] of tiles.
+        runner: what runs it on pixels, if that can be done here.
+        found: the student that it is.
+    """
+
+    kind: Kind
+    name: str
+    alike: str
+    seed: int | None
+    embed: Callable[[Tiles], Array]
+    runner: Runner | None = None
+    found: Found | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class How:
+    """How an evaluation is run: see `evaluate`.
+
+    Attributes:
+        tiles: most tiles per mpp, of training slides and of held-out ones each.
+        robust_tiles: most held-out tiles that are perturbed.
+        teacher_seconds: a teacher that would take longer on perturbed tiles is left out there.
+        seed: of all that is drawn.
+        device: torch's name of it.
+        threads: of the CPU.
+    """
+
+    tiles: int = 2048
+    robust_tiles: int = 256
+    teacher_seconds: float = 300.0
+    seed: int = 0
+    device: str = "cpu"
+    threads: int = 1
+
+    def __post_init__(self) -> None:
+        if self.tiles < 16 or self.robust_tiles < 2 or self.threads < 1:
+            msg = (
+                f"tiles={self.tiles}, robust_tiles={self.robust_tiles}, threads={self.threads} "
+                "given; at least 16, 2 and 1"
+            )
+            raise DistillError(msg)
+
+    @property
+    def on(self) -> dict[str, Any]:
+        """Where networks run."""
+        return {"device": self.device, "threads": self.threads}
+
+
+def subjects(
+    lake: Lake, split: Split, train: Mapping[float, Tiles], how: How
+) -> tuple[list[Subject], list[str]]:
+    """All that is compared on a split, and what could not be run on pixels.
+
+    Args:
+        lake: where they are.
+        split: the students.
+        train: training tiles per mpp, on which PCA and batch norms are fitted.
+        how: device and seeds.
+    """
+    students = [_student(lake, found, split, how) for found in split.runnable]
+    widths = sorted({_width(subject) for subject in students if subject.kind == "student"})
+    teachers, notes = _teachers(lake, split, min(train), how)
+    fitted = [_pca(split, train, width) for width in widths]
+    return [*students, *_undistilled(split, train, how), *fitted, *teachers], notes
+
+
+def _width(subject: Subject) -> int:
+    return 0 if subject.runner is None else subject.runner.output.dim
+
+
+def _student(lake: Lake, found: Found, split: Split, how: How) -> Subject:
+    runner = run_student(lake, found, **how.on)
+    seed = found.recipe.get("seed")
+    return Subject(
+        kind="student" if found in split.students else "single_teacher",
+        name=found.name,
+        alike=found.alike,
+        seed=None if seed is None else int(seed),
+        embed=runner.embed,
+        runner=runner,
+        found=found,
+    )
+
+
+def _undistilled(split: Split, train: Mapping[float, Tiles], how: How) -> list[Subject]:
+    """Each network untrained, with as many seeds as it has students."""
+    networks: dict[str, list[Found]] = {}
+    for student in split.students:
+        networks.setdefault(student.network, []).append(student)
+    found = []
+    for network, members in networks.items():
+        for seed in range(how.seed, how.seed + len(members)):
+            # The finest mpp's: an untrained network has no reason to see one rather than another.
+            tiles = train[min(train)]
+            runner = run_undistilled(members[0], tiles, seed=seed, **how.on)
+            name = f"undistilled {members[0].card.architecture}"
+            found.append(
+                Subject(
+                    kind="undistilled",
+                    name=name,
+                    alike=network,
+                    seed=seed,
+                    embed=runner.embed,
+                    runner=runner,
+                )
+            )
+    return found
+
+
+def _pca(split: Split, train: Mapping[float, Tiles], width: int) -> Subject:
+    pca = fit_pca(joined_features(list(train.values())), width)
+    name = f"PCA {width} of {len(split.teachers)} teachers"
+    return Subject(
+        kind="pca", name=name, alike=name, seed=None, embed=lambda tiles: pca(tiles.features)
+    )
+
+
+def _teachers(lake: Lake, split: Split, mpp: float, how: How) -> tuple[list[Subject], list[str]]:
+    """Cached features; with the network too where its weights are on this machine."""
+    found, notes = [], []
+    for name in split.teachers:
+        runner = None
+        try:
+            runner = run_teacher(lake, name, mpp=mpp, **how.on)
+        except DistillError as error:
+            notes.append(f"{error}; its robustness and speed were not measured")
+        cached = _Cached(name)
+        found.append(
+            Subject(kind="teacher", name=name, alike=name, seed=None, embed=cached, runner=runner)
+        )
+    return found, notes
+
+
+@dataclass(frozen=True)
+class _Cached:
+    """A teacher's features as the lake has them."""
+
+    name: str
+
+    def __call__(self, tiles: Tiles) -> Array:
+        return tiles.features[self.name]
