@@ -21,7 +21,13 @@ from distill.fidelity import Fidelity, combined
 from distill.keep import write_student
 from distill.ray_train import ERROR, STATUS
 from distill.recipe import Recipe
-from distill.record import Recorder, curve_picture, json_lines, tensorboard_events
+from distill.record import (
+    Recorder,
+    curve_picture,
+    epochs_of,
+    json_lines,
+    tensorboard_events,
+)
 from distill.task import Task
 from distill.tasks import make_task
 from distill.train import Loop, NotFiniteError, State, Step, measure
@@ -163,6 +169,7 @@ class Keeper:
             "held_out_slides": self._config["held_out"],
             **_fidelity(found, recipe),
             **_speed(state.lines),
+            "history": epochs_of(state.lines),
             "train_seconds": round(state.seconds, 3),
             "workers": self._recorder.workers,
             "cpus": os.cpu_count(),

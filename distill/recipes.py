@@ -5,7 +5,7 @@ docs/distillation.md.
 """
 
 import difflib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
@@ -171,3 +171,26 @@ def _changed(recipe: Recipe, given: dict[str, Any]) -> Recipe:
         msg = f"recipe '{recipe.name}' trains a {type(recipe.student).__name__}; it has no {wrong}"
         raise DistillError(msg)
     return replace(recipe, **mine)
+
+
+def parse_terms(texts: Sequence[str]) -> tuple[Term, ...]:
+    """Terms of KIND[:TEACHER][=WEIGHT].
+
+    >>> parse_terms(["contrast=0.1"])[0].weight
+    0.1
+
+    Raises:
+        DistillError: one is not of this form.
+    """
+    return tuple(_parsed(text) for text in texts)
+
+
+def _parsed(text: str) -> Term:
+    named, _, weight = text.partition("=")
+    kind, _, teacher = named.partition(":")
+    try:
+        number = float(weight) if weight else 1.0
+    except ValueError as error:
+        msg = f"term '{text}' has no number after '='; give KIND[:TEACHER][=WEIGHT]"
+        raise DistillError(msg) from error
+    return Term(kind=kind, weight=number, teachers=(teacher,) if teacher else ())

@@ -76,6 +76,25 @@ def shares_of(losses: Mapping[str, float]) -> dict[str, float]:
     return {name: round(abs(value) / whole, 4) for name, value in losses.items()}
 
 
+def epochs_of(lines: Sequence[Line]) -> list[Line]:
+    """Per epoch its last step, and the mean of each term over its lines."""
+    epochs: dict[int, list[Line]] = {}
+    for line in lines:
+        if "losses" in line:
+            epochs.setdefault(line["epoch"], []).append(line)
+    return [
+        {
+            "epoch": epoch,
+            "step": found[-1]["step"],
+            "loss": {
+                name: round(sum(line["losses"][name] for line in found) / len(found), 6)
+                for name in found[0]["losses"]
+            },
+        }
+        for epoch, found in epochs.items()
+    ]
+
+
 def json_lines(lines: Sequence[Line]) -> bytes:
     """One JSON object a line."""
     return "".join(json.dumps(line) + "\n" for line in lines).encode()

@@ -132,7 +132,8 @@ def recoloured(x_BCHW: Tensor, size: float, generator: torch.Generator) -> Tenso
     mean = grey.mean(dim=(2, 3), keepdim=True)
     light = (light - mean) * contrast + mean
     grey = (grey - mean) * contrast + mean
-    return ((light - grey) * saturation + grey).clamp(0, 1)
+    found: Tensor = ((light - grey) * saturation + grey).clamp(0, 1)
+    return found
 
 
 def cropped(

@@ -51,13 +51,23 @@ def student_view(student: Part) -> Json:
     return {
         "name": student.name,
         "report": report,
-        "recipe": report.get("recipe", {}),
+        "recipe": _flat(report.get("recipe", {})),
         "rows": rows,
         "bars": _png(fidelity_png(bars)) if bars else None,
         "curves": _png(curves_png(curves, xlabel="epoch", ylabel="training loss"))
         if curves
         else None,
     }
+
+
+def _flat(recipe: Json) -> Json:
+    """A recipe as pairs of name and value: what its parts say, and its terms with their weights."""
+    found: Json = {}
+    for key, value in recipe.items():
+        found |= value if isinstance(value, dict) else {key: value}
+    terms = recipe.get("terms", [])
+    shown = {"terms": [f"{term['weight']:g} x {term['kind']}" for term in terms]} if terms else {}
+    return {**found, **shown}
 
 
 def _fidelity_rows(report: Json) -> list[Json]:

@@ -36,6 +36,7 @@ class Card:
             the class token, `mean` that of the patch tokens, `own` what its own head makes.
         prefix_tokens: tokens before the patch tokens: class token and registers.
         patch_px: side of a patch; None if the network has no tokens that are patches.
+        maps: whether it is convolutional: its last map's places are then its tokens.
         mpps: microns per pixel that it was trained for, best first; none if not on microscopy.
         precision: what its authors, or most of its users, run it in on GPUs.
         licence: of the weights, as far as it is known.
@@ -64,6 +65,7 @@ class Card:
     poolings: tuple[Pooling, ...] = ("own",)
     prefix_tokens: int = 0
     patch_px: int | None = None
+    maps: bool = False
     mpps: tuple[float, ...] = ()
     precision: Precision = "float32"
     licence: str = "unknown"

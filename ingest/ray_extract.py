@@ -185,8 +185,10 @@ def plan(
 
 def _engine(teacher: Teacher, tiles: int) -> Engine:
     """What runs a network faster on a CPU; with transformers none is clearly so (measured)."""
-    convolutional = teacher.card.grid is None and teacher.source is None
-    return "onnxruntime" if convolutional and tiles >= ONNX_TILES and has_onnx() else "torch"
+    convolutional = teacher.card.grid is None or teacher.card.maps
+    pooled = {output.what for output in teacher.outputs} <= set(teacher.card.poolings)
+    faster = convolutional and pooled and teacher.source is None and tiles >= ONNX_TILES
+    return "onnxruntime" if faster and has_onnx() else "torch"
 
 
 def _units(lake: Lake, mpp: float, fields: dict[str, pa.Field], choice: Choice) -> Iterator[Unit]:

@@ -113,7 +113,13 @@ def illustrated(path: Path) -> Lake:
 def put_student(lake: Lake, name: str, *, lake_version: int = 3) -> None:
     report = {
         "student": name,
-        "recipe": {"name": "agglomerate", "architecture": "tiny", "mpps": [], "epochs": 2},
+        "recipe": {
+            "name": "agglomerate",
+            "student": {"architecture": "tiny"},
+            "terms": [{"kind": "match", "weight": 1.0}],
+            "mpps": [],
+            "schedule": {"epochs": 2},
+        },
         "run": f"distill-{name}",
         "lake_version": lake_version,
         "steps": 40,

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from distill.ray_train import stats
+from distill.fit import stats
 from featurestore import (
     ColumnWriter,
     DamageError,
