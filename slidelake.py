@@ -21,6 +21,7 @@ from typer.exceptions import TyperException
 
 if TYPE_CHECKING:
     from distill.fit import stats
+    from distill.ray_columns import extract
     from distill.ray_train import distill
     from distill.recipes import make_recipe
     from downstream import run_mil, run_survival, write_report
@@ -37,7 +38,6 @@ if TYPE_CHECKING:
         verify,
     )
     from ingest import Card
-    from ingest.ray_extract import extract
     from ingest.ray_ingest import ingest
     from ingest.teachers import list_teachers
     from ingest.todo import How
@@ -52,7 +52,7 @@ PUBLIC = {
     "compact": "featurestore",
     "create_lake": "featurestore",
     "distill": "distill.ray_train",
-    "extract": "ingest.ray_extract",
+    "extract": "distill.ray_columns",
     "ingest": "ingest.ray_ingest",
     "list_teachers": "ingest.teachers",
     "make_recipe": "distill.recipes",
@@ -367,7 +367,7 @@ def extract_command(
     the tokens after block 12, with @S1 for a stain variant of each tile; `slidelake teachers` lists
     the names.
     """
-    from ingest.ray_extract import extract
+    from distill.ray_columns import extract
 
     result = extract(
         lake,

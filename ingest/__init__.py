@@ -4,17 +4,20 @@ from ingest.card_table import CARDS
 from ingest.cards import Card
 from ingest.errors import InputError, SlideError, TeacherError
 from ingest.teachers import (
+    FEATURE_CARD,
     Teacher,
     find_card,
     find_teachers,
     licence_of,
     list_teachers,
     load_encoder,
+    sees_features,
     student_folder,
 )
 
 __all__ = [
     "CARDS",
+    "FEATURE_CARD",
     "Card",
     "InputError",
     "SlideError",
@@ -25,5 +28,6 @@ __all__ = [
     "licence_of",
     "list_teachers",
     "load_encoder",
+    "sees_features",
     "student_folder",
 ]

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from ingest.encoder import Encoder
 
 HASH_BYTES = 1 << 24
+# A student of features has this file in place of a card.
+FEATURE_CARD = "features.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +63,11 @@ class Teacher:
 def student_folder(name: str) -> str:
     """Where a student is kept, relative to the lake."""
     return f"students/{name}"
+
+
+def sees_features(store: "Store", name: str) -> bool:
+    """Whether a name is that of a student that sees other columns of the lake, not pixels."""
+    return store.exists(f"{student_folder(name)}/{FEATURE_CARD}")
 
 
 def find_card(store: "Store", name: str) -> Card:
@@ -186,7 +193,13 @@ def load_encoder(
 
 
 def licence_of(store: "Store", teacher: str) -> str:
-    """The licence of a column's teacher; imported features and users' own encoders state none."""
+    """The licence of a column's teacher; imported features and users' own encoders state none.
+
+    A student of features has those of its teachers.
+    """
+    if sees_features(store, teacher):
+        about = json.loads(store.read_bytes(f"{student_folder(teacher)}/{FEATURE_CARD}"))
+        return "; ".join(f"{name}: {text}" for name, text in about["licences"].items())
     try:
         return find_card(store, teacher).licence
     except TeacherError:
