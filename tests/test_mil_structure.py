@@ -1,0 +1,204 @@
+"""The distance transformer, the hierarchical model and fusion against dense float64 by hand."""
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from downstream import mil_hierarchy, mil_transformer
+from downstream.mil_bags import MilError
+from downstream.mil_fusion import Concat, Fused, ShazamGate
+from downstream.mil_hierarchy import CrossAttention, Hierarchical, children_rows
+from downstream.mil_pooling import Abmil
+from downstream.mil_transformer import Layer, PositionTransformer
+from downstream.mil_transmil import TransMil
+from featurestore.ids import tile_ids
+from featurestore.pairs import children_of
+from tests.mil_examples import WIDTH, bags, doubles
+
+__all__ = ["doubles"]  # the fixture
+pytestmark = pytest.mark.usefixtures("doubles")
+
+
+def dense_layer(layer: Layer, x: Tensor, place: Tensor) -> Tensor:
+    """A whole transformer layer with its scores [L, L] in one piece."""
+    part, heads = layer.attention, layer.attention.heads
+    normed = layer.norm(x)
+    q, k, v = (p.view(len(x), heads, -1).transpose(0, 1) for p in part.qkv(normed).chunk(3, dim=-1))
+    apart = torch.cdist(place, place)
+    apart[0], apart[:, 0] = 0, 0
+    slope = torch.tensor([2 ** (-8 * (h + 1) / heads) for h in range(heads)])
+    score = q @ k.mT * q.shape[-1] ** -0.5 - slope[:, None, None] * apart
+    mixed = (torch.softmax(score, dim=-1) @ v).transpose(0, 1).flatten(1)
+    x = x + part.out(mixed)
+    found: Tensor = x + layer.network(x)
+    return found
+
+
+@pytest.mark.parametrize("block", [4, 512])
+def test_transformer_by_hand_and_by_blocks(monkeypatch: pytest.MonkeyPatch, block: int) -> None:
+    monkeypatch.setattr(mil_transformer, "_BLOCK", block)
+    net = PositionTransformer(WIDTH, hidden=16, heads=4, layers=3).eval()
+    (features, *_), (coords, *_) = bags("transformer", (13,))
+    x = torch.cat([net.class_token[None], net.stem(features)])
+    place = torch.cat([torch.zeros(1, 2), coords.double()])
+    for layer in (*net.layers, net.last):
+        assert isinstance(layer, Layer)
+        before, x = x, dense_layer(layer, x, place)
+    expected = net.norm(x[0])
+    found = net(features, None, coords)
+    torch.testing.assert_close(found.embedding[0], expected, rtol=1e-6, atol=1e-7)
+    q, k, _ = net.last.attention.qkv(net.last.norm(before)).view(14, 3, 4, 4).unbind(dim=1)
+    share = torch.softmax(torch.einsum("hd,lhd->hl", q[0], k) / 2, dim=-1).mean(dim=0)[1:]
+    torch.testing.assert_close(found.attention[0], share / share.sum())
+    found.embedding.sum().backward()  # type: ignore[no-untyped-call]
+    made = net.stem[0].weight.grad.clone()  # type: ignore[operator, union-attr]
+    net.zero_grad()
+    expected.sum().backward()
+    torch.testing.assert_close(made, net.stem[0].weight.grad, rtol=1e-5, atol=1e-7)
+
+
+def test_a_near_tile_counts_more_than_a_far_one() -> None:
+    net = PositionTransformer(WIDTH, hidden=16, heads=2, layers=2, dropout=0).eval()
+    x = torch.randn(3, WIDTH)
+    near = net(x, None, torch.tensor([[0, 0], [0, 1], [0, 400]])).embedding
+    same = net(x, None, torch.tensor([[0, 0], [0, 1], [0, 800]])).embedding
+    other = net(x, None, torch.tensor([[0, 0], [0, 400], [0, 1]])).embedding
+    # the bias of the gentlest head at 400 tiles is -1.6; what differs is only how far is far
+    assert (near - same).abs().max() < (near - other).abs().max()
+
+
+def hierarchy_by_hand(net: Hierarchical, x: Tensor, coords: Tensor) -> Tensor:
+    """Two levels, tile by tile in loops."""
+    h = net.stem(x)
+    coarse, fine = (torch.nonzero(coords[:, 0] == level)[:, 0].tolist() for level in (0, 1))
+    local, whole = net.local[0], net.whole[0]
+    assert isinstance(local, CrossAttention)
+    assert isinstance(whole, CrossAttention)
+    keys = torch.cat([h[fine], net.prompts[0]])
+    out = []
+    for row in coarse:
+        token = h[row]
+        mine = [f for f in fine if (coords[f, 1:] // 4).tolist() == coords[row, 1:].tolist()]
+        if mine:
+            token = attend(local, token, token / token.norm(), h[mine])
+        out.append(attend(whole, token, token, keys))
+    tokens = torch.stack(out)
+    share = torch.softmax(net.attention(tokens[None])[0, 0], dim=0)
+    return share @ tokens
+
+
+def attend(part: CrossAttention, token: Tensor, asker: Tensor, others: Tensor) -> Tensor:
+    q = part.query(asker).view(part.heads, -1)
+    k, v = (p.view(len(others), part.heads, -1) for p in part.key_value(others).chunk(2, dim=-1))
+    share = torch.softmax(torch.einsum("hd,nhd->hn", q, k) * q.shape[-1] ** -0.5, dim=-1)
+    found: Tensor = part.norm(token + part.out(torch.einsum("hn,nhd->hd", share, v).flatten()))
+    return found
+
+
+@pytest.mark.parametrize("block", [3, 512])
+def test_hierarchy_by_hand(monkeypatch: pytest.MonkeyPatch, block: int) -> None:
+    monkeypatch.setattr(mil_hierarchy, "_BLOCK", block)
+    net = Hierarchical(WIDTH, hidden=16, heads=2).eval()
+    (features, *_), (coords, *_) = bags("hierarchical", (9,))
+    found = net(features, None, coords)
+    expected = hierarchy_by_hand(net, features, coords)
+    torch.testing.assert_close(found.embedding[0], expected, rtol=1e-9, atol=1e-10)
+    levels = found.extras["levels"][0]
+    assert levels[coords[:, 0] == 0].sum().item() == pytest.approx(1)
+    # one coarse tile is without children: its share is not carried down
+    lost = levels[coords[:, 0] == 0][0]
+    torch.testing.assert_close(levels[coords[:, 0] == 1].sum(), 1 - lost)
+
+
+def test_three_levels() -> None:
+    top = torch.tensor([[0, 0, 0], [0, 0, 1]])
+    middle = torch.tensor([[1, y, x] for y in range(4) for x in range(8)])
+    fine = torch.tensor([[2, y, x] for y in range(0, 16, 3) for x in range(0, 32, 5)])
+    coords = torch.cat([fine, top, middle])
+    net = Hierarchical(WIDTH, ratios=(4, 4), hidden=16, heads=2).eval()
+    found = net(torch.randn(len(coords), WIDTH), None, coords)
+    assert found.attention[0, len(fine) : len(fine) + 2].sum().item() == pytest.approx(1)
+    assert found.extras["levels"][0, len(fine) + 2 :].sum().item() == pytest.approx(1)
+
+
+def test_children_are_those_of_the_lake() -> None:
+    rng = np.random.default_rng(0)
+    coarse = np.argwhere(rng.random((6, 7)) < 0.5)
+    fine = np.argwhere(rng.random((24, 28)) < 0.6)
+    fine = fine[[(f // 4).tolist() in coarse.tolist() for f in fine]]
+    found = children_rows(torch.from_numpy(coarse), torch.from_numpy(fine), 4)
+    above, below = (tile_ids(3, mpp, p[:, 0], p[:, 1]) for mpp, p in ((2.0, coarse), (0.5, fine)))
+    expected = children_of(above, below, 4).reshape(len(coarse), 16)
+    assert (found.numpy() == np.where(expected < 0, len(fine), expected)).all()
+
+
+@pytest.mark.parametrize(
+    ("coords", "message"),
+    [
+        ([[0, 0, 0], [1, 0, 9]], "0 of 1 fine tiles are under one of 1 coarse"),
+        ([[0, 0, 0], [1, 0, 0], [1, 0, 0]], "give each fine tile once"),
+        ([[0, 0, 0], [0, 0, 1]], r"\[2, 0\] of 2 tiles are of levels 0 to 1"),
+        ([[0, 0, 0], [1, 0, 0], [2, 0, 0]], r"\[1, 1\] of 3 tiles"),
+    ],
+)
+def test_places_that_do_not_nest_are_refused(coords: list[list[int]], message: str) -> None:
+    net = Hierarchical(WIDTH, hidden=16, heads=2)
+    with pytest.raises(MilError, match=message):
+        net(torch.randn(len(coords), WIDTH), None, torch.tensor(coords))
+
+
+FUSIONS = {"concat": Concat, "shazam": ShazamGate}
+
+
+@pytest.mark.parametrize("kind", FUSIONS)
+def test_a_teachers_scale_does_not_matter(kind: str) -> None:
+    fusion = FUSIONS[kind]([5, 7], 8).eval()
+    x = torch.randn(2, 4, 12) * 10
+    scaled = torch.cat([x[..., :5] * 100, x[..., 5:]], dim=-1)
+    torch.testing.assert_close(fusion(scaled), fusion(x), rtol=1e-4, atol=1e-4)
+
+
+def test_the_gate_reaches_what_follows() -> None:
+    """Failure row 4: a gate in front of LayerNorm would have no gradient and no effect."""
+    fusion = ShazamGate([5, 7], 8).eval()
+    x = torch.randn(1, 6, 12)
+    fusion(x).square().sum().backward()
+    assert fusion.share.weight.grad is not None
+    assert fusion.share.weight.grad.abs().max() > 1e-4
+    with torch.no_grad():
+        fusion.share.weight.zero_()
+        fusion.share.bias.copy_(torch.tensor([30.0, -30.0]))
+    torch.testing.assert_close(fusion.shares(x)[..., 0], torch.ones(1, 6))
+    other = x.clone()
+    other[..., 5:] = torch.randn(1, 6, 7)
+    closed, seen = (fusion(part) for part in (x, other))
+    torch.testing.assert_close(closed, seen)  # a teacher with no share has no say
+
+
+def test_reconstruction_cannot_be_won_by_collapse() -> None:
+    """Failure row 3: targets are the teachers' own features; no parameter reaches them."""
+    fusion = ShazamGate([5, 7], 8)
+    x, mask = torch.randn(2, 6, 12), torch.arange(6) < torch.tensor([[6], [4]])
+    for part in fusion.maps:
+        assert isinstance(part, nn.Linear)
+        nn.init.zeros_(part.weight)
+        nn.init.zeros_(part.bias)
+    loss = fusion.reconstruct(fusion(x), x, mask)
+    assert (loss > 0.5).all()  # a constant says nothing of a teacher
+    expected = [fusion.reconstruct(fusion(b[None]), b[None], torch.ones(1, len(b)).bool())
+                for b in (x[0], x[1, :4])]  # fmt: skip
+    torch.testing.assert_close(loss, torch.cat(expected))
+
+
+def test_fused_aggregators_are_aggregators() -> None:
+    net = Fused(ShazamGate([5, 7], 8), TransMil(8, hidden=16, dropout=0.0), reconstruct=0.01)
+    (features, *_), (coords, *_) = bags("transmil", (9,))
+    pooled = net.train()(features, None, coords)
+    assert pooled.embedding.shape == (1, 16)
+    assert pooled.extras["fusion_loss"].item() > 0
+    assert "fusion_loss" not in net.eval()(features, None, coords).extras
+    with pytest.raises(MilError, match="11 wide"):
+        net(features[:, :11], None, coords)
+    with pytest.raises(MilError, match="it is ShazamGate's"):
+        Fused(Concat([5, 7], 8), Abmil(8, hidden=4), reconstruct=0.1)
