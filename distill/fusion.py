@@ -1,0 +1,275 @@
+"""Fusion of K teachers' features of a tile into one vector; no pixels.
+
+Source: Shazam's code (Tuner12/Shazam): a linear map a teacher, a softmax gate, 4 to 5 blocks of
+cross-attention over the K tokens, their mean; distillation at a weight of 0.01. What was changed
+and why stands with each class.
+
+Letters in names: B samples, K teachers, D width of the tokens, E embedding of a teacher, H heads.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Self
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from distill.errors import DistillError
+from distill.gate import Gate
+from distill.heads import make_head
+from distill.kept_norms import KeptNorms, blank_norms
+from distill.losses import Match, cosine_loss, smooth_l1_loss
+from distill.recipe import FusionStudent, Recipe, Term
+from distill.task import Batch, Norms, Prediction, Task
+from distill.weighting import make_weighting
+
+SETTINGS: dict[str, dict[str, float]] = {"reconstruct": {"cosine": 0.9}, "fuse": {}}
+
+
+class TokenBlock(nn.Module):
+    """Attention among the teachers' tokens, a residual, and a norm, in this order.
+
+    The order is Shazam's: a norm in front would erase the gate that comes before the first block.
+
+    Args:
+        width: D.
+        heads: of attention; Shazam has one.
+    """
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.query_key_value = nn.Linear(width, 3 * width)
+        self.out = nn.Linear(width, width)
+        self.norm = nn.LayerNorm(width)
+
+    def forward(self, x_BKD: Tensor) -> Tensor:
+        """Tokens [B, K, D]."""
+        parts = self.query_key_value(x_BKD).unflatten(-1, (3, self.heads, -1))
+        query, key, value = parts.permute(2, 0, 3, 1, 4)
+        seen_BKD = F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
+        out_BKD: Tensor = self.norm(x_BKD + self.out(seen_BKD))
+        return out_BKD
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fused:
+    """What a fuser makes of a tile.
+
+    Attributes:
+        vector: [B, D].
+        tokens: the teachers' features, each mapped to the width, before the gate [B, K, D].
+    """
+
+    vector: Tensor
+    tokens: Tensor
+
+
+class Fuser(nn.Module):
+    """Features of K teachers in, one vector out.
+
+    Changed from Shazam: features are normalised by statistics that are kept with the weights, per
+    teacher and mpp; the gate comes after its norm, since in front of one it has no effect; several
+    heads of attention; the last layer's features alone, no cascade of three levels; no dropout.
+
+    Args:
+        about: width, blocks, heads.
+        dims: E of each teacher; their order is that of the tokens.
+        norms: of every teacher at every mpp.
+
+    Raises:
+        DistillError: the width is no multiple of the heads, or statistics are missing.
+    """
+
+    def __init__(self, about: FusionStudent, dims: Mapping[str, int], norms: Norms) -> None:
+        super().__init__()
+        if about.width % about.heads:
+            msg = f"width {about.width} given; it must be a multiple of the {about.heads} heads"
+            raise DistillError(msg)
+        self.teachers = tuple(dims)
+        self.norms = KeptNorms(self.teachers, norms)
+        self.maps = nn.ModuleList(nn.Linear(dim, about.width) for dim in dims.values())
+        blocks = [TokenBlock(about.width, about.heads) for _ in range(about.blocks)]
+        self.blocks = nn.Sequential(*blocks)
+        self.gate = Gate(len(dims), about.width, following=self.blocks)
+
+    @classmethod
+    def restored(
+        cls,
+        about: FusionStudent,
+        teachers: Sequence[str],
+        mpps: Sequence[float],
+        targets: str,
+        weights: Mapping[str, Tensor],
+    ) -> Self:
+        """From its weights, in evaluation mode.
+
+        Args:
+            about: as it was made.
+            teachers: in the order of then.
+            mpps: whose statistics are among the weights.
+            targets: kind of normalisation, one of `targets.NORMS`.
+            weights: its state.
+        """
+        dims = {name: weights[f"maps.{i}.weight"].shape[1] for i, name in enumerate(teachers)}
+        fuser = cls(about, dims, blank_norms(targets, dims, mpps))
+        fuser.load_state_dict(dict(weights))
+        return fuser.eval()
+
+    def forward(self, features: Mapping[str, Tensor], mpp: float) -> Fused:
+        """Fuse raw features.
+
+        Args:
+            features: raw [B, E] of each teacher.
+            mpp: of the tiles.
+
+        Raises:
+            DistillError: there are no statistics at this mpp.
+        """
+        tokens = [
+            linear(self.norms.norm(name, mpp)(features[name]))
+            for name, linear in zip(self.teachers, self.maps, strict=True)
+        ]
+        tokens_BKD = torch.stack(tokens, dim=1)
+        fused_BKD: Tensor = self.blocks(self.gate(tokens_BKD))
+        return Fused(vector=fused_BKD.mean(dim=1), tokens=tokens_BKD)
+
+    @torch.no_grad()
+    def embed(self, features: Mapping[str, Tensor], *, mpp: float) -> Tensor:
+        """The fused vectors [B, D], float32, of raw features [B, E] by teacher."""
+        vector_BD: Tensor = self(features, mpp).vector
+        return vector_BD.float()
+
+
+class FusionTask(Task):
+    """Trains a `Fuser` to hold what all its teachers say.
+
+    Terms: "reconstruct", a head per teacher from the vector to its target (setting `cosine`, the
+    share of the cosine, the rest is smooth L1), teachers weighted as the recipe says; and "fuse",
+    Shazam's own: mean over teachers of 1 - cos + Huber of the vector and their mapped features.
+
+    Changed from Shazam: its targets are the mapped features with their gradient, so that all maps
+    to one constant is a minimum; here they are detached, and "reconstruct", which the paper does
+    not have, is what ties the vector to the teachers. No task loss: nothing here has labels.
+
+    Args:
+        recipe: of a `FusionStudent`.
+        dims: E of each teacher.
+        norms: of every teacher at every mpp.
+
+    Raises:
+        DistillError: a term or a setting is not known, nothing is reconstructed, or smooth L1 would
+            be redundant.
+    """
+
+    def __init__(self, recipe: Recipe, dims: Mapping[str, int], norms: Norms) -> None:
+        super().__init__()
+        if not isinstance(recipe.student, FusionStudent):
+            msg = f"recipe '{recipe.name}' trains no fusion of features"
+            raise TypeError(msg)
+        self.terms = [_checked(recipe, term) for term in recipe.terms]
+        self.fuser = Fuser(recipe.student, {name: dims[name] for name in recipe.teachers}, norms)
+        rebuilt = {n for t in self.terms if t.kind == "reconstruct" for n in _teachers(recipe, t)}
+        self._rebuilt = [name for name in recipe.teachers if name in rebuilt]
+        if not self._rebuilt:
+            msg = (
+                f"recipe '{recipe.name}' has no term 'reconstruct': nothing would tie the fused "
+                "vector to what the teachers say"
+            )
+            raise DistillError(msg)
+        self.heads = nn.ModuleList(
+            make_head(
+                recipe.head, recipe.student.width, width=recipe.head_width, dim_out=dims[name]
+            )
+            for name in self._rebuilt
+        )
+        self.weightings = nn.ModuleList(
+            make_weighting(recipe.weighting, len(_teachers(recipe, term)), keep=recipe.keep)
+            for term in self.terms
+        )
+        self._of = [_teachers(recipe, term) for term in self.terms]
+        self._match = [
+            Match(targets=recipe.targets, cosine_weight=term.settings.get("cosine", 0.9))
+            for term in self.terms
+        ]
+
+    def forward(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
+        """Weighted losses [B]: "reconstruct TEACHER" and "fuse"."""
+        fused = self.fuser(batch.features, batch.mpp)
+        losses: dict[str, Tensor] = {}
+        for number, term in enumerate(self.terms):
+            if term.kind == "fuse":
+                found = {"fuse": self._fuse(fused, self._of[number])}
+            else:
+                found = self._reconstruct(number, fused.vector, batch, generator)
+            for name, loss_B in found.items():
+                losses[name] = losses.get(name, 0) + term.weight * loss_B
+        return losses
+
+    def _reconstruct(
+        self, number: int, vector_BD: Tensor, batch: Batch, generator: torch.Generator
+    ) -> dict[str, Tensor]:
+        names = self._of[number]
+        each = []
+        for name in names:
+            predicted_BE = self.heads[self._rebuilt.index(name)](vector_BD)
+            each.append(self._match[number](predicted_BE, self._target(name, batch)))
+        losses_KB = torch.stack(each)
+        shares_KB = self.weightings[number](losses_KB, generator)
+        return {f"reconstruct {n}": shares_KB[i] * losses_KB[i] for i, n in enumerate(names)}
+
+    def _fuse(self, fused: Fused, names: Sequence[str]) -> Tensor:
+        losses = []
+        for name in names:
+            token_BD = fused.tokens[:, self.fuser.teachers.index(name)].detach()
+            losses.append(
+                cosine_loss(fused.vector, token_BD) + smooth_l1_loss(fused.vector, token_BD)
+            )
+        return torch.stack(losses).mean(dim=0)
+
+    def _target(self, name: str, batch: Batch) -> Tensor:
+        return self.fuser.norms.norm(name, batch.mpp)(batch.features[name])
+
+    @torch.no_grad()
+    def predict(self, batch: Batch) -> dict[str, Prediction]:
+        """What the vector says of each teacher."""
+        vector_BD = self.fuser(batch.features, batch.mpp).vector
+        return {
+            name: Prediction(
+                predicted=head(vector_BD).float(),
+                features=batch.features[name],
+                norm=self.fuser.norms.norm(name, batch.mpp),
+                mpp=batch.mpp,
+            )
+            for name, head in zip(self._rebuilt, self.heads, strict=True)
+        }
+
+    @property
+    def student(self) -> nn.Module:
+        """The fuser; heads are not needed to use it."""
+        return self.fuser
+
+
+def _teachers(recipe: Recipe, term: Term) -> tuple[str, ...]:
+    return term.teachers or recipe.teachers
+
+
+def _checked(recipe: Recipe, term: Term) -> Term:
+    """The term.
+
+    Raises:
+        DistillError: its kind, a setting or a teacher is not known.
+    """
+    if term.kind not in SETTINGS:
+        msg = f"no term '{term.kind}' of a fusion; known are {', '.join(SETTINGS)}"
+        raise DistillError(msg)
+    wrong = sorted({*term.settings} - {*SETTINGS[term.kind]})
+    unknown = sorted({*term.teachers} - {*recipe.teachers})
+    if wrong or unknown:
+        msg = (
+            f"term '{term.kind}' given settings {wrong}, teachers {unknown}; it has settings "
+            f"{list(SETTINGS[term.kind])}, the recipe teachers {list(recipe.teachers)}"
+        )
+        raise DistillError(msg)
+    return term

@@ -1,0 +1,32 @@
+"""The head of self-distillation: embeddings to logits over prototypes.
+
+Letters in names: B samples, D embedding, K prototypes.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+HIDDEN = 256
+BOTTLENECK = 64
+
+
+class PrototypeHead(nn.Module):
+    """An MLP, a unit sphere, and cosines to prototypes; in float32 from the sphere on.
+
+    Args:
+        dim: of what comes in.
+        prototypes: K.
+    """
+
+    def __init__(self, dim: int, prototypes: int) -> None:
+        super().__init__()
+        self.mlp = nn.Sequential(nn.Linear(dim, HIDDEN), nn.GELU(), nn.Linear(HIDDEN, BOTTLENECK))
+        self.prototypes = nn.Linear(BOTTLENECK, prototypes, bias=False)
+
+    def forward(self, x_BD: Tensor) -> Tensor:
+        """Logits [..., K]."""
+        unit = F.normalize(self.mlp(x_BD).float(), dim=-1)
+        with torch.autocast(unit.device.type, enabled=False):
+            directions_KD = F.normalize(self.prototypes.weight.float(), dim=-1)
+            return unit @ directions_KD.T

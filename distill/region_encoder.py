@@ -1,0 +1,107 @@
+"""The student of regions: cached features of one teacher at three nested mpps in, a vector out.
+
+Letters in names: B regions, E embedding of the teacher, D width.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+
+from distill.errors import DistillError
+from distill.kept_norms import KeptNorms, blank_norms
+from distill.recipe import RegionStudent
+from distill.region_network import Region, RegionNetwork, Whole
+from distill.task import Batch, Norms
+
+
+class RegionEncoder(nn.Module):
+    """A coarse tile and the tiles of two finer mpps under it in, one vector out.
+
+    The vector is the mean of what hierarchical attention gives for the coarse stream: the mid
+    tokens that are there, the region's own token, and the prompts.
+
+    Kept of PatHME: features of one teacher at three mpps, one linear map and GELU for all; one
+    backbone; prompts for the coarse stream alone. Changed: features are normalised by statistics
+    that are kept with the weights; tiles that are not there are masked; the coarse tile itself is
+    seen, as a token of the coarse stream; any two ratios of mpps.
+
+    Args:
+        about: width, depth, heads and so on.
+        teacher: whose features it sees.
+        dim: E.
+        norms: of the teacher at three mpps.
+
+    Raises:
+        DistillError: there are not three.
+    """
+
+    def __init__(self, about: RegionStudent, teacher: str, dim: int, norms: Norms) -> None:
+        super().__init__()
+        mpps = sorted({mpp for name, mpp in norms if name == teacher}, reverse=True)
+        if len(mpps) != 3:
+            msg = f"a region is of three mpps; '{teacher}' has statistics at {mpps}"
+            raise DistillError(msg)
+        self.teacher = teacher
+        self.coarse, self.mid, self.fine = mpps
+        self.norms = KeptNorms([teacher], norms)
+        self.network = RegionNetwork(about, dim)
+
+    @classmethod
+    def restored(
+        cls,
+        about: RegionStudent,
+        teacher: str,
+        mpps: Sequence[float],
+        targets: str,
+        weights: Mapping[str, Tensor],
+    ) -> Self:
+        """From its weights, in evaluation mode.
+
+        Args:
+            about: as it was made.
+            teacher: whose features it sees.
+            mpps: of the three levels.
+            targets: kind of normalisation, one of `targets.NORMS`.
+            weights: its state.
+        """
+        dim = weights["network.project.0.weight"].shape[1]
+        encoder = cls(about, teacher, dim, blank_norms(targets, {teacher: dim}, mpps))
+        encoder.load_state_dict(dict(weights))
+        return encoder.eval()
+
+    def region(self, batch: Batch) -> Region:
+        """The normalised features of a batch.
+
+        Raises:
+            DistillError: it is of another mpp, or has not the tiles of the finer ones under it.
+        """
+        if batch.mpp != self.coarse or {self.mid, self.fine} - set(batch.under):
+            msg = (
+                f"a batch of mpp {batch.mpp} with {sorted(batch.under)} under it given; this "
+                f"encoder sees {self.coarse} with {[self.fine, self.mid]}"
+            )
+            raise DistillError(msg)
+        mid, fine = batch.under[self.mid], batch.under[self.fine]
+        return Region(
+            coarse=self._normalised(batch.features, self.coarse),
+            mid=self._normalised(mid.features, self.mid),
+            mid_there=mid.mask,
+            fine=self._normalised(fine.features, self.fine),
+            fine_there=fine.mask,
+        )
+
+    def _normalised(self, features: Mapping[str, Tensor], mpp: float) -> Tensor:
+        return self.norms.norm(self.teacher, mpp)(features[self.teacher])
+
+    def forward(self, batch: Batch) -> Whole:
+        """All that is seen of a batch."""
+        seen: Whole = self.network(self.region(batch))
+        return seen
+
+    @torch.no_grad()
+    def embed(self, batch: Batch) -> Tensor:
+        """The vectors of regions [B, D], float32."""
+        vector_BD: Tensor = self(batch).joined.region
+        return vector_BD.float()

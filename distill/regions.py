@@ -1,0 +1,129 @@
+"""What trains a region encoder over cached grids of features; no pixels.
+
+Source: PatHME (hvcl/PatHME), re-written from its description, as its public code does not run. What
+was kept and what was changed stands with each class.
+
+Letters in names: B regions, N fine tokens, E embedding of a teacher, D width, T experts.
+"""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from distill.heads import make_head
+from distill.kept_norms import KeptNorms
+from distill.losses import Match
+from distill.numeric import weighted_mean
+from distill.recipe import Recipe, RegionStudent
+from distill.region_encoder import RegionEncoder
+from distill.region_network import Whole
+from distill.region_self import RegionSelf, region_terms
+from distill.task import Batch, Norms, Prediction, Task
+from distill.weighting import make_weighting
+
+
+class RegionTask(Task):
+    """Trains a `RegionEncoder` by itself and by experts.
+
+    Terms: "dino", class tokens of crops against those of the whole in each stream, and across the
+    streams; "ibot", hidden tokens of both grids; "koleo", class tokens; "expert", each expert's
+    fine features from the fine tokens; "hierarchy", 1 - cos of what hierarchical attention gives to
+    the student and to the moving average (PatHME divides it by 0.1: a weight of 10).
+
+    Kept of PatHME: the terms and their weights, crops of 6 x 6 of 16 x 16 and 3 x 3 of 4 x 4 cells
+    (the same shares of other grids), hidden tokens, the momentum. Changed:
+    - DINO across the streams also takes the region's vector, since the hierarchical term alone is
+      smallest where all regions are one constant.
+    - Experts have a head each and normalised targets; the student's teacher is its own expert
+      if it is the only one. They are weighted as the recipe says, so that all weigh 1 together.
+    - The teacher's temperature (0.05) and the momentum (0.992) are constant, where PatHME raises
+      them to 0.07 and 1; a running centre per stream; 1 prototype head for both streams' class
+      tokens, so that they can be compared, and 1 for tokens; as many prototypes as the recipe says
+      (65,536 there); the mean of KoLeo and iBOT over both streams.
+
+    Args:
+        recipe: of a `RegionStudent`; its first teacher is seen, the others are experts.
+        dims: E of each teacher.
+        norms: of the first teacher at three mpps, of the experts at the finest.
+
+    Raises:
+        DistillError: a term or a setting is not known, or statistics are missing.
+    """
+
+    def __init__(self, recipe: Recipe, dims: Mapping[str, int], norms: Norms) -> None:
+        super().__init__()
+        if not isinstance(recipe.student, RegionStudent):
+            msg = f"recipe '{recipe.name}' trains no encoder of regions"
+            raise TypeError(msg)
+        about, teacher = recipe.student, recipe.teachers[0]
+        terms = region_terms(recipe)
+        self.encoder = RegionEncoder(about, teacher, dims[teacher], norms)
+        self.own = RegionSelf(about, terms, self.encoder.network)
+        self.experts = _experts(recipe)
+        self.expert_norms = KeptNorms(
+            self.experts, {k: norm for k, norm in norms.items() if k[1] == self.encoder.fine}
+        )
+        self.heads = nn.ModuleList(
+            make_head(recipe.head, about.width, width=recipe.head_width, dim_out=dims[name])
+            for name in self.experts
+        )
+        if self.experts:
+            self._weight, share = terms.weight("expert"), terms.setting("expert", "cosine")
+            self._match = Match(targets=recipe.targets, cosine_weight=share)
+            self.weighting = make_weighting(recipe.weighting, len(self.experts), keep=recipe.keep)
+
+    def forward(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
+        """Weighted losses [B]: dino-fine, dino-mid, dino-across, ibot, koleo, ..., expert NAME."""
+        region = self.encoder.region(batch)
+        seen, losses = self.own(self.encoder.network, region, generator)
+        if self.experts:
+            losses |= self._expert(seen, batch, generator)
+        return losses  # type: ignore[no-any-return]
+
+    def _expert(self, seen: Whole, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
+        under, losses = batch.under[self.encoder.fine], []
+        there_BN = under.mask.flatten(1)
+        for name, head in zip(self.experts, self.heads, strict=True):
+            raw_BNE = under.features[name].flatten(1, 2)
+            target_BNE = self.expert_norms.norm(name, self.encoder.fine)(raw_BNE)
+            target_BNE = torch.where(there_BN[..., None], target_BNE, 0)
+            loss_BN = self._match(head(seen.fine.tokens), target_BNE)
+            losses.append(weighted_mean(loss_BN, there_BN))
+        losses_TB = torch.stack(losses)
+        shares_TB = self.weighting(losses_TB, generator)
+        losses_TB = self._weight * shares_TB * losses_TB
+        return {f"expert {name}": losses_TB[i] for i, name in enumerate(self.experts)}
+
+    def after_step(self, step: int) -> None:
+        """Move the average and the centres."""
+        self.own.after_step(self.encoder.network, step)
+
+    @torch.no_grad()
+    def predict(self, batch: Batch) -> dict[str, Prediction]:
+        """What the fine tokens say of each expert's features, of tiles that are there."""
+        tokens_BND = self.encoder(batch).fine.tokens
+        under = batch.under[self.encoder.fine]
+        there_BN = under.mask.flatten(1)
+        return {
+            name: Prediction(
+                predicted=head(tokens_BND[there_BN]).float(),
+                features=under.features[name].flatten(1, 2)[there_BN],
+                norm=self.expert_norms.norm(name, self.encoder.fine),
+                mpp=self.encoder.fine,
+            )
+            for name, head in zip(self.experts, self.heads, strict=True)
+        }
+
+    @property
+    def student(self) -> nn.Module:
+        """The encoder; heads and the average are not needed to use it."""
+        return self.encoder
+
+
+def _experts(recipe: Recipe) -> tuple[str, ...]:
+    """Whose fine features are matched; none without the term."""
+    for term in recipe.terms:
+        if term.kind == "expert":
+            return term.teachers or recipe.teachers[1:] or recipe.teachers
+    return ()

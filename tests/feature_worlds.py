@@ -1,0 +1,155 @@
+"""Small worlds of correlated features, for students that see features alone.
+
+Every tile has hidden causes; each teacher sees them through its own nonlinear map, at its own scale
+and offset, with noise. So each teacher says something of all others.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from distill.targets import make_norm
+from distill.task import Batch, Norms, Prediction, Task, Under
+from featurestore import Moments
+from featurestore.phi_s import phi_s
+
+Floats = npt.NDArray[np.float64]
+
+CAUSES = 4
+SCALES = (1.0, 30.0, 0.2)
+
+
+@dataclass(frozen=True, kw_only=True)
+class World:
+    """Teachers that see hidden causes.
+
+    Attributes:
+        dims: of each teacher.
+        seed: of their maps.
+        noise: of each feature, in units of its scale.
+    """
+
+    dims: Mapping[str, int]
+    seed: int = 0
+    noise: float = 0.1
+    _maps: dict[str, tuple[Floats, Floats]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        rng = np.random.default_rng(self.seed)
+        for name, dim in self.dims.items():
+            self._maps[name] = (rng.normal(size=(CAUSES, dim)), rng.normal(size=dim))
+
+    def features(self, teacher: str, causes: Floats, rng: np.random.Generator) -> Tensor:
+        """Raw float16 features [..., D] of causes [..., CAUSES]."""
+        matrix, offset = self._maps[teacher]
+        seen = np.tanh(causes @ matrix) + offset
+        seen = seen + self.noise * rng.normal(size=seen.shape)
+        scale = SCALES[list(self.dims).index(teacher) % len(SCALES)]
+        return torch.from_numpy((seen * scale).astype(np.float16))
+
+
+def norm_inputs(features: Tensor) -> Moments:
+    """Moments of raw features [..., D]."""
+    x = features.flatten(0, -2).numpy().astype(np.float64)
+    return Moments(n=len(x), mean=x.mean(0), covariance=np.cov(x.T, ddof=0))
+
+
+def norms_of(features: Mapping[tuple[str, float], Tensor], name: str = "phi-s") -> Norms:
+    """Normalisations fitted on raw features [..., D] by teacher and mpp."""
+    moments = {key: norm_inputs(x) for key, x in features.items()}
+    return {
+        key: make_norm(name, moments=m, phi_s=phi_s(m.mean, m.covariance))
+        for key, m in moments.items()
+    }
+
+
+def tile_batch(world: World, samples: int, seed: int, mpp: float = 0.5) -> Batch:
+    """Tiles with all teachers' features."""
+    rng = np.random.default_rng(seed)
+    causes = rng.normal(size=(samples, CAUSES))
+    features = {name: world.features(name, causes, rng) for name in world.dims}
+    return Batch(mpp=mpp, tile_id=torch.arange(samples), features=features)
+
+
+def region_batch(
+    world: World, samples: int, seed: int, *, side: int = 4, each: int = 4, there: float = 0.7
+) -> Batch:
+    """Regions of three mpps: the causes of a tile are the mean of those under it.
+
+    Causes vary more between mid tiles than within one; `there` is the share of fine tiles that are
+    not background, and every mid tile above one of these is there.
+    """
+    rng, big = np.random.default_rng(seed), side * each
+    between = rng.normal(size=(samples, side, side, CAUSES)) * 0.7
+    between += rng.normal(size=(samples, 1, 1, CAUSES))
+    fine = between.repeat(each, 1).repeat(each, 2)
+    fine = fine + 0.7 * rng.normal(size=fine.shape)
+    fine_there = rng.random((samples, big, big)) < there
+    blocks = fine_there.reshape(samples, side, each, side, each)
+    mid_there = blocks.any(axis=(2, 4))
+    mid = fine.reshape(samples, side, each, side, each, CAUSES).mean(axis=(2, 4))
+    eye, *others = world.dims
+    under = {
+        1.0 * each: _under(world, [eye], mid, mid_there, rng),
+        1.0: _under(world, [eye, *others], fine, fine_there, rng),
+    }
+    whole = world.features(eye, mid.mean(axis=(1, 2)), rng)
+    mpp = 1.0 * each * side
+    return Batch(mpp=mpp, tile_id=torch.arange(samples), features={eye: whole}, under=under)
+
+
+def _under(
+    world: World,
+    teachers: list[str],
+    causes: Floats,
+    there: npt.NDArray[np.bool_],
+    rng: np.random.Generator,
+) -> Under:
+    mask = torch.from_numpy(there)
+    features = {name: world.features(name, causes, rng) for name in teachers}
+    return Under(
+        features={name: torch.where(mask[..., None], x, 0) for name, x in features.items()},
+        mask=mask,
+    )
+
+
+def region_norms(world: World, batch: Batch, name: str = "phi-s") -> Norms:
+    """Normalisations of a region batch's features, of tiles that are there."""
+    eye = next(iter(world.dims))
+    found = {(eye, batch.mpp): batch.features[eye]}
+    for mpp, under in batch.under.items():
+        found |= {(name, mpp): x[under.mask] for name, x in under.features.items()}
+    return norms_of(found, name)
+
+
+def fit(
+    task: Task, batches: list[Batch], steps: int, *, rate: float = 2e-3, seed: int = 0
+) -> list[float]:
+    """Train; returns the loss of each step."""
+    task.train()
+    wanted = [p for p in task.parameters() if p.requires_grad]
+    optimiser = torch.optim.AdamW(wanted, lr=rate)
+    history = []
+    for step in range(steps):
+        generator = torch.Generator().manual_seed(seed * 100_003 + step)
+        losses = task(batches[step % len(batches)], generator)
+        loss = torch.stack(list(losses.values())).sum(dim=0).mean()
+        optimiser.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(wanted, 1.0)
+        optimiser.step()
+        task.after_step(step)
+        history.append(float(loss.detach()))
+    return history
+
+
+def centred_cosine(prediction: Prediction) -> float:
+    """Mean cosine of predicted and raw features, both less the mean; the mean baseline gives 0."""
+    raw = prediction.features.double()
+    mean = prediction.norm.mean.double()
+    said = prediction.norm.inverse(prediction.predicted).double() - mean
+    return float(torch.nn.functional.cosine_similarity(said, raw - mean).mean())
