@@ -51,7 +51,7 @@ def test_transformer_by_hand_and_by_blocks(monkeypatch: pytest.MonkeyPatch, bloc
     q, k, _ = net.last.attention.qkv(net.last.norm(before)).view(14, 3, 4, 4).unbind(dim=1)
     share = torch.softmax(torch.einsum("hd,lhd->hl", q[0], k) / 2, dim=-1).mean(dim=0)[1:]
     torch.testing.assert_close(found.attention[0], share / share.sum())
-    found.embedding.sum().backward()  # type: ignore[no-untyped-call]
+    found.embedding.sum().backward()
     made = net.stem[0].weight.grad.clone()  # type: ignore[operator, union-attr]
     net.zero_grad()
     expected.sum().backward()
