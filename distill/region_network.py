@@ -248,6 +248,15 @@ def places(side: int, width: int) -> Tensor:
     return torch.cat([rows, columns], dim=2).flatten(0, 1).float()
 
 
+def crop_side(side: int, share: float) -> int:
+    """Cells in a row of a crop: a share of the grid's, less than all.
+
+    >>> crop_side(16, 6 / 16), crop_side(4, 3 / 4), crop_side(2, 3 / 4)
+    (6, 3, 1)
+    """
+    return max(1, min(side - 1, math.ceil(share * side)))
+
+
 def windows(samples: int, crops: int, side: int, part: int, generator: torch.Generator) -> Tensor:
     """Places of random squares of part x part cells in a grid of side x side [B, crops, part^2]."""
     corner = torch.randint(

@@ -18,7 +18,14 @@ from distill.losses import cosine_loss
 from distill.numeric import weighted_mean
 from distill.prototypes import PrototypeHead
 from distill.recipe import Recipe, RegionStudent, Term
-from distill.region_network import Region, RegionNetwork, Tokens, Whole, windows
+from distill.region_network import (
+    Region,
+    RegionNetwork,
+    Tokens,
+    Whole,
+    crop_side,
+    windows,
+)
 from distill.self_losses import Centre, dino_loss, ibot_loss, koleo_loss, random_mask
 
 SETTINGS: dict[str, dict[str, float]] = {
@@ -206,7 +213,7 @@ class RegionSelf(nn.Module):
         losses = {}
         for name, tokens, stream, target_BK in parts:
             side = math.isqrt(tokens.there.shape[1])
-            part = min(side - 1, math.ceil(self.terms.setting("dino", f"{name}_share") * side))
+            part = crop_side(side, self.terms.setting("dino", f"{name}_share"))
             at_BCS = windows(len(tokens.there), crops, side, part, generator)
             some = tokens.at(at_BCS.to(tokens.there.device))
             cls_BCD = stream(some).cls.view(len(at_BCS), crops, -1)

@@ -90,7 +90,7 @@ def region_batch(
     fine = fine + 0.7 * rng.normal(size=fine.shape)
     fine_there = rng.random((samples, big, big)) < there
     blocks = fine_there.reshape(samples, side, each, side, each)
-    mid_there = blocks.any(axis=(2, 4))
+    mid_there = np.asarray(blocks.any(axis=(2, 4)))
     mid = fine.reshape(samples, side, each, side, each, CAUSES).mean(axis=(2, 4))
     eye, *others = world.dims
     under = {
@@ -126,6 +126,13 @@ def region_norms(world: World, batch: Batch, name: str = "phi-s") -> Norms:
     return norms_of(found, name)
 
 
+def backward(losses: Mapping[str, Tensor]) -> float:
+    """Gradients of the mean over samples of all losses [B]; returns it."""
+    loss = torch.stack(list(losses.values())).sum(dim=0).mean()
+    loss.backward()  # type: ignore[no-untyped-call]
+    return float(loss.detach())
+
+
 def fit(
     task: Task, batches: list[Batch], steps: int, *, rate: float = 2e-3, seed: int = 0
 ) -> list[float]:
@@ -137,13 +144,11 @@ def fit(
     for step in range(steps):
         generator = torch.Generator().manual_seed(seed * 100_003 + step)
         losses = task(batches[step % len(batches)], generator)
-        loss = torch.stack(list(losses.values())).sum(dim=0).mean()
         optimiser.zero_grad()
-        loss.backward()
+        history.append(backward(losses))
         torch.nn.utils.clip_grad_norm_(wanted, 1.0)
         optimiser.step()
         task.after_step(step)
-        history.append(float(loss.detach()))
     return history
 
 

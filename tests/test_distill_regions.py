@@ -1,0 +1,398 @@
+"""The region encoder: tiles that are not there change nothing, it learns, and it can be kept."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load, save
+from torch import Tensor, nn
+
+from distill.errors import DistillError
+from distill.hierarchy import Attention, Hierarchy, Level, by_parent
+from distill.recipe import Recipe, RegionStudent, Term
+from distill.recipes import make_recipe
+from distill.region_encoder import RegionEncoder
+from distill.region_network import Tokens, crop_side, places, windows
+from distill.regions import RegionTask
+from distill.task import Batch, Under
+from tests.feature_worlds import World, backward, centred_cosine, fit, region_batch, region_norms
+
+WORLD = World(dims={"eye": 24, "expert": 20})
+SMALL = {
+    "width": 32,
+    "depth": 2,
+    "heads": 4,
+    "prompts": 3,
+    "attention_layers": 2,
+    "prototypes": 48,
+    "head_width": 48,
+}
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Small products on many threads are slow where others work."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    yield
+    torch.set_num_threads(threads)
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def recipe(*teachers: str, **changes: Any) -> Recipe:  # noqa: ANN401
+    return make_recipe("pathme", teachers or ("eye", "expert"), **{**SMALL, **changes})
+
+
+def batch(samples: int = 8, seed: int = 1, **how: Any) -> Batch:  # noqa: ANN401
+    return region_batch(WORLD, samples, seed, **{"side": 2, "each": 2, **how})
+
+
+def task(*teachers: str, **changes: Any) -> RegionTask:  # noqa: ANN401
+    shape = {name: changes.pop(name) for name in ("side", "each") if name in changes}
+    made = recipe(*teachers, **changes)
+    return RegionTask(made, WORLD.dims, region_norms(WORLD, batch(64, 7, **shape), made.targets))
+
+
+def losses_of(made: RegionTask, given: Batch, seed: int = 0) -> dict[str, Tensor]:
+    found: dict[str, Tensor] = made(given, generator(seed))
+    return found
+
+
+def changed(given: Batch, change: Callable[[Tensor, Tensor], Tensor]) -> Batch:
+    """The batch with other values in its grids: of a tensor [B, r, r, D] and its mask."""
+    under = {
+        mpp: Under(
+            features={name: change(x, grid.mask) for name, x in grid.features.items()},
+            mask=grid.mask,
+        )
+        for mpp, grid in given.under.items()
+    }
+    return replace(given, under=under)
+
+
+# ---------------------------------------------------------------------- what it gives
+
+NAMES = ["dino-fine", "dino-mid", "dino-across", "ibot", "koleo", "hierarchy", "expert expert"]
+
+
+@pytest.mark.parametrize(("side", "each"), [(2, 2), (4, 4), (3, 2), (2, 4)])
+def test_shapes_for_any_ratio(side: int, each: int) -> None:
+    made, given = task(side=side, each=each), batch(4, side=side, each=each)
+    losses = losses_of(made, given)
+    assert list(losses) == NAMES
+    assert all(x.shape == (4,) and x.isfinite().all() for x in losses.values())
+    assert made.encoder.embed(given).shape == (4, 32)
+    prediction = made.eval().predict(given)["expert"]
+    there = given.under[1.0].mask
+    assert prediction.mpp == 1.0
+    assert prediction.predicted.shape == prediction.features.shape == (int(there.sum()), 20)
+    assert torch.equal(prediction.features, given.under[1.0].features["expert"][there])
+
+
+def test_a_single_teacher_is_its_own_expert() -> None:
+    losses = losses_of(task("eye"), batch())
+    assert [name for name in losses if name.startswith("expert")] == ["expert eye"]
+
+
+def test_it_learns_its_expert_and_what_a_region_is() -> None:
+    """Held-out regions; the mean of the features gives a centred cosine of 0."""
+    made, held = task(), batch(128, 999)
+    before = centred_cosine(made.eval().predict(held)["expert"])
+    batches = [batch(16, seed) for seed in range(12)]
+    fit(made, batches, 70)
+    first, last = (losses_of(x, batches[0])["expert expert"].mean() for x in (task(), made))
+    assert last < 0.3 * first
+    assert abs(before) < 0.3
+    assert centred_cosine(made.eval().predict(held)["expert"]) > 0.85
+    # What a region is, by a linear map of its vector fitted on others: the mean of its tiles.
+    means, vectors = [], []
+    for one in (batch(512, 11), held):
+        under = one.under[1.0]
+        x = made.encoder.norms.norm("eye", 1.0)(under.features["eye"])
+        count = under.mask.sum(dim=(1, 2))[:, None]
+        means.append((x * under.mask[..., None]).sum(dim=(1, 2)) / count)
+        vectors.append(F.pad(made.encoder.embed(one), (0, 1), value=1))
+    said = vectors[1] @ torch.linalg.lstsq(vectors[0], means[0]).solution
+    residual = (said - means[1]).square().sum() / (means[1] - means[1].mean(dim=0)).square().sum()
+    assert residual < 0.3
+
+
+def test_the_same_generator_gives_the_same_losses() -> None:
+    made = task()
+    one, same, other = (losses_of(made, batch(), seed) for seed in (3, 3, 4))
+    assert all(torch.equal(one[name], same[name]) for name in one)
+    assert not torch.equal(one["dino-fine"], other["dino-fine"])
+    assert not torch.equal(one["ibot"], other["ibot"])
+
+
+def test_weights_are_those_of_the_recipe() -> None:
+    terms = recipe().terms
+    plain = losses_of(task(), batch())
+    torch.manual_seed(0)
+    twice = losses_of(task(terms=tuple(replace(t, weight=2 * t.weight) for t in terms)), batch())
+    assert all(torch.allclose(2 * plain[name], twice[name]) for name in plain)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        rounded = losses_of(task(), batch())
+    assert all(x.dtype == torch.float32 and x.isfinite().all() for x in rounded.values())
+
+
+def test_terms_that_are_left_out_leave_nothing_behind() -> None:
+    made = task(terms=(Term(kind="dino"),))
+    losses = losses_of(made, batch())
+    assert list(losses) == NAMES[:3]
+    backward(losses)
+    without = {n for n, p in made.named_parameters() if p.requires_grad and p.grad is None}
+    assert not without
+    assert made.predict(batch()) == {}
+
+
+# ---------------------------------------------------------------------- gradients, the average
+
+
+def test_all_parameters_learn_and_the_average_follows() -> None:
+    made, given = task(), batch(16)
+    # Alike at the start, the student and the average would agree on the hierarchy.
+    with torch.no_grad():
+        for parameter in made.encoder.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    backward(losses_of(made, given))
+    average = {f"own.average.{name}" for name, _ in made.own.average.named_parameters()}
+    for name, parameter in made.named_parameters():
+        assert parameter.requires_grad == (name not in average)
+        assert (parameter.grad is None) == (name in average), name
+        if parameter.grad is not None and not name.endswith("key_value.bias"):
+            assert parameter.grad.any(), name
+    old = made.own.average.module[0].classes.clone()  # type: ignore[index]
+    made.after_step(0)
+    new = made.own.average.module[0].classes  # type: ignore[index]
+    expected = 0.992 * old + 0.008 * made.encoder.network.classes
+    torch.testing.assert_close(new, expected)
+
+
+def test_centres_follow_the_average() -> None:
+    made, given = task(), batch()
+    losses_of(made, given)
+    region = made.encoder.region(given)
+    taught = made.own._teach(region)
+    made.after_step(0)
+    there = given.under[1.0].mask.flatten(1)
+    wanted = (taught.fine, taught.mid, taught.tokens[0][there])
+    for centre, logits in zip(made.own.centres, wanted, strict=False):
+        torch.testing.assert_close(centre.mean, 0.1 * logits.mean(dim=0), atol=1e-5, rtol=1e-4)
+
+
+def test_student_and_average_agree_at_the_start() -> None:
+    made = task(terms=(Term(kind="dino"), Term(kind="hierarchy")))
+    assert losses_of(made, batch())["hierarchy"].abs().max() < 1e-5
+
+
+# ---------------------------------------------------------------------- tiles that are not there
+
+
+@pytest.mark.parametrize("value", [float("nan"), 3e4])
+def test_tiles_that_are_not_there_change_nothing(value: float) -> None:
+    made, given = task(side=2, each=4), batch(side=2, each=4, there=0.06)
+    other = changed(given, lambda x, mask: torch.where(mask[..., None], x, value))
+    assert not given.under[4.0].mask.all()
+    plain, perturbed = losses_of(made, given), losses_of(made, other)
+    assert all(torch.equal(plain[name], perturbed[name]) for name in plain)
+    assert torch.equal(made.encoder.embed(given), made.encoder.embed(other))
+    one, two = (made.predict(b)["expert"] for b in (given, other))
+    assert torch.equal(one.predicted, two.predicted)
+    assert torch.equal(one.features, two.features)
+    backward(perturbed)
+    gradients = [p.grad for p in made.parameters() if p.grad is not None]
+    assert all(gradient.isfinite().all() for gradient in gradients)
+
+
+def test_a_region_without_finer_tiles_is_told_from_the_coarse_one_alone() -> None:
+    made = task()
+    given = batch()
+    for grid in given.under.values():
+        grid.mask[0] = False
+    losses = losses_of(made, given)
+    assert all(x.isfinite().all() for x in losses.values())
+    assert losses["expert expert"][0] == losses["dino-fine"][0] == losses["ibot"][0] == 0
+    backward(losses)
+    assert all(p.grad.isfinite().all() for p in made.parameters() if p.grad is not None)
+    moved = replace(given, features={"eye": given.features["eye"].flip(0)})
+    assert not torch.allclose(made.encoder.embed(moved)[0], made.encoder.embed(given)[0])
+
+
+def test_what_is_hidden_is_not_seen() -> None:
+    made, given = task(), batch()
+    region = made.encoder.region(given)
+    hidden = (region.fine_there.flatten(1) & (torch.rand(8, 16) < 0.5), torch.zeros(8, 4).bool())
+    other = replace(
+        region, fine=torch.where(hidden[0].view(8, 4, 4, 1), region.fine + 5, region.fine)
+    )
+    one, two = (made.encoder.network(x, hidden) for x in (region, other))
+    assert torch.equal(one.fine.cls, two.fine.cls)
+    assert torch.equal(one.joined.region, two.joined.region)
+    assert not torch.equal(made.encoder.network(region).fine.cls, one.fine.cls)
+    assert not torch.equal(made.encoder.network(other).fine.cls, two.fine.cls)
+
+
+# ---------------------------------------------------------------------- parts
+
+
+def test_attention_is_torchs_own() -> None:
+    ours, reference = Attention(16, 4), nn.MultiheadAttention(16, 4, batch_first=True)
+    with torch.no_grad():
+        both = torch.cat([ours.query.weight, ours.key_value.weight])
+        reference.in_proj_weight.copy_(both)
+        reference.in_proj_bias.copy_(torch.cat([ours.query.bias, ours.key_value.bias]))
+        reference.out_proj.load_state_dict(ours.out.state_dict())
+    query, keys, there = torch.randn(3, 2, 16), torch.randn(3, 5, 16), torch.rand(3, 5) < 0.5
+    there[:, 0], there[2] = True, False
+    found = ours(query, keys, there)
+    expected = reference(query[:2], keys[:2], keys[:2], key_padding_mask=~there[:2])[0]
+    torch.testing.assert_close(found[:2], expected)
+    assert (found[2] == 0).all()
+
+
+def test_fine_cells_go_to_the_mid_cell_above_them() -> None:
+    grid = torch.arange(36 * 2).view(1, 6, 6, 2)
+    found = by_parent(grid, 3)
+    for y in range(6):
+        for x in range(6):
+            mid, child = (y // 2) * 3 + x // 2, (y % 2) * 2 + x % 2
+            assert torch.equal(found[0, mid, child], grid[0, y, x])
+
+
+def dihedral(grid: Tensor, turn: int) -> Tensor:
+    """A grid [B, r, r, ...] in one of its eight positions."""
+    turned = torch.rot90(grid, turn % 4, (1, 2))
+    return turned.flip(2) if turn >= 4 else turned
+
+
+@pytest.mark.parametrize("turn", range(8))
+def test_hierarchy_turns_with_its_grids(turn: int) -> None:
+    """Turned grids give the turned mid tokens, and the same vector of the region."""
+    module, side = Hierarchy(16, 4, 2), 3
+    mid, fine = torch.randn(4, side, side, 16), torch.randn(4, 6, 6, 16)
+    mid_there, fine_there = torch.rand(4, side, side) < 0.7, torch.rand(4, 6, 6) < 0.5
+    others = torch.randn(4, 5, 16)
+
+    def seen(turn: int) -> Any:  # noqa: ANN401
+        grids = (dihedral(x, turn) for x in (mid, mid_there, fine, fine_there))
+        a, b, c, d = grids
+        level = Level(
+            mid=a.flatten(1, 2),
+            mid_there=b.flatten(1, 2),
+            others=others,
+            fine=by_parent(c, side),
+            fine_there=by_parent(d, side),
+        )
+        return module(level)
+
+    plain, turned = seen(0), seen(turn)
+    expected = dihedral(plain.mid.view(4, side, side, 16), turn)
+    torch.testing.assert_close(turned.mid.view(4, side, side, 16), expected)
+    torch.testing.assert_close(turned.region, plain.region)
+
+
+def test_crops_are_those_of_the_paper_and_squares() -> None:
+    assert (crop_side(16, 6 / 16), crop_side(4, 3 / 4)) == (6, 3)
+    assert [crop_side(side, 0.75) for side in (2, 3, 8)] == [1, 2, 6]
+    found = windows(50, 20, 5, 3, generator())
+    assert found.shape == (50, 20, 9)
+    corners = set()
+    for cells in found.flatten(0, 1).tolist():
+        rows, columns = np.divmod(np.array(cells), 5)
+        assert rows.tolist() == np.repeat(np.arange(3) + rows[0], 3).tolist()
+        assert columns.tolist() == np.tile(np.arange(3) + columns[0], 3).tolist()
+        corners.add((int(rows[0]), int(columns[0])))
+    assert len(corners) == 9
+
+
+def test_a_crop_takes_tokens_with_their_masks() -> None:
+    tokens = Tokens(values=torch.randn(2, 9, 4), there=torch.rand(2, 9) < 0.5)
+    at = windows(2, 3, 3, 2, generator())
+    crops = tokens.at(at)
+    for sample in range(2):
+        for crop in range(3):
+            row, cells = sample * 3 + crop, at[sample, crop]
+            assert torch.equal(crops.values[row], tokens.values[sample, cells])
+            assert torch.equal(crops.there[row], tokens.there[sample, cells])
+
+
+def test_places_are_in_one_frame() -> None:
+    """A cell's place is the mean of those of the cells under it, nearly: sines of slow waves."""
+    fine, mid = places(8, 32), places(4, 32)
+    under = by_parent(fine.view(1, 8, 8, 32), 4)[0].mean(dim=1)
+    slow = torch.cat([torch.arange(4, 8), torch.arange(12, 16)])
+    torch.testing.assert_close(under[:, slow], mid[:, slow], atol=0.01, rtol=0)
+    assert len(torch.unique(fine, dim=0)) == 64
+
+
+def test_prompts_are_new_in_each_block_of_the_coarse_stream_alone() -> None:
+    made, given = task(), batch()
+    network, region = made.encoder.network, made.encoder.region(given)
+    seen = network(region)
+    assert torch.autograd.grad(seen.fine.cls.sum(), network.prompts, allow_unused=True)[0] is None
+    moved = torch.autograd.grad(network(region).mid.cls.square().sum(), network.prompts)[0]
+    assert moved.flatten(1).norm(dim=1).min() > 0
+    assert seen.mid.others.shape == (8, 1 + 3, 32)
+
+
+# ---------------------------------------------------------------------- keeping, refusing
+
+
+@pytest.mark.parametrize("targets", ["phi-s", "z-score"])
+def test_it_is_kept_with_its_statistics(targets: str) -> None:
+    made = task(targets=targets)
+    weights = load(save({k: v.contiguous() for k, v in made.student.state_dict().items()}))
+    about = recipe().student
+    assert isinstance(about, RegionStudent)
+    again = RegionEncoder.restored(about, "eye", (1.0, 2.0, 4.0), targets, weights)
+    assert torch.equal(again.embed(batch()), made.eval().encoder.embed(batch()))
+
+
+def test_a_checkpoint_goes_on_where_it_was() -> None:
+    batches = [batch(8, seed) for seed in range(3)]
+    made, again = task(), task()
+    fit(made, batches, 2)
+    again.load_state_dict(made.state_dict())
+    one, two = (losses_of(x, batches[2]) for x in (made, again))
+    assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"terms": (Term(kind="ibot"),)}, "and 'dino', without which"),
+        ({"terms": (Term(kind="dino"), Term(kind="match"))}, "each of dino, ibot, koleo"),
+        ({"terms": (Term(kind="dino"), Term(kind="dino"))}, "once at most"),
+        ({"terms": (Term(kind="dino", settings={"x": 1}),)}, r"settings \['x'\]"),
+        ({"terms": (Term(kind="dino", teachers=("d",)),)}, r"teachers \['d'\]"),
+        ({"width": 30}, "multiple of"),
+    ],
+)
+def test_what_can_not_be_is_refused(changes: dict[str, Any], told: str) -> None:
+    with pytest.raises(DistillError, match=told):
+        task(**changes)
+
+
+def test_batches_that_are_no_regions_are_refused() -> None:
+    made = task()
+    with pytest.raises(DistillError, match=r"mpp 16\.0 with .* this encoder sees 4\.0"):
+        made.encoder.embed(batch(side=4, each=4))
+    given = batch()
+    fine_alone = replace(given, under={1.0: given.under[1.0]})
+    with pytest.raises(DistillError, match=r"with \[1\.0\] under it given"):
+        made.encoder.embed(fine_alone)
+    two = {key: norm for key, norm in region_norms(WORLD, given).items() if key[1] > 1}
+    with pytest.raises(DistillError, match="of three mpps; 'eye' has statistics at"):
+        RegionTask(recipe(), WORLD.dims, two)
+    region = made.encoder.region(batch())
+    with pytest.raises(DistillError, match="grids of 2 x 2 and 3 x 3 tiles"):
+        replace(region, fine=region.fine[:, :3, :3])
