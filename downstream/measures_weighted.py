@@ -1,0 +1,189 @@
+"""Measures of many resamples at once: a weight says how often a patient was drawn.
+
+Sorting, binning and comparing patients is done once for all resamples; what is left are sums over
+weights. Values are NaN where `measures` raises UndefinedMetricError.
+
+Shape letters: R resamples, P patients, C classes, U different scores, K bins.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    Floats = NDArray[np.float64]
+    Labels = NDArray[np.int64]
+    Flags = NDArray[np.bool_]
+
+_ECE_BINS = 15
+_TIED = 1e-8
+_BLOCK = 512
+
+
+def auroc(w_RP: Floats, label_P: Labels, score: Floats) -> Floats:
+    """Areas [R], see `measures.auroc`."""
+    return _over_classes(w_RP, label_P, score, _area)
+
+
+def auprc(w_RP: Floats, label_P: Labels, score: Floats) -> Floats:
+    """Average precisions [R], see `measures.auprc`."""
+    return _over_classes(w_RP, label_P, score, _precision)
+
+
+def balanced_accuracy(
+    w_RP: Floats, label_P: Labels, score: Floats, *, threshold: float = 0.5
+) -> Floats:
+    """Mean recalls [R], see `measures.balanced_accuracy`."""
+    table_RCC = confusion(w_RP, label_P, score, threshold)
+    recall_RC = _divide(np.diagonal(table_RCC, axis1=1, axis2=2), table_RCC.sum(axis=2))
+    mean_R: Floats = recall_RC.mean(axis=1)
+    return mean_R
+
+
+def f1(w_RP: Floats, label_P: Labels, score: Floats, *, threshold: float = 0.5) -> Floats:
+    """F1 [R], see `measures.f1`."""
+    table_RCC = confusion(w_RP, label_P, score, threshold)
+    hit_RC = np.diagonal(table_RCC, axis1=1, axis2=2)
+    value_RC = np.nan_to_num(_divide(2 * hit_RC, table_RCC.sum(axis=1) + table_RCC.sum(axis=2)))
+    value_R: Floats = value_RC[:, 1] if score.ndim == 1 else value_RC.mean(axis=1)
+    return value_R
+
+
+def kappa(
+    w_RP: Floats,
+    label_P: Labels,
+    score: Floats,
+    *,
+    threshold: float = 0.5,
+    quadratic: bool = False,
+) -> Floats:
+    """Cohen's kappas [R], see `measures.kappa`."""
+    table_RCC = confusion(w_RP, label_P, score, threshold)
+    classes = np.arange(table_RCC.shape[1])
+    apart = np.abs(classes[:, None] - classes)
+    cost_CC = apart**2 if quadratic else apart > 0
+    chance_RCC = table_RCC.sum(axis=2)[:, :, None] * table_RCC.sum(axis=1)[:, None]
+    by_chance_R = (chance_RCC * cost_CC).sum(axis=(1, 2)) / table_RCC.sum(axis=(1, 2))
+    return 1 - _divide((table_RCC * cost_CC).sum(axis=(1, 2)), by_chance_R)
+
+
+def brier(w_RP: Floats, label_P: Labels, score: Floats) -> Floats:
+    """Mean squared errors [R], see `measures.brier`."""
+    if score.ndim == 1:
+        error_P = (score - label_P) ** 2
+    else:
+        error_P = ((score - np.eye(score.shape[1])[label_P]) ** 2).sum(axis=1)
+    mean_R: Floats = w_RP @ error_P / w_RP.sum(axis=1)
+    return mean_R
+
+
+def ece(w_RP: Floats, label_P: Labels, score: Floats) -> Floats:
+    """Calibration errors [R], see `measures.ece`."""
+    both_PC = score if score.ndim > 1 else np.stack([1 - score, score], axis=1)
+    sure_P = both_PC.max(axis=1)
+    # bins (low, high]; a confidence is never 0
+    bin_P = np.clip(np.ceil(sure_P * _ECE_BINS).astype(np.int64) - 1, 0, _ECE_BINS - 1)
+    gap_P = (both_PC.argmax(axis=1) == label_P) - sure_P
+    gap_PK = np.zeros((len(label_P), _ECE_BINS))
+    gap_PK[np.arange(len(label_P)), bin_P] = gap_P
+    error_R: Floats = np.abs(w_RP @ gap_PK).sum(axis=1) / w_RP.sum(axis=1)
+    return error_R
+
+
+def harrell_c(w_RP: Floats, event_P: Flags, time_P: Floats, risk_P: Floats) -> Floats:
+    """Concordances [R], see `measures.harrell_c`."""
+    return _concordance(w_RP, event_P, time_P, risk_P, event_P.astype(np.float64))
+
+
+def uno_c(
+    w_RP: Floats,
+    event_P: Flags,
+    time_P: Floats,
+    risk_P: Floats,
+    *,
+    train_event: Flags,
+    train_time: Floats,
+    tau: float | None = None,
+) -> Floats:
+    """Weighted concordances [R], see `measures.uno_c`; the censoring weights are fixed."""
+    from sksurv.nonparametric import CensoringDistributionEstimator
+    from sksurv.util import Surv
+
+    counts_P = np.ones(len(time_P), dtype=bool) if tau is None else time_P < tau
+    censoring = CensoringDistributionEstimator().fit(Surv.from_arrays(train_event, train_time))
+    inverse_P = np.zeros(len(time_P))
+    test: Any = Surv.from_arrays(event_P, time_P)
+    inverse_P[counts_P] = censoring.predict_ipcw(test[counts_P])
+    return _concordance(w_RP, event_P, time_P, risk_P, inverse_P**2)
+
+
+def confusion(w_RP: Floats, label_P: Labels, score: Floats, threshold: float) -> Floats:
+    """Tables [R, C, C] of label by prediction."""
+    classes = score.shape[1] if score.ndim > 1 else 2
+    found_P = score.argmax(axis=1) if score.ndim > 1 else (score >= threshold).astype(np.int64)
+    cell_PK = np.eye(classes**2)[label_P * classes + found_P]
+    table: Floats = (w_RP @ cell_PK).reshape(-1, classes, classes)
+    return table
+
+
+def _over_classes(w_RP: Floats, label_P: Labels, score: Floats, how: Any) -> Floats:  # noqa: ANN401
+    """Mean over one-against-rest questions; NaN if a class has no weight."""
+    if score.ndim == 1:
+        found: Floats = how(w_RP, label_P == 1, score)
+        return found
+    each = [how(w_RP, label_P == c, score[:, c]) for c in range(score.shape[1])]
+    mean_R: Floats = np.mean(each, axis=0)
+    return mean_R
+
+
+def _area(w_RP: Floats, is_one_P: Flags, score_P: Floats) -> Floats:
+    one_RU, other_RU = _by_score(w_RP, is_one_P, score_P)
+    below_RU = other_RU.cumsum(axis=1) - other_RU
+    pairs_R = one_RU.sum(axis=1) * other_RU.sum(axis=1)
+    return _divide((one_RU * (below_RU + other_RU / 2)).sum(axis=1), pairs_R)
+
+
+def _precision(w_RP: Floats, is_one_P: Flags, score_P: Floats) -> Floats:
+    one_RU, other_RU = (part[:, ::-1] for part in _by_score(w_RP, is_one_P, score_P))
+    hits_RU, others_RU = one_RU.cumsum(axis=1), other_RU.cumsum(axis=1)
+    precision_RU = np.nan_to_num(_divide(hits_RU, hits_RU + others_RU))
+    found_R = _divide((one_RU * precision_RU).sum(axis=1), hits_RU[:, -1])
+    return np.where(others_RU[:, -1] > 0, found_R, np.nan)
+
+
+def _by_score(w_RP: Floats, is_one_P: Flags, score_P: Floats) -> tuple[Floats, Floats]:
+    """Weight of either class at each different score, ascending [R, U]."""
+    order_P = np.argsort(score_P, kind="stable")
+    starts = np.flatnonzero(np.diff(score_P[order_P], prepend=-np.inf) > 0)
+    sorted_RP, is_one = w_RP[:, order_P], is_one_P[order_P]
+    one_RU = np.add.reduceat(sorted_RP * is_one, starts, axis=1)
+    return one_RU, np.add.reduceat(sorted_RP * ~is_one, starts, axis=1)
+
+
+def _concordance(
+    w_RP: Floats, event_P: Flags, time_P: Floats, risk_P: Floats, weight_P: Floats
+) -> Floats:
+    """Weighted share of comparable pairs in order, by blocks of patients; memory 512 x P."""
+    right_R, pairs_R = np.zeros(len(w_RP)), np.zeros(len(w_RP))
+    # equality of times is meant: an event comes before one censored at the same time
+    for rows in np.split(np.flatnonzero(event_P), range(_BLOCK, int(event_P.sum()), _BLOCK)):
+        time_I1, risk_I1 = time_P[rows, None], risk_P[rows, None]
+        can_IP = (time_I1 < time_P) | ((time_I1 == time_P) & ~event_P)
+        is_tied_IP = np.abs(risk_I1 - risk_P) <= _TIED
+        score_IP = np.where(is_tied_IP, 0.5, risk_P < risk_I1) * can_IP
+        w_RI = w_RP[:, rows] * weight_P[rows]
+        right_R += np.einsum("rp,rp->r", w_RI @ score_IP, w_RP)
+        pairs_R += np.einsum("rp,rp->r", w_RI @ can_IP.astype(np.float64), w_RP)
+    return _divide(right_R, pairs_R)
+
+
+def _divide(top: Any, bottom: Any) -> Floats:  # noqa: ANN401
+    """Top / bottom, NaN where the latter is 0."""
+    shape = np.broadcast_shapes(np.shape(top), np.shape(bottom))
+    found: Floats = np.full(shape, np.nan)
+    np.divide(top, bottom, out=found, where=np.asarray(bottom) > 0)
+    return found
