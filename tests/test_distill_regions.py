@@ -213,6 +213,41 @@ def test_tiles_that_are_not_there_change_nothing(value: float) -> None:
     assert all(gradient.isfinite().all() for gradient in gradients)
 
 
+def test_tiles_that_are_not_there_are_as_if_left_out() -> None:
+    """Each stream gives the same for a sequence with gaps as for one without them."""
+    made, given = task(), batch(6, there=0.4)
+    network = made.encoder.network
+    fine, mid, own_B1D = network.tokens(made.encoder.region(given))
+    assert not mid.there.all()
+    whole = (network.fine_stream(fine), network.mid_stream(mid, own_B1D))
+    for sample in range(6):
+        one = slice(sample, sample + 1)
+        few = [
+            Tokens(values=x.values[one, x.there[sample]], there=x.there[one, x.there[sample]])
+            for x in (fine, mid)
+        ]
+        alone = (network.fine_stream(few[0]), network.mid_stream(few[1], own_B1D[one]))
+        for both, single, tokens in zip(whole, alone, (fine, mid), strict=True):
+            torch.testing.assert_close(both.cls[one], single.cls)
+            torch.testing.assert_close(both.others[one], single.others)
+            torch.testing.assert_close(both.tokens[one, tokens.there[sample]], single.tokens)
+
+
+def test_the_regions_vector_is_of_mid_tokens_that_are_there() -> None:
+    module, there = Hierarchy(16, 4, 1), torch.tensor([[True, False, True]])
+    mid, others = torch.randn(1, 3, 16), torch.randn(1, 2, 16)
+    level = Level(
+        mid=mid,
+        mid_there=there,
+        others=others,
+        fine=torch.randn(1, 3, 4, 16),
+        fine_there=torch.ones(1, 3, 4).bool(),
+    )
+    moved = replace(level, mid=torch.where(there[..., None], mid, mid + 5))
+    assert not torch.allclose(module(level).mid, module(moved).mid)
+    torch.testing.assert_close(module(level).region, module(moved).region)
+
+
 def test_a_region_without_finer_tiles_is_told_from_the_coarse_one_alone() -> None:
     made = task()
     given = batch()
