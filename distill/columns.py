@@ -1,14 +1,11 @@
-"""What a recipe finds in a lake: columns, norms of targets, and what is missing."""
+"""What a recipe finds in a lake: its teachers' columns, and what is missing."""
 
-from collections.abc import Sequence
 from typing import Any
 
 from distill.errors import DistillError
 from distill.goals import Column
 from distill.recipe import Recipe
-from distill.targets import make_norm
-from distill.task import Norms
-from featurestore import Lake, mpp_name, read_phi_s, read_stats
+from featurestore import Lake, mpp_name
 from ingest import TeacherError, find_card
 from ingest.outputs import card_name
 
@@ -71,20 +68,3 @@ def _whose(teacher: str) -> str:
     except TeacherError:
         # Imported columns may have any name.
         return teacher
-
-
-def norms_of(lake: Lake, recipe: Recipe, slide_ids: Sequence[str]) -> Norms:
-    """The norms of all targets, fitted on the given slides by `stats`.
-
-    Raises:
-        DistillError: there are no statistics of these slides.
-    """
-    norms = {}
-    for teacher, mpp in recipe.needs(lake.config.mpps):
-        moments = read_stats(lake, teacher, mpp=mpp, slide_ids=slide_ids)
-        phi_s = read_phi_s(lake, teacher, mpp=mpp, slide_ids=slide_ids)
-        if moments is None or phi_s is None:
-            msg = f"no statistics of '{teacher}' at mpp {mpp_name(mpp)} for this run's slides"
-            raise DistillError(msg)
-        norms[teacher, mpp] = make_norm(recipe.targets, moments=moments, phi_s=phi_s)
-    return norms

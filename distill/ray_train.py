@@ -20,13 +20,14 @@ from cluster import progress, ray_session
 from distill.columns import check
 from distill.errors import DistillError
 from distill.fit import fit_missing, split_slides
+from distill.norms import fit_norms
 from distill.recipe import Recipe
 from featurestore import Lake, LakeError, mpp_name, open_lake, tile_parts
 from ingest import student_folder
 
 CHECKPOINT_S = 60.0
 RETRIES = 3
-STATUS, ERROR = "status.json", "error.json"
+STATUS, ERROR, NORMS = "status.json", "error.json", "norms.safetensors"
 Config = dict[str, Any]
 
 
@@ -78,6 +79,10 @@ def distill(
     start = time.perf_counter()
     # At the very version that the workers read, so that these are the features they will see.
     fit_missing(lake, recipe.needs(lake.config.mpps), config["train"])
+    norms = f"runs/{config['run']}/{NORMS}"
+    if not lake.exists(norms):
+        needs = recipe.needs(lake.config.mpps)
+        lake.write_bytes(norms, fit_norms(lake, recipe.targets, needs, config["train"]))
     kept = {key: value for key, value in config.items() if key != "recipe"}
     lake.write_json(f"runs/{config['run']}/config.json", {**kept, "recipe": asdict(recipe)})
     with ray_session(address=address):

@@ -14,12 +14,12 @@ import ray.train
 import torch
 from ray.train.torch import get_device, prepare_model
 
-from distill.columns import norms_of
 from distill.data import Feed
 from distill.errors import DistillError
 from distill.fidelity import Fidelity, combined
 from distill.keep import write_student
-from distill.ray_train import ERROR, STATUS
+from distill.norms import read_norms
+from distill.ray_train import ERROR, NORMS, STATUS
 from distill.recipe import Recipe
 from distill.record import (
     Recorder,
@@ -47,7 +47,8 @@ def work(config: Config) -> None:
     torch.set_num_threads(config["threads"])
     torch.manual_seed(recipe.seed)
     lake, device = open_lake(config["lake"], version=config["lake_version"]), get_device()
-    norms = {key: n.to(device) for key, n in norms_of(lake, recipe, config["train"]).items()}
+    kept = read_norms(lake.read_bytes(_rel(config, NORMS)))
+    norms = {key: norm.to(device) for key, norm in kept.items()}
     task = make_task(lake, recipe, norms).to(device)
     state = State.fresh(task, recipe.schedule)
     if lake.exists(_rel(config, CHECKPOINT)):

@@ -7,15 +7,17 @@ Letters in names: B samples, D embedding of a teacher, h w its grid of tokens, H
 
 import functools
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
+import numpy as np
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from distill.errors import DistillError
+from distill.norms import statistics
 from distill.numeric import full_precision
 from featurestore import Moments, PhiS
 
@@ -71,11 +73,6 @@ class Unchanged(TargetNorm):
 
     name: ClassVar[str] = "none"
 
-    @classmethod
-    def from_moments(cls, moments: Moments) -> Self:
-        """With the mean, which the targets do not need, but who measures does."""
-        return cls(mean=torch.from_numpy(moments.mean).float())
-
     def normalised(self, x_BD: Tensor) -> Tensor:
         """The features."""
         return x_BD
@@ -95,12 +92,6 @@ class UnitLength(TargetNorm):
 
     name: ClassVar[str] = "l2"
     length: float
-
-    @classmethod
-    def from_moments(cls, moments: Moments) -> Self:
-        """With the root of the mean squared length of the teacher's features."""
-        square = float(moments.mean @ moments.mean + moments.covariance.trace())
-        return cls(mean=torch.from_numpy(moments.mean).float(), length=square**0.5)
 
     def normalised(self, x_BD: Tensor) -> Tensor:
         """The features at length 1."""
@@ -125,12 +116,6 @@ class Standardiser(TargetNorm):
 
     name: ClassVar[str] = "z-score"
     std: Tensor
-
-    @classmethod
-    def from_moments(cls, moments: Moments) -> Self:
-        """The standardisation by exact moments of a teacher's features."""
-        mean = torch.from_numpy(moments.mean).float()
-        return cls(mean=mean, std=torch.from_numpy(moments.std).float().clamp_min(STD_MIN))
 
     def normalised(self, x_BD: Tensor) -> Tensor:
         """The features with mean 0 and variance 1 in each channel."""
@@ -158,12 +143,6 @@ class Rotator(TargetNorm):
     rotation: Tensor
     scale: float
 
-    @classmethod
-    def from_phi_s(cls, phi_s: PhiS) -> Self:
-        """The transform as the lake keeps it, in float32."""
-        mean, rotation = (torch.from_numpy(x).float() for x in (phi_s.mean, phi_s.rotation))
-        return cls(mean=mean, rotation=rotation, scale=float(phi_s.scale))
-
     def normalised(self, x_BD: Tensor) -> Tensor:
         """The features with mean 0, rotated, at the common scale."""
         return ((x_BD - self.mean) @ self.rotation.T) * self.scale
@@ -174,31 +153,38 @@ class Rotator(TargetNorm):
             return y_BD @ self.rotation / self.scale + self.mean
 
 
-def _phi_s(_: Moments, phi_s: PhiS | None) -> TargetNorm:
-    if phi_s is None:
-        msg = "targets 'phi-s' need the transform of the teacher's features; fit it with `stats`"
-        raise DistillError(msg)
-    return Rotator.from_phi_s(phi_s)
-
-
-NORMS: dict[str, Callable[[Moments, PhiS | None], TargetNorm]] = {
-    "none": lambda moments, _: Unchanged.from_moments(moments),
-    "l2": lambda moments, _: UnitLength.from_moments(moments),
-    "z-score": lambda moments, _: Standardiser.from_moments(moments),
-    "phi-s": _phi_s,
+NORMS: dict[str, type[TargetNorm]] = {
+    norm.name: norm for norm in (Unchanged, UnitLength, Standardiser, Rotator)
 }
 
 
-def make_norm(name: str, *, moments: Moments, phi_s: PhiS | None = None) -> TargetNorm:
-    """A normalisation by name: none, l2, z-score or phi-s (needs the transform).
+def norm_of(name: str, **values: npt.NDArray[np.floating]) -> TargetNorm:
+    """A normalisation by name: none, l2, z-score or phi-s; its statistics become float32.
 
     Raises:
-        DistillError: the name is not known, or what it needs was not given.
+        DistillError: the name is not known, or statistics are missing or too many.
     """
     if name not in NORMS:
         msg = f"no normalisation '{name}' of targets; known are {', '.join(NORMS)}"
         raise DistillError(msg)
-    return NORMS[name](moments, phi_s)
+    wanted = {field.name for field in fields(NORMS[name])}
+    if wanted != set(values):
+        msg = f"targets '{name}' need {', '.join(sorted(wanted))}; {', '.join(values)} given"
+        raise DistillError(msg)
+    arrays: dict[str, Any] = {
+        key: torch.from_numpy(value).float() if value.ndim else float(value)
+        for key, value in values.items()
+    }
+    return NORMS[name](**arrays)
+
+
+def make_norm(name: str, *, moments: Moments, phi_s: PhiS | None = None) -> TargetNorm:
+    """A normalisation by name from moments; phi-s takes its transform, or makes it of them.
+
+    Raises:
+        DistillError: the name is not known.
+    """
+    return norm_of(name, mean=moments.mean, **statistics(name, moments, phi_s))
 
 
 def align_grid(

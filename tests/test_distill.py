@@ -11,16 +11,16 @@ import safetensors.torch
 import timm
 import torch
 
-from distill.columns import norms_of
 from distill.data import Feed, mixed
 from distill.errors import DistillError
 from distill.fidelity import Fidelity, combined
 from distill.fit import fit_missing, split_slides
 from distill.losses import cosine_loss, match_loss, smooth_l1_loss
+from distill.norms import fit_norms, read_norms
 from distill.ray_train import distill
 from distill.recipe import Recipe, Schedule
 from distill.recipes import make_recipe
-from distill.targets import Standardiser
+from distill.targets import TargetNorm, make_norm
 from distill.tasks import make_task
 from distill.tile_task import TileTask
 from distill.train import Loop, State, Step, learning_rate, measure
@@ -52,11 +52,10 @@ def test_losses_equal_numpy_by_hand() -> None:
     np.testing.assert_allclose(both, 0.9 * cosine + 0.1 * smooth, rtol=1e-5)
 
 
-def norm_of(features: np.ndarray) -> Standardiser:
+def norm_of(features: np.ndarray) -> TargetNorm:
     covariance = np.cov(features.T, ddof=0)
-    return Standardiser.from_moments(
-        Moments(n=len(features), mean=features.mean(0), covariance=covariance)
-    )
+    moments = Moments(n=len(features), mean=features.mean(0), covariance=covariance)
+    return make_norm("z-score", moments=moments)
 
 
 def test_standardised_targets_have_unit_channels_and_come_back() -> None:
@@ -187,7 +186,8 @@ def ready(lake: Lake, recipe: Recipe) -> tuple[TileTask, Feed]:
     ids = slide_ids(lake)
     fit_missing(lake, recipe.needs(lake.config.mpps), ids)
     torch.manual_seed(recipe.seed)
-    task = make_task(lake, recipe, norms_of(lake, recipe, ids))
+    norms = fit_norms(lake, recipe.targets, recipe.needs(lake.config.mpps), ids)
+    task = make_task(lake, recipe, read_norms(norms))
     assert isinstance(task, TileTask)
     return task, feed(lake, recipe)
 

@@ -14,6 +14,7 @@ from distill.errors import DistillError
 from distill.losses import Match, cosine_loss, smooth_l1_loss
 from distill.numeric import full_precision, weighted_mean
 from distill.targets import NORMS, Rotator, TargetNorm, align_grid, axis_weights, make_norm
+from distill.targets import norm_of as norm_of_arrays
 from featurestore import Moments, PhiS
 from featurestore.phi_s import phi_s
 
@@ -71,7 +72,7 @@ def test_phi_s_equals_the_transform_in_float64_and_keeps_ratios_of_distances() -
     x = features()
     moments = moments_of(x)
     exact: PhiS = phi_s(moments.mean, moments.covariance)
-    norm = Rotator.from_phi_s(exact)
+    norm = make_norm("phi-s", moments=moments, phi_s=exact)
     target = norm(torch.from_numpy(x)).numpy()
     np.testing.assert_allclose(target, exact(x), atol=1e-4)
     np.testing.assert_allclose(
@@ -118,8 +119,8 @@ def test_statistics_move_to_a_device() -> None:
 def test_unknown_and_unfitted_normalisations_are_refused() -> None:
     with pytest.raises(DistillError, match="known are none, l2, z-score, phi-s"):
         make_norm("whitened", moments=moments_of(features()))
-    with pytest.raises(DistillError, match="'phi-s' need the transform"):
-        make_norm("phi-s", moments=moments_of(features()))
+    with pytest.raises(DistillError, match="'phi-s' need mean, rotation, scale; mean given"):
+        norm_of_arrays("phi-s", mean=np.zeros(3))
     with pytest.raises(DistillError, match="4 channels, statistics 6"):
         norm_of("phi-s", features())(torch.zeros(2, 4))
 
