@@ -114,7 +114,8 @@ def evaluate(
     )
     report = _report(lake, parts, how, mpps, (labels, table))
     report["classes"], report["left_out"] = classes, [*notes, *report["left_out"]]
-    settings = {**asdict(how), "single": single, "mpps": report.pop("mpps")}
+    asked = list(dict.fromkeys(students))
+    settings = {"students": asked, **asdict(how), "single": single, "mpps": report.pop("mpps")}
     report["settings"] = {**settings, "labels": labels, "label_column": label_column}
     return _written(lake, report, table)
 
@@ -127,29 +128,29 @@ def _report(
     labels: tuple[str | None, pl.DataFrame | None],
 ) -> Report:
     used = [_mpps_of(lake, split, mpps) for split in parts]
-    seen = [
-        read_split(lake, split, some, labels[1], how)
-        for split, some in zip(parts, used, strict=True)
-    ]
-    if labels[1] is not None and not any(one.label_train or one.label_held for one in seen):
-        refuse_unmet(str(labels[0]), labels[1])
     measured: list[tuple[Subject, Tree]] = []
-    saved = []
+    saved, told, notes = [], [], []
     with progress("evaluate", total=sum(map(steps, parts)), unit="embeddings") as bar:
-        for split, one in zip(parts, seen, strict=True):
-            found, amortised = measure_split(lake, split, one, how, bar)
+        for split, some in zip(parts, used, strict=True):
+            # One split's tiles are in memory at a time.
+            seen = read_split(lake, split, some, labels[1], how)
+            if labels[1] is not None and not (seen.label_train or seen.label_held):
+                refuse_unmet(str(labels[0]), labels[1])
+            found, amortised = measure_split(lake, split, seen, how, bar)
             measured += found
             saved.append(amortised)
+            told.append(_split_told(split, seen))
+            notes += seen.notes
     return {
         "schema": SCHEMA,
         "lake": lake.uri,
         "lake_version": lake.version,
         "machine": machine(how.device, how.threads),
         "students": {f.name: _told(f) for split in parts for f in split.runnable},
-        "splits": [_split_told(*both) for both in zip(parts, seen, strict=True)],
+        "splits": told,
         "embeddings": groups(measured),
         "amortisation": next((one for one in saved if one), None),
-        "left_out": list(dict.fromkeys(note for one in seen for note in one.notes)),
+        "left_out": list(dict.fromkeys(notes)),
         "mpps": sorted({mpp for some in used for mpp in some}),
     }
 

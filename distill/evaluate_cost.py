@@ -40,7 +40,7 @@ def _cpu_name() -> str:
 
 
 def throughput(
-    lake: Lake, runner: Runner, teacher: str, tiles: Tiles, slides: Sequence[str]
+    lake: Lake, runner: Runner, teacher: str, *, mpp: float, slides: Sequence[str], alone_s: float
 ) -> Numbers:
     """How fast a network is, alone and with all that is before it.
 
@@ -48,8 +48,9 @@ def throughput(
         lake: where the slides are.
         runner: the network.
         teacher: a column that all slides have; its features are read along.
-        tiles: for the network alone.
+        mpp: of the tiles.
         slides: read in order, 1,024 tiles of them at most.
+        alone_s: seconds of a tile in the network alone.
 
     Returns:
         `parameters`; `network_tiles_s`, resizing and network on decoded tiles;
@@ -57,10 +58,9 @@ def throughput(
         mean number of tiles of a slide, `tiles_per_slide`; `tiles`, how many were run. Finding
         tissue and cutting slides are not in it.
     """
-    alone_s = runner.seconds_per_tile(tiles)
     stream = lake.stream(
         teacher,
-        mpp=tiles.mpp,
+        mpp=mpp,
         slide_ids=slides,
         pixels="uint8",
         batch_tiles=BATCH_TILES,

@@ -25,7 +25,7 @@ from ingest.teachers import weights_of
 from ingest.weight_keys import load_weights
 from ingest.weights_files import find_weights
 
-TIMED_S = 1.0
+TIMED_S = 0.5
 STATISTICS_TILES = 512  # of which an untrained network's batch norms take theirs
 FLAT = 1e-6  # a channel of less spread is a constant
 

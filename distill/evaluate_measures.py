@@ -12,7 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from distill.errors import DistillError
-from distill.readout import Ridge, chosen_ridge, class_scores, linear_probe, mean_scores, nearest
+from distill.evaluate_scores import class_scores, mean_scores
+from distill.readout import Ridge, chosen_ridges, linear_probe, nearest
 from distill.similarity import cka, cka_debiased, cosines, neighbours, overlap, retrieval
 
 NEIGHBOURS = 10
@@ -45,41 +46,53 @@ class Part:
 Parts = Mapping[float, Part]
 
 
-def fidelity(train: Parts, held: Parts, teacher: str) -> dict[float, Numbers]:
-    """How much of a teacher an embedding holds, on held-out tiles, per mpp.
+def fidelity(train: Parts, held: Parts) -> dict[str, dict[float, Numbers]]:
+    """How much of each teacher an embedding holds, on held-out tiles, per mpp.
 
-    One ridge is fitted from the embedding to the teacher's raw features, on training tiles of all
+    One ridge is fitted from the embedding to a teacher's raw features, on training tiles of all
     mpps together, both around their means at each mpp: so it can't be better by telling mpps apart,
     and an encoder that speaks another language at each of them is found out.
 
     Returns:
-        `cosine` of read-out and truth; `baseline`, that of the mean feature of the training tiles
-        of the mpp; `centred`, the cosine after that mean is taken from both, 0 for knowing
-        nothing; `r2`, the share of the squared distance from that mean that is explained; `cka`,
-        `cka_debiased`, `knn_overlap` with the teacher and `knn_chance`; `tiles`. All but the
-        baseline and chance are better when higher. NaN where there are too few tiles: 4 for CKA,
-        more than 10 for neighbours.
+        Per teacher and mpp: `cosine` of read-out and truth; `baseline`, that of the mean feature of
+        the training tiles of the mpp; `centred`, the cosine after that mean is taken from both, 0
+        for knowing nothing; `r2`, the share of the squared distance from that mean that is
+        explained; `cka`, `cka_debiased`, `knn_overlap` with the teacher and `knn_chance`; `tiles`.
+        All but the baseline and chance are better when higher. NaN where there are too few tiles:
+        4 for CKA, more than 11 for neighbours.
     """
-    truth = {mpp: part.features[teacher].astype(np.float64) for mpp, part in train.items()}
-    seen = {mpp: (part.x.astype(np.float64), truth[mpp]) for mpp, part in train.items()}
-    means = {mpp: (x.mean(axis=0), y.mean(axis=0)) for mpp, (x, y) in seen.items()}
-    readout = chosen_ridge(
-        np.concatenate([x - means[mpp][0] for mpp, (x, _) in seen.items()]),
-        np.concatenate([y - means[mpp][1] for mpp, (_, y) in seen.items()]),
+    teachers = list(next(iter(train.values())).features)
+    means = {mpp: _means(part) for mpp, part in train.items()}
+    targets = {
+        name: np.concatenate([p.features[name] - means[mpp][name] for mpp, p in train.items()])
+        for name in teachers
+    }
+    readouts = chosen_ridges(
+        np.concatenate([part.x - means[mpp][""] for mpp, part in train.items()]),
+        targets,
         np.concatenate([part.patient for part in train.values()]),
     )
     return {
-        mpp: {**_readout(part, teacher, readout, means[mpp]), **_alike(part, teacher)}
-        for mpp, part in held.items()
+        name: {
+            mpp: {**_readout(part, name, readouts[name], means[mpp]), **_alike(part, name)}
+            for mpp, part in held.items()
+        }
+        for name in teachers
     }
 
 
+def _means(part: Part) -> dict[str, Float64Array]:
+    """Mean features per teacher, and the mean embedding under no name."""
+    found = {name: x.mean(axis=0, dtype=np.float64) for name, x in part.features.items()}
+    return {**found, "": part.x.mean(axis=0, dtype=np.float64)}
+
+
 def _readout(
-    part: Part, teacher: str, readout: Ridge, means: tuple[Float64Array, Float64Array]
+    part: Part, teacher: str, readout: Ridge, means: Mapping[str, Float64Array]
 ) -> Numbers:
-    x_mean, mean = means
+    mean = means[teacher]
     truth_NE = part.features[teacher].astype(np.float64)
-    guess_NE = readout(part.x.astype(np.float64) - x_mean) + mean
+    guess_NE = readout(part.x - means[""]) + mean
     spread = float(np.square(truth_NE - mean).sum())
     error = float(np.square(truth_NE - guess_NE).sum())
     return {

@@ -30,7 +30,12 @@ Spread = Mapping[str, float | None]
 def page(report: Report) -> str:
     """The HTML of a report."""
     made = environment(_TEMPLATES)
-    made.filters |= {"spread": spread_text, "interval": interval_text, "kind": KINDS.get}
+    made.filters |= {
+        "mean": mean_text,
+        "range": range_text,
+        "interval": interval_text,
+        "kind": KINDS.get,
+    }
     teachers = list(dict.fromkeys(t for e in report["embeddings"] for t in e["fidelity"]))
     return made.get_template("evaluate.html.j2").render(
         report=report,
@@ -86,18 +91,27 @@ def _label_mpps(report: Report) -> list[str]:
     return sorted({mpp for part in found for mpp in part})
 
 
-def spread_text(found: Spread | None, digits: int = 3) -> str:
-    """A number, with its range where seeds differ.
+def mean_text(found: Spread | None, digits: int = 3) -> str:
+    """The mean over runs.
 
-    >>> spread_text({"mean": 0.5, "min": 0.5, "max": 0.5})
+    >>> mean_text({"mean": 0.5, "min": 0.4, "max": 0.6})
     '0.500'
-    >>> spread_text({"mean": 0.5, "min": 0.4, "max": 0.6}, 1)
-    '0.5 (0.4 to 0.6)'
+    """
+    return _number(found["mean"] if found else None, digits)
+
+
+def range_text(found: Spread | None, digits: int = 3) -> str:
+    """The least and the greatest of the runs, if they differ.
+
+    >>> range_text({"mean": 0.5, "min": 0.4, "max": 0.6}, 1)
+    '0.4 to 0.6'
+    >>> range_text({"mean": 0.5, "min": 0.5, "max": 0.5})
+    ''
     """
     if not found or found["mean"] is None:
-        return "\N{EN DASH}"
-    mean, low, high = (_number(found[name], digits) for name in ("mean", "min", "max"))
-    return mean if low == high else f"{mean} ({low} to {high})"
+        return ""
+    low, high = (_number(found[name], digits) for name in ("min", "max"))
+    return "" if low == high else f"{low} to {high}"
 
 
 def interval_text(found: Spread | None) -> str:

@@ -119,7 +119,7 @@ def measure_split(
 
 def _measure(lake: Lake, split: Split, seen: Seen, subject: Subject) -> Tree:
     train, held = (_parts(subject, tiles) for tiles in (seen.train, seen.held))
-    by_teacher = {teacher: fidelity(train, held, teacher) for teacher in split.teachers}
+    by_teacher = fidelity(train, held)
     switching = {t: mode_switching(by_mpp) for t, by_mpp in by_teacher.items()}
     return {
         "width": float(next(iter(held.values())).x.shape[1]),
@@ -220,17 +220,16 @@ def _fast(lake: Lake, split: Split, seen: Seen, subject: Subject) -> Tree | None
     runner = subject.runner
     if runner is None or subject.kind in {"undistilled", "pca"}:
         return None
+    alone_s = runner.seconds_per_tile(next(iter(seen.held.values())))
     if subject.kind == "teacher":
-        alone = runner.seconds_per_tile(next(iter(seen.held.values())))
         unknown = dict.fromkeys(("end_to_end_tiles_s", "slides_min", "tiles_per_slide", "tiles"))
-        numbers = {"parameters": float(runner.parameters), "network_tiles_s": 1 / alone}
+        numbers = {"parameters": float(runner.parameters), "network_tiles_s": 1 / alone_s}
         return {"network": {**numbers, **unknown}}
-    column = split.teachers[0]
+    column, held = split.teachers[0], split.held_out
+    slides = {mpp: readable(lake, [column], mpp=mpp, slides=held) for mpp in seen.held}
     return {
-        mpp_name(mpp): throughput(
-            lake, runner, column, tiles, readable(lake, [column], mpp=mpp, slides=split.held_out)
-        )
-        for mpp, tiles in seen.held.items()
+        mpp_name(mpp): throughput(lake, runner, column, mpp=mpp, slides=some, alone_s=alone_s)
+        for mpp, some in slides.items()
     }
 
 

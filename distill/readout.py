@@ -4,12 +4,12 @@ All are fitted on training tiles; strengths are chosen there too, on tiles of pa
 fit did not see. What is read out is the trunk's embedding, not a head's: a head may mimic a
 teacher while the trunk, which users get, is poor.
 
-Letters in names: N tiles, D embedding, E values of a target, P patients, C classes, R resamples.
+Letters in names: N tiles, D embedding, E values of a target, S strengths.
 """
 
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,6 +18,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 
 from distill.errors import DistillError
+from distill.evaluate_scores import balanced_accuracy
 from distill.similarity import similarity_rows
 
 # Of the mean variance of a channel, times the number of tiles.
@@ -26,11 +27,9 @@ STRENGTHS = tuple(10.0**power for power in range(-6, 3))
 INVERSE = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
 INNER_SHARE = 0.25
 ITERATIONS = 1000
-RESAMPLES = 1000
 CONSTANT = 1e-12
 
 Array = npt.NDArray[np.floating]
-Counts = npt.NDArray[np.integer]
 Float64Array = npt.NDArray[np.float64]
 Int64Array = npt.NDArray[np.int64]
 BoolArray = npt.NDArray[np.bool_]
@@ -79,8 +78,8 @@ class _Fits:
 
     def __init__(self, x_ND: Array, target_NE: Array) -> None:
         x, target = x_ND.astype(np.float64), target_NE.astype(np.float64)
-        self._mean, self._target_mean = x.mean(axis=0), target.mean(axis=0)
-        x, target = x - self._mean, target - self._target_mean
+        self.mean, self.target_mean = x.mean(axis=0), target.mean(axis=0)
+        x, target = x - self.mean, target - self.target_mean
         self._unit = float(np.square(x).sum()) / x.shape[1] or 1.0
         dual = len(x) < x.shape[1]
         values, vectors = np.linalg.eigh(x @ x.T if dual else x.T @ x)
@@ -88,14 +87,24 @@ class _Fits:
         self._left = x.T @ vectors if dual else vectors
         self._right = vectors.T @ target if dual else vectors.T @ (x.T @ target)
 
-    def at(self, strength: float) -> Ridge:
-        shrunk = self._right / (self._values + strength * self._unit)[:, None]
+    def at(self, strength: float, columns: slice = slice(None)) -> Ridge:
+        """The regression of some of the targets."""
         return Ridge(
-            mean=self._mean,
-            weight=self._left @ shrunk,
-            target_mean=self._target_mean,
+            mean=self.mean,
+            weight=self._left @ (self._right[:, columns] / self._shrink(strength)),
+            target_mean=self.target_mean[columns],
             strength=strength,
         )
+
+    def errors(self, x_ND: Array, target_NE: Array) -> Float64Array:
+        """Squared errors of each target on other tiles, by strength [S, E]."""
+        turned = (x_ND.astype(np.float64) - self.mean) @ self._left
+        wanted = target_NE.astype(np.float64) - self.target_mean
+        guesses = (turned @ (self._right / self._shrink(strength)) for strength in STRENGTHS)
+        return np.stack([np.square(guess - wanted).sum(axis=0) for guess in guesses])
+
+    def _shrink(self, strength: float) -> Float64Array:
+        return (self._values + strength * self._unit)[:, None]
 
 
 def ridge(x_ND: Array, target_NE: Array, strength: float) -> Ridge:
@@ -107,8 +116,12 @@ def ridge(x_ND: Array, target_NE: Array, strength: float) -> Ridge:
     return _Fits(x_ND, target_NE).at(strength)
 
 
-def chosen_ridge(x_ND: Array, target_NE: Array, group_N: Int64Array) -> Ridge:
-    """Ridge of the strength that errs least on tiles of `inner_split`, then fitted on all.
+def chosen_ridges(
+    x_ND: Array, targets: Mapping[str, Array], group_N: Int64Array
+) -> dict[str, Ridge]:
+    """Ridge to each target, of the strength that errs least on tiles of `inner_split`.
+
+    The strength is each target's own; the ridge is then fitted on all tiles.
 
     Raises:
         DistillError: fewer than 4 tiles.
@@ -116,11 +129,16 @@ def chosen_ridge(x_ND: Array, target_NE: Array, group_N: Int64Array) -> Ridge:
     if len(x_ND) < 4:
         msg = f"{len(x_ND)} training tiles given; a read-out needs 4 or more: name more slides"
         raise DistillError(msg)
+    all_NE = np.concatenate([target.astype(np.float32) for target in targets.values()], axis=1)
+    ends = np.cumsum([target.shape[1] for target in targets.values()])
     inner = inner_split(group_N)
-    fits = _Fits(x_ND[~inner], target_NE[~inner])
-    truth = target_NE[inner].astype(np.float64)
-    errors = [np.square(fits.at(s)(x_ND[inner]) - truth).sum() for s in STRENGTHS]
-    return _Fits(x_ND, target_NE).at(STRENGTHS[int(np.argmin(errors))])
+    errors_SE = _Fits(x_ND[~inner], all_NE[~inner]).errors(x_ND[inner], all_NE[inner])
+    whole, found = _Fits(x_ND, all_NE), {}
+    for (name, target), end in zip(targets.items(), ends.tolist(), strict=True):
+        columns = slice(end - target.shape[1], end)
+        best = int(np.argmin(errors_SE[:, columns].sum(axis=1)))
+        found[name] = whole.at(STRENGTHS[best], columns)
+    return found
 
 
 # ---------------------------------------------------------------------- classes
@@ -188,97 +206,3 @@ def nearest(x_ND: Array, label_N: Int64Array, test_ND: Array, k: int) -> Int64Ar
             votes[np.arange(len(like)), index_N[first[:, place]]] += worth[:, place]
         found[rows] = classes[votes.argmax(axis=1)]
     return found
-
-
-# ---------------------------------------------------------------------- how good
-
-
-def confusion(truth_N: Int64Array, predicted_N: Int64Array, classes: Sequence[int]) -> Int64Array:
-    """How many tiles of each class (rows) were given each class (columns) [C, C]."""
-    order = np.sort(np.asarray(classes))
-    at = np.searchsorted(order, truth_N) * len(order) + np.searchsorted(order, predicted_N)
-    return np.bincount(at, minlength=len(order) ** 2).reshape(len(order), len(order))
-
-
-def balanced_of(counts_CC: Counts) -> Float64Array:
-    """Mean recall over the classes that are there, of tables [..., C, C]; NaN without tiles."""
-    there = counts_CC.sum(axis=-1)
-    right = np.diagonal(counts_CC, axis1=-2, axis2=-1)
-    recall = np.where(there > 0, right / np.maximum(there, 1), 0.0)
-    classes = (there > 0).sum(axis=-1)
-    return np.where(classes > 0, recall.sum(axis=-1) / np.maximum(classes, 1), np.nan)
-
-
-def f1_of(counts_CC: Counts) -> Float64Array:
-    """Mean F1 over the classes that are there or were given, of tables [..., C, C]."""
-    total = counts_CC.sum(axis=-1) + counts_CC.sum(axis=-2)
-    right = np.diagonal(counts_CC, axis1=-2, axis2=-1)
-    f1 = np.where(total > 0, 2 * right / np.maximum(total, 1), 0.0)
-    classes = (total > 0).sum(axis=-1)
-    return np.where(classes > 0, f1.sum(axis=-1) / np.maximum(classes, 1), np.nan)
-
-
-def balanced_accuracy(truth_N: Int64Array, predicted_N: Int64Array) -> float:
-    """Mean recall over the classes that are there."""
-    classes = np.union1d(truth_N, predicted_N).tolist()
-    return float(balanced_of(confusion(truth_N, predicted_N, classes)))
-
-
-def class_scores(
-    truth_N: Int64Array, predicted_N: Int64Array, group_N: Int64Array, *, seed: int = 0
-) -> dict[str, dict[str, float]]:
-    """Balanced accuracy and macro F1 with 95 % intervals over patients.
-
-    Patients are drawn with replacement, 1000 times; a patient's tiles are drawn together.
-
-    Returns:
-        `estimate`, `low`, `high` of `balanced_accuracy` and `macro_f1`.
-    """
-    classes = np.union1d(truth_N, predicted_N).tolist()
-    groups, index_N = np.unique(group_N, return_inverse=True)
-    parts_PCC = np.stack(
-        [
-            confusion(truth_N[index_N == g], predicted_N[index_N == g], classes)
-            for g in range(len(groups))
-        ]
-    )
-    drawn_RCC = np.tensordot(draws(len(groups), seed), parts_PCC, axes=1)
-    whole = parts_PCC.sum(axis=0)
-    return {
-        name: interval(float(measure(whole)), measure(drawn_RCC), groups=len(groups))
-        for name, measure in (("balanced_accuracy", balanced_of), ("macro_f1", f1_of))
-    }
-
-
-def mean_scores(
-    values: dict[str, Float64Array], group_N: Int64Array, *, seed: int = 0
-) -> dict[str, dict[str, float]]:
-    """Means of values per tile with 95 % intervals over patients; NaN is left out."""
-    groups, index_N = np.unique(group_N, return_inverse=True)
-    weights = draws(len(groups), seed)
-    found = {}
-    for name, value_N in values.items():
-        known = ~np.isnan(value_N)
-        sums = np.bincount(index_N[known], value_N[known], minlength=len(groups))
-        counts = np.bincount(index_N[known], minlength=len(groups))
-        drawn = weights @ sums / np.where(weights @ counts, weights @ counts, np.nan)
-        mean = float(sums.sum() / counts.sum()) if counts.sum() else float("nan")
-        found[name] = interval(mean, drawn, groups=len(groups))
-    return found
-
-
-def draws(groups: int, seed: int) -> Int64Array:
-    """How often each of so many patients is in each resample [R, P]."""
-    random = np.random.default_rng((seed, groups))
-    return random.multinomial(groups, np.full(groups, 1 / groups), size=RESAMPLES)
-
-
-def interval(estimate: float, drawn_R: Array, *, groups: int) -> dict[str, float]:
-    """The estimate with the 2.5th and 97.5th percentile of what resamples gave.
-
-    One patient says nothing of others: the percentiles are then NaN.
-    """
-    known = drawn_R[~np.isnan(drawn_R)]
-    told = groups > 1 and len(known)
-    low, high = np.percentile(known, [2.5, 97.5]) if told else (np.nan, np.nan)
-    return {"estimate": estimate, "low": float(low), "high": float(high)}

@@ -27,7 +27,8 @@ def unit(x_ND: Array) -> Float32Array:
     """Rows of length 1 [N, D]; a row of zeros stays one, and is like nothing."""
     x = x_ND.astype(np.float64)
     length = np.linalg.norm(x, axis=1, keepdims=True)
-    return (x / np.maximum(length, FLAT)).astype(np.float32)
+    found: Float32Array = (x / np.maximum(length, FLAT)).astype(np.float32)
+    return found
 
 
 def cosines(one_ND: Array, other_ND: Array) -> Float64Array:
@@ -54,7 +55,7 @@ def cka(one_ND: Array, other_NE: Array) -> float:
     one, other = _centred(one_ND, other_NE)
     cross, mine, theirs = (np.linalg.norm(a.T @ b) for a, b in _pairs(one, other))
     product = float(mine * theirs)
-    return float(cross) ** 2 / product if product > FLAT else float("nan")
+    return float(cross) ** 2 / product if product > 0 else float("nan")
 
 
 def cka_debiased(one_ND: Array, other_NE: Array) -> float:
@@ -72,8 +73,8 @@ def cka_debiased(one_ND: Array, other_NE: Array) -> float:
         msg = f"{len(one)} tiles given; the debiased CKA needs 4 or more"
         raise DistillError(msg)
     cross, mine, theirs = (_hsic(a, b) for a, b in _pairs(one, other))
-    product = mine * theirs
-    return cross / product**0.5 if product > FLAT else float("nan")
+    known = min(mine, theirs) > 0
+    return cross / (mine * theirs) ** 0.5 if known else float("nan")
 
 
 def _pairs(one: Float64Array, other: Float64Array) -> list[tuple[Float64Array, Float64Array]]:
@@ -89,7 +90,7 @@ def _centred(one_ND: Array, other_NE: Array) -> list[Float64Array]:
     for x_ND in (one_ND, other_NE):
         centred = x_ND.astype(np.float64) - x_ND.astype(np.float64).mean(axis=0)
         scale = np.abs(x_ND).max(initial=0.0) or 1.0
-        spread = np.linalg.norm(centred)
+        spread = np.linalg.norm(centred) / len(centred) ** 0.5
         # What rounding leaves of a constant is no embedding.
         found.append(centred / spread if spread > 1e-6 * scale else np.zeros_like(centred))
     return found
