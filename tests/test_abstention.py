@@ -1,0 +1,151 @@
+"""Thresholds, temperatures and risk by coverage against scipy, brute force and their promise."""
+
+from dataclasses import replace
+from itertools import permutations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from scipy.special import log_softmax, softmax
+from sklearn.metrics import log_loss
+
+from downstream.abstention import (
+    AbstentionError,
+    Predictions,
+    choose_threshold,
+    fit_temperature,
+    is_answered,
+    risk_coverage,
+)
+from downstream.folds import Part
+from downstream.splits import LeakageError
+
+Floats = NDArray[np.float64]
+
+
+def predictions(
+    patients: int, *, seed: int, heat: float = 1.0, part: Part = "validation", first: int = 0
+) -> Predictions:
+    """Labels drawn from the probabilities themselves: calibrated at temperature `heat`."""
+    rng = np.random.default_rng(seed)
+    logits = rng.normal(size=(patients, 3)) * 2
+    labels = np.array([rng.choice(3, p=p) for p in softmax(logits, axis=1)])
+    names = tuple(f"p{first + i}" for i in range(patients))
+    return Predictions(patients=names, logits=logits * heat, labels=labels, part=part)
+
+
+@pytest.mark.parametrize("heat", [0.25, 1.0, 3.0])
+def test_the_temperature_is_found_and_calibrates(heat: float) -> None:
+    given = predictions(5000, seed=0, heat=heat)
+    found = fit_temperature(given)
+    assert found.value == pytest.approx(heat, rel=0.06)
+    losses = [
+        log_loss(given.labels, softmax(given.logits / t, axis=1))
+        for t in (found.value * 0.98, found.value, found.value * 1.02)
+    ]
+    assert min(losses) == losses[1]
+    assert given.confidence(found.value).mean() == pytest.approx(given.is_correct.mean(), abs=0.02)
+
+
+def test_confidence_is_scipys_softmax() -> None:
+    given = predictions(50, seed=1)
+    big = replace(given, logits=given.logits + 1000)
+    np.testing.assert_allclose(big.confidence(2.0), softmax(given.logits / 2, axis=1).max(axis=1))
+    logs = replace(given, logits=log_softmax(given.logits, axis=1))
+    np.testing.assert_allclose(logs.confidence(), given.confidence())
+
+
+@given(seed=st.integers(0, 10**6), target=st.sampled_from([0.5, 0.7, 0.9, 0.97, 1.0]))
+@settings(max_examples=60, deadline=None)
+def test_the_threshold_keeps_most_at_the_target(seed: int, target: float) -> None:
+    given = predictions(30, seed=seed)
+    rounded = replace(given, logits=np.round(given.logits))  # ties
+    found = choose_threshold(rounded, target=target)
+    sure, right = rounded.confidence(), rounded.is_correct
+    kept = is_answered(rounded, found)
+    assert found.coverage == kept.mean()
+    if kept.any():
+        assert right[kept].mean() == found.accuracy >= target
+    shares = [
+        (sure >= cut).mean() for cut in np.unique(sure) if right[sure >= cut].mean() >= target
+    ]
+    assert found.coverage == max(shares, default=0.0)
+
+
+def test_a_target_out_of_reach_is_answered_with_silence() -> None:
+    given = predictions(20, seed=0)
+    wrong = replace(given, labels=(given.logits.argmax(axis=1) + 1) % 3)
+    found = choose_threshold(wrong, target=0.9)
+    assert found.value == np.inf
+    assert np.isnan(found.accuracy)
+    assert not is_answered(wrong, found).any()
+
+
+def test_the_target_holds_on_new_patients_about() -> None:
+    chosen = choose_threshold(predictions(3000, seed=0), target=0.9)
+    test = predictions(3000, seed=1, part="test", first=10_000)
+    kept = is_answered(test, chosen)
+    assert test.is_correct[kept].mean() == pytest.approx(0.9, abs=0.02)
+    assert kept.mean() == pytest.approx(chosen.coverage, abs=0.03)
+    assert test.is_correct.mean() < 0.8
+
+
+@pytest.mark.parametrize("part", ["test", "train"])
+def test_nothing_is_chosen_on_test_predictions(part: Part) -> None:
+    given = predictions(20, seed=0, part=part)
+    with pytest.raises(LeakageError, match=f"a threshold from {part} predictions"):
+        choose_threshold(given, target=0.9)
+    with pytest.raises(LeakageError, match=f"a temperature from {part} predictions"):
+        fit_temperature(given)
+
+
+def test_a_threshold_knows_whom_it_was_chosen_on() -> None:
+    heat = fit_temperature(predictions(20, seed=0, first=100))
+    chosen = choose_threshold(predictions(20, seed=0), target=0.5, temperature=heat)
+    for first in (19, 119):  # one of the threshold's, one of the temperature's patients
+        test = predictions(5, seed=2, part="test", first=first)
+        with pytest.raises(LeakageError, match=f"1 test patients helped .* p{first}"):
+            is_answered(test, chosen)
+
+
+def by_hand(confidence: Floats, right: NDArray[np.bool_]) -> Floats:
+    """Mean over all orders of tied patients."""
+    curves = [
+        np.cumsum(~right[list(order)]) / np.arange(1, len(right) + 1)
+        for order in permutations(range(len(right)))
+        if (np.diff(confidence[list(order)]) <= 0).all()
+    ]
+    mean: Floats = np.mean(curves, axis=0)
+    return mean
+
+
+@given(rows=st.lists(st.tuples(st.integers(0, 3), st.booleans()), min_size=1, max_size=6))
+@settings(max_examples=60, deadline=None)
+def test_risk_by_coverage_is_the_mean_over_orders(rows: list[tuple[int, bool]]) -> None:
+    confidence, right = np.array([a for a, _ in rows], float), np.array([b for _, b in rows])
+    found = risk_coverage(confidence, right)
+    np.testing.assert_allclose(found.risk, by_hand(confidence, right), atol=1e-12)
+    assert found.aurc == pytest.approx(found.risk.mean())
+    best = risk_coverage(right.astype(float), right)
+    assert found.optimal_aurc == pytest.approx(best.aurc)
+    assert found.aurc >= found.optimal_aurc - 1e-12
+
+
+def test_a_confidence_that_knows_nothing_has_the_same_risk_everywhere() -> None:
+    right = np.arange(10) % 5 != 0
+    found = risk_coverage(np.full(10, 0.7), right)
+    np.testing.assert_allclose(found.risk, 0.2)
+    assert found.coverage[-1] == 1
+
+
+def test_bad_predictions_are_refused() -> None:
+    given = predictions(4, seed=0)
+    for change in ({"labels": np.zeros(3, int)}, {"logits": np.zeros((4, 1))}):
+        with pytest.raises(AbstentionError, match="give a row a patient"):
+            replace(given, **change)
+    with pytest.raises(AbstentionError, match="target=0"):
+        choose_threshold(given, target=0)
+    with pytest.raises(AbstentionError, match="0 confidences"):
+        risk_coverage(np.empty(0), np.empty(0, bool))

@@ -1,0 +1,191 @@
+"""Splits cannot leak: every way that is tried is refused; tables of other tools are read."""
+
+import json
+from collections import Counter
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from downstream.fold_tables import from_table, read_clam, read_patho_bench, read_stamp, to_table
+from downstream.folds import Split, few_shot, leave_site_out, nested_folds, strata
+from downstream.splits import LeakageError, SplitError
+from downstream.survival_losses import fit_bins
+
+IDS = [f"p{i:02d}" for i in range(60)]
+LABELS = [("a", "b", "b")[i % 3] for i in range(60)]
+SITES = [f"s{i % 4}" for i in range(60)]
+SLIDES = {"a1": "A", "a2": "A", "b1": "B", "c1": "C", "d1": "D"}
+
+
+@given(folds=st.integers(2, 5), inner=st.integers(1, 4), seed=st.integers(0, 999))
+@settings(max_examples=30, deadline=None)
+def test_nested_folds_test_everybody_once_and_validate_the_rest_once(
+    folds: int, inner: int, seed: int
+) -> None:
+    splits = nested_folds(IDS, LABELS, folds=folds, inner=inner, repeats=2, seed=seed)
+    assert len(splits) == 2 * folds * inner
+    for repeat in range(2):
+        mine = [s for s in splits if s.repeat == repeat]
+        tested = [p for s in mine if s.inner == 0 for p in s.test]
+        assert sorted(tested) == IDS
+        for fold in range(folds):
+            inners = [s for s in mine if s.fold == fold]
+            assert len({s.test for s in inners}) == 1
+            for s in inners:
+                assert sorted(s.train + s.validation + s.test) == IDS
+            if inner > 1:
+                validated = [p for s in inners for p in s.validation]
+                assert sorted(validated + list(inners[0].test)) == IDS
+    assert splits[0].test != splits[folds * inner].test  # repetitions differ
+
+
+def test_folds_are_stratified_and_a_function_of_the_seed() -> None:
+    splits = nested_folds(IDS, LABELS, seed=0)
+    label = dict(zip(IDS, LABELS, strict=True))
+    for split in splits:
+        assert Counter(label[p] for p in split.test) == {"a": 4, "b": 8}
+        assert Counter(label[p] for p in split.validation) == {"a": 4, "b": 8}
+    turned = nested_folds(IDS[::-1], LABELS[::-1], seed=0)
+    assert turned == splits
+    assert nested_folds(IDS, LABELS, seed=1) != splits
+
+
+def test_sites_are_left_out_whole() -> None:
+    splits = leave_site_out(IDS, LABELS, SITES, inner=2, seed=0)
+    site = dict(zip(IDS, SITES, strict=True))
+    assert len(splits) == 8
+    for split in splits:
+        assert {site[p] for p in split.test} == {f"s{split.fold}"}
+        assert not {site[p] for p in split.train + split.validation} & {f"s{split.fold}"}
+    with pytest.raises(SplitError, match="1 sites of 60"):
+        leave_site_out(IDS, LABELS, ["s"] * 60, seed=0)
+
+
+def test_failure_17_two_slides_of_a_patient_on_two_sides_are_refused() -> None:
+    """Slide-level splits leak patients: refused from a table, and on construction."""
+    leaking = b",train,val,test\n0,a1,c1,a2\n1,b1,,d1\n"
+    with pytest.raises(LeakageError, match=r"fold 0 of the table .* in train and in test .* A;"):
+        read_clam({0: leaking}, SLIDES)
+    for train, validation, test in (("AB", "C", "DA"), ("AB", "BC", "D"), ("A", "CD", "D")):
+        with pytest.raises(LeakageError, match="1 ids are both in"):
+            Split(train=tuple(train), validation=tuple(validation), test=tuple(test))
+
+
+def test_failure_17_the_test_part_decides_nothing() -> None:
+    """Bins, statistics or a model that has seen a validation or test patient is refused."""
+    split = nested_folds(IDS, LABELS, seed=0)[0]
+    rng = np.random.default_rng(0)
+    everybody = fit_bins(rng.random(60), np.ones(60, bool), patients=IDS)
+    with pytest.raises(LeakageError, match=r"bins was fitted on 24 patients .*\(12 of them are"):
+        split.check_fitted_on(everybody.patients, "bins")
+    with pytest.raises(LeakageError, match=r"\(0 of them are its test"):
+        split.check_fitted_on(split.validation, "a mean")
+    split.check_fitted_on(split.train, "a mean")
+
+
+def test_sites_on_both_sides_are_refused() -> None:
+    sites = {"A": "s0", "B": "s1", "C": "s0", "D": "s2"}
+    parts: dict[str, Any] = {"validation": ("B",), "test": ("C",)}
+    with pytest.raises(LeakageError, match=r"1 sites are on both sides .* s0"):
+        Split(train=("A",), sites=sites, **parts)
+    assert Split(train=("D",), sites=sites, **parts).test == ("C",)
+    with pytest.raises(SplitError, match="1 patients have no site, for example E"):
+        Split(train=("E",), sites=sites, **parts)
+
+
+@pytest.mark.parametrize(
+    ("train", "test", "message"),
+    [("", "B", "train of fold 0: 0 ids"), ("A", "", "test of"), ("AA", "B", "2 ids, 1 diff")],
+)
+def test_empty_sides_and_repeated_patients_are_refused(train: str, test: str, message: str) -> None:
+    with pytest.raises(SplitError, match=message):
+        Split(train=tuple(train), validation=(), test=tuple(test))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"folds": 21}, "21 folds with 20 patients in the rarest class"),
+        ({"folds": 1}, "1 folds"),
+        ({"folds": 2, "inner": 11}, "11 folds with 10 patients"),
+    ],
+)
+def test_folds_that_cannot_be_made_are_refused(options: dict[str, int], message: str) -> None:
+    with pytest.raises(SplitError, match=message):
+        nested_folds(IDS, LABELS, seed=0, **options)
+    with pytest.raises(SplitError, match=r"60 patients \(59 different\)"):
+        nested_folds([*IDS[:-1], "p00"], LABELS, seed=0)
+    with pytest.raises(SplitError, match="with 3 labels"):
+        nested_folds(IDS, LABELS[:3], seed=0)
+
+
+def test_few_shot_takes_from_train_alone_and_grows() -> None:
+    split, label = nested_folds(IDS, LABELS, seed=0)[3], dict(zip(IDS, LABELS, strict=True))
+    few, more = (few_shot(split, label, shots=shots, seed=0) for shots in (2, 5))
+    assert Counter(label[p] for p in few.train) == {"a": 2, "b": 2}
+    assert set(few.train) < set(more.train) < set(split.train)
+    assert (few.validation, few.test) == (split.validation, split.test)
+    assert few_shot(split, label, shots=2, seed=0) == few
+    assert few_shot(split, label, shots=2, seed=1) != few
+    with pytest.raises(SplitError, match="shots=13 of class 'a' with 12"):
+        few_shot(split, label, shots=13, seed=0)
+
+
+def test_clams_tables_are_read() -> None:
+    ragged = b",train,val,test\n0,a1,c1,d1\n1,a2,,gone\n"
+    flags = b",train,val,test\na1,True,False,False\nc1,False,True,False\nd1,False,False,True\n"
+    found = read_clam({0: ragged, 1: flags}, SLIDES)
+    assert [(s.train, s.validation, s.test) for s in found.splits] == [(("A",), ("C",), ("D",))] * 2
+    assert [s.fold for s in found.splits] == [0, 1]
+    assert (found.missing, found.surplus) == (("gone",), ("B",))
+    with pytest.raises(SplitError, match="CLAM's are train, val, test"):
+        read_clam({0: b"train,test\nA,B\n"}, SLIDES)
+
+
+def test_patho_benchs_table_is_read() -> None:
+    rows = ["case_id\tslide_id\tgrade\tfold_0\tfold_1", "A\ta1\t1\ttrain\ttest",
+            "A\ta2\t1\ttrain\ttest", "B\tb1\t0\ttest\ttrain", "C\tc1\t0\tval\t", ""]  # fmt: skip
+    found = read_patho_bench("\n".join(rows).encode(), SLIDES)
+    one, other = found.splits
+    assert (one.train, one.validation, one.test) == (("A",), ("C",), ("B",))
+    assert (other.train, other.validation, other.test) == (("B",), (), ("A",))
+    assert found.surplus == ("D",)
+    with pytest.raises(LeakageError, match="fold 1 of the table has 1 patients"):
+        read_patho_bench(
+            "\n".join([*rows[:2], rows[2].replace("test", "train"), rows[3]]).encode(), SLIDES
+        )
+    with pytest.raises(SplitError, match=r"fold_0 of a1 is 'Train'"):
+        read_patho_bench(b"slide_id\tfold_0\na1\tTrain\n", SLIDES)
+    with pytest.raises(SplitError, match="folds are named fold_0"):
+        read_patho_bench(b"slide_id\tfold_x\na1\ttrain\n", SLIDES)
+
+
+def test_stamps_splits_are_read() -> None:
+    content = {"splits": [{"train_patients": ["A", "B", "Z"], "test_patients": ["C"]}]}
+    found = read_stamp(json.dumps(content).encode(), SLIDES)
+    assert found.splits[0].train == ("A", "B")
+    assert found.splits[0].validation == ()
+    assert (found.missing, found.surplus) == (("Z",), ("D",))
+    for bad in (b"{", b"[]", b'{"splits": [{"train": []}]}'):
+        with pytest.raises(SplitError, match=r"no splits\.json of STAMP"):
+            read_stamp(bad, SLIDES)
+    with pytest.raises(SplitError, match="the table has no folds"):
+        read_stamp(b'{"splits": []}', SLIDES)
+
+
+def test_splits_kept_with_a_run_come_back() -> None:
+    splits = nested_folds(IDS, LABELS, folds=3, inner=2, repeats=2, seed=0)
+    table = to_table(splits)
+    assert table.columns == ["repeat", "fold", "inner", "part", "patient_id"]
+    assert from_table(table) == splits
+    assert from_table(table.sample(fraction=1, shuffle=True, seed=0)) == splits
+    with pytest.raises(SplitError, match=r"columns \['inner'\] are missing"):
+        from_table(table.drop("inner"))
+
+
+def test_strata_are_of_equal_size() -> None:
+    values = np.random.default_rng(0).exponential(size=100).tolist()
+    assert sorted(Counter(strata(values)).values()) == [25] * 4
