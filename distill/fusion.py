@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from distill.errors import DistillError
+from distill.feature_terms import check_term
 from distill.gate import Gate
 from distill.heads import make_head
 from distill.kept_norms import KeptNorms, blank_norms
@@ -264,12 +265,5 @@ def _checked(recipe: Recipe, term: Term) -> Term:
     if term.kind not in SETTINGS:
         msg = f"no term '{term.kind}' of a fusion; known are {', '.join(SETTINGS)}"
         raise DistillError(msg)
-    wrong = sorted({*term.settings} - {*SETTINGS[term.kind]})
-    unknown = sorted({*term.teachers} - {*recipe.teachers})
-    if wrong or unknown:
-        msg = (
-            f"term '{term.kind}' given settings {wrong}, teachers {unknown}; it has settings "
-            f"{list(SETTINGS[term.kind])}, the recipe teachers {list(recipe.teachers)}"
-        )
-        raise DistillError(msg)
+    check_term(recipe, term, SETTINGS[term.kind])
     return term

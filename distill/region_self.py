@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from distill.ema import Ema
 from distill.errors import DistillError
+from distill.feature_terms import check_term
 from distill.losses import cosine_loss
 from distill.numeric import weighted_mean
 from distill.prototypes import PrototypeHead
@@ -82,14 +83,7 @@ def region_terms(recipe: Recipe) -> RegionTerms:
         )
         raise DistillError(msg)
     for term in recipe.terms:
-        wrong = sorted({*term.settings} - {*SETTINGS[term.kind]})
-        unknown = sorted({*term.teachers} - {*recipe.teachers})
-        if wrong or unknown:
-            msg = (
-                f"term '{term.kind}' given settings {wrong}, teachers {unknown}; it has settings "
-                f"{list(SETTINGS[term.kind])}, the recipe teachers {list(recipe.teachers)}"
-            )
-            raise DistillError(msg)
+        check_term(recipe, term, SETTINGS[term.kind])
     return RegionTerms(by_kind=terms)
 
 

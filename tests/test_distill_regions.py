@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,8 +19,18 @@ from distill.recipes import make_recipe
 from distill.region_encoder import RegionEncoder
 from distill.region_network import Tokens, crop_side, places, windows
 from distill.regions import RegionTask
-from distill.task import Batch, Under
-from tests.feature_worlds import World, backward, centred_cosine, fit, region_batch, region_norms
+from distill.task import Batch, Under, on_device
+from tests.feature_worlds import (
+    World,
+    backward,
+    centred_cosine,
+    fit,
+    norms_of,
+    region_batch,
+    region_norms,
+)
+from tests.test_stream_under import made as made_lake
+from tests.training_lake import DIMS
 
 WORLD = World(dims={"eye": 24, "expert": 20})
 SMALL = {
@@ -248,6 +259,25 @@ def test_the_regions_vector_is_of_mid_tokens_that_are_there() -> None:
     torch.testing.assert_close(module(level).region, module(moved).region)
 
 
+def test_hierarchy_looks_at_fine_tokens_that_are_there() -> None:
+    """Own children and all of the region's; a mid token without any keeps what it is."""
+    module, there = Hierarchy(16, 4, 2), torch.rand(3, 4, 4) < 0.5
+    there[0, 1], there[2] = False, False
+    level = Level(
+        mid=torch.randn(3, 4, 16),
+        mid_there=torch.ones(3, 4).bool(),
+        others=torch.randn(3, 2, 16),
+        fine=torch.randn(3, 4, 4, 16),
+        fine_there=there,
+    )
+    moved = replace(level, fine=torch.where(there[..., None], level.fine, level.fine + 5))
+    for name in ("mid", "region"):
+        torch.testing.assert_close(getattr(module(level), name), getattr(module(moved), name))
+    turned = replace(level, fine=level.fine.flip(0))
+    assert not torch.allclose(module(level).mid[:2], module(turned).mid[:2])
+    torch.testing.assert_close(module(level).mid[2], module(turned).mid[2])
+
+
 def test_a_region_without_finer_tiles_is_told_from_the_coarse_one_alone() -> None:
     made = task()
     given = batch()
@@ -377,6 +407,35 @@ def test_prompts_are_new_in_each_block_of_the_coarse_stream_alone() -> None:
     moved = torch.autograd.grad(network(region).mid.cls.square().sum(), network.prompts)[0]
     assert moved.flatten(1).norm(dim=1).min() > 0
     assert seen.mid.others.shape == (8, 1 + 3, 32)
+
+
+# ---------------------------------------------------------------------- from a lake
+
+
+def test_batches_of_a_lake_are_regions(tmp_path: Path) -> None:
+    """Cached features of three nested mpps, background and all, through the stream."""
+    lake = made_lake(tmp_path / "lake")
+    stream = lake.stream(
+        "plain",
+        mpp=2.0,
+        under={1.0: "plain", 0.5: ["plain", "packed"]},
+        batch_tiles=8,
+        buffer_tiles=32,
+        drop_last=True,
+    )
+    batches = [on_device(found, "cpu") for found in stream]
+    found = {("plain", 2.0): torch.cat([b.features["plain"] for b in batches])}
+    for teacher, mpp in (("plain", 1.0), ("plain", 0.5), ("packed", 0.5)):
+        parts = [b.under[mpp].features[teacher][b.under[mpp].mask] for b in batches]
+        found[teacher, mpp] = torch.cat(parts)
+    norms = norms_of(found, "z-score")
+    made = RegionTask(recipe("plain", "packed", targets="z-score"), DIMS, norms)
+    history = fit(made, batches, 2)
+    assert np.isfinite(history).all()
+    for given in batches:
+        assert made.encoder.embed(given).isfinite().all()
+        prediction = made.predict(given)["packed"]
+        assert len(prediction.predicted) == int(given.under[0.5].mask.sum())
 
 
 # ---------------------------------------------------------------------- keeping, refusing
