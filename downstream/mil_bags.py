@@ -77,7 +77,7 @@ class Aggregator(nn.Module):
         """Pool one bag x_ND, or a padded batch x_BND with mask_BN.
 
         Args:
-            x: [N, D], or [B, N, D].
+            x: [N, D], or [B, N, D]; float16, as a lake gives them, is taken to float32.
             mask: bool [N] or [B, N], True where there is a tile; None if all are.
             coords: Integers [N, K] or [B, N, K]: (grid_y, grid_x), see `stack_slides`.
 
@@ -90,6 +90,8 @@ class Aggregator(nn.Module):
         if x.ndim == 2:
             x, mask, coords = (None if part is None else part[None] for part in (x, mask, coords))  # type: ignore[assignment]
         self._check(x, mask, coords)
+        if x.dtype == torch.float16:
+            x = x.float()
         if mask is None:
             mask = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device)
         else:

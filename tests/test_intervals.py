@@ -91,8 +91,8 @@ def test_intervals_hold_the_truth_about_as_often_as_they_say(method: Method) -> 
 @pytest.mark.parametrize("method", ["percentile", "bca"])
 @pytest.mark.parametrize("shift", [0.0, 1.0, 2.0])
 def test_coverage_over_many_runs(method: Method, shift: float) -> None:
-    found = coverage(AUROC, method, runs=2000, patients=120, shift=shift)
-    assert 0.92 <= found <= 0.97
+    found = coverage(AUROC, method, runs=800, patients=120, shift=shift)
+    assert 0.92 <= found <= 0.975
 
 
 def test_rows_of_a_patient_are_drawn_together() -> None:
@@ -164,12 +164,12 @@ def test_a_margin_is_about_being_worse_not_about_being_different() -> None:
 @pytest.mark.slow
 def test_two_equal_models_are_told_apart_as_often_as_allowed() -> None:
     hits = 0
-    for seed in range(600):
+    for seed in range(400):
         label, score = binormal(100, 1.0, seed=seed)
         noise = np.random.default_rng(10_000 + seed).standard_normal((2, 100)) * 0.5
         one, other = score + noise
         hits += compare(AUROC, (label,), one, other, seed=seed, resamples=1000).p_value < 0.05
-    assert 0.02 <= hits / 600 <= 0.085
+    assert 0.02 <= hits / 400 <= 0.085
 
 
 def test_undefined_resamples_are_redrawn_and_counted() -> None:

@@ -139,6 +139,13 @@ def test_every_task_or_a_reason(name: str, kind: TaskKind) -> None:
         assert net.loss(prediction, target).isfinite().all()
 
 
+def test_features_are_taken_as_a_lake_gives_them() -> None:
+    torch.set_default_dtype(torch.float32)
+    x = (torch.randn(5, WIDTH) * 300).half()
+    for net in (model("abmil").eval(), MilModel(MeanPool(WIDTH), TASK)):
+        torch.testing.assert_close(net(x).logits, net(x.float()).logits)
+
+
 def test_standardisation_belongs_to_the_model() -> None:
     mean, std = torch.randn(WIDTH), torch.rand(WIDTH) + 0.5
     plain = model("mean").eval()
