@@ -18,10 +18,10 @@ from cluster import progress
 from distill.errors import DistillError
 from distill.evaluate_cost import machine
 from distill.evaluate_labels import read_labels, refuse_unmet
-from distill.evaluate_merge import Tree, merged, plain
+from distill.evaluate_merge import Tree, group_name, merged, plain
 from distill.evaluate_page import page
 from distill.evaluate_split import Seen, measure_split, read_split, steps
-from distill.evaluate_students import Found, Split, group_name, splits
+from distill.evaluate_students import Found, Split, splits
 from distill.evaluate_subjects import How, Subject
 from featurestore import Lake, mpp_name, open_lake
 
@@ -108,11 +108,11 @@ def evaluate(
     if not students:
         msg = "no student given; name one or more with --student"
         raise DistillError(msg)
-    parts, notes = splits(lake, students, single=single)
+    parts, notes = splits(lake, students, single=single, mpps=mpps)
     table, classes = (
         (None, []) if labels is None else read_labels(labels, lake, column=label_column)
     )
-    report = _report(lake, parts, how, mpps, (labels, table))
+    report = _report(lake, parts, how, (labels, table))
     report["classes"], report["left_out"] = classes, [*notes, *report["left_out"]]
     asked = list(dict.fromkeys(students))
     settings = {"students": asked, **asdict(how), "single": single, "mpps": report.pop("mpps")}
@@ -124,16 +124,14 @@ def _report(
     lake: Lake,
     parts: Sequence[Split],
     how: How,
-    mpps: Sequence[float] | None,
     labels: tuple[str | None, pl.DataFrame | None],
 ) -> Report:
-    used = [_mpps_of(lake, split, mpps) for split in parts]
     measured: list[tuple[Subject, Tree]] = []
     saved, told, notes = [], [], []
     with progress("evaluate", total=sum(map(steps, parts)), unit="embeddings") as bar:
-        for split, some in zip(parts, used, strict=True):
+        for split in parts:
             # One split's tiles are in memory at a time.
-            seen = read_split(lake, split, some, labels[1], how)
+            seen = read_split(lake, split, labels[1], how)
             if labels[1] is not None and not (seen.label_train or seen.label_held):
                 refuse_unmet(str(labels[0]), labels[1])
             found, amortised = measure_split(lake, split, seen, how, bar)
@@ -151,16 +149,8 @@ def _report(
         "embeddings": groups(measured),
         "amortisation": next((one for one in saved if one), None),
         "left_out": list(dict.fromkeys(notes)),
-        "mpps": sorted({mpp for some in used for mpp in some}),
+        "mpps": sorted({mpp for split in parts for mpp in split.mpps}),
     }
-
-
-def _mpps_of(lake: Lake, split: Split, mpps: Sequence[float] | None) -> list[float]:
-    """The asked mpps, or all that a student was trained at."""
-    if mpps is not None:
-        return [lake.known_mpp(mpp) for mpp in mpps]
-    told = {mpp for f in split.students for mpp in f.recipe.get("mpps") or lake.config.mpps}
-    return [mpp for mpp in lake.config.mpps if mpp in told]
 
 
 def _told(found: Found) -> Report:

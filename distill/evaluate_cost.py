@@ -8,16 +8,19 @@ import itertools
 import os
 import platform
 import time
-from collections.abc import Mapping, Sequence
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from distill.evaluate_embed import Runner
 from distill.evaluate_students import Found, Split
-from distill.evaluate_tiles import BATCH_TILES, Tiles
-from featurestore import Lake
+from distill.evaluate_tiles import BATCH_TILES, Int64Array, RgbArray, Tiles
+from featurestore import Lake, ShardReader
 from ingest.encoder import decode
 
 PASSES = (1, 2, 5, 10, 20, 50, 100, 200)
@@ -40,14 +43,13 @@ def _cpu_name() -> str:
 
 
 def throughput(
-    lake: Lake, runner: Runner, teacher: str, *, mpp: float, slides: Sequence[str], alone_s: float
+    lake: Lake, runner: Runner, *, mpp: float, slides: Sequence[str], alone_s: float
 ) -> Numbers:
     """How fast a network is, alone and with all that is before it.
 
     Args:
         lake: where the slides are.
         runner: the network.
-        teacher: a column that all slides have; its features are read along.
         mpp: of the tiles.
         slides: read in order, 1,024 tiles of them at most.
         alone_s: seconds of a tile in the network alone.
@@ -58,22 +60,11 @@ def throughput(
         mean number of tiles of a slide, `tiles_per_slide`; `tiles`, how many were run. Finding
         tissue and cutting slides are not in it.
     """
-    stream = lake.stream(
-        teacher,
-        mpp=mpp,
-        slide_ids=slides,
-        pixels="uint8",
-        batch_tiles=BATCH_TILES,
-        buffer_tiles=4 * BATCH_TILES,
-        shuffle=False,
-        threads=runner.threads,
-    )
-    mean = stream.tiles / stream.slides.height
+    mean = float(lake.tiles_of(mpp=mpp, slide_ids=slides)["tiles"].to_numpy().mean())
     start, done = time.perf_counter(), 0
-    for batch in itertools.islice(stream, MOST_TILES // BATCH_TILES):
-        if batch.pixels is not None:
-            runner(batch.pixels, batch.tile_id)
-            done += len(batch.tile_id)
+    for keys, pixels in _decoded(lake, mpp, slides, runner.threads):
+        runner(pixels, keys)
+        done += len(keys)
     tiles_s = done / (time.perf_counter() - start)
     return {
         "parameters": float(runner.parameters),
@@ -83,6 +74,33 @@ def throughput(
         "tiles_per_slide": mean,
         "tiles": float(done),
     }
+
+
+def _decoded(
+    lake: Lake, mpp: float, slides: Sequence[str], threads: int
+) -> Iterator[tuple[Int64Array, RgbArray]]:
+    """Keys and pixels of 64 tiles at a time; the next ones are decoded meanwhile."""
+
+    def work(reader: ShardReader, keys: Int64Array) -> tuple[Int64Array, RgbArray]:
+        return keys, np.stack([decode(bytes(jpeg)) for jpeg in reader.jpegs(keys)])
+
+    waiting: deque[Future[tuple[Int64Array, RgbArray]]] = deque()
+    with ThreadPoolExecutor(threads) as pool:
+        for reader, keys in itertools.islice(_parts(lake, mpp, slides), MOST_TILES // BATCH_TILES):
+            waiting.append(pool.submit(work, reader, keys))
+            if len(waiting) > threads:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
+
+def _parts(
+    lake: Lake, mpp: float, slides: Sequence[str]
+) -> Iterator[tuple[ShardReader, Int64Array]]:
+    for shard in lake.tiles_of(mpp=mpp, slide_ids=slides)["shard"].drop_nulls().unique().sort():
+        reader = ShardReader(lake.store, shard)
+        for at in range(0, len(reader), BATCH_TILES):
+            yield reader, reader.tile_id[at : at + BATCH_TILES]
 
 
 def read_seconds(tiles: Tiles) -> float:

@@ -6,7 +6,6 @@ Letters in names: N tiles, D embedding.
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -14,7 +13,6 @@ import torch
 from torch import nn
 
 from distill.errors import DistillError
-from distill.evaluate_students import Found
 from distill.evaluate_tiles import Tiles
 from featurestore import Lake, LakeError
 from ingest import Card, TeacherError, find_card, find_teachers
@@ -79,9 +77,9 @@ class Runner:
         return self.encoder.part_tiles * self.threads
 
 
-def run_student(lake: Lake, student: Found, *, device: str, threads: int) -> Runner:
-    """A student with the weights of its folder."""
-    return _runner(lake, student.name, device=device, threads=threads)
+def run_student(lake: Lake, name: str, *, device: str, threads: int) -> Runner:
+    """A student of pixels, with the weights of its folder."""
+    return _runner(lake, name, device=device, threads=threads)
 
 
 def _runner(lake: Lake, name: str, *, device: str, threads: int) -> Runner:
@@ -134,9 +132,7 @@ def _refuse_other_weights(lake: Lake, column: str, mpp: float, sha256: str) -> N
         raise DistillError(msg)
 
 
-def run_undistilled(
-    student: Found, tiles: Tiles, *, seed: int, device: str, threads: int
-) -> Runner:
+def run_undistilled(card: Card, tiles: Tiles, *, seed: int, device: str, threads: int) -> Runner:
     """A student's network before any training: random weights of a fixed seed.
 
     A fresh batch norm passes its input on, so what comes out of a deep network may vanish or blow
@@ -144,16 +140,16 @@ def run_undistilled(
     plain means over batches, from 512 training tiles that pass through once; nothing is learned.
     Networks without batch norm run as they are made.
     """
-    card = replace(student.card, name=f"undistilled-{student.card.architecture}")
+    card = replace(card, name=f"undistilled-{card.architecture}")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = build(card.architecture, card.input_px, card.arguments)
-    _take_statistics(model, student, tiles.first(STATISTICS_TILES))
+    _take_statistics(model, card, tiles.first(STATISTICS_TILES))
     (output,) = outputs_of(card.name, card)
     return _ready(card, model, output, device=device, threads=threads)
 
 
-def _take_statistics(model: nn.Module, student: Found, tiles: Tiles) -> None:
+def _take_statistics(model: nn.Module, card: Card, tiles: Tiles) -> None:
     norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     if not norms:
         return
@@ -162,7 +158,6 @@ def _take_statistics(model: nn.Module, student: Found, tiles: Tiles) -> None:
         norm.reset_running_stats()
         norm.momentum = None  # the plain mean over all batches
         norm.train()
-    card = student.card
     with torch.inference_mode():
         for _, pixels in tiles.batches():
             sized = resized(pixels, card.resize_px or card.input_px, card.interpolation)
@@ -215,8 +210,6 @@ def _side_by_side(features: Mapping[str, Array]) -> Float64Array:
     return np.concatenate([x.astype(np.float64) for x in features.values()], axis=1)
 
 
-def joined_features(parts: Sequence[Tiles]) -> dict[str, Any]:
-    """All teachers' features of tiles of several mpps."""
-    return {
-        name: np.concatenate([part.features[name] for part in parts]) for name in parts[0].features
-    }
+def joined_features(parts: Sequence[Tiles], teachers: Sequence[str]) -> dict[str, Array]:
+    """Teachers' features of tiles of several mpps."""
+    return {name: np.concatenate([part.features[name] for part in parts]) for name in teachers}

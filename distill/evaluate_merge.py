@@ -1,5 +1,6 @@
 """Numbers of several seeds as one: mean, least and greatest of every leaf of a tree of numbers."""
 
+import itertools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -54,3 +55,19 @@ def plain(value: Any) -> Any:  # noqa: ANN401 - JSON is what it is
     if isinstance(value, float):
         return float(f"{value:.6g}") if math.isfinite(value) else None
     return value
+
+
+def group_name(names: Sequence[str]) -> str:
+    """One name for students that differ in their seed.
+
+    >>> group_name(["tiny-s0", "tiny-s1"]), group_name(["a", "b"]), group_name(["a"])
+    ('tiny', 'a and 1 more', 'a')
+    """
+    if len(names) == 1:
+        return names[0]
+    alike = itertools.takewhile(lambda letters: len(set(letters)) == 1, zip(*names, strict=False))
+    common = "".join(letters[0] for letters in alike).rstrip("0123456789")
+    for ending in ("seed", "s"):
+        if common.endswith(("-" + ending, "_" + ending, "." + ending)):
+            common = common.removesuffix(ending)
+    return common.rstrip("-_.") or f"{names[0]} and {len(names) - 1} more"

@@ -39,61 +39,34 @@ class Seen:
     notes: list[str] = field(default_factory=list)
 
 
-def read_split(
-    lake: Lake, split: Split, mpps: Sequence[float], labels: pl.DataFrame | None, how: How
-) -> Seen:
+def read_split(lake: Lake, split: Split, labels: pl.DataFrame | None, how: How) -> Seen:
     """The tiles of a split.
 
     Raises:
         DistillError: no mpp has tiles of both training and held-out slides.
     """
-    seen = Seen(train={}, held={})
-    for mpp in mpps:
-        both = [_sampled(lake, split, mpp, slides, how) for slides in (split.train, split.held_out)]
-        if both[0] is None or both[1] is None:
-            who = "training" if both[0] is None else "held-out"
+    seen, bound = Seen(train={}, held={}), {"most": how.tiles, "seed": how.seed}
+    for mpp in split.mpps:
+        train = sample(lake, split, split.train, mpp=mpp, **bound)
+        held = sample(lake, split, split.held_out, mpp=mpp, **bound)
+        if train is None or held is None:
+            who = "training" if train is None else "held-out"
             seen.notes.append(f"no {who} tiles with all features at {mpp_name(mpp)} mpp")
         else:
-            seen.train[mpp], seen.held[mpp] = both[0], both[1]
+            seen.train[mpp], seen.held[mpp] = train, held
     if not seen.train:
         msg = (
-            f"nothing to evaluate: {'; '.join(seen.notes)}. Every held-out and training slide "
-            f"needs pixels and features of {', '.join(split.teachers)}: run slidelake extract"
+            f"nothing to evaluate: {'; '.join(seen.notes)}. Held-out and training slides need "
+            f"pixels and features of {', '.join(split.teachers)}: run slidelake extract"
         )
         raise DistillError(msg)
-    if labels is not None:
-        _read_labels(lake, split, labels, how, seen)
-    return seen
-
-
-def _sampled(lake: Lake, split: Split, mpp: float, slides: Sequence[str], how: How) -> Tiles | None:
-    return sample(
-        lake,
-        split.teachers,
-        mpp=mpp,
-        slides=slides,
-        patient=split.patient,
-        most=how.tiles,
-        seed=how.seed,
-    )
-
-
-def _read_labels(lake: Lake, split: Split, labels: pl.DataFrame, how: How, seen: Seen) -> None:
     parts = ((seen.label_train, split.train), (seen.label_held, split.held_out))
-    for (mpp,), rows in labels.group_by("mpp"):
+    for (mpp,), rows in [] if labels is None else labels.group_by("mpp", maintain_order=True):
         for into, slides in parts:
-            found = labelled(
-                lake,
-                split.teachers,
-                rows,
-                mpp=float(str(mpp)),
-                slides=slides,
-                patient=split.patient,
-                most=how.tiles,
-                seed=how.seed,
-            )
+            found = labelled(lake, split, slides, rows, mpp=float(str(mpp)), **bound)
             if found is not None:
                 into[float(str(mpp))] = found
+    return seen
 
 
 def steps(split: Split) -> int:
@@ -118,7 +91,7 @@ def measure_split(
 
 
 def _measure(lake: Lake, split: Split, seen: Seen, subject: Subject) -> Tree:
-    train, held = (_parts(subject, tiles) for tiles in (seen.train, seen.held))
+    train, held = (_parts(subject, tiles, split) for tiles in (seen.train, seen.held))
     by_teacher = fidelity(train, held)
     switching = {t: mode_switching(by_mpp) for t, by_mpp in by_teacher.items()}
     return {
@@ -130,9 +103,13 @@ def _measure(lake: Lake, split: Split, seen: Seen, subject: Subject) -> Tree:
     }
 
 
-def _parts(subject: Subject, tiles: Mapping[float, Tiles]) -> dict[float, Part]:
+def _parts(subject: Subject, tiles: Mapping[float, Tiles], split: Split) -> dict[float, Part]:
     return {
-        mpp: Part(x=subject.embed(some), features=some.features, patient=some.patient)
+        mpp: Part(
+            x=subject.embed(some),
+            features={name: some.features[name] for name in split.teachers},
+            patient=some.patient,
+        )
         for mpp, some in tiles.items()
     }
 
@@ -152,7 +129,11 @@ def _with_labels(seen: Seen, subject: Subject) -> Tree:
     tree: Tree = {"probe": {}, "retrieval": {}}
     for mpp, tiles in seen.label_held.items():
         name = mpp_name(mpp)
-        held = _labelled(subject, tiles)
+        try:
+            held = _labelled(subject, tiles)
+        except DistillError as error:
+            _note(seen, f"{name} mpp: {error}")
+            continue
         try:
             tree["retrieval"][name] = finds(held)
         except DistillError as error:
@@ -225,10 +206,9 @@ def _fast(lake: Lake, split: Split, seen: Seen, subject: Subject) -> Tree | None
         unknown = dict.fromkeys(("end_to_end_tiles_s", "slides_min", "tiles_per_slide", "tiles"))
         numbers = {"parameters": float(runner.parameters), "network_tiles_s": 1 / alone_s}
         return {"network": {**numbers, **unknown}}
-    column, held = split.teachers[0], split.held_out
-    slides = {mpp: readable(lake, [column], mpp=mpp, slides=held) for mpp in seen.held}
+    slides = {mpp: readable(lake, [], mpp=mpp, slides=split.held_out) for mpp in seen.held}
     return {
-        mpp_name(mpp): throughput(lake, runner, column, mpp=mpp, slides=some, alone_s=alone_s)
+        mpp_name(mpp): throughput(lake, runner, mpp=mpp, slides=some, alone_s=alone_s)
         for mpp, some in slides.items()
     }
 

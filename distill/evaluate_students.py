@@ -3,7 +3,6 @@
 Read from the students' folders alone: `card.json` and `report.json`.
 """
 
-import itertools
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,8 +11,8 @@ from typing import Any
 import polars as pl
 
 from distill.errors import DistillError
-from featurestore import Lake, LakeError, patient_of
-from ingest import find_card, student_folder
+from featurestore import Lake, patient_of
+from ingest import find_card, sees_features, student_folder
 from ingest.cards import Card
 
 NOT_TILES = ("patches", "places")  # columns with many vectors for each tile
@@ -25,13 +24,17 @@ class Found:
 
     Attributes:
         name: of the student.
-        card: how it is run.
+        card: how it is run; None for a student of other columns, which `extract` has to write.
         report: what its training wrote.
+        mpps: at which it was trained.
+        under: a finer mpp, if its targets are its teachers' mean features of the tiles under it.
     """
 
     name: str
-    card: Card
+    card: Card | None
     report: Mapping[str, Any]
+    mpps: tuple[float, ...]
+    under: float | None = None
 
     @property
     def recipe(self) -> Mapping[str, Any]:
@@ -54,7 +57,14 @@ class Found:
     def network(self) -> str:
         """What it is built from, as text that is equal for equal networks."""
         card = self.card
+        if card is None:
+            return json.dumps(self.recipe.get("student"), sort_keys=True)
         return json.dumps([card.architecture, dict(card.arguments), card.input_px], sort_keys=True)
+
+    @property
+    def setting(self) -> tuple[frozenset[str], tuple[float, ...], float | None]:
+        """What students must share to be measured on the same tiles."""
+        return self.held_out, self.mpps, self.under
 
     @property
     def alike(self) -> str:
@@ -84,6 +94,8 @@ class Split:
         students: those that were asked for.
         single: the best student of one teacher, if there is one.
         patient: of each slide.
+        mpps: of the tiles.
+        teachers: all students' teachers that have features there.
     """
 
     held_out: tuple[str, ...]
@@ -91,25 +103,32 @@ class Split:
     students: tuple[Found, ...]
     single: Found | None
     patient: Mapping[str, str]
+    mpps: tuple[float, ...]
+    teachers: tuple[str, ...]
 
     @property
-    def teachers(self) -> tuple[str, ...]:
-        """All students' teachers, each once."""
-        return tuple(dict.fromkeys(t for student in self.students for t in student.teachers))
+    def under(self) -> float | None:
+        """The finer mpp whose mean features are the teachers', if it is not that of the tiles."""
+        return self.students[0].under
 
     @property
     def runnable(self) -> tuple[Found, ...]:
         """The students, and the one of one teacher."""
         return (*self.students, *((self.single,) if self.single else ()))
 
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Columns that are read with each tile: cached teachers, and students of features."""
+        cached = () if self.under else self.teachers
+        return (*cached, *(found.name for found in self.runnable if found.card is None))
+
 
 def find_student(lake: Lake, name: str) -> Found:
     """A student by its name.
 
     Raises:
-        DistillError: there is none of this name that is finished and sees pixels.
+        DistillError: there is none of this name that is finished, or its report is not as known.
     """
-    folder = student_folder(name)
     finished = [n for n in lake.store.names("students") if lake.exists(_report_path(n))]
     if name not in finished:
         msg = (
@@ -117,15 +136,21 @@ def find_student(lake: Lake, name: str) -> Found:
             f"{', '.join(finished) or 'none'}; slidelake distill makes one"
         )
         raise DistillError(msg)
-    if not lake.exists(f"{folder}/card.json"):
-        msg = f"student '{name}' has no card.json: it sees no pixels, and can't be run on tiles"
-        raise DistillError(msg)
     report = lake.read_json(_report_path(name))
     lacking = [key for key in ("recipe", "held_out_slides", "fidelity") if key not in report]
     if lacking or "teachers" not in report["recipe"]:
         msg = f"{_report_path(name)} lacks {', '.join(lacking) or 'recipe.teachers'}"
         raise DistillError(msg)
-    return Found(name=name, card=find_card(lake.store, name), report=report)
+    card = None if sees_features(lake.store, name) else find_card(lake.store, name)
+    levels = int(report["recipe"].get("levels", 1))
+    known = sorted(report["recipe"].get("mpps") or lake.config.mpps, reverse=True)
+    return Found(
+        name=name,
+        card=card,
+        report=report,
+        mpps=tuple(sorted(known if levels == 1 else known[:1])),
+        under=known[1] if levels > 1 and card is not None else None,
+    )
 
 
 def _report_path(name: str) -> str:
@@ -133,7 +158,11 @@ def _report_path(name: str) -> str:
 
 
 def splits(
-    lake: Lake, names: Sequence[str], *, single: str | None = None
+    lake: Lake,
+    names: Sequence[str],
+    *,
+    single: str | None = None,
+    mpps: Sequence[float] | None = None,
 ) -> tuple[list[Split], list[str]]:
     """Students by the slides that they hold out, and what is to be said of those left out.
 
@@ -143,25 +172,29 @@ def splits(
         lake: where they are.
         names: of the students.
         single: the name of the student of one teacher to compare with; the best if None.
+        mpps: of the tiles; the students' own if None.
 
     Raises:
-        DistillError: a student is unknown, or its held-out slides are not in the lake any more.
+        DistillError: a student is unknown, its held-out slides are not in the lake any more, or
+            features are lacking.
+        LakeError: the lake has no such mpp.
     """
     students = [find_student(lake, name) for name in dict.fromkeys(names)]
     others = _others(lake, {student.name for student in students}) if single is None else []
     notes: list[str] = []
     found = []
-    for held_out in dict.fromkeys(student.held_out for student in students):
-        mine = tuple(student for student in students if student.held_out == held_out)
-        if single is not None:
-            best: Found | None = find_student(lake, single)
-            _refuse_leak(best, held_out)
-        else:
-            best = best_single(mine, others)
+    for setting in dict.fromkeys(student.setting for student in students):
+        mine = tuple(student for student in students if student.setting == setting)
+        best = best_single(mine, others) if single is None else find_student(lake, single)
+        _refuse_leak(best, mine[0].held_out)
         if best is None:
             who = ", ".join(student.name for student in mine)
             notes.append(f"{who}: no student of one teacher with this network and these slides")
-        found.append(_split(lake, held_out, mine, best))
+        used = mine[0].mpps if mpps is None else tuple(lake.known_mpp(mpp) for mpp in mpps)
+        found.append(_split(lake, mine, best, used))
+        told = {teacher for student in mine for teacher in student.teachers}
+        if lacking := sorted(told - set(found[-1].teachers)):
+            notes.append(f"no features of {', '.join(lacking)} at {list(used)} mpp: not compared")
     return found, notes
 
 
@@ -176,15 +209,9 @@ def _refuse_leak(single: Found | None, held_out: frozenset[str]) -> None:
 
 
 def _others(lake: Lake, names: set[str]) -> list[Found]:
-    """All other finished students that see pixels."""
-    folders = [name for name in lake.store.names("students") if name not in names]
-    paths = {name: student_folder(name) for name in folders}
-    whole = [
-        name
-        for name, folder in paths.items()
-        if lake.exists(f"{folder}/report.json") and lake.exists(f"{folder}/card.json")
-    ]
-    return [find_student(lake, name) for name in whole]
+    """All other finished students."""
+    others = [name for name in lake.store.names("students") if name not in names]
+    return [find_student(lake, name) for name in others if lake.exists(_report_path(name))]
 
 
 def best_single(students: Sequence[Found], others: Sequence[Found]) -> Found | None:
@@ -199,23 +226,25 @@ def best_single(students: Sequence[Found], others: Sequence[Found]) -> Found | N
         for other in others
         if len(other.recipe["teachers"]) == 1
         and set(other.teachers) <= teachers
+        and other.card is not None
         and other.network in networks
+        and other.under == students[0].under
         and students[0].held_out <= other.held_out
     ]
     return max(fit, key=lambda other: (other.gain, other.name), default=None)
 
 
 def _split(
-    lake: Lake, held_out: frozenset[str], students: tuple[Found, ...], single: Found | None
+    lake: Lake, students: tuple[Found, ...], single: Found | None, mpps: tuple[float, ...]
 ) -> Split:
     slides = patient_of(lake.slides().filter(pl.col("state") == "ready").collect())
     slides = slides.sort("slide_id")
     patient = dict(slides.select("slide_id", "patient").iter_rows())
-    there = tuple(slide for slide in patient if slide in held_out)
+    there = tuple(slide for slide in patient if slide in students[0].held_out)
     if not there:
         msg = (
-            f"none of the {len(held_out)} held-out slides of {students[0].name} is in {lake.uri} "
-            "at this version; evaluate at the version that it was trained on (--at)"
+            f"none of the {len(students[0].held_out)} held-out slides of {students[0].name} is in "
+            f"{lake.uri} at this version; evaluate at the version that it was trained on (--at)"
         )
         raise DistillError(msg)
     # Slides that came later may be of a held-out patient: no read-out sees them.
@@ -223,21 +252,35 @@ def _split(
     train = tuple(slide for slide, who in patient.items() if who not in patients)
     if not train:
         msg = f"no slide of another patient than the held-out ones is in {lake.uri}"
-        raise LakeError(msg)
-    return Split(held_out=there, train=train, students=students, single=single, patient=patient)
+        raise DistillError(msg)
+    return Split(
+        held_out=there,
+        train=train,
+        students=students,
+        single=single,
+        patient=patient,
+        mpps=mpps,
+        teachers=_teachers_at(lake, students, mpps),
+    )
 
 
-def group_name(names: Sequence[str]) -> str:
-    """One name for students that differ in their seed.
+def _teachers_at(lake: Lake, students: Sequence[Found], mpps: Sequence[float]) -> tuple[str, ...]:
+    """The students' teachers that have a column wherever it is needed.
 
-    >>> group_name(["tiny-s0", "tiny-s1"]), group_name(["a", "b"]), group_name(["a"])
-    ('tiny', 'a and 1 more', 'a')
+    Raises:
+        DistillError: none has, or a student of features has none itself.
     """
-    if len(names) == 1:
-        return names[0]
-    alike = itertools.takewhile(lambda letters: len(set(letters)) == 1, zip(*names, strict=False))
-    common = "".join(letters[0] for letters in alike).rstrip("0123456789")
-    for ending in ("seed", "s"):
-        if common.endswith(("-" + ending, "_" + ending, "." + ending)):
-            common = common.removesuffix(ending)
-    return common.rstrip("-_.") or f"{names[0]} and {len(names) - 1} more"
+    under = students[0].under
+    known = [lake.teachers(mpp=mpp) for mpp in ((under,) if under else mpps)]
+    told = dict.fromkeys(teacher for student in students for teacher in student.teachers)
+    found = tuple(name for name in told if all(name in there for there in known))
+    mine = [student.name for student in students if student.card is None]
+    lacking = [name for name in mine for mpp in mpps if name not in lake.teachers(mpp=mpp)]
+    if lacking or not found:
+        names = dict.fromkeys(lacking or told)
+        msg = (
+            f"no features of {', '.join(names)} at {list(mpps)} mpp in {lake.uri}: run slidelake "
+            f"extract {lake.uri} {' '.join(f'--teacher {name}' for name in names)}"
+        )
+        raise DistillError(msg)
+    return found

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +19,9 @@ from distill.evaluate_embed import (
 from distill.evaluate_students import Found, Split
 from distill.evaluate_tiles import Tiles
 from featurestore import Lake
+
+if TYPE_CHECKING:
+    from ingest.cards import Card
 
 Kind = Literal["student", "single_teacher", "undistilled", "pca", "teacher"]
 Array = npt.NDArray[np.floating]
@@ -93,25 +96,27 @@ def subjects(
         how: device and seeds.
     """
     students = [_student(lake, found, split, how) for found in split.runnable]
-    widths = sorted({_width(subject) for subject in students if subject.kind == "student"})
+    some = train[min(train)].first(1)
+    widths = {subject.embed(some).shape[1] for subject in students if subject.kind == "student"}
+    fitted = [_pca(split, train, width) for width in sorted(widths)]
     teachers, notes = _teachers(lake, split, min(train), how)
-    fitted = [_pca(split, train, width) for width in widths]
+    notes += [
+        f"{found.name} sees features: no untrained network beside it, no pixels to perturb"
+        for found in split.students
+        if found.card is None
+    ]
     return [*students, *_undistilled(split, train, how), *fitted, *teachers], notes
 
 
-def _width(subject: Subject) -> int:
-    return 0 if subject.runner is None else subject.runner.output.dim
-
-
 def _student(lake: Lake, found: Found, split: Split, how: How) -> Subject:
-    runner = run_student(lake, found, **how.on)
+    runner = None if found.card is None else run_student(lake, found.name, **how.on)
     seed = found.recipe.get("seed")
     return Subject(
         kind="student" if found in split.students else "single_teacher",
         name=found.name,
         alike=found.alike,
         seed=None if seed is None else int(seed),
-        embed=runner.embed,
+        embed=_Cached(found.name) if runner is None else runner.embed,
         runner=runner,
         found=found,
     )
@@ -119,20 +124,20 @@ def _student(lake: Lake, found: Found, split: Split, how: How) -> Subject:
 
 def _undistilled(split: Split, train: Mapping[float, Tiles], how: How) -> list[Subject]:
     """Each network untrained, with as many seeds as it has students."""
-    networks: dict[str, list[Found]] = {}
+    networks: dict[str, list["Card"]] = {}
     for student in split.students:
-        networks.setdefault(student.network, []).append(student)
+        if student.card is not None:
+            networks.setdefault(student.network, []).append(student.card)
+    # Of the finest mpp: an untrained network has no reason to see one rather than another.
+    tiles = train[min(train)]
     found = []
-    for network, members in networks.items():
-        for seed in range(how.seed, how.seed + len(members)):
-            # The finest mpp's: an untrained network has no reason to see one rather than another.
-            tiles = train[min(train)]
-            runner = run_undistilled(members[0], tiles, seed=seed, **how.on)
-            name = f"undistilled {members[0].card.architecture}"
+    for network, (card, *more) in networks.items():
+        for seed in range(how.seed, how.seed + 1 + len(more)):
+            runner = run_undistilled(card, tiles, seed=seed, **how.on)
             found.append(
                 Subject(
                     kind="undistilled",
-                    name=name,
+                    name=f"undistilled {card.architecture}",
                     alike=network,
                     seed=seed,
                     embed=runner.embed,
@@ -143,11 +148,13 @@ def _undistilled(split: Split, train: Mapping[float, Tiles], how: How) -> list[S
 
 
 def _pca(split: Split, train: Mapping[float, Tiles], width: int) -> Subject:
-    pca = fit_pca(joined_features(list(train.values())), width)
+    pca = fit_pca(joined_features(list(train.values()), split.teachers), width)
     name = f"PCA {width} of {len(split.teachers)} teachers"
-    return Subject(
-        kind="pca", name=name, alike=name, seed=None, embed=lambda tiles: pca(tiles.features)
-    )
+
+    def embed(tiles: Tiles) -> Array:
+        return pca({teacher: _Cached(teacher)(tiles) for teacher in split.teachers})
+
+    return Subject(kind="pca", name=name, alike=name, seed=None, embed=embed)
 
 
 def _teachers(lake: Lake, split: Split, mpp: float, how: How) -> tuple[list[Subject], list[str]]:
@@ -156,21 +163,38 @@ def _teachers(lake: Lake, split: Split, mpp: float, how: How) -> tuple[list[Subj
     for name in split.teachers:
         runner = None
         try:
+            _refuse_under(split, name)
             runner = run_teacher(lake, name, mpp=mpp, **how.on)
         except DistillError as error:
             notes.append(f"{error}; its robustness and speed were not measured")
-        cached = _Cached(name)
+        shown = f"{name} under" if split.under else name
         found.append(
-            Subject(kind="teacher", name=name, alike=name, seed=None, embed=cached, runner=runner)
+            Subject(
+                kind="teacher",
+                name=shown,
+                alike=shown,
+                seed=None,
+                embed=_Cached(name),
+                runner=runner,
+            )
         )
     return found, notes
 
 
+def _refuse_under(split: Split, name: str) -> None:
+    if split.under:
+        msg = f"{name}: taken as its mean over the tiles of {split.under} mpp under each tile"
+        raise DistillError(msg)
+
+
 @dataclass(frozen=True)
 class _Cached:
-    """A teacher's features as the lake has them."""
+    """A column as the lake has it."""
 
     name: str
 
     def __call__(self, tiles: Tiles) -> Array:
+        if self.name not in tiles.features:
+            msg = f"labelled tiles have no features of {self.name}"
+            raise DistillError(msg)
         return tiles.features[self.name]

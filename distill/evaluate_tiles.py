@@ -5,6 +5,7 @@ JPEGs are kept and not pixels: 2,048 tiles of 256 px are 60 MB and not 400.
 Letters in names: N tiles, D embedding, H W pixels.
 """
 
+import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Self
@@ -13,7 +14,8 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from featurestore import Lake, ShardReader
+from distill.evaluate_students import Split
+from featurestore import Lake, ShardReader, TileBatch
 from ingest.encoder import decode
 
 BLOCK_TILES = 4  # neighbours that are read together
@@ -21,7 +23,7 @@ BATCH_TILES = 64
 
 RgbArray = npt.NDArray[np.uint8]
 Int64Array = npt.NDArray[np.int64]
-Float16Array = npt.NDArray[np.float16]
+Array = npt.NDArray[np.floating]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +34,7 @@ class Tiles:
         mpp: of the tiles.
         tile_id: keys [N].
         patient: a number for each patient [N].
-        features: raw float16 [N, D] per teacher.
+        features: raw [N, D] per column.
         jpeg: as they are stored [N].
         label: class of each [N], if they have any.
     """
@@ -40,7 +42,7 @@ class Tiles:
     mpp: float
     tile_id: Int64Array
     patient: Int64Array
-    features: Mapping[str, Float16Array]
+    features: Mapping[str, Array]
     jpeg: Sequence[bytes]
     label: Int64Array | None = None
 
@@ -65,63 +67,72 @@ class Tiles:
             yield self.tile_id[rows], np.stack([decode(jpeg) for jpeg in self.jpeg[rows]])
 
 
-def readable(
-    lake: Lake, teachers: Sequence[str], *, mpp: float, slides: Sequence[str]
-) -> list[str]:
-    """Those slides that have pixels, tiles and all teachers' features at an mpp."""
+def readable(lake: Lake, columns: Sequence[str], *, mpp: float, slides: Sequence[str]) -> list[str]:
+    """Those slides that have tiles with pixels and all columns' features at an mpp."""
     rows = lake.tiles_of(mpp=mpp, slide_ids=slides)
     rows = rows.filter((pl.col("tiles") > 0) & pl.col("shard").is_not_null())
     there = set(rows["slide_id"])
-    for teacher in teachers:
-        there &= set(lake.features_of(teacher, mpp=mpp, slide_ids=slides)["slide_id"])
+    for column in columns:
+        there &= set(lake.features_of(column, mpp=mpp, slide_ids=slides)["slide_id"])
     return sorted(there)
 
 
 def sample(
-    lake: Lake,
-    teachers: Sequence[str],
-    *,
-    mpp: float,
-    slides: Sequence[str],
-    patient: Mapping[str, str],
-    most: int,
-    seed: int = 0,
+    lake: Lake, split: Split, slides: Sequence[str], *, mpp: float, most: int, seed: int = 0
 ) -> Tiles | None:
     """Up to so many tiles of all slides together, drawn in blocks of four; None if there are none.
 
-    A tile that a teacher was not run on is left out.
+    Features are the columns of the split; of a split with a finer mpp, the teachers' are their
+    means over the tiles under each tile. A tile that one of them lacks is left out.
     """
-    wanted = readable(lake, teachers, mpp=mpp, slides=slides)
+    wanted = readable(lake, split.columns, mpp=mpp, slides=slides)
+    if split.under:
+        fine = readable(lake, split.teachers, mpp=split.under, slides=slides)
+        wanted = sorted(set(wanted) & set(fine))
     if not wanted:
         return None
     stream = lake.stream(
-        teachers,
+        split.columns,
         mpp=mpp,
         slide_ids=wanted,
         pixels="jpeg",
+        under={split.under: split.teachers} if split.under else None,
         batch_tiles=min(most, 256),
         block_tiles=BLOCK_TILES,
         buffer_tiles=min(most, 1024),
         seed=seed,
     )
-    numbers = _patients(stream.slides, patient)
+    numbers = _patients(stream.slides, split.patient)
     parts: list[Tiles] = []
-    batches = iter(stream)
-    while sum(len(part) for part in parts) < most:
-        batch = next(batches, None)
-        if batch is None:
-            break
-        part = Tiles(
-            mpp=mpp,
-            tile_id=batch.tile_id,
-            patient=np.array([numbers[n] for n in batch.slide.tolist()], np.int64),
-            features=batch.features,
-            jpeg=batch.jpeg or [],
-        )
-        parts.append(_known(part))
-    batches.close()
+    with contextlib.closing(iter(stream)) as batches:
+        for batch in batches:
+            parts.append(_known(_of_batch(batch, numbers, split.under)))
+            if sum(len(part) for part in parts) >= most:
+                break
     found = joined(parts).first(most)
     return found if len(found) else None
+
+
+def _of_batch(batch: TileBatch, numbers: Mapping[int, int], under: float | None) -> Tiles:
+    means = {}
+    if under:
+        below = batch.under[under]
+        means = {name: _mean_under(x, below.mask) for name, x in below.features.items()}
+    return Tiles(
+        mpp=batch.mpp,
+        tile_id=batch.tile_id,
+        patient=np.array([numbers[n] for n in batch.slide.tolist()], np.int64),
+        features={**means, **batch.features},
+        jpeg=batch.jpeg or [],
+    )
+
+
+def _mean_under(x_BrrD: Array, mask_Brr: npt.NDArray[np.bool_]) -> Array:
+    """Mean features over the tiles under each tile [B, D]; NaN where there is none."""
+    kept = np.where(mask_Brr[..., None], x_BrrD.astype(np.float32), 0).sum(axis=(1, 2))
+    counts = mask_Brr.sum(axis=(1, 2))[:, None]
+    found: Array = np.where(counts, kept / np.maximum(counts, 1), np.nan).astype(np.float32)
+    return found
 
 
 def _patients(slides: pl.DataFrame, patient: Mapping[str, str]) -> dict[int, int]:
@@ -171,12 +182,11 @@ def joined(parts: Sequence[Tiles]) -> Tiles:
 
 def labelled(
     lake: Lake,
-    teachers: Sequence[str],
+    split: Split,
+    slides: Sequence[str],
     labels: pl.DataFrame,
     *,
     mpp: float,
-    slides: Sequence[str],
-    patient: Mapping[str, str],
     most: int,
     seed: int = 0,
 ) -> Tiles | None:
@@ -184,52 +194,61 @@ def labelled(
 
     Args:
         lake: where they are.
-        teachers: whose features they need.
+        split: whose columns at this mpp come with the tiles.
+        slides: whose tiles.
         labels: `slide_id`, `x`, `y` (level-0 pixels of a tile's top-left corner) and `label`, a
             number.
         mpp: of the tiles.
-        slides: whose.
-        patient: of each slide.
         most: tiles that are drawn if there are more.
         seed: of the draw.
     """
-    wanted = readable(lake, teachers, mpp=mpp, slides=slides)
+    columns = [name for name in split.columns if name in lake.teachers(mpp=mpp)]
+    wanted = readable(lake, columns, mpp=mpp, slides=slides)
     rows = labels.filter(pl.col("slide_id").is_in(wanted)).sort("slide_id", "y", "x")
     if rows.height > most:
         drawn = np.random.default_rng((seed, rows.height)).permutation(rows.height)[:most]
         rows = rows[np.sort(drawn)]
-    parts = [
-        part
-        for (slide_id,), some in rows.group_by("slide_id", maintain_order=True)
-        if (part := _of_slide(lake, teachers, str(slide_id), some, mpp, patient)) is not None
-    ]
+    order = {who: number for number, who in enumerate(sorted(set(split.patient.values())))}
+    parts = []
+    for (slide_id,), some in rows.group_by("slide_id", maintain_order=True):
+        number = order[split.patient[str(slide_id)]]
+        if (part := _of_slide(lake, columns, str(slide_id), some, mpp, number)) is not None:
+            parts.append(part)
     return joined(parts) if parts else None
 
 
 def _of_slide(
     lake: Lake,
-    teachers: Sequence[str],
+    columns: Sequence[str],
     slide_id: str,
     labels: pl.DataFrame,
     mpp: float,
-    patient: Mapping[str, str],
+    patient: int,
 ) -> Tiles | None:
     """The labelled tiles of a slide; rows of labels that are of no tile are left out."""
-    bag = lake.bag(slide_id, teachers, mpp=mpp)
-    place = pl.DataFrame({"x": bag.x, "y": bag.y, "at": np.arange(len(bag.x))})
-    met = labels.select("x", "y", "label").cast({"x": pl.Int64, "y": pl.Int64})
-    met = met.join(place.cast({"x": pl.Int64, "y": pl.Int64}), on=["x", "y"]).sort("at")
+    tiles = lake.tiles(mpp=mpp).filter(pl.col("slide_id") == slide_id)
+    met = (
+        tiles.select("tile_id", "x", "y")
+        .cast({"x": pl.Int64, "y": pl.Int64})
+        .collect()
+        .join(labels.select("x", "y", "label"), on=["x", "y"])
+        .sort("tile_id")
+    )
     if met.is_empty():
         return None
-    at = met["at"].to_numpy()
     (shard,) = lake.tiles_of(mpp=mpp, slide_ids=[slide_id])["shard"].to_list()
-    keys = bag.tile_id[at]
-    order = {who: number for number, who in enumerate(sorted(set(patient.values())))}
+    keys, features = met["tile_id"].to_numpy(), {}
+    if columns:
+        bag = lake.bag(slide_id, columns, mpp=mpp)
+        known = np.isin(keys, bag.tile_id)
+        keys, met = keys[known], met.filter(known)
+        at = np.searchsorted(bag.tile_id, keys)
+        features = {name: x[at] for name, x in bag.by_teacher.items()}
     return Tiles(
         mpp=mpp,
         tile_id=keys,
-        patient=np.full(len(at), order[patient[slide_id]], np.int64),
-        features={name: x[at] for name, x in bag.by_teacher.items()},
+        patient=np.full(len(keys), patient, np.int64),
+        features=features,
         jpeg=[bytes(jpeg) for jpeg in ShardReader(lake.store, shard).jpegs(keys)],
         label=met["label"].to_numpy().astype(np.int64),
     )

@@ -33,6 +33,7 @@ def write_student(
     split: int = 0,
     epochs: int = 4,
     told: float = 0.6,
+    **recipe: Any,  # noqa: ANN401 - what its recipe has beside
 ) -> None:
     """Train a student and write its folder.
 
@@ -44,6 +45,7 @@ def write_student(
         split: seed of the held-out patients.
         epochs: passes over the tiles; 0 leaves it as it was made.
         told: cosine that its report tells of each teacher.
+        **recipe: what its recipe has beside.
     """
     torch.manual_seed(seed)
     held = held_out(lake, split)
@@ -62,7 +64,7 @@ def write_student(
         mean=GREY,
         std=GREY,
     )
-    recipe = {"name": "test", "teachers": list(teachers), "mpps": [], "seed": seed}
+    recipe = {"name": "test", "teachers": list(teachers), "mpps": [], "seed": seed, **recipe}
     report: dict[str, Any] = {
         "student": name,
         "recipe": {**recipe, "epochs": epochs, "batch_tiles": BATCH},

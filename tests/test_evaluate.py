@@ -22,6 +22,7 @@ from distill.evaluate_students import best_single, find_student, splits
 from distill.evaluate_tiles import labelled, sample
 from featurestore import Lake, open_lake, patient_of
 from tests.conftest import TEACHERS
+from tests.small_lake import add_teacher
 from tests.student_files import ARCHITECTURE, held_out, write_student
 
 
@@ -222,7 +223,11 @@ def test_the_best_student_of_one_teacher_is_found_or_named(lake_of: Lake) -> Non
     assert best is not None
     assert best.name == "strong"
     assert best.gain == pytest.approx((0.8 - 0.5) / (1 - 0.5))
-    wider = [replace(other, card=replace(other.card, architecture="resnet18")) for other in others]
+    wider = [
+        replace(other, card=replace(other.card, architecture="resnet18"))
+        for other in others
+        if other.card is not None
+    ]
     assert best_single(students, wider) is None
     ((split,), _) = splits(lake_of, ["both-s0"], single="weak")
     assert split.single is not None
@@ -242,18 +247,21 @@ def test_unknown_and_unfinished_students_are_refused(lake_of: Lake) -> None:
 
 def test_an_untrained_network_takes_its_statistics_from_training_tiles(lake_of: Lake) -> None:
     ((split,), _) = splits(lake_of, ["both-s0"])
-    tiles = sample(lake_of, TEACHERS, mpp=0.5, slides=split.train, patient=split.patient, most=64)
+    tiles = sample(lake_of, split, split.train, mpp=0.5, most=64)
+    card = split.students[0].card
     assert tiles is not None
-    on = {"device": "cpu", "threads": 1}
-    runs = [run_undistilled(split.students[0], tiles, seed=s, **on).embed(tiles) for s in (0, 0, 1)]  # type: ignore[arg-type]
-    np.testing.assert_array_equal(runs[0], runs[1])
-    assert not np.allclose(runs[0], runs[2])
-    assert np.isfinite(runs[0]).all()
-    spread = runs[0].std(axis=0)
+    assert card is not None
+    zero, again, one = (
+        run_undistilled(card, tiles, seed=seed, device="cpu", threads=1).embed(tiles)
+        for seed in (0, 0, 1)
+    )
+    np.testing.assert_array_equal(zero, again)
+    assert not np.allclose(zero, one)
+    spread = zero.std(axis=0)
     assert np.median(spread) > 0.05, "neither vanished nor constant"
     assert spread.max() < 100
-    trained = run_student(lake_of, split.students[0], **on).embed(tiles)  # type: ignore[arg-type]
-    assert trained.shape == runs[0].shape
+    trained = run_student(lake_of, "both-s0", device="cpu", threads=1).embed(tiles)
+    assert trained.shape == zero.shape
 
 
 def test_a_teacher_without_weights_or_with_others_is_not_run(
@@ -271,18 +279,7 @@ def test_a_teacher_without_weights_or_with_others_is_not_run(
 
 def test_a_sample_is_bounded_the_same_each_time_and_of_its_slides(lake_of: Lake) -> None:
     ((split,), _) = splits(lake_of, ["both-s0"])
-    drawn = [
-        sample(
-            lake_of,
-            TEACHERS,
-            mpp=0.5,
-            slides=split.train,
-            patient=split.patient,
-            most=30,
-            seed=seed,
-        )
-        for seed in (0, 0, 1)
-    ]
+    drawn = [sample(lake_of, split, split.train, mpp=0.5, most=30, seed=s) for s in (0, 0, 1)]
     assert drawn[0] is not None
     assert drawn[1] is not None
     assert drawn[2] is not None
@@ -300,15 +297,7 @@ def test_a_sample_is_bounded_the_same_each_time_and_of_its_slides(lake_of: Lake)
 def test_labels_meet_their_tiles(lake_of: Lake, label_file: Path) -> None:
     ((split,), _) = splits(lake_of, ["both-s0"])
     table, classes = read_labels(str(label_file), lake_of)
-    tiles = labelled(
-        lake_of,
-        TEACHERS,
-        table,
-        mpp=0.5,
-        slides=split.held_out,
-        patient=split.patient,
-        most=1000,
-    )
+    tiles = labelled(lake_of, split, split.held_out, table, mpp=0.5, most=1000)
     assert tiles is not None
     assert tiles.label is not None
     rows = pl.read_csv(label_file).join(
@@ -319,11 +308,56 @@ def test_labels_meet_their_tiles(lake_of: Lake, label_file: Path) -> None:
     named = [classes[number] for number in tiles.label.tolist()]
     assert named == [expected[key] for key in tiles.tile_id.tolist()]
     assert len(tiles) == rows.filter(pl.col("slide_id").is_in(split.held_out)).height
-    few = labelled(
-        lake_of, TEACHERS, table, mpp=0.5, slides=split.train, patient=split.patient, most=7
-    )
+    few = labelled(lake_of, split, split.train, table, mpp=0.5, most=7)
     assert few is not None
     assert len(few) == 7
+
+
+def test_a_student_of_a_coarse_mpp_is_held_against_the_mean_of_the_tiles_under(
+    lake_copy: Path,
+) -> None:
+    lake = open_lake(lake_copy)
+    write_student(lake, "coarse", TEACHERS, epochs=0, levels=2, mpps=[2.0, 0.5])
+    ((split,), _) = splits(lake, ["coarse"])
+    assert (split.mpps, split.under, split.columns) == ((2.0,), 0.5, ())
+    tiles = sample(lake, split, split.train, mpp=2.0, most=100)
+    assert tiles is not None
+    found = dict(zip(tiles.tile_id.tolist(), tiles.features[TEACHERS[0]], strict=True))
+    seen = 0
+    for slide in split.train:
+        pairs = lake.pairs(slide, coarse=2.0, fine=0.5, teachers=TEACHERS[0])
+        fine = pairs.fine.features.astype(np.float64)
+        for key, under in zip(pairs.coarse.tile_id.tolist(), pairs.children, strict=True):
+            kept = under[under >= 0]
+            if len(kept):
+                np.testing.assert_allclose(found[key], fine[kept].mean(axis=0), atol=2e-3)
+                seen += 1
+    assert seen == len(tiles) > 3
+    report = evaluate(str(lake_copy), ["coarse"], robust_tiles=2, threads=1)
+    names = [e["name"] for e in report["embeddings"] if e["kind"] == "teacher"]
+    assert names == [f"{teacher} under" for teacher in TEACHERS]
+    assert entry(report, "coarse")["fidelity"].keys() == set(TEACHERS)
+    assert report["settings"]["mpps"] == [2.0]
+    assert report["amortisation"] is None
+    assert any("mean over the tiles of 0.5 mpp" in text for text in report["left_out"])
+
+
+def test_a_student_of_features_is_evaluated_by_its_column(lake_copy: Path) -> None:
+    lake = open_lake(lake_copy)
+    write_student(lake, "fused", TEACHERS, epochs=0, mpps=[0.5])
+    (lake_copy / "students/fused/card.json").rename(lake_copy / "students/fused/features.json")
+    with pytest.raises(DistillError, match=r"no features of fused .*extract .* --teacher fused"):
+        evaluate(str(lake_copy), ["fused"])
+    add_teacher(lake, "fused", 12)
+    report = evaluate(str(lake_copy), ["fused"], robust_tiles=2, threads=1)
+    kinds = [e["kind"] for e in report["embeddings"]]
+    assert kinds == ["student", "pca", "teacher", "teacher"]
+    fused = entry(report, "fused")
+    assert fused["width"]["mean"] == 12
+    assert fused["robustness"] is None
+    for numbers in fused["fidelity"].values():
+        assert abs(numbers["0.5"]["centred"]["mean"]) < 0.2, "its numbers say nothing of tiles"
+    assert any("fused sees features" in text for text in report["left_out"])
 
 
 @pytest.mark.parametrize("ending", ["csv", "parquet"])
