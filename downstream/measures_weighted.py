@@ -39,7 +39,7 @@ def balanced_accuracy(
 ) -> Floats:
     """Mean recalls [R], see `measures.balanced_accuracy`."""
     table_RCC = confusion(w_RP, label_P, score, threshold)
-    recall_RC = _divide(np.diagonal(table_RCC, axis1=1, axis2=2), table_RCC.sum(axis=2))
+    recall_RC = divide(np.diagonal(table_RCC, axis1=1, axis2=2), table_RCC.sum(axis=2))
     mean_R: Floats = recall_RC.mean(axis=1)
     return mean_R
 
@@ -48,7 +48,7 @@ def f1(w_RP: Floats, label_P: Labels, score: Floats, *, threshold: float = 0.5) 
     """F1 [R], see `measures.f1`."""
     table_RCC = confusion(w_RP, label_P, score, threshold)
     hit_RC = np.diagonal(table_RCC, axis1=1, axis2=2)
-    value_RC = np.nan_to_num(_divide(2 * hit_RC, table_RCC.sum(axis=1) + table_RCC.sum(axis=2)))
+    value_RC = np.nan_to_num(divide(2 * hit_RC, table_RCC.sum(axis=1) + table_RCC.sum(axis=2)))
     value_R: Floats = value_RC[:, 1] if score.ndim == 1 else value_RC.mean(axis=1)
     return value_R
 
@@ -68,7 +68,7 @@ def kappa(
     cost_CC = apart**2 if quadratic else apart > 0
     chance_RCC = table_RCC.sum(axis=2)[:, :, None] * table_RCC.sum(axis=1)[:, None]
     by_chance_R = (chance_RCC * cost_CC).sum(axis=(1, 2)) / table_RCC.sum(axis=(1, 2))
-    return 1 - _divide((table_RCC * cost_CC).sum(axis=(1, 2)), by_chance_R)
+    return 1 - divide((table_RCC * cost_CC).sum(axis=(1, 2)), by_chance_R)
 
 
 def brier(w_RP: Floats, label_P: Labels, score: Floats) -> Floats:
@@ -144,14 +144,14 @@ def _area(w_RP: Floats, is_one_P: Flags, score_P: Floats) -> Floats:
     one_RU, other_RU = _by_score(w_RP, is_one_P, score_P)
     below_RU = other_RU.cumsum(axis=1) - other_RU
     pairs_R = one_RU.sum(axis=1) * other_RU.sum(axis=1)
-    return _divide((one_RU * (below_RU + other_RU / 2)).sum(axis=1), pairs_R)
+    return divide((one_RU * (below_RU + other_RU / 2)).sum(axis=1), pairs_R)
 
 
 def _precision(w_RP: Floats, is_one_P: Flags, score_P: Floats) -> Floats:
     one_RU, other_RU = (part[:, ::-1] for part in _by_score(w_RP, is_one_P, score_P))
     hits_RU, others_RU = one_RU.cumsum(axis=1), other_RU.cumsum(axis=1)
-    precision_RU = np.nan_to_num(_divide(hits_RU, hits_RU + others_RU))
-    found_R = _divide((one_RU * precision_RU).sum(axis=1), hits_RU[:, -1])
+    precision_RU = np.nan_to_num(divide(hits_RU, hits_RU + others_RU))
+    found_R = divide((one_RU * precision_RU).sum(axis=1), hits_RU[:, -1])
     return np.where(others_RU[:, -1] > 0, found_R, np.nan)
 
 
@@ -178,10 +178,10 @@ def _concordance(
         w_RI = w_RP[:, rows] * weight_P[rows]
         right_R += np.einsum("rp,rp->r", w_RI @ score_IP, w_RP)
         pairs_R += np.einsum("rp,rp->r", w_RI @ can_IP.astype(np.float64), w_RP)
-    return _divide(right_R, pairs_R)
+    return divide(right_R, pairs_R)
 
 
-def _divide(top: Any, bottom: Any) -> Floats:  # noqa: ANN401
+def divide(top: Any, bottom: Any) -> Floats:  # noqa: ANN401
     """Top / bottom, NaN where the latter is 0."""
     shape = np.broadcast_shapes(np.shape(top), np.shape(bottom))
     found: Floats = np.full(shape, np.nan)
