@@ -1,16 +1,12 @@
-"""Labels of tiles, from a table that a user gives: CSV, Parquet or a spreadsheet."""
+"""Labels of tiles, from a table that a user gives: CSV, TSV, a spreadsheet or Parquet."""
 
-import io
-from pathlib import PurePosixPath
-
-import fsspec
 import polars as pl
 
 from distill.errors import DistillError
 from featurestore import Lake, mpp_name
+from featurestore.interop.tables import read_table
 
 NEEDED = ("slide_id", "x", "y")
-ENDINGS = (".csv", ".parquet", ".xlsx")
 
 
 def read_labels(
@@ -19,7 +15,7 @@ def read_labels(
     """A table of tile labels, and the names of the classes.
 
     Args:
-        path: local or a URI: .csv, .parquet or .xlsx with `slide_id`, `x`, `y` (a tile's top-left
+        path: .csv, .tsv, .xlsx or .parquet with `slide_id`, `x`, `y` (a tile's top-left
             corner in level-0 pixels), perhaps `mpp`, and the column of classes.
         lake: without a column `mpp` the labels are of the tiles of its finest mpp.
         column: of the classes; the only other one if None.
@@ -29,10 +25,11 @@ def read_labels(
         Rows without a class are left out.
 
     Raises:
-        DistillError: the table can't be read, lacks a column, gives a tile two classes, or names
+        InteropError: the table can't be read.
+        DistillError: it lacks a column, gives a tile two classes, or names
             an mpp that the lake does not have.
     """
-    table = _read(path)
+    table = read_table(path)
     lacking = [name for name in NEEDED if name not in table.columns]
     if lacking:
         msg = f"{path} has columns {table.columns}; it lacks {', '.join(lacking)}"
@@ -60,23 +57,6 @@ def read_labels(
         label=pl.col("name").replace_strict(number, return_dtype=pl.Int64),
     )
     return rows.drop("name"), names
-
-
-def _read(path: str) -> pl.DataFrame:
-    ending = PurePosixPath(path).suffix.lower()
-    if ending not in ENDINGS:
-        msg = f"tile labels {path} end in '{ending}'; allowed are {', '.join(ENDINGS)}"
-        raise DistillError(msg)
-    try:
-        with fsspec.open(path, "rb") as file:
-            content = io.BytesIO(file.read())
-        if ending == ".csv":
-            strings = {"slide_id": pl.String}
-            return pl.read_csv(content, schema_overrides=strings, infer_schema_length=None)
-        return pl.read_parquet(content) if ending == ".parquet" else pl.read_excel(content)
-    except (OSError, pl.exceptions.PolarsError) as error:
-        msg = f"tile labels {path} can't be read: {error}"
-        raise DistillError(msg) from error
 
 
 def _column(path: str, table: pl.DataFrame, column: str | None) -> str:

@@ -124,7 +124,7 @@ def _student(lake: Lake, found: Found, split: Split, how: How) -> Subject:
 
 def _undistilled(split: Split, train: Mapping[float, Tiles], how: How) -> list[Subject]:
     """Each network untrained, with as many seeds as it has students."""
-    networks: dict[str, list["Card"]] = {}
+    networks: dict[str, list[Card]] = {}
     for student in split.students:
         if student.card is not None:
             networks.setdefault(student.network, []).append(student.card)

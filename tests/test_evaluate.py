@@ -21,9 +21,11 @@ from distill.evaluate_labels import read_labels
 from distill.evaluate_students import best_single, find_student, splits
 from distill.evaluate_tiles import labelled, sample
 from featurestore import Lake, open_lake, patient_of
+from featurestore.interop.model import InteropError
 from tests.conftest import TEACHERS
 from tests.small_lake import add_teacher
 from tests.student_files import ARCHITECTURE, held_out, write_student
+from tests.test_interop_tables import write_frame
 
 
 @pytest.fixture(scope="module")
@@ -360,7 +362,14 @@ def test_a_student_of_features_is_evaluated_by_its_column(lake_copy: Path) -> No
     assert any("fused sees features" in text for text in report["left_out"])
 
 
-@pytest.mark.parametrize("ending", ["csv", "parquet"])
+def write(table: pl.DataFrame, path: Path) -> None:
+    if path.suffix == ".parquet":
+        table.write_parquet(path)
+    else:
+        write_frame(table.cast({"x": pl.Float64, "y": pl.Float64}), path)
+
+
+@pytest.mark.parametrize("ending", ["csv", "parquet", "xlsx"])
 def test_label_tables_are_read_with_and_without_mpp(
     lake_of: Lake, tmp_path: Path, ending: str
 ) -> None:
@@ -374,11 +383,11 @@ def test_label_tables_are_read_with_and_without_mpp(
             "tissue": ["stroma", None, "tumour", "tumour"],
         }
     )
-    getattr(table, f"write_{ending}")(path)
+    write(table, path)
     rows, classes = read_labels(str(path), lake_of)
     assert classes == ["stroma", "tumour"]
     assert rows.rows() == [("007", 0, 0, 0.5, 0), ("b", 0, 0, 2.0, 1)]
-    getattr(table.drop("mpp").with_columns(x=pl.Series([0, 1, 2, 3])), f"write_{ending}")(path)
+    write(table.drop("mpp").with_columns(x=pl.Series([0, 1, 2, 3])), path)
     assert read_labels(str(path), lake_of)[0]["mpp"].unique().to_list() == [0.5]
 
 
@@ -396,9 +405,9 @@ def test_labels_that_can_not_be_used_are_refused(lake_of: Lake, tmp_path: Path) 
     assert "there is no 'c'" in told("slide_id,x,y,a\ns,1,1,t\n", column="c")
     torn = told("slide_id,x,y,a\ns,1,2,t\ns,1,2,u\n")
     assert "two classes: slide s, x 1, y 2, mpp 0.5 is t and u" in torn
-    with pytest.raises(DistillError, match=r"end in '.txt'; allowed are .csv"):
+    with pytest.raises(InteropError, match=r"ends in '.txt'; tables are read from .csv"):
         read_labels("labels.txt", lake_of)
-    with pytest.raises(DistillError, match="can't be read"):
+    with pytest.raises(InteropError, match="can't be read"):
         read_labels(str(tmp_path / "none.csv"), lake_of)
     path.write_text("slide_id,x,y,a\ns,1,2,t\ns,5,2,u\n")
     with pytest.raises(DistillError, match=r"none of 2 labels is of a tile.*top-left"):
