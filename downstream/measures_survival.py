@@ -167,6 +167,22 @@ def survival_measures(
     return found
 
 
+def curve_measures(
+    *, train_event: NDArray[np.bool_], train_time: Floats, times_T: Floats
+) -> list[Measure]:
+    """What is reported of survival curves; truth is (event, time), prediction S(t) [P, T].
+
+    Args:
+        train_event: Of training patients, for the weights.
+        train_time: Likewise.
+        times_T: See `integrated_brier`.
+    """
+    value = partial(
+        integrated_brier, train_event=train_event, train_time=train_time, times_T=times_T
+    )
+    return [Measure(name="integrated_brier", value=value, higher_is_better=False)]
+
+
 def _defined(name: str, how: Callable[..., Any], *arrays: object, **options: object) -> Any:  # noqa: ANN401
     """The library's value; its reason for having none as ours.
 

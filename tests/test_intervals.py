@@ -13,7 +13,7 @@ from scipy import stats
 
 from downstream.intervals import Comparison, Interval, compare, holm, interval
 from downstream.measures import Measure, classification_measures
-from downstream.measures_survival import survival_measures
+from downstream.measures_survival import curve_measures, survival_measures
 from downstream.metrics import UndefinedMetricError
 from downstream.resampling import Method
 
@@ -207,18 +207,19 @@ def test_what_is_never_defined_gives_up() -> None:
 
 def test_survival_measures_take_intervals() -> None:
     rng = np.random.default_rng(0)
-    risk = rng.standard_normal(120)
+    risk = rng.standard_normal(80)
     time_to = rng.exponential(np.exp(-risk)) + 0.1
-    event = rng.random(120) < 0.7
-    measures = survival_measures(
-        train_event=event, train_time=time_to, tau=float(np.quantile(time_to, 0.8)),
-        times_T=np.quantile(time_to, [0.2, 0.4, 0.6]),
-    )  # fmt: skip
-    for measure in measures:
-        found = interval(
-            measure, (event, time_to), risk, seed=0, resamples=1000, method="percentile"
-        )
+    event = rng.random(80) < 0.7
+    times = np.quantile(time_to, [0.2, 0.4, 0.6])
+    train: dict[str, Any] = {"train_event": event, "train_time": time_to, "times_T": times}
+    options: dict[str, Any] = {"seed": 0, "resamples": 1000, "method": "percentile"}
+    for measure in survival_measures(**train, tau=float(np.quantile(time_to, 0.8))):
+        found = interval(measure, (event, time_to), risk, **options)
         assert 0.5 < found.low < found.estimate < found.high <= 1, measure.name
+    (measure,) = curve_measures(**train)
+    right = np.exp(-np.outer(np.exp(risk), times))
+    found = compare(measure, (event, time_to), right, np.full((80, 3), 0.5), **options).difference
+    assert 0 < found.low < found.high < 0.25  # the true curves are better than a coin
 
 
 @pytest.mark.parametrize(

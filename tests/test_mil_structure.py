@@ -191,6 +191,24 @@ def test_reconstruction_cannot_be_won_by_collapse() -> None:
     torch.testing.assert_close(loss, torch.cat(expected))
 
 
+def test_reconstruction_by_hand_whatever_a_teachers_scale() -> None:
+    fusion, x, mask = ShazamGate([5, 7], 8), torch.randn(1, 6, 12), torch.ones(1, 6).bool()
+    fused = fusion(x)
+    expected = []
+    for back, part in zip(fusion.back, (x[0, :, :5], x[0, :, 5:]), strict=True):
+        spread = part.var(dim=1, correction=0, keepdim=True)
+        target = (part - part.mean(dim=1, keepdim=True)) / (spread + 1e-5).sqrt()
+        found = back(fused[0])
+        apart = (found - target).abs()
+        huber = torch.where(apart < 1, apart**2 / 2, apart - 0.5).mean(dim=1)
+        cosine = (found * target).sum(dim=1) / (found.norm(dim=1) * target.norm(dim=1))
+        expected.append((1 - cosine + huber).mean())
+    loss = fusion.reconstruct(fused, x, mask)
+    assert loss.item() == pytest.approx(torch.stack(expected).mean().item(), rel=1e-5)
+    scaled = torch.cat([x[..., :5] * 100, x[..., 5:]], dim=-1)
+    assert fusion.reconstruct(fused, scaled, mask).item() == pytest.approx(loss.item(), rel=1e-3)
+
+
 def test_fused_aggregators_are_aggregators() -> None:
     net = Fused(ShazamGate([5, 7], 8), TransMil(8, hidden=16, dropout=0.0), reconstruct=0.01)
     (features, *_), (coords, *_) = bags("transmil", (9,))
