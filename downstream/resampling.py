@@ -27,6 +27,7 @@ Method = Literal["bca", "percentile"]
 
 _LEAST = 1000
 _CELLS = 4_000_000
+_JACKKNIFE = 512
 _MOST_REDRAWN = 20
 
 
@@ -82,8 +83,7 @@ def draw_all(
     count = int(owner_S.max()) + 1
     without = np.full((len(predictions), 1), np.nan)
     if method == "bca":
-        without = _in_chunks(measure, truth, predictions, 1 - np.eye(count), owner_S)
-        _check_without(measure, without)
+        without = _without_each(measure, truth, predictions, owner_S, count)
     return Draws(values=values, whole=whole, without=without, redrawn=redrawn, method=method)
 
 
@@ -145,7 +145,19 @@ def _values(
     return values
 
 
-def _check_without(measure: Measure, without: Floats) -> None:
+def _without_each(
+    measure: Measure,
+    truth: Sequence[NDArray[Any]],
+    predictions: Sequence[NDArray[Any]],
+    owner_S: NDArray[np.int64],
+    count: int,
+) -> Floats:
+    """Values [M, P] without each patient in turn."""
+    parts = []
+    for start in range(0, count, _JACKKNIFE):
+        w_RP = 1 - np.eye(min(_JACKKNIFE, count - start), count, k=start)
+        parts.append(_in_chunks(measure, truth, predictions, w_RP, owner_S))
+    without = np.concatenate(parts, axis=1)
     if not np.isfinite(without).all():
         lost = int((~np.isfinite(without)).any(axis=0).sum())
         msg = (
@@ -153,3 +165,4 @@ def _check_without(measure: Measure, without: Floats) -> None:
             "acceleration; take method='percentile', or add patients"
         )
         raise UndefinedMetricError(msg)
+    return without

@@ -157,14 +157,15 @@ def fit_bins(
         raise SurvivalError(msg)
     seen = time_P[event_P]
     inner = np.linspace(0, 1, bins + 1)[1:-1]
-    edges = np.quantile(seen, inner) if len(seen) else np.empty(0)
-    if len(np.unique(edges)) < bins - 1 or edges[0] <= seen.min():
+    edges = np.quantile(seen, inner) if len(seen) else np.zeros(bins - 1)
+    found = TimeBins(edges=tuple(edges.tolist()), patients=frozenset(patients))
+    if np.bincount(found.index(seen), minlength=bins).min() == 0:
         msg = (
             f"{bins} bins from {len(np.unique(seen))} different times of {len(seen)} events would "
             "leave some empty; ask for fewer bins, or give more events"
         )
         raise SurvivalError(msg)
-    return TimeBins(edges=tuple(edges.tolist()), patients=frozenset(patients))
+    return found
 
 
 def _check(scores: Tensor, time_P: Tensor, event_P: Tensor) -> None:

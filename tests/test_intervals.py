@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy import stats
 
+from downstream import resampling
 from downstream.intervals import Comparison, Interval, compare, holm, interval
 from downstream.measures import Measure, classification_measures
 from downstream.measures_survival import curve_measures, survival_measures
@@ -191,6 +192,18 @@ def test_bca_refuses_a_class_of_one_patient() -> None:
     with pytest.raises(UndefinedMetricError, match=r"without one of 1 patients.*percentile"):
         interval(AUROC, (label,), score, seed=0)
     assert interval(AUROC, (label,), score, seed=0, method="percentile").redrawn > 0
+
+
+def test_without_each_patient_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blocks of patients; all rows of a patient are left out together."""
+    monkeypatch.setattr(resampling, "_JACKKNIFE", 4)
+    label, score = binormal(33, 1.0, seed=0)
+    names = np.array([f"p{i // 3}" for i in range(33)])
+    draws = resampling.draw_all(AUROC, (label,), (score,), 0, names.tolist(), 1000, 0.95, "bca")
+    expected = [
+        AUROC.value(label[names != name], score[names != name]) for name in np.unique(names)
+    ]
+    np.testing.assert_allclose(draws.without[0], expected, rtol=1e-12)
 
 
 def test_what_is_never_defined_gives_up() -> None:

@@ -229,7 +229,12 @@ def test_censored_times_do_not_move_the_bins() -> None:
 
 
 @pytest.mark.parametrize(
-    ("time", "event"), [([1, 1, 1, 2], [1, 1, 1, 1]), ([1, 2, 3, 4], [0, 0, 0, 0])]
+    ("time", "event"),
+    [
+        ([1, 1, 1, 2], [1, 1, 1, 1]),
+        ([1, 2, 3, 4], [0, 0, 0, 0]),
+        ([1, 1, 9, 9], [1, 1, 1, 1]),  # edges differ (1, 5, 9), two bins have nobody
+    ],
 )
 def test_bins_that_would_be_empty_are_refused(time: list[float], event: list[int]) -> None:
     with pytest.raises(SurvivalError, match="ask for fewer bins"):
