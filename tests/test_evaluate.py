@@ -122,6 +122,9 @@ def test_fidelity_is_of_held_out_tiles_and_in_the_order_that_must_be(
 
 
 def test_labels_are_probed_on_the_trunk_and_searched(report: dict[str, Any]) -> None:
+    """Failure 22: a head may mimic a teacher where the trunk is poor, so the trunk is measured."""
+    trunk = timm.create_model(ARCHITECTURE, num_classes=0).num_features
+    assert entry(report, "both")["width"]["mean"] == trunk
     assert report["classes"] == ["down", "up"]
     for found in report["embeddings"]:
         assert set(found["probe"]) == {"0.5"}
