@@ -440,7 +440,7 @@ def distill_command(
         str | None, typer.Option(help="Normalisation: phi-s, z-score, l2 or none.")
     ] = None,
     head: Annotated[
-        str | None, typer.Option(help="Kind of heads: linear, mlp, residual or ladder.")
+        str | None, typer.Option(help="Kind of heads: linear, mlp, normed, residual or ladder.")
     ] = None,
     weighting: Annotated[
         str | None, typer.Option(help="Of teachers: static, keep-max or balance.")

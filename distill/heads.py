@@ -83,6 +83,29 @@ class LadderHead(nn.Module):
         return out_BD
 
 
+class NormedHead(nn.Module):
+    """A linear map whose outputs are normalised over the batch, as standardised targets are.
+
+    Source: the projector of Miles and Mikolajczyk 2024, which its log-sum loss needs: without it
+    the loss hardly sees outputs that are far away.
+
+    Args:
+        dim_in: C.
+        dim_out: D.
+    """
+
+    def __init__(self, dim_in: int, dim_out: int) -> None:
+        super().__init__()
+        self.map = nn.Linear(dim_in, dim_out)
+        self.norm = nn.BatchNorm1d(dim_out, affine=False)
+
+    def forward(self, x_BC: Tensor) -> Tensor:
+        """Predictions [B, D], or [B, N, D] of tokens."""
+        out: Tensor = self.map(x_BC)
+        normed: Tensor = self.norm(out.flatten(0, -2)).view(out.shape)
+        return normed
+
+
 def _norm_act_linear(dim_in: int, dim_out: int) -> nn.Sequential:
     return nn.Sequential(nn.LayerNorm(dim_in), nn.GELU(), nn.Linear(dim_in, dim_out))
 
@@ -97,13 +120,14 @@ def _ladder(dim_in: int | Sequence[int], width: int, dim_out: int) -> nn.Module:
 FLAT_HEADS: dict[str, Callable[[int, int, int], nn.Module]] = {
     "linear": lambda dim_in, _width, dim_out: nn.Linear(dim_in, dim_out),
     "mlp": mlp_head,
+    "normed": lambda dim_in, _width, dim_out: NormedHead(dim_in, dim_out),
     "residual": ResidualHead,
 }
 HEADS = (*FLAT_HEADS, "ladder")
 
 
 def make_head(name: str, dim_in: int | Sequence[int], *, width: int, dim_out: int) -> nn.Module:
-    """A head by name: linear (of no width), mlp, residual, or ladder (of several levels).
+    """A head by name: linear and normed (of no width), mlp, residual, ladder (of several levels).
 
     Raises:
         DistillError: the name is not known, or a head of one level is to take several.

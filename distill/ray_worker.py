@@ -58,7 +58,9 @@ def work(config: Config) -> None:
     streams = Feed(lake=lake, recipe=recipe, slide_ids=config["train"]).training(
         rank=rank, world=world
     )
-    model = prepare_model(task) if world > 1 else task
+    # Running statistics of the first worker are kept; no step looks at them, so none are sent.
+    wrapped = {"broadcast_buffers": False}
+    model = prepare_model(task, parallel_strategy_kwargs=wrapped) if world > 1 else task
     loop = Loop(recipe, state, streams, device=device, model=model, rank=rank)
     held = Feed(lake=lake, recipe=recipe, slide_ids=config["held_out"])
     keeper = Keeper(lake, config, loop, held, device, workers=world) if rank == 0 else None

@@ -82,7 +82,7 @@ def g2l(teachers: Teachers) -> Recipe:
         teachers=teachers,
         student=TileStudent(),
         terms=(Term(kind="log-sum"),),
-        head="linear",
+        head="normed",
     )
 
 

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from distill.ema import Ema
+from distill.prototypes import PrototypeHead
 from distill.recipe import TileStudent
 from distill.self_losses import Centre, dino_loss, ibot_loss, koleo_loss, random_mask
 from distill.terms import About, Losses, Scene, TermLoss
@@ -22,30 +23,7 @@ from distill.views import cropped, draw, normalised, sized
 if TYPE_CHECKING:
     from distill.student import Seen
 
-HIDDEN = 256
-BOTTLENECK = 64
 AREA = (0.05, 0.32)
-
-
-class PrototypeHead(nn.Module):
-    """An MLP, a unit sphere, and cosines to prototypes; in float32 from the sphere on.
-
-    Args:
-        dim: of what comes in.
-        prototypes: K.
-    """
-
-    def __init__(self, dim: int, prototypes: int) -> None:
-        super().__init__()
-        self.mlp = nn.Sequential(nn.Linear(dim, HIDDEN), nn.GELU(), nn.Linear(HIDDEN, BOTTLENECK))
-        self.prototypes = nn.Linear(BOTTLENECK, prototypes, bias=False)
-
-    def forward(self, x_BD: Tensor) -> Tensor:
-        """Logits [..., K]."""
-        unit = F.normalize(self.mlp(x_BD).float(), dim=-1)
-        with torch.autocast(unit.device.type, enabled=False):
-            directions_KD = F.normalize(self.prototypes.weight.float(), dim=-1)
-            return unit @ directions_KD.T
 
 
 class SelfDistillation(TermLoss):

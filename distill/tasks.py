@@ -1,7 +1,9 @@
 """From a recipe and a lake to what is trained."""
 
 from distill.columns import columns_of
+from distill.fusion import FusionTask
 from distill.recipe import FusionStudent, Recipe, TileStudent
+from distill.regions import RegionTask
 from distill.task import Norms, Task
 from distill.tile_task import TileTask
 from featurestore import Lake
@@ -21,9 +23,5 @@ def make_task(lake: Lake, recipe: Recipe, norms: Norms) -> Task:
         return TileTask(recipe, columns, norms, fine=under[-1] if under else None)
     dims = {column.name: column.dim for column in columns}
     if isinstance(recipe.student, FusionStudent):
-        from distill.fusion import FusionTask
-
         return FusionTask(recipe, dims, norms)
-    from distill.regions import RegionTask
-
     return RegionTask(recipe, dims, norms)

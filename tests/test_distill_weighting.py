@@ -156,7 +156,7 @@ def test_wrong_weightings_are_refused() -> None:
 @pytest.mark.parametrize("name", sorted(set(HEADS) - {"ladder"}))
 @pytest.mark.parametrize("shape", [(4,), (4, 9)])
 def test_heads_work_on_embeddings_and_tokens_and_train(name: str, shape: tuple[int, ...]) -> None:
-    head = make_head(name, 5, width=7, dim_out=3)
+    head = make_head(name, 5, width=7, dim_out=3).eval()
     x = torch.randn(*shape, 5)
     out = head(x)
     assert out.shape == (*shape, 3)
@@ -211,7 +211,7 @@ def test_ladders_take_all_levels_of_an_output() -> None:
 
 
 def test_wrong_heads_are_refused() -> None:
-    with pytest.raises(DistillError, match="known are linear, mlp, residual, ladder"):
+    with pytest.raises(DistillError, match="known are linear, mlp, normed, residual, ladder"):
         make_head("transformer", 5, width=7, dim_out=3)
     with pytest.raises(DistillError, match="takes one level, 2 given"):
         make_head("mlp", [5, 5], width=7, dim_out=3)

@@ -1,0 +1,160 @@
+"""Students of pixels: every recipe learns, every term is heard, each option changes the outcome."""
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from distill.errors import DistillError
+from distill.goals import Column
+from distill.recipe import Recipe, Term
+from distill.recipes import make_recipe, parse_terms
+from distill.term_table import TERMS
+from tests.tile_worlds import DIM, FINE, TileWorld, train
+
+TINY: dict[str, Any] = {"architecture": "test_efficientnet", "input_px": 64, "head_width": 32}
+VIT: dict[str, Any] = {
+    "architecture": "test_vit",
+    "input_px": 32,
+    "arguments": {"patch_size": 8, "dynamic_img_size": True},
+}
+CASES: dict[str, tuple[str, tuple[str, ...], dict[str, Any]]] = {
+    "agglomerate": ("agglomerate", ("a", "b"), {}),
+    "agglomerate-tokens": ("agglomerate", ("a", "a:patches", "b"), {}),
+    "agglomerate-sample": ("agglomerate", ("a", "a:patches5"), {}),
+    "agglomerate-vit": ("agglomerate", ("a", "a:patches"), VIT),
+    "agglomerate-ladder": ("agglomerate", ("a", "b"), {"head": "ladder"}),
+    "agglomerate-widths": ("agglomerate", ("a", "b"), {"widths": (64,)}),
+    "xmag": ("xmag", ("a", "b"), {}),
+    "gpfm": ("gpfm", ("a", "b"), {}),
+    "h0": ("h0", ("a", "a:patches"), {}),
+    "g2l": ("g2l", ("a",), {}),
+}
+
+
+def case(name: str, **more: Any) -> Recipe:  # noqa: ANN401
+    recipe, teachers, given = CASES[name]
+    return make_recipe(recipe, teachers, **{**TINY, "targets": "z-score", **given, **more})
+
+
+def fine(recipe: Recipe) -> float | None:
+    return FINE if recipe.levels == 2 else None
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_recipe_learns_and_beats_the_mean_feature_on_new_tiles(name: str) -> None:
+    torch.set_num_threads(1)
+    world, recipe = TileWorld.make(), case(name)
+    task = world.task(recipe, fine=fine(recipe))
+    losses = train(task, world)
+    assert sum(losses[-5:]) < sum(losses[:5])
+    task.eval()
+    for teacher, said in task.predict(world.batch(128, seed=7)).items():
+        raw, guess = said.features.float(), said.norm.inverse(said.predicted)
+        mean = said.norm.mean.expand_as(raw)
+        ours, nothing = (F.cosine_similarity(x, raw).mean() for x in (guess, mean))
+        assert ours > nothing, teacher
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_every_parameter_has_a_gradient_in_every_step(name: str) -> None:
+    """Workers wait for each other's gradients: one that has none would stop them."""
+    world, recipe = TileWorld.make(), case(name)
+    task = world.task(recipe, fine=fine(recipe)).train()
+    losses = task(world.batch(8), torch.Generator().manual_seed(0))
+    torch.stack(list(losses.values())).sum().backward()  # type: ignore[no-untyped-call]
+    trained = {n: p for n, p in task.named_parameters() if p.requires_grad}
+    assert [n for n, p in trained.items() if p.grad is None] == []
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "contrast=0.1",
+        "log-sum",
+        "relation=10",
+        "token-relation",
+        "prototypes=0.1",
+        "self",
+        "kl:b",
+        "decoupled:b=0.5",
+        "multi-level:b",
+        "privileged:b=0.1",
+    ],
+)
+def test_a_term_can_be_added_to_any_recipe_and_is_heard(text: str) -> None:
+    teachers = ("a", "a:patches", "b")
+    extra = parse_terms([text])
+    recipe = make_recipe("agglomerate", teachers, **TINY, targets="z-score", extra_terms=extra)
+    world = TileWorld.make(scale=1.0)
+    task = world.task(recipe).train()
+    losses = task(world.batch(8), torch.Generator().manual_seed(0))
+    mine = {name: loss for name, loss in losses.items() if not name.startswith("match")}
+    assert mine
+    for loss in mine.values():
+        assert loss.shape == (8,)
+    network = [p for p in task.network.parameters() if p.requires_grad]
+    heard = torch.autograd.grad(torch.stack(list(mine.values())).sum(), network, allow_unused=True)
+    assert sum(float(g.abs().sum()) for g in heard if g is not None) > 0
+    assert {term.partition(":")[0].partition("=")[0] for term in [text]} <= set(TERMS)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"targets": "phi-s"},
+        {"weighting": "static"},
+        {"weighting": "balance"},
+        {"keep": 1.0},
+        {"stain": 0.3},
+        {"brightness": 0.2},
+        {"dihedral": False},
+        {"widths": (32,)},
+        {"head": "linear"},
+        {"head_width": 16},
+        {"input_px": 96},
+        {"seed": 1},
+    ],
+)
+def test_each_option_changes_the_outcome(change: dict[str, Any]) -> None:
+    """Failure 19 of the field: a flag that is silently ignored."""
+    world = TileWorld.make()
+
+    def loss(recipe: Recipe) -> float:
+        task = world.task(recipe).train()
+        found = task(world.batch(16), torch.Generator().manual_seed(recipe.seed))
+        return float(torch.stack(list(found.values())).sum().detach())
+
+    assert loss(case("agglomerate", **change)) != pytest.approx(loss(case("agglomerate")), rel=1e-5)
+
+
+def test_background_under_a_tile_changes_nothing() -> None:
+    world, recipe = TileWorld.make(), case("xmag")
+    task = world.task(recipe, fine=FINE).eval()
+    batch = world.batch(8)
+    before = task(batch, torch.Generator().manual_seed(0))
+    under = batch.under[FINE]
+    for values in under.features.values():
+        values[~under.mask] = torch.nan
+    after = task(batch, torch.Generator().manual_seed(0))
+    for name, loss in before.items():
+        torch.testing.assert_close(after[name], loss)
+
+
+def test_what_does_not_fit_is_refused() -> None:
+    world = TileWorld.make()
+    with pytest.raises(DistillError, match="no term 'kll': did you mean 'kl'"):
+        world.task(case("agglomerate", extra_terms=(Term(kind="kll"),)))
+    with pytest.raises(DistillError, match="has no setting temp"):
+        world.task(case("agglomerate", extra_terms=(Term(kind="contrast", settings={"temp": 1}),)))
+    with pytest.raises(DistillError, match="name its column of a, b"):
+        world.task(case("agglomerate", extra_terms=(Term(kind="kl"),)))
+    with pytest.raises(DistillError, match="extract patch tokens as TEACHER:patches"):
+        world.task(make_recipe("h0", ("a",), **TINY, targets="z-score"))
+    with pytest.raises(DistillError, match=r"widths \[4096\] given for a student of"):
+        world.task(case("agglomerate", widths=(4096,)))
+    with pytest.raises(DistillError, match="no number after '='"):
+        parse_terms(["contrast=much"])
+    with pytest.raises(DistillError, match="prefix tokens must be left out"):
+        Column(name="a:patches", teacher="a", dim=DIM, tokens=17, side=4)
