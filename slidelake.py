@@ -470,7 +470,10 @@ def distill_command(
         typer.Option(help="Table (CSV, Parquet, XLSX) with a column slide_id: only these slides."),
     ] = None,
     holdout: Annotated[float | None, typer.Option(help="Share of patients held out.")] = None,
-    seed: SeedOpt = 0,
+    split_seed: Annotated[
+        int, typer.Option(help="Of which patients are held out; as --seed of stats.")
+    ] = 0,
+    seed: Annotated[int, typer.Option(help="Of weights, order and views.")] = 0,
     workers: Annotated[int, typer.Option(help="Processes that train together.")] = 1,
     checkpoint_s: Annotated[
         float, typer.Option(help="Seconds between checkpoints, at least.")
@@ -515,6 +518,7 @@ def distill_command(
         precision=precision,
         compile=compile_,
         holdout=holdout,
+        split_seed=split_seed,
         seed=seed,
     )
     from distill.ray_train import distill
@@ -554,6 +558,85 @@ def _slide_ids(table: str | None) -> list[str] | None:
         msg = f"{table} has no column slide_id; it has {', '.join(found.columns)}"
         raise typer.BadParameter(msg)
     return [str(name) for name in found["slide_id"]]
+
+
+@app.command("evaluate")
+def evaluate_command(
+    lake: LakeArg,
+    student: Annotated[
+        list[str], typer.Option(help="Name of a student. Repeatable: seeds are put together.")
+    ],
+    labels: Annotated[
+        str | None,
+        typer.Option(help="Table of tiles' labels: slide_id, x, y and a column of labels."),
+    ] = None,
+    label_column: Annotated[
+        str | None, typer.Option(help="The column of labels, if there are several.")
+    ] = None,
+    single: Annotated[
+        str | None,
+        typer.Option(help="A student of a single teacher to compare with; found if not given."),
+    ] = None,
+    mpp: MppsOpt = None,
+    tiles: Annotated[
+        int, typer.Option(help="Most tiles at each mpp, to fit on and held out.")
+    ] = 2048,
+    robust_tiles: Annotated[int, typer.Option(help="Tiles that are perturbed.")] = 256,
+    teacher_seconds: Annotated[
+        float, typer.Option(help="Most seconds to run each teacher for; 0: none is run.")
+    ] = 300.0,
+    seed: SeedOpt = 0,
+    device: Annotated[str | None, typer.Option(help="cpu or cuda; a GPU if there is one.")] = None,
+    threads: Annotated[int | None, typer.Option(help="On CPUs.")] = None,
+    at: AtOpt = None,
+    json_: JsonOpt = False,
+) -> None:
+    """Hold students against their teachers, PCA of them, and the same network undistilled.
+
+    On held-out patients: fidelity by a linear read-out, CKA, neighbours; probes and retrieval on
+    labels of tiles; robustness to stains and scanners; speed and what caching saved. What each
+    number means is in docs/evaluate.md.
+
+    Example: slidelake evaluate my-lake --student small --student small-seed1 --student small-seed2
+    """
+    from distill.evaluate import evaluate
+
+    found = evaluate(
+        lake,
+        student,
+        labels=labels,
+        label_column=label_column,
+        single=single,
+        mpps=mpp,
+        tiles=tiles,
+        robust_tiles=robust_tiles,
+        teacher_seconds=teacher_seconds,
+        seed=seed,
+        device=device,
+        threads=threads,
+        version=at,
+    )
+    _out(found, as_json=json_, text=f"{lake}/runs/{found['run']}/report.html")
+
+
+@app.command("export-student")
+def export_student_command(
+    lake: LakeArg,
+    name: Annotated[str, typer.Argument(help="Of a student that sees pixels.")],
+    out: Annotated[str, typer.Argument(metavar="OUT", help="New local folder.")],
+    onnx: Annotated[
+        bool, typer.Option("--onnx", help="Also as ONNX, checked for equality.")
+    ] = False,
+    json_: JsonOpt = False,
+) -> None:
+    """Write a student for use without slidelake: safetensors, card, and a README with timm's code.
+
+    Example: slidelake export-student my-lake small small-model --onnx
+    """
+    from distill.export import export_student
+
+    found = export_student(lake, name, out, onnx=onnx)
+    _out(found, as_json=json_, text="\n".join(f"{out}/{file}" for file in found["files"]))
 
 
 @app.command("mil")

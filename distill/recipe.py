@@ -155,7 +155,8 @@ class Recipe:
         views: of the student's pixels.
         schedule: of training.
         holdout: share of the patients that nothing is fitted on.
-        seed: of the split, the initial weights, the order of tiles and the views.
+        split_seed: of which patients these are.
+        seed: of the initial weights, the order of tiles and the views.
     """
 
     name: str
@@ -173,6 +174,7 @@ class Recipe:
     views: Views = Views()
     schedule: Schedule = Schedule()
     holdout: float = 0.25
+    split_seed: int = 0
     seed: int = 0
 
     def __post_init__(self) -> None:

@@ -150,7 +150,11 @@ def _extract(lake: str, teachers: tuple[str, ...]) -> None:
 
 def _distill(lake: str, settings: DemoSettings) -> None:
     recipe = slidelake.make_recipe(
-        "agglomerate", TEACHERS, epochs=settings.epochs, seed=settings.seed
+        "agglomerate",
+        TEACHERS,
+        epochs=settings.epochs,
+        split_seed=settings.seed,
+        seed=settings.seed,
     )
     slidelake.distill(lake, recipe, name=STUDENT)
 

@@ -88,10 +88,24 @@ def onnx_network(model: nn.Module, card: Card, weights_sha256: str) -> OnnxNetwo
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=path.parent) as folder:
             made = Path(folder) / path.name
-            _export(_Own(model).eval(), card, made)
-            _check(_Own(model).eval(), OnnxNetwork(made), card)
+            export_onnx(model, card, made)
             made.replace(path)
     return OnnxNetwork(path)
+
+
+def export_onnx(model: nn.Module, card: Card, path: Path) -> None:
+    """Write a network as ONNX: "x", normalised float32 [B, 3, H, W], to "y", its embedding [B, D].
+
+    Args:
+        model: with its weights, on a CPU; `forward_features` and `forward_head` are timm's.
+        card: how it is run.
+        path: of the file.
+
+    Raises:
+        TeacherError: the exported network gives other numbers; the file is there all the same.
+    """
+    _export(_Own(model).eval(), card, path)
+    _check(_Own(model).eval(), OnnxNetwork(path), card)
 
 
 def _cache() -> Path:
