@@ -47,7 +47,8 @@ def fit_norms(lake: Lake, targets: str, needs: Sequence[Key], slide_ids: Sequenc
         common = statistics(targets, pooled(list(at.values())), kept)
         arrays |= {f"{number}.{name}": value for name, value in common.items()}
     about = json.dumps({"targets": targets, "teachers": teachers}).encode()
-    file: bytes = save({**arrays, "about": np.frombuffer(about, np.uint8)})
+    single = {name: np.asarray(value, np.float32) for name, value in arrays.items()}
+    file: bytes = save({**single, "about": np.frombuffer(about, np.uint8)})
     return file
 
 

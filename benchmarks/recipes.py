@@ -1,0 +1,120 @@
+"""Every recipe on one lake of generated slides with real teachers: the table of docs/distillation.md.
+
+    python -m benchmarks.recipes LAKE [RECIPE...]
+
+Makes the lake if it is not there (24 patients, 32 slides of 2,560 x 2,304 px, mpps 0.5, 1 and 2),
+distils each recipe with three seeds, evaluates them, and prints a Markdown table. What is done is
+not done again.
+"""
+
+import json
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import slidelake
+from benchmarks.report import RESULTS
+from cluster import ray_session
+from distill.evaluate import evaluate
+from examples.cohort import make_cohort
+
+SEEDS = (0, 1, 2)
+LITE0, LITE1 = "efficientnet_lite0", "efficientnet_lite1"
+TOKENS = f"{LITE0}:patches12"
+BOTH, ONE = (0.5, 2.0), (0.5,)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """A recipe as it is run here.
+
+    Attributes:
+        recipe: its name.
+        teachers: in its order.
+        mpps: of the lake's three.
+        epochs: of training.
+        untrained: whether an untrained student of the same kind is made too: `evaluate` builds one
+            itself where the student sees pixels.
+        more: other settings.
+    """
+
+    recipe: str
+    teachers: tuple[str, ...]
+    mpps: tuple[float, ...]
+    epochs: int
+    untrained: bool = False
+    more: dict[str, Any] = field(default_factory=dict)
+
+
+CASES = {
+    "agglomerate": Case(recipe="agglomerate", teachers=(LITE0, LITE1), mpps=BOTH, epochs=6),
+    "single": Case(recipe="agglomerate", teachers=(LITE0,), mpps=BOTH, epochs=6),
+    "g2l": Case(recipe="g2l", teachers=(LITE0,), mpps=BOTH, epochs=6),
+    "h0": Case(recipe="h0", teachers=(LITE0, TOKENS), mpps=BOTH, epochs=6),
+    "xmag": Case(recipe="xmag", teachers=(LITE0, LITE1), mpps=BOTH, epochs=40),
+    "shazam": Case(recipe="shazam", teachers=(LITE0, LITE1), mpps=BOTH, epochs=20, untrained=True),
+    "pathme": Case(
+        recipe="pathme", teachers=(LITE0, LITE1), mpps=(0.5, 1.0, 2.0), epochs=20, untrained=True
+    ),
+    "gpfm": Case(recipe="gpfm", teachers=(LITE0, LITE1), mpps=BOTH, epochs=6),
+}
+
+
+def make_lake(lake: Path) -> None:
+    """Slides, tiles and teachers; what is there is left as it is."""
+    labels = make_cohort(
+        lake.parent / "recipes-cohort", patients=24, slides=32, width_px=2560, height_px=2304
+    )
+    config = slidelake.LakeConfig(tile_px=256, mpps=(0.5, 1.0, 2.0))
+    slidelake.ingest(str(lake), [str(labels)], config, commit_slides=8)
+    slidelake.extract(str(lake), [LITE0, TOKENS, LITE1])
+
+
+def train(lake: str, name: str, case: Case, *, seed: int, **more: Any) -> dict[str, Any]:  # noqa: ANN401
+    """One student; its report."""
+    settings = {"mpps": case.mpps, "epochs": case.epochs, "seed": seed, **case.more, **more}
+    recipe = slidelake.make_recipe(case.recipe, case.teachers, **settings)
+    report: dict[str, Any] = slidelake.distill(lake, recipe, name=name)
+    if case.untrained:
+        slidelake.extract(lake, [name])
+    return report
+
+
+def run(lake: str, name: str) -> dict[str, Any]:
+    """All seeds of a recipe, evaluated together."""
+    case = CASES[name]
+    students = [f"{name}-{seed}" for seed in SEEDS]
+    reports = [train(lake, f"{name}-{seed}", case, seed=seed) for seed in SEEDS]
+    others = []
+    if case.untrained:
+        # A learning rate of nearly nothing: the weights stay where they began.
+        train(lake, f"{name}-untrained", case, seed=0, epochs=1, learning_rate=1e-12)
+        others = [f"{name}-untrained"]
+    found = evaluate(lake, [*students, *others], teacher_seconds=0.0, robust_tiles=64)
+    return {
+        "recipe": name,
+        "settings": reports[0]["recipe"],
+        "heads": [report["fidelity"] for report in reports],
+        "seconds": [report["train_seconds"] for report in reports],
+        "steps": reports[0]["steps"],
+        "evaluate": found,
+    }
+
+
+def main() -> None:
+    """LAKE and the recipes, all if none is named."""
+    lake, names = Path(sys.argv[1]), sys.argv[2:] or list(CASES)
+    path = RESULTS / "recipes.json"
+    with ray_session():
+        if not (lake / "lake.json").exists():
+            make_lake(lake)
+        for name in names:
+            kept = json.loads(path.read_text()) if path.exists() else {}
+            kept[name] = run(str(lake), name)
+            path.write_text(json.dumps(kept, indent=1) + "\n")
+            sys.stderr.write(f"recipes: {name} done\n")
+
+
+if __name__ == "__main__":
+    main()

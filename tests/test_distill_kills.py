@@ -1,0 +1,116 @@
+"""A distillation that is killed goes on, and ends in the student of an undisturbed run."""
+
+import contextlib
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.conftest import ROOT
+
+NAME = "tiny"
+
+
+def command(lake: Path, workers: int) -> list[str]:
+    return [sys.executable, "-m", "tests.distill_once", str(lake), NAME, str(workers)]
+
+
+def run(lake: Path, workers: int) -> None:
+    subprocess.run(command(lake, workers), cwd=ROOT, check=True, capture_output=True, timeout=400)
+
+
+def kill(lake: Path, workers: int, after_s: float, what: str) -> bool:
+    """Kill the whole run, or one worker of it, some time after a checkpoint; whether it ran."""
+    before = stamps(lake)
+    process = subprocess.Popen(
+        command(lake, workers),
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    deadline = time.monotonic() + 200
+    while stamps(lake) == before and process.poll() is None:
+        assert time.monotonic() < deadline, "no checkpoint was ever written"
+        time.sleep(0.02)
+    time.sleep(after_s)
+    running = process.poll() is None
+    if what == "worker":
+        for worker in workers_of(process.pid):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(worker, signal.SIGKILL)
+        assert process.wait(timeout=400) == 0
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    return running
+
+
+def workers_of(driver: int) -> list[int]:
+    """Processes of the driver's session that train."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if os.getsid(int(path.name)) == driver:
+                text = (path / "cmdline").read_bytes()
+                found += [int(path.name)] if b"RayTrainWorker" in text else []
+    return found[:1]
+
+
+def stamps(lake: Path) -> list[int]:
+    return [path.stat().st_mtime_ns for path in lake.glob("runs/distill-*/checkpoint.pt")]
+
+
+def lines(lake: Path) -> list[dict[str, Any]]:
+    (path,) = lake.glob("runs/distill-*/metrics.jsonl")
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def check(killed: Path, whole: Path) -> None:
+    for file in ("model", "heads"):
+        ours, theirs = (
+            load_file(x / f"students/{NAME}/{file}.safetensors") for x in (killed, whole)
+        )
+        assert ours.keys() == theirs.keys()
+        for name, value in theirs.items():
+            torch.testing.assert_close(ours[name], value, rtol=1e-3, atol=1e-4)
+    one, two = ([line for line in lines(x) if "losses" in line] for x in (killed, whole))
+    assert [line["step"] for line in one] == [line["step"] for line in two]
+    for mine, theirs_line in zip(one, two, strict=True):
+        assert mine["loss"] == pytest.approx(theirs_line["loss"], rel=1e-3)
+    reports = [
+        json.loads((x / f"students/{NAME}/report.json").read_text()) for x in (killed, whole)
+    ]
+    for teacher, found in reports[0]["fidelity"].items():
+        assert found == pytest.approx(reports[1]["fidelity"][teacher], abs=1e-3)
+
+
+@pytest.fixture
+def copies(filled: Path, tmp_path: Path) -> tuple[Path, Path]:
+    for name in ("killed", "whole"):
+        shutil.copytree(filled, tmp_path / name)
+    return tmp_path / "killed", tmp_path / "whole"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("workers", "what"), [(1, "all"), (2, "all"), (2, "worker")])
+def test_killed_at_random_it_ends_in_the_same_student(
+    copies: tuple[Path, Path], workers: int, what: str
+) -> None:
+    killed, whole = copies
+    random.seed(workers)
+    hits = sum(kill(killed, workers, random.uniform(0, 2), what) for _ in range(2))
+    assert hits
+    run(killed, workers)
+    run(whole, workers)
+    check(killed, whole)
