@@ -1,4 +1,4 @@
-"""Every recipe on one lake of generated slides with real teachers: the table of docs/distillation.md.
+"""Every recipe on one lake of generated slides with real teachers: a table for the docs.
 
     python -m benchmarks.recipes LAKE [RECIPE...]
 

@@ -118,6 +118,10 @@ class TileTask(Task):
             for key, predicted in predictions.items()
         }
 
+    def source(self, column: str, output: str) -> Source:
+        """What makes the goals of a column for an output of the student."""
+        return self._sources[column, output]
+
     @property
     def student(self) -> nn.Module:
         """The network."""

@@ -130,7 +130,7 @@ def test_precision_is_that_of_the_arithmetic(tiles: np.typing.NDArray[np.uint8])
     assert (half != full).any()
 
 
-def test_a_card_that_is_wrong_about_the_network_is_refused(
+def test_failure_5_a_card_that_is_wrong_about_prefix_tokens_is_refused(
     tiles: np.typing.NDArray[np.uint8],
 ) -> None:
     """Registers taken for patches, and the other way round, are the worst that can happen."""
@@ -168,7 +168,7 @@ def test_what_does_not_fit_into_memory_is_run_in_halves(
     np.testing.assert_allclose(again, whole, atol=1e-5)
 
 
-def test_another_mean_gives_other_numbers(tiles: np.typing.NDArray[np.uint8]) -> None:
+def test_failure_6_another_mean_gives_other_numbers(tiles: np.typing.NDArray[np.uint8]) -> None:
     shifted = Card(**{**vars(VIT), "mean": (0.485, 0.456, 0.406)})
     one, other = (encode(Encoder(card, vit()), tiles[:2], "vit:cls") for card in (VIT, shifted))
     assert np.abs(one["vit:cls"] - other["vit:cls"]).max() > 0.01
