@@ -103,7 +103,9 @@ def test_crops_are_parts_of_the_tile() -> None:
 @pytest.mark.parametrize(
     ("architecture", "grid"), [("test_efficientnet", (2, 2)), ("test_vit", (4, 4))]
 )
-def test_failure_5_tokens_of_any_network_are_its_patches_alone(architecture: str, grid: tuple[int, int]) -> None:
+def test_failure_5_tokens_of_any_network_are_its_patches_alone(
+    architecture: str, grid: tuple[int, int]
+) -> None:
     """Prefix tokens are left out, and the embedding is the network's own."""
     student = Student(TileStudent(architecture=architecture, input_px=64)).eval()
     x = normalised(sized(tiles(3, 64), 64))

@@ -1,0 +1,116 @@
+"""Students of features: kept, run by `extract`, teachers of others in turn."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+
+from distill.columns import check, columns_of
+from distill.errors import DistillError
+from distill.fit import fit_missing
+from distill.keep import write_student
+from distill.norms import fit_norms, read_norms
+from distill.ray_columns import extract
+from distill.recipe import Recipe
+from distill.recipes import make_recipe
+from distill.task import Task, on_device
+from distill.tasks import make_task
+from featurestore import Lake, open_lake, verify
+from ingest import TeacherError, licence_of
+from tests.test_stream_under import made
+
+TEACHERS = ("plain", "packed")
+SMALL: dict[str, dict[str, Any]] = {
+    "shazam": {"width": 16, "blocks": 1, "mpps": (0.5, 2.0)},
+    "pathme": {"width": 16, "depth": 1, "prototypes": 8, "heads": 2, "attention_layers": 1},
+}
+
+
+def kept(lake: Lake, recipe: Recipe, name: str) -> Task:
+    """A student with random weights, put into the lake as a run does it."""
+    ids = lake.slides().collect()["slide_id"].to_list()
+    needs = recipe.needs(lake.config.mpps)
+    fit_missing(lake, needs, ids)
+    torch.manual_seed(recipe.seed)
+    norms = read_norms(fit_norms(lake, recipe.targets, needs, ids))
+    task = make_task(lake, recipe, norms).eval()
+    identities = {f"{t}@{m}": lake.identity(t, mpp=m) for t, m in needs}
+    config = {"student": name, "recipe": recipe, "identities": identities}
+    write_student(lake, config, task, {"student": name})
+    return task
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_a_students_column_is_what_it_says_of_each_tile(tmp_path: Path, name: str) -> None:
+    lake = made(tmp_path / "lake")
+    recipe = make_recipe(name, TEACHERS, **SMALL[name])
+    student: Any = kept(lake, recipe, "fused").student
+    first = extract(lake.uri, ["fused"])
+    assert not first.failed
+    read, under = recipe.levels_of(lake.config.mpps)
+    tiles = {mpp: lake.info()["tiles"][str(mpp)] for mpp in read}
+    assert first.teachers["fused"]["tiles"] == sum(tiles.values())
+    lake = lake.refreshed()
+    assert verify(lake).ok
+    region = name == "pathme"
+    for mpp in read:
+        for slide in lake.tiles_of(mpp=mpp).filter(pl.col("tiles") > 0)["slide_id"]:
+            bag = lake.bag(slide, "fused", mpp=mpp)
+            (batch,) = lake.stream(
+                TEACHERS[:1] if region else TEACHERS,
+                mpp=mpp,
+                slide_ids=[slide],
+                shuffle=False,
+                batch_tiles=1000,
+                under=dict.fromkeys(under, TEACHERS[:1]),
+            )
+            np.testing.assert_array_equal(batch.tile_id, bag.tile_id)
+            here = on_device(batch, "cpu")
+            said = student.embed(here) if region else student.embed(here.features, mpp=mpp)
+            np.testing.assert_allclose(bag.features, said, atol=5e-3)
+    again = extract(lake.uri, ["fused"])
+    assert again.teachers["fused"]["tiles"] == 0
+
+
+def test_a_fused_column_teaches_a_student_of_pixels(tmp_path: Path) -> None:
+    """The second stage of Shazam is `agglomerate` from the fused vector."""
+    lake = made(tmp_path / "lake")
+    kept(lake, make_recipe("shazam", TEACHERS, **SMALL["shazam"]), "fused")
+    extract(lake.uri, ["fused"])
+    lake = lake.refreshed()
+    recipe = make_recipe("agglomerate", ("fused",), mpps=(0.5, 2.0))
+    check(lake, recipe)
+    (column,) = columns_of(lake, recipe)
+    assert (column.teacher, column.dim, column.tokens) == ("fused", 16, None)
+    assert licence_of(lake.store, "fused") == "plain: not stated; packed: not stated"
+
+
+def test_what_a_student_of_features_can_not_do_is_refused(tmp_path: Path) -> None:
+    lake = made(tmp_path / "lake")
+    kept(lake, make_recipe("shazam", TEACHERS, **SMALL["shazam"]), "fused")
+    with pytest.raises(DistillError, match=r"was trained at mpps \[0.5, 2.0\], not at \[1.0\]"):
+        extract(lake.uri, ["fused"], mpps=[1.0])
+    with pytest.raises(TeacherError, match="no teacher 'fussed'"):
+        extract(lake.uri, ["fussed"])
+    about = lake.read_json("students/fused/features.json")
+    about["identities"]["plain@0.5"] = {"card": "another"}
+    lake.write_json("students/fused/features.json", about)
+    with pytest.raises(DistillError, match=r"saw another 'plain' at mpp 0.5 than the lake has now"):
+        extract(lake.uri, ["fused"])
+
+
+def test_recipes_of_several_mpps_name_what_they_need(tmp_path: Path) -> None:
+    lake = open_lake(made(tmp_path / "lake").uri)
+    with pytest.raises(DistillError, match=r"is of 2 mpps that nest.*\[2.0, 1.0, 0.5\] given"):
+        check(lake, make_recipe("xmag", TEACHERS))
+    with pytest.raises(DistillError, match=r"asks for mpps \[4.0\]; the lake has"):
+        check(lake, make_recipe("xmag", TEACHERS, mpps=(4.0, 0.5)))
+    recipe = make_recipe("xmag", TEACHERS, mpps=(0.5, 2.0))
+    assert recipe.levels_of(lake.config.mpps) == ((2.0,), (0.5,))
+    assert recipe.needs(lake.config.mpps) == [("plain", 0.5), ("packed", 0.5)]
+    regions = make_recipe("pathme", TEACHERS)
+    seen = [("plain", 2.0), ("plain", 1.0), ("plain", 0.5), ("packed", 0.5)]
+    assert regions.needs(lake.config.mpps) == seen
