@@ -10,6 +10,7 @@ import pytest
 import safetensors.torch
 import timm
 import torch
+from torch import Tensor
 
 from distill.data import Feed, mixed
 from distill.errors import DistillError
@@ -21,9 +22,10 @@ from distill.ray_train import distill
 from distill.recipe import Recipe, Schedule
 from distill.recipes import make_recipe
 from distill.targets import TargetNorm, make_norm
+from distill.task import Batch
 from distill.tasks import make_task
 from distill.tile_task import TileTask
-from distill.train import Loop, State, Step, learning_rate, measure
+from distill.train import Loop, NotFiniteError, State, Step, learning_rate, measure
 from featurestore import Lake, Moments, open_lake
 from ingest import find_teachers, load_encoder
 from ingest.ray_extract import extract
@@ -236,6 +238,28 @@ def test_a_run_stopped_at_any_step_goes_on_as_if_it_had_not(lake_copy: Path) -> 
     ours, theirs = (loop.state.task.state_dict() for loop in (resumed, whole))
     for name, value in theirs.items():
         torch.testing.assert_close(ours[name], value, rtol=1e-4, atol=1e-5)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_tiles(lake_copy: Path) -> None:
+    lake = open_lake(lake_copy)
+    task, tiles = ready(lake, SMALL)
+    loop = Loop(SMALL, State.fresh(task, SMALL.schedule), tiles.training())
+    batch = next(mixed(tiles.training(), epoch=0, seed=SMALL.seed))
+    bad = batch.tile_id[3]
+
+    class Broken(torch.nn.Module):
+        def forward(self, given: Batch, generator: torch.Generator) -> dict[str, Tensor]:
+            wrong = (given.tile_id == int(bad)).float()
+            losses = task(given, generator)
+            return {name: loss / (1 - wrong) for name, loss in losses.items()}
+
+    loop = Loop(SMALL, loop.state, tiles.training(), model=Broken())
+    before = {name: value.clone() for name, value in task.named_parameters()}
+    with pytest.raises(NotFiniteError, match=rf"\[{bad}\] is not finite at step 0") as caught:
+        loop.run(lambda _: None)
+    assert caught.value.tiles == (bad,)
+    for name, value in task.named_parameters():
+        torch.testing.assert_close(value, before[name], rtol=0, atol=0)
 
 
 def test_measuring_sees_each_held_out_tile_once(lake_copy: Path) -> None:

@@ -16,7 +16,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.conftest import ROOT
+from tests.conftest import ROOT, TEACHERS
 
 NAME = "tiny"
 
@@ -114,3 +114,30 @@ def test_killed_at_random_it_ends_in_the_same_student(
     run(killed, workers)
     run(whole, workers)
     check(killed, whole)
+
+
+@pytest.mark.slow
+def test_the_commands_answer_in_json(filled: Path, tmp_path: Path) -> None:
+    lake = tmp_path / "lake"
+    shutil.copytree(filled, lake)
+    tiny = ["--architecture", "test_efficientnet", "--input-px", "32", "--batch-tiles", "16"]
+    asked = ["--teacher", TEACHERS[0], "--epochs", "2", "--name", NAME, *tiny]
+    found = answer("distill", str(lake), *asked, "--term", "contrast=0.1", "--json")
+    keys = {"student", "recipe", "steps", "fidelity", "data_wait", "tiles_per_s"}
+    assert keys <= set(found)
+    assert (found["student"], found["recipe"]) == (NAME, "agglomerate")
+    assert set(found["fidelity"]) == {TEACHERS[0]}
+    assert {"cosine", "baseline"} <= set(found["fidelity"][TEACHERS[0]])
+    judged = answer("evaluate", str(lake), "--student", NAME, "--tiles", "64", "--json")
+    assert {one["kind"] for one in judged["embeddings"]} >= {"student", "teacher", "undistilled"}
+    assert (lake / "runs" / judged["run"] / "report.html").exists()
+    left = answer("export-student", str(lake), NAME, str(tmp_path / "out"), "--json")
+    assert "model.safetensors" in left["files"]
+
+
+def answer(*command: str) -> dict[str, Any]:
+    """The JSON object that a command ends with."""
+    line = [sys.executable, "-m", "slidelake", *command]
+    done = subprocess.run(line, cwd=ROOT, check=True, capture_output=True, timeout=400)
+    found: dict[str, Any] = json.loads(done.stdout.decode().splitlines()[-1])
+    return found

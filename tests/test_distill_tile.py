@@ -158,3 +158,18 @@ def test_what_does_not_fit_is_refused() -> None:
         parse_terms(["contrast=much"])
     with pytest.raises(DistillError, match="prefix tokens must be left out"):
         Column(name="a:patches", teacher="a", dim=DIM, tokens=17, side=4)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_losses_are_float32_under_bfloat16_and_near_those_of_float32(name: str) -> None:
+    world, recipe = TileWorld.make(), case(name)
+    task = world.task(recipe, fine=fine(recipe)).train()
+    plain = task(world.batch(16), torch.Generator().manual_seed(0))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        low = task(world.batch(16), torch.Generator().manual_seed(0))
+    for term, loss in low.items():
+        assert loss.dtype == torch.float32
+        assert bool(torch.isfinite(loss).all())
+        assert float(loss.mean().detach()) == pytest.approx(
+            float(plain[term].mean().detach()), rel=0.2
+        )

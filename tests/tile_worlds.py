@@ -9,7 +9,7 @@ from torch import Tensor
 
 from distill.goals import Column
 from distill.recipe import Recipe
-from distill.targets import make_norm
+from distill.targets import TargetNorm, make_norm
 from distill.task import Batch, Norms, Under
 from distill.tile_task import TileTask
 from featurestore import Moments
@@ -71,7 +71,7 @@ class TileWorld:
 
     def norms(self, targets: str = "z-score") -> Norms:
         """Of all columns, at both mpps."""
-        found = {}
+        found: dict[tuple[str, float], TargetNorm] = {}
         cells = colours(self.pixels_of(9)).flatten(0, 2)
         for name in self.maps:
             raw = self.of(name, cells).double().numpy()
