@@ -4,11 +4,12 @@ import gc
 import os
 import shutil
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import webdataset
+from filelock import FileLock
 from hypothesis import settings
 
 from cluster import ray_session
@@ -42,11 +43,29 @@ def shard_samples(path: str) -> dict[int, dict[str, bytes]]:
     return {int(sample["__key__"]): sample for sample in samples}
 
 
+def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]) -> Path:
+    """A folder that is made by one of the processes that test side by side, for all of them."""
+    base = factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        base = base.parent
+    folder, done = base / f"{name}-of-all", base / f"{name}-of-all.done"
+    with FileLock(base / f"{name}-of-all.lock"):
+        if not done.exists():
+            folder.mkdir()
+            make(folder)
+            done.touch()
+    return folder
+
+
 @pytest.fixture(scope="session")
 def cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The table of six small synthetic slides of four patients; its folder holds the slides."""
-    folder = tmp_path_factory.mktemp("cohort")
-    return make_cohort(folder, patients=4, slides=6, width_px=1280, height_px=1024, workers=1)
+
+    def make(folder: Path) -> None:
+        make_cohort(folder, patients=4, slides=6, width_px=1280, height_px=1024, workers=1)
+
+    (table,) = made_once(tmp_path_factory, "cohort", make).glob("*.csv")
+    return table
 
 
 @pytest.fixture(scope="session")
@@ -59,11 +78,14 @@ def ray_up() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def filled(tmp_path_factory: pytest.TempPathFactory, cohort: Path, ray_up: None) -> Path:
     """A lake with the cohort, the real slide, and two teachers at both mpps. Not to be changed."""
-    folder = tmp_path_factory.mktemp("lake") / "lake"
-    result = ingest(str(folder), [str(cohort), str(REAL_SLIDE)], CONFIG, commit_slides=3)
-    assert not result.failed
-    assert not extract(str(folder), TEACHERS).failed
-    return folder
+
+    def make(folder: Path) -> None:
+        lake = str(folder / "lake")
+        result = ingest(lake, [str(cohort), str(REAL_SLIDE)], CONFIG, commit_slides=3)
+        assert not result.failed
+        assert not extract(lake, TEACHERS).failed
+
+    return made_once(tmp_path_factory, "filled", make) / "lake"
 
 
 @pytest.fixture
