@@ -103,9 +103,7 @@ def _check_name(lake: Lake, recipe: Recipe, name: str) -> None:
 
 
 def _config(lake: Lake, recipe: Recipe, name: str, slides: Sequence[str] | None) -> Config:
-    train, held = split_slides(
-        lake, holdout=recipe.holdout, seed=recipe.split_seed, slides=slides
-    )
+    train, held = split_slides(lake, holdout=recipe.holdout, seed=recipe.split_seed, slides=slides)
     identities = {
         f"{teacher}@{mpp_name(mpp)}": lake.identity(teacher, mpp=mpp)
         for teacher, mpp in recipe.needs(lake.config.mpps)
