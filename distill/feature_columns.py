@@ -92,7 +92,7 @@ def _make(lake: Lake, about: Row, mpp: float) -> int:
     }
     field = lake.committer.add_teacher(mpp, name, about["dim"], identity)
     lake = lake.refreshed()
-    rows = _missing(lake, name, mpp)
+    rows, whole = _missing(lake, name, mpp), _rows(lake, mpp)
     embed, files, tiles = _student(lake, about), list[ColumnFile](), 0
     total = sum(row["tiles"] for group in rows.values() for row in group)
     with progress(f"{name} at {mpp_name(mpp)} mpp", total=total, unit="tiles") as bar:
@@ -104,7 +104,7 @@ def _make(lake: Lake, about: Row, mpp: float) -> int:
                     writer.add(row["slide"], tile_id, vectors)
                     bar.advance(len(tile_id))
                     tiles += len(tile_id)
-            writer.skip(_rows(lake, mpp)[fragment] - writer.rows)
+            writer.skip(whole[fragment] - writer.rows)
             files.append(writer.finish())
             if len(files) >= COMMIT_FRAGMENTS:
                 lake.committer.commit_columns(mpp, files)

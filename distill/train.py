@@ -226,8 +226,9 @@ class Loop:
         waited_s = time.perf_counter() - start
         schedule = self.recipe.schedule
         generator = generator_of(self.recipe.seed, self.state.step, number, self._rank)
-        with self._alone(number), self._autocast():
-            losses = self._model(on_device(batch, self._device), generator)
+        with self._alone(number):
+            with self._autocast():
+                losses = self._model(on_device(batch, self._device), generator)
             total_B = torch.stack(list(losses.values())).sum(dim=0)
             broken = (~torch.isfinite(total_B.detach())).nonzero()[:, 0].tolist()
             # All workers must see it in their common gradient, and stop together.

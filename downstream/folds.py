@@ -139,22 +139,12 @@ def nested_folds(
         SplitError: A class is too small, ids are not unique, or there are fewer folds than that.
     """
     ids, classes = _sorted(patients, labels)
-    found = []
+    found: list[Split] = []
     for repeat in range(repeats):
         for fold, test in enumerate(_stratified(classes, folds, seed, repeat)):
             rest = np.setdiff1d(np.arange(len(ids)), test)
             parts = _stratified(classes[rest], _inner_parts(folds, inner), seed, repeat, fold + 1)
-            found += [
-                Split(
-                    train=_named(ids, np.setdiff1d(rest, rest[chosen])),
-                    validation=_named(ids, rest[chosen]),
-                    test=_named(ids, test),
-                    repeat=repeat,
-                    fold=fold,
-                    inner=number,
-                )
-                for number, chosen in enumerate(parts[:inner])
-            ]
+            found += _inner_splits(ids, test, rest, parts[:inner], repeat=repeat, fold=fold)
     return found
 
 
@@ -191,21 +181,11 @@ def leave_site_out(
     ids, classes = _sorted(patients, labels)
     site_of = dict(zip(patients, sites, strict=True))
     site_P = np.array([site_of[patient] for patient in ids])
-    found = []
+    found: list[Split] = []
     for fold, site in enumerate(sorted(set(sites))):
         test, rest = np.flatnonzero(site_P == site), np.flatnonzero(site_P != site)
         parts = _stratified(classes[rest], _inner_parts(5, inner), seed, 0, fold + 1)
-        found += [
-            Split(
-                train=_named(ids, np.setdiff1d(rest, rest[chosen])),
-                validation=_named(ids, rest[chosen]),
-                test=_named(ids, test),
-                fold=fold,
-                inner=number,
-                sites=site_of,
-            )
-            for number, chosen in enumerate(parts[:inner])
-        ]
+        found += _inner_splits(ids, test, rest, parts[:inner], fold=fold, sites=site_of)
     return found
 
 
@@ -277,6 +257,31 @@ def _stratified(classes: NDArray[np.int64], folds: int, *seed: int) -> list[NDAr
     state = int(np.random.SeedSequence(seed).generate_state(1)[0])
     splitter = StratifiedKFold(n_splits=folds, shuffle=True, random_state=state)
     return [test for _, test in splitter.split(np.zeros((len(classes), 1)), classes)]
+
+
+def _inner_splits(
+    ids: Sequence[str],
+    test: NDArray[np.int64],
+    rest: NDArray[np.int64],
+    parts: Sequence[NDArray[np.int64]],
+    *,
+    fold: int,
+    repeat: int = 0,
+    sites: Mapping[str, str] | None = None,
+) -> list[Split]:
+    """One test, and the other patients split so that each of the parts validates once."""
+    return [
+        Split(
+            train=_named(ids, np.setdiff1d(rest, rest[chosen])),
+            validation=_named(ids, rest[chosen]),
+            test=_named(ids, test),
+            repeat=repeat,
+            fold=fold,
+            inner=number,
+            sites=sites or {},
+        )
+        for number, chosen in enumerate(parts)
+    ]
 
 
 def _inner_parts(folds: int, inner: int) -> int:

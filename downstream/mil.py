@@ -16,6 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from downstream.mil_bags import MilError
+from downstream.mil_losses import class_weights
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
@@ -23,10 +26,6 @@ if TYPE_CHECKING:
     from downstream.settings import AbmilSettings
 
 _MIN_STD = 1e-6
-
-
-class MilError(ValueError):
-    """Bags or labels that a classifier cannot be trained on."""
 
 
 class Abmil(nn.Module):
@@ -102,26 +101,6 @@ def tile_statistics(bags: Bags) -> tuple[NDArray[np.float64], NDArray[np.float64
         tiles = total
     std_D = np.sqrt(squares_D / tiles)
     return mean_D, np.where(std_D > _MIN_STD, std_D, 1.0)
-
-
-def class_weights(label_P: NDArray[np.int64], classes: int) -> NDArray[np.float64]:
-    """Weights float64[C] that give every class the same total, with mean 1 over the patients.
-
-    Raises:
-        MilError: A class without patients.
-
-    >>> class_weights(np.array([0, 0, 0, 1]), 2).round(2)
-    array([0.67, 2.  ])
-    """
-    counts_C = np.bincount(label_P, minlength=classes)
-    if counts_C.min() == 0:
-        msg = (
-            f"training patients per class are {counts_C.tolist()}; every class needs at least one, "
-            "use fewer folds"
-        )
-        raise MilError(msg)
-    weights_C: NDArray[np.float64] = len(label_P) / (classes * counts_C)
-    return weights_C
 
 
 def train_abmil(

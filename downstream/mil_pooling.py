@@ -13,12 +13,12 @@ from torch import Tensor, nn
 from downstream.mil_bags import Aggregator, Pooled, masked_softmax, stem
 
 
-class MeanPool(Aggregator):
-    """The mean tile, raw or after a layer; the baseline that attention has to beat.
+class _Stemmed(Aggregator):
+    """Pools raw features, or those that a layer makes of them.
 
     Args:
         width: Feature width D.
-        hidden: Width of a linear-ReLU layer before the mean; None for raw features.
+        hidden: Width of a linear-ReLU layer before the pooling; None for raw features.
         dropout: Of that layer.
     """
 
@@ -26,6 +26,10 @@ class MeanPool(Aggregator):
         super().__init__()
         self.stem = nn.Identity() if hidden is None else stem(width, hidden, dropout)
         self.width = hidden or width
+
+
+class MeanPool(_Stemmed):
+    """The mean tile, raw or after a layer; the baseline that attention has to beat."""
 
     def pool(self, x_BND: Tensor, mask_BN: Tensor, coords_BNK: Tensor | None) -> Pooled:
         """Mean over the tiles of a bag; attention is 1/N."""
@@ -35,22 +39,12 @@ class MeanPool(Aggregator):
         return Pooled(embedding=_weigh(share_BN[:, None], h_BNH)[:, 0], attention=share_BN)
 
 
-class MaxPool(Aggregator):
+class MaxPool(_Stemmed):
     """The largest value of every feature, raw or after a layer.
 
     The attention of a tile is the share of features whose largest value is its own (the first of
     equals).
-
-    Args:
-        width: Feature width D.
-        hidden: Width of a linear-ReLU layer before the maximum; None for raw features.
-        dropout: Of that layer.
     """
-
-    def __init__(self, width: int, *, hidden: int | None = None, dropout: float = 0.25) -> None:
-        super().__init__()
-        self.stem = nn.Identity() if hidden is None else stem(width, hidden, dropout)
-        self.width = hidden or width
 
     def pool(self, x_BND: Tensor, mask_BN: Tensor, coords_BNK: Tensor | None) -> Pooled:
         """Maximum over the tiles of a bag, feature by feature."""

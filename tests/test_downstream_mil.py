@@ -10,7 +10,9 @@ from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score
 
 from downstream import AbmilSettings
-from downstream.mil import Abmil, MilError, class_weights, predict, tile_statistics, train_abmil
+from downstream.mil import Abmil, predict, tile_statistics, train_abmil
+from downstream.mil_bags import MilError
+from downstream.mil_losses import class_weights
 
 TILES, KEYS, WIDTH = 40, 4, 32
 SETTINGS = AbmilSettings(hidden=64, attention=32, epochs=15, learning_rate=5e-4)
