@@ -70,6 +70,10 @@ def test_network_is_what_the_card_says(name: str) -> None:
         assert features.ndim == 4
         return
     height, width = card.grid
+    if card.maps:
+        assert card.prefix_tokens == 0
+        assert features.shape == (1, card.dim, height, width)
+        return
     assert features.shape == (1, card.prefix_tokens + height * width, card.dim)
     assert model.num_prefix_tokens == card.prefix_tokens
 
