@@ -98,8 +98,58 @@ def run(lake: str, name: str) -> dict[str, Any]:
         "heads": [report["fidelity"] for report in reports],
         "seconds": [report["train_seconds"] for report in reports],
         "steps": reports[0]["steps"],
-        "evaluate": found,
+        "tiles": found["splits"][0]["tiles"],
+        "embeddings": [kept(embedding) for embedding in found["embeddings"]],
     }
+
+
+def kept(embedding: dict[str, Any]) -> dict[str, Any]:
+    """What of an embedding's figures is compared: the rest is in the run's own report."""
+    wanted = ("name", "kind", "members", "runs", "seeds", "width", "fidelity")
+    return {key: embedding[key] for key in wanted}
+
+
+def table(found: dict[str, dict[str, Any]]) -> str:
+    """All recipes as Markdown: mean over seeds (least - greatest), one line a teacher."""
+    rows = [
+        "| recipe | teacher | heads | read-out | undistilled | mean feature | beats both |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name, one in found.items():
+        mine, untrained = student_of(one, name), undistilled_of(one)
+        for teacher, by_mpp in mine["fidelity"].items():
+            heads = [seed[teacher]["cosine"] for seed in one["heads"]]
+            other = untrained["fidelity"][teacher]["all"]["cosine"]
+            cosine, mean = by_mpp["all"]["cosine"], by_mpp["all"]["baseline"]["mean"]
+            beats = cosine["min"] > max(other["max"], mean)
+            told = f"{sum(heads) / len(heads):.3f} ({min(heads):.3f}-{max(heads):.3f})"
+            rows.append(
+                f"| {name} | {teacher} | {told} | {spread(cosine)} | {other['mean']:.3f} | "
+                f"{mean:.3f} | {'yes' if beats else 'no'} |"
+            )
+    return "\n".join(rows)
+
+
+def spread(cosine: dict[str, float]) -> str:
+    """Mean (least - greatest)."""
+    return f"{cosine['mean']:.3f} ({cosine['min']:.3f}-{cosine['max']:.3f})"
+
+
+def student_of(one: dict[str, Any], name: str) -> dict[str, Any]:
+    """The embedding of a recipe's seeds."""
+    members = {f"{name}-{seed}" for seed in SEEDS}
+    found: dict[str, Any] = next(e for e in one["embeddings"] if set(e["members"]) == members)
+    return found
+
+
+def undistilled_of(one: dict[str, Any]) -> dict[str, Any]:
+    """The one that `evaluate` built, or the student that was made with no learning rate."""
+    found: dict[str, Any] = next(
+        e
+        for e in one["embeddings"]
+        if e["kind"] == "undistilled" or e["name"].endswith("-untrained")
+    )
+    return found
 
 
 def main() -> None:
@@ -110,10 +160,11 @@ def main() -> None:
         if not (lake / "lake.json").exists():
             make_lake(lake)
         for name in names:
-            kept = json.loads(path.read_text()) if path.exists() else {}
-            kept[name] = run(str(lake), name)
-            path.write_text(json.dumps(kept, indent=1) + "\n")
+            found = json.loads(path.read_text()) if path.exists() else {}
+            found[name] = run(str(lake), name)
+            path.write_text(json.dumps(found, indent=1) + "\n")
             sys.stderr.write(f"recipes: {name} done\n")
+    sys.stdout.write(table(json.loads(path.read_text())) + "\n")
 
 
 if __name__ == "__main__":
