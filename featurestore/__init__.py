@@ -27,6 +27,7 @@ from featurestore.lake import Lake, create_lake, open_lake, settings_for
 from featurestore.lance_columns import ColumnFile, ColumnWriter
 from featurestore.lance_commit import Committer
 from featurestore.lance_compact import Compacted, compact
+from featurestore.lance_index import IndexState, build_index, index_state
 from featurestore.lance_rows import matrix
 from featurestore.lance_vacuum import Vacuumed, vacuum
 from featurestore.lance_verify import verify
@@ -55,6 +56,7 @@ __all__ = [
     "FormatError",
     "GridCut",
     "IdentityError",
+    "IndexState",
     "Lake",
     "LakeConfig",
     "LakeError",
@@ -72,10 +74,12 @@ __all__ = [
     "Under",
     "Vacuumed",
     "Verdict",
+    "build_index",
     "compact",
     "create_lake",
     "fit_stats",
     "holdout_patients",
+    "index_state",
     "matrix",
     "mpp_name",
     "open_lake",

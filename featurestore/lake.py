@@ -1,5 +1,6 @@
 """A lake as its readers see it: one consistent version of all tables, and the files beside them."""
 
+import difflib
 import functools
 import json
 import os
@@ -9,6 +10,7 @@ from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 import lance
+import numpy.typing as npt
 import polars as pl
 
 from featurestore.bags import Bag, names_of, read_bag
@@ -17,6 +19,7 @@ from featurestore.errors import DamageError, LakeError, LakeMissingError
 from featurestore.ids import mpp_code, mpp_name
 from featurestore.lance_commit import FEW_SLIDES, Committer
 from featurestore.lance_ledger import root_versions, versions_property
+from featurestore.lance_nearest import Asked, nearest, queries_of, slide_filter
 from featurestore.lance_rows import RowReader
 from featurestore.lance_scan import scan
 from featurestore.lance_tables import create_table, make_index, open_table
@@ -276,6 +279,66 @@ class Lake:
         if rel not in self._readers:
             self._readers[rel] = RowReader(self.store, rel, self.table(rel))
         return self._readers[rel]
+
+    def nearest(
+        self,
+        query: npt.ArrayLike,
+        teacher: str,
+        *,
+        mpp: float,
+        k: int = 10,
+        slide_ids: Sequence[str] | None = None,
+        without: Sequence[str] = (),
+        exact: bool = False,
+    ) -> pl.DataFrame:
+        """The tiles whose features of a teacher are nearest to a vector, by cosine distance.
+
+        An index (`build_index`) is used for the tiles that it covers; all others are compared one
+        by one. Distances are exact either way. Tiles without features are never found.
+
+        Args:
+            query: vector [D], or several [Q, D].
+            teacher: whose features.
+            mpp: of the tiles.
+            k: how many tiles for each query.
+            slide_ids: look in these slides only; None looks in all.
+            without: slides to leave out.
+            exact: compare all tiles, even if there is an index.
+
+        Returns:
+            Columns query (its number), slide_id, tile_id, x, y, distance (1 - cosine: 0 to 2), by
+            query and nearest first.
+
+        Raises:
+            LakeError: the teacher has no column at this mpp, a slide is unknown, or the query has
+                another width.
+            DamageError: the index or the table can't be read.
+        """
+        self.check_teacher(teacher, mpp=mpp)
+        if k < 1:
+            msg = f"k is {k}; ask for at least 1 tile"
+            raise LakeError(msg)
+        table = self.table(features_table(self.known_mpp(mpp)))
+        within = None if slide_ids is None else self._known_numbers(slide_ids)
+        where = slide_filter(within, self._known_numbers(without))
+        asked = Asked(store=self.store, table=table, teacher=teacher, where=where, exact=exact)
+        return nearest(asked, queries_of(query, teacher, self.teachers(mpp=mpp)[teacher]), k)
+
+    def _known_numbers(self, slide_ids: Sequence[str]) -> list[int]:
+        """Numbers of slides.
+
+        Raises:
+            LakeError: one is unknown; a similar name is given, if there is one.
+        """
+        numbers = self._numbers(slide_ids)
+        if len(numbers) < len(set(slide_ids)):
+            known = self.slides().select("slide_id").collect()["slide_id"].to_list()
+            wrong = next(name for name in slide_ids if name not in set(known))
+            close = difflib.get_close_matches(wrong, known, n=1)
+            hint = f"; did you mean '{close[0]}'?" if close else ""
+            msg = f"slide '{wrong}' is not in {self.uri}{hint}"
+            raise LakeError(msg)
+        return numbers
 
     # ------------------------------------------------------------------ for training
 

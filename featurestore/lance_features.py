@@ -74,6 +74,7 @@ def _update(
     new: Sequence[lance.FragmentMetadata] = (),
     edited: Sequence[lance.FragmentMetadata] = (),
     gone: Sequence[int] = (),
+    fields: Sequence[int] = (),
 ) -> Change:
     table = open_table(store, rel)
     operation: Any = LanceOperation.Append(list(new))
@@ -82,7 +83,7 @@ def _update(
             removed_fragment_ids=list(gone),
             updated_fragments=list(edited),
             new_fragments=list(new),
-            fields_modified=[],
+            fields_modified=list(fields),
         )
     done = commit(store, rel, operation, read_version=table.version, properties=change.properties())
     return change.placed(done)
@@ -118,7 +119,9 @@ def drop_column(store: Store, mpp: float, teacher: str, fragments: Sequence[int]
     edited = [_without_field(f.metadata, field) for f in found if f is not None]
     here = ", ".join(str(fragment) for fragment in fragments)
     drop = f"mpp = {mpp} AND teacher = '{teacher}' AND fragment IN ({here})"
-    return _update(store, rel, Change(drop=drop), edited=edited)
+    # Named, so that an index over it forgets these fragments instead of proposing their nulls.
+    fields = [] if field is None else [field]
+    return _update(store, rel, Change(drop=drop), edited=edited, fields=fields)
 
 
 def _without_field(metadata: lance.FragmentMetadata, field: int | None) -> lance.FragmentMetadata:

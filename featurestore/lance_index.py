@@ -1,0 +1,153 @@
+"""An index over a teacher's column, so that the nearest tiles are found without reading them all.
+
+It is built beside the work of others, under a writer's lease, and committed under the lake's lock:
+for those fragments only whose column is still the one that it was built from. What it does not
+cover (slides or features that came later) is searched exactly, so an index makes a search fast
+and never blind.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import lance
+
+from featurestore.errors import LakeError
+from featurestore.ids import mpp_name
+from featurestore.lake import Lake
+from featurestore.lance_features import field_ids
+from featurestore.lance_nearest import Asked, covered, index_name, is_readable
+from featurestore.lance_tables import open_table
+from featurestore.lock import writer_lease
+from featurestore.schema import features_table
+
+KIND = "IVF_RQ"
+# Below this an exact search takes tens of milliseconds.
+INDEX_ROWS = 20_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class IndexState:
+    """How much of a teacher's features an index covers.
+
+    Attributes:
+        teacher: whose.
+        mpp: of the tiles.
+        tiles: with features of this teacher.
+        indexed: of these, tiles that the index covers; 0 without an index.
+        kind: Lance's name of the index's kind; None without an index.
+        bytes: of its files.
+    """
+
+    teacher: str
+    mpp: float
+    tiles: int
+    indexed: int = 0
+    kind: str | None = None
+    bytes: int = 0
+
+    @property
+    def complete(self) -> bool:
+        """Whether an index is there and covers all tiles with features."""
+        return self.kind is not None and self.indexed == self.tiles
+
+
+def index_state(lake: Lake, teacher: str, *, mpp: float) -> IndexState:
+    """What the index of a teacher's features covers at this version of a lake.
+
+    Raises:
+        LakeError: the teacher has no column at this mpp.
+    """
+    rows = lake.features_of(teacher, mpp=mpp)
+    known = lake.known_mpp(mpp)
+    tiles = int(rows["tiles"].sum())
+    table = lake.table(features_table(known))
+    found = [i for i in table.describe_indices() if i.name == index_name(teacher)]
+    if not found:
+        return IndexState(teacher=teacher, mpp=known, tiles=tiles)
+    inside = rows.filter(rows["fragment"].is_in(sorted(covered(table, teacher))))
+    return IndexState(
+        teacher=teacher,
+        mpp=known,
+        tiles=tiles,
+        indexed=int(inside["tiles"].sum()),
+        kind=KIND,
+        bytes=int(found[0].total_size_bytes or 0),
+    )
+
+
+def build_index(
+    lake: Lake, teacher: str, *, mpp: float, least_rows: int = INDEX_ROWS
+) -> IndexState:
+    """Index a teacher's features as they are now; one that covers all and can be read is kept.
+
+    The index is made anew from all rows, in time that grows with them: it is worth it again once
+    many slides were added. Searches at earlier versions of the lake go on as they were.
+
+    Args:
+        lake: the lake; its newest version is indexed.
+        teacher: whose features.
+        mpp: of the tiles.
+        least_rows: fewer tiles with features are not indexed.
+
+    Returns:
+        What the index covers in the newest version.
+
+    Raises:
+        LakeError: the teacher has no column at this mpp, or too few tiles have its features.
+    """
+    with writer_lease(lake.store, f"index of {teacher}"):
+        lake.committer.recover()
+        lake = lake.refreshed()
+        state = index_state(lake, teacher, mpp=mpp)
+        if state.tiles < least_rows:
+            msg = (
+                f"{state.tiles:,} tiles have features of '{teacher}' at mpp {mpp_name(mpp)}; an "
+                f"index is worth it from {least_rows:,} on: search without one, which is exact"
+            )
+            raise LakeError(msg)
+        if not (state.complete and _is_readable(lake, state)):
+            _build(lake, teacher, state.mpp)
+    return index_state(lake.refreshed(), teacher, mpp=mpp)
+
+
+def _is_readable(lake: Lake, state: IndexState) -> bool:
+    table = lake.table(features_table(state.mpp))
+    return is_readable(Asked(store=lake.store, table=table, teacher=state.teacher))
+
+
+def _build(lake: Lake, teacher: str, mpp: float) -> None:
+    rel, name = features_table(mpp), index_name(teacher)
+    table = lake.table(rel)
+    then = _column_files(table, teacher)
+    built = table.create_index_uncommitted(
+        teacher,
+        KIND,
+        name=name,
+        metric="cosine",
+        replace=True,
+        fragment_ids=sorted(then),
+        storage_options=lake.store.lance_options,
+    )
+    with lake.committer.exclusive():
+        table = open_table(lake.store, rel)
+        now = _column_files(table, teacher)
+        same = {number for number, path in then.items() if now.get(number) == path}
+        # A narrower index may not take the place of a wider one; a kill between the two leaves the
+        # table without an index, in a version that no version of the lake names yet.
+        if any(index.name == name for index in table.describe_indices()):
+            table.drop_index(name)
+        if same:
+            segment: Any = replace(built, fragment_ids=same)
+            open_table(lake.store, rel).commit_existing_index_segments(name, teacher, [segment])
+        lake.committer.apply([])
+
+
+def _column_files(table: lance.LanceDataset, teacher: str) -> dict[int, str]:
+    """Which data file holds a teacher's features, by fragment."""
+    field = field_ids(table)[teacher]
+    return {
+        fragment.fragment_id: str(file.path)
+        for fragment in table.get_fragments()
+        for file in fragment.metadata.files
+        if field in file.fields
+    }
