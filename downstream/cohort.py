@@ -7,23 +7,30 @@ contradictions are errors.
 from __future__ import annotations
 
 import difflib
-import io
-from dataclasses import dataclass
-from pathlib import PurePosixPath
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import polars as pl
 
+from downstream.label_tables import Labels, load_labels, parse_labels, read_labels
+from downstream.slide_names import match_slides, told
+from downstream.table_files import CohortError, listing, read_label_bytes
+
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
-    from os import PathLike
 
-_SHOWN = 10
-"""Most ids that one error message lists."""
-
-
-class CohortError(ValueError):
-    """Labels that cannot be read, contradict themselves, or do not meet the lake."""
+__all__ = [
+    "Cohort",
+    "CohortError",
+    "Labels",
+    "keep_slides",
+    "listing",
+    "load_labels",
+    "parse_labels",
+    "patient_table",
+    "read_label_bytes",
+    "read_labels",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,16 +39,19 @@ class Cohort:
 
     Attributes:
         patients: One row per patient, sorted by `patient_id`: `patient_id` (str), `slide_ids`
-            (sorted list of str, never empty) and the label columns that were asked for (never
-            null).
-        missing: Labelled ids that have no ready slide in the lake (slide ids where the labels name
-            slides, patient ids otherwise), and labelled slides that have no tile; sorted.
+            (sorted list of str, never empty), the label columns that were asked for (never
+            null) and those that were to be carried along (null where not known).
+        missing: Labelled ids that are not used: without a ready slide in the lake (slide ids where
+            the labels name slides, patient ids otherwise), with some but not all of several label
+            columns, and labelled slides that have no tile; sorted.
         surplus: Ready slides of the lake that have no label, sorted slide ids.
+        notes: What was recognised, matched or left out, a sentence each.
     """
 
     patients: pl.DataFrame
     missing: list[str]
     surplus: list[str]
+    notes: tuple[str, ...] = ()
 
     @property
     def slide_ids(self) -> list[str]:
@@ -49,111 +59,59 @@ class Cohort:
         return sorted(self.patients["slide_ids"].explode().to_list())
 
 
-def read_label_bytes(path: str | PathLike[str]) -> bytes:
-    """The bytes of a label file, local or at any URI that fsspec knows.
-
-    Raises:
-        CohortError: The file does not exist.
-    """
-    import fsspec
-
-    try:
-        with fsspec.open(str(path), "rb") as file:
-            content: bytes = file.read()
-    except FileNotFoundError as error:
-        msg = f"there is no label file at {str(path)!r}; give a CSV or Parquet file"
-        raise CohortError(msg) from error
-    return content
-
-
-def parse_labels(content: bytes, *, name: str) -> pl.DataFrame:
-    """Label table from the bytes of a CSV or Parquet file.
-
-    Ids stay strings: a patient "007" is not the number 7.
-
-    Args:
-        content: The file.
-        name: Its name; the ending picks the format.
-
-    Raises:
-        CohortError: Another ending, an unreadable file, or neither a `slide_id` nor a
-            `patient_id` column.
-    """
-    suffix = PurePosixPath(name).suffix.lower()
-    ids = {"slide_id": pl.String, "patient_id": pl.String}
-    try:
-        if suffix == ".parquet":
-            table = pl.read_parquet(io.BytesIO(content))
-        elif suffix == ".csv":
-            # infer_schema_length=None: a column whose first hundred rows look whole may hold 3.5
-            # further down
-            table = pl.read_csv(io.BytesIO(content), schema_overrides=ids, infer_schema_length=None)
-        else:
-            msg = f"labels {name!r} end in {suffix!r}; allowed are .csv and .parquet"
-            raise CohortError(msg)
-    except pl.exceptions.PolarsError as error:
-        msg = f"labels {name!r} cannot be read as {suffix[1:]}: {error}"
-        raise CohortError(msg) from error
-    found = [column for column in ids if column in table.columns]
-    if not found:
-        msg = (
-            f"labels {name!r} have columns {table.columns}; one must be slide_id or patient_id, "
-            "rename the column that holds it"
-        )
-        raise CohortError(msg)
-    return table.with_columns(pl.col(found).cast(pl.String))
-
-
-def read_labels(path: str | PathLike[str]) -> pl.DataFrame:
-    """Label table from a CSV or Parquet file with a `slide_id` and/or a `patient_id` column.
-
-    Args:
-        path: Local path or URI, ending in .csv or .parquet.
-
-    Returns:
-        The table; ids are strings, other columns keep the type they were read with.
-
-    Raises:
-        CohortError: No such file, another format, or no id column.
-    """
-    return parse_labels(read_label_bytes(path), name=str(path))
-
-
-def patient_table(slides: pl.LazyFrame, labels: pl.DataFrame, columns: Sequence[str]) -> Cohort:
+def patient_table(
+    slides: pl.LazyFrame,
+    labels: pl.DataFrame | Labels,
+    columns: Sequence[str],
+    *,
+    also: Sequence[str] = (),
+) -> Cohort:
     """Join labels with the ready slides of a lake: one row per patient.
 
     Labels that name slides are joined by slide, others by patient. The patient comes from the
     labels, else from the lake; it is never guessed, since a patient split over two folds leaks. A
-    row in which a column is null is a row without a label.
+    row in which all columns are null is a row without a label; one with some of them is left out
+    and listed, because no loss here takes half a label.
 
     Args:
         slides: `slide_id`, `patient_id` (nullable) and `state` per slide, as
             `Lake.slides()` gives them.
-        labels: What `read_labels` returned.
+        labels: What `load_labels` or `read_labels` returned.
         columns: Label columns to keep, for example `["time", "event"]`.
+        also: Further columns to keep, such as the site; they may be null.
 
     Raises:
         CohortError: An unknown column, a null or contradictory id, conflicting labels within a
             patient, or no patient left.
     """
-    _require_columns(labels, columns)
-    by = "slide_id" if "slide_id" in labels.columns else "patient_id"
-    labelled = _labelled(labels, columns, by)
-    ready = slides.filter(pl.col("state") == "ready").select("slide_id", "patient_id").collect()
-    joined = _join(ready, labelled, by)
+    given = labels if isinstance(labels, Labels) else _plain(labels)
+    also = [column for column in also if column not in columns]
+    _require_columns(given.table, [*columns, *also])
+    by = "slide_id" if "slide_id" in given.table.columns else "patient_id"
+    rows, partial = _labelled(given.table, columns, also, by)
+    known = slides.select("slide_id", "patient_id", "state").collect()
+    notes = [*given.notes]
+    if by == "slide_id":
+        match = match_slides(rows[by], known["slide_id"])
+        rows = rows.with_columns(pl.col(by).replace(dict(match.found)))
+        notes += told(match)
+    if partial:
+        lack = f"some but not all of {', '.join(columns)} and are left out"
+        notes.append(f"{len(partial)} {by.removesuffix('_id')}s have {lack}: {listing(partial)}")
+    ready = known.filter(pl.col("state") == "ready").drop("state")
+    joined = _join(ready, rows, by)
     _refuse_unknown_patients(joined)
-    _refuse_conflicts(joined, columns)
-    missing = sorted(set(labelled[by]) - set(ready[by].drop_nulls()))
+    _refuse_conflicts(joined, [*columns, *also])
+    unplaced = _unplaced(given.unplaced, columns)
+    lost = set(rows[by]) - set(ready[by].drop_nulls())
+    missing = sorted(lost | set(partial) | set(unplaced))
     surplus = sorted(set(ready["slide_id"]) - set(joined["slide_id"]))
     if joined.is_empty():
         _refuse_empty(missing, ready[by].drop_nulls().to_list(), by)
-    firsts = [pl.col(column).first() for column in columns]
-    patients = (
-        joined.group_by("patient_id")
-        .agg(pl.col("slide_id").unique().sort().alias("slide_ids"), *firsts)
-        .sort("patient_id")
-    )
-    return Cohort(patients=patients, missing=missing, surplus=surplus)
+    if unplaced:
+        notes.append(f"{len(unplaced)} patients are not in the slide table: {listing(unplaced)}")
+    patients = _by_patient(joined, columns, also)
+    return Cohort(patients=patients, missing=missing, surplus=surplus, notes=tuple(notes))
 
 
 def keep_slides(cohort: Cohort, usable: Collection[str]) -> Cohort:
@@ -177,17 +135,11 @@ def keep_slides(cohort: Cohort, usable: Collection[str]) -> Cohort:
         msg = f"no labelled slide has a tile: {listing(unusable)}; look at the tissue threshold"
         raise CohortError(msg)
     missing = sorted([*cohort.missing, *unusable])
-    return Cohort(patients=patients, missing=missing, surplus=cohort.surplus)
+    return replace(cohort, patients=patients, missing=missing)
 
 
-def listing(ids: Sequence[str]) -> str:
-    """Ids for a message, the first ten and how many more.
-
-    >>> listing(["a", "b"])
-    'a, b'
-    """
-    more = len(ids) - _SHOWN
-    return ", ".join(ids[:_SHOWN]) + (f" and {more} more" if more > 0 else "")
+def _plain(table: pl.DataFrame) -> Labels:
+    return Labels(table=table, unplaced=table.head(0), notes=(), sha256="")
 
 
 def _require_columns(labels: pl.DataFrame, columns: Sequence[str]) -> None:
@@ -201,18 +153,37 @@ def _require_columns(labels: pl.DataFrame, columns: Sequence[str]) -> None:
             raise CohortError(msg)
 
 
-def _labelled(labels: pl.DataFrame, columns: Sequence[str], by: str) -> pl.DataFrame:
-    """The rows that carry a label, once each, with the id columns they come with."""
+def _labelled(
+    labels: pl.DataFrame, columns: Sequence[str], also: Sequence[str], by: str
+) -> tuple[pl.DataFrame, list[str]]:
+    """The rows that carry all labels, once each, and the ids of those that carry some."""
     ids = [column for column in ("slide_id", "patient_id") if column in labels.columns]
     # a table that went through pandas has NaN where it means null
-    floats = pl.col([c for c in columns if labels[c].dtype.is_float()]).fill_nan(None)
-    rows = labels.select(*ids, *columns).with_columns(floats)
-    rows = rows.drop_nulls(list(columns)).unique(maintain_order=True)
-    nulls = rows[by].null_count()
+    floats = pl.col([c for c in (*columns, *also) if labels[c].dtype.is_float()]).fill_nan(None)
+    rows = labels.select(*ids, *columns, *also).with_columns(floats).unique(maintain_order=True)
+    labelled = rows.drop_nulls(list(columns))
+    some = rows.filter(pl.any_horizontal(pl.col(columns).is_not_null()))
+    nulls = some[by].null_count()
     if nulls:
         msg = f"{nulls} labelled rows have no {by}; fill it in or remove the rows"
         raise CohortError(msg)
-    return rows
+    return labelled, sorted(set(some[by]) - set(labelled[by]))
+
+
+def _unplaced(rows: pl.DataFrame, columns: Sequence[str]) -> list[str]:
+    """Labelled patients whom the slide table does not name."""
+    if rows.is_empty():
+        return []
+    return sorted(set(_labelled(rows, columns, (), "patient_id")[0]["patient_id"]))
+
+
+def _by_patient(joined: pl.DataFrame, columns: Sequence[str], also: Sequence[str]) -> pl.DataFrame:
+    """One row per patient; the labels of its rows are the same."""
+    slides = pl.col("slide_id").unique().sort().alias("slide_ids")
+    firsts = [pl.col(column).first() for column in columns]
+    # of what may be null, the value that is known
+    known = [pl.col(column).drop_nulls().first() for column in also]
+    return joined.group_by("patient_id").agg(slides, *firsts, *known).sort("patient_id")
 
 
 def _join(ready: pl.DataFrame, labelled: pl.DataFrame, by: str) -> pl.DataFrame:
@@ -247,7 +218,7 @@ def _refuse_unknown_patients(joined: pl.DataFrame) -> None:
 def _refuse_conflicts(joined: pl.DataFrame, columns: Sequence[str]) -> None:
     """Refuse a patient whose rows disagree about a label."""
     for column in columns:
-        values = joined.group_by("patient_id").agg(pl.col(column).unique().sort())
+        values = joined.group_by("patient_id").agg(pl.col(column).drop_nulls().unique().sort())
         torn = values.filter(pl.col(column).list.len() > 1).sort("patient_id")
         if not torn.is_empty():
             which = [f"{patient}: {found}" for patient, found in torn.iter_rows()]
@@ -259,7 +230,7 @@ def _refuse_conflicts(joined: pl.DataFrame, columns: Sequence[str]) -> None:
 
 
 def _refuse_empty(missing: list[str], known: list[str], by: str) -> None:
-    """Raise for a join without a match, showing both sides: mostly it is a suffix like .svs."""
+    """Raise for a join without a match, showing both sides."""
     msg = (
         f"no labelled {by} is a ready slide's of this lake: labels have "
         f"{listing(missing) or 'none'}; the lake has {listing(sorted(set(known))) or 'none'}; "

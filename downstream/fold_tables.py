@@ -1,7 +1,7 @@
 """Splits from a user's table: CLAM's, Patho-Bench's and STAMP's forms, and back out as a table.
 
-Tables may name slides or patients. Whoever is missing or surplus is listed, and a table in which
-two slides of one patient are on different sides is refused.
+Tables may name slides, with file endings or without, or patients. Whoever is missing or surplus is
+listed, and a table in which two slides of one patient are on different sides is refused.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 
 import polars as pl
 
-from downstream.folds import PARTS, Part, Split
-from downstream.splits import LeakageError, SplitError
+from downstream.slide_names import match_slides, told
+from downstream.splits import PARTS, LeakageError, Part, Split, SplitError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -31,11 +31,13 @@ class FoldTable:
         splits: One a fold.
         missing: Ids of the table that name no patient or slide, sorted.
         surplus: Patients that the table does not name in any fold, sorted.
+        notes: What was recognised or matched, a sentence each.
     """
 
     splits: tuple[Split, ...]
     missing: tuple[str, ...]
     surplus: tuple[str, ...]
+    notes: tuple[str, ...] = ()
 
 
 def read_clam(files: Mapping[int, bytes], slides: Mapping[str, str]) -> FoldTable:
@@ -61,19 +63,26 @@ def read_clam(files: Mapping[int, bytes], slides: Mapping[str, str]) -> FoldTabl
     return _table(folds, slides)
 
 
-def read_patho_bench(content: bytes, slides: Mapping[str, str]) -> FoldTable:
+def read_patho_bench(
+    content: bytes, slides: Mapping[str, str], *, separator: str = "\t"
+) -> FoldTable:
     """Patho-Bench's `k=all.tsv`: case_id, slide_id, and fold_0 ... with train, val or test.
+
+    A row counts by its slide where there is that slide, else by its case.
 
     Raises:
         SplitError: Columns are missing, a value is none of these, or a side is empty.
         LeakageError: A patient is on two sides of a fold.
     """
-    table = pl.read_csv(io.BytesIO(content), separator="\t", infer_schema=False)
+    table = pl.read_csv(io.BytesIO(content), separator=separator, infer_schema=False)
     columns = [name for name in table.columns if name.startswith("fold_")]
-    key = next((name for name in ("slide_id", "case_id") if name in table.columns), None)
-    if not columns or key is None:
+    keys = [name for name in ("slide_id", "case_id") if name in table.columns]
+    if not columns or not keys:
         msg = f"columns {table.columns}; give slide_id or case_id, and fold_0, fold_1, ..."
         raise SplitError(msg)
+    known = list(_patients(set(table[keys[0]].drop_nulls()), slides)[0])
+    first = pl.when(pl.col(keys[0]).is_in(known)).then(keys[0])
+    key = pl.coalesce(first, keys[-1]).alias("id")
     folds = {}
     for name in columns:
         side: dict[str, list[str]] = defaultdict(list)
@@ -166,42 +175,46 @@ def _clam_sides(table: pl.DataFrame) -> dict[str, list[str]]:
             part: table.filter(pl.col(name) == "True")[first].to_list()
             for name, part in _CLAM.items()
         }
-    return {part: table[name].drop_nulls().to_list() for name, part in _CLAM.items()}
+    return {part: _whole(table[name].drop_nulls()).to_list() for name, part in _CLAM.items()}
+
+
+def _whole(ids: pl.Series) -> pl.Series:
+    """Ids of a padded column: pandas makes floats of whole numbers there, 101.0 of 101."""
+    return ids.str.strip_suffix(".0") if ids.str.contains(r"^\d+\.0$").all() else ids
+
+
+def _patients(names: set[str], slides: Mapping[str, str]) -> tuple[dict[str, str], tuple[str, ...]]:
+    """The patient of each name of a slide or a patient that there is; what to say of the others."""
+    known = set(slides.values())
+    found = {name: slides.get(name, name) for name in names if name in slides or name in known}
+    match = match_slides(names - set(found), slides)
+    found |= {name: slides[slide] for name, slide in match.found.items()}
+    return found, tuple(told(match))
 
 
 def _table(
     folds: Mapping[int, Mapping[str, Iterable[str]]], slides: Mapping[str, str]
 ) -> FoldTable:
     """Splits of patients from sides of slide or patient ids."""
-    known, splits = set(slides.values()), []
-    missing: set[str] = set()
-    named: set[str] = set()
+    names = {name for sides in folds.values() for side in sides.values() for name in side}
+    patients, notes = _patients(names, slides)
+    splits = []
     for fold, sides in folds.items():
-        parts: dict[Part, set[str]] = {part: set() for part in PARTS}
-        for part in PARTS:
-            for identity in sides.get(part, ()):
-                patient = slides.get(identity, identity if identity in known else None)
-                if patient is None:
-                    missing.add(identity)
-                else:
-                    parts[part].add(patient)
+        parts: dict[Part, set[str]] = {
+            part: {patients[name] for name in sides.get(part, ()) if name in patients}
+            for part in PARTS
+        }
         _refuse_shared(fold, parts)
-        splits.append(
-            Split(
-                train=tuple(parts["train"]),
-                validation=tuple(parts["validation"]),
-                test=tuple(parts["test"]),
-                fold=fold,
-            )
-        )
-        named |= set().union(*parts.values())
+        train, validation, test = (tuple(parts[part]) for part in PARTS)
+        splits.append(Split(train=train, validation=validation, test=test, fold=fold))
     if not splits:
         msg = "the table has no folds; give at least one"
         raise SplitError(msg)
     return FoldTable(
         splits=tuple(splits),
-        missing=tuple(sorted(missing)),
-        surplus=tuple(sorted(known - named)),
+        missing=tuple(sorted(names - set(patients))),
+        surplus=tuple(sorted(set(slides.values()) - set(patients.values()))),
+        notes=notes,
     )
 
 

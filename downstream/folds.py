@@ -1,113 +1,32 @@
 """Splits of patients that cannot leak: nested cross-validation, by site, few-shot.
 
-A `Split` refuses on construction any patient (or site, or slide) on two of its sides, so whatever
-holds one need not check again. Shape letters: P patients.
+Shape letters: P patients.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Literal
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from downstream.splits import LeakageError, SplitError, assert_disjoint
+from downstream.splits import PARTS, Part, Split, SplitError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from numpy.typing import NDArray
 
-Part = Literal["train", "validation", "test"]
-PARTS: tuple[Part, ...] = ("train", "validation", "test")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Split:
-    """Who is trained on, who decides (early stopping, thresholds), and who is scored.
-
-    Attributes:
-        train: Patient ids, sorted.
-        validation: Patient ids, sorted; may be empty, then nothing may be decided.
-        test: Patient ids, sorted.
-        repeat: Number of the repetition.
-        fold: Number of the outer fold.
-        inner: Number of the inner fold.
-        sites: Site of each patient where no site may be on both sides of the test; else empty.
-
-    Raises:
-        LeakageError: A patient is on two sides, or a site is on both sides of the test.
-        SplitError: Nobody to train on or to test, a patient twice on one side, or one without a
-            site.
-    """
-
-    train: tuple[str, ...]
-    validation: tuple[str, ...]
-    test: tuple[str, ...]
-    repeat: int = 0
-    fold: int = 0
-    inner: int = 0
-    sites: Mapping[str, str] = field(default_factory=dict, compare=False)
-
-    def __post_init__(self) -> None:
-        """Refuse what leaks."""
-        assert_disjoint({part: self.patients(part) for part in PARTS})
-        for part in PARTS:
-            ids = self.patients(part)
-            if len(set(ids)) != len(ids) or (not ids and part != "validation"):
-                msg = f"{part} of fold {self.fold}: {len(ids)} ids, {len(set(ids))} different; "
-                msg += "name each patient once, and somebody to train on and to test"
-                raise SplitError(msg)
-            object.__setattr__(self, part, tuple(sorted(ids)))
-        if self.sites:
-            self._check_sites()
-
-    def patients(self, part: Part) -> tuple[str, ...]:
-        """Patient ids of a part.
-
-        Raises:
-            SplitError: No such part.
-        """
-        if part not in PARTS:
-            msg = f"there is no part {part!r}; a split has {', '.join(PARTS)}"
-            raise SplitError(msg)
-        found: tuple[str, ...] = getattr(self, part)
-        return found
-
-    def check_fitted_on(self, patients: Iterable[str], what: str) -> None:
-        """Refuse statistics, bins or a model that have seen anyone but training patients.
-
-        Args:
-            patients: Who it was fitted on.
-            what: Its name, for the message.
-
-        Raises:
-            LeakageError: Somebody is not a training patient of this split.
-        """
-        others = sorted(set(patients) - set(self.train))
-        if others:
-            where = {part: sum(p in set(self.patients(part)) for p in others) for part in PARTS[1:]}
-            msg = (
-                f"{what} was fitted on {len(others)} patients who are not in the training part of "
-                f"fold {self.fold} ({where['test']} of them are its test patients), for example "
-                f"{', '.join(others[:5])}; fit it on split.train alone"
-            )
-            raise LeakageError(msg)
-
-    def _check_sites(self) -> None:
-        ids = [patient for part in PARTS for patient in self.patients(part)]
-        unknown = [patient for patient in ids if patient not in self.sites]
-        if unknown:
-            msg = f"{len(unknown)} patients have no site, for example {', '.join(unknown[:5])}"
-            raise SplitError(msg)
-        seen = {self.sites[p] for p in (*self.train, *self.validation)}
-        shared = sorted(seen & {self.sites[p] for p in self.test})
-        if shared:
-            msg = (
-                f"{len(shared)} sites are on both sides of the test of fold {self.fold}, for "
-                f"example {', '.join(shared[:5])}; leave whole sites out, with leave_site_out"
-            )
-            raise LeakageError(msg)
+__all__ = [
+    "PARTS",
+    "Part",
+    "Split",
+    "few_shot",
+    "leave_site_out",
+    "nested_folds",
+    "strata",
+    "with_validation",
+]
 
 
 def nested_folds(
@@ -210,6 +129,41 @@ def few_shot(split: Split, labels: Mapping[str, object], *, shots: int, seed: in
             raise SplitError(msg)
         taken += [members[at] for at in rng.permutation(len(members))[:shots]]
     return replace(split, train=tuple(taken))
+
+
+def with_validation(
+    split: Split, labels: Mapping[str, object], *, seed: int, share: float = 0.25
+) -> Split:
+    """The split with a validation part taken from its training patients, stratified.
+
+    For tables that have none, such as STAMP's. Test and sites stay as they are.
+
+    Args:
+        split: Without a validation part.
+        labels: What to stratify by, of each training patient, by id.
+        seed: Same split, labels and seed, same patients, whatever the order of labels.
+        share: Of the training patients of each class, rounded, at least one; above 0, below 1.
+
+    Raises:
+        SplitError: There is a validation part, a share that is none, or a class of one patient,
+            who cannot be on both sides.
+    """
+    if split.validation or not 0 < share < 1:
+        msg = f"{len(split.validation)} validation patients, share={share}; a split without a "
+        msg += "validation part takes a share between 0 and 1 of its training patients"
+        raise SplitError(msg)
+    rng = np.random.default_rng([seed, split.repeat, split.fold, split.inner])
+    chosen: set[str] = set()
+    for label in sorted({labels[patient] for patient in split.train}, key=str):
+        members = [patient for patient in split.train if labels[patient] == label]
+        if len(members) < 2:
+            msg = f"class {label!r} has one training patient in fold {split.fold}; a validation "
+            msg += "part needs two or more: merge classes, or give the table a validation part"
+            raise SplitError(msg)
+        count = min(max(1, round(share * len(members))), len(members) - 1)
+        chosen |= {members[at] for at in rng.permutation(len(members))[:count]}
+    train = tuple(patient for patient in split.train if patient not in chosen)
+    return replace(split, train=train, validation=tuple(chosen))
 
 
 def strata(values: Sequence[float], *, bins: int = 4) -> list[int]:

@@ -1,12 +1,14 @@
-"""Folds over patients, never over slides or tiles.
+"""A split of patients, never of slides or tiles, and what is refused as a leak.
 
-Two slides of one patient, one in train and one in test, are a leak.
+Two slides of one patient, one in train and one in test, are a leak. A `Split` refuses on
+construction any patient, or site, on two of its sides, so whatever holds one need not check again.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from itertools import combinations
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
@@ -15,6 +17,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+Part = Literal["train", "validation", "test"]
+PARTS: tuple[Part, ...] = ("train", "validation", "test")
 _MIN_FOLDS = 2
 
 
@@ -79,5 +83,93 @@ def assert_disjoint(groups: Mapping[str, Iterable[str]]) -> None:
             msg = (
                 f"{len(shared)} ids are both in {one} and in {other}, for example "
                 f"{', '.join(shared[:5])}; split by patient, with patient_folds"
+            )
+            raise LeakageError(msg)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Split:
+    """Who is trained on, who decides (early stopping, thresholds), and who is scored.
+
+    Attributes:
+        train: Patient ids, sorted.
+        validation: Patient ids, sorted; may be empty, then nothing may be decided.
+        test: Patient ids, sorted.
+        repeat: Number of the repetition.
+        fold: Number of the outer fold.
+        inner: Number of the inner fold.
+        sites: Site of each patient where no site may be on both sides of the test; else empty.
+
+    Raises:
+        LeakageError: A patient is on two sides, or a site is on both sides of the test.
+        SplitError: Nobody to train on or to test, a patient twice on one side, or one without a
+            site.
+    """
+
+    train: tuple[str, ...]
+    validation: tuple[str, ...]
+    test: tuple[str, ...]
+    repeat: int = 0
+    fold: int = 0
+    inner: int = 0
+    sites: Mapping[str, str] = field(default_factory=dict, compare=False)
+
+    def __post_init__(self) -> None:
+        """Refuse what leaks."""
+        assert_disjoint({part: self.patients(part) for part in PARTS})
+        for part in PARTS:
+            ids = self.patients(part)
+            if len(set(ids)) != len(ids) or (not ids and part != "validation"):
+                msg = f"{part} of fold {self.fold}: {len(ids)} ids, {len(set(ids))} different; "
+                msg += "name each patient once, and somebody to train on and to test"
+                raise SplitError(msg)
+            object.__setattr__(self, part, tuple(sorted(ids)))
+        if self.sites:
+            self._check_sites()
+
+    def patients(self, part: Part) -> tuple[str, ...]:
+        """Patient ids of a part.
+
+        Raises:
+            SplitError: No such part.
+        """
+        if part not in PARTS:
+            msg = f"there is no part {part!r}; a split has {', '.join(PARTS)}"
+            raise SplitError(msg)
+        found: tuple[str, ...] = getattr(self, part)
+        return found
+
+    def check_fitted_on(self, patients: Iterable[str], what: str) -> None:
+        """Refuse statistics, bins or a model that have seen anyone but training patients.
+
+        Args:
+            patients: Who it was fitted on.
+            what: Its name, for the message.
+
+        Raises:
+            LeakageError: Somebody is not a training patient of this split.
+        """
+        others = sorted(set(patients) - set(self.train))
+        if others:
+            where = {part: sum(p in set(self.patients(part)) for p in others) for part in PARTS[1:]}
+            msg = (
+                f"{what} was fitted on {len(others)} patients who are not in the training part of "
+                f"fold {self.fold} ({where['test']} of them are its test patients), for example "
+                f"{', '.join(others[:5])}; fit it on split.train alone"
+            )
+            raise LeakageError(msg)
+
+    def _check_sites(self) -> None:
+        ids = [patient for part in PARTS for patient in self.patients(part)]
+        unknown = [patient for patient in ids if patient not in self.sites]
+        if unknown:
+            msg = f"{len(unknown)} patients have no site, for example {', '.join(unknown[:5])}"
+            raise SplitError(msg)
+        seen = {self.sites[p] for p in (*self.train, *self.validation)}
+        shared = sorted(seen & {self.sites[p] for p in self.test})
+        if shared:
+            msg = (
+                f"{len(shared)} sites are on both sides of the test of fold {self.fold}, for "
+                f"example {', '.join(shared[:5])}; leave whole sites out, with leave_site_out"
             )
             raise LeakageError(msg)

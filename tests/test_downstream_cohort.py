@@ -8,8 +8,16 @@ import polars as pl
 import pytest
 
 from downstream import CohortError, patient_table, read_labels
-from downstream.cohort import keep_slides
-from downstream.outcomes import class_labels, survival_labels
+from downstream.cohort import keep_slides, load_labels
+from downstream.outcomes import (
+    class_labels,
+    guess_task,
+    multilabel_labels,
+    regression_labels,
+    site_of,
+    survival_labels,
+)
+from tests.test_interop_tables import write_frame
 
 
 def lake_slides(rows: list[tuple[str, str | None, str]] | None = None) -> pl.LazyFrame:
@@ -74,7 +82,7 @@ def test_slides_without_tiles_are_listed_as_missing() -> None:
         (labels(slide_id=["s1", None], tumour=[1, 0]), "1 labelled rows have no slide_id"),
         (labels(slide_id=["s1", "s2"], tumour=[1, 0]), r"conflicting values.*p1: \[0, 1\]"),
         (labels(slide_id=["s5"], tumour=[1]), "1 labelled slides have no patient.*s5"),
-        (labels(slide_id=["s1.svs"], tumour=[1]), "labels have s1.svs; the lake has s1, s2"),
+        (labels(slide_id=["x1.svs"], tumour=[1]), "labels have x1.svs; the lake has s1, s2"),
         (
             labels(slide_id=["s1", "s1"], patient_id=["a", "b"], tumour=[1, 1]),
             "1 slides belong to more than one patient: s1",
@@ -99,8 +107,15 @@ def test_ids_stay_text(tmp_path: Path, suffix: str) -> None:
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("labels.xlsx", "", r"end in '.xlsx'; allowed are \.csv"),
-        ("labels.csv", "id,grade\na,1\n", "one must be slide_id or patient_id"),
+        ("labels.json", "", r"ends in '.json'; allowed are \.csv, \.tsv, \.xlsx, \.parquet"),
+        ("labels.csv", "id,grade\na,1\n", r"columns \['id', 'grade'\]; none is called as ids"),
+        ("labels.xlsx", "no workbook", "cannot be read as xlsx"),
+        (
+            "labels.csv",
+            "case_id,Patient,y\na,b,1\n",
+            "case_id, Patient, each of .*patient_column='c",
+        ),
+        ("labels.tsv", "slide_id\tFILENAME\na\tb\n", "choose one by slide_column='slide_id'"),
         ("labels.csv", "", "cannot be read as csv"),
         ("labels.parquet", "no parquet", "cannot be read as parquet"),
     ],
@@ -161,3 +176,204 @@ def test_survival_labels_are_checked(time: list[object], event: list[object], me
     frame = pl.DataFrame({"patient_id": ["a", "b"], "t": time, "e": event})
     with pytest.raises(CohortError, match=message):
         survival_labels(frame, "t", "e")
+
+
+# ---------------------------------------------------------------------- tables as they are
+
+
+def write(path: Path, frame: pl.DataFrame) -> Path:
+    if path.suffix == ".parquet":
+        frame.write_parquet(path)
+    elif path.suffix == ".tsv":
+        frame.write_csv(path, separator="\t")
+    else:
+        write_frame(frame, path)
+    return path
+
+
+@pytest.mark.parametrize("suffix", ["csv", "tsv", "xlsx", "parquet"])
+def test_clams_and_patho_benchs_tables_are_read_as_they_are(tmp_path: Path, suffix: str) -> None:
+    frame = labels(
+        case_id=["007", "007", "8"],
+        slide_id=["s1", "s2", "s3"],
+        label=["tumor_tissue", "tumor_tissue", "normal_tissue"],
+        fold_0=["train", "train", "test"],
+    )
+    found = load_labels(write(tmp_path / f"l.{suffix}", frame))
+    assert found.table.columns == ["slide_id", "patient_id", "label", "fold_0"]
+    assert "patient_id is column 'case_id'" in found.notes[0]
+    cohort = patient_table(lake_slides(), found, ["label"])
+    assert cohort.patients.rows() == [
+        ("007", ["s1", "s2"], "tumor_tissue"),
+        ("8", ["s3"], "normal_tissue"),
+    ]
+    assert cohort.notes == found.notes
+
+
+@pytest.mark.parametrize("suffix", ["csv", "xlsx"])
+def test_stamps_two_tables_are_joined_and_nobody_is_lost(tmp_path: Path, suffix: str) -> None:
+    clini = labels(PATIENT=["A", "B", "C", "D"], isMSIH=["MSIH", "nonMSIH", "MSIH", None])
+    files = labels(
+        PATIENT=["A", "A", "B", "E", "D"],
+        FILENAME=["site/s1.h5", "site/s2.h5", "s3.h5", "s5.h5", "s9.h5"],
+    )
+    paths = [tmp_path / f"{name}.{suffix}" for name in ("clini", "slide")]
+    clini_path, slide_path = (write(*pair) for pair in zip(paths, (clini, files), strict=True))
+    found = load_labels(clini_path, slides=slide_path)
+    cohort = patient_table(lake_slides(), found, ["isMSIH"])
+    assert cohort.patients.rows() == [("A", ["s1", "s2"], "MSIH"), ("B", ["s3"], "nonMSIH")]
+    assert cohort.missing == ["C"]  # has a label, and no slide; D has no label
+    assert cohort.surplus == ["s5"]
+    assert any("1 patients have no labels: E" in note for note in cohort.notes)
+    assert any("1 patients are not in the slide table: C" in note for note in cohort.notes)
+    assert found.sha256 != load_labels(clini_path).sha256
+    with pytest.raises(CohortError, match="a slide table names slides and patients"):
+        load_labels(clini_path, slides=clini_path)
+
+
+def test_two_candidates_are_decided_by_the_user(tmp_path: Path) -> None:
+    frame = labels(patient_id=["x", "y"], CASE_ID=["1", "2"], scan=["s1", "s3"], grade=[1, 2])
+    path = write(tmp_path / "l.csv", frame)
+    with pytest.raises(CohortError, match=r"patient_id, CASE_ID, .* patient_column='patient_id'"):
+        load_labels(path)
+    with pytest.raises(CohortError, match=r"slide_column='image', but .* has columns"):
+        load_labels(path, patient_column="CASE_ID", slide_column="image")
+    found = load_labels(path, patient_column="CASE_ID", slide_column="scan")
+    assert found.table.rows() == [("s1", "1", 1), ("s3", "2", 2)]
+    assert any("column 'patient_id' is left out" in note for note in found.notes)
+
+
+def test_whole_numbers_that_became_floats_are_ids_again(tmp_path: Path) -> None:
+    frame = labels(slide_id=[101.0, 102.0], patient_id=[1.0, None], grade=[1, 2])
+    found = read_labels(write(tmp_path / "l.parquet", frame))
+    assert found.rows() == [("101", "1", 1), ("102", None, 2)]
+
+
+def test_words_for_no_value_are_told(tmp_path: Path) -> None:
+    frame = labels(slide_id=["s1", "s3"], infiltrate=["None", "dense"], age=["NA", "70"])
+    cohort = patient_table(
+        lake_slides(), load_labels(write(tmp_path / "l.csv", frame)), ["infiltrate"]
+    )
+    assert cohort.patients.rows() == [("p2", ["s3"], "dense")]
+    assert cohort.notes[0] == "column 'infiltrate': 1 cells read 'None', taken as no value"
+
+
+@pytest.mark.parametrize(
+    ("names", "used", "missing", "note"),
+    [
+        (["s1.svs", "in/s3.ome.tiff"], ["s1", "s3"], [], "'in/s3.ome.tiff' is 's3'"),
+        (["s1", "s3.h5"], ["s1", "s3"], [], "1 slides are matched without"),
+        (["s1.svs", "s1.tif", "s3"], ["s3"], ["s1.svs", "s1.tif"], "2 names of slides are not"),
+        (["s3", "s4.svs"], ["s3"], ["s4"], "'s4.svs' is 's4'"),  # in the lake, and failed
+        (["s3", "s3b.v1"], ["s3"], ["s3b.v1"], None),
+    ],
+)
+def test_slides_are_matched_without_endings_where_one_is_meant(
+    names: list[str], used: list[str], missing: list[str], note: str | None
+) -> None:
+    cohort = patient_table(lake_slides(), labels(slide_id=names, y=[1] * len(names)), ["y"])
+    assert (cohort.slide_ids, cohort.missing) == (used, missing)
+    assert [note in told for told in cohort.notes] == [True] if note else not cohort.notes
+
+
+def test_two_slides_of_the_lake_with_one_stem_are_not_guessed() -> None:
+    slides = lake_slides(
+        [("a.svs", "p1", "ready"), ("a.tif", "p2", "failed"), ("b", "p3", "ready")]
+    )
+    cohort = patient_table(slides, labels(slide_id=["a", "b"], y=[1, 0]), ["y"])
+    assert (cohort.slide_ids, cohort.missing, cohort.surplus) == (["b"], ["a"], ["a.svs"])
+
+
+# ---------------------------------------------------------------------- several columns
+
+
+def test_half_a_label_is_listed_and_no_label_is_none() -> None:
+    table = labels(slide_id=["s1", "s3", "s5"], patient_id=["p1", "p2", "p5"],
+                   a=[1, 0, None], b=[0, None, None])  # fmt: skip
+    cohort = patient_table(lake_slides(), table, ["a", "b"])
+    assert cohort.patients.rows() == [("p1", ["s1"], 1, 0)]
+    assert cohort.missing == ["s3"]
+    assert cohort.surplus == ["s2", "s3", "s5"]
+    assert "1 slides have some but not all of a, b and are left out: s3" in cohort.notes[0]
+
+
+def test_columns_that_are_carried_along_may_be_null() -> None:
+    table = labels(slide_id=["s1", "s2", "s3"], y=[1, 1, 0], site=[None, "north", None])
+    cohort = patient_table(lake_slides(), table, ["y"], also=["site", "y"])
+    assert cohort.patients.rows() == [("p1", ["s1", "s2"], 1, "north"), ("p2", ["s3"], 0, None)]
+    assert site_of(["p1", "p1"], cohort, "site") == ["north", "north"]
+    with pytest.raises(CohortError, match="1 patients have no site in 'site': p2; fill it in"):
+        site_of(["p2", "p1"], cohort, "site")
+    with pytest.raises(CohortError, match="no column 'centre'; it has patient_id, slide_ids, y"):
+        site_of(["p1"], cohort, "centre")
+    torn = table.with_columns(site=pl.Series(["south", "north", None]))
+    with pytest.raises(
+        CohortError, match=r"conflicting values of 'site'.*p1: \['north', 'south'\]"
+    ):
+        patient_table(lake_slides(), torn, ["y"], also=["site"])
+
+
+def test_sites_of_tcga_barcodes() -> None:
+    cohort = patient_table(lake_slides(), labels(slide_id=["s1"], y=[1]), ["y"])
+    assert site_of(["TCGA-A2-A0T2", "TCGA-3C-AAAU-01Z"], cohort, "tcga") == ["A2", "3C"]
+    with pytest.raises(CohortError, match="1 patients have no TCGA barcode: p1"):
+        site_of(["p1", "TCGA-A2-A0T2"], cohort, "tcga")
+
+
+def test_multilabel_labels() -> None:
+    frame = pl.DataFrame({"a": [1.0, 0.0, 1.0], "b": [True, False, False]})
+    names, found = multilabel_labels(frame, ["b", "a"])
+    assert names == ["b", "a"]
+    assert found.dtype == np.int64
+    assert found.tolist() == [[1, 1], [0, 0], [0, 1]]
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ([], "name at least one"),
+        (["a", "a"], "each once"),
+        (["a", "two"], r"'two' holds \[0, 2\]; write 1"),
+        (["a", "text"], r"'text' holds \['n', 'y'\]; write 1"),
+        (["a", "all"], "'all' is 1 for all 2 patients; leave it out"),
+    ],
+)
+def test_multilabel_labels_are_checked(columns: list[str], message: str) -> None:
+    frame = pl.DataFrame({"a": [0, 1], "two": [2, 0], "text": ["y", "n"], "all": [1, 1]})
+    with pytest.raises(CohortError, match=message):
+        multilabel_labels(frame, columns)
+
+
+def test_regression_labels() -> None:
+    found = regression_labels(pl.DataFrame({"patient_id": ["a", "b"], "y": [3, 5]}), "y")
+    assert found.dtype == np.float64
+    assert found.tolist() == [3.0, 5.0]
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (["1", "2"], "'y' holds for example '1'; a regression needs numbers"),
+        ([1.0, float("inf")], "'y' is inf for patient b"),
+        ([2.5, 2.5], "'y' is 2.5 for all 2 patients"),
+    ],
+)
+def test_regression_labels_are_checked(values: list[object], message: str) -> None:
+    with pytest.raises(CohortError, match=message):
+        regression_labels(pl.DataFrame({"patient_id": ["a", "b"], "y": values}), "y")
+
+
+@pytest.mark.parametrize(
+    ("values", "task"),
+    [
+        ([True, False, None], "binary"),
+        ([1.0, 0.0, 1.0], "binary"),
+        (["a", "b", "c"], "multiclass"),
+        (list(range(20)), "multiclass"),
+        (list(range(21)), "regression"),
+        ([0.0, 1.0, 0.5], "regression"),
+        ([str(n) for n in range(30)], "multiclass"),
+    ],
+)
+def test_the_task_is_guessed_from_values(values: list[object], task: str) -> None:
+    assert guess_task(pl.Series(values)) == task

@@ -1,0 +1,101 @@
+"""Names of slides in other people's tables, which carry folders and file endings, and the lake's.
+
+A name that is in the lake stands for itself. Any other is compared without folder and endings, and
+counts only if one slide of the lake and one name of the table are left with the same stem.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+_SLIDES = ".bif .czi .dcm .isyntax .mrxs .ndpi .ome .scn .svs .svslide .tif .tiff .vms .vmu .vsi"
+_OTHERS = ".h5 .hdf5 .jpeg .jpg .npy .npz .parquet .png .pt .pth .zarr"
+ENDINGS = tuple(f"{_SLIDES} {_OTHERS}".split())
+"""Of slides, and of files that tools name after them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Match:
+    """Which slide of the lake each name of a table stands for.
+
+    Attributes:
+        found: Name in the table -> slide_id; names that stand for none are not in it.
+        by_stem: Names among them that are written otherwise than in the lake, sorted.
+        ambiguous: Names whose stem several slides, or several names, have, sorted.
+    """
+
+    found: Mapping[str, str]
+    by_stem: tuple[str, ...]
+    ambiguous: tuple[str, ...]
+
+
+def stem_of(name: str) -> str:
+    r"""A name without folder and file endings.
+
+    >>> stem_of("site/a.svs"), stem_of("a.ome.tiff"), stem_of("C:\\b.v1.h5"), stem_of(".svs")
+    ('a', 'a', 'b.v1', '.svs')
+    """
+    stem = PurePosixPath(name.replace("\\", "/")).name
+    while True:
+        ending = next((e for e in ENDINGS if stem.lower().endswith(e) and len(stem) > len(e)), None)
+        if ending is None:
+            return stem
+        stem = stem[: -len(ending)]
+
+
+def match_slides(names: Iterable[str], slide_ids: Iterable[str]) -> Match:
+    """Find the slides that names stand for.
+
+    Args:
+        names: As a table has them.
+        slide_ids: All slides that there are, whatever their state: one that failed is no reason to
+            take another of the same stem.
+
+    >>> found = match_slides(["a", "b.svs", "c.svs", "c.tif"], ["a", "b", "c"])
+    >>> dict(found.found), found.by_stem, found.ambiguous
+    ({'a': 'a', 'b.svs': 'b'}, ('b.svs',), ('c.svs', 'c.tif'))
+    """
+    known, given = set(slide_ids), set(names)
+    of_lake, of_table = _by_stem(known), _by_stem(given)
+    found = {name: name for name in given & known}
+    by_stem, ambiguous = [], []
+    for name in sorted(given - known):
+        stem = stem_of(name)
+        if stem not in of_lake:
+            continue
+        if len(of_lake[stem]) == 1 and len(of_table[stem]) == 1:
+            found[name] = of_lake[stem][0]
+            by_stem.append(name)
+        else:
+            ambiguous.append(name)
+    return Match(found=found, by_stem=tuple(by_stem), ambiguous=tuple(ambiguous))
+
+
+def told(match: Match) -> list[str]:
+    """What a match has to say beside its names, a sentence each."""
+    notes = []
+    if match.by_stem:
+        first = match.by_stem[0]
+        notes.append(
+            f"{len(match.by_stem)} slides are matched without folder and file ending, for example "
+            f"{first!r} is {match.found[first]!r}"
+        )
+    if match.ambiguous:
+        notes.append(
+            f"{len(match.ambiguous)} names of slides are not matched, because several slides or "
+            f"names have the same stem: {', '.join(match.ambiguous[:5])}"
+        )
+    return notes
+
+
+def _by_stem(names: Iterable[str]) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = defaultdict(list)
+    for name in names:
+        found[stem_of(name)].append(name)
+    return found
