@@ -693,6 +693,75 @@ def survival_command(
     _out(result, as_json=json_, text=_metrics_text(result, "C-index"))
 
 
+@app.command("search")
+def search_command(
+    lake: LakeArg,
+    like: Annotated[
+        str,
+        typer.Option(
+            metavar="SLIDE[:x,y]",
+            help="With a place in level-0 pixels: tiles like the one that covers it. Without: "
+            "slides like this one, by the mean of their tiles' features.",
+        ),
+    ],
+    features: Annotated[str, typer.Option(help="A teacher or student whose features are there.")],
+    mpp: MppOpt = 0.5,
+    k: Annotated[int, typer.Option("-k", help="How many are found.")] = 12,
+    other_patients_only: Annotated[
+        bool,
+        typer.Option(help="Leave out the query's own patient; else what is its own is marked."),
+    ] = False,
+    exact: Annotated[
+        bool, typer.Option("--exact", help="Compare with all tiles, even if there is an index.")
+    ] = False,
+    build_index: Annotated[
+        bool,
+        typer.Option(
+            "--build-index",
+            help="First index the features, if no index covers all of them. Worth it for a million "
+            "tiles or more; what is added later is found without it, too.",
+        ),
+    ] = False,
+    recall_tiles: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            help="Random tiles on which the index is held against the exact search, which is one "
+            "pass over all features; 16 if they are 2 GB or less, else 0.",
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Picture of what was found: a .png or .html file.")
+    ] = None,
+    at: AtOpt = None,
+    json_: JsonOpt = False,
+) -> None:
+    """Find the tiles nearest to a tile, or the slides nearest to a slide, by a teacher's features.
+
+    Examples: slidelake search my-lake --like slide7:10240,8192 --features uni2_h --out found.html
+    or: slidelake search my-lake --like slide7 --features uni2_h --other-patients-only
+
+    Near is the cosine of features, 1 for the same direction. Tiles of one slide share its stain and
+    scanner and are often each other's nearest: --other-patients-only looks beyond them.
+    """
+    from downstream.retrieval import found_text, run_search
+
+    found = run_search(
+        lake,
+        like,
+        features,
+        mpp=mpp,
+        k=k,
+        exact=exact,
+        build=build_index,
+        other_patients_only=other_patients_only,
+        recall_tiles=recall_tiles,
+        out=out,
+        version=at,
+    )
+    _out(found, as_json=json_, text=found_text(found))
+
+
 @app.command("query")
 def query_command(
     lake: LakeArg,

@@ -1,0 +1,208 @@
+"""What is asked for: the slide or tile that a query names, and its features.
+
+Shape letters: S slides, D width of the features.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import polars as pl
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+    from featurestore import Bag, Lake
+
+_PLACE = re.compile(r"(?P<slide>.+):(?P<x>-?\d+),\s*(?P<y>-?\d+)")
+_READERS = 4
+
+
+class RetrievalError(ValueError):
+    """A question that can't be asked: an unknown slide, a place without a tile."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Query:
+    """A tile or a slide, with the features that are compared.
+
+    Attributes:
+        slide_id: Whose tile, or which slide.
+        features: Name of the teacher.
+        mpp: Microns per pixel of the tiles.
+        vector: float64[D] of the tile, or the mean of the slide's tiles.
+        patients: Every slide_id with its `patient` (the slide itself where none is known).
+        tile_id: Key of the tile; None for a slide.
+        x: Left edge of the tile in level-0 pixels; None for a slide.
+        y: Its top edge; None for a slide.
+    """
+
+    slide_id: str
+    features: str
+    mpp: float
+    vector: NDArray[np.float64]
+    patients: pl.DataFrame
+    tile_id: int | None = None
+    x: int | None = None
+    y: int | None = None
+
+    @property
+    def patient(self) -> str:
+        """Whose slide it is."""
+        found: str = self.patients.row(by_predicate=pl.col("slide_id") == self.slide_id)[1]
+        return found
+
+    def about(self) -> dict[str, Any]:
+        """What it is, for people and JSON."""
+        about: dict[str, Any] = {"slide_id": self.slide_id, "patient": self.patient}
+        place = {"x": self.x, "y": self.y, "tile_id": self.tile_id}
+        return about if self.tile_id is None else {**about, **place}
+
+
+def check_k(k: int) -> None:
+    """Raise RetrievalError if so many neighbours can't be asked for."""
+    if not 1 <= k <= 10_000:
+        msg = f"{k} neighbours were asked for; 1 to 10,000 are given"
+        raise RetrievalError(msg)
+
+
+def parse_like(like: str, known: Sequence[str]) -> tuple[str, tuple[int, int] | None]:
+    """The slide, and the place (x, y) if one is given; names of slides may have colons.
+
+    Args:
+        like: `SLIDE` or `SLIDE:x,y`.
+        known: Names of all slides.
+
+    Raises:
+        RetrievalError: There is no such slide; a similar name is given, if there is one.
+
+    >>> parse_like("a:1:30,40", ["a:1", "b"]), parse_like("a:1", ["a:1", "b"])
+    (('a:1', (30, 40)), ('a:1', None))
+    """
+    parts = _PLACE.fullmatch(like)
+    if like not in known and parts is not None:
+        slide, place = parts["slide"], (int(parts["x"]), int(parts["y"]))
+    else:
+        slide, place = like, None
+    if slide in known:
+        return slide, place
+    close = difflib.get_close_matches(slide, known, n=1)
+    hint = f"; did you mean '{close[0]}'?" if close else ""
+    msg = f"slide '{slide}' is not among the {len(known)} of this lake{hint}"
+    raise RetrievalError(msg)
+
+
+def find_query(lake: Lake, like: str, features: str, *, mpp: float) -> Query:
+    """The tile or slide that a query names, with its features.
+
+    Raises:
+        LakeError: The lake has no such teacher at this mpp, or not on this slide.
+        RetrievalError: The slide is unknown, or no tile with features covers the place.
+    """
+    from featurestore import patient_of
+
+    lake.check_teacher(features, mpp=mpp)
+    slides = lake.slides().select("slide_id", "patient_id").collect()
+    patients = patient_of(slides).select("slide_id", "patient").sort("slide_id")
+    slide, place = parse_like(like, patients["slide_id"].to_list())
+    mpp = lake.known_mpp(mpp)
+    bag = lake.bag(slide, features, mpp=mpp)
+    if place is None:
+        pooled = _pooled(bag)
+        if pooled is None:
+            msg = f"no tile of slide '{slide}' has features of '{features}' that can be compared"
+            raise RetrievalError(msg)
+        return Query(slide_id=slide, features=features, mpp=mpp, vector=pooled, patients=patients)
+    side_px = int(lake.tiles_of(mpp=mpp, slide_ids=[slide])["tile_px_level0"][0])
+    at = tile_at(bag, place, side_px)
+    return Query(
+        slide_id=slide,
+        features=features,
+        mpp=mpp,
+        vector=bag.features[at].astype(np.float64),
+        patients=patients,
+        tile_id=int(bag.tile_id[at]),
+        x=int(bag.x[at]),
+        y=int(bag.y[at]),
+    )
+
+
+def tile_at(bag: Bag, place: tuple[int, int], side_px: int) -> int:
+    """The row of the tile that covers a place; of overlapping ones, that with the nearest centre.
+
+    Args:
+        bag: The slide's tiles.
+        place: (x, y) in level-0 pixels.
+        side_px: Side of a tile in level-0 pixels.
+
+    Raises:
+        RetrievalError: None covers it; the nearest one is given.
+    """
+    to_centre = np.stack([bag.x, bag.y]).astype(np.float64) + side_px / 2
+    away = to_centre - np.array(place, np.float64)[:, None]
+    # The right and the lower edge belong to the next tile.
+    inside = ((away > -side_px / 2) & (away <= side_px / 2)).all(axis=0)
+    squared = (away**2).sum(axis=0)
+    if inside.any():
+        return int(np.flatnonzero(inside)[np.argmin(squared[inside])])
+    nearest = int(np.argmin(squared)) if len(squared) else None
+    hint = (
+        "it has none at all"
+        if nearest is None
+        else (
+            f"the nearest of its {len(bag.x):,} tiles has its corner at {bag.x[nearest]},"
+            f"{bag.y[nearest]} and a side of {side_px} px"
+        )
+    )
+    msg = (
+        f"no tile of slide '{bag.slide_id}' with these features covers {place[0]},{place[1]} "
+        f"(level-0 pixels): {hint}"
+    )
+    raise RetrievalError(msg)
+
+
+def pooled_features(
+    lake: Lake, slide_ids: Sequence[str], features: str, *, mpp: float
+) -> tuple[list[str], NDArray[np.float64]]:
+    """The mean of the tiles' features of slides; those without any that has a direction go.
+
+    Returns:
+        The slides that have one, in the order given, and float64[S, D].
+
+    Raises:
+        LakeError: A slide has no features of this teacher.
+    """
+    with ThreadPoolExecutor(_READERS) as pool:
+        means = list(pool.map(lambda slide: _pooled(lake.bag(slide, features, mpp=mpp)), slide_ids))
+    there = {name: m for name, m in zip(slide_ids, means, strict=True) if m is not None}
+    width = lake.teachers(mpp=mpp)[features]
+    return list(there), np.array(list(there.values()), np.float64).reshape(-1, width)
+
+
+def _pooled(bag: Bag) -> NDArray[np.float64] | None:
+    """The mean of a bag's features [D]; None if it has none, or one without a direction."""
+    pooled = bag.features.astype(np.float32).mean(axis=0, dtype=np.float64) if len(bag.x) else None
+    return pooled if pooled is not None and pooled.any() else None
+
+
+def nearest_rows(
+    query: NDArray[np.float64], rows_SD: NDArray[np.float64], k: int
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """The k rows with the greatest cosine to a query, and it; the first of equal ones comes first.
+
+    Args:
+        query: [D], not all zero.
+        rows_SD: Rows to compare with, none all zero.
+        k: How many; fewer are given if there are fewer.
+    """
+    length_S = np.linalg.norm(rows_SD, axis=1) * np.linalg.norm(query)
+    similarity_S = (rows_SD @ query) / length_S
+    order = np.argsort(-similarity_S, kind="stable")[:k]
+    return order, similarity_S[order]

@@ -1,0 +1,107 @@
+"""How much of the exact search an index finds, on random tiles of the lake itself.
+
+Shape letters: Q sampled tiles, D width of the features.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import polars as pl
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from featurestore import Lake
+
+RECALL_TILES = 16
+RECALL_BYTES = 2 * 10**9
+"""Up to so many bytes of features, one exact pass over them takes seconds."""
+# Lance sums in float32: two tiles that are this close are equally near.
+_TIE = 1e-6
+
+
+def measure_recall(
+    lake: Lake, features: str, *, mpp: float, k: int, tiles: int, seed: int = 0
+) -> dict[str, Any]:
+    """recall@k of the index against the exact search, over random tiles with features.
+
+    Args:
+        lake: The lake, with an index of this teacher.
+        features: Name of the teacher.
+        mpp: Microns per pixel of the tiles.
+        k: Neighbours of each tile, itself left out.
+        tiles: How many tiles are drawn.
+        seed: Another seed draws other tiles.
+
+    Returns:
+        k, tiles (how many were asked for), mean and worst (recall of the worst of them; both None
+        if no drawn tile can be compared).
+    """
+    tile_id_Q, vector_QD = sample_tiles(lake, features, mpp=mpp, n=tiles, seed=seed)
+    if not len(tile_id_Q):
+        return {"k": k, "tiles": 0, "mean": None, "worst": None}
+    found, true = (
+        lake.nearest(vector_QD, features, mpp=mpp, k=k + 1, exact=exact) for exact in (False, True)
+    )
+    recall_Q = recall_at_k(found, true, tile_id_Q, k)
+    return {
+        "k": k,
+        "tiles": len(recall_Q),
+        "mean": float(recall_Q.mean()),
+        "worst": float(recall_Q.min()),
+    }
+
+
+def recall_at_k(
+    found: pl.DataFrame, true: pl.DataFrame, tile_id_Q: NDArray[np.int64], k: int
+) -> NDArray[np.float64]:
+    """Share of each query's k true neighbours that were found, the query itself left out.
+
+    What is as near as the farthest true neighbour counts, as in ann-benchmarks
+    (`plotting/metrics.py`): of equal tiles any may be found.
+
+    Args:
+        found: Rows of `Lake.nearest`, at least k + 1 a query.
+        true: The same of the exact search.
+        tile_id_Q: Key of each query's tile.
+        k: Neighbours.
+
+    Returns:
+        float64[Q], 0 to 1.
+    """
+    recall_Q = np.ones(len(tile_id_Q))
+    for query, tile_id in enumerate(tile_id_Q.tolist()):
+        own = (pl.col("query") == query) & (pl.col("tile_id") != tile_id)
+        wanted, given = (frame.filter(own)["distance"].head(k) for frame in (true, found))
+        if len(wanted):
+            hits = int((given.to_numpy() <= wanted[-1] + _TIE).sum())
+            recall_Q[query] = hits / len(wanted)
+    return recall_Q
+
+
+def sample_tiles(
+    lake: Lake, features: str, *, mpp: float, n: int, seed: int
+) -> tuple[NDArray[np.int64], NDArray[np.float16]]:
+    """Random tiles with features, each as likely as any other: keys [Q] and features [Q, D].
+
+    They are fewer than n where tiles were left out of the extraction (NaN) or are all zero.
+    """
+    from featurestore.lance_rows import Ranges
+
+    rows = lake.features_of(features, mpp=mpp).filter(pl.col("tiles") > 0)
+    ends = np.cumsum(rows["tiles"].to_numpy())
+    total = int(ends[-1])
+    drawn = np.sort(np.random.default_rng(seed).choice(total, min(n, total), replace=False))
+    slide = np.searchsorted(ends, drawn, side="right")
+    inside = drawn - (ends - rows["tiles"].to_numpy())[slide]
+    ranges = Ranges(
+        fragment=rows["fragment"].to_numpy()[slide],
+        start=rows["row_start"].to_numpy()[slide] + inside,
+        rows=np.ones(len(drawn), np.int64),
+    )
+    read = lake.row_reader(mpp=mpp).read(ranges, [features])
+    vector_QD = read.by_teacher[features]
+    good = np.isfinite(vector_QD).all(axis=1) & vector_QD.any(axis=1)
+    return read.tile_id[good], vector_QD[good]
