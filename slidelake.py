@@ -709,7 +709,10 @@ def search_command(
     k: Annotated[int, typer.Option("-k", help="How many are found.")] = 12,
     other_patients_only: Annotated[
         bool,
-        typer.Option(help="Leave out the query's own patient; else what is its own is marked."),
+        typer.Option(
+            "--other-patients-only",
+            help="Leave out the query's own patient; else what is its own is marked.",
+        ),
     ] = False,
     exact: Annotated[
         bool, typer.Option("--exact", help="Compare with all tiles, even if there is an index.")
