@@ -16,6 +16,7 @@ import numpy as np
 from downstream import measures_weighted as weighted
 from downstream.measures import Measure
 from downstream.metrics import UndefinedMetricError
+from downstream.survival_weighted import concordance
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -164,6 +165,51 @@ def survival_measures(
     ]
     if times_T is not None:
         found.append(Measure(name="auc_t", value=partial(dynamic_auc, **train, times_T=times_T)))
+    return found
+
+
+def rank_measures(repetition_S: NDArray[np.int64] | None = None) -> list[Measure]:
+    """The main measure of a run; truth is (event, time), prediction the rank within the fold.
+
+    Args:
+        repetition_S: Rows with the same number, such as those of one repeat and seed, are compared
+            with each other, and their pairs are added up; None if every patient has one row.
+    """
+    if repetition_S is None:
+        return [Measure(name="harrell_c", value=harrell_c, resampled=weighted.harrell_c)]
+    within = partial(_rank_c, repetition_S=repetition_S)
+    return [measure_of("harrell_c", within)]
+
+
+def measure_of(name: str, how: Callable[..., Floats], *, higher_is_better: bool = True) -> Measure:
+    """A measure from its form for many resamples; its value is that where each row counts once."""
+    value = partial(_on_all, name, how)
+    return Measure(name=name, value=value, resampled=how, higher_is_better=higher_is_better)
+
+
+def _rank_c(
+    w_RS: Floats,
+    event_S: NDArray[np.bool_],
+    time_S: Floats,
+    rank_S: Floats,
+    *,
+    repetition_S: NDArray[np.int64],
+) -> Floats:
+    """Harrell's C [R] of pairs within repetitions."""
+    ones_S = event_S.astype(np.float64)
+    return concordance(w_RS, event_S, time_S, repetition_S, ones_S, rank_S)
+
+
+def _on_all(name: str, how: Callable[..., Floats], *arrays: NDArray[Any]) -> float:
+    """A measure's value where each row counts once.
+
+    Raises:
+        UndefinedMetricError: It has none.
+    """
+    found = float(how(np.ones((1, len(arrays[-1]))), *arrays)[0])
+    if not np.isfinite(found):
+        msg = f"{name} is undefined on {len(arrays[-1])} predictions: nobody to compare on one side"
+        raise UndefinedMetricError(msg)
     return found
 
 

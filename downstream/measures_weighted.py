@@ -95,8 +95,9 @@ def ece(w_RP: Floats, label_P: Labels, score: Floats) -> Floats:
 
 
 def harrell_c(w_RP: Floats, event_P: Flags, time_P: Floats, risk_P: Floats) -> Floats:
-    """Concordances [R], see `measures.harrell_c`."""
-    return _concordance(w_RP, event_P, time_P, risk_P, event_P.astype(np.float64))
+    """Concordances [R], see `measures_survival.harrell_c`."""
+    ones_P = event_P.astype(np.float64)
+    return divide(*pairs_in_order(w_RP, event_P, time_P, risk_P, ones_P))
 
 
 def uno_c(
@@ -109,7 +110,7 @@ def uno_c(
     train_time: Floats,
     tau: float | None = None,
 ) -> Floats:
-    """Weighted concordances [R], see `measures.uno_c`; the censoring weights are fixed."""
+    """Concordances [R], see `measures_survival.uno_c`; the censoring weights are fixed."""
     from sksurv.nonparametric import CensoringDistributionEstimator
     from sksurv.util import Surv
 
@@ -118,7 +119,7 @@ def uno_c(
     inverse_P = np.zeros(len(time_P))
     test: Any = Surv.from_arrays(event_P, time_P)
     inverse_P[counts_P] = censoring.predict_ipcw(test[counts_P])
-    return _concordance(w_RP, event_P, time_P, risk_P, inverse_P**2)
+    return divide(*pairs_in_order(w_RP, event_P, time_P, risk_P, inverse_P**2))
 
 
 def confusion(w_RP: Floats, label_P: Labels, score: Floats, threshold: float) -> Floats:
@@ -164,10 +165,18 @@ def _by_score(w_RP: Floats, is_one_P: Flags, score_P: Floats) -> tuple[Floats, F
     return one_RU, np.add.reduceat(sorted_RP * ~is_one, starts, axis=1)
 
 
-def _concordance(
+def pairs_in_order(
     w_RP: Floats, event_P: Flags, time_P: Floats, risk_P: Floats, weight_P: Floats
-) -> Floats:
-    """Weighted share of comparable pairs in order, by blocks of patients; memory 512 x P."""
+) -> tuple[Floats, Floats]:
+    """Comparable pairs [R] in the right order, and all of them; by blocks, memory 512 x P.
+
+    Args:
+        w_RP: How often each patient was drawn.
+        event_P: True where the event was seen.
+        time_P: Times to the event or to the end of follow-up.
+        risk_P: HIGHER = WORSE.
+        weight_P: Of the pairs in which this patient's event comes first.
+    """
     right_R, pairs_R = np.zeros(len(w_RP)), np.zeros(len(w_RP))
     # equality of times is meant: an event comes before one censored at the same time
     for rows in np.split(np.flatnonzero(event_P), range(_BLOCK, int(event_P.sum()), _BLOCK)):
@@ -178,7 +187,7 @@ def _concordance(
         w_RI = w_RP[:, rows] * weight_P[rows]
         right_R += np.einsum("rp,rp->r", w_RI @ score_IP, w_RP)
         pairs_R += np.einsum("rp,rp->r", w_RI @ can_IP.astype(np.float64), w_RP)
-    return divide(right_R, pairs_R)
+    return right_R, pairs_R
 
 
 def divide(top: Any, bottom: Any) -> Floats:  # noqa: ANN401

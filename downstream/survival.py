@@ -1,4 +1,4 @@
-"""Survival from pooled features: means over tiles and slides, then PCA and a ridge Cox model.
+"""Survival: pooled features, ranks that make folds comparable, and risk groups.
 
 Risks point one way everywhere: HIGHER = WORSE (a shorter survival is expected).
 
@@ -7,8 +7,7 @@ Shape letters: P patients, N tiles, D feature width.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -18,26 +17,11 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from downstream.settings import CoxSettings
+    from downstream.survival_models import PooledModel
 
 
 class SurvivalError(ValueError):
     """Patients that a survival model cannot be fitted on."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class CoxModel:
-    """A fitted Cox regression with the scaling and PCA of its training patients.
-
-    Attributes:
-        pipeline: scikit-learn pipeline from raw pooled features to the log hazard ratio.
-    """
-
-    pipeline: Any
-
-    def risk(self, x_PD: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Log hazard ratios float64[P] against the mean training patient; HIGHER = WORSE."""
-        risk_P: NDArray[np.float64] = self.pipeline.predict(x_PD)
-        return risk_P
 
 
 def pool(slides: Sequence[NDArray[np.float16]]) -> NDArray[np.float64]:
@@ -68,43 +52,13 @@ def fit_cox(
     event_P: NDArray[np.bool_],
     *,
     settings: CoxSettings,
-) -> CoxModel:
-    """Fit on one training fold: standardise, PCA, `sksurv.linear_model.CoxPHSurvivalAnalysis`.
+) -> PooledModel:
+    """`survival_models.fit_pooled` of a `cox` model, which needs neither validation nor a seed."""
+    from downstream.settings import SurvivalSettings
+    from downstream.survival_models import fit_pooled
 
-    Scaling and PCA see these patients only. The penalty grows with the number of features that
-    vary, because standardised features have that total variance: without it a wide teacher would be
-    shrunk less than a narrow one.
-
-    Args:
-        x_PD: Pooled features of the TRAINING patients.
-        time_P: Times to the event or to the end of follow-up.
-        event_P: True where the event was seen.
-        settings: Components and penalty.
-
-    Raises:
-        SurvivalError: No event, or no feature that varies.
-    """
-    from sklearn.decomposition import PCA
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
-    from sksurv.linear_model import CoxPHSurvivalAnalysis
-    from sksurv.util import Surv
-
-    varying = int((np.ptp(x_PD, axis=0) > 0).sum()) if len(x_PD) else 0
-    if not event_P.any() or not varying:
-        msg = (
-            f"{len(x_PD)} training patients have {int(event_P.sum())} events and {varying} "
-            "features that vary; a Cox model needs both: use fewer folds or more patients"
-        )
-        raise SurvivalError(msg)
-    components = min(settings.components, len(x_PD) - 1, varying)
-    pipeline = make_pipeline(
-        StandardScaler(),
-        PCA(n_components=components, svd_solver="full"),
-        CoxPHSurvivalAnalysis(alpha=settings.alpha * varying),
-    )
-    pipeline.fit(x_PD, Surv.from_arrays(event_P, time_P))
-    return CoxModel(pipeline=pipeline)
+    told = SurvivalSettings(components=settings.components, alpha=settings.alpha)
+    return fit_pooled("cox", x_PD, time_P, event_P, validation=None, settings=told, seed=0)
 
 
 def fold_ranks(risk_P: NDArray[np.float64], fold_P: NDArray[np.int64]) -> NDArray[np.float64]:
