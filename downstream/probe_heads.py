@@ -1,0 +1,201 @@
+"""What a probe is made of: a linear map or neighbours, and the choice of its one free number.
+
+Shape letters: P rows of training, Q others, D width of the features, C classes or numbers, K
+neighbours.
+"""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from numpy.typing import NDArray
+
+    Floats = NDArray[np.float64]
+
+INVERSE = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
+"""Inverse penalties of the logistic regression (scikit-learn's C), strongest penalty first."""
+STRENGTHS = (1e3, 1e2, 1e1, 1.0, 1e-1, 1e-2, 1e-3)
+"""Penalties of the ridge regression, as shares of the number of training rows."""
+NEIGHBOURS = (100, 50, 20, 10, 5, 3, 1)
+"""How many neighbours vote, most first."""
+DEFAULTS = {"logistic": 1e-2, "ridge": 1.0, "knn": 5}
+"""Without validation rows nothing is chosen, and these are taken."""
+_ITERATIONS = 1000
+_LEAST = 1e-12
+_BLOCK = 512
+
+
+@dataclass(frozen=True, kw_only=True)
+class Linear:
+    """A linear map of standardised features.
+
+    Attributes:
+        weight: [D, C].
+        bias: [C]; minus infinity for a class that no training row has.
+        is_class: Whether outputs are the softmax over C, or numbers as they are.
+    """
+
+    weight: Floats
+    bias: Floats
+    is_class: bool
+
+    def outputs(self, z_QD: Floats) -> Floats:
+        """Probabilities, or numbers [Q, C]."""
+        found_QC: Floats = z_QD @ self.weight + self.bias
+        if not self.is_class:
+            return found_QC
+        shifted = np.exp(found_QC - found_QC.max(axis=1, keepdims=True))
+        return np.asarray(shifted / shifted.sum(axis=1, keepdims=True))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Nearest:
+    """The training rows most alike by cosine, and what they vote for.
+
+    Attributes:
+        bank: Training rows of length 1 [P, D].
+        target: [P, C] numbers; or votes, 1 / (share of the class) at the row's class, else 0.
+        neighbours: K, at most P.
+        is_class: Whether targets are votes. A vote is shared by all classes beside those of the
+            neighbours, so that none of them is impossible.
+    """
+
+    bank: Floats
+    target: Floats
+    neighbours: int
+    is_class: bool
+
+    def outputs(self, z_QD: Floats) -> Floats:
+        """Probabilities, or means of numbers [Q, C]."""
+        return self.voted(self.ranked(z_QD, self.neighbours))
+
+    def ranked(self, z_QD: Floats, most: int) -> NDArray[np.int64]:
+        """Training rows [Q, most], the most alike first."""
+        found_QK = np.empty((len(z_QD), most), np.int64)
+        for start in range(0, len(z_QD), _BLOCK):
+            rows = slice(start, start + _BLOCK)
+            apart = -(_unit(z_QD[rows]) @ self.bank.T)
+            near = np.argpartition(apart, most - 1, axis=1)[:, :most]
+            order = np.argsort(np.take_along_axis(apart, near, axis=1), axis=1, kind="stable")
+            found_QK[rows] = np.take_along_axis(near, order, axis=1)
+        return found_QK
+
+    def voted(self, rows_QK: NDArray[np.int64]) -> Floats:
+        """What these neighbours say [Q, C]."""
+        votes_QC: Floats = self.target[rows_QK].mean(axis=1)
+        if not self.is_class:
+            return votes_QC
+        votes_QC = votes_QC * rows_QK.shape[1] + 1 / self.target.shape[1]
+        return np.asarray(votes_QC / votes_QC.sum(axis=1, keepdims=True))
+
+
+def fit_linear(
+    z_PD: Floats, y: NDArray[Any], z_QD: Floats, y_Q: NDArray[Any], classes: int | None, seed: int
+) -> tuple[Linear, float]:
+    """The head, and its inverse penalty or penalty."""
+
+    def fit(value: float) -> Linear:
+        if classes is None:
+            return _ridge(z_PD, y, value, seed)
+        return _logistic(z_PD, y, classes, value, seed)
+
+    options = STRENGTHS if classes is None else INVERSE
+    value = DEFAULTS["ridge" if classes is None else "logistic"]
+    if len(z_QD) and (classes is None or len(np.unique(y)) > 1):
+        value = _best(options, lambda option: fit(option).outputs(z_QD), y_Q, classes)
+    return fit(value), value
+
+
+def fit_nearest(
+    z_PD: Floats, y: NDArray[Any], z_QD: Floats, y_Q: NDArray[Any], classes: int | None, seed: int
+) -> tuple[Nearest, float]:
+    """The head, and how many neighbours."""
+    options = [k for k in NEIGHBOURS if k <= len(z_PD)]
+    target = _columns(y) if classes is None else _votes(y, classes)
+    is_class, most = classes is not None, options[0]
+    head = Nearest(bank=_unit(z_PD), target=target, neighbours=most, is_class=is_class)
+    value = float(min(DEFAULTS["knn"], len(z_PD)))
+    if len(z_QD):
+        rows_QK = head.ranked(z_QD, most)
+        value = _best(options, lambda k: head.voted(rows_QK[:, : int(k)]), y_Q, classes)
+    return replace(head, neighbours=int(value)), value
+
+
+def _best(
+    options: Sequence[float],
+    outputs: Callable[[float], Floats],
+    y_Q: NDArray[Any],
+    classes: int | None,
+) -> float:
+    """The option with the least loss on validation rows, the first of equals."""
+    losses = [_loss(outputs(option), y_Q, classes) for option in options]
+    return options[int(np.argmin(losses))]
+
+
+def _loss(found_QC: Floats, y_Q: NDArray[Any], classes: int | None) -> float:
+    """Squared error, or log loss with all classes that are there weighing the same."""
+    if classes is None:
+        return float(((found_QC - _columns(y_Q)) ** 2).mean())
+    label_Q = y_Q.astype(np.int64)
+    weight_Q = 1 / np.bincount(label_Q, minlength=classes)[label_Q]
+    likely_Q = np.maximum(found_QC[np.arange(len(label_Q)), label_Q], _LEAST)
+    return float(-(weight_Q * np.log(likely_Q)).sum() / weight_Q.sum())
+
+
+def _logistic(z_PD: Floats, y: NDArray[Any], classes: int, inverse: float, seed: int) -> Linear:
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.linear_model import LogisticRegression
+
+    weight, bias = np.zeros((z_PD.shape[1], classes)), np.full(classes, -np.inf)
+    present = np.unique(y).astype(np.int64)
+    bias[present] = 0.0
+    if len(present) == 1:
+        return Linear(weight=weight, bias=bias, is_class=True)
+    model = LogisticRegression(
+        C=inverse, max_iter=_ITERATIONS, class_weight="balanced", random_state=seed
+    )
+    with warnings.catch_warnings():
+        # stopped after so many steps it is a probe all the same
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        model.fit(z_PD, y)
+    into = present[1:] if len(present) == 2 else present
+    weight[:, into], bias[into] = model.coef_.T, model.intercept_
+    return Linear(weight=weight, bias=bias, is_class=True)
+
+
+def _ridge(z_PD: Floats, y: NDArray[Any], strength: float, seed: int) -> Linear:
+    from sklearn.linear_model import Ridge
+
+    model = Ridge(alpha=strength * len(z_PD), random_state=seed).fit(z_PD, _columns(y))
+    weight = np.atleast_2d(model.coef_).T
+    return Linear(weight=weight, bias=np.atleast_1d(model.intercept_), is_class=False)
+
+
+def _votes(y: NDArray[Any], classes: int) -> Floats:
+    """Votes [P, C] of training rows: those of a class sum to the same, their mean is 1."""
+    label_P = y.astype(np.int64)
+    counts_C = np.bincount(label_P, minlength=classes)
+    votes_PC = np.zeros((len(label_P), classes))
+    there = np.count_nonzero(counts_C)
+    votes_PC[np.arange(len(label_P)), label_P] = len(label_P) / (there * counts_C[label_P])
+    return votes_PC
+
+
+def _columns(y: NDArray[Any]) -> Floats:
+    """Numbers as [P, C]."""
+    found: Floats = y.astype(np.float64).reshape(len(y), -1)
+    return found
+
+
+def _unit(z_QD: Floats) -> Floats:
+    """Rows of length 1; a row of zeros stays one, and is like nothing."""
+    length = np.linalg.norm(z_QD, axis=1, keepdims=True)
+    found: Floats = z_QD / np.maximum(length, _LEAST)
+    return found
