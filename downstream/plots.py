@@ -1,39 +1,34 @@
-"""Figures as PNG bytes: ROC curves, Kaplan-Meier curves, attention over a thumbnail.
+"""Figures as PNG bytes that other code draws too: ROC, Kaplan-Meier, attention over a thumbnail.
 
-Drawn with matplotlib's objects on the Agg canvas and no pyplot, so nothing global changes and
-nothing needs a display. Colours are Okabe and Ito's, which colour-blind readers can tell apart.
-
-Shape letters: P patients, N tiles, H W pixels of a thumbnail.
+Shape letters: S rows of predictions, P patients, N tiles, H W pixels of a thumbnail.
 """
 
 from __future__ import annotations
 
-import io
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from downstream.metrics import UndefinedMetricError, auroc, bootstrap
+from downstream.plots_bands import GRID, roc_band, roc_points
+from downstream.plots_base import COLOURS, new_figure, plain, shortened, to_png
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
     from numpy.typing import NDArray
 
-    from downstream.metrics import Estimate
+    from downstream.plots_bands import Scores
 
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-_DPI = 130
-_GRID = np.linspace(0, 1, 101)
+    Estimates = Mapping[str, tuple[float, float, float]]
+
 _RISK_TIMES = 5
 
 
 def roc_png(
-    curves: Mapping[str, tuple[NDArray[np.int64], NDArray[np.float64]]],
+    curves: Mapping[str, Scores],
     *,
-    estimates: Mapping[str, Estimate] | None = None,
+    estimates: Estimates | None = None,
     title: str = "",
     n: int = 500,
     seed: int = 0,
@@ -41,58 +36,43 @@ def roc_png(
     """ROC curves with pointwise 95 % bands from a bootstrap over patients.
 
     Args:
-        curves: Name -> ([P] labels 0/1, [P] scores, higher = more likely 1).
-        estimates: Name -> AUROC for the legend, where it is known; others are bootstrapped here.
+        curves: Name -> scores.
+        estimates: Name -> (AUROC, low, high) for the legend, where they are known.
         title: Above the axes.
-        n: Resamples of the bands and of the intervals in the legend.
+        n: Resamples of the bands.
         seed: Of the bootstrap.
 
     Returns:
         A PNG.
 
     Raises:
-        UndefinedMetricError: Patients of one class only.
+        UndefinedMetricError: A curve of one class only.
     """
     figure, axes = new_figure(5.2, 5.0)
     axes.plot([0, 1], [0, 1], color="0.7", linewidth=1, linestyle="--")
-    for number, (name, (label_P, score_P)) in enumerate(curves.items()):
+    for number, (name, scores) in enumerate(curves.items()):
         colour = COLOURS[number % len(COLOURS)]
-        found = (estimates or {}).get(name) or bootstrap(auroc, label_P, score_P, n=n, seed=seed)
-        text = f"{name}: {found.estimate:.3f} ({found.low:.3f} to {found.high:.3f})"
-        low, high = roc_band(label_P, score_P, n=n, seed=seed)
-        axes.fill_between(_GRID, low, high, color=colour, alpha=0.15, linewidth=0)
-        axes.plot(*_roc(label_P, score_P), color=colour, linewidth=2, label=text)
-    axes.set(xlabel="1 - specificity", ylabel="sensitivity", title=title, aspect="equal")
+        axes.fill_between(
+            GRID, *roc_band(scores, n=n, seed=seed), color=colour, alpha=0.15, linewidth=0
+        )
+        axes.plot(*roc_points(scores), color=colour, lw=2, label=named(name, estimates))
+    axes.set(xlabel="1 - specificity", ylabel="sensitivity", title=plain(title), aspect="equal")
     axes.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01))
-    axes.legend(title="AUROC (95 % interval)", loc="lower right", frameon=False, fontsize=8)
+    legend_title = "AUROC (95 % interval)" if estimates else ""
+    axes.legend(title=legend_title, loc="lower right", frameon=False, fontsize=8, title_fontsize=8)
     return to_png(figure)
 
 
-def roc_band(
-    label_P: NDArray[np.int64], score_P: NDArray[np.float64], *, n: int, seed: int
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Pointwise 2.5th and 97.5th percentiles of sensitivity at 101 false positive rates.
+def named(name: str, estimates: Estimates | None) -> str:
+    """A legend's line: the name, and the number with its interval if it is known.
 
-    Raises:
-        UndefinedMetricError: Patients of one class only.
+    >>> named("uni2", {"uni2": (0.8, 0.7, 0.9)}), named("uni2", None)
+    ('uni2: 0.800 (0.700 to 0.900)', 'uni2')
     """
-    if len(np.unique(label_P)) < 2:
-        msg = f"a ROC curve needs patients of both classes, all {len(label_P)} are of one"
-        raise UndefinedMetricError(msg)
-    rng = np.random.default_rng(seed)
-    # Sorted once, so that a resample is two sums over how often each patient was drawn.
-    order = np.argsort(-score_P, kind="stable")
-    positive_P, ends = label_P[order], np.flatnonzero(np.diff(score_P[order], append=-np.inf))
-    drawn: list[NDArray[np.float64]] = []
-    while len(drawn) < n:
-        rows = rng.integers(0, len(label_P), size=len(label_P))
-        times_P = np.bincount(rows, minlength=len(label_P))[order]
-        true, false = (np.cumsum(times_P * part)[ends] for part in (positive_P, 1 - positive_P))
-        if true[-1] and false[-1]:
-            curve = np.r_[0, false / false[-1]], np.r_[0, true / true[-1]]
-            drawn.append(np.interp(_GRID, *curve))
-    low, high = np.percentile(drawn, [2.5, 97.5], axis=0)
-    return low, high
+    if not estimates or name not in estimates:
+        return plain(shortened(name))
+    estimate, low, high = estimates[name]
+    return f"{plain(shortened(name))}: {estimate:.3f} ({low:.3f} to {high:.3f})"
 
 
 def km_png(
@@ -123,8 +103,9 @@ def km_png(
         _at_risk(axes, ticks, at_risk, name=name, row=number)
     p = logrank_p(time_P, event_P, high_P)
     text = "" if p is None else "log-rank p < 0.001" if p < 0.001 else f"log-rank p = {p:.3f}"
-    axes.set(xlabel=xlabel, ylabel="survival", title=title, ylim=(0, 1.03), xticks=ticks)
-    axes.legend(title=text, loc="upper right", frameon=False)
+    axes.set(xlabel=plain(xlabel), ylabel="survival", title=plain(title), ylim=(0, 1.03))
+    axes.set(xticks=ticks)
+    axes.legend(title=text, loc="best", frameon=False)
     return to_png(figure)
 
 
@@ -172,15 +153,15 @@ def attention_png(
         (height, width), x, y, attention, tile_px_level0=tile_px_level0, size_px=size_px
     )
     wide = 2 * width > height
-    figure, (plain, coloured) = new_figure(9.0, 1.0 + 4.5 * min(height / width, 2.0), columns=2)
-    for axes in (plain, coloured):
+    figure, (plain_, coloured) = new_figure(9.0, 1.0 + 4.5 * min(height / width, 2.0), columns=2)
+    for axes in (plain_, coloured):
         axes.imshow(thumbnail_HW3)
         axes.set_axis_off()
     image = coloured.imshow(shares_HW, cmap="cividis", vmin=0, vmax=1, alpha=0.65)
-    plain.set_title(title)
+    plain_.set_title(plain(title))
     coloured.set_title("attention")
     side = "horizontal" if wide else "vertical"
-    bar = figure.colorbar(image, ax=[plain, coloured], orientation=side, shrink=0.5, pad=0.04)
+    bar = figure.colorbar(image, ax=[plain_, coloured], orientation=side, shrink=0.5, pad=0.04)
     bar.set_label("share of the slide's tiles with less attention")
     return to_png(figure)
 
@@ -209,31 +190,30 @@ def attention_overlay(
     Returns:
         float64[H, W]: share of the slide's tiles with less attention, 0 to 1; NaN without a tile.
     """
-    from scipy.stats import rankdata
-
-    share_N = (rankdata(attention) - 1) / max(len(attention) - 1, 1)
     scale_x, scale_y = shape[1] / size_px[0], shape[0] / size_px[1]
     painted_HW = np.full(shape, np.nan)
-    for left, top, share in zip(x, y, share_N, strict=True):
+    for left, top, share in zip(x, y, shares(attention), strict=True):
         columns = slice(*_span(int(left), tile_px_level0, scale_x))
         painted_HW[slice(*_span(int(top), tile_px_level0, scale_y)), columns] = share
     return painted_HW
+
+
+def shares(attention: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Share of the other tiles with less attention [N], 0 to 1; equal ones have the same.
+
+    >>> shares(np.array([0.1, 0.7, 0.2], np.float32)).tolist()
+    [0.0, 1.0, 0.5]
+    """
+    from scipy.stats import rankdata
+
+    share_N: NDArray[np.float64] = (rankdata(attention) - 1) / max(len(attention) - 1, 1)
+    return share_N
 
 
 def _span(start_px: int, length_px: int, scale: float) -> tuple[int, int]:
     """Thumbnail pixels that a tile covers, at least one."""
     first = round(start_px * scale)
     return first, max(round((start_px + length_px) * scale), first + 1)
-
-
-def _roc(
-    label_P: NDArray[np.int64], score_P: NDArray[np.float64]
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """False and true positive rates."""
-    from sklearn.metrics import roc_curve
-
-    false_positive, true_positive, _ = roc_curve(label_P, score_P)
-    return false_positive, true_positive
 
 
 def _km_curve(
@@ -278,23 +258,3 @@ def _at_risk(
     axes.text(-0.06, below, name, transform=axes.transAxes, ha="right", **style)
     if row == 0:
         axes.text(-0.06, below + 0.07, "at risk", transform=axes.transAxes, ha="right", fontsize=9)
-
-
-def new_figure(width: float, height: float, columns: int = 1) -> tuple[Figure, Any]:
-    """A figure with one axes, or with several side by side."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), dpi=_DPI, layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots(1, columns)
-    for one in np.atleast_1d(axes):
-        one.spines[["top", "right"]].set_visible(False)
-    return figure, axes
-
-
-def to_png(figure: Figure) -> bytes:
-    """The figure as PNG, cut to what is drawn."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", bbox_inches="tight")
-    return buffer.getvalue()

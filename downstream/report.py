@@ -45,8 +45,8 @@ def write_report(
 
     Returns:
         The content of `report.json`: stages, lake (`Lake.info()`), fidelity per teacher of the
-        newest student (of all under `students` if there are several), mil and survival per feature
-        set of the newest run, failed, synthetic, about, lake_version.
+        newest student (of all under `students` if there are several), mil and survival per arm of
+        the newest run, failed, synthetic, about, lake_version.
 
     Raises:
         LakeError: There is no lake.

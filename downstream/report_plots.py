@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from downstream.plots import COLOURS, new_figure, to_png
+from downstream.plots_base import COLOURS, new_figure, plain, shortened, to_png
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -15,42 +15,51 @@ if TYPE_CHECKING:
 
 _WIDTH_IN = 5.8
 _GREY = "0.72"
-
-
-def plain(text: str) -> str:
-    r"""Text that matplotlib shows as it is: a pair of dollar signs would be read as mathematics.
-
-    >>> plain("US$ or A$")
-    'US\\$ or A\\$'
-    """
-    return text.replace("$", r"\$")
+_COIN = 0.5
 
 
 def forest_png(
-    estimates: Mapping[str, tuple[float, float, float]], *, xlabel: str, chance: float = 0.5
+    estimates: Mapping[str, tuple[float, float, float]],
+    *,
+    xlabel: str,
+    chance: float | None = 0.5,
+    margin: float | None = None,
 ) -> bytes:
     """Estimates with their intervals, one line per name, first name on top.
 
     Args:
-        estimates: Name -> (estimate, low, high).
+        estimates: Name -> (estimate, low, high); at least one.
         xlabel: Under the axis.
-        chance: Where the dashed line of a model that knows nothing stands.
+        chance: Where the dashed line of a model that knows nothing stands; None for no line.
+        margin: Where a dotted line is drawn, such as minus what counts as not worse.
 
     Returns:
         A PNG. Names have the colours that `roc_png` gives to the same names in the same order.
     """
     figure, axes = new_figure(_WIDTH_IN, 1.0 + 0.42 * len(estimates))
-    axes.axvline(chance, color="0.6", linestyle="--", linewidth=1)
+    for at, style in ((chance, "--"), (margin, ":")):
+        if at is not None:
+            axes.axvline(at, color="0.5", linestyle=style, linewidth=1)
     for row, (estimate, low, high) in enumerate(estimates.values()):
         colour = COLOURS[row % len(COLOURS)]
         axes.plot([low, high], [row, row], color=colour, linewidth=2.5, solid_capstyle="butt")
         axes.plot(estimate, row, marker="s", markersize=8, color=colour)
         text = f"{estimate:.3f} ({low:.3f} to {high:.3f})"
         axes.text(1.02, row, text, transform=axes.get_yaxis_transform(), va="center", fontsize=9)
-    lowest = min([chance, *(low for _, low, _ in estimates.values())])
-    axes.set(xlabel=xlabel, xlim=(np.floor(lowest * 10 - 0.3) / 10, 1.01))
-    _name_rows(axes, list(estimates))
+    shown = [value for line in estimates.values() for value in line]
+    axes.set(xlabel=xlabel, xlim=_limits(shown, chance))
+    _name_rows(axes, [plain(shortened(name)) for name in estimates])
     return to_png(figure)
+
+
+def _limits(shown: Sequence[float], chance: float | None) -> tuple[float, float]:
+    """Of the axis: up to 1 for shares that are better than chance, else what holds all."""
+    values = [*shown, *([] if chance is None else [chance])]
+    low, high = min(values), max(values)
+    if chance == _COIN and high <= 1 and low >= 0:
+        return float(np.floor(low * 10 - 0.3) / 10), 1.01
+    room = 0.06 * (high - low or 1.0)
+    return low - room, high + room
 
 
 def fidelity_png(rows: Sequence[tuple[str, float, float]]) -> bytes:
@@ -74,7 +83,7 @@ def fidelity_png(rows: Sequence[tuple[str, float, float]]) -> bytes:
     lowest = min([0.0, *(min(row[1:]) for row in rows)])
     axes.set(xlabel="cosine with the teacher's feature, held-out patients", xlim=(lowest, 1.08))
     axes.legend(frameon=False, ncols=2, loc="lower left", bbox_to_anchor=(0, 1.0), fontsize=9)
-    _name_rows(axes, [row[0] for row in rows])
+    _name_rows(axes, [plain(row[0]) for row in rows])
     return to_png(figure)
 
 

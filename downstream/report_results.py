@@ -1,35 +1,34 @@
 """What the report says of students and runs: tables and pictures, each as the template takes it.
 
-Which feature set and which slide a picture shows follows from a rule that the page names, so that
-nobody has picked the nicest one.
+Which arm and which slide a picture shows follows from a rule that the page names, so that nobody
+has picked the nicest one. Pictures of runs are those of the runs' own pages.
 """
 
 from __future__ import annotations
 
-import io
 from typing import TYPE_CHECKING
 
-import numpy as np
-import polars as pl
-
-from downstream.metrics import Estimate
-from downstream.plots import COLOURS, attention_png, km_png, roc_png
-from downstream.report_plots import curves_png, fidelity_png, forest_png, plain
-from downstream.study import safe_name
-from ingest.slide_pictures import data_uri, decode_rgb, encode_jpeg, scaled
+from downstream.report_attention import arms_with_attention, attention_files, owners
+from downstream.report_cases import cases
+from downstream.report_plots import curves_png, fidelity_png
+from downstream.report_run import read_run
+from downstream.report_tables import arm_rows, asked, measure_heads, shown_name, tested
+from downstream.report_tiles import maps
+from downstream.report_views import Section, forest, sections
+from downstream.report_views_classes import roc_section
+from downstream.report_views_outcomes import km_section
+from ingest.slide_pictures import data_uri
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from downstream.report_lake import Json, Part
+    from downstream.report_run import Run
     from featurestore import Lake
 
-_ATTENTION_PX = 640
-_CHART = {"mil": "AUROC", "survival": "concordance index"}
 
-
-def estimates(run: Part | None) -> dict[str, dict[str, float]]:
-    """Feature set -> estimate, low, high; empty without a run."""
+def estimates(run: Part | None) -> dict[str, dict[str, float | None]]:
+    """Arm -> estimate, low, high; empty without a run, null where undefined."""
     if run is None:
         return {}
     names = ("estimate", "low", "high")
@@ -80,125 +79,83 @@ def _fidelity_rows(report: Json) -> list[Json]:
     return rows
 
 
-def shown_set(run: Part, students: list[str]) -> str:
-    """The feature set whose pictures are shown: the newest student, else the first one."""
-    names = list(run.content["metrics"])
-    return next((name for name in students if name in names), names[0])
+def shown_arm(run: Run, students: list[str]) -> str:
+    """The arm whose pictures are shown: of the newest student's features, else the first one."""
+    described = run.result.get("arms", {})
+    of = {arm: described.get(arm, {}).get("features", arm) for arm in run.arms}
+    return next((arm for name in students for arm in run.arms if of[arm] == name), run.arms[0])
 
 
-def mil_view(lake: Lake, run: Part, students: list[str]) -> Json:
-    """A classification: table, intervals, ROC curves, attention over one slide."""
-    predictions = _predictions(lake, run)
-    shown = shown_set(run, students)
+def mil_view(lake: Lake, part: Part, students: list[str]) -> Json:
+    """The newest run of bags: table, intervals, curves, attention over one slide."""
+    run = read_run(lake, part.name)
+    shown = shown_arm(run, students)
     return {
-        **_common(run, predictions, "mil"),
-        "shown": shown,
-        "classes": _class_counts(predictions, run),
-        "roc": _roc(predictions, run),
-        "attention": _attention(lake, run, predictions, shown),
+        **_common(run, shown),
+        "classes": _class_counts(run, shown),
+        "pictures": _main_pictures(run, shown),
+        **_attention(lake, run, shown),
     }
 
 
-def survival_view(lake: Lake, run: Part, students: list[str]) -> Json:
-    """A survival analysis: table, intervals, Kaplan-Meier curves of one feature set."""
-    predictions = _predictions(lake, run)
-    shown = shown_set(run, students)
-    part = predictions.filter(pl.col("features") == shown)
-    time, event, high = (part[name].to_numpy() for name in ("time", "event", "high"))
+def survival_view(lake: Lake, part: Part, students: list[str]) -> Json:
+    """The newest survival analysis: table, intervals, Kaplan-Meier curves of one arm."""
+    run = read_run(lake, part.name)
+    shown = shown_arm(run, students)
     return {
-        **_common(run, predictions, "survival"),
-        "shown": shown,
-        "events": int(event.sum()),
-        "km": _png(km_png(time, event, high, xlabel=plain(_columns(run)[0]))),
+        **_common(run, shown),
+        "events": int(run.once(shown)["event"].sum()),
+        "pictures": _main_pictures(run, shown),
     }
 
 
-def _common(run: Part, predictions: pl.DataFrame, kind: str) -> Json:
-    found = estimates(run)
-    lines = {name: (e["estimate"], e["low"], e["high"]) for name, e in found.items()}
+def _common(run: Run, shown: str) -> Json:
     return {
         "name": run.name,
-        "result": run.content,
-        "metrics": run.content["metrics"],
-        "patients": predictions["patient_id"].n_unique(),
-        "forest": _png(forest_png(lines, xlabel=f"{_CHART[kind]}, 95 % interval over patients")),
+        "result": run.result,
+        "task": run.task,
+        "shown": shown,
+        "asked": asked(run),
+        "tested": tested(run),
+        "metric": shown_name(run.metric),
+        "found": run.measure(shown, run.metric),
+        "heads": measure_heads(run)[:1],
+        "rows": [{**row, "cells": row["cells"][:1]} for row in arm_rows(run)],
+        "forest": forest(run),
     }
 
 
-def _predictions(lake: Lake, run: Part) -> pl.DataFrame:
-    return pl.read_parquet(io.BytesIO(lake.read_bytes(f"runs/{run.name}/predictions.parquet")))
+def _main_pictures(run: Run, shown: str) -> Section:
+    """What is shown of the predictions beside the intervals."""
+    if run.task == "survival":
+        return km_section(run, [shown])
+    if run.task in ("binary", "multiclass"):
+        section = roc_section(run)
+        return Section(key="", title="", pictures=section.pictures[:1], notes=section.notes)
+    return next(iter(sections(run)))
 
 
-def _columns(run: Part) -> list[str]:
-    columns: list[str] = run.content["config"]["columns"]
-    return columns
+def _class_counts(run: Run, shown: str) -> dict[str, int]:
+    """Patients of each class; empty where they are not of one each."""
+    if run.task not in ("binary", "multiclass"):
+        return {}
+    labels = run.once(shown)["label"].to_list()
+    return {name: labels.count(name) for name in run.classes}
 
 
-def _positive(run: Part) -> str:
-    """The class that scores are of: the last one."""
-    classes: list[str] = run.content["config"]["classes"]
-    return classes[-1]
-
-
-def _class_counts(predictions: pl.DataFrame, run: Part) -> dict[str, int]:
-    labels = predictions.unique("patient_id")["label"].to_list()
-    return {name: labels.count(name) for name in run.content["config"]["classes"]}
-
-
-def _roc(predictions: pl.DataFrame, run: Part) -> str | None:
-    """ROC curves of at most as many feature sets as there are colours; None with three classes."""
-    if len(run.content["config"]["classes"]) != 2:
-        return None
-    curves = {}
-    for name in list(run.content["metrics"])[: len(COLOURS)]:
-        part = predictions.filter(pl.col("features") == name)
-        label = (part["label"] == _positive(run)).to_numpy().astype(np.int64)
-        curves[name] = (label, part["score"].to_numpy())
-    known = {
-        name: Estimate(redrawn=run.content["metrics"][name]["redrawn"], **found)
-        for name, found in estimates(run).items()
-    }
-    return _png(roc_png(curves, estimates=known, seed=run.content["config"]["seed"]))
-
-
-def _attention(lake: Lake, run: Part, predictions: pl.DataFrame, shown: str) -> Json | None:
-    """Attention over a slide of the surest of the rightly classified positive patients.
-
-    None if there is no such patient, or the lake has no picture of any slide of theirs.
-    """
-    part = predictions.filter((pl.col("features") == shown) & (pl.col("label") == _positive(run)))
-    part = part.with_columns(sure=pl.col("probabilities").list.last())
-    right = pl.col("probabilities").list.arg_max() == len(run.content["config"]["classes"]) - 1
-    owners = lake.slides().select("slide_id", "patient_id", "slide", "width_px", "height_px")
-    slides = owners.collect().sort("slide_id")
-    for patient in part.filter(right).sort("sure", descending=True).iter_rows(named=True):
-        for slide in slides.filter(pl.col("patient_id") == patient["patient_id"]).to_dicts():
-            picture = _attention_picture(lake, run, patient, slide)
-            if picture is not None:
-                return {"slide": slide["slide_id"], "picture": picture, **patient}
-    return None
-
-
-def _attention_picture(lake: Lake, run: Part, patient: Json, slide: Json) -> str | None:
-    """The slide beside the slide under attention, or None without a thumbnail or its tiles."""
-    thumbnail = lake.pictures(slide["slide_id"])["thumbnail"]
-    mpp = run.content["config"]["mpp"]
-    place = lake.tiles_of(mpp=mpp).filter(pl.col("slide") == slide["slide"])
-    path = f"runs/{run.name}/cells/{safe_name(patient['features'])}-{patient['fold']}"
-    tiles = pl.read_parquet(io.BytesIO(lake.read_bytes(f"{path}.attention.parquet")))
-    tiles = tiles.filter(pl.col("slide_id") == slide["slide_id"])
-    if thumbnail is None or tiles.is_empty() or place.is_empty():
-        return None
-    drawn = attention_png(
-        scaled(decode_rgb(thumbnail), _ATTENTION_PX),
-        *(tiles[name].to_numpy() for name in ("x", "y", "attention")),
-        tile_px_level0=place["tile_px_level0"][0],
-        width_px=slide["width_px"],
-        height_px=slide["height_px"],
-        title="thumbnail",
-    )
-    # as JPEG: photographs in PNG would be a quarter of the whole page
-    return data_uri(encode_jpeg(decode_rgb(drawn), sharp=True), "image/jpeg")
+def _attention(lake: Lake, run: Run, shown: str) -> Json:
+    """Attention over the slides of the surest right patient, by the shown arm if it has any."""
+    files = attention_files(lake, run.name)
+    arms = arms_with_attention(run, files)
+    arm = shown if shown in arms else next(iter(arms), None)
+    if arm is None:
+        return {"maps": [], "map_notes": ["None: no model of this run says which tiles it weighs."]}
+    mine = [file for file in files if file.arm == arm]
+    found = cases(run, arm)
+    if not found:
+        return {"maps": [], "map_notes": [f"None: nobody fits the rule with {arm}."]}
+    drawn, notes = maps(lake, found[0], arm, mine, owners(lake))
+    return {"maps": drawn[:1], "map_notes": notes}
 
 
 def _png(data: bytes) -> str:

@@ -1,0 +1,133 @@
+"""A finished run as its pages see it: `result.json`, and the test rows of `predictions.parquet`.
+
+Validation rows only ever chose thresholds, so no page reads them.
+"""
+
+from __future__ import annotations
+
+import difflib
+import io
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import polars as pl
+
+if TYPE_CHECKING:
+    from featurestore import Lake
+
+Json = dict[str, Any]
+Estimate = tuple[float, float, float]
+
+_ORDER = ("patient_id", "repeat", "seed", "fold")
+_SHOWN_NAMES = 8
+
+
+class RunError(ValueError):
+    """A run that is not there, or that does not hold what was asked of it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """A finished run.
+
+    Attributes:
+        name: Of its folder.
+        result: The content of `result.json`.
+        scored: Rows of the test parts, sorted by patient, repetition, seed and fold.
+    """
+
+    name: str
+    result: Json
+    scored: pl.DataFrame
+
+    @property
+    def task(self) -> str:
+        """`binary`, `multiclass`, `multilabel`, `regression` or `survival`."""
+        return str(self.result["task"])
+
+    @property
+    def arms(self) -> list[str]:
+        """Names of the arms, in the order of the run."""
+        return list(self.result["metrics"])
+
+    @property
+    def classes(self) -> list[str]:
+        """Names of the classes, or of the labels; of two classes the last is the positive one."""
+        return list(self.result["config"]["classes"])
+
+    @property
+    def metric(self) -> str:
+        """The measure that arms are compared by."""
+        return next((str(found["metric"]) for found in self.result["metrics"].values()), "")
+
+    @property
+    def measures(self) -> list[str]:
+        """Names of all measures of any arm, the main one first.
+
+        With two classes a quadratic kappa is the plain one, and is left out.
+        """
+        names = {self.metric: None}
+        for found in self.result["metrics"].values():
+            names |= dict.fromkeys(found.get("measures", {}))
+        twice = "kappa_quadratic" if self.task == "binary" else ""
+        return [name for name in names if name not in ("", twice)]
+
+    def rows(self, arm: str) -> pl.DataFrame:
+        """All test rows of an arm: a patient has one a repetition and seed."""
+        return self.scored.filter(pl.col("arm") == arm)
+
+    def once(self, arm: str) -> pl.DataFrame:
+        """One test row a patient: of the first repetition, seed and fold that tests them."""
+        return self.rows(arm).unique("patient_id", keep="first", maintain_order=True)
+
+    def measure(self, arm: str, name: str) -> Json | None:
+        """What is known of a measure of an arm, or None; `estimate` is not there if undefined."""
+        found: Json = self.result["metrics"][arm]
+        part: Json | None = found.get("measures", {}).get(name)
+        if part is None and name == found["metric"]:
+            return found
+        return part
+
+    def estimates(self, name: str) -> dict[str, Estimate]:
+        """Arm -> estimate, low, high of a measure, of the arms where it is defined."""
+        found = {arm: self.measure(arm, name) for arm in self.arms}
+        return {
+            arm: (part["estimate"], part["low"], part["high"])
+            for arm, part in found.items()
+            if part is not None and part.get("estimate") is not None
+        }
+
+
+def read_run(lake: Lake, name: str) -> Run:
+    """Read a finished run.
+
+    Raises:
+        RunError: There is none of this name, or it is not finished; runs that are there are named.
+    """
+    path = f"runs/{name}/result.json"
+    if not name or "/" in name or not lake.exists(path):
+        raise RunError(_not_there(lake, name))
+    table = pl.read_parquet(io.BytesIO(lake.read_bytes(f"runs/{name}/predictions.parquet")))
+    scored = table.filter(pl.col("part") == "test").sort(*_ORDER, maintain_order=True)
+    return Run(name=name, result=lake.read_json(path), scored=scored)
+
+
+def _not_there(lake: Lake, name: str) -> str:
+    there = lake.store.names("runs")
+    if name in there:
+        return f"run {name!r} of {lake.uri} is not finished; run its command again to finish it"
+    done = [one for one in there if lake.exists(f"runs/{one}/result.json")]
+    return f"{lake.uri} has no finished run {name!r}; {nearest(name, done, 'it has')}"
+
+
+def nearest(name: str, known: list[str], what: str) -> str:
+    """Names that are there, those most like the given one first, as the end of a message.
+
+    >>> nearest("mil-12", ["survival-9", "mil-13"], "it has"), nearest("a", [], "it has")
+    ('it has: mil-13, survival-9', 'it has: none')
+    """
+    close = difflib.get_close_matches(name, known, n=_SHOWN_NAMES, cutoff=0.3)
+    shown = [*close, *(one for one in sorted(known) if one not in close)]
+    left = len(shown) - _SHOWN_NAMES
+    more = f" and {left} more" if left > 0 else ""
+    return f"{what}: {', '.join(shown[:_SHOWN_NAMES]) or 'none'}{more}"

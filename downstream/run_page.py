@@ -1,0 +1,114 @@
+"""A page of one finished run: `runs/<run>/report.html`, one file that needs no network.
+
+Everything is read from the run's files, and tiles' pixels from the lake's shards where they are, so
+a page can be written again at any time. Nothing on it was picked by hand: each picture says by
+which rule its patients were chosen.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from downstream.report_attention import arms_with_attention, attention_files, owners
+from downstream.report_cases import cases
+from downstream.report_lake import package_versions
+from downstream.report_page import words
+from downstream.report_run import read_run
+from downstream.report_tables import (
+    arm_rows,
+    asked,
+    comparison_rows,
+    listed,
+    measure_heads,
+    p_text,
+    setting_rows,
+    tested,
+    title,
+    warnings,
+)
+from downstream.report_tiles import maps, strips
+from downstream.report_views import differences, forest, sections
+from ingest.pages import environment
+
+if TYPE_CHECKING:
+    from downstream.report_run import Run
+    from downstream.report_tiles import Strip
+    from downstream.report_views import Picture
+    from featurestore import Lake
+
+_TEMPLATES = Path(__file__).parent / "templates"
+
+
+def write_run_page(lake: Lake, run: str) -> None:
+    """Write `runs/<run>/report.html`.
+
+    Args:
+        lake: The lake, at any version; a slide that is not in it any more is left out and told.
+        run: Name of a finished run.
+
+    Raises:
+        RunError: There is no such run, or it is not finished.
+    """
+    lake.write_bytes(f"runs/{run}/report.html", run_page(lake, read_run(lake, run)).encode())
+
+
+def run_page(lake: Lake, run: Run) -> str:
+    """The HTML."""
+    made = environment(_TEMPLATES)
+    made.filters |= {"words": words, "p": p_text}
+    return made.get_template("run.html.j2").render(
+        run=run,
+        result=run.result,
+        lake_uri=lake.uri,
+        written=datetime.now(UTC),
+        title=title(run),
+        asked=asked(run),
+        tested=tested(run),
+        heads=measure_heads(run),
+        rows=arm_rows(run),
+        warnings=warnings(run),
+        forest=forest(run),
+        comparisons=comparison_rows(run),
+        differences=differences(run),
+        sections=sections(run),
+        attention=attention_view(lake, run),
+        missing=listed(run.result["missing"]),
+        surplus=listed(run.result["surplus"]),
+        settings=setting_rows(run),
+        versions=package_versions(),
+    )
+
+
+def attention_view(lake: Lake, run: Run) -> dict[str, Any]:
+    """What was looked at, by the first arm that has attention.
+
+    Returns:
+        `arm` (None without attention), `others` (arms that have it too), `strips`, `pictures`,
+        `notes`.
+    """
+    files = attention_files(lake, run.name)
+    arms = arms_with_attention(run, files)
+    empty: dict[str, Any] = {"others": [], "strips": [], "pictures": [], "notes": []}
+    if not arms:
+        note = "No model of this run says which tiles it weighs, so there is nothing to show."
+        return {**empty, "arm": None, "notes": [note]}
+    mine, slides = [file for file in files if file.arm == arms[0]], owners(lake)
+    tiles: list[Strip] = strips(lake, run, arms[0], mine, slides)
+    if not tiles:
+        note = f"{arms[0]} weighs all tiles of a patient alike: there is nothing to rank."
+        return {**empty, "arm": arms[0], "others": arms[1:], "notes": [note]}
+    pictures: list[Picture] = []
+    notes: list[str] = []
+    for case in cases(run, arms[0]):
+        drawn, told = maps(lake, case, arms[0], mine, slides)
+        pictures += drawn
+        notes += told
+    return {
+        "arm": arms[0],
+        "others": arms[1:],
+        "strips": tiles,
+        "pictures": pictures,
+        "notes": notes,
+    }
