@@ -693,6 +693,25 @@ def survival_command(
     _out(result, as_json=json_, text=_metrics_text(result, "C-index"))
 
 
+@app.command("attention")
+def attention_command(
+    lake: LakeArg,
+    run: Annotated[str, typer.Argument(metavar="RUN", help="Name of a finished run.")],
+    slide: Annotated[str, typer.Argument(metavar="SLIDE", help="Id of a slide it tested.")],
+    arm: Annotated[
+        str | None, typer.Option(help="Which arm; all that weigh tiles if not given.")
+    ] = None,
+    out: Annotated[str, typer.Option(metavar="DIR", help="Where the files go.")] = "attention",
+    json_: JsonOpt = False,
+) -> None:
+    """A slide's attention in a run: a picture, tiles for QuPath (GeoJSON), and a table."""
+    from downstream.attention_maps import write_attention
+    from featurestore import open_lake
+
+    files = [str(p) for p in write_attention(open_lake(lake), run, slide, arm=arm, folder=out)]
+    _out({"run": run, "slide": slide, "files": files}, as_json=json_, text="\n".join(files))
+
+
 @app.command("search")
 def search_command(
     lake: LakeArg,
