@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
+from downstream.retrieval_pages import check_out, write_picture
 from downstream.retrieval_query import (
     RetrievalError,
     check_k,
@@ -70,16 +71,15 @@ def run_search(
         LakeError: There is no such lake or teacher, or the index can't be built.
         RetrievalError: The slide is unknown, no tile covers the place, or a number is not allowed.
     """
-    from featurestore import build_index, open_lake
+    from featurestore import open_lake
 
     check_k(k)
-    if build:
-        if version is not None:
-            msg = f"an index is built of the newest version; leave out version {version}"
-            raise RetrievalError(msg)
-        build_index(open_lake(lake_uri), features, mpp=mpp)
+    if out is not None:
+        check_out(out)
     lake = open_lake(lake_uri, version=version)
     query = find_query(lake, like, features, mpp=mpp)
+    if build:
+        lake = _with_index(lake, query, version)
     begun = time.monotonic()
     results = _results(lake, query, k=k, exact=exact, others_only=other_patients_only)
     seconds = time.monotonic() - begun
@@ -98,10 +98,19 @@ def run_search(
         "picture": None,
     }
     if out is not None:
-        from downstream.retrieval_pages import write_picture
-
         found["picture"] = str(write_picture(lake, found, out))
     return found
+
+
+def _with_index(lake: Lake, query: Query, version: int | str | None) -> Lake:
+    """The lake at its newest version, with an index of the query's features."""
+    from featurestore import build_index
+
+    if version is not None:
+        msg = f"an index is built of the newest version; leave out version {version}"
+        raise RetrievalError(msg)
+    build_index(lake, query.features, mpp=query.mpp)
+    return lake.refreshed()
 
 
 def _index_of(lake: Lake, query: Query) -> IndexState | None:

@@ -49,18 +49,22 @@ class Shown:
     jpeg: bytes | None
 
 
+def check_out(out: Path) -> None:
+    """Raise RetrievalError unless it is a .png or .html file in a folder that is there."""
+    if out.suffix.lower() not in {".png", ".html"} or not out.parent.is_dir():
+        msg = f"{out} can't be written: name a .png or .html file in a folder that is there"
+        raise RetrievalError(msg)
+
+
 def write_picture(lake: Lake, found: Json, out: Path) -> Path:
     """Write what `run_search` found as .png or .html.
 
     Raises:
         RetrievalError: The file's name ends otherwise, or its folder is not there.
     """
-    kinds = {".png": _png, ".html": _html}
-    out = Path(out)
-    if out.suffix.lower() not in kinds or not out.parent.is_dir():
-        msg = f"{out} can't be written: name a .png or .html file in a folder that is there"
-        raise RetrievalError(msg)
-    out.write_bytes(kinds[out.suffix.lower()](found, shown(lake, found)))
+    check_out(out)
+    draw = _png if out.suffix.lower() == ".png" else _html
+    out.write_bytes(draw(found, shown(lake, found)))
     return out
 
 
@@ -129,7 +133,7 @@ def _png(found: Json, pictures: list[Shown]) -> bytes:
     columns = max(1, min(_COLUMNS, len(others)))
     rows = max(1, math.ceil(len(others) / columns))
     figure = Figure(
-        figsize=(_INCH * (columns + 2), (_INCH + 0.7) * rows + 0.5), layout="constrained"
+        figsize=(_INCH * (columns + 2), (_INCH + 0.5) * rows + 0.5), layout="constrained"
     )
     FigureCanvasAgg(figure)
     grid = figure.add_gridspec(rows, columns + 2)
