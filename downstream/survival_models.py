@@ -55,9 +55,10 @@ class PooledModel:
     def survival(self, x_PD: Floats, times_T: Floats) -> Floats:
         """S(t) float64[P, T] in 0..1, never rising; flat after the last training time."""
         x_PC = self.pipeline.transform(x_PD)
-        curves_PK = self.estimator.predict_survival_function(
-            x_PC, return_array=True, **self.options
-        )
+        ask = self.estimator.predict_survival_function
+        # a patient far outside the training patients may have an infinite hazard, and then S = 0
+        with np.errstate(over="ignore"):
+            curves_PK = ask(x_PC, return_array=True, **self.options)
         return at_times(self.estimator.unique_times_, curves_PK, times_T)
 
 

@@ -23,7 +23,7 @@ from downstream.survival import SurvivalError
 from downstream.survival_rows import FollowUp, Predictions, follow_up
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Mapping
 
     from numpy.typing import NDArray
 
@@ -119,8 +119,8 @@ def score_predictions(
             if isinstance(asked, str):
                 raise UndefinedMetricError(asked)
             told = (asked.measure, asked.truth, asked.prediction)
-            options = {"seed": seed, "resamples": resamples, "level": level}
-            found[name] = _bounded(partial(interval, *told, patients=rows.patient, **options))
+            how = partial(interval, *told, patients=rows.patient, resamples=resamples, seed=seed)
+            found[name] = _bounded(partial(how, level=level))
             higher[name] = asked.measure.higher_is_better
         except UndefinedMetricError as error:
             left_out[name] = str(error)
