@@ -179,11 +179,13 @@ def follow_up(
         key = tuple(int(getattr(rows, name)[at[0]]) for name in ("repeat", "fold", "seed"))
         censoring, last = _censoring(training, key[0], key[1])
         free_T = np.zeros(len(times_T))
-        free_T[times_T <= last] = censoring.predict_proba(times_T[times_T <= last])
+        if (times_T <= last).any():
+            free_T[times_T <= last] = censoring.predict_proba(times_T[times_T <= last])
         cells.append(Cell(key=(key[0], key[1], key[2]), rows=at, free=free_T))
         if (free_T > 0).any():
             until_S[at] = times_T[free_T > 0].max()
-            seen = at[rows.event[at] & (rows.time[at] <= until_S[at])]
+        seen = at[rows.event[at] & (rows.time[at] <= until_S[at])]
+        if len(seen):
             inverse_S[seen] = 1 / censoring.predict_proba(rows.time[seen])
     return FollowUp(
         times=times_T, cells=tuple(cells), group=group_S, inverse=inverse_S, until=until_S
