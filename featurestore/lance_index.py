@@ -20,7 +20,9 @@ from featurestore.lance_tables import open_table
 from featurestore.lock import writer_lease
 from featurestore.schema import features_table
 
-KIND = "IVF_RQ"
+# Cells of near vectors (IVF), and in each a few bits a value (RaBitQ), which need whole bytes;
+# docs/decisions.md has what others cost.
+KIND, ANY_WIDTH_KIND = "IVF_RQ", "IVF_SQ"
 # Below this an exact search takes tens of milliseconds.
 INDEX_ROWS = 20_000
 
@@ -70,7 +72,7 @@ def index_state(lake: Lake, teacher: str, *, mpp: float) -> IndexState:
         mpp=known,
         tiles=tiles,
         indexed=int(inside["tiles"].sum()),
-        kind=KIND,
+        kind=str(found[0].index_type),
         bytes=int(found[0].total_size_bytes or 0),
     )
 
@@ -119,9 +121,10 @@ def _build(lake: Lake, teacher: str, mpp: float) -> None:
     rel, name = features_table(mpp), index_name(teacher)
     table = lake.table(rel)
     then = _column_files(table, teacher)
+    width = table.schema.field(teacher).type.list_size
     built = table.create_index_uncommitted(
         teacher,
-        KIND,
+        ANY_WIDTH_KIND if width % 8 else KIND,
         name=name,
         metric="cosine",
         replace=True,

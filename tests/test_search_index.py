@@ -223,6 +223,16 @@ def test_index_covers_all_and_finds_nearly_all(world: Lake) -> None:
     assert recall(world) == 1
 
 
+def test_features_of_any_width_are_indexed(world: Lake) -> None:
+    lake = add_teacher(world, "narrow", 13)
+    assert build_index(lake, "narrow", mpp=0.5, least_rows=LEAST).complete
+    lake = lake.refreshed()
+    bag = lake.bag("b2", "narrow", mpp=0.5)
+    found = lake.nearest(bag.features, "narrow", mpp=0.5, k=1)
+    assert found["tile_id"].to_list() == bag.tile_id.tolist()
+    assert lake.nearest(queries(1), TEACHER, mpp=0.5).height == K
+
+
 def test_index_is_used(world: Lake) -> None:
     lake = indexed(world)
     for part in Path(lake.store.path(features_table(0.5))).glob("_indices/*/*.idx"):
