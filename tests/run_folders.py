@@ -6,6 +6,7 @@ are of the last class, and tile (0, 0) of each slide has the most attention.
 
 import io
 from dataclasses import asdict
+from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,42 @@ NAMES = {
     "multiclass": ("A", "B", "C"),
     "multilabel": ("KRAS", "TP53", "rare"),
 }
+
+
+class Page(HTMLParser):
+    """Tags, what they load or lead to, and the text between them."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.links: list[tuple[str, str]] = []
+        self.text = ""
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.text += " " if tag in {"td", "th", "dd", "span", "li"} else ""
+        for name, value in attrs:
+            assert not name.startswith("on")
+            if name in {"src", "href", "srcset", "action", "data", "poster"}:
+                self.links.append((tag, value or ""))
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+    @property
+    def images(self) -> list[str]:
+        return [link for tag, link in self.links if tag == "img"]
+
+    @property
+    def words(self) -> str:
+        return " ".join(self.text.split())
+
+    @property
+    def loads_nothing(self) -> bool:
+        """Whether nothing is fetched or run."""
+        inside = all(link.startswith(("data:", "#")) for _, link in self.links)
+        return inside and not {"script", "iframe", "object", "embed", "form"} & set(self.tags)
 
 
 def slide_names(patients: int) -> list[str]:
@@ -131,7 +168,7 @@ def write_run(
     folder = f"runs/{run}"
     lake.write_bytes(f"{folder}/predictions.parquet", parquet(table))
     for arm in attention:
-        for fold in range(FOLDS):
+        for fold in range(min(FOLDS, -(-patients // 2))):
             path = f"{folder}/attention/{arm.replace(' / ', '_')}-0-{fold}-0.parquet"
             lake.write_bytes(path, parquet(tile_attention(lake, arm, fold, patients)))
     result = {**_result(lake, task, kind, run, table, arms), **(changes or {})}
@@ -189,7 +226,7 @@ def _told(task: str, number: int, rng: np.random.Generator, spread: int) -> Json
         nothing = {"score": None, "threshold": None}
         return {"label": NAMES[task][number % 3], "probabilities": shares.tolist(), **nothing}
     if task == "multilabel":
-        labels = [number % 2, number // 2 % 2, int(number == 0)]
+        labels = [number % 2, number // 2 % 2, 0]
         said = [_logistic(2.0 * one - 1.0 + noise) for one in labels]
         return {"labels": labels, "probabilities": said}
     if task == "regression":
@@ -317,7 +354,7 @@ def _asked(
         return [(c, truth, part["rank"].to_numpy())]
     said = np.array(part["probabilities"].to_list())
     if task == "multilabel":
-        # the rare label is of one patient: without them it is undefined
+        # nobody has the third label
         labels = np.array(part["labels"].to_list())[:, :2]
         return [(m, (labels,), said[:, :2]) for m in multilabel_measures()]
     label = np.array([NAMES[task].index(name) for name in part["label"]])

@@ -1,15 +1,35 @@
-"""Figures are PNGs, and what they show is where it belongs."""
+"""Figures are PNGs, what they show is where it belongs, and their numbers are those of others."""
 
 import io
 
 import numpy as np
 import pytest
 from PIL import Image
+from sklearn.calibration import calibration_curve
+from sklearn.metrics import precision_recall_curve, roc_curve
 from sksurv.compare import compare_survival
+from sksurv.nonparametric import kaplan_meier_estimator
 from sksurv.util import Surv
 
-from downstream import UndefinedMetricError, attention_png, km_png, roc_png
-from downstream.plots import attention_overlay, logrank_p, roc_band
+from downstream.abstention import risk_coverage
+from downstream.metrics import UndefinedMetricError
+from downstream.plots import attention_overlay, attention_png, km_png, logrank_p, roc_png, shares
+from downstream.plots_bands import (
+    GRID,
+    Scores,
+    precision_recall_band,
+    precision_recall_points,
+    reliability,
+    roc_band,
+    roc_points,
+)
+from downstream.plots_classes import (
+    confusion_png,
+    precision_recall_png,
+    reliability_png,
+    risk_coverage_png,
+)
+from downstream.plots_outcomes import scatter_png, survival_calibration_png, survival_groups
 
 
 def size(png: bytes) -> tuple[int, int]:
@@ -19,21 +39,110 @@ def size(png: bytes) -> tuple[int, int]:
         return image.size
 
 
-def test_roc_png() -> None:
-    rng = np.random.default_rng(0)
-    label = np.arange(24) % 2
-    curves = {
-        name: (label, label + rng.normal(0, spread, 24)) for name, spread in (("a", 1), ("b", 3))
-    }
-    assert min(size(roc_png(curves, title="tumour", n=50))) > 400
+def scores(rows: int, spread: float, *, seed: int = 0, digits: int = 1) -> Scores:
+    """Of two classes, with many ties."""
+    rng = np.random.default_rng(seed)
+    label = (np.arange(rows) % 2).astype(np.int64)
+    said = 1 / (1 + np.exp(-(label - 0.5 + rng.normal(0, spread, rows))))
+    return Scores(label=label, score=said.round(digits))
 
 
-def test_roc_band_holds_the_curve_of_a_perfect_score() -> None:
-    label = np.arange(20) % 2
-    low, high = roc_band(label, label.astype(float), n=50, seed=0)
-    assert low.min() == high.min() == 1.0
+def test_points_are_those_of_scikit_learn() -> None:
+    one = scores(60, 1.0)
+    false, true, _ = roc_curve(one.label, one.score, drop_intermediate=False)
+    found = roc_points(one)
+    assert np.allclose(found[0], false)
+    assert np.allclose(found[1], true)
+    precision, recall, _ = precision_recall_curve(one.label, one.score)
+    found = precision_recall_points(one)
+    # scikit-learn goes from the lowest threshold up, and ends with a made-up point
+    assert np.allclose(found[0], recall[-2::-1])
+    assert np.allclose(found[1], precision[-2::-1])
+
+
+def test_bands_are_percentiles_over_resampled_patients() -> None:
+    one = scores(40, 1.0, digits=3)
+    rng, curves = np.random.default_rng(7), []
+    for _ in range(1000):
+        rows = rng.integers(0, 40, size=40)
+        false, true, _ = roc_curve(one.label[rows], one.score[rows], drop_intermediate=False)
+        curves.append(np.interp(GRID, false, true))
+    expected = np.percentile(curves, [2.5, 97.5], axis=0)
+    low, high = roc_band(one, n=1000, seed=1)
+    assert np.abs(low - expected[0]).mean() < 0.015
+    assert np.abs(high - expected[1]).mean() < 0.015
+
+
+def test_a_band_of_precision_is_about_its_curve() -> None:
+    one = scores(40, 1.0, digits=3)
+    low, high = precision_recall_band(one, n=300, seed=1)
+    recall, precision = precision_recall_points(one)
+    for at in (0.25, 0.5, 0.75, 1.0):
+        here = precision[np.searchsorted(recall, at - 1e-9)]
+        assert low[round(100 * at)] <= here <= high[round(100 * at)]
+
+
+def test_repeats_of_the_same_patients_do_not_narrow_a_band() -> None:
+    one = scores(30, 1.0, digits=3)
+    patients = [f"p{number}" for number in range(30)]
+    twice = Scores(label=np.tile(one.label, 4), score=np.tile(one.score, 4), patients=patients * 4)
+    alone = Scores(label=twice.label, score=twice.score)
+    widths = []
+    for part in (one, twice, alone):
+        low, high = roc_band(part, n=400, seed=0)
+        widths.append((high - low).mean())
+    assert widths[1] == pytest.approx(widths[0], rel=0.1)
+    assert widths[2] < 0.65 * widths[0]
+
+
+def test_bands_of_a_perfect_score() -> None:
+    label = (np.arange(20) % 2).astype(np.int64)
+    perfect = Scores(label=label, score=label.astype(float))
+    for band in (roc_band, precision_recall_band):
+        low, high = band(perfect, n=50, seed=0)
+        assert low.min() == high.min() == 1.0
+    one_class = Scores(label=np.ones(20, dtype=np.int64), score=perfect.score)
     with pytest.raises(UndefinedMetricError, match="all 20 are of one"):
-        roc_band(np.ones(20, dtype=np.int64), label.astype(float), n=5, seed=0)
+        roc_band(one_class, n=5, seed=0)
+    with pytest.raises(UndefinedMetricError, match="precision-recall curve needs patients of both"):
+        precision_recall_points(one_class)
+
+
+def test_reliability_is_that_of_scikit_learn() -> None:
+    one = scores(400, 2.0, digits=6)
+    bins = reliability(one, bins=10, n=50)
+    found, said = calibration_curve(one.label, one.score, n_bins=10, strategy="quantile")
+    assert np.allclose(bins.found, found)
+    assert np.allclose(bins.said, said)
+    assert bins.rows.sum() == 400
+    assert (bins.low <= bins.found).all()
+    assert (bins.found <= bins.high).all()
+    same = reliability(Scores(label=one.label, score=np.full(400, 0.5)), n=5)
+    assert same.rows.tolist() == [400]
+    with pytest.raises(UndefinedMetricError, match="there are none"):
+        reliability(Scores(label=np.empty(0, np.int64), score=np.empty(0)))
+
+
+def test_figures_of_classes() -> None:
+    curves = {"a": scores(24, 1.0), "b, a name that is much too long for a legend $": scores(24, 3)}
+    known = {"a": (0.8, 0.7, 0.9)}
+    assert min(size(roc_png(curves, estimates=known, title="US$ or A$", n=20))) > 400
+    assert min(size(precision_recall_png(curves, estimates=known, n=20))) > 400
+    assert min(size(reliability_png(curves, xlabel="said", ylabel="found"))) > 400
+    risk = {name: risk_coverage(one.score, one.label == 1) for name, one in curves.items()}
+    assert min(size(risk_coverage_png(risk))) > 400
+    assert min(size(confusion_png(np.array([[3, 0], [0, 0]]), ["no", "yes"], title="a"))) > 200
+
+
+def test_a_confusion_matrix_has_true_classes_in_rows() -> None:
+    """Dark is a share of the row: the upper right is filled where all 0 are called 1."""
+    picture = confusion_png(np.array([[0, 9], [5, 5]]), ["0", "1"])
+    with Image.open(io.BytesIO(picture)) as image:
+        pixels = np.asarray(image.convert("L")).astype(int)
+    dark = np.argwhere(pixels < 80)
+    height, width = pixels.shape
+    upper_right = (dark[:, 0] < height * 0.45) & (dark[:, 1] > width * 0.5)
+    assert upper_right.mean() > 0.8
 
 
 @pytest.mark.parametrize(
@@ -57,6 +166,31 @@ def test_logrank_p() -> None:
     assert logrank_p(time, ~event, high) is None
 
 
+def test_predicted_survival_is_held_against_kaplan_meier() -> None:
+    rng = np.random.default_rng(2)
+    time, event, said = rng.exponential(8, 60), rng.random(60) < 0.7, rng.random(60)
+    groups = survival_groups(time, event, said, at=5.0)
+    assert groups.patients.tolist() == [15] * 4
+    lowest = np.argsort(said)[:15]
+    at, survival, limits = kaplan_meier_estimator(event[lowest], time[lowest], conf_type="log-log")
+    last = np.flatnonzero(at <= 5.0)[-1]
+    assert groups.said[0] == pytest.approx(said[lowest].mean())
+    assert groups.found[0] == survival[last]
+    assert (groups.low[0], groups.high[0]) == (limits[0][last], limits[1][last])
+    assert min(size(survival_calibration_png(groups, title="a", at="months = 5"))) > 300
+    # nobody is followed that long, no event before, too few patients
+    assert np.isnan(survival_groups(time, event, said, at=1e3).found).all()
+    assert survival_groups(time, event, said, at=1e-6).found.tolist() == [1.0] * 4
+    with pytest.raises(UndefinedMetricError, match="there are 20 patients"):
+        survival_groups(time[:20], event[:20], said[:20], at=5.0)
+
+
+def test_scatter_png() -> None:
+    value = np.arange(5.0)
+    assert min(size(scatter_png(value, value[::-1], title="a", name="age"))) > 300
+    assert min(size(scatter_png(np.ones(3), np.ones(3)))) > 300
+
+
 def test_attention_is_painted_where_the_tiles_are() -> None:
     x, y = np.array([0, 400, 0], np.int32), np.array([0, 0, 200], np.int32)
     attention = np.array([0.2, 0.7, 0.1], np.float32)
@@ -66,6 +200,8 @@ def test_attention_is_painted_where_the_tiles_are() -> None:
     expected[0:10, 40:50] = 1.0
     expected[20:30, 0:10] = 0.0
     assert np.array_equal(painted, expected, equal_nan=True)
+    assert shares(np.array([0.3, 0.3, 0.1], np.float32)).tolist() == [0.75, 0.75, 0.0]
+    assert shares(np.array([1.0], np.float32)).tolist() == [0.0]
 
 
 @pytest.mark.parametrize("shape", [(60, 200), (300, 80)])

@@ -1,0 +1,324 @@
+"""The page of a run: what it says and shows, by which rules, and what it can do without."""
+
+import base64
+import io
+import json
+import re
+from pathlib import Path
+
+import cv2
+import numpy as np
+import polars as pl
+import pytest
+from PIL import Image
+from sklearn.metrics import confusion_matrix, roc_auc_score
+
+from downstream.report_attention import attention_files, owners, read_tiles
+from downstream.report_cases import cases, groups
+from downstream.report_run import RunError, read_run
+from downstream.report_tables import arm_rows, comparison_rows, listed, measure_heads
+from downstream.report_tiles import MOST_OF_PATIENT, MOST_TILES, strips
+from downstream.report_views import sections
+from downstream.report_views_classes import confusion_counts, label_estimates
+from downstream.report_views_outcomes import horizon_of
+from downstream.run_page import attention_view, write_run_page
+from featurestore import Lake
+from tests.run_folders import (
+    ACROSS,
+    DOWN,
+    FOLDS,
+    Page,
+    painted_lake,
+    parquet,
+    predictions,
+    write_run,
+)
+
+ARMS = ("good / abmil", "noise / mean")
+EVIL = "<img src=http://evil.example/x onerror=alert(1)>"
+
+
+@pytest.fixture(scope="module")
+def lake(tmp_path_factory: pytest.TempPathFactory) -> Lake:
+    return painted_lake(tmp_path_factory.mktemp("lake") / "lake", patients=32)
+
+
+def page_of(lake: Lake, run: str) -> Page:
+    write_run_page(lake, run)
+    page = Page(lake.read_bytes(f"runs/{run}/report.html").decode())
+    assert page.loads_nothing
+    assert all(re.match(r"data:image/(png|jpeg);base64,", link) for link in page.images)
+    for link in page.images:
+        with Image.open(io.BytesIO(base64.b64decode(link.partition(",")[2]))) as image:
+            assert min(image.size) > 50
+    return page
+
+
+def test_a_page_of_two_classes(lake: Lake) -> None:
+    run = write_run(lake, patients=32, repeats=2, seeds=2)
+    page = page_of(lake, run)
+    words = page.words
+    result = lake.read_json(f"runs/{run}/result.json")
+    for arm in ARMS:
+        for name, found in result["metrics"][arm]["measures"].items():
+            text = f"{found['estimate']:.3f} {found['low']:.3f} to {found['high']:.3f}"
+            assert text in words or name == "kappa_quadratic"
+    for text in (
+        "Which of two classes: tumour, of 32 patients with 33 slides",
+        "3 folds over patients, repeated 2 times with other folds, 2 trainings",
+        "ECE lower is better",
+        "noise / mean good / abmil AUROC -0.100 -0.200 to +0.015 0.031 0.062 not shown",
+        "not shown: it may be 0.05 worse or more 0.810",
+        "By good / abmil, the first arm whose models have attention.",
+        "Labelled, but not used: 2 p98, p99.",
+        "Every slide that is ready has a label.",
+        "Settings: dropout 0.25",
+        f"Lake version {lake.version}",
+        "Polars " + pl.__version__,
+    ):
+        assert text in words
+    # forest, differences, ROC, precision-recall, reliability, 2 confusion, risk, 2 slides
+    tiles = 4 * MOST_TILES
+    assert len(page.images) == 10 + tiles
+    assert len(lake.read_bytes(f"runs/{run}/report.html")) < 800_000
+
+
+@pytest.mark.parametrize(
+    ("task", "pictures"),
+    [
+        # ROC and precision-recall for each arm, reliability, 2 confusion, risk by coverage
+        ("multiclass", {"curves": 4, "calibration": 1, "decisions": 2, "abstention": 1}),
+        ("multilabel", {"labels": 2, "calibration": 1}),
+        ("regression", {"numbers": 2}),
+        ("survival", {"groups": 2, "calibration": 2}),
+    ],
+)
+def test_a_page_of_every_task(lake: Lake, task: str, pictures: dict[str, int]) -> None:
+    run = write_run(lake, task, patients=32)
+    found = {part.key: len(part.pictures) for part in sections(read_run(lake, run))}
+    assert found == pictures
+    page = page_of(lake, run)
+    assert "The surest right: slide" in page.words or task in {"regression", "multilabel"}
+    assert "weighed" in page.words
+    if task == "multilabel":
+        assert "good / abmil: no AUROC for rare, which all patients have or none." in page.words
+    if task == "survival":
+        assert "survival at months = 9, in 2 groups of about 16 patients" in page.words
+
+
+def test_what_users_wrote_is_text(lake: Lake) -> None:
+    rows = predictions("binary", (EVIL,), 12, 1, 1)
+    rows = rows.with_columns(patient_id=pl.col("patient_id").replace("p01", EVIL))
+    changes = {"missing": [EVIL], "target": EVIL, "surplus": [EVIL]}
+    run = write_run(lake, run="mil-evil", arms=(EVIL,), rows=rows, attention=(), changes=changes)
+    page = page_of(lake, run)
+    assert EVIL not in lake.read_bytes(f"runs/{run}/report.html").decode()
+    assert page.words.count(EVIL) > 3
+
+
+def test_a_confusion_matrix_holds_each_patient_once(lake: Lake) -> None:
+    rows = predictions("binary", ARMS, 24, 3, 2).with_columns(threshold=pl.lit(0.7))
+    # neither other repetitions nor validation rows may count
+    later = (pl.col("repeat") > 0) | (pl.col("seed") > 0) | (pl.col("part") == "validation")
+    rows = rows.with_columns(score=pl.when(later).then(0.0).otherwise(pl.col("score")))
+    run = read_run(lake, write_run(lake, run="mil-once", rows=rows, attention=()))
+    used = rows.filter(~later & (pl.col("arm") == ARMS[0]))
+    expected = confusion_matrix(used["label"] == "yes", used["score"] >= 0.7)
+    assert confusion_counts(run, ARMS[0]).tolist() == expected.tolist()
+    assert expected.sum() == 24
+    assert set(run.scored["part"]) == {"test"}
+    three = read_run(lake, write_run(lake, "multiclass", run="mil-three", attention=()))
+    used = three.once(ARMS[0])
+    said = np.array(used["probabilities"].to_list()).argmax(axis=1)
+    truth = ["ABC".index(name) for name in used["label"]]
+    assert confusion_counts(three, ARMS[0]).tolist() == confusion_matrix(truth, said).tolist()
+
+
+def test_labels_have_the_area_of_scikit_learn(lake: Lake) -> None:
+    run = read_run(lake, write_run(lake, "multilabel", run="mil-labels", seeds=2, attention=()))
+    found, without = label_estimates(run, ARMS[1])
+    rows = run.rows(ARMS[1])
+    truth, said = (np.array(rows[name].to_list()) for name in ("labels", "probabilities"))
+    for at, name in enumerate(("KRAS", "TP53")):
+        estimate, low, high = found[name]
+        assert estimate == pytest.approx(roc_auc_score(truth[:, at], said[:, at]))
+        assert low < estimate < high
+    assert without == ["rare"]
+
+
+def test_the_horizon_is_near_the_median_event(lake: Lake) -> None:
+    run = read_run(lake, write_run(lake, "survival", run="survival-h", attention=()))
+    seen = run.scored.filter(pl.col("event"))["time"].to_numpy()
+    times = np.array([2.0, 5.0, 9.0])
+    index = int(np.abs(times - np.median(seen)).argmin())
+    assert horizon_of(run) == (times[index], index)
+    rows = predictions("survival", ARMS, 24, 1, 1).with_columns(
+        curve=pl.lit(None, pl.List(pl.Float64)), high=pl.lit(None, pl.Boolean)
+    )
+    changes = {"curve_times": []}
+    bare = write_run(lake, "survival", run="survival-b", rows=rows, attention=(), changes=changes)
+    words = page_of(lake, bare).words
+    assert "No survival curves were kept" in words
+    assert f"{ARMS[0]}: no risk groups were kept." in words
+
+
+# ------------------------------------------------------------------------- attention
+
+
+def test_tiles_are_those_that_were_weighed_most(lake: Lake) -> None:
+    run = read_run(lake, write_run(lake, run="mil-tiles", patients=32))
+    files = attention_files(lake, run.name)
+    assert {(file.arm, file.fold) for file in files} == {(ARMS[0], fold) for fold in range(FOLDS)}
+    found = {part.title: part for part in strips(lake, run, ARMS[0], files, owners(lake))}
+    assert list(found) == [
+        f"{name}, {which} weighed" for name in ("no", "yes") for which in ("most", "least")
+    ]
+    weight = np.array([1 / (1 + y + x) for y in range(DOWN) for x in range(ACROSS)])
+    times = weight / weight.mean()
+    most, least = found["yes, most weighed"], found["yes, least weighed"]
+    assert most.tiles[0]["times"] == pytest.approx(times.max(), rel=1e-5)
+    assert least.tiles[0]["times"] == pytest.approx(times.min(), rel=1e-5)
+    for part, corner in ((most, (0, 0)), (least, (DOWN - 1, ACROSS - 1))):
+        patients = [tile["patient"] for tile in part.tiles]
+        assert len(patients) == MOST_TILES
+        assert all(int(patient[1:]) % 2 for patient in patients)
+        assert max(patients.count(patient) for patient in patients) <= MOST_OF_PATIENT
+        jpeg = base64.b64decode(part.tiles[0]["src"].partition(",")[2])
+        bgr = cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_COLOR).mean(axis=(0, 1))
+        down, across = corner
+        assert np.abs(bgr - (90 + 40 * down, 60, 30 + 40 * across)).max() < 4
+
+
+def test_who_is_shown_follows_the_rule(lake: Lake) -> None:
+    rows = predictions("binary", ARMS, 32, 2, 1)
+    run = read_run(lake, write_run(lake, run="mil-who", patients=32, rows=rows))
+    mine = rows.filter(
+        (pl.col("arm") == ARMS[1])
+        & (pl.col("part") == "test")
+        & (pl.col("repeat") == 0)
+        & (pl.col("label") == "yes")
+    )
+    right, wrong = cases(run, ARMS[1])
+    assert right.patient == mine.sort("score")["patient_id"][-1]
+    assert wrong.patient == mine.sort("score")["patient_id"][0]
+    assert f"{mine['score'].to_numpy().min():.3f}" in wrong.text
+    missed = int((mine["score"] < 0.5).sum())
+    assert f"Of {missed} yes patients missed, the surest." in wrong.text
+    view = attention_view(lake, run)
+    shown = cases(run, ARMS[0])[0]
+    number = int(shown.patient[1:])
+    assert f"slide s{number:02d}a of patient {shown.patient}" in view["pictures"][0].text
+    assert f"of fold {number // 2 % FOLDS}, in which" in view["pictures"][0].text
+    with_two = groups(run, ARMS[0])
+    assert with_two["no"][:2] == ["p00", "p02"]
+
+
+def test_a_patient_with_two_slides_is_shown_on_both(lake: Lake) -> None:
+    rows = predictions("binary", ARMS, 32, 1, 1)
+    sure = pl.when(pl.col("patient_id") == "p01").then(0.999).otherwise(pl.col("score") * 0.9)
+    rows = rows.with_columns(score=sure)
+    rows = rows.with_columns(probabilities=pl.concat_list(1 - pl.col("score"), pl.col("score")))
+    run = read_run(lake, write_run(lake, run="mil-two", patients=32, rows=rows))
+    texts = [picture.text for picture in attention_view(lake, run)["pictures"]]
+    assert "s01a" in texts[0]
+    assert "s01b" in texts[1]
+    assert "50% of the patient's attention is on it" in texts[0]
+
+
+def test_attention_that_says_nothing(lake: Lake) -> None:
+    run = read_run(lake, write_run(lake, run="mil-none", attention=()))
+    view = attention_view(lake, run)
+    assert (view["arm"], view["strips"], view["pictures"]) == (None, [], [])
+    assert view["notes"][0].startswith("No model of this run says which tiles it weighs")
+    run = read_run(lake, write_run(lake, run="mil-mean", patients=32))
+    for file in attention_files(lake, run.name):
+        same = read_tiles(lake, file).with_columns(
+            arm=pl.lit(file.arm),
+            fold=pl.lit(file.fold, pl.Int32),
+            attention=pl.lit(1 / 24, pl.Float32),
+        )
+        lake.write_bytes(file.path, parquet(same))
+    view = attention_view(lake, run)
+    assert (view["arm"], view["strips"], view["pictures"]) == (ARMS[0], [], [])
+    assert view["notes"] == [
+        "good / abmil weighs all tiles of a patient alike: there is nothing to rank."
+    ]
+
+
+def test_a_lake_without_pictures(tmp_path: Path) -> None:
+    lake = painted_lake(tmp_path / "lake", patients=12, mpps=(0.5, 1.0), thumbnail=False)
+    run = write_run(lake, patients=12)
+    for shard in (tmp_path / "lake" / "tiles").rglob("*.tar"):
+        shard.unlink()
+    words = page_of(lake, run).words
+    assert words.count("no pixels") == 4 * MOST_TILES
+    assert re.search(r"Some tiles are not shown: shard tiles/mpp0\.5/\S+ can't be read", words)
+    assert re.search(r"The surest right: the lake has no thumbnail of slide s\d\da\.", words)
+
+
+# ------------------------------------------------------------------- runs that are less than whole
+
+
+def test_one_class_only(lake: Lake) -> None:
+    rows = predictions("binary", ARMS, 24, 1, 1).with_columns(label=pl.lit("no"))
+    run = write_run(lake, run="mil-one", rows=rows, attention=ARMS[:1])
+    words = page_of(lake, run).words
+    assert "The main measure is undefined for all arms." in words
+    assert "AUROC of good / abmil: all patients are of one class." in words
+    assert "not drawn, a ROC curve needs patients of both classes, all 24 are of one" in words
+    assert "yes, most weighed No patient is in it." in words
+
+
+def test_a_fold_without_a_class(lake: Lake) -> None:
+    rows = predictions("binary", ARMS, 24, 1, 1)
+    alone = pl.when(pl.col("fold") == 0).then(pl.lit("no")).otherwise(pl.col("label"))
+    run = write_run(lake, run="mil-fold", rows=rows.with_columns(label=alone))
+    page = page_of(lake, run)
+    assert "not drawn" not in page.words
+
+
+def test_many_arms(lake: Lake) -> None:
+    arms = tuple(f"teacher{number} / abmil" for number in range(9))
+    run = write_run(lake, run="mil-arms", arms=arms, attention=arms[3:5], patients=12)
+    words = page_of(lake, run).words
+    assert "Drawn for the first 7; not for teacher7 / abmil, teacher8 / abmil." in words
+    assert "Drawn for the first 4; not for teacher4 / abmil, teacher5 / abmil" in words
+    assert "By teacher3 / abmil, the first arm whose models have attention; teacher4" in words
+
+
+def test_tables_of_parts_that_are_missing(lake: Lake) -> None:
+    name = write_run(lake, run="mil-parts", attention=())
+    result = lake.read_json(f"runs/{name}/result.json")
+    measures = result["metrics"][ARMS[1]]["measures"]
+    measures["f1"] = {"higher_is_better": True, "undefined": "no patient"}
+    del measures["ece"]
+    measures["brier"]["redrawn"] = 900
+    result["comparisons"][0] |= {"margin": None, "p_worse": None, "not_inferior": None}
+    result["missing"] = [f"p{number}" for number in range(120)]
+    lake.write_json(f"runs/{name}/result.json", result)
+    run = read_run(lake, name)
+    heads = [head["name"] for head in measure_heads(run)]
+    cells = dict(zip(heads, arm_rows(run)[1]["cells"], strict=True))
+    assert cells["F1"] == {"estimate": None, "why": "no patient"}
+    assert cells["ECE"]["why"] == "not measured"
+    assert "quadratic kappa" not in heads
+    assert comparison_rows(run)[0]["verdict"] == ""
+    words = page_of(lake, name).words
+    assert "p99 and 20 more." in words
+    assert "p100" not in words
+    assert "Brier score of noise / mean was undefined on 900 resamples" in words
+    assert "not inferior?" not in words
+    assert listed(["a"]) == {"ids": ["a"], "left": 0, "all": 1}
+
+
+def test_runs_that_are_not_there(lake: Lake) -> None:
+    write_run(lake, run="mil-0a1b", attention=())
+    lake.write_json("runs/mil-begun/config.json", {})
+    with pytest.raises(RunError, match=r"no finished run 'mil-0a1c'; it has: mil-0a1b, "):
+        write_run_page(lake, "mil-0a1c")
+    with pytest.raises(RunError, match=r"'mil-begun' of .* is not finished; run its command again"):
+        write_run_page(lake, "mil-begun")
+    for name in ("", "../mil-0a1b", "mil-0a1b/"):
+        with pytest.raises(RunError, match="no finished run"):
+            write_run_page(lake, name)
+    assert json.loads(lake.read_bytes("runs/mil-0a1b/result.json"))["run"] == "mil-0a1b"
