@@ -4,6 +4,7 @@ import io
 import json
 import re
 from base64 import b64decode
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,9 +21,19 @@ from typer.testing import CliRunner
 from downstream.retrieval import found_text, run_search
 from downstream.retrieval_query import RetrievalError, nearest_rows, parse_like, tile_at
 from downstream.retrieval_recall import measure_recall, recall_at_k, sample_tiles
-from featurestore import Bag, Lake, LakeError, build_index, open_lake, tile_parts
+from featurestore import Bag, Lake, LakeError, build_index, create_lake, open_lake, tile_parts
 from slidelake import app
-from tests.training_lake import SIZES, TILE_PX, add_features, jpeg_of, make
+from tests.training_lake import (
+    CONFIG,
+    SIZES,
+    TILE_PX,
+    add_features,
+    cut,
+    jpeg_of,
+    make,
+    register,
+    row_of_cells,
+)
 
 PATIENTS = {"a": "p1", "b": "p1", "c": "p2", "d": "p3", "e": "p2"}  # nothing is known of f
 TEACHER, DIM = "plain", 128
@@ -296,10 +307,27 @@ def test_picture_shows_the_tiles_that_were_found(lake: Lake, folder: Path, tmp_p
     assert np.abs(colours.astype(int) - first).max(axis=1).min() <= 2
 
 
-def test_page_escapes_names_and_says_where_no_picture_is(folder: Path, tmp_path: Path) -> None:
-    search(str(folder), "--like", "e", "--features", TEACHER, "--out", str(tmp_path / "x.html"))
+def test_slides_are_shown_by_their_thumbnails_or_an_empty_frame(tmp_path: Path) -> None:
+    names = ["<b>x</b>", "a $x_1$ slide of a name that is longer than its picture", "c"]
+    jpeg = io.BytesIO()
+    Image.new("RGB", (700, 350), (200, 30, 90)).save(jpeg, "JPEG")
+    lake = create_lake(tmp_path / "lake", CONFIG)
+    cuts = [
+        cut(lake, number, name, {0.5: row_of_cells(4)})
+        for name, number in register(lake, names).items()
+    ]
+    shown = [replace(c, row={**c.row, "thumbnail": jpeg.getvalue()}) for c in cuts[:2]]
+    lake.committer.commit_slides([*shown, cuts[2]])
+    add_features(lake, {TEACHER: DIM})
+    args = [lake.uri, "--like", names[0], "--features", TEACHER, "--out"]
+    search(*args, str(tmp_path / "x.html"))
     text = (tmp_path / "x.html").read_text()
-    assert text.count('class="none"') == 6
-    search(str(folder), "--like", "e", "--features", TEACHER, "--out", str(tmp_path / "x.png"))
+    assert text.count('class="none"') == 1
+    assert "<b>x" not in text
+    assert "&lt;b&gt;x&lt;/b&gt;" in text
+    pictures = re.findall(r"data:image/jpeg;base64,([^\"]+)", text)
+    assert [Image.open(io.BytesIO(b64decode(p))).size for p in pictures] == [(360, 180)] * 2
+    search(*args, str(tmp_path / "x.png"))
     with Image.open(tmp_path / "x.png") as image:
-        assert image.height > 200
+        red = (np.abs(np.asarray(image.convert("RGB")).astype(int) - (200, 30, 90)) < 6).all(axis=2)
+    assert red.mean() > 0.1
