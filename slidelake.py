@@ -153,10 +153,66 @@ FeaturesOpt = Annotated[
     typer.Option("--features", help="A teacher, or several joined by +; repeat to compare."),
 ]
 LabelsOpt = Annotated[
-    str, typer.Option(help="CSV or Parquet with slide_id and/or patient_id and the label columns.")
+    str,
+    typer.Option(
+        help="CSV, TSV, XLSX or Parquet with slide_id and/or patient_id and the label columns; the "
+        "tables of CLAM, STAMP and Patho-Bench as they are."
+    ),
 ]
 SeedOpt = Annotated[int, typer.Option(help="Same seed, same result.")]
 FoldsOpt = Annotated[int, typer.Option(help="Folds over patients.")]
+DownMppsOpt = Annotated[
+    list[float], typer.Option("--mpp", help="Microns per pixel of the tiles; repeat for several.")
+]
+FusionOpt = Annotated[
+    str, typer.Option(help="How teachers joined by + are fused: none, concat, shazam.")
+]
+InnerOpt = Annotated[
+    int,
+    typer.Option(
+        help="Inner splits of each fold: 1 validation part, or more for an ensemble of one model "
+        "a split."
+    ),
+]
+RepeatsOpt = Annotated[int, typer.Option(help="Repetitions with other folds.")]
+SplitsOpt = Annotated[
+    str | None,
+    typer.Option(
+        metavar="FILE",
+        help="Splits to use: CLAM's folder, Patho-Bench's k=all.tsv, STAMP's splits.json, or a "
+        "run's splits.parquet.",
+    ),
+]
+SiteOpt = Annotated[
+    str | None,
+    typer.Option(
+        metavar="COLUMN",
+        help="Leave one site out at a time: its column, or tcga to read it off the barcodes.",
+    ),
+]
+SeedsOpt = Annotated[int, typer.Option(help="Trainings of each model with other random numbers.")]
+EpochsOpt = Annotated[
+    int | None, typer.Option(help="Most epochs; validation patients stop it earlier.")
+]
+RateOpt = Annotated[float | None, typer.Option(help="Learning rate of AdamW.")]
+BatchOpt = Annotated[int | None, typer.Option(help="Patients a step.")]
+MostTilesOpt = Annotated[
+    int | None, typer.Option(help="Most tiles of a patient a step; a random subset of more.")
+]
+PrecisionOpt = Annotated[str, typer.Option(help="float32 or bfloat16.")]
+ReferenceOpt = Annotated[
+    str | None, typer.Option(help="Arm that the others are compared with; the first if not given.")
+]
+MarginOpt = Annotated[
+    float | None,
+    typer.Option(help="How much worse than the reference still counts as not inferior."),
+]
+SlideTableOpt = Annotated[
+    str | None, typer.Option(metavar="FILE", help="Table of patients' slides, such as STAMP's.")
+]
+PatientColumnOpt = Annotated[str | None, typer.Option(help="Column of the patient.")]
+SlideColumnOpt = Annotated[str | None, typer.Option(help="Column of the slide.")]
+CpusOpt = Annotated[float, typer.Option(help="Cores of each training.")]
 MppOpt = Annotated[float, typer.Option(help="Microns per pixel of the tiles.")]
 
 
@@ -643,22 +699,82 @@ def export_student_command(
 def mil_command(
     lake: LakeArg,
     labels: LabelsOpt,
-    target: Annotated[str, typer.Option(help="Column to predict.")],
+    target: Annotated[
+        list[str],
+        typer.Option(help="Column to predict; repeat for labels that do not exclude each other."),
+    ],
     features: FeaturesOpt,
-    mpp: MppOpt = 0.5,
+    mpp: DownMppsOpt = (0.5,),  # type: ignore[assignment]
+    model: Annotated[
+        list[str],
+        typer.Option(
+            help="abmil, clam_sb, clam_mb, dsmil, transmil, transformer, mean, max, hierarchical "
+            "(give several --mpp), or on pooled features linear, knn; repeat to compare."
+        ),
+    ] = ("abmil",),  # type: ignore[assignment]
+    task: Annotated[
+        str, typer.Option(help="binary, multiclass, multilabel, regression; auto looks.")
+    ] = "auto",
+    fusion: FusionOpt = "none",
     folds: FoldsOpt = 5,
+    inner: InnerOpt = 1,
+    repeats: RepeatsOpt = 1,
+    splits: SplitsOpt = None,
+    site: SiteOpt = None,
+    shots: Annotated[
+        int | None, typer.Option(help="Few-shot: training patients of each class.")
+    ] = None,
+    seeds: SeedsOpt = 1,
+    epochs: EpochsOpt = None,
+    learning_rate: RateOpt = None,
+    batch_patients: BatchOpt = None,
+    max_tiles: MostTilesOpt = None,
+    precision: PrecisionOpt = "float32",
+    reference: ReferenceOpt = None,
+    margin: MarginOpt = None,
+    slide_table: SlideTableOpt = None,
+    patient_column: PatientColumnOpt = None,
+    slide_column: SlideColumnOpt = None,
     seed: SeedOpt = 0,
     address: AddressOpt = None,
+    cpus: CpusOpt = 1.0,
     at: AtOpt = None,
     json_: JsonOpt = False,
 ) -> None:
-    """Attention MIL, cross-validated over patients: AUROC with its bootstrap interval."""
-    from downstream import run_mil
+    """Predict classes, labels or a number from a patient's tiles, cross-validated over patients.
 
+    Validation patients within each fold decide when training stops and where the threshold lies;
+    test patients are only scored. Every measure has an interval over patients. Killed, it goes on
+    where it was; all predictions, the splits and a page are kept in the lake's runs/.
+    """
+    from downstream import Plan, run_mil
+
+    given = {
+        "epochs": epochs,
+        "learning_rate": learning_rate,
+        "batch_patients": batch_patients,
+        "max_tiles": max_tiles,
+    }
     result = run_mil(
-        lake, labels, target, features, mpp=mpp, folds=folds, seed=seed, version=at, address=address
+        lake,
+        labels,
+        target[0] if len(target) == 1 else target,
+        features,
+        mpps=mpp,
+        models=model,
+        task=task,
+        ids=_ids(slide_table, patient_column, slide_column),
+        plan=Plan(folds=folds, inner=inner, repeats=repeats, sites=site, file=splits, shots=shots),
+        seeds=seeds,
+        seed=seed,
+        reference=reference,
+        margin=margin,
+        settings=_mil_settings(fusion=fusion, precision=precision, **given),
+        version=at,
+        address=address,
+        cpus_per_cell=cpus,
     )
-    _out(result, as_json=json_, text=_metrics_text(result, "AUROC"))
+    _out(result, as_json=json_, text=_metrics_text(result))
 
 
 @app.command("survival")
@@ -668,29 +784,76 @@ def survival_command(
     time: Annotated[str, typer.Option(help="Column of the time to event or end of follow-up.")],
     event: Annotated[str, typer.Option(help="Column that is 1 where the event was seen.")],
     features: FeaturesOpt,
-    mpp: MppOpt = 0.5,
+    mpp: DownMppsOpt = (0.5,),  # type: ignore[assignment]
+    model: Annotated[
+        list[str],
+        typer.Option(
+            help="On pooled features: cox, coxnet, forest, boosting; of bags: abmil, transmil and "
+            "the other models of `mil` without a loss of their own; repeat to compare."
+        ),
+    ] = ("cox",),  # type: ignore[assignment]
+    head: Annotated[
+        str, typer.Option(help="Of a model of bags: hazards (of time bins) or cox.")
+    ] = "hazards",
+    bins: Annotated[int | None, typer.Option(help="Time bins of hazards.")] = None,
+    fusion: FusionOpt = "none",
     folds: FoldsOpt = 5,
+    inner: InnerOpt = 1,
+    repeats: RepeatsOpt = 1,
+    splits: SplitsOpt = None,
+    site: SiteOpt = None,
+    seeds: SeedsOpt = 1,
+    epochs: EpochsOpt = None,
+    learning_rate: RateOpt = None,
+    batch_patients: BatchOpt = None,
+    max_tiles: MostTilesOpt = None,
+    precision: PrecisionOpt = "float32",
+    reference: ReferenceOpt = None,
+    margin: MarginOpt = None,
+    slide_table: SlideTableOpt = None,
+    patient_column: PatientColumnOpt = None,
+    slide_column: SlideColumnOpt = None,
     seed: SeedOpt = 0,
     address: AddressOpt = None,
+    cpus: CpusOpt = 1.0,
     at: AtOpt = None,
     json_: JsonOpt = False,
 ) -> None:
-    """Cox on pooled features, cross-validated: concordance index with its bootstrap interval."""
-    from downstream import run_survival
+    """Predict survival, cross-validated over patients; a higher risk is a worse outlook.
 
+    Bins, risk groups and censoring weights come from training patients. The C-index and all other
+    measures have an interval over patients.
+    """
+    from downstream import Plan, run_survival
+
+    given = {
+        "epochs": epochs,
+        "learning_rate": learning_rate,
+        "batch_patients": batch_patients,
+        "max_tiles": max_tiles,
+        "bins": bins,
+    }
     result = run_survival(
         lake,
         labels,
         time,
         event,
         features,
-        mpp=mpp,
-        folds=folds,
+        mpps=mpp,
+        models=model,
+        head=head,
+        ids=_ids(slide_table, patient_column, slide_column),
+        plan=Plan(folds=folds, inner=inner, repeats=repeats, sites=site, file=splits),
+        seeds=seeds,
         seed=seed,
+        reference=reference,
+        margin=margin,
+        settings=_mil_settings(fusion=fusion, precision=precision, **given),
         version=at,
         address=address,
+        cpus_per_cell=cpus,
     )
-    _out(result, as_json=json_, text=_metrics_text(result, "C-index"))
+    _out(result, as_json=json_, text=_metrics_text(result))
 
 
 @app.command("attention")
@@ -1134,12 +1297,42 @@ def _checked_line(verdict: dict[str, Any]) -> str:
     )
 
 
-def _metrics_text(result: dict[str, Any], metric: str) -> str:
-    lines = [
-        f"{name}: {metric} {m['estimate']:.3f} ({m['low']:.3f} to {m['high']:.3f})"
-        for name, m in result["metrics"].items()
-    ]
-    return "\n".join([*lines, f"{result['patients']} patients, {result['folds']} folds"])
+def _ids(
+    slide_table: str | None, patient_column: str | None, slide_column: str | None
+) -> dict[str, str]:
+    """What was said of a label table's ids."""
+    given = {"slides": slide_table, "patient_column": patient_column, "slide_column": slide_column}
+    return {name: value for name, value in given.items() if value is not None}
+
+
+def _mil_settings(**given: Any) -> Any:  # noqa: ANN401
+    """Settings with what was given; the rest as it is."""
+    from downstream import MilSettings
+
+    return MilSettings(**{name: value for name, value in given.items() if value is not None})
+
+
+def _metrics_text(result: dict[str, Any]) -> str:
+    """A line an arm, then comparisons, and what was left out."""
+    lines = []
+    for name, m in result["metrics"].items():
+        value = "undefined on these patients"
+        if m["estimate"] is not None:
+            value = f"{m['estimate']:.3f} ({m['low']:.3f} to {m['high']:.3f})"
+        lines.append(f"{name}: {m['metric']} {value}")
+    for row in result["comparisons"]:
+        more = "" if row["margin"] is None else f", margin {row['margin']:g}: "
+        if row["margin"] is not None:
+            more += "not inferior" if row["not_inferior"] else "not shown to be as good"
+        lines.append(
+            f"{row['one']} - {row['other']}: {row['estimate']:+.3f} ({row['low']:+.3f} to "
+            f"{row['high']:+.3f}), p {row['p_holm']:.3f} (Holm){more}"
+        )
+    counts = f"{result['patients']} patients, {result['slides']} slides, {result['folds']} folds"
+    for key, what in (("missing", "labelled but not used"), ("surplus", "slides without a label")):
+        if result[key]:
+            counts += f"; {len(result[key])} {what}"
+    return "\n".join([*lines, counts, *result["notes"], f"runs/{result['run']}/report.html"])
 
 
 def _out(value: Any, *, as_json: bool, text: str) -> None:  # noqa: ANN401

@@ -5,35 +5,43 @@ starts fast, and what is heavy is imported by the function that needs it.
 """
 
 from downstream.bags import BagError
-from downstream.cohort import Cohort, CohortError, patient_table, read_labels
-from downstream.metrics import Estimate, UndefinedMetricError, auroc, bootstrap, concordance
+from downstream.cohort import Cohort, CohortError, patient_table
+from downstream.folds import Split, leave_site_out, nested_folds
+from downstream.intervals import Comparison, Interval, compare, interval
+from downstream.label_tables import load_labels, read_labels
+from downstream.measures import UndefinedMetricError
+from downstream.plans import Plan
 from downstream.plots import attention_png, km_png, roc_png
 from downstream.report import write_report
 from downstream.runs import run_mil, run_survival
-from downstream.settings import AbmilSettings, CoxSettings
-from downstream.splits import LeakageError, SplitError, assert_disjoint, patient_folds
+from downstream.settings import MilSettings, SurvivalSettings
+from downstream.splits import LeakageError, SplitError, assert_disjoint
 from downstream.study import StudyError
 from downstream.survival import SurvivalError
 
 __all__ = [
-    "AbmilSettings",
     "BagError",
     "Cohort",
     "CohortError",
-    "CoxSettings",
-    "Estimate",
+    "Comparison",
+    "Interval",
     "LeakageError",
+    "MilSettings",
+    "Plan",
+    "Split",
     "SplitError",
     "StudyError",
     "SurvivalError",
+    "SurvivalSettings",
     "UndefinedMetricError",
     "assert_disjoint",
     "attention_png",
-    "auroc",
-    "bootstrap",
-    "concordance",
+    "compare",
+    "interval",
     "km_png",
-    "patient_folds",
+    "leave_site_out",
+    "load_labels",
+    "nested_folds",
     "patient_table",
     "read_labels",
     "roc_png",

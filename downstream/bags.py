@@ -1,22 +1,25 @@
 """Bags of tile features, read from the lake when they are asked for.
 
-A patient's bag is all tiles of all the patient's slides. Bags are kept in memory up to a limit and
-read again beyond it (2-3 GB/s from a local lake), so that a cohort larger than memory trains too.
+A patient's bag is all tiles of all the patient's slides, at one mpp or at several nested ones. Bags
+are kept in memory up to a limit and read again beyond it (2-3 GB/s from a local lake), so that a
+cohort larger than memory trains too.
 
-Shape letters: N tiles in a bag, D width of a feature set.
+Shape letters: N tiles in a bag, D width of a feature set, K coordinates.
 """
 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
 import polars as pl
 
 from downstream.cohort import listing
+from downstream.mil_places import families, stack_levels, under_parents
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -34,31 +37,37 @@ class BagError(ValueError):
     """Features that are not there, or teachers that do not describe the same tiles."""
 
 
-class Bags(Protocol):
-    """A sequence of float16[N, D] bags, one per patient; a list is one."""
-
-    def __len__(self) -> int:
-        """How many patients."""
-
-    def __getitem__(self, index: int, /) -> NDArray[np.float16]:
-        """The bag of one patient."""
-
-
 @dataclass(frozen=True, kw_only=True)
-class Tiles:
-    """Tiles of one slide with the features of a feature set.
+class PatientBag:
+    """All tiles of a patient.
 
     Attributes:
-        tile_id: int64[N] keys.
-        x: [N] left edges in level-0 pixels.
-        y: [N] top edges in level-0 pixels.
         features: float16[N, D], teachers side by side in the order of the feature set's name.
+        places: int64[N, 2] (y, x) on one canvas of all slides; at several mpps int64[N, 3], the
+            level before it, 0 the coarsest.
+        family: int32[N] which tiles belong together, see `families`.
+        slide: int32[N] which of the patient's slides.
+        tile_id: int64[N] keys.
+        x: int32[N] left edges in level-0 pixels.
+        y: int32[N] top edges in level-0 pixels.
     """
 
+    features: NDArray[np.float16]
+    places: NDArray[np.int64]
+    family: NDArray[np.int32]
+    slide: NDArray[np.int32]
     tile_id: NDArray[np.int64]
     x: NDArray[np.int32]
     y: NDArray[np.int32]
-    features: NDArray[np.float16]
+
+    @property
+    def nbytes(self) -> int:
+        """Memory that it takes."""
+        return sum(part.nbytes for part in vars(self).values())
+
+    def __len__(self) -> int:
+        """How many tiles."""
+        return len(self.tile_id)
 
 
 def teachers_of(features: str) -> list[str]:
@@ -70,27 +79,49 @@ def teachers_of(features: str) -> list[str]:
     return _JOIN.split(features)
 
 
-def slide_tiles(lake: Lake, slide_id: str, features: str, *, mpp: float) -> Tiles:
-    """Read a slide's tiles with one teacher or several side by side.
+def read_patient(
+    lake: Lake, slide_ids: Sequence[str], features: str, mpps: Sequence[float]
+) -> PatientBag:
+    """Read all tiles of a patient, slide by slide, and within a slide from coarse to fine.
+
+    At several mpps a tile whose coarser parent is not there (too little tissue in it) is left out:
+    it has no place in the hierarchy.
+
+    Args:
+        lake: Where the features are.
+        slide_ids: The patient's slides, sorted.
+        features: Feature set, teachers joined by `+`.
+        mpps: Microns per pixel of the tiles, one or several.
 
     Raises:
-        BagError: Two teachers list other tiles, or the same in another order.
+        LakeError: A slide has no features of a teacher.
     """
-    teachers = teachers_of(features)
-    bags = [lake.bag(slide_id, teacher, mpp=mpp) for teacher in teachers]
-    first = bags[0]
-    for teacher, bag in zip(teachers, bags, strict=True):
-        # keys are compared because rows of equal count are not yet the same tiles
-        if not np.array_equal(bag.tile_id, first.tile_id):
-            msg = (
-                f"slide {slide_id!r}: {teacher} and {teachers[0]} do not have the same tiles "
-                f"at {mpp} mpp; run `slidelake verify`, then extract the missing ones"
-            )
-            raise BagError(msg)
-    joined = (
-        first.features if len(bags) == 1 else np.concatenate([bag.features for bag in bags], axis=1)
+    from featurestore import tile_parts
+
+    levels = sorted(mpps, reverse=True)
+    read = [[lake.bag(slide, teachers_of(features), mpp=mpp) for mpp in levels]
+            for slide in slide_ids]  # fmt: skip
+    grids = [[np.stack(tile_parts(bag.tile_id)[2:], axis=1) for bag in bags] for bags in read]
+    ratios = [round(coarse / fine) for coarse, fine in itertools.pairwise(levels)]
+    kept = [under_parents(per_level, ratios) for per_level in grids]
+    bags = [
+        (number, bag, rows)
+        for number, (per_level, which) in enumerate(zip(read, kept, strict=True))
+        for bag, rows in zip(per_level, which, strict=True)
+    ]
+    taken = [
+        [g[rows] for g, rows in zip(*one, strict=True)] for one in zip(grids, kept, strict=True)
+    ]
+    places = stack_levels(taken, ratios)
+    return PatientBag(
+        features=np.concatenate([bag.features[rows] for _, bag, rows in bags]),
+        places=places,
+        family=families(places, ratios),
+        slide=np.concatenate([np.full(int(rows.sum()), n, np.int32) for n, _, rows in bags]),
+        tile_id=np.concatenate([bag.tile_id[rows] for _, bag, rows in bags]),
+        x=np.concatenate([bag.x[rows] for _, bag, rows in bags]),
+        y=np.concatenate([bag.y[rows] for _, bag, rows in bags]),
     )
-    return Tiles(tile_id=first.tile_id, x=first.x, y=first.y, features=joined)
 
 
 def slides_with_tiles(lake: Lake, *, mpp: float) -> set[str]:
@@ -139,7 +170,7 @@ class PatientBags:
         lake: Where the features are.
         slides: Slide ids of each patient.
         features: Feature set, teachers joined by `+`.
-        mpp: Microns per pixel of the tiles.
+        mpps: Microns per pixel of the tiles, one or several.
         cache_bytes: Most bytes of bags kept in memory.
     """
 
@@ -149,22 +180,22 @@ class PatientBags:
         slides: Sequence[Sequence[str]],
         features: str,
         *,
-        mpp: float,
+        mpps: Sequence[float],
         cache_bytes: int = _CACHE_BYTES,
     ) -> None:
         self._lake = lake
         self._slides = slides
         self._features = features
-        self._mpp = mpp
+        self._mpps = mpps
         self._room = cache_bytes
-        self._kept: dict[int, NDArray[np.float16]] = {}
+        self._kept: dict[int, PatientBag] = {}
 
     def __len__(self) -> int:
         """How many patients."""
         return len(self._slides)
 
-    def __getitem__(self, index: int) -> NDArray[np.float16]:
-        """The bag of one patient: float16[N, D], slides one after the other.
+    def __getitem__(self, index: int) -> PatientBag:
+        """The bag of one patient, slides one after the other.
 
         Raises:
             IndexError: No such patient.
@@ -172,17 +203,10 @@ class PatientBags:
         """
         if index in self._kept:
             return self._kept[index]
-        bag = self._read(index)
+        bag = read_patient(self._lake, self._slides[index], self._features, self._mpps)
         # What fits first stays and nothing is evicted: an epoch visits every bag once, so evicting
         # the least recently used one would throw out each bag just before its turn.
         if bag.nbytes <= self._room:
             self._room -= bag.nbytes
             self._kept[index] = bag
         return bag
-
-    def _read(self, index: int) -> NDArray[np.float16]:
-        slides = self._slides[index]
-        return np.concatenate([self._features_of(slide) for slide in slides])
-
-    def _features_of(self, slide_id: str) -> NDArray[np.float16]:
-        return slide_tiles(self._lake, slide_id, self._features, mpp=self._mpp).features

@@ -100,7 +100,7 @@ def patient_table(
         notes.append(f"{len(partial)} {by.removesuffix('_id')}s have {lack}: {listing(partial)}")
     ready = known.filter(pl.col("state") == "ready").drop("state")
     joined = _join(ready, rows, by)
-    _refuse_unknown_patients(joined)
+    refuse_unknown_patients(joined)
     _refuse_conflicts(joined, [*columns, *also])
     unplaced = _unplaced(given.unplaced, columns)
     lost = set(rows[by]) - set(ready[by].drop_nulls())
@@ -195,7 +195,7 @@ def _join(ready: pl.DataFrame, labelled: pl.DataFrame, by: str) -> pl.DataFrame:
     return joined
 
 
-def _refuse_unknown_patients(joined: pl.DataFrame) -> None:
+def refuse_unknown_patients(joined: pl.DataFrame) -> None:
     """Refuse slides without a patient, and slides that the labels give to two patients."""
     orphans = sorted(joined.filter(pl.col("patient_id").is_null())["slide_id"].unique())
     if orphans:

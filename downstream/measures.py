@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from downstream import measures_weighted as weighted
-from downstream.metrics import UndefinedMetricError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -27,6 +26,10 @@ if TYPE_CHECKING:
     Labels = NDArray[np.int64]
 
 Outcome = Literal["binary", "multiclass"]
+
+
+class UndefinedMetricError(ValueError):
+    """The measure has no value on these patients: one class, or no pair to compare."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from downstream import measures_weighted as weighted
-from downstream.measures import Measure, auprc, auroc
-from downstream.metrics import UndefinedMetricError
+from downstream.measures import Measure, UndefinedMetricError, auprc, auroc
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from downstream import measures_weighted as weighted
-from downstream.measures import Measure
-from downstream.metrics import UndefinedMetricError
+from downstream.measures import Measure, UndefinedMetricError
 from downstream.survival_weighted import concordance
 
 if TYPE_CHECKING:

@@ -79,7 +79,7 @@ class Aggregator(nn.Module):
         Args:
             x: [N, D], or [B, N, D]; float16, as a lake gives them, is taken to float32.
             mask: bool [N] or [B, N], True where there is a tile; None if all are.
-            coords: Integers [N, K] or [B, N, K]: (grid_y, grid_x), see `stack_slides`.
+            coords: Integers [N, K] or [B, N, K]: (grid_y, grid_x), see `mil_places`.
 
         Returns:
             Always with a batch axis: a single bag is a batch of one.
@@ -192,28 +192,3 @@ def plan_batches(
         else:
             batches.append([bag])
     return [np.array(batches[at], dtype=np.int64) for at in rng.permutation(len(batches))]
-
-
-def stack_slides(grids: Sequence[NDArray[np.int64]], *, gap: int = 16) -> NDArray[np.int64]:
-    """Places of a patient's tiles on one canvas, slides one below the other.
-
-    Slides have grids of their own, so that tiles of two slides may have the same place. The gap is
-    wider than what a 7 x 7 kernel reaches, so that no slide sees another as its neighbour.
-
-    Args:
-        grids: (grid_y, grid_x) [N_i, 2] of each slide, in an order that does not depend on chance
-            (sorted slide ids): it is the order of the slides on the canvas.
-        gap: Empty rows between two slides.
-
-    Returns:
-        (y, x) [sum of N_i, 2], from 0 on.
-
-    >>> stack_slides([np.array([[5, 5]]), np.array([[5, 5], [6, 5]])]).tolist()
-    [[0, 0], [17, 0], [18, 0]]
-    """
-    placed, top = [], 0
-    for grid_N2 in grids:
-        moved_N2 = grid_N2 - grid_N2.min(axis=0) + np.array([top, 0])
-        placed.append(moved_N2)
-        top = int(moved_N2[:, 0].max()) + 1 + gap
-    return np.concatenate(placed).astype(np.int64)

@@ -90,10 +90,25 @@ class MilModel(nn.Module):
             weight_C: Class weights, of the task's loss alone.
 
         Raises:
-            MilError: An aggregator with a loss of its own on a regression.
+            MilError: An aggregator with a loss of its own on a regression or on survival.
+        """
+        return self.with_own(
+            self.task.loss(prediction.logits, target, weight_C), prediction, target
+        )
+
+    def with_own(self, loss_B: Tensor, prediction: Prediction, target: Tensor) -> Tensor:
+        """A loss of the logits together with what the aggregator and a fusion add of their own.
+
+        Args:
+            loss_B: Of each bag, or one value for a batch.
+            prediction: What `forward` gave in training mode.
+            target: See `loss`.
+
+        Raises:
+            MilError: An aggregator with a loss of its own on a regression or on survival.
         """
         share = self.aggregator.auxiliary_share
-        whole_B = (1 - share) * self.task.loss(prediction.logits, target, weight_C)
+        whole_B = (1 - share) * loss_B
         if share:
             whole_B = whole_B + share * self._auxiliary(prediction.pooled, target)
         fusion_B = prediction.pooled.extras.get("fusion_loss")
@@ -101,10 +116,13 @@ class MilModel(nn.Module):
 
     def _auxiliary(self, pooled: Pooled, target: Tensor) -> Tensor:
         if self.task.kind == "regression":
-            msg = f"{type(self.aggregator).__name__} needs classes; it cannot do a regression"
+            name = type(self.aggregator).__name__
+            msg = f"{name} needs classes; take another model for numbers or survival"
             raise MilError(msg)
         if self.task.kind == "multiclass" and target.ndim == 2:
             target = target.argmax(dim=1)
+        if self.task.kind == "multiclass":
+            target = target.long()
         if self.task.kind == "binary":
             target = (target.reshape(-1) > 0.5).long()
         return self.aggregator.auxiliary(pooled, target)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from downstream.metrics import UndefinedMetricError
+from downstream.measures import UndefinedMetricError
 from downstream.plots_base import COLOURS, new_figure, plain, shortened, to_png
 
 if TYPE_CHECKING:

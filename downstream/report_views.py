@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from downstream.metrics import UndefinedMetricError
+from downstream.measures import UndefinedMetricError
 from downstream.plots_base import COLOURS
 from downstream.report_plots import forest_png
 from downstream.report_tables import chance, shown_name

@@ -12,8 +12,7 @@ import numpy as np
 
 from downstream.abstention import risk_coverage
 from downstream.intervals import interval
-from downstream.measures import auroc
-from downstream.metrics import UndefinedMetricError
+from downstream.measures import UndefinedMetricError, auroc
 from downstream.plots import roc_png
 from downstream.plots_bands import Scores
 from downstream.plots_classes import (

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import polars as pl
 
-from downstream.metrics import UndefinedMetricError
+from downstream.measures import UndefinedMetricError
 from downstream.plots import km_png
 from downstream.plots_outcomes import scatter_png, survival_calibration_png, survival_groups
 from downstream.report_views import MOST_PANELS, Section, first

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from downstream.metrics import UndefinedMetricError
+from downstream.measures import UndefinedMetricError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

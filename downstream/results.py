@@ -1,54 +1,61 @@
-"""From finished cells to a result: pooled predictions, metrics with intervals, a run's files.
+"""From finished cells to a result: all predictions, measures with intervals, a run's files.
 
-`runs/<run>/` holds `cells/<features>-<fold>.json` (and `.attention.parquet`),
-`predictions.parquet`, `attention.parquet` (classification) and, last, `result.json`.
+`runs/<run>/` holds `cells/*.json`, `attention/*.parquet`, `splits.parquet`, `predictions.parquet`,
+then `result.json`, which marks a finished run, and a page made of these, `report.html`.
 """
 
 from __future__ import annotations
 
-import io
 import json
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import polars as pl
 
 from downstream.cells import parquet_bytes
-from downstream.metrics import auroc, bootstrap, concordance
+from downstream.fold_tables import to_table
+from downstream.scores import MAIN, compare_arms, score, study_times
 from downstream.survival import fold_ranks
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-
-    from downstream.metrics import Estimate
+    from downstream.cohort import Cohort
     from downstream.study import Cell, Study
     from featurestore import Lake
 
+_KEYS: dict[str, Any] = {
+    "patient_id": pl.String,
+    "part": pl.String,
+    "repeat": pl.Int32,
+    "fold": pl.Int32,
+    "seed": pl.Int32,
+    "arm": pl.String,
+    "features": pl.String,
+    "model": pl.String,
+}
+_CLASSES: dict[str, Any] = {
+    "label": pl.String,
+    "probabilities": pl.List(pl.Float64),
+    "score": pl.Float64,
+    "threshold": pl.Float64,
+}
 _SCHEMA: dict[str, dict[str, Any]] = {
-    "mil": {
-        "patient_id": pl.String,
-        "fold": pl.Int32,
-        "features": pl.String,
-        "label": pl.String,
-        "score": pl.Float64,
-        "probabilities": pl.List(pl.Float64),
-    },
+    "binary": _CLASSES,
+    "multiclass": _CLASSES,
+    "multilabel": {"labels": pl.List(pl.Int8), "probabilities": pl.List(pl.Float64)},
+    "regression": {"value": pl.Float64, "found": pl.Float64},
     "survival": {
-        "patient_id": pl.String,
-        "fold": pl.Int32,
-        "features": pl.String,
-        "risk": pl.Float64,
-        "high": pl.Boolean,
         "time": pl.Float64,
         "event": pl.Boolean,
+        "risk": pl.Float64,
+        "high": pl.Boolean,
+        "curve": pl.List(pl.Float64),
     },
 }
 
 
 def is_finished(lake: Lake, cell: Cell) -> bool:
     """Whether a cell is stored whole."""
-    return lake.exists(f"{cell.stem}.json")
+    return lake.exists(cell.path)
 
 
 def find_result(lake: Lake, run: str) -> dict[str, Any] | None:
@@ -60,39 +67,46 @@ def find_result(lake: Lake, run: str) -> dict[str, Any] | None:
     return result
 
 
-def collect(
-    lake: Lake, study: Study, *, missing: Sequence[str], surplus: Sequence[str]
-) -> dict[str, Any]:
+def collect(lake: Lake, study: Study, cohort: Cohort) -> dict[str, Any]:
     """Put the finished cells of a run together and store its result.
 
     Args:
         lake: The lake of the run.
         study: The run; all its cells are stored.
-        missing: Labelled ids without a ready slide.
-        surplus: Ready slides without a label.
+        cohort: Where its patients come from: for who is left out, and what was recognised.
 
     Returns:
         The content of `result.json`. `seconds` is the sum over cells of reading, training and
         predicting, not wall-clock time: it is the same for a run that was killed and went on.
     """
-    cells = [json.loads(lake.read_bytes(f"{cell.stem}.json")) for cell in study.cells()]
+    cells = [json.loads(lake.read_bytes(cell.path)) for cell in study.cells()]
     predictions = _predictions(study, [row for cell in cells for row in cell["rows"]])
     folder = f"runs/{study.run}"
+    lake.write_bytes(f"{folder}/splits.parquet", parquet_bytes(to_table(study.splits)))
     lake.write_bytes(f"{folder}/predictions.parquet", parquet_bytes(predictions))
-    if study.kind == "mil":
-        lake.write_bytes(f"{folder}/attention.parquet", parquet_bytes(_attention(lake, study)))
+    tested = predictions.filter(pl.col("part") == "test")
     result = {
         "kind": study.kind,
+        "task": study.task,
         "target": study.columns[-1],
-        "metrics": {name: _metric(study, predictions, name) for name in study.features},
-        "folds": study.folds,
+        "arms": {arm.name: {"features": arm.features, "model": arm.model} for arm in study.arms},
+        "metrics": {
+            arm.name: _metric(study, tested.filter(pl.col("arm") == arm.name)) for arm in study.arms
+        },
+        "comparisons": compare_arms(study, tested),
+        "folds": len({fold for _, fold in study.folds}),
+        "repeats": len({repeat for repeat, _ in study.folds}),
+        "inner": len(study.inner(*study.folds[0])),
+        "seeds": study.seeds,
         "patients": len(study.patients),
         "slides": sum(len(patient.slide_ids) for patient in study.patients),
         "lake_version": study.lake_version,
         "run": study.run,
         "seconds": sum(cell["seconds"] for cell in cells),
-        "missing": list(missing),
-        "surplus": list(surplus),
+        "missing": cohort.missing,
+        "surplus": cohort.surplus,
+        "notes": list(cohort.notes),
+        "curve_times": _curve_times(study),
         "config": study.config,
     }
     # last: a folder with a result.json is a finished run
@@ -103,48 +117,37 @@ def collect(
 
 
 def _predictions(study: Study, rows: list[dict[str, Any]]) -> pl.DataFrame:
-    """All out-of-fold predictions; survival gets `rank`, the risk made comparable over folds."""
-    frame = pl.DataFrame(rows, schema=_SCHEMA[study.kind]).sort("features", "patient_id")
-    if study.kind == "mil":
-        return frame
-    ranked = []
-    for name in sorted(study.features):
-        part = frame.filter(pl.col("features") == name)
-        ranks = fold_ranks(part["risk"].to_numpy(), part["fold"].to_numpy())
-        ranked.append(part.with_columns(pl.Series("rank", ranks)))
-    return pl.concat(ranked)
+    """All predictions; survival gets `rank`, the risk made comparable over folds."""
+    frame = pl.DataFrame(rows, schema={**_KEYS, **_SCHEMA[study.task]})
+    frame = frame.sort("arm", "part", "patient_id", "repeat", "seed", "fold")
+    return _ranked(frame) if study.task == "survival" else frame
 
 
-def _attention(lake: Lake, study: Study) -> pl.DataFrame:
-    """Attention of all test tiles: each tile once per feature set, as each has one test fold."""
-    paths = (f"{cell.stem}.attention.parquet" for cell in study.cells())
-    return pl.concat([pl.read_parquet(io.BytesIO(lake.read_bytes(path))) for path in paths])
+def _ranked(frame: pl.DataFrame) -> pl.DataFrame:
+    """A risk has no zero point: its rank within arm, part, repetition, fold and seed."""
+    keys = ["arm", "part", "repeat", "fold", "seed"]
+    numbers = frame.select(pl.struct(keys).rank("dense").cast(pl.Int64).alias("cell"))["cell"]
+    ranks = fold_ranks(frame["risk"].to_numpy(), numbers.to_numpy())
+    return frame.with_columns(pl.Series("rank", ranks))
 
 
-def _metric(study: Study, predictions: pl.DataFrame, features: str) -> dict[str, Any]:
-    """The main metric of one feature set as JSON."""
-    part = predictions.filter(pl.col("features") == features)
-    name, assess = _ASSESS[study.kind]
-    return {**asdict(assess(study, part)), "metric": name}
+def _metric(study: Study, part: pl.DataFrame) -> dict[str, Any]:
+    """All measures of one arm as JSON, the main one on top."""
+    found = {scored.measure: scored for scored in score(study, part)}
+    measures = {
+        name: {
+            "higher_is_better": scored.higher_is_better,
+            **(asdict(scored.interval) if scored.interval else {"undefined": scored.why}),
+        }
+        for name, scored in found.items()
+    }
+    main = MAIN[study.task]
+    if found[main].interval is None:
+        return {"metric": main, "estimate": None, "low": None, "high": None, "measures": measures}
+    return {"metric": main, **measures[main], "measures": measures}
 
 
-def _assess_mil(study: Study, part: pl.DataFrame) -> Estimate:
-    """AUROC of the out-of-fold probabilities, pooled as they are: the folds are stratified."""
-    label = np.array([study.classes.index(name) for name in part["label"]], dtype=np.int64)
-    probabilities = np.array(part["probabilities"].to_list())
-    binary = probabilities.shape[1] == 2
-    return bootstrap(
-        auroc, label, probabilities[:, 1] if binary else probabilities, seed=study.seed
-    )
-
-
-def _assess_survival(study: Study, part: pl.DataFrame) -> Estimate:
-    """Harrell's C of the out-of-fold risks pooled by their rank within the fold."""
-    columns = [part[name].to_numpy() for name in ("event", "time", "rank")]
-    return bootstrap(concordance, *columns, seed=study.seed)
-
-
-_ASSESS: dict[str, tuple[str, Callable[[Study, pl.DataFrame], Estimate]]] = {
-    "mil": ("auroc", _assess_mil),
-    "survival": ("concordance", _assess_survival),
-}
+def _curve_times(study: Study) -> list[float]:
+    if study.task != "survival":
+        return []
+    return [float(time) for time in study_times(study)]

@@ -5,30 +5,35 @@ A finished run is read back without starting Ray; a killed one goes on with the 
 
 from __future__ import annotations
 
-import hashlib
 from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
 
 from downstream.bags import feature_identity, slides_with_tiles
 from downstream.cells import run_cell
-from downstream.cohort import keep_slides, parse_labels, patient_table, read_label_bytes
-from downstream.outcomes import class_labels, survival_labels
+from downstream.cohort import keep_slides, patient_table
+from downstream.label_tables import load_labels
+from downstream.outcomes import (
+    class_labels,
+    guess_task,
+    multilabel_labels,
+    regression_labels,
+    survival_labels,
+)
+from downstream.plans import Plan, make_splits
 from downstream.results import collect, find_result, is_finished
-from downstream.settings import AbmilSettings, CoxSettings
-from downstream.splits import patient_folds
-from downstream.study import Patient, Study, check_features
+from downstream.settings import MIL, POOLED, PROBES, MilSettings, SurvivalSettings
+from downstream.study import Patient, Study, StudyError, arm_name, check_features
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from os import PathLike
 
-    import numpy as np
     from numpy.typing import NDArray
 
     from downstream.cohort import Cohort
-    from downstream.study import Cell
+    from downstream.study import Cell, Outcome
     from featurestore import Lake
-
-_ABMIL, _COX = AbmilSettings(), CoxSettings()
 
 
 class RunCells(Protocol):
@@ -41,67 +46,89 @@ class RunCells(Protocol):
 def run_mil(
     lake_uri: str,
     labels: str | PathLike[str],
-    target: str,
-    features: list[str],
+    target: str | Sequence[str],
+    features: Sequence[str],
     *,
-    mpp: float,
-    folds: int = 5,
+    mpps: Sequence[float],
+    models: Sequence[str] = ("abmil",),
+    task: str = "auto",
+    ids: Mapping[str, Any] | None = None,
+    plan: Plan | None = None,
+    seeds: int = 1,
     seed: int = 0,
+    reference: str | None = None,
+    margin: float | None = None,
+    settings: MilSettings | None = None,
     version: int | str | None = None,
-    epochs: int = _ABMIL.epochs,
-    learning_rate: float = _ABMIL.learning_rate,
-    max_tiles: int = _ABMIL.max_tiles,
     address: str | None = None,
     num_cpus: int | None = None,
+    cpus_per_cell: float = 1.0,
 ) -> dict[str, Any]:
-    """Classify patients by attention MIL, cross-validated, for every feature set.
+    """Predict classes, labels or a number from patients' tiles, cross-validated, for every arm.
 
     Args:
         lake_uri: The lake; its `runs/` folder gets the results.
-        labels: CSV or Parquet file with `slide_id` and/or `patient_id` and the target.
-        target: Column to predict; with two classes the last in order is the positive one.
+        labels: Table with `slide_id` and/or `patient_id` and the target.
+        target: Column to predict, or several of 0 and 1 that do not exclude each other; with two
+            classes the last in order is the positive one.
         features: Feature sets: a teacher, or several joined by `+`.
-        mpp: Microns per pixel of the tiles.
-        folds: Folds over patients, stratified by class.
+        mpps: Microns per pixel of the tiles: one, or several nested ones for `hierarchical`.
+        models: Names of `settings.MIL` or `settings.PROBES`; each on each feature set.
+        task: `binary`, `multiclass`, `multilabel`, `regression`, or `auto` to see it in the column.
+        ids: Options of `load_labels`: a slide table, and which columns name patients and slides.
+        plan: How patients are split; five stratified folds if None.
+        seeds: Trainings of every model with different random numbers.
         seed: Of folds, training and bootstrap.
+        reference: Arm that the others are compared with; the first if None.
+        margin: How much worse than it still counts as not worse; None for no such test.
+        settings: Of the models.
         version: Of the lake, or a snapshot; the newest if None.
-        epochs: Passes over the training patients; fixed, there is no early stopping.
-        learning_rate: AdamW step size.
-        max_tiles: Most tiles of a patient in one training step.
         address: Ray cluster to join, or None for one on this machine.
         num_cpus: Cores of a cluster on this machine, or None for all of them.
+        cpus_per_cell: Cores that a cell reserves.
 
     Returns:
-        What `result.json` holds. `metrics` has per feature set the AUROC of the pooled
-        out-of-fold probabilities with its 95 % patient-bootstrap interval.
+        What `result.json` holds. `metrics` has per arm the main measure of the out-of-fold
+        predictions with its 95 % patient-bootstrap interval, and under `measures` all others.
 
     Raises:
         CohortError: Labels that cannot be read, contradict themselves or miss the lake.
         SplitError: More folds than patients of the rarest class.
-        StudyError: No feature set, or one named twice.
-        BagError: A slide lacks the features of a teacher, or teachers have different tiles.
+        LeakageError: A split file in which somebody is on two sides.
+        StudyError: No feature set, one named twice, or a model that cannot do what is asked.
+        BagError: A slide lacks the features of a teacher.
         LakeError: No lake there, or none with this mpp or teacher.
     """
-    names = check_features(features)
-    lake, cohort, sha256 = _open(lake_uri, labels, [target], mpp=mpp, version=version)
-    classes, label = class_labels(cohort.patients, target)
-    fold = patient_folds(label, folds, seed)
+    columns = [target] if isinstance(target, str) else list(target)
+    names, plan = check_features(features), plan or Plan()
+    check_models(models, (*MIL, *PROBES), mpps)
+    lake, cohort, sha256 = _open(
+        lake_uri, labels, columns, also=plan.columns, ids=ids or {}, mpps=mpps, version=version
+    )
+    kind, classes, outcome = _target(cohort, columns, task)
     study = Study(
         kind="mil",
+        task=kind,
         lake_uri=lake.uri,
         lake_version=lake.version,
         features=names,
-        mpp=mpp,
-        folds=folds,
+        models=tuple(models),
+        mpps=tuple(mpps),
+        splits=make_splits(plan, cohort, _strata(kind, outcome), seed=seed),
+        seeds=seeds,
         seed=seed,
-        columns=(target,),
+        columns=tuple(columns),
         classes=tuple(classes),
+        head="",
+        reference=_reference(reference, names, models),
+        margin=margin,
         labels_sha256=sha256,
-        identities=_identities(lake, names, cohort, mpp),
-        settings=AbmilSettings(epochs=epochs, learning_rate=learning_rate, max_tiles=max_tiles),
-        patients=_patients(cohort, fold, label),
+        identities=_identities(lake, names, cohort, mpps),
+        settings=settings or MilSettings(),
+        pooled=None,
+        patients=_patients(cohort, outcome),
     )
-    return execute(lake, study, cohort, _on_ray(address, num_cpus))
+    return execute(lake, study, cohort, _on_ray(address, num_cpus, cpus_per_cell))
 
 
 def run_survival(
@@ -109,67 +136,93 @@ def run_survival(
     labels: str | PathLike[str],
     time: str,
     event: str,
-    features: list[str],
+    features: Sequence[str],
     *,
-    mpp: float,
-    folds: int = 5,
+    mpps: Sequence[float],
+    models: Sequence[str] = ("cox",),
+    head: str = "hazards",
+    ids: Mapping[str, Any] | None = None,
+    plan: Plan | None = None,
+    seeds: int = 1,
     seed: int = 0,
+    reference: str | None = None,
+    margin: float | None = None,
+    settings: MilSettings | None = None,
+    pooled: SurvivalSettings | None = None,
     version: int | str | None = None,
-    components: int = _COX.components,
-    alpha: float = _COX.alpha,
     address: str | None = None,
     num_cpus: int | None = None,
+    cpus_per_cell: float = 1.0,
 ) -> dict[str, Any]:
-    """Predict survival by a Cox model on pooled features, cross-validated, per feature set.
+    """Predict survival, cross-validated, for every arm; risks are HIGHER = WORSE.
 
     Args:
         lake_uri: The lake; its `runs/` folder gets the results.
-        labels: CSV or Parquet file with `slide_id` and/or `patient_id`, time and event.
+        labels: Table with `slide_id` and/or `patient_id`, time and event.
         time: Column of the time to the event or to the end of follow-up.
         event: Column that is 1 where the event was seen and 0 where it was not.
         features: Feature sets: a teacher, or several joined by `+`.
-        mpp: Microns per pixel of the tiles.
-        folds: Folds over patients, stratified by event.
-        seed: Of folds and bootstrap.
-        version: Of the lake, or a snapshot; the newest if None.
-        components: Principal components kept.
-        alpha: Ridge penalty per unit of feature variance.
-        address: Ray cluster to join, or None for one on this machine.
-        num_cpus: Cores of a cluster on this machine, or None for all of them.
+        mpps: Microns per pixel of the tiles.
+        models: Names of `settings.POOLED` or `settings.MIL`; each on each feature set.
+        head: What a MIL model predicts: `hazards` of time bins, or `cox`, a log hazard ratio.
+        ids: See `run_mil`.
+        plan: See `run_mil`.
+        seeds: See `run_mil`.
+        seed: See `run_mil`.
+        reference: See `run_mil`.
+        margin: See `run_mil`.
+        settings: Of MIL models.
+        pooled: Of models on pooled features.
+        version: See `run_mil`.
+        address: See `run_mil`.
+        num_cpus: See `run_mil`.
+        cpus_per_cell: See `run_mil`.
 
     Returns:
-        What `result.json` holds. `metrics` has per feature set Harrell's C of the out-of-fold
-        risks (HIGHER = WORSE), pooled by rank within the fold, with its 95 % patient-bootstrap
-        interval.
+        What `result.json` holds. The main measure is Harrell's C of the out-of-fold risks, pooled
+        by rank within the fold, with its 95 % patient-bootstrap interval.
 
     Raises:
-        CohortError: Labels that cannot be read, contradict themselves or miss the lake.
+        CohortError: See `run_mil`.
         SplitError: More folds than patients with, or without, an event.
-        StudyError: No feature set, or one named twice.
-        BagError: A slide lacks the features of a teacher, or teachers have different tiles.
-        LakeError: No lake there, or none with this mpp or teacher.
-        SurvivalError: A training fold that no Cox model can be fitted on.
+        StudyError: See `run_mil`.
+        BagError: See `run_mil`.
+        LakeError: See `run_mil`.
+        SurvivalError: A training fold that no model can be fitted on.
     """
-    names = check_features(features)
-    lake, cohort, sha256 = _open(lake_uri, labels, [time, event], mpp=mpp, version=version)
+    names, plan = check_features(features), plan or Plan()
+    check_models(models, (*POOLED, *MIL), mpps)
+    if head not in {"hazards", "cox"}:
+        msg = f"head {head!r}; a MIL model of survival predicts hazards or cox"
+        raise StudyError(msg)
+    columns = [time, event]
+    lake, cohort, sha256 = _open(
+        lake_uri, labels, columns, also=plan.columns, ids=ids or {}, mpps=mpps, version=version
+    )
     times, events = survival_labels(cohort.patients, time, event)
-    fold = patient_folds(events, folds, seed)
     study = Study(
         kind="survival",
+        task="survival",
         lake_uri=lake.uri,
         lake_version=lake.version,
         features=names,
-        mpp=mpp,
-        folds=folds,
+        models=tuple(models),
+        mpps=tuple(mpps),
+        splits=make_splits(plan, cohort, events.tolist(), seed=seed),
+        seeds=seeds,
         seed=seed,
         columns=(time, event),
         classes=(),
+        head=head,
+        reference=_reference(reference, names, models),
+        margin=margin,
         labels_sha256=sha256,
-        identities=_identities(lake, names, cohort, mpp),
-        settings=CoxSettings(components=components, alpha=alpha),
-        patients=_patients(cohort, fold, times, events),
+        identities=_identities(lake, names, cohort, mpps),
+        settings=settings or MilSettings(),
+        pooled=pooled or SurvivalSettings(),
+        patients=_patients(cohort, np.stack([times, events], axis=1)),
     )
-    return execute(lake, study, cohort, _on_ray(address, num_cpus))
+    return execute(lake, study, cohort, _on_ray(address, num_cpus, cpus_per_cell))
 
 
 def execute(lake: Lake, study: Study, cohort: Cohort, run_cells: RunCells) -> dict[str, Any]:
@@ -184,14 +237,88 @@ def execute(lake: Lake, study: Study, cohort: Cohort, run_cells: RunCells) -> di
     Returns:
         What `result.json` holds.
     """
-    found = find_result(lake, study.run)
-    if found is not None:
-        return found
-    cells = study.cells()
-    todo = [cell for cell in cells if not is_finished(lake, cell)]
-    if todo:
-        run_cells(todo, finished=len(cells) - len(todo))
-    return collect(lake, study, missing=cohort.missing, surplus=cohort.surplus)
+    from downstream.run_page import write_run_page
+
+    result = find_result(lake, study.run)
+    if result is None:
+        cells = study.cells()
+        todo = [cell for cell in cells if not is_finished(lake, cell)]
+        if todo:
+            run_cells(todo, finished=len(cells) - len(todo))
+        result = collect(lake, study, cohort)
+    if not lake.exists(f"runs/{study.run}/report.html"):
+        write_run_page(lake, study.run)
+    return result
+
+
+def check_models(models: Sequence[str], known: Sequence[str], mpps: Sequence[float]) -> None:
+    """Refuse models that there are not, or that do not take these mpps.
+
+    Raises:
+        StudyError: No model, an unknown one, one named twice, or several mpps for another model
+            than `hierarchical`.
+    """
+    wrong = [name for name in models if name not in known or list(models).count(name) > 1]
+    if wrong or not models:
+        msg = f"models {', '.join(models) or 'none'}; name each once, of {', '.join(sorted(known))}"
+        raise StudyError(msg)
+    several = [name for name in models if (name == "hierarchical") != (len(mpps) > 1)]
+    if several:
+        msg = (
+            f"{several[0]!r} with mpps {', '.join(map(str, mpps))}; hierarchical takes several "
+            "nested ones, such as 0.5 and 2.0, and all other models one"
+        )
+        raise StudyError(msg)
+
+
+def _target(
+    cohort: Cohort, columns: Sequence[str], task: str
+) -> tuple[Outcome, list[str], NDArray[np.float64]]:
+    """What is predicted, its classes, and the outcomes [P, K]."""
+    if len(columns) > 1 or task == "multilabel":
+        names, label_PC = multilabel_labels(cohort.patients, columns)
+        return "multilabel", names, label_PC.astype(np.float64)
+    kind = guess_task(cohort.patients[columns[0]]) if task == "auto" else task
+    if kind == "regression":
+        return "regression", [], regression_labels(cohort.patients, columns[0])[:, None]
+    classes, label = class_labels(cohort.patients, columns[0])
+    found: Outcome = "binary" if len(classes) == 2 else "multiclass"
+    if kind not in {"binary", "multiclass"} or (kind == "binary" and found != "binary"):
+        msg = (
+            f"task {task!r} of {columns[0]!r} with {len(classes)} values; it is one of auto, "
+            "binary (two values), multiclass, multilabel, regression"
+        )
+        raise StudyError(msg)
+    return found, classes, label.astype(np.float64)[:, None]
+
+
+def _strata(task: Outcome, outcome: NDArray[np.float64]) -> list[Any]:
+    """What folds are stratified by: the class, the combination of labels, quarters of a number."""
+    from downstream.folds import strata
+
+    if task == "regression":
+        return list(strata(outcome[:, 0].tolist()))
+    if task == "multilabel":
+        return common_combinations(outcome)
+    return list(outcome[:, 0].astype(int).tolist())
+
+
+def common_combinations(label_PC: NDArray[np.float64], *, least: int = 10) -> list[str]:
+    """Each patient's combination of labels; rare ones are one stratum together.
+
+    >>> common_combinations(np.array([[0, 1], [0, 1], [1, 1]]), least=2)
+    ['01', '01', 'rare']
+    """
+    texts = ["".join(str(int(label)) for label in row) for row in label_PC]
+    return [text if texts.count(text) >= least else "rare" for text in texts]
+
+
+def _reference(reference: str | None, names: Sequence[str], models: Sequence[str]) -> str:
+    arms = [arm_name(features, model, models) for features in names for model in models]
+    if reference is not None and reference not in arms:
+        msg = f"reference {reference!r}; the arms are {', '.join(arms)}"
+        raise StudyError(msg)
+    return reference or arms[0]
 
 
 def _open(
@@ -199,41 +326,45 @@ def _open(
     labels: str | PathLike[str],
     columns: Sequence[str],
     *,
-    mpp: float,
+    also: Sequence[str],
+    ids: Mapping[str, Any],
+    mpps: Sequence[float],
     version: int | str | None,
 ) -> tuple[Lake, Cohort, str]:
     """The lake, the cohort and the hash of the label file."""
     from featurestore import open_lake
 
     lake = open_lake(lake_uri, version=version)
-    content = read_label_bytes(labels)
-    cohort = patient_table(lake.slides(), parse_labels(content, name=str(labels)), columns)
-    cohort = keep_slides(cohort, slides_with_tiles(lake, mpp=mpp))
-    return lake, cohort, hashlib.sha256(content).hexdigest()
+    given = load_labels(labels, **ids)
+    cohort = patient_table(lake.slides(), given, columns, also=also)
+    usable = set.intersection(*(slides_with_tiles(lake, mpp=mpp) for mpp in mpps))
+    return lake, keep_slides(cohort, usable), given.sha256
 
 
-def _identities(lake: Lake, names: Sequence[str], cohort: Cohort, mpp: float) -> dict[str, str]:
+def _identities(
+    lake: Lake, names: Sequence[str], cohort: Cohort, mpps: Sequence[float]
+) -> dict[str, str]:
     """What identifies the content of each feature set on the slides in use."""
-    return {name: feature_identity(lake, cohort.slide_ids, name, mpp=mpp) for name in names}
+    return {
+        name: "-".join(feature_identity(lake, cohort.slide_ids, name, mpp=mpp) for mpp in mpps)
+        for name in names
+    }
 
 
-def _patients(
-    cohort: Cohort, fold: NDArray[np.int64], *outcomes: NDArray[Any]
-) -> tuple[Patient, ...]:
-    """Rows of the cohort with their folds and outcomes."""
+def _patients(cohort: Cohort, outcome_PK: NDArray[np.float64]) -> tuple[Patient, ...]:
+    """Rows of the cohort with their outcomes."""
     rows = cohort.patients.select("patient_id", "slide_ids").iter_rows()
     return tuple(
         Patient(
             patient_id=patient_id,
             slide_ids=tuple(slide_ids),
-            fold=int(fold),
             outcome=tuple(float(value) for value in outcome),
         )
-        for (patient_id, slide_ids), fold, *outcome in zip(rows, fold, *outcomes, strict=True)
+        for (patient_id, slide_ids), outcome in zip(rows, outcome_PK, strict=True)
     )
 
 
-def _on_ray(address: str | None, num_cpus: int | None) -> RunCells:
+def _on_ray(address: str | None, num_cpus: int | None, cpus_per_cell: float) -> RunCells:
     """Run cells as Ray tasks: on a cluster, or on this machine."""
 
     def run_cells(cells: Sequence[Cell], *, finished: int) -> None:
@@ -242,7 +373,7 @@ def _on_ray(address: str | None, num_cpus: int | None) -> RunCells:
         session = ray_session(address=address, num_cpus=num_cpus, ray_data=False)
         title, total = cells[0].study.kind, finished + len(cells)
         with session, progress(title, total=total, initial=finished, unit="cells") as bar:
-            for _ in ray_map(run_cell, cells):
+            for _ in ray_map(run_cell, cells, num_cpus=cpus_per_cell):
                 bar.advance(1)
 
     return run_cells

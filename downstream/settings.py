@@ -7,44 +7,100 @@ torch or scikit-survival (3-5 s each from a cold disk).
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
+
+MIL = (
+    "abmil",
+    "clam_mb",
+    "clam_sb",
+    "dsmil",
+    "hierarchical",
+    "max",
+    "mean",
+    "transformer",
+    "transmil",
+)
+"""Models of bags."""
+
+PROBES = ("knn", "linear")
+"""Models of classes and numbers on pooled features."""
+
+POOLED = ("boosting", "cox", "coxnet", "forest")
+"""Models of survival on pooled features."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class AbmilSettings:
-    """Attention MIL: the model and its fixed training schedule.
-
-    The number of epochs is fixed in advance. There is no early stopping, because with cohorts this
-    small the only patients left to stop on would be the test patients.
+class MilSettings:
+    """A MIL model and its schedule.
 
     Attributes:
         hidden: Width of a tile's embedding after the first layer.
-        attention: Width of the gated attention.
         dropout: Probability with which an embedding's unit is dropped in training.
+        fusion: How several teachers of a feature set are joined: `none` side by side, `concat` a
+            layer each, `shazam` a gate and attention between them.
+        reconstruct: Weight of the term that has teachers back from their fusion (`shazam`).
         learning_rate: AdamW step size.
         weight_decay: AdamW decoupled weight decay.
-        epochs: Passes over the training patients, one patient per step.
+        clip: Largest norm of a step's gradient.
+        epochs: Most passes over the training patients.
+        patience: Epochs without a better validation loss after which it stops.
+        weighted: Whether every class counts the same, however rare.
+        batch_patients: Patients a step.
+        joint_patients: Least patients a step of a Cox head, whose batch is its risk set.
+        batch_rows: Most tiles a step, padding included.
         max_tiles: Most tiles of one patient in one training step; a larger bag gives a fresh random
             subset each step.
+        bins: Of time, for hazards.
+        precision: `float32`, or `bfloat16` for the forward pass.
     """
 
     hidden: int = 256
-    attention: int = 128
     dropout: float = 0.25
+    fusion: Literal["none", "concat", "shazam"] = "none"
+    reconstruct: float = 0.01
     learning_rate: float = 2e-4
     weight_decay: float = 1e-5
-    epochs: int = 20
+    clip: float = 5.0
+    epochs: int = 30
+    patience: int = 8
+    weighted: bool = True
+    batch_patients: int = 1
+    joint_patients: int = 32
+    batch_rows: int = 65536
     max_tiles: int = 4096
+    bins: int = 4
+    precision: Literal["float32", "bfloat16"] = "float32"
 
 
 @dataclass(frozen=True, kw_only=True)
-class CoxSettings:
-    """Cox regression on pooled features.
+class SurvivalSettings:
+    """Survival models on pooled features; each takes what it needs.
 
     Attributes:
-        components: Principal components kept, fewer where the training fold has fewer patients.
-        alpha: Ridge penalty per unit of total feature variance (so that wide and narrow teachers
-            are shrunk alike).
+        components: Principal components that `cox`, `forest` and `boosting` see, fewer where the
+            training fold has fewer patients; `coxnet` sees all features and selects.
+        alpha: `cox`: ridge penalty per unit of total feature variance (so that wide and narrow
+            teachers are shrunk alike).
+        l1_ratio: `coxnet`: share of the lasso in the penalty, above 0 and at most 1.
+        penalties: `coxnet`: how many are tried, from the one that shrinks all to 0 down.
+        least_penalty: `coxnet`: the least as a share of the greatest. Far below 0.05 the fit of
+            more features than patients does not converge.
+        trees: `forest`: how many.
+        leaf: `forest`, `boosting`: least patients in a leaf.
+        most_trees: `boosting`: trees at most; validation patients choose how many of them are kept.
+        depth: `boosting`: of a tree; 1 has no interactions.
+        learning_rate: `boosting`: weight of a tree.
+        subsample: `boosting`: share of the patients that a tree is fitted on.
     """
 
     components: int = 16
     alpha: float = 0.1
+    l1_ratio: float = 0.5
+    penalties: int = 50
+    least_penalty: float = 0.05
+    trees: int = 300
+    leaf: int = 5
+    most_trees: int = 200
+    depth: int = 2
+    learning_rate: float = 0.05
+    subsample: float = 0.5

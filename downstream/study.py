@@ -1,7 +1,8 @@
-"""What one run is: its patients, folds and settings, the cells it consists of, and its name.
+"""What one run is: its patients, splits and settings, the cells it consists of, and its name.
 
-A cell is one feature set on one fold. The name of a run is a hash of everything that decides its
-result, so the same question finds its answer again, and a killed run its finished cells.
+An arm is a feature set with a model; a cell is an arm on one fold of one repetition with one seed.
+The name of a run is a hash of everything that decides its result, so the same question finds its
+answer again, and a killed run its finished cells.
 """
 
 from __future__ import annotations
@@ -9,20 +10,29 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections import Counter
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
+
 from downstream.bags import teachers_of
-from downstream.splits import assert_disjoint
+from downstream.splits import LeakageError
 
 if TYPE_CHECKING:
-    from downstream.settings import AbmilSettings, CoxSettings
+    from collections.abc import Iterable, Sequence
 
-FORMAT = 1
+    from numpy.typing import NDArray
+
+    from downstream.folds import Split
+    from downstream.settings import MilSettings, SurvivalSettings
+
+FORMAT = 2
 """Version of what a run's folder holds and of how results come about; part of the hash, raised when
 either changes."""
 
 Kind = Literal["mil", "survival"]
+Outcome = Literal["binary", "multiclass", "multilabel", "regression", "survival"]
 
 
 class StudyError(ValueError):
@@ -36,14 +46,27 @@ class Patient:
     Attributes:
         patient_id: Who.
         slide_ids: The patient's slides, sorted.
-        fold: The one fold in which the patient is tested.
-        outcome: (class index,) for a classification, (time, event as 0 or 1) for survival.
+        outcome: (class index,), labels as 0 or 1, (number,), or (time, event as 0 or 1).
     """
 
     patient_id: str
     slide_ids: tuple[str, ...]
-    fold: int
     outcome: tuple[float, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arm:
+    """A feature set with a model.
+
+    Attributes:
+        name: As shown: the feature set, with the model where a run has several.
+        features: One teacher, or several joined by `+`.
+        model: Name of the model.
+    """
+
+    name: str
+    features: str
+    model: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,111 +75,196 @@ class Study:
 
     Attributes:
         kind: Which sort of run.
+        task: What is predicted.
         lake_uri: The lake it reads and writes.
         lake_version: The version that it reads; the result does not depend on later ones.
         features: Feature sets, each one teacher or several joined by `+`.
-        mpp: Microns per pixel of the tiles.
-        folds: How many folds.
+        models: Names of models; every one on every feature set.
+        mpps: Microns per pixel of the tiles.
+        splits: Who trains, decides and is tested; the inner splits of a fold share its test.
+        seeds: Trainings of each cell's models with different random numbers.
         seed: Of folds, training and bootstrap.
-        columns: The label columns: (target,) or (time, event).
-        classes: Names of the classes by index; empty for survival.
+        columns: The label columns.
+        classes: Names of the classes, or of the labels, by index; empty for numbers and survival.
+        head: What a MIL model of survival predicts: `hazards` or `cox`; empty otherwise.
+        reference: Arm that the others are compared with.
+        margin: How much worse than the reference still counts as not worse; None for no such test.
         labels_sha256: Hash of the label file.
         identities: Feature set -> what identifies its content in this lake.
-        settings: Of the model.
+        settings: Of MIL models.
+        pooled: Of survival models on pooled features; None for other runs.
         patients: The cohort, sorted by patient.
+
+    Raises:
+        LeakageError: A slide is of two patients.
     """
 
     kind: Kind
+    task: Outcome
     lake_uri: str
     lake_version: int
     features: tuple[str, ...]
-    mpp: float
-    folds: int
+    models: tuple[str, ...]
+    mpps: tuple[float, ...]
+    splits: tuple[Split, ...]
+    seeds: int
     seed: int
     columns: tuple[str, ...]
     classes: tuple[str, ...]
+    head: str
+    reference: str
+    margin: float | None
     labels_sha256: str
     identities: dict[str, str]
-    settings: AbmilSettings | CoxSettings
+    settings: MilSettings
+    pooled: SurvivalSettings | None
     patients: tuple[Patient, ...]
+
+    def __post_init__(self) -> None:
+        """Refuse a slide of two patients: it could train one and test the other."""
+        counts = Counter(slide for patient in self.patients for slide in patient.slide_ids)
+        shared = [slide for slide, count in counts.items() if count > 1]
+        if shared:
+            msg = (
+                f"{len(shared)} slides belong to more than one patient, for example "
+                f"{', '.join(shared[:5])}; correct patient_id in the labels"
+            )
+            raise LeakageError(msg)
 
     @property
     def config(self) -> dict[str, Any]:
         """What decides the result apart from the patients, as JSON; not where the lake lies."""
         return {
             "format": FORMAT,
+            "task": self.task,
             "features": list(self.features),
-            "mpp": self.mpp,
-            "folds": self.folds,
+            "models": list(self.models),
+            "mpps": list(self.mpps),
+            "seeds": self.seeds,
             "seed": self.seed,
             "columns": list(self.columns),
             "classes": list(self.classes),
+            "head": self.head,
+            "reference": self.reference,
+            "margin": self.margin,
             "labels_sha256": self.labels_sha256,
             "identities": self.identities,
             "settings": asdict(self.settings),
+            "pooled": asdict(self.pooled) if self.pooled else None,
         }
 
     @property
     def run(self) -> str:
-        """Name of the run's folder: kind and hash of configuration and patients."""
+        """Name of the run's folder: kind and hash of configuration, patients and splits."""
         content = {
             "kind": self.kind,
             "config": self.config,
             "patients": [asdict(p) for p in self.patients],
-        }
+            "splits": [[s.repeat, s.fold, s.inner, s.train, s.validation, s.test]
+                       for s in self.splits],
+        }  # fmt: skip
         text = json.dumps(content, sort_keys=True, allow_nan=False)
         return f"{self.kind}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
 
-    def cells(self) -> list[Cell]:
-        """Every feature set on every fold, feature set by feature set.
+    @property
+    def arms(self) -> tuple[Arm, ...]:
+        """Every model on every feature set, feature set by feature set."""
+        return tuple(
+            Arm(name=arm_name(features, model, self.models), features=features, model=model)
+            for features in self.features
+            for model in self.models
+        )
 
-        Raises:
-            LeakageError: A patient or a slide is in more than one fold.
-        """
-        for ids in (lambda p: (p.patient_id,)), (lambda p: p.slide_ids):
-            groups = {
-                f"fold {k}": [i for p in self.patients if p.fold == k for i in ids(p)]
-                for k in range(self.folds)
-            }
-            assert_disjoint(groups)
+    @property
+    def folds(self) -> tuple[tuple[int, int], ...]:
+        """(repeat, fold) of every test, in order."""
+        return tuple(dict.fromkeys((split.repeat, split.fold) for split in self.splits))
+
+    def inner(self, repeat: int, fold: int) -> tuple[Split, ...]:
+        """The splits of one test."""
+        return tuple(s for s in self.splits if (s.repeat, s.fold) == (repeat, fold))
+
+    def cells(self) -> list[Cell]:
+        """Every arm on every fold with every seed."""
         return [
-            Cell(study=self, features=name, fold=k)
-            for name in self.features
-            for k in range(self.folds)
+            Cell(study=self, arm=arm, repeat=repeat, fold=fold, seed=seed)
+            for arm in self.arms
+            for repeat, fold in self.folds
+            for seed in range(self.seeds)
         ]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cell:
-    """One feature set on one fold: all that a worker needs.
+    """One arm on one fold of one repetition with one seed: all that a worker needs.
 
     Attributes:
         study: The run it is part of.
-        features: The feature set.
-        fold: The test fold; all others train.
+        arm: The feature set and the model.
+        repeat: Number of the repetition.
+        fold: Number of the fold.
+        seed: Number of the training, from 0 on.
     """
 
     study: Study
-    features: str
+    arm: Arm
+    repeat: int
     fold: int
+    seed: int
 
     @property
-    def train(self) -> list[Patient]:
-        """Patients of the other folds."""
-        return [patient for patient in self.study.patients if patient.fold != self.fold]
+    def splits(self) -> tuple[Split, ...]:
+        """The inner splits; a model is trained on each, and their predictions are averaged."""
+        return self.study.inner(self.repeat, self.fold)
 
     @property
-    def test(self) -> list[Patient]:
-        """Patients of this fold."""
-        return [patient for patient in self.study.patients if patient.fold == self.fold]
+    def key(self) -> dict[str, Any]:
+        """The columns that every prediction has."""
+        return {
+            "repeat": self.repeat,
+            "fold": self.fold,
+            "seed": self.seed,
+            "arm": self.arm.name,
+            "features": self.arm.features,
+            "model": self.arm.model,
+        }
 
     @property
     def stem(self) -> str:
-        """Path of the cell's files within the lake, without the ending."""
-        return f"runs/{self.study.run}/cells/{safe_name(self.features)}-{self.fold}"
+        """Name of the cell's files, without folder and ending."""
+        return f"{safe_name(self.arm.name)}-{self.repeat}-{self.fold}-{self.seed}"
+
+    @property
+    def path(self) -> str:
+        """Path of the cell's JSON within the lake."""
+        return f"runs/{self.study.run}/cells/{self.stem}.json"
+
+    @property
+    def attention_path(self) -> str:
+        """Path of the attention of its test tiles within the lake."""
+        return f"runs/{self.study.run}/attention/{self.stem}.parquet"
+
+    def random_seed(self, inner: int) -> int:
+        """Of one training; arms share it, so that they differ in features and model only."""
+        content = [self.study.seed, self.seed, self.repeat, self.fold, inner]
+        return int(np.random.SeedSequence(content).generate_state(1)[0])
 
 
-def check_features(features: list[str]) -> tuple[str, ...]:
+def outcomes(patients: Iterable[Patient]) -> NDArray[np.float64]:
+    """Outcomes [P, K] of some patients."""
+    return np.array([patient.outcome for patient in patients], dtype=np.float64)
+
+
+def arm_name(features: str, model: str, models: Sequence[str]) -> str:
+    """How an arm is called.
+
+    >>> arm_name("uni2", "abmil", ["abmil"]), arm_name("uni2", "abmil", ["abmil", "mean"])
+    ('uni2', 'uni2 / abmil')
+    """
+    return features if len(models) == 1 else f"{features} / {model}"
+
+
+def check_features(features: Sequence[str]) -> tuple[str, ...]:
     """The feature sets of a run, as given.
 
     Raises:
@@ -166,7 +274,7 @@ def check_features(features: list[str]) -> tuple[str, ...]:
         msg = "no feature sets; name at least one teacher of the lake, or several joined by '+'"
         raise StudyError(msg)
     for name in features:
-        if features.count(name) > 1 or "" in teachers_of(name):
+        if list(features).count(name) > 1 or "" in teachers_of(name):
             msg = f"feature set {name!r}; name each once, as one teacher or several joined by '+'"
             raise StudyError(msg)
     return tuple(features)

@@ -16,9 +16,6 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from downstream.settings import CoxSettings
-    from downstream.survival_models import PooledModel
-
 
 class SurvivalError(ValueError):
     """Patients that a survival model cannot be fitted on."""
@@ -44,21 +41,6 @@ def pool(slides: Sequence[NDArray[np.float16]]) -> NDArray[np.float64]:
         raise SurvivalError(msg)
     pooled_D: NDArray[np.float64] = np.mean(means, axis=0)
     return pooled_D
-
-
-def fit_cox(
-    x_PD: NDArray[np.float64],
-    time_P: NDArray[np.float64],
-    event_P: NDArray[np.bool_],
-    *,
-    settings: CoxSettings,
-) -> PooledModel:
-    """`survival_models.fit_pooled` of a `cox` model, which needs neither validation nor a seed."""
-    from downstream.settings import SurvivalSettings
-    from downstream.survival_models import fit_pooled
-
-    told = SurvivalSettings(components=settings.components, alpha=settings.alpha)
-    return fit_pooled("cox", x_PD, time_P, event_P, validation=None, settings=told, seed=0)
 
 
 def fold_ranks(risk_P: NDArray[np.float64], fold_P: NDArray[np.int64]) -> NDArray[np.float64]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from downstream.metrics import UndefinedMetricError
+from downstream.measures import UndefinedMetricError
 from downstream.survival import SurvivalError
 from downstream.survival_weighted import brier_losses, groups
 

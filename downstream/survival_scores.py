@@ -17,8 +17,8 @@ import numpy as np
 
 from downstream import survival_weighted as weighted
 from downstream.intervals import Comparison, Interval, compare, interval
+from downstream.measures import UndefinedMetricError
 from downstream.measures_survival import measure_of, rank_measures
-from downstream.metrics import UndefinedMetricError
 from downstream.survival import SurvivalError
 from downstream.survival_rows import FollowUp, Predictions, follow_up
 

@@ -17,6 +17,7 @@ from typing import Any
 
 import slidelake
 from cluster import ray_session
+from downstream import Plan
 from examples.cohort import make_cohort
 
 REAL_SLIDE = Path(__file__).parent / "data" / "CMU-1-Small-Region.svs"
@@ -160,9 +161,8 @@ def _distill(lake: str, settings: DemoSettings) -> None:
 
 
 def _mil(lake: str, labels: Path, features: list[str], settings: DemoSettings) -> None:
-    slidelake.run_mil(
-        lake, labels, "label", features, mpp=0.5, folds=settings.folds, seed=settings.seed
-    )
+    plan = Plan(folds=settings.folds)
+    slidelake.run_mil(lake, labels, "label", features, mpps=(0.5,), plan=plan, seed=settings.seed)
 
 
 def _survival(lake: str, labels: Path, features: list[str], settings: DemoSettings) -> None:
@@ -172,8 +172,8 @@ def _survival(lake: str, labels: Path, features: list[str], settings: DemoSettin
         "time_months",
         "event",
         features,
-        mpp=0.5,
-        folds=settings.folds,
+        mpps=(0.5,),
+        plan=Plan(folds=settings.folds),
         seed=settings.seed,
     )
 

@@ -1,16 +1,18 @@
 """Bags on a real lake; `build` makes one, for the other tests too."""
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import polars as pl
 import pytest
+import torch
 from numpy.typing import NDArray
 
 from downstream import BagError
-from downstream.bags import PatientBags, feature_identity, slide_tiles, slides_with_tiles
+from downstream.bags import PatientBags, feature_identity, read_patient, slides_with_tiles
+from downstream.mil_hierarchy import children_rows
+from downstream.mil_places import GAP
 from featurestore import (
     ColumnWriter,
     GridCut,
@@ -20,7 +22,9 @@ from featurestore import (
     ShardWriter,
     SlideCut,
     create_lake,
+    open_lake,
     tile_ids,
+    tile_parts,
     tiles_table,
 )
 
@@ -109,30 +113,50 @@ def lake(tmp_path_factory: pytest.TempPathFactory) -> Lake:
 
 
 def test_bags_hold_all_tiles_of_all_slides(lake: Lake) -> None:
-    bags = PatientBags(lake, [("s03a", "s03b"), ("s04a",)], "good+noise", mpp=MPP)
+    bags = PatientBags(lake, [("s03a", "s03b"), ("s04a",)], "good+noise", mpps=(MPP,))
     given = planted()
     expected = np.concatenate([given["good"]["s03a"], given["good"]["s03b"]])
-    assert bags[0].shape == (11, 2 * WIDTH)
-    assert np.array_equal(bags[0][:, :WIDTH], expected)
+    assert bags[0].features.shape == (11, 2 * WIDTH)
+    assert np.array_equal(bags[0].features[:, :WIDTH], expected)
+    assert bags[0].slide.tolist() == [0] * 5 + [1] * 6
+    assert bags[0].places[:5].tolist() == [[at, at] for at in range(5)]
+    # the second slide lies below the first
+    assert bags[0].places[5:].tolist() == [[at + 5 + GAP, at] for at in range(6)]
     assert bags[0] is bags[0]
-    # a slide's 5 tiles are 80 bytes: the first bag asked for is kept, the other is read again
-    tight = PatientBags(lake, [("s03a",), ("s04a",)], "good", mpp=MPP, cache_bytes=100)
+    # the first bag asked for is kept, the other is read again
+    tight = PatientBags(
+        lake, [("s03a",), ("s04a",)], "good", mpps=(MPP,), cache_bytes=bags[1].nbytes
+    )
     assert tight[0] is tight[0]
     assert tight[1] is not tight[1]
-    assert np.array_equal(tight[1], given["good"]["s04a"])
+    assert np.array_equal(tight[1].features, given["good"]["s04a"])
     assert len(tight) == 2
 
 
-def test_teachers_are_joined_by_key(lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
-    read = lake.bag
-
-    def shuffled(slide_id: str, teacher: str, *, mpp: float) -> Any:  # noqa: ANN401
-        bag = read(slide_id, teacher, mpp=mpp)
-        return bag if teacher == "good" else replace(bag, tile_id=bag.tile_id[::-1])
-
-    monkeypatch.setattr(lake, "bag", shuffled)
-    with pytest.raises(BagError, match="slide 's03a': noise and good do not have the same tiles"):
-        slide_tiles(lake, "s03a", "good+noise", mpp=MPP)
+def test_bags_of_several_mpps_nest(filled: Path) -> None:
+    """Every fine tile is under a coarse one of the same slide; orphans are left out."""
+    real = open_lake(filled)
+    teacher = next(iter(real.teachers(mpp=2.0)))
+    slides = sorted(slides_with_tiles(real, mpp=2.0) & slides_with_tiles(real, mpp=0.5))[:2]
+    bag = read_patient(real, slides, teacher, (0.5, 2.0))
+    level, place = bag.places[:, 0], bag.places[:, 1:]
+    found = children_rows(
+        torch.from_numpy(place[level == 0]), torch.from_numpy(place[level == 1]), 4
+    )
+    under = (found < (level == 1).sum()).sum()
+    assert under == (level == 1).sum() > 0
+    # by the keys too: a fine tile's grid place over 4 is its parent's
+    keys, mpps, y, x = tile_parts(bag.tile_id)
+    parents = {(k, a, b) for k, m, a, b in zip(keys, mpps, y, x, strict=True) if m == 2.0}
+    fine = [(k, a // 4, b // 4) for k, m, a, b in zip(keys, mpps, y, x, strict=True) if m == 0.5]
+    assert set(fine) <= parents
+    whole = sum(real.tiles_of(mpp=0.5, slide_ids=slides)["tiles"])
+    assert (level == 1).sum() <= whole
+    assert set(bag.slide.tolist()) == {0, 1}
+    families = {key: bag.family[at] for at, key in enumerate(zip(keys, y, x, strict=True))
+                if mpps[at] == 2.0}  # fmt: skip
+    mine = [bag.family[at] for at in np.flatnonzero(mpps == 0.5)]
+    assert mine == [families[key] for key in fine]
 
 
 def test_identity_is_the_content_and_not_the_version(tmp_path: Path, lake: Lake) -> None:

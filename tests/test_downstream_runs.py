@@ -7,7 +7,7 @@ import io
 import json
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,23 +15,38 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
+import torch
+from sklearn.metrics import roc_auc_score
+from sksurv.metrics import concordance_index_censored
 
 import downstream
 from downstream import (
-    AbmilSettings,
     Cohort,
     CohortError,
-    CoxSettings,
     LeakageError,
+    MilSettings,
     StudyError,
+    SurvivalSettings,
+    nested_folds,
     run_mil,
 )
-from downstream.cells import FITS, fit_and_store
-from downstream.runs import execute
-from downstream.splits import patient_folds
+from downstream.cells import fit_and_store
+from downstream.fold_tables import from_table
+from downstream.runs import check_models, execute
+from downstream.settings import MIL, POOLED, PROBES
 from downstream.study import Cell, Kind, Patient, Study, check_features
+from downstream.survival_models import POOLED as POOLED_SPECS
 from featurestore import Lake, LakeError
 from tests.test_downstream_bags import MPP, PATIENTS, build, planted
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """As in a Ray task."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
@@ -50,35 +65,40 @@ def labels(tmp_path: Path) -> Path:
 def study(lake: Lake, kind: Kind = "mil", **changes: Any) -> Study:  # noqa: ANN401
     label = np.arange(PATIENTS) % 2
     outcomes = [
-        (float(y),) if kind == "mil" else (20.0 - 10 * y + p, 1.0) for p, y in enumerate(label)
+        (float(y),) if kind == "mil" else (20.0 - 10 * y + p / 10, 1.0) for p, y in enumerate(label)
     ]
-    patients = [
-        Patient(
-            patient_id=f"p{p:02d}", slide_ids=(f"s{p:02d}a", f"s{p:02d}b"), fold=int(k), outcome=o
-        )
-        for p, (k, o) in enumerate(zip(patient_folds(label, 3, 0), outcomes, strict=True))
-    ]
+    patients = tuple(
+        Patient(patient_id=f"p{p:02d}", slide_ids=(f"s{p:02d}a", f"s{p:02d}b"), outcome=outcome)
+        for p, outcome in enumerate(outcomes)
+    )
     made = Study(
         kind=kind,
+        task="binary" if kind == "mil" else "survival",
         lake_uri=lake.uri,
         lake_version=lake.version,
         features=("good", "noise", "good+noise"),
-        mpp=MPP,
-        folds=3,
+        models=("abmil",) if kind == "mil" else ("cox",),
+        mpps=(MPP,),
+        splits=tuple(
+            nested_folds([p.patient_id for p in patients], label.tolist(), folds=3, inner=1, seed=0)
+        ),
+        seeds=1,
         seed=0,
         columns=("tumour",) if kind == "mil" else ("months", "dead"),
         classes=("0", "1") if kind == "mil" else (),
+        head="" if kind == "mil" else "hazards",
+        reference="good",
+        margin=None,
         labels_sha256="0",
         identities={},
-        settings=AbmilSettings(hidden=16, attention=8, epochs=10, learning_rate=3e-3)
-        if kind == "mil"
-        else CoxSettings(components=4),
-        patients=tuple(patients),
+        settings=MilSettings(hidden=16, epochs=10, learning_rate=3e-3, bins=2),
+        pooled=SurvivalSettings(components=4) if kind == "survival" else None,
+        patients=patients,
     )
     return replace(made, **changes)
 
 
-COHORT = Cohort(patients=pl.DataFrame(), missing=["p99"], surplus=[])
+COHORT = Cohort(patients=pl.DataFrame(), missing=["p99"], surplus=[], notes=("as it was",))
 
 
 class Inline:
@@ -100,64 +120,182 @@ def table(lake: Lake, run: str, name: str) -> pl.DataFrame:
     return pl.read_parquet(io.BytesIO(lake.read_bytes(f"runs/{run}/{name}.parquet")))
 
 
-@pytest.mark.parametrize("kind", ["mil", "survival"])
+def rows(lake: Lake, cell: Cell) -> list[dict[str, Any]]:
+    fit_and_store(lake, cell)
+    found: list[dict[str, Any]] = json.loads(lake.read_bytes(cell.path))["rows"]
+    return found
+
+
+@pytest.mark.parametrize(
+    ("kind", "model"), [("mil", "abmil"), ("mil", "linear"), ("survival", "cox"),
+                        ("survival", "abmil")],
+)  # fmt: skip
 def test_a_test_patient_changes_nobody_elses_prediction(
-    lake: Lake, tmp_path: Path, kind: Kind
+    lake: Lake, tmp_path: Path, kind: Kind, model: str
 ) -> None:
-    cell = study(lake, kind).cells()[0]
-    victim = cell.test[0]
+    """Statistics, bins, thresholds and training see no test patient: poisoning one shows it."""
+    cell = study(lake, kind, models=(model,)).cells()[0]
+    victim = cell.study.patients[int(cell.splits[0].test[0][1:])]
     features = planted()
     for slide in victim.slide_ids:
-        features["good"][slide][:] = 6e4
+        features["good"][slide][:] = 50.0
     poisoned = build(tmp_path / "lake", features)
-    clean_rows, rows = (FITS[kind](where, cell).rows for where in (lake, poisoned))
-    assert [row for row in rows if row["patient_id"] != victim.patient_id] == [
-        row for row in clean_rows if row["patient_id"] != victim.patient_id
+    clean, found = (rows(where, cell) for where in (lake, poisoned))
+    assert [row for row in found if row["patient_id"] != victim.patient_id] == [
+        row for row in clean if row["patient_id"] != victim.patient_id
     ]
-    assert rows != clean_rows
+    assert found != clean
 
 
-@pytest.mark.parametrize("share", ["patient_id", "slide_ids"])
-def test_a_leaking_study_is_refused(lake: Lake, share: str) -> None:
+def test_labels_of_test_patients_change_no_prediction(lake: Lake) -> None:
+    """Not even through thresholds, class weights or early stopping."""
+    cell = study(lake).cells()[0]
+    test = set(cell.splits[0].test)
+    flipped = tuple(
+        replace(p, outcome=(1 - p.outcome[0],)) if p.patient_id in test else p
+        for p in cell.study.patients
+    )
+    other = replace(cell, study=replace(cell.study, patients=flipped))
+    seen = ("score", "threshold", "probabilities")
+    one, two = ([[row[key] for key in seen] for row in rows(lake, c)] for c in (cell, other))
+    assert one == two
+
+
+def test_a_slide_of_two_patients_is_refused(lake: Lake) -> None:
     made = study(lake)
-    first = made.patients[0]
-    other = next(patient for patient in made.patients if patient.fold != first.fold)
-    leaking = replace(other, **{share: getattr(first, share)})
-    with pytest.raises(LeakageError, match="are both in fold"):
-        replace(made, patients=(first, leaking, *made.patients[2:])).cells()
+    leaking = replace(made.patients[1], slide_ids=made.patients[0].slide_ids)
+    with pytest.raises(LeakageError, match="slides belong to more than one patient"):
+        replace(made, patients=(made.patients[0], leaking, *made.patients[2:]))
 
 
 def test_mil_run(lake: Lake) -> None:
-    made = study(lake)
+    made = study(lake, margin=0.1)
     result = execute(lake, made, COHORT, Inline(lake))
-    assert result["metrics"]["good"]["estimate"] > 0.9
     assert set(result["metrics"]) == {"good", "noise", "good+noise"}
     assert result["metrics"]["good"]["metric"] == "auroc"
     assert (result["patients"], result["slides"], result["missing"]) == (12, 24, ["p99"])
     assert json.loads(lake.read_bytes(f"runs/{made.run}/result.json")) == result
     predictions = table(lake, made.run, "predictions")
-    assert predictions.height == 36
-    assert predictions.select("features", "patient_id").is_duplicated().sum() == 0
-    attention = table(lake, made.run, "attention")
+    tested = predictions.filter(pl.col("part") == "test")
+    assert tested.height == 36
+    assert tested.select("arm", "patient_id").is_duplicated().sum() == 0
+    for name in made.features:
+        part = tested.filter(pl.col("arm") == name)
+        area = roc_auc_score(part["label"].cast(pl.Int64), part["score"])
+        assert result["metrics"][name]["estimate"] == pytest.approx(area, abs=1e-12)
+    assert result["metrics"]["good"]["estimate"] > 0.9
+    assert {row["one"] for row in result["comparisons"]} == {"noise", "good+noise"}
+    assert all(row["other"] == "good" for row in result["comparisons"])
+    assert from_table(table(lake, made.run, "splits")) == list(made.splits)
+    # every test patient's threshold is its fold's, from validation patients alone
+    folds = predictions.group_by("arm", "fold").agg(pl.col("threshold").n_unique())
+    assert set(folds["threshold"]) == {1}
+    assert "<html" in lake.read_bytes(f"runs/{made.run}/report.html").decode()
+    names = lake.store.names(f"runs/{made.run}/attention")
+    attention = pl.concat(
+        table(lake, made.run, f"attention/{name.removesuffix('.parquet')}") for name in names
+    )
     assert attention.height == 3 * PATIENTS * 11
-    assert attention.columns == ["slide_id", "tile_id", "x", "y", "features", "attention"]
-    sums = attention.with_columns(pl.col("slide_id").str.head(3)).group_by("slide_id", "features")
+    sums = attention.with_columns(pl.col("slide_id").str.head(3)).group_by("slide_id", "arm")
     assert np.allclose(sums.agg(pl.col("attention").sum())["attention"], 1, atol=1e-5)
     assert attention["x"].max() == 5 * 256
 
 
 def test_survival_run(lake: Lake) -> None:
-    made = study(lake, "survival")
+    made = study(lake, "survival", models=("cox", "abmil"), reference="good / cox")
     result = execute(lake, made, COHORT, Inline(lake))
     assert result["kind"] == "survival"
-    assert result["metrics"]["good"]["estimate"] > 0.6
-    predictions = table(lake, made.run, "predictions")
-    good = predictions.filter(pl.col("features") == "good")
+    assert set(result["metrics"]) == {f"{f} / {m}" for f in made.features for m in made.models}
+    good = result["metrics"]["good / cox"]
+    assert good["estimate"] > 0.6
+    predictions = table(lake, made.run, "predictions").filter(pl.col("part") == "test")
+    part = predictions.filter(pl.col("arm") == "good / cox")
+    event, time, rank, risk = (part[name].to_numpy() for name in ("event", "time", "rank", "risk"))
+    assert good["estimate"] == pytest.approx(concordance_index_censored(event, time, rank)[0])
     # odd patients die early, and higher is worse
-    odd = good.filter(pl.col("patient_id").str.tail(1).cast(pl.Int32) % 2 == 1)
-    assert np.mean(odd["rank"].to_numpy()) > np.mean(good["rank"].to_numpy())
-    assert good["high"].sum() == pytest.approx(6, abs=2)
-    assert not lake.exists(f"runs/{made.run}/attention.parquet")
+    odd = part.filter(pl.col("patient_id").str.tail(1).cast(pl.Int32) % 2 == 1)
+    assert np.mean(odd["rank"].to_numpy()) > np.mean(rank)
+    assert part["high"].sum() == pytest.approx(6, abs=3)
+    curves = np.array(predictions["curve"].to_list())
+    assert curves.shape == (6 * PATIENTS, len(result["curve_times"]))
+    assert (np.diff(curves, axis=1) <= 1e-9).all()
+    assert curves.min() >= 0
+    assert curves.max() <= 1
+    # within a fold a greater risk is a lower curve
+    fold = part["fold"].to_numpy() == 0
+    order = np.argsort(risk[fold])
+    middle = np.array(part["curve"].to_list())[fold][order].mean(axis=1)
+    assert (np.diff(middle) <= 1e-9).all()
+
+
+@pytest.mark.parametrize("head", ["hazards", "cox"])
+def test_heads_of_survival_find_the_signal(lake: Lake, head: str) -> None:
+    made = study(
+        lake,
+        "survival",
+        features=("good",),
+        models=("abmil",),
+        head=head,
+        settings=MilSettings(hidden=16, epochs=30, learning_rate=3e-3, bins=2),
+    )
+    result = execute(lake, made, COHORT, Inline(lake))
+    assert result["metrics"]["good"]["estimate"] > 0.65
+
+
+def test_models_and_probes_side_by_side(lake: Lake) -> None:
+    models = ("mean", "transmil", "knn", "linear")
+    ids, label = [f"p{p:02d}" for p in range(PATIENTS)], [p % 2 for p in range(PATIENTS)]
+    splits = tuple(nested_folds(ids, label, folds=6, inner=1, seed=0))
+    made = study(lake, features=("good",), models=models, reference="good / linear", splits=splits)
+    result = execute(lake, made, COHORT, Inline(lake))
+    assert set(result["arms"]) == {f"good / {model}" for model in models}
+    predictions = table(lake, made.run, "predictions").filter(pl.col("part") == "test")
+    for model in ("linear", "knn"):
+        # by fold: with eight training patients the folds' scores are not on one scale
+        part = predictions.filter(pl.col("model") == model).sort("fold", "label")
+        pairs = part["score"].to_numpy().reshape(6, 2)
+        assert np.mean(np.sign(pairs[:, 1] - pairs[:, 0])) >= 0.5, model
+
+
+def test_inner_splits_are_an_ensemble(lake: Lake) -> None:
+    """Every patient of the other folds validates once; the test is the mean of the members."""
+    label = [p % 2 for p in range(PATIENTS)]
+    ids = [f"p{p:02d}" for p in range(PATIENTS)]
+    splits = tuple(nested_folds(ids, label, folds=2, inner=3, seed=0))
+    made = study(lake, features=("good",), splits=splits, seeds=2)
+    result = execute(lake, made, COHORT, Inline(lake))
+    assert (result["folds"], result["inner"], result["seeds"]) == (2, 3, 2)
+    predictions = table(lake, made.run, "predictions")
+    test = predictions.filter(pl.col("part") == "test")
+    assert test.height == PATIENTS * 2
+    validation = predictions.filter((pl.col("part") == "validation") & (pl.col("seed") == 0))
+    assert validation.height == PATIENTS
+    assert validation["patient_id"].n_unique() == PATIENTS
+
+
+@pytest.mark.parametrize("task", ["multiclass", "multilabel", "regression"])
+def test_other_tasks(lake: Lake, task: str) -> None:
+    made = study(lake, features=("good",), task=task)
+    outcomes: dict[str, list[tuple[float, ...]]] = {
+        "multiclass": [(float(p % 3),) for p in range(PATIENTS)],
+        "multilabel": [(float(p % 2), float(p % 3 == 0)) for p in range(PATIENTS)],
+        "regression": [(10.0 * (p % 2) + p / 10,) for p in range(PATIENTS)],
+    }
+    classes = {"multiclass": ("a", "b", "c"), "multilabel": ("a", "b"), "regression": ()}
+    patients = tuple(
+        replace(patient, outcome=outcome)
+        for patient, outcome in zip(made.patients, outcomes[task], strict=True)
+    )
+    ids = [patient.patient_id for patient in patients]
+    strata = [int(p.outcome[0]) if task == "multiclass" else 0 for p in patients]
+    splits = tuple(nested_folds(ids, strata, folds=2, inner=2, seed=0))
+    made = replace(made, patients=patients, classes=classes[task], splits=splits)
+    result = execute(lake, made, COHORT, Inline(lake))
+    main = {"multiclass": "auroc", "multilabel": "auroc", "regression": "r2"}[task]
+    assert result["metrics"]["good"]["metric"] == main
+    assert len(result["metrics"]["good"]["measures"]) >= 2
+    predictions = table(lake, made.run, "predictions")
+    assert set(predictions["part"]) == {"test", "validation"}
 
 
 def test_a_killed_run_goes_on_and_a_finished_one_is_read(lake: Lake) -> None:
@@ -179,11 +317,14 @@ def test_everything_that_decides_a_result_is_in_the_name_of_the_run(lake: Lake) 
     patients = (replace(made.patients[0], slide_ids=("s00a",)), *made.patients[1:])
     others: list[dict[str, Any]] = [
         {"features": ("good",)},
-        {"mpp": 1.0},
+        {"mpps": (1.0,)},
+        {"models": ("mean",)},
+        {"seeds": 2},
+        {"splits": made.splits[:2]},
         {"seed": 1},
         {"labels_sha256": "1"},
         {"identities": {"good": "1"}},
-        {"settings": AbmilSettings(epochs=3)},
+        {"settings": MilSettings(epochs=3)},
         {"columns": ("grade",)},
         {"patients": patients},
     ]
@@ -198,16 +339,28 @@ def test_feature_sets_are_checked(features: list[str]) -> None:
         check_features(features)
 
 
+def test_models_are_checked() -> None:
+    check_models(["abmil", "linear"], (*MIL, *PROBES), [0.5])
+    check_models(["hierarchical"], MIL, [0.5, 2.0])
+    for names, mpps in ((["abmill"], [0.5]), ([], [0.5]), (["abmil"] * 2, [0.5])):
+        with pytest.raises(StudyError, match="name each once, of abmil"):
+            check_models(names, MIL, mpps)
+    for name, mpps in (("hierarchical", [0.5]), ("abmil", [0.5, 2.0])):
+        with pytest.raises(StudyError, match="hierarchical takes several"):
+            check_models([name], MIL, mpps)
+    assert set(POOLED) == set(POOLED_SPECS)
+
+
 def test_options_are_checked_before_ray_starts(
     lake: Lake, labels: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("cluster.ray_session", None)
     with pytest.raises(CohortError, match="did you mean 'tumour'"):
-        run_mil(lake.uri, labels, "tumor", ["good"], mpp=MPP)
+        run_mil(lake.uri, labels, "tumor", ["good"], mpps=[MPP])
     with pytest.raises(LakeError, match=r"no tiles at mpp 2\.0"):
-        run_mil(lake.uri, labels, "tumour", ["good"], mpp=2.0)
+        run_mil(lake.uri, labels, "tumour", ["good"], mpps=[2.0])
     with pytest.raises(LakeError, match="no features of 'uni'"):
-        run_mil(lake.uri, labels, "tumour", ["good", "uni"], mpp=MPP)
+        run_mil(lake.uri, labels, "tumour", ["good", "uni"], mpps=[MPP])
 
 
 def test_the_door_is_sorted_and_light() -> None:

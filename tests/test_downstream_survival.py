@@ -4,10 +4,18 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from downstream import CoxSettings, SurvivalError, concordance
-from downstream.survival import fit_cox, fold_ranks, is_high_risk, pool
+from downstream import SurvivalError, SurvivalSettings
+from downstream.measures_survival import harrell_c
+from downstream.survival import fold_ranks, is_high_risk, pool
+from downstream.survival_models import PooledModel, fit_pooled
 
 Floats = NDArray[np.float64]
+
+
+def fit_cox(
+    x: Floats, time: Floats, event: NDArray[np.bool_], *, settings: SurvivalSettings
+) -> PooledModel:
+    return fit_pooled("cox", x, time, event, validation=None, settings=settings, seed=0)
 
 
 def cohort(patients: int, *, seed: int) -> tuple[Floats, Floats, NDArray[np.bool_]]:
@@ -22,10 +30,10 @@ def cohort(patients: int, *, seed: int) -> tuple[Floats, Floats, NDArray[np.bool
 
 def test_higher_is_worse() -> None:
     x, time, event = cohort(120, seed=0)
-    model = fit_cox(x, time, event, settings=CoxSettings())
+    model = fit_cox(x, time, event, settings=SurvivalSettings())
     test_x, test_time, test_event = cohort(120, seed=1)
     risk = model.risk(test_x)
-    assert concordance(test_event, test_time, risk) > 0.7
+    assert harrell_c(test_event, test_time, risk) > 0.7
     assert np.corrcoef(risk, test_x[:, 0])[0, 1] > 0.7  # the planted log hazard, same sign
     high = is_high_risk(risk, model.risk(x))
     seen = test_event
@@ -34,7 +42,7 @@ def test_higher_is_worse() -> None:
 
 def test_scaling_and_pca_are_the_training_patients() -> None:
     x, time, event = cohort(40, seed=2)
-    pipeline = fit_cox(x, time, event, settings=CoxSettings(components=4)).pipeline
+    pipeline = fit_cox(x, time, event, settings=SurvivalSettings(components=4)).pipeline
     scaler, pca = pipeline[0], pipeline[1]
     assert scaler.mean_ == pytest.approx(x.mean(axis=0))
     assert scaler.n_samples_seen_ == pca.n_samples_ == 40
@@ -43,7 +51,7 @@ def test_scaling_and_pca_are_the_training_patients() -> None:
 
 def test_components_never_exceed_the_patients() -> None:
     x, time, event = cohort(8, seed=3)
-    pipeline = fit_cox(x, time, event, settings=CoxSettings(components=16)).pipeline
+    pipeline = fit_cox(x, time, event, settings=SurvivalSettings(components=16)).pipeline
     assert pipeline[1].n_components_ == 7
 
 
@@ -51,7 +59,7 @@ def test_the_penalty_treats_wide_and_narrow_features_alike() -> None:
     x, time, event = cohort(60, seed=4)
     wide = np.tile(x, (1, 5))
     risk, wide_risk = (
-        fit_cox(part, time, event, settings=CoxSettings(components=6)).risk(part)
+        fit_cox(part, time, event, settings=SurvivalSettings(components=6)).risk(part)
         for part in (x, wide)
     )
     assert wide_risk == pytest.approx(risk, abs=1e-4)
@@ -60,9 +68,9 @@ def test_the_penalty_treats_wide_and_narrow_features_alike() -> None:
 def test_a_fit_needs_events_and_variation() -> None:
     x, time, event = cohort(10, seed=5)
     with pytest.raises(SurvivalError, match="10 training patients have 0 events"):
-        fit_cox(x, time, np.zeros(10, dtype=bool), settings=CoxSettings())
+        fit_cox(x, time, np.zeros(10, dtype=bool), settings=SurvivalSettings())
     with pytest.raises(SurvivalError, match="0 features that vary"):
-        fit_cox(np.ones((10, 3)), time, event | True, settings=CoxSettings())
+        fit_cox(np.ones((10, 3)), time, event | True, settings=SurvivalSettings())
 
 
 def test_slides_weigh_the_same_whatever_their_size() -> None:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from downstream.fold_tables import from_table, read_clam, read_patho_bench, read_stamp, to_table
 from downstream.folds import Split, few_shot, leave_site_out, nested_folds, strata
-from downstream.splits import LeakageError, SplitError
+from downstream.splits import LeakageError, SplitError, assert_disjoint
 from downstream.survival_losses import fit_bins
 
 IDS = [f"p{i:02d}" for i in range(60)]
@@ -189,3 +189,9 @@ def test_splits_kept_with_a_run_come_back() -> None:
 def test_strata_are_of_equal_size() -> None:
     values = np.random.default_rng(0).exponential(size=100).tolist()
     assert sorted(Counter(strata(values)).values()) == [25] * 4
+
+
+def test_leakage_is_refused_and_named() -> None:
+    assert_disjoint({"train": ["a", "b"], "validation": ["c"], "test": ["d"]})
+    with pytest.raises(LeakageError, match="1 ids are both in train and in test, for example b"):
+        assert_disjoint({"train": ["a", "b"], "validation": ["c"], "test": ["b"]})

@@ -6,9 +6,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from downstream.mil_bags import MilError, pad_bags, stack_slides
+from downstream.mil_bags import MilError, pad_bags
 from downstream.mil_grid import grid_conv, neighbours, raster_order
 from downstream.mil_nystrom import NystromAttention, landmark_runs, pseudo_inverse
+from downstream.mil_places import stack_slides
 from downstream.mil_transmil import Positions, TransMil
 from tests.mil_examples import WIDTH, bags, doubles
 

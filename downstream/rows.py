@@ -1,0 +1,131 @@
+"""Predictions of a cell as rows of a table, and the attention of its test tiles.
+
+Shape letters: P patients, M members.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import polars as pl
+
+from downstream.thresholds import best_threshold
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+    from downstream.members import Member, Patients
+    from downstream.study import Cell, Patient
+
+    Floats = NDArray[np.float64]
+
+Row = dict[str, Any]
+
+
+def rows_of(cell: Cell, patients: Patients, members: Sequence[Member]) -> list[Row]:
+    """Validation and test rows of a cell, as JSON."""
+    test_ids = members[0].split.test
+    test = _mean([member.test for member in members])
+    high, curve = _shared([m.high for m in members]), _shared([m.curve for m in members])
+    validated = [(one, m, at) for m in members for at, one in enumerate(m.split.validation)]
+    seen = [m.validation[at] for _, m, at in validated]
+    threshold = _threshold(cell, patients, [one for one, _, _ in validated], seen)
+    rows = [
+        {
+            "patient_id": one,
+            "part": "test",
+            **cell.key,
+            **_told(cell, patients.patient(one), test[at], threshold),
+            **_survival(cell, high, curve, at),
+        }
+        for at, one in enumerate(test_ids)
+    ]
+    for (one, member, at), outcome in zip(validated, seen, strict=True):
+        rows.append(
+            {
+                "patient_id": one,
+                "part": "validation",
+                **cell.key,
+                **_told(cell, patients.patient(one), outcome, threshold),
+                **_survival(cell, member.validation_high, member.validation_curve, at),
+            }
+        )
+    return rows
+
+
+def _mean(parts: Sequence[Floats]) -> Floats:
+    """Over members: of probabilities, of numbers, of risks."""
+    found: Floats = np.mean(np.stack(parts), axis=0)
+    return found
+
+
+def _shared(parts: Sequence[NDArray[Any] | None]) -> Floats | None:
+    """The mean over members of what all of them have; a group is what most of them say."""
+    there = [part.astype(np.float64) for part in parts if part is not None]
+    return _mean(there) if len(there) == len(parts) else None
+
+
+def _threshold(
+    cell: Cell, patients: Patients, ids: Sequence[str], seen: Sequence[Floats]
+) -> float | None:
+    """Of a question with two answers: chosen on validation patients, 0.5 without any."""
+    if cell.study.task != "binary":
+        return None
+    label = patients.target(ids).astype(np.int64) if ids else np.empty(0, dtype=np.int64)
+    return best_threshold(label, np.array([outcome[1] for outcome in seen]))
+
+
+def _told(cell: Cell, patient: Patient, outcome: Any, threshold: float | None) -> Row:  # noqa: ANN401
+    """The columns of the task."""
+    study = cell.study
+    if study.task == "survival":
+        time, event = patient.outcome
+        return {"time": time, "event": event == 1, "risk": float(outcome)}
+    if study.task == "regression":
+        return {"value": patient.outcome[0], "found": float(outcome)}
+    if study.task == "multilabel":
+        return {
+            "labels": [int(label) for label in patient.outcome],
+            "probabilities": outcome.tolist(),
+        }
+    return {
+        "label": study.classes[int(patient.outcome[0])],
+        "probabilities": outcome.tolist(),
+        "score": float(outcome[1]) if study.task == "binary" else None,
+        "threshold": threshold,
+    }
+
+
+def _survival(cell: Cell, high: NDArray[Any] | None, curve: Floats | None, at: int) -> Row:
+    if cell.study.task != "survival":
+        return {}
+    return {
+        "high": None if high is None else bool(high[at] > 0.5),
+        "curve": None if curve is None else curve[at].tolist(),
+    }
+
+
+def attention_table(cell: Cell, patients: Patients, members: Sequence[Member]) -> pl.DataFrame:
+    """Attention of the test patients' tiles, the mean over members; 1 over a patient in sum."""
+    parts = []
+    for at, one in enumerate(members[0].split.test):
+        bag = patients.bag(one)
+        weights = np.mean([m.attention[at] for m in members if m.attention is not None], axis=0)
+        slides = np.array(patients.patient(one).slide_ids)[bag.slide]
+        parts.append(
+            pl.DataFrame(
+                {
+                    "slide_id": slides.tolist(),
+                    "tile_id": bag.tile_id,
+                    "x": bag.x,
+                    "y": bag.y,
+                    "arm": [cell.arm.name] * len(weights),
+                    "fold": np.full(len(weights), cell.fold, dtype=np.int32),
+                    "attention": weights.astype(np.float32),
+                }
+            )
+        )
+    return pl.concat(parts)

@@ -1,0 +1,257 @@
+"""Scores of an arm's test predictions with their intervals, and arms against a reference.
+
+An interval is over patients; a patient with several predictions (repetitions, seeds) is drawn with
+all of them.
+
+Shape letters: P rows of predictions, C classes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from downstream.intervals import Comparison, Interval, compare, holm, interval
+from downstream.measures import UndefinedMetricError, classification_measures
+from downstream.measures_more import multilabel_measures, regression_measures
+from downstream.study import outcomes
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import polars as pl
+    from numpy.typing import NDArray
+
+    from downstream.measures import Measure
+    from downstream.resampling import Method
+    from downstream.study import Study
+
+    Asked = tuple[Measure, Sequence[NDArray[Any]], NDArray[Any]]
+
+MAIN = {
+    "binary": "auroc",
+    "multiclass": "auroc",
+    "multilabel": "auroc",
+    "regression": "r2",
+    "survival": "harrell_c",
+}
+"""The measure of each task that is told first and that arms are compared by."""
+
+#: Measures of a decision; the others are of probabilities.
+_DECISIONS = ("balanced_accuracy", "f1", "kappa", "kappa_quadratic")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scored:
+    """A measure of an arm.
+
+    Attributes:
+        measure: Its name.
+        interval: Its value, or None where it is undefined.
+        higher_is_better: Direction.
+        why: Why it is undefined.
+    """
+
+    measure: str
+    interval: Interval | None
+    higher_is_better: bool
+    why: str = ""
+
+
+def score(study: Study, part: pl.DataFrame) -> list[Scored]:
+    """All measures of one arm's test rows.
+
+    Args:
+        study: The run.
+        part: Test rows of one arm.
+    """
+    if study.task == "survival":
+        return _score_survival(study, part)
+    patients = part["patient_id"].to_list()
+    return [
+        _scored(measure, truth, prediction, patients, study.seed)
+        for measure, truth, prediction in _asked(study, part)
+    ]
+
+
+def compare_arms(study: Study, predictions: pl.DataFrame) -> list[dict[str, Any]]:
+    """Every arm against the reference on the same patients, p values corrected by Holm.
+
+    Args:
+        study: The run.
+        predictions: Test rows of all arms, sorted alike within each.
+    """
+    import polars as pl
+
+    def of(name: str) -> pl.DataFrame:
+        return predictions.filter(pl.col("arm") == name)
+
+    reference = of(study.reference)
+    found = {
+        arm.name: compared
+        for arm in study.arms
+        if arm.name != study.reference
+        and (compared := _compared(study, of(arm.name), reference)) is not None
+    }
+    corrected = holm({name: comparison.p_value for name, comparison in found.items()})
+    return [
+        {
+            "one": name,
+            "other": study.reference,
+            "measure": MAIN[study.task],
+            "estimate": comparison.difference.estimate,
+            "low": comparison.difference.low,
+            "high": comparison.difference.high,
+            "p_value": comparison.p_value,
+            "p_holm": corrected[name],
+            "margin": comparison.margin,
+            "p_worse": comparison.p_worse,
+            "not_inferior": comparison.not_inferior,
+        }
+        for name, comparison in found.items()
+    ]
+
+
+def _compared(study: Study, one: pl.DataFrame, other: pl.DataFrame) -> Comparison | None:
+    """By the main measure; None where it is undefined for one of them."""
+    if study.task == "survival":
+        return _compared_survival(study, one, other)
+    measure, truth, reference = _main(study, other)
+    prediction, patients = _main(study, one)[2], other["patient_id"].to_list()
+    methods: tuple[Method, ...] = ("bca", "percentile")
+    for method in methods:
+        try:
+            return compare(
+                measure,
+                truth,
+                prediction,
+                reference,
+                seed=study.seed,
+                margin=study.margin,
+                patients=patients,
+                method=method,
+            )
+        except UndefinedMetricError:
+            continue
+    return None
+
+
+def _main(study: Study, part: pl.DataFrame) -> Asked:
+    name = MAIN[study.task]
+    return next(asked for asked in _asked(study, part) if asked[0].name == name)
+
+
+def _score_survival(study: Study, part: pl.DataFrame) -> list[Scored]:
+    from downstream.survival_rows import predictions_of
+    from downstream.survival_scores import score_predictions
+
+    rows, training, times = predictions_of(part), training_of(study), study_times(study)
+    found = score_predictions(rows, training, times, seed=study.seed)
+    defined = [
+        Scored(measure=name, interval=value, higher_is_better=found.higher_is_better[name])
+        for name, value in found.intervals.items()
+    ]
+    lost = [
+        Scored(measure=name, interval=None, higher_is_better=True, why=why)
+        for name, why in found.left_out.items()
+    ]
+    return [*defined, *lost]
+
+
+def _compared_survival(study: Study, one: pl.DataFrame, other: pl.DataFrame) -> Comparison | None:
+    from downstream.survival_rows import predictions_of
+    from downstream.survival_scores import compare_predictions
+
+    try:
+        return compare_predictions(
+            predictions_of(one),
+            predictions_of(other),
+            training_of(study),
+            study_times(study),
+            seed=study.seed,
+            margin=study.margin,
+        )
+    except UndefinedMetricError:
+        return None
+
+
+def training_of(study: Study) -> dict[tuple[int, int], tuple[NDArray[Any], NDArray[Any]]]:
+    """(events, times) of everybody of a (repeat, fold) who is not tested in it."""
+    outcome = {patient.patient_id: patient.outcome for patient in study.patients}
+    found = {}
+    for key in study.folds:
+        split = study.inner(*key)[0]
+        times_events = np.array([outcome[one] for one in (*split.train, *split.validation)])
+        found[key] = (times_events[:, 1] == 1, times_events[:, 0])
+    return found
+
+
+def study_times(study: Study) -> NDArray[np.float64]:
+    """Times at which curves are kept: the same in every cell of a run.
+
+    They only say where curves are looked at; no model is fitted on them.
+    """
+    from downstream.survival_curves import curve_times
+
+    times_events = outcomes(study.patients)
+    return curve_times(times_events[:, 0], times_events[:, 1] == 1)
+
+
+def bounded(
+    measure: Measure,
+    truth: Sequence[Any],
+    prediction: NDArray[Any],
+    patients: list[str],
+    seed: int,
+) -> Interval:
+    """The interval by BCa, or by percentiles where BCa has none.
+
+    BCa needs the measure without each patient in turn, which does not exist where one patient is
+    the only one of a class.
+
+    Raises:
+        UndefinedMetricError: The measure is undefined on these patients.
+    """
+    try:
+        return interval(measure, truth, prediction, seed=seed, patients=patients)
+    except UndefinedMetricError:
+        return interval(
+            measure, truth, prediction, seed=seed, patients=patients, method="percentile"
+        )
+
+
+def _scored(
+    measure: Measure,
+    truth: Sequence[Any],
+    prediction: NDArray[Any],
+    patients: list[str],
+    seed: int,
+) -> Scored:
+    better = measure.higher_is_better
+    try:
+        found = bounded(measure, truth, prediction, patients, seed)
+    except UndefinedMetricError as error:
+        return Scored(measure=measure.name, interval=None, higher_is_better=better, why=str(error))
+    return Scored(measure=measure.name, interval=found, higher_is_better=better)
+
+
+def _asked(study: Study, part: pl.DataFrame) -> list[Asked]:
+    """Every measure of a task with its truth and predictions."""
+    if study.task == "regression":
+        value, found = part["value"].to_numpy(), part["found"].to_numpy()
+        return [(measure, (value,), found) for measure in regression_measures()]
+    probabilities = np.array(part["probabilities"].to_list())
+    if study.task == "multilabel":
+        labels = np.array(part["labels"].to_list())
+        return [(measure, (labels,), probabilities) for measure in multilabel_measures()]
+    label = np.array([study.classes.index(name) for name in part["label"]], dtype=np.int64)
+    if study.task == "multiclass":
+        return [(m, (label,), probabilities) for m in classification_measures("multiclass")]
+    # Folds have thresholds of their own: scores are moved so that each fold's is at one half.
+    moved = part["score"].to_numpy() - part["threshold"].to_numpy() + 0.5
+    return [
+        (m, (label,), moved if m.name in _DECISIONS else part["score"].to_numpy())
+        for m in classification_measures("binary")
+    ]

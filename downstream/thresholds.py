@@ -1,0 +1,35 @@
+"""From which score on a patient is called positive: chosen on validation patients."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+
+def best_threshold(label_P: NDArray[np.int64], score_P: NDArray[np.float64]) -> float:
+    """The threshold with the greatest balanced accuracy (Youden's J), midway between two scores.
+
+    Of equally good ones the one nearest to 0.5.
+
+    Args:
+        label_P: 0 or 1, of VALIDATION patients.
+        score_P: Probabilities of class 1.
+
+    Returns:
+        0.5 if the patients are of one class only, or nobody.
+
+    >>> best_threshold(np.array([0, 0, 1, 1]), np.array([0.1, 0.2, 0.3, 0.9]))
+    0.25
+    """
+    if len(np.unique(label_P)) < 2:
+        return 0.5
+    values = np.unique(score_P)
+    cuts = np.concatenate([[values[0]], (values[1:] + values[:-1]) / 2])
+    called_TP = score_P >= cuts[:, None]
+    found = called_TP[:, label_P == 1].mean(axis=1) - called_TP[:, label_P == 0].mean(axis=1)
+    best = cuts[found >= found.max() - 1e-12]
+    return float(best[np.abs(best - 0.5).argmin()])
