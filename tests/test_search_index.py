@@ -16,6 +16,7 @@ from featurestore import (
     Lake,
     LakeConfig,
     LakeError,
+    Store,
     build_index,
     compact,
     create_lake,
@@ -357,3 +358,16 @@ def test_kill_before_the_index_is_in_the_lake(world: Lake, monkeypatch: pytest.M
     assert live_writers(world.store) == []
     lake = indexed(world)
     assert state_of(lake) == (1200, 1200)
+
+
+def test_index_in_a_bucket(any_store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(small_lake, "values_of", blobs)
+    create_lake(any_store.uri, LakeConfig(mpps=(0.5,)))
+    lake = add_slides(open_lake(any_store.uri), {f"a{i}": 100 for i in range(4)})
+    lake = indexed(add_teacher(lake, TEACHER, DIM))
+    assert state_of(lake) == (400, 400)
+    bag = lake.bag("a3", TEACHER, mpp=0.5)
+    found = lake.nearest(bag.features[:5], TEACHER, mpp=0.5, k=1)
+    assert found["tile_id"].to_list() == bag.tile_id[:5].tolist()
+    vacuum(lake, keep=1)
+    assert recall(open_lake(any_store.uri)) >= 0.95
