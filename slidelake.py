@@ -856,6 +856,45 @@ def survival_command(
     _out(result, as_json=json_, text=_metrics_text(result))
 
 
+@app.command("probe")
+def probe_command(
+    lake: LakeArg,
+    labels: Annotated[
+        str, typer.Option(help="Table of tiles: slide_id, tile_id or x and y (level 0), target.")
+    ],
+    target: Annotated[str, typer.Option(help="Column of classes.")],
+    features: FeaturesOpt,
+    mpp: MppOpt = 0.5,
+    shots: Annotated[
+        int | None,
+        typer.Option(min=1, help="Fit on so many tiles of each class; all if not given."),
+    ] = None,
+    draws: Annotated[int, typer.Option(min=1, help="How often so few are drawn.")] = 10,
+    tiles: Annotated[int, typer.Option(min=1, help="Most labelled tiles, drawn by class.")] = 20000,
+    folds: FoldsOpt = 5,
+    seed: SeedOpt = 0,
+    at: AtOpt = None,
+    json_: JsonOpt = False,
+) -> None:
+    """Classes of labelled tiles by a linear probe and nearest neighbours, folds over patients.
+
+    Example: slidelake probe my-lake --labels tiles.csv --target tissue --features uni2 --shots 10
+    """
+    from downstream.probe_folds import Options
+    from downstream.probe_tiles import run_probe
+
+    options = Options(folds=folds, shots=shots, draws=draws, seed=seed, tiles=tiles)
+    result = run_probe(lake, labels, target, features, mpp=mpp, options=options, version=at)
+    lines = [
+        f"{arm}: {name} {m['estimate']:.3f} ({m['low']:.3f} to {m['high']:.3f})"
+        for arm, found in result["metrics"].items()
+        for name, m in found["measures"].items()
+    ]
+    lines += [*result["notes"], f"{len(result['missing'])} labels are of no tile with features"]
+    lines.append(f"{result['tiles']:,} tiles of {result['patients']} patients, {folds} folds")
+    _out(result, as_json=json_, text="\n".join(lines))
+
+
 @app.command("attention")
 def attention_command(
     lake: LakeArg,

@@ -174,7 +174,7 @@ def _by_place(places: pl.DataFrame, tiles: pl.DataFrame) -> pl.DataFrame:
     cells = [(pl.col(f"p{a}") // pl.col("side")).cast(pl.Int64) - pl.col(f"d{a}") for a in "xy"]
     asked = asked.join(steps, how="cross").with_columns(cx=cells[0], cy=cells[1])
     of_tile = [(pl.col(a) // pl.col("side")).cast(pl.Int64) for a in "xy"]
-    there = tiles.drop("side").with_columns(cx=of_tile[0], cy=of_tile[1])
+    there = tiles.with_columns(cx=of_tile[0], cy=of_tile[1]).drop("side")
     pairs = asked.join(there, on=["slide_id", "cx", "cy"])
     within = [pl.col(f"p{a}").is_between(pl.col(a), pl.col(a) + pl.col("side"), closed="left")
               for a in "xy"]  # fmt: skip
