@@ -1,0 +1,111 @@
+"""MIL on cohorts whose truth is known: it finds what was planted, and nothing where nothing is."""
+
+import io
+from collections.abc import Iterator
+from dataclasses import replace
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+from sklearn.metrics import roc_auc_score
+
+from downstream import MilSettings, nested_folds
+from downstream.cells import fit_and_store
+from downstream.results import collect
+from downstream.study import Patient, Study
+from featurestore import Lake
+from tests.test_downstream_bags import WIDTH, Features, build
+from tests.test_downstream_runs import COHORT, study
+
+PEOPLE, TILES, KEYS = 40, 60, 2
+RUNS = 20
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """As in a Ray task."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def name(number: int) -> str:
+    return f"s{number:02d}a"
+
+
+@pytest.fixture(scope="module")
+def lake(tmp_path_factory: pytest.TempPathFactory) -> Lake:
+    """Odd patients have a few tiles off the rest, which move their mean by less than its noise."""
+    rng = np.random.default_rng(0)
+    made: Features = {"good": {}, "noise": {}}
+    for number in range(PEOPLE):
+        for teacher in made:
+            x = rng.standard_normal((TILES, WIDTH))
+            if teacher == "good" and number % 2:
+                x[:KEYS, 0] += 5.0
+            made[teacher][name(number)] = x.astype(np.float16)
+    return build(tmp_path_factory.mktemp("truth") / "lake", made)
+
+
+def cohort(lake: Lake, label: list[int], **changes: object) -> Study:
+    patients = tuple(
+        Patient(patient_id=f"p{at:02d}", slide_ids=(name(at),), outcome=(float(y),))
+        for at, y in enumerate(label)
+    )
+    ids = [patient.patient_id for patient in patients]
+    splits = tuple(
+        nested_folds(ids, label, folds=5, inner=1, seed=int(str(changes.get("seed", 0))))
+    )
+    made = study(lake, patients=patients, splits=splits, features=("good",))
+    return replace(made, **changes)  # type: ignore[arg-type]
+
+
+def finish(lake: Lake, made: Study) -> dict[str, dict[str, float]]:
+    for cell in made.cells():
+        fit_and_store(lake, cell)
+    metrics: dict[str, dict[str, float]] = collect(lake, made, COHORT)["metrics"]
+    return metrics
+
+
+def test_planted_tiles_are_found_and_attention_beats_the_mean(lake: Lake) -> None:
+    label = [at % 2 for at in range(PEOPLE)]
+    made = cohort(
+        lake,
+        label,
+        models=("abmil", "linear"),
+        reference="good / abmil",
+        settings=MilSettings(hidden=32, epochs=40, learning_rate=2e-3),
+    )
+    metrics = finish(lake, made)
+    assert metrics["good / abmil"]["estimate"] > 0.85
+    assert metrics["good / abmil"]["low"] > metrics["good / linear"]["estimate"]
+    areas = []
+    for cell in made.cells()[:5]:
+        tiles = pl.read_parquet(io.BytesIO(lake.read_bytes(cell.attention_path)))
+        for slide in cell.splits[0].test:
+            if int(slide[1:]) % 2:
+                found = tiles.filter(pl.col("slide_id") == f"s{slide[1:]}a").sort("tile_id")
+                areas.append(roc_auc_score(np.arange(TILES) < KEYS, found["attention"]))
+    assert len(areas) == PEOPLE // 2
+    assert np.mean(areas) > 0.85
+
+
+@pytest.mark.slow
+def test_without_a_signal_intervals_cover_chance_about_as_often_as_they_claim(
+    lake: Lake,
+) -> None:
+    """Twenty runs on shuffled labels: fewer than 16 of 20 would be one chance in 400."""
+    covered, estimates = 0, []
+    for seed in range(RUNS):
+        label = np.random.default_rng(seed).permutation(np.arange(PEOPLE) % 2).tolist()
+        settings = MilSettings(hidden=16, epochs=8, learning_rate=1e-3)
+        made = cohort(
+            lake, label, features=("noise",), reference="noise", seed=seed, settings=settings
+        )
+        found = finish(lake, made)["noise"]
+        estimates.append(found["estimate"])
+        covered += found["low"] <= 0.5 <= found["high"]
+    assert covered >= 16
+    assert 0.4 < np.mean(estimates) < 0.6
