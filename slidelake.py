@@ -872,6 +872,8 @@ def probe_command(
     draws: Annotated[int, typer.Option(min=1, help="How often so few are drawn.")] = 10,
     tiles: Annotated[int, typer.Option(min=1, help="Most labelled tiles, drawn by class.")] = 20000,
     folds: FoldsOpt = 5,
+    patient_column: PatientColumnOpt = None,
+    slide_column: SlideColumnOpt = None,
     seed: SeedOpt = 0,
     at: AtOpt = None,
     json_: JsonOpt = False,
@@ -884,7 +886,10 @@ def probe_command(
     from downstream.probe_tiles import run_probe
 
     options = Options(folds=folds, shots=shots, draws=draws, seed=seed, tiles=tiles)
-    result = run_probe(lake, labels, target, features, mpp=mpp, options=options, version=at)
+    ids = _ids(None, patient_column, slide_column)
+    result = run_probe(
+        lake, labels, target, features, mpp=mpp, options=options, ids=ids, version=at
+    )
     lines = [
         f"{arm}: {name} {m['estimate']:.3f} ({m['low']:.3f} to {m['high']:.3f})"
         for arm, found in result["metrics"].items()
