@@ -56,14 +56,18 @@ def lake(tmp_path_factory: pytest.TempPathFactory) -> Lake:
     return build(tmp_path_factory.mktemp("lake") / "lake", tile_features())
 
 
-@pytest.fixture(scope="module")
-def truth(lake: Lake) -> pl.DataFrame:
-    """The table of labels by key, as somebody would make it from the lake's tiles."""
+def truth_of(lake: Lake) -> pl.DataFrame:
+    """The table of labels, as somebody would make it from the lake's tiles."""
     tiles = lake.tiles(mpp=MPP).select("slide_id", "tile_id", "x", "y").collect()
     tiles = tiles.sort("slide_id", "tile_id")
     label = np.concatenate([label_of(n) for n in range(len(slide_names()))])
     kinds = pl.Series("tissue", ["tumour" if value else "stroma" for value in label])
     return tiles.with_columns(kinds)
+
+
+@pytest.fixture(scope="module")
+def truth(lake: Lake) -> pl.DataFrame:
+    return truth_of(lake)
 
 
 @pytest.fixture(scope="module")
