@@ -98,12 +98,15 @@ def with_ranks(tiles: pl.DataFrame) -> pl.DataFrame:
     return tiles.with_columns(rank).select(columns).sort("y", "x")
 
 
-def tile_geojson(tiles: pl.DataFrame, *, side_px: int) -> dict[str, Any]:
+def tile_geojson(tiles: pl.DataFrame, *, side_px: int, size_px: tuple[int, int]) -> dict[str, Any]:
     """Tiles as QuPath's GeoJSON: a closed square each, in level-0 pixels, with two measurements.
+
+    The last tiles of a row or column may reach beyond the slide, and are cut off at its edge.
 
     Args:
         tiles: What `with_ranks` gave.
         side_px: Side of a tile in level-0 pixels.
+        size_px: Width and height of the slide at level 0.
 
     Returns:
         A FeatureCollection. The form is that of `QuPathTypeAdapters.java` of QuPath 0.4:
@@ -116,7 +119,7 @@ def tile_geojson(tiles: pl.DataFrame, *, side_px: int) -> dict[str, Any]:
         "features": [
             {
                 "type": "Feature",
-                "geometry": {"type": "Polygon", "coordinates": [_square(x, y, side_px)]},
+                "geometry": {"type": "Polygon", "coordinates": [_square(x, y, side_px, size_px)]},
                 "properties": {
                     "objectType": "tile",
                     "classification": classes[min(int(rank * _FIFTHS), _FIFTHS - 1)],
@@ -128,9 +131,9 @@ def tile_geojson(tiles: pl.DataFrame, *, side_px: int) -> dict[str, Any]:
     }
 
 
-def _square(x: int, y: int, side_px: int) -> list[list[int]]:
+def _square(x: int, y: int, side_px: int, size_px: tuple[int, int]) -> list[list[int]]:
     """A ring that ends where it begins, as RFC 7946 asks: counterclockwise if y pointed up."""
-    right, below = x + side_px, y + side_px
+    right, below = min(x + side_px, size_px[0]), min(y + side_px, size_px[1])
     return [[x, y], [right, y], [right, below], [x, below], [x, y]]
 
 
@@ -194,9 +197,11 @@ def _no_slide(lake: Lake, run: Run, files: Sequence[AttentionFile], slide_id: st
 def _write(lake: Lake, stem: Path, slide_id: str, arm: str, tiles: pl.DataFrame) -> list[Path]:
     """The three files of one arm at one mpp."""
     side_px = tile_side(lake, slide_id, float(tiles["mpp"][0]))
+    size_px = _size(lake, slide_id, tiles, side_px)
+    geojson = tile_geojson(tiles, side_px=side_px, size_px=size_px)
     contents = {
-        ".png": _picture(lake, slide_id, arm, tiles, side_px),
-        ".geojson": json.dumps(tile_geojson(tiles, side_px=side_px)).encode(),
+        ".png": _picture(lake, slide_id, arm, tiles, side_px=side_px, size_px=size_px),
+        ".geojson": json.dumps(geojson).encode(),
         ".csv": tiles.write_csv().encode(),
     }
     paths = []
@@ -207,18 +212,30 @@ def _write(lake: Lake, stem: Path, slide_id: str, arm: str, tiles: pl.DataFrame)
     return paths
 
 
-def _picture(lake: Lake, slide_id: str, arm: str, tiles: pl.DataFrame, side_px: int) -> bytes:
-    """Attention over the thumbnail, or over grey in a lake that has none of the slide."""
+def _size(lake: Lake, slide_id: str, tiles: pl.DataFrame, side_px: int) -> tuple[int, int]:
+    """Width and height of the slide; up to its last tile where an import did not tell them."""
     slides = lake.slides().filter(pl.col("slide_id") == slide_id)
     width, height = slides.select("width_px", "height_px").collect().row(0)
-    width = width or int(tiles["x"].to_numpy().max()) + side_px
-    height = height or int(tiles["y"].to_numpy().max()) + side_px
+    last = [int(tiles[name].to_numpy().max()) + side_px for name in ("x", "y")]
+    return width or last[0], height or last[1]
+
+
+def _picture(
+    lake: Lake,
+    slide_id: str,
+    arm: str,
+    tiles: pl.DataFrame,
+    *,
+    side_px: int,
+    size_px: tuple[int, int],
+) -> bytes:
+    """Attention over the thumbnail, or over grey in a lake that has none of the slide."""
     return attention_png(
-        _background(lake.pictures(slide_id)["thumbnail"], width, height),
+        _background(lake.pictures(slide_id)["thumbnail"], *size_px),
         *(tiles[name].to_numpy() for name in ("x", "y", "attention")),
         tile_px_level0=side_px,
-        width_px=width,
-        height_px=height,
+        width_px=size_px[0],
+        height_px=size_px[1],
         title=f"{slide_id}, {arm}",
     )
 

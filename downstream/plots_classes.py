@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from downstream.plots_bands import Scores
 
 _DARK = 0.55
+_IN_BIN, _MOST_BINS = 10, 10
 
 
 def precision_recall_png(
@@ -87,7 +88,8 @@ def reliability_png(curves: Mapping[str, Scores], *, xlabel: str, ylabel: str) -
     axes, below = figure.add_subplot(grid[0]), figure.add_subplot(grid[1])
     axes.plot([0, 1], [0, 1], color="0.7", linewidth=1, linestyle="--")
     for number, (name, scores) in enumerate(curves.items()):
-        colour, bins = COLOURS[number % len(COLOURS)], reliability(scores)
+        colour = COLOURS[number % len(COLOURS)]
+        bins = reliability(scores, bins=_bins(scores))
         axes.vlines(bins.said, bins.low, bins.high, color=colour, linewidth=1.5, alpha=0.6)
         axes.plot(
             bins.said, bins.found, color=colour, marker="o", ms=5, lw=1.5, label=named(name, None)
@@ -97,8 +99,13 @@ def reliability_png(curves: Mapping[str, Scores], *, xlabel: str, ylabel: str) -
     below.set(xlabel=xlabel, ylabel="predictions", xlim=(-0.01, 1.01))
     for one in (axes, below):
         one.spines[["top", "right"]].set_visible(False)
-    axes.legend(loc="upper left", frameon=False, fontsize=8)
+    axes.legend(loc="best", frameon=False, fontsize=8)
     return to_png(figure)
+
+
+def _bins(scores: Scores) -> int:
+    """Ten, or fewer where ten would not hold ten patients each."""
+    return int(np.clip(len(np.unique(scores.owner)) // _IN_BIN, 2, _MOST_BINS))
 
 
 def confusion_png(counts_CC: NDArray[np.int64], names: Sequence[str], *, title: str = "") -> bytes:

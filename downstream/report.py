@@ -92,6 +92,7 @@ def _page(lake: Lake, holding: Holding, report: Json) -> str:
         first=report["about"].get("real_slide"),
     )
     return render(
+        "report.html.j2",
         report=report,
         holding=holding,
         config=lake.config,

@@ -109,7 +109,7 @@ def weighs_alike(attention: NDArray[np.float32] | NDArray[np.float64]) -> bool:
     """
     if len(attention) < 2:
         return False
-    return bool(np.ptp(attention) <= _ALIKE * max(float(attention.mean()), 1e-30))
+    return float(np.ptp(attention)) <= _ALIKE * max(float(attention.mean()), 1e-30)
 
 
 def arms_with_attention(run: Run, files: Sequence[AttentionFile]) -> list[str]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
+from downstream.report_tables import p_text
 from ingest.pages import environment
 
 if TYPE_CHECKING:
@@ -23,11 +24,11 @@ MOST_REASONS = 100
 _TEMPLATES = Path(__file__).parent / "templates"
 
 
-def render(**context: Any) -> str:  # noqa: ANN401 - what the template takes
-    """The page."""
+def render(template: str, **context: Any) -> str:  # noqa: ANN401 - what the template takes
+    """A page: of a lake or of a run."""
     made = environment(_TEMPLATES)
-    made.filters["words"] = words
-    return made.get_template("report.html.j2").render(context)
+    made.filters |= {"words": words, "p_value": p_text}
+    return made.get_template(template).render(context)
 
 
 def notice(about: Mapping[str, Any]) -> str | None:

@@ -14,9 +14,9 @@ from downstream.report_plots import curves_png, fidelity_png
 from downstream.report_run import read_run
 from downstream.report_tables import arm_rows, asked, measure_heads, shown_name, tested
 from downstream.report_tiles import maps
-from downstream.report_views import Section, forest, sections
-from downstream.report_views_classes import roc_section
-from downstream.report_views_outcomes import km_section
+from downstream.report_views import Section, forest
+from downstream.report_views_classes import add_roc, class_curves, label_section
+from downstream.report_views_outcomes import km_section, number_section
 from ingest.slide_pictures import data_uri
 
 if TYPE_CHECKING:
@@ -118,7 +118,7 @@ def _common(run: Run, shown: str) -> Json:
         "asked": asked(run),
         "tested": tested(run),
         "metric": shown_name(run.metric),
-        "found": run.measure(shown, run.metric),
+        "found": run.estimates(run.metric).get(shown),
         "heads": measure_heads(run)[:1],
         "rows": [{**row, "cells": row["cells"][:1]} for row in arm_rows(run)],
         "forest": forest(run),
@@ -129,10 +129,15 @@ def _main_pictures(run: Run, shown: str) -> Section:
     """What is shown of the predictions beside the intervals."""
     if run.task == "survival":
         return km_section(run, [shown])
-    if run.task in ("binary", "multiclass"):
-        section = roc_section(run)
-        return Section(key="", title="", pictures=section.pictures[:1], notes=section.notes)
-    return next(iter(sections(run)))
+    if run.task == "regression":
+        return number_section(run, [shown])
+    if run.task == "multilabel":
+        return label_section(run, [shown])
+    section = Section(key="", title="")
+    arms = run.arms if run.task == "binary" else [shown]
+    for what, curves in class_curves(run, arms, section).items():
+        add_roc(section, run, what, curves)
+    return section
 
 
 def _class_counts(run: Run, shown: str) -> dict[str, int]:

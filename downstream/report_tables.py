@@ -125,20 +125,26 @@ def _cell(part: Mapping[str, Any] | None) -> Json:
 
 def warnings(run: Run) -> list[str]:
     """What has to be said beside the numbers: undefined measures, many resamples drawn again."""
-    found: dict[str, None] = {}
+    found, rough = [], []
     for arm in run.arms:
-        for name in run.measures:
-            part = run.measure(arm, name) or {}
+        parts = {name: run.measure(arm, name) or {} for name in run.measures}
+        for name, part in parts.items():
             if "undefined" in part:
-                found[f"{shown_name(name)} of {arm}: {part['undefined']}."] = None
-            again, drawn = part.get("redrawn", 0), part.get("resamples", 0)
-            if again > _MANY_REDRAWN * max(drawn, 1000):
-                found[
-                    f"{shown_name(name)} of {arm} was undefined on {again:,} resamples, which were "
-                    "drawn again: few patients of some class or with an event, so the interval is "
-                    "rough."
-                ] = None
-    return list(found)
+                found.append(f"{shown_name(name)} of {arm}: {part['undefined']}.")
+        again = {
+            name: part["redrawn"]
+            for name, part in parts.items()
+            if part.get("redrawn", 0) > _MANY_REDRAWN * max(part.get("resamples", 0), 1000)
+        }
+        if again:
+            names = ", ".join(shown_name(name) for name in again)
+            rough.append(f"{names} of {arm} (up to {max(again.values()):,} resamples)")
+    if rough:
+        found.append(
+            "Undefined on some resamples, which were drawn again, so that the interval is rough: "
+            f"{'; '.join(rough)}. There are few patients of some class or with an event."
+        )
+    return found
 
 
 def comparison_rows(run: Run) -> list[Json]:

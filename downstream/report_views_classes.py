@@ -25,7 +25,7 @@ from downstream.report_plots import forest_png
 from downstream.report_views import MOST_CURVES, MOST_PANELS, Section, first
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     import polars as pl
     from numpy.typing import NDArray
@@ -41,49 +41,71 @@ _POOLED = (
 
 def class_sections(run: Run) -> list[Section]:
     """Of two classes or more."""
-    return [roc_section(run), _calibration(run), _decisions(run), _abstention(run)]
-
-
-def roc_section(run: Run) -> Section:
-    """ROC and precision-recall: a curve an arm for two classes, else a picture an arm."""
     section = Section(key="curves", title="Telling classes apart")
+    for what, curves in class_curves(run, run.arms, section).items():
+        add_roc(section, run, what, curves)
+        add_precision(section, run, what, curves)
+    return [section, _calibration(run), _decisions(run), _abstention(run)]
+
+
+def class_curves(run: Run, arms: Sequence[str], section: Section) -> dict[str, dict[str, Scores]]:
+    """What is drawn together: the arms for two classes, else the classes of each arm.
+
+    Args:
+        run: The run.
+        arms: Of these arms.
+        section: Told what is left out.
+
+    Returns:
+        What a picture shows -> name of a curve -> its scores.
+    """
     if run.task == "binary":
-        arms = first(run.arms, MOST_CURVES, section)
-        curves = {arm: _of_class(run, arm, run.classes[-1]) for arm in arms}
-        _curves(section, run, curves, f"{run.classes[-1]} against {run.classes[0]}", of_arms=True)
-        return section
+        drawn = first(arms, MOST_CURVES, section)
+        what = f"{run.classes[-1]} against {run.classes[0]}"
+        return {what: {arm: _of_class(run, arm, run.classes[-1]) for arm in drawn}}
     names = run.classes[:MOST_CURVES]
     if names != run.classes:
         section.notes.append(f"Curves are drawn of the first {MOST_CURVES} classes.")
-    for arm in first(run.arms, MOST_PANELS, section):
+    found = {}
+    for arm in first(arms, MOST_PANELS, section):
         curves = {name: _of_class(run, arm, name) for name in names}
         there = {name: one for name, one in curves.items() if len(np.unique(one.label)) == 2}
         absent = [name for name in names if name not in there]
         if absent:
             section.notes.append(
-                f"No curve for {', '.join(absent)}: no patient is of it, or all are."
+                f"{arm}: no curve for {', '.join(absent)}: no patient is of it, or all are."
             )
         if there:
-            _curves(section, run, there, f"{arm}, each class against all others", of_arms=False)
-    return section
+            found[f"{arm}, each class against all others"] = there
+    return found
 
 
-def _curves(
-    section: Section, run: Run, curves: Mapping[str, Scores], what: str, *, of_arms: bool
-) -> None:
-    seed = int(run.result["config"].get("seed", 0))
-    known = {name: run.estimates(name) if of_arms else None for name in ("auroc", "auprc")}
+def add_roc(section: Section, run: Run, what: str, curves: Mapping[str, Scores]) -> None:
+    """ROC curves in one picture."""
     section.add(
-        partial(roc_png, curves, estimates=known["auroc"], seed=seed),
+        partial(roc_png, curves, estimates=_known(run, "auroc"), seed=_seed(run)),
         f"ROC curves, {what}",
         f"ROC: {what}. {_POOLED} The diagonal is chance.",
     )
+
+
+def add_precision(section: Section, run: Run, what: str, curves: Mapping[str, Scores]) -> None:
+    """Precision-recall curves in one picture."""
     section.add(
-        partial(precision_recall_png, curves, estimates=known["auprc"], seed=seed),
+        partial(precision_recall_png, curves, estimates=_known(run, "auprc"), seed=_seed(run)),
         f"Precision-recall curves, {what}",
         f"Precision by recall: {what}. {_POOLED} A dashed line is the share of the class, which "
         "knowing nothing gives.",
     )
+
+
+def _known(run: Run, measure: str) -> dict[str, Estimate] | None:
+    """Of the arms, where curves are of arms."""
+    return run.estimates(measure) if run.task == "binary" else None
+
+
+def _seed(run: Run) -> int:
+    return int(run.result["config"].get("seed", 0))
 
 
 def _of_class(run: Run, arm: str, name: str) -> Scores:
@@ -123,9 +145,9 @@ def _calibration(run: Run) -> Section:
     section.add(
         partial(reliability_png, curves, xlabel=xlabel, ylabel=ylabel),
         "Reliability curves",
-        "Predictions in ten bins of about equally many, by their probability; bars are 95 % over "
-        "patients. On the diagonal probabilities are what they say, below it they say too much. "
-        "Below: how often each probability was given.",
+        "Predictions in up to ten bins of about equally many, by their probability; bars are 95 % "
+        "over patients. On the diagonal probabilities are what they say, below it they say too "
+        "much. Below: how often each probability was given.",
     )
     return section
 
@@ -183,8 +205,13 @@ def _abstention(run: Run) -> Section:
 
 def label_sections(run: Run) -> list[Section]:
     """Of several labels, each yes or no."""
+    return [label_section(run, run.arms), _label_calibration(run)]
+
+
+def label_section(run: Run, arms: Sequence[str]) -> Section:
+    """AUROC of each label, a picture an arm."""
     section = Section(key="labels", title="Label by label")
-    for arm in first(run.arms, MOST_PANELS, section):
+    for arm in first(arms, MOST_PANELS, section):
         found, without = label_estimates(run, arm)
         if without:
             section.notes.append(
@@ -198,7 +225,7 @@ def label_sections(run: Run) -> list[Section]:
                 "patients; the dashed line is chance.",
                 width=540,
             )
-    return [section, _label_calibration(run)]
+    return section
 
 
 def label_estimates(run: Run, arm: str) -> tuple[dict[str, Estimate], list[str]]:
@@ -207,14 +234,13 @@ def label_estimates(run: Run, arm: str) -> tuple[dict[str, Estimate], list[str]]
     from downstream.measures import Measure
 
     measure = Measure(name="auroc", value=auroc, resampled=weighted.auroc)
-    seed = int(run.result["config"].get("seed", 0))
     found: dict[str, Estimate] = {}
     without = []
     for name in run.classes:
         one = _of_label(run, arm, name)
         try:
             known = interval(
-                measure, (one.label,), one.score, seed=seed, patients=one.patients,
+                measure, (one.label,), one.score, seed=_seed(run), patients=one.patients,
                 method="percentile", resamples=1000,
             )  # fmt: skip
         except UndefinedMetricError:
@@ -244,8 +270,8 @@ def _label_calibration(run: Run) -> Section:
             ylabel="share that has the label",
         ),
         "Reliability curves",
-        "All labels of all test predictions together, in ten bins of about equally many; bars are "
-        "95 % over patients. On the diagonal probabilities are what they say.",
+        "All labels of all test predictions together, in up to ten bins of about equally many; "
+        "bars are 95 % over patients. On the diagonal probabilities are what they say.",
     )
     return section
 

@@ -23,9 +23,14 @@ _ONE = "one prediction a patient, that of the first repetition and seed"
 
 
 def number_sections(run: Run) -> list[Section]:
-    """True numbers against predicted ones."""
+    """Of a number."""
+    return [number_section(run, run.arms)]
+
+
+def number_section(run: Run, arms: list[str]) -> Section:
+    """True numbers against predicted ones, a picture an arm."""
     section = Section(key="numbers", title="True and predicted")
-    for arm in first(run.arms, MOST_PANELS, section):
+    for arm in first(arms, MOST_PANELS, section):
         rows = run.once(arm)
         value, found = rows["value"].to_numpy(), rows["found"].to_numpy()
         section.add(
@@ -34,7 +39,7 @@ def number_sections(run: Run) -> list[Section]:
             f"{arm}: {_ONE}, {rows.height:,} patients. On the dashed line both are the same.",
             width=440,
         )
-    return [section]
+    return section
 
 
 def survival_sections(run: Run) -> list[Section]:

@@ -8,13 +8,12 @@ which rule its patients were chosen.
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from downstream.report_attention import arms_with_attention, attention_files, owners
 from downstream.report_cases import cases
 from downstream.report_lake import package_versions
-from downstream.report_page import words
+from downstream.report_page import render
 from downstream.report_run import read_run
 from downstream.report_tables import (
     arm_rows,
@@ -22,7 +21,6 @@ from downstream.report_tables import (
     comparison_rows,
     listed,
     measure_heads,
-    p_text,
     setting_rows,
     tested,
     title,
@@ -30,15 +28,12 @@ from downstream.report_tables import (
 )
 from downstream.report_tiles import maps, strips
 from downstream.report_views import differences, forest, sections
-from ingest.pages import environment
 
 if TYPE_CHECKING:
     from downstream.report_run import Run
     from downstream.report_tiles import Strip
     from downstream.report_views import Picture
     from featurestore import Lake
-
-_TEMPLATES = Path(__file__).parent / "templates"
 
 
 def write_run_page(lake: Lake, run: str) -> None:
@@ -56,9 +51,8 @@ def write_run_page(lake: Lake, run: str) -> None:
 
 def run_page(lake: Lake, run: Run) -> str:
     """The HTML."""
-    made = environment(_TEMPLATES)
-    made.filters |= {"words": words, "p": p_text}
-    return made.get_template("run.html.j2").render(
+    return render(
+        "run.html.j2",
         run=run,
         result=run.result,
         lake_uri=lake.uri,

@@ -13,7 +13,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 import slidelake
-from downstream.attention_maps import AttentionError, write_attention
+from downstream.attention_maps import AttentionError, tile_geojson, write_attention
 from downstream.report_run import RunError
 from featurestore import Lake
 from ingest.masks import read_mask
@@ -133,6 +133,22 @@ def test_the_squares_cover_the_tiles(lake: Lake, tmp_path: Path) -> None:
     expected = np.zeros(shape, dtype=bool)
     expected[: DOWN * SIDE_PX // 4, : ACROSS * SIDE_PX // 4] = True
     assert np.array_equal(mask, expected)
+
+
+def test_tiles_end_with_the_slide() -> None:
+    """Grids begin at level 0's corner, so the last tiles may reach beyond the slide."""
+    tiles = pl.DataFrame(
+        {
+            "x": [0, 256, 256],
+            "y": [0, 0, 256],
+            "attention": [0.1, 0.2, 0.7],
+            "rank": [0.0, 0.5, 1.0],
+        }
+    )
+    made = tile_geojson(tiles, side_px=256, size_px=(500, 300))["features"]
+    rings = [feature["geometry"]["coordinates"][0] for feature in made]
+    assert [area(ring) for ring in rings] == [256 * 256, 244 * 256, 244 * 44]
+    assert np.array(rings).max(axis=(0, 1)).tolist() == [500, 300]
 
 
 def test_two_mpps_have_files_each(tmp_path: Path) -> None:

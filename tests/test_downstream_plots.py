@@ -12,7 +12,7 @@ from sksurv.nonparametric import kaplan_meier_estimator
 from sksurv.util import Surv
 
 from downstream.abstention import risk_coverage
-from downstream.metrics import UndefinedMetricError
+from downstream.measures import UndefinedMetricError
 from downstream.plots import attention_overlay, attention_png, km_png, logrank_p, roc_png, shares
 from downstream.plots_bands import (
     GRID,

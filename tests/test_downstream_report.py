@@ -3,23 +3,23 @@
 import json
 import re
 from dataclasses import replace
-from functools import partial
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
+import polars as pl
 import pytest
 
-from downstream import bootstrap, write_report
+from downstream.report import write_report
 from downstream.report_lake import read_holding
 from downstream.report_page import example_queries
-from downstream.runs import execute
-from downstream.study import Study
 from featurestore import Lake, LakeConfig, LakeError, create_lake, query
+from tests.run_folders import Page, painted_lake, predictions, write_run
 from tests.test_downstream_bags import MPP, cut, extract, planted
-from tests.test_downstream_runs import COHORT, Inline, study
+
+ARMS = ("good", "good+noise")
+NEWEST = {"binary": "mil-bbbbbbbbbbbb", "survival": "survival-cccccccccccc"}
 
 KEYS = {
     "stages",
@@ -36,36 +36,6 @@ EVIL = "<img src=http://evil.example/x onerror=alert(1)>"
 SCRIPT = "</style></p><script>alert('reason')</script>"
 FIDELITY = {"cosine": 0.81234, "baseline": 0.71234, "centred": 0.41234, "tiles": 1714}
 ABOUT = {"synthetic": True, "real_slide": "s05b.svs", "cohort": {"patients": 12, "who": SCRIPT}}
-
-
-class Page(HTMLParser):
-    """Tags, what they load or lead to, and the text between them."""
-
-    def __init__(self, html: str) -> None:
-        super().__init__()
-        self.tags: list[str] = []
-        self.links: list[tuple[str, str]] = []
-        self.text = ""
-        self.feed(html)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append(tag)
-        self.text += " " if tag in {"td", "th", "dd"} else ""
-        for name, value in attrs:
-            assert not name.startswith("on")
-            if name in {"src", "href", "srcset", "action", "data", "poster"}:
-                self.links.append((tag, value or ""))
-
-    def handle_data(self, data: str) -> None:
-        self.text += data
-
-    @property
-    def images(self) -> list[str]:
-        return [link for tag, link in self.links if tag == "img"]
-
-    @property
-    def words(self) -> str:
-        return " ".join(self.text.split())
 
 
 def page_of(lake: Lake) -> Page:
@@ -135,24 +105,13 @@ def put_student(lake: Lake, name: str, *, lake_version: int = 3) -> None:
     lake.write_json(f"students/{name}/report.json", report)
 
 
-def run(lake: Lake, *studies: Study) -> None:
-    """Run studies with few resamples, which is most of the time that small runs take."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("downstream.results.bootstrap", partial(bootstrap, n=30))
-        for made in studies:
-            execute(lake, made, COHORT, Inline(lake))
-
-
-def newest(lake: Lake) -> tuple[Study, Study]:
-    sets = ("good", "good+noise")
-    return study(lake, features=sets), study(lake, "survival", features=sets)
-
-
 @pytest.fixture(scope="module")
 def full(tmp_path_factory: pytest.TempPathFactory) -> tuple[Lake, dict[str, Any]]:
     """A lake with all there is, and the report of it."""
     lake = illustrated(tmp_path_factory.mktemp("lake") / "lake")
-    run(lake, study(lake, seed=1, features=("good",)), *newest(lake))
+    write_run(lake, run="mil-aaaaaaaaaaaa", arms=ARMS[:1], patients=12)
+    for task in ("binary", "survival"):
+        write_run(lake, task, run=NEWEST[task], arms=ARMS, attention=ARMS[:1], patients=12)
     lake.write_json("runs/mil-begun/config.json", {})
     put_student(lake, "small")
     report = write_report(lake.uri, stages={"ingest": 35.25, "extract": 409.7}, about=ABOUT)
@@ -172,8 +131,8 @@ def test_json(full: tuple[Lake, dict[str, Any]]) -> None:
         "s99": "no mpp",
     }
     # the newer of the two runs, with the numbers of its own result
-    assert list(report["mil"]) == ["good", "good+noise"]
-    found = lake.read_json(f"runs/{newest(lake)[1].run}/result.json")["metrics"]["good"]
+    assert list(report["mil"]) == list(ARMS)
+    found = lake.read_json(f"runs/{NEWEST['survival']}/result.json")["metrics"]["good"]
     assert report["survival"]["good"] == {k: found[k] for k in ("estimate", "low", "high")}
 
 
@@ -191,11 +150,13 @@ def test_the_page_tells_it(full: tuple[Lake, dict[str, Any]]) -> None:
         for found in metrics.values():
             text = f"{found['estimate']:.3f} {found['low']:.3f} to {found['high']:.3f}"
             assert text in words
-    assert "Column tumour of 12 patients: 6 0, 6 1 (positive)." in words
-    assert re.search(r"Older runs, not shown: mil-[0-9a-f]{12}\.", words)
+    assert "tumour, of 12 patients" in words
+    assert "6 no, 6 yes (positive). Every patient is predicted by models" in words
+    assert "Older runs, not shown: mil-aaaaaaaaaaaa." in words
+    assert f"runs/{NEWEST['survival']}/report.html" in words
     assert "Begun and not finished: mil-begun." in words
-    assert re.search(r"Slide s\d\da of patient p\d\d, features of good, by the model", words)
-    assert "the surest of the correctly classified 1 patients" in words
+    assert re.search(r"slide s\d\d[ab] of patient p\d\d, by good of fold \d, in which", words)
+    assert re.search(r"Of \d yes patients called right, the surest\.", words)
     # thumbnails, fidelity, losses, two forests, ROC, attention, survival curves
     assert len(page.images) == 24 + 7
     assert len(lake.read_bytes("report.html")) < 1_000_000
@@ -272,11 +233,32 @@ def test_several_students(tmp_path: Path) -> None:
     assert "training young 1 min 15 s" in page_of(lake).words
 
 
-def test_three_classes_have_no_roc_curve(tmp_path: Path) -> None:
-    lake = illustrated(tmp_path / "lake")
-    made = study(lake, features=("good",), classes=("0", "1", "2"))
-    patients = [replace(p, outcome=(float(n % 3),)) for n, p in enumerate(made.patients)]
-    folds = [replace(p, fold=n // 3 % 3) for n, p in enumerate(patients)]
-    run(lake, replace(made, patients=tuple(folds)))
+@pytest.mark.parametrize("task", ["multiclass", "multilabel", "regression"])
+def test_other_questions_than_two_classes(task: str, tmp_path: Path) -> None:
+    lake = painted_lake(tmp_path / "lake", patients=6)
+    write_run(lake, task, arms=("good", "noise"), attention=(), patients=12)
+    report = write_report(lake.uri)
+    assert list(report["mil"]) == ["good", "noise"]
+    page = page_of(lake)
+    assert len(page.images) >= 2 + lake.slides().collect().height
+    assert "None: no model of this run says which tiles it weighs." in page.words
+
+
+def test_the_arm_of_the_newest_student_is_shown(tmp_path: Path) -> None:
+    lake = painted_lake(tmp_path / "lake", patients=6)
+    put_student(lake, "small")
+    arms = ("good / abmil", "small / mean", "small / abmil")
+    write_run(lake, arms=arms, attention=arms[::2], patients=6)
     write_report(lake.uri)
-    assert "ROC curves are drawn for two classes only." in page_of(lake).words
+    words = page_of(lake).words
+    assert re.search(r"[0-9.]+ to [0-9.]+; small / mean", words)
+    # which has no attention: the first arm that has
+    assert "by good / abmil of fold" in words
+    one_class = {"label": pl.lit("no")}
+    rows = predictions("binary", arms, 6, 1, 1).with_columns(**one_class)
+    write_run(lake, run="mil-later", arms=arms, rows=rows, attention=arms[:1], patients=6)
+    report = write_report(lake.uri)
+    assert "undefined for small / mean" in page_of(lake).words
+    assert report["mil"]["small / mean"] == {"estimate": None, "low": None, "high": None}
+    words = page_of(lake).words
+    assert "None: nobody fits the rule with good / abmil." in words

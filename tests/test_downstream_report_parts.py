@@ -1,22 +1,24 @@
 """Parts of the report that need no runs: what is drawn, what is said."""
 
 import io
-from datetime import UTC, datetime
 from pathlib import Path
 
 import polars as pl
 from PIL import Image
 
-from downstream.report_lake import Part, package_versions, read_holding
+from downstream.report_lake import package_versions, read_holding
 from downstream.report_page import notice
 from downstream.report_plots import fidelity_png, forest_png
-from downstream.report_results import shown_set
+from downstream.report_results import shown_arm
+from downstream.report_run import Run
 from featurestore import LakeConfig, create_lake
 
 
 def test_pictures_of_numbers() -> None:
     for picture in (
         forest_png({"a": (0.2, 0.0, 0.4), "b": (1.0, 1.0, 1.0)}, xlabel="x"),
+        forest_png({"a": (-3.0, -9.0, 40.0)}, xlabel="x", chance=0.0, margin=-0.5),
+        forest_png({"a": (7.0, 7.0, 7.0)}, xlabel="x", chance=None),
         fidelity_png([("a", 0.9, 0.7), ("b", -0.2, 0.1)]),
     ):
         with Image.open(io.BytesIO(picture)) as image:
@@ -24,10 +26,12 @@ def test_pictures_of_numbers() -> None:
             assert min(image.size) > 100
 
 
-def test_which_feature_set_is_shown() -> None:
-    run = Part(name="r", content={"metrics": {"a": {}, "b": {}}}, modified=datetime.now(UTC))
-    assert shown_set(run, ["c", "b"]) == "b"
-    assert shown_set(run, ["c"]) == "a"
+def test_which_arm_is_shown() -> None:
+    described = {"a / x": {"features": "a"}, "b / x": {"features": "b"}, "b / y": {"features": "b"}}
+    result = {"metrics": {arm: {} for arm in described}, "arms": described}
+    run = Run(name="r", result=result, scored=pl.DataFrame())
+    assert shown_arm(run, ["c", "b"]) == "b / x"
+    assert shown_arm(run, ["c"]) == "a / x"
 
 
 def test_notice_and_versions() -> None:

@@ -6,7 +6,6 @@ import json
 import re
 from pathlib import Path
 
-import cv2
 import numpy as np
 import polars as pl
 import pytest
@@ -155,7 +154,7 @@ def test_the_horizon_is_near_the_median_event(lake: Lake) -> None:
     rows = predictions("survival", ARMS, 24, 1, 1).with_columns(
         curve=pl.lit(None, pl.List(pl.Float64)), high=pl.lit(None, pl.Boolean)
     )
-    changes = {"curve_times": []}
+    changes: dict[str, list[float]] = {"curve_times": []}
     bare = write_run(lake, "survival", run="survival-b", rows=rows, attention=(), changes=changes)
     words = page_of(lake, bare).words
     assert "No survival curves were kept" in words
@@ -184,9 +183,10 @@ def test_tiles_are_those_that_were_weighed_most(lake: Lake) -> None:
         assert all(int(patient[1:]) % 2 for patient in patients)
         assert max(patients.count(patient) for patient in patients) <= MOST_OF_PATIENT
         jpeg = base64.b64decode(part.tiles[0]["src"].partition(",")[2])
-        bgr = cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_COLOR).mean(axis=(0, 1))
+        with Image.open(io.BytesIO(jpeg)) as image:
+            rgb = np.asarray(image).mean(axis=(0, 1))
         down, across = corner
-        assert np.abs(bgr - (90 + 40 * down, 60, 30 + 40 * across)).max() < 4
+        assert np.abs(rgb - (30 + 40 * across, 60, 90 + 40 * down)).max() < 4
 
 
 def test_who_is_shown_follows_the_rule(lake: Lake) -> None:
@@ -306,7 +306,7 @@ def test_tables_of_parts_that_are_missing(lake: Lake) -> None:
     words = page_of(lake, name).words
     assert "p99 and 20 more." in words
     assert "p100" not in words
-    assert "Brier score of noise / mean was undefined on 900 resamples" in words
+    assert "rough: Brier score of noise / mean (up to 900 resamples)." in words
     assert "not inferior?" not in words
     assert listed(["a"]) == {"ids": ["a"], "left": 0, "all": 1}
 
