@@ -52,7 +52,7 @@ CASES = {
     "single": Case(recipe="agglomerate", teachers=(LITE0,), mpps=BOTH, epochs=6),
     "g2l": Case(recipe="g2l", teachers=(LITE0,), mpps=BOTH, epochs=6),
     "h0": Case(recipe="h0", teachers=(LITE0, TOKENS), mpps=BOTH, epochs=6),
-    "xmag": Case(recipe="xmag", teachers=(LITE0, LITE1), mpps=BOTH, epochs=40),
+    "xmag": Case(recipe="xmag", teachers=(LITE0, LITE1), mpps=BOTH, epochs=120),
     "shazam": Case(recipe="shazam", teachers=(LITE0, LITE1), mpps=BOTH, epochs=20, untrained=True),
     "pathme": Case(
         recipe="pathme", teachers=(LITE0, LITE1), mpps=(0.5, 1.0, 2.0), epochs=20, untrained=True
@@ -118,11 +118,12 @@ def table(found: dict[str, dict[str, Any]]) -> str:
     for name, one in found.items():
         mine, untrained = student_of(one, name), undistilled_of(one)
         for teacher, by_mpp in mine["fidelity"].items():
-            heads = [seed[teacher]["cosine"] for seed in one["heads"]]
+            heads = [seed[teacher] for seed in one["heads"] if teacher in seed]
             other = untrained["fidelity"][teacher]["all"]["cosine"]
             cosine, mean = by_mpp["all"]["cosine"], by_mpp["all"]["baseline"]["mean"]
             beats = cosine["min"] > max(other["max"], mean)
-            told = f"{sum(heads) / len(heads):.3f} ({min(heads):.3f}-{max(heads):.3f})"
+            beats = beats and all(seed["cosine"] > seed["baseline"] for seed in heads)
+            told = spread(summed([seed["cosine"] for seed in heads])) if heads else "none"
             rows.append(
                 f"| {name} | {teacher} | {told} | {spread(cosine)} | {other['mean']:.3f} | "
                 f"{mean:.3f} | {'yes' if beats else 'no'} |"
@@ -133,6 +134,11 @@ def table(found: dict[str, dict[str, Any]]) -> str:
 def spread(cosine: dict[str, float]) -> str:
     """Mean (least - greatest)."""
     return f"{cosine['mean']:.3f} ({cosine['min']:.3f}-{cosine['max']:.3f})"
+
+
+def summed(values: list[float]) -> dict[str, float]:
+    """Mean, least and greatest."""
+    return {"mean": sum(values) / len(values), "min": min(values), "max": max(values)}
 
 
 def student_of(one: dict[str, Any], name: str) -> dict[str, Any]:

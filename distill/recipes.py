@@ -34,7 +34,7 @@ def xmag(teachers: Teachers) -> Recipe:
 
     Source: XMAG (arXiv 2509.23097).
     """
-    match = Term(kind="match", settings={"cosine": 1.0, "token_cosine": 1.0, "grid": 0.5})
+    match = Term(kind="match", settings={"grid": 0.5})
     return Recipe(name="xmag", teachers=teachers, student=TileStudent(), terms=(match,), levels=2)
 
 
@@ -43,7 +43,7 @@ def gpfm(teachers: Teachers) -> Recipe:
 
     Source: GPFM (arXiv 2407.18449).
     """
-    expert = Term(kind="match", settings={"cosine": 1.0, "token_cosine": 0.9, "patch": 0.25})
+    expert = Term(kind="match", settings={"patch": 0.25})
     return Recipe(
         name="gpfm",
         teachers=teachers,

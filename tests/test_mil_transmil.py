@@ -5,6 +5,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torchmil import models
 
 from downstream.mil_bags import MilError, pad_bags
 from downstream.mil_grid import grid_conv, neighbours, raster_order
@@ -170,11 +171,10 @@ def test_transmil_by_hand() -> None:
 @pytest.mark.parametrize("side", [3, 7])
 def test_transmil_is_torchmils_where_definitions_agree(side: int) -> None:
     """A full square in raster order, a number of landmarks that divides N + 1, one bag."""
-    theirs = pytest.importorskip("torchmil.models")
     marks = 5  # divides 10 and 50
     ours = TransMil(WIDTH, hidden=16, heads=4, landmarks=marks).eval()
     head = nn.Linear(16, 1)
-    ref = theirs.TransMIL(
+    ref = models.TransMIL(
         in_shape=(WIDTH,), att_dim=16, n_heads=4, n_landmarks=marks, feat_ext=ours.stem
     ).eval()
     ref.classifier, ref.norm = head, ours.norms[2]

@@ -1,0 +1,225 @@
+"""MIL from the lake against h5 files, against torchmil, and folds side by side on Ray.
+
+    python -m benchmarks.downstream [--bags 64]
+
+Arms take turns within a round. All train the same model by the same steps; "lake" reads every bag
+anew in every epoch, "lake, bags kept" is what a run does (bags stay in memory up to a limit), "h5"
+reads a file a slide as TRIDENT lays it out.
+"""
+
+import itertools
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import torch
+import typer
+from torch import Tensor, nn
+from torchmil.models import ABMIL
+
+from benchmarks.report import Line, write_report
+from benchmarks.store_lake import MPP, add_teacher, make_lake, random_features, slide_sizes
+from benchmarks.store_peers import read_h5, write_trident
+from cluster import ray_map, ray_session
+from downstream import MilSettings, nested_folds
+from downstream.bags import PatientBags
+from downstream.cells import fit_and_store, run_cell
+from downstream.mil_losses import Task
+from downstream.mil_model import MilModel
+from downstream.mil_pooling import Abmil
+from downstream.study import Cell, Patient, Study
+from featurestore import Lake
+
+HIDDEN, ATTENTION = 512, 256
+Read = Callable[[int], Tensor]
+Step = Callable[[Tensor, int], Tensor]
+
+
+def epoch(step: Step, read: Read, bags: int, optimiser: torch.optim.Optimizer) -> float:
+    """Seconds of a pass over all bags."""
+    start = time.perf_counter()
+    for at in range(bags):
+        loss = step(read(at), at % 2)
+        optimiser.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimiser.step()
+    return time.perf_counter() - start
+
+
+def turns(arms: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
+    """Seconds of each arm in each round, after one to warm up."""
+    found: dict[str, list[float]] = {name: [] for name in arms}
+    for turn in range(rounds + 1):
+        for name, arm in arms.items():
+            took = arm()
+            if turn:
+                found[name].append(took)
+    return found
+
+
+def our_step(
+    width: int, hidden: int = HIDDEN, attention: int = ATTENTION
+) -> tuple[nn.Module, Step]:
+    """Our ABMIL and the loss of a bag."""
+    torch.manual_seed(0)
+    model = MilModel(Abmil(width, hidden=hidden, attention=attention), Task(kind="binary")).train()
+
+    def step(x_ND: Tensor, label: int) -> Tensor:
+        return model.loss(model(x_ND), torch.tensor([float(label)])).mean()
+
+    return model, step
+
+
+def their_step(width: int) -> tuple[nn.Module, Step]:
+    """Gated ABMIL of torchmil, of the same widths, with the same layer before it."""
+    torch.manual_seed(0)
+    before = nn.Sequential(nn.Linear(width, HIDDEN), nn.ReLU(), nn.Dropout(0.25))
+    model = ABMIL(in_shape=(width,), att_dim=ATTENTION, gated=True, feat_ext=before).train()
+    criterion = nn.BCEWithLogitsLoss()
+
+    def step(x_ND: Tensor, label: int) -> Tensor:
+        found: Tensor = criterion(model(x_ND[None]), torch.tensor([float(label)]))
+        return found
+
+    return model, step
+
+
+def reading(lake: Lake, folder: Path, bags: int, width: int, rounds: int) -> list[Line]:
+    """An epoch from the lake against one from h5 files, at two sizes of model."""
+    slides = [(f"s{at:02d}",) for at in range(bags)]
+    fresh = PatientBags(lake, slides, "big", mpps=(MPP,), cache_bytes=0)
+    kept = PatientBags(lake, slides, "big", mpps=(MPP,))
+    reads: dict[str, Read] = {
+        "lake": lambda at: torch.from_numpy(fresh[at].features.astype(np.float32)),
+        "lake, bags kept": lambda at: torch.from_numpy(kept[at].features.astype(np.float32)),
+        "h5": lambda at: torch.from_numpy(read_h5(folder / f"{at}.h5")),
+    }
+    lines = []
+    for hidden, attention in ((HIDDEN, ATTENTION), (64, 32)):
+        model, step = our_step(width, hidden, attention)
+        optimiser = torch.optim.AdamW(model.parameters(), lr=1e-4)
+        arms = {name: partial(epoch, step, read, bags, optimiser) for name, read in reads.items()}
+        seconds = turns(arms, rounds)
+        what = f"an epoch of ABMIL {hidden}, "
+        for ours in ("lake, bags kept", "lake"):
+            target = 2.0 if ours == "lake, bags kept" else None
+            line = Line.of(what + ours, "TRIDENT's h5", seconds, (ours, "h5"), target)
+            lines.append(line.at(bags, "bags"))
+    alone = {name: partial(sum_seconds, read, bags) for name, read in reads.items()}
+    line = Line.of("bags read, lake", "TRIDENT's h5", turns(alone, rounds), ("lake", "h5"))
+    return [*lines, line.at(bags, "bags")]
+
+
+def sum_seconds(read: Read, bags: int) -> float:
+    """Seconds of reading alone."""
+    start = time.perf_counter()
+    for at in range(bags):
+        read(at)
+    return time.perf_counter() - start
+
+
+def against_torchmil(lake: Lake, bags: int, width: int, rounds: int) -> Line:
+    """Forward and backward passes on the same bags in memory."""
+    slides = [(f"s{at:02d}",) for at in range(bags)]
+    kept = PatientBags(lake, slides, "big", mpps=(MPP,))
+    held = [torch.from_numpy(kept[at].features.astype(np.float32)) for at in range(bags)]
+    arms = {}
+    for name, (model, step) in {"ours": our_step(width), "theirs": their_step(width)}.items():
+        optimiser = torch.optim.SGD(model.parameters(), lr=0.0)
+        arms[name] = partial(epoch, step, held.__getitem__, bags, optimiser)
+    seconds = turns(arms, rounds)
+    line = Line.of("ABMIL, forward and backward", "torchmil's", seconds, ("ours", "theirs"), 1.0)
+    return line.at(bags, "bags")
+
+
+def folds_side_by_side(lake: Lake, bags: int, rounds: int) -> Line:
+    """5 folds x 3 feature sets as Ray tasks on all cores, against a loop in one process."""
+    label = [at % 2 for at in range(bags)]
+    patients = tuple(
+        Patient(patient_id=f"p{at:02d}", slide_ids=(f"s{at:02d}",), outcome=(float(y),))
+        for at, y in enumerate(label)
+    )
+    ids = [patient.patient_id for patient in patients]
+    made = Study(
+        kind="mil",
+        task="binary",
+        lake_uri=lake.uri,
+        lake_version=lake.version,
+        features=("a", "b", "a+b"),
+        models=("abmil",),
+        mpps=(MPP,),
+        splits=tuple(nested_folds(ids, label, folds=5, inner=1, seed=0)),
+        seeds=1,
+        seed=0,
+        columns=("label",),
+        classes=("0", "1"),
+        head="",
+        reference="a",
+        margin=None,
+        labels_sha256="",
+        identities={},
+        settings=MilSettings(epochs=6, patience=6),
+        pooled=None,
+        patients=patients,
+    )
+
+    def loop(cells: list[Cell]) -> float:
+        start = time.perf_counter()
+        for cell in cells:
+            fit_and_store(lake, cell)
+        return time.perf_counter() - start
+
+    def on_ray(cells: list[Cell]) -> float:
+        start = time.perf_counter()
+        for _ in ray_map(run_cell, cells):
+            pass
+        return time.perf_counter() - start
+
+    turn = itertools.count()  # another run each time: nothing is found finished
+    arms = {
+        "ray": lambda: on_ray(replace(made, seed=next(turn)).cells()),
+        "loop": lambda: loop(replace(made, seed=next(turn)).cells()),
+    }
+    with ray_session(ray_data=False):
+        seconds = turns(arms, rounds)
+    line = Line.of("5 folds x 3 feature sets on Ray", "a plain loop", seconds, ("ray", "loop"), 1.5)
+    return line.at(15, "cells")
+
+
+def main(
+    bags: Annotated[int, typer.Option(help="slides, a bag each")] = 64,
+    tiles: Annotated[int, typer.Option(help="median tiles of a bag")] = 4000,
+    width: Annotated[int, typer.Option(help="of a feature")] = 1280,
+    rounds: int = 3,
+    out: Annotated[Path, typer.Option(help="folder of the results")] = Path(__file__).parent
+    / "results",
+) -> None:
+    """Print the table and write it as JSON."""
+    with tempfile.TemporaryDirectory(prefix="slidelake-bench-") as name:
+        folder = Path(name)
+        sizes = slide_sizes(bags, tiles, seed=0)
+        lake = make_lake(folder / "lake", sizes, with_pixels=0, seed=0)
+        features = random_features(sizes, width, seed=0)
+        write_trident(folder / "h5", features)
+        add_teacher(lake, "big", features)
+        for teacher, seed in (("a", 1), ("b", 2)):
+            add_teacher(lake.refreshed(), teacher, random_features(sizes, 64, seed))
+        lake = lake.refreshed()
+        lines = [
+            *reading(lake, folder / "h5", bags, width, rounds),
+            against_torchmil(lake, min(bags, 16), width, rounds),
+            folds_side_by_side(lake, bags, rounds),
+        ]
+    for line in lines:
+        typer.echo(line.told())
+    settings = {"bags": bags, "tiles": tiles, "width": width, "rounds": rounds}
+    typer.echo(f"-> {write_report(out, lines, settings, name='downstream')}")
+
+
+if __name__ == "__main__":
+    typer.run(main)
