@@ -175,7 +175,8 @@ def _seen_by(
         patients = 0 if validation is None else len(validation[2])
         msg = (
             f"{name} chooses its {chooses} on validation patients, and {patients} without an event "
-            "were given; ask for fewer inner folds, or take cox or forest, which choose nothing"
+            "were given; name validation patients with events, or take cox or forest, which choose "
+            "nothing"
         )
         raise SurvivalError(msg)
     x_PD, time_P, event_P = validation

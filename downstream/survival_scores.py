@@ -59,7 +59,7 @@ class SurvivalScores:
         higher_is_better: Direction of each of them.
         left_out: Why the others are not defined, by name.
         observed_expected: Patients who died until `horizon` over those whom the curves said would;
-            1 is right, so it ranks no arms and is not among the intervals. None without curves.
+            1 is right, so it ranks no arms and is not among the intervals. None where undefined.
         horizon: The middle one of the curve times.
     """
 
@@ -124,6 +124,7 @@ def score_predictions(
             higher[name] = asked.measure.higher_is_better
         except UndefinedMetricError as error:
             left_out[name] = str(error)
+    left_out.pop("observed_expected", None)
     return SurvivalScores(
         intervals={name: found[name] for name in SCORES if name in found},
         higher_is_better={name: higher[name] for name in SCORES if name in found},

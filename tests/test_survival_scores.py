@@ -1,5 +1,6 @@
 """Scores over folds: scikit-survival's on one fold, sums of pairs over several, by weights too."""
 
+import doctest
 import time as clock
 import warnings
 from dataclasses import replace
@@ -17,7 +18,7 @@ from sksurv.compare import compare_survival
 from sksurv.nonparametric import CensoringDistributionEstimator, SurvivalFunctionEstimator
 from sksurv.util import Surv
 
-from downstream.metrics import UndefinedMetricError
+from downstream.measures import UndefinedMetricError
 from downstream.survival import SurvivalError, fold_ranks
 from downstream.survival_rows import Predictions, follow_up, predictions_of
 from downstream.survival_scores import (
@@ -29,6 +30,7 @@ from downstream.survival_scores import (
     score_predictions,
 )
 from downstream.survival_weighted import kaplan_meier
+from tests.conftest import ROOT
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -290,7 +292,7 @@ def test_what_is_undefined_is_left_out_with_its_reason() -> None:
     rows, training = run(5, folds=2)
     bare = score_predictions(replace(rows, curve=None), training, TIMES, seed=0, resamples=1000)
     assert list(bare.intervals) == ["harrell_c", "harrell_c_folds", "uno_c", "auc_t"]
-    assert bare.left_out["integrated_brier"] == "the model gives risks and no curves"
+    assert bare.left_out == {"integrated_brier": "the model gives risks and no curves"}
     assert bare.observed_expected is None
     early = replace(rows, time=np.where(rows.fold == 1, np.minimum(rows.time, 4.5), rows.time))
     found = score_predictions(early, training, TIMES, seed=0, resamples=1000)
@@ -403,3 +405,9 @@ def test_rows_that_do_not_fit() -> None:
         questions(rows, training, TIMES[:4])
     with pytest.raises(SurvivalError, match="'rank': 39"):
         replace(rows, rank=rows.rank[1:])
+
+
+def test_the_page_says_what_happens() -> None:
+    found = doctest.testfile(str(ROOT / "docs" / "survival.md"), module_relative=False)
+    assert found.failed == 0
+    assert found.attempted > 9
