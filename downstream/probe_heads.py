@@ -6,6 +6,7 @@ neighbours.
 
 from __future__ import annotations
 
+import functools
 import warnings
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -101,15 +102,21 @@ def fit_linear(
 ) -> tuple[Linear, float]:
     """The head, and its inverse penalty or penalty."""
 
+    @functools.cache
     def fit(value: float) -> Linear:
         if classes is None:
             return _ridge(z_PD, y, value, seed)
         return _logistic(z_PD, y, classes, value, seed)
 
-    options = STRENGTHS if classes is None else INVERSE
-    value = DEFAULTS["ridge" if classes is None else "logistic"]
+    options, value = (
+        (STRENGTHS, DEFAULTS["ridge"]) if classes is None else (INVERSE, DEFAULTS["logistic"])
+    )
     if len(z_QD) and (classes is None or len(np.unique(y)) > 1):
-        value = _best(options, lambda option: fit(option).outputs(z_QD), y_Q, classes)
+        # of penalties the loss falls and then rises, and the weak ones take by far the longest
+        late = classes is not None
+        value = _best(
+            options, lambda option: fit(option).outputs(z_QD), y_Q, classes, until_worse=late
+        )
     return fit(value), value
 
 
@@ -133,10 +140,26 @@ def _best(
     outputs: Callable[[float], Floats],
     y_Q: NDArray[Any],
     classes: int | None,
+    *,
+    until_worse: bool = False,
 ) -> float:
-    """The option with the least loss on validation rows, the first of equals."""
-    losses = [_loss(outputs(option), y_Q, classes) for option in options]
-    return options[int(np.argmin(losses))]
+    """The option with the least loss on validation rows, the first of equals.
+
+    Args:
+        options: What is tried, in order.
+        outputs: What the validation rows get with an option.
+        y_Q: What is right.
+        classes: How many; None for numbers.
+        until_worse: Stop at the first that is worse than the best.
+    """
+    best, least = options[0], np.inf
+    for option in options:
+        loss = _loss(outputs(option), y_Q, classes)
+        if loss > least and until_worse:
+            break
+        if loss < least:
+            best, least = option, loss
+    return best
 
 
 def _loss(found_QC: Floats, y_Q: NDArray[Any], classes: int | None) -> float:
