@@ -65,7 +65,7 @@ def write_attention(
         lake: The lake of the run.
         run: Name of a finished run.
         slide_id: Which slide; its patient must be tested in the run.
-        arm: Which arm; None for all that have attention.
+        arm: Which arm; None for all that weigh tiles (a mean does not).
         folder: Local folder, made if it is not there.
 
     Returns:
@@ -150,7 +150,7 @@ def _classes() -> list[tuple[str, list[int]]]:
 def _tiles(lake: Lake, run: Run, slide_id: str, arm: str | None) -> dict[str, pl.DataFrame]:
     """Arm -> the slide's tiles."""
     files = attention_files(lake, run.name)
-    arms = _arms(run, files, arm)
+    arms = _arms(lake, run, files, arm)
     found = {}
     for name in arms:
         for file in (one for one in files if one.arm == name):
@@ -163,21 +163,21 @@ def _tiles(lake: Lake, run: Run, slide_id: str, arm: str | None) -> dict[str, pl
     return found
 
 
-def _arms(run: Run, files: Sequence[AttentionFile], arm: str | None) -> list[str]:
-    """The arms that were asked for, each with attention."""
+def _arms(lake: Lake, run: Run, files: Sequence[AttentionFile], arm: str | None) -> list[str]:
+    """The arms that were asked for, each of which weighs tiles."""
     if arm is not None and arm not in run.arms:
         msg = f"run {run.name} has no arm {arm!r}; {nearest(arm, run.arms, 'it has')}"
         raise RunError(msg)
-    there = arms_with_attention(run, files)
+    there, _ = arms_with_attention(lake, run, files)
     if not there:
         models = sorted({str(one["model"]) for one in run.result["arms"].values()})
         msg = (
-            f"run {run.name} keeps no attention: its models ({', '.join(models)}) do not weigh "
-            "tiles; run slidelake mil with one that does, such as abmil"
+            f"run {run.name} has no attention to show: its models ({', '.join(models)}) do not "
+            "weigh tiles, or weigh all alike; run slidelake mil with one that does, such as abmil"
         )
         raise AttentionError(msg)
     if arm not in (None, *there):
-        msg = f"arm {arm!r} of run {run.name} keeps no attention; these do: {', '.join(there)}"
+        msg = f"arm {arm!r} of run {run.name} does not weigh tiles; these do: {', '.join(there)}"
         raise AttentionError(msg)
     return there if arm is None else [arm]
 

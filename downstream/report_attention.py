@@ -10,18 +10,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import numpy as np
 import polars as pl
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from numpy.typing import NDArray
-
     from downstream.report_run import Run
     from featurestore import Lake
 
-_ALIKE = 1e-3
+_ALIKE = 1e-5
 _TILES = ["slide_id", "tile_id", "x", "y", "attention"]
 
 
@@ -101,21 +98,32 @@ def owners(lake: Lake) -> pl.DataFrame:
     return patient_of(slides.collect())
 
 
-def weighs_alike(attention: NDArray[np.float32] | NDArray[np.float64]) -> bool:
-    """Whether all tiles of a bag have the same attention, as a mean gives them.
+def weighs_alike(tiles: pl.DataFrame) -> bool:
+    """Whether the tiles of each slide have the same attention, as a mean gives it.
 
-    >>> weighs_alike(np.full(4, 0.25)), weighs_alike(np.array([0.2, 0.8]))
+    >>> same = pl.DataFrame({"slide_id": ["a", "a", "b"], "attention": [0.2, 0.2, 0.6]})
+    >>> weighs_alike(same), weighs_alike(same.with_columns(slide_id=pl.lit("a")))
     (True, False)
     """
-    if len(attention) < 2:
-        return False
-    return float(np.ptp(attention)) <= _ALIKE * max(float(attention.mean()), 1e-30)
+    weight = pl.col("attention").cast(pl.Float64)
+    slides = tiles.group_by("slide_id").agg(low=weight.min(), high=weight.max())
+    return slides.filter(pl.col("high") - pl.col("low") > _ALIKE * pl.col("high")).is_empty()
 
 
-def arms_with_attention(run: Run, files: Sequence[AttentionFile]) -> list[str]:
-    """Arms of the run that have files, in its order."""
-    there = {file.arm for file in files}
-    return [arm for arm in run.arms if arm in there]
+def arms_with_attention(
+    lake: Lake, run: Run, files: Sequence[AttentionFile]
+) -> tuple[list[str], list[str]]:
+    """Arms of the run that weigh tiles, and those that keep the same weight for all, in its order.
+
+    A cell decides: that of the first fold that is there.
+    """
+    first = {file.arm: file for file in reversed(files)}
+    weighing, alike = [], []
+    for arm in run.arms:
+        if arm in first:
+            same = weighs_alike(read_tiles(lake, first[arm]))
+            (alike if same else weighing).append(arm)
+    return weighing, alike
 
 
 def first_rows(run: Run, arm: str) -> pl.DataFrame:

@@ -151,7 +151,7 @@ def _class_counts(run: Run, shown: str) -> dict[str, int]:
 def _attention(lake: Lake, run: Run, shown: str) -> Json:
     """Attention over the slides of the surest right patient, by the shown arm if it has any."""
     files = attention_files(lake, run.name)
-    arms = arms_with_attention(run, files)
+    arms, _ = arms_with_attention(lake, run, files)
     arm = shown if shown in arms else next(iter(arms), None)
     if arm is None:
         return {"maps": [], "map_notes": ["None: no model of this run says which tiles it weighs."]}

@@ -24,6 +24,7 @@ _NAMES = {
     "ece": "ECE",
     "brier": "Brier score",
     "harrell_c": "Harrell's C",
+    "harrell_c_folds": "C within folds",
     "uno_c": "Uno's C",
     "auc_t": "AUC(t)",
     "integrated_brier": "integrated Brier",

@@ -51,7 +51,7 @@ class Strip:
 def strips(
     lake: Lake, run: Run, arm: str, files: Sequence[AttentionFile], slides: pl.DataFrame
 ) -> list[Strip]:
-    """The most and the least weighed tiles of each group; empty where all tiles weigh alike.
+    """The most and the least weighed tiles of each group.
 
     At most two tiles are of one patient.
 
@@ -66,8 +66,6 @@ def strips(
     found: dict[tuple[str, bool], list[pl.DataFrame]] = {}
     for file in files:
         tiles = _relative(read_tiles(lake, file), slides)
-        if weighs_alike(tiles["times"].to_numpy()):
-            return []
         for name, patients in of_group.items():
             mine = tiles.filter(pl.col("patient").is_in(patients))
             for most in (True, False):
@@ -145,20 +143,27 @@ def maps(
     lake: Lake, case: Case, arm: str, files: Sequence[AttentionFile], slides: pl.DataFrame
 ) -> tuple[list[Picture], list[str]]:
     """A patient's slides under attention, those with most of it first, and what is not shown."""
+    from featurestore import LakeError
+
     mine = slides.filter(pl.col("patient") == case.patient)
     file = next((one for one in files if one.fold == case.fold), None)
     if file is None or mine.is_empty():
         why = "no attention was kept of their fold" if file is None else "the lake has no slide"
         return [], [f"{case.title}: patient {case.patient} is not shown, {why} of theirs."]
     tiles = read_tiles(lake, file, mine["slide_id"].to_list())
-    if weighs_alike(tiles["attention"].to_numpy()):
+    if weighs_alike(tiles):
         return [], [f"{case.title}: every tile of patient {case.patient} weighs the same."]
     mass = tiles.group_by("slide_id").agg(pl.col("attention").cast(pl.Float64).sum())
     ordered = mass.sort("attention", "slide_id", descending=[True, False])
     pictures, notes = [], []
     for slide_id, share in ordered.head(_MOST_SLIDES).iter_rows():
         row = mine.row(by_predicate=pl.col("slide_id") == slide_id, named=True)
-        src = _map(lake, row, tiles.filter(pl.col("slide_id") == slide_id))
+        try:
+            src = _map(lake, row, tiles.filter(pl.col("slide_id") == slide_id))
+        except LakeError as error:
+            # as with tiles: what is damaged or was cut again is told, the others are shown
+            notes.append(f"{case.title}: slide {slide_id} is not shown, {error}.")
+            continue
         if src is None:
             notes.append(f"{case.title}: the lake has no thumbnail of slide {slide_id}.")
             continue

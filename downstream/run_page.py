@@ -31,7 +31,6 @@ from downstream.report_views import differences, forest, sections
 
 if TYPE_CHECKING:
     from downstream.report_run import Run
-    from downstream.report_tiles import Strip
     from downstream.report_views import Picture
     from featurestore import Lake
 
@@ -76,25 +75,20 @@ def run_page(lake: Lake, run: Run) -> str:
 
 
 def attention_view(lake: Lake, run: Run) -> dict[str, Any]:
-    """What was looked at, by the first arm that has attention.
+    """What was looked at, by the first arm that weighs tiles.
 
     Returns:
-        `arm` (None without attention), `others` (arms that have it too), `strips`, `pictures`,
+        `arm` (None without one), `others` (arms that weigh tiles too), `strips`, `pictures`,
         `notes`.
     """
     files = attention_files(lake, run.name)
-    arms = arms_with_attention(run, files)
-    empty: dict[str, Any] = {"others": [], "strips": [], "pictures": [], "notes": []}
+    arms, alike = arms_with_attention(lake, run, files)
+    notes = [f"{arm} weighs all tiles of a slide alike: there is nothing to rank." for arm in alike]
     if not arms:
-        note = "No model of this run says which tiles it weighs, so there is nothing to show."
-        return {**empty, "arm": None, "notes": [note]}
+        notes = notes or ["No model of this run says which tiles it weighs."]
+        return {"arm": None, "others": [], "strips": [], "pictures": [], "notes": notes}
     mine, slides = [file for file in files if file.arm == arms[0]], owners(lake)
-    tiles: list[Strip] = strips(lake, run, arms[0], mine, slides)
-    if not tiles:
-        note = f"{arms[0]} weighs all tiles of a patient alike: there is nothing to rank."
-        return {**empty, "arm": arms[0], "others": arms[1:], "notes": [note]}
     pictures: list[Picture] = []
-    notes: list[str] = []
     for case in cases(run, arms[0]):
         drawn, told = maps(lake, case, arms[0], mine, slides)
         pictures += drawn
@@ -102,7 +96,7 @@ def attention_view(lake: Lake, run: Run) -> dict[str, Any]:
     return {
         "arm": arms[0],
         "others": arms[1:],
-        "strips": tiles,
+        "strips": strips(lake, run, arms[0], mine, slides),
         "pictures": pictures,
         "notes": notes,
     }

@@ -174,9 +174,11 @@ def test_what_can_not_be_written_is_told(lake: Lake, tmp_path: Path) -> None:
         write_attention(lake, "mil-binry", "s01a", folder=out)
     with pytest.raises(RunError, match=r"has no arm 'best'; it has: good / abmil, noise / mean"):
         write_attention(lake, "mil-binary", "s01a", arm="best", folder=out)
-    with pytest.raises(AttentionError, match=r"'noise / mean' .* keeps no attention; these do: go"):
+    with pytest.raises(
+        AttentionError, match=r"'noise / mean' .* does not weigh tiles; these do: go"
+    ):
         write_attention(lake, "mil-binary", "s01a", arm="noise / mean", folder=out)
-    with pytest.raises(AttentionError, match=r"mil-mean keeps no attention: its models \(mean\)"):
+    with pytest.raises(AttentionError, match=r"mil-mean has no attention .* models \(mean\) do"):
         write_attention(lake, "mil-mean", "s01a", folder=out)
     with pytest.raises(AttentionError, match=r"slide 's01c' is not in .*; it has: s0"):
         write_attention(lake, "mil-binary", "s01c", folder=out)

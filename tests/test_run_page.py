@@ -54,7 +54,8 @@ def page_of(lake: Lake, run: str) -> Page:
 
 
 def test_a_page_of_two_classes(lake: Lake) -> None:
-    run = write_run(lake, patients=32, repeats=2, seeds=2)
+    notes = {"notes": ["Two slides were matched by stem"]}
+    run = write_run(lake, patients=32, repeats=2, seeds=2, changes=notes)
     page = page_of(lake, run)
     words = page.words
     result = lake.read_json(f"runs/{run}/result.json")
@@ -62,13 +63,14 @@ def test_a_page_of_two_classes(lake: Lake) -> None:
         for name, found in result["metrics"][arm]["measures"].items():
             text = f"{found['estimate']:.3f} {found['low']:.3f} to {found['high']:.3f}"
             assert text in words or name == "kappa_quadratic"
+    assert "Two slides were matched by stem." in words
     for text in (
         "Which of two classes: tumour, of 32 patients with 33 slides",
         "3 folds over patients, repeated 2 times with other folds, 2 trainings",
         "ECE lower is better",
         "noise / mean good / abmil AUROC -0.100 -0.200 to +0.015 0.031 0.062 not shown",
         "not shown: it may be 0.05 worse or more 0.810",
-        "By good / abmil, the first arm whose models have attention.",
+        "By good / abmil, the first arm whose models weigh tiles.",
         "Labelled, but not used: 2 p98, p99.",
         "Every slide that is ready has a label.",
         "Settings: dropout 0.25",
@@ -229,20 +231,20 @@ def test_attention_that_says_nothing(lake: Lake) -> None:
     run = read_run(lake, write_run(lake, run="mil-none", attention=()))
     view = attention_view(lake, run)
     assert (view["arm"], view["strips"], view["pictures"]) == (None, [], [])
-    assert view["notes"][0].startswith("No model of this run says which tiles it weighs")
-    run = read_run(lake, write_run(lake, run="mil-mean", patients=32))
+    assert view["notes"] == ["No model of this run says which tiles it weighs."]
+    arms = ("good / mean", "good / abmil")
+    run = read_run(lake, write_run(lake, run="mil-mean", arms=arms, attention=arms, patients=32))
     for file in attention_files(lake, run.name):
-        same = read_tiles(lake, file).with_columns(
-            arm=pl.lit(file.arm),
-            fold=pl.lit(file.fold, pl.Int32),
-            attention=pl.lit(1 / 24, pl.Float32),
-        )
-        lake.write_bytes(file.path, parquet(same))
+        if file.arm == arms[0]:
+            key = {"arm": pl.lit(file.arm), "fold": pl.lit(file.fold, pl.Int32)}
+            same = read_tiles(lake, file).with_columns(attention=pl.lit(1 / 24, pl.Float32), **key)
+            lake.write_bytes(file.path, parquet(same))
     view = attention_view(lake, run)
-    assert (view["arm"], view["strips"], view["pictures"]) == (ARMS[0], [], [])
     assert view["notes"] == [
-        "good / abmil weighs all tiles of a patient alike: there is nothing to rank."
+        "good / mean weighs all tiles of a slide alike: there is nothing to rank."
     ]
+    assert view["arm"] == arms[1]
+    assert len(view["pictures"]) == 2
 
 
 def test_a_lake_without_pictures(tmp_path: Path) -> None:
@@ -254,6 +256,23 @@ def test_a_lake_without_pictures(tmp_path: Path) -> None:
     assert words.count("no pixels") == 4 * MOST_TILES
     assert re.search(r"Some tiles are not shown: shard tiles/mpp0\.5/\S+ can't be read", words)
     assert re.search(r"The surest right: the lake has no thumbnail of slide s\d\da\.", words)
+
+
+def test_damaged_pictures_and_slides_that_were_cut_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lake = painted_lake(tmp_path / "lake", patients=12)
+    run = read_run(lake, write_run(lake, patients=12))
+    monkeypatch.setattr(lake, "pictures", lambda _: {"thumbnail": b"no picture"})
+    notes = attention_view(lake, run)["notes"]
+    assert re.match(
+        r"The surest right: slide s\d\da is not shown, a slide's picture of 10", notes[0]
+    )
+    monkeypatch.undo()
+    monkeypatch.setattr(lake, "tiles_of", lambda **_: pl.DataFrame({"shard": []}))
+    view = attention_view(lake, run)
+    assert "has no tiles at mpp 0.5: it was scanned or cut again" in view["notes"][0]
+    assert all(re.match("the lake has no pixels of slide", part.damage) for part in view["strips"])
 
 
 # ------------------------------------------------------------------- runs that are less than whole
@@ -283,7 +302,10 @@ def test_many_arms(lake: Lake) -> None:
     words = page_of(lake, run).words
     assert "Drawn for the first 7; not for teacher7 / abmil, teacher8 / abmil." in words
     assert "Drawn for the first 4; not for teacher4 / abmil, teacher5 / abmil" in words
-    assert "By teacher3 / abmil, the first arm whose models have attention; teacher4" in words
+    assert (
+        "By teacher3 / abmil, the first arm whose models weigh tiles; teacher4 / abmil does so too"
+        in words
+    )
 
 
 def test_tables_of_parts_that_are_missing(lake: Lake) -> None:
