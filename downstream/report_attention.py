@@ -118,7 +118,8 @@ def arms_with_attention(
     A cell decides: that of the first fold that is there.
     """
     first = {file.arm: file for file in reversed(files)}
-    weighing, alike = [], []
+    weighing: list[str] = []
+    alike: list[str] = []
     for arm in run.arms:
         if arm in first:
             same = weighs_alike(read_tiles(lake, first[arm]))
