@@ -59,7 +59,7 @@ def shortened(text: str, most: int = 34) -> str:
     """A name that leaves room for the figure.
 
     >>> shortened("virchow2+uni2+gigapath / hierarchical", 20)
-    'virchow2+.../ical'
+    'virchow2+un...chical'
     """
     if len(text) <= most:
         return text

@@ -12,7 +12,7 @@ from downstream.report_attention import arms_with_attention, attention_files, ow
 from downstream.report_cases import cases
 from downstream.report_plots import curves_png, fidelity_png
 from downstream.report_run import read_run
-from downstream.report_tables import arm_rows, asked, measure_heads, shown_name, tested
+from downstream.report_tables import arm_rows, asked, how_tested, measure_heads, shown_name
 from downstream.report_tiles import maps
 from downstream.report_views import Section, forest
 from downstream.report_views_classes import add_roc, class_curves, label_section
@@ -116,7 +116,7 @@ def _common(run: Run, shown: str) -> Json:
         "task": run.task,
         "shown": shown,
         "asked": asked(run),
-        "tested": tested(run),
+        "tested": how_tested(run),
         "metric": shown_name(run.metric),
         "found": run.estimates(run.metric).get(shown),
         "heads": measure_heads(run)[:1],

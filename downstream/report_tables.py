@@ -79,7 +79,7 @@ def asked(run: Run) -> str:
     return f"{what}: {columns}, of {result['patients']:,} patients with {result['slides']:,} slides"
 
 
-def tested(run: Run) -> str:
+def how_tested(run: Run) -> str:
     """How patients were tested, in a sentence."""
     result = run.result
     parts = [f"{result['folds']} folds over patients"]

@@ -17,16 +17,8 @@ from downstream.attention_maps import AttentionError, tile_geojson, write_attent
 from downstream.report_run import RunError
 from featurestore import Lake
 from ingest.masks import read_mask
-from tests.run_folders import (
-    ACROSS,
-    DOWN,
-    HEIGHT_PX,
-    SIDE_PX,
-    WIDTH_PX,
-    painted_lake,
-    tile_attention,
-    write_run,
-)
+from tests.painted_lake import ACROSS, DOWN, HEIGHT_PX, SIDE_PX, WIDTH_PX, painted_lake
+from tests.run_folders import tile_attention, write_run
 
 ARM = "good / abmil"
 

@@ -15,7 +15,8 @@ from downstream.report import write_report
 from downstream.report_lake import read_holding
 from downstream.report_page import example_queries
 from featurestore import Lake, LakeConfig, LakeError, create_lake, query
-from tests.run_folders import Page, painted_lake, predictions, write_run
+from tests.painted_lake import Page, painted_lake
+from tests.run_folders import predictions, write_run
 from tests.test_downstream_bags import MPP, cut, extract, planted
 
 ARMS = ("good", "good+noise")
