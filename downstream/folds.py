@@ -47,7 +47,8 @@ def nested_folds(
         patients: One id each.
         labels: What to stratify by, one a patient: a class, an event flag, `strata` of a number.
         folds: Outer folds, at least 2.
-        inner: Inner folds, at least 2; or 1 for one split with 1 / (folds - 1), at most half.
+        inner: Inner folds, at least 2; or 1 for one split with 1 / (folds - 1), at most half
+            (more where the rarest class has fewer patients).
         repeats: Repetitions with other assignments.
         seed: Same patients, labels and seed, same splits, whatever the order of patients.
 
@@ -62,7 +63,8 @@ def nested_folds(
     for repeat in range(repeats):
         for fold, test in enumerate(_stratified(classes, folds, seed, repeat)):
             rest = np.setdiff1d(np.arange(len(ids)), test)
-            parts = _stratified(classes[rest], _inner_parts(folds, inner), seed, repeat, fold + 1)
+            count = _inner_parts(classes[rest], folds, inner)
+            parts = _stratified(classes[rest], count, seed, repeat, fold + 1)
             found += _inner_splits(ids, test, rest, parts[:inner], repeat=repeat, fold=fold)
     return found
 
@@ -84,7 +86,8 @@ def leave_site_out(
         patients: One id each.
         labels: What to stratify the inner splits by.
         sites: Site of each patient (TCGA: the second part of the barcode), at least 2 of them.
-        inner: Inner folds, at least 2; or 1 for one split with a quarter of the patients.
+        inner: Inner folds, at least 2; or 1 for one split with a quarter of the patients
+            (more where the rarest class has fewer).
         seed: Of the inner splits.
 
     Returns:
@@ -103,7 +106,8 @@ def leave_site_out(
     found: list[Split] = []
     for fold, site in enumerate(sorted(set(sites))):
         test, rest = np.flatnonzero(site_P == site), np.flatnonzero(site_P != site)
-        parts = _stratified(classes[rest], _inner_parts(5, inner), seed, 0, fold + 1)
+        count = _inner_parts(classes[rest], 5, inner)
+        parts = _stratified(classes[rest], count, seed, 0, fold + 1)
         found += _inner_splits(ids, test, rest, parts[:inner], fold=fold, sites=site_of)
     return found
 
@@ -201,7 +205,7 @@ def _stratified(classes: NDArray[np.int64], folds: int, *seed: int) -> list[NDAr
     """
     from sklearn.model_selection import StratifiedKFold
 
-    least = int(np.bincount(classes)[np.unique(classes)].min()) if len(classes) else 0
+    least = _least(classes)
     if not 2 <= folds <= least:
         msg = (
             f"{folds} folds with {least} patients in the rarest class; allowed is 2 to that "
@@ -238,9 +242,19 @@ def _inner_splits(
     ]
 
 
-def _inner_parts(folds: int, inner: int) -> int:
-    """How many parts to cut for so many inner folds; a single one takes one of several."""
-    return max(2, folds - 1) if inner == 1 else inner
+def _inner_parts(classes: NDArray[np.int64], folds: int, inner: int) -> int:
+    """How many parts to cut for so many inner folds.
+
+    A single one takes one of several: as many as the folds allow, and as the rarest class does.
+    """
+    if inner > 1:
+        return inner
+    return max(2, min(folds - 1, _least(classes)))
+
+
+def _least(classes: NDArray[np.int64]) -> int:
+    """Patients of the rarest class that is there."""
+    return int(np.bincount(classes)[np.unique(classes)].min()) if len(classes) else 0
 
 
 def _named(ids: Sequence[str], rows: Iterable[int]) -> tuple[str, ...]:

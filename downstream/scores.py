@@ -154,7 +154,7 @@ def _score_survival(study: Study, part: pl.DataFrame) -> list[Scored]:
         for name, value in found.intervals.items()
     ]
     lost = [
-        Scored(measure=name, interval=None, higher_is_better=True, why=why)
+        Scored(measure=name, interval=None, higher_is_better=name != "integrated_brier", why=why)
         for name, why in found.left_out.items()
     ]
     return [*defined, *lost]

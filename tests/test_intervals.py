@@ -13,9 +13,8 @@ from scipy import stats
 
 from downstream import resampling
 from downstream.intervals import Comparison, Interval, compare, holm, interval
-from downstream.measures import Measure, classification_measures
+from downstream.measures import Measure, UndefinedMetricError, classification_measures
 from downstream.measures_survival import curve_measures, survival_measures
-from downstream.metrics import UndefinedMetricError
 from downstream.resampling import Method
 
 Floats = NDArray[np.float64]

@@ -14,9 +14,8 @@ from sksurv import metrics as sksurv_metrics
 from sksurv.util import Surv
 
 from downstream import measures, measures_survival, measures_weighted
-from downstream.measures import Measure, classification_measures
+from downstream.measures import Measure, UndefinedMetricError, classification_measures
 from downstream.measures_survival import survival_measures
-from downstream.metrics import UndefinedMetricError
 
 Floats = NDArray[np.float64]
 SEEDS = st.integers(0, 10**6)

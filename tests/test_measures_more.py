@@ -13,8 +13,8 @@ from sklearn.metrics import (
 )
 
 from downstream.intervals import compare, interval
+from downstream.measures import UndefinedMetricError
 from downstream.measures_more import multilabel_measures, r2, regression_measures
-from downstream.metrics import UndefinedMetricError
 from tests.test_measures import SEEDS, check_weights
 
 

@@ -1,0 +1,65 @@
+"""The pages of classes and of survival, run as they stand, on a lake with the names they use."""
+
+import re
+import shlex
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import slidelake
+from tests.conftest import ROOT
+from tests.test_downstream_bags import PATIENTS, build, planted
+
+FENCE = re.compile(r"^```(sh|python)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with `my-lake` and `labels.csv`."""
+    made = tmp_path_factory.mktemp("docs")
+    found = planted()
+    build(
+        made / "my-lake", {"good": found["good"], "uni2": found["good"], "virchow2": found["noise"]}
+    )
+    rng = np.random.default_rng(0)
+    lines = ["patient_id,grade,msi,braf,age,hospital,months,dead"]
+    for p in range(PATIENTS):
+        months = 20 - 10 * (p % 2) + rng.random()
+        grade, site = ("high" if p % 2 else "low"), ("north" if p < PATIENTS // 2 else "south")
+        age = f"{50 + 9 * (p % 2)}.{p:02d}"
+        lines.append(
+            f"p{p:02d},{grade},{p % 2},{p // 2 % 2},{age},{site},{months:.2f},{int(p > 1)}"
+        )
+    (made / "labels.csv").write_text("\n".join(lines) + "\n")
+    return made
+
+
+@pytest.mark.parametrize("page", ["mil.md", "survival.md"])
+def test_page_runs(
+    page: str,
+    folder: Path,
+    ray_up: None,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(folder)
+    blocks = FENCE.findall((ROOT / "docs" / page).read_text())
+    ran = 0
+    for kind, code in blocks:
+        if ">>>" in code:
+            continue  # a session, which the tests of its modules run
+        if kind == "python":
+            exec(compile(code, page, "exec"), {})
+            ran += 1
+            continue
+        for line in code.splitlines():
+            slidelake.app(shlex.split(line)[1:], standalone_mode=False)
+            said = capsys.readouterr().out
+            assert "patients" in said, line
+            run = said.strip().splitlines()[-1]
+            assert (folder / "my-lake" / run).exists(), line
+            ran += 1
+    assert ran >= 3
