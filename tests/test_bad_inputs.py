@@ -53,6 +53,7 @@ def shards(lake: Lake) -> dict[str, bytes]:
 
 @pytest.mark.usefixtures("ray_up")
 @pytest.mark.timeout(LIMIT_S)
+@pytest.mark.slow
 def test_every_bad_input_has_its_line_and_the_good_ones_are_complete(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -197,6 +197,7 @@ def _worker(uri: str) -> "subprocess.Popen[str]":
     )
 
 
+@pytest.mark.slow
 def test_two_processes_at_once_end_with_each_slide_once(
     bucket: Bucket, undisturbed: dict[str, object]
 ) -> None:
@@ -209,6 +210,7 @@ def test_two_processes_at_once_end_with_each_slide_once(
     assert verify(lake).ok
 
 
+@pytest.mark.slow
 def test_killed_processes_are_followed_and_it_ends_the_same(
     bucket: Bucket, undisturbed: dict[str, object]
 ) -> None:
@@ -226,6 +228,7 @@ def test_killed_processes_are_followed_and_it_ends_the_same(
     assert verify(lake).ok
 
 
+@pytest.mark.slow
 def test_failing_requests_change_nothing_and_show_no_key(
     faulty: Bucket,
     undisturbed: dict[str, object],

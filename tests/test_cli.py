@@ -83,6 +83,7 @@ def test_wrong_usage_is_one_line_and_exit_2(
     assert len(done.stderr.strip().splitlines()) == 1
 
 
+@pytest.mark.slow
 def test_ingest_with_a_bad_slide_exits_1_and_names_it(tmp_path: Path) -> None:
     (tmp_path / "text.svs").write_text("this is no slide")
     words = ("ingest", tmp_path / "lake", REAL_SLIDE, tmp_path / "text.svs", tmp_path / "none.svs")

@@ -164,6 +164,7 @@ def test_cpus_of_a_running_cluster_cannot_be_chosen() -> None:
     assert "num_cpus=2 was given for the running Ray at 127.0.0.1:1" in shown.stdout
 
 
+@pytest.mark.slow
 def test_a_killed_driver_takes_its_ray_with_it_and_says_nothing(tmp_path: Path) -> None:
     mark = uuid.uuid4().hex
     code = (
@@ -288,6 +289,7 @@ class TestWithAHead:
         assert lines[-1] == "a b it's $HOME"
         assert capsys.readouterr().out == ""
 
+    @pytest.mark.slow
     def test_slidelake_submit_info_prints_what_info_prints(
         self, head: Head, tmp_path: Path
     ) -> None:

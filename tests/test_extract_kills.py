@@ -82,6 +82,7 @@ def check(killed: Path, whole: Path) -> None:
 
 
 @pytest.mark.usefixtures("ray_up")
+@pytest.mark.slow
 def test_a_killed_extract_ends_the_same(copies: tuple[Path, Path]) -> None:
     kill_extract(copies[0], random.uniform(0.0, 3.0))
     check(*copies)

@@ -77,6 +77,7 @@ def check_that_they_end_the_same(lakes: list[Path], undisturbed: dict[str, objec
         assert verify(open_lake(lake)).ok
 
 
+@pytest.mark.slow
 def test_killed_and_killed_it_ends_the_same(tmp_path: Path, undisturbed: dict[str, object]) -> None:
     check_that_they_end_the_same(kill_at_work(tmp_path, 3, seed=0), undisturbed)
 

@@ -253,6 +253,7 @@ def kill_ingest(lake: Path, cohort: Path, after_s: float) -> bool:
 
 
 @pytest.mark.usefixtures("ray_up")
+@pytest.mark.slow
 def test_killed_ingest_goes_on_and_ends_the_same(tmp_path: Path, cohort: Path) -> None:
     seed = random.randrange(1000)
     after_s = random.Random(seed).uniform(0.0, 2.0)

@@ -441,6 +441,7 @@ def test_two_exports_into_one_folder_are_kept_apart(filled: Path, tmp_path: Path
         export_folder(filled, "s3://bucket/out", format="geojson")
 
 
+@pytest.mark.slow
 def test_a_killed_export_leaves_only_whole_files_and_goes_on(filled: Path, tmp_path: Path) -> None:
     code = (
         "import sys; from featurestore.interop import export_folder; print('up', flush=True);"

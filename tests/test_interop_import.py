@@ -440,6 +440,7 @@ def check_killed(large_job: Path, lake: Path, kills: list[float]) -> None:
         assert rows_of(opened, f"s{number:02}", "conch") == given_rows(xy, values(21, 8, 1))
 
 
+@pytest.mark.slow
 def test_an_import_that_was_killed_goes_on(large_job: Path, tmp_path: Path) -> None:
     check_killed(large_job, tmp_path / "lake", [0.05, 0.3, 0.6])
 
