@@ -724,6 +724,13 @@ def mil_command(
     shots: Annotated[
         int | None, typer.Option(help="Few-shot: training patients of each class.")
     ] = None,
+    experts: Annotated[
+        bool, typer.Option("--experts", help="Two heads, one trained class by class: long tails.")
+    ] = False,
+    soft_labels: Annotated[
+        float | None,
+        typer.Option(help="Share of an ensemble's opinion in a label; needs --inner 2 or more."),
+    ] = None,
     seeds: SeedsOpt = 1,
     epochs: EpochsOpt = None,
     learning_rate: RateOpt = None,
@@ -754,6 +761,8 @@ def mil_command(
         "learning_rate": learning_rate,
         "batch_patients": batch_patients,
         "max_tiles": max_tiles,
+        "experts": experts,
+        "soft_labels": soft_labels,
     }
     result = run_mil(
         lake,

@@ -43,6 +43,9 @@ def fit_and_store(lake: Lake, cell: Cell) -> float:
     start = time.perf_counter()
     patients = Patients(lake, cell)
     members = [fit_member(patients, split) for split in cell.splits]
+    if cell.softens:
+        patients.soften(members, cell.study.settings.soft_labels)
+        members = [fit_member(patients, split) for split in cell.splits]
     rows = rows_of(cell, patients, members)
     seconds = time.perf_counter() - start
     first = cell.repeat == 0 and cell.seed == 0

@@ -74,6 +74,7 @@ class Patients:
             lake, [p.slide_ids for p in study.patients], cell.arm.features, mpps=study.mpps
         )
         self._pooled: dict[str, Floats] = {}
+        self._soft: dict[str, Floats] = {}
         dims = lake.teachers(mpp=study.mpps[0])
         self.widths = tuple(dims[teacher] for teacher in teachers_of(cell.arm.features))
 
@@ -90,11 +91,32 @@ class Patients:
         found = outcomes(self.patient(one) for one in ids)
         return found[:, 0] if found.shape[1] == 1 else found
 
-    def examples(self, ids: Sequence[str]) -> Examples:
-        """Bags and targets for a MIL model."""
+    def examples(self, ids: Sequence[str], *, soft: bool = False) -> Examples:
+        """Bags and targets for a MIL model; with what `soften` made of the labels if asked for."""
         from downstream.mil_train import Examples
 
-        return Examples(bags=_View(self, ids), target=self.target(ids))
+        target = self.target(ids)
+        if soft and self._soft:
+            target = np.stack([self._soft[one] for one in ids])
+        return Examples(bags=_View(self, ids), target=target)
+
+    def soften(self, members: Sequence[Member], share: float) -> None:
+        """Mix what is said of each patient by models that have not trained on it into its label.
+
+        Source: ensemble distillation of De Angeli et al. (JAMIA Open 2022): an ensemble's mean
+        probabilities tell how sure a label is.
+
+        Args:
+            members: One for each inner split; each patient is in one validation part.
+            share: Of the models' probabilities in a label, in 0..1.
+        """
+        for member in members:
+            hard = np.eye(member.validation.shape[1])
+            labels = self.target(member.split.validation).astype(np.int64)
+            for one, label, said in zip(
+                member.split.validation, labels, member.validation, strict=True
+            ):
+                self._soft[one] = share * said + (1 - share) * hard[label]
 
     def pooled(self, ids: Sequence[str]) -> Floats:
         """One vector a patient, see `survival.pool`: [P, D], one bag in memory at a time."""
@@ -176,9 +198,7 @@ def train_on(
     from downstream.mil_train import predict, train_mil
 
     study = patients.cell.study
-    parts = {
-        part: patients.examples(split.patients(part)) for part in ("train", "validation", "test")
-    }
+    parts = {part: patients.examples(split.patients(part), soft=part == "train") for part in PARTS}
     fit = train_mil(
         patients.cell.arm.model,
         parts["train"],

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from downstream.mil_bags import MilError
+from downstream.mil_experts import Experts
 from downstream.mil_fusion import Concat, Fused, ShazamGate
 from downstream.mil_model import MilModel, make_aggregator
 
@@ -52,13 +53,13 @@ def build_model(
             "coarse to fine, and all others one"
         )
         raise MilError(msg)
-    model = MilModel(
+    kind = Experts if settings.experts else MilModel
+    return kind(
         _aggregator(name, task, settings, widths, ratios),
         task,
         mean_D=torch.from_numpy(mean_D).float(),
         std_D=torch.from_numpy(std_D).float(),
     )
-    return model
 
 
 def _aggregator(

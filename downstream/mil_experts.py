@@ -11,12 +11,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from downstream.mil_bags import Aggregator, MilError, Pooled
 from downstream.mil_losses import Task, expert_agreement
-from downstream.mil_model import make_head
+from downstream.mil_model import MilModel, Prediction, make_head
 
 if TYPE_CHECKING:
     from downstream.mil_bags import PaddedBags
@@ -31,7 +32,7 @@ class Opinions:
     pooled: Pooled
 
 
-class Experts(nn.Module):
+class Experts(MilModel):
     """An aggregator with a head for either order of patients.
 
     Source: MDE-MIL (arXiv 2503.00915), whose loss weights are not known; the agreement's 0.25 is a
@@ -42,33 +43,52 @@ class Experts(nn.Module):
         aggregator: Shared by both.
         task: multiclass.
         agreement: Weight of the term that holds the heads together.
+        mean_D: See `MilModel`.
+        std_D: See `MilModel`.
 
     Raises:
         MilError: Another kind of task.
     """
 
-    def __init__(self, aggregator: Aggregator, task: Task, *, agreement: float = 0.25) -> None:
-        super().__init__()
+    def __init__(
+        self,
+        aggregator: Aggregator,
+        task: Task,
+        *,
+        agreement: float = 0.25,
+        mean_D: Tensor | None = None,
+        std_D: Tensor | None = None,
+    ) -> None:
+        super().__init__(aggregator, task, mean_D=mean_D, std_D=std_D)
         if task.kind != "multiclass":
             msg = (
                 f"a {task.kind} task; experts are for classes that exclude each other (multiclass)"
             )
             raise MilError(msg)
-        self.aggregator, self.task, self.agreement = aggregator, task, agreement
-        self.natural, self.balanced = make_head(aggregator, task), make_head(aggregator, task)
+        self.agreement, self.balanced = agreement, make_head(aggregator, task)
 
-    def forward(
+    def opinions(
         self, x: Tensor, mask: Tensor | None = None, coords: Tensor | None = None
     ) -> Opinions:
         """Both heads' logits of one bag or a padded batch, see `Aggregator.forward`."""
-        pooled: Pooled = self.aggregator(x, mask, coords)
+        pooled = self.pooled(x, mask, coords)
         return Opinions(
-            natural=self.natural(pooled.embedding),
+            natural=self.head(pooled.embedding),
             balanced=self.balanced(pooled.embedding),
             pooled=pooled,
         )
 
-    def loss(
+    def forward(
+        self, x: Tensor, mask: Tensor | None = None, coords: Tensor | None = None
+    ) -> Prediction:
+        """The mean probability of both heads, as log probabilities."""
+        both = self.opinions(x, mask, coords)
+        logs = torch.stack([part.float().log_softmax(1) for part in (both.natural, both.balanced)])
+        return Prediction(
+            logits=torch.logsumexp(logs, dim=0) - logs.new_tensor(2).log(), pooled=both.pooled
+        )
+
+    def pair_loss(
         self,
         natural: PaddedBags,
         natural_label_B: Tensor,
@@ -83,8 +103,8 @@ class Experts(nn.Module):
             balanced: Bags in the order of `mil_losses.balanced_order`.
             balanced_label_B: Their classes.
         """
-        one = self(natural.x, natural.mask, natural.coords)
-        other = self(balanced.x, balanced.mask, balanced.coords)
+        one = self.opinions(natural.x, natural.mask, natural.coords)
+        other = self.opinions(balanced.x, balanced.mask, balanced.coords)
         apart_B = torch.cat(
             [expert_agreement(part.natural, part.balanced) for part in (one, other)]
         )
@@ -93,7 +113,3 @@ class Experts(nn.Module):
             + self.task.loss(other.balanced, balanced_label_B).mean()
             + self.agreement * apart_B.mean()
         )
-
-    def scores(self, opinions: Opinions) -> Tensor:
-        """Mean probability of both heads, float64 [B, C]."""
-        return (self.task.scores(opinions.natural) + self.task.scores(opinions.balanced)) / 2

@@ -73,10 +73,14 @@ class MilModel(nn.Module):
         self, x: Tensor, mask: Tensor | None = None, coords: Tensor | None = None
     ) -> Prediction:
         """Predict one bag or a padded batch, see `Aggregator.forward`."""
+        pooled = self.pooled(x, mask, coords)
+        return Prediction(logits=self.head(pooled.embedding), pooled=pooled)
+
+    def pooled(self, x: Tensor, mask: Tensor | None = None, coords: Tensor | None = None) -> Pooled:
+        """What the aggregator makes of standardised features."""
         if self.mean is not None and self.std is not None:
             x = (x - self.mean) / self.std
-        pooled: Pooled = self.aggregator(x, mask, coords)
-        return Prediction(logits=self.head(pooled.embedding), pooled=pooled)
+        return self.aggregator(x, mask, coords)  # type: ignore[no-any-return]
 
     def loss(
         self, prediction: Prediction, target: Tensor, weight_C: Tensor | None = None

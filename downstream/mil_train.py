@@ -17,6 +17,7 @@ from torch import Tensor
 
 from downstream.mil_bags import MilError, PaddedBags, pad_bags, plan_batches
 from downstream.mil_build import build_model
+from downstream.mil_experts import Experts
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -170,11 +171,7 @@ def _epoch(
     model.train()
     found = []
     for rows in _batches(train, objective, settings, rng):
-        padded, target = _batch(train, rows, settings, rng, device=_device(model))
-        with _autocast(settings, target.device):
-            prediction = model(padded.x, padded.mask, padded.coords)
-        own = objective.loss(prediction.logits, target)
-        loss = model.with_own(own, prediction, target).mean()
+        loss = _step(model, train, rows, objective, settings, rng)
         if objective.joint and bool(loss.isnan()):
             continue  # a risk set without an event says nothing
         if not bool(loss.isfinite()):
@@ -189,6 +186,34 @@ def _epoch(
         optimiser.step()
         found.append(float(loss.detach()))
     return float(np.mean(found)) if found else float("nan")
+
+
+def _step(
+    model: MilModel,
+    train: Examples,
+    rows: NDArray[np.int64],
+    objective: Objective,
+    settings: MilSettings,
+    rng: np.random.Generator,
+) -> Tensor:
+    """The loss of a batch, a scalar."""
+    padded, target = _batch(train, rows, settings, rng, device=_device(model))
+    with _autocast(settings, target.device):
+        if isinstance(model, Experts):
+            others = _class_by_class(train, len(rows), rng)
+            balanced, labels = _batch(train, others, settings, rng, device=_device(model))
+            return model.pair_loss(padded, target, balanced, labels)
+        prediction = model(padded.x, padded.mask, padded.coords)
+    own = objective.loss(prediction.logits, target)
+    return model.with_own(own, prediction, target).mean()
+
+
+def _class_by_class(train: Examples, count: int, rng: np.random.Generator) -> NDArray[np.int64]:
+    """So many patients, every class as likely as any other."""
+    hard = train.target if train.target.ndim == 1 else train.target.argmax(axis=1)
+    label_P = hard.astype(np.int64)
+    classes = rng.choice(np.unique(label_P), size=count)
+    return np.array([rng.choice(np.flatnonzero(label_P == label)) for label in classes])
 
 
 def _batches(

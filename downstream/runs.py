@@ -106,6 +106,7 @@ def run_mil(
         lake_uri, labels, columns, also=plan.columns, ids=ids or {}, mpps=mpps, version=version
     )
     kind, classes, outcome = _target(cohort, columns, task)
+    _check_tails(settings or MilSettings(), kind, plan)
     study = Study(
         kind="mil",
         task=kind,
@@ -267,6 +268,24 @@ def check_models(models: Sequence[str], known: Sequence[str], mpps: Sequence[flo
         msg = (
             f"{several[0]!r} with mpps {', '.join(map(str, mpps))}; hierarchical takes several "
             "nested ones, such as 0.5 and 2.0, and all other models one"
+        )
+        raise StudyError(msg)
+
+
+def _check_tails(settings: MilSettings, task: str, plan: Plan) -> None:
+    """Refuse what needs classes, or several inner splits, without them.
+
+    Raises:
+        StudyError: See there.
+    """
+    soft = settings.soft_labels
+    if (settings.experts or soft) and task not in {"binary", "multiclass"}:
+        msg = f"experts and soft labels are for classes that exclude each other, not {task}"
+        raise StudyError(msg)
+    if soft and (plan.inner < 2 or plan.file is not None or not 0 < soft <= 1):
+        msg = (
+            f"soft_labels={soft} with {plan.inner} inner splits; give a share above 0 and at most "
+            "1, and two inner splits or more, so that each patient has a model that has not seen it"
         )
         raise StudyError(msg)
 

@@ -45,6 +45,9 @@ class MilSettings:
         epochs: Most passes over the training patients.
         patience: Epochs without a better validation loss after which it stops.
         weighted: Whether every class counts the same, however rare.
+        experts: Two heads, one of which sees rare classes as often as common ones (`mil_experts`).
+        soft_labels: Share of what models that have not seen a patient say of it in that patient's
+            training label, in 0..1; needs several inner splits.
         batch_patients: Patients a step.
         joint_patients: Least patients a step of a Cox head, whose batch is its risk set.
         batch_rows: Most tiles a step, padding included.
@@ -64,6 +67,8 @@ class MilSettings:
     epochs: int = 30
     patience: int = 8
     weighted: bool = True
+    experts: bool = False
+    soft_labels: float = 0.0
     batch_patients: int = 1
     joint_patients: int = 32
     batch_rows: int = 65536

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from downstream.bags import teachers_of
+from downstream.settings import POOLED, PROBES
 from downstream.splits import LeakageError
 
 if TYPE_CHECKING:
@@ -216,6 +217,12 @@ class Cell:
     def splits(self) -> tuple[Split, ...]:
         """The inner splits; a model is trained on each, and their predictions are averaged."""
         return self.study.inner(self.repeat, self.fold)
+
+    @property
+    def softens(self) -> bool:
+        """Whether its models are trained again, on labels softened by the first ones."""
+        is_mil = self.arm.model not in (*PROBES, *POOLED)
+        return is_mil and self.study.settings.soft_labels > 0
 
     @property
     def key(self) -> dict[str, Any]:

@@ -176,6 +176,12 @@ def test_bfloat16_is_near_float32() -> None:
     assert roc_auc_score(test.target, score(half, test)) > 0.9
 
 
+def test_experts_learn() -> None:
+    train, test = cohort(40, seed=0, shift=5.0), cohort(40, seed=1, shift=5.0)
+    model = fit(train, settings=replace(SETTINGS, experts=True)).model
+    assert roc_auc_score(test.target, score(model, test)) > 0.9
+
+
 def test_a_number_is_learnt_in_its_own_unit() -> None:
     rng = np.random.default_rng(0)
     bags = rng.standard_normal((60, 10, 8)).astype(np.float16)

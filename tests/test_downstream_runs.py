@@ -32,6 +32,7 @@ from downstream import (
 )
 from downstream.cells import fit_and_store
 from downstream.fold_tables import from_table
+from downstream.members import Patients, fit_member
 from downstream.runs import check_models, execute
 from downstream.settings import MIL, POOLED, PROBES
 from downstream.study import Cell, Kind, Patient, Study, check_features
@@ -271,6 +272,25 @@ def test_inner_splits_are_an_ensemble(lake: Lake) -> None:
     validation = predictions.filter((pl.col("part") == "validation") & (pl.col("seed") == 0))
     assert validation.height == PATIENTS
     assert validation["patient_id"].n_unique() == PATIENTS
+
+
+def test_soft_labels_are_of_models_that_have_not_seen_the_patient(lake: Lake) -> None:
+    """And the models that are trained on them are other ones."""
+    ids, label = [f"p{p:02d}" for p in range(PATIENTS)], [p % 2 for p in range(PATIENTS)]
+    splits = tuple(nested_folds(ids, label, folds=2, inner=2, seed=0))
+    made = study(lake, features=("good",), splits=splits)
+    cell = made.cells()[0]
+    patients = Patients(lake, cell)
+    members = [fit_member(patients, split) for split in cell.splits]
+    patients.soften(members, 0.4)
+    for member in members:
+        soft = patients.examples(member.split.validation, soft=True).target
+        hard = np.eye(2)[patients.target(member.split.validation).astype(int)]
+        np.testing.assert_allclose(soft, 0.4 * member.validation + 0.6 * hard)
+        assert not set(member.split.validation) & set(member.split.train)
+    again = replace(cell, study=replace(made, settings=replace(made.settings, soft_labels=0.4)))
+    plain, softened = rows(lake, cell), rows(lake, again)
+    assert [r["score"] for r in plain] != [r["score"] for r in softened]
 
 
 @pytest.mark.parametrize("task", ["multiclass", "multilabel", "regression"])

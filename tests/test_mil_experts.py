@@ -31,8 +31,8 @@ def test_the_loss_is_its_three_terms() -> None:
     net = Experts(Abmil(WIDTH, hidden=8, attention=4, dropout=0.0), TASK)
     bags, label = tailed(6, seed=0)
     one, other = pad_bags(bags[:4]), pad_bags(bags[2:])
-    found = net.loss(one, label[:4], other, label[2:])
-    a, b = net(one.x, one.mask), net(other.x, other.mask)
+    found = net.pair_loss(one, label[:4], other, label[2:])
+    a, b = net.opinions(one.x, one.mask), net.opinions(other.x, other.mask)
     apart = torch.cat([expert_agreement(o.natural, o.balanced) for o in (a, b)]).mean()
     expected = (
         nn.functional.cross_entropy(a.natural, label[:4])
@@ -40,7 +40,9 @@ def test_the_loss_is_its_three_terms() -> None:
         + 0.25 * apart
     )
     torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-6)
-    torch.testing.assert_close(net.scores(a).sum(dim=1), torch.ones(4))
+    mean = (a.natural.softmax(dim=1) + a.balanced.softmax(dim=1)) / 2
+    said = net(one.x, one.mask).logits.softmax(dim=1).double()
+    torch.testing.assert_close(said, mean, rtol=1e-5, atol=1e-6)
 
 
 def test_the_balanced_head_finds_rare_classes() -> None:
@@ -51,14 +53,14 @@ def test_the_balanced_head_finds_rare_classes() -> None:
         orders = (torch.randperm(120).numpy(), balanced_order(label.numpy(), seed=epoch))
         for rows in zip(*(order.reshape(-1, 12) for order in orders), strict=True):
             one, other = (pad_bags([bags[at] for at in part]) for part in rows)
-            loss = net.loss(one, label[rows[0]], other, label[rows[1]])
+            loss = net.pair_loss(one, label[rows[0]], other, label[rows[1]])
             optimiser.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             optimiser.step()
     test, truth = tailed(300, seed=2)
     batch = pad_bags(test)
     with torch.no_grad():
-        found = net(batch.x, batch.mask)
+        found = net.opinions(batch.x, batch.mask)
     natural = balanced_accuracy_score(truth, found.natural.argmax(dim=1))
     balanced = balanced_accuracy_score(truth, found.balanced.argmax(dim=1))
     assert balanced > natural + 0.1
