@@ -13,6 +13,7 @@ import numpy as np
 
 from downstream.bags import PatientBags, teachers_of
 from downstream.settings import POOLED, PROBES
+from downstream.splits import PARTS
 from downstream.study import outcomes
 
 if TYPE_CHECKING:
@@ -195,7 +196,8 @@ def train_on(
     patients: Patients, split: Split, objective: Objective, *, with_train: bool = False
 ) -> Trained:
     """Train a MIL model and apply it; with its training patients too where a cut needs them."""
-    from downstream.mil_train import predict, train_mil
+    from downstream.mil_predict import predict
+    from downstream.mil_train import train_mil
 
     study = patients.cell.study
     parts = {part: patients.examples(split.patients(part), soft=part == "train") for part in PARTS}

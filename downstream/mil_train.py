@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from torch import Tensor
 from downstream.mil_bags import MilError, PaddedBags, pad_bags, plan_batches
 from downstream.mil_build import build_model
 from downstream.mil_experts import Experts
+from downstream.mil_predict import Bags, device_of, floats, predict, tile_statistics
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -30,18 +31,6 @@ if TYPE_CHECKING:
     from downstream.settings import MilSettings
 
     Floats = NDArray[np.float64]
-
-_MIN_STD = 1e-6
-
-
-class Bags(Protocol):
-    """A sequence of patients' bags; a list is one."""
-
-    def __len__(self) -> int:
-        """How many patients."""
-
-    def __getitem__(self, index: int, /) -> PatientBag:
-        """The bag of one patient."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -197,11 +186,11 @@ def _step(
     rng: np.random.Generator,
 ) -> Tensor:
     """The loss of a batch, a scalar."""
-    padded, target = _batch(train, rows, settings, rng, device=_device(model))
+    padded, target = _batch(train, rows, settings, rng, device=device_of(model))
     with _autocast(settings, target.device):
         if isinstance(model, Experts):
             others = _class_by_class(train, len(rows), rng)
-            balanced, labels = _batch(train, others, settings, rng, device=_device(model))
+            balanced, labels = _batch(train, others, settings, rng, device=device_of(model))
             return model.pair_loss(padded, target, balanced, labels)
         prediction = model(padded.x, padded.mask, padded.coords)
     own = objective.loss(prediction.logits, target)
@@ -253,7 +242,7 @@ def _batch(
     share = max(1, settings.batch_rows // len(bags))
     picks = [_subset(bag, min(settings.max_tiles, share), rng) for bag in bags]
     padded = pad_bags(
-        [_floats(bag.features[pick]).to(device) for bag, pick in zip(bags, picks, strict=True)],
+        [floats(bag.features[pick]).to(device) for bag, pick in zip(bags, picks, strict=True)],
         [
             torch.from_numpy(bag.places[pick]).to(device)
             for bag, pick in zip(bags, picks, strict=True)
@@ -282,72 +271,6 @@ def whole_loss(model: MilModel, examples: Examples, objective: Objective) -> flo
     logits = predict(model, examples.bags)[0]
     target = torch.from_numpy(examples.target).float()
     return float(objective.loss(torch.from_numpy(logits).float(), target).mean())
-
-
-def predict(model: MilModel, bags: Bags) -> tuple[Floats, list[NDArray[np.float32]]]:
-    """Whole bags, one at a time.
-
-    Args:
-        model: What was trained; it is left in evaluation mode.
-        bags: One a patient.
-
-    Returns:
-        float64[P, C] logits, and float32[N] attention of each bag, which sums to 1.
-    """
-    model.eval()
-    device = _device(model)
-    logits, attention = [], []
-    with torch.inference_mode():
-        for at in range(len(bags)):
-            bag = bags[at]
-            places = torch.from_numpy(bag.places).to(device)
-            found = model(_floats(bag.features).to(device), None, places)
-            logits.append(found.logits[0].double().cpu().numpy())
-            attention.append(found.pooled.attention[0].float().cpu().numpy())
-    return np.stack(logits), attention
-
-
-def tile_statistics(bags: Bags) -> tuple[Floats, Floats]:
-    """Mean and standard deviation of every feature over all tiles of the bags, bag by bag.
-
-    Args:
-        bags: TRAINING bags only; statistics that have seen a test tile are a leak.
-
-    Returns:
-        float64[D] mean and float64[D] standard deviation, 1 where a feature is constant.
-
-    Raises:
-        MilError: A feature is not finite.
-    """
-    tiles, mean_D, squares_D = 0, np.zeros(1), np.zeros(1)
-    for index in range(len(bags)):
-        x_ND = bags[index].features.astype(np.float64)
-        if not np.isfinite(x_ND).all():
-            msg = f"bag number {index} has features that are not finite; run slidelake verify"
-            raise MilError(msg)
-        bag_mean_D = x_ND.mean(axis=0)
-        shift_D = bag_mean_D - mean_D
-        total = tiles + len(x_ND)
-        # Chan et al.'s pairwise update: a plain sum of squares cancels where the mean is large
-        # against the spread
-        squares_D = (
-            squares_D
-            + ((x_ND - bag_mean_D) ** 2).sum(axis=0)
-            + shift_D**2 * tiles * len(x_ND) / total
-        )
-        mean_D = mean_D + shift_D * len(x_ND) / total
-        tiles = total
-    std_D = np.sqrt(squares_D / tiles)
-    return mean_D, np.where(std_D > _MIN_STD, std_D, 1.0)
-
-
-def _floats(x_ND: NDArray[np.float16]) -> Tensor:
-    """float32 copy; the lake's arrays are read-only, which torch cannot express."""
-    return torch.from_numpy(x_ND.astype(np.float32))
-
-
-def _device(model: MilModel) -> torch.device:
-    return next(model.parameters()).device
 
 
 def _autocast(settings: MilSettings, device: torch.device) -> torch.autocast:

@@ -13,14 +13,9 @@ from downstream.bags import feature_identity, slides_with_tiles
 from downstream.cells import run_cell
 from downstream.cohort import keep_slides, patient_table
 from downstream.label_tables import load_labels
-from downstream.outcomes import (
-    class_labels,
-    guess_task,
-    multilabel_labels,
-    regression_labels,
-    survival_labels,
-)
+from downstream.outcomes import survival_labels
 from downstream.plans import Plan, make_splits
+from downstream.questions import check_models, check_tails, read_target, strata_of
 from downstream.results import collect, find_result, is_finished
 from downstream.settings import MIL, POOLED, PROBES, MilSettings, SurvivalSettings
 from downstream.study import Patient, Study, StudyError, arm_name, check_features
@@ -32,7 +27,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from downstream.cohort import Cohort
-    from downstream.study import Cell, Outcome
+    from downstream.study import Cell
     from featurestore import Lake
 
 
@@ -105,8 +100,8 @@ def run_mil(
     lake, cohort, sha256 = _open(
         lake_uri, labels, columns, also=plan.columns, ids=ids or {}, mpps=mpps, version=version
     )
-    kind, classes, outcome = _target(cohort, columns, task)
-    _check_tails(settings or MilSettings(), kind, plan)
+    kind, classes, outcome = read_target(cohort, columns, task)
+    check_tails(settings or MilSettings(), kind, plan)
     study = Study(
         kind="mil",
         task=kind,
@@ -115,7 +110,7 @@ def run_mil(
         features=names,
         models=tuple(models),
         mpps=tuple(mpps),
-        splits=make_splits(plan, cohort, _strata(kind, outcome), seed=seed),
+        splits=make_splits(plan, cohort, strata_of(kind, outcome), seed=seed),
         seeds=seeds,
         seed=seed,
         columns=tuple(columns),
@@ -250,86 +245,6 @@ def execute(lake: Lake, study: Study, cohort: Cohort, run_cells: RunCells) -> di
     if not lake.exists(f"runs/{study.run}/report.html"):
         write_run_page(lake, study.run)
     return result
-
-
-def check_models(models: Sequence[str], known: Sequence[str], mpps: Sequence[float]) -> None:
-    """Refuse models that there are not, or that do not take these mpps.
-
-    Raises:
-        StudyError: No model, an unknown one, one named twice, or several mpps for another model
-            than `hierarchical`.
-    """
-    wrong = [name for name in models if name not in known or list(models).count(name) > 1]
-    if wrong or not models:
-        msg = f"models {', '.join(models) or 'none'}; name each once, of {', '.join(sorted(known))}"
-        raise StudyError(msg)
-    several = [name for name in models if (name == "hierarchical") != (len(mpps) > 1)]
-    if several:
-        msg = (
-            f"{several[0]!r} with mpps {', '.join(map(str, mpps))}; hierarchical takes several "
-            "nested ones, such as 0.5 and 2.0, and all other models one"
-        )
-        raise StudyError(msg)
-
-
-def _check_tails(settings: MilSettings, task: str, plan: Plan) -> None:
-    """Refuse what needs classes, or several inner splits, without them.
-
-    Raises:
-        StudyError: See there.
-    """
-    soft = settings.soft_labels
-    if (settings.experts or soft) and task not in {"binary", "multiclass"}:
-        msg = f"experts and soft labels are for classes that exclude each other, not {task}"
-        raise StudyError(msg)
-    if soft and (plan.inner < 2 or plan.file is not None or not 0 < soft <= 1):
-        msg = (
-            f"soft_labels={soft} with {plan.inner} inner splits; give a share above 0 and at most "
-            "1, and two inner splits or more, so that each patient has a model that has not seen it"
-        )
-        raise StudyError(msg)
-
-
-def _target(
-    cohort: Cohort, columns: Sequence[str], task: str
-) -> tuple[Outcome, list[str], NDArray[np.float64]]:
-    """What is predicted, its classes, and the outcomes [P, K]."""
-    if len(columns) > 1 or task == "multilabel":
-        names, label_PC = multilabel_labels(cohort.patients, columns)
-        return "multilabel", names, label_PC.astype(np.float64)
-    kind = guess_task(cohort.patients[columns[0]]) if task == "auto" else task
-    if kind == "regression":
-        return "regression", [], regression_labels(cohort.patients, columns[0])[:, None]
-    classes, label = class_labels(cohort.patients, columns[0])
-    found: Outcome = "binary" if len(classes) == 2 else "multiclass"
-    if kind not in {"binary", "multiclass"} or (kind == "binary" and found != "binary"):
-        msg = (
-            f"task {task!r} of {columns[0]!r} with {len(classes)} values; it is one of auto, "
-            "binary (two values), multiclass, multilabel, regression"
-        )
-        raise StudyError(msg)
-    return found, classes, label.astype(np.float64)[:, None]
-
-
-def _strata(task: Outcome, outcome: NDArray[np.float64]) -> list[Any]:
-    """What folds are stratified by: the class, the combination of labels, quarters of a number."""
-    from downstream.folds import strata
-
-    if task == "regression":
-        return list(strata(outcome[:, 0].tolist()))
-    if task == "multilabel":
-        return common_combinations(outcome)
-    return list(outcome[:, 0].astype(int).tolist())
-
-
-def common_combinations(label_PC: NDArray[np.float64], *, least: int = 10) -> list[str]:
-    """Each patient's combination of labels; rare ones are one stratum together.
-
-    >>> common_combinations(np.array([[0, 1], [0, 1], [1, 1]]), least=2)
-    ['01', '01', 'rare']
-    """
-    texts = ["".join(str(int(label)) for label in row) for row in label_PC]
-    return [text if texts.count(text) >= least else "rare" for text in texts]
 
 
 def _reference(reference: str | None, names: Sequence[str], models: Sequence[str]) -> str:

@@ -17,7 +17,8 @@ from downstream.mil_losses import Task, class_weights
 from downstream.mil_model import AGGREGATORS, MilModel
 from downstream.mil_objective import Labels
 from downstream.mil_places import families, stack_levels
-from downstream.mil_train import Examples, Fit, predict, tile_statistics, train_mil
+from downstream.mil_predict import predict, tile_statistics
+from downstream.mil_train import Examples, Fit, train_mil
 from downstream.settings import MIL, MilSettings
 
 TILES, KEYS, WIDTH = 40, 4, 32

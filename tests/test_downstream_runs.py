@@ -33,7 +33,8 @@ from downstream import (
 from downstream.cells import fit_and_store
 from downstream.fold_tables import from_table
 from downstream.members import Patients, fit_member
-from downstream.runs import check_models, execute
+from downstream.questions import check_models
+from downstream.runs import execute
 from downstream.settings import MIL, POOLED, PROBES
 from downstream.study import Cell, Kind, Patient, Study, check_features
 from downstream.survival_models import POOLED as POOLED_SPECS
