@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from distill.ray_train import distill
     from distill.recipes import make_recipe
     from downstream import run_mil, run_survival, write_report
+    from downstream.probe_tiles import run_probe
+    from downstream.retrieval import run_search
     from featurestore import (
         Lake,
         LakeConfig,
@@ -60,6 +62,8 @@ PUBLIC = {
     "query": "featurestore",
     "repair": "featurestore",
     "run_mil": "downstream",
+    "run_probe": "downstream.probe_tiles",
+    "run_search": "downstream.retrieval",
     "run_survival": "downstream",
     "stats": "distill.fit",
     "vacuum": "featurestore",
@@ -82,6 +86,8 @@ __all__ = [
     "query",
     "repair",
     "run_mil",
+    "run_probe",
+    "run_search",
     "run_survival",
     "stats",
     "vacuum",
@@ -739,6 +745,9 @@ def mil_command(
     precision: PrecisionOpt = "float32",
     reference: ReferenceOpt = None,
     margin: MarginOpt = None,
+    accuracy: Annotated[
+        float, typer.Option(help="For how many patients can it answer with this accuracy?")
+    ] = 0.95,
     slide_table: SlideTableOpt = None,
     patient_column: PatientColumnOpt = None,
     slide_column: SlideColumnOpt = None,
@@ -778,6 +787,7 @@ def mil_command(
         seed=seed,
         reference=reference,
         margin=margin,
+        accuracy=accuracy,
         settings=_mil_settings(fusion=fusion, precision=precision, **given),
         version=at,
         address=address,

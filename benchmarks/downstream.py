@@ -161,6 +161,7 @@ def folds_side_by_side(lake: Lake, bags: int, rounds: int) -> Line:
         head="",
         reference="a",
         margin=None,
+        accuracy=0.95,
         labels_sha256="",
         identities={},
         settings=MilSettings(epochs=6, patience=6),

@@ -97,7 +97,8 @@ def measure_heads(run: Run) -> list[Json]:
     heads = []
     for name in run.measures:
         known = [part for arm in run.arms if (part := run.measure(arm, name)) is not None]
-        higher = all(part.get("higher_is_better", True) for part in known)
+        # a measure without a direction, such as observed over expected, is best at 1
+        higher = all(part.get("higher_is_better", True) is not False for part in known)
         heads.append({"name": shown_name(name), "higher_is_better": higher})
     return heads
 

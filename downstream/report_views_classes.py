@@ -193,12 +193,27 @@ def _abstention(run: Run) -> Section:
     for arm in first(run.arms, MOST_CURVES, section):
         sure = _sure(run, arm)
         curves[arm] = risk_coverage(sure.score, sure.label == 1)
+    told = [
+        f"{arm}: {one['coverage']:.0%} answered"
+        + ("" if one["accuracy"] is None else f", {one['accuracy']:.0%} of them rightly")
+        for arm, one in run.result.get("coverage", {}).items()
+    ]
+    target = next((one["target"] for one in run.result.get("coverage", {}).values()), None)
+    asked = (
+        ""
+        if target is None
+        else (
+            f" Asked for {target:.0%} right, with the confidence chosen on validation patients: "
+            f"{'; '.join(told)}."
+        )
+    )
     section.add(
         partial(risk_coverage_png, curves),
         "Risk by coverage",
         "Share of errors of the likeliest class among the surest predictions, by how many are "
         "given. A useful confidence rises from the left; the area under the curve is compared with "
-        "the least possible one, where all errors are the least sure. All test predictions count.",
+        "the least possible one, where all errors are the least sure. All test predictions count."
+        + asked,
     )
     return section
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import polars as pl
 
 from downstream.cells import parquet_bytes
+from downstream.coverage import coverage_at
 from downstream.fold_tables import to_table
 from downstream.scores import MAIN, compare_arms, score, study_times
 from downstream.survival import fold_ranks
@@ -93,6 +94,7 @@ def collect(lake: Lake, study: Study, cohort: Cohort) -> dict[str, Any]:
         "metrics": {
             arm.name: _metric(study, tested.filter(pl.col("arm") == arm.name)) for arm in study.arms
         },
+        "coverage": _coverage(study, predictions),
         "comparisons": compare_arms(study, tested),
         "folds": len({fold for _, fold in study.folds}),
         "repeats": len({repeat for repeat, _ in study.folds}),
@@ -145,6 +147,17 @@ def _metric(study: Study, part: pl.DataFrame) -> dict[str, Any]:
     if found[main].interval is None:
         return {"metric": main, "estimate": None, "low": None, "high": None, "measures": measures}
     return {"metric": main, **measures[main], "measures": measures}
+
+
+def _coverage(study: Study, predictions: pl.DataFrame) -> dict[str, Any]:
+    """Of each arm of a run of classes, see `coverage_at`."""
+    if study.task not in {"binary", "multiclass"}:
+        return {}
+    found = {}
+    for arm in study.arms:
+        rows = predictions.filter(pl.col("arm") == arm.name)
+        found[arm.name] = coverage_at(study, rows, target=study.accuracy)
+    return {name: value for name, value in found.items() if value is not None}
 
 
 def _curve_times(study: Study) -> list[float]:

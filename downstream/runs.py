@@ -53,6 +53,7 @@ def run_mil(
     seed: int = 0,
     reference: str | None = None,
     margin: float | None = None,
+    accuracy: float = 0.95,
     settings: MilSettings | None = None,
     version: int | str | None = None,
     address: str | None = None,
@@ -76,6 +77,8 @@ def run_mil(
         seed: Of folds, training and bootstrap.
         reference: Arm that the others are compared with; the first if None.
         margin: How much worse than it still counts as not worse; None for no such test.
+        accuracy: Of classes: for how many patients can it answer so accurately? The confidence from
+            which on it does is chosen on validation patients.
         settings: Of the models.
         version: Of the lake, or a snapshot; the newest if None.
         address: Ray cluster to join, or None for one on this machine.
@@ -118,6 +121,7 @@ def run_mil(
         head="",
         reference=_reference(reference, names, models),
         margin=margin,
+        accuracy=accuracy,
         labels_sha256=sha256,
         identities=_identities(lake, names, cohort, mpps),
         settings=settings or MilSettings(),
@@ -212,6 +216,7 @@ def run_survival(
         head=head,
         reference=_reference(reference, names, models),
         margin=margin,
+        accuracy=1.0,
         labels_sha256=sha256,
         identities=_identities(lake, names, cohort, mpps),
         settings=settings or MilSettings(),

@@ -50,13 +50,13 @@ class Scored:
     Attributes:
         measure: Its name.
         interval: Its value, or None where it is undefined.
-        higher_is_better: Direction.
+        higher_is_better: Direction; None where 1 is right.
         why: Why it is undefined.
     """
 
     measure: str
     interval: Interval | None
-    higher_is_better: bool
+    higher_is_better: bool | None
     why: str = ""
 
 
@@ -157,6 +157,12 @@ def _score_survival(study: Study, part: pl.DataFrame) -> list[Scored]:
         Scored(measure=name, interval=None, higher_is_better=name != "integrated_brier", why=why)
         for name, why in found.left_out.items()
     ]
+    if found.observed_expected is not None:
+        # deaths until the middle of the curves' times over those that the curves foretold
+        said = Scored(
+            measure="observed_expected", interval=found.observed_expected, higher_is_better=None
+        )
+        defined.append(said)
     return [*defined, *lost]
 
 

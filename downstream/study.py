@@ -90,6 +90,7 @@ class Study:
         head: What a MIL model of survival predicts: `hazards` or `cox`; empty otherwise.
         reference: Arm that the others are compared with.
         margin: How much worse than the reference still counts as not worse; None for no such test.
+        accuracy: Of a classification: what is asked of the patients that it answers for.
         labels_sha256: Hash of the label file.
         identities: Feature set -> what identifies its content in this lake.
         settings: Of MIL models.
@@ -115,6 +116,7 @@ class Study:
     head: str
     reference: str
     margin: float | None
+    accuracy: float
     labels_sha256: str
     identities: dict[str, str]
     settings: MilSettings
@@ -148,6 +150,7 @@ class Study:
             "head": self.head,
             "reference": self.reference,
             "margin": self.margin,
+            "accuracy": self.accuracy,
             "labels_sha256": self.labels_sha256,
             "identities": self.identities,
             "settings": asdict(self.settings),

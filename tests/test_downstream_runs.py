@@ -91,6 +91,7 @@ def study(lake: Lake, kind: Kind = "mil", **changes: Any) -> Study:  # noqa: ANN
         head="" if kind == "mil" else "hazards",
         reference="good",
         margin=None,
+        accuracy=0.95,
         labels_sha256="0",
         identities={},
         settings=MilSettings(hidden=16, epochs=10, learning_rate=3e-3, bins=2),
@@ -188,6 +189,10 @@ def test_mil_run(lake: Lake) -> None:
     assert result["metrics"]["good"]["estimate"] > 0.9
     assert {row["one"] for row in result["comparisons"]} == {"noise", "good+noise"}
     assert all(row["other"] == "good" for row in result["comparisons"])
+    told = result["coverage"]["good"]
+    assert told["target"] == 0.95
+    assert 0 <= told["coverage"] <= 1
+    assert told["aurc"] >= told["optimal_aurc"]
     assert from_table(table(lake, made.run, "splits")) == list(made.splits)
     # every test patient's threshold is its fold's, from validation patients alone
     folds = predictions.group_by("arm", "fold").agg(pl.col("threshold").n_unique())
@@ -210,6 +215,7 @@ def test_survival_run(lake: Lake) -> None:
     assert set(result["metrics"]) == {f"{f} / {m}" for f in made.features for m in made.models}
     good = result["metrics"]["good / cox"]
     assert good["estimate"] > 0.6
+    assert {"uno_c", "integrated_brier", "auc_t"} <= set(good["measures"])
     predictions = table(lake, made.run, "predictions").filter(pl.col("part") == "test")
     part = predictions.filter(pl.col("arm") == "good / cox")
     event, time, rank, risk = (part[name].to_numpy() for name in ("event", "time", "rank", "risk"))

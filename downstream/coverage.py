@@ -1,0 +1,65 @@
+"""How many patients a classifier may answer for at an accuracy that was asked for.
+
+The confidence from which on it answers is chosen on each cell's validation patients; coverage and
+accuracy are those of its test patients.
+
+Shape letters: P patients, C classes.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import polars as pl
+
+from downstream.abstention import Predictions, choose_threshold, is_answered, risk_coverage
+
+if TYPE_CHECKING:
+    from downstream.splits import Part
+    from downstream.study import Study
+
+_LEAST = 1e-12
+
+
+def coverage_at(study: Study, part: pl.DataFrame, *, target: float) -> dict[str, Any] | None:
+    """Coverage and accuracy of one arm, and the area under its risk-coverage curve.
+
+    Args:
+        study: A run of classes.
+        part: All rows of the arm, validation and test.
+        target: Accuracy that is asked of what is answered.
+
+    Returns:
+        `target`, `coverage` (share answered), `accuracy` of what is answered (None if nothing is),
+        `aurc` and `optimal_aurc`; None where nobody validates.
+    """
+    answered, correct, sure = [], [], []
+    for _, cell in part.group_by("repeat", "fold", "seed", maintain_order=True):
+        validation = cell.filter(pl.col("part") == "validation")
+        if validation.is_empty():
+            return None
+        tested = _predictions(study, cell.filter(pl.col("part") == "test"), "test")
+        threshold = choose_threshold(_predictions(study, validation, "validation"), target=target)
+        answered.append(is_answered(tested, threshold))
+        correct.append(tested.is_correct)
+        sure.append(tested.confidence())
+    is_told, is_correct = np.concatenate(answered), np.concatenate(correct)
+    curve = risk_coverage(np.concatenate(sure), is_correct)
+    return {
+        "target": target,
+        "coverage": float(is_told.mean()),
+        "accuracy": float(is_correct[is_told].mean()) if is_told.any() else None,
+        "aurc": curve.aurc,
+        "optimal_aurc": curve.optimal_aurc,
+    }
+
+
+def _predictions(study: Study, rows: pl.DataFrame, part: Part) -> Predictions:
+    """Log probabilities serve as logits."""
+    return Predictions(
+        patients=tuple(rows["patient_id"]),
+        logits=np.log(np.maximum(np.array(rows["probabilities"].to_list()), _LEAST)),
+        labels=np.array([study.classes.index(name) for name in rows["label"]], dtype=np.int64),
+        part=part,
+    )
