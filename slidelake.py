@@ -219,6 +219,14 @@ SlideTableOpt = Annotated[
 PatientColumnOpt = Annotated[str | None, typer.Option(help="Column of the patient.")]
 SlideColumnOpt = Annotated[str | None, typer.Option(help="Column of the slide.")]
 CpusOpt = Annotated[float, typer.Option(help="Cores of each training.")]
+GpusOpt = Annotated[float, typer.Option(help="GPUs of each training; 0.25 lets four share one.")]
+SearchOpt = Annotated[
+    int,
+    typer.Option(help="Draws of settings to try in each fold, judged by its validation patients."),
+]
+RunsOutOpt = Annotated[
+    Path | None, typer.Option("--out", help="Write the whole table: .csv or .parquet.")
+]
 MppOpt = Annotated[float, typer.Option(help="Microns per pixel of the tiles.")]
 
 
@@ -743,6 +751,7 @@ def mil_command(
     batch_patients: BatchOpt = None,
     max_tiles: MostTilesOpt = None,
     precision: PrecisionOpt = "float32",
+    search: SearchOpt = 0,
     reference: ReferenceOpt = None,
     margin: MarginOpt = None,
     accuracy: Annotated[
@@ -754,6 +763,7 @@ def mil_command(
     seed: SeedOpt = 0,
     address: AddressOpt = None,
     cpus: CpusOpt = 1.0,
+    gpus: GpusOpt = 0.0,
     at: AtOpt = None,
     json_: JsonOpt = False,
 ) -> None:
@@ -791,7 +801,9 @@ def mil_command(
         settings=_mil_settings(fusion=fusion, precision=precision, **given),
         version=at,
         address=address,
+        search=search,
         cpus_per_cell=cpus,
+        gpus_per_cell=gpus,
     )
     _out(result, as_json=json_, text=_metrics_text(result))
 
@@ -827,6 +839,7 @@ def survival_command(
     batch_patients: BatchOpt = None,
     max_tiles: MostTilesOpt = None,
     precision: PrecisionOpt = "float32",
+    search: SearchOpt = 0,
     reference: ReferenceOpt = None,
     margin: MarginOpt = None,
     slide_table: SlideTableOpt = None,
@@ -835,6 +848,7 @@ def survival_command(
     seed: SeedOpt = 0,
     address: AddressOpt = None,
     cpus: CpusOpt = 1.0,
+    gpus: GpusOpt = 0.0,
     at: AtOpt = None,
     json_: JsonOpt = False,
 ) -> None:
@@ -870,7 +884,9 @@ def survival_command(
         settings=_mil_settings(fusion=fusion, precision=precision, **given),
         version=at,
         address=address,
+        search=search,
         cpus_per_cell=cpus,
+        gpus_per_cell=gpus,
     )
     _out(result, as_json=json_, text=_metrics_text(result))
 
@@ -1008,6 +1024,21 @@ def search_command(
         version=at,
     )
     _out(found, as_json=json_, text=found_text(found))
+
+
+@app.command("runs")
+def runs_command(lake: LakeArg, out: RunsOutOpt = None, json_: JsonOpt = False) -> None:
+    """Every measure of every finished run, one row each: lake version, seeds and settings' hash too."""
+    from downstream.run_table import run_table
+    from featurestore import open_lake
+
+    table = run_table(open_lake(lake))
+    if out is not None:
+        (table.write_parquet if out.suffix == ".parquet" else table.write_csv)(out)
+    main = table.filter(table["main"]).select(
+        "run", "target", "arm", "measure", "estimate", "low", "high", "patients", "lake_version"
+    )
+    _out(table.to_dicts(), as_json=json_, text=str(main) if out is None else f"-> {out}")
 
 
 @app.command("query")

@@ -24,6 +24,7 @@ def ray_map(
     items: Iterable[T],
     *,
     num_cpus: float = 1.0,
+    num_gpus: float = 0.0,
     max_in_flight: int | None = None,
 ) -> Iterator[tuple[int, R]]:
     """Run `fn(item)` as Ray tasks; yield `(index, result)` in the order in which they finish.
@@ -36,6 +37,7 @@ def ray_map(
         fn: a function that Ray can pickle. Its module must be importable by the workers.
         items: what to call it with, one task each.
         num_cpus: CPUs that each task reserves.
+        num_gpus: GPUs that each task reserves, in part if several share one.
         max_in_flight: tasks submitted at a time; None is twice as many as the cluster can run at
             once, so that a free worker has the next task waiting.
 
@@ -49,7 +51,7 @@ def ray_map(
 
     _check(num_cpus, max_in_flight)
     threads = max(1, math.floor(num_cpus))
-    task = ray.remote(_call).options(num_cpus=num_cpus)
+    task = ray.remote(_call).options(num_cpus=num_cpus, num_gpus=num_gpus)
     fn_ref = ray.put(fn)
     limit = max_in_flight or 2 * max(1, int(ray.cluster_resources().get("CPU", 1) / num_cpus))
     queue = enumerate(items)

@@ -8,10 +8,12 @@ from __future__ import annotations
 import io
 import json
 import time
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from downstream.members import Patients, fit_member
 from downstream.rows import attention_table, rows_of
+from downstream.trials import settings_of
 
 if TYPE_CHECKING:
     import polars as pl
@@ -41,7 +43,7 @@ def fit_and_store(lake: Lake, cell: Cell) -> float:
         Seconds it took, reading included.
     """
     start = time.perf_counter()
-    patients = Patients(lake, cell)
+    patients = Patients(lake, cell, settings=settings_of(lake, cell))
     members = [fit_member(patients, split) for split in cell.splits]
     if cell.softens:
         patients.soften(members, cell.study.settings.soft_labels)
@@ -57,6 +59,7 @@ def fit_and_store(lake: Lake, cell: Cell) -> float:
         **cell.key,
         "seconds": seconds,
         "rows": rows,
+        "settings": asdict(patients.settings),
         "members": [member.told for member in members],
     }
     lake.write_bytes(cell.path, json.dumps(content, allow_nan=False).encode())

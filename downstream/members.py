@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from downstream.folds import Split
     from downstream.mil_objective import Objective
     from downstream.mil_train import Examples
+    from downstream.settings import MilSettings
     from downstream.study import Cell, Patient
     from featurestore import Lake
 
@@ -64,10 +65,12 @@ class Patients:
     Args:
         lake: Where the features are.
         cell: Whose patients.
+        settings: That MIL models are trained with.
     """
 
-    def __init__(self, lake: Lake, cell: Cell) -> None:
+    def __init__(self, lake: Lake, cell: Cell, *, settings: MilSettings) -> None:
         study = cell.study
+        self.settings = settings
         self.cell = cell
         self.patients: tuple[Patient, ...] = study.patients
         self._row = {patient.patient_id: at for at, patient in enumerate(study.patients)}
@@ -206,7 +209,7 @@ def train_on(
         parts["train"],
         parts["validation"],
         objective,
-        study.settings,
+        patients.settings,
         widths=patients.widths,
         ratios=ratios_of(study.mpps),
         seed=patients.cell.random_seed(split.inner),

@@ -20,7 +20,7 @@ from downstream.survival import fold_ranks
 
 if TYPE_CHECKING:
     from downstream.cohort import Cohort
-    from downstream.study import Cell, Study
+    from downstream.study import Study
     from featurestore import Lake
 
 _KEYS: dict[str, Any] = {
@@ -52,11 +52,6 @@ _SCHEMA: dict[str, dict[str, Any]] = {
         "curve": pl.List(pl.Float64),
     },
 }
-
-
-def is_finished(lake: Lake, cell: Cell) -> bool:
-    """Whether a cell is stored whole."""
-    return lake.exists(cell.path)
 
 
 def find_result(lake: Lake, run: str) -> dict[str, Any] | None:

@@ -16,25 +16,27 @@ from downstream.label_tables import load_labels
 from downstream.outcomes import survival_labels
 from downstream.plans import Plan, make_splits
 from downstream.questions import check_models, check_tails, read_target, strata_of
-from downstream.results import collect, find_result, is_finished
+from downstream.results import collect, find_result
 from downstream.settings import MIL, POOLED, PROBES, MilSettings, SurvivalSettings
 from downstream.study import Patient, Study, StudyError, arm_name, check_features
+from downstream.trials import run_trial, trials_of
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from os import PathLike
 
     from numpy.typing import NDArray
 
     from downstream.cohort import Cohort
-    from downstream.study import Cell
     from featurestore import Lake
 
 
-class RunCells(Protocol):
-    """Runs cells somewhere and returns when all are stored."""
+class RunTasks(Protocol):
+    """Runs tasks somewhere and returns when all have stored what they found."""
 
-    def __call__(self, cells: Sequence[Cell], *, finished: int) -> None:
+    def __call__(
+        self, run: Callable[[Any], float], tasks: Sequence[Any], *, title: str, finished: int
+    ) -> None:
         """Run them all, in any order; so many others were finished before."""
 
 
@@ -55,10 +57,12 @@ def run_mil(
     margin: float | None = None,
     accuracy: float = 0.95,
     settings: MilSettings | None = None,
+    search: int = 0,
     version: int | str | None = None,
     address: str | None = None,
     num_cpus: int | None = None,
     cpus_per_cell: float = 1.0,
+    gpus_per_cell: float = 0.0,
 ) -> dict[str, Any]:
     """Predict classes, labels or a number from patients' tiles, cross-validated, for every arm.
 
@@ -80,10 +84,13 @@ def run_mil(
         accuracy: Of classes: for how many patients can it answer so accurately? The confidence from
             which on it does is chosen on validation patients.
         settings: Of the models.
+        search: Random draws of learning rate, weight decay, dropout and width tried in each fold,
+            judged by its validation patients; 0 for none.
         version: Of the lake, or a snapshot; the newest if None.
         address: Ray cluster to join, or None for one on this machine.
         num_cpus: Cores of a cluster on this machine, or None for all of them.
-        cpus_per_cell: Cores that a cell reserves.
+        cpus_per_cell: Cores that a training reserves.
+        gpus_per_cell: GPUs that a training reserves; 0.25 lets four share one.
 
     Returns:
         What `result.json` holds. `metrics` has per arm the main measure of the out-of-fold
@@ -121,6 +128,7 @@ def run_mil(
         head="",
         reference=_reference(reference, names, models),
         margin=margin,
+        search=search,
         accuracy=accuracy,
         labels_sha256=sha256,
         identities=_identities(lake, names, cohort, mpps),
@@ -128,7 +136,7 @@ def run_mil(
         pooled=None,
         patients=_patients(cohort, outcome),
     )
-    return execute(lake, study, cohort, _on_ray(address, num_cpus, cpus_per_cell))
+    return execute(lake, study, cohort, _on_ray(address, num_cpus, cpus_per_cell, gpus_per_cell))
 
 
 def run_survival(
@@ -148,11 +156,13 @@ def run_survival(
     reference: str | None = None,
     margin: float | None = None,
     settings: MilSettings | None = None,
+    search: int = 0,
     pooled: SurvivalSettings | None = None,
     version: int | str | None = None,
     address: str | None = None,
     num_cpus: int | None = None,
     cpus_per_cell: float = 1.0,
+    gpus_per_cell: float = 0.0,
 ) -> dict[str, Any]:
     """Predict survival, cross-validated, for every arm; risks are HIGHER = WORSE.
 
@@ -172,11 +182,13 @@ def run_survival(
         reference: See `run_mil`.
         margin: See `run_mil`.
         settings: Of MIL models.
+        search: See `run_mil`.
         pooled: Of models on pooled features.
         version: See `run_mil`.
         address: See `run_mil`.
         num_cpus: See `run_mil`.
         cpus_per_cell: See `run_mil`.
+        gpus_per_cell: See `run_mil`.
 
     Returns:
         What `result.json` holds. The main measure is Harrell's C of the out-of-fold risks, pooled
@@ -216,6 +228,7 @@ def run_survival(
         head=head,
         reference=_reference(reference, names, models),
         margin=margin,
+        search=search,
         accuracy=1.0,
         labels_sha256=sha256,
         identities=_identities(lake, names, cohort, mpps),
@@ -223,17 +236,17 @@ def run_survival(
         pooled=pooled or SurvivalSettings(),
         patients=_patients(cohort, np.stack([times, events], axis=1)),
     )
-    return execute(lake, study, cohort, _on_ray(address, num_cpus, cpus_per_cell))
+    return execute(lake, study, cohort, _on_ray(address, num_cpus, cpus_per_cell, gpus_per_cell))
 
 
-def execute(lake: Lake, study: Study, cohort: Cohort, run_cells: RunCells) -> dict[str, Any]:
-    """Finish a run: find its result, or run the cells that are missing and put them together.
+def execute(lake: Lake, study: Study, cohort: Cohort, run_tasks: RunTasks) -> dict[str, Any]:
+    """Finish a run: find its result, or run what is missing and put the cells together.
 
     Args:
         lake: The lake, open.
         study: The run.
         cohort: Where its patients come from; for what is missing and surplus.
-        run_cells: Runs cells and stores them.
+        run_tasks: Runs trials and cells, which store what they find.
 
     Returns:
         What `result.json` holds.
@@ -243,9 +256,13 @@ def execute(lake: Lake, study: Study, cohort: Cohort, run_cells: RunCells) -> di
     result = find_result(lake, study.run)
     if result is None:
         cells = study.cells()
-        todo = [cell for cell in cells if not is_finished(lake, cell)]
-        if todo:
-            run_cells(todo, finished=len(cells) - len(todo))
+        for run, tasks, title in (
+            (run_trial, trials_of(cells), "search"),
+            (run_cell, cells, study.kind),
+        ):
+            todo = [task for task in tasks if not lake.exists(task.path)]
+            if todo:
+                run_tasks(run, todo, title=title, finished=len(tasks) - len(todo))
         result = collect(lake, study, cohort)
     if not lake.exists(f"runs/{study.run}/report.html"):
         write_run_page(lake, study.run)
@@ -303,16 +320,18 @@ def _patients(cohort: Cohort, outcome_PK: NDArray[np.float64]) -> tuple[Patient,
     )
 
 
-def _on_ray(address: str | None, num_cpus: int | None, cpus_per_cell: float) -> RunCells:
-    """Run cells as Ray tasks: on a cluster, or on this machine."""
+def _on_ray(address: str | None, num_cpus: int | None, cpus: float, gpus: float) -> RunTasks:
+    """Run tasks on Ray: on a cluster, or on this machine; shares of cores and GPUs for each."""
 
-    def run_cells(cells: Sequence[Cell], *, finished: int) -> None:
+    def run_tasks(
+        run: Callable[[Any], float], tasks: Sequence[Any], *, title: str, finished: int
+    ) -> None:
         from cluster import progress, ray_map, ray_session
 
         session = ray_session(address=address, num_cpus=num_cpus, ray_data=False)
-        title, total = cells[0].study.kind, finished + len(cells)
+        total = finished + len(tasks)
         with session, progress(title, total=total, initial=finished, unit="cells") as bar:
-            for _ in ray_map(run_cell, cells, num_cpus=cpus_per_cell):
+            for _ in ray_map(run, tasks, num_cpus=cpus, num_gpus=gpus):
                 bar.advance(1)
 
-    return run_cells
+    return run_tasks

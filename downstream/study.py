@@ -90,6 +90,7 @@ class Study:
         head: What a MIL model of survival predicts: `hazards` or `cox`; empty otherwise.
         reference: Arm that the others are compared with.
         margin: How much worse than the reference still counts as not worse; None for no such test.
+        search: Draws of settings that are tried in each fold; 0 for none.
         accuracy: Of a classification: what is asked of the patients that it answers for.
         labels_sha256: Hash of the label file.
         identities: Feature set -> what identifies its content in this lake.
@@ -116,6 +117,7 @@ class Study:
     head: str
     reference: str
     margin: float | None
+    search: int
     accuracy: float
     labels_sha256: str
     identities: dict[str, str]
@@ -150,6 +152,7 @@ class Study:
             "head": self.head,
             "reference": self.reference,
             "margin": self.margin,
+            "search": self.search,
             "accuracy": self.accuracy,
             "labels_sha256": self.labels_sha256,
             "identities": self.identities,
@@ -222,10 +225,14 @@ class Cell:
         return self.study.inner(self.repeat, self.fold)
 
     @property
+    def is_mil(self) -> bool:
+        """Whether its model takes bags."""
+        return self.arm.model not in (*PROBES, *POOLED)
+
+    @property
     def softens(self) -> bool:
         """Whether its models are trained again, on labels softened by the first ones."""
-        is_mil = self.arm.model not in (*PROBES, *POOLED)
-        return is_mil and self.study.settings.soft_labels > 0
+        return self.is_mil and self.study.settings.soft_labels > 0
 
     @property
     def key(self) -> dict[str, Any]:

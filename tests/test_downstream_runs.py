@@ -7,8 +7,8 @@ import io
 import json
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,10 +34,12 @@ from downstream.cells import fit_and_store
 from downstream.fold_tables import from_table
 from downstream.members import Patients, fit_member
 from downstream.questions import check_models
+from downstream.run_table import run_table
 from downstream.runs import execute
 from downstream.settings import MIL, POOLED, PROBES
 from downstream.study import Cell, Kind, Patient, Study, check_features
 from downstream.survival_models import POOLED as POOLED_SPECS
+from downstream.trials import trials_of
 from featurestore import Lake, LakeError
 from tests.test_downstream_bags import MPP, PATIENTS, build, planted
 
@@ -91,6 +93,7 @@ def study(lake: Lake, kind: Kind = "mil", **changes: Any) -> Study:  # noqa: ANN
         head="" if kind == "mil" else "hazards",
         reference="good",
         margin=None,
+        search=0,
         accuracy=0.95,
         labels_sha256="0",
         identities={},
@@ -105,17 +108,20 @@ COHORT = Cohort(patients=pl.DataFrame(), missing=["p99"], surplus=[], notes=("as
 
 
 class Inline:
-    """Runs cells here, and stops as a killed run does after `most` of them."""
+    """Runs tasks here, and stops as a killed run does after `most` of them."""
 
     def __init__(self, lake: Lake, most: int = 99) -> None:
         self.lake, self.most = lake, most
         self.calls: list[tuple[int, int]] = []
 
-    def __call__(self, cells: Sequence[Cell], *, finished: int) -> None:
-        self.calls.append((len(cells), finished))
-        for cell in cells[: self.most]:
-            fit_and_store(self.lake, cell)
-        if self.most < len(cells):
+    def __call__(
+        self, run: Callable[[Any], float], tasks: Sequence[Any], *, title: str, finished: int
+    ) -> None:
+        assert title in {"search", "mil", "survival"}
+        self.calls.append((len(tasks), finished))
+        for task in tasks[: self.most]:
+            run(task)
+        if self.most < len(tasks):
             raise KeyboardInterrupt
 
 
@@ -189,6 +195,12 @@ def test_mil_run(lake: Lake) -> None:
     assert result["metrics"]["good"]["estimate"] > 0.9
     assert {row["one"] for row in result["comparisons"]} == {"noise", "good+noise"}
     assert all(row["other"] == "good" for row in result["comparisons"])
+    rows = run_table(lake).filter(pl.col("run") == made.run)
+    assert rows.height == sum(len(m["measures"]) for m in result["metrics"].values())
+    (first,) = rows.filter((pl.col("arm") == "good") & pl.col("main")).to_dicts()
+    assert first["estimate"] == result["metrics"]["good"]["estimate"]
+    assert (first["measure"], first["model"], first["seed"]) == ("auroc", "abmil", 0)
+    assert first["lake_version"] == lake.version
     told = result["coverage"]["good"]
     assert told["target"] == 0.95
     assert 0 <= told["coverage"] <= 1
@@ -281,13 +293,32 @@ def test_inner_splits_are_an_ensemble(lake: Lake) -> None:
     assert validation["patient_id"].n_unique() == PATIENTS
 
 
+def test_a_search_takes_the_settings_with_the_least_validation_loss(lake: Lake) -> None:
+    made = study(lake, features=("good",), models=("abmil", "linear"), reference="good / abmil",
+                 search=3)  # fmt: skip
+    with pytest.raises(KeyboardInterrupt):
+        execute(lake, made, COHORT, Inline(lake, most=4))
+    second = Inline(lake)
+    execute(lake, made, COHORT, second)
+    # three draws on three folds of the one model that has settings, four of them done before
+    assert second.calls == [(5, 4), (6, 0)]
+    for cell in made.cells():
+        used = json.loads(lake.read_bytes(cell.path))["settings"]
+        if cell.is_mil:
+            tried = [json.loads(lake.read_bytes(trial.path)) for trial in trials_of([cell])]
+            assert len({json.dumps(one["settings"]) for one in tried}) == 3
+            assert tried[0]["settings"] == asdict(made.settings)
+            assert used == min(tried, key=lambda one: one["loss"])["settings"]
+    assert replace(made, search=0).run != made.run
+
+
 def test_soft_labels_are_of_models_that_have_not_seen_the_patient(lake: Lake) -> None:
     """And the models that are trained on them are other ones."""
     ids, label = [f"p{p:02d}" for p in range(PATIENTS)], [p % 2 for p in range(PATIENTS)]
     splits = tuple(nested_folds(ids, label, folds=2, inner=2, seed=0))
     made = study(lake, features=("good",), splits=splits)
     cell = made.cells()[0]
-    patients = Patients(lake, cell)
+    patients = Patients(lake, cell, settings=made.settings)
     members = [fit_member(patients, split) for split in cell.splits]
     patients.soften(members, 0.4)
     for member in members:

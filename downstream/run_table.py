@@ -1,0 +1,74 @@
+"""Every measure of every finished run of a lake, one row each: what a paper's table is made from."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import polars as pl
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from featurestore import Lake
+
+SCHEMA: dict[str, Any] = {
+    "run": pl.String,
+    "kind": pl.String,
+    "task": pl.String,
+    "target": pl.String,
+    "arm": pl.String,
+    "features": pl.String,
+    "model": pl.String,
+    "measure": pl.String,
+    "main": pl.Boolean,
+    "estimate": pl.Float64,
+    "low": pl.Float64,
+    "high": pl.Float64,
+    "patients": pl.Int64,
+    "folds": pl.Int64,
+    "repeats": pl.Int64,
+    "seeds": pl.Int64,
+    "seed": pl.Int64,
+    "lake_version": pl.Int64,
+}
+
+
+def run_table(lake: Lake) -> pl.DataFrame:
+    """One row a run, arm and measure.
+
+    `run` ends in the hash of all that decided it (settings, patients, splits); `estimate`, `low` and
+    `high` are null where a measure is undefined.
+
+    Args:
+        lake: Whose finished runs.
+
+    Returns:
+        The columns of `SCHEMA`, sorted by run, arm and measure, the main measure first.
+    """
+    rows = [
+        row
+        for name in lake.store.names("runs")
+        if lake.exists(f"runs/{name}/result.json")
+        for row in _rows(name, lake.read_json(f"runs/{name}/result.json"))
+    ]
+    found = pl.DataFrame(rows, schema=SCHEMA)
+    return found.sort("run", "arm", "main", "measure", descending=[False, False, True, False])
+
+
+def _rows(run: str, result: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    shared = {name: result.get(name) for name in SCHEMA if name in result}
+    shared["seed"] = result.get("config", {}).get("seed")
+    for arm, metric in result.get("metrics", {}).items():
+        about = result.get("arms", {}).get(arm, {})
+        for measure, value in metric.get("measures", {}).items():
+            limits = {name: value.get(name) for name in ("estimate", "low", "high")}
+            yield {
+                **shared,
+                "run": run,
+                "arm": arm,
+                "features": about.get("features"),
+                "model": about.get("model"),
+                "measure": measure,
+                "main": measure == metric.get("metric"),
+                **limits,
+            }

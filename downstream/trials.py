@@ -1,0 +1,105 @@
+"""A small random search of settings inside each fold, judged by its inner validation alone.
+
+A trial is an arm on one fold with one draw of settings; the draws are the same for all arms and
+folds. Trial 0 is the settings as they were given. What was tried is kept in `runs/<run>/search/`.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from downstream.study import StudyError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from downstream.settings import MilSettings
+    from downstream.study import Cell
+    from featurestore import Lake
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """One draw on one fold.
+
+    Attributes:
+        cell: Of the first seed.
+        number: Which draw.
+    """
+
+    cell: Cell
+    number: int
+
+    @property
+    def path(self) -> str:
+        """Where its validation loss is kept."""
+        return f"runs/{self.cell.study.run}/search/{self.cell.stem}-{self.number}.json"
+
+    @property
+    def settings(self) -> MilSettings:
+        """What it trains with."""
+        study = self.cell.study
+        return drawn(study.settings, self.number, seed=study.seed)
+
+
+def drawn(settings: MilSettings, number: int, *, seed: int) -> MilSettings:
+    """Settings of a draw; number 0 is the settings themselves."""
+    if number == 0:
+        return settings
+    rng = np.random.default_rng([seed, number])
+    return replace(
+        settings,
+        learning_rate=float(10 ** rng.uniform(-4.5, -2.5)),
+        weight_decay=float(10 ** rng.uniform(-6, -2)),
+        dropout=float(rng.choice([0.0, 0.25, 0.5])),
+        hidden=int(rng.choice([128, 256, 512])),
+    )
+
+
+def trials_of(cells: Sequence[Cell]) -> list[Trial]:
+    """Every draw on every fold of every MIL arm; none if no search was asked for."""
+    return [
+        Trial(cell=cell, number=number)
+        for cell in cells
+        if cell.seed == 0 and cell.is_mil
+        for number in range(cell.study.search)
+    ]
+
+
+def run_trial(trial: Trial) -> float:
+    """Train on each inner split, store the mean of their best validation losses, and return it.
+
+    Raises:
+        StudyError: A split has no validation part.
+    """
+    from downstream.members import Patients, fit_member
+    from featurestore import open_lake
+
+    study = trial.cell.study
+    lake = open_lake(study.lake_uri, version=study.lake_version)
+    patients = Patients(lake, trial.cell, settings=trial.settings)
+    losses = []
+    for split in trial.cell.splits:
+        seen = fit_member(patients, split).told["validation_loss"]
+        if not seen:
+            msg = f"fold {split.fold} has no validation patients; a search needs them"
+            raise StudyError(msg)
+        losses.append(min(seen))
+    loss = float(np.mean(losses))
+    content = {"loss": loss, "settings": asdict(trial.settings)}
+    lake.write_bytes(trial.path, json.dumps(content).encode())
+    return loss
+
+
+def settings_of(lake: Lake, cell: Cell) -> MilSettings:
+    """The settings that a cell trains with: those of the trial with the least validation loss."""
+    study = cell.study
+    if not study.search or not cell.is_mil:
+        return study.settings
+    tried = trials_of([replace(cell, seed=0)])
+    losses: list[Any] = [json.loads(lake.read_bytes(trial.path))["loss"] for trial in tried]
+    return tried[int(np.argmin(losses))].settings
