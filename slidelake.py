@@ -1028,7 +1028,7 @@ def search_command(
 
 @app.command("runs")
 def runs_command(lake: LakeArg, out: RunsOutOpt = None, json_: JsonOpt = False) -> None:
-    """Every measure of every finished run, one row each: lake version, seeds and settings' hash too."""
+    """Every measure of every finished run, one row each, with lake version and seeds."""
     from downstream.run_table import run_table
     from featurestore import open_lake
 

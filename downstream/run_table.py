@@ -1,4 +1,4 @@
-"""Every measure of every finished run of a lake, one row each: what a paper's table is made from."""
+"""Every measure of every finished run of a lake, one row each: what a paper's table is made of."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ SCHEMA: dict[str, Any] = {
 def run_table(lake: Lake) -> pl.DataFrame:
     """One row a run, arm and measure.
 
-    `run` ends in the hash of all that decided it (settings, patients, splits); `estimate`, `low` and
-    `high` are null where a measure is undefined.
+    `run` ends in the hash of all that decided it (settings, patients, splits); `estimate`, `low`
+    and `high` are null where a measure is undefined.
 
     Args:
         lake: Whose finished runs.
