@@ -745,6 +745,10 @@ def mil_command(
         float | None,
         typer.Option(help="Share of an ensemble's opinion in a label; needs --inner 2 or more."),
     ] = None,
+    pseudo_tiles: Annotated[
+        int | None,
+        typer.Option(help="Teach a tile classifier by so many surest tiles of each bag (MILTS)."),
+    ] = None,
     seeds: SeedsOpt = 1,
     epochs: EpochsOpt = None,
     learning_rate: RateOpt = None,
@@ -782,6 +786,7 @@ def mil_command(
         "max_tiles": max_tiles,
         "experts": experts,
         "soft_labels": soft_labels,
+        "pseudo_tiles": pseudo_tiles,
     }
     result = run_mil(
         lake,

@@ -13,6 +13,7 @@ from downstream.mil_bags import MilError
 from downstream.mil_experts import Experts
 from downstream.mil_fusion import Concat, Fused, ShazamGate
 from downstream.mil_model import MilModel, make_aggregator
+from downstream.mil_pseudo import PseudoTiles
 
 if TYPE_CHECKING:
     import numpy as np
@@ -73,6 +74,8 @@ def _aggregator(
         options["ratios"] = ratios
     width = settings.hidden if fused else sum(widths)
     aggregator = make_aggregator(name, width, task, **options)
+    if settings.pseudo_tiles:
+        aggregator = PseudoTiles(aggregator, width, task, tiles=settings.pseudo_tiles)
     if not fused:
         return aggregator
     if settings.fusion == "concat":

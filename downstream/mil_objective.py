@@ -81,7 +81,7 @@ class Labels:
         if task.kind == "multiclass":
             weights = class_weights(target.astype(np.int64), task.outputs)
         else:
-            there_C = target.sum(axis=0)
+            there_C = target.reshape(len(target), -1).sum(axis=0)
             weights = (len(target) - there_C) / np.maximum(there_C, 1)
         return cls(task=task, weights=tuple(weights.tolist()))
 

@@ -48,6 +48,8 @@ class MilSettings:
         experts: Two heads, one of which sees rare classes as often as common ones (`mil_experts`).
         soft_labels: Share of what models that have not seen a patient say of it in that patient's
             training label, in 0..1; needs several inner splits.
+        pseudo_tiles: Tiles at either end of a bag by which a tile classifier is taught
+            (`mil_pseudo`); 0 for none.
         batch_patients: Patients a step.
         joint_patients: Least patients a step of a Cox head, whose batch is its risk set.
         batch_rows: Most tiles a step, padding included.
@@ -69,6 +71,7 @@ class MilSettings:
     weighted: bool = True
     experts: bool = False
     soft_labels: float = 0.0
+    pseudo_tiles: int = 0
     batch_patients: int = 1
     joint_patients: int = 32
     batch_rows: int = 65536

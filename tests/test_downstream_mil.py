@@ -18,6 +18,7 @@ from downstream.mil_model import AGGREGATORS, MilModel
 from downstream.mil_objective import Labels
 from downstream.mil_places import families, stack_levels
 from downstream.mil_predict import predict, tile_statistics
+from downstream.mil_pseudo import PseudoTiles
 from downstream.mil_train import Examples, Fit, train_mil
 from downstream.settings import MIL, MilSettings
 
@@ -183,6 +184,28 @@ def test_experts_learn() -> None:
     assert roc_auc_score(test.target, score(model, test)) > 0.9
 
 
+def test_pseudo_labels_teach_a_classifier_of_tiles() -> None:
+    """Which is never told a tile's label, and finds the planted ones."""
+    train, test = cohort(40, seed=0, shift=5.0), cohort(20, seed=1, shift=5.0)
+    settings = replace(SETTINGS, pseudo_tiles=KEYS, learning_rate=5e-3)
+    model = fit(train, settings=settings).model
+    assert roc_auc_score(test.target, score(model, test)) > 0.9
+    pseudo = model.aggregator
+    assert isinstance(pseudo, PseudoTiles)
+    assert not torch.equal(pseudo.weight, pseudo.classifier.weight)
+    is_key = np.arange(TILES) < KEYS
+    areas = []
+    for bag, label in zip(test.bags, test.target, strict=True):  # type: ignore[call-overload]
+        x_ND = torch.from_numpy(bag.features.astype(np.float32))
+        assert model.mean is not None
+        assert model.std is not None
+        logits = pseudo.classifier((x_ND - model.mean) / model.std).detach().numpy()[:, 0]
+        areas += [roc_auc_score(is_key, logits)] if label else []
+    assert np.mean(areas) > 0.9
+    with pytest.raises(MilError, match="pseudo labels with Clam"):
+        fit(train, name="clam_sb", settings=settings)
+
+
 def test_a_number_is_learnt_in_its_own_unit() -> None:
     rng = np.random.default_rng(0)
     bags = rng.standard_normal((60, 10, 8)).astype(np.float16)
@@ -199,6 +222,13 @@ def test_a_number_is_learnt_in_its_own_unit() -> None:
     assert found.shape == (20,)
     assert np.corrcoef(found, test.target)[0, 1] > 0.8
     assert abs(found.mean() - 1000) < 30
+
+
+def test_one_label_is_several_of_one() -> None:
+    found = Labels.fit(Task(kind="multilabel"), np.array([0.0, 0.0, 0.0, 1.0]), weighted=True)
+    assert found.weights == (3.0,)
+    loss = found.loss(torch.zeros(2, 1), torch.tensor([0.0, 1.0]))
+    torch.testing.assert_close(loss, torch.tensor([1.0, 3.0]) * np.log(2), check_dtype=False)
 
 
 def test_labels_that_do_not_exclude_each_other() -> None:
