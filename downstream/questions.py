@@ -101,3 +101,16 @@ def common_combinations(label_PC: NDArray[np.float64], *, least: int = 10) -> li
     """
     texts = ["".join(str(int(label)) for label in row) for row in label_PC]
     return [text if texts.count(text) >= least else "rare" for text in texts]
+
+
+def event_strata(event_P: NDArray[np.bool_], *, folds: int) -> list[int]:
+    """What folds of a survival analysis are stratified by: the event, unless few are censored.
+
+    A handful of censored patients cannot be in every part, and need not be.
+
+    >>> event_strata(np.array([True, True, False]), folds=2)
+    [0, 0, 0]
+    """
+    if int((~event_P).sum()) < 2 * folds:
+        return [0] * len(event_P)
+    return [int(event) for event in event_P]

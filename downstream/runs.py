@@ -15,7 +15,7 @@ from downstream.cohort import keep_slides, patient_table
 from downstream.label_tables import load_labels
 from downstream.outcomes import survival_labels
 from downstream.plans import Plan, make_splits
-from downstream.questions import check_models, check_tails, read_target, strata_of
+from downstream.questions import check_models, check_tails, event_strata, read_target, strata_of
 from downstream.results import collect, find_result
 from downstream.settings import MIL, POOLED, PROBES, MilSettings, SurvivalSettings
 from downstream.study import Patient, Study, StudyError, arm_name, check_features
@@ -196,7 +196,7 @@ def run_survival(
 
     Raises:
         CohortError: See `run_mil`.
-        SplitError: More folds than patients with, or without, an event.
+        SplitError: More folds than patients with an event.
         StudyError: See `run_mil`.
         BagError: See `run_mil`.
         LakeError: See `run_mil`.
@@ -220,7 +220,7 @@ def run_survival(
         features=names,
         models=tuple(models),
         mpps=tuple(mpps),
-        splits=make_splits(plan, cohort, events.tolist(), seed=seed),
+        splits=make_splits(plan, cohort, event_strata(events, folds=plan.folds), seed=seed),
         seeds=seeds,
         seed=seed,
         columns=(time, event),

@@ -1,0 +1,78 @@
+"""The commands as a user runs them: what --json ends with, and that a kill changes no number."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import ROOT
+from tests.test_downstream_bags import PATIENTS, build, planted
+
+KEYS = {"metrics", "folds", "patients", "slides", "lake_version", "run"}
+COMMANDS = {
+    "mil": ("--target", "tumour", "--model", "abmil", "--model", "linear", "--epochs", "8"),
+    "survival": ("--time", "months", "--event", "dead", "--model", "cox", "--model", "abmil",
+                 "--bins", "2", "--epochs", "8"),
+}  # fmt: skip
+
+pytestmark = pytest.mark.slow
+
+
+def folder_of(path: Path) -> Path:
+    """A lake and its labels."""
+    build(path / "lake", planted())
+    rows = [f"p{p:02d},{p % 2},{20 - 10 * (p % 2) + p / 10},{int(p > 1)}" for p in range(PATIENTS)]
+    (path / "labels.csv").write_text("\n".join(["patient_id,tumour,months,dead", *rows, ""]))
+    return path
+
+
+def start(folder: Path, kind: str) -> subprocess.Popen[bytes]:
+    command = [
+        sys.executable, "-m", "slidelake", kind, str(folder / "lake"),
+        "--labels", str(folder / "labels.csv"), "--features", "good", "--features", "noise",
+        "--folds", "3", "--json", *COMMANDS[kind],
+    ]  # fmt: skip
+    return subprocess.Popen(
+        command,
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+
+
+def finish(folder: Path, kind: str) -> dict[str, Any]:
+    out, _ = start(folder, kind).communicate(timeout=400)
+    result: dict[str, Any] = json.loads(out.decode().strip().splitlines()[-1])
+    return result
+
+
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("kind", COMMANDS)
+def test_killed_and_resumed_it_says_the_same(kind: str, tmp_path: Path) -> None:
+    whole = finish(folder_of(tmp_path / "whole"), kind)
+    assert set(whole) >= KEYS
+    for metric in whole["metrics"].values():
+        assert metric["low"] <= metric["estimate"] <= metric["high"]
+    broken = folder_of(tmp_path / "broken")
+    process = start(broken, kind)
+    cells = broken / "lake" / "runs" / whole["run"] / "cells"
+    for _ in range(1200):
+        if cells.exists() and len(list(cells.iterdir())) >= 2:
+            break
+        time.sleep(0.1)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    assert not (cells.parent / "result.json").exists()
+    assert 2 <= len(list(cells.iterdir())) < 12
+    resumed = finish(broken, kind)
+    assert resumed["metrics"] == whole["metrics"]
+    assert resumed["comparisons"] == whole["comparisons"]
+    assert resumed["run"] == whole["run"]
