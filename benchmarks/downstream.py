@@ -165,7 +165,7 @@ def folds_side_by_side(lake: Lake, bags: int, rounds: int) -> Line:
         accuracy=0.95,
         labels_sha256="",
         identities={},
-        settings=MilSettings(epochs=6, patience=6),
+        settings=MilSettings(epochs=6, patience=6, max_tiles=256),
         pooled=None,
         patients=patients,
     )
@@ -193,6 +193,13 @@ def folds_side_by_side(lake: Lake, bags: int, rounds: int) -> Line:
     return line.at(15, "cells")
 
 
+def shown(lines: list[Line]) -> list[Line]:
+    """Print lines as soon as they are known."""
+    for line in lines:
+        typer.echo(line.told())
+    return lines
+
+
 def main(
     bags: Annotated[int, typer.Option(help="slides, a bag each")] = 64,
     tiles: Annotated[int, typer.Option(help="median tiles of a bag")] = 4000,
@@ -212,13 +219,9 @@ def main(
         for teacher, seed in (("a", 1), ("b", 2)):
             add_teacher(lake.refreshed(), teacher, random_features(sizes, 64, seed))
         lake = lake.refreshed()
-        lines = [
-            *reading(lake, folder / "h5", bags, width, rounds),
-            against_torchmil(lake, min(bags, 16), width, rounds),
-            folds_side_by_side(lake, bags, rounds),
-        ]
-    for line in lines:
-        typer.echo(line.told())
+        lines = shown(reading(lake, folder / "h5", bags, width, rounds))
+        lines += shown([against_torchmil(lake, min(bags, 16), width, rounds)])
+        lines += shown([folds_side_by_side(lake, bags, 1)])
     settings = {"bags": bags, "tiles": tiles, "width": width, "rounds": rounds}
     typer.echo(f"-> {write_report(out, lines, settings, name='downstream')}")
 
