@@ -29,6 +29,22 @@ POOLED = ("boosting", "cox", "coxnet", "forest")
 """Models of survival on pooled features."""
 
 
+_CHOICES = {"fusion": ("none", "concat", "shazam"), "precision": ("float32", "bfloat16")}
+_AT_LEAST_ONE = (
+    "hidden",
+    "epochs",
+    "patience",
+    "batch_patients",
+    "joint_patients",
+    "batch_rows",
+    "max_tiles",
+)
+
+
+class SettingsError(ValueError):
+    """Settings that no model can be trained with."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class MilSettings:
     """A MIL model and its schedule.
@@ -57,6 +73,9 @@ class MilSettings:
             subset each step.
         bins: Of time, for hazards.
         precision: `float32`, or `bfloat16` for the forward pass.
+
+    Raises:
+        SettingsError: A word that is not among those, or a number out of range.
     """
 
     hidden: int = 256
@@ -78,6 +97,19 @@ class MilSettings:
     max_tiles: int = 4096
     bins: int = 4
     precision: Literal["float32", "bfloat16"] = "float32"
+
+    def __post_init__(self) -> None:
+        """Check words and numbers."""
+        for name, allowed in _CHOICES.items():
+            if getattr(self, name) not in allowed:
+                msg = f"{name} {getattr(self, name)!r}; it is one of {', '.join(allowed)}"
+                raise SettingsError(msg)
+        low = [name for name in _AT_LEAST_ONE if getattr(self, name) < 1]
+        if low or not self.learning_rate > 0 or not 0 <= self.dropout < 1:
+            named = [*low, "learning_rate", "dropout"]
+            given = ", ".join(f"{name}={getattr(self, name)}" for name in named)
+            msg = f"{given}; counts are at least 1, a learning rate above 0, dropout in 0..1"
+            raise SettingsError(msg)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,7 +20,7 @@ from downstream.mil_places import families, stack_levels
 from downstream.mil_predict import predict, tile_statistics
 from downstream.mil_pseudo import PseudoTiles
 from downstream.mil_train import Examples, Fit, train_mil
-from downstream.settings import MIL, MilSettings
+from downstream.settings import MIL, MilSettings, SettingsError
 
 TILES, KEYS, WIDTH = 40, 4, 32
 SETTINGS = MilSettings(hidden=64, epochs=15, learning_rate=5e-4)
@@ -178,6 +178,26 @@ def test_bfloat16_is_near_float32() -> None:
     assert roc_auc_score(test.target, score(half, test)) > 0.9
 
 
+@pytest.mark.parametrize("fusion", ["concat", "shazam"])
+def test_teachers_are_fused(fusion: str) -> None:
+    """The second teacher is all noise, at a hundred times the scale."""
+    rng = np.random.default_rng(9)
+    parts = []
+    for seed in (0, 1):
+        made = cohort(40, seed=seed, shift=6.0)
+        bags = [
+            bag_of(np.concatenate([bag.features, 100 * rng.standard_normal((TILES, 8))], axis=1))
+            for bag in made.bags  # type: ignore[attr-defined]
+        ]
+        parts.append(Examples(bags=bags, target=made.target))
+    train, test = parts
+    settings = replace(SETTINGS, fusion=fusion, learning_rate=2e-3, epochs=20)  # type: ignore[arg-type]
+    objective = Labels.fit(BINARY, train.target, weighted=True)
+    model = train_mil("abmil", train, None, objective, settings, widths=(WIDTH, 8), seed=0).model
+    assert type(model.aggregator).__name__ == "Fused"
+    assert roc_auc_score(test.target, score(model, test)) > 0.85
+
+
 def test_experts_learn() -> None:
     train, test = cohort(40, seed=0, shift=5.0), cohort(40, seed=1, shift=5.0)
     model = fit(train, settings=replace(SETTINGS, experts=True)).model
@@ -299,6 +319,16 @@ def test_the_rarer_class_weighs_more_in_a_step() -> None:
     rare = fit(train, settings=settings, weighted=True).model
     plain = fit(train, settings=settings, weighted=False).model
     assert score(rare, train)[1:].mean() > score(plain, train)[1:].mean() + 0.05
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"fusion": "shazaam"}, {"precision": "half"}, {"epochs": 0}, {"dropout": 1.0},
+     {"learning_rate": 0.0}],
+)  # fmt: skip
+def test_settings_are_checked(wrong: dict[str, Any]) -> None:
+    with pytest.raises(SettingsError, match=next(iter(wrong))):
+        MilSettings(**wrong)
 
 
 def test_bags_and_labels_are_checked() -> None:
