@@ -53,6 +53,7 @@ def test_damage_is_named_repaired_and_made_again(lake_copy: Path, cohort: Path) 
     assert "nothing is damaged" in slidelake("repair", lake_copy).stdout
 
 
+@pytest.mark.slow
 def test_snapshot_compact_vacuum(lake_copy: Path) -> None:
     before = contents(open_lake(lake_copy))
     named = json.loads(slidelake("snapshot", lake_copy, "paper-v1", "--json").stdout)

@@ -270,6 +270,7 @@ def _known_token(head: Head, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("_known_token")
 class TestWithAHead:
+    @pytest.mark.slow
     def test_a_job_prints_runs_ray_and_gives_its_exit_code(
         self, head: Head, capsys: pytest.CaptureFixture[str]
     ) -> None:

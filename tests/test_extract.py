@@ -79,6 +79,7 @@ def test_nothing_left_needs_no_ray(lake_copy: Path, monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.usefixtures("ray_up")
+@pytest.mark.slow
 def test_new_slide_gets_the_old_teachers_and_no_other_is_run(
     lake_copy: Path, tmp_path: Path
 ) -> None:
