@@ -82,18 +82,22 @@ def read_target(
     return found, classes, label.astype(np.float64)[:, None]
 
 
-def strata_of(task: Outcome, outcome: NDArray[np.float64]) -> list[Any]:
-    """What folds are stratified by: the class, the combination of labels, quarters of a number."""
+def strata_of(task: Outcome, outcome: NDArray[np.float64], *, folds: int) -> list[Any]:
+    """What folds are stratified by: the class, the combination of labels, quarters of a number.
+
+    Fewer parts of a number where a quarter would not fill all folds twice.
+    """
     from downstream.folds import strata
 
     if task == "regression":
-        return list(strata(outcome[:, 0].tolist()))
+        bins = max(1, min(4, len(outcome) // (2 * folds)))
+        return list(strata(outcome[:, 0].tolist(), bins=bins))
     if task == "multilabel":
-        return common_combinations(outcome)
+        return common_combinations(outcome, least=2 * folds)
     return list(outcome[:, 0].astype(int).tolist())
 
 
-def common_combinations(label_PC: NDArray[np.float64], *, least: int = 10) -> list[str]:
+def common_combinations(label_PC: NDArray[np.float64], *, least: int) -> list[str]:
     """Each patient's combination of labels; rare ones are one stratum together.
 
     >>> common_combinations(np.array([[0, 1], [0, 1], [1, 1]]), least=2)

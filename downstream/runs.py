@@ -120,7 +120,7 @@ def run_mil(
         features=names,
         models=tuple(models),
         mpps=tuple(mpps),
-        splits=make_splits(plan, cohort, strata_of(kind, outcome), seed=seed),
+        splits=make_splits(plan, cohort, strata_of(kind, outcome, folds=plan.folds), seed=seed),
         seeds=seeds,
         seed=seed,
         columns=tuple(columns),
