@@ -5,6 +5,7 @@ Shape letters: P patients, C labels, K columns.
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -100,11 +101,18 @@ def strata_of(task: Outcome, outcome: NDArray[np.float64], *, folds: int) -> lis
 def common_combinations(label_PC: NDArray[np.float64], *, least: int) -> list[str]:
     """Each patient's combination of labels; rare ones are one stratum together.
 
+    Are they too few for that too, they join the commonest one.
+
+    >>> common_combinations(np.array([[0, 1], [0, 1], [1, 1], [0, 0]]), least=2)
+    ['01', '01', 'rare', 'rare']
     >>> common_combinations(np.array([[0, 1], [0, 1], [1, 1]]), least=2)
-    ['01', '01', 'rare']
+    ['01', '01', '01']
     """
     texts = ["".join(str(int(label)) for label in row) for row in label_PC]
-    return [text if texts.count(text) >= least else "rare" for text in texts]
+    counts = Counter(texts)
+    rare = sum(count for count in counts.values() if count < least)
+    other = "rare" if rare >= least or rare == len(texts) else counts.most_common(1)[0][0]
+    return [text if counts[text] >= least else other for text in texts]
 
 
 def event_strata(event_P: NDArray[np.bool_], *, folds: int) -> list[int]:
