@@ -71,6 +71,7 @@ def fit_survival_member(patients: Patients, split: Split) -> Member:
     hazards = None
     if cell.study.head == "hazards":
         hazards = Hazards.fit(target, split.train, bins=cell.study.settings.bins)
+        split.check_fitted_on(hazards.bins.patients, "time bins")
     objective = hazards or Cox()
     fitted = train_on(patients, split, objective, with_train=True)
     risks = [objective.outcome(part) for part in (fitted.train, fitted.validation, fitted.test)]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,10 +19,11 @@ from torch import Tensor
 from downstream.mil_bags import MilError, PaddedBags, pad_bags, plan_batches
 from downstream.mil_build import build_model
 from downstream.mil_experts import Experts
+from downstream.mil_losses import balanced_order
 from downstream.mil_predict import Bags, device_of, floats, predict, tile_statistics
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from numpy.typing import NDArray
 
@@ -50,6 +52,17 @@ class Examples:
         if len(self.bags) != len(self.target):
             msg = f"{len(self.bags)} bags with {len(self.target)} targets; give one target per bag"
             raise MilError(msg)
+
+    @cached_property
+    def tiles(self) -> NDArray[np.int64]:
+        """Tiles of each bag [P]; read once, since a bag may have to be read for it."""
+        return np.array([len(self.bags[at]) for at in range(len(self.bags))], dtype=np.int64)
+
+    @property
+    def classes(self) -> NDArray[np.int64]:
+        """Class of each patient [P], the likeliest one of a soft label."""
+        hard_P = self.target if self.target.ndim == 1 else self.target.argmax(axis=1)
+        return hard_P.astype(np.int64)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,8 +172,12 @@ def _epoch(
     """One pass over the training patients; the mean loss of its steps."""
     model.train()
     found = []
+    # the second expert's patients, class by class, as many a step as the first one's
+    order = balanced_order(train.classes, seed=int(rng.integers(2**31))) if settings.experts else []
+    at = 0
     for rows in _batches(train, objective, settings, rng):
-        loss = _step(model, train, rows, objective, settings, rng)
+        loss = _step(model, train, rows, order[at : at + len(rows)], objective, settings, rng)
+        at += len(rows)
         if objective.joint and bool(loss.isnan()):
             continue  # a risk set without an event says nothing
         if not bool(loss.isfinite()):
@@ -181,28 +198,22 @@ def _step(
     model: MilModel,
     train: Examples,
     rows: NDArray[np.int64],
+    others: Sequence[int] | NDArray[np.int64],
     objective: Objective,
     settings: MilSettings,
     rng: np.random.Generator,
 ) -> Tensor:
-    """The loss of a batch, a scalar."""
+    """The loss of a batch, a scalar; `others` are the second expert's, if there is one."""
     padded, target = _batch(train, rows, settings, rng, device=device_of(model))
     with _autocast(settings, target.device):
         if isinstance(model, Experts):
-            others = _class_by_class(train, len(rows), rng)
-            balanced, labels = _batch(train, others, settings, rng, device=device_of(model))
+            balanced, labels = _batch(
+                train, np.asarray(others), settings, rng, device=device_of(model)
+            )
             return model.pair_loss(padded, target, balanced, labels)
         prediction = model(padded.x, padded.mask, padded.coords)
     own = objective.loss(prediction.logits, target)
     return model.with_own(own, prediction, target).mean()
-
-
-def _class_by_class(train: Examples, count: int, rng: np.random.Generator) -> NDArray[np.int64]:
-    """So many patients, every class as likely as any other."""
-    hard = train.target if train.target.ndim == 1 else train.target.argmax(axis=1)
-    label_P = hard.astype(np.int64)
-    classes = rng.choice(np.unique(label_P), size=count)
-    return np.array([rng.choice(np.flatnonzero(label_P == label)) for label in classes])
 
 
 def _batches(
@@ -223,8 +234,8 @@ def _batches(
         order = rng.permutation(patients)
         yield from np.array_split(order, max(1, patients // size))
         return
-    tiles_P = np.array([min(len(train.bags[at]), settings.max_tiles) for at in range(patients)])
     seed = int(rng.integers(2**31))
+    tiles_P = np.minimum(train.tiles, settings.max_tiles)
     for rows in plan_batches(tiles_P, most_rows=settings.batch_rows, seed=seed):
         yield from np.array_split(rows, -(-len(rows) // size))
 

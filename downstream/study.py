@@ -12,6 +12,7 @@ import json
 import re
 from collections import Counter
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -160,7 +161,7 @@ class Study:
             "pooled": asdict(self.pooled) if self.pooled else None,
         }
 
-    @property
+    @cached_property
     def run(self) -> str:
         """Name of the run's folder: kind and hash of configuration, patients and splits."""
         content = {
@@ -182,7 +183,7 @@ class Study:
             for model in self.models
         )
 
-    @property
+    @cached_property
     def folds(self) -> tuple[tuple[int, int], ...]:
         """(repeat, fold) of every test, in order."""
         return tuple(dict.fromkeys((split.repeat, split.fold) for split in self.splits))
