@@ -23,7 +23,7 @@ from downstream.mil_losses import balanced_order
 from downstream.mil_predict import Bags, device_of, floats, predict, tile_statistics
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator
 
     from numpy.typing import NDArray
 
@@ -173,7 +173,9 @@ def _epoch(
     model.train()
     found = []
     # the second expert's patients, class by class, as many a step as the first one's
-    order = balanced_order(train.classes, seed=int(rng.integers(2**31))) if settings.experts else []
+    order = np.empty(0, dtype=np.int64)
+    if settings.experts:
+        order = balanced_order(train.classes, seed=int(rng.integers(2**31)))
     at = 0
     for rows in _batches(train, objective, settings, rng):
         loss = _step(model, train, rows, order[at : at + len(rows)], objective, settings, rng)
@@ -198,7 +200,7 @@ def _step(
     model: MilModel,
     train: Examples,
     rows: NDArray[np.int64],
-    others: Sequence[int] | NDArray[np.int64],
+    others: NDArray[np.int64],
     objective: Objective,
     settings: MilSettings,
     rng: np.random.Generator,
@@ -207,9 +209,7 @@ def _step(
     padded, target = _batch(train, rows, settings, rng, device=device_of(model))
     with _autocast(settings, target.device):
         if isinstance(model, Experts):
-            balanced, labels = _batch(
-                train, np.asarray(others), settings, rng, device=device_of(model)
-            )
+            balanced, labels = _batch(train, others, settings, rng, device=device_of(model))
             return model.pair_loss(padded, target, balanced, labels)
         prediction = model(padded.x, padded.mask, padded.coords)
     own = objective.loss(prediction.logits, target)
