@@ -2,9 +2,10 @@
 
     python -m benchmarks.downstream [--bags 64]
 
-Arms take turns within a round. All train the same model by the same steps; "lake" reads every bag
-anew in every epoch, "lake, bags kept" is what a run does (bags stay in memory up to a limit), "h5"
-reads a file a slide as TRIDENT lays it out.
+Arms take turns within a round, and train gated ABMIL of the same widths and dropout with AdamW.
+"Bags kept" is what a run does (they stay in memory up to a limit), "anew" reads every bag in every
+epoch. The peers read a file a slide as TRIDENT lays it out: with our own step, which shows what
+reading is worth, and with torchmil's model, which is what people run.
 """
 
 import itertools
@@ -16,7 +17,6 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated
 
-import numpy as np
 import torch
 import typer
 from torch import Tensor, nn
@@ -32,10 +32,12 @@ from downstream.cells import fit_and_store, run_cell
 from downstream.mil_losses import Task
 from downstream.mil_model import MilModel
 from downstream.mil_pooling import Abmil
+from downstream.mil_predict import floats
 from downstream.study import Cell, Patient, Study
 from featurestore import Lake
 
-HIDDEN, ATTENTION = 512, 256
+HIDDEN, ATTENTION = (512, 256), 256
+TORCHMIL = "torchmil's ABMIL on TRIDENT's h5"
 Read = Callable[[int], Tensor]
 Step = Callable[[Tensor, int], Tensor]
 
@@ -62,23 +64,23 @@ def turns(arms: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, lis
     return found
 
 
-def our_step(
-    width: int, hidden: int = HIDDEN, attention: int = ATTENTION
-) -> tuple[nn.Module, Step]:
+def our_step(width: int, hidden: int, *, precision: str = "float32") -> tuple[nn.Module, Step]:
     """Our ABMIL and the loss of a bag."""
     torch.manual_seed(0)
-    model = MilModel(Abmil(width, hidden=hidden, attention=attention), Task(kind="binary")).train()
+    model = MilModel(Abmil(width, hidden=hidden, attention=ATTENTION), Task(kind="binary")).train()
 
     def step(x_ND: Tensor, label: int) -> Tensor:
-        return model.loss(model(x_ND), torch.tensor([float(label)])).mean()
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision == "bfloat16"):
+            found = model(x_ND)
+        return model.loss(found, torch.tensor([float(label)])).mean()
 
     return model, step
 
 
-def their_step(width: int) -> tuple[nn.Module, Step]:
+def their_step(width: int, hidden: int) -> tuple[nn.Module, Step]:
     """Gated ABMIL of torchmil, of the same widths, with the same layer before it."""
     torch.manual_seed(0)
-    before = nn.Sequential(nn.Linear(width, HIDDEN), nn.ReLU(), nn.Dropout(0.25))
+    before = nn.Sequential(nn.Linear(width, hidden), nn.ReLU(), nn.Dropout(0.25))
     model = ABMIL(in_shape=(width,), att_dim=ATTENTION, gated=True, feat_ext=before).train()
     criterion = nn.BCEWithLogitsLoss()
 
@@ -95,24 +97,40 @@ def reading(lake: Lake, folder: Path, bags: int, width: int, rounds: int) -> lis
     fresh = PatientBags(lake, slides, "big", mpps=(MPP,), cache_bytes=0)
     kept = PatientBags(lake, slides, "big", mpps=(MPP,))
     reads: dict[str, Read] = {
-        "lake": lambda at: torch.from_numpy(fresh[at].features.astype(np.float32)),
-        "lake, bags kept": lambda at: torch.from_numpy(kept[at].features.astype(np.float32)),
+        "lake": lambda at: floats(fresh[at].features),
+        "kept": lambda at: floats(kept[at].features),
         "h5": lambda at: torch.from_numpy(read_h5(folder / f"{at}.h5")),
     }
     lines = []
-    for hidden, attention in ((HIDDEN, ATTENTION), (64, 32)):
-        model, step = our_step(width, hidden, attention)
-        optimiser = torch.optim.AdamW(model.parameters(), lr=1e-4)
-        arms = {name: partial(epoch, step, read, bags, optimiser) for name, read in reads.items()}
-        seconds = turns(arms, rounds)
-        what = f"an epoch of ABMIL {hidden}, "
-        for ours in ("lake, bags kept", "lake"):
-            target = 2.0 if ours == "lake, bags kept" else None
-            line = Line.of(what + ours, "TRIDENT's h5", seconds, (ours, "h5"), target)
-            lines.append(line.at(bags, "bags"))
+    for hidden in HIDDEN:
+        ours, half = our_step(width, hidden), our_step(width, hidden, precision="bfloat16")
+        theirs = their_step(width, hidden)
+        arms = {
+            "bags kept": (*ours, reads["kept"]),
+            "bags kept, bfloat16": (*half, reads["kept"]),
+            "bags read anew": (*ours, reads["lake"]),
+            "the same step on TRIDENT's h5": (*ours, reads["h5"]),
+            TORCHMIL: (*theirs, reads["h5"]),
+        }
+        seconds = turns(
+            {name: _arm(*arm, bags, fused=name != TORCHMIL) for name, arm in arms.items()}, rounds
+        )
+        mine, peers = list(arms)[:3], list(arms)[3:]
+        for one, peer in itertools.product(mine, peers):
+            target = 2.0 if one == "bags kept" else None
+            what = f"an epoch of ABMIL {hidden}, {one}"
+            lines.append(Line.of(what, peer, seconds, (one, peer), target).at(bags, "bags"))
     alone = {name: partial(sum_seconds, read, bags) for name, read in reads.items()}
     line = Line.of("bags read, lake", "TRIDENT's h5", turns(alone, rounds), ("lake", "h5"))
     return [*lines, line.at(bags, "bags")]
+
+
+def _arm(
+    model: nn.Module, step: Step, read: Read, bags: int, *, fused: bool
+) -> Callable[[], float]:
+    """An epoch with an optimiser of its own; ours is fused."""
+    optimiser = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=fused)
+    return partial(epoch, step, read, bags, optimiser)
 
 
 def sum_seconds(read: Read, bags: int) -> float:
@@ -127,9 +145,10 @@ def against_torchmil(lake: Lake, bags: int, width: int, rounds: int) -> Line:
     """Forward and backward passes on the same bags in memory."""
     slides = [(f"s{at:02d}",) for at in range(bags)]
     kept = PatientBags(lake, slides, "big", mpps=(MPP,))
-    held = [torch.from_numpy(kept[at].features.astype(np.float32)) for at in range(bags)]
+    held = [floats(kept[at].features) for at in range(bags)]
     arms = {}
-    for name, (model, step) in {"ours": our_step(width), "theirs": their_step(width)}.items():
+    pairs = {"ours": our_step(width, HIDDEN[0]), "theirs": their_step(width, HIDDEN[0])}
+    for name, (model, step) in pairs.items():
         optimiser = torch.optim.SGD(model.parameters(), lr=0.0)
         arms[name] = partial(epoch, step, held.__getitem__, bags, optimiser)
     seconds = turns(arms, rounds)
@@ -190,7 +209,7 @@ def folds_side_by_side(lake: Lake, bags: int, rounds: int) -> Line:
     with ray_session(ray_data=False):
         seconds = turns(arms, rounds)
     line = Line.of("5 folds x 3 feature sets on Ray", "a plain loop", seconds, ("ray", "loop"), 1.5)
-    return line.at(15, "cells")
+    return line
 
 
 def shown(lines: list[Line]) -> list[Line]:
@@ -221,7 +240,7 @@ def main(
         lake = lake.refreshed()
         lines = shown(reading(lake, folder / "h5", bags, width, rounds))
         lines += shown([against_torchmil(lake, min(bags, 16), width, rounds)])
-        lines += shown([folds_side_by_side(lake, bags, 1)])
+        lines += shown([folds_side_by_side(lake, bags, rounds)])
     settings = {"bags": bags, "tiles": tiles, "width": width, "rounds": rounds}
     typer.echo(f"-> {write_report(out, lines, settings, name='downstream')}")
 

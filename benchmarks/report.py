@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Self
 
 RESULTS = Path(__file__).parent / "results"
+FOLDERS = ("featurestore", "ingest", "distill", "downstream", "cluster", "benchmarks")
 PACKAGES = (
     "pylance",
     "pyarrow",
@@ -128,7 +129,7 @@ def _commit() -> str:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
     return git("rev-parse", "--short", "HEAD") + (
-        "+changes" if git("status", "--short", "featurestore", "ingest", "benchmarks") else ""
+        "+changes" if git("status", "--short", *FOLDERS) else ""
     )
 
 

@@ -15,6 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from downstream.mil_dropout import Dropout
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -128,7 +130,7 @@ class Aggregator(nn.Module):
 
 def stem(width: int, hidden: int, dropout: float) -> nn.Sequential:
     """The layer that all embeddings here begin with: linear, ReLU, dropout (as CLAM's)."""
-    return nn.Sequential(nn.Linear(width, hidden), nn.ReLU(), nn.Dropout(dropout))
+    return nn.Sequential(nn.Linear(width, hidden), nn.ReLU(), Dropout(dropout))
 
 
 def masked_softmax(score: Tensor, mask: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from downstream.mil_bags import Aggregator, MilError, Pooled, masked_softmax, stem
+from downstream.mil_dropout import Dropout
 
 
 class Dsmil(Aggregator):
@@ -47,7 +48,7 @@ class Dsmil(Aggregator):
         self.stem = stem(width, hidden, dropout)
         self.tile_classifier = nn.Linear(hidden, classes)
         self.query = nn.Linear(hidden, query)
-        self.value = nn.Sequential(nn.Dropout(dropout), nn.Linear(hidden, hidden))
+        self.value = nn.Sequential(Dropout(dropout), nn.Linear(hidden, hidden))
         self.classes = classes
         self.width = classes * hidden
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from downstream.mil_bags import Aggregator, MilError, Pooled, masked_softmax
+from downstream.mil_dropout import Dropout
 from downstream.mil_pooling import GatedAttention
 
 if TYPE_CHECKING:
@@ -140,7 +141,7 @@ class CrossAttention(nn.Module):
         super().__init__()
         self.query = nn.Linear(width, width)
         self.key_value = nn.Linear(width, 2 * width)
-        self.out = nn.Sequential(nn.Linear(width, width), nn.Dropout(dropout))
+        self.out = nn.Sequential(nn.Linear(width, width), Dropout(dropout))
         self.norm = nn.LayerNorm(width)
         self.heads = heads
 

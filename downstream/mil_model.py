@@ -79,7 +79,7 @@ class MilModel(nn.Module):
     def pooled(self, x: Tensor, mask: Tensor | None = None, coords: Tensor | None = None) -> Pooled:
         """What the aggregator makes of standardised features."""
         if self.mean is not None and self.std is not None:
-            x = (x - self.mean) / self.std
+            x = (x - self.mean).div_(self.std)
         return self.aggregator(x, mask, coords)  # type: ignore[no-any-return]
 
     def loss(

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from downstream.mil_bags import masked_softmax
+from downstream.mil_dropout import Dropout
 
 
 class NystromAttention(nn.Module):
@@ -47,7 +48,7 @@ class NystromAttention(nn.Module):
     ) -> None:
         super().__init__()
         self.qkv = nn.Linear(width, 3 * width, bias=False)
-        self.out = nn.Sequential(nn.Linear(width, width), nn.Dropout(dropout))
+        self.out = nn.Sequential(nn.Linear(width, width), Dropout(dropout))
         self.heads, self.landmarks, self.iterations = heads, landmarks, iterations
         self.scale = (width // heads) ** -0.5
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from downstream.mil_bags import Aggregator, Pooled, masked_softmax, stem
+from downstream.mil_dropout import Dropout
 
 
 class _Stemmed(Aggregator):
@@ -73,7 +74,7 @@ class GatedAttention(nn.Module):
     def __init__(self, width: int, hidden: int, *, branches: int = 1, dropout: float = 0.0) -> None:
         super().__init__()
         self.content_gate = nn.Linear(width, 2 * hidden)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.score = nn.Linear(hidden, branches)
 
     def forward(self, h_BNH: Tensor) -> Tensor:

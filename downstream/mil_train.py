@@ -136,7 +136,10 @@ def _fit(
 ) -> Fit:
     """All epochs, or until validation has not improved for `patience` of them."""
     optimiser = torch.optim.AdamW(
-        model.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay
+        model.parameters(),
+        lr=settings.learning_rate,
+        weight_decay=settings.weight_decay,
+        fused=True,
     )
     watched = validation if validation is not None and len(validation.bags) else None
     losses: list[float] = []

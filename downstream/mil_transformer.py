@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from downstream.mil_bags import Aggregator, MilError, Pooled, masked_softmax, stem
+from downstream.mil_dropout import Dropout
 
 _BLOCK = 512
 
@@ -86,10 +87,10 @@ class Layer(nn.Module):
             nn.LayerNorm(width),
             nn.Linear(width, 2 * width),
             nn.GELU(),
-            nn.Dropout(dropout),
+            Dropout(dropout),
             nn.Linear(2 * width, width),
         )
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, x_BQE: Tensor, all_BLE: Tensor, place_BL2: Tensor, mask_BL: Tensor) -> Tensor:
         """The first Q tokens of a sequence, changed; all of them are attended to."""

@@ -18,7 +18,7 @@ MAY_IMPORT = {
     "distill": {"cluster", "featurestore", "ingest"},
     "downstream": {"cluster", "featurestore", "ingest"},
 }
-OURS = {*MAY_IMPORT, "examples", "slidelake"}
+OURS = {*MAY_IMPORT, "commands", "examples", "slidelake"}
 HOLDERS = {
     "ray": re.compile(r"(.*/ray_\w+|slidelake)\.py"),
     "lance": re.compile(r"featurestore/(lance_\w+|lake)\.py"),

@@ -1,0 +1,213 @@
+"""Commands that look at a lake and look after it."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from commands.options import (
+    AtOpt,
+    JsonOpt,
+    LakeArg,
+    tell,
+)
+
+if TYPE_CHECKING:
+    from featurestore import Lake, Verdict
+
+app = typer.Typer()
+
+
+@app.command("query")
+def query_command(
+    lake: LakeArg,
+    sql: Annotated[str, typer.Argument(help="SQL over slides, catalog, tiles_mpp0_5, ...")],
+    form: Annotated[
+        str | None,
+        typer.Option("--format", help="table, csv, json or parquet; from the name of --out."),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="File to write the answer to; needed for parquet.")
+    ] = None,
+    at: AtOpt = None,
+    json_: JsonOpt = False,
+) -> None:
+    """Ask a lake in SQL.
+
+    Example: slidelake query my-lake "SELECT slide_id, count(*) FROM tiles_mpp0_5 GROUP BY slide_id"
+    """
+    from featurestore import open_lake, query
+    from featurestore.answers import answer_bytes, answer_format, write_answer
+
+    if json_ and form and out is None:
+        msg = f"--json prints one object of its own: leave out --json or --format {form}"
+        raise typer.BadParameter(msg)
+    form = answer_format(form, out)
+    frame = query(open_lake(lake, version=at), sql)
+    if out is not None:
+        write_answer(frame, form, out)
+        written = {"out": str(out), "format": form, "columns": frame.columns, "rows": frame.height}
+        tell(written, as_json=json_, text=f"{frame.height:,} rows written to {out}")
+    elif json_:
+        tell({"columns": frame.columns, "rows": frame.rows()}, as_json=True, text="")
+    else:
+        typer.echo(answer_bytes(frame, form).decode().rstrip("\n"))
+
+
+@app.command("info")
+def info_command(lake: LakeArg, at: AtOpt = None, json_: JsonOpt = False) -> None:
+    """What a lake holds: slides, tiles, teachers, version, snapshots."""
+    from featurestore import open_lake
+
+    info = open_lake(lake, version=at).info()
+    lines = [f"{info['lake']}: format {info['format']}, version {info['version']}"]
+    lines.append(", ".join(f"{count} slides {state}" for state, count in info["slides"].items()))
+    lines += [f"{count:,} tiles at {mpp} mpp" for mpp, count in info["tiles"].items()]
+    lines += [
+        f"{f['teacher']} at {f['mpp']} mpp: {f['tiles']:,} x {f['dim']}"
+        + "".join(f", {name} {f[name]}" for name in ("where", "share") if name in f)
+        + ("" if f["complete"] else " (incomplete: run extract again)")
+        for f in info["features"]
+    ]
+    lines += [f"snapshot {name}: version {version}" for name, version in info["snapshots"].items()]
+    tell(info, as_json=json_, text="\n".join(lines))
+
+
+@app.command("verify")
+def verify_command(
+    lake: LakeArg,
+    sample: Annotated[
+        float, typer.Option(min=0, max=1, help="Share of slides to read in full: a quick look.")
+    ] = 1.0,
+    at: AtOpt = None,
+    json_: JsonOpt = False,
+) -> None:
+    """Compare a lake with its catalog: counts, keys, checksums, files. Exit code 1 on damage.
+
+    Example: slidelake verify my-lake --sample 0.05
+    """
+    from featurestore import open_lake
+
+    verdict = _verify(open_lake(lake, version=at), sample)
+    lines = [_damage_line(found) for found in verdict.as_dict()["damage"]]
+    lines.append(_checked_line(verdict.as_dict()))
+    if not verdict.ok:
+        lines.append("`slidelake repair` takes it out; ingest and extract then make it again")
+    tell(verdict.as_dict(), as_json=json_, text="\n".join(lines))
+    raise typer.Exit(0 if verdict.ok else 1)
+
+
+@app.command("repair")
+def repair_command(lake: LakeArg, json_: JsonOpt = False) -> None:
+    """Take out what is damaged, so that the next ingest and extract make it again.
+
+    Earlier versions stay as they are. Exit code 1 if something is damaged that can't be taken out.
+    """
+    from featurestore import open_lake, repair
+
+    opened = open_lake(lake)
+    opened.committer.recover()
+    opened = opened.refreshed()
+    verdict = _verify(opened, 1.0)
+    done = repair(opened, verdict)
+    lines = [_damage_line(found) for found in verdict.as_dict()["damage"]]
+    lines += [f"to be ingested again: {slide}" for slide in done.slides]
+    lines += [
+        f"to be extracted again: {teacher} at {mpp} mpp, {len(fragments)} fragments"
+        for teacher, mpp, fragments in done.columns
+    ]
+    lines += [f"left: {found.what}" for found in done.left]
+    value = {
+        "slides": done.slides,
+        "columns": [
+            {"teacher": teacher, "mpp": mpp, "fragments": fragments}
+            for teacher, mpp, fragments in done.columns
+        ],
+        "left": [found.as_dict() for found in done.left],
+    }
+    tell(value, as_json=json_, text="\n".join(lines) or "nothing is damaged")
+    raise typer.Exit(1 if done.left else 0)
+
+
+@app.command("compact")
+def compact_command(
+    lake: LakeArg,
+    rows: Annotated[int, typer.Option(min=1, help="Most tiles in a merged fragment.")] = 250_000,
+    json_: JsonOpt = False,
+) -> None:
+    """Merge the small fragments that many small ingests leave, and drop replaced rows for good."""
+    from cluster import progress
+    from featurestore import compact, open_lake
+
+    with progress("compact", total=None, unit="fragments") as bar:
+        done = compact(open_lake(lake), rows=rows, on_group=bar.advance)
+    text = f"{done.before} fragments became {done.after}; `slidelake vacuum` frees the old files"
+    tell(asdict(done), as_json=json_, text=text)
+
+
+@app.command("vacuum")
+def vacuum_command(
+    lake: LakeArg,
+    keep: Annotated[int, typer.Option(min=1, help="Newest versions that stay readable.")] = 10,
+    dry_run: Annotated[bool, typer.Option(help="Only say what would be removed.")] = False,
+    json_: JsonOpt = False,
+) -> None:
+    """Remove old versions, and files that killed jobs left. Refused while a job is writing.
+
+    The newest versions, snapshots, and the versions that runs were made from stay.
+    """
+    from featurestore import open_lake, vacuum
+
+    done = vacuum(open_lake(lake), keep=keep, dry_run=dry_run)
+    verb = "would remove" if dry_run else "removed"
+    text = (
+        f"{verb} {done.versions} versions, {done.files} files, {done.bytes / 1e6:,.1f} MB; "
+        f"readable: versions {', '.join(str(version) for version in done.kept)}"
+    )
+    tell(asdict(done), as_json=json_, text=text)
+
+
+@app.command("snapshot")
+def snapshot_command(
+    lake: LakeArg,
+    name: Annotated[str, typer.Argument(help="Letters, digits, _ . -")],
+    at: AtOpt = None,
+    json_: JsonOpt = False,
+) -> None:
+    """Name a version of a lake: --at NAME opens it, and vacuum never removes it.
+
+    Example: slidelake snapshot my-lake paper-v1
+    """
+    from featurestore import open_lake
+
+    opened = open_lake(lake, version=at)
+    opened.snapshot(name)
+    text = f"snapshot '{name}' is version {opened.version}"
+    tell({"snapshot": name, "version": opened.version}, as_json=json_, text=text)
+
+
+def _verify(lake: "Lake", sample: float) -> "Verdict":
+    from cluster import progress
+    from featurestore import verify
+
+    slides = sum(lake.tiles_of(mpp=mpp).height for mpp in lake.config.mpps)
+    with progress("verify", total=round(slides * sample), unit="slides") as bar:
+        return verify(lake, sample=sample, on_slide=bar.advance)
+
+
+def _damage_line(damage: dict[str, Any]) -> str:
+    place = [f"slide {damage['slide']}" if damage["slide"] else "the lake"]
+    place += [f"at {damage['mpp']} mpp"] if damage["mpp"] is not None else []
+    place += [f"teacher {damage['teacher']}"] if damage["teacher"] else []
+    return f"{', '.join(place)}: {damage['what']}"
+
+
+def _checked_line(verdict: dict[str, Any]) -> str:
+    checked = verdict["checked"]
+    return (
+        f"version {verdict['version']}: {checked['slides']:,} slides, {checked['tiles']:,} tiles, "
+        f"{checked['features']:,} bags of features, {checked['shards']:,} shards, "
+        f"{checked['bytes'] / 1e6:,.0f} MB read: "
+        + ("all as it was committed" if verdict["ok"] else f"{len(verdict['damage'])} damaged")
+    )
