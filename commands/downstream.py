@@ -245,6 +245,8 @@ def probe_command(
     draws: Annotated[int, typer.Option(min=1, help="How often so few are drawn.")] = 10,
     tiles: Annotated[int, typer.Option(min=1, help="Most labelled tiles, drawn by class.")] = 20000,
     folds: FoldsOpt = 5,
+    reference: ReferenceOpt = None,
+    margin: MarginOpt = None,
     patient_column: PatientColumnOpt = None,
     slide_column: SlideColumnOpt = None,
     seed: SeedOpt = 0,
@@ -261,15 +263,26 @@ def probe_command(
     options = Options(folds=folds, shots=shots, draws=draws, seed=seed, tiles=tiles)
     ids = _ids(None, patient_column, slide_column)
     result = run_probe(
-        lake, labels, target, features, mpp=mpp, options=options, ids=ids, version=at
+        lake,
+        labels,
+        target,
+        features,
+        mpp=mpp,
+        options=options,
+        reference=reference,
+        margin=margin,
+        ids=ids,
+        version=at,
     )
     lines = [
         f"{arm}: {name} {m['estimate']:.3f} ({m['low']:.3f} to {m['high']:.3f})"
         for arm, found in result["metrics"].items()
         for name, m in found["measures"].items()
     ]
+    lines += [_comparison_line(row) for row in result["comparisons"]]
     lines += [*result["notes"], f"{len(result['missing'])} labels are of no tile with features"]
     lines.append(f"{result['tiles']:,} tiles of {result['patients']} patients, {folds} folds")
+    lines.append(f"runs/{result['run']}/report.html")
     tell(result, as_json=json_, text="\n".join(lines))
 
 
@@ -411,16 +424,19 @@ def _metrics_text(result: dict[str, Any]) -> str:
         if m["estimate"] is not None:
             value = f"{m['estimate']:.3f} ({m['low']:.3f} to {m['high']:.3f})"
         lines.append(f"{name}: {m['metric']} {value}")
-    for row in result["comparisons"]:
-        more = "" if row["margin"] is None else f", margin {row['margin']:g}: "
-        if row["margin"] is not None:
-            more += "not inferior" if row["not_inferior"] else "not shown to be as good"
-        lines.append(
-            f"{row['one']} - {row['other']}: {row['estimate']:+.3f} ({row['low']:+.3f} to "
-            f"{row['high']:+.3f}), p {row['p_holm']:.3f} (Holm){more}"
-        )
+    lines += [_comparison_line(row) for row in result["comparisons"]]
     counts = f"{result['patients']} patients, {result['slides']} slides, {result['folds']} folds"
     for key, what in (("missing", "labelled but not used"), ("surplus", "slides without a label")):
         if result[key]:
             counts += f"; {len(result[key])} {what}"
     return "\n".join([*lines, counts, *result["notes"], f"runs/{result['run']}/report.html"])
+
+
+def _comparison_line(row: dict[str, Any]) -> str:
+    more = "" if row["margin"] is None else f", margin {row['margin']:g}: "
+    if row["margin"] is not None:
+        more += "not inferior" if row["not_inferior"] else "not shown to be as good"
+    return (
+        f"{row['one']} - {row['other']}: {row['estimate']:+.3f} ({row['low']:+.3f} to "
+        f"{row['high']:+.3f}), p {row['p_holm']:.3f} (Holm){more}"
+    )

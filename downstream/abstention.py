@@ -1,4 +1,4 @@
-"""Saying nothing where a classifier is not sure: calibration, thresholds, risk by coverage.
+"""Saying nothing where a classifier is not sure: thresholds, risk by coverage.
 
 What is chosen is chosen on validation predictions and remembers whose they were; applying it to one
 of these patients as a test is refused.
@@ -22,8 +22,6 @@ if TYPE_CHECKING:
 
     Floats = NDArray[np.float64]
 
-_HOTTEST = 100.0
-
 
 class AbstentionError(ValueError):
     """Predictions or a target that abstention cannot work with."""
@@ -35,7 +33,7 @@ class Predictions:
 
     Attributes:
         patients: Ids.
-        logits: float64[P, C]; log probabilities will do, as of an ensemble's mean.
+        probabilities: float64[P, C].
         labels: int64[P] class indices.
         part: `train`, `validation` or `test`.
 
@@ -44,43 +42,32 @@ class Predictions:
     """
 
     patients: tuple[str, ...]
-    logits: Floats
+    probabilities: Floats
     labels: NDArray[np.int64]
     part: Part
 
     def __post_init__(self) -> None:
         """Check shapes."""
-        rows = {len(self.patients), len(self.logits), len(self.labels)}
-        if rows == {0} or len(rows) != 1 or self.logits.ndim != 2 or self.logits.shape[1] < 2:
+        shape = self.probabilities.shape
+        rows = {len(self.patients), len(self.probabilities), len(self.labels)}
+        if rows == {0} or len(rows) != 1 or len(shape) != 2 or shape[1] < 2:
             msg = (
-                f"{len(self.patients)} patients, logits {self.logits.shape}, {len(self.labels)} "
+                f"{len(self.patients)} patients, probabilities {shape}, {len(self.labels)} "
                 "labels; give a row a patient, and two columns at least"
             )
             raise AbstentionError(msg)
 
-    def confidence(self, temperature: float = 1.0) -> Floats:
+    @property
+    def confidence(self) -> Floats:
         """Probability of the likeliest class [P]."""
-        sure_P: Floats = np.exp(log_softmax(self.logits / temperature)).max(axis=1)
+        sure_P: Floats = self.probabilities.max(axis=1)
         return sure_P
 
     @property
     def is_correct(self) -> NDArray[np.bool_]:
         """Whether the likeliest class is the label [P]."""
-        correct_P: NDArray[np.bool_] = self.logits.argmax(axis=1) == self.labels
+        correct_P: NDArray[np.bool_] = self.probabilities.argmax(axis=1) == self.labels
         return correct_P
-
-
-@dataclass(frozen=True, kw_only=True)
-class Temperature:
-    """What logits are divided by.
-
-    Attributes:
-        value: Above 1 makes a model less sure; the likeliest class stays the same.
-        patients: Whose predictions it was fitted on.
-    """
-
-    value: float
-    patients: frozenset[str]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,7 +79,6 @@ class Threshold:
         target: Accuracy that was asked for.
         accuracy: Of what is kept of the validation; NaN if nothing is.
         coverage: Share of the validation that is kept.
-        temperature: At which confidences are taken.
         patients: Whose predictions it was chosen on.
     """
 
@@ -100,7 +86,6 @@ class Threshold:
     target: float
     accuracy: float
     coverage: float
-    temperature: float
     patients: frozenset[str]
 
 
@@ -121,30 +106,7 @@ class RiskCoverage:
     optimal_aurc: float
 
 
-def fit_temperature(validation: Predictions) -> Temperature:
-    """The temperature with the least log loss (Guo et al. 2017), between 0.01 and 100.
-
-    Raises:
-        LeakageError: The predictions are not of a validation part.
-    """
-    from scipy.optimize import minimize_scalar
-
-    _check_validation(validation, "a temperature")
-    rows = np.arange(len(validation.labels))
-
-    def loss(log_temperature: float) -> float:
-        scaled = log_softmax(validation.logits * np.exp(-log_temperature))
-        return float(-scaled[rows, validation.labels].mean())
-
-    bound = np.log(_HOTTEST)
-    options = {"xatol": 1e-10}
-    found = minimize_scalar(loss, bounds=(-bound, bound), method="bounded", options=options)
-    return Temperature(value=float(np.exp(found.x)), patients=frozenset(validation.patients))
-
-
-def choose_threshold(
-    validation: Predictions, *, target: float, temperature: Temperature | None = None
-) -> Threshold:
+def choose_threshold(validation: Predictions, *, target: float) -> Threshold:
     """The threshold that keeps most of the validation at a target accuracy (De Angeli et al. 2022).
 
     Patients of equal confidence are kept or left out together. The target holds on the validation;
@@ -153,31 +115,28 @@ def choose_threshold(
     Args:
         validation: Predictions that decide.
         target: Least accuracy of what is kept, such as 0.97.
-        temperature: Fitted on validation predictions too; None for 1. It changes which patients are
-            surest only with more than two classes.
 
     Raises:
         LeakageError: The predictions are not of a validation part.
         AbstentionError: The target is not in 0..1.
     """
-    _check_validation(validation, "a threshold")
+    if validation.part != "validation":
+        msg = f"a threshold from {validation.part} predictions; choose it on validation patients"
+        raise LeakageError(msg)
     if not 0 < target <= 1:
         msg = f"target={target}; give the accuracy of what is kept, above 0 and at most 1"
         raise AbstentionError(msg)
-    heat = 1.0 if temperature is None else temperature.value
-    sure_P = validation.confidence(heat)
+    sure_P = validation.confidence
     levels = np.unique(sure_P)[::-1]
     kept = [sure_P >= level for level in levels]
     reached = [at for at, keep in enumerate(kept) if validation.is_correct[keep].mean() >= target]
-    seen = frozenset(validation.patients) | (temperature.patients if temperature else frozenset())
     last = reached[-1] if reached else None
     return Threshold(
         value=np.inf if last is None else float(levels[last]),
         target=target,
         accuracy=np.nan if last is None else float(validation.is_correct[kept[last]].mean()),
         coverage=0.0 if last is None else float(kept[last].mean()),
-        temperature=heat,
-        patients=seen,
+        patients=frozenset(validation.patients),
     )
 
 
@@ -194,7 +153,7 @@ def is_answered(predictions: Predictions, threshold: Threshold) -> NDArray[np.bo
             f"{', '.join(seen[:5])}; choose it on validation patients alone"
         )
         raise LeakageError(msg)
-    answered_P: NDArray[np.bool_] = predictions.confidence(threshold.temperature) >= threshold.value
+    answered_P: NDArray[np.bool_] = predictions.confidence >= threshold.value
     return answered_P
 
 
@@ -223,16 +182,3 @@ def risk_coverage(confidence_P: Floats, is_correct_P: NDArray[np.bool_]) -> Risk
         aurc=float((expected / answered).mean()),
         optimal_aurc=float((least / answered).mean()),
     )
-
-
-def log_softmax(logits_PC: Floats) -> Floats:
-    """Log probabilities [P, C]."""
-    shifted = logits_PC - logits_PC.max(axis=1, keepdims=True)
-    found: Floats = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
-    return found
-
-
-def _check_validation(predictions: Predictions, what: str) -> None:
-    if predictions.part != "validation":
-        msg = f"{what} from {predictions.part} predictions; choose it on validation patients"
-        raise LeakageError(msg)

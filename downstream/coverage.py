@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from downstream.splits import Part
     from downstream.study import Study
 
-_LEAST = 1e-12
-
 
 def coverage_at(study: Study, part: pl.DataFrame, *, target: float) -> dict[str, Any] | None:
     """Coverage and accuracy of one arm, and the area under its risk-coverage curve.
@@ -43,7 +41,7 @@ def coverage_at(study: Study, part: pl.DataFrame, *, target: float) -> dict[str,
         threshold = choose_threshold(_predictions(study, validation, "validation"), target=target)
         answered.append(is_answered(tested, threshold))
         correct.append(tested.is_correct)
-        sure.append(tested.confidence())
+        sure.append(tested.confidence)
     is_told, is_correct = np.concatenate(answered), np.concatenate(correct)
     curve = risk_coverage(np.concatenate(sure), is_correct)
     return {
@@ -56,10 +54,9 @@ def coverage_at(study: Study, part: pl.DataFrame, *, target: float) -> dict[str,
 
 
 def _predictions(study: Study, rows: pl.DataFrame, part: Part) -> Predictions:
-    """Log probabilities serve as logits."""
     return Predictions(
         patients=tuple(rows["patient_id"]),
-        logits=np.log(np.maximum(np.array(rows["probabilities"].to_list()), _LEAST)),
+        probabilities=np.array(rows["probabilities"].to_list()),
         labels=np.array([study.classes.index(name) for name in rows["label"]], dtype=np.int64),
         part=part,
     )

@@ -176,6 +176,35 @@ def holm(p_values: Mapping[str, float]) -> dict[str, float]:
     return {name: corrected[name] for name in p_values}
 
 
+def comparison_table(
+    found: Mapping[str, Comparison], *, other: str, measure: str
+) -> list[dict[str, Any]]:
+    """Comparisons with one reference as rows of a result, p values corrected by Holm.
+
+    Args:
+        found: Arm -> its comparison with the reference.
+        other: Name of the reference.
+        measure: By what they are compared.
+    """
+    corrected = holm({name: comparison.p_value for name, comparison in found.items()})
+    return [
+        {
+            "one": name,
+            "other": other,
+            "measure": measure,
+            "estimate": comparison.difference.estimate,
+            "low": comparison.difference.low,
+            "high": comparison.difference.high,
+            "p_value": comparison.p_value,
+            "p_holm": corrected[name],
+            "margin": comparison.margin,
+            "p_worse": comparison.p_worse,
+            "not_inferior": comparison.not_inferior,
+        }
+        for name, comparison in found.items()
+    ]
+
+
 def _interval(draws: Draws, values_R: Floats, level: float) -> Interval:
     from scipy.special import ndtr, ndtri
 

@@ -200,3 +200,22 @@ def classification_measures(outcome: Outcome, *, threshold: float = 0.5) -> list
         )
         for name, value, resampled, options, higher in table
     ]
+
+
+def measure_of(name: str, how: Callable[..., Floats], *, higher_is_better: bool = True) -> Measure:
+    """A measure from its form for many resamples; its value is that where each row counts once."""
+    value = partial(_on_all, name, how)
+    return Measure(name=name, value=value, resampled=how, higher_is_better=higher_is_better)
+
+
+def _on_all(name: str, how: Callable[..., Floats], *arrays: NDArray[Any]) -> float:
+    """A measure's value where each row counts once.
+
+    Raises:
+        UndefinedMetricError: It has none.
+    """
+    found = float(how(np.ones((1, len(arrays[-1]))), *arrays)[0])
+    if not np.isfinite(found):
+        msg = f"{name} is undefined on {len(arrays[-1])} predictions: nobody to compare on one side"
+        raise UndefinedMetricError(msg)
+    return found

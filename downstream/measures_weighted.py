@@ -8,11 +8,14 @@ Shape letters: R resamples, P patients, C classes, U different scores, K bins.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from numpy.typing import NDArray
 
     Floats = NDArray[np.float64]
@@ -20,13 +23,26 @@ if TYPE_CHECKING:
     Flags = NDArray[np.bool_]
 
 _ECE_BINS = 15
-_TIED = 1e-8
-_BLOCK = 512
 
 
 def auroc(w_RP: Floats, label_P: Labels, score: Floats) -> Floats:
     """Areas [R], see `measures.auroc`."""
     return _over_classes(w_RP, label_P, score, _area)
+
+
+def auroc_folds(w_RP: Floats, label_P: Labels, group_P: Labels, score: Floats) -> Floats:
+    """Areas [R] of pairs within folds, whose models have a scale each.
+
+    Right pairs are added over folds and divided by all pairs: a fold without one of the classes
+    says nothing. Over several classes the unweighted mean of one against the rest.
+
+    Args:
+        w_RP: How often each row was drawn.
+        label_P: Class indices.
+        group_P: Rows with the same number are compared.
+        score: [P] of class 1, or [P, C] probabilities.
+    """
+    return _over_classes(w_RP, label_P, score, partial(_area_folds, group_P))
 
 
 def auprc(w_RP: Floats, label_P: Labels, score: Floats) -> Floats:
@@ -94,34 +110,6 @@ def ece(w_RP: Floats, label_P: Labels, score: Floats) -> Floats:
     return error_R
 
 
-def harrell_c(w_RP: Floats, event_P: Flags, time_P: Floats, risk_P: Floats) -> Floats:
-    """Concordances [R], see `measures_survival.harrell_c`."""
-    ones_P = event_P.astype(np.float64)
-    return divide(*pairs_in_order(w_RP, event_P, time_P, risk_P, ones_P))
-
-
-def uno_c(
-    w_RP: Floats,
-    event_P: Flags,
-    time_P: Floats,
-    risk_P: Floats,
-    *,
-    train_event: Flags,
-    train_time: Floats,
-    tau: float | None = None,
-) -> Floats:
-    """Concordances [R], see `measures_survival.uno_c`; the censoring weights are fixed."""
-    from sksurv.nonparametric import CensoringDistributionEstimator
-    from sksurv.util import Surv
-
-    counts_P = np.ones(len(time_P), dtype=bool) if tau is None else time_P < tau
-    censoring = CensoringDistributionEstimator().fit(Surv.from_arrays(train_event, train_time))
-    inverse_P = np.zeros(len(time_P))
-    test: Any = Surv.from_arrays(event_P, time_P)
-    inverse_P[counts_P] = censoring.predict_ipcw(test[counts_P])
-    return divide(*pairs_in_order(w_RP, event_P, time_P, risk_P, inverse_P**2))
-
-
 def confusion(w_RP: Floats, label_P: Labels, score: Floats, threshold: float) -> Floats:
     """Tables [R, C, C] of label by prediction."""
     classes = score.shape[1] if score.ndim > 1 else 2
@@ -142,10 +130,20 @@ def _over_classes(w_RP: Floats, label_P: Labels, score: Floats, how: Any) -> Flo
 
 
 def _area(w_RP: Floats, is_one_P: Flags, score_P: Floats) -> Floats:
+    return divide(*_pairs(w_RP, is_one_P, score_P))
+
+
+def _area_folds(group_P: Labels, w_RP: Floats, is_one_P: Flags, score_P: Floats) -> Floats:
+    parts = [_pairs(w_RP[:, at], is_one_P[at], score_P[at]) for at in groups(group_P)]
+    return divide(sum(right_R for right_R, _ in parts), sum(pairs_R for _, pairs_R in parts))
+
+
+def _pairs(w_RP: Floats, is_one_P: Flags, score_P: Floats) -> tuple[Floats, Floats]:
+    """Pairs [R] of either class in the right order, ties one half, and all of them."""
     one_RU, other_RU = _by_score(w_RP, is_one_P, score_P)
     below_RU = other_RU.cumsum(axis=1) - other_RU
-    pairs_R = one_RU.sum(axis=1) * other_RU.sum(axis=1)
-    return divide((one_RU * (below_RU + other_RU / 2)).sum(axis=1), pairs_R)
+    right_R: Floats = (one_RU * (below_RU + other_RU / 2)).sum(axis=1)
+    return right_R, one_RU.sum(axis=1) * other_RU.sum(axis=1)
 
 
 def _precision(w_RP: Floats, is_one_P: Flags, score_P: Floats) -> Floats:
@@ -165,34 +163,16 @@ def _by_score(w_RP: Floats, is_one_P: Flags, score_P: Floats) -> tuple[Floats, F
     return one_RU, np.add.reduceat(sorted_RP * ~is_one, starts, axis=1)
 
 
-def pairs_in_order(
-    w_RP: Floats, event_P: Flags, time_P: Floats, risk_P: Floats, weight_P: Floats
-) -> tuple[Floats, Floats]:
-    """Comparable pairs [R] in the right order, and all of them; by blocks, memory 512 x P.
-
-    Args:
-        w_RP: How often each patient was drawn.
-        event_P: True where the event was seen.
-        time_P: Times to the event or to the end of follow-up.
-        risk_P: HIGHER = WORSE.
-        weight_P: Of the pairs in which this patient's event comes first.
-    """
-    right_R, pairs_R = np.zeros(len(w_RP)), np.zeros(len(w_RP))
-    # equality of times is meant: an event comes before one censored at the same time
-    for rows in np.split(np.flatnonzero(event_P), range(_BLOCK, int(event_P.sum()), _BLOCK)):
-        time_I1, risk_I1 = time_P[rows, None], risk_P[rows, None]
-        can_IP = (time_I1 < time_P) | ((time_I1 == time_P) & ~event_P)
-        is_tied_IP = np.abs(risk_I1 - risk_P) <= _TIED
-        score_IP = np.where(is_tied_IP, 0.5, risk_P < risk_I1) * can_IP
-        w_RI = w_RP[:, rows] * weight_P[rows]
-        right_R += np.einsum("rp,rp->r", w_RI @ score_IP, w_RP)
-        pairs_R += np.einsum("rp,rp->r", w_RI @ can_IP.astype(np.float64), w_RP)
-    return right_R, pairs_R
-
-
 def divide(top: Any, bottom: Any) -> Floats:  # noqa: ANN401
     """Top / bottom, NaN where the latter is 0."""
     shape = np.broadcast_shapes(np.shape(top), np.shape(bottom))
     found: Floats = np.full(shape, np.nan)
     np.divide(top, bottom, out=found, where=np.asarray(bottom) > 0)
     return found
+
+
+def groups(group_S: Labels) -> Iterator[NDArray[np.int64]]:
+    """The rows of each group, in the order of its number."""
+    order = np.argsort(group_S, kind="stable")
+    cuts = np.flatnonzero(np.diff(group_S[order])) + 1
+    yield from np.split(order, cuts)

@@ -12,15 +12,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from downstream.intervals import interval
+from downstream.intervals import compare, comparison_table, interval
 from downstream.measures import Measure, UndefinedMetricError, classification_measures
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from numpy.typing import NDArray
 
-    from downstream.intervals import Interval
+    from downstream.intervals import Comparison, Interval
+    from downstream.resampling import Method
 
     Floats = NDArray[np.float64]
 
@@ -48,9 +49,7 @@ def metrics_of(
     Returns:
         Estimate and interval of the main measure, and `measures` by name.
     """
-    binary = scores_NTC.shape[2] == 2
-    scores = scores_NTC[:, :, 1] if binary else scores_NTC
-    known = {m.name: m for m in classification_measures("binary" if binary else "multiclass")}
+    known, scores = _asked(scores_NTC)
     found = {
         name: _assess(known[name], label_N, scores, patients, seed=seed, spread=spread)
         for name in MEASURES
@@ -58,6 +57,64 @@ def metrics_of(
     main = found[MEASURES[0]]
     keys = ("estimate", "low", "high", "level", "method", "resamples", "redrawn")
     return {"metric": MEASURES[0], **{key: main[key] for key in keys}, "measures": found}
+
+
+def compare_probes(
+    label_N: NDArray[np.int64],
+    scores: Mapping[str, Floats],
+    patients: Sequence[str],
+    *,
+    reference: str,
+    margin: float | None,
+    seed: int,
+) -> list[dict[str, Any]]:
+    """Every arm against the reference by the main measure, on the same tiles and resamples.
+
+    Args:
+        label_N: Classes.
+        scores: Arm -> probabilities [N, T, C].
+        patients: Whose each tile is.
+        reference: Name of the arm that the others are compared with.
+        margin: How much worse still counts as not worse; None for no such test.
+        seed: Of the resamples.
+    """
+    found = {
+        name: _compared(label_N, one, scores[reference], patients, margin=margin, seed=seed)
+        for name, one in scores.items()
+        if name != reference
+    }
+    return comparison_table(found, other=reference, measure=MEASURES[0])
+
+
+def _compared(
+    label_N: NDArray[np.int64],
+    one_NTC: Floats,
+    other_NTC: Floats,
+    patients: Sequence[str],
+    *,
+    margin: float | None,
+    seed: int,
+) -> Comparison:
+    known, one = _asked(one_NTC)
+    measure, other = _mean_of_draws(known[MEASURES[0]]), _asked(other_NTC)[1]
+
+    def by(method: Method) -> Comparison:
+        return compare(
+            measure, (label_N,), one, other, seed=seed, margin=margin, patients=patients,
+            method=method,
+        )  # fmt: skip
+
+    try:
+        return by("bca")
+    except UndefinedMetricError:
+        return by("percentile")
+
+
+def _asked(scores_NTC: Floats) -> tuple[dict[str, Measure], Floats]:
+    """Measures by name, and what they take: [N, T] of class 1, or [N, T, C]."""
+    binary = scores_NTC.shape[2] == 2
+    known = {m.name: m for m in classification_measures("binary" if binary else "multiclass")}
+    return known, scores_NTC[:, :, 1] if binary else scores_NTC
 
 
 def _assess(

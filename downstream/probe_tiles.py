@@ -24,10 +24,11 @@ from downstream.cohort import listing
 from downstream.fold_tables import to_table
 from downstream.probe_folds import Options, Scores, counts_of, scored, tile_splits
 from downstream.probe_labels import TileLabels, at_most, read_tile_labels
-from downstream.probe_results import metrics_of
+from downstream.probe_results import compare_probes, metrics_of
 from downstream.probes import ProbeError
 from downstream.results import find_result
-from downstream.study import check_features
+from downstream.run_page import write_run_page
+from downstream.study import StudyError, check_features
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -52,6 +53,8 @@ def run_probe(
     *,
     mpp: float,
     options: Options = _OPTIONS,
+    reference: str | None = None,
+    margin: float | None = None,
     ids: Mapping[str, str | None] | None = None,
     version: int | str | None = None,
 ) -> dict[str, Any]:
@@ -65,6 +68,8 @@ def run_probe(
             tiles, those that all of them have.
         mpp: Microns per pixel of the tiles.
         options: How.
+        reference: Arm that the others are compared with; the first if None.
+        margin: How much worse than it still counts as not worse; None for no such test.
         ids: Which columns name slides and patients, where that is not plain.
         version: Of the lake, or a snapshot; the newest if None.
 
@@ -75,7 +80,7 @@ def run_probe(
     Raises:
         CohortError: Labels that cannot be read or do not meet the lake.
         SplitError: Too few patients for so many folds, or a class with fewer tiles than shots.
-        StudyError: No feature set, or one named twice.
+        StudyError: No feature set, one named twice, or a reference that is no arm.
         BagError: A slide lacks the features of a teacher.
         LakeError: No lake there, or none with this mpp or teacher.
     """
@@ -85,15 +90,29 @@ def run_probe(
     names, lake = check_features(list(features)), open_lake(lake_uri, version=version)
     found = read_tile_labels(lake, labels, target, mpp=mpp, ids=ids)
     found = at_most(found, options.tiles, seed=options.seed)
-    config = _config(lake, found, target, names, mpp, options)
+    arms = [arm for arm, _, _ in _arms(names, options)]
+    if reference not in (None, *arms):
+        msg = f"reference {reference!r}; the arms are {', '.join(arms)}"
+        raise StudyError(msg)
+    config = {
+        **_config(lake, found, target, names, mpp, options),
+        "reference": reference or arms[0],
+        "margin": margin,
+    }
     run = f"probe-{hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:12]}"
-    done = find_result(lake, run)
-    if done is not None:
-        return done
-    result = {**_probed(lake, found, config, run, options), "seconds": time.monotonic() - began}
-    # last: a folder with a result.json is a finished run
-    lake.write_bytes(f"runs/{run}/result.json", json.dumps(result, indent=1).encode())
+    result = find_result(lake, run)
+    if result is None:
+        result = {**_probed(lake, found, config, run, options), "seconds": time.monotonic() - began}
+        # last: a folder with a result.json is a finished run
+        lake.write_bytes(f"runs/{run}/result.json", json.dumps(result, indent=1).encode())
+    if not lake.exists(f"runs/{run}/report.html"):
+        write_run_page(lake, run)
     return result
+
+
+def _arms(names: Sequence[str], options: Options) -> list[tuple[str, str, str]]:
+    """Name, feature set and model of each arm."""
+    return [(f"{name} / {model}", name, model) for name in names for model in options.models]
 
 
 def _probed(
@@ -103,19 +122,27 @@ def _probed(
     names, classes = config["features"], len(found.classes)
     features_of, rows, lost = _features(lake, found, names, config["mpps"][0])
     splits = tile_splits(rows, options)
-    arms = {f"{name} / {model}": (name, model) for name in names for model in options.models}
+    arms = _arms(names, options)
     scores = {
         arm: scored(features_of[name], rows, splits, model, classes, options)
-        for arm, (name, model) in arms.items()
+        for arm, name, model in arms
     }
     _store(lake, run, rows, splits, scores, found.classes)
+    label_N, patients = rows["label"].to_numpy(), rows["patient_id"].to_list()
     return {
         "kind": "probe",
         "task": "binary" if classes == 2 else "multiclass",
         "target": config["columns"][0],
-        "arms": {arm: {"features": name, "model": model} for arm, (name, model) in arms.items()},
+        "arms": {arm: {"features": name, "model": model} for arm, name, model in arms},
         "metrics": _metrics(rows, scores, options),
-        "comparisons": [],
+        "comparisons": compare_probes(
+            label_N,
+            {arm: part.scores for arm, part in scores.items()},
+            patients,
+            reference=config["reference"],
+            margin=config["margin"],
+            seed=options.seed,
+        ),
         "folds": options.folds,
         "repeats": 1,
         "inner": 1,
@@ -211,16 +238,25 @@ def _store(
     scores: Mapping[str, Scores],
     classes: Sequence[str],
 ) -> None:
-    """Predictions (mean over draws) and splits."""
-    named = rows.with_columns(pl.Series("label", [classes[label] for label in rows["label"]]))
-    parts = [
-        named.with_columns(
+    """Predictions (mean over draws), in the columns of other runs, and splits."""
+    named = rows.with_columns(
+        pl.Series("label", [classes[label] for label in rows["label"]]),
+        pl.lit("test").alias("part"),
+        *(pl.lit(0, pl.Int32).alias(name) for name in ("repeat", "seed")),
+    )
+    parts = []
+    for arm, found in scores.items():
+        mean_NC = found.scores.mean(axis=1)
+        binary = mean_NC[:, 1] if mean_NC.shape[1] == 2 else None
+        columns = [
             pl.Series("arm", [arm] * rows.height, pl.String),
             pl.Series("fold", found.fold, pl.Int32),
-            pl.Series("probabilities", found.scores.mean(axis=1).tolist(), pl.List(pl.Float64)),
-        )
-        for arm, found in scores.items()
-    ]
+            pl.Series("probabilities", mean_NC.tolist(), pl.List(pl.Float64)),
+            pl.Series("score", binary if binary is not None else [None] * rows.height, pl.Float64),
+            # classes weigh the same, so that class 1 is said from one half on
+            pl.lit(None if binary is None else 0.5, pl.Float64).alias("threshold"),
+        ]
+        parts.append(named.with_columns(columns))
     for name, table in (("predictions", pl.concat(parts)), ("splits", to_table(splits))):
         content = io.BytesIO()
         table.write_parquet(content)

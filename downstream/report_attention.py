@@ -90,12 +90,15 @@ def _read(
         return pl.DataFrame(pq.read_table(file, columns=columns, filters=wanted))
 
 
-def owners(lake: Lake) -> pl.DataFrame:
-    """Slides with their size in pixels and `patient`: the patient_id, or the slide_id without."""
-    from featurestore import patient_of
+def owners(lake: Lake, files: Sequence[AttentionFile]) -> pl.DataFrame:
+    """Slides of an arm's files with their size in pixels and `patient`: whose they are in the run.
 
-    slides = lake.slides().select("slide", "slide_id", "patient_id", "width_px", "height_px")
-    return patient_of(slides.collect())
+    A run's table of labels may name other patients than the lake does.
+    """
+    of_files = [_read(lake, file.path, ["slide_id", "patient_id"]).unique() for file in files]
+    whose = pl.concat(of_files).rename({"patient_id": "patient"})
+    slides = lake.slides().select("slide_id", "width_px", "height_px").collect()
+    return slides.join(whose, on="slide_id")
 
 
 def weighs_alike(tiles: pl.DataFrame) -> bool:

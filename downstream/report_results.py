@@ -159,7 +159,7 @@ def _attention(lake: Lake, run: Run, shown: str) -> Json:
     found = cases(run, arm)
     if not found:
         return {"maps": [], "map_notes": [f"None: nobody fits the rule with {arm}."]}
-    drawn, notes = maps(lake, found[0], arm, mine, owners(lake))
+    drawn, notes = maps(lake, found[0], arm, mine, owners(lake, mine))
     return {"maps": drawn[:1], "map_notes": notes}
 
 

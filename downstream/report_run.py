@@ -46,6 +46,11 @@ class Run:
         return str(self.result["task"])
 
     @property
+    def unit(self) -> str:
+        """What a prediction is of: `patient`, or `tile` in a probe of tiles."""
+        return "tile" if self.result["kind"] == "probe" else "patient"
+
+    @property
     def arms(self) -> list[str]:
         """Names of the arms, in the order of the run."""
         return list(self.result["metrics"])
@@ -77,8 +82,9 @@ class Run:
         return self.scored.filter(pl.col("arm") == arm)
 
     def once(self, arm: str) -> pl.DataFrame:
-        """One test row a patient: of the first repetition, seed and fold that tests them."""
-        return self.rows(arm).unique("patient_id", keep="first", maintain_order=True)
+        """One test row a unit: of the first repetition, seed and fold that tests it."""
+        keys = ["slide_id", "tile_id"] if self.unit == "tile" else ["patient_id"]
+        return self.rows(arm).unique(keys, keep="first", maintain_order=True)
 
     def measure(self, arm: str, name: str) -> Json | None:
         """What is known of a measure of an arm, or None; `estimate` is not there if undefined."""

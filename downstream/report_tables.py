@@ -17,6 +17,7 @@ _MANY_REDRAWN = 0.01
 
 _NAMES = {
     "auroc": "AUROC",
+    "auroc_folds": "AUROC within folds",
     "auprc": "AUPRC",
     "f1": "F1",
     "kappa": "kappa",

@@ -38,8 +38,8 @@ class Strip:
 
     Attributes:
         title: Which group, and whether the most or the least weighed.
-        tiles: Per tile `src` (data URI or None), `alt`, `patient` and `times`, its attention as a
-            multiple of its patient's mean.
+        tiles: Per tile `src` (data URI or None), `alt`, `patient`, and `text` under the picture;
+            weighed ones have `times`, their attention as a multiple of their patient's mean.
         damage: Why tiles can't be shown, or empty.
     """
 
@@ -99,6 +99,7 @@ def _strip(lake: Lake, title: str, parts: Sequence[pl.DataFrame], *, most: bool)
             "src": jpegs.get(row["tile_id"]),
             "alt": f"tile at x {row['x']}, y {row['y']} of slide {row['slide_id']}",
             "patient": row["patient"],
+            "text": f"{row['times']:.3g} \N{MULTIPLICATION SIGN}",
             "times": row["times"],
         }
         for row in chosen.iter_rows(named=True)

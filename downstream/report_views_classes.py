@@ -45,6 +45,11 @@ def class_sections(run: Run) -> list[Section]:
     for what, curves in class_curves(run, run.arms, section).items():
         add_roc(section, run, what, curves)
         add_precision(section, run, what, curves)
+    if run.unit == "tile":
+        if run.result["config"]["shots"] is not None:
+            section.notes.append("With few shots a tile's probability is its mean over draws.")
+        # a probe weighs classes alike, however rare: its probabilities are not those of tiles
+        return [section, _decisions(run)]
     return [section, _calibration(run), _decisions(run), _abstention(run)]
 
 
@@ -158,23 +163,24 @@ def _decisions(run: Run) -> Section:
     how = (
         "positive from the threshold on that was chosen on the fold's validation patients "
         "(balanced accuracy)"
-        if run.task == "binary"
+        if run.task == "binary" and run.unit == "patient"
         else "the likeliest class"
     )
+    once = "that of the first repetition and seed, " if run.unit == "patient" else ""
     for arm in first(run.arms, MOST_PANELS, section):
         counts = confusion_counts(run, arm)
         section.add(
             partial(confusion_png, counts, run.classes, title=arm),
             f"Confusion matrix of {arm}",
-            f"{arm}: {how}; one prediction a patient, that of the first repetition and seed, "
-            f"{int(counts.sum()):,} patients. Shares are of a row.",
+            f"{arm}: {how}; one prediction a {run.unit}, {once}{int(counts.sum()):,} {run.unit}s. "
+            "Shares are of a row.",
             width=330,
         )
     return section
 
 
 def confusion_counts(run: Run, arm: str) -> NDArray[np.int64]:
-    """Patients by true (rows) and predicted class (columns) [C, C]."""
+    """Patients, or tiles, by true (rows) and predicted class (columns) [C, C]."""
     rows, classes = run.once(arm), len(run.classes)
     truth = _indices(rows["label"], run.classes)
     if run.task == "binary":

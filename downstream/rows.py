@@ -118,6 +118,7 @@ def attention_table(cell: Cell, patients: Patients, members: Sequence[Member]) -
         parts.append(
             pl.DataFrame(
                 {
+                    "patient_id": [one] * len(weights),
                     "slide_id": slides.tolist(),
                     "tile_id": bag.tile_id,
                     "x": bag.x,

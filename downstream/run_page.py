@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from downstream.report_attention import arms_with_attention, attention_files, owners
 from downstream.report_cases import cases
 from downstream.report_lake import package_versions
+from downstream.report_mistakes import mistakes
 from downstream.report_page import render
 from downstream.report_run import read_run
 from downstream.report_tables import (
@@ -66,7 +67,8 @@ def run_page(lake: Lake, run: Run) -> str:
         comparisons=comparison_rows(run),
         differences=differences(run),
         sections=sections(run),
-        attention=attention_view(lake, run),
+        attention=attention_view(lake, run) if run.unit == "patient" else None,
+        mistakes=mistakes(lake, run) if run.unit == "tile" else None,
         missing=listed(run.result["missing"]),
         surplus=listed(run.result["surplus"]),
         settings=setting_rows(run),
@@ -87,7 +89,8 @@ def attention_view(lake: Lake, run: Run) -> dict[str, Any]:
     if not arms:
         notes = notes or ["No model of this run says which tiles it weighs."]
         return {"arm": None, "others": [], "strips": [], "pictures": [], "notes": notes}
-    mine, slides = [file for file in files if file.arm == arms[0]], owners(lake)
+    mine = [file for file in files if file.arm == arms[0]]
+    slides = owners(lake, mine)
     pictures: list[Picture] = []
     for case in cases(run, arms[0]):
         drawn, told = maps(lake, case, arms[0], mine, slides)

@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from downstream.intervals import Comparison, Interval, compare, holm, interval
-from downstream.measures import UndefinedMetricError, classification_measures
+from downstream.intervals import Comparison, Interval, compare, comparison_table, interval
+from downstream.measures import UndefinedMetricError, classification_measures, measure_of
 from downstream.measures_more import multilabel_measures, regression_measures
+from downstream.measures_weighted import auroc_folds
 from downstream.study import outcomes
 
 if TYPE_CHECKING:
@@ -95,23 +96,7 @@ def compare_arms(study: Study, predictions: pl.DataFrame) -> list[dict[str, Any]
         if arm.name != study.reference
         and (compared := _compared(study, of(arm.name), reference)) is not None
     }
-    corrected = holm({name: comparison.p_value for name, comparison in found.items()})
-    return [
-        {
-            "one": name,
-            "other": study.reference,
-            "measure": MAIN[study.task],
-            "estimate": comparison.difference.estimate,
-            "low": comparison.difference.low,
-            "high": comparison.difference.high,
-            "p_value": comparison.p_value,
-            "p_holm": corrected[name],
-            "margin": comparison.margin,
-            "p_worse": comparison.p_worse,
-            "not_inferior": comparison.not_inferior,
-        }
-        for name, comparison in found.items()
-    ]
+    return comparison_table(found, other=study.reference, measure=MAIN[study.task])
 
 
 def _compared(study: Study, one: pl.DataFrame, other: pl.DataFrame) -> Comparison | None:
@@ -253,11 +238,23 @@ def _asked(study: Study, part: pl.DataFrame) -> list[Asked]:
         labels = np.array(part["labels"].to_list())
         return [(measure, (labels,), probabilities) for measure in multilabel_measures()]
     label = np.array([study.classes.index(name) for name in part["label"]], dtype=np.int64)
+    within = measure_of("auroc_folds", auroc_folds), (label, _folds(part))
     if study.task == "multiclass":
-        return [(m, (label,), probabilities) for m in classification_measures("multiclass")]
+        all_folds = classification_measures("multiclass")
+        return [*((m, (label,), probabilities) for m in all_folds), (*within, probabilities)]
     # Folds have thresholds of their own: scores are moved so that each fold's is at one half.
     moved = part["score"].to_numpy() - part["threshold"].to_numpy() + 0.5
-    return [
+    asked: list[Asked] = [
         (m, (label,), moved if m.name in _DECISIONS else part["score"].to_numpy())
         for m in classification_measures("binary")
     ]
+    return [*asked, (*within, part["score"].to_numpy())]
+
+
+def _folds(part: pl.DataFrame) -> NDArray[np.int64]:
+    """[P] the number of each row's model: rows alike in repetition, fold and seed."""
+    import polars as pl
+
+    cell = pl.struct("repeat", "fold", "seed").rank("dense").cast(pl.Int64)
+    found: NDArray[np.int64] = part.select(cell.alias("cell"))["cell"].to_numpy()
+    return found

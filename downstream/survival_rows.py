@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from downstream.measures import UndefinedMetricError
+from downstream.measures_weighted import groups
 from downstream.survival import SurvivalError
-from downstream.survival_weighted import brier_losses, groups
+from downstream.survival_weighted import brier_losses
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

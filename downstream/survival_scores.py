@@ -17,8 +17,7 @@ import numpy as np
 
 from downstream import survival_weighted as weighted
 from downstream.intervals import Comparison, Interval, compare, interval
-from downstream.measures import UndefinedMetricError
-from downstream.measures_survival import measure_of, rank_measures
+from downstream.measures import UndefinedMetricError, measure_of
 from downstream.survival import SurvivalError
 from downstream.survival_rows import FollowUp, Predictions, follow_up
 
@@ -207,8 +206,12 @@ def _bounded(how: Callable[..., Found]) -> Found:
 
 
 def _ask_harrell(rows: Predictions, _: FollowUp) -> Question:
-    measure = rank_measures(rows.numbered("repeat", "seed"))[0]
-    return Question(measure=measure, truth=(rows.event, rows.time), prediction=rows.rank)
+    truth = (rows.event, rows.time, rows.numbered("repeat", "seed"))
+    return Question(
+        measure=measure_of("harrell_c", weighted.concordance),
+        truth=(*truth, rows.event.astype(np.float64)),
+        prediction=rows.rank,
+    )
 
 
 def _ask_harrell_folds(rows: Predictions, _: FollowUp) -> Question:

@@ -4,7 +4,7 @@ Only patients of one group (a fold's test patients, or a whole repetition) are c
 other, and their pairs are added over groups: a fold of few events weighs little, and one without a
 pair nothing. With one group each measure is scikit-survival's.
 
-Shape letters: R resamples, S rows of predictions, T times, K event times.
+Shape letters: R resamples, S rows of predictions, P rows of one group, T times, K event times.
 """
 
 from __future__ import annotations
@@ -13,11 +13,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from downstream.measures_weighted import divide, pairs_in_order
+from downstream.measures_weighted import divide, groups
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from numpy.typing import NDArray
 
     Floats = NDArray[np.float64]
@@ -25,6 +23,7 @@ if TYPE_CHECKING:
     Labels = NDArray[np.int64]
 
 _TIED = 1e-8
+_BLOCK = 512
 
 
 def concordance(
@@ -42,10 +41,35 @@ def concordance(
         risk_S: HIGHER = WORSE.
     """
     parts = [
-        pairs_in_order(w_RS[:, at], event_S[at], time_S[at], risk_S[at], weight_S[at])
+        _pairs_in_order(w_RS[:, at], event_S[at], time_S[at], risk_S[at], weight_S[at])
         for at in groups(group_S)
     ]
     return divide(sum(right_R for right_R, _ in parts), sum(pairs_R for _, pairs_R in parts))
+
+
+def _pairs_in_order(
+    w_RP: Floats, event_P: Flags, time_P: Floats, risk_P: Floats, weight_P: Floats
+) -> tuple[Floats, Floats]:
+    """Comparable pairs [R] in the right order, and all of them; by blocks, memory 512 x P.
+
+    Args:
+        w_RP: How often each patient was drawn.
+        event_P: True where the event was seen.
+        time_P: Times to the event or to the end of follow-up.
+        risk_P: HIGHER = WORSE.
+        weight_P: Of the pairs in which this patient's event comes first.
+    """
+    right_R, pairs_R = np.zeros(len(w_RP)), np.zeros(len(w_RP))
+    # equality of times is meant: an event comes before one censored at the same time
+    for rows in np.split(np.flatnonzero(event_P), range(_BLOCK, int(event_P.sum()), _BLOCK)):
+        time_I1, risk_I1 = time_P[rows, None], risk_P[rows, None]
+        can_IP = (time_I1 < time_P) | ((time_I1 == time_P) & ~event_P)
+        is_tied_IP = np.abs(risk_I1 - risk_P) <= _TIED
+        score_IP = np.where(is_tied_IP, 0.5, risk_P < risk_I1) * can_IP
+        w_RI = w_RP[:, rows] * weight_P[rows]
+        right_R += np.einsum("rp,rp->r", w_RI @ score_IP, w_RP)
+        pairs_R += np.einsum("rp,rp->r", w_RI @ can_IP.astype(np.float64), w_RP)
+    return right_R, pairs_R
 
 
 def dynamic_auc(
@@ -193,10 +217,3 @@ def brier_losses(
     loss_PT += left_PT * (1 - curve_PT) ** 2 / free_T
     loss_P: Floats = np.trapezoid(loss_PT, times_T, axis=1) / (times_T[-1] - times_T[0])
     return loss_P
-
-
-def groups(group_S: Labels) -> Iterator[NDArray[np.int64]]:
-    """The rows of each group, in the order of its number."""
-    order = np.argsort(group_S, kind="stable")
-    cuts = np.flatnonzero(np.diff(group_S[order])) + 1
-    yield from np.split(order, cuts)

@@ -12,11 +12,10 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from downstream import measures_weighted as weighted
 from downstream.intervals import interval
-from downstream.measures import Measure, classification_measures
+from downstream.measures import Measure, classification_measures, measure_of
 from downstream.measures_more import multilabel_measures, regression_measures
-from downstream.measures_survival import harrell_c
+from downstream.survival_weighted import concordance
 from featurestore import Lake, tile_parts
 
 Json = dict[str, Any]
@@ -133,11 +132,12 @@ def tile_attention(lake: Lake, arm: str, fold: int, patients: int) -> pl.DataFra
         mine = slides.filter(pl.col("patient_id") == f"p{number:02d}").sort("slide_id")
         tiles = [_slide_attention(lake, *row) for row in mine.select("slide", "slide_id").rows()]
         bag = pl.concat(tiles)
-        parts.append(bag.with_columns(pl.col("attention") / pl.col("attention").sum()))
+        share = pl.col("attention") / pl.col("attention").sum()
+        parts.append(bag.with_columns(share, patient_id=pl.lit(f"p{number:02d}")))
     keyed = pl.concat(parts).with_columns(
         pl.lit(arm).alias("arm"), pl.lit(fold, pl.Int32).alias("fold")
     )
-    columns = ["slide_id", "tile_id", "x", "y", "arm", "fold", "attention"]
+    columns = ["patient_id", "slide_id", "tile_id", "x", "y", "arm", "fold", "attention"]
     return keyed.select(columns).with_columns(pl.col("attention").cast(pl.Float32))
 
 
@@ -231,9 +231,9 @@ def _asked(
         value, found = part["value"].to_numpy(), part["found"].to_numpy()
         return [(m, (value,), found) for m in regression_measures()]
     if task == "survival":
-        c = Measure(name="harrell_c", value=harrell_c, resampled=weighted.harrell_c)
-        truth = (part["event"].to_numpy(), part["time"].to_numpy())
-        return [(c, truth, part["rank"].to_numpy())]
+        event, one_group = part["event"].to_numpy(), np.zeros(len(part), dtype=np.int64)
+        truth = (event, part["time"].to_numpy(), one_group, event.astype(np.float64))
+        return [(measure_of("harrell_c", concordance), truth, part["rank"].to_numpy())]
     said = np.array(part["probabilities"].to_list())
     if task == "multilabel":
         # nobody has the third label

@@ -1,4 +1,4 @@
-"""Thresholds, temperatures and risk by coverage against scipy, brute force and their promise."""
+"""Thresholds and risk by coverage against brute force and their promise."""
 
 from dataclasses import replace
 from itertools import permutations
@@ -8,14 +8,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from scipy.special import log_softmax, softmax
-from sklearn.metrics import log_loss
+from scipy.special import softmax
 
 from downstream.abstention import (
     AbstentionError,
     Predictions,
     choose_threshold,
-    fit_temperature,
     is_answered,
     risk_coverage,
 )
@@ -26,44 +24,23 @@ Floats = NDArray[np.float64]
 
 
 def predictions(
-    patients: int, *, seed: int, heat: float = 1.0, part: Part = "validation", first: int = 0
+    patients: int, *, seed: int, part: Part = "validation", first: int = 0
 ) -> Predictions:
-    """Labels drawn from the probabilities themselves: calibrated at temperature `heat`."""
+    """Labels drawn from the probabilities themselves: calibrated."""
     rng = np.random.default_rng(seed)
-    logits = rng.normal(size=(patients, 3)) * 2
-    labels = np.array([rng.choice(3, p=p) for p in softmax(logits, axis=1)])
+    probabilities = softmax(rng.normal(size=(patients, 3)) * 2, axis=1)
+    labels = np.array([rng.choice(3, p=p) for p in probabilities])
     names = tuple(f"p{first + i}" for i in range(patients))
-    return Predictions(patients=names, logits=logits * heat, labels=labels, part=part)
-
-
-@pytest.mark.parametrize("heat", [0.25, 1.0, 3.0])
-def test_the_temperature_is_found_and_calibrates(heat: float) -> None:
-    given = predictions(5000, seed=0, heat=heat)
-    found = fit_temperature(given)
-    assert found.value == pytest.approx(heat, rel=0.06)
-    losses = [
-        log_loss(given.labels, softmax(given.logits / t, axis=1))
-        for t in (found.value * 0.98, found.value, found.value * 1.02)
-    ]
-    assert min(losses) == losses[1]
-    assert given.confidence(found.value).mean() == pytest.approx(given.is_correct.mean(), abs=0.02)
-
-
-def test_confidence_is_scipys_softmax() -> None:
-    given = predictions(50, seed=1)
-    big = replace(given, logits=given.logits + 1000)
-    np.testing.assert_allclose(big.confidence(2.0), softmax(given.logits / 2, axis=1).max(axis=1))
-    logs = replace(given, logits=log_softmax(given.logits, axis=1))
-    np.testing.assert_allclose(logs.confidence(), given.confidence())
+    return Predictions(patients=names, probabilities=probabilities, labels=labels, part=part)
 
 
 @given(seed=st.integers(0, 10**6), target=st.sampled_from([0.5, 0.7, 0.9, 0.97, 1.0]))
 @settings(max_examples=60, deadline=None)
 def test_the_threshold_keeps_most_at_the_target(seed: int, target: float) -> None:
     given = predictions(30, seed=seed)
-    rounded = replace(given, logits=np.round(given.logits))  # ties
+    rounded = replace(given, probabilities=np.round(given.probabilities, 1))  # ties
     found = choose_threshold(rounded, target=target)
-    sure, right = rounded.confidence(), rounded.is_correct
+    sure, right = rounded.confidence, rounded.is_correct
     kept = is_answered(rounded, found)
     assert found.coverage == kept.mean()
     if kept.any():
@@ -76,7 +53,7 @@ def test_the_threshold_keeps_most_at_the_target(seed: int, target: float) -> Non
 
 def test_a_target_out_of_reach_is_answered_with_silence() -> None:
     given = predictions(20, seed=0)
-    wrong = replace(given, labels=(given.logits.argmax(axis=1) + 1) % 3)
+    wrong = replace(given, labels=(given.probabilities.argmax(axis=1) + 1) % 3)
     found = choose_threshold(wrong, target=0.9)
     assert found.value == np.inf
     assert np.isnan(found.accuracy)
@@ -97,17 +74,13 @@ def test_nothing_is_chosen_on_test_predictions(part: Part) -> None:
     given = predictions(20, seed=0, part=part)
     with pytest.raises(LeakageError, match=f"a threshold from {part} predictions"):
         choose_threshold(given, target=0.9)
-    with pytest.raises(LeakageError, match=f"a temperature from {part} predictions"):
-        fit_temperature(given)
 
 
 def test_a_threshold_knows_whom_it_was_chosen_on() -> None:
-    heat = fit_temperature(predictions(20, seed=0, first=100))
-    chosen = choose_threshold(predictions(20, seed=0), target=0.5, temperature=heat)
-    for first in (19, 119):  # one of the threshold's, one of the temperature's patients
-        test = predictions(5, seed=2, part="test", first=first)
-        with pytest.raises(LeakageError, match=f"1 test patients helped .* p{first}"):
-            is_answered(test, chosen)
+    chosen = choose_threshold(predictions(20, seed=0), target=0.5)
+    test = predictions(5, seed=2, part="test", first=19)
+    with pytest.raises(LeakageError, match=r"1 test patients helped .* p19"):
+        is_answered(test, chosen)
 
 
 def by_hand(confidence: Floats, right: NDArray[np.bool_]) -> Floats:
@@ -142,7 +115,7 @@ def test_a_confidence_that_knows_nothing_has_the_same_risk_everywhere() -> None:
 
 def test_bad_predictions_are_refused() -> None:
     given = predictions(4, seed=0)
-    for change in ({"labels": np.zeros(3, int)}, {"logits": np.zeros((4, 1))}):
+    for change in ({"labels": np.zeros(3, int)}, {"probabilities": np.zeros((4, 1))}):
         with pytest.raises(AbstentionError, match="give a row a patient"):
             replace(given, **change)
     with pytest.raises(AbstentionError, match="target=0"):

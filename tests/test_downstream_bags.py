@@ -27,6 +27,7 @@ from featurestore import (
     tile_parts,
     tiles_table,
 )
+from ingest.slide_pictures import encode_jpeg
 
 MPP, PATIENTS, WIDTH = 0.5, 12, 8
 """Patient p03 has slides s03a and s03b, with 5 and 6 tiles; odd patients are positive."""
@@ -51,6 +52,9 @@ def planted(seed: int = 0) -> Features:
     return found
 
 
+JPEG = encode_jpeg(np.full((256, 256, 3), 200, np.uint8))
+
+
 def build(path: Path, features: Features) -> Lake:
     """A lake with one slide per name and one more, s00c, that has no tissue."""
     lake = create_lake(path, LakeConfig(tile_px=256, mpps=(MPP,)))
@@ -72,7 +76,7 @@ def cut(lake: Lake, row: dict[str, Any], tiles: int) -> SlideCut:
     grid = np.arange(tiles)
     with ShardWriter(lake.store, f"tiles/mpp{MPP}/{row['slide']:06d}-0.tar") as shard:
         for key in tile_ids(row["slide"], MPP, grid, grid):
-            shard.add(int(key), b"\xff\xd8", {})
+            shard.add(int(key), JPEG, {})
     columns = {
         "tile_id": tile_ids(row["slide"], MPP, grid, grid),
         "slide": np.full(tiles, row["slide"]),

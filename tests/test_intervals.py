@@ -14,7 +14,6 @@ from scipy import stats
 from downstream import resampling
 from downstream.intervals import Comparison, Interval, compare, holm, interval
 from downstream.measures import Measure, UndefinedMetricError, classification_measures
-from downstream.measures_survival import curve_measures, survival_measures
 from downstream.resampling import Method
 
 Floats = NDArray[np.float64]
@@ -215,23 +214,6 @@ def test_what_is_never_defined_gives_up() -> None:
     slow = Measure(name="never", value=never)
     with pytest.raises(UndefinedMetricError, match="on most resamples of 8 patients"):
         interval(slow, (np.zeros(8),), np.arange(8.0), seed=0, method="percentile", resamples=1000)
-
-
-def test_survival_measures_take_intervals() -> None:
-    rng = np.random.default_rng(0)
-    risk = rng.standard_normal(80)
-    time_to = rng.exponential(np.exp(-risk)) + 0.1
-    event = rng.random(80) < 0.7
-    times = np.quantile(time_to, [0.2, 0.4, 0.6])
-    train: dict[str, Any] = {"train_event": event, "train_time": time_to, "times_T": times}
-    options: dict[str, Any] = {"seed": 0, "resamples": 1000, "method": "percentile"}
-    for measure in survival_measures(**train, tau=float(np.quantile(time_to, 0.8))):
-        found = interval(measure, (event, time_to), risk, **options)
-        assert 0.5 < found.low < found.estimate < found.high <= 1, measure.name
-    (measure,) = curve_measures(**train)
-    right = np.exp(-np.outer(np.exp(risk), times))
-    found = compare(measure, (event, time_to), right, np.full((80, 3), 0.5), **options).difference
-    assert 0 < found.low < found.high < 0.25  # the true curves are better than a coin
 
 
 @pytest.mark.parametrize(

@@ -17,12 +17,18 @@ from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 
 from downstream import CohortError
 from downstream.fold_tables import from_table
+from downstream.intervals import compare
+from downstream.measures import classification_measures
 from downstream.probe_folds import Options, tile_splits
 from downstream.probe_labels import _by_place, at_most, read_tile_labels
 from downstream.probe_results import metrics_of
 from downstream.probe_tiles import run_probe
 from downstream.probes import ProbeError, fit_probe
+from downstream.report_mistakes import mistakes
+from downstream.report_run import read_run
+from downstream.report_views_classes import confusion_counts
 from downstream.splits import SplitError
+from downstream.study import StudyError
 from featurestore import Lake, open_lake
 from tests.test_downstream_bags import MPP, PATIENTS, WIDTH, Features, build, slide_names
 
@@ -251,6 +257,65 @@ def test_measures_are_scikit_learns(
             assert (measure["method"], measure["resamples"]) == ("bca", 2000)
     assert (result["patients"], result["slides"], result["tiles"]) == (12, 24, 192)
     assert sum(result["tiles_of_class"].values()) == 192
+
+
+def test_arms_are_compared_on_the_same_tiles(lake: Lake, result: dict[str, Any]) -> None:
+    rows = {row["one"]: row for row in result["comparisons"]}
+    assert set(rows) == {"good / knn", "patient / linear", "patient / knn"}
+    predictions = stored(lake, result["run"], "predictions")
+    arms = {arm: predictions.filter(pl.col("arm") == arm) for arm in result["metrics"]}
+    score = {arm: part["score"].to_numpy() for arm, part in arms.items()}
+    y = (arms["good / linear"]["label"] == "tumour").to_numpy().astype(int)
+    owner = arms["good / linear"]["patient_id"].to_list()
+    auroc = classification_measures("binary")[0]
+    for arm, row in rows.items():
+        known = compare(auroc, (y,), score[arm], score["good / linear"], seed=0, patients=owner)
+        assert row["other"] == "good / linear"
+        assert row["estimate"] == pytest.approx(known.difference.estimate)
+        assert (row["low"], row["high"]) == (known.difference.low, known.difference.high)
+        assert row["p_holm"] >= row["p_value"] == known.p_value
+    assert rows["patient / linear"]["high"] < 0
+
+
+def test_a_reference_and_a_margin(lake: Lake, table: Path) -> None:
+    options = Options(models=("knn",))
+    both = ["good", "patient"]
+    found = run_probe(
+        lake.uri, table, "tissue", both, mpp=MPP, options=options, reference="patient / knn",
+        margin=0.1,
+    )  # fmt: skip
+    (row,) = found["comparisons"]
+    assert (row["one"], row["other"], row["margin"]) == ("good / knn", "patient / knn", 0.1)
+    assert row["not_inferior"]
+    with pytest.raises(StudyError, match="the arms are good / knn, patient / knn"):
+        run_probe(lake.uri, table, "tissue", both, mpp=MPP, options=options, reference="other")
+
+
+def test_a_run_has_a_page_with_what_it_got_wrong(
+    lake: Lake, table: Path, result: dict[str, Any]
+) -> None:
+    page = lake.read_bytes(f"runs/{result['run']}/report.html").decode()
+    assert "192 labelled tiles" in page
+    assert "tumour, called something else" in page
+    assert "Attention" not in page.partition("How to read it")[0]
+    run = read_run(lake, result["run"])
+    assert int(confusion_counts(run, "good / linear").sum()) == 192
+    rows = run.rows("good / linear")
+    for strip in mistakes(lake, run):
+        name = strip.title.partition(",")[0]
+        wrong = rows.filter(
+            (pl.col("label") == name) & ((pl.col("score") >= 0.5) != (name == "tumour"))
+        )
+        surest = float((wrong["score"] - 0.5).abs().to_numpy().max())
+        assert strip.tiles[0]["text"].endswith(f"{0.5 + surest:.2f}")
+        patients = [tile["patient"] for tile in strip.tiles]
+        assert max(patients.count(one) for one in patients) <= 2
+        assert set(patients) <= set(wrong["patient_id"])
+    # taken away, it is written again without probing anew
+    path = Path(lake.uri) / "runs" / result["run"] / "report.html"
+    path.unlink()
+    run_probe(lake.uri, table, "tissue", ["good", "patient"], mpp=MPP)
+    assert path.exists()
 
 
 def test_an_interval_is_over_patients_not_tiles() -> None:

@@ -30,7 +30,7 @@ def test_tiles_are_those_that_were_weighed_most(lake: Lake) -> None:
     run = read_run(lake, write_run(lake, run="mil-tiles", patients=32))
     files = attention_files(lake, run.name)
     assert {(file.arm, file.fold) for file in files} == {(ARMS[0], fold) for fold in range(FOLDS)}
-    found = {part.title: part for part in strips(lake, run, ARMS[0], files, owners(lake))}
+    found = {part.title: part for part in strips(lake, run, ARMS[0], files, owners(lake, files))}
     assert list(found) == [
         f"{name}, {which} weighed" for name in ("no", "yes") for which in ("most", "least")
     ]
@@ -49,6 +49,24 @@ def test_tiles_are_those_that_were_weighed_most(lake: Lake) -> None:
             rgb = np.asarray(image).mean(axis=(0, 1))
         down, across = corner
         assert np.abs(rgb - (30 + 40 * across, 60, 90 + 40 * down)).max() < 4
+
+
+def test_patients_are_those_of_the_run_and_not_of_the_lake(lake: Lake) -> None:
+    """A table of labels may say whose slides these are."""
+    renamed = pl.col("patient_id").str.replace("p", "case-")
+    rows = predictions("binary", ARMS, 32, 1, 1).with_columns(renamed)
+    name = write_run(lake, run="mil-renamed", patients=32, rows=rows)
+    files = attention_files(lake, name)
+    for file in files:
+        table = pl.read_parquet(io.BytesIO(lake.read_bytes(file.path))).with_columns(renamed)
+        lake.write_bytes(file.path, parquet(table))
+    run = read_run(lake, name)
+    for part in strips(lake, run, ARMS[0], files, owners(lake, files)):
+        assert len(part.tiles) == MOST_TILES
+        assert all(tile["patient"].startswith("case-") for tile in part.tiles)
+    view = attention_view(lake, run)
+    assert view["pictures"]
+    assert not view["notes"]
 
 
 def test_who_is_shown_follows_the_rule(lake: Lake) -> None:

@@ -18,6 +18,7 @@ from sksurv.compare import compare_survival
 from sksurv.nonparametric import CensoringDistributionEstimator, SurvivalFunctionEstimator
 from sksurv.util import Surv
 
+from downstream import survival_weighted
 from downstream.measures import UndefinedMetricError
 from downstream.survival import SurvivalError, fold_ranks
 from downstream.survival_rows import Predictions, follow_up, predictions_of
@@ -195,6 +196,22 @@ def test_folds_are_added_pair_by_pair(seed: int) -> None:
     expected["harrell_c"] = float(np.mean(each))
     found = asked(rows, training)
     assert {name: value(found[name]) for name in expected} == pytest.approx(expected, abs=1e-9)
+
+
+@pytest.mark.parametrize("block", [1, 7])
+def test_pairs_by_blocks_are_all_pairs(monkeypatch: pytest.MonkeyPatch, block: int) -> None:
+    monkeypatch.setattr(survival_weighted, "_BLOCK", block)
+    rows, training = run(5)
+    found = {name: value(one) for name, one in asked(rows, training).items() if name in SCORES}
+    assert found == pytest.approx(by_scikit_survival(rows, training), abs=1e-9)
+
+
+def test_a_higher_risk_is_worse() -> None:
+    rows, training = run(4)
+    right = replace(rows, risk=-rows.time, rank=(-rows.time).argsort().argsort() / 40)
+    found = asked(replace(right, event=np.ones(40, dtype=bool)), training)
+    for name in ("harrell_c", "harrell_c_folds", "uno_c", "auc_t"):
+        assert value(found[name]) == pytest.approx(1), name
 
 
 @given(seed=SEEDS)
