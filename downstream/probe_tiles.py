@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from featurestore import Lake
 
 
-FORMAT = 1
+FORMAT = 2
 """Version of how a probe's result comes about; part of the run's name."""
 _OPTIONS = Options()
 

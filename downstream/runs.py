@@ -1,43 +1,29 @@
-"""The jobs: cross-validated classification and survival over feature sets of a lake.
-
-A finished run is read back without starting Ray; a killed one goes on with the missing cells.
-"""
+"""The jobs: cross-validated classification and survival over feature sets of a lake."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from downstream.bags import feature_identity, slides_with_tiles
-from downstream.cells import run_cell
 from downstream.cohort import keep_slides, patient_table
+from downstream.execution import execute, on_ray
 from downstream.label_tables import load_labels
 from downstream.outcomes import survival_labels
 from downstream.plans import Plan, make_splits
 from downstream.questions import check_models, check_tails, event_strata, read_target, strata_of
-from downstream.results import collect, find_result
 from downstream.settings import MIL, POOLED, PROBES, MilSettings, SurvivalSettings
 from downstream.study import Patient, Study, StudyError, arm_name, check_features
-from downstream.trials import run_trial, trials_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
     from os import PathLike
 
     from numpy.typing import NDArray
 
     from downstream.cohort import Cohort
     from featurestore import Lake
-
-
-class RunTasks(Protocol):
-    """Runs tasks somewhere and returns when all have stored what they found."""
-
-    def __call__(
-        self, run: Callable[[Any], float], tasks: Sequence[Any], *, title: str, finished: int
-    ) -> None:
-        """Run them all, in any order; so many others were finished before."""
 
 
 def run_mil(
@@ -136,7 +122,7 @@ def run_mil(
         pooled=None,
         patients=_patients(cohort, outcome),
     )
-    return execute(lake, study, cohort, _on_ray(address, num_cpus, cpus_per_cell, gpus_per_cell))
+    return execute(lake, study, cohort, on_ray(address, num_cpus, cpus_per_cell, gpus_per_cell))
 
 
 def run_survival(
@@ -236,37 +222,7 @@ def run_survival(
         pooled=pooled or SurvivalSettings(),
         patients=_patients(cohort, np.stack([times, events], axis=1)),
     )
-    return execute(lake, study, cohort, _on_ray(address, num_cpus, cpus_per_cell, gpus_per_cell))
-
-
-def execute(lake: Lake, study: Study, cohort: Cohort, run_tasks: RunTasks) -> dict[str, Any]:
-    """Finish a run: find its result, or run what is missing and put the cells together.
-
-    Args:
-        lake: The lake, open.
-        study: The run.
-        cohort: Where its patients come from; for what is missing and surplus.
-        run_tasks: Runs trials and cells, which store what they find.
-
-    Returns:
-        What `result.json` holds.
-    """
-    from downstream.run_page import write_run_page
-
-    result = find_result(lake, study.run)
-    if result is None:
-        cells = study.cells()
-        for run, tasks, title in (
-            (run_trial, trials_of(cells), "search"),
-            (run_cell, cells, study.kind),
-        ):
-            todo = [task for task in tasks if not lake.exists(task.path)]
-            if todo:
-                run_tasks(run, todo, title=title, finished=len(tasks) - len(todo))
-        result = collect(lake, study, cohort)
-    if not lake.exists(f"runs/{study.run}/report.html"):
-        write_run_page(lake, study.run)
-    return result
+    return execute(lake, study, cohort, on_ray(address, num_cpus, cpus_per_cell, gpus_per_cell))
 
 
 def _reference(reference: str | None, names: Sequence[str], models: Sequence[str]) -> str:
@@ -318,20 +274,3 @@ def _patients(cohort: Cohort, outcome_PK: NDArray[np.float64]) -> tuple[Patient,
         )
         for (patient_id, slide_ids), outcome in zip(rows, outcome_PK, strict=True)
     )
-
-
-def _on_ray(address: str | None, num_cpus: int | None, cpus: float, gpus: float) -> RunTasks:
-    """Run tasks on Ray: on a cluster, or on this machine; shares of cores and GPUs for each."""
-
-    def run_tasks(
-        run: Callable[[Any], float], tasks: Sequence[Any], *, title: str, finished: int
-    ) -> None:
-        from cluster import progress, ray_map, ray_session
-
-        session = ray_session(address=address, num_cpus=num_cpus, ray_data=False)
-        total = finished + len(tasks)
-        with session, progress(title, total=total, initial=finished, unit="cells") as bar:
-            for _ in ray_map(run, tasks, num_cpus=cpus, num_gpus=gpus):
-                bar.advance(1)
-
-    return run_tasks

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from downstream.folds import Split
     from downstream.settings import MilSettings, SurvivalSettings
 
-FORMAT = 2
+FORMAT = 3
 """Version of what a run's folder holds and of how results come about; part of the hash, raised when
 either changes."""
 

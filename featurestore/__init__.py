@@ -23,7 +23,7 @@ from featurestore.errors import (
     LakeMissingError,
 )
 from featurestore.ids import mpp_name, tile_ids, tile_parts
-from featurestore.lake import Lake, create_lake, open_lake, settings_for
+from featurestore.lake import Lake
 from featurestore.lance_columns import ColumnFile, ColumnWriter
 from featurestore.lance_commit import Committer
 from featurestore.lance_compact import Compacted, compact
@@ -31,6 +31,7 @@ from featurestore.lance_index import IndexState, build_index, index_state
 from featurestore.lance_rows import matrix
 from featurestore.lance_vacuum import Vacuumed, vacuum
 from featurestore.lance_verify import verify
+from featurestore.opening import create_lake, open_lake, settings_for
 from featurestore.pairs import Pairs
 from featurestore.phi_s import PhiS
 from featurestore.query import query, tables

@@ -31,11 +31,11 @@ from downstream import (
     run_mil,
 )
 from downstream.cells import fit_and_store
+from downstream.execution import execute
 from downstream.fold_tables import from_table
 from downstream.members import Patients, fit_member
 from downstream.questions import check_models
 from downstream.run_table import run_table
-from downstream.runs import execute
 from downstream.settings import MIL, POOLED, PROBES
 from downstream.study import Cell, Kind, Patient, Study, check_features
 from downstream.survival_models import POOLED as POOLED_SPECS

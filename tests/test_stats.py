@@ -24,7 +24,7 @@ from featurestore import (
     tile_ids,
     vacuum,
 )
-from featurestore.lake import open_lake
+from featurestore.opening import open_lake
 from featurestore.stats import Moments, merge, read_card
 from tests.conftest import ROOT
 from tests.small_lake import add_slides, add_teacher, column

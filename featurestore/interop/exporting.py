@@ -20,7 +20,8 @@ from featurestore.interop.lake_tiles import slide_rows, tile_places, tissue_of
 from featurestore.interop.model import FloatArray, Int64Array, InteropError, SlideTiles
 from featurestore.interop.outbox import Outbox
 from featurestore.interop.outgoing import SlideOut, TeacherOut
-from featurestore.lake import Lake, open_lake
+from featurestore.lake import Lake
+from featurestore.opening import open_lake
 from featurestore.schema import READY, features_table, identity_of
 
 SLIDES_AT_ONCE = 256

@@ -23,8 +23,9 @@ from featurestore.interop.formats import find_sources, problem_of, read_tiles
 from featurestore.interop.incoming import config_for, grid_of, lake_mpp, slide_row
 from featurestore.interop.lake_tiles import slide_rows, tile_places
 from featurestore.interop.model import Given, InteropError, Problem, SlideTiles, Source
-from featurestore.lake import Lake, create_lake, open_lake
+from featurestore.lake import Lake
 from featurestore.lock import writer_lease
+from featurestore.opening import create_lake, open_lake
 from featurestore.schema import READY
 from featurestore.storage import Store
 

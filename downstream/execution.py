@@ -1,0 +1,75 @@
+"""Finishing a run: what is missing of its cells is run, on Ray, and they are put together.
+
+A finished run is read back without starting Ray; a killed one goes on with the missing cells.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Protocol
+
+from downstream.cells import run_cell
+from downstream.results import collect, find_result
+from downstream.trials import run_trial, trials_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from downstream.cohort import Cohort
+    from downstream.study import Study
+    from featurestore import Lake
+
+
+class RunTasks(Protocol):
+    """Runs tasks somewhere and returns when all have stored what they found."""
+
+    def __call__(
+        self, run: Callable[[Any], float], tasks: Sequence[Any], *, title: str, finished: int
+    ) -> None:
+        """Run them all, in any order; so many others were finished before."""
+
+
+def execute(lake: Lake, study: Study, cohort: Cohort, run_tasks: RunTasks) -> dict[str, Any]:
+    """Finish a run: find its result, or run what is missing and put the cells together.
+
+    Args:
+        lake: The lake, open.
+        study: The run.
+        cohort: Where its patients come from; for what is missing and surplus.
+        run_tasks: Runs trials and cells, which store what they find.
+
+    Returns:
+        What `result.json` holds.
+    """
+    from downstream.run_page import write_run_page
+
+    result = find_result(lake, study.run)
+    if result is None:
+        cells = study.cells()
+        for run, tasks, title in (
+            (run_trial, trials_of(cells), "search"),
+            (run_cell, cells, study.kind),
+        ):
+            todo = [task for task in tasks if not lake.exists(task.path)]
+            if todo:
+                run_tasks(run, todo, title=title, finished=len(tasks) - len(todo))
+        result = collect(lake, study, cohort)
+    if not lake.exists(f"runs/{study.run}/report.html"):
+        write_run_page(lake, study.run)
+    return result
+
+
+def on_ray(address: str | None, num_cpus: int | None, cpus: float, gpus: float) -> RunTasks:
+    """Run tasks on Ray: on a cluster, or on this machine; shares of cores and GPUs for each."""
+
+    def run_tasks(
+        run: Callable[[Any], float], tasks: Sequence[Any], *, title: str, finished: int
+    ) -> None:
+        from cluster import progress, ray_map, ray_session
+
+        session = ray_session(address=address, num_cpus=num_cpus, ray_data=False)
+        total = finished + len(tasks)
+        with session, progress(title, total=total, initial=finished, unit="cells") as bar:
+            for _ in ray_map(run, tasks, num_cpus=cpus, num_gpus=gpus):
+                bar.advance(1)
+
+    return run_tasks
