@@ -11,7 +11,9 @@ from downstream.intervals import Comparison, Interval, compare, interval
 from downstream.label_tables import load_labels, read_labels
 from downstream.measures import UndefinedMetricError
 from downstream.plans import Plan
-from downstream.plots import attention_png, km_png, roc_png
+from downstream.plots_attention import attention_png
+from downstream.plots_classes import roc_png
+from downstream.plots_outcomes import km_png
 from downstream.report import write_report
 from downstream.runs import run_mil, run_survival
 from downstream.settings import MilSettings, SurvivalSettings

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import polars as pl
 
-from downstream.plots import attention_png, shares
+from downstream.plots_attention import attention_png, shares
 from downstream.report_attention import (
     arms_with_attention,
     attention_files,

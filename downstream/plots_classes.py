@@ -1,4 +1,4 @@
-"""Figures of a classifier: precision-recall, reliability, confusion, risk by coverage.
+"""Figures of a classifier: ROC, precision-recall, reliability, confusion, risk by coverage.
 
 Shape letters: S rows of predictions, P patients, C classes.
 """
@@ -9,8 +9,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from downstream.plots import named
-from downstream.plots_bands import GRID, precision_recall_band, precision_recall_points, reliability
+from downstream.plots_bands import (
+    GRID,
+    precision_recall_band,
+    precision_recall_points,
+    reliability,
+    roc_band,
+    roc_points,
+)
 from downstream.plots_base import COLOURS, new_figure, plain, shortened, to_png
 
 if TYPE_CHECKING:
@@ -19,11 +25,62 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from downstream.abstention import RiskCoverage
-    from downstream.plots import Estimates
     from downstream.plots_bands import Scores
+
+    Estimates = Mapping[str, tuple[float, float, float]]
 
 _DARK = 0.55
 _IN_BIN, _MOST_BINS = 10, 10
+
+
+def roc_png(
+    curves: Mapping[str, Scores],
+    *,
+    estimates: Estimates | None = None,
+    title: str = "",
+    n: int = 500,
+    seed: int = 0,
+) -> bytes:
+    """ROC curves with pointwise 95 % bands from a bootstrap over patients.
+
+    Args:
+        curves: Name -> scores.
+        estimates: Name -> (AUROC, low, high) for the legend, where they are known.
+        title: Above the axes.
+        n: Resamples of the bands.
+        seed: Of the bootstrap.
+
+    Returns:
+        A PNG.
+
+    Raises:
+        UndefinedMetricError: A curve of one class only.
+    """
+    figure, axes = new_figure(5.2, 5.0)
+    axes.plot([0, 1], [0, 1], color="0.7", linewidth=1, linestyle="--")
+    for number, (name, scores) in enumerate(curves.items()):
+        colour = COLOURS[number % len(COLOURS)]
+        axes.fill_between(
+            GRID, *roc_band(scores, n=n, seed=seed), color=colour, alpha=0.15, linewidth=0
+        )
+        axes.plot(*roc_points(scores), color=colour, lw=2, label=named(name, estimates))
+    axes.set(xlabel="1 - specificity", ylabel="sensitivity", title=plain(title), aspect="equal")
+    axes.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01))
+    legend_title = "AUROC (95 % interval)" if estimates else ""
+    axes.legend(title=legend_title, loc="lower right", frameon=False, fontsize=8, title_fontsize=8)
+    return to_png(figure)
+
+
+def named(name: str, estimates: Estimates | None) -> str:
+    """A legend's line: the name, and the number with its interval if it is known.
+
+    >>> named("uni2", {"uni2": (0.8, 0.7, 0.9)}), named("uni2", None)
+    ('uni2: 0.800 (0.700 to 0.900)', 'uni2')
+    """
+    if not estimates or name not in estimates:
+        return plain(shortened(name))
+    estimate, low, high = estimates[name]
+    return f"{plain(shortened(name))}: {estimate:.3f} ({low:.3f} to {high:.3f})"
 
 
 def precision_recall_png(

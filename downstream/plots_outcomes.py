@@ -1,4 +1,4 @@
-"""Figures of predicted numbers and survival curves against what was observed.
+"""Figures of numbers and of survival: what was said against what was observed, Kaplan-Meier.
 
 Shape letters: P patients, G groups.
 """
@@ -6,7 +6,7 @@ Shape letters: P patients, G groups.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -14,11 +14,13 @@ from downstream.measures import UndefinedMetricError
 from downstream.plots_base import COLOURS, new_figure, plain, shortened, to_png
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from numpy.typing import NDArray
 
     Floats = NDArray[np.float64]
 
 _LEAST_IN_GROUP, _MOST_GROUPS = 15, 5
+_RISK_TIMES = 5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,3 +132,93 @@ def survival_calibration_png(groups: Groups, *, title: str = "", at: str = "") -
     axes.set(ylabel=f"observed survival at {plain(at)}", xlim=(-0.01, 1.01), ylim=(-0.01, 1.01))
     axes.set_title(plain(shortened(title)), fontsize=10)
     return to_png(figure)
+
+
+def km_png(
+    time_P: NDArray[np.float64],
+    event_P: NDArray[np.bool_],
+    high_P: NDArray[np.bool_],
+    *,
+    title: str = "",
+    xlabel: str = "time",
+) -> bytes:
+    """Kaplan-Meier curves of two risk groups, with 95 % bands, numbers at risk and log-rank p.
+
+    Args:
+        time_P: Times to the event or to the end of follow-up.
+        event_P: True where the event was seen.
+        high_P: True for the high risk group. A group that is empty is left out, and with it p.
+        title: Above the axes.
+        xlabel: Under the axes; name the unit of time.
+
+    Returns:
+        A PNG.
+    """
+    figure, axes = new_figure(6.0, 4.8)
+    ticks = _round_times(float(time_P.max()))
+    for number, (name, group_P) in enumerate((("low risk", ~high_P), ("high risk", high_P))):
+        _km_curve(axes, time_P[group_P], event_P[group_P], name=name, colour=COLOURS[number])
+        at_risk = [int((time_P[group_P] >= tick).sum()) for tick in ticks]
+        _at_risk(axes, ticks, at_risk, name=name, row=number)
+    p = logrank_p(time_P, event_P, high_P)
+    text = "" if p is None else "log-rank p < 0.001" if p < 0.001 else f"log-rank p = {p:.3f}"
+    axes.set(xlabel=plain(xlabel), ylabel="survival", title=plain(title), ylim=(0, 1.03))
+    axes.set(xticks=ticks)
+    axes.legend(title=text, loc="best", frameon=False)
+    return to_png(figure)
+
+
+def logrank_p(
+    time_P: NDArray[np.float64], event_P: NDArray[np.bool_], high_P: NDArray[np.bool_]
+) -> float | None:
+    """P value of `sksurv.compare.compare_survival`; None with one group only or no event."""
+    from sksurv.compare import compare_survival
+    from sksurv.util import Surv
+
+    if high_P.all() or not high_P.any() or not event_P.any():
+        return None
+    return float(compare_survival(Surv.from_arrays(event_P, time_P), high_P)[1])
+
+
+def _km_curve(
+    axes: Axes, time_P: NDArray[np.float64], event_P: NDArray[np.bool_], *, name: str, colour: str
+) -> None:
+    """One group's step curve, its 95 % band (log-log) and a tick for each censored patient."""
+    from sksurv.nonparametric import kaplan_meier_estimator
+
+    if not len(time_P):
+        return
+    if event_P.any():
+        at, survival, (low, high) = kaplan_meier_estimator(event_P, time_P, conf_type="log-log")
+        axes.fill_between(
+            np.r_[0, at], np.r_[1, low], np.r_[1, high], step="post", color=colour, alpha=0.15, lw=0
+        )
+    else:
+        at, survival = np.unique(time_P), np.ones(len(np.unique(time_P)))
+    label = f"{name} (n = {len(time_P)}, events = {int(event_P.sum())})"
+    axes.step(np.r_[0, at], np.r_[1, survival], where="post", color=colour, lw=2, label=label)
+    censored = time_P[~event_P]
+    heights = survival[np.searchsorted(at, censored)]
+    axes.plot(censored, heights, linestyle="", marker="|", color=colour, markersize=7)
+
+
+def _round_times(last: float) -> NDArray[np.float64]:
+    """A handful of round times from 0 to the last one."""
+    from matplotlib.ticker import MaxNLocator
+
+    times = np.asarray(MaxNLocator(_RISK_TIMES).tick_values(0, last))
+    return times[(times >= 0) & (times <= last)]
+
+
+def _at_risk(
+    axes: Axes, ticks: NDArray[np.float64], counts: list[int], *, name: str, row: int
+) -> None:
+    """One line of the table under the axes: patients still followed at each tick."""
+    below = -0.24 - 0.07 * row
+    style: dict[str, Any] = {"color": COLOURS[row], "fontsize": 9, "clip_on": False}
+    place = axes.get_xaxis_transform()
+    for tick, count in zip(ticks, counts, strict=True):
+        axes.text(float(tick), below, str(count), transform=place, ha="center", **style)
+    axes.text(-0.06, below, name, transform=axes.transAxes, ha="right", **style)
+    if row == 0:
+        axes.text(-0.06, below + 0.07, "at risk", transform=axes.transAxes, ha="right", fontsize=9)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import polars as pl
 
-from downstream.plots import attention_png
+from downstream.plots_attention import attention_png
 from downstream.report_attention import read_tiles, weighs_alike
 from downstream.report_cases import groups
 from downstream.report_views import Picture

@@ -13,13 +13,13 @@ import numpy as np
 from downstream.abstention import risk_coverage
 from downstream.intervals import interval
 from downstream.measures import UndefinedMetricError, auroc
-from downstream.plots import roc_png
 from downstream.plots_bands import Scores
 from downstream.plots_classes import (
     confusion_png,
     precision_recall_png,
     reliability_png,
     risk_coverage_png,
+    roc_png,
 )
 from downstream.report_plots import forest_png
 from downstream.report_views import MOST_CURVES, MOST_PANELS, Section, first

@@ -12,8 +12,7 @@ import numpy as np
 import polars as pl
 
 from downstream.measures import UndefinedMetricError
-from downstream.plots import km_png
-from downstream.plots_outcomes import scatter_png, survival_calibration_png, survival_groups
+from downstream.plots_outcomes import km_png, scatter_png, survival_calibration_png, survival_groups
 from downstream.report_views import MOST_PANELS, Section, first
 
 if TYPE_CHECKING:

@@ -273,7 +273,7 @@ def km_groups(rows: Predictions) -> RiskGroups:
     Args:
         rows: Test predictions.
     """
-    from downstream.plots import logrank_p
+    from downstream.plots_outcomes import logrank_p
 
     names, first, whose_S = np.unique(
         np.asarray(rows.patient), return_index=True, return_inverse=True

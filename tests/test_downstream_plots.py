@@ -13,7 +13,7 @@ from sksurv.util import Surv
 
 from downstream.abstention import risk_coverage
 from downstream.measures import UndefinedMetricError
-from downstream.plots import attention_overlay, attention_png, km_png, logrank_p, roc_png, shares
+from downstream.plots_attention import attention_overlay, attention_png, shares
 from downstream.plots_bands import (
     GRID,
     Scores,
@@ -28,8 +28,15 @@ from downstream.plots_classes import (
     precision_recall_png,
     reliability_png,
     risk_coverage_png,
+    roc_png,
 )
-from downstream.plots_outcomes import scatter_png, survival_calibration_png, survival_groups
+from downstream.plots_outcomes import (
+    km_png,
+    logrank_p,
+    scatter_png,
+    survival_calibration_png,
+    survival_groups,
+)
 
 
 def size(png: bytes) -> tuple[int, int]:
