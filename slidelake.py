@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from distill.ray_train import distill
     from distill.recipes import make_recipe
     from downstream import run_mil, run_survival, write_report
-    from downstream.probe_tiles import run_probe
-    from downstream.retrieval import run_search
+    from downstream.probes.tiles import run_probe
+    from downstream.retrieval.search import run_search
     from featurestore import (
         Lake,
         LakeConfig,
@@ -58,13 +58,13 @@ PUBLIC = {
     "query": "featurestore",
     "repair": "featurestore",
     "run_mil": "downstream",
-    "run_probe": "downstream.probe_tiles",
-    "run_search": "downstream.retrieval",
+    "run_probe": "downstream.probes.tiles",
+    "run_search": "downstream.retrieval.search",
     "run_survival": "downstream",
     "stats": "distill.fit",
     "vacuum": "featurestore",
     "verify": "featurestore",
-    "write_report": "downstream.report",
+    "write_report": "downstream.report.lake_page",
 }
 
 __all__ = [

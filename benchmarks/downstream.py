@@ -29,10 +29,10 @@ from cluster import ray_map, ray_session
 from downstream import MilSettings, nested_folds
 from downstream.bags import PatientBags
 from downstream.cells import fit_and_store, run_cell
-from downstream.mil_losses import Task
-from downstream.mil_model import MilModel
-from downstream.mil_pooling import Abmil
-from downstream.mil_predict import floats
+from downstream.mil.losses import Task
+from downstream.mil.model import MilModel
+from downstream.mil.pooling import Abmil
+from downstream.mil.predict import floats
 from downstream.study import Cell, Patient, Study
 from featurestore import Lake
 

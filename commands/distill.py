@@ -179,7 +179,7 @@ def _slide_ids(table: str | None) -> list[str] | None:
     """The slides that a table names."""
     if table is None:
         return None
-    from downstream.cohort import read_labels
+    from downstream.cohorts.cohort import read_labels
 
     found = read_labels(table)
     if "slide_id" not in found.columns:

@@ -257,8 +257,8 @@ def probe_command(
 
     Example: slidelake probe my-lake --labels tiles.csv --target tissue --features uni2 --shots 10
     """
-    from downstream.probe_folds import Options
-    from downstream.probe_tiles import run_probe
+    from downstream.probes.folds import Options
+    from downstream.probes.tiles import run_probe
 
     options = Options(folds=folds, shots=shots, draws=draws, seed=seed, tiles=tiles)
     ids = _ids(None, patient_column, slide_column)
@@ -298,7 +298,7 @@ def attention_command(
     json_: JsonOpt = False,
 ) -> None:
     """A slide's attention in a run: a picture, tiles for QuPath (GeoJSON), and a table."""
-    from downstream.attention_maps import write_attention
+    from downstream.report.attention_maps import write_attention
     from featurestore import open_lake
 
     files = [str(p) for p in write_attention(open_lake(lake), run, slide, arm=arm, folder=out)]
@@ -359,7 +359,7 @@ def search_command(
     Near is the cosine of features, 1 for the same direction. Tiles of one slide share its stain and
     scanner and are often each other's nearest: --other-patients-only looks beyond them.
     """
-    from downstream.retrieval import found_text, run_search
+    from downstream.retrieval.search import found_text, run_search
 
     found = run_search(
         lake,
@@ -395,7 +395,7 @@ def runs_command(lake: LakeArg, out: RunsOutOpt = None, json_: JsonOpt = False) 
 @app.command("report")
 def report_command(lake: LakeArg, at: AtOpt = None, json_: JsonOpt = False) -> None:
     """Write report.html and report.json of what a lake holds and what its runs found."""
-    from downstream.report import write_report
+    from downstream.report.lake_page import write_report
 
     report = write_report(lake, version=at)
     tell(report, as_json=json_, text=f"report: {lake}/report.html")

@@ -5,21 +5,21 @@ starts fast, and what is heavy is imported by the function that needs it.
 """
 
 from downstream.bags import BagError
-from downstream.cohort import Cohort, CohortError, patient_table
-from downstream.folds import Split, leave_site_out, nested_folds
-from downstream.intervals import Comparison, Interval, compare, interval
-from downstream.label_tables import load_labels, read_labels
-from downstream.measures import UndefinedMetricError
-from downstream.plans import Plan
-from downstream.plots_attention import attention_png
-from downstream.plots_classes import roc_png
-from downstream.plots_outcomes import km_png
-from downstream.report import write_report
+from downstream.cohorts.cohort import Cohort, CohortError, patient_table
+from downstream.cohorts.label_tables import load_labels, read_labels
+from downstream.measures.classes import UndefinedMetricError
+from downstream.measures.intervals import Comparison, Interval, compare, interval
+from downstream.report.lake_page import write_report
+from downstream.report.plots_attention import attention_png
+from downstream.report.plots_classes import roc_png
+from downstream.report.plots_outcomes import km_png
 from downstream.runs import run_mil, run_survival
 from downstream.settings import MilSettings, SurvivalSettings
-from downstream.splits import LeakageError, SplitError, assert_disjoint
+from downstream.splits.folds import Split, leave_site_out, nested_folds
+from downstream.splits.plans import Plan
+from downstream.splits.split import LeakageError, SplitError, assert_disjoint
 from downstream.study import StudyError
-from downstream.survival import SurvivalError
+from downstream.survival.risks import SurvivalError
 
 __all__ = [
     "BagError",

@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import polars as pl
 
-from downstream.cohort import listing
-from downstream.mil_places import families, stack_levels, under_parents
+from downstream.cohorts.cohort import listing
+from downstream.mil.places import families, stack_levels, under_parents
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import polars as pl
 
-from downstream.abstention import Predictions, choose_threshold, is_answered, risk_coverage
+from downstream.measures.abstention import Predictions, choose_threshold, is_answered, risk_coverage
 
 if TYPE_CHECKING:
-    from downstream.splits import Part
+    from downstream.splits.split import Part
     from downstream.study import Study
 
 

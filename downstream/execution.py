@@ -14,7 +14,7 @@ from downstream.trials import run_trial, trials_of
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from downstream.cohort import Cohort
+    from downstream.cohorts.cohort import Cohort
     from downstream.study import Study
     from featurestore import Lake
 
@@ -40,7 +40,7 @@ def execute(lake: Lake, study: Study, cohort: Cohort, run_tasks: RunTasks) -> di
     Returns:
         What `result.json` holds.
     """
-    from downstream.run_page import write_run_page
+    from downstream.report.run_page import write_run_page
 
     result = find_result(lake, study.run)
     if result is None:

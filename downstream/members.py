@@ -13,7 +13,7 @@ import numpy as np
 
 from downstream.bags import PatientBags, teachers_of
 from downstream.settings import POOLED, PROBES
-from downstream.splits import PARTS
+from downstream.splits.split import PARTS
 from downstream.study import outcomes
 
 if TYPE_CHECKING:
@@ -22,10 +22,10 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from downstream.bags import PatientBag
-    from downstream.folds import Split
-    from downstream.mil_objective import Objective
-    from downstream.mil_train import Examples
+    from downstream.mil.objective import Objective
+    from downstream.mil.train import Examples
     from downstream.settings import MilSettings
+    from downstream.splits.folds import Split
     from downstream.study import Cell, Patient
     from featurestore import Lake
 
@@ -97,7 +97,7 @@ class Patients:
 
     def examples(self, ids: Sequence[str], *, soft: bool = False) -> Examples:
         """Bags and targets for a MIL model; with what `soften` made of the labels if asked for."""
-        from downstream.mil_train import Examples
+        from downstream.mil.train import Examples
 
         target = self.target(ids)
         if soft and self._soft:
@@ -123,8 +123,8 @@ class Patients:
                 self._soft[one] = share * said + (1 - share) * hard[label]
 
     def pooled(self, ids: Sequence[str]) -> Floats:
-        """One vector a patient, see `survival.pool`: [P, D], one bag in memory at a time."""
-        from downstream.survival import pool
+        """One vector a patient, see `risks.pool`: [P, D], one bag in memory at a time."""
+        from downstream.survival.risks import pool
 
         for one in ids:
             if one not in self._pooled:
@@ -151,7 +151,7 @@ def fit_member(patients: Patients, split: Split) -> Member:
     """Train on one split and predict its validation and test patients."""
     model = patients.cell.arm.model
     if patients.cell.study.task == "survival":
-        from downstream.members_survival import fit_pooled_member, fit_survival_member
+        from downstream.survival.members import fit_pooled_member, fit_survival_member
 
         fit = fit_pooled_member if model in POOLED else fit_survival_member
         return fit(patients, split)
@@ -160,7 +160,7 @@ def fit_member(patients: Patients, split: Split) -> Member:
 
 def _fit_mil(patients: Patients, split: Split) -> Member:
     """A MIL model of classes, labels or a number."""
-    from downstream.mil_objective import Labels
+    from downstream.mil.objective import Labels
 
     study = patients.cell.study
     objective = Labels.fit(
@@ -199,8 +199,8 @@ def train_on(
     patients: Patients, split: Split, objective: Objective, *, with_train: bool = False
 ) -> Trained:
     """Train a MIL model and apply it; with its training patients too where a cut needs them."""
-    from downstream.mil_predict import predict
-    from downstream.mil_train import train_mil
+    from downstream.mil.predict import predict
+    from downstream.mil.train import train_mil
 
     study = patients.cell.study
     parts = {part: patients.examples(split.patients(part), soft=part == "train") for part in PARTS}
@@ -233,7 +233,7 @@ def train_on(
 
 def _fit_probe(patients: Patients, split: Split) -> Member:
     """A linear model or nearest neighbours on pooled features."""
-    from downstream.probes import fit_probe
+    from downstream.probes.fit import fit_probe
 
     study = patients.cell.study
     task = task_of(patients.cell)
@@ -260,7 +260,7 @@ def _fit_probe(patients: Patients, split: Split) -> Member:
 
 def task_of(cell: Cell) -> Any:  # noqa: ANN401 - a Task; torch is imported by workers only
     """What a MIL model predicts; two classes are a softmax over two."""
-    from downstream.mil_losses import Task
+    from downstream.mil.losses import Task
 
     study = cell.study
     if study.task == "regression":

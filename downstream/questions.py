@@ -10,7 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from downstream.outcomes import class_labels, guess_task, multilabel_labels, regression_labels
+from downstream.cohorts.outcomes import (
+    class_labels,
+    guess_task,
+    multilabel_labels,
+    regression_labels,
+)
 from downstream.study import StudyError
 
 if TYPE_CHECKING:
@@ -18,9 +23,9 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from downstream.cohort import Cohort
-    from downstream.plans import Plan
+    from downstream.cohorts.cohort import Cohort
     from downstream.settings import MilSettings
+    from downstream.splits.plans import Plan
     from downstream.study import Outcome
 
 
@@ -88,7 +93,7 @@ def strata_of(task: Outcome, outcome: NDArray[np.float64], *, folds: int) -> lis
 
     Fewer parts of a number where a quarter would not fill all folds twice.
     """
-    from downstream.folds import strata
+    from downstream.splits.folds import strata
 
     if task == "regression":
         bins = max(1, min(4, len(outcome) // (2 * folds)))

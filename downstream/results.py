@@ -14,12 +14,12 @@ import polars as pl
 
 from downstream.cells import parquet_bytes
 from downstream.coverage import coverage_at
-from downstream.fold_tables import to_table
 from downstream.scores import MAIN, compare_arms, score, study_times
-from downstream.survival import fold_ranks
+from downstream.splits.tables import to_table
+from downstream.survival.risks import fold_ranks
 
 if TYPE_CHECKING:
-    from downstream.cohort import Cohort
+    from downstream.cohorts.cohort import Cohort
     from downstream.study import Study
     from featurestore import Lake
 

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from downstream.bags import feature_identity, slides_with_tiles
-from downstream.cohort import keep_slides, patient_table
+from downstream.cohorts.cohort import keep_slides, patient_table
+from downstream.cohorts.label_tables import load_labels
+from downstream.cohorts.outcomes import survival_labels
 from downstream.execution import execute, on_ray
-from downstream.label_tables import load_labels
-from downstream.outcomes import survival_labels
-from downstream.plans import Plan, make_splits
 from downstream.questions import check_models, check_tails, event_strata, read_target, strata_of
 from downstream.settings import MIL, POOLED, PROBES, MilSettings, SurvivalSettings
+from downstream.splits.plans import Plan, make_splits
 from downstream.study import Patient, Study, StudyError, arm_name, check_features
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from downstream.cohort import Cohort
+    from downstream.cohorts.cohort import Cohort
     from featurestore import Lake
 
 

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from downstream.intervals import Comparison, Interval, compare, comparison_table, interval
-from downstream.measures import UndefinedMetricError, classification_measures, measure_of
-from downstream.measures_more import multilabel_measures, regression_measures
-from downstream.measures_weighted import auroc_folds
+from downstream.measures.classes import UndefinedMetricError, classification_measures, measure_of
+from downstream.measures.intervals import Comparison, Interval, compare, comparison_table, interval
+from downstream.measures.numbers import multilabel_measures, regression_measures
+from downstream.measures.weighted import auroc_folds
 from downstream.study import outcomes
 
 if TYPE_CHECKING:
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     import polars as pl
     from numpy.typing import NDArray
 
-    from downstream.measures import Measure
-    from downstream.resampling import Method
+    from downstream.measures.classes import Measure
+    from downstream.measures.resampling import Method
     from downstream.study import Study
 
     Asked = tuple[Measure, Sequence[NDArray[Any]], NDArray[Any]]
@@ -129,8 +129,8 @@ def _main(study: Study, part: pl.DataFrame) -> Asked:
 
 
 def _score_survival(study: Study, part: pl.DataFrame) -> list[Scored]:
-    from downstream.survival_rows import predictions_of
-    from downstream.survival_scores import score_predictions
+    from downstream.survival.rows import predictions_of
+    from downstream.survival.scores import score_predictions
 
     rows, training, times = predictions_of(part), training_of(study), study_times(study)
     found = score_predictions(rows, training, times, seed=study.seed)
@@ -152,8 +152,8 @@ def _score_survival(study: Study, part: pl.DataFrame) -> list[Scored]:
 
 
 def _compared_survival(study: Study, one: pl.DataFrame, other: pl.DataFrame) -> Comparison | None:
-    from downstream.survival_rows import predictions_of
-    from downstream.survival_scores import compare_predictions
+    from downstream.survival.rows import predictions_of
+    from downstream.survival.scores import compare_predictions
 
     try:
         return compare_predictions(
@@ -184,7 +184,7 @@ def study_times(study: Study) -> NDArray[np.float64]:
 
     They only say where curves are looked at; no model is fitted on them.
     """
-    from downstream.survival_curves import curve_times
+    from downstream.survival.curves import curve_times
 
     times_events = outcomes(study.patients)
     return curve_times(times_events[:, 0], times_events[:, 1] == 1)

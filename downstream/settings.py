@@ -61,11 +61,11 @@ class MilSettings:
         epochs: Most passes over the training patients.
         patience: Epochs without a better validation loss after which it stops.
         weighted: Whether every class counts the same, however rare.
-        experts: Two heads, one of which sees rare classes as often as common ones (`mil_experts`).
+        experts: Two heads, one of which sees rare classes as often as common ones (`mil.experts`).
         soft_labels: Share of what models that have not seen a patient say of it in that patient's
             training label, in 0..1; needs several inner splits.
         pseudo_tiles: Tiles at either end of a bag by which a tile classifier is taught
-            (`mil_pseudo`); 0 for none.
+            (`mil.pseudo`); 0 for none.
         batch_patients: Patients a step.
         joint_patients: Least patients a step of a Cox head, whose batch is its risk set.
         batch_rows: Most tiles a step, padding included.

@@ -19,15 +19,15 @@ import numpy as np
 
 from downstream.bags import teachers_of
 from downstream.settings import POOLED, PROBES
-from downstream.splits import LeakageError
+from downstream.splits.split import LeakageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from numpy.typing import NDArray
 
-    from downstream.folds import Split
     from downstream.settings import MilSettings, SurvivalSettings
+    from downstream.splits.folds import Split
 
 FORMAT = 3
 """Version of what a run's folder holds and of how results come about; part of the hash, raised when

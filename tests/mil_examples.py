@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from downstream.mil_losses import Task
-from downstream.mil_model import AGGREGATORS, MilModel, make_aggregator
+from downstream.mil.losses import Task
+from downstream.mil.model import AGGREGATORS, MilModel, make_aggregator
 
 WIDTH = 12
 TASK = Task(kind="multiclass", outputs=3)

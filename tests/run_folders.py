@@ -12,10 +12,10 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from downstream.intervals import interval
-from downstream.measures import Measure, classification_measures, measure_of
-from downstream.measures_more import multilabel_measures, regression_measures
-from downstream.survival_weighted import concordance
+from downstream.measures.classes import Measure, classification_measures, measure_of
+from downstream.measures.intervals import interval
+from downstream.measures.numbers import multilabel_measures, regression_measures
+from downstream.survival.weighted import concordance
 from featurestore import Lake, tile_parts
 
 Json = dict[str, Any]

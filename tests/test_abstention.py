@@ -10,15 +10,15 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy.special import softmax
 
-from downstream.abstention import (
+from downstream.measures.abstention import (
     AbstentionError,
     Predictions,
     choose_threshold,
     is_answered,
     risk_coverage,
 )
-from downstream.folds import Part
-from downstream.splits import LeakageError
+from downstream.splits.folds import Part
+from downstream.splits.split import LeakageError
 
 Floats = NDArray[np.float64]
 

@@ -13,8 +13,8 @@ from PIL import Image
 from typer.testing import CliRunner
 
 import slidelake
-from downstream.attention_maps import AttentionError, tile_geojson, write_attention
-from downstream.report_run import RunError
+from downstream.report.attention_maps import AttentionError, tile_geojson, write_attention
+from downstream.report.run import RunError
 from featurestore import Lake
 from ingest.masks import read_mask
 from tests.painted_lake import ACROSS, DOWN, HEIGHT_PX, SIDE_PX, WIDTH_PX, painted_lake

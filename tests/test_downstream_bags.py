@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from downstream import BagError
 from downstream.bags import PatientBags, feature_identity, read_patient, slides_with_tiles
-from downstream.mil_hierarchy import children_rows
-from downstream.mil_places import GAP
+from downstream.mil.hierarchy import children_rows
+from downstream.mil.places import GAP
 from featurestore import (
     ColumnWriter,
     GridCut,

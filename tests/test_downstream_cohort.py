@@ -8,8 +8,8 @@ import polars as pl
 import pytest
 
 from downstream import CohortError, patient_table, read_labels
-from downstream.cohort import keep_slides, load_labels
-from downstream.outcomes import (
+from downstream.cohorts.cohort import keep_slides, load_labels
+from downstream.cohorts.outcomes import (
     class_labels,
     guess_task,
     multilabel_labels,

@@ -12,14 +12,14 @@ from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score
 
 from downstream.bags import PatientBag
-from downstream.mil_bags import MilError
-from downstream.mil_losses import Task, class_weights
-from downstream.mil_model import AGGREGATORS, MilModel
-from downstream.mil_objective import Labels
-from downstream.mil_places import families, stack_levels
-from downstream.mil_predict import predict, tile_statistics
-from downstream.mil_pseudo import PseudoTiles
-from downstream.mil_train import Examples, Fit, train_mil
+from downstream.mil.bags import MilError
+from downstream.mil.losses import Task, class_weights
+from downstream.mil.model import AGGREGATORS, MilModel
+from downstream.mil.objective import Labels
+from downstream.mil.places import families, stack_levels
+from downstream.mil.predict import predict, tile_statistics
+from downstream.mil.pseudo import PseudoTiles
+from downstream.mil.train import Examples, Fit, train_mil
 from downstream.settings import MIL, MilSettings, SettingsError
 
 TILES, KEYS, WIDTH = 40, 4, 32

@@ -11,9 +11,9 @@ import numpy as np
 import polars as pl
 import pytest
 
-from downstream.report import write_report
-from downstream.report_lake import read_holding
-from downstream.report_page import example_queries
+from downstream.report.lake import read_holding
+from downstream.report.lake_page import write_report
+from downstream.report.page import example_queries
 from featurestore import Lake, LakeConfig, LakeError, create_lake, query
 from tests.painted_lake import Page, painted_lake
 from tests.run_folders import predictions, write_run

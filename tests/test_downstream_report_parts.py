@@ -6,11 +6,11 @@ from pathlib import Path
 import polars as pl
 from PIL import Image
 
-from downstream.report_lake import package_versions, read_holding
-from downstream.report_page import notice
-from downstream.report_plots import fidelity_png, forest_png
-from downstream.report_results import shown_arm
-from downstream.report_run import Run
+from downstream.report.lake import package_versions, read_holding
+from downstream.report.page import notice
+from downstream.report.plots import fidelity_png, forest_png
+from downstream.report.results import shown_arm
+from downstream.report.run import Run
 from featurestore import LakeConfig, create_lake
 
 

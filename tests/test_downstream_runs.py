@@ -32,13 +32,13 @@ from downstream import (
 )
 from downstream.cells import fit_and_store
 from downstream.execution import execute
-from downstream.fold_tables import from_table
 from downstream.members import Patients, fit_member
 from downstream.questions import check_models
 from downstream.run_table import run_table
 from downstream.settings import MIL, POOLED, PROBES
+from downstream.splits.tables import from_table
 from downstream.study import Cell, Kind, Patient, Study, check_features
-from downstream.survival_models import POOLED as POOLED_SPECS
+from downstream.survival.models import POOLED as POOLED_SPECS
 from downstream.trials import trials_of
 from featurestore import Lake, LakeError
 from tests.test_downstream_bags import MPP, PATIENTS, build, planted

@@ -11,10 +11,14 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy import stats
 
-from downstream import resampling
-from downstream.intervals import Comparison, Interval, compare, holm, interval
-from downstream.measures import Measure, UndefinedMetricError, classification_measures
-from downstream.resampling import Method
+from downstream.measures import resampling
+from downstream.measures.classes import (
+    Measure,
+    UndefinedMetricError,
+    classification_measures,
+)
+from downstream.measures.intervals import Comparison, Interval, compare, holm, interval
+from downstream.measures.resampling import Method
 
 Floats = NDArray[np.float64]
 MEASURES = {measure.name: measure for measure in classification_measures("binary")}

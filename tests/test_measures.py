@@ -11,14 +11,14 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from sklearn import metrics as sklearn_metrics
 
-from downstream import measures
-from downstream.measures import (
+from downstream.measures import classes as measures
+from downstream.measures.classes import (
     Measure,
     UndefinedMetricError,
     classification_measures,
     measure_of,
 )
-from downstream.measures_weighted import auroc_folds
+from downstream.measures.weighted import auroc_folds
 
 Floats = NDArray[np.float64]
 SEEDS = st.integers(0, 10**6)

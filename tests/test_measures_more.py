@@ -12,9 +12,9 @@ from sklearn.metrics import (
     roc_auc_score,
 )
 
-from downstream.intervals import compare, interval
-from downstream.measures import UndefinedMetricError
-from downstream.measures_more import multilabel_measures, r2, regression_measures
+from downstream.measures.classes import UndefinedMetricError
+from downstream.measures.intervals import compare, interval
+from downstream.measures.numbers import multilabel_measures, r2, regression_measures
 from tests.test_measures import SEEDS, check_weights
 
 

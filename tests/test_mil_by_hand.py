@@ -6,10 +6,10 @@ import torch
 from numpy.typing import NDArray
 from torchmil import models
 
-from downstream.mil_bags import MilError, pad_bags
-from downstream.mil_clam import Clam, TileLoss, smooth_svm
-from downstream.mil_dsmil import Dsmil
-from downstream.mil_pooling import Abmil, MaxPool, MeanPool
+from downstream.mil.bags import MilError, pad_bags
+from downstream.mil.clam import Clam, TileLoss, smooth_svm
+from downstream.mil.dsmil import Dsmil
+from downstream.mil.pooling import Abmil, MaxPool, MeanPool
 from tests.mil_examples import WIDTH, bags, doubles
 
 __all__ = ["doubles"]  # the fixture

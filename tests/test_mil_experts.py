@@ -6,10 +6,10 @@ import torch
 from sklearn.metrics import balanced_accuracy_score
 from torch import Tensor, nn
 
-from downstream.mil_bags import MilError, pad_bags
-from downstream.mil_experts import Experts
-from downstream.mil_losses import Task, balanced_order, expert_agreement
-from downstream.mil_pooling import Abmil, MeanPool
+from downstream.mil.bags import MilError, pad_bags
+from downstream.mil.experts import Experts
+from downstream.mil.losses import Task, balanced_order, expert_agreement
+from downstream.mil.pooling import Abmil, MeanPool
 from tests.mil_examples import WIDTH, doubles
 
 __all__ = ["doubles"]  # the fixture

@@ -10,8 +10,8 @@ from scipy.special import softmax
 from sklearn.metrics import log_loss
 from sklearn.utils.class_weight import compute_class_weight
 
-from downstream.mil_bags import MilError
-from downstream.mil_losses import (
+from downstream.mil.bags import MilError
+from downstream.mil.losses import (
     Task,
     balanced_order,
     class_weights,

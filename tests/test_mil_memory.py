@@ -10,11 +10,11 @@ from sklearn.metrics import roc_auc_score
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from downstream.mil_bags import pad_bags
-from downstream.mil_fusion import Fused, ShazamGate
-from downstream.mil_losses import Task
-from downstream.mil_model import MilModel, make_aggregator
-from downstream.mil_pooling import Abmil
+from downstream.mil.bags import pad_bags
+from downstream.mil.fusion import Fused, ShazamGate
+from downstream.mil.losses import Task
+from downstream.mil.model import MilModel, make_aggregator
+from downstream.mil.pooling import Abmil
 from tests.mil_examples import NAMES, WIDTH, doubles, model, places
 
 __all__ = ["doubles"]  # the fixture

@@ -5,13 +5,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from downstream import mil_hierarchy, mil_transformer
-from downstream.mil_bags import MilError
-from downstream.mil_fusion import Concat, Fused, ShazamGate
-from downstream.mil_hierarchy import CrossAttention, Hierarchical, children_rows
-from downstream.mil_pooling import Abmil
-from downstream.mil_transformer import Layer, PositionTransformer
-from downstream.mil_transmil import TransMil
+from downstream.mil import hierarchy as mil_hierarchy
+from downstream.mil import transformer as mil_transformer
+from downstream.mil.bags import MilError
+from downstream.mil.fusion import Concat, Fused, ShazamGate
+from downstream.mil.hierarchy import CrossAttention, Hierarchical, children_rows
+from downstream.mil.pooling import Abmil
+from downstream.mil.transformer import Layer, PositionTransformer
+from downstream.mil.transmil import TransMil
 from featurestore.ids import tile_ids
 from featurestore.pairs import children_of
 from tests.mil_examples import WIDTH, bags, doubles

@@ -7,11 +7,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torchmil import models
 
-from downstream.mil_bags import MilError, pad_bags
-from downstream.mil_grid import grid_conv, neighbours, raster_order
-from downstream.mil_nystrom import NystromAttention, landmark_runs, pseudo_inverse
-from downstream.mil_places import stack_slides
-from downstream.mil_transmil import Positions, TransMil
+from downstream.mil.bags import MilError, pad_bags
+from downstream.mil.grid import grid_conv, neighbours, raster_order
+from downstream.mil.nystrom import NystromAttention, landmark_runs, pseudo_inverse
+from downstream.mil.places import stack_slides
+from downstream.mil.transmil import Positions, TransMil
 from tests.mil_examples import WIDTH, bags, doubles
 
 __all__ = ["doubles"]  # the fixture

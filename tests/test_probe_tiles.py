@@ -16,18 +16,18 @@ from numpy.typing import NDArray
 from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 
 from downstream import CohortError
-from downstream.fold_tables import from_table
-from downstream.intervals import compare
-from downstream.measures import classification_measures
-from downstream.probe_folds import Options, tile_splits
-from downstream.probe_labels import _by_place, at_most, read_tile_labels
-from downstream.probe_results import metrics_of
-from downstream.probe_tiles import run_probe
-from downstream.probes import ProbeError, fit_probe
-from downstream.report_mistakes import mistakes
-from downstream.report_run import read_run
-from downstream.report_views_classes import confusion_counts
-from downstream.splits import SplitError
+from downstream.measures.classes import classification_measures
+from downstream.measures.intervals import compare
+from downstream.probes.fit import ProbeError, fit_probe
+from downstream.probes.folds import Options, tile_splits
+from downstream.probes.labels import _by_place, at_most, read_tile_labels
+from downstream.probes.results import metrics_of
+from downstream.probes.tiles import run_probe
+from downstream.report.mistakes import mistakes
+from downstream.report.run import read_run
+from downstream.report.views_classes import confusion_counts
+from downstream.splits.split import SplitError
+from downstream.splits.tables import from_table
 from downstream.study import StudyError
 from featurestore import Lake, open_lake
 from tests.test_downstream_bags import MPP, PATIENTS, WIDTH, Features, build, slide_names

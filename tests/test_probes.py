@@ -14,9 +14,9 @@ from sklearn.neighbors import KNeighborsClassifier, KNeighborsRegressor
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from downstream.outcomes import TaskKind
-from downstream.probe_heads import INVERSE, NEIGHBOURS, STRENGTHS
-from downstream.probes import PROBES, Probe, ProbeError, fit_probe
+from downstream.cohorts.outcomes import TaskKind
+from downstream.probes.fit import PROBES, Probe, ProbeError, fit_probe
+from downstream.probes.heads import INVERSE, NEIGHBOURS, STRENGTHS
 
 Floats = NDArray[np.float64]
 Part = tuple[Floats, NDArray[Any]]
@@ -226,5 +226,7 @@ def test_what_cannot_be_fitted_is_refused(changes: dict[str, Any], message: str)
 
 
 def test_probes_need_no_torch() -> None:
-    code = "import sys, downstream.probes; sys.exit(bool({'torch', 'sklearn'} & set(sys.modules)))"
+    code = (
+        "import sys, downstream.probes.fit; sys.exit(bool({'torch', 'sklearn'} & set(sys.modules)))"
+    )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)

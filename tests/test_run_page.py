@@ -11,13 +11,13 @@ import pytest
 from PIL import Image
 from sklearn.metrics import confusion_matrix, roc_auc_score
 
-from downstream.report_run import RunError, read_run
-from downstream.report_tables import arm_rows, comparison_rows, listed, measure_heads
-from downstream.report_tiles import MOST_TILES
-from downstream.report_views import sections
-from downstream.report_views_classes import confusion_counts, label_estimates
-from downstream.report_views_outcomes import horizon_of
-from downstream.run_page import write_run_page
+from downstream.report.run import RunError, read_run
+from downstream.report.run_page import write_run_page
+from downstream.report.tables import arm_rows, comparison_rows, listed, measure_heads
+from downstream.report.tiles import MOST_TILES
+from downstream.report.views import sections
+from downstream.report.views_classes import confusion_counts, label_estimates
+from downstream.report.views_outcomes import horizon_of
 from featurestore import Lake
 from tests.painted_lake import Page, painted_lake
 from tests.run_folders import predictions, write_run

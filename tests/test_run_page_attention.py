@@ -10,11 +10,11 @@ import polars as pl
 import pytest
 from PIL import Image
 
-from downstream.report_attention import attention_files, owners, read_tiles
-from downstream.report_cases import cases, groups
-from downstream.report_run import read_run
-from downstream.report_tiles import MOST_OF_PATIENT, MOST_TILES, strips
-from downstream.run_page import attention_view
+from downstream.report.attention import attention_files, owners, read_tiles
+from downstream.report.cases import cases, groups
+from downstream.report.run import read_run
+from downstream.report.run_page import attention_view
+from downstream.report.tiles import MOST_OF_PATIENT, MOST_TILES, strips
 from featurestore import Lake
 from tests.painted_lake import ACROSS, DOWN, painted_lake
 from tests.run_folders import FOLDS, parquet, predictions, write_run

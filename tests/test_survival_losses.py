@@ -13,8 +13,7 @@ from sksurv.linear_model import CoxPHSurvivalAnalysis
 from sksurv.metrics import concordance_index_censored
 from sksurv.util import Surv
 
-from downstream.survival import SurvivalError
-from downstream.survival_losses import (
+from downstream.survival.losses import (
     Ties,
     TimeBins,
     cox_loss,
@@ -23,6 +22,7 @@ from downstream.survival_losses import (
     fit_bins,
     survival_curve,
 )
+from downstream.survival.risks import SurvivalError
 
 Array = NDArray[np.float64]
 TIES: tuple[Ties, ...] = ("efron", "breslow")

@@ -14,16 +14,16 @@ from sksurv.metrics import concordance_index_censored
 from sksurv.util import Surv
 
 from downstream.settings import SurvivalSettings
-from downstream.survival import SurvivalError
-from downstream.survival_curves import (
+from downstream.survival.curves import (
     at_times,
     breslow_curve,
     curve_times,
     fit_baseline,
     hazard_curve,
 )
-from downstream.survival_losses import TimeBins, survival_curve
-from downstream.survival_models import POOLED, PooledModel, fit_pooled
+from downstream.survival.losses import TimeBins, survival_curve
+from downstream.survival.models import POOLED, PooledModel, fit_pooled
+from downstream.survival.risks import SurvivalError
 
 Floats = NDArray[np.float64]
 Flags = NDArray[np.bool_]

@@ -18,11 +18,11 @@ from sksurv.compare import compare_survival
 from sksurv.nonparametric import CensoringDistributionEstimator, SurvivalFunctionEstimator
 from sksurv.util import Surv
 
-from downstream import survival_weighted
-from downstream.measures import UndefinedMetricError
-from downstream.survival import SurvivalError, fold_ranks
-from downstream.survival_rows import Predictions, follow_up, predictions_of
-from downstream.survival_scores import (
+from downstream.measures.classes import UndefinedMetricError
+from downstream.survival import weighted as survival_weighted
+from downstream.survival.risks import SurvivalError, fold_ranks
+from downstream.survival.rows import Predictions, follow_up, predictions_of
+from downstream.survival.scores import (
     SCORES,
     Question,
     compare_predictions,
@@ -30,7 +30,7 @@ from downstream.survival_scores import (
     questions,
     score_predictions,
 )
-from downstream.survival_weighted import kaplan_meier
+from downstream.survival.weighted import kaplan_meier
 from tests.conftest import ROOT
 
 if TYPE_CHECKING:

@@ -1,0 +1,1 @@
+"""Who is in a cohort: tables of labels, names of slides, outcomes."""

@@ -1,0 +1,239 @@
+"""Labels joined with a lake's slides: one row per patient, because a patient is what a fold holds.
+
+Nothing is dropped silently: labels without a slide and slides without a label are listed,
+contradictions are errors.
+"""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import polars as pl
+
+from downstream.cohorts.label_tables import Labels, load_labels, parse_labels, read_labels
+from downstream.cohorts.slide_names import match_slides, told
+from downstream.cohorts.table_files import CohortError, listing, read_label_bytes
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Sequence
+
+__all__ = [
+    "Cohort",
+    "CohortError",
+    "Labels",
+    "keep_slides",
+    "listing",
+    "load_labels",
+    "parse_labels",
+    "patient_table",
+    "read_label_bytes",
+    "read_labels",
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cohort:
+    """Labelled patients whose slides are in the lake.
+
+    Attributes:
+        patients: One row per patient, sorted by `patient_id`: `patient_id` (str), `slide_ids`
+            (sorted list of str, never empty), the label columns that were asked for (never
+            null) and those that were to be carried along (null where not known).
+        missing: Labelled ids that are not used: without a ready slide in the lake (slide ids where
+            the labels name slides, patient ids otherwise), with some but not all of several label
+            columns, and labelled slides that have no tile; sorted.
+        surplus: Ready slides of the lake that have no label, sorted slide ids.
+        notes: What was recognised, matched or left out, a sentence each.
+    """
+
+    patients: pl.DataFrame
+    missing: list[str]
+    surplus: list[str]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def slide_ids(self) -> list[str]:
+        """Every slide in use, sorted."""
+        return sorted(self.patients["slide_ids"].explode().to_list())
+
+
+def patient_table(
+    slides: pl.LazyFrame,
+    labels: pl.DataFrame | Labels,
+    columns: Sequence[str],
+    *,
+    also: Sequence[str] = (),
+) -> Cohort:
+    """Join labels with the ready slides of a lake: one row per patient.
+
+    Labels that name slides are joined by slide, others by patient. The patient comes from the
+    labels, else from the lake; it is never guessed, since a patient split over two folds leaks. A
+    row in which all columns are null is a row without a label; one with some of them is left out
+    and listed, because no loss here takes half a label.
+
+    Args:
+        slides: `slide_id`, `patient_id` (nullable) and `state` per slide, as
+            `Lake.slides()` gives them.
+        labels: What `load_labels` or `read_labels` returned.
+        columns: Label columns to keep, for example `["time", "event"]`.
+        also: Further columns to keep, such as the site; they may be null.
+
+    Raises:
+        CohortError: An unknown column, a null or contradictory id, conflicting labels within a
+            patient, or no patient left.
+    """
+    given = labels if isinstance(labels, Labels) else _plain(labels)
+    also = [column for column in also if column not in columns]
+    _require_columns(given.table, [*columns, *also])
+    by = "slide_id" if "slide_id" in given.table.columns else "patient_id"
+    rows, partial = _labelled(given.table, columns, also, by)
+    known = slides.select("slide_id", "patient_id", "state").collect()
+    notes = [*given.notes]
+    if by == "slide_id":
+        match = match_slides(rows[by], known["slide_id"])
+        rows = rows.with_columns(pl.col(by).replace(dict(match.found)))
+        notes += told(match)
+    if partial:
+        lack = f"some but not all of {', '.join(columns)} and are left out"
+        notes.append(f"{len(partial)} {by.removesuffix('_id')}s have {lack}: {listing(partial)}")
+    ready = known.filter(pl.col("state") == "ready").drop("state")
+    joined = _join(ready, rows, by)
+    refuse_unknown_patients(joined)
+    _refuse_conflicts(joined, [*columns, *also])
+    unplaced = _unplaced(given.unplaced, columns)
+    lost = set(rows[by]) - set(ready[by].drop_nulls())
+    missing = sorted(lost | set(partial) | set(unplaced))
+    surplus = sorted(set(ready["slide_id"]) - set(joined["slide_id"]))
+    if joined.is_empty():
+        _refuse_empty(missing, ready[by].drop_nulls().to_list(), by)
+    if unplaced:
+        notes.append(f"{len(unplaced)} patients are not in the slide table: {listing(unplaced)}")
+    patients = _by_patient(joined, columns, also)
+    return Cohort(patients=patients, missing=missing, surplus=surplus, notes=tuple(notes))
+
+
+def keep_slides(cohort: Cohort, usable: Collection[str]) -> Cohort:
+    """The cohort without slides that cannot be used; they join `missing`.
+
+    A patient left without a slide leaves the cohort.
+
+    Args:
+        cohort: What `patient_table` returned.
+        usable: Slide ids, those that have tiles.
+
+    Raises:
+        CohortError: No patient is left.
+    """
+    unusable = sorted(set(cohort.slide_ids) - set(usable))
+    if not unusable:
+        return cohort
+    kept = pl.col("slide_ids").list.eval(pl.element().filter(~pl.element().is_in(unusable)))
+    patients = cohort.patients.with_columns(kept).filter(pl.col("slide_ids").list.len() > 0)
+    if patients.is_empty():
+        msg = f"no labelled slide has a tile: {listing(unusable)}; look at the tissue threshold"
+        raise CohortError(msg)
+    missing = sorted([*cohort.missing, *unusable])
+    return replace(cohort, patients=patients, missing=missing)
+
+
+def _plain(table: pl.DataFrame) -> Labels:
+    return Labels(table=table, unplaced=table.head(0), notes=(), sha256="")
+
+
+def _require_columns(labels: pl.DataFrame, columns: Sequence[str]) -> None:
+    """Refuse a label column that is not there, naming those that are."""
+    allowed = [column for column in labels.columns if column not in {"slide_id", "patient_id"}]
+    for column in columns:
+        if column not in allowed:
+            close = difflib.get_close_matches(column, allowed, n=1)
+            hint = f"; did you mean {close[0]!r}?" if close else ""
+            msg = f"the labels have no column {column!r}; they have {', '.join(allowed)}{hint}"
+            raise CohortError(msg)
+
+
+def _labelled(
+    labels: pl.DataFrame, columns: Sequence[str], also: Sequence[str], by: str
+) -> tuple[pl.DataFrame, list[str]]:
+    """The rows that carry all labels, once each, and the ids of those that carry some."""
+    ids = [column for column in ("slide_id", "patient_id") if column in labels.columns]
+    # a table that went through pandas has NaN where it means null
+    floats = pl.col([c for c in (*columns, *also) if labels[c].dtype.is_float()]).fill_nan(None)
+    rows = labels.select(*ids, *columns, *also).with_columns(floats).unique(maintain_order=True)
+    labelled = rows.drop_nulls(list(columns))
+    some = rows.filter(pl.any_horizontal(pl.col(columns).is_not_null()))
+    nulls = some[by].null_count()
+    if nulls:
+        msg = f"{nulls} labelled rows have no {by}; fill it in or remove the rows"
+        raise CohortError(msg)
+    return labelled, sorted(set(some[by]) - set(labelled[by]))
+
+
+def _unplaced(rows: pl.DataFrame, columns: Sequence[str]) -> list[str]:
+    """Labelled patients whom the slide table does not name."""
+    if rows.is_empty():
+        return []
+    return sorted(set(_labelled(rows, columns, (), "patient_id")[0]["patient_id"]))
+
+
+def _by_patient(joined: pl.DataFrame, columns: Sequence[str], also: Sequence[str]) -> pl.DataFrame:
+    """One row per patient; the labels of its rows are the same."""
+    slides = pl.col("slide_id").unique().sort().alias("slide_ids")
+    firsts = [pl.col(column).first() for column in columns]
+    # of what may be null, the value that is known
+    known = [pl.col(column).drop_nulls().first() for column in also]
+    return joined.group_by("patient_id").agg(slides, *firsts, *known).sort("patient_id")
+
+
+def _join(ready: pl.DataFrame, labelled: pl.DataFrame, by: str) -> pl.DataFrame:
+    """Ready slides with a label; `patient_id` from the labels if it is there, else the lake's."""
+    joined = ready.join(labelled, on=by, how="inner", suffix="_label")
+    if "patient_id_label" in joined.columns:
+        patient = pl.coalesce("patient_id_label", "patient_id").alias("patient_id")
+        joined = joined.with_columns(patient).drop("patient_id_label")
+    return joined
+
+
+def refuse_unknown_patients(joined: pl.DataFrame) -> None:
+    """Refuse slides without a patient, and slides that the labels give to two patients."""
+    orphans = sorted(joined.filter(pl.col("patient_id").is_null())["slide_id"].unique())
+    if orphans:
+        msg = (
+            f"{len(orphans)} labelled slides have no patient, neither in the labels nor in the "
+            f"lake: {listing(orphans)}; add a patient_id column to the labels (equal to slide_id "
+            "where every slide is a patient of its own)"
+        )
+        raise CohortError(msg)
+    owners = joined.group_by("slide_id").agg(pl.col("patient_id").n_unique().alias("n"))
+    shared = sorted(owners.filter(pl.col("n") > 1)["slide_id"])
+    if shared:
+        msg = (
+            f"{len(shared)} slides belong to more than one patient: {listing(shared)}; "
+            "correct patient_id in the labels"
+        )
+        raise CohortError(msg)
+
+
+def _refuse_conflicts(joined: pl.DataFrame, columns: Sequence[str]) -> None:
+    """Refuse a patient whose rows disagree about a label."""
+    for column in columns:
+        values = joined.group_by("patient_id").agg(pl.col(column).drop_nulls().unique().sort())
+        torn = values.filter(pl.col(column).list.len() > 1).sort("patient_id")
+        if not torn.is_empty():
+            which = [f"{patient}: {found}" for patient, found in torn.iter_rows()]
+            msg = (
+                f"{len(which)} patients have conflicting values of {column!r}: {listing(which)}; "
+                "a patient has one label, correct them or choose another column"
+            )
+            raise CohortError(msg)
+
+
+def _refuse_empty(missing: list[str], known: list[str], by: str) -> None:
+    """Raise for a join without a match, showing both sides."""
+    msg = (
+        f"no labelled {by} is a ready slide's of this lake: labels have "
+        f"{listing(missing) or 'none'}; the lake has {listing(sorted(set(known))) or 'none'}; "
+        "make the ids equal"
+    )
+    raise CohortError(msg)

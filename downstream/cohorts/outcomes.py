@@ -1,0 +1,217 @@
+"""From a cohort's label columns to the arrays that models and metrics take.
+
+Shape letters: P patients, C labels.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+import polars as pl
+
+from downstream.cohorts.cohort import CohortError, listing
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+    from downstream.cohorts.cohort import Cohort
+
+TaskKind = Literal["binary", "multiclass", "multilabel", "regression"]
+MOST_CLASSES = 20
+"""More different whole numbers than this are taken for a measurement."""
+_MIN_CLASSES = 2
+_TCGA = re.compile(r"TCGA-([A-Z0-9]{2})-")
+
+
+def class_labels(patients: pl.DataFrame, target: str) -> tuple[list[str], NDArray[np.int64]]:
+    """Classes and the class index of every patient.
+
+    Classes are sorted (numbers by value, text by alphabet). With two classes the last one is the
+    positive one, so 1 over 0, true over false, "tumour" over "normal".
+
+    Args:
+        patients: One row per patient.
+        target: The label column.
+
+    Returns:
+        Class names, and int64[P] indices into them.
+
+    Raises:
+        CohortError: Fewer than two classes.
+
+    >>> class_labels(pl.DataFrame({"grade": [10, 9, 10]}), "grade")
+    (['9', '10'], array([1, 0, 1]))
+    """
+    values = patients[target]
+    classes = values.unique().sort()
+    if len(classes) < _MIN_CLASSES:
+        msg = f"{target!r} is {classes[0]!r} for every patient; classification needs two values"
+        raise CohortError(msg)
+    index = {value: number for number, value in enumerate(classes)}
+    return [str(value) for value in classes], np.array([index[v] for v in values], dtype=np.int64)
+
+
+def guess_task(values: pl.Series) -> TaskKind:
+    """The task that a column's values look like; the user can always say another.
+
+    Text and booleans are classes. Numbers are classes if all are whole and at most 20 differ;
+    with fractions, or with more, they are a regression. Nulls say nothing.
+
+    >>> [guess_task(pl.Series(v)) for v in ([0, 1], ["a", "b", "c"], [0.5, 1], list(range(21)))]
+    ['binary', 'multiclass', 'regression', 'regression']
+    """
+    known = values.drop_nulls()
+    different = known.n_unique()
+    if known.dtype.is_numeric():
+        numbers = known.cast(pl.Float64)
+        if different > MOST_CLASSES or not bool((numbers == numbers.floor()).all()):
+            return "regression"
+    return "binary" if different <= _MIN_CLASSES else "multiclass"
+
+
+def multilabel_labels(
+    patients: pl.DataFrame, columns: Sequence[str]
+) -> tuple[list[str], NDArray[np.int64]]:
+    """Labels that do not exclude each other, one column each.
+
+    Args:
+        patients: One row per patient.
+        columns: Label columns of 1/true and 0/false.
+
+    Returns:
+        The columns, and int64[P, C] of 0 and 1.
+
+    Raises:
+        CohortError: No column, one named twice, other values, or a label that all patients have, or
+            none.
+
+    >>> multilabel_labels(pl.DataFrame({"a": [1, 0], "b": [False, True]}), ["a", "b"])[1].tolist()
+    [[1, 0], [0, 1]]
+    """
+    if not columns or len(set(columns)) < len(columns):
+        msg = f"label columns {list(columns)}; name at least one, each once"
+        raise CohortError(msg)
+    for column in columns:
+        found = _numbers(patients[column]).unique().sort().to_list()
+        if not set(found) <= {0, 1}:
+            msg = f"{column!r} holds {found[:5]}; write 1 for a label that is there, 0 for none"
+            raise CohortError(msg)
+        if len(found) < _MIN_CLASSES:
+            msg = f"{column!r} is {found[0]} for all {len(patients)} patients; leave it out"
+            raise CohortError(msg)
+    labels_PC = [_numbers(patients[column]).to_numpy().astype(np.int64) for column in columns]
+    return list(columns), np.stack(labels_PC, axis=1)
+
+
+def regression_labels(patients: pl.DataFrame, column: str) -> NDArray[np.float64]:
+    """A number for every patient, float64[P].
+
+    Args:
+        patients: One row per patient.
+        column: The label column.
+
+    Raises:
+        CohortError: Values that are no numbers or not finite, or all the same.
+    """
+    if not patients[column].dtype.is_numeric():
+        msg = f"{column!r} holds for example {patients[column][0]!r}; a regression needs numbers"
+        raise CohortError(msg)
+    values = patients[column].cast(pl.Float64).to_numpy()
+    if not bool(np.isfinite(values).all()):
+        at = int(np.flatnonzero(~np.isfinite(values))[0])
+        msg = f"{column!r} is {values[at]} for patient {patients['patient_id'][at]}; "
+        msg += "correct it or leave the cell empty"
+        raise CohortError(msg)
+    if len(np.unique(values)) < _MIN_CLASSES:
+        msg = f"{column!r} is {values[0]} for all {len(values)} patients; nothing to predict"
+        raise CohortError(msg)
+    return values
+
+
+def site_of(patients: Sequence[str], cohort: Cohort, column: str) -> list[str]:
+    """Where each patient was treated or scanned, for leaving whole sites out.
+
+    Args:
+        patients: Ids.
+        cohort: With the column among those that were carried along (`also` of `patient_table`).
+        column: A label column; or `tcga` for the second part of a TCGA barcode, its tissue source
+            site.
+
+    Raises:
+        CohortError: Patients without a site, or with ids that are no barcodes.
+    """
+    if column == "tcga":
+        codes = {patient: _TCGA.match(patient) for patient in patients}
+        others = sorted(patient for patient, code in codes.items() if code is None)
+        if others:
+            msg = f"site 'tcga', but {len(others)} patients have no TCGA barcode: {listing(others)}"
+            raise CohortError(msg)
+        return [code[1] for patient in patients if (code := codes[patient])]
+    if column not in cohort.patients.columns:
+        msg = f"the cohort has no column {column!r}; it has {', '.join(cohort.patients.columns)}"
+        raise CohortError(msg)
+    known = dict(cohort.patients.select("patient_id", pl.col(column).cast(pl.String)).iter_rows())
+    lacking = sorted(patient for patient in patients if known.get(patient) is None)
+    if lacking:
+        msg = f"{len(lacking)} patients have no site in {column!r}: {listing(lacking)}; fill it in"
+        raise CohortError(msg)
+    return [str(known[patient]) for patient in patients]
+
+
+def survival_labels(
+    patients: pl.DataFrame, time: str, event: str
+) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    """Follow-up times and event flags.
+
+    Args:
+        patients: One row per patient.
+        time: Column of the time to the event or to the end of follow-up, in any one unit, at least
+            0.
+        event: Column that says whether the event was seen: 1/true, or 0/false for censored.
+
+    Returns:
+        float64[P] times and bool[P] events.
+
+    Raises:
+        CohortError: Times that are no numbers, negative or not finite; events other than 0 and 1;
+            no event at all.
+    """
+    if not patients[time].dtype.is_numeric():
+        msg = f"{time!r} holds for example {patients[time][0]!r}; a time is a number, 0 or more"
+        raise CohortError(msg)
+    times = patients[time].cast(pl.Float64).to_numpy()
+    if not bool(np.all(np.isfinite(times) & (times >= 0))):
+        bad = patients.filter(~(pl.col(time).cast(pl.Float64).is_finite() & (pl.col(time) >= 0)))
+        msg = (
+            f"{time!r} is {bad[time][0]} for patient {bad['patient_id'][0]}; "
+            "a time is finite and at least 0, correct it or take the patient out"
+        )
+        raise CohortError(msg)
+    return times, _events(patients[event])
+
+
+def _events(values: pl.Series) -> NDArray[np.bool_]:
+    """Event flags from booleans or from the numbers 0 and 1.
+
+    Raises:
+        CohortError: Anything else, or no event at all.
+    """
+    numbers = _numbers(values)
+    found = numbers.unique().sort().to_list()
+    if not set(found) <= {0, 1}:
+        msg = f"{values.name!r} holds {found[:5]}; write 1 for an event that was seen, 0 for none"
+        raise CohortError(msg)
+    if 1 not in found:
+        msg = f"{values.name!r} is 0 for all {len(values)} patients; survival needs events"
+        raise CohortError(msg)
+    events: NDArray[np.bool_] = numbers.to_numpy() == 1
+    return events
+
+
+def _numbers(values: pl.Series) -> pl.Series:
+    """Booleans as 0 and 1; anything else as it is."""
+    return values.cast(pl.Int8) if values.dtype == pl.Boolean else values

@@ -1,0 +1,1 @@
+"""Measures of predictions, their intervals, comparisons, and abstention."""

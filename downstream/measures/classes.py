@@ -1,0 +1,221 @@
+"""Measures of classification, by scikit-learn; what a measure is.
+
+Each measure has a second form for many resamples at once: weights in, one value a resample out,
+NaN where it is undefined. The two are equal on repeated patients (tested), and the second is what
+makes a bootstrap of thousands of resamples take milliseconds.
+
+Shape letters: P patients, C classes, R resamples.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from downstream.measures import weighted
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from numpy.typing import NDArray
+
+    Floats = NDArray[np.float64]
+    Labels = NDArray[np.int64]
+
+Outcome = Literal["binary", "multiclass"]
+
+
+class UndefinedMetricError(ValueError):
+    """The measure has no value on these patients: one class, or no pair to compare."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measure:
+    """How good predictions are.
+
+    Attributes:
+        name: Short, for tables.
+        value: Function of (*truth, prediction) that gives one number, or raises
+            `UndefinedMetricError`.
+        resampled: The same of (weights [R, P], *truth, prediction) -> [R], NaN where undefined;
+            None where there is only the slow way.
+        higher_is_better: Direction.
+    """
+
+    name: str
+    value: Callable[..., float]
+    resampled: Callable[..., Floats] | None = None
+    higher_is_better: bool = True
+
+
+def auroc(label_P: Labels, score: Floats) -> float:
+    """Area under the ROC curve; tied scores count one half.
+
+    Args:
+        label_P: Class indices.
+        score: [P] of class 1, or [P, C] probabilities: the unweighted mean of the C
+            one-against-rest areas.
+
+    Returns:
+        0.5 for chance, 1 for a perfect ranking.
+
+    Raises:
+        UndefinedMetricError: A class without patients.
+    """
+    from sklearn.metrics import roc_auc_score
+
+    _check_classes("AUROC", label_P, score)
+    return float(np.mean([roc_auc_score(is_c, s) for is_c, s in one_against_rest(label_P, score)]))
+
+
+def auprc(label_P: Labels, score: Floats) -> float:
+    """Average precision; of C classes the unweighted mean of one against the rest.
+
+    Chance is the share of the class, not one half.
+
+    Raises:
+        UndefinedMetricError: A class without patients.
+    """
+    from sklearn.metrics import average_precision_score as precision
+
+    _check_classes("AUPRC", label_P, score)
+    return float(np.mean([precision(is_c, s) for is_c, s in one_against_rest(label_P, score)]))
+
+
+def balanced_accuracy(label_P: Labels, score: Floats, *, threshold: float = 0.5) -> float:
+    """Mean over classes of the share of its patients that are found.
+
+    Args:
+        label_P: Class indices.
+        score: [P] of class 1, or [P, C], of which the largest is predicted.
+        threshold: Class 1 from this score on; chosen on validation patients, or 0.5.
+
+    Raises:
+        UndefinedMetricError: A class without patients.
+    """
+    from sklearn.metrics import balanced_accuracy_score
+
+    _check_classes("balanced accuracy", label_P, score)
+    return float(balanced_accuracy_score(label_P, predicted(score, threshold)))
+
+
+def f1(label_P: Labels, score: Floats, *, threshold: float = 0.5) -> float:
+    """F1 of class 1, or with [P, C] scores the unweighted mean over classes; 0 where 0 / 0."""
+    from sklearn.metrics import f1_score
+
+    labels = range(classes_of(score)) if score.ndim > 1 else [1]
+    found = predicted(score, threshold)
+    return float(f1_score(label_P, found, labels=labels, average="macro", zero_division=0))
+
+
+def kappa(
+    label_P: Labels, score: Floats, *, threshold: float = 0.5, quadratic: bool = False
+) -> float:
+    """Cohen's kappa; `quadratic` for grades, where a far miss is worse than a near one.
+
+    Raises:
+        UndefinedMetricError: Labels and predictions are all of one class.
+    """
+    from sklearn.metrics import cohen_kappa_score
+
+    found = predicted(score, threshold)
+    if len(np.unique(np.concatenate([label_P, found]))) == 1:
+        msg = f"kappa: all {len(label_P)} labels and predictions are of one class"
+        raise UndefinedMetricError(msg)
+    classes = list(range(classes_of(score)))
+    how = "quadratic" if quadratic else None
+    return float(cohen_kappa_score(label_P, found, labels=classes, weights=how))
+
+
+def brier(label_P: Labels, score: Floats) -> float:
+    """Mean squared error of probabilities: of class 1 in 0..1, of C classes summed in 0..2."""
+    from sklearn.metrics import brier_score_loss
+
+    labels = list(range(classes_of(score)))
+    return float(brier_score_loss(label_P, score, labels=labels, scale_by_half=score.ndim == 1))
+
+
+def ece(label_P: Labels, score: Floats) -> float:
+    """Expected calibration error of the predicted class: 15 bins of equal width.
+
+    Mean over patients of |share correct - mean confidence| of their bin (Guo et al. 2017);
+    confidence is the probability of the likeliest class, so a binary one is in 0.5..1.
+    """
+    ones = np.ones((1, len(label_P)))
+    return float(weighted.ece(ones, label_P, score)[0])
+
+
+def predicted(score: Floats, threshold: float = 0.5) -> Labels:
+    """Class indices: 1 from the threshold on, or the largest of [P, C] (the first of equals)."""
+    found = score.argmax(axis=1) if score.ndim > 1 else score >= threshold
+    return found.astype(np.int64)
+
+
+def classes_of(score: Floats) -> int:
+    """C of [P, C] scores; 2 of [P]."""
+    return score.shape[1] if score.ndim > 1 else 2
+
+
+def one_against_rest(label_P: Labels, score: Floats) -> list[tuple[NDArray[np.bool_], Floats]]:
+    """Whether a patient is of a class, with its score: of class 1 alone, or of each of C."""
+    if score.ndim == 1:
+        return [(label_P == 1, score)]
+    return [(label_P == c, score[:, c]) for c in range(score.shape[1])]
+
+
+def _check_classes(name: str, label_P: Labels, score: Floats) -> None:
+    present, classes = len(np.unique(label_P)), classes_of(score)
+    if present < classes:
+        msg = f"{name} needs all {classes} classes; these {len(label_P)} patients are of {present}"
+        raise UndefinedMetricError(msg)
+
+
+def classification_measures(outcome: Outcome, *, threshold: float = 0.5) -> list[Measure]:
+    """What is reported of a classifier; truth is (label,), prediction its scores.
+
+    Args:
+        outcome: `binary` ([P] scores) or `multiclass` ([P, C]).
+        threshold: Of class 1, chosen on validation patients.
+    """
+    at = {} if outcome == "multiclass" else {"threshold": threshold}
+    table: list[tuple[str, Any, Any, dict[str, Any], bool]] = [
+        ("auroc", auroc, weighted.auroc, {}, True),
+        ("auprc", auprc, weighted.auprc, {}, True),
+        ("balanced_accuracy", balanced_accuracy, weighted.balanced_accuracy, at, True),
+        ("f1", f1, weighted.f1, at, True),
+        ("kappa", kappa, weighted.kappa, at, True),
+        ("kappa_quadratic", kappa, weighted.kappa, {**at, "quadratic": True}, True),
+        ("ece", ece, weighted.ece, {}, False),
+        ("brier", brier, weighted.brier, {}, False),
+    ]
+    return [
+        Measure(
+            name=name,
+            value=partial(value, **options),
+            resampled=partial(resampled, **options),
+            higher_is_better=higher,
+        )
+        for name, value, resampled, options, higher in table
+    ]
+
+
+def measure_of(name: str, how: Callable[..., Floats], *, higher_is_better: bool = True) -> Measure:
+    """A measure from its form for many resamples; its value is that where each row counts once."""
+    value = partial(_on_all, name, how)
+    return Measure(name=name, value=value, resampled=how, higher_is_better=higher_is_better)
+
+
+def _on_all(name: str, how: Callable[..., Floats], *arrays: NDArray[Any]) -> float:
+    """A measure's value where each row counts once.
+
+    Raises:
+        UndefinedMetricError: It has none.
+    """
+    found = float(how(np.ones((1, len(arrays[-1]))), *arrays)[0])
+    if not np.isfinite(found):
+        msg = f"{name} is undefined on {len(arrays[-1])} predictions: nobody to compare on one side"
+        raise UndefinedMetricError(msg)
+    return found

@@ -1,0 +1,257 @@
+"""Intervals by resampling patients; differences of two models; several comparisons at once.
+
+An interval is over patients, not over folds, whose models share most of their training patients,
+nor over slides, several of which may be of one patient.
+
+Shape letters: P patients, S rows of predictions (one or more a patient), R resamples.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from downstream.measures.resampling import Draws, Method, draw_all
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from numpy.typing import NDArray
+
+    from downstream.measures.classes import Measure
+
+    Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Interval:
+    """A measure with its bootstrap interval.
+
+    Attributes:
+        estimate: On all patients, not the mean of the resamples.
+        low: Lower limit.
+        high: Upper limit.
+        level: Share of intervals like this one that hold the true value, about.
+        method: `bca` (bias-corrected and accelerated) or `percentile`.
+        resamples: How many count.
+        redrawn: Resamples on which the measure was undefined and that were drawn again. Many of
+            them mean a cohort too small for the interval to be taken at its word.
+    """
+
+    estimate: float
+    low: float
+    high: float
+    level: float
+    method: Method
+    resamples: int
+    redrawn: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """Model `one` against model `other` on the same patients.
+
+    Attributes:
+        difference: How much better `one` is: above 0 is better whatever the measure's direction.
+        p_value: Two-sided, of no difference; from the same bootstrap as the interval.
+        margin: What counts as not worse, if that was asked.
+        p_worse: One-sided, of being worse by the margin or more; None without a margin.
+        not_inferior: The interval lies above -margin; None without a margin. At level 0.95 this is
+            a one-sided test at 0.025.
+    """
+
+    difference: Interval
+    p_value: float
+    margin: float | None = None
+    p_worse: float | None = None
+    not_inferior: bool | None = None
+
+
+def interval(
+    measure: Measure,
+    truth: Sequence[NDArray[Any]],
+    prediction: NDArray[Any],
+    *,
+    seed: int,
+    patients: Sequence[str] | None = None,
+    resamples: int = 2000,
+    level: float = 0.95,
+    method: Method = "bca",
+) -> Interval:
+    """Bootstrap interval of a measure.
+
+    A patient is drawn with all its rows. A resample on which the measure is undefined is drawn
+    again and counted, which conditions the interval on resamples where it exists.
+
+    Args:
+        measure: What is measured.
+        truth: Arrays [S, ...], one row a prediction.
+        prediction: [S, ...].
+        seed: Same arrays and seed, same interval.
+        patients: Whose each row is; None if every row is a patient.
+        resamples: At least 1000.
+        level: In 0..1.
+        method: `bca` corrects bias and skewness (Efron 1987) and needs the measure without each
+            patient in turn; `percentile` does not.
+
+    Raises:
+        ValueError: Too few resamples, a level that is none, or rows that do not fit.
+        UndefinedMetricError: The measure is undefined on all patients, on nearly every resample, or
+            (for `bca`) without some patient.
+    """
+    draws = draw_all(measure, truth, (prediction,), seed, patients, resamples, level, method)
+    return _interval(draws, draws.values[0], level)
+
+
+def compare(
+    measure: Measure,
+    truth: Sequence[NDArray[Any]],
+    one: NDArray[Any],
+    other: NDArray[Any],
+    *,
+    seed: int,
+    margin: float | None = None,
+    patients: Sequence[str] | None = None,
+    resamples: int = 2000,
+    level: float = 0.95,
+    method: Method = "bca",
+) -> Comparison:
+    """Is `one` better than `other`, or with a margin: is it not worse by that much?
+
+    Both are measured on the same resamples, so that what makes a patient hard for both cancels.
+
+    Args:
+        measure: What is measured.
+        truth: Arrays [S, ...].
+        one: Predictions [S, ...] of a model, such as the student.
+        other: Those of the model it is compared with, such as a teacher.
+        seed: Same arrays and seed, same answer.
+        margin: Above 0, in the measure's unit, named before looking; None for no such test.
+        patients: As in `interval`.
+        resamples: As in `interval`.
+        level: As in `interval`.
+        method: As in `interval`.
+
+    Raises:
+        ValueError: As `interval`, or a margin that is not above 0.
+        UndefinedMetricError: As `interval`.
+    """
+    if margin is not None and not margin > 0:
+        msg = f"margin={margin}; give how much worse still counts as not worse, above 0"
+        raise ValueError(msg)
+    draws = draw_all(measure, truth, (one, other), seed, patients, resamples, level, method)
+    sign = 1 if measure.higher_is_better else -1
+    parts = [sign * (part[0] - part[1]) for part in (draws.values, draws.whole, draws.without)]
+    gap = Draws(values=parts[0][None], whole=parts[1][None], without=parts[2][None],
+                 redrawn=draws.redrawn, method=method)  # fmt: skip
+    found = _interval(gap, parts[0], level)
+    below = _share_below(gap, 0.0)
+    two_sided = min(1.0, 2 * min(below, 1 - below))
+    if margin is None:
+        return Comparison(difference=found, p_value=two_sided)
+    return Comparison(
+        difference=found,
+        p_value=two_sided,
+        margin=margin,
+        p_worse=_share_below(gap, -margin),
+        not_inferior=found.low > -margin,
+    )
+
+
+def holm(p_values: Mapping[str, float]) -> dict[str, float]:
+    """P values corrected for several comparisons by Holm's step-down method, in their own order.
+
+    Whatever is rejected at a level of these holds with that error for the whole family, with no
+    assumption on how the comparisons depend on each other.
+
+    >>> {k: round(p, 3) for k, p in holm({"a": 0.01, "b": 0.04, "c": 0.03}).items()}
+    {'a': 0.03, 'b': 0.06, 'c': 0.06}
+    """
+    corrected, least = {}, 0.0
+    for rank, name in enumerate(sorted(p_values, key=p_values.__getitem__)):
+        least = max(least, min(1.0, (len(p_values) - rank) * p_values[name]))
+        corrected[name] = least
+    return {name: corrected[name] for name in p_values}
+
+
+def comparison_table(
+    found: Mapping[str, Comparison], *, other: str, measure: str
+) -> list[dict[str, Any]]:
+    """Comparisons with one reference as rows of a result, p values corrected by Holm.
+
+    Args:
+        found: Arm -> its comparison with the reference.
+        other: Name of the reference.
+        measure: By what they are compared.
+    """
+    corrected = holm({name: comparison.p_value for name, comparison in found.items()})
+    return [
+        {
+            "one": name,
+            "other": other,
+            "measure": measure,
+            "estimate": comparison.difference.estimate,
+            "low": comparison.difference.low,
+            "high": comparison.difference.high,
+            "p_value": comparison.p_value,
+            "p_holm": corrected[name],
+            "margin": comparison.margin,
+            "p_worse": comparison.p_worse,
+            "not_inferior": comparison.not_inferior,
+        }
+        for name, comparison in found.items()
+    ]
+
+
+def _interval(draws: Draws, values_R: Floats, level: float) -> Interval:
+    from scipy.special import ndtr, ndtri
+
+    bias, bend = _corrections(draws)
+    tail = ndtri(np.array([(1 - level) / 2, (1 + level) / 2]))
+    at = ndtr(bias + (bias + tail) / (1 - bend * (bias + tail)))
+    # interpolating between equal values leaves noise in the last digit: 0.9999999999999999
+    low, high = np.quantile(values_R, at).round(12)
+    return Interval(
+        estimate=float(draws.whole[0]),
+        low=float(low),
+        high=float(high),
+        level=level,
+        method=draws.method,
+        resamples=len(values_R),
+        redrawn=draws.redrawn,
+    )
+
+
+def _corrections(draws: Draws) -> tuple[float, float]:
+    """BCa's bias correction and acceleration; 0 and 0 for percentiles.
+
+    Source: Efron and Tibshirani 1993, eq. 14.14 and 14.15, with ties counted one half.
+    """
+    from scipy.special import ndtri
+
+    if draws.method == "percentile":
+        return 0.0, 0.0
+    apart_P = draws.without[0].mean() - draws.without[0]
+    spread = (apart_P**2).sum() ** 1.5
+    # what is equal up to rounding has no skewness
+    bend = (apart_P**3).sum() / (6 * spread) if np.ptp(draws.without[0]) > 1e-12 else 0.0
+    return float(ndtri(_share(draws, float(draws.whole[0])))), float(bend)
+
+
+def _share_below(draws: Draws, at: float) -> float:
+    """The tail at which the interval's limit would be `at`: a one-sided p value of "at most at"."""
+    from scipy.special import ndtr, ndtri
+
+    bias, bend = _corrections(draws)
+    apart = float(ndtri(_share(draws, at))) - bias
+    return float(ndtr(apart / (1 + bend * apart) - bias))
+
+
+def _share(draws: Draws, at: float) -> float:
+    """Share of resamples below a value, ties one half, and never quite 0 or 1."""
+    values_R = draws.values[0]
+    below = (values_R < at - 1e-12).mean() / 2 + (values_R <= at + 1e-12).mean() / 2
+    least = 0.5 / len(values_R)
+    return float(np.clip(below, least, 1 - least))

@@ -1,0 +1,139 @@
+"""Measures of labels that do not exclude each other, and of numbers, by scikit-learn and scipy.
+
+Shape letters: P patients, C labels, R resamples.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from downstream.measures import weighted
+from downstream.measures.classes import Measure, UndefinedMetricError, auprc, auroc
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    Floats = NDArray[np.float64]
+    Labels = NDArray[np.int64]
+
+_FEWEST = 2
+
+
+def multilabel_auroc(label_PC: Labels, score_PC: Floats) -> float:
+    """Unweighted mean over labels of the area under the ROC curve.
+
+    Raises:
+        UndefinedMetricError: A label that all patients have, or none.
+    """
+    pairs = zip(label_PC.T, score_PC.T, strict=True)
+    return float(np.mean([auroc(label, score) for label, score in pairs]))
+
+
+def multilabel_auprc(label_PC: Labels, score_PC: Floats) -> float:
+    """Unweighted mean over labels of the average precision.
+
+    Raises:
+        UndefinedMetricError: A label that all patients have, or none.
+    """
+    pairs = zip(label_PC.T, score_PC.T, strict=True)
+    return float(np.mean([auprc(label, score) for label, score in pairs]))
+
+
+def mean_absolute_error(value_P: Floats, found_P: Floats) -> float:
+    """Mean distance, in the target's unit; lower is better."""
+    from sklearn.metrics import mean_absolute_error as error
+
+    return float(error(value_P, found_P))
+
+
+def r2(value_P: Floats, found_P: Floats) -> float:
+    """Share of variance explained: 1 is perfect, 0 the mean of these patients, below is worse.
+
+    Raises:
+        UndefinedMetricError: All values are the same.
+    """
+    from sklearn.metrics import r2_score
+
+    _check_varies("R2", value_P)
+    return float(r2_score(value_P, found_P))
+
+
+def pearson(value_P: Floats, found_P: Floats) -> float:
+    """Linear correlation.
+
+    Raises:
+        UndefinedMetricError: All values, or all predictions, are the same.
+    """
+    from scipy.stats import pearsonr
+
+    _check_varies("correlation", value_P)
+    _check_varies("correlation", found_P)
+    return float(pearsonr(value_P, found_P).statistic)
+
+
+def multilabel_measures() -> list[Measure]:
+    """What is reported of several labels; truth is (labels [P, C],), prediction scores [P, C]."""
+    return [
+        Measure(name="auroc", value=multilabel_auroc, resampled=_multilabel_auroc),
+        Measure(name="auprc", value=multilabel_auprc, resampled=_multilabel_auprc),
+    ]
+
+
+def regression_measures() -> list[Measure]:
+    """What is reported of a number; truth is (value [P],), prediction [P]."""
+    return [
+        Measure(name="r2", value=r2, resampled=_r2),
+        Measure(name="pearson", value=pearson, resampled=_pearson),
+        Measure(
+            name="mae", value=mean_absolute_error, resampled=_mean_error, higher_is_better=False
+        ),
+    ]
+
+
+def _multilabel_auroc(w_RP: Floats, label_PC: Labels, score_PC: Floats) -> Floats:
+    pairs = zip(label_PC.T, score_PC.T, strict=True)
+    mean_R: Floats = np.mean([weighted.auroc(w_RP, *pair) for pair in pairs], axis=0)
+    return mean_R
+
+
+def _multilabel_auprc(w_RP: Floats, label_PC: Labels, score_PC: Floats) -> Floats:
+    pairs = zip(label_PC.T, score_PC.T, strict=True)
+    mean_R: Floats = np.mean([weighted.auprc(w_RP, *pair) for pair in pairs], axis=0)
+    return mean_R
+
+
+def _mean_error(w_RP: Floats, value_P: Floats, found_P: Floats) -> Floats:
+    mean_R: Floats = w_RP @ np.abs(value_P - found_P) / w_RP.sum(axis=1)
+    return mean_R
+
+
+def _r2(w_RP: Floats, value_P: Floats, found_P: Floats) -> Floats:
+    spread_R, _, _ = _moments(w_RP, value_P, value_P)
+    error_R = w_RP @ (value_P - found_P) ** 2 / w_RP.sum(axis=1)
+    return 1 - weighted.divide(error_R, spread_R)
+
+
+def _pearson(w_RP: Floats, value_P: Floats, found_P: Floats) -> Floats:
+    value_R, found_R, both_R = _moments(w_RP, value_P, found_P)
+    return weighted.divide(both_R, np.sqrt(value_R * found_R))
+
+
+def _moments(w_RP: Floats, one_P: Floats, other_P: Floats) -> tuple[Floats, Floats, Floats]:
+    """Variances and covariance of each resample [R]; 0 where they are but rounding."""
+    share_RP = w_RP / w_RP.sum(axis=1, keepdims=True)
+    # about the whole sample's means first: a plain sum of squares cancels where these are large
+    one_P, other_P = one_P - one_P.mean(), other_P - other_P.mean()
+    found = []
+    for a_P, b_P in ((one_P, one_P), (other_P, other_P), (one_P, other_P)):
+        value_R = share_RP @ (a_P * b_P) - (share_RP @ a_P) * (share_RP @ b_P)
+        noise = 1e-13 * np.sqrt((a_P**2).max() * (b_P**2).max())
+        found.append(np.where(np.abs(value_R) > noise, value_R, 0.0))
+    return found[0], found[1], found[2]
+
+
+def _check_varies(name: str, value_P: Floats) -> None:
+    if len(value_P) < _FEWEST or np.ptp(value_P) == 0:
+        msg = f"{name}: {len(value_P)} patients with values that are all the same"
+        raise UndefinedMetricError(msg)

@@ -1,0 +1,1 @@
+"""Models of bags of tiles: aggregators, their losses, training and prediction."""

@@ -1,0 +1,196 @@
+"""What every MIL aggregator takes and gives: padded bags with a mask in, one vector a bag out.
+
+A padded batch gives what its bags give one by one. What stands in a masked row, NaN included,
+changes nothing: masked rows are zeroed on the way in, which costs one copy of a padded batch.
+
+Shape letters: B bags, N tiles of the longest bag, D feature width, E embedding width, C branches.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from downstream.mil.dropout import Dropout
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+
+class MilError(ValueError):
+    """Bags, labels or settings that a MIL model cannot work with."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PaddedBags:
+    """Bags of different sizes as one tensor.
+
+    Attributes:
+        x: [B, N, D] features, zero where there is no tile.
+        mask: bool [B, N], True where there is a tile.
+        coords: [B, N, K] integer places of the tiles, zero where there is no tile; None if none
+            were given.
+    """
+
+    x: Tensor
+    mask: Tensor
+    coords: Tensor | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pooled:
+    """What an aggregator makes of a batch.
+
+    Attributes:
+        embedding: [B, E], or [B, C, E] from an aggregator with a branch for each class.
+        attention: [B, N] how much each tile counts; sums to 1 over a bag, 0 in masked rows.
+        extras: What one aggregator has and others have not, by name.
+    """
+
+    embedding: Tensor
+    attention: Tensor
+    extras: dict[str, Tensor] = field(default_factory=dict)
+
+
+class Aggregator(nn.Module):
+    """A bag of tiles -> one vector. Subclasses write `pool`, and `auxiliary` if they have one.
+
+    Attributes:
+        width: Width E of the embedding.
+        branches: Embeddings a bag: 1, or the number of classes.
+        auxiliary_share: Share of `auxiliary` in the whole loss; the bag's loss has the rest.
+        coords: Columns of `coords` that `pool` needs; 0 if it looks at no coordinates.
+    """
+
+    width: int
+    branches: int = 1
+    auxiliary_share: float = 0.0
+    coords: int = 0
+
+    def forward(
+        self, x: Tensor, mask: Tensor | None = None, coords: Tensor | None = None
+    ) -> Pooled:
+        """Pool one bag x_ND, or a padded batch x_BND with mask_BN.
+
+        Args:
+            x: [N, D], or [B, N, D]; float16, as a lake gives them, is taken to float32.
+            mask: bool [N] or [B, N], True where there is a tile; None if all are.
+            coords: Integers [N, K] or [B, N, K]: (grid_y, grid_x), see `mil.places`.
+
+        Returns:
+            Always with a batch axis: a single bag is a batch of one.
+
+        Raises:
+            MilError: A bag without tiles, shapes that do not fit, or no coordinates where needed.
+        """
+        if x.ndim == 2:
+            x, mask, coords = (None if part is None else part[None] for part in (x, mask, coords))  # type: ignore[assignment]
+        self._check(x, mask, coords)
+        if x.dtype == torch.float16:
+            x = x.float()
+        if mask is None:
+            mask = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device)
+        else:
+            mask = mask.bool()
+            # `where`, not a product: 0 * NaN is NaN
+            x = torch.where(mask[..., None], x, torch.zeros((), dtype=x.dtype, device=x.device))
+        return self.pool(x, mask, coords)
+
+    def pool(self, x_BND: Tensor, mask_BN: Tensor, coords_BNK: Tensor | None) -> Pooled:
+        """Pool a batch whose masked rows are zero."""
+        raise NotImplementedError
+
+    def auxiliary(self, pooled: Pooled, target: Tensor) -> Tensor:
+        """An aggregator's own loss [B], from class indices [B] or labels [B, C]."""
+        del target
+        return pooled.embedding.new_zeros(len(pooled.embedding))
+
+    def _check(self, x: Tensor, mask: Tensor | None, coords: Tensor | None) -> None:
+        if x.ndim != 3 or (mask is not None and mask.shape != x.shape[:2]):
+            given = None if mask is None else tuple(mask.shape)
+            msg = f"x {tuple(x.shape)} with mask {given}; give [B, N, D] with [B, N], or [N, D]"
+            raise MilError(msg)
+        if not x.shape[1] or (mask is not None and not bool(mask.any(dim=1).all())):
+            msg = "a bag has no tile; take patients without tiles out before batching"
+            raise MilError(msg)
+        if self.coords and (coords is None or coords.shape != (*x.shape[:2], self.coords)):
+            given = None if coords is None else tuple(coords.shape)
+            msg = (
+                f"{type(self).__name__} got coords {given} for x {tuple(x.shape)}; it needs "
+                f"{self.coords} integers a tile, such as (grid_y, grid_x)"
+            )
+            raise MilError(msg)
+
+
+def stem(width: int, hidden: int, dropout: float) -> nn.Sequential:
+    """The layer that all embeddings here begin with: linear, ReLU, dropout (as CLAM's)."""
+    return nn.Sequential(nn.Linear(width, hidden), nn.ReLU(), Dropout(dropout))
+
+
+def masked_softmax(score: Tensor, mask: Tensor) -> Tensor:
+    """Softmax over the last axis, 0 where masked; float32 at least.
+
+    Args:
+        score: [..., N].
+        mask: bool, of a shape that broadcasts to it; True for what counts.
+    """
+    wide = score.float() if score.dtype in {torch.float16, torch.bfloat16} else score
+    return torch.softmax(wide.masked_fill(~mask, -torch.inf), dim=-1)
+
+
+def pad_bags(bags: Sequence[Tensor], coords: Sequence[Tensor] | None = None) -> PaddedBags:
+    """Bags [N_i, D] with their places [N_i, K], as one padded batch.
+
+    Raises:
+        MilError: No bag, a bag without tiles, or places that are not one a tile.
+    """
+    if not bags or min(map(len, bags)) == 0:
+        msg = f"bags of {[len(bag) for bag in bags]} tiles; give at least one, none of them empty"
+        raise MilError(msg)
+    if coords is not None and [len(c) for c in coords] != [len(bag) for bag in bags]:
+        msg = f"{[len(c) for c in coords]} places for {[len(b) for b in bags]} tiles; one a tile"
+        raise MilError(msg)
+    lengths_B = torch.tensor([len(bag) for bag in bags], device=bags[0].device)
+    places = torch.arange(int(lengths_B.max()), device=bags[0].device)
+    pad = nn.utils.rnn.pad_sequence
+    return PaddedBags(
+        x=pad(list(bags), batch_first=True),
+        mask=places < lengths_B[:, None],
+        coords=None if coords is None else pad(list(coords), batch_first=True),
+    )
+
+
+def plan_batches(
+    tiles_P: NDArray[np.int64], *, most_rows: int, seed: int
+) -> list[NDArray[np.int64]]:
+    """Which bags to pad together, so that no batch has more than so many rows, padding included.
+
+    Bags of like size go together, so that little is padding; batches come in random order.
+
+    Args:
+        tiles_P: Tiles of each bag.
+        most_rows: Most rows (bags x tiles of the longest) of a batch; a larger bag goes alone.
+        seed: Of the order of bags of one size and of the batches.
+
+    Returns:
+        Indices of the bags of each batch; every bag once.
+
+    >>> [sorted(b.tolist()) for b in plan_batches(np.array([9, 1, 2, 2]), most_rows=6, seed=0)]
+    [[0], [1, 2, 3]]
+    """
+    rng = np.random.default_rng(seed)
+    shuffled = rng.permutation(len(tiles_P))
+    order = shuffled[np.argsort(tiles_P[shuffled], kind="stable")]
+    batches: list[list[int]] = []
+    for bag in order.tolist():
+        if batches and (len(batches[-1]) + 1) * int(tiles_P[bag]) <= most_rows:
+            batches[-1].append(bag)
+        else:
+            batches.append([bag])
+    return [np.array(batches[at], dtype=np.int64) for at in rng.permutation(len(batches))]

@@ -1,0 +1,84 @@
+"""A MIL model from a name and settings: fusion of teachers, aggregator, head, standardisation.
+
+Shape letters: D feature width of all teachers together.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from downstream.mil.bags import MilError
+from downstream.mil.experts import Experts
+from downstream.mil.fusion import Concat, Fused, ShazamGate
+from downstream.mil.model import MilModel, make_aggregator
+from downstream.mil.pseudo import PseudoTiles
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from downstream.mil.bags import Aggregator
+    from downstream.mil.losses import Task
+    from downstream.settings import MilSettings
+
+
+def build_model(
+    name: str,
+    task: Task,
+    settings: MilSettings,
+    *,
+    widths: tuple[int, ...],
+    ratios: tuple[int, ...],
+    mean_D: NDArray[np.float64],
+    std_D: NDArray[np.float64],
+) -> MilModel:
+    """A model with new weights, from torch's random state.
+
+    Args:
+        name: Of the aggregator.
+        task: What is predicted.
+        settings: Widths, dropout and fusion.
+        widths: Feature width of each teacher.
+        ratios: Between the mpps, coarse to fine; empty for one mpp.
+        mean_D: Mean of the TRAINING tiles.
+        std_D: Their standard deviation.
+
+    Raises:
+        MilError: No such aggregator, or one that cannot do what is asked.
+    """
+    if bool(ratios) != (name == "hierarchical"):
+        msg = (
+            f"model {name!r} with {len(ratios) + 1} mpps; `hierarchical` takes several, from "
+            "coarse to fine, and all others one"
+        )
+        raise MilError(msg)
+    kind = Experts if settings.experts else MilModel
+    return kind(
+        _aggregator(name, task, settings, widths, ratios),
+        task,
+        mean_D=torch.from_numpy(mean_D).float(),
+        std_D=torch.from_numpy(std_D).float(),
+    )
+
+
+def _aggregator(
+    name: str, task: Task, settings: MilSettings, widths: tuple[int, ...], ratios: tuple[int, ...]
+) -> Aggregator:
+    fused = settings.fusion != "none" and len(widths) > 1
+    # Mean and max get the layer that the others have, so that they differ in the pooling alone;
+    # without it they are the probe `linear`.
+    options: dict[str, object] = {"dropout": settings.dropout, "hidden": settings.hidden}
+    if ratios:
+        options["ratios"] = ratios
+    width = settings.hidden if fused else sum(widths)
+    aggregator = make_aggregator(name, width, task, **options)
+    if settings.pseudo_tiles:
+        aggregator = PseudoTiles(aggregator, width, task, tiles=settings.pseudo_tiles)
+    if not fused:
+        return aggregator
+    if settings.fusion == "concat":
+        return Fused(Concat(widths, settings.hidden), aggregator)
+    gate = ShazamGate(widths, settings.hidden)
+    return Fused(gate, aggregator, reconstruct=settings.reconstruct)

@@ -1,0 +1,114 @@
+"""Two heads on one aggregator for long-tailed classes, after MDE-MIL without its text branch.
+
+One head learns from bags as they come, which keeps the common classes right; the other from bags
+drawn class by class, which does not let the rare ones go under; a term holds them together.
+
+Shape letters: B bags, C classes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from downstream.mil.bags import Aggregator, MilError, Pooled
+from downstream.mil.losses import Task, expert_agreement
+from downstream.mil.model import MilModel, Prediction, make_head
+
+if TYPE_CHECKING:
+    from downstream.mil.bags import PaddedBags
+
+
+@dataclass(frozen=True, kw_only=True)
+class Opinions:
+    """Logits [B, C] of both heads, and what they were made from."""
+
+    natural: Tensor
+    balanced: Tensor
+    pooled: Pooled
+
+
+class Experts(MilModel):
+    """An aggregator with a head for either order of patients.
+
+    Source: MDE-MIL (arXiv 2503.00915), whose loss weights are not known; the agreement's 0.25 is a
+    re-implementation's. Its prompts distilled from a text encoder are left out, as a lake holds no
+    text vectors. The aggregator's own loss, if it has one, is not used.
+
+    Args:
+        aggregator: Shared by both.
+        task: multiclass.
+        agreement: Weight of the term that holds the heads together.
+        mean_D: See `MilModel`.
+        std_D: See `MilModel`.
+
+    Raises:
+        MilError: Another kind of task.
+    """
+
+    def __init__(
+        self,
+        aggregator: Aggregator,
+        task: Task,
+        *,
+        agreement: float = 0.25,
+        mean_D: Tensor | None = None,
+        std_D: Tensor | None = None,
+    ) -> None:
+        super().__init__(aggregator, task, mean_D=mean_D, std_D=std_D)
+        if task.kind != "multiclass":
+            msg = (
+                f"a {task.kind} task; experts are for classes that exclude each other (multiclass)"
+            )
+            raise MilError(msg)
+        self.agreement, self.balanced = agreement, make_head(aggregator, task)
+
+    def opinions(
+        self, x: Tensor, mask: Tensor | None = None, coords: Tensor | None = None
+    ) -> Opinions:
+        """Both heads' logits of one bag or a padded batch, see `Aggregator.forward`."""
+        pooled = self.pooled(x, mask, coords)
+        return Opinions(
+            natural=self.head(pooled.embedding),
+            balanced=self.balanced(pooled.embedding),
+            pooled=pooled,
+        )
+
+    def forward(
+        self, x: Tensor, mask: Tensor | None = None, coords: Tensor | None = None
+    ) -> Prediction:
+        """The mean probability of both heads, as log probabilities."""
+        both = self.opinions(x, mask, coords)
+        logs = torch.stack([part.float().log_softmax(1) for part in (both.natural, both.balanced)])
+        return Prediction(
+            logits=torch.logsumexp(logs, dim=0) - logs.new_tensor(2).log(), pooled=both.pooled
+        )
+
+    def pair_loss(
+        self,
+        natural: PaddedBags,
+        natural_label_B: Tensor,
+        balanced: PaddedBags,
+        balanced_label_B: Tensor,
+    ) -> Tensor:
+        """Loss of a pair of batches, a scalar: each head on its own batch, agreement on both.
+
+        Args:
+            natural: Bags in natural order.
+            natural_label_B: Their classes.
+            balanced: Bags in the order of `losses.balanced_order`.
+            balanced_label_B: Their classes.
+        """
+        one = self.opinions(natural.x, natural.mask, natural.coords)
+        other = self.opinions(balanced.x, balanced.mask, balanced.coords)
+        apart_B = torch.cat(
+            [expert_agreement(part.natural, part.balanced) for part in (one, other)]
+        )
+        return (
+            self.task.loss(one.natural, natural_label_B).mean()
+            + self.task.loss(other.balanced, balanced_label_B).mean()
+            + self.agreement * apart_B.mean()
+        )

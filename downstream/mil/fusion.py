@@ -1,0 +1,172 @@
+"""Several teachers' features of a tile made one, in front of any aggregator.
+
+Features come side by side, as a feature set `a+b` of a lake is read. A teacher with a large scale
+or width does not drown the others: each is normalised before anything is mixed.
+
+Shape letters: B bags, N tiles, D width of all teachers together, K teachers, E fused width.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from downstream.mil.bags import Aggregator, MilError, Pooled
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+class Concat(nn.Module):
+    """A norm and a linear layer for each teacher, side by side, then one layer.
+
+    Args:
+        widths: Feature width of each teacher, in their order in the feature set.
+        hidden: Fused width E.
+    """
+
+    def __init__(self, widths: Sequence[int], hidden: int) -> None:
+        super().__init__()
+        self.norms = nn.ModuleList(nn.LayerNorm(width) for width in widths)
+        self.maps = nn.ModuleList(nn.Linear(width, hidden) for width in widths)
+        self.join = nn.Sequential(nn.GELU(), nn.Linear(len(widths) * hidden, hidden))
+        self.widths = list(widths)
+
+    def forward(self, x_BND: Tensor) -> Tensor:
+        """Fused features [B, N, E]."""
+        return self.join(torch.cat(_mapped(self, x_BND), dim=-1))  # type: ignore[no-any-return]
+
+
+class ShazamGate(nn.Module):
+    """Teachers as tokens of a tile: a gate weighs them, attention between them mixes them.
+
+    After Shazam (last layer's features only). Differences: the gate comes after the norm, because
+    LayerNorm(w x) = LayerNorm(x) leaves a gate before it without effect; no norm follows the gate
+    before the first product. `reconstruct` gives each teacher's own (fixed) features as targets
+    where Shazam aligns trainable projections, which can meet in a constant.
+
+    Args:
+        widths: Feature width of each teacher, in their order in the feature set.
+        hidden: Fused width E.
+        blocks: Attention blocks between the teachers of a tile, single-headed as in Shazam.
+    """
+
+    def __init__(self, widths: Sequence[int], hidden: int, *, blocks: int = 2) -> None:
+        super().__init__()
+        teachers = len(widths)
+        self.norms = nn.ModuleList(nn.LayerNorm(width) for width in widths)
+        self.maps = nn.ModuleList(nn.Linear(width, hidden) for width in widths)
+        self.token_norm = nn.LayerNorm(hidden)
+        self.gate = nn.Sequential(
+            nn.Linear(teachers * hidden, hidden), nn.GELU(), nn.LayerNorm(hidden)
+        )
+        self.share = nn.Linear(hidden, teachers)
+        self.blocks = nn.ModuleList(_Between(hidden) for _ in range(blocks))
+        self.back = nn.ModuleList(nn.Linear(hidden, width) for width in widths)
+        self.widths = list(widths)
+
+    def forward(self, x_BND: Tensor) -> Tensor:
+        """Fused features [B, N, E]: the mean of a tile's teachers."""
+        tokens_BNKE = self._tokens(x_BND)
+        mixed_BNKE = self.shares(x_BND)[..., None] * tokens_BNKE
+        for block in self.blocks:
+            mixed_BNKE = block(mixed_BNKE)
+        return mixed_BNKE.mean(dim=-2)
+
+    def shares(self, x_BND: Tensor) -> Tensor:
+        """The gate's weights [B, N, K], which sum to 1 over teachers."""
+        return torch.softmax(self.share(self.gate(self._tokens(x_BND).flatten(-2))), dim=-1)
+
+    def reconstruct(self, fused_BNE: Tensor, x_BND: Tensor, mask_BN: Tensor) -> Tensor:
+        """How badly teachers can be had back from the fused features [B], mean over teachers.
+
+        1 - cosine + Huber (delta 1), as Shazam's distillation term, against each teacher's
+        normalised features, which no parameter can move.
+        """
+        count_B = mask_BN.sum(dim=1)
+        total_B = fused_BNE.new_zeros(len(fused_BNE), dtype=torch.float32)
+        for back, part in zip(self.back, _parts(self, x_BND), strict=True):
+            target = F.layer_norm(part.detach().float(), part.shape[-1:])
+            found = back(fused_BNE).float()
+            loss_BN = 1 - F.cosine_similarity(found, target, dim=-1)
+            loss_BN = loss_BN + F.huber_loss(found, target, reduction="none").mean(dim=-1)
+            total_B = total_B + torch.where(mask_BN, loss_BN, 0).sum(dim=1) / count_B
+        return total_B / len(self.widths)
+
+    def _tokens(self, x_BND: Tensor) -> Tensor:
+        normed: Tensor = self.token_norm(torch.stack(_mapped(self, x_BND), dim=-2))
+        return normed
+
+
+class Fused(Aggregator):
+    """A fusion in front of an aggregator; a term of the fusion is added to its loss.
+
+    Args:
+        fusion: `Concat` or `ShazamGate`.
+        aggregator: Takes the fused width.
+        reconstruct: Weight of `ShazamGate.reconstruct` (Shazam: 0.01), 0 for none; its value is the
+            extra `fusion_loss` [B], weight included, which the whole loss adds.
+    """
+
+    def __init__(
+        self, fusion: Concat | ShazamGate, aggregator: Aggregator, *, reconstruct: float = 0.0
+    ) -> None:
+        super().__init__()
+        if reconstruct and not isinstance(fusion, ShazamGate):
+            msg = f"reconstruct={reconstruct} with {type(fusion).__name__}; it is ShazamGate's"
+            raise MilError(msg)
+        self.fusion, self.aggregator, self.reconstruct = fusion, aggregator, reconstruct
+        self.width, self.branches = aggregator.width, aggregator.branches
+        self.auxiliary_share, self.coords = aggregator.auxiliary_share, aggregator.coords
+
+    def pool(self, x_BND: Tensor, mask_BN: Tensor, coords_BNK: Tensor | None) -> Pooled:
+        """What the aggregator makes of the fused features.
+
+        Raises:
+            MilError: The features are not as wide as the teachers together.
+        """
+        if x_BND.shape[-1] != sum(self.fusion.widths):
+            msg = f"features are {x_BND.shape[-1]} wide; teachers have {self.fusion.widths}"
+            raise MilError(msg)
+        fused_BNE = self.fusion(x_BND)
+        pooled: Pooled = self.aggregator(fused_BNE, mask_BN, coords_BNK)
+        if self.training and self.reconstruct and isinstance(self.fusion, ShazamGate):
+            loss_B = self.reconstruct * self.fusion.reconstruct(fused_BNE, x_BND, mask_BN)
+            pooled.extras["fusion_loss"] = loss_B
+        return pooled
+
+    def auxiliary(self, pooled: Pooled, target: Tensor) -> Tensor:
+        """The aggregator's."""
+        return self.aggregator.auxiliary(pooled, target)
+
+
+class _Between(nn.Module):
+    """Attention between a tile's teachers; residual, then a norm."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.qkv = nn.Linear(width, 3 * width)
+        self.out = nn.Linear(width, width)
+        self.norm = nn.LayerNorm(width)
+
+    def forward(self, x_BNKE: Tensor) -> Tensor:
+        q, k, v = self.qkv(x_BNKE).chunk(3, dim=-1)
+        share = torch.softmax(q @ k.mT * q.shape[-1] ** -0.5, dim=-1)
+        mixed: Tensor = self.norm(x_BNKE + self.out(share @ v))
+        return mixed
+
+
+def _mapped(fusion: Concat | ShazamGate, x_BND: Tensor) -> list[Tensor]:
+    """Each teacher's features, normalised and mapped to the fused width."""
+    return [
+        to(norm(part))
+        for to, norm, part in zip(fusion.maps, fusion.norms, _parts(fusion, x_BND), strict=True)
+    ]
+
+
+def _parts(fusion: Concat | ShazamGate, x_BND: Tensor) -> tuple[Tensor, ...]:
+    """The columns of each teacher."""
+    return torch.split(x_BND, fusion.widths, dim=-1)

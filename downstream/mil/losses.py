@@ -1,0 +1,208 @@
+"""What a bag is predicted to be: tasks, their losses and scores, class weights, soft labels.
+
+Losses are one value a bag, in float32 whatever comes in, so that weights and sampling are the
+caller's mean to take.
+
+Shape letters: B bags, N tiles, C outputs (classes), P patients, M members of an ensemble.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from downstream.mil.bags import MilError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+TaskKind = Literal["binary", "multiclass", "multilabel", "regression"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """What is predicted for a bag.
+
+    Attributes:
+        kind: `binary` is one logit; `multiclass` a softmax over C classes that exclude each other;
+            `multilabel` C labels that do not; `regression` C numbers.
+        outputs: C; 1 for `binary`.
+
+    Raises:
+        MilError: Outputs that do not fit the kind.
+    """
+
+    kind: TaskKind
+    outputs: int = 1
+
+    def __post_init__(self) -> None:
+        """Check the number of outputs."""
+        fits = {"binary": self.outputs == 1, "multiclass": self.outputs >= 2}
+        if not fits.get(self.kind, self.outputs >= 1):
+            msg = f"{self.kind} with outputs={self.outputs}; binary has 1, multiclass 2 or more"
+            raise MilError(msg)
+
+    def loss(self, logits_BC: Tensor, target: Tensor, weight_C: Tensor | None = None) -> Tensor:
+        """Loss of each bag [B].
+
+        Args:
+            logits_BC: What the head gives.
+            target: binary: [B] in 0..1; multiclass: class indices [B], or probabilities [B, C]
+                (soft labels); multilabel: [B, C] in 0..1; regression: [B, C], or [B] for one.
+            weight_C: From `class_weights` (two for binary, of classes 0 and 1; for multilabel the
+                weight of a present label). It multiplies a bag's loss and is not divided by the
+                batch's sum, which would cancel it for a batch of one.
+
+        Raises:
+            MilError: Weights for regression.
+        """
+        logits = logits_BC.float()
+        if self.kind == "multiclass":
+            return _class_loss(logits, target, weight_C)
+        if self.kind == "regression" and weight_C is not None:
+            msg = "class weights for a regression; give none"
+            raise MilError(msg)
+        wanted = target.to(logits.dtype).view_as(logits)
+        if self.kind == "regression":
+            return F.mse_loss(logits, wanted, reduction="none").mean(dim=1)
+        loss = F.binary_cross_entropy_with_logits(logits, wanted, reduction="none")
+        if weight_C is not None and self.kind == "binary":
+            loss = loss * (weight_C[1] * wanted + weight_C[0] * (1 - wanted))
+        elif weight_C is not None:
+            loss = loss * (weight_C * wanted + 1 - wanted)
+        return loss.mean(dim=1)
+
+    def scores(self, logits_BC: Tensor) -> Tensor:
+        """Probabilities, float64: [B] of class 1 for binary, else [B, C]; regression as it is."""
+        logits = logits_BC.double()
+        if self.kind == "binary":
+            return torch.sigmoid(logits[:, 0])
+        if self.kind == "multiclass":
+            return torch.softmax(logits, dim=1)
+        return torch.sigmoid(logits) if self.kind == "multilabel" else logits
+
+
+def class_weights(label_P: NDArray[np.int64], classes: int) -> NDArray[np.float64]:
+    """Weights float64[C] that give every class the same total, with mean 1 over the patients.
+
+    Args:
+        label_P: Class indices of TRAINING patients.
+        classes: C.
+
+    Raises:
+        MilError: A class without patients.
+
+    >>> class_weights(np.array([0, 0, 0, 1]), 2).round(2)
+    array([0.67, 2.  ])
+    """
+    counts_C = np.bincount(label_P, minlength=classes)
+    if counts_C.min() == 0:
+        msg = (
+            f"training patients per class are {counts_C.tolist()}; every class needs at least one, "
+            "use fewer folds"
+        )
+        raise MilError(msg)
+    weights_C: NDArray[np.float64] = len(label_P) / (classes * counts_C)
+    return weights_C
+
+
+def balanced_order(label_P: NDArray[np.int64], *, seed: int) -> NDArray[np.int64]:
+    """An epoch in which every class comes equally often, rare patients several times.
+
+    As long as the natural one; each class is a shuffled cycle over its patients. It is the second
+    expert's sampler in MDE-MIL (arXiv 2503.00915), beside the natural order.
+
+    >>> label = np.array([0, 0, 0, 0, 0, 1])
+    >>> np.bincount(label[balanced_order(label, seed=0)]).tolist()
+    [3, 3]
+    """
+    rng = np.random.default_rng(seed)
+    classes = np.unique(label_P)
+    turns = np.concatenate(
+        [rng.permutation(classes) for _ in range(-(-len(label_P) // len(classes)))]
+    )
+    order_P = np.empty(len(label_P), dtype=np.int64)
+    for label in classes:
+        here = np.flatnonzero(turns[: len(label_P)] == label)
+        members = np.flatnonzero(label_P == label)
+        rounds = [rng.permutation(members) for _ in range(-(-len(here) // len(members)))]
+        order_P[here] = np.concatenate(rounds)[: len(here)] if rounds else []
+    return order_P
+
+
+def expert_agreement(one_BC: Tensor, other_BC: Tensor) -> Tensor:
+    """How far two experts' predictions are apart [B]: Jensen-Shannon divergence of two softmaxes.
+
+    The term that joins MDE-MIL's two experts (its weight there is not known; a re-implementation
+    has 0.25). Symmetric and bounded by log 2, so that neither expert can run away with the other.
+    """
+    p, q = (torch.log_softmax(part.float(), dim=1) for part in (one_BC, other_BC))
+    middle = torch.logsumexp(torch.stack([p, q]), dim=0) - np.log(2)
+    return 0.5 * sum_kl(p, middle) + 0.5 * sum_kl(q, middle)
+
+
+def sum_kl(log_p_BC: Tensor, log_q_BC: Tensor) -> Tensor:
+    """KL(p || q) of each bag [B] from log probabilities."""
+    return (log_p_BC.exp() * (log_p_BC - log_q_BC)).sum(dim=1)
+
+
+def soft_labels(
+    logits_MPC: NDArray[np.float64],
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """What an ensemble says: its mean softmax [P, C], and the members' variance [P, C].
+
+    The mean of probabilities, not of logits (De Angeli et al., JAMIA Open 2022). The members must
+    not have been trained on these patients.
+    """
+    shifted = logits_MPC - logits_MPC.max(axis=2, keepdims=True)
+    probability_MPC = np.exp(shifted)
+    probability_MPC /= probability_MPC.sum(axis=2, keepdims=True)
+    return probability_MPC.mean(axis=0), probability_MPC.var(axis=0)
+
+
+def pseudo_labels(score_BN: Tensor, mask_BN: Tensor, label_B: Tensor, *, tiles: int) -> Tensor:
+    """Tile labels from bag labels, int64 [B, N]: 1, 0, or -1 for a tile that is left out.
+
+    In a positive bag the tiles with the highest scores are 1 and those with the lowest 0, at most
+    so many and at most half of the bag; in a negative bag every tile is 0. Scores are a teacher's,
+    such as a moving average of the student (MILTS, Nat Commun 2024), or attention (CLAM).
+
+    Args:
+        score_BN: Higher = more likely positive.
+        mask_BN: True where there is a tile.
+        label_B: 1 for a positive bag, 0 for a negative one.
+        tiles: Most tiles labelled at either end.
+    """
+    outside = ~mask_BN
+    most = min(tiles, score_BN.shape[1])
+    labels_BN = torch.full_like(mask_BN, fill_value=-1, dtype=torch.int64)
+    is_counted = torch.arange(most, device=mask_BN.device) < (mask_BN.sum(dim=1) // 2)[:, None]
+    for sign, value in ((1, 1), (-1, 0)):
+        picked = (sign * score_BN).masked_fill(outside, -torch.inf).topk(most, dim=1).indices
+        kept = labels_BN.gather(1, picked)
+        labels_BN.scatter_(1, picked, torch.where(is_counted, value, kept))
+    return torch.where(label_B[:, None] == 1, labels_BN, torch.where(mask_BN, 0, -1))
+
+
+def pseudo_label_loss(logits_BN: Tensor, labels_BN: Tensor) -> Tensor:
+    """Binary cross-entropy of labelled tiles, mean over each bag [B]; 0 for a bag without any."""
+    is_labelled = labels_BN >= 0
+    loss_BN = F.binary_cross_entropy_with_logits(
+        logits_BN.float(), labels_BN.clamp(min=0).float(), reduction="none"
+    )
+    return torch.where(is_labelled, loss_BN, 0).sum(dim=1) / is_labelled.sum(dim=1).clamp(min=1)
+
+
+def _class_loss(logits_BC: Tensor, target: Tensor, weight_C: Tensor | None) -> Tensor:
+    """Cross-entropy with class indices [B] or probabilities [B, C]."""
+    wanted_BC = target.to(logits_BC.dtype) if target.ndim == 2 else None
+    if wanted_BC is None:
+        wanted_BC = F.one_hot(target.long(), logits_BC.shape[1]).to(logits_BC.dtype)
+    if weight_C is not None:
+        wanted_BC = wanted_BC * weight_C
+    return -(wanted_BC * torch.log_softmax(logits_BC, dim=1)).sum(dim=1)

@@ -1,0 +1,224 @@
+"""A whole MIL model: standardised features, an aggregator, a head; and the models by name.
+
+Shape letters: B bags, N tiles, K coordinates, D feature width, E embedding width, C outputs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from downstream.mil.bags import Aggregator, MilError, Pooled
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from downstream.mil.losses import Task
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prediction:
+    """What a model says of a batch.
+
+    Attributes:
+        logits: [B, C].
+        pooled: The embedding and the attention that they come from.
+    """
+
+    logits: Tensor
+    pooled: Pooled
+
+
+class MilModel(nn.Module):
+    """Standardise, pool, predict.
+
+    Mean and standard deviation are buffers of the model, so that it cannot be applied with another
+    fold's.
+
+    Args:
+        aggregator: Its branches are the task's classes, or 1.
+        task: What is predicted.
+        mean_D: Mean of the TRAINING tiles; None to take features as they are.
+        std_D: Their standard deviation, above 0.
+
+    Raises:
+        MilError: Branches that are not the task's classes, or a mean without a deviation.
+    """
+
+    mean: Tensor | None
+    std: Tensor | None
+
+    def __init__(
+        self,
+        aggregator: Aggregator,
+        task: Task,
+        *,
+        mean_D: Tensor | None = None,
+        std_D: Tensor | None = None,
+    ) -> None:
+        super().__init__()
+        if (mean_D is None) != (std_D is None):
+            msg = "a mean and a standard deviation come together; give both or neither"
+            raise MilError(msg)
+        self.register_buffer("mean", mean_D)
+        self.register_buffer("std", std_D)
+        self.aggregator, self.task = aggregator, task
+        self.head = make_head(aggregator, task)
+
+    def forward(
+        self, x: Tensor, mask: Tensor | None = None, coords: Tensor | None = None
+    ) -> Prediction:
+        """Predict one bag or a padded batch, see `Aggregator.forward`."""
+        pooled = self.pooled(x, mask, coords)
+        return Prediction(logits=self.head(pooled.embedding), pooled=pooled)
+
+    def pooled(self, x: Tensor, mask: Tensor | None = None, coords: Tensor | None = None) -> Pooled:
+        """What the aggregator makes of standardised features."""
+        if self.mean is not None and self.std is not None:
+            x = (x - self.mean).div_(self.std)
+        return self.aggregator(x, mask, coords)  # type: ignore[no-any-return]
+
+    def loss(
+        self, prediction: Prediction, target: Tensor, weight_C: Tensor | None = None
+    ) -> Tensor:
+        """Whole loss of each bag [B]: the task's, and what the aggregator adds of its own.
+
+        Args:
+            prediction: What `forward` gave in training mode.
+            target: See `Task.loss`; an aggregator's own loss takes the likeliest class of a soft
+                label.
+            weight_C: Class weights, of the task's loss alone.
+
+        Raises:
+            MilError: An aggregator with a loss of its own on a regression or on survival.
+        """
+        return self.with_own(
+            self.task.loss(prediction.logits, target, weight_C), prediction, target
+        )
+
+    def with_own(self, loss_B: Tensor, prediction: Prediction, target: Tensor) -> Tensor:
+        """A loss of the logits together with what the aggregator and a fusion add of their own.
+
+        Args:
+            loss_B: Of each bag, or one value for a batch.
+            prediction: What `forward` gave in training mode.
+            target: See `loss`.
+
+        Raises:
+            MilError: An aggregator with a loss of its own on a regression or on survival.
+        """
+        share = self.aggregator.auxiliary_share
+        whole_B = (1 - share) * loss_B
+        if share:
+            whole_B = whole_B + share * self._auxiliary(prediction.pooled, target)
+        fusion_B = prediction.pooled.extras.get("fusion_loss")
+        return whole_B if fusion_B is None else whole_B + fusion_B
+
+    def _auxiliary(self, pooled: Pooled, target: Tensor) -> Tensor:
+        if self.task.kind == "regression":
+            name = type(self.aggregator).__name__
+            msg = f"{name} needs classes; take another model for numbers or survival"
+            raise MilError(msg)
+        if self.task.kind == "multiclass" and target.ndim == 2:
+            target = target.argmax(dim=1)
+        if self.task.kind == "multiclass":
+            target = target.long()
+        if self.task.kind == "binary":
+            target = (target.reshape(-1) > 0.5).long()
+        return self.aggregator.auxiliary(pooled, target)
+
+
+class BranchHead(nn.Module):
+    """One logit a class from that class' own embedding, as in CLAM-MB.
+
+    Args:
+        width: E.
+        classes: C.
+    """
+
+    def __init__(self, width: int, classes: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(width, classes)
+
+    def forward(self, embedding_BCE: Tensor) -> Tensor:
+        """Logits [B, C]."""
+        return torch.einsum("bce,ce->bc", embedding_BCE, self.linear.weight) + self.linear.bias
+
+
+def make_head(aggregator: Aggregator, task: Task) -> nn.Module:
+    """The linear head that fits an aggregator.
+
+    Raises:
+        MilError: Its branches are not the task's classes.
+    """
+    if aggregator.branches == 1:
+        return nn.Linear(aggregator.width, task.outputs)
+    if task.kind == "multiclass" and aggregator.branches == task.outputs:
+        return BranchHead(aggregator.width, task.outputs)
+    msg = (
+        f"{aggregator.branches} branches for a {task.kind} task of {task.outputs}; a branch for "
+        "each class needs a multiclass task of as many, two for a binary question"
+    )
+    raise MilError(msg)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AggregatorEntry:
+    """An aggregator that can be asked for by name.
+
+    Attributes:
+        loader: `module:class`, imported on use.
+        options: What is set besides the caller's.
+        classes: Takes the number of classes.
+    """
+
+    loader: str
+    options: Mapping[str, Any]
+    classes: bool = False
+
+
+AGGREGATORS: dict[str, AggregatorEntry] = {
+    "abmil": AggregatorEntry(loader="downstream.mil.pooling:Abmil", options={}),
+    "clam_mb": AggregatorEntry(
+        loader="downstream.mil.clam:Clam", options={"multi_branch": True}, classes=True
+    ),
+    "clam_sb": AggregatorEntry(loader="downstream.mil.clam:Clam", options={}, classes=True),
+    "dsmil": AggregatorEntry(loader="downstream.mil.dsmil:Dsmil", options={}, classes=True),
+    "hierarchical": AggregatorEntry(loader="downstream.mil.hierarchy:Hierarchical", options={}),
+    "max": AggregatorEntry(loader="downstream.mil.pooling:MaxPool", options={}),
+    "mean": AggregatorEntry(loader="downstream.mil.pooling:MeanPool", options={}),
+    "transformer": AggregatorEntry(
+        loader="downstream.mil.transformer:PositionTransformer", options={}
+    ),
+    "transmil": AggregatorEntry(loader="downstream.mil.transmil:TransMil", options={}),
+}
+
+
+def make_aggregator(name: str, width: int, task: Task, **options: object) -> Aggregator:
+    """An aggregator by name, with the options of its class.
+
+    Raises:
+        MilError: No such name.
+    """
+    if name not in AGGREGATORS:
+        msg = f"there is no aggregator {name!r}; known are {', '.join(sorted(AGGREGATORS))}"
+        raise MilError(msg)
+    entry = AGGREGATORS[name]
+    module, _, attribute = entry.loader.partition(":")
+    classes = {"classes": _classes(name, task)} if entry.classes else {}
+    made = getattr(import_module(module), attribute)(
+        width, **{**entry.options, **classes, **options}
+    )
+    if not isinstance(made, Aggregator):
+        msg = f"{entry.loader} is no aggregator"
+        raise MilError(msg)
+    return made
+
+
+def _classes(name: str, task: Task) -> int:
+    """Classes of an aggregator with tile classifiers; for binary DSMIL has one logit, CLAM two."""
+    return 2 if task.kind == "binary" and name != "dsmil" else task.outputs

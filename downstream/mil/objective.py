@@ -1,0 +1,158 @@
+"""What a MIL model is trained for: classes, labels, numbers, or survival.
+
+An objective says how many outputs a model has, what a batch's loss is, and what a prediction means;
+the training loop and the aggregators know nothing of it.
+
+Shape letters: B bags, C outputs, P patients, T time bins.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from downstream.mil.losses import Task, class_weights
+from downstream.survival.losses import TimeBins, cox_loss, discrete_loss, discrete_risk, fit_bins
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+    Floats = NDArray[np.float64]
+
+_LABELLED = ("multiclass", "multilabel")
+
+
+class Objective(Protocol):
+    """What is learnt.
+
+    Attributes:
+        joint: Whether a batch's loss compares its bags with each other, so that it needs many.
+    """
+
+    joint: bool
+
+    @property
+    def task(self) -> Task:
+        """Decides the model's head."""
+
+    def loss(self, logits: Tensor, target: Tensor) -> Tensor:
+        """Loss of each bag [B], or of a joint objective one value [1]; NaN if it has none."""
+
+    def outcome(self, logits: Floats) -> Floats:
+        """What logits [P, C] say: scores, numbers, or risks [P] (HIGHER = WORSE)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Labels:
+    """Classes, labels or numbers.
+
+    Attributes:
+        task: Which of them.
+        weights: Of each class [C], from the patients, or None.
+        centre: Of a regression: what the training values are standardised by.
+        scale: Likewise.
+    """
+
+    task: Task
+    weights: tuple[float, ...] | None = None
+    centre: float = 0.0
+    scale: float = 1.0
+    joint = False
+
+    @classmethod
+    def fit(cls, task: Task, target: NDArray[np.float64], *, weighted: bool) -> Labels:
+        """Weights, or the scale of a number, from TRAINING patients.
+
+        Args:
+            task: What is predicted.
+            target: [P] class indices, [P, C] labels, or [P] numbers.
+            weighted: Whether every class counts the same.
+        """
+        if task.kind == "regression":
+            return cls(task=task, centre=float(target.mean()), scale=float(target.std()) or 1.0)
+        if not weighted or task.kind not in _LABELLED:
+            return cls(task=task)
+        if task.kind == "multiclass":
+            weights = class_weights(target.astype(np.int64), task.outputs)
+        else:
+            there_C = target.reshape(len(target), -1).sum(axis=0)
+            weights = (len(target) - there_C) / np.maximum(there_C, 1)
+        return cls(task=task, weights=tuple(weights.tolist()))
+
+    def loss(self, logits: Tensor, target: Tensor) -> Tensor:
+        """Loss of each bag [B]."""
+        weight_C = None
+        if self.weights is not None:
+            weight_C = torch.tensor(self.weights, device=target.device)
+        if self.task.kind == "regression":
+            target = (target - self.centre) / self.scale
+        return self.task.loss(logits, target, weight_C)
+
+    def outcome(self, logits: Floats) -> Floats:
+        """Probabilities [P, C], or numbers [P]."""
+        scores: Floats = self.task.scores(torch.from_numpy(logits)).numpy()
+        return scores[:, 0] * self.scale + self.centre if self.task.kind == "regression" else scores
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cox:
+    """Cox partial likelihood; a batch is a risk set, so it takes many patients."""
+
+    joint = True
+
+    @property
+    def task(self) -> Task:
+        """One number."""
+        return Task(kind="regression")
+
+    def loss(self, logits: Tensor, target: Tensor) -> Tensor:
+        """[1]; NaN for a batch without an event."""
+        event_B = target[:, 1] == 1
+        if not bool(event_B.any()):
+            return torch.full((1,), torch.nan)
+        return cox_loss(logits[:, 0], target[:, 0], event_B)[None]
+
+    def outcome(self, logits: Floats) -> Floats:
+        """Log hazard ratios [P]; HIGHER = WORSE."""
+        return logits[:, 0]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hazards:
+    """Discrete-time hazards.
+
+    Attributes:
+        bins: Of time, fitted on training patients.
+        alpha: Weight taken off censored patients, see `discrete_loss`.
+    """
+
+    bins: TimeBins
+    alpha: float = 0.4
+    joint = False
+
+    @classmethod
+    def fit(cls, target: Floats, patients: Sequence[str], *, bins: int) -> Hazards:
+        """Bins from TRAINING patients' (time, event) [P, 2]."""
+        found = fit_bins(target[:, 0], target[:, 1] == 1, patients=list(patients), bins=bins)
+        return cls(bins=found)
+
+    @property
+    def task(self) -> Task:
+        """As many outputs as bins."""
+        return Task(kind="regression", outputs=self.bins.bins)
+
+    def loss(self, logits: Tensor, target: Tensor) -> Tensor:
+        """Of each bag [B]."""
+        bin_B = torch.from_numpy(self.bins.index(target[:, 0].cpu().numpy())).to(target.device)
+        return discrete_loss(logits, bin_B, target[:, 1] == 1, alpha=self.alpha)
+
+    def outcome(self, logits: Floats) -> Floats:
+        """Risks [P]; HIGHER = WORSE."""
+        risk_P: Floats = discrete_risk(torch.from_numpy(logits)).numpy()
+        return risk_P

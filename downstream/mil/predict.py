@@ -1,0 +1,102 @@
+"""Reading bags for a MIL model: predictions of whole bags, and statistics of training tiles.
+
+Shape letters: P patients, N tiles, D feature width, C outputs.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from downstream.mil.bags import MilError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from downstream.bags import PatientBag
+    from downstream.mil.model import MilModel
+
+    Floats = NDArray[np.float64]
+
+_MIN_STD = 1e-6
+
+
+class Bags(Protocol):
+    """A sequence of patients' bags; a list is one."""
+
+    def __len__(self) -> int:
+        """How many patients."""
+
+    def __getitem__(self, index: int, /) -> PatientBag:
+        """The bag of one patient."""
+
+
+def predict(model: MilModel, bags: Bags) -> tuple[Floats, list[NDArray[np.float32]]]:
+    """Whole bags, one at a time.
+
+    Args:
+        model: What was trained; it is left in evaluation mode.
+        bags: One a patient.
+
+    Returns:
+        float64[P, C] logits, and float32[N] attention of each bag, which sums to 1.
+    """
+    model.eval()
+    device = device_of(model)
+    logits, attention = [], []
+    with torch.inference_mode():
+        for at in range(len(bags)):
+            bag = bags[at]
+            places = torch.from_numpy(bag.places).to(device)
+            found = model(floats(bag.features).to(device), None, places)
+            logits.append(found.logits[0].double().cpu().numpy())
+            attention.append(found.pooled.attention[0].float().cpu().numpy())
+    return np.stack(logits), attention
+
+
+def tile_statistics(bags: Bags) -> tuple[Floats, Floats]:
+    """Mean and standard deviation of every feature over all tiles of the bags, bag by bag.
+
+    Args:
+        bags: TRAINING bags only; statistics that have seen a test tile are a leak.
+
+    Returns:
+        float64[D] mean and float64[D] standard deviation, 1 where a feature is constant.
+
+    Raises:
+        MilError: A feature is not finite.
+    """
+    tiles, mean_D, squares_D = 0, np.zeros(1), np.zeros(1)
+    for index in range(len(bags)):
+        x_ND = bags[index].features.astype(np.float64)
+        if not np.isfinite(x_ND).all():
+            msg = f"bag number {index} has features that are not finite; run slidelake verify"
+            raise MilError(msg)
+        bag_mean_D = x_ND.mean(axis=0)
+        shift_D = bag_mean_D - mean_D
+        total = tiles + len(x_ND)
+        # Chan et al.'s pairwise update: a plain sum of squares cancels where the mean is large
+        # against the spread
+        squares_D = (
+            squares_D
+            + ((x_ND - bag_mean_D) ** 2).sum(axis=0)
+            + shift_D**2 * tiles * len(x_ND) / total
+        )
+        mean_D = mean_D + shift_D * len(x_ND) / total
+        tiles = total
+    std_D = np.sqrt(squares_D / tiles)
+    return mean_D, np.where(std_D > _MIN_STD, std_D, 1.0)
+
+
+def floats(x_ND: NDArray[np.float16]) -> Tensor:
+    """float32 copy, by torch: its cast takes a tenth of NumPy's time."""
+    # torch cannot express an array that is read-only, as the lake's are
+    return torch.from_numpy(x_ND if x_ND.flags.writeable else x_ND.copy()).float()
+
+
+def device_of(model: MilModel) -> torch.device:
+    """Where a model is."""
+    return next(model.parameters()).device

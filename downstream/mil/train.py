@@ -1,0 +1,293 @@
+"""Training a MIL model on the bags of one split, and predicting bags.
+
+Validation patients decide when to stop; test patients are not in sight of anything here.
+
+Shape letters: P patients, B bags of a batch, N tiles, D feature width, C outputs.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from downstream.mil.bags import MilError, PaddedBags, pad_bags, plan_batches
+from downstream.mil.build import build_model
+from downstream.mil.experts import Experts
+from downstream.mil.losses import balanced_order
+from downstream.mil.predict import Bags, device_of, floats, predict, tile_statistics
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from numpy.typing import NDArray
+
+    from downstream.bags import PatientBag
+    from downstream.mil.model import MilModel
+    from downstream.mil.objective import Objective
+    from downstream.settings import MilSettings
+
+    Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Examples:
+    """Bags and what they should be predicted to be.
+
+    Attributes:
+        bags: One a patient.
+        target: [P] class indices or numbers, [P, C] labels, probabilities, or (time, event).
+    """
+
+    bags: Bags
+    target: NDArray[np.float64]
+
+    def __post_init__(self) -> None:
+        """Refuse targets that are not one a bag."""
+        if len(self.bags) != len(self.target):
+            msg = f"{len(self.bags)} bags with {len(self.target)} targets; give one target per bag"
+            raise MilError(msg)
+
+    @cached_property
+    def tiles(self) -> NDArray[np.int64]:
+        """Tiles of each bag [P]; read once, since a bag may have to be read for it."""
+        return np.array([len(self.bags[at]) for at in range(len(self.bags))], dtype=np.int64)
+
+    @property
+    def classes(self) -> NDArray[np.int64]:
+        """Class of each patient [P], the likeliest one of a soft label."""
+        hard_P = self.target if self.target.ndim == 1 else self.target.argmax(axis=1)
+        return hard_P.astype(np.int64)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fit:
+    """A trained model and how it came about.
+
+    Attributes:
+        model: In evaluation mode, with the weights of the best epoch.
+        epochs: The best epoch, from 1 on; the last one where there was no validation.
+        train_loss: Of each epoch.
+        validation_loss: Of each epoch; empty without validation.
+    """
+
+    model: MilModel
+    epochs: int
+    train_loss: tuple[float, ...]
+    validation_loss: tuple[float, ...]
+
+
+def train_mil(
+    name: str,
+    train: Examples,
+    validation: Examples | None,
+    objective: Objective,
+    settings: MilSettings,
+    *,
+    widths: tuple[int, ...],
+    seed: int,
+    ratios: tuple[int, ...] = (),
+    device: str = "cpu",
+) -> Fit:
+    """Train with AdamW; keep the epoch with the least validation loss.
+
+    The result is a function of examples, settings and seed on one machine; the caller's random
+    state is left as it was. Without validation it trains for all its epochs.
+
+    Args:
+        name: Of the aggregator.
+        train: TRAINING patients; features are standardised by their tiles alone.
+        validation: Other patients, who decide when to stop; None or none of them to decide nothing.
+        objective: What is learnt, fitted on the training patients.
+        settings: Model and schedule.
+        widths: Feature width of each teacher of the feature set.
+        seed: Of initialisation, order, dropout and tile subsets.
+        ratios: Between the mpps, coarse to fine.
+        device: Torch device to train on.
+
+    Raises:
+        MilError: No patients, an unknown aggregator, or a loss that is not finite.
+    """
+    if not len(train.bags):
+        msg = "no training patients; give at least one"
+        raise MilError(msg)
+    mean_D, std_D = tile_statistics(train.bags)
+    rng = np.random.default_rng(seed)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = build_model(
+            name, objective.task, settings, widths=widths, ratios=ratios, mean_D=mean_D, std_D=std_D
+        ).to(device)
+        return _fit(model, train, validation, objective, settings, rng)
+
+
+def _fit(
+    model: MilModel,
+    train: Examples,
+    validation: Examples | None,
+    objective: Objective,
+    settings: MilSettings,
+    rng: np.random.Generator,
+) -> Fit:
+    """All epochs, or until validation has not improved for `patience` of them."""
+    optimiser = torch.optim.AdamW(
+        model.parameters(),
+        lr=settings.learning_rate,
+        weight_decay=settings.weight_decay,
+        fused=True,
+    )
+    watched = validation if validation is not None and len(validation.bags) else None
+    losses: list[float] = []
+    seen: list[float] = []
+    best, kept = 0, copy.deepcopy(model.state_dict())
+    for epoch in range(settings.epochs):
+        losses.append(_epoch(model, train, objective, settings, optimiser, rng))
+        if watched is None:
+            continue
+        seen.append(whole_loss(model, watched, objective))
+        if seen[-1] <= min(seen):
+            best, kept = epoch, copy.deepcopy(model.state_dict())
+        if epoch - best >= settings.patience:
+            break
+    if watched is not None:
+        model.load_state_dict(kept)
+    return Fit(
+        model=model.eval(),
+        epochs=best + 1 if watched is not None else len(losses),
+        train_loss=tuple(losses),
+        validation_loss=tuple(seen),
+    )
+
+
+def _epoch(
+    model: MilModel,
+    train: Examples,
+    objective: Objective,
+    settings: MilSettings,
+    optimiser: torch.optim.Optimizer,
+    rng: np.random.Generator,
+) -> float:
+    """One pass over the training patients; the mean loss of its steps."""
+    model.train()
+    found = []
+    # the second expert's patients, class by class, as many a step as the first one's
+    order = np.empty(0, dtype=np.int64)
+    if settings.experts:
+        order = balanced_order(train.classes, seed=int(rng.integers(2**31)))
+    at = 0
+    for rows in _batches(train, objective, settings, rng):
+        loss = _step(model, train, rows, order[at : at + len(rows)], objective, settings, rng)
+        at += len(rows)
+        if objective.joint and bool(loss.isnan()):
+            continue  # a risk set without an event says nothing
+        if not bool(loss.isfinite()):
+            msg = (
+                f"the loss of patients number {rows.tolist()} is {float(loss.detach())}; lower "
+                "the learning rate"
+            )
+            raise MilError(msg)
+        optimiser.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(model.parameters(), settings.clip)
+        optimiser.step()
+        found.append(float(loss.detach()))
+    return float(np.mean(found)) if found else float("nan")
+
+
+def _step(
+    model: MilModel,
+    train: Examples,
+    rows: NDArray[np.int64],
+    others: NDArray[np.int64],
+    objective: Objective,
+    settings: MilSettings,
+    rng: np.random.Generator,
+) -> Tensor:
+    """The loss of a batch, a scalar; `others` are the second expert's, if there is one."""
+    padded, target = _batch(train, rows, settings, rng, device=device_of(model))
+    with _autocast(settings, target.device):
+        if isinstance(model, Experts):
+            balanced, labels = _batch(train, others, settings, rng, device=device_of(model))
+            return model.pair_loss(padded, target, balanced, labels)
+        prediction = model(padded.x, padded.mask, padded.coords)
+    own = objective.loss(prediction.logits, target)
+    return model.with_own(own, prediction, target).mean()
+
+
+def _batches(
+    train: Examples, objective: Objective, settings: MilSettings, rng: np.random.Generator
+) -> Iterator[NDArray[np.int64]]:
+    """Rows of patients, in a new order each epoch.
+
+    One a step as most MIL code does it, or several of like size padded together; a joint objective
+    takes at least so many that a risk set says something.
+    """
+    patients = len(train.bags)
+    size = max(settings.batch_patients, settings.joint_patients if objective.joint else 1)
+    if size == 1:
+        yield from rng.permutation(patients)[:, None]
+        return
+    if objective.joint:
+        # risk sets are drawn at random: patients of like size would be alike in more than that
+        order = rng.permutation(patients)
+        yield from np.array_split(order, max(1, patients // size))
+        return
+    seed = int(rng.integers(2**31))
+    tiles_P = np.minimum(train.tiles, settings.max_tiles)
+    for rows in plan_batches(tiles_P, most_rows=settings.batch_rows, seed=seed):
+        yield from np.array_split(rows, -(-len(rows) // size))
+
+
+def _batch(
+    examples: Examples,
+    rows: NDArray[np.int64],
+    settings: MilSettings,
+    rng: np.random.Generator,
+    *,
+    device: torch.device,
+) -> tuple[PaddedBags, Tensor]:
+    """Padded bags, at most so many tiles of each, and their targets."""
+    bags = [examples.bags[int(row)] for row in rows]
+    share = max(1, settings.batch_rows // len(bags))
+    picks = [_subset(bag, min(settings.max_tiles, share), rng) for bag in bags]
+    padded = pad_bags(
+        [floats(bag.features[pick]).to(device) for bag, pick in zip(bags, picks, strict=True)],
+        [
+            torch.from_numpy(bag.places[pick]).to(device)
+            for bag, pick in zip(bags, picks, strict=True)
+        ],
+    )
+    return padded, torch.from_numpy(examples.target[rows]).float().to(device)
+
+
+def _subset(
+    bag: PatientBag, most: int, rng: np.random.Generator
+) -> slice | NDArray[np.int64] | NDArray[np.bool_]:
+    """A fresh random subset of a bag's tiles, whole families; at least one."""
+    if len(bag) <= most:
+        return slice(None)
+    count = int(bag.family.max()) + 1
+    if count == len(bag):
+        return np.sort(rng.choice(len(bag), size=most, replace=False))
+    order = rng.permutation(count)
+    sizes = np.bincount(bag.family, minlength=count)[order]
+    return np.isin(bag.family, order[: max(1, int((sizes.cumsum() <= most).sum()))])
+
+
+@torch.no_grad()
+def whole_loss(model: MilModel, examples: Examples, objective: Objective) -> float:
+    """Mean loss of the logits over patients, whole bags, no dropout."""
+    logits = predict(model, examples.bags)[0]
+    target = torch.from_numpy(examples.target).float()
+    return float(objective.loss(torch.from_numpy(logits).float(), target).mean())
+
+
+def _autocast(settings: MilSettings, device: torch.device) -> torch.autocast:
+    """bfloat16 in the forward pass where asked; losses and statistics are float32."""
+    on = settings.precision == "bfloat16"
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=on)

@@ -1,0 +1,1 @@
+"""Linear and nearest-neighbour probes, of patients and of labelled tiles."""

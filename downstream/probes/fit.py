@@ -1,0 +1,152 @@
+"""Probes of frozen features: a linear one and nearest neighbours; no network is trained.
+
+Features are standardised by the training rows alone, and the one free number of a probe is chosen
+on the validation rows, which it is never fitted on: their scores may choose a threshold too. All
+classes weigh the same, however rare. Shape letters: P patients (or tiles) of training, Q others,
+D width of the features, C classes or numbers, K neighbours.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from downstream.probes.heads import fit_linear, fit_nearest
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from downstream.cohorts.outcomes import TaskKind
+    from downstream.probes.heads import Linear, Nearest
+
+    Floats = NDArray[np.float64]
+    Rows = tuple[NDArray[Any], NDArray[Any]]
+
+ProbeName = Literal["linear", "knn"]
+PROBES: tuple[ProbeName, ...] = ("linear", "knn")
+_CONSTANT = 1e-12
+
+
+class ProbeError(ValueError):
+    """Features or labels that no probe can be fitted on."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Probe:
+    """A fitted probe.
+
+    Attributes:
+        name: `linear` or `knn`.
+        task: What it predicts.
+        chosen: Inverse penalty, penalty or neighbours; of several labels one each.
+        mean: Of the training rows [D].
+        spread: Standard deviation of the training rows [D]; 1 for channels that do not vary.
+        heads: One; of several labels one each.
+        is_flat: Whether the targets were one number a row.
+    """
+
+    name: ProbeName
+    task: TaskKind
+    chosen: tuple[float, ...]
+    mean: Floats
+    spread: Floats
+    heads: tuple[Linear | Nearest, ...]
+    is_flat: bool = False
+
+    def scores(self, x_QD: NDArray[Any]) -> Floats:
+        """Probability of class 1 [Q] for `binary`, probabilities [Q, C], or numbers.
+
+        Numbers have the form of the targets that it was fitted on, [Q] or [Q, C].
+        """
+        z_QD = (_features(x_QD) - self.mean) / self.spread
+        outputs = [head.outputs(z_QD) for head in self.heads]
+        if self.task == "multilabel":
+            return np.stack([found_Q2[:, 1] for found_Q2 in outputs], axis=1)
+        if self.task == "binary":
+            return outputs[0][:, 1]
+        return outputs[0][:, 0] if self.is_flat else outputs[0]
+
+
+def fit_probe(
+    name: str,
+    x_PD: NDArray[Any],
+    y: NDArray[Any],
+    *,
+    validation: Rows | None,
+    task: TaskKind,
+    classes: int,
+    seed: int = 0,
+) -> Probe:
+    """Fit a probe on training rows.
+
+    Args:
+        name: `linear` (logistic regression; ridge for numbers) or `knn` (by cosine).
+        x_PD: Features of the training rows.
+        y: Class indices [P]; several labels [P, C] of 0 and 1; or numbers [P] or [P, C].
+        validation: Features and labels of rows that choose; None, or no rows, for `DEFAULTS`. The
+            least loss wins, of equals the stronger penalty or the more neighbours: log loss with
+            all classes weighing the same, or squared error.
+        task: What is predicted.
+        classes: How many classes there are, also where no training row has one of them; for
+            `binary` 2. Several labels and numbers do not need it.
+        seed: Given to the solvers; neither probe depends on it.
+
+    Returns:
+        The probe. A label of several that all training rows have, or none, gets the same score for
+        everybody.
+
+    Raises:
+        ProbeError: Another name, rows that do not fit, features that are not finite, or training
+            rows of one class.
+    """
+    if name not in PROBES:
+        msg = f"there is no probe {name!r}; there are {', '.join(PROBES)}"
+        raise ProbeError(msg)
+    x_PD, y = _features(x_PD), np.asarray(y)
+    others = None if validation is None or not len(validation[0]) else validation
+    x_QD, y_Q = (x_PD[:0], y[:0]) if others is None else (_features(others[0]), others[1])
+    _check(x_PD, y, x_QD, np.asarray(y_Q), task)
+    mean, spread = x_PD.mean(axis=0), x_PD.std(axis=0)
+    spread[spread < _CONSTANT] = 1.0
+    fit = fit_linear if name == "linear" else fit_nearest
+    z_PD, z_QD = (x_PD - mean) / spread, (x_QD - mean) / spread
+    columns = range(y.shape[1]) if task == "multilabel" else [slice(None)]
+    width = {"binary": 2, "multilabel": 2, "multiclass": classes}.get(task)
+    found = [fit(z_PD, y[..., c], z_QD, np.asarray(y_Q)[..., c], width, seed) for c in columns]
+    return Probe(
+        name="linear" if name == "linear" else "knn",
+        task=task,
+        chosen=tuple(float(value) for _, value in found),
+        mean=mean,
+        spread=spread,
+        heads=tuple(head for head, _ in found),
+        is_flat=task == "regression" and y.ndim == 1,
+    )
+
+
+def _features(x_PD: NDArray[Any]) -> Floats:
+    x = np.asarray(x_PD, np.float64)
+    if x.ndim != 2 or not np.isfinite(x).all():
+        msg = f"features of shape {x.shape}; give finite numbers [rows, width]"
+        raise ProbeError(msg)
+    return x
+
+
+def _check(x_PD: Floats, y: NDArray[Any], x_QD: Floats, y_Q: NDArray[Any], task: TaskKind) -> None:
+    """Refuse arrays that do not fit each other or the task."""
+    wanted = {"multilabel": {2}, "regression": {1, 2}}.get(task, {1})
+    if len(x_PD) != len(y) or len(x_QD) != len(y_Q) or not len(y) or y.ndim not in wanted:
+        msg = (
+            f"{task} with features {x_PD.shape} and {x_QD.shape}, labels {y.shape} and "
+            f"{y_Q.shape}; give a row each, at least one to fit on"
+        )
+        raise ProbeError(msg)
+    if x_PD.shape[1] != x_QD.shape[1] or y.shape[1:] != y_Q.shape[1:]:
+        msg = f"training features {x_PD.shape}, labels {y.shape}; validation {x_QD.shape}, "
+        msg += f"{y_Q.shape}: give the same widths"
+        raise ProbeError(msg)
+    if task in ("binary", "multiclass") and len(np.unique(y)) < 2:
+        msg = f"all {len(y)} training rows are of one class; a probe needs two"
+        raise ProbeError(msg)

@@ -1,0 +1,183 @@
+"""Who is trained on and who is tested when tiles are probed: folds over patients, few shots.
+
+Shape letters: N labelled tiles, D width of a feature set, T draws of few shots (1 without), C
+classes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from downstream.probes.fit import PROBES, ProbeError, fit_probe
+from downstream.splits.folds import nested_folds
+from downstream.splits.split import SplitError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import polars as pl
+    from numpy.typing import NDArray
+
+    from downstream.splits.split import Split
+
+    Floats = NDArray[np.float64]
+
+MOST_TILES = 20_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """How tiles are probed.
+
+    Attributes:
+        models: Of `PROBES`.
+        folds: Over patients.
+        shots: Labelled tiles of each class that a probe is fitted on; None for all.
+        draws: How often so few are drawn.
+        seed: Of folds, draws and bootstrap.
+        tiles: Most labelled tiles.
+
+    Raises:
+        ProbeError: Numbers that make no sense, or an unknown model.
+    """
+
+    models: tuple[str, ...] = PROBES
+    folds: int = 5
+    shots: int | None = None
+    draws: int = 10
+    seed: int = 0
+    tiles: int = MOST_TILES
+
+    def __post_init__(self) -> None:
+        """Check what is given."""
+        wrong = [model for model in self.models if model not in PROBES]
+        least = min(self.draws, self.tiles, 1 if self.shots is None else self.shots)
+        if wrong or not self.models or least < 1:
+            msg = (
+                f"models {list(self.models)}, shots={self.shots}, draws={self.draws}, "
+                f"tiles={self.tiles}; models are {', '.join(PROBES)}, the numbers at least 1"
+            )
+            raise ProbeError(msg)
+
+    @property
+    def rounds(self) -> int:
+        """How often a probe is fitted in a fold: once, or once a draw."""
+        return 1 if self.shots is None else self.draws
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scores:
+    """What an arm says of every labelled tile when its patient is tested.
+
+    Attributes:
+        scores: [N, T, C].
+        fold: The fold in which each tile is tested [N].
+    """
+
+    scores: Floats
+    fold: NDArray[np.int64]
+
+
+def tile_splits(rows: pl.DataFrame, options: Options) -> list[Split]:
+    """Folds over patients, stratified by each patient's commonest label."""
+    commonest = (
+        rows.group_by("patient_id", "label")
+        .len()
+        .sort("patient_id", "len", "label", descending=[False, True, False])
+        .unique("patient_id", keep="first", maintain_order=True)
+    )
+    strata = _merged(commonest["label"].to_list(), options.folds)
+    patients = commonest["patient_id"].to_list()
+    return nested_folds(patients, strata, folds=options.folds, inner=1, seed=options.seed)
+
+
+def _merged(labels: list[int], folds: int) -> list[int]:
+    """Strata that are large enough to be in every fold; those that are not go together.
+
+    >>> _merged([0] * 6 + [1, 1, 2], 3), _merged([0] * 6 + [1], 3)
+    ([0, 0, 0, 0, 0, 0, -1, -1, -1], [0, 0, 0, 0, 0, 0, 0])
+    """
+    least = folds if folds > 2 else 4
+    counts = {label: labels.count(label) for label in labels}
+    rare = {label for label, count in counts.items() if count < least}
+    common = [label for label in counts if label not in rare]
+    together = -1
+    if common and sum(counts[label] for label in rare) < least:
+        together = min(common, key=lambda label: (counts[label], label))
+    return [together if label in rare else label for label in labels]
+
+
+def scored(
+    x_ND: NDArray[np.float32],
+    rows: pl.DataFrame,
+    splits: Sequence[Split],
+    model: str,
+    classes: int,
+    options: Options,
+) -> Scores:
+    """Every tile by a probe that has seen none of its patient's."""
+    scores_NTC = np.full((rows.height, options.rounds, classes), np.nan)
+    fold_N = np.full(rows.height, -1, np.int64)
+    task: Literal["binary", "multiclass"] = "binary" if classes == 2 else "multiclass"
+    label_N = rows["label"].to_numpy()
+    for split in splits:
+        train, validation, test = (
+            np.flatnonzero(rows["patient_id"].is_in(list(split.patients(part))))
+            for part in ("train", "validation", "test")
+        )
+        fold_N[test] = split.fold
+        for draw in range(options.rounds):
+            chosen, others = train, validation
+            if options.shots is not None:
+                # a large validation part would make the few shots many: none, nothing is chosen
+                pool = np.concatenate([train, validation])
+                chosen, others = _few(pool, label_N, split.fold, draw, classes, options), test[:0]
+            probe = fit_probe(
+                model,
+                x_ND[chosen],
+                label_N[chosen],
+                validation=(x_ND[others], label_N[others]),
+                task=task,
+                classes=classes,
+                seed=options.seed,
+            )
+            found = probe.scores(x_ND[test])
+            both = np.stack([1 - found, found], axis=1) if found.ndim == 1 else found
+            scores_NTC[test, draw] = both
+    return Scores(scores=scores_NTC, fold=fold_N)
+
+
+def _few(
+    pool: NDArray[np.int64],
+    label_N: NDArray[np.int64],
+    fold: int,
+    draw: int,
+    classes: int,
+    options: Options,
+) -> NDArray[np.int64]:
+    """So many rows of each class; fewer shots are among those of more.
+
+    Raises:
+        SplitError: A class has fewer.
+    """
+    rng = np.random.default_rng([options.seed, fold, draw])
+    taken = []
+    for label in range(classes):
+        members = np.sort(pool[label_N[pool] == label])
+        if len(members) < (options.shots or 0):
+            msg = (
+                f"shots={options.shots}, but fold {fold} has {len(members)} tiles of class {label} "
+                "to draw from; ask for fewer"
+            )
+            raise SplitError(msg)
+        taken.append(rng.permutation(members)[: options.shots])
+    return np.concatenate(taken)
+
+
+def counts_of(rows: pl.DataFrame, classes: int) -> list[int]:
+    """Tiles of each class."""
+    counts: list[int] = np.bincount(rows["label"].to_numpy(), minlength=classes).tolist()
+    return counts

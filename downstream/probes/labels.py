@@ -1,0 +1,221 @@
+"""Labels of tiles, from a user's table, and the tiles of the lake that they are of.
+
+A row names a tile by its key, or by any place within it in level-0 pixels. What meets no tile is
+listed; a tile with two labels is refused.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import polars as pl
+
+from downstream.cohorts.cohort import listing, load_labels, refuse_unknown_patients
+from downstream.cohorts.outcomes import class_labels, guess_task
+from downstream.cohorts.slide_names import match_slides, told
+from downstream.cohorts.table_files import CohortError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from os import PathLike
+
+    from featurestore import Lake
+
+
+@dataclass(frozen=True, kw_only=True)
+class TileLabels:
+    """Labelled tiles of a lake.
+
+    Attributes:
+        rows: `slide_id`, `patient_id`, `tile_id` and `label` (index of the class), each tile once,
+            sorted by slide and tile.
+        classes: Names of the classes, in order.
+        missing: What labels name and no tile is: `SLIDE`, `SLIDE tile KEY` or `SLIDE at X, Y`.
+        notes: What was recognised, matched or left out, a sentence each.
+        sha256: Of the file's bytes.
+    """
+
+    rows: pl.DataFrame
+    classes: tuple[str, ...]
+    missing: list[str]
+    notes: tuple[str, ...]
+    sha256: str
+
+
+def read_tile_labels(
+    lake: Lake,
+    path: str | PathLike[str],
+    target: str,
+    *,
+    mpp: float,
+    ids: Mapping[str, str | None] | None = None,
+) -> TileLabels:
+    """Join a table of tile labels with the tiles of a lake.
+
+    Args:
+        lake: The lake.
+        path: A table (CSV, TSV, XLSX, Parquet) with the slide; `tile_id`, or `x` and `y`, a place
+            in level-0 pixels that lies within the tile (its top-left corner does); and the target.
+        target: Column of classes; a row without one is no label.
+        mpp: Microns per pixel of the tiles.
+        ids: Options of `load_labels`: which columns name slides and patients.
+
+    Raises:
+        CohortError: A table that cannot be read or lacks a column, slides of no or of two patients,
+            a tile with two labels, a target of numbers or of one class, or no label of a tile.
+        LakeError: The lake has no tiles at this mpp.
+    """
+    given = load_labels(path, **dict(ids or {}))
+    places = _places(given.table, target, str(path))
+    slides = lake.slides().select("slide_id", "patient_id").collect()
+    match = match_slides(places["slide_id"], slides["slide_id"])
+    places = places.with_columns(pl.col("slide_id").replace(dict(match.found)))
+    tiles = _tiles(lake, sorted(set(match.found.values())), mpp)
+    met = _by_key(places, tiles) if "tile_id" in places.columns else _by_place(places, tiles)
+    found = met.drop_nulls("tile_id")
+    if found.is_empty():
+        _refuse_unmet(places, tiles, str(path))
+    _refuse_torn(found, str(path))
+    found = _with_patients(found, slides).unique("tile_id", maintain_order=True)
+    if found["label"].n_unique() < 2:
+        msg = f"all {found.height} labelled tiles are {found['label'][0]!r} in {target!r}; a probe "
+        msg += "needs two classes"
+        raise CohortError(msg)
+    classes, label_N = class_labels(found, "label")
+    rows = found.select("slide_id", "patient_id", "tile_id", pl.Series("label", label_N))
+    return TileLabels(
+        rows=rows.sort("slide_id", "tile_id"),
+        classes=tuple(classes),
+        missing=_missing(met, set(slides["slide_id"])),
+        notes=(*given.notes, *told(match)),
+        sha256=given.sha256,
+    )
+
+
+def at_most(labels: TileLabels, tiles: int, *, seed: int) -> TileLabels:
+    """So many of the tiles, drawn at random, of each class the same share; at least one.
+
+    Args:
+        labels: What `read_tile_labels` returned.
+        tiles: Most tiles, up to one more per class by rounding.
+        seed: Same labels and seed, same tiles.
+    """
+    count = labels.rows.height
+    if count <= tiles:
+        return labels
+    rng = np.random.default_rng(seed)
+    label_N = labels.rows["label"].to_numpy()
+    kept = []
+    for label in range(len(labels.classes)):
+        members = np.flatnonzero(label_N == label)
+        kept.append(rng.permutation(members)[: int(np.ceil(len(members) * tiles / count))])
+    rows = labels.rows[np.sort(np.concatenate(kept))]
+    note = f"{rows.height} of {count} labelled tiles are used, drawn at random"
+    return replace(labels, rows=rows, notes=(*labels.notes, note))
+
+
+def _places(table: pl.DataFrame, target: str, path: str) -> pl.DataFrame:
+    """Labelled rows: slide_id, perhaps patient_id, tile_id or x and y, and label."""
+    by = ["tile_id"] if "tile_id" in table.columns else ["x", "y"]
+    lacking = [name for name in ("slide_id", *by, target) if name not in table.columns]
+    if lacking:
+        msg = (
+            f"{path!r} has columns {table.columns}; it lacks {', '.join(lacking)}: give the slide, "
+            "tile_id or x and y in level-0 pixels, and the target"
+        )
+        raise CohortError(msg)
+    if guess_task(table[target]) == "regression":
+        msg = f"{target!r} holds numbers such as {table[target].drop_nulls()[0]}; tiles are "
+        msg += "classified: name a column of classes"
+        raise CohortError(msg)
+    patient = [name for name in ("patient_id",) if name in table.columns]
+    kind = pl.Int64 if by == ["tile_id"] else pl.Float64
+    try:
+        rows = table.select("slide_id", *patient, pl.col(by).cast(kind), label=target)
+    except pl.exceptions.PolarsError as error:
+        msg = f"{path!r}: {' and '.join(by)} must be numbers: {str(error).partition(chr(10))[0]}"
+        raise CohortError(msg) from error
+    return rows.drop_nulls(["slide_id", *by, "label"]).unique(maintain_order=True)
+
+
+def _tiles(lake: Lake, slide_ids: list[str], mpp: float) -> pl.DataFrame:
+    """Tiles of slides with their places and sides in level-0 pixels."""
+    sides = lake.tiles_of(mpp=mpp, slide_ids=slide_ids).select(
+        "slide_id", side=pl.col("tile_px_level0").cast(pl.Float64)
+    )
+    tiles = lake.tiles(mpp=mpp).filter(pl.col("slide_id").is_in(slide_ids))
+    columns = ["slide_id", "tile_id", pl.col("x", "y").cast(pl.Float64)]
+    return tiles.select(columns).collect().join(sides, on="slide_id", how="left")
+
+
+def _by_key(places: pl.DataFrame, tiles: pl.DataFrame) -> pl.DataFrame:
+    """Places with `tile_id` null where there is no such tile, and `name` for messages."""
+    known = tiles.select("slide_id", "tile_id", is_there=True)
+    met = places.join(known, on=["slide_id", "tile_id"], how="left", maintain_order="left")
+    name = pl.format("{} tile {}", "slide_id", "tile_id")
+    key = pl.when("is_there").then("tile_id")
+    return met.with_columns(name.alias("name"), key.alias("tile_id")).drop("is_there")
+
+
+def _by_place(places: pl.DataFrame, tiles: pl.DataFrame) -> pl.DataFrame:
+    """Places with the key of the tile that covers them, null where none does, and `name`.
+
+    Of overlapping tiles the one whose middle is nearest, of equals the one with the smaller key.
+    """
+    places = places.with_row_index("row").with_columns(
+        name=pl.format("{} at {}, {}", "slide_id", pl.col("x").round(1), pl.col("y").round(1))
+    )
+    side = tiles.select("slide_id", "side").unique()
+    asked = places.select("row", "slide_id", px="x", py="y").join(side, on="slide_id")
+    # a tile that covers a place begins in the place's cell of a raster of its side, or one before
+    steps = pl.DataFrame({"dx": [0, 0, 1, 1], "dy": [0, 1, 0, 1]})
+    cells = [(pl.col(f"p{a}") // pl.col("side")).cast(pl.Int64) - pl.col(f"d{a}") for a in "xy"]
+    asked = asked.join(steps, how="cross").with_columns(cx=cells[0], cy=cells[1])
+    of_tile = [(pl.col(a) // pl.col("side")).cast(pl.Int64) for a in "xy"]
+    there = tiles.with_columns(cx=of_tile[0], cy=of_tile[1]).drop("side")
+    pairs = asked.join(there, on=["slide_id", "cx", "cy"])
+    within = [pl.col(f"p{a}").is_between(pl.col(a), pl.col(a) + pl.col("side"), closed="left")
+              for a in "xy"]  # fmt: skip
+    apart = [(pl.col(f"p{a}") - pl.col(a) - pl.col("side") / 2) ** 2 for a in "xy"]
+    best = pairs.filter(*within).with_columns(apart=apart[0] + apart[1])
+    best = best.sort("row", "apart", "tile_id").unique("row", keep="first", maintain_order=True)
+    return places.join(best.select("row", "tile_id"), on="row", how="left").drop("row")
+
+
+def _with_patients(found: pl.DataFrame, slides: pl.DataFrame) -> pl.DataFrame:
+    """With `patient_id` from the labels, else from the lake; every slide of one patient."""
+    joined = found.join(slides, on="slide_id", how="left", suffix="_lake", maintain_order="left")
+    if "patient_id_lake" in joined.columns:
+        patient = pl.coalesce("patient_id", "patient_id_lake").alias("patient_id")
+        joined = joined.with_columns(patient).drop("patient_id_lake")
+    refuse_unknown_patients(joined)
+    return joined
+
+
+def _missing(met: pl.DataFrame, known: set[str]) -> list[str]:
+    """Slides that there are not, and places where there is no tile."""
+    lost = met.filter(pl.col("tile_id").is_null())
+    names = lost.with_columns(name=pl.when(pl.col("slide_id").is_in(list(known))).then("name"))
+    return sorted(set(names.select(pl.coalesce("name", "slide_id")).to_series()))
+
+
+def _refuse_torn(found: pl.DataFrame, path: str) -> None:
+    """Refuse a tile with two labels."""
+    labels = found.group_by("slide_id", "tile_id").agg(pl.col("label").unique().sort())
+    torn = labels.filter(pl.col("label").list.len() > 1).sort("slide_id", "tile_id")
+    if not torn.is_empty():
+        which = [f"{slide} tile {tile}: {label}" for slide, tile, label in torn.iter_rows()]
+        msg = f"{path!r} gives {len(which)} tiles two labels: {listing(which)}; leave one each"
+        raise CohortError(msg)
+
+
+def _refuse_unmet(places: pl.DataFrame, tiles: pl.DataFrame, path: str) -> None:
+    """Tell what both sides look like, where no label is of a tile."""
+    shown: list[dict[str, Any]] = [part.head(1).to_dicts() for part in (places, tiles)]  # type: ignore[misc]
+    msg = (
+        f"{path!r}: none of {places.height} labels is of a tile; the first is {shown[0]}, the "
+        f"first tile of these slides {shown[1] or 'is not there'}: x and y are level-0 pixels"
+    )
+    raise CohortError(msg)

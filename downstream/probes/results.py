@@ -1,0 +1,172 @@
+"""What a tile probe is worth: measures with intervals over patients, whose tiles go together.
+
+With few shots a measure is the mean over draws of the labelled tiles, and so is its interval, which
+is over patients; how far the draws differ is told beside it.
+
+Shape letters: N tiles, T draws, C classes, R resamples.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from downstream.measures.classes import Measure, UndefinedMetricError, classification_measures
+from downstream.measures.intervals import compare, comparison_table, interval
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from numpy.typing import NDArray
+
+    from downstream.measures.intervals import Comparison, Interval
+    from downstream.measures.resampling import Method
+
+    Floats = NDArray[np.float64]
+
+MEASURES = ("auroc", "balanced_accuracy", "f1")
+"""The first is the main one. Classes are predicted at equal weight: binary from 0.5 on."""
+
+
+def metrics_of(
+    label_N: NDArray[np.int64],
+    scores_NTC: Floats,
+    patients: Sequence[str],
+    *,
+    seed: int,
+    spread: bool,
+) -> dict[str, Any]:
+    """Measures of one arm as JSON.
+
+    Args:
+        label_N: Classes.
+        scores_NTC: Probabilities.
+        patients: Whose each tile is.
+        seed: Of the resamples.
+        spread: Whether to tell how far draws differ: `sd`, `least` and `most`.
+
+    Returns:
+        Estimate and interval of the main measure, and `measures` by name.
+    """
+    known, scores = _asked(scores_NTC)
+    found = {
+        name: _assess(known[name], label_N, scores, patients, seed=seed, spread=spread)
+        for name in MEASURES
+    }
+    main = found[MEASURES[0]]
+    keys = ("estimate", "low", "high", "level", "method", "resamples", "redrawn")
+    return {"metric": MEASURES[0], **{key: main[key] for key in keys}, "measures": found}
+
+
+def compare_probes(
+    label_N: NDArray[np.int64],
+    scores: Mapping[str, Floats],
+    patients: Sequence[str],
+    *,
+    reference: str,
+    margin: float | None,
+    seed: int,
+) -> list[dict[str, Any]]:
+    """Every arm against the reference by the main measure, on the same tiles and resamples.
+
+    Args:
+        label_N: Classes.
+        scores: Arm -> probabilities [N, T, C].
+        patients: Whose each tile is.
+        reference: Name of the arm that the others are compared with.
+        margin: How much worse still counts as not worse; None for no such test.
+        seed: Of the resamples.
+    """
+    found = {
+        name: _compared(label_N, one, scores[reference], patients, margin=margin, seed=seed)
+        for name, one in scores.items()
+        if name != reference
+    }
+    return comparison_table(found, other=reference, measure=MEASURES[0])
+
+
+def _compared(
+    label_N: NDArray[np.int64],
+    one_NTC: Floats,
+    other_NTC: Floats,
+    patients: Sequence[str],
+    *,
+    margin: float | None,
+    seed: int,
+) -> Comparison:
+    known, one = _asked(one_NTC)
+    measure, other = _mean_of_draws(known[MEASURES[0]]), _asked(other_NTC)[1]
+
+    def by(method: Method) -> Comparison:
+        return compare(
+            measure, (label_N,), one, other, seed=seed, margin=margin, patients=patients,
+            method=method,
+        )  # fmt: skip
+
+    try:
+        return by("bca")
+    except UndefinedMetricError:
+        return by("percentile")
+
+
+def _asked(scores_NTC: Floats) -> tuple[dict[str, Measure], Floats]:
+    """Measures by name, and what they take: [N, T] of class 1, or [N, T, C]."""
+    binary = scores_NTC.shape[2] == 2
+    known = {m.name: m for m in classification_measures("binary" if binary else "multiclass")}
+    return known, scores_NTC[:, :, 1] if binary else scores_NTC
+
+
+def _assess(
+    measure: Measure,
+    label_N: NDArray[np.int64],
+    scores: Floats,
+    patients: Sequence[str],
+    *,
+    seed: int,
+    spread: bool,
+) -> dict[str, Any]:
+    found = _interval(_mean_of_draws(measure), label_N, scores, patients, seed)
+    told: dict[str, Any] = {**vars(found), "higher_is_better": measure.higher_is_better}
+    if spread:
+        draws = [measure.value(label_N, scores[:, draw]) for draw in range(scores.shape[1])]
+        sd = float(np.std(draws, ddof=1)) if len(draws) > 1 else None
+        told |= {"draws": len(draws), "sd": sd, "least": min(draws), "most": max(draws)}
+    return told
+
+
+def _interval(
+    measure: Measure,
+    label_N: NDArray[np.int64],
+    scores: Floats,
+    patients: Sequence[str],
+    seed: int,
+) -> Interval:
+    """By BCa; by percentiles where a class is one patient's alone, without whom nothing is."""
+    try:
+        return interval(measure, (label_N,), scores, seed=seed, patients=patients)
+    except UndefinedMetricError:
+        return interval(
+            measure, (label_N,), scores, seed=seed, patients=patients, method="percentile"
+        )
+
+
+def _mean_of_draws(measure: Measure) -> Measure:
+    """The measure on scores [N, T] or [N, T, C]: its mean over draws."""
+
+    def value(label_N: NDArray[np.int64], scores: Floats) -> float:
+        return float(
+            np.mean([measure.value(label_N, scores[:, t]) for t in range(scores.shape[1])])
+        )
+
+    def resampled(w_RN: Floats, label_N: NDArray[np.int64], scores: Floats) -> Floats:
+        assert measure.resampled is not None  # all of classification's have it
+        each = [measure.resampled(w_RN, label_N, scores[:, t]) for t in range(scores.shape[1])]
+        return np.asarray(np.mean(each, axis=0))
+
+    return Measure(
+        name=measure.name,
+        value=value,
+        resampled=resampled,
+        higher_is_better=measure.higher_is_better,
+    )

@@ -1,0 +1,1 @@
+"""Pages, pictures and attention maps of runs and of a lake."""

@@ -1,0 +1,137 @@
+"""Attention that a run kept: where it lies, whose it is, what is read of it.
+
+Files are read a column and a cell at a time: all attention of a large run does not fit in memory.
+
+Shape letters: N tiles.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import polars as pl
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from downstream.report.run import Run
+    from featurestore import Lake
+
+_ALIKE = 1e-5
+_TILES = ["slide_id", "tile_id", "x", "y", "attention"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttentionFile:
+    """Attention of the test tiles of one cell.
+
+    Attributes:
+        arm: The arm.
+        fold: The fold, of the first repetition and seed.
+        path: In the lake.
+    """
+
+    arm: str
+    fold: int
+    path: str
+
+
+def attention_files(lake: Lake, run: str) -> list[AttentionFile]:
+    """What a run has; empty where no model of it has attention."""
+    found = []
+    for name in lake.store.names(f"runs/{run}/attention"):
+        if not name.endswith(".parquet"):
+            continue
+        path = f"runs/{run}/attention/{name}"
+        head = _read(lake, path, ["arm", "fold"], first=True)
+        if not head.is_empty():
+            found.append(AttentionFile(arm=head["arm"][0], fold=head["fold"][0], path=path))
+    return found
+
+
+def read_tiles(
+    lake: Lake, file: AttentionFile, slide_ids: Sequence[str] | None = None
+) -> pl.DataFrame:
+    """Rows of a file: slide_id, tile_id, x, y (level-0 pixels), attention, and mpp.
+
+    Args:
+        lake: Where it lies.
+        file: Which.
+        slide_ids: Of these slides only; None reads all.
+    """
+    from featurestore import tile_parts
+
+    rows = _read(lake, file.path, _TILES, slide_ids=slide_ids)
+    return rows.with_columns(mpp=pl.Series(tile_parts(rows["tile_id"].to_numpy())[1]))
+
+
+def slides_of(lake: Lake, file: AttentionFile) -> set[str]:
+    """Slides that a file has tiles of."""
+    return set(_read(lake, file.path, ["slide_id"])["slide_id"].unique())
+
+
+def _read(
+    lake: Lake,
+    path: str,
+    columns: list[str],
+    *,
+    slide_ids: Sequence[str] | None = None,
+    first: bool = False,
+) -> pl.DataFrame:
+    import pyarrow.parquet as pq
+
+    with lake.store.fs.open(lake.store.path(path), "rb") as file:
+        if first:
+            batches = pq.ParquetFile(file).iter_batches(batch_size=1, columns=columns)
+            batch = next(batches, None)
+            return pl.DataFrame() if batch is None else pl.DataFrame(batch)
+        wanted = None if slide_ids is None else [("slide_id", "in", list(slide_ids))]
+        return pl.DataFrame(pq.read_table(file, columns=columns, filters=wanted))
+
+
+def owners(lake: Lake, files: Sequence[AttentionFile]) -> pl.DataFrame:
+    """Slides of an arm's files with their size in pixels and `patient`: whose they are in the run.
+
+    A run's table of labels may name other patients than the lake does.
+    """
+    of_files = [_read(lake, file.path, ["slide_id", "patient_id"]).unique() for file in files]
+    whose = pl.concat(of_files).rename({"patient_id": "patient"})
+    slides = lake.slides().select("slide_id", "width_px", "height_px").collect()
+    return slides.join(whose, on="slide_id")
+
+
+def weighs_alike(tiles: pl.DataFrame) -> bool:
+    """Whether the tiles of each slide have the same attention, as a mean gives it.
+
+    >>> same = pl.DataFrame({"slide_id": ["a", "a", "b"], "attention": [0.2, 0.2, 0.6]})
+    >>> weighs_alike(same), weighs_alike(same.with_columns(slide_id=pl.lit("a")))
+    (True, False)
+    """
+    weight = pl.col("attention").cast(pl.Float64)
+    slides = tiles.group_by("slide_id").agg(low=weight.min(), high=weight.max())
+    return slides.filter(pl.col("high") - pl.col("low") > _ALIKE * pl.col("high")).is_empty()
+
+
+def arms_with_attention(
+    lake: Lake, run: Run, files: Sequence[AttentionFile]
+) -> tuple[list[str], list[str]]:
+    """Arms of the run that weigh tiles, and those that keep the same weight for all, in its order.
+
+    A cell decides: that of the first fold that is there.
+    """
+    first = {file.arm: file for file in reversed(files)}
+    weighing: list[str] = []
+    alike: list[str] = []
+    for arm in run.arms:
+        if arm in first:
+            same = weighs_alike(read_tiles(lake, first[arm]))
+            (alike if same else weighing).append(arm)
+    return weighing, alike
+
+
+def first_rows(run: Run, arm: str) -> pl.DataFrame:
+    """Test rows of the first repetition and seed, for which attention is kept."""
+    rows = run.rows(arm)
+    first = (pl.col("repeat") == pl.col("repeat").min()) & (pl.col("seed") == pl.col("seed").min())
+    return rows.filter(first)

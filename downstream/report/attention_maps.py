@@ -1,0 +1,257 @@
+"""A slide's attention as files for people: a picture, tiles for QuPath, a table.
+
+QuPath (0.4 and later) reads the GeoJSON by "Import objects", or when it is dropped on the viewer:
+tiles are coloured by fifths of their rank, and "Show measurement maps" colours them by number.
+
+Shape letters: N tiles.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import polars as pl
+
+from downstream.report.attention import (
+    arms_with_attention,
+    attention_files,
+    read_tiles,
+    slides_of,
+)
+from downstream.report.plots_attention import attention_png, shares
+from downstream.report.run import RunError, nearest, read_run
+from downstream.report.tiles import tile_side
+from ingest.slide_pictures import decode_rgb, scaled
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from os import PathLike
+
+    from numpy.typing import NDArray
+
+    from downstream.report.attention import AttentionFile
+    from downstream.report.run import Run
+    from featurestore import Lake
+
+_FIFTHS = 5
+_MAP_PX = 1024
+_BLANK = 235
+
+
+class AttentionError(ValueError):
+    """A run or a slide that has no attention to write."""
+
+
+def write_attention(
+    lake: Lake,
+    run: str,
+    slide_id: str,
+    *,
+    arm: str | None = None,
+    folder: str | PathLike[str],
+) -> list[Path]:
+    """Write a slide's attention: `<slide>-<arm>.png`, `.geojson` and `.csv`.
+
+    The models are those of the first repetition and seed of the fold in which the slide's patient
+    is tested. Where a model saw tiles of several mpps, there are files for each (`-mpp0.5`). What
+    was there under the same name is written over.
+
+    Args:
+        lake: The lake of the run.
+        run: Name of a finished run.
+        slide_id: Which slide; its patient must be tested in the run.
+        arm: Which arm; None for all that weigh tiles (a mean does not).
+        folder: Local folder, made if it is not there.
+
+    Returns:
+        The files, arm by arm.
+
+    Raises:
+        RunError: There is no such run, or it is not finished, or has no such arm.
+        AttentionError: No model of it has attention, or the slide is in no test part of it.
+        LakeError: The slide has no tiles any more.
+    """
+    found = read_run(lake, run)
+    rows = _tiles(lake, found, slide_id, arm)
+    target = Path(folder)
+    target.mkdir(parents=True, exist_ok=True)
+    written = []
+    for name, tiles in rows.items():
+        levels = sorted(tiles["mpp"].unique().to_list())
+        for mpp in levels:
+            part = f"-mpp{mpp:g}" if len(levels) > 1 else ""
+            stem = target / f"{_safe(slide_id)}-{_safe(name)}{part}"
+            one = with_ranks(tiles.filter(pl.col("mpp") == mpp))
+            written += _write(lake, stem, slide_id, name, one)
+    return written
+
+
+def with_ranks(tiles: pl.DataFrame) -> pl.DataFrame:
+    """Tiles by (y, x) with `rank`: the share of the others with less attention, 0 to 1."""
+    rank = pl.Series("rank", shares(tiles["attention"].to_numpy()), dtype=pl.Float64)
+    columns = ["slide_id", "tile_id", "mpp", "x", "y", "attention", "rank"]
+    return tiles.with_columns(rank).select(columns).sort("y", "x")
+
+
+def tile_geojson(tiles: pl.DataFrame, *, side_px: int, size_px: tuple[int, int]) -> dict[str, Any]:
+    """Tiles as QuPath's GeoJSON: a closed square each, in level-0 pixels, with two measurements.
+
+    The last tiles of a row or column may reach beyond the slide, and are cut off at its edge.
+
+    Args:
+        tiles: What `with_ranks` gave.
+        side_px: Side of a tile in level-0 pixels.
+        size_px: Width and height of the slide at level 0.
+
+    Returns:
+        A FeatureCollection. The form is that of `QuPathTypeAdapters.java` of QuPath 0.4:
+        `objectType`, `classification` with `name` and `color`, `measurements` by name.
+    """
+    classes = [{"name": name, "color": colour} for name, colour in _classes()]
+    columns = tiles.select("x", "y", "attention", "rank").iter_rows()
+    return {
+        "type": "FeatureCollection",
+        "features": [
+            {
+                "type": "Feature",
+                "geometry": {"type": "Polygon", "coordinates": [_square(x, y, side_px, size_px)]},
+                "properties": {
+                    "objectType": "tile",
+                    "classification": classes[min(int(rank * _FIFTHS), _FIFTHS - 1)],
+                    "measurements": {"attention": attention, "rank": rank},
+                },
+            }
+            for x, y, attention, rank in columns
+        ],
+    }
+
+
+def _square(x: int, y: int, side_px: int, size_px: tuple[int, int]) -> list[list[int]]:
+    """A ring that ends where it begins, as RFC 7946 asks: counterclockwise if y pointed up."""
+    right, below = min(x + side_px, size_px[0]), min(y + side_px, size_px[1])
+    return [[x, y], [right, y], [right, below], [x, below], [x, y]]
+
+
+def _classes() -> list[tuple[str, list[int]]]:
+    """Name and colour of each fifth; a colon in a name would make a class of a class in QuPath."""
+    from matplotlib import colormaps
+
+    shades = np.rint(255 * colormaps["cividis"]((np.arange(_FIFTHS) + 0.5) / _FIFTHS)[:, :3])
+    bounds = [round(100 * fifth / _FIFTHS) for fifth in range(_FIFTHS + 1)]
+    names = [f"attention {low} to {high} %" for low, high in pairwise(bounds)]
+    return [(name, [int(c) for c in rgb]) for name, rgb in zip(names, shades, strict=True)]
+
+
+def _tiles(lake: Lake, run: Run, slide_id: str, arm: str | None) -> dict[str, pl.DataFrame]:
+    """Arm -> the slide's tiles."""
+    files = attention_files(lake, run.name)
+    arms = _arms(lake, run, files, arm)
+    found = {}
+    for name in arms:
+        for file in (one for one in files if one.arm == name):
+            rows = read_tiles(lake, file, [slide_id])
+            if not rows.is_empty():
+                found[name] = rows
+                break
+    if not found:
+        raise AttentionError(_no_slide(lake, run, files, slide_id))
+    return found
+
+
+def _arms(lake: Lake, run: Run, files: Sequence[AttentionFile], arm: str | None) -> list[str]:
+    """The arms that were asked for, each of which weighs tiles."""
+    if arm is not None and arm not in run.arms:
+        msg = f"run {run.name} has no arm {arm!r}; {nearest(arm, run.arms, 'it has')}"
+        raise RunError(msg)
+    there, _ = arms_with_attention(lake, run, files)
+    if not there:
+        models = sorted({str(one["model"]) for one in run.result["arms"].values()})
+        msg = (
+            f"run {run.name} has no attention to show: its models ({', '.join(models)}) do not "
+            "weigh tiles, or weigh all alike; run slidelake mil with one that does, such as abmil"
+        )
+        raise AttentionError(msg)
+    if arm not in (None, *there):
+        msg = f"arm {arm!r} of run {run.name} does not weigh tiles; these do: {', '.join(there)}"
+        raise AttentionError(msg)
+    return there if arm is None else [arm]
+
+
+def _no_slide(lake: Lake, run: Run, files: Sequence[AttentionFile], slide_id: str) -> str:
+    """Why there is no attention of a slide, and slides that there are."""
+    known = lake.slides().select("slide_id").collect()["slide_id"].to_list()
+    if slide_id not in known:
+        return f"slide {slide_id!r} is not in {lake.uri}; {nearest(slide_id, known, 'it has')}"
+    tested = sorted(set().union(*(slides_of(lake, file) for file in files)))
+    return (
+        f"slide {slide_id!r} is in no test part of run {run.name}, which has {len(tested)} slides: "
+        f"its patient has no label, or it has no tiles; {nearest(slide_id, tested, 'tested are')}"
+    )
+
+
+def _write(lake: Lake, stem: Path, slide_id: str, arm: str, tiles: pl.DataFrame) -> list[Path]:
+    """The three files of one arm at one mpp."""
+    side_px = tile_side(lake, slide_id, float(tiles["mpp"][0]))
+    size_px = _size(lake, slide_id, tiles, side_px)
+    geojson = tile_geojson(tiles, side_px=side_px, size_px=size_px)
+    contents = {
+        ".png": _picture(lake, slide_id, arm, tiles, side_px=side_px, size_px=size_px),
+        ".geojson": json.dumps(geojson).encode(),
+        ".csv": tiles.write_csv().encode(),
+    }
+    paths = []
+    for ending, content in contents.items():
+        path = stem.with_name(stem.name + ending)
+        path.write_bytes(content)
+        paths.append(path)
+    return paths
+
+
+def _size(lake: Lake, slide_id: str, tiles: pl.DataFrame, side_px: int) -> tuple[int, int]:
+    """Width and height of the slide; up to its last tile where an import did not tell them."""
+    slides = lake.slides().filter(pl.col("slide_id") == slide_id)
+    width, height = slides.select("width_px", "height_px").collect().row(0)
+    last = [int(tiles[name].to_numpy().max()) + side_px for name in ("x", "y")]
+    return width or last[0], height or last[1]
+
+
+def _picture(
+    lake: Lake,
+    slide_id: str,
+    arm: str,
+    tiles: pl.DataFrame,
+    *,
+    side_px: int,
+    size_px: tuple[int, int],
+) -> bytes:
+    """Attention over the thumbnail, or over grey in a lake that has none of the slide."""
+    return attention_png(
+        _background(lake.pictures(slide_id)["thumbnail"], *size_px),
+        *(tiles[name].to_numpy() for name in ("x", "y", "attention")),
+        tile_px_level0=side_px,
+        width_px=size_px[0],
+        height_px=size_px[1],
+        title=f"{slide_id}, {arm}",
+    )
+
+
+def _background(thumbnail: bytes | None, width: int, height: int) -> NDArray[np.uint8]:
+    if thumbnail is not None:
+        return scaled(decode_rgb(thumbnail), _MAP_PX)
+    scale = _MAP_PX / max(width, height)
+    shape = max(1, round(height * scale)), max(1, round(width * scale)), 3
+    return np.full(shape, _BLANK, dtype=np.uint8)
+
+
+def _safe(name: str) -> str:
+    """A name that every file system takes.
+
+    >>> _safe("uni2+virchow2 / abmil")
+    'uni2+virchow2_abmil'
+    """
+    return re.sub(r"[^A-Za-z0-9._+-]+", "_", name)

@@ -1,0 +1,159 @@
+"""Which patients a page shows the slides of: by a rule that it names, so that nobody has picked.
+
+The surest right and the surest wrong one, of the first repetition and seed, by an arm that has
+attention.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import polars as pl
+
+from downstream.report.attention import first_rows
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from downstream.report.run import Run
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """A patient to show.
+
+    Attributes:
+        patient: Who.
+        fold: In which they are tested.
+        title: A few words.
+        text: The rule, and what was said of the patient.
+    """
+
+    patient: str
+    fold: int
+    title: str
+    text: str
+
+
+def cases(run: Run, arm: str) -> list[Case]:
+    """The patients to show of an arm; those of the rule that do not exist are left out."""
+    by_task = {
+        "binary": _positives,
+        "multiclass": _positives,
+        "multilabel": _labelled,
+        "regression": _numbers,
+        "survival": _events,
+    }
+    return [one for one in by_task[run.task](run, first_rows(run, arm)) if one is not None]
+
+
+def groups(run: Run, arm: str) -> dict[str, list[str]]:
+    """Name of a group -> its patients, whose tiles are shown: classes, labels or halves."""
+    rows = first_rows(run, arm)
+    if run.task in ("binary", "multiclass"):
+        return {name: _patients(rows, pl.col("label") == name) for name in run.classes}
+    if run.task == "multilabel":
+        return {
+            name: _patients(rows, pl.col("labels").list.get(at) == 1)
+            for at, name in enumerate(run.classes)
+        }
+    if run.task == "survival":
+        high = pl.col("high").fill_null(pl.col("rank") > 0.5)
+        return {"high risk": _patients(rows, high), "low risk": _patients(rows, ~high)}
+    above = pl.col("found") > pl.col("found").median()
+    return {"predicted high": _patients(rows, above), "predicted low": _patients(rows, ~above)}
+
+
+def _patients(rows: pl.DataFrame, where: pl.Expr) -> list[str]:
+    found: list[str] = rows.filter(where)["patient_id"].unique(maintain_order=True).to_list()
+    return found
+
+
+def _case(rows: pl.DataFrame, title: str, tell: Callable[[dict[str, float]], str]) -> Case | None:
+    """The first row as a case."""
+    if rows.is_empty():
+        return None
+    row = rows.row(0, named=True)
+    return Case(patient=row["patient_id"], fold=row["fold"], title=title, text=tell(row))
+
+
+def _positives(run: Run, rows: pl.DataFrame) -> list[Case | None]:
+    """Of the positive (last) class."""
+    name = run.classes[-1]
+    mine = rows.filter(pl.col("label") == name).with_columns(
+        said=pl.col("probabilities").list.last(),
+        likeliest=pl.col("probabilities").list.arg_max() == len(run.classes) - 1,
+    )
+    called = pl.col("likeliest")
+    if run.task == "binary":
+        called = pl.col("score") >= pl.col("threshold").fill_null(0.5)
+    return _pair(mine, called, f"{name} patients", f"a probability of {name}")
+
+
+def _labelled(run: Run, rows: pl.DataFrame) -> list[Case | None]:
+    """Of the first label."""
+    name = run.classes[0]
+    mine = rows.filter(pl.col("labels").list.get(0) == 1)
+    mine = mine.with_columns(said=pl.col("probabilities").list.first())
+    called = pl.col("said") >= 0.5
+    return _pair(
+        mine, called, f"patients with {name}, the first label,", f"a probability of {name}"
+    )
+
+
+def _pair(rows: pl.DataFrame, called: pl.Expr, whom: str, what: str) -> list[Case | None]:
+    right = rows.filter(called).sort("said", "patient_id", descending=[True, False])
+    wrong = rows.filter(~called).sort("said", "patient_id")
+
+    def tell(rule: str, count: int) -> Callable[[dict[str, float]], str]:
+        return lambda row: f"Of {count} {whom} {rule}. They were given {what} of {row['said']:.3f}"
+
+    return [
+        _case(right, "The surest right", tell("called right, the surest", right.height)),
+        _case(wrong, "The surest wrong", tell("missed, the surest", wrong.height)),
+    ]
+
+
+def _numbers(run: Run, rows: pl.DataFrame) -> list[Case | None]:
+    """Nearest and farthest of the upper half."""
+    target = run.result["target"]
+    mine = rows.filter(pl.col("value") >= pl.col("value").median())
+    mine = mine.with_columns(off=(pl.col("found") - pl.col("value")).abs())
+
+    def tell(rule: str) -> Callable[[dict[str, float]], str]:
+        return lambda row: (
+            f"Of the {mine.height} patients in the upper half of {target} the one that is {rule}. "
+            f"It is {row['value']:.4g}, predicted was {row['found']:.4g}"
+        )
+
+    return [
+        _case(mine.sort("off", "patient_id"), "The nearest", tell("predicted best")),
+        _case(
+            mine.sort("off", "patient_id", descending=[True, False]),
+            "The farthest",
+            tell("predicted worst"),
+        ),
+    ]
+
+
+def _events(_: Run, rows: pl.DataFrame) -> list[Case | None]:
+    """Highest and lowest risk of those with an event in the earlier half."""
+    seen = rows.filter(pl.col("event"))
+    mine = seen.filter(pl.col("time") <= pl.col("time").median())
+
+    def tell(rule: str) -> Callable[[dict[str, float]], str]:
+        return lambda row: (
+            f"Of the {mine.height} patients with an event in the earlier half of all events the "
+            f"one with the {rule} risk. The event came at {row['time']:.4g}; {row['rank']:.0%} of "
+            "the fold's patients have a lower risk"
+        )
+
+    return [
+        _case(
+            mine.sort("rank", "patient_id", descending=[True, False]),
+            "The surest right",
+            tell("highest"),
+        ),
+        _case(mine.sort("rank", "patient_id"), "The surest wrong", tell("lowest")),
+    ]

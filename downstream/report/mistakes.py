@@ -1,0 +1,53 @@
+"""Tiles that a probe called another class: what people look at first."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import polars as pl
+
+from downstream.report.tiles import MOST_GROUPS, MOST_OF_PATIENT, MOST_TILES, Strip, tile_pictures
+
+if TYPE_CHECKING:
+    from downstream.report.run import Run
+    from featurestore import Lake
+
+
+def mistakes(lake: Lake, run: Run) -> list[Strip]:
+    """Of each class the tiles that the first arm was surest to be of another one.
+
+    At most two tiles are of one patient; classes beyond the first six are left out.
+
+    Args:
+        lake: Where pixels are.
+        run: A probe of tiles.
+    """
+    rows = run.rows(run.arms[0])
+    probabilities = np.array(rows["probabilities"].to_list())
+    said = probabilities.argmax(axis=1)
+    told = rows.with_columns(
+        pl.Series("said", [run.classes[c] for c in said], pl.String),
+        pl.Series("sure", probabilities.max(axis=1)),
+        mpp=pl.lit(float(run.result["config"]["mpps"][0])),
+    )
+    wrong = told.filter(pl.col("said") != pl.col("label"))
+    return [_strip(lake, name, wrong) for name in run.classes[:MOST_GROUPS]]
+
+
+def _strip(lake: Lake, name: str, wrong: pl.DataFrame) -> Strip:
+    keys, down = ("sure", "slide_id", "tile_id"), [True, False, False]
+    surest = wrong.filter(pl.col("label") == name).sort(*keys, descending=down)
+    few = surest.group_by("patient_id", maintain_order=True).head(MOST_OF_PATIENT)
+    chosen = few.sort(*keys, descending=down).head(MOST_TILES)
+    jpegs, damage = tile_pictures(lake, chosen)
+    tiles = [
+        {
+            "src": jpegs.get(row["tile_id"]),
+            "alt": f"tile {row['tile_id']} of slide {row['slide_id']}",
+            "patient": row["patient_id"],
+            "text": f"{row['said']}, {row['sure']:.2f}",
+        }
+        for row in chosen.iter_rows(named=True)
+    ]
+    return Strip(title=f"{name}, called something else", tiles=tiles, damage=damage)

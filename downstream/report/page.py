@@ -1,0 +1,148 @@
+"""From what was read to the page: numbers as people read them, and the template.
+
+Autoescape is on and the template marks nothing as safe: ids and reasons come from users.
+"""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any
+
+import polars as pl
+
+from downstream.report.tables import p_text
+from ingest.pages import environment
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from downstream.report.lake import Holding, Json
+    from featurestore import Lake
+
+MOST_REASONS = 100
+_TEMPLATES = Path(__file__).parent / "templates"
+
+
+def render(template: str, **context: Any) -> str:  # noqa: ANN401 - what the template takes
+    """A page: of a lake or of a run."""
+    made = environment(_TEMPLATES)
+    made.filters |= {"words": words, "p_value": p_text}
+    return made.get_template(template).render(context)
+
+
+def notice(about: Mapping[str, Any]) -> str | None:
+    """What must be said before any number, or None."""
+    if not about.get("synthetic"):
+        return None
+    real = about.get("real_slide")
+    except_for = f" except the real slide {PurePosixPath(str(real)).stem}" if real else ""
+    return (
+        f"The slides of this cohort{except_for} are synthetic: the figures show that the machinery "
+        "works, they say nothing about medicine."
+    )
+
+
+def overview(holding: Holding) -> Json:
+    """Counts of slides, patients, tiles and features."""
+    slides = holding.slides
+    ready = slides.filter(pl.col("state") == "ready")
+    students = {part.name for part in holding.students}
+    return {
+        "patients": ready["patient_id"].drop_nulls().n_unique(),
+        "without_patient": ready["patient_id"].null_count(),
+        "bytes": int(ready["bytes"].sum()),
+        "scanned_mpp": _range(ready["mpp"].drop_nulls()),
+        "mpp_sources": _counted(ready["mpp_source"]),
+        "vendors": _counted(ready["vendor"]),
+        "verdicts": _counted(slides["verdict"]),
+        "features": [
+            {**row, "kind": "student" if row["teacher"] in students else "teacher"}
+            for row in holding.info["features"]
+        ],
+        "encoders": len({row["teacher"] for row in holding.info["features"]}),
+        "failed": holding.failed[:MOST_REASONS],
+        "failed_left_out": max(0, len(holding.failed) - MOST_REASONS),
+    }
+
+
+def _range(values: pl.Series) -> str:
+    """Least and greatest value of a column.
+
+    >>> _range(pl.Series([0.5, 0.25])), _range(pl.Series([], dtype=pl.Float64))
+    ('0.250 to 0.500', 'not known')
+    """
+    if values.is_empty():
+        return "not known"
+    low, high = (float(value) for value in (values.to_numpy().min(), values.to_numpy().max()))
+    return f"{low:.3f}" if low == high else f"{low:.3f} to {high:.3f}"
+
+
+def _counted(values: pl.Series) -> str:
+    """Values of a column by how often they occur.
+
+    >>> _counted(pl.Series(["b", "a", "b", None]))
+    'b (2), a (1)'
+    """
+    counts = values.drop_nulls().rename("value").value_counts().sort("count", "value")
+    return ", ".join(f"{value} ({count})" for value, count in counts.reverse().iter_rows())
+
+
+def recorded_seconds(holding: Holding) -> dict[str, float]:
+    """Computing times that the lake itself keeps, for a report that was given none."""
+    found = {"cutting slides": float(holding.slides["seconds"].sum())}
+    for part in holding.students:
+        found[f"training {part.name}"] = float(part.content.get("seconds", 0.0))
+    for runs in holding.runs.values():
+        for part in runs:
+            found[part.name] = float(part.content.get("seconds", 0.0))
+    return {name: seconds for name, seconds in found.items() if seconds}
+
+
+def example_commands(lake: Lake, holding: Holding) -> list[tuple[str, str]]:
+    """What to type to look further: (what it tells, command), each of which works on this lake."""
+    return [
+        ("What the lake holds", f"slidelake info {shlex.quote(lake.uri)}"),
+        *(
+            (what, f"slidelake query {shlex.quote(lake.uri)} {shlex.quote(sql)}")
+            for what, sql in example_queries(lake, holding)
+        ),
+    ]
+
+
+def example_queries(lake: Lake, holding: Holding) -> list[tuple[str, str]]:
+    """SQL that this lake answers: (what it tells, statement)."""
+    from featurestore import mpp_name
+
+    finest = f"tiles_mpp{mpp_name(lake.config.mpps[0]).replace('.', '_')}"
+    states = "SELECT state, count(*) AS slides, avg(tissue) AS tissue FROM slides GROUP BY state"
+    most = (
+        f"SELECT slide_id, count(*) AS tiles FROM {finest} "
+        "GROUP BY slide_id ORDER BY tiles DESC LIMIT 5"
+    )
+    features = (
+        "SELECT teacher, mpp, sum(tiles) AS tiles FROM catalog "
+        "WHERE teacher IS NOT NULL GROUP BY teacher, mpp"
+    )
+    failed = "SELECT slide_id, reason FROM slides WHERE state = 'failed'"
+    queries = [
+        ("Slides by state, with their share of tissue", states),
+        ("Slides with the most tiles", most),
+        ("Which features are there", features),
+    ]
+    return [("Which slides failed, and why", failed), *queries] if holding.failed else queries
+
+
+def words(value: Any) -> str:  # noqa: ANN401 - JSON is what it is
+    """A JSON value on one line.
+
+    >>> words({"patients": 24, "sites": ["A", "B"], "pen_marks": True})
+    'patients 24, sites A B, pen marks yes'
+    """
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {words(part)}".replace("_", " ") for key, part in value.items())
+    if isinstance(value, (list, tuple)):
+        return " ".join(words(part) for part in value)
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return str(value)

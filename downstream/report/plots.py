@@ -1,0 +1,126 @@
+"""Figures of the report that other jobs do not need: intervals, fidelity bars, training curves."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from downstream.report.plots_base import COLOURS, new_figure, plain, shortened, to_png
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from matplotlib.axes import Axes
+
+_WIDTH_IN = 5.8
+_GREY = "0.72"
+_COIN = 0.5
+
+
+def forest_png(
+    estimates: Mapping[str, tuple[float, float, float]],
+    *,
+    xlabel: str,
+    chance: float | None = 0.5,
+    margin: float | None = None,
+) -> bytes:
+    """Estimates with their intervals, one line per name, first name on top.
+
+    Args:
+        estimates: Name -> (estimate, low, high); at least one.
+        xlabel: Under the axis.
+        chance: Where the dashed line of a model that knows nothing stands; None for no line.
+        margin: Where a dotted line is drawn, such as minus what counts as not worse.
+
+    Returns:
+        A PNG. Names have the colours that `roc_png` gives to the same names in the same order.
+    """
+    figure, axes = new_figure(_WIDTH_IN, 1.0 + 0.42 * len(estimates))
+    for at, style in ((chance, "--"), (margin, ":")):
+        if at is not None:
+            axes.axvline(at, color="0.5", linestyle=style, linewidth=1)
+    for row, (estimate, low, high) in enumerate(estimates.values()):
+        colour = COLOURS[row % len(COLOURS)]
+        axes.plot([low, high], [row, row], color=colour, linewidth=2.5, solid_capstyle="butt")
+        axes.plot(estimate, row, marker="s", markersize=8, color=colour)
+        text = f"{estimate:.3f} ({low:.3f} to {high:.3f})"
+        axes.text(1.02, row, text, transform=axes.get_yaxis_transform(), va="center", fontsize=9)
+    shown = [value for line in estimates.values() for value in line]
+    axes.set(xlabel=xlabel, xlim=_limits(shown, chance))
+    _name_rows(axes, [plain(shortened(name)) for name in estimates])
+    return to_png(figure)
+
+
+def _limits(shown: Sequence[float], chance: float | None) -> tuple[float, float]:
+    """Of the axis: up to 1 for shares that are better than chance, else what holds all."""
+    values = [*shown, *([] if chance is None else [chance])]
+    low, high = min(values), max(values)
+    if chance == _COIN and high <= 1 and low >= 0:
+        return float(np.floor(low * 10 - 0.3) / 10), 1.01
+    room = 0.06 * (high - low or 1.0)
+    return low - room, high + room
+
+
+def fidelity_png(rows: Sequence[tuple[str, float, float]]) -> bytes:
+    """Two bars per row: a student's cosine above that of the mean feature.
+
+    Args:
+        rows: (name, cosine of the student, cosine of the mean feature).
+
+    Returns:
+        A PNG.
+    """
+    figure, axes = new_figure(_WIDTH_IN, 1.2 + 0.5 * len(rows))
+    at = np.arange(len(rows))
+    parts = (("student", COLOURS[0], -0.19, 1), ("mean feature", _GREY, 0.19, 2))
+    for name, colour, shift, column in parts:
+        values = [float(row[column]) for row in rows]
+        axes.barh(at + shift, values, height=0.36, color=colour, label=name)
+        for y, value in zip(at + shift, values, strict=True):
+            inside = max(value, 0.0) + 0.01
+            axes.text(inside, y, f"{value:.3f}", va="center", fontsize=8, color="0.25")
+    lowest = min([0.0, *(min(row[1:]) for row in rows)])
+    axes.set(xlabel="cosine with the teacher's feature, held-out patients", xlim=(lowest, 1.08))
+    axes.legend(frameon=False, ncols=2, loc="lower left", bbox_to_anchor=(0, 1.0), fontsize=9)
+    _name_rows(axes, [plain(row[0]) for row in rows])
+    return to_png(figure)
+
+
+def curves_png(curves: Mapping[str, Sequence[float]], *, xlabel: str, ylabel: str) -> bytes:
+    """One line per name over 1, 2, 3 and so on.
+
+    Args:
+        curves: Name -> values; all of one length, at least one.
+        xlabel: Under the axis.
+        ylabel: Beside the axis.
+
+    Returns:
+        A PNG.
+    """
+    from matplotlib.ticker import MaxNLocator
+
+    figure, axes = new_figure(_WIDTH_IN, 3.0)
+    for number, (name, values) in enumerate(curves.items()):
+        dashes = ("-", "--", ":", "-.")[number % 4]
+        steps = np.arange(1, len(values) + 1)
+        colour = COLOURS[number % len(COLOURS)]
+        axes.plot(
+            steps, values, color=colour, linestyle=dashes, marker="o", markersize=4, label=name
+        )
+    axes.set(xlabel=xlabel, ylabel=ylabel)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.grid(axis="y", color="0.9")
+    axes.set_axisbelow(True)
+    axes.legend(frameon=False, fontsize=9)
+    return to_png(figure)
+
+
+def _name_rows(axes: Axes, names: Sequence[str]) -> None:
+    """Names instead of numbers on a vertical axis that runs from top to bottom."""
+    axes.set_yticks(range(len(names)), labels=names)
+    axes.set_ylim(len(names) - 0.5, -0.5)
+    axes.spines["left"].set_visible(False)
+    axes.tick_params(axis="y", length=0)
+    axes.grid(axis="x", color="0.92")
+    axes.set_axisbelow(True)

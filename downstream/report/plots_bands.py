@@ -1,0 +1,194 @@
+"""Numbers behind curves of a classifier: points, and bands over patients.
+
+A patient is drawn with all its rows, as in `intervals.interval`, so that predictions of several
+repeats or seeds do not make a band narrower than the cohort allows.
+
+Shape letters: S rows of predictions (one or more a patient), P patients, U different scores,
+G points of a grid, K bins, R resamples.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from downstream.measures.classes import UndefinedMetricError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from numpy.typing import NDArray
+
+    Floats = NDArray[np.float64]
+    Labels = NDArray[np.int64]
+
+GRID = np.linspace(0, 1, 101)
+"""Where bands are taken."""
+
+_LIMITS = (2.5, 97.5)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scores:
+    """Scores of one class, one row a prediction.
+
+    Attributes:
+        label: int64[S] 1 for the class, 0 for others.
+        score: float64[S] higher = more likely the class.
+        patients: Whose each row is; None if every row is a patient.
+    """
+
+    label: Labels
+    score: Floats
+    patients: Sequence[str] | None = None
+
+    @property
+    def owner(self) -> Labels:
+        """Number of the patient of each row [S]."""
+        if self.patients is None:
+            return np.arange(len(self.label))
+        return np.unique(np.asarray(self.patients), return_inverse=True)[1].astype(np.int64)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bins:
+    """What is said and what is so, bin by bin.
+
+    Attributes:
+        said: [K] mean probability.
+        found: [K] share that is of the class.
+        low: [K] 2.5th percentile of the share over resamples of patients.
+        high: [K] 97.5th percentile.
+        rows: [K] predictions in the bin.
+    """
+
+    said: Floats
+    found: Floats
+    low: Floats
+    high: Floats
+    rows: Labels
+
+
+def roc_points(scores: Scores) -> tuple[Floats, Floats]:
+    """False and true positive rates, from (0, 0) to (1, 1).
+
+    Raises:
+        UndefinedMetricError: One class only.
+    """
+    true_U, false_U = _counts(_falling("a ROC curve", scores))
+    return np.r_[0, false_U / false_U[-1]], np.r_[0, true_U / true_U[-1]]
+
+
+def precision_recall_points(scores: Scores) -> tuple[Floats, Floats]:
+    """Recall and precision at each score, from the highest down.
+
+    Raises:
+        UndefinedMetricError: One class only.
+    """
+    true_U, false_U = _counts(_falling("a precision-recall curve", scores))
+    return true_U / true_U[-1], true_U / (true_U + false_U)
+
+
+def roc_band(scores: Scores, *, n: int, seed: int) -> tuple[Floats, Floats]:
+    """Pointwise 2.5th and 97.5th percentiles of sensitivity at the false positive rates of `GRID`.
+
+    Raises:
+        UndefinedMetricError: One class only.
+    """
+
+    def curve(true_U: Floats, false_U: Floats) -> Floats:
+        rates = np.r_[0, false_U / false_U[-1]], np.r_[0, true_U / true_U[-1]]
+        return np.interp(GRID, *rates)
+
+    return _band(_falling("a ROC curve", scores), curve, n=n, seed=seed)
+
+
+def precision_recall_band(scores: Scores, *, n: int, seed: int) -> tuple[Floats, Floats]:
+    """Pointwise 2.5th and 97.5th percentiles of precision at the recalls of `GRID`.
+
+    At a recall between two scores' the precision is that of the next lower score: precision is not
+    linear between them (Davis and Goadrich 2006).
+
+    Raises:
+        UndefinedMetricError: One class only.
+    """
+
+    def curve(true_U: Floats, false_U: Floats) -> Floats:
+        reached = np.flatnonzero(true_U)[0]
+        precision_U = true_U[reached:] / (true_U + false_U)[reached:]
+        # rounding must not push the last recall past the end
+        at = np.searchsorted(true_U[reached:] / true_U[-1], GRID - 1e-12)
+        return precision_U[np.minimum(at, len(precision_U) - 1)]
+
+    return _band(_falling("a precision-recall curve", scores), curve, n=n, seed=seed)
+
+
+def reliability(scores: Scores, *, bins: int = 10, n: int = 500, seed: int = 0) -> Bins:
+    """Probabilities against shares, in bins of about equally many rows; equal ones stay together.
+
+    Raises:
+        UndefinedMetricError: No row.
+    """
+    if not len(scores.label):
+        msg = "a reliability curve needs predictions; there are none"
+        raise UndefinedMetricError(msg)
+    edges = np.unique(np.quantile(scores.score, np.linspace(0, 1, bins + 1)[1:-1]))
+    bin_S = np.searchsorted(edges, scores.score, side="left")
+    names, bin_S = np.unique(bin_S, return_inverse=True)
+    rows = np.bincount(bin_S)
+    shares = []
+    for weight_S in _resamples(scores, n=n, seed=seed):
+        there = np.bincount(bin_S, weights=weight_S, minlength=len(names))
+        ones = np.bincount(bin_S, weights=weight_S * scores.label, minlength=len(names))
+        shares.append(np.divide(ones, there, out=np.full(len(names), np.nan), where=there > 0))
+    low, high = np.nanpercentile(np.array(shares), _LIMITS, axis=0)
+    return Bins(
+        said=np.bincount(bin_S, weights=scores.score) / rows,
+        found=np.bincount(bin_S, weights=scores.label) / rows,
+        low=low,
+        high=high,
+        rows=rows,
+    )
+
+
+def _falling(name: str, scores: Scores) -> Scores:
+    """The rows from the highest score down: sorted once, a resample is two sums."""
+    if len(np.unique(scores.label)) < 2:
+        msg = f"{name} needs patients of both classes, all {len(scores.label)} are of one"
+        raise UndefinedMetricError(msg)
+    order = np.argsort(-scores.score, kind="stable")
+    owners = [str(number) for number in scores.owner[order]]
+    return Scores(label=scores.label[order], score=scores.score[order], patients=owners)
+
+
+def _counts(falling: Scores, weight_S: Floats | None = None) -> tuple[Floats, Floats]:
+    """True and false positives from each score on, highest first [U]."""
+    ends = np.flatnonzero(np.diff(falling.score, append=-np.inf))
+    weight_S = np.ones(len(falling.label)) if weight_S is None else weight_S
+    true_S, false_S = weight_S * falling.label, weight_S * (1 - falling.label)
+    return np.cumsum(true_S)[ends], np.cumsum(false_S)[ends]
+
+
+def _band(
+    scores: Scores, curve: Callable[[Floats, Floats], Floats], *, n: int, seed: int
+) -> tuple[Floats, Floats]:
+    """Percentiles of a curve over resamples that have both classes."""
+    weights = _resamples(scores, n=n, seed=seed, both=True)
+    drawn = [curve(*_counts(scores, weight_S)) for weight_S in weights]
+    low, high = np.percentile(drawn, _LIMITS, axis=0)
+    return low, high
+
+
+def _resamples(scores: Scores, *, n: int, seed: int, both: bool = False) -> Iterator[Floats]:
+    """How often each row was drawn [S], n times; `both` draws again where a class is missing."""
+    rng, owner_S = np.random.default_rng(seed), scores.owner
+    count, made = int(owner_S.max()) + 1, 0
+    while made < n:
+        drawn_P = np.bincount(rng.integers(0, count, size=count), minlength=count)
+        weight_S = drawn_P[owner_S].astype(np.float64)
+        positive = float(weight_S @ scores.label)
+        if not both or 0 < positive < weight_S.sum():
+            made += 1
+            yield weight_S

@@ -1,0 +1,219 @@
+"""Figures of a classifier: ROC, precision-recall, reliability, confusion, risk by coverage.
+
+Shape letters: S rows of predictions, P patients, C classes.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from downstream.report.plots_bands import (
+    GRID,
+    precision_recall_band,
+    precision_recall_points,
+    reliability,
+    roc_band,
+    roc_points,
+)
+from downstream.report.plots_base import COLOURS, new_figure, plain, shortened, to_png
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from numpy.typing import NDArray
+
+    from downstream.measures.abstention import RiskCoverage
+    from downstream.report.plots_bands import Scores
+
+    Estimates = Mapping[str, tuple[float, float, float]]
+
+_DARK = 0.55
+_IN_BIN, _MOST_BINS = 10, 10
+
+
+def roc_png(
+    curves: Mapping[str, Scores],
+    *,
+    estimates: Estimates | None = None,
+    title: str = "",
+    n: int = 500,
+    seed: int = 0,
+) -> bytes:
+    """ROC curves with pointwise 95 % bands from a bootstrap over patients.
+
+    Args:
+        curves: Name -> scores.
+        estimates: Name -> (AUROC, low, high) for the legend, where they are known.
+        title: Above the axes.
+        n: Resamples of the bands.
+        seed: Of the bootstrap.
+
+    Returns:
+        A PNG.
+
+    Raises:
+        UndefinedMetricError: A curve of one class only.
+    """
+    figure, axes = new_figure(5.2, 5.0)
+    axes.plot([0, 1], [0, 1], color="0.7", linewidth=1, linestyle="--")
+    for number, (name, scores) in enumerate(curves.items()):
+        colour = COLOURS[number % len(COLOURS)]
+        axes.fill_between(
+            GRID, *roc_band(scores, n=n, seed=seed), color=colour, alpha=0.15, linewidth=0
+        )
+        axes.plot(*roc_points(scores), color=colour, lw=2, label=named(name, estimates))
+    axes.set(xlabel="1 - specificity", ylabel="sensitivity", title=plain(title), aspect="equal")
+    axes.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01))
+    legend_title = "AUROC (95 % interval)" if estimates else ""
+    axes.legend(title=legend_title, loc="lower right", frameon=False, fontsize=8, title_fontsize=8)
+    return to_png(figure)
+
+
+def named(name: str, estimates: Estimates | None) -> str:
+    """A legend's line: the name, and the number with its interval if it is known.
+
+    >>> named("uni2", {"uni2": (0.8, 0.7, 0.9)}), named("uni2", None)
+    ('uni2: 0.800 (0.700 to 0.900)', 'uni2')
+    """
+    if not estimates or name not in estimates:
+        return plain(shortened(name))
+    estimate, low, high = estimates[name]
+    return f"{plain(shortened(name))}: {estimate:.3f} ({low:.3f} to {high:.3f})"
+
+
+def precision_recall_png(
+    curves: Mapping[str, Scores],
+    *,
+    estimates: Estimates | None = None,
+    title: str = "",
+    n: int = 500,
+    seed: int = 0,
+) -> bytes:
+    """Precision-recall curves with pointwise 95 % bands from a bootstrap over patients.
+
+    Args:
+        curves: Name -> scores.
+        estimates: Name -> (average precision, low, high) for the legend, where they are known.
+        title: Above the axes.
+        n: Resamples of the bands.
+        seed: Of the bootstrap.
+
+    Returns:
+        A PNG; dashed lines are the share of the class, which knowing nothing gives.
+
+    Raises:
+        UndefinedMetricError: A curve of one class only.
+    """
+    figure, axes = new_figure(5.2, 5.0)
+    for level in sorted({float(scores.label.mean()) for scores in curves.values()}):
+        axes.axhline(level, color="0.7", linewidth=1, linestyle="--")
+    for number, (name, scores) in enumerate(curves.items()):
+        colour = COLOURS[number % len(COLOURS)]
+        band = precision_recall_band(scores, n=n, seed=seed)
+        axes.fill_between(GRID, *band, color=colour, alpha=0.15, linewidth=0)
+        recall, precision = precision_recall_points(scores)
+        at, heights = np.r_[0, recall], np.r_[precision[0], precision]
+        axes.step(at, heights, where="pre", color=colour, lw=2, label=named(name, estimates))
+    axes.set(xlabel="recall (sensitivity)", ylabel="precision", title=plain(title), aspect="equal")
+    axes.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01))
+    legend_title = "AUPRC (95 % interval)" if estimates else ""
+    axes.legend(title=legend_title, loc="lower left", frameon=False, fontsize=8, title_fontsize=8)
+    return to_png(figure)
+
+
+def reliability_png(curves: Mapping[str, Scores], *, xlabel: str, ylabel: str) -> bytes:
+    """Said probabilities against observed shares, above how often each probability was said.
+
+    Args:
+        curves: Name -> scores in 0..1.
+        xlabel: What is said.
+        ylabel: What is so.
+
+    Returns:
+        A PNG.
+
+    Raises:
+        UndefinedMetricError: No row.
+    """
+    from matplotlib.gridspec import GridSpec
+
+    figure, spare = new_figure(5.2, 5.6)
+    spare.remove()
+    grid = GridSpec(2, 1, figure=figure, height_ratios=[5, 1])
+    axes, below = figure.add_subplot(grid[0]), figure.add_subplot(grid[1])
+    axes.plot([0, 1], [0, 1], color="0.7", linewidth=1, linestyle="--")
+    for number, (name, scores) in enumerate(curves.items()):
+        colour = COLOURS[number % len(COLOURS)]
+        bins = reliability(scores, bins=_bins(scores))
+        axes.vlines(bins.said, bins.low, bins.high, color=colour, linewidth=1.5, alpha=0.6)
+        axes.plot(
+            bins.said, bins.found, color=colour, marker="o", ms=5, lw=1.5, label=named(name, None)
+        )
+        below.hist(scores.score, bins=list(np.linspace(0, 1, 41)), color=colour, histtype="step")
+    axes.set(ylabel=ylabel, xlim=(-0.01, 1.01), ylim=(-0.01, 1.01))
+    below.set(xlabel=xlabel, ylabel="predictions", xlim=(-0.01, 1.01))
+    for one in (axes, below):
+        one.spines[["top", "right"]].set_visible(False)
+    axes.legend(loc="best", frameon=False, fontsize=8)
+    return to_png(figure)
+
+
+def _bins(scores: Scores) -> int:
+    """Ten, or fewer where ten would not hold ten patients each."""
+    return int(np.clip(len(np.unique(scores.owner)) // _IN_BIN, 2, _MOST_BINS))
+
+
+def confusion_png(counts_CC: NDArray[np.int64], names: Sequence[str], *, title: str = "") -> bytes:
+    """Counts of true classes (rows) by predicted ones (columns), shaded by share of the row.
+
+    Args:
+        counts_CC: Counts.
+        names: Of the classes.
+        title: Above.
+
+    Returns:
+        A PNG.
+    """
+    classes = len(names)
+    side = 1.9 + 0.62 * max(classes, 2)
+    figure, axes = new_figure(side + 0.6, side)
+    of_row_C = np.maximum(counts_CC.sum(axis=1), 1)
+    share_CC = counts_CC / of_row_C[:, None]
+    axes.imshow(share_CC, cmap="Blues", vmin=0, vmax=1)
+    for row in range(classes):
+        for column in range(classes):
+            share = share_CC[row, column]
+            colour = "white" if share > _DARK else "black"
+            text = f"{counts_CC[row, column]}\n{share:.0%}"
+            axes.text(column, row, text, ha="center", va="center", color=colour, fontsize=9)
+    shown = [plain(shortened(name, 16)) for name in names]
+    axes.set_xticks(range(classes), labels=shown, rotation=30 if classes > 2 else 0, fontsize=9)
+    axes.set_yticks(range(classes), labels=shown, fontsize=9)
+    axes.set(xlabel="predicted", ylabel="true")
+    axes.set_title(plain(shortened(title, 30)), fontsize=10)
+    axes.spines[:].set_visible(False)
+    axes.tick_params(length=0)
+    return to_png(figure)
+
+
+def risk_coverage_png(curves: Mapping[str, RiskCoverage]) -> bytes:
+    """Share of errors among the surest predictions, by how many are answered.
+
+    Args:
+        curves: Name -> what `abstention.risk_coverage` gave.
+
+    Returns:
+        A PNG; the legend has the area under each curve, and the least possible one.
+    """
+    figure, axes = new_figure(5.2, 4.2)
+    for number, (name, curve) in enumerate(curves.items()):
+        text = f"{named(name, None)}: {curve.aurc:.3f} (least {curve.optimal_aurc:.3f})"
+        colour = COLOURS[number % len(COLOURS)]
+        axes.plot(curve.coverage, curve.risk, color=colour, lw=2, label=text)
+    highest = max(float(curve.risk.max()) for curve in curves.values())
+    axes.set(xlabel="share of predictions that are given, surest first", ylabel="share of errors")
+    axes.set(xlim=(0, 1.01), ylim=(0, max(highest * 1.35, 0.05)))
+    axes.legend(title="area", loc="upper left", frameon=False, fontsize=8, title_fontsize=8)
+    return to_png(figure)

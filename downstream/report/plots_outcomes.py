@@ -1,0 +1,224 @@
+"""Figures of numbers and of survival: what was said against what was observed, Kaplan-Meier.
+
+Shape letters: P patients, G groups.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from downstream.measures.classes import UndefinedMetricError
+from downstream.report.plots_base import COLOURS, new_figure, plain, shortened, to_png
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from numpy.typing import NDArray
+
+    Floats = NDArray[np.float64]
+
+_LEAST_IN_GROUP, _MOST_GROUPS = 15, 5
+_RISK_TIMES = 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Groups:
+    """Survival at a time, said and observed, in groups by what is said.
+
+    Attributes:
+        said: [G] mean predicted survival.
+        found: [G] Kaplan-Meier estimate; NaN where nobody was followed that long.
+        low: [G] lower 95 % limit (log-log).
+        high: [G] upper 95 % limit.
+        patients: [G].
+    """
+
+    said: Floats
+    found: Floats
+    low: Floats
+    high: Floats
+    patients: NDArray[np.int64]
+
+
+def scatter_png(value_P: Floats, found_P: Floats, *, title: str = "", name: str = "") -> bytes:
+    """True numbers against predicted ones; the dashed line is where both are the same.
+
+    Args:
+        value_P: True.
+        found_P: Predicted.
+        title: Above the axes.
+        name: Of the number, with its unit.
+
+    Returns:
+        A PNG.
+    """
+    figure, axes = new_figure(4.6, 4.4)
+    low = float(min(value_P.min(), found_P.min()))
+    high = float(max(value_P.max(), found_P.max()))
+    room = 0.04 * (high - low or 1.0)
+    limits = (low - room, high + room)
+    axes.plot(limits, limits, color="0.7", linewidth=1, linestyle="--")
+    clear = float(np.clip(60 / len(value_P), 0.25, 0.8))
+    axes.scatter(found_P, value_P, s=18, color=COLOURS[0], alpha=clear, linewidths=0)
+    axes.set(xlabel=f"predicted {plain(name)}", ylabel=f"true {plain(name)}", aspect="equal")
+    axes.set(xlim=limits, ylim=limits)
+    axes.set_title(plain(shortened(title)), fontsize=10)
+    return to_png(figure)
+
+
+def survival_groups(
+    time_P: Floats, event_P: NDArray[np.bool_], said_P: Floats, *, at: float
+) -> Groups:
+    """Patients in groups of equal size by predicted survival at a time, and what became of them.
+
+    Args:
+        time_P: Times to the event or to the end of follow-up.
+        event_P: True where the event was seen.
+        said_P: Predicted S(at).
+        at: The time.
+
+    Raises:
+        UndefinedMetricError: Fewer than two groups of 15 patients.
+    """
+    number = min(len(time_P) // _LEAST_IN_GROUP, _MOST_GROUPS)
+    if number < 2:
+        msg = (
+            f"predicted survival is compared in at least 2 groups of {_LEAST_IN_GROUP} patients; "
+            f"there are {len(time_P)} patients"
+        )
+        raise UndefinedMetricError(msg)
+    parts = np.array_split(np.argsort(said_P, kind="stable"), number)
+    observed = np.array([_observed(time_P[part], event_P[part], at) for part in parts])
+    return Groups(
+        said=np.array([said_P[part].mean() for part in parts]),
+        found=observed[:, 0],
+        low=observed[:, 1],
+        high=observed[:, 2],
+        patients=np.array([len(part) for part in parts]),
+    )
+
+
+def _observed(time_P: Floats, event_P: NDArray[np.bool_], at: float) -> tuple[float, float, float]:
+    """Kaplan-Meier estimate at a time with its limits; NaN where follow-up ends before."""
+    from sksurv.nonparametric import kaplan_meier_estimator
+
+    if time_P.max() < at:
+        return np.nan, np.nan, np.nan
+    if not (event_P & (time_P <= at)).any():
+        return 1.0, 1.0, 1.0
+    steps, survival, limits = kaplan_meier_estimator(event_P, time_P, conf_type="log-log")
+    last = np.searchsorted(steps, at, side="right") - 1
+    return float(survival[last]), float(limits[0][last]), float(limits[1][last])
+
+
+def survival_calibration_png(groups: Groups, *, title: str = "", at: str = "") -> bytes:
+    """Predicted against observed survival; the dashed line is where both are the same.
+
+    Args:
+        groups: What `survival_groups` gave.
+        title: Above the axes.
+        at: The time, with its unit.
+
+    Returns:
+        A PNG.
+    """
+    figure, axes = new_figure(4.6, 4.4)
+    axes.plot([0, 1], [0, 1], color="0.7", linewidth=1, linestyle="--")
+    axes.vlines(groups.said, groups.low, groups.high, color=COLOURS[0], linewidth=2, alpha=0.6)
+    axes.plot(groups.said, groups.found, color=COLOURS[0], marker="o", linewidth=1)
+    axes.set(xlabel=f"predicted survival at {plain(at)}", aspect="equal")
+    axes.set(ylabel=f"observed survival at {plain(at)}", xlim=(-0.01, 1.01), ylim=(-0.01, 1.01))
+    axes.set_title(plain(shortened(title)), fontsize=10)
+    return to_png(figure)
+
+
+def km_png(
+    time_P: NDArray[np.float64],
+    event_P: NDArray[np.bool_],
+    high_P: NDArray[np.bool_],
+    *,
+    title: str = "",
+    xlabel: str = "time",
+) -> bytes:
+    """Kaplan-Meier curves of two risk groups, with 95 % bands, numbers at risk and log-rank p.
+
+    Args:
+        time_P: Times to the event or to the end of follow-up.
+        event_P: True where the event was seen.
+        high_P: True for the high risk group. A group that is empty is left out, and with it p.
+        title: Above the axes.
+        xlabel: Under the axes; name the unit of time.
+
+    Returns:
+        A PNG.
+    """
+    figure, axes = new_figure(6.0, 4.8)
+    ticks = _round_times(float(time_P.max()))
+    for number, (name, group_P) in enumerate((("low risk", ~high_P), ("high risk", high_P))):
+        _km_curve(axes, time_P[group_P], event_P[group_P], name=name, colour=COLOURS[number])
+        at_risk = [int((time_P[group_P] >= tick).sum()) for tick in ticks]
+        _at_risk(axes, ticks, at_risk, name=name, row=number)
+    p = logrank_p(time_P, event_P, high_P)
+    text = "" if p is None else "log-rank p < 0.001" if p < 0.001 else f"log-rank p = {p:.3f}"
+    axes.set(xlabel=plain(xlabel), ylabel="survival", title=plain(title), ylim=(0, 1.03))
+    axes.set(xticks=ticks)
+    axes.legend(title=text, loc="best", frameon=False)
+    return to_png(figure)
+
+
+def logrank_p(
+    time_P: NDArray[np.float64], event_P: NDArray[np.bool_], high_P: NDArray[np.bool_]
+) -> float | None:
+    """P value of `sksurv.compare.compare_survival`; None with one group only or no event."""
+    from sksurv.compare import compare_survival
+    from sksurv.util import Surv
+
+    if high_P.all() or not high_P.any() or not event_P.any():
+        return None
+    return float(compare_survival(Surv.from_arrays(event_P, time_P), high_P)[1])
+
+
+def _km_curve(
+    axes: Axes, time_P: NDArray[np.float64], event_P: NDArray[np.bool_], *, name: str, colour: str
+) -> None:
+    """One group's step curve, its 95 % band (log-log) and a tick for each censored patient."""
+    from sksurv.nonparametric import kaplan_meier_estimator
+
+    if not len(time_P):
+        return
+    if event_P.any():
+        at, survival, (low, high) = kaplan_meier_estimator(event_P, time_P, conf_type="log-log")
+        axes.fill_between(
+            np.r_[0, at], np.r_[1, low], np.r_[1, high], step="post", color=colour, alpha=0.15, lw=0
+        )
+    else:
+        at, survival = np.unique(time_P), np.ones(len(np.unique(time_P)))
+    label = f"{name} (n = {len(time_P)}, events = {int(event_P.sum())})"
+    axes.step(np.r_[0, at], np.r_[1, survival], where="post", color=colour, lw=2, label=label)
+    censored = time_P[~event_P]
+    heights = survival[np.searchsorted(at, censored)]
+    axes.plot(censored, heights, linestyle="", marker="|", color=colour, markersize=7)
+
+
+def _round_times(last: float) -> NDArray[np.float64]:
+    """A handful of round times from 0 to the last one."""
+    from matplotlib.ticker import MaxNLocator
+
+    times = np.asarray(MaxNLocator(_RISK_TIMES).tick_values(0, last))
+    return times[(times >= 0) & (times <= last)]
+
+
+def _at_risk(
+    axes: Axes, ticks: NDArray[np.float64], counts: list[int], *, name: str, row: int
+) -> None:
+    """One line of the table under the axes: patients still followed at each tick."""
+    below = -0.24 - 0.07 * row
+    style: dict[str, Any] = {"color": COLOURS[row], "fontsize": 9, "clip_on": False}
+    place = axes.get_xaxis_transform()
+    for tick, count in zip(ticks, counts, strict=True):
+        axes.text(float(tick), below, str(count), transform=place, ha="center", **style)
+    axes.text(-0.06, below, name, transform=axes.transAxes, ha="right", **style)
+    if row == 0:
+        axes.text(-0.06, below + 0.07, "at risk", transform=axes.transAxes, ha="right", fontsize=9)

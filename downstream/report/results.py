@@ -1,0 +1,167 @@
+"""What the report says of students and runs: tables and pictures, each as the template takes it.
+
+Which arm and which slide a picture shows follows from a rule that the page names, so that nobody
+has picked the nicest one. Pictures of runs are those of the runs' own pages.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from downstream.report.attention import arms_with_attention, attention_files, owners
+from downstream.report.cases import cases
+from downstream.report.plots import curves_png, fidelity_png
+from downstream.report.run import read_run
+from downstream.report.tables import arm_rows, asked, how_tested, measure_heads, shown_name
+from downstream.report.tiles import maps
+from downstream.report.views import Section, forest
+from downstream.report.views_classes import add_roc, class_curves, label_section
+from downstream.report.views_outcomes import km_section, number_section
+from ingest.slide_pictures import data_uri
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from downstream.report.lake import Json, Part
+    from downstream.report.run import Run
+    from featurestore import Lake
+
+
+def estimates(run: Part | None) -> dict[str, dict[str, float | None]]:
+    """Arm -> estimate, low, high; empty without a run, null where undefined."""
+    if run is None:
+        return {}
+    names = ("estimate", "low", "high")
+    metrics: Mapping[str, Json] = run.content["metrics"]
+    return {name: {key: metrics[name][key] for key in names} for name in run.content["metrics"]}
+
+
+def student_view(student: Part) -> Json:
+    """One student: facts, fidelity per teacher and mpp, pictures."""
+    report = student.content
+    rows = _fidelity_rows(report)
+    per_mpp = [row for row in rows if row["mpp"] != "all"] or rows
+    bars = [(f"{r['teacher']}, {r['mpp']} mpp", r["cosine"], r["baseline"]) for r in per_mpp]
+    history = report.get("history", [])
+    curves = {
+        name: [epoch["loss"][name] for epoch in history]
+        for name in (history[0]["loss"] if history else {})
+    }
+    return {
+        "name": student.name,
+        "report": report,
+        "recipe": _flat(report.get("recipe", {})),
+        "rows": rows,
+        "bars": _png(fidelity_png(bars)) if bars else None,
+        "curves": _png(curves_png(curves, xlabel="epoch", ylabel="training loss"))
+        if curves
+        else None,
+    }
+
+
+def _flat(recipe: Json) -> Json:
+    """A recipe as pairs of name and value: what its parts say, and its terms with their weights."""
+    found: Json = {}
+    for key, value in recipe.items():
+        found |= value if isinstance(value, dict) else {key: value}
+    terms = recipe.get("terms", [])
+    shown = {"terms": [f"{term['weight']:g} x {term['kind']}" for term in terms]} if terms else {}
+    return {**found, **shown}
+
+
+def _fidelity_rows(report: Json) -> list[Json]:
+    """Teacher by teacher: a row over all tiles, and a row per mpp."""
+    rows: list[Json] = []
+    for teacher, whole in report["fidelity"].items():
+        rows.append({"teacher": teacher, "mpp": "all", **whole})
+        parts = report.get("fidelity_per_mpp", {}).get(teacher, {})
+        rows += [{"teacher": teacher, "mpp": mpp, **part} for mpp, part in parts.items()]
+    return rows
+
+
+def shown_arm(run: Run, students: list[str]) -> str:
+    """The arm whose pictures are shown: of the newest student's features, else the first one."""
+    described = run.result.get("arms", {})
+    of = {arm: described.get(arm, {}).get("features", arm) for arm in run.arms}
+    return next((arm for name in students for arm in run.arms if of[arm] == name), run.arms[0])
+
+
+def mil_view(lake: Lake, part: Part, students: list[str]) -> Json:
+    """The newest run of bags: table, intervals, curves, attention over one slide."""
+    run = read_run(lake, part.name)
+    shown = shown_arm(run, students)
+    return {
+        **_common(run, shown),
+        "classes": _class_counts(run, shown),
+        "pictures": _main_pictures(run, shown),
+        **_attention(lake, run, shown),
+    }
+
+
+def survival_view(lake: Lake, part: Part, students: list[str]) -> Json:
+    """The newest survival analysis: table, intervals, Kaplan-Meier curves of one arm."""
+    run = read_run(lake, part.name)
+    shown = shown_arm(run, students)
+    return {
+        **_common(run, shown),
+        "events": int(run.once(shown)["event"].sum()),
+        "pictures": _main_pictures(run, shown),
+    }
+
+
+def _common(run: Run, shown: str) -> Json:
+    return {
+        "name": run.name,
+        "result": run.result,
+        "task": run.task,
+        "shown": shown,
+        "asked": asked(run),
+        "tested": how_tested(run),
+        "metric": shown_name(run.metric),
+        "found": run.estimates(run.metric).get(shown),
+        "heads": measure_heads(run)[:1],
+        "rows": [{**row, "cells": row["cells"][:1]} for row in arm_rows(run)],
+        "forest": forest(run),
+    }
+
+
+def _main_pictures(run: Run, shown: str) -> Section:
+    """What is shown of the predictions beside the intervals."""
+    if run.task == "survival":
+        return km_section(run, [shown])
+    if run.task == "regression":
+        return number_section(run, [shown])
+    if run.task == "multilabel":
+        return label_section(run, [shown])
+    section = Section(key="", title="")
+    arms = run.arms if run.task == "binary" else [shown]
+    for what, curves in class_curves(run, arms, section).items():
+        add_roc(section, run, what, curves)
+    return section
+
+
+def _class_counts(run: Run, shown: str) -> dict[str, int]:
+    """Patients of each class; empty where they are not of one each."""
+    if run.task not in ("binary", "multiclass"):
+        return {}
+    labels = run.once(shown)["label"].to_list()
+    return {name: labels.count(name) for name in run.classes}
+
+
+def _attention(lake: Lake, run: Run, shown: str) -> Json:
+    """Attention over the slides of the surest right patient, by the shown arm if it has any."""
+    files = attention_files(lake, run.name)
+    arms, _ = arms_with_attention(lake, run, files)
+    arm = shown if shown in arms else next(iter(arms), None)
+    if arm is None:
+        return {"maps": [], "map_notes": ["None: no model of this run says which tiles it weighs."]}
+    mine = [file for file in files if file.arm == arm]
+    found = cases(run, arm)
+    if not found:
+        return {"maps": [], "map_notes": [f"None: nobody fits the rule with {arm}."]}
+    drawn, notes = maps(lake, found[0], arm, mine, owners(lake, mine))
+    return {"maps": drawn[:1], "map_notes": notes}
+
+
+def _png(data: bytes) -> str:
+    return data_uri(data, "image/png")

@@ -1,0 +1,105 @@
+"""A page of one finished run: `runs/<run>/report.html`, one file that needs no network.
+
+Everything is read from the run's files, and tiles' pixels from the lake's shards where they are, so
+a page can be written again at any time. Nothing on it was picked by hand: each picture says by
+which rule its patients were chosen.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from downstream.report.attention import arms_with_attention, attention_files, owners
+from downstream.report.cases import cases
+from downstream.report.lake import package_versions
+from downstream.report.mistakes import mistakes
+from downstream.report.page import render
+from downstream.report.run import read_run
+from downstream.report.tables import (
+    arm_rows,
+    asked,
+    comparison_rows,
+    how_tested,
+    listed,
+    measure_heads,
+    setting_rows,
+    title,
+    warnings,
+)
+from downstream.report.tiles import maps, strips
+from downstream.report.views import differences, forest, sections
+
+if TYPE_CHECKING:
+    from downstream.report.run import Run
+    from downstream.report.views import Picture
+    from featurestore import Lake
+
+
+def write_run_page(lake: Lake, run: str) -> None:
+    """Write `runs/<run>/report.html`.
+
+    Args:
+        lake: The lake, at any version; a slide that is not in it any more is left out and told.
+        run: Name of a finished run.
+
+    Raises:
+        RunError: There is no such run, or it is not finished.
+    """
+    lake.write_bytes(f"runs/{run}/report.html", run_page(lake, read_run(lake, run)).encode())
+
+
+def run_page(lake: Lake, run: Run) -> str:
+    """The HTML."""
+    return render(
+        "run.html.j2",
+        run=run,
+        result=run.result,
+        lake_uri=lake.uri,
+        written=datetime.now(UTC),
+        title=title(run),
+        asked=asked(run),
+        tested=how_tested(run),
+        heads=measure_heads(run),
+        rows=arm_rows(run),
+        warnings=warnings(run),
+        forest=forest(run),
+        comparisons=comparison_rows(run),
+        differences=differences(run),
+        sections=sections(run),
+        attention=attention_view(lake, run) if run.unit == "patient" else None,
+        mistakes=mistakes(lake, run) if run.unit == "tile" else None,
+        missing=listed(run.result["missing"]),
+        surplus=listed(run.result["surplus"]),
+        settings=setting_rows(run),
+        versions=package_versions(),
+    )
+
+
+def attention_view(lake: Lake, run: Run) -> dict[str, Any]:
+    """What was looked at, by the first arm that weighs tiles.
+
+    Returns:
+        `arm` (None without one), `others` (arms that weigh tiles too), `strips`, `pictures`,
+        `notes`.
+    """
+    files = attention_files(lake, run.name)
+    arms, alike = arms_with_attention(lake, run, files)
+    notes = [f"{arm} weighs all tiles of a slide alike: there is nothing to rank." for arm in alike]
+    if not arms:
+        notes = notes or ["No model of this run says which tiles it weighs."]
+        return {"arm": None, "others": [], "strips": [], "pictures": [], "notes": notes}
+    mine = [file for file in files if file.arm == arms[0]]
+    slides = owners(lake, mine)
+    pictures: list[Picture] = []
+    for case in cases(run, arms[0]):
+        drawn, told = maps(lake, case, arms[0], mine, slides)
+        pictures += drawn
+        notes += told
+    return {
+        "arm": arms[0],
+        "others": arms[1:],
+        "strips": strips(lake, run, arms[0], mine, slides),
+        "pictures": pictures,
+        "notes": notes,
+    }

@@ -1,0 +1,195 @@
+"""A run's numbers as its pages show them: measures, comparisons, what was asked, what was left out.
+
+Everything here comes from `result.json`; nothing is computed but its wording.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from downstream.report.run import Json, Run
+
+MOST_LISTED = 100
+_MANY_REDRAWN = 0.01
+
+_NAMES = {
+    "auroc": "AUROC",
+    "auroc_folds": "AUROC within folds",
+    "auprc": "AUPRC",
+    "f1": "F1",
+    "kappa": "kappa",
+    "kappa_quadratic": "quadratic kappa",
+    "ece": "ECE",
+    "brier": "Brier score",
+    "harrell_c": "Harrell's C",
+    "harrell_c_folds": "C within folds",
+    "uno_c": "Uno's C",
+    "auc_t": "AUC(t)",
+    "integrated_brier": "integrated Brier",
+    "r2": "R\N{SUPERSCRIPT TWO}",
+    "pearson": "Pearson's r",
+    "mae": "mean absolute error",
+}
+_CHANCE = {
+    "auroc": 0.5,
+    "harrell_c": 0.5,
+    "uno_c": 0.5,
+    "auc_t": 0.5,
+    "kappa": 0.0,
+    "kappa_quadratic": 0.0,
+    "r2": 0.0,
+    "pearson": 0.0,
+}
+_ASKED = {
+    "binary": "Which of two classes",
+    "multiclass": "Which of several classes",
+    "multilabel": "Which of several labels, each yes or no",
+    "regression": "A number",
+    "survival": "How soon the event comes",
+}
+
+
+def shown_name(measure: str) -> str:
+    """A measure's name as people write it.
+
+    >>> shown_name("auroc"), shown_name("balanced_accuracy")
+    ('AUROC', 'balanced accuracy')
+    """
+    return _NAMES.get(measure, measure.replace("_", " "))
+
+
+def chance(run: Run) -> float | None:
+    """What knowing nothing gives in the main measure, or None where that depends on the data."""
+    return _CHANCE.get(run.metric)
+
+
+def title(run: Run) -> str:
+    """What was asked for, in a word or two."""
+    columns = [str(column) for column in run.result["config"]["columns"]]
+    return f"{columns[0]} to {columns[-1]}" if run.task == "survival" else ", ".join(columns)
+
+
+def asked(run: Run) -> str:
+    """What the run was asked, in a sentence."""
+    result = run.result
+    columns = " and ".join(str(column) for column in result["config"]["columns"])
+    what = _ASKED.get(run.task, run.task)
+    return f"{what}: {columns}, of {result['patients']:,} patients with {result['slides']:,} slides"
+
+
+def how_tested(run: Run) -> str:
+    """How patients were tested, in a sentence."""
+    result = run.result
+    parts = [f"{result['folds']} folds over patients"]
+    if result["repeats"] > 1:
+        parts.append(f"repeated {result['repeats']} times with other folds")
+    if result["inner"] > 1:
+        parts.append(f"{result['inner']} inner splits a fold, whose models are averaged")
+    if result["seeds"] > 1:
+        parts.append(f"{result['seeds']} trainings with different random numbers")
+    return ", ".join(parts)
+
+
+def measure_heads(run: Run) -> list[Json]:
+    """Columns of the table of arms: name, and which direction is better."""
+    heads = []
+    for name in run.measures:
+        known = [part for arm in run.arms if (part := run.measure(arm, name)) is not None]
+        # a measure without a direction, such as observed over expected, is best at 1
+        higher = all(part.get("higher_is_better", True) is not False for part in known)
+        heads.append({"name": shown_name(name), "higher_is_better": higher})
+    return heads
+
+
+def arm_rows(run: Run) -> list[Json]:
+    """Rows of the table of arms: name, features, model, and a cell a measure."""
+    described = run.result.get("arms", {})
+    return [
+        {
+            "arm": arm,
+            **described.get(arm, {"features": arm, "model": ""}),
+            "cells": [_cell(run.measure(arm, name)) for name in run.measures],
+        }
+        for arm in run.arms
+    ]
+
+
+def _cell(part: Mapping[str, Any] | None) -> Json:
+    """A measure as a cell: the number with its interval, or why there is none."""
+    if part is None:
+        return {"estimate": None, "why": "not measured"}
+    if part.get("estimate") is None:
+        return {"estimate": None, "why": str(part.get("undefined", "undefined on these patients"))}
+    return {"estimate": part["estimate"], "low": part["low"], "high": part["high"], "why": ""}
+
+
+def warnings(run: Run) -> list[str]:
+    """What has to be said beside the numbers: undefined measures, many resamples drawn again."""
+    found, rough = [], []
+    for arm in run.arms:
+        parts = {name: run.measure(arm, name) or {} for name in run.measures}
+        for name, part in parts.items():
+            if "undefined" in part:
+                found.append(f"{shown_name(name)} of {arm}: {part['undefined']}.")
+        again = {
+            name: part["redrawn"]
+            for name, part in parts.items()
+            if part.get("redrawn", 0) > _MANY_REDRAWN * max(part.get("resamples", 0), 1000)
+        }
+        if again:
+            names = ", ".join(shown_name(name) for name in again)
+            rough.append(f"{names} of {arm} (up to {max(again.values()):,} resamples)")
+    if rough:
+        found.append(
+            "Undefined on some resamples, which were drawn again, so that the interval is rough: "
+            f"{'; '.join(rough)}. There are few patients of some class or with an event."
+        )
+    return found
+
+
+def comparison_rows(run: Run) -> list[Json]:
+    """Comparisons, each with a verdict in words."""
+    return [
+        {**row, "name": shown_name(row["measure"]), "verdict": _verdict(row)}
+        for row in run.result.get("comparisons", [])
+    ]
+
+
+def _verdict(row: Mapping[str, Any]) -> str:
+    """What a test of non-inferiority says, or an empty string where none was asked for."""
+    if row.get("margin") is None:
+        return ""
+    if row["not_inferior"]:
+        return f"yes: less than {row['margin']:g} worse"
+    return f"not shown: it may be {row['margin']:g} worse or more"
+
+
+def p_text(value: float | None) -> str:
+    """A p value.
+
+    >>> p_text(0.0312), p_text(0.0002), p_text(None)
+    ('0.031', '< 0.001', '–')
+    """  # noqa: RUF002 - an en dash is what tables show
+    if value is None:
+        return "\N{EN DASH}"
+    return "< 0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def listed(ids: Sequence[str]) -> Json:
+    """Ids for a list: the first hundred, and how many more there are."""
+    shown = [str(one) for one in ids[:MOST_LISTED]]
+    return {"ids": shown, "left": len(ids) - len(shown), "all": len(ids)}
+
+
+def setting_rows(run: Run) -> list[tuple[str, Any]]:
+    """Settings of the run as pairs, parts of parts in a row of their own."""
+    shown: list[tuple[str, Any]] = []
+    for key, value in run.result["config"].items():
+        if isinstance(value, dict):
+            shown += [(f"{key}: {name}", part) for name, part in value.items()]
+        elif value is not None and value != "" and value != []:
+            shown.append((key, value))
+    return [(name.replace("_", " "), value) for name, value in shown]

@@ -1,0 +1,223 @@
+"""Pictures of tiles that a model weighed most and least, and of slides under its attention.
+
+A tile's attention is shown as a multiple of its patient's mean: attention sums to 1 over a patient,
+so that its plain value says how many tiles the patient has.
+
+Shape letters: N tiles.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import polars as pl
+
+from downstream.report.attention import read_tiles, weighs_alike
+from downstream.report.cases import groups
+from downstream.report.plots_attention import attention_png
+from downstream.report.views import Picture
+from ingest.slide_pictures import data_uri, decode_rgb, encode_jpeg, scaled
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from downstream.report.attention import AttentionFile
+    from downstream.report.cases import Case
+    from downstream.report.run import Json, Run
+    from featurestore import Lake
+
+MOST_TILES, MOST_OF_PATIENT, MOST_GROUPS = 8, 2, 6
+_TILE_PX, _MAP_PX, _MOST_SLIDES = 112, 640, 2
+_KEPT = 4 * MOST_TILES
+
+
+@dataclass(frozen=True, kw_only=True)
+class Strip:
+    """Tiles of one group side by side.
+
+    Attributes:
+        title: Which group, and whether the most or the least weighed.
+        tiles: Per tile `src` (data URI or None), `alt`, `patient`, and `text` under the picture;
+            weighed ones have `times`, their attention as a multiple of their patient's mean.
+        damage: Why tiles can't be shown, or empty.
+    """
+
+    title: str
+    tiles: list[Json] = field(default_factory=list)
+    damage: str = ""
+
+
+def strips(
+    lake: Lake, run: Run, arm: str, files: Sequence[AttentionFile], slides: pl.DataFrame
+) -> list[Strip]:
+    """The most and the least weighed tiles of each group.
+
+    At most two tiles are of one patient.
+
+    Args:
+        lake: Where pixels are.
+        run: The run.
+        arm: Which arm.
+        files: Its attention.
+        slides: What `owners` gave.
+    """
+    of_group = dict(list(groups(run, arm).items())[:MOST_GROUPS])
+    found: dict[tuple[str, bool], list[pl.DataFrame]] = {}
+    for file in files:
+        tiles = _relative(read_tiles(lake, file), slides)
+        for name, patients in of_group.items():
+            mine = tiles.filter(pl.col("patient").is_in(patients))
+            for most in (True, False):
+                found.setdefault((name, most), []).append(_extreme(mine, _KEPT, most=most))
+    return [
+        _strip(lake, f"{name}, {'most' if most else 'least'} weighed", parts, most=most)
+        for (name, most), parts in found.items()
+    ]
+
+
+def _relative(tiles: pl.DataFrame, slides: pl.DataFrame) -> pl.DataFrame:
+    """Tiles with their patient, and attention as a multiple of the patient's mean."""
+    owned = tiles.join(slides.select("slide_id", "patient"), on="slide_id", how="inner")
+    mean = pl.col("attention").cast(pl.Float64).mean().over("patient")
+    return owned.with_columns(times=pl.col("attention").cast(pl.Float64) / mean)
+
+
+def _extreme(tiles: pl.DataFrame, count: int, *, most: bool) -> pl.DataFrame:
+    """The tiles with the greatest or the least attention, few of one patient."""
+    ordered = tiles.sort("times", "tile_id", descending=[most, False])
+    return ordered.group_by("patient", maintain_order=True).head(MOST_OF_PATIENT).sort(
+        "times", "tile_id", descending=[most, False]
+    ).head(count)  # fmt: skip
+
+
+def _strip(lake: Lake, title: str, parts: Sequence[pl.DataFrame], *, most: bool) -> Strip:
+    chosen = _extreme(pl.concat(parts), MOST_TILES, most=most)
+    jpegs, damage = tile_pictures(lake, chosen)
+    tiles = [
+        {
+            "src": jpegs.get(row["tile_id"]),
+            "alt": f"tile at x {row['x']}, y {row['y']} of slide {row['slide_id']}",
+            "patient": row["patient"],
+            "text": f"{row['times']:.3g} \N{MULTIPLICATION SIGN}",
+            "times": row["times"],
+        }
+        for row in chosen.iter_rows(named=True)
+    ]
+    return Strip(title=title, tiles=tiles, damage=damage)
+
+
+def tile_pictures(lake: Lake, tiles: pl.DataFrame) -> tuple[dict[int, str], str]:
+    """Pictures of some tiles as data URIs by tile_id, and why others can't be shown.
+
+    Args:
+        lake: Where shards are; a lake of imported features has none.
+        tiles: Rows with slide_id, tile_id and mpp.
+    """
+    from featurestore import DamageError, ShardReader
+
+    found: dict[int, str] = {}
+    damage = ""
+    for (slide_id, mpp), rows in tiles.group_by("slide_id", "mpp", maintain_order=True):
+        place = lake.tiles_of(mpp=float(str(mpp)), slide_ids=[str(slide_id)])
+        shard = place["shard"][0] if place.height else None
+        if shard is None:
+            damage = f"the lake has no pixels of slide {slide_id}"
+            continue
+        keys = rows["tile_id"].to_numpy()
+        try:
+            with ShardReader(lake.store, shard) as reader:
+                jpegs = reader.jpegs(keys)
+            for key, jpeg in zip(keys.tolist(), jpegs, strict=True):
+                found[key] = data_uri(_small(bytes(jpeg)), "image/jpeg")
+        except DamageError as error:
+            # a page with fewer pictures tells more than no page
+            damage = str(error)
+    return found, damage
+
+
+def _small(jpeg: bytes) -> bytes:
+    return encode_jpeg(scaled(decode_rgb(jpeg), _TILE_PX))
+
+
+def maps(
+    lake: Lake, case: Case, arm: str, files: Sequence[AttentionFile], slides: pl.DataFrame
+) -> tuple[list[Picture], list[str]]:
+    """A patient's slides under attention, those with most of it first, and what is not shown."""
+    from featurestore import LakeError
+
+    mine = slides.filter(pl.col("patient") == case.patient)
+    file = next((one for one in files if one.fold == case.fold), None)
+    if file is None or mine.is_empty():
+        why = "no attention was kept of their fold" if file is None else "the lake has no slide"
+        return [], [f"{case.title}: patient {case.patient} is not shown, {why} of theirs."]
+    tiles = read_tiles(lake, file, mine["slide_id"].to_list())
+    if weighs_alike(tiles):
+        return [], [f"{case.title}: every tile of patient {case.patient} weighs the same."]
+    mass = tiles.group_by("slide_id").agg(pl.col("attention").cast(pl.Float64).sum())
+    ordered = mass.sort("attention", "slide_id", descending=[True, False])
+    pictures, notes = [], []
+    for slide_id, share in ordered.head(_MOST_SLIDES).iter_rows():
+        row = mine.row(by_predicate=pl.col("slide_id") == slide_id, named=True)
+        try:
+            src = _map(lake, row, tiles.filter(pl.col("slide_id") == slide_id))
+        except LakeError as error:
+            # as with tiles: what is damaged or was cut again is told, the others are shown
+            notes.append(f"{case.title}: slide {slide_id} is not shown, {error}.")
+            continue
+        if src is None:
+            notes.append(f"{case.title}: the lake has no thumbnail of slide {slide_id}.")
+            continue
+        of_all = f"{share:.0%} of the patient's attention is on it" if ordered.height > 1 else ""
+        pictures.append(_map_picture(case, arm, slide_id, src, of_all))
+    if ordered.height > _MOST_SLIDES:
+        left = ordered.height - _MOST_SLIDES
+        notes.append(f"{case.title}: {left} more slides of patient {case.patient} are left out.")
+    return pictures, notes
+
+
+def _map_picture(case: Case, arm: str, slide_id: str, src: str, of_all: str) -> Picture:
+    tail = f"; {of_all}" if of_all else ""
+    return Picture(
+        src=src,
+        alt=f"Thumbnail and attention map of {slide_id}",
+        text=(
+            f"{case.title}: slide {slide_id} of patient {case.patient}, by {arm} of fold "
+            f"{case.fold}, in which they are tested{tail}. {case.text}. Colours are ranks within "
+            "the slide."
+        ),
+        width=900,
+    )
+
+
+def _map(lake: Lake, slide: Json, tiles: pl.DataFrame) -> str | None:
+    """The slide beside the slide under attention, or None without a thumbnail."""
+    thumbnail = lake.pictures(slide["slide_id"])["thumbnail"]
+    if thumbnail is None or not slide["width_px"]:
+        return None
+    finest = tiles.filter(pl.col("mpp") == tiles["mpp"].min())
+    drawn = attention_png(
+        scaled(decode_rgb(thumbnail), _MAP_PX),
+        *(finest[name].to_numpy() for name in ("x", "y", "attention")),
+        tile_px_level0=tile_side(lake, slide["slide_id"], float(finest["mpp"][0])),
+        width_px=slide["width_px"],
+        height_px=slide["height_px"],
+        title="thumbnail",
+    )
+    # as JPEG: photographs in PNG would be a quarter of the whole page
+    return data_uri(encode_jpeg(decode_rgb(drawn), sharp=True), "image/jpeg")
+
+
+def tile_side(lake: Lake, slide_id: str, mpp: float) -> int:
+    """Side of a slide's tiles at an mpp, in level-0 pixels.
+
+    Raises:
+        LakeError: The slide has no tiles at it any more.
+    """
+    from featurestore import LakeError
+
+    place = lake.tiles_of(mpp=mpp, slide_ids=[slide_id])
+    if place.is_empty() or place["tile_px_level0"][0] is None:
+        msg = f"slide '{slide_id}' has no tiles at mpp {mpp:g}: it was scanned or cut again"
+        raise LakeError(msg)
+    return int(place["tile_px_level0"][0])

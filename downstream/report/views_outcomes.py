@@ -1,0 +1,127 @@
+"""Pictures of survival analyses and of predicted numbers.
+
+Shape letters: P patients.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING
+
+import numpy as np
+import polars as pl
+
+from downstream.measures.classes import UndefinedMetricError
+from downstream.report.plots_outcomes import (
+    km_png,
+    scatter_png,
+    survival_calibration_png,
+    survival_groups,
+)
+from downstream.report.views import MOST_PANELS, Section, first
+
+if TYPE_CHECKING:
+    from downstream.report.run import Run
+
+_ONE = "one prediction a patient, that of the first repetition and seed"
+
+
+def number_sections(run: Run) -> list[Section]:
+    """Of a number."""
+    return [number_section(run, run.arms)]
+
+
+def number_section(run: Run, arms: list[str]) -> Section:
+    """True numbers against predicted ones, a picture an arm."""
+    section = Section(key="numbers", title="True and predicted")
+    for arm in first(arms, MOST_PANELS, section):
+        rows = run.once(arm)
+        value, found = rows["value"].to_numpy(), rows["found"].to_numpy()
+        section.add(
+            partial(scatter_png, value, found, title=arm, name=str(run.result["target"])),
+            f"True against predicted numbers of {arm}",
+            f"{arm}: {_ONE}, {rows.height:,} patients. On the dashed line both are the same.",
+            width=440,
+        )
+    return section
+
+
+def survival_sections(run: Run) -> list[Section]:
+    """Risk groups, and predicted against observed survival."""
+    return [km_section(run, run.arms), _curves(run)]
+
+
+def km_section(run: Run, arms: list[str]) -> Section:
+    """Kaplan-Meier curves of the predicted groups."""
+    section = Section(key="groups", title="Predicted risk groups")
+    for arm in first(arms, MOST_PANELS, section):
+        rows = run.once(arm).drop_nulls("high")
+        if rows.is_empty():
+            section.notes.append(f"{arm}: no risk groups were kept.")
+            continue
+        time, event, high = (rows[name].to_numpy() for name in ("time", "event", "high"))
+        section.add(
+            partial(km_png, time, event, high, title=arm, xlabel=_time_name(run)),
+            f"Kaplan-Meier curves of {arm}",
+            f"{arm}: high risk is above the median risk of the fold's TRAINING patients; {_ONE}, "
+            f"{rows.height:,} patients. Bands are 95 %, ticks are patients whose follow-up ends; "
+            "the log-rank p is of this one split into groups.",
+            width=500,
+        )
+    return section
+
+
+def _time_name(run: Run) -> str:
+    return str(run.result["config"]["columns"][0])
+
+
+def _curves(run: Run) -> Section:
+    """Predicted against observed survival at one time."""
+    section = Section(key="calibration", title="Is predicted survival what happens?")
+    horizon = horizon_of(run)
+    if horizon is None:
+        section.notes.append("No survival curves were kept, or no event was seen.")
+        return section
+    at, index = horizon
+    without = []
+    for arm in first(run.arms, MOST_PANELS, section):
+        rows = run.once(arm).drop_nulls("curve")
+        if rows.is_empty():
+            without.append(arm)
+            continue
+        _calibration(section, run, arm, rows, at=at, index=index)
+    if without:
+        section.notes.append(f"Without survival curves: {', '.join(without)}.")
+    return section
+
+
+def _calibration(
+    section: Section, run: Run, arm: str, rows: pl.DataFrame, *, at: float, index: int
+) -> None:
+    said = rows["curve"].list.get(index).to_numpy()
+    time, event = rows["time"].to_numpy(), rows["event"].to_numpy()
+    name = f"{_time_name(run)} = {at:g}"
+    try:
+        groups = survival_groups(time, event, said, at=at)
+    except UndefinedMetricError as error:
+        section.notes.append(f"{arm}: not drawn, {error}.")
+        return
+    section.add(
+        partial(survival_calibration_png, groups, title=arm, at=name),
+        f"Predicted against observed survival of {arm}",
+        f"{arm}: survival at {name}, in {len(groups.said)} groups of about "
+        f"{int(groups.patients.mean())} patients by predicted survival; observed is the "
+        "Kaplan-Meier estimate with its 95 % interval. The time is that of the kept curves which "
+        f"is nearest to the median time of the events; {_ONE}.",
+        width=440,
+    )
+
+
+def horizon_of(run: Run) -> tuple[float, int] | None:
+    """The time of the curves nearest to the median event, and its index; None without either."""
+    times = np.array(run.result.get("curve_times") or [], dtype=np.float64)
+    seen = run.scored.filter(pl.col("event"))["time"]
+    if not len(times) or seen.is_empty():
+        return None
+    index = int(np.abs(times - float(np.median(seen.to_numpy()))).argmin())
+    return float(times[index]), index

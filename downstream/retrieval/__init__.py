@@ -1,0 +1,1 @@
+"""The tiles nearest to a tile, the slides nearest to a slide."""

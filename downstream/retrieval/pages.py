@@ -1,0 +1,188 @@
+"""What was found, as pictures: the query on the left, and its neighbours from the nearest on.
+
+Tiles are shown as they are stored, slides by their thumbnails. Lakes that were imported have
+neither, and an empty frame says so.
+
+Shape letters: H W pixels of a picture.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from downstream.retrieval.query import RetrievalError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from matplotlib.axes import Axes
+    from numpy.typing import NDArray
+
+    from featurestore import Lake
+
+Json = dict[str, Any]
+
+MOST_SHOWN = 60
+_COLUMNS = 6
+_THUMBNAIL_PX, _TILE_PX = 360, 256
+_INCH, _DPI = 1.9, 130
+_NAME_CHARACTERS = 26
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shown:
+    """One picture and what stands under it.
+
+    Attributes:
+        name: The slide.
+        lines: What is said of it.
+        own: Whether it is of the query's patient.
+        jpeg: The picture; None if the lake has none.
+    """
+
+    name: str
+    lines: list[str]
+    own: bool
+    jpeg: bytes | None
+
+
+def check_out(out: Path) -> None:
+    """Raise RetrievalError unless it is a .png or .html file in a folder that is there."""
+    if out.suffix.lower() not in {".png", ".html"} or not out.parent.is_dir():
+        msg = f"{out} can't be written: name a .png or .html file in a folder that is there"
+        raise RetrievalError(msg)
+
+
+def write_picture(lake: Lake, found: Json, out: Path) -> Path:
+    """Write what `run_search` found as .png or .html.
+
+    Raises:
+        RetrievalError: The file's name ends otherwise, or its folder is not there.
+    """
+    check_out(out)
+    draw = _png if out.suffix.lower() == ".png" else _html
+    out.write_bytes(draw(found, shown(lake, found)))
+    return out
+
+
+def shown(lake: Lake, found: Json) -> list[Shown]:
+    """Pictures of the query and of the first sixty that were found, in this order."""
+    rows = [{**found["like"], "same_patient": False}, *found["results"][:MOST_SHOWN]]
+    jpegs = (
+        _tile_jpegs(lake, rows, found["mpp"]) if "tile_id" in rows[0] else _thumbnails(lake, rows)
+    )
+    return [
+        Shown(name=row["slide_id"], lines=_lines(row), own=row["same_patient"], jpeg=jpeg)
+        for row, jpeg in zip(rows, jpegs, strict=True)
+    ]
+
+
+def _lines(row: Json) -> list[str]:
+    place = [f"x {row['x']:,}, y {row['y']:,}"] if "tile_id" in row else []
+    if "rank" not in row:
+        return ["query", f"patient {row['patient']}", *place]
+    of = "the query's patient" if row["same_patient"] else f"patient {row['patient']}"
+    return [f"{row['rank']}: similarity {row['similarity']:.3f}", of, *place]
+
+
+def _tile_jpegs(lake: Lake, rows: list[Json], mpp: float) -> list[bytes | None]:
+    """Stored tiles by their keys, each shard opened once."""
+    from featurestore import ShardReader
+
+    slides = sorted({row["slide_id"] for row in rows})
+    places = lake.tiles_of(mpp=mpp, slide_ids=slides).select("slide_id", "shard")
+    jpegs: dict[int, bytes] = {}
+    for slide, shard in places.iter_rows():
+        if shard is None:
+            continue
+        keys = {row["tile_id"] for row in rows if row["slide_id"] == slide}
+        with ShardReader(lake.store, shard) as reader:
+            at = {int(key): place for place, key in enumerate(reader.tile_id)}
+            jpegs.update({key: reader.jpeg(at[key]) for key in keys})
+    return [jpegs.get(row["tile_id"]) for row in rows]
+
+
+def _thumbnails(lake: Lake, rows: list[Json]) -> list[bytes | None]:
+    return [lake.pictures(row["slide_id"])["thumbnail"] for row in rows]
+
+
+def _small(jpeg: bytes, longest_px: int) -> NDArray[np.uint8]:
+    """The picture [H, W, 3], no larger than it is shown."""
+    from ingest.slide_pictures import decode_rgb, scaled
+
+    picture_HW3 = decode_rgb(jpeg)
+    return scaled(picture_HW3, min(longest_px, max(picture_HW3.shape[:2])))
+
+
+def _summary(found: Json) -> str:
+    what = "tiles" if "tile_id" in found["like"] else "slides"
+    return f"nearest {what} by {found['features']} at {found['mpp']} mpp ({found['search']} search)"
+
+
+# ---------------------------------------------------------------------- PNG
+
+
+def _png(found: Json, pictures: list[Shown]) -> bytes:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    query, *others = pictures
+    columns = max(1, min(_COLUMNS, len(others)))
+    rows = max(1, math.ceil(len(others) / columns))
+    figure = Figure(
+        figsize=(_INCH * (columns + 2), (_INCH + 0.5) * rows + 0.5), layout="constrained"
+    )
+    FigureCanvasAgg(figure)
+    grid = figure.add_gridspec(rows, columns + 2)
+    _draw(figure.add_subplot(grid[: min(rows, 2), :2]), query, colour="#D55E00")
+    for number, picture in enumerate(others):
+        axes = figure.add_subplot(grid[number // columns, 2 + number % columns])
+        _draw(axes, picture, colour="#E69F00" if picture.own else "0.8")
+    figure.suptitle(_summary(found), fontsize=9)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=_DPI, bbox_inches="tight")
+    return buffer.getvalue()
+
+
+def _draw(axes: Axes, picture: Shown, *, colour: str) -> None:
+    if picture.jpeg is None:
+        axes.text(0.5, 0.5, "no picture", ha="center", va="center", fontsize=7)
+        axes.set_box_aspect(1)
+    else:
+        axes.imshow(_small(picture.jpeg, _THUMBNAIL_PX))
+    axes.set(xticks=[], yticks=[])
+    for spine in axes.spines.values():
+        spine.set(color=colour, linewidth=2)
+    name = picture.name
+    if len(name) > _NAME_CHARACTERS:
+        name = f"{name[: _NAME_CHARACTERS // 2]}...{name[-_NAME_CHARACTERS // 2 + 3 :]}"
+    # A dollar sign would begin a formula.
+    text = "\n".join([name, *picture.lines]).replace("$", r"\$")
+    axes.set_title(text, fontsize=6, loc="left")
+
+
+# ---------------------------------------------------------------------- HTML
+
+
+def _html(found: Json, pictures: list[Shown]) -> bytes:
+    from ingest.pages import environment
+
+    template = environment(Path(__file__).parent / "templates").get_template("search.html.j2")
+    query, *others = [
+        {"name": p.name, "lines": p.lines, "own": p.own, "uri": p.jpeg and _uri(p.jpeg)}
+        for p in pictures
+    ]
+    page = template.render(found=found, summary=_summary(found), query=query, others=others)
+    return page.encode()
+
+
+def _uri(jpeg: bytes) -> str:
+    """The picture for the page: small tiles as they are stored, others smaller."""
+    from ingest.slide_pictures import data_uri, decode_rgb, encode_jpeg
+
+    if max(decode_rgb(jpeg).shape[:2]) <= _TILE_PX:
+        return data_uri(jpeg, "image/jpeg")
+    return data_uri(encode_jpeg(_small(jpeg, _THUMBNAIL_PX)), "image/jpeg")

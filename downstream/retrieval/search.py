@@ -1,0 +1,209 @@
+"""What is like this? The nearest tiles to a tile, and the nearest slides to a slide.
+
+Near is the cosine of one teacher's features; a slide's are the mean of its tiles'. The query itself
+is never among what is found, and what comes from its own patient is marked or left out: tiles of
+one slide are near to each other for its stain and scanner alone.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+import polars as pl
+
+from downstream.retrieval.pages import check_out, write_picture
+from downstream.retrieval.query import (
+    RetrievalError,
+    check_k,
+    find_query,
+    nearest_rows,
+    pooled_features,
+)
+from downstream.retrieval.recall import RECALL_BYTES, RECALL_TILES, measure_recall
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from downstream.retrieval.query import Query
+    from featurestore import IndexState, Lake
+
+Json = dict[str, Any]
+
+
+def run_search(
+    lake_uri: str,
+    like: str,
+    features: str,
+    *,
+    mpp: float = 0.5,
+    k: int = 12,
+    exact: bool = False,
+    build: bool = False,
+    other_patients_only: bool = False,
+    recall_tiles: int | None = None,
+    out: Path | None = None,
+    version: int | str | None = None,
+) -> Json:
+    """Find what is nearest to a tile, or to a slide.
+
+    Args:
+        lake_uri: The lake.
+        like: `SLIDE:x,y` for the tile that covers a place (level-0 pixels), or `SLIDE`.
+        features: Name of one teacher or student.
+        mpp: Microns per pixel of the tiles.
+        k: How many are found.
+        exact: Compare with all tiles, even if there is an index. Slides are always compared so.
+        build: Build the teacher's index first, if it is not there or does not cover all tiles.
+        other_patients_only: Leave out the query's patient; else its own are marked.
+        recall_tiles: On how many random tiles the index is compared with the exact search; None
+            takes 16 if one pass over the features is short (up to 2 GB), and 0 beyond; 0 does not.
+        out: Picture to write, as .png or .html.
+        version: Of the lake, or a snapshot; the newest if None.
+
+    Returns:
+        like (slide_id, patient, and of a tile x, y, tile_id), features, mpp, k, search ("exact" or
+        "index"), index (kind, indexed, tiles; None without one), recall (k, tiles, mean, worst;
+        None if it was not measured), results (rank, slide_id, patient, similarity, same_patient,
+        and of tiles x, y, tile_id, same_slide), seconds, lake_version, picture.
+
+    Raises:
+        LakeError: There is no such lake or teacher, or the index can't be built.
+        RetrievalError: The slide is unknown, no tile covers the place, or a number is not allowed.
+    """
+    from featurestore import open_lake
+
+    check_k(k)
+    if out is not None:
+        check_out(out)
+    lake = open_lake(lake_uri, version=version)
+    query = find_query(lake, like, features, mpp=mpp)
+    if build:
+        lake = _with_index(lake, query, version)
+    begun = time.monotonic()
+    results = _results(lake, query, k=k, exact=exact, others_only=other_patients_only)
+    seconds = time.monotonic() - begun
+    index = None if exact or query.tile_id is None else _index_of(lake, query)
+    found: Json = {
+        "like": query.about(),
+        "features": features,
+        "mpp": query.mpp,
+        "k": k,
+        "search": "exact" if index is None else "index",
+        "index": index and {"kind": index.kind, "indexed": index.indexed, "tiles": index.tiles},
+        "recall": index and _recall(lake, query, index, k, recall_tiles),
+        "results": results.to_dicts(),
+        "seconds": round(seconds, 3),
+        "lake_version": lake.version,
+        "picture": None,
+    }
+    if out is not None:
+        found["picture"] = str(write_picture(lake, found, out))
+    return found
+
+
+def _with_index(lake: Lake, query: Query, version: int | str | None) -> Lake:
+    """The lake at its newest version, with an index of the query's features."""
+    from featurestore import build_index
+
+    if version is not None:
+        msg = f"an index is built of the newest version; leave out version {version}"
+        raise RetrievalError(msg)
+    build_index(lake, query.features, mpp=query.mpp)
+    return lake.refreshed()
+
+
+def _index_of(lake: Lake, query: Query) -> IndexState | None:
+    from featurestore import index_state
+
+    state = index_state(lake, query.features, mpp=query.mpp)
+    return state if state.indexed else None
+
+
+def _recall(lake: Lake, query: Query, index: IndexState, k: int, tiles: int | None) -> Json | None:
+    if tiles is None:
+        width = lake.teachers(mpp=query.mpp)[query.features]
+        tiles = RECALL_TILES if index.tiles * width * 2 <= RECALL_BYTES else 0
+    return measure_recall(lake, query.features, mpp=query.mpp, k=k, tiles=tiles) if tiles else None
+
+
+def _results(lake: Lake, query: Query, *, k: int, exact: bool, others_only: bool) -> pl.DataFrame:
+    """What is nearest to the query, with rank, patient and whether that is the query's own."""
+    own = query.patients.filter(pl.col("patient") == query.patient)["slide_id"].to_list()
+    without = own if others_only else []
+    if query.tile_id is None:
+        found = nearest_slides(lake, query, k=k, without=without)
+    else:
+        found = nearest_tiles(lake, query, k=k, exact=exact, without=without)
+    named = found.join(query.patients, on="slide_id", how="left", maintain_order="left")
+    return named.with_columns(same_patient=pl.col("patient") == query.patient).with_row_index(
+        "rank", offset=1
+    )
+
+
+def nearest_tiles(
+    lake: Lake, query: Query, *, k: int, exact: bool = False, without: list[str] | None = None
+) -> pl.DataFrame:
+    """The k nearest tiles to a tile, without itself.
+
+    Returns:
+        Columns slide_id, tile_id, x, y (level-0 pixels of the top-left corner), similarity (cosine,
+        higher is nearer), same_slide; nearest first.
+    """
+    found = lake.nearest(
+        query.vector, query.features, mpp=query.mpp, k=k + 1, without=without or [], exact=exact
+    )
+    others = found.filter(pl.col("tile_id") != query.tile_id).head(k)
+    return others.select(
+        "slide_id",
+        "tile_id",
+        "x",
+        "y",
+        similarity=1 - pl.col("distance").cast(pl.Float64),
+        same_slide=pl.col("slide_id") == query.slide_id,
+    )
+
+
+def nearest_slides(
+    lake: Lake, query: Query, *, k: int, without: list[str] | None = None
+) -> pl.DataFrame:
+    """The k nearest slides to a slide by the mean of their tiles' features, without itself.
+
+    Returns:
+        Columns slide_id, similarity (cosine, higher is nearer); nearest first, ties by slide_id.
+    """
+    left_out = {query.slide_id, *(without or [])}
+    rows = lake.features_of(query.features, mpp=query.mpp).filter(pl.col("tiles") > 0)
+    names = sorted(set(rows["slide_id"]) - left_out)
+    names, pooled_SD = pooled_features(lake, names, query.features, mpp=query.mpp)
+    row, similarity = nearest_rows(query.vector, pooled_SD, k)
+    return pl.DataFrame(
+        {"slide_id": [names[at] for at in row], "similarity": similarity},
+        schema={"slide_id": pl.String, "similarity": pl.Float64},
+    )
+
+
+def found_text(found: Json) -> str:
+    """What was found, for people: a line each, and then how it was searched."""
+    lines = [_line(row) for row in found["results"]]
+    return "\n".join([*(lines or ["nothing else has these features"]), _how(found)])
+
+
+def _line(row: Json) -> str:
+    place = f":{row['x']},{row['y']}" if "tile_id" in row else ""
+    own = "  (the query's slide)" if row.get("same_slide") else ""
+    own = own or ("  (the query's patient)" if row["same_patient"] else "")
+    return f"{row['rank']:>3}  {row['similarity']:.4f}  {row['slide_id']}{place}{own}"
+
+
+def _how(found: Json) -> str:
+    index, recall = found["index"], found["recall"]
+    how = "compared with all others"
+    if index:
+        how = f"by index, which covers {index['indexed']:,} of {index['tiles']:,} tiles"
+    if index and recall and recall["tiles"]:
+        how += f"; recall@{recall['k']} is {recall['mean']:.3f} over {recall['tiles']} random tiles"
+    elif index:
+        how += "; recall was not measured (--recall-tiles 16 does)"
+    picture = f"; {found['picture']}" if found["picture"] else ""
+    return f"{how}; {found['seconds']:.2f} s{picture}"

@@ -1,0 +1,1 @@
+"""Who is trained on, who decides, who is tested: folds, sites, split files."""

@@ -1,0 +1,261 @@
+"""Splits of patients that cannot leak: nested cross-validation, by site, few-shot.
+
+Shape letters: P patients.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from downstream.splits.split import PARTS, Part, Split, SplitError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from numpy.typing import NDArray
+
+__all__ = [
+    "PARTS",
+    "Part",
+    "Split",
+    "few_shot",
+    "leave_site_out",
+    "nested_folds",
+    "strata",
+    "with_validation",
+]
+
+
+def nested_folds(
+    patients: Sequence[str],
+    labels: Sequence[object],
+    *,
+    folds: int = 5,
+    inner: int = 4,
+    repeats: int = 1,
+    seed: int,
+) -> list[Split]:
+    """Stratified nested cross-validation over patients, repeated.
+
+    Every patient is tested once a repetition. The other patients of an outer fold are split again:
+    each of them is in validation once in that fold's inner splits, which all have the same test.
+
+    Args:
+        patients: One id each.
+        labels: What to stratify by, one a patient: a class, an event flag, `strata` of a number.
+        folds: Outer folds, at least 2.
+        inner: Inner folds, at least 2; or 1 for one split with 1 / (folds - 1), at most half
+            (more where the rarest class has fewer patients).
+        repeats: Repetitions with other assignments.
+        seed: Same patients, labels and seed, same splits, whatever the order of patients.
+
+    Returns:
+        repeats x folds x inner splits, in that order.
+
+    Raises:
+        SplitError: A class is too small, ids are not unique, or there are fewer folds than that.
+    """
+    ids, classes = _sorted(patients, labels)
+    found: list[Split] = []
+    for repeat in range(repeats):
+        for fold, test in enumerate(_stratified(classes, folds, seed, repeat)):
+            rest = np.setdiff1d(np.arange(len(ids)), test)
+            count = _inner_parts(classes[rest], folds, inner)
+            parts = _stratified(classes[rest], count, seed, repeat, fold + 1)
+            found += _inner_splits(ids, test, rest, parts[:inner], repeat=repeat, fold=fold)
+    return found
+
+
+def leave_site_out(
+    patients: Sequence[str],
+    labels: Sequence[object],
+    sites: Sequence[str],
+    *,
+    inner: int = 4,
+    seed: int,
+) -> list[Split]:
+    """Each site is the test once; the others are split for validation, stratified over patients.
+
+    Validation patients share sites with training patients: it decides when to stop, and does not
+    claim to tell of a new site.
+
+    Args:
+        patients: One id each.
+        labels: What to stratify the inner splits by.
+        sites: Site of each patient (TCGA: the second part of the barcode), at least 2 of them.
+        inner: Inner folds, at least 2; or 1 for one split with a quarter of the patients
+            (more where the rarest class has fewer).
+        seed: Of the inner splits.
+
+    Returns:
+        sites x inner splits; sites in sorted order are the folds.
+
+    Raises:
+        SplitError: As `nested_folds`, or one site only.
+    """
+    if len(sites) != len(patients) or len(set(sites)) < 2:
+        msg = f"{len(set(sites))} sites of {len(sites)} for {len(patients)} patients; give one "
+        msg += "each, at least two different"
+        raise SplitError(msg)
+    ids, classes = _sorted(patients, labels)
+    site_of = dict(zip(patients, sites, strict=True))
+    site_P = np.array([site_of[patient] for patient in ids])
+    found: list[Split] = []
+    for fold, site in enumerate(sorted(set(sites))):
+        test, rest = np.flatnonzero(site_P == site), np.flatnonzero(site_P != site)
+        count = _inner_parts(classes[rest], 5, inner)
+        parts = _stratified(classes[rest], count, seed, 0, fold + 1)
+        found += _inner_splits(ids, test, rest, parts[:inner], fold=fold, sites=site_of)
+    return found
+
+
+def few_shot(split: Split, labels: Mapping[str, object], *, shots: int, seed: int) -> Split:
+    """The split with so many training patients of each class; the other parts stay as they are.
+
+    Args:
+        split: What it starts from.
+        labels: Class of each training patient, by id.
+        shots: Patients of each class.
+        seed: Of who is taken; those of fewer shots are among those of more.
+
+    Raises:
+        SplitError: A class has fewer training patients.
+    """
+    rng = np.random.default_rng([seed, split.repeat, split.fold, split.inner])
+    taken: list[str] = []
+    for label in sorted({labels[patient] for patient in split.train}, key=str):
+        members = [patient for patient in split.train if labels[patient] == label]
+        if not 0 < shots <= len(members):
+            msg = f"shots={shots} of class {label!r} with {len(members)} training patients"
+            raise SplitError(msg)
+        taken += [members[at] for at in rng.permutation(len(members))[:shots]]
+    return replace(split, train=tuple(taken))
+
+
+def with_validation(
+    split: Split, labels: Mapping[str, object], *, seed: int, share: float = 0.25
+) -> Split:
+    """The split with a validation part taken from its training patients, stratified.
+
+    For tables that have none, such as STAMP's. Test and sites stay as they are.
+
+    Args:
+        split: Without a validation part.
+        labels: What to stratify by, of each training patient, by id.
+        seed: Same split, labels and seed, same patients, whatever the order of labels.
+        share: Of the training patients of each class, rounded, at least one; above 0, below 1.
+
+    Raises:
+        SplitError: There is a validation part, a share that is none, or a class of one patient,
+            who cannot be on both sides.
+    """
+    if split.validation or not 0 < share < 1:
+        msg = f"{len(split.validation)} validation patients, share={share}; a split without a "
+        msg += "validation part takes a share between 0 and 1 of its training patients"
+        raise SplitError(msg)
+    rng = np.random.default_rng([seed, split.repeat, split.fold, split.inner])
+    chosen: set[str] = set()
+    for label in sorted({labels[patient] for patient in split.train}, key=str):
+        members = [patient for patient in split.train if labels[patient] == label]
+        if len(members) < 2:
+            msg = f"class {label!r} has one training patient in fold {split.fold}; a validation "
+            msg += "part needs two or more: merge classes, or give the table a validation part"
+            raise SplitError(msg)
+        count = min(max(1, round(share * len(members))), len(members) - 1)
+        chosen |= {members[at] for at in rng.permutation(len(members))[:count]}
+    train = tuple(patient for patient in split.train if patient not in chosen)
+    return replace(split, train=train, validation=tuple(chosen))
+
+
+def strata(values: Sequence[float], *, bins: int = 4) -> list[int]:
+    """Quantile bins of a number, to stratify a regression by; not a target.
+
+    >>> strata([1.0, 2.0, 30.0, 400.0], bins=2)
+    [0, 0, 1, 1]
+    """
+    edges = np.quantile(np.asarray(values), np.linspace(0, 1, bins + 1)[1:-1])
+    found: list[int] = np.searchsorted(edges, values, side="left").tolist()
+    return found
+
+
+def _sorted(
+    patients: Sequence[str], labels: Sequence[object]
+) -> tuple[list[str], NDArray[np.int64]]:
+    """Ids in order, and the number of each one's class."""
+    if len(patients) != len(labels) or len(set(patients)) != len(patients):
+        msg = (
+            f"{len(patients)} patients ({len(set(patients))} different) with {len(labels)} labels; "
+            "give each patient once, with one label"
+        )
+        raise SplitError(msg)
+    order = sorted(range(len(patients)), key=lambda at: patients[at])
+    names = sorted({str(label) for label in labels})
+    classes = np.array([names.index(str(labels[at])) for at in order], dtype=np.int64)
+    return [patients[at] for at in order], classes
+
+
+def _stratified(classes: NDArray[np.int64], folds: int, *seed: int) -> list[NDArray[np.int64]]:
+    """Rows of each fold, every class spread as evenly as it can be.
+
+    Raises:
+        SplitError: Fewer than two folds, or a class with fewer patients than folds.
+    """
+    from sklearn.model_selection import StratifiedKFold
+
+    least = _least(classes)
+    if not 2 <= folds <= least:
+        msg = (
+            f"{folds} folds with {least} patients in the rarest class; allowed is 2 to that "
+            "number: ask for fewer folds, merge classes or add patients"
+        )
+        raise SplitError(msg)
+    state = int(np.random.SeedSequence(seed).generate_state(1)[0])
+    splitter = StratifiedKFold(n_splits=folds, shuffle=True, random_state=state)
+    return [test for _, test in splitter.split(np.zeros((len(classes), 1)), classes)]
+
+
+def _inner_splits(
+    ids: Sequence[str],
+    test: NDArray[np.int64],
+    rest: NDArray[np.int64],
+    parts: Sequence[NDArray[np.int64]],
+    *,
+    fold: int,
+    repeat: int = 0,
+    sites: Mapping[str, str] | None = None,
+) -> list[Split]:
+    """One test, and the other patients split so that each of the parts validates once."""
+    return [
+        Split(
+            train=_named(ids, np.setdiff1d(rest, rest[chosen])),
+            validation=_named(ids, rest[chosen]),
+            test=_named(ids, test),
+            repeat=repeat,
+            fold=fold,
+            inner=number,
+            sites=sites or {},
+        )
+        for number, chosen in enumerate(parts)
+    ]
+
+
+def _inner_parts(classes: NDArray[np.int64], folds: int, inner: int) -> int:
+    """How many parts to cut for so many inner folds.
+
+    A single one takes one of several: as many as the folds allow, and as the rarest class does.
+    """
+    if inner > 1:
+        return inner
+    return max(2, min(folds - 1, _least(classes)))
+
+
+def _least(classes: NDArray[np.int64]) -> int:
+    """Patients of the rarest class that is there."""
+    return int(np.bincount(classes)[np.unique(classes)].min()) if len(classes) else 0
+
+
+def _named(ids: Sequence[str], rows: Iterable[int]) -> tuple[str, ...]:
+    return tuple(ids[row] for row in rows)

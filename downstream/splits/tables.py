@@ -1,0 +1,239 @@
+"""Splits from a user's table: CLAM's, Patho-Bench's and STAMP's forms, and back out as a table.
+
+Tables may name slides, with file endings or without, or patients. Whoever is missing or surplus is
+listed, and a table in which two slides of one patient are on different sides is refused.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections import defaultdict
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import polars as pl
+
+from downstream.cohorts.slide_names import match_slides, told
+from downstream.splits.split import PARTS, LeakageError, Part, Split, SplitError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+_CLAM = {"train": "train", "val": "validation", "test": "test"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class FoldTable:
+    """Splits that a table asks for, on the patients that there are.
+
+    Attributes:
+        splits: One a fold.
+        missing: Ids of the table that name no patient or slide, sorted.
+        surplus: Patients that the table does not name in any fold, sorted.
+        notes: What was recognised or matched, a sentence each.
+    """
+
+    splits: tuple[Split, ...]
+    missing: tuple[str, ...]
+    surplus: tuple[str, ...]
+    notes: tuple[str, ...] = ()
+
+
+def read_clam(files: Mapping[int, bytes], slides: Mapping[str, str]) -> FoldTable:
+    """`splits_<k>.csv`: columns train, val, test of slide (or patient) ids, padded with blanks.
+
+    `splits_<k>_bool.csv` is read as well: an index of ids and three columns of True and False.
+
+    Args:
+        files: Content of each file by its number k.
+        slides: Slide id -> patient id, of all slides that there are.
+
+    Raises:
+        SplitError: Columns are missing, or a side is empty.
+        LeakageError: A patient is on two sides of a fold.
+    """
+    folds = {}
+    for fold, content in sorted(files.items()):
+        table = pl.read_csv(io.BytesIO(content), infer_schema=False)
+        if not set(_CLAM) <= set(table.columns):
+            msg = f"splits_{fold}.csv has columns {table.columns}; CLAM's are train, val, test"
+            raise SplitError(msg)
+        folds[fold] = _clam_sides(table)
+    return _table(folds, slides)
+
+
+def read_patho_bench(
+    content: bytes, slides: Mapping[str, str], *, separator: str = "\t"
+) -> FoldTable:
+    """Patho-Bench's `k=all.tsv`: case_id, slide_id, and fold_0 ... with train, val or test.
+
+    A row counts by its slide where there is that slide, else by its case.
+
+    Raises:
+        SplitError: Columns are missing, a value is none of these, or a side is empty.
+        LeakageError: A patient is on two sides of a fold.
+    """
+    table = pl.read_csv(io.BytesIO(content), separator=separator, infer_schema=False)
+    columns = [name for name in table.columns if name.startswith("fold_")]
+    keys = [name for name in ("slide_id", "case_id") if name in table.columns]
+    if not columns or not keys:
+        msg = f"columns {table.columns}; give slide_id or case_id, and fold_0, fold_1, ..."
+        raise SplitError(msg)
+    known = list(_patients(set(table[keys[0]].drop_nulls()), slides)[0])
+    first = pl.when(pl.col(keys[0]).is_in(known)).then(keys[0])
+    key = pl.coalesce(first, keys[-1]).alias("id")
+    folds = {}
+    for name in columns:
+        side: dict[str, list[str]] = defaultdict(list)
+        for identity, value in table.select(key, name).drop_nulls().iter_rows():
+            if value not in _CLAM:
+                msg = f"{name} of {identity} is {value!r}; allowed are {', '.join(_CLAM)}"
+                raise SplitError(msg)
+            side[_CLAM[value]].append(identity)
+        folds[_number(name)] = side
+    return _table(folds, slides)
+
+
+def read_stamp(content: bytes, slides: Mapping[str, str]) -> FoldTable:
+    """STAMP's `splits.json`: {"splits": [{"train_patients": [...], "test_patients": [...]}, ...]}.
+
+    It has no validation part (STAMP takes one from train at random): split train again before
+    anything is decided.
+
+    Raises:
+        SplitError: Another form, or a side is empty.
+        LeakageError: A patient is on two sides of a fold.
+    """
+    try:
+        folds = {
+            fold: {"train": split["train_patients"], "test": split["test_patients"]}
+            for fold, split in enumerate(json.loads(content)["splits"])
+        }
+    except (ValueError, KeyError, TypeError) as error:
+        msg = f'no splits.json of STAMP ({error!r}); it is {{"splits": [{{"train_patients": [...], '
+        msg += '"test_patients": [...]}]}'
+        raise SplitError(msg) from error
+    return _table(folds, slides)
+
+
+def to_table(splits: Iterable[Split]) -> pl.DataFrame:
+    """Splits as rows to keep with a run: repeat, fold, inner, part, patient_id."""
+    rows = [
+        (split.repeat, split.fold, split.inner, part, patient)
+        for split in splits
+        for part in PARTS
+        for patient in split.patients(part)
+    ]
+    schema = {
+        "repeat": pl.Int64,
+        "fold": pl.Int64,
+        "inner": pl.Int64,
+        "part": pl.String,
+        "patient_id": pl.String,
+    }
+    return pl.DataFrame(rows, schema=schema, orient="row")
+
+
+def from_table(table: pl.DataFrame) -> list[Split]:
+    """Splits from what `to_table` gave; sites are not in it.
+
+    Raises:
+        SplitError: Columns are missing, or a side is empty.
+        LeakageError: A patient is on two sides of a fold.
+    """
+    keys = ["repeat", "fold", "inner"]
+    absent = {*keys, "part", "patient_id"} - set(table.columns)
+    if absent:
+        msg = f"columns {sorted(absent)} are missing; write the table with to_table"
+        raise SplitError(msg)
+    found = []
+    for key, rows in table.sort(*keys, maintain_order=True).group_by(keys, maintain_order=True):
+        repeat, fold, inner = (int(str(part)) for part in key)
+        train, validation, test = (
+            tuple(rows.filter(pl.col("part") == part)["patient_id"]) for part in PARTS
+        )
+        found.append(
+            Split(
+                train=train,
+                validation=validation,
+                test=test,
+                repeat=repeat,
+                fold=fold,
+                inner=inner,
+            )
+        )
+    return found
+
+
+def _clam_sides(table: pl.DataFrame) -> dict[str, list[str]]:
+    """Ids of each side from either of CLAM's two forms."""
+    first = table.columns[0]
+    flags = set(table["train"].drop_nulls().unique()) | set(table["test"].drop_nulls().unique())
+    if flags <= {"True", "False"} and first not in _CLAM:
+        return {
+            part: table.filter(pl.col(name) == "True")[first].to_list()
+            for name, part in _CLAM.items()
+        }
+    return {part: _whole(table[name].drop_nulls()).to_list() for name, part in _CLAM.items()}
+
+
+def _whole(ids: pl.Series) -> pl.Series:
+    """Ids of a padded column: pandas makes floats of whole numbers there, 101.0 of 101."""
+    return ids.str.strip_suffix(".0") if ids.str.contains(r"^\d+\.0$").all() else ids
+
+
+def _patients(names: set[str], slides: Mapping[str, str]) -> tuple[dict[str, str], tuple[str, ...]]:
+    """The patient of each name of a slide or a patient that there is; what to say of the others."""
+    known = set(slides.values())
+    found = {name: slides.get(name, name) for name in names if name in slides or name in known}
+    match = match_slides(names - set(found), slides)
+    found |= {name: slides[slide] for name, slide in match.found.items()}
+    return found, tuple(told(match))
+
+
+def _table(
+    folds: Mapping[int, Mapping[str, Iterable[str]]], slides: Mapping[str, str]
+) -> FoldTable:
+    """Splits of patients from sides of slide or patient ids."""
+    names = {name for sides in folds.values() for side in sides.values() for name in side}
+    patients, notes = _patients(names, slides)
+    splits = []
+    for fold, sides in folds.items():
+        parts: dict[Part, set[str]] = {
+            part: {patients[name] for name in sides.get(part, ()) if name in patients}
+            for part in PARTS
+        }
+        _refuse_shared(fold, parts)
+        train, validation, test = (tuple(parts[part]) for part in PARTS)
+        splits.append(Split(train=train, validation=validation, test=test, fold=fold))
+    if not splits:
+        msg = "the table has no folds; give at least one"
+        raise SplitError(msg)
+    return FoldTable(
+        splits=tuple(splits),
+        missing=tuple(sorted(names - set(patients))),
+        surplus=tuple(sorted(set(slides.values()) - set(patients.values()))),
+        notes=notes,
+    )
+
+
+def _refuse_shared(fold: int, parts: Mapping[Part, set[str]]) -> None:
+    """The refusal of a user's table names the patient's fold: the file is what has to change."""
+    for one, other in (("train", "validation"), ("train", "test"), ("validation", "test")):
+        shared = sorted(parts[one] & parts[other])  # type: ignore[index]
+        if shared:
+            msg = (
+                f"fold {fold} of the table has {len(shared)} patients both in {one} and in {other} "
+                f"(by different slides, if it names slides), for example {', '.join(shared[:5])}; "
+                "put all slides of a patient on one side"
+            )
+            raise LeakageError(msg)
+
+
+def _number(column: str) -> int:
+    try:
+        return int(column.removeprefix("fold_"))
+    except ValueError as error:
+        msg = f"column {column!r}; folds are named fold_0, fold_1, ..."
+        raise SplitError(msg) from error

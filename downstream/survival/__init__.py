@@ -1,0 +1,1 @@
+"""Survival: models on pooled features, heads and losses, curves and scores."""

@@ -1,0 +1,94 @@
+"""Models of survival in a cell: on pooled features, and MIL models with a survival head.
+
+Risks point one way everywhere: HIGHER = WORSE. The cut between high and low risk is the median risk
+of the TRAINING patients.
+
+Shape letters: P patients, T times.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from downstream.members import Member, Patients, train_on
+from downstream.scores import study_times
+from downstream.splits.folds import PARTS
+from downstream.survival.curves import breslow_curve, hazard_curve
+from downstream.survival.risks import is_high_risk
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from downstream.splits.folds import Split
+
+    Floats = NDArray[np.float64]
+
+
+def fit_pooled_member(patients: Patients, split: Split) -> Member:
+    """A model of scikit-survival on pooled features."""
+    from downstream.survival.models import fit_pooled
+
+    cell = patients.cell
+    assert cell.study.pooled is not None
+    x = {part: patients.pooled(split.patients(part)) for part in PARTS if split.patients(part)}
+    target = patients.target(split.train)
+    validation = None
+    if split.validation:
+        seen = patients.target(split.validation)
+        validation = (x["validation"], seen[:, 0], seen[:, 1] == 1)
+    model = fit_pooled(
+        cell.arm.model,
+        x["train"],
+        target[:, 0],
+        target[:, 1] == 1,
+        validation=validation,
+        settings=cell.study.pooled,
+        seed=cell.random_seed(split.inner),
+    )
+    train_risk, times = model.risk(x["train"]), study_times(cell.study)
+    test_risk = model.risk(x["test"])
+    seen_risk = model.risk(x["validation"]) if split.validation else np.empty(0)
+    return Member(
+        split=split,
+        validation=seen_risk,
+        test=test_risk,
+        high=is_high_risk(test_risk, train_risk),
+        validation_high=is_high_risk(seen_risk, train_risk),
+        curve=model.survival(x["test"], times),
+        validation_curve=model.survival(x["validation"], times) if split.validation else None,
+        told={"inner": split.inner},
+    )
+
+
+def fit_survival_member(patients: Patients, split: Split) -> Member:
+    """A MIL model with hazards of time bins, or a Cox head."""
+    from downstream.mil.objective import Cox, Hazards
+
+    cell, target = patients.cell, patients.target(split.train)
+    times = study_times(cell.study)
+    hazards = None
+    if cell.study.head == "hazards":
+        hazards = Hazards.fit(target, split.train, bins=cell.study.settings.bins)
+        split.check_fitted_on(hazards.bins.patients, "time bins")
+    objective = hazards or Cox()
+    fitted = train_on(patients, split, objective, with_train=True)
+    risks = [objective.outcome(part) for part in (fitted.train, fitted.validation, fitted.test)]
+
+    def curve(logits: Floats, risk_P: Floats) -> Floats:
+        if hazards is not None:
+            return hazard_curve(logits, hazards.bins, times, between="linear")
+        return breslow_curve(risks[0], target[:, 0], target[:, 1] == 1, risk_P, times)
+
+    return Member(
+        split=split,
+        validation=risks[1],
+        test=risks[2],
+        high=is_high_risk(risks[2], risks[0]),
+        validation_high=is_high_risk(risks[1], risks[0]),
+        curve=curve(fitted.test, risks[2]),
+        validation_curve=curve(fitted.validation, risks[1]) if split.validation else None,
+        attention=fitted.attention,
+        told=fitted.told,
+    )

@@ -1,0 +1,273 @@
+"""Survival models on pooled features, by name; each gives any patient a risk and a curve.
+
+Standardising and PCA see training patients only. Validation patients choose a penalty or a number
+of trees and nothing else. Risks point one way: HIGHER = WORSE.
+
+Shape letters: P patients, D feature width, C components, T times.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from downstream.survival.curves import at_times
+from downstream.survival.risks import SurvivalError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from numpy.typing import NDArray
+
+    from downstream.settings import SurvivalSettings
+
+    Floats = NDArray[np.float64]
+    Flags = NDArray[np.bool_]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PooledModel:
+    """A fitted model, with the scaling and PCA of its training patients.
+
+    Attributes:
+        name: In `POOLED`.
+        pipeline: scikit-learn pipeline from raw pooled features to what the estimator sees.
+        estimator: The scikit-survival estimator.
+        options: What its predictions are asked with: the chosen penalty of `coxnet`.
+    """
+
+    name: str
+    pipeline: Any
+    estimator: Any
+    options: Mapping[str, float] = field(default_factory=dict)
+
+    def risk(self, x_PD: Floats) -> Floats:
+        """Risks float64[P], HIGHER = WORSE.
+
+        Log hazard ratios against the mean training patient (`cox`, `coxnet`), up to a constant
+        (`boosting`), or expected numbers of events over the training times (`forest`).
+        """
+        x_PC = self.pipeline.transform(x_PD)
+        return np.asarray(self.estimator.predict(x_PC, **self.options), dtype=np.float64)
+
+    def survival(self, x_PD: Floats, times_T: Floats) -> Floats:
+        """S(t) float64[P, T] in 0..1, never rising; flat after the last training time."""
+        x_PC = self.pipeline.transform(x_PD)
+        ask = self.estimator.predict_survival_function
+        # a patient far outside the training patients may have an infinite hazard, and then S = 0
+        with np.errstate(over="ignore"):
+            curves_PK = ask(x_PC, return_array=True, **self.options)
+        return at_times(self.estimator.unique_times_, curves_PK, times_T)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Seen:
+    """Patients as an estimator sees them.
+
+    Attributes:
+        x: [P, C] standardised features, or their principal components.
+        time: [P] times to the event or to the end of follow-up.
+        event: [P] true where the event was seen.
+    """
+
+    x: Floats
+    time: Floats
+    event: Flags
+
+    @property
+    def outcome(self) -> Any:  # noqa: ANN401
+        """Events and times as scikit-survival takes them."""
+        from sksurv.util import Surv
+
+        return Surv.from_arrays(self.event, self.time)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PooledSpec:
+    """A kind of model.
+
+    Attributes:
+        fit: Function of (training patients, validation patients or None, settings, features that
+            vary, seed) -> (estimator, options of its predictions).
+        is_reduced: Whether PCA comes first.
+        chooses: What is chosen on validation patients; empty if nothing is.
+    """
+
+    fit: Callable[[Seen, Any, SurvivalSettings, int, int], tuple[Any, dict[str, float]]]
+    is_reduced: bool = True
+    chooses: str = ""
+
+
+def fit_pooled(
+    name: str,
+    x_PD: Floats,
+    time_P: Floats,
+    event_P: Flags,
+    *,
+    validation: tuple[Floats, Floats, Flags] | None,
+    settings: SurvivalSettings,
+    seed: int,
+) -> PooledModel:
+    """Fit a model on one training fold; the same arguments give the same model.
+
+    Args:
+        name: In `POOLED`.
+        x_PD: Pooled features of the TRAINING patients.
+        time_P: Times to the event or to the end of follow-up.
+        event_P: True where the event was seen.
+        validation: (features, times, events) of the inner validation patients, who are not among
+            the training patients; for models that choose something, see `POOLED`.
+        settings: See there.
+        seed: Of the forest's and the boosting's draws.
+
+    Raises:
+        SurvivalError: An unknown name; training patients without an event or a feature that varies;
+            validation patients that nothing can be chosen on; a fit that does not converge.
+    """
+    if name not in POOLED:
+        msg = f"unknown survival model {name!r}; allowed are {', '.join(sorted(POOLED))}"
+        raise SurvivalError(msg)
+    spec = POOLED[name]
+    varying = _count_varying(x_PD, time_P, event_P)
+    components = min(settings.components, len(x_PD) - 1, varying) if spec.is_reduced else None
+    pipeline = _fit_pipeline(x_PD, components)
+    train = Seen(x=pipeline.transform(x_PD), time=time_P, event=event_P)
+    held = _seen_by(pipeline, name, spec.chooses, validation) if spec.chooses else None
+    estimator, options = spec.fit(train, held, settings, varying, seed)
+    return PooledModel(name=name, pipeline=pipeline, estimator=estimator, options=options)
+
+
+def _count_varying(x_PD: Floats, time_P: Floats, event_P: Flags) -> int:
+    """Features that vary over training patients who can be learned from."""
+    varying = int((np.ptp(x_PD, axis=0) > 0).sum()) if len(x_PD) else 0
+    same = len(x_PD) == len(time_P) == len(event_P)
+    if not same or not event_P.any() or not varying:
+        msg = (
+            f"{len(x_PD)} training patients have {int(event_P.sum())} events, {len(time_P)} times "
+            f"and {varying} features that vary; a survival model needs a time each, an event and "
+            "a feature that varies: use fewer folds or more patients"
+        )
+        raise SurvivalError(msg)
+    return varying
+
+
+def _fit_pipeline(x_PD: Floats, components: int | None) -> Any:  # noqa: ANN401
+    from sklearn.decomposition import PCA
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    steps = [StandardScaler()]
+    if components is not None:
+        steps.append(PCA(n_components=components, svd_solver="full"))
+    return make_pipeline(*steps).fit(x_PD)
+
+
+def _seen_by(
+    pipeline: Any,  # noqa: ANN401
+    name: str,
+    chooses: str,
+    validation: tuple[Floats, Floats, Flags] | None,
+) -> Seen:
+    """The validation patients, if there is anything to choose on."""
+    if validation is None or not validation[2].any():
+        patients = 0 if validation is None else len(validation[2])
+        msg = (
+            f"{name} chooses its {chooses} on validation patients, and {patients} without an event "
+            "were given; name validation patients with events, or take cox or forest, which choose "
+            "nothing"
+        )
+        raise SurvivalError(msg)
+    x_PD, time_P, event_P = validation
+    return Seen(x=pipeline.transform(x_PD), time=time_P, event=event_P)
+
+
+def _fit_cox(
+    train: Seen, _: Seen | None, settings: SurvivalSettings, varying: int, _seed: int
+) -> tuple[Any, dict[str, float]]:
+    """Ridge Cox regression.
+
+    The penalty grows with the number of features that vary, because standardised features have that
+    total variance: without it a wide teacher would be shrunk less than a narrow one.
+    """
+    from sksurv.linear_model import CoxPHSurvivalAnalysis
+
+    cox = CoxPHSurvivalAnalysis(alpha=settings.alpha * varying)
+    return cox.fit(train.x, train.outcome), {}
+
+
+def _fit_coxnet(
+    train: Seen, held: Seen, settings: SurvivalSettings, _varying: int, _seed: int
+) -> tuple[Any, dict[str, float]]:
+    """Elastic net; the greatest penalty, which leaves no feature, may win."""
+    from sksurv.linear_model import CoxnetSurvivalAnalysis
+
+    net = CoxnetSurvivalAnalysis(
+        l1_ratio=settings.l1_ratio,
+        n_alphas=settings.penalties,
+        alpha_min_ratio=settings.least_penalty,
+        fit_baseline_model=True,
+    )
+    try:
+        net.fit(train.x, train.outcome)
+    except ArithmeticError as error:
+        msg = (
+            f"coxnet does not converge on {len(train.x)} training patients: {error}; "
+            f"raise least_penalty={settings.least_penalty}, or take cox"
+        )
+        raise SurvivalError(msg) from error
+    losses = [_loss(net.predict(held.x, alpha=alpha), held) for alpha in net.alphas_]
+    return net, {"alpha": float(net.alphas_[np.argmin(losses)])}
+
+
+def _fit_forest(
+    train: Seen, _: Seen | None, settings: SurvivalSettings, _varying: int, seed: int
+) -> tuple[Any, dict[str, float]]:
+    from sksurv.ensemble import RandomSurvivalForest
+
+    forest = RandomSurvivalForest(
+        n_estimators=settings.trees, min_samples_leaf=settings.leaf, random_state=seed
+    )
+    return forest.fit(train.x, train.outcome), {}
+
+
+def _fit_boosting(
+    train: Seen, held: Seen, settings: SurvivalSettings, _varying: int, seed: int
+) -> tuple[Any, dict[str, float]]:
+    """Boosted trees, as many as validation patients like best.
+
+    All trees are fitted once to find out; then the first of them again, with the same draws, so
+    that the baseline hazard is that of the model which is kept.
+    """
+    from sksurv.ensemble import GradientBoostingSurvivalAnalysis
+
+    whole = GradientBoostingSurvivalAnalysis(
+        n_estimators=settings.most_trees,
+        learning_rate=settings.learning_rate,
+        max_depth=settings.depth,
+        min_samples_leaf=settings.leaf,
+        subsample=settings.subsample,
+        random_state=seed,
+    ).fit(train.x, train.outcome)
+    losses = [_loss(risk_P, held) for risk_P in whole.staged_predict(held.x)]
+    kept = whole.set_params(n_estimators=int(np.argmin(losses)) + 1)
+    return kept.fit(train.x, train.outcome), {}
+
+
+def _loss(risk_P: Floats, held: Seen) -> float:
+    """Negative log partial likelihood a validation event: less noisy than a concordance."""
+    import torch
+
+    from downstream.survival.losses import cox_loss
+
+    arrays = (torch.from_numpy(np.array(part)) for part in (risk_P, held.time, held.event))
+    return float(cox_loss(*arrays, ties="breslow"))
+
+
+POOLED: dict[str, PooledSpec] = {
+    "boosting": PooledSpec(fit=_fit_boosting, chooses="number of trees"),
+    "cox": PooledSpec(fit=_fit_cox),
+    "coxnet": PooledSpec(fit=_fit_coxnet, is_reduced=False, chooses="penalty"),
+    "forest": PooledSpec(fit=_fit_forest),
+}

@@ -1,0 +1,299 @@
+"""Scores of one arm's test predictions over all its folds, with intervals over patients.
+
+A model's risk has no zero point and a fold's curves lean on its own training patients, so a patient
+is compared within the fold only; the one exception, `harrell_c`, compares ranks within the fold.
+Censoring weights come from each fold's training patients, who are never resampled.
+
+Shape letters: P patients, S rows of predictions, T times.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+
+from downstream.measures.classes import UndefinedMetricError, measure_of
+from downstream.measures.intervals import Comparison, Interval, compare, interval
+from downstream.survival import weighted
+from downstream.survival.risks import SurvivalError
+from downstream.survival.rows import FollowUp, Predictions, follow_up
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from numpy.typing import NDArray
+
+    from downstream.measures.classes import Measure
+
+    Floats = NDArray[np.float64]
+    Flags = NDArray[np.bool_]
+
+Found = TypeVar("Found")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Question:
+    """A measure with what it is asked of; `intervals.interval` and `compare` take these.
+
+    Attributes:
+        measure: What is measured.
+        truth: Arrays [S, ...].
+        prediction: [S, ...].
+    """
+
+    measure: Measure
+    truth: tuple[NDArray[Any], ...]
+    prediction: NDArray[Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SurvivalScores:
+    """What an arm's predictions are worth.
+
+    Attributes:
+        intervals: Of each measure that is defined, by name.
+        higher_is_better: Direction of each of them.
+        left_out: Why the others are not defined, by name.
+        observed_expected: Patients who died until `horizon` over those whom the curves said would;
+            1 is right, so it ranks no arms and is not among the intervals. None where undefined.
+        horizon: The middle one of the curve times.
+    """
+
+    intervals: dict[str, Interval]
+    higher_is_better: dict[str, bool]
+    left_out: dict[str, str]
+    observed_expected: Interval | None
+    horizon: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class RiskGroups:
+    """High and low risk, one row a patient.
+
+    Attributes:
+        patient: [P] ids, sorted.
+        event: [P] true where the event was seen.
+        time: [P] to the event or to the end of follow-up.
+        high: [P] true for high risk.
+        p_value: Of the log-rank test; None with one group only, or no event.
+    """
+
+    patient: tuple[str, ...]
+    event: Flags
+    time: Floats
+    high: Flags
+    p_value: float | None
+
+
+def score_predictions(
+    rows: Predictions,
+    training: Mapping[tuple[int, int], tuple[Flags, Floats]],
+    times_T: Floats,
+    *,
+    seed: int,
+    resamples: int = 2000,
+    level: float = 0.95,
+) -> SurvivalScores:
+    """All measures of `SCORES`, with BCa intervals, or percentiles where BCa has none.
+
+    Args:
+        rows: Test predictions.
+        training: (events, times) of the TRAINING patients of each (repeat, fold).
+        times_T: See `survival_curves.curve_times`.
+        seed: Same rows and seed, same intervals.
+        resamples: At least 1000.
+        level: In 0..1.
+
+    Raises:
+        SurvivalError: A fold without training patients, or arrays that do not fit.
+    """
+    found: dict[str, Interval] = {}
+    higher: dict[str, bool] = {}
+    left_out: dict[str, str] = {}
+    for name, asked in questions(rows, training, times_T).items():
+        try:
+            if isinstance(asked, str):
+                raise UndefinedMetricError(asked)
+            told = (asked.measure, asked.truth, asked.prediction)
+            how = partial(interval, *told, patients=rows.patient, resamples=resamples, seed=seed)
+            found[name] = _bounded(partial(how, level=level))
+            higher[name] = asked.measure.higher_is_better
+        except UndefinedMetricError as error:
+            left_out[name] = str(error)
+    left_out.pop("observed_expected", None)
+    return SurvivalScores(
+        intervals={name: found[name] for name in SCORES if name in found},
+        higher_is_better={name: higher[name] for name in SCORES if name in found},
+        left_out=left_out,
+        observed_expected=found.get("observed_expected"),
+        horizon=float(times_T[(len(times_T) - 1) // 2]),
+    )
+
+
+def compare_predictions(
+    one: Predictions,
+    other: Predictions,
+    training: Mapping[tuple[int, int], tuple[Flags, Floats]],
+    times_T: Floats,
+    *,
+    seed: int,
+    measure: str = "harrell_c",
+    margin: float | None = None,
+) -> Comparison:
+    """Two arms on the same patients, see `intervals.compare`.
+
+    Args:
+        one: Test predictions of an arm.
+        other: Of the other, for the same patients, repeats, folds and seeds, in the same order.
+        training: As in `score_predictions`.
+        times_T: As in `score_predictions`.
+        seed: Same arrays and seed, same answer.
+        measure: In `SCORES`.
+        margin: What counts as not worse, in the measure's unit.
+
+    Raises:
+        SurvivalError: Rows of the two that are not of the same patients and cells.
+        UndefinedMetricError: The measure is undefined for one of them.
+    """
+    same = ("patient", "repeat", "fold", "seed")
+    if any(list(getattr(one, name)) != list(getattr(other, name)) for name in same):
+        msg = f"{len(one.patient)} and {len(other.patient)} rows of other patients, folds or seeds;"
+        msg += " sort both arms alike, and compare arms of the same run"
+        raise SurvivalError(msg)
+    asked = [questions(rows, training, times_T)[measure] for rows in (one, other)]
+    for question in asked:
+        if isinstance(question, str):
+            raise UndefinedMetricError(question)
+    a, b = (question for question in asked if isinstance(question, Question))
+    told = (a.measure, a.truth, a.prediction, b.prediction)
+    return _bounded(partial(compare, *told, seed=seed, margin=margin, patients=one.patient))
+
+
+def questions(
+    rows: Predictions,
+    training: Mapping[tuple[int, int], tuple[Flags, Floats]],
+    times_T: Floats,
+) -> dict[str, Question | str]:
+    """Each measure with its truth and predictions, or why there is none.
+
+    Args:
+        rows: Test predictions.
+        training: As in `score_predictions`.
+        times_T: As in `score_predictions`.
+
+    Raises:
+        SurvivalError: As `score_predictions`.
+    """
+    follow = follow_up(rows, training, times_T)
+    found: dict[str, Question | str] = {}
+    for name, ask in (SCORES | {"observed_expected": _ask_calibration}).items():
+        try:
+            found[name] = ask(rows, follow)
+        except UndefinedMetricError as error:
+            found[name] = str(error)
+    return found
+
+
+def _bounded(how: Callable[..., Found]) -> Found:
+    """By BCa, which needs the measure without each patient in turn; else by percentiles."""
+    try:
+        return how(method="bca")
+    except UndefinedMetricError:
+        return how(method="percentile")
+
+
+def _ask_harrell(rows: Predictions, _: FollowUp) -> Question:
+    truth = (rows.event, rows.time, rows.numbered("repeat", "seed"))
+    return Question(
+        measure=measure_of("harrell_c", weighted.concordance),
+        truth=(*truth, rows.event.astype(np.float64)),
+        prediction=rows.rank,
+    )
+
+
+def _ask_harrell_folds(rows: Predictions, _: FollowUp) -> Question:
+    truth = (rows.event, rows.time, rows.numbered("repeat", "fold", "seed"))
+    return Question(
+        measure=measure_of("harrell_c_folds", weighted.concordance),
+        truth=(*truth, rows.event.astype(np.float64)),
+        prediction=rows.risk,
+    )
+
+
+def _ask_uno(rows: Predictions, follow: FollowUp) -> Question:
+    weight_S = np.where(rows.time < follow.until, follow.inverse**2, 0.0)
+    return Question(
+        measure=measure_of("uno_c", weighted.concordance),
+        truth=(rows.event, rows.time, follow.group, weight_S),
+        prediction=rows.risk,
+    )
+
+
+def _ask_auc(rows: Predictions, follow: FollowUp) -> Question:
+    truth = (rows.event, rows.time, follow.group, follow.inverse, follow.until)
+    ones = np.ones((1, len(rows.time)))
+    pairs_T = weighted.auc_parts(ones, *truth, rows.risk, times_T=follow.times)[1][0]
+    if not (pairs_T > 0).any():
+        msg = f"auc_t: at none of {len(follow.times)} times has a fold patients on both sides"
+        raise UndefinedMetricError(msg)
+    how = partial(weighted.dynamic_auc, times_T=follow.times[pairs_T > 0])
+    return Question(measure=measure_of("auc_t", how), truth=truth, prediction=rows.risk)
+
+
+def _ask_brier(rows: Predictions, follow: FollowUp) -> Question:
+    return Question(
+        measure=measure_of("integrated_brier", weighted.mean_loss, higher_is_better=False),
+        truth=(),
+        prediction=follow.brier(rows),
+    )
+
+
+def _ask_calibration(rows: Predictions, follow: FollowUp) -> Question:
+    """At the middle one of the curve times: few are at risk at the last ones."""
+    middle = (len(follow.times) - 1) // 2
+    how = partial(weighted.observed_expected, horizon=float(follow.times[middle]))
+    return Question(
+        measure=measure_of("observed_expected", how),
+        truth=(rows.event, rows.time),
+        prediction=follow.curves(rows)[:, middle],
+    )
+
+
+def km_groups(rows: Predictions) -> RiskGroups:
+    """Patients of high and of low risk, and whether they live equally long.
+
+    Each fold's model made the cut on its own training patients. A patient with several predictions
+    is of the group that most of them say, low where they are even, and counts once. The p value is
+    a description: the patients of a fold helped to make the cuts of all others, so that it is
+    smaller than chance would have it (Simon et al. 2011).
+
+    Args:
+        rows: Test predictions.
+    """
+    from downstream.report.plots_outcomes import logrank_p
+
+    names, first, whose_S = np.unique(
+        np.asarray(rows.patient), return_index=True, return_inverse=True
+    )
+    high_P = np.bincount(whose_S, rows.high) > np.bincount(whose_S) / 2
+    time_P, event_P = rows.time[first], rows.event[first]
+    return RiskGroups(
+        patient=tuple(names.tolist()),
+        event=event_P,
+        time=time_P,
+        high=high_P,
+        p_value=logrank_p(time_P, event_P, high_P),
+    )
+
+
+SCORES: dict[str, Callable[[Predictions, FollowUp], Question]] = {
+    "harrell_c": _ask_harrell,
+    "harrell_c_folds": _ask_harrell_folds,
+    "uno_c": _ask_uno,
+    "auc_t": _ask_auc,
+    "integrated_brier": _ask_brier,
+}
+"""Measures of survival, the main one first."""
