@@ -135,7 +135,15 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for part in (_tiles, _students, _answers, _lake, _files):
+for heading, part in {
+    "Slides, tiles, features": _tiles,
+    "Students": _students,
+    "What features are worth": _answers,
+    "The lake": _lake,
+    "Other tools' files": _files,
+}.items():
+    for command in part.app.registered_commands:
+        command.rich_help_panel = heading
     app.add_typer(part.app)
 
 

@@ -6,6 +6,9 @@ from typing import Annotated, Any
 import typer
 
 from commands.options import (
+    COMPARISON,
+    SPLITS,
+    TRAINING,
     AddressOpt,
     AtOpt,
     BatchOpt,
@@ -69,18 +72,30 @@ def mil_command(
     splits: SplitsOpt = None,
     site: SiteOpt = None,
     shots: Annotated[
-        int | None, typer.Option(help="Few-shot: training patients of each class.")
+        int | None,
+        typer.Option(help="Few-shot: training patients of each class.", rich_help_panel=SPLITS),
     ] = None,
     experts: Annotated[
-        bool, typer.Option("--experts", help="Two heads, one trained class by class: long tails.")
+        bool,
+        typer.Option(
+            "--experts",
+            help="Two heads, one trained class by class: long tails.",
+            rich_help_panel=TRAINING,
+        ),
     ] = False,
     soft_labels: Annotated[
         float | None,
-        typer.Option(help="Share of an ensemble's opinion in a label; needs --inner 2 or more."),
+        typer.Option(
+            help="Share of an ensemble's opinion in a label; needs --inner 2 or more.",
+            rich_help_panel=TRAINING,
+        ),
     ] = None,
     pseudo_tiles: Annotated[
         int | None,
-        typer.Option(help="Teach a tile classifier by so many surest tiles of each bag (MILTS)."),
+        typer.Option(
+            help="Teach a tile classifier by so many surest tiles of each bag (MILTS).",
+            rich_help_panel=TRAINING,
+        ),
     ] = None,
     seeds: SeedsOpt = 1,
     epochs: EpochsOpt = None,
@@ -92,7 +107,11 @@ def mil_command(
     reference: ReferenceOpt = None,
     margin: MarginOpt = None,
     accuracy: Annotated[
-        float, typer.Option(help="For how many patients can it answer with this accuracy?")
+        float,
+        typer.Option(
+            help="For how many patients can it answer with this accuracy?",
+            rich_help_panel=COMPARISON,
+        ),
     ] = 0.95,
     slide_table: SlideTableOpt = None,
     patient_column: PatientColumnOpt = None,
@@ -162,9 +181,14 @@ def survival_command(
         ),
     ] = ("cox",),  # type: ignore[assignment]
     head: Annotated[
-        str, typer.Option(help="Of a model of bags: hazards (of time bins) or cox.")
+        str,
+        typer.Option(
+            help="Of a model of bags: hazards (of time bins) or cox.", rich_help_panel=TRAINING
+        ),
     ] = "hazards",
-    bins: Annotated[int | None, typer.Option(help="Time bins of hazards.")] = None,
+    bins: Annotated[
+        int | None, typer.Option(help="Time bins of hazards.", rich_help_panel=TRAINING)
+    ] = None,
     fusion: FusionOpt = "none",
     folds: FoldsOpt = 5,
     inner: InnerOpt = 1,

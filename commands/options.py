@@ -6,6 +6,10 @@ from typing import Annotated, Any
 
 import typer
 
+#: Headings that options stand under in --help.
+SPLITS, TRAINING, TABLES = "Splits", "Training", "Tables"
+COMPARISON, WHERE = "Comparison", "Cores and GPUs"
+
 LakeArg = Annotated[str, typer.Argument(metavar="LAKE", help="Folder or URL of the lake.")]
 JsonOpt = Annotated[bool, typer.Option("--json", help="Print one JSON object last on stdout.")]
 TeachersOpt = Annotated[
@@ -40,27 +44,34 @@ LabelsOpt = Annotated[
     ),
 ]
 SeedOpt = Annotated[int, typer.Option(help="Same seed, same result.")]
-FoldsOpt = Annotated[int, typer.Option(help="Folds over patients.")]
+FoldsOpt = Annotated[int, typer.Option(help="Folds over patients.", rich_help_panel=SPLITS)]
 DownMppsOpt = Annotated[
     list[float], typer.Option("--mpp", help="Microns per pixel of the tiles; repeat for several.")
 ]
 FusionOpt = Annotated[
-    str, typer.Option(help="How teachers joined by + are fused: none, concat, shazam.")
+    str,
+    typer.Option(
+        help="How teachers joined by + are fused: none, concat, shazam.", rich_help_panel=TRAINING
+    ),
 ]
 InnerOpt = Annotated[
     int,
     typer.Option(
         help="Inner splits of each fold: 1 validation part, or more for an ensemble of one model "
-        "a split."
+        "a split.",
+        rich_help_panel=SPLITS,
     ),
 ]
-RepeatsOpt = Annotated[int, typer.Option(help="Repetitions with other folds.")]
+RepeatsOpt = Annotated[
+    int, typer.Option(help="Repetitions with other folds.", rich_help_panel=SPLITS)
+]
 SplitsOpt = Annotated[
     str | None,
     typer.Option(
         metavar="FILE",
         help="Splits to use: CLAM's folder, Patho-Bench's k=all.tsv, STAMP's splits.json, or a "
         "run's splits.parquet.",
+        rich_help_panel=SPLITS,
     ),
 ]
 SiteOpt = Annotated[
@@ -68,35 +79,69 @@ SiteOpt = Annotated[
     typer.Option(
         metavar="COLUMN",
         help="Leave one site out at a time: its column, or tcga to read it off the barcodes.",
+        rich_help_panel=SPLITS,
     ),
 ]
-SeedsOpt = Annotated[int, typer.Option(help="Trainings of each model with other random numbers.")]
+SeedsOpt = Annotated[
+    int,
+    typer.Option(
+        help="Trainings of each model with other random numbers.", rich_help_panel=TRAINING
+    ),
+]
 EpochsOpt = Annotated[
-    int | None, typer.Option(help="Most epochs; validation patients stop it earlier.")
+    int | None,
+    typer.Option(
+        help="Most epochs; validation patients stop it earlier.", rich_help_panel=TRAINING
+    ),
 ]
-RateOpt = Annotated[float | None, typer.Option(help="Learning rate of AdamW.")]
-BatchOpt = Annotated[int | None, typer.Option(help="Patients a step.")]
+RateOpt = Annotated[
+    float | None, typer.Option(help="Learning rate of AdamW.", rich_help_panel=TRAINING)
+]
+BatchOpt = Annotated[int | None, typer.Option(help="Patients a step.", rich_help_panel=TRAINING)]
 MostTilesOpt = Annotated[
-    int | None, typer.Option(help="Most tiles of a patient a step; a random subset of more.")
+    int | None,
+    typer.Option(
+        help="Most tiles of a patient a step; a random subset of more.", rich_help_panel=TRAINING
+    ),
 ]
-PrecisionOpt = Annotated[str, typer.Option(help="float32 or bfloat16.")]
+PrecisionOpt = Annotated[str, typer.Option(help="float32 or bfloat16.", rich_help_panel=TRAINING)]
 ReferenceOpt = Annotated[
-    str | None, typer.Option(help="Arm that the others are compared with; the first if not given.")
+    str | None,
+    typer.Option(
+        help="Arm that the others are compared with; the first if not given.",
+        rich_help_panel=COMPARISON,
+    ),
 ]
 MarginOpt = Annotated[
     float | None,
-    typer.Option(help="How much worse than the reference still counts as not inferior."),
+    typer.Option(
+        help="How much worse than the reference still counts as not inferior.",
+        rich_help_panel=COMPARISON,
+    ),
 ]
 SlideTableOpt = Annotated[
-    str | None, typer.Option(metavar="FILE", help="Table of patients' slides, such as STAMP's.")
+    str | None,
+    typer.Option(
+        metavar="FILE", help="Table of patients' slides, such as STAMP's.", rich_help_panel=TABLES
+    ),
 ]
-PatientColumnOpt = Annotated[str | None, typer.Option(help="Column of the patient.")]
-SlideColumnOpt = Annotated[str | None, typer.Option(help="Column of the slide.")]
-CpusOpt = Annotated[float, typer.Option(help="Cores of each training.")]
-GpusOpt = Annotated[float, typer.Option(help="GPUs of each training; 0.25 lets four share one.")]
+PatientColumnOpt = Annotated[
+    str | None, typer.Option(help="Column of the patient.", rich_help_panel=TABLES)
+]
+SlideColumnOpt = Annotated[
+    str | None, typer.Option(help="Column of the slide.", rich_help_panel=TABLES)
+]
+CpusOpt = Annotated[float, typer.Option(help="Cores of each training.", rich_help_panel=WHERE)]
+GpusOpt = Annotated[
+    float,
+    typer.Option(help="GPUs of each training; 0.25 lets four share one.", rich_help_panel=WHERE),
+]
 SearchOpt = Annotated[
     int,
-    typer.Option(help="Draws of settings to try in each fold, judged by its validation patients."),
+    typer.Option(
+        help="Draws of settings to try in each fold, judged by its validation patients.",
+        rich_help_panel=TRAINING,
+    ),
 ]
 RunsOutOpt = Annotated[
     Path | None, typer.Option("--out", help="Write the whole table: .csv or .parquet.")

@@ -307,6 +307,23 @@ def test_picture_shows_the_tiles_that_were_found(lake: Lake, folder: Path, tmp_p
     assert np.abs(colours.astype(int) - first).max(axis=1).min() <= 2
 
 
+def test_a_damaged_picture_costs_only_itself(tmp_path: Path) -> None:
+    lake = make(tmp_path / "lake", patients=PATIENTS)
+    args = [lake.uri, "--like", place_of(lake, "a", 9), "--features", TEACHER]
+    args += ["--other-patients-only", "--json"]
+    whole = json.loads(search(*args))["results"]
+    other = lake.tiles_of(mpp=0.5, slide_ids=[whole[0]["slide_id"]])["shard"][0]
+    shard = tmp_path / "lake" / other
+    shard.write_bytes(shard.read_bytes()[:100])
+    page = tmp_path / "found.html"
+    assert json.loads(search(*args, "--out", str(page)))["results"] == whole
+    text = page.read_text()
+    gone = sum(row["slide_id"] == whole[0]["slide_id"] for row in whole)
+    assert text.count("damaged: slidelake verify") == gone
+    assert text.count("data:image/jpeg") == 1 + len(whole) - gone
+    search(*args, "--out", str(tmp_path / "found.png"))
+
+
 def test_slides_are_shown_by_their_thumbnails_or_an_empty_frame(tmp_path: Path) -> None:
     names = ["<b>x</b>", "a $x_1$ slide of a name that is longer than its picture", "c"]
     jpeg = io.BytesIO()

@@ -74,10 +74,21 @@ def shown(lake: Lake, found: Json) -> list[Shown]:
     jpegs = (
         _tile_jpegs(lake, rows, found["mpp"]) if "tile_id" in rows[0] else _thumbnails(lake, rows)
     )
-    return [
-        Shown(name=row["slide_id"], lines=_lines(row), own=row["same_patient"], jpeg=jpeg)
-        for row, jpeg in zip(rows, jpegs, strict=True)
-    ]
+    return [_shown(row, jpeg) for row, jpeg in zip(rows, jpegs, strict=True)]
+
+
+def _shown(row: Json, jpeg: bytes | None) -> Shown:
+    """A damaged picture is told and left out: what was found is worth more than its picture."""
+    from featurestore import DamageError
+    from ingest.slide_pictures import decode_rgb
+
+    lines = _lines(row)
+    if jpeg is not None:
+        try:
+            decode_rgb(jpeg)
+        except DamageError:
+            lines, jpeg = [*lines, "damaged: slidelake verify"], None
+    return Shown(name=row["slide_id"], lines=lines, own=row["same_patient"], jpeg=jpeg)
 
 
 def _lines(row: Json) -> list[str]:
@@ -89,8 +100,8 @@ def _lines(row: Json) -> list[str]:
 
 
 def _tile_jpegs(lake: Lake, rows: list[Json], mpp: float) -> list[bytes | None]:
-    """Stored tiles by their keys, each shard opened once."""
-    from featurestore import ShardReader
+    """Stored tiles by their keys, each shard opened once; empty bytes where a shard is damaged."""
+    from featurestore import DamageError, ShardReader
 
     slides = sorted({row["slide_id"] for row in rows})
     places = lake.tiles_of(mpp=mpp, slide_ids=slides).select("slide_id", "shard")
@@ -99,9 +110,13 @@ def _tile_jpegs(lake: Lake, rows: list[Json], mpp: float) -> list[bytes | None]:
         if shard is None:
             continue
         keys = {row["tile_id"] for row in rows if row["slide_id"] == slide}
-        with ShardReader(lake.store, shard) as reader:
-            at = {int(key): place for place, key in enumerate(reader.tile_id)}
-            jpegs.update({key: reader.jpeg(at[key]) for key in keys})
+        jpegs.update(dict.fromkeys(keys, b""))
+        try:
+            with ShardReader(lake.store, shard) as reader:
+                at = {int(key): place for place, key in enumerate(reader.tile_id)}
+                jpegs.update({key: reader.jpeg(at[key]) for key in keys})
+        except DamageError:
+            continue
     return [jpegs.get(row["tile_id"]) for row in rows]
 
 
