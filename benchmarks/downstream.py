@@ -37,7 +37,16 @@ from downstream.study import Cell, Patient, Study
 from featurestore import Lake
 
 HIDDEN, ATTENTION = (512, 256), 256
+SAME, SAME_HALF = "the same step on TRIDENT's h5", "the same bfloat16 step on TRIDENT's h5"
 TORCHMIL = "torchmil's ABMIL on TRIDENT's h5"
+PAIRS = (
+    ("bags kept", TORCHMIL, 2.0),
+    ("bags kept", SAME, 2.0),
+    ("bags kept, bfloat16", SAME_HALF, 2.0),
+    ("bags kept, bfloat16", TORCHMIL, None),
+    ("bags read anew", TORCHMIL, None),
+    ("bags read anew", SAME, None),
+)
 Read = Callable[[int], Tensor]
 Step = Callable[[Tensor, int], Tensor]
 
@@ -109,15 +118,16 @@ def reading(lake: Lake, folder: Path, bags: int, width: int, rounds: int) -> lis
             "bags kept": (*ours, reads["kept"]),
             "bags kept, bfloat16": (*half, reads["kept"]),
             "bags read anew": (*ours, reads["lake"]),
-            "the same step on TRIDENT's h5": (*ours, reads["h5"]),
+            SAME: (*ours, reads["h5"]),
+            SAME_HALF: (*half, reads["h5"]),
             TORCHMIL: (*theirs, reads["h5"]),
         }
-        seconds = turns(
-            {name: _arm(*arm, bags, fused=name != TORCHMIL) for name, arm in arms.items()}, rounds
-        )
-        mine, peers = list(arms)[:3], list(arms)[3:]
-        for one, peer in itertools.product(mine, peers):
-            target = 2.0 if one == "bags kept" else None
+        epochs = {
+            name: _arm(*arm, bags, fused=name != TORCHMIL)  # how ours is set
+            for name, arm in arms.items()
+        }
+        seconds = turns(epochs, rounds)
+        for one, peer, target in PAIRS:
             what = f"an epoch of ABMIL {hidden}, {one}"
             lines.append(Line.of(what, peer, seconds, (one, peer), target).at(bags, "bags"))
     alone = {name: partial(sum_seconds, read, bags) for name, read in reads.items()}

@@ -1,7 +1,8 @@
 """What every MIL aggregator takes and gives: padded bags with a mask in, one vector a bag out.
 
 A padded batch gives what its bags give one by one. What stands in a masked row, NaN included,
-changes nothing: masked rows are zeroed on the way in, which costs one copy of a padded batch.
+changes nothing: masked rows are zeroed on the way in, which costs one copy of a padded batch. A bag
+alone is not copied.
 
 Shape letters: B bags, N tiles of the longest bag, D feature width, E embedding width, C branches.
 """
@@ -98,8 +99,9 @@ class Aggregator(nn.Module):
             mask = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device)
         else:
             mask = mask.bool()
-            # `where`, not a product: 0 * NaN is NaN
-            x = torch.where(mask[..., None], x, torch.zeros((), dtype=x.dtype, device=x.device))
+            if not bool(mask.all()):  # else there is nothing to zero, and no copy is made
+                # `where`, not a product: 0 * NaN is NaN
+                x = torch.where(mask[..., None], x, torch.zeros((), dtype=x.dtype, device=x.device))
         return self.pool(x, mask, coords)
 
     def pool(self, x_BND: Tensor, mask_BN: Tensor, coords_BNK: Tensor | None) -> Pooled:
@@ -158,12 +160,18 @@ def pad_bags(bags: Sequence[Tensor], coords: Sequence[Tensor] | None = None) -> 
         raise MilError(msg)
     lengths_B = torch.tensor([len(bag) for bag in bags], device=bags[0].device)
     places = torch.arange(int(lengths_B.max()), device=bags[0].device)
-    pad = nn.utils.rnn.pad_sequence
     return PaddedBags(
-        x=pad(list(bags), batch_first=True),
+        x=_padded(bags),
         mask=places < lengths_B[:, None],
-        coords=None if coords is None else pad(list(coords), batch_first=True),
+        coords=None if coords is None else _padded(coords),
     )
+
+
+def _padded(parts: Sequence[Tensor]) -> Tensor:
+    """Parts [N_i, ...] as one tensor [B, N, ...], zero where a part has ended."""
+    if len(parts) == 1:
+        return parts[0][None]
+    return nn.utils.rnn.pad_sequence(list(parts), batch_first=True)
 
 
 def plan_batches(
