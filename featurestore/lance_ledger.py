@@ -6,7 +6,7 @@ catalog that follows from it, so a kill between the two loses nothing: the next 
 """
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -137,21 +137,6 @@ class Ledger:
         table = open_table(self.store, CATALOG).to_table(filter=where)
         rows: list[Row] = table.to_pylist()
         return sorted(rows, key=lambda row: (row["fragment"], row["row_start"]))
-
-    def pending(self) -> Iterator[tuple[str, Change]]:
-        """Changes that features tables carry and the catalog has not made yet, in their order."""
-        versions = root_versions(open_table(self.store, CATALOG))
-        for mpp in self.config.mpps:
-            rel = features_table(mpp)
-            table = open_table(self.store, rel)
-            for version in range(versions[rel] + 1, table.version + 1):
-                if change := Change.of(table, version):
-                    yield rel, change
-
-    def is_behind(self) -> bool:
-        """Whether any table has a newer version than the one that the catalog names."""
-        named = root_versions(open_table(self.store, CATALOG))
-        return any(open_table(self.store, rel).version != at for rel, at in named.items())
 
     def strays(self, change: Change) -> bool:
         """Whether rows to add are there already, in another fragment: a committer came too late."""
