@@ -9,6 +9,10 @@ class LakeMissingError(LakeError):
     """There is no lake at the given place."""
 
 
+class InUseError(LakeError):
+    """Others are at work on the lake, for longer than was to be waited."""
+
+
 class BucketError(LakeError):
     """The bucket did not do what was asked; nothing is said of what is stored in it."""
 

@@ -14,6 +14,7 @@ import polars as pl
 from featurestore.bags import Bag, names_of, read_bag
 from featurestore.config import LakeConfig
 from featurestore.errors import DamageError, LakeError
+from featurestore.full_disk import naming_full_disk
 from featurestore.ids import mpp_code, mpp_name
 from featurestore.lance_commit import FEW_SLIDES, Committer
 from featurestore.lance_ledger import root_versions
@@ -94,7 +95,8 @@ class Lake:
             why = f"is taken by version {taken}" if taken else "can't be one: use letters _ . -"
             msg = f"snapshot '{name}' {why}"
             raise LakeError(msg)
-        self.table(CATALOG).tags.create(name, self.version)
+        with naming_full_disk(self.uri):
+            self.table(CATALOG).tags.create(name, self.version)
 
     @property
     def committer(self) -> Committer:

@@ -7,7 +7,7 @@ finishes what was begun, or takes it back (`lance_groups`), before it does anyth
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Self
 
 import pyarrow as pa
 
@@ -52,19 +52,28 @@ class Committer:
         self._check: Callable[[], None] = lambda: None
 
     @contextlib.contextmanager
-    def exclusive(self) -> Iterator[None]:
-        """Hold the lake's lock, with nothing left unfinished by an earlier holder."""
+    def exclusive(self, *, recover: bool = True) -> Iterator[Self]:
+        """Hold the lake's lock, with nothing left unfinished by an earlier holder.
+
+        Args:
+            recover: False leaves that to the caller, who writes nothing before (`finish`).
+
+        Raises:
+            DiskFullError: there is no room to write.
+        """
         with commit_lock(self.store) as lease:
             self._check = lease.check
-            self._recover()
-            yield
+            if recover:
+                self.finish()
+            yield self
 
     def recover(self) -> None:
         """Finish what a killed committer left between its tables, or take it back."""
         with self.exclusive():
             pass
 
-    def _recover(self) -> None:
+    def finish(self) -> None:
+        """Finish, or take back, what an earlier holder left; the caller holds the lock."""
         ahead = tails(self.store)
         if is_half_done(ahead):
             for tail in ahead:

@@ -51,7 +51,7 @@ class Group:
         self.changes.append(change)
 
     def last(self) -> dict[str, str]:
-        """Properties of the last commit; it carries the changes that have no commit of their own."""
+        """Properties of the last commit, with the changes that have no commit of their own."""
         drops = [f"({change.drop})" for change in self._loose if change.drop]
         rows = [row for change in self._loose for row in change.add]
         return self.part(Change(add=rows, drop=" OR ".join(drops) or None), last=True)

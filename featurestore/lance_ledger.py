@@ -97,6 +97,12 @@ def root_versions(catalog: lance.LanceDataset) -> dict[str, int]:
     raise DamageError(msg)
 
 
+def lake_versions(catalog: lance.LanceDataset) -> list[int]:
+    """Versions of a lake: those of its catalog that name the versions of the other tables."""
+    found = [int(entry["version"]) for entry in catalog.versions()]
+    return [version for version in found if VERSIONS_KEY in properties_of(catalog, version)]
+
+
 def versions_property(store: Store, config: LakeConfig) -> dict[str, str]:
     """The property of a catalog commit that names the newest versions of all other tables."""
     tables = [SLIDES, *(features_table(mpp) for mpp in config.mpps)]

@@ -149,9 +149,8 @@ def check_that_it_is_whole(
 ) -> str:
     """The next committer is killed as well, at one of its commits, and then one is not."""
     assert parts_of(open_lake(path)) in (old, new)  # readers never see it
-    with killed_at(point % 4):
-        with suppress(KilledError):
-            open_lake(path).committer.recover()
+    with killed_at(point % 4), suppress(KilledError):
+        open_lake(path).committer.recover()
     open_lake(path).committer.recover()
     lake = open_lake(path)
     assert verify(lake).ok
