@@ -15,6 +15,8 @@ from featurestore.bags import Bag, names_of, read_bag
 from featurestore.config import LakeConfig
 from featurestore.errors import DamageError, LakeError
 from featurestore.ids import mpp_code, mpp_name
+from featurestore.keep.lance_roots import newest_catalog, open_checked
+from featurestore.keep.roots import readable_roots
 from featurestore.lance_commit import FEW_SLIDES, Committer
 from featurestore.lance_ledger import root_versions
 from featurestore.lance_nearest import Asked, nearest, queries_of, slide_filter
@@ -57,11 +59,15 @@ class Lake:
 
     def __init__(self, store: Store, config: LakeConfig, version: int | None = None) -> None:
         self.store, self.config = store, config
-        catalog = open_table(store, CATALOG, version)
+        self._roots = readable_roots(store)
+        catalog = newest_catalog(store, self._roots) if version is None else self._at(version)
         self.version: int = catalog.version
         self._versions = {CATALOG: self.version, **root_versions(catalog)}
         self._tables = {CATALOG: catalog}
         self._readers: dict[str, RowReader] = {}
+
+    def _at(self, version: int) -> lance.LanceDataset:
+        return open_checked(self.store, CATALOG, version, self._roots)
 
     def __reduce__(self) -> tuple[type["Lake"], tuple[Store, LakeConfig, int]]:
         return Lake, (self.store, self.config, self.version)
@@ -106,7 +112,8 @@ class Lake:
     def table(self, rel: str) -> lance.LanceDataset:
         """A table of this version, opened by Lance once: it never changes."""
         if rel not in self._tables:
-            self._tables[rel] = open_table(self.store, rel, self._versions[rel])
+            table = open_checked(self.store, rel, self._versions[rel], self._roots)
+            self._tables[rel] = table
         return self._tables[rel]
 
     def slides(self) -> pl.LazyFrame:

@@ -64,6 +64,7 @@ class Committer:
             pass
 
     def _recover(self) -> None:
+        self.ledger.check_newest()
         changes = []
         for rel, change in list(self.ledger.pending()):
             if self.ledger.strays(change):

@@ -19,6 +19,8 @@ from featurestore.checksums import with_row_crc32
 from featurestore.config import LakeConfig
 from featurestore.cuts import Row
 from featurestore.errors import DamageError
+from featurestore.keep.lance_roots import check_versions, lake_tables, record_roots
+from featurestore.keep.roots import readable_roots
 from featurestore.lance_tables import (
     commit,
     keep_indexed,
@@ -151,7 +153,22 @@ class Ledger:
     def is_behind(self) -> bool:
         """Whether any table has a newer version than the one that the catalog names."""
         named = root_versions(open_table(self.store, CATALOG))
-        return any(open_table(self.store, rel).version != at for rel, at in named.items())
+        return any(open_table(self.store, rel).version > at for rel, at in named.items())
+
+    def check_newest(self) -> None:
+        """Refuse to build on less than was committed, or on damaged indexes.
+
+        Raises:
+            DamageError: a table opens at an older version than the last commit, or the catalog,
+                names (its newest manifest is lost), or an index of `slides` or `catalog` is
+                damaged: a slide that is there would be taken for a new one.
+        """
+        roots = readable_roots(self.store)
+        catalog = open_table(self.store, CATALOG)
+        newest = {rel: open_table(self.store, rel) for rel in lake_tables(self.config)}
+        check_versions(self.store, newest, root_versions(catalog), roots)
+        if roots is not None and roots.tables[CATALOG] < catalog.version:
+            record_roots(self.store, self.config)  # a kill came between the catalog and this file
 
     def strays(self, change: Change) -> bool:
         """Whether rows to add are there already, in another fragment: a committer came too late."""
@@ -178,6 +195,7 @@ class Ledger:
             )
         properties = versions_property(self.store, self.config)
         commit(self.store, CATALOG, operation, read_version=catalog.version, properties=properties)
+        record_roots(self.store, self.config)
 
     def _fresh(self, catalog: lance.LanceDataset, changes: Sequence[Change]) -> pa.Table:
         fresh: list[Row] = []

@@ -92,7 +92,7 @@ def _read(store: Store, work: Callable[[], Any]) -> Any:  # noqa: ANN401 - what 
 
 def _of_table(rel: str, mpp: float | None, why: str) -> Damage:
     what = f"table {rel} can't be read: {why}"
-    return Damage(slide=None, mpp=mpp, teacher=None, what=what, part=TABLE)
+    return Damage(mpp=mpp, what=what, part=TABLE, path=rel)
 
 
 def _of(row: Row, part: str, what: str) -> Damage:

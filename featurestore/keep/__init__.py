@@ -1,0 +1,1 @@
+"""Looking after a lake: what its files must be, and the way back when they are not."""
