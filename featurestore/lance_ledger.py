@@ -20,6 +20,7 @@ from featurestore.config import LakeConfig
 from featurestore.cuts import Row
 from featurestore.errors import DamageError
 from featurestore.lance_tables import (
+    add_missing_columns,
     commit,
     keep_indexed,
     open_table,
@@ -191,7 +192,11 @@ class Ledger:
         return with_row_crc32(table)
 
     def _tidy(self) -> None:
-        """Merge small fragments and index them once many have gathered; no row changes."""
+        """Complete the columns, merge small fragments and index them once many have gathered.
+
+        No row changes.
+        """
+        add_missing_columns(self.store, CATALOG, CATALOG_SCHEMA)
         keep_indexed(self.store, CATALOG, fragments=CATALOG_FRAGMENTS, rows=CATALOG_ROWS)
         keep_indexed(self.store, SLIDES, fragments=SLIDES_FRAGMENTS, rows=SLIDES_ROWS)
 
