@@ -93,14 +93,14 @@ def test_no_flipped_bit_of_a_header_gives_a_wrong_jpeg(written: ShardWriter) -> 
     path = Path(written.store.path(SHARD))
     data = path.read_bytes()
     outcomes = []
-    for damaged in itertools.islice(flips(data[:512]), 0, None, 3):
+    for damaged in itertools.islice(flips(data[:512]), 0, None, 7):
         path.write_bytes(damaged + data[512:])
         outcomes.append(what_is_read(written.store, None))
     assert set(outcomes) == {
         "right",
         "refused",
     }  # right where the checksum is but written otherwise
-    assert outcomes.count("right") < 30
+    assert outcomes.count("right") < 15
 
 
 def test_headers_of_other_writers_are_read(written: ShardWriter) -> None:
