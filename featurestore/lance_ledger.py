@@ -22,6 +22,7 @@ from featurestore.errors import DamageError
 from featurestore.keep.lance_roots import check_versions, lake_tables, record_roots
 from featurestore.keep.roots import readable_roots
 from featurestore.lance_tables import (
+    add_missing_columns,
     commit,
     keep_indexed,
     open_table,
@@ -209,7 +210,11 @@ class Ledger:
         return with_row_crc32(table)
 
     def _tidy(self) -> None:
-        """Merge small fragments and index them once many have gathered; no row changes."""
+        """Complete the columns, merge small fragments and index them once many have gathered.
+
+        No row changes.
+        """
+        add_missing_columns(self.store, CATALOG, CATALOG_SCHEMA)
         keep_indexed(self.store, CATALOG, fragments=CATALOG_FRAGMENTS, rows=CATALOG_ROWS)
         keep_indexed(self.store, SLIDES, fragments=SLIDES_FRAGMENTS, rows=SLIDES_ROWS)
 

@@ -17,7 +17,7 @@ from featurestore.lance_ledger import VERSIONS_KEY, root_versions
 from featurestore.lance_tables import open_table, properties_of
 from featurestore.lock import no_writers
 from featurestore.schema import CATALOG
-from featurestore.shards import index_path
+from featurestore.shard_index import index_path
 
 KEEP = 10
 
