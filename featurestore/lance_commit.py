@@ -74,6 +74,7 @@ class Committer:
 
     def finish(self) -> None:
         """Finish, or take back, what an earlier holder left; the caller holds the lock."""
+        self.ledger.check_newest()
         ahead = tails(self.store)
         if is_half_done(ahead):
             for tail in ahead:

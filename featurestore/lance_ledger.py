@@ -19,7 +19,10 @@ from featurestore.checksums import with_row_crc32
 from featurestore.config import LakeConfig
 from featurestore.cuts import Row
 from featurestore.errors import DamageError
+from featurestore.keep.lance_roots import check_versions, lake_tables, record_roots
+from featurestore.keep.roots import readable_roots
 from featurestore.lance_tables import (
+    add_missing_columns,
     commit,
     keep_indexed,
     open_table,
@@ -144,6 +147,21 @@ class Ledger:
         rows: list[Row] = table.to_pylist()
         return sorted(rows, key=lambda row: (row["fragment"], row["row_start"]))
 
+    def check_newest(self) -> None:
+        """Refuse to build on less than was committed, or on damaged indexes.
+
+        Raises:
+            DamageError: a table opens at an older version than the last commit, or the catalog,
+                names (its newest manifest is lost), or an index of `slides` or `catalog` is
+                damaged: a slide that is there would be taken for a new one.
+        """
+        roots = readable_roots(self.store)
+        catalog = open_table(self.store, CATALOG)
+        newest = {rel: open_table(self.store, rel) for rel in lake_tables(self.config)}
+        check_versions(self.store, newest, root_versions(catalog), roots)
+        if roots is not None and roots.tables[CATALOG] < catalog.version:
+            record_roots(self.store, self.config)  # a kill came between the catalog and this file
+
     def strays(self, change: Change) -> bool:
         """Whether rows to add are there already, in another fragment: a committer came too late."""
         if change.file is None or change.drop or not change.add:
@@ -169,6 +187,7 @@ class Ledger:
             )
         properties = versions_property(self.store, self.config)
         commit(self.store, CATALOG, operation, read_version=catalog.version, properties=properties)
+        record_roots(self.store, self.config)
 
     def _fresh(self, catalog: lance.LanceDataset, changes: Sequence[Change]) -> pa.Table:
         fresh: list[Row] = []
@@ -182,7 +201,11 @@ class Ledger:
         return with_row_crc32(table)
 
     def _tidy(self) -> None:
-        """Merge small fragments and index them once many have gathered; no row changes."""
+        """Complete the columns, merge small fragments and index them once many have gathered.
+
+        No row changes.
+        """
+        add_missing_columns(self.store, CATALOG, CATALOG_SCHEMA)
         keep_indexed(self.store, CATALOG, fragments=CATALOG_FRAGMENTS, rows=CATALOG_ROWS)
         keep_indexed(self.store, SLIDES, fragments=SLIDES_FRAGMENTS, rows=SLIDES_ROWS)
 

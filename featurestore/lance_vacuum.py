@@ -23,7 +23,7 @@ from featurestore.lance_ledger import lake_versions, root_versions
 from featurestore.lance_tables import open_table
 from featurestore.lock import no_writers
 from featurestore.schema import CATALOG
-from featurestore.shards import index_path
+from featurestore.shard_index import index_path
 
 KEEP = 10
 # What no automatic vacuum removes: so many of the newest versions, and all of so many days.

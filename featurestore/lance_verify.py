@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from featurestore.checksums import features_crc32, row_crc32, tiles_crc32
 from featurestore.damage import FEATURES, SHARD, STRAY, TABLE, TILES, Damage, Verdict
-from featurestore.errors import BucketError, LakeError, LakeMissingError
+from featurestore.errors import AccessError, LakeError, LakeMissingError
 from featurestore.lake import Lake
 from featurestore.lance_rows import matrix
 from featurestore.schema import CATALOG, SLIDES, TILE_COLUMNS, features_table
@@ -26,7 +26,7 @@ from featurestore.storage import Store
 
 Row = dict[str, Any]
 CHUNK_BYTES = 1 << 24
-NO_DAMAGE = (BucketError, LakeMissingError)  # nothing is known of what is stored
+NO_DAMAGE = (AccessError, LakeMissingError)  # nothing is known of what is stored
 
 
 class _UnreadableError(Exception):
@@ -92,7 +92,7 @@ def _read(store: Store, work: Callable[[], Any]) -> Any:  # noqa: ANN401 - what 
 
 def _of_table(rel: str, mpp: float | None, why: str) -> Damage:
     what = f"table {rel} can't be read: {why}"
-    return Damage(slide=None, mpp=mpp, teacher=None, what=what, part=TABLE)
+    return Damage(mpp=mpp, what=what, part=TABLE, path=rel)
 
 
 def _of(row: Row, part: str, what: str) -> Damage:

@@ -7,6 +7,7 @@ from typing import Any
 
 from featurestore.config import LakeConfig
 from featurestore.errors import BucketError, LakeError, LakeMissingError
+from featurestore.keep.lance_roots import record_roots
 from featurestore.lake import Lake
 from featurestore.lance_ledger import lake_versions, versions_property
 from featurestore.lance_tables import create_table, make_index
@@ -116,6 +117,7 @@ def create_lake(uri: str | os.PathLike[str], config: LakeConfig) -> Lake:
         with commit_lock(store):
             if not store.exists("lake.json"):
                 _make_tables(store, config)
+                record_roots(store, config, new=True)
                 # Last: until it is there this is no lake, and making it can start again.
                 store.write_bytes("lake.json", config.to_json())
     return _same_settings(open_lake(uri), config)

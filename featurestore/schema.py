@@ -65,6 +65,7 @@ CATALOG_SCHEMA = pa.schema(
         pa.field("shard", pa.string()),
         pa.field("shard_bytes", pa.int64()),
         pa.field("shard_crc32", pa.uint32()),
+        pa.field("index_crc32", pa.uint32()),
         pa.field("effective_mpp", pa.float64()),
         pa.field("tile_px_level0", pa.int32()),
         pa.field("grid_px_level0", pa.int32()),

@@ -175,7 +175,7 @@ class Extractor:
         """Some tiles of a slide, decoded ahead while the networks work on those before."""
         size = GPU_BATCH_TILES if self._device == "cuda" else BATCH_TILES
         with (
-            ShardReader(self._store, row["shard"]) as shard,
+            ShardReader.of(self._store, row) as shard,
             ThreadPoolExecutor(self._threads) as pool,
         ):
             if not np.array_equal(shard.tile_id, ids):
