@@ -24,6 +24,7 @@ from featurestore.errors import (
     LakeMissingError,
 )
 from featurestore.ids import mpp_name, tile_ids, tile_parts
+from featurestore.keep.lance_copy import Copied, copy_lake
 from featurestore.lake import Lake
 from featurestore.lance_columns import ColumnFile, ColumnWriter
 from featurestore.lance_commit import Committer
@@ -54,6 +55,7 @@ __all__ = [
     "ColumnWriter",
     "Committer",
     "Compacted",
+    "Copied",
     "Damage",
     "DamageError",
     "FormatError",
@@ -79,6 +81,7 @@ __all__ = [
     "Verdict",
     "build_index",
     "compact",
+    "copy_lake",
     "create_lake",
     "fit_stats",
     "holdout_patients",
