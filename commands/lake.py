@@ -60,8 +60,11 @@ def query_command(
 def info_command(lake: LakeArg, at: AtOpt = None, json_: JsonOpt = False) -> None:
     """What a lake holds: slides, tiles, teachers, version, snapshots."""
     from featurestore import open_lake
+    from featurestore.keep.lance_upkeep import upkeep
 
-    info = open_lake(lake, version=at).info()
+    opened = open_lake(lake, version=at)
+    info, piled_up = opened.info(), upkeep(opened)
+    info["upkeep"] = {**asdict(piled_up), "advice": piled_up.advice()}
     lines = [f"{info['lake']}: format {info['format']}, version {info['version']}"]
     lines.append(", ".join(f"{count} slides {state}" for state, count in info["slides"].items()))
     lines += [f"{count:,} tiles at {mpp} mpp" for mpp, count in info["tiles"].items()]
@@ -72,6 +75,7 @@ def info_command(lake: LakeArg, at: AtOpt = None, json_: JsonOpt = False) -> Non
         for f in info["features"]
     ]
     lines += [f"snapshot {name}: version {version}" for name, version in info["snapshots"].items()]
+    lines += piled_up.advice()
     tell(info, as_json=json_, text="\n".join(lines))
 
 

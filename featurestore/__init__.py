@@ -31,7 +31,7 @@ from featurestore.lance_commit import Committer
 from featurestore.lance_compact import Compacted, compact
 from featurestore.lance_index import IndexState, build_index, index_state
 from featurestore.lance_rows import matrix
-from featurestore.lance_vacuum import Vacuumed, vacuum
+from featurestore.lance_vacuum import Vacuumed, free_old_versions, vacuum
 from featurestore.lance_verify import verify
 from featurestore.opening import create_lake, open_lake, settings_for
 from featurestore.pairs import Pairs
@@ -84,6 +84,7 @@ __all__ = [
     "copy_lake",
     "create_lake",
     "fit_stats",
+    "free_old_versions",
     "holdout_patients",
     "index_state",
     "matrix",
