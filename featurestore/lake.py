@@ -15,6 +15,7 @@ import pyarrow as pa
 from featurestore.bags import Bag, names_of, read_bag
 from featurestore.config import LakeConfig
 from featurestore.errors import DamageError, LakeError
+from featurestore.full_disk import naming_full_disk
 from featurestore.ids import mpp_code, mpp_name
 from featurestore.keep.lance_roots import newest_catalog, open_checked
 from featurestore.keep.roots import readable_roots
@@ -101,7 +102,8 @@ class Lake:
             why = f"is taken by version {taken}" if taken else "can't be one: use letters _ . -"
             msg = f"snapshot '{name}' {why}"
             raise LakeError(msg)
-        self.table(CATALOG).tags.create(name, self.version)
+        with naming_full_disk(self.uri):
+            self.table(CATALOG).tags.create(name, self.version)
 
     @property
     def committer(self) -> Committer:

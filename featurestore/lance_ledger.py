@@ -6,7 +6,7 @@ catalog that follows from it, so a kill between the two loses nothing: the next 
 """
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -100,6 +100,12 @@ def root_versions(catalog: lance.LanceDataset) -> dict[str, int]:
     raise DamageError(msg)
 
 
+def lake_versions(catalog: lance.LanceDataset) -> list[int]:
+    """Versions of a lake: those of its catalog that name the versions of the other tables."""
+    found = [int(entry["version"]) for entry in catalog.versions()]
+    return [version for version in found if VERSIONS_KEY in properties_of(catalog, version)]
+
+
 def versions_property(store: Store, config: LakeConfig) -> dict[str, str]:
     """The property of a catalog commit that names the newest versions of all other tables."""
     tables = [SLIDES, *(features_table(mpp) for mpp in config.mpps)]
@@ -140,21 +146,6 @@ class Ledger:
         table = open_table(self.store, CATALOG).to_table(filter=where)
         rows: list[Row] = table.to_pylist()
         return sorted(rows, key=lambda row: (row["fragment"], row["row_start"]))
-
-    def pending(self) -> Iterator[tuple[str, Change]]:
-        """Changes that features tables carry and the catalog has not made yet, in their order."""
-        versions = root_versions(open_table(self.store, CATALOG))
-        for mpp in self.config.mpps:
-            rel = features_table(mpp)
-            table = open_table(self.store, rel)
-            for version in range(versions[rel] + 1, table.version + 1):
-                if change := Change.of(table, version):
-                    yield rel, change
-
-    def is_behind(self) -> bool:
-        """Whether any table has a newer version than the one that the catalog names."""
-        named = root_versions(open_table(self.store, CATALOG))
-        return any(open_table(self.store, rel).version > at for rel, at in named.items())
 
     def check_newest(self) -> None:
         """Refuse to build on less than was committed, or on damaged indexes.

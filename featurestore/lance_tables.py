@@ -120,6 +120,11 @@ def commit(
     transaction = Transaction(
         read_version=read_version, operation=operation, transaction_properties=properties
     )
+    return commit_transaction(store, rel, transaction)
+
+
+def commit_transaction(store: Store, rel: str, transaction: Transaction) -> lance.LanceDataset:
+    """Commit a transaction that was prepared."""
     return lance.LanceDataset.commit(
         store.url(rel), transaction, storage_options=store.lance_options
     )

@@ -1,1 +1,1 @@
-"""Looking after a lake: what its files must be, and the way back when they are not."""
+"""Keeping a lake: what is checked, recorded, copied and freed, and the way back."""
