@@ -54,9 +54,7 @@ def batches(
     yield from scanner.to_batches()
 
 
-def checked_rows(
-    store: Store, rel: str, version: int, damage: list[Damage]
-) -> pl.DataFrame | None:
+def checked_rows(store: Store, rel: str, version: int, damage: list[Damage]) -> pl.DataFrame | None:
     """Read `slides` or `catalog` in full and compare every row with its checksum.
 
     Args:

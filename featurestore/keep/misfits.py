@@ -40,9 +40,7 @@ def _slides_misfits(slides: pl.DataFrame, tiles: pl.DataFrame) -> Iterator[Damag
     strangers = tiles.join(slides, on=["slide", "slide_id"], how="anti")
     for row in strangers.head(MOST).iter_rows(named=True):
         what = f"the catalog has its tiles, but {SLIDES} has no row of it"
-        yield Damage(
-            slide=row["slide_id"], mpp=row["mpp"], what=what, part=TABLE, path=SLIDES
-        )
+        yield Damage(slide=row["slide_id"], mpp=row["mpp"], what=what, part=TABLE, path=SLIDES)
     ready = slides.filter(pl.col("state") == READY)
     for row in ready.join(tiles, on="slide", how="anti").head(MOST).iter_rows(named=True):
         yield _row(row, "it is ready, but the catalog has no tiles of it")
