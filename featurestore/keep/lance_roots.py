@@ -216,7 +216,7 @@ def _named_version(store: Store, rel: str, version: int) -> lance.LanceDataset:
 # ---------------------------------------------------------------------- verify
 
 
-def roots_damage(store: Store, config: LakeConfig) -> Iterator[Damage]:
+def roots_damage(store: Store) -> Iterator[Damage]:
     """Yield what is wrong with the files by which the newest version of a lake is read.
 
     Nothing is opened by Lance: it may end the process over a damaged file.
