@@ -8,6 +8,7 @@ what they name. A table that can't be read in full is named as a whole, all else
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import lance
@@ -16,7 +17,7 @@ import polars as pl
 import pyarrow as pa
 
 from featurestore.checksums import features_crc32, tiles_crc32
-from featurestore.damage import FEATURES, SHARD, STRAY, TABLE, TILES, Damage, Verdict
+from featurestore.damage import FEATURES, SHARD, SHARD_INDEX, STRAY, TABLE, TILES, Damage, Verdict
 from featurestore.errors import DamageError, LakeError
 from featurestore.keep.file_checks import FILE_CHECKS
 from featurestore.keep.lance_checked_rows import checked_rows
@@ -28,7 +29,9 @@ from featurestore.keep.roots import GONE, Roots, file_crc32, readable_roots
 from featurestore.lake import Lake
 from featurestore.lance_rows import matrix
 from featurestore.lance_tables import open_table
+from featurestore.read_errors import reason_of
 from featurestore.schema import CATALOG, SLIDES, TILE_COLUMNS, features_table
+from featurestore.shard_index import index_path
 from featurestore.shards import ShardReader
 
 Row = dict[str, Any]
@@ -39,7 +42,9 @@ def verify(
     *,
     sample: float = 1.0,
     seed: int = 0,
+    on_total: Callable[[int], None] = lambda _: None,
     on_slide: Callable[[int], None] = lambda _: None,
+    on_table: Callable[[str], None] = lambda _: None,
 ) -> Verdict:
     """Compare a lake with its catalog, and the catalog with what the last commit wrote down.
 
@@ -48,11 +53,13 @@ def verify(
         sample: share of slides whose tiles, features and shards are read; files and rows of
             `slides` and `catalog` and the presence of fragments are checked for all.
         seed: another seed samples other slides.
+        on_total: called once with the number of slides to read, each mpp counted.
         on_slide: called with 1 after each slide at each mpp.
+        on_table: called with the table that is read next.
 
     Raises:
-        BucketError: the bucket could not be asked. That is no damage, and nothing is said.
-        SystemRefusalError: the machine could not read. That is no damage either.
+        AccessError: something, or the bucket, could not be read now. That is no damage, and
+            nothing is said.
     """
     verdict = Verdict(version=lake.version)
     if not lake.is_pinned:
@@ -60,13 +67,17 @@ def verify(
     broken = {one.path for one in verdict.broken_tables}
     slides = catalog = None
     if SLIDES not in broken:
+        on_table(SLIDES)
         slides = checked_rows(lake.store, SLIDES, lake.version_of(SLIDES), verdict.damage)
         verdict.checked["slides"] = 0 if slides is None else slides.height
     if CATALOG not in broken:
+        on_table(CATALOG)
         catalog = checked_rows(lake.store, CATALOG, lake.version, verdict.damage)
     if catalog is not None:
         verdict.damage += misfits(slides, catalog)
-        _check_grids(lake, catalog, verdict, sample=sample, seed=seed, on_slide=on_slide)
+        chosen = _sampled(catalog, sample, seed)
+        on_total(_count(catalog, chosen))
+        _check_grids(lake, catalog, verdict, chosen, on_slide, on_table)
     if verdict.broken_tables:
         verdict.whole = whole_versions(lake.store, lake.config)
         return verdict
@@ -77,15 +88,22 @@ def verify(
     return verdict
 
 
+def _count(catalog: pl.DataFrame, chosen: set[int] | None) -> int:
+    tiles = catalog.filter(pl.col("teacher").is_null())
+    return tiles.height if chosen is None else tiles.filter(pl.col("slide").is_in(chosen)).height
+
+
 def _damage_before_reading(lake: Lake) -> Iterator[Damage]:
     """Files by which tables are read, and tables that open at less than was committed."""
     roots = readable_roots(lake.store)
     behind = roots is not None and roots.tables[CATALOG] < lake.version
-    for damage in roots_damage(lake.store):
-        # After a kill the file is of the version before, whose own files may have been removed.
-        if not (behind and damage.what.endswith(GONE)):
-            yield damage
+    # After a kill the file is of the version before, whose own files may have been removed.
+    damage = [one for one in roots_damage(lake.store) if not (behind and one.what.endswith(GONE))]
+    yield from damage
+    broken = {one.path for one in damage if one.part == TABLE}
     for rel in lake_tables(lake.config):
+        if rel in broken:
+            continue
         named = Roots(tables={rel: lake.version_of(rel)})
         try:
             version = read(lake.store, lambda rel=rel: open_table(lake.store, rel)).version
@@ -99,10 +117,9 @@ def _check_grids(
     lake: Lake,
     catalog: pl.DataFrame,
     verdict: Verdict,
-    *,
-    sample: float,
-    seed: int,
+    chosen: set[int] | None,
     on_slide: Callable[[int], None],
+    on_table: Callable[[str], None],
 ) -> None:
     broken = {one.path for one in verdict.broken_tables}
     for mpp in lake.config.mpps:
@@ -110,9 +127,10 @@ def _check_grids(
         rows = catalog.filter(pl.col("mpp") == mpp)
         if rel in broken:
             continue
+        on_table(rel)
         try:
             grid = _Grid(lake, mpp, rows, verdict, judge_strays=not broken & {SLIDES, CATALOG})
-            grid.check(_sampled(rows, sample, seed), on_slide)
+            grid.check(chosen, on_slide)
         except NO_DAMAGE:
             raise
         except (LakeError, UnreadableError) as error:
@@ -203,8 +221,8 @@ class _Grid:
         if fragment is not None:
             self._count(fragment, rows, at)
 
-    def _add(self, rows: Sequence[Row], part: str, what: str) -> None:
-        self.verdict.damage += [_of(row, part, what) for row in rows]
+    def _add(self, rows: Sequence[Row], part: str, what: str, path: str | None = None) -> None:
+        self.verdict.damage += [replace(_of(row, part, what), path=path) for row in rows]
 
     def _count(self, fragment: lance.LanceFragment, rows: Sequence[Row], tiles: int) -> None:
         try:
@@ -283,16 +301,30 @@ class _Grid:
         self.verdict.checked["shards"] += 1
         path = row["shard"]
         try:
-            with ShardReader(self.lake.store, path) as reader:
-                same = tile_id is None or np.array_equal(reader.tile_id, tile_id)
             size, crc = file_crc32(self.lake.store, path)
-            self.verdict.checked["bytes"] += size
         except NO_DAMAGE:
             raise
         except (LakeError, OSError) as error:
-            self._add([row], SHARD, f"shard can't be read: {error}")
+            explanation = self.lake.store.explained(error)
+            if explanation:
+                raise explanation from error
+            self._add([row], SHARD, f"shard {path} can't be read: {reason_of(error)}")
             return
+        self.verdict.checked["bytes"] += size
         if size != row["shard_bytes"] or crc != row["shard_crc32"]:
             self._add([row], SHARD, f"checksum of shard {path} differs")
-        elif not same:
-            self._add([row], SHARD, f"the index of shard {path} is not of its tiles")
+        else:
+            self._shard_index(row, tile_id)
+
+    def _shard_index(self, row: Row, tile_id: np.typing.NDArray[np.int64] | None) -> None:
+        path = index_path(row["shard"])
+        try:
+            with ShardReader.of(self.lake.store, row) as reader:
+                same = tile_id is None or np.array_equal(reader.tile_id, tile_id)
+        except NO_DAMAGE:
+            raise
+        except LakeError as error:
+            self._add([row], SHARD_INDEX, str(error), path)
+            return
+        if not same:
+            self._add([row], SHARD_INDEX, f"{path} is not the index of its tiles", path)

@@ -6,7 +6,8 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from featurestore.config import LakeConfig
-from featurestore.errors import BucketError, LakeError, LakeMissingError
+from featurestore.errors import BucketError, LakeError
+from featurestore.keep.lake_settings import is_lake, read_settings
 from featurestore.keep.lance_roots import record_roots
 from featurestore.lake import Lake
 from featurestore.lance_ledger import lake_versions, versions_property
@@ -36,11 +37,7 @@ def open_lake(uri: str | os.PathLike[str], *, version: int | str | None = None) 
         LakeError: it has no such version or snapshot.
     """
     store = Store(uri)
-    if not store.exists("lake.json"):
-        what = "is not a lake (no lake.json)" if store.fs.exists(store.root) else "does not exist"
-        msg = f"{store.uri} {what}; `slidelake ingest` makes one"
-        raise LakeMissingError(msg)
-    config = LakeConfig.from_json(store.read_bytes("lake.json"), where=store.uri)
+    config = read_settings(store)
     if version is None or isinstance(version, int) or version.isdecimal():
         return _at_number(store, config, None if version is None else int(version))
     known = Lake(store, config).snapshots()
@@ -101,7 +98,7 @@ def settings_for(uri: str | os.PathLike[str], **given: Any) -> LakeConfig:  # no
     Settings given as None are not given. `create_lake` refuses others than an existing lake's.
     """
     store = Store(uri)
-    known = open_lake(uri).config if store.exists("lake.json") else LakeConfig()
+    known = open_lake(uri).config if is_lake(store) else LakeConfig()
     return replace(known, **{name: value for name, value in given.items() if value is not None})
 
 
@@ -112,14 +109,14 @@ def create_lake(uri: str | os.PathLike[str], config: LakeConfig) -> Lake:
         LakeError: a lake with other settings is there, or the folder holds other things.
     """
     store = Store(uri)
-    if not store.exists("lake.json"):
+    if not is_lake(store):
         store.fs.makedirs(store.root, exist_ok=True)
         with commit_lock(store):
-            if not store.exists("lake.json"):
+            if not is_lake(store):
                 _make_tables(store, config)
-                record_roots(store, config, new=True)
                 # Last: until it is there this is no lake, and making it can start again.
                 store.write_bytes("lake.json", config.to_json())
+                record_roots(store, config, new=True)
     return _same_settings(open_lake(uri), config)
 
 

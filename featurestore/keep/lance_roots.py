@@ -82,15 +82,20 @@ def record_roots(store: Store, config: LakeConfig, *, new: bool = False) -> Root
     doubtful = set(before.unchecked)
     if known is None and not new:
         doubtful = set(paths) - manifests
+    recorded = {**before.older, **before.files}
     files = {
-        path: before.files.get(path) or list(file_crc32(store, path))
+        path: recorded.get(path) or list(file_crc32(store, path))
         for path in paths
         if path not in doubtful
     }
+    # Indexes of earlier versions stay known: `--at` and a restore read by them.
+    gone = {path for path in recorded if f"/{INDEXES}" in path} - files.keys()
+    older = {path: recorded[path] for path in sorted(gone) if store.exists(path)}
     text = before.lake_json or (config.to_json().decode() if new else "")
     roots = Roots(
         tables=versions,
         files=files,
+        older=older,
         unchecked=sorted(doubtful & set(paths)),
         lost=before.lost,
         lake_json=text,
@@ -144,6 +149,7 @@ def check_versions(
     """
     for rel, table in newest.items():
         check_newest(store, rel, table.version, roots)
+        check_not_lost(store, rel, named.get(rel, table.version), roots)
         check_newest(store, rel, table.version, Roots(tables=named))
         if roots is not None and rel in WHOLE_TABLES:
             check_once(store, roots, _recorded_indexes(rel, table, roots))
@@ -162,7 +168,13 @@ def _index_folders(rel: str, table: lance.LanceDataset) -> list[str]:
 
 def _recorded_indexes(rel: str, table: lance.LanceDataset, roots: Roots) -> list[str]:
     folders = set(_index_folders(rel, table))
-    return [path for path in roots.files if path.rpartition("/")[0] in folders]
+    return [path for path in roots.recorded if path.rpartition("/")[0] in folders]
+
+
+def damaged_indexes(store: Store, rel: str) -> dict[str, str]:
+    """Return what is wrong with files of the newest version's indexes, by path."""
+    roots = readable_roots(store) or Roots(tables={})
+    return damaged_files(store, roots, _recorded_indexes(rel, open_table(store, rel), roots))
 
 
 def open_checked(store: Store, rel: str, version: int, roots: Roots | None) -> lance.LanceDataset:
@@ -174,15 +186,23 @@ def open_checked(store: Store, rel: str, version: int, roots: Roots | None) -> l
     """
     if roots is None:
         return _named_version(store, rel, version)
-    if version in roots.lost.get(rel, []):
-        msg = f"version {version} of {store.url(rel)} was lost; `slidelake verify` names whole ones"
-        raise DamageError(msg)
+    check_not_lost(store, rel, version, roots)
     if store.is_local:
         check_once(store, roots, [manifest_path(store, rel, version)])
     table = _named_version(store, rel, version)
     if rel in WHOLE_TABLES:
         check_once(store, roots, _recorded_indexes(rel, table, roots))
     return table
+
+
+def check_not_lost(store: Store, rel: str, version: int, roots: Roots | None) -> None:
+    """Raise DamageError if a version only stands in for one that was lost."""
+    if roots is not None and version in roots.lost.get(rel, []):
+        msg = (
+            f"version {version} of {store.url(rel)} was lost: `slidelake restore` goes back to a "
+            "whole version, which `slidelake verify` names"
+        )
+        raise DamageError(msg)
 
 
 def newest_catalog(store: Store, roots: Roots | None) -> lance.LanceDataset:
