@@ -227,7 +227,7 @@ def restore_command(
     """
     from featurestore import Store
     from featurestore.keep.lance_restore import restore
-    from featurestore.keep.lance_versions import version_named
+    from featurestore.keep.snapshots import version_named
 
     done = restore(lake, version_named(Store(lake), at))
     lines = [f"version {done.version} of {lake} is equal to version {done.equal_to}"]

@@ -17,8 +17,9 @@ from featurestore.config import LakeConfig
 from featurestore.errors import DamageError, LakeError
 from featurestore.full_disk import naming_full_disk
 from featurestore.ids import mpp_code, mpp_name
-from featurestore.keep.lance_roots import newest_catalog, open_checked
+from featurestore.keep.lance_roots import newest_catalog, open_checked, record_roots
 from featurestore.keep.roots import readable_roots
+from featurestore.keep.snapshots import read_snapshots
 from featurestore.lance_commit import FEW_SLIDES, Committer
 from featurestore.lance_ledger import root_versions
 from featurestore.lance_nearest import Asked, nearest, queries_of, slide_filter
@@ -97,9 +98,12 @@ class Lake:
         return Lake(self.store, self.config)
 
     def snapshots(self) -> dict[str, int]:
-        """Names given to versions of the lake by `snapshot`; vacuum keeps these versions."""
-        tags = open_table(self.store, CATALOG).tags.list()
-        return {name: int(tag["version"]) for name, tag in sorted(tags.items())}
+        """Names given to versions of the lake by `snapshot`; vacuum keeps these versions.
+
+        Raises:
+            DamageError: the file of one is gone or is not what was written.
+        """
+        return read_snapshots(self.store)
 
     def snapshot(self, name: str) -> None:
         """Name this version, so that it can be opened by name and is never vacuumed.
@@ -116,7 +120,9 @@ class Lake:
             msg = f"snapshot '{name}' {why}"
             raise LakeError(msg)
         with naming_full_disk(self.uri):
+            with self.committer.exclusive():
             self.table(CATALOG).tags.create(name, self.version)
+            record_roots(self.store, self.config)
 
     def version_of(self, rel: str) -> int:
         """The version of a table that belongs to this version of the lake."""

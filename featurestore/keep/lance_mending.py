@@ -32,10 +32,11 @@ def count_rows(lake: Lake, mpp: float, fragment: int, slides: Sequence[int]) -> 
 
 
 def mend_roots(lake: Lake, paths: Sequence[str]) -> None:
-    """Write `lake.json` again from `roots.json`, or that from a lake that was found whole."""
+    """Write files again of which `roots.json` has a copy, or that from a lake found whole."""
     roots = readable_roots(lake.store)
-    if "lake.json" in paths and roots is not None and roots.lake_json:
-        lake.store.write_bytes("lake.json", roots.lake_json.encode())
+    for path in paths:
+        if roots is not None and path in roots.texts:
+            lake.store.write_bytes(path, roots.texts[path].encode())
     if ROOTS_FILE in paths:
         with lake.committer.exclusive(recover=False):
             record_roots(lake.store, lake.config)
