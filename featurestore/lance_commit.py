@@ -11,6 +11,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from featurestore import lance_edits as edits
 from featurestore import lance_features as features
 from featurestore.checksums import with_row_crc32
 from featurestore.config import LakeConfig
@@ -28,6 +29,8 @@ from featurestore.schema import (
     SLIDES_SCHEMA,
     features_table,
     identity_of,
+    is_teacher,
+    kind_of,
     teacher_field,
 )
 from featurestore.storage import Store
@@ -71,6 +74,8 @@ class Committer:
                 features.drop_fragment(self.store, rel, change.add[0]["fragment"])
             else:
                 changes.append(change)
+        if goal := edits.unfinished(self.ledger):
+            changes += edits.reach(self.ledger, goal, self._check)
         # A new column or a slide's row carries no change, but is in no version of the lake yet.
         if changes or self.ledger.is_behind():
             self.ledger.apply(changes)
@@ -79,6 +84,12 @@ class Committer:
         """Make changes in the catalog; the caller holds the lock (`exclusive`)."""
         self._check()
         self.ledger.apply(changes)
+
+    def carry_out(self, goal: edits.Goal) -> None:
+        """Make an edit of several tables, in one commit; the caller holds the lock."""
+        self._check()
+        edits.begin(self.ledger, goal)
+        self.apply(edits.reach(self.ledger, goal, self._check))
 
     # ------------------------------------------------------------------ slides
 
@@ -210,6 +221,12 @@ class Committer:
                 self.apply([])
                 return wanted
             there = table.schema.field(name)
+        if not is_teacher(there):
+            msg = (
+                f"'{name}' is a column of {kind_of(there)} kind at mpp {mpp} in the lake, so no "
+                "teacher can be called so; give one of them another name (slidelake rename)"
+            )
+            raise IdentityError(msg)
         if there.type != wanted.type or identity_of(there) != identity_of(wanted):
             changed = sorted(
                 key
