@@ -5,6 +5,8 @@ from typing import Any
 
 #: Parts of a slide that can be damaged by themselves, worst first.
 TABLE, TILES, FEATURES, SHARD, STRAY = "table", "tiles", "features", "shard", "stray"
+#: A table of an annotation; `slidelake annotate --replace` writes it again.
+ANNOTATION = "annotation"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -207,12 +207,12 @@ def rename(lake: Lake, old: str, new: str, *, what: What | None = None) -> Edite
         if not there:
             return _renamed_before(lake, old, new, taken, what)
         if len(there) > 1:
-            msg = f"'{old}' is a {' and a '.join(there)} of {lake.uri}: say which by --what"
+            msg = f"'{old}' names a {' and a '.join(there)} of {lake.uri}: say which by --what"
             raise LakeError(msg)
         chosen = there[0]
         # Teachers and annotations are both columns; slides have names of their own.
         if same := set(taken) & ({chosen} if chosen == "slide" else {"teacher", "annotation"}):
-            msg = f"'{new}' is a {same.pop()} of {lake.uri} already; give another name"
+            msg = f"'{new}' names a {same.pop()} of {lake.uri} already; give another name"
             raise LakeError(msg)
         _RENAMES[chosen](lake, committer, old, new)
     return _edited(lake, chosen, (old, new), [old], done=True)

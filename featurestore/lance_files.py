@@ -10,6 +10,7 @@ from lance.file import LanceFileReader, LanceFileWriter
 
 from featurestore.errors import DamageError
 from featurestore.lance_tables import STORAGE_VERSION, commit, open_table
+from featurestore.schema import TILE_COLUMNS
 from featurestore.storage import Store
 
 
@@ -56,6 +57,14 @@ def write_column(store: Store, rel: str, field: pa.Field, values: pa.Array) -> s
     return path
 
 
+def accept_nulls(store: Store, rel: str) -> None:
+    """Let columns that users added to a features table be null, as they are for new tiles."""
+    table = open_table(store, rel)
+    strict = [f.name for f in table.schema if f.name not in TILE_COLUMNS and not f.nullable]
+    if strict:
+        table.alter_columns(*({"path": name, "nullable": True} for name in strict))
+
+
 def put_files(store: Store, rel: str, files: Mapping[int, str]) -> None:
     """Put files of one column in the place of what fragments held, in one commit.
 
@@ -65,6 +74,9 @@ def put_files(store: Store, rel: str, files: Mapping[int, str]) -> None:
     table = open_table(store, rel)
     groups = []
     for fragment, path in files.items():
+        there = table.get_fragment(fragment)
+        if there is None or path in {str(file.path) for file in there.metadata.files}:
+            continue  # put there before a kill
         try:
             file = lance.fragment.DataFile.create(table, path)
         except (OSError, ValueError) as error:

@@ -12,12 +12,14 @@ from typing import Any
 
 import lance
 
+from featurestore.annotations.lance_keep import stray_files
 from featurestore.lake import Lake
 from featurestore.lance_ledger import VERSIONS_KEY, root_versions
 from featurestore.lance_tables import open_table, properties_of
 from featurestore.lock import no_writers
-from featurestore.schema import CATALOG
+from featurestore.schema import CATALOG, SLIDES
 from featurestore.shards import index_path
+from featurestore.storage import FileInfo
 
 KEEP = 10
 
@@ -52,6 +54,7 @@ def vacuum(lake: Lake, *, keep: int = KEEP, dry_run: bool = False) -> Vacuumed:
         for rel, versions in needed.items():
             _clean(open_table(lake.store, rel), versions, done, dry_run=dry_run)
         _remove_shards(lake, shards, done, dry_run=dry_run)
+        _remove(lake, stray_files(lake.store, needed[SLIDES]), done, dry_run=dry_run)
     return done
 
 
@@ -118,6 +121,10 @@ def _shards(lake: Lake, catalog_versions: set[int]) -> set[str]:
 
 def _remove_shards(lake: Lake, named: set[str], done: Vacuumed, *, dry_run: bool) -> None:
     stale = [found for found in lake.store.walk("tiles") if found.path not in named]
+    _remove(lake, stale, done, dry_run=dry_run)
+
+
+def _remove(lake: Lake, stale: Sequence[FileInfo], done: Vacuumed, *, dry_run: bool) -> None:
     done.files += len(stale)
     done.bytes += sum(found.bytes for found in stale)
     if not dry_run:

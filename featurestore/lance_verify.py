@@ -15,12 +15,19 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 
-from featurestore.checksums import features_crc32, row_crc32, tiles_crc32
+from featurestore.checksums import features_crc32, row_crc32, tiles_crc32, values_crc32
 from featurestore.damage import FEATURES, SHARD, STRAY, TABLE, TILES, Damage, Verdict
 from featurestore.errors import BucketError, LakeError, LakeMissingError
 from featurestore.lake import Lake
 from featurestore.lance_rows import matrix
-from featurestore.schema import CATALOG, SLIDES, TILE_COLUMNS, features_table
+from featurestore.schema import (
+    ANNOTATION,
+    CATALOG,
+    SLIDES,
+    TILE_COLUMNS,
+    features_table,
+    kind_of,
+)
 from featurestore.shards import ShardReader
 from featurestore.storage import Store
 
@@ -141,6 +148,13 @@ def _sampled(rows: Sequence[Row], share: float, seed: int) -> set[int]:
     return {row["slide"] for row in rows if share >= 1 or rank(row["slide"]) < share}
 
 
+def _column_crc32(table: pa.Table, column: str) -> int:
+    """Checksum of a slide's features, or of its tiles' values of an annotation."""
+    if kind_of(table.schema.field(column)) == ANNOTATION:
+        return values_crc32(table[column].to_pylist())
+    return features_crc32(matrix(table[column]))
+
+
 class _Grid:
     """Checks all slides at one mpp."""
 
@@ -242,7 +256,7 @@ class _Grid:
         self.verdict.checked["features"] += 1
         try:
             table = self._range(fragment, row, at, [row["teacher"]])
-            same = features_crc32(matrix(table[row["teacher"]])) == row["crc32"]
+            same = _column_crc32(table, row["teacher"]) == row["crc32"]
         except NO_DAMAGE:
             raise
         except (_UnreadableError, LakeError, KeyError) as error:

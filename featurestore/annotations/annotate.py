@@ -355,8 +355,9 @@ def set_patients(lake: Lake, table: pl.DataFrame, *, replace_old: bool = False) 
     todo = _changed(lake, wanted, known, replace_old=replace_old)
     if todo:
         plan = _write_plan(lake, todo)
-        with lake.committer.exclusive():
-            lake.committer.carry_out(Goal(kind="set patients", about={"plan": plan}))
+        committer = lake.committer
+        with committer.exclusive():
+            committer.carry_out(Goal(kind="set patients", about={"plan": plan}))
     notes = [f"{listing(others)} left out: annotate with them under another name"] if others else []
     unmet = [name for name in wanted if name not in known]
     return Patients(

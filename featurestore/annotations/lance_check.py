@@ -1,0 +1,51 @@
+"""Whether the tables of annotations hold what was written; `verify` checks columns of tiles."""
+
+from collections.abc import Iterator
+
+from featurestore.annotations import lance_registry as registry
+from featurestore.annotations.model import TILE, Annotation
+from featurestore.checksums import row_crc32
+from featurestore.damage import ANNOTATION, Damage
+from featurestore.errors import BucketError, LakeMissingError
+from featurestore.lake import Lake
+
+SHOWN = 3
+
+
+def verify_annotations(lake: Lake) -> Iterator[Damage]:
+    """Compare each annotation of slides or patients with its checksums, a batch of rows at a time.
+
+    Raises:
+        BucketError: the bucket could not be asked. That is no damage.
+    """
+    for one in lake.annotations().values():
+        if one.level != TILE:
+            yield from _check(lake, one)
+
+
+def _check(lake: Lake, one: Annotation) -> Iterator[Damage]:
+    rows, crc, wrong = 0, 0, []
+    try:
+        for batch in lake.table(str(one.path)).to_batches():
+            for row in batch.to_pylist():
+                if row_crc32(row) != row["row_crc32"]:
+                    wrong.append(str(row[one.key]))
+            crc = registry.crc32_of(batch["row_crc32"].to_pylist(), crc)
+            rows += batch.num_rows
+    except (KeyboardInterrupt, SystemExit, MemoryError, BucketError, LakeMissingError):
+        raise
+    except BaseException as error:  # a panic in Rust is no Exception
+        if told := lake.store.explained(error):
+            raise told from error
+        yield _damage(one, f"its table can't be read: {' '.join(str(error).split())[:200]}")
+        return
+    if wrong:
+        more = f" and {len(wrong) - SHOWN} more" if len(wrong) > SHOWN else ""
+        yield _damage(one, f"rows are not as written: {', '.join(wrong[:SHOWN])}{more} (checksum)")
+    elif rows != one.rows or crc != one.crc32:
+        yield _damage(one, f"{rows} rows are there, {one.rows} were written; or their checksum differs")
+
+
+def _damage(one: Annotation, what: str) -> Damage:
+    text = f"annotation '{one.name}' of {one.level}s ({one.path}): {what}"
+    return Damage(slide=None, mpp=None, teacher=None, what=text, part=ANNOTATION)
