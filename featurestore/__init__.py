@@ -15,6 +15,7 @@ from featurestore.config import FORMAT, LakeConfig
 from featurestore.cuts import GridCut, SlideCut
 from featurestore.damage import Damage, Verdict
 from featurestore.errors import (
+    AccessError,
     BucketError,
     DamageError,
     FormatError,
@@ -46,6 +47,7 @@ from featurestore.stream_under import Under
 
 __all__ = [
     "FORMAT",
+    "AccessError",
     "Bag",
     "BucketError",
     "ColumnFile",

@@ -8,16 +8,15 @@ import difflib
 import json
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
-from featurestore.annotations import lance_registry as registry
+from featurestore import lance_edits as edits
 from featurestore.annotations.model import TILE, check_name
 from featurestore.errors import LakeError
 from featurestore.lake import Lake
 from featurestore.lance_commit import Committer
-from featurestore.lance_edits import Goal, dropped_id, was_reached
-from featurestore.lance_tables import open_table
+from featurestore.lance_edits import Edit, dropped_id
 from featurestore.lock import no_writers
 from featurestore.schema import DROPPED, SLIDES, features_table, teacher_field
 
@@ -61,21 +60,10 @@ def drop(lake: Lake, what: What, names: Sequence[str]) -> Edited:
     unique, committer = list(dict.fromkeys(names)), lake.committer
     with no_writers(lake.store), committer.exclusive():
         lake = lake.refreshed()
-        goal = _DROPS[what](lake, unique)
-        if goal is not None:
-            _reach(lake, committer, goal)
-    return _edited(lake, what, unique, unique, done=goal is not None)
-
-
-def _reach(lake: Lake, committer: Committer, goal: Goal) -> None:
-    """Make one commit of a goal; tables of annotations are only named no more."""
-    if goal.kind == _TABLES:
-        _drop_tables(lake, goal.about["names"])
-        if not goal.about["columns"]:
-            committer.apply([])
-            return
-        goal = Goal(kind="drop columns", about={"columns": goal.about["columns"]})
-    committer.carry_out(goal)
+        edit = _DROPS[what](lake, unique)
+        if edit is not None:
+            committer.make(edit)
+    return _edited(lake, what, unique, unique, done=edit is not None)
 
 
 def _edited(
@@ -91,19 +79,14 @@ def _edited(
     )
 
 
-_TABLES = "drop annotations"
-
-
-def _slides_to_drop(lake: Lake, names: Sequence[str]) -> Goal | None:
+def _slides_to_drop(lake: Lake, names: Sequence[str]) -> Edit | None:
     numbers = _numbers(lake, names)
     gone = [name for name in names if name not in numbers]
     for name in gone:
         _check_dropped(lake, name)
     if not numbers:
         return None
-    return Goal(
-        kind="drop slides", about={"slides": {str(n): name for name, n in numbers.items()}}
-    )
+    return edits.drop_slides({number: name for name, number in numbers.items()})
 
 
 def _numbers(lake: Lake, names: Sequence[str]) -> dict[str, int]:
@@ -123,7 +106,8 @@ def _check_dropped(lake: Lake, name: str) -> None:
     if any(slide_id == dropped_id(number, name) for number, slide_id in rows):
         return
     known = lake.slides().select("slide_id").collect()["slide_id"].to_list()
-    raise LakeError(f"slide '{name}' is not in {lake.uri}{_hint(name, known)}")
+    msg = f"slide '{name}' is not in {lake.uri}{_hint(name, known)}"
+    raise LakeError(msg)
 
 
 def _hint(name: str, known: Sequence[str]) -> str:
@@ -131,14 +115,14 @@ def _hint(name: str, known: Sequence[str]) -> str:
     return f"; did you mean '{close[0]}'?" if close else ""
 
 
-def _teachers_to_drop(lake: Lake, names: Sequence[str]) -> Goal | None:
+def _teachers_to_drop(lake: Lake, names: Sequence[str]) -> Edit | None:
     known = _teachers(lake)
-    goal = Goal(kind="drop columns", about={"columns": sorted(names)})
+    edit = edits.drop_columns(names)
     lacking = [name for name in names if name not in known]
-    if len(lacking) == len(names) and was_reached(lake.committer.ledger, goal):
+    if len(lacking) == len(names) and edits.was_made(lake.committer.ledger, edit):
         return None
     _refuse(lake, "teacher", lacking, known)
-    return goal
+    return edit
 
 
 def _teachers(lake: Lake) -> list[str]:
@@ -154,24 +138,22 @@ def _refuse(lake: Lake, what: str, lacking: Sequence[str], known: Sequence[str])
         raise LakeError(msg)
 
 
-def _annotations_to_drop(lake: Lake, names: Sequence[str]) -> Goal | None:
+def _annotations_to_drop(lake: Lake, names: Sequence[str]) -> Edit | None:
     known = lake.annotations()
-    _refuse(lake, "annotation", [name for name in names if name not in known], list(known))
-    columns = [
-        column
-        for name in names
-        if known[name].level == TILE
-        for column in known[name].columns.values()
-    ]
-    return Goal(kind=_TABLES, about={"names": list(names), "columns": sorted(columns)})
-
-
-def _drop_tables(lake: Lake, names: Sequence[str]) -> None:
-    """Name the annotations of slides and patients that are left; their tables stay until vacuum."""
-    there = registry.tables_of(open_table(lake.store, SLIDES))
-    left = {name: one for name, one in there.items() if name not in names}
-    if len(left) < len(there):
-        registry.put_tables(lake.store, left)
+    lacking = [name for name in names if name not in known]
+    edit = edits.drop_annotations(
+        names,
+        [
+            column
+            for name in names
+            if name in known and known[name].level == TILE
+            for column in known[name].columns.values()
+        ],
+    )
+    if len(lacking) == len(names) and edits.was_made(lake.committer.ledger, edit):
+        return None
+    _refuse(lake, "annotation", lacking, list(known))
+    return edit
 
 
 _DROPS = {
@@ -245,14 +227,13 @@ def _rename_slide(lake: Lake, committer: Committer, old: str, new: str) -> None:
     if not new.strip() or new.startswith(f"{DROPPED}:"):
         msg = f"a slide can't be called '{new}'"
         raise LakeError(msg)
-    about = {"slide": _numbers(lake, [old])[old], "old": old, "new": new}
-    committer.carry_out(Goal(kind="rename slide", about=about))
+    committer.make(edits.rename_slide(_numbers(lake, [old])[old], old, new))
 
 
 def _rename_teacher(lake: Lake, committer: Committer, old: str, new: str) -> None:
     teacher_field(new, 1, {})  # raises if no teacher can be called so
     _refuse_column(lake, new)
-    committer.carry_out(Goal(kind="rename columns", about={"columns": {old: new}}))
+    committer.make(edits.rename_columns({old: new}))
 
 
 def _refuse_column(lake: Lake, name: str) -> None:
@@ -269,13 +250,9 @@ def _rename_annotation(lake: Lake, committer: Committer, old: str, new: str) -> 
         names = {column: f"{new}{column.removeprefix(old)}" for column in one.columns.values()}
         for name in names.values():
             _refuse_column(lake, name)
-        about = {"columns": names, "annotation": new}
-        committer.carry_out(Goal(kind="rename columns", about=about))
-        return
-    tables = registry.tables_of(open_table(lake.store, SLIDES))
-    tables[new] = replace(tables.pop(old), name=new)
-    registry.put_tables(lake.store, tables)
-    committer.apply([])
+        committer.make(edits.rename_columns(names, annotation=new))
+    else:
+        committer.make(edits.rename_table(old, new))
 
 
 _RENAMES = {

@@ -10,13 +10,17 @@ from typing import TYPE_CHECKING, Any
 import lance
 import numpy.typing as npt
 import polars as pl
+import pyarrow as pa
 
 from featurestore.annotations import lance_registry as registry
 from featurestore.annotations.model import TILE, Annotation
 from featurestore.bags import Bag, names_of, read_bag
 from featurestore.config import LakeConfig
 from featurestore.errors import DamageError, LakeError
+from featurestore.full_disk import naming_full_disk
 from featurestore.ids import mpp_code, mpp_name
+from featurestore.keep.lance_roots import newest_catalog, open_checked
+from featurestore.keep.roots import readable_roots
 from featurestore.lance_commit import FEW_SLIDES, Committer
 from featurestore.lance_ledger import root_versions
 from featurestore.lance_nearest import Asked, nearest, queries_of, slide_filter
@@ -62,11 +66,15 @@ class Lake:
 
     def __init__(self, store: Store, config: LakeConfig, version: int | None = None) -> None:
         self.store, self.config = store, config
-        catalog = open_table(store, CATALOG, version)
+        self._roots = readable_roots(store)
+        catalog = newest_catalog(store, self._roots) if version is None else self._at(version)
         self.version: int = catalog.version
         self._versions = {CATALOG: self.version, **root_versions(catalog)}
         self._tables = {CATALOG: catalog}
         self._readers: dict[str, RowReader] = {}
+
+    def _at(self, version: int) -> lance.LanceDataset:
+        return open_checked(self.store, CATALOG, version, self._roots)
 
     def __reduce__(self) -> tuple[type["Lake"], tuple[Store, LakeConfig, int]]:
         return Lake, (self.store, self.config, self.version)
@@ -99,7 +107,8 @@ class Lake:
             why = f"is taken by version {taken}" if taken else "can't be one: use letters _ . -"
             msg = f"snapshot '{name}' {why}"
             raise LakeError(msg)
-        self.table(CATALOG).tags.create(name, self.version)
+        with naming_full_disk(self.uri):
+            self.table(CATALOG).tags.create(name, self.version)
 
     @property
     def committer(self) -> Committer:
@@ -111,19 +120,28 @@ class Lake:
     def table(self, rel: str) -> lance.LanceDataset:
         """A table of this version, opened by Lance once: it never changes."""
         if rel not in self._tables:
-            # Tables of annotations are never changed: they have one version.
-            self._tables[rel] = open_table(self.store, rel, self._versions.get(rel))
+            if rel not in self._versions:  # a table of an annotation, which is never changed
+                self._tables[rel] = open_table(self.store, rel)
+                return self._tables[rel]
+            table = open_checked(self.store, rel, self._versions[rel], self._roots)
+            self._tables[rel] = table
         return self._tables[rel]
 
     def slides(self) -> pl.LazyFrame:
         """One row per slide: identity, geometry, state, why it failed. Pictures are left out."""
-        names = [name for name in SLIDES_SCHEMA.names if name not in PICTURES]
+        names = [name for name in self._names(SLIDES, SLIDES_SCHEMA) if name not in PICTURES]
         rows = scan(functools.partial(self.table, SLIDES), names)
         return rows.filter(pl.col("state") != DROPPED)
 
     def catalog(self) -> pl.LazyFrame:
         """Where each slide's tiles are, and which teachers' features are there, with checksums."""
-        return scan(functools.partial(self.table, CATALOG), CATALOG_SCHEMA.names)
+        names = self._names(CATALOG, CATALOG_SCHEMA)
+        return scan(functools.partial(self.table, CATALOG), names)
+
+    def _names(self, rel: str, schema: pa.Schema) -> list[str]:
+        """Columns of a schema that a table has: that of an early lake may lack the newest."""
+        there = set(self.table(rel).schema.names)
+        return [name for name in schema.names if name in there]
 
     def tiles(self, *, mpp: float, dtype: str | None = None) -> pl.LazyFrame:
         """One row per tile, with the columns of all teachers and all annotations of tiles.

@@ -74,9 +74,6 @@ def put_files(store: Store, rel: str, files: Mapping[int, str]) -> None:
     table = open_table(store, rel)
     groups = []
     for fragment, path in files.items():
-        there = table.get_fragment(fragment)
-        if there is None or path in {str(file.path) for file in there.metadata.files}:
-            continue  # put there before a kill
         try:
             file = lance.fragment.DataFile.create(table, path)
         except (OSError, ValueError) as error:

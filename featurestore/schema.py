@@ -67,6 +67,7 @@ CATALOG_SCHEMA = pa.schema(
         pa.field("shard", pa.string()),
         pa.field("shard_bytes", pa.int64()),
         pa.field("shard_crc32", pa.uint32()),
+        pa.field("index_crc32", pa.uint32()),
         pa.field("effective_mpp", pa.float64()),
         pa.field("tile_px_level0", pa.int32()),
         pa.field("grid_px_level0", pa.int32()),
@@ -158,7 +159,7 @@ def teacher_field(name: str, dim: int, identity: Mapping[str, Any]) -> pa.Field:
 
 
 def kind_of(field: pa.Field) -> str:
-    """Return what a column of a features table is: `tile`, `teacher`, `score`, `annotation`, `other`.
+    """Return the kind of a features table's column: tile, teacher, score, annotation or other.
 
     A column that carries no kind, or calls itself a teacher and holds no embeddings, is classified
     by its type: a fixed-size list of float16 is a teacher's, any other column is of nobody we know.

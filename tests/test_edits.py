@@ -24,7 +24,7 @@ GRADES = pl.DataFrame({"slide_id": ["a", "b"], "grade": [1, 2]})
 
 @pytest.fixture(scope="module")
 def rich(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A lake of three slides in two fragments, two teachers, an annotation of tiles, one of slides."""
+    """A lake of three slides in two fragments, with two teachers and two annotations."""
     from featurestore import LakeConfig, create_lake
 
     folder = tmp_path_factory.mktemp("rich") / "lake"
@@ -76,7 +76,7 @@ def test_dropping_twice_says_so_and_an_unknown_name_is_an_error(lake: Lake) -> N
         twice = drop(lake.refreshed(), what, [name])  # type: ignore[arg-type]
         assert not twice.done
         assert twice.version == lake.refreshed().version
-    with pytest.raises(LakeError, match="has no annotation 'regoin'.*did you mean 'region'"):
+    with pytest.raises(LakeError, match=r"has no annotation 'regoin'.*did you mean 'region'"):
         drop(lake.refreshed(), "annotation", ["regoin"])
     with pytest.raises(LakeError, match="slide 'B1' is not in"):
         drop(lake.refreshed(), "slide", ["B1"])
@@ -128,7 +128,7 @@ def test_teachers_change_names_even_with_each_other(lake: Lake) -> None:
     for name in ("a b", "tissue"):
         with pytest.raises(LakeError, match="can't name a teacher"):
             rename(after, "t", name)
-    with pytest.raises(LakeError, match="'region' names a.* annotation"):
+    with pytest.raises(LakeError, match=r"'region' names a.* annotation"):
         rename(after, "t", "region")
 
 

@@ -20,6 +20,7 @@ from featurestore import (
     verify,
 )
 from featurestore.lance_features import append_tiles
+from featurestore.lance_groups import Group
 from featurestore.lance_ledger import Ledger
 from featurestore.lock import writer_lease
 from featurestore.schema import features_table
@@ -197,8 +198,11 @@ def test_rows_without_a_catalog_row_are_named_and_dropped(small: Lake) -> None:
 
 def test_work_of_a_committer_that_lost_its_lock_is_taken_out(small: Lake) -> None:
     before = contents(small)
-    late = [cut(small, 0, "a", 5)]
-    append_tiles(small.committer.ledger, 0.5, late, [])  # it was suspended, and goes on too late
+    late, group = [cut(small, 0, "a", 5)], Group()
+    for mpp in (0.5, 2.0):  # it was suspended, and goes on too late
+        append_tiles(small.committer.ledger, mpp, late, [], group)
+    row = small.table("slides.lance").to_table(filter="slide = 0").to_pylist()[0]
+    small.committer._put_slides([row], group)
     small.committer.recover()
     assert contents(small.refreshed()) == before
     assert verify(small.refreshed()).ok

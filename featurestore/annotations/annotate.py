@@ -1,21 +1,19 @@
 """Users' own columns into a lake: of tiles, slides or patients, each annotation in one commit."""
 
-import dataclasses
 import re
 import secrets
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import numpy as np
 import polars as pl
 import pyarrow as pa
 
+from featurestore import lance_edits as edits
 from featurestore.annotations import lance_registry as registry
 from featurestore.annotations.meet import met_tiles
 from featurestore.annotations.model import (
     PATIENT,
-    PATIENTS,
     TILE,
     Annotation,
     AnnotationError,
@@ -27,8 +25,9 @@ from featurestore.annotations.model import (
 )
 from featurestore.checksums import values_crc32
 from featurestore.lake import Lake
-from featurestore.lance_edits import Goal
+from featurestore.lance_edits import Edit, NewColumn, Work, add_columns, drop_columns
 from featurestore.lance_files import physical_column, write_column
+from featurestore.lance_ledger import Change
 from featurestore.lance_tables import open_table
 from featurestore.lock import writer_lease
 from featurestore.schema import SLIDES, features_table
@@ -104,7 +103,9 @@ def _check_free(lake: Lake, name: str, *, replace_old: bool) -> None:
 
 def _refuse_taken(lake: Lake, columns: Sequence[str], known: Mapping[str, Annotation]) -> None:
     """Refuse names of columns that are there and of no annotation, or of another one."""
-    ours = {column for one in known.values() if one.level == TILE for column in one.columns.values()}
+    ours = {
+        column for one in known.values() if one.level == TILE for column in one.columns.values()
+    }
     for mpp in lake.config.mpps:
         there = set(lake.table(features_table(mpp)).schema.names) - ours
         if taken := sorted(there & set(columns)):
@@ -142,12 +143,21 @@ def _of_others(
     committer = lake.committer
     with committer.exclusive():
         older = lake.refreshed().annotations().get(name)
-        if older is not None and older.level == TILE:
-            committer.carry_out(_goal_of_drop(lake, older))
-        tables = registry.tables_of(open_table(lake.store, SLIDES))
-        registry.put_tables(lake.store, {**tables, name: placed})
-        committer.apply([])
+        committer.make(_put_table(placed, older))
     return _done(lake, placed, table, table.frame.height - len(unmet), unmet)
+
+
+def _put_table(new: Annotation, older: Annotation | None) -> Edit:
+    """Name a table that is written, in the place of an annotation of tiles if there was one."""
+    columns = [*older.columns.values()] if older is not None and older.level == TILE else []
+
+    def steps(work: Work) -> Iterator[Change]:
+        yield from drop_columns(columns).steps(work)
+        tables = registry.tables_of(open_table(work.ledger.store, SLIDES))
+        work.check()
+        registry.put_tables(work.ledger.store, {**tables, new.name: new})
+
+    return Edit(about={"annotate": new.name}, steps=steps)
 
 
 def _plain_columns(values: Sequence[str]) -> dict[str, str]:
@@ -183,53 +193,55 @@ def _of_tiles(lake: Lake, table: UserTable, name: str, mpp: float | None, source
     known = lake.annotations()
     _refuse_taken(lake, list(columns.values()), {name: known[name]} if name in known else {})
     rows = sum(frame.height for frame in met.values())
-    mark = secrets.token_hex(8)
-    parts = [
-        part
-        for at, frame in met.items()
-        for part in _Writer(lake, at, frame, name, mark, {"rows": rows, "source": source}).parts(
-            columns
-        )
-    ]
-    plan = _write_plan(lake, {"parts": parts})
-    older = known.get(name)
-    about = {
-        "name": name,
-        "mark": mark,
-        "plan": plan,
-        "instead_of": list(older.columns.values()) if older and older.level == TILE else [],
-    }
+    about = {"rows": rows, "source": source}
+    writers = [_Writer(lake, at, frame, name, secrets.token_hex(8), about)
+               for at, frame in met.items()]  # fmt: skip
+    new = [column for writer in writers for column in writer.columns(columns)]
     committer = lake.committer
     with committer.exclusive():
-        _check_unchanged(lake, parts)
-        tables = registry.tables_of(open_table(lake.store, SLIDES))
-        if tables.pop(name, None) is not None:
-            registry.put_tables(lake.store, tables)
-        committer.carry_out(Goal(kind="add columns", about=about))
+        _check_unchanged(lake, new)
+        committer.make(_put_columns(name, new, known.get(name)))
     annotation = lake.refreshed().annotations()[name]
     return _done(lake, annotation, table, table.frame.height - len(unmet), unmet)
 
 
-def _write_plan(lake: Lake, value: Any) -> str:  # noqa: ANN401 - JSON is what it is
-    """Keep what an edit is made of beside the lake's tables, for as long as it may be needed."""
-    path = f"{registry.FOLDER}/plan-{secrets.token_hex(8)}.json"
-    lake.write_json(path, value)
-    return path
+def _put_columns(name: str, new: Sequence[NewColumn], older: Annotation | None) -> Edit:
+    """Put columns that are written into the tables, in the place of an older annotation."""
+    columns = [*older.columns.values()] if older is not None and older.level == TILE else []
+    edit = add_columns(name, new, columns)
+
+    def steps(work: Work) -> Iterator[Change]:
+        yield from edit.steps(work)
+        tables = registry.tables_of(open_table(work.ledger.store, SLIDES))
+        if tables.pop(name, None) is not None:
+            work.check()
+            registry.put_tables(work.ledger.store, tables)
+
+    return replace(edit, steps=steps)
 
 
-def _check_unchanged(lake: Lake, parts: Sequence[Mapping[str, Any]]) -> None:
+def _check_unchanged(lake: Lake, columns: Sequence[NewColumn]) -> None:
     """Raise AnnotationError if a fragment is another than the one that its file was made for."""
-    for part in parts:
-        table = open_table(lake.store, features_table(part["mpp"]))
-        for fragment in part["files"]:
-            there = table.get_fragment(int(fragment))
-            if there is None or there.physical_rows != part["physical"][fragment]:
+    for column in columns:
+        table = open_table(lake.store, features_table(column.mpp))
+        for fragment, rows in column.rows.items():
+            there = table.get_fragment(fragment)
+            if there is None or there.physical_rows != rows:
                 msg = f"{lake.uri} was compacted at the same time; run the same command again"
                 raise AnnotationError(msg)
 
 
 class _Writer:
-    """Writes the columns of an annotation at one mpp."""
+    """Writes the columns of an annotation at one mpp.
+
+    Args:
+        lake: at the version whose tiles were met.
+        mpp: of the tiles.
+        frame: `tile_id` and the values of each tile.
+        name: of the annotation.
+        mark: of this annotation.
+        about: `rows` and `source`, which go with each column.
+    """
 
     def __init__(
         self,
@@ -240,62 +252,44 @@ class _Writer:
         mark: str,
         about: Mapping[str, Any],
     ) -> None:
-        self.lake, self.mpp, self.name, self.mark, self.about = lake, mpp, name, mark, about
+        self.lake, self.mpp, self.frame = lake, mpp, frame
+        self.name, self.mark, self.about = name, mark, about
         self.rel = features_table(mpp)
         self.table = lake.table(self.rel)
-        self.frame = frame.sort("tile_id")
-        numbers = (self.frame["tile_id"] // (1 << 40)).unique().to_list()
-        tiles = lake.tiles_of(mpp=mpp)
-        here = tiles.filter(pl.col("slide").is_in(numbers))
-        self.rows = tiles.filter(
-            pl.col("fragment").is_in(here["fragment"].implode()), pl.col("tiles") > 0
-        )
+        numbers = (frame["tile_id"] // (1 << 40)).unique().to_list()
+        tiles = lake.tiles_of(mpp=mpp).filter(pl.col("tiles") > 0)
+        here = tiles.filter(pl.col("slide").is_in(numbers))["fragment"].unique()
+        self.rows = tiles.filter(pl.col("fragment").is_in(here.implode()))
 
-    def parts(self, columns: Mapping[str, str]) -> list[dict[str, Any]]:
-        """Write all files; what the committer needs to put them in place, for each column."""
-        made = {
-            column: {
-                "mpp": self.mpp,
-                "column": name,
-                "type": str(self._type(column)),
-                "of": column,
-                "annotation": self.name,
-                "mark": self.mark,
-                "about": dict(self.about),
-                "files": {},
-                "physical": {},
-                "crc32": {},
-            }
-            for column, name in columns.items()
-        }
+    def columns(self, names: Mapping[str, str]) -> list[NewColumn]:
+        """Write the files of all columns, fragment after fragment.
+
+        Args:
+            names: of the columns in the lake, by their names in the user's table.
+        """
+        new = {column: self._column(column, name) for column, name in names.items()}
         for (fragment,), rows in self.rows.group_by("fragment", maintain_order=True):
-            self._fragment(int(str(fragment)), rows, made)
-        return list(made.values())
+            self._fragment(int(str(fragment)), rows, new)
+        return list(new.values())
 
-    def _type(self, column: str) -> pa.DataType:
-        return pa.type_for_alias(ARROW[type(self.frame[column].dtype)])
+    def _column(self, column: str, name: str) -> NewColumn:
+        kind = pa.type_for_alias(ARROW[type(self.frame[column].dtype)])
+        about = {**self.about, "column": column}
+        field = registry.field_of(name, kind, annotation=self.name, mark=self.mark, about=about)
+        return NewColumn(mpp=self.mpp, field=field)
 
-    def _fragment(
-        self, fragment: int, rows: pl.DataFrame, made: Mapping[str, dict[str, Any]]
-    ) -> None:
+    def _fragment(self, fragment: int, rows: pl.DataFrame, new: Mapping[str, NewColumn]) -> None:
         store = self.lake.store
         keys = physical_column(store, self.rel, self.table, fragment, "tile_id").to_numpy()
-        wanted = pl.DataFrame({"tile_id": keys}).join(
+        met = pl.DataFrame({"tile_id": keys}).join(
             self.frame, on="tile_id", how="left", maintain_order="left"
         )
-        for column, part in made.items():
-            field = registry.field_from(part)
-            values = wanted[column].to_arrow().cast(field.type)
-            part["files"][str(fragment)] = write_column(store, self.rel, field, values)
-            part["physical"][str(fragment)] = len(keys)
+        for column, part in new.items():
+            values = met[column].to_arrow().cast(part.field.type)
+            part.files[fragment] = write_column(store, self.rel, part.field, values)
+            part.rows[fragment] = len(keys)
             for slide, start, tiles in rows.select("slide", "row_start", "tiles").iter_rows():
-                crc = values_crc32(values.slice(start, tiles).to_pylist())
-                part["crc32"][str(slide)] = crc
-
-
-def _goal_of_drop(lake: Lake, annotation: Annotation) -> Goal:
-    columns = sorted(annotation.columns.values())
-    return Goal(kind="drop columns", about={"columns": columns, "mark": annotation.mark})
+                part.crc32[slide] = values_crc32(values.slice(start, tiles).to_pylist())
 
 
 # ---------------------------------------------------------------------- patients
@@ -354,10 +348,9 @@ def set_patients(lake: Lake, table: pl.DataFrame, *, replace_old: bool = False) 
     wanted = dict(checked.frame.cast(pl.String).iter_rows())
     todo = _changed(lake, wanted, known, replace_old=replace_old)
     if todo:
-        plan = _write_plan(lake, todo)
         committer = lake.committer
         with committer.exclusive():
-            committer.carry_out(Goal(kind="set patients", about={"plan": plan}))
+            committer.make(edits.set_patients(todo))
     notes = [f"{listing(others)} left out: annotate with them under another name"] if others else []
     unmet = [name for name in wanted if name not in known]
     return Patients(
@@ -385,7 +378,7 @@ def _changed(
         first = other[0]
         msg = (
             f"{len(other)} slides have another patient in the lake: slide '{first}' is of "
-            f"'{known[first]}' there and of '{here[first]}' in the table; --replace if that is meant"
+            f"'{known[first]}' there and of '{here[first]}' in the table; --replace if it is meant"
         )
         raise AnnotationError(msg)
     return {slide: patient for slide, patient in here.items() if known[slide] != patient}

@@ -27,9 +27,8 @@ def _check(lake: Lake, one: Annotation) -> Iterator[Damage]:
     rows, crc, wrong = 0, 0, []
     try:
         for batch in lake.table(str(one.path)).to_batches():
-            for row in batch.to_pylist():
-                if row_crc32(row) != row["row_crc32"]:
-                    wrong.append(str(row[one.key]))
+            some = [row for row in batch.to_pylist() if row_crc32(row) != row["row_crc32"]]
+            wrong += [str(row[one.key]) for row in some]
             crc = registry.crc32_of(batch["row_crc32"].to_pylist(), crc)
             rows += batch.num_rows
     except (KeyboardInterrupt, SystemExit, MemoryError, BucketError, LakeMissingError):
@@ -41,9 +40,11 @@ def _check(lake: Lake, one: Annotation) -> Iterator[Damage]:
         return
     if wrong:
         more = f" and {len(wrong) - SHOWN} more" if len(wrong) > SHOWN else ""
-        yield _damage(one, f"rows are not as written: {', '.join(wrong[:SHOWN])}{more} (checksum)")
+        yield _damage(one, f"not as written (checksum): {', '.join(wrong[:SHOWN])}{more}")
     elif rows != one.rows or crc != one.crc32:
-        yield _damage(one, f"{rows} rows are there, {one.rows} were written; or their checksum differs")
+        yield _damage(
+            one, f"{one.rows} rows were written; {rows} are there, or other ones"
+        )
 
 
 def _damage(one: Annotation, what: str) -> Damage:

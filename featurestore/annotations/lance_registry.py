@@ -69,21 +69,25 @@ def mark_of(field: pa.Field) -> str:
     return (field.metadata or {}).get(MARK_KEY, b"").decode()
 
 
-def field_from(part: Mapping[str, Any]) -> pa.Field:
-    """The column of a tile annotation, from what the plan of an edit says of it.
+def field_of(
+    name: str, kind: pa.DataType, *, annotation: str, mark: str, about: Mapping[str, Any]
+) -> pa.Field:
+    """The column of a tile annotation.
 
     Args:
-        part: `column` in the lake, `of` in the user's table, `type`, `annotation`, `mark`, and
-            `about` it: `rows` and `source`.
+        name: of the column in the lake.
+        kind: type of its values.
+        annotation: which it is of.
+        mark: of this annotation.
+        about: `column` in the user's table, `rows` and `source`.
     """
     metadata = {
         KIND_KEY: ANNOTATION,
-        NAME_KEY: part["annotation"],
-        MARK_KEY: part["mark"],
-        ABOUT_KEY: json.dumps({**part["about"], "column": part["of"]}),
+        NAME_KEY: annotation,
+        MARK_KEY: mark,
+        ABOUT_KEY: json.dumps(dict(about)),
     }
-    kind = pa.type_for_alias(part["type"])
-    return pa.field(part["column"], kind, nullable=True, metadata=metadata)
+    return pa.field(name, kind, nullable=True, metadata=metadata)
 
 
 def write_table(store: Store, annotation: Annotation, frame: pl.DataFrame) -> int:

@@ -53,8 +53,9 @@ def _by_key(lake: Lake, table: UserTable) -> tuple[dict[float, pl.DataFrame], li
         if numbers:
             met = here.join(there.collect(), on="tile_id", how="semi", maintain_order="left")
             found[known] = met.drop("slide", "at")
-    known_keys = pl.concat([part["tile_id"] for part in found.values()] or [pl.Series([], dtype=pl.Int64)])
-    lost = rows.filter(~pl.col("tile_id").is_in(known_keys.implode()))
+    lost = rows
+    for met in found.values():
+        lost = lost.join(met, on="tile_id", how="anti", maintain_order="left")
     return found, [f"tile {key}" for key in lost["tile_id"]]
 
 

@@ -91,8 +91,8 @@ def check_name(name: str) -> None:
     """Raise AnnotationError if an annotation can't be called so."""
     if not NAME.fullmatch(name) or name in TILE_COLUMNS or RESERVED.fullmatch(name):
         msg = (
-            f"an annotation can't be called '{name}': use letters, digits and _, a letter first, and "
-            f"none of slides, catalog, tiles_mpp..., {', '.join(TILE_COLUMNS)}"
+            f"an annotation can't be called '{name}': use letters, digits and _, a letter first; "
+            f"not slides, catalog, tiles_mpp..., {', '.join(TILE_COLUMNS)}"
         )
         raise AnnotationError(msg)
 
@@ -114,8 +114,8 @@ def level_of(columns: Sequence[str]) -> tuple[str, list[str]]:
         if key in columns:
             return key.removesuffix("_id"), [key]
     msg = (
-        f"the table has columns {', '.join(columns)}; an annotation needs tile_id, or slide_id with "
-        "x and y (level-0 pixels), or slide_id, or patient_id"
+        f"the table has columns {', '.join(columns)}; an annotation needs tile_id, or slide_id "
+        "with x and y (level-0 pixels), or slide_id, or patient_id"
     )
     raise AnnotationError(msg)
 
