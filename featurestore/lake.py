@@ -62,11 +62,24 @@ class Lake:
         store: the lake's files.
         config: its settings.
         version: the version to read, or None for the newest.
+        believed: whether tables are opened as they are, without a look at `roots.json`: for those
+            who look for damage themselves.
     """
 
-    def __init__(self, store: Store, config: LakeConfig, version: int | None = None) -> None:
+    def __init__(
+        self,
+        store: Store,
+        config: LakeConfig,
+        version: int | None = None,
+        *,
+        believed: bool = False,
+    ) -> None:
         self.store, self.config = store, config
-        self._roots = readable_roots(store)
+        #: Whether a version was asked for; if not, the newest was opened.
+        self.is_pinned = version is not None
+        self._roots = None if believed else readable_roots(store)
+        if believed and version is None:
+            version = open_table(store, CATALOG).version
         catalog = newest_catalog(store, self._roots) if version is None else self._at(version)
         self.version: int = catalog.version
         self._versions = {CATALOG: self.version, **root_versions(catalog)}
@@ -109,6 +122,10 @@ class Lake:
             raise LakeError(msg)
         with naming_full_disk(self.uri):
             self.table(CATALOG).tags.create(name, self.version)
+
+    def version_of(self, rel: str) -> int:
+        """The version of a table that belongs to this version of the lake."""
+        return self._versions[rel]
 
     @property
     def committer(self) -> Committer:

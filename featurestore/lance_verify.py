@@ -2,7 +2,7 @@
 
 Reads every byte that a checksum covers, slide after slide, so memory does not grow with the lake's
 pixels, pictures and features. First the files by which tables are read, without Lance, which may
-end the process over a damaged one; then `slides` and `catalog`; then, only if these can be believed,
+end the process over a damaged one; then `slides` and `catalog`; then, if these can be believed,
 what they name. A table that can't be read in full is named as a whole, all else by slide.
 """
 
@@ -24,7 +24,7 @@ from featurestore.keep.lance_roots import check_newest, lake_tables, roots_damag
 from featurestore.keep.lance_versions import whole_versions
 from featurestore.keep.misfits import misfits
 from featurestore.keep.reading import NO_DAMAGE, UnreadableError, read
-from featurestore.keep.roots import Roots, file_crc32, readable_roots
+from featurestore.keep.roots import GONE, Roots, file_crc32, readable_roots
 from featurestore.lake import Lake
 from featurestore.lance_rows import matrix
 from featurestore.lance_tables import open_table
@@ -62,8 +62,8 @@ def verify(
         SystemRefusalError: the machine could not read. That is no damage either.
     """
     verdict = Verdict(version=lake.version)
-    newest = Lake.newest_version(lake.store) == lake.version
-    verdict.damage += list(_damage_before_reading(lake, newest=newest))
+    if not lake.is_pinned:
+        verdict.damage += _damage_before_reading(lake)
     broken = {one.path for one in verdict.broken_tables}
     slides = catalog = None
     if SLIDES not in broken:
@@ -84,18 +84,20 @@ def verify(
     return verdict
 
 
-def _damage_before_reading(lake: Lake, *, newest: bool) -> Iterator[Damage]:
+def _damage_before_reading(lake: Lake) -> Iterator[Damage]:
     """Files by which tables are read, and tables that open at less than was committed."""
-    if not newest:
-        return
-    yield from roots_damage(lake.store)
     roots = readable_roots(lake.store)
+    behind = roots is not None and roots.tables[CATALOG] < lake.version
+    for damage in roots_damage(lake.store):
+        # After a kill the file is of the version before, whose own files may have been removed.
+        if not (behind and damage.what.endswith(GONE)):
+            yield damage
     for rel in lake_tables(lake.config):
         named = Roots(tables={rel: lake.version_of(rel)})
         try:
             version = read(lake.store, lambda rel=rel: open_table(lake.store, rel)).version
-            for known in (roots, named):
-                check_newest(lake.store, rel, version, known)
+            for last in (roots, named):
+                check_newest(lake.store, rel, version, last)
         except (UnreadableError, DamageError) as error:
             yield Damage(what=f"table {rel}: {error}", part=TABLE, path=rel)
 
@@ -181,7 +183,7 @@ class _Grid:
         """Check every fragment, and the chosen slides (all if None) in full."""
         fragments = {f.fragment_id: f for f in read(self.lake.store, self.table.get_fragments)}
         numbers = self.rows["fragment"].unique(maintain_order=True).to_list()
-        starts = self.rows["fragment"].search_sorted(numbers).to_list() if numbers else []
+        starts = self.rows["fragment"].search_sorted(pl.Series(numbers, dtype=pl.Int64)).to_list()
         for number, start, stop in zip(
             numbers, starts, [*starts[1:], self.rows.height], strict=True
         ):

@@ -1,17 +1,14 @@
 """Reads whose errors are sorted: damage becomes one kind of error, everything else is raised on."""
 
-import re
 from collections.abc import Callable
 from typing import TypeVar
 
 from featurestore.errors import AccessError, LakeMissingError
+from featurestore.read_errors import reason_of
 from featurestore.storage import Store
 
 #: Errors that say nothing of what is stored.
 NO_DAMAGE = (AccessError, LakeMissingError)
-# Where Lance's own code raised it: of no use to who reads the message.
-RUST_PLACE = re.compile(r",? ?(/home/runner|/rustc|/root/\.cargo)\S*|Lance(Error)?\(\w+\): ")
-LONGEST = 200
 
 T = TypeVar("T")
 
@@ -25,24 +22,14 @@ def read(store: Store, work: Callable[[], T]) -> T:
 
     Raises:
         UnreadableError: what is stored is damaged.
-        SystemRefusalError: the machine could not read it.
-        BucketError: the bucket could not be asked.
+        AccessError: it could not be read, which says nothing of what is stored.
+        MemoryError: there was too little of it.
     """
     try:
         return work()
-    except (KeyboardInterrupt, SystemExit, GeneratorExit, *NO_DAMAGE):
+    except (KeyboardInterrupt, SystemExit, GeneratorExit, MemoryError, *NO_DAMAGE):
         raise
     except BaseException as error:  # a panic in Rust is no Exception
         if explanation := store.explained(error):
             raise explanation from error
-        raise UnreadableError(short_reason(error)) from error
-
-
-def short_reason(error: BaseException) -> str:
-    """Return an error's text in one short line, without places in Lance's code.
-
-    >>> short_reason(ValueError("LanceError(IO): bad footer, /home/runner/work/x.rs:1:2"))
-    'bad footer'
-    """
-    text = RUST_PLACE.sub("", " ".join(str(error).split())).strip(" ,")
-    return text[:LONGEST] or type(error).__name__
+        raise UnreadableError(reason_of(error)) from error

@@ -18,6 +18,7 @@ from featurestore.storage import Store
 
 ROOTS_FILE = "roots.json"
 CHUNK_BYTES = 1 << 24
+GONE = "is gone"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,7 +117,7 @@ def _wrong(store: Store, path: str, size: int, crc32: int) -> str:
     try:
         now = file_crc32(store, path)
     except FileNotFoundError:
-        return "is gone"
+        return GONE
     if now[0] != size:
         return f"has {now[0]} bytes, {size} were written"
     return "" if now[1] == crc32 else "is not what was written (checksum)"
