@@ -42,9 +42,7 @@ def _check(lake: Lake, one: Annotation) -> Iterator[Damage]:
         more = f" and {len(wrong) - SHOWN} more" if len(wrong) > SHOWN else ""
         yield _damage(one, f"not as written (checksum): {', '.join(wrong[:SHOWN])}{more}")
     elif rows != one.rows or crc != one.crc32:
-        yield _damage(
-            one, f"{one.rows} rows were written; {rows} are there, or other ones"
-        )
+        yield _damage(one, f"{one.rows} rows were written; {rows} are there, or other ones")
 
 
 def _damage(one: Annotation, what: str) -> Damage:
