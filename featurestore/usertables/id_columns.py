@@ -24,11 +24,15 @@ def id_column(table: UserTable, key: Id, named: str | None = None) -> str | None
     Raises:
         TableError: there is no column of the name that was given, or several may be the one.
     """
+    option = f"{key.removesuffix('_id')}_column"
     if named is not None:
-        return table.column(named)
+        try:
+            return table.column(named)
+        except TableError as error:
+            msg = f"{option}={named!r}: {error}"
+            raise TableError(msg) from error
     columns = table.find(ID_NAMES[key])
     if len(columns) > 1:
-        option = f"{key.removesuffix('_id')}_column"
         msg = (
             f"table {table.name!r} has the columns {', '.join(columns)}, each of which may hold "
             f"the {key}; choose one by {option}={columns[0]!r}"
