@@ -123,6 +123,7 @@ check_packages(Path(__file__).resolve().parent)
 # only now: what is imported is known to be ours
 from commands import distill as _students
 from commands import downstream as _answers
+from commands import edits as _edits
 from commands import ingest as _tiles
 from commands import interop as _files
 from commands import lake as _lake
@@ -140,6 +141,7 @@ for heading, part in {
     "Students": _students,
     "What features are worth": _answers,
     "The lake": _lake,
+    "Columns of your own, and mended names": _edits,
     "Other tools' files": _files,
 }.items():
     for command in part.app.registered_commands:

@@ -30,10 +30,17 @@ def query_command(
     out: Annotated[
         Path | None, typer.Option(help="File to write the answer to; needed for parquet.")
     ] = None,
+    table: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=FILE",
+            help="A table of yours to join: CSV, TSV, XLSX or Parquet. Repeat for several.",
+        ),
+    ] = None,
     at: AtOpt = None,
     json_: JsonOpt = False,
 ) -> None:
-    """Ask a lake in SQL.
+    """Ask a lake in SQL; annotations of slides and patients are tables by their names.
 
     Example: slidelake query my-lake "SELECT slide_id, count(*) FROM tiles_mpp0_5 GROUP BY slide_id"
     """
@@ -44,7 +51,7 @@ def query_command(
         msg = f"--json prints one object of its own: leave out --json or --format {form}"
         raise typer.BadParameter(msg)
     form = answer_format(form, out)
-    frame = query(open_lake(lake, version=at), sql)
+    frame = query(open_lake(lake, version=at), sql, own=_own_tables(table or []))
     if out is not None:
         write_answer(frame, form, out)
         written = {"out": str(out), "format": form, "columns": frame.columns, "rows": frame.height}
@@ -53,6 +60,21 @@ def query_command(
         tell({"columns": frame.columns, "rows": frame.rows()}, as_json=True, text="")
     else:
         typer.echo(answer_bytes(frame, form).decode().rstrip("\n"))
+
+
+def _own_tables(given: list[str]) -> dict[str, Any]:
+    """Tables of users by the names that they are given."""
+    from featurestore.annotations.reading import query_frame
+
+    tables: dict[str, Any] = {}
+    for text in given:
+        name, equals, path = text.partition("=")
+        if not (name and equals and path) or name in tables:
+            why = "is given twice" if name in tables else "is not NAME=FILE"
+            msg = f"--table '{text}' {why}, as in --table clinical=clinical.csv"
+            raise typer.BadParameter(msg)
+        tables[name] = query_frame(path)
+    return tables
 
 
 @app.command("info")
@@ -70,8 +92,21 @@ def info_command(lake: LakeArg, at: AtOpt = None, json_: JsonOpt = False) -> Non
         + ("" if f["complete"] else " (incomplete: run extract again)")
         for f in info["features"]
     ]
+    lines += [_annotation_line(one) for one in info["annotations"]]
+    lines += [
+        f"column {c['column']} at {c['mpp']} mpp: {c['type']}, of no teacher and no annotation"
+        for c in info["other_columns"]
+    ]
     lines += [f"snapshot {name}: version {version}" for name, version in info["snapshots"].items()]
     tell(info, as_json=json_, text="\n".join(lines))
+
+
+def _annotation_line(one: dict[str, Any]) -> str:
+    columns = ", ".join(f"{name} ({kind})" for name, kind in one["columns"].items())
+    where = " at " + ", ".join(f"{mpp} mpp" for mpp in one["mpps"]) if one["mpps"] else ""
+    source = f", from {one['source']}" if one["source"] else ""
+    what = f"annotation {one['name']} of {one['level']}s{where}"
+    return f"{what}: {one['rows']:,} rows, {columns}{source}"
 
 
 @app.command("verify")

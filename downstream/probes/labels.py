@@ -68,7 +68,10 @@ def read_tile_labels(
             a tile with two labels, a target of numbers or of one class, or no label of a tile.
         LakeError: The lake has no tiles at this mpp.
     """
-    given = load_labels(path, **dict(ids or {}))
+    # on use: it opens Lance tables, which takes time that a command's help does not have
+    from featurestore.annotations.reading import labels_of
+
+    given = load_labels(labels_of(lake, path), **dict(ids or {}))
     places = _places(given, target, str(path))
     slides = lake.slides().select("slide_id", "patient_id").collect()
     match = match_slides(places["slide_id"], slides["slide_id"])

@@ -17,7 +17,7 @@ from featurestore.annotations.model import (
     TILE,
     Annotation,
     AnnotationError,
-    UserTable,
+    AnnotationTable,
     check_name,
     lake_columns,
     listing,
@@ -117,7 +117,7 @@ def _refuse_taken(lake: Lake, columns: Sequence[str], known: Mapping[str, Annota
 
 
 def _of_others(
-    lake: Lake, table: UserTable, name: str, mpp: float | None, source: str
+    lake: Lake, table: AnnotationTable, name: str, mpp: float | None, source: str
 ) -> Annotated:
     """Write a table beside the slides, and name it there."""
     key = f"{table.level}_id"
@@ -172,7 +172,7 @@ def _plain_columns(values: Sequence[str]) -> dict[str, str]:
 
 
 def _done(
-    lake: Lake, annotation: Annotation, table: UserTable, met: int, unmet: list[str]
+    lake: Lake, annotation: Annotation, table: AnnotationTable, met: int, unmet: list[str]
 ) -> Annotated:
     return Annotated(
         annotation=annotation,
@@ -186,7 +186,9 @@ def _done(
 # ---------------------------------------------------------------------- tiles
 
 
-def _of_tiles(lake: Lake, table: UserTable, name: str, mpp: float | None, source: str) -> Annotated:
+def _of_tiles(
+    lake: Lake, table: AnnotationTable, name: str, mpp: float | None, source: str
+) -> Annotated:
     """Write a file for each column and fragment, and put them into the tables."""
     met, unmet = met_tiles(lake, table, mpp)
     columns = lake_columns(name, table.values)
@@ -194,8 +196,8 @@ def _of_tiles(lake: Lake, table: UserTable, name: str, mpp: float | None, source
     _refuse_taken(lake, list(columns.values()), {name: known[name]} if name in known else {})
     rows = sum(frame.height for frame in met.values())
     about = {"rows": rows, "source": source}
-    writers = [_Writer(lake, at, frame, name, secrets.token_hex(8), about)
-               for at, frame in met.items()]  # fmt: skip
+    mark = secrets.token_hex(8)
+    writers = [_Writer(lake, at, frame, name, mark, about) for at, frame in met.items()]
     new = [column for writer in writers for column in writer.columns(columns)]
     committer = lake.committer
     with committer.exclusive():

@@ -4,14 +4,14 @@ from collections.abc import Sequence
 
 import polars as pl
 
-from featurestore.annotations.model import AnnotationError, UserTable, listing
+from featurestore.annotations.model import AnnotationError, AnnotationTable, listing
 from featurestore.annotations.places import tiles_at
 from featurestore.ids import mpp_name, tile_parts
 from featurestore.lake import Lake
 
 
 def met_tiles(
-    lake: Lake, table: UserTable, mpp: float | None
+    lake: Lake, table: AnnotationTable, mpp: float | None
 ) -> tuple[dict[float, pl.DataFrame], list[str]]:
     """Find the tiles of a table of tiles.
 
@@ -42,7 +42,7 @@ def met_tiles(
     return found, unmet
 
 
-def _by_key(lake: Lake, table: UserTable) -> tuple[dict[float, pl.DataFrame], list[str]]:
+def _by_key(lake: Lake, table: AnnotationTable) -> tuple[dict[float, pl.DataFrame], list[str]]:
     slides, mpps, _, _ = tile_parts(table.frame["tile_id"].to_numpy())
     rows = table.frame.with_columns(slide=pl.Series(slides).cast(pl.Int32), at=pl.Series(mpps))
     found: dict[float, pl.DataFrame] = {}
@@ -60,7 +60,7 @@ def _by_key(lake: Lake, table: UserTable) -> tuple[dict[float, pl.DataFrame], li
 
 
 def _by_place(
-    lake: Lake, table: UserTable, mpp: float | None
+    lake: Lake, table: AnnotationTable, mpp: float | None
 ) -> tuple[dict[float, pl.DataFrame], list[str]]:
     rows = _with_mpp(lake, table.frame, mpp)
     found: dict[float, pl.DataFrame] = {}

@@ -14,7 +14,7 @@ TILE, SLIDE, PATIENT = "tile", "slide", "patient"
 PATIENTS = "patients"
 KEYS = ("tile_id", "slide_id", "x", "y", "mpp", "patient_id")
 NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,63}")
-RESERVED = re.compile(r"slides|catalog|tiles_mpp.*|row_crc32|teacher", re.IGNORECASE)
+RESERVED = re.compile(r"slides|catalog|tiles_mpp.*|row_crc32|teacher|library_id", re.IGNORECASE)
 SHOWN = 5
 
 
@@ -71,7 +71,7 @@ class Annotation:
 
 
 @dataclass(frozen=True, kw_only=True)
-class UserTable:
+class AnnotationTable:
     """A user's table, checked.
 
     Attributes:
@@ -120,7 +120,7 @@ def level_of(columns: Sequence[str]) -> tuple[str, list[str]]:
     raise AnnotationError(msg)
 
 
-def user_table(frame: pl.DataFrame) -> UserTable:
+def user_table(frame: pl.DataFrame) -> AnnotationTable:
     """A user's table as an annotation: keys of one type, values that a lake can hold, rows once.
 
     Raises:
@@ -142,7 +142,7 @@ def user_table(frame: pl.DataFrame) -> UserTable:
         raise AnnotationError(msg)
     table = table.unique(maintain_order=True)
     _refuse_torn(table, keys)
-    return UserTable(level=level, frame=table, values=values)
+    return AnnotationTable(level=level, frame=table, values=values)
 
 
 def _key(column: pl.Series) -> pl.Series:
