@@ -5,7 +5,7 @@ lake has, and it carries the checksums of what it was made from; its existence p
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +46,7 @@ class SlideOut:
     teachers: Mapping[str, TeacherOut]
     features: Callable[[str], FloatArray]
     tissue: Callable[[], dict[str, Any] | None]
-    annotations: SlideAnnotations = SlideAnnotations()
+    annotations: SlideAnnotations = field(default_factory=SlideAnnotations)
 
 
 def mark_of(slide: SlideOut, *teachers: str) -> str:
