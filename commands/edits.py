@@ -72,7 +72,8 @@ def annotate_command(
     if table is None or name is None:
         msg = "give a table and --name NAME, or --tcga-patients"
         raise typer.BadParameter(msg)
-    from featurestore.annotations.annotate import PATIENTS, annotate, set_patients
+    from featurestore.annotations.annotate import annotate, set_patients
+    from featurestore.annotations.model import PATIENTS
     from featurestore.annotations.reading import read_annotation
 
     file = read_annotation(table, distinct_ids=distinct_ids)
