@@ -1,5 +1,6 @@
 """Commands that look at a lake and look after it."""
 
+import contextlib
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -81,8 +82,11 @@ def _own_tables(given: list[str]) -> dict[str, Any]:
 def info_command(lake: LakeArg, at: AtOpt = None, json_: JsonOpt = False) -> None:
     """What a lake holds: slides, tiles, teachers, version, snapshots."""
     from featurestore import open_lake
+    from featurestore.keep.lance_upkeep import upkeep
 
-    info = open_lake(lake, version=at).info()
+    opened = open_lake(lake, version=at)
+    info, piled_up = opened.info(), upkeep(opened)
+    info["upkeep"] = {**asdict(piled_up), "advice": piled_up.advice()}
     lines = [f"{info['lake']}: format {info['format']}, version {info['version']}"]
     lines.append(", ".join(f"{count} slides {state}" for state, count in info["slides"].items()))
     lines += [f"{count:,} tiles at {mpp} mpp" for mpp, count in info["tiles"].items()]
@@ -98,6 +102,7 @@ def info_command(lake: LakeArg, at: AtOpt = None, json_: JsonOpt = False) -> Non
         for c in info["other_columns"]
     ]
     lines += [f"snapshot {name}: version {version}" for name, version in info["snapshots"].items()]
+    lines += piled_up.advice()
     tell(info, as_json=json_, text="\n".join(lines))
 
 
@@ -220,6 +225,44 @@ def snapshot_command(
     opened.snapshot(name)
     text = f"snapshot '{name}' is version {opened.version}"
     tell({"snapshot": name, "version": opened.version}, as_json=json_, text=text)
+
+
+@app.command("copy")
+def copy_command(
+    lake: LakeArg,
+    dest: Annotated[
+        str, typer.Argument(metavar="DEST", help="Folder or URL of the copy; nothing is there yet.")
+    ],
+    at: AtOpt = None,
+    json_: JsonOpt = False,
+) -> None:
+    """Copy a whole lake while jobs write to it: from or to a folder or a bucket.
+
+    One version is copied (the newest, or --at), with all snapshots and the versions that runs were
+    made from. A copy that was stopped goes on when the same command is given again.
+
+    Example: slidelake copy my-lake s3://lab/my-lake
+    """
+    from cluster import progress
+    from featurestore import copy_lake
+
+    with contextlib.ExitStack() as stack:
+        bars = []
+        done = copy_lake(
+            lake,
+            dest,
+            version=at,
+            on_plan=lambda files: bars.append(
+                stack.enter_context(progress("copy", total=files, unit="files"))
+            ),
+            on_file=lambda size: bars[0].advance(1, kB=round(size / 1000)),
+        )
+    versions = ", ".join(str(version) for version in done.versions)
+    text = (
+        f"{done.uri}: version {done.version}, {done.files:,} files, {done.bytes / 1e6:,.1f} MB "
+        f"({done.copied:,} copied now); readable: versions {versions}"
+    )
+    tell(asdict(done), as_json=json_, text=text)
 
 
 def _verify(lake: "Lake", sample: float) -> "Verdict":

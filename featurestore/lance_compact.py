@@ -45,23 +45,33 @@ def compact(
     done = Compacted()
     with no_writers(lake.store):
         for mpp in lake.config.mpps:
-            for group in list(_groups(lake, mpp, rows)):
+            table = open_table(lake.store, features_table(mpp))
+            for group in list(_groups(table, rows)):
                 _merge(lake.committer, mpp, group)
                 done.before, done.after = done.before + len(group), done.after + 1
                 on_group(len(group))
     return done
 
 
-def _groups(lake: Lake, mpp: float, rows: int) -> Iterator[list[int]]:
+def mergeable(lake: Lake, *, rows: int = ROWS_PER_FRAGMENT) -> tuple[int, int]:
+    """Count the fragments of the features tables, and those that a compact would save."""
+    count = saved = 0
+    for mpp in lake.config.mpps:
+        table = open_table(lake.store, features_table(mpp))
+        count += len(table.fragment_ids())
+        saved += sum(len(group) - 1 for group in _groups(table, rows))
+    return count, saved
+
+
+def _groups(table: lance.LanceDataset, rows: int) -> Iterator[list[int]]:
     """Ids of neighbouring fragments to merge."""
-    table = open_table(lake.store, features_table(mpp))
     group: list[int] = []
     ids = field_ids(table)
     # A missing value of an annotation takes a few bytes, a missing embedding its whole width.
     wide = {ids[field.name] for field in table.schema if is_teacher(field)}
     size, kind = 0, None
     for fragment in table.get_fragments():
-        live = fragment.count_rows()
+        live = fragment.metadata.num_rows
         there = _fields(fragment) & wide
         if group and (there != kind or size + live > rows):
             if _worth(table, group):

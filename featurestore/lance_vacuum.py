@@ -61,7 +61,7 @@ def vacuum(lake: Lake, *, keep: int = KEEP, dry_run: bool = False) -> Vacuumed:
         catalog = open_table(lake.store, CATALOG)
         done = Vacuumed(kept=kept_versions(lake, lake_versions(catalog)[-max(1, keep) :]))
         needed = _needed(lake, catalog, done.kept)
-        shards = _shards(lake, needed[CATALOG])
+        shards = named_shards(lake, needed[CATALOG])
         for rel, versions in needed.items():
             _clean(open_table(lake.store, rel), versions, done, dry_run=dry_run)
         _remove_shards(lake, shards, done, dry_run=dry_run)
@@ -193,7 +193,8 @@ def _clean(table: lance.LanceDataset, needed: set[int], done: Vacuumed, *, dry_r
     done.bytes += int(stats.bytes_removed)
 
 
-def _shards(lake: Lake, catalog_versions: set[int]) -> set[str]:
+def named_shards(lake: Lake, catalog_versions: set[int]) -> set[str]:
+    """Paths of the shards that versions of the catalog name, and of their indexes."""
     names: set[str] = set()
     for version in catalog_versions:
         table = open_table(lake.store, CATALOG, version).to_table(

@@ -25,6 +25,7 @@ from featurestore.keep.lance_versions import whole_versions
 from featurestore.keep.misfits import misfits
 from featurestore.keep.reading import NO_DAMAGE, UnreadableError, read
 from featurestore.keep.roots import GONE, Roots, file_crc32, readable_roots
+from featurestore.keep.verified import record_verified
 from featurestore.lake import Lake
 from featurestore.lance_rows import matrix
 from featurestore.lance_tables import open_table
@@ -81,6 +82,8 @@ def verify(
         verdict.damage += check.damage(lake)
         if missing := check.missing(lake):
             verdict.unchecked[check.name] = missing
+    if verdict.ok and sample >= 1:
+        record_verified(lake.store, lake.version)
     return verdict
 
 

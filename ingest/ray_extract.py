@@ -17,7 +17,15 @@ from pathlib import Path
 import pyarrow as pa
 
 from cluster import progress, ray_session
-from featurestore import ColumnFile, Lake, LakeError, Store, open_lake
+from featurestore import (
+    ColumnFile,
+    Lake,
+    LakeError,
+    Store,
+    Vacuumed,
+    free_old_versions,
+    open_lake,
+)
 from featurestore.annotations.where import Where, slides_of
 from featurestore.lance_tables import open_table
 from featurestore.lock import writer_lease
@@ -41,11 +49,13 @@ class ExtractResult:
             stall, the share of the workers' time in which none ran: waiting for tiles, writing.
         failed: slides with their mpp and the reason.
         seconds: of all of it.
+        freed: what an automatic vacuum removed.
     """
 
     teachers: dict[str, dict[str, float]] = field(default_factory=dict)
     failed: list[dict[str, str]] = field(default_factory=list)
     seconds: float = 0.0
+    freed: Vacuumed | None = None
 
 
 def extract(
@@ -59,6 +69,7 @@ def extract(
     where: str | None = None,
     share: float | None = None,
     address: str | None = None,
+    auto_vacuum: bool = False,
 ) -> ExtractResult:
     """Run teachers on every tile that lacks their features.
 
@@ -75,6 +86,7 @@ def extract(
         where: a predicate on the tiles' columns; those it does not hold for get NaN.
         share: of the tiles, drawn by their keys; the others get NaN.
         address: a Ray cluster; a local Ray is started if None.
+        auto_vacuum: whether old versions are freed in the end; see `free_old_versions`.
 
     Raises:
         LakeError: `where` is no predicate on the tiles' columns.
@@ -107,6 +119,8 @@ def extract(
             if address is None:
                 stack.enter_context(ray_session())
             _run(lake, found, units, result)
+    if auto_vacuum:
+        result.freed = free_old_versions(lake)
     result.seconds = round(time.perf_counter() - start, 3)
     return result
 
