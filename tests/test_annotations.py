@@ -1,4 +1,4 @@
-"""Users' own columns: written, read in questions, predicates, labels and exports, and kept whole."""
+"""Users' own columns: written, and read in questions, predicates, labels and exports."""
 
 import json
 import shutil
@@ -238,7 +238,7 @@ def test_patients_are_set_once_and_contradictions_named(copy: Lake) -> None:
     assert (done.set, done.same, done.unmet) == (1, 0, ["q"])
     again = set_patients(copy.refreshed(), table, replace_old=True)
     assert (again.set, again.same, again.version) == (0, 1, done.version)
-    with pytest.raises(AnnotationError, match="no slide .* is called by a TCGA barcode"):
+    with pytest.raises(AnnotationError, match=r"no slide .* is called by a TCGA barcode"):
         tcga_patients(copy)
     lake = add_slides(copy.refreshed(), {"TCGA-A1-A0SB-01Z-00-DX1.9A": 2})
     run(Path(), "annotate", lake.uri, "--tcga-patients")

@@ -13,9 +13,10 @@ import pytest
 from featurestore import Lake, LakeError, compact, open_lake, repair, vacuum, verify
 from featurestore.annotations.annotate import annotate, set_patients
 from featurestore.edits import drop, rename
+from featurestore.keep.lance_copy import copy_lake
 from featurestore.lance_commit import Committer
 from featurestore.lance_tables import open_table
-from featurestore.schema import SLIDES, features_table
+from featurestore.schema import features_table
 from tests.small_lake import add_slides, add_teacher, contents
 
 REGIONS = pl.DataFrame({"slide_id": ["a", "c"], "x": [0, 300], "y": [9, 9], "mark": ["T", "S"]})
@@ -277,17 +278,27 @@ def test_damage_to_an_annotation_of_tiles_is_found_and_taken_out(lake: Lake) -> 
     assert lake.refreshed().annotation("region").collect()["slide_id"].to_list() == ["c"]
 
 
-def test_a_table_of_an_annotation_is_verified(lake: Lake) -> None:
-    from featurestore.annotations.lance_check import verify_annotations
-
-    assert list(verify_annotations(lake)) == []
-    one = lake.annotations()["clinical"]
-    (file,) = Path(lake.store.path(f"{one.path}/data")).iterdir()
+def test_a_table_of_an_annotation_is_verified_and_copied(lake: Lake, tmp_path: Path) -> None:
+    rename(lake, "a", "A")  # leaves the table of before for the versions of before
+    copied = copy_lake(lake.uri, tmp_path / "copy")
+    twin = open_lake(copied.uri)
+    assert whole(twin) == whole(lake.refreshed())
+    one = twin.annotations()["clinical"]
+    (file,) = Path(twin.store.path(f"{one.path}/data")).iterdir()
     data = file.read_bytes()
     file.write_bytes(data.replace((2).to_bytes(8, "little"), (3).to_bytes(8, "little"), 1))
-    (damage,) = verify_annotations(open_lake(lake.uri))
+    (damage,) = verify(open_lake(copied.uri)).damage
     assert "annotation 'clinical' of slides" in damage.what
+    assert repair(twin, verify(twin)).left
     file.unlink()
-    (damage,) = verify_annotations(open_lake(lake.uri))
+    (damage,) = verify(open_lake(copied.uri)).damage
     assert "can't be read" in damage.what
-    assert open_table(lake.store, SLIDES).count_rows() == 3
+    annotate(
+        twin, GRADES.with_columns(slide_id=pl.Series(["A", "b"])), "clinical", replace_old=True
+    )
+    assert verify(twin.refreshed()).ok
+    tables = lambda: {file.path.split("/")[1] for file in lake.store.walk("annotations")}  # noqa: E731
+    assert len(tables()) == 2
+    vacuum(lake.refreshed(), keep=1)
+    assert len(tables()) == 1
+    assert whole(twin) == whole(lake.refreshed())

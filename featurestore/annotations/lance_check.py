@@ -6,8 +6,9 @@ from featurestore.annotations import lance_registry as registry
 from featurestore.annotations.model import TILE, Annotation
 from featurestore.checksums import row_crc32
 from featurestore.damage import ANNOTATION, Damage
-from featurestore.errors import BucketError, LakeMissingError
+from featurestore.keep.reading import UnreadableError, read
 from featurestore.lake import Lake
+from featurestore.lance_tables import open_table
 
 SHOWN = 3
 
@@ -24,19 +25,19 @@ def verify_annotations(lake: Lake) -> Iterator[Damage]:
 
 
 def _check(lake: Lake, one: Annotation) -> Iterator[Damage]:
-    rows, crc, wrong = 0, 0, []
+    rows, crc = 0, 0
+    wrong: list[str] = []
     try:
-        for batch in lake.table(str(one.path)).to_batches():
+        batches = read(
+            lake.store, lambda: open_table(lake.store, str(one.path)).to_table().to_batches()
+        )
+        for batch in batches:
             some = [row for row in batch.to_pylist() if row_crc32(row) != row["row_crc32"]]
             wrong += [str(row[one.key]) for row in some]
             crc = registry.crc32_of(batch["row_crc32"].to_pylist(), crc)
             rows += batch.num_rows
-    except (KeyboardInterrupt, SystemExit, MemoryError, BucketError, LakeMissingError):
-        raise
-    except BaseException as error:  # a panic in Rust is no Exception
-        if told := lake.store.explained(error):
-            raise told from error
-        yield _damage(one, f"its table can't be read: {' '.join(str(error).split())[:200]}")
+    except UnreadableError as error:
+        yield _damage(one, f"its table can't be read: {error}")
         return
     if wrong:
         more = f" and {len(wrong) - SHOWN} more" if len(wrong) > SHOWN else ""
@@ -47,4 +48,4 @@ def _check(lake: Lake, one: Annotation) -> Iterator[Damage]:
 
 def _damage(one: Annotation, what: str) -> Damage:
     text = f"annotation '{one.name}' of {one.level}s ({one.path}): {what}"
-    return Damage(slide=None, mpp=None, teacher=None, what=text, part=ANNOTATION)
+    return Damage(what=f"{text}; annotate it again (--replace)", part=ANNOTATION, path=one.path)
