@@ -13,6 +13,8 @@ ROW, TILES, FEATURES, SHARD, STRAY = "row", "tiles", "features", "shard", "stray
 SHARD_INDEX, TABLE_INDEX = "shard index", "table index"
 #: Files beside the tables (moments, students): their makers make them again.
 FILE = "file"
+#: A table of an annotation; `slidelake annotate --replace` writes it again.
+ANNOTATION = "annotation"
 
 
 @dataclass(frozen=True, kw_only=True)

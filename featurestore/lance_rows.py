@@ -103,18 +103,20 @@ class Rows:
 
 @dataclass(frozen=True, kw_only=True)
 class _DataFile:
-    """A column's data file, and the column's place in it."""
+    """A column's data file, the column's index in it, and its place among the file's fields."""
 
     path: str
     index: int
+    place: int
+    fields: int
 
 
 class _Reader:
     """A Lance file reader for one thread at a time: Lance's own refuses to be shared."""
 
-    def __init__(self, url: str, columns: Sequence[str], options: dict[str, str]) -> None:
+    def __init__(self, file: LanceFileReader) -> None:
         self._lock = threading.Lock()
-        self._file = LanceFileReader(url, storage_options=options, columns=list(columns))
+        self._file = file
 
     def pages(self, index: int) -> Sequence[Any]:
         with self._lock:
@@ -182,21 +184,39 @@ class RowReader:
         flat = self._layout(fragment, teacher)
         if flat is None or not flat.read(part.ranges, array):
             table = self._open(fragment, (teacher,)).take(part.source)
-            array[part.target] = matrix(table[teacher])
+            array[part.target] = matrix(table.column(0))
 
     def _data_file(self, fragment: int, column: str) -> _DataFile:
         found = self._table.get_fragment(fragment)
         wanted = self._fields[column]
         for file in found.metadata.files if found else ():
             if wanted in file.fields:
-                index = file.column_indices[file.fields.index(wanted)]
-                return _DataFile(path=f"{self._rel}/data/{file.path}", index=index)
+                place = file.fields.index(wanted)
+                return _DataFile(
+                    path=f"{self._rel}/data/{file.path}",
+                    index=file.column_indices[place],
+                    place=place,
+                    fields=len(file.fields),
+                )
         msg = f"no data file holds the column '{column}'"
         raise DamageError(msg)
 
     def _opened(self, fragment: int, columns: tuple[str, ...]) -> _Reader:
         file = self._data_file(fragment, columns[0])
-        return _Reader(self._store.url(file.path), columns, self._store.lance_options)
+        open_file = functools.partial(
+            LanceFileReader,
+            self._store.url(file.path),
+            storage_options=self._store.lance_options,
+        )
+        if columns == PLACE:
+            return _Reader(open_file(columns=list(PLACE)))
+        whole = open_file()
+        # A column is called there as it was when the file was written, before it was renamed.
+        names: list[str] = whole.metadata().schema.names
+        if len(names) == 1:
+            return _Reader(whole)
+        name = names[file.place] if len(names) == file.fields else columns[0]
+        return _Reader(open_file(columns=[name]))
 
     def _laid_out(self, fragment: int, teacher: str) -> FlatColumn | None:
         if not self._store.is_local:

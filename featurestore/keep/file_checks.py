@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+from featurestore.annotations.lance_check import verify_annotations
 from featurestore.damage import Damage
 from featurestore.keep.file_check import FileCheck
 from featurestore.keep.lance_roots import add_checksums, unchecked_files
@@ -25,4 +26,9 @@ ROOTS = FileCheck(
     add=_add_roots,
 )
 
-FILE_CHECKS: tuple[FileCheck, ...] = (ROOTS,)
+#: Their checksums stand in the rows, and in the configuration of `slides.lance`.
+ANNOTATIONS = FileCheck(
+    name="annotations", damage=verify_annotations, missing=lambda _: 0, add=lambda _: 0
+)
+
+FILE_CHECKS: tuple[FileCheck, ...] = (ROOTS, ANNOTATIONS)
