@@ -131,8 +131,6 @@ def verify_command(
     Example: slidelake verify my-lake --sample 0.05
     """
     from commands.isolated_verify import verify_isolated
-    from featurestore import Store
-    from featurestore.keep.verified import record_verified
 
     verdict = verify_isolated(lake, at=at, sample=sample)
     lines = [_damage_line(found) for found in verdict.as_dict()["damage"]]
@@ -143,8 +141,6 @@ def verify_command(
     ]
     if not verdict.ok:
         lines.append(_advice(lake, verdict))
-    elif sample >= 1:
-        record_verified(Store(lake), verdict.version)
     tell(verdict.as_dict(), as_json=json_, text="\n".join(lines))
     raise typer.Exit(0 if verdict.ok else 1)
 

@@ -15,10 +15,13 @@ from typing import Any, Self
 import lance
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 from lance.file import LanceFileReader
 
+from featurestore.checksums import features_crc32, values_crc32
 from featurestore.errors import DamageError
 from featurestore.lance_flat import FlatColumn, Float16Array, flat_column
+from featurestore.schema import ANNOTATION, kind_of
 from featurestore.storage import Store
 
 OPEN_FILES = 256
@@ -269,3 +272,14 @@ def matrix(column: Any) -> Float16Array:  # noqa: ANN401 - an Arrow array, untyp
     values = array.values.slice(array.offset * dim, len(array) * dim)
     features: Float16Array = values.to_numpy(zero_copy_only=True).reshape(-1, dim)
     return features
+
+
+def column_crc32(table: pa.Table, column: str) -> int:
+    """Checksum of a slide's features, or of its tiles' values of an annotation.
+
+    Raises:
+        DamageError: a row has no features.
+    """
+    if kind_of(table.schema.field(column)) == ANNOTATION:
+        return values_crc32(table[column].to_pylist())
+    return features_crc32(matrix(table[column]))

@@ -16,7 +16,7 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 
-from featurestore.checksums import features_crc32, tiles_crc32, values_crc32
+from featurestore.checksums import tiles_crc32
 from featurestore.damage import FEATURES, SHARD, SHARD_INDEX, STRAY, TABLE, TILES, Damage, Verdict
 from featurestore.errors import DamageError, LakeError
 from featurestore.keep.file_checks import FILE_CHECKS
@@ -28,17 +28,10 @@ from featurestore.keep.reading import NO_DAMAGE, UnreadableError, read
 from featurestore.keep.roots import GONE, Roots, file_crc32, readable_roots
 from featurestore.keep.verified import record_verified
 from featurestore.lake import Lake
-from featurestore.lance_rows import matrix
+from featurestore.lance_rows import column_crc32
 from featurestore.lance_tables import open_table
 from featurestore.read_errors import reason_of
-from featurestore.schema import (
-    ANNOTATION,
-    CATALOG,
-    SLIDES,
-    TILE_COLUMNS,
-    features_table,
-    kind_of,
-)
+from featurestore.schema import CATALOG, SLIDES, TILE_COLUMNS, features_table
 from featurestore.shard_index import index_path
 from featurestore.shards import ShardReader
 
@@ -172,13 +165,6 @@ def _sampled(rows: pl.DataFrame, share: float, seed: int) -> set[int] | None:
     return {slide for slide in rows["slide"].unique().to_list() if rank(slide) < share}
 
 
-def _column_crc32(table: pa.Table, column: str) -> int:
-    """Checksum of a slide's features, or of its tiles' values of an annotation."""
-    if kind_of(table.schema.field(column)) == ANNOTATION:
-        return values_crc32(table[column].to_pylist())
-    return features_crc32(matrix(table[column]))
-
-
 class _Grid:
     """Checks all slides at one mpp.
 
@@ -305,7 +291,7 @@ class _Grid:
         self.verdict.checked["features"] += 1
         try:
             table = self._range(fragment, row, at, [row["teacher"]])
-            same = _column_crc32(table, row["teacher"]) == row["crc32"]
+            same = column_crc32(table, row["teacher"]) == row["crc32"]
         except NO_DAMAGE:
             raise
         except (UnreadableError, LakeError, KeyError) as error:

@@ -17,9 +17,8 @@ from typing import Any
 
 import polars as pl
 
-from featurestore import LakeConfig, ShardReader, Store, create_lake, open_lake
-from featurestore.damage import ROOT, TABLE, Verdict
-from featurestore.errors import LakeError
+from featurestore import LakeConfig, ShardReader, create_lake, open_lake
+from featurestore.damage import TABLE, Verdict
 from featurestore.keep.lance_checking import check_lake, lake_to_mend
 from featurestore.keep.lance_restore import restore
 from featurestore.lake import Lake
@@ -36,7 +35,7 @@ Key = tuple[str, ...]
 
 
 def make_lake(folder: Path) -> Lake:
-    """A lake with everything in it: replaced scans, deletions, two teachers, a snapshot, old files."""
+    """Make a lake of replaced scans, deletions, two teachers, a snapshot and old files."""
     lake = create_lake(folder, LakeConfig(mpps=(0.5, 2.0)))
     lake = add_slides(lake, {"a": 5, "b": 3})
     lake = add_teacher(lake, "t")
@@ -70,7 +69,7 @@ def kind_of(path: str) -> str:
 
 
 def content(lake: Lake) -> dict[Key, Any]:
-    """What readers get of a lake, each row of the tables and each picture; unreadable is left out."""
+    """Return what readers get of a lake, row by row and picture by picture."""
     found: dict[Key, Any] = {}
     _put(found, ("slides",), lambda: lake.slides().collect().sort("slide").rows())
     for mpp in lake.config.mpps:
