@@ -6,6 +6,7 @@ from typing import Any
 
 from featurestore.config import LakeConfig
 from featurestore.errors import LakeError, LakeMissingError
+from featurestore.first_reads import FIRST_READ, Check, known_check
 from featurestore.lake import Lake
 from featurestore.lance_ledger import versions_property
 from featurestore.lance_tables import create_table, make_index
@@ -21,18 +22,29 @@ from featurestore.schema import (
 from featurestore.storage import Store
 
 
-def open_lake(uri: str | os.PathLike[str], *, version: int | str | None = None) -> Lake:
+def open_lake(
+    uri: str | os.PathLike[str],
+    *,
+    version: int | str | None = None,
+    check: Check | None = FIRST_READ,
+) -> Lake:
     """Open a lake at a version, at a snapshot, or at its newest version.
 
     Args:
         uri: folder or URL of the lake.
         version: number of a version or name of a snapshot.
+        check: "first-read" compares each slide's tiles, and each teacher's features of them, with
+            the catalog's checksums where this lake reads them for the first time (bags, streams,
+            statistics, exports), and raises DamageError where they differ. A stream reads all of a
+            slide once more for it, before the first tile of it is used. None compares nothing.
+            Frames (`lake.tiles`, `lake.features`) and `query` are never compared.
 
     Raises:
         LakeMissingError: there is none.
         FormatError: it was written by a newer slidelake.
-        LakeError: it has no such version or snapshot.
+        LakeError: it has no such version or snapshot, or `check` has another value.
     """
+    check = known_check(check)
     store = Store(uri)
     if not store.exists("lake.json"):
         what = "is not a lake (no lake.json)" if store.fs.exists(store.root) else "does not exist"
@@ -40,7 +52,7 @@ def open_lake(uri: str | os.PathLike[str], *, version: int | str | None = None) 
         raise LakeMissingError(msg)
     config = LakeConfig.from_json(store.read_bytes("lake.json"), where=store.uri)
     number = None if version is None else _version_number(Lake(store, config), version)
-    return Lake(store, config, number)
+    return Lake(store, config, number, check)
 
 
 def _version_number(lake: Lake, version: int | str) -> int:

@@ -200,6 +200,7 @@ def _blocks(lake: Lake, teacher: str, selection: Selection) -> Iterator[tuple[in
     def read(start: int) -> tuple[int, Float16Array]:
         rows = np.arange(start, min(start + starts.step, selection.tiles))
         located = selection.locate(rows)
+        lake.first_reads.compare(reader, selection, np.unique(located.slide).tolist(), [teacher])
         found = reader.read(located.ranges, [teacher])
         selection.check(located, found.tile_id)
         known = _known(selection, rows, found.by_teacher[teacher])
