@@ -204,6 +204,10 @@ def _explain(error: Exception) -> int:
         return error.exit_code
     if os.environ.get("SLIDELAKE_DEBUG"):
         traceback.print_exc()
+    if "featurestore" in sys.modules:  # no need to import it for an error of something else
+        from featurestore.full_disk import disk_full_error
+
+        error = disk_full_error(error, "the lake or of temporary files") or error
     text = " ".join(str(error).split()) or type(error).__name__
     ours = type(error).__module__.partition(".")[0] in PACKAGES
     if not ours:

@@ -13,6 +13,10 @@ class AccessError(LakeError):
     """Something can't be read or written now, which says nothing of what is stored."""
 
 
+class InUseError(LakeError):
+    """Others are at work on the lake, for longer than was to be waited."""
+
+
 class BucketError(AccessError):
     """The bucket did not do what was asked; nothing is said of what is stored in it."""
 

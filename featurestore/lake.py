@@ -16,7 +16,10 @@ from featurestore.bags import Bag, names_of, read_bag
 from featurestore.config import LakeConfig
 from featurestore.errors import DamageError, LakeError
 from featurestore.first_reads import FIRST_READ, Check, FirstReads
+from featurestore.full_disk import naming_full_disk
 from featurestore.ids import mpp_code, mpp_name
+from featurestore.keep.lance_roots import newest_catalog, open_checked
+from featurestore.keep.roots import readable_roots
 from featurestore.lance_commit import FEW_SLIDES, Committer
 from featurestore.lance_ledger import root_versions
 from featurestore.lance_nearest import Asked, nearest, queries_of, slide_filter
@@ -58,6 +61,8 @@ class Lake:
         version: the version to read, or None for the newest.
         check: whether slides are compared with their checksums at their first read: see
             `open_lake`.
+        believed: whether tables are opened as they are, without a look at `roots.json`: for those
+            who look for damage themselves.
     """
 
     def __init__(
@@ -66,14 +71,24 @@ class Lake:
         config: LakeConfig,
         version: int | None = None,
         check: Check | None = FIRST_READ,
+        *,
+        believed: bool = False,
     ) -> None:
         self.store, self.config = store, config
         self.first_reads = FirstReads(check)
-        catalog = open_table(store, CATALOG, version)
+        #: Whether a version was asked for; if not, the newest was opened.
+        self.is_pinned = version is not None
+        self._roots = None if believed else readable_roots(store)
+        if believed and version is None:
+            version = open_table(store, CATALOG).version
+        catalog = newest_catalog(store, self._roots) if version is None else self._at(version)
         self.version: int = catalog.version
         self._versions = {CATALOG: self.version, **root_versions(catalog)}
         self._tables = {CATALOG: catalog}
         self._readers: dict[str, RowReader] = {}
+
+    def _at(self, version: int) -> lance.LanceDataset:
+        return open_checked(self.store, CATALOG, version, self._roots)
 
     def __reduce__(self) -> tuple[type["Lake"], tuple[Store, LakeConfig, int, Check | None]]:
         return Lake, (self.store, self.config, self.version, self.first_reads.check)
@@ -106,7 +121,12 @@ class Lake:
             why = f"is taken by version {taken}" if taken else "can't be one: use letters _ . -"
             msg = f"snapshot '{name}' {why}"
             raise LakeError(msg)
-        self.table(CATALOG).tags.create(name, self.version)
+        with naming_full_disk(self.uri):
+            self.table(CATALOG).tags.create(name, self.version)
+
+    def version_of(self, rel: str) -> int:
+        """The version of a table that belongs to this version of the lake."""
+        return self._versions[rel]
 
     @property
     def committer(self) -> Committer:
@@ -118,7 +138,8 @@ class Lake:
     def table(self, rel: str) -> lance.LanceDataset:
         """A table of this version, opened by Lance once: it never changes."""
         if rel not in self._tables:
-            self._tables[rel] = open_table(self.store, rel, self._versions[rel])
+            table = open_checked(self.store, rel, self._versions[rel], self._roots)
+            self._tables[rel] = table
         return self._tables[rel]
 
     def slides(self) -> pl.LazyFrame:

@@ -58,9 +58,10 @@ def add_missing_columns(store: Store, rel: str, schema: pa.Schema) -> None:
         table.add_columns(missing)
 
 
-def make_index(store: Store, rel: str, column: str) -> None:
+def make_index(store: Store, rel: str, column: str, *, replace: bool = False) -> None:
     """Index a column by a B-tree, so that a look-up by it costs the same at any size."""
-    open_table(store, rel).create_scalar_index(column, "BTREE", name=f"{column}_idx")
+    table = open_table(store, rel)
+    table.create_scalar_index(column, "BTREE", name=f"{column}_idx", replace=replace)
 
 
 def keep_indexed(store: Store, rel: str, *, fragments: int, rows: int) -> None:
@@ -120,6 +121,11 @@ def commit(
     transaction = Transaction(
         read_version=read_version, operation=operation, transaction_properties=properties
     )
+    return commit_transaction(store, rel, transaction)
+
+
+def commit_transaction(store: Store, rel: str, transaction: Transaction) -> lance.LanceDataset:
+    """Commit a transaction that was prepared."""
     return lance.LanceDataset.commit(
         store.url(rel), transaction, storage_options=store.lance_options
     )

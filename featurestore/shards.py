@@ -5,6 +5,7 @@ no time, owner or order of its own, so that the same tiles always give the same 
 is an Arrow IPC file (tile_id, offset, size), so that any tile is one positioned read away.
 """
 
+import contextlib
 import json
 import os
 import tempfile
@@ -19,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from featurestore.errors import DamageError, LakeError
+from featurestore.full_disk import naming_full_disk
 from featurestore.read_errors import ADVICE, meaning_of
 from featurestore.shard_index import (
     BLOCK,
@@ -73,7 +75,8 @@ class ShardWriter:
         self._write(tar_header(name, len(data)) + data + b"\0" * (-len(data) % BLOCK))
 
     def _write(self, data: bytes) -> None:
-        self._file.write(data)
+        with naming_full_disk(str(self._local.parent)):
+            self._file.write(data)
         self._crc = zlib.crc32(data, self._crc)
         self._at += len(data)
 
@@ -87,13 +90,17 @@ class ShardWriter:
         tb: TracebackType | None,
     ) -> None:
         if kind is not None:
-            self._file.close()
-            self._local.unlink(missing_ok=True)
+            self._abandon()
             return
-        self._write(b"\0" * 2 * BLOCK)
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self._file.close()
+        try:
+            self._write(b"\0" * 2 * BLOCK)
+            with naming_full_disk(str(self._local.parent)):
+                self._file.flush()
+                os.fsync(self._file.fileno())
+                self._file.close()
+        except BaseException:
+            self._abandon()
+            raise
         # The index first: whoever sees the tar finds the index as well.
         index = ShardIndex.of_rows(self._rows)
         self.store.write_bytes(index_path(self.path), index.to_bytes())
@@ -105,6 +112,12 @@ class ShardWriter:
             tiles=len(self._rows),
             index_crc32=index.crc32,
         )
+
+    def _abandon(self) -> None:
+        """Remove what was written; closing a file on a full disk may fail as its writing did."""
+        with contextlib.suppress(OSError):
+            self._file.close()
+        self._local.unlink(missing_ok=True)
 
 
 def _remote_scratch() -> Path:

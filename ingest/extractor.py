@@ -17,6 +17,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from featurestore import ColumnFile, ColumnWriter, ShardReader, Store
+from featurestore.full_disk import disk_full_error
 from featurestore.lance_columns import keys_in
 from featurestore.schema import identity_of
 from ingest.cards import Engine, Precision
@@ -107,7 +108,9 @@ class Extractor:
         try:
             self._fill(outcome, pickle.loads(item["teachers"]))
         except Exception as error:  # noqa: BLE001 - the other fragments go on
-            outcome.files, outcome.reason = [], f"{type(error).__name__}: {error}"
+            full = disk_full_error(error, self._store.uri)
+            outcome.reason = str(full) if full else f"{type(error).__name__}: {error}"
+            outcome.files = []
         return {"outcome": pickle.dumps(outcome)}
 
     def _encoder(self, teacher: Teacher, precision: Precision, engine: Engine) -> "Encoder":

@@ -243,9 +243,8 @@ def _run(
 
 
 def _commit(lake: Lake, waiting: dict[float, list[ColumnFile]]) -> None:
-    for mpp, files in waiting.items():
-        if files:
-            lake.committer.commit_columns(mpp, files)
+    if any(waiting.values()):
+        lake.committer.commit_columns_of(waiting)
     waiting.clear()
 
 

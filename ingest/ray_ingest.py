@@ -13,6 +13,7 @@ from typing import Unpack
 
 from cluster import progress, ray_session
 from featurestore import LakeConfig, SlideCut, Store, create_lake
+from featurestore.full_disk import DiskFullError
 from featurestore.ids import mpp_name
 from featurestore.lake import Lake
 from featurestore.lock import writer_lease
@@ -117,6 +118,9 @@ def _run(
                 batch.add(outcome)
             else:
                 left.pop(outcome["slide_id"])
+                if outcome.get("disk_full"):  # no fault of the slide: it stays to be cut
+                    batch.flush()
+                    raise DiskFullError(outcome["reason"])
                 kept += _fail(lake, [outcome])
                 bar.advance(1)
                 bar.note(f"{outcome['slide_id']} failed: {outcome['reason']}")

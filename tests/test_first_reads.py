@@ -56,7 +56,7 @@ def flip_features(lake: Lake, teacher: str) -> None:
 
 def flip_tiles(lake: Lake) -> None:
     """Flip a bit of the left edges of a slide's tiles, which no reader could notice."""
-    flip_in(lake, open_lake(lake.uri).bag(SLIDE, PLAIN, mpp=MPP).x[40:60].tobytes(), "x")
+    flip_in(lake, open_lake(lake.uri).bag(SLIDE, PLAIN, mpp=MPP).x[38:90].tobytes(), "x")
 
 
 def streamed(lake: Lake, teacher: str, **more: Any) -> None:  # noqa: ANN401
