@@ -25,13 +25,13 @@ from featurestore.keep.lance_roots import check_newest, lake_tables, roots_damag
 from featurestore.keep.lance_versions import whole_versions
 from featurestore.keep.misfits import misfits
 from featurestore.keep.reading import NO_DAMAGE, UnreadableError, read
-from featurestore.keep.roots import GONE, Roots, file_crc32, readable_roots
+from featurestore.keep.roots import GONE, Roots, readable_roots
 from featurestore.lake import Lake
 from featurestore.lance_rows import matrix
 from featurestore.lance_tables import open_table
 from featurestore.read_errors import reason_of
 from featurestore.schema import CATALOG, SLIDES, TILE_COLUMNS, features_table
-from featurestore.shard_index import index_path
+from featurestore.shard_index import ShardIndex, index_path, scan_shard
 from featurestore.shards import ShardReader
 
 Row = dict[str, Any]
@@ -301,7 +301,8 @@ class _Grid:
         self.verdict.checked["shards"] += 1
         path = row["shard"]
         try:
-            size, crc = file_crc32(self.lake.store, path)
+            unchecked = row.get("index_crc32") is None
+            scanned = scan_shard(self.lake.store, path, with_index=unchecked)
         except NO_DAMAGE:
             raise
         except (LakeError, OSError) as error:
@@ -310,17 +311,24 @@ class _Grid:
                 raise explanation from error
             self._add([row], SHARD, f"shard {path} can't be read: {reason_of(error)}")
             return
-        self.verdict.checked["bytes"] += size
-        if size != row["shard_bytes"] or crc != row["shard_crc32"]:
+        self.verdict.checked["bytes"] += scanned.bytes
+        if (scanned.bytes, scanned.crc32) != (row["shard_bytes"], row["shard_crc32"]):
             self._add([row], SHARD, f"checksum of shard {path} differs")
         else:
-            self._shard_index(row, tile_id)
+            self._shard_index(row, scanned.index, tile_id)
 
-    def _shard_index(self, row: Row, tile_id: np.typing.NDArray[np.int64] | None) -> None:
+    def _shard_index(
+        self,
+        row: Row,
+        from_tar: ShardIndex | None,
+        tile_id: np.typing.NDArray[np.int64] | None,
+    ) -> None:
+        """Compare an index with its checksum, with the tar itself and with the table's keys."""
         path = index_path(row["shard"])
         try:
             with ShardReader.of(self.lake.store, row) as reader:
                 same = tile_id is None or np.array_equal(reader.tile_id, tile_id)
+                same = same and (from_tar is None or reader.index == from_tar)
         except NO_DAMAGE:
             raise
         except LakeError as error:
