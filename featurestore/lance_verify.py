@@ -25,14 +25,14 @@ from featurestore.keep.lance_roots import check_newest, lake_tables, roots_damag
 from featurestore.keep.lance_versions import whole_versions
 from featurestore.keep.misfits import misfits
 from featurestore.keep.reading import NO_DAMAGE, UnreadableError, read
-from featurestore.keep.roots import GONE, Roots, file_crc32, readable_roots
+from featurestore.keep.roots import GONE, Roots, readable_roots
 from featurestore.keep.verified import record_verified
 from featurestore.lake import Lake
 from featurestore.lance_rows import column_crc32
 from featurestore.lance_tables import open_table
 from featurestore.read_errors import reason_of
 from featurestore.schema import CATALOG, SLIDES, TILE_COLUMNS, features_table
-from featurestore.shard_index import index_path
+from featurestore.shard_index import ShardIndex, index_path, scan_shard
 from featurestore.shards import ShardReader
 
 Row = dict[str, Any]
@@ -165,6 +165,17 @@ def _sampled(rows: pl.DataFrame, share: float, seed: int) -> set[int] | None:
     return {slide for slide in rows["slide"].unique().to_list() if rank(slide) < share}
 
 
+def _tiles_fault(table: pa.Table, row: Row) -> tuple[np.typing.NDArray[np.int64], str]:
+    """Keys of a slide's rows, and what is wrong with the rows; an empty text if nothing is."""
+    ids: np.typing.NDArray[np.int64] = table["tile_id"].to_numpy()
+    slides = set(zip(table["slide"].to_pylist(), table["slide_id"].to_pylist(), strict=True))
+    if len(ids) != row["tiles"] or slides != {(row["slide"], row["slide_id"])}:
+        return ids, f"rows are not the {row['tiles']} of this slide"
+    if np.any(np.diff(ids) <= 0):
+        return ids, "rows are not in the order of their keys"
+    return ids, "" if tiles_crc32(table) == row["crc32"] else "checksum of its tiles' rows differs"
+
+
 class _Grid:
     """Checks all slides at one mpp.
 
@@ -273,38 +284,31 @@ class _Grid:
     ) -> np.typing.NDArray[np.int64] | None:
         try:
             table = self._range(fragment, row, at, list(TILE_COLUMNS))
+            ids, fault = read(self.lake.store, lambda: _tiles_fault(table, row))
         except UnreadableError as error:
             self._add([row], TILES, f"rows can't be read: {error}")
             return None
-        ids: np.typing.NDArray[np.int64] = table["tile_id"].to_numpy()
-        names = {(row["slide"], row["slide_id"])}
-        slides = set(zip(table["slide"].to_pylist(), table["slide_id"].to_pylist(), strict=True))
-        if len(ids) != row["tiles"] or slides != names:
-            self._add([row], TILES, f"rows are not the {row['tiles']} of this slide")
-        elif np.any(np.diff(ids) <= 0):
-            self._add([row], TILES, "rows are not in the order of their keys")
-        elif tiles_crc32(table) != row["crc32"]:
-            self._add([row], TILES, "checksum of its tiles' rows differs")
+        if fault:
+            self._add([row], TILES, fault)
         return ids
 
     def _features(self, row: Row, fragment: lance.LanceFragment, at: int) -> None:
         self.verdict.checked["features"] += 1
         try:
             table = self._range(fragment, row, at, [row["teacher"]])
-            same = column_crc32(table, row["teacher"]) == row["crc32"]
-        except NO_DAMAGE:
-            raise
-        except (UnreadableError, LakeError, KeyError) as error:
+            crc32 = read(self.lake.store, lambda: column_crc32(table, row["teacher"]))
+        except UnreadableError as error:
             self._add([row], FEATURES, f"features can't be read: {error}")
             return
-        if not same:
+        if crc32 != row["crc32"]:
             self._add([row], FEATURES, "checksum of its features differs")
 
     def _shard(self, row: Row, tile_id: np.typing.NDArray[np.int64] | None) -> None:
         self.verdict.checked["shards"] += 1
         path = row["shard"]
         try:
-            size, crc = file_crc32(self.lake.store, path)
+            unchecked = row.get("index_crc32") is None
+            scanned = scan_shard(self.lake.store, path, with_index=unchecked)
         except NO_DAMAGE:
             raise
         except (LakeError, OSError) as error:
@@ -313,17 +317,24 @@ class _Grid:
                 raise explanation from error
             self._add([row], SHARD, f"shard {path} can't be read: {reason_of(error)}")
             return
-        self.verdict.checked["bytes"] += size
-        if size != row["shard_bytes"] or crc != row["shard_crc32"]:
+        self.verdict.checked["bytes"] += scanned.bytes
+        if (scanned.bytes, scanned.crc32) != (row["shard_bytes"], row["shard_crc32"]):
             self._add([row], SHARD, f"checksum of shard {path} differs")
         else:
-            self._shard_index(row, tile_id)
+            self._shard_index(row, scanned.index, tile_id)
 
-    def _shard_index(self, row: Row, tile_id: np.typing.NDArray[np.int64] | None) -> None:
+    def _shard_index(
+        self,
+        row: Row,
+        from_tar: ShardIndex | None,
+        tile_id: np.typing.NDArray[np.int64] | None,
+    ) -> None:
+        """Compare an index with its checksum, with the tar itself and with the table's keys."""
         path = index_path(row["shard"])
         try:
             with ShardReader.of(self.lake.store, row) as reader:
                 same = tile_id is None or np.array_equal(reader.tile_id, tile_id)
+                same = same and (from_tar is None or reader.index == from_tar)
         except NO_DAMAGE:
             raise
         except LakeError as error:

@@ -18,12 +18,11 @@ from typing import Any
 import polars as pl
 
 from featurestore import LakeConfig, ShardReader, create_lake, open_lake
-from featurestore.damage import TABLE, Verdict
+from featurestore.damage import Verdict
 from featurestore.keep.lance_checking import check_lake, lake_to_mend
 from featurestore.keep.lance_restore import restore
 from featurestore.lake import Lake
 from featurestore.repair import plan_repair, repair
-from featurestore.schema import features_table
 from tests.small_lake import add_slides, add_teacher
 
 ROOT_FOLDER = Path(__file__).resolve().parent.parent
@@ -81,7 +80,6 @@ def content(lake: Lake) -> dict[Key, Any]:
 
 def _put_slide(found: dict[Key, Any], lake: Lake, mpp: float, row: dict[str, Any]) -> None:
     slide, place = row["slide_id"], (row["slide_id"], str(mpp))
-    rel = features_table(mpp)
     names = ["tile_id", "slide_id", "y", "x", "tissue"]
     tiles = lake.tiles(mpp=mpp).filter(pl.col("slide_id") == slide).select(names)
     _put(found, ("tiles", *place), lambda: tiles.collect().rows())
@@ -91,7 +89,6 @@ def _put_slide(found: dict[Key, Any], lake: Lake, mpp: float, row: dict[str, Any
             ("features", *place, teacher),
             lambda teacher=teacher: lake.bag(slide, teacher, mpp=mpp).features.tobytes(),
         )
-    del rel
     with_shard = _try(lambda: ShardReader.of(lake.store, row))
     if with_shard is not None:
         with with_shard as reader:
@@ -165,7 +162,7 @@ def mend(
     work: Path, verdict: Verdict, whole: dict[Key, Any], readable: set[Key], faults: list[str]
 ) -> str:
     """Repair or restore, and note what is worse than before."""
-    if any(one.part == TABLE for one in verdict.damage):
+    if verdict.broken_tables:
         if not verdict.whole:
             return "refused"
         done = restore(str(work), verdict.whole[0])
@@ -174,9 +171,6 @@ def mend(
             faults.append(f"restored, but {after.damage[0].what}")
         if done.version != after.version:
             faults.append(f"restored to {done.version}, but {after.version} is read")
-        wrong = {k for k in content(open_lake(work)) if k[0] == "jpeg" and k not in whole}
-        if wrong - _old_pictures(wrong):
-            faults.append("restored, but pictures differ")
         _goes_on(work, faults)
         return "restore"
     lake = lake_to_mend(work)
@@ -184,7 +178,10 @@ def mend(
     if not plan.steps:
         return "refused"
     repair(lake, verdict, plan=plan)
-    lost = {k for k in readable - right(content(open_lake(work)), whole) if k != ("slides",)}
+    # Pictures of tiles whose rows are damaged go with the rows; the shard itself stays.
+    tiles = {key[1:3] for key in readable if key[0] == "tiles"}
+    kept = {key for key in readable if key[0] != "jpeg" or key[1:3] in tiles} - {("slides",)}
+    lost = kept - right(content(open_lake(work)), whole)
     if lost:
         faults.append(f"repair lost {sorted(lost)[:2]}")
     left = {one.part for one in check_lake(work).damage} - {"shard", "file"}
@@ -192,10 +189,6 @@ def mend(
         faults.append(f"after repair there is still damage of {sorted(left)}")
     _goes_on(work, faults)
     return "repair"
-
-
-def _old_pictures(keys: set[Key]) -> set[Key]:
-    return keys  # of slides as they were at the earlier version
 
 
 def _goes_on(work: Path, faults: list[str]) -> None:
