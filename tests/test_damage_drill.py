@@ -56,7 +56,7 @@ def test_a_file_of_each_kind(whole: Path, tmp_path: Path) -> None:
     assert len(outcomes) == len(cases) > 20
     check(outcomes)
     for one in outcomes:
-        # Without `roots.json` a lake is one of an earlier slidelake: checksums are missing, no more.
+        # Without `roots.json` a lake is one of an earlier slidelake, and only counted.
         unread = any(word in one.path for word in UNREAD)
         assert bool(one.named) != (unread or (one.path, one.way) == ("roots.json", "delete")), one
 
