@@ -1,5 +1,6 @@
 """Commands that look at a lake and look after it."""
 
+import contextlib
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
@@ -31,10 +32,17 @@ def query_command(
     out: Annotated[
         Path | None, typer.Option(help="File to write the answer to; needed for parquet.")
     ] = None,
+    table: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=FILE",
+            help="A table of yours to join: CSV, TSV, XLSX or Parquet. Repeat for several.",
+        ),
+    ] = None,
     at: AtOpt = None,
     json_: JsonOpt = False,
 ) -> None:
-    """Ask a lake in SQL.
+    """Ask a lake in SQL; annotations of slides and patients are tables by their names.
 
     Example: slidelake query my-lake "SELECT slide_id, count(*) FROM tiles_mpp0_5 GROUP BY slide_id"
     """
@@ -45,7 +53,7 @@ def query_command(
         msg = f"--json prints one object of its own: leave out --json or --format {form}"
         raise typer.BadParameter(msg)
     form = answer_format(form, out)
-    frame = query(open_lake(lake, version=at), sql)
+    frame = query(open_lake(lake, version=at), sql, own=_own_tables(table or []))
     if out is not None:
         write_answer(frame, form, out)
         written = {"out": str(out), "format": form, "columns": frame.columns, "rows": frame.height}
@@ -56,12 +64,30 @@ def query_command(
         typer.echo(answer_bytes(frame, form).decode().rstrip("\n"))
 
 
+def _own_tables(given: list[str]) -> dict[str, Any]:
+    """Tables of users by the names that they are given."""
+    from featurestore.annotations.reading import query_frame
+
+    tables: dict[str, Any] = {}
+    for text in given:
+        name, equals, path = text.partition("=")
+        if not (name and equals and path) or name in tables:
+            why = "is given twice" if name in tables else "is not NAME=FILE"
+            msg = f"--table '{text}' {why}, as in --table clinical=clinical.csv"
+            raise typer.BadParameter(msg)
+        tables[name] = query_frame(path)
+    return tables
+
+
 @app.command("info")
 def info_command(lake: LakeArg, at: AtOpt = None, json_: JsonOpt = False) -> None:
     """What a lake holds: slides, tiles, teachers, version, snapshots."""
     from featurestore import open_lake
+    from featurestore.keep.lance_upkeep import upkeep
 
-    info = open_lake(lake, version=at).info()
+    opened = open_lake(lake, version=at)
+    info, piled_up = opened.info(), upkeep(opened)
+    info["upkeep"] = {**asdict(piled_up), "advice": piled_up.advice()}
     lines = [f"{info['lake']}: format {info['format']}, version {info['version']}"]
     lines.append(", ".join(f"{count} slides {state}" for state, count in info["slides"].items()))
     lines += [f"{count:,} tiles at {mpp} mpp" for mpp, count in info["tiles"].items()]
@@ -71,8 +97,22 @@ def info_command(lake: LakeArg, at: AtOpt = None, json_: JsonOpt = False) -> Non
         + ("" if f["complete"] else " (incomplete: run extract again)")
         for f in info["features"]
     ]
+    lines += [_annotation_line(one) for one in info["annotations"]]
+    lines += [
+        f"column {c['column']} at {c['mpp']} mpp: {c['type']}, of no teacher and no annotation"
+        for c in info["other_columns"]
+    ]
     lines += [f"snapshot {name}: version {version}" for name, version in info["snapshots"].items()]
+    lines += piled_up.advice()
     tell(info, as_json=json_, text="\n".join(lines))
+
+
+def _annotation_line(one: dict[str, Any]) -> str:
+    columns = ", ".join(f"{name} ({kind})" for name, kind in one["columns"].items())
+    where = " at " + ", ".join(f"{mpp} mpp" for mpp in one["mpps"]) if one["mpps"] else ""
+    source = f", from {one['source']}" if one["source"] else ""
+    what = f"annotation {one['name']} of {one['level']}s{where}"
+    return f"{what}: {one['rows']:,} rows, {columns}{source}"
 
 
 @app.command("verify")
@@ -91,8 +131,6 @@ def verify_command(
     Example: slidelake verify my-lake --sample 0.05
     """
     from commands.isolated_verify import verify_isolated
-    from featurestore import Store
-    from featurestore.keep.verified import record_verified
 
     verdict = verify_isolated(lake, at=at, sample=sample)
     lines = [_damage_line(found) for found in verdict.as_dict()["damage"]]
@@ -103,8 +141,6 @@ def verify_command(
     ]
     if not verdict.ok:
         lines.append(_advice(lake, verdict))
-    elif sample >= 1:
-        record_verified(Store(lake), verdict.version)
     tell(verdict.as_dict(), as_json=json_, text="\n".join(lines))
     raise typer.Exit(0 if verdict.ok else 1)
 
@@ -227,7 +263,7 @@ def restore_command(
     """
     from featurestore import Store
     from featurestore.keep.lance_restore import restore
-    from featurestore.keep.lance_versions import version_named
+    from featurestore.keep.snapshots import version_named
 
     done = restore(lake, version_named(Store(lake), at))
     lines = [f"version {done.version} of {lake} is equal to version {done.equal_to}"]
@@ -295,6 +331,44 @@ def snapshot_command(
     opened.snapshot(name)
     text = f"snapshot '{name}' is version {opened.version}"
     tell({"snapshot": name, "version": opened.version}, as_json=json_, text=text)
+
+
+@app.command("copy")
+def copy_command(
+    lake: LakeArg,
+    dest: Annotated[
+        str, typer.Argument(metavar="DEST", help="Folder or URL of the copy; nothing is there yet.")
+    ],
+    at: AtOpt = None,
+    json_: JsonOpt = False,
+) -> None:
+    """Copy a whole lake while jobs write to it: from or to a folder or a bucket.
+
+    One version is copied (the newest, or --at), with all snapshots and the versions that runs were
+    made from. A copy that was stopped goes on when the same command is given again.
+
+    Example: slidelake copy my-lake s3://lab/my-lake
+    """
+    from cluster import progress
+    from featurestore import copy_lake
+
+    with contextlib.ExitStack() as stack:
+        bars = []
+        done = copy_lake(
+            lake,
+            dest,
+            version=at,
+            on_plan=lambda files: bars.append(
+                stack.enter_context(progress("copy", total=files, unit="files"))
+            ),
+            on_file=lambda size: bars[0].advance(1, kB=round(size / 1000)),
+        )
+    versions = ", ".join(str(version) for version in done.versions)
+    text = (
+        f"{done.uri}: version {done.version}, {done.files:,} files, {done.bytes / 1e6:,.1f} MB "
+        f"({done.copied:,} copied now); readable: versions {versions}"
+    )
+    tell(asdict(done), as_json=json_, text=text)
 
 
 def _damage_line(damage: dict[str, Any]) -> str:

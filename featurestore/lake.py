@@ -12,31 +12,37 @@ import numpy.typing as npt
 import polars as pl
 import pyarrow as pa
 
+from featurestore.annotations import lance_registry as registry
+from featurestore.annotations.model import TILE, Annotation
 from featurestore.bags import Bag, names_of, read_bag
 from featurestore.config import LakeConfig
 from featurestore.errors import DamageError, LakeError
 from featurestore.first_reads import FIRST_READ, Check, FirstReads
 from featurestore.full_disk import naming_full_disk
 from featurestore.ids import mpp_code, mpp_name
-from featurestore.keep.lance_roots import newest_catalog, open_checked
+from featurestore.keep.lance_roots import newest_catalog, open_checked, record_roots
 from featurestore.keep.roots import readable_roots
+from featurestore.keep.snapshots import read_snapshots
 from featurestore.lance_commit import FEW_SLIDES, Committer
 from featurestore.lance_ledger import root_versions
 from featurestore.lance_nearest import Asked, nearest, queries_of, slide_filter
 from featurestore.lance_rows import RowReader
-from featurestore.lance_scan import scan
+from featurestore.lance_scan import as_type, scan
 from featurestore.lance_tables import open_table
 from featurestore.pairs import Pairs, read_pairs
 from featurestore.read_errors import ADVICE
 from featurestore.schema import (
     CATALOG,
     CATALOG_SCHEMA,
+    DROPPED,
+    OTHER,
     SLIDES,
     SLIDES_SCHEMA,
     TILE_COLUMNS,
     features_table,
     identity_of,
     is_teacher,
+    kind_of,
 )
 from featurestore.selection import Selection
 from featurestore.storage import Store
@@ -103,9 +109,12 @@ class Lake:
         return Lake(self.store, self.config, check=self.first_reads.check)
 
     def snapshots(self) -> dict[str, int]:
-        """Names given to versions of the lake by `snapshot`; vacuum keeps these versions."""
-        tags = open_table(self.store, CATALOG).tags.list()
-        return {name: int(tag["version"]) for name, tag in sorted(tags.items())}
+        """Names given to versions of the lake by `snapshot`; vacuum keeps these versions.
+
+        Raises:
+            DamageError: the file of one is gone or is not what was written.
+        """
+        return read_snapshots(self.store)
 
     def snapshot(self, name: str) -> None:
         """Name this version, so that it can be opened by name and is never vacuumed.
@@ -121,8 +130,9 @@ class Lake:
             why = f"is taken by version {taken}" if taken else "can't be one: use letters _ . -"
             msg = f"snapshot '{name}' {why}"
             raise LakeError(msg)
-        with naming_full_disk(self.uri):
+        with naming_full_disk(self.uri), self.committer.exclusive():
             self.table(CATALOG).tags.create(name, self.version)
+            record_roots(self.store, self.config)
 
     def version_of(self, rel: str) -> int:
         """The version of a table that belongs to this version of the lake."""
@@ -138,6 +148,9 @@ class Lake:
     def table(self, rel: str) -> lance.LanceDataset:
         """A table of this version, opened by Lance once: it never changes."""
         if rel not in self._tables:
+            if rel not in self._versions:  # a table of an annotation, which is never changed
+                self._tables[rel] = open_table(self.store, rel)
+                return self._tables[rel]
             table = open_checked(self.store, rel, self._versions[rel], self._roots)
             self._tables[rel] = table
         return self._tables[rel]
@@ -145,7 +158,8 @@ class Lake:
     def slides(self) -> pl.LazyFrame:
         """One row per slide: identity, geometry, state, why it failed. Pictures are left out."""
         names = [name for name in self._names(SLIDES, SLIDES_SCHEMA) if name not in PICTURES]
-        return scan(functools.partial(self.table, SLIDES), names)
+        rows = scan(functools.partial(self.table, SLIDES), names)
+        return rows.filter(pl.col("state") != DROPPED)
 
     def catalog(self) -> pl.LazyFrame:
         """Where each slide's tiles are, and which teachers' features are there, with checksums."""
@@ -157,16 +171,75 @@ class Lake:
         there = set(self.table(rel).schema.names)
         return [name for name in schema.names if name in there]
 
-    def tiles(self, *, mpp: float) -> pl.LazyFrame:
-        """One row per tile, with the columns of all teachers."""
-        rel = features_table(self.known_mpp(mpp))
-        return scan(functools.partial(self.table, rel), self.table(rel).schema.names)
+    def tiles(self, *, mpp: float, dtype: str | None = None) -> pl.LazyFrame:
+        """One row per tile, with the columns of all teachers and all annotations of tiles.
 
-    def features(self, teacher: str, *, mpp: float) -> pl.LazyFrame:
-        """One row per tile: where it is, and the embedding of one teacher (null if not run)."""
+        Args:
+            mpp: of the tiles.
+            dtype: of the features: None for float16, as they are stored, or "float32", which
+                tools that know no float16 (DuckDB) need.
+
+        Raises:
+            LakeError: another dtype.
+        """
+        rel = features_table(self.known_mpp(mpp))
+        frame = scan(functools.partial(self.table, rel), self.table(rel).schema.names)
+        return as_type(frame, self.teachers(mpp=mpp), dtype)
+
+    def features(self, teacher: str, *, mpp: float, dtype: str | None = None) -> pl.LazyFrame:
+        """One row per tile: where it is, and the embedding of one teacher (null if not run).
+
+        Args:
+            teacher: whose.
+            mpp: of the tiles.
+            dtype: of the features: None for float16, as they are stored, or "float32".
+
+        Raises:
+            LakeError: the teacher has no column at this mpp, or another dtype.
+        """
         rel = features_table(self.known_mpp(mpp))
         self.check_teacher(teacher, mpp=mpp)
-        return scan(functools.partial(self.table, rel), [*TILE_COLUMNS, teacher])
+        frame = scan(functools.partial(self.table, rel), [*TILE_COLUMNS, teacher])
+        return as_type(frame, self.teachers(mpp=mpp), dtype)
+
+    def annotations(self) -> dict[str, Annotation]:
+        """Users' own columns of tiles, slides and patients, by name."""
+        found = registry.tables_of(self.table(SLIDES))
+        for mpp in self.config.mpps:
+            schema = self.table(features_table(mpp)).schema
+            for name, one in registry.columns_of(schema, mpp).items():
+                found[name] = found[name].at(mpp) if name in found else one
+        return dict(sorted(found.items()))
+
+    def annotation(self, name: str) -> pl.LazyFrame:
+        """A user's table as it is in the lake: its keys and its columns under their own names.
+
+        A table of tiles has `tile_id`, `slide_id`, `x`, `y` and `mpp`, and the tiles that have a
+        value.
+
+        Raises:
+            LakeError: there is no annotation of this name.
+        """
+        known = self.annotations()
+        if name not in known:
+            close = difflib.get_close_matches(name, known, n=1)
+            hint = f"; did you mean '{close[0]}'?" if close else ""
+            there = ", ".join(known) or "none; slidelake annotate makes them"
+            msg = f"{self.uri} has no annotation '{name}'; there are: {there}{hint}"
+            raise LakeError(msg)
+        one = known[name]
+        theirs = {column: value for value, column in one.columns.items()}
+        if one.level != TILE:
+            frame = scan(functools.partial(self.table, str(one.path)), [one.key, *theirs])
+            return frame.rename(theirs)
+        return pl.concat([self._annotated(one, mpp) for mpp in one.mpps])
+
+    def _annotated(self, one: Annotation, mpp: float) -> pl.LazyFrame:
+        there = self.tiles(mpp=mpp)
+        names = [pl.col(column).alias(value) for value, column in one.columns.items()]
+        some = pl.any_horizontal(pl.col(list(one.columns.values())).is_not_null())
+        keys = ["tile_id", "slide_id", "x", "y", pl.lit(mpp).alias("mpp")]
+        return there.filter(some).select(*keys, *names)
 
     # ------------------------------------------------------------------ what is there
 
@@ -267,8 +340,28 @@ class Lake:
             "slides": {"ready": 0, "failed": 0, **states},
             "tiles": {mpp_name(mpp): of.get((mpp, None), 0) for mpp in self.config.mpps},
             "features": features,
+            "annotations": [self._about(one) for one in self.annotations().values()],
+            "other_columns": self._other_columns(),
             "snapshots": self.snapshots(),
         }
+
+    def _about(self, one: Annotation) -> dict[str, Any]:
+        """An annotation for people: its columns as they are called in queries, with their types."""
+        names = one.columns.items()
+        columns = {
+            column if one.level == TILE else value: one.types[value] for value, column in names
+        }
+        about = {"name": one.name, "level": one.level, "rows": one.rows, "columns": columns}
+        return {**about, "mpps": list(one.mpps), "source": one.source}
+
+    def _other_columns(self) -> list[dict[str, Any]]:
+        """Columns of the features tables that are of no teacher and no annotation of ours."""
+        return [
+            {"column": field.name, "mpp": mpp, "type": str(field.type)}
+            for mpp in self.config.mpps
+            for field in self.table(features_table(mpp)).schema
+            if kind_of(field) == OTHER
+        ]
 
     def _asked(self, teacher: str, mpp: float) -> dict[str, Any]:
         """Which tiles a teacher was run on (`where`, `share`), if not on all."""

@@ -116,10 +116,6 @@ class ColumnWriter:
             raise LakeError(msg)
         self._write(slide, to_float16(features, tile_id, self.field.name))
 
-    def copy(self, slide: int, stored: npt.NDArray[np.float16]) -> None:
-        """Append features [N, D] as they are stored already, NaN of tiles not asked for too."""
-        self._write(slide, stored)
-
     def absent(self, slide: int, rows: int) -> None:
         """Append NaN for the next tiles: they are not among those that were asked for."""
         for start in range(0, rows, ABSENT_ROWS):

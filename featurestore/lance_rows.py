@@ -17,10 +17,11 @@ import numpy.typing as npt
 import pyarrow as pa
 from lance.file import LanceFileReader
 
+from featurestore.checksums import features_crc32, values_crc32
 from featurestore.errors import DamageError
 from featurestore.lance_flat import FlatColumn, Float16Array, flat_column
 from featurestore.read_errors import reading
-from featurestore.schema import TILE_COLUMNS
+from featurestore.schema import ANNOTATION, TILE_COLUMNS, kind_of
 from featurestore.storage import Store
 
 OPEN_FILES = 256
@@ -105,18 +106,20 @@ class Rows:
 
 @dataclass(frozen=True, kw_only=True)
 class _DataFile:
-    """A column's data file, and the column's place in it."""
+    """A column's data file, the column's index in it, and its place among the file's fields."""
 
     path: str
     index: int
+    place: int
+    fields: int
 
 
 class _Reader:
     """A Lance file reader for one thread at a time: Lance's own refuses to be shared."""
 
-    def __init__(self, url: str, columns: Sequence[str], options: dict[str, str]) -> None:
+    def __init__(self, file: LanceFileReader) -> None:
         self._lock = threading.Lock()
-        self._file = LanceFileReader(url, storage_options=options, columns=list(columns))
+        self._file = file
 
     def pages(self, index: int) -> Sequence[Any]:
         with self._lock:
@@ -173,8 +176,13 @@ class RowReader:
 
     def tiles(self, fragment: int, start: int, rows: int) -> pa.Table:
         """All columns of tiles of some rows of a fragment, no teacher's; errors are Lance's own."""
-        table: pa.Table = self._open(fragment, TILE_COLUMNS).take(np.arange(start, start + rows))
-        return table
+        wanted = np.arange(start, start + rows)
+        by_file: dict[str, list[str]] = {}
+        for name in TILE_COLUMNS:  # `slide_id` of a slide that was renamed has a file of its own
+            by_file.setdefault(self._data_file(fragment, name).path, []).append(name)
+        parts = [self._open(fragment, tuple(names)).take(wanted) for names in by_file.values()]
+        columns = {name: part[name] for part in parts for name in part.column_names}
+        return pa.table({name: columns[name] for name in TILE_COLUMNS})
 
     def features(self, fragment: int, start: int, rows: int, teacher: str) -> Float16Array:
         """A teacher's features [N, D] of some rows of a fragment; errors are Lance's own."""
@@ -198,21 +206,39 @@ class RowReader:
         flat = self._layout(fragment, teacher)
         if flat is None or not flat.read(part.ranges, array):
             table = self._open(fragment, (teacher,)).take(part.source)
-            array[part.target] = matrix(table[teacher])
+            array[part.target] = matrix(table.column(0))
 
     def _data_file(self, fragment: int, column: str) -> _DataFile:
         found = self._table.get_fragment(fragment)
         wanted = self._fields[column]
         for file in found.metadata.files if found else ():
             if wanted in file.fields:
-                index = file.column_indices[file.fields.index(wanted)]
-                return _DataFile(path=f"{self._rel}/data/{file.path}", index=index)
+                place = file.fields.index(wanted)
+                return _DataFile(
+                    path=f"{self._rel}/data/{file.path}",
+                    index=file.column_indices[place],
+                    place=place,
+                    fields=len(file.fields),
+                )
         msg = f"no data file holds the column '{column}'"
         raise DamageError(msg)
 
     def _opened(self, fragment: int, columns: tuple[str, ...]) -> _Reader:
         file = self._data_file(fragment, columns[0])
-        return _Reader(self.store.url(file.path), columns, self.store.lance_options)
+        open_file = functools.partial(
+            LanceFileReader,
+            self.store.url(file.path),
+            storage_options=self.store.lance_options,
+        )
+        if columns[0] in TILE_COLUMNS:
+            return _Reader(open_file(columns=list(columns)))
+        whole = open_file()
+        # A column is called there as it was when the file was written, before it was renamed.
+        names: list[str] = whole.metadata().schema.names
+        if len(names) == 1:
+            return _Reader(whole)
+        name = names[file.place] if len(names) == file.fields else columns[0]
+        return _Reader(open_file(columns=[name]))
 
     def _laid_out(self, fragment: int, teacher: str) -> FlatColumn | None:
         if not self.store.is_local:
@@ -253,3 +279,14 @@ def matrix(column: Any) -> Float16Array:  # noqa: ANN401 - an Arrow array, untyp
     values = array.values.slice(array.offset * dim, len(array) * dim)
     features: Float16Array = values.to_numpy(zero_copy_only=True).reshape(-1, dim)
     return features
+
+
+def column_crc32(table: pa.Table, column: str) -> int:
+    """Checksum of a slide's features, or of its tiles' values of an annotation.
+
+    Raises:
+        DamageError: a row has no features.
+    """
+    if kind_of(table.schema.field(column)) == ANNOTATION:
+        return values_crc32(table[column].to_pylist())
+    return features_crc32(matrix(table[column]))

@@ -16,7 +16,7 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 
-from featurestore.checksums import features_crc32, tiles_crc32
+from featurestore.checksums import tiles_crc32
 from featurestore.damage import FEATURES, SHARD, SHARD_INDEX, STRAY, TABLE, TILES, Damage, Verdict
 from featurestore.errors import DamageError, LakeError
 from featurestore.keep.file_checks import FILE_CHECKS
@@ -26,8 +26,9 @@ from featurestore.keep.lance_versions import whole_versions
 from featurestore.keep.misfits import misfits
 from featurestore.keep.reading import NO_DAMAGE, UnreadableError, read
 from featurestore.keep.roots import GONE, Roots, readable_roots
+from featurestore.keep.verified import record_verified
 from featurestore.lake import Lake
-from featurestore.lance_rows import matrix
+from featurestore.lance_rows import column_crc32
 from featurestore.lance_tables import open_table
 from featurestore.read_errors import reason_of
 from featurestore.schema import CATALOG, SLIDES, TILE_COLUMNS, features_table
@@ -85,6 +86,8 @@ def verify(
         verdict.damage += check.damage(lake)
         if missing := check.missing(lake):
             verdict.unchecked[check.name] = missing
+    if verdict.ok and sample >= 1:
+        record_verified(lake.store, lake.version)
     return verdict
 
 
@@ -160,6 +163,17 @@ def _sampled(rows: pl.DataFrame, share: float, seed: int) -> set[int] | None:
         return int.from_bytes(digest[:8]) / 2**64
 
     return {slide for slide in rows["slide"].unique().to_list() if rank(slide) < share}
+
+
+def _tiles_fault(table: pa.Table, row: Row) -> tuple[np.typing.NDArray[np.int64], str]:
+    """Keys of a slide's rows, and what is wrong with the rows; an empty text if nothing is."""
+    ids: np.typing.NDArray[np.int64] = table["tile_id"].to_numpy()
+    slides = set(zip(table["slide"].to_pylist(), table["slide_id"].to_pylist(), strict=True))
+    if len(ids) != row["tiles"] or slides != {(row["slide"], row["slide_id"])}:
+        return ids, f"rows are not the {row['tiles']} of this slide"
+    if np.any(np.diff(ids) <= 0):
+        return ids, "rows are not in the order of their keys"
+    return ids, "" if tiles_crc32(table) == row["crc32"] else "checksum of its tiles' rows differs"
 
 
 class _Grid:
@@ -270,31 +284,23 @@ class _Grid:
     ) -> np.typing.NDArray[np.int64] | None:
         try:
             table = self._range(fragment, row, at, list(TILE_COLUMNS))
+            ids, fault = read(self.lake.store, lambda: _tiles_fault(table, row))
         except UnreadableError as error:
             self._add([row], TILES, f"rows can't be read: {error}")
             return None
-        ids: np.typing.NDArray[np.int64] = table["tile_id"].to_numpy()
-        names = {(row["slide"], row["slide_id"])}
-        slides = set(zip(table["slide"].to_pylist(), table["slide_id"].to_pylist(), strict=True))
-        if len(ids) != row["tiles"] or slides != names:
-            self._add([row], TILES, f"rows are not the {row['tiles']} of this slide")
-        elif np.any(np.diff(ids) <= 0):
-            self._add([row], TILES, "rows are not in the order of their keys")
-        elif tiles_crc32(table) != row["crc32"]:
-            self._add([row], TILES, "checksum of its tiles' rows differs")
+        if fault:
+            self._add([row], TILES, fault)
         return ids
 
     def _features(self, row: Row, fragment: lance.LanceFragment, at: int) -> None:
         self.verdict.checked["features"] += 1
         try:
             table = self._range(fragment, row, at, [row["teacher"]])
-            same = features_crc32(matrix(table[row["teacher"]])) == row["crc32"]
-        except NO_DAMAGE:
-            raise
-        except (UnreadableError, LakeError, KeyError) as error:
+            crc32 = read(self.lake.store, lambda: column_crc32(table, row["teacher"]))
+        except UnreadableError as error:
             self._add([row], FEATURES, f"features can't be read: {error}")
             return
-        if not same:
+        if crc32 != row["crc32"]:
             self._add([row], FEATURES, "checksum of its features differs")
 
     def _shard(self, row: Row, tile_id: np.typing.NDArray[np.int64] | None) -> None:

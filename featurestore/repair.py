@@ -14,7 +14,6 @@ import polars as pl
 
 from featurestore.damage import (
     FEATURES,
-    FILE,
     ROOT,
     ROW,
     SHARD,
@@ -107,7 +106,7 @@ def plan_repair(lake: Lake, verdict: Verdict) -> Plan:
     by_part: dict[str, list[Damage]] = {}
     for damage in verdict.damage:
         by_part.setdefault(damage.part, []).append(damage)
-    plan = Plan(left=by_part.get(FILE, []))
+    plan = Plan(left=[one for one in verdict.damage if one.part not in _STEPS])
     for part, steps in _STEPS.items():
         plan.steps += steps(lake, _worth(by_part, part))
     plan.share = _share(lake, plan)

@@ -7,7 +7,7 @@ import functools
 import pickle
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -43,14 +43,16 @@ class Choice:
     Attributes:
         where: a predicate on the tiles' columns, as `tissue > 0.5 AND pen < 0.05`; None for all.
         share: of the tiles, the same ones for every teacher; None for all.
+        marks: of the annotations that `where` names: other values ask for other tiles.
     """
 
     where: str | None = None
     share: float | None = None
+    marks: Mapping[str, str] | None = None
 
     def identity(self) -> dict[str, Any]:
         """What of it decides the numbers of a column."""
-        found = {"where": self.where, "share": self.share}
+        found = {"where": self.where, "share": self.share, "annotations": self.marks or None}
         return {name: value for name, value in found.items() if value is not None}
 
 
@@ -137,7 +139,7 @@ class Extractor:
         for row in unit.slides:
             for writer in writers.values():
                 writer.skip(row["row_start"] - writer.rows)
-            ids, rows = _asked(store, unit, row["slide"])
+            ids, rows = _asked(store, unit, row)
             outcome.tiles += len(rows)
             put = functools.partial(_put, writers, row, ids, outcome, self._threads)
             before: tuple[Int64Array, list[Started]] | None = None
@@ -191,12 +193,13 @@ class Extractor:
                 yield places, future.result()
 
 
-def _asked(store: Store, unit: Unit, slide: int) -> tuple[Int64Array, Int64Array]:
+def _asked(store: Store, unit: Unit, row: Row) -> tuple[Int64Array, Int64Array]:
     """Keys of all tiles of a slide, and the places among them of those that are asked for."""
+    slide, where = row["slide"], row.get("where", unit.choice.where)
     ids = keys_in(store, unit.mpp, unit.fragment, slide)
     asked = np.ones(len(ids), bool)
-    if unit.choice.where is not None:
-        asked = np.isin(ids, keys_in(store, unit.mpp, unit.fragment, slide, unit.choice.where))
+    if where is not None:
+        asked = np.isin(ids, keys_in(store, unit.mpp, unit.fragment, slide, where))
     if unit.choice.share is not None:
         asked &= in_share(ids, unit.choice.share)
     return ids, np.flatnonzero(asked)

@@ -107,17 +107,17 @@ def test_ids_stay_text(tmp_path: Path, suffix: str) -> None:
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("labels.json", "", r"ends in '.json'; allowed are \.csv, \.tsv, \.xlsx, \.parquet"),
+        ("labels.json", "", r"ends in '.json'; allowed are \.csv, \.tsv, \.txt, \.xlsx"),
         ("labels.csv", "id,grade\na,1\n", r"columns \['id', 'grade'\]; none is called as ids"),
-        ("labels.xlsx", "no workbook", "cannot be read as xlsx"),
+        ("labels.xlsx", "no workbook", "can't be read as xlsx"),
         (
             "labels.csv",
             "case_id,Patient,y\na,b,1\n",
             "case_id, Patient, each of .*patient_column='c",
         ),
         ("labels.tsv", "slide_id\tFILENAME\na\tb\n", "choose one by slide_column='slide_id'"),
-        ("labels.csv", "", "cannot be read as csv"),
-        ("labels.parquet", "no parquet", "cannot be read as parquet"),
+        ("labels.csv", "", "is empty; its first row names the columns"),
+        ("labels.parquet", "no parquet", "can't be read as parquet"),
     ],
 )
 def test_unreadable_labels_are_refused(tmp_path: Path, name: str, text: str, message: str) -> None:
@@ -128,7 +128,7 @@ def test_unreadable_labels_are_refused(tmp_path: Path, name: str, text: str, mes
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(CohortError, match=r"no label file at .*nothing\.csv"):
+    with pytest.raises(CohortError, match=r"there is no table .*nothing\.csv"):
         read_labels(tmp_path / "nothing.csv")
 
 
@@ -236,7 +236,9 @@ def test_two_candidates_are_decided_by_the_user(tmp_path: Path) -> None:
     path = write(tmp_path / "l.csv", frame)
     with pytest.raises(CohortError, match=r"patient_id, CASE_ID, .* patient_column='patient_id'"):
         load_labels(path)
-    with pytest.raises(CohortError, match=r"slide_column='image', but .* has columns"):
+    with pytest.raises(
+        CohortError, match=r"slide_column='image': table .* has no column 'image'; it has"
+    ):
         load_labels(path, patient_column="CASE_ID", slide_column="image")
     found = load_labels(path, patient_column="CASE_ID", slide_column="scan")
     assert found.table.rows() == [("s1", "1", 1), ("s3", "2", 2)]

@@ -69,10 +69,9 @@ def test_every_writer_says_that_the_disk_is_full(small_disk: Lake, disk: Path) -
     before = contents(small_disk)
     (disk / "lake" / "runs" / "x").mkdir(parents=True)
     fill(disk)
-    for name, write in WRITERS.items():
+    for write in WRITERS.values():
         with pytest.raises(DiskFullError, match=r"no space left .*disk/lake.*slidelake vacuum"):
             write(open_lake(small_disk.uri))
-            pytest.fail(f"{name} wrote to a full disk")
     assert not list(disk.rglob("*.tmp"))
     assert contents(open_lake(small_disk.uri)) == before
     assert verify(open_lake(small_disk.uri)).ok
@@ -130,7 +129,7 @@ def test_slide_that_finds_no_room_has_not_failed(small_disk: Lake, disk: Path) -
 
 
 def descriptors() -> int:
-    return len(os.listdir("/proc/self/fd"))
+    return sum(1 for _ in Path("/proc/self/fd").iterdir())
 
 
 @contextlib.contextmanager
@@ -150,9 +149,9 @@ def test_lock_that_can_not_be_signed_is_given_back(
     with take(small.store):
         pass
     before = descriptors()
-    with no_file_may_grow(), pytest.raises(LakeError, match="can't be locked"):
-        with take(small.store):
-            pass
+    refused = pytest.raises(LakeError, match="can't be locked")
+    with no_file_may_grow(), refused, take(small.store):
+        pass
     assert descriptors() == before
     assert not list(Path(small.uri).glob("leases/*writer-*"))
     with take(small.store):  # nobody has it

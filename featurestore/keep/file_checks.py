@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 
+from featurestore.annotations.lance_check import verify_annotations
 from featurestore.damage import Damage
 from featurestore.keep.file_check import FileCheck
 from featurestore.keep.index_checksums import add_index_checksums, unchecked_indexes
@@ -28,6 +29,11 @@ ROOTS = FileCheck(
     add=_add_roots,
 )
 
+#: Their checksums stand in the rows, and in the configuration of `slides.lance`.
+ANNOTATIONS = FileCheck(
+    name="annotations", damage=verify_annotations, missing=lambda _: 0, add=lambda _: 0
+)
+
 #: Damage of these is found while shards are read: see `lance_verify`.
 SHARD_INDEXES = FileCheck(
     name="indexes of shards",
@@ -50,4 +56,4 @@ def _sealed(name: str, sealings: Callable[[Store], Iterator[Sealing]]) -> FileCh
 STATS = _sealed("files of statistics", sealings_of_stats)
 STUDENTS = _sealed("files of students", sealings_of_students)
 
-FILE_CHECKS: tuple[FileCheck, ...] = (ROOTS, SHARD_INDEXES, STATS, STUDENTS)
+FILE_CHECKS: tuple[FileCheck, ...] = (ROOTS, ANNOTATIONS, SHARD_INDEXES, STATS, STUDENTS)

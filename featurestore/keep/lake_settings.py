@@ -2,10 +2,8 @@
 
 from featurestore.config import LakeConfig
 from featurestore.errors import DamageError, FormatError, LakeMissingError
-from featurestore.keep.roots import readable_roots
+from featurestore.keep.roots import LAKE_FILE, readable_roots
 from featurestore.storage import Store
-
-LAKE_FILE = "lake.json"
 
 
 def read_settings(store: Store) -> LakeConfig:
@@ -17,7 +15,7 @@ def read_settings(store: Store) -> LakeConfig:
         FormatError: it was written by a newer slidelake, or is no lake's.
     """
     roots = readable_roots(store)
-    copy = roots.lake_json if roots is not None else ""
+    copy = roots.texts.get(LAKE_FILE, "") if roots is not None else ""
     if not store.exists(LAKE_FILE):
         if copy:
             raise _damaged(store, "is gone")
@@ -44,7 +42,7 @@ def settings_or_copy(store: Store) -> LakeConfig:
         roots = readable_roots(store)
         if roots is None:
             raise
-        return LakeConfig.from_json(roots.lake_json.encode(), where=store.uri)
+        return LakeConfig.from_json(roots.texts[LAKE_FILE].encode(), where=store.uri)
     except FormatError as error:
         if "up to" in str(error):  # a newer one's: no damage
             raise
@@ -67,6 +65,6 @@ def is_lake(store: Store) -> bool:
     if store.exists(LAKE_FILE):
         return True
     roots = readable_roots(store)
-    if roots is not None and roots.lake_json:
+    if roots is not None and LAKE_FILE in roots.texts:
         raise _damaged(store, "is gone")
     return False

@@ -11,8 +11,9 @@ from featurestore.damage import TABLE, Damage, Verdict
 from featurestore.errors import DamageError, LakeError
 from featurestore.keep.lake_settings import settings_or_copy
 from featurestore.keep.lance_roots import roots_damage
-from featurestore.keep.lance_versions import version_named, whole_versions
+from featurestore.keep.lance_versions import whole_versions
 from featurestore.keep.reading import NO_DAMAGE, UnreadableError, read
+from featurestore.keep.snapshots import version_named
 from featurestore.lake import Lake
 from featurestore.lance_verify import verify
 from featurestore.schema import CATALOG

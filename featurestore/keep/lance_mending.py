@@ -1,25 +1,34 @@
 """What `repair` makes again from what is whole, and how it takes out no more than is damaged."""
 
-from collections.abc import Sequence
+import uuid
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import lance
-import numpy as np
 import pyarrow as pa
 from lance import LanceOperation
+from lance.file import LanceFileWriter
 
 from featurestore import lance_features as features
-from featurestore.checksums import features_crc32, with_row_crc32
+from featurestore.checksums import with_row_crc32
 from featurestore.damage import Damage
 from featurestore.keep.lance_roots import add_checksums, record_roots
 from featurestore.keep.roots import ROOTS_FILE, readable_roots
 from featurestore.lake import Lake
-from featurestore.lance_columns import ColumnFile, ColumnWriter
 from featurestore.lance_commit import Committer
 from featurestore.lance_ledger import Change, among
-from featurestore.lance_rows import Ranges
-from featurestore.lance_tables import commit, make_index, open_table, without_rows, write_fragment
+from featurestore.lance_rows import column_crc32
+from featurestore.lance_tables import (
+    STORAGE_VERSION,
+    commit,
+    make_index,
+    open_table,
+    without_rows,
+    write_fragment,
+)
 from featurestore.schema import CATALOG, PENDING, SLIDES, SLIDES_SCHEMA, features_table
+from featurestore.storage import Store
 
 INDEXED = {SLIDES: "slide_id", CATALOG: "slide"}
 DAMAGED_ROW = "its row in slides was damaged; ingest it again"
@@ -32,10 +41,11 @@ def count_rows(lake: Lake, mpp: float, fragment: int, slides: Sequence[int]) -> 
 
 
 def mend_roots(lake: Lake, paths: Sequence[str]) -> None:
-    """Write `lake.json` again from `roots.json`, or that from a lake that was found whole."""
+    """Write files again of which `roots.json` has a copy, or that from a lake found whole."""
     roots = readable_roots(lake.store)
-    if "lake.json" in paths and roots is not None and roots.lake_json:
-        lake.store.write_bytes("lake.json", roots.lake_json.encode())
+    for path in paths:
+        if roots is not None and path in roots.texts:
+            lake.store.write_bytes(path, roots.texts[path].encode())
     if ROOTS_FILE in paths:
         with lake.committer.exclusive(recover=False):
             record_roots(lake.store, lake.config)
@@ -126,59 +136,103 @@ def _emptied(damage: Damage, names: dict[int, str], numbers: dict[str, int]) -> 
 # ---------------------------------------------------------------------- features
 
 
-def drop_features(lake: Lake, mpp: float, teacher: str, fragment: int, slides: set[int]) -> None:
-    """Take a teacher's features of some slides out of a fragment; those of all others stay.
+def drop_features(lake: Lake, mpp: float, column: str, fragment: int, slides: set[int]) -> None:
+    """Take a column's values on some slides out of a fragment; those of all others stay.
 
-    A column of a fragment is one file: it is written again with the undamaged slides' own bytes
+    A column of a fragment is one file: it is written again with the undamaged slides' own values
     and nulls for the others. Where nothing undamaged is left the column goes as a whole.
+
+    Args:
+        lake: the lake.
+        mpp: of the features table.
+        column: a teacher, or an annotation of tiles.
+        fragment: of the features table.
+        slides: numbers of the slides whose values are damaged.
     """
     committer = lake.committer
     with committer.exclusive():
         rows = committer.ledger.rows_in(mpp, fragment)
-        theirs = [row for row in rows if row["teacher"] == teacher]
-        kept = [row for row in theirs if row["slide"] not in slides]
-        file = _without_slides(lake.refreshed(), mpp, kept, fragment) if kept else None
-        if file is None:
-            committer.apply([features.drop_column(lake.store, mpp, teacher, [fragment])])
+        table = open_table(lake.store, features_table(mpp))
+        parts = list(_undamaged(table, column, rows, fragment, slides))
+        if not parts:
+            committer.apply([features.drop_column(lake.store, mpp, column, [fragment])])
             return
-        gone = sorted({row["slide"] for row in theirs} - set(file.crc32))
-        drop = f"mpp = {mpp} AND teacher = '{teacher}' AND {among(gone)}"
-        committer.apply([_replace_column(committer, mpp, file, Change(drop=drop))])
+        path = _write_column(table, lake.store, column, fragment, parts)
+        kept = {part.slide for part in parts}
+        gone = {row["slide"] for row in rows if row["teacher"] == column} - kept
+        drop = f"mpp = {mpp} AND teacher = '{column}' AND {among(sorted(gone))}"
+        committer.apply([_replace_column(committer, mpp, fragment, path, Change(drop=drop))])
 
 
-def _without_slides(
-    lake: Lake, mpp: float, kept: Sequence[dict[str, Any]], fragment: int
-) -> ColumnFile | None:
-    """The column of a fragment with these slides' features only; None if none is whole."""
-    table = lake.table(features_table(mpp))
-    teacher = kept[0]["teacher"]
-    field = table.schema.field(teacher)
-    reader = lake.row_reader(mpp=mpp)
-    with ColumnWriter(lake.store, mpp, field, fragment) as writer:
-        for row in sorted(kept, key=lambda row: int(row["row_start"])):
-            place = Ranges(
-                fragment=np.array([fragment]),
-                start=np.array([row["row_start"]]),
-                rows=np.array([row["tiles"]]),
-            )
-            stored = reader.read(place, [teacher]).by_teacher[teacher]
-            if features_crc32(stored) == row["crc32"]:
-                writer.skip(row["row_start"] - writer.rows)
-                writer.copy(row["slide"], stored)
-        writer.skip(table.get_fragment(fragment).physical_rows - writer.rows)
-    file = writer.finish()
-    return file if file.crc32 else None
+@dataclass(frozen=True, kw_only=True)
+class _Part:
+    """The values of a column on one slide, and the row of the fragment that they begin at."""
+
+    slide: int
+    row_start: int
+    values: pa.Table
 
 
-def _replace_column(committer: Committer, mpp: float, file: ColumnFile, change: Change) -> Change:
+def _undamaged(
+    table: lance.LanceDataset,
+    column: str,
+    rows: Sequence[dict[str, Any]],
+    fragment: int,
+    damaged: set[int],
+) -> Iterator[_Part]:
+    """Values of a column in a fragment that are what the catalog says, slide after slide."""
+    theirs = {row["slide"]: row for row in rows if row["teacher"] == column}
+    here = table.get_fragment(fragment)
+    live = 0  # rows before this slide that are not deleted: those are what Lance counts
+    tiles = sorted((row for row in rows if row["teacher"] is None), key=lambda r: r["row_start"])
+    for row in tiles:
+        if row["slide"] in theirs and row["slide"] not in damaged:
+            scanner = here.scanner(columns=[column], offset=live, limit=row["tiles"])
+            values = scanner.to_table()
+            if column_crc32(values, column) == theirs[row["slide"]]["crc32"]:
+                yield _Part(slide=row["slide"], row_start=row["row_start"], values=values)
+        live += row["tiles"]
+
+
+def _write_column(
+    table: lance.LanceDataset, store: Store, column: str, fragment: int, parts: Sequence[_Part]
+) -> str:
+    """Write a column of a fragment anew, with nulls between the parts; its file's name."""
+    field = table.schema.field(column)
+    schema = pa.schema([field])
+    path = f"{uuid.uuid4()}.lance"
+    writer = LanceFileWriter(
+        f"{table.uri}/data/{path}",
+        schema,
+        version=STORAGE_VERSION,
+        storage_options=store.lance_options,
+    )
+    at = 0
+    for start, values in [
+        *((part.row_start, part.values) for part in parts),
+        (table.get_fragment(fragment).physical_rows, None),
+    ]:
+        if start > at:
+            nulls = pa.nulls(start - at, field.type)
+            writer.write_batch(pa.record_batch([nulls], schema=schema))
+        at = start
+        for batch in [] if values is None else values.cast(schema).to_batches():
+            writer.write_batch(batch)
+            at += batch.num_rows
+    writer.close()
+    return path
+
+
+def _replace_column(
+    committer: Committer, mpp: float, fragment: int, path: str, change: Change
+) -> Change:
     rel = features_table(mpp)
     table = open_table(committer.store, rel)
-    data_file = lance.fragment.DataFile.create(table, file.path)
-    group = LanceOperation.DataReplacementGroup(file.fragment, data_file)
+    data_file = lance.fragment.DataFile.create(table, path)
     commit(
         committer.store,
         rel,
-        LanceOperation.DataReplacement([group]),
+        LanceOperation.DataReplacement([LanceOperation.DataReplacementGroup(fragment, data_file)]),
         read_version=table.version,
         properties=change.properties(),
     )

@@ -13,9 +13,9 @@ import lance
 
 from featurestore.config import LakeConfig
 from featurestore.damage import TABLE_INDEX, Damage
-from featurestore.errors import DamageError, LakeError
+from featurestore.errors import LakeError
 from featurestore.keep.lance_checked_rows import checked_rows
-from featurestore.keep.lance_roots import LAST_VERSION, TAGS, file_damage, lake_tables, table_files
+from featurestore.keep.lance_roots import LAST_VERSION, file_damage, lake_tables, table_files
 from featurestore.keep.misfits import misfits
 from featurestore.keep.reading import NO_DAMAGE, UnreadableError, read
 from featurestore.keep.roots import Roots, damaged_files, readable_roots
@@ -39,27 +39,6 @@ def versions_of(store: Store, rel: str) -> list[int]:
     ]
     half = LAST_VERSION // 2
     return sorted(LAST_VERSION - number if number > half else number for number in numbers)
-
-
-def version_named(store: Store, name: str) -> int:
-    """Return the number of a version of a lake that is given as a number or a snapshot's name.
-
-    Raises:
-        LakeError: there is no such snapshot, or its file is damaged.
-    """
-    if name.isdecimal():
-        return int(name)
-    try:
-        return int(json.loads(store.read_bytes(f"{TAGS}/{name}.json"))["version"])
-    except FileNotFoundError as error:
-        names = [file.removesuffix(".json") for file in store.names(TAGS)]
-        msg = f"{store.uri} has no snapshot '{name}'; it has: {', '.join(names) or 'none'}"
-        raise LakeError(msg) from error
-    except (ValueError, KeyError, TypeError) as error:
-        if isinstance(error, LakeError):
-            raise
-        msg = f"snapshot '{name}' of {store.uri} is damaged; give its version as a number"
-        raise DamageError(msg) from error
 
 
 def tables_at(store: Store, config: LakeConfig, version: int) -> dict[str, int] | None:

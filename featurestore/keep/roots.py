@@ -17,6 +17,8 @@ from featurestore.errors import DamageError
 from featurestore.storage import Store
 
 ROOTS_FILE = "roots.json"
+LAKE_FILE = "lake.json"
+TAGS = "catalog.lance/_refs/tags"
 CHUNK_BYTES = 1 << 24
 GONE = "is gone"
 
@@ -31,7 +33,7 @@ class Roots:
         older: the same for indexes that only earlier versions are read by.
         unchecked: files that were there before checksums of files were kept.
         lost: versions of tables that stand in for versions whose manifests were lost.
-        lake_json: the text of `lake.json`, which never changes.
+        texts: the text of `lake.json`, which never changes, and of the files of snapshots, by path.
     """
 
     tables: dict[str, int]
@@ -39,7 +41,7 @@ class Roots:
     older: dict[str, list[int]] = field(default_factory=dict)
     unchecked: list[str] = field(default_factory=list)
     lost: dict[str, list[int]] = field(default_factory=dict)
-    lake_json: str = ""
+    texts: dict[str, str] = field(default_factory=dict)
 
     @property
     def recorded(self) -> dict[str, list[int]]:
