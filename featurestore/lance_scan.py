@@ -15,6 +15,7 @@ from polars.io.plugins import register_io_source
 
 from featurestore.errors import LakeError
 from featurestore.pushdown import Schema, lance_filter
+from featurestore.read_errors import LakeUri, reading
 
 BATCH_ROWS = 8192
 BATCH_BYTES = 16 << 20  # of a batch; Lance decodes several at once
@@ -91,10 +92,12 @@ def _read(
 ) -> Iterator[pa.RecordBatch]:
     """Rows from `start` on, counted among those that the filter lets through, in their order."""
     rows = min(BATCH_ROWS, max(1, BATCH_BYTES // _row_bytes(table.schema, names)))
-    scanner = table.scanner(
-        columns=names, filter=pushed, offset=start, limit=limit, batch_size=rows
-    )
-    yield from scanner.to_batches()
+    name = table.uri.rstrip("/").rpartition("/")[2]
+    with reading(LakeUri(table.uri), f"table {name} can't be read"):
+        scanner = table.scanner(
+            columns=names, filter=pushed, offset=start, limit=limit, batch_size=rows
+        )
+        yield from scanner.to_batches()
 
 
 def _row_bytes(schema: pa.Schema, names: Sequence[str]) -> int:
