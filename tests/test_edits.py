@@ -301,4 +301,4 @@ def test_a_table_of_an_annotation_is_verified_and_copied(lake: Lake, tmp_path: P
     assert len(tables()) == 2
     vacuum(lake.refreshed(), keep=1)
     assert len(tables()) == 1
-    assert whole(twin) == whole(lake.refreshed())
+    assert whole(twin.refreshed()) == whole(lake.refreshed())
