@@ -17,10 +17,12 @@ from featurestore.annotations.model import TILE, Annotation
 from featurestore.bags import Bag, names_of, read_bag
 from featurestore.config import LakeConfig
 from featurestore.errors import DamageError, LakeError
+from featurestore.first_reads import FIRST_READ, Check, FirstReads
 from featurestore.full_disk import naming_full_disk
 from featurestore.ids import mpp_code, mpp_name
-from featurestore.keep.lance_roots import newest_catalog, open_checked
+from featurestore.keep.lance_roots import newest_catalog, open_checked, record_roots
 from featurestore.keep.roots import readable_roots
+from featurestore.keep.snapshots import read_snapshots
 from featurestore.lance_commit import FEW_SLIDES, Committer
 from featurestore.lance_ledger import root_versions
 from featurestore.lance_nearest import Asked, nearest, queries_of, slide_filter
@@ -28,6 +30,7 @@ from featurestore.lance_rows import RowReader
 from featurestore.lance_scan import as_type, scan
 from featurestore.lance_tables import open_table
 from featurestore.pairs import Pairs, read_pairs
+from featurestore.read_errors import ADVICE
 from featurestore.schema import (
     CATALOG,
     CATALOG_SCHEMA,
@@ -62,6 +65,8 @@ class Lake:
         store: the lake's files.
         config: its settings.
         version: the version to read, or None for the newest.
+        check: whether slides are compared with their checksums at their first read: see
+            `open_lake`.
         believed: whether tables are opened as they are, without a look at `roots.json`: for those
             who look for damage themselves.
     """
@@ -71,10 +76,12 @@ class Lake:
         store: Store,
         config: LakeConfig,
         version: int | None = None,
+        check: Check | None = FIRST_READ,
         *,
         believed: bool = False,
     ) -> None:
         self.store, self.config = store, config
+        self.first_reads = FirstReads(check)
         #: Whether a version was asked for; if not, the newest was opened.
         self.is_pinned = version is not None
         self._roots = None if believed else readable_roots(store)
@@ -89,8 +96,8 @@ class Lake:
     def _at(self, version: int) -> lance.LanceDataset:
         return open_checked(self.store, CATALOG, version, self._roots)
 
-    def __reduce__(self) -> tuple[type["Lake"], tuple[Store, LakeConfig, int]]:
-        return Lake, (self.store, self.config, self.version)
+    def __reduce__(self) -> tuple[type["Lake"], tuple[Store, LakeConfig, int, Check | None]]:
+        return Lake, (self.store, self.config, self.version, self.first_reads.check)
 
     @property
     def uri(self) -> str:
@@ -99,12 +106,15 @@ class Lake:
 
     def refreshed(self) -> "Lake":
         """The same lake at its newest version."""
-        return Lake(self.store, self.config)
+        return Lake(self.store, self.config, check=self.first_reads.check)
 
     def snapshots(self) -> dict[str, int]:
-        """Names given to versions of the lake by `snapshot`; vacuum keeps these versions."""
-        tags = open_table(self.store, CATALOG).tags.list()
-        return {name: int(tag["version"]) for name, tag in sorted(tags.items())}
+        """Names given to versions of the lake by `snapshot`; vacuum keeps these versions.
+
+        Raises:
+            DamageError: the file of one is gone or is not what was written.
+        """
+        return read_snapshots(self.store)
 
     def snapshot(self, name: str) -> None:
         """Name this version, so that it can be opened by name and is never vacuumed.
@@ -120,8 +130,9 @@ class Lake:
             why = f"is taken by version {taken}" if taken else "can't be one: use letters _ . -"
             msg = f"snapshot '{name}' {why}"
             raise LakeError(msg)
-        with naming_full_disk(self.uri):
+        with naming_full_disk(self.uri), self.committer.exclusive():
             self.table(CATALOG).tags.create(name, self.version)
+            record_roots(self.store, self.config)
 
     def version_of(self, rel: str) -> int:
         """The version of a table that belongs to this version of the lake."""
@@ -369,26 +380,29 @@ class Lake:
         names = names_of(teachers)
         for name in names:
             self.check_teacher(name, mpp=mpp)
-        selection = Selection(self._bag_row(slide_id, names, mpp), self.known_mpp(mpp))
-        return read_bag(self.row_reader(mpp=mpp), selection, names)
+        selection = self._bag_place(slide_id, names, mpp)
+        return read_bag(self.row_reader(mpp=mpp), selection, names, self.first_reads)
 
-    def _bag_row(self, slide_id: str, teachers: Sequence[str], mpp: float) -> pl.DataFrame:
+    def _bag_place(self, slide_id: str, teachers: Sequence[str], mpp: float) -> Selection:
+        """Where the rows of a slide with features of all teachers are, and what they sum to."""
         named = ", ".join(f"'{name}'" for name in teachers)
-        found = self._catalog_of(f"teacher IN ({named})", mpp, [slide_id])
-        missing = [name for name in teachers if name not in found["teacher"].to_list()]
+        rows = self._catalog_of(f"(teacher IS NULL OR teacher IN ({named}))", mpp, [slide_id])
+        tiles = rows.filter(pl.col("teacher").is_null())
+        crc32 = dict(rows.select("teacher", "crc32").iter_rows())
+        missing = [name for name in teachers if name not in crc32]
         if missing:
-            tiles = self.tiles_of(mpp=mpp, slide_ids=[slide_id])["tiles"].to_list()
             msg = f"slide '{slide_id}' is not in {self.uri} at mpp {mpp_name(mpp)}"
-            if tiles:
+            if tiles.height:
                 msg = f"slide '{slide_id}' has no features of '{missing[0]}' yet: run extract"
-            if tiles == [0]:
+            if tiles["tiles"].to_list() == [0]:
                 msg = f"slide '{slide_id}' has no tiles at mpp {mpp_name(mpp)}: it has no tissue"
             raise LakeError(msg)
-        place = found.select("slide", "slide_id", "fragment", "row_start", "tiles").unique()
-        if place.height != 1:
-            msg = f"slide '{slide_id}': the catalog gives {named} different rows; run verify"
+        place = rows.select("slide", "slide_id", "fragment", "row_start", "tiles").unique()
+        if place.height != 1 or tiles.height != 1:
+            what = f"slide '{slide_id}': the catalog gives {named} other rows than its tiles"
+            msg = f"{what}; {ADVICE}"
             raise DamageError(msg)
-        return place
+        return Selection(tiles, self.known_mpp(mpp), {name: [crc32[name]] for name in teachers})
 
     def row_reader(self, *, mpp: float) -> RowReader:
         """What reads ranges of rows at an mpp; it keeps files open."""

@@ -199,16 +199,17 @@ class Committer:
         transaction.transaction_properties = group.last() if group else {}
         commit_transaction(self.store, SLIDES, transaction)
 
-    def drop_slides(self, slides: Sequence[Row]) -> None:
+    def drop_slides(self, slides: Sequence[Row], mpps: Sequence[float] | None = None) -> None:
         """Take tiles and features of slides out, so that the next ingest makes them again.
 
         Args:
             slides: whole rows of `slides`; their state becomes pending.
+            mpps: where; None for all mpps.
         """
         with self.exclusive():
             numbers = [row["slide"] for row in slides]
             group = Group()
-            for mpp in self.config.mpps:
+            for mpp in self.config.mpps if mpps is None else mpps:
                 self._check()
                 features.drop_tiles(self.ledger, mpp, numbers, group)
             self._put_slides([{**row, "state": PENDING} for row in slides], group)

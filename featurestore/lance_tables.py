@@ -58,9 +58,10 @@ def add_missing_columns(store: Store, rel: str, schema: pa.Schema) -> None:
         table.add_columns(missing)
 
 
-def make_index(store: Store, rel: str, column: str) -> None:
+def make_index(store: Store, rel: str, column: str, *, replace: bool = False) -> None:
     """Index a column by a B-tree, so that a look-up by it costs the same at any size."""
-    open_table(store, rel).create_scalar_index(column, "BTREE", name=f"{column}_idx")
+    table = open_table(store, rel)
+    table.create_scalar_index(column, "BTREE", name=f"{column}_idx", replace=replace)
 
 
 def keep_indexed(store: Store, rel: str, *, fragments: int, rows: int) -> None:

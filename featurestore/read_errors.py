@@ -66,7 +66,7 @@ def meaning_of(error: BaseException, store: Explaining, what: str) -> LakeError:
         return type(told)(f"{what}: {told}") if isinstance(told, AccessError) else told
     if isinstance(error, LakeError) and not isinstance(error, DamageError):
         return error
-    text = reason_of(error)
+    text = str(error) if isinstance(error, LakeError) else reason_of(error)
     return DamageError(f"{what}: {text}" if ADVICE in text else f"{what}: {text}; {ADVICE}")
 
 

@@ -161,7 +161,7 @@ class ShardReader:
         if index_crc32 not in {None, index.crc32}:
             what = "can't be read: its index is not the one that was written"
             raise self._damaged(what)
-        self.tile_id = index.tile_id
+        self.index, self.tile_id = index, index.tile_id
         self._offset, self._size = index.offset, index.size
 
     @classmethod

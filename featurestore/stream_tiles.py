@@ -115,6 +115,9 @@ class TileSource:
             DamageError: a table or a shard is not as it was written; slide and tile are named.
         """
         located = self.selection.locate(rows)
+        slides = np.unique(located.slide).tolist()
+        # All of a slide is read once before its first block is used, here, in a reading thread.
+        self._lake.first_reads.compare(self._reader, self.selection, slides, list(self._dims))
         self._reader.fill(located.ranges, into, at)
         tile_id = into.tile_id[at : at + len(rows)]
         self.selection.check(located, tile_id)

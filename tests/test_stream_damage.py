@@ -112,7 +112,7 @@ def test_a_catalog_that_names_other_rows_is_damage(tmp_path: Path) -> None:
     lake = make(tmp_path / "lake")
     stream = lake.stream("packed", **SMALL)
     stream._selection._start = stream._selection._start[::-1].copy()
-    with pytest.raises(DamageError, match=r"slide \w at mpp 0\.5: rows are not those|fragment"):
+    with pytest.raises(DamageError, match=r"slide \w at mpp 0\.5: rows are not those|its tiles"):
         list(stream)
 
 

@@ -87,7 +87,8 @@ def halves(tiles: pl.DataFrame) -> Iterator[Damage]:
     slide have one mark. A slide that was cut again and published by halves has two.
     """
     mark = pl.col("shard").str.split("-").list.last().str.strip_suffix(".tar")
-    marked = tiles.filter(pl.col("shard").is_not_null()).with_columns(mark=mark)
+    with_tiles = tiles.filter(pl.col("shard").is_not_null(), pl.col("tiles") > 0)
+    marked = with_tiles.with_columns(mark=mark)
     mixed = marked.group_by("slide", "slide_id").agg(
         pl.col("mark").n_unique().alias("marks"), pl.col("mpp").sort()
     )
