@@ -14,6 +14,7 @@ from featurestore import Lake, LakeError, compact, open_lake, repair, vacuum, ve
 from featurestore.annotations.annotate import annotate, set_patients
 from featurestore.edits import drop, rename
 from featurestore.keep.lance_copy import copy_lake
+from featurestore.keep.lance_restore import restore
 from featurestore.lance_commit import Committer
 from featurestore.lance_tables import open_table
 from featurestore.schema import features_table
@@ -145,6 +146,10 @@ def test_annotations_are_renamed_and_dropped(lake: Lake) -> None:
     assert after.refreshed().annotations() == {}
     assert "area" not in after.refreshed().tiles(mpp=0.5).collect_schema()
     assert list(open_lake(lake.uri, version=after.version).annotations()) == ["area", "grades"]
+    before = whole(after)
+    restore(lake.uri, after.version)
+    assert whole(lake.refreshed()) == before
+    assert verify(lake.refreshed()).ok
 
 
 def test_what_names_a_dropped_teacher_is_said(lake: Lake) -> None:
