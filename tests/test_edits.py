@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import polars as pl
+import pyarrow as pa
 import pytest
 
 from featurestore import Lake, LakeError, compact, open_lake, repair, vacuum, verify
@@ -240,14 +241,29 @@ def test_an_edit_that_is_killed_is_seen_before_or_after(
     assert verify(open_lake(folder)).ok
 
 
+def by_hand(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """Columns of lists, structs and vectors of float32, as somebody may add them."""
+    rows = batch.num_rows
+    vectors = pa.array([[1.0, 2.0]] * rows, pa.list_(pa.float32(), 2))
+    lists, structs = pa.array([[1, 2]] * rows), pa.array([{"u": 1}] * rows)
+    return pa.record_batch([lists, structs, vectors], names=["pairs", "facts", "short"])
+
+
 def test_a_column_that_somebody_added_by_hand_breaks_nothing(lake: Lake) -> None:
     for mpp in lake.config.mpps:
         table = open_table(lake.store, features_table(mpp))
         table.add_columns({"mine": "x * 2", "words": "slide_id"})
+        open_table(lake.store, features_table(mpp)).add_columns(by_hand, read_columns=["x"])
     lake.committer.recover()
     lake = lake.refreshed()
     assert [row["teacher"] for row in lake.info()["features"]] == ["t", "u", "t", "u"]
-    assert {row["column"] for row in lake.info()["other_columns"]} == {"mine", "words"}
+    assert {row["column"] for row in lake.info()["other_columns"]} == {
+        "mine",
+        "words",
+        "pairs",
+        "facts",
+        "short",
+    }
     assert verify(lake).ok
     assert lake.bags("t", mpp=0.5)[0].features.shape == (5, 6)
     batches = list(lake.stream("t", mpp=0.5, batch_tiles=4))
@@ -259,6 +275,12 @@ def test_a_column_that_somebody_added_by_hand_breaks_nothing(lake: Lake) -> None
     frame = lake.tiles(mpp=0.5).filter(pl.col("slide_id") != "d").collect()
     assert (frame["mine"] == frame["x"] * 2).all()
     assert (frame["words"] == frame["slide_id"]).all()
+    assert frame["pairs"].to_list() == [[1, 2]] * 12
+    assert frame["facts"].to_list() == [{"u": 1}] * 12
+    assert frame["short"].to_list() == [[1.0, 2.0]] * 12
+    before = lake.bag("b", "t", mpp=0.5).features.copy()
+    rename(lake, "t", "w")  # it lies in one file with the lists and structs
+    assert np.array_equal(lake.refreshed().bag("b", "w", mpp=0.5).features, before)
     with pytest.raises(LakeError, match="'mine' is a column of other kind"):
         add_teacher(lake, "mine")
 
