@@ -4,7 +4,7 @@ import contextlib
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import polars as pl
@@ -19,6 +19,7 @@ from featurestore.keep.lance_restore import restore
 from featurestore.lance_commit import Committer
 from featurestore.lance_tables import open_table
 from featurestore.schema import features_table
+from tests.s3 import Bucket
 from tests.small_lake import add_slides, add_teacher, contents
 
 REGIONS = pl.DataFrame({"slide_id": ["a", "c"], "x": [0, 300], "y": [9, 9], "mark": ["T", "S"]})
@@ -185,11 +186,11 @@ class DyingCommitter(Committer):
     """Counts its commits, from the lock on."""
 
     @contextlib.contextmanager
-    def exclusive(self) -> Iterator[None]:
+    def exclusive(self, *, recover: bool = True) -> Iterator[Self]:
         """As its parent, and then the clock runs."""
-        with super().exclusive():
+        with super().exclusive(recover=recover):
             self._check = self._count
-            yield
+            yield self
 
     def _count(self) -> None:
         DyingLake.dies_at -= 1
@@ -308,6 +309,11 @@ def test_damage_to_an_annotation_of_tiles_is_found_and_taken_out(lake: Lake) -> 
     assert left == set(before["slide_id"]) - {slide}
 
 
+def tables_of_annotations(lake: Lake) -> set[str]:
+    """Folders in which there are files."""
+    return {file.path.split("/")[1] for file in lake.store.walk("annotations")}
+
+
 def test_a_table_of_an_annotation_is_verified_and_copied(lake: Lake, tmp_path: Path) -> None:
     rename(lake, "a", "A")  # leaves the table of before for the versions of before
     copied = copy_lake(lake.uri, tmp_path / "copy")
@@ -327,8 +333,19 @@ def test_a_table_of_an_annotation_is_verified_and_copied(lake: Lake, tmp_path: P
         twin, GRADES.with_columns(slide_id=pl.Series(["A", "b"])), "clinical", replace_old=True
     )
     assert verify(twin.refreshed()).ok
-    tables = lambda: {file.path.split("/")[1] for file in lake.store.walk("annotations")}  # noqa: E731
-    assert len(tables()) == 2
+    assert len(tables_of_annotations(lake)) == 2
     vacuum(lake.refreshed(), keep=1)
-    assert len(tables()) == 1
+    assert len(tables_of_annotations(lake)) == 1
     assert whole(twin.refreshed()) == whole(lake.refreshed())
+
+
+@pytest.mark.slow
+def test_a_lake_in_a_bucket_is_edited_alike(bucket: Bucket, lake: Lake) -> None:
+    twin = open_lake(copy_lake(lake.uri, bucket.uri).uri)
+    for opened in (lake, twin):
+        annotate(opened, GRADES.with_columns(late=pl.lit(1.5)), "late")
+        rename(opened.refreshed(), "a", "A")
+        drop(opened.refreshed(), "teacher", ["u"])
+        rename(opened.refreshed(), "region", "area")
+    assert whole(twin.refreshed()) == whole(lake.refreshed())
+    assert verify(twin.refreshed()).ok
