@@ -7,6 +7,7 @@ what they name. A table that can't be read in full is named as a whole, all else
 """
 
 import hashlib
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
@@ -200,10 +201,10 @@ class _Grid:
     def check(self, chosen: set[int] | None, on_slide: Callable[[int], None]) -> None:
         """Check every fragment, and the chosen slides (all if None) in full."""
         fragments = {f.fragment_id: f for f in read(self.lake.store, self.table.get_fragments)}
-        numbers = self.rows["fragment"].unique(maintain_order=True).to_list()
+        numbers: list[int] = self.rows["fragment"].unique(maintain_order=True).to_list()
         starts = self.rows["fragment"].search_sorted(pl.Series(numbers, dtype=pl.Int64)).to_list()
-        for number, start, stop in zip(
-            numbers, starts, [*starts[1:], self.rows.height], strict=True
+        for number, (start, stop) in zip(
+            numbers, itertools.pairwise([*starts, self.rows.height]), strict=True
         ):
             part = self.rows.slice(start, stop - start).to_dicts()
             self._fragment(number, fragments.get(number), part, chosen, on_slide)
