@@ -24,6 +24,7 @@ from featurestore.keep.lance_roots import newest_catalog, open_checked, record_r
 from featurestore.keep.roots import readable_roots
 from featurestore.keep.snapshots import read_snapshots
 from featurestore.lance_commit import FEW_SLIDES, Committer
+from featurestore.lance_counts import count_states, count_tiles
 from featurestore.lance_ledger import root_versions
 from featurestore.lance_nearest import Asked, nearest, queries_of, slide_filter
 from featurestore.lance_rows import RowReader
@@ -316,9 +317,8 @@ class Lake:
 
     def info(self) -> dict[str, Any]:
         """What the lake holds: format, version, slides, tiles, features."""
-        states = dict(self.slides().group_by("state").len().collect().iter_rows())
-        counts = self.catalog().group_by("mpp", "teacher").agg(pl.col("tiles").sum()).collect()
-        of = {(mpp, teacher): int(tiles) for mpp, teacher, tiles in counts.iter_rows()}
+        states = count_states(self.table(SLIDES))
+        of = count_tiles(self.table(CATALOG)).tiles
         features = [
             {
                 "teacher": teacher,
@@ -338,7 +338,7 @@ class Lake:
             "tile_px": self.config.tile_px,
             "stride_px": self.config.step_px,
             "slides": {"ready": 0, "failed": 0, **states},
-            "tiles": {mpp_name(mpp): of.get((mpp, None), 0) for mpp in self.config.mpps},
+            "tiles": {mpp_name(mpp): of[mpp, None] for mpp in self.config.mpps},
             "features": features,
             "annotations": [self._about(one) for one in self.annotations().values()],
             "other_columns": self._other_columns(),

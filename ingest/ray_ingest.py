@@ -11,12 +11,16 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Unpack
 
+import polars as pl
+
 from cluster import progress, ray_session
 from featurestore import LakeConfig, SlideCut, Store, Vacuumed, create_lake, free_old_versions
 from featurestore.full_disk import DiskFullError
 from featurestore.ids import mpp_name
 from featurestore.lake import Lake
+from featurestore.lance_counts import count_tiles
 from featurestore.lock import writer_lease
+from featurestore.schema import CATALOG
 from ingest.apart import cut_apart
 from ingest.contact_sheet import write_contact_sheet
 from ingest.cut import failure
@@ -197,8 +201,10 @@ def _outcomes(
 
 
 def _result(lake: Lake, slide_ids: Sequence[str]) -> IngestResult:
-    slides = lake.slides().select("slide_id", "state", "reason", "reader").collect()
-    asked = slides.filter(slides["slide_id"].is_in(list(slide_ids)))
+    wanted = pl.col("slide_id").is_in(list(slide_ids))
+    columns = ["slide_id", "state", "reason", "reader"]
+    asked = lake.slides().filter(wanted).select(columns).collect()
+    tiles = count_tiles(lake.table(CATALOG)).tiles
     ready, failed = (asked.filter(asked["state"] == state) for state in ("ready", "failed"))
     return IngestResult(
         ready=ready.height,
@@ -206,8 +212,6 @@ def _result(lake: Lake, slide_ids: Sequence[str]) -> IngestResult:
             {"slide": slide, "reason": reason}
             for slide, reason in failed.select("slide_id", "reason").iter_rows()
         ],
-        tiles={
-            mpp_name(mpp): int(lake.tiles_of(mpp=mpp)["tiles"].sum()) for mpp in lake.config.mpps
-        },
+        tiles={mpp_name(mpp): tiles[mpp, None] for mpp in lake.config.mpps},
         readers=dict(ready["reader"].value_counts().iter_rows()),
     )
