@@ -1,5 +1,6 @@
 """What is built is whole, and runs from an environment of its own in another folder."""
 
+import importlib
 import json
 import os
 import subprocess
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+import slidelake
 from slidelake import PACKAGES, PUBLIC
 from tests.conftest import ROOT
 
