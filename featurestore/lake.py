@@ -239,7 +239,7 @@ class Lake:
         there = self.tiles(mpp=mpp)
         names = [pl.col(column).alias(value) for value, column in one.columns.items()]
         some = pl.any_horizontal(pl.col(list(one.columns.values())).is_not_null())
-        keys = ["tile_id", "slide_id", "x", "y", pl.lit(mpp).alias("mpp")]
+        keys = [pl.col("tile_id", "slide_id", "x", "y"), pl.lit(mpp).alias("mpp")]
         return there.filter(some).select(*keys, *names)
 
     # ------------------------------------------------------------------ what is there

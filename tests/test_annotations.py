@@ -12,8 +12,10 @@ import pytest
 
 import slidelake as front
 from distill.evaluate_labels import read_labels as read_tile_classes
+from downstream import CohortError, run_mil, run_survival
 from downstream.cohorts.cohort import load_labels, patient_table
 from downstream.probes.labels import read_tile_labels
+from downstream.probes.tiles import run_probe
 from featurestore import IdentityError, Lake, LakeConfig, LakeError, create_lake, open_lake, query
 from featurestore.annotations.annotate import annotate, set_patients, tcga_patients
 from featurestore.annotations.model import AnnotationError
@@ -22,6 +24,7 @@ from featurestore.annotations.where import Where
 from featurestore.interop import export_folder
 from featurestore.lance_columns import keys_in
 from ingest.ray_extract import _choice
+from tests.conftest import ROOT
 from tests.small_lake import add_slides, add_teacher
 
 REGIONS = pl.DataFrame(
@@ -185,6 +188,17 @@ def test_labels_are_read_from_the_lake(lake: Lake) -> None:
         labels_of(lake, "lake:regio")
 
 
+def test_studies_ask_the_lake_for_their_labels(lake: Lake) -> None:
+    """As far as they go without a training: the columns that they name are the annotation's."""
+    for labels, columns in (("clinical", "grade, stage, seen"), ("people", "sex")):
+        with pytest.raises(CohortError, match=f"no column 'side'; they have {columns}"):
+            run_mil(lake.uri, f"lake:{labels}", "side", ["t"], mpps=[0.5])
+        with pytest.raises(CohortError, match=f"no column 'time'; they have {columns}"):
+            run_survival(lake.uri, f"lake:{labels}", "time", "e", ["t"], mpps=[0.5])
+    with pytest.raises(CohortError, match="lacks side"):
+        run_probe(lake.uri, "lake:region", "side", ["t"], mpp=0.5)
+
+
 def test_predicates_name_annotations_of_tiles_slides_and_patients(lake: Lake) -> None:
     def asked(text: str) -> dict[str, int]:
         where = Where(lake, text)
@@ -296,11 +310,15 @@ def test_duckdb_reads_features_as_float32(lake: Lake) -> None:
     halves = lake.features("t", mpp=0.5).collect()
     with pytest.raises(duckdb.NotImplementedException, match="Unsupported Internal Arrow Type"):
         duckdb.sql("SELECT * FROM halves")
-    tiles = lake.features("t", mpp=0.5, dtype="float32")
-    own = duckdb.sql('SELECT slide_id, list_sum("t"::FLOAT[]) AS total FROM tiles ORDER BY tile_id')
-    assert tiles.collect_schema()["t"] == pl.Array(pl.Float32, 6)
-    sums = halves.sort("tile_id")["t"].to_numpy().astype(np.float64).sum(axis=1)
-    assert np.allclose([total for _, total in own.fetchall()], sums, atol=1e-5)
+    page = (ROOT / "docs" / "questions.md").read_text()
+    names: dict[str, Any] = {"lake": lake, "teacher": "t"}
+    exec(page.split("```python duckdb\n")[1].split("```")[0], names)
+    stored = halves.sort("tile_id").select("slide_id", "t")
+    squares = (stored["t"].to_numpy().astype(np.float64) ** 2).sum(axis=1)
+    means = stored.with_columns(norm2=squares).group_by("slide_id").agg(pl.col("norm2").mean())
+    known = {slide: (tiles, norm2) for slide, tiles, norm2 in names["norms"]}
+    assert {slide: tiles for slide, (tiles, _) in known.items()} == {"a": 5, "b": 3}
+    assert all(np.isclose(known[slide][1], norm2) for slide, norm2 in means.iter_rows())
     wide = lake.tiles(mpp=0.5, dtype="float32").collect()
     assert duckdb.sql("SELECT count(*) FROM wide WHERE region_mark = 'T'").fetchall() == [(2,)]
     del halves, wide

@@ -1,5 +1,6 @@
 """Labels meet slides: what is joined, what is listed, what is refused."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ import polars as pl
 import pytest
 
 from downstream import CohortError, patient_table, read_labels
-from downstream.cohorts.cohort import keep_slides, load_labels
+from downstream.cohorts.cohort import Labels, keep_slides, load_labels
 from downstream.cohorts.outcomes import (
     class_labels,
     guess_task,
@@ -379,3 +380,97 @@ def test_regression_labels_are_checked(values: list[object], message: str) -> No
 )
 def test_the_task_is_guessed_from_values(values: list[object], task: str) -> None:
     assert guess_task(pl.Series(values)) == task
+
+
+# ---------------------------------------------------------------------- to the letter
+
+
+def loaded(tmp_path: Path, text: str, **ids: Any) -> Labels:  # noqa: ANN401
+    path = tmp_path / "labels.csv"
+    path.write_text(text)
+    return load_labels(path, **ids)
+
+
+def test_ids_and_sites_of_a_table_are_text_to_the_letter(tmp_path: Path) -> None:
+    slides = lake_slides([("0012", "7", "ready"), ("12", "07", "ready"), ("12.10", "x", "ready")])
+    text = "Slide_ID;Grade ;Site\n0012;1,5;12.10\n12;2;12.1\n12.10;3;012\n"
+    cohort = patient_table(slides, loaded(tmp_path, text), ["grade"], also=["site"])
+    assert cohort.patients.rows() == [
+        ("07", ["12"], 2.0, "12.1"),
+        ("7", ["0012"], 1.5, "12.10"),
+        ("x", ["12.10"], 3.0, "012"),
+    ]
+    assert site_of(["7", "07", "x"], cohort, "site") == ["12.10", "12.1", "012"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "slide_id,y\ns1,1\nS1,0\n",
+            r"column 'slide_id': 'S1' \(row 3\) and 's1' \(row 2\) differ",
+        ),
+        ("patient_id,y\np1,1\nP1,0\n", "column 'patient_id': 'P1' .* differ by case only"),
+        ("slide_id,y\nS1,1\ns3,0\n", "slides: 'S1' and 's1' of the lake differ by case only"),
+        ("slide_id,y\ns1 ,1\ns3,0\n", "slides: 's1 ' and 's1' of the lake differ by blanks only"),
+        ("slide_id,y\nin/S1.svs,1\ns3,0\n", "slides: 'S1' and 's1' of the lake differ by case"),
+        ("patient_id,y\nP1,1\np2,0\n", "'P1' and 'p1' of the lake differ by case only"),
+        (
+            "slide_id,patient_id,y\ns1,P2,1\ns3,,0\n",
+            "patients of the labels and the lake: 'P2' and 'p2' differ by case only",
+        ),
+        ("slide_id,y\ns1,Tumour\ns3,tumour\n", "column 'y': 'Tumour' and 'tumour' differ by case"),
+        ("slide_id,y,z\ns1,1,a\ns3,0,a\u00a0\n", r"column 'z': 'a' and 'a\\xa0' differ by blanks"),
+    ],
+)
+def test_near_ids_sites_and_classes_are_refused(tmp_path: Path, text: str, message: str) -> None:
+    def join(**ids: Any) -> pl.DataFrame:  # noqa: ANN401
+        found = loaded(tmp_path, text, **ids)
+        also = ["z"] if "z" in found.table.columns else []
+        return patient_table(lake_slides(), found, ["y"], also=also).patients
+
+    with pytest.raises(CohortError, match=message):
+        join()
+    # then for another reason at most
+    assert "differ by" not in refusal(lambda: join(distinct_ids=True))
+
+
+def refusal(call: Callable[[], object]) -> str:
+    """Return why a call is refused; nothing if it is not."""
+    try:
+        call()
+    except CohortError as error:
+        return str(error)
+    return ""
+
+
+def test_near_ids_that_are_said_to_differ_stay_apart(tmp_path: Path) -> None:
+    slides = lake_slides([("a", "p1", "ready"), ("A", "P1", "ready"), ("b", "p1 ", "ready")])
+    text = "slide_id,y\na,t\nA,T\nb,t\n"
+    with pytest.raises(CohortError, match="--distinct-ids"):
+        loaded(tmp_path, text)
+    cohort = patient_table(slides, loaded(tmp_path, text, distinct_ids=True), ["y"])
+    assert cohort.patients.rows() == [("P1", ["A"], "T"), ("p1", ["a"], "t"), ("p1 ", ["b"], "t")]
+    assert cohort.distinct_ids
+
+
+def test_cells_that_can_not_be_read_are_named(tmp_path: Path) -> None:
+    found = loaded(tmp_path, 'slide_id,months,y\ns1,"3,5",1\ns3,7,0\n')
+    with pytest.raises(CohortError, match=r"row 2, column 'months': '3,5' has a decimal comma"):
+        patient_table(lake_slides(), found, ["months", "y"], numbers=["months"])
+    # a column that nobody asks for troubles nobody
+    assert patient_table(lake_slides(), found, ["y"]).patients.height == 2
+    found = loaded(tmp_path, "slide_id,months,y\ns1,3,1\ns3,7 months,0\n")
+    with pytest.raises(CohortError, match=r"row 3, column 'months': '7 months' is no number"):
+        patient_table(lake_slides(), found, ["months", "y"], numbers=["months"])
+
+
+def test_near_patients_of_two_tables_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "slides.tsv").write_text("PATIENT\tFILENAME\np1\ts1.svs\nP2 \ts3.svs\n")
+    text = "PATIENT,y\np1,1\nP2,0\n"
+    with pytest.raises(CohortError, match=r"'P2' and 'P2 ' differ by blanks only"):
+        loaded(tmp_path, text, slides=tmp_path / "slides.tsv")
+    ids = {"slides": tmp_path / "slides.tsv", "distinct_ids": True}
+    cohort = patient_table(lake_slides(), loaded(tmp_path, text, **ids), ["y"])
+    assert cohort.patients.rows() == [("p1", ["s1"], 1)]
+    assert cohort.missing == ["P2"]

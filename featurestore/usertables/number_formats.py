@@ -37,7 +37,9 @@ def shown_number(value: float, code: str) -> str:
     ('P-007', '50%', '1234')
     """
     sections = code.split(";")
-    code = sections[1] if value < 0 and len(sections) > 1 and sections[1] else sections[0]
+    code = sections[0]
+    if value < 0 and len(sections) > 1 and sections[1]:  # which shows the sign in its own way
+        value, code = -value, sections[1]
     literals: list[str] = []
 
     def kept(match: re.Match[str]) -> str:

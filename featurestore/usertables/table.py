@@ -81,7 +81,7 @@ class UserTable:
             for column, cells in zip(header, grid.columns, strict=True)
             if is_unnamed(column)
         ]
-        notes = list(grid.notes)
+        notes = [*grid.notes, *_nameless(header, grid.columns)]
         cleaned = {}
         for column, cells in named.items():
             cleaned[column], words = _without_words(cells)
@@ -311,25 +311,27 @@ class UserTable:
                 return cells.texts.rename(column)
         return numbers
 
+    def _written(self, column: str) -> pl.Series:
+        """Return the cells of a column that hold texts, null for those that hold numbers."""
+        cells = self._cells[column]
+        if cells.numbers is None:
+            return cells.texts
+        return cells.texts.set(cells.numbers.is_not_null(), None)
+
     def _marks_differ(self, column: str) -> bool:
-        texts = self._cells[column].texts
-        if not self.decimal_comma or self._cells[column].native is not None:
+        written = self._written(column)
+        if not self.decimal_comma:
             return False
-        own = self._cells[column].numbers
-        written = texts if own is None else texts.set(own.is_not_null(), None)
         return bool(has_commas(written).any()) and bool(has_points(written).any())
 
     def _refuse_mixed_marks(self, column: str) -> None:
         if not self._marks_differ(column):
             return
-        texts = self._cells[column].texts
-        comma = int(has_commas(texts).fill_null(value=False).arg_true()[0])
-        point = int(has_points(texts).fill_null(value=False).arg_true()[0])
-        msg = (
-            f"{self._place(column)}: {texts[comma]!r} (row {self.rows[comma]}) and "
-            f"{texts[point]!r} (row {self.rows[point]}): a decimal comma and a decimal point; "
-            "write all alike"
-        )
+        written = self._written(column)
+        places = [int(marks(written).fill_null(value=False).arg_true()[0])
+                  for marks in (has_commas, has_points)]  # fmt: skip
+        both = " and ".join(f"{written[at]!r} (row {self.rows[at]})" for at in places)
+        msg = f"{self._place(column)}: {both}: a decimal comma and a decimal point; write all alike"
         raise TableError(msg)
 
     def _refuse_among_numbers(self, column: str, numbers: pl.Series) -> None:
@@ -374,6 +376,15 @@ class UserTable:
         """Return the first row of each text, for messages; only of those that are not alone."""
         frame = pl.DataFrame({"text": texts, "row": self.rows}).drop_nulls()
         return dict(frame.unique("text", keep="first").iter_rows())
+
+
+def _nameless(header: list[str], columns: list[Column]) -> list[str]:
+    """Return a sentence for each column without a name that holds something and is no index."""
+    return [
+        f"column {place} has no name and is left out"
+        for place, (name, cells) in enumerate(zip(header, columns, strict=True), 1)
+        if place > 1 and not name and bool((cells.texts.str.strip_chars() != "").any())
+    ]
 
 
 def _none_of(texts: pl.Series) -> pl.Series:
