@@ -9,6 +9,7 @@ import typer
 from commands.options import (
     AddressOpt,
     AutoVacuumOpt,
+    DistinctIdsOpt,
     JsonOpt,
     LakeArg,
     MppsOpt,
@@ -31,7 +32,8 @@ def ingest_command(
         list[str],
         typer.Argument(
             metavar="SLIDES...",
-            help="Files, folders, globs, URLs, or a CSV/Parquet manifest with a column uri.",
+            help="Files, folders, globs, URLs, or a manifest (CSV, TSV, XLSX, Parquet) with a "
+            "column uri; its paths are relative to it.",
         ),
     ],
     mpp: Annotated[
@@ -98,6 +100,7 @@ def ingest_command(
     slide_timeout: Annotated[
         float, typer.Option(help="Minutes after which a slide is given up, and a second per MB.")
     ] = 10.0,
+    distinct_ids: DistinctIdsOpt = False,
     dry_run: Annotated[
         bool,
         typer.Option(help="Say what would be done: slides, tiles, bytes, time. Write nothing."),
@@ -123,6 +126,7 @@ def ingest_command(
         "limit": limit,
         "masks": masks,
         "pen_veto": pen_veto,
+        "distinct_ids": distinct_ids,
     }
     config = settings(
         lake,

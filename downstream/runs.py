@@ -15,6 +15,7 @@ from downstream.questions import check_models, check_tails, event_strata, read_t
 from downstream.settings import MIL, POOLED, PROBES, MilSettings, SurvivalSettings
 from downstream.splits.plans import Plan, make_splits
 from downstream.study import Patient, Study, StudyError, arm_name, check_features
+from downstream.survival.extra import require_scikit_survival
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -94,7 +95,14 @@ def run_mil(
     names, plan = check_features(features), plan or Plan()
     check_models(models, (*MIL, *PROBES), mpps)
     lake, cohort, sha256 = _open(
-        lake_uri, labels, columns, also=plan.columns, ids=ids or {}, mpps=mpps, version=version
+        lake_uri,
+        labels,
+        columns,
+        also=plan.columns,
+        numbers=columns if task == "regression" else (),
+        ids=ids or {},
+        mpps=mpps,
+        version=version,
     )
     kind, classes, outcome = read_target(cohort, columns, task)
     check_tails(settings or MilSettings(), kind, plan)
@@ -186,8 +194,10 @@ def run_survival(
         StudyError: See `run_mil`.
         BagError: See `run_mil`.
         LakeError: See `run_mil`.
-        SurvivalError: A training fold that no model can be fitted on.
+        SurvivalError: A training fold that no model can be fitted on, or the extra `survival` is
+            not installed.
     """
+    require_scikit_survival()
     names, plan = check_features(features), plan or Plan()
     check_models(models, (*POOLED, *MIL), mpps)
     if head not in {"hazards", "cox"}:
@@ -195,7 +205,14 @@ def run_survival(
         raise StudyError(msg)
     columns = [time, event]
     lake, cohort, sha256 = _open(
-        lake_uri, labels, columns, also=plan.columns, ids=ids or {}, mpps=mpps, version=version
+        lake_uri,
+        labels,
+        columns,
+        also=plan.columns,
+        numbers=[time],
+        ids=ids or {},
+        mpps=mpps,
+        version=version,
     )
     times, events = survival_labels(cohort.patients, time, event)
     study = Study(
@@ -239,16 +256,18 @@ def _open(
     columns: Sequence[str],
     *,
     also: Sequence[str],
+    numbers: Sequence[str],
     ids: Mapping[str, Any],
     mpps: Sequence[float],
     version: int | str | None,
 ) -> tuple[Lake, Cohort, str]:
     """The lake, the cohort and the hash of the label file."""
     from featurestore import open_lake
+    from featurestore.annotations.reading import labels_of
 
     lake = open_lake(lake_uri, version=version)
-    given = load_labels(labels, **ids)
-    cohort = patient_table(lake.slides(), given, columns, also=also)
+    given = load_labels(labels_of(lake, labels), **ids)
+    cohort = patient_table(lake.slides(), given, columns, also=also, numbers=numbers)
     usable = set.intersection(*(slides_with_tiles(lake, mpp=mpp) for mpp in mpps))
     return lake, keep_slides(cohort, usable), given.sha256
 

@@ -3,14 +3,18 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-#: Tables that say what a lake holds: with one of them damaged nothing else can be judged.
-TABLE, ROOT = "table", "root"
+#: A table as a whole: with one of them damaged nothing else can be judged.
+TABLE = "table"
+#: Small files that all else is read by, and of which there is a copy.
+ROOT = "root"
 #: Parts of a slide that can be damaged by themselves, worst first.
 ROW, TILES, FEATURES, SHARD, STRAY = "row", "tiles", "features", "shard", "stray"
 #: Files that are made anew from what is whole: indexes of shards, indexes of tables.
 SHARD_INDEX, TABLE_INDEX = "shard index", "table index"
 #: Files beside the tables (moments, students): their makers make them again.
 FILE = "file"
+#: A table of an annotation; `slidelake annotate --replace` writes it again.
+ANNOTATION = "annotation"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,9 +26,10 @@ class Damage:
         mpp: where; None for a row of `slides`.
         teacher: whose features; None for tiles, shards and rows.
         what: one line for people.
-        part: `table` (a table as a whole), `root` (`lake.json`, `roots.json`), `row` (of `slides`),
-            `tiles` (rows of a features table), `features`, `shard` (pixels only), `shard index`,
-            `table index`, `stray` (rows that the catalog does not name), `file` (any other file).
+        part: `table` (a table as a whole), `root` (`lake.json`, `roots.json`, a snapshot), `row`
+            (of `slides`), `tiles` (rows of a features table), `features`, `shard` (pixels only),
+            `shard index`, `table index`, `stray` (rows that the catalog does not name), `file`
+            (any other file).
         fragment: the fragment, where there is one.
         number: the slide's number, if it is known.
         path: the damaged file or table, relative to the lake, where one is known.
@@ -73,8 +78,8 @@ class Verdict:
 
     @property
     def broken_tables(self) -> list[Damage]:
-        """Damage of tables and roots: while there is any, nothing else can be judged."""
-        return [one for one in self.damage if one.part in {TABLE, ROOT}]
+        """Damage of whole tables: while there is any, nothing else can be judged."""
+        return [one for one in self.damage if one.part == TABLE]
 
     def as_dict(self) -> dict[str, Any]:
         """The verdict as `verify --json` prints it."""

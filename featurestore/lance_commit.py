@@ -11,6 +11,7 @@ from typing import Any, Self
 
 import pyarrow as pa
 
+from featurestore import lance_edits as edits
 from featurestore import lance_features as features
 from featurestore.checksums import with_row_crc32
 from featurestore.config import LakeConfig
@@ -29,6 +30,8 @@ from featurestore.schema import (
     SLIDES_SCHEMA,
     features_table,
     identity_of,
+    is_teacher,
+    kind_of,
     teacher_field,
 )
 from featurestore.storage import Store
@@ -98,6 +101,11 @@ class Committer:
         """Make changes in the catalog; the caller holds the lock (`exclusive`)."""
         self._check()
         self.ledger.apply(changes)
+
+    def make(self, edit: edits.Edit) -> None:
+        """Make an edit of several tables, in one commit; the caller holds the lock."""
+        work = edits.Work(ledger=self.ledger, check=self._check)
+        self.apply(edits.make(work, edit))
 
     # ------------------------------------------------------------------ slides
 
@@ -191,16 +199,17 @@ class Committer:
         transaction.transaction_properties = group.last() if group else {}
         commit_transaction(self.store, SLIDES, transaction)
 
-    def drop_slides(self, slides: Sequence[Row]) -> None:
+    def drop_slides(self, slides: Sequence[Row], mpps: Sequence[float] | None = None) -> None:
         """Take tiles and features of slides out, so that the next ingest makes them again.
 
         Args:
             slides: whole rows of `slides`; their state becomes pending.
+            mpps: where; None for all mpps.
         """
         with self.exclusive():
             numbers = [row["slide"] for row in slides]
             group = Group()
-            for mpp in self.config.mpps:
+            for mpp in self.config.mpps if mpps is None else mpps:
                 self._check()
                 features.drop_tiles(self.ledger, mpp, numbers, group)
             self._put_slides([{**row, "state": PENDING} for row in slides], group)
@@ -234,6 +243,12 @@ class Committer:
                 self.apply([])
                 return wanted
             there = table.schema.field(name)
+        if not is_teacher(there):
+            msg = (
+                f"'{name}' is a column of {kind_of(there)} kind at mpp {mpp} in the lake, so no "
+                "teacher can be called so; give one of them another name (slidelake rename)"
+            )
+            raise IdentityError(msg)
         if there.type != wanted.type or identity_of(there) != identity_of(wanted):
             changed = sorted(
                 key

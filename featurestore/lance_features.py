@@ -16,6 +16,7 @@ from lance import LanceOperation
 from featurestore.cuts import Row, SlideCut, check_cut, tiles_row
 from featurestore.errors import DamageError
 from featurestore.lance_columns import ColumnFile
+from featurestore.lance_files import accept_nulls
 from featurestore.lance_groups import Group
 from featurestore.lance_ledger import Change, Ledger, among
 from featurestore.lance_tables import commit, open_table, write_fragment
@@ -39,6 +40,7 @@ def append_tiles(
         start += grid.tiles.num_rows
     schema = pa.schema(list(tiles_schema(mpp, ledger.config.tile_px)))
     table = pa.concat_tables([cut.grids[mpp].tiles.cast(schema) for cut in cuts])
+    accept_nulls(store, rel)
     new = write_fragment(store, rel, table) if table.num_rows else []
     change = Change(
         add=rows,

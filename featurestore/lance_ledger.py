@@ -125,24 +125,25 @@ class Ledger:
 
     def tiles_rows(self, mpp: float, slides: Sequence[int]) -> list[Row]:
         """Rows of the tiles of these slide numbers at one mpp, by row number."""
-        return self._rows(f"teacher IS NULL AND mpp = {mpp} AND {among(slides)}") if slides else []
+        return self.rows(f"teacher IS NULL AND mpp = {mpp} AND {among(slides)}") if slides else []
 
     def teacher_rows(self, mpp: float, teacher: str, slides: Sequence[int]) -> list[Row]:
         """Rows of a teacher on these slide numbers at one mpp."""
         where = f"teacher = '{teacher}' AND mpp = {mpp} AND {among(slides)}"
-        return self._rows(where) if slides else []
+        return self.rows(where) if slides else []
 
     def slides_in(self, mpp: float, teacher: str | None, fragment: int) -> set[int]:
         """Slide numbers with a teacher's features, or with tiles (None), in a fragment."""
         what = f"teacher = '{teacher}'" if teacher else "teacher IS NULL"
-        rows = self._rows(f"mpp = {mpp} AND {what} AND fragment = {fragment}")
+        rows = self.rows(f"mpp = {mpp} AND {what} AND fragment = {fragment}")
         return {row["slide"] for row in rows}
 
     def rows_in(self, mpp: float, fragment: int) -> list[Row]:
         """Rows of the tiles and all teachers in a fragment."""
-        return self._rows(f"mpp = {mpp} AND fragment = {fragment}")
+        return self.rows(f"mpp = {mpp} AND fragment = {fragment}")
 
-    def _rows(self, where: str) -> list[Row]:
+    def rows(self, where: str) -> list[Row]:
+        """Rows for which a Lance filter holds, in the order of their fragments."""
         table = open_table(self.store, CATALOG).to_table(filter=where)
         rows: list[Row] = table.to_pylist()
         return sorted(rows, key=lambda row: (row["fragment"], row["row_start"]))

@@ -15,6 +15,7 @@ from typing import Any
 
 import lance
 
+from featurestore.annotations.lance_keep import stray_files
 from featurestore.errors import InUseError, LakeError
 from featurestore.full_disk import is_disk_full
 from featurestore.keep.verified import last_verified
@@ -22,8 +23,9 @@ from featurestore.lake import Lake
 from featurestore.lance_ledger import lake_versions, root_versions
 from featurestore.lance_tables import open_table
 from featurestore.lock import no_writers
-from featurestore.schema import CATALOG
+from featurestore.schema import CATALOG, SLIDES
 from featurestore.shard_index import index_path
+from featurestore.storage import FileInfo
 
 KEEP = 10
 # What no automatic vacuum removes: so many of the newest versions, and all of so many days.
@@ -63,6 +65,7 @@ def vacuum(lake: Lake, *, keep: int = KEEP, dry_run: bool = False) -> Vacuumed:
         for rel, versions in needed.items():
             _clean(open_table(lake.store, rel), versions, done, dry_run=dry_run)
         _remove_shards(lake, shards, done, dry_run=dry_run)
+        _remove(lake, stray_files(lake.store, needed[SLIDES]), done, dry_run=dry_run)
     return done
 
 
@@ -203,6 +206,10 @@ def named_shards(lake: Lake, catalog_versions: set[int]) -> set[str]:
 
 def _remove_shards(lake: Lake, named: set[str], done: Vacuumed, *, dry_run: bool) -> None:
     stale = [found for found in lake.store.walk("tiles") if found.path not in named]
+    _remove(lake, stale, done, dry_run=dry_run)
+
+
+def _remove(lake: Lake, stale: Sequence[FileInfo], done: Vacuumed, *, dry_run: bool) -> None:
     done.files += len(stale)
     done.bytes += sum(found.bytes for found in stale)
     if not dry_run:

@@ -7,7 +7,9 @@ what they name. A table that can't be read in full is named as a whole, all else
 """
 
 import hashlib
+import itertools
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import lance
@@ -15,8 +17,8 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 
-from featurestore.checksums import features_crc32, tiles_crc32
-from featurestore.damage import FEATURES, SHARD, STRAY, TABLE, TILES, Damage, Verdict
+from featurestore.checksums import tiles_crc32
+from featurestore.damage import FEATURES, SHARD, SHARD_INDEX, STRAY, TABLE, TILES, Damage, Verdict
 from featurestore.errors import DamageError, LakeError
 from featurestore.keep.file_checks import FILE_CHECKS
 from featurestore.keep.lance_checked_rows import checked_rows
@@ -24,12 +26,14 @@ from featurestore.keep.lance_roots import check_newest, lake_tables, roots_damag
 from featurestore.keep.lance_versions import whole_versions
 from featurestore.keep.misfits import misfits
 from featurestore.keep.reading import NO_DAMAGE, UnreadableError, read
-from featurestore.keep.roots import GONE, Roots, file_crc32, readable_roots
+from featurestore.keep.roots import GONE, Roots, readable_roots
 from featurestore.keep.verified import record_verified
 from featurestore.lake import Lake
-from featurestore.lance_rows import matrix
+from featurestore.lance_rows import column_crc32
 from featurestore.lance_tables import open_table
+from featurestore.read_errors import reason_of
 from featurestore.schema import CATALOG, SLIDES, TILE_COLUMNS, features_table
+from featurestore.shard_index import ShardIndex, index_path, scan_shard
 from featurestore.shards import ShardReader
 
 Row = dict[str, Any]
@@ -40,7 +44,9 @@ def verify(
     *,
     sample: float = 1.0,
     seed: int = 0,
+    on_total: Callable[[int], None] = lambda _: None,
     on_slide: Callable[[int], None] = lambda _: None,
+    on_table: Callable[[str], None] = lambda _: None,
 ) -> Verdict:
     """Compare a lake with its catalog, and the catalog with what the last commit wrote down.
 
@@ -49,11 +55,13 @@ def verify(
         sample: share of slides whose tiles, features and shards are read; files and rows of
             `slides` and `catalog` and the presence of fragments are checked for all.
         seed: another seed samples other slides.
+        on_total: called once with the number of slides to read, each mpp counted.
         on_slide: called with 1 after each slide at each mpp.
+        on_table: called with the table that is read next.
 
     Raises:
-        BucketError: the bucket could not be asked. That is no damage, and nothing is said.
-        SystemRefusalError: the machine could not read. That is no damage either.
+        AccessError: something, or the bucket, could not be read now. That is no damage, and
+            nothing is said.
     """
     verdict = Verdict(version=lake.version)
     if not lake.is_pinned:
@@ -61,13 +69,17 @@ def verify(
     broken = {one.path for one in verdict.broken_tables}
     slides = catalog = None
     if SLIDES not in broken:
+        on_table(SLIDES)
         slides = checked_rows(lake.store, SLIDES, lake.version_of(SLIDES), verdict.damage)
         verdict.checked["slides"] = 0 if slides is None else slides.height
     if CATALOG not in broken:
+        on_table(CATALOG)
         catalog = checked_rows(lake.store, CATALOG, lake.version, verdict.damage)
     if catalog is not None:
         verdict.damage += misfits(slides, catalog)
-        _check_grids(lake, catalog, verdict, sample=sample, seed=seed, on_slide=on_slide)
+        chosen = _sampled(catalog, sample, seed)
+        on_total(_count(catalog, chosen))
+        _check_grids(lake, catalog, verdict, chosen, on_slide, on_table)
     if verdict.broken_tables:
         verdict.whole = whole_versions(lake.store, lake.config)
         return verdict
@@ -80,15 +92,22 @@ def verify(
     return verdict
 
 
+def _count(catalog: pl.DataFrame, chosen: set[int] | None) -> int:
+    tiles = catalog.filter(pl.col("teacher").is_null())
+    return tiles.height if chosen is None else tiles.filter(pl.col("slide").is_in(chosen)).height
+
+
 def _damage_before_reading(lake: Lake) -> Iterator[Damage]:
     """Files by which tables are read, and tables that open at less than was committed."""
     roots = readable_roots(lake.store)
     behind = roots is not None and roots.tables[CATALOG] < lake.version
-    for damage in roots_damage(lake.store):
-        # After a kill the file is of the version before, whose own files may have been removed.
-        if not (behind and damage.what.endswith(GONE)):
-            yield damage
+    # After a kill the file is of the version before, whose own files may have been removed.
+    damage = [one for one in roots_damage(lake.store) if not (behind and one.what.endswith(GONE))]
+    yield from damage
+    broken = {one.path for one in damage if one.part == TABLE}
     for rel in lake_tables(lake.config):
+        if rel in broken:
+            continue
         named = Roots(tables={rel: lake.version_of(rel)})
         try:
             version = read(lake.store, lambda rel=rel: open_table(lake.store, rel)).version
@@ -102,10 +121,9 @@ def _check_grids(
     lake: Lake,
     catalog: pl.DataFrame,
     verdict: Verdict,
-    *,
-    sample: float,
-    seed: int,
+    chosen: set[int] | None,
     on_slide: Callable[[int], None],
+    on_table: Callable[[str], None],
 ) -> None:
     broken = {one.path for one in verdict.broken_tables}
     for mpp in lake.config.mpps:
@@ -113,9 +131,10 @@ def _check_grids(
         rows = catalog.filter(pl.col("mpp") == mpp)
         if rel in broken:
             continue
+        on_table(rel)
         try:
             grid = _Grid(lake, mpp, rows, verdict, judge_strays=not broken & {SLIDES, CATALOG})
-            grid.check(_sampled(rows, sample, seed), on_slide)
+            grid.check(chosen, on_slide)
         except NO_DAMAGE:
             raise
         except (LakeError, UnreadableError) as error:
@@ -147,6 +166,17 @@ def _sampled(rows: pl.DataFrame, share: float, seed: int) -> set[int] | None:
     return {slide for slide in rows["slide"].unique().to_list() if rank(slide) < share}
 
 
+def _tiles_fault(table: pa.Table, row: Row) -> tuple[np.typing.NDArray[np.int64], str]:
+    """Keys of a slide's rows, and what is wrong with the rows; an empty text if nothing is."""
+    ids: np.typing.NDArray[np.int64] = table["tile_id"].to_numpy()
+    slides = set(zip(table["slide"].to_pylist(), table["slide_id"].to_pylist(), strict=True))
+    if len(ids) != row["tiles"] or slides != {(row["slide"], row["slide_id"])}:
+        return ids, f"rows are not the {row['tiles']} of this slide"
+    if np.any(np.diff(ids) <= 0):
+        return ids, "rows are not in the order of their keys"
+    return ids, "" if tiles_crc32(table) == row["crc32"] else "checksum of its tiles' rows differs"
+
+
 class _Grid:
     """Checks all slides at one mpp.
 
@@ -171,10 +201,10 @@ class _Grid:
     def check(self, chosen: set[int] | None, on_slide: Callable[[int], None]) -> None:
         """Check every fragment, and the chosen slides (all if None) in full."""
         fragments = {f.fragment_id: f for f in read(self.lake.store, self.table.get_fragments)}
-        numbers = self.rows["fragment"].unique(maintain_order=True).to_list()
+        numbers: list[int] = self.rows["fragment"].unique(maintain_order=True).to_list()
         starts = self.rows["fragment"].search_sorted(pl.Series(numbers, dtype=pl.Int64)).to_list()
-        for number, start, stop in zip(
-            numbers, starts, [*starts[1:], self.rows.height], strict=True
+        for number, (start, stop) in zip(
+            numbers, itertools.pairwise([*starts, self.rows.height]), strict=True
         ):
             part = self.rows.slice(start, stop - start).to_dicts()
             self._fragment(number, fragments.get(number), part, chosen, on_slide)
@@ -206,8 +236,8 @@ class _Grid:
         if fragment is not None:
             self._count(fragment, rows, at)
 
-    def _add(self, rows: Sequence[Row], part: str, what: str) -> None:
-        self.verdict.damage += [_of(row, part, what) for row in rows]
+    def _add(self, rows: Sequence[Row], part: str, what: str, path: str | None = None) -> None:
+        self.verdict.damage += [replace(_of(row, part, what), path=path) for row in rows]
 
     def _count(self, fragment: lance.LanceFragment, rows: Sequence[Row], tiles: int) -> None:
         try:
@@ -255,47 +285,61 @@ class _Grid:
     ) -> np.typing.NDArray[np.int64] | None:
         try:
             table = self._range(fragment, row, at, list(TILE_COLUMNS))
+            ids, fault = read(self.lake.store, lambda: _tiles_fault(table, row))
         except UnreadableError as error:
             self._add([row], TILES, f"rows can't be read: {error}")
             return None
-        ids: np.typing.NDArray[np.int64] = table["tile_id"].to_numpy()
-        names = {(row["slide"], row["slide_id"])}
-        slides = set(zip(table["slide"].to_pylist(), table["slide_id"].to_pylist(), strict=True))
-        if len(ids) != row["tiles"] or slides != names:
-            self._add([row], TILES, f"rows are not the {row['tiles']} of this slide")
-        elif np.any(np.diff(ids) <= 0):
-            self._add([row], TILES, "rows are not in the order of their keys")
-        elif tiles_crc32(table) != row["crc32"]:
-            self._add([row], TILES, "checksum of its tiles' rows differs")
+        if fault:
+            self._add([row], TILES, fault)
         return ids
 
     def _features(self, row: Row, fragment: lance.LanceFragment, at: int) -> None:
         self.verdict.checked["features"] += 1
         try:
             table = self._range(fragment, row, at, [row["teacher"]])
-            same = features_crc32(matrix(table[row["teacher"]])) == row["crc32"]
-        except NO_DAMAGE:
-            raise
-        except (UnreadableError, LakeError, KeyError) as error:
+            crc32 = read(self.lake.store, lambda: column_crc32(table, row["teacher"]))
+        except UnreadableError as error:
             self._add([row], FEATURES, f"features can't be read: {error}")
             return
-        if not same:
+        if crc32 != row["crc32"]:
             self._add([row], FEATURES, "checksum of its features differs")
 
     def _shard(self, row: Row, tile_id: np.typing.NDArray[np.int64] | None) -> None:
         self.verdict.checked["shards"] += 1
         path = row["shard"]
         try:
-            with ShardReader(self.lake.store, path) as reader:
-                same = tile_id is None or np.array_equal(reader.tile_id, tile_id)
-            size, crc = file_crc32(self.lake.store, path)
-            self.verdict.checked["bytes"] += size
+            unchecked = row.get("index_crc32") is None
+            scanned = scan_shard(self.lake.store, path, with_index=unchecked)
         except NO_DAMAGE:
             raise
         except (LakeError, OSError) as error:
-            self._add([row], SHARD, f"shard can't be read: {error}")
+            explanation = self.lake.store.explained(error)
+            if explanation:
+                raise explanation from error
+            self._add([row], SHARD, f"shard {path} can't be read: {reason_of(error)}")
             return
-        if size != row["shard_bytes"] or crc != row["shard_crc32"]:
+        self.verdict.checked["bytes"] += scanned.bytes
+        if (scanned.bytes, scanned.crc32) != (row["shard_bytes"], row["shard_crc32"]):
             self._add([row], SHARD, f"checksum of shard {path} differs")
-        elif not same:
-            self._add([row], SHARD, f"the index of shard {path} is not of its tiles")
+        else:
+            self._shard_index(row, scanned.index, tile_id)
+
+    def _shard_index(
+        self,
+        row: Row,
+        from_tar: ShardIndex | None,
+        tile_id: np.typing.NDArray[np.int64] | None,
+    ) -> None:
+        """Compare an index with its checksum, with the tar itself and with the table's keys."""
+        path = index_path(row["shard"])
+        try:
+            with ShardReader.of(self.lake.store, row) as reader:
+                same = tile_id is None or np.array_equal(reader.tile_id, tile_id)
+                same = same and (from_tar is None or reader.index == from_tar)
+        except NO_DAMAGE:
+            raise
+        except LakeError as error:
+            self._add([row], SHARD_INDEX, str(error), path)
+            return
+        if not same:
+            self._add([row], SHARD_INDEX, f"{path} is not the index of its tiles", path)

@@ -6,7 +6,9 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from featurestore.config import LakeConfig
-from featurestore.errors import BucketError, LakeError, LakeMissingError
+from featurestore.errors import BucketError, LakeError
+from featurestore.first_reads import FIRST_READ, Check, known_check
+from featurestore.keep.lake_settings import is_lake, read_settings
 from featurestore.keep.lance_roots import record_roots
 from featurestore.lake import Lake
 from featurestore.lance_ledger import lake_versions, versions_property
@@ -23,37 +25,46 @@ from featurestore.schema import (
 from featurestore.storage import Store
 
 
-def open_lake(uri: str | os.PathLike[str], *, version: int | str | None = None) -> Lake:
+def open_lake(
+    uri: str | os.PathLike[str],
+    *,
+    version: int | str | None = None,
+    check: Check | None = FIRST_READ,
+) -> Lake:
     """Open a lake at a version, at a snapshot, or at its newest version.
 
     Args:
         uri: folder or URL of the lake.
         version: number of a version or name of a snapshot.
+        check: "first-read" compares each slide's tiles, and each teacher's features of them, with
+            the catalog's checksums where this lake reads them for the first time (bags, streams,
+            statistics, exports), and raises DamageError where they differ. A stream reads all of a
+            slide once more for it, and its shard in a local lake, before the first tile of it is
+            used. None compares nothing.
+            Frames (`lake.tiles`, `lake.features`) and `query` are never compared.
 
     Raises:
         LakeMissingError: there is none.
         FormatError: it was written by a newer slidelake.
-        LakeError: it has no such version or snapshot.
+        LakeError: it has no such version or snapshot, or `check` has another value.
     """
+    check = known_check(check)
     store = Store(uri)
-    if not store.exists("lake.json"):
-        what = "is not a lake (no lake.json)" if store.fs.exists(store.root) else "does not exist"
-        msg = f"{store.uri} {what}; `slidelake ingest` makes one"
-        raise LakeMissingError(msg)
-    config = LakeConfig.from_json(store.read_bytes("lake.json"), where=store.uri)
+    config = read_settings(store)
     if version is None or isinstance(version, int) or version.isdecimal():
-        return _at_number(store, config, None if version is None else int(version))
+        number = None if version is None else int(version)
+        return _at_number(store, config, number, check)
     known = Lake(store, config).snapshots()
     if version not in known:
         msg = f"{store.uri} has no snapshot '{version}'; it has: {', '.join(known) or 'none'}"
         raise LakeError(msg)
-    return _at_number(store, config, known[version])
+    return _at_number(store, config, known[version], check)
 
 
-def _at_number(store: Store, config: LakeConfig, version: int | None) -> Lake:
+def _at_number(store: Store, config: LakeConfig, version: int | None, check: Check | None) -> Lake:
     """A lake at a version, for which the newest one need not be readable."""
     try:
-        return Lake(store, config, version)
+        return Lake(store, config, version, check)
     except LakeError as error:
         if version is None or isinstance(error, BucketError):
             raise
@@ -101,7 +112,7 @@ def settings_for(uri: str | os.PathLike[str], **given: Any) -> LakeConfig:  # no
     Settings given as None are not given. `create_lake` refuses others than an existing lake's.
     """
     store = Store(uri)
-    known = open_lake(uri).config if store.exists("lake.json") else LakeConfig()
+    known = open_lake(uri).config if is_lake(store) else LakeConfig()
     return replace(known, **{name: value for name, value in given.items() if value is not None})
 
 
@@ -112,14 +123,14 @@ def create_lake(uri: str | os.PathLike[str], config: LakeConfig) -> Lake:
         LakeError: a lake with other settings is there, or the folder holds other things.
     """
     store = Store(uri)
-    if not store.exists("lake.json"):
+    if not is_lake(store):
         store.fs.makedirs(store.root, exist_ok=True)
         with commit_lock(store):
-            if not store.exists("lake.json"):
+            if not is_lake(store):
                 _make_tables(store, config)
-                record_roots(store, config, new=True)
                 # Last: until it is there this is no lake, and making it can start again.
                 store.write_bytes("lake.json", config.to_json())
+                record_roots(store, config, new=True)
     return _same_settings(open_lake(uri), config)
 
 

@@ -8,7 +8,7 @@ read, and made again from them where it is lost.
 
 import re
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -179,7 +179,7 @@ class ScannedShard:
     Attributes:
         bytes: of the tar.
         crc32: of all its bytes.
-        index: made of its headers; None if they are not those of a whole tar.
+        index: made of its headers; None if they are not those of a whole tar, or were not read.
     """
 
     bytes: int
@@ -187,15 +187,13 @@ class ScannedShard:
     index: ShardIndex | None
 
 
-def scan_shard(
-    store: Store, shard: str, *, on_bytes: Callable[[int], None] = lambda count: None
-) -> ScannedShard:
+def scan_shard(store: Store, shard: str, *, with_index: bool = True) -> ScannedShard:
     """Read a shard once, from its beginning to its end, without its index.
 
     Args:
         store: the lake's files.
         shard: path of the tar in the lake.
-        on_bytes: called with the bytes of each part after it was read.
+        with_index: whether an index is made of the headers, which takes longer than the checksum.
 
     Raises:
         FileNotFoundError: there is no such tar.
@@ -204,9 +202,9 @@ def scan_shard(
     for start in range(0, size, CHUNK_BYTES):
         chunk = store.read_range(shard, start, CHUNK_BYTES)
         crc = zlib.crc32(chunk, crc)
-        headers.feed(chunk)
-        on_bytes(len(chunk))
-    return ScannedShard(bytes=size, crc32=crc, index=headers.index())
+        if with_index:
+            headers.feed(chunk)
+    return ScannedShard(bytes=size, crc32=crc, index=headers.index() if with_index else None)
 
 
 class _TarHeaders:

@@ -115,6 +115,9 @@ class TileSource:
             DamageError: a table or a shard is not as it was written; slide and tile are named.
         """
         located = self.selection.locate(rows)
+        slides = np.unique(located.slide).tolist()
+        # All of a slide is read once before its first block is used, here, in a reading thread.
+        self._lake.first_reads.compare(self._reader, self.selection, slides, list(self._dims))
         self._reader.fill(located.ranges, into, at)
         tile_id = into.tile_id[at : at + len(rows)]
         self.selection.check(located, tile_id)
@@ -126,7 +129,8 @@ class TileSource:
         )
 
     def _opened(self, slide: int) -> ShardReader:
-        """The shard of a slide of the selection."""
+        """The shard of a slide of the selection, compared with its checksum before it is used."""
+        self._lake.first_reads.compare_shard(self._lake.store, self.selection, slide)
         return ShardReader.of(self._lake.store, self.selection.slides.row(slide, named=True))
 
     def _jpegs(self, located: Located, tile_id: Int64Array) -> list[memoryview]:

@@ -26,6 +26,7 @@ from featurestore import (
     free_old_versions,
     open_lake,
 )
+from featurestore.annotations.where import Where, slides_of
 from featurestore.lance_tables import open_table
 from featurestore.lock import writer_lease
 from featurestore.schema import TILE_COLUMNS, features_table, identity_of
@@ -128,17 +129,20 @@ def _choice(lake: Lake, mpps: Sequence[float], where: str | None, share: float |
     if share is not None and not 0 < share <= 1:
         msg = f"share {share} given; it is more than 0, and 1 at most"
         raise LakeError(msg)
-    if where is not None:
-        for mpp in mpps:
-            table = open_table(lake.store, features_table(mpp))
-            try:
-                table.scanner(columns=["tile_id"], filter=where, limit=1).to_table()
-            except (ValueError, OSError) as error:
-                what = str(error).partition("\n")[0]
-                names = ", ".join(TILE_COLUMNS)
-                msg = f"--where {where!r} can't be asked of tiles ({names}): {what}"
-                raise LakeError(msg) from error
-    return Choice(where=where, share=share)
+    if where is None:
+        return Choice(share=share)
+    predicate = Where(lake, where)
+    sample = next(slides_of(lake), ("", None))
+    for mpp in mpps:
+        table = open_table(lake.store, features_table(mpp))
+        try:
+            table.scanner(columns=["tile_id"], filter=predicate.of(*sample), limit=1).to_table()
+        except (ValueError, OSError) as error:
+            what = str(error).partition("\n")[0]
+            names = ", ".join((*TILE_COLUMNS, *lake.annotations()))
+            msg = f"--where {where!r} can't be asked of tiles ({names}): {what}"
+            raise LakeError(msg) from error
+    return Choice(where=where, share=share, marks=predicate.marks)
 
 
 def _gpus(address: str | None) -> int:
@@ -209,9 +213,13 @@ def _units(lake: Lake, mpp: float, fields: dict[str, pa.Field], choice: Choice) 
     table = open_table(lake.store, features_table(mpp))
     done = {name: set(lake.features_of(name, mpp=mpp)["slide"]) for name in fields}
     slides = defaultdict(list)
+    where = None if choice.where is None else Where(lake, choice.where)
+    patients = dict(slides_of(lake)) if where is not None and where.marks else {}
     # Features that were imported have no pixels to run a teacher on.
     with_pixels = lake.tiles_of(mpp=mpp).drop_nulls("shard").sort("row_start")
     for row in with_pixels.iter_rows(named=True):
+        if where is not None:
+            row["where"] = where.of(row["slide_id"], patients.get(row["slide_id"]))
         slides[row["fragment"]].append(row)
     for fragment in table.get_fragments():
         rows = slides.get(fragment.fragment_id, [])

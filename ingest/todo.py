@@ -9,6 +9,7 @@ from typing import Any, TypedDict
 from featurestore import LakeConfig, Store, open_lake
 from ingest.errors import InputError, SlideError
 from ingest.masks import find_mask, folder_exists
+from ingest.near_lake import refuse_near_lake
 from ingest.plan import Plan, plan_ingest
 from ingest.remote_errors import shown
 from ingest.sources import Source, chosen, fingerprint, resolve, split_duplicates
@@ -31,6 +32,8 @@ class How(TypedDict, total=False):
         masks: folder or URL of `<slide_id>.geojson`, `.json` or `.png` that say what is tissue;
             slides without one are looked at as usual.
         pen_veto: leave out tiles under a pen's ink, which is the default; see docs/tissue.md.
+        distinct_ids: ids and sites of a manifest that differ by case, blanks or Unicode form only
+            are different; else they are refused.
     """
 
     mpp_override: float | None
@@ -40,6 +43,7 @@ class How(TypedDict, total=False):
     limit: int | None
     masks: str | None
     pen_veto: bool
+    distinct_ids: bool
 
 
 @dataclass(kw_only=True)
@@ -67,11 +71,15 @@ def asked_rows(inputs: Sequence[str], how: How) -> tuple[list[Row], list[dict[st
     if (masks := how.get("masks")) and not folder_exists(masks):
         msg = f"there is no folder {shown(masks)}; --masks names one with SLIDE_ID.geojson or .png"
         raise InputError(msg)
-    sources, later = split_duplicates(chosen(resolve(inputs), how.get("only", ())))
+    sources, later = split_duplicates(chosen(_resolved(inputs, how), how.get("only", ())))
     # Each asks its file for its ends: from a bucket that is nothing but waiting.
     with ThreadPoolExecutor(ASKED_AT_ONCE) as pool:
         rows = list(pool.map(lambda source: _row(source, how.get("mpp_override")), sources))
     return rows, [_duplicate(source) for source in later]
+
+
+def _resolved(inputs: Sequence[str], how: How) -> list[Source]:
+    return resolve(inputs, distinct_ids=how.get("distinct_ids", False))
 
 
 def sort_out(rows: Sequence[Row], how: How) -> Todo:
@@ -107,7 +115,9 @@ def dry_run(
     """
     rows, duplicates = asked_rows(inputs, how)
     if Store(lake_uri).exists("lake.json"):
-        rows = open_lake(lake_uri).committer.known(rows)
+        lake = open_lake(lake_uri)
+        refuse_near_lake(lake, rows, distinct_ids=how.get("distinct_ids", False))
+        rows = lake.committer.known(rows)
     else:
         rows = [{**row, "state": "pending"} for row in rows]
     todo = sort_out(rows, how)

@@ -96,10 +96,8 @@ def test_no_flipped_bit_of_a_header_gives_a_wrong_jpeg(written: ShardWriter) -> 
     for damaged in itertools.islice(flips(data[:512]), 0, None, 7):
         path.write_bytes(damaged + data[512:])
         outcomes.append(what_is_read(written.store, None))
-    assert set(outcomes) == {
-        "right",
-        "refused",
-    }  # right where the checksum is but written otherwise
+    # Right where the header's own checksum is but written otherwise.
+    assert set(outcomes) <= {"right", "refused"}
     assert outcomes.count("right") < 15
 
 

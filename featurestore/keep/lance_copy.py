@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from featurestore.annotations.lance_keep import named_tables
 from featurestore.config import LakeConfig
 from featurestore.errors import DamageError, LakeError
 from featurestore.keep.copied_files import copy_files, missing_files
@@ -24,7 +25,7 @@ from featurestore.lance_tables import open_table
 from featurestore.lance_vacuum import kept_versions, named_shards
 from featurestore.lock import LOCK_FILE, writer_lease
 from featurestore.opening import open_lake
-from featurestore.schema import CATALOG
+from featurestore.schema import CATALOG, SLIDES
 from featurestore.storage import FileInfo, Store
 
 MARK = "copy.json"
@@ -205,6 +206,8 @@ def _named_files(lake: Lake) -> Iterator[str]:
             yield from _version_files(lake.store, rel, number)
         yield from _transactions(lake.store, rel, numbers)
     yield from named_shards(lake, versions[CATALOG])
+    for rel in named_tables(lake.store, versions[SLIDES]):
+        yield from (file.path for file in lake.store.walk(rel))
     for name, number in lake.snapshots().items():
         if number in versions[CATALOG]:
             yield f"{CATALOG}/_refs/tags/{name}.json"

@@ -14,7 +14,10 @@ from featurestore.config import LakeConfig
 from featurestore.damage import ROOT, TABLE, TABLE_INDEX, Damage
 from featurestore.errors import BucketError, DamageError, LakeError
 from featurestore.keep.roots import (
+    GONE,
+    LAKE_FILE,
     ROOTS_FILE,
+    TAGS,
     Roots,
     check_once,
     damaged_files,
@@ -31,7 +34,6 @@ LAST_VERSION = 2**64 - 1  # manifests are named by what is left to it: the newes
 WHOLE_TABLES = (CATALOG, SLIDES)
 KIND_OF_DELETIONS = {"array": "arrow", "bitmap": "bin"}
 INDEXES = "_indices/"
-TAGS = f"{CATALOG}/_refs/tags"
 
 
 def manifest_path(store: Store, rel: str, version: int) -> str:
@@ -54,8 +56,6 @@ def table_files(store: Store, rel: str, table: lance.LanceDataset) -> Iterator[s
             name = f"{metadata.id}-{gone['read_version']}-{gone['id']}.{kind}"
             yield f"{rel}/_deletions/{name}"
     yield from index_files(store, rel, table)
-    if rel == CATALOG:
-        yield from (f"{TAGS}/{name}" for name in store.names(TAGS))
 
 
 def lake_tables(config: LakeConfig) -> list[str]:
@@ -82,18 +82,27 @@ def record_roots(store: Store, config: LakeConfig, *, new: bool = False) -> Root
     doubtful = set(before.unchecked)
     if known is None and not new:
         doubtful = set(paths) - manifests
+    recorded = {**before.older, **before.files}
     files = {
-        path: before.files.get(path) or list(file_crc32(store, path))
+        path: recorded.get(path) or list(file_crc32(store, path))
         for path in paths
         if path not in doubtful
     }
-    text = before.lake_json or (config.to_json().decode() if new else "")
+    # Indexes of earlier versions stay known: `--at` and a restore read by them.
+    gone = {path for path in recorded if f"/{INDEXES}" in path} - files.keys()
+    older = {path: recorded[path] for path in sorted(gone) if store.exists(path)}
+    texts = {path: text for path, text in before.texts.items() if store.exists(path)}
+    if new:
+        texts[LAKE_FILE] = config.to_json().decode()
+    for path in (f"{TAGS}/{name}" for name in store.names(TAGS)):
+        texts.setdefault(path, store.read_bytes(path).decode(errors="replace"))
     roots = Roots(
         tables=versions,
         files=files,
+        older=older,
         unchecked=sorted(doubtful & set(paths)),
         lost=before.lost,
-        lake_json=text,
+        texts=texts,
     )
     write_roots(store, roots)
     return roots
@@ -144,6 +153,7 @@ def check_versions(
     """
     for rel, table in newest.items():
         check_newest(store, rel, table.version, roots)
+        check_not_lost(store, rel, named.get(rel, table.version), roots)
         check_newest(store, rel, table.version, Roots(tables=named))
         if roots is not None and rel in WHOLE_TABLES:
             check_once(store, roots, _recorded_indexes(rel, table, roots))
@@ -162,7 +172,13 @@ def _index_folders(rel: str, table: lance.LanceDataset) -> list[str]:
 
 def _recorded_indexes(rel: str, table: lance.LanceDataset, roots: Roots) -> list[str]:
     folders = set(_index_folders(rel, table))
-    return [path for path in roots.files if path.rpartition("/")[0] in folders]
+    return [path for path in roots.recorded if path.rpartition("/")[0] in folders]
+
+
+def damaged_indexes(store: Store, rel: str) -> dict[str, str]:
+    """Return what is wrong with files of the newest version's indexes, by path."""
+    roots = readable_roots(store) or Roots(tables={})
+    return damaged_files(store, roots, _recorded_indexes(rel, open_table(store, rel), roots))
 
 
 def open_checked(store: Store, rel: str, version: int, roots: Roots | None) -> lance.LanceDataset:
@@ -174,15 +190,23 @@ def open_checked(store: Store, rel: str, version: int, roots: Roots | None) -> l
     """
     if roots is None:
         return _named_version(store, rel, version)
-    if version in roots.lost.get(rel, []):
-        msg = f"version {version} of {store.url(rel)} was lost; `slidelake verify` names whole ones"
-        raise DamageError(msg)
+    check_not_lost(store, rel, version, roots)
     if store.is_local:
         check_once(store, roots, [manifest_path(store, rel, version)])
     table = _named_version(store, rel, version)
     if rel in WHOLE_TABLES:
         check_once(store, roots, _recorded_indexes(rel, table, roots))
     return table
+
+
+def check_not_lost(store: Store, rel: str, version: int, roots: Roots | None) -> None:
+    """Raise DamageError if a version only stands in for one that was lost."""
+    if roots is not None and version in roots.lost.get(rel, []):
+        msg = (
+            f"version {version} of {store.url(rel)} was lost: `slidelake restore` goes back to a "
+            "whole version, which `slidelake verify` names"
+        )
+        raise DamageError(msg)
 
 
 def newest_catalog(store: Store, roots: Roots | None) -> lance.LanceDataset:
@@ -228,8 +252,11 @@ def roots_damage(store: Store) -> Iterator[Damage]:
         return
     if roots is None:
         return
-    if roots.lake_json and roots.lake_json != store.read_bytes("lake.json").decode(errors="ignore"):
-        yield Damage(what="lake.json is not what was written", part=ROOT, path="lake.json")
+    for path, text in roots.texts.items():
+        if not store.exists(path):
+            yield Damage(what=f"{path} {GONE}", part=ROOT, path=path)
+        elif store.read_bytes(path) != text.encode():
+            yield Damage(what=f"{path} is not what was written", part=ROOT, path=path)
     for path, text in damaged_files(store, roots, roots.files).items():
         yield file_damage(path, text)
 
@@ -246,7 +273,7 @@ def unchecked_files(store: Store, config: LakeConfig) -> int:
     """Count files by which tables are read that have no checksum."""
     roots = readable_roots(store)
     if roots is not None:
-        return len(roots.unchecked) + (not roots.lake_json)
+        return len(roots.unchecked) + (LAKE_FILE not in roots.texts)
     tables = ((rel, open_table(store, rel)) for rel in lake_tables(config))
     return 1 + sum(1 for rel, table in tables for _ in table_files(store, rel, table))
 
@@ -261,7 +288,7 @@ def add_checksums(store: Store, config: LakeConfig) -> int:
     if count:
         roots = record_roots(store, config)
         more = {path: list(file_crc32(store, path)) for path in roots.unchecked}
-        text = store.read_bytes("lake.json").decode()
-        full = replace(roots, files={**roots.files, **more}, unchecked=[], lake_json=text)
+        texts = {**roots.texts, LAKE_FILE: store.read_bytes(LAKE_FILE).decode()}
+        full = replace(roots, files={**roots.files, **more}, unchecked=[], texts=texts)
         write_roots(store, full)
     return count

@@ -10,13 +10,16 @@ import functools
 import json
 import zlib
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Self
 
 from featurestore.errors import DamageError
+from featurestore.read_errors import meaning_of, reason_of
 from featurestore.storage import Store
 
 ROOTS_FILE = "roots.json"
+LAKE_FILE = "lake.json"
+TAGS = "catalog.lance/_refs/tags"
 CHUNK_BYTES = 1 << 24
 GONE = "is gone"
 
@@ -28,16 +31,23 @@ class Roots:
     Attributes:
         tables: the newest version of each table at the last commit.
         files: size and CRC-32 by path: manifests, and the other files by which tables are read.
+        older: the same for indexes that only earlier versions are read by.
         unchecked: files that were there before checksums of files were kept.
         lost: versions of tables that stand in for versions whose manifests were lost.
-        lake_json: the text of `lake.json`, which never changes.
+        texts: the text of `lake.json`, which never changes, and of the files of snapshots, by path.
     """
 
     tables: dict[str, int]
     files: dict[str, list[int]] = field(default_factory=dict)
+    older: dict[str, list[int]] = field(default_factory=dict)
     unchecked: list[str] = field(default_factory=list)
     lost: dict[str, list[int]] = field(default_factory=dict)
-    lake_json: str = ""
+    texts: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def recorded(self) -> dict[str, list[int]]:
+        """Size and CRC-32 of all files that have one, by path."""
+        return {**self.older, **self.files}
 
     def to_json(self) -> bytes:
         """The bytes of `roots.json`, with a checksum of its own."""
@@ -55,8 +65,8 @@ class Roots:
             value: dict[str, Any] = json.loads(data)
             crc32 = value.pop("crc32")
             if crc32 == _crc32_of(value):
-                names = ("tables", "files", "unchecked", "lost", "lake_json")
-                return cls(**{name: value[name] for name in names if name in value})
+                known = {one.name for one in fields(cls)}
+                return cls(**{name: value[name] for name in known & value.keys()})
         except (ValueError, KeyError, TypeError, AttributeError):
             pass
         msg = f"{ROOTS_FILE} is not what was written (checksum)"
@@ -72,11 +82,15 @@ def read_roots(store: Store) -> Roots | None:
 
     Raises:
         DamageError: the file is not what was written.
+        AccessError: it can't be read now.
     """
     try:
-        return Roots.from_json(store.read_bytes(ROOTS_FILE))
+        data = store.read_bytes(ROOTS_FILE)
     except FileNotFoundError:
         return None
+    except OSError as error:
+        raise meaning_of(error, store, f"{ROOTS_FILE} can't be read") from error
+    return Roots.from_json(data)
 
 
 def readable_roots(store: Store) -> Roots | None:
@@ -106,9 +120,9 @@ def file_crc32(store: Store, path: str) -> tuple[int, int]:
 
 def damaged_files(store: Store, roots: Roots, paths: Iterable[str]) -> dict[str, str]:
     """Compare files with their checksums; return what is wrong, by path. Others are passed over."""
-    wrong = {}
+    wrong, recorded = {}, roots.recorded
     for path in paths:
-        if path in roots.files and (text := _wrong(store, path, *roots.files[path])):
+        if path in recorded and (text := _wrong(store, path, *recorded[path])):
             wrong[path] = text
     return wrong
 
@@ -118,6 +132,10 @@ def _wrong(store: Store, path: str, size: int, crc32: int) -> str:
         now = file_crc32(store, path)
     except FileNotFoundError:
         return GONE
+    except OSError as error:
+        if explanation := store.explained(error):
+            raise explanation from error
+        return f"can't be read ({reason_of(error)})"
     if now[0] != size:
         return f"has {now[0]} bytes, {size} were written"
     return "" if now[1] == crc32 else "is not what was written (checksum)"
@@ -142,6 +160,7 @@ def check_once(store: Store, roots: Roots, paths: Iterable[str]) -> None:
     """
     if not store.is_local:
         return
+    recorded = roots.recorded
     for path in paths:
-        if path in roots.files:
-            _check(store.uri, path, *roots.files[path])
+        if path in recorded:
+            _check(store.uri, path, *recorded[path])
