@@ -83,23 +83,6 @@ def test_wrong_usage_is_one_line_and_exit_2(
     assert len(done.stderr.strip().splitlines()) == 1
 
 
-@pytest.mark.slow
-def test_ingest_with_a_bad_slide_exits_1_and_names_it(tmp_path: Path) -> None:
-    (tmp_path / "text.svs").write_text("this is no slide")
-    words = ("ingest", tmp_path / "lake", REAL_SLIDE, tmp_path / "text.svs", tmp_path / "none.svs")
-    done = slidelake(*words, "--mpp", "2.0", "--json", code=1)
-    result = json.loads(done.stdout)
-    assert result["ready"] == 1
-    assert sorted(found["slide"] for found in result["failed"]) == ["none", "text"]
-    assert result["readers"] == {"tiff": 1}
-    again = slidelake(*words, "--mpp", "2.0", code=1)
-    assert "none failed:" in again.stdout
-    assert "does not exist" in again.stdout
-    sql = "SELECT slide_id, reason FROM slides WHERE state = 'failed' ORDER BY slide_id"
-    rows = json.loads(slidelake("query", tmp_path / "lake", sql, "--json").stdout)["rows"]
-    assert [slide for slide, _ in rows] == ["none", "text"]
-
-
 def test_debug_shows_where(filled: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "slidelake", "--debug", "info", "no-such-lake"],

@@ -1,27 +1,42 @@
 """verify, repair, compact, vacuum and snapshot as a user types them."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from featurestore import open_lake
+from tests.command_lines import Answer, Output, run_words
 from tests.conftest import REAL_SLIDE, TEACHERS
 from tests.small_lake import contents
-from tests.test_cli import slidelake
+
+Slidelake = Callable[..., Answer]
 
 
-def test_verify_of_a_clean_lake(filled: Path) -> None:
-    verdict = json.loads(slidelake("verify", filled, "--json").stdout)
+@pytest.fixture
+def slidelake(capsys: Output) -> Slidelake:
+    """Run the words after `slidelake` in this process."""
+
+    def slidelake(*words: object, code: int = 0) -> Answer:
+        return run_words(capsys, list(map(str, words)), code=code)
+
+    return slidelake
+
+
+def test_verify_of_a_clean_lake(filled: Path, slidelake: Slidelake) -> None:
+    verdict = json.loads(slidelake("verify", filled, "--json").out)
     assert (verdict["ok"], verdict["damage"]) == (True, [])
     assert verdict["checked"]["slides"] == 7
     assert verdict["checked"]["features"] == 7 * 2 * len(TEACHERS)
-    assert "all as it was committed" in slidelake("verify", filled, "--sample", "0.3").stdout
+    assert "all as it was committed" in slidelake("verify", filled, "--sample", "0.3").out
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("ray_up")
-def test_damage_is_named_repaired_and_made_again(lake_copy: Path, cohort: Path) -> None:
+def test_damage_is_named_repaired_and_made_again(
+    lake_copy: Path, cohort: Path, slidelake: Slidelake
+) -> None:
     lake = open_lake(lake_copy)
     whole = contents(lake)
     row = lake.tiles_of(mpp=2.0, slide_ids=[REAL_SLIDE.stem]).row(0, named=True)
@@ -32,44 +47,43 @@ def test_damage_is_named_repaired_and_made_again(lake_copy: Path, cohort: Path) 
         if value in data:
             at = data.index(value)
             file.write_bytes(data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :])
-    verdict = json.loads(slidelake("verify", lake_copy, "--json", code=1).stdout)
+    verdict = json.loads(slidelake("verify", lake_copy, "--json", code=1).out)
     assert not verdict["ok"]
     assert set(verdict["damage"][0]) == {"slide", "mpp", "teacher", "what"}
     assert {(d["slide"], d["mpp"], d["teacher"]) for d in verdict["damage"]} == {
         ("P000-1", 0.5, TEACHERS[1]),
         (REAL_SLIDE.stem, 2.0, None),
     }
-    text = slidelake("verify", lake_copy, code=1).stdout
+    text = slidelake("verify", lake_copy, code=1).out
     assert f"slide P000-1, at 0.5 mpp, teacher {TEACHERS[1]}: checksum" in text
-    done = json.loads(slidelake("repair", lake_copy, "--json").stdout)
+    done = json.loads(slidelake("repair", lake_copy, "--json").out)
     assert done["slides"] == [REAL_SLIDE.stem]
     assert [(c["teacher"], c["mpp"]) for c in done["columns"]] == [(TEACHERS[1], 0.5)]
-    left = json.loads(slidelake("verify", lake_copy, "--json", code=1).stdout)["damage"]
+    left = json.loads(slidelake("verify", lake_copy, "--json", code=1).out)["damage"]
     assert [(d["slide"], d["mpp"]) for d in left] == [(REAL_SLIDE.stem, 2.0)]  # until it is cut
     slidelake("ingest", lake_copy, cohort, REAL_SLIDE)
     slidelake("extract", lake_copy, "--teacher", TEACHERS[0], "--teacher", TEACHERS[1])
     slidelake("verify", lake_copy)
     assert contents(open_lake(lake_copy)) == whole
-    assert "nothing is damaged" in slidelake("repair", lake_copy).stdout
+    assert "nothing is damaged" in slidelake("repair", lake_copy).out
 
 
-@pytest.mark.slow
-def test_snapshot_compact_vacuum(lake_copy: Path) -> None:
+def test_snapshot_compact_vacuum(lake_copy: Path, slidelake: Slidelake) -> None:
     before = contents(open_lake(lake_copy))
-    named = json.loads(slidelake("snapshot", lake_copy, "paper-v1", "--json").stdout)
-    done = json.loads(slidelake("compact", lake_copy, "--json").stdout)
+    named = json.loads(slidelake("snapshot", lake_copy, "paper-v1", "--json").out)
+    done = json.loads(slidelake("compact", lake_copy, "--json").out)
     assert done["before"] > done["after"] > 0
-    trial = slidelake("vacuum", lake_copy, "--keep", "1", "--dry-run").stdout
+    trial = slidelake("vacuum", lake_copy, "--keep", "1", "--dry-run").out
     assert "would remove" in trial
-    freed = json.loads(slidelake("vacuum", lake_copy, "--keep", "1", "--json").stdout)
+    freed = json.loads(slidelake("vacuum", lake_copy, "--keep", "1", "--json").out)
     assert freed["versions"] > 0
     assert named["version"] in freed["kept"]
-    info = json.loads(slidelake("info", lake_copy, "--at", "paper-v1", "--json").stdout)
+    info = json.loads(slidelake("info", lake_copy, "--at", "paper-v1", "--json").out)
     assert info["version"] == named["version"]
     assert info["snapshots"] == {"paper-v1": named["version"]}
     assert contents(open_lake(lake_copy)) == before
     sql = "SELECT count(*) FROM tiles_mpp2_0"
-    at = slidelake("query", lake_copy, sql, "--at", "paper-v1", "--json").stdout
-    assert at == slidelake("query", lake_copy, sql, "--json").stdout
+    at = slidelake("query", lake_copy, sql, "--at", "paper-v1", "--json").out
+    assert at == slidelake("query", lake_copy, sql, "--json").out
     wrong = slidelake("verify", lake_copy, "--at", "nope", code=2)
-    assert "no snapshot 'nope'; it has: paper-v1" in wrong.stderr
+    assert "no snapshot 'nope'; it has: paper-v1" in wrong.err
