@@ -18,9 +18,17 @@ from featurestore import Lake, LakeConfig, create_lake, open_lake
 from ingest.ray_extract import extract
 from ingest.ray_ingest import ingest
 from tests.s3 import any_store, bucket, faulty, s3_urls
+from tests.skipped import pytest_make_collect_report, pytest_runtest_makereport
 from tests.small_lake import cut
 
-__all__ = ["any_store", "bucket", "faulty", "s3_urls"]  # fixtures that live beside the server
+__all__ = [
+    "any_store",
+    "bucket",
+    "faulty",
+    "pytest_make_collect_report",
+    "pytest_runtest_makereport",
+    "s3_urls",
+]  # fixtures and hooks that live elsewhere
 
 # Where a change is judged the same examples are tried each time; everywhere else, new ones.
 settings.register_profile("ci", derandomize=True)
@@ -31,6 +39,25 @@ ROOT = Path(__file__).resolve().parent.parent
 REAL_SLIDE = ROOT / "examples" / "data" / "CMU-1-Small-Region.svs"
 TEACHERS = ("efficientnet_lite0", "efficientnet_lite1")
 CONFIG = LakeConfig(tile_px=256, mpps=(0.5, 2.0))
+
+#: Files of slow tests by the CPU seconds that they take, longest first, so that two processes end
+#: at about the same time; other files come after these.
+LONGEST = (
+    "test_demo.py",
+    "test_distill_kills.py",
+    "test_extract_kills.py",
+    "test_ingest.py",
+    "test_downstream_commands.py",
+    "test_cards.py",
+    "test_docs_downstream.py",
+    "test_faults.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the longest files first; the order within a file stays."""
+    place = {name: at for at, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path.name, len(place)))
 
 
 def shard_samples(path: str) -> dict[int, dict[str, bytes]]:

@@ -86,7 +86,6 @@ def check_that_they_end_the_same(lakes: list[Path], undisturbed: dict[str, objec
 def test_killed_and_killed_it_ends_the_same(
     tmp_path: Path, undisturbed: dict[str, object], seed: int
 ) -> None:
-    """Ten for each seed."""
     check_that_they_end_the_same(kill_at_work(tmp_path, KILLS, seed), undisturbed)
 
 
