@@ -17,6 +17,7 @@ from examples.cohort import make_cohort
 from featurestore import Lake, LakeConfig, create_lake, open_lake
 from ingest.ray_extract import extract
 from ingest.ray_ingest import ingest
+from tests.command_lines import Answer, Output, Slidelake, run_words
 from tests.s3 import any_store, bucket, faulty, s3_urls
 from tests.skipped import pytest_make_collect_report, pytest_runtest_makereport
 from tests.small_lake import cut
@@ -113,6 +114,16 @@ def filled(tmp_path_factory: pytest.TempPathFactory, cohort: Path, ray_up: None)
         assert not extract(lake, TEACHERS).failed
 
     return made_once(tmp_path_factory, "filled", make) / "lake"
+
+
+@pytest.fixture
+def slidelake(capsys: Output) -> Slidelake:
+    """Run the words after `slidelake` in this process; a process of its own takes 3 s to start."""
+
+    def slidelake(*words: object, code: int | None = 0) -> Answer:
+        return run_words(capsys, list(map(str, words)), code=code)
+
+    return slidelake
 
 
 @pytest.fixture

@@ -1,35 +1,22 @@
 """verify, repair, compact, vacuum and snapshot as a user types them."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from featurestore import open_lake
-from tests.command_lines import Answer, Output, run_words
+from tests.command_lines import Slidelake
 from tests.conftest import REAL_SLIDE, TEACHERS
 from tests.small_lake import contents
 
-Slidelake = Callable[..., Answer]
-
-
-@pytest.fixture
-def slidelake(capsys: Output) -> Slidelake:
-    """Run the words after `slidelake` in this process."""
-
-    def slidelake(*words: object, code: int = 0) -> Answer:
-        return run_words(capsys, list(map(str, words)), code=code)
-
-    return slidelake
-
 
 def test_verify_of_a_clean_lake(filled: Path, slidelake: Slidelake) -> None:
-    verdict = json.loads(slidelake("verify", filled, "--json").out)
+    verdict = json.loads(slidelake("verify", filled, "--json").stdout)
     assert (verdict["ok"], verdict["damage"]) == (True, [])
     assert verdict["checked"]["slides"] == 7
     assert verdict["checked"]["features"] == 7 * 2 * len(TEACHERS)
-    assert "all as it was committed" in slidelake("verify", filled, "--sample", "0.3").out
+    assert "all as it was committed" in slidelake("verify", filled, "--sample", "0.3").stdout
 
 
 @pytest.mark.slow
@@ -47,43 +34,43 @@ def test_damage_is_named_repaired_and_made_again(
         if value in data:
             at = data.index(value)
             file.write_bytes(data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :])
-    verdict = json.loads(slidelake("verify", lake_copy, "--json", code=1).out)
+    verdict = json.loads(slidelake("verify", lake_copy, "--json", code=1).stdout)
     assert not verdict["ok"]
     assert set(verdict["damage"][0]) == {"slide", "mpp", "teacher", "what"}
     assert {(d["slide"], d["mpp"], d["teacher"]) for d in verdict["damage"]} == {
         ("P000-1", 0.5, TEACHERS[1]),
         (REAL_SLIDE.stem, 2.0, None),
     }
-    text = slidelake("verify", lake_copy, code=1).out
+    text = slidelake("verify", lake_copy, code=1).stdout
     assert f"slide P000-1, at 0.5 mpp, teacher {TEACHERS[1]}: checksum" in text
-    done = json.loads(slidelake("repair", lake_copy, "--json").out)
+    done = json.loads(slidelake("repair", lake_copy, "--json").stdout)
     assert done["slides"] == [REAL_SLIDE.stem]
     assert [(c["teacher"], c["mpp"]) for c in done["columns"]] == [(TEACHERS[1], 0.5)]
-    left = json.loads(slidelake("verify", lake_copy, "--json", code=1).out)["damage"]
+    left = json.loads(slidelake("verify", lake_copy, "--json", code=1).stdout)["damage"]
     assert [(d["slide"], d["mpp"]) for d in left] == [(REAL_SLIDE.stem, 2.0)]  # until it is cut
     slidelake("ingest", lake_copy, cohort, REAL_SLIDE)
     slidelake("extract", lake_copy, "--teacher", TEACHERS[0], "--teacher", TEACHERS[1])
     slidelake("verify", lake_copy)
     assert contents(open_lake(lake_copy)) == whole
-    assert "nothing is damaged" in slidelake("repair", lake_copy).out
+    assert "nothing is damaged" in slidelake("repair", lake_copy).stdout
 
 
 def test_snapshot_compact_vacuum(lake_copy: Path, slidelake: Slidelake) -> None:
     before = contents(open_lake(lake_copy))
-    named = json.loads(slidelake("snapshot", lake_copy, "paper-v1", "--json").out)
-    done = json.loads(slidelake("compact", lake_copy, "--json").out)
+    named = json.loads(slidelake("snapshot", lake_copy, "paper-v1", "--json").stdout)
+    done = json.loads(slidelake("compact", lake_copy, "--json").stdout)
     assert done["before"] > done["after"] > 0
-    trial = slidelake("vacuum", lake_copy, "--keep", "1", "--dry-run").out
+    trial = slidelake("vacuum", lake_copy, "--keep", "1", "--dry-run").stdout
     assert "would remove" in trial
-    freed = json.loads(slidelake("vacuum", lake_copy, "--keep", "1", "--json").out)
+    freed = json.loads(slidelake("vacuum", lake_copy, "--keep", "1", "--json").stdout)
     assert freed["versions"] > 0
     assert named["version"] in freed["kept"]
-    info = json.loads(slidelake("info", lake_copy, "--at", "paper-v1", "--json").out)
+    info = json.loads(slidelake("info", lake_copy, "--at", "paper-v1", "--json").stdout)
     assert info["version"] == named["version"]
     assert info["snapshots"] == {"paper-v1": named["version"]}
     assert contents(open_lake(lake_copy)) == before
     sql = "SELECT count(*) FROM tiles_mpp2_0"
-    at = slidelake("query", lake_copy, sql, "--at", "paper-v1", "--json").out
-    assert at == slidelake("query", lake_copy, sql, "--json").out
+    at = slidelake("query", lake_copy, sql, "--at", "paper-v1", "--json").stdout
+    assert at == slidelake("query", lake_copy, sql, "--json").stdout
     wrong = slidelake("verify", lake_copy, "--at", "nope", code=2)
-    assert "no snapshot 'nope'; it has: paper-v1" in wrong.err
+    assert "no snapshot 'nope'; it has: paper-v1" in wrong.stderr

@@ -297,7 +297,7 @@ class TestWithAHead:
     ) -> None:
         lake = create_lake(tmp_path / "lake", LakeConfig(mpps=(0.5, 2.0)))
         answer = SUBMIT.run(capsys, {"head": head.address, "lake": tmp_path / "lake"})
-        (line,) = [line for line in answer.out.splitlines() if line.startswith("{")]
+        (line,) = [line for line in answer.stdout.splitlines() if line.startswith("{")]
         assert json.loads(line) == lake.info()
 
     def test_ctrl_c_stops_following_and_not_the_job(

@@ -82,7 +82,7 @@ SNAPSHOT = command_line("snapshot {lake} paper-v1 --at 4 --json")
 
 
 def test_debug_shows_the_traceback_of_an_error(run: Run) -> None:
-    assert "Traceback" in run(DEBUG, code=2).err
+    assert "Traceback" in run(DEBUG, code=2).stderr
 
 
 def test_query_writes_a_file_of_the_named_format(run: Run, places: Places) -> None:
@@ -93,7 +93,7 @@ def test_query_writes_a_file_of_the_named_format(run: Run, places: Places) -> No
 
 
 def test_query_and_info_read_the_version_that_is_named(run: Run) -> None:
-    assert run(QUERY_AT).out.split() == ["len", "2"]
+    assert run(QUERY_AT).stdout.split() == ["len", "2"]
     info = run(INFO).value
     assert (info["version"], info["slides"]["ready"]) == (4, 2)
 
@@ -110,7 +110,7 @@ def test_repair_takes_nothing_out_of_a_whole_lake(run: Run) -> None:
 def test_compact_merges_fragments_up_to_a_number_of_rows(run: Run) -> None:
     few = run(COMPACT).value
     assert few["before"] == few["after"]
-    assert "4 fragments became 2" in run(COMPACT_ALL).out
+    assert "4 fragments became 2" in run(COMPACT_ALL).stdout
 
 
 def test_vacuum_says_what_it_would_remove_and_keeps_the_newest(run: Run, places: Places) -> None:

@@ -192,7 +192,7 @@ def test_ingest_takes_failed_slides_again_and_another_file(run: Run, places: Pla
     first = run(INGEST, code=1).value
     assert (first["ready"], [one["slide"] for one in first["failed"]]) == (1, ["bare"])
     assert first["readers"] == {"tiff": 1}
-    assert "bare failed: " in run(INGEST_TEXT, code=1).out
+    assert "bare failed: " in run(INGEST_TEXT, code=1).stdout
     again = run(INGEST_AGAIN).value
     assert (again["ready"], again["new"]) == (2, 1)
     with (folder / "moved" / "real.svs").open("ab") as file:
