@@ -5,6 +5,7 @@ import os
 import shutil
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ import webdataset
 from filelock import FileLock
 from hypothesis import settings
 
-from cluster import ray_session
+from cluster import ClusterError, ray_session
 from examples.cohort import make_cohort
 from featurestore import Lake, LakeConfig, create_lake, open_lake
 from ingest.ray_extract import extract
@@ -98,8 +99,15 @@ def cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def ray_up() -> Iterator[None]:
-    """One local Ray for the whole run."""
-    with ray_session(num_cpus=2):
+    """One local Ray for the whole run; Ray gives its node 30 s, too few on a busy machine."""
+    with ExitStack() as stack:
+        for tries_left in (2, 1, 0):
+            try:
+                stack.enter_context(ray_session(num_cpus=2))
+                break
+            except ClusterError as error:
+                if "did not come up" not in str(error) or not tries_left:
+                    raise
         yield
 
 
