@@ -29,6 +29,7 @@ if TYPE_CHECKING:
         Lake,
         LakeConfig,
         compact,
+        copy_lake,
         create_lake,
         open_lake,
         query,
@@ -48,6 +49,7 @@ PUBLIC = {
     "Lake": "featurestore",
     "LakeConfig": "featurestore",
     "compact": "featurestore",
+    "copy_lake": "featurestore",
     "create_lake": "featurestore",
     "distill": "distill.ray_train",
     "extract": "distill.ray_columns",
@@ -72,6 +74,7 @@ __all__ = [
     "Lake",
     "LakeConfig",
     "compact",
+    "copy_lake",
     "create_lake",
     "distill",
     "extract",
@@ -123,6 +126,7 @@ check_packages(Path(__file__).resolve().parent)
 # only now: what is imported is known to be ours
 from commands import distill as _students
 from commands import downstream as _answers
+from commands import edits as _edits
 from commands import ingest as _tiles
 from commands import interop as _files
 from commands import lake as _lake
@@ -140,6 +144,7 @@ for heading, part in {
     "Students": _students,
     "What features are worth": _answers,
     "The lake": _lake,
+    "Columns of your own, and mended names": _edits,
     "Other tools' files": _files,
 }.items():
     for command in part.app.registered_commands:
@@ -204,6 +209,10 @@ def _explain(error: Exception) -> int:
         return error.exit_code
     if os.environ.get("SLIDELAKE_DEBUG"):
         traceback.print_exc()
+    if "featurestore" in sys.modules:  # no need to import it for an error of something else
+        from featurestore.full_disk import disk_full_error
+
+        error = disk_full_error(error, "the lake or of temporary files") or error
     text = " ".join(str(error).split()) or type(error).__name__
     ours = type(error).__module__.partition(".")[0] in PACKAGES
     if not ours:

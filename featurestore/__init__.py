@@ -15,6 +15,7 @@ from featurestore.config import FORMAT, LakeConfig
 from featurestore.cuts import GridCut, SlideCut
 from featurestore.damage import Damage, Verdict
 from featurestore.errors import (
+    AccessError,
     BucketError,
     DamageError,
     FormatError,
@@ -23,13 +24,14 @@ from featurestore.errors import (
     LakeMissingError,
 )
 from featurestore.ids import mpp_name, tile_ids, tile_parts
+from featurestore.keep.lance_copy import Copied, copy_lake
 from featurestore.lake import Lake
 from featurestore.lance_columns import ColumnFile, ColumnWriter
 from featurestore.lance_commit import Committer
 from featurestore.lance_compact import Compacted, compact
 from featurestore.lance_index import IndexState, build_index, index_state
 from featurestore.lance_rows import matrix
-from featurestore.lance_vacuum import Vacuumed, vacuum
+from featurestore.lance_vacuum import Vacuumed, free_old_versions, vacuum
 from featurestore.lance_verify import verify
 from featurestore.opening import create_lake, open_lake, settings_for
 from featurestore.pairs import Pairs
@@ -46,12 +48,14 @@ from featurestore.stream_under import Under
 
 __all__ = [
     "FORMAT",
+    "AccessError",
     "Bag",
     "BucketError",
     "ColumnFile",
     "ColumnWriter",
     "Committer",
     "Compacted",
+    "Copied",
     "Damage",
     "DamageError",
     "FormatError",
@@ -77,8 +81,10 @@ __all__ = [
     "Verdict",
     "build_index",
     "compact",
+    "copy_lake",
     "create_lake",
     "fit_stats",
+    "free_old_versions",
     "holdout_patients",
     "index_state",
     "matrix",

@@ -6,13 +6,14 @@ rows it will take, so a table is read in steps that grow: an answer found early 
 `head`) costs at most about four times its own bytes.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import lance
 import polars as pl
 import pyarrow as pa
 from polars.io.plugins import register_io_source
 
+from featurestore.errors import LakeError
 from featurestore.pushdown import Schema, lance_filter
 
 BATCH_ROWS = 8192
@@ -49,6 +50,26 @@ def scan(open_table: Callable[[], lance.LanceDataset], columns: Sequence[str]) -
             yield frame if predicate is None else frame.filter(predicate)
 
     return register_io_source(batches, schema=dict(schema), is_pure=True)
+
+
+def as_type(frame: pl.LazyFrame, dims: Mapping[str, int], dtype: str | None) -> pl.LazyFrame:
+    """A frame with features of another type than float16, in which they are stored.
+
+    Args:
+        frame: with columns of some of the teachers.
+        dims: teachers and how many values their features have.
+        dtype: None for float16, or "float32".
+
+    Raises:
+        LakeError: another one.
+    """
+    if dtype in (None, "float16"):
+        return frame
+    if dtype != "float32":
+        msg = f"dtype '{dtype}' given; features come as float16, as they are stored, or float32"
+        raise LakeError(msg)
+    names = [name for name in frame.collect_schema().names() if name in dims]
+    return frame.with_columns(pl.col(n).cast(pl.Array(pl.Float32, dims[n])) for n in names)
 
 
 def _read_in_steps(

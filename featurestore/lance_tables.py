@@ -47,9 +47,21 @@ def open_table(store: Store, rel: str, version: int | None = None) -> lance.Lanc
         raise DamageError(msg) from error
 
 
-def make_index(store: Store, rel: str, column: str) -> None:
+def add_missing_columns(store: Store, rel: str, schema: pa.Schema) -> None:
+    """Give a table of an earlier release the nullable columns that it lacks; they hold nulls.
+
+    No row changes. The version that this makes means the same as the one before.
+    """
+    table = open_table(store, rel)
+    missing = [field for field in schema if field.name not in table.schema.names]
+    if missing:
+        table.add_columns(missing)
+
+
+def make_index(store: Store, rel: str, column: str, *, replace: bool = False) -> None:
     """Index a column by a B-tree, so that a look-up by it costs the same at any size."""
-    open_table(store, rel).create_scalar_index(column, "BTREE", name=f"{column}_idx")
+    table = open_table(store, rel)
+    table.create_scalar_index(column, "BTREE", name=f"{column}_idx", replace=replace)
 
 
 def keep_indexed(store: Store, rel: str, *, fragments: int, rows: int) -> None:
@@ -109,6 +121,11 @@ def commit(
     transaction = Transaction(
         read_version=read_version, operation=operation, transaction_properties=properties
     )
+    return commit_transaction(store, rel, transaction)
+
+
+def commit_transaction(store: Store, rel: str, transaction: Transaction) -> lance.LanceDataset:
+    """Commit a transaction that was prepared."""
     return lance.LanceDataset.commit(
         store.url(rel), transaction, storage_options=store.lance_options
     )

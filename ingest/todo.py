@@ -31,6 +31,8 @@ class How(TypedDict, total=False):
         masks: folder or URL of `<slide_id>.geojson`, `.json` or `.png` that say what is tissue;
             slides without one are looked at as usual.
         pen_veto: leave out tiles under a pen's ink, which is the default; see docs/tissue.md.
+        distinct_ids: ids and sites of a manifest that differ by case, blanks or Unicode form only
+            are different; else they are refused.
     """
 
     mpp_override: float | None
@@ -40,6 +42,7 @@ class How(TypedDict, total=False):
     limit: int | None
     masks: str | None
     pen_veto: bool
+    distinct_ids: bool
 
 
 @dataclass(kw_only=True)
@@ -67,11 +70,15 @@ def asked_rows(inputs: Sequence[str], how: How) -> tuple[list[Row], list[dict[st
     if (masks := how.get("masks")) and not folder_exists(masks):
         msg = f"there is no folder {shown(masks)}; --masks names one with SLIDE_ID.geojson or .png"
         raise InputError(msg)
-    sources, later = split_duplicates(chosen(resolve(inputs), how.get("only", ())))
+    sources, later = split_duplicates(chosen(_resolved(inputs, how), how.get("only", ())))
     # Each asks its file for its ends: from a bucket that is nothing but waiting.
     with ThreadPoolExecutor(ASKED_AT_ONCE) as pool:
         rows = list(pool.map(lambda source: _row(source, how.get("mpp_override")), sources))
     return rows, [_duplicate(source) for source in later]
+
+
+def _resolved(inputs: Sequence[str], how: How) -> list[Source]:
+    return resolve(inputs, distinct_ids=how.get("distinct_ids", False))
 
 
 def sort_out(rows: Sequence[Row], how: How) -> Todo:

@@ -13,14 +13,15 @@ import numpy as np
 import polars as pl
 
 from downstream.cohorts.cohort import listing, load_labels, refuse_unknown_patients
+from downstream.cohorts.errors import CohortError
 from downstream.cohorts.outcomes import class_labels, guess_task
-from downstream.cohorts.slide_names import match_slides, told
-from downstream.cohorts.table_files import CohortError
+from downstream.cohorts.slide_names import match_slides, refuse_near_slides, told
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from os import PathLike
 
+    from downstream.cohorts.label_tables import Labels, Reading
     from featurestore import Lake
 
 
@@ -50,7 +51,7 @@ def read_tile_labels(
     target: str,
     *,
     mpp: float,
-    ids: Mapping[str, str | None] | None = None,
+    ids: Mapping[str, Any] | None = None,
 ) -> TileLabels:
     """Join a table of tile labels with the tiles of a lake.
 
@@ -67,10 +68,15 @@ def read_tile_labels(
             a tile with two labels, a target of numbers or of one class, or no label of a tile.
         LakeError: The lake has no tiles at this mpp.
     """
-    given = load_labels(path, **dict(ids or {}))
-    places = _places(given.table, target, str(path))
+    # on use: it opens Lance tables, which takes time that a command's help does not have
+    from featurestore.annotations.reading import labels_of
+
+    given = load_labels(labels_of(lake, path), **dict(ids or {}))
+    places = _places(given, target, str(path))
     slides = lake.slides().select("slide_id", "patient_id").collect()
     match = match_slides(places["slide_id"], slides["slide_id"])
+    if not given.distinct_ids:
+        refuse_near_slides(match, places["slide_id"], slides["slide_id"])
     places = places.with_columns(pl.col("slide_id").replace(dict(match.found)))
     tiles = _tiles(lake, sorted(set(match.found.values())), mpp)
     met = _by_key(places, tiles) if "tile_id" in places.columns else _by_place(places, tiles)
@@ -116,27 +122,26 @@ def at_most(labels: TileLabels, tiles: int, *, seed: int) -> TileLabels:
     return replace(labels, rows=rows, notes=(*labels.notes, note))
 
 
-def _places(table: pl.DataFrame, target: str, path: str) -> pl.DataFrame:
+def _places(labels: Labels, target: str, path: str) -> pl.DataFrame:
     """Labelled rows: slide_id, perhaps patient_id, tile_id or x and y, and label."""
-    by = ["tile_id"] if "tile_id" in table.columns else ["x", "y"]
-    lacking = [name for name in ("slide_id", *by, target) if name not in table.columns]
+    by = ["tile_id"] if labels.has("tile_id") else ["x", "y"]
+    lacking = [name for name in ("slide_id", *by, target) if not labels.has(name)]
     if lacking:
+        table = labels.table
         msg = (
             f"{path!r} has columns {table.columns}; it lacks {', '.join(lacking)}: give the slide, "
             "tile_id or x and y in level-0 pixels, and the target"
         )
         raise CohortError(msg)
+    kind: Reading = "integers" if by == ["tile_id"] else "numbers"
+    wanted: dict[str, Reading] = {target: "values", **dict.fromkeys(by, kind)}
+    table = labels.read(wanted).table
     if guess_task(table[target]) == "regression":
         msg = f"{target!r} holds numbers such as {table[target].drop_nulls()[0]}; tiles are "
         msg += "classified: name a column of classes"
         raise CohortError(msg)
     patient = [name for name in ("patient_id",) if name in table.columns]
-    kind = pl.Int64 if by == ["tile_id"] else pl.Float64
-    try:
-        rows = table.select("slide_id", *patient, pl.col(by).cast(kind), label=target)
-    except pl.exceptions.PolarsError as error:
-        msg = f"{path!r}: {' and '.join(by)} must be numbers: {str(error).partition(chr(10))[0]}"
-        raise CohortError(msg) from error
+    rows = table.select("slide_id", *patient, *by, label=target)
     return rows.drop_nulls(["slide_id", *by, "label"]).unique(maintain_order=True)
 
 
@@ -164,24 +169,10 @@ def _by_place(places: pl.DataFrame, tiles: pl.DataFrame) -> pl.DataFrame:
 
     Of overlapping tiles the one whose middle is nearest, of equals the one with the smaller key.
     """
-    places = places.with_row_index("row").with_columns(
-        name=pl.format("{} at {}, {}", "slide_id", pl.col("x").round(1), pl.col("y").round(1))
-    )
-    side = tiles.select("slide_id", "side").unique()
-    asked = places.select("row", "slide_id", px="x", py="y").join(side, on="slide_id")
-    # a tile that covers a place begins in the place's cell of a raster of its side, or one before
-    steps = pl.DataFrame({"dx": [0, 0, 1, 1], "dy": [0, 1, 0, 1]})
-    cells = [(pl.col(f"p{a}") // pl.col("side")).cast(pl.Int64) - pl.col(f"d{a}") for a in "xy"]
-    asked = asked.join(steps, how="cross").with_columns(cx=cells[0], cy=cells[1])
-    of_tile = [(pl.col(a) // pl.col("side")).cast(pl.Int64) for a in "xy"]
-    there = tiles.with_columns(cx=of_tile[0], cy=of_tile[1]).drop("side")
-    pairs = asked.join(there, on=["slide_id", "cx", "cy"])
-    within = [pl.col(f"p{a}").is_between(pl.col(a), pl.col(a) + pl.col("side"), closed="left")
-              for a in "xy"]  # fmt: skip
-    apart = [(pl.col(f"p{a}") - pl.col(a) - pl.col("side") / 2) ** 2 for a in "xy"]
-    best = pairs.filter(*within).with_columns(apart=apart[0] + apart[1])
-    best = best.sort("row", "apart", "tile_id").unique("row", keep="first", maintain_order=True)
-    return places.join(best.select("row", "tile_id"), on="row", how="left").drop("row")
+    from featurestore.annotations.places import tiles_at
+
+    x, y = pl.col("x").round(1), pl.col("y").round(1)
+    return tiles_at(places.with_columns(name=pl.format("{} at {}, {}", "slide_id", x, y)), tiles)
 
 
 def _with_patients(found: pl.DataFrame, slides: pl.DataFrame) -> pl.DataFrame:
