@@ -50,7 +50,7 @@ class CommandLine:
         """The words of the line, with the places put in."""
         return [word.format_map(places) for word in shlex.split(self.text)]
 
-    def run(self, output: Output, places: Mapping[str, object], *, code: int = 0) -> Answer:
+    def run(self, output: Output, places: Mapping[str, object], *, code: int | None = 0) -> Answer:
         """Run the line in this process, and check its exit code."""
         return run_words(output, self.words(places), code=code)
 

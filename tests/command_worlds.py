@@ -37,8 +37,11 @@ def labels(folder: Path) -> Path:
 
 
 def named_otherwise(folder: Path) -> Path:
-    """The labels with the patient's column under a name that no table of ours has."""
+    """The labels under names of a user's own; sites and classes that differ by case only."""
     table = pl.read_csv(labels(folder)).rename({"patient_id": "subject"})
+    table = table.with_columns(
+        pl.col("hospital").replace({"south": "North"}), pl.col("kind").replace({"C": "a"})
+    )
     table.write_csv(folder / "subjects.csv")
     return folder / "subjects.csv"
 
@@ -51,9 +54,9 @@ def slide_table(folder: Path) -> Path:
 
 
 def tile_table(folder: Path) -> Path:
-    """A class for each tile of `bags_lake` by its place; columns under names of a user's own."""
+    """A class, s or S, for each tile of `bags_lake`; columns under names of a user's own."""
     rows = [
-        f"p{name[1:3]},{name},{at * 256},{at * 256},{'odd' if int(name[1:3]) % 2 else 'even'}"
+        f"p{name[1:3]},{name},{at * 256},{at * 256},{'s' if int(name[1:3]) % 2 else 'S'}"
         for name in slide_names()
         for at in range(5)
     ]
@@ -106,9 +109,9 @@ def plain_tiff(path: Path, *, mpp: float | None) -> Path:
 
 
 def class_table(folder: Path) -> Path:
-    """A class for each tile of `bags_lake`, as `evaluate` reads it, beside another column."""
+    """A class, s or S, for each tile of `bags_lake`, as `evaluate` reads it."""
     rows = [
-        f"{name},{at * 256},{at * 256},{'odd' if int(name[1:3]) % 2 else 'even'},{at}"
+        f"{name},{at * 256},{at * 256},{'s' if int(name[1:3]) % 2 else 'S'},{at}"
         for name in slide_names()
         for at in range(5)
     ]

@@ -58,7 +58,7 @@ def places(shared: Places, tmp_path: Path) -> Places:
 def run(capsys: Output, places: Places) -> Run:
     """Run a line with the places of this test."""
 
-    def run(line: CommandLine, *, code: int = 0) -> Answer:
+    def run(line: CommandLine, *, code: int | None = 0) -> Answer:
         return line.run(capsys, places, code=code)
 
     return run
@@ -171,8 +171,8 @@ def test_export_writes_tiles_of_one_mpp_as_they_were_at_a_version(run: Run, plac
 STATS = command_line("stats {bags} --teacher good --mpp 0.5 --holdout 0.5 --seed 3 --at 8 --json")
 PROBE = command_line(
     "probe {bags} --labels {tiles} --target side --features good --features noise --mpp 0.5 "
-    "--shots 3 --draws 4 --tiles 100 --folds 3 --reference 'noise / linear' --margin 0.1 "
-    "--patient-column subject --slide-column picture --seed 2 --at 8 --json"
+    "--distinct-ids --shots 3 --draws 4 --tiles 100 --folds 3 --reference 'noise / linear' "
+    "--margin 0.1 --patient-column subject --slide-column picture --seed 2 --at 8 --json"
 )
 SEARCH = command_line(
     "search {bags} --like s03a:0,0 --features good --mpp 0.5 -k 4 --other-patients-only --exact "
@@ -202,6 +202,7 @@ def test_probe_takes_the_table_as_it_is_and_says_what_was_set(run: Run) -> None:
     (row,) = (row for row in result["comparisons"] if row["one"] == "good / linear")
     assert (row["other"], row["margin"]) == ("noise / linear", 0.1)
     config: dict[str, Any] = result["config"]
+    assert config["classes"] == ["S", "s"]
     wanted = {"mpps": [0.5], "shots": 3, "draws": 4, "folds": 3, "seed": 2}
     assert {name: config[name] for name in wanted} == wanted
 
@@ -254,6 +255,7 @@ PLAN_NO_PEN = command_line(
 PLAN_STRIDE = command_line(PLAN + "--mpp 0.5 --stride 128")
 PLAN_TISSUE = command_line(PLAN + "--mpp 0.5 --tissue-min 0.99")
 PLAN_MASK = command_line(PLAN + "--mpp 0.5 --masks {tmp}/masks")
+PLAN_CASES = command_line("ingest {tmp}/lake {tmp}/slides.csv --dry-run --distinct-ids --json")
 PLAN_ONLY = command_line("ingest {tmp}/lake {tmp}/in --dry-run --only b --only c --limit 1 --json")
 
 
@@ -294,6 +296,13 @@ def test_tiles_under_pen_are_left_out_unless_they_are_asked_for(run: Run, tmp_pa
     command_worlds.slide_with_pen(tmp_path / "pen.tiff")
     veto, every = (run(line).value["tiles"]["2.0"] for line in (PLAN_PEN, PLAN_NO_PEN))
     assert 0 < veto < every
+
+
+def test_slides_whose_names_differ_by_case_are_planned(run: Run, tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        shutil.copy(REAL_SLIDE, tmp_path / f"{name}.svs")
+    (tmp_path / "slides.csv").write_text("uri,slide_id\none.svs,s\ntwo.svs,S\n")
+    assert run(PLAN_CASES).value["slides"] == 2
 
 
 def test_only_and_limit_choose_slides(run: Run, tmp_path: Path) -> None:
