@@ -219,8 +219,8 @@ COMPILE = command_line(
 )
 EVALUATE = command_line(
     "evaluate {bags} --student both --single single --labels {classes} --label-column side "
-    "--distinct-ids --mpp 0.5 --tiles 40 --robust-tiles 2 --teacher-seconds 0 --seed 5 --device cpu "
-    "--threads 1 --at 8 --json"
+    "--distinct-ids --mpp 0.5 --tiles 40 --robust-tiles 2 --teacher-seconds 0 --seed 5 "
+    "--device cpu --threads 1 --at 8 --json"
 )
 EXPORT_STUDENT = command_line("export-student {bags} both {tmp}/exported --onnx --json")
 EXTRACT = command_line(
