@@ -21,6 +21,7 @@ from ingest.apart import cut_apart
 from ingest.contact_sheet import write_contact_sheet
 from ingest.cut import failure
 from ingest.errors import SlideError
+from ingest.near_lake import refuse_near_lake
 from ingest.remote_files import is_local
 from ingest.todo import How, Row, asked_rows, sort_out
 
@@ -82,6 +83,7 @@ def ingest(
     start = time.perf_counter()
     asked, duplicates = asked_rows(inputs, how)
     lake = create_lake(lake_uri, config)
+    refuse_near_lake(lake, asked, distinct_ids=how.get("distinct_ids", False))
     rows = lake.committer.register(asked)
     todo = sort_out(rows, how)
     if todo.failed:

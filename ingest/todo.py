@@ -9,6 +9,7 @@ from typing import Any, TypedDict
 from featurestore import LakeConfig, Store, open_lake
 from ingest.errors import InputError, SlideError
 from ingest.masks import find_mask, folder_exists
+from ingest.near_lake import refuse_near_lake
 from ingest.plan import Plan, plan_ingest
 from ingest.remote_errors import shown
 from ingest.sources import Source, chosen, fingerprint, resolve, split_duplicates
@@ -114,7 +115,9 @@ def dry_run(
     """
     rows, duplicates = asked_rows(inputs, how)
     if Store(lake_uri).exists("lake.json"):
-        rows = open_lake(lake_uri).committer.known(rows)
+        lake = open_lake(lake_uri)
+        refuse_near_lake(lake, rows, distinct_ids=how.get("distinct_ids", False))
+        rows = lake.committer.known(rows)
     else:
         rows = [{**row, "state": "pending"} for row in rows]
     todo = sort_out(rows, how)

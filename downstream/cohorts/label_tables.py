@@ -1,8 +1,8 @@
 """Label tables as people have them: of CLAM, STAMP and Patho-Bench, or with ids under our names.
 
 Columns that name patients and slides are recognised, and two that might are an error that asks.
-Files are read by `featurestore.usertables`, and each column by what it is needed for; it is
-imported on use, since its package opens Lance, which takes time that a command's help does not have.
+Files are read by `featurestore.usertables`, each column by what it is needed for. That is imported
+on use, since its package opens Lance, which takes time that a command's help does not have.
 """
 
 from __future__ import annotations
