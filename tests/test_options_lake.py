@@ -241,6 +241,7 @@ def test_report_is_of_the_named_version(run: Run) -> None:
 
 # ---------------------------------------------------------------------- teachers and a dry run
 
+LICENCES = command_line("licences --copyleft --json")
 TEACHERS_LINE = command_line("teachers {bags} --weights {tmp} --json")
 #: Two bare levels of the real slide, at 0.5 and 2.0 mpp.
 PLAN = "ingest {tmp}/lake {slide} --dry-run --json "
@@ -257,6 +258,12 @@ PLAN_TISSUE = command_line(PLAN + "--mpp 0.5 --tissue-min 0.99")
 PLAN_MASK = command_line(PLAN + "--mpp 0.5 --masks {tmp}/masks")
 PLAN_CASES = command_line("ingest {tmp}/lake {tmp}/slides.csv --dry-run --distinct-ids --json")
 PLAN_ONLY = command_line("ingest {tmp}/lake {tmp}/in --dry-run --only b --only c --limit 1 --json")
+
+
+def test_licences_with_conditions_are_listed(run: Run) -> None:
+    packages = run(LICENCES).value["packages"]
+    assert packages
+    assert all(row["copyleft"] for row in packages)
 
 
 def test_teachers_weights_are_looked_for_in_a_folder(run: Run, tmp_path: Path) -> None:

@@ -318,3 +318,18 @@ def test_each_command_goes_to_the_ray_that_is_named(places: Places) -> None:
     assert len(refused) == len(ELSEWHERE)
     assert all("no Ray answers at 127.0.0.1:1" in line for line in refused)
     assert json.loads(answer)["folds"] == 2
+
+
+# ---------------------------------------------------------------------- the whole way
+
+DEMO = command_line("demo {tmp}/demo --quick --json")
+
+
+@pytest.mark.timeout(900)
+def test_the_quick_demo_goes_the_whole_way(run: Run, places: Places) -> None:
+    report = run(DEMO).value
+    assert {"ingest", "extract", "distill", "mil"} <= set(report["stages"])
+    assert report["cohort"]["patients"] == 6
+    assert "survival" not in report["stages"]
+    page = Path(str(places["tmp"]), "demo", "report.html").read_text()
+    assert page.startswith("<!doctype html>")
