@@ -5,6 +5,7 @@ it and looks at what its options change.
 """
 
 import importlib
+import re
 from pathlib import Path
 
 import pytest
@@ -49,12 +50,17 @@ def given_options(command: TyperCommand | TyperGroup, words: list[str]) -> tuple
     return names, rest[0] if rest else ""
 
 
+def declaring_modules() -> list[Path]:
+    """Test modules that declare command lines."""
+    paths = sorted(Path(__file__).parent.glob("test_*.py"))
+    return [path for path in paths if DECLARES in path.read_text() and path != Path(__file__)]
+
+
 @pytest.fixture(scope="module")
 def given() -> dict[str, set[str]]:
     """Command -> the options that some line gives it; "" stands for `slidelake` itself."""
-    for path in sorted(Path(__file__).parent.glob("test_*.py")):
-        if DECLARES in path.read_text() and path != Path(__file__):
-            importlib.import_module(f"tests.{path.stem}")
+    for path in declaring_modules():
+        importlib.import_module(f"tests.{path.stem}")
     found: dict[str, set[str]] = {}
     for line in COMMAND_LINES:
         words = line.words(_AnyPlace())
@@ -78,6 +84,13 @@ def test_every_command_and_every_option_is_run(given: dict[str, set[str]]) -> No
         f"run by no test: {', '.join(missing)}; declare a line with each by `command_line` in a "
         "test module (tests/test_options_*.py), run it, and check what the option changes"
     )
+
+
+@pytest.mark.parametrize("path", declaring_modules(), ids=lambda path: path.stem)
+def test_each_declared_line_is_run(path: Path) -> None:
+    text = path.read_text()
+    names = re.findall(r"^(\w+) = \[?command_line\(", text, re.MULTILINE)
+    assert [name for name in names if len(re.findall(rf"\b{name}\b", text)) < 2] == []
 
 
 def test_a_command_or_option_without_a_line_is_named(given: dict[str, set[str]]) -> None:
