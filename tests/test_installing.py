@@ -111,12 +111,12 @@ def environment(built: Built, tmp_path_factory: pytest.TempPathFactory) -> Envir
     this environment are shown to it by a .pth file.
     """
     folder = tmp_path_factory.mktemp("installed") / "env"
-    uv = Path(sys.executable).with_name("uv")
-    subprocess.run([uv, "venv", "-q", "--python", sys.executable, folder], check=True)
+    uv = str(Path(sys.executable).with_name("uv"))
+    subprocess.run([uv, "venv", "-q", "--python", sys.executable, str(folder)], check=True)
     python = folder / "bin" / "python"
-    install = [uv, "pip", "install", "-q", "--python", python, built.wheel]
+    install = [uv, "pip", "install", "-q", "--python", str(python), str(built.wheel)]
     whole = subprocess.run(
-        [*install, "--offline", "-c", ROOT / "constraints.txt"], capture_output=True, text=True
+        [*install, "--offline", "-c", str(ROOT / "constraints.txt")], capture_output=True, text=True
     )
     if whole.returncode:
         subprocess.run([*install, "--no-deps", "--offline"], check=True)
