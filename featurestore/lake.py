@@ -111,7 +111,8 @@ class Lake:
 
     def slides(self) -> pl.LazyFrame:
         """One row per slide: identity, geometry, state, why it failed. Pictures are left out."""
-        names = [name for name in SLIDES_SCHEMA.names if name not in PICTURES]
+        there = self.table(SLIDES).schema.names  # an earlier slidelake wrote fewer columns
+        names = [name for name in SLIDES_SCHEMA.names if name in there and name not in PICTURES]
         return scan(functools.partial(self.table, SLIDES), names)
 
     def catalog(self) -> pl.LazyFrame:

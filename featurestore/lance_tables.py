@@ -47,6 +47,13 @@ def open_table(store: Store, rel: str, version: int | None = None) -> lance.Lanc
         raise DamageError(msg) from error
 
 
+def add_columns(store: Store, rel: str, schema: pa.Schema) -> None:
+    """Give a table of an earlier slidelake the columns that it lacks; their values are null."""
+    table = open_table(store, rel)
+    if missing := [field for field in schema if field.name not in table.schema.names]:
+        table.add_columns(missing)
+
+
 def make_index(store: Store, rel: str, column: str) -> None:
     """Index a column by a B-tree, so that a look-up by it costs the same at any size."""
     open_table(store, rel).create_scalar_index(column, "BTREE", name=f"{column}_idx")

@@ -9,9 +9,9 @@ import numpy as np
 
 from featurestore import LakeConfig
 from featurestore.ids import mpp_name
-from ingest.cut import jpegs, lake_grids
+from ingest.cut import jpegs, lake_grids, tissue_options
 from ingest.errors import SlideError
-from ingest.grid import Grid, keep_tiles
+from ingest.grid import Grid
 from ingest.remote import local_slide
 from ingest.remote_files import is_local
 from ingest.survey import survey
@@ -35,6 +35,7 @@ class Plan:
         seconds: of work on so many cores.
         cores: that the time is for.
         failed: slides among the sampled that would fail, with their reasons.
+        notes: what was noticed, a sentence each.
     """
 
     slides: int
@@ -44,13 +45,14 @@ class Plan:
     bytes: int = 0
     seconds: float = 0.0
     failed: list[dict[str, str]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
 
 def plan_ingest(rows: Sequence[Row], config: LakeConfig, *, cores: int) -> Plan:
     """Estimate an ingest of slides.
 
     Args:
-        rows: of the slides, with slide_id, uri, bytes, and perhaps mpp, mask and pen_veto.
+        rows: of the slides, with slide_id, uri, bytes, and perhaps mpp, mask, pen_veto, tissue_by.
         config: settings of the lake.
         cores: to share the work.
     """
@@ -82,10 +84,10 @@ def _look(plan: Plan, config: LakeConfig, row: Row) -> None:
     start = time.perf_counter()
     mpp, url = row.get("mpp"), row.get("url") or row["uri"]
     with local_slide(url) as local, TiffReader(local.path, mpp=mpp) as slide:
-        seen = survey(slide, pen_veto=row.get("pen_veto", True), mask=row.get("mask"))
+        seen = survey(slide, **tissue_options(row))
         grids = lake_grids(slide, config)
         plan.seconds += time.perf_counter() - start
-        kept = keep_tiles(seen.shares(grids), grids, config.tissue_min)
+        kept = seen.kept(grids, config.tissue_min)
         for grid, keep in zip(grids, kept, strict=True):
             _some_tiles(plan, config, slide, grid, np.argwhere(keep))
 
