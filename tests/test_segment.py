@@ -30,7 +30,8 @@ CYTOPLASM = np.array([[0.16, 0.05, 0.04], [0.02, 0.16, 0.03], [0.02, 0.07, 0.18]
 def cytology(path: Path, noise: float) -> npt.NDArray[np.bool_]:
     """Write a cytology slide at 0.5 mpp; gives which of its tiles hold a cell, [12, 12].
 
-    Cells of 8 to 50 um lie far apart on glass, in about half of the tiles; there is dirt, too.
+    Cells of 14 to 50 um, and lymphocytes of 8, of which a nucleus is all that is seen, lie far
+    apart on glass, in about half of the tiles; there is dirt, too.
     """
     rng = np.random.default_rng(4)
     glass = rng.normal(244, noise, (SIDE_PX, SIDE_PX, 3))
@@ -40,7 +41,8 @@ def cytology(path: Path, noise: float) -> npt.NDArray[np.bool_]:
         tile = pixels[row * SIDE_PX :, column * SIDE_PX :][:SIDE_PX, :SIDE_PX]
         radius = int(rng.integers(8, 51))  # of the cytoplasm, in pixels of 0.5 um
         at = rng.integers(radius + 40, SIDE_PX - radius - 40, 2)
-        for strength, size in ((CYTOPLASM[rng.integers(3)], radius), (0.6 * NUCLEUS, 8)):
+        cytoplasm = CYTOPLASM[rng.integers(3)] * (radius > 13)
+        for strength, size in ((cytoplasm, radius), (0.6 * NUCLEUS, 8)):
             layer = np.zeros((SIDE_PX, SIDE_PX), np.uint8)
             cv2.circle(layer, at.tolist(), size, 1, -1)
             tile *= np.exp(-strength * layer[..., None])
