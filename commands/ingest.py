@@ -8,6 +8,7 @@ import typer
 
 from commands.options import (
     AddressOpt,
+    DistinctIdsOpt,
     JsonOpt,
     LakeArg,
     MppsOpt,
@@ -30,7 +31,8 @@ def ingest_command(
         list[str],
         typer.Argument(
             metavar="SLIDES...",
-            help="Files, folders, globs, URLs, or a CSV/Parquet manifest with a column uri.",
+            help="Files, folders, globs, URLs, or a manifest (CSV, TSV, XLSX, Parquet) with a "
+            "column uri; its paths are relative to it.",
         ),
     ],
     mpp: Annotated[
@@ -109,6 +111,7 @@ def ingest_command(
     slide_timeout: Annotated[
         float, typer.Option(help="Minutes after which a slide is given up, and a second per MB.")
     ] = 10.0,
+    distinct_ids: DistinctIdsOpt = False,
     dry_run: Annotated[
         bool,
         typer.Option(help="Say what would be done: slides, tiles, bytes, time. Write nothing."),
@@ -136,6 +139,7 @@ def ingest_command(
         "masks": masks,
         "tissue": tissue,
         "pen_veto": pen_veto,
+        "distinct_ids": distinct_ids,
     }
     config = settings(
         lake,

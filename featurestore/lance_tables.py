@@ -47,10 +47,14 @@ def open_table(store: Store, rel: str, version: int | None = None) -> lance.Lanc
         raise DamageError(msg) from error
 
 
-def add_columns(store: Store, rel: str, schema: pa.Schema) -> None:
-    """Give a table of an earlier slidelake the columns that it lacks; their values are null."""
+def add_missing_columns(store: Store, rel: str, schema: pa.Schema) -> None:
+    """Give a table of an earlier release the nullable columns that it lacks; they hold nulls.
+
+    No row changes. The version that this makes means the same as the one before.
+    """
     table = open_table(store, rel)
-    if missing := [field for field in schema if field.name not in table.schema.names]:
+    missing = [field for field in schema if field.name not in table.schema.names]
+    if missing:
         table.add_columns(missing)
 
 

@@ -35,6 +35,8 @@ class How(TypedDict, total=False):
             it was for slides that the lake has, `standard` for new ones.
         pen_veto: leave out tiles under a pen's ink; None: as it was, or as `tissue` does. See
             docs/tissue.md.
+        distinct_ids: ids and sites of a manifest that differ by case, blanks or Unicode form only
+            are different; else they are refused.
     """
 
     mpp_override: float | None
@@ -45,6 +47,7 @@ class How(TypedDict, total=False):
     masks: str | None
     tissue: str | None
     pen_veto: bool | None
+    distinct_ids: bool
 
 
 @dataclass(kw_only=True)
@@ -74,7 +77,8 @@ def asked_for(inputs: Sequence[str], how: How) -> Asked:
     asked = Asked()
     if tissue := how.get("tissue"):
         asked.tissue_by = chosen_method(tissue)
-    sources = resolve(inputs, asked.notes.append)
+    distinct = how.get("distinct_ids", False)
+    sources = resolve(inputs, note=asked.notes.append, distinct_ids=distinct)
     masks = open_masks(where) if (where := how.get("masks")) else None
     if masks:
         asked.notes += masks.notes({source.slide_id for source in sources})

@@ -10,8 +10,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-import polars as pl
-
 from ingest.errors import InputError, SlideError
 from ingest.folders import (
     SUFFIXES,
@@ -22,10 +20,10 @@ from ingest.folders import (
     slides_of,
     without_shadows,
 )
-from ingest.remote_errors import shown, told
+from ingest.manifests import ManifestRow, is_manifest, read_manifest
+from ingest.remote_errors import told
 from ingest.remote_files import RemoteFile, is_local, name_of, open_fs
 
-MANIFESTS = (".csv", ".parquet")
 END_BYTES = 64 * 1024
 ESCAPED = re.compile(r"\\udc[89a-f][0-9a-f]")
 
@@ -51,7 +49,9 @@ class Source:
     named: bool = False
 
 
-def resolve(inputs: Sequence[str], note: Note = lambda _: None) -> list[Source]:
+def resolve(
+    inputs: Sequence[str], *, note: Note = lambda _: None, distinct_ids: bool = False
+) -> list[Source]:
     """All slides that the inputs name, in order.
 
     A file is one slide, unless a manifest gives it several slide_ids (two sections on one glass):
@@ -61,11 +61,15 @@ def resolve(inputs: Sequence[str], note: Note = lambda _: None) -> list[Source]:
     Args:
         inputs: files, folders, globs, manifests, URLs.
         note: is called with a sentence for whatever is left out.
+        distinct_ids: whether ids of manifests that differ by case, blanks or Unicode form only are
+            different; else they are refused.
 
     Raises:
-        InputError: nothing was given, or a manifest has no column for the file.
+        InputError: nothing was given, or a manifest that can't be read.
     """
-    sources = [source for text in inputs for source in _resolve_one(text, note)]
+    sources = [
+        source for text in inputs for source in _resolve_one(text, note, distinct_ids=distinct_ids)
+    ]
     if not sources:
         msg = f"no slides found in {', '.join(inputs) or 'nothing'}; looked for {sorted(SUFFIXES)}"
         raise InputError(msg)
@@ -162,12 +166,16 @@ def _streamed_ends(remote: RemoteFile) -> tuple[int, bytes, bytes]:
     return size, head, tail
 
 
-def _resolve_one(text: str, note: Note) -> Iterator[Source]:
-    if text.lower().endswith(MANIFESTS):
-        yield from _manifest(text)
+def _resolve_one(text: str, note: Note, *, distinct_ids: bool) -> Iterator[Source]:
+    if is_manifest(text):
+        for row in read_manifest(text, distinct_ids=distinct_ids):
+            yield from _from_row(row, note)
         return
-    uris = list(_local_files(text, note) if is_local(text) else _remote_files(text, note))
-    yield from (_from_uri(uri) for uri in uris)
+    yield from (_from_uri(uri) for uri in _files(text, note))
+
+
+def _files(text: str, note: Note) -> list[str]:
+    return list(_local_files(text, note) if is_local(text) else _remote_files(text, note))
 
 
 def _local_files(text: str, note: Note) -> Iterator[str]:
@@ -230,44 +238,25 @@ def _from_uri(uri: str) -> Source:
     return Source(slide_id=PurePosixPath(name_of(text)).stem, uri=text)
 
 
-def _manifest(text: str) -> Iterator[Source]:
-    read = pl.read_parquet if text.lower().endswith(".parquet") else pl.read_csv
-    try:
-        table = read(text)
-    except (OSError, pl.exceptions.PolarsError) as error:
-        msg = f"manifest {text} can't be read: {str(error).partition(chr(10))[0]}"
-        raise InputError(msg) from error
-    if "uri" not in table.columns:
-        msg = f"manifest {text} needs a column 'uri'; it has {table.columns}"
+def _from_row(row: ManifestRow, note: Note) -> Iterator[Source]:
+    """Return the slides of a manifest's row: one of a file, several of a folder or glob.
+
+    A row that names none is kept: it becomes a failed slide.
+    """
+    uris = _files(row.uri, note) or [row.uri]
+    if len(uris) > 1 and row.slide_id is not None:
+        msg = (
+            f"{row.place}: {row.uri} are {len(uris)} slides, and slide_id {row.slide_id!r} can be "
+            "one of them only; leave it empty, or write a row a slide"
+        )
         raise InputError(msg)
-    folder = text.rpartition("/")[0] or "."
-    for row in table.iter_rows(named=True):
-        yield _from_row(row, folder)
-
-
-def _from_row(row: dict[str, Any], folder: str) -> Source:
-    uri = row.pop("uri")
-    if not uri:
-        msg = f"a manifest has a row without a uri: {row}; every row names a file or URL"
-        raise InputError(msg)
-    uri = str(uri) if "://" in str(uri) or str(uri).startswith("/") else f"{folder}/{uri}"
-    if is_local(uri):
-        uri = str(Path(open_fs(uri)[1]).absolute())
-    source = _from_uri(uri)
-    slide_id, patient_id, mpp = (row.pop(name, None) for name in ("slide_id", "patient_id", "mpp"))
-    return Source(
-        slide_id=str(slide_id) if slide_id is not None else source.slide_id,
-        named=slide_id is not None,
-        uri=source.uri,
-        patient_id=None if patient_id is None else str(patient_id),
-        mpp=None if mpp is None else _number(mpp, uri),
-        extra=row,
-    )
-
-
-def _number(mpp: object, uri: str) -> float:
-    try:
-        return float(str(mpp))
-    except ValueError as error:
-        msg = f"the manifest gives mpp '{mpp}' for {shown(uri)}; give microns per pixel as a number"
-        raise InputError(msg) from error
+    for uri in uris:
+        source = _from_uri(uri)
+        yield Source(
+            slide_id=row.slide_id or source.slide_id,
+            uri=source.uri,
+            patient_id=row.patient_id,
+            mpp=row.mpp,
+            extra=dict(row.extra),
+            named=row.slide_id is not None,
+        )
