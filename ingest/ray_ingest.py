@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Unpack
 
-from cluster import progress, ray_session
+from cluster import progress, ray_session, schedulable
 from featurestore import LakeConfig, SlideCut, Store, create_lake
 from featurestore.ids import mpp_name
 from featurestore.lake import Lake
@@ -115,12 +115,14 @@ def _run(
     left = {row["slide_id"]: row for row in todo.cut}
     kept: list[dict[str, str]] = []
     batch = _Batch(lake, commit_slides)
-    with progress("ingest", total=len(left), unit="slides") as bar:
+    work = float(sum(row["bytes"] or 0 for row in todo.cut))
+    with progress("ingest", total=len(left), unit="slides", work=work) as bar:
         for outcome in _outcomes(lake.store, lake.config, todo.cut, slide_timeout_s):
             if isinstance(outcome, SlideCut):
                 left.pop(outcome.row["slide_id"])
                 tiles = sum(grid.tiles.num_rows for grid in outcome.grids.values())
-                bar.advance(1, tiles=tiles, MB=round((outcome.row["bytes"] or 0) / 1e6))
+                size = outcome.row["bytes"] or 0
+                bar.advance(1, work=size, tiles=tiles, bytes=size)
                 if outcome.row["mpp_source"] == "objective":
                     bar.note(f"{outcome.row['slide_id']}: {_guess(outcome.row)}")
                 if why := outcome.row.get("fallback"):
@@ -129,7 +131,7 @@ def _run(
             else:
                 left.pop(outcome["slide_id"])
                 kept += _fail(lake, [outcome], todo.again)
-                bar.advance(1)
+                bar.advance(1, work=outcome["bytes"] or 0)
                 bar.note(f"{outcome['slide_id']} failed: {outcome['reason']}")
         batch.flush()
     reason = "the worker died on it (a crash in a decoder, or out of memory)"
@@ -196,11 +198,12 @@ def _outcomes(
     slides = ray.data.from_items(items, override_num_blocks=len(items))
     # Slides that have to travel come two to a core: one is fetched while the other is cut.
     share = 1.0 if all(is_local(row["uri"]) for row in todo) else 0.5
-    for found in slides.map(cut_apart, num_cpus=share).iter_rows():
-        if found["died"]:
-            yield failure(todo[found["number"]], SlideError(f"cutting it {found['died']}"))
-        else:
-            yield pickle.loads(found["outcome"])
+    with schedulable(num_cpus=share):
+        for found in slides.map(cut_apart, num_cpus=share).iter_rows():
+            if found["died"]:
+                yield failure(todo[found["number"]], SlideError(f"cutting it {found['died']}"))
+            else:
+                yield pickle.loads(found["outcome"])
 
 
 def _result(lake: Lake, slide_ids: Sequence[str]) -> IngestResult:

@@ -99,15 +99,26 @@ def chosen(sources: Sequence[Source], only: Sequence[str]) -> list[Source]:
 
 
 def split_duplicates(sources: Sequence[Source]) -> tuple[list[Source], list[Source]]:
-    """The first source of every slide_id, and the later ones of a slide_id already taken."""
+    """The first source of every slide_id, and the later ones of a slide_id already taken.
+
+    A file that is reached by a link as well is one source.
+    """
     first: dict[str, Source] = {}
     later = []
     for source in sources:
-        if source.slide_id in first:
+        taken = first.setdefault(source.slide_id, source)
+        if taken is not source and not _is_linked(taken, source):
             later.append(source)
-        else:
-            first[source.slide_id] = source
     return list(first.values()), later
+
+
+def _is_linked(one: Source, other: Source) -> bool:
+    """Whether two sources are one local file, and nothing else is said of them."""
+    if replace(one, uri=other.uri) != other or not (is_local(one.uri) and is_local(other.uri)):
+        return False
+    with contextlib.suppress(OSError):
+        return Path(one.uri).samefile(other.uri)
+    return False
 
 
 def fingerprint(uri: str) -> tuple[int, str]:
