@@ -17,10 +17,10 @@ from featurestore import GridCut, LakeConfig, ShardWriter, SlideCut, Store, tile
 from featurestore.schema import shard_path
 from ingest.errors import SlideError
 from ingest.grid import Grid, keep_tiles, plan_grids
+from ingest.readers.tiff_reader import TiffReader
 from ingest.remote import local_slide
 from ingest.scores import FOCUS_MPP
 from ingest.survey import Survey, mask_picture, survey
-from ingest.tiff_reader import TiffReader
 from ingest.tissue import OVERVIEW_MPP
 
 STORED, ENCODED = "stored", "encoded"

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 from ingest.errors import InputError, SlideError
 from ingest.grid import plan_grids
+from ingest.readers.tiff_reader import TiffReader
 from ingest.remote import local_slide
 from ingest.remote_files import is_local
 from ingest.sources import Source
-from ingest.tiff_reader import TiffReader
 
 LOOKED_AT, FEW = 16, 2
 

@@ -12,10 +12,10 @@ from featurestore.ids import mpp_name
 from ingest.cut import jpegs, lake_grids
 from ingest.errors import SlideError
 from ingest.grid import Grid, keep_tiles
+from ingest.readers.tiff_reader import TiffReader
 from ingest.remote import local_slide
 from ingest.remote_files import is_local
 from ingest.survey import survey
-from ingest.tiff_reader import TiffReader
 
 LOCAL_SAMPLE, REMOTE_SAMPLE = 12, 3
 TIMED_TILES = 16

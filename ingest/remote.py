@@ -12,12 +12,12 @@ from pathlib import Path, PurePosixPath
 
 from ingest import sparse_tiff
 from ingest.errors import SlideError
-from ingest.jpeg_tiff import JpegLevel, NotNativeError
 from ingest.partial_file import PartialFile, Range
+from ingest.readers.jpeg_tiff import JpegLevel, NotNativeError
+from ingest.readers.tiff_check import check_tiff
 from ingest.remote_errors import told
 from ingest.remote_files import RemoteFile, is_local, name_of, open_fs
 from ingest.scratch import scratch_folder
-from ingest.tiff_check import check_tiff
 
 NAME_BYTES = 200  # of a copy; file systems take 255
 

@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from ingest.grid import Grid, tissue_shares
 from ingest.masks import read_mask
-from ingest.openslide_reader import OpenSlideReader
+from ingest.readers.openslide_reader import OpenSlideReader
 from ingest.scores import FOCUS_MPP, focus_map, score_maps, tile_means
 from ingest.tissue import ALL_TISSUE, OVERVIEW_MPP, Tissue, find_tissue
 

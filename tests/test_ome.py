@@ -12,11 +12,11 @@ from featurestore import LakeConfig, create_lake
 from ingest.cut import cut_slide
 from ingest.errors import SlideError
 from ingest.grid import plan_grids
-from ingest.jpeg_tiff import JpegTiff
-from ingest.ome import ome_mpp
+from ingest.readers.jpeg_tiff import JpegTiff
+from ingest.readers.ome import ome_mpp
+from ingest.readers.tiff_reader import TiffReader
 from ingest.remote import local_slide
 from ingest.sources import fingerprint
-from ingest.tiff_reader import TiffReader
 from tests.conftest import REAL_SLIDE
 from tests.ome_slide import write_ome_tiff
 from tests.wide_slide import write_wide_slide

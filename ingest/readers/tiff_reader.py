@@ -10,8 +10,8 @@ import numpy.typing as npt
 
 from ingest.errors import SlideError
 from ingest.grid import MPP_TOLERANCE, Grid
-from ingest.jpeg_tiff import SHRINKS, JpegTiff, NotNativeError
-from ingest.openslide_reader import OpenSlideReader
+from ingest.readers.jpeg_tiff import SHRINKS, JpegTiff, NotNativeError
+from ingest.readers.openslide_reader import OpenSlideReader
 
 PROBES = 3
 PROBE_PX, PROBE_BLOCK_PX = 64, 4

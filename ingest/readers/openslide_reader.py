@@ -11,7 +11,7 @@ import openslide
 
 from ingest.errors import SlideError
 from ingest.grid import Grid
-from ingest.ome import ome_mpp
+from ingest.readers.ome import ome_mpp
 
 MPP_RANGE = (0.05, 10.0)
 OBJECTIVE_MPP = 10.0  # 20x is called 0.5 mpp; scanners differ from it by 10 % and more
