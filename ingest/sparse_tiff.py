@@ -12,7 +12,8 @@ import tifffile
 from ingest.errors import SlideError
 from ingest.partial_file import PartialFile, PartialReader, Range
 from ingest.readers.jpeg_tiff import JPEG, JpegLevel, NotNativeError, read_levels
-from ingest.readers.openslide_reader import LEVEL_SLACK, OpenSlideReader
+from ingest.readers.openslide_reader import OpenSlideReader
+from ingest.readers.slide_reader import LEVEL_SLACK
 
 SUFFIXES = (".svs", ".tif", ".tiff", ".svslide")
 # At 2.0 mpp a slide of 0.25 or 0.5 gives 2-8 %; what needs half of the file is copied in one go.

@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from ingest.grid import Grid, tissue_shares
 from ingest.masks import read_mask
-from ingest.readers.openslide_reader import OpenSlideReader
+from ingest.readers.slide_reader import SlideReader
 from ingest.scores import FOCUS_MPP, focus_map, score_maps, tile_means
 from ingest.tissue import ALL_TISSUE, OVERVIEW_MPP, Tissue, find_tissue
 
@@ -55,7 +55,7 @@ class Survey:
         return found
 
 
-def survey(slide: OpenSlideReader, *, pen_veto: bool = True, mask: str | None = None) -> Survey:
+def survey(slide: SlideReader, *, pen_veto: bool = True, mask: str | None = None) -> Survey:
     """Look at a slide.
 
     Args:
@@ -76,7 +76,7 @@ def survey(slide: OpenSlideReader, *, pen_veto: bool = True, mask: str | None = 
 
 
 def _given(
-    found: Tissue, path: str, slide: OpenSlideReader, shape: tuple[int, int], scale: float
+    found: Tissue, path: str, slide: SlideReader, shape: tuple[int, int], scale: float
 ) -> Tissue:
     mask = read_mask(path, size_px=slide.size_px, shape=shape, scale=scale)
     share = float(mask.mean())
@@ -90,7 +90,7 @@ def _given(
     )
 
 
-def _focus(slide: OpenSlideReader, tissue: Tissue, scale: float) -> Float32Array:
+def _focus(slide: SlideReader, tissue: Tissue, scale: float) -> Float32Array:
     factor = _divisor(scale, scale * slide.mpp / FOCUS_MPP)
     blocks = _blocks(tissue, BLOCK_PX)
     pixels = (

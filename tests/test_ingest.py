@@ -196,7 +196,7 @@ def test_outside_of_a_slide_is_white() -> None:
 def test_overview_in_strips_is_the_whole_slide(monkeypatch: pytest.MonkeyPatch) -> None:
     with OpenSlideReader(str(REAL_SLIDE)) as slide:
         whole, scale = slide.overview(8.0)
-        monkeypatch.setattr("ingest.readers.openslide_reader.BLOCK_PX", 320)
+        monkeypatch.setattr("ingest.readers.slide_reader.BLOCK_PX", 320)
         strips, _ = slide.overview(8.0)
     assert scale == 16
     assert whole.shape[:2] == (186, 139)

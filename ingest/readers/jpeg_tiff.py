@@ -16,6 +16,7 @@ import simplejpeg
 import tifffile
 
 from ingest.errors import SlideError
+from ingest.readers.level_check import Place, richest_places
 
 JPEG, YCBCR, RGB = 7, 6, 2
 # Says that the three components are red, green and blue as they stand: without it every decoder
@@ -123,6 +124,19 @@ def _level(page: Any) -> JpegLevel:  # noqa: ANN401 - a tifffile page, untyped
         msg = f"it lists {len(level.offsets)} tiles for a grid of {rows} x {level.columns}"
         raise NotNativeError(msg)
     return level
+
+
+def tile_places(levels: Sequence[JpegLevel], number: int) -> list[Place]:
+    """Return the centre of the tile with most bytes in each quarter of a level and of level 0.
+
+    What has most bytes has most structure, and no pixel needs to be read to know it.
+
+    Args:
+        levels: of the slide.
+        number: of the level.
+    """
+    grids = [np.reshape(level.sizes, (-1, level.columns)) for level in (levels[0], levels[number])]
+    return [place for grid in grids for place in richest_places(grid)]
 
 
 class JpegTiff:
