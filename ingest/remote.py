@@ -7,6 +7,7 @@ the whole of what the server has is an error, never half a slide.
 
 import configparser
 import contextlib
+import dataclasses
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
@@ -165,10 +166,15 @@ def _plan(fetched: Fetched, file: PartialFile, mpps: Sequence[float], mpp: float
         return False  # what is wrong with it, its reader says of the whole file
     plan = sparse_tiff.plan_fetch(fetched.levels, file.size, slide_mpp=own, mpps=mpps)
     fetched.plan = plan
-    if plan.sparse:
-        levels = [sparse_tiff.level_ranges(fetched.levels, level) for level in plan.levels]
-        fetched.need(one for ranges in levels for one in ranges)
-    return plan.sparse
+    if not plan.sparse:
+        return False
+    levels = [sparse_tiff.level_ranges(fetched.levels, level) for level in plan.levels]
+    levels.append(sparse_tiff.check_ranges(fetched.levels, plan.levels))
+    fetched.need(one for ranges in levels for one in ranges)
+    if why := sparse_tiff.unfit_levels(fetched.path, mpp, min(mpps)):
+        fetched.plan = dataclasses.replace(plan, sparse=False, share=1.0, reason=why)
+        return False
+    return True
 
 
 # ---------------------------------------------------------------------- files that belong together

@@ -24,6 +24,7 @@ JPEG, YCBCR, RGB = 7, 6, 2
 ADOBE_RGB = b"\xff\xee\x00\x0eAdobe\x00\x64\x00\x00\x00\x00\x00"
 MAX_TILE_PX = 2048
 KEPT_TILES = 256
+HEAVY = 3
 SHRINKS = (1, 2, 4, 8)
 
 RgbArray = npt.NDArray[np.uint8]
@@ -59,6 +60,11 @@ class JpegLevel:
     def columns(self) -> int:
         """Stored tiles in a row."""
         return -(-self.width_px // self.tile_width_px)
+
+    @property
+    def rows(self) -> int:
+        """Stored tiles in a column."""
+        return -(-self.height_px // self.tile_height_px)
 
 
 def read_levels(path: str) -> list[JpegLevel]:
@@ -119,24 +125,43 @@ def _level(page: Any) -> JpegLevel:  # noqa: ANN401 - a tifffile page, untyped
         sizes=page.databytecounts,
         head=b"\xff\xd8" + colour + tables[2:-2],
     )
-    rows = -(-level.height_px // level.tile_height_px)
-    if len(level.offsets) != rows * level.columns:
-        msg = f"it lists {len(level.offsets)} tiles for a grid of {rows} x {level.columns}"
+    if len(level.offsets) != level.rows * level.columns:
+        msg = f"it lists {len(level.offsets)} tiles for a grid of {level.rows} x {level.columns}"
         raise NotNativeError(msg)
     return level
 
 
-def tile_places(levels: Sequence[JpegLevel], number: int) -> list[Place]:
-    """Return the centre of the tile with most bytes in each quarter of a level and of level 0.
+def compared_tiles(level: JpegLevel) -> list[int]:
+    """Return the numbers of the tiles that are compared with openslide's before a level is trusted.
 
-    What has most bytes has most structure, and no pixel needs to be read to know it.
+    The tiles with most bytes have most to get wrong; the last one has the edges.
+    """
+    heavy = np.argsort(level.sizes)[-HEAVY:].tolist()
+    return [0, *heavy, len(level.sizes) - 1]
+
+
+def tile_places(levels: Sequence[JpegLevel], number: int) -> list[Place]:
+    """Return where the tile with most bytes lies in each quarter of a level and of level 0.
+
+    What has most bytes has most structure, and no pixel needs to be read to know it. Each place is
+    the centre of a tile of level 0, so that a look at it reads few.
 
     Args:
         levels: of the slide.
         number: of the level.
     """
-    grids = [np.reshape(level.sizes, (-1, level.columns)) for level in (levels[0], levels[number])]
-    return [place for grid in grids for place in richest_places(grid)]
+    base = levels[0]
+    size = (base.height_px, base.width_px)
+    tile = (base.tile_height_px, base.tile_width_px)
+    places = []
+    for level in (base, levels[number]):
+        across = level.columns * level.tile_width_px / level.width_px
+        down = level.rows * level.tile_height_px / level.height_px
+        for y, x in richest_places(np.reshape(level.sizes, (level.rows, level.columns))):
+            at = zip((y * down, x * across), size, tile, strict=True)
+            # A tile at the edge may have its centre beyond it.
+            places.append([(min(p * n, n - 1) // t + 0.5) * t / n for p, n, t in at])
+    return list(dict.fromkeys((min(y, 1.0), min(x, 1.0)) for y, x in places))
 
 
 class JpegTiff:

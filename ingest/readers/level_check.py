@@ -45,6 +45,25 @@ class Patch:
     side: int
 
 
+def level_scale(full: tuple[int, int], part: tuple[int, int]) -> float:
+    """Level-0 pixels to one of a level; whole where its size is that of a whole downsampling.
+
+    4099 px are stored as 1024 at a fourth: openslide calls that 4.0029, and would be a pixel off
+    after every 341.
+
+    Args:
+        full: width and height of level 0.
+        part: width and height of the level.
+
+    >>> level_scale((4099, 3001), (1024, 750))
+    4
+    """
+    scale = (full[0] / part[0] + full[1] / part[1]) / 2
+    whole = round(scale)
+    ends = zip(full, part, strict=True)
+    return whole if all(abs(size / whole - n) <= 1 for size, n in ends) else scale
+
+
 def scales_differ(full: tuple[int, int], part: tuple[int, int]) -> str:
     """Say how the scales of a level across and down differ; nothing if they are the same.
 
@@ -109,6 +128,17 @@ def surroundings(patch: Patch, size: tuple[int, int]) -> tuple[int, int, int, in
         min(n, at + patch.side + MARGIN_PX) for n, at in zip(size, (patch.x, patch.y), strict=True)
     )
     return x, y, right - x, bottom - y
+
+
+def finer_square(patch: Patch, ratio: float) -> Patch:
+    """Return the same square in pixels of a finer level.
+
+    Args:
+        patch: in pixels of the level.
+        ratio: pixels of the finer level to one of the level.
+    """
+    x, y, side = (round(value * ratio) for value in (patch.x, patch.y, patch.side))
+    return Patch(x=x, y=y, side=side)
 
 
 def pictures_differ(reference: RgbArray, around: RgbArray, x: int, y: int) -> str:

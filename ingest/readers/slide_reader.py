@@ -88,7 +88,7 @@ class SlideReader(abc.ABC):
         self.notes += notes
         self.mpp, self.mpp_source = chosen.mean, chosen.source
         self.mpp_x, self.mpp_y = chosen.x, chosen.y
-        self._scales = [self._scale(*size) for size in self._sizes]
+        self._scales = [level_check.level_scale(self.size_px, size) for size in sizes]
         self._unfit: dict[int, str] = {0: ""}
         self._colours = self._colour_transform() if options.icc else None
 
@@ -109,17 +109,6 @@ class SlideReader(abc.ABC):
             self.notes.append("it has no ICC profile: colours are as they are stored")
             return None
         return SrgbTransform(self.path, self.icc_profile)
-
-    def _scale(self, width: int, height: int) -> float:
-        """Level-0 pixels to one of a level; whole where its size is that of a whole downsampling.
-
-        4099 px are stored as 1024 at a fourth: openslide calls that 4.0029, and would be a pixel
-        off after every 341.
-        """
-        scale = (self.size_px[0] / width + self.size_px[1] / height) / 2
-        whole = round(scale)
-        ends = zip(self.size_px, (width, height), strict=True)
-        return whole if all(abs(full / whole - part) <= 1 for full, part in ends) else scale
 
     @property
     def levels(self) -> int:
@@ -155,6 +144,15 @@ class SlideReader(abc.ABC):
                 self.notes.append(f"level {level} is not used: {why}")
         return not self._unfit[level]
 
+    def unfit_levels(self, downsample: float) -> list[str]:
+        """Look at all levels of at least this scale, and return the notes on those left out.
+
+        Raises:
+            SlideError: the pixels of a finer level can't be read.
+        """
+        levels = [n for n in range(self.levels) if self._scales[n] * LEVEL_SLACK >= downsample]
+        return [f"level {n}: {self._unfit[n]}" for n in levels if not self.is_fit(n)]
+
     def _why_unfit(self, level: int) -> str:
         size = self._sizes[level]
         if why := level_check.scales_differ(self.size_px, size):
@@ -177,8 +175,8 @@ class SlideReader(abc.ABC):
         if ratio == whole:
             finer = self._reduced(reference, patch.x, patch.y, n, n, whole)
         else:
-            x, y, side = (round(value * ratio) for value in (patch.x, patch.y, n))
-            part = self._reduced(reference, x, y, side, side, 1)
+            square = level_check.finer_square(patch, ratio)
+            part = self._reduced(reference, square.x, square.y, square.side, square.side, 1)
             finer = cv2.resize(part, (n, n), interpolation=cv2.INTER_AREA)
         x, y, width, height = level_check.surroundings(patch, self._sizes[level])
         try:

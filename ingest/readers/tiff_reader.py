@@ -8,12 +8,11 @@ import numpy as np
 
 from ingest.errors import SlideError
 from ingest.grid import MPP_TOLERANCE, Grid
-from ingest.readers.jpeg_tiff import SHRINKS, JpegTiff, NotNativeError, tile_places
-from ingest.readers.level_check import Place
+from ingest.readers.jpeg_tiff import SHRINKS, JpegTiff, NotNativeError, compared_tiles, tile_places
+from ingest.readers.level_check import Place, level_scale
 from ingest.readers.openslide_reader import OpenSlideReader
 from ingest.readers.slide_reader import ReadOptions, RgbArray
 
-PROBES = 3
 NEAR = 6.0  # grey levels; wrong colours are 48
 
 
@@ -76,7 +75,7 @@ class TiffReader(OpenSlideReader):
                 continue
             level = len(self._sizes)
             self._sizes.append(size)
-            self._scales.append(self._scale(*size))
+            self._scales.append(level_scale(self.size_px, size))
             self._numbers[level], self._trusted[level] = number, True
 
     def _places(self, level: int) -> list[Place]:
@@ -165,9 +164,7 @@ class TiffReader(OpenSlideReader):
         found = native.levels[self._numbers[level]]
         if not min(found.sizes):
             return f"level {level} has tiles that are not stored"
-        # The tiles with most bytes have most to get wrong; the last one has the edges.
-        heavy = np.argsort(found.sizes)[-PROBES:].tolist()
-        for number in (0, *heavy, len(found.sizes) - 1):
+        for number in compared_tiles(found):
             y, x = divmod(number, found.columns)
             size = (found.tile_width_px, found.tile_height_px)
             x, y = x * size[0], y * size[1]
