@@ -18,7 +18,7 @@ from featurestore.cuts import Row, SlideCut, fragment_groups
 from featurestore.errors import IdentityError
 from featurestore.lance_columns import ColumnFile
 from featurestore.lance_ledger import Change, Ledger
-from featurestore.lance_tables import open_table
+from featurestore.lance_tables import add_missing_columns, open_table
 from featurestore.lock import commit_lock
 from featurestore.schema import (
     FAILED,
@@ -164,6 +164,7 @@ class Committer:
             [{name: row.get(name) for name in names} for row in rows], schema=SLIDES_SCHEMA
         )
         self._check()
+        add_missing_columns(self.store, SLIDES, SLIDES_SCHEMA)
         merge = open_table(self.store, SLIDES).merge_insert("slide_id")
         merge.when_matched_update_all().when_not_matched_insert_all().execute(with_row_crc32(table))
 

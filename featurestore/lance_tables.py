@@ -47,6 +47,17 @@ def open_table(store: Store, rel: str, version: int | None = None) -> lance.Lanc
         raise DamageError(msg) from error
 
 
+def add_missing_columns(store: Store, rel: str, schema: pa.Schema) -> None:
+    """Give a table of an earlier release the nullable columns that it lacks; they hold nulls.
+
+    No row changes. The version that this makes means the same as the one before.
+    """
+    table = open_table(store, rel)
+    missing = [field for field in schema if field.name not in table.schema.names]
+    if missing:
+        table.add_columns(missing)
+
+
 def make_index(store: Store, rel: str, column: str) -> None:
     """Index a column by a B-tree, so that a look-up by it costs the same at any size."""
     open_table(store, rel).create_scalar_index(column, "BTREE", name=f"{column}_idx")

@@ -14,7 +14,7 @@ import polars as pl
 
 from ingest.errors import InputError, SlideError
 from ingest.remote_errors import shown, told
-from ingest.remote_files import RemoteFile, is_local, name_of, open_fs
+from ingest.remote_files import RemoteFile, is_local, name_of, open_fs, split_image
 
 SUFFIXES = frozenset(
     ".svs .tif .tiff .ndpi .mrxs .scn .vms .vmu .bif .svslide .dcm .czi".split()  # noqa: SIM905
@@ -93,8 +93,10 @@ def fingerprint(uri: str) -> tuple[int, str]:
     Raises:
         SlideError: the file can't be read.
     """
+    uri, image = split_image(uri)
     size, head, tail = _local_ends(uri) if is_local(uri) else _remote_ends(uri)
-    return size, f"{size}-{zlib.crc32(tail, zlib.crc32(head)):08x}"
+    mark = f"{size}-{zlib.crc32(tail, zlib.crc32(head)):08x}"
+    return size, mark if image is None else f"{mark}#{image}"
 
 
 def _local_ends(uri: str) -> tuple[int, bytes, bytes]:
@@ -201,7 +203,9 @@ def _is_slide(name: str) -> bool:
 def _from_uri(uri: str) -> Source:
     # A local name may be any bytes; what is no text can't be written down, nor printed.
     text = uri.encode(errors="backslashreplace").decode()
-    return Source(slide_id=PurePosixPath(name_of(text)).stem, uri=text)
+    file, image = split_image(text)
+    name = PurePosixPath(name_of(file)).stem
+    return Source(slide_id=name if image is None else f"{name}#{image}", uri=text)
 
 
 def _manifest(text: str) -> Iterator[Source]:

@@ -22,6 +22,7 @@ from ingest.readers.jpeg_tiff import (
 )
 from ingest.readers.openslide_reader import OpenSlideReader
 from ingest.readers.slide_reader import LEVEL_SLACK, ReadOptions
+from ingest.readers.tiff_images import largest, tiff_images
 from ingest.readers.tiff_reader import TiffReader
 
 SUFFIXES = (".svs", ".tif", ".tiff", ".svslide")
@@ -191,6 +192,10 @@ def fetch_directories(file: PartialFile) -> list[JpegLevel]:
     except Exception as error:  # tifffile raises nearly anything on files that are not TIFF
         msg = f"its TIFF structure can't be read: {error}"
         raise NotNativeError(msg) from error
+    images = tiff_images(str(file.local))
+    if images and largest(images).number != 1:
+        msg = "its largest image is not its first"
+        raise NotNativeError(msg)
     levels = read_levels(str(file.local))
     file.fill(level_ranges(levels, len(levels) - 1))
     return levels

@@ -1,4 +1,4 @@
-"""Slides with a level that is not what it should be: padded, cropped, turned, shifted, of others."""
+"""Slides with a level that shows something else: padded, cropped, turned, shifted, darker."""
 
 from collections.abc import Callable
 from pathlib import Path

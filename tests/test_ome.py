@@ -81,9 +81,9 @@ def test_a_level_that_is_another_image_is_left_out(tmp_path: Path, svs: Path) ->
         swapped[start : start + 4 * len(words)] = words[::-1].tobytes()
     (tmp_path / "b.ome.tif").write_bytes(swapped)
     with TiffReader(str(tmp_path / "b.ome.tif")) as slide:
-        assert slide.levels == 2
-        assert slide.fallback is not None
-        assert "level 1 differs from level 0 by" in slide.fallback
+        assert [slide.is_fit(level) for level in range(3)] == [True, False, True]
+        (note,) = slide.notes
+        assert "level 1 is not used: it differs from level 0 by" in note
 
 
 @pytest.mark.parametrize(

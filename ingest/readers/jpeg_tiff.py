@@ -17,6 +17,7 @@ import tifffile
 
 from ingest.errors import SlideError
 from ingest.readers.level_check import Place, richest_places
+from ingest.readers.tiff_images import image_pages
 
 JPEG, YCBCR, RGB = 7, 6, 2
 # Says that the three components are red, green and blue as they stand: without it every decoder
@@ -67,14 +68,22 @@ class JpegLevel:
         return -(-self.height_px // self.tile_height_px)
 
 
-def read_levels(path: str) -> list[JpegLevel]:
+def read_levels(path: str, image: int | None = None) -> list[JpegLevel]:
     """The levels of the slide's pyramid, finest first.
+
+    Args:
+        path: of the file.
+        image: number of one of its `tiff_images`; None: all tiled pages that can be levels of the
+            first page.
 
     Raises:
         NotNativeError: it is no TIFF of tiled 8-bit RGB or YCbCr JPEGs.
     """
     try:
         with tifffile.TiffFile(path) as file:
+            if image is not None:
+                pages = image_pages(file)[image - 1]
+                return [_level(page) for page in pages if page.is_tiled or page is pages[0]]
             return [_level(page) for page in _pyramid(file)]
     except NotNativeError:
         raise
@@ -104,6 +113,9 @@ def _pyramid(file: tifffile.TiffFile) -> list[Any]:
 
 
 def _level(page: Any) -> JpegLevel:  # noqa: ANN401 - a tifffile page, untyped
+    if not page.is_tiled:
+        msg = "it is not tiled"
+        raise NotNativeError(msg)
     kind = (int(page.compression), int(page.samplesperpixel), int(page.bitspersample))
     if kind != (JPEG, 3, 8) or int(page.photometric) not in (YCBCR, RGB):
         msg = f"its tiles are not 8-bit colour JPEGs (compression {kind[0]})"
@@ -169,13 +181,14 @@ class JpegTiff:
 
     Args:
         path: a local file.
+        image: number of one of its images; None: the first and its levels.
 
     Raises:
         NotNativeError: the file is left to openslide.
     """
 
-    def __init__(self, path: str) -> None:
-        self.path, self.levels = path, read_levels(path)
+    def __init__(self, path: str, image: int | None = None) -> None:
+        self.path, self.levels = path, read_levels(path, image)
         self._file = os.open(path, os.O_RDONLY)
         self._tile = lru_cache(maxsize=KEPT_TILES)(self._decoded)
 

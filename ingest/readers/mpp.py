@@ -50,6 +50,11 @@ class StatedMpp:
         return abs(self.x / self.y - 1) > ANISOTROPY_MAX
 
 
+def given_mpp(mpp: float) -> StatedMpp:
+    """Return a value that a user gave."""
+    return StatedMpp(x=mpp, y=mpp, source="given", place="what was given")
+
+
 def choose_mpp(
     path: str,
     stated: Sequence[StatedMpp],

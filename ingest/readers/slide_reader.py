@@ -6,10 +6,11 @@ looked at when it is first wanted, and left out with a note if it does not.
 """
 
 import abc
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import cv2
 import numpy as np
@@ -19,7 +20,7 @@ from ingest.errors import SlideError
 from ingest.grid import Grid
 from ingest.readers import level_check
 from ingest.readers.colour import SrgbTransform
-from ingest.readers.mpp import StatedMpp, choose_mpp
+from ingest.readers.mpp import StatedMpp, choose_mpp, given_mpp
 
 LEVEL_SLACK = 1.01
 BLOCK_PX = 2048
@@ -42,6 +43,15 @@ class ReadOptions:
     mpp: float | None = None
     allow_anisotropic: bool = False
     icc: bool = False
+
+
+def read_options(row: Mapping[str, Any]) -> ReadOptions:
+    """Return how a slide is to be read, as its row says."""
+    return ReadOptions(
+        mpp=row.get("mpp"),
+        allow_anisotropic=bool(row.get("allow_anisotropic")),
+        icc=bool(row.get("icc")),
+    )
 
 
 class SlideReader(abc.ABC):
@@ -77,11 +87,9 @@ class SlideReader(abc.ABC):
         self.notes: list[str] = []
         self._sizes = sizes
         self.size_px = sizes[0]
-        given = options.mpp
-        stated = [StatedMpp(x=given, y=given, source="given", place="what was given")]
         chosen, notes = choose_mpp(
             path,
-            self._stated_mpps() if given is None else stated,
+            self._stated_mpps() if options.mpp is None else [given_mpp(options.mpp)],
             self.objective,
             allow_anisotropic=options.allow_anisotropic,
         )
