@@ -66,6 +66,20 @@ def ingest_command(
     mpp_override: Annotated[
         float | None, typer.Option(help="True mpp of slides whose manifest gives none.")
     ] = None,
+    allow_anisotropic: Annotated[
+        bool,
+        typer.Option(
+            "--allow-anisotropic",
+            help="Take slides whose mpps across and down differ by more than 2 %, at their mean; "
+            "else they fail.",
+        ),
+    ] = False,
+    icc: Annotated[
+        bool,
+        typer.Option(
+            "--icc", help="Convert colours to sRGB by the ICC profile that the scanner put in."
+        ),
+    ] = False,
     masks: Annotated[
         str | None,
         typer.Option(
@@ -121,6 +135,8 @@ def ingest_command(
         "limit": limit,
         "masks": masks,
         "pen_veto": pen_veto,
+        "allow_anisotropic": allow_anisotropic,
+        "icc": icc,
     }
     config = settings(
         lake,

@@ -31,6 +31,8 @@ class How(TypedDict, total=False):
         masks: folder or URL of `<slide_id>.geojson`, `.json` or `.png` that say what is tissue;
             slides without one are looked at as usual.
         pen_veto: leave out tiles under a pen's ink, which is the default; see docs/tissue.md.
+        allow_anisotropic: take the mean of mpps across and down that differ by more than 2 %.
+        icc: convert colours to sRGB by the slides' ICC profiles.
     """
 
     mpp_override: float | None
@@ -40,6 +42,8 @@ class How(TypedDict, total=False):
     limit: int | None
     masks: str | None
     pen_veto: bool
+    allow_anisotropic: bool
+    icc: bool
 
 
 @dataclass(kw_only=True)
@@ -143,6 +147,8 @@ def _look(row: Row, how: How) -> Row:
     return {
         "pen_veto": how.get("pen_veto", True),
         "mask": find_mask(masks, row["slide_id"]) if masks else None,
+        "allow_anisotropic": how.get("allow_anisotropic", False),
+        "icc": how.get("icc", False),
     }
 
 

@@ -1,7 +1,7 @@
 """Images that openslide does not read: pictures (PNG, JPEG), strip TIFFs, any image of a TIFF.
 
-A JPEG-tiled image of a TIFF is read tile by tile. Everything else is decoded as a whole by Pillow
-and kept in memory, so its size is limited.
+An image of a TIFF with JPEG or WebP tiles is read tile by tile. Everything else is decoded as a
+whole by Pillow and kept in memory, so its size is limited.
 """
 
 import contextlib

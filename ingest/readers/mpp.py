@@ -118,7 +118,8 @@ def _passed_over(stated: Iterable[StatedMpp], chosen: StatedMpp) -> list[str]:
         if one is chosen:
             break
         notes.append(
-            f"{one.place} say {one.mean:.4g} mpp, which no scanner has; {chosen.place} is taken"
+            f"{one.place}: {one.mean:.4g} mpp, which no scanner has; {chosen.mean:.4g} of "
+            f"{chosen.place} is taken"
         )
     return notes
 

@@ -6,7 +6,7 @@ first, or of which another image is asked, a strip TIFF and a picture have reade
 
 from ingest.errors import SlideError
 from ingest.readers.image_readers import PictureReader, TiffImageReader
-from ingest.readers.jpeg_tiff import NotNativeError
+from ingest.readers.jpeg_tiff import WEBP, NotNativeError
 from ingest.readers.openslide_reader import detect_vendor
 from ingest.readers.refusal import picture_kind, undecodable, why_no_slide
 from ingest.readers.slide_reader import ReadOptions, SlideReader
@@ -73,7 +73,7 @@ def _chosen(
 def _tiff(
     path: str, vendor: str | None, image: TiffImage, options: ReadOptions | None
 ) -> SlideReader:
-    if vendor is not None and image.number == 1:
+    if vendor is not None and image.number == 1 and image.compression != WEBP:
         return TiffReader(path, options=options)
     try:
         return TiffImageReader(path, image, options)
