@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     )
     from ingest import Card
     from ingest.ray_ingest import ingest
+    from ingest.segment.own_segmenter import Segmenter
     from ingest.teachers import list_teachers
 
 PACKAGES = ("cluster", "commands", "distill", "downstream", "examples", "featurestore", "ingest")
@@ -47,6 +48,7 @@ PUBLIC = {
     "Card": "ingest.cards",
     "Lake": "featurestore",
     "LakeConfig": "featurestore",
+    "Segmenter": "ingest.segment.own_segmenter",
     "compact": "featurestore",
     "create_lake": "featurestore",
     "distill": "distill.ray_train",
@@ -71,6 +73,7 @@ __all__ = [
     "Card",
     "Lake",
     "LakeConfig",
+    "Segmenter",
     "compact",
     "create_lake",
     "distill",

@@ -7,6 +7,7 @@ import typer
 from commands.options import (
     AddressOpt,
     AtOpt,
+    DistinctIdsOpt,
     JsonOpt,
     LakeArg,
     MppsOpt,
@@ -97,6 +98,7 @@ def distill_command(
         str | None,
         typer.Option(help="Table (CSV, Parquet, XLSX) with a column slide_id: only these slides."),
     ] = None,
+    distinct_ids: DistinctIdsOpt = False,
     holdout: Annotated[float | None, typer.Option(help="Share of patients held out.")] = None,
     split_seed: Annotated[
         int, typer.Option(help="Of which patients are held out; as --seed of stats.")
@@ -156,7 +158,7 @@ def distill_command(
         made,
         name=name,
         workers=workers,
-        slides=_slide_ids(slides),
+        slides=_slide_ids(slides, distinct_ids),
         version=at,
         checkpoint_s=checkpoint_s,
         address=address,
@@ -175,15 +177,18 @@ def distill_command(
     tell(found, as_json=json_, text="\n".join(lines))
 
 
-def _slide_ids(table: str | None) -> list[str] | None:
+def _slide_ids(table: str | None, distinct_ids: bool) -> list[str] | None:
     """The slides that a table names."""
     if table is None:
         return None
     from downstream.cohorts.cohort import read_labels
 
-    found = read_labels(table)
+    found = read_labels(table, distinct_ids=distinct_ids)
     if "slide_id" not in found.columns:
         msg = f"{table} has no column slide_id; it has {', '.join(found.columns)}"
+        raise typer.BadParameter(msg)
+    if empty := found["slide_id"].null_count():
+        msg = f"{table} has {empty} rows without a slide_id; fill it in or remove them"
         raise typer.BadParameter(msg)
     return [str(name) for name in found["slide_id"]]
 
@@ -201,6 +206,7 @@ def evaluate_command(
     label_column: Annotated[
         str | None, typer.Option(help="The column of labels, if there are several.")
     ] = None,
+    distinct_ids: DistinctIdsOpt = False,
     single: Annotated[
         str | None,
         typer.Option(help="A student of a single teacher to compare with; found if not given."),
@@ -234,6 +240,7 @@ def evaluate_command(
         student,
         labels=labels,
         label_column=label_column,
+        distinct_ids=distinct_ids,
         single=single,
         mpps=mpp,
         tiles=tiles,

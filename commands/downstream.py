@@ -13,6 +13,7 @@ from commands.options import (
     AtOpt,
     BatchOpt,
     CpusOpt,
+    DistinctIdsOpt,
     DownMppsOpt,
     EpochsOpt,
     FeaturesOpt,
@@ -116,6 +117,7 @@ def mil_command(
     slide_table: SlideTableOpt = None,
     patient_column: PatientColumnOpt = None,
     slide_column: SlideColumnOpt = None,
+    distinct_ids: DistinctIdsOpt = False,
     seed: SeedOpt = 0,
     address: AddressOpt = None,
     cpus: CpusOpt = 1.0,
@@ -148,7 +150,7 @@ def mil_command(
         mpps=mpp,
         models=model,
         task=task,
-        ids=_ids(slide_table, patient_column, slide_column),
+        ids=_ids(slide_table, patient_column, slide_column, distinct_ids),
         plan=Plan(folds=folds, inner=inner, repeats=repeats, sites=site, file=splits, shots=shots),
         seeds=seeds,
         seed=seed,
@@ -207,6 +209,7 @@ def survival_command(
     slide_table: SlideTableOpt = None,
     patient_column: PatientColumnOpt = None,
     slide_column: SlideColumnOpt = None,
+    distinct_ids: DistinctIdsOpt = False,
     seed: SeedOpt = 0,
     address: AddressOpt = None,
     cpus: CpusOpt = 1.0,
@@ -237,7 +240,7 @@ def survival_command(
         mpps=mpp,
         models=model,
         head=head,
-        ids=_ids(slide_table, patient_column, slide_column),
+        ids=_ids(slide_table, patient_column, slide_column, distinct_ids),
         plan=Plan(folds=folds, inner=inner, repeats=repeats, sites=site, file=splits),
         seeds=seeds,
         seed=seed,
@@ -273,6 +276,7 @@ def probe_command(
     margin: MarginOpt = None,
     patient_column: PatientColumnOpt = None,
     slide_column: SlideColumnOpt = None,
+    distinct_ids: DistinctIdsOpt = False,
     seed: SeedOpt = 0,
     at: AtOpt = None,
     json_: JsonOpt = False,
@@ -285,7 +289,7 @@ def probe_command(
     from downstream.probes.tiles import run_probe
 
     options = Options(folds=folds, shots=shots, draws=draws, seed=seed, tiles=tiles)
-    ids = _ids(None, patient_column, slide_column)
+    ids = _ids(None, patient_column, slide_column, distinct_ids)
     result = run_probe(
         lake,
         labels,
@@ -426,10 +430,18 @@ def report_command(lake: LakeArg, at: AtOpt = None, json_: JsonOpt = False) -> N
 
 
 def _ids(
-    slide_table: str | None, patient_column: str | None, slide_column: str | None
-) -> dict[str, str]:
+    slide_table: str | None,
+    patient_column: str | None,
+    slide_column: str | None,
+    distinct_ids: bool,
+) -> dict[str, Any]:
     """What was said of a label table's ids."""
-    given = {"slides": slide_table, "patient_column": patient_column, "slide_column": slide_column}
+    given = {
+        "slides": slide_table,
+        "patient_column": patient_column,
+        "slide_column": slide_column,
+        "distinct_ids": distinct_ids or None,
+    }
     return {name: value for name, value in given.items() if value is not None}
 
 

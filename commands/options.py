@@ -40,7 +40,7 @@ LabelsOpt = Annotated[
     str,
     typer.Option(
         help="CSV, TSV, XLSX or Parquet with slide_id and/or patient_id and the label columns; the "
-        "tables of CLAM, STAMP and Patho-Bench as they are."
+        "tables of CLAM, STAMP and Patho-Bench as they are. Ids are text: 0012 is not 12."
     ),
 ]
 SeedOpt = Annotated[int, typer.Option(help="Same seed, same result.")]
@@ -130,6 +130,15 @@ PatientColumnOpt = Annotated[
 ]
 SlideColumnOpt = Annotated[
     str | None, typer.Option(help="Column of the slide.", rich_help_panel=TABLES)
+]
+DistinctIdsOpt = Annotated[
+    bool,
+    typer.Option(
+        "--distinct-ids",
+        help="Ids, sites and classes that differ from another by case, blanks or Unicode form only "
+        "are different ones; else they are refused.",
+        rich_help_panel=TABLES,
+    ),
 ]
 CpusOpt = Annotated[float, typer.Option(help="Cores of each training.", rich_help_panel=WHERE)]
 GpusOpt = Annotated[

@@ -35,6 +35,7 @@ def evaluate(
     *,
     labels: str | None = None,
     label_column: str | None = None,
+    distinct_ids: bool = False,
     single: str | None = None,
     mpps: Sequence[float] | None = None,
     tiles: int = 2048,
@@ -56,6 +57,7 @@ def evaluate(
         students: their names. Those that differ in their seed alone are shown together.
         labels: a table of tile labels, see `read_labels`; without one, no probe and no retrieval.
         label_column: of the classes.
+        distinct_ids: see `read_labels`.
         single: the student of one teacher to compare with; the best of the same network if None.
         mpps: of the tiles; the students' if None.
         tiles: most tiles per mpp, of training slides and of held-out ones each.
@@ -110,7 +112,9 @@ def evaluate(
         raise DistillError(msg)
     parts, notes = splits(lake, students, single=single, mpps=mpps)
     table, classes = (
-        (None, []) if labels is None else read_labels(labels, lake, column=label_column)
+        (None, [])
+        if labels is None
+        else read_labels(labels, lake, column=label_column, distinct_ids=distinct_ids)
     )
     report = _report(lake, parts, how, (labels, table))
     report["classes"], report["left_out"] = classes, [*notes, *report["left_out"]]

@@ -4,13 +4,19 @@ import polars as pl
 
 from distill.errors import DistillError
 from featurestore import Lake, mpp_name
-from featurestore.interop.tables import read_table
+from featurestore.usertables import (
+    UserTable,
+    read_table,
+    refuse_near,
+    refuse_near_others,
+    tables_raise,
+)
 
 NEEDED = ("slide_id", "x", "y")
 
 
 def read_labels(
-    path: str, lake: Lake, *, column: str | None = None
+    path: str, lake: Lake, *, column: str | None = None, distinct_ids: bool = False
 ) -> tuple[pl.DataFrame, list[str]]:
     """A table of tile labels, and the names of the classes.
 
@@ -19,34 +25,22 @@ def read_labels(
             corner in level-0 pixels), perhaps `mpp`, and the column of classes.
         lake: without a column `mpp` the labels are of the tiles of its finest mpp.
         column: of the classes; the only other one if None.
+        distinct_ids: whether slides and classes that differ from another by case, blanks or
+            Unicode form only are different; else they are refused.
 
     Returns:
         Columns `slide_id`, `x`, `y`, `mpp` and `label`, the class's place among the sorted names.
         Rows without a class are left out.
 
     Raises:
-        InteropError: the table can't be read.
-        DistillError: it lacks a column, gives a tile two classes, or names
-            an mpp that the lake does not have.
+        DistillError: the table or a cell of it can't be read, it lacks a column, gives a tile two
+            classes, or names an mpp that the lake does not have.
     """
-    table = read_table(path)
-    lacking = [name for name in NEEDED if name not in table.columns]
-    if lacking:
-        msg = f"{path} has columns {table.columns}; it lacks {', '.join(lacking)}"
-        raise DistillError(msg)
-    column = _column(path, table, column)
-    finest = min(lake.config.mpps)
-    mpp = pl.col("mpp").cast(pl.Float64) if "mpp" in table.columns else pl.lit(finest)
-    rows = table.select(
-        pl.col("slide_id").cast(pl.String),
-        pl.col("x").cast(pl.Int64),
-        pl.col("y").cast(pl.Int64),
-        mpp.alias("mpp"),
-        pl.col(column).cast(pl.String).alias("name"),
-    )
+    with tables_raise(DistillError):
+        rows = _rows(read_table(path), lake, column, distinct=distinct_ids)
     rows = rows.drop_nulls().unique(maintain_order=True)
     if rows.is_empty():
-        msg = f"{path} has no row with a slide, a place and a class in {column!r}"
+        msg = f"{path} has no row with a slide, a place and a class"
         raise DistillError(msg)
     _refuse_torn(path, rows)
     known = {mpp: lake.known_mpp(mpp) for mpp in rows["mpp"].unique().to_list()}
@@ -59,14 +53,36 @@ def read_labels(
     return rows.drop("name"), names
 
 
-def _column(path: str, table: pl.DataFrame, column: str | None) -> str:
-    others = [name for name in table.columns if name not in (*NEEDED, "mpp", "tile_id")]
+def _rows(table: UserTable, lake: Lake, column: str | None, *, distinct: bool) -> pl.DataFrame:
+    """Return slide, place, mpp and the name of the class of each row."""
+    lacking = [name for name in NEEDED if not table.has(name)]
+    if lacking:
+        msg = f"{table.name} has columns {[*table.columns]}; it lacks {', '.join(lacking)}"
+        raise DistillError(msg)
+    column = _column(table, column)
+    slides, names = table.ids("slide_id", distinct=distinct), table.texts(column)
+    if not distinct:
+        lake_slides = lake.slides().select("slide_id").collect().to_series()
+        refuse_near_others(slides.drop_nulls().unique(), lake_slides, "slides", "the lake")
+        refuse_near(names.drop_nulls().unique(), f"table {table.name!r}, column {column!r}")
+    if table.has("mpp"):
+        mpp = table.numbers("mpp")
+    else:
+        mpp = pl.Series([min(lake.config.mpps)]).new_from_index(0, table.height)
+    places = [table.integers(axis).alias(axis) for axis in ("x", "y")]
+    return pl.DataFrame([slides.alias("slide_id"), *places, mpp.alias("mpp"), names.alias("name")])
+
+
+def _column(table: UserTable, column: str | None) -> str:
+    used = table.find([*NEEDED, "mpp", "tile_id"])
+    others = [name for name in table.columns if name not in used]
     if column is None and len(others) == 1:
         return others[0]
-    if column in table.columns:
-        return str(column)
+    if column is not None and table.has(column):
+        return table.column(column)
     given = "none was named" if column is None else f"there is no '{column}'"
-    msg = f"{path}: {given}; name the column of classes: {', '.join(others) or 'there is none'}"
+    choice = ", ".join(others) or "there is none"
+    msg = f"{table.name}: {given}; name the column of classes: {choice}"
     raise DistillError(msg)
 
 

@@ -94,7 +94,14 @@ def run_mil(
     names, plan = check_features(features), plan or Plan()
     check_models(models, (*MIL, *PROBES), mpps)
     lake, cohort, sha256 = _open(
-        lake_uri, labels, columns, also=plan.columns, ids=ids or {}, mpps=mpps, version=version
+        lake_uri,
+        labels,
+        columns,
+        also=plan.columns,
+        numbers=columns if task == "regression" else (),
+        ids=ids or {},
+        mpps=mpps,
+        version=version,
     )
     kind, classes, outcome = read_target(cohort, columns, task)
     check_tails(settings or MilSettings(), kind, plan)
@@ -195,7 +202,14 @@ def run_survival(
         raise StudyError(msg)
     columns = [time, event]
     lake, cohort, sha256 = _open(
-        lake_uri, labels, columns, also=plan.columns, ids=ids or {}, mpps=mpps, version=version
+        lake_uri,
+        labels,
+        columns,
+        also=plan.columns,
+        numbers=[time],
+        ids=ids or {},
+        mpps=mpps,
+        version=version,
     )
     times, events = survival_labels(cohort.patients, time, event)
     study = Study(
@@ -239,6 +253,7 @@ def _open(
     columns: Sequence[str],
     *,
     also: Sequence[str],
+    numbers: Sequence[str],
     ids: Mapping[str, Any],
     mpps: Sequence[float],
     version: int | str | None,
@@ -248,7 +263,7 @@ def _open(
 
     lake = open_lake(lake_uri, version=version)
     given = load_labels(labels, **ids)
-    cohort = patient_table(lake.slides(), given, columns, also=also)
+    cohort = patient_table(lake.slides(), given, columns, also=also, numbers=numbers)
     usable = set.intersection(*(slides_with_tiles(lake, mpp=mpp) for mpp in mpps))
     return lake, keep_slides(cohort, usable), given.sha256
 

@@ -48,6 +48,7 @@ SLIDES_SCHEMA = pa.schema(
         pa.field("pen", pa.float32()),
         pa.field("seconds", pa.float32()),
         pa.field("extra", pa.string()),
+        pa.field("cut_with", pa.string()),
         pa.field("thumbnail", pa.binary()),
         pa.field("tissue_mask", pa.binary()),
         pa.field("tissue_geojson", pa.string()),

@@ -15,12 +15,14 @@ import simplejpeg
 
 from featurestore import GridCut, LakeConfig, ShardWriter, SlideCut, Store, tile_ids, tiles_table
 from featurestore.schema import shard_path
+from ingest.cut_settings import CutSettings
 from ingest.errors import SlideError
-from ingest.grid import Grid, keep_tiles, plan_grids
+from ingest.grid import Grid, plan_grids
 from ingest.readers.open_slide import open_slide
 from ingest.readers.slide_reader import SlideReader, read_options
 from ingest.remote import local_slide
 from ingest.scores import FOCUS_MPP
+from ingest.segment.methods import STANDARD
 from ingest.survey import Survey, mask_picture, survey
 from ingest.tissue import OVERVIEW_MPP
 
@@ -53,7 +55,7 @@ def cut_slide(store: Store, config: LakeConfig, row: Row) -> SlideCut:
         local_slide(row.get("url") or row["uri"], mpps=read_at, mpp=mpp) as local,
         open_slide(local.path, read_options(row), image=local.image) as slide,
     ):
-        seen = survey(slide, pen_veto=row.get("pen_veto", True), mask=row.get("mask"))
+        seen = survey(slide, **tissue_options(row))
         if seen.tissue.verdict == "no tissue":
             msg = f"no tissue found on {row['uri']} ({seen.tissue.why})"
             raise SlideError(msg, _describe(slide, seen))
@@ -62,12 +64,20 @@ def cut_slide(store: Store, config: LakeConfig, row: Row) -> SlideCut:
     return SlideCut(row={**described, "seconds": time.perf_counter() - start}, grids=cuts)
 
 
+def tissue_options(row: Row) -> Row:
+    """How a slide's tissue is to be found, for `survey`."""
+    return {
+        "pen_veto": row.get("pen_veto"),
+        "mask": row.get("mask"),
+        "tissue_by": row.get("tissue_by") or STANDARD,
+    }
+
+
 def _cut_grids(
     store: Store, config: LakeConfig, row: Row, slide: SlideReader, seen: Survey
 ) -> dict[float, GridCut]:
     grids = lake_grids(slide, config)
-    shares = seen.shares(grids)
-    kept = keep_tiles(shares, grids, config.tissue_min)
+    shares, kept = seen.shares(grids), seen.kept(grids, config.tissue_min)
     return {
         grid.mpp: _cut_grid(store, config, row, slide, grid, keep, {"tissue": share, **scores})
         for grid, keep, share, scores in zip(grids, kept, shares, seen.scores(grids), strict=True)
@@ -192,8 +202,12 @@ def _tile_rows(
 
 
 def _mark(config: LakeConfig, row: Row) -> str:
-    how = [row[name] for name in ("pen_veto", "mask") if name in row]
-    how += ["icc"] if row.get("icc") else []
+    """What tells a shard of other pixels or tiles apart; of the usual settings as it always was."""
+    settings = CutSettings.from_json(row.get("cut_with") or "{}")
+    how = [settings.leaves_pen_out, settings.mask_mark] if "pen_veto" in row else []
+    if settings.tissue != STANDARD:
+        how.append(settings.tissue)
+    how += ["icc"] if settings.icc else []
     text = json.dumps([row["fingerprint"], row.get("mpp"), asdict(config), *how])
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 

@@ -13,8 +13,8 @@ import numpy as np
 
 from featurestore import LakeConfig
 from featurestore.ids import mpp_name
-from ingest.cut import failure, jpegs, lake_grids
-from ingest.grid import Grid, keep_tiles
+from ingest.cut import failure, jpegs, lake_grids, tissue_options
+from ingest.grid import Grid
 from ingest.isolated import DiedError, Isolated
 from ingest.readers.open_slide import open_slide
 from ingest.readers.slide_reader import SlideReader, read_options
@@ -42,6 +42,7 @@ class Plan:
         seconds: of work on so many cores.
         cores: that the time is for.
         failed: slides among the sampled that would fail, with their reasons.
+        notes: what was noticed, a sentence each.
     """
 
     slides: int
@@ -51,6 +52,7 @@ class Plan:
     bytes: int = 0
     seconds: float = 0.0
     failed: list[dict[str, str]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
 
 @dataclass(kw_only=True)
@@ -74,7 +76,7 @@ def plan_ingest(rows: Sequence[Row], config: LakeConfig, *, cores: int) -> Plan:
     """Estimate an ingest of slides.
 
     Args:
-        rows: of the slides, with slide_id, uri, bytes, and perhaps mpp, mask and pen_veto.
+        rows: of the slides, with slide_id, uri, bytes, and perhaps mpp, mask, pen_veto, tissue_by.
         config: settings of the lake.
         cores: to share the work.
     """
@@ -137,10 +139,10 @@ def _look(look: Look, config: LakeConfig, row: Row) -> None:
         local_slide(row.get("url") or row["uri"]) as local,
         open_slide(local.path, read_options(row), image=local.image) as slide,
     ):
-        seen = survey(slide, pen_veto=row.get("pen_veto", True), mask=row.get("mask"))
+        seen = survey(slide, **tissue_options(row))
         grids = lake_grids(slide, config)
         look.seconds += time.perf_counter() - start
-        kept = keep_tiles(seen.shares(grids), grids, config.tissue_min)
+        kept = seen.kept(grids, config.tissue_min)
         for grid, keep in zip(grids, kept, strict=True):
             _some_tiles(look, config, slide, grid, np.argwhere(keep))
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from cluster import progress, ray_session
+from cluster import progress, ray_session, schedulable
 from featurestore import ColumnFile, Lake, LakeError, Store, open_lake
 from featurestore.lance_tables import open_table
 from featurestore.lock import writer_lease
@@ -279,12 +279,11 @@ def _outcomes(
         "gpu": bool(gpus),
     }
     items = [{"unit": pickle.dumps(unit), **given} for unit in units]
+    # A pool that takes every CPU leaves none for the tasks that feed it, and hangs.
+    share = {"num_cpus": 0.9 * cpus / actors, "num_gpus": 1 if gpus else 0}
     outcomes = ray.data.from_items(items, override_num_blocks=len(items)).map(
-        Extractor,
-        compute=ray.data.ActorPoolStrategy(size=actors),
-        # A pool that takes every CPU leaves none for the tasks that feed it, and hangs.
-        num_cpus=0.9 * cpus / actors,
-        num_gpus=1 if gpus else 0,
+        Extractor, compute=ray.data.ActorPoolStrategy(size=actors), **share
     )
-    for row in outcomes.iter_rows():
-        yield pickle.loads(row["outcome"])
+    with schedulable(**share):
+        for row in outcomes.iter_rows():
+            yield pickle.loads(row["outcome"])

@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 
 from featurestore import LakeConfig, LakeError, Store, settings_for
+from ingest.asked import How
 from ingest.errors import InputError
 from ingest.native import native_tiles
 from ingest.sources import chosen, resolve
-from ingest.todo import How
 
 NATIVE = "native"
 
@@ -53,7 +53,9 @@ def settings(
             msg = f"{lake_uri} holds encoded tiles of {config.tile_px} px; make another lake"
             raise LakeError(msg)
         return config
-    sources = chosen(resolve(inputs), how.get("only", ()))
+    sources = chosen(
+        resolve(inputs, distinct_ids=how.get("distinct_ids", False)), how.get("only", ())
+    )
     ratios = {mpp: config.ratio(mpp) for mpp in config.mpps}
     found = native_tiles(sources, ratios, mpp_override=how.get("mpp_override"))
     return settings_for(lake_uri, tile_px=found.tile_px, passthrough=found.mpps, **given)

@@ -6,20 +6,24 @@ import re
 import stat
 import zlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-import polars as pl
-
 from ingest.errors import InputError, SlideError
-from ingest.remote_errors import shown, told
+from ingest.folders import (
+    SUFFIXES,
+    Note,
+    files_under,
+    is_shadow,
+    is_slide,
+    slides_of,
+    without_shadows,
+)
+from ingest.manifests import ManifestRow, is_manifest, read_manifest
+from ingest.remote_errors import told
 from ingest.remote_files import RemoteFile, is_local, name_of, open_fs, split_image
 
-SUFFIXES = frozenset(
-    ".svs .tif .tiff .ndpi .mrxs .scn .vms .vmu .bif .svslide .dcm .czi".split()  # noqa: SIM905
-)
-MANIFESTS = (".csv", ".parquet")
 END_BYTES = 64 * 1024
 ESCAPED = re.compile(r"\\udc[89a-f][0-9a-f]")
 
@@ -34,6 +38,7 @@ class Source:
         patient_id: from the manifest; never guessed from the name.
         mpp: from the manifest; it overrules the file's own.
         extra: the manifest's other columns.
+        named: whether the slide_id is a manifest's, and not the file's name.
     """
 
     slide_id: str
@@ -41,24 +46,44 @@ class Source:
     patient_id: str | None = None
     mpp: float | None = None
     extra: dict[str, Any] = field(default_factory=dict)
+    named: bool = False
 
 
-def resolve(inputs: Sequence[str]) -> list[Source]:
-    """All slides that the inputs name, in order, files named twice once.
+def resolve(
+    inputs: Sequence[str], *, note: Note = lambda _: None, distinct_ids: bool = False
+) -> list[Source]:
+    """All slides that the inputs name, in order.
 
-    A path that does not exist is kept: it becomes a failed slide with that reason.
+    A file is one slide, unless a manifest gives it several slide_ids (two sections on one glass):
+    it is then a slide of each, and not of its own name. A path that does not exist is kept: it
+    becomes a failed slide with that reason.
+
+    Args:
+        inputs: files, folders, globs, manifests, URLs.
+        note: is called with a sentence for whatever is left out.
+        distinct_ids: whether ids of manifests that differ by case, blanks or Unicode form only are
+            different; else they are refused.
 
     Raises:
-        InputError: nothing was given, or a manifest has no column for the file.
+        InputError: nothing was given, or a manifest that can't be read.
     """
-    found: dict[str, Source] = {}
-    for text in inputs:
-        for source in _resolve_one(text):
-            found.setdefault(source.uri, source)
-    if not found:
+    sources = [
+        source for text in inputs for source in _resolve_one(text, note, distinct_ids=distinct_ids)
+    ]
+    if not sources:
         msg = f"no slides found in {', '.join(inputs) or 'nothing'}; looked for {sorted(SUFFIXES)}"
         raise InputError(msg)
-    return list(found.values())
+    named = {source.uri for source in sources if source.named}
+    slides: dict[Any, Source] = {}
+    for source in sources:
+        if source.named or source.uri not in named:
+            slides.setdefault(_identity(source), source)
+    return list(slides.values())
+
+
+def _identity(source: Source) -> tuple[str, ...]:
+    """What makes two sources one: the file, and all that a manifest says of it."""
+    return (source.uri, repr(replace(source, uri=""))) if source.named else (source.uri,)
 
 
 def chosen(sources: Sequence[Source], only: Sequence[str]) -> list[Source]:
@@ -74,15 +99,26 @@ def chosen(sources: Sequence[Source], only: Sequence[str]) -> list[Source]:
 
 
 def split_duplicates(sources: Sequence[Source]) -> tuple[list[Source], list[Source]]:
-    """The first source of every slide_id, and the later ones of a slide_id already taken."""
+    """The first source of every slide_id, and the later ones of a slide_id already taken.
+
+    A file that is reached by a link as well is one source.
+    """
     first: dict[str, Source] = {}
     later = []
     for source in sources:
-        if source.slide_id in first:
+        taken = first.setdefault(source.slide_id, source)
+        if taken is not source and not _is_linked(taken, source):
             later.append(source)
-        else:
-            first[source.slide_id] = source
     return list(first.values()), later
+
+
+def _is_linked(one: Source, other: Source) -> bool:
+    """Whether two sources are one local file, and nothing else is said of them."""
+    if replace(one, uri=other.uri) != other or not (is_local(one.uri) and is_local(other.uri)):
+        return False
+    with contextlib.suppress(OSError):
+        return Path(one.uri).samefile(other.uri)
+    return False
 
 
 def fingerprint(uri: str) -> tuple[int, str]:
@@ -100,6 +136,9 @@ def fingerprint(uri: str) -> tuple[int, str]:
 
 
 def _local_ends(uri: str) -> tuple[int, bytes, bytes]:
+    if is_shadow(uri):
+        msg = f"{uri} is no slide but what macOS keeps beside one of that name; leave it out"
+        raise SlideError(msg)
     if ESCAPED.search(uri) and not os.path.lexists(uri):
         msg = f"{uri} has a name that is not UTF-8 (the escaped bytes say where); rename the file"
         raise SlideError(msg)
@@ -140,26 +179,35 @@ def _streamed_ends(remote: RemoteFile) -> tuple[int, bytes, bytes]:
     return size, head, tail
 
 
-def _resolve_one(text: str) -> Iterator[Source]:
-    if text.lower().endswith(MANIFESTS):
-        yield from _manifest(text)
+def _resolve_one(text: str, note: Note, *, distinct_ids: bool) -> Iterator[Source]:
+    if is_manifest(text):
+        for row in read_manifest(text, distinct_ids=distinct_ids):
+            yield from _from_row(row, note)
         return
-    found = list(_local_files(text) if is_local(text) else _remote_files(text))
-    yield from (_from_uri(uri) for uri in found)
+    yield from (_from_uri(uri) for uri in _files(text, note))
 
 
-def _local_files(text: str) -> Iterator[str]:
+def _files(text: str, note: Note) -> list[str]:
+    return list(_local_files(text, note) if is_local(text) else _remote_files(text, note))
+
+
+def _local_files(text: str, note: Note) -> Iterator[str]:
     fs, path = open_fs(text)
     path = str(Path(path).expanduser().absolute())
     # A file may have the marks of a pattern in its name.
     if any(mark in path for mark in "*?[") and not os.path.lexists(path):
-        yield from sorted(fs.glob(path))
+        for name in without_shadows(sorted(fs.glob(path)), note):
+            yield from _in_folder(name, note) if _is_folder(name) else [name]
     elif _is_folder(path):
-        slides = [name for name in sorted(fs.find(path)) if _is_slide(name)]
-        # What is called a slide and is an empty folder is told of, as a slide that is missing is.
-        yield from slides or ([path] if _is_slide(path) else [])
+        yield from _in_folder(path, note)
     else:
         yield path
+
+
+def _in_folder(path: str, note: Note) -> list[str]:
+    slides = slides_of(files_under(path, note), note)
+    # What is called a slide and is an empty folder is told of, as a slide that is missing is.
+    return slides or ([path] if is_slide(path) else [])
 
 
 def _is_folder(path: str) -> bool:
@@ -168,14 +216,14 @@ def _is_folder(path: str) -> bool:
     return False
 
 
-def _remote_files(text: str) -> Iterator[str]:
+def _remote_files(text: str, note: Note) -> Iterator[str]:
     """What a URL names; a slide's own is taken as it is, without a request.
 
     Trouble with listing a folder is kept for the moment when it is read as a slide: one bucket
     that can't be reached is no reason to leave the slides of others.
     """
     web = text.startswith(("http://", "https://"))
-    if _is_slide(name_of(text)) and (web or not any(mark in text for mark in "*?[")):
+    if is_slide(name_of(text)) and (web or not any(mark in text for mark in "*?[")):
         yield text
         return
     if web and not text.endswith("/"):
@@ -186,18 +234,15 @@ def _remote_files(text: str) -> Iterator[str]:
             fs, path = open_fs(text)
             if any(mark in text for mark in "*?["):
                 # A key may have the marks of a pattern in its name.
-                names = sorted(fs.glob(path)) or ([path] if "*" not in path else [])
+                names = without_shadows(sorted(fs.glob(path)), note)
+                names = names or ([path] if "*" not in path else [])
             elif web or fs.isdir(path):
-                names = [name for name in sorted(fs.find(path)) if _is_slide(name_of(name))]
+                names = slides_of(fs.find(path), note)
             else:
                 names = [path]
             yield from [fs.unstrip_protocol(name) for name in names]
     except SlideError:
         yield text
-
-
-def _is_slide(name: str) -> bool:
-    return PurePosixPath(name).suffix.lower() in SUFFIXES
 
 
 def _from_uri(uri: str) -> Source:
@@ -208,43 +253,25 @@ def _from_uri(uri: str) -> Source:
     return Source(slide_id=name if image is None else f"{name}#{image}", uri=text)
 
 
-def _manifest(text: str) -> Iterator[Source]:
-    read = pl.read_parquet if text.lower().endswith(".parquet") else pl.read_csv
-    try:
-        table = read(text)
-    except (OSError, pl.exceptions.PolarsError) as error:
-        msg = f"manifest {text} can't be read: {str(error).partition(chr(10))[0]}"
-        raise InputError(msg) from error
-    if "uri" not in table.columns:
-        msg = f"manifest {text} needs a column 'uri'; it has {table.columns}"
+def _from_row(row: ManifestRow, note: Note) -> Iterator[Source]:
+    """Return the slides of a manifest's row: one of a file, several of a folder or glob.
+
+    A row that names none is kept: it becomes a failed slide.
+    """
+    uris = _files(row.uri, note) or [row.uri]
+    if len(uris) > 1 and row.slide_id is not None:
+        msg = (
+            f"{row.place}: {row.uri} are {len(uris)} slides, and slide_id {row.slide_id!r} can be "
+            "one of them only; leave it empty, or write a row a slide"
+        )
         raise InputError(msg)
-    folder = text.rpartition("/")[0] or "."
-    for row in table.iter_rows(named=True):
-        yield _from_row(row, folder)
-
-
-def _from_row(row: dict[str, Any], folder: str) -> Source:
-    uri = row.pop("uri")
-    if not uri:
-        msg = f"a manifest has a row without a uri: {row}; every row names a file or URL"
-        raise InputError(msg)
-    uri = str(uri) if "://" in str(uri) or str(uri).startswith("/") else f"{folder}/{uri}"
-    if is_local(uri):
-        uri = str(Path(open_fs(uri)[1]).absolute())
-    source = _from_uri(uri)
-    slide_id, patient_id, mpp = (row.pop(name, None) for name in ("slide_id", "patient_id", "mpp"))
-    return Source(
-        slide_id=str(slide_id) if slide_id is not None else source.slide_id,
-        uri=source.uri,
-        patient_id=None if patient_id is None else str(patient_id),
-        mpp=None if mpp is None else _number(mpp, uri),
-        extra=row,
-    )
-
-
-def _number(mpp: object, uri: str) -> float:
-    try:
-        return float(str(mpp))
-    except ValueError as error:
-        msg = f"the manifest gives mpp '{mpp}' for {shown(uri)}; give microns per pixel as a number"
-        raise InputError(msg) from error
+    for uri in uris:
+        source = _from_uri(uri)
+        yield Source(
+            slide_id=row.slide_id or source.slide_id,
+            uri=source.uri,
+            patient_id=row.patient_id,
+            mpp=row.mpp,
+            extra=dict(row.extra),
+            named=row.slide_id is not None,
+        )

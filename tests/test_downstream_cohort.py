@@ -1,5 +1,6 @@
 """Labels meet slides: what is joined, what is listed, what is refused."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ import polars as pl
 import pytest
 
 from downstream import CohortError, patient_table, read_labels
-from downstream.cohorts.cohort import keep_slides, load_labels
+from downstream.cohorts.cohort import Labels, keep_slides, load_labels
 from downstream.cohorts.outcomes import (
     class_labels,
     guess_task,
@@ -107,17 +108,17 @@ def test_ids_stay_text(tmp_path: Path, suffix: str) -> None:
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("labels.json", "", r"ends in '.json'; allowed are \.csv, \.tsv, \.xlsx, \.parquet"),
+        ("labels.json", "", r"ends in '.json'; allowed are \.csv, \.tsv, \.txt, \.xlsx"),
         ("labels.csv", "id,grade\na,1\n", r"columns \['id', 'grade'\]; none is called as ids"),
-        ("labels.xlsx", "no workbook", "cannot be read as xlsx"),
+        ("labels.xlsx", "no workbook", "can't be read as xlsx"),
         (
             "labels.csv",
             "case_id,Patient,y\na,b,1\n",
             "case_id, Patient, each of .*patient_column='c",
         ),
         ("labels.tsv", "slide_id\tFILENAME\na\tb\n", "choose one by slide_column='slide_id'"),
-        ("labels.csv", "", "cannot be read as csv"),
-        ("labels.parquet", "no parquet", "cannot be read as parquet"),
+        ("labels.csv", "", "is empty; its first row names the columns"),
+        ("labels.parquet", "no parquet", "can't be read as parquet"),
     ],
 )
 def test_unreadable_labels_are_refused(tmp_path: Path, name: str, text: str, message: str) -> None:
@@ -128,7 +129,7 @@ def test_unreadable_labels_are_refused(tmp_path: Path, name: str, text: str, mes
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(CohortError, match=r"no label file at .*nothing\.csv"):
+    with pytest.raises(CohortError, match=r"there is no table .*nothing\.csv"):
         read_labels(tmp_path / "nothing.csv")
 
 
@@ -236,7 +237,9 @@ def test_two_candidates_are_decided_by_the_user(tmp_path: Path) -> None:
     path = write(tmp_path / "l.csv", frame)
     with pytest.raises(CohortError, match=r"patient_id, CASE_ID, .* patient_column='patient_id'"):
         load_labels(path)
-    with pytest.raises(CohortError, match=r"slide_column='image', but .* has columns"):
+    with pytest.raises(
+        CohortError, match=r"slide_column='image': table .* has no column 'image'; it has"
+    ):
         load_labels(path, patient_column="CASE_ID", slide_column="image")
     found = load_labels(path, patient_column="CASE_ID", slide_column="scan")
     assert found.table.rows() == [("s1", "1", 1), ("s3", "2", 2)]
@@ -377,3 +380,97 @@ def test_regression_labels_are_checked(values: list[object], message: str) -> No
 )
 def test_the_task_is_guessed_from_values(values: list[object], task: str) -> None:
     assert guess_task(pl.Series(values)) == task
+
+
+# ---------------------------------------------------------------------- to the letter
+
+
+def loaded(tmp_path: Path, text: str, **ids: Any) -> Labels:  # noqa: ANN401
+    path = tmp_path / "labels.csv"
+    path.write_text(text)
+    return load_labels(path, **ids)
+
+
+def test_ids_and_sites_of_a_table_are_text_to_the_letter(tmp_path: Path) -> None:
+    slides = lake_slides([("0012", "7", "ready"), ("12", "07", "ready"), ("12.10", "x", "ready")])
+    text = "Slide_ID;Grade ;Site\n0012;1,5;12.10\n12;2;12.1\n12.10;3;012\n"
+    cohort = patient_table(slides, loaded(tmp_path, text), ["grade"], also=["site"])
+    assert cohort.patients.rows() == [
+        ("07", ["12"], 2.0, "12.1"),
+        ("7", ["0012"], 1.5, "12.10"),
+        ("x", ["12.10"], 3.0, "012"),
+    ]
+    assert site_of(["7", "07", "x"], cohort, "site") == ["12.10", "12.1", "012"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "slide_id,y\ns1,1\nS1,0\n",
+            r"column 'slide_id': 'S1' \(row 3\) and 's1' \(row 2\) differ",
+        ),
+        ("patient_id,y\np1,1\nP1,0\n", "column 'patient_id': 'P1' .* differ by case only"),
+        ("slide_id,y\nS1,1\ns3,0\n", "slides: 'S1' and 's1' of the lake differ by case only"),
+        ("slide_id,y\ns1 ,1\ns3,0\n", "slides: 's1 ' and 's1' of the lake differ by blanks only"),
+        ("slide_id,y\nin/S1.svs,1\ns3,0\n", "slides: 'S1' and 's1' of the lake differ by case"),
+        ("patient_id,y\nP1,1\np2,0\n", "'P1' and 'p1' of the lake differ by case only"),
+        (
+            "slide_id,patient_id,y\ns1,P2,1\ns3,,0\n",
+            "patients of the labels and the lake: 'P2' and 'p2' differ by case only",
+        ),
+        ("slide_id,y\ns1,Tumour\ns3,tumour\n", "column 'y': 'Tumour' and 'tumour' differ by case"),
+        ("slide_id,y,z\ns1,1,a\ns3,0,a\u00a0\n", r"column 'z': 'a' and 'a\\xa0' differ by blanks"),
+    ],
+)
+def test_near_ids_sites_and_classes_are_refused(tmp_path: Path, text: str, message: str) -> None:
+    def join(**ids: Any) -> pl.DataFrame:  # noqa: ANN401
+        found = loaded(tmp_path, text, **ids)
+        also = ["z"] if "z" in found.table.columns else []
+        return patient_table(lake_slides(), found, ["y"], also=also).patients
+
+    with pytest.raises(CohortError, match=message):
+        join()
+    # then for another reason at most
+    assert "differ by" not in refusal(lambda: join(distinct_ids=True))
+
+
+def refusal(call: Callable[[], object]) -> str:
+    """Return why a call is refused; nothing if it is not."""
+    try:
+        call()
+    except CohortError as error:
+        return str(error)
+    return ""
+
+
+def test_near_ids_that_are_said_to_differ_stay_apart(tmp_path: Path) -> None:
+    slides = lake_slides([("a", "p1", "ready"), ("A", "P1", "ready"), ("b", "p1 ", "ready")])
+    text = "slide_id,y\na,t\nA,T\nb,t\n"
+    with pytest.raises(CohortError, match="--distinct-ids"):
+        loaded(tmp_path, text)
+    cohort = patient_table(slides, loaded(tmp_path, text, distinct_ids=True), ["y"])
+    assert cohort.patients.rows() == [("P1", ["A"], "T"), ("p1", ["a"], "t"), ("p1 ", ["b"], "t")]
+    assert cohort.distinct_ids
+
+
+def test_cells_that_can_not_be_read_are_named(tmp_path: Path) -> None:
+    found = loaded(tmp_path, 'slide_id,months,y\ns1,"3,5",1\ns3,7,0\n')
+    with pytest.raises(CohortError, match=r"row 2, column 'months': '3,5' has a decimal comma"):
+        patient_table(lake_slides(), found, ["months", "y"], numbers=["months"])
+    # a column that nobody asks for troubles nobody
+    assert patient_table(lake_slides(), found, ["y"]).patients.height == 2
+    found = loaded(tmp_path, "slide_id,months,y\ns1,3,1\ns3,7 months,0\n")
+    with pytest.raises(CohortError, match=r"row 3, column 'months': '7 months' is no number"):
+        patient_table(lake_slides(), found, ["months", "y"], numbers=["months"])
+
+
+def test_near_patients_of_two_tables_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "slides.tsv").write_text("PATIENT\tFILENAME\np1\ts1.svs\nP2 \ts3.svs\n")
+    text = "PATIENT,y\np1,1\nP2,0\n"
+    with pytest.raises(CohortError, match=r"'P2' and 'P2 ' differ by blanks only"):
+        loaded(tmp_path, text, slides=tmp_path / "slides.tsv")
+    ids = {"slides": tmp_path / "slides.tsv", "distinct_ids": True}
+    cohort = patient_table(lake_slides(), loaded(tmp_path, text, **ids), ["y"])
+    assert cohort.patients.rows() == [("p1", ["s1"], 1)]
+    assert cohort.missing == ["P2"]

@@ -21,7 +21,6 @@ from distill.evaluate_labels import read_labels
 from distill.evaluate_students import best_single, find_student, splits
 from distill.evaluate_tiles import labelled, sample
 from featurestore import Lake, open_lake, patient_of
-from featurestore.interop.model import InteropError
 from tests.conftest import TEACHERS
 from tests.small_lake import add_teacher
 from tests.student_files import ARCHITECTURE, held_out, write_student
@@ -397,7 +396,7 @@ def test_label_tables_are_read_with_and_without_mpp(
 def test_labels_that_can_not_be_used_are_refused(lake_of: Lake, tmp_path: Path) -> None:
     path = tmp_path / "labels.csv"
 
-    def told(text: str, **given: str) -> str:
+    def told(text: str, **given: Any) -> str:  # noqa: ANN401
         path.write_text(text)
         with pytest.raises(DistillError) as caught:
             read_labels(str(path), lake_of, **given)
@@ -408,9 +407,10 @@ def test_labels_that_can_not_be_used_are_refused(lake_of: Lake, tmp_path: Path) 
     assert "there is no 'c'" in told("slide_id,x,y,a\ns,1,1,t\n", column="c")
     torn = told("slide_id,x,y,a\ns,1,2,t\ns,1,2,u\n")
     assert "two classes: slide s, x 1, y 2, mpp 0.5 is t and u" in torn
-    with pytest.raises(InteropError, match=r"ends in '.txt'; tables are read from .csv"):
-        read_labels("labels.txt", lake_of)
-    with pytest.raises(InteropError, match="can't be read"):
+    (tmp_path / "labels.json").touch()
+    with pytest.raises(DistillError, match=r"ends in '.json'; allowed are .csv"):
+        read_labels(str(tmp_path / "labels.json"), lake_of)
+    with pytest.raises(DistillError, match="there is no table"):
         read_labels(str(tmp_path / "none.csv"), lake_of)
     path.write_text("slide_id,x,y,a\ns,1,2,t\ns,5,2,u\n")
     with pytest.raises(DistillError, match=r"none of 2 labels is of a tile.*top-left"):

@@ -119,16 +119,16 @@ def test_own_form_and_pandas_index(tmp_path: Path) -> None:
     ("name", "text", "message"),
     [
         ("l.csv", "name,label\na,b\n", r"has columns \['name', 'label'\]; known forms are: CLAM"),
-        ("l.csv", "case_id,patient_id\na,b\n", "which mean the same; keep one"),
-        ("l.json", "{}", r"ends in '\.json'; tables are read from \.csv, \.tsv, \.xlsx"),
+        ("l.csv", "case_id,patient_id\na,b\n", "each of which may hold the patient_id"),
+        ("l.json", "{}", r"ends in '\.json'; allowed are \.csv, \.tsv, \.txt, \.xlsx"),
         ("l.xlsx", "no workbook", "can't be read as xlsx"),
-        ("l.csv", "", "can't be read as csv"),
+        ("l.csv", "", "is empty; its first row names the columns"),
     ],
 )
 def test_labels_of_no_known_form(tmp_path: Path, name: str, text: str, message: str) -> None:
     with pytest.raises(InteropError, match=message):
         read_labels(write(tmp_path / name, text))
-    with pytest.raises(InteropError, match=r"can't be read as csv: .*No such file"):
+    with pytest.raises(InteropError, match=r"there is no table .*nowhere\.csv"):
         read_labels(tmp_path / "nowhere.csv")
 
 

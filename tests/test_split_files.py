@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import fsspec
@@ -153,6 +154,38 @@ def test_folders_that_say_nothing_or_too_much_are_refused(tmp_path: Path) -> Non
         SplitError, match=r"holds \['splits\.json', 'splits_0_bool\.csv'\]; name one"
     ):
         read_splits(tmp_path, COHORT)
+
+
+def test_splits_in_other_forms_and_with_other_capitals(tmp_path: Path) -> None:
+    path = tmp_path / "k=all.csv"
+    rows = PATHO_BENCH.replace("\t", ";").replace("case_id", "Case_ID ").splitlines()
+    path.write_bytes(("\r\n".join(rows) + "\r\n\r\n").encode("utf-8-sig"))
+    assert sides(read_splits(path, COHORT)) == [("A", "C", "B"), ("BC", "", "A")]
+    frame = pd.DataFrame({"case_id": list("ABC"), "fold_0": ["train", "val", "test"]})
+    frame.to_excel(tmp_path / "k.xlsx")
+    assert sides(read_splits(tmp_path / "k.xlsx", COHORT)) == [("A", "B", "C")]
+    path.write_text("case_id;fold_0\nA;train\nB;train;\nC;test;x\n")
+    with pytest.raises(SplitError, match="row 4: 3 cells, but the header has 2"):
+        read_splits(path, COHORT)
+
+
+@pytest.mark.parametrize(
+    ("text", "near"),
+    [
+        (",train,val,test\n0,A,,D\n1,B1,,\n", "B1"),
+        (",train,val,test\n0,A,,D\n1,,,c1 \n", "c1 "),
+        ("case_id,fold_0\nA,train\nb,train\nC,test\n", "b"),
+        ('{"splits": [{"train_patients": ["A", "b"], "test_patients": ["C"]}]}', "b"),
+        ("repeat,fold,inner,part,patient_id\n0,0,0,train,A\n0,0,0,validation,C\n"
+         "0,0,0,test,D\n0,0,0,test,b\n", "b"),
+    ],
+)  # fmt: skip
+def test_near_ids_in_splits_are_refused(tmp_path: Path, text: str, near: str) -> None:
+    path = tmp_path / "splits.txt"
+    path.write_text(text)
+    with pytest.raises(SplitError, match=f"splits: '{near}' and .* of the cohort differ by "):
+        read_splits(path, COHORT)
+    assert read_splits(path, replace(COHORT, distinct_ids=True)).missing == (near,)
 
 
 # ---------------------------------------------------------------------- validation from train

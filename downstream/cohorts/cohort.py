@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING
 
 import polars as pl
 
-from downstream.cohorts.label_tables import Labels, load_labels, parse_labels, read_labels
-from downstream.cohorts.slide_names import match_slides, told
-from downstream.cohorts.table_files import CohortError, listing, read_label_bytes
+from downstream.cohorts.errors import CohortError, listing
+from downstream.cohorts.label_tables import Labels, load_labels, read_labels
+from downstream.cohorts.slide_names import match_slides, refuse_near_slides, told
+from featurestore.usertables import refuse_near, refuse_near_others, tables_raise
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
@@ -26,9 +27,7 @@ __all__ = [
     "keep_slides",
     "listing",
     "load_labels",
-    "parse_labels",
     "patient_table",
-    "read_label_bytes",
     "read_labels",
 ]
 
@@ -46,12 +45,14 @@ class Cohort:
             columns, and labelled slides that have no tile; sorted.
         surplus: Ready slides of the lake that have no label, sorted slide ids.
         notes: What was recognised, matched or left out, a sentence each.
+        distinct_ids: Whether ids that differ by case, blanks or Unicode form only are different.
     """
 
     patients: pl.DataFrame
     missing: list[str]
     surplus: list[str]
     notes: tuple[str, ...] = ()
+    distinct_ids: bool = False
 
     @property
     def slide_ids(self) -> list[str]:
@@ -65,6 +66,7 @@ def patient_table(
     columns: Sequence[str],
     *,
     also: Sequence[str] = (),
+    numbers: Sequence[str] = (),
 ) -> Cohort:
     """Join labels with the ready slides of a lake: one row per patient.
 
@@ -78,21 +80,31 @@ def patient_table(
             `Lake.slides()` gives them.
         labels: What `load_labels` or `read_labels` returned.
         columns: Label columns to keep, for example `["time", "event"]`.
-        also: Further columns to keep, such as the site; they may be null.
+        also: Further columns to keep, such as the site; they may be null. They are names: 0012
+            is not 12.
+        numbers: Columns of `columns` that must be numbers; the others are what they look like.
 
     Raises:
-        CohortError: An unknown column, a null or contradictory id, conflicting labels within a
-            patient, or no patient left.
+        CohortError: An unknown column, a cell that cannot be read, a null or contradictory id,
+            conflicting labels within a patient, or no patient left. Also ids, sites and classes
+            that differ from another by case, blanks or Unicode form only, unless the labels say
+            that such are distinct.
     """
     given = labels if isinstance(labels, Labels) else _plain(labels)
     also = [column for column in also if column not in columns]
-    _require_columns(given.table, [*columns, *also])
+    _require_columns(given, [*columns, *also])
+    given = given.read(
+        {column: "numbers" if column in numbers else "values" for column in columns}
+        | dict.fromkeys(also, "texts")
+    )
     by = "slide_id" if "slide_id" in given.table.columns else "patient_id"
     rows, partial = _labelled(given.table, columns, also, by)
     known = slides.select("slide_id", "patient_id", "state").collect()
     notes = [*given.notes]
     if by == "slide_id":
         match = match_slides(rows[by], known["slide_id"])
+        if not given.distinct_ids:
+            refuse_near_slides(match, rows[by], known["slide_id"])
         rows = rows.with_columns(pl.col(by).replace(dict(match.found)))
         notes += told(match)
     if partial:
@@ -101,6 +113,8 @@ def patient_table(
     ready = known.filter(pl.col("state") == "ready").drop("state")
     joined = _join(ready, rows, by)
     refuse_unknown_patients(joined)
+    if not given.distinct_ids:
+        _refuse_near_patients(joined, rows, known)
     _refuse_conflicts(joined, [*columns, *also])
     unplaced = _unplaced(given.unplaced, columns)
     lost = set(rows[by]) - set(ready[by].drop_nulls())
@@ -111,7 +125,13 @@ def patient_table(
     if unplaced:
         notes.append(f"{len(unplaced)} patients are not in the slide table: {listing(unplaced)}")
     patients = _by_patient(joined, columns, also)
-    return Cohort(patients=patients, missing=missing, surplus=surplus, notes=tuple(notes))
+    return Cohort(
+        patients=patients,
+        missing=missing,
+        surplus=surplus,
+        notes=tuple(notes),
+        distinct_ids=given.distinct_ids,
+    )
 
 
 def keep_slides(cohort: Cohort, usable: Collection[str]) -> Cohort:
@@ -142,11 +162,21 @@ def _plain(table: pl.DataFrame) -> Labels:
     return Labels(table=table, unplaced=table.head(0), notes=(), sha256="")
 
 
-def _require_columns(labels: pl.DataFrame, columns: Sequence[str]) -> None:
+def _refuse_near_patients(joined: pl.DataFrame, rows: pl.DataFrame, known: pl.DataFrame) -> None:
+    """Refuse patients that differ from one of the lake or from each other by next to nothing."""
+    with tables_raise(CohortError):
+        lake = known["patient_id"].drop_nulls().unique()
+        if "slide_id" not in rows.columns:
+            refuse_near_others(rows["patient_id"], lake, "patients of the labels", "the lake")
+        refuse_near(joined["patient_id"].unique(), "patients of the labels and the lake")
+
+
+def _require_columns(labels: Labels, columns: Sequence[str]) -> None:
     """Refuse a label column that is not there, naming those that are."""
-    allowed = [column for column in labels.columns if column not in {"slide_id", "patient_id"}]
+    ids = {"slide_id", "patient_id"}
+    allowed = [column for column in labels.table.columns if column not in ids]
     for column in columns:
-        if column not in allowed:
+        if column in ids or not labels.has(column):
             close = difflib.get_close_matches(column, allowed, n=1)
             hint = f"; did you mean {close[0]!r}?" if close else ""
             msg = f"the labels have no column {column!r}; they have {', '.join(allowed)}{hint}"

@@ -1,37 +1,40 @@
-"""Label tables as people have them: CSV, TSV, XLSX, Parquet; of CLAM, STAMP and Patho-Bench.
+"""Label tables as people have them: of CLAM, STAMP and Patho-Bench, or with ids under our names.
 
 Columns that name patients and slides are recognised, and two that might are an error that asks.
-Ids stay text: a patient "007" is not the number 7.
+Files are read by `featurestore.usertables`, and each column by what it is needed for.
 """
 
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 import polars as pl
 
-from downstream.cohorts.table_files import (
-    CohortError,
-    listing,
-    missing_words,
+from downstream.cohorts.errors import CohortError, listing
+from featurestore.usertables import (
+    ID_NAMES,
+    UserTable,
+    id_column,
     parse_table,
-    read_label_bytes,
+    refuse_near,
+    table_bytes,
+    tables_raise,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Mapping
     from os import PathLike
+
+    from featurestore.usertables import Id
 
     Path = str | PathLike[str]
 
-Id = Literal["patient_id", "slide_id"]
-NAMES: dict[Id, tuple[str, ...]] = {
-    "patient_id": ("patient_id", "case_id", "patient"),
-    "slide_id": ("slide_id", "filename"),
-}
-"""What columns that hold ids are called, in lower case: ours, CLAM's and Patho-Bench's, STAMP's."""
+Reading = Literal["values", "texts", "numbers", "integers"]
+"""What a column is read as: what it looks like, text to the letter, numbers, whole numbers."""
+
+_ROW = "row of the label table"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,16 +42,71 @@ class Labels:
     """A label table with its ids under our names.
 
     Attributes:
-        table: `slide_id` and/or `patient_id` (text), then the other columns as they are.
-        unplaced: Rows of patients whom a slide table does not name; no column `slide_id`.
-        notes: What was recognised or left out, a sentence each.
-        sha256: Of the files' bytes.
+        table: `slide_id` and/or `patient_id` (text), then the other columns as what they look like.
+        unplaced: rows of patients whom a slide table does not name; no column `slide_id`.
+        notes: what was recognised or left out, a sentence each.
+        sha256: of the files' bytes.
+        distinct_ids: whether ids, sites and classes that differ by case, blanks or Unicode form
+            only are different; else they are refused.
+        source: the table as it was read; None if the labels come from elsewhere.
+        places: for each row of `table`, its row in `source`.
     """
 
     table: pl.DataFrame
     unplaced: pl.DataFrame
     notes: tuple[str, ...]
     sha256: str
+    distinct_ids: bool = False
+    source: UserTable | None = None
+    places: pl.Series | None = None
+
+    def read(self, columns: Mapping[str, Reading]) -> Labels:
+        """Return the labels with some columns read as what they are needed for.
+
+        The columns have the names that are asked for, also where the file writes them with other
+        capitals or with blanks.
+
+        Raises:
+            CohortError: no such column, a cell that can't be read so (named by row and column), or
+                texts that differ by case, blanks or Unicode form only.
+        """
+        table = self.table
+        for name, reading in columns.items():
+            with tables_raise(CohortError):
+                column = self._column(name)
+                series = self._series(column, reading)
+                if series.dtype == pl.String and not self.distinct_ids:
+                    refuse_near(series.drop_nulls().unique(), self._what(column))
+            if column != name and column in table.columns:
+                table = table.rename({column: name})
+            table = table.with_columns(series.alias(name))
+        return replace(self, table=table)
+
+    def has(self, name: str) -> bool:
+        """Whether there is a column of this name, or one that is written a little otherwise."""
+        return name in self.table.columns or (self.source is not None and self.source.has(name))
+
+    def _column(self, name: str) -> str:
+        """Return the column of the file that a name means; ids are no labels."""
+        if self.source is None or name in {"slide_id", "patient_id"}:
+            return name
+        return self.source.column(name)
+
+    def _series(self, column: str, reading: Reading) -> pl.Series:
+        if self.source is None or self.places is None or column not in self.source.columns:
+            series = self.table[column]
+            return series.cast(pl.String) if reading == "texts" else series
+        read = {
+            "values": self.source.values,
+            "texts": self.source.texts,
+            "numbers": self.source.numbers,
+            "integers": self.source.integers,
+        }
+        return read[reading](column).gather(self.places)
+
+    def _what(self, column: str) -> str:
+        name = "" if self.source is None else f"table {self.source.name!r}, "
+        return f"{name}column {column!r}"
 
 
 def load_labels(
@@ -57,30 +115,48 @@ def load_labels(
     slides: Path | None = None,
     patient_column: str | None = None,
     slide_column: str | None = None,
+    distinct_ids: bool = False,
 ) -> Labels:
-    """Labels of slides or patients, with what was recognised.
+    """Return labels of slides or patients, with what was recognised.
 
     Args:
-        path: Local path or URI of the table: CLAM's, Patho-Bench's, STAMP's clini table, or any
-            with a column for the slide and/or the patient (`NAMES`, in upper or lower case).
-        slides: A table of patients' slides, such as STAMP's; only its two ids are read.
-        patient_column: Column of the patient, where it has another name or several have one.
-        slide_column: Column of the slide, likewise; of the slide table if there is one.
+        path: local path or URI of the table: CLAM's, Patho-Bench's, STAMP's clini table, or any
+            with a column for the slide and/or the patient (`ID_NAMES`, in capitals or not).
+        slides: a table of patients' slides, such as STAMP's; only its two ids are read.
+        patient_column: column of the patient, where it has another name or several have one.
+        slide_column: column of the slide, likewise; of the slide table if there is one.
+        distinct_ids: whether ids, sites and classes that differ by case, blanks or Unicode form
+            only are different; else they are refused.
 
     Raises:
-        CohortError: No such file, another format, no id column, or several that may be it.
+        CohortError: no such file, another format, no id column, several that may be it, or ids that
+            differ by so little only.
     """
-    content = read_label_bytes(path)
-    of_slide = None if slides is not None else slide_column
-    table, notes = _identified(content, str(path), patient_column, of_slide)
-    digest = hashlib.sha256(content)
-    unplaced = table.head(0)
-    if slides is not None:
-        more = read_label_bytes(slides)
-        digest.update(more)
-        table, unplaced, told = _with_slides(table, more, slides, patient_column, slide_column)
-        notes += told
-    return Labels(table=table, unplaced=unplaced, notes=notes, sha256=digest.hexdigest())
+    with tables_raise(CohortError):
+        content = table_bytes(path)
+        source = parse_table(content, name=str(path))
+        of_slide = None if slides is not None else slide_column
+        table, notes = _with_ids(source, patient_column, of_slide, distinct=distinct_ids)
+        _require_id(source, table)
+        digest = hashlib.sha256(content)
+        unplaced = table.head(0)
+        if slides is not None:
+            more = table_bytes(slides)
+            digest.update(more)
+            other = parse_table(more, name=str(slides))
+            patient = patient_column if patient_column in other.columns else None
+            files, said = _with_ids(other, patient, slide_column, distinct=distinct_ids)
+            table, unplaced, left_out = _with_slides(table, files, other, distinct=distinct_ids)
+            notes += said + left_out
+    return Labels(
+        table=table.drop(_ROW),
+        unplaced=unplaced.drop(_ROW),
+        notes=(*notes, *source.notes),
+        sha256=digest.hexdigest(),
+        distinct_ids=distinct_ids,
+        source=source,
+        places=table[_ROW],
+    )
 
 
 def read_labels(
@@ -89,115 +165,72 @@ def read_labels(
     slides: Path | None = None,
     patient_column: str | None = None,
     slide_column: str | None = None,
+    distinct_ids: bool = False,
 ) -> pl.DataFrame:
-    """The table of `load_labels` alone."""
+    """Return the table of `load_labels` alone."""
     return load_labels(
-        path, slides=slides, patient_column=patient_column, slide_column=slide_column
+        path,
+        slides=slides,
+        patient_column=patient_column,
+        slide_column=slide_column,
+        distinct_ids=distinct_ids,
     ).table
 
 
-def parse_labels(content: bytes, *, name: str) -> pl.DataFrame:
-    """A label table from the bytes of a file; the ending of its name picks the format.
-
-    Raises:
-        CohortError: Another ending, an unreadable file, no id column, or several that may be it.
-    """
-    return _identified(content, name, None, None)[0]
-
-
-def with_ids(
-    table: pl.DataFrame, *, name: str, patient_column: str | None, slide_column: str | None
+def _with_ids(
+    source: UserTable, patient_column: str | None, slide_column: str | None, *, distinct: bool
 ) -> tuple[pl.DataFrame, tuple[str, ...]]:
-    """A table with the columns that hold ids first, under our names and as text.
+    """Return a table with the columns that hold ids first, under our names and as text.
 
     Raises:
-        CohortError: A column that was named is not there, or several may be the one.
+        TableError: a column that was named is not there, several may be the one, or two ids differ
+            by case, blanks or Unicode form only.
     """
-    given: dict[Id, str | None] = {"slide_id": slide_column, "patient_id": patient_column}
-    found = {key: _column(table, key, column, name) for key, column in given.items()}
-    theirs = {column: ours for ours, column in found.items() if column is not None}
-    notes = [f"{name}: {ours} is column {column!r}" for column, ours in theirs.items()
+    named: dict[Id, str | None] = {"slide_id": slide_column, "patient_id": patient_column}
+    theirs = {key: id_column(source, key, column) for key, column in named.items()}
+    ids = {ours: column for ours, column in theirs.items() if column is not None}
+    notes = [f"{source.name}: {ours} is column {column!r}" for ours, column in ids.items()
              if column != ours]  # fmt: skip
     # another column that has our name would stand beside the one that was chosen
-    hidden = [ours for column, ours in theirs.items() if ours in table.columns and column != ours]
-    notes += [f"{name}: column {column!r} is left out, another was named" for column in hidden]
-    ids = [_as_text(table[column]).alias(ours) for column, ours in theirs.items()]
-    return table.drop(*hidden, *theirs, strict=False).select(*ids, pl.all()), tuple(notes)
+    hidden = [ours for ours, column in ids.items() if ours in source.columns and column != ours]
+    notes += [f"{source.name}: column {name!r} is left out, another was named" for name in hidden]
+    columns = [source.ids(column, distinct=distinct).alias(ours) for ours, column in ids.items()]
+    rest = source.frame().drop(*hidden, *ids.values(), strict=False)
+    table = pl.DataFrame([*columns, *rest.iter_columns()])
+    return table.with_row_index(_ROW).select(pl.exclude(_ROW), _ROW), tuple(notes)
 
 
-def id_test(*given: str | None) -> Callable[[str], bool]:
-    """Whether a column of some name holds ids: it is called so, or was given as one."""
-    known = {name for names in NAMES.values() for name in names}
-    return lambda column: column.lower() in known or column in given
-
-
-def _identified(
-    content: bytes, name: str, patient_column: str | None, slide_column: str | None
-) -> tuple[pl.DataFrame, tuple[str, ...]]:
-    """A table with at least one column of ids."""
-    table, read = parse_table(content, name=name, is_text=id_test(patient_column, slide_column))
-    found, told = with_ids(
-        table, name=name, patient_column=patient_column, slide_column=slide_column
+def _require_id(source: UserTable, table: pl.DataFrame) -> None:
+    if set(ID_NAMES) & set(table.columns):
+        return
+    msg = (
+        f"labels {source.name!r} have columns {list(source.columns)}; none is called as ids are "
+        f"({', '.join(name for names in ID_NAMES.values() for name in names)}): name the one that "
+        "holds them by slide_column or patient_column"
     )
-    if not set(NAMES) & set(found.columns):
-        msg = (
-            f"labels {name!r} have columns {table.columns}; none is called as ids are "
-            f"({', '.join(n for names in NAMES.values() for n in names)}): name the one that holds "
-            "them by slide_column or patient_column"
-        )
-        raise CohortError(msg)
-    return found, (*told, *read)
+    raise CohortError(msg)
 
 
 def _with_slides(
-    labels: pl.DataFrame,
-    content: bytes,
-    slides: Path,
-    patient_column: str | None,
-    slide_column: str | None,
+    labels: pl.DataFrame, files: pl.DataFrame, source: UserTable, *, distinct: bool
 ) -> tuple[pl.DataFrame, pl.DataFrame, tuple[str, ...]]:
-    """Labels of patients joined with the slides that a table gives them; who has none apart."""
-    name = str(slides)
-    is_text = id_test(patient_column, slide_column)
-    table, _ = parse_table(content, name=name, is_text=is_text)
-    patient = patient_column if patient_column in table.columns else None
-    files, notes = with_ids(table, name=name, patient_column=patient, slide_column=slide_column)
-    if not set(NAMES) <= set(files.columns) or "patient_id" not in labels.columns:
+    """Return labels joined with the slides that a table gives patients, and who has none apart."""
+    if not set(ID_NAMES) <= set(files.columns) or "patient_id" not in labels.columns:
         msg = (
-            f"slide table {name!r} has columns {table.columns}, the labels {labels.columns}; a "
-            "slide table names slides and patients, and labels with one name patients"
+            f"slide table {source.name!r} has columns {list(source.columns)}, the labels "
+            f"{labels.columns[:-1]}; a slide table names slides and patients, and labels with one "
+            "name patients"
         )
         raise CohortError(msg)
     labels = labels.drop("slide_id", strict=False)
     files = files.select("slide_id", "patient_id").drop_nulls().unique(maintain_order=True)
+    if not distinct:
+        both = [*files["patient_id"], *labels["patient_id"].drop_nulls()]
+        refuse_near(both, f"patients of the labels and of {source.name!r}")
     joined = files.join(labels, on="patient_id", how="inner", maintain_order="left")
     unplaced = labels.join(files, on="patient_id", how="anti")
     strangers = sorted(set(files["patient_id"]) - set(labels["patient_id"]))
-    if strangers:
-        notes += (f"{name}: {len(strangers)} patients have no labels: {listing(strangers)}",)
-    return joined, unplaced, notes
-
-
-def _column(table: pl.DataFrame, key: Id, given: str | None, name: str) -> str | None:
-    """The column that holds these ids, or None."""
-    option = f"{key.removesuffix('_id')}_column"
-    if given is not None:
-        if given not in table.columns:
-            msg = f"{option}={given!r}, but {name!r} has columns {table.columns}"
-            raise CohortError(msg)
-        return given
-    found = [column for column in table.columns if column.lower() in NAMES[key]]
-    if len(found) > 1:
-        msg = (
-            f"{name!r} has the columns {', '.join(found)}, each of which may hold the {key}; "
-            f"choose one by {option}={found[0]!r}"
-        )
-        raise CohortError(msg)
-    return next(iter(found), None)
-
-
-def _as_text(ids: pl.Series) -> pl.Series:
-    """Ids as text; whole numbers that a spreadsheet or pandas made floats are whole again."""
-    if ids.dtype.is_float() and ids.drop_nulls().map_elements(float.is_integer, pl.Boolean).all():
-        ids = ids.fill_nan(None).cast(pl.Int64)
-    return ids.cast(pl.String).replace(dict.fromkeys(missing_words()))
+    if not strangers:
+        return joined, unplaced, ()
+    note = f"{source.name}: {len(strangers)} patients have no labels: {listing(strangers)}"
+    return joined, unplaced, (note,)

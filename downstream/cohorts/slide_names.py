@@ -11,6 +11,9 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
+from downstream.cohorts.errors import CohortError
+from featurestore.usertables import refuse_near_others, tables_raise
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
@@ -75,6 +78,19 @@ def match_slides(names: Iterable[str], slide_ids: Iterable[str]) -> Match:
         else:
             ambiguous.append(name)
     return Match(found=found, by_stem=tuple(by_stem), ambiguous=tuple(ambiguous))
+
+
+def refuse_near_slides(match: Match, names: Iterable[str], slide_ids: Iterable[str]) -> None:
+    """Refuse names that stand for no slide, but would but for case, blanks or Unicode form.
+
+    Raises:
+        CohortError: the first of them, and the slides.
+    """
+    known = set(slide_ids)
+    others = {*known, *(stem_of(slide) for slide in known)}
+    unmet = set(names) - set(match.found) - set(match.ambiguous)
+    with tables_raise(CohortError):
+        refuse_near_others({stem_of(name) for name in unmet}, others, "slides", "the lake")
 
 
 def told(match: Match) -> list[str]:

@@ -13,14 +13,15 @@ import numpy as np
 import polars as pl
 
 from downstream.cohorts.cohort import listing, load_labels, refuse_unknown_patients
+from downstream.cohorts.errors import CohortError
 from downstream.cohorts.outcomes import class_labels, guess_task
-from downstream.cohorts.slide_names import match_slides, told
-from downstream.cohorts.table_files import CohortError
+from downstream.cohorts.slide_names import match_slides, refuse_near_slides, told
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from os import PathLike
 
+    from downstream.cohorts.label_tables import Labels, Reading
     from featurestore import Lake
 
 
@@ -50,7 +51,7 @@ def read_tile_labels(
     target: str,
     *,
     mpp: float,
-    ids: Mapping[str, str | None] | None = None,
+    ids: Mapping[str, Any] | None = None,
 ) -> TileLabels:
     """Join a table of tile labels with the tiles of a lake.
 
@@ -68,9 +69,11 @@ def read_tile_labels(
         LakeError: The lake has no tiles at this mpp.
     """
     given = load_labels(path, **dict(ids or {}))
-    places = _places(given.table, target, str(path))
+    places = _places(given, target, str(path))
     slides = lake.slides().select("slide_id", "patient_id").collect()
     match = match_slides(places["slide_id"], slides["slide_id"])
+    if not given.distinct_ids:
+        refuse_near_slides(match, places["slide_id"], slides["slide_id"])
     places = places.with_columns(pl.col("slide_id").replace(dict(match.found)))
     tiles = _tiles(lake, sorted(set(match.found.values())), mpp)
     met = _by_key(places, tiles) if "tile_id" in places.columns else _by_place(places, tiles)
@@ -116,27 +119,26 @@ def at_most(labels: TileLabels, tiles: int, *, seed: int) -> TileLabels:
     return replace(labels, rows=rows, notes=(*labels.notes, note))
 
 
-def _places(table: pl.DataFrame, target: str, path: str) -> pl.DataFrame:
+def _places(labels: Labels, target: str, path: str) -> pl.DataFrame:
     """Labelled rows: slide_id, perhaps patient_id, tile_id or x and y, and label."""
-    by = ["tile_id"] if "tile_id" in table.columns else ["x", "y"]
-    lacking = [name for name in ("slide_id", *by, target) if name not in table.columns]
+    by = ["tile_id"] if labels.has("tile_id") else ["x", "y"]
+    lacking = [name for name in ("slide_id", *by, target) if not labels.has(name)]
     if lacking:
+        table = labels.table
         msg = (
             f"{path!r} has columns {table.columns}; it lacks {', '.join(lacking)}: give the slide, "
             "tile_id or x and y in level-0 pixels, and the target"
         )
         raise CohortError(msg)
+    kind: Reading = "integers" if by == ["tile_id"] else "numbers"
+    wanted: dict[str, Reading] = {target: "values", **dict.fromkeys(by, kind)}
+    table = labels.read(wanted).table
     if guess_task(table[target]) == "regression":
         msg = f"{target!r} holds numbers such as {table[target].drop_nulls()[0]}; tiles are "
         msg += "classified: name a column of classes"
         raise CohortError(msg)
     patient = [name for name in ("patient_id",) if name in table.columns]
-    kind = pl.Int64 if by == ["tile_id"] else pl.Float64
-    try:
-        rows = table.select("slide_id", *patient, pl.col(by).cast(kind), label=target)
-    except pl.exceptions.PolarsError as error:
-        msg = f"{path!r}: {' and '.join(by)} must be numbers: {str(error).partition(chr(10))[0]}"
-        raise CohortError(msg) from error
+    rows = table.select("slide_id", *patient, *by, label=target)
     return rows.drop_nulls(["slide_id", *by, "label"]).unique(maintain_order=True)
 
 

@@ -5,7 +5,6 @@ CLAM's folder, Patho-Bench's and STAMP's tables, and the table that a run keeps 
 
 from __future__ import annotations
 
-import io
 import re
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -20,6 +19,7 @@ from downstream.splits.tables import (
     read_patho_bench,
     read_stamp,
 )
+from featurestore.usertables import TableError, parse_table, refuse_near_others, tables_raise
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
 
     from downstream.cohorts.cohort import Cohort
+    from featurestore.usertables import UserTable
 
 _CLAM_NAME = re.compile(r"splits_(\d+)(_bool)?\.csv")
 _OTHERS = ("splits.parquet", "splits.csv", "splits.json", "k=all.tsv")
@@ -62,8 +63,10 @@ def read_splits(path: str | PathLike[str], cohort: Cohort) -> FoldTable:
         for patient, ids in cohort.patients.select("patient_id", "slide_ids").iter_rows()
         for slide in ids
     }
+    distinct = cohort.distinct_ids
     try:
-        form, found = _read(str(path), slides)
+        with tables_raise(SplitError):
+            form, found = _read(str(path), slides, distinct=distinct)
     except (SplitError, LeakageError) as error:
         msg = f"splits {str(path)!r}: {error}"
         raise type(error)(msg) from error
@@ -71,23 +74,23 @@ def read_splits(path: str | PathLike[str], cohort: Cohort) -> FoldTable:
     return replace(found, notes=(note, *found.notes))
 
 
-def _read(path: str, slides: Mapping[str, str]) -> tuple[str, FoldTable]:
+def _read(path: str, slides: Mapping[str, str], *, distinct: bool) -> tuple[str, FoldTable]:
     """What form it has, and the splits."""
     import fsspec
 
     files, root = fsspec.core.url_to_fs(path)
     if files.isdir(root):
-        return _folder(files, root, slides)
+        return _folder(files, root, slides, distinct=distinct)
     try:
         content: bytes = files.cat_file(root)
     except FileNotFoundError as error:
         msg = f"there is no such file; allowed are {_ALLOWED}"
         raise SplitError(msg) from error
-    return _file(content, root.rpartition("/")[2], slides)
+    return _file(content, root.rpartition("/")[2], slides, distinct=distinct)
 
 
 def _folder(
-    files: AbstractFileSystem, root: str, slides: Mapping[str, str]
+    files: AbstractFileSystem, root: str, slides: Mapping[str, str], *, distinct: bool
 ) -> tuple[str, FoldTable]:
     """CLAM's folder, or one that holds a single one of the other files."""
     names = sorted(str(entry).rpartition("/")[2] for entry in files.ls(root, detail=False))
@@ -99,52 +102,44 @@ def _folder(
         msg += f"one file, or a folder with one kind: {_ALLOWED}"
         raise SplitError(msg)
     if not clam:
-        return _file(files.cat_file(f"{root}/{others[0]}"), others[0], slides)
+        content: bytes = files.cat_file(f"{root}/{others[0]}")
+        return _file(content, others[0], slides, distinct=distinct)
     contents = {fold: files.cat_file(f"{root}/{name}") for fold, name in clam.items()}
-    return "CLAM's", read_clam(contents, slides)
+    return "CLAM's", read_clam(contents, slides, distinct=distinct)
 
 
-def _file(content: bytes, name: str, slides: Mapping[str, str]) -> tuple[str, FoldTable]:
-    """A file by what it begins with."""
+def _file(
+    content: bytes, name: str, slides: Mapping[str, str], *, distinct: bool
+) -> tuple[str, FoldTable]:
+    """Return the form of a file, by what is in it, and its splits."""
+    if content.lstrip()[:1] in (b"{", b"["):
+        return "STAMP's", read_stamp(content, slides, distinct=distinct)
     try:
-        if content.startswith(b"PAR1"):
-            return "a run's", _ours(pl.read_parquet(io.BytesIO(content)), slides)
-        if content.lstrip()[:1] in (b"{", b"["):
-            return "STAMP's", read_stamp(content, slides)
-        return _text(content, name, slides)
-    except pl.exceptions.PolarsError as error:
-        first = str(error).partition("\n")[0]
-        msg = f"it cannot be read ({first}); allowed are {_ALLOWED}"
+        table = parse_table(content, name=name, any_ending=True)
+    except TableError as error:
+        msg = f"it cannot be read ({error}); allowed are {_ALLOWED}"
         raise SplitError(msg) from error
-
-
-def _text(content: bytes, name: str, slides: Mapping[str, str]) -> tuple[str, FoldTable]:
-    """A CSV or TSV by its columns."""
-    separator = "\t" if b"\t" in content.partition(b"\n")[0] else ","
-    header = pl.read_csv(io.BytesIO(content), separator=separator, infer_schema=False, n_rows=0)
-    columns = set(header.columns)
-    if columns >= _OURS:
-        table = pl.read_csv(
-            io.BytesIO(content), separator=separator, schema_overrides={"patient_id": pl.String}
-        )
-        return "a run's", _ours(table, slides)
-    if any(column.startswith("fold_") for column in columns):
-        return "Patho-Bench's", read_patho_bench(content, slides, separator=separator)
-    if {"train", "val", "test"} <= columns:
+    if all(table.has(column) for column in _OURS):
+        return "a run's", _ours(table, slides, distinct=distinct)
+    if any(column.startswith("fold_") for column in table.columns):
+        return "Patho-Bench's", read_patho_bench(content, slides, distinct=distinct)
+    if all(table.has(column) for column in ("train", "val", "test")):
         match = _CLAM_NAME.fullmatch(name)
-        return "CLAM's", read_clam({int(match[1]) if match else 0: content}, slides)
-    msg = f"it has columns {header.columns}; allowed are {_ALLOWED}"
+        contents = {int(match[1]) if match else 0: content}
+        return "CLAM's", read_clam(contents, slides, distinct=distinct)
+    msg = f"it has columns {[*table.columns]}; allowed are {_ALLOWED}"
     raise SplitError(msg)
 
 
-def _ours(table: pl.DataFrame, slides: Mapping[str, str]) -> FoldTable:
-    """The splits of a run on the patients that there are."""
-    absent = _OURS - set(table.columns)
-    if absent:
-        msg = f"columns {sorted(absent)} are missing; allowed are {_ALLOWED}"
-        raise SplitError(msg)
-    known, named = set(slides.values()), set(table["patient_id"])
-    splits = from_table(table.filter(pl.col("patient_id").is_in(known)))
+def _ours(table: UserTable, slides: Mapping[str, str], *, distinct: bool) -> FoldTable:
+    """Return the splits of a run on the patients that there are."""
+    numbers = [table.integers(name).alias(name) for name in ("repeat", "fold", "inner")]
+    texts = [table.texts(name).alias(name) for name in ("part", "patient_id")]
+    rows = pl.DataFrame([*numbers, *texts])
+    known, named = set(slides.values()), set(rows["patient_id"].drop_nulls())
+    if not distinct:
+        refuse_near_others(named - known, known, "splits", "the cohort")
+    splits = from_table(rows.filter(pl.col("patient_id").is_in(known)))
     if not splits:
         msg = "none of its patients is in the cohort"
         raise SplitError(msg)
@@ -152,4 +147,5 @@ def _ours(table: pl.DataFrame, slides: Mapping[str, str]) -> FoldTable:
         splits=tuple(splits),
         missing=tuple(sorted(named - known)),
         surplus=tuple(sorted(known - named)),
+        notes=table.notes,
     )

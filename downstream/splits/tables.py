@@ -6,7 +6,6 @@ listed, and a table in which two slides of one patient are on different sides is
 
 from __future__ import annotations
 
-import io
 import json
 from collections import defaultdict
 from dataclasses import dataclass
@@ -16,9 +15,12 @@ import polars as pl
 
 from downstream.cohorts.slide_names import match_slides, told
 from downstream.splits.split import PARTS, LeakageError, Part, Split, SplitError
+from featurestore.usertables import parse_table, refuse_near_others
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
+
+    from featurestore.usertables import UserTable
 
 _CLAM = {"train": "train", "val": "validation", "test": "test"}
 
@@ -40,7 +42,9 @@ class FoldTable:
     notes: tuple[str, ...] = ()
 
 
-def read_clam(files: Mapping[int, bytes], slides: Mapping[str, str]) -> FoldTable:
+def read_clam(
+    files: Mapping[int, bytes], slides: Mapping[str, str], *, distinct: bool = False
+) -> FoldTable:
     """`splits_<k>.csv`: columns train, val, test of slide (or patient) ids, padded with blanks.
 
     `splits_<k>_bool.csv` is read as well: an index of ids and three columns of True and False.
@@ -48,54 +52,67 @@ def read_clam(files: Mapping[int, bytes], slides: Mapping[str, str]) -> FoldTabl
     Args:
         files: Content of each file by its number k.
         slides: Slide id -> patient id, of all slides that there are.
+        distinct: Whether an id is another where it differs from one that is there by case, blanks
+            or Unicode form only; else it is refused.
 
     Raises:
         SplitError: Columns are missing, or a side is empty.
         LeakageError: A patient is on two sides of a fold.
     """
-    folds = {}
+    folds: dict[int, dict[str, list[str]]] = {}
+    notes: list[str] = []
     for fold, content in sorted(files.items()):
-        table = pl.read_csv(io.BytesIO(content), infer_schema=False)
-        if not set(_CLAM) <= set(table.columns):
-            msg = f"splits_{fold}.csv has columns {table.columns}; CLAM's are train, val, test"
+        table = parse_table(content, name=f"splits_{fold}.csv", any_ending=True)
+        lacking = [name for name in _CLAM if not table.has(name)]
+        if lacking:
+            msg = f"splits_{fold}.csv has columns {[*table.columns]}; CLAM's are train, val, test"
             raise SplitError(msg)
         folds[fold] = _clam_sides(table)
-    return _table(folds, slides)
+        notes += table.notes
+    return _table(folds, slides, tuple(notes), distinct=distinct)
 
 
 def read_patho_bench(
-    content: bytes, slides: Mapping[str, str], *, separator: str = "\t"
+    content: bytes, slides: Mapping[str, str], *, distinct: bool = False
 ) -> FoldTable:
-    """Patho-Bench's `k=all.tsv`: case_id, slide_id, and fold_0 ... with train, val or test.
+    """Return the folds of Patho-Bench's `k=all.tsv`: case_id, slide_id, and fold_0 ... of parts.
 
     A row counts by its slide where there is that slide, else by its case.
 
+    Args:
+        content: of the file.
+        slides: slide id -> patient id, of all slides that there are.
+        distinct: see `read_clam`.
+
     Raises:
-        SplitError: Columns are missing, a value is none of these, or a side is empty.
+        SplitError: Columns are missing, a value is none of train, val and test, or a side is empty.
         LeakageError: A patient is on two sides of a fold.
     """
-    table = pl.read_csv(io.BytesIO(content), separator=separator, infer_schema=False)
+    table = parse_table(content, name="k=all.tsv", any_ending=True)
     columns = [name for name in table.columns if name.startswith("fold_")]
-    keys = [name for name in ("slide_id", "case_id") if name in table.columns]
+    keys = [name for name in ("slide_id", "case_id") if table.has(name)]
     if not columns or not keys:
-        msg = f"columns {table.columns}; give slide_id or case_id, and fold_0, fold_1, ..."
+        msg = f"columns {[*table.columns]}; give slide_id or case_id, and fold_0, fold_1, ..."
         raise SplitError(msg)
-    known = list(_patients(set(table[keys[0]].drop_nulls()), slides)[0])
-    first = pl.when(pl.col(keys[0]).is_in(known)).then(keys[0])
-    key = pl.coalesce(first, keys[-1]).alias("id")
+    ids = pl.DataFrame([table.texts(name).alias(name) for name in keys])
+    named = _patients(set(ids[keys[0]].drop_nulls()), slides, distinct=distinct)[0]
+    first = pl.when(pl.col(keys[0]).is_in(list(named))).then(keys[0])
+    key = ids.select(pl.coalesce(first, keys[-1]).alias("id")).to_series()
     folds = {}
     for name in columns:
         side: dict[str, list[str]] = defaultdict(list)
-        for identity, value in table.select(key, name).drop_nulls().iter_rows():
-            if value not in _CLAM:
+        parts = pl.DataFrame([key, table.texts(name).alias("part")])
+        for identity, value in parts.drop_nulls().iter_rows():
+            part = _CLAM.get(value.strip())
+            if part is None:
                 msg = f"{name} of {identity} is {value!r}; allowed are {', '.join(_CLAM)}"
                 raise SplitError(msg)
-            side[_CLAM[value]].append(identity)
+            side[part].append(identity)
         folds[_number(name)] = side
-    return _table(folds, slides)
+    return _table(folds, slides, table.notes, distinct=distinct)
 
 
-def read_stamp(content: bytes, slides: Mapping[str, str]) -> FoldTable:
+def read_stamp(content: bytes, slides: Mapping[str, str], *, distinct: bool = False) -> FoldTable:
     """STAMP's `splits.json`: {"splits": [{"train_patients": [...], "test_patients": [...]}, ...]}.
 
     It has no validation part (STAMP takes one from train at random): split train again before
@@ -114,7 +131,7 @@ def read_stamp(content: bytes, slides: Mapping[str, str]) -> FoldTable:
         msg = f'no splits.json of STAMP ({error!r}); it is {{"splits": [{{"train_patients": [...], '
         msg += '"test_patients": [...]}]}'
         raise SplitError(msg) from error
-    return _table(folds, slides)
+    return _table(folds, slides, distinct=distinct)
 
 
 def to_table(splits: Iterable[Split]) -> pl.DataFrame:
@@ -166,16 +183,17 @@ def from_table(table: pl.DataFrame) -> list[Split]:
     return found
 
 
-def _clam_sides(table: pl.DataFrame) -> dict[str, list[str]]:
+def _clam_sides(table: UserTable) -> dict[str, list[str]]:
     """Ids of each side from either of CLAM's two forms."""
-    first = table.columns[0]
-    flags = set(table["train"].drop_nulls().unique()) | set(table["test"].drop_nulls().unique())
-    if flags <= {"True", "False"} and first not in _CLAM:
-        return {
-            part: table.filter(pl.col(name) == "True")[first].to_list()
-            for name, part in _CLAM.items()
-        }
-    return {part: _whole(table[name].drop_nulls()).to_list() for name, part in _CLAM.items()}
+    sides = {part: table.texts(name) for name, part in _CLAM.items()}
+    others = [table.texts(name) for name in table.columns if name.lower() not in _CLAM]
+    ids = table.index if table.index is not None else next(iter(others), None)
+    flags = {word.lower() for side in sides.values() for word in side.drop_nulls().unique()}
+    if flags <= {"true", "false"} and ids is not None:
+        is_true = {part: side.str.to_lowercase() == "true" for part, side in sides.items()}
+        return {part: ids.filter(flag.fill_null(value=False)).drop_nulls().to_list()
+                for part, flag in is_true.items()}  # fmt: skip
+    return {part: _whole(side.drop_nulls()).to_list() for part, side in sides.items()}
 
 
 def _whole(ids: pl.Series) -> pl.Series:
@@ -183,21 +201,29 @@ def _whole(ids: pl.Series) -> pl.Series:
     return ids.str.strip_suffix(".0") if ids.str.contains(r"^\d+\.0$").all() else ids
 
 
-def _patients(names: set[str], slides: Mapping[str, str]) -> tuple[dict[str, str], tuple[str, ...]]:
+def _patients(
+    names: set[str], slides: Mapping[str, str], *, distinct: bool
+) -> tuple[dict[str, str], tuple[str, ...]]:
     """The patient of each name of a slide or a patient that there is; what to say of the others."""
     known = set(slides.values())
     found = {name: slides.get(name, name) for name in names if name in slides or name in known}
     match = match_slides(names - set(found), slides)
     found |= {name: slides[slide] for name, slide in match.found.items()}
+    if not distinct:
+        refuse_near_others(names - set(found), {*slides, *known}, "splits", "the cohort")
     return found, tuple(told(match))
 
 
 def _table(
-    folds: Mapping[int, Mapping[str, Iterable[str]]], slides: Mapping[str, str]
+    folds: Mapping[int, Mapping[str, Iterable[str]]],
+    slides: Mapping[str, str],
+    notes: tuple[str, ...] = (),
+    *,
+    distinct: bool,
 ) -> FoldTable:
     """Splits of patients from sides of slide or patient ids."""
     names = {name for sides in folds.values() for side in sides.values() for name in side}
-    patients, notes = _patients(names, slides)
+    patients, matched = _patients(names, slides, distinct=distinct)
     splits = []
     for fold, sides in folds.items():
         parts: dict[Part, set[str]] = {
@@ -214,7 +240,7 @@ def _table(
         splits=tuple(splits),
         missing=tuple(sorted(names - set(patients))),
         surplus=tuple(sorted(set(slides.values()) - set(patients.values()))),
-        notes=notes,
+        notes=(*matched, *notes),
     )
 
 

@@ -12,7 +12,8 @@ from pathlib import Path
 import polars as pl
 
 from featurestore.interop.model import InteropError
-from featurestore.interop.tables import FOLD, read_table
+from featurestore.interop.tables import FOLD
+from featurestore.usertables import UserTable, read_table, tables_raise
 
 PARTS = ("train", "val", "test")
 CLAM_NAME = re.compile(r"splits_(\d+)(_bool)?\.csv")
@@ -39,15 +40,19 @@ def read_splits(path: str | os.PathLike[str]) -> pl.DataFrame:
             or rows of one sample that disagree.
     """
     file = Path(path)
-    if file.is_dir():
-        found = _clam_folder(file)
-    elif file.suffix == ".json":
-        found = _stamp(file)
-    else:
-        table = read_table(file)
-        found = _patho_bench(table, file) if _folds(table) else _clam(table, file)
+    with tables_raise(InteropError):
+        found = _read(file)
     _refuse_leaks(found, file)
     return found
+
+
+def _read(file: Path) -> pl.DataFrame:
+    if file.is_dir():
+        return _clam_folder(file)
+    if file.suffix == ".json":
+        return _stamp(file)
+    table = read_table(file)
+    return _patho_bench(table, file) if _folds(table) else _clam(table, file)
 
 
 def _clam_folder(folder: Path) -> pl.DataFrame:
@@ -62,16 +67,16 @@ def _clam_folder(folder: Path) -> pl.DataFrame:
     return pl.concat([_clam(read_table(files[k]), files[k]) for k in sorted(files)])
 
 
-def _clam(table: pl.DataFrame, file: Path) -> pl.DataFrame:
+def _clam(table: UserTable, file: Path) -> pl.DataFrame:
     match = CLAM_NAME.fullmatch(file.name)
     fold = int(match[1]) if match else 0
     if set(table.columns) != set(PARTS) or file.name.endswith("_descriptor.csv"):
-        msg = f"{file} has columns {table.columns}; known forms are: {KNOWN}"
+        msg = f"{file} has columns {[*table.columns]}; known forms are: {KNOWN}"
         raise InteropError(msg)
-    if all(table[part].dtype == pl.Boolean for part in PARTS):
-        rows = _clam_bool(table, file)
+    if all(table.values(part).dtype == pl.Boolean for part in PARTS):
+        rows = _clam_bool(table)
     else:
-        rows = [(name, part) for part in PARTS for name in _ids(table[part])]
+        rows = [(name, part) for part in PARTS for name in _ids(table.texts(part))]
     return pl.DataFrame(
         {
             "fold": [fold] * len(rows),
@@ -82,19 +87,19 @@ def _clam(table: pl.DataFrame, file: Path) -> pl.DataFrame:
     )
 
 
-def _clam_bool(table: pl.DataFrame, file: Path) -> list[tuple[str, str]]:
+def _clam_bool(table: UserTable) -> list[tuple[str, str]]:
     # The slides are the index, a column without a name.
-    names = pl.read_csv(file, infer_schema=False).to_series(0)
+    names = pl.Series([], dtype=pl.String) if table.index is None else table.index
     return [
         (name, part)
         for part in PARTS
-        for name in names.filter(table[part].fill_null(value=False)).to_list()
+        for name in names.filter(table.values(part).fill_null(value=False)).to_list()
     ]
 
 
 def _ids(column: pl.Series) -> list[str]:
-    """Ids of a column that is padded with empty cells to the length of the longest."""
-    names = column.drop_nulls().cast(pl.String)
+    """Return the ids of a column that is padded with empty cells to the length of the longest."""
+    names = column.drop_nulls()
     # pandas makes floats of whole numbers as soon as a cell is empty: 101 becomes 101.0.
     if names.str.contains(r"^\d+\.0$").all():
         names = names.str.strip_suffix(".0")
@@ -117,19 +122,21 @@ def _stamp(file: Path) -> pl.DataFrame:
     return pl.DataFrame(rows, schema=schema, orient="row")
 
 
-def _folds(table: pl.DataFrame) -> list[str]:
+def _folds(table: UserTable) -> list[str]:
     found = [name for name in table.columns if FOLD.fullmatch(name)]
     return sorted(found, key=lambda name: int(name.removeprefix("fold_")))
 
 
-def _patho_bench(table: pl.DataFrame, file: Path) -> pl.DataFrame:
+def _patho_bench(source: UserTable, file: Path) -> pl.DataFrame:
     names = {"case_id": "patient_id", "slide_id": "slide_id"}
-    ids = [name for name in names if name in table.columns]
+    ids = [name for name in names if source.has(name)]
     sample = _sample_column(file) or next(iter(ids), None)
-    if sample not in table.columns:
+    if sample is None or not source.has(sample):
         msg = f"{file} has folds but no column '{sample}'; known forms are: {KNOWN}"
         raise InteropError(msg)
-    folds = _folds(table)
+    wanted = dict.fromkeys([*ids, sample, *_folds(source)])
+    table = pl.DataFrame([source.texts(name).alias(name) for name in wanted])
+    folds = _folds(source)
     for fold in folds:
         torn = table.group_by(sample).agg(pl.col(fold).n_unique()).filter(pl.col(fold) > 1)
         if not torn.is_empty():

@@ -1,0 +1,25 @@
+"""What is wrong with a cohort, and how ids are listed in messages."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+_SHOWN = 10
+"""Most ids that one message lists."""
+
+
+class CohortError(ValueError):
+    """Labels that cannot be read, contradict themselves, or do not meet the lake."""
+
+
+def listing(ids: Sequence[str]) -> str:
+    """Return ids for a message: the first ten, and the number of the others.
+
+    >>> listing(["a", "b"])
+    'a, b'
+    """
+    more = len(ids) - _SHOWN
+    return ", ".join(ids[:_SHOWN]) + (f" and {more} more" if more > 0 else "")

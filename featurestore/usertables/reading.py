@@ -1,0 +1,95 @@
+"""A table from a file of any kind that people keep tables in, local or at a URL."""
+
+import hashlib
+import os
+from pathlib import PurePosixPath
+
+from featurestore.usertables.columnar import read_columnar
+from featurestore.usertables.delimited import read_delimited
+from featurestore.usertables.errors import TableError
+from featurestore.usertables.grid import Grid
+from featurestore.usertables.table import UserTable
+from featurestore.usertables.workbook import read_workbook
+
+ENDINGS = (".csv", ".tsv", ".txt", ".xlsx", ".parquet")
+_WORKBOOK, _PARQUET = b"PK\x03\x04", b"PAR1"
+
+
+def read_table(path: str | os.PathLike[str]) -> UserTable:
+    """Return the table in a file: CSV, TSV, XLSX (first visible sheet) or Parquet.
+
+    Args:
+        path: local path, or a URL that fsspec knows.
+
+    Raises:
+        TableError: no such file, another ending, or a file that can't be read.
+    """
+    name = os.fspath(path)
+    return parse_table(table_bytes(name), name=name)
+
+
+def table_bytes(path: str | os.PathLike[str]) -> bytes:
+    """Return the bytes of a file, local or at a URL.
+
+    Raises:
+        TableError: the file isn't there, or can't be opened.
+    """
+    import fsspec
+
+    name = os.fspath(path)
+    try:
+        with fsspec.open(os.path.expanduser(name), "rb") as file:  # noqa: PTH111 - may be a URL
+            content: bytes = file.read()
+    except FileNotFoundError as error:
+        msg = f"there is no table {name!r}; give a file that ends in {', '.join(ENDINGS)}"
+        raise TableError(msg) from error
+    except (OSError, ValueError, ImportError) as error:
+        msg = f"table {name!r} can't be read: {str(error).partition(chr(10))[0] or error!r}"
+        raise TableError(msg) from error
+    return content
+
+
+def parse_table(content: bytes, *, name: str, any_ending: bool = False) -> UserTable:
+    """Return the table in the bytes of a file.
+
+    Args:
+        content: the bytes.
+        name: of the file; its ending says the format.
+        any_ending: whether the format is seen in the bytes alone, whatever the name.
+
+    Raises:
+        TableError: another ending, or bytes that can't be read.
+    """
+    grid = _grid(content, name, _format(content, name, any_ending=any_ending))
+    return UserTable.of(grid, name=name, sha256=hashlib.sha256(content).hexdigest())
+
+
+def is_table(name: str) -> bool:
+    """Whether a file's ending is that of a table.
+
+    >>> is_table("a.CSV"), is_table("a.svs")
+    (True, False)
+    """
+    return PurePosixPath(name).suffix.lower() in ENDINGS
+
+
+def _format(content: bytes, name: str, *, any_ending: bool) -> str:
+    ending = PurePosixPath(name).suffix.lower()
+    seen = {_WORKBOOK: ".xlsx", _PARQUET: ".parquet"}.get(content[:4])
+    if any_ending:
+        return seen or ".csv"
+    if ending not in ENDINGS:
+        msg = f"table {name!r} ends in {ending!r}; allowed are {', '.join(ENDINGS)}"
+        raise TableError(msg)
+    if seen not in (None, ending):
+        msg = f"table {name!r} ends in {ending!r} but its bytes are those of {seen}; rename it"
+        raise TableError(msg)
+    return ending
+
+
+def _grid(content: bytes, name: str, ending: str) -> Grid:
+    if ending == ".xlsx":
+        return read_workbook(content, name)
+    if ending == ".parquet":
+        return read_columnar(content, name)
+    return read_delimited(content, name)
