@@ -68,6 +68,17 @@ def ingest_command(
     mpp_override: Annotated[
         float | None, typer.Option(help="True mpp of slides whose manifest gives none.")
     ] = None,
+    allow_anisotropic: Annotated[
+        bool | None,
+        typer.Option(
+            help="Take slides whose mpps across and down differ by more than 2 %, at their mean; "
+            "else they fail.",
+        ),
+    ] = None,
+    icc: Annotated[
+        bool | None,
+        typer.Option(help="Convert colours to sRGB by the ICC profile that the scanner put in."),
+    ] = None,
     masks: Annotated[
         str | None,
         typer.Option(
@@ -139,6 +150,8 @@ def ingest_command(
         "masks": masks,
         "tissue": tissue,
         "pen_veto": pen_veto,
+        "allow_anisotropic": allow_anisotropic,
+        "icc": icc,
         "distinct_ids": distinct_ids,
     }
     config = settings(

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import lance
 import numpy.typing as npt
 import polars as pl
+import pyarrow as pa
 
 from featurestore.bags import Bag, names_of, read_bag
 from featurestore.config import LakeConfig
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
 
 SNAPSHOT_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,99}")
 PICTURES = ("thumbnail", "tissue_mask")
+BULKY = (*PICTURES, "icc_profile")
 
 
 class Lake:
@@ -111,13 +113,17 @@ class Lake:
 
     def slides(self) -> pl.LazyFrame:
         """One row per slide: identity, geometry, state, why it failed. Pictures are left out."""
-        there = self.table(SLIDES).schema.names  # an earlier slidelake wrote fewer columns
-        names = [name for name in SLIDES_SCHEMA.names if name in there and name not in PICTURES]
+        names = [name for name in self._names(SLIDES, SLIDES_SCHEMA) if name not in BULKY]
         return scan(functools.partial(self.table, SLIDES), names)
 
     def catalog(self) -> pl.LazyFrame:
         """Where each slide's tiles are, and which teachers' features are there, with checksums."""
         return scan(functools.partial(self.table, CATALOG), CATALOG_SCHEMA.names)
+
+    def _names(self, rel: str, schema: pa.Schema) -> list[str]:
+        """Columns of a schema that a table has: that of an early lake may lack the newest."""
+        there = set(self.table(rel).schema.names)
+        return [name for name in schema.names if name in there]
 
     def tiles(self, *, mpp: float) -> pl.LazyFrame:
         """One row per tile, with the columns of all teachers."""

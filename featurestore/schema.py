@@ -35,11 +35,14 @@ SLIDES_SCHEMA = pa.schema(
         pa.field("height_px", pa.int32()),
         pa.field("mpp", pa.float64()),
         pa.field("mpp_source", pa.string()),
+        pa.field("mpp_x", pa.float64()),
+        pa.field("mpp_y", pa.float64()),
         pa.field("objective", pa.float32()),
         pa.field("vendor", pa.string()),
         pa.field("levels", pa.int32()),
         pa.field("reader", pa.string()),
         pa.field("fallback", pa.string()),
+        pa.field("notes", pa.string()),
         pa.field("bytes_read", pa.int64()),
         pa.field("tissue", pa.float32()),
         pa.field("pen", pa.float32()),
@@ -49,6 +52,7 @@ SLIDES_SCHEMA = pa.schema(
         pa.field("thumbnail", pa.binary()),
         pa.field("tissue_mask", pa.binary()),
         pa.field("tissue_geojson", pa.string()),
+        pa.field("icc_profile", pa.binary()),
         pa.field("row_crc32", pa.uint32()),
     ]
 )

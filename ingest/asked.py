@@ -4,7 +4,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any, TypedDict
+from typing import Any, Literal, TypedDict
 
 from ingest.cut_settings import CutSettings, Given
 from ingest.errors import SlideError
@@ -33,6 +33,9 @@ class How(TypedDict, total=False):
             slides without one are looked at as usual.
         tissue: how tissue is found: a name of `segment.methods.NAMES`, or a user's file. None: as
             it was for slides that the lake has, `standard` for new ones.
+        allow_anisotropic: take the mean of mpps across and down that differ by more than 2 %; None:
+            as it was, or not.
+        icc: convert colours to sRGB by the slides' ICC profiles; None: as it was, or not.
         pen_veto: leave out tiles under a pen's ink; None: as it was, or as `tissue` does. See
             docs/tissue.md.
         distinct_ids: ids and sites of a manifest that differ by case, blanks or Unicode form only
@@ -47,6 +50,8 @@ class How(TypedDict, total=False):
     masks: str | None
     tissue: str | None
     pen_veto: bool | None
+    allow_anisotropic: bool | None
+    icc: bool | None
     distinct_ids: bool
 
 
@@ -135,9 +140,9 @@ def _given(
         given |= {"mask": shown(row["mask_url"]) if mark else None, "mask_mark": mark}
     if tissue_by is not None:
         given["tissue"] = method_name(tissue_by)
-    if how.get("pen_veto") is not None:
-        given["pen_veto"] = how["pen_veto"]
-    return given
+    names: tuple[Literal["pen_veto", "icc", "allow_anisotropic"], ...]
+    names = ("pen_veto", "icc", "allow_anisotropic")
+    return {**given, **{name: how[name] for name in names if how.get(name) is not None}}
 
 
 def _twins(rows: Sequence[Row]) -> list[str]:

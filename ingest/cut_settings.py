@@ -27,6 +27,8 @@ class CutSettings:
         pen_veto: whether pen is left out; None is what the way to find tissue does.
         mask: path or URL of the user's mask; None: there was none.
         mask_mark: size and CRC-32 of that mask.
+        icc: whether colours are converted to sRGB by the slide's ICC profile.
+        allow_anisotropic: whether mpps across and down may differ by more than 2 %.
     """
 
     mpp: float | None = None
@@ -34,6 +36,8 @@ class CutSettings:
     pen_veto: bool | None = None
     mask: str | None = None
     mask_mark: str | None = None
+    icc: bool = False
+    allow_anisotropic: bool = False
 
     @property
     def leaves_pen_out(self) -> bool:
@@ -71,6 +75,8 @@ def differences(cut_with: CutSettings | None, mpp: float | None, given: Given) -
     if cut_with is None:
         return words
     wanted = cut_with.with_given(given)
+    if wanted.icc != cut_with.icc:
+        words.append(f"colours {_colour_words(cut_with)}, now {_colour_words(wanted)}")
     if wanted.mask_mark != cut_with.mask_mark:
         words.append(_mask_words(cut_with, wanted))
     if wanted.mask_mark is None:  # a mask takes the place of both
@@ -87,6 +93,10 @@ def _mask_words(old: CutSettings, new: CutSettings) -> str:
     if old.mask is None:
         return f"no mask, now {shown(new.mask)}"
     return f"mask {shown(old.mask)}, now {shown(new.mask)} with another content"
+
+
+def _colour_words(settings: CutSettings) -> str:
+    return "by the ICC profile" if settings.icc else "as stored"
 
 
 def _pen_words(settings: CutSettings) -> str:

@@ -127,6 +127,8 @@ def _run(
                     bar.note(f"{outcome.row['slide_id']}: {_guess(outcome.row)}")
                 if why := outcome.row.get("fallback"):
                     bar.note(f"{outcome.row['slide_id']}: read by openslide, since {why}")
+                if notes := outcome.row.get("notes"):
+                    bar.note(f"{outcome.row['slide_id']}: {notes}")
                 batch.add(outcome)
             else:
                 left.pop(outcome["slide_id"])

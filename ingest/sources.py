@@ -22,7 +22,7 @@ from ingest.folders import (
 )
 from ingest.manifests import ManifestRow, is_manifest, read_manifest
 from ingest.remote_errors import told
-from ingest.remote_files import RemoteFile, is_local, name_of, open_fs
+from ingest.remote_files import RemoteFile, is_local, name_of, open_fs, split_image
 
 END_BYTES = 64 * 1024
 ESCAPED = re.compile(r"\\udc[89a-f][0-9a-f]")
@@ -129,8 +129,10 @@ def fingerprint(uri: str) -> tuple[int, str]:
     Raises:
         SlideError: the file can't be read.
     """
+    uri, image = split_image(uri)
     size, head, tail = _local_ends(uri) if is_local(uri) else _remote_ends(uri)
-    return size, f"{size}-{zlib.crc32(tail, zlib.crc32(head)):08x}"
+    mark = f"{size}-{zlib.crc32(tail, zlib.crc32(head)):08x}"
+    return size, mark if image is None else f"{mark}#{image}"
 
 
 def _local_ends(uri: str) -> tuple[int, bytes, bytes]:
@@ -246,7 +248,9 @@ def _remote_files(text: str, note: Note) -> Iterator[str]:
 def _from_uri(uri: str) -> Source:
     # A local name may be any bytes; what is no text can't be written down, nor printed.
     text = uri.encode(errors="backslashreplace").decode()
-    return Source(slide_id=PurePosixPath(name_of(text)).stem, uri=text)
+    file, image = split_image(text)
+    name = PurePosixPath(name_of(file)).stem
+    return Source(slide_id=name if image is None else f"{name}#{image}", uri=text)
 
 
 def _from_row(row: ManifestRow, note: Note) -> Iterator[Source]:

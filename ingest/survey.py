@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from ingest.grid import Grid, keep_tiles, tissue_shares
 from ingest.masks import read_mask
-from ingest.openslide_reader import OpenSlideReader
+from ingest.readers.slide_reader import SlideReader
 from ingest.scores import FOCUS_MPP, focus_map, score_maps, tile_means
 from ingest.segment.methods import STANDARD, TissueBy, tissue_of
 from ingest.tissue import OVERVIEW_MPP, Tissue, verdict_of
@@ -69,7 +69,7 @@ class Survey:
 
 
 def survey(
-    slide: OpenSlideReader,
+    slide: SlideReader,
     *,
     pen_veto: bool | None = None,
     mask: str | None = None,
@@ -97,7 +97,7 @@ def survey(
 
 
 def _given(
-    found: Tissue, path: str, slide: OpenSlideReader, shape: tuple[int, int], scale: float
+    found: Tissue, path: str, slide: SlideReader, shape: tuple[int, int], scale: float
 ) -> Tissue:
     mask = read_mask(path, size_px=slide.size_px, shape=shape, scale=scale)
     share = float(mask.mean())
@@ -111,7 +111,7 @@ def _given(
     )
 
 
-def _focus(slide: OpenSlideReader, tissue: Tissue, scale: float) -> Float32Array:
+def _focus(slide: SlideReader, tissue: Tissue, scale: float) -> Float32Array:
     factor = _divisor(scale, scale * slide.mpp / FOCUS_MPP)
     blocks = _blocks(tissue, BLOCK_PX)
     pixels = (

@@ -93,7 +93,7 @@ def _sort_ready(todo: Todo, row: Row, how: How) -> None:
             _stop(todo, row, _another_file(row))
         return
     changes = differences(cut_with, row["known_mpp"], given)
-    if cut_with is None and {"mask", "tissue", "pen_veto"} & set(given):
+    if cut_with is None and {"mask", "tissue", "pen_veto", "icc"} & set(given):
         if how.get("replace"):
             changes.append("with which settings it was cut is not known")
         else:
@@ -143,6 +143,8 @@ def _to_cut(row: Row, tissue_by: TissueBy | None) -> Row:
         "mpp": settings.mpp,
         "mask": row["mask_url"] or settings.mask,
         "pen_veto": settings.pen_veto,
+        "icc": settings.icc,
+        "allow_anisotropic": settings.allow_anisotropic,
         "tissue_by": _tissue_by(settings.tissue, tissue_by),
         "cut_with": settings.to_json(),
     }

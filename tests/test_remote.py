@@ -21,9 +21,9 @@ from ingest import remote_errors, remote_files
 from ingest.asked import asked_for
 from ingest.cut import cut_slide
 from ingest.errors import InputError, SlideError
-from ingest.jpeg_tiff import JpegLevel, JpegTiff
-from ingest.openslide_reader import OpenSlideReader
 from ingest.partial_file import merged, parts, without
+from ingest.readers.jpeg_tiff import JpegLevel, JpegTiff
+from ingest.readers.openslide_reader import OpenSlideReader
 from ingest.remote import local_slide, sparse_slide
 from ingest.scratch import PREFIX, VARIABLE, room_is_told, scratch_folder, sweep
 from ingest.sources import fingerprint, resolve

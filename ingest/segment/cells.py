@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from ingest.openslide_reader import OpenSlideReader
+from ingest.readers.slide_reader import SlideReader
 from ingest.tissue import BoolArray, RgbArray, colour_of, tinted_glass, white_balanced
 
 CELL_MPP = 2.0
@@ -21,7 +21,7 @@ CELL_AREA_UM2 = 30.0
 BLOCK_PX = 128
 
 
-def find_cells(slide: OpenSlideReader, overview: RgbArray, scale: float) -> BoolArray:
+def find_cells(slide: SlideReader, overview: RgbArray, scale: float) -> BoolArray:
     """Pixels [H, W] of an overview that hold a cell or a part of one.
 
     Args:

@@ -7,8 +7,8 @@ import numpy as np
 
 from ingest.errors import InputError
 from ingest.grid import area_means
-from ingest.openslide_reader import OpenSlideReader
 from ingest.own_file import SUFFIX
+from ingest.readers.slide_reader import SlideReader
 from ingest.segment.cells import find_cells
 from ingest.segment.own_segmenter import OwnSegmenter, read_segmenter
 from ingest.tissue import (
@@ -41,25 +41,25 @@ class Method:
     """
 
     about: str
-    mask: Callable[[OpenSlideReader, RgbArray, float], tuple[BoolArray, str]]
+    mask: Callable[[SlideReader, RgbArray, float], tuple[BoolArray, str]]
     least_px: float | None = None
 
 
-def _everything(_: OpenSlideReader, overview: RgbArray, __: float) -> tuple[BoolArray, str]:
+def _everything(_: SlideReader, overview: RgbArray, __: float) -> tuple[BoolArray, str]:
     return np.ones(overview.shape[:2], bool), "tissue was not looked for"
 
 
-def _fixed(slide: OpenSlideReader, overview: RgbArray, scale: float) -> tuple[BoolArray, str]:
+def _fixed(slide: SlideReader, overview: RgbArray, scale: float) -> tuple[BoolArray, str]:
     mask, _ = saturated(overview)
     return without_specks(mask, slide.mpp * scale), "by a fixed threshold"
 
 
-def _otsu(slide: OpenSlideReader, overview: RgbArray, scale: float) -> tuple[BoolArray, str]:
+def _otsu(slide: SlideReader, overview: RgbArray, scale: float) -> tuple[BoolArray, str]:
     mask, threshold = saturated(overview, otsu=True)
     return without_specks(mask, slide.mpp * scale), f"by Otsu's threshold, {threshold} of 255"
 
 
-def _cells(slide: OpenSlideReader, overview: RgbArray, scale: float) -> tuple[BoolArray, str]:
+def _cells(slide: SlideReader, overview: RgbArray, scale: float) -> tuple[BoolArray, str]:
     return find_cells(slide, overview, scale), "isolated cells were looked for"
 
 
@@ -93,7 +93,7 @@ def method_name(tissue_by: TissueBy) -> str:
 
 
 def tissue_of(
-    slide: OpenSlideReader,
+    slide: SlideReader,
     overview: RgbArray,
     scale: float,
     *,
@@ -137,7 +137,7 @@ def tissue_of(
 
 
 def _segmented(
-    own: OwnSegmenter, slide: OpenSlideReader, overview: RgbArray, scale: float
+    own: OwnSegmenter, slide: SlideReader, overview: RgbArray, scale: float
 ) -> tuple[BoolArray, str]:
     """A segmenter's mask, brought to the pixels of the overview."""
     pixels, its_scale = slide.overview(own.card.mpp)
