@@ -53,8 +53,9 @@ def test_studies_name_pending_slides(pending: Lake, tmp_path: Path) -> None:
     cohort = patient_table(some.slides(), LABELS, ["y"])
     assert cohort.slide_ids == ["a", "b"]
     assert "1 slides pending, labelled and left out: c; slidelake ingest goes" in cohort.notes[-1]
-    by_patient = patient_table(some.slides(), LABELS.drop("slide_id"), ["y"])
-    assert by_patient.notes == ()  # the lake does not know whose slide c is
+    slides = some.slides().select("slide_id", "state").with_columns(patient_id=pl.lit("3"))
+    by_patient = patient_table(slides, LABELS.drop("slide_id"), ["y"])
+    assert "1 slides pending, labelled and left out: c" in by_patient.notes[-1]
 
 
 def test_probes_name_pending_slides(pending: Lake, tmp_path: Path) -> None:
