@@ -104,21 +104,73 @@ def __getattr__(name: str) -> Any:  # noqa: ANN401 - any public name
 
 
 def check_packages(root: Path) -> None:
-    """Refuse to run with another distribution's package under one of our names.
+    """Refuse to run where a package of one of our names is not ours.
 
     Raises:
-        ImportError: one of the packages does not come from `root`; its distribution is named.
+        ImportError: a file of the user's, or another distribution, stands in the place of one of
+            the packages; the message names the file and what to do.
     """
     for name in PACKAGES:
-        spec = importlib.util.find_spec(name)
-        origin = Path(spec.origin).resolve() if spec and spec.origin else None
-        if origin is None or not origin.is_relative_to(root):
-            owners = importlib.metadata.packages_distributions().get(name, ["not installed"])
-            msg = (
-                f"package '{name}' comes from {origin} ({', '.join(owners)}), not from {root}; "
-                "run slidelake in an environment of its own (make setup)"
-            )
+        origin = _origin(name)
+        if origin is None:
+            msg = f"slidelake's package '{name}' is not in {root}; install slidelake anew"
             raise ImportError(msg)
+        if origin != root / name / "__init__.py":
+            raise ImportError(_in_the_way(name, origin, root))
+        if not (root / name / "py.typed").exists():
+            raise ImportError(_replaced(name, origin))
+
+
+def _origin(name: str) -> Path | None:
+    """Return the file that `import name` reads, or has read."""
+    try:
+        spec = importlib.util.find_spec(name)
+    except ValueError:  # a module without a spec: a script's own, or one put there by hand
+        return Path(str(getattr(sys.modules[name], "__file__", name))).resolve()
+    if spec is None:
+        return None
+    if spec.origin is None:  # a folder without __init__.py
+        return Path(next(iter(spec.submodule_search_locations or []), name)).resolve()
+    return Path(spec.origin).resolve()
+
+
+def _in_the_way(name: str, origin: Path, root: Path) -> str:
+    """Return what to do about a file that is found before our package of the same name."""
+    owners = _owners(origin)
+    if owners:
+        return (
+            f"package '{name}' comes from {origin}, which is of {', '.join(owners)} and hides "
+            f"slidelake's own in {root}: pip uninstall {owners[0]}, or install slidelake in an "
+            "environment of its own"
+        )
+    what = origin.parent if origin.name == "__init__.py" else origin
+    return (
+        f"{what} has the name of slidelake's package '{name}' and is found before it (the folder "
+        "of a script, or the one you work in, goes first): rename it, or run from another folder; "
+        f"slidelake's own is {root / name}"
+    )
+
+
+def _replaced(name: str, origin: Path) -> str:
+    """Return what to do about a package that was installed over ours, in the same folder."""
+    others = [owner for owner in _owners(origin) if owner != "slidelake"]
+    who = ", ".join(others) or "something else"
+    return (
+        f"package '{name}' in {origin.parent} is not slidelake's: {who} was installed over it; "
+        "install slidelake in an environment of its own"
+    )
+
+
+def _owners(origin: Path) -> list[str]:
+    """Return the distributions that have installed a file."""
+    return sorted(
+        {
+            distribution.name
+            for distribution in importlib.metadata.distributions()
+            for file in distribution.files or []
+            if file.name == origin.name and Path(str(file.locate())).resolve() == origin
+        }
+    )
 
 
 check_packages(Path(__file__).resolve().parent)
@@ -129,6 +181,7 @@ from commands import downstream as _answers
 from commands import ingest as _tiles
 from commands import interop as _files
 from commands import lake as _lake
+from commands import licences as _licences
 from commands.options import JsonOpt, tell
 
 app = typer.Typer(
@@ -144,6 +197,7 @@ for heading, part in {
     "What features are worth": _answers,
     "The lake": _lake,
     "Other tools' files": _files,
+    "This installation": _licences,
 }.items():
     for command in part.app.registered_commands:
         command.rich_help_panel = heading
@@ -162,15 +216,23 @@ def options(
 @app.command("demo")
 def demo_command(
     folder: Annotated[str, typer.Argument(metavar="DIR", help="Where to make the demo's lake.")],
+    quick: Annotated[
+        bool,
+        typer.Option(
+            "--quick",
+            help="Six small slides, one teacher, no survival: less than a minute. It shows that "
+            "everything runs, its figures mean nothing.",
+        ),
+    ] = False,
     json_: JsonOpt = False,
 ) -> None:
     """The whole way on a small cohort: slides, tiles, teachers, a student, MIL, survival, report.
 
     Takes about six minutes on two cores. Run it again: what is done is not done twice.
     """
-    from examples.demo import DemoSettings, run_demo
+    from examples.demo import QUICK, DemoSettings, run_demo
 
-    report = run_demo(Path(folder), DemoSettings())
+    report = run_demo(Path(folder), QUICK if quick else DemoSettings())
     tell(report, as_json=json_, text=f"report: {Path(folder).absolute() / 'report.html'}")
 
 

@@ -15,6 +15,7 @@ from downstream.questions import check_models, check_tails, event_strata, read_t
 from downstream.settings import MIL, POOLED, PROBES, MilSettings, SurvivalSettings
 from downstream.splits.plans import Plan, make_splits
 from downstream.study import Patient, Study, StudyError, arm_name, check_features
+from downstream.survival.extra import require_scikit_survival
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -193,8 +194,10 @@ def run_survival(
         StudyError: See `run_mil`.
         BagError: See `run_mil`.
         LakeError: See `run_mil`.
-        SurvivalError: A training fold that no model can be fitted on.
+        SurvivalError: A training fold that no model can be fitted on, or the extra `survival` is
+            not installed.
     """
+    require_scikit_survival()
     names, plan = check_features(features), plan or Plan()
     check_models(models, (*POOLED, *MIL), mpps)
     if head not in {"hazards", "cox"}:

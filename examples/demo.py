@@ -18,6 +18,7 @@ from typing import Any
 import slidelake
 from cluster import ray_session
 from downstream import Plan
+from downstream.survival.extra import has_scikit_survival
 from examples.cohort import make_cohort
 
 REAL_SLIDE = Path(__file__).parent / "data" / "CMU-1-Small-Region.svs"
@@ -36,6 +37,8 @@ class DemoSettings:
         height_px: its height.
         epochs: of the student's training.
         folds: of the cross-validations.
+        teachers: whose features a student learns.
+        survival: whether Cox regression is run.
         seed: of everything.
     """
 
@@ -45,7 +48,22 @@ class DemoSettings:
     height_px: int = 2304
     epochs: int = 12
     folds: int = 5
+    teachers: tuple[str, ...] = TEACHERS
+    survival: bool = True
     seed: int = 0
+
+
+#: The whole way in less than a minute on two cores; so few patients that no figure means a thing.
+QUICK = DemoSettings(
+    patients=6,
+    slides=6,
+    width_px=1280,
+    height_px=1024,
+    epochs=2,
+    folds=2,
+    teachers=TEACHERS[:1],
+    survival=False,
+)
 
 
 class Stages:
@@ -106,13 +124,14 @@ def run_demo(folder: Path, settings: DemoSettings) -> dict[str, Any]:
 def _stages(stages: Stages, lake: str, folder: Path, settings: DemoSettings) -> None:
     labels = stages.run("cohort", lambda: _cohort(folder, settings))
     stages.run("ingest", lambda: _ingest(lake, labels))
-    stages.run("extract", lambda: _extract(lake, TEACHERS))
-    stages.run("stats", lambda: slidelake.stats(lake, TEACHERS, seed=settings.seed))
+    stages.run("extract", lambda: _extract(lake, settings.teachers))
+    stages.run("stats", lambda: slidelake.stats(lake, settings.teachers, seed=settings.seed))
     stages.run("distill", lambda: _distill(lake, settings))
     stages.run("extract student", lambda: _extract(lake, (STUDENT,)))
-    features = [*TEACHERS, STUDENT]
+    features = [*settings.teachers, STUDENT]
     stages.run("mil", lambda: _mil(lake, labels, features, settings))
-    stages.run("survival", lambda: _survival(lake, labels, features, settings))
+    if settings.survival and has_scikit_survival():
+        stages.run("survival", lambda: _survival(lake, labels, features, settings))
 
 
 def _cohort(folder: Path, settings: DemoSettings) -> Path:
@@ -152,7 +171,7 @@ def _extract(lake: str, teachers: tuple[str, ...]) -> None:
 def _distill(lake: str, settings: DemoSettings) -> None:
     recipe = slidelake.make_recipe(
         "agglomerate",
-        TEACHERS,
+        settings.teachers,
         epochs=settings.epochs,
         split_seed=settings.seed,
         seed=settings.seed,

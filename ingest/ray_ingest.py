@@ -21,6 +21,7 @@ from ingest.asked import How, Row, asked_for
 from ingest.contact_sheet import write_contact_sheet
 from ingest.cut import failure
 from ingest.errors import SlideError
+from ingest.near_lake import refuse_near_lake
 from ingest.remote_files import is_local
 from ingest.todo import Todo, sort_out
 
@@ -84,6 +85,7 @@ def ingest(
     start = time.perf_counter()
     asked = asked_for(inputs, how)
     lake = create_lake(lake_uri, config)
+    refuse_near_lake(lake, asked.rows, distinct_ids=how.get("distinct_ids", False))
     rows = lake.committer.register(asked.rows)
     todo = sort_out(rows, how, asked.tissue_by)
     if todo.failed:

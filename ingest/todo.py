@@ -10,6 +10,7 @@ from ingest.cut_settings import CutSettings, Given, differences
 from ingest.errors import SlideError
 from ingest.facts import changed_facts, fact_names, merged_facts
 from ingest.mask_folder import mask_mark
+from ingest.near_lake import refuse_near_lake
 from ingest.plan import Plan, plan_ingest
 from ingest.segment.methods import NAMES, TissueBy, method_name
 
@@ -196,7 +197,9 @@ def dry_run(
     """
     asked = asked_for(inputs, how)
     if Store(lake_uri).exists("lake.json"):
-        rows = open_lake(lake_uri).committer.known(asked.rows)
+        lake = open_lake(lake_uri)
+        refuse_near_lake(lake, asked.rows, distinct_ids=how.get("distinct_ids", False))
+        rows = lake.committer.known(asked.rows)
     else:
         rows = [{**row, "state": "pending"} for row in asked.rows]
     todo = sort_out(rows, how, asked.tissue_by)

@@ -2,7 +2,9 @@
 
 import ast
 import importlib
+import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -94,8 +96,63 @@ def test_command_starts_without_heavy_imports() -> None:
 def test_foreign_package_is_named(tmp_path: Path) -> None:
     import slidelake
 
-    with pytest.raises(ImportError, match=r"package 'cluster' comes from .*, not from"):
+    with pytest.raises(ImportError, match=r"cluster has the name of slidelake's package 'cluster'"):
         slidelake.check_packages(tmp_path)
+
+
+IN_THE_WAY = {
+    "a script's neighbour": ("ingest.py", "use.py", "ingest.py has the name"),
+    "the script itself": ("downstream.py", "downstream.py", "downstream.py has the name"),
+    "a folder beside it": ("cluster/__init__.py", "use.py", "cluster has the name"),
+    "imported before": ("examples.py", "use.py", "examples.py has the name"),
+}
+
+
+@pytest.mark.parametrize("case", IN_THE_WAY)
+def test_a_file_that_hides_a_package_is_named(tmp_path: Path, case: str) -> None:
+    name, script, message = IN_THE_WAY[case]
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text("")
+    first = "import examples\n" if case == "imported before" else ""
+    (tmp_path / script).write_text(first + "import slidelake\n")
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    done = subprocess.run(
+        [sys.executable, script], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 1
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith(f"ImportError: {tmp_path}/{message} of slidelake's package")
+    assert "rename it, or run from another folder" in last
+
+
+def test_another_distribution_is_named(tmp_path: Path) -> None:
+    (tmp_path / "downstream").mkdir()
+    (tmp_path / "downstream" / "__init__.py").write_text("")
+    info = tmp_path / "downstream-0.2.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: downstream\nVersion: 0.2\n")
+    (info / "RECORD").write_text("downstream/__init__.py,,\ndownstream-0.2.dist-info/RECORD,,\n")
+    done = subprocess.run(
+        [sys.executable, "-c", "import slidelake"],
+        cwd=ROOT.parent,
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+    )
+    last = done.stderr.strip().splitlines()[-1]
+    assert "which is of downstream and hides slidelake's own" in last
+    assert "pip uninstall downstream" in last
+
+
+def test_a_package_that_was_installed_over_ours_is_named(tmp_path: Path) -> None:
+    for name in ("slidelake.py", "cluster/__init__.py"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        shutil.copy(ROOT / name, tmp_path / name)
+    done = subprocess.run(
+        [sys.executable, "-c", "import slidelake"], cwd=tmp_path, capture_output=True, text=True
+    )
+    last = done.stderr.strip().splitlines()[-1]
+    assert f"package 'cluster' in {tmp_path}/cluster is not slidelake's" in last
 
 
 def test_readme_commands_exist() -> None:

@@ -6,9 +6,12 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from featurestore import LakeConfig, create_lake, open_lake
 from ingest.errors import InputError
 from ingest.manifests import read_manifest
+from ingest.ray_ingest import ingest
 from ingest.sources import resolve
+from ingest.todo import dry_run
 
 
 @pytest.fixture
@@ -114,3 +117,19 @@ def test_wrong_cells_are_named(study: Path, text: str, message: str) -> None:
 def test_a_comment_may_be_written_as_one_likes(study: Path) -> None:
     rows = read_manifest(manifest(study, "uri,note\nd.svs,ok\ne.svs,OK\n"))
     assert [row.extra for row in rows] == [{"note": "ok"}, {"note": "OK"}]
+
+
+def test_names_that_are_near_those_of_the_lake_are_refused(study: Path, tmp_path: Path) -> None:
+    uri = str(tmp_path / "lake")
+    lake = create_lake(uri, LakeConfig(tile_px=256, mpps=(0.5,)))
+    old = {"slide_id": "D1", "patient_id": "P1", "uri": "d.svs", "fingerprint": None}
+    lake.committer.register([old])
+    path = manifest(study, "uri,slide_id,patient_id\ne.svs,E1,p1\n")
+    with pytest.raises(InputError, match="patients: 'p1' and 'P1' of the lake differ by case only"):
+        dry_run(uri, [path], lake.config, {}, cores=1)
+    path = manifest(study, "uri,slide_id,patient_id\ne.svs,d1,P2\n")
+    with pytest.raises(InputError, match="slides: 'd1' and 'D1' of the lake differ by case only"):
+        ingest(uri, [path], lake.config)
+    assert open_lake(uri).slides().collect().height == 1
+    plan = dry_run(uri, [path], lake.config, {"distinct_ids": True}, cores=1)
+    assert [failed["slide"] for failed in plan.failed] == ["d1"]  # it is no slide

@@ -181,7 +181,9 @@ def test_contradictions_are_refused(lake: Lake, truth: pl.DataFrame, tmp_path: P
     refused(keys.with_columns(tissue=pl.lit("fat")), "are 'fat' in 'tissue'; a probe needs two")
     refused(keys.with_columns(tissue=pl.int_range(pl.len()) / 2), "tiles are classified")
     refused(truth.drop("tile_id").with_columns(x=-5), "none of 192 labels is of a tile; the first")
-    refused(truth.drop("tile_id").with_columns(x=pl.lit("a")), "x and y must be numbers")
+    refused(
+        truth.drop("tile_id").with_columns(x=pl.lit("a")), "row 2, column 'x': 'a' is no number"
+    )
     patients = pl.Series("patient_id", ["p00", "p99"] + ["p00"] * 190)
     refused(keys.with_columns(patients), "1 slides belong to more than one patient: s00a")
 

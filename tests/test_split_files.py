@@ -176,8 +176,7 @@ def test_splits_in_other_forms_and_with_other_capitals(tmp_path: Path) -> None:
         (",train,val,test\n0,A,,D\n1,,,c1 \n", "c1 "),
         ("case_id,fold_0\nA,train\nb,train\nC,test\n", "b"),
         ('{"splits": [{"train_patients": ["A", "b"], "test_patients": ["C"]}]}', "b"),
-        ("repeat,fold,inner,part,patient_id\n0,0,0,train,A\n0,0,0,validation,C\n"
-         "0,0,0,test,D\n0,0,0,test,b\n", "b"),
+        ("repeat,fold,inner,part,patient_id\n0,0,0,train,A\n0,0,0,test,D\n0,0,0,test,b\n", "b"),
     ],
 )  # fmt: skip
 def test_near_ids_in_splits_are_refused(tmp_path: Path, text: str, near: str) -> None:

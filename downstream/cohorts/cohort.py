@@ -16,7 +16,6 @@ from downstream.cohorts.errors import CohortError, listing
 from downstream.cohorts.label_tables import Labels, load_labels, read_labels
 from downstream.cohorts.pending import pending_note
 from downstream.cohorts.slide_names import match_slides, refuse_near_slides, told
-from featurestore.usertables import refuse_near, refuse_near_others, tables_raise
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
@@ -167,6 +166,8 @@ def _plain(table: pl.DataFrame) -> Labels:
 
 def _refuse_near_patients(joined: pl.DataFrame, rows: pl.DataFrame, known: pl.DataFrame) -> None:
     """Refuse patients that differ from one of the lake or from each other by next to nothing."""
+    from featurestore.usertables import refuse_near, refuse_near_others, tables_raise
+
     with tables_raise(CohortError):
         lake = known["patient_id"].drop_nulls().unique()
         if "slide_id" not in rows.columns:

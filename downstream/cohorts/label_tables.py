@@ -1,7 +1,8 @@
 """Label tables as people have them: of CLAM, STAMP and Patho-Bench, or with ids under our names.
 
 Columns that name patients and slides are recognised, and two that might are an error that asks.
-Files are read by `featurestore.usertables`, and each column by what it is needed for.
+Files are read by `featurestore.usertables`, each column by what it is needed for. That is imported
+on use, since its package opens Lance, which takes time that a command's help does not have.
 """
 
 from __future__ import annotations
@@ -13,21 +14,12 @@ from typing import TYPE_CHECKING, Literal
 import polars as pl
 
 from downstream.cohorts.errors import CohortError, listing
-from featurestore.usertables import (
-    ID_NAMES,
-    UserTable,
-    id_column,
-    parse_table,
-    refuse_near,
-    table_bytes,
-    tables_raise,
-)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from os import PathLike
 
-    from featurestore.usertables import Id
+    from featurestore.usertables import Id, UserTable
 
     Path = str | PathLike[str]
 
@@ -70,6 +62,8 @@ class Labels:
             CohortError: no such column, a cell that can't be read so (named by row and column), or
                 texts that differ by case, blanks or Unicode form only.
         """
+        from featurestore.usertables import refuse_near, tables_raise
+
         table = self.table
         for name, reading in columns.items():
             with tables_raise(CohortError):
@@ -132,6 +126,8 @@ def load_labels(
         CohortError: no such file, another format, no id column, several that may be it, or ids that
             differ by so little only.
     """
+    from featurestore.usertables import parse_table, table_bytes, tables_raise
+
     with tables_raise(CohortError):
         content = table_bytes(path)
         source = parse_table(content, name=str(path))
@@ -186,6 +182,8 @@ def _with_ids(
         TableError: a column that was named is not there, several may be the one, or two ids differ
             by case, blanks or Unicode form only.
     """
+    from featurestore.usertables import id_column
+
     named: dict[Id, str | None] = {"slide_id": slide_column, "patient_id": patient_column}
     theirs = {key: id_column(source, key, column) for key, column in named.items()}
     ids = {ours: column for ours, column in theirs.items() if column is not None}
@@ -201,6 +199,8 @@ def _with_ids(
 
 
 def _require_id(source: UserTable, table: pl.DataFrame) -> None:
+    from featurestore.usertables import ID_NAMES
+
     if set(ID_NAMES) & set(table.columns):
         return
     msg = (
@@ -215,6 +215,8 @@ def _with_slides(
     labels: pl.DataFrame, files: pl.DataFrame, source: UserTable, *, distinct: bool
 ) -> tuple[pl.DataFrame, pl.DataFrame, tuple[str, ...]]:
     """Return labels joined with the slides that a table gives patients, and who has none apart."""
+    from featurestore.usertables import ID_NAMES, refuse_near
+
     if not set(ID_NAMES) <= set(files.columns) or "patient_id" not in labels.columns:
         msg = (
             f"slide table {source.name!r} has columns {list(source.columns)}, the labels "

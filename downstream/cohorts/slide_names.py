@@ -12,7 +12,6 @@ from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
 from downstream.cohorts.errors import CohortError
-from featurestore.usertables import refuse_near_others, tables_raise
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -86,6 +85,8 @@ def refuse_near_slides(match: Match, names: Iterable[str], slide_ids: Iterable[s
     Raises:
         CohortError: the first of them, and the slides.
     """
+    from featurestore.usertables import refuse_near_others, tables_raise
+
     known = set(slide_ids)
     others = {*known, *(stem_of(slide) for slide in known)}
     unmet = set(names) - set(match.found) - set(match.ambiguous)

@@ -19,10 +19,15 @@ from downstream.report.plots_outcomes import (
     survival_groups,
 )
 from downstream.report.views import MOST_PANELS, Section, first
+from downstream.survival.extra import has_scikit_survival
 
 if TYPE_CHECKING:
     from downstream.report.run import Run
 
+_WITHOUT = (
+    "Curves are drawn by scikit-survival, which is not installed: pip install "
+    "'slidelake[survival]', and write the page again."
+)
 _ONE = "one prediction a patient, that of the first repetition and seed"
 
 
@@ -54,6 +59,9 @@ def survival_sections(run: Run) -> list[Section]:
 def km_section(run: Run, arms: list[str]) -> Section:
     """Kaplan-Meier curves of the predicted groups."""
     section = Section(key="groups", title="Predicted risk groups")
+    if not has_scikit_survival():
+        section.notes.append(_WITHOUT)
+        return section
     for arm in first(arms, MOST_PANELS, section):
         rows = run.once(arm).drop_nulls("high")
         if rows.is_empty():
@@ -78,6 +86,9 @@ def _time_name(run: Run) -> str:
 def _curves(run: Run) -> Section:
     """Predicted against observed survival at one time."""
     section = Section(key="calibration", title="Is predicted survival what happens?")
+    if not has_scikit_survival():
+        section.notes.append(_WITHOUT)
+        return section
     horizon = horizon_of(run)
     if horizon is None:
         section.notes.append("No survival curves were kept, or no event was seen.")

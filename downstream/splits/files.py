@@ -19,7 +19,6 @@ from downstream.splits.tables import (
     read_patho_bench,
     read_stamp,
 )
-from featurestore.usertables import TableError, parse_table, refuse_near_others, tables_raise
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -58,6 +57,8 @@ def read_splits(path: str | PathLike[str], cohort: Cohort) -> FoldTable:
         SplitError: No such file, none of the forms that are known, or a side without patients.
         LeakageError: A patient is on two sides of a fold.
     """
+    from featurestore.usertables import tables_raise
+
     slides = {
         slide: patient
         for patient, ids in cohort.patients.select("patient_id", "slide_ids").iter_rows()
@@ -112,6 +113,8 @@ def _file(
     content: bytes, name: str, slides: Mapping[str, str], *, distinct: bool
 ) -> tuple[str, FoldTable]:
     """Return the form of a file, by what is in it, and its splits."""
+    from featurestore.usertables import TableError, parse_table
+
     if content.lstrip()[:1] in (b"{", b"["):
         return "STAMP's", read_stamp(content, slides, distinct=distinct)
     try:
@@ -133,6 +136,8 @@ def _file(
 
 def _ours(table: UserTable, slides: Mapping[str, str], *, distinct: bool) -> FoldTable:
     """Return the splits of a run on the patients that there are."""
+    from featurestore.usertables import refuse_near_others
+
     numbers = [table.integers(name).alias(name) for name in ("repeat", "fold", "inner")]
     texts = [table.texts(name).alias(name) for name in ("part", "patient_id")]
     rows = pl.DataFrame([*numbers, *texts])

@@ -15,7 +15,6 @@ import polars as pl
 
 from downstream.cohorts.slide_names import match_slides, told
 from downstream.splits.split import PARTS, LeakageError, Part, Split, SplitError
-from featurestore.usertables import parse_table, refuse_near_others
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -59,6 +58,8 @@ def read_clam(
         SplitError: Columns are missing, or a side is empty.
         LeakageError: A patient is on two sides of a fold.
     """
+    from featurestore.usertables import parse_table
+
     folds: dict[int, dict[str, list[str]]] = {}
     notes: list[str] = []
     for fold, content in sorted(files.items()):
@@ -88,6 +89,8 @@ def read_patho_bench(
         SplitError: Columns are missing, a value is none of train, val and test, or a side is empty.
         LeakageError: A patient is on two sides of a fold.
     """
+    from featurestore.usertables import parse_table
+
     table = parse_table(content, name="k=all.tsv", any_ending=True)
     columns = [name for name in table.columns if name.startswith("fold_")]
     keys = [name for name in ("slide_id", "case_id") if table.has(name)]
@@ -205,6 +208,8 @@ def _patients(
     names: set[str], slides: Mapping[str, str], *, distinct: bool
 ) -> tuple[dict[str, str], tuple[str, ...]]:
     """The patient of each name of a slide or a patient that there is; what to say of the others."""
+    from featurestore.usertables import refuse_near_others
+
     known = set(slides.values())
     found = {name: slides.get(name, name) for name in names if name in slides or name in known}
     match = match_slides(names - set(found), slides)

@@ -1,0 +1,36 @@
+"""Slides and patients that a lake has under next to the same name."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from featurestore import Lake
+from featurestore.usertables import refuse_near_others, tables_raise
+from ingest.errors import InputError
+
+
+def refuse_near_lake(lake: Lake, rows: Sequence[Mapping[str, Any]], *, distinct_ids: bool) -> None:
+    """Refuse new slides and patients that differ from the lake's by next to nothing.
+
+    A patient P1 beside p1 would be on two sides of a split, and a slide would be there twice. The
+    patients of slides that get another one now are no longer the lake's.
+
+    Args:
+        lake: as it is before they are added.
+        rows: `slide_id` and `patient_id` of the slides that are asked for.
+        distinct_ids: whether such names are of different slides and patients.
+
+    Raises:
+        InputError: the first pairs that differ by case, blanks or Unicode form only.
+    """
+    if distinct_ids or not rows:
+        return
+    slides = lake.slides().select("slide_id", "patient_id").collect()
+    changed = [row["slide_id"] for row in rows if row["patient_id"] is not None]
+    kept = slides.filter(~slides["slide_id"].is_in(changed))
+    with tables_raise(InputError):
+        for column, what, there in (
+            ("slide_id", "slides", slides),
+            ("patient_id", "patients", kept),
+        ):
+            names = {row[column] for row in rows if row[column] is not None}
+            refuse_near_others(names, there[column].drop_nulls().unique(), what, "the lake")

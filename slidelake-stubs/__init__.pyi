@@ -1,0 +1,47 @@
+# Types of the public Python API for type checkers: `slidelake` is one module, and a module has no
+# py.typed of its own. tests/test_installing.py compares it with slidelake.py.
+from distill.fit import stats as stats
+from distill.ray_columns import extract as extract
+from distill.ray_train import distill as distill
+from distill.recipes import make_recipe as make_recipe
+from downstream import run_mil as run_mil
+from downstream import run_survival as run_survival
+from downstream import write_report as write_report
+from downstream.probes.tiles import run_probe as run_probe
+from downstream.retrieval.search import run_search as run_search
+from featurestore import Lake as Lake
+from featurestore import LakeConfig as LakeConfig
+from featurestore import compact as compact
+from featurestore import create_lake as create_lake
+from featurestore import open_lake as open_lake
+from featurestore import query as query
+from featurestore import repair as repair
+from featurestore import vacuum as vacuum
+from featurestore import verify as verify
+from ingest import Card as Card
+from ingest.ray_ingest import ingest as ingest
+from ingest.teachers import list_teachers as list_teachers
+
+__all__ = [
+    "Card",
+    "Lake",
+    "LakeConfig",
+    "compact",
+    "create_lake",
+    "distill",
+    "extract",
+    "ingest",
+    "list_teachers",
+    "make_recipe",
+    "open_lake",
+    "query",
+    "repair",
+    "run_mil",
+    "run_probe",
+    "run_search",
+    "run_survival",
+    "stats",
+    "vacuum",
+    "verify",
+    "write_report",
+]

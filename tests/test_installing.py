@@ -1,0 +1,240 @@
+"""What is built is whole, and runs from an environment of its own in another folder."""
+
+import importlib
+import json
+import os
+import subprocess
+import sys
+import tarfile
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+import slidelake
+from slidelake import PACKAGES, PUBLIC
+from tests.conftest import ROOT
+
+SHIPPED = {*PACKAGES, "slidelake.py", "slidelake-stubs"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Built:
+    """A source distribution, and the wheel that was built from nothing but it."""
+
+    sdist: Path
+    wheel: Path
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
+    """Build both with hatchling as it is here, so that no network is needed."""
+    folder = tmp_path_factory.mktemp("built")
+    build = [sys.executable, "-m", "hatchling", "build", "-d", str(folder)]
+    subprocess.run([*build, "-t", "sdist"], cwd=ROOT, check=True, capture_output=True)
+    sdist = next(folder.glob("*.tar.gz"))
+    with tarfile.open(sdist) as file:
+        file.extractall(folder, filter="data")
+    source = folder / sdist.name.removesuffix(".tar.gz")
+    subprocess.run([*build, "-t", "wheel"], cwd=source, check=True, capture_output=True)
+    return Built(sdist=sdist, wheel=next(folder.glob("*.whl")))
+
+
+def in_git() -> set[str]:
+    command = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
+    done = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
+    return {name for name in done.stdout.splitlines() if (ROOT / name).is_file()}
+
+
+def test_the_source_distribution_is_the_checkout(built: Built) -> None:
+    with tarfile.open(built.sdist) as file:
+        names = {m.name.partition("/")[2] for m in file.getmembers() if m.isfile()}
+    assert names - {"PKG-INFO"} == in_git()
+
+
+def test_the_wheel_holds_every_file_of_the_packages(built: Built) -> None:
+    with zipfile.ZipFile(built.wheel) as file:
+        names = {name for name in file.namelist() if ".dist-info/" not in name}
+        metadata = next(name for name in file.namelist() if name.endswith("/METADATA"))
+        needs = [line for line in file.read(metadata).decode().splitlines()
+                 if line.startswith("Requires-Dist: scikit-survival")]  # fmt: skip
+    assert names == {name for name in in_git() if name.partition("/")[0] in SHIPPED}
+    assert {f"{package}/py.typed" for package in PACKAGES} <= names
+    assert "examples/data/CMU-1-Small-Region.svs" in names
+    assert [need.rpartition(";")[2].strip() for need in needs] == ["extra == 'survival'"]
+
+
+def test_types_of_the_api_are_those_of_the_module() -> None:
+    lines = (ROOT / "slidelake-stubs" / "__init__.pyi").read_text().splitlines()
+    doors = {line.split()[3]: line.split()[1] for line in lines if line.startswith("from ")}
+    assert doors.keys() == PUBLIC.keys()
+    for name, module in doors.items():
+        assert getattr(importlib.import_module(module), name) is getattr(slidelake, name)
+
+
+# ---------------------------------------------------------------------- in another environment
+
+
+@dataclass(frozen=True, kw_only=True)
+class Environment:
+    """An environment that holds the wheel.
+
+    Attributes:
+        python: its interpreter.
+        own: whether its packages were installed into it; else they are those of this one.
+    """
+
+    python: Path
+    own: bool
+
+    def run(self, *command: str, folder: Path, fails: bool = False) -> str:
+        """Return what a command writes, run outside of the checkout."""
+        kept = {k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "VIRTUAL_ENV"))}
+        program, *rest = command
+        done = subprocess.run(
+            [str(self.python.with_name(program)), *rest],
+            cwd=folder,
+            env={**kept, "SLIDELAKE_PROGRESS": "plain"},
+            capture_output=True,
+            text=True,
+        )
+        assert (done.returncode != 0) == fails, f"{done.stdout}\n{done.stderr}"
+        return done.stdout + done.stderr
+
+
+@pytest.fixture(scope="module")
+def environment(built: Built, tmp_path_factory: pytest.TempPathFactory) -> Environment:
+    """Make an environment without the extra `survival`.
+
+    Packages come from uv's cache, as `make setup` has filled it; where that does not do, those of
+    this environment are shown to it by a .pth file.
+    """
+    folder = tmp_path_factory.mktemp("installed") / "env"
+    uv = str(Path(sys.executable).with_name("uv"))
+    subprocess.run([uv, "venv", "-q", "--python", sys.executable, str(folder)], check=True)
+    python = folder / "bin" / "python"
+    install = [uv, "pip", "install", "-q", "--python", str(python), str(built.wheel)]
+    whole = subprocess.run(
+        [*install, "--offline", "-c", str(ROOT / "constraints.txt")], capture_output=True, text=True
+    )
+    if whole.returncode:
+        subprocess.run([*install, "--no-deps", "--offline"], check=True)
+        mine = next(path for path in sys.path if path.endswith("site-packages"))
+        site = next((folder / "lib").glob("python*")) / "site-packages"
+        (site / "theirs.pth").write_text(f"{mine}\n")
+    print(f"packages of its own: {not whole.returncode} {whole.stderr[-400:]}")
+    return Environment(python=python, own=not whole.returncode)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_the_wheel_runs_a_demo_from_another_folder(
+    environment: Environment, tmp_path: Path
+) -> None:
+    environment.run("slidelake", "demo", "--quick", "lake", folder=tmp_path)
+    report = json.loads((tmp_path / "lake" / "report.json").read_text())
+    assert {"ingest", "extract", "distill", "mil"} <= set(report["stages"])
+    assert set(report["mil"]) == {"efficientnet_lite0", "student"}
+    assert (tmp_path / "lake" / "report.html").stat().st_size > 10_000
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_the_wheel_says_what_is_missing_and_what_is_in_the_way(
+    environment: Environment, tmp_path: Path
+) -> None:
+    where = "import slidelake; print(slidelake.__file__, slidelake.open_lake.__module__)"
+    text = environment.run("python", "-c", where, folder=tmp_path)
+    assert str(environment.python.parent.parent) in text
+    assert str(ROOT) not in text
+    if environment.own:
+        (tmp_path / "labels.csv").write_text("slide_id,t,e\na,1,1\n")
+        options = "survival lake --labels labels.csv --time t --event e --features x"
+        text = environment.run("slidelake", *options.split(), folder=tmp_path, fails=True)
+        assert text.startswith("slidelake: survival needs scikit-survival, which is not installed")
+        assert "scikit-survival" not in environment.run("slidelake", "licences", folder=tmp_path)
+    (tmp_path / "ingest.py").write_text("")
+    (tmp_path / "use.py").write_text("import slidelake\n")
+    text = environment.run("python", "use.py", folder=tmp_path, fails=True)
+    assert f"{tmp_path / 'ingest.py'} has the name of slidelake's package 'ingest'" in text
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_types_of_the_wheel_are_seen_by_a_type_checker(
+    environment: Environment, tmp_path: Path
+) -> None:
+    (tmp_path / "use.py").write_text(
+        "from slidelake import open_lake\nfrom featurestore.usertables import read_table\n"
+        "reveal_type(open_lake('x'))\nreveal_type(read_table('x').columns)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-m", "mypy", "--python-executable", environment.python, "--cache-dir",
+         tmp_path / "cache", "--follow-imports=silent", "use.py"],
+        cwd=tmp_path, capture_output=True, text=True,
+    )  # fmt: skip
+    assert 'Revealed type is "featurestore.lake.Lake"' in done.stdout, done.stdout
+    assert 'Revealed type is "tuple[str, ...]"' in done.stdout.replace("builtins.", "")
+
+
+# ---------------------------------------------------------------------- without GPL
+
+BLOCKED = """
+import sys
+sys.modules["sksurv"] = sys.modules["ecos"] = None
+"""
+
+
+def blocked(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run code in which neither scikit-survival nor ecos can be imported."""
+    return subprocess.run(
+        [sys.executable, "-c", BLOCKED + code],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        env={**os.environ, **environment},
+    )
+
+
+def test_everything_but_survival_is_imported_without_gpl() -> None:
+    code = """
+import importlib, pathlib
+folders = map(pathlib.Path, ("downstream", "commands", "examples"))
+for path in sorted(path for folder in folders for path in folder.rglob("*.py")):
+    importlib.import_module(".".join(path.with_suffix("").parts).removesuffix(".__init__"))
+from typer.testing import CliRunner
+import slidelake
+for command in ("mil", "survival", "probe", "report", "demo"):
+    assert CliRunner().invoke(slidelake.app, [command, "--help"]).exit_code == 0, command
+assert not [name for name, module in sys.modules.items() if name.startswith("sksurv") and module]
+"""
+    done = blocked(code)
+    assert done.returncode == 0, done.stderr
+
+
+def test_survival_without_its_extra_is_one_clear_line() -> None:
+    code = """
+sys.argv = "slidelake survival lake --labels l.csv --time t --event e --features x".split()
+import slidelake
+slidelake.main()
+"""
+    done = blocked(code)
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert done.stderr.startswith(
+        "slidelake: survival needs scikit-survival, which is not installed"
+    )
+    assert "pip install 'slidelake[survival]'" in done.stderr
+
+
+def test_pages_without_the_extra_say_so() -> None:
+    code = """
+from types import SimpleNamespace
+from downstream.report.views_outcomes import survival_sections
+for section in survival_sections(SimpleNamespace(arms=[])):
+    assert "slidelake[survival]" in section.notes[0], section
+    assert not section.pictures
+"""
+    done = blocked(code)
+    assert done.returncode == 0, done.stderr
