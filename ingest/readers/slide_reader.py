@@ -144,7 +144,7 @@ class SlideReader(abc.ABC):
         return next((level for level in fits if self.is_fit(level)), 0)
 
     def is_fit(self, level: int) -> bool:
-        """Return whether a level shows the picture of level 0; a note is made of one that does not."""
+        """Return whether a level shows the picture of level 0; if it does not, that is noted."""
         if level not in self._unfit:
             self._unfit[level] = why = self._why_unfit(level)
             if why:
