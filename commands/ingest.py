@@ -269,8 +269,12 @@ def extract_command(
         f"{counts['seconds']:.0f} s of computing, {counts['stall']:.1%} waiting for data"
         for name, counts in result.teachers.items()
     ]
+    if result.pending:
+        lines.append(f"{result.pending} slides pending: slidelake ingest goes on with them")
+    if not result.ready:
+        lines.append("no slide is ready, so there is no tile to run on")
     tell(asdict(result), as_json=json_, text="\n".join(lines))
-    raise typer.Exit(1 if result.failed else 0)
+    raise typer.Exit(1 if result.failed or result.did_nothing else 0)
 
 
 @app.command("teachers")

@@ -31,10 +31,10 @@ class ColourAndShade(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         weights = torch.tensor([[1.0, -1.0, 0.0], [0.0, -1.0, 1.0], [-0.3, -0.3, -0.3]])
+        bias = torch.tensor([0.0, 0.0, 0.86])
         self.mix = nn.Conv2d(3, 3, 1)
+        self.mix.load_state_dict({"weight": weights[:, :, None, None], "bias": bias})
         self.smooth = nn.AvgPool2d(5, stride=1, padding=2)
-        self.mix.weight.data = weights[:, :, None, None]
-        self.mix.bias.data = torch.tensor([0.0, 0.0, 0.86])
 
     def forward(self, x_BCHW: torch.Tensor) -> torch.Tensor:
         """Probabilities [B, H, W] of tissue, from R, G, B in 0 to 1."""

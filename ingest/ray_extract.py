@@ -20,7 +20,7 @@ from cluster import progress, ray_session, schedulable
 from featurestore import ColumnFile, Lake, LakeError, Store, open_lake
 from featurestore.lance_tables import open_table
 from featurestore.lock import writer_lease
-from featurestore.schema import TILE_COLUMNS, features_table, identity_of
+from featurestore.schema import PENDING, READY, TILE_COLUMNS, features_table, identity_of
 from ingest.cards import Engine, Precision
 from ingest.extractor import Choice, Extractor, Outcome, Unit
 from ingest.teachers import Teacher, find_teachers
@@ -40,11 +40,28 @@ class ExtractResult:
             stall, the share of the workers' time in which none ran: waiting for tiles, writing.
         failed: slides with their mpp and the reason.
         seconds: of all of it.
+        ready: slides that have been cut, and so have tiles to run on.
+        pending: slides that an ingest has not cut yet: they have no features.
     """
 
     teachers: dict[str, dict[str, float]] = field(default_factory=dict)
     failed: list[dict[str, str]] = field(default_factory=list)
     seconds: float = 0.0
+    ready: int = 0
+    pending: int = 0
+
+    @property
+    def did_nothing(self) -> bool:
+        """Whether no tile was computed though slides are missing: none is ready, or some wait."""
+        return not any(counts["tiles"] for counts in self.teachers.values()) and (
+            self.pending > 0 or not self.ready
+        )
+
+
+def count_slides(lake: Lake, result: ExtractResult) -> None:
+    """Write down how many slides are ready, and how many wait."""
+    states = dict(lake.slides().group_by("state").len().collect().iter_rows())
+    result.ready, result.pending = states.get(READY, 0), states.get(PENDING, 0)
 
 
 def extract(

@@ -47,6 +47,11 @@ GLASS_SHARE = 0.3
 TINT_RANGE = (4.0, 26.0)
 PINK_MIN = 3
 
+# Optical density between the strongest and the weakest absorbed colour: a pale cell has 0.08 and
+# more, an orange one with a blue nucleus 0.13, noise of 4 grey levels over 3 x 3 pixels 0.02.
+CELL_COLOUR = 0.05
+MANY_SPECKS = 20
+
 NO_TISSUE = 0.0005
 ALL_TISSUE = 0.95
 MUCH_PEN = 0.25
@@ -74,8 +79,9 @@ class Tissue:
         share: of the overview that is tissue, 0 to 1.
         pen_share: of the overview that is pen, 0 to 1.
         verdict: `no tissue` (under 0.05 % of the slide), `mostly pen` (over half of what was found
-            looks like pen; then none of it is taken out), `suspicious` (over 95 % of the slide, or
-            over a quarter of what was found looks like pen), else `ok`. Pen counts in it where the
+            looks like pen; then none of it is taken out), `suspicious` (over 95 % of the slide,
+            over a quarter of what was found looks like pen, or specks of colour off it are more
+            than all of it), else `ok`. Pen counts in it where the
             veto is on.
         why: the numbers behind the verdict, in one line.
         least_px: pixels of the overview that have to be tissue for a tile to be kept; None: the
@@ -119,18 +125,20 @@ def find_tissue(overview: RgbArray, mpp: float, *, pen_veto: bool = True) -> Tis
     why = f"tissue on {share:.2%} of the slide"
     if pen_share:
         why += f", pen on {pen_share:.2%}; {inked:.0%} of what was found looks like pen, {taken}"
+    if specks := _specks(bands, found):
+        why += f"; {specks} specks of colour were left out: isolated cells need --tissue cells"
     if glass is not None:
         why += f"; glass is tinted (R, G, B {', '.join(f'{c:.0f}' for c in glass)}), taken as white"
-    verdict = _verdict(share, inked if pen_veto else 0.0)
+    verdict = _verdict(share, inked if pen_veto else 0.0, specks=specks)
     return Tissue(mask=mask, pen=pen, share=share, pen_share=pen_share, verdict=verdict, why=why)
 
 
-def _verdict(share: float, inked: float) -> str:
+def _verdict(share: float, inked: float, *, specks: int) -> str:
     if share < NO_TISSUE:
         return "no tissue"
     if inked > MOSTLY_PEN:
         return "mostly pen"
-    return "suspicious" if share > ALL_TISSUE or inked > MUCH_PEN else "ok"
+    return "suspicious" if share > ALL_TISSUE or inked > MUCH_PEN or specks else "ok"
 
 
 def verdict_of(share: float, least_px: float | None = None) -> str:
@@ -206,12 +214,26 @@ def colour_of(pixels: RgbArray) -> Float32Array:
 
     Smoothed over 3 pixels; 0 where it is as grey as dirt, or too dark to have a colour.
     """
-    bands = _densities(pixels)
+    return _colour(_densities(pixels))
+
+
+def _colour(bands: Bands) -> Float32Array:
     most, least = _extremes(bands)
     grey = (least > DIRT_PURITY * most) & (least > DIRT_DENSITY_MIN)
     dark = least > _DENSITY[NO_LIGHT]
     colour: Float32Array = np.where(grey | dark, np.float32(0), most - least)
     return colour
+
+
+def _specks(bands: Bands, found: BoolArray) -> int:
+    """How many specks of colour lie off the tissue, if they are more than all of it; else 0.
+
+    They are what an overview shows of isolated cells.
+    """
+    near = cv2.dilate(found.astype(np.uint8), np.ones((MEDIAN_PX, MEDIAN_PX), np.uint8)) > 0
+    specks = ((_colour(bands) > CELL_COLOUR) & ~near).astype(np.uint8)
+    count = int(cv2.connectedComponents(specks, connectivity=8)[0]) - 1
+    return count if count >= MANY_SPECKS and specks.sum() > found.sum() else 0
 
 
 def _densities(overview: RgbArray) -> Bands:

@@ -3,13 +3,16 @@ slides; links, macOS's files and masks that are of no slide."""
 
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 import pytest
+from typer.testing import CliRunner
 
+import slidelake
 from featurestore import Lake, LakeConfig, SlideCut, create_lake, open_lake, verify
 from featurestore.schema import SLIDES, SLIDES_SCHEMA
 from ingest.asked import asked_for
@@ -155,8 +158,8 @@ def test_another_mpp_cuts_a_slide_again_and_the_same_one_does_not(lake: Lake, sl
     assert open_lake(lake.uri, version=version).tiles(mpp=2.0).collect().height == len(old)
     assert open_lake(lake.uri).features_of("t", mpp=2.0).height == 0
     # As it was, if nothing is given: not the file's own mpp again.
-    for how in ({}, {"mpp_override": 0.25}):
-        assert run(lake, slide, **how).cut == []
+    assert run(lake, slide).cut == []
+    assert run(lake, slide, mpp_override=0.25).cut == []
     assert verify(lake.refreshed()).damage == []
 
 
@@ -273,6 +276,21 @@ def test_slides_of_an_earlier_slidelake_are_left_unless_replaced(
     assert len(run(lake, slide, tissue="none", replace=True).cut) == 1
     assert CutSettings.from_json(row(lake)["cut_with"]).tissue == "none"
     assert run(lake, slide, tissue="none").cut == []
+
+
+def test_command_says_sizes_and_times_that_are_not_nothing(slide: Path, tmp_path: Path) -> None:
+    box_mask(tmp_path / "masks" / "a.geojson", 0, 0, 1024, 1024)
+    words = ["ingest", str(tmp_path / "new"), str(slide), "--mpp", "2.0", "--dry-run"]
+    masked = [*words, "--tissue", "fixed", "--masks", str(tmp_path / "masks"), "--pen-veto"]
+    done = CliRunner().invoke(slidelake.app, masked)
+    assert done.exit_code == 0, done.output
+    assert "1 slides to cut (1 looked at): about 1 tiles at 2.0 mpp" in done.output
+    assert re.search(r"\d+\.\d kB of shards; about \d+\.\d s on \d+ cores", done.output)
+    run(create_lake(tmp_path / "new", CONFIG), slide)
+    done = CliRunner().invoke(slidelake.app, words)
+    assert "no slides to cut; nothing was written" in done.output
+    done = CliRunner().invoke(slidelake.app, [*words, "--tissue", "hsv"])
+    assert "--tissue hsv given; it is one of standard, " in str(done.exception)
 
 
 @pytest.mark.usefixtures("ray_up")

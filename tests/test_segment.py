@@ -13,10 +13,10 @@ from featurestore import LakeConfig, create_lake
 from ingest.cut import cut_or_reason, cut_slide
 from ingest.errors import InputError
 from ingest.grid import area_means, plan_grids
+from ingest.readers.open_slide import open_slide
 from ingest.segment.methods import METHODS, NAMES, TissueBy, chosen_method, tissue_of
 from ingest.segment.own_segmenter import read_segmenter
 from ingest.survey import survey
-from ingest.tiff_reader import TiffReader
 from tests.conftest import REAL_SLIDE, ROOT
 
 EXAMPLE = str(ROOT / "examples" / "own_segmenter.py")
@@ -55,7 +55,7 @@ def cytology(path: Path, noise: float) -> npt.NDArray[np.bool_]:
 
 
 def kept(path: Path, tissue_by: TissueBy) -> npt.NDArray[np.bool_]:
-    with TiffReader(str(path)) as slide:
+    with open_slide(str(path)) as slide:
         grids = list(plan_grids(slide.size_px, slide.mpp, SIDE_PX, {0.5: 1, 2.0: 4}).values())
         return survey(slide, tissue_by=tissue_by).kept(grids, 0.1)[0]
 
@@ -85,6 +85,19 @@ def test_cells_become_tiles_of_a_lake_at_all_mpps(tmp_path: Path) -> None:
     assert "isolated cells were looked for" in made.row["why"]
 
 
+def test_standard_says_that_isolated_cells_are_left_out(tmp_path: Path) -> None:
+    holds = cytology(tmp_path / "c.tif", 2.0)
+    with open_slide(str(tmp_path / "c.tif")) as slide:
+        overview, scale = slide.overview(16.0)
+        found = tissue_of(slide, overview, scale)
+    assert found.verdict in {"no tissue", "suspicious"}
+    specks = int(found.why.partition(" specks of colour were left out")[0].split()[-1])
+    assert 20 <= specks <= holds.sum()  # of cells of 14 um less than a pixel is left
+    assert "isolated cells need --tissue cells" in found.why
+    with open_slide(str(REAL_SLIDE)) as slide:
+        assert "specks" not in tissue_of(slide, *slide.overview(16.0)).why
+
+
 def test_cells_of_a_blank_slide_are_none(tmp_path: Path) -> None:
     pixels = np.random.default_rng(0).normal(243, 3, (1024, 1024, 3))
     tifffile.imwrite(tmp_path / "blank.tif", pixels.astype(np.uint8), tile=(256, 256))
@@ -108,7 +121,7 @@ def test_thresholds_are_what_they_are_called(tmp_path: Path) -> None:
     tifffile.imwrite(tmp_path / "t.tif", pixels.astype(np.uint8), tile=(256, 256),
                      photometric="rgb", resolution=(20_000, 20_000),
                      resolutionunit="CENTIMETER")  # fmt: skip
-    with TiffReader(str(tmp_path / "t.tif")) as slide:
+    with open_slide(str(tmp_path / "t.tif")) as slide:
         overview, scale = slide.overview(16.0)
         fixed, otsu, standard = (
             tissue_of(slide, overview, scale, tissue_by=name)
@@ -132,7 +145,7 @@ def test_pen_is_taken_out_by_standard_and_by_others_where_it_is_asked_for(tmp_pa
                      photometric="rgb", resolution=(20_000, 20_000),
                      resolutionunit="CENTIMETER")  # fmt: skip
     ink = np.s_[84:116, 84:116]
-    with TiffReader(str(tmp_path / "p.tif")) as slide:
+    with open_slide(str(tmp_path / "p.tif")) as slide:
         overview, scale = slide.overview(16.0)
 
         def found(name: str, **veto: bool) -> float:
@@ -148,7 +161,7 @@ def test_pen_is_taken_out_by_standard_and_by_others_where_it_is_asked_for(tmp_pa
 
 def test_example_segmenter_finds_what_standard_finds() -> None:
     own = chosen_method(EXAMPLE)
-    with TiffReader(str(REAL_SLIDE)) as slide:
+    with open_slide(str(REAL_SLIDE)) as slide:
         overview, scale = slide.overview(16.0)
         standard = tissue_of(slide, overview, scale).mask
         found = tissue_of(slide, overview, scale, tissue_by=own)
@@ -169,7 +182,7 @@ def test_own_segmenter_sees_its_mpp_and_its_mask_lies_where_it_should(tmp_path: 
     """It marks what lies above row 50 and left of column 30 of its own overview, of 8 mpp."""
     body = "np.indices(overview.shape[:2])[0] + 0 * overview[..., 0] < 50"
     own = read_segmenter(own_file(tmp_path, body))
-    with TiffReader(str(REAL_SLIDE)) as slide:
+    with open_slide(str(REAL_SLIDE)) as slide:
         overview, scale = slide.overview(16.0)
         found = tissue_of(slide, overview, scale, tissue_by=own)
     assert found.mask[:25].all()

@@ -11,12 +11,9 @@ import numpy as np
 import numpy.typing as npt
 
 from ingest.readers.slide_reader import SlideReader
-from ingest.tissue import BoolArray, RgbArray, colour_of, tinted_glass, white_balanced
+from ingest.tissue import CELL_COLOUR, BoolArray, RgbArray, colour_of, tinted_glass, white_balanced
 
 CELL_MPP = 2.0
-# Optical density between the strongest and the weakest absorbed colour: a pale cell has 0.08 and
-# more, an orange one with a blue nucleus 0.13, noise of 4 grey levels over 3 x 3 pixels 0.02.
-CELL_COLOUR = 0.05
 CELL_AREA_UM2 = 30.0
 BLOCK_PX = 128
 
