@@ -32,7 +32,8 @@ def ingest_command(
         typer.Argument(
             metavar="SLIDES...",
             help="Files, folders, globs, URLs, or a manifest (CSV, TSV, XLSX, Parquet) with a "
-            "column uri; its paths are relative to it.",
+            "column uri; its paths are relative to it. FILE.tif#2 is the second image of a TIFF; "
+            "a folder of .dcm is a slide a series.",
         ),
     ],
     mpp: Annotated[

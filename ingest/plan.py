@@ -63,12 +63,14 @@ class Look:
         tiles: per mpp.
         bytes: of its shards.
         seconds: of one core.
+        notes: what is odd about the slide.
         reason: why it would fail; None if it would not.
     """
 
     tiles: dict[str, int] = field(default_factory=dict)
     bytes: int = 0
     seconds: float = 0.0
+    notes: list[str] = field(default_factory=list)
     reason: str | None = None
 
 
@@ -117,6 +119,7 @@ def _add(plan: Plan, row: Row, look: Look) -> None:
     plan.sampled += 1
     plan.bytes += look.bytes
     plan.seconds += look.seconds
+    plan.notes += [f"{row['slide_id']}: {note}" for note in look.notes]
     for mpp, count in look.tiles.items():
         plan.tiles[mpp] += count
     if look.reason is not None:
@@ -145,6 +148,7 @@ def _look(look: Look, config: LakeConfig, row: Row) -> None:
         kept = seen.kept(grids, config.tissue_min)
         for grid, keep in zip(grids, kept, strict=True):
             _some_tiles(look, config, slide, grid, np.argwhere(keep))
+        look.notes = slide.notes
 
 
 def _some_tiles(

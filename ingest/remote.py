@@ -5,7 +5,6 @@ after use; for coarse magnifications only the levels that are read from travel. 
 the whole of what the server has is an error, never half a slide.
 """
 
-import configparser
 import contextlib
 import dataclasses
 from collections.abc import Iterable, Iterator, Sequence
@@ -13,6 +12,7 @@ from pathlib import Path, PurePosixPath
 
 from ingest import sparse_tiff
 from ingest.errors import SlideError
+from ingest.file_groups import named_files
 from ingest.partial_file import PartialFile, Range
 from ingest.readers.jpeg_tiff import JpegLevel, NotNativeError
 from ingest.readers.tiff_check import check_tiff
@@ -207,13 +207,10 @@ def _companions(remote: RemoteFile, file: PartialFile, folder: Path) -> list[Par
 
 def _named_files(path: Path) -> set[str]:
     """The files that a Hamamatsu index names."""
-    index = configparser.ConfigParser(interpolation=None, strict=False, allow_no_value=True)
-    try:
-        index.read_string(path.read_text(encoding="utf-8", errors="replace"))
-    except configparser.Error as error:
-        msg = f"{path} is no index of a Hamamatsu slide"
-        raise SlideError(msg) from error
-    return {value for section in index.values() for value in section.values() if value}
+    if named := named_files(path.read_text(encoding="utf-8", errors="replace")):
+        return named
+    msg = f"{path} is no index of a Hamamatsu slide"
+    raise SlideError(msg)
 
 
 def _whole(remote: RemoteFile, local: Path) -> PartialFile:

@@ -11,6 +11,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ingest.errors import InputError, SlideError
+from ingest.file_groups import one_file_a_slide
 from ingest.folders import (
     SUFFIXES,
     Note,
@@ -70,6 +71,10 @@ def resolve(
     sources = [
         source for text in inputs for source in _resolve_one(text, note, distinct_ids=distinct_ids)
     ]
+    if len(inputs) > 1:  # a shell may have named the files of a folder one by one
+        plain = [source.uri for source in sources if not source.named]
+        kept = set(one_file_a_slide(plain, note))
+        sources = [source for source in sources if source.named or source.uri in kept]
     if not sources:
         msg = f"no slides found in {', '.join(inputs) or 'nothing'}; looked for {sorted(SUFFIXES)}"
         raise InputError(msg)
@@ -188,7 +193,8 @@ def _resolve_one(text: str, note: Note, *, distinct_ids: bool) -> Iterator[Sourc
 
 
 def _files(text: str, note: Note) -> list[str]:
-    return list(_local_files(text, note) if is_local(text) else _remote_files(text, note))
+    files = _local_files(text, note) if is_local(text) else _remote_files(text, note)
+    return one_file_a_slide(list(files), note)
 
 
 def _local_files(text: str, note: Note) -> Iterator[str]:

@@ -18,12 +18,12 @@ from ingest.readers.jpeg_tiff import (
     NotNativeError,
     compared_tiles,
     read_levels,
-    tile_places,
 )
 from ingest.readers.openslide_reader import OpenSlideReader
 from ingest.readers.slide_reader import LEVEL_SLACK, ReadOptions
 from ingest.readers.tiff_images import largest, tiff_images
 from ingest.readers.tiff_reader import TiffReader
+from ingest.readers.tile_grids import tile_places
 
 SUFFIXES = (".svs", ".tif", ".tiff", ".svslide")
 # At 2.0 mpp a slide of 0.25 or 0.5 gives 2-8 %; what needs half of the file is copied in one go.
@@ -117,7 +117,9 @@ def check_ranges(levels: Sequence[JpegLevel], needed: Sequence[int]) -> list[Ran
         finer = [n for n, scale in enumerate(scales) if scale < scales[number]]
         reference = level_check.reference_level(scales, number, finer)
         ratio = scales[number] / scales[reference]
-        patches = (level_check.patch_at(p, sizes[number]) for p in tile_places(levels, number))
+        patches = (
+            level_check.patch_at(p, sizes[number]) for p in tile_places(levels[0], levels[number])
+        )
         for patch in (patch for patch in patches if patch):
             square = level_check.finer_square(patch, ratio)
             tiles.setdefault(reference, set()).update(_tiles_under(levels[reference], square))

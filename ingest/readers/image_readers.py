@@ -12,12 +12,13 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from ingest.errors import SlideError
-from ingest.readers.jpeg_tiff import JpegTiff, tile_places
+from ingest.readers.jpeg_tiff import JpegTiff
 from ingest.readers.level_check import Place
 from ingest.readers.mpp import StatedMpp
 from ingest.readers.ome import ome_mpp
 from ingest.readers.slide_reader import ReadOptions, RgbArray, SlideReader
 from ingest.readers.tiff_images import ORIENTATION, TiffImage
+from ingest.readers.tile_grids import tile_places
 
 PICTURE_MAX_PX = 500_000_000  # 1.5 GB
 DEEP_PNG = 16
@@ -60,7 +61,7 @@ class TiffImageReader(SlideReader):
         return super()._reduced(level, x, y, width, height, shrink)
 
     def _places(self, level: int) -> list[Place]:
-        return tile_places(self._native.levels, level)
+        return tile_places(self._native.levels[0], self._native.levels[level])
 
     def close(self) -> None:
         """Close the file."""

@@ -18,8 +18,8 @@ import tifffile
 from PIL import Image
 
 from ingest.errors import SlideError
-from ingest.readers.level_check import Place, richest_places
 from ingest.readers.tiff_images import image_pages
+from ingest.readers.tile_grids import TileGrid
 
 JPEG, WEBP, YCBCR, RGB = 7, 50001, 6, 2
 # Says that the three components are red, green and blue as they stand: without it every decoder
@@ -38,38 +38,18 @@ class NotNativeError(Exception):
 
 
 @dataclass(frozen=True, kw_only=True)
-class JpegLevel:
+class JpegLevel(TileGrid):
     """Where the tiles of one level lie.
 
     Attributes:
-        width_px: of the level.
-        height_px: of the level.
-        tile_width_px: of a stored tile.
-        tile_height_px: of a stored tile.
         offsets: first byte of each tile, row after row.
-        sizes: bytes of each tile; 0 for one that is not stored.
         head: what comes before a tile's own JPEG segments: start of image, tables, colour marker.
         compression: the tag's value: JPEG, or WebP, whose tiles are whole files.
     """
 
-    width_px: int
-    height_px: int
-    tile_width_px: int
-    tile_height_px: int
     offsets: Sequence[int]
-    sizes: Sequence[int]
     head: bytes
     compression: int = JPEG
-
-    @property
-    def columns(self) -> int:
-        """Stored tiles in a row."""
-        return -(-self.width_px // self.tile_width_px)
-
-    @property
-    def rows(self) -> int:
-        """Stored tiles in a column."""
-        return -(-self.height_px // self.tile_height_px)
 
 
 def read_levels(path: str, image: int | None = None) -> list[JpegLevel]:
@@ -156,30 +136,6 @@ def compared_tiles(level: JpegLevel) -> list[int]:
     """
     heavy = np.argsort(level.sizes)[-HEAVY:].tolist()
     return [0, *heavy, len(level.sizes) - 1]
-
-
-def tile_places(levels: Sequence[JpegLevel], number: int) -> list[Place]:
-    """Return where the tile with most bytes lies in each quarter of a level and of level 0.
-
-    What has most bytes has most structure, and no pixel needs to be read to know it. Each place is
-    the centre of a tile of level 0, so that a look at it reads few.
-
-    Args:
-        levels: of the slide.
-        number: of the level.
-    """
-    base = levels[0]
-    size = (base.height_px, base.width_px)
-    tile = (base.tile_height_px, base.tile_width_px)
-    places = []
-    for level in (base, levels[number]):
-        across = level.columns * level.tile_width_px / level.width_px
-        down = level.rows * level.tile_height_px / level.height_px
-        for y, x in richest_places(np.reshape(level.sizes, (level.rows, level.columns))):
-            at = zip((y * down, x * across), size, tile, strict=True)
-            # A tile at the edge may have its centre beyond it.
-            places.append([(min(p * n, n - 1) // t + 0.5) * t / n for p, n, t in at])
-    return list(dict.fromkeys((min(y, 1.0), min(x, 1.0)) for y, x in places))
 
 
 def _from_webp(data: bytes) -> RgbArray:

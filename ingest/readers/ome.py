@@ -26,12 +26,14 @@ def ome_mpp(path: str, image: int = 0) -> StatedMpp | None:
 
     Args:
         path: of the file.
-        image: number of the image, from 0; a file that lists fewer states none for it.
+        image: number of the image, from 0; where several are listed and not this, it has none.
     """
     try:
         with tifffile.TiffFile(path) as file:
             text = file.ome_metadata
         pixels = ET.fromstring(text).findall("{*}Image/{*}Pixels") if text else []
+        if len(pixels) == 1:  # its planes are images of the file, and of one size
+            return _stated(pixels[0])
         return _stated(pixels[image]) if image < len(pixels) else None
     except Exception:  # noqa: BLE001 - tifffile raises nearly anything on files that are not TIFF
         return None

@@ -6,6 +6,7 @@ looked at when it is first wanted, and left out with a note if it does not.
 """
 
 import abc
+import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -25,7 +26,8 @@ from ingest.readers.mpp import StatedMpp, choose_mpp, given_mpp
 LEVEL_SLACK = 1.01
 BLOCK_PX = 2048
 WHOLE_LEVEL_PX = 2_000_000  # a level of so many pixels is looked through for structure
-SAMPLES, SAMPLE_PX = 8, 32
+LOOKED_THROUGH = 2
+SAMPLES, SAMPLE_PX = 12, 32
 
 RgbArray = npt.NDArray[np.uint8]
 
@@ -98,6 +100,7 @@ class SlideReader(abc.ABC):
         self.mpp_x, self.mpp_y = chosen.x, chosen.y
         self._scales = [level_check.level_scale(self.size_px, size) for size in sizes]
         self._unfit: dict[int, str] = {0: ""}
+        self._structure: dict[int, list[level_check.Place]] = {}
         self._colours = self._colour_transform() if options.icc else None
 
     @abc.abstractmethod
@@ -141,11 +144,7 @@ class SlideReader(abc.ABC):
         return next((level for level in fits if self.is_fit(level)), 0)
 
     def is_fit(self, level: int) -> bool:
-        """Return whether a level shows the picture of level 0; if not, a note is made of it once.
-
-        Raises:
-            SlideError: the pixels of a finer level can't be read.
-        """
+        """Return whether a level shows the picture of level 0; if it does not, that is noted."""
         if level not in self._unfit:
             self._unfit[level] = why = self._why_unfit(level)
             if why:
@@ -153,11 +152,7 @@ class SlideReader(abc.ABC):
         return not self._unfit[level]
 
     def unfit_levels(self, downsample: float) -> list[str]:
-        """Look at all levels of at least this scale, and return the notes on those left out.
-
-        Raises:
-            SlideError: the pixels of a finer level can't be read.
-        """
+        """Look at all levels of at least this scale, and return the notes on those left out."""
         levels = [n for n in range(self.levels) if self._scales[n] * LEVEL_SLACK >= downsample]
         return [f"level {n}: {self._unfit[n]}" for n in levels if not self.is_fit(n)]
 
@@ -173,19 +168,28 @@ class SlideReader(abc.ABC):
         patches = [level_check.patch_at(place, size) for place in self._places(level)]
         if None in patches:
             return f"{size[0]} x {size[1]} px are too few to be compared with level 0"
-        differences = (self._difference(level, reference, one) for one in patches if one)
-        return next((why for why in differences if why), "")
+        compared = [self._difference(level, reference, one) for one in patches if one]
+        if all(why is None for why in compared):
+            return f"no part of it can be compared: level {reference} can't be read there"
+        return next((why for why in compared if why), "")
 
-    def _difference(self, level: int, reference: int, patch: level_check.Patch) -> str:
-        """Say how a patch of a level differs from a finer level that is known to be fit."""
+    def _difference(self, level: int, reference: int, patch: level_check.Patch) -> str | None:
+        """Say how a patch of a level differs from a finer level, which is known to be fit.
+
+        Returns:
+            The words; nothing if it does not; None where the finer level can't be read.
+        """
         ratio = self._scales[level] / self._scales[reference]
         n, whole = patch.side, round(ratio)
-        if ratio == whole:
-            finer = self._reduced(reference, patch.x, patch.y, n, n, whole)
-        else:
-            square = level_check.finer_square(patch, ratio)
-            part = self._reduced(reference, square.x, square.y, square.side, square.side, 1)
-            finer = cv2.resize(part, (n, n), interpolation=cv2.INTER_AREA)
+        try:
+            if ratio == whole:
+                finer = self._reduced(reference, patch.x, patch.y, n, n, whole)
+            else:
+                square = level_check.finer_square(patch, ratio)
+                part = self._reduced(reference, square.x, square.y, square.side, square.side, 1)
+                finer = cv2.resize(part, (n, n), interpolation=cv2.INTER_AREA)
+        except SlideError:
+            return None
         x, y, width, height = level_check.surroundings(patch, self._sizes[level])
         try:
             around = self._pixels(level, x, y, width, height)
@@ -196,18 +200,18 @@ class SlideReader(abc.ABC):
     def _places(self, level: int) -> list[level_check.Place]:
         """Places where a difference would be seen: those that have structure."""
         small = [n for n, (w, h) in enumerate(self._sizes) if w * h <= WHOLE_LEVEL_PX and n]
-        looked_through = min(
-            small, key=lambda n: abs(self._scales[n] - self._scales[level]), default=0
-        )
-        return [*self._structure_of(looked_through), *self._sampled_places]
+        small.sort(key=lambda n: abs(self._scales[n] - self._scales[level]))
+        places = [place for n in small[:LOOKED_THROUGH] for place in self._structure_of(n)]
+        return list(dict.fromkeys([*places, *self._sampled_places]))
 
     def _structure_of(self, level: int) -> list[level_check.Place]:
-        if not level:
-            return []
-        try:
-            return level_check.structured_places(self._pixels(level, 0, 0, *self._sizes[level]))
-        except SlideError:  # of a level that will be found to be unfit for that
-            return []
+        if level not in self._structure:
+            try:
+                picture = self._pixels(level, 0, 0, *self._sizes[level])
+                self._structure[level] = level_check.structured_places(picture)
+            except SlideError:  # of a level that will be found to be unfit for that
+                self._structure[level] = []
+        return self._structure[level]
 
     @cached_property
     def _sampled_places(self) -> list[level_check.Place]:
@@ -220,7 +224,8 @@ class SlideReader(abc.ABC):
             for column in range(columns):
                 y = round((row + 0.5) / rows * height - side / 2)
                 x = round((column + 0.5) / columns * width - side / 2)
-                spread[row, column] = self._pixels(0, x, y, side, side).std(axis=(0, 1)).mean()
+                with contextlib.suppress(SlideError):  # a damaged tile is no reason to fail yet
+                    spread[row, column] = self._pixels(0, x, y, side, side).std(axis=(0, 1)).mean()
         return level_check.richest_places(spread)
 
     # ------------------------------------------------------------------ pixels

@@ -4,14 +4,17 @@ Before a level is trusted, some of its tiles are compared with openslide's pixel
 and openslide reads the level.
 """
 
+from functools import cached_property
+
 import numpy as np
 
 from ingest.errors import SlideError
 from ingest.grid import MPP_TOLERANCE, Grid
-from ingest.readers.jpeg_tiff import SHRINKS, JpegTiff, NotNativeError, compared_tiles, tile_places
+from ingest.readers.jpeg_tiff import SHRINKS, JpegTiff, NotNativeError, compared_tiles
 from ingest.readers.level_check import Place, level_scale
 from ingest.readers.openslide_reader import OpenSlideReader
 from ingest.readers.slide_reader import ReadOptions, RgbArray
+from ingest.readers.tile_grids import TileGrid, tile_grids, tile_places
 
 NEAR = 6.0  # grey levels; wrong colours are 48
 
@@ -80,9 +83,18 @@ class TiffReader(OpenSlideReader):
 
     def _places(self, level: int) -> list[Place]:
         """Where the tiles with most bytes lie, of this level and of level 0: no pixel is read."""
-        if self._native is None or not {0, level} <= self._numbers.keys():
+        if self._native is not None and {0, level} <= self._numbers.keys():
+            base, grid = (self._native.levels[self._numbers[n]] for n in (0, level))
+            return tile_places(base, grid)
+        grids = [self._grids.get(self._sizes[n]) for n in (0, level)]
+        if grids[0] is None or grids[1] is None:
             return super()._places(level)
-        return tile_places(self._native.levels, self._numbers[level])
+        return tile_places(grids[0], grids[1])
+
+    @cached_property
+    def _grids(self) -> dict[tuple[int, int], TileGrid]:
+        """Tiles of other compressions, as far as the file is a TIFF."""
+        return tile_grids(self.path)
 
     @property
     def name(self) -> str:  # type: ignore[override]
