@@ -24,9 +24,13 @@ def misfits(slides: pl.DataFrame | None, catalog: pl.DataFrame) -> Iterator[Dama
         slides: `slide`, `slide_id`, `state` of all slides; None if they can't be read.
         catalog: the catalog's rows; `slide_id` may be null in rows of teachers.
     """
+    # Only the columns that are compared: a filter copies what it lets through.
+    places = catalog.select("slide", "slide_id", "mpp", "teacher", *PLACE)
     for mpp in sorted(catalog["mpp"].unique().to_list()):
-        yield from _of_one_mpp(catalog.filter(pl.col("mpp") == mpp))
-    tiles = catalog.filter(pl.col("teacher").is_null())
+        yield from _of_one_mpp(places.filter(pl.col("mpp") == mpp))
+    tiles = catalog.select("slide", "slide_id", "mpp", "tiles", "shard").filter(
+        catalog["teacher"].is_null()
+    )
     yield from halves(tiles)
     if slides is not None:
         yield from _slides_misfits(slides, tiles)
@@ -49,9 +53,10 @@ def _of_one_mpp(rows: pl.DataFrame) -> Iterator[Damage]:
 def _slides_misfits(slides: pl.DataFrame, tiles: pl.DataFrame) -> Iterator[Damage]:
     for row in _twice(slides, "slide_id").head(MOST).iter_rows(named=True):
         yield _row(row, "it is in slides.lance twice")
-    strangers = tiles.select("slide", "slide_id", "mpp").join(
-        slides, on=["slide", "slide_id"], how="anti"
+    named = tiles.select("slide", "slide_id", "mpp").join(
+        slides.select("slide", name="slide_id"), on="slide", how="left"
     )
+    strangers = named.filter(pl.col("slide_id").ne_missing(pl.col("name")))
     for row in strangers.head(MOST).iter_rows(named=True):
         what = f"the catalog has its tiles, but {SLIDES} has no row of it"
         yield Damage(slide=row["slide_id"], mpp=row["mpp"], what=what, part=TABLE, path=SLIDES)
