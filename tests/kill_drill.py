@@ -171,7 +171,7 @@ class Drill:
         self._save()
 
     def _finish(self, name: str) -> None:
-        codes = []
+        codes: list[int] = []
         while 0 not in codes:
             assert len(codes) < TRIES, (self.folder / "log.txt").read_text()[-2000:]
             process = started(self._command(name), log=self.folder / "log.txt")
