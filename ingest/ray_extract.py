@@ -22,7 +22,6 @@ from featurestore import (
     Lake,
     LakeError,
     Store,
-    Vacuumed,
     free_old_versions,
     open_lake,
 )
@@ -72,7 +71,6 @@ def count_slides(lake: Lake, result: ExtractResult) -> None:
     """Write down how many slides are ready, and how many wait."""
     states = dict(lake.slides().group_by("state").len().collect().iter_rows())
     result.ready, result.pending = states.get(READY, 0), states.get(PENDING, 0)
-    freed: Vacuumed | None = None
 
 
 def extract(
