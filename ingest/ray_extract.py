@@ -22,6 +22,7 @@ from featurestore import (
     Lake,
     LakeError,
     Store,
+    Vacuumed,
     free_old_versions,
     open_lake,
 )
