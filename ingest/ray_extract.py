@@ -22,7 +22,6 @@ from featurestore import (
     Lake,
     LakeError,
     Store,
-    Vacuumed,
     free_old_versions,
     open_lake,
 )
