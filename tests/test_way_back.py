@@ -4,7 +4,6 @@ import errno
 import json
 import os
 import shutil
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -199,7 +198,7 @@ def test_a_restore_that_is_killed_is_taken_back_or_made_again(
     goal = contents(open_lake(lake.uri, version="two"))
     if lost:
         newest_manifest(lake, features_table(2.0)).unlink()
-    commit: Callable[..., object] = lance_tables.commit
+    commit = lance_tables.commit
     for calls in range(1, 6):
         left = [calls]
 
