@@ -31,7 +31,7 @@ from featurestore.lance_rows import RowReader
 from featurestore.lance_scan import as_type, scan
 from featurestore.lance_tables import open_table
 from featurestore.pairs import Pairs, read_pairs
-from featurestore.read_errors import ADVICE
+from featurestore.read_errors import ADVICE, reading
 from featurestore.schema import (
     CATALOG,
     CATALOG_SCHEMA,
@@ -57,6 +57,7 @@ if TYPE_CHECKING:
 
 SNAPSHOT_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,99}")
 PICTURES = ("thumbnail", "tissue_mask")
+BULKY = (*PICTURES, "icc_profile")
 
 
 class Lake:
@@ -159,7 +160,7 @@ class Lake:
 
     def slides(self) -> pl.LazyFrame:
         """One row per slide: identity, geometry, state, why it failed. Pictures are left out."""
-        names = [name for name in self._names(SLIDES, SLIDES_SCHEMA) if name not in PICTURES]
+        names = [name for name in self._names(SLIDES, SLIDES_SCHEMA) if name not in BULKY]
         rows = scan(functools.partial(self.table, SLIDES), names)
         return rows.filter(pl.col("state") != DROPPED)
 
@@ -302,7 +303,8 @@ class Lake:
         if few:
             numbers = ", ".join(str(number) for number in self._numbers(slide_ids or []))
             where += f" AND slide IN ({numbers or -1})"
-        rows = pl.DataFrame(self.table(CATALOG).to_table(filter=where))
+        with reading(self.store, f"table {CATALOG} can't be read"):
+            rows = pl.DataFrame(self.table(CATALOG).to_table(filter=where))
         if slide_ids is not None and not few:
             rows = rows.filter(pl.col("slide_id").is_in(list(slide_ids)))
         return rows.sort("slide")
@@ -312,7 +314,9 @@ class Lake:
         if not slide_ids:
             return []
         quoted = ", ".join("'" + name.replace("'", "''") + "'" for name in slide_ids)
-        table = self.table(SLIDES).to_table(columns=["slide"], filter=f"slide_id IN ({quoted})")
+        with reading(self.store, f"table {SLIDES} can't be read"):
+            where = f"slide_id IN ({quoted})"
+            table = self.table(SLIDES).to_table(columns=["slide"], filter=where)
         numbers: list[int] = table["slide"].to_pylist()
         return numbers
 
@@ -566,7 +570,9 @@ class Lake:
     def pictures(self, slide_id: str) -> dict[str, bytes | None]:
         """A slide's `thumbnail` (JPEG) and `tissue_mask` (PNG of the same size)."""
         quoted = slide_id.replace("'", "''")
-        table = self.table(SLIDES).to_table(columns=list(PICTURES), filter=f"slide_id = '{quoted}'")
+        with reading(self.store, f"pictures of slide {slide_id} can't be read"):
+            where = f"slide_id = '{quoted}'"
+            table = self.table(SLIDES).to_table(columns=list(PICTURES), filter=where)
         if table.num_rows != 1:
             msg = f"slide '{slide_id}' is not in {self.uri}"
             raise LakeError(msg)

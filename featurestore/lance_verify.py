@@ -129,11 +129,11 @@ def _check_grids(
     broken = {one.path for one in verdict.broken_tables}
     for mpp in lake.config.mpps:
         rel = features_table(mpp)
-        rows = catalog.filter(pl.col("mpp") == mpp)
         if rel in broken:
             continue
         on_table(rel)
         try:
+            rows = catalog.filter(pl.col("mpp") == mpp).sort("fragment", "row_start")
             grid = _Grid(lake, mpp, rows, verdict, judge_strays=not broken & {SLIDES, CATALOG})
             grid.check(chosen, on_slide)
         except NO_DAMAGE:
@@ -184,7 +184,7 @@ class _Grid:
     Args:
         lake: the lake.
         mpp: of the features table.
-        rows: the catalog's rows at this mpp.
+        rows: the catalog's rows at this mpp, as they lie in the table.
         verdict: what is checked and found is added.
         judge_strays: whether rows that the catalog does not name are damage: they are not if the
             catalog itself is in doubt.
@@ -197,7 +197,7 @@ class _Grid:
         self.judge_strays = judge_strays
         rel = features_table(mpp)
         self.table = read(lake.store, lambda: open_table(lake.store, rel, lake.version_of(rel)))
-        self.rows = rows.sort("fragment", "row_start")
+        self.rows = rows
 
     def check(self, chosen: set[int] | None, on_slide: Callable[[int], None]) -> None:
         """Check every fragment, and the chosen slides (all if None) in full."""

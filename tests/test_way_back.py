@@ -33,6 +33,7 @@ from featurestore.lock import writer_lease
 from featurestore.repair import plan_repair
 from featurestore.schema import CATALOG, SLIDES, features_table
 from tests.small_lake import add_slides, add_teacher, contents, cut
+from tests.test_cli import slidelake
 from tests.test_keeping import data_files, flip
 
 
@@ -382,3 +383,35 @@ def test_damage_of_a_lake_that_was_made_just_now_is_no_panic(tmp_path: Path) -> 
     lake = create_lake(tmp_path / "lake", LakeConfig())
     assert check_lake(lake.uri).ok
     assert Damage(what="x", part=TABLE).as_dict()["slide"] is None
+
+
+# ---------------------------------------------------------------------- as a user types it
+
+
+def test_commands_name_the_table_and_the_way_back(lake: Lake) -> None:
+    newest_data(lake, CATALOG).unlink()
+    seen = slidelake("verify", lake.uri, "--json", code=1)
+    verdict = json.loads(seen.stdout)
+    assert {one["path"] for one in verdict["damage"]} == {CATALOG}
+    assert "panicked" not in seen.stderr
+    wrong = slidelake("info", lake.uri, code=1).stderr
+    assert CATALOG in wrong
+    assert ".rs:" not in wrong
+    way = f"slidelake restore {lake.uri} --at {verdict['whole_versions'][0]}"
+    assert way in slidelake("repair", lake.uri, code=1).stdout
+    assert "is equal to version" in slidelake(*way.split()[1:]).stdout
+
+
+@pytest.mark.slow
+def test_options_of_repair(lake: Lake) -> None:
+    flip(data_files(open_lake(lake.uri), 0.5, "t")[0], 2)
+    listed = slidelake("repair", lake.uri, "--dry-run").stderr
+    assert "features of t at 0.5 mpp" in listed
+    refused = slidelake("repair", lake.uri, code=2).stderr
+    assert "--yes" in refused
+    assert verify(open_lake(lake.uri)).damage
+    assert "to be extracted again: t at 0.5 mpp" in slidelake("repair", lake.uri, "--yes").stdout
+    (Path(lake.uri) / ROOTS_FILE).unlink()
+    assert "have no checksum" in slidelake("verify", lake.uri).stdout
+    added = json.loads(slidelake("repair", lake.uri, "--checksums", "--json").stdout)["checksums"]
+    assert added["files of tables"] > 10

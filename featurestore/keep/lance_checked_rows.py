@@ -21,6 +21,7 @@ from featurestore.storage import Store
 # A batch of slides with pictures is then about 4 MB, and Lance reads one ahead.
 BATCH_ROWS = {SLIDES: 128, CATALOG: 8192}
 BUFFER_BYTES = 32 << 20
+PARTS = 64  # so many batches are joined into one: each has buffers of its own
 KEPT = {
     SLIDES: ("slide", "slide_id", "state"),
     CATALOG: (
@@ -70,7 +71,8 @@ def checked_rows(store: Store, rel: str, version: int, damage: list[Damage]) -> 
     try:
         table = read(store, lambda: open_table(store, rel, version))
         empty = _empty(table, rel)
-        parts, rows = [empty], 0
+        joined, rows = [empty], 0
+        parts: list[pl.DataFrame] = []
         stream = batches(table, BATCH_ROWS[rel])
         while (batch := read(store, lambda: next(stream, None))) is not None:
             rows += batch.num_rows
@@ -79,11 +81,14 @@ def checked_rows(store: Store, rel: str, version: int, damage: list[Damage]) -> 
             # Copied by way of Python: a column alone would keep the memory of its whole batch.
             columns = {name: [row[name] for row in part] for name in empty.columns}
             parts.append(pl.DataFrame(columns, schema=empty.schema))
+            if len(parts) == PARTS:
+                joined.append(pl.concat(parts, rechunk=True))
+                parts = []
         named = read(store, table.count_rows)
         if rows != named:
             why = f"{rows} rows can be read of {named} that were committed"
             raise UnreadableError(why)
-        return pl.concat(parts, rechunk=False)
+        return pl.concat([*joined, *parts], rechunk=False)
     except UnreadableError as error:
         what = f"table {rel} can't be read in full: {error}"
         damage.append(Damage(what=what, part=TABLE, path=rel))

@@ -10,6 +10,7 @@ import polars as pl
 from featurestore.damage import ROW, SHARD, TABLE, Damage
 from featurestore.schema import CATALOG, READY, SLIDES
 
+MARK = r"-([^-/]*)\.tar$"
 TEACHERS = 1 << 24  # more than a lake can have
 PLACE = ["fragment", "row_start", "tiles"]
 # Enough to see what is wrong: a lost part of the catalog would be a line for every slide in it.
@@ -23,9 +24,13 @@ def misfits(slides: pl.DataFrame | None, catalog: pl.DataFrame) -> Iterator[Dama
         slides: `slide`, `slide_id`, `state` of all slides; None if they can't be read.
         catalog: the catalog's rows; `slide_id` may be null in rows of teachers.
     """
+    # Only the columns that are compared: a filter copies what it lets through.
+    places = catalog.select("slide", "slide_id", "mpp", "teacher", *PLACE)
     for mpp in sorted(catalog["mpp"].unique().to_list()):
-        yield from _of_one_mpp(catalog.filter(pl.col("mpp") == mpp))
-    tiles = catalog.filter(pl.col("teacher").is_null())
+        yield from _of_one_mpp(places.filter(pl.col("mpp") == mpp))
+    tiles = catalog.select("slide", "slide_id", "mpp", "tiles", "shard").filter(
+        catalog["teacher"].is_null()
+    )
     yield from halves(tiles)
     if slides is not None:
         yield from _slides_misfits(slides, tiles)
@@ -39,8 +44,8 @@ def _of_one_mpp(rows: pl.DataFrame) -> Iterator[Damage]:
     alone = is_teacher & ~rows["slide"].is_in(rows["slide"].filter(~is_teacher).unique().implode())
     yield from _in_catalog(rows, alone, "features without tiles")
     # All rows of a slide name the same rows of the features table.
-    places = rows.group_by("slide").agg(*(pl.col(n).n_unique().alias(n) for n in PLACE))
-    apart = places.filter(pl.any_horizontal(*(pl.col(name) > 1 for name in PLACE)))["slide"]
+    places = rows.group_by("slide").agg(*(pl.col(n).max() - pl.col(n).min() for n in PLACE))
+    apart = places.filter(pl.any_horizontal(*(pl.col(name) > 0 for name in PLACE)))["slide"]
     elsewhere = is_teacher & rows["slide"].is_in(apart.implode())
     yield from _in_catalog(rows, elsewhere, "its features lie beside its tiles")
 
@@ -48,9 +53,10 @@ def _of_one_mpp(rows: pl.DataFrame) -> Iterator[Damage]:
 def _slides_misfits(slides: pl.DataFrame, tiles: pl.DataFrame) -> Iterator[Damage]:
     for row in _twice(slides, "slide_id").head(MOST).iter_rows(named=True):
         yield _row(row, "it is in slides.lance twice")
-    strangers = tiles.select("slide", "slide_id", "mpp").join(
-        slides, on=["slide", "slide_id"], how="anti"
+    named = tiles.select("slide", "slide_id", "mpp").join(
+        slides.select("slide", name="slide_id"), on="slide", how="left"
     )
+    strangers = named.filter(pl.col("slide_id").ne_missing(pl.col("name")))
     for row in strangers.head(MOST).iter_rows(named=True):
         what = f"the catalog has its tiles, but {SLIDES} has no row of it"
         yield Damage(slide=row["slide_id"], mpp=row["mpp"], what=what, part=TABLE, path=SLIDES)
@@ -94,14 +100,18 @@ def halves(tiles: pl.DataFrame) -> Iterator[Damage]:
     A shard's name carries a mark of the file's fingerprint and of the settings, so all shards of a
     slide have one mark. A slide that was cut again and published by halves has two.
     """
-    mark = pl.col("shard").str.split("-").list.last().str.strip_suffix(".tar")
     with_tiles = tiles.filter(pl.col("shard").is_not_null(), pl.col("tiles") > 0)
-    marked = with_tiles.with_columns(mark=mark)
-    mixed = marked.group_by("slide", "slide_id").agg(
-        pl.col("mark").n_unique().alias("marks"), pl.col("mpp").sort()
+    mark = pl.col("shard").str.extract(MARK)
+    marks = (
+        with_tiles.select("slide", mark=mark)
+        .group_by("slide")
+        .agg(first=pl.col("mark").min(), last=pl.col("mark").max())
     )
-    for row in mixed.filter(pl.col("marks") > 1).sort("slide").head(MOST).iter_rows(named=True):
-        mpps = ", ".join(str(mpp) for mpp in row["mpp"])
+    mixed = marks.filter(pl.col("first") != pl.col("last"))["slide"].sort().head(MOST)
+    for number in mixed:
+        rows = with_tiles.filter(pl.col("slide") == number).sort("mpp")
+        mpps = ", ".join(str(mpp) for mpp in rows["mpp"])
+        row = rows.row(0, named=True)
         yield Damage(
             slide=row["slide_id"],
             what=f"its shards at {mpps} mpp are of different scans or settings",
