@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 import lance
 import polars as pl
 
+from featurestore.schema import DROPPED
+
 BATCH_ROWS = 16_384
 
 
@@ -36,8 +38,8 @@ def count_tiles(catalog: lance.LanceDataset) -> TileCounts:
 
 
 def count_states(slides: lance.LanceDataset) -> dict[str, int]:
-    """Count the slides of a lake by their state."""
+    """Count the slides of a lake by their state; those that were dropped are none."""
     states: Counter[str] = Counter()
     for batch in slides.to_batches(columns=["state"], batch_size=BATCH_ROWS):
         states.update(batch["state"].to_pylist())
-    return dict(states)
+    return {state: count for state, count in states.items() if state != DROPPED}

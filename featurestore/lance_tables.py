@@ -136,5 +136,9 @@ def commit_transaction(store: Store, rel: str, transaction: Transaction) -> lanc
 
 def properties_of(table: lance.LanceDataset, version: int) -> dict[str, str]:
     """Properties of the transaction that made a version; empty if it is not kept any more."""
-    transaction = table.read_transaction(version)
+    try:
+        transaction = table.read_transaction(version)
+    except TypeError:
+        # pylance 14 can't show a compaction that rewrote an index; it is Lance's own, without any.
+        return {}
     return dict(transaction.transaction_properties or {}) if transaction else {}

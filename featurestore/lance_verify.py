@@ -33,7 +33,7 @@ from featurestore.lake import Lake
 from featurestore.lance_rows import column_crc32
 from featurestore.lance_tables import open_table
 from featurestore.read_errors import reason_of
-from featurestore.schema import CATALOG, SLIDES, TILE_COLUMNS, features_table
+from featurestore.schema import CATALOG, DROPPED, SLIDES, TILE_COLUMNS, features_table
 from featurestore.shard_index import ShardIndex, index_path, scan_shard
 from featurestore.shards import ShardReader
 
@@ -72,7 +72,8 @@ def verify(
     if SLIDES not in broken:
         on_table(SLIDES)
         slides = checked_rows(lake.store, SLIDES, lake.version_of(SLIDES), verdict.damage)
-        verdict.checked["slides"] = 0 if slides is None else slides.height
+        there = None if slides is None else slides.filter(pl.col("state") != DROPPED)
+        verdict.checked["slides"] = 0 if there is None else there.height
     if CATALOG not in broken:
         on_table(CATALOG)
         catalog = checked_rows(lake.store, CATALOG, lake.version, verdict.damage)

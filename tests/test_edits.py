@@ -67,7 +67,7 @@ def test_a_dropped_slide_is_gone_and_its_number_is_never_used_again(lake: Lake) 
     with pytest.raises(LakeError, match="slide 'c' is not in"):
         after.bag("c", "t", mpp=0.5)
     assert open_lake(lake.uri, version=done.before).bag("c", "t", mpp=0.5).features.shape == (4, 6)
-    assert verify(after).ok
+    assert (verify(after).ok, verify(after).checked["slides"]) == (True, 2)
     again = add_slides(after, {"c": 2})
     numbers = dict(again.slides().select("slide_id", "slide").collect().iter_rows())
     assert numbers == {"a": 0, "b": 1, "c": 3}

@@ -25,6 +25,7 @@ from featurestore import (
 from featurestore.interop.lake_tiles import tile_places
 from featurestore.lance_flat import FlatColumn
 from featurestore.schema import features_table
+from featurestore.torch_bags import Bags, TorchBag
 from ingest.extractor import Extractor
 from tests.training_lake import DIMS, make
 
@@ -73,14 +74,18 @@ def streamed(lake: Lake, teacher: str, **more: Any) -> None:  # noqa: ANN401
         pass
 
 
+def every(bags: Bags) -> list[TorchBag]:
+    return [bags[at] for at in range(len(bags))]
+
+
 def exported(lake: Lake, _: str) -> None:
     tile_places(lake, lake.tiles_of(mpp=MPP, slide_ids=[SLIDE]).row(0, named=True))
 
 
 READERS: dict[str, Callable[[Lake, str], object]] = {
     "bag": lambda lake, teacher: lake.bag(SLIDE, teacher, mpp=MPP),
-    "bags of slides": lambda lake, teacher: list(lake.bags(teacher, mpp=MPP)),
-    "bags of patients": lambda lake, t: list(lake.bags(["plain", "packed"], mpp=MPP, by="patient")),
+    "bags of slides": lambda lake, teacher: every(lake.bags(teacher, mpp=MPP)),
+    "bags of patients": lambda lake, t: every(lake.bags(["plain", "packed"], mpp=MPP, by="patient")),
     "bags of mil": lambda lake, teacher: PatientBags(lake, [[OTHER, SLIDE]], teacher, mpps=[MPP])[
         0
     ],

@@ -4,6 +4,7 @@ import csv
 import io
 import unicodedata
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -43,8 +44,8 @@ def as_csv(separator: str = ",", *, end: str = "\n", comma: bool = False) -> str
     rows = [[cell.replace(".", ",") if comma and at == 3 else cell for at, cell in enumerate(row)]
             for row in ROWS]  # fmt: skip
     stream = io.StringIO(newline="")
-    quoting = csv.QUOTE_ALL if end == "\r" else csv.QUOTE_MINIMAL
-    csv.writer(stream, delimiter=separator, lineterminator=end, quoting=quoting).writerows(rows)
+    writer = csv.writer if end != "\r" else partial(csv.writer, quoting=csv.QUOTE_ALL)
+    writer(stream, delimiter=separator, lineterminator=end).writerows(rows)
     return stream.getvalue()
 
 
@@ -117,7 +118,7 @@ def test_what_was_taken_for_no_value_is_said() -> None:
     )
 
 
-@pytest.mark.parametrize("word", sorted(pd._libs.parsers.STR_NA_VALUES - {""}))  # type: ignore[attr-defined]
+@pytest.mark.parametrize("word", sorted(pd._libs.parsers.STR_NA_VALUES - {""}))
 def test_words_of_no_value_are_those_of_pandas(word: str) -> None:
     assert table_of(f"a,b\n{word},1\n").texts("a").to_list() == [None]
 
