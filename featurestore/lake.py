@@ -91,7 +91,7 @@ class Lake:
             version = open_table(store, CATALOG).version
         catalog = newest_catalog(store, self._roots) if version is None else self._at(version)
         self.version: int = catalog.version
-        self._versions = {CATALOG: self.version, **root_versions(catalog)}
+        self._versions: dict[str, int] = {CATALOG: self.version, **root_versions(catalog)}
         self._tables = {CATALOG: catalog}
         self._readers: dict[str, RowReader] = {}
 
