@@ -138,7 +138,8 @@ class Lake:
 
     def version_of(self, rel: str) -> int:
         """The version of a table that belongs to this version of the lake."""
-        return self._versions[rel]
+        version: int = self._versions[rel]
+        return version
 
     @property
     def committer(self) -> Committer:
