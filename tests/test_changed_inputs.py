@@ -252,6 +252,11 @@ def test_dry_run_says_what_would_change(lake: Lake, slide: Path, tmp_path: Path)
     assert plan.notes == ["a would be cut again: mpp 0.499, now 0.25"]
     plan = dry_run(lake.uri, [str(tmp_path / "m.csv")], CONFIG, {}, cores=1)
     assert plan.notes == ["1 slides: facts would be updated (patient_id)"]
+    # A patient's name that is mended is not next to that of another patient.
+    run(lake, tmp_path / "m.csv")
+    (tmp_path / "m.csv").write_text(f"uri,patient_id\n{slide},p1\n")
+    plan = dry_run(lake.uri, [str(tmp_path / "m.csv")], CONFIG, {}, cores=1)
+    assert plan.notes == ["1 slides: facts would be updated (patient_id)"]
 
 
 def test_slides_of_an_earlier_slidelake_are_left_unless_replaced(
