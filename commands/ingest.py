@@ -8,6 +8,7 @@ import typer
 
 from commands.options import (
     AddressOpt,
+    AutoVacuumOpt,
     DistinctIdsOpt,
     JsonOpt,
     LakeArg,
@@ -18,7 +19,7 @@ from commands.options import (
 )
 
 if TYPE_CHECKING:
-    from featurestore import LakeConfig
+    from featurestore import LakeConfig, Vacuumed
     from ingest.asked import How
 
 app = typer.Typer()
@@ -128,6 +129,7 @@ def ingest_command(
         bool,
         typer.Option(help="Say what would be done: slides, tiles, bytes, time. Write nothing."),
     ] = False,
+    auto_vacuum: AutoVacuumOpt = False,
     address: AddressOpt = None,
     json_: JsonOpt = False,
 ) -> None:
@@ -170,7 +172,13 @@ def ingest_command(
     from ingest.ray_ingest import ingest
 
     result = ingest(
-        lake, slides, config, slide_timeout_s=60 * slide_timeout, address=address, **how
+        lake,
+        slides,
+        config,
+        slide_timeout_s=60 * slide_timeout,
+        address=address,
+        auto_vacuum=auto_vacuum,
+        **how,
     )
     lines = [f"{f['slide']} failed: {f['reason']}" for f in result.failed]
     lines += [f"{slide} was scanned again: its rows are replaced" for slide in result.replaced]
@@ -181,8 +189,15 @@ def ingest_command(
     tiles = ", ".join(f"{count:,} tiles at {name} mpp" for name, count in result.tiles.items())
     lines.append(f"{result.ready} slides ready, {len(result.failed)} failed; the lake has {tiles}")
     lines.append(f"every slide: {result.sheet}")
+    lines += _freed_line(result.freed)
     tell(asdict(result), as_json=json_, text="\n".join(lines))
     raise typer.Exit(1 if result.failed else 0)
+
+
+def _freed_line(freed: "Vacuumed | None") -> list[str]:
+    if freed is None:
+        return []
+    return [f"freed {freed.versions:,} old versions, {freed.bytes / 1e6:,.1f} MB"]
 
 
 def _dry_run(
@@ -238,6 +253,7 @@ def extract_command(
     share: Annotated[
         float | None, typer.Option(help="Only this share of the tiles, drawn by their keys.")
     ] = None,
+    auto_vacuum: AutoVacuumOpt = False,
     address: AddressOpt = None,
     json_: JsonOpt = False,
 ) -> None:
@@ -262,6 +278,7 @@ def extract_command(
         where=where,
         share=share,
         address=address,
+        auto_vacuum=auto_vacuum,
     )
     lines = [f"slides {f['slide']} failed: {f['reason']}" for f in result.failed]
     lines += [
@@ -273,6 +290,7 @@ def extract_command(
         lines.append(f"{result.pending} slides pending: slidelake ingest goes on with them")
     if not result.ready:
         lines.append("no slide is ready, so there is no tile to run on")
+    lines += _freed_line(result.freed)
     tell(asdict(result), as_json=json_, text="\n".join(lines))
     raise typer.Exit(1 if result.failed or result.did_nothing else 0)
 

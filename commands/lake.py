@@ -1,8 +1,9 @@
 """Commands that look at a lake and look after it."""
 
+import contextlib
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
@@ -14,7 +15,8 @@ from commands.options import (
 )
 
 if TYPE_CHECKING:
-    from featurestore import Lake, Verdict
+    from featurestore import Verdict
+    from featurestore.repair import Plan, Repaired
 
 app = typer.Typer()
 
@@ -30,10 +32,17 @@ def query_command(
     out: Annotated[
         Path | None, typer.Option(help="File to write the answer to; needed for parquet.")
     ] = None,
+    table: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=FILE",
+            help="A table of yours to join: CSV, TSV, XLSX or Parquet. Repeat for several.",
+        ),
+    ] = None,
     at: AtOpt = None,
     json_: JsonOpt = False,
 ) -> None:
-    """Ask a lake in SQL.
+    """Ask a lake in SQL; annotations of slides and patients are tables by their names.
 
     Example: slidelake query my-lake "SELECT slide_id, count(*) FROM tiles_mpp0_5 GROUP BY slide_id"
     """
@@ -44,7 +53,7 @@ def query_command(
         msg = f"--json prints one object of its own: leave out --json or --format {form}"
         raise typer.BadParameter(msg)
     form = answer_format(form, out)
-    frame = query(open_lake(lake, version=at), sql)
+    frame = query(open_lake(lake, version=at), sql, own=_own_tables(table or []))
     if out is not None:
         write_answer(frame, form, out)
         written = {"out": str(out), "format": form, "columns": frame.columns, "rows": frame.height}
@@ -55,12 +64,30 @@ def query_command(
         typer.echo(answer_bytes(frame, form).decode().rstrip("\n"))
 
 
+def _own_tables(given: list[str]) -> dict[str, Any]:
+    """Tables of users by the names that they are given."""
+    from featurestore.annotations.reading import query_frame
+
+    tables: dict[str, Any] = {}
+    for text in given:
+        name, equals, path = text.partition("=")
+        if not (name and equals and path) or name in tables:
+            why = "is given twice" if name in tables else "is not NAME=FILE"
+            msg = f"--table '{text}' {why}, as in --table clinical=clinical.csv"
+            raise typer.BadParameter(msg)
+        tables[name] = query_frame(path)
+    return tables
+
+
 @app.command("info")
 def info_command(lake: LakeArg, at: AtOpt = None, json_: JsonOpt = False) -> None:
     """What a lake holds: slides, tiles, teachers, version, snapshots."""
     from featurestore import open_lake
+    from featurestore.keep.lance_upkeep import upkeep
 
-    info = open_lake(lake, version=at).info()
+    opened = open_lake(lake, version=at)
+    info, piled_up = opened.info(), upkeep(opened)
+    info["upkeep"] = {**asdict(piled_up), "advice": piled_up.advice()}
     lines = [f"{info['lake']}: format {info['format']}, version {info['version']}"]
     lines.append(", ".join(f"{count} slides {state}" for state, count in info["slides"].items()))
     lines += [f"{count:,} tiles at {mpp} mpp" for mpp, count in info["tiles"].items()]
@@ -70,8 +97,22 @@ def info_command(lake: LakeArg, at: AtOpt = None, json_: JsonOpt = False) -> Non
         + ("" if f["complete"] else " (incomplete: run extract again)")
         for f in info["features"]
     ]
+    lines += [_annotation_line(one) for one in info["annotations"]]
+    lines += [
+        f"column {c['column']} at {c['mpp']} mpp: {c['type']}, of no teacher and no annotation"
+        for c in info["other_columns"]
+    ]
     lines += [f"snapshot {name}: version {version}" for name, version in info["snapshots"].items()]
+    lines += piled_up.advice()
     tell(info, as_json=json_, text="\n".join(lines))
+
+
+def _annotation_line(one: dict[str, Any]) -> str:
+    columns = ", ".join(f"{name} ({kind})" for name, kind in one["columns"].items())
+    where = " at " + ", ".join(f"{mpp} mpp" for mpp in one["mpps"]) if one["mpps"] else ""
+    source = f", from {one['source']}" if one["source"] else ""
+    what = f"annotation {one['name']} of {one['level']}s{where}"
+    return f"{what}: {one['rows']:,} rows, {columns}{source}"
 
 
 @app.command("verify")
@@ -85,49 +126,154 @@ def verify_command(
 ) -> None:
     """Compare a lake with its catalog: counts, keys, checksums, files. Exit code 1 on damage.
 
+    Names slides, teachers and tables; if a table is damaged, also the versions that are whole.
+
     Example: slidelake verify my-lake --sample 0.05
     """
-    from featurestore import open_lake
+    from commands.isolated_verify import verify_isolated
 
-    verdict = _verify(open_lake(lake, version=at), sample)
+    verdict = verify_isolated(lake, at=at, sample=sample)
     lines = [_damage_line(found) for found in verdict.as_dict()["damage"]]
     lines.append(_checked_line(verdict.as_dict()))
+    lines += [
+        f"{count:,} {name} have no checksum: `slidelake repair --checksums` adds them"
+        for name, count in verdict.unchecked.items()
+    ]
     if not verdict.ok:
-        lines.append("`slidelake repair` takes it out; ingest and extract then make it again")
+        lines.append(_advice(lake, verdict))
     tell(verdict.as_dict(), as_json=json_, text="\n".join(lines))
     raise typer.Exit(0 if verdict.ok else 1)
 
 
+def _advice(lake: str, verdict: "Verdict") -> str:
+    from featurestore.repair import way_back
+
+    if verdict.broken_tables:
+        return way_back(lake, verdict)
+    return "`slidelake repair` takes it out or makes it again; --dry-run says what it would do"
+
+
 @app.command("repair")
-def repair_command(lake: LakeArg, json_: JsonOpt = False) -> None:
-    """Take out what is damaged, so that the next ingest and extract make it again.
+def repair_command(
+    lake: LakeArg,
+    yes: Annotated[
+        bool, typer.Option("--yes", help="Drop more than a tenth of the lake's rows, if need be.")
+    ] = False,
+    dry_run: Annotated[bool, typer.Option(help="Only say what would be done.")] = False,
+    checksums: Annotated[
+        bool,
+        typer.Option(
+            help="Add checksums that a lake of an earlier slidelake lacks, if it is whole."
+        ),
+    ] = False,
+    json_: JsonOpt = False,
+) -> None:
+    """Take out what is damaged, or make it again from what is whole; the list is printed first.
 
-    Earlier versions stay as they are. Exit code 1 if something is damaged that can't be taken out.
+    Only what is on the list is done. Earlier versions stay as they are. With a table damaged
+    nothing is done: the versions to go back to are named. Exit code 1 if something is left.
     """
-    from featurestore import open_lake, repair
+    from commands.isolated_verify import verify_isolated
+    from featurestore import LakeError
+    from featurestore.keep.lance_checking import lake_to_mend
+    from featurestore.repair import Repaired, plan_repair, repair
 
-    opened = open_lake(lake)
-    opened.committer.recover()
-    opened = opened.refreshed()
-    verdict = _verify(opened, 1.0)
-    done = repair(opened, verdict)
-    lines = [_damage_line(found) for found in verdict.as_dict()["damage"]]
-    lines += [f"to be ingested again: {slide}" for slide in done.slides]
+    verdict = verify_isolated(lake)
+    if verdict.broken_tables:
+        left = [*verdict.damage]
+        lines = [_damage_line(found.as_dict()) for found in left]
+        _tell_repair(Repaired(left=left), [*lines, _advice(lake, verdict)], {}, json_)
+    opened = lake_to_mend(lake)
+    plan = plan_repair(opened, verdict)
+    for line in _plan_lines(plan):
+        typer.echo(line, err=True)
+    if dry_run:
+        _tell_repair(Repaired(left=plan.left), [], {}, json_)
+    if plan.is_large and not yes:
+        msg = (
+            f"{plan.share:.0%} of the rows of {lake} would be dropped: nothing was changed; "
+            "--yes does what the list says"
+        )
+        raise LakeError(msg)
+    done = repair(opened, verdict, plan=plan)
+    added = _add_checksums(lake, verdict) if checksums else {}
+    _tell_repair(done, _repaired_lines(done, added), added, json_)
+
+
+def _add_checksums(lake: str, verdict: "Verdict") -> dict[str, int]:
+    """Add what has no checksum, by kind; to a lake that was found whole."""
+    from featurestore import LakeError, open_lake
+    from featurestore.keep.file_checks import FILE_CHECKS
+
+    if not verdict.ok:
+        msg = f"{lake} was damaged, so no checksums were added: run it again once verify is clean"
+        raise LakeError(msg)
+    return {check.name: check.add(open_lake(lake)) for check in FILE_CHECKS}
+
+
+def _plan_lines(plan: "Plan") -> list[str]:
+    lines = []
+    for step in plan.steps:
+        lines += [_damage_line(found.as_dict()) for found in step.damage]
+        lines.append(f"  so: {step.what}")
+    return lines + [f"left: {_damage_line(found.as_dict())}" for found in plan.left]
+
+
+def _repaired_lines(done: "Repaired", added: dict[str, int]) -> list[str]:
+    lines = [f"to be ingested again: {slide}" for slide in done.slides]
     lines += [
-        f"to be extracted again: {teacher} at {mpp} mpp, {len(fragments)} fragments"
-        for teacher, mpp, fragments in done.columns
+        f"to be extracted again: {teacher} at {mpp} mpp on {len(slides)} slides"
+        for teacher, mpp, slides in done.columns
     ]
-    lines += [f"left: {found.what}" for found in done.left]
+    lines += [f"made again: {name}" for name in done.rebuilt]
+    lines += [f"left: {_damage_line(found.as_dict())}" for found in done.left]
+    lines += [f"{count:,} checksums of {name} added" for name, count in added.items()]
+    return lines
+
+
+def _tell_repair(
+    done: "Repaired", lines: list[str], added: dict[str, int], json_: bool
+) -> NoReturn:
     value = {
         "slides": done.slides,
         "columns": [
-            {"teacher": teacher, "mpp": mpp, "fragments": fragments}
-            for teacher, mpp, fragments in done.columns
+            {"teacher": teacher, "mpp": mpp, "slides": slides}
+            for teacher, mpp, slides in done.columns
         ],
+        "rebuilt": done.rebuilt,
         "left": [found.as_dict() for found in done.left],
+        "checksums": added,
     }
     tell(value, as_json=json_, text="\n".join(lines) or "nothing is damaged")
     raise typer.Exit(1 if done.left else 0)
+
+
+@app.command("restore")
+def restore_command(
+    lake: LakeArg,
+    at: Annotated[str, typer.Option(help="Number or snapshot of the version to go back to.")],
+    json_: JsonOpt = False,
+) -> None:
+    """Make a new version that is equal to an earlier, whole one. Nothing is deleted.
+
+    For a lake whose newest version is damaged, or to undo what was done since. `slidelake verify`
+    names versions that are whole. Refused while a job is writing.
+
+    Example: slidelake restore my-lake --at 41
+    """
+    from featurestore import Store
+    from featurestore.keep.lance_restore import restore
+    from featurestore.keep.snapshots import version_named
+
+    done = restore(lake, version_named(Store(lake), at))
+    lines = [f"version {done.version} of {lake} is equal to version {done.equal_to}"]
+    lines += [
+        f"{rel}: versions {', '.join(str(number) for number in numbers)} were lost"
+        for rel, numbers in done.lost.items()
+    ]
+    lines += [f"a damaged manifest lies in {path} now" for path in done.set_aside]
+    lines += [f"made again: the index of {rel}" for rel in done.rebuilt]
+    tell(asdict(done), as_json=json_, text="\n".join(lines))
 
 
 @app.command("compact")
@@ -187,13 +333,42 @@ def snapshot_command(
     tell({"snapshot": name, "version": opened.version}, as_json=json_, text=text)
 
 
-def _verify(lake: "Lake", sample: float) -> "Verdict":
-    from cluster import progress
-    from featurestore import verify
+@app.command("copy")
+def copy_command(
+    lake: LakeArg,
+    dest: Annotated[
+        str, typer.Argument(metavar="DEST", help="Folder or URL of the copy; nothing is there yet.")
+    ],
+    at: AtOpt = None,
+    json_: JsonOpt = False,
+) -> None:
+    """Copy a whole lake while jobs write to it: from or to a folder or a bucket.
 
-    slides = sum(lake.tiles_of(mpp=mpp).height for mpp in lake.config.mpps)
-    with progress("verify", total=round(slides * sample), unit="slides") as bar:
-        return verify(lake, sample=sample, on_slide=bar.advance)
+    One version is copied (the newest, or --at), with all snapshots and the versions that runs were
+    made from. A copy that was stopped goes on when the same command is given again.
+
+    Example: slidelake copy my-lake s3://lab/my-lake
+    """
+    from cluster import progress
+    from featurestore import copy_lake
+
+    with contextlib.ExitStack() as stack:
+        bars = []
+        done = copy_lake(
+            lake,
+            dest,
+            version=at,
+            on_plan=lambda files: bars.append(
+                stack.enter_context(progress("copy", total=files, unit="files"))
+            ),
+            on_file=lambda size: bars[0].advance(1, kB=round(size / 1000)),
+        )
+    versions = ", ".join(str(version) for version in done.versions)
+    text = (
+        f"{done.uri}: version {done.version}, {done.files:,} files, {done.bytes / 1e6:,.1f} MB "
+        f"({done.copied:,} copied now); readable: versions {versions}"
+    )
+    tell(asdict(done), as_json=json_, text=text)
 
 
 def _damage_line(damage: dict[str, Any]) -> str:

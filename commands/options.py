@@ -32,6 +32,13 @@ AtOpt = Annotated[
 AddressOpt = Annotated[
     str | None, typer.Option(help="Ray cluster to use; without one a local Ray is started.")
 ]
+AutoVacuumOpt = Annotated[
+    bool,
+    typer.Option(
+        help="Free old versions in the end; the newest 100, those younger than 7 days, and what "
+        "runs, snapshots or the last verify stand on stay."
+    ),
+]
 FeaturesOpt = Annotated[
     list[str],
     typer.Option("--features", help="A teacher, or several joined by +; repeat to compare."),

@@ -97,8 +97,9 @@ def _decoded(
 def _parts(
     lake: Lake, mpp: float, slides: Sequence[str]
 ) -> Iterator[tuple[ShardReader, Int64Array]]:
-    for shard in lake.tiles_of(mpp=mpp, slide_ids=slides)["shard"].drop_nulls().unique().sort():
-        reader = ShardReader(lake.store, shard)
+    places = lake.tiles_of(mpp=mpp, slide_ids=slides).drop_nulls("shard").sort("shard")
+    for place in places.iter_rows(named=True):
+        reader = ShardReader.of(lake.store, place)
         for at in range(0, len(reader), BATCH_TILES):
             yield reader, reader.tile_id[at : at + BATCH_TILES]
 

@@ -4,6 +4,7 @@ import polars as pl
 
 from distill.errors import DistillError
 from featurestore import Lake, mpp_name
+from featurestore.annotations.reading import labels_of
 from featurestore.usertables import (
     UserTable,
     read_table,
@@ -37,7 +38,7 @@ def read_labels(
             classes, or names an mpp that the lake does not have.
     """
     with tables_raise(DistillError):
-        rows = _rows(read_table(path), lake, column, distinct=distinct_ids)
+        rows = _rows(read_table(labels_of(lake, path)), lake, column, distinct=distinct_ids)
     rows = rows.drop_nulls().unique(maintain_order=True)
     if rows.is_empty():
         msg = f"{path} has no row with a slide, a place and a class"

@@ -8,7 +8,7 @@ Letters in names: N tiles, D embedding, H W pixels.
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -236,7 +236,7 @@ def _of_slide(
     )
     if met.is_empty():
         return None
-    (shard,) = lake.tiles_of(mpp=mpp, slide_ids=[slide_id])["shard"].to_list()
+    place = lake.tiles_of(mpp=mpp, slide_ids=[slide_id]).row(0, named=True)
     keys, features = met["tile_id"].to_numpy(), {}
     if columns:
         bag = lake.bag(slide_id, columns, mpp=mpp)
@@ -249,6 +249,11 @@ def _of_slide(
         tile_id=keys,
         patient=np.full(len(keys), patient, np.int64),
         features=features,
-        jpeg=[bytes(jpeg) for jpeg in ShardReader(lake.store, shard).jpegs(keys)],
+        jpeg=_stored(lake, place, keys),
         label=met["label"].to_numpy().astype(np.int64),
     )
+
+
+def _stored(lake: Lake, place: Mapping[str, Any], keys: npt.NDArray[np.int64]) -> list[bytes]:
+    with ShardReader.of(lake.store, place) as shard:
+        return [bytes(jpeg) for jpeg in shard.jpegs(keys)]

@@ -13,6 +13,7 @@ from featurestore import Lake, open_lake
 from ingest import find_card, sees_features, student_folder
 from ingest.cards import Card
 from ingest.networks import build
+from ingest.students import student_file
 
 TEMPLATES = Path(__file__).parent / "templates"
 KEPT = ("model.safetensors", "card.json", "report.json")
@@ -42,7 +43,7 @@ def export_student(lake_uri: str, name: str, folder: str, *, onnx: bool = False)
         made = Path(scratch) / "student"
         made.mkdir()
         for file in KEPT:
-            (made / file).write_bytes(lake.read_bytes(f"{student_folder(name)}/{file}"))
+            (made / file).write_bytes(student_file(lake.store, name, file))
         if onnx:
             _onnx(made, card)
         (made / "README.md").write_text(_readme(made, card, onnx=onnx))

@@ -6,6 +6,7 @@ other. A kill loses the fragments since the last commit; the next call makes tho
 Letters in names: B tiles, D the student's width.
 """
 
+import json
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -28,6 +29,7 @@ from featurestore.lock import writer_lease
 from featurestore.schema import features_table
 from featurestore.stream import Stream
 from ingest import FEATURE_CARD, student_folder
+from ingest.students import WEIGHTS, student_file
 
 COMMIT_FRAGMENTS = 16
 BATCH_TILES = 256
@@ -57,7 +59,7 @@ def make_columns(lake_uri: str, name: str, *, mpps: Sequence[float] | None = Non
     if not lake.exists(path):
         msg = f"no student of features '{name}' in {lake.uri}: distill one by shazam or pathme"
         raise DistillError(msg)
-    about = lake.read_json(path)
+    about: Row = json.loads(student_file(lake.store, name, FEATURE_CARD))
     _check(lake, about, mpps)
     tiles = 0
     with writer_lease(lake.store, f"columns of {name}"):
@@ -159,7 +161,7 @@ def _stream(lake: Lake, about: Row, slide_id: str, mpp: float) -> Stream:
 
 def _student(lake: Lake, about: Row) -> Embed:
     """The student with its weights."""
-    weights = load(lake.read_bytes(f"{student_folder(about['name'])}/model.safetensors"))
+    weights = load(student_file(lake.store, about["name"], WEIGHTS))
     teachers, targets = about["teachers"], about["recipe"]["targets"]
     levels = about["levels"]
     if about["kind"] == RegionStudent.__name__:

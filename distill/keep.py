@@ -13,8 +13,10 @@ from distill.student import student_card
 from distill.task import Task
 from distill.tile_task import TileTask
 from featurestore import Lake
+from featurestore.sealed import json_bytes, sealed
 from ingest import FEATURE_CARD, licence_of, student_folder
 from ingest.cards import card_json
+from ingest.students import WEIGHTS, student_file
 
 
 def write_student(
@@ -33,17 +35,23 @@ def write_student(
     parts: dict[str, nn.Module] = {"model": task.student}
     if isinstance(heads := getattr(task, "heads", None), nn.Module):
         parts["heads"] = heads
-    for file, part in parts.items():
-        tensors = {key: value.contiguous().cpu() for key, value in part.state_dict().items()}
-        lake.write_bytes(f"{folder}/{file}.safetensors", save(tensors))
+    files = {f"{name}.safetensors": _weights(part) for name, part in parts.items()}
     read, _ = recipe.levels_of(lake.config.mpps)
     if isinstance(recipe.student, TileStudent) and isinstance(task, TileTask):
         licences = {t: licence_of(lake.store, t) for t in recipe.teachers}
         card = student_card(recipe, config["student"], task.network.dim, licences, read)
-        lake.write_bytes(f"{folder}/card.json", card_json(card))
+        files["card.json"] = card_json(card)
     else:
-        lake.write_json(f"{folder}/{FEATURE_CARD}", _feature_card(lake, config))
-    lake.write_json(f"{folder}/report.json", report)
+        files[FEATURE_CARD] = json_bytes(_feature_card(lake, config))
+    for name, data in files.items():
+        lake.write_bytes(f"{folder}/{name}", data)
+    lake.write_json(f"{folder}/report.json", sealed(report, files))
+
+
+def _weights(part: nn.Module) -> bytes:
+    state = part.state_dict().items()
+    weights: bytes = save({key: value.contiguous().cpu() for key, value in state})
+    return weights
 
 
 def _feature_card(lake: Lake, config: Mapping[str, Any]) -> dict[str, Any]:
@@ -67,5 +75,9 @@ def _feature_card(lake: Lake, config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def kept_hash(lake: Lake, name: str) -> str:
-    """Of a student's weights."""
-    return hashlib.sha256(lake.read_bytes(f"{student_folder(name)}/model.safetensors")).hexdigest()
+    """Return the SHA-256 of a student's weights, which are what was written.
+
+    Raises:
+        DamageError: they are not.
+    """
+    return hashlib.sha256(student_file(lake.store, name, WEIGHTS)).hexdigest()

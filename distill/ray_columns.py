@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from featurestore import open_lake
+from featurestore import free_old_versions, open_lake
 from ingest import sees_features
 from ingest.ray_extract import ExtractResult, count_slides
 from ingest.ray_extract import extract as extract_pixels
@@ -14,6 +14,7 @@ def extract(
     teachers: Sequence[str],
     *,
     mpps: Sequence[float] | None = None,
+    auto_vacuum: bool = False,
     **how: Any,  # noqa: ANN401 - as ingest.ray_extract.extract has them
 ) -> ExtractResult:
     """Run teachers on every tile that lacks their features; students of features come last.
@@ -22,6 +23,7 @@ def extract(
         lake_uri: the lake.
         teachers: as `ingest.ray_extract.extract` takes them, and students of features.
         mpps: where to run them; everywhere if None, a student of features where it was trained.
+        auto_vacuum: whether old versions are freed in the end; see `free_old_versions`.
         **how: the other arguments of `ingest.ray_extract.extract`, which students of features,
             small and run in this process, have no use for.
 
@@ -49,4 +51,6 @@ def extract(
             "tiles_per_s": round(made["tiles"] / max(made["seconds"], 1e-9), 1),
         }
     count_slides(lake, result)
+    if auto_vacuum:
+        result.freed = free_old_versions(open_lake(lake_uri))
     return result

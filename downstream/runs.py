@@ -263,9 +263,10 @@ def _open(
 ) -> tuple[Lake, Cohort, str]:
     """The lake, the cohort and the hash of the label file."""
     from featurestore import open_lake
+    from featurestore.annotations.reading import labels_of
 
     lake = open_lake(lake_uri, version=version)
-    given = load_labels(labels, **ids)
+    given = load_labels(labels_of(lake, labels), **ids)
     cohort = patient_table(lake.slides(), given, columns, also=also, numbers=numbers)
     usable = set.intersection(*(slides_with_tiles(lake, mpp=mpp) for mpp in mpps))
     return lake, keep_slides(cohort, usable), given.sha256

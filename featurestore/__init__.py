@@ -10,11 +10,15 @@ os.environ.setdefault("LANCE_LOG", "error")
 # own fork is followed by an exec.
 warnings.filterwarnings("ignore", message="lance is not fork-safe", category=UserWarning)
 
+from featurestore.annotations.annotate import annotate, set_patients
+from featurestore.annotations.model import Annotation
 from featurestore.bags import Bag
 from featurestore.config import FORMAT, LakeConfig
 from featurestore.cuts import GridCut, SlideCut
 from featurestore.damage import Damage, Verdict
+from featurestore.edits import drop, rename
 from featurestore.errors import (
+    AccessError,
     BucketError,
     DamageError,
     FormatError,
@@ -23,13 +27,14 @@ from featurestore.errors import (
     LakeMissingError,
 )
 from featurestore.ids import mpp_name, tile_ids, tile_parts
+from featurestore.keep.lance_copy import Copied, copy_lake
 from featurestore.lake import Lake
 from featurestore.lance_columns import ColumnFile, ColumnWriter
 from featurestore.lance_commit import Committer
 from featurestore.lance_compact import Compacted, compact
 from featurestore.lance_index import IndexState, build_index, index_state
 from featurestore.lance_rows import matrix
-from featurestore.lance_vacuum import Vacuumed, vacuum
+from featurestore.lance_vacuum import Vacuumed, free_old_versions, vacuum
 from featurestore.lance_verify import verify
 from featurestore.opening import create_lake, open_lake, settings_for
 from featurestore.pairs import Pairs
@@ -46,12 +51,15 @@ from featurestore.stream_under import Under
 
 __all__ = [
     "FORMAT",
+    "AccessError",
+    "Annotation",
     "Bag",
     "BucketError",
     "ColumnFile",
     "ColumnWriter",
     "Committer",
     "Compacted",
+    "Copied",
     "Damage",
     "DamageError",
     "FormatError",
@@ -75,10 +83,14 @@ __all__ = [
     "Under",
     "Vacuumed",
     "Verdict",
+    "annotate",
     "build_index",
     "compact",
+    "copy_lake",
     "create_lake",
+    "drop",
     "fit_stats",
+    "free_old_versions",
     "holdout_patients",
     "index_state",
     "matrix",
@@ -88,7 +100,9 @@ __all__ = [
     "query",
     "read_phi_s",
     "read_stats",
+    "rename",
     "repair",
+    "set_patients",
     "settings_for",
     "tables",
     "tile_ids",

@@ -11,8 +11,10 @@ import numpy as np
 import numpy.typing as npt
 
 from featurestore.errors import LakeError
+from featurestore.first_reads import FirstReads, place_of
 from featurestore.lance_flat import Float16Array
 from featurestore.lance_rows import RowReader
+from featurestore.read_errors import reading
 from featurestore.selection import Selection
 
 
@@ -57,14 +59,18 @@ def names_of(teachers: str | Sequence[str]) -> list[str]:
     return names
 
 
-def read_bag(reader: RowReader, selection: Selection, teachers: Sequence[str]) -> Bag:
+def read_bag(
+    reader: RowReader, selection: Selection, teachers: Sequence[str], first_reads: FirstReads
+) -> Bag:
     """The bag of the only slide of a selection, of the tiles that every teacher was asked for.
 
     Raises:
-        DamageError: the rows found are not those that the catalog names.
+        DamageError: the rows found are not those that the catalog names, or not what was written.
     """
     located = selection.locate(np.arange(selection.tiles))
-    rows = reader.read(located.ranges, teachers)
+    with reading(reader.store, place_of(selection, 0)):
+        rows = reader.read(located.ranges, teachers)
     selection.check(located, rows.tile_id)
+    first_reads.compare_read(reader, selection, 0, rows.by_teacher)
     known = rows.known()
     return Bag(slide_id=selection.slide_ids[0], **vars(rows if known is None else rows.take(known)))

@@ -11,6 +11,7 @@ from typing import Concatenate, ParamSpec, Protocol, TypeVar
 
 from featurestore.bucket_clients import ATTEMPTS, endpoint
 from featurestore.errors import BucketError, LakeError, LakeMissingError
+from featurestore.full_disk import disk_full_error
 
 DENIED = {"AccessDenied", "AllAccessDisabled", "403", "AuthorizationFailure", "Forbidden"}
 DENIED |= {"AuthorizationPermissionMismatch", "PermissionError"}
@@ -55,15 +56,17 @@ S = TypeVar("S", bound=Place)
 def told_clearly(
     method: Callable[Concatenate[S, P], T],
 ) -> Callable[Concatenate[S, P], T]:
-    """A method of a `Place` whose errors of the bucket become LakeErrors; others stay."""
+    """A method of a `Place` whose errors of a bucket or a full disk become LakeErrors."""
 
     @functools.wraps(method)
     def telling(self: S, /, *args: P.args, **kwargs: P.kwargs) -> T:
         try:
             return method(self, *args, **kwargs)
         except Exception as error:
-            told = None if self.is_local else explain(error, self.uri)
-            if told is None:
+            told: LakeError | None = disk_full_error(error, self.uri)
+            if told is None and not self.is_local:
+                told = explain(error, self.uri)
+            if told is None or told is error:
                 raise
             raise told from error
 

@@ -39,6 +39,14 @@ def features_crc32(features: npt.NDArray[np.float16], crc: int = 0) -> int:
     return zlib.crc32(np.ascontiguousarray(features, dtype="<f2").data, crc)
 
 
+def values_crc32(values: list[Any]) -> int:
+    """Return the checksum of an annotation's values of a slide's tiles, in row order.
+
+    They are taken as a JSON array without spaces, with non-ASCII characters escaped.
+    """
+    return zlib.crc32(json.dumps(values, separators=(",", ":")).encode())
+
+
 def row_crc32(row: dict[str, Any]) -> int:
     """Checksum of a row of `slides` or `catalog` as it is read from its table.
 

@@ -92,6 +92,7 @@ def tiles_row(slide: Row, mpp: float, grid: GridCut, start: int) -> Row:
         "shard": grid.shard.path if grid.shard else None,
         "shard_bytes": grid.shard.bytes if grid.shard else None,
         "shard_crc32": grid.shard.crc32 if grid.shard else None,
+        "index_crc32": grid.shard.index_crc32 if grid.shard else None,
         "effective_mpp": grid.effective_mpp,
         "tile_px_level0": grid.tile_px_level0,
         "grid_px_level0": grid.grid_px_level0,

@@ -9,7 +9,15 @@ class LakeMissingError(LakeError):
     """There is no lake at the given place."""
 
 
-class BucketError(LakeError):
+class AccessError(LakeError):
+    """Something can't be read or written now, which says nothing of what is stored."""
+
+
+class InUseError(LakeError):
+    """Others are at work on the lake, for longer than was to be waited."""
+
+
+class BucketError(AccessError):
     """The bucket did not do what was asked; nothing is said of what is stored in it."""
 
 

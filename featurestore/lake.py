@@ -12,26 +12,38 @@ import numpy.typing as npt
 import polars as pl
 import pyarrow as pa
 
+from featurestore.annotations import lance_registry as registry
+from featurestore.annotations.model import TILE, Annotation
 from featurestore.bags import Bag, names_of, read_bag
 from featurestore.config import LakeConfig
 from featurestore.errors import DamageError, LakeError
+from featurestore.first_reads import FIRST_READ, Check, FirstReads
+from featurestore.full_disk import naming_full_disk
 from featurestore.ids import mpp_code, mpp_name
+from featurestore.keep.lance_roots import newest_catalog, open_checked, record_roots
+from featurestore.keep.roots import readable_roots
+from featurestore.keep.snapshots import read_snapshots
 from featurestore.lance_commit import FEW_SLIDES, Committer
+from featurestore.lance_counts import count_states, count_tiles
 from featurestore.lance_ledger import root_versions
 from featurestore.lance_nearest import Asked, nearest, queries_of, slide_filter
 from featurestore.lance_rows import RowReader
-from featurestore.lance_scan import scan
+from featurestore.lance_scan import as_type, scan
 from featurestore.lance_tables import open_table
 from featurestore.pairs import Pairs, read_pairs
+from featurestore.read_errors import ADVICE, reading
 from featurestore.schema import (
     CATALOG,
     CATALOG_SCHEMA,
+    DROPPED,
+    OTHER,
     SLIDES,
     SLIDES_SCHEMA,
     TILE_COLUMNS,
     features_table,
     identity_of,
     is_teacher,
+    kind_of,
 )
 from featurestore.selection import Selection
 from featurestore.storage import Store
@@ -55,18 +67,39 @@ class Lake:
         store: the lake's files.
         config: its settings.
         version: the version to read, or None for the newest.
+        check: whether slides are compared with their checksums at their first read: see
+            `open_lake`.
+        believed: whether tables are opened as they are, without a look at `roots.json`: for those
+            who look for damage themselves.
     """
 
-    def __init__(self, store: Store, config: LakeConfig, version: int | None = None) -> None:
+    def __init__(
+        self,
+        store: Store,
+        config: LakeConfig,
+        version: int | None = None,
+        check: Check | None = FIRST_READ,
+        *,
+        believed: bool = False,
+    ) -> None:
         self.store, self.config = store, config
-        catalog = open_table(store, CATALOG, version)
+        self.first_reads = FirstReads(check)
+        #: Whether a version was asked for; if not, the newest was opened.
+        self.is_pinned = version is not None
+        self._roots = None if believed else readable_roots(store)
+        if believed and version is None:
+            version = open_table(store, CATALOG).version
+        catalog = newest_catalog(store, self._roots) if version is None else self._at(version)
         self.version: int = catalog.version
         self._versions = {CATALOG: self.version, **root_versions(catalog)}
         self._tables = {CATALOG: catalog}
         self._readers: dict[str, RowReader] = {}
 
-    def __reduce__(self) -> tuple[type["Lake"], tuple[Store, LakeConfig, int]]:
-        return Lake, (self.store, self.config, self.version)
+    def _at(self, version: int) -> lance.LanceDataset:
+        return open_checked(self.store, CATALOG, version, self._roots)
+
+    def __reduce__(self) -> tuple[type["Lake"], tuple[Store, LakeConfig, int, Check | None]]:
+        return Lake, (self.store, self.config, self.version, self.first_reads.check)
 
     @property
     def uri(self) -> str:
@@ -75,12 +108,15 @@ class Lake:
 
     def refreshed(self) -> "Lake":
         """The same lake at its newest version."""
-        return Lake(self.store, self.config)
+        return Lake(self.store, self.config, check=self.first_reads.check)
 
     def snapshots(self) -> dict[str, int]:
-        """Names given to versions of the lake by `snapshot`; vacuum keeps these versions."""
-        tags = open_table(self.store, CATALOG).tags.list()
-        return {name: int(tag["version"]) for name, tag in sorted(tags.items())}
+        """Names given to versions of the lake by `snapshot`; vacuum keeps these versions.
+
+        Raises:
+            DamageError: the file of one is gone or is not what was written.
+        """
+        return read_snapshots(self.store)
 
     def snapshot(self, name: str) -> None:
         """Name this version, so that it can be opened by name and is never vacuumed.
@@ -96,7 +132,13 @@ class Lake:
             why = f"is taken by version {taken}" if taken else "can't be one: use letters _ . -"
             msg = f"snapshot '{name}' {why}"
             raise LakeError(msg)
-        self.table(CATALOG).tags.create(name, self.version)
+        with naming_full_disk(self.uri), self.committer.exclusive():
+            self.table(CATALOG).tags.create(name, self.version)
+            record_roots(self.store, self.config)
+
+    def version_of(self, rel: str) -> int:
+        """The version of a table that belongs to this version of the lake."""
+        return self._versions[rel]
 
     @property
     def committer(self) -> Committer:
@@ -108,33 +150,98 @@ class Lake:
     def table(self, rel: str) -> lance.LanceDataset:
         """A table of this version, opened by Lance once: it never changes."""
         if rel not in self._tables:
-            self._tables[rel] = open_table(self.store, rel, self._versions[rel])
+            if rel not in self._versions:  # a table of an annotation, which is never changed
+                self._tables[rel] = open_table(self.store, rel)
+                return self._tables[rel]
+            table = open_checked(self.store, rel, self._versions[rel], self._roots)
+            self._tables[rel] = table
         return self._tables[rel]
 
     def slides(self) -> pl.LazyFrame:
         """One row per slide: identity, geometry, state, why it failed. Pictures are left out."""
         names = [name for name in self._names(SLIDES, SLIDES_SCHEMA) if name not in BULKY]
-        return scan(functools.partial(self.table, SLIDES), names)
+        rows = scan(functools.partial(self.table, SLIDES), names)
+        return rows.filter(pl.col("state") != DROPPED)
 
     def catalog(self) -> pl.LazyFrame:
         """Where each slide's tiles are, and which teachers' features are there, with checksums."""
-        return scan(functools.partial(self.table, CATALOG), CATALOG_SCHEMA.names)
+        names = self._names(CATALOG, CATALOG_SCHEMA)
+        return scan(functools.partial(self.table, CATALOG), names)
 
     def _names(self, rel: str, schema: pa.Schema) -> list[str]:
         """Columns of a schema that a table has: that of an early lake may lack the newest."""
         there = set(self.table(rel).schema.names)
         return [name for name in schema.names if name in there]
 
-    def tiles(self, *, mpp: float) -> pl.LazyFrame:
-        """One row per tile, with the columns of all teachers."""
-        rel = features_table(self.known_mpp(mpp))
-        return scan(functools.partial(self.table, rel), self.table(rel).schema.names)
+    def tiles(self, *, mpp: float, dtype: str | None = None) -> pl.LazyFrame:
+        """One row per tile, with the columns of all teachers and all annotations of tiles.
 
-    def features(self, teacher: str, *, mpp: float) -> pl.LazyFrame:
-        """One row per tile: where it is, and the embedding of one teacher (null if not run)."""
+        Args:
+            mpp: of the tiles.
+            dtype: of the features: None for float16, as they are stored, or "float32", which
+                tools that know no float16 (DuckDB) need.
+
+        Raises:
+            LakeError: another dtype.
+        """
+        rel = features_table(self.known_mpp(mpp))
+        frame = scan(functools.partial(self.table, rel), self.table(rel).schema.names)
+        return as_type(frame, self.teachers(mpp=mpp), dtype)
+
+    def features(self, teacher: str, *, mpp: float, dtype: str | None = None) -> pl.LazyFrame:
+        """One row per tile: where it is, and the embedding of one teacher (null if not run).
+
+        Args:
+            teacher: whose.
+            mpp: of the tiles.
+            dtype: of the features: None for float16, as they are stored, or "float32".
+
+        Raises:
+            LakeError: the teacher has no column at this mpp, or another dtype.
+        """
         rel = features_table(self.known_mpp(mpp))
         self.check_teacher(teacher, mpp=mpp)
-        return scan(functools.partial(self.table, rel), [*TILE_COLUMNS, teacher])
+        frame = scan(functools.partial(self.table, rel), [*TILE_COLUMNS, teacher])
+        return as_type(frame, self.teachers(mpp=mpp), dtype)
+
+    def annotations(self) -> dict[str, Annotation]:
+        """Users' own columns of tiles, slides and patients, by name."""
+        found = registry.tables_of(self.table(SLIDES))
+        for mpp in self.config.mpps:
+            schema = self.table(features_table(mpp)).schema
+            for name, one in registry.columns_of(schema, mpp).items():
+                found[name] = found[name].at(mpp) if name in found else one
+        return dict(sorted(found.items()))
+
+    def annotation(self, name: str) -> pl.LazyFrame:
+        """A user's table as it is in the lake: its keys and its columns under their own names.
+
+        A table of tiles has `tile_id`, `slide_id`, `x`, `y` and `mpp`, and the tiles that have a
+        value.
+
+        Raises:
+            LakeError: there is no annotation of this name.
+        """
+        known = self.annotations()
+        if name not in known:
+            close = difflib.get_close_matches(name, known, n=1)
+            hint = f"; did you mean '{close[0]}'?" if close else ""
+            there = ", ".join(known) or "none; slidelake annotate makes them"
+            msg = f"{self.uri} has no annotation '{name}'; there are: {there}{hint}"
+            raise LakeError(msg)
+        one = known[name]
+        theirs = {column: value for value, column in one.columns.items()}
+        if one.level != TILE:
+            frame = scan(functools.partial(self.table, str(one.path)), [one.key, *theirs])
+            return frame.rename(theirs)
+        return pl.concat([self._annotated(one, mpp) for mpp in one.mpps])
+
+    def _annotated(self, one: Annotation, mpp: float) -> pl.LazyFrame:
+        there = self.tiles(mpp=mpp)
+        names = [pl.col(column).alias(value) for value, column in one.columns.items()]
+        some = pl.any_horizontal(pl.col(list(one.columns.values())).is_not_null())
+        keys = [pl.col("tile_id", "slide_id", "x", "y"), pl.lit(mpp).alias("mpp")]
+        return there.filter(some).select(*keys, *names)
 
     # ------------------------------------------------------------------ what is there
 
@@ -195,7 +302,8 @@ class Lake:
         if few:
             numbers = ", ".join(str(number) for number in self._numbers(slide_ids or []))
             where += f" AND slide IN ({numbers or -1})"
-        rows = pl.DataFrame(self.table(CATALOG).to_table(filter=where))
+        with reading(self.store, f"table {CATALOG} can't be read"):
+            rows = pl.DataFrame(self.table(CATALOG).to_table(filter=where))
         if slide_ids is not None and not few:
             rows = rows.filter(pl.col("slide_id").is_in(list(slide_ids)))
         return rows.sort("slide")
@@ -205,15 +313,16 @@ class Lake:
         if not slide_ids:
             return []
         quoted = ", ".join("'" + name.replace("'", "''") + "'" for name in slide_ids)
-        table = self.table(SLIDES).to_table(columns=["slide"], filter=f"slide_id IN ({quoted})")
+        with reading(self.store, f"table {SLIDES} can't be read"):
+            where = f"slide_id IN ({quoted})"
+            table = self.table(SLIDES).to_table(columns=["slide"], filter=where)
         numbers: list[int] = table["slide"].to_pylist()
         return numbers
 
     def info(self) -> dict[str, Any]:
         """What the lake holds: format, version, slides, tiles, features."""
-        states = dict(self.slides().group_by("state").len().collect().iter_rows())
-        counts = self.catalog().group_by("mpp", "teacher").agg(pl.col("tiles").sum()).collect()
-        of = {(mpp, teacher): int(tiles) for mpp, teacher, tiles in counts.iter_rows()}
+        states = count_states(self.table(SLIDES))
+        of = count_tiles(self.table(CATALOG)).tiles
         features = [
             {
                 "teacher": teacher,
@@ -233,10 +342,30 @@ class Lake:
             "tile_px": self.config.tile_px,
             "stride_px": self.config.step_px,
             "slides": {"ready": 0, "failed": 0, **states},
-            "tiles": {mpp_name(mpp): of.get((mpp, None), 0) for mpp in self.config.mpps},
+            "tiles": {mpp_name(mpp): of[mpp, None] for mpp in self.config.mpps},
             "features": features,
+            "annotations": [self._about(one) for one in self.annotations().values()],
+            "other_columns": self._other_columns(),
             "snapshots": self.snapshots(),
         }
+
+    def _about(self, one: Annotation) -> dict[str, Any]:
+        """An annotation for people: its columns as they are called in queries, with their types."""
+        names = one.columns.items()
+        columns = {
+            column if one.level == TILE else value: one.types[value] for value, column in names
+        }
+        about = {"name": one.name, "level": one.level, "rows": one.rows, "columns": columns}
+        return {**about, "mpps": list(one.mpps), "source": one.source}
+
+    def _other_columns(self) -> list[dict[str, Any]]:
+        """Columns of the features tables that are of no teacher and no annotation of ours."""
+        return [
+            {"column": field.name, "mpp": mpp, "type": str(field.type)}
+            for mpp in self.config.mpps
+            for field in self.table(features_table(mpp)).schema
+            if kind_of(field) == OTHER
+        ]
 
     def _asked(self, teacher: str, mpp: float) -> dict[str, Any]:
         """Which tiles a teacher was run on (`where`, `share`), if not on all."""
@@ -255,26 +384,29 @@ class Lake:
         names = names_of(teachers)
         for name in names:
             self.check_teacher(name, mpp=mpp)
-        selection = Selection(self._bag_row(slide_id, names, mpp), self.known_mpp(mpp))
-        return read_bag(self.row_reader(mpp=mpp), selection, names)
+        selection = self._bag_place(slide_id, names, mpp)
+        return read_bag(self.row_reader(mpp=mpp), selection, names, self.first_reads)
 
-    def _bag_row(self, slide_id: str, teachers: Sequence[str], mpp: float) -> pl.DataFrame:
+    def _bag_place(self, slide_id: str, teachers: Sequence[str], mpp: float) -> Selection:
+        """Where the rows of a slide with features of all teachers are, and what they sum to."""
         named = ", ".join(f"'{name}'" for name in teachers)
-        found = self._catalog_of(f"teacher IN ({named})", mpp, [slide_id])
-        missing = [name for name in teachers if name not in found["teacher"].to_list()]
+        rows = self._catalog_of(f"(teacher IS NULL OR teacher IN ({named}))", mpp, [slide_id])
+        tiles = rows.filter(pl.col("teacher").is_null())
+        crc32 = dict(rows.select("teacher", "crc32").iter_rows())
+        missing = [name for name in teachers if name not in crc32]
         if missing:
-            tiles = self.tiles_of(mpp=mpp, slide_ids=[slide_id])["tiles"].to_list()
             msg = f"slide '{slide_id}' is not in {self.uri} at mpp {mpp_name(mpp)}"
-            if tiles:
+            if tiles.height:
                 msg = f"slide '{slide_id}' has no features of '{missing[0]}' yet: run extract"
-            if tiles == [0]:
+            if tiles["tiles"].to_list() == [0]:
                 msg = f"slide '{slide_id}' has no tiles at mpp {mpp_name(mpp)}: it has no tissue"
             raise LakeError(msg)
-        place = found.select("slide", "slide_id", "fragment", "row_start", "tiles").unique()
-        if place.height != 1:
-            msg = f"slide '{slide_id}': the catalog gives {named} different rows; run verify"
+        place = rows.select("slide", "slide_id", "fragment", "row_start", "tiles").unique()
+        if place.height != 1 or tiles.height != 1:
+            what = f"slide '{slide_id}': the catalog gives {named} other rows than its tiles"
+            msg = f"{what}; {ADVICE}"
             raise DamageError(msg)
-        return place
+        return Selection(tiles, self.known_mpp(mpp), {name: [crc32[name]] for name in teachers})
 
     def row_reader(self, *, mpp: float) -> RowReader:
         """What reads ranges of rows at an mpp; it keeps files open."""
@@ -437,7 +569,9 @@ class Lake:
     def pictures(self, slide_id: str) -> dict[str, bytes | None]:
         """A slide's `thumbnail` (JPEG) and `tissue_mask` (PNG of the same size)."""
         quoted = slide_id.replace("'", "''")
-        table = self.table(SLIDES).to_table(columns=list(PICTURES), filter=f"slide_id = '{quoted}'")
+        with reading(self.store, f"pictures of slide {slide_id} can't be read"):
+            where = f"slide_id = '{quoted}'"
+            table = self.table(SLIDES).to_table(columns=list(PICTURES), filter=where)
         if table.num_rows != 1:
             msg = f"slide '{slide_id}' is not in {self.uri}"
             raise LakeError(msg)

@@ -12,6 +12,7 @@ from lance.file import LanceFileWriter
 
 from featurestore.checksums import features_crc32
 from featurestore.errors import LakeError
+from featurestore.full_disk import naming_full_disk
 from featurestore.lance_tables import STORAGE_VERSION, open_table
 from featurestore.schema import features_table
 from featurestore.storage import Store
@@ -90,7 +91,7 @@ class ColumnWriter:
         self.path = f"{uuid.uuid4()}.lance"
         self._crc: dict[int, int] = {}
         self.rows = 0
-        self._schema = pa.schema([field])
+        self._schema, self._uri = pa.schema([field]), store.uri
         self._writer = LanceFileWriter(
             f"{store.url(features_table(mpp))}/data/{self.path}",
             self._schema,
@@ -124,20 +125,23 @@ class ColumnWriter:
     def _write(self, slide: int, stored: npt.NDArray[np.float16]) -> None:
         self._crc[slide] = features_crc32(stored, self._crc.get(slide, 0))
         column = pa.FixedSizeListArray.from_arrays(pa.array(stored.ravel()), type=self.field.type)
-        self._writer.write_batch(pa.record_batch([column], schema=self._schema))
-        self.rows += len(stored)
+        self._put(column)
+
+    def _put(self, column: pa.Array) -> None:
+        with naming_full_disk(self._uri):
+            self._writer.write_batch(pa.record_batch([column], schema=self._schema))
+        self.rows += len(column)
 
     def skip(self, rows: int) -> None:
         """Append nulls for rows that get no features: deleted ones, or a slide's without any."""
         if not rows:
             return
-        column = pa.nulls(rows, self.field.type)
-        self._writer.write_batch(pa.record_batch([column], schema=self._schema))
-        self.rows += rows
+        self._put(pa.nulls(rows, self.field.type))
 
     def finish(self) -> ColumnFile:
         """Close the file and say what is in it."""
-        self._writer.close()
+        with naming_full_disk(self._uri):
+            self._writer.close()
         return ColumnFile(
             teacher=self.field.name,
             fragment=self.fragment,

@@ -2,23 +2,25 @@
 
 Order of a commit: features tables, then `slides`, then the catalog, whose newest version names the
 versions of all others. A kill between two of them is never seen by a reader, and the next committer
-finishes what was begun (`recover`) before it does anything else.
+finishes what was begun, or takes it back (`lance_groups`), before it does anything else.
 """
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Self
 
 import pyarrow as pa
 
+from featurestore import lance_edits as edits
 from featurestore import lance_features as features
 from featurestore.checksums import with_row_crc32
 from featurestore.config import LakeConfig
 from featurestore.cuts import Row, SlideCut, fragment_groups
 from featurestore.errors import IdentityError
 from featurestore.lance_columns import ColumnFile
+from featurestore.lance_groups import Group, is_half_done, tails, undo
 from featurestore.lance_ledger import Change, Ledger
-from featurestore.lance_tables import add_missing_columns, open_table
+from featurestore.lance_tables import add_missing_columns, commit_transaction, open_table
 from featurestore.lock import commit_lock
 from featurestore.schema import (
     FAILED,
@@ -28,6 +30,8 @@ from featurestore.schema import (
     SLIDES_SCHEMA,
     features_table,
     identity_of,
+    is_teacher,
+    kind_of,
     teacher_field,
 )
 from featurestore.storage import Store
@@ -53,34 +57,57 @@ class Committer:
         self._check: Callable[[], None] = lambda: None
 
     @contextlib.contextmanager
-    def exclusive(self) -> Iterator[None]:
-        """Hold the lake's lock, with nothing left unfinished by an earlier holder."""
+    def exclusive(self, *, recover: bool = True) -> Iterator[Self]:
+        """Hold the lake's lock, with nothing left unfinished by an earlier holder.
+
+        Args:
+            recover: False leaves that to the caller, who writes nothing before (`finish`).
+
+        Raises:
+            DiskFullError: there is no room to write.
+        """
         with commit_lock(self.store) as lease:
             self._check = lease.check
-            self._recover()
-            yield
+            if recover:
+                self.finish()
+            yield self
 
     def recover(self) -> None:
-        """Finish what a killed committer left between its tables."""
+        """Finish what a killed committer left between its tables, or take it back."""
         with self.exclusive():
             pass
 
-    def _recover(self) -> None:
+    def finish(self) -> None:
+        """Finish, or take back, what an earlier holder left; the caller holds the lock."""
+        self.ledger.check_newest()
+        ahead = tails(self.store)
+        if is_half_done(ahead):
+            for tail in ahead:
+                if not tail.undone:
+                    self._check()
+                    undo(self.store, tail)
+            ahead = tails(self.store)
         changes = []
-        for rel, change in list(self.ledger.pending()):
+        for rel, change in [(tail.rel, each) for tail in ahead for each in tail.changes()]:
             if self.ledger.strays(change):
                 # Its committer lost the lock while it was paused, and another did the same work.
                 features.drop_fragment(self.store, rel, change.add[0]["fragment"])
             else:
                 changes.append(change)
         # A new column or a slide's row carries no change, but is in no version of the lake yet.
-        if changes or self.ledger.is_behind():
+        if ahead:
+            self._check()
             self.ledger.apply(changes)
 
     def apply(self, changes: Sequence[Change]) -> None:
         """Make changes in the catalog; the caller holds the lock (`exclusive`)."""
         self._check()
         self.ledger.apply(changes)
+
+    def make(self, edit: edits.Edit) -> None:
+        """Make an edit of several tables, in one commit; the caller holds the lock."""
+        work = edits.Work(ledger=self.ledger, check=self._check)
+        self.apply(edits.make(work, edit))
 
     # ------------------------------------------------------------------ slides
 
@@ -153,15 +180,16 @@ class Committer:
             DamageError: a shard is not where the worker said, or rows are not as they must be.
         """
         with self.exclusive():
-            changes: list[Change] = []
+            group = Group()
             for mpp in self.config.mpps:
                 todo, old = self._todo(mpp, [cut for cut in cuts if mpp in cut.grids])
-                for group in fragment_groups(todo, mpp):
-                    again = [cut.row["slide"] for cut in group if cut.row["slide"] in old]
+                for some in fragment_groups(todo, mpp):
+                    again = [cut.row["slide"] for cut in some if cut.row["slide"] in old]
                     self._check()
-                    changes.append(features.append_tiles(self.ledger, mpp, group, again))
-            self._put_slides([{**cut.row, "state": READY, "reason": None} for cut in cuts])
-            self.apply(changes)
+                    features.append_tiles(self.ledger, mpp, some, again, group)
+            rows = [{**cut.row, "state": READY, "reason": None} for cut in cuts]
+            self._put_slides(rows, group)
+            self.apply(group.changes)
 
     def _todo(self, mpp: float, cuts: Sequence[SlideCut]) -> tuple[list[SlideCut], set[int]]:
         """Cuts that are not in the lake yet, and which of those slides have rows to replace."""
@@ -174,7 +202,8 @@ class Committer:
         ]
         return todo, set(there)
 
-    def _put_slides(self, rows: Sequence[Row]) -> None:
+    def _put_slides(self, rows: Sequence[Row], group: Group | None = None) -> None:
+        """Write rows of `slides`; it is the last commit of its group, if it is of one."""
         if not rows:
             return
         names = SLIDES_SCHEMA.names
@@ -184,22 +213,26 @@ class Committer:
         self._check()
         add_missing_columns(self.store, SLIDES, SLIDES_SCHEMA)
         merge = open_table(self.store, SLIDES).merge_insert("slide_id")
-        merge.when_matched_update_all().when_not_matched_insert_all().execute(with_row_crc32(table))
+        merge.when_matched_update_all().when_not_matched_insert_all()
+        transaction, _ = merge.execute_uncommitted(with_row_crc32(table))
+        transaction.transaction_properties = group.last() if group else {}
+        commit_transaction(self.store, SLIDES, transaction)
 
-    def drop_slides(self, slides: Sequence[Row]) -> None:
+    def drop_slides(self, slides: Sequence[Row], mpps: Sequence[float] | None = None) -> None:
         """Take tiles and features of slides out, so that the next ingest makes them again.
 
         Args:
             slides: whole rows of `slides`; their state becomes pending.
+            mpps: where; None for all mpps.
         """
         with self.exclusive():
             numbers = [row["slide"] for row in slides]
-            changes = [
-                features.drop_tiles(self.store, self.ledger, mpp, numbers)
-                for mpp in self.config.mpps
-            ]
-            self._put_slides([{**row, "state": PENDING} for row in slides])
-            self.apply(changes)
+            group = Group()
+            for mpp in self.config.mpps if mpps is None else mpps:
+                self._check()
+                features.drop_tiles(self.ledger, mpp, numbers, group)
+            self._put_slides([{**row, "state": PENDING} for row in slides], group)
+            self.apply(group.changes)
 
     def reopen(self, slides: Sequence[Row]) -> None:
         """Make slides pending and leave their rows: the next ingest makes their shards again."""
@@ -229,6 +262,12 @@ class Committer:
                 self.apply([])
                 return wanted
             there = table.schema.field(name)
+        if not is_teacher(there):
+            msg = (
+                f"'{name}' is a column of {kind_of(there)} kind at mpp {mpp} in the lake, so no "
+                "teacher can be called so; give one of them another name (slidelake rename)"
+            )
+            raise IdentityError(msg)
         if there.type != wanted.type or identity_of(there) != identity_of(wanted):
             changed = sorted(
                 key
@@ -248,14 +287,31 @@ class Committer:
         Raises:
             DamageError: a file is gone or its rows are not those of its fragment.
         """
+        self.commit_columns_of({mpp: files})
+
+    def commit_columns_of(self, files: Mapping[float, Sequence[ColumnFile]]) -> None:
+        """Make finished columns of fragments visible at several mpps, all of them or none.
+
+        Args:
+            files: by mpp.
+
+        Raises:
+            DamageError: a file is gone or its rows are not those of its fragment.
+        """
         with self.exclusive():
-            changes = []
             # Lance takes one field in a DataReplacement, so each teacher is a commit of its own.
-            for teacher in dict.fromkeys(file.teacher for file in files):
-                theirs = [file for file in files if file.teacher == teacher]
+            prepared = [
+                features.prepare_columns(self.ledger, mpp, [f for f in some if f.teacher == name])
+                for mpp, some in files.items()
+                for name in dict.fromkeys(file.teacher for file in some)
+            ]
+            todo = [columns for columns in prepared if columns.groups]
+            group = Group()
+            for columns in todo:
                 self._check()
-                changes.append(features.put_columns(self.store, self.ledger, mpp, theirs))
-            self.apply(changes)
+                features.put_columns(self.store, columns, group, last=columns is todo[-1])
+            if todo:
+                self.apply(group.changes)
 
     def drop_column(self, mpp: float, teacher: str, fragments: Sequence[int]) -> None:
         """Take a teacher's features out of fragments, so that the next extract makes them again."""

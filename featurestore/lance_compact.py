@@ -6,6 +6,7 @@ extract still takes what it lacks; a slide stays in one fragment.
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import lance
 
@@ -15,7 +16,7 @@ from featurestore.lance_commit import Committer
 from featurestore.lance_features import field_ids, replace_fragments
 from featurestore.lance_tables import open_table, write_fragment
 from featurestore.lock import no_writers
-from featurestore.schema import TILE_COLUMNS, features_table
+from featurestore.schema import TILE_COLUMNS, features_table, is_teacher
 
 
 @dataclass(kw_only=True)
@@ -45,25 +46,39 @@ def compact(
     done = Compacted()
     with no_writers(lake.store):
         for mpp in lake.config.mpps:
-            for group in list(_groups(lake, mpp, rows)):
+            table = open_table(lake.store, features_table(mpp))
+            for group in list(_groups(table, rows)):
                 _merge(lake.committer, mpp, group)
                 done.before, done.after = done.before + len(group), done.after + 1
                 on_group(len(group))
     return done
 
 
-def _groups(lake: Lake, mpp: float, rows: int) -> Iterator[list[int]]:
+def mergeable(lake: Lake, *, rows: int = ROWS_PER_FRAGMENT) -> tuple[int, int]:
+    """Count the fragments of the features tables, and those that a compact would save."""
+    count = saved = 0
+    for mpp in lake.config.mpps:
+        table = open_table(lake.store, features_table(mpp))
+        count += len(table.fragment_ids())
+        saved += sum(len(group) - 1 for group in _groups(table, rows))
+    return count, saved
+
+
+def _groups(table: lance.LanceDataset, rows: int) -> Iterator[list[int]]:
     """Ids of neighbouring fragments to merge."""
-    table = open_table(lake.store, features_table(mpp))
     group: list[int] = []
+    ids = field_ids(table)
+    # A missing value of an annotation takes a few bytes, a missing embedding its whole width.
+    wide = {ids[field.name] for field in table.schema if is_teacher(field)}
     size, kind = 0, None
     for fragment in table.get_fragments():
-        live = fragment.count_rows()
-        if group and (_fields(fragment) != kind or size + live > rows):
+        live = fragment.metadata.num_rows
+        there = _fields(fragment) & wide
+        if group and (there != kind or size + live > rows):
             if _worth(table, group):
                 yield group
             group, size = [], 0
-        kind = _fields(fragment)
+        kind = there
         group.append(fragment.fragment_id)
         size += live
     if _worth(table, group):
@@ -78,15 +93,19 @@ def _fields(fragment: lance.LanceFragment) -> frozenset[int]:
     return frozenset(f for file in fragment.metadata.files for f in file.fields if f >= 0)
 
 
+def _ids_below(field: Any) -> set[int]:  # noqa: ANN401 - Lance's field, untyped
+    """Ids of a column and of all within it: of a list or a struct the files name only these."""
+    return {field.id()}.union(*(_ids_below(child) for child in field.children()))
+
+
 def _merge(committer: Committer, mpp: float, group: Sequence[int]) -> None:
     store, rel = committer.store, features_table(mpp)
     with committer.exclusive():
         table = open_table(store, rel)
         fragments = [table.get_fragment(number) for number in group]
-        ids = field_ids(table)
-        there = _fields(fragments[0])
-        teachers = [n for n in table.schema.names if n not in TILE_COLUMNS and ids[n] in there]
-        names = [*TILE_COLUMNS, *teachers]
+        there = frozenset[int]().union(*(_fields(fragment) for fragment in fragments))
+        fields = table.lance_schema.fields()
+        names = [f.name() for f in fields if _ids_below(f) & there or f.name() in TILE_COLUMNS]
         reader = table.scanner(
             columns=names, fragments=fragments, scan_in_order=True, batch_size=1024
         ).to_reader()

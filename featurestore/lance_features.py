@@ -6,6 +6,7 @@ there. `Update` takes new fragments, deletions and edited fragments in one commi
 
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import lance
@@ -15,6 +16,8 @@ from lance import LanceOperation
 from featurestore.cuts import Row, SlideCut, check_cut, tiles_row
 from featurestore.errors import DamageError
 from featurestore.lance_columns import ColumnFile
+from featurestore.lance_files import accept_nulls
+from featurestore.lance_groups import Group
 from featurestore.lance_ledger import Change, Ledger, among
 from featurestore.lance_tables import commit, open_table, write_fragment
 from featurestore.schema import features_table, tiles_schema
@@ -25,8 +28,8 @@ NO_FIELD = -2
 
 
 def append_tiles(
-    ledger: Ledger, mpp: float, cuts: Sequence[SlideCut], old: Sequence[int]
-) -> Change:
+    ledger: Ledger, mpp: float, cuts: Sequence[SlideCut], old: Sequence[int], group: Group
+) -> None:
     """Commit the tiles of slides as one new fragment, in place of those of the slides `old`."""
     store, rel = ledger.store, features_table(mpp)
     rows, start = [], 0
@@ -37,6 +40,7 @@ def append_tiles(
         start += grid.tiles.num_rows
     schema = pa.schema(list(tiles_schema(mpp, ledger.config.tile_px)))
     table = pa.concat_tables([cut.grids[mpp].tiles.cast(schema) for cut in cuts])
+    accept_nulls(store, rel)
     new = write_fragment(store, rel, table) if table.num_rows else []
     change = Change(
         add=rows,
@@ -44,9 +48,10 @@ def append_tiles(
         file=str(new[0].files[0].path) if new else None,
     )
     gone, edited = _without(ledger, mpp, old)
-    if not new and not gone and not edited:
-        return change
-    return _update(store, rel, change, new=new, edited=edited, gone=gone)
+    if new or gone or edited:
+        _update(store, rel, change, new=new, edited=edited, gone=gone, group=group)
+    else:
+        group.without_commit(change)
 
 
 def _without(
@@ -75,6 +80,7 @@ def _update(
     edited: Sequence[lance.FragmentMetadata] = (),
     gone: Sequence[int] = (),
     fields: Sequence[int] = (),
+    group: Group | None = None,
 ) -> Change:
     table = open_table(store, rel)
     operation: Any = LanceOperation.Append(list(new))
@@ -85,8 +91,12 @@ def _update(
             new_fragments=list(new),
             fields_modified=list(fields),
         )
-    done = commit(store, rel, operation, read_version=table.version, properties=change.properties())
-    return change.placed(done)
+    properties = group.part(change) if group else change.properties()
+    done = commit(store, rel, operation, read_version=table.version, properties=properties)
+    placed = change.placed(done)
+    if group:
+        group.changes.append(placed)
+    return placed
 
 
 def drop_fragment(store: Store, rel: str, fragment: int) -> None:
@@ -94,11 +104,11 @@ def drop_fragment(store: Store, rel: str, fragment: int) -> None:
     _update(store, rel, Change(), gone=[fragment])
 
 
-def drop_tiles(store: Store, ledger: Ledger, mpp: float, slides: Sequence[int]) -> Change:
+def drop_tiles(ledger: Ledger, mpp: float, slides: Sequence[int], group: Group) -> None:
     """Delete all rows of slides at an mpp, with their features."""
     change = Change(drop=f"mpp = {mpp} AND {among(slides)}")
     gone, edited = _without(ledger, mpp, slides)
-    return _update(store, features_table(mpp), change, gone=gone, edited=edited)
+    _update(ledger.store, features_table(mpp), change, gone=gone, edited=edited, group=group)
 
 
 def drop_rows(store: Store, mpp: float, fragment: int, slides: Sequence[int]) -> Change:
@@ -141,10 +151,29 @@ def replace_fragments(
     return _update(store, features_table(mpp), change, new=[new], gone=old)
 
 
-def put_columns(store: Store, ledger: Ledger, mpp: float, files: Sequence[ColumnFile]) -> Change:
-    """Commit one teacher's finished columns of fragments; complete ones are left as they are."""
+@dataclass(frozen=True, kw_only=True)
+class Columns:
+    """One teacher's columns of fragments at one mpp, checked and ready to be committed.
+
+    Attributes:
+        rel: the features table.
+        groups: what Lance puts in place, one a fragment; empty if all of it is there already.
+        change: the change of the catalog that follows.
+    """
+
+    rel: str
+    groups: Sequence[object]
+    change: Change
+
+
+def prepare_columns(ledger: Ledger, mpp: float, files: Sequence[ColumnFile]) -> Columns:
+    """Check one teacher's finished columns of fragments; complete ones are left out.
+
+    Raises:
+        DamageError: a file is gone or its rows are not those of its fragment.
+    """
     rel = features_table(mpp)
-    table = open_table(store, rel)
+    table = open_table(ledger.store, rel)
     groups: list[object] = []
     rows: list[Row] = []
     again: list[int] = []
@@ -157,20 +186,23 @@ def put_columns(store: Store, ledger: Ledger, mpp: float, files: Sequence[Column
         if fragment is None or len(there) == len(slides):
             continue
         _check_rows(ledger, mpp, fragment, file)
-        groups.append(_replacement(store, table, file))
+        groups.append(_replacement(ledger.store, table, file))
         rows += [_teacher_row(row, file) for row in tiles]
         again += [row["slide"] for row in there]
     drop = f"mpp = {mpp} AND teacher = '{files[0].teacher}' AND {among(again)}" if again else None
-    change = Change(add=rows, drop=drop)
-    if groups:
-        commit(
-            store,
-            rel,
-            LanceOperation.DataReplacement(groups),
-            read_version=table.version,
-            properties=change.properties(),
-        )
-    return change
+    return Columns(rel=rel, groups=groups, change=Change(add=rows, drop=drop))
+
+
+def put_columns(store: Store, columns: Columns, group: Group, *, last: bool) -> None:
+    """Commit prepared columns, as a part of a group or its last one."""
+    commit(
+        store,
+        columns.rel,
+        LanceOperation.DataReplacement(list(columns.groups)),
+        read_version=open_table(store, columns.rel).version,
+        properties=group.part(columns.change, last=last),
+    )
+    group.changes.append(columns.change)
 
 
 def _tiles_of(ledger: Ledger, mpp: float, file: ColumnFile) -> list[Row]:

@@ -6,7 +6,7 @@ catalog that follows from it, so a kill between the two loses nothing: the next 
 """
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -19,7 +19,10 @@ from featurestore.checksums import with_row_crc32
 from featurestore.config import LakeConfig
 from featurestore.cuts import Row
 from featurestore.errors import DamageError
+from featurestore.keep.lance_roots import check_versions, lake_tables, record_roots
+from featurestore.keep.roots import readable_roots
 from featurestore.lance_tables import (
+    add_missing_columns,
     commit,
     keep_indexed,
     open_table,
@@ -34,8 +37,8 @@ VERSIONS_KEY = "slidelake:versions"
 CHANGE_KEY = "slidelake:change"
 # A look-up by slide costs 1-2 ms at any size as long as few fragments wait for the index.
 CATALOG_FRAGMENTS, CATALOG_ROWS = 64, 1 << 20
-# Slides carry pictures (about 30 kB a row): fragments of half a gigabyte are left as they are.
-SLIDES_FRAGMENTS, SLIDES_ROWS = 64, 1 << 14
+# Slides carry pictures (about 30 kB a row): fragments of 120 MB are left as they are.
+SLIDES_FRAGMENTS, SLIDES_ROWS = 64, 1 << 12
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,6 +100,12 @@ def root_versions(catalog: lance.LanceDataset) -> dict[str, int]:
     raise DamageError(msg)
 
 
+def lake_versions(catalog: lance.LanceDataset) -> list[int]:
+    """Versions of a lake: those of its catalog that name the versions of the other tables."""
+    found = [int(entry["version"]) for entry in catalog.versions()]
+    return [version for version in found if VERSIONS_KEY in properties_of(catalog, version)]
+
+
 def versions_property(store: Store, config: LakeConfig) -> dict[str, str]:
     """The property of a catalog commit that names the newest versions of all other tables."""
     tables = [SLIDES, *(features_table(mpp) for mpp in config.mpps)]
@@ -116,42 +125,43 @@ class Ledger:
 
     def tiles_rows(self, mpp: float, slides: Sequence[int]) -> list[Row]:
         """Rows of the tiles of these slide numbers at one mpp, by row number."""
-        return self._rows(f"teacher IS NULL AND mpp = {mpp} AND {among(slides)}") if slides else []
+        return self.rows(f"teacher IS NULL AND mpp = {mpp} AND {among(slides)}") if slides else []
 
     def teacher_rows(self, mpp: float, teacher: str, slides: Sequence[int]) -> list[Row]:
         """Rows of a teacher on these slide numbers at one mpp."""
         where = f"teacher = '{teacher}' AND mpp = {mpp} AND {among(slides)}"
-        return self._rows(where) if slides else []
+        return self.rows(where) if slides else []
 
     def slides_in(self, mpp: float, teacher: str | None, fragment: int) -> set[int]:
         """Slide numbers with a teacher's features, or with tiles (None), in a fragment."""
         what = f"teacher = '{teacher}'" if teacher else "teacher IS NULL"
-        rows = self._rows(f"mpp = {mpp} AND {what} AND fragment = {fragment}")
+        rows = self.rows(f"mpp = {mpp} AND {what} AND fragment = {fragment}")
         return {row["slide"] for row in rows}
 
     def rows_in(self, mpp: float, fragment: int) -> list[Row]:
         """Rows of the tiles and all teachers in a fragment."""
-        return self._rows(f"mpp = {mpp} AND fragment = {fragment}")
+        return self.rows(f"mpp = {mpp} AND fragment = {fragment}")
 
-    def _rows(self, where: str) -> list[Row]:
+    def rows(self, where: str) -> list[Row]:
+        """Rows for which a Lance filter holds, in the order of their fragments."""
         table = open_table(self.store, CATALOG).to_table(filter=where)
         rows: list[Row] = table.to_pylist()
         return sorted(rows, key=lambda row: (row["fragment"], row["row_start"]))
 
-    def pending(self) -> Iterator[tuple[str, Change]]:
-        """Changes that features tables carry and the catalog has not made yet, in their order."""
-        versions = root_versions(open_table(self.store, CATALOG))
-        for mpp in self.config.mpps:
-            rel = features_table(mpp)
-            table = open_table(self.store, rel)
-            for version in range(versions[rel] + 1, table.version + 1):
-                if change := Change.of(table, version):
-                    yield rel, change
+    def check_newest(self) -> None:
+        """Refuse to build on less than was committed, or on damaged indexes.
 
-    def is_behind(self) -> bool:
-        """Whether any table has a newer version than the one that the catalog names."""
-        named = root_versions(open_table(self.store, CATALOG))
-        return any(open_table(self.store, rel).version != at for rel, at in named.items())
+        Raises:
+            DamageError: a table opens at an older version than the last commit, or the catalog,
+                names (its newest manifest is lost), or an index of `slides` or `catalog` is
+                damaged: a slide that is there would be taken for a new one.
+        """
+        roots = readable_roots(self.store)
+        catalog = open_table(self.store, CATALOG)
+        newest = {rel: open_table(self.store, rel) for rel in lake_tables(self.config)}
+        check_versions(self.store, newest, root_versions(catalog), roots)
+        if roots is not None and roots.tables[CATALOG] < catalog.version:
+            record_roots(self.store, self.config)  # a kill came between the catalog and this file
 
     def strays(self, change: Change) -> bool:
         """Whether rows to add are there already, in another fragment: a committer came too late."""
@@ -178,6 +188,7 @@ class Ledger:
             )
         properties = versions_property(self.store, self.config)
         commit(self.store, CATALOG, operation, read_version=catalog.version, properties=properties)
+        record_roots(self.store, self.config)
 
     def _fresh(self, catalog: lance.LanceDataset, changes: Sequence[Change]) -> pa.Table:
         fresh: list[Row] = []
@@ -191,7 +202,11 @@ class Ledger:
         return with_row_crc32(table)
 
     def _tidy(self) -> None:
-        """Merge small fragments and index them once many have gathered; no row changes."""
+        """Complete the columns, merge small fragments and index them once many have gathered.
+
+        No row changes.
+        """
+        add_missing_columns(self.store, CATALOG, CATALOG_SCHEMA)
         keep_indexed(self.store, CATALOG, fragments=CATALOG_FRAGMENTS, rows=CATALOG_ROWS)
         keep_indexed(self.store, SLIDES, fragments=SLIDES_FRAGMENTS, rows=SLIDES_ROWS)
 

@@ -7,18 +7,21 @@ own `take` and `scanner` count the live ones. Pages of plain values are read in 
 
 import functools
 import threading
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
 import lance
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 from lance.file import LanceFileReader
 
+from featurestore.checksums import features_crc32, values_crc32
 from featurestore.errors import DamageError
 from featurestore.lance_flat import FlatColumn, Float16Array, flat_column
+from featurestore.read_errors import reading
+from featurestore.schema import ANNOTATION, TILE_COLUMNS, kind_of
 from featurestore.storage import Store
 
 OPEN_FILES = 256
@@ -103,18 +106,20 @@ class Rows:
 
 @dataclass(frozen=True, kw_only=True)
 class _DataFile:
-    """A column's data file, and the column's place in it."""
+    """A column's data file, the column's index in it, and its place among the file's fields."""
 
     path: str
     index: int
+    place: int
+    fields: int
 
 
 class _Reader:
     """A Lance file reader for one thread at a time: Lance's own refuses to be shared."""
 
-    def __init__(self, url: str, columns: Sequence[str], options: dict[str, str]) -> None:
+    def __init__(self, file: LanceFileReader) -> None:
         self._lock = threading.Lock()
-        self._file = LanceFileReader(url, storage_options=options, columns=list(columns))
+        self._file = file
 
     def pages(self, index: int) -> Sequence[Any]:
         with self._lock:
@@ -130,6 +135,15 @@ class _Reader:
             return self._file.take_rows(rows.tolist(), batch_size=count).to_table()
 
 
+def _leaves(kind: pa.DataType) -> int:
+    """How many of the fields that a data file names are of a column of this type."""
+    if pa.types.is_struct(kind):
+        return sum(_leaves(field.type) for field in kind)
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        return _leaves(kind.value_type)
+    return 1
+
+
 class RowReader:
     """Reads ranges of rows of one version of a features table. Safe for several threads.
 
@@ -140,7 +154,7 @@ class RowReader:
     """
 
     def __init__(self, store: Store, rel: str, table: lance.LanceDataset) -> None:
-        self._store, self._rel, self._table = store, rel, table
+        self.store, self._rel, self._table = store, rel, table
         self._fields = {field.name(): field.id() for field in table.lance_schema.fields()}
         self._open = functools.lru_cache(maxsize=OPEN_FILES)(self._opened)
         self._layout = functools.lru_cache(maxsize=KEPT_LAYOUTS)(self._laid_out)
@@ -162,10 +176,29 @@ class RowReader:
             here = np.flatnonzero(ranges.fragment == fragment)
             here = here[np.argsort(ranges.start[here], kind="stable")]
             part = _Part(ranges.start[here], ranges.rows[here], begins[here])
-            with _named(self._store, self._rel, fragment):
+            what = f"{self._rel}, fragment {fragment}"
+            with reading(self.store, what):
                 self._fill_place(fragment, part, into)
-                for teacher, array in into.by_teacher.items():
+            for teacher, array in into.by_teacher.items():
+                with reading(self.store, f"{what}, '{teacher}'"):
                     self._fill_teacher(fragment, teacher, part, array)
+
+    def tiles(self, fragment: int, start: int, rows: int) -> pa.Table:
+        """All columns of tiles of some rows of a fragment, no teacher's; errors are Lance's own."""
+        wanted = np.arange(start, start + rows)
+        by_file: dict[str, list[str]] = {}
+        for name in TILE_COLUMNS:  # `slide_id` of a slide that was renamed has a file of its own
+            by_file.setdefault(self._data_file(fragment, name).path, []).append(name)
+        parts = [self._open(fragment, tuple(names)).take(wanted) for names in by_file.values()]
+        columns = {name: part[name] for part in parts for name in part.column_names}
+        return pa.table({name: columns[name] for name in TILE_COLUMNS})
+
+    def features(self, fragment: int, start: int, rows: int, teacher: str) -> Float16Array:
+        """A teacher's features [N, D] of some rows of a fragment; errors are Lance's own."""
+        array = np.empty((rows, self._dim(teacher)), np.float16)
+        one = _Part(np.array([start]), np.array([rows]), np.array([0]))
+        self._fill_teacher(fragment, teacher, one, array)
+        return array
 
     def _dim(self, teacher: str) -> int:
         return int(self._table.schema.field(teacher).type.list_size)
@@ -182,28 +215,47 @@ class RowReader:
         flat = self._layout(fragment, teacher)
         if flat is None or not flat.read(part.ranges, array):
             table = self._open(fragment, (teacher,)).take(part.source)
-            array[part.target] = matrix(table[teacher])
+            array[part.target] = matrix(table.column(0))
 
     def _data_file(self, fragment: int, column: str) -> _DataFile:
         found = self._table.get_fragment(fragment)
         wanted = self._fields[column]
         for file in found.metadata.files if found else ():
             if wanted in file.fields:
-                index = file.column_indices[file.fields.index(wanted)]
-                return _DataFile(path=f"{self._rel}/data/{file.path}", index=index)
+                place = file.fields.index(wanted)
+                return _DataFile(
+                    path=f"{self._rel}/data/{file.path}",
+                    index=file.column_indices[place],
+                    place=place,
+                    fields=len(file.fields),
+                )
         msg = f"no data file holds the column '{column}'"
         raise DamageError(msg)
 
     def _opened(self, fragment: int, columns: tuple[str, ...]) -> _Reader:
         file = self._data_file(fragment, columns[0])
-        return _Reader(self._store.url(file.path), columns, self._store.lance_options)
+        open_file = functools.partial(
+            LanceFileReader,
+            self.store.url(file.path),
+            storage_options=self.store.lance_options,
+        )
+        if columns[0] in TILE_COLUMNS:
+            return _Reader(open_file(columns=list(columns)))
+        whole = open_file()
+        # A column is called there as it was when the file was written, before it was renamed.
+        schema: pa.Schema = whole.metadata().schema
+        if len(schema) == 1:
+            return _Reader(whole)
+        names = [field.name for field in schema for _ in range(_leaves(field.type))]
+        name = names[file.place] if len(names) == file.fields else columns[0]
+        return _Reader(open_file(columns=[name]))
 
     def _laid_out(self, fragment: int, teacher: str) -> FlatColumn | None:
-        if not self._store.is_local:
+        if not self.store.is_local:
             return None
         file = self._data_file(fragment, teacher)
         pages = self._open(fragment, (teacher,)).pages(file.index)
-        return flat_column(self._store.path(file.path), pages, self._dim(teacher))
+        return flat_column(self.store.path(file.path), pages, self._dim(teacher))
 
 
 class _Part:
@@ -218,18 +270,6 @@ class _Part:
 def _expanded(start: Int64Array, rows: Int64Array) -> Int64Array:
     """All row numbers of ranges, one after the other."""
     return np.repeat(start - (np.cumsum(rows) - rows), rows) + np.arange(rows.sum())
-
-
-@contextmanager
-def _named(store: Store, rel: str, fragment: int) -> Iterator[None]:
-    """Lance and the operating system raise what they like; a reader is told what is damaged."""
-    try:
-        yield
-    except (OSError, ValueError, RuntimeError) as error:
-        if told := store.explained(error):
-            raise told from error
-        msg = f"{rel}, fragment {fragment}: {str(error).partition(chr(10))[0]}"
-        raise DamageError(msg) from error
 
 
 def matrix(column: Any) -> Float16Array:  # noqa: ANN401 - an Arrow array, untyped
@@ -249,3 +289,14 @@ def matrix(column: Any) -> Float16Array:  # noqa: ANN401 - an Arrow array, untyp
     values = array.values.slice(array.offset * dim, len(array) * dim)
     features: Float16Array = values.to_numpy(zero_copy_only=True).reshape(-1, dim)
     return features
+
+
+def column_crc32(table: pa.Table, column: str) -> int:
+    """Checksum of a slide's features, or of its tiles' values of an annotation.
+
+    Raises:
+        DamageError: a row has no features.
+    """
+    if kind_of(table.schema.field(column)) == ANNOTATION:
+        return values_crc32(table[column].to_pylist())
+    return features_crc32(matrix(table[column]))

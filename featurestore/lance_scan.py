@@ -6,14 +6,17 @@ rows it will take, so a table is read in steps that grow: an answer found early 
 `head`) costs at most about four times its own bytes.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import lance
 import polars as pl
 import pyarrow as pa
 from polars.io.plugins import register_io_source
 
+from featurestore.errors import LakeError
 from featurestore.pushdown import Schema, lance_filter
+from featurestore.read_errors import reading
+from featurestore.storage import Store
 
 BATCH_ROWS = 8192
 BATCH_BYTES = 16 << 20  # of a batch; Lance decodes several at once
@@ -51,6 +54,26 @@ def scan(open_table: Callable[[], lance.LanceDataset], columns: Sequence[str]) -
     return register_io_source(batches, schema=dict(schema), is_pure=True)
 
 
+def as_type(frame: pl.LazyFrame, dims: Mapping[str, int], dtype: str | None) -> pl.LazyFrame:
+    """A frame with features of another type than float16, in which they are stored.
+
+    Args:
+        frame: with columns of some of the teachers.
+        dims: teachers and how many values their features have.
+        dtype: None for float16, or "float32".
+
+    Raises:
+        LakeError: another one.
+    """
+    if dtype in (None, "float16"):
+        return frame
+    if dtype != "float32":
+        msg = f"dtype '{dtype}' given; features come as float16, as they are stored, or float32"
+        raise LakeError(msg)
+    names = [name for name in frame.collect_schema().names() if name in dims]
+    return frame.with_columns(pl.col(n).cast(pl.Array(pl.Float32, dims[n])) for n in names)
+
+
 def _read_in_steps(
     table: lance.LanceDataset, names: list[str], pushed: str | None
 ) -> Iterator[pa.RecordBatch]:
@@ -70,10 +93,11 @@ def _read(
 ) -> Iterator[pa.RecordBatch]:
     """Rows from `start` on, counted among those that the filter lets through, in their order."""
     rows = min(BATCH_ROWS, max(1, BATCH_BYTES // _row_bytes(table.schema, names)))
-    scanner = table.scanner(
-        columns=names, filter=pushed, offset=start, limit=limit, batch_size=rows
-    )
-    yield from scanner.to_batches()
+    with reading(Store(table.uri), f"table {table.uri}"):
+        scanner = table.scanner(
+            columns=names, filter=pushed, offset=start, limit=limit, batch_size=rows
+        )
+        yield from scanner.to_batches()
 
 
 def _row_bytes(schema: pa.Schema, names: Sequence[str]) -> int:

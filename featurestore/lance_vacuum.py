@@ -2,24 +2,38 @@
 
 Kept are the newest versions, snapshots, and the versions that runs and statistics were made from.
 Files that a live job is writing are named by nothing yet, so nothing is removed while a job runs.
+Nothing is written before something was deleted, so that it works on a full disk.
 """
 
+import contextlib
 import datetime as dt
 import json
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import lance
 
+from featurestore.annotations.lance_keep import stray_files
+from featurestore.errors import InUseError, LakeError
+from featurestore.full_disk import is_disk_full
+from featurestore.keep.verified import last_verified
 from featurestore.lake import Lake
-from featurestore.lance_ledger import VERSIONS_KEY, root_versions
-from featurestore.lance_tables import open_table, properties_of
+from featurestore.lance_ledger import lake_versions, root_versions
+from featurestore.lance_tables import open_table
 from featurestore.lock import no_writers
-from featurestore.schema import CATALOG
-from featurestore.shards import index_path
+from featurestore.schema import CATALOG, SLIDES
+from featurestore.shard_index import index_path
+from featurestore.storage import FileInfo
 
 KEEP = 10
+# What no automatic vacuum removes: so many of the newest versions, and all of so many days.
+AUTO_KEEP, AUTO_DAYS = 100, 7.0
+# Looking for what can go reads every transaction of the catalog: not for a handful of versions.
+AUTO_LEAST = 20
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(kw_only=True)
@@ -43,52 +57,125 @@ def vacuum(lake: Lake, *, keep: int = KEEP, dry_run: bool = False) -> Vacuumed:
     Raises:
         LakeError: a job is writing to the lake.
     """
-    with no_writers(lake.store), lake.committer.exclusive():
+    with _alone(lake):
         catalog = open_table(lake.store, CATALOG)
-        kept = kept_versions(lake, catalog, max(1, keep))
-        done = Vacuumed(kept=kept)
-        needed = _needed(lake, catalog, kept)
-        shards = _shards(lake, needed[CATALOG])
+        done = Vacuumed(kept=kept_versions(lake, lake_versions(catalog)[-max(1, keep) :]))
+        needed = _needed(lake, catalog, done.kept)
+        shards = named_shards(lake, needed[CATALOG])
         for rel, versions in needed.items():
             _clean(open_table(lake.store, rel), versions, done, dry_run=dry_run)
         _remove_shards(lake, shards, done, dry_run=dry_run)
+        _remove(lake, stray_files(lake.store, needed[SLIDES]), done, dry_run=dry_run)
     return done
 
 
-def lake_versions(catalog: lance.LanceDataset) -> list[int]:
-    """Versions of a lake: those of its catalog that name the versions of the other tables."""
-    found = [int(entry["version"]) for entry in catalog.versions()]
-    return [version for version in found if VERSIONS_KEY in properties_of(catalog, version)]
+def free_old_versions(
+    lake: Lake, *, keep: int = AUTO_KEEP, days: float = AUTO_DAYS
+) -> Vacuumed | None:
+    """Free old versions after a job, if there are many and nobody else is at work.
+
+    Tiles of replaced slides and what killed jobs left stay for `vacuum`: finding them takes a
+    listing of all shards.
+
+    Args:
+        lake: the lake.
+        keep: so many of the newest versions stay.
+        days: so do all that are younger.
+
+    Returns:
+        What was freed; None if there was too little to free, or others are writing.
+    """
+    catalog = open_table(lake.store, CATALOG)
+    numbers = [int(entry["version"]) for entry in catalog.versions()]
+    if len(_old(catalog, numbers, keep, days)) < AUTO_LEAST:
+        return None
+    try:
+        with _alone(lake):
+            catalog = open_table(lake.store, CATALOG)
+            known = lake_versions(catalog)
+            old = _old(catalog, known, keep, days)
+            recent = [version for version in known if version not in old]
+            done = Vacuumed(kept=kept_versions(lake, recent))
+            for rel, versions in _needed(lake, catalog, done.kept).items():
+                if _unneeded(table := open_table(lake.store, rel), versions):
+                    _clean(table, versions, done, dry_run=False)
+    except InUseError as error:
+        log.info("old versions stay for now: %s", error)
+        return None
+    return done
 
 
-def kept_versions(lake: Lake, catalog: lance.LanceDataset, keep: int) -> list[int]:
-    """The newest versions, snapshots, and what runs and statistics were made from."""
-    known = lake_versions(catalog)
-    named = {*_named_versions(lake), *lake.snapshots().values()}
-    return sorted({*known[-keep:], *(version for version in named if version in known)})
+def _old(catalog: lance.LanceDataset, versions: Sequence[int], keep: int, days: float) -> set[int]:
+    """Those of the versions that are neither among the newest nor young."""
+    since = dt.datetime.now() - dt.timedelta(days=days)  # Lance gives local times
+    written = {int(entry["version"]): entry["timestamp"] for entry in catalog.versions()}
+    return {version for version in versions[: -max(1, keep)] if written[version] < since}
+
+
+@contextlib.contextmanager
+def _alone(lake: Lake) -> Iterator[None]:
+    """Hold both locks; what is unfinished is finished first, or last where there is no room yet."""
+    with no_writers(lake.store), lake.committer.exclusive(recover=False) as committer:
+        try:
+            committer.finish()
+            finished = True
+        except Exception as error:
+            if not is_disk_full(error):
+                raise
+            finished = False
+        yield
+        if not finished:
+            committer.finish()
+
+
+def kept_versions(lake: Lake, recent: Sequence[int]) -> list[int]:
+    """Recent versions, snapshots, what runs were made from, and what `verify` last found whole."""
+    there = set(lake_versions(open_table(lake.store, CATALOG)))
+    named = {*_named_versions(lake), *lake.snapshots().values(), last_verified(lake.store)}
+    return sorted({*recent, *(version for version in named if version in there)})
 
 
 def _named_versions(lake: Lake) -> Iterator[int]:
     for folder in ("runs", "stats", "students"):
         for found in lake.store.walk(folder):
             if found.path.endswith(".json"):
-                value = json.loads(lake.read_bytes(found.path))
+                value = _json(lake, found.path)
                 version = value.get("lake_version") if isinstance(value, dict) else None
                 if isinstance(version, int):
                     yield version
 
 
+def _json(lake: Lake, path: str) -> Any:  # noqa: ANN401 - JSON is what it is
+    try:
+        return json.loads(lake.read_bytes(path))
+    except ValueError as error:
+        msg = (
+            f"{lake.uri}/{path} is not whole, so the version of the lake that it was made from is "
+            f"not known: delete its folder, or keep all versions ({error})"
+        )
+        raise LakeError(msg) from error
+
+
 def _needed(lake: Lake, catalog: lance.LanceDataset, kept: Sequence[int]) -> dict[str, set[int]]:
-    """Versions of every table that the kept versions of the lake read; newest ones always stay."""
+    """Versions of every table that the kept versions of the lake read.
+
+    From the version that the catalog names on all stay: what they carry may not be finished.
+    """
     needed: dict[str, set[int]] = {CATALOG: {*kept, catalog.version}}
+    for rel, number in root_versions(catalog).items():
+        needed[rel] = {*range(number, open_table(lake.store, rel).version + 1)}
     for version in kept:
         for rel, number in root_versions(open_table(lake.store, CATALOG, version)).items():
             needed.setdefault(rel, {open_table(lake.store, rel).version}).add(number)
     return needed
 
 
+def _unneeded(table: lance.LanceDataset, needed: set[int]) -> list[int]:
+    return [int(v["version"]) for v in table.versions() if int(v["version"]) not in needed]
+
+
 def _clean(table: lance.LanceDataset, needed: set[int], done: Vacuumed, *, dry_run: bool) -> None:
-    old = [int(v["version"]) for v in table.versions() if int(v["version"]) not in needed]
+    old = _unneeded(table, needed)
     options: dict[str, Any] = (
         {"versions": old}
         if old
@@ -106,7 +193,8 @@ def _clean(table: lance.LanceDataset, needed: set[int], done: Vacuumed, *, dry_r
     done.bytes += int(stats.bytes_removed)
 
 
-def _shards(lake: Lake, catalog_versions: set[int]) -> set[str]:
+def named_shards(lake: Lake, catalog_versions: set[int]) -> set[str]:
+    """Paths of the shards that versions of the catalog name, and of their indexes."""
     names: set[str] = set()
     for version in catalog_versions:
         table = open_table(lake.store, CATALOG, version).to_table(
@@ -118,6 +206,10 @@ def _shards(lake: Lake, catalog_versions: set[int]) -> set[str]:
 
 def _remove_shards(lake: Lake, named: set[str], done: Vacuumed, *, dry_run: bool) -> None:
     stale = [found for found in lake.store.walk("tiles") if found.path not in named]
+    _remove(lake, stale, done, dry_run=dry_run)
+
+
+def _remove(lake: Lake, stale: Sequence[FileInfo], done: Vacuumed, *, dry_run: bool) -> None:
     done.files += len(stale)
     done.bytes += sum(found.bytes for found in stale)
     if not dry_run:

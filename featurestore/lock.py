@@ -16,7 +16,8 @@ from typing import Protocol, Self, TypeVar
 
 from featurestore import bucket_lock
 from featurestore.bucket_lock import VACUUM, Taker
-from featurestore.errors import LakeError
+from featurestore.errors import InUseError, LakeError
+from featurestore.full_disk import disk_full_error, is_disk_full, naming_full_disk
 from featurestore.leases import FOLDER, about, parsed, told
 from featurestore.storage import Store
 
@@ -46,16 +47,18 @@ def commit_lock(store: Store, *, wait_s: float = 600.0) -> Iterator[Held]:
     longer than its lease may go on when another has taken over.
 
     Raises:
-        LakeError: another committer held it for longer than `wait_s`.
+        InUseError: another committer held it for longer than `wait_s`.
+        DiskFullError: what is done meanwhile finds no room to write.
     """
     if store.is_local:
         lock = FileLock(Path(store.path(LOCK_FILE)), COMMIT, fcntl.LOCK_EX)
-        with _waited(lock.take, lambda: lock.holder, store, wait_s) as held:
+        waited = _waited(lock.take, lambda: lock.holder, store, wait_s)
+        with waited as held, naming_full_disk(store.uri):
             yield held
         return
     taker = Taker(store, COMMIT, COMMIT, LEASE_S)
     lease = _wait(taker.take, lambda: taker.holder, store, wait_s)
-    with lease.kept():
+    with lease.kept(), naming_full_disk(store.uri):
         yield lease
 
 
@@ -69,11 +72,13 @@ def writer_lease(store: Store, what: str, *, wait_s: float = 600.0) -> Iterator[
         wait_s: how long to wait for a vacuum to end.
 
     Raises:
-        LakeError: a vacuum was at work for longer than `wait_s`.
+        InUseError: a vacuum was at work for longer than `wait_s`.
+        DiskFullError: what is done meanwhile finds no room to write.
     """
     if store.is_local:
         gate = _gate(store, what, fcntl.LOCK_SH)
-        with _waited(gate.take, lambda: gate.holder, store, wait_s) as held, _named(store, what):
+        waited = _waited(gate.take, lambda: gate.holder, store, wait_s)
+        with waited as held, _named(store, what), naming_full_disk(store.uri):
             yield held
         return
     vacuum = "a vacuum"
@@ -84,7 +89,7 @@ def writer_lease(store: Store, what: str, *, wait_s: float = 600.0) -> Iterator[
         return beacon
 
     beacon = _wait(light, lambda: vacuum, store, wait_s)
-    with beacon.kept():
+    with beacon.kept(), naming_full_disk(store.uri):
         yield beacon
 
 
@@ -101,7 +106,7 @@ def no_writers(store: Store) -> Iterator[Held]:
     """Hold the right to delete files that no version names; nobody starts to write meanwhile.
 
     Raises:
-        LakeError: somebody is writing, or vacuuming; it names who.
+        InUseError: somebody is writing, or vacuuming; it names who.
     """
     if store.is_local:
         gate = _gate(store, VACUUM, fcntl.LOCK_EX)
@@ -120,8 +125,8 @@ def no_writers(store: Store) -> Iterator[Held]:
         yield lease
 
 
-def _in_use(store: Store, who: str) -> LakeError:
-    return LakeError(f"{store.uri} is in use by {who}; wait for it or stop it")
+def _in_use(store: Store, who: str) -> InUseError:
+    return InUseError(f"{store.uri} is in use by {who}; wait for it or stop it")
 
 
 def _wait(take: Callable[[], T | None], holder: Callable[[], str], store: Store, s: float) -> T:
@@ -169,26 +174,44 @@ class FileLock:
             LakeError: the file system gives no locks, or the file can't be written.
         """
         try:
-            self._fd = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666)
-            fcntl.flock(self._fd, self.how | fcntl.LOCK_NB)
-        except BlockingIOError:
-            self.holder = told(parsed(os.pread(self._fd or 0, 4096, 0)))
-            self.close()
-            return None
+            taken = self._try()
         except OSError as error:
             self.close()
+            if full := disk_full_error(error, str(self.path)):
+                raise full from error
             msg = (
                 f"{self.path} can't be locked ({error.strerror}); a lake that is written to lies "
                 "in a writable folder, on a file system with flock"
             )
             raise LakeError(msg) from error
-        if not self._is_there():  # deleted between the opening and the locking
+        except BaseException:
             self.close()
-            return None
+            raise
+        if not taken:
+            self.close()
+        return self if taken else None
+
+    def _try(self) -> bool:
+        self._fd = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            fcntl.flock(self._fd, self.how | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self.holder = told(parsed(os.pread(self._fd, 4096, 0)))
+            return False
+        if not self._is_there():  # deleted between the opening and the locking
+            return False
         if self.how == fcntl.LOCK_EX:
-            os.ftruncate(self._fd, 0)
-            os.pwrite(self._fd, about(self.what, 0), 0)
-        return self
+            self._sign(self._fd)
+        return True
+
+    def _sign(self, fd: int) -> None:
+        """Write down who holds it; without room for that it is held by `another process`."""
+        try:
+            os.ftruncate(fd, 0)
+            os.pwrite(fd, about(self.what, 0), 0)
+        except OSError as error:
+            if not is_disk_full(error):  # a full disk must not keep a vacuum from making room
+                raise
 
     def _is_there(self) -> bool:
         try:
@@ -224,12 +247,13 @@ def _named(store: Store, what: str) -> Iterator[None]:
     hidden, path = (Path(store.path(f"{FOLDER}/{dot}{name}")) for dot in (".", ""))
     lock = FileLock(hidden, what, fcntl.LOCK_EX)
     with contextlib.closing(lock):
-        lock.take()
-        hidden.rename(path)
         try:
+            lock.take()
+            hidden.rename(path)
             yield
         finally:
-            path.unlink(missing_ok=True)
+            for file in (hidden, path):
+                file.unlink(missing_ok=True)
 
 
 def _writer(path: Path) -> str | None:

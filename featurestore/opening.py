@@ -1,13 +1,17 @@
 """Opening a lake at a version, and making one."""
 
 import os
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
 from featurestore.config import LakeConfig
-from featurestore.errors import LakeError, LakeMissingError
+from featurestore.errors import BucketError, LakeError
+from featurestore.first_reads import FIRST_READ, Check, known_check
+from featurestore.keep.lake_settings import is_lake, read_settings
+from featurestore.keep.lance_roots import record_roots
 from featurestore.lake import Lake
-from featurestore.lance_ledger import versions_property
+from featurestore.lance_ledger import lake_versions, versions_property
 from featurestore.lance_tables import create_table, make_index
 from featurestore.lock import commit_lock
 from featurestore.schema import (
@@ -21,36 +25,85 @@ from featurestore.schema import (
 from featurestore.storage import Store
 
 
-def open_lake(uri: str | os.PathLike[str], *, version: int | str | None = None) -> Lake:
+def open_lake(
+    uri: str | os.PathLike[str],
+    *,
+    version: int | str | None = None,
+    check: Check | None = FIRST_READ,
+) -> Lake:
     """Open a lake at a version, at a snapshot, or at its newest version.
 
     Args:
         uri: folder or URL of the lake.
         version: number of a version or name of a snapshot.
+        check: "first-read" compares each slide's tiles, and each teacher's features of them, with
+            the catalog's checksums where this lake reads them for the first time (bags, streams,
+            statistics, exports), and raises DamageError where they differ. A stream reads all of a
+            slide once more for it, and its shard in a local lake, before the first tile of it is
+            used. None compares nothing.
+            Frames (`lake.tiles`, `lake.features`) and `query` are never compared.
 
     Raises:
         LakeMissingError: there is none.
         FormatError: it was written by a newer slidelake.
-        LakeError: it has no such version or snapshot.
+        LakeError: it has no such version or snapshot, or `check` has another value.
     """
+    check = known_check(check)
     store = Store(uri)
-    if not store.exists("lake.json"):
-        what = "is not a lake (no lake.json)" if store.fs.exists(store.root) else "does not exist"
-        msg = f"{store.uri} {what}; `slidelake ingest` makes one"
-        raise LakeMissingError(msg)
-    config = LakeConfig.from_json(store.read_bytes("lake.json"), where=store.uri)
-    number = None if version is None else _version_number(Lake(store, config), version)
-    return Lake(store, config, number)
-
-
-def _version_number(lake: Lake, version: int | str) -> int:
-    if isinstance(version, int) or version.isdecimal():
-        return int(version)
-    known = lake.snapshots()
+    config = read_settings(store)
+    if version is None or isinstance(version, int) or version.isdecimal():
+        number = None if version is None else int(version)
+        return _at_number(store, config, number, check)
+    known = Lake(store, config).snapshots()
     if version not in known:
-        msg = f"{lake.uri} has no snapshot '{version}'; it has: {', '.join(known) or 'none'}"
+        msg = f"{store.uri} has no snapshot '{version}'; it has: {', '.join(known) or 'none'}"
         raise LakeError(msg)
-    return known[version]
+    return _at_number(store, config, known[version], check)
+
+
+def _at_number(store: Store, config: LakeConfig, version: int | None, check: Check | None) -> Lake:
+    """A lake at a version, for which the newest one need not be readable."""
+    try:
+        return Lake(store, config, version, check)
+    except LakeError as error:
+        if version is None or isinstance(error, BucketError):
+            raise
+        newest = Lake(store, config)
+        if version in _kept(newest):
+            raise
+        named = {at: name for name, at in newest.snapshots().items()}
+        msg = (
+            f"{store.uri} has no version {version} (any more); it has "
+            f"{ranges(lake_versions(newest.table(CATALOG)), named)}: vacuum keeps the newest "
+            "versions, snapshots, and what runs and statistics were made from"
+        )
+        raise LakeError(msg) from error
+
+
+def _kept(lake: Lake) -> set[int]:
+    """Numbers of the versions of a lake's catalog; those of work on an index name no others."""
+    return {int(entry["version"]) for entry in lake.table(CATALOG).versions()}
+
+
+def ranges(versions: Sequence[int], names: Mapping[int, str]) -> str:
+    """Versions in words, neighbours as a range.
+
+    Args:
+        versions: numbers, rising.
+        names: snapshots by their version.
+
+    >>> ranges([3, 7, 8, 9], {3: "paper"})
+    '3 (paper), 7-9'
+    """
+    runs: list[list[int]] = []
+    for version in versions:
+        if runs and runs[-1][-1] == version - 1 and not {version, version - 1} & set(names):
+            runs[-1].append(version)
+        else:
+            runs.append([version])
+    texts = [str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs]
+    named = [f" ({names[run[0]]})" if run[0] in names else "" for run in runs]
+    return ", ".join(text + name for text, name in zip(texts, named, strict=True))
 
 
 def settings_for(uri: str | os.PathLike[str], **given: Any) -> LakeConfig:  # noqa: ANN401
@@ -59,7 +112,7 @@ def settings_for(uri: str | os.PathLike[str], **given: Any) -> LakeConfig:  # no
     Settings given as None are not given. `create_lake` refuses others than an existing lake's.
     """
     store = Store(uri)
-    known = open_lake(uri).config if store.exists("lake.json") else LakeConfig()
+    known = open_lake(uri).config if is_lake(store) else LakeConfig()
     return replace(known, **{name: value for name, value in given.items() if value is not None})
 
 
@@ -70,13 +123,14 @@ def create_lake(uri: str | os.PathLike[str], config: LakeConfig) -> Lake:
         LakeError: a lake with other settings is there, or the folder holds other things.
     """
     store = Store(uri)
-    if not store.exists("lake.json"):
+    if not is_lake(store):
         store.fs.makedirs(store.root, exist_ok=True)
         with commit_lock(store):
-            if not store.exists("lake.json"):
+            if not is_lake(store):
                 _make_tables(store, config)
                 # Last: until it is there this is no lake, and making it can start again.
                 store.write_bytes("lake.json", config.to_json())
+                record_roots(store, config, new=True)
     return _same_settings(open_lake(uri), config)
 
 

@@ -6,15 +6,19 @@ and so are statements that look as if they changed the lake.
 
 import difflib
 import re
+from collections.abc import Mapping
 
 import polars as pl
 
+from featurestore.annotations.model import TILE
 from featurestore.errors import LakeError
 from featurestore.ids import mpp_name
 from featurestore.lake import Lake
 
 QUESTIONS = ("DESCRIBE", "EXPLAIN", "FROM", "SELECT", "SHOW", "VALUES", "WITH")
 EXAMPLE = "SELECT slide_id, state FROM slides"
+
+TABLE_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 #: Texts and comments, whose words mean nothing.
 QUOTED = re.compile(r"'(?:[^']|'')*'|--[^\n]*|/\*.*?\*/", re.DOTALL)
@@ -23,22 +27,47 @@ READS_FILES = re.compile(r"\b(read_\w+)[\"`]?\s*\(", re.IGNORECASE)
 MISSING = re.compile(r"""(column|relation|table)[\w ]* ['"]([^'"]+)['"]""")
 
 
-def tables(lake: Lake) -> dict[str, pl.LazyFrame]:
-    """The frames that SQL sees: `slides`, `catalog`, and `tiles_mpp0_5` and so on per mpp."""
+def tables(lake: Lake, own: Mapping[str, pl.DataFrame] | None = None) -> dict[str, pl.LazyFrame]:
+    """The frames that SQL sees.
+
+    They are `slides`, `catalog`, `tiles_mpp0_5` and so on per mpp, each annotation of slides or
+    patients, and users' own.
+
+    Args:
+        lake: the lake.
+        own: users' own tables by name.
+
+    Raises:
+        LakeError: a name that is taken, or is no plain one.
+    """
     frames = {"slides": lake.slides(), "catalog": lake.catalog()}
     for mpp in lake.config.mpps:
         frames[f"tiles_mpp{mpp_name(mpp).replace('.', '_')}"] = lake.tiles(mpp=mpp)
+    for name, one in lake.annotations().items():
+        if one.level != TILE:  # those of tiles are columns of theirs
+            frames[name] = lake.annotation(name)
+    for name, frame in (own or {}).items():
+        if name.lower() in {taken.lower() for taken in frames} or not TABLE_NAME.fullmatch(name):
+            why = f"letters, digits and _, and not {', '.join(frames)}"
+            msg = f"a table of yours can't be called '{name}': use {why}"
+            raise LakeError(msg)
+        frames[name] = frame.lazy()
     return frames
 
 
-def query(lake: Lake, sql: str) -> pl.DataFrame:
+def query(lake: Lake, sql: str, *, own: Mapping[str, pl.DataFrame] | None = None) -> pl.DataFrame:
     """Answer a SQL question.
+
+    Args:
+        lake: the lake.
+        sql: the question.
+        own: users' own tables by name, to be joined with the lake's.
 
     Raises:
         LakeError: the text is not SQL or no question, reads files, or names a table or a column
-            that is not there.
+            that is not there; or the name of a table is taken.
     """
-    frames = tables(lake)
+    frames = tables(lake, own)
     _check(sql, frames)
     try:
         return pl.SQLContext(frames).execute(sql, eager=True)
@@ -59,7 +88,8 @@ def _check(sql: str, frames: dict[str, pl.LazyFrame]) -> None:
     if reads := READS_FILES.search(text):
         msg = (
             f"SQL sees the tables of the lake ({', '.join(frames)}) and no files, so there is no "
-            f"{reads[1]}; in Python, join them: lake.slides().join(pl.scan_csv(...), on='slide_id')"
+            f"{reads[1]}; join yours by --table NAME=FILE, or in Python by "
+            "lake.slides().join(pl.scan_csv(...), on='slide_id')"
         )
         raise LakeError(msg)
 

@@ -1,16 +1,80 @@
-"""Takes out what `verify` found damaged, so that the next ingest and extract make it again.
+"""Takes out what `verify` found damaged, or makes it again from what is whole.
 
-Nothing else is touched: a slide whose shard alone is damaged keeps its rows and features, and a
-damaged column goes by fragment, the unit in which a teacher is run.
+Nothing undamaged is taken out: a slide whose shard alone is damaged keeps its rows and features, a
+damaged bag of features goes without its neighbours, an index is made again. What will be done is a
+list that can be read before; where a table of the newest version is damaged the list is empty,
+since by a table that can't be believed nothing can be judged.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from featurestore.damage import FEATURES, SHARD, STRAY, TABLE, TILES, Damage, Verdict
+import polars as pl
+
+from featurestore.damage import (
+    FEATURES,
+    ROOT,
+    ROW,
+    SHARD,
+    SHARD_INDEX,
+    STRAY,
+    TABLE_INDEX,
+    TILES,
+    Damage,
+    Verdict,
+)
+from featurestore.errors import LakeError
+from featurestore.keep.lance_mending import (
+    count_rows,
+    drop_features,
+    mend_roots,
+    put_slide_rows_again,
+    rebuild_table_index,
+)
 from featurestore.lake import Lake
-from featurestore.schema import SLIDES
+from featurestore.schema import CATALOG, SLIDES
+from featurestore.shard_index import rebuild_index
+
+#: Above this share of the rows of a lake nothing is dropped without being told to.
+FREELY = 0.1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """One thing that a repair does.
+
+    Attributes:
+        what: for people: what is dropped, made again or marked.
+        rows: rows of tiles or features that are dropped; 0 if none is.
+        damage: why.
+    """
+
+    what: str
+    rows: int = 0
+    damage: tuple[Damage, ...]
+
+
+@dataclass(kw_only=True)
+class Plan:
+    """What a repair will do, in its order, and what it will leave.
+
+    Attributes:
+        steps: to be done.
+        left: damage that nothing can be done about here.
+        share: of the lake's rows of tiles and features that are dropped.
+        advice: why nothing is done although something is damaged, and the way back; else empty.
+    """
+
+    steps: list[Step] = field(default_factory=list)
+    left: list[Damage] = field(default_factory=list)
+    share: float = 0.0
+    advice: str = ""
+
+    @property
+    def is_large(self) -> bool:
+        """Whether so much is dropped that the user has to agree."""
+        return self.share > FREELY
 
 
 @dataclass(kw_only=True)
@@ -19,59 +83,250 @@ class Repaired:
 
     Attributes:
         slides: to be ingested again; those of `columns` need not be.
-        columns: (teacher, mpp, fragments) to be extracted again.
+        columns: (teacher, mpp, slides) to be extracted again.
+        rebuilt: files that were made again from what is whole.
         left: damage that nothing can be done about here.
     """
 
     slides: list[str] = field(default_factory=list)
-    columns: list[tuple[str, float, list[int]]] = field(default_factory=list)
+    columns: list[tuple[str, float, list[str]]] = field(default_factory=list)
+    rebuilt: list[str] = field(default_factory=list)
     left: list[Damage] = field(default_factory=list)
 
 
-def repair(lake: Lake, verdict: Verdict) -> Repaired:
-    """Drop what is damaged, in commits of their own; earlier versions stay as they are.
+def plan_repair(lake: Lake, verdict: Verdict) -> Plan:
+    """Say what a repair of a lake will do.
 
     Args:
         lake: the lake that was verified, at its newest version.
         verdict: what `verify` found.
     """
+    if verdict.broken_tables:
+        return Plan(left=list(verdict.damage), advice=way_back(lake.uri, verdict))
     by_part: dict[str, list[Damage]] = {}
-    for found in verdict.damage:
-        part = found.part if found.number >= 0 else "left"
-        by_part.setdefault(part, []).append(found)
-    done = Repaired(left=by_part.get("left", []))
-    for found in by_part.get(STRAY, []):
-        lake.committer.drop_rows(_mpp(found), found.fragment, [found.number])
-    whole = [*by_part.get(TILES, []), *by_part.get(TABLE, [])]
-    lost = {found.number for found in whole}
-    if rows := _slides(lake, lost):
-        lake.committer.drop_slides(rows)
-    shards = {found.number for found in by_part.get(SHARD, [])} - lost
-    if again := _slides(lake, shards):
-        lake.committer.reopen(again)
-    done.slides = sorted(row["slide_id"] for row in [*rows, *again])
-    done.columns = _drop_columns(
-        lake, [f for f in by_part.get(FEATURES, []) if f.number not in lost]
+    for damage in verdict.damage:
+        by_part.setdefault(damage.part, []).append(damage)
+    plan = Plan(left=[one for one in verdict.damage if one.part not in _STEPS])
+    for part, steps in _STEPS.items():
+        plan.steps += steps(lake, _worth(by_part, part))
+    plan.share = _share(lake, plan)
+    return plan
+
+
+def way_back(uri: str, verdict: Verdict) -> str:
+    """Name the tables that can't be believed, and how to go back to a version that is whole."""
+    tables = ", ".join(sorted({damage.path or "a table" for damage in verdict.broken_tables}))
+    text = f"nothing is judged, and nothing was changed, since {tables} can't be believed"
+    if not verdict.whole:
+        return f"{text}; no earlier version is whole: take {uri} from a copy"
+    versions = ", ".join(str(version) for version in verdict.whole)
+    return (
+        f"{text}; whole versions: {versions}. `--at {verdict.whole[0]}` reads one, and `slidelake "
+        f"restore {uri} --at {verdict.whole[0]}` makes it the newest again and deletes nothing"
     )
+
+
+def _worth(by_part: dict[str, list[Damage]], part: str) -> list[Damage]:
+    """Damage of a part, without what goes with its tiles anyhow."""
+    gone = {(damage.number, damage.mpp) for damage in by_part.get(TILES, [])}
+    damage = by_part.get(part, [])
+    return [one for one in damage if part == TILES or (one.number, one.mpp) not in gone]
+
+
+def _share(lake: Lake, plan: Plan) -> float:
+    dropped = sum(step.rows for step in plan.steps)
+    if not dropped:
+        return 0.0
+    rows = lake.catalog().select("tiles").sum().collect().item()
+    return float(dropped / max(int(rows or 0), 1))
+
+
+def _grouped(damage: Sequence[Damage], *names: str) -> dict[tuple[Any, ...], list[Damage]]:
+    groups: dict[tuple[Any, ...], list[Damage]] = {}
+    for one in damage:
+        groups.setdefault(tuple(getattr(one, name) for name in names), []).append(one)
+    return groups
+
+
+def _rows_of(lake: Lake, damage: Sequence[Damage], *, teacher: str | None = None) -> int:
+    """Rows of tiles and of all features of the slides that are named, or of one teacher's."""
+    numbers = sorted({one.number for one in damage})
+    rows = lake.catalog().filter(pl.col("slide").is_in(numbers), pl.col("mpp") == damage[0].mpp)
+    if teacher is not None:
+        rows = rows.filter(pl.col("teacher") == teacher)
+    return int(rows.select(pl.col("tiles").sum()).collect().item() or 0)
+
+
+# ---------------------------------------------------------------------- the list
+
+
+def _root_steps(_: Lake, damage: Sequence[Damage]) -> Iterator[Step]:
+    for one in damage:
+        yield Step(what=f"{one.path} is written again", damage=(one,))
+
+
+def _index_steps(_: Lake, damage: Sequence[Damage]) -> Iterator[Step]:
+    for (path,), group in _grouped(damage, "path").items():
+        made = "is made again" if path in {SLIDES, CATALOG} else "is taken out"
+        yield Step(what=f"the index of {path} {made}", damage=tuple(group))
+
+
+def _stray_steps(lake: Lake, damage: Sequence[Damage]) -> Iterator[Step]:
+    for (mpp, fragment), group in _grouped(damage, "mpp", "fragment").items():
+        rows = count_rows(lake, mpp, fragment, [one.number for one in group])
+        what = f"{rows} rows in fragment {fragment} at {mpp} mpp that the catalog does not name"
+        yield Step(what=f"{what} are dropped", rows=rows, damage=tuple(group))
+
+
+def _tiles_steps(lake: Lake, damage: Sequence[Damage]) -> Iterator[Step]:
+    for (_number, slide, mpp), group in _grouped(damage, "number", "slide", "mpp").items():
+        rows = _rows_of(lake, group)
+        what = f"slide {slide}: its {rows} rows of tiles and features at {mpp} mpp are dropped"
+        yield Step(what=f"{what}; ingest it again", rows=rows, damage=tuple(group))
+
+
+def _row_steps(_: Lake, damage: Sequence[Damage]) -> Iterator[Step]:
+    for (_number, slide), group in _grouped(damage, "number", "slide").items():
+        what = f"slide {slide}: what {SLIDES} says of it is emptied; ingest it again"
+        yield Step(what=what, damage=tuple(group))
+
+
+def _shard_steps(_: Lake, damage: Sequence[Damage]) -> Iterator[Step]:
+    for (_number, slide), group in _grouped(damage, "number", "slide").items():
+        what = f"slide {slide}: it becomes pending, its rows stay; ingest makes its shards again"
+        yield Step(what=what, damage=tuple(group))
+
+
+def _shard_index_steps(_: Lake, damage: Sequence[Damage]) -> Iterator[Step]:
+    for one in damage:
+        what = f"slide {one.slide}: the index of {one.path} is made again from the shard"
+        yield Step(what=what, damage=(one,))
+
+
+def _features_steps(lake: Lake, damage: Sequence[Damage]) -> Iterator[Step]:
+    for (teacher, mpp), group in _grouped(damage, "teacher", "mpp").items():
+        rows = _rows_of(lake, group, teacher=teacher)
+        slides = len({one.number for one in group})
+        what = f"{rows} features of {teacher} at {mpp} mpp ({slides} slides) are dropped"
+        yield Step(what=f"{what}; extract makes them again", rows=rows, damage=tuple(group))
+
+
+#: What is done about each part, in this order: first what all else is read by.
+_STEPS: dict[str, Callable[[Lake, Sequence[Damage]], Iterator[Step]]] = {
+    ROOT: _root_steps,
+    TABLE_INDEX: _index_steps,
+    STRAY: _stray_steps,
+    TILES: _tiles_steps,
+    ROW: _row_steps,
+    SHARD: _shard_steps,
+    SHARD_INDEX: _shard_index_steps,
+    FEATURES: _features_steps,
+}
+
+
+# ---------------------------------------------------------------------- the work
+
+
+def repair(lake: Lake, verdict: Verdict, *, plan: Plan | None = None, yes: bool = True) -> Repaired:
+    """Do what `plan_repair` lists and nothing else, in commits; earlier versions stay as they are.
+
+    Args:
+        lake: the lake that was verified, at its newest version.
+        verdict: what `verify` found.
+        plan: the list, if it was made before.
+        yes: whether more than a tenth of the lake's rows may be dropped.
+
+    Raises:
+        LakeError: more would be dropped, and `yes` is False.
+    """
+    plan = plan or plan_repair(lake, verdict)
+    if plan.is_large and not yes:
+        msg = (
+            f"{plan.share:.0%} of the rows of {lake.uri} would be dropped: nothing was changed; "
+            "`slidelake repair --yes` does it"
+        )
+        raise LakeError(msg)
+    done = Repaired(left=list(plan.left))
+    todo: dict[str, list[Damage]] = {}
+    for step in plan.steps:
+        todo.setdefault(step.damage[0].part, []).extend(step.damage)
+    for part, work in _WORK.items():
+        if part in todo:
+            work(lake, todo[part], done)
+    done.slides = sorted(set(done.slides))
     return done
 
 
-def _mpp(found: Damage) -> float:
-    return -1.0 if found.mpp is None else found.mpp
+def _mend_roots(lake: Lake, damage: Sequence[Damage], done: Repaired) -> None:
+    mend_roots(lake, [one.path or "" for one in damage])
+    done.rebuilt += [one.path or "" for one in damage]
+
+
+def _mend_indexes(lake: Lake, damage: Sequence[Damage], done: Repaired) -> None:
+    for path in sorted({one.path or "" for one in damage}):
+        rebuild_table_index(lake, path)
+        done.rebuilt.append(f"index of {path}")
+
+
+def _drop_strays(lake: Lake, damage: Sequence[Damage], _: Repaired) -> None:
+    for (mpp, fragment), group in _grouped(damage, "mpp", "fragment").items():
+        lake.committer.drop_rows(mpp, fragment, [one.number for one in group])
+
+
+def _drop_slides(lake: Lake, damage: Sequence[Damage], done: Repaired) -> None:
+    for (mpp,), group in _grouped(damage, "mpp").items():
+        rows = _slides(lake, {one.number for one in group})
+        lake.committer.drop_slides(rows, [mpp])
+        done.slides += [row["slide_id"] for row in rows]
+
+
+def _empty_rows(lake: Lake, damage: Sequence[Damage], done: Repaired) -> None:
+    done.slides += put_slide_rows_again(lake, damage)
+
+
+def _reopen(lake: Lake, damage: Sequence[Damage], done: Repaired) -> None:
+    rows = _slides(lake, {one.number for one in damage})
+    lake.committer.reopen(rows)
+    done.slides += [row["slide_id"] for row in rows]
+
+
+def _mend_shard_indexes(lake: Lake, damage: Sequence[Damage], done: Repaired) -> None:
+    for one in damage:
+        rows = lake.tiles_of(mpp=_mpp(one), slide_ids=[one.slide or ""])
+        row = rows.row(0, named=True)
+        rebuild_index(
+            lake.store,
+            row["shard"],
+            shard_bytes=row["shard_bytes"],
+            shard_crc32=row["shard_crc32"],
+        )
+        done.rebuilt.append(f"index of {row['shard']}")
+
+
+def _drop_features(lake: Lake, damage: Sequence[Damage], done: Repaired) -> None:
+    for (teacher, mpp), group in sorted(_grouped(damage, "teacher", "mpp").items()):
+        for (fragment,), here in _grouped(group, "fragment").items():
+            drop_features(lake, mpp, teacher, fragment, {one.number for one in here})
+        done.columns.append((teacher, mpp, sorted({one.slide or "" for one in group})))
+
+
+_WORK: dict[str, Callable[[Lake, Sequence[Damage], Repaired], None]] = {
+    ROOT: _mend_roots,
+    TABLE_INDEX: _mend_indexes,
+    STRAY: _drop_strays,
+    TILES: _drop_slides,
+    ROW: _empty_rows,
+    SHARD: _reopen,
+    SHARD_INDEX: _mend_shard_indexes,
+    FEATURES: _drop_features,
+}
+
+
+def _mpp(damage: Damage) -> float:
+    return -1.0 if damage.mpp is None else damage.mpp
 
 
 def _slides(lake: Lake, numbers: set[int]) -> list[dict[str, Any]]:
-    if not numbers:
-        return []
     where = f"slide IN ({', '.join(str(number) for number in sorted(numbers))})"
-    rows: list[dict[str, Any]] = lake.table(SLIDES).to_table(filter=where).to_pylist()
+    rows: list[dict[str, Any]] = lake.refreshed().table(SLIDES).to_table(filter=where).to_pylist()
     return rows
-
-
-def _drop_columns(lake: Lake, damage: Sequence[Damage]) -> list[tuple[str, float, list[int]]]:
-    columns: dict[tuple[str, float], set[int]] = {}
-    for found in damage:
-        columns.setdefault((found.teacher or "", _mpp(found)), set()).add(found.fragment)
-    for (teacher, mpp), fragments in columns.items():
-        lake.committer.drop_column(mpp, teacher, sorted(fragments))
-    return [(teacher, mpp, sorted(found)) for (teacher, mpp), found in sorted(columns.items())]

@@ -18,6 +18,8 @@ SLIDES = "slides.lance"
 CATALOG = "catalog.lance"
 
 READY, FAILED, PENDING = "ready", "failed", "pending"
+#: Of a row that keeps the number of a slide taken; readers leave it out.
+DROPPED = "dropped"
 
 SLIDES_SCHEMA = pa.schema(
     [
@@ -70,6 +72,7 @@ CATALOG_SCHEMA = pa.schema(
         pa.field("shard", pa.string()),
         pa.field("shard_bytes", pa.int64()),
         pa.field("shard_crc32", pa.uint32()),
+        pa.field("index_crc32", pa.uint32()),
         pa.field("effective_mpp", pa.float64()),
         pa.field("tile_px_level0", pa.int32()),
         pa.field("grid_px_level0", pa.int32()),
@@ -101,6 +104,10 @@ TEACHER_NAME = re.compile(
     r"(?=.{1,100}$)[A-Za-z0-9][A-Za-z0-9_@-]*(:[A-Za-z0-9_:@-]+(\+mean(@[A-Za-z0-9@]+)?)?)?"
 )
 IDENTITY_KEY = b"slidelake:identity"
+
+#: What a column of a features table is; its field metadata name it under `KIND_KEY`.
+TILE, TEACHER, SCORE, ANNOTATION, OTHER = "tile", "teacher", "score", "annotation", "other"
+KIND_KEY = b"slidelake:kind"
 
 
 def features_table(mpp: float) -> str:
@@ -152,12 +159,33 @@ def teacher_field(name: str, dim: int, identity: Mapping[str, Any]) -> pa.Field:
         raise LakeError(msg)
     item = pa.field("item", pa.float16(), nullable=True)
     text = json.dumps(identity, sort_keys=True)
-    return pa.field(name, pa.list_(item, dim), nullable=True, metadata={IDENTITY_KEY: text})
+    metadata = {IDENTITY_KEY: text, KIND_KEY: TEACHER}
+    return pa.field(name, pa.list_(item, dim), nullable=True, metadata=metadata)
+
+
+def kind_of(field: pa.Field) -> str:
+    """Return the kind of a features table's column: tile, teacher, score, annotation or other.
+
+    A column that carries no kind, or calls itself a teacher and holds no embeddings, is classified
+    by its type: a fixed-size list of float16 is a teacher's, any other column is of nobody we know.
+
+    >>> kind_of(pa.field("uni2", pa.list_(pa.float16(), 8))), kind_of(pa.field("mine", pa.int64()))
+    ('teacher', 'other')
+    """
+    if field.name in TILE_COLUMNS:
+        return TILE
+    kind = (field.metadata or {}).get(KIND_KEY, b"").decode(errors="replace")
+    if kind in (SCORE, ANNOTATION):
+        return kind
+    holds_embeddings = pa.types.is_fixed_size_list(field.type) and pa.types.is_float16(
+        field.type.value_type
+    )
+    return TEACHER if holds_embeddings else OTHER
 
 
 def is_teacher(field: pa.Field) -> bool:
     """Whether a field of a features table is a teacher's column."""
-    return field.name not in TILE_COLUMNS
+    return kind_of(field) == TEACHER
 
 
 def identity_of(field: pa.Field) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 import functools
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -43,13 +43,18 @@ class Selection:
     Args:
         slides: their catalog rows, each with one tile or more.
         mpp: of the tiles.
+        crc32: of each slide's features by teacher, as the catalog has them [slides].
 
     Attributes:
         tiles: rows of all slides together.
     """
 
-    def __init__(self, slides: pl.DataFrame, mpp: float) -> None:
+    def __init__(
+        self, slides: pl.DataFrame, mpp: float, crc32: Mapping[str, Sequence[int]] | None = None
+    ) -> None:
         self.slides, self.mpp = slides, mpp
+        sums: dict[str | None, Sequence[int]] = {None: slides["crc32"].to_list()}
+        self._crc32 = sums | dict(crc32 or {})
         self.slide_ids: list[str] = slides["slide_id"].to_list()
         columns = ("slide", "fragment", "row_start", "tiles")
         self._number, self._fragment, self._start, self._count = (
@@ -60,6 +65,18 @@ class Selection:
 
     def __len__(self) -> int:
         return len(self._number)
+
+    def number(self, slide: int) -> int:
+        """The number of a slide in the lake."""
+        return int(self._number[slide])
+
+    def place(self, slide: int) -> tuple[int, int, int]:
+        """The fragment of a slide, its first row in it, and how many there are."""
+        return int(self._fragment[slide]), int(self._start[slide]), int(self._count[slide])
+
+    def crc32(self, slide: int, teacher: str | None) -> int:
+        """The catalog's checksum of a slide's rows (None), or of a teacher's features of them."""
+        return self._crc32[teacher][slide]
 
     @functools.cached_property
     def digest(self) -> str:
@@ -128,6 +145,7 @@ def select(
         raise LakeError(msg)
     tiles = tiles.filter(pl.col("tiles") > 0)
     place = ["slide", "fragment", "row_start", "tiles"]
+    crc32: dict[str, Sequence[int]] = {}
     for teacher in teachers:
         there = lake.features_of(teacher, mpp=mpp, slide_ids=slide_ids)
         missing = tiles.join(there, on="slide", how="anti")["slide_id"].to_list()
@@ -141,7 +159,9 @@ def select(
         if other:
             msg = f"the catalog gives '{teacher}' other rows than the tiles: {listed(other)}"
             raise DamageError(msg)
-    return Selection(tiles, mpp)
+        sums = tiles.join(there.select("slide", of="crc32"), on="slide", maintain_order="left")
+        crc32[teacher] = sums["of"].to_list()
+    return Selection(tiles, mpp, crc32)
 
 
 def listed(names: Sequence[str]) -> str:

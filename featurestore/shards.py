@@ -5,11 +5,12 @@ no time, owner or order of its own, so that the same tiles always give the same 
 is an Arrow IPC file (tile_id, offset, size), so that any tile is one positioned read away.
 """
 
+import contextlib
 import json
 import os
 import tempfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -17,54 +18,37 @@ from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
 
-from featurestore.errors import DamageError
+from featurestore.errors import DamageError, LakeError
+from featurestore.full_disk import naming_full_disk
+from featurestore.ids import mpp_name
+from featurestore.read_errors import ADVICE, meaning_of, reading
+from featurestore.shard_index import (
+    BLOCK,
+    ShardIndex,
+    index_path,
+    is_header_of,
+    member_name,
+    scan_shard,
+    tar_header,
+)
 from featurestore.storage import Store
 
-BLOCK = 512
-# Of a ustar header: mode, user and group; time; then type, link and magic.
-OWNER, TIME = b"0000644\0" + b"0000000\0" * 2, b"00000000000\0"
-REST = (b"0" + b"\0" * 100 + b"ustar\x0000").ljust(BLOCK - 156, b"\0")
-FIXED_SUM = sum(OWNER) + sum(TIME) + sum(b" " * 8) + sum(REST)
 JPEG_START = b"\xff\xd8"
-INDEX_SCHEMA = pa.schema([("tile_id", pa.int64()), ("offset", pa.int64()), ("size", pa.int32())])
 
 
 @dataclass(frozen=True, kw_only=True)
 class Shard:
-    """A finished shard: its path in the lake, bytes and CRC-32 of the tar, and tiles in it."""
+    """A finished shard: its path in the lake, bytes and CRC-32 of the tar, and tiles in it.
+
+    `index_crc32` is the checksum of its index; None if it is not known.
+    """
 
     path: str
     bytes: int
     crc32: int
     tiles: int
-
-
-def tar_header(name: str, size: int) -> bytes:
-    """A ustar header of a regular file with time, user and group zero.
-
-    >>> len(tar_header("1.jpg", 10))
-    512
-    """
-    called, bytes_ = name.encode().ljust(100, b"\0"), b"%011o\0" % size
-    # The sum of all bytes; those that are the same in every header are summed once.
-    checksum = b"%06o\0 " % (sum(called) + sum(bytes_) + FIXED_SUM)
-    return called + OWNER + bytes_ + TIME + checksum + REST
-
-
-def member_name(tile_id: int) -> str:
-    """Name of a tile's JPEG in its shard.
-
-    >>> member_name(7)
-    '0000000000000000007.jpg'
-    """
-    return f"{tile_id:019d}.jpg"
-
-
-def index_path(shard: str) -> str:
-    """Path of the index of a shard."""
-    return shard.removesuffix(".tar") + ".idx"
+    index_crc32: int | None = None
 
 
 class ShardWriter:
@@ -93,7 +77,8 @@ class ShardWriter:
         self._write(tar_header(name, len(data)) + data + b"\0" * (-len(data) % BLOCK))
 
     def _write(self, data: bytes) -> None:
-        self._file.write(data)
+        with naming_full_disk(str(self._local.parent)):
+            self._file.write(data)
         self._crc = zlib.crc32(data, self._crc)
         self._at += len(data)
 
@@ -107,17 +92,57 @@ class ShardWriter:
         tb: TracebackType | None,
     ) -> None:
         if kind is not None:
-            self._file.close()
-            self._local.unlink(missing_ok=True)
+            self._abandon()
             return
-        self._write(b"\0" * 2 * BLOCK)
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self._file.close()
+        try:
+            self._write(b"\0" * 2 * BLOCK)
+            with naming_full_disk(str(self._local.parent)):
+                self._file.flush()
+                os.fsync(self._file.fileno())
+                self._file.close()
+        except BaseException:
+            self._abandon()
+            raise
         # The index first: whoever sees the tar finds the index as well.
-        self.store.write_bytes(index_path(self.path), _index_bytes(self._rows))
+        index = ShardIndex.of_rows(self._rows)
+        self.store.write_bytes(index_path(self.path), index.to_bytes())
         self.store.publish(self._local, self.path)
-        self.shard = Shard(path=self.path, bytes=self._at, crc32=self._crc, tiles=len(self._rows))
+        self.shard = Shard(
+            path=self.path,
+            bytes=self._at,
+            crc32=self._crc,
+            tiles=len(self._rows),
+            index_crc32=index.crc32,
+        )
+
+    def _abandon(self) -> None:
+        """Remove what was written; closing a file on a full disk may fail as its writing did."""
+        with contextlib.suppress(OSError):
+            self._file.close()
+        self._local.unlink(missing_ok=True)
+
+
+def check_shard(store: Store, row: Mapping[str, Any]) -> None:
+    """Compare all bytes of a shard of a local lake with the catalog's checksum.
+
+    A bucket checks what it keeps by itself, and the whole shard would travel once more.
+
+    Args:
+        store: the lake's files.
+        row: of a slide's tiles in the catalog, with a shard.
+
+    Raises:
+        DamageError: the shard is gone or not what was written; slide and mpp are named.
+        AccessError: it can't be read now.
+    """
+    if not store.is_local:
+        return
+    what = f"slide {row['slide_id']} at mpp {mpp_name(row['mpp'])}: shard {row['shard']}"
+    with reading(store, f"{what} can't be read"):
+        scanned = scan_shard(store, row["shard"], with_index=False)
+    if (scanned.bytes, scanned.crc32) != (row["shard_bytes"], row["shard_crc32"]):
+        msg = f"{what} is not what was written (checksum); {ADVICE}"
+        raise DamageError(msg)
 
 
 def _remote_scratch() -> Path:
@@ -126,45 +151,64 @@ def _remote_scratch() -> Path:
     return Path(name)
 
 
-def _index_bytes(rows: list[tuple[int, int, int]]) -> bytes:
-    columns = [list(column) for column in zip(*rows, strict=True)] or [[], [], []]
-    table = pa.table(
-        [pa.array(c, f.type) for c, f in zip(columns, INDEX_SCHEMA, strict=True)],
-        schema=INDEX_SCHEMA,
-    )
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_file(sink, INDEX_SCHEMA) as writer:
-        writer.write_table(table)
-    return bytes(sink.getvalue().to_pybytes())
-
-
 class ShardReader:
     """Reads tiles of one shard by their keys, in any order. Safe for several threads at once.
 
     Args:
         store: the lake's files.
         path: the shard's path in the lake.
+        index_crc32: checksum of its index, as the catalog names it; None if it names none.
+        slide_id: whose tiles, for messages.
 
     Raises:
-        DamageError: the shard or its index is gone or unreadable.
+        DamageError: the shard or its index is gone, damaged, or not the one that was written.
+        AccessError: they can't be read now, which says nothing of what is stored.
     """
 
-    def __init__(self, store: Store, path: str) -> None:
+    def __init__(
+        self,
+        store: Store,
+        path: str,
+        *,
+        index_crc32: int | None = None,
+        slide_id: str | None = None,
+    ) -> None:
         self.path, self._store = path, store
+        self._name = f"shard {path}" if slide_id is None else f"slide {slide_id}: shard {path}"
         self._fd: int | None = None
         try:
-            table = pa.ipc.open_file(pa.py_buffer(store.read_bytes(index_path(path)))).read_all()
+            index = ShardIndex.from_bytes(store.read_bytes(index_path(path)))
             if store.is_local:
                 self._fd = os.open(store.path(path), os.O_RDONLY)
-        except (OSError, pa.ArrowInvalid) as error:
-            msg = f"shard {path} can't be read: {error}"
-            raise DamageError(msg) from error
-        self.tile_id: npt.NDArray[np.int64] = table["tile_id"].to_numpy()
-        self._offset = table["offset"].to_numpy()
-        self._size = table["size"].to_numpy()
-        if (np.diff(self._offset) < self._size[:-1]).any() or (self._size <= 0).any():
-            msg = f"shard {path} can't be read: its index is not in the order of the file"
-            raise DamageError(msg)
+                self._bytes = os.fstat(self._fd).st_size
+        except (OSError, DamageError) as error:
+            raise self._unreadable(error) from error
+        if index_crc32 not in {None, index.crc32}:
+            what = "can't be read: its index is not the one that was written"
+            raise self._damaged(what)
+        self.index, self.tile_id = index, index.tile_id
+        self._offset, self._size = index.offset, index.size
+
+    @classmethod
+    def of(cls, store: Store, row: Mapping[str, Any]) -> Self:
+        """The reader of the shard that a row of the catalog names.
+
+        Args:
+            store: the lake's files.
+            row: of a slide's tiles, with a shard.
+
+        Raises:
+            DamageError: the shard or its index is gone, damaged, or not the one of the catalog.
+        """
+        return cls(
+            store, row["shard"], index_crc32=row.get("index_crc32"), slide_id=row["slide_id"]
+        )
+
+    def _damaged(self, what: str) -> DamageError:
+        return DamageError(f"{self._name} {what}; {ADVICE}")
+
+    def _unreadable(self, error: Exception) -> LakeError:
+        return meaning_of(error, self._store, f"{self._name} can't be read")
 
     def __len__(self) -> int:
         return len(self.tile_id)
@@ -188,28 +232,35 @@ class ShardReader:
         return found
 
     def _run(self, first: int, stop: int) -> list[memoryview]:
-        """The JPEGs of neighbours; each must stand under its own name and look like one."""
+        """The JPEGs of neighbours; each must stand under its own header and look like one.
+
+        The header names the tile and its size, so that no index can give another tile's JPEG, nor
+        a part of one.
+        """
         offsets = self._offset[first:stop].tolist()
         sizes = self._size[first:stop].tolist()
+        keys = self.tile_id[first:stop].tolist()
         start = offsets[0] - BLOCK
         data = self._read(start, offsets[-1] + sizes[-1] - start)
-        view, found = memoryview(data), []
-        for key, offset, size in zip(
-            self.tile_id[first:stop].tolist(), offsets, sizes, strict=True
-        ):
+        view, jpegs = memoryview(data), []
+        for key, offset, size in zip(keys, offsets, sizes, strict=True):
             at = offset - start
-            name = member_name(key).encode() + b"\0"
             jpeg = view[at : at + size]
-            if not data.startswith(name, at - BLOCK) or len(jpeg) != size or jpeg[:2] != JPEG_START:
-                msg = f"shard {self.path} is damaged at tile {key}"
-                raise DamageError(msg)
-            found.append(jpeg)
-        return found
+            named = is_header_of(data[at - BLOCK : at], member_name(key), size)
+            if not named or len(jpeg) != size or jpeg[:2] != JPEG_START:
+                what = f"is damaged at tile {key}"
+                raise self._damaged(what)
+            jpegs.append(jpeg)
+        return jpegs
 
     def _read(self, start: int, size: int) -> bytes:
-        if self._fd is not None:
-            return os.pread(self._fd, size, start)
-        return self._store.read_range(self.path, start, size)
+        try:
+            if self._fd is not None:
+                # A damaged index may ask for more than any memory holds.
+                return os.pread(self._fd, max(min(size, self._bytes - start), 0), start)
+            return self._store.read_range(self.path, start, size)
+        except OSError as error:
+            raise self._unreadable(error) from error
 
     def positions(self, tile_id: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """Where the given keys are in this shard.
@@ -220,9 +271,8 @@ class ShardReader:
         at = np.minimum(np.searchsorted(self.tile_id, tile_id), max(len(self) - 1, 0))
         missing = self.tile_id[at] != tile_id if len(self) else np.ones(len(tile_id), bool)
         if missing.any():
-            first = tile_id[missing][0]
-            msg = f"shard {self.path} does not hold every asked tile: there is no {first}"
-            raise DamageError(msg)
+            what = f"does not hold every asked tile: there is no {tile_id[missing][0]}"
+            raise self._damaged(what)
         return at.astype(np.int64)
 
     def __iter__(self) -> Iterator[tuple[int, bytes]]:

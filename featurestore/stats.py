@@ -23,6 +23,8 @@ from featurestore.ids import mpp_name
 from featurestore.lake import Lake
 from featurestore.lance_flat import Float16Array
 from featurestore.phi_s import FORMULA, PhiS, phi_s
+from featurestore.read_errors import reading
+from featurestore.sealed import read_named, read_sealed, sealed
 from featurestore.selection import Selection, select
 
 # Of a block in float64: adding one then costs little beside making it, for D up to 4096.
@@ -92,11 +94,12 @@ def read_card(
 
     Raises:
         LakeError: the teacher has no column at this mpp.
+        DamageError: the card is not what was written.
     """
     lake.check_teacher(teacher, mpp=mpp)
     path = f"{folder(teacher, mpp)}/{_key(lake, teacher, mpp, slide_ids)}"
     if lake.exists(f"{path}/card.json"):
-        return {**lake.read_json(f"{path}/card.json"), "path": path}
+        return {**read_sealed(lake.store, f"{path}/card.json"), "path": path}
     return _early_card(lake, teacher, mpp, slide_ids)
 
 
@@ -105,6 +108,7 @@ def read_stats(lake: Lake, teacher: str, *, mpp: float, slide_ids: Sequence[str]
 
     Raises:
         LakeError: the teacher has no column at this mpp.
+        DamageError: what is kept is not what was written.
     """
     card = read_card(lake, teacher, mpp=mpp, slide_ids=slide_ids)
     return None if card is None else _moments(lake, card)
@@ -117,6 +121,7 @@ def read_phi_s(lake: Lake, teacher: str, *, mpp: float, slide_ids: Sequence[str]
 
     Raises:
         LakeError: the teacher has no column at this mpp.
+        DamageError: what is kept is not what was written.
     """
     card = read_card(lake, teacher, mpp=mpp, slide_ids=slide_ids)
     if card is None:
@@ -124,14 +129,21 @@ def read_phi_s(lake: Lake, teacher: str, *, mpp: float, slide_ids: Sequence[str]
     if "formula" not in card:
         moments = _moments(lake, card)
         return phi_s(moments.mean, moments.covariance)
-    arrays = load(lake.read_bytes(f"{card['path']}/phi_s.safetensors"))
+    arrays = _arrays(lake, card, f"{card['path']}/phi_s.safetensors")
     return PhiS(mean=arrays["mean"], rotation=arrays["rotation"], scale=card["scale"])
 
 
 def _moments(lake: Lake, card: dict[str, Any]) -> Moments:
     name = f"{card['path']}/moments" if "formula" in card else card["path"]
-    arrays = load(lake.read_bytes(f"{name}.safetensors"))
+    arrays = _arrays(lake, card, f"{name}.safetensors")
     return Moments(n=card["n"], mean=arrays["mean"], covariance=arrays["covariance"])
+
+
+def _arrays(lake: Lake, card: dict[str, Any], path: str) -> dict[str, Float64Array]:
+    data = read_named(lake.store, path, card)
+    with reading(lake.store, f"{path} can't be read"):
+        arrays: dict[str, Float64Array] = load(data)
+    return arrays
 
 
 def _early_card(
@@ -141,7 +153,7 @@ def _early_card(
     base = folder(teacher, mpp)
     if not lake.exists(f"{base}/card.json"):
         return None
-    card: dict[str, Any] = lake.read_json(f"{base}/card.json")
+    card = read_sealed(lake.store, f"{base}/card.json")
     if card["key"] != _hash([lake.identity(teacher, mpp=mpp), sorted(slide_ids)]):
         return None
     return {**card, "path": f"{base}/{card['key']}"}
@@ -200,6 +212,7 @@ def _blocks(lake: Lake, teacher: str, selection: Selection) -> Iterator[tuple[in
     def read(start: int) -> tuple[int, Float16Array]:
         rows = np.arange(start, min(start + starts.step, selection.tiles))
         located = selection.locate(rows)
+        lake.first_reads.compare(reader, selection, np.unique(located.slide).tolist(), [teacher])
         found = reader.read(located.ranges, [teacher])
         selection.check(located, found.tile_id)
         known = _known(selection, rows, found.by_teacher[teacher])
@@ -256,10 +269,12 @@ def _keep(lake: Lake, teacher: str, mpp: float, slide_ids: Sequence[str], moment
     rotated = phi_s(moments.mean, moments.covariance)
     key = _key(lake, teacher, mpp, slide_ids)
     path = f"{folder(teacher, mpp)}/{key}"
-    arrays = {"mean": moments.mean, "covariance": moments.covariance}
-    lake.write_bytes(f"{path}/moments.safetensors", save(arrays))
-    arrays = {"mean": rotated.mean, "rotation": rotated.rotation}
-    lake.write_bytes(f"{path}/phi_s.safetensors", save(arrays))
+    files = {
+        "moments.safetensors": save({"mean": moments.mean, "covariance": moments.covariance}),
+        "phi_s.safetensors": save({"mean": rotated.mean, "rotation": rotated.rotation}),
+    }
+    for name, data in files.items():
+        lake.write_bytes(f"{path}/{name}", data)
     card = {
         "teacher": teacher,
         "mpp": mpp,
@@ -273,7 +288,7 @@ def _keep(lake: Lake, teacher: str, mpp: float, slide_ids: Sequence[str], moment
         "key": key,
     }
     # Last: statistics without a card are not there.
-    lake.write_json(f"{path}/card.json", card)
+    lake.write_json(f"{path}/card.json", sealed(card, files))
 
 
 def _key(lake: Lake, teacher: str, mpp: float, slide_ids: Sequence[str]) -> str:

@@ -22,6 +22,8 @@ import fsspec
 from featurestore import bucket_clients
 from featurestore.bucket_errors import codes, explain, no_bucket, told_clearly
 from featurestore.errors import LakeError
+from featurestore.full_disk import disk_full_error
+from featurestore.read_errors import no_access
 
 # fsspec uploads ten parts at once from memory: 160 MB here, 500 MB at its default. S3 takes 10,000
 # parts, so a file may have 160 GB.
@@ -103,11 +105,14 @@ class Store:
         return {} if self.is_local else bucket_clients.lance_options(self._protocol)
 
     def explained(self, error: BaseException) -> LakeError | None:
-        """What an error of Lance means if the bucket, and not what is stored, is the cause of it.
+        """What an error of a read means if it says nothing of what is stored.
 
-        None for local lakes, and for files that are not there or not whole: that is damage.
+        The bucket, a full disk, a full table of descriptors, a broken disk, missing rights. None
+        for files that are not there or not whole: that is damage.
         """
-        return None if self.is_local else explain(error, self.uri)
+        if full := disk_full_error(error, self.uri):
+            return full
+        return no_access(error) if self.is_local else explain(error, self.uri)
 
     # ------------------------------------------------------------------ what is there
 

@@ -98,8 +98,7 @@ class TileSource:
         self._lake, self.selection, self.pixels = lake, selection, pixels
         self._reader = lake.row_reader(mpp=selection.mpp)
         self._dims = {name: lake.teachers(mpp=selection.mpp)[name] for name in teachers}
-        self._shard_path: list[str | None] = selection.slides["shard"].to_list()
-        self._shard = functools.lru_cache(OPEN_SHARDS)(functools.partial(ShardReader, lake.store))
+        self._shard = functools.lru_cache(OPEN_SHARDS)(self._opened)
         self.tile_px = lake.config.tile_px
         self._under = [UnderReader(lake, selection, finer) for finer in below]
         children = sum(finer.ratio**2 for finer in below)
@@ -116,6 +115,9 @@ class TileSource:
             DamageError: a table or a shard is not as it was written; slide and tile are named.
         """
         located = self.selection.locate(rows)
+        slides = np.unique(located.slide).tolist()
+        # All of a slide is read once before its first block is used, here, in a reading thread.
+        self._lake.first_reads.compare(self._reader, self.selection, slides, list(self._dims))
         self._reader.fill(located.ranges, into, at)
         tile_id = into.tile_id[at : at + len(rows)]
         self.selection.check(located, tile_id)
@@ -126,15 +128,16 @@ class TileSource:
             under={reader.mpp: reader.read(slide, tile_id, x, y) for reader in self._under},
         )
 
+    def _opened(self, slide: int) -> ShardReader:
+        """The shard of a slide of the selection, compared with its checksum before it is used."""
+        self._lake.first_reads.compare_shard(self._lake.store, self.selection, slide)
+        return ShardReader.of(self._lake.store, self.selection.slides.row(slide, named=True))
+
     def _jpegs(self, located: Located, tile_id: Int64Array) -> list[memoryview]:
         found: list[memoryview] = []
         for slide, count in zip(located.slide.tolist(), located.ranges.rows.tolist(), strict=True):
             keys = tile_id[len(found) : len(found) + count]
-            try:
-                found += self._shard(self._shard_path[slide]).jpegs(keys)
-            except DamageError as error:
-                msg = f"slide {self.selection.slide_ids[slide]}: {error}"
-                raise DamageError(msg) from error
+            found += self._shard(slide).jpegs(keys)
         return found
 
     def batch(self, picked: Sequence[tuple["Buffer", int, int]]) -> TileBatch:

@@ -120,7 +120,7 @@ class UnderReader:
 
     def __init__(self, lake: "Lake", above: Selection, below: Below) -> None:
         self.mpp, self._above, self._below = below.mpp, above, below
-        self._reader = lake.row_reader(mpp=below.mpp)
+        self._reader, self._first_reads = lake.row_reader(mpp=below.mpp), lake.first_reads
         known = lake.teachers(mpp=below.mpp)
         self._dims = {name: known[name] for name in below.teachers}
         self._kept = functools.lru_cache(KEPT_SLIDES)(self._tiles_of)
@@ -163,11 +163,17 @@ class UnderReader:
 
     def _tiles_of(self, index: int) -> tuple[int, Int64Array]:
         """The first row of a slide in the fine selection, and the cells of all its tiles."""
+        self._compare([index])
         rows = self._below.selection.rows_of([index])
         located = self._below.selection.locate(rows)
         tile_id = self._reader.read(located.ranges, []).tile_id
         self._below.selection.check(located, tile_id)
         return int(rows[0]), cells_of(tile_id)
+
+    def _compare(self, slides: Sequence[int]) -> None:
+        """Compare slides that were not read before with their checksums."""
+        selection = self._below.selection
+        self._first_reads.compare(self._reader, selection, slides, list(self._dims))
 
     def _read_rows(self, rows: Int64Array) -> Rows:
         found = Rows.empty(len(rows), self._dims)

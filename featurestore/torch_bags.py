@@ -12,6 +12,9 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from featurestore.errors import LakeError
+from featurestore.first_reads import place_of
+from featurestore.lance_rows import RowReader, Rows
+from featurestore.read_errors import reading
 from featurestore.selection import Selection, select
 from featurestore.split import patient_of
 from featurestore.unforked import Unforked
@@ -98,8 +101,10 @@ class Bags(Dataset[TorchBag], Unforked):
         slides = self._slides[index]
         located = self._selection.locate(self._selection.rows_of(slides))
         reader = self._lake.row_reader(mpp=self._selection.mpp)
-        rows = reader.read(located.ranges, self._teachers)
+        with reading(reader.store, " and ".join(place_of(self._selection, s) for s in slides)):
+            rows = reader.read(located.ranges, self._teachers)
         self._selection.check(located, rows.tile_id)
+        self._compare(reader, slides, rows)
         slide = np.repeat(np.arange(len(slides)), located.ranges.rows)
         if (known := rows.known()) is not None:
             rows, slide = rows.take(known), slide[known]
@@ -112,6 +117,14 @@ class Bags(Dataset[TorchBag], Unforked):
             y=torch.from_numpy(rows.y),
             by_teacher={t: torch.from_numpy(array) for t, array in rows.by_teacher.items()},
         )
+
+    def _compare(self, reader: RowReader, slides: Sequence[int], rows: Rows) -> None:
+        """Compare the slides of a bag that were not read before with their checksums."""
+        stop = 0
+        for slide in slides:
+            start, stop = stop, stop + self._selection.place(slide)[2]
+            theirs = {name: array[start:stop] for name, array in rows.by_teacher.items()}
+            self._lake.first_reads.compare_read(reader, self._selection, slide, theirs)
 
 
 def _groups(lake: "Lake", selection: Selection, by: By) -> dict[str, list[int]]:

@@ -3,6 +3,7 @@
 from ingest.card_table import CARDS
 from ingest.cards import Card
 from ingest.errors import InputError, SlideError, TeacherError
+from ingest.students import student_folder
 from ingest.teachers import (
     FEATURE_CARD,
     Teacher,
@@ -12,7 +13,6 @@ from ingest.teachers import (
     list_teachers,
     load_encoder,
     sees_features,
-    student_folder,
 )
 
 __all__ = [

@@ -14,6 +14,7 @@ import pyarrow as pa
 import simplejpeg
 
 from featurestore import GridCut, LakeConfig, ShardWriter, SlideCut, Store, tile_ids, tiles_table
+from featurestore.full_disk import DiskFullError, disk_full_error
 from featurestore.schema import shard_path
 from ingest.cut_settings import CutSettings
 from ingest.errors import SlideError
@@ -249,13 +250,14 @@ def cut_or_reason(store: Store, config: LakeConfig, row: Row) -> SlideCut | Row:
     try:
         return cut_slide(store, config, row)
     except Exception as error:  # noqa: BLE001 - whatever is wrong with one slide is its reason
-        return failure(row, error)
+        full = disk_full_error(error, store.uri)
+        return {**failure(row, full or error), "disk_full": full is not None}
 
 
 def failure(row: Row, error: BaseException) -> Row:
     """A slide's row with the reason why it could not be cut, as one line."""
     reason = " ".join(str(error).split()) or type(error).__name__
-    known: Sequence[type[BaseException]] = (SlideError,)
+    known: Sequence[type[BaseException]] = (SlideError, DiskFullError)
     if not isinstance(error, tuple(known)):
         reason = f"{type(error).__name__}: {reason}"
     return {**row, **getattr(error, "about", {}), "reason": reason}

@@ -7,7 +7,7 @@ import functools
 import pickle
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -17,8 +17,10 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from featurestore import ColumnFile, ColumnWriter, ShardReader, Store
+from featurestore.full_disk import disk_full_error
 from featurestore.lance_columns import keys_in
 from featurestore.schema import identity_of
+from featurestore.shards import check_shard
 from ingest.cards import Engine, Precision
 from ingest.errors import SlideError
 from ingest.outputs import Output, in_share, only
@@ -42,14 +44,16 @@ class Choice:
     Attributes:
         where: a predicate on the tiles' columns, as `tissue > 0.5 AND pen < 0.05`; None for all.
         share: of the tiles, the same ones for every teacher; None for all.
+        marks: of the annotations that `where` names: other values ask for other tiles.
     """
 
     where: str | None = None
     share: float | None = None
+    marks: Mapping[str, str] | None = None
 
     def identity(self) -> dict[str, Any]:
         """What of it decides the numbers of a column."""
-        found = {"where": self.where, "share": self.share}
+        found = {"where": self.where, "share": self.share, "annotations": self.marks or None}
         return {name: value for name, value in found.items() if value is not None}
 
 
@@ -107,7 +111,9 @@ class Extractor:
         try:
             self._fill(outcome, pickle.loads(item["teachers"]))
         except Exception as error:  # noqa: BLE001 - the other fragments go on
-            outcome.files, outcome.reason = [], f"{type(error).__name__}: {error}"
+            full = disk_full_error(error, self._store.uri)
+            outcome.reason = str(full) if full else f"{type(error).__name__}: {error}"
+            outcome.files = []
         return {"outcome": pickle.dumps(outcome)}
 
     def _encoder(self, teacher: Teacher, precision: Precision, engine: Engine) -> "Encoder":
@@ -134,7 +140,7 @@ class Extractor:
         for row in unit.slides:
             for writer in writers.values():
                 writer.skip(row["row_start"] - writer.rows)
-            ids, rows = _asked(store, unit, row["slide"])
+            ids, rows = _asked(store, unit, row)
             outcome.tiles += len(rows)
             put = functools.partial(_put, writers, row, ids, outcome, self._threads)
             before: tuple[Int64Array, list[Started]] | None = None
@@ -170,9 +176,11 @@ class Extractor:
         self, row: Row, ids: Int64Array, rows: Int64Array
     ) -> Iterator[tuple[Int64Array, RgbArray]]:
         """Some tiles of a slide, decoded ahead while the networks work on those before."""
+        # Features of damaged pixels would be wrong for good, under a checksum of their own.
+        check_shard(self._store, row)
         size = GPU_BATCH_TILES if self._device == "cuda" else BATCH_TILES
         with (
-            ShardReader(self._store, row["shard"]) as shard,
+            ShardReader.of(self._store, row) as shard,
             ThreadPoolExecutor(self._threads) as pool,
         ):
             if not np.array_equal(shard.tile_id, ids):
@@ -188,12 +196,13 @@ class Extractor:
                 yield places, future.result()
 
 
-def _asked(store: Store, unit: Unit, slide: int) -> tuple[Int64Array, Int64Array]:
+def _asked(store: Store, unit: Unit, row: Row) -> tuple[Int64Array, Int64Array]:
     """Keys of all tiles of a slide, and the places among them of those that are asked for."""
+    slide, where = row["slide"], row.get("where", unit.choice.where)
     ids = keys_in(store, unit.mpp, unit.fragment, slide)
     asked = np.ones(len(ids), bool)
-    if unit.choice.where is not None:
-        asked = np.isin(ids, keys_in(store, unit.mpp, unit.fragment, slide, unit.choice.where))
+    if where is not None:
+        asked = np.isin(ids, keys_in(store, unit.mpp, unit.fragment, slide, where))
     if unit.choice.share is not None:
         asked &= in_share(ids, unit.choice.share)
     return ids, np.flatnonzero(asked)

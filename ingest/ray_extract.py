@@ -17,7 +17,15 @@ from pathlib import Path
 import pyarrow as pa
 
 from cluster import progress, ray_session, schedulable
-from featurestore import ColumnFile, Lake, LakeError, Store, open_lake
+from featurestore import (
+    ColumnFile,
+    Lake,
+    LakeError,
+    Store,
+    free_old_versions,
+    open_lake,
+)
+from featurestore.annotations.where import Where, slides_of
 from featurestore.lance_tables import open_table
 from featurestore.lock import writer_lease
 from featurestore.schema import PENDING, READY, TILE_COLUMNS, features_table, identity_of
@@ -42,6 +50,7 @@ class ExtractResult:
         seconds: of all of it.
         ready: slides that have been cut, and so have tiles to run on.
         pending: slides that an ingest has not cut yet: they have no features.
+        freed: what an automatic vacuum removed.
     """
 
     teachers: dict[str, dict[str, float]] = field(default_factory=dict)
@@ -75,6 +84,7 @@ def extract(
     where: str | None = None,
     share: float | None = None,
     address: str | None = None,
+    auto_vacuum: bool = False,
 ) -> ExtractResult:
     """Run teachers on every tile that lacks their features.
 
@@ -91,6 +101,7 @@ def extract(
         where: a predicate on the tiles' columns; those it does not hold for get NaN.
         share: of the tiles, drawn by their keys; the others get NaN.
         address: a Ray cluster; a local Ray is started if None.
+        auto_vacuum: whether old versions are freed in the end; see `free_old_versions`.
 
     Raises:
         LakeError: `where` is no predicate on the tiles' columns.
@@ -123,6 +134,8 @@ def extract(
             if address is None:
                 stack.enter_context(ray_session())
             _run(lake, found, units, result)
+    if auto_vacuum:
+        result.freed = free_old_versions(lake)
     result.seconds = round(time.perf_counter() - start, 3)
     return result
 
@@ -131,17 +144,20 @@ def _choice(lake: Lake, mpps: Sequence[float], where: str | None, share: float |
     if share is not None and not 0 < share <= 1:
         msg = f"share {share} given; it is more than 0, and 1 at most"
         raise LakeError(msg)
-    if where is not None:
-        for mpp in mpps:
-            table = open_table(lake.store, features_table(mpp))
-            try:
-                table.scanner(columns=["tile_id"], filter=where, limit=1).to_table()
-            except (ValueError, OSError) as error:
-                what = str(error).partition("\n")[0]
-                names = ", ".join(TILE_COLUMNS)
-                msg = f"--where {where!r} can't be asked of tiles ({names}): {what}"
-                raise LakeError(msg) from error
-    return Choice(where=where, share=share)
+    if where is None:
+        return Choice(share=share)
+    predicate = Where(lake, where)
+    sample = next(slides_of(lake), ("", None))
+    for mpp in mpps:
+        table = open_table(lake.store, features_table(mpp))
+        try:
+            table.scanner(columns=["tile_id"], filter=predicate.of(*sample), limit=1).to_table()
+        except (ValueError, OSError) as error:
+            what = str(error).partition("\n")[0]
+            names = ", ".join((*TILE_COLUMNS, *lake.annotations()))
+            msg = f"--where {where!r} can't be asked of tiles ({names}): {what}"
+            raise LakeError(msg) from error
+    return Choice(where=where, share=share, marks=predicate.marks)
 
 
 def _gpus(address: str | None) -> int:
@@ -212,9 +228,13 @@ def _units(lake: Lake, mpp: float, fields: dict[str, pa.Field], choice: Choice) 
     table = open_table(lake.store, features_table(mpp))
     done = {name: set(lake.features_of(name, mpp=mpp)["slide"]) for name in fields}
     slides = defaultdict(list)
+    where = None if choice.where is None else Where(lake, choice.where)
+    patients = dict(slides_of(lake)) if where is not None and where.marks else {}
     # Features that were imported have no pixels to run a teacher on.
     with_pixels = lake.tiles_of(mpp=mpp).drop_nulls("shard").sort("row_start")
     for row in with_pixels.iter_rows(named=True):
+        if where is not None:
+            row["where"] = where.of(row["slide_id"], patients.get(row["slide_id"]))
         slides[row["fragment"]].append(row)
     for fragment in table.get_fragments():
         rows = slides.get(fragment.fragment_id, [])
@@ -260,9 +280,8 @@ def _run(
 
 
 def _commit(lake: Lake, waiting: dict[float, list[ColumnFile]]) -> None:
-    for mpp, files in waiting.items():
-        if files:
-            lake.committer.commit_columns(mpp, files)
+    if any(waiting.values()):
+        lake.committer.commit_columns_of(waiting)
     waiting.clear()
 
 

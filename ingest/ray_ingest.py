@@ -11,11 +11,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Unpack
 
+import polars as pl
+
 from cluster import progress, ray_session, schedulable
-from featurestore import LakeConfig, SlideCut, Store, create_lake
+from featurestore import LakeConfig, SlideCut, Store, Vacuumed, create_lake, free_old_versions
+from featurestore.full_disk import DiskFullError
 from featurestore.ids import mpp_name
 from featurestore.lake import Lake
+from featurestore.lance_counts import count_tiles
 from featurestore.lock import writer_lease
+from featurestore.schema import CATALOG
 from ingest.apart import cut_apart
 from ingest.asked import How, Row, asked_for
 from ingest.contact_sheet import write_contact_sheet
@@ -40,7 +45,8 @@ class IngestResult:
     scanned again, whose earlier rows stay readable at earlier versions; `again` those whose file is
     the same and whose settings are not, with what differs; `facts` counts the slides of which a
     manifest says other things than before; `notes` are sentences on what was left out or could be
-    a mistake; `sheet` is a page that shows all slides.
+    a mistake; `sheet` is a page that shows all slides; `freed` is what an
+    automatic vacuum removed.
     """
 
     ready: int = 0
@@ -54,6 +60,7 @@ class IngestResult:
     facts: int = 0
     notes: list[str] = field(default_factory=list)
     sheet: str = ""
+    freed: Vacuumed | None = None
 
 
 def ingest(
@@ -64,6 +71,7 @@ def ingest(
     slide_timeout_s: float = SLIDE_TIMEOUT_S,
     commit_slides: int = COMMIT_SLIDES,
     address: str | None = None,
+    auto_vacuum: bool = False,
     **how: Unpack[How],
 ) -> IngestResult:
     """Cut slides into a lake, making it if it is not there; slides already in it are left alone.
@@ -76,6 +84,7 @@ def ingest(
         commit_slides: slides in one commit; each commit is one fragment per mpp, and a fragment
             is what a teacher later takes or resumes as a whole.
         address: a Ray cluster; a local Ray is started if None.
+        auto_vacuum: whether old versions are freed in the end; see `free_old_versions`.
         **how: which slides to take, and how to look at them; see `How`.
 
     Raises:
@@ -106,6 +115,8 @@ def ingest(
     result.replaced = [name for name in done if name not in todo.again]
     result.again = {name: todo.again[name] for name in done if name in todo.again}
     result.sheet = write_contact_sheet(lake.refreshed())
+    if auto_vacuum:
+        result.freed = free_old_versions(lake)
     result.seconds = round(time.perf_counter() - start, 3)
     return result
 
@@ -134,6 +145,9 @@ def _run(
                 batch.add(outcome)
             else:
                 left.pop(outcome["slide_id"])
+                if outcome.get("disk_full"):  # no fault of the slide: it stays to be cut
+                    batch.flush()
+                    raise DiskFullError(outcome["reason"])
                 kept += _fail(lake, [outcome], todo.again)
                 bar.advance(1, work=outcome["bytes"] or 0)
                 bar.note(f"{outcome['slide_id']} failed: {outcome['reason']}")
@@ -211,8 +225,10 @@ def _outcomes(
 
 
 def _result(lake: Lake, slide_ids: Sequence[str]) -> IngestResult:
-    slides = lake.slides().select("slide_id", "state", "reason", "reader").collect()
-    asked = slides.filter(slides["slide_id"].is_in(list(slide_ids)))
+    wanted = pl.col("slide_id").is_in(list(slide_ids))
+    columns = ["slide_id", "state", "reason", "reader"]
+    asked = lake.slides().filter(wanted).select(columns).collect()
+    tiles = count_tiles(lake.table(CATALOG)).tiles
     ready, failed = (asked.filter(asked["state"] == state) for state in ("ready", "failed"))
     return IngestResult(
         ready=ready.height,
@@ -220,8 +236,6 @@ def _result(lake: Lake, slide_ids: Sequence[str]) -> IngestResult:
             {"slide": slide, "reason": reason}
             for slide, reason in failed.select("slide_id", "reason").iter_rows()
         ],
-        tiles={
-            mpp_name(mpp): int(lake.tiles_of(mpp=mpp)["tiles"].sum()) for mpp in lake.config.mpps
-        },
+        tiles={mpp_name(mpp): tiles[mpp, None] for mpp in lake.config.mpps},
         readers=dict(ready["reader"].value_counts().iter_rows()),
     )

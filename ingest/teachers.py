@@ -18,6 +18,7 @@ from ingest.cards import Card, Engine, Precision, card_from_json
 from ingest.errors import TeacherError
 from ingest.outputs import Output, card_name, outputs_of
 from ingest.own_encoder import SUFFIX, own_card, own_network
+from ingest.students import WEIGHTS, student_file, student_folder
 from ingest.weights_files import fetch_weights, find_weights
 
 if TYPE_CHECKING:
@@ -60,11 +61,6 @@ class Teacher:
         return {**self.card.identity(), **output.identity(), **known, **by}
 
 
-def student_folder(name: str) -> str:
-    """Where a student is kept, relative to the lake."""
-    return f"students/{name}"
-
-
 def sees_features(store: "Store", name: str) -> bool:
     """Whether a name is that of a student that sees other columns of the lake, not pixels."""
     return store.exists(f"{student_folder(name)}/{FEATURE_CARD}")
@@ -81,7 +77,7 @@ def find_card(store: "Store", name: str) -> Card:
         return CARDS[name]
     path = f"{student_folder(name)}/card.json"
     if store.exists(path):
-        return card_from_json(json.loads(store.read_bytes(path)))
+        return card_from_json(json.loads(student_file(store, name, "card.json")))
     students = store.names("students")
     close = difflib.get_close_matches(name, [*CARDS, *students])
     hint = f"did you mean {' or '.join(close)}? " if close else ""
@@ -198,7 +194,7 @@ def licence_of(store: "Store", teacher: str) -> str:
     A student of features has those of its teachers.
     """
     if sees_features(store, teacher):
-        about = json.loads(store.read_bytes(f"{student_folder(teacher)}/{FEATURE_CARD}"))
+        about = json.loads(student_file(store, teacher, FEATURE_CARD))
         return "; ".join(f"{name}: {text}" for name, text in about["licences"].items())
     try:
         return find_card(store, teacher).licence
@@ -213,13 +209,13 @@ def weights_of(store: "Store", card: Card, folder: str | None = None) -> Iterato
     Raises:
         TeacherError: they are not here, and can't be fetched.
     """
-    stored = f"{student_folder(card.name)}/model.safetensors"
+    stored = f"{student_folder(card.name)}/{WEIGHTS}"
     if card.name in CARDS or not store.exists(stored):
         yield find_weights(card, folder) or fetch_weights(card)
         return
     with tempfile.TemporaryDirectory(prefix="slidelake-") as scratch:
-        local = Path(scratch) / "model.safetensors"
-        local.write_bytes(store.read_bytes(stored))
+        local = Path(scratch) / WEIGHTS
+        local.write_bytes(student_file(store, card.name, WEIGHTS))
         yield local
 
 

@@ -23,7 +23,7 @@ MAY_IMPORT = {
 OURS = {*MAY_IMPORT, "commands", "examples", "slidelake"}
 HOLDERS = {
     "ray": re.compile(r"(.*/ray_\w+|slidelake)\.py"),
-    "lance": re.compile(r"featurestore/(lance_\w+|lake)\.py"),
+    "lance": re.compile(r"featurestore/((\w+/)?lance_\w+|lake)\.py"),
     "openslide": re.compile(r"ingest/readers/openslide_\w+\.py"),
 }
 

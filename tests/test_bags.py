@@ -9,6 +9,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Subset
 
 from featurestore import DamageError, Lake, LakeError, open_lake
+from featurestore.selection import Selection
 from tests.training_lake import (
     DIMS,
     SIZES,
@@ -67,11 +68,12 @@ def test_bag_refuses_what_is_not_there(tmp_path: Path) -> None:
 
 
 def test_bag_checks_keys_not_positions(lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
-    row = lake._bag_row("b", ["plain"], 0.5)
+    row = lake.tiles_of(mpp=0.5, slide_ids=["b"])
     for change in ({"row_start": 0}, {"row_start": 12}, {"slide": 4}):
         wrong = row.with_columns(**{k: pl.lit(v, row.schema[k]) for k, v in change.items()})
         with monkeypatch.context() as patch:
-            patch.setattr(Lake, "_bag_row", lambda *_, wrong=wrong: wrong)
+            place = Selection(wrong, 0.5, {"plain": [0]})
+            patch.setattr(Lake, "_bag_place", lambda *_, place=place: place)
             with pytest.raises(DamageError, match=r"slide b at mpp 0\.5: rows are not|missing"):
                 lake.bag("b", "plain", mpp=0.5)
 

@@ -6,12 +6,12 @@ from pathlib import Path
 import pytest
 
 from featurestore import open_lake
+from tests.command_lines import Slidelake
 from tests.conftest import REAL_SLIDE, TEACHERS
 from tests.small_lake import contents
-from tests.test_cli import slidelake
 
 
-def test_verify_of_a_clean_lake(filled: Path) -> None:
+def test_verify_of_a_clean_lake(filled: Path, slidelake: Slidelake) -> None:
     verdict = json.loads(slidelake("verify", filled, "--json").stdout)
     assert (verdict["ok"], verdict["damage"]) == (True, [])
     assert verdict["checked"]["slides"] == 7
@@ -21,7 +21,9 @@ def test_verify_of_a_clean_lake(filled: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("ray_up")
-def test_damage_is_named_repaired_and_made_again(lake_copy: Path, cohort: Path) -> None:
+def test_damage_is_named_repaired_and_made_again(
+    lake_copy: Path, cohort: Path, slidelake: Slidelake
+) -> None:
     lake = open_lake(lake_copy)
     whole = contents(lake)
     row = lake.tiles_of(mpp=2.0, slide_ids=[REAL_SLIDE.stem]).row(0, named=True)
@@ -34,14 +36,14 @@ def test_damage_is_named_repaired_and_made_again(lake_copy: Path, cohort: Path) 
             file.write_bytes(data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :])
     verdict = json.loads(slidelake("verify", lake_copy, "--json", code=1).stdout)
     assert not verdict["ok"]
-    assert set(verdict["damage"][0]) == {"slide", "mpp", "teacher", "what"}
+    assert set(verdict["damage"][0]) == {"slide", "mpp", "teacher", "what", "part", "path"}
     assert {(d["slide"], d["mpp"], d["teacher"]) for d in verdict["damage"]} == {
         ("P000-1", 0.5, TEACHERS[1]),
         (REAL_SLIDE.stem, 2.0, None),
     }
     text = slidelake("verify", lake_copy, code=1).stdout
     assert f"slide P000-1, at 0.5 mpp, teacher {TEACHERS[1]}: checksum" in text
-    done = json.loads(slidelake("repair", lake_copy, "--json").stdout)
+    done = json.loads(slidelake("repair", lake_copy, "--yes", "--json").stdout)
     assert done["slides"] == [REAL_SLIDE.stem]
     assert [(c["teacher"], c["mpp"]) for c in done["columns"]] == [(TEACHERS[1], 0.5)]
     left = json.loads(slidelake("verify", lake_copy, "--json", code=1).stdout)["damage"]
@@ -53,8 +55,7 @@ def test_damage_is_named_repaired_and_made_again(lake_copy: Path, cohort: Path) 
     assert "nothing is damaged" in slidelake("repair", lake_copy).stdout
 
 
-@pytest.mark.slow
-def test_snapshot_compact_vacuum(lake_copy: Path) -> None:
+def test_snapshot_compact_vacuum(lake_copy: Path, slidelake: Slidelake) -> None:
     before = contents(open_lake(lake_copy))
     named = json.loads(slidelake("snapshot", lake_copy, "paper-v1", "--json").stdout)
     done = json.loads(slidelake("compact", lake_copy, "--json").stdout)

@@ -21,6 +21,7 @@ import cluster
 from cluster import ClusterError, quiet_ray_data, ray_map, ray_session, schedulable, submit
 from cluster.scratch import scratch_directory
 from featurestore import LakeConfig, create_lake
+from tests.command_lines import command_line
 
 CHECKOUT = Path(cluster.__file__).parent.parent
 MARK = "SLIDELAKE_TEST_MARK"
@@ -35,6 +36,7 @@ PORTS = (
     "metrics-export-port",
     "runtime-env-agent-port",
 )
+SUBMIT = command_line("submit --address {head} -- info {lake} --json")
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 
@@ -318,28 +320,12 @@ class TestWithAHead:
         assert lines[-1] == "a b it's $HOME"
         assert capsys.readouterr().out == ""
 
-    @pytest.mark.slow
     def test_slidelake_submit_info_prints_what_info_prints(
-        self, head: Head, tmp_path: Path
+        self, head: Head, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
         lake = create_lake(tmp_path / "lake", LakeConfig(mpps=(0.5, 2.0)))
-        words = [
-            "submit",
-            "--address",
-            head.address,
-            "--",
-            "info",
-            str(tmp_path / "lake"),
-            "--json",
-        ]
-        done = subprocess.run(
-            [*PYTHON[:1], "-m", "slidelake", *words],
-            capture_output=True,
-            text=True,
-            check=True,
-            timeout=120,
-        )
-        (line,) = [line for line in done.stdout.splitlines() if line.startswith("{")]
+        answer = SUBMIT.run(capsys, {"head": head.address, "lake": tmp_path / "lake"})
+        (line,) = [line for line in answer.stdout.splitlines() if line.startswith("{")]
         assert json.loads(line) == lake.info()
 
     def test_ctrl_c_stops_following_and_not_the_job(

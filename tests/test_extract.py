@@ -16,6 +16,7 @@ from distill.errors import DistillError
 from distill.ray_train import distill
 from distill.recipes import make_recipe
 from featurestore import IdentityError, Lake, LakeError, open_lake, verify
+from featurestore.annotations.annotate import annotate
 from ingest import (
     CARDS,
     Teacher,
@@ -27,7 +28,7 @@ from ingest import (
 from ingest.cards import Engine
 from ingest.encoder import decode
 from ingest.extractor import Choice, Extractor, Outcome, Unit
-from ingest.ray_extract import extract, plan
+from ingest.ray_extract import _choice, extract, plan
 from ingest.stain import stain_variant
 from ingest.weights_files import find_weights
 from tests.conftest import REAL_SLIDE, ROOT, TEACHERS, shard_samples
@@ -303,6 +304,27 @@ def test_tiles_that_were_not_asked_for(lake_copy: Path) -> None:
     with pytest.raises(IdentityError, match="differs in: share, where"):
         fill(lake, [str(OWN)], mpp=0.5)
     assert not plan(lake, find_teachers(lake.store, [str(OWN)]), [0.5], choice=choice)
+
+
+def test_a_predicate_may_name_what_is_known_of_slides(lake_copy: Path) -> None:
+    """Tiles of slides for which it does not hold are not asked for; another table is refused."""
+    lake = open_lake(lake_copy)
+    grades = pl.DataFrame({"slide_id": ["P000-1", "P002-1"], "grade": [2, 1]})
+    annotate(lake, grades, "clinical")
+    where = "clinical.grade = 2 AND tissue > 0.5"
+    choice = _choice(lake.refreshed(), [2.0], where, None)
+    lake = fill(lake.refreshed(), [str(OWN)], mpp=2.0, choice=choice)
+    frame = lake.features("colour-moments", mpp=2.0).collect()
+    known = frame.filter(~pl.col("colour-moments").arr.first().is_nan())
+    asked = frame.filter((pl.col("slide_id") == "P000-1") & (pl.col("tissue") > 0.5))
+    assert known["tile_id"].to_list() == asked["tile_id"].to_list()
+    assert known.height
+    assert verify(lake).ok
+    assert not plan(lake, find_teachers(lake.store, [str(OWN)]), [2.0], choice=choice)
+    annotate(lake, grades.with_columns(grade=pl.lit(2)), "clinical", replace_old=True)
+    other = _choice(lake.refreshed(), [2.0], where, None)
+    with pytest.raises(IdentityError, match="differs in: annotations"):
+        fill(lake.refreshed(), [str(OWN)], mpp=2.0, choice=other)
 
 
 def test_questions_that_tiles_can_not_answer(lake_copy: Path) -> None:

@@ -34,7 +34,7 @@ from featurestore import (
     tile_ids,
     tile_parts,
 )
-from featurestore.shards import tar_header
+from featurestore.shard_index import tar_header
 from featurestore.stats import merge
 from tests.small_lake import JPEG, column, cut
 

@@ -108,7 +108,7 @@ def test_a_column_in_a_file_with_others_is_read_in_place(lake: Lake, tmp_path: P
     whole = lake.table(REL).to_table()
     dense = lance.write_dataset(whole, tmp_path / "t.lance", data_storage_version="2.2")
     reader = RowReader(open_lake(lake.uri).store, "unused", dense)
-    reader._store = type(lake.store)(tmp_path)
+    reader.store = type(lake.store)(tmp_path)
     reader._rel = "t.lance"
     flat = reader._layout(0, "plain")
     assert flat is not None

@@ -26,9 +26,9 @@ from featurestore import (
 )
 from featurestore.opening import open_lake
 from featurestore.stats import Moments, merge, read_card
+from tests.command_lines import Slidelake
 from tests.conftest import ROOT
 from tests.small_lake import add_slides, add_teacher, column
-from tests.test_cli import slidelake
 
 Float64Array = npt.NDArray[np.float64]
 
@@ -218,6 +218,9 @@ def test_features_that_are_not_finite_are_damage_of_a_slide(small: Lake) -> None
     lake, values = with_features(small)
     nan = np.where(np.arange(6) == 5, np.float16(np.nan), values[6])
     overwrite(lake, values[6], nan)  # the second tile of slide "b"
+    with pytest.raises(DamageError, match=r"slide b at mpp 0.5: features of 't' are not what was"):
+        fit_stats(lake, "t", mpp=0.5, slide_ids=["a", "b"])
+    lake = open_lake(lake.uri, check=None)
     fit_stats(lake, "t", mpp=0.5, slide_ids=["a"])
     with pytest.raises(DamageError, match=r"slide b at mpp 0.5: features are not finite"):
         fit_stats(lake, "t", mpp=0.5, slide_ids=["a", "b"])
@@ -231,6 +234,7 @@ def test_tiles_that_the_teacher_was_not_asked_for_are_left_out(
     monkeypatch.setattr("featurestore.stats.BLOCK_BYTES", rows * 6 * 8)
     for absent in (0, 6):
         overwrite(lake, values[absent], np.full(6, np.nan, np.float16))
+    lake = open_lake(lake.uri, check=None)
     told: list[int] = []
     found = fit_stats(lake, "t", mpp=0.5, slide_ids=["a", "b"], on_tiles=told.append)
     x = np.delete(values, [0, 6], axis=0).astype(np.float64)
@@ -263,7 +267,7 @@ def test_a_column_too_wide_for_a_covariance_is_refused(small: Lake) -> None:
 # ---------------------------------------------------------------------- the command
 
 
-def test_stats_command_tells_what_is_kept(small: Lake) -> None:
+def test_stats_command_tells_what_is_kept(small: Lake, slidelake: Slidelake) -> None:
     lake, _ = with_features(small)
     first = json.loads(slidelake("stats", lake.uri, "--teacher", "t", "--json").stdout)
     assert first["fitted"] == 1

@@ -69,7 +69,10 @@ def read_tile_labels(
             a tile with two labels, a target of numbers or of one class, or no label of a tile.
         LakeError: The lake has no tiles at this mpp.
     """
-    given = load_labels(path, **dict(ids or {}))
+    # on use: it opens Lance tables, which takes time that a command's help does not have
+    from featurestore.annotations.reading import labels_of
+
+    given = load_labels(labels_of(lake, path), **dict(ids or {}))
     places = _places(given, target, str(path))
     slides = lake.slides().select("slide_id", "patient_id", "state").collect()
     match = match_slides(places["slide_id"], slides["slide_id"])
@@ -168,24 +171,10 @@ def _by_place(places: pl.DataFrame, tiles: pl.DataFrame) -> pl.DataFrame:
 
     Of overlapping tiles the one whose middle is nearest, of equals the one with the smaller key.
     """
-    places = places.with_row_index("row").with_columns(
-        name=pl.format("{} at {}, {}", "slide_id", pl.col("x").round(1), pl.col("y").round(1))
-    )
-    side = tiles.select("slide_id", "side").unique()
-    asked = places.select("row", "slide_id", px="x", py="y").join(side, on="slide_id")
-    # a tile that covers a place begins in the place's cell of a raster of its side, or one before
-    steps = pl.DataFrame({"dx": [0, 0, 1, 1], "dy": [0, 1, 0, 1]})
-    cells = [(pl.col(f"p{a}") // pl.col("side")).cast(pl.Int64) - pl.col(f"d{a}") for a in "xy"]
-    asked = asked.join(steps, how="cross").with_columns(cx=cells[0], cy=cells[1])
-    of_tile = [(pl.col(a) // pl.col("side")).cast(pl.Int64) for a in "xy"]
-    there = tiles.with_columns(cx=of_tile[0], cy=of_tile[1]).drop("side")
-    pairs = asked.join(there, on=["slide_id", "cx", "cy"])
-    within = [pl.col(f"p{a}").is_between(pl.col(a), pl.col(a) + pl.col("side"), closed="left")
-              for a in "xy"]  # fmt: skip
-    apart = [(pl.col(f"p{a}") - pl.col(a) - pl.col("side") / 2) ** 2 for a in "xy"]
-    best = pairs.filter(*within).with_columns(apart=apart[0] + apart[1])
-    best = best.sort("row", "apart", "tile_id").unique("row", keep="first", maintain_order=True)
-    return places.join(best.select("row", "tile_id"), on="row", how="left").drop("row")
+    from featurestore.annotations.places import tiles_at
+
+    x, y = pl.col("x").round(1), pl.col("y").round(1)
+    return tiles_at(places.with_columns(name=pl.format("{} at {}, {}", "slide_id", x, y)), tiles)
 
 
 def _with_patients(found: pl.DataFrame, slides: pl.DataFrame) -> pl.DataFrame:

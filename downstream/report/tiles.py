@@ -120,13 +120,12 @@ def tile_pictures(lake: Lake, tiles: pl.DataFrame) -> tuple[dict[int, str], str]
     damage = ""
     for (slide_id, mpp), rows in tiles.group_by("slide_id", "mpp", maintain_order=True):
         place = lake.tiles_of(mpp=float(str(mpp)), slide_ids=[str(slide_id)])
-        shard = place["shard"][0] if place.height else None
-        if shard is None:
+        if place["shard"].drop_nulls().is_empty():
             damage = f"the lake has no pixels of slide {slide_id}"
             continue
         keys = rows["tile_id"].to_numpy()
         try:
-            with ShardReader(lake.store, shard) as reader:
+            with ShardReader.of(lake.store, place.row(0, named=True)) as reader:
                 jpegs = reader.jpegs(keys)
             for key, jpeg in zip(keys.tolist(), jpegs, strict=True):
                 found[key] = data_uri(_small(bytes(jpeg)), "image/jpeg")

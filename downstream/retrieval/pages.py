@@ -101,20 +101,21 @@ def _lines(row: Json) -> list[str]:
 
 def _tile_jpegs(lake: Lake, rows: list[Json], mpp: float) -> list[bytes | None]:
     """Stored tiles by their keys, each shard opened once; empty bytes where a shard is damaged."""
+    import numpy as np
+    import polars as pl
+
     from featurestore import DamageError, ShardReader
 
     slides = sorted({row["slide_id"] for row in rows})
-    places = lake.tiles_of(mpp=mpp, slide_ids=slides).select("slide_id", "shard")
+    places = lake.tiles_of(mpp=mpp, slide_ids=slides).filter(pl.col("shard").is_not_null())
     jpegs: dict[int, bytes] = {}
-    for slide, shard in places.iter_rows():
-        if shard is None:
-            continue
-        keys = {row["tile_id"] for row in rows if row["slide_id"] == slide}
+    for place in places.iter_rows(named=True):
+        keys = sorted({row["tile_id"] for row in rows if row["slide_id"] == place["slide_id"]})
         jpegs.update(dict.fromkeys(keys, b""))
         try:
-            with ShardReader(lake.store, shard) as reader:
-                at = {int(key): place for place, key in enumerate(reader.tile_id)}
-                jpegs.update({key: reader.jpeg(at[key]) for key in keys})
+            with ShardReader.of(lake.store, place) as reader:
+                stored = [bytes(jpeg) for jpeg in reader.jpegs(np.array(keys, np.int64))]
+            jpegs.update(zip(keys, stored, strict=True))
         except DamageError:
             continue
     return [jpegs.get(row["tile_id"]) for row in rows]

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -34,12 +35,17 @@ def export_slide(box: Outbox, slide: SlideOut) -> int:
         InteropError: the packages for it are not installed.
     """
     _check_packages()
-    rel, mark = f"{slide.tiles.slide_id}.zarr", mark_of(slide, *sorted(slide.teachers))
+    rel, mark = f"{slide.tiles.slide_id}.zarr", _mark(slide)
     if _is_done(box.path(rel), slide, mark):
         return 0
     with box.folder(rel) as path:
         _write(path, slide, mark)
     return 1
+
+
+def _mark(slide: SlideOut) -> str:
+    mark = mark_of(slide, *sorted(slide.teachers))
+    return f"{mark}-{slide.annotations.mark}" if slide.annotations.mark else mark
 
 
 def _check_packages() -> None:
@@ -148,6 +154,7 @@ def _write_table(tables: Any, slide: SlideOut, teacher: str) -> None:  # noqa: A
             "slide_id": pd.Categorical([tiles.slide_id] * len(tiles), [tiles.slide_id]),
             "x": tiles.x,
             "y": tiles.y,
+            **_annotated(slide),
         },
         index=index.astype(str),
     )
@@ -163,6 +170,7 @@ def _write_table(tables: Any, slide: SlideOut, teacher: str) -> None:  # noqa: A
                 "mpp": tiles.mpp,
                 "tile_px": tiles.tile_px,
                 "tile_px_level0": tiles.tile_px_level0,
+                "annotations": json.dumps(slide.annotations.values),
             },
         },
     )
@@ -171,6 +179,19 @@ def _write_table(tables: Any, slide: SlideOut, teacher: str) -> None:  # noqa: A
         write_elem(tables, name, made)
     version = {"spatialdata-encoding-type": "ngff:regions_table", "version": TABLE_VERSION}
     tables[name].attrs.update({**version, **keys})
+
+
+def _annotated(slide: SlideOut) -> dict[str, Any]:
+    """Annotations of tiles as columns of `obs`, in types that keep what is missing."""
+    import pandas as pd
+
+    kinds = {pl.Int64: "Int64", pl.Boolean: "boolean", pl.Float64: "float64"}
+    return {
+        column.name: pd.Categorical(column.to_list())
+        if column.dtype == pl.String
+        else pd.array(column.to_list(), kinds[type(column.dtype)])
+        for column in slide.annotations.tiles()
+    }
 
 
 def _table(teacher: str) -> str:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from featurestore.annotations.outgoing import AnnotationsOut
 from featurestore.errors import DamageError, LakeError
 from featurestore.ids import mpp_name
 from featurestore.interop.formats import writer_of
@@ -25,7 +26,7 @@ from featurestore.opening import open_lake
 from featurestore.schema import READY, features_table, identity_of
 
 SLIDES_AT_ONCE = 256
-SLIDE_COLUMNS = ("state", "reason", "mpp", "width_px", "height_px", "extra")
+SLIDE_COLUMNS = ("state", "patient_id", "reason", "mpp", "width_px", "height_px", "extra")
 
 Row = dict[str, Any]
 
@@ -96,7 +97,20 @@ def export_folder(
             result.written += files > 0
             result.complete += not files
             on_slide(slide_id, files)
+        result.files += _write_annotations(box, task.annotations)
     return result
+
+
+def _write_annotations(box: Outbox, annotations: AnnotationsOut) -> int:
+    """Write each annotation as `annotations/<name>.csv`; how many files were written."""
+    written = 0
+    for name, table in annotations.tables():
+        text, rel = table.write_csv(), f"annotations/{name}.csv"
+        if not box.path(rel).is_file() or box.path(rel).read_text() != text:
+            with box.file(rel) as path:
+                path.write_text(text)
+            written += 1
+    return written
 
 
 def _mpp(lake: Lake, mpp: float | None, *, needed: bool) -> float | None:
@@ -116,6 +130,7 @@ class _Task:
     ) -> None:
         self.lake, self.format, self.mpp = lake, format_name, mpp
         self.asked = bool(teachers)
+        self.annotations = AnnotationsOut(lake, mpp)
         self.teachers: dict[str, TeacherOut] = {}
         if mpp is None or format_name == "geojson":
             return
@@ -177,6 +192,7 @@ class _Task:
             teachers=teachers,
             features=lambda teacher: self._features(catalog, keys, teacher),
             tissue=lambda: tissue_of(self.lake, name),
+            annotations=self.annotations.of(name, row["patient_id"], catalog),
         )
 
     def _tiles(self, row: Row, xy: Int64Array) -> SlideTiles:

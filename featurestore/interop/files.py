@@ -114,11 +114,12 @@ def agree(option: str, given: float | None, found: float, path: Path) -> None:
 
 
 def coordinates(values: npt.NDArray[Any], path: Path) -> Int64Array:
-    """Level-0 coordinates [N, 2] as integers.
+    """Level-0 coordinates [N, 2] as integers; [1, N, 2] is a batch of one.
 
     Raises:
         InteropError: another shape, or values that are not whole numbers.
     """
+    values = _unbatched(values)
     if values.ndim != 2 or values.shape[1] != 2:
         msg = f"{path}: coords have the shape {values.shape}; (N, 2) is needed"
         raise InteropError(msg)
@@ -135,10 +136,14 @@ def coordinates(values: npt.NDArray[Any], path: Path) -> Int64Array:
 def feature_matrix(values: npt.NDArray[Any], tiles: int, path: Path) -> FloatArray:
     """Features [N, D] as a file has them, checked against the number of tiles.
 
+    A batch of one, [1, N, D], is taken as its only bag; opaque values of two bytes (`V2`), which is
+    what NumPy and HDF5 make of bfloat16, come as float32.
+
     Raises:
         InteropError: another shape or type, another number of rows, or a value that is NaN or
             infinite; the first such row is named.
     """
+    values = _from_bfloat16(_unbatched(values))
     if tiles == 0 and values.size == 0:
         return np.zeros((0, values.shape[1] if values.ndim == 2 else 0), np.float32)
     if values.ndim != 2 or values.dtype.kind != "f":
@@ -153,6 +158,19 @@ def feature_matrix(values: npt.NDArray[Any], tiles: int, path: Path) -> FloatArr
         msg = f"{path}: the features of {int(bad.sum())} tiles are NaN or infinite, first row {row}"
         raise InteropError(msg)
     return values
+
+
+def _unbatched(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """An array [1, N, D] as [N, D]; any other as it is."""
+    return values[0] if values.ndim == 3 and len(values) == 1 else values
+
+
+def _from_bfloat16(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Opaque bfloat16 as float32, whose upper half it is; any other array as it is."""
+    if values.dtype.kind != "V" or values.dtype.itemsize != 2 or values.dtype.names:
+        return values
+    bits = np.ascontiguousarray(values).view("<u2").astype(np.uint32) << 16
+    return bits.view(np.float32)
 
 
 def load_pt(path: Path, *, mapped: bool = False) -> npt.NDArray[Any]:

@@ -12,7 +12,9 @@ from featurestore.ids import mpp_name
 from featurestore.interop.model import Int64Array
 from featurestore.interop.outline import mask_geojson
 from featurestore.lake import Lake
+from featurestore.read_errors import reading
 from featurestore.schema import SLIDES, features_table
+from featurestore.selection import Selection
 
 Row = dict[str, Any]
 
@@ -29,11 +31,15 @@ def tile_places(lake: Lake, row: Mapping[str, Any]) -> tuple[Int64Array, Int64Ar
     """
     if not row["tiles"]:
         return np.zeros(0, np.int64), np.zeros((0, 2), np.int64)
+    what = f"slide {row['slide_id']} at mpp {mpp_name(row['mpp'])}"
+    selection = Selection(pl.DataFrame([dict(row)]), row["mpp"])
+    lake.first_reads.compare(lake.row_reader(mpp=row["mpp"]), selection, [0], [])
     fragment = lake.table(features_table(row["mpp"])).get_fragment(row["fragment"])
-    found = fragment.to_table(columns=["tile_id", "x", "y"], filter=f"slide = {row['slide']}")
+    with reading(lake.store, f"{what}: its tiles can't be read"):
+        found = fragment.to_table(columns=["tile_id", "x", "y"], filter=f"slide = {row['slide']}")
     if found.num_rows != row["tiles"]:
         msg = (
-            f"slide {row['slide_id']} at mpp {mpp_name(row['mpp'])}: {found.num_rows} tiles are "
+            f"{what}: {found.num_rows} tiles are "
             f"there, the catalog says {row['tiles']}; run slidelake verify"
         )
         raise DamageError(msg)

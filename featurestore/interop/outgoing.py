@@ -5,12 +5,13 @@ lake has, and it carries the checksums of what it was made from; its existence p
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from featurestore.annotations.outgoing import SlideAnnotations
 from featurestore.interop.files import dataset, opened_h5
 from featurestore.interop.model import FloatArray, Int64Array, InteropError, SlideTiles
 
@@ -37,6 +38,7 @@ class SlideOut:
         features: reads one teacher's features, float16 [N, D] in the order of the tiles.
         tissue: makes a GeoJSON FeatureCollection of the tissue in level-0 pixels; None if the
             lake knows none.
+        annotations: users' own columns.
     """
 
     tiles: SlideTiles
@@ -44,6 +46,7 @@ class SlideOut:
     teachers: Mapping[str, TeacherOut]
     features: Callable[[str], FloatArray]
     tissue: Callable[[], dict[str, Any] | None]
+    annotations: SlideAnnotations = field(default_factory=SlideAnnotations)
 
 
 def mark_of(slide: SlideOut, *teachers: str) -> str:

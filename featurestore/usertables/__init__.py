@@ -7,13 +7,21 @@ can't be read is named by row and column.
 from featurestore.usertables.errors import TableError, tables_raise
 from featurestore.usertables.id_columns import ID_NAMES, Id, id_column
 from featurestore.usertables.near import near_key, refuse_near, refuse_near_others
-from featurestore.usertables.reading import ENDINGS, is_table, parse_table, read_table, table_bytes
+from featurestore.usertables.reading import (
+    ENDINGS,
+    HeldTable,
+    is_table,
+    parse_table,
+    read_table,
+    table_bytes,
+)
 from featurestore.usertables.table import MISSING_WORDS, UserTable
 
 __all__ = [
     "ENDINGS",
     "ID_NAMES",
     "MISSING_WORDS",
+    "HeldTable",
     "Id",
     "TableError",
     "UserTable",

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+from dataclasses import dataclass
 from pathlib import PurePosixPath
 
 from featurestore.usertables.columnar import read_columnar
@@ -15,6 +16,25 @@ ENDINGS = (".csv", ".tsv", ".txt", ".xlsx", ".parquet")
 _WORKBOOK, _PARQUET = b"PK\x03\x04", b"PAR1"
 
 
+@dataclass(frozen=True, kw_only=True)
+class HeldTable(os.PathLike[str]):
+    """A table that is no file, such as an annotation of a lake; it stands where a path does.
+
+    Attributes:
+        name: for messages; its ending says the format.
+        content: what the file would hold.
+    """
+
+    name: str
+    content: bytes
+
+    def __fspath__(self) -> str:
+        return self.name
+
+    def __str__(self) -> str:
+        return self.name
+
+
 def read_table(path: str | os.PathLike[str]) -> UserTable:
     """Return the table in a file: CSV, TSV, XLSX (first visible sheet) or Parquet.
 
@@ -25,7 +45,7 @@ def read_table(path: str | os.PathLike[str]) -> UserTable:
         TableError: no such file, another ending, or a file that can't be read.
     """
     name = os.fspath(path)
-    return parse_table(table_bytes(name), name=name)
+    return parse_table(table_bytes(path), name=name)
 
 
 def table_bytes(path: str | os.PathLike[str]) -> bytes:
@@ -36,6 +56,8 @@ def table_bytes(path: str | os.PathLike[str]) -> bytes:
     """
     import fsspec
 
+    if isinstance(path, HeldTable):
+        return path.content
     name = os.fspath(path)
     try:
         with fsspec.open(os.path.expanduser(name), "rb") as file:  # noqa: PTH111 - may be a URL

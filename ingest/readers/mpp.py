@@ -97,9 +97,9 @@ def choose_mpp(
 def _from_objective(path: str, stated: Sequence[StatedMpp], objective: float | None) -> StatedMpp:
     if objective:
         value = OBJECTIVE_MPP / objective
-        found = StatedMpp(x=value, y=value, source="objective", place="its objective")
-        if found.is_possible:
-            return found
+        nominal = StatedMpp(x=value, y=value, source="objective", place="its objective")
+        if nominal.is_possible:
+            return nominal
     if stated:
         msg = f"{path} says {stated[0].mean:g} mpp, outside {_range()}; {REMEDY}"
         raise SlideError(msg)

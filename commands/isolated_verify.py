@@ -1,0 +1,140 @@
+"""`verify` in a child process: a file so damaged that Lance ends its process costs only the child.
+
+The child shows its own progress, writes the name of what it reads next into a file before it reads
+it, and the verdict as JSON at the end. What Rust prints on a panic stays in the child.
+"""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from featurestore import Verdict
+
+ANSWER, READING = "answer.json", "reading"
+
+
+def verify_isolated(uri: str, *, at: str | None = None, sample: float = 1.0) -> "Verdict":
+    """Check a lake in a child process.
+
+    Args:
+        uri: folder or URL of the lake.
+        at: version or snapshot; the newest if None.
+        sample: share of slides that are read in full.
+
+    Returns:
+        The verdict. A child that was ended by what it read leaves one that names the table.
+
+    Raises:
+        LakeError: as `check_lake`.
+        RuntimeError: any other error of the child, with its name and text.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        request = json.dumps({"uri": uri, "at": at, "sample": sample, "folder": folder})
+        root = str(Path(__file__).resolve().parents[1])
+        path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
+        done = subprocess.run(
+            [sys.executable, "-m", "commands.isolated_verify", request],
+            env={**os.environ, "PYTHONPATH": path},
+            check=False,
+        )
+        answer = Path(folder, ANSWER)
+        if not answer.exists():
+            return _ended(Path(folder, READING), done.returncode)
+        return _verdict(json.loads(answer.read_text()))
+
+
+def _verdict(value: dict[str, Any]) -> "Verdict":
+    from featurestore import Damage, Verdict, errors
+
+    if "error" in value:
+        kind = getattr(errors, value["error"], None)
+        raise (
+            RuntimeError(f"{value['error']}: {value['text']}")
+            if kind is None
+            else kind(value["text"])
+        )
+    damage = [Damage(**one) for one in value.pop("damage")]
+    return Verdict(**value, damage=damage)
+
+
+def _ended(reading: Path, code: int) -> "Verdict":
+    """The verdict of a child that gave none: what it read last ended it."""
+    if code == -signal.SIGINT or not reading.exists():
+        msg = f"the check ended with code {code} before it read anything; run it again"
+        raise RuntimeError(msg)
+    from featurestore import Damage, Verdict
+
+    path = reading.read_text()
+    what = f"table {path}: reading it ended the process that read it (code {code})"
+    return Verdict(version=0, damage=[Damage(what=what, part="table", path=path)])
+
+
+# ---------------------------------------------------------------------- the child
+
+
+@dataclass
+class _Bar:
+    """Progress that begins once it is known how much there is to do."""
+
+    stack: contextlib.ExitStack
+    advance: Callable[[int], None] = lambda _: None
+
+    def start(self, slides: int) -> None:
+        from cluster import progress
+
+        bar = self.stack.enter_context(progress("verify", total=slides, unit="slides"))
+        self.advance = bar.advance
+
+
+@contextlib.contextmanager
+def _without_rust_messages() -> Iterator[None]:
+    """Keep Python's stderr, and send what libraries print to descriptor 2 nowhere."""
+    kept = os.dup(2)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    sys.stderr.flush()
+    sys.stderr = os.fdopen(kept, "w", buffering=1)
+    os.dup2(nowhere, 2)
+    os.close(nowhere)
+    yield
+
+
+def main(request: str) -> None:
+    """Run the check that a request describes, and write its answer."""
+    from featurestore.keep.lance_checking import check_lake
+
+    value = json.loads(request)
+    folder = Path(value["folder"])
+    try:
+        with _without_rust_messages(), contextlib.ExitStack() as stack:
+            bar = _Bar(stack)
+            verdict = check_lake(
+                value["uri"],
+                at=value["at"],
+                sample=value["sample"],
+                on_total=bar.start,
+                on_slide=lambda count: bar.advance(count),
+                on_table=lambda path: _write(folder / READING, path),
+            )
+        answer = asdict(verdict)
+    except Exception as error:  # noqa: BLE001 - it is raised again by the parent
+        answer = {"error": type(error).__name__, "text": str(error)}
+    _write(folder / ANSWER, json.dumps(answer))
+
+
+def _write(path: Path, text: str) -> None:
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(text)
+    temporary.replace(path)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

@@ -1,0 +1,386 @@
+"""Users' own columns into a lake: of tiles, slides or patients, each annotation in one commit."""
+
+import re
+import secrets
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import polars as pl
+import pyarrow as pa
+
+from featurestore import lance_edits as edits
+from featurestore.annotations import lance_registry as registry
+from featurestore.annotations.meet import met_tiles
+from featurestore.annotations.model import (
+    PATIENT,
+    TILE,
+    Annotation,
+    AnnotationError,
+    AnnotationTable,
+    check_name,
+    lake_columns,
+    listing,
+    user_table,
+)
+from featurestore.checksums import values_crc32
+from featurestore.lake import Lake
+from featurestore.lance_edits import Edit, NewColumn, Work, add_columns, drop_columns
+from featurestore.lance_files import physical_column, write_column
+from featurestore.lance_ledger import Change
+from featurestore.lance_tables import open_table
+from featurestore.lock import writer_lease
+from featurestore.schema import SLIDES, features_table
+
+TCGA = re.compile(r"(TCGA-[A-Z0-9]{2}-[A-Z0-9]{4})(?:-.*)?", re.IGNORECASE)
+ARROW = {pl.Int64: "int64", pl.Float64: "double", pl.Boolean: "bool", pl.String: "string"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Annotated:
+    """What an annotation did.
+
+    Attributes:
+        annotation: what is in the lake now.
+        version: of the lake that has it.
+        met: rows that are of a tile, slide or patient of the lake.
+        unmet: what the other rows are of. Rows of slides and patients are kept, for those that
+            come later; rows of tiles are not.
+        notes: what else is to be said, a sentence each.
+    """
+
+    annotation: Annotation
+    version: int
+    met: int
+    unmet: list[str] = field(default_factory=list)
+    notes: tuple[str, ...] = ()
+
+
+def annotate(
+    lake: Lake,
+    table: pl.DataFrame,
+    name: str,
+    *,
+    mpp: float | None = None,
+    replace_old: bool = False,
+    source: str = "",
+) -> Annotated:
+    """Make a user's table part of a lake.
+
+    Args:
+        lake: at its newest version.
+        table: with `tile_id`, or `slide_id`, `x` and `y` (and `mpp`), or `slide_id`, or
+            `patient_id`; and columns of numbers, text, dates, or true and false.
+        name: what to call it.
+        mpp: of the tiles that places are in, where the lake has several.
+        replace_old: put it in the place of the annotation of this name.
+        source: name of the user's file, for people.
+
+    Raises:
+        AnnotationError: the name is taken or can't be one, or the table can't be an annotation.
+    """
+    check_name(name)
+    checked = user_table(table)
+    lake.committer.recover()
+    lake = lake.refreshed()
+    _check_free(lake, name, replace_old=replace_old)
+    with writer_lease(lake.store, f"annotate {name}"):
+        work = _of_tiles if checked.level == TILE else _of_others
+        return work(lake, checked, name, mpp, source)
+
+
+def _check_free(lake: Lake, name: str, *, replace_old: bool) -> None:
+    known = lake.annotations()
+    if name in known and not replace_old:
+        msg = (
+            f"'{name}' is an annotation of {known[name].level}s already ({known[name].rows:,} rows "
+            f"of {known[name].source or 'a table'}): --replace puts the new one in its place, or "
+            "give another name"
+        )
+        raise AnnotationError(msg)
+    _refuse_taken(lake, [name], known)
+
+
+def _refuse_taken(lake: Lake, columns: Sequence[str], known: Mapping[str, Annotation]) -> None:
+    """Refuse names of columns that are there and of no annotation, or of another one."""
+    ours = {
+        column for one in known.values() if one.level == TILE for column in one.columns.values()
+    }
+    for mpp in lake.config.mpps:
+        there = set(lake.table(features_table(mpp)).schema.names) - ours
+        if taken := sorted(there & set(columns)):
+            msg = f"'{taken[0]}' is a column of the tiles at mpp {mpp} already; give another name"
+            raise AnnotationError(msg)
+
+
+# ---------------------------------------------------------------------- slides and patients
+
+
+def _of_others(
+    lake: Lake, table: AnnotationTable, name: str, mpp: float | None, source: str
+) -> Annotated:
+    """Write a table beside the slides, and name it there."""
+    key = f"{table.level}_id"
+    slides = lake.slides().select("slide_id", "patient_id").collect()
+    known = set(slides[key].drop_nulls())
+    unmet = [value for value in table.frame[key] if value not in known]
+    if len(unmet) == table.frame.height:
+        msg = (
+            f"none of the {table.frame.height} {table.level}s of the table is in {lake.uri}: it "
+            f"names {listing(unmet)}; the lake has {listing(sorted(known)) or 'none'}"
+        )
+        raise AnnotationError(msg)
+    annotation = Annotation(
+        name=name,
+        level=table.level,
+        columns=_plain_columns(table.values),
+        types={value: ARROW[type(table.frame[value].dtype)] for value in table.values},
+        rows=table.frame.height,
+        mark=secrets.token_hex(8),
+        source=source,
+    )
+    placed = registry.written(lake.store, annotation, table.frame.rename(dict(annotation.columns)))
+    committer = lake.committer
+    with committer.exclusive():
+        older = lake.refreshed().annotations().get(name)
+        committer.make(_put_table(placed, older))
+    return _done(lake, placed, table, table.frame.height - len(unmet), unmet)
+
+
+def _put_table(new: Annotation, older: Annotation | None) -> Edit:
+    """Name a table that is written, in the place of an annotation of tiles if there was one."""
+    columns = [*older.columns.values()] if older is not None and older.level == TILE else []
+
+    def steps(work: Work) -> Iterator[Change]:
+        yield from drop_columns(columns).steps(work)
+        tables = registry.tables_of(open_table(work.ledger.store, SLIDES))
+        work.check()
+        registry.put_tables(work.ledger.store, {**tables, new.name: new})
+
+    return Edit(about={"annotate": new.name}, steps=steps)
+
+
+def _plain_columns(values: Sequence[str]) -> dict[str, str]:
+    """What columns are called in a table of Lance, where a dot goes into a struct."""
+    columns = {value: value.replace(".", "_") for value in values}
+    names = list(columns.values())
+    if same := next((n for n in names if names.count(n) > 1 or n in ("row_crc32",)), None):
+        which = ", ".join(repr(value) for value in values if columns[value] == same)
+        msg = f"columns {which} would be called '{same}' in the lake; rename them in the table"
+        raise AnnotationError(msg)
+    return columns
+
+
+def _done(
+    lake: Lake, annotation: Annotation, table: AnnotationTable, met: int, unmet: list[str]
+) -> Annotated:
+    return Annotated(
+        annotation=annotation,
+        version=lake.refreshed().version,
+        met=met,
+        unmet=unmet,
+        notes=table.notes,
+    )
+
+
+# ---------------------------------------------------------------------- tiles
+
+
+def _of_tiles(
+    lake: Lake, table: AnnotationTable, name: str, mpp: float | None, source: str
+) -> Annotated:
+    """Write a file for each column and fragment, and put them into the tables."""
+    met, unmet = met_tiles(lake, table, mpp)
+    columns = lake_columns(name, table.values)
+    known = lake.annotations()
+    _refuse_taken(lake, list(columns.values()), {name: known[name]} if name in known else {})
+    rows = sum(frame.height for frame in met.values())
+    about = {"rows": rows, "source": source}
+    mark = secrets.token_hex(8)
+    writers = [_Writer(lake, at, frame, name, mark, about) for at, frame in met.items()]
+    new = [column for writer in writers for column in writer.columns(columns)]
+    committer = lake.committer
+    with committer.exclusive():
+        _check_unchanged(lake, new)
+        committer.make(_put_columns(name, new, known.get(name)))
+    annotation = lake.refreshed().annotations()[name]
+    return _done(lake, annotation, table, table.frame.height - len(unmet), unmet)
+
+
+def _put_columns(name: str, new: Sequence[NewColumn], older: Annotation | None) -> Edit:
+    """Put columns that are written into the tables, in the place of an older annotation."""
+    columns = [*older.columns.values()] if older is not None and older.level == TILE else []
+    edit = add_columns(name, new, columns)
+
+    def steps(work: Work) -> Iterator[Change]:
+        yield from edit.steps(work)
+        tables = registry.tables_of(open_table(work.ledger.store, SLIDES))
+        if tables.pop(name, None) is not None:
+            work.check()
+            registry.put_tables(work.ledger.store, tables)
+
+    return replace(edit, steps=steps)
+
+
+def _check_unchanged(lake: Lake, columns: Sequence[NewColumn]) -> None:
+    """Raise AnnotationError if a fragment is another than the one that its file was made for."""
+    for column in columns:
+        table = open_table(lake.store, features_table(column.mpp))
+        for fragment, rows in column.rows.items():
+            there = table.get_fragment(fragment)
+            if there is None or there.physical_rows != rows:
+                msg = f"{lake.uri} was compacted at the same time; run the same command again"
+                raise AnnotationError(msg)
+
+
+class _Writer:
+    """Writes the columns of an annotation at one mpp.
+
+    Args:
+        lake: at the version whose tiles were met.
+        mpp: of the tiles.
+        frame: `tile_id` and the values of each tile.
+        name: of the annotation.
+        mark: of this annotation.
+        about: `rows` and `source`, which go with each column.
+    """
+
+    def __init__(
+        self,
+        lake: Lake,
+        mpp: float,
+        frame: pl.DataFrame,
+        name: str,
+        mark: str,
+        about: Mapping[str, Any],
+    ) -> None:
+        self.lake, self.mpp, self.frame = lake, mpp, frame
+        self.name, self.mark, self.about = name, mark, about
+        self.rel = features_table(mpp)
+        self.table = lake.table(self.rel)
+        numbers = (frame["tile_id"] // (1 << 40)).unique().to_list()
+        tiles = lake.tiles_of(mpp=mpp).filter(pl.col("tiles") > 0)
+        here = tiles.filter(pl.col("slide").is_in(numbers))["fragment"].unique()
+        self.rows = tiles.filter(pl.col("fragment").is_in(here.implode()))
+
+    def columns(self, names: Mapping[str, str]) -> list[NewColumn]:
+        """Write the files of all columns, fragment after fragment.
+
+        Args:
+            names: of the columns in the lake, by their names in the user's table.
+        """
+        new = {column: self._column(column, name) for column, name in names.items()}
+        for (fragment,), rows in self.rows.group_by("fragment", maintain_order=True):
+            self._fragment(int(str(fragment)), rows, new)
+        return list(new.values())
+
+    def _column(self, column: str, name: str) -> NewColumn:
+        kind = pa.type_for_alias(ARROW[type(self.frame[column].dtype)])
+        about = {**self.about, "column": column}
+        field = registry.field_of(name, kind, annotation=self.name, mark=self.mark, about=about)
+        return NewColumn(mpp=self.mpp, field=field)
+
+    def _fragment(self, fragment: int, rows: pl.DataFrame, new: Mapping[str, NewColumn]) -> None:
+        store = self.lake.store
+        keys = physical_column(store, self.rel, self.table, fragment, "tile_id").to_numpy()
+        met = pl.DataFrame({"tile_id": keys}).join(
+            self.frame, on="tile_id", how="left", maintain_order="left"
+        )
+        for column, part in new.items():
+            values = met[column].to_arrow().cast(part.field.type)
+            part.files[fragment] = write_column(store, self.rel, part.field, values)
+            part.rows[fragment] = len(keys)
+            for slide, start, tiles in rows.select("slide", "row_start", "tiles").iter_rows():
+                part.crc32[slide] = values_crc32(values.slice(start, tiles).to_pylist())
+
+
+# ---------------------------------------------------------------------- patients
+
+
+@dataclass(frozen=True, kw_only=True)
+class Patients:
+    """What setting patients did: slides whose patient was set, left as it was, and not met."""
+
+    version: int
+    set: int
+    same: int
+    unmet: list[str] = field(default_factory=list)
+    notes: tuple[str, ...] = ()
+
+
+def tcga_patients(lake: Lake) -> pl.DataFrame:
+    """Slides that are called by a TCGA barcode, and their patients, the first three parts of it.
+
+    Raises:
+        AnnotationError: no slide is called so.
+    """
+    slides = lake.slides().select("slide_id").collect()["slide_id"].to_list()
+    found = {name: match[1].upper() for name in slides if (match := TCGA.fullmatch(name))}
+    if not found:
+        msg = (
+            f"no slide of {lake.uri} is called by a TCGA barcode (TCGA-XX-XXXX-...); the first are "
+            f"{listing(slides) or 'none'}"
+        )
+        raise AnnotationError(msg)
+    return pl.DataFrame({"slide_id": list(found), "patient_id": list(found.values())})
+
+
+def set_patients(lake: Lake, table: pl.DataFrame, *, replace_old: bool = False) -> Patients:
+    """Write patients of slides into the slides' rows, in one commit.
+
+    Args:
+        lake: at its newest version.
+        table: with `slide_id` and `patient_id`.
+        replace_old: also where the lake names another patient.
+
+    Raises:
+        AnnotationError: a column is missing, the lake names another patient, one slide has two,
+            or no slide of the table is in the lake.
+    """
+    lacking = [name for name in ("slide_id", PATIENT + "_id") if name not in table.columns]
+    if lacking:
+        msg = f"patients need a table of slide_id and patient_id; {', '.join(lacking)} is not there"
+        raise AnnotationError(msg)
+    others = [name for name in table.columns if name not in ("slide_id", "patient_id")]
+    pairs = table.select("slide_id", "patient_id")
+    checked = user_table(pairs.drop_nulls("patient_id"))
+    lake.committer.recover()
+    lake = lake.refreshed()
+    known = dict(lake.slides().select("slide_id", "patient_id").collect().iter_rows())
+    wanted = dict(checked.frame.cast(pl.String).iter_rows())
+    todo = _changed(lake, wanted, known, replace_old=replace_old)
+    if todo:
+        committer = lake.committer
+        with committer.exclusive():
+            committer.make(edits.set_patients(todo))
+    notes = [f"{listing(others)} left out: annotate with them under another name"] if others else []
+    unmet = [name for name in wanted if name not in known]
+    return Patients(
+        version=lake.refreshed().version,
+        set=len(todo),
+        same=len(wanted) - len(todo) - len(unmet),
+        unmet=unmet,
+        notes=tuple(notes),
+    )
+
+
+def _changed(
+    lake: Lake, wanted: Mapping[str, str], known: Mapping[str, str | None], *, replace_old: bool
+) -> dict[str, str]:
+    """Patients of slides that are in the lake with another one, or without any."""
+    here = {slide: patient for slide, patient in wanted.items() if slide in known}
+    if not here:
+        msg = (
+            f"none of the {len(wanted)} slides of the table is in {lake.uri}: it names "
+            f"{listing(list(wanted))}; the lake has {listing(sorted(known)) or 'none'}"
+        )
+        raise AnnotationError(msg)
+    other = [s for s, patient in here.items() if known[s] not in (None, patient)]
+    if other and not replace_old:
+        first = other[0]
+        msg = (
+            f"{len(other)} slides have another patient in the lake: slide '{first}' is of "
+            f"'{known[first]}' there and of '{here[first]}' in the table; --replace if it is meant"
+        )
+        raise AnnotationError(msg)
+    return {slide: patient for slide, patient in here.items() if known[slide] != patient}

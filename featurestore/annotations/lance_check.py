@@ -1,0 +1,51 @@
+"""Whether the tables of annotations hold what was written; `verify` checks columns of tiles."""
+
+from collections.abc import Iterator
+
+from featurestore.annotations import lance_registry as registry
+from featurestore.annotations.model import TILE, Annotation
+from featurestore.checksums import row_crc32
+from featurestore.damage import ANNOTATION, Damage
+from featurestore.keep.reading import UnreadableError, read
+from featurestore.lake import Lake
+from featurestore.lance_tables import open_table
+
+SHOWN = 3
+
+
+def verify_annotations(lake: Lake) -> Iterator[Damage]:
+    """Compare each annotation of slides or patients with its checksums, a batch of rows at a time.
+
+    Raises:
+        BucketError: the bucket could not be asked. That is no damage.
+    """
+    for one in lake.annotations().values():
+        if one.level != TILE:
+            yield from _check(lake, one)
+
+
+def _check(lake: Lake, one: Annotation) -> Iterator[Damage]:
+    rows, crc = 0, 0
+    wrong: list[str] = []
+    try:
+        batches = read(
+            lake.store, lambda: open_table(lake.store, str(one.path)).to_table().to_batches()
+        )
+        for batch in batches:
+            some = [row for row in batch.to_pylist() if row_crc32(row) != row["row_crc32"]]
+            wrong += [str(row[one.key]) for row in some]
+            crc = registry.crc32_of(batch["row_crc32"].to_pylist(), crc)
+            rows += batch.num_rows
+    except UnreadableError as error:
+        yield _damage(one, f"its table can't be read: {error}")
+        return
+    if wrong:
+        more = f" and {len(wrong) - SHOWN} more" if len(wrong) > SHOWN else ""
+        yield _damage(one, f"not as written (checksum): {', '.join(wrong[:SHOWN])}{more}")
+    elif rows != one.rows or crc != one.crc32:
+        yield _damage(one, f"{one.rows} rows were written; {rows} are there, or other ones")
+
+
+def _damage(one: Annotation, what: str) -> Damage:
+    text = f"annotation '{one.name}' of {one.level}s ({one.path}): {what}"
+    return Damage(what=f"{text}; annotate it again (--replace)", part=ANNOTATION, path=one.path)

@@ -1,0 +1,31 @@
+"""Which tables of annotations belong to versions of a lake, and which to none that is kept."""
+
+from collections.abc import Iterable
+
+from featurestore.annotations import lance_registry as registry
+from featurestore.lance_tables import open_table
+from featurestore.schema import SLIDES
+from featurestore.storage import FileInfo, Store
+
+
+def named_tables(store: Store, slides_versions: Iterable[int]) -> set[str]:
+    """Return the paths of the tables that versions of `slides` name."""
+    return {
+        str(one.path)
+        for version in slides_versions
+        for one in registry.tables_of(open_table(store, SLIDES, version)).values()
+    }
+
+
+def stray_files(store: Store, slides_versions: Iterable[int]) -> list[FileInfo]:
+    """List files of tables that no kept version names.
+
+    Args:
+        store: the lake's files; its committer's lock is held, so that no edit is half done.
+        slides_versions: versions of `slides` that are kept.
+    """
+    files = list(store.walk(registry.FOLDER))
+    if not files:
+        return []
+    named = named_tables(store, slides_versions)
+    return [file for file in files if "/".join(file.path.split("/")[:2]) not in named]

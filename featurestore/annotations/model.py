@@ -1,0 +1,224 @@
+"""What an annotation is, and a user's table made into one: its level, its names, its values."""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+import polars as pl
+
+from featurestore.errors import LakeError
+from featurestore.schema import TILE_COLUMNS
+
+TILE, SLIDE, PATIENT = "tile", "slide", "patient"
+PATIENTS = "patients"
+KEYS = ("tile_id", "slide_id", "x", "y", "mpp", "patient_id")
+NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,63}")
+RESERVED = re.compile(r"slides|catalog|tiles_mpp.*|row_crc32|teacher|library_id", re.IGNORECASE)
+SHOWN = 5
+
+
+class AnnotationError(LakeError):
+    """A table or a name that can't become an annotation of a lake."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Annotation:
+    """An annotation of a lake.
+
+    Attributes:
+        name: what it is called.
+        level: `tile`, `slide` or `patient`.
+        columns: names of its columns as in the user's table, and what they are called in the lake.
+        types: Arrow's name of each column's type, by its name in the user's table.
+        rows: rows that it was made of.
+        mpps: where its tiles are; empty for slides and patients.
+        source: name of the user's file.
+        mark: tells it from an earlier one of the same name.
+        path: its table; None for columns of the features tables.
+        crc32: of its table's row checksums; None for columns of the features tables.
+    """
+
+    name: str
+    level: str
+    columns: Mapping[str, str]
+    types: Mapping[str, str]
+    rows: int
+    mark: str
+    source: str = ""
+    mpps: tuple[float, ...] = ()
+    path: str | None = None
+    crc32: int | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """The annotation as JSON can hold it."""
+        return {**asdict(self), "mpps": list(self.mpps)}
+
+    @classmethod
+    def of(cls, value: Mapping[str, Any]) -> "Annotation":
+        """The annotation that `as_dict` gave; keys of later versions are left out."""
+        known = {name: value[name] for name in cls.__dataclass_fields__ if name in value}
+        return cls(**{**known, "mpps": tuple(value.get("mpps", ()))})
+
+    def at(self, mpp: float) -> "Annotation":
+        """The annotation with tiles at one more mpp."""
+        return replace(self, mpps=(*self.mpps, mpp))
+
+    @property
+    def key(self) -> str:
+        """The column that names a row: `tile_id`, `slide_id` or `patient_id`."""
+        return f"{self.level}_id"
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnnotationTable:
+    """A user's table, checked.
+
+    Attributes:
+        level: what its rows are of.
+        frame: its keys, then its values; each key once.
+        values: names of the columns that are no keys.
+        notes: what was changed or left out, a sentence each.
+    """
+
+    level: str
+    frame: pl.DataFrame
+    values: Sequence[str]
+    notes: tuple[str, ...] = field(default=())
+
+
+def check_name(name: str) -> None:
+    """Raise AnnotationError if an annotation can't be called so."""
+    if not NAME.fullmatch(name) or name in TILE_COLUMNS or RESERVED.fullmatch(name):
+        msg = (
+            f"an annotation can't be called '{name}': use letters, digits and _, a letter first; "
+            f"not slides, catalog, tiles_mpp..., {', '.join(TILE_COLUMNS)}"
+        )
+        raise AnnotationError(msg)
+
+
+def level_of(columns: Sequence[str]) -> tuple[str, list[str]]:
+    """What the rows of a table with these columns are of, and which columns are its keys.
+
+    Raises:
+        AnnotationError: none of the columns are keys.
+
+    >>> level_of(["slide_id", "x", "y", "label"]), level_of(["patient_id", "age"])
+    (('tile', ['slide_id', 'x', 'y']), ('patient', ['patient_id']))
+    """
+    if "tile_id" in columns:
+        return TILE, ["tile_id"]
+    if {"slide_id", "x", "y"} <= set(columns):
+        return TILE, [name for name in ("slide_id", "x", "y", "mpp") if name in columns]
+    for key in ("slide_id", "patient_id"):
+        if key in columns:
+            return key.removesuffix("_id"), [key]
+    msg = (
+        f"the table has columns {', '.join(columns)}; an annotation needs tile_id, or slide_id "
+        "with x and y (level-0 pixels), or slide_id, or patient_id"
+    )
+    raise AnnotationError(msg)
+
+
+def user_table(frame: pl.DataFrame) -> AnnotationTable:
+    """A user's table as an annotation: keys of one type, values that a lake can hold, rows once.
+
+    Raises:
+        AnnotationError: no keys, no values, values of a type that is not held, a row without its
+            key, or two rows that contradict each other.
+    """
+    level, keys = level_of(frame.columns)
+    # Of tiles, the slide is known by the key; of slides, the patient is a fact like any other.
+    dropped = [n for n in ("slide_id", "x", "y", "mpp") if "tile_id" in keys and n in frame.columns]
+    values = [name for name in frame.columns if name not in (*keys, *dropped)]
+    if not values:
+        msg = f"the table has the keys {', '.join(keys)} and no other column to annotate with"
+        raise AnnotationError(msg)
+    table = frame.select(*(_key(frame[name]) for name in keys), *(_value(frame[n]) for n in values))
+    empty = [name for name in keys if table[name].null_count()]
+    if empty:
+        row = int(table[empty[0]].is_null().arg_max() or 0) + 1
+        msg = f"row {row} of the table has no {empty[0]}; fill it in or remove the row"
+        raise AnnotationError(msg)
+    table = table.unique(maintain_order=True)
+    _refuse_torn(table, keys)
+    return AnnotationTable(level=level, frame=table, values=values)
+
+
+def _key(column: pl.Series) -> pl.Series:
+    if column.name in ("slide_id", "patient_id"):
+        return column.cast(pl.String)
+    if column.name == "tile_id" and column.dtype.is_float():
+        msg = (
+            "tile_id are numbers of up to 19 digits, which this table holds as decimals (a "
+            "spreadsheet keeps 15 digits): give slide_id, x and y instead, or a CSV"
+        )
+        raise AnnotationError(msg)
+    kind = pl.Int64() if column.name == "tile_id" else pl.Float64()
+    try:
+        return column.cast(kind)
+    except pl.exceptions.PolarsError as error:
+        first = str(error).partition("\n")[0]
+        msg = f"{column.name} must be numbers: {first}"
+        raise AnnotationError(msg) from error
+
+
+def _value(column: pl.Series) -> pl.Series:
+    """The column as one of int64, float64, boolean and text; dates and times are ISO text."""
+    dtype = column.dtype
+    if dtype.is_integer():
+        return column.cast(pl.Int64)
+    if dtype.is_float() or dtype.is_decimal():
+        return column.cast(pl.Float64).fill_nan(None)
+    if dtype == pl.Boolean:
+        return column
+    if dtype.is_temporal() or dtype in (pl.String, pl.Categorical, pl.Enum, pl.Null):
+        return column.cast(pl.String)
+    msg = (
+        f"column '{column.name}' holds {dtype}; an annotation holds numbers, text, dates, and true "
+        "or false"
+    )
+    raise AnnotationError(msg)
+
+
+def _refuse_torn(table: pl.DataFrame, keys: Sequence[str]) -> None:
+    """Refuse two rows of one key that say different things."""
+    twice = table.filter(pl.struct(keys).is_duplicated()).head(2)
+    if twice.height:
+        key = ", ".join(f"{name} {twice[name][0]}" for name in keys)
+        values = " and ".join(str(row) for row in twice.drop(keys).rows())
+        msg = f"the table gives {key} twice, with {values}; leave one row"
+        raise AnnotationError(msg)
+
+
+def lake_columns(name: str, values: Sequence[str]) -> dict[str, str]:
+    """What the columns of a tile annotation are called in the features tables.
+
+    A single column is called as the annotation; of several, each is `<annotation>_<column>`.
+
+    Raises:
+        AnnotationError: two columns would be called the same, or one as a column of all tiles.
+
+    >>> lake_columns("region", ["label"]), lake_columns("region", ["label", "score 2"])
+    ({'label': 'region'}, {'label': 'region_label', 'score 2': 'region_score_2'})
+    """
+    if len(values) == 1:
+        return {values[0]: name}
+    found = {value: f"{name}_{re.sub(r'[^A-Za-z0-9_]', '_', value)}" for value in values}
+    names = list(found.values())
+    same = next((n for n in names if names.count(n) > 1 or n in TILE_COLUMNS), None)
+    if same is not None:
+        which = ", ".join(repr(value) for value in values if found[value] == same)
+        msg = f"columns {which} would be called '{same}' in the lake; rename them in the table"
+        raise AnnotationError(msg)
+    return found
+
+
+def listing(names: Sequence[Any]) -> str:
+    """Some names for a message, and how many more there are.
+
+    >>> listing(["a", "b"])
+    'a, b'
+    """
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return ", ".join(str(name) for name in names[:SHOWN]) + more

@@ -1,0 +1,99 @@
+"""Annotations on their way out of a lake: of one slide, and whole tables as CSV."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import polars as pl
+
+from featurestore.annotations.model import PATIENT, SLIDE, TILE, Annotation
+from featurestore.errors import DamageError
+from featurestore.lake import Lake
+from featurestore.schema import features_table
+
+
+def _no_columns() -> pl.DataFrame:
+    return pl.DataFrame()
+
+
+@dataclass(frozen=True, kw_only=True)
+class SlideAnnotations:
+    """What users know of one slide.
+
+    Attributes:
+        tiles: reads a column for each annotation of tiles, in the order of the tiles.
+        values: of annotations of slides and patients, by annotation and column.
+        mark: what a file made of them is marked with; empty if there are none.
+    """
+
+    tiles: Callable[[], pl.DataFrame] = _no_columns
+    values: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    mark: str = ""
+
+
+class AnnotationsOut:
+    """The annotations of a lake as an export needs them.
+
+    Args:
+        lake: the lake; tables of slides and patients are read once.
+        mpp: of the tiles; None for an export without tiles.
+    """
+
+    def __init__(self, lake: Lake, mpp: float | None) -> None:
+        self.lake, self.known = lake, lake.annotations()
+        self.columns = [
+            column
+            for one in self.known.values()
+            if one.level == TILE and mpp in one.mpps
+            for column in one.columns.values()
+        ]
+        self._rows = {
+            name: _by_key(lake, one) for name, one in self.known.items() if one.level != TILE
+        }
+        self.mark = "-".join(one.mark[:8] for one in self.known.values())
+
+    def of(
+        self, slide_id: str, patient_id: str | None, catalog: Mapping[str, Any] | None
+    ) -> SlideAnnotations:
+        """What is known of a slide, whose tiles are where a row of the catalog says."""
+        ids = {SLIDE: slide_id, PATIENT: patient_id}
+        values = {
+            name: rows[key]
+            for name, rows in self._rows.items()
+            if (key := ids[self.known[name].level]) is not None and key in rows
+        }
+
+        def tiles() -> pl.DataFrame:
+            return tile_columns(self.lake, catalog, self.columns)
+
+        return SlideAnnotations(tiles=tiles, values=values, mark=self.mark)
+
+    def tables(self) -> Iterator[tuple[str, pl.DataFrame]]:
+        """Each annotation as it is read by `lake.annotation`, by name."""
+        for name in self.known:
+            yield name, self.lake.annotation(name).collect()
+
+
+def _by_key(lake: Lake, one: Annotation) -> dict[str, dict[str, Any]]:
+    rows = lake.annotation(one.name).collect().iter_rows(named=True)
+    return {str(row.pop(one.key)): row for row in rows}
+
+
+def tile_columns(
+    lake: Lake, catalog: Mapping[str, Any] | None, columns: Sequence[str]
+) -> pl.DataFrame:
+    """Columns of a slide's tiles, in the order of their keys.
+
+    Raises:
+        DamageError: there are other tiles than the catalog says.
+    """
+    if catalog is None or not catalog["tiles"] or not columns:
+        return pl.DataFrame()
+    fragment = lake.table(features_table(catalog["mpp"])).get_fragment(catalog["fragment"])
+    names, where = ["tile_id", *columns], f"slide = {catalog['slide']}"
+    table = pl.DataFrame(fragment.to_table(columns=names, filter=where))
+    if table.height != catalog["tiles"]:
+        msg = f"slide {catalog['slide_id']}: {table.height} tiles are there, the catalog says "
+        msg += f"{catalog['tiles']}; run slidelake verify"
+        raise DamageError(msg)
+    return table.sort("tile_id").drop("tile_id")

@@ -1,0 +1,96 @@
+"""Predicates on tiles that name annotations: `region = 'tumour' AND clinical.grade > 1`.
+
+Columns of tiles stand in the tiles' own rows. What is known of a slide or its patient is the same
+for all of its tiles, so its value is written into the predicate, slide by slide.
+"""
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import polars as pl
+
+from featurestore.annotations.model import PATIENT, TILE, Annotation
+from featurestore.errors import LakeError
+from featurestore.lake import Lake
+
+# Texts and quoted names are left as they are.
+PART = re.compile(r"'(?:[^']|'')*'|`[^`]*`|\"[^\"]*\"|[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)?")
+
+Values = Mapping[str, Any]
+
+
+class Where:
+    """A predicate, and what it takes from the annotations of a lake.
+
+    Args:
+        lake: at the version to read.
+        text: the predicate, in Lance's SQL.
+
+    Attributes:
+        marks: of the annotations that it names, by their names: another mark has other values.
+
+    Raises:
+        LakeError: it names a column that an annotation does not have.
+    """
+
+    def __init__(self, lake: Lake, text: str) -> None:
+        self.text = text
+        words = {word for word in PART.findall(text) if word[0] not in "'`\""}
+        known = lake.annotations()
+        of_tiles = {column: one for one in known.values() if one.level == TILE
+                    for column in one.columns.values()}  # fmt: skip
+        named = [of_tiles[word] for word in words if word in of_tiles]
+        self._values: dict[str, tuple[str, dict[str, Values]]] = {}
+        for word in sorted(words):
+            name, dot, column = word.partition(".")
+            if dot and name in known and known[name].level != TILE:
+                _check_column(known[name], column)
+                named.append(known[name])
+                if name not in self._values:
+                    self._values[name] = known[name].key, _rows(lake, known[name])
+        self.marks = {one.name: one.mark for one in named}
+
+    def of(self, slide_id: str, patient_id: str | None) -> str:
+        """The predicate on tiles of one slide."""
+        ids = {"slide_id": slide_id, f"{PATIENT}_id": patient_id}
+
+        def replaced(match: re.Match[str]) -> str:
+            name, dot, column = match[0].partition(".")
+            if not dot or name not in self._values:
+                return match[0]
+            key, rows = self._values[name]
+            return _literal(rows.get(ids[key] or "", {}).get(column))
+
+        return PART.sub(replaced, self.text) if self._values else self.text
+
+
+def _check_column(one: Annotation, column: str) -> None:
+    if column not in one.columns:
+        msg = f"annotation '{one.name}' has no column '{column}'; it has {', '.join(one.columns)}"
+        raise LakeError(msg)
+
+
+def _rows(lake: Lake, one: Annotation) -> dict[str, Values]:
+    rows = lake.annotation(one.name).collect()
+    return {str(row[one.key]): row for row in rows.iter_rows(named=True)}
+
+
+def _literal(value: object) -> str:
+    """A value in SQL.
+
+    >>> _literal("it's"), _literal(None), _literal(True), _literal(1.5)
+    ("'it''s'", 'NULL', 'true', '1.5')
+    """
+    if value is None:
+        return "NULL"
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, str):
+        return "'" + value.replace("'", "''") + "'"
+    return repr(value)
+
+
+def slides_of(lake: Lake) -> Iterator[tuple[str, str | None]]:
+    """Names and patients of all slides."""
+    yield from lake.slides().select(pl.col("slide_id"), pl.col("patient_id")).collect().iter_rows()

@@ -1,0 +1,283 @@
+"""Slides, teachers and annotations out of a lake, or under other names; each edit is one commit.
+
+Earlier versions of the lake stay as they are. What was made from what is dropped or renamed (runs,
+statistics, students) is named and left as it is.
+"""
+
+import difflib
+import json
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from featurestore import lance_edits as edits
+from featurestore.annotations.model import TILE, check_name
+from featurestore.errors import LakeError
+from featurestore.lake import Lake
+from featurestore.lance_commit import Committer
+from featurestore.lance_edits import Edit, dropped_id
+from featurestore.lock import no_writers
+from featurestore.schema import DROPPED, SLIDES, features_table, teacher_field
+
+What = Literal["slide", "teacher", "annotation"]
+FOLDERS = ("runs", "stats", "students")
+LOOKED_IN_BYTES = 1 << 24  # of a JSON file; larger ones hold predictions, not names
+
+
+@dataclass(frozen=True, kw_only=True)
+class Edited:
+    """What an edit did.
+
+    Attributes:
+        what: `slide`, `teacher` or `annotation`.
+        names: which were dropped, or the old and the new name.
+        version: of the lake that has it.
+        before: the version before it, which `--at` still reads.
+        done: False if it had been done already.
+        named_in: folders of runs, statistics and students that name them.
+    """
+
+    what: What
+    names: tuple[str, ...]
+    version: int
+    before: int
+    done: bool
+    named_in: tuple[str, ...] = ()
+
+
+def drop(lake: Lake, what: What, names: Sequence[str]) -> Edited:
+    """Take slides, teachers or annotations out of a lake, in one commit.
+
+    Args:
+        lake: its newest version is edited.
+        what: which of the three.
+        names: of them.
+
+    Raises:
+        LakeError: there is none of a name and never was, or a job is writing to the lake.
+    """
+    unique, committer = list(dict.fromkeys(names)), lake.committer
+    with no_writers(lake.store), committer.exclusive():
+        lake = lake.refreshed()
+        edit = _DROPS[what](lake, unique)
+        if edit is not None:
+            committer.make(edit)
+    return _edited(lake, what, unique, unique, done=edit is not None)
+
+
+def _edited(
+    lake: Lake, what: What, names: Sequence[str], looked_for: Sequence[str], *, done: bool
+) -> Edited:
+    return Edited(
+        what=what,
+        names=tuple(names),
+        version=lake.refreshed().version,
+        before=lake.version,
+        done=done,
+        named_in=tuple(named_in(lake, looked_for)),
+    )
+
+
+def _slides_to_drop(lake: Lake, names: Sequence[str]) -> Edit | None:
+    numbers = _numbers(lake, names)
+    gone = [name for name in names if name not in numbers]
+    for name in gone:
+        _check_dropped(lake, name)
+    if not numbers:
+        return None
+    return edits.drop_slides({number: name for name, number in numbers.items()})
+
+
+def _numbers(lake: Lake, names: Sequence[str]) -> dict[str, int]:
+    quoted = ", ".join("'" + name.replace("'", "''") + "'" for name in names)
+    table = lake.table(SLIDES).to_table(
+        columns=["slide", "slide_id"], filter=f"slide_id IN ({quoted})"
+    )
+    return dict(zip(table["slide_id"].to_pylist(), table["slide"].to_pylist(), strict=True))
+
+
+def _check_dropped(lake: Lake, name: str) -> None:
+    """Raise LakeError unless a slide of this name was dropped before."""
+    table = lake.table(SLIDES).to_table(
+        columns=["slide", "slide_id"], filter=f"state = '{DROPPED}'"
+    )
+    rows = zip(table["slide"].to_pylist(), table["slide_id"].to_pylist(), strict=True)
+    if any(slide_id == dropped_id(number, name) for number, slide_id in rows):
+        return
+    known = lake.slides().select("slide_id").collect()["slide_id"].to_list()
+    msg = f"slide '{name}' is not in {lake.uri}{_hint(name, known)}"
+    raise LakeError(msg)
+
+
+def _hint(name: str, known: Sequence[str]) -> str:
+    close = difflib.get_close_matches(name, known, n=1)
+    return f"; did you mean '{close[0]}'?" if close else ""
+
+
+def _teachers_to_drop(lake: Lake, names: Sequence[str]) -> Edit | None:
+    known = _teachers(lake)
+    edit = edits.drop_columns(names)
+    lacking = [name for name in names if name not in known]
+    if len(lacking) == len(names) and edits.was_made(lake.committer.ledger, edit):
+        return None
+    _refuse(lake, "teacher", lacking, known)
+    return edit
+
+
+def _teachers(lake: Lake) -> list[str]:
+    return sorted({name for mpp in lake.config.mpps for name in lake.teachers(mpp=mpp)})
+
+
+def _refuse(lake: Lake, what: str, lacking: Sequence[str], known: Sequence[str]) -> None:
+    if lacking:
+        msg = (
+            f"{lake.uri} has no {what} '{lacking[0]}'; there are: {', '.join(known) or 'none'}"
+            f"{_hint(lacking[0], known)}"
+        )
+        raise LakeError(msg)
+
+
+def _annotations_to_drop(lake: Lake, names: Sequence[str]) -> Edit | None:
+    known = lake.annotations()
+    lacking = [name for name in names if name not in known]
+    edit = edits.drop_annotations(
+        names,
+        [
+            column
+            for name in names
+            if name in known and known[name].level == TILE
+            for column in known[name].columns.values()
+        ],
+    )
+    if len(lacking) == len(names) and edits.was_made(lake.committer.ledger, edit):
+        return None
+    _refuse(lake, "annotation", lacking, list(known))
+    return edit
+
+
+_DROPS = {
+    "slide": _slides_to_drop,
+    "teacher": _teachers_to_drop,
+    "annotation": _annotations_to_drop,
+}
+
+
+# ---------------------------------------------------------------------- other names
+
+
+def rename(lake: Lake, old: str, new: str, *, what: What | None = None) -> Edited:
+    """Give a slide, a teacher or an annotation another name, in one commit.
+
+    A teacher keeps its identity and the checksums of its features, a slide its number.
+
+    Args:
+        lake: its newest version is edited.
+        old: its name.
+        new: the name that it is to have.
+        what: which of the three, where several are called so.
+
+    Raises:
+        LakeError: nothing is called so, or several things are; the new name is taken or can't be
+            one; or a job is writing to the lake.
+    """
+    committer = lake.committer
+    with no_writers(lake.store), committer.exclusive():
+        lake = lake.refreshed()
+        there = [kind for kind in _called(lake, old) if what in (None, kind)]
+        taken = _called(lake, new)
+        if not there:
+            return _renamed_before(lake, old, new, taken, what)
+        if len(there) > 1:
+            msg = f"'{old}' names a {' and a '.join(there)} of {lake.uri}: say which by --what"
+            raise LakeError(msg)
+        chosen = there[0]
+        # Teachers and annotations are both columns; slides have names of their own.
+        if same := set(taken) & ({chosen} if chosen == "slide" else {"teacher", "annotation"}):
+            msg = f"'{new}' names a {same.pop()} of {lake.uri} already; give another name"
+            raise LakeError(msg)
+        _RENAMES[chosen](lake, committer, old, new)
+    return _edited(lake, chosen, (old, new), [old], done=True)
+
+
+def _called(lake: Lake, name: str) -> list[What]:
+    found: list[What] = []
+    if _numbers(lake, [name]):
+        found.append("slide")
+    if name in _teachers(lake):
+        found.append("teacher")
+    if name in lake.annotations():
+        found.append("annotation")
+    return found
+
+
+def _renamed_before(
+    lake: Lake, old: str, new: str, taken: Sequence[What], what: What | None
+) -> Edited:
+    if not taken:
+        known = [*_teachers(lake), *lake.annotations()]
+        known += lake.slides().select("slide_id").collect()["slide_id"].to_list()
+        kind = what or "slide, teacher or annotation"
+        msg = f"{lake.uri} has no {kind} '{old}'{_hint(old, known)}"
+        raise LakeError(msg)
+    return _edited(lake, taken[0], (old, new), [old], done=False)
+
+
+def _rename_slide(lake: Lake, committer: Committer, old: str, new: str) -> None:
+    if not new.strip() or new.startswith(f"{DROPPED}:"):
+        msg = f"a slide can't be called '{new}'"
+        raise LakeError(msg)
+    committer.make(edits.rename_slide(_numbers(lake, [old])[old], old, new))
+
+
+def _rename_teacher(lake: Lake, committer: Committer, old: str, new: str) -> None:
+    teacher_field(new, 1, {})  # raises if no teacher can be called so
+    _refuse_column(lake, new)
+    committer.make(edits.rename_columns({old: new}))
+
+
+def _refuse_column(lake: Lake, name: str) -> None:
+    for mpp in lake.config.mpps:
+        if name in lake.table(features_table(mpp)).schema.names:
+            msg = f"'{name}' is a column of the tiles at mpp {mpp} already; give another name"
+            raise LakeError(msg)
+
+
+def _rename_annotation(lake: Lake, committer: Committer, old: str, new: str) -> None:
+    check_name(new)
+    one = lake.annotations()[old]
+    if one.level == TILE:
+        names = {column: f"{new}{column.removeprefix(old)}" for column in one.columns.values()}
+        for name in names.values():
+            _refuse_column(lake, name)
+        committer.make(edits.rename_columns(names, annotation=new))
+    else:
+        committer.make(edits.rename_table(old, new))
+
+
+_RENAMES = {
+    "slide": _rename_slide,
+    "teacher": _rename_teacher,
+    "annotation": _rename_annotation,
+}
+
+
+# ---------------------------------------------------------------------- who names them
+
+
+def named_in(lake: Lake, names: Sequence[str]) -> Iterator[str]:
+    """Folders of runs, statistics and students whose JSON names any of some columns or slides."""
+    words = "|".join(re.escape(json.dumps(name)[1:-1]) for name in names)
+    # A name stands alone, joined by + with others, or before the @ of a folder of statistics.
+    word = re.compile(rf'["+/]({words})["+@]')
+    folders: dict[str, bool] = {}
+    for folder in FOLDERS:
+        for file in lake.store.walk(folder):
+            top = "/".join(file.path.split("/")[:2])
+            if folders.get(top) or not file.path.endswith(".json"):
+                continue
+            text = ""
+            if file.bytes <= LOOKED_IN_BYTES:
+                text = lake.read_bytes(file.path).decode(errors="replace")
+            folders[top] = bool(word.search(f"/{top}/{text}"))
+    yield from sorted(top for top, is_named in folders.items() if is_named)

@@ -1,0 +1,70 @@
+"""`lake.json` compared with the copy that `roots.json` keeps of it: settings never change."""
+
+from featurestore.config import LakeConfig
+from featurestore.errors import DamageError, FormatError, LakeMissingError
+from featurestore.keep.roots import LAKE_FILE, readable_roots
+from featurestore.storage import Store
+
+
+def read_settings(store: Store) -> LakeConfig:
+    """Read the settings of a lake.
+
+    Raises:
+        LakeMissingError: there is no lake.
+        DamageError: `lake.json` is gone or is not what was written.
+        FormatError: it was written by a newer slidelake, or is no lake's.
+    """
+    roots = readable_roots(store)
+    copy = roots.texts.get(LAKE_FILE, "") if roots is not None else ""
+    if not store.exists(LAKE_FILE):
+        if copy:
+            raise _damaged(store, "is gone")
+        what = "is not a lake (no lake.json)" if store.fs.exists(store.root) else "does not exist"
+        msg = f"{store.uri} {what}; `slidelake ingest` makes one"
+        raise LakeMissingError(msg)
+    data = store.read_bytes(LAKE_FILE)
+    if copy and data != copy.encode():
+        raise _damaged(store, "is not what was written")
+    return LakeConfig.from_json(data, where=store.uri)
+
+
+def settings_or_copy(store: Store) -> LakeConfig:
+    """Read the settings of a lake, from the copy in `roots.json` if `lake.json` is damaged.
+
+    Raises:
+        LakeMissingError: there is no lake.
+        DamageError: both are damaged.
+        FormatError: it was written by a newer slidelake.
+    """
+    try:
+        return read_settings(store)
+    except DamageError:
+        roots = readable_roots(store)
+        if roots is None:
+            raise
+        return LakeConfig.from_json(roots.texts[LAKE_FILE].encode(), where=store.uri)
+    except FormatError as error:
+        if "up to" in str(error):  # a newer one's: no damage
+            raise
+        raise _damaged(store, "is not what was written, and there is no copy of it") from error
+
+
+def _damaged(store: Store, what: str) -> DamageError:
+    return DamageError(
+        f"{store.uri}/{LAKE_FILE} {what}; `slidelake verify` says what else is damaged, "
+        "`slidelake repair` writes it again"
+    )
+
+
+def is_lake(store: Store) -> bool:
+    """Whether there is a lake at a place.
+
+    Raises:
+        DamageError: there is one, but its `lake.json` is gone.
+    """
+    if store.exists(LAKE_FILE):
+        return True
+    roots = readable_roots(store)
+    if roots is not None and LAKE_FILE in roots.texts:
+        raise _damaged(store, "is gone")
+    return False

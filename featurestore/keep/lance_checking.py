@@ -1,0 +1,98 @@
+"""`verify` of a lake that may not even open: what can't be opened is named, and nothing is raised.
+
+The command runs it in a process of its own, since Lance may end the one that reads a damaged file;
+`on_table` says what is read next, so that it can be named then.
+"""
+
+import os
+from collections.abc import Callable
+
+from featurestore.damage import TABLE, Damage, Verdict
+from featurestore.errors import DamageError, LakeError
+from featurestore.keep.lake_settings import settings_or_copy
+from featurestore.keep.lance_roots import roots_damage
+from featurestore.keep.lance_versions import whole_versions
+from featurestore.keep.reading import NO_DAMAGE, UnreadableError, read
+from featurestore.keep.snapshots import version_named
+from featurestore.lake import Lake
+from featurestore.lance_verify import verify
+from featurestore.schema import CATALOG
+from featurestore.storage import Store
+
+
+def open_unchecked(store: Store, version: int | None) -> Lake:
+    """Open a lake as it is, without a look at `roots.json`.
+
+    Raises:
+        LakeMissingError: there is none.
+        UnreadableError: its catalog can't be opened.
+    """
+    config = settings_or_copy(store)
+    return read(store, lambda: Lake(store, config, version, believed=True))
+
+
+def check_lake(
+    uri: str | os.PathLike[str],
+    *,
+    at: str | None = None,
+    sample: float = 1.0,
+    seed: int = 0,
+    on_total: Callable[[int], None] = lambda _: None,
+    on_slide: Callable[[int], None] = lambda _: None,
+    on_table: Callable[[str], None] = lambda _: None,
+) -> Verdict:
+    """Compare a lake with its catalog, as `verify` does, also if the lake can't be opened.
+
+    Args:
+        uri: folder or URL of the lake.
+        at: number of a version or name of a snapshot; the newest version if None.
+        sample: share of slides that are read in full.
+        seed: another seed samples other slides.
+        on_total: called once with the number of slides to read, each mpp counted.
+        on_slide: called with 1 after each slide at each mpp.
+        on_table: called with the table that is read next.
+
+    Raises:
+        LakeMissingError: there is no lake.
+        AccessError: it could not be read, which says nothing of what is stored.
+        LakeError: it has no such version or snapshot.
+    """
+    store = Store(uri)
+    config = settings_or_copy(store)
+    version = None if at is None else version_named(store, at)
+    before = [] if version is not None else list(roots_damage(store))
+    closed = [one for one in before if one.part == TABLE and one.path == CATALOG]
+    on_table(CATALOG)
+    if not closed:
+        try:
+            lake = open_unchecked(store, version)
+        except (UnreadableError, DamageError) as error:
+            if isinstance(error, NO_DAMAGE):
+                raise
+            what = f"table {CATALOG} can't be opened: {error}"
+            closed = [Damage(what=what, part=TABLE, path=CATALOG)]
+        else:
+            return verify(
+                lake,
+                sample=sample,
+                seed=seed,
+                on_total=on_total,
+                on_slide=on_slide,
+                on_table=on_table,
+            )
+    others = [one for one in before if one not in closed]
+    verdict = Verdict(version=version or 0, damage=[*closed, *others])
+    verdict.whole = whole_versions(store, config)
+    return verdict
+
+
+def lake_to_mend(uri: str | os.PathLike[str]) -> Lake:
+    """Open the newest version of a lake whose tables were found whole, although more is damaged.
+
+    Raises:
+        LakeError: it can't be opened.
+    """
+    try:
+        return open_unchecked(Store(uri), None)
+    except UnreadableError as error:
+        raise LakeError(str(error)) from error

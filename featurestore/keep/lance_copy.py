@@ -1,0 +1,277 @@
+"""A whole lake, copied while it lives: one version of it, with the snapshots and what runs read.
+
+The version is chosen first; then the files that it names are copied, which no job changes, and a
+vacuum waits. `lake.json` comes last: until then the copy is no lake.
+"""
+
+import contextlib
+import json
+import logging
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from featurestore.annotations.lance_keep import named_tables
+from featurestore.config import LakeConfig
+from featurestore.errors import DamageError, LakeError
+from featurestore.keep.copied_files import copy_files, missing_files
+from featurestore.keep.lance_roots import record_roots, table_files
+from featurestore.keep.roots import ROOTS_FILE, readable_roots, write_roots
+from featurestore.lake import Lake
+from featurestore.lance_ledger import lake_versions, root_versions
+from featurestore.lance_tables import open_table
+from featurestore.lance_vacuum import kept_versions, named_shards
+from featurestore.lock import LOCK_FILE, writer_lease
+from featurestore.opening import open_lake
+from featurestore.schema import CATALOG, SLIDES
+from featurestore.storage import FileInfo, Store
+
+MARK = "copy.json"
+LAKE_JSON = "lake.json"
+# What is no part of a lake's content, or is written for the copy itself.
+LEFT_OUT = (LOCK_FILE, LAKE_JSON, ROOTS_FILE, MARK)
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Copied:
+    """What a copy of a lake holds.
+
+    Attributes:
+        uri: where it is.
+        version: the version that was copied: the newest one of the copy.
+        versions: all versions that can be read there.
+        files: of it.
+        bytes: of them.
+        copied: files that were copied now; the others were there already.
+    """
+
+    uri: str
+    version: int
+    versions: list[int]
+    files: int
+    bytes: int
+    copied: int
+
+
+def copy_lake(
+    source: str | os.PathLike[str],
+    target: str | os.PathLike[str],
+    *,
+    version: int | str | None = None,
+    on_plan: Callable[[int], None] = lambda _: None,
+    on_file: Callable[[int], None] = lambda _: None,
+) -> Copied:
+    """Copy a lake, local or in a bucket, while jobs write to it.
+
+    A copy that was stopped goes on when it is asked for again. In the end the copy is opened at
+    its version and compared with the lake.
+
+    Args:
+        source: folder or URL of the lake.
+        target: folder or URL of the copy; nothing is there yet, or a copy that was stopped.
+        version: number or snapshot to be the newest version of the copy; the lake's newest if None.
+        on_plan: called once with the number of files that are still to be copied.
+        on_file: called with the size of each file that was copied.
+
+    Raises:
+        LakeError: something else is at the target.
+        DamageError: a file that the version names is not there.
+    """
+    lake, to = open_lake(source, version=version), Store(target)
+    if lake.store.uri == to.uri:
+        msg = f"{to.uri} is the lake itself; give another folder or URL to copy it to"
+        raise LakeError(msg)
+    pinned = _resumed(lake, to, version)
+    lake = lake if pinned is None else open_lake(source, version=pinned)
+    with _protected(lake):
+        to.fs.makedirs(to.root, exist_ok=True)
+        to.write_bytes(MARK, json.dumps({"of": lake.uri, "version": lake.version}).encode())
+        files = _plan(lake)
+        there = {file.path: file for file in to.walk() if not file.path.startswith("leases/")}
+        left = list(missing_files(files, there))
+        on_plan(len(left))
+        copied = copy_files(lake.store, to, iter(left), on_file)
+        to.remove([path for path in there if path not in files and path not in LEFT_OUT])
+        _write_roots(lake, to)
+        to.write_bytes(LAKE_JSON, lake.store.read_bytes(LAKE_JSON))
+    return _checked(lake, to, files, copied)
+
+
+def _resumed(lake: Lake, to: Store, version: int | str | None) -> int | None:
+    """The version of an unfinished copy at the target that can be gone on with; None to begin.
+
+    Raises:
+        LakeError: something else is at the target.
+    """
+    mark = _mark(to)
+    if mark is None:
+        if to.names(""):
+            what = "a lake" if to.exists(LAKE_JSON) else "not empty"
+            msg = f"{to.uri} is {what} already; give a folder or URL where nothing is yet"
+            raise LakeError(msg)
+        return None
+    if mark.get("of") != lake.uri or (version is not None and mark.get("version") != lake.version):
+        msg = (
+            f"{to.uri} holds an unfinished copy of version {mark.get('version')} of "
+            f"{mark.get('of')}; go on with that one, or delete the folder"
+        )
+        raise LakeError(msg)
+    pinned = mark.get("version")
+    there = lake_versions(open_table(lake.store, CATALOG))
+    return pinned if pinned in there else None
+
+
+def _mark(to: Store) -> dict[str, Any] | None:
+    try:
+        value = json.loads(to.read_bytes(MARK))
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        if isinstance(error, LakeError):  # the bucket does not answer
+            raise
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+@contextlib.contextmanager
+def _protected(lake: Lake) -> Iterator[None]:
+    """Keep a vacuum from removing what is being copied; a lake that may only be read has none."""
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(writer_lease(lake.store, "copy"))
+        except (LakeError, OSError) as error:
+            log.warning("%s is copied without a lease (%s): do not vacuum it now", lake.uri, error)
+        yield
+
+
+# ---------------------------------------------------------------------- which files
+
+
+def _plan(lake: Lake) -> dict[str, FileInfo]:
+    """The files of the copy, as they are in the lake.
+
+    Raises:
+        DamageError: one is not there.
+    """
+    needed = set(_named_files(lake))
+    files = {}
+    for folder in lake.store.names(""):
+        if folder in LEFT_OUT or folder == "leases":
+            continue
+        for file in _below(lake.store, folder):
+            if file.path in needed or _is_beside(file.path):
+                files[file.path] = file
+    lost = sorted(needed - set(files))
+    if lost:
+        msg = (
+            f"{lake.uri}: {len(lost)} files that version {lake.version} names are not there, as "
+            f"{lost[0]}; `slidelake verify` says what is whole"
+        )
+        raise DamageError(msg)
+    return files
+
+
+def _below(store: Store, name: str) -> Iterator[FileInfo]:
+    """A file, or all files below a folder."""
+    empty = True
+    for file in store.walk(name):
+        empty = False
+        yield file
+    if empty and not name.endswith(".lance"):
+        with contextlib.suppress(FileNotFoundError, IsADirectoryError):
+            yield FileInfo(path=name, bytes=store.size(name), modified=_modified(store, name))
+
+
+def _modified(store: Store, name: str) -> float:
+    if store.is_local:
+        return Path(store.path(name)).stat().st_mtime
+    return float("inf")  # a page or a note at the lake's root: copied again
+
+
+def _is_beside(path: str) -> bool:
+    """Whether a file belongs to no table and no shard, and is not being written right now."""
+    scratch = path.rpartition("/")[2].startswith(".") and path.endswith(".tmp")
+    return not (path.startswith("tiles/") or ".lance/" in path or scratch)
+
+
+def _named_files(lake: Lake) -> Iterator[str]:
+    """Paths of the files of tables and shards that the copied versions name."""
+    versions = _table_versions(lake)
+    for rel, numbers in versions.items():
+        for number in numbers:
+            yield from _version_files(lake.store, rel, number)
+        yield from _transactions(lake.store, rel, numbers)
+    for rel in named_tables(lake.store, versions[SLIDES]):
+        yield from (file.path for file in lake.store.walk(rel))
+    yield from named_shards(lake, versions[CATALOG])
+    for rel in named_tables(lake.store, versions[SLIDES]):
+        yield from (file.path for file in lake.store.walk(rel))
+    for name, number in lake.snapshots().items():
+        if number in versions[CATALOG]:
+            yield f"{CATALOG}/_refs/tags/{name}.json"
+
+
+def _table_versions(lake: Lake) -> dict[str, set[int]]:
+    newest = lake.version
+    kept = [number for number in kept_versions(lake, [newest]) if number <= newest]
+    there = lake_versions(open_table(lake.store, CATALOG))
+    named = [number for number in there if number <= newest]
+    # Versions that are work on an index mean the same as the last one before that names others.
+    tables: dict[str, set[int]] = {CATALOG: {*kept, *range(named[-1], newest + 1)}}
+    for number in kept:
+        for rel, at in root_versions(open_table(lake.store, CATALOG, number)).items():
+            tables.setdefault(rel, set()).add(at)
+    return tables
+
+
+def _version_files(store: Store, rel: str, version: int) -> Iterator[str]:
+    table = open_table(store, rel, version)
+    yield from (path for path in table_files(store, rel, table) if "/_refs/" not in path)
+    for fragment in table.get_fragments():
+        yield from (f"{rel}/data/{file.path}" for file in fragment.metadata.files)
+
+
+def _transactions(store: Store, rel: str, versions: set[int]) -> Iterator[str]:
+    """Transactions are named by the version that they were made from: the one before."""
+    folder = f"{rel}/_transactions"
+    for name in store.names(folder):
+        number = name.partition("-")[0]
+        if number.isdecimal() and int(number) + 1 in versions:
+            yield f"{folder}/{name}"
+
+
+# ---------------------------------------------------------------------- the end of a copy
+
+
+def _write_roots(lake: Lake, to: Store) -> None:
+    """Write what the copy must at least be, with the checksums that the lake has of its files."""
+    config = LakeConfig.from_json(lake.store.read_bytes(LAKE_JSON), where=lake.uri)
+    if roots := readable_roots(lake.store):
+        write_roots(to, roots)
+    else:
+        to.remove([ROOTS_FILE])
+    record_roots(to, config)
+
+
+def _checked(lake: Lake, to: Store, files: dict[str, FileInfo], copied: int) -> Copied:
+    """Open the copy and compare it with the lake; it is unfinished until then."""
+    copy = open_lake(to.uri)
+    there = {file.path: file.bytes for file in to.walk()}
+    wrong = [path for path, file in files.items() if there.get(path) != file.bytes]
+    wrong = [path for path in wrong if path.startswith("tiles/") or ".lance/" in path]
+    if copy.version != lake.version or copy.info()["tiles"] != lake.info()["tiles"] or wrong:
+        msg = f"{to.uri} is not what {lake.uri} is at version {lake.version}: copy it again"
+        raise DamageError(msg)
+    to.remove([MARK])
+    return Copied(
+        uri=to.uri,
+        version=copy.version,
+        versions=lake_versions(copy.table(CATALOG)),
+        files=len(files) + 2,
+        bytes=sum(file.bytes for file in files.values()),
+        copied=copied,
+    )

@@ -1,0 +1,239 @@
+"""What `repair` makes again from what is whole, and how it takes out no more than is damaged."""
+
+import uuid
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import lance
+import pyarrow as pa
+from lance import LanceOperation
+from lance.file import LanceFileWriter
+
+from featurestore import lance_features as features
+from featurestore.checksums import with_row_crc32
+from featurestore.damage import Damage
+from featurestore.keep.lance_roots import add_checksums, record_roots
+from featurestore.keep.roots import ROOTS_FILE, readable_roots
+from featurestore.lake import Lake
+from featurestore.lance_commit import Committer
+from featurestore.lance_ledger import Change, among
+from featurestore.lance_rows import column_crc32
+from featurestore.lance_tables import (
+    STORAGE_VERSION,
+    commit,
+    make_index,
+    open_table,
+    without_rows,
+    write_fragment,
+)
+from featurestore.schema import CATALOG, PENDING, SLIDES, SLIDES_SCHEMA, features_table
+from featurestore.storage import Store
+
+INDEXED = {SLIDES: "slide_id", CATALOG: "slide"}
+DAMAGED_ROW = "its row in slides was damaged; ingest it again"
+
+
+def count_rows(lake: Lake, mpp: float, fragment: int, slides: Sequence[int]) -> int:
+    """Count the rows of some slides in a fragment."""
+    part = lake.table(features_table(mpp)).get_fragment(fragment)
+    return int(part.count_rows(among(slides))) if part else 0
+
+
+def mend_roots(lake: Lake, paths: Sequence[str]) -> None:
+    """Write files again of which `roots.json` has a copy, or that from a lake found whole."""
+    roots = readable_roots(lake.store)
+    for path in paths:
+        if roots is not None and path in roots.texts:
+            lake.store.write_bytes(path, roots.texts[path].encode())
+    if ROOTS_FILE in paths:
+        with lake.committer.exclusive(recover=False):
+            record_roots(lake.store, lake.config)
+            add_checksums(lake.store, lake.config)
+
+
+def rebuild_table_index(lake: Lake, rel: str) -> None:
+    """Make the index of `slides` or `catalog` again; take that of a features table out.
+
+    Searching without an index is exact and slower; `slidelake search --build-index` makes one.
+    """
+    committer = lake.committer
+    # The damaged index keeps every other writer out, so nothing is finished before it is mended.
+    with committer.exclusive(recover=False):
+        if rel in INDEXED:
+            make_index(lake.store, rel, INDEXED[rel], replace=True)
+        else:
+            table = open_table(lake.store, rel)
+            for index in table.describe_indices():
+                table.drop_index(index.name)
+        committer.finish()
+        committer.apply([])
+
+
+# ---------------------------------------------------------------------- rows of slides
+
+
+def put_slide_rows_again(lake: Lake, damage: Sequence[Damage]) -> list[str]:
+    """Write damaged rows of `slides` again with nothing in them but number and name, as pending.
+
+    Which of a row's values is the damaged one can't be known, so none is kept; the catalog, which
+    is whole, says which number has which name. The next ingest fills the row; the slide's tiles
+    and features stay as they are.
+
+    Returns:
+        Names of the slides.
+    """
+    committer = lake.committer
+    with committer.exclusive():
+        names = _names_in_catalog(lake)
+        numbers = {name: number for number, name in names.items()}
+        table = open_table(lake.store, SLIDES)
+        where = " OR ".join(f"({_read_as(one)})" for one in damage)
+        removed, updated = without_rows(table, where)
+        rows = [_emptied(one, names, numbers) for one in damage]
+        fresh = pa.Table.from_pylist(
+            [{name: row.get(name) for name in SLIDES_SCHEMA.names} for row in rows],
+            schema=SLIDES_SCHEMA,
+        )
+        operation = LanceOperation.Update(
+            removed_fragment_ids=removed,
+            updated_fragments=updated,
+            new_fragments=write_fragment(lake.store, SLIDES, with_row_crc32(fresh)),
+            fields_modified=[],
+        )
+        commit(lake.store, SLIDES, operation, read_version=table.version, properties={})
+        committer.apply([])
+    return sorted(row["slide_id"] for row in rows)
+
+
+def _read_as(damage: Damage) -> str:
+    name = (damage.slide or "").replace("'", "''")
+    return f"slide = {damage.number} AND slide_id = '{name}'"
+
+
+def _names_in_catalog(lake: Lake) -> dict[int, str]:
+    table = lake.refreshed().table(CATALOG)
+    rows = table.to_table(columns=["slide", "slide_id"], filter="teacher IS NULL")
+    pairs = zip(rows["slide"].to_pylist(), rows["slide_id"].to_pylist(), strict=True)
+    return dict(pairs)
+
+
+def _emptied(damage: Damage, names: dict[int, str], numbers: dict[str, int]) -> dict[str, Any]:
+    number, name = damage.number, damage.slide or ""
+    if number in names:
+        name = names[number]
+    elif name in numbers:
+        number = numbers[name]
+    return {
+        "slide": number,
+        "slide_id": name,
+        "uri": "",
+        "state": PENDING,
+        "reason": DAMAGED_ROW,
+    }
+
+
+# ---------------------------------------------------------------------- features
+
+
+def drop_features(lake: Lake, mpp: float, column: str, fragment: int, slides: set[int]) -> None:
+    """Take a column's values on some slides out of a fragment; those of all others stay.
+
+    A column of a fragment is one file: it is written again with the undamaged slides' own values
+    and nulls for the others. Where nothing undamaged is left the column goes as a whole.
+
+    Args:
+        lake: the lake.
+        mpp: of the features table.
+        column: a teacher, or an annotation of tiles.
+        fragment: of the features table.
+        slides: numbers of the slides whose values are damaged.
+    """
+    committer = lake.committer
+    with committer.exclusive():
+        rows = committer.ledger.rows_in(mpp, fragment)
+        table = open_table(lake.store, features_table(mpp))
+        parts = list(_undamaged(table, column, rows, fragment, slides))
+        if not parts:
+            committer.apply([features.drop_column(lake.store, mpp, column, [fragment])])
+            return
+        path = _write_column(table, lake.store, column, fragment, parts)
+        kept = {part.slide for part in parts}
+        gone = {row["slide"] for row in rows if row["teacher"] == column} - kept
+        drop = f"mpp = {mpp} AND teacher = '{column}' AND {among(sorted(gone))}"
+        committer.apply([_replace_column(committer, mpp, fragment, path, Change(drop=drop))])
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Part:
+    """The values of a column on one slide, and the row of the fragment that they begin at."""
+
+    slide: int
+    row_start: int
+    values: pa.Table
+
+
+def _undamaged(
+    table: lance.LanceDataset,
+    column: str,
+    rows: Sequence[dict[str, Any]],
+    fragment: int,
+    damaged: set[int],
+) -> Iterator[_Part]:
+    """Values of a column in a fragment that are what the catalog says, slide after slide."""
+    theirs = {row["slide"]: row for row in rows if row["teacher"] == column}
+    here = table.get_fragment(fragment)
+    live = 0  # rows before this slide that are not deleted: those are what Lance counts
+    tiles = sorted((row for row in rows if row["teacher"] is None), key=lambda r: r["row_start"])
+    for row in tiles:
+        if row["slide"] in theirs and row["slide"] not in damaged:
+            scanner = here.scanner(columns=[column], offset=live, limit=row["tiles"])
+            values = scanner.to_table()
+            if column_crc32(values, column) == theirs[row["slide"]]["crc32"]:
+                yield _Part(slide=row["slide"], row_start=row["row_start"], values=values)
+        live += row["tiles"]
+
+
+def _write_column(
+    table: lance.LanceDataset, store: Store, column: str, fragment: int, parts: Sequence[_Part]
+) -> str:
+    """Write a column of a fragment anew, with nulls between the parts; its file's name."""
+    field = table.schema.field(column)
+    schema = pa.schema([field])
+    path = f"{uuid.uuid4()}.lance"
+    writer = LanceFileWriter(
+        f"{table.uri}/data/{path}",
+        schema,
+        version=STORAGE_VERSION,
+        storage_options=store.lance_options,
+    )
+    at = 0
+    for start, values in [
+        *((part.row_start, part.values) for part in parts),
+        (table.get_fragment(fragment).physical_rows, None),
+    ]:
+        if start > at:
+            nulls = pa.nulls(start - at, field.type)
+            writer.write_batch(pa.record_batch([nulls], schema=schema))
+        at = start
+        for batch in [] if values is None else values.cast(schema).to_batches():
+            writer.write_batch(batch)
+            at += batch.num_rows
+    writer.close()
+    return path
+
+
+def _replace_column(
+    committer: Committer, mpp: float, fragment: int, path: str, change: Change
+) -> Change:
+    rel = features_table(mpp)
+    table = open_table(committer.store, rel)
+    data_file = lance.fragment.DataFile.create(table, path)
+    commit(
+        committer.store,
+        rel,
+        LanceOperation.DataReplacement([LanceOperation.DataReplacementGroup(fragment, data_file)]),
+        read_version=table.version,
+        properties=change.properties(),
+    )
+    return change

@@ -1,0 +1,192 @@
+"""Going back: a new version of a lake that is equal to an earlier one; nothing is deleted.
+
+Lance numbers a version by the newest manifest that is there. Where the newest ones are lost or
+damaged, their numbers must not come again with other contents, since catalogs name tables by
+number: each is taken by a stand-in first, which `roots.json` lists as lost. Damaged manifests are
+moved to `damaged/`, where nobody reads them.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+from lance import LanceOperation
+
+from featurestore.config import LakeConfig
+from featurestore.errors import DamageError, LakeError
+from featurestore.keep.lake_settings import settings_or_copy
+from featurestore.keep.lance_roots import (
+    WHOLE_TABLES,
+    damaged_indexes,
+    lake_tables,
+    manifest_path,
+    newest_known,
+    record_roots,
+)
+from featurestore.keep.lance_versions import tables_at, version_damage, versions_of
+from featurestore.keep.reading import UnreadableError, read
+from featurestore.keep.roots import Roots, damaged_files, readable_roots, write_roots
+from featurestore.lance_groups import Group
+from featurestore.lance_ledger import Change, versions_property
+from featurestore.lance_tables import commit, make_index, open_table
+from featurestore.lock import commit_lock, no_writers
+from featurestore.schema import CATALOG, SLIDES
+from featurestore.storage import Store
+
+INDEXED = {SLIDES: "slide_id", CATALOG: "slide"}
+ASIDE = "damaged"
+
+
+@dataclass(kw_only=True)
+class Restored:
+    """What a restore did.
+
+    Attributes:
+        version: the new version of the lake.
+        equal_to: the earlier version that it is equal to.
+        lost: versions of tables whose manifests were lost or damaged, by table.
+        set_aside: where damaged manifests lie now.
+        rebuilt: tables whose damaged index was made again.
+    """
+
+    version: int = 0
+    equal_to: int
+    lost: dict[str, list[int]] = field(default_factory=dict)
+    set_aside: list[str] = field(default_factory=list)
+    rebuilt: list[str] = field(default_factory=list)
+
+
+def restore(uri: str, version: int) -> Restored:
+    """Make a new version of a lake that is equal to an earlier, whole one.
+
+    A kill in between leaves the lake as it was, or, if numbers had to be filled, closed to readers
+    and writers until the same command ran to its end.
+
+    Args:
+        uri: folder or URL of the lake.
+        version: of the lake.
+
+    Raises:
+        LakeError: the version is not there or not whole, or a job is writing.
+    """
+    store = Store(uri)
+    config = settings_or_copy(store)
+    done = Restored(equal_to=version)
+    with no_writers(store), commit_lock(store) as lease:
+        tables = _whole_tables(store, config, version)
+        for rel in lake_tables(config):
+            _set_aside(store, rel, tables[rel], done)
+        roots = readable_roots(store) or record_roots(store, config)
+        newest = {rel: newest_known(store, rel, roots) for rel in tables}
+        _write_lost(store, config, roots, newest, done)
+        lease.check()
+        for rel, last in newest.items():
+            _stand_in(store, rel, tables[rel], last)
+        group = Group()
+        for rel in lake_tables(config)[:-1]:
+            lease.check()
+            _go_back(store, rel, tables[rel], group)
+        lease.check()
+        operation = LanceOperation.Restore(version)
+        catalog = open_table(store, CATALOG)
+        properties = versions_property(store, config)
+        table = commit(
+            store, CATALOG, operation, read_version=catalog.version, properties=properties
+        )
+        record_roots(store, config)
+        done.rebuilt = _mend_indexes(store, config)
+        done.version = int(table.version)
+    return done
+
+
+def _whole_tables(store: Store, config: LakeConfig, version: int) -> dict[str, int]:
+    try:
+        tables = tables_at(store, config, version)
+    except UnreadableError as error:
+        msg = f"version {version} of {store.uri} can't be read: {error}; choose an earlier one"
+        raise LakeError(msg) from error
+    if tables is None:
+        msg = f"version {version} of {store.uri} is an index's alone; choose the one before it"
+        raise LakeError(msg)
+    damage = [one.what for one in version_damage(store, config, version)]
+    if damage:
+        msg = (
+            f"version {version} of {store.uri} is not whole ({damage[0]}); `slidelake verify` "
+            "names versions that are"
+        )
+        raise LakeError(msg)
+    return tables
+
+
+def _set_aside(store: Store, rel: str, target: int, done: Restored) -> None:
+    """Move damaged manifests that are newer than the target, until the newest can be opened."""
+    roots = readable_roots(store) or Roots(tables={})
+    for version in reversed([number for number in versions_of(store, rel) if number > target]):
+        path = manifest_path(store, rel, version)
+        if not damaged_files(store, roots, [path]) and _opens(store, rel, version):
+            return
+        done.lost.setdefault(rel, []).append(version)
+        done.set_aside.append(f"{ASIDE}/{path}")
+        store.write_bytes(f"{ASIDE}/{path}", store.read_bytes(path))
+        store.remove([path])
+
+
+def _opens(store: Store, rel: str, version: int) -> bool:
+    try:
+        read(store, lambda: open_table(store, rel, version))
+    except (UnreadableError, DamageError, LakeError):
+        return False
+    return True
+
+
+def _write_lost(
+    store: Store, config: LakeConfig, roots: Roots, newest: Mapping[str, int], done: Restored
+) -> None:
+    """Write down which numbers will be taken by stand-ins, before the first of them is there."""
+    for rel in lake_tables(config):
+        there = open_table(store, rel).version
+        lost = {*done.lost.get(rel, []), *range(there + 1, newest[rel] + 1)}
+        if lost:
+            done.lost[rel] = sorted(lost)
+    if done.lost:
+        merged = {
+            rel: sorted({*roots.lost.get(rel, []), *done.lost.get(rel, [])})
+            for rel in {*roots.lost, *done.lost}
+        }
+        tables = {rel: max(newest[rel], *done.lost.get(rel, [0])) for rel in newest}
+        write_roots(store, replace(roots, lost=merged, tables=tables))
+
+
+def _stand_in(store: Store, rel: str, target: int, last: int) -> None:
+    """Take the numbers of lost versions, up to the last that was committed."""
+    roots = readable_roots(store) or Roots(tables={})
+    last = max(last, *roots.lost.get(rel, [0]))
+    while (table := open_table(store, rel)).version < last:
+        operation = LanceOperation.Restore(target)
+        commit(store, rel, operation, read_version=table.version, properties={})
+
+
+def _go_back(store: Store, rel: str, target: int, group: Group) -> None:
+    table = open_table(store, rel)
+    roots = readable_roots(store) or Roots(tables={})
+    if table.version == target and target not in roots.lost.get(rel, []):
+        return
+    operation = LanceOperation.Restore(target)
+    # Never the last of its group: a kill before the catalog's own commit takes all of it back.
+    properties = group.part(Change())
+    commit(store, rel, operation, read_version=table.version, properties=properties)
+
+
+def _mend_indexes(store: Store, config: LakeConfig) -> list[str]:
+    """Make indexes again that the earlier version had and that are damaged by now."""
+    rebuilt = []
+    for rel in WHOLE_TABLES:
+        if damaged_indexes(store, rel):
+            make_index(store, rel, INDEXED[rel], replace=True)
+            rebuilt.append(rel)
+    if rebuilt:
+        catalog = open_table(store, CATALOG)
+        operation = LanceOperation.Append([])
+        properties = versions_property(store, config)
+        commit(store, CATALOG, operation, read_version=catalog.version, properties=properties)
+        record_roots(store, config)
+    return rebuilt

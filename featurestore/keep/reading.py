@@ -1,0 +1,35 @@
+"""Reads whose errors are sorted: damage becomes one kind of error, everything else is raised on."""
+
+from collections.abc import Callable
+from typing import TypeVar
+
+from featurestore.errors import AccessError, LakeMissingError
+from featurestore.read_errors import reason_of
+from featurestore.storage import Store
+
+#: Errors that say nothing of what is stored.
+NO_DAMAGE = (AccessError, LakeMissingError)
+
+T = TypeVar("T")
+
+
+class UnreadableError(Exception):
+    """Something that can't be read because of what it holds; the text says why."""
+
+
+def read(store: Store, work: Callable[[], T]) -> T:
+    """Run a read; whatever a damaged file makes Lance raise becomes an UnreadableError.
+
+    Raises:
+        UnreadableError: what is stored is damaged.
+        AccessError: it could not be read, which says nothing of what is stored.
+        MemoryError: there was too little of it.
+    """
+    try:
+        return work()
+    except (KeyboardInterrupt, SystemExit, GeneratorExit, MemoryError, *NO_DAMAGE):
+        raise
+    except BaseException as error:  # a panic in Rust is no Exception
+        if explanation := store.explained(error):
+            raise explanation from error
+        raise UnreadableError(reason_of(error)) from error

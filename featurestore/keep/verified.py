@@ -1,0 +1,38 @@
+"""Which version of a lake `verify` last found whole: no automatic vacuum frees it."""
+
+import json
+from datetime import UTC, datetime
+
+from featurestore.errors import LakeError
+from featurestore.storage import Store
+
+VERIFIED = "verified.json"
+
+
+def last_verified(store: Store) -> int | None:
+    """The newest version that `verify` read in full and found whole; None if there is no record."""
+    try:
+        value = json.loads(store.read_bytes(VERIFIED))
+    except (FileNotFoundError, ValueError) as error:
+        if isinstance(error, LakeError):  # the bucket does not answer
+            raise
+        return None
+    version = value.get("version") if isinstance(value, dict) else None
+    return version if isinstance(version, int) else None
+
+
+def record_verified(store: Store, version: int) -> bool:
+    """Write down that a version was found whole, unless a newer one was.
+
+    Returns:
+        Whether it is written down; a lake that may only be read has no record.
+    """
+    newest = last_verified(store)
+    if newest is not None and newest >= version:
+        return True
+    value = {"version": version, "at": datetime.now(UTC).isoformat(timespec="seconds")}
+    try:
+        store.write_bytes(VERIFIED, (json.dumps(value) + "\n").encode())
+    except (OSError, LakeError):
+        return False
+    return True

@@ -1,0 +1,334 @@
+"""Edits that touch several tables and appear at once: slides and columns dropped or renamed.
+
+Lance changes a schema, rows and a file each in a commit of its own. The first commit of an edit is
+an empty one that opens a group (`lance_groups`) which nothing closes but the catalog's commit, so a
+reader sees the lake before or after, and what was killed in between is taken back as a whole.
+"""
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from lance import LanceOperation
+
+from featurestore import lance_features as features
+from featurestore.annotations import lance_registry as registry
+from featurestore.checksums import with_row_crc32
+from featurestore.cuts import Row
+from featurestore.lance_files import physical_column, put_files, write_column
+from featurestore.lance_groups import Group
+from featurestore.lance_ledger import Change, Ledger, among
+from featurestore.lance_nearest import index_name
+from featurestore.lance_tables import commit, open_table, properties_of
+from featurestore.schema import DROPPED, SLIDES, SLIDES_SCHEMA, features_table
+
+EDIT_KEY = "slidelake:edit"
+LOOKED_BACK = 500  # versions in which an edit is looked for that was made before
+ROWS_AT_ONCE = 1000  # rows of `slides` with their pictures, about 30 MB
+FEW_SLIDES = 2000  # beyond this the catalog is read whole
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """What the steps of an edit work with.
+
+    Attributes:
+        ledger: of the lake, whose lock is held.
+        check: raises LakeError if it is held no more; called before each commit.
+        group: the commits that belong together.
+    """
+
+    ledger: Ledger
+    check: Callable[[], None]
+    group: Group = field(default_factory=Group)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Edit:
+    """An edit of a whole lake.
+
+    Attributes:
+        about: what it is, as JSON can hold it; kept in the transaction that begins it.
+        steps: changes all tables but the catalog, and yields the changes of the catalog.
+    """
+
+    about: Mapping[str, Any]
+    steps: Callable[[Work], Iterator[Change]]
+
+    @property
+    def text(self) -> str:
+        """What it is, in one line."""
+        return json.dumps(dict(self.about), sort_keys=True)
+
+
+def make(work: Work, edit: Edit) -> list[Change]:
+    """Change all tables but the catalog, and return the changes of the catalog that follow."""
+    rel = features_table(work.ledger.config.mpps[0])
+    version = open_table(work.ledger.store, rel).version
+    properties = {**work.group.part(Change()), EDIT_KEY: edit.text}
+    work.check()
+    commit(
+        work.ledger.store,
+        rel,
+        LanceOperation.Append([]),
+        read_version=version,
+        properties=properties,
+    )
+    return [*edit.steps(work), *work.group.changes]
+
+
+def was_made(ledger: Ledger, edit: Edit) -> bool:
+    """Whether the same edit was begun before, in the versions that are kept."""
+    table = open_table(ledger.store, features_table(ledger.config.mpps[0]))
+    kept = sorted((int(entry["version"]) for entry in table.versions()), reverse=True)
+    return any(properties_of(table, v).get(EDIT_KEY) == edit.text for v in kept[:LOOKED_BACK])
+
+
+# ---------------------------------------------------------------------- slides
+
+
+def drop_slides(slides: Mapping[int, str]) -> Edit:
+    """Delete all rows of slides; what is left of each is a row that keeps its number taken.
+
+    Args:
+        slides: names by number.
+    """
+
+    def steps(work: Work) -> Iterator[Change]:
+        for mpp in work.ledger.config.mpps:
+            work.check()
+            features.drop_tiles(work.ledger, mpp, list(slides), work.group)
+        rows = [
+            {"slide": number, "slide_id": dropped_id(number, name), "state": DROPPED, "uri": ""}
+            for number, name in slides.items()
+        ]
+        work.check()
+        _put_by_number(work.ledger, rows)
+        yield from ()
+
+    return Edit(about={"drop slides": sorted(slides.values())}, steps=steps)
+
+
+def dropped_id(number: int, slide_id: str) -> str:
+    """What the row of a dropped slide is called, so that its name is free again."""
+    return f"{DROPPED}:{number}:{slide_id}"
+
+
+def rename_slide(number: int, old: str, new: str) -> Edit:
+    """Give a slide another name in its row, its tiles' rows, the catalog and the annotations."""
+
+    def steps(work: Work) -> Iterator[Change]:
+        ledger, here = work.ledger, among([number])
+        for mpp in ledger.config.mpps:
+            rows = ledger.rows(f"mpp = {mpp} AND {here}")
+            for fragment in sorted({row["fragment"] for row in rows} - {-1}):
+                work.check()
+                _name_rows(ledger, mpp, fragment, number, new)
+            if rows:
+                renamed = [{**row, "slide_id": new} for row in rows]
+                yield Change(drop=f"mpp = {mpp} AND {here}", add=renamed)
+        there = open_table(ledger.store, SLIDES).to_table(filter=here).to_pylist()
+        work.check()
+        _put_by_number(ledger, [{**row, "slide_id": new} for row in there])
+        registry.rename_slide(ledger.store, old, new, work.check)
+
+    return Edit(about={"rename slide": [old, new]}, steps=steps)
+
+
+def _name_rows(ledger: Ledger, mpp: float, fragment: int, slide: int, slide_id: str) -> None:
+    """Write the names of a fragment's slides again; no other column of it is touched."""
+    store, rel = ledger.store, features_table(mpp)
+    table = open_table(store, rel)
+    numbers = physical_column(store, rel, table, fragment, "slide").to_numpy()
+    names = physical_column(store, rel, table, fragment, "slide_id").to_pylist()
+    for at in np.flatnonzero(numbers == slide).tolist():
+        names[at] = slide_id
+    column = table.schema.field("slide_id")
+    path = write_column(store, rel, column, pa.array(names, column.type))
+    put_files(store, rel, {fragment: path})
+
+
+def set_patients(patients: Mapping[str, str]) -> Edit:
+    """Write the patients of slides into their rows, a thousand rows at a time.
+
+    Args:
+        patients: by slide_id.
+    """
+
+    def steps(work: Work) -> Iterator[Change]:
+        store = work.ledger.store
+        table = open_table(store, SLIDES).to_table(columns=["slide", "slide_id"])
+        numbers = [row["slide"] for row in table.to_pylist() if row["slide_id"] in patients]
+        for start in range(0, len(numbers), ROWS_AT_ONCE):
+            some = among(numbers[start : start + ROWS_AT_ONCE])
+            rows = open_table(store, SLIDES).to_table(filter=some).to_pylist()
+            work.check()
+            new = [{**row, "patient_id": patients[row["slide_id"]]} for row in rows]
+            _put_by_number(work.ledger, new)
+        yield from ()
+
+    return Edit(about={"set patients": len(patients)}, steps=steps)
+
+
+def _put_by_number(ledger: Ledger, rows: Sequence[Row]) -> None:
+    """Write whole rows of `slides` in place of those of the same numbers."""
+    if not rows:
+        return
+    values = [{name: row.get(name) for name in SLIDES_SCHEMA.names} for row in rows]
+    table = with_row_crc32(pa.Table.from_pylist(values, schema=SLIDES_SCHEMA))
+    merge = open_table(ledger.store, SLIDES).merge_insert("slide")
+    merge.when_matched_update_all().execute(table)
+
+
+# ---------------------------------------------------------------------- columns
+
+
+def drop_columns(columns: Sequence[str]) -> Edit:
+    """Take columns out of all features tables; their files stay until vacuum."""
+
+    def steps(work: Work) -> Iterator[Change]:
+        for mpp in work.ledger.config.mpps:
+            for column in columns:
+                yield _drop_column(work, mpp, column)
+
+    return Edit(about={"drop columns": sorted(columns)}, steps=steps)
+
+
+def _drop_column(work: Work, mpp: float, column: str) -> Change:
+    """Take a column out of a features table, with its index."""
+    store, rel = work.ledger.store, features_table(mpp)
+    if column in open_table(store, rel).schema.names:
+        work.check()
+        _drop_index(work.ledger, rel, column)
+        open_table(store, rel).drop_columns([column])
+    return Change(drop=f"mpp = {mpp} AND teacher = '{column}'")
+
+
+def _drop_index(ledger: Ledger, rel: str, column: str) -> None:
+    table = open_table(ledger.store, rel)
+    if index_name(column) in {index.name for index in table.describe_indices()}:
+        table.drop_index(index_name(column))
+
+
+def rename_columns(columns: Mapping[str, str], *, annotation: str | None = None) -> Edit:
+    """Give columns other names in all features tables and the catalog.
+
+    The index over a column is named after it, and is dropped.
+
+    Args:
+        columns: new names by old ones.
+        annotation: the new name of the annotation that they are of, if they are of one.
+    """
+
+    def steps(work: Work) -> Iterator[Change]:
+        for mpp in work.ledger.config.mpps:
+            for old, new in columns.items():
+                _rename_column(work, mpp, old, new, annotation)
+                what = f"mpp = {mpp} AND teacher = '{old}'"
+                if rows := work.ledger.rows(what):
+                    yield Change(drop=what, add=[{**row, "teacher": new} for row in rows])
+
+    return Edit(about={"rename columns": dict(columns)}, steps=steps)
+
+
+def _rename_column(work: Work, mpp: float, old: str, new: str, annotation: str | None) -> None:
+    store, rel = work.ledger.store, features_table(mpp)
+    if old not in open_table(store, rel).schema.names:
+        return
+    work.check()
+    _drop_index(work.ledger, rel, old)
+    open_table(store, rel).alter_columns({"path": old, "name": new})
+    if annotation is not None:
+        update = {new: {registry.NAME_KEY.decode(): annotation}}
+        open_table(store, rel).update_field_metadata(update)
+
+
+def drop_annotations(names: Sequence[str], columns: Sequence[str]) -> Edit:
+    """Take annotations out of a lake; their tables stay until vacuum.
+
+    Args:
+        names: of them.
+        columns: in the features tables, of those that are of tiles.
+    """
+
+    def steps(work: Work) -> Iterator[Change]:
+        yield from drop_columns(columns).steps(work)
+        there = registry.tables_of(open_table(work.ledger.store, SLIDES))
+        left = {name: one for name, one in there.items() if name not in names}
+        if len(left) < len(there):
+            work.check()
+            registry.put_tables(work.ledger.store, left)
+
+    return Edit(about={"drop annotations": sorted(names)}, steps=steps)
+
+
+def rename_table(old: str, new: str) -> Edit:
+    """Give an annotation of slides or patients another name."""
+
+    def steps(work: Work) -> Iterator[Change]:
+        tables = registry.tables_of(open_table(work.ledger.store, SLIDES))
+        tables[new] = replace(tables.pop(old), name=new)
+        work.check()
+        registry.put_tables(work.ledger.store, tables)
+        yield from ()
+
+    return Edit(about={"rename annotation": [old, new]}, steps=steps)
+
+
+@dataclass(frozen=True, kw_only=True)
+class NewColumn:
+    """A column of an annotation at one mpp, whose files are written.
+
+    Attributes:
+        mpp: of the features table.
+        field: the column.
+        files: names of its files, by fragment.
+        rows: of each fragment, deleted ones included; the files have as many.
+        crc32: checksums of its values, by slide number.
+    """
+
+    mpp: float
+    field: pa.Field
+    files: dict[int, str] = field(default_factory=dict)
+    rows: dict[int, int] = field(default_factory=dict)
+    crc32: dict[int, int] = field(default_factory=dict)
+
+
+def add_columns(name: str, columns: Sequence[NewColumn], instead_of: Sequence[str]) -> Edit:
+    """Put the columns of an annotation into the tables, in the place of older ones.
+
+    Args:
+        name: of the annotation.
+        columns: that are written.
+        instead_of: columns that go.
+    """
+
+    def steps(work: Work) -> Iterator[Change]:
+        for mpp in work.ledger.config.mpps:
+            for older in instead_of:
+                yield _drop_column(work, mpp, older)
+        for column in columns:
+            store, rel = work.ledger.store, features_table(column.mpp)
+            work.check()
+            open_table(store, rel).add_columns([column.field])
+            put_files(store, rel, column.files)
+            yield Change(add=[*_rows_of(work.ledger, column)])
+
+    return Edit(about={"annotate": name}, steps=steps)
+
+
+def _rows_of(ledger: Ledger, column: NewColumn) -> Iterator[Row]:
+    """Catalog rows of a new column, at the places of its tiles."""
+    slides = list(column.crc32)
+    if len(slides) <= FEW_SLIDES:
+        tiles = ledger.tiles_rows(column.mpp, slides)
+    else:
+        tiles = ledger.rows(f"teacher IS NULL AND mpp = {column.mpp}")
+    names = ("slide", "slide_id", "mpp", "tiles", "fragment", "row_start")
+    for row in tiles:
+        if row["slide"] in column.crc32 and row["fragment"] in column.files:
+            crc32 = column.crc32[row["slide"]]
+            yield {**{n: row[n] for n in names}, "teacher": column.field.name, "crc32": crc32}

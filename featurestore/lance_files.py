@@ -1,0 +1,87 @@
+"""Single columns of fragments as files: read as they lie there, written, and put in place."""
+
+import uuid
+from collections.abc import Mapping
+
+import lance
+import pyarrow as pa
+from lance import LanceOperation
+from lance.file import LanceFileReader, LanceFileWriter
+
+from featurestore.errors import DamageError
+from featurestore.lance_tables import STORAGE_VERSION, commit, open_table
+from featurestore.schema import TILE_COLUMNS
+from featurestore.storage import Store
+
+
+def physical_column(
+    store: Store, rel: str, table: lance.LanceDataset, fragment: int, column: str
+) -> pa.ChunkedArray:
+    """Return a column of a fragment as it lies in its file, deleted rows included.
+
+    Raises:
+        DamageError: its file is gone or can't be read.
+    """
+    wanted = next(field.id() for field in table.lance_schema.fields() if field.name() == column)
+    found = table.get_fragment(fragment)
+    files = [file for file in (found.metadata.files if found else ()) if wanted in file.fields]
+    if not files:
+        msg = f"{rel}, fragment {fragment}: no data file holds the column '{column}'"
+        raise DamageError(msg)
+    try:
+        reader = LanceFileReader(
+            f"{store.url(rel)}/data/{files[0].path}",
+            storage_options=store.lance_options,
+            columns=[column],
+        )
+        return reader.read_all().to_table()[column]
+    except (OSError, ValueError, RuntimeError) as error:
+        if told := store.explained(error):
+            raise told from error
+        msg = f"{rel}, fragment {fragment}: {str(error).partition(chr(10))[0]}"
+        raise DamageError(msg) from error
+
+
+def write_column(store: Store, rel: str, field: pa.Field, values: pa.Array) -> str:
+    """Write one column of one fragment as a file that no version names yet; the file's name."""
+    path = f"{uuid.uuid4()}.lance"
+    schema = pa.schema([field])
+    writer = LanceFileWriter(
+        f"{store.url(rel)}/data/{path}",
+        schema,
+        version=STORAGE_VERSION,
+        storage_options=store.lance_options,
+    )
+    writer.write_batch(pa.record_batch([values], schema=schema))
+    writer.close()
+    return path
+
+
+def accept_nulls(store: Store, rel: str) -> None:
+    """Let columns that users added to a features table be null, as they are for new tiles."""
+    table = open_table(store, rel)
+    strict = [f.name for f in table.schema if f.name not in TILE_COLUMNS and not f.nullable]
+    if strict:
+        table.alter_columns(*({"path": name, "nullable": True} for name in strict))
+
+
+def put_files(store: Store, rel: str, files: Mapping[int, str]) -> None:
+    """Put files of one column in the place of what fragments held, in one commit.
+
+    Raises:
+        DamageError: a file can't be read.
+    """
+    table = open_table(store, rel)
+    groups = []
+    for fragment, path in files.items():
+        try:
+            file = lance.fragment.DataFile.create(table, path)
+        except (OSError, ValueError) as error:
+            if told := store.explained(error):
+                raise told from error
+            msg = f"{rel}: {path} of fragment {fragment} can't be read: {error}"
+            raise DamageError(msg) from error
+        groups.append(LanceOperation.DataReplacementGroup(fragment, file))
+    if groups:
+        operation = LanceOperation.DataReplacement(groups)
+        commit(store, rel, operation, read_version=table.version, properties={})

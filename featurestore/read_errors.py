@@ -1,0 +1,109 @@
+"""What an error of a read means, in one line: damage of what is stored, or no access to it now.
+
+Lance raises OSError, ValueError, RuntimeError and more, with paths of its own source in the text,
+and a panic in Rust is no Exception at all. Here alone is it decided what of that is damage. A file
+that is gone is; a full table of descriptors, a broken disk or missing rights say nothing of what is
+stored.
+"""
+
+import errno
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Protocol
+
+from featurestore.bucket_errors import causes, explain
+from featurestore.errors import AccessError, DamageError, LakeError
+
+ADVICE = "run slidelake verify, then slidelake repair"
+# Numbers of the operating system's errors that damage can cause; all others are no damage.
+OF_DAMAGE = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EINVAL, errno.EOVERFLOW}
+LANCE_NUMBER = re.compile(r"\(os error (\d+)\)")
+SOURCE_PLACE = re.compile(r",?\s*(at )?\S*\.rs:\d+(:\d+)?")
+LONGEST = 200
+
+
+class Explaining(Protocol):
+    """What explains the errors of the place where a lake is: a `Store`."""
+
+    def explained(self, error: BaseException) -> LakeError | None:
+        """The error that is no damage; None if it is."""
+
+
+def no_access(error: BaseException) -> AccessError | None:
+    """The error of a local file system that says nothing of what is stored; None if it is damage.
+
+    >>> no_access(OSError(errno.ENOENT, "gone")), no_access(OSError(errno.EMFILE, ""))
+    (None, AccessError('it can't be read or written now: Too many open files'))
+    """
+    for one in causes(error):
+        number = one.errno if isinstance(one, OSError) else None
+        if number is None and (match := LANCE_NUMBER.search(str(one))):
+            number = int(match[1])
+        if number is not None:
+            if number in OF_DAMAGE:
+                return None
+            return AccessError(f"it can't be read or written now: {os.strerror(number)}")
+    return None
+
+
+def reason_of(error: BaseException) -> str:
+    r"""The text of an error in one line, without the places in Lance's source.
+
+    >>> reason_of(ValueError("bad page, /rust/x-1.0/src/y.rs:12:3\nand more"))
+    'bad page'
+    """
+    line = SOURCE_PLACE.sub("", str(error).strip().partition("\n")[0]).strip(" ,.:")
+    return line[:LONGEST] or type(error).__name__
+
+
+class LakeUri:
+    """Explains errors of whatever is at a URI, for those who have no `Store` at hand."""
+
+    def __init__(self, uri: str) -> None:
+        self._uri = uri
+
+    def explained(self, error: BaseException) -> LakeError | None:
+        """The error that is no damage; None if it is."""
+        local = "://" not in self._uri or self._uri.startswith("file://")
+        return no_access(error) if local else explain(error, self._uri)
+
+
+def is_of_lance(error: BaseException) -> bool:
+    """Whether an error is Lance's own and was not translated yet."""
+    text = str(error)
+    panic = type(error).__name__ == "PanicException"
+    return panic or "LanceError" in text or bool(SOURCE_PLACE.search(text))
+
+
+def meaning_of(error: BaseException, store: Explaining, what: str) -> LakeError:
+    """The error of the lake that an error of a read stands for; it names what was read."""
+    if isinstance(error, AccessError):
+        return error
+    if (told := store.explained(error)) is not None:
+        return type(told)(f"{what}: {told}") if isinstance(told, AccessError) else told
+    if isinstance(error, LakeError) and not isinstance(error, DamageError):
+        return error
+    text = str(error) if isinstance(error, LakeError) else reason_of(error)
+    return DamageError(f"{what}: {text}" if ADVICE in text else f"{what}: {text}; {ADVICE}")
+
+
+@contextmanager
+def reading(store: Explaining, what: str) -> Iterator[None]:
+    """Raise one kind of error, with the name of what is read, whatever a read in the block raises.
+
+    Args:
+        store: the lake's files.
+        what: is read, for people.
+
+    Raises:
+        DamageError: what is stored is not what was written.
+        AccessError: it can't be read now, which says nothing of what is stored.
+    """
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit, GeneratorExit, MemoryError):
+        raise
+    except BaseException as error:  # a panic in Rust is no Exception
+        raise meaning_of(error, store, what) from error

@@ -1,0 +1,34 @@
+"""The files of a student in a lake, each compared with its checksum when it is read."""
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from featurestore import Store
+
+#: A student's trained network; its report, written last, names the checksums of all its files.
+WEIGHTS, REPORT = "model.safetensors", "report.json"
+
+
+def student_folder(name: str) -> str:
+    """Where a student is kept, relative to the lake."""
+    return f"students/{name}"
+
+
+def student_file(store: "Store", name: str, file: str) -> bytes:
+    """A file of a student, which is what was written.
+
+    Args:
+        store: the lake's files.
+        name: of the student.
+        file: its name in the student's folder.
+
+    Raises:
+        DamageError: it is gone or damaged; the file is named.
+        AccessError: it can't be read now.
+    """
+    from featurestore.sealed import read_named, read_sealed
+
+    report = f"{student_folder(name)}/{REPORT}"
+    # A student that is not finished has no report yet, and so no checksums.
+    seal = read_sealed(store, report) if store.exists(report) else {}
+    return read_named(store, f"{student_folder(name)}/{file}", seal)

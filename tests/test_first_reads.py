@@ -1,0 +1,230 @@
+"""What was damaged on disk is refused by every reader, and told by slide, teacher and mpp."""
+
+import pickle
+import shutil
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+
+from downstream.bags import PatientBags
+from downstream.retrieval.query import find_query, pooled_features
+from featurestore import (
+    AccessError,
+    DamageError,
+    Lake,
+    LakeError,
+    ShardReader,
+    fit_stats,
+    open_lake,
+)
+from featurestore.interop.lake_tiles import tile_places
+from featurestore.lance_flat import FlatColumn
+from featurestore.schema import features_table
+from featurestore.torch_bags import Bags, TorchBag
+from ingest.extractor import Extractor
+from tests.training_lake import DIMS, make
+
+PLAIN, PACKED = DIMS  # read in place, and by Lance's file reader
+SLIDE, OTHER = "e", "c"  # both in the second fragment
+MPP = 0.5
+COMMAND = "run slidelake verify, then slidelake repair"
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Lake:
+    """A lake of six slides with two teachers. Not to be changed."""
+    return make(tmp_path_factory.mktemp("reads") / "lake")
+
+
+@pytest.fixture
+def copied(whole: Lake, tmp_path: Path) -> Lake:
+    """A copy of the lake that a test may damage."""
+    shutil.copytree(whole.uri, tmp_path / "lake")
+    return open_lake(tmp_path / "lake")
+
+
+def flip_in(lake: Lake, value: bytes, column: str) -> None:
+    """Flip a bit of a value that stands in the data file of a column in the second fragment."""
+    table = lake.table(features_table(MPP))
+    field = {f.name(): f.id() for f in table.lance_schema.fields()}[column]
+    (path,) = (f.path for f in table.get_fragment(1).metadata.files if field in f.fields)
+    there = Path(lake.store.path(f"{features_table(MPP)}/data/{path}"))
+    data = bytearray(there.read_bytes())
+    data[data.index(value) + len(value) // 2] ^= 4
+    there.write_bytes(data)
+
+
+def flip_features(lake: Lake, teacher: str) -> None:
+    """Flip a bit of the features of the tenth tile of a slide."""
+    flip_in(lake, open_lake(lake.uri).bag(SLIDE, teacher, mpp=MPP).features[9].tobytes(), teacher)
+
+
+def flip_tiles(lake: Lake) -> None:
+    """Flip a bit of the left edges of a slide's tiles, which no reader could notice."""
+    flip_in(lake, open_lake(lake.uri).bag(SLIDE, PLAIN, mpp=MPP).x[38:90].tobytes(), "x")
+
+
+def streamed(lake: Lake, teacher: str, **more: Any) -> None:  # noqa: ANN401
+    for _ in lake.stream(teacher, mpp=MPP, batch_tiles=8, block_tiles=4, **more):
+        pass
+
+
+def every(bags: Bags) -> list[TorchBag]:
+    return [bags[at] for at in range(len(bags))]
+
+
+def exported(lake: Lake, _: str) -> None:
+    tile_places(lake, lake.tiles_of(mpp=MPP, slide_ids=[SLIDE]).row(0, named=True))
+
+
+READERS: dict[str, Callable[[Lake, str], object]] = {
+    "bag": lambda lake, teacher: lake.bag(SLIDE, teacher, mpp=MPP),
+    "bags of slides": lambda lake, teacher: every(lake.bags(teacher, mpp=MPP)),
+    "bags of patients": lambda lake, t: every(
+        lake.bags(["plain", "packed"], mpp=MPP, by="patient")
+    ),
+    "bags of mil": lambda lake, teacher: PatientBags(lake, [[OTHER, SLIDE]], teacher, mpps=[MPP])[
+        0
+    ],
+    "stream": streamed,
+    "stream in order": lambda lake, t: streamed(lake, t, shuffle=False, threads=1),
+    "statistics": lambda lake, t: fit_stats(lake, t, mpp=MPP, slide_ids=[OTHER, SLIDE]),
+    "search": lambda lake, teacher: find_query(lake, SLIDE, teacher, mpp=MPP),
+    "search of slides": lambda lake, t: pooled_features(lake, [OTHER, SLIDE], t, mpp=MPP),
+}
+
+
+@pytest.mark.parametrize("teacher", [PLAIN, PACKED])
+def test_every_reader_refuses_damaged_features(copied: Lake, teacher: str) -> None:
+    flip_features(copied, teacher)
+    text = f"slide {SLIDE} at mpp 0.5: features of '{teacher}' are not what was written (checksum)"
+    for name, read in READERS.items():
+        with pytest.raises(DamageError) as error:
+            read(open_lake(copied.uri), teacher)
+        assert str(error.value) == f"{text}; {COMMAND}", name
+    lake = open_lake(copied.uri)
+    assert lake.bag(OTHER, teacher, mpp=MPP).features.shape[0] == 5
+    streamed(lake, teacher, slide_ids=["a", "b", "c"])
+    other = PACKED if teacher == PLAIN else PLAIN
+    assert lake.bag(SLIDE, other, mpp=MPP).features.shape[0] == 90
+
+
+def test_every_reader_refuses_damaged_tiles(copied: Lake) -> None:
+    flip_tiles(copied)
+    text = f"slide {SLIDE} at mpp 0.5: its tiles' rows are not what was written (checksum)"
+    for name, read in {**READERS, "export": exported}.items():
+        with pytest.raises(DamageError) as error:
+            read(open_lake(copied.uri), PLAIN)
+        assert str(error.value) == f"{text}; {COMMAND}", name
+
+
+@pytest.mark.parametrize("column", [PLAIN, PACKED, "tile_id"])
+@pytest.mark.parametrize("how", ["cut", "zero", "gone"])
+def test_a_data_file_that_cannot_be_read_names_the_slide(
+    copied: Lake, column: str, how: str
+) -> None:
+    table = copied.table(features_table(MPP))
+    field = {f.name(): f.id() for f in table.lance_schema.fields()}[column]
+    (path,) = (f.path for f in table.get_fragment(1).metadata.files if field in f.fields)
+    file = Path(copied.store.path(f"{features_table(MPP)}/data/{path}"))
+    data = file.read_bytes()
+    file.unlink()
+    if how != "gone":
+        file.write_bytes(data[: len(data) // 2] if how == "cut" else bytes(len(data)))
+    teacher = PLAIN if column == "tile_id" else column
+    for name, read in READERS.items():
+        with pytest.raises(DamageError) as error:
+            read(open_lake(copied.uri), teacher)
+        text = str(error.value)
+        assert "at mpp 0.5: " in text, name
+        assert text.endswith(COMMAND), name
+        assert not [word for word in (".rs", "Panic", "\n") if word in text], name
+
+
+def test_check_none_compares_nothing(copied: Lake) -> None:
+    right = copied.bag(SLIDE, PLAIN, mpp=MPP)
+    flip_features(copied, PLAIN)
+    unchecked = open_lake(copied.uri, check=None)
+    for lake in (unchecked, unchecked.refreshed(), pickle.loads(pickle.dumps(unchecked))):
+        bag = lake.bag(SLIDE, PLAIN, mpp=MPP)
+        assert (bag.features != right.features).sum() == 1
+        streamed(lake, PLAIN)
+    with pytest.raises(DamageError):
+        pickle.loads(pickle.dumps(open_lake(copied.uri))).bag(SLIDE, PLAIN, mpp=MPP)
+    with pytest.raises(LakeError, match="check='all' given; allowed: 'first-read', or None"):
+        open_lake(copied.uri, check="all")  # type: ignore[arg-type]
+
+
+def test_a_slide_is_compared_once(whole: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also by eight threads at once, and by a stream that visits it in many blocks."""
+    lake, sums = open_lake(whole.uri), list[str]()
+
+    def counted(name: str) -> Callable[..., int]:
+        from featurestore import first_reads
+
+        work = getattr(first_reads, name)
+
+        def count(*arguments: object) -> int:
+            sums.append(name)
+            return int(work(*arguments))
+
+        return count
+
+    for name in ("tiles_sum", "features_sum", "features_crc32"):
+        monkeypatch.setattr(f"featurestore.first_reads.{name}", counted(name))
+    streamed(lake, PLAIN, threads=8)
+    assert (sums.count("tiles_sum"), sums.count("features_sum")) == (6, 6)
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda _: lake.bag(SLIDE, PACKED, mpp=MPP), range(32)))
+    streamed(lake, PLAIN)
+    assert sums.count("tiles_sum") == 6
+    assert sums.count("features_crc32") == 6 + 1
+
+
+def test_missing_rights_are_not_told_as_damage(
+    whole: Lake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> bool:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(FlatColumn, "read", refuse)
+    with pytest.raises(AccessError, match=f"slide|{features_table(MPP)}.*: Permission denied"):
+        open_lake(whole.uri).bag(SLIDE, PLAIN, mpp=MPP)
+
+
+def test_sums_are_those_of_the_catalog_whatever_was_read_before(whole: Lake) -> None:
+    """Numbers are what they were: comparing changes nothing of what is read."""
+    for slide in whole.tiles_of(mpp=MPP)["slide_id"]:
+        one, two = (
+            open_lake(whole.uri, check=check).bag(slide, list(DIMS), mpp=MPP)
+            for check in ("first-read", None)
+        )
+        np.testing.assert_array_equal(one.tile_id, two.tile_id)
+        for teacher in DIMS:
+            np.testing.assert_array_equal(one.by_teacher[teacher], two.by_teacher[teacher])
+    assert whole.catalog().filter(pl.col("teacher").is_null()).collect().height == 6
+
+
+def test_damaged_pixels_are_refused_by_streams_and_extraction(copied: Lake) -> None:
+    """One flipped bit of a JPEG that still decodes is another picture, and other features."""
+    row = copied.tiles_of(mpp=MPP, slide_ids=[SLIDE]).row(0, named=True)
+    path = Path(copied.store.path(row["shard"]))
+    data = bytearray(path.read_bytes())
+    with ShardReader.of(copied.store, row) as shard:
+        data[data.index(shard.jpeg(50)) + 300] ^= 1
+    path.write_bytes(data)
+    text = rf"slide {SLIDE} at mpp 0.5: shard {row['shard']} is not what was written"
+    with pytest.raises(DamageError, match=text):
+        streamed(copied, PLAIN, pixels="jpeg")
+    streamed(copied, PLAIN)
+    extractor = Extractor()
+    extractor._store, extractor._device, extractor._threads = copied.store, "cpu", 1
+    keys = copied.bag(SLIDE, PLAIN, mpp=MPP).tile_id
+    with pytest.raises(DamageError, match=text):
+        next(extractor._batches(row, keys, np.arange(len(keys))))
+    streamed(open_lake(copied.uri, check=None), PLAIN, pixels="jpeg")
