@@ -316,7 +316,8 @@ def test_ingest_itself_does_what_is_changed(slide: Path, tmp_path: Path) -> None
     result = ingested()
     assert (result.new, result.facts) == (0, 1)
     assert result.notes == ["1 slides: facts updated (patient_id)"]
-    failed = ingested(mpp_override=7.0)
+    assert "give that --tissue FILE.py again" in ingested(mpp_override=7.0).failed[0]["reason"]
+    failed = ingested(mpp_override=7.0, tissue=EXAMPLE)
     assert (
         "cutting it again (mpp 0.499, now 7) failed, its earlier tiles stay"
         in (failed.failed[0]["reason"])
