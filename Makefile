@@ -30,7 +30,7 @@ test: check
 	$(BIN)/pytest -n 2 --dist loadfile -m 'not slow and not gpu'
 
 test-slow: setup
-	$(BIN)/pytest -m slow
+	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder -m 'slow and not gpu' --durations=15 tests
 
 format: setup
 	$(BIN)/ruff check --fix .

@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     )
     from ingest import Card
     from ingest.ray_ingest import ingest
+    from ingest.segment.own_segmenter import Segmenter
     from ingest.teachers import list_teachers
 
 PACKAGES = ("cluster", "commands", "distill", "downstream", "examples", "featurestore", "ingest")
@@ -51,6 +52,7 @@ PUBLIC = {
     "Card": "ingest.cards",
     "Lake": "featurestore",
     "LakeConfig": "featurestore",
+    "Segmenter": "ingest.segment.own_segmenter",
     "annotate": "featurestore",
     "compact": "featurestore",
     "copy_lake": "featurestore",
@@ -79,6 +81,7 @@ __all__ = [
     "Card",
     "Lake",
     "LakeConfig",
+    "Segmenter",
     "annotate",
     "compact",
     "copy_lake",

@@ -57,6 +57,7 @@ if TYPE_CHECKING:
 
 SNAPSHOT_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,99}")
 PICTURES = ("thumbnail", "tissue_mask")
+BULKY = (*PICTURES, "icc_profile")
 
 
 class Lake:
@@ -158,7 +159,7 @@ class Lake:
 
     def slides(self) -> pl.LazyFrame:
         """One row per slide: identity, geometry, state, why it failed. Pictures are left out."""
-        names = [name for name in self._names(SLIDES, SLIDES_SCHEMA) if name not in PICTURES]
+        names = [name for name in self._names(SLIDES, SLIDES_SCHEMA) if name not in BULKY]
         rows = scan(functools.partial(self.table, SLIDES), names)
         return rows.filter(pl.col("state") != DROPPED)
 

@@ -16,7 +16,7 @@ import polars as pl
 from featurestore.lance_counts import count_tiles
 from featurestore.schema import CATALOG
 from ingest.pages import environment
-from ingest.slide_cards import CARD_COLUMNS, OK, choose_slides, make_cards
+from ingest.slide_cards import OK, card_slides, choose_slides, make_cards
 from ingest.slide_pictures import PEN_SHOWN
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ def write_contact_sheet(lake: Lake, *, most: int = 400) -> str:
         DamageError: A table of the lake is gone.
         LakeError: The bucket does not do what it is asked.
     """
-    slides = lake.slides().select(CARD_COLUMNS).collect()
+    slides = card_slides(lake)
     chosen = choose_slides(slides, most=most, most_failed=(most + 1) // 2)
     cards = make_cards(lake, chosen, longest_px=PICTURE_PX)
     page = environment().get_template("contact_sheet.html.j2")

@@ -5,6 +5,7 @@ import os
 import shutil
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -12,15 +13,24 @@ import webdataset
 from filelock import FileLock
 from hypothesis import settings
 
-from cluster import ray_session
+from cluster import ClusterError, ray_session
 from examples.cohort import make_cohort
 from featurestore import Lake, LakeConfig, create_lake, open_lake
 from ingest.ray_extract import extract
 from ingest.ray_ingest import ingest
+from tests.command_lines import Answer, Output, Slidelake, run_words
 from tests.s3 import any_store, bucket, faulty, s3_urls
+from tests.skipped import pytest_make_collect_report, pytest_runtest_makereport
 from tests.small_lake import cut
 
-__all__ = ["any_store", "bucket", "faulty", "s3_urls"]  # fixtures that live beside the server
+__all__ = [
+    "any_store",
+    "bucket",
+    "faulty",
+    "pytest_make_collect_report",
+    "pytest_runtest_makereport",
+    "s3_urls",
+]  # fixtures and hooks that live elsewhere
 
 # Where a change is judged the same examples are tried each time; everywhere else, new ones.
 settings.register_profile("ci", derandomize=True)
@@ -31,6 +41,25 @@ ROOT = Path(__file__).resolve().parent.parent
 REAL_SLIDE = ROOT / "examples" / "data" / "CMU-1-Small-Region.svs"
 TEACHERS = ("efficientnet_lite0", "efficientnet_lite1")
 CONFIG = LakeConfig(tile_px=256, mpps=(0.5, 2.0))
+
+#: Files of slow tests by the CPU seconds that they take, longest first, so that two processes end
+#: at about the same time; other files come after these.
+LONGEST = (
+    "test_demo.py",
+    "test_distill_kills.py",
+    "test_extract_kills.py",
+    "test_ingest.py",
+    "test_downstream_commands.py",
+    "test_cards.py",
+    "test_docs_downstream.py",
+    "test_faults.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the longest files first; the order within a file stays."""
+    place = {name: at for at, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path.name, len(place)))
 
 
 def shard_samples(path: str) -> dict[int, dict[str, bytes]]:
@@ -70,8 +99,15 @@ def cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def ray_up() -> Iterator[None]:
-    """One local Ray for the whole run."""
-    with ray_session(num_cpus=2):
+    """One local Ray for the whole run; Ray gives its node 30 s, too few on a busy machine."""
+    with ExitStack() as stack:
+        for tries_left in (2, 1, 0):
+            try:
+                stack.enter_context(ray_session(num_cpus=2))
+                break
+            except ClusterError as error:
+                if "did not come up" not in str(error) or not tries_left:
+                    raise
         yield
 
 
@@ -86,6 +122,16 @@ def filled(tmp_path_factory: pytest.TempPathFactory, cohort: Path, ray_up: None)
         assert not extract(lake, TEACHERS).failed
 
     return made_once(tmp_path_factory, "filled", make) / "lake"
+
+
+@pytest.fixture
+def slidelake(capsys: Output) -> Slidelake:
+    """Run the words after `slidelake` in this process; a process of its own takes 3 s to start."""
+
+    def slidelake(*words: object, code: int | None = 0) -> Answer:
+        return run_words(capsys, list(map(str, words)), code=code)
+
+    return slidelake
 
 
 @pytest.fixture

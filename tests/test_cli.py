@@ -1,4 +1,4 @@
-"""The command as a user types it, in processes of its own."""
+"""The command as a user types it."""
 
 import json
 import os
@@ -8,25 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.command_lines import Slidelake
 from tests.conftest import REAL_SLIDE, ROOT
 
 
-def slidelake(*words: object, code: int = 0, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run(
-        [sys.executable, "-m", "slidelake", *map(str, words)],
-        cwd=cwd,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == code, done.stderr
-    assert "Traceback" not in done.stderr
-    return done
-
-
-def test_help_teaches() -> None:
+def test_help_teaches(slidelake: Slidelake) -> None:
     text = slidelake("--help").stdout
     for name in ("demo", "ingest", "extract", "distill", "mil", "survival", "query", "submit"):
         assert name in text
@@ -35,7 +21,7 @@ def test_help_teaches() -> None:
     )
 
 
-def test_info_is_one_json_object(filled: Path) -> None:
+def test_info_is_one_json_object(filled: Path, slidelake: Slidelake) -> None:
     info = json.loads(slidelake("info", filled, "--json").stdout)
     assert info["format"] == 1
     assert info["slides"] == {"ready": 7, "failed": 0}
@@ -44,7 +30,7 @@ def test_info_is_one_json_object(filled: Path) -> None:
     assert "7 slides ready" in slidelake("info", filled).stdout
 
 
-def test_query_answers_and_hints(filled: Path) -> None:
+def test_query_answers_and_hints(filled: Path, slidelake: Slidelake) -> None:
     sql = "SELECT slide_id, mpp FROM slides WHERE slide_id LIKE 'CMU%'"
     rows = json.loads(slidelake("query", filled, sql, "--json").stdout)["rows"]
     assert rows == [[REAL_SLIDE.stem, 0.499]]
@@ -54,7 +40,7 @@ def test_query_answers_and_hints(filled: Path) -> None:
     assert len(wrong.stderr.strip().splitlines()) == 1
 
 
-def test_teachers_are_listed(filled: Path) -> None:
+def test_teachers_are_listed(filled: Path, slidelake: Slidelake) -> None:
     rows = json.loads(slidelake("teachers", "--json").stdout)["teachers"]
     assert {row["teacher"]: row["available"] for row in rows}["efficientnet_lite0"] is True
     assert {"dim", "mpp", "licence", "available"} <= set(rows[0])
@@ -75,7 +61,7 @@ def test_teachers_are_listed(filled: Path) -> None:
     ],
 )
 def test_wrong_usage_is_one_line_and_exit_2(
-    filled: Path, tmp_path: Path, words: tuple[str, ...], says: str
+    filled: Path, tmp_path: Path, slidelake: Slidelake, words: tuple[str, ...], says: str
 ) -> None:
     names = {"LAKE": str(tmp_path / "lake"), "FILLED": str(filled)}
     done = slidelake(*(names.get(word, word) for word in words), code=2)
@@ -83,29 +69,16 @@ def test_wrong_usage_is_one_line_and_exit_2(
     assert len(done.stderr.strip().splitlines()) == 1
 
 
-@pytest.mark.slow
-def test_ingest_with_a_bad_slide_exits_1_and_names_it(tmp_path: Path) -> None:
-    (tmp_path / "text.svs").write_text("this is no slide")
-    words = ("ingest", tmp_path / "lake", REAL_SLIDE, tmp_path / "text.svs", tmp_path / "none.svs")
-    done = slidelake(*words, "--mpp", "2.0", "--json", code=1)
-    result = json.loads(done.stdout)
-    assert result["ready"] == 1
-    assert sorted(found["slide"] for found in result["failed"]) == ["none", "text"]
-    assert result["readers"] == {"tiff": 1}
-    again = slidelake(*words, "--mpp", "2.0", code=1)
-    assert "none failed:" in again.stdout
-    assert "does not exist" in again.stdout
-    sql = "SELECT slide_id, reason FROM slides WHERE state = 'failed' ORDER BY slide_id"
-    rows = json.loads(slidelake("query", tmp_path / "lake", sql, "--json").stdout)["rows"]
-    assert [slide for slide, _ in rows] == ["none", "text"]
-
-
-def test_debug_shows_where(filled: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "slidelake", "--debug", "info", "no-such-lake"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert "Traceback" in done.stderr
+def test_a_process_of_its_own_answers_or_shows_where(filled: Path, tmp_path: Path) -> None:
+    """As an installed command does: from any folder, and with the traceback of an error."""
+    command = [sys.executable, "-m", "slidelake"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    runs = [
+        subprocess.run(
+            [*command, *words], cwd=tmp_path, env=environment, capture_output=True, check=False
+        )
+        for words in (("info", str(filled), "--json"), ("--debug", "info", "no-such-lake"))
+    ]
+    assert [run.returncode for run in runs] == [0, 2]
+    assert json.loads(runs[0].stdout)["format"] == 1
+    assert b"Traceback" in runs[1].stderr

@@ -6,12 +6,12 @@ from pathlib import Path
 import pytest
 
 from featurestore import open_lake
+from tests.command_lines import Slidelake
 from tests.conftest import REAL_SLIDE, TEACHERS
 from tests.small_lake import contents
-from tests.test_cli import slidelake
 
 
-def test_verify_of_a_clean_lake(filled: Path) -> None:
+def test_verify_of_a_clean_lake(filled: Path, slidelake: Slidelake) -> None:
     verdict = json.loads(slidelake("verify", filled, "--json").stdout)
     assert (verdict["ok"], verdict["damage"]) == (True, [])
     assert verdict["checked"]["slides"] == 7
@@ -21,7 +21,9 @@ def test_verify_of_a_clean_lake(filled: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("ray_up")
-def test_damage_is_named_repaired_and_made_again(lake_copy: Path, cohort: Path) -> None:
+def test_damage_is_named_repaired_and_made_again(
+    lake_copy: Path, cohort: Path, slidelake: Slidelake
+) -> None:
     lake = open_lake(lake_copy)
     whole = contents(lake)
     row = lake.tiles_of(mpp=2.0, slide_ids=[REAL_SLIDE.stem]).row(0, named=True)
@@ -53,8 +55,7 @@ def test_damage_is_named_repaired_and_made_again(lake_copy: Path, cohort: Path) 
     assert "nothing is damaged" in slidelake("repair", lake_copy).stdout
 
 
-@pytest.mark.slow
-def test_snapshot_compact_vacuum(lake_copy: Path) -> None:
+def test_snapshot_compact_vacuum(lake_copy: Path, slidelake: Slidelake) -> None:
     before = contents(open_lake(lake_copy))
     named = json.loads(slidelake("snapshot", lake_copy, "paper-v1", "--json").stdout)
     done = json.loads(slidelake("compact", lake_copy, "--json").stdout)

@@ -298,6 +298,7 @@ def told(run: Path, steps: int) -> None:
     assert (run / "curve.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("ray_up")
 def test_student_from_ray_train_to_a_teacher_in_the_lake(lake_copy: Path) -> None:
     report = distill(str(lake_copy), SMALL, name="tiny")

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import slidelake
+from downstream import MilSettings
 from tests.conftest import ROOT
 from tests.test_downstream_bags import PATIENTS, build, planted
 
@@ -52,6 +53,7 @@ def test_page_runs(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(folder)
+    monkeypatch.setitem(MilSettings.__init__.__kwdefaults__, "epochs", 3)  # type: ignore[index]
     blocks = FENCE.findall((ROOT / "docs" / page).read_text())
     ran = 0
     names: dict[str, object] = {}

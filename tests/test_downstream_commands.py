@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+import slidelake
+from tests.command_lines import Output
 from tests.conftest import ROOT
 from tests.test_downstream_bags import PATIENTS, build, planted
 
@@ -21,7 +23,7 @@ COMMANDS = {
                  "--bins", "2", "--epochs", "8"),
 }  # fmt: skip
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray_up")]
 
 
 def folder_of(path: Path) -> Path:
@@ -32,32 +34,38 @@ def folder_of(path: Path) -> Path:
     return path
 
 
-def start(folder: Path, kind: str) -> subprocess.Popen[bytes]:
-    command = [
-        sys.executable, "-m", "slidelake", kind, str(folder / "lake"),
-        "--labels", str(folder / "labels.csv"), "--features", "good", "--features", "noise",
-        "--folds", "3", "--json", *COMMANDS[kind],
+def words(folder: Path, kind: str) -> list[str]:
+    """The command."""
+    return [
+        kind, str(folder / "lake"), "--labels", str(folder / "labels.csv"),
+        "--features", "good", "--features", "noise", "--folds", "3", "--json", *COMMANDS[kind],
     ]  # fmt: skip
+
+
+def start(folder: Path, kind: str) -> subprocess.Popen[bytes]:
+    """The command in a process of its own, with a Ray of its own."""
     return subprocess.Popen(
-        command,
+        [sys.executable, "-m", "slidelake", *words(folder, kind)],
         cwd=ROOT,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
-        stdout=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         start_new_session=True,
     )
 
 
-def finish(folder: Path, kind: str) -> dict[str, Any]:
-    out, _ = start(folder, kind).communicate(timeout=400)
-    result: dict[str, Any] = json.loads(out.decode().strip().splitlines()[-1])
+def finish(folder: Path, kind: str, output: Output) -> dict[str, Any]:
+    """What the command prints last; it runs in this process and its Ray."""
+    output.readouterr()
+    slidelake.app(words(folder, kind), standalone_mode=False)
+    result: dict[str, Any] = json.loads(output.readouterr().out.strip().splitlines()[-1])
     return result
 
 
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize("kind", COMMANDS)
-def test_killed_and_resumed_it_says_the_same(kind: str, tmp_path: Path) -> None:
-    whole = finish(folder_of(tmp_path / "whole"), kind)
+def test_killed_and_resumed_it_says_the_same(kind: str, tmp_path: Path, capsys: Output) -> None:
+    whole = finish(folder_of(tmp_path / "whole"), kind, capsys)
     assert set(whole) >= KEYS
     for metric in whole["metrics"].values():
         assert metric["low"] <= metric["estimate"] <= metric["high"]
@@ -69,10 +77,10 @@ def test_killed_and_resumed_it_says_the_same(kind: str, tmp_path: Path) -> None:
             break
         time.sleep(0.1)
     os.killpg(process.pid, signal.SIGKILL)
-    process.communicate()
+    process.wait()
     assert not (cells.parent / "result.json").exists()
     assert 2 <= len(list(cells.iterdir())) < 12
-    resumed = finish(broken, kind)
+    resumed = finish(broken, kind, capsys)
     assert resumed["metrics"] == whole["metrics"]
     assert resumed["comparisons"] == whole["comparisons"]
     assert resumed["run"] == whole["run"]

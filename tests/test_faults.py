@@ -15,6 +15,9 @@ from tests.conftest import ROOT
 from tests.kills import kill
 from tests.small_lake import add_slides, contents
 
+#: In each of two tests; hundreds were tried, and more can be asked for.
+KILLS = int(os.environ.get("SLIDELAKE_KILLS", "6"))
+
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
@@ -77,16 +80,12 @@ def check_that_they_end_the_same(lakes: list[Path], undisturbed: dict[str, objec
 
 
 @pytest.mark.slow
-def test_killed_and_killed_it_ends_the_same(tmp_path: Path, undisturbed: dict[str, object]) -> None:
-    check_that_they_end_the_same(kill_at_work(tmp_path, 3, seed=0), undisturbed)
-
-
-@pytest.mark.slow
 @pytest.mark.timeout(1800)
-@pytest.mark.parametrize("seed", range(1, 6))
-def test_fifty_kills(tmp_path: Path, undisturbed: dict[str, object], seed: int) -> None:
-    """Ten for each seed."""
-    check_that_they_end_the_same(kill_at_work(tmp_path, 10, seed), undisturbed)
+@pytest.mark.parametrize("seed", range(2))
+def test_killed_and_killed_it_ends_the_same(
+    tmp_path: Path, undisturbed: dict[str, object], seed: int
+) -> None:
+    check_that_they_end_the_same(kill_at_work(tmp_path, KILLS, seed), undisturbed)
 
 
 def test_two_committers_at_once_end_with_each_slide_once(

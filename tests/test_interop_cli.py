@@ -1,8 +1,6 @@
 """The commands import and export, as people run them."""
 
-import json
-import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +8,7 @@ import numpy as np
 import pytest
 
 from featurestore import open_lake
+from tests.command_lines import Answer, Slidelake
 from tests.conftest import TEACHERS
 from tests.interop_files import (
     clam_features,
@@ -22,29 +21,30 @@ from tests.interop_files import (
     values,
 )
 
-ROOT = Path(__file__).resolve().parent.parent
-
 Words = list[str | Path]
+AsJson = Callable[..., tuple[int, Any]]
 
 
-def slidelake(*words: str | Path) -> tuple[int, str, str]:
-    done = subprocess.run(
-        [sys.executable, "-m", "slidelake", *map(str, words)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    return done.returncode, done.stdout, done.stderr
+def parts(answer: Answer) -> tuple[int, str, str]:
+    """Exit code, output and errors."""
+    return answer.code, answer.stdout, answer.stderr
 
 
-def as_json(*words: str | Path) -> tuple[int, Any]:
-    code, out, error = slidelake(*words, "--json")
-    assert out, error
-    return code, json.loads(out)
+@pytest.fixture
+def as_json(slidelake: Slidelake) -> AsJson:
+    """Run words with --json: the exit code and the object."""
+
+    def as_json(*words: str | Path) -> tuple[int, Any]:
+        done = slidelake(*words, "--json", code=None)
+        assert done.stdout, done.stderr
+        return done.code, done.value
+
+    return as_json
 
 
-def test_import_lists_each_failure_and_goes_on(tmp_path: Path) -> None:
+def test_import_lists_each_failure_and_goes_on(
+    tmp_path: Path, slidelake: Slidelake, as_json: AsJson
+) -> None:
     for name in ("a", "b"):
         trident_patches(tmp_path / "job", name, two_contours())
         trident_features(tmp_path / "job", name, two_contours(), "uni", values(21, 8))
@@ -57,19 +57,23 @@ def test_import_lists_each_failure_and_goes_on(tmp_path: Path) -> None:
         {"uni at 0.5": 1},
     )
     assert [failed["slide_id"] for failed in found["failed"]] == ["b"]
-    code, out, _ = slidelake("import", tmp_path / "lake", tmp_path / "job", "--format", "trident")
+    code, out, _ = parts(
+        slidelake("import", tmp_path / "lake", tmp_path / "job", "--format", "trident", code=None)
+    )
     assert code == 1
     assert "b failed: " in out
     assert "2 slides, 0 new; 1 files failed" in out
 
 
-def test_import_of_clam_asks_for_what_its_files_do_not_say(tmp_path: Path) -> None:
+def test_import_of_clam_asks_for_what_its_files_do_not_say(
+    tmp_path: Path, slidelake: Slidelake, as_json: AsJson
+) -> None:
     clam_patches(tmp_path / "clam", "a", grid(2, 2))
     clam_features(tmp_path / "clam", "a", grid(2, 2), values(4, 8))
     words: Words = ["import", tmp_path / "lake", tmp_path / "clam", "--format", "clam"]
-    code, _, error = slidelake(*words)
+    code, _, error = parts(slidelake(*words, code=None))
     assert (code, "give --teacher NAME" in error) == (2, True)
-    code, _, error = slidelake(*words, "--teacher", "resnet50")
+    code, _, error = parts(slidelake(*words, "--teacher", "resnet50", code=None))
     assert (code, "give --mpp, the microns per pixel of the patches" in error) == (2, True)
     code, found = as_json(*words, "--teacher", "resnet50", "--mpp", "0.5")
     assert (code, found["features"]) == (0, {"resnet50 at 0.5": 1})
@@ -80,31 +84,43 @@ def test_import_of_clam_asks_for_what_its_files_do_not_say(tmp_path: Path) -> No
     [("trident", "20x_*/features_*/*.h5"), ("clam", "features_*/pt_files/*.pt"),
      ("stamp", "*/*.h5"), ("anndata", "*.zarr"), ("geojson", "*.geojson")],
 )  # fmt: skip
-def test_export_of_a_real_lake(filled: Path, tmp_path: Path, name: str, files: str) -> None:
+def test_export_of_a_real_lake(
+    filled: Path, tmp_path: Path, slidelake: Slidelake, as_json: AsJson, name: str, files: str
+) -> None:
     lake = open_lake(filled)
     words: Words = ["export", filled, tmp_path / "out", "--format", name, "--mpp", "0.5"]
     code, found = as_json(*words, "--teacher", TEACHERS[0], "--at", str(lake.version))
     assert (code, found["failed"], found["version"]) == (0, [], lake.version)
     slides = set(lake.tiles_of(mpp=0.5)["slide_id"])
     assert {path.stem for path in (tmp_path / "out").glob(files)} == slides
-    code, out, _ = slidelake(*words, "--teacher", TEACHERS[0])
+    code, out, _ = parts(slidelake(*words, "--teacher", TEACHERS[0], code=None))
     assert code == 0
     assert f"0 slides written in 0 files, {len(slides)} were there already, 0 failed" in out
 
 
-def test_export_and_import_say_what_is_wrong(filled: Path, tmp_path: Path) -> None:
-    code, _, error = slidelake("export", filled, tmp_path / "o", "--format", "trident")
+def test_export_and_import_say_what_is_wrong(
+    filled: Path, tmp_path: Path, slidelake: Slidelake, as_json: AsJson
+) -> None:
+    code, _, error = parts(
+        slidelake("export", filled, tmp_path / "o", "--format", "trident", code=None)
+    )
     assert (code, "give --mpp" in error) == (2, True)
-    code, _, error = slidelake("export", filled, tmp_path / "o", "--format", "zip", "--mpp", "0.5")
+    code, _, error = parts(
+        slidelake("export", filled, tmp_path / "o", "--format", "zip", "--mpp", "0.5", code=None)
+    )
     assert (code, "those that can: trident, clam, stamp, anndata, geojson" in error) == (2, True)
-    code, _, error = slidelake("import", tmp_path / "lake", tmp_path, "--format", "stamp")
+    code, _, error = parts(
+        slidelake("import", tmp_path / "lake", tmp_path, "--format", "stamp", code=None)
+    )
     assert (code, "nothing of the format stamp under" in error) == (2, True)
     assert not (tmp_path / "lake").exists()
 
 
-def test_an_exported_job_comes_back_by_command(filled: Path, tmp_path: Path) -> None:
+def test_an_exported_job_comes_back_by_command(
+    filled: Path, tmp_path: Path, slidelake: Slidelake, as_json: AsJson
+) -> None:
     export: Words = ["export", filled, tmp_path / "job", "--format", "trident", "--mpp", "2.0"]
-    assert slidelake(*export)[0] == 0
+    slidelake(*export)
     code, found = as_json("import", tmp_path / "lake", tmp_path / "job", "--format", "trident")
     assert (code, found["failed"]) == (0, [])
     one, two = open_lake(filled), open_lake(tmp_path / "lake")

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from commands.licence_list import copyleft_of, installed_licences
+from tests.command_lines import Slidelake
 from tests.conftest import ROOT
-from tests.test_cli import slidelake
 
 
 @pytest.mark.parametrize(
@@ -48,7 +48,7 @@ def test_what_is_installed_is_listed_with_what_asks_for_it() -> None:
     ]
 
 
-def test_the_command_prints_them() -> None:
+def test_the_command_prints_them(slidelake: Slidelake) -> None:
     result = slidelake("licences", "--copyleft", "--json")
     rows = json.loads(result.stdout)["packages"]
     assert {"ecos", "scikit-survival"} <= {row["package"] for row in rows}

@@ -12,8 +12,8 @@ import pytest
 
 from featurestore import Lake, LakeConfig, LakeError, create_lake, open_lake, query
 from featurestore.answers import answer_bytes, answer_format, write_answer
+from tests.command_lines import Slidelake
 from tests.small_lake import add_slides, add_teacher
-from tests.test_cli import slidelake
 
 
 @pytest.fixture(scope="module")
@@ -193,7 +193,7 @@ def test_format_is_given_or_named(
 # ---------------------------------------------------------------------- the command
 
 
-def test_command_prints_each_format(asked: Lake) -> None:
+def test_command_prints_each_format(asked: Lake, slidelake: Slidelake) -> None:
     sql = "SELECT slide_id, count(*) AS n FROM tiles_mpp0_5 GROUP BY slide_id ORDER BY slide_id"
     words = ("query", asked.uri, sql)
     assert "│ it's     ┆ 3   │" in slidelake(*words).stdout
@@ -204,7 +204,9 @@ def test_command_prints_each_format(asked: Lake) -> None:
     assert whole == {"columns": ["slide_id", "n"], "rows": [["a", 5], ["c", 4], ["it's", 3]]}
 
 
-def test_command_writes_files_and_reads_versions(asked: Lake, tmp_path: Path) -> None:
+def test_command_writes_files_and_reads_versions(
+    asked: Lake, tmp_path: Path, slidelake: Slidelake
+) -> None:
     sql = "SELECT tile_id, \"t:1\" FROM tiles_mpp0_5 WHERE slide_id <> 'c'"
     out = tmp_path / "answer.parquet"
     done = slidelake("query", asked.uri, sql, "--out", out, "--json")
@@ -239,7 +241,9 @@ def tiles_at(lake: Lake, version: int) -> int:
         (("--at", "99"), "99"),
     ],
 )
-def test_wrong_use_of_the_command(asked: Lake, words: tuple[str, ...], says: str) -> None:
+def test_wrong_use_of_the_command(
+    asked: Lake, words: tuple[str, ...], says: str, slidelake: Slidelake
+) -> None:
     done = slidelake("query", asked.uri, "SELECT * FROM tiles_mpp0_5", *words, code=2)
     assert says in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1

@@ -26,9 +26,9 @@ from featurestore import (
 )
 from featurestore.opening import open_lake
 from featurestore.stats import Moments, merge, read_card
+from tests.command_lines import Slidelake
 from tests.conftest import ROOT
 from tests.small_lake import add_slides, add_teacher, column
-from tests.test_cli import slidelake
 
 Float64Array = npt.NDArray[np.float64]
 
@@ -267,7 +267,7 @@ def test_a_column_too_wide_for_a_covariance_is_refused(small: Lake) -> None:
 # ---------------------------------------------------------------------- the command
 
 
-def test_stats_command_tells_what_is_kept(small: Lake) -> None:
+def test_stats_command_tells_what_is_kept(small: Lake, slidelake: Slidelake) -> None:
     lake, _ = with_features(small)
     first = json.loads(slidelake("stats", lake.uri, "--teacher", "t", "--json").stdout)
     assert first["fitted"] == 1

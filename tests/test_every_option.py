@@ -1,0 +1,103 @@
+"""Every command runs in the default suite, and every option of it is given there at least once.
+
+Lines are read, not run: each is declared by `command_line` at the top of the test module that runs
+it and looks at what its options change.
+"""
+
+import importlib
+import re
+from pathlib import Path
+
+import pytest
+import typer
+from typer.core import TyperCommand, TyperGroup, TyperOption
+
+import slidelake
+from tests.command_lines import COMMAND_LINES
+
+#: Modules with this text declare command lines.
+DECLARES = "command_line("
+
+APP = typer.main.get_command(slidelake.app)
+assert isinstance(APP, TyperGroup)
+
+
+class _AnyPlace(dict[str, object]):
+    """A path for every place of a line."""
+
+    def __missing__(self, name: str) -> object:
+        return f"/{name}"
+
+
+def options_of(command: TyperCommand | TyperGroup) -> dict[str, str]:
+    """A command's options: parameter's name -> the longest way to write it."""
+    return {
+        str(parameter.name): max(parameter.opts, key=len)
+        for parameter in command.params
+        if isinstance(parameter, TyperOption) and parameter.name != "help"
+    }
+
+
+def given_options(command: TyperCommand | TyperGroup, words: list[str]) -> tuple[set[str], str]:
+    """The options that words give to a command, and the first word that is none of its own."""
+    context = command.make_context(command.name or "", list(words), resilient_parsing=True)
+    names = {
+        option
+        for name, option in options_of(command).items()
+        if str(context.get_parameter_source(name)).endswith("COMMANDLINE")
+    }
+    rest = [*context._protected_args, *context.args]
+    return names, rest[0] if rest else ""
+
+
+def declaring_modules() -> list[Path]:
+    """Test modules that declare command lines."""
+    paths = sorted(Path(__file__).parent.glob("test_*.py"))
+    return [path for path in paths if DECLARES in path.read_text() and path != Path(__file__)]
+
+
+@pytest.fixture(scope="module")
+def given() -> dict[str, set[str]]:
+    """Command -> the options that some line gives it; "" stands for `slidelake` itself."""
+    for path in declaring_modules():
+        importlib.import_module(f"tests.{path.stem}")
+    found: dict[str, set[str]] = {}
+    for line in COMMAND_LINES:
+        words = line.words(_AnyPlace())
+        options, name = given_options(APP, words)
+        found.setdefault("", set()).update(options)
+        after = words[words.index(name) + 1 :]
+        found.setdefault(name, set()).update(given_options(APP.commands[name], after)[0])
+    return found
+
+
+def test_every_command_and_every_option_is_run(given: dict[str, set[str]]) -> None:
+    commands = {"": APP, **APP.commands}
+    missing = [f"slidelake {name}" for name in commands if name not in given]
+    missing += [
+        f"slidelake {name} {option}"
+        for name, command in commands.items()
+        if name in given
+        for option in sorted(set(options_of(command).values()) - given[name])
+    ]
+    assert missing == [], (
+        f"run by no test: {', '.join(missing)}; declare a line with each by `command_line` in a "
+        "test module (tests/test_options_*.py), run it, and check what the option changes"
+    )
+
+
+@pytest.mark.parametrize("path", declaring_modules(), ids=lambda path: path.stem)
+def test_each_declared_line_is_run(path: Path) -> None:
+    text = path.read_text()
+    names = re.findall(r"^(\w+) = \[?command_line\(", text, re.MULTILINE)
+    assert [name for name in names if len(re.findall(rf"\b{name}\b", text)) < 2] == []
+
+
+def test_a_command_or_option_without_a_line_is_named(given: dict[str, set[str]]) -> None:
+    """The reading itself: options by any name, flags, and what stands before the command."""
+    assert given_options(APP, ["--debug", "info", "x"]) == ({"--debug"}, "info")
+    info, search, vacuum = (APP.commands[name] for name in ("info", "search", "vacuum"))
+    assert given_options(info, ["lake"])[0] == set()
+    assert given_options(info, ["lake", "--at", "3"])[0] == {"--at"}
+    assert given_options(search, ["lake", "-k", "3", "--exact"])[0] == {"-k", "--exact"}
+    assert given_options(vacuum, ["lake", "--no-dry-run"])[0] == {"--dry-run"}

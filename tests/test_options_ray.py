@@ -1,0 +1,335 @@
+"""Each option of the commands that use Ray, and what it changes that a user can see."""
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+import ray
+
+from featurestore import open_lake
+from ingest import CARDS
+from ingest.weights_files import find_weights
+from tests import command_worlds
+from tests.command_lines import Answer, CommandLine, Output, Places, command_line
+from tests.conftest import REAL_SLIDE, ROOT
+
+Run = Callable[..., Answer]
+
+pytestmark = pytest.mark.usefixtures("ray_up")
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory: pytest.TempPathFactory) -> Places:
+    """One lake with twelve patients, and a folder for what lines write."""
+    folder = tmp_path_factory.mktemp("options")
+    return Places(
+        {
+            "bags": lambda: command_worlds.bags_lake(folder),
+            "labels": lambda: command_worlds.labels(folder),
+            "subjects": lambda: command_worlds.named_otherwise(folder),
+            "pictures": lambda: command_worlds.slide_table(folder),
+            "first": lambda: command_worlds.first_slides(folder),
+            "classes": lambda: command_worlds.class_table(folder),
+            "slide": lambda: REAL_SLIDE,
+            "tmp": lambda: folder,
+            "ray": lambda: ray.get_runtime_context().gcs_address,
+        }
+    )
+
+
+@pytest.fixture
+def run(capsys: Output, places: Places) -> Run:
+    """Run a line with the places of this module."""
+
+    def run(line: CommandLine, *, code: int | None = 0) -> Answer:
+        return line.run(capsys, places, code=code)
+
+    return run
+
+
+def settings_of(result: dict[str, Any], wanted: dict[str, Any]) -> dict[str, Any]:
+    """The same names from a result, its configuration or the settings in it."""
+    known = {**result["config"]["settings"], **result["config"], **result}
+    return {name: known[name] for name in wanted}
+
+
+# ---------------------------------------------------------------------- MIL and survival
+
+MIL = command_line(
+    "mil {bags} --labels {subjects} --slide-table {pictures} --patient-column subject "
+    "--slide-column picture --target tumour --task binary --features good+noise --fusion concat "
+    "--mpp 0.5 --model abmil --folds 2 --inner 2 --soft-labels 0.5 --pseudo-tiles 2 --epochs 2 "
+    "--learning-rate 0.001 --batch-patients 2 --max-tiles 4 --precision bfloat16 --seed 3 "
+    "--accuracy 0.8 --cpus 0.5 --gpus 0 --at 8 --json"
+)
+MIL_FEW = command_line(
+    "mil {bags} --labels {labels} --target tumour --features good --model linear --model knn "
+    "--folds 2 --repeats 2 --seeds 2 --shots 1 --reference 'good / knn' --margin 0.1 --json"
+)
+MIL_SITES = command_line(
+    "mil {bags} --labels {labels} --target tumour --features good --model mean --epochs 1 "
+    "--site hospital --search 1 --json"
+)
+MIL_EXPERTS = command_line(
+    "mil {bags} --labels {subjects} --patient-column subject --target kind --features good "
+    "--model mean --epochs 1 --folds 2 --distinct-ids --experts --json"
+)
+MIL_SPLITS = command_line(
+    "mil {bags} --labels {labels} --target kras --features good --model linear "
+    "--splits {tmp}/splits.parquet --json"
+)
+COX = command_line(
+    "survival {bags} --labels {subjects} --slide-table {pictures} --patient-column subject "
+    "--slide-column picture --time months --event dead --features good --features noise "
+    "--distinct-ids --site hospital --repeats 1 --seeds 2 --reference noise --margin 0.2 --seed 1 "
+    "--mpp 0.5 --at 8 --cpus 0.5 --gpus 0 --json"
+)
+HAZARDS = command_line(
+    "survival {bags} --labels {labels} --time months --event dead --features good+noise "
+    "--fusion concat --model abmil --head hazards --bins 2 --inner 2 --epochs 2 "
+    "--learning-rate 0.001 --batch-patients 2 --max-tiles 4 --precision bfloat16 --search 1 "
+    "--folds 2 --json"
+)
+COX_SPLITS = command_line(
+    "survival {bags} --labels {labels} --time months --event dead --features good "
+    "--splits {tmp}/splits.parquet --json"
+)
+
+
+def test_mil_trains_as_it_is_told(run: Run) -> None:
+    result = run(MIL).value
+    wanted = {
+        "slides": 12, "task": "binary", "fusion": "concat", "mpps": [0.5], "models": ["abmil"],
+        "folds": 2, "inner": 2, "soft_labels": 0.5, "pseudo_tiles": 2, "epochs": 2,
+        "learning_rate": 0.001, "batch_patients": 2, "max_tiles": 4, "precision": "bfloat16",
+        "seed": 3, "accuracy": 0.8, "lake_version": 8,
+    }  # fmt: skip
+    assert settings_of(result, wanted) == wanted
+    assert list(result["metrics"]) == ["good+noise"]
+
+
+def test_mil_of_few_shots_compares_with_its_reference(run: Run, places: Places) -> None:
+    result = run(MIL_FEW).value
+    (row,) = result["comparisons"]
+    assert (row["one"], row["other"], row["margin"]) == ("good / linear", "good / knn", 0.1)
+    splits = pl.read_parquet(Path(str(places["bags"]), "runs", result["run"], "splits.parquet"))
+    train = splits.filter(pl.col("part") == "train")
+    assert set(train.group_by("repeat", "fold").len()["len"]) == {1 + 1}
+    assert (result["repeats"], result["seeds"]) == (2, 2)
+
+
+def test_mil_leaves_one_site_out_and_searches_settings(run: Run, places: Places) -> None:
+    result = run(MIL_SITES).value
+    assert (result["folds"], result["config"]["search"]) == (2, 1)
+    folder = Path(str(places["bags"]), "runs", result["run"])
+    assert list(folder.glob("search/*"))
+    splits = pl.read_parquet(folder / "splits.parquet").filter(pl.col("part") == "test")
+    first = splits.filter(pl.col("fold") == 0)["patient_id"].sort().to_list()
+    assert first in ([f"p{p:02d}" for p in range(6)], [f"p{p:02d}" for p in range(6, 12)])
+
+
+def test_mil_has_experts_for_long_tails(run: Run) -> None:
+    result = run(MIL_EXPERTS).value
+    assert result["config"]["settings"]["experts"] is True
+    assert result["config"]["classes"] == ["A", "B", "a"]
+
+
+def test_survival_compares_feature_sets(run: Run) -> None:
+    result = run(COX).value
+    (row,) = result["comparisons"]
+    assert (row["one"], row["other"], row["margin"]) == ("good", "noise", 0.2)
+    wanted = {
+        "slides": 12, "folds": 2, "repeats": 1, "seeds": 2, "seed": 1, "lake_version": 8,
+        "mpps": [0.5],
+    }  # fmt: skip
+    assert settings_of(result, wanted) == wanted
+
+
+def test_survival_of_bags_trains_as_it_is_told(run: Run) -> None:
+    result = run(HAZARDS).value
+    wanted = {
+        "fusion": "concat", "models": ["abmil"], "head": "hazards", "bins": 2, "inner": 2,
+        "epochs": 2, "learning_rate": 0.001, "batch_patients": 2, "max_tiles": 4,
+        "precision": "bfloat16", "search": 1, "folds": 2,
+    }  # fmt: skip
+    assert settings_of(result, wanted) == wanted
+
+
+def test_mil_and_survival_take_the_splits_of_another_run(run: Run, places: Places) -> None:
+    few = run(MIL_FEW).value["run"]
+    theirs = Path(str(places["bags"]), "runs", few, "splits.parquet")
+    shutil.copy(theirs, Path(str(places["tmp"]), "splits.parquet"))
+    for line in (MIL_SPLITS, COX_SPLITS):
+        result = run(line).value
+        assert (result["folds"], result["repeats"]) == (2, 2)
+        ours = Path(str(places["bags"]), "runs", result["run"], "splits.parquet")
+        assert ours.read_bytes() == theirs.read_bytes()
+
+
+# ---------------------------------------------------------------------- slides and teachers
+
+INGEST = command_line("ingest {tmp}/cut {tmp}/in --mpp 2.0 --json")
+INGEST_TEXT = command_line("ingest {tmp}/cut {tmp}/in --mpp 2.0")
+INGEST_AGAIN = command_line("ingest {tmp}/cut {tmp}/in --retry-failed --mpp-override 2.0 --json")
+INGEST_REPLACE = command_line(
+    "ingest {tmp}/cut {tmp}/moved/real.svs --replace --auto-vacuum --json"
+)
+INGEST_LATE = command_line(
+    "ingest {tmp}/late {tmp}/moved/real.svs --mpp 2.0 --slide-timeout 0.000001 --json"
+)
+
+
+def test_ingest_takes_failed_slides_again_and_another_file(run: Run, places: Places) -> None:
+    folder = Path(str(places["tmp"]))
+    for name in ("in", "moved"):
+        (folder / name).mkdir()
+        shutil.copy(REAL_SLIDE, folder / name / "real.svs")
+    command_worlds.plain_tiff(folder / "in" / "bare.tiff", mpp=None)
+    first = run(INGEST, code=1).value
+    assert (first["ready"], [one["slide"] for one in first["failed"]]) == (1, ["bare"])
+    assert first["readers"] == {"tiff": 1}
+    assert "bare failed: " in run(INGEST_TEXT, code=1).stdout
+    again = run(INGEST_AGAIN).value
+    assert (again["ready"], again["new"]) == (2, 1)
+    with (folder / "moved" / "real.svs").open("ab") as file:
+        file.write(b"scanned again")
+    replaced = run(INGEST_REPLACE).value
+    assert replaced["replaced"] == ["real"]
+    assert replaced["freed"]["versions"] == 0  # all are younger than a week
+    (late,) = run(INGEST_LATE, code=1).value["failed"]
+    assert "took longer than" in late["reason"]
+
+
+DISTILL = command_line(
+    "distill {bags} --teacher good --teacher noise --recipe agglomerate --name both --mpp 0.5 "
+    "--architecture test_efficientnet --input-px 32 --epochs 1 --batch-tiles 16 --accumulate 2 "
+    "--learning-rate 0.002 --targets l2 --head linear --weighting static --term contrast=0.1 "
+    "--width 8 --stain 0.1 --ema 0.5 --precision bfloat16 --slides {first} --distinct-ids "
+    "--holdout 0.3 --split-seed 2 --seed 4 --workers 2 --checkpoint-s 0.01 --at 8 --json"
+)
+COMPILE = command_line(
+    "distill {bags} --teacher good --name single --architecture test_efficientnet --input-px 32 "
+    "--epochs 1 --batch-tiles 16 --compile --json"
+)
+EVALUATE = command_line(
+    "evaluate {bags} --student both --single single --labels {classes} --label-column side "
+    "--distinct-ids --mpp 0.5 --tiles 40 --robust-tiles 2 --teacher-seconds 0 --seed 5 "
+    "--device cpu --threads 1 --at 8 --json"
+)
+EXPORT_STUDENT = command_line("export-student {bags} both {tmp}/exported --onnx --json")
+EXTRACT = command_line(
+    "extract {bags} --teacher efficientnet_lite0 --weights {tmp}/weights --mpp 0.5 "
+    "--precision bfloat16 --engine torch --where 'x < 512' --share 0.5 --auto-vacuum --json"
+)
+
+
+def test_a_student_is_distilled_as_it_is_told(run: Run, places: Places) -> None:
+    report = run(DISTILL).value
+    assert (report["student"], set(report["fidelity"])) == ("both", {"good", "noise"})
+    folder = Path(str(places["bags"]), "runs", report["run"])
+    config = json.loads((folder / "config.json").read_text())
+    recipe = config["recipe"]
+    assert recipe["schedule"] == {**recipe["schedule"], "epochs": 1, "batch_tiles": 16,
+        "accumulate": 2, "learning_rate": 0.002, "precision": "bfloat16"}  # fmt: skip
+    wanted = {"name": "agglomerate", "targets": "l2", "head": "linear", "weighting": "static"}
+    assert {name: recipe[name] for name in wanted} == wanted
+
+
+def test_a_student_is_compiled_evaluated_and_exported(run: Run, places: Places) -> None:
+    single = run(COMPILE).value
+    folder = Path(str(places["bags"]), "runs", single["run"])
+    config = json.loads((folder / "config.json").read_text())
+    assert config["recipe"]["schedule"]["compile"] is True
+    judged = run(EVALUATE).value
+    assert judged["classes"] == ["S", "s"]
+    kinds = {one["kind"]: one["name"] for one in judged["embeddings"]}
+    assert kinds["single_teacher"] == "single"
+    wanted = {
+        "tiles": 40, "robust_tiles": 2, "teacher_seconds": 0, "seed": 5, "device": "cpu",
+        "threads": 1, "mpps": [0.5],
+    }  # fmt: skip
+    assert {name: judged["settings"][name] for name in wanted} == wanted
+    files = run(EXPORT_STUDENT).value["files"]
+    assert "model.onnx" in files
+
+
+def test_extract_takes_some_tiles_and_the_weights_of_a_folder(run: Run, places: Places) -> None:
+    folder = Path(str(places["tmp"])) / "weights"
+    folder.mkdir()
+    there = find_weights(CARDS["efficientnet_lite0"])
+    assert there is not None
+    shutil.copy(there, folder / "efficientnet_lite0.pth")
+    extracted = run(EXTRACT).value
+    assert extracted["freed"]["versions"] == 0
+    counts = extracted["teachers"]["efficientnet_lite0"]
+    lake = open_lake(Path(str(places["bags"])))
+    tiles = lake.tiles(mpp=0.5).filter(pl.col("x") < 512).collect().height
+    assert 0.2 * tiles < counts["tiles"] < 0.8 * tiles
+    identity = lake.identity("efficientnet_lite0", mpp=0.5)
+    wanted = {"where": "x < 512", "share": 0.5, "precision": "bfloat16", "engine": "torch"}
+    assert {name: identity[name] for name in wanted} == wanted
+
+
+# ---------------------------------------------------------------------- another Ray
+
+NOWHERE = "--address 127.0.0.1:1"
+TINY = "--architecture test_efficientnet --input-px 32"
+ELSEWHERE = [
+    command_line(f"ingest {{tmp}}/away {{slide}} --mpp 2.0 {NOWHERE}"),
+    command_line(f"extract {{bags}} --teacher efficientnet_lite1 {NOWHERE}"),
+    command_line(f"distill {{bags}} --teacher good --name away {TINY} {NOWHERE}"),
+    command_line(f"mil {{bags}} --labels {{labels}} --target kras --features good {NOWHERE}"),
+    command_line(
+        "survival {bags} --labels {labels} --time months --event dead --features good " + NOWHERE
+    ),
+]
+THERE = command_line(
+    "mil {bags} --labels {labels} --target kras --features good --model linear --folds 2 "
+    "--address {ray} --json"
+)
+SCRIPT = """
+import json, sys, slidelake
+for words in json.load(sys.stdin):
+    try:
+        slidelake.app(words, standalone_mode=False)
+    except Exception as error:
+        print(error)
+"""
+
+
+def test_each_command_goes_to_the_ray_that_is_named(places: Places) -> None:
+    lines = [line.words(places) for line in (*ELSEWHERE, THERE)]
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT],
+        cwd=ROOT,
+        input=json.dumps(lines),
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=400,
+    )
+    *refused, answer = done.stdout.strip().splitlines()
+    assert len(refused) == len(ELSEWHERE)
+    assert all("no Ray answers at 127.0.0.1:1" in line for line in refused)
+    assert json.loads(answer)["folds"] == 2
+
+
+# ---------------------------------------------------------------------- the whole way
+
+DEMO = command_line("demo {tmp}/demo --quick --json")
+
+
+@pytest.mark.timeout(900)
+def test_the_quick_demo_goes_the_whole_way(run: Run, places: Places) -> None:
+    report = run(DEMO).value
+    assert {"ingest", "extract", "distill", "mil"} <= set(report["stages"])
+    assert report["cohort"]["patients"] == 6
+    assert "survival" not in report["stages"]
+    page = Path(str(places["tmp"]), "demo", "report.html").read_text()
+    assert page.startswith("<!doctype html>")
