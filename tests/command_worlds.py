@@ -8,7 +8,7 @@ import polars as pl
 import tifffile
 
 from featurestore import Lake, LakeConfig, create_lake
-from ingest.openslide_reader import OpenSlideReader
+from ingest.readers.openslide_reader import OpenSlideReader
 from tests.conftest import REAL_SLIDE
 from tests.small_lake import add_slides, add_teacher
 from tests.test_downstream_bags import PATIENTS, build, planted, slide_names
