@@ -28,17 +28,21 @@ if TYPE_CHECKING:
     from featurestore import (
         Lake,
         LakeConfig,
+        annotate,
         compact,
         copy_lake,
         create_lake,
+        drop,
         open_lake,
         query,
+        rename,
         repair,
         vacuum,
         verify,
     )
     from ingest import Card
     from ingest.ray_ingest import ingest
+    from ingest.segment.own_segmenter import Segmenter
     from ingest.teachers import list_teachers
 
 PACKAGES = ("cluster", "commands", "distill", "downstream", "examples", "featurestore", "ingest")
@@ -48,16 +52,20 @@ PUBLIC = {
     "Card": "ingest.cards",
     "Lake": "featurestore",
     "LakeConfig": "featurestore",
+    "Segmenter": "ingest.segment.own_segmenter",
+    "annotate": "featurestore",
     "compact": "featurestore",
     "copy_lake": "featurestore",
     "create_lake": "featurestore",
     "distill": "distill.ray_train",
+    "drop": "featurestore",
     "extract": "distill.ray_columns",
     "ingest": "ingest.ray_ingest",
     "list_teachers": "ingest.teachers",
     "make_recipe": "distill.recipes",
     "open_lake": "featurestore",
     "query": "featurestore",
+    "rename": "featurestore",
     "repair": "featurestore",
     "run_mil": "downstream",
     "run_probe": "downstream.probes.tiles",
@@ -73,16 +81,20 @@ __all__ = [
     "Card",
     "Lake",
     "LakeConfig",
+    "Segmenter",
+    "annotate",
     "compact",
     "copy_lake",
     "create_lake",
     "distill",
+    "drop",
     "extract",
     "ingest",
     "list_teachers",
     "make_recipe",
     "open_lake",
     "query",
+    "rename",
     "repair",
     "run_mil",
     "run_probe",
@@ -260,11 +272,13 @@ def main() -> None:
     except (KeyboardInterrupt, typer.Abort):
         typer.echo("slidelake: stopped; run the same command again to go on", err=True)
         sys.exit(130)
-    except Exception as error:  # noqa: BLE001 - the last handler there is
+    except SystemExit:
+        raise
+    except BaseException as error:  # noqa: BLE001 - the last one; a panic in Rust is no Exception
         sys.exit(_explain(error))
 
 
-def _explain(error: Exception) -> int:
+def _explain(error: BaseException) -> int:
     """Say what went wrong; the exit code: 2 for wrong usage, 1 for damage, 3 for our own faults."""
     if isinstance(error, TyperException):
         typer.echo(f"slidelake: {error.format_message()} (slidelake --help)", err=True)
@@ -273,8 +287,11 @@ def _explain(error: Exception) -> int:
         traceback.print_exc()
     if "featurestore" in sys.modules:  # no need to import it for an error of something else
         from featurestore.full_disk import disk_full_error
+        from featurestore.read_errors import LakeUri, is_of_lance, meaning_of
 
         error = disk_full_error(error, "the lake or of temporary files") or error
+        if is_of_lance(error):
+            error = meaning_of(error, LakeUri(""), "the lake can't be read")
     text = " ".join(str(error).split()) or type(error).__name__
     ours = type(error).__module__.partition(".")[0] in PACKAGES
     if not ours:

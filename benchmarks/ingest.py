@@ -30,9 +30,9 @@ from benchmarks.report import Line, write_report
 from featurestore import LakeConfig, create_lake
 from ingest.cut import cut_slide
 from ingest.grid import Grid, plan_grids
-from ingest.openslide_reader import OpenSlideReader
+from ingest.readers.openslide_reader import OpenSlideReader
+from ingest.readers.tiff_reader import TiffReader
 from ingest.sources import fingerprint
-from ingest.tiff_reader import TiffReader
 
 REAL = Path(__file__).parent.parent / "examples" / "data" / "CMU-1-Small-Region.svs"
 PEER_EVERY = 4

@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from ingest.tiff_reader import TiffReader
+from ingest.readers.tiff_reader import TiffReader
 
 GLASS = 244
 FAT = 6  # the generator's class

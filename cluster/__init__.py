@@ -6,7 +6,7 @@ needs none starts at once; each function that needs ray imports it when called.
 
 from cluster.errors import ClusterError
 from cluster.progress import Progress, progress
-from cluster.ray_session import quiet_ray_data, ray_session
+from cluster.ray_session import quiet_ray_data, ray_session, schedulable
 from cluster.ray_submit import submit
 from cluster.ray_tasks import ray_map
 
@@ -17,5 +17,6 @@ __all__ = [
     "quiet_ray_data",
     "ray_map",
     "ray_session",
+    "schedulable",
     "submit",
 ]

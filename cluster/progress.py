@@ -19,6 +19,12 @@ State = Literal["running", "done", "stopped"]
 
 VIEWS = ("auto", "bar", "plain", "json")
 
+# A time left is guessed from the sixth result on and not in the first seconds: before, it would be
+# from the smallest slides alone, or from how long workers take to start.
+GROUNDED_STEPS = 6
+GROUNDED_S = 10.0
+BYTES = "bytes"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Snapshot:
@@ -30,8 +36,14 @@ class Snapshot:
         done: units finished, those of an earlier run (`initial`) included.
         total: units there are, or None when not known.
         initial: units that were finished before this run; they say nothing about its speed.
-        counters: further things counted in this run, as `{"tiles": 1204}`.
+        counters: further things counted in this run, as `{"tiles": 1204}`; `bytes` are shown as
+            kB, MB or GB.
         elapsed_s: seconds since the start of this run.
+        steps: how often something was finished in this run.
+        first_s: seconds from the start of this run to the first of them.
+        work: share of the work of this run that was done by then and since, 0 to 1: by what units
+            weigh, as bytes, or by their number.
+        first_work: the same at `first_s`.
         state: "done" and "stopped" are for the last one only; "stopped" is an exception's end.
     """
 
@@ -42,6 +54,10 @@ class Snapshot:
     initial: int = 0
     counters: Mapping[str, int] = field(default_factory=dict)
     elapsed_s: float = 0.0
+    steps: int = 0
+    first_s: float = 0.0
+    work: float = 0.0
+    first_work: float = 0.0
     state: State = "running"
 
     def rate(self, name: str | None = None) -> float:
@@ -51,19 +67,25 @@ class Snapshot:
 
     @property
     def left_s(self) -> float | None:
-        """Seconds left at the mean rate; None when ended, without a total, or without a rate."""
-        if self.state != "running" or self.total is None or self.rate() <= 0:
+        """Seconds left at the pace since the first result; None as long as that says nothing.
+
+        That is without a total, after fewer than 6 results or 10 s, and when the run has ended.
+        """
+        if self.state != "running" or self.total is None:
             return None
-        return max(0, self.total - self.done) / self.rate()
+        if self.steps < GROUNDED_STEPS or self.elapsed_s < GROUNDED_S:
+            return None
+        done, seconds = self.work - self.first_work, self.elapsed_s - self.first_s
+        return max(0.0, 1 - self.work) * seconds / done if done > 0 else None
 
 
 def progress_line(snapshot: Snapshot) -> str:
     """One line for people.
 
     Example:
-        >>> progress_line(Snapshot(title="ingest", unit="slides", done=12, total=32,
-        ...                        counters={"tiles": 2480}, elapsed_s=8.0))
-        'ingest: 12/32 slides (1.5/s), 2,480 tiles (310/s), 8 s, about 13 s left'
+        >>> progress_line(Snapshot(title="ingest", unit="slides", done=12, total=32, steps=12,
+        ...                        counters={"tiles": 2480}, elapsed_s=16.0, work=0.375))
+        'ingest: 12/32 slides (0.8/s), 2,480 tiles (155/s), 16 s, about 27 s left'
     """
     parts = [status_text(snapshot), duration_text(snapshot.elapsed_s)]
     if snapshot.left_s is not None:
@@ -78,10 +100,26 @@ def status_text(snapshot: Snapshot) -> str:
     of_total = "" if snapshot.total is None else f"/{snapshot.total:,}"
     counts = [f"{snapshot.done:,}{of_total} {snapshot.unit} ({_rate_text(snapshot.rate())})"]
     counts += [
-        f"{count:,} {name} ({_rate_text(snapshot.rate(name))})"
+        f"{bytes_text(count)} ({bytes_text(snapshot.rate(name))}/s)"
+        if name == BYTES
+        else f"{count:,} {name} ({_rate_text(snapshot.rate(name))})"
         for name, count in snapshot.counters.items()
     ]
     return ", ".join(counts)
+
+
+def bytes_text(count: float) -> str:
+    """Bytes in the largest unit that gives at least one.
+
+    Example:
+        >>> [bytes_text(n) for n in (0, 83_000, 33_600_000, 4_200_000_000)]
+        ['0 B', '83.0 kB', '33.6 MB', '4.2 GB']
+    """
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if count < 1000 or unit == "TB":
+            break
+        count /= 1000
+    return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
 
 
 def duration_text(seconds: float) -> str:
@@ -116,20 +154,42 @@ class View(Protocol):
 class Progress:
     """What `progress` hands to its block. Use it from one thread."""
 
-    def __init__(self, start: Snapshot, view: View, clock: Callable[[], float]) -> None:
+    def __init__(
+        self, start: Snapshot, view: View, clock: Callable[[], float], work: float | None
+    ) -> None:
         self._fixed = start
+        self._all_work = work
+        self._work = 0.0
+        self._steps = 0
+        self._first = (0.0, 0.0)
         self._view = view
         self._clock = clock
         self._started = clock()
         self._done = start.initial
         self._counters: dict[str, int] = {}
 
-    def advance(self, count: int = 1, **counters: int) -> None:
-        """Count `count` more units, and more of any further thing: `bar.advance(1, tiles=120)`."""
+    def advance(self, count: int = 1, *, work: float | None = None, **counters: int) -> None:
+        """Count `count` more units, and more of any further thing: `bar.advance(1, tiles=120)`.
+
+        Args:
+            count: of units.
+            work: what they weigh, where `progress` was given the weight of all.
+            counters: of further things.
+        """
         self._done += count
+        self._work += count if self._all_work is None or work is None else work
+        self._steps += 1
+        if self._steps == 1:
+            self._first = (self._clock() - self._started, self._share())
         for name, more in counters.items():
             self._counters[name] = self._counters.get(name, 0) + more
         self._view.update(self.snapshot())
+
+    def _share(self) -> float:
+        """How much of this run's work is done, 0 to 1."""
+        units = (self._fixed.total or 0) - self._fixed.initial
+        whole = units if self._all_work is None else self._all_work
+        return min(1.0, self._work / whole) if whole > 0 else 0.0
 
     def note(self, text: str) -> None:
         """Print one line, as for a slide that failed, without breaking the bar."""
@@ -145,6 +205,10 @@ class Progress:
             initial=self._fixed.initial,
             counters=dict(self._counters),
             elapsed_s=self._clock() - self._started,
+            steps=self._steps,
+            first_s=self._first[0],
+            work=self._share(),
+            first_work=self._first[1],
             state=state,
         )
 
@@ -156,6 +220,7 @@ def progress(
     total: int | None = None,
     unit: str = "items",
     initial: int = 0,
+    work: float | None = None,
     every_s: float = 5.0,
     stream: TextIO | None = None,
     clock: Callable[[], float] = time.monotonic,
@@ -172,6 +237,8 @@ def progress(
         total: how many units there are; None when not known, and then no time left is shown.
         unit: what is counted, in the plural.
         initial: units already there before this run, as after a restart.
+        work: what all units of this run weigh together, as their bytes, where they differ much; the
+            time left is then reckoned by it. None: all weigh the same.
         every_s: least seconds between two lines; a bar does not look at it.
         stream: where to write; None is `sys.stderr`.
         clock: seconds, for tests.
@@ -182,7 +249,7 @@ def progress(
     out = sys.stderr if stream is None else stream
     start = Snapshot(title=title, unit=unit, done=initial, total=total, initial=initial)
     with _view(start, out, every_s=every_s, clock=clock) as view:
-        bar = Progress(start, view, clock)
+        bar = Progress(start, view, clock, work)
         try:
             yield bar
         except BaseException:

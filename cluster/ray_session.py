@@ -221,6 +221,38 @@ def _without_notices() -> Iterator[None]:
         logger.removeFilter(is_other)
 
 
+@contextmanager
+def schedulable(*, num_cpus: float, num_gpus: float = 0.0) -> Iterator[None]:
+    """Drop Ray Data's "the job may hang forever" inside the block as long as it is not true.
+
+    Ray Data says so once nothing of a job's first step has run for a minute, as where actors that
+    take all cores load a model. It is true where no machine of the cluster has what one task or
+    actor needs; then the warning stays.
+
+    Args:
+        num_cpus: CPUs that one task or actor of the block reserves.
+        num_gpus: GPUs that it reserves.
+    """
+    import ray
+
+    def is_true(record: logging.LogRecord) -> bool:
+        if not record.getMessage().startswith("Cluster resources are not enough to run any task"):
+            return True
+        return not any(
+            node["Alive"]
+            and node["Resources"].get("CPU", 0) >= num_cpus
+            and node["Resources"].get("GPU", 0) >= num_gpus
+            for node in ray.nodes()
+        )
+
+    logger = logging.getLogger("ray.data._internal.execution.resource_manager")
+    logger.addFilter(is_true)
+    try:
+        yield
+    finally:
+        logger.removeFilter(is_true)
+
+
 def quiet_ray_data() -> None:
     """Import Ray Data and leave it its warnings and errors only; our own progress is shown instead.
 

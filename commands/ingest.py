@@ -20,7 +20,7 @@ from commands.options import (
 
 if TYPE_CHECKING:
     from featurestore import LakeConfig, Vacuumed
-    from ingest.todo import How
+    from ingest.asked import How
 
 app = typer.Typer()
 
@@ -33,7 +33,8 @@ def ingest_command(
         typer.Argument(
             metavar="SLIDES...",
             help="Files, folders, globs, URLs, or a manifest (CSV, TSV, XLSX, Parquet) with a "
-            "column uri; its paths are relative to it.",
+            "column uri; its paths are relative to it. FILE.tif#2 is the second image of a TIFF; "
+            "a folder of .dcm is a slide a series.",
         ),
     ],
     mpp: Annotated[
@@ -69,6 +70,17 @@ def ingest_command(
     mpp_override: Annotated[
         float | None, typer.Option(help="True mpp of slides whose manifest gives none.")
     ] = None,
+    allow_anisotropic: Annotated[
+        bool | None,
+        typer.Option(
+            help="Take slides whose mpps across and down differ by more than 2 %, at their mean; "
+            "else they fail.",
+        ),
+    ] = None,
+    icc: Annotated[
+        bool | None,
+        typer.Option(help="Convert colours to sRGB by the ICC profile that the scanner put in."),
+    ] = None,
     masks: Annotated[
         str | None,
         typer.Option(
@@ -77,10 +89,22 @@ def ingest_command(
             "one are looked at as usual.",
         ),
     ] = None,
+    tissue: Annotated[
+        str | None,
+        typer.Option(
+            metavar="METHOD|FILE.py",
+            help="How tissue is found: standard (of new slides, if not given), fixed, otsu, cells "
+            "(cytology), none (every tile is kept), or a segmenter of your own.",
+        ),
+    ] = None,
     pen_veto: Annotated[
-        bool,
-        typer.Option(help="Leave out tiles under pen; --no-pen-veto for blue and green stains."),
-    ] = True,
+        bool | None,
+        typer.Option(
+            "--pen-veto/--no-pen-veto",
+            help="Leave out tiles under pen, as standard does; --no-pen-veto for blue and green "
+            "stains.",
+        ),
+    ] = None,
     only: Annotated[
         list[str] | None, typer.Option(metavar="SLIDE_ID", help="Take this slide; repeat.")
     ] = None,
@@ -114,7 +138,9 @@ def ingest_command(
     Example: slidelake ingest my-lake slides/ --mpp 0.5 --mpp 2.0
 
     Slides that fail are listed with their reason, and the others go on; run it again to go on
-    after a kill. LAKE/ingest.html shows every slide with its tissue and tiles.
+    after a kill. What another run gives differently is done: patients and other facts are updated,
+    a slide with another mpp, mask or way to find tissue is cut again; what is not given stays.
+    LAKE/ingest.html shows every slide with its tissue and tiles.
     """
     from ingest.settings import settings
 
@@ -125,7 +151,10 @@ def ingest_command(
         "only": only or [],
         "limit": limit,
         "masks": masks,
+        "tissue": tissue,
         "pen_veto": pen_veto,
+        "allow_anisotropic": allow_anisotropic,
+        "icc": icc,
         "distinct_ids": distinct_ids,
     }
     config = settings(
@@ -153,6 +182,10 @@ def ingest_command(
     )
     lines = [f"{f['slide']} failed: {f['reason']}" for f in result.failed]
     lines += [f"{slide} was scanned again: its rows are replaced" for slide in result.replaced]
+    lines += [f"{slide} was cut again: {why}" for slide, why in result.again.items()]
+    lines += result.notes
+    if again := len(result.again) + len(result.replaced):
+        lines.append(f"{again} slides have new tiles: slidelake extract makes their features anew")
     tiles = ", ".join(f"{count:,} tiles at {name} mpp" for name, count in result.tiles.items())
     lines.append(f"{result.ready} slides ready, {len(result.failed)} failed; the lake has {tiles}")
     lines.append(f"every slide: {result.sheet}")
@@ -170,14 +203,21 @@ def _freed_line(freed: "Vacuumed | None") -> list[str]:
 def _dry_run(
     lake: str, slides: list[str], config: "LakeConfig", how: "How", *, as_json: bool
 ) -> None:
+    from ingest.pages import duration, size
     from ingest.todo import dry_run
 
     plan = dry_run(lake, slides, config, how, cores=os.cpu_count() or 1)
     lines = [f"{f['slide']} would fail: {f['reason']}" for f in plan.failed]
-    tiles = ", ".join(f"about {count:,} tiles at {name} mpp" for name, count in plan.tiles.items())
-    lines.append(f"{plan.slides} slides to cut ({plan.sampled} looked at): {tiles}")
-    time = f"about {plan.seconds / 60:,.1f} minutes on {plan.cores} cores"
-    lines.append(f"{plan.bytes / 1e9:,.2f} GB of shards; {time}; nothing was written")
+    lines += plan.notes
+    if plan.slides:
+        tiles = ", ".join(
+            f"about {count:,} tiles at {name} mpp" for name, count in plan.tiles.items()
+        )
+        lines.append(f"{plan.slides} slides to cut ({plan.sampled} looked at): {tiles}")
+        time = f"about {duration(plan.seconds)} on {plan.cores} cores"
+        lines.append(f"{size(plan.bytes)} of shards; {time}; nothing was written")
+    else:
+        lines.append("no slides to cut; nothing was written")
     tell(asdict(plan), as_json=as_json, text="\n".join(lines))
     raise typer.Exit(1 if plan.failed else 0)
 
@@ -246,9 +286,13 @@ def extract_command(
         f"{counts['seconds']:.0f} s of computing, {counts['stall']:.1%} waiting for data"
         for name, counts in result.teachers.items()
     ]
+    if result.pending:
+        lines.append(f"{result.pending} slides pending: slidelake ingest goes on with them")
+    if not result.ready:
+        lines.append("no slide is ready, so there is no tile to run on")
     lines += _freed_line(result.freed)
     tell(asdict(result), as_json=json_, text="\n".join(lines))
-    raise typer.Exit(1 if result.failed else 0)
+    raise typer.Exit(1 if result.failed or result.did_nothing else 0)
 
 
 @app.command("teachers")

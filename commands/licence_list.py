@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterator
-from importlib.metadata import Distribution, distributions
+from importlib.metadata import Distribution, PackageMetadata, distributions
 from typing import Any
 
 from packaging.requirements import Requirement
@@ -36,7 +36,7 @@ def installed_licences(root: str = "slidelake") -> list[dict[str, Any]]:
 def licence_of(package: Distribution) -> str:
     """Return what a package says of its licence: an expression, classifiers, or its first line."""
     metadata = package.metadata
-    if expression := metadata.get("License-Expression"):
+    if expression := _field(metadata, "License-Expression"):
         return expression
     classifiers = [
         text.rpartition(" :: ")[2]
@@ -45,8 +45,12 @@ def licence_of(package: Distribution) -> str:
     ]
     if classifiers:
         return "; ".join(classifiers)
-    lines = [line.strip() for line in (metadata.get("License") or "").splitlines() if line.strip()]
+    lines = [line.strip() for line in _field(metadata, "License").splitlines() if line.strip()]
     return lines[0][:_MOST] if lines else "not said"
+
+
+def _field(metadata: PackageMetadata, name: str) -> str:
+    return str(metadata[name]) if name in metadata else ""
 
 
 def copyleft_of(licence: str) -> str | None:
@@ -79,7 +83,7 @@ def _kind(text: str) -> str | None:
 def _installed(root: str) -> Iterator[tuple[Distribution, str]]:
     """Return each installed package below `root` once, with the one that asks for it."""
     installed = {canonicalize_name(package.name): package for package in distributions()}
-    own = installed.get(root)
+    own = installed.get(canonicalize_name(root))
     extras = [] if own is None else own.metadata.get_all("Provides-Extra") or []
     wanted = ",".join(extra for extra in extras if extra != "test")
     waiting = [(Requirement(f"{root}[{wanted}]"), "")]

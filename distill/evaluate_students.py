@@ -12,6 +12,7 @@ import polars as pl
 
 from distill.errors import DistillError
 from featurestore import Lake, patient_of
+from featurestore.sealed import read_sealed
 from ingest import find_card, sees_features, student_folder
 from ingest.cards import Card
 
@@ -136,7 +137,7 @@ def find_student(lake: Lake, name: str) -> Found:
             f"{', '.join(finished) or 'none'}; slidelake distill makes one"
         )
         raise DistillError(msg)
-    report = lake.read_json(_report_path(name))
+    report = read_sealed(lake.store, _report_path(name))
     lacking = [key for key in ("recipe", "held_out_slides", "fidelity") if key not in report]
     if lacking or "teachers" not in report["recipe"]:
         msg = f"{_report_path(name)} lacks {', '.join(lacking) or 'recipe.teachers'}"

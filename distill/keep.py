@@ -49,7 +49,9 @@ def write_student(
 
 
 def _weights(part: nn.Module) -> bytes:
-    return save({key: value.contiguous().cpu() for key, value in part.state_dict().items()})
+    state = part.state_dict().items()
+    weights: bytes = save({key: value.contiguous().cpu() for key, value in state})
+    return weights
 
 
 def _feature_card(lake: Lake, config: Mapping[str, Any]) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from typing import Any
 
 from featurestore import free_old_versions, open_lake
 from ingest import sees_features
-from ingest.ray_extract import ExtractResult
+from ingest.ray_extract import ExtractResult, count_slides
 from ingest.ray_extract import extract as extract_pixels
 
 
@@ -31,7 +31,8 @@ def extract(
         LakeError, TeacherError, IdentityError: as `ingest.ray_extract.extract` does.
         DistillError: a student of features lacks what it sees.
     """
-    store = open_lake(lake_uri).store
+    lake = open_lake(lake_uri)
+    store = lake.store
     of_features = [name for name in dict.fromkeys(teachers) if sees_features(store, name)]
     of_pixels = [name for name in teachers if name not in of_features]
     result = ExtractResult()
@@ -49,6 +50,7 @@ def extract(
             "stall": 0.0,
             "tiles_per_s": round(made["tiles"] / max(made["seconds"], 1e-9), 1),
         }
+    count_slides(lake, result)
     if auto_vacuum:
         result.freed = free_old_versions(open_lake(lake_uri))
     return result

@@ -23,6 +23,7 @@ from distill.fit import fit_missing, split_slides
 from distill.norms import fit_norms
 from distill.recipe import Recipe
 from featurestore import Lake, LakeError, mpp_name, open_lake, tile_parts
+from featurestore.sealed import read_sealed, resealed
 from ingest import student_folder
 
 CHECKPOINT_S = 60.0
@@ -71,7 +72,7 @@ def distill(
     config = _config(lake, recipe, name, slides)
     report_path = f"{student_folder(name)}/report.json"
     if lake.exists(report_path):
-        report: dict[str, Any] = lake.read_json(report_path)
+        report = read_sealed(lake.store, report_path)
         if report["run"] == config["run"]:
             return report
         msg = f"a student '{name}' is there from other data or settings; choose another --name"
@@ -87,8 +88,9 @@ def distill(
     lake.write_json(f"runs/{config['run']}/config.json", {**kept, "recipe": asdict(recipe)})
     with ray_session(address=address):
         _fit(lake, {**config, "checkpoint_s": checkpoint_s}, workers)
-    report = lake.read_json(report_path)
+    report = read_sealed(lake.store, report_path)
     report["seconds"] = round(time.perf_counter() - start, 3)
+    report = resealed(report)
     lake.write_json(report_path, report)
     return report
 

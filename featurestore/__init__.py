@@ -10,10 +10,13 @@ os.environ.setdefault("LANCE_LOG", "error")
 # own fork is followed by an exec.
 warnings.filterwarnings("ignore", message="lance is not fork-safe", category=UserWarning)
 
+from featurestore.annotations.annotate import annotate, set_patients
+from featurestore.annotations.model import Annotation
 from featurestore.bags import Bag
 from featurestore.config import FORMAT, LakeConfig
 from featurestore.cuts import GridCut, SlideCut
 from featurestore.damage import Damage, Verdict
+from featurestore.edits import drop, rename
 from featurestore.errors import (
     AccessError,
     BucketError,
@@ -49,6 +52,7 @@ from featurestore.stream_under import Under
 __all__ = [
     "FORMAT",
     "AccessError",
+    "Annotation",
     "Bag",
     "BucketError",
     "ColumnFile",
@@ -79,10 +83,12 @@ __all__ = [
     "Under",
     "Vacuumed",
     "Verdict",
+    "annotate",
     "build_index",
     "compact",
     "copy_lake",
     "create_lake",
+    "drop",
     "fit_stats",
     "free_old_versions",
     "holdout_patients",
@@ -94,7 +100,9 @@ __all__ = [
     "query",
     "read_phi_s",
     "read_stats",
+    "rename",
     "repair",
+    "set_patients",
     "settings_for",
     "tables",
     "tile_ids",

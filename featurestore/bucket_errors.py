@@ -63,7 +63,7 @@ def told_clearly(
         try:
             return method(self, *args, **kwargs)
         except Exception as error:
-            told = disk_full_error(error, self.uri)
+            told: LakeError | None = disk_full_error(error, self.uri)
             if told is None and not self.is_local:
                 told = explain(error, self.uri)
             if told is None or told is error:

@@ -17,11 +17,14 @@ from featurestore.lance_flat import Float16Array
 from featurestore.lance_rows import RowReader
 from featurestore.read_errors import ADVICE, reading
 from featurestore.selection import Selection
+from featurestore.shards import check_shard
+from featurestore.storage import Store
 
 PART_ROWS = 8192  # of features that are compared at once: 20 MB of 1,280 channels
 
 Check = Literal["first-read"]
 FIRST_READ: Check = "first-read"
+STORED_TILES = "stored tiles/"  # no teacher's name, which has no slash
 
 
 def known_check(check: str | None) -> Check | None:
@@ -74,10 +77,10 @@ class FirstReads:
         if self.check is None:
             return
         for slide in slides:
-            self._once(selection, slide, None, partial(tiles_sum, reader, selection, slide))
+            self._compare_sum(selection, slide, None, partial(tiles_sum, reader, selection, slide))
             for teacher in teachers:
                 read = partial(features_sum, reader, selection, slide, teacher)
-                self._once(selection, slide, teacher, read)
+                self._compare_sum(selection, slide, teacher, read)
 
     def compare_read(
         self,
@@ -101,21 +104,45 @@ class FirstReads:
         if self.check is None:
             return
         for teacher, array in features.items():
-            self._once(selection, slide, teacher, partial(features_crc32, array))
+            self._compare_sum(selection, slide, teacher, partial(features_crc32, array))
 
-    def _once(
+    def compare_shard(self, store: Store, selection: Selection, slide: int) -> None:
+        """Compare the stored tiles of a slide of a local lake, all of them, with their checksum.
+
+        Args:
+            store: the lake's files.
+            selection: the slides, with their rows of the catalog.
+            slide: place in the selection.
+
+        Raises:
+            DamageError: they are not what was written; slide and mpp are named.
+        """
+        if self.check is not None:
+            row = selection.slides.row(slide, named=True)
+            self._once(selection, slide, STORED_TILES, partial(check_shard, store, row))
+
+    def _compare_sum(
         self, selection: Selection, slide: int, teacher: str | None, sum_of: Callable[[], int]
     ) -> None:
+        def work() -> None:
+            if sum_of() != selection.crc32(slide, teacher):
+                raise _differs(selection, slide, teacher)
+
+        self._once(selection, slide, teacher, work)
+
+    def _once(
+        self, selection: Selection, slide: int, what: str | None, work: Callable[[], None]
+    ) -> None:
+        """Do some work on a slide, unless it was done before without an error."""
         number = selection.number(slide)
-        key = (selection.mpp, teacher)
+        key = (selection.mpp, what)
         if number in self._compared.get(key, ()):
             return
         with self._lock:
             gate = self._gates.setdefault((*key, number), threading.Lock())
         with gate:
             if number not in self._compared.get(key, ()):
-                if sum_of() != selection.crc32(slide, teacher):
-                    raise _differs(selection, slide, teacher)
+                work()
                 with self._lock:
                     self._compared.setdefault(key, set()).add(number)
         with self._lock:

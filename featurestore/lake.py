@@ -24,13 +24,14 @@ from featurestore.keep.lance_roots import newest_catalog, open_checked, record_r
 from featurestore.keep.roots import readable_roots
 from featurestore.keep.snapshots import read_snapshots
 from featurestore.lance_commit import FEW_SLIDES, Committer
+from featurestore.lance_counts import count_states, count_tiles
 from featurestore.lance_ledger import root_versions
 from featurestore.lance_nearest import Asked, nearest, queries_of, slide_filter
 from featurestore.lance_rows import RowReader
 from featurestore.lance_scan import as_type, scan
 from featurestore.lance_tables import open_table
 from featurestore.pairs import Pairs, read_pairs
-from featurestore.read_errors import ADVICE
+from featurestore.read_errors import ADVICE, reading
 from featurestore.schema import (
     CATALOG,
     CATALOG_SCHEMA,
@@ -56,6 +57,7 @@ if TYPE_CHECKING:
 
 SNAPSHOT_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,99}")
 PICTURES = ("thumbnail", "tissue_mask")
+BULKY = (*PICTURES, "icc_profile")
 
 
 class Lake:
@@ -157,7 +159,7 @@ class Lake:
 
     def slides(self) -> pl.LazyFrame:
         """One row per slide: identity, geometry, state, why it failed. Pictures are left out."""
-        names = [name for name in self._names(SLIDES, SLIDES_SCHEMA) if name not in PICTURES]
+        names = [name for name in self._names(SLIDES, SLIDES_SCHEMA) if name not in BULKY]
         rows = scan(functools.partial(self.table, SLIDES), names)
         return rows.filter(pl.col("state") != DROPPED)
 
@@ -238,7 +240,7 @@ class Lake:
         there = self.tiles(mpp=mpp)
         names = [pl.col(column).alias(value) for value, column in one.columns.items()]
         some = pl.any_horizontal(pl.col(list(one.columns.values())).is_not_null())
-        keys = ["tile_id", "slide_id", "x", "y", pl.lit(mpp).alias("mpp")]
+        keys = [pl.col("tile_id", "slide_id", "x", "y"), pl.lit(mpp).alias("mpp")]
         return there.filter(some).select(*keys, *names)
 
     # ------------------------------------------------------------------ what is there
@@ -300,7 +302,8 @@ class Lake:
         if few:
             numbers = ", ".join(str(number) for number in self._numbers(slide_ids or []))
             where += f" AND slide IN ({numbers or -1})"
-        rows = pl.DataFrame(self.table(CATALOG).to_table(filter=where))
+        with reading(self.store, f"table {CATALOG} can't be read"):
+            rows = pl.DataFrame(self.table(CATALOG).to_table(filter=where))
         if slide_ids is not None and not few:
             rows = rows.filter(pl.col("slide_id").is_in(list(slide_ids)))
         return rows.sort("slide")
@@ -310,15 +313,16 @@ class Lake:
         if not slide_ids:
             return []
         quoted = ", ".join("'" + name.replace("'", "''") + "'" for name in slide_ids)
-        table = self.table(SLIDES).to_table(columns=["slide"], filter=f"slide_id IN ({quoted})")
+        with reading(self.store, f"table {SLIDES} can't be read"):
+            where = f"slide_id IN ({quoted})"
+            table = self.table(SLIDES).to_table(columns=["slide"], filter=where)
         numbers: list[int] = table["slide"].to_pylist()
         return numbers
 
     def info(self) -> dict[str, Any]:
         """What the lake holds: format, version, slides, tiles, features."""
-        states = dict(self.slides().group_by("state").len().collect().iter_rows())
-        counts = self.catalog().group_by("mpp", "teacher").agg(pl.col("tiles").sum()).collect()
-        of = {(mpp, teacher): int(tiles) for mpp, teacher, tiles in counts.iter_rows()}
+        states = count_states(self.table(SLIDES))
+        of = count_tiles(self.table(CATALOG)).tiles
         features = [
             {
                 "teacher": teacher,
@@ -338,7 +342,7 @@ class Lake:
             "tile_px": self.config.tile_px,
             "stride_px": self.config.step_px,
             "slides": {"ready": 0, "failed": 0, **states},
-            "tiles": {mpp_name(mpp): of.get((mpp, None), 0) for mpp in self.config.mpps},
+            "tiles": {mpp_name(mpp): of[mpp, None] for mpp in self.config.mpps},
             "features": features,
             "annotations": [self._about(one) for one in self.annotations().values()],
             "other_columns": self._other_columns(),
@@ -565,7 +569,9 @@ class Lake:
     def pictures(self, slide_id: str) -> dict[str, bytes | None]:
         """A slide's `thumbnail` (JPEG) and `tissue_mask` (PNG of the same size)."""
         quoted = slide_id.replace("'", "''")
-        table = self.table(SLIDES).to_table(columns=list(PICTURES), filter=f"slide_id = '{quoted}'")
+        with reading(self.store, f"pictures of slide {slide_id} can't be read"):
+            where = f"slide_id = '{quoted}'"
+            table = self.table(SLIDES).to_table(columns=list(PICTURES), filter=where)
         if table.num_rows != 1:
             msg = f"slide '{slide_id}' is not in {self.uri}"
             raise LakeError(msg)

@@ -6,7 +6,7 @@ finishes what was begun, or takes it back (`lance_groups`), before it does anyth
 """
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Self
 
 import pyarrow as pa
@@ -20,7 +20,7 @@ from featurestore.errors import IdentityError
 from featurestore.lance_columns import ColumnFile
 from featurestore.lance_groups import Group, is_half_done, tails, undo
 from featurestore.lance_ledger import Change, Ledger
-from featurestore.lance_tables import commit_transaction, open_table
+from featurestore.lance_tables import add_missing_columns, commit_transaction, open_table
 from featurestore.lock import commit_lock
 from featurestore.schema import (
     FAILED,
@@ -38,7 +38,9 @@ from featurestore.storage import Store
 
 # Beyond this a table is read whole: a look-up takes about 1 ms and a few us a slide.
 FEW_SLIDES = 2000
-KNOWN = ["slide", "slide_id", "state", "fingerprint", "reason", "uri"]
+FACTS = ["fingerprint", "uri", "patient_id", "extra", "mpp", "cut_with"]
+KNOWN = ["slide", "slide_id", "state", "reason", *FACTS]
+ROWS_AT_ONCE = 1024  # whole rows of slides, about 30 kB each
 
 
 class Committer:
@@ -117,7 +119,8 @@ class Committer:
 
         Returns:
             The rows in the order given, with `slide`, the `state` and `reason` that the lake
-            knows, and the `known_fingerprint` and `known_uri` of the file it was made from.
+            knows, and what it was made from and with as `known_fingerprint`, `known_uri`,
+            `known_patient_id`, `known_extra`, `known_mpp` and `known_cut_with`.
         """
         with self.exclusive():
             known = self._known([row["slide_id"] for row in rows])
@@ -141,15 +144,30 @@ class Committer:
         wanted = set(slide_ids)
         if not wanted:
             return {}
-        quoted = ", ".join("'" + name.replace("'", "''") + "'" for name in wanted)
-        where = f"slide_id IN ({quoted})" if len(wanted) <= FEW_SLIDES else None
-        table = open_table(self.store, SLIDES).to_table(columns=KNOWN, filter=where)
+        where = f"slide_id IN ({_quoted(wanted)})" if len(wanted) <= FEW_SLIDES else None
+        slides = open_table(self.store, SLIDES)
+        names = [name for name in KNOWN if name in slides.schema.names]
+        table = slides.to_table(columns=names, filter=where)
         return {row["slide_id"]: row for row in table.to_pylist() if row["slide_id"] in wanted}
 
     def fail(self, rows: Sequence[Row]) -> None:
         """Write down slides that could not be cut, with their `reason`."""
         with self.exclusive():
             self._put_slides([{**row, "state": FAILED} for row in rows])
+            self.apply([])
+
+    def update_slides(self, facts: Mapping[str, Row]) -> None:
+        """Change columns of slides that say nothing of their tiles, in one commit.
+
+        Args:
+            facts: slide_id -> its new values by column.
+        """
+        names = list(facts)
+        with self.exclusive():
+            for start in range(0, len(names), ROWS_AT_ONCE):
+                quoted = _quoted(names[start : start + ROWS_AT_ONCE])
+                table = open_table(self.store, SLIDES).to_table(filter=f"slide_id IN ({quoted})")
+                self._put_slides([{**row, **facts[row["slide_id"]]} for row in table.to_pylist()])
             self.apply([])
 
     def commit_slides(self, cuts: Sequence[SlideCut]) -> None:
@@ -193,6 +211,7 @@ class Committer:
             [{name: row.get(name) for name in names} for row in rows], schema=SLIDES_SCHEMA
         )
         self._check()
+        add_missing_columns(self.store, SLIDES, SLIDES_SCHEMA)
         merge = open_table(self.store, SLIDES).merge_insert("slide_id")
         merge.when_matched_update_all().when_not_matched_insert_all()
         transaction, _ = merge.execute_uncommitted(with_row_crc32(table))
@@ -304,9 +323,12 @@ def _as_known(row: Row, known: Row) -> Row:
     return {
         **row,
         **{key: known.get(key) for key in ("slide", "state", "reason")},
-        "known_fingerprint": known.get("fingerprint"),
-        "known_uri": known.get("uri"),
+        **{f"known_{key}": known.get(key) for key in FACTS},
     }
+
+
+def _quoted(names: Iterable[str]) -> str:
+    return ", ".join("'" + name.replace("'", "''") + "'" for name in names)
 
 
 def _shard(cut: SlideCut, mpp: float) -> tuple[str | None, int | None]:

@@ -6,6 +6,7 @@ extract still takes what it lacks; a slide stays in one fragment.
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import lance
 
@@ -92,16 +93,19 @@ def _fields(fragment: lance.LanceFragment) -> frozenset[int]:
     return frozenset(f for file in fragment.metadata.files for f in file.fields if f >= 0)
 
 
+def _ids_below(field: Any) -> set[int]:  # noqa: ANN401 - Lance's field, untyped
+    """Ids of a column and of all within it: of a list or a struct the files name only these."""
+    return {field.id()}.union(*(_ids_below(child) for child in field.children()))
+
+
 def _merge(committer: Committer, mpp: float, group: Sequence[int]) -> None:
     store, rel = committer.store, features_table(mpp)
     with committer.exclusive():
         table = open_table(store, rel)
         fragments = [table.get_fragment(number) for number in group]
-        ids = field_ids(table)
-        there = _fields(fragments[0])
-        for fragment in fragments[1:]:
-            there |= _fields(fragment)
-        names = [name for name in table.schema.names if ids[name] in there or name in TILE_COLUMNS]
+        there = frozenset[int]().union(*(_fields(fragment) for fragment in fragments))
+        fields = table.lance_schema.fields()
+        names = [f.name() for f in fields if _ids_below(f) & there or f.name() in TILE_COLUMNS]
         reader = table.scanner(
             columns=names, fragments=fragments, scan_in_order=True, batch_size=1024
         ).to_reader()

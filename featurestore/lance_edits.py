@@ -308,8 +308,8 @@ def add_columns(name: str, columns: Sequence[NewColumn], instead_of: Sequence[st
 
     def steps(work: Work) -> Iterator[Change]:
         for mpp in work.ledger.config.mpps:
-            for column in instead_of:
-                yield _drop_column(work, mpp, column)
+            for older in instead_of:
+                yield _drop_column(work, mpp, older)
         for column in columns:
             store, rel = work.ledger.store, features_table(column.mpp)
             work.check()

@@ -37,8 +37,8 @@ VERSIONS_KEY = "slidelake:versions"
 CHANGE_KEY = "slidelake:change"
 # A look-up by slide costs 1-2 ms at any size as long as few fragments wait for the index.
 CATALOG_FRAGMENTS, CATALOG_ROWS = 64, 1 << 20
-# Slides carry pictures (about 30 kB a row): fragments of half a gigabyte are left as they are.
-SLIDES_FRAGMENTS, SLIDES_ROWS = 64, 1 << 14
+# Slides carry pictures (about 30 kB a row): fragments of 120 MB are left as they are.
+SLIDES_FRAGMENTS, SLIDES_ROWS = 64, 1 << 12
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,6 +18,7 @@ import polars as pl
 
 from featurestore.errors import DamageError, LakeError
 from featurestore.lance_flat import Float16Array
+from featurestore.read_errors import reason_of
 from featurestore.storage import Store
 
 # Of the neighbours that an index proposes, so many times more are read again as are asked for.
@@ -118,17 +119,19 @@ def nearest(asked: Asked, query_QD: Float16Array, k: int) -> pl.DataFrame:
             filter=asked.where,
             prefilter=True,
         ).to_table()
-    except (OSError, ValueError, RuntimeError) as error:
+    except (KeyboardInterrupt, SystemExit, MemoryError):
+        raise
+    except BaseException as error:  # a panic in Rust is no Exception
         raise _explained(asked, error) from error
     found = pl.DataFrame(table).rename({"query_index": "query", "_distance": "distance"})
     order = ["query", "distance", "slide_id", "tile_id"]
     return found.select(FOUND.names()).cast(FOUND).sort(order)
 
 
-def _explained(asked: Asked, error: Exception) -> LakeError:
+def _explained(asked: Asked, error: BaseException) -> LakeError:
     if told := asked.store.explained(error):
         return told
-    why = str(error).partition("\n")[0]
+    why = reason_of(error)
     advice = "run verify" if asked.exact else "an exact search goes without the index, if it is it"
     msg = f"features of '{asked.teacher}' can't be searched ({advice}): {why}"
     return DamageError(msg)
@@ -145,7 +148,9 @@ def is_readable(asked: Asked) -> bool:
     }
     try:
         asked.table.scanner(columns=[], nearest=ask, fast_search=True, with_row_id=True).to_table()
-    except (OSError, ValueError, RuntimeError):
+    except (KeyboardInterrupt, SystemExit, MemoryError):
+        raise
+    except BaseException:  # noqa: BLE001 - a panic in Rust is no Exception
         return False
     return True
 

@@ -135,6 +135,15 @@ class _Reader:
             return self._file.take_rows(rows.tolist(), batch_size=count).to_table()
 
 
+def _leaves(kind: pa.DataType) -> int:
+    """How many of the fields that a data file names are of a column of this type."""
+    if pa.types.is_struct(kind):
+        return sum(_leaves(field.type) for field in kind)
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        return _leaves(kind.value_type)
+    return 1
+
+
 class RowReader:
     """Reads ranges of rows of one version of a features table. Safe for several threads.
 
@@ -234,9 +243,10 @@ class RowReader:
             return _Reader(open_file(columns=list(columns)))
         whole = open_file()
         # A column is called there as it was when the file was written, before it was renamed.
-        names: list[str] = whole.metadata().schema.names
-        if len(names) == 1:
+        schema: pa.Schema = whole.metadata().schema
+        if len(schema) == 1:
             return _Reader(whole)
+        names = [field.name for field in schema for _ in range(_leaves(field.type))]
         name = names[file.place] if len(names) == file.fields else columns[0]
         return _Reader(open_file(columns=[name]))
 

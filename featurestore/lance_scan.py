@@ -15,6 +15,8 @@ from polars.io.plugins import register_io_source
 
 from featurestore.errors import LakeError
 from featurestore.pushdown import Schema, lance_filter
+from featurestore.read_errors import reading
+from featurestore.storage import Store
 
 BATCH_ROWS = 8192
 BATCH_BYTES = 16 << 20  # of a batch; Lance decodes several at once
@@ -91,10 +93,11 @@ def _read(
 ) -> Iterator[pa.RecordBatch]:
     """Rows from `start` on, counted among those that the filter lets through, in their order."""
     rows = min(BATCH_ROWS, max(1, BATCH_BYTES // _row_bytes(table.schema, names)))
-    scanner = table.scanner(
-        columns=names, filter=pushed, offset=start, limit=limit, batch_size=rows
-    )
-    yield from scanner.to_batches()
+    with reading(Store(table.uri), f"table {table.uri}"):
+        scanner = table.scanner(
+            columns=names, filter=pushed, offset=start, limit=limit, batch_size=rows
+        )
+        yield from scanner.to_batches()
 
 
 def _row_bytes(schema: pa.Schema, names: Sequence[str]) -> int:

@@ -6,6 +6,7 @@ from lance.dataset import Transaction
 from lance.fragment import write_fragments
 
 from featurestore.errors import DamageError, LakeError
+from featurestore.read_errors import reason_of
 from featurestore.storage import Store
 
 STORAGE_VERSION = "2.2"
@@ -36,10 +37,12 @@ def open_table(store: Store, rel: str, version: int | None = None) -> lance.Lanc
     """
     try:
         return lance.dataset(store.url(rel), version=version, storage_options=store.lance_options)
-    except (ValueError, OSError) as error:
+    except (KeyboardInterrupt, SystemExit, MemoryError):
+        raise
+    except BaseException as error:  # a panic in Rust is no Exception
         if told := store.explained(error):
             raise told from error
-        first = str(error).partition("\n")[0]
+        first = reason_of(error)
         if version is not None and store.exists(rel):
             msg = f"{store.url(rel)} has no version {version}: {first}"
             raise LakeError(msg) from error
@@ -133,5 +136,9 @@ def commit_transaction(store: Store, rel: str, transaction: Transaction) -> lanc
 
 def properties_of(table: lance.LanceDataset, version: int) -> dict[str, str]:
     """Properties of the transaction that made a version; empty if it is not kept any more."""
-    transaction = table.read_transaction(version)
+    try:
+        transaction = table.read_transaction(version)
+    except TypeError:
+        # pylance 14 can't show a compaction that rewrote an index; it is Lance's own, without any.
+        return {}
     return dict(transaction.transaction_properties or {}) if transaction else {}

@@ -7,6 +7,7 @@ what they name. A table that can't be read in full is named as a whole, all else
 """
 
 import hashlib
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
@@ -31,7 +32,7 @@ from featurestore.lake import Lake
 from featurestore.lance_rows import column_crc32
 from featurestore.lance_tables import open_table
 from featurestore.read_errors import reason_of
-from featurestore.schema import CATALOG, SLIDES, TILE_COLUMNS, features_table
+from featurestore.schema import CATALOG, DROPPED, SLIDES, TILE_COLUMNS, features_table
 from featurestore.shard_index import ShardIndex, index_path, scan_shard
 from featurestore.shards import ShardReader
 
@@ -70,7 +71,8 @@ def verify(
     if SLIDES not in broken:
         on_table(SLIDES)
         slides = checked_rows(lake.store, SLIDES, lake.version_of(SLIDES), verdict.damage)
-        verdict.checked["slides"] = 0 if slides is None else slides.height
+        there = None if slides is None else slides.filter(pl.col("state") != DROPPED)
+        verdict.checked["slides"] = 0 if there is None else there.height
     if CATALOG not in broken:
         on_table(CATALOG)
         catalog = checked_rows(lake.store, CATALOG, lake.version, verdict.damage)
@@ -127,11 +129,11 @@ def _check_grids(
     broken = {one.path for one in verdict.broken_tables}
     for mpp in lake.config.mpps:
         rel = features_table(mpp)
-        rows = catalog.filter(pl.col("mpp") == mpp)
         if rel in broken:
             continue
         on_table(rel)
         try:
+            rows = catalog.filter(pl.col("mpp") == mpp).sort("fragment", "row_start")
             grid = _Grid(lake, mpp, rows, verdict, judge_strays=not broken & {SLIDES, CATALOG})
             grid.check(chosen, on_slide)
         except NO_DAMAGE:
@@ -182,7 +184,7 @@ class _Grid:
     Args:
         lake: the lake.
         mpp: of the features table.
-        rows: the catalog's rows at this mpp.
+        rows: the catalog's rows at this mpp, as they lie in the table.
         verdict: what is checked and found is added.
         judge_strays: whether rows that the catalog does not name are damage: they are not if the
             catalog itself is in doubt.
@@ -195,15 +197,15 @@ class _Grid:
         self.judge_strays = judge_strays
         rel = features_table(mpp)
         self.table = read(lake.store, lambda: open_table(lake.store, rel, lake.version_of(rel)))
-        self.rows = rows.sort("fragment", "row_start")
+        self.rows = rows
 
     def check(self, chosen: set[int] | None, on_slide: Callable[[int], None]) -> None:
         """Check every fragment, and the chosen slides (all if None) in full."""
         fragments = {f.fragment_id: f for f in read(self.lake.store, self.table.get_fragments)}
-        numbers = self.rows["fragment"].unique(maintain_order=True).to_list()
+        numbers: list[int] = self.rows["fragment"].unique(maintain_order=True).to_list()
         starts = self.rows["fragment"].search_sorted(pl.Series(numbers, dtype=pl.Int64)).to_list()
-        for number, start, stop in zip(
-            numbers, starts, [*starts[1:], self.rows.height], strict=True
+        for number, (start, stop) in zip(
+            numbers, itertools.pairwise([*starts, self.rows.height]), strict=True
         ):
             part = self.rows.slice(start, stop - start).to_dicts()
             self._fragment(number, fragments.get(number), part, chosen, on_slide)

@@ -39,7 +39,8 @@ def open_lake(
         check: "first-read" compares each slide's tiles, and each teacher's features of them, with
             the catalog's checksums where this lake reads them for the first time (bags, streams,
             statistics, exports), and raises DamageError where they differ. A stream reads all of a
-            slide once more for it, before the first tile of it is used. None compares nothing.
+            slide once more for it, and its shard in a local lake, before the first tile of it is
+            used. None compares nothing.
             Frames (`lake.tiles`, `lake.features`) and `query` are never compared.
 
     Raises:

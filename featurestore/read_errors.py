@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Protocol
 
-from featurestore.bucket_errors import causes
+from featurestore.bucket_errors import causes, explain
 from featurestore.errors import AccessError, DamageError, LakeError
 
 ADVICE = "run slidelake verify, then slidelake repair"
@@ -51,11 +51,30 @@ def no_access(error: BaseException) -> AccessError | None:
 def reason_of(error: BaseException) -> str:
     r"""The text of an error in one line, without the places in Lance's source.
 
-    >>> reason_of(ValueError("bad page, /root/.cargo/x-1.0/src/y.rs:12:3\nand more"))
+    >>> reason_of(ValueError("bad page, /rust/x-1.0/src/y.rs:12:3\nand more"))
     'bad page'
     """
     line = SOURCE_PLACE.sub("", str(error).strip().partition("\n")[0]).strip(" ,.:")
     return line[:LONGEST] or type(error).__name__
+
+
+class LakeUri:
+    """Explains errors of whatever is at a URI, for those who have no `Store` at hand."""
+
+    def __init__(self, uri: str) -> None:
+        self._uri = uri
+
+    def explained(self, error: BaseException) -> LakeError | None:
+        """The error that is no damage; None if it is."""
+        local = "://" not in self._uri or self._uri.startswith("file://")
+        return no_access(error) if local else explain(error, self._uri)
+
+
+def is_of_lance(error: BaseException) -> bool:
+    """Whether an error is Lance's own and was not translated yet."""
+    text = str(error)
+    panic = type(error).__name__ == "PanicException"
+    return panic or "LanceError" in text or bool(SOURCE_PLACE.search(text))
 
 
 def meaning_of(error: BaseException, store: Explaining, what: str) -> LakeError:

@@ -38,8 +38,17 @@ def own_checksum(value: Mapping[str, Any]) -> int:
 
 def sealed(value: Mapping[str, Any], files: Mapping[str, bytes]) -> Json:
     """A JSON object with the checksums of the files beside it, by name, and its own."""
-    named = {**value, CHECKSUMS: {name: checksum_of(data) for name, data in sorted(files.items())}}
-    return {**named, OWN: own_checksum(json.loads(json.dumps(named)))}
+    named = {name: checksum_of(data) for name, data in sorted(files.items())}
+    return resealed({**value, CHECKSUMS: named})
+
+
+def resealed(value: Mapping[str, Any]) -> Json:
+    """A sealed JSON object, some of whose values were changed, with its own checksum as it is now.
+
+    One without checksums of files, of an early lake, stays without its own.
+    """
+    early = CHECKSUMS not in value
+    return dict(value) if early else {**value, OWN: own_checksum(json.loads(json.dumps(value)))}
 
 
 def json_bytes(value: Mapping[str, Any]) -> bytes:
@@ -150,8 +159,7 @@ class Sealing:
             files = {path.rpartition("/")[2]: store.read_bytes(path) for path in self.files}
             fresh = sealed(seal, files)
             named = {**fresh[CHECKSUMS], **seal.get(CHECKSUMS, {})}
-            value = {**fresh, CHECKSUMS: named}
-            store.write_bytes(self.path, json_bytes({**value, OWN: own_checksum(value)}))
+            store.write_bytes(self.path, json_bytes(resealed({**fresh, CHECKSUMS: named})))
         return count
 
 

@@ -21,13 +21,15 @@ import numpy.typing as npt
 
 from featurestore.errors import DamageError, LakeError
 from featurestore.full_disk import naming_full_disk
-from featurestore.read_errors import ADVICE, meaning_of
+from featurestore.ids import mpp_name
+from featurestore.read_errors import ADVICE, meaning_of, reading
 from featurestore.shard_index import (
     BLOCK,
     ShardIndex,
     index_path,
     is_header_of,
     member_name,
+    scan_shard,
     tar_header,
 )
 from featurestore.storage import Store
@@ -118,6 +120,29 @@ class ShardWriter:
         with contextlib.suppress(OSError):
             self._file.close()
         self._local.unlink(missing_ok=True)
+
+
+def check_shard(store: Store, row: Mapping[str, Any]) -> None:
+    """Compare all bytes of a shard of a local lake with the catalog's checksum.
+
+    A bucket checks what it keeps by itself, and the whole shard would travel once more.
+
+    Args:
+        store: the lake's files.
+        row: of a slide's tiles in the catalog, with a shard.
+
+    Raises:
+        DamageError: the shard is gone or not what was written; slide and mpp are named.
+        AccessError: it can't be read now.
+    """
+    if not store.is_local:
+        return
+    what = f"slide {row['slide_id']} at mpp {mpp_name(row['mpp'])}: shard {row['shard']}"
+    with reading(store, f"{what} can't be read"):
+        scanned = scan_shard(store, row["shard"], with_index=False)
+    if (scanned.bytes, scanned.crc32) != (row["shard_bytes"], row["shard_crc32"]):
+        msg = f"{what} is not what was written (checksum); {ADVICE}"
+        raise DamageError(msg)
 
 
 def _remote_scratch() -> Path:

@@ -129,7 +129,8 @@ class TileSource:
         )
 
     def _opened(self, slide: int) -> ShardReader:
-        """The shard of a slide of the selection."""
+        """The shard of a slide of the selection, compared with its checksum before it is used."""
+        self._lake.first_reads.compare_shard(self._lake.store, self.selection, slide)
         return ShardReader.of(self._lake.store, self.selection.slides.row(slide, named=True))
 
     def _jpegs(self, located: Located, tile_id: Int64Array) -> list[memoryview]:

@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
+from featurestore.lance_counts import count_tiles
+from featurestore.schema import CATALOG
 from ingest.pages import environment
-from ingest.slide_cards import CARD_COLUMNS, OK, choose_slides, make_cards
+from ingest.slide_cards import OK, card_slides, choose_slides, make_cards
 from ingest.slide_pictures import PEN_SHOWN
 
 if TYPE_CHECKING:
@@ -45,7 +47,7 @@ def write_contact_sheet(lake: Lake, *, most: int = 400) -> str:
         DamageError: A table of the lake is gone.
         LakeError: The bucket does not do what it is asked.
     """
-    slides = lake.slides().select(CARD_COLUMNS).collect()
+    slides = card_slides(lake)
     chosen = choose_slides(slides, most=most, most_failed=(most + 1) // 2)
     cards = make_cards(lake, chosen, longest_px=PICTURE_PX)
     page = environment().get_template("contact_sheet.html.j2")
@@ -70,7 +72,7 @@ def _totals(lake: Lake, slides: pl.DataFrame) -> Row:
     states = slides["state"].value_counts()
     ready = slides.filter(pl.col("state") == "ready")
     travelled = ready.filter(pl.col("bytes_read").is_not_null())
-    places = {mpp: lake.tiles_of(mpp=mpp) for mpp in lake.config.mpps}
+    counts = count_tiles(lake.table(CATALOG))
     return {
         "states": {"ready": 0, "failed": 0, "pending": 0, **dict(states.iter_rows())},
         "patients": ready["patient_id"].drop_nulls().n_unique(),
@@ -80,8 +82,8 @@ def _totals(lake: Lake, slides: pl.DataFrame) -> Row:
         "bytes": int(ready["bytes"].sum()),
         "travelled": (int(travelled["bytes_read"].sum()), int(travelled["bytes"].sum())),
         "seconds": float(ready["seconds"].sum()),
-        "tiles": {mpp: int(rows["tiles"].sum()) for mpp, rows in places.items()},
-        "shard_bytes": sum(int(rows["shard_bytes"].sum()) for rows in places.values()),
+        "tiles": {mpp: counts.tiles[mpp, None] for mpp in lake.config.mpps},
+        "shard_bytes": counts.shard_bytes,
     }
 
 

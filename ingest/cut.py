@@ -16,12 +16,15 @@ import simplejpeg
 from featurestore import GridCut, LakeConfig, ShardWriter, SlideCut, Store, tile_ids, tiles_table
 from featurestore.full_disk import DiskFullError, disk_full_error
 from featurestore.schema import shard_path
+from ingest.cut_settings import CutSettings
 from ingest.errors import SlideError
-from ingest.grid import Grid, keep_tiles, plan_grids
+from ingest.grid import Grid, plan_grids
+from ingest.readers.open_slide import open_slide
+from ingest.readers.slide_reader import SlideReader, read_options
 from ingest.remote import local_slide
 from ingest.scores import FOCUS_MPP
+from ingest.segment.methods import STANDARD
 from ingest.survey import Survey, mask_picture, survey
-from ingest.tiff_reader import TiffReader
 from ingest.tissue import OVERVIEW_MPP
 
 STORED, ENCODED = "stored", "encoded"
@@ -51,9 +54,9 @@ def cut_slide(store: Store, config: LakeConfig, row: Row) -> SlideCut:
     mpp, read_at = row.get("mpp"), (*config.mpps, FOCUS_MPP, OVERVIEW_MPP)
     with (
         local_slide(row.get("url") or row["uri"], mpps=read_at, mpp=mpp) as local,
-        TiffReader(local.path, mpp=mpp) as slide,
+        open_slide(local.path, read_options(row), image=local.image) as slide,
     ):
-        seen = survey(slide, pen_veto=row.get("pen_veto", True), mask=row.get("mask"))
+        seen = survey(slide, **tissue_options(row))
         if seen.tissue.verdict == "no tissue":
             msg = f"no tissue found on {row['uri']} ({seen.tissue.why})"
             raise SlideError(msg, _describe(slide, seen))
@@ -62,19 +65,27 @@ def cut_slide(store: Store, config: LakeConfig, row: Row) -> SlideCut:
     return SlideCut(row={**described, "seconds": time.perf_counter() - start}, grids=cuts)
 
 
+def tissue_options(row: Row) -> Row:
+    """How a slide's tissue is to be found, for `survey`."""
+    return {
+        "pen_veto": row.get("pen_veto"),
+        "mask": row.get("mask"),
+        "tissue_by": row.get("tissue_by") or STANDARD,
+    }
+
+
 def _cut_grids(
-    store: Store, config: LakeConfig, row: Row, slide: TiffReader, seen: Survey
+    store: Store, config: LakeConfig, row: Row, slide: SlideReader, seen: Survey
 ) -> dict[float, GridCut]:
     grids = lake_grids(slide, config)
-    shares = seen.shares(grids)
-    kept = keep_tiles(shares, grids, config.tissue_min)
+    shares, kept = seen.shares(grids), seen.kept(grids, config.tissue_min)
     return {
         grid.mpp: _cut_grid(store, config, row, slide, grid, keep, {"tissue": share, **scores})
         for grid, keep, share, scores in zip(grids, kept, shares, seen.scores(grids), strict=True)
     }
 
 
-def lake_grids(slide: TiffReader, config: LakeConfig) -> list[Grid]:
+def lake_grids(slide: SlideReader, config: LakeConfig) -> list[Grid]:
     """The grids of a slide as a lake wants them, finest first."""
     ratios = {mpp: config.ratio(mpp) for mpp in config.mpps}
     planned = plan_grids(
@@ -87,7 +98,7 @@ def _cut_grid(
     store: Store,
     config: LakeConfig,
     row: Row,
-    slide: TiffReader,
+    slide: SlideReader,
     grid: Grid,
     keep: npt.NDArray[np.bool_],
     scores: dict[str, npt.NDArray[np.float32]],
@@ -126,7 +137,7 @@ def _cut_grid(
 
 
 def jpegs(
-    slide: TiffReader, grid: Grid, config: LakeConfig, at: npt.NDArray[np.int64]
+    slide: SlideReader, grid: Grid, config: LakeConfig, at: npt.NDArray[np.int64]
 ) -> Iterator[tuple[bytes, str]]:
     """The tiles as they are stored in the lake, and how they came to be.
 
@@ -137,7 +148,7 @@ def jpegs(
     if level is None and grid.mpp in config.passthrough and not config.mix_codecs:
         msg = (
             f"it stores no JPEG tiles of {grid.tile_px} px at {grid.mpp} mpp to be copied, as the "
-            f"lake's are ({slide.fallback or 'its tiles or levels are others'}); a lake made with "
+            f"lake's are ({_why_not_stored(slide)}); a lake made with "
             "--mix-codecs encodes such slides"
         )
         raise SlideError(msg)
@@ -147,6 +158,13 @@ def jpegs(
             yield jpeg, STORED
         else:
             yield encode_jpeg(slide.tile(grid, y, x), config), ENCODED
+
+
+def _why_not_stored(slide: SlideReader) -> str:
+    """Say why no level's own tiles can be copied."""
+    if slide.converts_colours:
+        return "its colours are converted (--icc)"
+    return "; ".join([slide.fallback or "its tiles or levels are others", *slide.notes])
 
 
 def encode_jpeg(rgb: RgbArray, config: LakeConfig) -> bytes:
@@ -185,12 +203,17 @@ def _tile_rows(
 
 
 def _mark(config: LakeConfig, row: Row) -> str:
-    how = [row[name] for name in ("pen_veto", "mask") if name in row]
+    """What tells a shard of other pixels or tiles apart; of the usual settings as it always was."""
+    settings = CutSettings.from_json(row.get("cut_with") or "{}")
+    how = [settings.leaves_pen_out, settings.mask_mark] if "pen_veto" in row else []
+    if settings.tissue != STANDARD:
+        how.append(settings.tissue)
+    how += ["icc"] if settings.icc else []
     text = json.dumps([row["fingerprint"], row.get("mpp"), asdict(config), *how])
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
-def _describe(slide: TiffReader, seen: Survey) -> Row:
+def _describe(slide: SlideReader, seen: Survey) -> Row:
     width, height = slide.size_px
     pixels, _ = slide.overview(max(THUMBNAIL_MPP, slide.mpp * max(slide.size_px) / THUMBNAIL_PX))
     return {
@@ -198,11 +221,15 @@ def _describe(slide: TiffReader, seen: Survey) -> Row:
         "height_px": height,
         "mpp": slide.mpp,
         "mpp_source": slide.mpp_source,
+        "mpp_x": slide.mpp_x,
+        "mpp_y": slide.mpp_y,
         "objective": slide.objective,
         "vendor": slide.vendor,
         "levels": slide.levels,
         "reader": slide.name,
         "fallback": slide.fallback,
+        "notes": "; ".join(slide.notes) or None,
+        "icc_profile": slide.icc_profile,
         "tissue": seen.tissue.share,
         "pen": seen.tissue.pen_share,
         "verdict": seen.tissue.verdict,

@@ -20,6 +20,7 @@ from featurestore import ColumnFile, ColumnWriter, ShardReader, Store
 from featurestore.full_disk import disk_full_error
 from featurestore.lance_columns import keys_in
 from featurestore.schema import identity_of
+from featurestore.shards import check_shard
 from ingest.cards import Engine, Precision
 from ingest.errors import SlideError
 from ingest.outputs import Output, in_share, only
@@ -175,6 +176,8 @@ class Extractor:
         self, row: Row, ids: Int64Array, rows: Int64Array
     ) -> Iterator[tuple[Int64Array, RgbArray]]:
         """Some tiles of a slide, decoded ahead while the networks work on those before."""
+        # Features of damaged pixels would be wrong for good, under a checksum of their own.
+        check_shard(self._store, row)
         size = GPU_BATCH_TILES if self._device == "cuda" else BATCH_TILES
         with (
             ShardReader.of(self._store, row) as shard,

@@ -152,6 +152,29 @@ def tile_sums(
     return _over_tiles(rows.T, grid.width, side, step).T
 
 
+def area_means(
+    values: BoolArray, scale: float, shape: tuple[int, int], to_scale: float
+) -> Float64Array:
+    """A map of a whole slide at another resolution: the mean over what each pixel has of it.
+
+    Args:
+        values: [h, w].
+        scale: side of one of its pixels in level-0 pixels.
+        shape: height and width of the result; 0 where a pixel lies outside the map.
+        to_scale: side of one of its pixels.
+    """
+    side = to_scale / scale
+    sums, areas = (
+        _over_tiles(_over_tiles(total, shape[0], side, side).T, shape[1], side, side).T
+        for total in (
+            cv2.integral(part.astype(np.float32), sdepth=cv2.CV_64F)
+            for part in (values, np.ones_like(values))
+        )
+    )
+    means: Float64Array = sums / np.maximum(areas, 1e-9)
+    return means
+
+
 def _over_tiles(table: Float64Array, count: int, side: float, step: float) -> Float64Array:
     start = np.arange(count, dtype=np.float64) * step
     last = float(len(table) - 1)
@@ -169,14 +192,15 @@ def _between(
 
 
 def keep_tiles(
-    shares: Sequence[Float32Array], grids: Sequence[Grid], least: float
+    shares: Sequence[Float32Array], grids: Sequence[Grid], least: float | Sequence[float]
 ) -> list[BoolArray]:
-    """Which tiles of each grid are kept, finest first.
+    """Which tiles of each grid are kept, finest first; `least` may be given grid by grid.
 
     A tile is kept for its own tissue, or because a finer tile inside it is kept: every kept tile
     then has its parent, and a missing child means background.
     """
-    kept = [share >= least for share in shares]
+    leasts = [least] * len(shares) if isinstance(least, float | int) else least
+    kept = [share >= part for share, part in zip(shares, leasts, strict=True)]
     for coarse in range(1, len(grids)):
         step = grids[coarse].ratio // grids[0].ratio
         height, width = kept[coarse].shape

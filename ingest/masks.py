@@ -35,40 +35,6 @@ Polygon = list[Ring]
 Anything = Any
 
 
-def find_mask(folder: str, slide_id: str) -> str | None:
-    """The mask of a slide: `<slide_id>.geojson`, `.json` or `.png` in a folder at any fsspec URL.
-
-    Returns:
-        Its path or URL; None if there is none.
-
-    Raises:
-        SlideError: there is more than one, or the folder can't be looked into.
-    """
-    paths = [f"{folder.rstrip('/')}/{slide_id}{suffix}" for suffix in SUFFIXES]
-    found = [path for path in paths if _exists(path)]
-    if len(found) > 1:
-        msg = f"slide {slide_id} has more than one mask ({', '.join(map(shown, found))}); leave one"
-        raise SlideError(msg)
-    return found[0] if found else None
-
-
-def folder_exists(uri: str) -> bool:
-    """Whether a folder of masks is there; in a bucket a folder is any prefix with files."""
-    fs, path = open_fs(uri)
-    with told(uri):
-        return bool(fs.isdir(path))
-
-
-def _exists(uri: str) -> bool:
-    fs, path = open_fs(uri)
-    with told(uri):
-        try:
-            fs.info(path)
-        except FileNotFoundError:
-            return False
-    return True
-
-
 def read_mask(
     path_or_uri: str, *, size_px: tuple[int, int], shape: tuple[int, int], scale: float
 ) -> BoolArray:
@@ -77,8 +43,9 @@ def read_mask(
     GeoJSON: a FeatureCollection, a Feature, a list of them or a bare geometry, with coordinates in
     level-0 pixels from the slide's corner. Tissue is the union of all Polygons and MultiPolygons,
     less their holes and less what is classified as not tissue (`Ignore*`, `Background`, ...: names
-    with an asterisk but `Region*`, and NOT_TISSUE). Points, lines, cells and detections are left
-    out. A ring that crosses itself is filled by the even-odd rule.
+    with an asterisk but `Region*`, and NOT_TISSUE). Points, lines, cells, detections and cores of a
+    microarray that are marked as missing are left out. A ring that crosses itself is filled by the
+    even-odd rule.
 
     PNG: any size with the slide's aspect ratio; what is not zero is tissue: the index in a palette,
     else any of the colours, where alpha is not zero. In a picture without colours alpha decides.
@@ -147,7 +114,8 @@ def _polygons(document: Anything) -> tuple[list[Polygon], list[Polygon]]:
     ignored: list[Polygon] = []
     for feature in _features(document):
         properties = feature.get("properties") or {}
-        if properties.get("objectType") in NO_AREAS:
+        # A core of a tissue microarray that is marked as missing is a hole in the block.
+        if properties.get("objectType") in NO_AREAS or properties.get("isMissing") is True:
             continue
         found = list(_areas(feature.get("geometry")))
         (ignored if _is_ignored(properties) else tissue).extend(found)

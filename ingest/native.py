@@ -4,14 +4,18 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ingest.errors import InputError, SlideError
+from ingest.cut import failure
+from ingest.errors import InputError
 from ingest.grid import plan_grids
+from ingest.isolated import DiedError, Isolated
+from ingest.readers.open_slide import open_slide
+from ingest.readers.slide_reader import ReadOptions
 from ingest.remote import local_slide
 from ingest.remote_files import is_local
 from ingest.sources import Source
-from ingest.tiff_reader import TiffReader
 
 LOOKED_AT, FEW = 16, 2
+LOOK_S = 600.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,12 +46,17 @@ def native_tiles(
     """
     some = sources[: LOOKED_AT if all(is_local(source.uri) for source in sources) else FEW]
     reasons, found = [], Counter[NativeTiles]()
-    for source in some:
-        mpp = source.mpp if source.mpp is not None else mpp_override
-        try:
-            found.update(_of_slide(source, ratios, mpp))
-        except SlideError as error:
-            reasons.append(str(error))
+    child = Isolated(f"{__name__}:tiles_or_reason")
+    try:
+        for source in some:
+            mpp = source.mpp if source.mpp is not None else mpp_override
+            tiles = _looked_at(child, source, ratios, mpp)
+            if isinstance(tiles, str):
+                reasons.append(tiles)
+            else:
+                found.update(tiles)
+    finally:
+        child.close()
     if found:
         return found.most_common(1)[0][0]
     why = reasons[0] if reasons else "no JPEG tiles of a square side are stored at it"
@@ -58,8 +67,33 @@ def native_tiles(
     raise InputError(msg)
 
 
+def _looked_at(
+    child: Isolated, source: Source, ratios: dict[float, int], mpp: float | None
+) -> list[NativeTiles] | str:
+    """Return what a slide stores, or why that is not known, after a look in another process."""
+    try:
+        tiles: list[NativeTiles] | str = child.call(source, ratios, mpp, limit_s=LOOK_S)
+    except DiedError as error:
+        return f"looking at {source.slide_id} {error}"
+    return tiles
+
+
+def tiles_or_reason(
+    source: Source, ratios: dict[float, int], mpp: float | None
+) -> list[NativeTiles] | str:
+    """Return what a slide stores, or why it can't be read."""
+    try:
+        return _of_slide(source, ratios, mpp)
+    except Exception as error:  # noqa: BLE001 - whatever is wrong with one slide is its reason
+        return str(failure({}, error)["reason"])
+
+
 def _of_slide(source: Source, ratios: dict[float, int], mpp: float | None) -> list[NativeTiles]:
-    with local_slide(source.uri) as local, TiffReader(local.path, mpp=mpp) as slide:
+    options = ReadOptions(mpp=mpp, allow_anisotropic=True)  # whether it may be is said later
+    with (
+        local_slide(source.uri) as local,
+        open_slide(local.path, options, image=local.image) as slide,
+    ):
         tile_px = slide.stored_tile_px(min(ratios))
         if tile_px is None:
             return []

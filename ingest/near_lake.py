@@ -11,7 +11,8 @@ from ingest.errors import InputError
 def refuse_near_lake(lake: Lake, rows: Sequence[Mapping[str, Any]], *, distinct_ids: bool) -> None:
     """Refuse new slides and patients that differ from the lake's by next to nothing.
 
-    A patient P1 beside p1 would be on two sides of a split, and a slide would be there twice.
+    A patient P1 beside p1 would be on two sides of a split, and a slide would be there twice. The
+    patients of slides that get another one now are no longer the lake's.
 
     Args:
         lake: as it is before they are added.
@@ -24,7 +25,12 @@ def refuse_near_lake(lake: Lake, rows: Sequence[Mapping[str, Any]], *, distinct_
     if distinct_ids or not rows:
         return
     slides = lake.slides().select("slide_id", "patient_id").collect()
+    changed = [row["slide_id"] for row in rows if row["patient_id"] is not None]
+    kept = slides.filter(~slides["slide_id"].is_in(changed))
     with tables_raise(InputError):
-        for column, what in (("slide_id", "slides"), ("patient_id", "patients")):
+        for column, what, there in (
+            ("slide_id", "slides", slides),
+            ("patient_id", "patients", kept),
+        ):
             names = {row[column] for row in rows if row[column] is not None}
-            refuse_near_others(names, slides[column].drop_nulls().unique(), what, "the lake")
+            refuse_near_others(names, there[column].drop_nulls().unique(), what, "the lake")

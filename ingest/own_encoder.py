@@ -4,18 +4,17 @@ Such a file is run as it is, so only one that the user names in the command is e
 out of a lake. See `examples/own_encoder.py`.
 """
 
-import importlib.util
-import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ingest.cards import Card
 from ingest.errors import TeacherError
+from ingest.own_file import SUFFIX, run_file
 
 if TYPE_CHECKING:
     from torch import nn
 
-SUFFIX = ".py"
+__all__ = ["SUFFIX", "own_card", "own_network"]
 
 
 def own_card(source: str, where: str) -> tuple[Card, Path | None]:
@@ -28,7 +27,7 @@ def own_card(source: str, where: str) -> tuple[Card, Path | None]:
     Raises:
         TeacherError: it can't be run, or defines no card or no `build`.
     """
-    module = _module(source, where)
+    module = run_file(source, where, TeacherError)
     card, weights = getattr(module, "CARD", None), getattr(module, "WEIGHTS", None)
     if not isinstance(card, Card) or not callable(getattr(module, "build", None)):
         msg = f"{where} must define CARD, a slidelake.Card, and build(), which gives the network"
@@ -48,7 +47,7 @@ def own_network(source: str, where: str) -> "nn.Module":
     """
     from ingest.networks import Plain
 
-    module = _module(source, where)
+    module = run_file(source, where, TeacherError)
     try:
         network = module.build()
     except Exception as error:
@@ -58,20 +57,3 @@ def own_network(source: str, where: str) -> "nn.Module":
         found: nn.Module = network
         return found
     return Plain(network, module.CARD.prefix_tokens)
-
-
-def _module(source: str, where: str) -> Any:  # noqa: ANN401 - what a module has is its own
-    with tempfile.TemporaryDirectory(prefix="slidelake-") as folder:
-        path = Path(folder) / Path(where).name
-        path.write_text(source)
-        spec = importlib.util.spec_from_file_location("slidelake_own_encoder", path)
-        if spec is None or spec.loader is None:
-            msg = f"{where} is no Python file"
-            raise TeacherError(msg)
-        module = importlib.util.module_from_spec(spec)
-        try:
-            spec.loader.exec_module(module)
-        except Exception as error:
-            msg = f"{where} can't be run: {type(error).__name__}: {error}"
-            raise TeacherError(msg) from error
-    return module

@@ -1,4 +1,8 @@
-"""What an ingest would do: tiles, bytes and time, from a look at some of the slides."""
+"""What an ingest would do: tiles, bytes and time, from a look at some of the slides.
+
+A slide is looked at in a process of its own, as it is cut in one: a decoder that crashes or hangs
+on it costs the look at that slide, and is named.
+"""
 
 import time
 from collections.abc import Sequence
@@ -9,16 +13,19 @@ import numpy as np
 
 from featurestore import LakeConfig
 from featurestore.ids import mpp_name
-from ingest.cut import jpegs, lake_grids
-from ingest.errors import SlideError
-from ingest.grid import Grid, keep_tiles
+from ingest.cut import failure, jpegs, lake_grids, tissue_options
+from ingest.grid import Grid
+from ingest.isolated import DiedError, Isolated
+from ingest.readers.open_slide import open_slide
+from ingest.readers.slide_reader import SlideReader, read_options
 from ingest.remote import local_slide
 from ingest.remote_files import is_local
 from ingest.survey import survey
-from ingest.tiff_reader import TiffReader
 
 LOCAL_SAMPLE, REMOTE_SAMPLE = 12, 3
 TIMED_TILES = 16
+LOOK_S = 600.0
+SLOWEST_BYTES_S = 1e6  # a slide may take so much longer
 
 Row = dict[str, Any]
 
@@ -35,6 +42,7 @@ class Plan:
         seconds: of work on so many cores.
         cores: that the time is for.
         failed: slides among the sampled that would fail, with their reasons.
+        notes: what was noticed, a sentence each.
     """
 
     slides: int
@@ -44,27 +52,47 @@ class Plan:
     bytes: int = 0
     seconds: float = 0.0
     failed: list[dict[str, str]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+@dataclass(kw_only=True)
+class Look:
+    """What cutting one slide would take.
+
+    Attributes:
+        tiles: per mpp.
+        bytes: of its shards.
+        seconds: of one core.
+        notes: what is odd about the slide.
+        reason: why it would fail; None if it would not.
+    """
+
+    tiles: dict[str, int] = field(default_factory=dict)
+    bytes: int = 0
+    seconds: float = 0.0
+    notes: list[str] = field(default_factory=list)
+    reason: str | None = None
 
 
 def plan_ingest(rows: Sequence[Row], config: LakeConfig, *, cores: int) -> Plan:
     """Estimate an ingest of slides.
 
     Args:
-        rows: of the slides, with slide_id, uri, bytes, and perhaps mpp, mask and pen_veto.
+        rows: of the slides, with slide_id, uri, bytes, and perhaps mpp, mask, pen_veto, tissue_by.
         config: settings of the lake.
         cores: to share the work.
     """
     plan = Plan(slides=len(rows), cores=cores, tiles={mpp_name(m): 0 for m in config.mpps})
-    seen_bytes = 0
-    for row in _sample(rows):
-        plan.sampled += 1
-        seen_bytes += row["bytes"] or 0
-        try:
-            _look(plan, config, row)
-        except SlideError as error:
-            plan.failed.append({"slide": row["slide_id"], "reason": str(error)})
+    sample, read_bytes = _sample(rows), 0
+    child = Isolated(f"{__name__}:look_or_reason")
+    try:
+        for row in sample:
+            read_bytes += row["bytes"] or 0
+            _add(plan, row, _look_apart(child, config, row))
+    finally:
+        child.close()
     all_bytes = sum(row["bytes"] or 0 for row in rows)
-    more = all_bytes / seen_bytes if seen_bytes else 0.0
+    more = all_bytes / read_bytes if read_bytes else 0.0
     plan.tiles = {mpp: round(count * more) for mpp, count in plan.tiles.items()}
     plan.bytes, plan.seconds = round(plan.bytes * more), plan.seconds * more / cores
     return plan
@@ -78,26 +106,59 @@ def _sample(rows: Sequence[Row]) -> list[Row]:
     return [by_size[i] for i in at.tolist()]
 
 
-def _look(plan: Plan, config: LakeConfig, row: Row) -> None:
+def _look_apart(child: Isolated, config: LakeConfig, row: Row) -> Look:
+    limit_s = LOOK_S + (row["bytes"] or 0) / SLOWEST_BYTES_S
+    try:
+        look: Look = child.call(config, row, limit_s=limit_s)
+    except DiedError as error:
+        return Look(reason=f"looking at it {error}")
+    return look
+
+
+def _add(plan: Plan, row: Row, look: Look) -> None:
+    plan.sampled += 1
+    plan.bytes += look.bytes
+    plan.seconds += look.seconds
+    plan.notes += [f"{row['slide_id']}: {note}" for note in look.notes]
+    for mpp, count in look.tiles.items():
+        plan.tiles[mpp] += count
+    if look.reason is not None:
+        plan.failed.append({"slide": row["slide_id"], "reason": look.reason})
+
+
+def look_or_reason(config: LakeConfig, row: Row) -> Look:
+    """Look at a slide; what is wrong with it becomes the reason."""
+    look = Look()
+    try:
+        _look(look, config, row)
+    except Exception as error:  # noqa: BLE001 - whatever is wrong with one slide is its reason
+        look.reason = failure(row, error)["reason"]
+    return look
+
+
+def _look(look: Look, config: LakeConfig, row: Row) -> None:
     start = time.perf_counter()
-    mpp, url = row.get("mpp"), row.get("url") or row["uri"]
-    with local_slide(url) as local, TiffReader(local.path, mpp=mpp) as slide:
-        seen = survey(slide, pen_veto=row.get("pen_veto", True), mask=row.get("mask"))
+    with (
+        local_slide(row.get("url") or row["uri"]) as local,
+        open_slide(local.path, read_options(row), image=local.image) as slide,
+    ):
+        seen = survey(slide, **tissue_options(row))
         grids = lake_grids(slide, config)
-        plan.seconds += time.perf_counter() - start
-        kept = keep_tiles(seen.shares(grids), grids, config.tissue_min)
+        look.seconds += time.perf_counter() - start
+        kept = seen.kept(grids, config.tissue_min)
         for grid, keep in zip(grids, kept, strict=True):
-            _some_tiles(plan, config, slide, grid, np.argwhere(keep))
+            _some_tiles(look, config, slide, grid, np.argwhere(keep))
+        look.notes = slide.notes
 
 
 def _some_tiles(
-    plan: Plan, config: LakeConfig, slide: TiffReader, grid: Grid, at: np.typing.NDArray[np.int64]
+    look: Look, config: LakeConfig, slide: SlideReader, grid: Grid, at: np.typing.NDArray[np.int64]
 ) -> None:
-    plan.tiles[mpp_name(grid.mpp)] += len(at)
+    look.tiles[mpp_name(grid.mpp)] = len(at)
     if not len(at):
         return
     some = at[np.unique(np.linspace(0, len(at) - 1, TIMED_TILES).astype(int))]
     start = time.perf_counter()
     sizes = [len(jpeg) for jpeg, _ in jpegs(slide, grid, config, some)]
-    plan.seconds += (time.perf_counter() - start) * len(at) / len(some)
-    plan.bytes += round(sum(sizes) * len(at) / len(some))
+    look.seconds += (time.perf_counter() - start) * len(at) / len(some)
+    look.bytes += round(sum(sizes) * len(at) / len(some))

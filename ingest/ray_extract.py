@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from cluster import progress, ray_session
+from cluster import progress, ray_session, schedulable
 from featurestore import (
     ColumnFile,
     Lake,
@@ -29,7 +29,7 @@ from featurestore import (
 from featurestore.annotations.where import Where, slides_of
 from featurestore.lance_tables import open_table
 from featurestore.lock import writer_lease
-from featurestore.schema import TILE_COLUMNS, features_table, identity_of
+from featurestore.schema import PENDING, READY, TILE_COLUMNS, features_table, identity_of
 from ingest.cards import Engine, Precision
 from ingest.extractor import Choice, Extractor, Outcome, Unit
 from ingest.teachers import Teacher, find_teachers
@@ -49,12 +49,29 @@ class ExtractResult:
             stall, the share of the workers' time in which none ran: waiting for tiles, writing.
         failed: slides with their mpp and the reason.
         seconds: of all of it.
+        ready: slides that have been cut, and so have tiles to run on.
+        pending: slides that an ingest has not cut yet: they have no features.
         freed: what an automatic vacuum removed.
     """
 
     teachers: dict[str, dict[str, float]] = field(default_factory=dict)
     failed: list[dict[str, str]] = field(default_factory=list)
     seconds: float = 0.0
+    ready: int = 0
+    pending: int = 0
+
+    @property
+    def did_nothing(self) -> bool:
+        """Whether no tile was computed though slides are missing: none is ready, or some wait."""
+        return not any(counts["tiles"] for counts in self.teachers.values()) and (
+            self.pending > 0 or not self.ready
+        )
+
+
+def count_slides(lake: Lake, result: ExtractResult) -> None:
+    """Write down how many slides are ready, and how many wait."""
+    states = dict(lake.slides().group_by("state").len().collect().iter_rows())
+    result.ready, result.pending = states.get(READY, 0), states.get(PENDING, 0)
     freed: Vacuumed | None = None
 
 
@@ -300,12 +317,11 @@ def _outcomes(
         "gpu": bool(gpus),
     }
     items = [{"unit": pickle.dumps(unit), **given} for unit in units]
+    # A pool that takes every CPU leaves none for the tasks that feed it, and hangs.
+    share = {"num_cpus": 0.9 * cpus / actors, "num_gpus": 1 if gpus else 0}
     outcomes = ray.data.from_items(items, override_num_blocks=len(items)).map(
-        Extractor,
-        compute=ray.data.ActorPoolStrategy(size=actors),
-        # A pool that takes every CPU leaves none for the tasks that feed it, and hangs.
-        num_cpus=0.9 * cpus / actors,
-        num_gpus=1 if gpus else 0,
+        Extractor, compute=ray.data.ActorPoolStrategy(size=actors), **share
     )
-    for row in outcomes.iter_rows():
-        yield pickle.loads(row["outcome"])
+    with schedulable(**share):
+        for row in outcomes.iter_rows():
+            yield pickle.loads(row["outcome"])

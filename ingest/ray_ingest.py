@@ -7,23 +7,28 @@ go on. After a kill the next run takes the slides that no commit names.
 
 import pickle
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Unpack
 
-from cluster import progress, ray_session
+import polars as pl
+
+from cluster import progress, ray_session, schedulable
 from featurestore import LakeConfig, SlideCut, Store, Vacuumed, create_lake, free_old_versions
 from featurestore.full_disk import DiskFullError
 from featurestore.ids import mpp_name
 from featurestore.lake import Lake
+from featurestore.lance_counts import count_tiles
 from featurestore.lock import writer_lease
+from featurestore.schema import CATALOG
 from ingest.apart import cut_apart
+from ingest.asked import How, Row, asked_for
 from ingest.contact_sheet import write_contact_sheet
 from ingest.cut import failure
 from ingest.errors import SlideError
 from ingest.near_lake import refuse_near_lake
 from ingest.remote_files import is_local
-from ingest.todo import How, Row, asked_rows, sort_out
+from ingest.todo import Todo, sort_out
 
 COMMIT_SLIDES = 64
 COMMIT_ROWS = 250_000
@@ -37,8 +42,11 @@ class IngestResult:
     """What an ingest did.
 
     `failed` lists every failed slide that was asked for, old and new; `replaced` those that were
-    scanned again, whose earlier rows stay readable at earlier versions; `sheet` is a page that
-    shows them all; `freed` is what an automatic vacuum removed.
+    scanned again, whose earlier rows stay readable at earlier versions; `again` those whose file is
+    the same and whose settings are not, with what differs; `facts` counts the slides of which a
+    manifest says other things than before; `notes` are sentences on what was left out or could be
+    a mistake; `sheet` is a page that shows all slides; `freed` is what an
+    automatic vacuum removed.
     """
 
     ready: int = 0
@@ -48,6 +56,9 @@ class IngestResult:
     readers: dict[str, int] = field(default_factory=dict)
     new: int = 0
     replaced: list[str] = field(default_factory=list)
+    again: dict[str, str] = field(default_factory=dict)
+    facts: int = 0
+    notes: list[str] = field(default_factory=list)
     sheet: str = ""
     freed: Vacuumed | None = None
 
@@ -81,23 +92,28 @@ def ingest(
         InputError: the inputs name no slide at all, or not those of `only`.
     """
     start = time.perf_counter()
-    asked, duplicates = asked_rows(inputs, how)
+    asked = asked_for(inputs, how)
     lake = create_lake(lake_uri, config)
-    refuse_near_lake(lake, asked, distinct_ids=how.get("distinct_ids", False))
-    rows = lake.committer.register(asked)
-    todo = sort_out(rows, how)
+    refuse_near_lake(lake, asked.rows, distinct_ids=how.get("distinct_ids", False))
+    rows = lake.committer.register(asked.rows)
+    todo = sort_out(rows, how, asked.tissue_by)
     if todo.failed:
         lake.committer.fail(todo.failed)
-    replaced = [row["slide_id"] for row in todo.cut if row["state"] == "ready"]
+    if todo.facts:
+        lake.committer.update_slides(todo.facts)
+    ready = [row["slide_id"] for row in todo.cut if row["state"] == "ready"]
     if todo.cut:
         what = f"ingest of {len(todo.cut)} slides"
         with writer_lease(lake.store, what), ray_session(address=address):
-            todo.stopped += _run(lake, todo.cut, commit_slides, slide_timeout_s)
+            todo.stopped += _run(lake, todo, commit_slides, slide_timeout_s)
     result = _result(lake.refreshed(), [row["slide_id"] for row in rows])
-    result.failed += todo.stopped + duplicates
-    result.new = len(todo.cut)
+    result.failed += todo.stopped + asked.stopped
+    result.new, result.facts = len(todo.cut), len(todo.facts)
+    result.notes = [*asked.notes, *todo.notes("updated")]
     failed = {slide["slide"] for slide in result.failed}
-    result.replaced = [name for name in replaced if name not in failed]
+    done = [name for name in ready if name not in failed]
+    result.replaced = [name for name in done if name not in todo.again]
+    result.again = {name: todo.again[name] for name in done if name in todo.again}
     result.sheet = write_contact_sheet(lake.refreshed())
     if auto_vacuum:
         result.freed = free_old_versions(lake)
@@ -106,34 +122,38 @@ def ingest(
 
 
 def _run(
-    lake: Lake, todo: Sequence[Row], commit_slides: int, slide_timeout_s: float
+    lake: Lake, todo: Todo, commit_slides: int, slide_timeout_s: float
 ) -> list[dict[str, str]]:
-    """Cut and commit; returns slides whose new file failed while their earlier scan stays."""
-    left = {row["slide_id"]: row for row in todo}
+    """Cut and commit; returns slides that failed while their earlier tiles stay."""
+    left = {row["slide_id"]: row for row in todo.cut}
     kept: list[dict[str, str]] = []
     batch = _Batch(lake, commit_slides)
-    with progress("ingest", total=len(todo), unit="slides") as bar:
-        for outcome in _outcomes(lake.store, lake.config, todo, slide_timeout_s):
+    work = float(sum(row["bytes"] or 0 for row in todo.cut))
+    with progress("ingest", total=len(left), unit="slides", work=work) as bar:
+        for outcome in _outcomes(lake.store, lake.config, todo.cut, slide_timeout_s):
             if isinstance(outcome, SlideCut):
                 left.pop(outcome.row["slide_id"])
                 tiles = sum(grid.tiles.num_rows for grid in outcome.grids.values())
-                bar.advance(1, tiles=tiles, MB=round((outcome.row["bytes"] or 0) / 1e6))
+                size = outcome.row["bytes"] or 0
+                bar.advance(1, work=size, tiles=tiles, bytes=size)
                 if outcome.row["mpp_source"] == "objective":
                     bar.note(f"{outcome.row['slide_id']}: {_guess(outcome.row)}")
                 if why := outcome.row.get("fallback"):
                     bar.note(f"{outcome.row['slide_id']}: read by openslide, since {why}")
+                if notes := outcome.row.get("notes"):
+                    bar.note(f"{outcome.row['slide_id']}: {notes}")
                 batch.add(outcome)
             else:
                 left.pop(outcome["slide_id"])
                 if outcome.get("disk_full"):  # no fault of the slide: it stays to be cut
                     batch.flush()
                     raise DiskFullError(outcome["reason"])
-                kept += _fail(lake, [outcome])
-                bar.advance(1)
+                kept += _fail(lake, [outcome], todo.again)
+                bar.advance(1, work=outcome["bytes"] or 0)
                 bar.note(f"{outcome['slide_id']} failed: {outcome['reason']}")
         batch.flush()
     reason = "the worker died on it (a crash in a decoder, or out of memory)"
-    return kept + _fail(lake, [{**row, "reason": reason} for row in left.values()])
+    return kept + _fail(lake, [{**row, "reason": reason} for row in left.values()], todo.again)
 
 
 def _guess(row: Row) -> str:
@@ -143,13 +163,18 @@ def _guess(row: Row) -> str:
     )
 
 
-def _fail(lake: Lake, rows: Sequence[Row]) -> list[dict[str, str]]:
-    """Write failures down; a slide that is ready from an earlier scan stays as it is."""
+def _fail(lake: Lake, rows: Sequence[Row], again: Mapping[str, str]) -> list[dict[str, str]]:
+    """Write failures down; a slide that is ready from an earlier cut stays as it is."""
     ready = [row for row in rows if row["state"] == "ready"]
     if len(ready) < len(rows):
         lake.committer.fail([row for row in rows if row["state"] != "ready"])
-    reason = "the new file failed, the earlier scan stays: {}"
-    return [{"slide": r["slide_id"], "reason": reason.format(r["reason"])} for r in ready]
+    return [{"slide": row["slide_id"], "reason": _stays(row, again)} for row in ready]
+
+
+def _stays(row: Row, again: Mapping[str, str]) -> str:
+    if why := again.get(row["slide_id"]):
+        return f"cutting it again ({why}) failed, its earlier tiles stay: {row['reason']}"
+    return f"the new file failed, the earlier scan stays: {row['reason']}"
 
 
 class _Batch:
@@ -191,16 +216,19 @@ def _outcomes(
     slides = ray.data.from_items(items, override_num_blocks=len(items))
     # Slides that have to travel come two to a core: one is fetched while the other is cut.
     share = 1.0 if all(is_local(row["uri"]) for row in todo) else 0.5
-    for found in slides.map(cut_apart, num_cpus=share).iter_rows():
-        if found["died"]:
-            yield failure(todo[found["number"]], SlideError(f"cutting it {found['died']}"))
-        else:
-            yield pickle.loads(found["outcome"])
+    with schedulable(num_cpus=share):
+        for found in slides.map(cut_apart, num_cpus=share).iter_rows():
+            if found["died"]:
+                yield failure(todo[found["number"]], SlideError(f"cutting it {found['died']}"))
+            else:
+                yield pickle.loads(found["outcome"])
 
 
 def _result(lake: Lake, slide_ids: Sequence[str]) -> IngestResult:
-    slides = lake.slides().select("slide_id", "state", "reason", "reader").collect()
-    asked = slides.filter(slides["slide_id"].is_in(list(slide_ids)))
+    wanted = pl.col("slide_id").is_in(list(slide_ids))
+    columns = ["slide_id", "state", "reason", "reader"]
+    asked = lake.slides().filter(wanted).select(columns).collect()
+    tiles = count_tiles(lake.table(CATALOG)).tiles
     ready, failed = (asked.filter(asked["state"] == state) for state in ("ready", "failed"))
     return IngestResult(
         ready=ready.height,
@@ -208,8 +236,6 @@ def _result(lake: Lake, slide_ids: Sequence[str]) -> IngestResult:
             {"slide": slide, "reason": reason}
             for slide, reason in failed.select("slide_id", "reason").iter_rows()
         ],
-        tiles={
-            mpp_name(mpp): int(lake.tiles_of(mpp=mpp)["tiles"].sum()) for mpp in lake.config.mpps
-        },
+        tiles={mpp_name(mpp): tiles[mpp, None] for mpp in lake.config.mpps},
         readers=dict(ready["reader"].value_counts().iter_rows()),
     )

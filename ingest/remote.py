@@ -5,19 +5,20 @@ after use; for coarse magnifications only the levels that are read from travel. 
 the whole of what the server has is an error, never half a slide.
 """
 
-import configparser
 import contextlib
+import dataclasses
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
 from ingest import sparse_tiff
 from ingest.errors import SlideError
-from ingest.jpeg_tiff import JpegLevel, NotNativeError
+from ingest.file_groups import named_files
 from ingest.partial_file import PartialFile, Range
+from ingest.readers.jpeg_tiff import JpegLevel, NotNativeError
+from ingest.readers.tiff_check import check_tiff
 from ingest.remote_errors import told
-from ingest.remote_files import RemoteFile, is_local, name_of, open_fs
+from ingest.remote_files import RemoteFile, is_local, name_of, open_fs, split_image
 from ingest.scratch import scratch_folder
-from ingest.tiff_check import check_tiff
 
 NAME_BYTES = 200  # of a copy; file systems take 255
 
@@ -30,12 +31,14 @@ class Fetched:
         bytes_file: bytes of the slide, with the files that belong to it.
         levels: where its tiles lie, if it was fetched in part; for `sparse_tiff.level_ranges`.
         plan: why it was fetched whole or in part; None where nothing was planned.
+        image: number of the image in the file that the slide is; None: not named.
     """
 
     def __init__(self, path: str, bytes_file: int, files: Sequence[PartialFile] = ()) -> None:
         self.path, self.bytes_file = path, bytes_file
         self.levels: list[JpegLevel] = []
         self.plan: sparse_tiff.FetchPlan | None = None
+        self.image: int | None = None
         self._files = list(files)
 
     @property
@@ -74,7 +77,7 @@ def local_slide(
     """A slide as a local file; a local one is itself, any other is fetched and dropped after use.
 
     Args:
-        uri: a path, or any URL that fsspec knows.
+        uri: a path, or any URL that fsspec knows; `#2` at its end names an image of a TIFF.
         scratch: folder for copies; $SLIDELAKE_SCRATCH or the temporary folder if None.
         mpps: all that will be read from it, overviews included; if only coarse ones are, and
             the file is a TIFF of JPEG tiles, the levels for them are fetched and no others.
@@ -85,15 +88,20 @@ def local_slide(
         SlideError: it is not there, can't be read, changed meanwhile, or there is no room; it is
             a TIFF that is cut off, or holds no colour image.
     """
+    uri, image = split_image(uri)
     if is_local(uri):
         path = open_fs(uri)[1]
         with told(uri):
             size = Path(path).stat().st_size
         check_tiff(path)
-        yield Fetched(path, size)
+        fetched = Fetched(path, size)
+        fetched.image = image
+        yield fetched
         return
     with _opened(uri, scratch) as (fetched, file):
-        if not (mpps and min(mpps) >= sparse_tiff.COARSE_MPP and _plan(fetched, file, mpps, mpp)):
+        fetched.image = image
+        in_part = mpps and min(mpps) >= sparse_tiff.COARSE_MPP and image is None
+        if not (mpps and in_part and _plan(fetched, file, mpps, mpp)):
             file.need_all()
         check_tiff(fetched.path)
         yield fetched
@@ -165,10 +173,15 @@ def _plan(fetched: Fetched, file: PartialFile, mpps: Sequence[float], mpp: float
         return False  # what is wrong with it, its reader says of the whole file
     plan = sparse_tiff.plan_fetch(fetched.levels, file.size, slide_mpp=own, mpps=mpps)
     fetched.plan = plan
-    if plan.sparse:
-        levels = [sparse_tiff.level_ranges(fetched.levels, level) for level in plan.levels]
-        fetched.need(one for ranges in levels for one in ranges)
-    return plan.sparse
+    if not plan.sparse:
+        return False
+    levels = [sparse_tiff.level_ranges(fetched.levels, level) for level in plan.levels]
+    levels.append(sparse_tiff.check_ranges(fetched.levels, plan.levels))
+    fetched.need(one for ranges in levels for one in ranges)
+    if why := sparse_tiff.unfit_levels(fetched.path, mpp, min(mpps)):
+        fetched.plan = dataclasses.replace(plan, sparse=False, share=1.0, reason=why)
+        return False
+    return True
 
 
 # ---------------------------------------------------------------------- files that belong together
@@ -194,13 +207,10 @@ def _companions(remote: RemoteFile, file: PartialFile, folder: Path) -> list[Par
 
 def _named_files(path: Path) -> set[str]:
     """The files that a Hamamatsu index names."""
-    index = configparser.ConfigParser(interpolation=None, strict=False, allow_no_value=True)
-    try:
-        index.read_string(path.read_text(encoding="utf-8", errors="replace"))
-    except configparser.Error as error:
-        msg = f"{path} is no index of a Hamamatsu slide"
-        raise SlideError(msg) from error
-    return {value for section in index.values() for value in section.values() if value}
+    if named := named_files(path.read_text(encoding="utf-8", errors="replace")):
+        return named
+    msg = f"{path} is no index of a Hamamatsu slide"
+    raise SlideError(msg)
 
 
 def _whole(remote: RemoteFile, local: Path) -> PartialFile:

@@ -3,6 +3,7 @@
 Clients of buckets try again by themselves; for everything else (HTTP above all) it is done here.
 """
 
+import os
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -30,6 +31,7 @@ from ingest.remote_errors import (
 PAUSE_S = 0.25  # before the second try; doubled before each further one, 8 s in all
 CONNECT_S = 15.0
 STREAM_BYTES = 4 << 20
+IMAGE = re.compile(r"(.+\.\w+)#(\d{1,4})")
 MARKS = ("etag", "lastmodified", "mtime", "updated", "md5hash", "created", "generation")
 
 T = TypeVar("T")
@@ -57,6 +59,20 @@ def is_local(uri: str) -> bool:
     """Whether it is a path, or a file:// URI."""
     protocol, url, _ = uri.partition("://")
     return not url or protocol in {"file", "local"}
+
+
+def split_image(uri: str) -> tuple[str, int | None]:
+    """Split `slide.tif#2` into the file and the number of an image in it; None where none is named.
+
+    A file of this machine that has such a name is itself.
+
+    >>> split_image("s3://a/b.tif#2"), split_image("a #3 [b].svs")
+    (('s3://a/b.tif', 2), ('a #3 [b].svs', None))
+    """
+    match = IMAGE.fullmatch(uri)
+    if match is None or (is_local(uri) and os.path.lexists(open_fs(uri)[1])):
+        return uri, None
+    return match[1], int(match[2])
 
 
 def name_of(uri: str) -> str:

@@ -47,6 +47,7 @@ CARD_COLUMNS = (
     "vendor",
     "reader",
     "fallback",
+    "notes",
     "tissue",
     "pen",
     "seconds",
@@ -58,6 +59,14 @@ OK = "ok"
 _RANKS = {"mostly pen": 1, "suspicious": 2, OK: 4}
 _OTHER_RANK = 3
 _AT_ONCE = 32
+
+
+def card_slides(lake: Lake) -> pl.DataFrame:
+    """Return `CARD_COLUMNS` of all slides; null are those of which an early lake knows nothing."""
+    slides = lake.slides()
+    there = slides.collect_schema().names()
+    columns = [pl.col(n) if n in there else pl.lit(None).alias(n) for n in CARD_COLUMNS]
+    return slides.select(columns).collect()
 
 
 def choose_slides(

@@ -6,18 +6,25 @@ import re
 import stat
 import zlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ingest.errors import InputError, SlideError
+from ingest.file_groups import one_file_a_slide
+from ingest.folders import (
+    SUFFIXES,
+    Note,
+    files_under,
+    is_shadow,
+    is_slide,
+    slides_of,
+    without_shadows,
+)
 from ingest.manifests import ManifestRow, is_manifest, read_manifest
 from ingest.remote_errors import told
-from ingest.remote_files import RemoteFile, is_local, name_of, open_fs
+from ingest.remote_files import RemoteFile, is_local, name_of, open_fs, split_image
 
-SUFFIXES = frozenset(
-    ".svs .tif .tiff .ndpi .mrxs .scn .vms .vmu .bif .svslide .dcm .czi".split()  # noqa: SIM905
-)
 END_BYTES = 64 * 1024
 ESCAPED = re.compile(r"\\udc[89a-f][0-9a-f]")
 
@@ -32,6 +39,7 @@ class Source:
         patient_id: from the manifest; never guessed from the name.
         mpp: from the manifest; it overrules the file's own.
         extra: the manifest's other columns.
+        named: whether the slide_id is a manifest's, and not the file's name.
     """
 
     slide_id: str
@@ -39,29 +47,48 @@ class Source:
     patient_id: str | None = None
     mpp: float | None = None
     extra: dict[str, Any] = field(default_factory=dict)
+    named: bool = False
 
 
-def resolve(inputs: Sequence[str], *, distinct_ids: bool = False) -> list[Source]:
-    """All slides that the inputs name, in order, files named twice once.
+def resolve(
+    inputs: Sequence[str], *, note: Note = lambda _: None, distinct_ids: bool = False
+) -> list[Source]:
+    """All slides that the inputs name, in order.
 
-    A path that does not exist is kept: it becomes a failed slide with that reason.
+    A file is one slide, unless a manifest gives it several slide_ids (two sections on one glass):
+    it is then a slide of each, and not of its own name. A path that does not exist is kept: it
+    becomes a failed slide with that reason.
 
     Args:
-        inputs: files, folders, globs, URLs, manifests.
+        inputs: files, folders, globs, manifests, URLs.
+        note: is called with a sentence for whatever is left out.
         distinct_ids: whether ids of manifests that differ by case, blanks or Unicode form only are
             different; else they are refused.
 
     Raises:
         InputError: nothing was given, or a manifest that can't be read.
     """
-    found: dict[str, Source] = {}
-    for text in inputs:
-        for source in _resolve_one(text, distinct_ids=distinct_ids):
-            found.setdefault(source.uri, source)
-    if not found:
+    sources = [
+        source for text in inputs for source in _resolve_one(text, note, distinct_ids=distinct_ids)
+    ]
+    if len(inputs) > 1:  # a shell may have named the files of a folder one by one
+        plain = [source.uri for source in sources if not source.named]
+        kept = set(one_file_a_slide(plain, note))
+        sources = [source for source in sources if source.named or source.uri in kept]
+    if not sources:
         msg = f"no slides found in {', '.join(inputs) or 'nothing'}; looked for {sorted(SUFFIXES)}"
         raise InputError(msg)
-    return list(found.values())
+    named = {source.uri for source in sources if source.named}
+    slides: dict[Any, Source] = {}
+    for source in sources:
+        if source.named or source.uri not in named:
+            slides.setdefault(_identity(source), source)
+    return list(slides.values())
+
+
+def _identity(source: Source) -> tuple[str, ...]:
+    """What makes two sources one: the file, and all that a manifest says of it."""
+    return (source.uri, repr(replace(source, uri=""))) if source.named else (source.uri,)
 
 
 def chosen(sources: Sequence[Source], only: Sequence[str]) -> list[Source]:
@@ -77,15 +104,26 @@ def chosen(sources: Sequence[Source], only: Sequence[str]) -> list[Source]:
 
 
 def split_duplicates(sources: Sequence[Source]) -> tuple[list[Source], list[Source]]:
-    """The first source of every slide_id, and the later ones of a slide_id already taken."""
+    """The first source of every slide_id, and the later ones of a slide_id already taken.
+
+    A file that is reached by a link as well is one source.
+    """
     first: dict[str, Source] = {}
     later = []
     for source in sources:
-        if source.slide_id in first:
+        taken = first.setdefault(source.slide_id, source)
+        if taken is not source and not _is_linked(taken, source):
             later.append(source)
-        else:
-            first[source.slide_id] = source
     return list(first.values()), later
+
+
+def _is_linked(one: Source, other: Source) -> bool:
+    """Whether two sources are one local file, and nothing else is said of them."""
+    if replace(one, uri=other.uri) != other or not (is_local(one.uri) and is_local(other.uri)):
+        return False
+    with contextlib.suppress(OSError):
+        return Path(one.uri).samefile(other.uri)
+    return False
 
 
 def fingerprint(uri: str) -> tuple[int, str]:
@@ -96,11 +134,16 @@ def fingerprint(uri: str) -> tuple[int, str]:
     Raises:
         SlideError: the file can't be read.
     """
+    uri, image = split_image(uri)
     size, head, tail = _local_ends(uri) if is_local(uri) else _remote_ends(uri)
-    return size, f"{size}-{zlib.crc32(tail, zlib.crc32(head)):08x}"
+    mark = f"{size}-{zlib.crc32(tail, zlib.crc32(head)):08x}"
+    return size, mark if image is None else f"{mark}#{image}"
 
 
 def _local_ends(uri: str) -> tuple[int, bytes, bytes]:
+    if is_shadow(uri):
+        msg = f"{uri} is no slide but what macOS keeps beside one of that name; leave it out"
+        raise SlideError(msg)
     if ESCAPED.search(uri) and not os.path.lexists(uri):
         msg = f"{uri} has a name that is not UTF-8 (the escaped bytes say where); rename the file"
         raise SlideError(msg)
@@ -141,30 +184,36 @@ def _streamed_ends(remote: RemoteFile) -> tuple[int, bytes, bytes]:
     return size, head, tail
 
 
-def _resolve_one(text: str, *, distinct_ids: bool) -> Iterator[Source]:
+def _resolve_one(text: str, note: Note, *, distinct_ids: bool) -> Iterator[Source]:
     if is_manifest(text):
         for row in read_manifest(text, distinct_ids=distinct_ids):
-            yield from _from_row(row)
+            yield from _from_row(row, note)
         return
-    yield from (_from_uri(uri) for uri in _files(text))
+    yield from (_from_uri(uri) for uri in _files(text, note))
 
 
-def _files(text: str) -> list[str]:
-    return list(_local_files(text) if is_local(text) else _remote_files(text))
+def _files(text: str, note: Note) -> list[str]:
+    files = _local_files(text, note) if is_local(text) else _remote_files(text, note)
+    return one_file_a_slide(list(files), note)
 
 
-def _local_files(text: str) -> Iterator[str]:
+def _local_files(text: str, note: Note) -> Iterator[str]:
     fs, path = open_fs(text)
     path = str(Path(path).expanduser().absolute())
     # A file may have the marks of a pattern in its name.
     if any(mark in path for mark in "*?[") and not os.path.lexists(path):
-        yield from sorted(fs.glob(path))
+        for name in without_shadows(sorted(fs.glob(path)), note):
+            yield from _in_folder(name, note) if _is_folder(name) else [name]
     elif _is_folder(path):
-        slides = [name for name in sorted(fs.find(path)) if _is_slide(name)]
-        # What is called a slide and is an empty folder is told of, as a slide that is missing is.
-        yield from slides or ([path] if _is_slide(path) else [])
+        yield from _in_folder(path, note)
     else:
         yield path
+
+
+def _in_folder(path: str, note: Note) -> list[str]:
+    slides = slides_of(files_under(path, note), note)
+    # What is called a slide and is an empty folder is told of, as a slide that is missing is.
+    return slides or ([path] if is_slide(path) else [])
 
 
 def _is_folder(path: str) -> bool:
@@ -173,14 +222,14 @@ def _is_folder(path: str) -> bool:
     return False
 
 
-def _remote_files(text: str) -> Iterator[str]:
+def _remote_files(text: str, note: Note) -> Iterator[str]:
     """What a URL names; a slide's own is taken as it is, without a request.
 
     Trouble with listing a folder is kept for the moment when it is read as a slide: one bucket
     that can't be reached is no reason to leave the slides of others.
     """
     web = text.startswith(("http://", "https://"))
-    if _is_slide(name_of(text)) and (web or not any(mark in text for mark in "*?[")):
+    if is_slide(name_of(text)) and (web or not any(mark in text for mark in "*?[")):
         yield text
         return
     if web and not text.endswith("/"):
@@ -191,9 +240,10 @@ def _remote_files(text: str) -> Iterator[str]:
             fs, path = open_fs(text)
             if any(mark in text for mark in "*?["):
                 # A key may have the marks of a pattern in its name.
-                names = sorted(fs.glob(path)) or ([path] if "*" not in path else [])
+                names = without_shadows(sorted(fs.glob(path)), note)
+                names = names or ([path] if "*" not in path else [])
             elif web or fs.isdir(path):
-                names = [name for name in sorted(fs.find(path)) if _is_slide(name_of(name))]
+                names = slides_of(fs.find(path), note)
             else:
                 names = [path]
             yield from [fs.unstrip_protocol(name) for name in names]
@@ -201,22 +251,20 @@ def _remote_files(text: str) -> Iterator[str]:
         yield text
 
 
-def _is_slide(name: str) -> bool:
-    return PurePosixPath(name).suffix.lower() in SUFFIXES
-
-
 def _from_uri(uri: str) -> Source:
     # A local name may be any bytes; what is no text can't be written down, nor printed.
     text = uri.encode(errors="backslashreplace").decode()
-    return Source(slide_id=PurePosixPath(name_of(text)).stem, uri=text)
+    file, image = split_image(text)
+    name = PurePosixPath(name_of(file)).stem
+    return Source(slide_id=name if image is None else f"{name}#{image}", uri=text)
 
 
-def _from_row(row: ManifestRow) -> Iterator[Source]:
+def _from_row(row: ManifestRow, note: Note) -> Iterator[Source]:
     """Return the slides of a manifest's row: one of a file, several of a folder or glob.
 
     A row that names none is kept: it becomes a failed slide.
     """
-    uris = _files(row.uri) or [row.uri]
+    uris = _files(row.uri, note) or [row.uri]
     if len(uris) > 1 and row.slide_id is not None:
         msg = (
             f"{row.place}: {row.uri} are {len(uris)} slides, and slide_id {row.slide_id!r} can be "
@@ -231,4 +279,5 @@ def _from_row(row: ManifestRow) -> Iterator[Source]:
             patient_id=row.patient_id,
             mpp=row.mpp,
             extra=dict(row.extra),
+            named=row.slide_id is not None,
         )

@@ -4,15 +4,26 @@ Only for slides that `JpegTiff` reads: a hole in the file is then no JPEG, which
 both refuse, so nothing wrong can come out of what was not fetched.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import tifffile
 
 from ingest.errors import SlideError
-from ingest.jpeg_tiff import JPEG, JpegLevel, NotNativeError, read_levels
-from ingest.openslide_reader import LEVEL_SLACK, OpenSlideReader
 from ingest.partial_file import PartialFile, PartialReader, Range
+from ingest.readers import level_check
+from ingest.readers.jpeg_tiff import (
+    JPEG,
+    JpegLevel,
+    NotNativeError,
+    compared_tiles,
+    read_levels,
+)
+from ingest.readers.openslide_reader import OpenSlideReader
+from ingest.readers.slide_reader import LEVEL_SLACK, ReadOptions
+from ingest.readers.tiff_images import largest, tiff_images
+from ingest.readers.tiff_reader import TiffReader
+from ingest.readers.tile_grids import tile_places
 
 SUFFIXES = (".svs", ".tif", ".tiff", ".svslide")
 # At 2.0 mpp a slide of 0.25 or 0.5 gives 2-8 %; what needs half of the file is copied in one go.
@@ -91,6 +102,67 @@ def plan_fetch(
     return FetchPlan(sparse=True, levels=needed, share=share, reason=reason)
 
 
+def check_ranges(levels: Sequence[JpegLevel], needed: Sequence[int]) -> list[Range]:
+    """Where the tiles lie that levels are compared with before they are used.
+
+    Args:
+        levels: finest first.
+        needed: those that are used, and fetched in full.
+    """
+    sizes = [(level.width_px, level.height_px) for level in levels]
+    scales = [level_check.level_scale(sizes[0], size) for size in sizes]
+    tiles: dict[int, set[int]] = {}
+    todo = [number for number in needed if number]
+    for number in todo:
+        finer = [n for n, scale in enumerate(scales) if scale < scales[number]]
+        reference = level_check.reference_level(scales, number, finer)
+        ratio = scales[number] / scales[reference]
+        patches = (
+            level_check.patch_at(p, sizes[number]) for p in tile_places(levels[0], levels[number])
+        )
+        for patch in (patch for patch in patches if patch):
+            square = level_check.finer_square(patch, ratio)
+            tiles.setdefault(reference, set()).update(_tiles_under(levels[reference], square))
+            if number not in needed:
+                box = level_check.surroundings(patch, sizes[number])
+                around = level_check.Patch(x=box[0], y=box[1], side=max(box[2:]))
+                tiles.setdefault(number, set()).update(_tiles_under(levels[number], around))
+        if reference and reference not in todo:
+            todo.append(reference)
+    return [
+        one
+        for number, which in tiles.items()
+        if number not in needed
+        for one in level_ranges(levels, number, [*which, *compared_tiles(levels[number])])
+    ]
+
+
+def _tiles_under(level: JpegLevel, square: level_check.Patch) -> Iterator[int]:
+    """Numbers of the tiles that a square of a level lies on."""
+    last_row = (level.height_px - 1) // level.tile_height_px
+    ends = (square.x + square.side, square.y + square.side)
+    for row in range(square.y // level.tile_height_px, ends[1] // level.tile_height_px + 1):
+        for column in range(square.x // level.tile_width_px, ends[0] // level.tile_width_px + 1):
+            if row <= last_row and column < level.columns:
+                yield row * level.columns + column
+
+
+def unfit_levels(path: str, mpp: float | None, finest_mpp: float) -> str:
+    """Say why levels that coarse tiles would be read from show no picture of level 0.
+
+    Args:
+        path: the file as far as it was fetched, tiles of `check_ranges` included.
+        mpp: of level 0, where it is known better than by the file.
+        finest_mpp: the finest that will be read from it.
+    """
+    options = ReadOptions(mpp=mpp, allow_anisotropic=True)
+    try:
+        with TiffReader(path, options=options) as slide:
+            return "; ".join(slide.unfit_levels(finest_mpp / slide.mpp / LEVEL_SLACK**2))
+    except SlideError as error:
+        return str(error)
+
+
 def fetch_directories(file: PartialFile) -> list[JpegLevel]:
     """Fetch the directories of a TIFF with all their values, its coarsest level, and its label.
 
@@ -122,6 +194,10 @@ def fetch_directories(file: PartialFile) -> list[JpegLevel]:
     except Exception as error:  # tifffile raises nearly anything on files that are not TIFF
         msg = f"its TIFF structure can't be read: {error}"
         raise NotNativeError(msg) from error
+    images = tiff_images(str(file.local))
+    if images and largest(images).number != 1:
+        msg = "its largest image is not its first"
+        raise NotNativeError(msg)
     levels = read_levels(str(file.local))
     file.fill(level_ranges(levels, len(levels) - 1))
     return levels
@@ -133,5 +209,6 @@ def slide_mpp(path: str, mpp: float | None) -> float:
     Raises:
         SlideError: the file does not open, or says no mpp.
     """
-    with OpenSlideReader(path, mpp=mpp) as slide:
+    options = ReadOptions(mpp=mpp, allow_anisotropic=True)  # whether it may be is said later
+    with OpenSlideReader(path, options=options) as slide:
         return slide.mpp

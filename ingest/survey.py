@@ -7,11 +7,12 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from ingest.grid import Grid, tissue_shares
+from ingest.grid import Grid, keep_tiles, tissue_shares
 from ingest.masks import read_mask
-from ingest.openslide_reader import OpenSlideReader
+from ingest.readers.slide_reader import SlideReader
 from ingest.scores import FOCUS_MPP, focus_map, score_maps, tile_means
-from ingest.tissue import ALL_TISSUE, OVERVIEW_MPP, Tissue, find_tissue
+from ingest.segment.methods import STANDARD, TissueBy, tissue_of
+from ingest.tissue import OVERVIEW_MPP, Tissue, verdict_of
 
 # 32 pixels at 16 mpp are 512 um, which is one stored tile of 256 px at 2 mpp.
 BLOCK_PX = 32
@@ -40,6 +41,18 @@ class Survey:
         """Share of each tile that is tissue, [grid.height, grid.width] per grid, finest first."""
         return tissue_shares(self.tissue.mask, self.scale, grids)
 
+    def kept(self, grids: Sequence[Grid], tissue_min: float) -> list[npt.NDArray[np.bool_]]:
+        """Which tiles of each grid are kept, finest first.
+
+        A tile is kept for the lake's least share of tissue, or for less where single cells were
+        looked for.
+        """
+        least, least_px = [tissue_min] * len(grids), self.tissue.least_px
+        if least_px is not None:
+            cells = [least_px * (self.scale / grid.side_px) ** 2 for grid in grids]
+            least = [min(tissue_min, share) for share in cells]
+        return keep_tiles(self.shares(grids), grids, least)
+
     def scores(self, grids: Sequence[Grid]) -> list[dict[str, Float32Array]]:
         """Means of all maps over each tile: pen over all of it, the others over its tissue.
 
@@ -55,19 +68,27 @@ class Survey:
         return found
 
 
-def survey(slide: OpenSlideReader, *, pen_veto: bool = True, mask: str | None = None) -> Survey:
+def survey(
+    slide: SlideReader,
+    *,
+    pen_veto: bool | None = None,
+    mask: str | None = None,
+    tissue_by: TissueBy = STANDARD,
+) -> Survey:
     """Look at a slide.
 
     Args:
         slide: open.
-        pen_veto: take pen out of the tissue; see `find_tissue`.
+        pen_veto: take pen out of the tissue; None is what the method does.
         mask: a GeoJSON or PNG that says what is tissue instead.
+        tissue_by: how tissue is found where there is no mask.
 
     Raises:
         SlideError: pixels or the mask can't be read.
     """
     overview, scale = slide.overview(OVERVIEW_MPP)
-    tissue = find_tissue(overview, slide.mpp * scale, pen_veto=pen_veto)
+    by = STANDARD if mask is not None else tissue_by
+    tissue = tissue_of(slide, overview, scale, tissue_by=by, pen_veto=pen_veto)
     if mask is not None:
         tissue = _given(tissue, mask, slide, overview.shape[:2], scale)
     maps = score_maps(overview, tissue)
@@ -76,7 +97,7 @@ def survey(slide: OpenSlideReader, *, pen_veto: bool = True, mask: str | None = 
 
 
 def _given(
-    found: Tissue, path: str, slide: OpenSlideReader, shape: tuple[int, int], scale: float
+    found: Tissue, path: str, slide: SlideReader, shape: tuple[int, int], scale: float
 ) -> Tissue:
     mask = read_mask(path, size_px=slide.size_px, shape=shape, scale=scale)
     share = float(mask.mean())
@@ -85,12 +106,12 @@ def _given(
         pen=found.pen,
         share=share,
         pen_share=found.pen_share,
-        verdict="suspicious" if share > ALL_TISSUE else "ok" if mask.any() else "no tissue",
+        verdict=verdict_of(share, least_px=0),
         why=f"tissue on {share:.2%} of the slide, as {path} says",
     )
 
 
-def _focus(slide: OpenSlideReader, tissue: Tissue, scale: float) -> Float32Array:
+def _focus(slide: SlideReader, tissue: Tissue, scale: float) -> Float32Array:
     factor = _divisor(scale, scale * slide.mpp / FOCUS_MPP)
     blocks = _blocks(tissue, BLOCK_PX)
     pixels = (

@@ -47,6 +47,11 @@ GLASS_SHARE = 0.3
 TINT_RANGE = (4.0, 26.0)
 PINK_MIN = 3
 
+# Optical density between the strongest and the weakest absorbed colour: a pale cell has 0.08 and
+# more, an orange one with a blue nucleus 0.13, noise of 4 grey levels over 3 x 3 pixels 0.02.
+CELL_COLOUR = 0.05
+MANY_SPECKS = 20
+
 NO_TISSUE = 0.0005
 ALL_TISSUE = 0.95
 MUCH_PEN = 0.25
@@ -74,10 +79,13 @@ class Tissue:
         share: of the overview that is tissue, 0 to 1.
         pen_share: of the overview that is pen, 0 to 1.
         verdict: `no tissue` (under 0.05 % of the slide), `mostly pen` (over half of what was found
-            looks like pen; then none of it is taken out), `suspicious` (over 95 % of the slide, or
-            over a quarter of what was found looks like pen), else `ok`. Pen counts in it where the
+            looks like pen; then none of it is taken out), `suspicious` (over 95 % of the slide,
+            over a quarter of what was found looks like pen, or specks of colour off it are more
+            than all of it), else `ok`. Pen counts in it where the
             veto is on.
         why: the numbers behind the verdict, in one line.
+        least_px: pixels of the overview that have to be tissue for a tile to be kept; None: the
+            lake's least share decides.
     """
 
     mask: BoolArray
@@ -86,6 +94,7 @@ class Tissue:
     pen_share: float
     verdict: str
     why: str
+    least_px: float | None = None
 
 
 def find_tissue(overview: RgbArray, mpp: float, *, pen_veto: bool = True) -> Tissue:
@@ -105,7 +114,7 @@ def find_tissue(overview: RgbArray, mpp: float, *, pen_veto: bool = True) -> Tis
     """
     glass = tinted_glass(overview)
     if glass is not None:
-        overview = _balanced(overview, glass)
+        overview = white_balanced(overview, glass)
     bands = _densities(overview)
     found, pen = _found(overview, bands, mpp), _pen(bands, mpp)
     inked = float((found & pen).sum() / max(1, found.sum()))
@@ -116,18 +125,30 @@ def find_tissue(overview: RgbArray, mpp: float, *, pen_veto: bool = True) -> Tis
     why = f"tissue on {share:.2%} of the slide"
     if pen_share:
         why += f", pen on {pen_share:.2%}; {inked:.0%} of what was found looks like pen, {taken}"
+    if specks := _specks(bands, found):
+        why += f"; {specks} specks of colour were left out: isolated cells need --tissue cells"
     if glass is not None:
         why += f"; glass is tinted (R, G, B {', '.join(f'{c:.0f}' for c in glass)}), taken as white"
-    verdict = _verdict(share, inked if pen_veto else 0.0)
+    verdict = _verdict(share, inked if pen_veto else 0.0, specks=specks)
     return Tissue(mask=mask, pen=pen, share=share, pen_share=pen_share, verdict=verdict, why=why)
 
 
-def _verdict(share: float, inked: float) -> str:
+def _verdict(share: float, inked: float, *, specks: int) -> str:
     if share < NO_TISSUE:
         return "no tissue"
     if inked > MOSTLY_PEN:
         return "mostly pen"
-    return "suspicious" if share > ALL_TISSUE or inked > MUCH_PEN else "ok"
+    return "suspicious" if share > ALL_TISSUE or inked > MUCH_PEN or specks else "ok"
+
+
+def verdict_of(share: float, least_px: float | None = None) -> str:
+    """The verdict on a mask from its share of the slide alone.
+
+    Where a single cell is enough (`least_px`), any share is tissue.
+    """
+    if share < NO_TISSUE and (least_px is None or not share):
+        return "no tissue"
+    return "suspicious" if share > ALL_TISSUE else "ok"
 
 
 def tinted_glass(overview: RgbArray) -> Float64Array | None:
@@ -151,7 +172,7 @@ def tinted_glass(overview: RgbArray) -> Float64Array | None:
     return glass
 
 
-def _balanced(overview: RgbArray, glass: Float64Array) -> RgbArray:
+def white_balanced(overview: RgbArray, glass: Float64Array) -> RgbArray:
     """The same light through neutral glass."""
     bands = np.arange(256)[:, None] * (glass.max() / glass)
     table = np.clip(bands.round(), 0, 255).astype(np.uint8)
@@ -159,18 +180,60 @@ def _balanced(overview: RgbArray, glass: Float64Array) -> RgbArray:
     return balanced
 
 
-def _stained(overview: RgbArray) -> MaskBytes:
-    """What has colour, and is not so dark that colour means nothing."""
+def saturated(overview: RgbArray, *, otsu: bool = False) -> tuple[BoolArray, int]:
+    """What has colour, and is not so dark that colour means nothing; and the threshold.
+
+    Args:
+        overview: RGB [H, W, 3].
+        otsu: take Otsu's threshold on the smoothed saturation in place of the fixed one. It always
+            finds something.
+    """
     _, saturation, value = cv2.split(cv2.cvtColor(overview, cv2.COLOR_RGB2HSV))
+    threshold = SATURATION_MIN
+    if otsu:
+        smoothed = cv2.medianBlur(saturation, MEDIAN_PX)
+        threshold = int(cv2.threshold(smoothed, 0, 255, cv2.THRESH_BINARY + cv2.THRESH_OTSU)[0])
     # Saturation is relative: noise of 1 in a black border would be full saturation.
-    coloured = ((saturation > SATURATION_MIN) & (value > NO_LIGHT)).astype(np.uint8)
+    coloured = ((saturation > threshold) & (value > NO_LIGHT)).astype(np.uint8)
     # The median is above the threshold where most pixels are; counting them is 20 times as fast.
     size = (MEDIAN_PX, MEDIAN_PX)
     count = cv2.boxFilter(coloured, -1, size, normalize=False, borderType=cv2.BORDER_REPLICATE)
     smooth = (count > MEDIAN_PX**2 // 2).astype(np.uint8)
     kernel = np.ones((CLOSE_PX, CLOSE_PX), np.uint8)
-    closed: MaskBytes = cv2.morphologyEx(smooth, cv2.MORPH_CLOSE, kernel)
-    return closed
+    closed = cv2.morphologyEx(smooth, cv2.MORPH_CLOSE, kernel)
+    return np.asarray(closed > 0), threshold
+
+
+def without_specks(mask: BoolArray, mpp: float) -> BoolArray:
+    """A mask without pieces below 64 x 64 um."""
+    return _large_pieces(mask.astype(np.uint8), round(MIN_AREA_UM2 / mpp**2))
+
+
+def colour_of(pixels: RgbArray) -> Float32Array:
+    """How much more a pixel absorbs of one colour than of another, as optical density [H, W].
+
+    Smoothed over 3 pixels; 0 where it is as grey as dirt, or too dark to have a colour.
+    """
+    return _colour(_densities(pixels))
+
+
+def _colour(bands: Bands) -> Float32Array:
+    most, least = _extremes(bands)
+    grey = (least > DIRT_PURITY * most) & (least > DIRT_DENSITY_MIN)
+    dark = least > _DENSITY[NO_LIGHT]
+    colour: Float32Array = np.where(grey | dark, np.float32(0), most - least)
+    return colour
+
+
+def _specks(bands: Bands, found: BoolArray) -> int:
+    """How many specks of colour lie off the tissue, if they are more than all of it; else 0.
+
+    They are what an overview shows of isolated cells.
+    """
+    near = cv2.dilate(found.astype(np.uint8), np.ones((MEDIAN_PX, MEDIAN_PX), np.uint8)) > 0
+    specks = ((_colour(bands) > CELL_COLOUR) & ~near).astype(np.uint8)
+    count = int(cv2.connectedComponents(specks, connectivity=8)[0]) - 1
+    return count if count >= MANY_SPECKS and specks.sum() > found.sum() else 0
 
 
 def _densities(overview: RgbArray) -> Bands:
@@ -183,7 +246,7 @@ def _found(overview: RgbArray, bands: Bands, mpp: float) -> BoolArray:
     """What is stained, in pieces of some size, less small grey ones."""
     most, least = _extremes(bands)
     grey = (least > DIRT_PURITY * most) & (least > DIRT_DENSITY_MIN)
-    count, labels, area = _pieces(_stained(overview))
+    count, labels, area = _pieces(saturated(overview)[0].astype(np.uint8))
     keep = area >= round(MIN_AREA_UM2 / mpp**2)
     dirt = np.bincount(labels[grey], minlength=count) > DIRT_SHARE * area
     keep &= ~(dirt & (area <= DIRT_AREA_UM2 / mpp**2))
@@ -198,7 +261,7 @@ def _without_pen(found: BoolArray, pen: BoolArray, mpp: float) -> BoolArray:
     # What is left of the rim of a stroke are slivers along it.
     near = cv2.dilate(pen.astype(np.uint8), kernel, iterations=2)
     rim = near & ~cv2.morphologyEx(left, cv2.MORPH_OPEN, kernel)
-    return _without_specks(left & ~rim, round(MIN_AREA_UM2 / mpp**2))
+    return _large_pieces(left & ~rim, round(MIN_AREA_UM2 / mpp**2))
 
 
 def _pen(bands: Bands, mpp: float) -> BoolArray:
@@ -207,7 +270,7 @@ def _pen(bands: Bands, mpp: float) -> BoolArray:
     stroke = max(3, round(STROKE_UM / mpp))
     kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (stroke, stroke))
     wide = cv2.morphologyEx(cv2.medianBlur(sure, 5), cv2.MORPH_OPEN, kernel)
-    core = _without_specks(wide, round(STROKE_AREA_UM2 / mpp**2)).astype(np.uint8)
+    core = _large_pieces(wide, round(STROKE_AREA_UM2 / mpp**2)).astype(np.uint8)
     if not core.any():
         return core.astype(bool)
     # Out to the edge of the stroke, where ink is thin or half of a pixel is glass.
@@ -234,7 +297,7 @@ def _extremes(bands: Bands) -> tuple[Float32Array, Float32Array]:
     return cv2.max(cv2.max(red, green), blue), cv2.min(cv2.min(red, green), blue)
 
 
-def _without_specks(found: MaskBytes, least_px: int) -> BoolArray:
+def _large_pieces(found: MaskBytes, least_px: int) -> BoolArray:
     _, labels, area = _pieces(found)
     keep = area >= least_px
     keep[0] = False

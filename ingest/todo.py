@@ -1,49 +1,20 @@
 """Which slides an ingest is to cut: those asked for, less what is there or can not be read."""
 
-import json
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
-from typing import Any, TypedDict
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 from featurestore import LakeConfig, Store, open_lake
-from ingest.errors import InputError, SlideError
-from ingest.masks import find_mask, folder_exists
+from ingest.asked import How, asked_for
+from ingest.cut_settings import CutSettings, Given, differences
+from ingest.errors import SlideError
+from ingest.facts import changed_facts, fact_names, merged_facts
+from ingest.mask_folder import mask_mark
 from ingest.near_lake import refuse_near_lake
 from ingest.plan import Plan, plan_ingest
-from ingest.remote_errors import shown
-from ingest.sources import Source, chosen, fingerprint, resolve, split_duplicates
-
-ASKED_AT_ONCE = 16
+from ingest.segment.methods import NAMES, TissueBy, method_name
 
 Row = dict[str, Any]
-
-
-class How(TypedDict, total=False):
-    """Which slides to take, and how to look at them.
-
-    Attributes:
-        mpp_override: microns per pixel of slides whose manifest gives none.
-        retry_failed: take slides again that failed in an earlier run.
-        replace: also take another file than the slide was made from. The same URI with another
-            content is a slide that was scanned again, and is always taken.
-        only: slide_ids to take, of those that the inputs name; all if empty.
-        limit: at most so many slides are cut in this run.
-        masks: folder or URL of `<slide_id>.geojson`, `.json` or `.png` that say what is tissue;
-            slides without one are looked at as usual.
-        pen_veto: leave out tiles under a pen's ink, which is the default; see docs/tissue.md.
-        distinct_ids: ids and sites of a manifest that differ by case, blanks or Unicode form only
-            are different; else they are refused.
-    """
-
-    mpp_override: float | None
-    retry_failed: bool
-    replace: bool
-    only: Sequence[str]
-    limit: int | None
-    masks: str | None
-    pen_veto: bool
-    distinct_ids: bool
 
 
 @dataclass(kw_only=True)
@@ -54,55 +25,166 @@ class Todo:
         cut: rows of slides to cut now.
         failed: rows of slides whose file can't be read, with the reason.
         stopped: slides that are not to be touched, and why.
+        facts: slide_id -> columns of its row that are to be changed.
+        fact_names: names of what has changed in any of them.
+        again: slide_id -> why it is cut again though its file is the same.
+        unknown: slides whose settings are not compared: an earlier slidelake did not keep them.
     """
 
     cut: list[Row] = field(default_factory=list)
     failed: list[Row] = field(default_factory=list)
     stopped: list[dict[str, str]] = field(default_factory=list)
+    facts: dict[str, Row] = field(default_factory=dict)
+    fact_names: set[str] = field(default_factory=set)
+    again: dict[str, str] = field(default_factory=dict)
+    unknown: list[str] = field(default_factory=list)
+
+    def notes(self, did: str) -> list[str]:
+        """What was noticed, a sentence each; `did` is what becomes of facts."""
+        notes = []
+        if self.facts:
+            names = ", ".join(sorted(self.fact_names))
+            notes.append(f"{len(self.facts)} slides: facts {did} ({names})")
+        if self.unknown:
+            notes.append(
+                f"{len(self.unknown)} slides were cut by a slidelake that did not keep with which "
+                "masks and settings: they are left as they are; --replace cuts them again"
+            )
+        return notes
 
 
-def asked_rows(inputs: Sequence[str], how: How) -> tuple[list[Row], list[dict[str, str]]]:
-    """A row for every slide that is asked for, and reasons for slide_ids that are taken twice.
+def sort_out(rows: Sequence[Row], how: How, tissue_by: TissueBy | None = None) -> Todo:
+    """What is to be done with slides, by their rows as the lake knows them.
 
-    Raises:
-        InputError: the inputs name no slide at all, or not those of `only`; or there is no folder
-            of masks.
+    Args:
+        rows: of `asked_for`, with what the lake knows of them.
+        how: which slides to take.
+        tissue_by: how tissue is to be found, if that was given.
     """
-    if (masks := how.get("masks")) and not folder_exists(masks):
-        msg = f"there is no folder {shown(masks)}; --masks names one with SLIDE_ID.geojson or .png"
-        raise InputError(msg)
-    sources, later = split_duplicates(chosen(_resolved(inputs, how), how.get("only", ())))
-    # Each asks its file for its ends: from a bucket that is nothing but waiting.
-    with ThreadPoolExecutor(ASKED_AT_ONCE) as pool:
-        rows = list(pool.map(lambda source: _row(source, how.get("mpp_override")), sources))
-    return rows, [_duplicate(source) for source in later]
-
-
-def _resolved(inputs: Sequence[str], how: How) -> list[Source]:
-    return resolve(inputs, distinct_ids=how.get("distinct_ids", False))
-
-
-def sort_out(rows: Sequence[Row], how: How) -> Todo:
-    """What is to be done with slides, by their rows as the lake knows them."""
     todo = Todo()
     for row in rows:
-        if row["state"] == "ready":
-            if row["fingerprint"] not in (None, row["known_fingerprint"]):
-                if how.get("replace") or row["uri"] == row["known_uri"]:
-                    todo.cut.append(row)
-                else:
-                    todo.stopped.append(_changed(row))
+        if row["mask_trouble"]:
+            _stop(todo, row, row["mask_trouble"])
+        elif row["state"] == "ready":
+            _sort_ready(todo, row, how)
         elif row["unreadable"]:
-            todo.failed.append({**row, "reason": row["unreadable"]})
+            todo.failed.append({**row, **_as_kept(row), "reason": row["unreadable"]})
         elif row["state"] == "pending" or how.get("retry_failed") or _is_new_file(row):
             todo.cut.append(row)
-    asked, todo.cut = todo.cut[: how.get("limit")], []
-    for row in asked:
+        else:
+            _update_facts(todo, row)
+    first, todo.cut = todo.cut[: how.get("limit")], []
+    for row in first:
         try:
-            todo.cut.append({**row, **_look(row, how)})
-        except SlideError as error:  # of its mask
-            todo.stopped.append({"slide": row["slide_id"], "reason": str(error)})
+            todo.cut.append(_to_cut(row, tissue_by))
+        except SlideError as error:
+            _stop(todo, row, str(error))
+    taken = {row["slide_id"] for row in todo.cut}
+    todo.again = {name: why for name, why in todo.again.items() if name in taken}
     return todo
+
+
+def _sort_ready(todo: Todo, row: Row, how: How) -> None:
+    """A slide that the lake has: another scan, other settings, other facts, or nothing to do."""
+    cut_with, given = _cut_with(row), row["given"]
+    if _is_scanned_again(row):
+        if how.get("replace") or row["uri"] == row["known_uri"]:
+            todo.cut.append(row)
+        else:
+            _stop(todo, row, _another_file(row))
+        return
+    changes = differences(cut_with, row["known_mpp"], given)
+    if cut_with is None and {"mask", "tissue", "pen_veto", "icc"} & set(given):
+        if how.get("replace"):
+            changes.append("with which settings it was cut is not known")
+        else:
+            todo.unknown.append(row["slide_id"])
+    if changes and cut_with and cut_with.mask and _lacks_mask(given):
+        _stop(todo, row, _mask_is_gone(cut_with.mask))
+    elif changes and not row["unreadable"]:
+        todo.again[row["slide_id"]] = "; ".join(changes)
+        todo.cut.append(row)
+    else:
+        _update_facts(todo, row)
+
+
+def _update_facts(todo: Todo, row: Row) -> None:
+    if facts := changed_facts(row):
+        todo.facts[row["slide_id"]] = facts
+        todo.fact_names |= fact_names(row)
+
+
+def _stop(todo: Todo, row: Row, reason: str) -> None:
+    todo.stopped.append({"slide": row["slide_id"], "reason": reason})
+
+
+def _to_cut(row: Row, tissue_by: TissueBy | None) -> Row:
+    """A slide's row with all that a worker needs to cut it.
+
+    What is not given now is as the slide was cut, or as it was to be cut in a run that was stopped.
+
+    Raises:
+        SlideError: the mask or the segmenter of that run is not here.
+    """
+    given, settings = row["given"], _cut_with(row) or CutSettings()
+    if _is_scanned_again(row):
+        if settings.mask and "mask" not in given:
+            msg = (
+                f"it was scanned again, and its mask ({settings.mask}) was drawn on the earlier "
+                "scan: give --masks with one of this scan, or --tissue to do without"
+            )
+            raise SlideError(msg)
+        settings = replace(settings, mpp=None)  # the earlier file's
+    settings = settings.with_given(given)
+    if settings.mask and "mask" not in given:
+        settings = replace(settings, mask_mark=mask_mark(settings.mask))
+    return {
+        **row,
+        **merged_facts(row),
+        "mpp": settings.mpp,
+        "mask": row["mask_url"] or settings.mask,
+        "pen_veto": settings.pen_veto,
+        "icc": settings.icc,
+        "allow_anisotropic": settings.allow_anisotropic,
+        "tissue_by": _tissue_by(settings.tissue, tissue_by),
+        "cut_with": settings.to_json(),
+    }
+
+
+def _tissue_by(name: str, given: TissueBy | None) -> TissueBy:
+    if given is not None and method_name(given) == name:
+        return given
+    if name not in NAMES:
+        msg = f"its tissue was to be found by {name}; give that --tissue FILE.py again, or another"
+        raise SlideError(msg)
+    return name
+
+
+def _as_kept(row: Row) -> Row:
+    """What of a row a failure leaves as it is: facts, and the settings it is to be cut with."""
+    return {**merged_facts(row), "cut_with": row.get("known_cut_with") or row["cut_with"]}
+
+
+def _cut_with(row: Row) -> CutSettings | None:
+    text = row.get("known_cut_with")
+    return CutSettings.from_json(text) if text else None
+
+
+def _is_scanned_again(row: Row) -> bool:
+    known = row.get("known_fingerprint")
+    return row["state"] == "ready" and row["fingerprint"] not in (None, known)
+
+
+def _lacks_mask(given: Given) -> bool:
+    """Whether the user's masks have none for a slide, and nothing else was said of its tissue."""
+    return "mask" in given and given["mask"] is None and "tissue" not in given
+
+
+def _mask_is_gone(mask: str) -> str:
+    return (
+        f"it was cut with the mask {mask}, and --masks has none for it now: add one, or say how to "
+        "find tissue without (--tissue); it is left as it is"
+    )
 
 
 def dry_run(
@@ -111,67 +193,31 @@ def dry_run(
     """What `ingest` would do with the same arguments; nothing is written.
 
     Raises:
-        InputError: as `asked_rows`.
+        InputError: as `asked_for`.
     """
-    rows, duplicates = asked_rows(inputs, how)
+    asked = asked_for(inputs, how)
     if Store(lake_uri).exists("lake.json"):
         lake = open_lake(lake_uri)
-        refuse_near_lake(lake, rows, distinct_ids=how.get("distinct_ids", False))
-        rows = lake.committer.known(rows)
+        refuse_near_lake(lake, asked.rows, distinct_ids=how.get("distinct_ids", False))
+        rows = lake.committer.known(asked.rows)
     else:
-        rows = [{**row, "state": "pending"} for row in rows]
-    todo = sort_out(rows, how)
+        rows = [{**row, "state": "pending"} for row in asked.rows]
+    todo = sort_out(rows, how, asked.tissue_by)
     plan = plan_ingest(todo.cut, config, cores=cores)
     plan.failed += [{"slide": row["slide_id"], "reason": row["reason"]} for row in todo.failed]
-    plan.failed += todo.stopped + duplicates
+    plan.failed += todo.stopped + asked.stopped
+    plan.notes += [*asked.notes, *todo.notes("would be updated")]
+    plan.notes += [f"{name} would be cut again: {why}" for name, why in todo.again.items()]
     return plan
 
 
-def _row(source: Source, mpp_override: float | None) -> Row:
-    row: Row = {
-        "slide_id": source.slide_id,
-        "patient_id": source.patient_id,
-        # A signed URL is a key: it is used, and what the lake keeps is the part that is none.
-        "uri": shown(source.uri),
-        "url": source.uri,
-        "mpp": source.mpp if source.mpp is not None else mpp_override,
-        "extra": json.dumps(source.extra, default=str, sort_keys=True) if source.extra else None,
-        "bytes": None,
-        "fingerprint": None,
-        "unreadable": None,
-    }
-    try:
-        row["bytes"], row["fingerprint"] = fingerprint(source.uri)
-    except SlideError as error:
-        row["unreadable"] = str(error)
-    return row
-
-
-def _look(row: Row, how: How) -> Row:
-    """How the slide's tissue is to be found."""
-    masks = how.get("masks")
-    return {
-        "pen_veto": how.get("pen_veto", True),
-        "mask": find_mask(masks, row["slide_id"]) if masks else None,
-    }
-
-
 def _is_new_file(row: Row) -> bool:
-    return bool(row["fingerprint"] != row["known_fingerprint"])
+    return bool(row["fingerprint"] != row.get("known_fingerprint"))
 
 
-def _changed(row: Row) -> dict[str, str]:
-    reason = (
+def _another_file(row: Row) -> str:
+    return (
         f"{row['uri']} is not the file that was ingested as '{row['slide_id']}' "
         f"({row['known_uri']}); give it a slide_id of its own in a manifest, or replace the slide "
         "(--replace)"
     )
-    return {"slide": row["slide_id"], "reason": reason}
-
-
-def _duplicate(source: Source) -> dict[str, str]:
-    reason = (
-        f"{shown(source.uri)}: the slide_id '{source.slide_id}' is taken by another file of this "
-        "run; give slide_ids in a manifest"
-    )
-    return {"slide": source.slide_id, "reason": reason}

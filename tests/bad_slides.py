@@ -78,6 +78,7 @@ def _sound(folder: Path, real: bytes, pixels: Pixels) -> Iterator[Input]:
     yield _put(folder, "jpeg2000.svs", _jpeg_2000(pixels), None)
     # A tile of no bytes is what scanners write where they saw nothing: glass.
     yield _put(folder, "not-stored.svs", _patched(real, "TileByteCounts", _zeros(80, 160)), None)
+    yield _tiff(folder, "not-tiled", None, pixels, tile=None)
     yield _tiff(folder, "deflated", None, pixels, compression="zlib")
     opaque = np.full(pixels.shape[:2], 255, np.uint8)
     yield _tiff(folder, "alpha", None, np.dstack([pixels, opaque]), extrasamples=["unassalpha"])
@@ -92,20 +93,19 @@ def _cut_off(folder: Path, real: bytes, _: Pixels) -> Iterator[Input]:
         "but-a-byte": len(real) - 1,
     }.items():
         yield _put(folder, f"cut-{name}.svs", real[:size], "is cut off: what it lists reaches to")
-    yield _put(folder, "empty.svs", b"", NO_SLIDE)
+    yield _put(folder, "empty.svs", b"", "is empty: it is not a slide")
 
 
 def _not_slides(folder: Path, _: bytes, pixels: Pixels) -> Iterator[Input]:
     photo = bytes(cv2.imencode(".jpg", pixels)[1])
     yield _put(folder, "text.svs", b"this is no slide\n" * 100, NO_SLIDE)
-    yield _put(folder, "photo-named.svs", photo, NO_SLIDE)
-    yield _put(folder, "photo.jpg", photo, NO_SLIDE)
+    yield _put(folder, "photo-named.svs", photo, "does not say its mpp, nor its objective")
+    yield _put(folder, "photo.jpg", photo, "does not say its mpp, nor its objective")
     yield _put(folder, "header-alone.tiff", b"II*\0\x08\0\0\0", "is cut off")
     ring = b"II*\0\x08\0\0\0" + b"\0\0" + b"\x08\0\0\0"
     yield _put(folder, "ring.tiff", ring, "its directories of images lead in a circle")
     yield _put(folder, "noise.tiff", b"II*\0" + np.random.default_rng(0).bytes(5000), "is cut off")
-    yield _put(folder, "no-index.mrxs", b"\xff\xd8\xff\xd9", NO_SLIDE)
-    yield _tiff(folder, "not-tiled", NO_SLIDE, pixels, tile=None)
+    yield _put(folder, "no-index.mrxs", b"\xff\xd8\xff\xd9", "needs the folder no-index with Slid")
 
 
 def _wrong_inside(folder: Path, real: bytes, pixels: Pixels) -> Iterator[Input]:

@@ -5,6 +5,7 @@ gives, so that neither `verify` nor `repair` is believed. Cases run in a child p
 damaged that Lance ends its process is a row of the table like any other.
 """
 
+import functools
 import json
 import os
 import shutil
@@ -15,10 +16,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import polars as pl
-
-from featurestore import LakeConfig, ShardReader, create_lake, open_lake
+from featurestore import LakeConfig, LakeError, ShardReader, create_lake, open_lake
 from featurestore.damage import Verdict
+from featurestore.keep import roots
 from featurestore.keep.lance_checking import check_lake, lake_to_mend
 from featurestore.keep.lance_restore import restore
 from featurestore.lake import Lake
@@ -71,6 +71,7 @@ def content(lake: Lake) -> dict[Key, Any]:
     """Return what readers get of a lake, row by row and picture by picture."""
     found: dict[Key, Any] = {}
     _put(found, ("slides",), lambda: lake.slides().collect().sort("slide").rows())
+    _put(found, ("scans",), lambda: [lake.tiles(mpp=m).collect().rows() for m in lake.config.mpps])
     for mpp in lake.config.mpps:
         rows = _try(lambda mpp=mpp: lake.tiles_of(mpp=mpp))
         for row in [] if rows is None else rows.to_dicts():
@@ -80,9 +81,8 @@ def content(lake: Lake) -> dict[Key, Any]:
 
 def _put_slide(found: dict[Key, Any], lake: Lake, mpp: float, row: dict[str, Any]) -> None:
     slide, place = row["slide_id"], (row["slide_id"], str(mpp))
-    names = ["tile_id", "slide_id", "y", "x", "tissue"]
-    tiles = lake.tiles(mpp=mpp).filter(pl.col("slide_id") == slide).select(names)
-    _put(found, ("tiles", *place), lambda: tiles.collect().rows())
+    lies = row["fragment"], row["row_start"], row["tiles"]
+    _put(found, ("tiles", *place), lambda: lake.row_reader(mpp=mpp).tiles(*lies).to_pydict())
     for teacher in _try(lambda: lake.teachers(mpp=mpp)) or {}:
         _put(
             found,
@@ -130,17 +130,26 @@ class Outcome:
     faults: list[str]
 
 
-def run_case(source: Path, work: Path, path: str, way: str, place: float = 0.5) -> Outcome:
+@functools.cache
+def _content_of(source: str) -> dict[Key, Any]:
+    return content(open_lake(source))
+
+
+def run_case(
+    source: Path, work: Path, path: str, way: str, place: float = 0.5, *, go_on: bool = True
+) -> Outcome:
     """Damage one file of a copy of a lake, look at it, mend it, and compare with the undamaged."""
+    roots._check.cache_clear()  # the folder is another lake now
     shutil.rmtree(work, ignore_errors=True)
     shutil.copytree(source, work)
-    whole = content(open_lake(source))
+    whole = _content_of(str(source))
     file = work / path
     data = damaged(file.read_bytes(), way, place)
     file.unlink()
     if data is not None:
         file.write_bytes(data)
     faults: list[str] = []
+    _info_names_it(work, faults)
     readable = right(_try(lambda: content(open_lake(work))) or {}, whole)
     verdict = check_lake(work)
     if verdict.ok:
@@ -150,7 +159,20 @@ def run_case(source: Path, work: Path, path: str, way: str, place: float = 0.5) 
         return Outcome(path=path, way=way, named="", did="nothing", faults=faults)
     named = "; ".join(sorted({one.part for one in verdict.damage}))
     did = mend(work, verdict, whole, readable, faults)
+    if go_on and did != "refused":
+        _goes_on(work, faults)
     return Outcome(path=path, way=way, named=named, did=did, faults=faults)
+
+
+def _info_names_it(work: Path, faults: list[str]) -> None:
+    """`info` answers, or says in one line of ours what is damaged."""
+    try:
+        open_lake(work).info()
+    except LakeError as error:
+        if not any(word in str(error) for word in (".lance", ".json", "snapshot")):
+            faults.append(f"info names nothing: {error}")
+    except BaseException as error:  # noqa: BLE001 - a panic is what is looked for
+        faults.append(f"info raised {type(error).__name__}: {error}")
 
 
 def right(now: dict[Key, Any], whole: dict[Key, Any]) -> set[Key]:
@@ -171,7 +193,6 @@ def mend(
             faults.append(f"restored, but {after.damage[0].what}")
         if done.version != after.version:
             faults.append(f"restored to {done.version}, but {after.version} is read")
-        _goes_on(work, faults)
         return "restore"
     lake = lake_to_mend(work)
     plan = plan_repair(lake, verdict)
@@ -180,14 +201,16 @@ def mend(
     repair(lake, verdict, plan=plan)
     # Pictures of tiles whose rows are damaged go with the rows; the shard itself stays.
     tiles = {key[1:3] for key in readable if key[0] == "tiles"}
-    kept = {key for key in readable if key[0] != "jpeg" or key[1:3] in tiles} - {("slides",)}
+    kept = {key for key in readable if key[0] != "jpeg" or key[1:3] in tiles} - {
+        ("slides",),
+        ("scans",),
+    }
     lost = kept - right(content(open_lake(work)), whole)
     if lost:
         faults.append(f"repair lost {sorted(lost)[:2]}")
     left = {one.part for one in check_lake(work).damage} - {"shard", "file"}
     if left:
         faults.append(f"after repair there is still damage of {sorted(left)}")
-    _goes_on(work, faults)
     return "repair"
 
 
@@ -214,12 +237,17 @@ def cases_of(lake: Path) -> list[tuple[str, str]]:
 
 
 def run_cases(
-    source: Path, work: Path, cases: Sequence[tuple[str, str]], place: float = 0.5
+    source: Path,
+    work: Path,
+    cases: Sequence[tuple[str, str]],
+    place: float = 0.5,
+    *,
+    go_on: bool = True,
 ) -> Iterator[Outcome]:
     """Run cases in child processes; a case that ends its process is a fault."""
     todo = list(cases)
     while todo:
-        request = json.dumps([str(source), str(work), todo, place])
+        request = json.dumps([str(source), str(work), todo, place, go_on])
         done = subprocess.run(
             [sys.executable, "-m", "tests.damage_drill", request],
             cwd=ROOT_FOLDER,
@@ -240,9 +268,9 @@ def run_cases(
 
 def main(request: str) -> None:
     """Run cases one after the other and print an outcome a line."""
-    source, work, cases, place = json.loads(request)
+    source, work, cases, place, go_on = json.loads(request)
     for path, way in cases:
-        outcome = run_case(Path(source), Path(work), path, way, place)
+        outcome = run_case(Path(source), Path(work), path, way, place, go_on=go_on)
         print(json.dumps(asdict(outcome)), flush=True)
 
 

@@ -12,8 +12,10 @@ import pytest
 
 import slidelake as front
 from distill.evaluate_labels import read_labels as read_tile_classes
+from downstream import CohortError, run_mil, run_survival
 from downstream.cohorts.cohort import load_labels, patient_table
 from downstream.probes.labels import read_tile_labels
+from downstream.probes.tiles import run_probe
 from featurestore import IdentityError, Lake, LakeConfig, LakeError, create_lake, open_lake, query
 from featurestore.annotations.annotate import annotate, set_patients, tcga_patients
 from featurestore.annotations.model import AnnotationError
@@ -184,6 +186,17 @@ def test_labels_are_read_from_the_lake(lake: Lake) -> None:
     assert (rows["mpp"].to_list(), classes) == ([0.5, 0.5, 0.5], ["S", "T"])
     with pytest.raises(LakeError, match=r"has no annotation 'regio'; .*did you mean 'region'"):
         labels_of(lake, "lake:regio")
+
+
+def test_studies_ask_the_lake_for_their_labels(lake: Lake) -> None:
+    """As far as they go without a training: the columns that they name are the annotation's."""
+    for labels, columns in (("clinical", "grade, stage, seen"), ("people", "sex")):
+        with pytest.raises(CohortError, match=f"no column 'side'; they have {columns}"):
+            run_mil(lake.uri, f"lake:{labels}", "side", ["t"], mpps=[0.5])
+        with pytest.raises(CohortError, match=f"no column 'time'; they have {columns}"):
+            run_survival(lake.uri, f"lake:{labels}", "time", "e", ["t"], mpps=[0.5])
+    with pytest.raises(CohortError, match="lacks side"):
+        run_probe(lake.uri, "lake:region", "side", ["t"], mpp=0.5)
 
 
 def test_predicates_name_annotations_of_tiles_slides_and_patients(lake: Lake) -> None:

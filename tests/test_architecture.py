@@ -24,7 +24,7 @@ OURS = {*MAY_IMPORT, "commands", "examples", "slidelake"}
 HOLDERS = {
     "ray": re.compile(r"(.*/ray_\w+|slidelake)\.py"),
     "lance": re.compile(r"featurestore/((\w+/)?lance_\w+|lake)\.py"),
-    "openslide": re.compile(r"ingest/openslide_\w+\.py"),
+    "openslide": re.compile(r"ingest/readers/openslide_\w+\.py"),
 }
 
 

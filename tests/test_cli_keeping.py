@@ -36,14 +36,14 @@ def test_damage_is_named_repaired_and_made_again(
             file.write_bytes(data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :])
     verdict = json.loads(slidelake("verify", lake_copy, "--json", code=1).stdout)
     assert not verdict["ok"]
-    assert set(verdict["damage"][0]) == {"slide", "mpp", "teacher", "what"}
+    assert set(verdict["damage"][0]) == {"slide", "mpp", "teacher", "what", "part", "path"}
     assert {(d["slide"], d["mpp"], d["teacher"]) for d in verdict["damage"]} == {
         ("P000-1", 0.5, TEACHERS[1]),
         (REAL_SLIDE.stem, 2.0, None),
     }
     text = slidelake("verify", lake_copy, code=1).stdout
     assert f"slide P000-1, at 0.5 mpp, teacher {TEACHERS[1]}: checksum" in text
-    done = json.loads(slidelake("repair", lake_copy, "--json").stdout)
+    done = json.loads(slidelake("repair", lake_copy, "--yes", "--json").stdout)
     assert done["slides"] == [REAL_SLIDE.stem]
     assert [(c["teacher"], c["mpp"]) for c in done["columns"]] == [(TEACHERS[1], 0.5)]
     left = json.loads(slidelake("verify", lake_copy, "--json", code=1).stdout)["damage"]

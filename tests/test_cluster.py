@@ -65,8 +65,8 @@ def test_plain_progress_is_a_line_now_and_then_and_one_at_the_end(
             bar.advance(1, tiles=600)
         bar.note("slide 7: no tissue")
     assert out.getvalue().splitlines() == [
-        "ingest: 2/4 slides (0.3/s), 1,200 tiles (200/s), 6 s, about 6 s left",
-        "ingest: 4/4 slides (0.3/s), 2,400 tiles (200/s), 12 s, about 0 s left",
+        "ingest: 2/4 slides (0.3/s), 1,200 tiles (200/s), 6 s",
+        "ingest: 4/4 slides (0.3/s), 2,400 tiles (200/s), 12 s",
         "ingest: slide 7: no tissue",
         "ingest: 4/4 slides (0.3/s), 2,400 tiles (200/s), 12 s, done",
     ]
@@ -78,9 +78,48 @@ def test_progress_after_a_restart_counts_only_this_run_s_speed(
     monkeypatch.setenv("SLIDELAKE_PROGRESS", "plain")
     out, clock = io.StringIO(), Clock()
     with progress("ingest", total=100, initial=90, every_s=0, stream=out, clock=clock) as bar:
-        clock.now += 10.0
-        bar.advance(5)
-    assert out.getvalue().splitlines()[0] == "ingest: 95/100 items (0.5/s), 10 s, about 10 s left"
+        for _ in range(6):
+            clock.now += 2.0
+            bar.advance(1)
+    assert out.getvalue().splitlines()[5] == "ingest: 96/100 items (0.5/s), 12 s, about 8 s left"
+
+
+def lefts(seconds: list[float], weights: list[float] | None = None) -> list[float | None]:
+    """The guesses of the time left after each result; the last weighs what is not finished."""
+    clock = Clock()
+    work = None if weights is None else sum(weights)
+    with progress("x", total=len(seconds) + 1, work=work, stream=io.StringIO(), clock=clock) as bar:
+        guesses = []
+        for number, needed in enumerate(seconds):
+            clock.now += needed
+            bar.advance(1, work=None if weights is None else weights[number])
+            guesses.append(bar.snapshot().left_s)
+    return guesses
+
+
+def test_time_left_is_not_guessed_before_it_is_grounded() -> None:
+    """A start of 30 s says nothing of the pace, and neither do a few results in a moment."""
+    assert lefts([30.0, 2, 2, 2, 2]) == [None] * 5
+    assert lefts([0.1] * 8) == [None] * 8
+    guesses = lefts([30.0] + [2.0] * 9)
+    assert guesses[:5] == [None] * 5
+    assert guesses[5:] == pytest.approx([10, 8, 6, 4, 2])
+
+
+def test_time_left_goes_by_what_units_weigh() -> None:
+    """Ten small slides of 2 s, then one of 100 times the bytes: it was said to take 2 s."""
+    guesses = lefts([2.0] * 10, [1.0] * 10 + [100.0])
+    assert guesses[9] == pytest.approx(200)
+    assert lefts([2.0] * 10)[9] == pytest.approx(2)
+
+
+def test_bytes_are_shown_in_units_that_are_not_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLIDELAKE_PROGRESS", "plain")
+    out, clock = io.StringIO(), Clock()
+    with progress("ingest", total=2, unit="slides", stream=out, clock=clock) as bar:
+        clock.now += 8.0
+        bar.advance(1, bytes=83_000)
+    assert out.getvalue().splitlines()[0] == "ingest: 1/2 slides (0.1/s), 83.0 kB (10.4 kB/s), 8 s"
 
 
 def test_progress_that_an_exception_ends_says_stopped() -> None:
@@ -106,7 +145,7 @@ def test_without_a_terminal_progress_is_one_object_a_line() -> None:
         "total": 4,
         "counters": {"tiles": 10},
         "elapsed_s": 2.0,
-        "left_s": 6.0,
+        "left_s": None,
     }
     assert events[1] == {"event": "note", "title": "ingest", "text": "hello"}
 

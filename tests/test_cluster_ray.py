@@ -1,6 +1,7 @@
 """`cluster` against a real Ray: a private one, one that is killed, and a head that takes jobs."""
 
 import json
+import logging
 import os
 import signal
 import socket
@@ -17,7 +18,7 @@ from urllib.request import Request, urlopen
 import pytest
 
 import cluster
-from cluster import ClusterError, quiet_ray_data, ray_map, ray_session, submit
+from cluster import ClusterError, quiet_ray_data, ray_map, ray_session, schedulable, submit
 from cluster.scratch import scratch_directory
 from featurestore import LakeConfig, create_lake
 from tests.command_lines import command_line
@@ -147,6 +148,33 @@ class TestInALocalRay:
 
         assert ray.data.range(3).map_batches(lambda batch: batch).count() == 3
         assert capfd.readouterr() == ("", "")
+
+    def test_ray_says_that_a_job_may_hang_only_where_it_may(
+        self, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """An actor that takes all cores and is slow to start was said to hang."""
+        import ray.data
+        from ray.data._internal.execution import resource_manager
+
+        class Slow:
+            def __init__(self) -> None:
+                time.sleep(1.5)
+
+            def __call__(self, row: dict[str, int]) -> dict[str, int]:
+                return row
+
+        monkeypatch.setattr(resource_manager, "STARVATION_WARNING_DELAY_S", 0.0)
+        logger = logging.getLogger(resource_manager.__name__)
+        logger.addHandler(caplog.handler)
+        rows = ray.data.from_items([{"a": 1}], override_num_blocks=1)
+        pool = ray.data.ActorPoolStrategy(size=1)
+        with schedulable(num_cpus=1.8):
+            assert rows.map(Slow, compute=pool, num_cpus=1.8).take_all() == [{"a": 1}]
+        assert "may hang forever" not in caplog.text
+        with schedulable(num_cpus=100):
+            logger.warning("Cluster resources are not enough to run any task from X. ... may hang")
+        assert "may hang" in caplog.text
+        logger.removeHandler(caplog.handler)
 
     @pytest.mark.parametrize("bad", [{"num_cpus": 0.0}, {"max_in_flight": 0}])
     def test_a_map_of_no_size_is_refused(self, bad: dict[str, int]) -> None:

@@ -16,9 +16,10 @@ import tifffile
 from PIL import Image
 
 from featurestore import Lake, LakeConfig, SlideCut, Store, create_lake, open_lake, query
+from ingest.asked import asked_for
 from ingest.contact_sheet import write_contact_sheet
 from ingest.cut import cut_or_reason
-from ingest.todo import asked_rows, sort_out
+from ingest.todo import sort_out
 from tests.conftest import CONFIG, REAL_SLIDE, ROOT
 from tests.small_lake import add_slides
 
@@ -77,8 +78,8 @@ def opened(uri: str) -> Image.Image:
 
 def ingested(lake: Lake, inputs: list[Path]) -> Lake:
     """What an ingest does, in this process."""
-    asked, _ = asked_rows([str(path) for path in inputs], {})
-    todo = sort_out(lake.committer.register(asked), {})
+    asked = asked_for([str(path) for path in inputs], {})
+    todo = sort_out(lake.committer.register(asked.rows), {})
     outcomes = [cut_or_reason(lake.store, lake.config, row) for row in todo.cut]
     lake.committer.commit_slides([one for one in outcomes if isinstance(one, SlideCut)])
     lake.committer.fail([*todo.failed, *(one for one in outcomes if isinstance(one, dict))])

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import polars as pl
 import pytest
 from typer.testing import CliRunner
 
@@ -22,6 +23,7 @@ from featurestore import (
     vacuum,
     verify,
 )
+from featurestore.annotations.annotate import annotate
 from featurestore.keep import copied_files
 from featurestore.lock import writer_lease
 from tests.conftest import ROOT
@@ -81,6 +83,22 @@ def test_copy_is_the_lake_with_its_snapshots_and_what_runs_read(rich: Lake, tmp_
     assert vacuum(after, keep=1).bytes > 0
     assert verify(open_lake(copy.uri)).ok
     assert verify(open_lake(rich.uri)).ok
+
+
+def test_copy_has_the_annotations_of_its_versions(rich: Lake, tmp_path: Path) -> None:
+    for value in ("1", "2"):
+        table = pl.DataFrame({"slide_id": ["a", "b"], "grade": [value, "3"]})
+        annotate(open_lake(rich.uri), table, name="grade", replace_old=value == "2")
+    lake = open_lake(rich.uri)
+    tables = sorted(path.name for path in (Path(rich.uri) / "annotations").iterdir())
+    copy_lake(rich.uri, tmp_path / "copy")
+    copy = open_lake(tmp_path / "copy")
+    asked = lake.annotation("grade").sort("slide_id").collect()
+    assert copy.annotation("grade").sort("slide_id").collect().equals(asked)
+    assert verify(copy).ok
+    copied = {path.name for path in (tmp_path / "copy" / "annotations").iterdir()}
+    assert len(copied) == 1  # not the table that was replaced
+    assert copied < set(tables)
 
 
 def test_copy_at_a_version_ends_with_it(rich: Lake, tmp_path: Path) -> None:

@@ -27,11 +27,11 @@ from ingest.cut import cut_or_reason, cut_slide
 from ingest.errors import InputError, SlideError
 from ingest.grid import Grid, plan_grids
 from ingest.native import native_tiles
-from ingest.openslide_reader import OpenSlideReader
+from ingest.readers.openslide_reader import OpenSlideReader
+from ingest.readers.tiff_reader import TiffReader
 from ingest.settings import settings
 from ingest.sources import fingerprint, resolve
 from ingest.survey import survey
-from ingest.tiff_reader import TiffReader
 from ingest.todo import dry_run
 from tests.conftest import REAL_SLIDE
 from tests.wide_slide import write_wide_slide

@@ -1,11 +1,8 @@
 """A distillation that is killed goes on, and ends in the student of an undisturbed run."""
 
-import contextlib
 import json
-import os
 import random
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -17,54 +14,28 @@ import torch
 from safetensors.torch import load_file
 
 from tests.conftest import ROOT
+from tests.kills import kill, started, wait_for_work
 
 NAME, WORKERS = "tiny", 2
 
 
 def command(lake: Path, workers: int) -> list[str]:
-    return [sys.executable, "-m", "tests.distill_once", str(lake), NAME, str(workers)]
+    return ["-m", "tests.distill_once", str(lake), NAME, str(workers)]
 
 
 def run(lake: Path, workers: int) -> None:
-    subprocess.run(command(lake, workers), cwd=ROOT, check=True, capture_output=True, timeout=400)
+    line = [sys.executable, *command(lake, workers)]
+    subprocess.run(line, cwd=ROOT, check=True, capture_output=True, timeout=400)
 
 
-def kill(lake: Path, workers: int, after_s: float, what: str) -> bool:
+def kill_distill(lake: Path, workers: int, after_s: float, what: str) -> bool:
     """Kill the whole run, or one worker of it, some time after a checkpoint; whether it ran."""
-    before = stamps(lake)
-    process = subprocess.Popen(
-        command(lake, workers),
-        cwd=ROOT,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
-    deadline = time.monotonic() + 200
-    while stamps(lake) == before and process.poll() is None:
-        assert time.monotonic() < deadline, "no checkpoint was ever written"
-        time.sleep(0.02)
+    process = started(command(lake, workers))
+    wait_for_work(process, lambda: stamps(lake))
     time.sleep(after_s)
-    running = process.poll() is None
-    if what == "worker":
-        for worker in workers_of(process.pid):
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(worker, signal.SIGKILL)
-        assert process.wait(timeout=400) == 0
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    running = kill(process, what, worker=b"RayTrainWorker")
+    assert what == "group" or process.returncode == 0
     return running
-
-
-def workers_of(driver: int) -> list[int]:
-    """Processes of the driver's session that train."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):
-            if os.getsid(int(path.name)) == driver:
-                text = (path / "cmdline").read_bytes()
-                found += [int(path.name)] if b"RayTrainWorker" in text else []
-    return found[:1]
 
 
 def stamps(lake: Path) -> list[int]:
@@ -106,7 +77,7 @@ def whole(filled: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.timeout(1500)
-@pytest.mark.parametrize("what", ["all", "worker"])
+@pytest.mark.parametrize("what", ["group", "worker"])
 def test_killed_at_random_it_ends_in_the_same_student(
     filled: Path, whole: Path, tmp_path: Path, what: str
 ) -> None:
@@ -114,8 +85,8 @@ def test_killed_at_random_it_ends_in_the_same_student(
     killed = tmp_path / "killed"
     shutil.copytree(filled, killed)
     seed = random.randrange(1000)
-    hit = kill(killed, WORKERS, random.Random(seed).uniform(0, 2), what)
-    if what == "all":
+    hit = kill_distill(killed, WORKERS, random.Random(seed).uniform(0, 2), what)
+    if what == "group":
         assert hit, seed
         run(killed, WORKERS)
     check(killed, whole)

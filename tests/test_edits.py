@@ -4,10 +4,11 @@ import contextlib
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import polars as pl
+import pyarrow as pa
 import pytest
 
 from featurestore import Lake, LakeError, compact, open_lake, repair, vacuum, verify
@@ -18,6 +19,7 @@ from featurestore.keep.lance_restore import restore
 from featurestore.lance_commit import Committer
 from featurestore.lance_tables import open_table
 from featurestore.schema import features_table
+from tests.s3 import Bucket
 from tests.small_lake import add_slides, add_teacher, contents
 
 REGIONS = pl.DataFrame({"slide_id": ["a", "c"], "x": [0, 300], "y": [9, 9], "mark": ["T", "S"]})
@@ -65,7 +67,7 @@ def test_a_dropped_slide_is_gone_and_its_number_is_never_used_again(lake: Lake) 
     with pytest.raises(LakeError, match="slide 'c' is not in"):
         after.bag("c", "t", mpp=0.5)
     assert open_lake(lake.uri, version=done.before).bag("c", "t", mpp=0.5).features.shape == (4, 6)
-    assert verify(after).ok
+    assert (verify(after).ok, verify(after).checked["slides"]) == (True, 2)
     again = add_slides(after, {"c": 2})
     numbers = dict(again.slides().select("slide_id", "slide").collect().iter_rows())
     assert numbers == {"a": 0, "b": 1, "c": 3}
@@ -184,11 +186,11 @@ class DyingCommitter(Committer):
     """Counts its commits, from the lock on."""
 
     @contextlib.contextmanager
-    def exclusive(self) -> Iterator[None]:
+    def exclusive(self, *, recover: bool = True) -> Iterator[Self]:
         """As its parent, and then the clock runs."""
-        with super().exclusive():
+        with super().exclusive(recover=recover):
             self._check = self._count
-            yield
+            yield self
 
     def _count(self) -> None:
         DyingLake.dies_at -= 1
@@ -240,14 +242,29 @@ def test_an_edit_that_is_killed_is_seen_before_or_after(
     assert verify(open_lake(folder)).ok
 
 
+def by_hand(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """Columns of lists, structs and vectors of float32, as somebody may add them."""
+    rows = batch.num_rows
+    vectors = pa.array([[1.0, 2.0]] * rows, pa.list_(pa.float32(), 2))
+    lists, structs = pa.array([[1, 2]] * rows), pa.array([{"u": 1}] * rows)
+    return pa.record_batch([lists, structs, vectors], names=["pairs", "facts", "short"])
+
+
 def test_a_column_that_somebody_added_by_hand_breaks_nothing(lake: Lake) -> None:
     for mpp in lake.config.mpps:
         table = open_table(lake.store, features_table(mpp))
         table.add_columns({"mine": "x * 2", "words": "slide_id"})
+        open_table(lake.store, features_table(mpp)).add_columns(by_hand, read_columns=["x"])
     lake.committer.recover()
     lake = lake.refreshed()
     assert [row["teacher"] for row in lake.info()["features"]] == ["t", "u", "t", "u"]
-    assert {row["column"] for row in lake.info()["other_columns"]} == {"mine", "words"}
+    assert {row["column"] for row in lake.info()["other_columns"]} == {
+        "mine",
+        "words",
+        "pairs",
+        "facts",
+        "short",
+    }
     assert verify(lake).ok
     assert lake.bags("t", mpp=0.5)[0].features.shape == (5, 6)
     batches = list(lake.stream("t", mpp=0.5, batch_tiles=4))
@@ -259,6 +276,12 @@ def test_a_column_that_somebody_added_by_hand_breaks_nothing(lake: Lake) -> None
     frame = lake.tiles(mpp=0.5).filter(pl.col("slide_id") != "d").collect()
     assert (frame["mine"] == frame["x"] * 2).all()
     assert (frame["words"] == frame["slide_id"]).all()
+    assert frame["pairs"].to_list() == [[1, 2]] * 12
+    assert frame["facts"].to_list() == [{"u": 1}] * 12
+    assert frame["short"].to_list() == [[1.0, 2.0]] * 12
+    before = lake.bag("b", "t", mpp=0.5).features.copy()
+    rename(lake, "t", "w")  # it lies in one file with the lists and structs
+    assert np.array_equal(lake.refreshed().bag("b", "w", mpp=0.5).features, before)
     with pytest.raises(LakeError, match="'mine' is a column of other kind"):
         add_teacher(lake, "mine")
 
@@ -286,6 +309,11 @@ def test_damage_to_an_annotation_of_tiles_is_found_and_taken_out(lake: Lake) -> 
     assert left == set(before["slide_id"]) - {slide}
 
 
+def tables_of_annotations(lake: Lake) -> set[str]:
+    """Folders in which there are files."""
+    return {file.path.split("/")[1] for file in lake.store.walk("annotations")}
+
+
 def test_a_table_of_an_annotation_is_verified_and_copied(lake: Lake, tmp_path: Path) -> None:
     rename(lake, "a", "A")  # leaves the table of before for the versions of before
     copied = copy_lake(lake.uri, tmp_path / "copy")
@@ -305,8 +333,19 @@ def test_a_table_of_an_annotation_is_verified_and_copied(lake: Lake, tmp_path: P
         twin, GRADES.with_columns(slide_id=pl.Series(["A", "b"])), "clinical", replace_old=True
     )
     assert verify(twin.refreshed()).ok
-    tables = lambda: {file.path.split("/")[1] for file in lake.store.walk("annotations")}  # noqa: E731
-    assert len(tables()) == 2
+    assert len(tables_of_annotations(lake)) == 2
     vacuum(lake.refreshed(), keep=1)
-    assert len(tables()) == 1
+    assert len(tables_of_annotations(lake)) == 1
     assert whole(twin.refreshed()) == whole(lake.refreshed())
+
+
+@pytest.mark.slow
+def test_a_lake_in_a_bucket_is_edited_alike(bucket: Bucket, lake: Lake) -> None:
+    twin = open_lake(copy_lake(lake.uri, bucket.uri).uri)
+    for opened in (lake, twin):
+        annotate(opened, GRADES.with_columns(late=pl.lit(1.5)), "late")
+        rename(opened.refreshed(), "a", "A")
+        drop(opened.refreshed(), "teacher", ["u"])
+        rename(opened.refreshed(), "region", "area")
+    assert whole(twin.refreshed()) == whole(lake.refreshed())
+    assert verify(twin.refreshed()).ok

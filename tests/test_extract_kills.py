@@ -1,12 +1,7 @@
 """An extract that is killed goes on, and ends in the same columns, bit for bit."""
 
-import contextlib
-import os
 import random
 import shutil
-import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -16,6 +11,7 @@ import pytest
 from featurestore import Lake, open_lake, vacuum, verify
 from ingest.ray_extract import extract
 from tests.conftest import ROOT, TEACHERS
+from tests.kills import kill, started, wait_for_work
 
 NAMES = [f"{TEACHERS[0]}@S1", str(ROOT / "examples" / "own_encoder.py")]
 COLUMNS = [f"{TEACHERS[0]}@S1", "colour-moments"]
@@ -38,24 +34,10 @@ def columns(lake: Lake) -> dict[str, bytes]:
 
 def kill_extract(lake: Path, after_s: float) -> bool:
     """Kill an extract some time after it wrote its first column; whether it was still running."""
-    process = subprocess.Popen(
-        [sys.executable, "-c", CODE, str(lake), *NAMES],
-        cwd=ROOT,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
-    before = data_files(lake)
-    deadline = time.monotonic() + 200
-    while data_files(lake) == before and process.poll() is None:
-        assert time.monotonic() < deadline, "the extract never began"
-        time.sleep(0.05)
+    process = started(["-c", CODE, str(lake), *NAMES])
+    wait_for_work(process, lambda: data_files(lake))
     time.sleep(after_s)
-    running = process.poll() is None
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    return running
+    return kill(process, "group")
 
 
 def data_files(lake: Path) -> int:

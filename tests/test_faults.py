@@ -2,7 +2,6 @@
 
 import os
 import random
-import signal
 import subprocess
 import sys
 import time
@@ -13,6 +12,7 @@ import pytest
 from featurestore import Lake, open_lake, vacuum, verify
 from tests import fault_worker
 from tests.conftest import ROOT
+from tests.kills import kill
 from tests.small_lake import add_slides, contents
 
 #: In each of two tests; hundreds were tried, and more can be asked for.
@@ -31,6 +31,7 @@ def start(lake: Path) -> subprocess.Popen[bytes]:
         cwd=ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
+        start_new_session=True,
     )
 
 
@@ -40,9 +41,7 @@ def kill_after(process: subprocess.Popen[bytes], seconds: float) -> bool:
     assert process.stderr is not None
     process.stdout.readline()
     time.sleep(seconds)
-    running = process.poll() is None
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    running = kill(process, "driver")
     errors = process.stderr.read().decode()
     process.stdout.close()
     process.stderr.close()

@@ -19,6 +19,7 @@ from distill.recipes import make_recipe
 from distill.task import Task, on_device
 from distill.tasks import make_task
 from featurestore import Lake, open_lake, verify
+from featurestore.sealed import sealed
 from ingest import TeacherError, licence_of
 from tests.test_stream_under import made
 
@@ -98,6 +99,9 @@ def test_what_a_student_of_features_can_not_do_is_refused(tmp_path: Path) -> Non
     about = lake.read_json("students/fused/features.json")
     about["identities"]["plain@0.5"] = {"card": "another"}
     lake.write_json("students/fused/features.json", about)
+    report = lake.read_json("students/fused/report.json")
+    files = {"features.json": lake.read_bytes("students/fused/features.json")}
+    lake.write_json("students/fused/report.json", sealed(report, files))
     with pytest.raises(DistillError, match=r"saw another 'plain' at mpp 0.5 than the lake has now"):
         extract(lake.uri, ["fused"])
 

@@ -13,10 +13,20 @@ import pytest
 
 from downstream.bags import PatientBags
 from downstream.retrieval.query import find_query, pooled_features
-from featurestore import AccessError, DamageError, Lake, LakeError, fit_stats, open_lake
+from featurestore import (
+    AccessError,
+    DamageError,
+    Lake,
+    LakeError,
+    ShardReader,
+    fit_stats,
+    open_lake,
+)
 from featurestore.interop.lake_tiles import tile_places
 from featurestore.lance_flat import FlatColumn
 from featurestore.schema import features_table
+from featurestore.torch_bags import Bags, TorchBag
+from ingest.extractor import Extractor
 from tests.training_lake import DIMS, make
 
 PLAIN, PACKED = DIMS  # read in place, and by Lance's file reader
@@ -64,14 +74,18 @@ def streamed(lake: Lake, teacher: str, **more: Any) -> None:  # noqa: ANN401
         pass
 
 
+def every(bags: Bags) -> list[TorchBag]:
+    return [bags[at] for at in range(len(bags))]
+
+
 def exported(lake: Lake, _: str) -> None:
     tile_places(lake, lake.tiles_of(mpp=MPP, slide_ids=[SLIDE]).row(0, named=True))
 
 
 READERS: dict[str, Callable[[Lake, str], object]] = {
     "bag": lambda lake, teacher: lake.bag(SLIDE, teacher, mpp=MPP),
-    "bags of slides": lambda lake, teacher: list(lake.bags(teacher, mpp=MPP)),
-    "bags of patients": lambda lake, t: list(lake.bags(["plain", "packed"], mpp=MPP, by="patient")),
+    "bags of slides": lambda lake, teacher: every(lake.bags(teacher, mpp=MPP)),
+    "bags of patients": lambda lake, t: every(lake.bags(["plain", "packed"], mpp=MPP, by="patient")),
     "bags of mil": lambda lake, teacher: PatientBags(lake, [[OTHER, SLIDE]], teacher, mpps=[MPP])[
         0
     ],
@@ -192,3 +206,23 @@ def test_sums_are_those_of_the_catalog_whatever_was_read_before(whole: Lake) -> 
         for teacher in DIMS:
             np.testing.assert_array_equal(one.by_teacher[teacher], two.by_teacher[teacher])
     assert whole.catalog().filter(pl.col("teacher").is_null()).collect().height == 6
+
+
+def test_damaged_pixels_are_refused_by_streams_and_extraction(copied: Lake) -> None:
+    """One flipped bit of a JPEG that still decodes is another picture, and other features."""
+    row = copied.tiles_of(mpp=MPP, slide_ids=[SLIDE]).row(0, named=True)
+    path = Path(copied.store.path(row["shard"]))
+    data = bytearray(path.read_bytes())
+    with ShardReader.of(copied.store, row) as shard:
+        data[data.index(shard.jpeg(50)) + 300] ^= 1
+    path.write_bytes(data)
+    text = rf"slide {SLIDE} at mpp 0.5: shard {row['shard']} is not what was written"
+    with pytest.raises(DamageError, match=text):
+        streamed(copied, PLAIN, pixels="jpeg")
+    streamed(copied, PLAIN)
+    extractor = Extractor()
+    extractor._store, extractor._device, extractor._threads = copied.store, "cpu", 1
+    keys = copied.bag(SLIDE, PLAIN, mpp=MPP).tile_id
+    with pytest.raises(DamageError, match=text):
+        next(extractor._batches(row, keys, np.arange(len(keys))))
+    streamed(open_lake(copied.uri, check=None), PLAIN, pixels="jpeg")

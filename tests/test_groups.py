@@ -34,7 +34,7 @@ def killed_at(point: int) -> Iterator[list[int]]:
         count[0] += 1
         if 2 * count[0] - 2 == point:
             raise KilledError
-        done = commit(*args, **kwargs)  # type: ignore[arg-type]
+        done = commit(*args, **kwargs)
         if 2 * count[0] - 1 == point:
             raise KilledError
         return done

@@ -23,8 +23,8 @@ from PIL import Image
 from featurestore import Lake, open_lake
 from ingest.cut import encode_jpeg
 from ingest.grid import plan_grids
-from ingest.openslide_reader import OpenSlideReader
 from ingest.ray_ingest import IngestResult, ingest
+from ingest.readers.openslide_reader import OpenSlideReader
 from tests.conftest import CONFIG, REAL_SLIDE, ROOT, shard_samples
 
 
@@ -196,7 +196,7 @@ def test_outside_of_a_slide_is_white() -> None:
 def test_overview_in_strips_is_the_whole_slide(monkeypatch: pytest.MonkeyPatch) -> None:
     with OpenSlideReader(str(REAL_SLIDE)) as slide:
         whole, scale = slide.overview(8.0)
-        monkeypatch.setattr("ingest.openslide_reader.BLOCK_PX", 320)
+        monkeypatch.setattr("ingest.readers.slide_reader.BLOCK_PX", 320)
         strips, _ = slide.overview(8.0)
     assert scale == 16
     assert whole.shape[:2] == (186, 139)

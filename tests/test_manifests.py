@@ -132,6 +132,4 @@ def test_names_that_are_near_those_of_the_lake_are_refused(study: Path, tmp_path
         ingest(uri, [path], lake.config)
     assert open_lake(uri).slides().collect().height == 1
     plan = dry_run(uri, [path], lake.config, {"distinct_ids": True}, cores=1)
-    assert [failed["slide"] for failed in plan.failed] == [
-        "d1"
-    ]  # it is no slide, but taken for one
+    assert [failed["slide"] for failed in plan.failed] == ["d1"]  # it is no slide

@@ -16,8 +16,10 @@ from hypothesis import strategies as st
 from matplotlib.path import Path as Outline
 from PIL import Image
 
-from ingest.errors import SlideError
-from ingest.masks import BoolArray, fill, find_mask, read_mask
+from ingest.errors import InputError, SlideError
+from ingest.mask_folder import mask_mark, open_masks
+from ingest.masks import BoolArray, fill, read_mask
+from tests.interop_files import trident_tissue
 
 SIZE = (4000, 3000)  # level-0 pixels of the slide of these tests
 SHAPE, SCALE = (94, 125), 32.0  # of its overview, which reaches beyond the slide
@@ -287,18 +289,65 @@ def test_jpeg_named_png_is_refused(tmp_path: Path) -> None:
 def test_mask_of_a_slide_is_found_by_name_in_any_folder(tmp_path: Path) -> None:
     (tmp_path / "a.b.png").write_bytes(png(Image.new("L", (400, 300), 1)))
     (tmp_path / "c.geojson").write_text("{}")
-    assert find_mask(str(tmp_path), "a.b") == f"{tmp_path}/a.b.png"
-    assert find_mask(f"{tmp_path}/", "c") == f"{tmp_path}/c.geojson"
-    assert find_mask(str(tmp_path), "a") is None
-    assert find_mask(str(tmp_path / "none"), "a") is None
+    (tmp_path / "._c.geojson").write_text("of macOS")
+    masks = open_masks(f"{tmp_path}/")
+    assert masks.mask_of("a.b") == f"{tmp_path}/a.b.png"
+    assert masks.mask_of("c") == f"{tmp_path}/c.geojson"
+    assert masks.mask_of("a") is None
+    with pytest.raises(InputError, match="there is no folder"):
+        open_masks(str(tmp_path / "none"))
     (tmp_path / "c.png").write_bytes(b"")
     with pytest.raises(SlideError, match="slide c has more than one mask"):
-        find_mask(str(tmp_path), "c")
+        open_masks(str(tmp_path)).mask_of("c")
     fs = fsspec.filesystem("memory")
     fs.pipe("/masks/d.png", (tmp_path / "a.b.png").read_bytes())
-    found = find_mask("memory://masks", "d")
+    found = open_masks("memory://masks").mask_of("d")
     assert found == "memory://masks/d.png"
     assert read_mask(found, size_px=SIZE, shape=SHAPE, scale=SCALE)[:93, :124].all()
+
+
+def test_masks_of_no_slide_are_named_and_masks_of_none_refused(tmp_path: Path) -> None:
+    for name in ("slide-1.geojson", "slide_2.geojson", "x.png", "notes.txt"):
+        (tmp_path / name).write_text("{}")
+    masks = open_masks(str(tmp_path))
+    assert masks.notes({"slide-1", "slide-2"}) == [
+        "2 masks match no slide: slide_2, x; is slide_2 meant for slide-2?",
+        "1 slides have no mask; their tissue is looked for",
+    ]
+    assert open_masks(str(tmp_path)).notes({"slide-1", "slide_2", "x"}) == []
+    with pytest.raises(InputError, match=r"masks are called slide-1, slide_2, x, slides b, c; nam"):
+        masks.notes({"b", "c"})
+
+
+def test_mask_drawn_anew_has_another_mark(tmp_path: Path) -> None:
+    path = tmp_path / "a.geojson"
+    path.write_text("x" * 200_000)
+    mark = mask_mark(str(path))
+    assert mask_mark(str(path)) == mark
+    path.write_text("x" * 100_000 + "y" + "x" * 99_999)
+    assert mask_mark(str(path)) != mark
+
+
+def test_cores_of_a_microarray_that_are_missing_are_no_tissue(geojson: ReadJson) -> None:
+    """As QuPath exports them: `objectType` tmaCore, `isMissing` true or false."""
+    there, gone = feature(SQUARE), feature([[3200, 320], [3840, 320], [3840, 960], [3200, 960]])
+    for core, missing in ((there, False), (gone, True)):
+        core["properties"] = {"objectType": "tmaCore", "name": "A-1", "isMissing": missing}
+    np.testing.assert_array_equal(geojson(collection(there, gone)), box(320, 320, 1600, 1600))
+    with pytest.raises(SlideError, match="has no polygons of tissue"):
+        geojson(collection(gone))
+
+
+def test_contours_of_trident_are_masks(tmp_path: Path) -> None:
+    """As geopandas writes `contours_geojson/SLIDE.geojson`: with a CRS, and without a class."""
+    rings = trident_tissue(tmp_path, "s")["features"][0]["geometry"]["coordinates"]
+    path = open_masks(str(tmp_path / "contours_geojson")).mask_of("s")
+    assert path is not None
+    found = read_mask(path, size_px=(10_000, 6500), shape=(65, 100), scale=100.0)
+    at = middles((65, 100), 100.0)
+    outer, hole = (Outline(ring).contains_points(at).reshape(65, 100) for ring in rings)
+    np.testing.assert_array_equal(found, outer & ~hole)
+    assert 0.6 < found.mean() < 0.7
 
 
 def test_masks_that_can_not_be_read_say_so(tmp_path: Path) -> None:

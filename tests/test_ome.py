@@ -12,11 +12,11 @@ from featurestore import LakeConfig, create_lake
 from ingest.cut import cut_slide
 from ingest.errors import SlideError
 from ingest.grid import plan_grids
-from ingest.jpeg_tiff import JpegTiff
-from ingest.ome import ome_mpp
+from ingest.readers.jpeg_tiff import JpegTiff
+from ingest.readers.ome import ome_mpp
+from ingest.readers.tiff_reader import TiffReader
 from ingest.remote import local_slide
 from ingest.sources import fingerprint
-from ingest.tiff_reader import TiffReader
 from tests.conftest import REAL_SLIDE
 from tests.ome_slide import write_ome_tiff
 from tests.wide_slide import write_wide_slide
@@ -81,15 +81,15 @@ def test_a_level_that_is_another_image_is_left_out(tmp_path: Path, svs: Path) ->
         swapped[start : start + 4 * len(words)] = words[::-1].tobytes()
     (tmp_path / "b.ome.tif").write_bytes(swapped)
     with TiffReader(str(tmp_path / "b.ome.tif")) as slide:
-        assert slide.levels == 2
-        assert slide.fallback is not None
-        assert "level 1 differs from level 0 by" in slide.fallback
+        assert [slide.is_fit(level) for level in range(3)] == [True, False, True]
+        (note,) = slide.notes
+        assert "level 1 is not used: it differs from level 0 by" in note
 
 
 @pytest.mark.parametrize(
     ("attributes", "mpp"),
     [
-        ('PhysicalSizeX="0.25" PhysicalSizeY="0.26"', 0.25495),
+        ('PhysicalSizeX="0.25" PhysicalSizeY="0.252"', 0.250998),
         ('PhysicalSizeX="250" PhysicalSizeXUnit="nm" PhysicalSizeY="0.25"', 0.25),
         ('PhysicalSizeX="0.25"', None),
         ('PhysicalSizeX="1" PhysicalSizeY="1" PhysicalSizeXUnit="pixel"', None),
@@ -99,7 +99,8 @@ def test_a_level_that_is_another_image_is_left_out(tmp_path: Path, svs: Path) ->
 )
 def test_mpp_of_the_xml(tmp_path: Path, svs: Path, attributes: str, mpp: float | None) -> None:
     path = write_ome_tiff(tmp_path / "a.ome.tif", svs, mpp=attributes)
-    assert ome_mpp(str(path)) == (None if mpp is None else pytest.approx(mpp, rel=1e-4))
+    stated = ome_mpp(str(path))
+    assert (stated and stated.mean) == (None if mpp is None else pytest.approx(mpp, rel=1e-4))
     if mpp is None:
         with pytest.raises(SlideError, match="does not say its mpp"):
             TiffReader(str(path))

@@ -18,16 +18,17 @@ from hypothesis import strategies as st
 
 from featurestore import LakeConfig, create_lake
 from ingest import remote_errors, remote_files
+from ingest.asked import asked_for
 from ingest.cut import cut_slide
 from ingest.errors import InputError, SlideError
-from ingest.jpeg_tiff import JpegLevel, JpegTiff
-from ingest.openslide_reader import OpenSlideReader
 from ingest.partial_file import merged, parts, without
+from ingest.readers.jpeg_tiff import JpegLevel, JpegTiff
+from ingest.readers.openslide_reader import OpenSlideReader
 from ingest.remote import local_slide, sparse_slide
 from ingest.scratch import PREFIX, VARIABLE, room_is_told, scratch_folder, sweep
 from ingest.sources import fingerprint, resolve
 from ingest.sparse_tiff import level_ranges, plan_fetch
-from ingest.todo import asked_rows
+from ingest.todo import sort_out
 from tests.conftest import REAL_SLIDE, ROOT
 from tests.s3 import SECRET, Bucket
 from tests.slide_server import SlideServer, slide_server
@@ -296,8 +297,8 @@ def test_signature_of_a_url_is_used_and_not_kept(
 ) -> None:
     server.files["/a.svs"] = wide.read_bytes()
     lake = create_lake(tmp_path / "lake", LakeConfig(mpps=(2.0,)))
-    (asked,), _ = asked_rows([f"{server.url}/a.svs?X-Amz-Signature=hush"], {})
-    (row,) = lake.committer.register([asked])
+    asked = asked_for([f"{server.url}/a.svs?X-Amz-Signature=hush"], {})
+    (row,) = sort_out(lake.committer.register(asked.rows), {}).cut
     cut = cut_slide(lake.store, lake.config, row)
     lake.committer.commit_slides([cut])
     kept = lake.refreshed().slides().collect().row(0, named=True)

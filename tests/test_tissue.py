@@ -9,7 +9,7 @@ import numpy.typing as npt
 import pytest
 
 from examples.cohort import make_cohort
-from ingest.tiff_reader import TiffReader
+from ingest.readers.tiff_reader import TiffReader
 from ingest.tissue import BoolArray, RgbArray, find_tissue, tinted_glass
 from tests.conftest import REAL_SLIDE
 

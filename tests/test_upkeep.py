@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -22,7 +24,7 @@ from featurestore.keep import lance_upkeep
 from featurestore.keep.verified import VERIFIED, last_verified, record_verified
 from featurestore.lance_tables import open_table
 from featurestore.lock import writer_lease
-from tests.conftest import REAL_SLIDE, TEACHERS
+from tests.conftest import REAL_SLIDE, ROOT, TEACHERS
 from tests.small_lake import add_slides, contents
 
 
@@ -118,3 +120,38 @@ def test_jobs_take_the_option(lake_copy: Path) -> None:
         done = CliRunner().invoke(slidelake.app, [*asked, "--auto-vacuum", "--json"])
         assert done.exit_code == 0, done.output
         assert json.loads(done.stdout.splitlines()[-1])["freed"] is None
+
+
+MEASURE = """
+import re, sys
+from featurestore import open_lake
+from featurestore.keep.lance_upkeep import upkeep
+from ingest.ray_ingest import _result
+lake = open_lake(sys.argv[1])
+def memory(name):
+    return int(re.search(name + r":\\s+(\\d+)", open("/proc/self/status").read())[1])
+_result(open_lake(sys.argv[2]), ["s0"])  # what is loaded once
+before = memory("VmRSS")
+lake.info(), upkeep(lake), _result(lake, ["s0"])
+print(memory("VmHWM") - before)
+"""
+
+
+@pytest.mark.slow
+def test_counting_a_lake_loads_no_pictures(tmp_path: Path) -> None:
+    """3,000 slides with pictures of 30 kB are 90 MB; counting them takes a tenth of it."""
+    few = add_slides(create_lake(tmp_path / "few", LakeConfig(mpps=(0.5,))), {"s0": 1})
+    lake = create_lake(tmp_path / "many", LakeConfig(mpps=(0.5,)))
+    for start in range(0, 3000, 500):
+        numbers = range(start, start + 500)
+        rows = [
+            {"slide": n, "slide_id": f"s{n}", "state": "ready", "uri": f"s{n}.svs"}
+            | {"thumbnail": n.to_bytes(2) * 15_000}
+            for n in numbers
+        ]
+        with lake.committer.exclusive() as committer:
+            committer._put_slides(rows)
+            committer.apply([])
+    command = [sys.executable, "-c", MEASURE, lake.uri, few.uri]
+    done = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
+    assert int(done.stdout) < 12_000, done.stdout  # kB

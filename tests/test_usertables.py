@@ -4,6 +4,7 @@ import csv
 import io
 import unicodedata
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -43,8 +44,8 @@ def as_csv(separator: str = ",", *, end: str = "\n", comma: bool = False) -> str
     rows = [[cell.replace(".", ",") if comma and at == 3 else cell for at, cell in enumerate(row)]
             for row in ROWS]  # fmt: skip
     stream = io.StringIO(newline="")
-    quoting = csv.QUOTE_ALL if end == "\r" else csv.QUOTE_MINIMAL
-    csv.writer(stream, delimiter=separator, lineterminator=end, quoting=quoting).writerows(rows)
+    writer = csv.writer if end != "\r" else partial(csv.writer, quoting=csv.QUOTE_ALL)
+    writer(stream, delimiter=separator, lineterminator=end).writerows(rows)
     return stream.getvalue()
 
 
@@ -117,9 +118,22 @@ def test_what_was_taken_for_no_value_is_said() -> None:
     )
 
 
-@pytest.mark.parametrize("word", sorted(pd._libs.parsers.STR_NA_VALUES - {""}))  # type: ignore[attr-defined]
+@pytest.mark.parametrize("word", sorted(pd._libs.parsers.STR_NA_VALUES - {""}))
 def test_words_of_no_value_are_those_of_pandas(word: str) -> None:
     assert table_of(f"a,b\n{word},1\n").texts("a").to_list() == [None]
+
+
+def test_columns_without_a_name_are_said_unless_they_are_an_index() -> None:
+    table = table_of(",a,,b\n0,1,x,2\n1,3,,4\n")
+    assert (table.columns, table.index is not None) == (("a", "b"), True)
+    assert table.notes == ("column 3 has no name and is left out",)
+
+
+def test_one_column_alone() -> None:
+    assert table_of("slide_id\na\nb\n").texts("slide_id").to_list() == ["a", "b"]
+    assert table_of("v\n1,5\n", "t.tsv").numbers("v").to_list() == [1.5]
+    with pytest.raises(TableError, match="row 2: 2 cells, but the header has 1"):
+        table_of("v\n1,5\n")
 
 
 HEADERS = ["Slide ID", " slide_id ", "SLIDE_ID\u00a0", "\ufeffSlide_Id", "slide id"]

@@ -88,9 +88,16 @@ def test_days_since_1904() -> None:
 
 
 def test_a_sheet_with_gaps_reads_as_openpyxl_reads_it(tmp_path: Path) -> None:
-    none = [None] * 4
-    rows = [none, ["Slide ID ", None, "grade", "site"], ["0012", None, 3, "A"], none,
-            [12, None, None, "b&<"], ["x", None, 2, "b_c"]]  # fmt: skip
+    none: list[Any] = [None] * 4
+    header: list[Any] = ["Slide ID ", None, "grade", "site"]
+    rows = [
+        none,
+        header,
+        ["0012", None, 3, "A"],
+        none,
+        [12, None, None, "b&<"],
+        ["x", None, 2, "b_c"],
+    ]
     path = tmp_path / "t.xlsx"
     path.write_bytes(workbook(rows))
     table = read_table(path)

@@ -14,6 +14,7 @@ import polars as pl
 
 from downstream.cohorts.errors import CohortError, listing
 from downstream.cohorts.label_tables import Labels, load_labels, read_labels
+from downstream.cohorts.pending import pending_note
 from downstream.cohorts.slide_names import match_slides, refuse_near_slides, told
 
 if TYPE_CHECKING:
@@ -119,8 +120,10 @@ def patient_table(
     lost = set(rows[by]) - set(ready[by].drop_nulls())
     missing = sorted(lost | set(partial) | set(unplaced))
     surplus = sorted(set(ready["slide_id"]) - set(joined["slide_id"]))
+    pending = pending_note(known, rows[by], by)
+    notes += pending
     if joined.is_empty():
-        _refuse_empty(missing, ready[by].drop_nulls().to_list(), by)
+        _refuse_empty(missing, ready[by].drop_nulls().to_list(), by, pending)
     if unplaced:
         notes.append(f"{len(unplaced)} patients are not in the slide table: {listing(unplaced)}")
     patients = _by_patient(joined, columns, also)
@@ -260,8 +263,11 @@ def _refuse_conflicts(joined: pl.DataFrame, columns: Sequence[str]) -> None:
             raise CohortError(msg)
 
 
-def _refuse_empty(missing: list[str], known: list[str], by: str) -> None:
-    """Raise for a join without a match, showing both sides."""
+def _refuse_empty(missing: list[str], known: list[str], by: str, pending: list[str]) -> None:
+    """Raise for a join without a match, showing both sides, or what is yet to be ingested."""
+    if pending:
+        msg = f"no labelled slide is ready: {pending[0]}"
+        raise CohortError(msg)
     msg = (
         f"no labelled {by} is a ready slide's of this lake: labels have "
         f"{listing(missing) or 'none'}; the lake has {listing(sorted(set(known))) or 'none'}; "

@@ -15,6 +15,7 @@ import polars as pl
 from downstream.cohorts.cohort import listing, load_labels, refuse_unknown_patients
 from downstream.cohorts.errors import CohortError
 from downstream.cohorts.outcomes import class_labels, guess_task
+from downstream.cohorts.pending import pending_note
 from downstream.cohorts.slide_names import match_slides, refuse_near_slides, told
 
 if TYPE_CHECKING:
@@ -73,7 +74,7 @@ def read_tile_labels(
 
     given = load_labels(labels_of(lake, path), **dict(ids or {}))
     places = _places(given, target, str(path))
-    slides = lake.slides().select("slide_id", "patient_id").collect()
+    slides = lake.slides().select("slide_id", "patient_id", "state").collect()
     match = match_slides(places["slide_id"], slides["slide_id"])
     if not given.distinct_ids:
         refuse_near_slides(match, places["slide_id"], slides["slide_id"])
@@ -81,8 +82,9 @@ def read_tile_labels(
     tiles = _tiles(lake, sorted(set(match.found.values())), mpp)
     met = _by_key(places, tiles) if "tile_id" in places.columns else _by_place(places, tiles)
     found = met.drop_nulls("tile_id")
+    pending = pending_note(slides, places["slide_id"], "slide_id")
     if found.is_empty():
-        _refuse_unmet(places, tiles, str(path))
+        _refuse_unmet(places, tiles, str(path), pending)
     _refuse_torn(found, str(path))
     found = _with_patients(found, slides).unique("tile_id", maintain_order=True)
     if found["label"].n_unique() < 2:
@@ -95,7 +97,7 @@ def read_tile_labels(
         rows=rows.sort("slide_id", "tile_id"),
         classes=tuple(classes),
         missing=_missing(met, set(slides["slide_id"])),
-        notes=(*given.notes, *told(match)),
+        notes=(*given.notes, *told(match), *pending),
         sha256=given.sha256,
     )
 
@@ -202,8 +204,11 @@ def _refuse_torn(found: pl.DataFrame, path: str) -> None:
         raise CohortError(msg)
 
 
-def _refuse_unmet(places: pl.DataFrame, tiles: pl.DataFrame, path: str) -> None:
+def _refuse_unmet(places: pl.DataFrame, tiles: pl.DataFrame, path: str, pending: list[str]) -> None:
     """Tell what both sides look like, where no label is of a tile."""
+    if pending and tiles.is_empty():
+        msg = f"{path!r}: no labelled slide is ready: {pending[0]}"
+        raise CohortError(msg)
     shown: list[dict[str, Any]] = [part.head(1).to_dicts() for part in (places, tiles)]  # type: ignore[misc]
     msg = (
         f"{path!r}: none of {places.height} labels is of a tile; the first is {shown[0]}, the "

@@ -66,7 +66,8 @@ def _of_fields(name: str, fields: list[pa.Field], mpp: float) -> Annotation:
 
 def mark_of(field: pa.Field) -> str:
     """What tells a column from an earlier one of the same name."""
-    return (field.metadata or {}).get(MARK_KEY, b"").decode()
+    mark: bytes = (field.metadata or {}).get(MARK_KEY, b"")
+    return mark.decode()
 
 
 def field_of(

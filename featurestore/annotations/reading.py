@@ -47,7 +47,7 @@ def _keys(table: UserTable, *, distinct: bool) -> dict[str, pl.Series]:
     """Columns that name tiles, slides and patients, under our names."""
     found: dict[str, pl.Series] = {}
     for key in ("slide_id", "patient_id"):
-        if (column := id_column(table, key)) is not None:  # type: ignore[arg-type]
+        if (column := id_column(table, key)) is not None:
             found[key] = table.ids(column, distinct=distinct)
     if table.has("tile_id"):
         found["tile_id"] = table.integers("tile_id")
@@ -65,7 +65,7 @@ def query_frame(path: str | os.PathLike[str]) -> pl.DataFrame:
     with tables_raise(AnnotationError):
         table = read_table(path)
         frame = table.frame()
-        ids = [c for key in ("slide_id", "patient_id") if (c := id_column(table, key)) is not None]  # type: ignore[arg-type]
+        ids = [c for key in ("slide_id", "patient_id") if (c := id_column(table, key)) is not None]
         return frame.with_columns(table.texts(column) for column in ids)
 
 

@@ -5,6 +5,7 @@ of a slide, which make a row of 30 kB.
 """
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import lance
 import polars as pl
@@ -20,6 +21,7 @@ from featurestore.storage import Store
 # A batch of slides with pictures is then about 4 MB, and Lance reads one ahead.
 BATCH_ROWS = {SLIDES: 128, CATALOG: 8192}
 BUFFER_BYTES = 32 << 20
+PARTS = 64  # so many batches are joined into one: each has buffers of its own
 KEPT = {
     SLIDES: ("slide", "slide_id", "state"),
     CATALOG: (
@@ -68,18 +70,25 @@ def checked_rows(store: Store, rel: str, version: int, damage: list[Damage]) -> 
     """
     try:
         table = read(store, lambda: open_table(store, rel, version))
-        parts, rows = [], 0
+        empty = _empty(table, rel)
+        joined, rows = [empty], 0
+        parts: list[pl.DataFrame] = []
         stream = batches(table, BATCH_ROWS[rel])
         while (batch := read(store, lambda: next(stream, None))) is not None:
             rows += batch.num_rows
-            damage += _row_damage(rel, batch)
-            kept = [name for name in KEPT[rel] if name in batch.schema.names]
-            parts.append(pl.DataFrame(pa.table(batch.select(kept))))
+            part = batch.to_pylist()
+            damage += _row_damage(rel, part)
+            # Copied by way of Python: a column alone would keep the memory of its whole batch.
+            columns = {name: [row[name] for row in part] for name in empty.columns}
+            parts.append(pl.DataFrame(columns, schema=empty.schema))
+            if len(parts) == PARTS:
+                joined.append(pl.concat(parts, rechunk=True))
+                parts = []
         named = read(store, table.count_rows)
         if rows != named:
             why = f"{rows} rows can be read of {named} that were committed"
             raise UnreadableError(why)
-        return pl.concat(parts, rechunk=False) if parts else _empty(table, rel)
+        return pl.concat([*joined, *parts], rechunk=False)
     except UnreadableError as error:
         what = f"table {rel} can't be read in full: {error}"
         damage.append(Damage(what=what, part=TABLE, path=rel))
@@ -88,11 +97,13 @@ def checked_rows(store: Store, rel: str, version: int, damage: list[Damage]) -> 
 
 def _empty(table: lance.LanceDataset, rel: str) -> pl.DataFrame:
     kept = [field for field in table.schema if field.name in KEPT[rel]]
-    return pl.DataFrame(pa.schema(kept).empty_table())
+    empty = pl.DataFrame(pa.schema(kept).empty_table())
+    few = {"state", "teacher"} & set(empty.columns)  # few values in millions of rows
+    return empty.with_columns(pl.col(name).cast(pl.Categorical) for name in few)
 
 
-def _row_damage(rel: str, batch: pa.RecordBatch) -> Iterator[Damage]:
-    for row in batch.to_pylist():
+def _row_damage(rel: str, rows: Sequence[dict[str, Any]]) -> Iterator[Damage]:
+    for row in rows:
         if row["row_crc32"] != row_crc32(row):
             # A row of the catalog says which rows of a features table are whose: if it can't be
             # believed, nothing can be judged by it.

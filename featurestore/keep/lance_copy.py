@@ -205,6 +205,8 @@ def _named_files(lake: Lake) -> Iterator[str]:
         for number in numbers:
             yield from _version_files(lake.store, rel, number)
         yield from _transactions(lake.store, rel, numbers)
+    for rel in named_tables(lake.store, versions[SLIDES]):
+        yield from (file.path for file in lake.store.walk(rel))
     yield from named_shards(lake, versions[CATALOG])
     for rel in named_tables(lake.store, versions[SLIDES]):
         yield from (file.path for file in lake.store.walk(rel))

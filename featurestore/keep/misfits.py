@@ -10,7 +10,8 @@ import polars as pl
 from featurestore.damage import ROW, SHARD, TABLE, Damage
 from featurestore.schema import CATALOG, READY, SLIDES
 
-KEY = ["slide", "mpp", "teacher"]
+MARK = r"-([^-/]*)\.tar$"
+TEACHERS = 1 << 24  # more than a lake can have
 PLACE = ["fragment", "row_start", "tiles"]
 # Enough to see what is wrong: a lost part of the catalog would be a line for every slide in it.
 MOST = 1000
@@ -21,28 +22,48 @@ def misfits(slides: pl.DataFrame | None, catalog: pl.DataFrame) -> Iterator[Dama
 
     Args:
         slides: `slide`, `slide_id`, `state` of all slides; None if they can't be read.
-        catalog: the catalog's rows, with `slide_id` of rows of tiles.
+        catalog: the catalog's rows; `slide_id` may be null in rows of teachers.
     """
-    tiles = catalog.filter(pl.col("teacher").is_null())
-    yield from _in_catalog(_twice(catalog, KEY), "it is in the catalog twice")
-    teachers = catalog.filter(pl.col("teacher").is_not_null())
-    alone = teachers.join(tiles, on=["slide", "mpp"], how="anti")
-    yield from _in_catalog(alone, "features without tiles")
-    yield from _in_catalog(_elsewhere(teachers, tiles), "its features lie beside its tiles")
+    # Only the columns that are compared: a filter copies what it lets through.
+    places = catalog.select("slide", "slide_id", "mpp", "teacher", *PLACE)
+    for mpp in sorted(catalog["mpp"].unique().to_list()):
+        yield from _of_one_mpp(places.filter(pl.col("mpp") == mpp))
+    tiles = catalog.select("slide", "slide_id", "mpp", "tiles", "shard").filter(
+        catalog["teacher"].is_null()
+    )
     yield from halves(tiles)
     if slides is not None:
         yield from _slides_misfits(slides, tiles)
 
 
+def _of_one_mpp(rows: pl.DataFrame) -> Iterator[Damage]:
+    teacher = pl.col("teacher").to_physical().cast(pl.Int64).fill_null(-1)
+    key = rows.select(pl.col("slide").cast(pl.Int64) * TEACHERS + teacher).to_series()
+    yield from _in_catalog(rows, key.is_duplicated(), "it is in the catalog twice")
+    is_teacher = rows["teacher"].is_not_null()
+    alone = is_teacher & ~rows["slide"].is_in(rows["slide"].filter(~is_teacher).unique().implode())
+    yield from _in_catalog(rows, alone, "features without tiles")
+    # All rows of a slide name the same rows of the features table.
+    places = rows.group_by("slide").agg(*(pl.col(n).max() - pl.col(n).min() for n in PLACE))
+    apart = places.filter(pl.any_horizontal(*(pl.col(name) > 0 for name in PLACE)))["slide"]
+    elsewhere = is_teacher & rows["slide"].is_in(apart.implode())
+    yield from _in_catalog(rows, elsewhere, "its features lie beside its tiles")
+
+
 def _slides_misfits(slides: pl.DataFrame, tiles: pl.DataFrame) -> Iterator[Damage]:
-    for row in _twice(slides, ["slide_id"]).head(MOST).iter_rows(named=True):
+    for row in _twice(slides, "slide_id").head(MOST).iter_rows(named=True):
         yield _row(row, "it is in slides.lance twice")
-    strangers = tiles.join(slides, on=["slide", "slide_id"], how="anti")
+    named = tiles.select("slide", "slide_id", "mpp").join(
+        slides.select("slide", name="slide_id"), on="slide", how="left"
+    )
+    strangers = named.filter(pl.col("slide_id").ne_missing(pl.col("name")))
     for row in strangers.head(MOST).iter_rows(named=True):
         what = f"the catalog has its tiles, but {SLIDES} has no row of it"
         yield Damage(slide=row["slide_id"], mpp=row["mpp"], what=what, part=TABLE, path=SLIDES)
     ready = slides.filter(pl.col("state") == READY)
-    for row in ready.join(tiles, on="slide", how="anti").head(MOST).iter_rows(named=True):
+    for row in (
+        ready.join(tiles.select("slide"), on="slide", how="anti").head(MOST).iter_rows(named=True)
+    ):
         yield _row(row, "it is ready, but the catalog has no tiles of it")
 
 
@@ -56,24 +77,17 @@ def _row(row: dict[str, object], what: str) -> Damage:
     )
 
 
-def _twice(rows: pl.DataFrame, key: list[str]) -> pl.DataFrame:
-    return rows.filter(pl.struct(key).is_duplicated())
+def _twice(rows: pl.DataFrame, key: str) -> pl.DataFrame:
+    return rows.filter(pl.col(key).is_duplicated())
 
 
-def _elsewhere(teachers: pl.DataFrame, tiles: pl.DataFrame) -> pl.DataFrame:
-    """Rows of teachers that name other rows of the features table than the tiles' row does."""
-    both = teachers.join(tiles.select("slide", "mpp", *PLACE), on=["slide", "mpp"], suffix="_tiles")
-    other = [pl.col(name) != pl.col(f"{name}_tiles") for name in PLACE]
-    return both.filter(pl.any_horizontal(other))
-
-
-def _in_catalog(rows: pl.DataFrame, what: str) -> Iterator[Damage]:
-    for row in rows.head(MOST).iter_rows(named=True):
+def _in_catalog(rows: pl.DataFrame, which: pl.Series, what: str) -> Iterator[Damage]:
+    for row in rows.filter(which).head(MOST).iter_rows(named=True):
         yield Damage(
             slide=row["slide_id"],
             mpp=row["mpp"],
             teacher=row["teacher"],
-            what=f"{what}: {CATALOG} is not what was committed",
+            what=f"slide number {row['slide']}, {what}: {CATALOG} is not what was committed",
             part=TABLE,
             number=row["slide"],
             path=CATALOG,
@@ -86,14 +100,18 @@ def halves(tiles: pl.DataFrame) -> Iterator[Damage]:
     A shard's name carries a mark of the file's fingerprint and of the settings, so all shards of a
     slide have one mark. A slide that was cut again and published by halves has two.
     """
-    mark = pl.col("shard").str.split("-").list.last().str.strip_suffix(".tar")
     with_tiles = tiles.filter(pl.col("shard").is_not_null(), pl.col("tiles") > 0)
-    marked = with_tiles.with_columns(mark=mark)
-    mixed = marked.group_by("slide", "slide_id").agg(
-        pl.col("mark").n_unique().alias("marks"), pl.col("mpp").sort()
+    mark = pl.col("shard").str.extract(MARK)
+    marks = (
+        with_tiles.select("slide", mark=mark)
+        .group_by("slide")
+        .agg(first=pl.col("mark").min(), last=pl.col("mark").max())
     )
-    for row in mixed.filter(pl.col("marks") > 1).sort("slide").head(MOST).iter_rows(named=True):
-        mpps = ", ".join(str(mpp) for mpp in row["mpp"])
+    mixed = marks.filter(pl.col("first") != pl.col("last"))["slide"].sort().head(MOST)
+    for number in mixed:
+        rows = with_tiles.filter(pl.col("slide") == number).sort("mpp")
+        mpps = ", ".join(str(mpp) for mpp in rows["mpp"])
+        row = rows.row(0, named=True)
         yield Damage(
             slide=row["slide_id"],
             what=f"its shards at {mpps} mpp are of different scans or settings",

@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Self
 
 from featurestore.errors import DamageError
+from featurestore.read_errors import meaning_of, reason_of
 from featurestore.storage import Store
 
 ROOTS_FILE = "roots.json"
@@ -81,11 +82,15 @@ def read_roots(store: Store) -> Roots | None:
 
     Raises:
         DamageError: the file is not what was written.
+        AccessError: it can't be read now.
     """
     try:
-        return Roots.from_json(store.read_bytes(ROOTS_FILE))
+        data = store.read_bytes(ROOTS_FILE)
     except FileNotFoundError:
         return None
+    except OSError as error:
+        raise meaning_of(error, store, f"{ROOTS_FILE} can't be read") from error
+    return Roots.from_json(data)
 
 
 def readable_roots(store: Store) -> Roots | None:
@@ -127,6 +132,10 @@ def _wrong(store: Store, path: str, size: int, crc32: int) -> str:
         now = file_crc32(store, path)
     except FileNotFoundError:
         return GONE
+    except OSError as error:
+        if explanation := store.explained(error):
+            raise explanation from error
+        return f"can't be read ({reason_of(error)})"
     if now[0] != size:
         return f"has {now[0]} bytes, {size} were written"
     return "" if now[1] == crc32 else "is not what was written (checksum)"

@@ -100,7 +100,9 @@ def _separator(text: str, name: str) -> str:
         return first > 1 and len(set(widths)) == 1, first
 
     best = max(SEPARATORS, key=merit)
-    return best if merit(best)[1] > 1 else ","
+    if merit(best)[1] > 1:
+        return best
+    return "\t" if name.lower().endswith(".tsv") else ","
 
 
 def _fitted(cells: list[str], header: list[str], number: int, name: str) -> list[str]:

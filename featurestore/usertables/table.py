@@ -81,7 +81,7 @@ class UserTable:
             for column, cells in zip(header, grid.columns, strict=True)
             if is_unnamed(column)
         ]
-        notes = list(grid.notes)
+        notes = [*grid.notes, *_nameless(header, grid.columns)]
         cleaned = {}
         for column, cells in named.items():
             cleaned[column], words = _without_words(cells)
@@ -376,6 +376,15 @@ class UserTable:
         """Return the first row of each text, for messages; only of those that are not alone."""
         frame = pl.DataFrame({"text": texts, "row": self.rows}).drop_nulls()
         return dict(frame.unique("text", keep="first").iter_rows())
+
+
+def _nameless(header: list[str], columns: list[Column]) -> list[str]:
+    """Return a sentence for each column without a name that holds something and is no index."""
+    return [
+        f"column {place} has no name and is left out"
+        for place, (name, cells) in enumerate(zip(header, columns, strict=True), 1)
+        if place > 1 and not name and bool((cells.texts.str.strip_chars() != "").any())
+    ]
 
 
 def _none_of(texts: pl.Series) -> pl.Series:

@@ -4,20 +4,19 @@ Before a level is trusted, some of its tiles are compared with openslide's pixel
 and openslide reads the level.
 """
 
-import cv2
+from functools import cached_property
+
 import numpy as np
-import numpy.typing as npt
 
 from ingest.errors import SlideError
 from ingest.grid import MPP_TOLERANCE, Grid
-from ingest.jpeg_tiff import SHRINKS, JpegTiff, NotNativeError
-from ingest.openslide_reader import OpenSlideReader
+from ingest.readers.jpeg_tiff import SHRINKS, JpegTiff, NotNativeError, compared_tiles
+from ingest.readers.level_check import Place, level_scale
+from ingest.readers.openslide_reader import OpenSlideReader
+from ingest.readers.slide_reader import ReadOptions, RgbArray
+from ingest.readers.tile_grids import TileGrid, tile_grids, tile_places
 
-PROBES = 3
-PROBE_PX, PROBE_BLOCK_PX = 64, 4
 NEAR = 6.0  # grey levels; wrong colours are 48
-
-RgbArray = npt.NDArray[np.uint8]
 
 
 class TiffReader(OpenSlideReader):
@@ -26,6 +25,7 @@ class TiffReader(OpenSlideReader):
     Args:
         path: a local file.
         mpp: microns per pixel that overrule the file's own.
+        options: how to read it, `mpp` included; in place of `mpp`.
 
     Attributes:
         name: "tiff" while any level is read natively.
@@ -35,9 +35,10 @@ class TiffReader(OpenSlideReader):
         SlideError: it is not a slide that openslide reads, or has no usable mpp.
     """
 
-    def __init__(self, path: str, *, mpp: float | None = None) -> None:
-        super().__init__(path, mpp=mpp)
-        self.fallback: str | None = None
+    def __init__(
+        self, path: str, *, mpp: float | None = None, options: ReadOptions | None = None
+    ) -> None:
+        super().__init__(path, mpp=mpp, options=options)
         self._native: JpegTiff | None = None
         self._trusted: dict[int, bool] = {}
         try:
@@ -63,58 +64,51 @@ class TiffReader(OpenSlideReader):
         }
 
     def _add_levels(self, native: JpegTiff) -> None:
-        """Levels that openslide does not see, as those of an OME-TIFF, if they are of level 0.
+        """Add levels that openslide does not see, as those of an OME-TIFF.
 
-        There are no pixels of openslide's to compare them with, so some of each are compared with
-        those of level 0, reduced.
+        There are no pixels of openslide's to compare them with; as all levels they are compared
+        with finer ones before they are used.
         """
         for number, found in enumerate(native.levels[1:], start=1):
             size = (found.width_px, found.height_px)
-            scale = self._scale(*size)
-            if not isinstance(scale, int) or self._trusted_native(0) is None:
+            if self._trusted_native(0) is None:
+                return
+            if not min(found.sizes):
+                self.notes.append(f"level {number} is not used: tiles of it are not stored")
                 continue
             level = len(self._sizes)
-            if why := self._unlike_level_0(native, number, scale):
-                self.fallback = self.fallback or f"level {level} differs from level 0 {why}"
-                continue
             self._sizes.append(size)
-            self._scales.append(scale)
+            self._scales.append(level_scale(self.size_px, size))
             self._numbers[level], self._trusted[level] = number, True
 
-    def _unlike_level_0(self, native: JpegTiff, number: int, scale: int) -> str:
-        """How pixels of a level differ from those of level 0; nothing if they do not."""
-        found = native.levels[number]
-        if not min(found.sizes):
-            return "as tiles of it are not stored"
-        for tile in (0, *np.argsort(found.sizes)[-PROBES:].tolist()):
-            row, column = divmod(tile, found.columns)
-            y, x = row * found.tile_height_px, column * found.tile_width_px
-            wide, high = min(PROBE_PX, found.width_px - x), min(PROBE_PX, found.height_px - y)
-            try:
-                ours = native.region(number, x, y, wide, high)
-            except SlideError as error:
-                return str(error)
-            whole = self.region(0, x * scale, y * scale, wide * scale, high * scale)
-            # Blocks of pixels: single ones depend on how the scanner reduced and compressed them.
-            size = (max(1, wide // PROBE_BLOCK_PX), max(1, high // PROBE_BLOCK_PX))
-            shrunk = [cv2.resize(p, size, interpolation=cv2.INTER_AREA) for p in (ours, whole)]
-            if why := _difference(shrunk[0], shrunk[1], exact=False):
-                return why
-        return ""
+    def _places(self, level: int) -> list[Place]:
+        """Where the tiles with most bytes lie, of this level and of level 0: no pixel is read."""
+        if self._native is not None and {0, level} <= self._numbers.keys():
+            base, grid = (self._native.levels[self._numbers[n]] for n in (0, level))
+            return tile_places(base, grid)
+        grids = [self._grids.get(self._sizes[n]) for n in (0, level)]
+        if grids[0] is None or grids[1] is None:
+            return super()._places(level)
+        return tile_places(grids[0], grids[1])
+
+    @cached_property
+    def _grids(self) -> dict[tuple[int, int], TileGrid]:
+        """Tiles of other compressions, as far as the file is a TIFF."""
+        return tile_grids(self.path)
 
     @property
     def name(self) -> str:  # type: ignore[override]
         """Which reader read the pixels."""
         return "tiff" if any(self._trusted.values()) else "openslide"
 
-    def region(
-        self, level: int, x: int, y: int, width: int, height: int, *, shrink: int = 1
+    def _reduced(
+        self, level: int, x: int, y: int, width: int, height: int, shrink: int
     ) -> RgbArray:
-        """As `OpenSlideReader.region`; reduced to a half, a fourth or an eighth by libjpeg."""
+        """As `SlideReader.region`; reduced to a half, a fourth or an eighth by libjpeg."""
         native = self._trusted_native(level)
         if native and native.shrinks(self._numbers[level], shrink):
             return native.region(self._numbers[level], x, y, width, height, shrink=shrink)
-        return super().region(level, x, y, width, height, shrink=shrink)
+        return super()._reduced(level, x, y, width, height, shrink)
 
     def _pixels(self, level: int, x: int, y: int, width: int, height: int) -> RgbArray:
         if native := self._trusted_native(level):
@@ -132,6 +126,8 @@ class TiffReader(OpenSlideReader):
 
     def stored_level(self, grid: Grid) -> int | None:
         """The level whose stored tiles are just the tiles of a grid; None if there is none."""
+        if self.converts_colours:
+            return None
         level = self._level(grid.side_px / grid.tile_px)
         native = self._trusted_native(level)
         side_px = self._scales[level] * grid.tile_px
@@ -157,6 +153,8 @@ class TiffReader(OpenSlideReader):
 
     def stored_tile_px(self, mpp: float) -> int | None:
         """Side of the square tiles stored at an mpp, or None if none are."""
+        if self.converts_colours:
+            return None
         level = self._level(mpp / self.mpp)
         native = self._trusted_native(level)
         if native is None or abs(self._scales[level] * self.mpp / mpp - 1) > MPP_TOLERANCE:
@@ -178,9 +176,7 @@ class TiffReader(OpenSlideReader):
         found = native.levels[self._numbers[level]]
         if not min(found.sizes):
             return f"level {level} has tiles that are not stored"
-        # The tiles with most bytes have most to get wrong; the last one has the edges.
-        heavy = np.argsort(found.sizes)[-PROBES:].tolist()
-        for number in (0, *heavy, len(found.sizes) - 1):
+        for number in compared_tiles(found):
             y, x = divmod(number, found.columns)
             size = (found.tile_width_px, found.tile_height_px)
             x, y = x * size[0], y * size[1]

@@ -1,0 +1,28 @@
+"""Labelled slides that an ingest has not cut yet: a study without them is said to be one."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import polars as pl
+
+from downstream.cohorts.errors import listing
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+
+def pending_note(slides: pl.DataFrame, labelled: Iterable[str], by: str) -> list[str]:
+    """A sentence on slides that are labelled and pending; none if there are none.
+
+    Args:
+        slides: `slide_id`, `state`, and `by` per slide of the lake.
+        labelled: Ids that have a label.
+        by: Whether these are of slides (`slide_id`) or patients (`patient_id`).
+    """
+    which = (pl.col("state") == "pending") & pl.col(by).is_in(list(labelled))
+    names = slides.filter(which)["slide_id"].sort().to_list()
+    if not names:
+        return []
+    left_out = f"{len(names)} slides pending, labelled and left out: {listing(names)}"
+    return [f"{left_out}; slidelake ingest goes on with them"]

@@ -1,0 +1,177 @@
+"""The slides that an ingest's inputs name, and what the user gives for each: facts, settings."""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypedDict
+
+from ingest.cut_settings import CutSettings, Given
+from ingest.errors import SlideError
+from ingest.facts import extra_text
+from ingest.mask_folder import MaskFolder, mask_mark, open_masks
+from ingest.remote_errors import shown
+from ingest.segment.methods import TissueBy, chosen_method, method_name
+from ingest.sources import Source, chosen, fingerprint, resolve, split_duplicates
+
+ASKED_AT_ONCE = 16
+
+Row = dict[str, Any]
+
+
+class How(TypedDict, total=False):
+    """Which slides to take, and how to look at them.
+
+    Attributes:
+        mpp_override: microns per pixel of slides whose manifest gives none.
+        retry_failed: take slides again that failed in an earlier run.
+        replace: also take another file than the slide was made from. The same URI with another
+            content is a slide that was scanned again, and is always taken.
+        only: slide_ids to take, of those that the inputs name; all if empty.
+        limit: at most so many slides are cut in this run.
+        masks: folder or URL of `<slide_id>.geojson`, `.json` or `.png` that say what is tissue;
+            slides without one are looked at as usual.
+        tissue: how tissue is found: a name of `segment.methods.NAMES`, or a user's file. None: as
+            it was for slides that the lake has, `standard` for new ones.
+        allow_anisotropic: take the mean of mpps across and down that differ by more than 2 %; None:
+            as it was, or not.
+        icc: convert colours to sRGB by the slides' ICC profiles; None: as it was, or not.
+        pen_veto: leave out tiles under a pen's ink; None: as it was, or as `tissue` does. See
+            docs/tissue.md.
+        distinct_ids: ids and sites of a manifest that differ by case, blanks or Unicode form only
+            are different; else they are refused.
+    """
+
+    mpp_override: float | None
+    retry_failed: bool
+    replace: bool
+    only: Sequence[str]
+    limit: int | None
+    masks: str | None
+    tissue: str | None
+    pen_veto: bool | None
+    allow_anisotropic: bool | None
+    icc: bool | None
+    distinct_ids: bool
+
+
+@dataclass(kw_only=True)
+class Asked:
+    """What was asked for.
+
+    Attributes:
+        rows: one for every slide.
+        stopped: slides that are not to be touched, and why.
+        notes: what was left out or could be a mistake, a sentence each.
+        tissue_by: how tissue is to be found, if that was given.
+    """
+
+    rows: list[Row] = field(default_factory=list)
+    stopped: list[dict[str, str]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    tissue_by: TissueBy | None = None
+
+
+def asked_for(inputs: Sequence[str], how: How) -> Asked:
+    """A row for every slide that is asked for.
+
+    Raises:
+        InputError: the inputs name no slide at all, or not those of `only`; there is no folder of
+            masks, or none of them is a slide's; or `tissue` is no way to find tissue.
+    """
+    asked = Asked()
+    if tissue := how.get("tissue"):
+        asked.tissue_by = chosen_method(tissue)
+    distinct = how.get("distinct_ids", False)
+    sources = resolve(inputs, note=asked.notes.append, distinct_ids=distinct)
+    masks = open_masks(where) if (where := how.get("masks")) else None
+    if masks:
+        asked.notes += masks.notes({source.slide_id for source in sources})
+    sources, later = split_duplicates(chosen(sources, how.get("only", ())))
+    asked.stopped += [_duplicate(source, sources) for source in later]
+    # Each asks its file for its ends: from a bucket that is nothing but waiting.
+    with ThreadPoolExecutor(ASKED_AT_ONCE) as pool:
+        made = pool.map(lambda source: _row(source, how, masks, asked.tissue_by), sources)
+        asked.rows += list(made)
+    asked.notes += _twins(asked.rows)
+    return asked
+
+
+def _row(source: Source, how: How, masks: MaskFolder | None, tissue_by: TissueBy | None) -> Row:
+    row: Row = {
+        "slide_id": source.slide_id,
+        "patient_id": source.patient_id,
+        # A signed URL is a key: it is used, and what the lake keeps is the part that is none.
+        "uri": shown(source.uri),
+        "url": source.uri,
+        "mpp": source.mpp if source.mpp is not None else how.get("mpp_override"),
+        "extra": extra_text(source.extra),
+        "bytes": None,
+        "fingerprint": None,
+        "unreadable": None,
+        "mask_url": None,
+        "mask_trouble": None,
+    }
+    try:
+        row["bytes"], row["fingerprint"] = fingerprint(source.uri)
+    except SlideError as error:
+        row["unreadable"] = str(error)
+    try:
+        row["mask_url"] = masks.mask_of(source.slide_id) if masks else None
+        mark = mask_mark(row["mask_url"]) if row["mask_url"] else None
+    except SlideError as error:
+        row["mask_trouble"], mark = str(error), None
+    row["given"] = _given(row, how, mark, masks, tissue_by)
+    return {**row, "cut_with": CutSettings().with_given(row["given"]).to_json()}
+
+
+def _given(
+    row: Row,
+    how: How,
+    mark: str | None,
+    masks: MaskFolder | None,
+    tissue_by: TissueBy | None,
+) -> Given:
+    """What of a slide's settings the user gave."""
+    given: dict[str, Any] = {}
+    if row["mpp"] is not None:
+        given["mpp"] = row["mpp"]
+    if masks or tissue_by is not None:  # who says how to find tissue wants no earlier mask
+        given |= {"mask": shown(row["mask_url"]) if mark else None, "mask_mark": mark}
+    if tissue_by is not None:
+        given["tissue"] = method_name(tissue_by)
+    names: tuple[Literal["pen_veto", "icc", "allow_anisotropic"], ...]
+    names = ("pen_veto", "icc", "allow_anisotropic")
+    return {**given, **{name: how[name] for name in names if how.get(name) is not None}}
+
+
+def _twins(rows: Sequence[Row]) -> list[str]:
+    """Slides that are one file and have no masks of their own, so the same tiles."""
+    alike: dict[tuple[str, str], list[str]] = defaultdict(list)
+    for row in rows:
+        alike[row["uri"], row["cut_with"]].append(row["slide_id"])
+    return [
+        f"{', '.join(names)} are one file, cut in the same way: their tiles are the same; masks "
+        f"({names[0]}.geojson, ...) would say which part is whose"
+        for names in alike.values()
+        if len(names) > 1
+    ]
+
+
+def _duplicate(source: Source, first: Sequence[Source]) -> dict[str, str]:
+    name = source.slide_id
+    (taken,) = (other for other in first if other.slide_id == name)
+    if taken.uri == source.uri:
+        why = f"'{name}' is named twice, and differs in {_differing(taken, source)}; leave one row"
+    else:
+        why = (
+            f"the slide_id '{name}' is taken by another file of this run "
+            f"({shown(taken.uri)}); give slide_ids in a manifest"
+        )
+    return {"slide": name, "reason": f"{shown(source.uri)}: {why}"}
+
+
+def _differing(one: Source, other: Source) -> str:
+    names = {"patient_id": (one.patient_id, other.patient_id), "mpp": (one.mpp, other.mpp)}
+    names |= {n: (one.extra.get(n), other.extra.get(n)) for n in {**one.extra, **other.extra}}
+    return ", ".join(name for name, (a, b) in names.items() if a != b) or "its name"

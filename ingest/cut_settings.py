@@ -1,0 +1,103 @@
+"""What a slide was cut with, beside its file and the lake's own settings, and what has changed.
+
+It is kept with each slide (`cut_with` in `slides`), so that a second ingest with another mpp, mask
+or way to find tissue cuts the slide again, and one that says nothing of them changes nothing.
+"""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Self
+
+from ingest.remote_errors import shown
+from ingest.segment.methods import STANDARD
+
+Given = Mapping[str, Any]
+"""Those fields of `CutSettings` that a user gave."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CutSettings:
+    """What decides the pixels and tiles of one slide.
+
+    Attributes:
+        mpp: microns per pixel of level 0 that a user gave; None: the file's own.
+        tissue: name of the way to find tissue, or of a user's segmenter with its hash.
+        pen_veto: whether pen is left out; None is what the way to find tissue does.
+        mask: path or URL of the user's mask; None: there was none.
+        mask_mark: size and CRC-32 of that mask.
+        icc: whether colours are converted to sRGB by the slide's ICC profile.
+        allow_anisotropic: whether mpps across and down may differ by more than 2 %.
+    """
+
+    mpp: float | None = None
+    tissue: str = STANDARD
+    pen_veto: bool | None = None
+    mask: str | None = None
+    mask_mark: str | None = None
+    icc: bool = False
+    allow_anisotropic: bool = False
+
+    @property
+    def leaves_pen_out(self) -> bool:
+        """Whether tiles under pen are left out."""
+        return self.tissue == STANDARD if self.pen_veto is None else self.pen_veto
+
+    def to_json(self) -> str:
+        """The text that is kept."""
+        return json.dumps(asdict(self), sort_keys=True)
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """Read what is kept; keys of later versions are passed over."""
+        names = {field.name for field in fields(cls)}
+        return cls(**{key: value for key, value in json.loads(text).items() if key in names})
+
+    def with_given(self, given: Given) -> Self:
+        """These settings with what a user gives in their place."""
+        return type(self)(**{**asdict(self), **given})
+
+
+def differences(cut_with: CutSettings | None, mpp: float | None, given: Given) -> list[str]:
+    """What a user gives that a slide was not cut with, in words.
+
+    Args:
+        cut_with: the slide's settings; None: not known (an earlier slidelake cut it), and then
+            only the mpp is compared.
+        mpp: of level 0, as the slide was cut.
+        given: what the user gives now.
+    """
+    words = []
+    new_mpp = given.get("mpp")
+    if new_mpp is not None and mpp is not None and not math.isclose(new_mpp, mpp, rel_tol=1e-6):
+        words.append(f"mpp {mpp:g}, now {new_mpp:g}")
+    if cut_with is None:
+        return words
+    wanted = cut_with.with_given(given)
+    if wanted.icc != cut_with.icc:
+        words.append(f"colours {_colour_words(cut_with)}, now {_colour_words(wanted)}")
+    if wanted.mask_mark != cut_with.mask_mark:
+        words.append(_mask_words(cut_with, wanted))
+    if wanted.mask_mark is None:  # a mask takes the place of both
+        if wanted.tissue != cut_with.tissue:
+            words.append(f"tissue by {cut_with.tissue}, now by {wanted.tissue}")
+        elif wanted.leaves_pen_out != cut_with.leaves_pen_out:
+            words.append(f"pen {_pen_words(cut_with)}, now {_pen_words(wanted)}")
+    return words
+
+
+def _mask_words(old: CutSettings, new: CutSettings) -> str:
+    if new.mask is None:
+        return f"mask {shown(old.mask or '')}, now none"
+    if old.mask is None:
+        return f"no mask, now {shown(new.mask)}"
+    return f"mask {shown(old.mask)}, now {shown(new.mask)} with another content"
+
+
+def _colour_words(settings: CutSettings) -> str:
+    return "by the ICC profile" if settings.icc else "as stored"
+
+
+def _pen_words(settings: CutSettings) -> str:
+    return "left out" if settings.leaves_pen_out else "kept"

@@ -1,0 +1,120 @@
+"""The few facts of a DICOM file's header that tell a slide's levels from its label and macro.
+
+A header is read as far as the given bytes reach, explicit and implicit VR, little endian: what
+whole-slide files are written in. A file that is parsed no further than some tag lacks those after.
+"""
+
+import contextlib
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+PREFIX = 128  # bytes before the mark
+MARK = b"DICM"
+IMPLICIT = "1.2.840.10008.1.2"
+LONG = {b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b"UR", b"UT", b"UV"}
+UNDEFINED = 0xFFFFFFFF
+ITEM, ITEM_END, SEQUENCE_END = 0xFFFEE000, 0xFFFEE00D, 0xFFFEE0DD
+TRANSFER_SYNTAX, IMAGE_TYPE, SERIES = 0x00020010, 0x00080008, 0x0020000E
+COLUMNS, ROWS, PIXELS = 0x00480006, 0x00480007, 0x7FE00010
+
+
+@dataclass(frozen=True, kw_only=True)
+class DicomHeader:
+    """What a file says of itself.
+
+    Attributes:
+        series: UID of its series; empty if it has none.
+        image_type: its values, as `("DERIVED", "PRIMARY", "VOLUME", "NONE")`.
+        width_px: of the whole level; 0 if it says none.
+        height_px: of the whole level.
+    """
+
+    series: str
+    image_type: tuple[str, ...]
+    width_px: int
+    height_px: int
+
+    @property
+    def is_volume(self) -> bool:
+        """Whether it is a level of a slide, and no label, overview or thumbnail."""
+        return "VOLUME" in self.image_type
+
+    @property
+    def pixels(self) -> int:
+        """Pixels of the level."""
+        return self.width_px * self.height_px
+
+
+def read_header(head: bytes) -> DicomHeader | None:
+    """Return the facts of a DICOM file from its first bytes; None if it is none.
+
+    Args:
+        head: how the file begins; 64 KiB hold all that is looked for.
+    """
+    if head[PREFIX : PREFIX + 4] != MARK:
+        return None
+    values: dict[int, bytes] = {}
+    # Where the bytes end within an element, what came before it is there.
+    with contextlib.suppress(struct.error, IndexError):
+        values.update(_elements(head))
+    kinds = _text(values.get(IMAGE_TYPE, b"")).split("\\")
+    return DicomHeader(
+        series=_text(values.get(SERIES, b"")),
+        image_type=tuple(kind.strip() for kind in kinds),
+        width_px=_number(values.get(COLUMNS, b"")),
+        height_px=_number(values.get(ROWS, b"")),
+    )
+
+
+def _elements(data: bytes) -> Iterator[tuple[int, bytes]]:
+    """Elements of the data set itself; what lies in sequences is passed over."""
+    at, explicit = PREFIX + 4, True
+    while at + 8 <= len(data):
+        group = struct.unpack_from("<H", data, at)[0]
+        tag, start, length = _element(data, at, explicit=explicit or group == 2)
+        if tag >= PIXELS:
+            return
+        if length == UNDEFINED:
+            at = _sequence_end(data, start, explicit=explicit)
+            continue
+        value = data[start : start + length]
+        if tag == TRANSFER_SYNTAX:
+            explicit = _text(value) != IMPLICIT
+        yield tag, value
+        at = start + length
+
+
+def _element(data: bytes, at: int, *, explicit: bool) -> tuple[int, int, int]:
+    """Tag of an element, where its value begins, and its length."""
+    group, element = struct.unpack_from("<HH", data, at)
+    tag = group << 16 | element
+    if group == 0xFFFE or not explicit:
+        return tag, at + 8, struct.unpack_from("<I", data, at + 4)[0]
+    if data[at + 4 : at + 6] in LONG:
+        return tag, at + 12, struct.unpack_from("<I", data, at + 8)[0]
+    return tag, at + 8, struct.unpack_from("<H", data, at + 6)[0]
+
+
+def _sequence_end(data: bytes, at: int, *, explicit: bool) -> int:
+    """Where a sequence of undefined length ends; items of undefined length are walked through."""
+    depth = [SEQUENCE_END]
+    while depth:
+        tag, start, length = _element(data, at, explicit=explicit)
+        if tag in (SEQUENCE_END, ITEM_END):
+            depth.pop()
+            at = start
+        elif length == UNDEFINED:
+            depth.append(ITEM_END if tag == ITEM else SEQUENCE_END)
+            at = start
+        else:
+            at = start + length
+    return at
+
+
+def _text(value: bytes) -> str:
+    return value.decode("ascii", "replace").rstrip("\0 ")
+
+
+def _number(value: bytes) -> int:
+    return int(struct.unpack("<I", value)[0]) if len(value) == 4 else 0

@@ -1,0 +1,60 @@
+"""What a manifest says of a slide that decides no pixel: patient, site and other columns, place.
+
+A later manifest changes what it gives and leaves the rest: an empty cell, a column that it lacks
+and a plain path take nothing away.
+"""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+Row = dict[str, Any]
+
+
+def extra_text(extra: Mapping[str, Any]) -> str | None:
+    """A manifest's other columns as they are kept; None if there are none."""
+    return json.dumps(dict(extra), default=str, sort_keys=True) if extra else None
+
+
+def merged_facts(row: Row) -> Row:
+    """The patient and other columns of a slide: what is given now over what the lake knows."""
+    known_patient = row.get("known_patient_id")
+    known, now = _columns(row.get("known_extra")), _columns(row["extra"])
+    given = {name: value for name, value in now.items() if value is not None}
+    return {
+        "patient_id": row["patient_id"] if row["patient_id"] is not None else known_patient,
+        "extra": extra_text({**now, **known, **given}),
+    }
+
+
+def changed_facts(row: Row) -> Row:
+    """Columns of a slide's row that differ from what is given now, with their new values.
+
+    The file's place counts where the same file was read at it.
+    """
+    facts = {
+        name: value
+        for name, value in merged_facts(row).items()
+        if _value(name, value) != _value(name, row.get(f"known_{name}"))
+    }
+    moved = row["state"] == "ready" and row["uri"] != row["known_uri"]
+    if moved and row["fingerprint"] == row["known_fingerprint"]:
+        facts["uri"] = row["uri"]
+    return facts
+
+
+def fact_names(row: Row) -> set[str]:
+    """Names of what has changed, those of a manifest's other columns one by one."""
+    facts = changed_facts(row)
+    names = set(facts) - {"extra"}
+    old, new = _columns(row.get("known_extra")), _columns(facts.get("extra"))
+    return names | {name for name, value in new.items() if value != old.get(name)}
+
+
+def _value(name: str, value: Any) -> Any:  # noqa: ANN401 - a cell is what it is
+    return _columns(value) if name == "extra" else value
+
+
+def _columns(text: str | None) -> Row:
+    columns: Row = json.loads(text) if text else {}
+    return columns

@@ -1,0 +1,63 @@
+"""Slide files in folders of this machine: links to folders are followed, macOS's shadows left out.
+
+A folder that is reached by two ways is read once, so a link that leads back to where it lies ends.
+"""
+
+import os
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path, PurePosixPath
+
+from ingest.remote_files import name_of
+
+SUFFIXES = frozenset(
+    ".svs .tif .tiff .ndpi .mrxs .scn .vms .vmu .bif .svslide .dcm .czi".split()  # noqa: SIM905
+)
+SHADOW = "._"  # macOS writes one beside each file on a disk that is not its own
+
+Note = Callable[[str], None]
+
+
+def is_slide(name: str) -> bool:
+    """Whether a file's name is that of a slide."""
+    return PurePosixPath(name_of(name)).suffix.lower() in SUFFIXES
+
+
+def is_shadow(name: str) -> bool:
+    """Whether a file is macOS's notes on another one, which has its name and no pixels.
+
+    >>> is_shadow("/slides/._a.svs"), is_shadow("/slides/a._b.svs")
+    (True, False)
+    """
+    return name_of(name).startswith(SHADOW)
+
+
+def slides_of(names: Iterable[str], note: Note) -> list[str]:
+    """The slides among the files of a folder, sorted."""
+    return without_shadows(sorted(name for name in names if is_slide(name)), note)
+
+
+def without_shadows(names: list[str], note: Note) -> list[str]:
+    """Files without macOS's shadows of others, which are noted."""
+    shadows = [name for name in names if is_shadow(name)]
+    if shadows:
+        more = ", ..." if shadows[1:] else ""
+        note(f"{len(shadows)} files that macOS makes are left out: {name_of(shadows[0])}{more}")
+    return [name for name in names if not is_shadow(name)]
+
+
+def files_under(folder: str, note: Note) -> Iterator[str]:
+    """All files under a folder, each once; what can't be read is noted."""
+    visited: set[tuple[int, int]] = set()
+
+    def unreadable(error: OSError) -> None:
+        note(f"folder {error.filename} can't be read: {error.strerror}; its slides are not taken")
+
+    for path, folders, files in os.walk(folder, followlinks=True, onerror=unreadable):
+        here = Path(path).stat()
+        if (here.st_dev, here.st_ino) in visited:
+            folders.clear()
+            continue
+        visited.add((here.st_dev, here.st_ino))
+        # A folder is read at its own place before the links that lead to it.
+        folders.sort(key=lambda name: (os.path.islink(os.path.join(path, name)), name))  # noqa: PTH114, PTH118
+        yield from (os.path.join(path, name) for name in files)  # noqa: PTH118

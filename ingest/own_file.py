@@ -1,0 +1,36 @@
+"""A user's own Python file: an encoder or a segmenter, run as it is.
+
+Only a file that the user names in the command is ever run; none comes out of a lake. Its text
+travels to the workers, which need no copy of it.
+"""
+
+import importlib.util
+import tempfile
+from pathlib import Path
+from typing import Any
+
+SUFFIX = ".py"
+
+
+def run_file(source: str, where: str, error_type: type[Exception]) -> Any:  # noqa: ANN401
+    """The module that a file's text makes.
+
+    Args:
+        source: the text.
+        where: the file's path, for messages.
+        error_type: what is raised if it can't be run.
+    """
+    with tempfile.TemporaryDirectory(prefix="slidelake-") as folder:
+        path = Path(folder) / Path(where).name
+        path.write_text(source)
+        spec = importlib.util.spec_from_file_location("slidelake_own_file", path)
+        if spec is None or spec.loader is None:
+            msg = f"{where} is no Python file"
+            raise error_type(msg)
+        module = importlib.util.module_from_spec(spec)
+        try:
+            spec.loader.exec_module(module)
+        except Exception as error:
+            msg = f"{where} can't be run: {type(error).__name__}: {error}"
+            raise error_type(msg) from error
+    return module

@@ -1,0 +1,1 @@
+"""Slide readers: pixels and facts of a slide, whatever its format is."""

@@ -1,0 +1,72 @@
+"""Every kind of file of a lake, damaged in every way: named, or readers are provably right.
+
+`damage_drill.py` says what a case is. The default suite takes one file of each kind and changes
+the way from kind to kind; the slow one takes all files, all ways, and flips at several places.
+"""
+
+from pathlib import Path
+
+import pytest
+
+from tests.damage_drill import WAYS, Outcome, cases_of, kind_of, make_lake, run_cases
+
+#: Files that say nothing by which readers are guided: damage of them is not named.
+UNREAD = ("_transactions", "latest_version_hint.json", "ingest.html")
+#: What mends damage of a kind of file, where it is named; all else is mended by `repair`.
+BY_RESTORE = (
+    "catalog.lance data",
+    "catalog.lance _versions",
+    "catalog.lance _deletions",
+    "slides.lance data",
+    "slides.lance _versions",
+    "slides.lance _deletions",
+    "features _versions",
+    "features _deletions",
+)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small lake with everything in it. Not to be changed."""
+    folder = tmp_path_factory.mktemp("drill") / "lake"
+    make_lake(folder)
+    return folder
+
+
+def sample_of(cases: list[tuple[str, str]]) -> list[tuple[str, str]]:
+    """One file of each kind; the way changes from kind to kind, and the newest file is taken."""
+    by_kind: dict[str, str] = {}
+    for path, _ in cases:
+        by_kind.setdefault(kind_of(path), path)
+    return [(path, WAYS[at % len(WAYS)]) for at, path in enumerate(by_kind.values())]
+
+
+def check(outcomes: list[Outcome]) -> None:
+    wrong = [(one.path, one.way, one.did, one.faults) for one in outcomes if one.faults]
+    assert not wrong, "\n".join(map(str, wrong))
+    for one in outcomes:
+        if one.named:
+            expected = "restore" if kind_of(one.path) in BY_RESTORE else "repair"
+            assert one.did in {expected, "refused"}, one
+
+
+def test_a_file_of_each_kind(whole: Path, tmp_path: Path) -> None:
+    cases = sample_of(cases_of(whole))
+    outcomes = list(run_cases(whole, tmp_path / "work", cases, go_on=False))
+    assert len(outcomes) == len(cases) > 20
+    check(outcomes)
+    for one in outcomes:
+        # Without `roots.json` a lake is one of an earlier slidelake, and only counted.
+        unread = any(word in one.path for word in UNREAD)
+        assert bool(one.named) != (unread or (one.path, one.way) == ("roots.json", "delete")), one
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.timeout(1200)
+def test_every_file(whole: Path, tmp_path: Path, way: str) -> None:
+    cases = [case for case in cases_of(whole) if case[1] == way]
+    places = (0.02, 0.5, 0.98) if way == "flip" else (0.5,)
+    for place in places:
+        go_on = place == 0.5
+        check(list(run_cases(whole, tmp_path / "work", cases, place=place, go_on=go_on)))

@@ -1,0 +1,64 @@
+"""Every command that reads a table refuses ids that are near, and takes them by --distinct-ids."""
+
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+import slidelake
+from distill.errors import DistillError
+from distill.evaluate_labels import read_labels
+from featurestore import Lake, LakeConfig, create_lake
+from tests.small_lake import add_slides
+
+NEAR = "differ by case only"
+
+
+@pytest.fixture(scope="module")
+def lake_of(tmp_path_factory: pytest.TempPathFactory) -> Lake:
+    """Return a lake of the slides a and b, without features."""
+    uri = tmp_path_factory.mktemp("near") / "lake"
+    lake = create_lake(uri, LakeConfig(tile_px=256, mpps=(0.5,)))
+    return add_slides(lake, {"a": 4, "b": 4})
+
+
+def outcome(*words: str) -> tuple[int, str]:
+    result = CliRunner().invoke(slidelake.app, list(words))
+    return result.exit_code, result.output + str(result.exception)
+
+
+COMMANDS = {
+    "mil": "--labels TABLE --target y --features x",
+    "survival": "--labels TABLE --time t --event e --features x",
+    "probe": "--labels TABLE --target y --features x",
+    "distill": "--teacher x --slides TABLE",
+}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_commands_refuse_near_ids(lake_of: Lake, tmp_path: Path, command: str) -> None:
+    table = tmp_path / "t.csv"
+    table.write_text("slide_id,y,t,e,x,y0\na,1,1,1,0,0\nA,0,2,0,0,0\nb,0,2,0,0,0\n")
+    words = [command, lake_of.uri, *COMMANDS[command].replace("TABLE", str(table)).split()]
+    code, text = outcome(*words)
+    assert code != 0
+    assert f"'A' (row 3) and 'a' (row 2) {NEAR}" in text
+    assert NEAR not in outcome(*words, "--distinct-ids")[1]
+
+
+def test_ingest_refuses_near_ids(tmp_path: Path) -> None:
+    (tmp_path / "m.csv").write_text("uri,slide_id\none.svs,A\ntwo.svs,a\n")
+    words = ["ingest", str(tmp_path / "lake"), str(tmp_path / "m.csv"), "--dry-run"]
+    assert f"'A' (row 2) and 'a' (row 3) {NEAR}" in outcome(*words)[1]
+    text = outcome(*words, "--distinct-ids")[1]
+    assert NEAR not in text
+    assert "A would fail" in text
+
+
+def test_labels_of_evaluate_refuse_near_ids(lake_of: Lake, tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    for rows in ("A,0,0,s\nb,0,0,t\n", "a,0,0,s\nb,0,0,S\n", "a,0,0,s\nA,256,0,t\n"):
+        path.write_text(f"slide_id,x,y,class\n{rows}")
+        with pytest.raises(DistillError, match=NEAR):
+            read_labels(str(path), lake_of)
+        assert read_labels(str(path), lake_of, distinct_ids=True)[0].height == 2
