@@ -59,6 +59,7 @@ class ExtractResult:
     seconds: float = 0.0
     ready: int = 0
     pending: int = 0
+    freed: Vacuumed | None = None
 
     @property
     def did_nothing(self) -> bool:
@@ -72,7 +73,6 @@ def count_slides(lake: Lake, result: ExtractResult) -> None:
     """Write down how many slides are ready, and how many wait."""
     states = dict(lake.slides().group_by("state").len().collect().iter_rows())
     result.ready, result.pending = states.get(READY, 0), states.get(PENDING, 0)
-    freed: Vacuumed | None = None
 
 
 def extract(

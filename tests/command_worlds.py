@@ -8,7 +8,7 @@ import polars as pl
 import tifffile
 
 from featurestore import Lake, LakeConfig, create_lake
-from ingest.openslide_reader import OpenSlideReader
+from ingest.readers.openslide_reader import OpenSlideReader
 from tests.conftest import REAL_SLIDE
 from tests.small_lake import add_slides, add_teacher
 from tests.test_downstream_bags import PATIENTS, build, planted, slide_names
@@ -119,6 +119,21 @@ def large_slide(path: Path) -> Path:
         photometric="rgb",
         compression="zlib",
         resolution=(20_000, 20_000),
+        resolutionunit="CENTIMETER",
+    )
+    return path
+
+
+def stretched_slide(path: Path) -> Path:
+    """Write tissue whose microns per pixel are 0.5 across and 0.52 down."""
+    with OpenSlideReader(str(REAL_SLIDE)) as slide:
+        overview, _ = slide.overview(0.5)
+    tifffile.imwrite(
+        path,
+        np.ascontiguousarray(overview[:1024, :1024]),
+        tile=(256, 256),
+        photometric="rgb",
+        resolution=(10_000 / 0.5, 10_000 / 0.52),
         resolutionunit="CENTIMETER",
     )
     return path

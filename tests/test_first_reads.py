@@ -85,7 +85,9 @@ def exported(lake: Lake, _: str) -> None:
 READERS: dict[str, Callable[[Lake, str], object]] = {
     "bag": lambda lake, teacher: lake.bag(SLIDE, teacher, mpp=MPP),
     "bags of slides": lambda lake, teacher: every(lake.bags(teacher, mpp=MPP)),
-    "bags of patients": lambda lake, t: every(lake.bags(["plain", "packed"], mpp=MPP, by="patient")),
+    "bags of patients": lambda lake, t: every(
+        lake.bags(["plain", "packed"], mpp=MPP, by="patient")
+    ),
     "bags of mil": lambda lake, teacher: PatientBags(lake, [[OTHER, SLIDE]], teacher, mpps=[MPP])[
         0
     ],
