@@ -22,6 +22,7 @@ from featurestore import (
     Lake,
     LakeError,
     Store,
+    Vacuumed,
     free_old_versions,
     open_lake,
 )
@@ -58,6 +59,7 @@ class ExtractResult:
     seconds: float = 0.0
     ready: int = 0
     pending: int = 0
+    freed: Vacuumed | None = None
 
     @property
     def did_nothing(self) -> bool:

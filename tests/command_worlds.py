@@ -8,7 +8,7 @@ import polars as pl
 import tifffile
 
 from featurestore import Lake, LakeConfig, create_lake
-from ingest.openslide_reader import OpenSlideReader
+from ingest.readers.openslide_reader import OpenSlideReader
 from tests.conftest import REAL_SLIDE
 from tests.small_lake import add_slides, add_teacher
 from tests.test_downstream_bags import PATIENTS, build, planted, slide_names
@@ -105,6 +105,37 @@ def plain_tiff(path: Path, *, mpp: float | None) -> Path:
     pixels = np.ascontiguousarray(overview[:1024, :1024])
     scale = {"resolution": (10_000 / mpp,) * 2, "resolutionunit": "CENTIMETER"} if mpp else {}
     tifffile.imwrite(path, pixels, tile=(256, 256), photometric="rgb", compression="zlib", **scale)
+    return path
+
+
+def large_slide(path: Path) -> Path:
+    """Write a slide of 0.3 MB whose 1,024 tiles take a second or more to cut."""
+    picture = np.full((8192, 8192, 3), 243, np.uint8)
+    picture[1024:7168, 1024:7168] = (200, 120, 160)
+    tifffile.imwrite(
+        path,
+        picture,
+        tile=(256, 256),
+        photometric="rgb",
+        compression="zlib",
+        resolution=(20_000, 20_000),
+        resolutionunit="CENTIMETER",
+    )
+    return path
+
+
+def stretched_slide(path: Path) -> Path:
+    """Write tissue whose microns per pixel are 0.5 across and 0.52 down."""
+    with OpenSlideReader(str(REAL_SLIDE)) as slide:
+        overview, _ = slide.overview(0.5)
+    tifffile.imwrite(
+        path,
+        np.ascontiguousarray(overview[:1024, :1024]),
+        tile=(256, 256),
+        photometric="rgb",
+        resolution=(10_000 / 0.5, 10_000 / 0.52),
+        resolutionunit="CENTIMETER",
+    )
     return path
 
 

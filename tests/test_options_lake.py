@@ -256,6 +256,10 @@ PLAN_NO_PEN = command_line(
 PLAN_STRIDE = command_line(PLAN + "--mpp 0.5 --stride 128")
 PLAN_TISSUE = command_line(PLAN + "--mpp 0.5 --tissue-min 0.99")
 PLAN_MASK = command_line(PLAN + "--mpp 0.5 --masks {tmp}/masks")
+PLAN_EVERY = command_line(PLAN + "--mpp 0.5 --tissue none")
+STRETCHED = "ingest {tmp}/lake {tmp}/stretched.tiff --mpp 0.5 --dry-run --json"
+PLAN_STRETCHED = command_line(STRETCHED)
+PLAN_ANISOTROPIC = command_line(STRETCHED + " --allow-anisotropic --icc")
 PLAN_CASES = command_line("ingest {tmp}/lake {tmp}/slides.csv --dry-run --distinct-ids --json")
 PLAN_ONLY = command_line("ingest {tmp}/lake {tmp}/in --dry-run --only b --only c --limit 1 --json")
 
@@ -282,10 +286,10 @@ def test_a_dry_run_shows_what_each_option_of_the_grid_does(run: Run, tmp_path: P
     assert 0 < planned["2.0"] < usual
     tiles = {
         line: run(line).value["tiles"]["0.5"]
-        for line in (PLAN_SIDE, PLAN_STRIDE, PLAN_TISSUE, PLAN_MASK)
+        for line in (PLAN_SIDE, PLAN_STRIDE, PLAN_TISSUE, PLAN_MASK, PLAN_EVERY)
     }
     assert tiles[PLAN_SIDE] < usual < tiles[PLAN_STRIDE]
-    assert tiles[PLAN_TISSUE] < usual
+    assert tiles[PLAN_TISSUE] < usual < tiles[PLAN_EVERY] == 9 * 12
     assert tiles[PLAN_MASK] <= 6 * 12  # six columns of the nine
     assert not (tmp_path / "lake").exists()
 
@@ -303,6 +307,13 @@ def test_tiles_under_pen_are_left_out_unless_they_are_asked_for(run: Run, tmp_pa
     command_worlds.slide_with_pen(tmp_path / "pen.tiff")
     veto, every = (run(line).value["tiles"]["2.0"] for line in (PLAN_PEN, PLAN_NO_PEN))
     assert 0 < veto < every
+
+
+def test_a_slide_of_two_mpps_is_planned_if_it_may_be(run: Run, tmp_path: Path) -> None:
+    command_worlds.stretched_slide(tmp_path / "stretched.tiff")
+    (failed,) = run(PLAN_STRETCHED, code=1).value["failed"]
+    assert failed["slide"] == "stretched"
+    assert run(PLAN_ANISOTROPIC).value["slides"] == 1
 
 
 def test_slides_whose_names_differ_by_case_are_planned(run: Run, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,6 +16,7 @@ from featurestore import (
     LakeConfig,
     LakeError,
     create_lake,
+    lance_tables,
     open_lake,
     repair,
     vacuum,
@@ -32,8 +34,8 @@ from featurestore.lance_tables import open_table
 from featurestore.lock import writer_lease
 from featurestore.repair import plan_repair
 from featurestore.schema import CATALOG, SLIDES, features_table
+from tests.command_lines import Slidelake
 from tests.small_lake import add_slides, add_teacher, contents, cut
-from tests.test_cli import slidelake
 from tests.test_keeping import data_files, flip
 
 
@@ -196,11 +198,11 @@ def test_a_restore_that_is_killed_is_taken_back_or_made_again(
     goal = contents(open_lake(lake.uri, version="two"))
     if lost:
         newest_manifest(lake, features_table(2.0)).unlink()
-    commit = lance_restore.commit
+    commit = lance_tables.commit
     for calls in range(1, 6):
         left = [calls]
 
-        def dying(*args: object, left: list[int] = left, **kwargs: object) -> object:
+        def dying(*args: Any, left: list[int] = left, **kwargs: Any) -> object:  # noqa: ANN401
             left[0] -= 1
             if left[0] == 0:
                 raise KeyboardInterrupt
@@ -388,7 +390,7 @@ def test_damage_of_a_lake_that_was_made_just_now_is_no_panic(tmp_path: Path) -> 
 # ---------------------------------------------------------------------- as a user types it
 
 
-def test_commands_name_the_table_and_the_way_back(lake: Lake) -> None:
+def test_commands_name_the_table_and_the_way_back(lake: Lake, slidelake: Slidelake) -> None:
     newest_data(lake, CATALOG).unlink()
     seen = slidelake("verify", lake.uri, "--json", code=1)
     verdict = json.loads(seen.stdout)
@@ -403,7 +405,7 @@ def test_commands_name_the_table_and_the_way_back(lake: Lake) -> None:
 
 
 @pytest.mark.slow
-def test_options_of_repair(lake: Lake) -> None:
+def test_options_of_repair(lake: Lake, slidelake: Slidelake) -> None:
     flip(data_files(open_lake(lake.uri), 0.5, "t")[0], 2)
     listed = slidelake("repair", lake.uri, "--dry-run").stderr
     assert "features of t at 0.5 mpp" in listed
