@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from commands.options import JsonOpt, LakeArg, tell
+from commands.options import DistinctIdsOpt, JsonOpt, LakeArg, tell
 
 if TYPE_CHECKING:
     from featurestore import Lake
@@ -45,12 +45,7 @@ def annotate_command(
         bool,
         typer.Option("--tcga-patients", help="Read patients off the slides' TCGA barcodes."),
     ] = False,
-    distinct_ids: Annotated[
-        bool,
-        typer.Option(
-            "--distinct-ids", help="Ids that differ by case, blanks or Unicode form are different."
-        ),
-    ] = False,
+    distinct_ids: DistinctIdsOpt = False,
     json_: JsonOpt = False,
 ) -> None:
     """Make columns of your own part of a lake: of tiles, of slides or of patients.

@@ -91,7 +91,7 @@ class Lake:
             version = open_table(store, CATALOG).version
         catalog = newest_catalog(store, self._roots) if version is None else self._at(version)
         self.version: int = catalog.version
-        self._versions = {CATALOG: self.version, **root_versions(catalog)}
+        self._versions: dict[str, int] = {CATALOG: self.version, **root_versions(catalog)}
         self._tables = {CATALOG: catalog}
         self._readers: dict[str, RowReader] = {}
 
@@ -138,7 +138,8 @@ class Lake:
 
     def version_of(self, rel: str) -> int:
         """The version of a table that belongs to this version of the lake."""
-        return self._versions[rel]
+        version: int = self._versions[rel]
+        return version
 
     @property
     def committer(self) -> Committer:

@@ -6,6 +6,7 @@ end the process over a damaged one; then `slides` and `catalog`; then, if these 
 what they name. A table that can't be read in full is named as a whole, all else by slide.
 """
 
+import functools
 import hashlib
 import itertools
 from collections.abc import Callable, Iterator, Sequence
@@ -111,7 +112,7 @@ def _damage_before_reading(lake: Lake) -> Iterator[Damage]:
             continue
         named = Roots(tables={rel: lake.version_of(rel)})
         try:
-            version = read(lake.store, lambda rel=rel: open_table(lake.store, rel)).version
+            version = read(lake.store, functools.partial(open_table, lake.store, rel)).version
             for last in (roots, named):
                 check_newest(lake.store, rel, version, last)
         except (UnreadableError, DamageError) as error:

@@ -174,7 +174,8 @@ def kind_of(field: pa.Field) -> str:
     """
     if field.name in TILE_COLUMNS:
         return TILE
-    kind = (field.metadata or {}).get(KIND_KEY, b"").decode(errors="replace")
+    named: bytes = (field.metadata or {}).get(KIND_KEY, b"")
+    kind = named.decode(errors="replace")
     if kind in (SCORE, ANNOTATION):
         return kind
     holds_embeddings = pa.types.is_fixed_size_list(field.type) and pa.types.is_float16(

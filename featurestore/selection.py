@@ -53,8 +53,9 @@ class Selection:
         self, slides: pl.DataFrame, mpp: float, crc32: Mapping[str, Sequence[int]] | None = None
     ) -> None:
         self.slides, self.mpp = slides, mpp
-        sums: dict[str | None, Sequence[int]] = {None: slides["crc32"].to_list()}
-        self._crc32 = sums | dict(crc32 or {})
+        self._crc32: dict[str | None, Sequence[int]] = {None: slides["crc32"].to_list()}
+        for teacher, sums in (crc32 or {}).items():
+            self._crc32[teacher] = sums
         self.slide_ids: list[str] = slides["slide_id"].to_list()
         columns = ("slide", "fragment", "row_start", "tiles")
         self._number, self._fragment, self._start, self._count = (

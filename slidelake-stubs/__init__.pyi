@@ -11,10 +11,14 @@ from downstream.probes.tiles import run_probe as run_probe
 from downstream.retrieval.search import run_search as run_search
 from featurestore import Lake as Lake
 from featurestore import LakeConfig as LakeConfig
+from featurestore import annotate as annotate
 from featurestore import compact as compact
+from featurestore import copy_lake as copy_lake
 from featurestore import create_lake as create_lake
+from featurestore import drop as drop
 from featurestore import open_lake as open_lake
 from featurestore import query as query
+from featurestore import rename as rename
 from featurestore import repair as repair
 from featurestore import vacuum as vacuum
 from featurestore import verify as verify
@@ -26,15 +30,19 @@ __all__ = [
     "Card",
     "Lake",
     "LakeConfig",
+    "annotate",
     "compact",
+    "copy_lake",
     "create_lake",
     "distill",
+    "drop",
     "extract",
     "ingest",
     "list_teachers",
     "make_recipe",
     "open_lake",
     "query",
+    "rename",
     "repair",
     "run_mil",
     "run_probe",

@@ -73,7 +73,7 @@ def content(lake: Lake) -> dict[Key, Any]:
     _put(found, ("slides",), lambda: lake.slides().collect().sort("slide").rows())
     _put(found, ("scans",), lambda: [lake.tiles(mpp=m).collect().rows() for m in lake.config.mpps])
     for mpp in lake.config.mpps:
-        rows = _try(lambda mpp=mpp: lake.tiles_of(mpp=mpp))
+        rows = _try(functools.partial(lake.tiles_of, mpp=mpp))
         for row in [] if rows is None else rows.to_dicts():
             _put_slide(found, lake, mpp, row)
     return found
@@ -87,13 +87,17 @@ def _put_slide(found: dict[Key, Any], lake: Lake, mpp: float, row: dict[str, Any
         _put(
             found,
             ("features", *place, teacher),
-            lambda teacher=teacher: lake.bag(slide, teacher, mpp=mpp).features.tobytes(),
+            functools.partial(_features, lake, slide, teacher, mpp),
         )
     with_shard = _try(lambda: ShardReader.of(lake.store, row))
     if with_shard is not None:
         with with_shard as reader:
             for at, key in enumerate(reader.tile_id.tolist()):
-                _put(found, ("jpeg", *place, str(key)), lambda at=at: reader.jpeg(at))
+                _put(found, ("jpeg", *place, str(key)), functools.partial(reader.jpeg, at))
+
+
+def _features(lake: Lake, slide: str, teacher: str, mpp: float) -> bytes:
+    return lake.bag(slide, teacher, mpp=mpp).features.tobytes()
 
 
 def _put(found: dict[Key, Any], key: Key, work: Callable[[], Any]) -> None:

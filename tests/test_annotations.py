@@ -116,7 +116,7 @@ def test_sql_sees_annotations_and_tables_of_users(made: Path, lake: Lake, tmp_pa
     (tmp_path / "own.csv").write_text("slide_id,centre\na,01\nb,02\n")
     frame = query_frame(tmp_path / "own.csv")
     frame.write_parquet(tmp_path / "own.parquet")
-    sql = "SELECT s.slide, o.centre FROM slides AS s JOIN own AS o ON s.slide_id = o.slide_id"
+    sql = "SELECT s.slide, o.centre FROM slides AS s JOIN own AS o USING (slide_id) ORDER BY 1"
     assert query(lake, sql, own={"own": query_frame(tmp_path / "own.parquet")}).height == 2
     out = run(tmp_path, "query", made, sql, "--table", f"own={tmp_path / 'own.csv'}", "--json")
     assert json.loads(out)["rows"] == [[0, "01"], [1, "02"]]

@@ -252,6 +252,11 @@ def test_dry_run_says_what_would_change(lake: Lake, slide: Path, tmp_path: Path)
     assert plan.notes == ["a would be cut again: mpp 0.499, now 0.25"]
     plan = dry_run(lake.uri, [str(tmp_path / "m.csv")], CONFIG, {}, cores=1)
     assert plan.notes == ["1 slides: facts would be updated (patient_id)"]
+    # A patient's name that is mended is not next to that of another patient.
+    run(lake, tmp_path / "m.csv")
+    (tmp_path / "m.csv").write_text(f"uri,patient_id\n{slide},p1\n")
+    plan = dry_run(lake.uri, [str(tmp_path / "m.csv")], CONFIG, {}, cores=1)
+    assert plan.notes == ["1 slides: facts would be updated (patient_id)"]
 
 
 def test_slides_of_an_earlier_slidelake_are_left_unless_replaced(
@@ -311,7 +316,8 @@ def test_ingest_itself_does_what_is_changed(slide: Path, tmp_path: Path) -> None
     result = ingested()
     assert (result.new, result.facts) == (0, 1)
     assert result.notes == ["1 slides: facts updated (patient_id)"]
-    failed = ingested(mpp_override=7.0)
+    assert "give that --tissue FILE.py again" in ingested(mpp_override=7.0).failed[0]["reason"]
+    failed = ingested(mpp_override=7.0, tissue=EXAMPLE)
     assert (
         "cutting it again (mpp 0.499, now 7) failed, its earlier tiles stay"
         in (failed.failed[0]["reason"])

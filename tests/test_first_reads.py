@@ -11,7 +11,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from downstream.bags import PatientBags
+from downstream.bags import PatientBag, PatientBags
 from downstream.retrieval.query import find_query, pooled_features
 from featurestore import (
     AccessError,
@@ -78,6 +78,10 @@ def every(bags: Bags) -> list[TorchBag]:
     return [bags[at] for at in range(len(bags))]
 
 
+def of_patient(lake: Lake, teacher: str) -> PatientBag:
+    return PatientBags(lake, [[OTHER, SLIDE]], teacher, mpps=[MPP])[0]
+
+
 def exported(lake: Lake, _: str) -> None:
     tile_places(lake, lake.tiles_of(mpp=MPP, slide_ids=[SLIDE]).row(0, named=True))
 
@@ -88,9 +92,7 @@ READERS: dict[str, Callable[[Lake, str], object]] = {
     "bags of patients": lambda lake, t: every(
         lake.bags(["plain", "packed"], mpp=MPP, by="patient")
     ),
-    "bags of mil": lambda lake, teacher: PatientBags(lake, [[OTHER, SLIDE]], teacher, mpps=[MPP])[
-        0
-    ],
+    "bags of mil": of_patient,
     "stream": streamed,
     "stream in order": lambda lake, t: streamed(lake, t, shuffle=False, threads=1),
     "statistics": lambda lake, t: fit_stats(lake, t, mpp=MPP, slide_ids=[OTHER, SLIDE]),

@@ -6,6 +6,7 @@ import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,6 +16,7 @@ from featurestore import (
     LakeConfig,
     LakeError,
     create_lake,
+    lance_tables,
     open_lake,
     repair,
     vacuum,
@@ -196,11 +198,11 @@ def test_a_restore_that_is_killed_is_taken_back_or_made_again(
     goal = contents(open_lake(lake.uri, version="two"))
     if lost:
         newest_manifest(lake, features_table(2.0)).unlink()
-    commit = lance_restore.commit
+    commit = lance_tables.commit
     for calls in range(1, 6):
         left = [calls]
 
-        def dying(*args: object, left: list[int] = left, **kwargs: object) -> object:
+        def dying(*args: Any, left: list[int] = left, **kwargs: Any) -> object:  # noqa: ANN401
             left[0] -= 1
             if left[0] == 0:
                 raise KeyboardInterrupt

@@ -5,6 +5,7 @@ together, that every row of the first two is what was written, and that every da
 size. Checksums of features are `verify`'s business: `verify --at VERSION`.
 """
 
+import functools
 import json
 import re
 from collections.abc import Iterator
@@ -80,7 +81,7 @@ def version_damage(store: Store, config: LakeConfig, version: int) -> Iterator[D
             if tables[rel] in roots.lost.get(rel, []):
                 why = f"version {tables[rel]} of {rel} was lost"
                 raise UnreadableError(why)
-            table = read(store, lambda rel=rel: open_table(store, rel, tables[rel]))
+            table = read(store, functools.partial(open_table, store, rel, tables[rel]))
             yield from _file_damage(store, rel, table, roots)
     except (UnreadableError, LakeError) as error:
         if isinstance(error, NO_DAMAGE):
