@@ -227,7 +227,7 @@ DISTILL = command_line(
 )
 COMPILE = command_line(
     "distill {bags} --teacher good --name single --architecture test_efficientnet --input-px 32 "
-    "--epochs 1 --batch-tiles 16 --compile --json"
+    "--epochs 1 --batch-tiles 16 --slides {first} --holdout 0.3 --split-seed 2 --compile --json"
 )
 EVALUATE = command_line(
     "evaluate {bags} --student both --single single --labels {classes} --label-column side "
@@ -342,7 +342,7 @@ DEMO = command_line("demo {tmp}/demo --quick --json")
 def test_the_quick_demo_goes_the_whole_way(run: Run, places: Places) -> None:
     report = run(DEMO).value
     assert {"ingest", "extract", "distill", "mil"} <= set(report["stages"])
-    assert report["cohort"]["patients"] == 6
+    assert report["cohort"]["patients"] == 8
     assert "survival" not in report["stages"]
     page = Path(str(places["tmp"]), "demo", "report.html").read_text()
     assert page.startswith("<!doctype html>")
