@@ -322,8 +322,10 @@ class Lake:
 
     def info(self) -> dict[str, Any]:
         """What the lake holds: format, version, slides, tiles, features."""
-        states = count_states(self.table(SLIDES))
-        of = count_tiles(self.table(CATALOG)).tiles
+        with reading(self.store, f"table {self.store.url(SLIDES)}"):
+            states = count_states(self.table(SLIDES))
+        with reading(self.store, f"table {self.store.url(CATALOG)}"):
+            of = count_tiles(self.table(CATALOG)).tiles
         features = [
             {
                 "teacher": teacher,
