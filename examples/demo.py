@@ -57,8 +57,8 @@ class DemoSettings:
 
 #: The whole way in less than a minute on two cores; so few patients that no figure means a thing.
 QUICK = DemoSettings(
-    patients=6,
-    slides=6,
+    patients=8,
+    slides=8,
     width_px=1280,
     height_px=1024,
     mpps=(0.5,),
