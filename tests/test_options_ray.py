@@ -12,6 +12,7 @@ import polars as pl
 import pytest
 import ray
 
+from examples.demo import QUICK
 from featurestore import free_old_versions, open_lake
 from ingest import CARDS
 from ingest.weights_files import find_weights
@@ -342,7 +343,7 @@ DEMO = command_line("demo {tmp}/demo --quick --json")
 def test_the_quick_demo_goes_the_whole_way(run: Run, places: Places) -> None:
     report = run(DEMO).value
     assert {"ingest", "extract", "distill", "mil"} <= set(report["stages"])
-    assert report["cohort"]["patients"] == 8
+    assert report["cohort"]["patients"] == QUICK.patients
     assert "survival" not in report["stages"]
     page = Path(str(places["tmp"]), "demo", "report.html").read_text()
     assert page.startswith("<!doctype html>")
