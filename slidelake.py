@@ -234,7 +234,7 @@ def demo_command(
         bool,
         typer.Option(
             "--quick",
-            help="Six small slides, one teacher, no survival: less than a minute. It shows that "
+            help="Eight small slides, one teacher, no survival: less than a minute. It shows that "
             "everything runs, its figures mean nothing.",
         ),
     ] = False,
