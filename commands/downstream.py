@@ -435,7 +435,7 @@ def _ids(
     slide_column: str | None,
     distinct_ids: bool,
 ) -> dict[str, Any]:
-    """What was said of a label table's ids."""
+    """Return the options that say how ids of a label table are read."""
     given = {
         "slides": slide_table,
         "patient_column": patient_column,

@@ -82,7 +82,7 @@ def annotate_command(
 
 
 def _with_lake_names(lake: "Lake", file: "AnnotationFile") -> tuple[Any, list[str]]:
-    """The table with slides as they are called in the lake, without folders and file endings."""
+    """Return the table with the lake's names of slides, and notes on slides that do not match."""
     import polars as pl
 
     from downstream.cohorts.slide_names import match_slides, told

@@ -65,7 +65,7 @@ def query_command(
 
 
 def _own_tables(given: list[str]) -> dict[str, Any]:
-    """Tables of users by the names that they are given."""
+    """Read users' tables for a query, by the names that `--table NAME=FILE` gives them."""
     from featurestore.annotations.reading import query_frame
 
     tables: dict[str, Any] = {}

@@ -56,7 +56,7 @@ S = TypeVar("S", bound=Place)
 def told_clearly(
     method: Callable[Concatenate[S, P], T],
 ) -> Callable[Concatenate[S, P], T]:
-    """A method of a `Place` whose errors of a bucket or a full disk become LakeErrors."""
+    """Wrap a method of a `Place`: errors of a bucket or of a full disk become LakeErrors."""
 
     @functools.wraps(method)
     def telling(self: S, /, *args: P.args, **kwargs: P.kwargs) -> T:

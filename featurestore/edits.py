@@ -27,7 +27,7 @@ LOOKED_IN_BYTES = 1 << 24  # of a JSON file; larger ones hold predictions, not n
 
 @dataclass(frozen=True, kw_only=True)
 class Edited:
-    """What an edit did.
+    """Result of dropping or renaming.
 
     Attributes:
         what: `slide`, `teacher` or `annotation`.
@@ -266,7 +266,7 @@ _RENAMES = {
 
 
 def named_in(lake: Lake, names: Sequence[str]) -> Iterator[str]:
-    """Folders of runs, statistics and students whose JSON names any of some columns or slides."""
+    """Yield the folders of runs, statistics and students whose JSON names one of the names."""
     words = "|".join(re.escape(json.dumps(name)[1:-1]) for name in names)
     # A name stands alone, joined by + with others, or before the @ of a folder of statistics.
     word = re.compile(rf'["+/]({words})["+@]')

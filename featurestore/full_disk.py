@@ -12,7 +12,7 @@ TEXTS = ("No space left on device", "os error 28)", "Disk quota exceeded", "os e
 
 
 class DiskFullError(LakeError, OSError):
-    """Something could not be written for want of space; what was committed is as it was."""
+    """Raised where a file can't be written for lack of space; what was committed stays."""
 
 
 def is_disk_full(error: BaseException | None) -> bool:
@@ -29,7 +29,7 @@ def is_disk_full(error: BaseException | None) -> bool:
 
 
 def disk_full_error(error: BaseException, place: str) -> DiskFullError | None:
-    """The error in one line if it says that a disk is full, else None.
+    """Return the error in one line if it says that a disk is full, else None.
 
     Args:
         error: any error.

@@ -111,7 +111,7 @@ class Lake:
         return Lake(self.store, self.config, check=self.first_reads.check)
 
     def snapshots(self) -> dict[str, int]:
-        """Names given to versions of the lake by `snapshot`; vacuum keeps these versions.
+        """Return the versions named by `snapshot`, by name; vacuum keeps them.
 
         Raises:
             DamageError: the file of one is gone or is not what was written.
@@ -137,7 +137,7 @@ class Lake:
             record_roots(self.store, self.config)
 
     def version_of(self, rel: str) -> int:
-        """The version of a table that belongs to this version of the lake."""
+        """Return the version of a table that belongs to this version of the lake."""
         version: int = self._versions[rel]
         return version
 
@@ -170,12 +170,12 @@ class Lake:
         return scan(functools.partial(self.table, CATALOG), names)
 
     def _names(self, rel: str, schema: pa.Schema) -> list[str]:
-        """Columns of a schema that a table has: that of an early lake may lack the newest."""
+        """Return the columns of a schema that a table has: an early lake may lack the newest."""
         there = set(self.table(rel).schema.names)
         return [name for name in schema.names if name in there]
 
     def tiles(self, *, mpp: float, dtype: str | None = None) -> pl.LazyFrame:
-        """One row per tile, with the columns of all teachers and all annotations of tiles.
+        """Return one row per tile, with the columns of all teachers and all annotations of tiles.
 
         Args:
             mpp: of the tiles.
@@ -190,7 +190,7 @@ class Lake:
         return as_type(frame, self.teachers(mpp=mpp), dtype)
 
     def features(self, teacher: str, *, mpp: float, dtype: str | None = None) -> pl.LazyFrame:
-        """One row per tile: where it is, and the embedding of one teacher (null if not run).
+        """Return one row per tile: its place, and one teacher's embedding (null if not run).
 
         Args:
             teacher: whose.
@@ -206,7 +206,7 @@ class Lake:
         return as_type(frame, self.teachers(mpp=mpp), dtype)
 
     def annotations(self) -> dict[str, Annotation]:
-        """Users' own columns of tiles, slides and patients, by name."""
+        """Return users' own columns of tiles, slides and patients, by name."""
         found = registry.tables_of(self.table(SLIDES))
         for mpp in self.config.mpps:
             schema = self.table(features_table(mpp)).schema
@@ -215,7 +215,7 @@ class Lake:
         return dict(sorted(found.items()))
 
     def annotation(self, name: str) -> pl.LazyFrame:
-        """A user's table as it is in the lake: its keys and its columns under their own names.
+        """Return a user's table as the lake holds it: its keys, and its columns by their own names.
 
         A table of tiles has `tile_id`, `slide_id`, `x`, `y` and `mpp`, and the tiles that have a
         value.
@@ -353,7 +353,7 @@ class Lake:
         }
 
     def _about(self, one: Annotation) -> dict[str, Any]:
-        """An annotation for people: its columns as they are called in queries, with their types."""
+        """Return an annotation as `info` shows it: columns by their names in queries, with types."""
         names = one.columns.items()
         columns = {
             column if one.level == TILE else value: one.types[value] for value, column in names
@@ -362,7 +362,7 @@ class Lake:
         return {**about, "mpps": list(one.mpps), "source": one.source}
 
     def _other_columns(self) -> list[dict[str, Any]]:
-        """Columns of the features tables that are of no teacher and no annotation of ours."""
+        """Return the columns of the features tables that belong to no teacher and no annotation."""
         return [
             {"column": field.name, "mpp": mpp, "type": str(field.type)}
             for mpp in self.config.mpps
@@ -391,7 +391,7 @@ class Lake:
         return read_bag(self.row_reader(mpp=mpp), selection, names, self.first_reads)
 
     def _bag_place(self, slide_id: str, teachers: Sequence[str], mpp: float) -> Selection:
-        """Where the rows of a slide with features of all teachers are, and what they sum to."""
+        """Return where a slide's rows with features of all teachers lie, and their checksums."""
         named = ", ".join(f"'{name}'" for name in teachers)
         rows = self._catalog_of(f"(teacher IS NULL OR teacher IN ({named}))", mpp, [slide_id])
         tiles = rows.filter(pl.col("teacher").is_null())

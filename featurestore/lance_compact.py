@@ -65,7 +65,7 @@ def mergeable(lake: Lake, *, rows: int = ROWS_PER_FRAGMENT) -> tuple[int, int]:
 
 
 def _groups(table: lance.LanceDataset, rows: int) -> Iterator[list[int]]:
-    """Ids of neighbouring fragments to merge."""
+    """Yield the ids of neighbouring fragments to merge."""
     group: list[int] = []
     ids = field_ids(table)
     # A missing value of an annotation takes a few bytes, a missing embedding its whole width.
@@ -94,7 +94,7 @@ def _fields(fragment: lance.LanceFragment) -> frozenset[int]:
 
 
 def _ids_below(field: Any) -> set[int]:  # noqa: ANN401 - Lance's field, untyped
-    """Ids of a column and of all within it: of a list or a struct the files name only these."""
+    """Return the ids of a column and of the fields within it: files name the innermost only."""
     return {field.id()}.union(*(_ids_below(child) for child in field.children()))
 
 

@@ -33,7 +33,7 @@ FEW_SLIDES = 2000  # beyond this the catalog is read whole
 
 @dataclass(frozen=True, kw_only=True)
 class Work:
-    """What the steps of an edit work with.
+    """The ledger, the lock's check and the group of commits that the steps of an edit use.
 
     Attributes:
         ledger: of the lake, whose lock is held.
@@ -60,7 +60,7 @@ class Edit:
 
     @property
     def text(self) -> str:
-        """What it is, in one line."""
+        """Return the description of the edit as one line of JSON."""
         return json.dumps(dict(self.about), sort_keys=True)
 
 
@@ -113,7 +113,7 @@ def drop_slides(slides: Mapping[int, str]) -> Edit:
 
 
 def dropped_id(number: int, slide_id: str) -> str:
-    """What the row of a dropped slide is called, so that its name is free again."""
+    """Return the name of a dropped slide's row, which leaves the slide's own name free again."""
     return f"{DROPPED}:{number}:{slide_id}"
 
 
@@ -321,7 +321,7 @@ def add_columns(name: str, columns: Sequence[NewColumn], instead_of: Sequence[st
 
 
 def _rows_of(ledger: Ledger, column: NewColumn) -> Iterator[Row]:
-    """Catalog rows of a new column, at the places of its tiles."""
+    """Yield the catalog rows of a new column, at the places of its tiles."""
     slides = list(column.crc32)
     if len(slides) <= FEW_SLIDES:
         tiles = ledger.tiles_rows(column.mpp, slides)

@@ -43,7 +43,7 @@ def physical_column(
 
 
 def write_column(store: Store, rel: str, field: pa.Field, values: pa.Array) -> str:
-    """Write one column of one fragment as a file that no version names yet; the file's name."""
+    """Write one column of one fragment as a file that no version names yet; return its name."""
     path = f"{uuid.uuid4()}.lance"
     schema = pa.schema([field])
     writer = LanceFileWriter(

@@ -40,7 +40,7 @@ class Group:
     _loose: list[Change] = field(default_factory=list)
 
     def part(self, change: Change, *, last: bool = False) -> dict[str, str]:
-        """Properties of the next commit, which carries a change."""
+        """Return the properties of the next commit, which carries a change."""
         self.parts += 1
         mark = {"name": self.name, "part": self.parts, "last": last}
         return {**change.properties(), GROUP_KEY: json.dumps(mark)}
@@ -51,7 +51,7 @@ class Group:
         self.changes.append(change)
 
     def last(self) -> dict[str, str]:
-        """Properties of the last commit, with the changes that have no commit of their own."""
+        """Return the properties of the last commit, with changes that have no commit of their own."""
         drops = [f"({change.drop})" for change in self._loose if change.drop]
         rows = [row for change in self._loose for row in change.add]
         return self.part(Change(add=rows, drop=" OR ".join(drops) or None), last=True)
@@ -79,7 +79,7 @@ class Tail:
         return bool(self.properties) and UNDO_KEY in self.properties[-1]
 
     def changes(self) -> Iterator[Change]:
-        """The changes of the catalog that these versions carry, but for those that were undone."""
+        """Yield the catalog changes that these versions carry, but for those that were undone."""
         undone = [at for at, found in enumerate(self.properties) if UNDO_KEY in found]
         first = undone[-1] + 1 if undone else 0
         for version in range(self.named + 1 + first, self.table.version + 1):
@@ -88,7 +88,7 @@ class Tail:
 
 
 def tails(store: Store) -> list[Tail]:
-    """The tables that have newer versions than the catalog names.
+    """Return the tables that have newer versions than the catalog names.
 
     Raises:
         DamageError: a table has lost the version that the catalog names.

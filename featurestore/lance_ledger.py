@@ -101,7 +101,7 @@ def root_versions(catalog: lance.LanceDataset) -> dict[str, int]:
 
 
 def lake_versions(catalog: lance.LanceDataset) -> list[int]:
-    """Versions of a lake: those of its catalog that name the versions of the other tables."""
+    """Return a lake's versions: those of its catalog that name the versions of the other tables."""
     found = [int(entry["version"]) for entry in catalog.versions()]
     return [version for version in found if VERSIONS_KEY in properties_of(catalog, version)]
 
@@ -143,7 +143,7 @@ class Ledger:
         return self.rows(f"mpp = {mpp} AND fragment = {fragment}")
 
     def rows(self, where: str) -> list[Row]:
-        """Rows for which a Lance filter holds, in the order of their fragments."""
+        """Return the catalog rows that pass a Lance filter, in the order of their fragments."""
         table = open_table(self.store, CATALOG).to_table(filter=where)
         rows: list[Row] = table.to_pylist()
         return sorted(rows, key=lambda row: (row["fragment"], row["row_start"]))

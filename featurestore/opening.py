@@ -62,7 +62,7 @@ def open_lake(
 
 
 def _at_number(store: Store, config: LakeConfig, version: int | None, check: Check | None) -> Lake:
-    """A lake at a version, for which the newest one need not be readable."""
+    """Open a lake at a version, for which the newest one need not be readable."""
     try:
         return Lake(store, config, version, check)
     except LakeError as error:
@@ -81,12 +81,12 @@ def _at_number(store: Store, config: LakeConfig, version: int | None, check: Che
 
 
 def _kept(lake: Lake) -> set[int]:
-    """Numbers of the versions of a lake's catalog; those of work on an index name no others."""
+    """Return all versions of a lake's catalog, also those of work on an index alone."""
     return {int(entry["version"]) for entry in lake.table(CATALOG).versions()}
 
 
 def ranges(versions: Sequence[int], names: Mapping[int, str]) -> str:
-    """Versions in words, neighbours as a range.
+    """Return version numbers as text, neighbours as a range.
 
     Args:
         versions: numbers, rising.

@@ -28,7 +28,7 @@ MISSING = re.compile(r"""(column|relation|table)[\w ]* ['"]([^'"]+)['"]""")
 
 
 def tables(lake: Lake, own: Mapping[str, pl.DataFrame] | None = None) -> dict[str, pl.LazyFrame]:
-    """The frames that SQL sees.
+    """Return the tables that a query can name, as frames.
 
     They are `slides`, `catalog`, `tiles_mpp0_5` and so on per mpp, each annotation of slides or
     patients, and users' own.

@@ -25,14 +25,14 @@ LONGEST = 200
 
 
 class Explaining(Protocol):
-    """What explains the errors of the place where a lake is: a `Store`."""
+    """A `Store`, or any other object that explains the errors of a lake's storage."""
 
     def explained(self, error: BaseException) -> LakeError | None:
-        """The error that is no damage; None if it is."""
+        """Return the error to raise if it says nothing of what is stored; None if it is damage."""
 
 
 def no_access(error: BaseException) -> AccessError | None:
-    """The error of a local file system that says nothing of what is stored; None if it is damage.
+    """Return the AccessError for an error of a local file system; None if it is damage.
 
     >>> no_access(OSError(errno.ENOENT, "gone")), no_access(OSError(errno.EMFILE, ""))
     (None, AccessError('it can't be read or written now: Too many open files'))
@@ -49,7 +49,7 @@ def no_access(error: BaseException) -> AccessError | None:
 
 
 def reason_of(error: BaseException) -> str:
-    r"""The text of an error in one line, without the places in Lance's source.
+    r"""Return the text of an error in one line, without places in Lance's source.
 
     >>> reason_of(ValueError("bad page, /rust/x-1.0/src/y.rs:12:3\nand more"))
     'bad page'
@@ -65,7 +65,7 @@ class LakeUri:
         self._uri = uri
 
     def explained(self, error: BaseException) -> LakeError | None:
-        """The error that is no damage; None if it is."""
+        """Return the error to raise if it says nothing of what is stored; None if it is damage."""
         local = "://" not in self._uri or self._uri.startswith("file://")
         return no_access(error) if local else explain(error, self._uri)
 
@@ -78,7 +78,7 @@ def is_of_lance(error: BaseException) -> bool:
 
 
 def meaning_of(error: BaseException, store: Explaining, what: str) -> LakeError:
-    """The error of the lake that an error of a read stands for; it names what was read."""
+    """Return the LakeError that an error of a read stands for; it names what was read."""
     if isinstance(error, AccessError):
         return error
     if (told := store.explained(error)) is not None:

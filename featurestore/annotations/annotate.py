@@ -38,7 +38,7 @@ ARROW = {pl.Int64: "int64", pl.Float64: "double", pl.Boolean: "bool", pl.String:
 
 @dataclass(frozen=True, kw_only=True)
 class Annotated:
-    """What an annotation did.
+    """Result of adding an annotation to a lake.
 
     Attributes:
         annotation: what is in the lake now.
@@ -161,7 +161,7 @@ def _put_table(new: Annotation, older: Annotation | None) -> Edit:
 
 
 def _plain_columns(values: Sequence[str]) -> dict[str, str]:
-    """What columns are called in a table of Lance, where a dot goes into a struct."""
+    """Return the names of columns in a Lance table, where a dot would name a field of a struct."""
     columns = {value: value.replace(".", "_") for value in values}
     names = list(columns.values())
     if same := next((n for n in names if names.count(n) > 1 or n in ("row_crc32",)), None):
@@ -299,7 +299,7 @@ class _Writer:
 
 @dataclass(frozen=True, kw_only=True)
 class Patients:
-    """What setting patients did: slides whose patient was set, left as it was, and not met."""
+    """Result of setting patients: slides that were set, slides that were so, unknown slides."""
 
     version: int
     set: int
@@ -309,7 +309,7 @@ class Patients:
 
 
 def tcga_patients(lake: Lake) -> pl.DataFrame:
-    """Slides that are called by a TCGA barcode, and their patients, the first three parts of it.
+    """Return the slides named by a TCGA barcode, and their patients: its first three parts.
 
     Raises:
         AnnotationError: no slide is called so.
@@ -367,7 +367,7 @@ def set_patients(lake: Lake, table: pl.DataFrame, *, replace_old: bool = False) 
 def _changed(
     lake: Lake, wanted: Mapping[str, str], known: Mapping[str, str | None], *, replace_old: bool
 ) -> dict[str, str]:
-    """Patients of slides that are in the lake with another one, or without any."""
+    """Return the patients of those slides that have another patient in the lake, or none."""
     here = {slide: patient for slide, patient in wanted.items() if slide in known}
     if not here:
         msg = (

@@ -28,7 +28,7 @@ NAME_KEY, MARK_KEY, ABOUT_KEY = b"slidelake:annotation", b"slidelake:mark", b"sl
 
 
 def tables_of(slides: lance.LanceDataset) -> dict[str, Annotation]:
-    """Annotations of slides and patients at a version of `slides`, by name."""
+    """Return the annotations of slides and patients at a version of `slides`, by name."""
     values: dict[str, Any] = json.loads(slides.config().get(CONFIG_KEY, "{}"))
     return {name: Annotation.of({**value, "name": name}) for name, value in values.items()}
 
@@ -40,7 +40,7 @@ def put_tables(store: Store, annotations: Mapping[str, Annotation]) -> None:
 
 
 def columns_of(schema: pa.Schema, mpp: float) -> dict[str, Annotation]:
-    """Annotations of tiles that have columns in a features table, by name."""
+    """Return the annotations of tiles that have columns in a features table, by name."""
     parts: dict[str, list[pa.Field]] = {}
     for field in schema:
         if kind_of(field) == ANNOTATION and NAME_KEY in (field.metadata or {}):
@@ -65,7 +65,7 @@ def _of_fields(name: str, fields: list[pa.Field], mpp: float) -> Annotation:
 
 
 def mark_of(field: pa.Field) -> str:
-    """What tells a column from an earlier one of the same name."""
+    """Return the mark that tells a column from an earlier one of the same name."""
     mark: bytes = (field.metadata or {}).get(MARK_KEY, b"")
     return mark.decode()
 
@@ -73,7 +73,7 @@ def mark_of(field: pa.Field) -> str:
 def field_of(
     name: str, kind: pa.DataType, *, annotation: str, mark: str, about: Mapping[str, Any]
 ) -> pa.Field:
-    """The column of a tile annotation.
+    """Return the Arrow field of a tile annotation's column.
 
     Args:
         name: of the column in the lake.
@@ -92,7 +92,7 @@ def field_of(
 
 
 def write_table(store: Store, annotation: Annotation, frame: pl.DataFrame) -> int:
-    """Write the table of an annotation, which nothing names yet; the checksum of its rows."""
+    """Write an annotation's table, which nothing names yet; return the checksum of its rows."""
     table = frame.to_arrow().cast(_schema(annotation, frame))
     rows = [row_crc32(row) for row in table.to_pylist()]
     table = table.append_column(
@@ -124,7 +124,7 @@ def _schema(annotation: Annotation, frame: pl.DataFrame) -> pa.Schema:
 
 
 def crc32_of(rows: list[int], crc: int = 0) -> int:
-    """Checksum of row checksums in their order, going on from an earlier part's."""
+    """Return the checksum of row checksums in their order, continued from an earlier part's."""
     return zlib.crc32(b"".join(value.to_bytes(4, "little") for value in rows), crc)
 
 
@@ -146,7 +146,7 @@ def rename_slide(store: Store, old: str, new: str, check: Callable[[], None]) ->
 
 
 def written(store: Store, annotation: Annotation, frame: pl.DataFrame) -> Annotation:
-    """Write a table of an annotation at a path of its own; the annotation with path and sum."""
+    """Write an annotation's table at a new path; return the annotation with path and checksum."""
     path = f"{FOLDER}/{annotation.name}-{secrets.token_hex(4)}.lance"
     placed = replace(annotation, path=path, rows=frame.height)
     return replace(placed, crc32=write_table(store, placed, frame))

@@ -79,7 +79,7 @@ def _by_place(
 
 
 def _with_mpp(lake: Lake, frame: pl.DataFrame, mpp: float | None) -> pl.DataFrame:
-    """Rows with the mpp of their tiles, as the lake has it."""
+    """Return the rows with the mpp of their tiles, as the lake has it."""
     if "mpp" not in frame.columns:
         if mpp is None and len(lake.config.mpps) > 1:
             msg = (
@@ -95,7 +95,7 @@ def _with_mpp(lake: Lake, frame: pl.DataFrame, mpp: float | None) -> pl.DataFram
 
 
 def _tiles(lake: Lake, slide_ids: Sequence[str], mpp: float) -> pl.DataFrame:
-    """Tiles of slides with their places and sides in level-0 pixels."""
+    """Return the tiles of slides with their places and sides in level-0 pixels."""
     known = lake.tiles_of(mpp=mpp, slide_ids=slide_ids)
     sides = known.select("slide_id", side=pl.col("tile_px_level0").cast(pl.Float64))
     tiles = lake.tiles(mpp=mpp).filter(pl.col("slide").is_in(known["slide"].to_list()))
@@ -104,7 +104,7 @@ def _tiles(lake: Lake, slide_ids: Sequence[str], mpp: float) -> pl.DataFrame:
 
 
 def _once(met: pl.DataFrame, values: Sequence[str]) -> pl.DataFrame:
-    """Each tile with its values once.
+    """Return each tile with its values once.
 
     Raises:
         AnnotationError: two places of one tile say different things.

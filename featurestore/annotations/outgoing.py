@@ -18,7 +18,7 @@ def _no_columns() -> pl.DataFrame:
 
 @dataclass(frozen=True, kw_only=True)
 class SlideAnnotations:
-    """What users know of one slide.
+    """Annotations of one slide, of its tiles and of its patient.
 
     Attributes:
         tiles: reads a column for each annotation of tiles, in the order of the tiles.
@@ -32,7 +32,7 @@ class SlideAnnotations:
 
 
 class AnnotationsOut:
-    """The annotations of a lake as an export needs them.
+    """Reads the annotations of a lake as an export needs them.
 
     Args:
         lake: the lake; tables of slides and patients are read once.
@@ -55,7 +55,7 @@ class AnnotationsOut:
     def of(
         self, slide_id: str, patient_id: str | None, catalog: Mapping[str, Any] | None
     ) -> SlideAnnotations:
-        """What is known of a slide, whose tiles are where a row of the catalog says."""
+        """Return the annotations of a slide whose tiles lie where a row of the catalog says."""
         ids = {SLIDE: slide_id, PATIENT: patient_id}
         values = {
             name: rows[key]
@@ -69,7 +69,7 @@ class AnnotationsOut:
         return SlideAnnotations(tiles=tiles, values=values, mark=self.mark)
 
     def tables(self) -> Iterator[tuple[str, pl.DataFrame]]:
-        """Each annotation as it is read by `lake.annotation`, by name."""
+        """Yield each annotation's name with its table, as `lake.annotation` reads it."""
         for name in self.known:
             yield name, self.lake.annotation(name).collect()
 
@@ -82,7 +82,7 @@ def _by_key(lake: Lake, one: Annotation) -> dict[str, dict[str, Any]]:
 def tile_columns(
     lake: Lake, catalog: Mapping[str, Any] | None, columns: Sequence[str]
 ) -> pl.DataFrame:
-    """Columns of a slide's tiles, in the order of their keys.
+    """Return columns of a slide's tiles, in the order of their keys.
 
     Raises:
         DamageError: there are other tiles than the catalog says.

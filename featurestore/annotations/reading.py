@@ -16,7 +16,7 @@ LABELS = "lake:"
 
 @dataclass(frozen=True, kw_only=True)
 class AnnotationFile:
-    """A user's file for an annotation: its table, its name, and what was noted while reading."""
+    """A user's file for an annotation: its table, its name, and notes from reading it."""
 
     frame: pl.DataFrame
     source: str
@@ -44,7 +44,7 @@ def read_annotation(path: str | os.PathLike[str], *, distinct_ids: bool = False)
 
 
 def _keys(table: UserTable, *, distinct: bool) -> dict[str, pl.Series]:
-    """Columns that name tiles, slides and patients, under our names."""
+    """Return the columns that name tiles, slides and patients, under the lake's names."""
     found: dict[str, pl.Series] = {}
     for key in ("slide_id", "patient_id"):
         if (column := id_column(table, key)) is not None:

@@ -21,7 +21,7 @@ Values = Mapping[str, Any]
 
 
 class Where:
-    """A predicate, and what it takes from the annotations of a lake.
+    """A predicate on tiles, and the annotation values that it needs.
 
     Args:
         lake: at the version to read.
@@ -52,7 +52,7 @@ class Where:
         self.marks = {one.name: one.mark for one in named}
 
     def of(self, slide_id: str, patient_id: str | None) -> str:
-        """The predicate on tiles of one slide."""
+        """Return the predicate for the tiles of one slide."""
         ids = {"slide_id": slide_id, f"{PATIENT}_id": patient_id}
 
         def replaced(match: re.Match[str]) -> str:
@@ -77,7 +77,7 @@ def _rows(lake: Lake, one: Annotation) -> dict[str, Values]:
 
 
 def _literal(value: object) -> str:
-    """A value in SQL.
+    """Return a value as an SQL literal.
 
     >>> _literal("it's"), _literal(None), _literal(True), _literal(1.5)
     ("'it''s'", 'NULL', 'true', '1.5')
@@ -92,5 +92,5 @@ def _literal(value: object) -> str:
 
 
 def slides_of(lake: Lake) -> Iterator[tuple[str, str | None]]:
-    """Names and patients of all slides."""
+    """Yield the name and patient of each slide."""
     yield from lake.slides().select(pl.col("slide_id"), pl.col("patient_id")).collect().iter_rows()

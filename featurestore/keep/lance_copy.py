@@ -38,7 +38,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class Copied:
-    """What a copy of a lake holds.
+    """Result of copying a lake.
 
     Attributes:
         uri: where it is.
@@ -102,7 +102,7 @@ def copy_lake(
 
 
 def _resumed(lake: Lake, to: Store, version: int | str | None) -> int | None:
-    """The version of an unfinished copy at the target that can be gone on with; None to begin.
+    """Return the version of an unfinished copy that can be continued; None to begin anew.
 
     Raises:
         LakeError: something else is at the target.
@@ -152,7 +152,7 @@ def _protected(lake: Lake) -> Iterator[None]:
 
 
 def _plan(lake: Lake) -> dict[str, FileInfo]:
-    """The files of the copy, as they are in the lake.
+    """Return the files that the copy needs, as they are in the lake.
 
     Raises:
         DamageError: one is not there.
@@ -176,7 +176,7 @@ def _plan(lake: Lake) -> dict[str, FileInfo]:
 
 
 def _below(store: Store, name: str) -> Iterator[FileInfo]:
-    """A file, or all files below a folder."""
+    """Yield a file, or all files below a folder."""
     empty = True
     for file in store.walk(name):
         empty = False
@@ -199,7 +199,7 @@ def _is_beside(path: str) -> bool:
 
 
 def _named_files(lake: Lake) -> Iterator[str]:
-    """Paths of the files of tables and shards that the copied versions name."""
+    """Yield the paths of the files of tables and shards that the copied versions name."""
     versions = _table_versions(lake)
     for rel, numbers in versions.items():
         for number in numbers:
@@ -236,7 +236,7 @@ def _version_files(store: Store, rel: str, version: int) -> Iterator[str]:
 
 
 def _transactions(store: Store, rel: str, versions: set[int]) -> Iterator[str]:
-    """Transactions are named by the version that they were made from: the one before."""
+    """Yield the transaction files of versions; each is named by the version before its own."""
     folder = f"{rel}/_transactions"
     for name in store.names(folder):
         number = name.partition("-")[0]

@@ -180,7 +180,7 @@ def _undamaged(
     fragment: int,
     damaged: set[int],
 ) -> Iterator[_Part]:
-    """Values of a column in a fragment that are what the catalog says, slide after slide."""
+    """Yield a column's values in a fragment that match the catalog, slide after slide."""
     theirs = {row["slide"]: row for row in rows if row["teacher"] == column}
     here = table.get_fragment(fragment)
     live = 0  # rows before this slide that are not deleted: those are what Lance counts
@@ -197,7 +197,7 @@ def _undamaged(
 def _write_column(
     table: lance.LanceDataset, store: Store, column: str, fragment: int, parts: Sequence[_Part]
 ) -> str:
-    """Write a column of a fragment anew, with nulls between the parts; its file's name."""
+    """Write a column of a fragment anew, with nulls between the parts; return its file's name."""
     field = table.schema.field(column)
     schema = pa.schema([field])
     path = f"{uuid.uuid4()}.lance"

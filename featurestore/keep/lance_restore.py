@@ -38,7 +38,7 @@ ASIDE = "damaged"
 
 @dataclass(kw_only=True)
 class Restored:
-    """What a restore did.
+    """Result of a restore.
 
     Attributes:
         version: the new version of the lake.

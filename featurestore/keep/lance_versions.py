@@ -99,7 +99,7 @@ def version_damage(store: Store, config: LakeConfig, version: int) -> Iterator[D
 def _file_damage(
     store: Store, rel: str, table: lance.LanceDataset, roots: Roots
 ) -> Iterator[Damage]:
-    """Files that are not what was written, or that have not the size that the manifest names."""
+    """Yield the files that are not what was written, or not of the size that the manifest names."""
     for path, text in damaged_files(store, roots, read_paths(store, rel, table)).items():
         if (damage := file_damage(path, text)).part != TABLE_INDEX:
             yield damage

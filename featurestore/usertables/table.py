@@ -100,7 +100,7 @@ class UserTable:
 
     @property
     def height(self) -> int:
-        """Number of rows, without the header and without empty ones."""
+        """Return the number of rows, without the header and empty rows."""
         return len(self.rows)
 
     # ------------------------------------------------------------------ columns by name
