@@ -436,13 +436,13 @@ def _ids(
     distinct_ids: bool,
 ) -> dict[str, Any]:
     """Return the options that say how ids of a label table are read."""
-    given = {
+    options = {
         "slides": slide_table,
         "patient_column": patient_column,
         "slide_column": slide_column,
         "distinct_ids": distinct_ids or None,
     }
-    return {name: value for name, value in given.items() if value is not None}
+    return {name: value for name, value in options.items() if value is not None}
 
 
 def _mil_settings(**given: Any) -> Any:  # noqa: ANN401

@@ -63,12 +63,12 @@ def told_clearly(
         try:
             return method(self, *args, **kwargs)
         except Exception as error:
-            told: LakeError | None = disk_full_error(error, self.uri)
-            if told is None and not self.is_local:
-                told = explain(error, self.uri)
-            if told is None or told is error:
+            explanation: LakeError | None = disk_full_error(error, self.uri)
+            if explanation is None and not self.is_local:
+                explanation = explain(error, self.uri)
+            if explanation is None or explanation is error:
                 raise
-            raise told from error
+            raise explanation from error
 
     return telling
 

@@ -67,9 +67,9 @@ class FirstReads:
 
         Args:
             reader: of the features table.
-            selection: where the slides' rows are, and what they sum to.
+            selection: where the slides' rows are, and their checksums.
             slides: places in the selection.
-            teachers: whose features are going to be read.
+            teachers: names of those whose features will be read.
 
         Raises:
             DamageError: one is not what was committed; slide, teacher and mpp are named.
@@ -93,7 +93,7 @@ class FirstReads:
 
         Args:
             reader: of the features table.
-            selection: where the slide's rows are, and what they sum to.
+            selection: where the slide's rows are, and their checksums.
             slide: place in the selection.
             features: float16 [N, D] by teacher, as they were read.
 

@@ -1,4 +1,4 @@
-"""A disk that is full, said in one line wherever something is written."""
+"""A full disk or quota becomes one error, in one line, wherever something is written."""
 
 import contextlib
 import errno
@@ -16,7 +16,7 @@ class DiskFullError(LakeError, OSError):
 
 
 def is_disk_full(error: BaseException | None) -> bool:
-    """Whether an error, or one that caused it, says that a disk or a quota is full."""
+    """Return whether an error, or one that caused it, means that a disk or a quota is full."""
     looked_at: set[int] = set()
     while error is not None and id(error) not in looked_at:
         looked_at.add(id(error))

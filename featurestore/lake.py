@@ -25,7 +25,7 @@ from featurestore.keep.roots import readable_roots
 from featurestore.keep.snapshots import read_snapshots
 from featurestore.lance_commit import FEW_SLIDES, Committer
 from featurestore.lance_counts import count_states, count_tiles
-from featurestore.lance_ledger import root_versions
+from featurestore.lance_ledger import among_names, root_versions
 from featurestore.lance_nearest import Asked, nearest, queries_of, slide_filter
 from featurestore.lance_rows import RowReader
 from featurestore.lance_scan import as_type, scan
@@ -171,8 +171,8 @@ class Lake:
 
     def _names(self, rel: str, schema: pa.Schema) -> list[str]:
         """Return the columns of a schema that a table has: an early lake may lack the newest."""
-        there = set(self.table(rel).schema.names)
-        return [name for name in schema.names if name in there]
+        table_columns = set(self.table(rel).schema.names)
+        return [name for name in schema.names if name in table_columns]
 
     def tiles(self, *, mpp: float, dtype: str | None = None) -> pl.LazyFrame:
         """Return one row per tile, with the columns of all teachers and all annotations of tiles.
@@ -207,12 +207,12 @@ class Lake:
 
     def annotations(self) -> dict[str, Annotation]:
         """Return users' own columns of tiles, slides and patients, by name."""
-        found = registry.tables_of(self.table(SLIDES))
+        annotations = registry.tables_of(self.table(SLIDES))
         for mpp in self.config.mpps:
             schema = self.table(features_table(mpp)).schema
-            for name, one in registry.columns_of(schema, mpp).items():
-                found[name] = found[name].at(mpp) if name in found else one
-        return dict(sorted(found.items()))
+            for name, annotation in registry.columns_of(schema, mpp).items():
+                annotations[name] = annotations[name].at(mpp) if name in annotations else annotation
+        return dict(sorted(annotations.items()))
 
     def annotation(self, name: str) -> pl.LazyFrame:
         """Return a user's table as the lake holds it: its keys, and its columns by their own names.
@@ -223,26 +223,26 @@ class Lake:
         Raises:
             LakeError: there is no annotation of this name.
         """
-        known = self.annotations()
-        if name not in known:
-            close = difflib.get_close_matches(name, known, n=1)
+        annotations = self.annotations()
+        if name not in annotations:
+            close = difflib.get_close_matches(name, annotations, n=1)
             hint = f"; did you mean '{close[0]}'?" if close else ""
-            there = ", ".join(known) or "none; slidelake annotate makes them"
-            msg = f"{self.uri} has no annotation '{name}'; there are: {there}{hint}"
+            names = ", ".join(annotations) or "none; slidelake annotate makes them"
+            msg = f"{self.uri} has no annotation '{name}'; there are: {names}{hint}"
             raise LakeError(msg)
-        one = known[name]
-        theirs = {column: value for value, column in one.columns.items()}
+        one = annotations[name]
+        user_names = {column: value for value, column in one.columns.items()}
         if one.level != TILE:
-            frame = scan(functools.partial(self.table, str(one.path)), [one.key, *theirs])
-            return frame.rename(theirs)
+            frame = scan(functools.partial(self.table, str(one.path)), [one.key, *user_names])
+            return frame.rename(user_names)
         return pl.concat([self._annotated(one, mpp) for mpp in one.mpps])
 
-    def _annotated(self, one: Annotation, mpp: float) -> pl.LazyFrame:
-        there = self.tiles(mpp=mpp)
-        names = [pl.col(column).alias(value) for value, column in one.columns.items()]
-        some = pl.any_horizontal(pl.col(list(one.columns.values())).is_not_null())
+    def _annotated(self, annotation: Annotation, mpp: float) -> pl.LazyFrame:
+        tiles = self.tiles(mpp=mpp)
+        names = [pl.col(column).alias(value) for value, column in annotation.columns.items()]
+        some = pl.any_horizontal(pl.col(list(annotation.columns.values())).is_not_null())
         keys = [pl.col("tile_id", "slide_id", "x", "y"), pl.lit(mpp).alias("mpp")]
-        return there.filter(some).select(*keys, *names)
+        return tiles.filter(some).select(*keys, *names)
 
     # ------------------------------------------------------------------ what is there
 
@@ -313,9 +313,8 @@ class Lake:
         """Numbers of slides, by the index on `slide_id`; unknown ones are left out."""
         if not slide_ids:
             return []
-        quoted = ", ".join("'" + name.replace("'", "''") + "'" for name in slide_ids)
         with reading(self.store, f"table {SLIDES} can't be read"):
-            where = f"slide_id IN ({quoted})"
+            where = among_names(slide_ids)
             table = self.table(SLIDES).to_table(columns=["slide"], filter=where)
         numbers: list[int] = table["slide"].to_pylist()
         return numbers
@@ -347,19 +346,27 @@ class Lake:
             "slides": {"ready": 0, "failed": 0, **states},
             "tiles": {mpp_name(mpp): of[mpp, None] for mpp in self.config.mpps},
             "features": features,
-            "annotations": [self._about(one) for one in self.annotations().values()],
+            "annotations": [
+                self._annotation_info(annotation) for annotation in self.annotations().values()
+            ],
             "other_columns": self._other_columns(),
             "snapshots": self.snapshots(),
         }
 
-    def _about(self, one: Annotation) -> dict[str, Any]:
-        """Return an annotation as `info` shows it: columns by their names in queries, with types."""
-        names = one.columns.items()
+    def _annotation_info(self, annotation: Annotation) -> dict[str, Any]:
+        """Return an annotation as `info` shows it: columns by their query names, with types."""
+        names = annotation.columns.items()
         columns = {
-            column if one.level == TILE else value: one.types[value] for value, column in names
+            column if annotation.level == TILE else value: annotation.types[value]
+            for value, column in names
         }
-        about = {"name": one.name, "level": one.level, "rows": one.rows, "columns": columns}
-        return {**about, "mpps": list(one.mpps), "source": one.source}
+        info = {
+            "name": annotation.name,
+            "level": annotation.level,
+            "rows": annotation.rows,
+            "columns": columns,
+        }
+        return {**info, "mpps": list(annotation.mpps), "source": annotation.source}
 
     def _other_columns(self) -> list[dict[str, Any]]:
         """Return the columns of the features tables that belong to no teacher and no annotation."""
@@ -571,9 +578,8 @@ class Lake:
 
     def pictures(self, slide_id: str) -> dict[str, bytes | None]:
         """A slide's `thumbnail` (JPEG) and `tissue_mask` (PNG of the same size)."""
-        quoted = slide_id.replace("'", "''")
         with reading(self.store, f"pictures of slide {slide_id} can't be read"):
-            where = f"slide_id = '{quoted}'"
+            where = among_names([slide_id])
             table = self.table(SLIDES).to_table(columns=list(PICTURES), filter=where)
         if table.num_rows != 1:
             msg = f"slide '{slide_id}' is not in {self.uri}"

@@ -29,9 +29,9 @@ class Group:
     """Marks the commits of one piece of work, in their order, and gathers their changes.
 
     Attributes:
-        name: another one for each piece of work.
-        parts: commits that were marked so far.
-        changes: what the catalog has to be changed by, once the last commit is made.
+        name: unique to this piece of work.
+        parts: number of commits marked so far.
+        changes: changes that the catalog needs once the last commit is made.
     """
 
     name: str = field(default_factory=lambda: uuid.uuid4().hex)
@@ -51,7 +51,7 @@ class Group:
         self.changes.append(change)
 
     def last(self) -> dict[str, str]:
-        """Return the properties of the last commit, with changes that have no commit of their own."""
+        """Return the properties of the last commit, with changes without a commit of their own."""
         drops = [f"({change.drop})" for change in self._loose if change.drop]
         rows = [row for change in self._loose for row in change.add]
         return self.part(Change(add=rows, drop=" OR ".join(drops) or None), last=True)
@@ -80,7 +80,7 @@ class Tail:
 
     def changes(self) -> Iterator[Change]:
         """Yield the catalog changes that these versions carry, but for those that were undone."""
-        undone = [at for at, found in enumerate(self.properties) if UNDO_KEY in found]
+        undone = [at for at, properties in enumerate(self.properties) if UNDO_KEY in properties]
         first = undone[-1] + 1 if undone else 0
         for version in range(self.named + 1 + first, self.table.version + 1):
             if change := Change.of(self.table, version):
@@ -93,7 +93,7 @@ def tails(store: Store) -> list[Tail]:
     Raises:
         DamageError: a table has lost the version that the catalog names.
     """
-    found = []
+    ahead = []
     for rel, named in root_versions(open_table(store, CATALOG)).items():
         table = open_table(store, rel)
         if table.version < named:
@@ -106,17 +106,17 @@ def tails(store: Store) -> list[Tail]:
         versions = range(named + 1, table.version + 1)
         properties = [properties_of(table, version) for version in versions]
         if properties:
-            found.append(Tail(rel=rel, named=named, table=table, properties=properties))
-    return found
+            ahead.append(Tail(rel=rel, named=named, table=table, properties=properties))
+    return ahead
 
 
-def is_half_done(found: Sequence[Tail]) -> bool:
+def is_half_done(ahead: Sequence[Tail]) -> bool:
     """Whether a group of commits was cut short, or its undoing was."""
-    if any(tail.undone for tail in found):
-        return not all(tail.undone for tail in found)
+    if any(tail.undone for tail in ahead):
+        return not all(tail.undone for tail in ahead)
     parts: dict[str, int] = {}
     whole: dict[str, int] = {}
-    for properties in (each for tail in found for each in tail.properties):
+    for properties in (each for tail in ahead for each in tail.properties):
         if text := properties.get(GROUP_KEY):
             mark = json.loads(text)
             parts[mark["name"]] = parts.get(mark["name"], 0) + 1

@@ -6,7 +6,7 @@ catalog that follows from it, so a kill between the two loses nothing: the next 
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -102,8 +102,8 @@ def root_versions(catalog: lance.LanceDataset) -> dict[str, int]:
 
 def lake_versions(catalog: lance.LanceDataset) -> list[int]:
     """Return a lake's versions: those of its catalog that name the versions of the other tables."""
-    found = [int(entry["version"]) for entry in catalog.versions()]
-    return [version for version in found if VERSIONS_KEY in properties_of(catalog, version)]
+    versions = [int(entry["version"]) for entry in catalog.versions()]
+    return [version for version in versions if VERSIONS_KEY in properties_of(catalog, version)]
 
 
 def versions_property(store: Store, config: LakeConfig) -> dict[str, str]:
@@ -212,8 +212,18 @@ class Ledger:
 
 
 def among(slides: Sequence[int]) -> str:
-    """A Lance filter of rows of these slide numbers; answered by the index on `slide`."""
+    """Return a Lance filter of rows of these slide numbers; answered by the index on `slide`."""
     return f"slide IN ({', '.join(str(slide) for slide in sorted(set(slides)))})"
+
+
+def among_names(slide_ids: Iterable[str]) -> str:
+    """Return a Lance filter of rows of slides by name; answered by the index on `slide_id`.
+
+    >>> among_names(["a", "it's"])
+    "slide_id IN ('a', 'it''s')"
+    """
+    quoted = ", ".join("'" + name.replace("'", "''") + "'" for name in slide_ids)
+    return f"slide_id IN ({quoted})"
 
 
 def _key(row: Row) -> tuple[int, float, str | None]:

@@ -196,8 +196,8 @@ class RowReader:
     def features(self, fragment: int, start: int, rows: int, teacher: str) -> Float16Array:
         """Return a teacher's features [N, D] of some rows of a fragment; errors are Lance's own."""
         array = np.empty((rows, self._dim(teacher)), np.float16)
-        one = _Part(np.array([start]), np.array([rows]), np.array([0]))
-        self._fill_teacher(fragment, teacher, one, array)
+        part = _Part(np.array([start]), np.array([rows]), np.array([0]))
+        self._fill_teacher(fragment, teacher, part, array)
         return array
 
     def _dim(self, teacher: str) -> int:

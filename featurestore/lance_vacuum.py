@@ -92,9 +92,9 @@ def free_old_versions(
     try:
         with _alone(lake):
             catalog = open_table(lake.store, CATALOG)
-            known = lake_versions(catalog)
-            old = _old(catalog, known, keep, days)
-            recent = [version for version in known if version not in old]
+            lake_numbers = lake_versions(catalog)
+            old = _old(catalog, lake_numbers, keep, days)
+            recent = [version for version in lake_numbers if version not in old]
             done = Vacuumed(kept=kept_versions(lake, recent))
             for rel, versions in _needed(lake, catalog, done.kept).items():
                 if _unneeded(table := open_table(lake.store, rel), versions):
@@ -130,9 +130,9 @@ def _alone(lake: Lake) -> Iterator[None]:
 
 def kept_versions(lake: Lake, recent: Sequence[int]) -> list[int]:
     """Return recent versions, snapshots, what runs read, and what `verify` last found whole."""
-    there = set(lake_versions(open_table(lake.store, CATALOG)))
+    existing = set(lake_versions(open_table(lake.store, CATALOG)))
     named = {*_named_versions(lake), *lake.snapshots().values(), last_verified(lake.store)}
-    return sorted({*recent, *(version for version in named if version in there)})
+    return sorted({*recent, *(version for version in named if version in existing)})
 
 
 def _named_versions(lake: Lake) -> Iterator[int]:

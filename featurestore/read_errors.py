@@ -1,9 +1,8 @@
 """What an error of a read means, in one line: damage of what is stored, or no access to it now.
 
 Lance raises OSError, ValueError, RuntimeError and more, with paths of its own source in the text,
-and a panic in Rust is no Exception at all. Here alone is it decided what of that is damage. A file
-that is gone is; a full table of descriptors, a broken disk or missing rights say nothing of what is
-stored.
+and a panic in Rust is no Exception at all. This module alone decides which of these are damage.
+A lost file is; a full table of descriptors, a broken disk or missing rights are not.
 """
 
 import errno
@@ -37,9 +36,9 @@ def no_access(error: BaseException) -> AccessError | None:
     >>> no_access(OSError(errno.ENOENT, "gone")), no_access(OSError(errno.EMFILE, ""))
     (None, AccessError('it can't be read or written now: Too many open files'))
     """
-    for one in causes(error):
-        number = one.errno if isinstance(one, OSError) else None
-        if number is None and (match := LANCE_NUMBER.search(str(one))):
+    for cause in causes(error):
+        number = cause.errno if isinstance(cause, OSError) else None
+        if number is None and (match := LANCE_NUMBER.search(str(cause))):
             number = int(match[1])
         if number is not None:
             if number in OF_DAMAGE:
@@ -59,7 +58,7 @@ def reason_of(error: BaseException) -> str:
 
 
 class LakeUri:
-    """Explains errors of whatever is at a URI, for those who have no `Store` at hand."""
+    """Explains errors of files at a URI, where there is no `Store` at hand."""
 
     def __init__(self, uri: str) -> None:
         self._uri = uri
@@ -81,8 +80,12 @@ def meaning_of(error: BaseException, store: Explaining, what: str) -> LakeError:
     """Return the LakeError that an error of a read stands for; it names what was read."""
     if isinstance(error, AccessError):
         return error
-    if (told := store.explained(error)) is not None:
-        return type(told)(f"{what}: {told}") if isinstance(told, AccessError) else told
+    if (explanation := store.explained(error)) is not None:
+        return (
+            type(explanation)(f"{what}: {explanation}")
+            if isinstance(explanation, AccessError)
+            else explanation
+        )
     if isinstance(error, LakeError) and not isinstance(error, DamageError):
         return error
     text = str(error) if isinstance(error, LakeError) else reason_of(error)
@@ -95,7 +98,7 @@ def reading(store: Explaining, what: str) -> Iterator[None]:
 
     Args:
         store: the lake's files.
-        what: is read, for people.
+        what: name of what is read, for messages.
 
     Raises:
         DamageError: what is stored is not what was written.

@@ -305,8 +305,8 @@ def _mend_shard_indexes(lake: Lake, damage: Sequence[Damage], done: Repaired) ->
 
 def _drop_features(lake: Lake, damage: Sequence[Damage], done: Repaired) -> None:
     for (teacher, mpp), group in sorted(_grouped(damage, "teacher", "mpp").items()):
-        for (fragment,), here in _grouped(group, "fragment").items():
-            drop_features(lake, mpp, teacher, fragment, {one.number for one in here})
+        for (fragment,), fragment_damage in _grouped(group, "fragment").items():
+            drop_features(lake, mpp, teacher, fragment, {one.number for one in fragment_damage})
         done.columns.append((teacher, mpp, sorted({one.slide or "" for one in group})))
 
 

@@ -12,7 +12,6 @@ from featurestore.schema import TILE_COLUMNS
 
 TILE, SLIDE, PATIENT = "tile", "slide", "patient"
 PATIENTS = "patients"
-KEYS = ("tile_id", "slide_id", "x", "y", "mpp", "patient_id")
 NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,63}")
 RESERVED = re.compile(r"slides|catalog|tiles_mpp.*|row_crc32|teacher|library_id", re.IGNORECASE)
 SHOWN = 5
@@ -57,8 +56,8 @@ class Annotation:
     @classmethod
     def of(cls, value: Mapping[str, Any]) -> "Annotation":
         """Return the annotation of an `as_dict` object; keys of later versions are left out."""
-        known = {name: value[name] for name in cls.__dataclass_fields__ if name in value}
-        return cls(**{**known, "mpps": tuple(value.get("mpps", ()))})
+        fields = {name: value[name] for name in cls.__dataclass_fields__ if name in value}
+        return cls(**{**fields, "mpps": tuple(value.get("mpps", ()))})
 
     def at(self, mpp: float) -> "Annotation":
         """Return the annotation with tiles at one more mpp."""
@@ -182,7 +181,7 @@ def _value(column: pl.Series) -> pl.Series:
 
 
 def _refuse_torn(table: pl.DataFrame, keys: Sequence[str]) -> None:
-    """Refuse two rows of one key that say different things."""
+    """Refuse two rows of one key with different values."""
     twice = table.filter(pl.struct(keys).is_duplicated()).head(2)
     if twice.height:
         key = ", ".join(f"{name} {twice[name][0]}" for name in keys)
@@ -204,14 +203,14 @@ def lake_columns(name: str, values: Sequence[str]) -> dict[str, str]:
     """
     if len(values) == 1:
         return {values[0]: name}
-    found = {value: f"{name}_{re.sub(r'[^A-Za-z0-9_]', '_', value)}" for value in values}
-    names = list(found.values())
+    columns = {value: f"{name}_{re.sub(r'[^A-Za-z0-9_]', '_', value)}" for value in values}
+    names = list(columns.values())
     same = next((n for n in names if names.count(n) > 1 or n in TILE_COLUMNS), None)
     if same is not None:
-        which = ", ".join(repr(value) for value in values if found[value] == same)
+        which = ", ".join(repr(value) for value in values if columns[value] == same)
         msg = f"columns {which} would be called '{same}' in the lake; rename them in the table"
         raise AnnotationError(msg)
-    return found
+    return columns
 
 
 def listing(names: Sequence[Any]) -> str:

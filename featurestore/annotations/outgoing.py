@@ -43,14 +43,16 @@ class AnnotationsOut:
         self.lake, self.known = lake, lake.annotations()
         self.columns = [
             column
-            for one in self.known.values()
-            if one.level == TILE and mpp in one.mpps
-            for column in one.columns.values()
+            for annotation in self.known.values()
+            if annotation.level == TILE and mpp in annotation.mpps
+            for column in annotation.columns.values()
         ]
         self._rows = {
-            name: _by_key(lake, one) for name, one in self.known.items() if one.level != TILE
+            name: _by_key(lake, annotation)
+            for name, annotation in self.known.items()
+            if annotation.level != TILE
         }
-        self.mark = "-".join(one.mark[:8] for one in self.known.values())
+        self.mark = "-".join(annotation.mark[:8] for annotation in self.known.values())
 
     def of(
         self, slide_id: str, patient_id: str | None, catalog: Mapping[str, Any] | None
@@ -74,9 +76,9 @@ class AnnotationsOut:
             yield name, self.lake.annotation(name).collect()
 
 
-def _by_key(lake: Lake, one: Annotation) -> dict[str, dict[str, Any]]:
-    rows = lake.annotation(one.name).collect().iter_rows(named=True)
-    return {str(row.pop(one.key)): row for row in rows}
+def _by_key(lake: Lake, annotation: Annotation) -> dict[str, dict[str, Any]]:
+    rows = lake.annotation(annotation.name).collect().iter_rows(named=True)
+    return {str(row.pop(annotation.key)): row for row in rows}
 
 
 def tile_columns(

@@ -36,8 +36,8 @@ def read_annotation(path: str | os.PathLike[str], *, distinct_ids: bool = False)
     with tables_raise(AnnotationError):
         table = read_table(path)
         keys = _keys(table, distinct=distinct_ids)
-        theirs = {series.name for series in keys.values()}
-        rest = [table.values(column) for column in table.columns if column not in theirs]
+        key_names = {series.name for series in keys.values()}
+        rest = [table.values(column) for column in table.columns if column not in key_names]
     columns = [series.alias(key) for key, series in keys.items()]
     name = PurePosixPath(os.fspath(path)).name
     return AnnotationFile(frame=pl.DataFrame([*columns, *rest]), source=name, notes=table.notes)
@@ -45,15 +45,15 @@ def read_annotation(path: str | os.PathLike[str], *, distinct_ids: bool = False)
 
 def _keys(table: UserTable, *, distinct: bool) -> dict[str, pl.Series]:
     """Return the columns that name tiles, slides and patients, under the lake's names."""
-    found: dict[str, pl.Series] = {}
+    keys: dict[str, pl.Series] = {}
     for key in ("slide_id", "patient_id"):
         if (column := id_column(table, key)) is not None:
-            found[key] = table.ids(column, distinct=distinct)
+            keys[key] = table.ids(column, distinct=distinct)
     if table.has("tile_id"):
-        found["tile_id"] = table.integers("tile_id")
-    if {"slide_id"} <= set(found) and table.has("x") and table.has("y"):
-        found |= {key: table.numbers(key) for key in ("x", "y", "mpp") if table.has(key)}
-    return found
+        keys["tile_id"] = table.integers("tile_id")
+    if {"slide_id"} <= set(keys) and table.has("x") and table.has("y"):
+        keys |= {key: table.numbers(key) for key in ("x", "y", "mpp") if table.has(key)}
+    return keys
 
 
 def query_frame(path: str | os.PathLike[str]) -> pl.DataFrame:

@@ -18,8 +18,8 @@ SLIDES_AT_ONCE = 1000
 def unchecked_indexes(lake: Lake) -> int:
     """Count the shards whose index has no checksum in the catalog."""
     table = lake.table(CATALOG)
-    known = " AND index_crc32 IS NULL" if "index_crc32" in table.schema.names else ""
-    return int(table.count_rows(f"shard IS NOT NULL{known}"))
+    without_checksum = " AND index_crc32 IS NULL" if "index_crc32" in table.schema.names else ""
+    return int(table.count_rows(f"shard IS NOT NULL{without_checksum}"))
 
 
 def add_index_checksums(lake: Lake) -> int:

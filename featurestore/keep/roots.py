@@ -65,8 +65,8 @@ class Roots:
             value: dict[str, Any] = json.loads(data)
             crc32 = value.pop("crc32")
             if crc32 == _crc32_of(value):
-                known = {one.name for one in fields(cls)}
-                return cls(**{name: value[name] for name in known & value.keys()})
+                names = {one.name for one in fields(cls)}
+                return cls(**{name: value[name] for name in names & value.keys()})
         except (ValueError, KeyError, TypeError, AttributeError):
             pass
         msg = f"{ROOTS_FILE} is not what was written (checksum)"
