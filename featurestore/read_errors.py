@@ -34,7 +34,7 @@ def no_access(error: BaseException) -> AccessError | None:
     """Return the AccessError for an error of a local file system; None if it is damage.
 
     >>> no_access(OSError(errno.ENOENT, "gone")), no_access(OSError(errno.EMFILE, ""))
-    (None, AccessError('it can't be read or written now: Too many open files'))
+    (None, AccessError("it can't be read or written now: Too many open files"))
     """
     for cause in causes(error):
         number = cause.errno if isinstance(cause, OSError) else None

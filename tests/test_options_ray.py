@@ -6,7 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import polars as pl
 import pytest
@@ -191,8 +191,9 @@ INGEST_LATE = command_line(
 @pytest.fixture
 def _few_versions_stay(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have an automatic vacuum free all versions but the newest, also those of today."""
+    defaults = cast("dict[str, Any]", free_old_versions.__kwdefaults__)
     for name in ("keep", "days"):
-        monkeypatch.setitem(free_old_versions.__kwdefaults__, name, 0)  # type: ignore[index]
+        monkeypatch.setitem(defaults, name, 0)
     monkeypatch.setattr("featurestore.lance_vacuum.AUTO_LEAST", 1)
 
 
