@@ -209,7 +209,7 @@ for heading, part in {
     "Students": _students,
     "What features are worth": _answers,
     "The lake": _lake,
-    "Columns of your own, and mended names": _edits,
+    "Your own columns, dropping and renaming": _edits,
     "Other tools' files": _files,
     "This installation": _licences,
 }.items():
@@ -234,7 +234,7 @@ def demo_command(
         bool,
         typer.Option(
             "--quick",
-            help="Six small slides, one teacher, no survival: less than a minute. It shows that "
+            help="Eight small slides, one teacher, no survival: less than a minute. It shows that "
             "everything runs, its figures mean nothing.",
         ),
     ] = False,

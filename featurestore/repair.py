@@ -42,7 +42,7 @@ FREELY = 0.1
 
 @dataclass(frozen=True, kw_only=True)
 class Step:
-    """One thing that a repair does.
+    """One step of a repair.
 
     Attributes:
         what: for people: what is dropped, made again or marked.
@@ -57,7 +57,7 @@ class Step:
 
 @dataclass(kw_only=True)
 class Plan:
-    """What a repair will do, in its order, and what it will leave.
+    """The steps of a repair in their order, and the damage that it leaves.
 
     Attributes:
         steps: to be done.
@@ -127,7 +127,7 @@ def way_back(uri: str, verdict: Verdict) -> str:
 
 
 def _worth(by_part: dict[str, list[Damage]], part: str) -> list[Damage]:
-    """Damage of a part, without what goes with its tiles anyhow."""
+    """Return the damage of a part, without what is dropped with its tiles anyhow."""
     gone = {(damage.number, damage.mpp) for damage in by_part.get(TILES, [])}
     damage = by_part.get(part, [])
     return [one for one in damage if part == TILES or (one.number, one.mpp) not in gone]
@@ -149,7 +149,7 @@ def _grouped(damage: Sequence[Damage], *names: str) -> dict[tuple[Any, ...], lis
 
 
 def _rows_of(lake: Lake, damage: Sequence[Damage], *, teacher: str | None = None) -> int:
-    """Rows of tiles and of all features of the slides that are named, or of one teacher's."""
+    """Count the rows of tiles and of all features of the damaged slides, or of one teacher's."""
     numbers = sorted({one.number for one in damage})
     rows = lake.catalog().filter(pl.col("slide").is_in(numbers), pl.col("mpp") == damage[0].mpp)
     if teacher is not None:
@@ -305,8 +305,8 @@ def _mend_shard_indexes(lake: Lake, damage: Sequence[Damage], done: Repaired) ->
 
 def _drop_features(lake: Lake, damage: Sequence[Damage], done: Repaired) -> None:
     for (teacher, mpp), group in sorted(_grouped(damage, "teacher", "mpp").items()):
-        for (fragment,), here in _grouped(group, "fragment").items():
-            drop_features(lake, mpp, teacher, fragment, {one.number for one in here})
+        for (fragment,), fragment_damage in _grouped(group, "fragment").items():
+            drop_features(lake, mpp, teacher, fragment, {one.number for one in fragment_damage})
         done.columns.append((teacher, mpp, sorted({one.slide or "" for one in group})))
 
 

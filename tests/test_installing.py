@@ -13,6 +13,10 @@ from pathlib import Path
 import pytest
 
 import slidelake
+from downstream import Plan
+from downstream.splits.folds import nested_folds
+from examples.cohort_patients import draw_patients
+from examples.demo import QUICK
 from slidelake import PACKAGES, PUBLIC
 from tests.conftest import ROOT
 
@@ -205,6 +209,10 @@ for path in sorted(path for folder in folders for path in folder.rglob("*.py")):
     importlib.import_module(".".join(path.with_suffix("").parts).removesuffix(".__init__"))
 from typer.testing import CliRunner
 import slidelake
+from downstream import Plan
+from downstream.splits.folds import nested_folds
+from examples.cohort_patients import draw_patients
+from examples.demo import QUICK
 for command in ("mil", "survival", "probe", "report", "demo"):
     assert CliRunner().invoke(slidelake.app, [command, "--help"]).exit_code == 0, command
 assert not [name for name, module in sys.modules.items() if name.startswith("sksurv") and module]
@@ -217,6 +225,10 @@ def test_survival_without_its_extra_is_one_clear_line() -> None:
     code = """
 sys.argv = "slidelake survival lake --labels l.csv --time t --event e --features x".split()
 import slidelake
+from downstream import Plan
+from downstream.splits.folds import nested_folds
+from examples.cohort_patients import draw_patients
+from examples.demo import QUICK
 slidelake.main()
 """
     done = blocked(code)
@@ -238,3 +250,11 @@ for section in survival_sections(SimpleNamespace(arms=[])):
 """
     done = blocked(code)
     assert done.returncode == 0, done.stderr
+
+
+def test_the_cohort_of_the_quick_demo_can_be_split() -> None:
+    patients = draw_patients(QUICK.patients, QUICK.seed)
+    labels = [patient.label for patient in patients]
+    ids = [patient.patient_id for patient in patients]
+    splits = nested_folds(ids, labels, folds=QUICK.folds, inner=Plan().inner, seed=QUICK.seed)
+    assert all(split.train and split.validation and split.test for split in splits)

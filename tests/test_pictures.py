@@ -208,9 +208,7 @@ def test_section_nearly_as_large_is_an_image_and_no_level(tmp_path: Path, pixels
 
 def test_pictures_of_a_folder_are_taken_when_they_are_named(tmp_path: Path) -> None:
     Image.new("RGB", (300, 300)).save(tmp_path / "a.png")
-    with pytest.raises(
-        InputError, match=r"no slides found in .*\.tiff, .* are taken; name .*\*\.png"
-    ):
+    with pytest.raises(InputError, match=r"no slides found in .*\.tiff.* are taken; name .*png"):
         resolve([str(tmp_path)])
     assert [source.slide_id for source in resolve([str(tmp_path / "*.png")])] == ["a"]
 
