@@ -1,4 +1,4 @@
-"""What `verify` keeps of a row of `slides` and `catalog`: 13 and 41 bytes, in columns of numbers.
+"""What `verify` keeps of a row of `slides` and `catalog`: 13 to 42 bytes, in columns of numbers.
 
 A lake of 500,000 slides has millions of catalog rows, so names are kept as 64-bit hashes. Rows that
 do not fit are read again by their positions when they are named.
@@ -113,36 +113,36 @@ class CatalogRows:
 
     Attributes:
         slide: numbers [N].
-        name: hashes of the slide_ids [N].
         mpp: codes [N].
         teacher: codes [N]; -1 in a row of tiles.
         tiles: how many [N].
         fragment: of the features table [N].
         row_start: in the fragment [N].
-        mark: hashes of the marks in the shards' names [N]; 0 where there is no shard.
+        name: hashes of the slide_ids of the rows of tiles alone [T].
+        mark: hashes of the marks in their shards' names [T]; 0 where there is no shard.
         codes: what the codes stand for.
         again: reads rows again by their positions, with all columns that are compared.
     """
 
     slide: IntArray
-    name: IntArray
     mpp: IntArray
     teacher: IntArray
     tiles: IntArray
     fragment: IntArray
     row_start: IntArray
+    name: IntArray
     mark: IntArray
     codes: Codes
     again: ReadAgain
 
     KINDS: ClassVar[dict[str, type]] = {
         "slide": np.int32,
-        "name": np.uint64,
         "mpp": np.int16,
         "teacher": np.int32,
         "tiles": np.int32,
         "fragment": np.int64,
         "row_start": np.int64,
+        "name": np.uint64,
         "mark": np.uint64,
     }
     READ: ClassVar[tuple[str, ...]] = (
@@ -164,17 +164,18 @@ class CatalogRows:
     def arrays(batch: pa.RecordBatch, codes: Codes) -> dict[str, IntArray]:
         """Return what is kept of a batch; new mpps and teachers get codes."""
         plain = ("slide", "tiles", "fragment", "row_start")
+        of_tiles = batch["teacher"].is_null()
         return {
             **{name: batch[name].to_numpy() for name in plain},
-            "name": hashes_of(batch["slide_id"]),
             "mpp": codes_of(batch["mpp"], codes.mpps).astype(np.int16),
             "teacher": codes_of(batch["teacher"], codes.teachers),
-            "mark": hashes_of(batch["shard"], MARK),
+            "name": hashes_of(batch["slide_id"].filter(of_tiles)),
+            "mark": hashes_of(batch["shard"].filter(of_tiles), MARK),
         }
 
     @property
     def tiles_rows(self) -> IntArray:
-        """Positions of the rows of tiles."""
+        """Positions of the rows of tiles [T]."""
         return np.flatnonzero(self.teacher == TILES)
 
     def at_mpp(self, mpp: float) -> IntArray:

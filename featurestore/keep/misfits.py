@@ -75,7 +75,7 @@ def _slides_misfits(slides: SlideRows, catalog: CatalogRows) -> Iterator[Damage]
     strangers = tiles
     if len(numbers):
         same = numbers[at] == catalog.slide[tiles]
-        same &= slides.name[order[at]] == catalog.name[tiles]
+        same &= slides.name[order[at]] == catalog.name
         strangers = tiles[~same]
     for row in catalog.again(strangers[:MOST]):
         what = f"the catalog has its tiles, but {SLIDES} has no row of it"
@@ -108,13 +108,13 @@ def _halves(catalog: CatalogRows) -> Iterator[Damage]:
     A shard's name carries a mark of the file's fingerprint and of the settings, so all shards of a
     slide have one mark. A slide that was cut again and published by halves has two.
     """
-    rows = np.flatnonzero(
-        (catalog.mark != NO_MARK) & (catalog.tiles > 0) & (catalog.teacher == TILES)
-    )
-    rows = rows[np.argsort(catalog.slide[rows], kind="stable")]
+    rows = catalog.tiles_rows
+    with_tiles = np.flatnonzero((catalog.mark != NO_MARK) & (catalog.tiles[rows] > 0))
+    with_tiles = with_tiles[np.argsort(catalog.slide[rows[with_tiles]], kind="stable")]
+    rows, mark = rows[with_tiles], catalog.mark[with_tiles]
     starts, _ = groups_of(catalog.slide[rows])
     stops = np.concatenate([starts[1:], [len(rows)]])
-    mixed = np.flatnonzero(apart([catalog.mark[rows]], starts))[:MOST]
+    mixed = np.flatnonzero(apart([mark], starts))[:MOST]
     for start, stop in zip(starts[mixed].tolist(), stops[mixed].tolist(), strict=True):
         named = sorted(catalog.again(np.sort(rows[start:stop])), key=lambda row: float(row["mpp"]))
         mpps = ", ".join(str(row["mpp"]) for row in named)
