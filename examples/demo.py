@@ -35,6 +35,7 @@ class DemoSettings:
         slides: synthetic slides, the first patients having two.
         width_px: width of a synthetic slide at level 0.
         height_px: its height.
+        mpps: microns per pixel of the tiles.
         epochs: of the student's training.
         folds: of the cross-validations.
         teachers: whose features a student learns.
@@ -46,6 +47,7 @@ class DemoSettings:
     slides: int = 32
     width_px: int = 2560
     height_px: int = 2304
+    mpps: tuple[float, ...] = (0.5, 2.0)
     epochs: int = 12
     folds: int = 5
     teachers: tuple[str, ...] = TEACHERS
@@ -55,10 +57,11 @@ class DemoSettings:
 
 #: The whole way in less than a minute on two cores; so few patients that no figure means a thing.
 QUICK = DemoSettings(
-    patients=6,
-    slides=6,
+    patients=8,
+    slides=8,
     width_px=1280,
     height_px=1024,
+    mpps=(0.5,),
     epochs=2,
     folds=2,
     teachers=TEACHERS[:1],
@@ -123,7 +126,7 @@ def run_demo(folder: Path, settings: DemoSettings) -> dict[str, Any]:
 
 def _stages(stages: Stages, lake: str, folder: Path, settings: DemoSettings) -> None:
     labels = stages.run("cohort", lambda: _cohort(folder, settings))
-    stages.run("ingest", lambda: _ingest(lake, labels))
+    stages.run("ingest", lambda: _ingest(lake, labels, settings))
     stages.run("extract", lambda: _extract(lake, settings.teachers))
     stages.run("stats", lambda: slidelake.stats(lake, settings.teachers, seed=settings.seed))
     stages.run("distill", lambda: _distill(lake, settings))
@@ -156,8 +159,8 @@ def _cohort(folder: Path, settings: DemoSettings) -> Path:
     return labels
 
 
-def _ingest(lake: str, labels: Path) -> None:
-    config = slidelake.LakeConfig(tile_px=256, mpps=(0.5, 2.0))
+def _ingest(lake: str, labels: Path, settings: DemoSettings) -> None:
+    config = slidelake.LakeConfig(tile_px=256, mpps=settings.mpps)
     inputs = [str(labels), str(labels.parent / REAL_SLIDE.name)]
     # Small commits: a fragment is the unit of extract, and two cores want several of them.
     result = slidelake.ingest(lake, inputs, config, commit_slides=8, retry_failed=True)

@@ -105,6 +105,7 @@ def _row(source: Source, how: How, masks: MaskFolder | None, tissue_by: TissueBy
         "uri": shown(source.uri),
         "url": source.uri,
         "mpp": source.mpp if source.mpp is not None else how.get("mpp_override"),
+        "mpp_of_slide": source.mpp is not None,
         "extra": extra_text(source.extra),
         "bytes": None,
         "fingerprint": None,

@@ -1,5 +1,6 @@
 """Which slides an ingest is to cut: those asked for, less what is there or can not be read."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -9,6 +10,7 @@ from ingest.asked import How, asked_for
 from ingest.cut_settings import CutSettings, Given, differences
 from ingest.errors import SlideError
 from ingest.facts import changed_facts, fact_names, merged_facts
+from ingest.grid import MPP_TOLERANCE
 from ingest.mask_folder import mask_mark
 from ingest.near_lake import refuse_near_lake
 from ingest.plan import Plan, plan_ingest
@@ -93,6 +95,12 @@ def _sort_ready(todo: Todo, row: Row, how: How) -> None:
         else:
             _stop(todo, row, _another_file(row))
         return
+    if _overrules_file(row, cut_with) and not how.get("replace"):
+        if not _is_near(row["mpp"], row["known_mpp"]):
+            _stop(todo, row, _mpp_of_file(row))
+            return
+        given = {name: value for name, value in given.items() if name != "mpp"}
+        row = {**row, "given": given}
     changes = differences(cut_with, row["known_mpp"], given)
     if cut_with is None and {"mask", "tissue", "pen_veto", "icc"} & set(given):
         if how.get("replace"):
@@ -106,6 +114,27 @@ def _sort_ready(todo: Todo, row: Row, how: How) -> None:
         todo.cut.append(row)
     else:
         _update_facts(todo, row)
+
+
+def _overrules_file(row: Row, cut_with: CutSettings | None) -> bool:
+    """Whether a run's --mpp-override meets a slide that was cut at its file's own mpp.
+
+    It is meant for the slides that lack one; a manifest's mpp is meant for its slide.
+    """
+    own = cut_with is None or cut_with.mpp is None
+    return own and "mpp" in row["given"] and not row["mpp_of_slide"]
+
+
+def _is_near(one: float, other: float | None) -> bool:
+    return other is None or math.isclose(one, other, rel_tol=MPP_TOLERANCE)
+
+
+def _mpp_of_file(row: Row) -> str:
+    return (
+        f"it was cut at {row['known_mpp']:g} mpp, which its file says, and --mpp-override says "
+        f"{row['mpp']:g}: give its mpp in a manifest, or --replace, to have it cut again; it is "
+        "left as it is"
+    )
 
 
 def _update_facts(todo: Todo, row: Row) -> None:

@@ -108,7 +108,15 @@ def ray_up() -> Iterator[None]:
             except ClusterError as error:
                 if "did not come up" not in str(error) or not tries_left:
                     raise
+                _forget_processes()
         yield
+
+
+def _forget_processes() -> None:
+    """Collect what a Ray that did not come up leaves, whose warnings would fail the next test."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        gc.collect()
 
 
 @pytest.fixture(scope="session")

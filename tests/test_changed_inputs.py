@@ -2,7 +2,6 @@
 slides; links, macOS's files and masks that are of no slide."""
 
 import json
-import os
 import re
 import shutil
 from pathlib import Path
@@ -15,7 +14,7 @@ from typer.testing import CliRunner
 import slidelake
 from featurestore import Lake, LakeConfig, SlideCut, create_lake, open_lake, verify
 from featurestore.schema import SLIDES, SLIDES_SCHEMA
-from ingest.asked import asked_for
+from ingest.asked import How, asked_for
 from ingest.cut import cut_or_reason
 from ingest.cut_settings import CutSettings
 from ingest.errors import InputError, SlideError
@@ -146,11 +145,14 @@ def test_slide_that_moved_is_found_at_its_new_place(lake: Lake, slide: Path) -> 
 # ------------------------------------------------------------------ settings
 
 
-def test_another_mpp_cuts_a_slide_again_and_the_same_one_does_not(lake: Lake, slide: Path) -> None:
+def test_another_mpp_cuts_a_slide_again_and_the_same_one_does_not(
+    lake: Lake, slide: Path, tmp_path: Path
+) -> None:
     run(lake, slide)
     add_teacher(lake.refreshed(), "t")
     old, was, version = tiles(lake), shard(lake), open_lake(lake.uri).version
-    todo = run(lake, slide, mpp_override=0.25)
+    (tmp_path / "m.csv").write_text(f"uri,mpp\n{slide},0.25\n")
+    todo = run(lake, tmp_path / "m.csv")
     assert todo.again == {"a": "mpp 0.499, now 0.25"}
     assert shard(lake) != was
     assert 0 < len(tiles(lake)) < len(old)
@@ -161,17 +163,32 @@ def test_another_mpp_cuts_a_slide_again_and_the_same_one_does_not(lake: Lake, sl
     assert run(lake, slide).cut == []
     assert run(lake, slide, mpp_override=0.25).cut == []
     assert verify(lake.refreshed()).damage == []
+    # What was given is given otherwise.
+    assert run(lake, slide, mpp_override=0.5).again == {"a": "mpp 0.25, now 0.5"}
+
+
+def test_mpp_for_slides_that_lack_one_leaves_those_that_have_their_own(
+    lake: Lake, slide: Path
+) -> None:
+    run(lake, slide)
+    todo = run(lake, slide, mpp_override=0.5)  # 0.499 is cut in the same way
+    assert (todo.cut, todo.stopped) == ([], [])
+    (stopped,) = run(lake, slide, mpp_override=0.25).stopped
+    assert (
+        "cut at 0.499 mpp, which its file says, and --mpp-override says 0.25" in (stopped["reason"])
+    )
+    assert run(lake, slide, mpp_override=0.25, replace=True).again == {"a": "mpp 0.499, now 0.25"}
 
 
 def test_a_cut_again_that_is_killed_before_its_commit_is_done_by_the_next_run(
     lake: Lake, slide: Path
 ) -> None:
     run(lake, slide)
-    assert len(run(lake, slide, cut=False, mpp_override=0.25).cut) == 1
+    assert len(run(lake, slide, cut=False, mpp_override=0.25, replace=True).cut) == 1
     assert row(lake)["mpp"] == 0.499
-    run(lake, slide, mpp_override=0.25)
+    run(lake, slide, mpp_override=0.25, replace=True)
     assert row(lake)["mpp"] == 0.25
-    assert run(lake, slide, mpp_override=0.25).cut == []
+    assert run(lake, slide, mpp_override=0.25, replace=True).cut == []
 
 
 def test_a_mask_that_is_new_or_drawn_anew_cuts_a_slide_again(
@@ -248,7 +265,8 @@ def test_a_mask_of_an_earlier_scan_is_not_taken_for_a_new_one(
 def test_dry_run_says_what_would_change(lake: Lake, slide: Path, tmp_path: Path) -> None:
     run(lake, slide)
     (tmp_path / "m.csv").write_text(f"uri,patient_id\n{slide},P1\n")
-    plan = dry_run(lake.uri, [str(slide)], CONFIG, {"mpp_override": 0.25}, cores=1)
+    how: How = {"mpp_override": 0.25, "replace": True}
+    plan = dry_run(lake.uri, [str(slide)], CONFIG, how, cores=1)
     assert plan.notes == ["a would be cut again: mpp 0.499, now 0.25"]
     plan = dry_run(lake.uri, [str(tmp_path / "m.csv")], CONFIG, {}, cores=1)
     assert plan.notes == ["1 slides: facts would be updated (patient_id)"]
@@ -260,18 +278,14 @@ def test_dry_run_says_what_would_change(lake: Lake, slide: Path, tmp_path: Path)
 
 
 def test_slides_of_an_earlier_slidelake_are_left_unless_replaced(
-    lake: Lake, slide: Path, monkeypatch: pytest.MonkeyPatch
+    slide: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Their table has no such column: it is added, and what is not known counts as not changed."""
-    lake.store.path("slides.lance")
-    shutil.rmtree(lake.store.path("slides.lance"))
-    shutil.rmtree(lake.store.path("catalog.lance"))
-    os.remove(lake.store.path("lake.json"))  # noqa: PTH107
     old = SLIDES_SCHEMA.remove(SLIDES_SCHEMA.get_field_index("cut_with"))
     with monkeypatch.context() as context:
         for module in ("opening", "lance_commit", "lake"):
             context.setattr(f"featurestore.{module}.SLIDES_SCHEMA", old)
-        lake = create_lake(lake.uri, CONFIG)
+        lake = create_lake(tmp_path / "old", CONFIG)
         run(lake, slide)
     assert "cut_with" not in lake.refreshed().table(SLIDES).schema.names
     assert row(lake)["state"] == "ready"
@@ -316,8 +330,9 @@ def test_ingest_itself_does_what_is_changed(slide: Path, tmp_path: Path) -> None
     result = ingested()
     assert (result.new, result.facts) == (0, 1)
     assert result.notes == ["1 slides: facts updated (patient_id)"]
-    assert "give that --tissue FILE.py again" in ingested(mpp_override=7.0).failed[0]["reason"]
-    failed = ingested(mpp_override=7.0, tissue=EXAMPLE)
+    (tmp_path / "m.csv").write_text(f"uri,patient_id,mpp\n{slide},P3,7\n")
+    assert "give that --tissue FILE.py again" in ingested().failed[0]["reason"]
+    failed = ingested(tissue=EXAMPLE)
     assert (
         "cutting it again (mpp 0.499, now 7) failed, its earlier tiles stay"
         in (failed.failed[0]["reason"])

@@ -113,7 +113,7 @@ class Spy:
     """A table that notes what its scanners are asked for, and the rows that they gave."""
 
     def __init__(self, table: lance.LanceDataset) -> None:
-        self.table, self.schema = table, table.schema
+        self.table, self.schema, self.uri = table, table.schema, table.uri
         self.asked: list[dict[str, Any]] = []
         self.rows = 0
 
