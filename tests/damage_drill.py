@@ -97,8 +97,9 @@ def _put_slide(found: dict[Key, Any], lake: Lake, mpp: float, row: dict[str, Any
     bag = _try(lambda: lake.bag(slide, teachers, mpp=mpp))
     for teacher in teachers:
         alone = functools.partial(_features, lake, slide, teacher, mpp)
-        values = None if bag is None else bag.by_teacher[teacher].tobytes()
-        _put(found, ("features", *place, teacher), alone if bag is None else lambda v=values: v)
+        value = _try(alone) if bag is None else bag.by_teacher[teacher].tobytes()
+        if value is not None:
+            found["features", *place, teacher] = value
     with_shard = _try(lambda: ShardReader.of(lake.store, row))
     if with_shard is not None:
         with with_shard as reader:

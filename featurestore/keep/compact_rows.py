@@ -33,7 +33,8 @@ def codes_of(values: pa.Array, codes: dict[Any, int]) -> IntArray:
         codes.setdefault(value, len(codes))
     numbers = [codes[value] for value in encoded.dictionary.to_pylist()]
     indices = encoded.indices.fill_null(len(numbers)).to_numpy(zero_copy_only=False)
-    return np.array([*numbers, TILES], np.int32)[indices]
+    taken: IntArray = np.array([*numbers, TILES], np.int32)[indices]
+    return taken
 
 
 def hashes_of(values: pa.Array, pattern: str | None = None) -> IntArray:

@@ -62,7 +62,8 @@ def _several(catalog: CatalogRows, rows: IntArray) -> IntArray:
     """Of rows sorted by slide and teacher, those that have the same two as a neighbour."""
     slide, teacher = catalog.slide[rows], catalog.teacher[rows]
     same = (slide[1:] == slide[:-1]) & (teacher[1:] == teacher[:-1])
-    return rows[np.concatenate([[False], same]) | np.concatenate([same, [False]])]
+    several: IntArray = rows[np.concatenate([[False], same]) | np.concatenate([same, [False]])]
+    return several
 
 
 def _slides_misfits(slides: SlideRows, catalog: CatalogRows) -> Iterator[Damage]:
