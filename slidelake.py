@@ -209,7 +209,7 @@ for heading, part in {
     "Students": _students,
     "What features are worth": _answers,
     "The lake": _lake,
-    "Columns of your own, and mended names": _edits,
+    "Your own columns, dropping and renaming": _edits,
     "Other tools' files": _files,
     "This installation": _licences,
 }.items():

@@ -67,9 +67,9 @@ class Snapshot:
 
     @property
     def left_s(self) -> float | None:
-        """Seconds left at the pace since the first result; None as long as that says nothing.
+        """Return the seconds left at the pace since the first result; None where it is too early.
 
-        That is without a total, after fewer than 6 results or 10 s, and when the run has ended.
+        None without a total, after fewer than 6 results or 10 s, and when the run has ended.
         """
         if self.state != "running" or self.total is None:
             return None
@@ -109,7 +109,7 @@ def status_text(snapshot: Snapshot) -> str:
 
 
 def bytes_text(count: float) -> str:
-    """Bytes in the largest unit that gives at least one.
+    """Return a number of bytes as text, in the largest unit that gives at least one.
 
     Example:
         >>> [bytes_text(n) for n in (0, 83_000, 33_600_000, 4_200_000_000)]
@@ -186,7 +186,7 @@ class Progress:
         self._view.update(self.snapshot())
 
     def _share(self) -> float:
-        """How much of this run's work is done, 0 to 1."""
+        """Return the share of this run's work that is done, 0 to 1."""
         units = (self._fixed.total or 0) - self._fixed.initial
         whole = units if self._all_work is None else self._all_work
         return min(1.0, self._work / whole) if whole > 0 else 0.0

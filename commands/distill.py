@@ -183,14 +183,14 @@ def _slide_ids(table: str | None, distinct_ids: bool) -> list[str] | None:
         return None
     from downstream.cohorts.cohort import read_labels
 
-    found = read_labels(table, distinct_ids=distinct_ids)
-    if "slide_id" not in found.columns:
-        msg = f"{table} has no column slide_id; it has {', '.join(found.columns)}"
+    labels = read_labels(table, distinct_ids=distinct_ids)
+    if "slide_id" not in labels.columns:
+        msg = f"{table} has no column slide_id; it has {', '.join(labels.columns)}"
         raise typer.BadParameter(msg)
-    if empty := found["slide_id"].null_count():
+    if empty := labels["slide_id"].null_count():
         msg = f"{table} has {empty} rows without a slide_id; fill it in or remove them"
         raise typer.BadParameter(msg)
-    return [str(name) for name in found["slide_id"]]
+    return [str(name) for name in labels["slide_id"]]
 
 
 @app.command("evaluate")

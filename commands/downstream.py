@@ -435,14 +435,14 @@ def _ids(
     slide_column: str | None,
     distinct_ids: bool,
 ) -> dict[str, Any]:
-    """What was said of a label table's ids."""
-    given = {
+    """Return the options that say how ids of a label table are read."""
+    options = {
         "slides": slide_table,
         "patient_column": patient_column,
         "slide_column": slide_column,
         "distinct_ids": distinct_ids or None,
     }
-    return {name: value for name, value in given.items() if value is not None}
+    return {name: value for name, value in options.items() if value is not None}
 
 
 def _mil_settings(**given: Any) -> Any:  # noqa: ANN401

@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from featurestore.edits import Edited
 
 app = typer.Typer()
-SHOWN = 5
 
 
 @app.command("annotate")
@@ -31,15 +30,15 @@ def annotate_command(
     name: Annotated[
         str | None,
         typer.Option(
-            help="What to call it; 'patients' writes patient_id into the rows of the slides."
+            help="Name of the annotation; 'patients' writes patient_id into the rows of the slides."
         ),
     ] = None,
     mpp: Annotated[
         float | None,
-        typer.Option(help="Of the tiles at x and y, where the lake has several mpps."),
+        typer.Option(help="The mpp of the tiles at x and y, where the lake has several."),
     ] = None,
     replace: Annotated[
-        bool, typer.Option("--replace", help="Put it in the place of what is called so.")
+        bool, typer.Option("--replace", help="Replace the annotation of this name.")
     ] = False,
     tcga_patients: Annotated[
         bool,
@@ -82,7 +81,7 @@ def annotate_command(
 
 
 def _with_lake_names(lake: "Lake", file: "AnnotationFile") -> tuple[Any, list[str]]:
-    """The table with slides as they are called in the lake, without folders and file endings."""
+    """Return the table with the lake's names of slides, and notes on slides that do not match."""
     import polars as pl
 
     from downstream.cohorts.slide_names import match_slides, told
@@ -90,8 +89,8 @@ def _with_lake_names(lake: "Lake", file: "AnnotationFile") -> tuple[Any, list[st
     notes = [*file.notes]
     if "slide_id" not in file.frame.columns:
         return file.frame, notes
-    known = lake.slides().select("slide_id").collect()["slide_id"]
-    match = match_slides(file.frame["slide_id"].drop_nulls().unique(), known)
+    lake_names = lake.slides().select("slide_id").collect()["slide_id"]
+    match = match_slides(file.frame["slide_id"].drop_nulls().unique(), lake_names)
     names = pl.col("slide_id").replace(dict(match.found))
     return file.frame.with_columns(names), [*notes, *told(match)]
 
@@ -103,11 +102,13 @@ def _tcga(lake: "Lake", *, replace: bool) -> "Patients":
 
 
 def _tell_patients(done: "Patients", *, as_json: bool, notes: list[str] | None = None) -> None:
+    from featurestore.annotations.model import listing
+
     value = asdict(done)
     value["notes"] = [*(notes or []), *done.notes]
     lines = [*value["notes"]]
     if done.unmet:
-        lines.append(f"not in the lake: {_some(done.unmet)}")
+        lines.append(f"not in the lake: {listing(done.unmet)}")
     lines.append(
         f"patients of {done.set} slides set, {done.same} were so already; version {done.version}"
     )
@@ -115,27 +116,26 @@ def _tell_patients(done: "Patients", *, as_json: bool, notes: list[str] | None =
 
 
 def _tell_annotation(made: "Made", notes: list[str], *, as_json: bool) -> None:
-    one = made.annotation
-    value = {**one.as_dict(), "version": made.version, "met": made.met, "unmet": made.unmet}
+    from featurestore.annotations.model import listing
+
+    annotation = made.annotation
+    value = {**annotation.as_dict(), "version": made.version, "met": made.met, "unmet": made.unmet}
     value["notes"] = [*notes, *made.notes]
     lines = [*value["notes"]]
     if made.unmet:
-        kept = "left out" if one.level == "tile" else "kept for later"
+        kept = "left out" if annotation.level == "tile" else "kept for later"
         lines.append(
-            f"{len(made.unmet)} rows meet nothing in the lake, {kept}: {_some(made.unmet)}"
+            f"{len(made.unmet)} rows meet nothing in the lake, {kept}: {listing(made.unmet)}"
         )
-    columns = ", ".join(one.columns.values() if one.level == "tile" else one.columns)
-    where = " at " + ", ".join(f"{mpp} mpp" for mpp in one.mpps) if one.mpps else ""
+    columns = ", ".join(
+        annotation.columns.values() if annotation.level == "tile" else annotation.columns
+    )
+    where = " at " + ", ".join(f"{mpp} mpp" for mpp in annotation.mpps) if annotation.mpps else ""
     lines.append(
-        f"'{one.name}' is an annotation of {one.level}s{where}: {made.met:,} rows, columns "
-        f"{columns}; version {made.version}"
+        f"'{annotation.name}' is an annotation of {annotation.level}s{where}: {made.met:,} rows, "
+        f"columns {columns}; version {made.version}"
     )
     tell(value, as_json=as_json, text="\n".join(lines))
-
-
-def _some(names: list[str]) -> str:
-    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return ", ".join(names[:SHOWN]) + more
 
 
 @app.command("drop")
@@ -160,16 +160,17 @@ def drop_command(
     Example: slidelake drop my-lake --slide P003-1
     """
     from featurestore import open_lake
+    from featurestore.annotations.model import listing
     from featurestore.edits import drop
 
     chosen = {"slide": slide, "teacher": teacher, "annotation": annotation}
-    asked = [(what, names) for what, names in chosen.items() if names]
-    if len(asked) != 1:
+    requests = [(kind, names) for kind, names in chosen.items() if names]
+    if len(requests) != 1:
         msg = "give one of --slide, --teacher and --annotation; each may be repeated"
         raise typer.BadParameter(msg)
-    [(what, names)] = asked
-    done = drop(open_lake(lake), what, names)  # type: ignore[arg-type]
-    listed = f"{what} {_some(list(done.names))}"
+    [(kind, names)] = requests
+    done = drop(open_lake(lake), kind, names)  # type: ignore[arg-type]
+    listed = f"{kind} {listing(done.names)}"
     text = f"{listed}: dropped before, nothing to do"
     if done.done:
         text = f"{listed}: dropped in version {done.version}; --at {done.before} still reads it"
@@ -183,7 +184,7 @@ def rename_command(
     new: Annotated[str, typer.Argument(help="The name that it is to have.")],
     what: Annotated[
         Literal["slide", "teacher", "annotation"] | None,
-        typer.Option(help="slide, teacher or annotation, where several are called so."),
+        typer.Option(help="slide, teacher or annotation, where several have this name."),
     ] = None,
     json_: JsonOpt = False,
 ) -> None:

@@ -67,7 +67,7 @@ def _verdict(value: dict[str, Any]) -> "Verdict":
 
 
 def _ended(reading: Path, code: int) -> "Verdict":
-    """The verdict of a child that gave none: what it read last ended it."""
+    """Return the verdict where the child process left none: the table it read last ended it."""
     if code == -signal.SIGINT or not reading.exists():
         msg = f"the check ended with code {code} before it read anything; run it again"
         raise RuntimeError(msg)
@@ -83,7 +83,7 @@ def _ended(reading: Path, code: int) -> "Verdict":
 
 @dataclass
 class _Bar:
-    """Progress that begins once it is known how much there is to do."""
+    """A progress bar that starts once the number of slides is known."""
 
     stack: contextlib.ExitStack
     advance: Callable[[int], None] = lambda _: None

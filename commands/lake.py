@@ -64,12 +64,12 @@ def query_command(
         typer.echo(answer_bytes(frame, form).decode().rstrip("\n"))
 
 
-def _own_tables(given: list[str]) -> dict[str, Any]:
-    """Tables of users by the names that they are given."""
+def _own_tables(options: list[str]) -> dict[str, Any]:
+    """Read users' tables for a query, by the names that `--table NAME=FILE` gives them."""
     from featurestore.annotations.reading import query_frame
 
     tables: dict[str, Any] = {}
-    for text in given:
+    for text in options:
         name, equals, path = text.partition("=")
         if not (name and equals and path) or name in tables:
             why = "is given twice" if name in tables else "is not NAME=FILE"
@@ -97,7 +97,7 @@ def info_command(lake: LakeArg, at: AtOpt = None, json_: JsonOpt = False) -> Non
         + ("" if f["complete"] else " (incomplete: run extract again)")
         for f in info["features"]
     ]
-    lines += [_annotation_line(one) for one in info["annotations"]]
+    lines += [_annotation_line(annotation) for annotation in info["annotations"]]
     lines += [
         f"column {c['column']} at {c['mpp']} mpp: {c['type']}, of no teacher and no annotation"
         for c in info["other_columns"]
@@ -107,12 +107,14 @@ def info_command(lake: LakeArg, at: AtOpt = None, json_: JsonOpt = False) -> Non
     tell(info, as_json=json_, text="\n".join(lines))
 
 
-def _annotation_line(one: dict[str, Any]) -> str:
-    columns = ", ".join(f"{name} ({kind})" for name, kind in one["columns"].items())
-    where = " at " + ", ".join(f"{mpp} mpp" for mpp in one["mpps"]) if one["mpps"] else ""
-    source = f", from {one['source']}" if one["source"] else ""
-    what = f"annotation {one['name']} of {one['level']}s{where}"
-    return f"{what}: {one['rows']:,} rows, {columns}{source}"
+def _annotation_line(annotation: dict[str, Any]) -> str:
+    columns = ", ".join(f"{name} ({kind})" for name, kind in annotation["columns"].items())
+    where = (
+        " at " + ", ".join(f"{mpp} mpp" for mpp in annotation["mpps"]) if annotation["mpps"] else ""
+    )
+    source = f", from {annotation['source']}" if annotation["source"] else ""
+    what = f"annotation {annotation['name']} of {annotation['level']}s{where}"
+    return f"{what}: {annotation['rows']:,} rows, {columns}{source}"
 
 
 @app.command("verify")
@@ -133,7 +135,7 @@ def verify_command(
     from commands.isolated_verify import verify_isolated
 
     verdict = verify_isolated(lake, at=at, sample=sample)
-    lines = [_damage_line(found) for found in verdict.as_dict()["damage"]]
+    lines = [_damage_line(damage) for damage in verdict.as_dict()["damage"]]
     lines.append(_checked_line(verdict.as_dict()))
     lines += [
         f"{count:,} {name} have no checksum: `slidelake repair --checksums` adds them"
@@ -181,7 +183,7 @@ def repair_command(
     verdict = verify_isolated(lake)
     if verdict.broken_tables:
         left = [*verdict.damage]
-        lines = [_damage_line(found.as_dict()) for found in left]
+        lines = [_damage_line(damage.as_dict()) for damage in left]
         _tell_repair(Repaired(left=left), [*lines, _advice(lake, verdict)], {}, json_)
     opened = lake_to_mend(lake)
     plan = plan_repair(opened, verdict)
@@ -214,9 +216,9 @@ def _add_checksums(lake: str, verdict: "Verdict") -> dict[str, int]:
 def _plan_lines(plan: "Plan") -> list[str]:
     lines = []
     for step in plan.steps:
-        lines += [_damage_line(found.as_dict()) for found in step.damage]
+        lines += [_damage_line(damage.as_dict()) for damage in step.damage]
         lines.append(f"  so: {step.what}")
-    return lines + [f"left: {_damage_line(found.as_dict())}" for found in plan.left]
+    return lines + [f"left: {_damage_line(damage.as_dict())}" for damage in plan.left]
 
 
 def _repaired_lines(done: "Repaired", added: dict[str, int]) -> list[str]:
@@ -226,7 +228,7 @@ def _repaired_lines(done: "Repaired", added: dict[str, int]) -> list[str]:
         for teacher, mpp, slides in done.columns
     ]
     lines += [f"made again: {name}" for name in done.rebuilt]
-    lines += [f"left: {_damage_line(found.as_dict())}" for found in done.left]
+    lines += [f"left: {_damage_line(damage.as_dict())}" for damage in done.left]
     lines += [f"{count:,} checksums of {name} added" for name, count in added.items()]
     return lines
 
@@ -241,7 +243,7 @@ def _tell_repair(
             for teacher, mpp, slides in done.columns
         ],
         "rebuilt": done.rebuilt,
-        "left": [found.as_dict() for found in done.left],
+        "left": [damage.as_dict() for damage in done.left],
         "checksums": added,
     }
     tell(value, as_json=json_, text="\n".join(lines) or "nothing is damaged")

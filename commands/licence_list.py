@@ -1,4 +1,4 @@
-"""Licences of installed packages, as their metadata says them; no network, nothing is imported."""
+"""Licences of installed packages, from their metadata; no network, nothing is imported."""
 
 import re
 from collections.abc import Iterator
@@ -17,7 +17,7 @@ def installed_licences(root: str = "slidelake") -> list[dict[str, Any]]:
     """Return the packages that a package needs, directly or not, and that are installed.
 
     Returns:
-        Per package, sorted by name: `package`, `version`, `licence` as it says, `copyleft`
+        Per package, sorted by name: `package`, `version`, `licence` by its metadata, `copyleft`
         (`strong`, `weak` or None), and `needed_by`, the first package that asks for it.
     """
     rows = [
@@ -34,7 +34,7 @@ def installed_licences(root: str = "slidelake") -> list[dict[str, Any]]:
 
 
 def licence_of(package: Distribution) -> str:
-    """Return what a package says of its licence: an expression, classifiers, or its first line."""
+    """Return the licence in a package's metadata: an expression, classifiers, or its first line."""
     metadata = package.metadata
     if expression := _field(metadata, "License-Expression"):
         return expression
@@ -85,8 +85,8 @@ def _installed(root: str) -> Iterator[tuple[Distribution, str]]:
     installed = {canonicalize_name(package.name): package for package in distributions()}
     own = installed.get(canonicalize_name(root))
     extras = [] if own is None else own.metadata.get_all("Provides-Extra") or []
-    wanted = ",".join(extra for extra in extras if extra != "test")
-    waiting = [(Requirement(f"{root}[{wanted}]"), "")]
+    used_extras = ",".join(extra for extra in extras if extra != "test")
+    waiting = [(Requirement(f"{root}[{used_extras}]"), "")]
     opened: dict[str, set[str]] = {}
     for requirement, needed_by in waiting:  # grows as packages are opened
         name = canonicalize_name(requirement.name)

@@ -56,19 +56,19 @@ S = TypeVar("S", bound=Place)
 def told_clearly(
     method: Callable[Concatenate[S, P], T],
 ) -> Callable[Concatenate[S, P], T]:
-    """A method of a `Place` whose errors of a bucket or a full disk become LakeErrors."""
+    """Wrap a method of a `Place`: errors of a bucket or of a full disk become LakeErrors."""
 
     @functools.wraps(method)
     def telling(self: S, /, *args: P.args, **kwargs: P.kwargs) -> T:
         try:
             return method(self, *args, **kwargs)
         except Exception as error:
-            told: LakeError | None = disk_full_error(error, self.uri)
-            if told is None and not self.is_local:
-                told = explain(error, self.uri)
-            if told is None or told is error:
+            explanation: LakeError | None = disk_full_error(error, self.uri)
+            if explanation is None and not self.is_local:
+                explanation = explain(error, self.uri)
+            if explanation is None or explanation is error:
                 raise
-            raise told from error
+            raise explanation from error
 
     return telling
 

@@ -28,8 +28,8 @@ class Damage:
         what: one line for people.
         part: `table` (a table as a whole), `root` (`lake.json`, `roots.json`, a snapshot), `row`
             (of `slides`), `tiles` (rows of a features table), `features`, `shard` (pixels only),
-            `shard index`, `table index`, `stray` (rows that the catalog does not name), `file`
-            (any other file).
+            `shard index`, `table index`, `stray` (rows that the catalog does not name),
+            `annotation` (a table of one), `file` (any other file).
         fragment: the fragment, where there is one.
         number: the slide's number, if it is known.
         path: the damaged file or table, relative to the lake, where one is known.
@@ -78,7 +78,7 @@ class Verdict:
 
     @property
     def broken_tables(self) -> list[Damage]:
-        """Damage of whole tables: while there is any, nothing else can be judged."""
+        """Return the damage of whole tables: while there is any, nothing else can be judged."""
         return [one for one in self.damage if one.part == TABLE]
 
     def as_dict(self) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from featurestore.errors import LakeError
 from featurestore.lake import Lake
 from featurestore.lance_commit import Committer
 from featurestore.lance_edits import Edit, dropped_id
+from featurestore.lance_ledger import among_names
 from featurestore.lock import no_writers
 from featurestore.schema import DROPPED, SLIDES, features_table, teacher_field
 
@@ -27,7 +28,7 @@ LOOKED_IN_BYTES = 1 << 24  # of a JSON file; larger ones hold predictions, not n
 
 @dataclass(frozen=True, kw_only=True)
 class Edited:
-    """What an edit did.
+    """Result of dropping or renaming.
 
     Attributes:
         what: `slide`, `teacher` or `annotation`.
@@ -51,11 +52,11 @@ def drop(lake: Lake, what: What, names: Sequence[str]) -> Edited:
 
     Args:
         lake: its newest version is edited.
-        what: which of the three.
-        names: of them.
+        what: `slide`, `teacher` or `annotation`.
+        names: names of what is dropped.
 
     Raises:
-        LakeError: there is none of a name and never was, or a job is writing to the lake.
+        LakeError: the lake has none of a name and never had, or a job is writing to the lake.
     """
     unique, committer = list(dict.fromkeys(names)), lake.committer
     with no_writers(lake.store), committer.exclusive():
@@ -90,10 +91,8 @@ def _slides_to_drop(lake: Lake, names: Sequence[str]) -> Edit | None:
 
 
 def _numbers(lake: Lake, names: Sequence[str]) -> dict[str, int]:
-    quoted = ", ".join("'" + name.replace("'", "''") + "'" for name in names)
-    table = lake.table(SLIDES).to_table(
-        columns=["slide", "slide_id"], filter=f"slide_id IN ({quoted})"
-    )
+    columns, where = ["slide", "slide_id"], among_names(names)
+    table = lake.table(SLIDES).to_table(columns=columns, filter=where)
     return dict(zip(table["slide_id"].to_pylist(), table["slide"].to_pylist(), strict=True))
 
 
@@ -105,8 +104,8 @@ def _check_dropped(lake: Lake, name: str) -> None:
     rows = zip(table["slide"].to_pylist(), table["slide_id"].to_pylist(), strict=True)
     if any(slide_id == dropped_id(number, name) for number, slide_id in rows):
         return
-    known = lake.slides().select("slide_id").collect()["slide_id"].to_list()
-    msg = f"slide '{name}' is not in {lake.uri}{_hint(name, known)}"
+    slide_ids = lake.slides().select("slide_id").collect()["slide_id"].to_list()
+    msg = f"slide '{name}' is not in {lake.uri}{_hint(name, slide_ids)}"
     raise LakeError(msg)
 
 
@@ -116,12 +115,12 @@ def _hint(name: str, known: Sequence[str]) -> str:
 
 
 def _teachers_to_drop(lake: Lake, names: Sequence[str]) -> Edit | None:
-    known = _teachers(lake)
+    teachers = _teachers(lake)
     edit = edits.drop_columns(names)
-    lacking = [name for name in names if name not in known]
-    if len(lacking) == len(names) and edits.was_made(lake.committer.ledger, edit):
+    missing = [name for name in names if name not in teachers]
+    if len(missing) == len(names) and edits.was_made(lake.committer.ledger, edit):
         return None
-    _refuse(lake, "teacher", lacking, known)
+    _refuse(lake, "teacher", missing, teachers)
     return edit
 
 
@@ -129,30 +128,30 @@ def _teachers(lake: Lake) -> list[str]:
     return sorted({name for mpp in lake.config.mpps for name in lake.teachers(mpp=mpp)})
 
 
-def _refuse(lake: Lake, what: str, lacking: Sequence[str], known: Sequence[str]) -> None:
-    if lacking:
+def _refuse(lake: Lake, what: str, missing: Sequence[str], names: Sequence[str]) -> None:
+    if missing:
         msg = (
-            f"{lake.uri} has no {what} '{lacking[0]}'; there are: {', '.join(known) or 'none'}"
-            f"{_hint(lacking[0], known)}"
+            f"{lake.uri} has no {what} '{missing[0]}'; there are: {', '.join(names) or 'none'}"
+            f"{_hint(missing[0], names)}"
         )
         raise LakeError(msg)
 
 
 def _annotations_to_drop(lake: Lake, names: Sequence[str]) -> Edit | None:
-    known = lake.annotations()
-    lacking = [name for name in names if name not in known]
+    annotations = lake.annotations()
+    missing = [name for name in names if name not in annotations]
     edit = edits.drop_annotations(
         names,
         [
             column
             for name in names
-            if name in known and known[name].level == TILE
-            for column in known[name].columns.values()
+            if name in annotations and annotations[name].level == TILE
+            for column in annotations[name].columns.values()
         ],
     )
-    if len(lacking) == len(names) and edits.was_made(lake.committer.ledger, edit):
+    if len(missing) == len(names) and edits.was_made(lake.committer.ledger, edit):
         return None
-    _refuse(lake, "annotation", lacking, list(known))
+    _refuse(lake, "annotation", missing, list(annotations))
     return edit
 
 
@@ -175,23 +174,23 @@ def rename(lake: Lake, old: str, new: str, *, what: What | None = None) -> Edite
         lake: its newest version is edited.
         old: its name.
         new: the name that it is to have.
-        what: which of the three, where several are called so.
+        what: which of the three, where several have this name.
 
     Raises:
-        LakeError: nothing is called so, or several things are; the new name is taken or can't be
-            one; or a job is writing to the lake.
+        LakeError: nothing has the old name, or several things have it; the new name is taken or
+            not allowed; or a job is writing to the lake.
     """
     committer = lake.committer
     with no_writers(lake.store), committer.exclusive():
         lake = lake.refreshed()
-        there = [kind for kind in _called(lake, old) if what in (None, kind)]
+        kinds = [kind for kind in _called(lake, old) if what in (None, kind)]
         taken = _called(lake, new)
-        if not there:
+        if not kinds:
             return _renamed_before(lake, old, new, taken, what)
-        if len(there) > 1:
-            msg = f"'{old}' names a {' and a '.join(there)} of {lake.uri}: say which by --what"
+        if len(kinds) > 1:
+            msg = f"'{old}' names a {' and a '.join(kinds)} of {lake.uri}: say which by --what"
             raise LakeError(msg)
-        chosen = there[0]
+        chosen = kinds[0]
         # Teachers and annotations are both columns; slides have names of their own.
         if same := set(taken) & ({chosen} if chosen == "slide" else {"teacher", "annotation"}):
             msg = f"'{new}' names a {same.pop()} of {lake.uri} already; give another name"
@@ -201,24 +200,24 @@ def rename(lake: Lake, old: str, new: str, *, what: What | None = None) -> Edite
 
 
 def _called(lake: Lake, name: str) -> list[What]:
-    found: list[What] = []
+    kinds: list[What] = []
     if _numbers(lake, [name]):
-        found.append("slide")
+        kinds.append("slide")
     if name in _teachers(lake):
-        found.append("teacher")
+        kinds.append("teacher")
     if name in lake.annotations():
-        found.append("annotation")
-    return found
+        kinds.append("annotation")
+    return kinds
 
 
 def _renamed_before(
     lake: Lake, old: str, new: str, taken: Sequence[What], what: What | None
 ) -> Edited:
     if not taken:
-        known = [*_teachers(lake), *lake.annotations()]
-        known += lake.slides().select("slide_id").collect()["slide_id"].to_list()
+        names = [*_teachers(lake), *lake.annotations()]
+        names += lake.slides().select("slide_id").collect()["slide_id"].to_list()
         kind = what or "slide, teacher or annotation"
-        msg = f"{lake.uri} has no {kind} '{old}'{_hint(old, known)}"
+        msg = f"{lake.uri} has no {kind} '{old}'{_hint(old, names)}"
         raise LakeError(msg)
     return _edited(lake, taken[0], (old, new), [old], done=False)
 
@@ -245,9 +244,11 @@ def _refuse_column(lake: Lake, name: str) -> None:
 
 def _rename_annotation(lake: Lake, committer: Committer, old: str, new: str) -> None:
     check_name(new)
-    one = lake.annotations()[old]
-    if one.level == TILE:
-        names = {column: f"{new}{column.removeprefix(old)}" for column in one.columns.values()}
+    annotation = lake.annotations()[old]
+    if annotation.level == TILE:
+        names = {
+            column: f"{new}{column.removeprefix(old)}" for column in annotation.columns.values()
+        }
         for name in names.values():
             _refuse_column(lake, name)
         committer.make(edits.rename_columns(names, annotation=new))
@@ -262,11 +263,11 @@ _RENAMES = {
 }
 
 
-# ---------------------------------------------------------------------- who names them
+# ---------------------------------------------------------------------- runs that name them
 
 
 def named_in(lake: Lake, names: Sequence[str]) -> Iterator[str]:
-    """Folders of runs, statistics and students whose JSON names any of some columns or slides."""
+    """Yield the folders of runs, statistics and students whose JSON names one of the names."""
     words = "|".join(re.escape(json.dumps(name)[1:-1]) for name in names)
     # A name stands alone, joined by + with others, or before the @ of a folder of statistics.
     word = re.compile(rf'["+/]({words})["+@]')

@@ -10,11 +10,11 @@ class LakeMissingError(LakeError):
 
 
 class AccessError(LakeError):
-    """Something can't be read or written now, which says nothing of what is stored."""
+    """Raised where a file can't be read or written now; what is stored may be whole."""
 
 
 class InUseError(LakeError):
-    """Others are at work on the lake, for longer than was to be waited."""
+    """Raised where another process uses the lake for longer than the allowed wait."""
 
 
 class BucketError(AccessError):

@@ -28,7 +28,7 @@ STORED_TILES = "stored tiles/"  # no teacher's name, which has no slash
 
 
 def known_check(check: str | None) -> Check | None:
-    """The way of checking that is asked for by name.
+    """Return the named way of checking, once it is known to be one.
 
     Raises:
         LakeError: there is none of this name.
@@ -67,9 +67,9 @@ class FirstReads:
 
         Args:
             reader: of the features table.
-            selection: where the slides' rows are, and what they sum to.
+            selection: where the slides' rows are, and their checksums.
             slides: places in the selection.
-            teachers: whose features are going to be read.
+            teachers: names of those whose features will be read.
 
         Raises:
             DamageError: one is not what was committed; slide, teacher and mpp are named.
@@ -93,7 +93,7 @@ class FirstReads:
 
         Args:
             reader: of the features table.
-            selection: where the slide's rows are, and what they sum to.
+            selection: where the slide's rows are, and their checksums.
             slide: place in the selection.
             features: float16 [N, D] by teacher, as they were read.
 
@@ -150,12 +150,12 @@ class FirstReads:
 
 
 def place_of(selection: Selection, slide: int) -> str:
-    """A slide and its mpp, for messages."""
+    """Return a slide's name and mpp, for messages."""
     return f"slide {selection.slide_ids[slide]} at mpp {mpp_name(selection.mpp)}"
 
 
 def tiles_sum(reader: RowReader, selection: Selection, slide: int) -> int:
-    """The checksum of a slide's rows as they are in the table."""
+    """Return the checksum of a slide's rows as they are in the table."""
     place = selection.place(slide)
     with reading(reader.store, f"{place_of(selection, slide)}: its tiles can't be read"):
         table = reader.tiles(*place)
@@ -167,7 +167,7 @@ def tiles_sum(reader: RowReader, selection: Selection, slide: int) -> int:
 
 
 def features_sum(reader: RowReader, selection: Selection, slide: int, teacher: str) -> int:
-    """The checksum of a teacher's features of a slide as they are in the table, read in parts."""
+    """Return the checksum of a teacher's features of a slide in the table, read in parts."""
     fragment, start, rows = selection.place(slide)
     crc = 0
     what = f"{place_of(selection, slide)}: features of '{teacher}' can't be read"

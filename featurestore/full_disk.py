@@ -1,4 +1,4 @@
-"""A disk that is full, said in one line wherever something is written."""
+"""A full disk or quota becomes one error, in one line, wherever something is written."""
 
 import contextlib
 import errno
@@ -12,11 +12,11 @@ TEXTS = ("No space left on device", "os error 28)", "Disk quota exceeded", "os e
 
 
 class DiskFullError(LakeError, OSError):
-    """Something could not be written for want of space; what was committed is as it was."""
+    """Raised where a file can't be written for lack of space; what was committed stays."""
 
 
 def is_disk_full(error: BaseException | None) -> bool:
-    """Whether an error, or one that caused it, says that a disk or a quota is full."""
+    """Return whether an error, or one that caused it, means that a disk or a quota is full."""
     looked_at: set[int] = set()
     while error is not None and id(error) not in looked_at:
         looked_at.add(id(error))
@@ -29,7 +29,7 @@ def is_disk_full(error: BaseException | None) -> bool:
 
 
 def disk_full_error(error: BaseException, place: str) -> DiskFullError | None:
-    """The error in one line if it says that a disk is full, else None.
+    """Return the error in one line if it says that a disk is full, else None.
 
     Args:
         error: any error.

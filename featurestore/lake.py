@@ -25,7 +25,7 @@ from featurestore.keep.roots import readable_roots
 from featurestore.keep.snapshots import read_snapshots
 from featurestore.lance_commit import FEW_SLIDES, Committer
 from featurestore.lance_counts import count_states, count_tiles
-from featurestore.lance_ledger import root_versions
+from featurestore.lance_ledger import among_names, root_versions
 from featurestore.lance_nearest import Asked, nearest, queries_of, slide_filter
 from featurestore.lance_rows import RowReader
 from featurestore.lance_scan import as_type, scan
@@ -111,7 +111,7 @@ class Lake:
         return Lake(self.store, self.config, check=self.first_reads.check)
 
     def snapshots(self) -> dict[str, int]:
-        """Names given to versions of the lake by `snapshot`; vacuum keeps these versions.
+        """Return the versions named by `snapshot`, by name; vacuum keeps them.
 
         Raises:
             DamageError: the file of one is gone or is not what was written.
@@ -137,7 +137,7 @@ class Lake:
             record_roots(self.store, self.config)
 
     def version_of(self, rel: str) -> int:
-        """The version of a table that belongs to this version of the lake."""
+        """Return the version of a table that belongs to this version of the lake."""
         version: int = self._versions[rel]
         return version
 
@@ -170,12 +170,12 @@ class Lake:
         return scan(functools.partial(self.table, CATALOG), names)
 
     def _names(self, rel: str, schema: pa.Schema) -> list[str]:
-        """Columns of a schema that a table has: that of an early lake may lack the newest."""
-        there = set(self.table(rel).schema.names)
-        return [name for name in schema.names if name in there]
+        """Return the columns of a schema that a table has: an early lake may lack the newest."""
+        table_columns = set(self.table(rel).schema.names)
+        return [name for name in schema.names if name in table_columns]
 
     def tiles(self, *, mpp: float, dtype: str | None = None) -> pl.LazyFrame:
-        """One row per tile, with the columns of all teachers and all annotations of tiles.
+        """Return one row per tile, with the columns of all teachers and all annotations of tiles.
 
         Args:
             mpp: of the tiles.
@@ -190,7 +190,7 @@ class Lake:
         return as_type(frame, self.teachers(mpp=mpp), dtype)
 
     def features(self, teacher: str, *, mpp: float, dtype: str | None = None) -> pl.LazyFrame:
-        """One row per tile: where it is, and the embedding of one teacher (null if not run).
+        """Return one row per tile: its place, and one teacher's embedding (null if not run).
 
         Args:
             teacher: whose.
@@ -206,16 +206,16 @@ class Lake:
         return as_type(frame, self.teachers(mpp=mpp), dtype)
 
     def annotations(self) -> dict[str, Annotation]:
-        """Users' own columns of tiles, slides and patients, by name."""
-        found = registry.tables_of(self.table(SLIDES))
+        """Return users' own columns of tiles, slides and patients, by name."""
+        annotations = registry.tables_of(self.table(SLIDES))
         for mpp in self.config.mpps:
             schema = self.table(features_table(mpp)).schema
-            for name, one in registry.columns_of(schema, mpp).items():
-                found[name] = found[name].at(mpp) if name in found else one
-        return dict(sorted(found.items()))
+            for name, annotation in registry.columns_of(schema, mpp).items():
+                annotations[name] = annotations[name].at(mpp) if name in annotations else annotation
+        return dict(sorted(annotations.items()))
 
     def annotation(self, name: str) -> pl.LazyFrame:
-        """A user's table as it is in the lake: its keys and its columns under their own names.
+        """Return a user's table as the lake holds it: its keys, and its columns by their own names.
 
         A table of tiles has `tile_id`, `slide_id`, `x`, `y` and `mpp`, and the tiles that have a
         value.
@@ -223,26 +223,26 @@ class Lake:
         Raises:
             LakeError: there is no annotation of this name.
         """
-        known = self.annotations()
-        if name not in known:
-            close = difflib.get_close_matches(name, known, n=1)
+        annotations = self.annotations()
+        if name not in annotations:
+            close = difflib.get_close_matches(name, annotations, n=1)
             hint = f"; did you mean '{close[0]}'?" if close else ""
-            there = ", ".join(known) or "none; slidelake annotate makes them"
-            msg = f"{self.uri} has no annotation '{name}'; there are: {there}{hint}"
+            names = ", ".join(annotations) or "none; slidelake annotate makes them"
+            msg = f"{self.uri} has no annotation '{name}'; there are: {names}{hint}"
             raise LakeError(msg)
-        one = known[name]
-        theirs = {column: value for value, column in one.columns.items()}
+        one = annotations[name]
+        user_names = {column: value for value, column in one.columns.items()}
         if one.level != TILE:
-            frame = scan(functools.partial(self.table, str(one.path)), [one.key, *theirs])
-            return frame.rename(theirs)
+            frame = scan(functools.partial(self.table, str(one.path)), [one.key, *user_names])
+            return frame.rename(user_names)
         return pl.concat([self._annotated(one, mpp) for mpp in one.mpps])
 
-    def _annotated(self, one: Annotation, mpp: float) -> pl.LazyFrame:
-        there = self.tiles(mpp=mpp)
-        names = [pl.col(column).alias(value) for value, column in one.columns.items()]
-        some = pl.any_horizontal(pl.col(list(one.columns.values())).is_not_null())
+    def _annotated(self, annotation: Annotation, mpp: float) -> pl.LazyFrame:
+        tiles = self.tiles(mpp=mpp)
+        names = [pl.col(column).alias(value) for value, column in annotation.columns.items()]
+        some = pl.any_horizontal(pl.col(list(annotation.columns.values())).is_not_null())
         keys = [pl.col("tile_id", "slide_id", "x", "y"), pl.lit(mpp).alias("mpp")]
-        return there.filter(some).select(*keys, *names)
+        return tiles.filter(some).select(*keys, *names)
 
     # ------------------------------------------------------------------ what is there
 
@@ -313,9 +313,8 @@ class Lake:
         """Numbers of slides, by the index on `slide_id`; unknown ones are left out."""
         if not slide_ids:
             return []
-        quoted = ", ".join("'" + name.replace("'", "''") + "'" for name in slide_ids)
         with reading(self.store, f"table {SLIDES} can't be read"):
-            where = f"slide_id IN ({quoted})"
+            where = among_names(slide_ids)
             table = self.table(SLIDES).to_table(columns=["slide"], filter=where)
         numbers: list[int] = table["slide"].to_pylist()
         return numbers
@@ -347,22 +346,30 @@ class Lake:
             "slides": {"ready": 0, "failed": 0, **states},
             "tiles": {mpp_name(mpp): of[mpp, None] for mpp in self.config.mpps},
             "features": features,
-            "annotations": [self._about(one) for one in self.annotations().values()],
+            "annotations": [
+                self._annotation_info(annotation) for annotation in self.annotations().values()
+            ],
             "other_columns": self._other_columns(),
             "snapshots": self.snapshots(),
         }
 
-    def _about(self, one: Annotation) -> dict[str, Any]:
-        """An annotation for people: its columns as they are called in queries, with their types."""
-        names = one.columns.items()
+    def _annotation_info(self, annotation: Annotation) -> dict[str, Any]:
+        """Return an annotation as `info` shows it: columns by their query names, with types."""
+        names = annotation.columns.items()
         columns = {
-            column if one.level == TILE else value: one.types[value] for value, column in names
+            column if annotation.level == TILE else value: annotation.types[value]
+            for value, column in names
         }
-        about = {"name": one.name, "level": one.level, "rows": one.rows, "columns": columns}
-        return {**about, "mpps": list(one.mpps), "source": one.source}
+        info = {
+            "name": annotation.name,
+            "level": annotation.level,
+            "rows": annotation.rows,
+            "columns": columns,
+        }
+        return {**info, "mpps": list(annotation.mpps), "source": annotation.source}
 
     def _other_columns(self) -> list[dict[str, Any]]:
-        """Columns of the features tables that are of no teacher and no annotation of ours."""
+        """Return the columns of the features tables that belong to no teacher and no annotation."""
         return [
             {"column": field.name, "mpp": mpp, "type": str(field.type)}
             for mpp in self.config.mpps
@@ -391,7 +398,7 @@ class Lake:
         return read_bag(self.row_reader(mpp=mpp), selection, names, self.first_reads)
 
     def _bag_place(self, slide_id: str, teachers: Sequence[str], mpp: float) -> Selection:
-        """Where the rows of a slide with features of all teachers are, and what they sum to."""
+        """Return where a slide's rows with features of all teachers lie, and their checksums."""
         named = ", ".join(f"'{name}'" for name in teachers)
         rows = self._catalog_of(f"(teacher IS NULL OR teacher IN ({named}))", mpp, [slide_id])
         tiles = rows.filter(pl.col("teacher").is_null())
@@ -571,9 +578,8 @@ class Lake:
 
     def pictures(self, slide_id: str) -> dict[str, bytes | None]:
         """A slide's `thumbnail` (JPEG) and `tissue_mask` (PNG of the same size)."""
-        quoted = slide_id.replace("'", "''")
         with reading(self.store, f"pictures of slide {slide_id} can't be read"):
-            where = f"slide_id = '{quoted}'"
+            where = among_names([slide_id])
             table = self.table(SLIDES).to_table(columns=list(PICTURES), filter=where)
         if table.num_rows != 1:
             msg = f"slide '{slide_id}' is not in {self.uri}"

@@ -6,7 +6,7 @@ finishes what was begun, or takes it back (`lance_groups`), before it does anyth
 """
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Self
 
 import pyarrow as pa
@@ -19,7 +19,7 @@ from featurestore.cuts import Row, SlideCut, fragment_groups
 from featurestore.errors import IdentityError
 from featurestore.lance_columns import ColumnFile
 from featurestore.lance_groups import Group, is_half_done, tails, undo
-from featurestore.lance_ledger import Change, Ledger
+from featurestore.lance_ledger import Change, Ledger, among_names
 from featurestore.lance_tables import add_missing_columns, commit_transaction, open_table
 from featurestore.lock import commit_lock
 from featurestore.schema import (
@@ -144,7 +144,7 @@ class Committer:
         wanted = set(slide_ids)
         if not wanted:
             return {}
-        where = f"slide_id IN ({_quoted(wanted)})" if len(wanted) <= FEW_SLIDES else None
+        where = among_names(wanted) if len(wanted) <= FEW_SLIDES else None
         slides = open_table(self.store, SLIDES)
         names = [name for name in KNOWN if name in slides.schema.names]
         table = slides.to_table(columns=names, filter=where)
@@ -165,8 +165,8 @@ class Committer:
         names = list(facts)
         with self.exclusive():
             for start in range(0, len(names), ROWS_AT_ONCE):
-                quoted = _quoted(names[start : start + ROWS_AT_ONCE])
-                table = open_table(self.store, SLIDES).to_table(filter=f"slide_id IN ({quoted})")
+                where = among_names(names[start : start + ROWS_AT_ONCE])
+                table = open_table(self.store, SLIDES).to_table(filter=where)
                 self._put_slides([{**row, **facts[row["slide_id"]]} for row in table.to_pylist()])
             self.apply([])
 
@@ -325,10 +325,6 @@ def _as_known(row: Row, known: Row) -> Row:
         **{key: known.get(key) for key in ("slide", "state", "reason")},
         **{f"known_{key}": known.get(key) for key in FACTS},
     }
-
-
-def _quoted(names: Iterable[str]) -> str:
-    return ", ".join("'" + name.replace("'", "''") + "'" for name in names)
 
 
 def _shard(cut: SlideCut, mpp: float) -> tuple[str | None, int | None]:

@@ -65,7 +65,7 @@ def mergeable(lake: Lake, *, rows: int = ROWS_PER_FRAGMENT) -> tuple[int, int]:
 
 
 def _groups(table: lance.LanceDataset, rows: int) -> Iterator[list[int]]:
-    """Ids of neighbouring fragments to merge."""
+    """Yield the ids of neighbouring fragments to merge."""
     group: list[int] = []
     ids = field_ids(table)
     # A missing value of an annotation takes a few bytes, a missing embedding its whole width.
@@ -73,12 +73,12 @@ def _groups(table: lance.LanceDataset, rows: int) -> Iterator[list[int]]:
     size, kind = 0, None
     for fragment in table.get_fragments():
         live = fragment.metadata.num_rows
-        there = _fields(fragment) & wide
-        if group and (there != kind or size + live > rows):
+        columns = _fields(fragment) & wide
+        if group and (columns != kind or size + live > rows):
             if _worth(table, group):
                 yield group
             group, size = [], 0
-        kind = there
+        kind = columns
         group.append(fragment.fragment_id)
         size += live
     if _worth(table, group):
@@ -94,7 +94,7 @@ def _fields(fragment: lance.LanceFragment) -> frozenset[int]:
 
 
 def _ids_below(field: Any) -> set[int]:  # noqa: ANN401 - Lance's field, untyped
-    """Ids of a column and of all within it: of a list or a struct the files name only these."""
+    """Return the ids of a column and of the fields within it: files name the innermost only."""
     return {field.id()}.union(*(_ids_below(child) for child in field.children()))
 
 
@@ -103,9 +103,11 @@ def _merge(committer: Committer, mpp: float, group: Sequence[int]) -> None:
     with committer.exclusive():
         table = open_table(store, rel)
         fragments = [table.get_fragment(number) for number in group]
-        there = frozenset[int]().union(*(_fields(fragment) for fragment in fragments))
+        written_fields = frozenset[int]().union(*(_fields(fragment) for fragment in fragments))
         fields = table.lance_schema.fields()
-        names = [f.name() for f in fields if _ids_below(f) & there or f.name() in TILE_COLUMNS]
+        names = [
+            f.name() for f in fields if _ids_below(f) & written_fields or f.name() in TILE_COLUMNS
+        ]
         reader = table.scanner(
             columns=names, fragments=fragments, scan_in_order=True, batch_size=1024
         ).to_reader()

@@ -13,7 +13,7 @@ BATCH_ROWS = 16_384
 
 @dataclass(kw_only=True)
 class TileCounts:
-    """What the catalog of a lake adds up to.
+    """Totals of a lake's catalog.
 
     Attributes:
         tiles: by mpp and teacher; None stands for the tiles themselves.
@@ -25,7 +25,7 @@ class TileCounts:
 
 
 def count_tiles(catalog: lance.LanceDataset) -> TileCounts:
-    """Add up a catalog."""
+    """Add up the tiles and shard bytes of a catalog."""
     counts = TileCounts()
     columns = ["mpp", "teacher", "tiles", "shard_bytes"]
     for batch in catalog.to_batches(columns=columns, batch_size=BATCH_ROWS):
@@ -38,7 +38,7 @@ def count_tiles(catalog: lance.LanceDataset) -> TileCounts:
 
 
 def count_states(slides: lance.LanceDataset) -> dict[str, int]:
-    """Count the slides of a lake by their state; those that were dropped are none."""
+    """Count the slides of a lake by their state; dropped slides are not counted."""
     states: Counter[str] = Counter()
     for batch in slides.to_batches(columns=["state"], batch_size=BATCH_ROWS):
         states.update(batch["state"].to_pylist())

@@ -33,7 +33,7 @@ FEW_SLIDES = 2000  # beyond this the catalog is read whole
 
 @dataclass(frozen=True, kw_only=True)
 class Work:
-    """What the steps of an edit work with.
+    """The ledger, the lock's check and the group of commits that the steps of an edit use.
 
     Attributes:
         ledger: of the lake, whose lock is held.
@@ -60,7 +60,7 @@ class Edit:
 
     @property
     def text(self) -> str:
-        """What it is, in one line."""
+        """Return the description of the edit as one line of JSON."""
         return json.dumps(dict(self.about), sort_keys=True)
 
 
@@ -113,7 +113,7 @@ def drop_slides(slides: Mapping[int, str]) -> Edit:
 
 
 def dropped_id(number: int, slide_id: str) -> str:
-    """What the row of a dropped slide is called, so that its name is free again."""
+    """Return the name of a dropped slide's row, which leaves the slide's own name free again."""
     return f"{DROPPED}:{number}:{slide_id}"
 
 
@@ -121,18 +121,18 @@ def rename_slide(number: int, old: str, new: str) -> Edit:
     """Give a slide another name in its row, its tiles' rows, the catalog and the annotations."""
 
     def steps(work: Work) -> Iterator[Change]:
-        ledger, here = work.ledger, among([number])
+        ledger, of_slide = work.ledger, among([number])
         for mpp in ledger.config.mpps:
-            rows = ledger.rows(f"mpp = {mpp} AND {here}")
+            rows = ledger.rows(f"mpp = {mpp} AND {of_slide}")
             for fragment in sorted({row["fragment"] for row in rows} - {-1}):
                 work.check()
                 _name_rows(ledger, mpp, fragment, number, new)
             if rows:
                 renamed = [{**row, "slide_id": new} for row in rows]
-                yield Change(drop=f"mpp = {mpp} AND {here}", add=renamed)
-        there = open_table(ledger.store, SLIDES).to_table(filter=here).to_pylist()
+                yield Change(drop=f"mpp = {mpp} AND {of_slide}", add=renamed)
+        slide_rows = open_table(ledger.store, SLIDES).to_table(filter=of_slide).to_pylist()
         work.check()
-        _put_by_number(ledger, [{**row, "slide_id": new} for row in there])
+        _put_by_number(ledger, [{**row, "slide_id": new} for row in slide_rows])
         registry.rename_slide(ledger.store, old, new, work.check)
 
     return Edit(about={"rename slide": [old, new]}, steps=steps)
@@ -227,9 +227,9 @@ def rename_columns(columns: Mapping[str, str], *, annotation: str | None = None)
         for mpp in work.ledger.config.mpps:
             for old, new in columns.items():
                 _rename_column(work, mpp, old, new, annotation)
-                what = f"mpp = {mpp} AND teacher = '{old}'"
-                if rows := work.ledger.rows(what):
-                    yield Change(drop=what, add=[{**row, "teacher": new} for row in rows])
+                of_column = f"mpp = {mpp} AND teacher = '{old}'"
+                if rows := work.ledger.rows(of_column):
+                    yield Change(drop=of_column, add=[{**row, "teacher": new} for row in rows])
 
     return Edit(about={"rename columns": dict(columns)}, steps=steps)
 
@@ -256,11 +256,13 @@ def drop_annotations(names: Sequence[str], columns: Sequence[str]) -> Edit:
 
     def steps(work: Work) -> Iterator[Change]:
         yield from drop_columns(columns).steps(work)
-        there = registry.tables_of(open_table(work.ledger.store, SLIDES))
-        left = {name: one for name, one in there.items() if name not in names}
-        if len(left) < len(there):
+        annotations = registry.tables_of(open_table(work.ledger.store, SLIDES))
+        remaining = {
+            name: annotation for name, annotation in annotations.items() if name not in names
+        }
+        if len(remaining) < len(annotations):
             work.check()
-            registry.put_tables(work.ledger.store, left)
+            registry.put_tables(work.ledger.store, remaining)
 
     return Edit(about={"drop annotations": sorted(names)}, steps=steps)
 
@@ -321,7 +323,7 @@ def add_columns(name: str, columns: Sequence[NewColumn], instead_of: Sequence[st
 
 
 def _rows_of(ledger: Ledger, column: NewColumn) -> Iterator[Row]:
-    """Catalog rows of a new column, at the places of its tiles."""
+    """Yield the catalog rows of a new column, at the places of its tiles."""
     slides = list(column.crc32)
     if len(slides) <= FEW_SLIDES:
         tiles = ledger.tiles_rows(column.mpp, slides)

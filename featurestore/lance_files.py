@@ -22,9 +22,13 @@ def physical_column(
     Raises:
         DamageError: its file is gone or can't be read.
     """
-    wanted = next(field.id() for field in table.lance_schema.fields() if field.name() == column)
-    found = table.get_fragment(fragment)
-    files = [file for file in (found.metadata.files if found else ()) if wanted in file.fields]
+    field_id = next(field.id() for field in table.lance_schema.fields() if field.name() == column)
+    table_fragment = table.get_fragment(fragment)
+    files = [
+        file
+        for file in (table_fragment.metadata.files if table_fragment else ())
+        if field_id in file.fields
+    ]
     if not files:
         msg = f"{rel}, fragment {fragment}: no data file holds the column '{column}'"
         raise DamageError(msg)
@@ -36,14 +40,14 @@ def physical_column(
         )
         return reader.read_all().to_table()[column]
     except (OSError, ValueError, RuntimeError) as error:
-        if told := store.explained(error):
-            raise told from error
+        if explanation := store.explained(error):
+            raise explanation from error
         msg = f"{rel}, fragment {fragment}: {str(error).partition(chr(10))[0]}"
         raise DamageError(msg) from error
 
 
 def write_column(store: Store, rel: str, field: pa.Field, values: pa.Array) -> str:
-    """Write one column of one fragment as a file that no version names yet; the file's name."""
+    """Write one column of one fragment as a file that no version names yet; return its name."""
     path = f"{uuid.uuid4()}.lance"
     schema = pa.schema([field])
     writer = LanceFileWriter(
@@ -77,8 +81,8 @@ def put_files(store: Store, rel: str, files: Mapping[int, str]) -> None:
         try:
             file = lance.fragment.DataFile.create(table, path)
         except (OSError, ValueError) as error:
-            if told := store.explained(error):
-                raise told from error
+            if explanation := store.explained(error):
+                raise explanation from error
             msg = f"{rel}: {path} of fragment {fragment} can't be read: {error}"
             raise DamageError(msg) from error
         groups.append(LanceOperation.DataReplacementGroup(fragment, file))

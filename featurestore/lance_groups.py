@@ -29,9 +29,9 @@ class Group:
     """Marks the commits of one piece of work, in their order, and gathers their changes.
 
     Attributes:
-        name: another one for each piece of work.
-        parts: commits that were marked so far.
-        changes: what the catalog has to be changed by, once the last commit is made.
+        name: unique to this piece of work.
+        parts: number of commits marked so far.
+        changes: changes that the catalog needs once the last commit is made.
     """
 
     name: str = field(default_factory=lambda: uuid.uuid4().hex)
@@ -40,7 +40,7 @@ class Group:
     _loose: list[Change] = field(default_factory=list)
 
     def part(self, change: Change, *, last: bool = False) -> dict[str, str]:
-        """Properties of the next commit, which carries a change."""
+        """Return the properties of the next commit, which carries a change."""
         self.parts += 1
         mark = {"name": self.name, "part": self.parts, "last": last}
         return {**change.properties(), GROUP_KEY: json.dumps(mark)}
@@ -51,7 +51,7 @@ class Group:
         self.changes.append(change)
 
     def last(self) -> dict[str, str]:
-        """Properties of the last commit, with the changes that have no commit of their own."""
+        """Return the properties of the last commit, with changes without a commit of their own."""
         drops = [f"({change.drop})" for change in self._loose if change.drop]
         rows = [row for change in self._loose for row in change.add]
         return self.part(Change(add=rows, drop=" OR ".join(drops) or None), last=True)
@@ -79,8 +79,8 @@ class Tail:
         return bool(self.properties) and UNDO_KEY in self.properties[-1]
 
     def changes(self) -> Iterator[Change]:
-        """The changes of the catalog that these versions carry, but for those that were undone."""
-        undone = [at for at, found in enumerate(self.properties) if UNDO_KEY in found]
+        """Yield the catalog changes that these versions carry, but for those that were undone."""
+        undone = [at for at, properties in enumerate(self.properties) if UNDO_KEY in properties]
         first = undone[-1] + 1 if undone else 0
         for version in range(self.named + 1 + first, self.table.version + 1):
             if change := Change.of(self.table, version):
@@ -88,12 +88,12 @@ class Tail:
 
 
 def tails(store: Store) -> list[Tail]:
-    """The tables that have newer versions than the catalog names.
+    """Return the tables that have newer versions than the catalog names.
 
     Raises:
         DamageError: a table has lost the version that the catalog names.
     """
-    found = []
+    ahead = []
     for rel, named in root_versions(open_table(store, CATALOG)).items():
         table = open_table(store, rel)
         if table.version < named:
@@ -106,17 +106,17 @@ def tails(store: Store) -> list[Tail]:
         versions = range(named + 1, table.version + 1)
         properties = [properties_of(table, version) for version in versions]
         if properties:
-            found.append(Tail(rel=rel, named=named, table=table, properties=properties))
-    return found
+            ahead.append(Tail(rel=rel, named=named, table=table, properties=properties))
+    return ahead
 
 
-def is_half_done(found: Sequence[Tail]) -> bool:
+def is_half_done(ahead: Sequence[Tail]) -> bool:
     """Whether a group of commits was cut short, or its undoing was."""
-    if any(tail.undone for tail in found):
-        return not all(tail.undone for tail in found)
+    if any(tail.undone for tail in ahead):
+        return not all(tail.undone for tail in ahead)
     parts: dict[str, int] = {}
     whole: dict[str, int] = {}
-    for properties in (each for tail in found for each in tail.properties):
+    for properties in (each for tail in ahead for each in tail.properties):
         if text := properties.get(GROUP_KEY):
             mark = json.loads(text)
             parts[mark["name"]] = parts.get(mark["name"], 0) + 1

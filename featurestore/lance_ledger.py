@@ -6,7 +6,7 @@ catalog that follows from it, so a kill between the two loses nothing: the next 
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -101,9 +101,9 @@ def root_versions(catalog: lance.LanceDataset) -> dict[str, int]:
 
 
 def lake_versions(catalog: lance.LanceDataset) -> list[int]:
-    """Versions of a lake: those of its catalog that name the versions of the other tables."""
-    found = [int(entry["version"]) for entry in catalog.versions()]
-    return [version for version in found if VERSIONS_KEY in properties_of(catalog, version)]
+    """Return a lake's versions: those of its catalog that name the versions of the other tables."""
+    versions = [int(entry["version"]) for entry in catalog.versions()]
+    return [version for version in versions if VERSIONS_KEY in properties_of(catalog, version)]
 
 
 def versions_property(store: Store, config: LakeConfig) -> dict[str, str]:
@@ -143,7 +143,7 @@ class Ledger:
         return self.rows(f"mpp = {mpp} AND fragment = {fragment}")
 
     def rows(self, where: str) -> list[Row]:
-        """Rows for which a Lance filter holds, in the order of their fragments."""
+        """Return the catalog rows that pass a Lance filter, in the order of their fragments."""
         table = open_table(self.store, CATALOG).to_table(filter=where)
         rows: list[Row] = table.to_pylist()
         return sorted(rows, key=lambda row: (row["fragment"], row["row_start"]))
@@ -212,8 +212,18 @@ class Ledger:
 
 
 def among(slides: Sequence[int]) -> str:
-    """A Lance filter of rows of these slide numbers; answered by the index on `slide`."""
+    """Return a Lance filter of rows of these slide numbers; answered by the index on `slide`."""
     return f"slide IN ({', '.join(str(slide) for slide in sorted(set(slides)))})"
+
+
+def among_names(slide_ids: Iterable[str]) -> str:
+    """Return a Lance filter of rows of slides by name; answered by the index on `slide_id`.
+
+    >>> among_names(["a", "it's"])
+    "slide_id IN ('a', 'it''s')"
+    """
+    quoted = ", ".join("'" + name.replace("'", "''") + "'" for name in slide_ids)
+    return f"slide_id IN ({quoted})"
 
 
 def _key(row: Row) -> tuple[int, float, str | None]:

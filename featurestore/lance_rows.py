@@ -136,7 +136,7 @@ class _Reader:
 
 
 def _leaves(kind: pa.DataType) -> int:
-    """How many of the fields that a data file names are of a column of this type."""
+    """Return how many of the fields that a data file names belong to a column of this type."""
     if pa.types.is_struct(kind):
         return sum(_leaves(field.type) for field in kind)
     if pa.types.is_list(kind) or pa.types.is_large_list(kind):
@@ -184,7 +184,7 @@ class RowReader:
                     self._fill_teacher(fragment, teacher, part, array)
 
     def tiles(self, fragment: int, start: int, rows: int) -> pa.Table:
-        """All columns of tiles of some rows of a fragment, no teacher's; errors are Lance's own."""
+        """Return the tile columns of some rows of a fragment; errors are Lance's own."""
         wanted = np.arange(start, start + rows)
         by_file: dict[str, list[str]] = {}
         for name in TILE_COLUMNS:  # `slide_id` of a slide that was renamed has a file of its own
@@ -194,10 +194,10 @@ class RowReader:
         return pa.table({name: columns[name] for name in TILE_COLUMNS})
 
     def features(self, fragment: int, start: int, rows: int, teacher: str) -> Float16Array:
-        """A teacher's features [N, D] of some rows of a fragment; errors are Lance's own."""
+        """Return a teacher's features [N, D] of some rows of a fragment; errors are Lance's own."""
         array = np.empty((rows, self._dim(teacher)), np.float16)
-        one = _Part(np.array([start]), np.array([rows]), np.array([0]))
-        self._fill_teacher(fragment, teacher, one, array)
+        part = _Part(np.array([start]), np.array([rows]), np.array([0]))
+        self._fill_teacher(fragment, teacher, part, array)
         return array
 
     def _dim(self, teacher: str) -> int:
@@ -292,7 +292,7 @@ def matrix(column: Any) -> Float16Array:  # noqa: ANN401 - an Arrow array, untyp
 
 
 def column_crc32(table: pa.Table, column: str) -> int:
-    """Checksum of a slide's features, or of its tiles' values of an annotation.
+    """Return the checksum of a slide's features, or of its tiles' values of an annotation.
 
     Raises:
         DamageError: a row has no features.

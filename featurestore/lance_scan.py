@@ -55,7 +55,7 @@ def scan(open_table: Callable[[], lance.LanceDataset], columns: Sequence[str]) -
 
 
 def as_type(frame: pl.LazyFrame, dims: Mapping[str, int], dtype: str | None) -> pl.LazyFrame:
-    """A frame with features of another type than float16, in which they are stored.
+    """Return a frame whose features have another type than float16, as which they are stored.
 
     Args:
         frame: with columns of some of the teachers.

@@ -40,8 +40,8 @@ def open_table(store: Store, rel: str, version: int | None = None) -> lance.Lanc
     except (KeyboardInterrupt, SystemExit, MemoryError):
         raise
     except BaseException as error:  # a panic in Rust is no Exception
-        if told := store.explained(error):
-            raise told from error
+        if explanation := store.explained(error):
+            raise explanation from error
         first = reason_of(error)
         if version is not None and store.exists(rel):
             msg = f"{store.url(rel)} has no version {version}: {first}"

@@ -92,9 +92,9 @@ def free_old_versions(
     try:
         with _alone(lake):
             catalog = open_table(lake.store, CATALOG)
-            known = lake_versions(catalog)
-            old = _old(catalog, known, keep, days)
-            recent = [version for version in known if version not in old]
+            lake_numbers = lake_versions(catalog)
+            old = _old(catalog, lake_numbers, keep, days)
+            recent = [version for version in lake_numbers if version not in old]
             done = Vacuumed(kept=kept_versions(lake, recent))
             for rel, versions in _needed(lake, catalog, done.kept).items():
                 if _unneeded(table := open_table(lake.store, rel), versions):
@@ -106,7 +106,7 @@ def free_old_versions(
 
 
 def _old(catalog: lance.LanceDataset, versions: Sequence[int], keep: int, days: float) -> set[int]:
-    """Those of the versions that are neither among the newest nor young."""
+    """Return the versions that are neither among the newest nor young."""
     since = dt.datetime.now() - dt.timedelta(days=days)  # Lance gives local times
     written = {int(entry["version"]): entry["timestamp"] for entry in catalog.versions()}
     return {version for version in versions[: -max(1, keep)] if written[version] < since}
@@ -129,10 +129,10 @@ def _alone(lake: Lake) -> Iterator[None]:
 
 
 def kept_versions(lake: Lake, recent: Sequence[int]) -> list[int]:
-    """Recent versions, snapshots, what runs were made from, and what `verify` last found whole."""
-    there = set(lake_versions(open_table(lake.store, CATALOG)))
+    """Return recent versions, snapshots, what runs read, and what `verify` last found whole."""
+    existing = set(lake_versions(open_table(lake.store, CATALOG)))
     named = {*_named_versions(lake), *lake.snapshots().values(), last_verified(lake.store)}
-    return sorted({*recent, *(version for version in named if version in there)})
+    return sorted({*recent, *(version for version in named if version in existing)})
 
 
 def _named_versions(lake: Lake) -> Iterator[int]:
@@ -157,7 +157,7 @@ def _json(lake: Lake, path: str) -> Any:  # noqa: ANN401 - JSON is what it is
 
 
 def _needed(lake: Lake, catalog: lance.LanceDataset, kept: Sequence[int]) -> dict[str, set[int]]:
-    """Versions of every table that the kept versions of the lake read.
+    """Return the versions of every table that the kept versions of the lake read.
 
     From the version that the catalog names on all stay: what they carry may not be finished.
     """
@@ -194,7 +194,7 @@ def _clean(table: lance.LanceDataset, needed: set[int], done: Vacuumed, *, dry_r
 
 
 def named_shards(lake: Lake, catalog_versions: set[int]) -> set[str]:
-    """Paths of the shards that versions of the catalog name, and of their indexes."""
+    """Return the paths of the shards that versions of the catalog name, and of their indexes."""
     names: set[str] = set()
     for version in catalog_versions:
         table = open_table(lake.store, CATALOG, version).to_table(

@@ -10,6 +10,7 @@ from featurestore.errors import BucketError, LakeError
 from featurestore.first_reads import FIRST_READ, Check, known_check
 from featurestore.keep.lake_settings import is_lake, read_settings
 from featurestore.keep.lance_roots import record_roots
+from featurestore.keep.roots import LAKE_FILE
 from featurestore.lake import Lake
 from featurestore.lance_ledger import lake_versions, versions_property
 from featurestore.lance_tables import create_table, make_index
@@ -17,6 +18,7 @@ from featurestore.lock import commit_lock
 from featurestore.schema import (
     CATALOG,
     CATALOG_SCHEMA,
+    INDEX_COLUMNS,
     SLIDES,
     SLIDES_SCHEMA,
     features_table,
@@ -54,15 +56,15 @@ def open_lake(
     if version is None or isinstance(version, int) or version.isdecimal():
         number = None if version is None else int(version)
         return _at_number(store, config, number, check)
-    known = Lake(store, config).snapshots()
-    if version not in known:
-        msg = f"{store.uri} has no snapshot '{version}'; it has: {', '.join(known) or 'none'}"
+    snapshots = Lake(store, config).snapshots()
+    if version not in snapshots:
+        msg = f"{store.uri} has no snapshot '{version}'; it has: {', '.join(snapshots) or 'none'}"
         raise LakeError(msg)
-    return _at_number(store, config, known[version], check)
+    return _at_number(store, config, snapshots[version], check)
 
 
 def _at_number(store: Store, config: LakeConfig, version: int | None, check: Check | None) -> Lake:
-    """A lake at a version, for which the newest one need not be readable."""
+    """Open a lake at a version, for which the newest one need not be readable."""
     try:
         return Lake(store, config, version, check)
     except LakeError as error:
@@ -81,12 +83,12 @@ def _at_number(store: Store, config: LakeConfig, version: int | None, check: Che
 
 
 def _kept(lake: Lake) -> set[int]:
-    """Numbers of the versions of a lake's catalog; those of work on an index name no others."""
+    """Return all versions of a lake's catalog, also those of work on an index alone."""
     return {int(entry["version"]) for entry in lake.table(CATALOG).versions()}
 
 
 def ranges(versions: Sequence[int], names: Mapping[int, str]) -> str:
-    """Versions in words, neighbours as a range.
+    """Return version numbers as text, neighbours as a range.
 
     Args:
         versions: numbers, rising.
@@ -112,8 +114,8 @@ def settings_for(uri: str | os.PathLike[str], **given: Any) -> LakeConfig:  # no
     Settings given as None are not given. `create_lake` refuses others than an existing lake's.
     """
     store = Store(uri)
-    known = open_lake(uri).config if is_lake(store) else LakeConfig()
-    return replace(known, **{name: value for name, value in given.items() if value is not None})
+    settings = open_lake(uri).config if is_lake(store) else LakeConfig()
+    return replace(settings, **{name: value for name, value in given.items() if value is not None})
 
 
 def create_lake(uri: str | os.PathLike[str], config: LakeConfig) -> Lake:
@@ -129,7 +131,7 @@ def create_lake(uri: str | os.PathLike[str], config: LakeConfig) -> Lake:
             if not is_lake(store):
                 _make_tables(store, config)
                 # Last: until it is there this is no lake, and making it can start again.
-                store.write_bytes("lake.json", config.to_json())
+                store.write_bytes(LAKE_FILE, config.to_json())
                 record_roots(store, config, new=True)
     return _same_settings(open_lake(uri), config)
 
@@ -138,9 +140,9 @@ def _make_tables(store: Store, config: LakeConfig) -> None:
     create_table(store, SLIDES, SLIDES_SCHEMA, {})
     for mpp in config.mpps:
         create_table(store, features_table(mpp), tiles_schema(mpp, config.tile_px), {})
-    make_index(store, SLIDES, "slide_id")
+    make_index(store, SLIDES, INDEX_COLUMNS[SLIDES])
     create_table(store, CATALOG, CATALOG_SCHEMA, versions_property(store, config))
-    make_index(store, CATALOG, "slide")
+    make_index(store, CATALOG, INDEX_COLUMNS[CATALOG])
 
 
 def _same_settings(lake: Lake, config: LakeConfig) -> Lake:

@@ -28,7 +28,7 @@ MISSING = re.compile(r"""(column|relation|table)[\w ]* ['"]([^'"]+)['"]""")
 
 
 def tables(lake: Lake, own: Mapping[str, pl.DataFrame] | None = None) -> dict[str, pl.LazyFrame]:
-    """The frames that SQL sees.
+    """Return the tables that a query can name, as frames.
 
     They are `slides`, `catalog`, `tiles_mpp0_5` and so on per mpp, each annotation of slides or
     patients, and users' own.
@@ -43,8 +43,8 @@ def tables(lake: Lake, own: Mapping[str, pl.DataFrame] | None = None) -> dict[st
     frames = {"slides": lake.slides(), "catalog": lake.catalog()}
     for mpp in lake.config.mpps:
         frames[f"tiles_mpp{mpp_name(mpp).replace('.', '_')}"] = lake.tiles(mpp=mpp)
-    for name, one in lake.annotations().items():
-        if one.level != TILE:  # those of tiles are columns of theirs
+    for name, annotation in lake.annotations().items():
+        if annotation.level != TILE:  # those of tiles are columns of theirs
             frames[name] = lake.annotation(name)
     for name, frame in (own or {}).items():
         if name.lower() in {taken.lower() for taken in frames} or not TABLE_NAME.fullmatch(name):

@@ -1,9 +1,8 @@
 """What an error of a read means, in one line: damage of what is stored, or no access to it now.
 
 Lance raises OSError, ValueError, RuntimeError and more, with paths of its own source in the text,
-and a panic in Rust is no Exception at all. Here alone is it decided what of that is damage. A file
-that is gone is; a full table of descriptors, a broken disk or missing rights say nothing of what is
-stored.
+and a panic in Rust is no Exception at all. This module alone decides which of these are damage.
+A lost file is; a full table of descriptors, a broken disk or missing rights are not.
 """
 
 import errno
@@ -25,21 +24,21 @@ LONGEST = 200
 
 
 class Explaining(Protocol):
-    """What explains the errors of the place where a lake is: a `Store`."""
+    """A `Store`, or any other object that explains the errors of a lake's storage."""
 
     def explained(self, error: BaseException) -> LakeError | None:
-        """The error that is no damage; None if it is."""
+        """Return the error to raise if it says nothing of what is stored; None if it is damage."""
 
 
 def no_access(error: BaseException) -> AccessError | None:
-    """The error of a local file system that says nothing of what is stored; None if it is damage.
+    """Return the AccessError for an error of a local file system; None if it is damage.
 
     >>> no_access(OSError(errno.ENOENT, "gone")), no_access(OSError(errno.EMFILE, ""))
-    (None, AccessError('it can't be read or written now: Too many open files'))
+    (None, AccessError("it can't be read or written now: Too many open files"))
     """
-    for one in causes(error):
-        number = one.errno if isinstance(one, OSError) else None
-        if number is None and (match := LANCE_NUMBER.search(str(one))):
+    for cause in causes(error):
+        number = cause.errno if isinstance(cause, OSError) else None
+        if number is None and (match := LANCE_NUMBER.search(str(cause))):
             number = int(match[1])
         if number is not None:
             if number in OF_DAMAGE:
@@ -49,7 +48,7 @@ def no_access(error: BaseException) -> AccessError | None:
 
 
 def reason_of(error: BaseException) -> str:
-    r"""The text of an error in one line, without the places in Lance's source.
+    r"""Return the text of an error in one line, without places in Lance's source.
 
     >>> reason_of(ValueError("bad page, /rust/x-1.0/src/y.rs:12:3\nand more"))
     'bad page'
@@ -59,13 +58,13 @@ def reason_of(error: BaseException) -> str:
 
 
 class LakeUri:
-    """Explains errors of whatever is at a URI, for those who have no `Store` at hand."""
+    """Explains errors of files at a URI, where there is no `Store` at hand."""
 
     def __init__(self, uri: str) -> None:
         self._uri = uri
 
     def explained(self, error: BaseException) -> LakeError | None:
-        """The error that is no damage; None if it is."""
+        """Return the error to raise if it says nothing of what is stored; None if it is damage."""
         local = "://" not in self._uri or self._uri.startswith("file://")
         return no_access(error) if local else explain(error, self._uri)
 
@@ -78,11 +77,15 @@ def is_of_lance(error: BaseException) -> bool:
 
 
 def meaning_of(error: BaseException, store: Explaining, what: str) -> LakeError:
-    """The error of the lake that an error of a read stands for; it names what was read."""
+    """Return the LakeError that an error of a read stands for; it names what was read."""
     if isinstance(error, AccessError):
         return error
-    if (told := store.explained(error)) is not None:
-        return type(told)(f"{what}: {told}") if isinstance(told, AccessError) else told
+    if (explanation := store.explained(error)) is not None:
+        return (
+            type(explanation)(f"{what}: {explanation}")
+            if isinstance(explanation, AccessError)
+            else explanation
+        )
     if isinstance(error, LakeError) and not isinstance(error, DamageError):
         return error
     text = str(error) if isinstance(error, LakeError) else reason_of(error)
@@ -95,7 +98,7 @@ def reading(store: Explaining, what: str) -> Iterator[None]:
 
     Args:
         store: the lake's files.
-        what: is read, for people.
+        what: name of what is read, for messages.
 
     Raises:
         DamageError: what is stored is not what was written.

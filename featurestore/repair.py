@@ -38,11 +38,13 @@ from featurestore.shard_index import rebuild_index
 
 #: Above this share of the rows of a lake nothing is dropped without being told to.
 FREELY = 0.1
+#: A commit of a repair makes so many slides pending.
+SLIDES_AT_ONCE = 1000
 
 
 @dataclass(frozen=True, kw_only=True)
 class Step:
-    """One thing that a repair does.
+    """One step of a repair.
 
     Attributes:
         what: for people: what is dropped, made again or marked.
@@ -57,7 +59,7 @@ class Step:
 
 @dataclass(kw_only=True)
 class Plan:
-    """What a repair will do, in its order, and what it will leave.
+    """The steps of a repair in their order, and the damage that it leaves.
 
     Attributes:
         steps: to be done.
@@ -127,7 +129,7 @@ def way_back(uri: str, verdict: Verdict) -> str:
 
 
 def _worth(by_part: dict[str, list[Damage]], part: str) -> list[Damage]:
-    """Damage of a part, without what goes with its tiles anyhow."""
+    """Return the damage of a part, without what is dropped with its tiles anyhow."""
     gone = {(damage.number, damage.mpp) for damage in by_part.get(TILES, [])}
     damage = by_part.get(part, [])
     return [one for one in damage if part == TILES or (one.number, one.mpp) not in gone]
@@ -149,7 +151,7 @@ def _grouped(damage: Sequence[Damage], *names: str) -> dict[tuple[Any, ...], lis
 
 
 def _rows_of(lake: Lake, damage: Sequence[Damage], *, teacher: str | None = None) -> int:
-    """Rows of tiles and of all features of the slides that are named, or of one teacher's."""
+    """Count the rows of tiles and of all features of the damaged slides, or of one teacher's."""
     numbers = sorted({one.number for one in damage})
     rows = lake.catalog().filter(pl.col("slide").is_in(numbers), pl.col("mpp") == damage[0].mpp)
     if teacher is not None:
@@ -275,9 +277,9 @@ def _drop_strays(lake: Lake, damage: Sequence[Damage], _: Repaired) -> None:
 
 def _drop_slides(lake: Lake, damage: Sequence[Damage], done: Repaired) -> None:
     for (mpp,), group in _grouped(damage, "mpp").items():
-        rows = _slides(lake, {one.number for one in group})
-        lake.committer.drop_slides(rows, [mpp])
-        done.slides += [row["slide_id"] for row in rows]
+        for rows in _slides(lake, {one.number for one in group}):
+            lake.committer.drop_slides(rows, [mpp])
+            done.slides += [row["slide_id"] for row in rows]
 
 
 def _empty_rows(lake: Lake, damage: Sequence[Damage], done: Repaired) -> None:
@@ -285,9 +287,9 @@ def _empty_rows(lake: Lake, damage: Sequence[Damage], done: Repaired) -> None:
 
 
 def _reopen(lake: Lake, damage: Sequence[Damage], done: Repaired) -> None:
-    rows = _slides(lake, {one.number for one in damage})
-    lake.committer.reopen(rows)
-    done.slides += [row["slide_id"] for row in rows]
+    for rows in _slides(lake, {one.number for one in damage}):
+        lake.committer.reopen(rows)
+        done.slides += [row["slide_id"] for row in rows]
 
 
 def _mend_shard_indexes(lake: Lake, damage: Sequence[Damage], done: Repaired) -> None:
@@ -305,8 +307,8 @@ def _mend_shard_indexes(lake: Lake, damage: Sequence[Damage], done: Repaired) ->
 
 def _drop_features(lake: Lake, damage: Sequence[Damage], done: Repaired) -> None:
     for (teacher, mpp), group in sorted(_grouped(damage, "teacher", "mpp").items()):
-        for (fragment,), here in _grouped(group, "fragment").items():
-            drop_features(lake, mpp, teacher, fragment, {one.number for one in here})
+        for (fragment,), fragment_damage in _grouped(group, "fragment").items():
+            drop_features(lake, mpp, teacher, fragment, {one.number for one in fragment_damage})
         done.columns.append((teacher, mpp, sorted({one.slide or "" for one in group})))
 
 
@@ -326,7 +328,10 @@ def _mpp(damage: Damage) -> float:
     return -1.0 if damage.mpp is None else damage.mpp
 
 
-def _slides(lake: Lake, numbers: set[int]) -> list[dict[str, Any]]:
-    where = f"slide IN ({', '.join(str(number) for number in sorted(numbers))})"
-    rows: list[dict[str, Any]] = lake.refreshed().table(SLIDES).to_table(filter=where).to_pylist()
-    return rows
+def _slides(lake: Lake, numbers: set[int]) -> Iterator[list[dict[str, Any]]]:
+    """Yield whole rows of slides, some at a time: with their pictures each has about 30 kB."""
+    ordered = sorted(numbers)
+    for start in range(0, len(ordered), SLIDES_AT_ONCE):
+        some = ordered[start : start + SLIDES_AT_ONCE]
+        where = f"slide IN ({', '.join(str(number) for number in some)})"
+        yield lake.refreshed().table(SLIDES).to_table(filter=where).to_pylist()

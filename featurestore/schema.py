@@ -16,6 +16,8 @@ from featurestore.ids import mpp_name
 
 SLIDES = "slides.lance"
 CATALOG = "catalog.lance"
+#: The column of each that a B-tree index finds rows by.
+INDEX_COLUMNS = {SLIDES: "slide_id", CATALOG: "slide"}
 
 READY, FAILED, PENDING = "ready", "failed", "pending"
 #: Of a row that keeps the number of a slide taken; readers leave it out.

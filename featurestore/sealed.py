@@ -22,12 +22,12 @@ Json = dict[str, Any]
 
 
 def checksum_of(data: bytes) -> list[int]:
-    """Size and CRC-32 of a file's bytes."""
+    """Return size and CRC-32 of a file's bytes."""
     return [len(data), zlib.crc32(data)]
 
 
 def own_checksum(value: Mapping[str, Any]) -> int:
-    """CRC-32 of a JSON object without its own checksum: keys sorted, no spaces.
+    """Return the CRC-32 of a JSON object without its own checksum: keys sorted, no spaces.
 
     >>> own_checksum({"a": 1, "card_crc32": 5}) == own_checksum({"a": 1})
     True
@@ -37,27 +37,27 @@ def own_checksum(value: Mapping[str, Any]) -> int:
 
 
 def sealed(value: Mapping[str, Any], files: Mapping[str, bytes]) -> Json:
-    """A JSON object with the checksums of the files beside it, by name, and its own."""
+    """Return a JSON object with the checksums of the files beside it, by name, and its own."""
     named = {name: checksum_of(data) for name, data in sorted(files.items())}
     return resealed({**value, CHECKSUMS: named})
 
 
 def resealed(value: Mapping[str, Any]) -> Json:
-    """A sealed JSON object, some of whose values were changed, with its own checksum as it is now.
+    """Return a changed JSON object with a new checksum of its own.
 
-    One without checksums of files, of an early lake, stays without its own.
+    An object of an early lake, without checksums of files, stays without its own.
     """
     early = CHECKSUMS not in value
     return dict(value) if early else {**value, OWN: own_checksum(json.loads(json.dumps(value)))}
 
 
 def json_bytes(value: Mapping[str, Any]) -> bytes:
-    """The bytes of a JSON file."""
+    """Return the bytes of a JSON file."""
     return (json.dumps(value, indent=2) + "\n").encode()
 
 
 def read_sealed(store: Store, path: str) -> Json:
-    """A sealed JSON object; an early one, without checksums, is taken as it is.
+    """Read a sealed JSON object; an early one, without checksums, is taken as it is.
 
     Raises:
         DamageError: it is gone, or not what was written.
@@ -78,13 +78,13 @@ def _is_whole(value: Json) -> bool:
 
 
 def differs(path: str) -> DamageError:
-    """The error that says that a file is not what was written."""
+    """Return the error for a file that is not what was written."""
     advice = "`slidelake verify` lists all damage; make the file again, or take it from a copy"
     return DamageError(f"{path} is not what was written (checksum); {advice}")
 
 
 def read_named(store: Store, path: str, seal: Mapping[str, Any]) -> bytes:
-    """A file that a sealed JSON object beside it names, compared with its checksum.
+    """Read a file and compare it with its checksum in the sealed JSON object beside it.
 
     Args:
         store: the lake's files.
@@ -126,7 +126,7 @@ class Sealing:
     files: tuple[str, ...]
 
     def damage(self, store: Store) -> Iterator[Damage]:
-        """What of them is not as it was written; also a file that is named and gone."""
+        """Yield the damage of the JSON file and of the files that it names, lost ones included."""
         try:
             seal = read_sealed(store, self.path)
         except DamageError as error:
@@ -140,7 +140,7 @@ class Sealing:
                 yield Damage(what=str(error), part=FILE, path=f"{folder}/{name}")
 
     def missing(self, store: Store) -> int:
-        """How many of them have no checksum; 0 if the JSON file is damaged."""
+        """Count the files without a checksum; 0 if the JSON file is damaged."""
         try:
             seal = read_sealed(store, self.path)
         except DamageError:
@@ -149,7 +149,7 @@ class Sealing:
         return (OWN not in seal) + sum(file.rpartition("/")[2] not in named for file in self.files)
 
     def add(self, store: Store) -> int:
-        """Name the checksums that are missing, of the files as they are now; how many there were.
+        """Record missing checksums, of the files as they are now; return how many there were.
 
         Those that are there stay: a damaged file is not vouched for.
         """
@@ -164,7 +164,7 @@ class Sealing:
 
 
 def sealings_of_stats(store: Store) -> Iterator[Sealing]:
-    """The cards of statistics, with the moments and rotations that they describe."""
+    """Yield the cards of statistics, with the moments and rotations that they describe."""
     for column in store.names("stats"):
         folder = f"stats/{column}"
         names = store.names(folder)
@@ -177,7 +177,7 @@ def sealings_of_stats(store: Store) -> Iterator[Sealing]:
 
 
 def sealings_of_students(store: Store) -> Iterator[Sealing]:
-    """The reports of finished students, with their weights and cards."""
+    """Yield the reports of finished students, with their weights and cards."""
     for student in store.names("students"):
         if store.exists(f"students/{student}/report.json"):
             yield _of_folder(store, f"students/{student}", "report.json")

@@ -68,15 +68,15 @@ class Selection:
         return len(self._number)
 
     def number(self, slide: int) -> int:
-        """The number of a slide in the lake."""
+        """Return the number of a slide in the lake."""
         return int(self._number[slide])
 
     def place(self, slide: int) -> tuple[int, int, int]:
-        """The fragment of a slide, its first row in it, and how many there are."""
+        """Return the fragment of a slide, its first row in it, and its number of rows."""
         return int(self._fragment[slide]), int(self._start[slide]), int(self._count[slide])
 
     def crc32(self, slide: int, teacher: str | None) -> int:
-        """The catalog's checksum of a slide's rows (None), or of a teacher's features of them."""
+        """Return the catalog's checksum of a slide's rows (None), or of a teacher's features."""
         return self._crc32[teacher][slide]
 
     @functools.cached_property

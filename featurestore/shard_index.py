@@ -34,7 +34,7 @@ Int64Array = npt.NDArray[np.int64]
 
 
 def tar_header(name: str, size: int) -> bytes:
-    """A ustar header of a regular file with time, user and group zero.
+    """Return the ustar header of a regular file with time, user and group zero.
 
     >>> len(tar_header("1.jpg", 10))
     512
@@ -46,7 +46,7 @@ def tar_header(name: str, size: int) -> bytes:
 
 
 def parsed_header(block: bytes) -> tuple[str, int] | None:
-    """Name and size of the regular file that a tar header describes; None if it is not whole.
+    """Return name and size of the file that a tar header describes; None if it is not whole.
 
     >>> parsed_header(tar_header("1.jpg", 10)), parsed_header(b"x" * 512)
     (('1.jpg', 10), None)
@@ -69,7 +69,7 @@ def is_header_of(block: bytes, name: str, size: int) -> bool:
 
 
 def member_name(tile_id: int) -> str:
-    """Name of a tile's JPEG in its shard.
+    """Return the name of a tile's JPEG in its shard.
 
     >>> member_name(7)
     '0000000000000000007.jpg'
@@ -78,7 +78,7 @@ def member_name(tile_id: int) -> str:
 
 
 def index_path(shard: str) -> str:
-    """Path of the index of a shard."""
+    """Return the path of a shard's index."""
     return shard.removesuffix(".tar") + ".idx"
 
 
@@ -98,7 +98,7 @@ class ShardIndex:
 
     @classmethod
     def of_rows(cls, rows: Sequence[tuple[int, int, int]]) -> Self:
-        """The index of JPEGs given as (tile_id, offset, size)."""
+        """Return the index of JPEGs given as (tile_id, offset, size)."""
         columns = [list(column) for column in zip(*rows, strict=True)] or [[], [], []]
         return cls(
             tile_id=np.array(columns[0], np.int64),
@@ -108,7 +108,7 @@ class ShardIndex:
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Self:
-        """The index that an Arrow IPC file holds.
+        """Return the index that an Arrow IPC file holds.
 
         Raises:
             DamageError: it is no such file, or its numbers can't be those of a shard.
@@ -126,7 +126,7 @@ class ShardIndex:
         return index
 
     def to_bytes(self) -> bytes:
-        """The index as an Arrow IPC file."""
+        """Return the index as an Arrow IPC file."""
         arrays = [pa.array(getattr(self, field.name), field.type) for field in INDEX_SCHEMA]
         sink = pa.BufferOutputStream()
         with pa.ipc.new_file(sink, INDEX_SCHEMA) as writer:
@@ -135,7 +135,7 @@ class ShardIndex:
 
     @property
     def crc32(self) -> int:
-        """Checksum over the columns, one after the other, each little-endian."""
+        """Return the checksum over the columns, one after the other, each little-endian."""
         crc = 0
         for name, kind in INDEX_KINDS.items():
             crc = zlib.crc32(np.ascontiguousarray(getattr(self, name), dtype=kind).data, crc)
@@ -174,7 +174,7 @@ def _numbers(table: pa.Table, field: pa.Field) -> npt.NDArray[Any]:
 
 @dataclass(frozen=True, kw_only=True)
 class ScannedShard:
-    """What one pass over a tar says of it.
+    """Result of one pass over a tar.
 
     Attributes:
         bytes: of the tar.
@@ -237,7 +237,7 @@ class _TarHeaders:
         self._next_header += BLOCK + size + -size % BLOCK
 
     def index(self) -> ShardIndex | None:
-        """The index of the JPEGs, if the tar was whole."""
+        """Return the index of the JPEGs, if the tar was whole."""
         if self._damaged or not self._ended:
             return None
         try:

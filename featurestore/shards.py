@@ -191,7 +191,7 @@ class ShardReader:
 
     @classmethod
     def of(cls, store: Store, row: Mapping[str, Any]) -> Self:
-        """The reader of the shard that a row of the catalog names.
+        """Open the shard that a row of the catalog names.
 
         Args:
             store: the lake's files.
@@ -232,7 +232,7 @@ class ShardReader:
         return found
 
     def _run(self, first: int, stop: int) -> list[memoryview]:
-        """The JPEGs of neighbours; each must stand under its own header and look like one.
+        """Return the JPEGs of neighbouring tiles; each must follow its own header.
 
         The header names the tile and its size, so that no index can give another tile's JPEG, nor
         a part of one.

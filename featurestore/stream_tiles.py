@@ -129,7 +129,7 @@ class TileSource:
         )
 
     def _opened(self, slide: int) -> ShardReader:
-        """The shard of a slide of the selection, compared with its checksum before it is used."""
+        """Open the shard of a slide of the selection, compared with its checksum first."""
         self._lake.first_reads.compare_shard(self._lake.store, self.selection, slide)
         return ShardReader.of(self._lake.store, self.selection.slides.row(slide, named=True))
 

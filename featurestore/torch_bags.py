@@ -123,8 +123,8 @@ class Bags(Dataset[TorchBag], Unforked):
         stop = 0
         for slide in slides:
             start, stop = stop, stop + self._selection.place(slide)[2]
-            theirs = {name: array[start:stop] for name, array in rows.by_teacher.items()}
-            self._lake.first_reads.compare_read(reader, self._selection, slide, theirs)
+            slide_features = {name: array[start:stop] for name, array in rows.by_teacher.items()}
+            self._lake.first_reads.compare_read(reader, self._selection, slide, slide_features)
 
 
 def _groups(lake: "Lake", selection: Selection, by: By) -> dict[str, list[int]]:

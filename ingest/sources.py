@@ -76,7 +76,10 @@ def resolve(
         kept = set(one_file_a_slide(plain, note))
         sources = [source for source in sources if source.named or source.uri in kept]
     if not sources:
-        msg = f"no slides found in {', '.join(inputs) or 'nothing'}; looked for {sorted(SUFFIXES)}"
+        msg = (
+            f"no slides found in {', '.join(inputs) or 'nothing'}; of a folder, files that end in "
+            f"{', '.join(sorted(SUFFIXES))} are taken; name others, like pictures (FOLDER/*.png)"
+        )
         raise InputError(msg)
     named = {source.uri for source in sources if source.named}
     slides: dict[Any, Source] = {}

@@ -28,6 +28,7 @@ from featurestore import vacuum as vacuum
 from featurestore import verify as verify
 from ingest import Card as Card
 from ingest.ray_ingest import ingest as ingest
+from ingest.segment.own_segmenter import Segmenter as Segmenter
 from ingest.teachers import list_teachers as list_teachers
 
 PACKAGES: tuple[str, ...]
@@ -41,6 +42,7 @@ __all__ = [
     "Card",
     "Lake",
     "LakeConfig",
+    "Segmenter",
     "annotate",
     "compact",
     "copy_lake",

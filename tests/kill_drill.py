@@ -1,66 +1,40 @@
-"""A lake that is killed while Ray makes it: ingest, extract, a slide scanned again, extract.
+"""Kills of the work of `kill_work`, on a Ray that stays up: of its driver, a worker, the group.
 
-    python -m tests.kill_drill LAKE SLIDES
-
-does the work, and goes on where it was killed. `Drill` kills it, looks at the lake after each kill,
-and in the end compares it with one that was left in peace.
+How it is made sure that a kill hits work: it comes after a drawn number of new files in the lake, a
+worker is chosen while Ray's title of it names our task, and what a dead driver had last written of
+its stage must not be its end. Kills that do not hit are not counted.
 """
 
+import contextlib
 import hashlib
 import json
+import os
 import random
 import shutil
-import sys
+import signal
+import subprocess
 import time
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from cluster import ray_session
 from examples.cohort import make_cohort
-from featurestore import Lake, LakeConfig, open_lake, vacuum, verify
-from tests.conftest import ROOT
-from tests.kills import KINDS, end, kill, started, wait_for_work
+from featurestore import open_lake, vacuum, verify
+from tests.kill_work import END, STAGE
+from tests.kills import children, command_of, descendants, end, started
 from tests.small_lake import contents
 
-CONFIG = LakeConfig(mpps=(0.5, 2.0))
-ENCODER = str(ROOT / "examples" / "own_encoder.py")
-LONGEST_WAIT_S = 4.0
+#: A driver sees a worker of it die before it dies itself, alone or with all its workers.
+KINDS = ("worker", "driver", "worker", "group")
+MOST_FILES, LONGEST_WAIT_S = 30, 0.5
+PATIENCE_S = 600.0
 TRIES = 4
 
 
-def work(lake: Path, slides: Path) -> Lake:
-    """Bring a lake to its known end; what is done already is left as it is."""
-    from ingest import ray_extract, ray_ingest
-
-    ray_extract.COMMIT_S = (
-        0.0  # a commit for each fragment, so that there is something to be between
-    )
-
-    def cut() -> None:
-        given = sorted(str(path) for path in slides.glob("*.svs"))
-        result = ray_ingest.ingest(str(lake), given, CONFIG, commit_slides=1, retry_failed=True)
-        assert not result.failed, result.failed
-        assert not ray_extract.extract(str(lake), [ENCODER]).failed
-
-    with ray_session(num_cpus=2):
-        cut()
-        scan_again(slides)
-        cut()
-    return open_lake(lake)
-
-
-def scan_again(slides: Path) -> None:
-    """Put another scan in the place of the first slide."""
-    first, again = min(slides.glob("*.svs")), min(slides.glob("again/*"))
-    if first.stat().st_size != again.stat().st_size:
-        shutil.copy(again, slides / "copy.tmp")
-        (slides / "copy.tmp").replace(first)
-
-
 def make_slides(folder: Path) -> None:
-    """Three small slides, and another scan of the first of them."""
+    """Five small slides, and another scan of the first of them."""
     made = make_cohort(
-        folder / "cohort", patients=2, slides=4, width_px=1024, height_px=768, workers=1
+        folder / "cohort", patients=2, slides=6, width_px=1024, height_px=768, workers=1
     )
     files = sorted((made.parent / "slides").glob("*.svs"))
     (folder / "again").mkdir()
@@ -72,15 +46,25 @@ def make_slides(folder: Path) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Kill:
-    """One kill: of what, how many seconds after the first sign of work, and at which version."""
+    """One kill that hit.
+
+    Attributes:
+        kind: of what; see `KINDS`.
+        stage: what the driver was at.
+        files: how many files the lake had.
+        processes: how many were killed.
+    """
 
     kind: str
-    after_s: float
-    version: int
+    stage: str
+    files: int
+    processes: int
 
 
 class Drill:
     """Kills one process after the other in a folder; goes on where an earlier drill was stopped.
+
+    Ray must be initialised in this process.
 
     Args:
         folder: of the slides, the undisturbed lake, the lakes to be killed and `kills.json`.
@@ -89,16 +73,18 @@ class Drill:
     Attributes:
         kills: those that hit, so far.
         lakes: lakes that came to their end after kills, and were as the undisturbed one.
+        verified: how often a lake was found whole after a kill of a driver.
     """
 
     def __init__(self, folder: Path, *, seed: int = 0) -> None:
         self.folder = folder
-        self._chance = random.Random(f"{seed} {time.time_ns()}" if seed else 0)
-        self._failures = 0
+        self._lake, self._slides = folder / "lake", folder / "lake-slides"
         self._record = folder / "kills.json"
         value = json.loads(self._record.read_text()) if self._record.exists() else {}
         self.kills = [Kill(**one) for one in value.get("kills", [])]
-        self.lakes = int(value.get("lakes", 0))
+        self.lakes, self.verified = int(value.get("lakes", 0)), int(value.get("verified", 0))
+        self._chance = random.Random(f"{seed} {len(self.kills)}")
+        self._failures = 0
 
     def prepare(self) -> None:
         """Make the slides and the undisturbed lake, unless they are there."""
@@ -112,7 +98,7 @@ class Drill:
         self._end = self.digest("undisturbed")
 
     def digest(self, name: str) -> str:
-        """What a lake holds, as a hash: all rows, features, checksums."""
+        """What a whole lake holds, as a hash: all rows, features, checksums of all shards."""
         lake = open_lake(self.folder / name)
         verdict = verify(lake)
         assert verdict.ok, verdict.as_dict()
@@ -121,80 +107,138 @@ class Drill:
     def run(self, kills: int) -> None:
         """Kill until so many kills have hit, each kind in its turn; then let the last lake end."""
         while len(self.kills) < kills:
-            kind = KINDS[len(self.kills) % len(KINDS)]
-            if not self._killed(kind):
-                self.close()
+            self._one_driver(kills)
         self.close()
 
-    def _killed(self, kind: str) -> bool:
-        """Kill the work on the lake; False if it had ended before."""
-        lake = self.folder / "lake"
-        process = started(self._command("lake"), log=self.folder / "log.txt")
-        try:
-            wait_for_work(process, lambda: commits(lake))
-            wait_s = self._chance.uniform(0.0, LONGEST_WAIT_S)
-            time.sleep(wait_s)
-            hit = kill(process, kind)
-        finally:
-            end(process)
-        if not hit:
-            # Ray itself may fail to start on a busy machine, which is no end of the work.
-            return self._failed_to_start(process.returncode)
-        self._failures = 0
-        version = 0
-        if (lake / "lake.json").exists():
-            opened = open_lake(lake)
-            version = opened.version
-            verdict = verify(opened)
-            assert verdict.ok, verdict.as_dict()
-        self.kills.append(Kill(kind=kind, after_s=round(wait_s, 2), version=version))
-        self._save()
-        return True
+    def _one_driver(self, kills: int) -> None:
+        """Start the work and kill: its workers first, then itself; compare the lake if it ends."""
+        with self._driver("lake") as driver:
+            while len(self.kills) < kills:
+                kind = KINDS[len(self.kills) % len(KINDS)]
+                kill = self._killed(driver, kind)
+                if kill is None:
+                    break
+                self.kills.append(kill)
+                self._save()
+                if kind != "worker":
+                    self._look()
+                    return
+            code = driver.wait(timeout=PATIENCE_S)
+        if not self._never_began(code):
+            assert code == 0, self._log()  # a worker's death is no end of its driver
+            self.close()
 
-    def _failed_to_start(self, code: int) -> bool:
-        """Whether the work has to be tried again, since it ended by itself and not well."""
-        self._failures += code != 0
-        assert self._failures < TRIES, (self.folder / "log.txt").read_text()[-2000:]
-        return code != 0
+    def _never_began(self, code: int) -> bool:
+        """Whether a driver ended before its work, as when Ray does not answer a busy machine."""
+        self._failures = self._failures + 1 if code and self._stage() == "start" else 0
+        return 0 < self._failures < TRIES
+
+    def _killed(self, driver: subprocess.Popen[bytes], kind: str) -> Kill | None:
+        """Kill at a moment of the work; None if the work ended before."""
+        files = self._files() + self._chance.randint(1, MOST_FILES)
+        deadline = time.monotonic() + PATIENCE_S
+        pids: list[int] = []
+        while not pids:
+            assert time.monotonic() < deadline, f"no {kind} at work: {self._log()}"
+            if driver.poll() is not None or self._stage() == END:
+                return None
+            time.sleep(0.02)
+            if self._files() >= files:
+                time.sleep(self._chance.uniform(0.0, LONGEST_WAIT_S) if kind != "worker" else 0.0)
+                pids = victims(driver.pid, kind)
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        if kind != "worker":
+            driver.wait()
+        if self._stage() == END:
+            return None
+        return Kill(kind=kind, stage=self._stage(), files=self._files(), processes=len(pids))
+
+    def _look(self) -> None:
+        """Verify the lake that a dead driver has left."""
+        if (self._lake / "lake.json").exists():
+            verdict = verify(open_lake(self._lake))
+            assert verdict.ok, verdict.as_dict()
+            self.verified += 1
+            self._save()
 
     def close(self) -> None:
         """Let the work on the lake end, and compare it; the next kill begins another lake."""
-        if not (self.folder / "lake-slides").exists():
+        if not self._slides.exists():
             return
         self._finish("lake")
-        assert self.digest("lake") == self._end
-        vacuum(open_lake(self.folder / "lake"))
-        assert self.digest("lake") == self._end
-        for name in ("lake", "lake-slides"):
-            shutil.rmtree(self.folder / name)
+        assert self.digest("lake") == self._end, "the lake is not as the undisturbed one"
+        vacuum(open_lake(self._lake))
+        assert self.digest("lake") == self._end, "the vacuum changed the lake"
+        shutil.rmtree(self._lake)
+        shutil.rmtree(self._slides)
         self.lakes += 1
         self._save()
 
     def _finish(self, name: str) -> None:
-        codes: list[int] = []
-        while 0 not in codes:
-            assert len(codes) < TRIES, (self.folder / "log.txt").read_text()[-2000:]
-            process = started(self._command(name), log=self.folder / "log.txt")
-            codes.append(process.wait(timeout=900))
-            end(process)
+        slides = self.folder / f"{name}-slides"
+        if slides.exists() and (slides / STAGE).exists() and (slides / STAGE).read_text() == END:
+            return
+        with self._driver(name) as driver:
+            assert driver.wait(timeout=PATIENCE_S) == 0, self._log()
 
-    def _command(self, name: str) -> list[str]:
+    @contextlib.contextmanager
+    def _driver(self, name: str) -> Iterator[subprocess.Popen[bytes]]:
+        import ray
+
         slides = self.folder / f"{name}-slides"
         if not slides.exists():  # each lake has its own: one of them is scanned again
             shutil.copytree(self.folder / "slides", slides)
-        return ["-m", "tests.kill_drill", str(self.folder / name), str(slides)]
+        command = ["-m", "tests.kill_work", str(self.folder / name), str(slides)]
+        address = {"RAY_ADDRESS": ray.get_runtime_context().gcs_address}
+        driver = started(command, log=self.folder / "log.txt", environ=address)
+        try:
+            yield driver
+        finally:
+            end(driver)
+
+    def _stage(self) -> str:
+        with contextlib.suppress(FileNotFoundError):
+            return (self._slides / STAGE).read_text()
+        return "start"
+
+    def _files(self) -> int:
+        """How many files the lake has, those of locks and of work in hand left out."""
+        return sum(
+            path.suffix not in (".tmp", ".lock") and path.parent.name != "leases"
+            for path in self._lake.rglob("*.*")
+        )
+
+    def _log(self) -> str:
+        return (self.folder / "log.txt").read_text()[-3000:]
 
     def _save(self) -> None:
-        value = {"kills": [asdict(one) for one in self.kills], "lakes": self.lakes}
+        value = {
+            "kills": [asdict(one) for one in self.kills],
+            "lakes": self.lakes,
+            "verified": self.verified,
+        }
         temporary = self._record.with_suffix(".tmp")
         temporary.write_text(json.dumps(value, indent=1) + "\n")
         temporary.replace(self._record)
 
 
-def commits(lake: Path) -> int:
-    """How many manifests the tables of a lake have."""
-    return sum(1 for _ in lake.glob("**/_versions/*.manifest"))
+def victims(driver: int, kind: str) -> list[int]:
+    """The processes that a kill takes: a driver, one worker at work, or the driver and all workers.
+
+    The group includes idle workers and the workers' own children, which decode slides, but not
+    Ray's servers.
+    """
+    (raylet,) = (pid for pid in children(os.getpid()) if b"raylet/raylet" in command_of(pid))
+    workers = [pid for pid in children(raylet) if b"gent" not in command_of(pid)]
+    if kind == "worker":
+        return [pid for pid in workers if at_work(command_of(pid))][:1]
+    if kind == "driver":
+        return [driver]
+    return [driver, *(pid for worker in workers for pid in (worker, *descendants(worker)))]
 
 
-if __name__ == "__main__":
-    work(Path(sys.argv[1]), Path(sys.argv[2]))
+def at_work(command: bytes) -> bool:
+    """Whether a worker's title says that it cuts a slide or runs a teacher just now."""
+    return command.startswith(b"ray::Map(") or b").submit" in command

@@ -6,21 +6,23 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from tests.conftest import ROOT
 
-KINDS = ("driver", "worker", "group")
 PATIENCE_S = 300.0
 
 
-def started(command: Sequence[str], *, log: Path | None = None) -> subprocess.Popen[bytes]:
+def started(
+    command: Sequence[str], *, log: Path | None = None, environ: Mapping[str, str] | None = None
+) -> subprocess.Popen[bytes]:
     """A Python process (`-m module ...` or `-c code ...`) in a session and group of its own.
 
     Args:
         command: what Python is to run.
         log: file that its stderr is added to; None leaves it out.
+        environ: variables for it beside those of this process.
     """
     with (log or Path(os.devnull)).open("ab") as errors:
         return subprocess.Popen(
@@ -29,6 +31,7 @@ def started(command: Sequence[str], *, log: Path | None = None) -> subprocess.Po
             stdout=subprocess.DEVNULL,
             stderr=errors,
             start_new_session=True,
+            env={**os.environ, **(environ or {})},
         )
 
 
@@ -85,6 +88,22 @@ def members(session: int) -> list[int]:
             if os.getsid(int(path.name)) == session:
                 found.append(int(path.name))
     return found
+
+
+def children(parent: int) -> list[int]:
+    """The processes that a process has started and that are not gone."""
+    pids: list[int] = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            # The name, in brackets, may hold blanks; state and parent follow it.
+            if int(path.read_text().rpartition(")")[2].split()[1]) == parent:
+                pids.append(int(path.parent.name))
+    return pids
+
+
+def descendants(parent: int) -> list[int]:
+    """The children of a process, and theirs."""
+    return [pid for child in children(parent) for pid in (child, *descendants(child))]
 
 
 def command_of(pid: int) -> bytes:

@@ -186,7 +186,7 @@ def test_giant_runs_at_full_size(name: str) -> None:
     drawn = torch.randn(2**20, generator=torch.Generator().manual_seed(0)) * 0.02
     with torch.inference_mode():
         for parameter in model.parameters():  # the same million again and again: drawing is slow
-            for part in parameter.view(-1).split(len(drawn)):
+            for part in torch.split(parameter.view(-1), len(drawn)):
                 part.copy_(drawn[: len(part)])
         features = model.forward_features(torch.randn(1, 3, card.input_px, card.input_px))  # type: ignore[operator]
     height, width = card.grid or (0, 0)

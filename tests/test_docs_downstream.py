@@ -3,6 +3,7 @@
 import re
 import shlex
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -53,7 +54,8 @@ def test_page_runs(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(folder)
-    monkeypatch.setitem(MilSettings.__init__.__kwdefaults__, "epochs", 3)  # type: ignore[index]
+    defaults = cast("dict[str, Any]", MilSettings.__init__.__kwdefaults__)
+    monkeypatch.setitem(defaults, "epochs", 3)
     blocks = FENCE.findall((ROOT / "docs" / page).read_text())
     ran = 0
     names: dict[str, object] = {}

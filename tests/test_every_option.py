@@ -7,6 +7,7 @@ it and looks at what its options change.
 import importlib
 import re
 from pathlib import Path
+from typing import cast
 
 import pytest
 import typer
@@ -18,8 +19,8 @@ from tests.command_lines import COMMAND_LINES
 #: Modules with this text declare command lines.
 DECLARES = "command_line("
 
-APP = typer.main.get_command(slidelake.app)
-assert isinstance(APP, TyperGroup)
+APP = cast("TyperGroup", typer.main.get_command(slidelake.app))
+COMMANDS = cast("dict[str, TyperCommand]", APP.commands)
 
 
 class _AnyPlace(dict[str, object]):
@@ -67,12 +68,12 @@ def given() -> dict[str, set[str]]:
         options, name = given_options(APP, words)
         found.setdefault("", set()).update(options)
         after = words[words.index(name) + 1 :]
-        found.setdefault(name, set()).update(given_options(APP.commands[name], after)[0])
+        found.setdefault(name, set()).update(given_options(COMMANDS[name], after)[0])
     return found
 
 
 def test_every_command_and_every_option_is_run(given: dict[str, set[str]]) -> None:
-    commands = {"": APP, **APP.commands}
+    commands: dict[str, TyperCommand | TyperGroup] = {"": APP, **COMMANDS}
     missing = [f"slidelake {name}" for name in commands if name not in given]
     missing += [
         f"slidelake {name} {option}"
@@ -96,7 +97,7 @@ def test_each_declared_line_is_run(path: Path) -> None:
 def test_a_command_or_option_without_a_line_is_named(given: dict[str, set[str]]) -> None:
     """The reading itself: options by any name, flags, and what stands before the command."""
     assert given_options(APP, ["--debug", "info", "x"]) == ({"--debug"}, "info")
-    info, search, vacuum = (APP.commands[name] for name in ("info", "search", "vacuum"))
+    info, search, vacuum = (COMMANDS[name] for name in ("info", "search", "vacuum"))
     assert given_options(info, ["lake"])[0] == set()
     assert given_options(info, ["lake", "--at", "3"])[0] == {"--at"}
     assert given_options(search, ["lake", "-k", "3", "--exact"])[0] == {"-k", "--exact"}

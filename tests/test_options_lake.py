@@ -3,8 +3,9 @@
 import json
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import polars as pl
 import pytest
@@ -50,7 +51,7 @@ def places(shared: Places, tmp_path: Path) -> Places:
         shutil.copytree(str(shared["fragments"]), tmp_path / "copied")
         return tmp_path / "copied"
 
-    return Places({**{name: lambda name=name: shared[name] for name in shared.makers},
+    return Places({**{name: partial(shared.__getitem__, name) for name in shared.makers},
                    "tmp": lambda: tmp_path, "lake": copied})  # fmt: skip
 
 
@@ -216,7 +217,7 @@ def test_search_compares_with_all_tiles_of_other_patients(run: Run, places: Plac
 
 
 def test_search_builds_an_index_and_measures_it(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(build_index.__kwdefaults__, "least_rows", 256)  # type: ignore[index]
+    monkeypatch.setitem(cast("dict[str, Any]", build_index.__kwdefaults__), "least_rows", 256)
     near = run(SEARCH_INDEX).value
     assert (near["search"], near["index"]["indexed"]) == ("index", 310)
     assert near["recall"]["tiles"] == 3

@@ -6,12 +6,13 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import polars as pl
 import pytest
 import ray
 
+from examples.demo import QUICK
 from featurestore import free_old_versions, open_lake
 from ingest import CARDS
 from ingest.weights_files import find_weights
@@ -190,8 +191,9 @@ INGEST_LATE = command_line(
 @pytest.fixture
 def _few_versions_stay(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have an automatic vacuum free all versions but the newest, also those of today."""
+    defaults = cast("dict[str, Any]", free_old_versions.__kwdefaults__)
     for name in ("keep", "days"):
-        monkeypatch.setitem(free_old_versions.__kwdefaults__, name, 0)  # type: ignore[index]
+        monkeypatch.setitem(defaults, name, 0)
     monkeypatch.setattr("featurestore.lance_vacuum.AUTO_LEAST", 1)
 
 
@@ -342,7 +344,7 @@ DEMO = command_line("demo {tmp}/demo --quick --json")
 def test_the_quick_demo_goes_the_whole_way(run: Run, places: Places) -> None:
     report = run(DEMO).value
     assert {"ingest", "extract", "distill", "mil"} <= set(report["stages"])
-    assert report["cohort"]["patients"] == 8
+    assert report["cohort"]["patients"] == QUICK.patients
     assert "survival" not in report["stages"]
     page = Path(str(places["tmp"]), "demo", "report.html").read_text()
     assert page.startswith("<!doctype html>")

@@ -12,7 +12,7 @@ from PIL import Image
 
 from examples.slide_writer import TILE_PX, Page, encode_tile, shared_tables, write_tiff
 from featurestore import LakeConfig
-from ingest.errors import SlideError
+from ingest.errors import InputError, SlideError
 from ingest.plan import plan_ingest
 from ingest.readers.open_slide import open_slide
 from ingest.readers.slide_reader import ReadOptions
@@ -192,6 +192,25 @@ def test_largest_image_is_taken_and_others_have_numbers(
     sources = resolve([str(path), f"{path}#3"])
     assert [source.slide_id for source in sources] == ["a", "a#3"]
     assert fingerprint(f"{path}#3")[1] == fingerprint(str(path))[1] + "#3"
+
+
+def test_section_nearly_as_large_is_an_image_and_no_level(tmp_path: Path, pixels: Pixels) -> None:
+    path = tmp_path / "two.tiff"
+    second = np.ascontiguousarray(pixels[::-1][:540, :630])  # of the same shape
+    with tifffile.TiffWriter(path) as tiff:
+        for image in (pixels, second, second[::2, ::2]):
+            tiff.write(image, compression="zlib", metadata=None, **TILED)
+    with open_slide(str(path)) as slide:
+        assert slide.notes[0].startswith("it holds 1 other images (#2: 630 x 540 px)")
+    with open_slide(str(path), image=2) as slide:
+        assert np.array_equal(slide.region(0, 0, 0, 630, 540), second)
+
+
+def test_pictures_of_a_folder_are_taken_when_they_are_named(tmp_path: Path) -> None:
+    Image.new("RGB", (300, 300)).save(tmp_path / "a.png")
+    with pytest.raises(InputError, match=r"no slides found in .*\.tiff.* are taken; name .*png"):
+        resolve([str(tmp_path)])
+    assert [source.slide_id for source in resolve([str(tmp_path / "*.png")])] == ["a"]
 
 
 def test_plan_looks_in_a_process_of_its_own(tmp_path: Path) -> None:

@@ -38,15 +38,15 @@ ARROW = {pl.Int64: "int64", pl.Float64: "double", pl.Boolean: "bool", pl.String:
 
 @dataclass(frozen=True, kw_only=True)
 class Annotated:
-    """What an annotation did.
+    """Result of adding an annotation to a lake.
 
     Attributes:
         annotation: what is in the lake now.
         version: of the lake that has it.
-        met: rows that are of a tile, slide or patient of the lake.
-        unmet: what the other rows are of. Rows of slides and patients are kept, for those that
-            come later; rows of tiles are not.
-        notes: what else is to be said, a sentence each.
+        met: rows whose tile, slide or patient is in the lake.
+        unmet: names of what the other rows describe. Rows of slides and patients are kept, for
+            those that come later; rows of tiles are not.
+        notes: notes for the user, a sentence each.
     """
 
     annotation: Annotation
@@ -72,8 +72,8 @@ def annotate(
         table: with `tile_id`, or `slide_id`, `x` and `y` (and `mpp`), or `slide_id`, or
             `patient_id`; and columns of numbers, text, dates, or true and false.
         name: what to call it.
-        mpp: of the tiles that places are in, where the lake has several.
-        replace_old: put it in the place of the annotation of this name.
+        mpp: of the tiles that hold the places, where the lake has several.
+        replace_old: replace the annotation of this name.
         source: name of the user's file, for people.
 
     Raises:
@@ -90,25 +90,31 @@ def annotate(
 
 
 def _check_free(lake: Lake, name: str, *, replace_old: bool) -> None:
-    known = lake.annotations()
-    if name in known and not replace_old:
+    annotations = lake.annotations()
+    older = annotations.get(name)
+    if older is not None and not replace_old:
         msg = (
-            f"'{name}' is an annotation of {known[name].level}s already ({known[name].rows:,} rows "
-            f"of {known[name].source or 'a table'}): --replace puts the new one in its place, or "
+            f"'{name}' is an annotation of {older.level}s already ({older.rows:,} rows "
+            f"of {older.source or 'a table'}): --replace puts the new one in its place, or "
             "give another name"
         )
         raise AnnotationError(msg)
-    _refuse_taken(lake, [name], known)
+    _refuse_taken(lake, [name], annotations)
 
 
-def _refuse_taken(lake: Lake, columns: Sequence[str], known: Mapping[str, Annotation]) -> None:
-    """Refuse names of columns that are there and of no annotation, or of another one."""
-    ours = {
-        column for one in known.values() if one.level == TILE for column in one.columns.values()
+def _refuse_taken(
+    lake: Lake, columns: Sequence[str], annotations: Mapping[str, Annotation]
+) -> None:
+    """Refuse names of columns that the lake has and that belong to none of these annotations."""
+    annotation_columns = {
+        column
+        for annotation in annotations.values()
+        if annotation.level == TILE
+        for column in annotation.columns.values()
     }
     for mpp in lake.config.mpps:
-        there = set(lake.table(features_table(mpp)).schema.names) - ours
-        if taken := sorted(there & set(columns)):
+        other_columns = set(lake.table(features_table(mpp)).schema.names) - annotation_columns
+        if taken := sorted(other_columns & set(columns)):
             msg = f"'{taken[0]}' is a column of the tiles at mpp {mpp} already; give another name"
             raise AnnotationError(msg)
 
@@ -122,12 +128,12 @@ def _of_others(
     """Write a table beside the slides, and name it there."""
     key = f"{table.level}_id"
     slides = lake.slides().select("slide_id", "patient_id").collect()
-    known = set(slides[key].drop_nulls())
-    unmet = [value for value in table.frame[key] if value not in known]
+    lake_ids = set(slides[key].drop_nulls())
+    unmet = [value for value in table.frame[key] if value not in lake_ids]
     if len(unmet) == table.frame.height:
         msg = (
             f"none of the {table.frame.height} {table.level}s of the table is in {lake.uri}: it "
-            f"names {listing(unmet)}; the lake has {listing(sorted(known)) or 'none'}"
+            f"names {listing(unmet)}; the lake has {listing(sorted(lake_ids)) or 'none'}"
         )
         raise AnnotationError(msg)
     annotation = Annotation(
@@ -139,7 +145,9 @@ def _of_others(
         mark=secrets.token_hex(8),
         source=source,
     )
-    placed = registry.written(lake.store, annotation, table.frame.rename(dict(annotation.columns)))
+    placed = registry.write_new_table(
+        lake.store, annotation, table.frame.rename(dict(annotation.columns))
+    )
     committer = lake.committer
     with committer.exclusive():
         older = lake.refreshed().annotations().get(name)
@@ -161,7 +169,7 @@ def _put_table(new: Annotation, older: Annotation | None) -> Edit:
 
 
 def _plain_columns(values: Sequence[str]) -> dict[str, str]:
-    """What columns are called in a table of Lance, where a dot goes into a struct."""
+    """Return the names of columns in a Lance table, where a dot would name a field of a struct."""
     columns = {value: value.replace(".", "_") for value in values}
     names = list(columns.values())
     if same := next((n for n in names if names.count(n) > 1 or n in ("row_crc32",)), None):
@@ -192,17 +200,19 @@ def _of_tiles(
     """Write a file for each column and fragment, and put them into the tables."""
     met, unmet = met_tiles(lake, table, mpp)
     columns = lake_columns(name, table.values)
-    known = lake.annotations()
-    _refuse_taken(lake, list(columns.values()), {name: known[name]} if name in known else {})
+    annotations = lake.annotations()
+    _refuse_taken(
+        lake, list(columns.values()), {name: annotations[name]} if name in annotations else {}
+    )
     rows = sum(frame.height for frame in met.values())
-    about = {"rows": rows, "source": source}
+    record = {"rows": rows, "source": source}
     mark = secrets.token_hex(8)
-    writers = [_Writer(lake, at, frame, name, mark, about) for at, frame in met.items()]
+    writers = [_Writer(lake, at, frame, name, mark, record) for at, frame in met.items()]
     new = [column for writer in writers for column in writer.columns(columns)]
     committer = lake.committer
     with committer.exclusive():
         _check_unchanged(lake, new)
-        committer.make(_put_columns(name, new, known.get(name)))
+        committer.make(_put_columns(name, new, annotations.get(name)))
     annotation = lake.refreshed().annotations()[name]
     return _done(lake, annotation, table, table.frame.height - len(unmet), unmet)
 
@@ -227,8 +237,8 @@ def _check_unchanged(lake: Lake, columns: Sequence[NewColumn]) -> None:
     for column in columns:
         table = open_table(lake.store, features_table(column.mpp))
         for fragment, rows in column.rows.items():
-            there = table.get_fragment(fragment)
-            if there is None or there.physical_rows != rows:
+            fragment_now = table.get_fragment(fragment)
+            if fragment_now is None or fragment_now.physical_rows != rows:
                 msg = f"{lake.uri} was compacted at the same time; run the same command again"
                 raise AnnotationError(msg)
 
@@ -237,12 +247,12 @@ class _Writer:
     """Writes the columns of an annotation at one mpp.
 
     Args:
-        lake: at the version whose tiles were met.
+        lake: at the version in which the tiles were looked up.
         mpp: of the tiles.
         frame: `tile_id` and the values of each tile.
         name: of the annotation.
         mark: of this annotation.
-        about: `rows` and `source`, which go with each column.
+        record: `rows` and `source`, which go with each column.
     """
 
     def __init__(
@@ -252,16 +262,16 @@ class _Writer:
         frame: pl.DataFrame,
         name: str,
         mark: str,
-        about: Mapping[str, Any],
+        record: Mapping[str, Any],
     ) -> None:
         self.lake, self.mpp, self.frame = lake, mpp, frame
-        self.name, self.mark, self.about = name, mark, about
+        self.name, self.mark, self.record = name, mark, record
         self.rel = features_table(mpp)
         self.table = lake.table(self.rel)
         numbers = (frame["tile_id"] // (1 << 40)).unique().to_list()
         tiles = lake.tiles_of(mpp=mpp).filter(pl.col("tiles") > 0)
-        here = tiles.filter(pl.col("slide").is_in(numbers))["fragment"].unique()
-        self.rows = tiles.filter(pl.col("fragment").is_in(here.implode()))
+        fragments = tiles.filter(pl.col("slide").is_in(numbers))["fragment"].unique()
+        self.rows = tiles.filter(pl.col("fragment").is_in(fragments.implode()))
 
     def columns(self, names: Mapping[str, str]) -> list[NewColumn]:
         """Write the files of all columns, fragment after fragment.
@@ -276,8 +286,8 @@ class _Writer:
 
     def _column(self, column: str, name: str) -> NewColumn:
         kind = pa.type_for_alias(ARROW[type(self.frame[column].dtype)])
-        about = {**self.about, "column": column}
-        field = registry.field_of(name, kind, annotation=self.name, mark=self.mark, about=about)
+        record = {**self.record, "column": column}
+        field = registry.field_of(name, kind, annotation=self.name, mark=self.mark, record=record)
         return NewColumn(mpp=self.mpp, field=field)
 
     def _fragment(self, fragment: int, rows: pl.DataFrame, new: Mapping[str, NewColumn]) -> None:
@@ -299,7 +309,7 @@ class _Writer:
 
 @dataclass(frozen=True, kw_only=True)
 class Patients:
-    """What setting patients did: slides whose patient was set, left as it was, and not met."""
+    """Result of setting patients: slides that were set, slides that were so, unknown slides."""
 
     version: int
     set: int
@@ -309,20 +319,20 @@ class Patients:
 
 
 def tcga_patients(lake: Lake) -> pl.DataFrame:
-    """Slides that are called by a TCGA barcode, and their patients, the first three parts of it.
+    """Return the slides named by a TCGA barcode, and their patients: its first three parts.
 
     Raises:
         AnnotationError: no slide is called so.
     """
     slides = lake.slides().select("slide_id").collect()["slide_id"].to_list()
-    found = {name: match[1].upper() for name in slides if (match := TCGA.fullmatch(name))}
-    if not found:
+    patients = {name: match[1].upper() for name in slides if (match := TCGA.fullmatch(name))}
+    if not patients:
         msg = (
             f"no slide of {lake.uri} is called by a TCGA barcode (TCGA-XX-XXXX-...); the first are "
             f"{listing(slides) or 'none'}"
         )
         raise AnnotationError(msg)
-    return pl.DataFrame({"slide_id": list(found), "patient_id": list(found.values())})
+    return pl.DataFrame({"slide_id": list(patients), "patient_id": list(patients.values())})
 
 
 def set_patients(lake: Lake, table: pl.DataFrame, *, replace_old: bool = False) -> Patients:
@@ -346,41 +356,49 @@ def set_patients(lake: Lake, table: pl.DataFrame, *, replace_old: bool = False) 
     checked = user_table(pairs.drop_nulls("patient_id"))
     lake.committer.recover()
     lake = lake.refreshed()
-    known = dict(lake.slides().select("slide_id", "patient_id").collect().iter_rows())
-    wanted = dict(checked.frame.cast(pl.String).iter_rows())
-    todo = _changed(lake, wanted, known, replace_old=replace_old)
+    lake_patients = dict(lake.slides().select("slide_id", "patient_id").collect().iter_rows())
+    new_patients = dict(checked.frame.cast(pl.String).iter_rows())
+    todo = _changed(lake, new_patients, lake_patients, replace_old=replace_old)
     if todo:
         committer = lake.committer
         with committer.exclusive():
             committer.make(edits.set_patients(todo))
     notes = [f"{listing(others)} left out: annotate with them under another name"] if others else []
-    unmet = [name for name in wanted if name not in known]
+    unmet = [name for name in new_patients if name not in lake_patients]
     return Patients(
         version=lake.refreshed().version,
         set=len(todo),
-        same=len(wanted) - len(todo) - len(unmet),
+        same=len(new_patients) - len(todo) - len(unmet),
         unmet=unmet,
         notes=tuple(notes),
     )
 
 
 def _changed(
-    lake: Lake, wanted: Mapping[str, str], known: Mapping[str, str | None], *, replace_old: bool
+    lake: Lake,
+    new_patients: Mapping[str, str],
+    lake_patients: Mapping[str, str | None],
+    *,
+    replace_old: bool,
 ) -> dict[str, str]:
-    """Patients of slides that are in the lake with another one, or without any."""
-    here = {slide: patient for slide, patient in wanted.items() if slide in known}
-    if not here:
+    """Return the patients of those slides that have another patient in the lake, or none."""
+    patients = {slide: patient for slide, patient in new_patients.items() if slide in lake_patients}
+    if not patients:
         msg = (
-            f"none of the {len(wanted)} slides of the table is in {lake.uri}: it names "
-            f"{listing(list(wanted))}; the lake has {listing(sorted(known)) or 'none'}"
+            f"none of the {len(new_patients)} slides of the table is in {lake.uri}: it names "
+            f"{listing(list(new_patients))}; "
+            f"the lake has {listing(sorted(lake_patients)) or 'none'}"
         )
         raise AnnotationError(msg)
-    other = [s for s, patient in here.items() if known[s] not in (None, patient)]
+    other = [s for s, patient in patients.items() if lake_patients[s] not in (None, patient)]
     if other and not replace_old:
         first = other[0]
         msg = (
             f"{len(other)} slides have another patient in the lake: slide '{first}' is of "
-            f"'{known[first]}' there and of '{here[first]}' in the table; --replace if it is meant"
+            f"'{lake_patients[first]}' there and of '{patients[first]}' in the table; "
+            "--replace if it is meant"
         )
         raise AnnotationError(msg)
-    return {slide: patient for slide, patient in here.items() if known[slide] != patient}
+    return {
+        slide: patient for slide, patient in patients.items() if lake_patients[slide] != patient
+    }

@@ -6,11 +6,13 @@ from featurestore.annotations import lance_registry as registry
 from featurestore.annotations.model import TILE, Annotation
 from featurestore.checksums import row_crc32
 from featurestore.damage import ANNOTATION, Damage
+from featurestore.keep.lance_checked_rows import batches
 from featurestore.keep.reading import UnreadableError, read
 from featurestore.lake import Lake
 from featurestore.lance_tables import open_table
 
 SHOWN = 3
+BATCH_ROWS = 8192
 
 
 def verify_annotations(lake: Lake) -> Iterator[Damage]:
@@ -19,33 +21,36 @@ def verify_annotations(lake: Lake) -> Iterator[Damage]:
     Raises:
         BucketError: the bucket could not be asked. That is no damage.
     """
-    for one in lake.annotations().values():
-        if one.level != TILE:
-            yield from _check(lake, one)
+    for annotation in lake.annotations().values():
+        if annotation.level != TILE:
+            yield from _check(lake, annotation)
 
 
-def _check(lake: Lake, one: Annotation) -> Iterator[Damage]:
+def _check(lake: Lake, annotation: Annotation) -> Iterator[Damage]:
     rows, crc = 0, 0
     wrong: list[str] = []
     try:
-        batches = read(
-            lake.store, lambda: open_table(lake.store, str(one.path)).to_table().to_batches()
-        )
-        for batch in batches:
+        table = read(lake.store, lambda: open_table(lake.store, str(annotation.path)))
+        stream = batches(table, BATCH_ROWS)
+        while (batch := read(lake.store, lambda: next(stream, None))) is not None:
             some = [row for row in batch.to_pylist() if row_crc32(row) != row["row_crc32"]]
-            wrong += [str(row[one.key]) for row in some]
+            wrong += [str(row[annotation.key]) for row in some]
             crc = registry.crc32_of(batch["row_crc32"].to_pylist(), crc)
             rows += batch.num_rows
     except UnreadableError as error:
-        yield _damage(one, f"its table can't be read: {error}")
+        yield _damage(annotation, f"its table can't be read: {error}")
         return
     if wrong:
         more = f" and {len(wrong) - SHOWN} more" if len(wrong) > SHOWN else ""
-        yield _damage(one, f"not as written (checksum): {', '.join(wrong[:SHOWN])}{more}")
-    elif rows != one.rows or crc != one.crc32:
-        yield _damage(one, f"{one.rows} rows were written; {rows} are there, or other ones")
+        yield _damage(annotation, f"not as written (checksum): {', '.join(wrong[:SHOWN])}{more}")
+    elif rows != annotation.rows or crc != annotation.crc32:
+        yield _damage(
+            annotation, f"{annotation.rows} rows were written; {rows} are there, or other ones"
+        )
 
 
-def _damage(one: Annotation, what: str) -> Damage:
-    text = f"annotation '{one.name}' of {one.level}s ({one.path}): {what}"
-    return Damage(what=f"{text}; annotate it again (--replace)", part=ANNOTATION, path=one.path)
+def _damage(annotation: Annotation, what: str) -> Damage:
+    text = f"annotation '{annotation.name}' of {annotation.level}s ({annotation.path}): {what}"
+    return Damage(
+        what=f"{text}; annotate it again (--replace)", part=ANNOTATION, path=annotation.path
+    )

@@ -11,9 +11,9 @@ from featurestore.storage import FileInfo, Store
 def named_tables(store: Store, slides_versions: Iterable[int]) -> set[str]:
     """Return the paths of the tables that versions of `slides` name."""
     return {
-        str(one.path)
+        str(annotation.path)
         for version in slides_versions
-        for one in registry.tables_of(open_table(store, SLIDES, version)).values()
+        for annotation in registry.tables_of(open_table(store, SLIDES, version)).values()
     }
 
 

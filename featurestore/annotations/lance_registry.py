@@ -28,19 +28,19 @@ NAME_KEY, MARK_KEY, ABOUT_KEY = b"slidelake:annotation", b"slidelake:mark", b"sl
 
 
 def tables_of(slides: lance.LanceDataset) -> dict[str, Annotation]:
-    """Annotations of slides and patients at a version of `slides`, by name."""
+    """Return the annotations of slides and patients at a version of `slides`, by name."""
     values: dict[str, Any] = json.loads(slides.config().get(CONFIG_KEY, "{}"))
     return {name: Annotation.of({**value, "name": name}) for name, value in values.items()}
 
 
 def put_tables(store: Store, annotations: Mapping[str, Annotation]) -> None:
     """Name all annotations of slides and patients that belong to the lake, in one commit."""
-    values = {name: one.as_dict() for name, one in sorted(annotations.items())}
+    values = {name: annotation.as_dict() for name, annotation in sorted(annotations.items())}
     open_table(store, SLIDES).update_config({CONFIG_KEY: json.dumps(values)})
 
 
 def columns_of(schema: pa.Schema, mpp: float) -> dict[str, Annotation]:
-    """Annotations of tiles that have columns in a features table, by name."""
+    """Return the annotations of tiles that have columns in a features table, by name."""
     parts: dict[str, list[pa.Field]] = {}
     for field in schema:
         if kind_of(field) == ANNOTATION and NAME_KEY in (field.metadata or {}):
@@ -49,50 +49,50 @@ def columns_of(schema: pa.Schema, mpp: float) -> dict[str, Annotation]:
 
 
 def _of_fields(name: str, fields: list[pa.Field], mpp: float) -> Annotation:
-    about = [json.loads(field.metadata[ABOUT_KEY]) for field in fields]
-    columns = {part["column"]: field.name for part, field in zip(about, fields, strict=True)}
-    types = {part["column"]: str(field.type) for part, field in zip(about, fields, strict=True)}
+    records = [json.loads(field.metadata[ABOUT_KEY]) for field in fields]
+    columns = {part["column"]: field.name for part, field in zip(records, fields, strict=True)}
+    types = {part["column"]: str(field.type) for part, field in zip(records, fields, strict=True)}
     return Annotation(
         name=name,
         level="tile",
         columns=columns,
         types=types,
-        rows=about[0]["rows"],
+        rows=records[0]["rows"],
         mark=mark_of(fields[0]),
-        source=about[0]["source"],
+        source=records[0]["source"],
         mpps=(mpp,),
     )
 
 
 def mark_of(field: pa.Field) -> str:
-    """What tells a column from an earlier one of the same name."""
+    """Return the mark that tells a column from an earlier one of the same name."""
     mark: bytes = (field.metadata or {}).get(MARK_KEY, b"")
     return mark.decode()
 
 
 def field_of(
-    name: str, kind: pa.DataType, *, annotation: str, mark: str, about: Mapping[str, Any]
+    name: str, kind: pa.DataType, *, annotation: str, mark: str, record: Mapping[str, Any]
 ) -> pa.Field:
-    """The column of a tile annotation.
+    """Return the Arrow field of a tile annotation's column.
 
     Args:
         name: of the column in the lake.
         kind: type of its values.
         annotation: which it is of.
         mark: of this annotation.
-        about: `column` in the user's table, `rows` and `source`.
+        record: `column` in the user's table, `rows` and `source`.
     """
     metadata = {
         KIND_KEY: ANNOTATION,
         NAME_KEY: annotation,
         MARK_KEY: mark,
-        ABOUT_KEY: json.dumps(dict(about)),
+        ABOUT_KEY: json.dumps(dict(record)),
     }
     return pa.field(name, kind, nullable=True, metadata=metadata)
 
 
 def write_table(store: Store, annotation: Annotation, frame: pl.DataFrame) -> int:
-    """Write the table of an annotation, which nothing names yet; the checksum of its rows."""
+    """Write an annotation's table, which nothing names yet; return the checksum of its rows."""
     table = frame.to_arrow().cast(_schema(annotation, frame))
     rows = [row_crc32(row) for row in table.to_pylist()]
     table = table.append_column(
@@ -124,29 +124,29 @@ def _schema(annotation: Annotation, frame: pl.DataFrame) -> pa.Schema:
 
 
 def crc32_of(rows: list[int], crc: int = 0) -> int:
-    """Checksum of row checksums in their order, going on from an earlier part's."""
+    """Return the checksum of row checksums in their order, continued from an earlier part's."""
     return zlib.crc32(b"".join(value.to_bytes(4, "little") for value in rows), crc)
 
 
 def rename_slide(store: Store, old: str, new: str, check: Callable[[], None]) -> None:
     """Give a slide its new name in all annotations of slides: their tables are written again."""
-    known = tables_of(open_table(store, SLIDES))
+    annotations = tables_of(open_table(store, SLIDES))
     changed = {}
-    for name, annotation in known.items():
+    for name, annotation in annotations.items():
         if annotation.level != SLIDE:
             continue
         table = open_table(store, str(annotation.path)).to_table()
         frame = pl.DataFrame(table).drop("row_crc32")
         if old in frame["slide_id"]:
             frame = frame.with_columns(pl.col("slide_id").replace({old: new}))
-            changed[name] = written(store, annotation, frame)
+            changed[name] = write_new_table(store, annotation, frame)
     if changed:
         check()
-        put_tables(store, {**known, **changed})
+        put_tables(store, {**annotations, **changed})
 
 
-def written(store: Store, annotation: Annotation, frame: pl.DataFrame) -> Annotation:
-    """Write a table of an annotation at a path of its own; the annotation with path and sum."""
+def write_new_table(store: Store, annotation: Annotation, frame: pl.DataFrame) -> Annotation:
+    """Write an annotation's table at a new path; return the annotation with path and checksum."""
     path = f"{FOLDER}/{annotation.name}-{secrets.token_hex(4)}.lance"
     placed = replace(annotation, path=path, rows=frame.height)
     return replace(placed, crc32=write_table(store, placed, frame))

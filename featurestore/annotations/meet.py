@@ -19,67 +19,69 @@ def met_tiles(
         lake: at the version to look in.
         table: with `tile_id`, or `slide_id`, `x` and `y` (a place within a tile, in level-0
             pixels; its top-left corner is one), and perhaps `mpp`.
-        mpp: of the tiles, where the table does not say it.
+        mpp: of the tiles, where the table has no column `mpp`.
 
     Returns:
         By mpp, `tile_id` and the values of each tile; and what names no tile, a text for each row.
 
     Raises:
-        AnnotationError: it is not said at which mpp, no row is of a tile, or two rows contradict
+        AnnotationError: the mpp is missing, no row names a tile of the lake, or two rows contradict
             each other on one tile.
     """
     if "tile_id" in table.frame.columns:
-        found, unmet = _by_key(lake, table)
+        tiles_by_mpp, unmet = _by_key(lake, table)
     else:
-        found, unmet = _by_place(lake, table, mpp)
-    found = {at: frame for at, frame in found.items() if frame.height}
-    if not found:
+        tiles_by_mpp, unmet = _by_place(lake, table, mpp)
+    tiles_by_mpp = {at: frame for at, frame in tiles_by_mpp.items() if frame.height}
+    if not tiles_by_mpp:
         msg = (
             f"none of the {table.frame.height} rows is of a tile of {lake.uri}; the first is of "
             f"{unmet[0]}: give tile_id as the lake has it, or a place in level-0 pixels"
         )
         raise AnnotationError(msg)
-    return found, unmet
+    return tiles_by_mpp, unmet
 
 
 def _by_key(lake: Lake, table: AnnotationTable) -> tuple[dict[float, pl.DataFrame], list[str]]:
     slides, mpps, _, _ = tile_parts(table.frame["tile_id"].to_numpy())
     rows = table.frame.with_columns(slide=pl.Series(slides).cast(pl.Int32), at=pl.Series(mpps))
-    found: dict[float, pl.DataFrame] = {}
-    for known in lake.config.mpps:
-        here = rows.filter(pl.col("at") == known)
-        numbers = here["slide"].unique().to_list()
-        there = lake.tiles(mpp=known).filter(pl.col("slide").is_in(numbers)).select("tile_id")
+    tiles_by_mpp: dict[float, pl.DataFrame] = {}
+    for mpp in lake.config.mpps:
+        mpp_rows = rows.filter(pl.col("at") == mpp)
+        numbers = mpp_rows["slide"].unique().to_list()
+        lake_tiles = lake.tiles(mpp=mpp).filter(pl.col("slide").is_in(numbers)).select("tile_id")
         if numbers:
-            met = here.join(there.collect(), on="tile_id", how="semi", maintain_order="left")
-            found[known] = met.drop("slide", "at")
+            met = mpp_rows.join(
+                lake_tiles.collect(), on="tile_id", how="semi", maintain_order="left"
+            )
+            tiles_by_mpp[mpp] = met.drop("slide", "at")
     lost = rows
-    for met in found.values():
+    for met in tiles_by_mpp.values():
         lost = lost.join(met, on="tile_id", how="anti", maintain_order="left")
-    return found, [f"tile {key}" for key in lost["tile_id"]]
+    return tiles_by_mpp, [f"tile {key}" for key in lost["tile_id"]]
 
 
 def _by_place(
     lake: Lake, table: AnnotationTable, mpp: float | None
 ) -> tuple[dict[float, pl.DataFrame], list[str]]:
     rows = _with_mpp(lake, table.frame, mpp)
-    found: dict[float, pl.DataFrame] = {}
+    tiles_by_mpp: dict[float, pl.DataFrame] = {}
     unmet: list[str] = []
     for at in rows["mpp"].unique().sort().to_list():
-        here = rows.filter(pl.col("mpp") == at).drop("mpp")
-        met = tiles_at(here, _tiles(lake, here["slide_id"].unique().to_list(), at))
+        mpp_rows = rows.filter(pl.col("mpp") == at).drop("mpp")
+        met = tiles_at(mpp_rows, _tiles(lake, mpp_rows["slide_id"].unique().to_list(), at))
         lost = met.filter(pl.col("tile_id").is_null())
         unmet += [
             f"slide {slide} at {x:g}, {y:g} (mpp {mpp_name(at)})"
             for slide, x, y in lost.select("slide_id", "x", "y").iter_rows()
         ]
         inside = met.drop_nulls("tile_id")
-        found[lake.known_mpp(at)] = _once(inside, table.values)
-    return found, unmet
+        tiles_by_mpp[lake.known_mpp(at)] = _once(inside, table.values)
+    return tiles_by_mpp, unmet
 
 
 def _with_mpp(lake: Lake, frame: pl.DataFrame, mpp: float | None) -> pl.DataFrame:
-    """Rows with the mpp of their tiles, as the lake has it."""
+    """Return the rows with the mpp of their tiles, as the lake has it."""
     if "mpp" not in frame.columns:
         if mpp is None and len(lake.config.mpps) > 1:
             msg = (
@@ -87,27 +89,27 @@ def _with_mpp(lake: Lake, frame: pl.DataFrame, mpp: float | None) -> pl.DataFram
                 "column mpp in the table"
             )
             raise AnnotationError(msg)
-        known = lake.known_mpp(lake.config.mpps[0] if mpp is None else mpp)
-        return frame.with_columns(mpp=pl.lit(known))
+        lake_mpp = lake.known_mpp(lake.config.mpps[0] if mpp is None else mpp)
+        return frame.with_columns(mpp=pl.lit(lake_mpp))
     values = frame["mpp"].unique().to_list()
     exact = {value: lake.known_mpp(value) for value in values}
     return frame.with_columns(pl.col("mpp").replace_strict(exact, return_dtype=pl.Float64))
 
 
 def _tiles(lake: Lake, slide_ids: Sequence[str], mpp: float) -> pl.DataFrame:
-    """Tiles of slides with their places and sides in level-0 pixels."""
-    known = lake.tiles_of(mpp=mpp, slide_ids=slide_ids)
-    sides = known.select("slide_id", side=pl.col("tile_px_level0").cast(pl.Float64))
-    tiles = lake.tiles(mpp=mpp).filter(pl.col("slide").is_in(known["slide"].to_list()))
+    """Return the tiles of slides with their places and sides in level-0 pixels."""
+    catalog_rows = lake.tiles_of(mpp=mpp, slide_ids=slide_ids)
+    sides = catalog_rows.select("slide_id", side=pl.col("tile_px_level0").cast(pl.Float64))
+    tiles = lake.tiles(mpp=mpp).filter(pl.col("slide").is_in(catalog_rows["slide"].to_list()))
     columns = ["slide_id", "tile_id", pl.col("x", "y").cast(pl.Float64)]
     return tiles.select(columns).collect().join(sides, on="slide_id", how="left")
 
 
 def _once(met: pl.DataFrame, values: Sequence[str]) -> pl.DataFrame:
-    """Each tile with its values once.
+    """Return each tile with its values once.
 
     Raises:
-        AnnotationError: two places of one tile say different things.
+        AnnotationError: two places of one tile have different values.
     """
     rows = met.select("tile_id", *values).unique(maintain_order=True)
     torn = rows.filter(pl.col("tile_id").is_duplicated())["tile_id"].unique().to_list()

@@ -12,14 +12,13 @@ from featurestore.schema import TILE_COLUMNS
 
 TILE, SLIDE, PATIENT = "tile", "slide", "patient"
 PATIENTS = "patients"
-KEYS = ("tile_id", "slide_id", "x", "y", "mpp", "patient_id")
 NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,63}")
 RESERVED = re.compile(r"slides|catalog|tiles_mpp.*|row_crc32|teacher|library_id", re.IGNORECASE)
 SHOWN = 5
 
 
 class AnnotationError(LakeError):
-    """A table or a name that can't become an annotation of a lake."""
+    """Raised for a table or a name that can't become an annotation of a lake."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,22 +50,22 @@ class Annotation:
     crc32: int | None = None
 
     def as_dict(self) -> dict[str, Any]:
-        """The annotation as JSON can hold it."""
+        """Return the annotation as a JSON object."""
         return {**asdict(self), "mpps": list(self.mpps)}
 
     @classmethod
     def of(cls, value: Mapping[str, Any]) -> "Annotation":
-        """The annotation that `as_dict` gave; keys of later versions are left out."""
-        known = {name: value[name] for name in cls.__dataclass_fields__ if name in value}
-        return cls(**{**known, "mpps": tuple(value.get("mpps", ()))})
+        """Return the annotation of an `as_dict` object; keys of later versions are left out."""
+        fields = {name: value[name] for name in cls.__dataclass_fields__ if name in value}
+        return cls(**{**fields, "mpps": tuple(value.get("mpps", ()))})
 
     def at(self, mpp: float) -> "Annotation":
-        """The annotation with tiles at one more mpp."""
+        """Return the annotation with tiles at one more mpp."""
         return replace(self, mpps=(*self.mpps, mpp))
 
     @property
     def key(self) -> str:
-        """The column that names a row: `tile_id`, `slide_id` or `patient_id`."""
+        """Return the column that names a row: `tile_id`, `slide_id` or `patient_id`."""
         return f"{self.level}_id"
 
 
@@ -98,7 +97,7 @@ def check_name(name: str) -> None:
 
 
 def level_of(columns: Sequence[str]) -> tuple[str, list[str]]:
-    """What the rows of a table with these columns are of, and which columns are its keys.
+    """Return the level of a table with these columns (tile, slide, patient), and its keys.
 
     Raises:
         AnnotationError: none of the columns are keys.
@@ -121,7 +120,7 @@ def level_of(columns: Sequence[str]) -> tuple[str, list[str]]:
 
 
 def user_table(frame: pl.DataFrame) -> AnnotationTable:
-    """A user's table as an annotation: keys of one type, values that a lake can hold, rows once.
+    """Return a user's table ready to be an annotation: keys of one type, values that a lake holds.
 
     Raises:
         AnnotationError: no keys, no values, values of a type that is not held, a row without its
@@ -164,7 +163,7 @@ def _key(column: pl.Series) -> pl.Series:
 
 
 def _value(column: pl.Series) -> pl.Series:
-    """The column as one of int64, float64, boolean and text; dates and times are ISO text."""
+    """Return a column as int64, float64, boolean or text; dates and times become ISO text."""
     dtype = column.dtype
     if dtype.is_integer():
         return column.cast(pl.Int64)
@@ -182,7 +181,7 @@ def _value(column: pl.Series) -> pl.Series:
 
 
 def _refuse_torn(table: pl.DataFrame, keys: Sequence[str]) -> None:
-    """Refuse two rows of one key that say different things."""
+    """Refuse two rows of one key with different values."""
     twice = table.filter(pl.struct(keys).is_duplicated()).head(2)
     if twice.height:
         key = ", ".join(f"{name} {twice[name][0]}" for name in keys)
@@ -192,7 +191,7 @@ def _refuse_torn(table: pl.DataFrame, keys: Sequence[str]) -> None:
 
 
 def lake_columns(name: str, values: Sequence[str]) -> dict[str, str]:
-    """What the columns of a tile annotation are called in the features tables.
+    """Return the names of a tile annotation's columns in the features tables.
 
     A single column is called as the annotation; of several, each is `<annotation>_<column>`.
 
@@ -204,18 +203,18 @@ def lake_columns(name: str, values: Sequence[str]) -> dict[str, str]:
     """
     if len(values) == 1:
         return {values[0]: name}
-    found = {value: f"{name}_{re.sub(r'[^A-Za-z0-9_]', '_', value)}" for value in values}
-    names = list(found.values())
+    columns = {value: f"{name}_{re.sub(r'[^A-Za-z0-9_]', '_', value)}" for value in values}
+    names = list(columns.values())
     same = next((n for n in names if names.count(n) > 1 or n in TILE_COLUMNS), None)
     if same is not None:
-        which = ", ".join(repr(value) for value in values if found[value] == same)
+        which = ", ".join(repr(value) for value in values if columns[value] == same)
         msg = f"columns {which} would be called '{same}' in the lake; rename them in the table"
         raise AnnotationError(msg)
-    return found
+    return columns
 
 
 def listing(names: Sequence[Any]) -> str:
-    """Some names for a message, and how many more there are.
+    """Return the first few names for a message, and how many more there are.
 
     >>> listing(["a", "b"])
     'a, b'

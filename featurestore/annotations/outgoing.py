@@ -18,7 +18,7 @@ def _no_columns() -> pl.DataFrame:
 
 @dataclass(frozen=True, kw_only=True)
 class SlideAnnotations:
-    """What users know of one slide.
+    """Annotations of one slide, of its tiles and of its patient.
 
     Attributes:
         tiles: reads a column for each annotation of tiles, in the order of the tiles.
@@ -32,7 +32,7 @@ class SlideAnnotations:
 
 
 class AnnotationsOut:
-    """The annotations of a lake as an export needs them.
+    """Reads the annotations of a lake as an export needs them.
 
     Args:
         lake: the lake; tables of slides and patients are read once.
@@ -43,19 +43,21 @@ class AnnotationsOut:
         self.lake, self.known = lake, lake.annotations()
         self.columns = [
             column
-            for one in self.known.values()
-            if one.level == TILE and mpp in one.mpps
-            for column in one.columns.values()
+            for annotation in self.known.values()
+            if annotation.level == TILE and mpp in annotation.mpps
+            for column in annotation.columns.values()
         ]
         self._rows = {
-            name: _by_key(lake, one) for name, one in self.known.items() if one.level != TILE
+            name: _by_key(lake, annotation)
+            for name, annotation in self.known.items()
+            if annotation.level != TILE
         }
-        self.mark = "-".join(one.mark[:8] for one in self.known.values())
+        self.mark = "-".join(annotation.mark[:8] for annotation in self.known.values())
 
     def of(
         self, slide_id: str, patient_id: str | None, catalog: Mapping[str, Any] | None
     ) -> SlideAnnotations:
-        """What is known of a slide, whose tiles are where a row of the catalog says."""
+        """Return the annotations of a slide whose tiles lie where a row of the catalog says."""
         ids = {SLIDE: slide_id, PATIENT: patient_id}
         values = {
             name: rows[key]
@@ -69,20 +71,20 @@ class AnnotationsOut:
         return SlideAnnotations(tiles=tiles, values=values, mark=self.mark)
 
     def tables(self) -> Iterator[tuple[str, pl.DataFrame]]:
-        """Each annotation as it is read by `lake.annotation`, by name."""
+        """Yield each annotation's name with its table, as `lake.annotation` reads it."""
         for name in self.known:
             yield name, self.lake.annotation(name).collect()
 
 
-def _by_key(lake: Lake, one: Annotation) -> dict[str, dict[str, Any]]:
-    rows = lake.annotation(one.name).collect().iter_rows(named=True)
-    return {str(row.pop(one.key)): row for row in rows}
+def _by_key(lake: Lake, annotation: Annotation) -> dict[str, dict[str, Any]]:
+    rows = lake.annotation(annotation.name).collect().iter_rows(named=True)
+    return {str(row.pop(annotation.key)): row for row in rows}
 
 
 def tile_columns(
     lake: Lake, catalog: Mapping[str, Any] | None, columns: Sequence[str]
 ) -> pl.DataFrame:
-    """Columns of a slide's tiles, in the order of their keys.
+    """Return columns of a slide's tiles, in the order of their keys.
 
     Raises:
         DamageError: there are other tiles than the catalog says.

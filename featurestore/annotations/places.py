@@ -14,14 +14,14 @@ def tiles_at(places: pl.DataFrame, tiles: pl.DataFrame) -> pl.DataFrame:
     """
     numbered = places.with_row_index("row")
     side = tiles.select("slide_id", "side").unique()
-    asked = numbered.select("row", "slide_id", px="x", py="y").join(side, on="slide_id")
+    points = numbered.select("row", "slide_id", px="x", py="y").join(side, on="slide_id")
     # a tile that covers a place begins in the place's cell of a raster of its side, or one before
     steps = pl.DataFrame({"dx": [0, 0, 1, 1], "dy": [0, 1, 0, 1]})
     cells = [(pl.col(f"p{a}") // pl.col("side")).cast(pl.Int64) - pl.col(f"d{a}") for a in "xy"]
-    asked = asked.join(steps, how="cross").with_columns(cx=cells[0], cy=cells[1])
+    points = points.join(steps, how="cross").with_columns(cx=cells[0], cy=cells[1])
     of_tile = [(pl.col(a) // pl.col("side")).cast(pl.Int64) for a in "xy"]
-    there = tiles.with_columns(cx=of_tile[0], cy=of_tile[1]).drop("side")
-    pairs = asked.join(there, on=["slide_id", "cx", "cy"])
+    placed_tiles = tiles.with_columns(cx=of_tile[0], cy=of_tile[1]).drop("side")
+    pairs = points.join(placed_tiles, on=["slide_id", "cx", "cy"])
     within = [
         pl.col(f"p{a}").is_between(pl.col(a), pl.col(a) + pl.col("side"), closed="left")
         for a in "xy"

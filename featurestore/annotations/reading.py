@@ -16,7 +16,7 @@ LABELS = "lake:"
 
 @dataclass(frozen=True, kw_only=True)
 class AnnotationFile:
-    """A user's file for an annotation: its table, its name, and what was noted while reading."""
+    """A user's file for an annotation: its table, its name, and notes from reading it."""
 
     frame: pl.DataFrame
     source: str
@@ -36,24 +36,24 @@ def read_annotation(path: str | os.PathLike[str], *, distinct_ids: bool = False)
     with tables_raise(AnnotationError):
         table = read_table(path)
         keys = _keys(table, distinct=distinct_ids)
-        theirs = {series.name for series in keys.values()}
-        rest = [table.values(column) for column in table.columns if column not in theirs]
+        key_names = {series.name for series in keys.values()}
+        rest = [table.values(column) for column in table.columns if column not in key_names]
     columns = [series.alias(key) for key, series in keys.items()]
     name = PurePosixPath(os.fspath(path)).name
     return AnnotationFile(frame=pl.DataFrame([*columns, *rest]), source=name, notes=table.notes)
 
 
 def _keys(table: UserTable, *, distinct: bool) -> dict[str, pl.Series]:
-    """Columns that name tiles, slides and patients, under our names."""
-    found: dict[str, pl.Series] = {}
+    """Return the columns that name tiles, slides and patients, under the lake's names."""
+    keys: dict[str, pl.Series] = {}
     for key in ("slide_id", "patient_id"):
         if (column := id_column(table, key)) is not None:
-            found[key] = table.ids(column, distinct=distinct)
+            keys[key] = table.ids(column, distinct=distinct)
     if table.has("tile_id"):
-        found["tile_id"] = table.integers("tile_id")
-    if {"slide_id"} <= set(found) and table.has("x") and table.has("y"):
-        found |= {key: table.numbers(key) for key in ("x", "y", "mpp") if table.has(key)}
-    return found
+        keys["tile_id"] = table.integers("tile_id")
+    if {"slide_id"} <= set(keys) and table.has("x") and table.has("y"):
+        keys |= {key: table.numbers(key) for key in ("x", "y", "mpp") if table.has(key)}
+    return keys
 
 
 def query_frame(path: str | os.PathLike[str]) -> pl.DataFrame:

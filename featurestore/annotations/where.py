@@ -21,7 +21,7 @@ Values = Mapping[str, Any]
 
 
 class Where:
-    """A predicate, and what it takes from the annotations of a lake.
+    """A predicate on tiles, and the annotation values that it needs.
 
     Args:
         lake: at the version to read.
@@ -37,22 +37,26 @@ class Where:
     def __init__(self, lake: Lake, text: str) -> None:
         self.text = text
         words = {word for word in PART.findall(text) if word[0] not in "'`\""}
-        known = lake.annotations()
-        of_tiles = {column: one for one in known.values() if one.level == TILE
-                    for column in one.columns.values()}  # fmt: skip
+        annotations = lake.annotations()
+        of_tiles = {
+            column: annotation
+            for annotation in annotations.values()
+            if annotation.level == TILE
+            for column in annotation.columns.values()
+        }
         named = [of_tiles[word] for word in words if word in of_tiles]
         self._values: dict[str, tuple[str, dict[str, Values]]] = {}
         for word in sorted(words):
             name, dot, column = word.partition(".")
-            if dot and name in known and known[name].level != TILE:
-                _check_column(known[name], column)
-                named.append(known[name])
+            if dot and name in annotations and annotations[name].level != TILE:
+                _check_column(annotations[name], column)
+                named.append(annotations[name])
                 if name not in self._values:
-                    self._values[name] = known[name].key, _rows(lake, known[name])
-        self.marks = {one.name: one.mark for one in named}
+                    self._values[name] = annotations[name].key, _rows(lake, annotations[name])
+        self.marks = {annotation.name: annotation.mark for annotation in named}
 
     def of(self, slide_id: str, patient_id: str | None) -> str:
-        """The predicate on tiles of one slide."""
+        """Return the predicate for the tiles of one slide."""
         ids = {"slide_id": slide_id, f"{PATIENT}_id": patient_id}
 
         def replaced(match: re.Match[str]) -> str:
@@ -65,19 +69,20 @@ class Where:
         return PART.sub(replaced, self.text) if self._values else self.text
 
 
-def _check_column(one: Annotation, column: str) -> None:
-    if column not in one.columns:
-        msg = f"annotation '{one.name}' has no column '{column}'; it has {', '.join(one.columns)}"
+def _check_column(annotation: Annotation, column: str) -> None:
+    if column not in annotation.columns:
+        names = ", ".join(annotation.columns)
+        msg = f"annotation '{annotation.name}' has no column '{column}'; it has {names}"
         raise LakeError(msg)
 
 
-def _rows(lake: Lake, one: Annotation) -> dict[str, Values]:
-    rows = lake.annotation(one.name).collect()
-    return {str(row[one.key]): row for row in rows.iter_rows(named=True)}
+def _rows(lake: Lake, annotation: Annotation) -> dict[str, Values]:
+    rows = lake.annotation(annotation.name).collect()
+    return {str(row[annotation.key]): row for row in rows.iter_rows(named=True)}
 
 
 def _literal(value: object) -> str:
-    """A value in SQL.
+    """Return a value as an SQL literal.
 
     >>> _literal("it's"), _literal(None), _literal(True), _literal(1.5)
     ("'it''s'", 'NULL', 'true', '1.5')
@@ -92,5 +97,5 @@ def _literal(value: object) -> str:
 
 
 def slides_of(lake: Lake) -> Iterator[tuple[str, str | None]]:
-    """Names and patients of all slides."""
+    """Yield the name and patient of each slide."""
     yield from lake.slides().select(pl.col("slide_id"), pl.col("patient_id")).collect().iter_rows()

@@ -182,7 +182,7 @@ def _write_table(tables: Any, slide: SlideOut, teacher: str) -> None:  # noqa: A
 
 
 def _annotated(slide: SlideOut) -> dict[str, Any]:
-    """Annotations of tiles as columns of `obs`, in types that keep what is missing."""
+    """Return annotations of tiles as columns of `obs`, in types that keep missing values."""
     import pandas as pd
 
     kinds = {pl.Int64: "Int64", pl.Boolean: "boolean", pl.Float64: "float64"}

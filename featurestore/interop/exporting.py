@@ -102,7 +102,7 @@ def export_folder(
 
 
 def _write_annotations(box: Outbox, annotations: AnnotationsOut) -> int:
-    """Write each annotation as `annotations/<name>.csv`; how many files were written."""
+    """Write each annotation as `annotations/<name>.csv`; return how many files were written."""
     written = 0
     for name, table in annotations.tables():
         text, rel = table.write_csv(), f"annotations/{name}.csv"

@@ -114,7 +114,7 @@ def agree(option: str, given: float | None, found: float, path: Path) -> None:
 
 
 def coordinates(values: npt.NDArray[Any], path: Path) -> Int64Array:
-    """Level-0 coordinates [N, 2] as integers; [1, N, 2] is a batch of one.
+    """Return level-0 coordinates [N, 2] as integers; [1, N, 2] is a batch of one.
 
     Raises:
         InteropError: another shape, or values that are not whole numbers.
@@ -161,12 +161,12 @@ def feature_matrix(values: npt.NDArray[Any], tiles: int, path: Path) -> FloatArr
 
 
 def _unbatched(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """An array [1, N, D] as [N, D]; any other as it is."""
+    """Return an array [1, N, D] as [N, D], any other as it is."""
     return values[0] if values.ndim == 3 and len(values) == 1 else values
 
 
 def _from_bfloat16(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """Opaque bfloat16 as float32, whose upper half it is; any other array as it is."""
+    """Return opaque bfloat16 as float32, whose upper half it is; any other array as it is."""
     if values.dtype.kind != "V" or values.dtype.itemsize != 2 or values.dtype.names:
         return values
     bits = np.ascontiguousarray(values).view("<u2").astype(np.uint32) << 16

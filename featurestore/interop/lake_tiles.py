@@ -1,4 +1,4 @@
-"""What import and export ask a lake of single slides: tiles' places, whole rows, the tissue."""
+"""Reads that import and export need of single slides: tiles' places, whole rows, the tissue."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -12,6 +12,7 @@ from featurestore.ids import mpp_name
 from featurestore.interop.model import Int64Array
 from featurestore.interop.outline import mask_geojson
 from featurestore.lake import Lake
+from featurestore.lance_ledger import among_names
 from featurestore.read_errors import reading
 from featurestore.schema import SLIDES, features_table
 from featurestore.selection import Selection
@@ -36,14 +37,14 @@ def tile_places(lake: Lake, row: Mapping[str, Any]) -> tuple[Int64Array, Int64Ar
     lake.first_reads.compare(lake.row_reader(mpp=row["mpp"]), selection, [0], [])
     fragment = lake.table(features_table(row["mpp"])).get_fragment(row["fragment"])
     with reading(lake.store, f"{what}: its tiles can't be read"):
-        found = fragment.to_table(columns=["tile_id", "x", "y"], filter=f"slide = {row['slide']}")
-    if found.num_rows != row["tiles"]:
+        rows = fragment.to_table(columns=["tile_id", "x", "y"], filter=f"slide = {row['slide']}")
+    if rows.num_rows != row["tiles"]:
         msg = (
-            f"{what}: {found.num_rows} tiles are "
+            f"{what}: {rows.num_rows} tiles are "
             f"there, the catalog says {row['tiles']}; run slidelake verify"
         )
         raise DamageError(msg)
-    table = pl.DataFrame(found).sort("tile_id")
+    table = pl.DataFrame(rows).sort("tile_id")
     xy = np.stack([table["x"].to_numpy(), table["y"].to_numpy()], axis=1).astype(np.int64)
     return table["tile_id"].to_numpy(), xy
 
@@ -54,9 +55,8 @@ def slide_rows(
     """Rows of `slides` by slide_id, found by an index; all columns, or those named."""
     if not slide_ids:
         return {}
-    quoted = ", ".join("'" + name.replace("'", "''") + "'" for name in slide_ids)
     names = None if columns is None else ["slide_id", *columns]
-    table = lake.table(SLIDES).to_table(columns=names, filter=f"slide_id IN ({quoted})")
+    table = lake.table(SLIDES).to_table(columns=names, filter=among_names(slide_ids))
     return {row["slide_id"]: row for row in table.to_pylist()}
 
 

@@ -41,9 +41,9 @@ def read_splits(path: str | os.PathLike[str]) -> pl.DataFrame:
     """
     file = Path(path)
     with tables_raise(InteropError):
-        found = _read(file)
-    _refuse_leaks(found, file)
-    return found
+        splits = _read(file)
+    _refuse_leaks(splits, file)
+    return splits
 
 
 def _read(file: Path) -> pl.DataFrame:
@@ -134,8 +134,8 @@ def _patho_bench(source: UserTable, file: Path) -> pl.DataFrame:
     if sample is None or not source.has(sample):
         msg = f"{file} has folds but no column '{sample}'; known forms are: {KNOWN}"
         raise InteropError(msg)
-    wanted = dict.fromkeys([*ids, sample, *_folds(source)])
-    table = pl.DataFrame([source.texts(name).alias(name) for name in wanted])
+    columns = dict.fromkeys([*ids, sample, *_folds(source)])
+    table = pl.DataFrame([source.texts(name).alias(name) for name in columns])
     folds = _folds(source)
     for fold in folds:
         torn = table.group_by(sample).agg(pl.col(fold).n_unique()).filter(pl.col(fold) > 1)

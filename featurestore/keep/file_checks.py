@@ -44,7 +44,7 @@ SHARD_INDEXES = FileCheck(
 
 
 def _sealed(name: str, sealings: Callable[[Store], Iterator[Sealing]]) -> FileCheck:
-    """The check of files that a JSON file beside them names."""
+    """Return the check of files whose checksums stand in a sealed JSON file beside them."""
     return FileCheck(
         name=name,
         damage=lambda lake: (d for one in sealings(lake.store) for d in one.damage(lake.store)),

@@ -18,12 +18,12 @@ SLIDES_AT_ONCE = 1000
 def unchecked_indexes(lake: Lake) -> int:
     """Count the shards whose index has no checksum in the catalog."""
     table = lake.table(CATALOG)
-    known = " AND index_crc32 IS NULL" if "index_crc32" in table.schema.names else ""
-    return int(table.count_rows(f"shard IS NOT NULL{known}"))
+    without_checksum = " AND index_crc32 IS NULL" if "index_crc32" in table.schema.names else ""
+    return int(table.count_rows(f"shard IS NOT NULL{without_checksum}"))
 
 
 def add_index_checksums(lake: Lake) -> int:
-    """Name the checksums of the indexes as they are now, in one commit for each thousand shards.
+    """Record the checksums of the indexes as they are now, a commit for each thousand shards.
 
     An index that can't be read gets none: `verify` names it.
 
@@ -46,7 +46,7 @@ def add_index_checksums(lake: Lake) -> int:
 
 
 def _unchecked(lake: Lake) -> Iterator[tuple[float, list[int]]]:
-    """Numbers of slides with shards whose index has no checksum, some at a time, by mpp."""
+    """Yield an mpp and numbers of slides whose shard index has no checksum, some at a time."""
     for mpp in lake.config.mpps:
         rows = lake.tiles_of(mpp=mpp).filter(pl.col("shard").is_not_null())
         if "index_crc32" in rows.columns:
@@ -57,7 +57,7 @@ def _unchecked(lake: Lake) -> Iterator[tuple[float, list[int]]]:
 
 
 def _with_checksum(store: Store, row: dict[str, Any]) -> dict[str, Any] | None:
-    """A catalog row with the checksum of its index; None if it has one or the index is damaged."""
+    """Return a catalog row with its index's checksum; None if there is nothing to add."""
     if not row["shard"] or row.get("index_crc32") is not None:
         return None
     try:

@@ -12,7 +12,7 @@ from featurestore.errors import DamageError, LakeError
 from featurestore.keep.lake_settings import settings_or_copy
 from featurestore.keep.lance_roots import roots_damage
 from featurestore.keep.lance_versions import whole_versions
-from featurestore.keep.reading import NO_DAMAGE, UnreadableError, read
+from featurestore.keep.reading import UnreadableError, read
 from featurestore.keep.snapshots import version_named
 from featurestore.lake import Lake
 from featurestore.lance_verify import verify
@@ -60,17 +60,15 @@ def check_lake(
     store = Store(uri)
     config = settings_or_copy(store)
     version = None if at is None else version_named(store, at)
-    before = [] if version is not None else list(roots_damage(store))
-    closed = [one for one in before if one.part == TABLE and one.path == CATALOG]
+    root_damage = [] if version is not None else list(roots_damage(store))
+    catalog_damage = [one for one in root_damage if one.part == TABLE and one.path == CATALOG]
     on_table(CATALOG)
-    if not closed:
+    if not catalog_damage:
         try:
             lake = open_unchecked(store, version)
         except (UnreadableError, DamageError) as error:
-            if isinstance(error, NO_DAMAGE):
-                raise
             what = f"table {CATALOG} can't be opened: {error}"
-            closed = [Damage(what=what, part=TABLE, path=CATALOG)]
+            catalog_damage = [Damage(what=what, part=TABLE, path=CATALOG)]
         else:
             return verify(
                 lake,
@@ -80,8 +78,8 @@ def check_lake(
                 on_slide=on_slide,
                 on_table=on_table,
             )
-    others = [one for one in before if one not in closed]
-    verdict = Verdict(version=version or 0, damage=[*closed, *others])
+    other_damage = [one for one in root_damage if one not in catalog_damage]
+    verdict = Verdict(version=version or 0, damage=[*catalog_damage, *other_damage])
     verdict.whole = whole_versions(store, config)
     return verdict
 

@@ -18,7 +18,7 @@ from featurestore.config import LakeConfig
 from featurestore.errors import DamageError, LakeError
 from featurestore.keep.copied_files import copy_files, missing_files
 from featurestore.keep.lance_roots import record_roots, table_files
-from featurestore.keep.roots import ROOTS_FILE, readable_roots, write_roots
+from featurestore.keep.roots import LAKE_FILE, ROOTS_FILE, readable_roots, write_roots
 from featurestore.lake import Lake
 from featurestore.lance_ledger import lake_versions, root_versions
 from featurestore.lance_tables import open_table
@@ -29,16 +29,15 @@ from featurestore.schema import CATALOG, SLIDES
 from featurestore.storage import FileInfo, Store
 
 MARK = "copy.json"
-LAKE_JSON = "lake.json"
 # What is no part of a lake's content, or is written for the copy itself.
-LEFT_OUT = (LOCK_FILE, LAKE_JSON, ROOTS_FILE, MARK)
+LEFT_OUT = (LOCK_FILE, LAKE_FILE, ROOTS_FILE, MARK)
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Copied:
-    """What a copy of a lake holds.
+    """Result of copying a lake.
 
     Attributes:
         uri: where it is.
@@ -67,7 +66,7 @@ def copy_lake(
 ) -> Copied:
     """Copy a lake, local or in a bucket, while jobs write to it.
 
-    A copy that was stopped goes on when it is asked for again. In the end the copy is opened at
+    A copy that was stopped goes on with the next call. In the end the copy is opened at
     its version and compared with the lake.
 
     Args:
@@ -78,12 +77,15 @@ def copy_lake(
         on_file: called with the size of each file that was copied.
 
     Raises:
-        LakeError: something else is at the target.
+        LakeError: something else is at the target, or it is the lake or inside it.
         DamageError: a file that the version names is not there.
     """
     lake, to = open_lake(source, version=version), Store(target)
     if lake.store.uri == to.uri:
         msg = f"{to.uri} is the lake itself; give another folder or URL to copy it to"
+        raise LakeError(msg)
+    if to.uri.startswith(f"{lake.store.uri.rstrip('/')}/"):
+        msg = f"{to.uri} is inside the lake {lake.store.uri}; give a folder or URL outside it"
         raise LakeError(msg)
     pinned = _resumed(lake, to, version)
     lake = lake if pinned is None else open_lake(source, version=pinned)
@@ -91,26 +93,28 @@ def copy_lake(
         to.fs.makedirs(to.root, exist_ok=True)
         to.write_bytes(MARK, json.dumps({"of": lake.uri, "version": lake.version}).encode())
         files = _plan(lake)
-        there = {file.path: file for file in to.walk() if not file.path.startswith("leases/")}
-        left = list(missing_files(files, there))
-        on_plan(len(left))
-        copied = copy_files(lake.store, to, iter(left), on_file)
-        to.remove([path for path in there if path not in files and path not in LEFT_OUT])
+        target_files = {
+            file.path: file for file in to.walk() if not file.path.startswith("leases/")
+        }
+        files_to_copy = list(missing_files(files, target_files))
+        on_plan(len(files_to_copy))
+        copied = copy_files(lake.store, to, iter(files_to_copy), on_file)
+        to.remove([path for path in target_files if path not in files and path not in LEFT_OUT])
         _write_roots(lake, to)
-        to.write_bytes(LAKE_JSON, lake.store.read_bytes(LAKE_JSON))
+        to.write_bytes(LAKE_FILE, lake.store.read_bytes(LAKE_FILE))
     return _checked(lake, to, files, copied)
 
 
 def _resumed(lake: Lake, to: Store, version: int | str | None) -> int | None:
-    """The version of an unfinished copy at the target that can be gone on with; None to begin.
+    """Return the version of an unfinished copy that can be continued; None to begin anew.
 
     Raises:
-        LakeError: something else is at the target.
+        LakeError: something else is at the target, or it is the lake or inside it.
     """
     mark = _mark(to)
     if mark is None:
         if to.names(""):
-            what = "a lake" if to.exists(LAKE_JSON) else "not empty"
+            what = "a lake" if to.exists(LAKE_FILE) else "not empty"
             msg = f"{to.uri} is {what} already; give a folder or URL where nothing is yet"
             raise LakeError(msg)
         return None
@@ -121,8 +125,8 @@ def _resumed(lake: Lake, to: Store, version: int | str | None) -> int | None:
         )
         raise LakeError(msg)
     pinned = mark.get("version")
-    there = lake_versions(open_table(lake.store, CATALOG))
-    return pinned if pinned in there else None
+    versions = lake_versions(open_table(lake.store, CATALOG))
+    return pinned if pinned in versions else None
 
 
 def _mark(to: Store) -> dict[str, Any] | None:
@@ -152,7 +156,7 @@ def _protected(lake: Lake) -> Iterator[None]:
 
 
 def _plan(lake: Lake) -> dict[str, FileInfo]:
-    """The files of the copy, as they are in the lake.
+    """Return the files that the copy needs, as they are in the lake.
 
     Raises:
         DamageError: one is not there.
@@ -176,7 +180,7 @@ def _plan(lake: Lake) -> dict[str, FileInfo]:
 
 
 def _below(store: Store, name: str) -> Iterator[FileInfo]:
-    """A file, or all files below a folder."""
+    """Yield a file, or all files below a folder."""
     empty = True
     for file in store.walk(name):
         empty = False
@@ -199,14 +203,12 @@ def _is_beside(path: str) -> bool:
 
 
 def _named_files(lake: Lake) -> Iterator[str]:
-    """Paths of the files of tables and shards that the copied versions name."""
+    """Yield the paths of the files of tables and shards that the copied versions name."""
     versions = _table_versions(lake)
     for rel, numbers in versions.items():
         for number in numbers:
             yield from _version_files(lake.store, rel, number)
         yield from _transactions(lake.store, rel, numbers)
-    for rel in named_tables(lake.store, versions[SLIDES]):
-        yield from (file.path for file in lake.store.walk(rel))
     yield from named_shards(lake, versions[CATALOG])
     for rel in named_tables(lake.store, versions[SLIDES]):
         yield from (file.path for file in lake.store.walk(rel))
@@ -218,8 +220,8 @@ def _named_files(lake: Lake) -> Iterator[str]:
 def _table_versions(lake: Lake) -> dict[str, set[int]]:
     newest = lake.version
     kept = [number for number in kept_versions(lake, [newest]) if number <= newest]
-    there = lake_versions(open_table(lake.store, CATALOG))
-    named = [number for number in there if number <= newest]
+    versions = lake_versions(open_table(lake.store, CATALOG))
+    named = [number for number in versions if number <= newest]
     # Versions that are work on an index mean the same as the last one before that names others.
     tables: dict[str, set[int]] = {CATALOG: {*kept, *range(named[-1], newest + 1)}}
     for number in kept:
@@ -236,7 +238,7 @@ def _version_files(store: Store, rel: str, version: int) -> Iterator[str]:
 
 
 def _transactions(store: Store, rel: str, versions: set[int]) -> Iterator[str]:
-    """Transactions are named by the version that they were made from: the one before."""
+    """Yield the transaction files of versions; each is named by the version before its own."""
     folder = f"{rel}/_transactions"
     for name in store.names(folder):
         number = name.partition("-")[0]
@@ -249,7 +251,7 @@ def _transactions(store: Store, rel: str, versions: set[int]) -> Iterator[str]:
 
 def _write_roots(lake: Lake, to: Store) -> None:
     """Write what the copy must at least be, with the checksums that the lake has of its files."""
-    config = LakeConfig.from_json(lake.store.read_bytes(LAKE_JSON), where=lake.uri)
+    config = LakeConfig.from_json(lake.store.read_bytes(LAKE_FILE), where=lake.uri)
     if roots := readable_roots(lake.store):
         write_roots(to, roots)
     else:
@@ -260,8 +262,8 @@ def _write_roots(lake: Lake, to: Store) -> None:
 def _checked(lake: Lake, to: Store, files: dict[str, FileInfo], copied: int) -> Copied:
     """Open the copy and compare it with the lake; it is unfinished until then."""
     copy = open_lake(to.uri)
-    there = {file.path: file.bytes for file in to.walk()}
-    wrong = [path for path, file in files.items() if there.get(path) != file.bytes]
+    target_bytes = {file.path: file.bytes for file in to.walk()}
+    wrong = [path for path, file in files.items() if target_bytes.get(path) != file.bytes]
     wrong = [path for path in wrong if path.startswith("tiles/") or ".lance/" in path]
     if copy.version != lake.version or copy.info()["tiles"] != lake.info()["tiles"] or wrong:
         msg = f"{to.uri} is not what {lake.uri} is at version {lake.version}: copy it again"

@@ -1,4 +1,4 @@
-"""What `repair` makes again from what is whole, and how it takes out no more than is damaged."""
+"""Steps of `repair` that make files again from what is whole, or take out what is damaged alone."""
 
 import uuid
 from collections.abc import Iterator, Sequence
@@ -27,10 +27,16 @@ from featurestore.lance_tables import (
     without_rows,
     write_fragment,
 )
-from featurestore.schema import CATALOG, PENDING, SLIDES, SLIDES_SCHEMA, features_table
+from featurestore.schema import (
+    CATALOG,
+    INDEX_COLUMNS,
+    PENDING,
+    SLIDES,
+    SLIDES_SCHEMA,
+    features_table,
+)
 from featurestore.storage import Store
 
-INDEXED = {SLIDES: "slide_id", CATALOG: "slide"}
 DAMAGED_ROW = "its row in slides was damaged; ingest it again"
 
 
@@ -60,8 +66,8 @@ def rebuild_table_index(lake: Lake, rel: str) -> None:
     committer = lake.committer
     # The damaged index keeps every other writer out, so nothing is finished before it is mended.
     with committer.exclusive(recover=False):
-        if rel in INDEXED:
-            make_index(lake.store, rel, INDEXED[rel], replace=True)
+        if rel in INDEX_COLUMNS:
+            make_index(lake.store, rel, INDEX_COLUMNS[rel], replace=True)
         else:
             table = open_table(lake.store, rel)
             for index in table.describe_indices():
@@ -85,7 +91,7 @@ def put_slide_rows_again(lake: Lake, damage: Sequence[Damage]) -> list[str]:
     """
     committer = lake.committer
     with committer.exclusive():
-        names = _names_in_catalog(lake)
+        names = _names_in_catalog(lake, damage)
         numbers = {name: number for number, name in names.items()}
         table = open_table(lake.store, SLIDES)
         where = " OR ".join(f"({_read_as(one)})" for one in damage)
@@ -111,9 +117,13 @@ def _read_as(damage: Damage) -> str:
     return f"slide = {damage.number} AND slide_id = '{name}'"
 
 
-def _names_in_catalog(lake: Lake) -> dict[int, str]:
+def _names_in_catalog(lake: Lake, damage: Sequence[Damage]) -> dict[int, str]:
+    """Names by number of the slides in the catalog that a damaged row may be of."""
     table = lake.refreshed().table(CATALOG)
-    rows = table.to_table(columns=["slide", "slide_id"], filter="teacher IS NULL")
+    quoted = (f"'{(one.slide or '').replace(chr(39), chr(39) * 2)}'" for one in damage)
+    either = f"{among([one.number for one in damage])} OR slide_id IN ({', '.join(quoted)})"
+    where = f"teacher IS NULL AND ({either})"
+    rows = table.to_table(columns=["slide", "slide_id"], filter=where)
     pairs = zip(rows["slide"].to_pylist(), rows["slide_id"].to_pylist(), strict=True)
     return dict(pairs)
 
@@ -180,16 +190,16 @@ def _undamaged(
     fragment: int,
     damaged: set[int],
 ) -> Iterator[_Part]:
-    """Values of a column in a fragment that are what the catalog says, slide after slide."""
-    theirs = {row["slide"]: row for row in rows if row["teacher"] == column}
-    here = table.get_fragment(fragment)
+    """Yield a column's values in a fragment that match the catalog, slide after slide."""
+    column_rows = {row["slide"]: row for row in rows if row["teacher"] == column}
+    table_fragment = table.get_fragment(fragment)
     live = 0  # rows before this slide that are not deleted: those are what Lance counts
     tiles = sorted((row for row in rows if row["teacher"] is None), key=lambda r: r["row_start"])
     for row in tiles:
-        if row["slide"] in theirs and row["slide"] not in damaged:
-            scanner = here.scanner(columns=[column], offset=live, limit=row["tiles"])
+        if row["slide"] in column_rows and row["slide"] not in damaged:
+            scanner = table_fragment.scanner(columns=[column], offset=live, limit=row["tiles"])
             values = scanner.to_table()
-            if column_crc32(values, column) == theirs[row["slide"]]["crc32"]:
+            if column_crc32(values, column) == column_rows[row["slide"]]["crc32"]:
                 yield _Part(slide=row["slide"], row_start=row["row_start"], values=values)
         live += row["tiles"]
 
@@ -197,7 +207,7 @@ def _undamaged(
 def _write_column(
     table: lance.LanceDataset, store: Store, column: str, fragment: int, parts: Sequence[_Part]
 ) -> str:
-    """Write a column of a fragment anew, with nulls between the parts; its file's name."""
+    """Write a column of a fragment anew, with nulls between the parts; return its file's name."""
     field = table.schema.field(column)
     schema = pa.schema([field])
     path = f"{uuid.uuid4()}.lance"

@@ -3,7 +3,7 @@
 Lance numbers a version by the newest manifest that is there. Where the newest ones are lost or
 damaged, their numbers must not come again with other contents, since catalogs name tables by
 number: each is taken by a stand-in first, which `roots.json` lists as lost. Damaged manifests are
-moved to `damaged/`, where nobody reads them.
+moved to `damaged/`, where no reader looks.
 """
 
 from collections.abc import Mapping
@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from lance import LanceOperation
 
 from featurestore.config import LakeConfig
-from featurestore.errors import DamageError, LakeError
+from featurestore.errors import LakeError
 from featurestore.keep.lake_settings import settings_or_copy
 from featurestore.keep.lance_roots import (
     WHOLE_TABLES,
@@ -23,22 +23,21 @@ from featurestore.keep.lance_roots import (
     record_roots,
 )
 from featurestore.keep.lance_versions import tables_at, version_damage, versions_of
-from featurestore.keep.reading import UnreadableError, read
+from featurestore.keep.reading import NO_DAMAGE, UnreadableError, read
 from featurestore.keep.roots import Roots, damaged_files, readable_roots, write_roots
 from featurestore.lance_groups import Group
 from featurestore.lance_ledger import Change, versions_property
 from featurestore.lance_tables import commit, make_index, open_table
 from featurestore.lock import commit_lock, no_writers
-from featurestore.schema import CATALOG, SLIDES
+from featurestore.schema import CATALOG, INDEX_COLUMNS
 from featurestore.storage import Store
 
-INDEXED = {SLIDES: "slide_id", CATALOG: "slide"}
 ASIDE = "damaged"
 
 
 @dataclass(kw_only=True)
 class Restored:
-    """What a restore did.
+    """Result of a restore.
 
     Attributes:
         version: the new version of the lake.
@@ -99,6 +98,13 @@ def restore(uri: str, version: int) -> Restored:
 
 
 def _whole_tables(store: Store, config: LakeConfig, version: int) -> dict[str, int]:
+    versions = versions_of(store, CATALOG)
+    if versions and version not in versions:
+        msg = (
+            f"{store.uri} has no version {version} (any more); it has {len(versions)} versions "
+            f"from {versions[0]} to {versions[-1]}, and `slidelake verify` names whole ones"
+        )
+        raise LakeError(msg)
     try:
         tables = tables_at(store, config, version)
     except UnreadableError as error:
@@ -133,7 +139,9 @@ def _set_aside(store: Store, rel: str, target: int, done: Restored) -> None:
 def _opens(store: Store, rel: str, version: int) -> bool:
     try:
         read(store, lambda: open_table(store, rel, version))
-    except (UnreadableError, DamageError, LakeError):
+    except NO_DAMAGE:  # a manifest that can't be read now may be whole
+        raise
+    except (UnreadableError, LakeError):
         return False
     return True
 
@@ -143,8 +151,8 @@ def _write_lost(
 ) -> None:
     """Write down which numbers will be taken by stand-ins, before the first of them is there."""
     for rel in lake_tables(config):
-        there = open_table(store, rel).version
-        lost = {*done.lost.get(rel, []), *range(there + 1, newest[rel] + 1)}
+        newest_there = open_table(store, rel).version
+        lost = {*done.lost.get(rel, []), *range(newest_there + 1, newest[rel] + 1)}
         if lost:
             done.lost[rel] = sorted(lost)
     if done.lost:
@@ -181,7 +189,7 @@ def _mend_indexes(store: Store, config: LakeConfig) -> list[str]:
     rebuilt = []
     for rel in WHOLE_TABLES:
         if damaged_indexes(store, rel):
-            make_index(store, rel, INDEXED[rel], replace=True)
+            make_index(store, rel, INDEX_COLUMNS[rel], replace=True)
             rebuilt.append(rel)
     if rebuilt:
         catalog = open_table(store, CATALOG)

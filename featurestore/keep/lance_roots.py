@@ -1,4 +1,4 @@
-"""Which files tables are read by, what they sum to, and whether a table is behind its last commit.
+"""Files by which tables are read, their checksums, and whether a table is behind its last commit.
 
 Features have a checksum for each slide in the catalog, so of a features table only the manifest,
 deletions and indexes are listed; of `slides` and `catalog`, which hold these checksums, all files.
@@ -64,9 +64,9 @@ def lake_tables(config: LakeConfig) -> list[str]:
 
 
 def record_roots(store: Store, config: LakeConfig, *, new: bool = False) -> Roots:
-    """Write down what the newest versions of all tables are read by; the caller holds the lock.
+    """Record the files by which the newest tables are read; the caller holds the lock.
 
-    Files that were there before any checksum was kept are not vouched for: `add_checksums` does.
+    Files that are older than any checksum get none here: `add_checksums` gives them one.
 
     Args:
         store: the lake's files.
@@ -75,12 +75,12 @@ def record_roots(store: Store, config: LakeConfig, *, new: bool = False) -> Root
     """
     tables = {rel: open_table(store, rel) for rel in lake_tables(config)}
     paths = [path for rel, table in tables.items() for path in table_files(store, rel, table)]
-    known = readable_roots(store)
-    before = known or Roots(tables={})
+    last_roots = readable_roots(store)
+    before = last_roots or Roots(tables={})
     versions = {rel: int(table.version) for rel, table in tables.items()}
     manifests = {manifest_path(store, rel, version) for rel, version in versions.items()}
     doubtful = set(before.unchecked)
-    if known is None and not new:
+    if last_roots is None and not new:
         doubtful = set(paths) - manifests
     recorded = {**before.older, **before.files}
     files = {
@@ -89,8 +89,8 @@ def record_roots(store: Store, config: LakeConfig, *, new: bool = False) -> Root
         if path not in doubtful
     }
     # Indexes of earlier versions stay known: `--at` and a restore read by them.
-    gone = {path for path in recorded if f"/{INDEXES}" in path} - files.keys()
-    older = {path: recorded[path] for path in sorted(gone) if store.exists(path)}
+    older_indexes = {path for path in recorded if f"/{INDEXES}" in path} - files.keys()
+    older = {path: recorded[path] for path in sorted(older_indexes) if store.exists(path)}
     texts = {path: text for path, text in before.texts.items() if store.exists(path)}
     if new:
         texts[LAKE_FILE] = config.to_json().decode()
@@ -279,7 +279,7 @@ def unchecked_files(store: Store, config: LakeConfig) -> int:
 
 
 def add_checksums(store: Store, config: LakeConfig) -> int:
-    """Vouch for the files of the tables as they are now; the caller verified them and has the lock.
+    """Record checksums of the tables' files as they are now; the caller verified them under lock.
 
     Returns:
         How many files got a checksum.

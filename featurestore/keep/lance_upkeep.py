@@ -15,7 +15,7 @@ MANY_FRAGMENTS = 64
 
 @dataclass(frozen=True, kw_only=True)
 class Upkeep:
-    """What has piled up in a lake.
+    """Versions and fragments that have piled up in a lake.
 
     Attributes:
         versions: versions of the catalog that are kept.

@@ -13,9 +13,9 @@ from collections.abc import Iterator
 import lance
 
 from featurestore.config import LakeConfig
-from featurestore.damage import TABLE_INDEX, Damage
+from featurestore.damage import TABLE, TABLE_INDEX, Damage
 from featurestore.errors import LakeError
-from featurestore.keep.lance_checked_rows import checked_rows
+from featurestore.keep.lance_checked_rows import checked_catalog, checked_slides
 from featurestore.keep.lance_roots import LAST_VERSION, file_damage, lake_tables, table_files
 from featurestore.keep.misfits import misfits
 from featurestore.keep.reading import NO_DAMAGE, UnreadableError, read
@@ -86,11 +86,11 @@ def version_damage(store: Store, config: LakeConfig, version: int) -> Iterator[D
     except (UnreadableError, LakeError) as error:
         if isinstance(error, NO_DAMAGE):
             raise
-        yield Damage(what=f"version {version} can't be opened: {error}", part="table", path=CATALOG)
+        yield Damage(what=f"version {version} can't be opened: {error}", part=TABLE, path=CATALOG)
         return
     damage: list[Damage] = []
-    slides = checked_rows(store, SLIDES, tables[SLIDES], damage)
-    catalog = checked_rows(store, CATALOG, version, damage)
+    slides = checked_slides(store, tables[SLIDES], damage)
+    catalog = checked_catalog(store, version, damage)
     yield from damage
     if slides is not None and catalog is not None:
         yield from misfits(slides, catalog)
@@ -99,7 +99,7 @@ def version_damage(store: Store, config: LakeConfig, version: int) -> Iterator[D
 def _file_damage(
     store: Store, rel: str, table: lance.LanceDataset, roots: Roots
 ) -> Iterator[Damage]:
-    """Files that are not what was written, or that have not the size that the manifest names."""
+    """Yield the files that are not what was written, or not of the size that the manifest names."""
     for path, text in damaged_files(store, roots, read_paths(store, rel, table)).items():
         if (damage := file_damage(path, text)).part != TABLE_INDEX:
             yield damage
@@ -112,7 +112,7 @@ def _file_damage(
                 size = -1
             if size != (file.file_size_bytes or size) or size < 0:
                 what = f"table {rel}: {path} is gone" if size < 0 else f"{path} has {size} bytes"
-                yield Damage(what=what, part="table", path=rel)
+                yield Damage(what=what, part=TABLE, path=rel)
 
 
 def read_paths(store: Store, rel: str, table: lance.LanceDataset) -> list[str]:

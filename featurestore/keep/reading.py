@@ -14,7 +14,7 @@ T = TypeVar("T")
 
 
 class UnreadableError(Exception):
-    """Something that can't be read because of what it holds; the text says why."""
+    """Raised where a stored file or table is damaged; the text says why it can't be read."""
 
 
 def read(store: Store, work: Callable[[], T]) -> T:

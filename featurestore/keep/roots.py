@@ -26,7 +26,7 @@ GONE = "is gone"
 
 @dataclass(frozen=True, kw_only=True)
 class Roots:
-    """What `roots.json` holds.
+    """Contents of `roots.json`.
 
     Attributes:
         tables: the newest version of each table at the last commit.
@@ -46,11 +46,11 @@ class Roots:
 
     @property
     def recorded(self) -> dict[str, list[int]]:
-        """Size and CRC-32 of all files that have one, by path."""
+        """Return size and CRC-32 of all files that have one, by path."""
         return {**self.older, **self.files}
 
     def to_json(self) -> bytes:
-        """The bytes of `roots.json`, with a checksum of its own."""
+        """Return the bytes of `roots.json`, with a checksum of its own."""
         value = asdict(self)
         return (json.dumps({**value, "crc32": _crc32_of(value)}, indent=1) + "\n").encode()
 
@@ -65,8 +65,8 @@ class Roots:
             value: dict[str, Any] = json.loads(data)
             crc32 = value.pop("crc32")
             if crc32 == _crc32_of(value):
-                known = {one.name for one in fields(cls)}
-                return cls(**{name: value[name] for name in known & value.keys()})
+                names = {one.name for one in fields(cls)}
+                return cls(**{name: value[name] for name in names & value.keys()})
         except (ValueError, KeyError, TypeError, AttributeError):
             pass
         msg = f"{ROOTS_FILE} is not what was written (checksum)"

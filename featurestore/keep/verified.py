@@ -10,7 +10,7 @@ VERIFIED = "verified.json"
 
 
 def last_verified(store: Store) -> int | None:
-    """The newest version that `verify` read in full and found whole; None if there is no record."""
+    """Return the newest version that `verify` found whole in full; None without a record."""
     try:
         value = json.loads(store.read_bytes(VERIFIED))
     except (FileNotFoundError, ValueError) as error:

@@ -19,7 +19,7 @@ from featurestore.usertables.grid import Column, Grid, clean_name, is_unnamed
 SEPARATORS = ("\t", ";", ",")
 SAMPLE = 50
 """Rows that decide which separator a file has."""
-SAID = re.compile(r"sep=(.)\s*")
+SEPARATOR_LINE = re.compile(r"sep=(.)\s*")
 """The first line by which Excel names the separator."""
 
 
@@ -63,8 +63,8 @@ def _decoded(content: bytes) -> str:
 def _records(text: str, name: str) -> tuple[str, Iterator[tuple[int, list[str]]]]:
     """Return the separator, and every row that holds something with its number."""
     first, _, rest = text.partition("\n")
-    if said := SAID.fullmatch(first.strip("\r")):
-        return said[1], _numbered(rest, said[1], name, start=2)
+    if named_separator := SEPARATOR_LINE.fullmatch(first.strip("\r")):
+        return named_separator[1], _numbered(rest, named_separator[1], name, start=2)
     separator = _separator(text, name)
     return separator, _numbered(text, separator, name, start=1)
 

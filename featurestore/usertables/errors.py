@@ -5,7 +5,7 @@ from contextlib import contextmanager
 
 
 class TableError(ValueError):
-    """A table that can't be read, or a cell of it; the text names the row and the column."""
+    """Raised for a table or a cell that can't be read; the text names row and column."""
 
 
 @contextmanager

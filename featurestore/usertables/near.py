@@ -1,4 +1,4 @@
-"""Names that people take for the same and computers do not: P1 and p1, "a" and "a ", é and é.
+"""Names that people take for the same and programs do not: P1 and p1, "a" and "a ", é and é.
 
 Two that differ by case, by blanks or by Unicode form only are refused, unless the user says that
 they differ (`--distinct-ids`).
@@ -49,11 +49,11 @@ def near_matches(names: Iterable[str], others: Iterable[str]) -> list[tuple[str,
     >>> near_matches(["P1", "x"], ["p1", "P2"])
     [('P1', 'p1')]
     """
-    known = set(others)
-    strangers = sorted(set(names) - known)
+    other_names = set(others)
+    strangers = sorted(set(names) - other_names)
     if not strangers:
         return []
-    by_key = {near_key(name): name for name in sorted(known)}
+    by_key = {near_key(name): name for name in sorted(other_names)}
     keys = [(name, near_key(name)) for name in strangers]
     return [(name, by_key[key]) for name, key in keys if key in by_key]
 

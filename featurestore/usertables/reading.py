@@ -97,14 +97,14 @@ def is_table(name: str) -> bool:
 
 def _format(content: bytes, name: str, *, any_ending: bool) -> str:
     ending = PurePosixPath(name).suffix.lower()
-    seen = {_WORKBOOK: ".xlsx", _PARQUET: ".parquet"}.get(content[:4])
+    detected = {_WORKBOOK: ".xlsx", _PARQUET: ".parquet"}.get(content[:4])
     if any_ending:
-        return seen or ".csv"
+        return detected or ".csv"
     if ending not in ENDINGS:
         msg = f"table {name!r} ends in {ending!r}; allowed are {', '.join(ENDINGS)}"
         raise TableError(msg)
-    if seen not in (None, ending):
-        msg = f"table {name!r} ends in {ending!r} but its bytes are those of {seen}; rename it"
+    if detected not in (None, ending):
+        msg = f"table {name!r} ends in {ending!r} but its bytes are those of {detected}; rename it"
         raise TableError(msg)
     return ending
 

@@ -100,7 +100,7 @@ class UserTable:
 
     @property
     def height(self) -> int:
-        """Number of rows, without the header and without empty ones."""
+        """Return the number of rows, without the header and empty rows."""
         return len(self.rows)
 
     # ------------------------------------------------------------------ columns by name
@@ -127,8 +127,8 @@ class UserTable:
 
     def find(self, names: Iterable[str]) -> list[str]:
         """Return the columns that are called by one of these names, but for case and blanks."""
-        wanted = {_header_key(name) for name in names}
-        return [column for column in self.columns if _header_key(column) in wanted]
+        keys = {_header_key(name) for name in names}
+        return [column for column in self.columns if _header_key(column) in keys]
 
     def has(self, name: str) -> bool:
         """Whether a column is called so, but for case and blanks."""
@@ -344,16 +344,16 @@ class UserTable:
             if bool(commas.any()) and rest.null_count() == texts.null_count():
                 self._refuse(column, commas, lambda at: why_no_number(
                     str(texts[at]), decimal_comma=False))  # fmt: skip
-        known = numbers.drop_nulls()
-        is_measured = known.n_unique() > MOST_CODES or bool((known != known.floor()).any())
-        if is_measured and 2 * len(known) > len(texts) - texts.null_count():
-            others = len(known)
+        values = numbers.drop_nulls()
+        is_measured = values.n_unique() > MOST_CODES or bool((values != values.floor()).any())
+        if is_measured and 2 * len(values) > len(texts) - texts.null_count():
+            count = len(values)
             self._refuse(
                 column,
                 texts.is_not_null() & numbers.is_null(),
                 lambda at: (
                     f"{why_no_number(str(texts[at]), decimal_comma=self.decimal_comma)}, "
-                    f"but {others} other cells of the column are; correct it or leave it empty"
+                    f"but {count} other cells of the column are; correct it or leave it empty"
                 ),
             )
 

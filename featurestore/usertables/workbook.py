@@ -88,8 +88,8 @@ class _Workbook:
             msg = f"table {name!r} has no visible sheet"
             raise TableError(msg)
         self.sheet, self.sheets = sheets[0].get("name", ""), len(sheets)
-        wanted = next(value for key, value in sheets[0].items() if _local(key) == "id")
-        self._part = next(part for key, part in self._targets["worksheet"] if key == wanted)
+        relation_id = next(value for key, value in sheets[0].items() if _local(key) == "id")
+        self._part = next(part for key, part in self._targets["worksheet"] if key == relation_id)
         self.texts = self._shared_texts()
         self.styles = self._styles()
 

@@ -6,6 +6,8 @@ from typing import Any
 import tifffile
 
 ASPECT_APART = 0.02
+SCALE_APART = 0.02
+REDUCED_BIT = 1  # of the tag NewSubfileType
 PAGES_MAX = 2000
 ICC_PROFILE, ORIENTATION = 34675, 274
 
@@ -54,8 +56,9 @@ def tiff_images(path: str) -> list[TiffImage]:
 def image_pages(file: tifffile.TiffFile) -> list[list[Any]]:
     """Return the pages of each image, its finest level first.
 
-    A page is a level of the image before it if it is smaller and has its shape; the levels of an
-    OME-TIFF are in sub-directories.
+    A page is a level of the image before it if it is smaller and has its shape, and is marked as a
+    reduced image or a whole number of times smaller: another section is often nearly as large. The
+    levels of an OME-TIFF are in sub-directories.
     """
     images: list[list[Any]] = []
     for number, page in enumerate(file.pages):
@@ -74,7 +77,10 @@ def _is_level(page: Any, levels: list[Any]) -> bool:  # noqa: ANN401 - a tifffil
     shape = levels[0].imagewidth / levels[0].imagelength
     is_smaller = page.imagewidth < levels[-1].imagewidth
     alike = abs(page.imagewidth / page.imagelength / shape - 1) < ASPECT_APART
-    return is_smaller and alike and not levels[0].subifds
+    scale = levels[0].imagewidth / page.imagewidth
+    is_whole = round(scale) > 1 and abs(scale / round(scale) - 1) < SCALE_APART
+    is_reduced = bool(int(page.subfiletype) & REDUCED_BIT) or is_whole
+    return is_smaller and alike and is_reduced and not levels[0].subifds
 
 
 def _image(number: int, page: Any) -> TiffImage:  # noqa: ANN401 - a tifffile page, untyped
