@@ -11,7 +11,7 @@ import polars as pl
 import pyarrow as pa
 import pytest
 
-from featurestore import Lake, LakeError, compact, open_lake, repair, vacuum, verify
+from featurestore import Lake, LakeError, compact, edits, open_lake, repair, vacuum, verify
 from featurestore.annotations.annotate import annotate, set_patients
 from featurestore.edits import drop, rename
 from featurestore.keep.lance_copy import copy_lake
@@ -19,6 +19,7 @@ from featurestore.keep.lance_restore import restore
 from featurestore.lance_commit import Committer
 from featurestore.lance_tables import open_table
 from featurestore.schema import features_table
+from tests.command_lines import Slidelake
 from tests.s3 import Bucket
 from tests.small_lake import add_slides, add_teacher, contents
 
@@ -161,6 +162,35 @@ def test_what_names_a_dropped_teacher_is_said(lake: Lake) -> None:
     lake.write_json("students/s/card.json", {"teachers": ["t"]})
     assert drop(lake, "teacher", ["t"]).named_in == ("runs/r1", "stats/t@mpp0.5", "students/s")
     assert rename(lake.refreshed(), "a", "z").named_in == ("stats/t@mpp0.5",)
+
+
+def test_what_names_a_teacher_is_said_of_large_files_too(
+    lake: Lake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(edits, "PIECE_BYTES", 7)  # the name lies in two pieces of the file
+    lake.write_json("runs/r1/predictions.json", {"labels": [0] * 20, "features": "teacher-t+u"})
+    lake.write_json("runs/r2/predictions.json", {"labels": [0] * 20, "features": "teacher-tt"})
+    assert list(edits.named_in(lake, ["teacher-t"])) == ["runs/r1"]
+
+
+def test_renaming_what_never_was_is_an_error_though_the_new_name_is_taken(
+    lake: Lake, slidelake: Slidelake
+) -> None:
+    for old, new in (("T", "t"), ("tt", "u"), ("aa", "a"), ("regoin", "region"), ("C", "clinical")):
+        with pytest.raises(LakeError, match=f"has no slide, teacher or annotation '{old}'"):
+            rename(lake, old, new)
+    assert "did you mean 'region'" in slidelake("rename", lake.uri, "regoin", "t", code=2).stderr
+
+
+def test_a_rename_made_before_is_that_of_the_kind_asked_for(lake: Lake) -> None:
+    pairs = [("t", "w", "teacher"), ("a", "w", "slide"), ("region", "area", "annotation")]
+    for old, new, what in [*pairs, ("clinical", "grades", "annotation")]:
+        assert rename(lake, old, new).done
+        again = rename(lake, old, new)
+        assert (again.what, again.done) == (what, False)
+        assert not rename(lake, old, new, what=what).done  # type: ignore[arg-type]
+    with pytest.raises(LakeError, match="has no slide 't'"):
+        rename(lake, "t", "w", what="slide")
 
 
 class KilledError(BaseException):
