@@ -6,11 +6,13 @@ from featurestore.annotations import lance_registry as registry
 from featurestore.annotations.model import TILE, Annotation
 from featurestore.checksums import row_crc32
 from featurestore.damage import ANNOTATION, Damage
+from featurestore.keep.lance_checked_rows import batches
 from featurestore.keep.reading import UnreadableError, read
 from featurestore.lake import Lake
 from featurestore.lance_tables import open_table
 
 SHOWN = 3
+BATCH_ROWS = 8192
 
 
 def verify_annotations(lake: Lake) -> Iterator[Damage]:
@@ -28,10 +30,9 @@ def _check(lake: Lake, annotation: Annotation) -> Iterator[Damage]:
     rows, crc = 0, 0
     wrong: list[str] = []
     try:
-        batches = read(
-            lake.store, lambda: open_table(lake.store, str(annotation.path)).to_table().to_batches()
-        )
-        for batch in batches:
+        table = read(lake.store, lambda: open_table(lake.store, str(annotation.path)))
+        stream = batches(table, BATCH_ROWS)
+        while (batch := read(lake.store, lambda: next(stream, None))) is not None:
             some = [row for row in batch.to_pylist() if row_crc32(row) != row["row_crc32"]]
             wrong += [str(row[annotation.key]) for row in some]
             crc = registry.crc32_of(batch["row_crc32"].to_pylist(), crc)
