@@ -3,15 +3,18 @@
 import contextlib
 import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
+import lance
 import numpy as np
 import polars as pl
 import pyarrow as pa
 import pytest
 
 from featurestore import Lake, LakeError, compact, edits, open_lake, repair, vacuum, verify
+from featurestore.annotations import lance_check
 from featurestore.annotations.annotate import annotate, set_patients
 from featurestore.edits import drop, rename
 from featurestore.keep.lance_copy import copy_lake
@@ -332,7 +335,7 @@ def test_damage_to_an_annotation_of_tiles_is_found_and_taken_out(lake: Lake) -> 
     file.write_bytes(bytes(data))
     verdict = verify(lake)
     assert [found.teacher for found in verdict.damage] == ["region"]
-    repair(lake, verdict)
+    repair(lake, verdict, yes=True)
     assert verify(lake.refreshed()).ok
     (slide,) = {found.slide for found in verdict.damage}
     left = set(lake.refreshed().annotation("region").collect()["slide_id"].to_list())
@@ -367,6 +370,20 @@ def test_a_table_of_an_annotation_is_verified_and_copied(lake: Lake, tmp_path: P
     vacuum(lake.refreshed(), keep=1)
     assert len(tables_of_annotations(lake)) == 1
     assert whole(twin.refreshed()) == whole(lake.refreshed())
+
+
+def test_a_table_of_an_annotation_is_never_held_whole(
+    lake: Lake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        pytest.fail("a whole table was read")
+
+    monkeypatch.setattr("featurestore.annotations.lance_check.BATCH_ROWS", 1)
+    monkeypatch.setattr(lance.LanceDataset, "to_table", refuse)
+    annotation = lake.annotations()["clinical"]
+    assert list(lance_check._check(lake, annotation)) == []
+    (damage,) = lance_check._check(lake, replace(annotation, crc32=1))
+    assert "or other ones" in damage.what
 
 
 @pytest.mark.slow
