@@ -21,8 +21,9 @@ import pyarrow as pa
 from featurestore.checksums import tiles_crc32
 from featurestore.damage import FEATURES, SHARD, SHARD_INDEX, STRAY, TABLE, TILES, Damage, Verdict
 from featurestore.errors import DamageError, LakeError
+from featurestore.keep.compact_rows import CatalogRows, groups_of
 from featurestore.keep.file_checks import FILE_CHECKS
-from featurestore.keep.lance_checked_rows import checked_rows
+from featurestore.keep.lance_checked_rows import checked_catalog, checked_slides
 from featurestore.keep.lance_roots import check_newest, lake_tables, roots_damage
 from featurestore.keep.lance_versions import whole_versions
 from featurestore.keep.misfits import misfits
@@ -33,11 +34,13 @@ from featurestore.lake import Lake
 from featurestore.lance_rows import column_crc32
 from featurestore.lance_tables import open_table
 from featurestore.read_errors import reason_of
-from featurestore.schema import CATALOG, DROPPED, SLIDES, TILE_COLUMNS, features_table
+from featurestore.schema import CATALOG, SLIDES, TILE_COLUMNS, features_table
 from featurestore.shard_index import ShardIndex, index_path, scan_shard
 from featurestore.shards import ShardReader
 
 Row = dict[str, Any]
+#: Catalog rows of so many fragments are read again at once: some thousand.
+FRAGMENTS_AT_ONCE = 16
 
 
 def verify(
@@ -71,14 +74,14 @@ def verify(
     slides = catalog = None
     if SLIDES not in broken:
         on_table(SLIDES)
-        slides = checked_rows(lake.store, SLIDES, lake.version_of(SLIDES), verdict.damage)
-        there = None if slides is None else slides.filter(pl.col("state") != DROPPED)
-        verdict.checked["slides"] = 0 if there is None else there.height
+        slides = checked_slides(lake.store, lake.version_of(SLIDES), verdict.damage)
+        verdict.checked["slides"] = 0 if slides is None else slides.count
     if CATALOG not in broken:
         on_table(CATALOG)
-        catalog = checked_rows(lake.store, CATALOG, lake.version, verdict.damage)
+        catalog = checked_catalog(lake.store, lake.version, verdict.damage)
     if catalog is not None:
         verdict.damage += misfits(slides, catalog)
+        del slides
         chosen = _sampled(catalog, sample, seed)
         on_total(_count(catalog, chosen))
         _check_grids(lake, catalog, verdict, chosen, on_slide, on_table)
@@ -94,9 +97,11 @@ def verify(
     return verdict
 
 
-def _count(catalog: pl.DataFrame, chosen: set[int] | None) -> int:
-    tiles = catalog.filter(pl.col("teacher").is_null())
-    return tiles.height if chosen is None else tiles.filter(pl.col("slide").is_in(chosen)).height
+def _count(catalog: CatalogRows, chosen: set[int] | None) -> int:
+    tiles = catalog.tiles_rows
+    if chosen is None:
+        return len(tiles)
+    return int(np.count_nonzero(np.isin(catalog.slide[tiles], list(chosen))))
 
 
 def _damage_before_reading(lake: Lake) -> Iterator[Damage]:
@@ -121,7 +126,7 @@ def _damage_before_reading(lake: Lake) -> Iterator[Damage]:
 
 def _check_grids(
     lake: Lake,
-    catalog: pl.DataFrame,
+    catalog: CatalogRows,
     verdict: Verdict,
     chosen: set[int] | None,
     on_slide: Callable[[int], None],
@@ -134,8 +139,8 @@ def _check_grids(
             continue
         on_table(rel)
         try:
-            rows = catalog.filter(pl.col("mpp") == mpp).sort("fragment", "row_start")
-            grid = _Grid(lake, mpp, rows, verdict, judge_strays=not broken & {SLIDES, CATALOG})
+            judge_strays = not broken & {SLIDES, CATALOG}
+            grid = _Grid(lake, mpp, catalog, verdict, judge_strays=judge_strays)
             grid.check(chosen, on_slide)
         except NO_DAMAGE:
             raise
@@ -156,8 +161,8 @@ def _of(row: Row, part: str, what: str) -> Damage:
     )
 
 
-def _sampled(rows: pl.DataFrame, share: float, seed: int) -> set[int] | None:
-    """Numbers of the slides to read in full; None for all."""
+def _sampled(catalog: CatalogRows, share: float, seed: int) -> set[int] | None:
+    """Return the numbers of the slides to read in full; None for all."""
     if share >= 1:
         return None
 
@@ -165,7 +170,7 @@ def _sampled(rows: pl.DataFrame, share: float, seed: int) -> set[int] | None:
         digest = hashlib.sha256(f"{seed}:{slide}".encode()).digest()
         return int.from_bytes(digest[:8]) / 2**64
 
-    return {slide for slide in rows["slide"].unique().to_list() if rank(slide) < share}
+    return {slide for slide in np.unique(catalog.slide).tolist() if rank(slide) < share}
 
 
 def _tiles_fault(table: pa.Table, row: Row) -> tuple[np.typing.NDArray[np.int64], str]:
@@ -185,33 +190,48 @@ class _Grid:
     Args:
         lake: the lake.
         mpp: of the features table.
-        rows: the catalog's rows at this mpp, as they lie in the table.
+        catalog: the catalog's rows.
         verdict: what is checked and found is added.
         judge_strays: whether rows that the catalog does not name are damage: they are not if the
             catalog itself is in doubt.
     """
 
     def __init__(
-        self, lake: Lake, mpp: float, rows: pl.DataFrame, verdict: Verdict, *, judge_strays: bool
+        self,
+        lake: Lake,
+        mpp: float,
+        catalog: CatalogRows,
+        verdict: Verdict,
+        *,
+        judge_strays: bool,
     ) -> None:
         self.lake, self.mpp, self.verdict = lake, mpp, verdict
         self.judge_strays = judge_strays
         rel = features_table(mpp)
         self.table = read(lake.store, lambda: open_table(lake.store, rel, lake.version_of(rel)))
-        self.rows = rows
+        self.catalog = catalog
 
     def check(self, chosen: set[int] | None, on_slide: Callable[[int], None]) -> None:
         """Check every fragment, and the chosen slides (all if None) in full."""
         fragments = {f.fragment_id: f for f in read(self.lake.store, self.table.get_fragments)}
-        numbers: list[int] = self.rows["fragment"].unique(maintain_order=True).to_list()
-        starts = self.rows["fragment"].search_sorted(pl.Series(numbers, dtype=pl.Int64)).to_list()
-        for number, (start, stop) in zip(
-            numbers, itertools.pairwise([*starts, self.rows.height]), strict=True
-        ):
-            part = self.rows.slice(start, stop - start).to_dicts()
+        unnamed = set(fragments)
+        for number, part in self._parts():
+            unnamed.discard(number)
             self._fragment(number, fragments.get(number), part, chosen, on_slide)
-        for number in set(fragments) - set(numbers):
+        for number in unnamed:
             self._strays(fragments[number], set())
+
+    def _parts(self) -> Iterator[tuple[int, list[Row]]]:
+        """Yield the catalog's rows fragment after fragment; those of a few are read together."""
+        positions = self.catalog.at_mpp(self.mpp)
+        numbers = self.catalog.fragment[positions]
+        starts = groups_of(numbers)[0]
+        bounds = [*starts.tolist(), len(numbers)]
+        for at in range(0, len(starts), FRAGMENTS_AT_ONCE):
+            some = bounds[at : at + FRAGMENTS_AT_ONCE + 1]
+            rows = self.catalog.rows(positions[some[0] : some[-1]])
+            for start, stop in itertools.pairwise(some):
+                yield int(numbers[start]), rows[start - some[0] : stop - some[0]]
 
     def _fragment(
         self,

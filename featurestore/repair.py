@@ -38,6 +38,8 @@ from featurestore.shard_index import rebuild_index
 
 #: Above this share of the rows of a lake nothing is dropped without being told to.
 FREELY = 0.1
+#: A commit of a repair makes so many slides pending.
+SLIDES_AT_ONCE = 1000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -277,9 +279,9 @@ def _drop_strays(lake: Lake, damage: Sequence[Damage], _: Repaired) -> None:
 
 def _drop_slides(lake: Lake, damage: Sequence[Damage], done: Repaired) -> None:
     for (mpp,), group in _grouped(damage, "mpp").items():
-        rows = _slides(lake, {one.number for one in group})
-        lake.committer.drop_slides(rows, [mpp])
-        done.slides += [row["slide_id"] for row in rows]
+        for rows in _slides(lake, {one.number for one in group}):
+            lake.committer.drop_slides(rows, [mpp])
+            done.slides += [row["slide_id"] for row in rows]
 
 
 def _empty_rows(lake: Lake, damage: Sequence[Damage], done: Repaired) -> None:
@@ -287,9 +289,9 @@ def _empty_rows(lake: Lake, damage: Sequence[Damage], done: Repaired) -> None:
 
 
 def _reopen(lake: Lake, damage: Sequence[Damage], done: Repaired) -> None:
-    rows = _slides(lake, {one.number for one in damage})
-    lake.committer.reopen(rows)
-    done.slides += [row["slide_id"] for row in rows]
+    for rows in _slides(lake, {one.number for one in damage}):
+        lake.committer.reopen(rows)
+        done.slides += [row["slide_id"] for row in rows]
 
 
 def _mend_shard_indexes(lake: Lake, damage: Sequence[Damage], done: Repaired) -> None:
@@ -328,7 +330,10 @@ def _mpp(damage: Damage) -> float:
     return -1.0 if damage.mpp is None else damage.mpp
 
 
-def _slides(lake: Lake, numbers: set[int]) -> list[dict[str, Any]]:
-    where = f"slide IN ({', '.join(str(number) for number in sorted(numbers))})"
-    rows: list[dict[str, Any]] = lake.refreshed().table(SLIDES).to_table(filter=where).to_pylist()
-    return rows
+def _slides(lake: Lake, numbers: set[int]) -> Iterator[list[dict[str, Any]]]:
+    """Yield whole rows of slides, some at a time: with their pictures each has about 30 kB."""
+    ordered = sorted(numbers)
+    for start in range(0, len(ordered), SLIDES_AT_ONCE):
+        some = ordered[start : start + SLIDES_AT_ONCE]
+        where = f"slide IN ({', '.join(str(number) for number in some)})"
+        yield lake.refreshed().table(SLIDES).to_table(filter=where).to_pylist()

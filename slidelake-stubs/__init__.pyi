@@ -1,5 +1,9 @@
 # Types of the public Python API for type checkers: `slidelake` is one module, and a module has no
 # py.typed of its own. tests/test_installing.py compares it with slidelake.py.
+import pathlib
+
+import typer
+
 from distill.fit import stats as stats
 from distill.ray_columns import extract as extract
 from distill.ray_train import distill as distill
@@ -27,6 +31,13 @@ from ingest import Card as Card
 from ingest.ray_ingest import ingest as ingest
 from ingest.segment.own_segmenter import Segmenter as Segmenter
 from ingest.teachers import list_teachers as list_teachers
+
+PACKAGES: tuple[str, ...]
+PUBLIC: dict[str, str]
+app: typer.Typer
+
+def check_packages(root: pathlib.Path) -> None: ...
+def main() -> None: ...
 
 __all__ = [
     "Card",

@@ -35,6 +35,12 @@ from featurestore import (
     verify,
 )
 from featurestore.bucket_errors import causes
+from featurestore.damage import TABLE
+from featurestore.keep.lance_checking import check_lake, lake_to_mend
+from featurestore.keep.lance_restore import restore
+from featurestore.keep.lance_roots import manifest_path
+from featurestore.repair import plan_repair
+from featurestore.schema import CATALOG
 from ingest.errors import SlideError
 from ingest.sources import fingerprint, resolve
 from tests.conftest import REAL_SLIDE, ROOT
@@ -296,3 +302,22 @@ def test_slides_in_a_bucket_are_found_and_known(bucket: Bucket, tmp_path: Path) 
         fingerprint(f"{root}/d.svs")
     with pytest.raises(SlideError, match="is a folder"):
         fingerprint(f"{root}/cohort one")
+
+
+@pytest.mark.slow
+def test_a_lost_manifest_in_a_bucket_is_named_and_restored(bucket: Bucket) -> None:
+    lake = begun(bucket.uri)
+    whole, before = lake.version, contents(lake)
+    add_slides(lake, {"d": 2})
+    assert check_lake(bucket.uri).ok
+    newest = open_lake(bucket.uri)
+    lost = manifest_path(newest.store, CATALOG, newest.version)
+    newest.store.remove([lost])
+    verdict = check_lake(bucket.uri)
+    assert [(one.part, one.path) for one in verdict.broken_tables] == [(TABLE, CATALOG)]
+    assert whole in verdict.whole
+    mended = lake_to_mend(bucket.uri)
+    assert f"restore {bucket.uri} --at" in plan_repair(mended, verdict).advice
+    restore(bucket.uri, whole)
+    assert check_lake(bucket.uri).ok
+    assert contents(open_lake(bucket.uri)) == before

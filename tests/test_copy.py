@@ -175,6 +175,8 @@ def test_stopped_copy_of_a_version_that_is_gone_begins_anew(rich: Lake, tmp_path
 def test_nothing_is_copied_over_something_else(rich: Lake, tmp_path: Path) -> None:
     with pytest.raises(LakeError, match="is the lake itself"):
         copy_lake(rich.uri, rich.uri)
+    with pytest.raises(LakeError, match="is inside the lake"):
+        copy_lake(rich.uri, f"{rich.uri}/backup")
     copy_lake(rich.uri, tmp_path / "copy")
     with pytest.raises(LakeError, match="is a lake already"):
         copy_lake(rich.uri, tmp_path / "copy")

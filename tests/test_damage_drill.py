@@ -62,11 +62,10 @@ def test_a_file_of_each_kind(whole: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize(
+    ("way", "place"), [*((way, 0.5) for way in WAYS), ("flip", 0.02), ("flip", 0.98)]
+)
 @pytest.mark.timeout(1200)
-def test_every_file(whole: Path, tmp_path: Path, way: str) -> None:
+def test_every_file(whole: Path, tmp_path: Path, way: str, place: float) -> None:
     cases = [case for case in cases_of(whole) if case[1] == way]
-    places = (0.02, 0.5, 0.98) if way == "flip" else (0.5,)
-    for place in places:
-        go_on = place == 0.5
-        check(list(run_cases(whole, tmp_path / "work", cases, place=place, go_on=go_on)))
+    check(list(run_cases(whole, tmp_path / "work", cases, place=place, go_on=place == 0.5)))

@@ -73,7 +73,7 @@ def given() -> dict[str, set[str]]:
 
 
 def test_every_command_and_every_option_is_run(given: dict[str, set[str]]) -> None:
-    commands = {"": APP, **COMMANDS}
+    commands: dict[str, TyperCommand | TyperGroup] = {"": APP, **COMMANDS}
     missing = [f"slidelake {name}" for name in commands if name not in given]
     missing += [
         f"slidelake {name} {option}"

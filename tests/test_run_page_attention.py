@@ -132,7 +132,9 @@ def test_a_lake_without_pictures(tmp_path: Path) -> None:
         shard.unlink()
     words = page_of(lake, run).words
     assert words.count("no pixels") == 4 * MOST_TILES
-    assert re.search(r"Some tiles are not shown: shard tiles/mpp0\.5/\S+ .*can't be read", words)
+    assert re.search(
+        r"Some tiles are not shown: slide \w+: shard tiles/mpp0\.5/\S+ can't be read", words
+    )
     assert re.search(r"The surest right: the lake has no thumbnail of slide s\d\da\.", words)
 
 

@@ -4,10 +4,12 @@ import errno
 import json
 import os
 import shutil
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from featurestore import (
@@ -27,6 +29,7 @@ from featurestore.errors import AccessError, NewerFormatError
 from featurestore.keep import lance_restore, roots
 from featurestore.keep.file_checks import FILE_CHECKS
 from featurestore.keep.lake_settings import settings_or_copy
+from featurestore.keep.lance_checked_rows import checked_catalog, checked_slides
 from featurestore.keep.lance_checking import check_lake, lake_to_mend
 from featurestore.keep.lance_restore import restore
 from featurestore.keep.lance_roots import manifest_path
@@ -182,7 +185,7 @@ def test_restore_makes_a_new_version_and_deletes_nothing(lake: Lake) -> None:
 
 
 def test_restore_refuses_a_version_that_is_not_whole_and_waits_for_no_job(lake: Lake) -> None:
-    with pytest.raises(LakeError, match="no version 99"):
+    with pytest.raises(LakeError, match=r"no version 99 .*; it has \d+ versions from 1 to"):
         restore(lake.uri, 99)
     with writer_lease(lake.store, "extract"), pytest.raises(LakeError, match="in use by"):
         restore(lake.uri, lake.version)
@@ -465,3 +468,37 @@ def test_options_of_repair(lake: Lake, slidelake: Slidelake) -> None:
     assert "have no checksum" in slidelake("verify", lake.uri).stdout
     added = json.loads(slidelake("repair", lake.uri, "--checksums", "--json").stdout)["checksums"]
     assert added["files of tables"] > 10
+
+
+# ---------------------------------------------------------------------- memory
+
+
+def test_verify_keeps_numbers_alone_and_reads_rows_again_by_position(lake: Lake) -> None:
+    again = add_slides(lake, {"a": 6}, mark="again")  # leaves deleted rows in the catalog
+    damage: list[Damage] = []
+    rows = checked_catalog(again.store, again.version, damage)
+    slides = checked_slides(again.store, again.version_of(SLIDES), damage)
+    assert rows is not None
+    assert slides is not None
+    assert damage == []
+    columns = [getattr(rows, name) for name in rows.KINDS]
+    assert all(column.dtype.kind in "iu" and column.base is None for column in columns)
+    assert sum(column.nbytes for column in columns) <= 42 * len(rows.slide)
+    table = again.table(CATALOG).to_table(columns=list(rows.READ)).to_pylist()
+    backwards = np.arange(len(table))[::-1]
+    assert rows.rows(backwards) == table[::-1]
+    assert [row["slide"] for row in table] == rows.slide.tolist()
+    names = again.slides().collect()["slide_id"].to_list()
+    assert sorted(row["slide_id"] for row in slides.again(np.arange(slides.count))) == sorted(names)
+
+
+def test_a_repair_makes_some_slides_pending_at_a_time(
+    lake: Lake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.modules["featurestore.repair"], "SLIDES_AT_ONCE", 1)
+    for path in lake.tiles_of(mpp=0.5)["shard"].to_list()[:2]:
+        Path(lake.store.path(path)).unlink()
+    done = repair(lake, verify(lake))
+    states = dict(lake.refreshed().slides().select("slide_id", "state").collect().iter_rows())
+    assert done.slides == ["a", "b"]
+    assert states == {"a": "pending", "b": "pending", "c": "ready"}

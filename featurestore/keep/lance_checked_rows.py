@@ -1,18 +1,26 @@
-"""Rows of `slides` and `catalog`, each compared with its checksum, in memory that does not grow.
+"""Rows of `slides` and `catalog`, each compared with its checksum, in memory that hardly grows.
 
-Of each row only what is compared with other rows is kept: 40 to 120 bytes instead of the pictures
-of a slide, which make a row of 30 kB.
+Of each row only numbers are kept (see `compact_rows`) instead of the pictures of a slide, which
+make a row of 30 kB.
 """
 
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import lance
-import polars as pl
+import numpy as np
 import pyarrow as pa
 
 from featurestore.checksums import row_crc32
 from featurestore.damage import ROW, TABLE, Damage
+from featurestore.keep.compact_rows import (
+    CatalogRows,
+    Codes,
+    Columns,
+    IntArray,
+    ReadAgain,
+    Row,
+    SlideRows,
+)
 from featurestore.keep.reading import UnreadableError, read
 from featurestore.lance_tables import open_table
 from featurestore.schema import CATALOG, SLIDES
@@ -21,24 +29,8 @@ from featurestore.storage import Store
 # A batch of slides with pictures is then about 4 MB, and Lance reads one ahead.
 BATCH_ROWS = {SLIDES: 128, CATALOG: 8192}
 BUFFER_BYTES = 32 << 20
-PARTS = 64  # so many batches are joined into one: each has buffers of its own
-KEPT = {
-    SLIDES: ("slide", "slide_id", "state"),
-    CATALOG: (
-        "slide",
-        "slide_id",
-        "mpp",
-        "teacher",
-        "tiles",
-        "crc32",
-        "fragment",
-        "row_start",
-        "shard",
-        "shard_bytes",
-        "shard_crc32",
-        "index_crc32",
-    ),
-}
+# A catalog with more damaged rows than this is not described by a line for each of them.
+MOST = 1000
 
 
 def batches(
@@ -56,53 +48,79 @@ def batches(
     yield from scanner.to_batches()
 
 
-def checked_rows(store: Store, rel: str, version: int, damage: list[Damage]) -> pl.DataFrame | None:
-    """Read `slides` or `catalog` in full and compare every row with its checksum.
+def checked_slides(store: Store, version: int, damage: list[Damage]) -> SlideRows | None:
+    """Read `slides` in full and compare every row with its checksum.
 
     Args:
         store: the lake's files.
-        rel: the table.
-        version: its version.
-        damage: what is found is appended.
+        version: of the table.
+        damage: what is damaged is appended.
 
     Returns:
         What is compared with other rows, or None if the table can't be read in full.
     """
     try:
-        table = read(store, lambda: open_table(store, rel, version))
-        empty = _empty(table, rel)
-        joined, rows = [empty], 0
-        parts: list[pl.DataFrame] = []
-        stream = batches(table, BATCH_ROWS[rel])
-        while (batch := read(store, lambda: next(stream, None))) is not None:
-            rows += batch.num_rows
-            part = batch.to_pylist()
-            damage += _row_damage(rel, part)
-            # Copied by way of Python: a column alone would keep the memory of its whole batch.
-            columns = {name: [row[name] for row in part] for name in empty.columns}
-            parts.append(pl.DataFrame(columns, schema=empty.schema))
-            if len(parts) == PARTS:
-                joined.append(pl.concat(parts, rechunk=True))
-                parts = []
-        named = read(store, table.count_rows)
-        if rows != named:
-            why = f"{rows} rows can be read of {named} that were committed"
-            raise UnreadableError(why)
-        return pl.concat([*joined, *parts], rechunk=False)
+        table = read(store, lambda: open_table(store, SLIDES, version))
+        kept = Columns()
+        for batch in _checked_batches(store, table, SLIDES, damage):
+            kept.add(SlideRows.arrays(batch))
+        again = _reader(store, table, SlideRows.READ)
+        return SlideRows(**kept.joined(SlideRows.KINDS), again=again)
     except UnreadableError as error:
-        what = f"table {rel} can't be read in full: {error}"
-        damage.append(Damage(what=what, part=TABLE, path=rel))
+        damage.append(_unreadable(SLIDES, error))
         return None
 
 
-def _empty(table: lance.LanceDataset, rel: str) -> pl.DataFrame:
-    kept = [field for field in table.schema if field.name in KEPT[rel]]
-    empty = pl.DataFrame(pa.schema(kept).empty_table())
-    few = {"state", "teacher"} & set(empty.columns)  # few values in millions of rows
-    return empty.with_columns(pl.col(name).cast(pl.Categorical) for name in few)
+def checked_catalog(store: Store, version: int, damage: list[Damage]) -> CatalogRows | None:
+    """Read `catalog` in full and compare every row with its checksum, as `checked_slides` does."""
+    try:
+        table = read(store, lambda: open_table(store, CATALOG, version))
+        kept, codes = Columns(), Codes()
+        for batch in _checked_batches(store, table, CATALOG, damage):
+            kept.add(CatalogRows.arrays(batch, codes))
+        again = _reader(store, table, CatalogRows.READ)
+        return CatalogRows(**kept.joined(CatalogRows.KINDS), codes=codes, again=again)
+    except UnreadableError as error:
+        damage.append(_unreadable(CATALOG, error))
+        return None
 
 
-def _row_damage(rel: str, rows: Sequence[dict[str, Any]]) -> Iterator[Damage]:
+def _unreadable(rel: str, error: Exception) -> Damage:
+    return Damage(what=f"table {rel} can't be read in full: {error}", part=TABLE, path=rel)
+
+
+def _checked_batches(
+    store: Store, table: lance.LanceDataset, rel: str, damage: list[Damage]
+) -> Iterator[pa.RecordBatch]:
+    rows = wrong = 0
+    stream = batches(table, BATCH_ROWS[rel])
+    while (batch := read(store, lambda: next(stream, None))) is not None:
+        rows += batch.num_rows
+        found = read(store, lambda batch=batch: list(_row_damage(rel, batch.to_pylist())))  # type: ignore[misc]
+        wrong += len(found)
+        # `repair` empties each damaged row of slides; a damaged catalog is damaged as a whole.
+        damage += found if rel == SLIDES or wrong <= MOST else []
+        yield batch
+    named = read(store, table.count_rows)
+    if rows != named:
+        why = f"{rows} rows can be read of {named} that were committed"
+        raise UnreadableError(why)
+
+
+def _reader(store: Store, table: lance.LanceDataset, columns: Sequence[str]) -> ReadAgain:
+    names = [name for name in columns if name in table.schema.names]
+
+    def again(positions: IntArray) -> list[Row]:
+        if not len(positions):
+            return []
+        rows = np.asarray(positions, np.int64).tolist()
+        taken: list[Row] = read(store, lambda: table.take(rows, columns=names).to_pylist())
+        return taken
+
+    return again
+
+
+def _row_damage(rel: str, rows: Sequence[Row]) -> Iterator[Damage]:
     for row in rows:
         if row["row_crc32"] != row_crc32(row):
             # A row of the catalog says which rows of a features table are whose: if it can't be

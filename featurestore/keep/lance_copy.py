@@ -77,12 +77,15 @@ def copy_lake(
         on_file: called with the size of each file that was copied.
 
     Raises:
-        LakeError: something else is at the target.
+        LakeError: something else is at the target, or it is the lake or inside it.
         DamageError: a file that the version names is not there.
     """
     lake, to = open_lake(source, version=version), Store(target)
     if lake.store.uri == to.uri:
         msg = f"{to.uri} is the lake itself; give another folder or URL to copy it to"
+        raise LakeError(msg)
+    if to.uri.startswith(f"{lake.store.uri.rstrip('/')}/"):
+        msg = f"{to.uri} is inside the lake {lake.store.uri}; give a folder or URL outside it"
         raise LakeError(msg)
     pinned = _resumed(lake, to, version)
     lake = lake if pinned is None else open_lake(source, version=pinned)
@@ -106,7 +109,7 @@ def _resumed(lake: Lake, to: Store, version: int | str | None) -> int | None:
     """Return the version of an unfinished copy that can be continued; None to begin anew.
 
     Raises:
-        LakeError: something else is at the target.
+        LakeError: something else is at the target, or it is the lake or inside it.
     """
     mark = _mark(to)
     if mark is None:

@@ -91,7 +91,7 @@ def put_slide_rows_again(lake: Lake, damage: Sequence[Damage]) -> list[str]:
     """
     committer = lake.committer
     with committer.exclusive():
-        names = _names_in_catalog(lake)
+        names = _names_in_catalog(lake, damage)
         numbers = {name: number for number, name in names.items()}
         table = open_table(lake.store, SLIDES)
         where = " OR ".join(f"({_read_as(one)})" for one in damage)
@@ -117,9 +117,13 @@ def _read_as(damage: Damage) -> str:
     return f"slide = {damage.number} AND slide_id = '{name}'"
 
 
-def _names_in_catalog(lake: Lake) -> dict[int, str]:
+def _names_in_catalog(lake: Lake, damage: Sequence[Damage]) -> dict[int, str]:
+    """Names by number of the slides in the catalog that a damaged row may be of."""
     table = lake.refreshed().table(CATALOG)
-    rows = table.to_table(columns=["slide", "slide_id"], filter="teacher IS NULL")
+    quoted = (f"'{(one.slide or '').replace(chr(39), chr(39) * 2)}'" for one in damage)
+    either = f"{among([one.number for one in damage])} OR slide_id IN ({', '.join(quoted)})"
+    where = f"teacher IS NULL AND ({either})"
+    rows = table.to_table(columns=["slide", "slide_id"], filter=where)
     pairs = zip(rows["slide"].to_pylist(), rows["slide_id"].to_pylist(), strict=True)
     return dict(pairs)
 

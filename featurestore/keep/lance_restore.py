@@ -101,6 +101,13 @@ def restore(uri: str | os.PathLike[str], version: int | str) -> Restored:
 
 
 def _whole_tables(store: Store, config: LakeConfig, version: int) -> dict[str, int]:
+    versions = versions_of(store, CATALOG)
+    if versions and version not in versions:
+        msg = (
+            f"{store.uri} has no version {version} (any more); it has {len(versions)} versions "
+            f"from {versions[0]} to {versions[-1]}, and `slidelake verify` names whole ones"
+        )
+        raise LakeError(msg)
     try:
         tables = tables_at(store, config, version)
     except UnreadableError as error:

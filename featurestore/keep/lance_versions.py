@@ -15,7 +15,7 @@ import lance
 from featurestore.config import LakeConfig
 from featurestore.damage import TABLE, TABLE_INDEX, Damage
 from featurestore.errors import LakeError
-from featurestore.keep.lance_checked_rows import checked_rows
+from featurestore.keep.lance_checked_rows import checked_catalog, checked_slides
 from featurestore.keep.lance_roots import LAST_VERSION, file_damage, lake_tables, table_files
 from featurestore.keep.misfits import misfits
 from featurestore.keep.reading import NO_DAMAGE, UnreadableError, read
@@ -89,8 +89,8 @@ def version_damage(store: Store, config: LakeConfig, version: int) -> Iterator[D
         yield Damage(what=f"version {version} can't be opened: {error}", part=TABLE, path=CATALOG)
         return
     damage: list[Damage] = []
-    slides = checked_rows(store, SLIDES, tables[SLIDES], damage)
-    catalog = checked_rows(store, CATALOG, version, damage)
+    slides = checked_slides(store, tables[SLIDES], damage)
+    catalog = checked_catalog(store, version, damage)
     yield from damage
     if slides is not None and catalog is not None:
         yield from misfits(slides, catalog)
