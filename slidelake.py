@@ -37,6 +37,7 @@ if TYPE_CHECKING:
         query,
         rename,
         repair,
+        restore,
         vacuum,
         verify,
     )
@@ -67,6 +68,7 @@ PUBLIC = {
     "query": "featurestore",
     "rename": "featurestore",
     "repair": "featurestore",
+    "restore": "featurestore",
     "run_mil": "downstream",
     "run_probe": "downstream.probes.tiles",
     "run_search": "downstream.retrieval.search",
@@ -96,6 +98,7 @@ __all__ = [
     "query",
     "rename",
     "repair",
+    "restore",
     "run_mil",
     "run_probe",
     "run_search",

@@ -176,7 +176,6 @@ def repair_command(
     nothing is done: the versions to go back to are named. Exit code 1 if something is left.
     """
     from commands.isolated_verify import verify_isolated
-    from featurestore import LakeError
     from featurestore.keep.lance_checking import lake_to_mend
     from featurestore.repair import Repaired, plan_repair, repair
 
@@ -191,13 +190,7 @@ def repair_command(
         typer.echo(line, err=True)
     if dry_run:
         _tell_repair(Repaired(left=plan.left), [], {}, json_)
-    if plan.is_large and not yes:
-        msg = (
-            f"{plan.share:.0%} of the rows of {lake} would be dropped: nothing was changed; "
-            "--yes does what the list says"
-        )
-        raise LakeError(msg)
-    done = repair(opened, verdict, plan=plan)
+    done = repair(opened, verdict, plan=plan, yes=yes)
     added = _add_checksums(lake, verdict) if checksums else {}
     _tell_repair(done, _repaired_lines(done, added), added, json_)
 
@@ -263,11 +256,9 @@ def restore_command(
 
     Example: slidelake restore my-lake --at 41
     """
-    from featurestore import Store
-    from featurestore.keep.lance_restore import restore
-    from featurestore.keep.snapshots import version_named
+    from featurestore import restore
 
-    done = restore(lake, version_named(Store(lake), at))
+    done = restore(lake, at)
     lines = [f"version {done.version} of {lake} is equal to version {done.equal_to}"]
     lines += [
         f"{rel}: versions {', '.join(str(number) for number in numbers)} were lost"

@@ -28,6 +28,7 @@ from featurestore.errors import (
 )
 from featurestore.ids import mpp_name, tile_ids, tile_parts
 from featurestore.keep.lance_copy import Copied, copy_lake
+from featurestore.keep.lance_restore import Restored, restore
 from featurestore.lake import Lake
 from featurestore.lance_columns import ColumnFile, ColumnWriter
 from featurestore.lance_commit import Committer
@@ -74,6 +75,7 @@ __all__ = [
     "Pairs",
     "PhiS",
     "Repaired",
+    "Restored",
     "Shard",
     "ShardReader",
     "ShardWriter",
@@ -102,6 +104,7 @@ __all__ = [
     "read_stats",
     "rename",
     "repair",
+    "restore",
     "set_patients",
     "settings_for",
     "tables",

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from dataclasses import fields as dataclass_fields
 from typing import Self
 
-from featurestore.errors import FormatError, LakeError
+from featurestore.errors import FormatError, LakeError, NewerFormatError
 from featurestore.ids import mpp_code
 
 FORMAT = 1
@@ -84,7 +84,8 @@ class LakeConfig:
         """Read `lake.json`.
 
         Raises:
-            FormatError: it is not a lake's, or its format is newer than this version reads.
+            NewerFormatError: its format is newer than this version reads.
+            FormatError: it is not a lake's.
         """
         try:
             fields = json.loads(data)
@@ -100,11 +101,15 @@ class LakeConfig:
                 f"{where} is a lake of format {found}; this slidelake reads up to {FORMAT}: "
                 "update slidelake"
             )
-            raise FormatError(msg)
+            raise NewerFormatError(msg)
         # What a later slidelake adds within a format changes nothing that an earlier one reads.
         known = {f.name: fields[f.name] for f in dataclass_fields(cls) if f.name in fields}
-        lists = {
-            name: tuple(float(mpp) for mpp in known.get(name, ()))
-            for name in ("mpps", "passthrough")
-        }
-        return cls(**{**known, **lists})
+        try:
+            lists = {
+                name: tuple(float(mpp) for mpp in known.get(name, ()))
+                for name in ("mpps", "passthrough")
+            }
+            return cls(**{**known, **lists})
+        except (ValueError, TypeError) as error:
+            msg = f"{where}/lake.json is not a lake's description: {error}"
+            raise FormatError(msg) from error

@@ -5,9 +5,10 @@ statistics, students) is named and left as it is.
 """
 
 import difflib
+import itertools
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -20,10 +21,11 @@ from featurestore.lance_edits import Edit, dropped_id
 from featurestore.lance_ledger import among_names
 from featurestore.lock import no_writers
 from featurestore.schema import DROPPED, SLIDES, features_table, teacher_field
+from featurestore.storage import FileInfo
 
 What = Literal["slide", "teacher", "annotation"]
 FOLDERS = ("runs", "stats", "students")
-LOOKED_IN_BYTES = 1 << 24  # of a JSON file; larger ones hold predictions, not names
+PIECE_BYTES = 1 << 24  # of a JSON file, read at once
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -213,13 +215,33 @@ def _called(lake: Lake, name: str) -> list[What]:
 def _renamed_before(
     lake: Lake, old: str, new: str, taken: Sequence[What], what: What | None
 ) -> Edited:
-    if not taken:
-        names = [*_teachers(lake), *lake.annotations()]
-        names += lake.slides().select("slide_id").collect()["slide_id"].to_list()
-        kind = what or "slide, teacher or annotation"
-        msg = f"{lake.uri} has no {kind} '{old}'{_hint(old, names)}"
-        raise LakeError(msg)
-    return _edited(lake, taken[0], (old, new), [old], done=False)
+    """Return the result of a rename that was made before.
+
+    Raises:
+        LakeError: it was not made before, and nothing has the old name.
+    """
+    for kind in taken:
+        edit = _rename_edit(lake, kind, old, new)
+        if what in (None, kind) and edits.was_made(lake.committer.ledger, edit):
+            return _edited(lake, kind, (old, new), [old], done=False)
+    names = [*_teachers(lake), *lake.annotations()]
+    names += lake.slides().select("slide_id").collect()["slide_id"].to_list()
+    kind_of_name = what or "slide, teacher or annotation"
+    msg = f"{lake.uri} has no {kind_of_name} '{old}'{_hint(old, names)}"
+    raise LakeError(msg)
+
+
+def _rename_edit(lake: Lake, kind: What, old: str, new: str) -> Edit:
+    """Return the edit that gave something the name that it has now."""
+    if kind == "slide":
+        return edits.rename_slide(_numbers(lake, [new])[new], old, new)
+    if kind == "teacher":
+        return edits.rename_columns({old: new})
+    annotation = lake.annotations()[new]
+    if annotation.level != TILE:
+        return edits.rename_table(old, new)
+    columns = annotation.columns.values()
+    return edits.rename_columns({f"{old}{name.removeprefix(new)}": name for name in columns})
 
 
 def _rename_slide(lake: Lake, committer: Committer, old: str, new: str) -> None:
@@ -268,17 +290,32 @@ _RENAMES = {
 
 def named_in(lake: Lake, names: Sequence[str]) -> Iterator[str]:
     """Yield the folders of runs, statistics and students whose JSON names one of the names."""
-    words = "|".join(re.escape(json.dumps(name)[1:-1]) for name in names)
-    # A name stands alone, joined by + with others, or before the @ of a folder of statistics.
-    word = re.compile(rf'["+/]({words})["+@]')
-    folders: dict[str, bool] = {}
+    words = [json.dumps(name)[1:-1].encode() for name in names]
+    folders: set[str] = set()
     for folder in FOLDERS:
         for file in lake.store.walk(folder):
             top = "/".join(file.path.split("/")[:2])
-            if folders.get(top) or not file.path.endswith(".json"):
-                continue
-            text = ""
-            if file.bytes <= LOOKED_IN_BYTES:
-                text = lake.read_bytes(file.path).decode(errors="replace")
-            folders[top] = bool(word.search(f"/{top}/{text}"))
-    yield from sorted(top for top, is_named in folders.items() if is_named)
+            if top not in folders and file.path.endswith(".json"):
+                pieces = itertools.chain([f"/{top}/".encode()], _pieces(lake, file))
+                if _has_word(pieces, words):
+                    folders.add(top)
+    yield from sorted(folders)
+
+
+def _pieces(lake: Lake, file: FileInfo) -> Iterator[bytes]:
+    """Yield the bytes of a file; one of predictions may be larger than the memory."""
+    for start in range(0, file.bytes, PIECE_BYTES):
+        yield lake.store.read_range(file.path, start, PIECE_BYTES)
+
+
+def _has_word(pieces: Iterable[bytes], words: Sequence[bytes]) -> bool:
+    """Whether a name stands in a text alone, joined by + with others, or before an @."""
+    either = b"|".join(re.escape(word) for word in words)
+    word = re.compile(rb'["+/](' + either + rb')["+@]')
+    overlap = max(len(one) for one in words) + 1
+    text = b""
+    for piece in pieces:
+        text = text[-overlap:] + piece
+        if word.search(text):
+            return True
+    return False

@@ -25,6 +25,10 @@ class FormatError(LakeError):
     """The lake was written in a format that this version does not read."""
 
 
+class NewerFormatError(FormatError):
+    """The lake was written by a newer slidelake, in a format that this version does not read."""
+
+
 class IdentityError(LakeError):
     """A teacher of this name is already there with other weights, pooling or preprocessing."""
 

@@ -229,7 +229,9 @@ _STEPS: dict[str, Callable[[Lake, Sequence[Damage]], Iterator[Step]]] = {
 # ---------------------------------------------------------------------- the work
 
 
-def repair(lake: Lake, verdict: Verdict, *, plan: Plan | None = None, yes: bool = True) -> Repaired:
+def repair(
+    lake: Lake, verdict: Verdict, *, plan: Plan | None = None, yes: bool = False
+) -> Repaired:
     """Do what `plan_repair` lists and nothing else, in commits; earlier versions stay as they are.
 
     Args:
@@ -245,7 +247,7 @@ def repair(lake: Lake, verdict: Verdict, *, plan: Plan | None = None, yes: bool 
     if plan.is_large and not yes:
         msg = (
             f"{plan.share:.0%} of the rows of {lake.uri} would be dropped: nothing was changed; "
-            "`slidelake repair --yes` does it"
+            "`slidelake repair --yes` does it, or yes=True"
         )
         raise LakeError(msg)
     done = Repaired(left=list(plan.left))

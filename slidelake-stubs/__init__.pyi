@@ -24,6 +24,7 @@ from featurestore import open_lake as open_lake
 from featurestore import query as query
 from featurestore import rename as rename
 from featurestore import repair as repair
+from featurestore import restore as restore
 from featurestore import vacuum as vacuum
 from featurestore import verify as verify
 from ingest import Card as Card
@@ -57,6 +58,7 @@ __all__ = [
     "query",
     "rename",
     "repair",
+    "restore",
     "run_mil",
     "run_probe",
     "run_search",

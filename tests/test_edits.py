@@ -3,15 +3,18 @@
 import contextlib
 import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
+import lance
 import numpy as np
 import polars as pl
 import pyarrow as pa
 import pytest
 
-from featurestore import Lake, LakeError, compact, open_lake, repair, vacuum, verify
+from featurestore import Lake, LakeError, compact, edits, open_lake, repair, vacuum, verify
+from featurestore.annotations import lance_check
 from featurestore.annotations.annotate import annotate, set_patients
 from featurestore.edits import drop, rename
 from featurestore.keep.lance_copy import copy_lake
@@ -19,6 +22,7 @@ from featurestore.keep.lance_restore import restore
 from featurestore.lance_commit import Committer
 from featurestore.lance_tables import open_table
 from featurestore.schema import features_table
+from tests.command_lines import Slidelake
 from tests.s3 import Bucket
 from tests.small_lake import add_slides, add_teacher, contents
 
@@ -163,6 +167,35 @@ def test_what_names_a_dropped_teacher_is_said(lake: Lake) -> None:
     assert rename(lake.refreshed(), "a", "z").named_in == ("stats/t@mpp0.5",)
 
 
+def test_what_names_a_teacher_is_said_of_large_files_too(
+    lake: Lake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(edits, "PIECE_BYTES", 7)  # the name lies in two pieces of the file
+    lake.write_json("runs/r1/predictions.json", {"labels": [0] * 20, "features": "teacher-t+u"})
+    lake.write_json("runs/r2/predictions.json", {"labels": [0] * 20, "features": "teacher-tt"})
+    assert list(edits.named_in(lake, ["teacher-t"])) == ["runs/r1"]
+
+
+def test_renaming_what_never_was_is_an_error_though_the_new_name_is_taken(
+    lake: Lake, slidelake: Slidelake
+) -> None:
+    for old, new in (("T", "t"), ("tt", "u"), ("aa", "a"), ("regoin", "region"), ("C", "clinical")):
+        with pytest.raises(LakeError, match=f"has no slide, teacher or annotation '{old}'"):
+            rename(lake, old, new)
+    assert "did you mean 'region'" in slidelake("rename", lake.uri, "regoin", "t", code=2).stderr
+
+
+def test_a_rename_made_before_is_that_of_the_kind_asked_for(lake: Lake) -> None:
+    pairs = [("t", "w", "teacher"), ("a", "w", "slide"), ("region", "area", "annotation")]
+    for old, new, what in [*pairs, ("clinical", "grades", "annotation")]:
+        assert rename(lake, old, new).done
+        again = rename(lake, old, new)
+        assert (again.what, again.done) == (what, False)
+        assert not rename(lake, old, new, what=what).done  # type: ignore[arg-type]
+    with pytest.raises(LakeError, match="has no slide 't'"):
+        rename(lake, "t", "w", what="slide")
+
+
 class KilledError(BaseException):
     """Stands for the end of a process: nothing after it is run."""
 
@@ -302,7 +335,7 @@ def test_damage_to_an_annotation_of_tiles_is_found_and_taken_out(lake: Lake) -> 
     file.write_bytes(bytes(data))
     verdict = verify(lake)
     assert [found.teacher for found in verdict.damage] == ["region"]
-    repair(lake, verdict)
+    repair(lake, verdict, yes=True)
     assert verify(lake.refreshed()).ok
     (slide,) = {found.slide for found in verdict.damage}
     left = set(lake.refreshed().annotation("region").collect()["slide_id"].to_list())
@@ -337,6 +370,20 @@ def test_a_table_of_an_annotation_is_verified_and_copied(lake: Lake, tmp_path: P
     vacuum(lake.refreshed(), keep=1)
     assert len(tables_of_annotations(lake)) == 1
     assert whole(twin.refreshed()) == whole(lake.refreshed())
+
+
+def test_a_table_of_an_annotation_is_never_held_whole(
+    lake: Lake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        pytest.fail("a whole table was read")
+
+    monkeypatch.setattr("featurestore.annotations.lance_check.BATCH_ROWS", 1)
+    monkeypatch.setattr(lance.LanceDataset, "to_table", refuse)
+    annotation = lake.annotations()["clinical"]
+    assert list(lance_check._check(lake, annotation)) == []
+    (damage,) = lance_check._check(lake, replace(annotation, crc32=1))
+    assert "or other ones" in damage.what
 
 
 @pytest.mark.slow

@@ -112,7 +112,7 @@ def test_flipped_bit_in_features_is_named_and_repaired(small: Lake, slide: str, 
     flip(file, file.read_bytes().index(value) + 5)
     lake = open_lake(lake.uri)
     assert damage_of(lake) == [(slide, 0.5, "t")]
-    done = repair(lake, verify(lake))
+    done = repair(lake, verify(lake), yes=True)
     assert (done.slides, [c[:2] for c in done.columns], done.left) == ([], [("t", 0.5)], [])
     mended = lake.refreshed()
     assert verify(mended).ok
@@ -131,7 +131,7 @@ def test_flipped_bit_in_tiles_is_named_and_repaired(small: Lake) -> None:
     flip(data_files(lake, 2.0, None)[1], 3)
     lake = open_lake(lake.uri)
     assert set(damage_of(lake)) == {("c", 2.0, None)}
-    done = repair(lake, verify(lake))
+    done = repair(lake, verify(lake), yes=True)
     assert (done.slides, done.left) == (["c"], [])
     mended = lake.refreshed()
     assert verify(mended).ok
@@ -150,7 +150,7 @@ def test_vanished_data_file_is_named_and_repaired(small: Lake, teacher: str | No
         ("a", 0.5, teacher),
         ("b", 0.5, teacher),
     }
-    repair(lake, verify(lake))
+    repair(lake, verify(lake), yes=True)
     assert verify(lake.refreshed()).ok
     again = add_slides(lake.refreshed(), {"a": 5, "b": 3, "c": 4})
     assert contents(add_teacher(again, "t")) == whole
@@ -169,7 +169,7 @@ def test_damaged_shard_keeps_its_features(small: Lake, how: str) -> None:
     else:
         shard.unlink()
     assert damage_of(lake) == [("b", 0.5, None)]
-    done = repair(lake, verify(lake))
+    done = repair(lake, verify(lake), yes=True)
     assert (done.slides, done.columns) == (["b"], [])
     again = add_slides(lake.refreshed(), {"b": 3})
     assert verify(again).ok
@@ -192,7 +192,7 @@ def test_rows_without_a_catalog_row_are_named_and_dropped(small: Lake) -> None:
     small.committer.register([{"slide_id": "z", "uri": "z.svs"}])
     lake = small.refreshed()
     assert damage_of(lake) == [("b", 0.5, None)]
-    repair(lake, verify(lake))
+    repair(lake, verify(lake), yes=True)
     assert verify(lake.refreshed()).ok
     assert lake.refreshed().tiles(mpp=0.5).collect().height == 8
 

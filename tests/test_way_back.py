@@ -25,9 +25,10 @@ from featurestore import (
     verify,
 )
 from featurestore.damage import TABLE, TABLE_INDEX, Damage
-from featurestore.errors import AccessError
+from featurestore.errors import AccessError, NewerFormatError
 from featurestore.keep import lance_restore, roots
 from featurestore.keep.file_checks import FILE_CHECKS
+from featurestore.keep.lake_settings import settings_or_copy
 from featurestore.keep.lance_checked_rows import checked_catalog, checked_slides
 from featurestore.keep.lance_checking import check_lake, lake_to_mend
 from featurestore.keep.lance_restore import restore
@@ -233,6 +234,53 @@ def test_a_restore_that_is_killed_is_taken_back_or_made_again(
     assert verify(open_lake(lake.uri)).ok
 
 
+def test_a_manifest_that_cannot_be_read_now_stays_where_it_is(
+    lake: Lake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> object:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    monkeypatch.setattr(lance_restore, "open_table", refuse)
+    with pytest.raises(AccessError):
+        restore(lake.uri, "two")
+    monkeypatch.undo()
+    assert not (Path(lake.uri) / lance_restore.ASIDE).exists()
+    assert restore(Path(lake.uri), "two").version > lake.version
+
+
+def test_a_restore_without_lake_json_keeps_the_copy_of_it(lake: Lake) -> None:
+    file = Path(lake.uri) / "lake.json"
+    text = file.read_bytes()
+    file.unlink()
+    restore(lake.uri, "two")
+    repair(lake_to_mend(lake.uri), check_lake(lake.uri))
+    assert file.read_bytes() == text
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[]", '{"format": 1, "mpps": null}', '{"format": 1, "mpps": []}']
+)
+def test_settings_that_are_damaged_without_a_copy_are_said_so(lake: Lake, text: str) -> None:
+    assert settings_or_copy(lake.store) == lake.config
+    (Path(lake.uri) / "lake.json").write_text(text)
+    assert settings_or_copy(lake.store) == lake.config
+    last_roots = readable_roots(lake.store)
+    assert last_roots is not None
+    roots.write_roots(lake.store, replace(last_roots, texts={}))
+    with pytest.raises(DamageError, match=r"lake.json is damaged, and roots.json has no copy"):
+        check_lake(lake.uri)
+
+
+def test_settings_of_a_newer_slidelake_are_no_damage(lake: Lake) -> None:
+    (Path(lake.uri) / ROOTS_FILE).unlink()
+    (Path(lake.uri) / "lake.json").write_text('{"format": 2}')
+    with pytest.raises(NewerFormatError, match="update slidelake"):
+        settings_or_copy(lake.store)
+    (Path(lake.uri) / "lake.json").write_text('{"format": "up to 9"}')
+    with pytest.raises(DamageError, match="is damaged"):
+        settings_or_copy(lake.store)
+
+
 # ---------------------------------------------------------------------- indexes of tables
 
 
@@ -293,9 +341,9 @@ def test_repair_asks_above_a_tenth_of_the_rows(lake: Lake) -> None:
     assert plan.is_large
     assert sorted(step.what.partition(":")[0] for step in plan.steps) == ["slide a", "slide b"]
     with pytest.raises(LakeError, match="--yes"):
-        repair(opened, verdict, plan=plan, yes=False)
+        repair(opened, verdict, plan=plan)  # unless it is told to
     assert lake.refreshed().version == lake.version
-    assert repair(opened, verdict, plan=plan).slides == ["a", "b"]
+    assert repair(opened, verdict, plan=plan, yes=True).slides == ["a", "b"]
     assert lake.refreshed().tiles_of(mpp=0.5).height == 1
     assert lake.refreshed().tiles_of(mpp=2.0).height == 3  # they were damaged at 0.5 alone
 

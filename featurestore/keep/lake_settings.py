@@ -1,8 +1,8 @@
 """`lake.json` compared with the copy that `roots.json` keeps of it: settings never change."""
 
 from featurestore.config import LakeConfig
-from featurestore.errors import DamageError, FormatError, LakeMissingError
-from featurestore.keep.roots import LAKE_FILE, readable_roots
+from featurestore.errors import DamageError, FormatError, LakeMissingError, NewerFormatError
+from featurestore.keep.roots import LAKE_FILE, ROOTS_FILE, readable_roots
 from featurestore.storage import Store
 
 
@@ -12,7 +12,8 @@ def read_settings(store: Store) -> LakeConfig:
     Raises:
         LakeMissingError: there is no lake.
         DamageError: `lake.json` is gone or is not what was written.
-        FormatError: it was written by a newer slidelake, or is no lake's.
+        NewerFormatError: it was written by a newer slidelake.
+        FormatError: it is no lake's.
     """
     roots = readable_roots(store)
     copy = roots.texts.get(LAKE_FILE, "") if roots is not None else ""
@@ -34,19 +35,22 @@ def settings_or_copy(store: Store) -> LakeConfig:
     Raises:
         LakeMissingError: there is no lake.
         DamageError: both are damaged.
-        FormatError: it was written by a newer slidelake.
+        NewerFormatError: it was written by a newer slidelake.
     """
     try:
         return read_settings(store)
-    except DamageError:
+    except NewerFormatError:
+        raise
+    except (DamageError, FormatError) as error:
         roots = readable_roots(store)
-        if roots is None:
-            raise
-        return LakeConfig.from_json(roots.texts[LAKE_FILE].encode(), where=store.uri)
-    except FormatError as error:
-        if "up to" in str(error):  # a newer one's: no damage
-            raise
-        raise _damaged(store, "is not what was written, and there is no copy of it") from error
+        copy = roots.texts.get(LAKE_FILE) if roots is not None else None
+        if copy is not None:
+            return LakeConfig.from_json(copy.encode(), where=store.uri)
+        msg = (
+            f"{store.uri}/{LAKE_FILE} is damaged, and {ROOTS_FILE} has no copy of it: take it from "
+            f"a copy of the lake ({error})"
+        )
+        raise DamageError(msg) from error
 
 
 def _damaged(store: Store, what: str) -> DamageError:

@@ -6,6 +6,7 @@ number: each is taken by a stand-in first, which `roots.json` lists as lost. Dam
 moved to `damaged/`, where no reader looks.
 """
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
@@ -25,6 +26,7 @@ from featurestore.keep.lance_roots import (
 from featurestore.keep.lance_versions import tables_at, version_damage, versions_of
 from featurestore.keep.reading import NO_DAMAGE, UnreadableError, read
 from featurestore.keep.roots import Roots, damaged_files, readable_roots, write_roots
+from featurestore.keep.snapshots import version_named
 from featurestore.lance_groups import Group
 from featurestore.lance_ledger import Change, versions_property
 from featurestore.lance_tables import commit, make_index, open_table
@@ -54,7 +56,7 @@ class Restored:
     rebuilt: list[str] = field(default_factory=list)
 
 
-def restore(uri: str, version: int) -> Restored:
+def restore(uri: str | os.PathLike[str], version: int | str) -> Restored:
     """Make a new version of a lake that is equal to an earlier, whole one.
 
     A kill in between leaves the lake as it was, or, if numbers had to be filled, closed to readers
@@ -62,13 +64,14 @@ def restore(uri: str, version: int) -> Restored:
 
     Args:
         uri: folder or URL of the lake.
-        version: of the lake.
+        version: number of the version or name of a snapshot.
 
     Raises:
         LakeError: the version is not there or not whole, or a job is writing.
     """
     store = Store(uri)
     config = settings_or_copy(store)
+    version = version_named(store, str(version))
     done = Restored(equal_to=version)
     with no_writers(store), commit_lock(store) as lease:
         tables = _whole_tables(store, config, version)

@@ -91,7 +91,10 @@ def record_roots(store: Store, config: LakeConfig, *, new: bool = False) -> Root
     # Indexes of earlier versions stay known: `--at` and a restore read by them.
     older_indexes = {path for path in recorded if f"/{INDEXES}" in path} - files.keys()
     older = {path: recorded[path] for path in sorted(older_indexes) if store.exists(path)}
-    texts = {path: text for path, text in before.texts.items() if store.exists(path)}
+    # A snapshot may be deleted; `lake.json` may only be lost, and then its copy is the last one.
+    texts = {
+        path: text for path, text in before.texts.items() if path == LAKE_FILE or store.exists(path)
+    }
     if new:
         texts[LAKE_FILE] = config.to_json().decode()
     for path in (f"{TAGS}/{name}" for name in store.names(TAGS)):
