@@ -108,12 +108,13 @@ def ray_up() -> Iterator[None]:
             except ClusterError as error:
                 if "did not come up" not in str(error) or not tries_left:
                     raise
-                _forget_processes()
+            _forget_processes()  # not above: the error holds them there
         yield
+    _forget_processes()
 
 
 def _forget_processes() -> None:
-    """Collect what a Ray that did not come up leaves, whose warnings would fail the next test."""
+    """Collect what a Ray that is down or never came up leaves, whose warnings would fail a test."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ResourceWarning)
         gc.collect()
