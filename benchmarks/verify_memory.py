@@ -128,12 +128,6 @@ def measure(uri: str, slides: int, sample: float, *, mend: bool) -> dict[str, An
     return line
 
 
-def damage_rows(uri: str, count: int) -> None:
-    """Change the reason of some rows of `slides` without their checksums."""
-    table = lance.dataset(f"{uri}/{SLIDES}")
-    table.update({"reason": "'changed'"}, where=f"slide < {count}")
-
-
 def main(
     slides: Annotated[list[int], typer.Option(help="Sizes to try.")],
     sample: Annotated[float, typer.Option(help="Share of slides read in full.")] = 0.0,
