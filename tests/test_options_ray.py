@@ -349,7 +349,7 @@ DEMO = command_line("demo {tmp}/demo --quick --json")
 def test_the_quick_demo_goes_the_whole_way(run: Run, places: Places) -> None:
     report = run(DEMO).value
     assert {"ingest", "extract", "distill", "mil"} <= set(report["stages"])
-    assert report["cohort"]["patients"] == QUICK.patients
+    assert report["about"]["cohort"]["patients"] == QUICK.patients
     assert "survival" not in report["stages"]
     page = Path(str(places["tmp"]), "demo", "report.html").read_text()
     assert page.startswith("<!doctype html>")
