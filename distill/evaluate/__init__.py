@@ -1,0 +1,1 @@
+"""Evaluating students on patients that no training has used."""

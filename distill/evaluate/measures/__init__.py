@@ -1,0 +1,1 @@
+"""Measures of embeddings: fidelity, readouts, similarity and robustness."""

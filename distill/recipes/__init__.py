@@ -1,0 +1,1 @@
+"""Recipes: which student, targets and loss terms a training has."""

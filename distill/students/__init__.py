@@ -1,0 +1,1 @@
+"""Students: networks of pixels or of features, how they are kept and exported."""

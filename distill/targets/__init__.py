@@ -1,0 +1,1 @@
+"""Targets: cached features of teachers, normalised."""

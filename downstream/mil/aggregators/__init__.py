@@ -1,0 +1,1 @@
+"""Aggregators: from the features of a bag's tiles to one vector."""

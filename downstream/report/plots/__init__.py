@@ -1,0 +1,1 @@
+"""Figures, drawn on matplotlib's Agg canvas."""

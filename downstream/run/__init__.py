@@ -1,0 +1,1 @@
+"""Studies: cells of arms and folds, models trained in them, and results."""

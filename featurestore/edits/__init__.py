@@ -1,0 +1,1 @@
+"""Slides, teachers and annotations taken out of a lake or renamed."""

@@ -1,0 +1,1 @@
+"""Comparing a lake with what was committed."""

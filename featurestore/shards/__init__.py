@@ -1,0 +1,1 @@
+"""WebDataset shards of tiles, and the index of each."""

@@ -1,0 +1,1 @@
+"""Statistics of a teacher's features, and the PHI-S rotation."""

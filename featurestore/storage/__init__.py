@@ -1,0 +1,1 @@
+"""Files of a lake on disks and in buckets, and the locks that guard them."""

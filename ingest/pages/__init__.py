@@ -1,0 +1,1 @@
+"""The contact sheet of an ingest, and pictures of slides."""

@@ -1,0 +1,1 @@
+"""Slides at URLs: copies, partial files, and errors of servers."""

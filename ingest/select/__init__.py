@@ -1,0 +1,1 @@
+"""Choosing which slides an ingest cuts, from what a user types."""

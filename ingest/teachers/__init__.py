@@ -1,0 +1,1 @@
+"""Teachers: from a name to columns of features."""

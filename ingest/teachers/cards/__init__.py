@@ -1,0 +1,1 @@
+"""Cards of teachers: all facts that decide an encoder's numbers."""

@@ -1,0 +1,1 @@
+"""Files of weights: finding them, and filling networks from them."""

@@ -1,0 +1,1 @@
+"""Finding tissue on a slide: built-in methods, users' masks, and users' segmenters."""

@@ -1,0 +1,1 @@
+"""Tests of Ray sessions, progress and jobs."""

@@ -1,0 +1,1 @@
+"""Tests of files from and for other tools."""

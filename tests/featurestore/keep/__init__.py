@@ -1,0 +1,1 @@
+"""Tests of verify, repair, restore, copy, compact and vacuum."""

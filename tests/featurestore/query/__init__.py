@@ -1,0 +1,1 @@
+"""Tests of SQL, pushed-down predicates and nearest tiles."""

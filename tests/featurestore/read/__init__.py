@@ -1,0 +1,1 @@
+"""Tests of bags, streams and other reads."""

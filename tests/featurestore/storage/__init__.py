@@ -1,0 +1,1 @@
+"""Tests of files on disks and in buckets."""
