@@ -18,12 +18,12 @@ import typer
 from typer.exceptions import TyperException
 
 if TYPE_CHECKING:
-    from distill.fit import stats
-    from distill.ray_columns import extract
-    from distill.ray_train import distill
-    from distill.recipes import make_recipe
+    from distill.recipes.recipe_table import make_recipe
+    from distill.students.ray_columns import extract
+    from distill.targets.missing_stats import stats
+    from distill.train.ray_train import distill
     from downstream import run_mil, run_survival, write_report
-    from downstream.probes.tiles import run_probe
+    from downstream.probes.tile_probe import run_probe
     from downstream.retrieval.search import run_search
     from featurestore import (
         Lake,
@@ -43,37 +43,37 @@ if TYPE_CHECKING:
     )
     from ingest import Card
     from ingest.ray_ingest import ingest
-    from ingest.segment.own_segmenter import Segmenter
-    from ingest.teachers import list_teachers
+    from ingest.teachers.find_teacher import list_teachers
+    from ingest.tissue.own_segmenter import Segmenter
 
 PACKAGES = ("cluster", "commands", "distill", "downstream", "examples", "featurestore", "ingest")
 
 #: The Python API: where each public name lives.
 PUBLIC = {
-    "Card": "ingest.cards",
+    "Card": "ingest.teachers.cards.card",
     "Lake": "featurestore",
     "LakeConfig": "featurestore",
-    "Segmenter": "ingest.segment.own_segmenter",
+    "Segmenter": "ingest.tissue.own_segmenter",
     "annotate": "featurestore",
     "compact": "featurestore",
     "copy_lake": "featurestore",
     "create_lake": "featurestore",
-    "distill": "distill.ray_train",
+    "distill": "distill.train.ray_train",
     "drop": "featurestore",
-    "extract": "distill.ray_columns",
+    "extract": "distill.students.ray_columns",
     "ingest": "ingest.ray_ingest",
-    "list_teachers": "ingest.teachers",
-    "make_recipe": "distill.recipes",
+    "list_teachers": "ingest.teachers.find_teacher",
+    "make_recipe": "distill.recipes.recipe_table",
     "open_lake": "featurestore",
     "query": "featurestore",
     "rename": "featurestore",
     "repair": "featurestore",
     "restore": "featurestore",
     "run_mil": "downstream",
-    "run_probe": "downstream.probes.tiles",
+    "run_probe": "downstream.probes.tile_probe",
     "run_search": "downstream.retrieval.search",
     "run_survival": "downstream",
-    "stats": "distill.fit",
+    "stats": "distill.targets.missing_stats",
     "vacuum": "featurestore",
     "verify": "featurestore",
     "write_report": "downstream.report.lake_page",
@@ -289,8 +289,8 @@ def _explain(error: BaseException) -> int:
     if os.environ.get("SLIDELAKE_DEBUG"):
         traceback.print_exc()
     if "featurestore" in sys.modules:  # no need to import it for an error of something else
-        from featurestore.full_disk import disk_full_error
         from featurestore.read_errors import LakeUri, is_of_lance, meaning_of
+        from featurestore.storage.full_disk import disk_full_error
 
         error = disk_full_error(error, "the lake or of temporary files") or error
         if is_of_lance(error):

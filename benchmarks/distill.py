@@ -24,12 +24,12 @@ import slidelake
 from benchmarks.recipes import LITE0, LITE1, make_lake
 from benchmarks.report import Line, write_report
 from cluster import ray_session
-from distill.data import Feed, mixed
-from distill.fit import fit_missing, split_slides
-from distill.norms import fit_norms, read_norms
-from distill.recipe import Recipe
-from distill.tasks import make_task
-from distill.train import Loop, State
+from distill.recipes.recipe import Recipe
+from distill.students.recipe_task import make_task
+from distill.targets.missing_stats import fit_missing, split_slides
+from distill.targets.norms import fit_norms, read_norms
+from distill.train.batches import Feed, mixed
+from distill.train.loop import Loop, State
 from featurestore import Lake, TileBatch, open_lake
 from ingest import find_teachers, load_encoder
 

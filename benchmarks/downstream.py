@@ -27,13 +27,13 @@ from benchmarks.store_lake import MPP, add_teacher, make_lake, random_features, 
 from benchmarks.store_peers import read_h5, write_trident
 from cluster import ray_map, ray_session
 from downstream import MilSettings, nested_folds
-from downstream.bags import PatientBags
-from downstream.cells import fit_and_store, run_cell
+from downstream.mil.aggregators.pooling import Abmil
 from downstream.mil.losses import Task
 from downstream.mil.model import MilModel
-from downstream.mil.pooling import Abmil
 from downstream.mil.predict import floats
-from downstream.study import Cell, Patient, Study
+from downstream.run.cells import fit_and_store, run_cell
+from downstream.run.feature_bags import PatientBags
+from downstream.run.study import Cell, Patient, Study
 from featurestore import Lake
 
 HIDDEN, ATTENTION = (512, 256), 256

@@ -26,13 +26,13 @@ from benchmarks.report import Line, write_report
 from featurestore import Lake, LakeConfig, create_lake, open_lake
 from ingest import CARDS, Teacher, find_teachers
 from ingest.cut import cut_slide
-from ingest.encoder import decode, preprocess, resized
-from ingest.extractor import Extractor, Outcome, Unit
-from ingest.ray_extract import plan
-from ingest.sources import fingerprint
-from ingest.teachers import load_encoder
+from ingest.select.sources import fingerprint
+from ingest.teachers.encoder import decode, preprocess, resized
+from ingest.teachers.extractor import Extractor, Outcome, Unit
+from ingest.teachers.find_teacher import load_encoder
+from ingest.teachers.ray_extract import plan
 from tests.conftest import shard_samples
-from tests.wide_slide import write_wide_slide
+from tests.worlds.wide_slide import write_wide_slide
 
 TEACHERS = ("efficientnet_lite0", "efficientnet_lite1")
 MPP = 0.5

@@ -20,10 +20,10 @@ import typer
 
 from benchmarks.store_lake import MPP, add_teacher, make_lake, random_features, slide_sizes
 from downstream import MilSettings, nested_folds
-from downstream.cells import fit_and_store
-from downstream.study import Patient, Study
+from downstream.run.cells import fit_and_store
+from downstream.run.study import Patient, Study
 from featurestore import Lake, open_lake
-from featurestore.first_reads import FirstReads
+from featurestore.read.first_reads import FirstReads
 
 SPENT = {"comparing": 0.0}
 DEPTH = [0]

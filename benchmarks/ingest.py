@@ -32,7 +32,7 @@ from ingest.cut import cut_slide
 from ingest.grid import Grid, plan_grids
 from ingest.readers.openslide_reader import OpenSlideReader
 from ingest.readers.tiff_reader import TiffReader
-from ingest.sources import fingerprint
+from ingest.select.sources import fingerprint
 
 REAL = Path(__file__).parent.parent / "examples" / "data" / "CMU-1-Small-Region.svs"
 PEER_EVERY = 4

@@ -18,7 +18,7 @@ from typing import Annotated
 import typer
 
 from benchmarks.report import RESULTS, Line, write_report
-from tests.slide_server import SlideServer, slide_server
+from tests.worlds.slide_server import SlideServer, slide_server
 
 
 def ingest(inputs: list[str], mpp: float, folder: Path) -> float:

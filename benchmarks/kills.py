@@ -15,7 +15,7 @@ import typer
 
 from benchmarks.report import RESULTS, write_report
 from cluster import ray_session
-from tests.kill_drill import LONGEST_WAIT_S, MOST_FILES, Drill
+from tests.worlds.kill_drill import LONGEST_WAIT_S, MOST_FILES, Drill
 
 
 def main(

@@ -16,7 +16,7 @@ from typing import Any
 import slidelake
 from benchmarks.report import RESULTS
 from cluster import ray_session
-from distill.evaluate import evaluate
+from distill.evaluate.evaluation import evaluate
 from examples.cohort import make_cohort
 
 SEEDS = (0, 1, 2)

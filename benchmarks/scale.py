@@ -39,11 +39,17 @@ from featurestore import (
     tile_ids,
     tiles_table,
 )
-from featurestore.checksums import features_crc32, with_row_crc32
-from featurestore.cuts import tiles_row
-from featurestore.lance_ledger import versions_property
-from featurestore.lance_tables import commit, open_table, write_fragment
-from featurestore.schema import CATALOG, CATALOG_SCHEMA, SLIDES, SLIDES_SCHEMA, features_table
+from featurestore.tables.checksums import features_crc32, with_row_crc32
+from featurestore.tables.cuts import tiles_row
+from featurestore.tables.lance_ledger import versions_property
+from featurestore.tables.lance_tables import commit, open_table, write_fragment
+from featurestore.tables.schema import (
+    CATALOG,
+    CATALOG_SCHEMA,
+    SLIDES,
+    SLIDES_SCHEMA,
+    features_table,
+)
 
 MPPS = (0.5, 2.0)
 PER_FRAGMENT = 42

@@ -23,9 +23,10 @@ import typer
 from benchmarks.report import table, write_report
 from benchmarks.store_lake import MPP, add_teacher, make_lake, slide_sizes
 from downstream.retrieval.recall import recall_at_k, sample_tiles
-from featurestore import Lake, lance_nearest
-from featurestore.lance_nearest import Asked, index_name, nearest
-from featurestore.schema import features_table
+from featurestore import Lake
+from featurestore.query import lance_nearest
+from featurestore.query.lance_nearest import Asked, index_name, nearest
+from featurestore.tables.schema import features_table
 
 Float16Array = npt.NDArray[np.float16]
 

@@ -41,7 +41,7 @@ from benchmarks.store_peers import (
     write_trident,
 )
 from featurestore import Lake
-from featurestore.schema import features_table
+from featurestore.tables.schema import features_table
 
 DIMS = {"small": 768, "middle": 1536, "large": 2560}
 TEACHERS = list(DIMS)

@@ -23,7 +23,7 @@ from featurestore import (
     tile_ids,
     tiles_table,
 )
-from featurestore.schema import shard_path
+from featurestore.tables.schema import shard_path
 from ingest.cut import encode_jpeg
 
 SLIDE = Path(__file__).parent.parent / "examples" / "data" / "CMU-1-Small-Region.svs"

@@ -25,7 +25,7 @@ import numpy as np
 from benchmarks.report import RESULTS, table, write_report
 from benchmarks.tissue_cases import Case, Mask, Picture, edge_cases, painted, read_slide
 from ingest.readers.tiff_reader import TiffReader
-from ingest.tissue import find_tissue
+from ingest.tissue.overview_tissue import find_tissue
 
 RIVALS = Path(__file__).with_name("tissue_rivals.py")
 REAL = Path(__file__).parent.parent / "examples" / "data" / "CMU-1-Small-Region.svs"

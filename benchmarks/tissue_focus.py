@@ -24,7 +24,7 @@ from benchmarks.report import RESULTS, table, write_report
 from benchmarks.tissue_cases import Mask, Picture
 from ingest.readers.tiff_reader import TiffReader
 from ingest.scores import FOCUS_MPP, focus_map
-from ingest.tissue import find_tissue
+from ingest.tissue.overview_tissue import find_tissue
 
 REAL = Path(__file__).parent.parent / "examples" / "data" / "CMU-1-Small-Region.svs"
 GLASS = 244

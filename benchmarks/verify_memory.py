@@ -27,11 +27,17 @@ from lance import LanceOperation
 
 from benchmarks.scale import DIM, MPPS, TILES, load, row_of
 from featurestore import Lake, LakeConfig, create_lake, tile_ids, tiles_table
-from featurestore.checksums import features_crc32, tiles_crc32
-from featurestore.keep.lance_checking import check_lake, lake_to_mend
-from featurestore.lance_tables import commit, open_table, write_fragment
-from featurestore.repair import plan_repair, repair
-from featurestore.schema import CATALOG, CATALOG_SCHEMA, SLIDES, SLIDES_SCHEMA, features_table
+from featurestore.keep.repair import plan_repair, repair
+from featurestore.keep.verify.lance_checking import check_lake, lake_to_mend
+from featurestore.tables.checksums import features_crc32, tiles_crc32
+from featurestore.tables.lance_tables import commit, open_table, write_fragment
+from featurestore.tables.schema import (
+    CATALOG,
+    CATALOG_SCHEMA,
+    SLIDES,
+    SLIDES_SCHEMA,
+    features_table,
+)
 
 TEACHERS = ("t", "u")
 PER_FRAGMENT = 250

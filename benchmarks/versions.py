@@ -29,7 +29,7 @@ from featurestore import (
     tiles_table,
     vacuum,
 )
-from featurestore.schema import shard_path
+from featurestore.tables.schema import shard_path
 
 TILES, MPP = 3, 0.5
 

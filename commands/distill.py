@@ -33,7 +33,7 @@ def stats_command(
 
     Example: slidelake stats my-lake --teacher efficientnet_lite0 --mpp 0.5
     """
-    from distill.fit import stats
+    from distill.targets.missing_stats import stats
 
     found = stats(lake, teacher, mpps=mpp, holdout=holdout, seed=seed, version=at)
     lines = [
@@ -126,7 +126,7 @@ def distill_command(
 
     Example: slidelake distill my-lake --teacher uni2_h --teacher virchow2 --name small --epochs 20
     """
-    from distill.recipes import make_recipe, parse_terms
+    from distill.recipes.recipe_table import make_recipe, parse_terms
 
     made = make_recipe(
         recipe,
@@ -151,7 +151,7 @@ def distill_command(
         split_seed=split_seed,
         seed=seed,
     )
-    from distill.ray_train import distill
+    from distill.train.ray_train import distill
 
     report = distill(
         lake,
@@ -233,7 +233,7 @@ def evaluate_command(
 
     Example: slidelake evaluate my-lake --student small --student small-seed1 --student small-seed2
     """
-    from distill.evaluate import evaluate
+    from distill.evaluate.evaluation import evaluate
 
     found = evaluate(
         lake,
@@ -268,7 +268,7 @@ def export_student_command(
 
     Example: slidelake export-student my-lake small small-model --onnx
     """
-    from distill.export import export_student
+    from distill.students.export import export_student
 
     found = export_student(lake, name, out, onnx=onnx)
     tell(found, as_json=json_, text="\n".join(f"{out}/{file}" for file in found["files"]))

@@ -285,8 +285,8 @@ def probe_command(
 
     Example: slidelake probe my-lake --labels tiles.csv --target tissue --features uni2 --shots 10
     """
-    from downstream.probes.folds import Options
-    from downstream.probes.tiles import run_probe
+    from downstream.probes.probe_folds import Options
+    from downstream.probes.tile_probe import run_probe
 
     options = Options(folds=folds, shots=shots, draws=draws, seed=seed, tiles=tiles)
     ids = _ids(None, patient_column, slide_column, distinct_ids)
@@ -408,7 +408,7 @@ def search_command(
 @app.command("runs")
 def runs_command(lake: LakeArg, out: RunsOutOpt = None, json_: JsonOpt = False) -> None:
     """Every measure of every finished run, one row each, with lake version and seeds."""
-    from downstream.run_table import run_table
+    from downstream.run.run_table import run_table
     from featurestore import open_lake
 
     table = run_table(open_lake(lake))

@@ -11,8 +11,8 @@ if TYPE_CHECKING:
     from featurestore import Lake
     from featurestore.annotations.annotate import Annotated as Made
     from featurestore.annotations.annotate import Patients
-    from featurestore.annotations.reading import AnnotationFile
-    from featurestore.edits import Edited
+    from featurestore.annotations.annotation_tables import AnnotationFile
+    from featurestore.edits.drop_and_rename import Edited
 
 app = typer.Typer()
 
@@ -67,8 +67,8 @@ def annotate_command(
         msg = "give a table and --name NAME, or --tcga-patients"
         raise typer.BadParameter(msg)
     from featurestore.annotations.annotate import annotate, set_patients
-    from featurestore.annotations.model import PATIENTS
-    from featurestore.annotations.reading import read_annotation
+    from featurestore.annotations.annotation import PATIENTS
+    from featurestore.annotations.annotation_tables import read_annotation
 
     file = read_annotation(table, distinct_ids=distinct_ids)
     frame, notes = _with_lake_names(opened, file)
@@ -102,7 +102,7 @@ def _tcga(lake: "Lake", *, replace: bool) -> "Patients":
 
 
 def _tell_patients(done: "Patients", *, as_json: bool, notes: list[str] | None = None) -> None:
-    from featurestore.annotations.model import listing
+    from featurestore.annotations.annotation import listing
 
     value = asdict(done)
     value["notes"] = [*(notes or []), *done.notes]
@@ -116,7 +116,7 @@ def _tell_patients(done: "Patients", *, as_json: bool, notes: list[str] | None =
 
 
 def _tell_annotation(made: "Made", notes: list[str], *, as_json: bool) -> None:
-    from featurestore.annotations.model import listing
+    from featurestore.annotations.annotation import listing
 
     annotation = made.annotation
     value = {**annotation.as_dict(), "version": made.version, "met": made.met, "unmet": made.unmet}
@@ -160,8 +160,8 @@ def drop_command(
     Example: slidelake drop my-lake --slide P003-1
     """
     from featurestore import open_lake
-    from featurestore.annotations.model import listing
-    from featurestore.edits import drop
+    from featurestore.annotations.annotation import listing
+    from featurestore.edits.drop_and_rename import drop
 
     chosen = {"slide": slide, "teacher": teacher, "annotation": annotation}
     requests = [(kind, names) for kind, names in chosen.items() if names]
@@ -196,7 +196,7 @@ def rename_command(
     Example: slidelake rename my-lake P003-1 P003-A
     """
     from featurestore import open_lake
-    from featurestore.edits import rename
+    from featurestore.edits.drop_and_rename import rename
 
     done = rename(open_lake(lake), old, new, what=what)
     text = f"{done.what} '{new}' is there and no '{old}': renamed before, nothing to do"

@@ -20,7 +20,7 @@ from commands.options import (
 
 if TYPE_CHECKING:
     from featurestore import LakeConfig, Vacuumed
-    from ingest.asked import How
+    from ingest.select.named_slides import How
 
 app = typer.Typer()
 
@@ -142,7 +142,7 @@ def ingest_command(
     a slide with another mpp, mask or way to find tissue is cut again; what is not given stays.
     LAKE/ingest.html shows every slide with its tissue and tiles.
     """
-    from ingest.settings import settings
+    from ingest.select.new_lake_settings import settings
 
     how: How = {
         "mpp_override": mpp_override,
@@ -203,8 +203,8 @@ def _freed_line(freed: "Vacuumed | None") -> list[str]:
 def _dry_run(
     lake: str, slides: list[str], config: "LakeConfig", how: "How", *, as_json: bool
 ) -> None:
-    from ingest.pages import duration, size
-    from ingest.todo import dry_run
+    from ingest.pages.page_templates import duration, size
+    from ingest.select.slides_to_cut import dry_run
 
     plan = dry_run(lake, slides, config, how, cores=os.cpu_count() or 1)
     lines = [f"{f['slide']} would fail: {f['reason']}" for f in plan.failed]
@@ -266,7 +266,7 @@ def extract_command(
     the tokens after block 12, with @S1 for a stain variant of each tile; `slidelake teachers` lists
     the names.
     """
-    from distill.ray_columns import extract
+    from distill.students.ray_columns import extract
 
     result = extract(
         lake,
@@ -305,7 +305,7 @@ def teachers_command(
 ) -> None:
     """Which teachers are known, and whether their weights are here."""
     from featurestore import open_lake
-    from ingest.teachers import list_teachers
+    from ingest.teachers.find_teacher import list_teachers
 
     rows = list_teachers(open_lake(lake).store if lake else None, folder=weights)
     lines = [

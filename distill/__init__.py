@@ -1,7 +1,7 @@
 """Distillation: many teachers' cached features in, one small student out, no teacher run again."""
 
 from distill.errors import DistillError
-from distill.recipe import Recipe, Term
-from distill.recipes import RECIPES, make_recipe
+from distill.recipes.recipe import Recipe, Term
+from distill.recipes.recipe_table import RECIPES, make_recipe
 
 __all__ = ["RECIPES", "DistillError", "Recipe", "Term", "make_recipe"]

@@ -4,21 +4,21 @@ Importing this package imports neither torch, ray, lance, scikit-learn nor matpl
 starts fast, and what is heavy is imported by the function that needs it.
 """
 
-from downstream.bags import BagError
 from downstream.cohorts.cohort import Cohort, CohortError, patient_table
 from downstream.cohorts.label_tables import load_labels, read_labels
-from downstream.measures.classes import UndefinedMetricError
+from downstream.measures.class_measures import UndefinedMetricError
 from downstream.measures.intervals import Comparison, Interval, compare, interval
 from downstream.report.lake_page import write_report
-from downstream.report.plots_attention import attention_png
-from downstream.report.plots_classes import roc_png
-from downstream.report.plots_outcomes import km_png
-from downstream.runs import run_mil, run_survival
-from downstream.settings import MilSettings, SurvivalSettings
+from downstream.report.plots.plots_attention import attention_png
+from downstream.report.plots.plots_classes import roc_png
+from downstream.report.plots.plots_outcomes import km_png
+from downstream.run.feature_bags import BagError
+from downstream.run.fit_settings import MilSettings, SurvivalSettings
+from downstream.run.run_study import run_mil, run_survival
+from downstream.run.study import StudyError
 from downstream.splits.folds import Split, leave_site_out, nested_folds
 from downstream.splits.plans import Plan
 from downstream.splits.split import LeakageError, SplitError, assert_disjoint
-from downstream.study import StudyError
 from downstream.survival.risks import SurvivalError
 
 __all__ = [

@@ -18,7 +18,7 @@ from typing import Any
 import slidelake
 from cluster import ray_session
 from downstream import Plan
-from downstream.survival.extra import has_scikit_survival
+from downstream.survival.survival_extra import has_scikit_survival
 from examples.cohort import make_cohort
 
 REAL_SLIDE = Path(__file__).parent / "data" / "CMU-1-Small-Region.svs"

@@ -13,26 +13,29 @@ import polars as pl
 import pyarrow as pa
 
 from featurestore.annotations import lance_registry as registry
-from featurestore.annotations.model import TILE, Annotation
-from featurestore.bags import Bag, names_of, read_bag
+from featurestore.annotations.annotation import TILE, Annotation
 from featurestore.config import LakeConfig
 from featurestore.errors import DamageError, LakeError
-from featurestore.first_reads import FIRST_READ, Check, FirstReads
-from featurestore.full_disk import naming_full_disk
 from featurestore.ids import mpp_code, mpp_name
 from featurestore.keep.lance_roots import newest_catalog, open_checked, record_roots
 from featurestore.keep.roots import readable_roots
 from featurestore.keep.snapshots import read_snapshots
-from featurestore.lance_commit import FEW_SLIDES, Committer
-from featurestore.lance_counts import count_states, count_tiles
-from featurestore.lance_ledger import among_names, root_versions
-from featurestore.lance_nearest import Asked, nearest, queries_of, slide_filter
-from featurestore.lance_rows import RowReader
-from featurestore.lance_scan import as_type, scan
-from featurestore.lance_tables import open_table
-from featurestore.pairs import Pairs, read_pairs
+from featurestore.query.lance_nearest import Asked, nearest, queries_of, slide_filter
+from featurestore.query.lance_scan import as_type, scan
+from featurestore.read.bags import Bag, names_of, read_bag
+from featurestore.read.first_reads import FIRST_READ, Check, FirstReads
+from featurestore.read.pairs import Pairs, read_pairs
+from featurestore.read.selection import Selection
+from featurestore.read.stream_order import Order
 from featurestore.read_errors import ADVICE, reading
-from featurestore.schema import (
+from featurestore.storage.full_disk import naming_full_disk
+from featurestore.storage.store import Store
+from featurestore.tables.lance_commit import FEW_SLIDES, Committer
+from featurestore.tables.lance_counts import count_states, count_tiles
+from featurestore.tables.lance_ledger import among_names, root_versions
+from featurestore.tables.lance_rows import RowReader
+from featurestore.tables.lance_tables import open_table
+from featurestore.tables.schema import (
     CATALOG,
     CATALOG_SCHEMA,
     DROPPED,
@@ -45,14 +48,11 @@ from featurestore.schema import (
     is_teacher,
     kind_of,
 )
-from featurestore.selection import Selection
-from featurestore.storage import Store
-from featurestore.stream_order import Order
 
 if TYPE_CHECKING:
-    from featurestore.stream import Stream
-    from featurestore.stream_tiles import Pixels
-    from featurestore.torch_bags import Bags, By
+    from featurestore.read.stream import Stream
+    from featurestore.read.stream_tiles import Pixels
+    from featurestore.read.torch_bags import Bags, By
 
 
 SNAPSHOT_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,99}")
@@ -497,7 +497,7 @@ class Lake:
     ) -> "Bags":
         """A torch data set of all bags of some slides or patients: see `Bags`."""
         # torch takes seconds to import, and few who open a lake train on it.
-        from featurestore.torch_bags import Bags
+        from featurestore.read.torch_bags import Bags
 
         return Bags(self, names_of(teachers), mpp=mpp, slide_ids=slide_ids, by=by)
 
@@ -542,7 +542,7 @@ class Lake:
             LakeError: a slide is unknown or lacks features or pixels, its grids do not nest, or a
                 number is not allowed.
         """
-        from featurestore.stream import Stream
+        from featurestore.read.stream import Stream
 
         order = functools.partial(
             Order,

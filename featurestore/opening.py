@@ -7,15 +7,16 @@ from typing import Any
 
 from featurestore.config import LakeConfig
 from featurestore.errors import BucketError, LakeError
-from featurestore.first_reads import FIRST_READ, Check, known_check
-from featurestore.keep.lake_settings import is_lake, read_settings
 from featurestore.keep.lance_roots import record_roots
 from featurestore.keep.roots import LAKE_FILE
+from featurestore.keep.verify.lake_settings import is_lake, read_settings
 from featurestore.lake import Lake
-from featurestore.lance_ledger import lake_versions, versions_property
-from featurestore.lance_tables import create_table, make_index
-from featurestore.lock import commit_lock
-from featurestore.schema import (
+from featurestore.read.first_reads import FIRST_READ, Check, known_check
+from featurestore.storage.lock import commit_lock
+from featurestore.storage.store import Store
+from featurestore.tables.lance_ledger import lake_versions, versions_property
+from featurestore.tables.lance_tables import create_table, make_index
+from featurestore.tables.schema import (
     CATALOG,
     CATALOG_SCHEMA,
     INDEX_COLUMNS,
@@ -24,7 +25,6 @@ from featurestore.schema import (
     features_table,
     tiles_schema,
 )
-from featurestore.storage import Store
 
 
 def open_lake(

@@ -12,8 +12,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Protocol
 
-from featurestore.bucket_errors import causes, explain
 from featurestore.errors import AccessError, DamageError, LakeError
+from featurestore.storage.bucket_errors import causes, explain
 
 ADVICE = "run slidelake verify, then slidelake repair"
 # Numbers of the operating system's errors that damage can cause; all others are no damage.

@@ -1,10 +1,9 @@
 """Slides to tiles, and tiles to features: the two Ray Data jobs and what they are made of."""
 
-from ingest.card_table import CARDS
-from ingest.cards import Card
 from ingest.errors import InputError, SlideError, TeacherError
-from ingest.students import student_folder
-from ingest.teachers import (
+from ingest.teachers.cards.card import Card
+from ingest.teachers.cards.card_table import CARDS
+from ingest.teachers.find_teacher import (
     FEATURE_CARD,
     Teacher,
     find_card,
@@ -14,6 +13,7 @@ from ingest.teachers import (
     load_encoder,
     sees_features,
 )
+from ingest.teachers.student_files import student_folder
 
 __all__ = [
     "CARDS",

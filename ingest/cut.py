@@ -14,18 +14,18 @@ import pyarrow as pa
 import simplejpeg
 
 from featurestore import GridCut, LakeConfig, ShardWriter, SlideCut, Store, tile_ids, tiles_table
-from featurestore.full_disk import DiskFullError, disk_full_error
-from featurestore.schema import shard_path
-from ingest.cut_settings import CutSettings
+from featurestore.storage.full_disk import DiskFullError, disk_full_error
+from featurestore.tables.schema import shard_path
 from ingest.errors import SlideError
 from ingest.grid import Grid, plan_grids
 from ingest.readers.open_slide import open_slide
 from ingest.readers.slide_reader import SlideReader, read_options
-from ingest.remote import local_slide
+from ingest.remote.local_copy import local_slide
 from ingest.scores import FOCUS_MPP
-from ingest.segment.methods import STANDARD
+from ingest.select.cut_settings import CutSettings
 from ingest.survey import Survey, mask_picture, survey
-from ingest.tissue import OVERVIEW_MPP
+from ingest.tissue.overview_tissue import OVERVIEW_MPP
+from ingest.tissue.tissue_methods import STANDARD
 
 STORED, ENCODED = "stored", "encoded"
 THUMBNAIL_PX = 512

@@ -4,15 +4,15 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from ingest.child_process import DiedError, Isolated
 from ingest.cut import failure
 from ingest.errors import InputError
 from ingest.grid import plan_grids
-from ingest.isolated import DiedError, Isolated
 from ingest.readers.open_slide import open_slide
 from ingest.readers.slide_reader import ReadOptions
-from ingest.remote import local_slide
-from ingest.remote_files import is_local
-from ingest.sources import Source
+from ingest.remote.local_copy import local_slide
+from ingest.remote.remote_files import is_local
+from ingest.select.sources import Source
 
 LOOKED_AT, FEW = 16, 2
 LOOK_S = 600.0

@@ -15,20 +15,20 @@ import polars as pl
 
 from cluster import progress, ray_session, schedulable
 from featurestore import LakeConfig, SlideCut, Store, Vacuumed, create_lake, free_old_versions
-from featurestore.full_disk import DiskFullError
 from featurestore.ids import mpp_name
 from featurestore.lake import Lake
-from featurestore.lance_counts import count_tiles
-from featurestore.lock import writer_lease
-from featurestore.schema import CATALOG
-from ingest.apart import cut_apart
-from ingest.asked import How, Row, asked_for
-from ingest.contact_sheet import write_contact_sheet
+from featurestore.storage.full_disk import DiskFullError
+from featurestore.storage.lock import writer_lease
+from featurestore.tables.lance_counts import count_tiles
+from featurestore.tables.schema import CATALOG
 from ingest.cut import failure
 from ingest.errors import SlideError
-from ingest.near_lake import refuse_near_lake
-from ingest.remote_files import is_local
-from ingest.todo import Todo, sort_out
+from ingest.isolated_cut import cut_apart
+from ingest.pages.contact_sheet import write_contact_sheet
+from ingest.remote.remote_files import is_local
+from ingest.select.named_slides import How, Row, asked_for
+from ingest.select.near_lake import refuse_near_lake
+from ingest.select.slides_to_cut import Todo, sort_out
 
 COMMIT_SLIDES = 64
 COMMIT_ROWS = 250_000

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ingest.grid import Grid, nested_sums
-from ingest.tissue import Tissue
+from ingest.tissue.overview_tissue import Tissue
 
 FOCUS_MPP = 2.0
 # Grey levels squared per pixel: the noise of a scanner and of JPEG on bare glass.

@@ -8,11 +8,11 @@ import numpy as np
 import numpy.typing as npt
 
 from ingest.grid import Grid, keep_tiles, tissue_shares
-from ingest.masks import read_mask
 from ingest.readers.slide_reader import SlideReader
 from ingest.scores import FOCUS_MPP, focus_map, score_maps, tile_means
-from ingest.segment.methods import STANDARD, TissueBy, tissue_of
-from ingest.tissue import OVERVIEW_MPP, Tissue, verdict_of
+from ingest.tissue.masks import read_mask
+from ingest.tissue.overview_tissue import OVERVIEW_MPP, Tissue, verdict_of
+from ingest.tissue.tissue_methods import STANDARD, TissueBy, tissue_of
 
 # 32 pixels at 16 mpp are 512 um, which is one stored tile of 256 px at 2 mpp.
 BLOCK_PX = 32

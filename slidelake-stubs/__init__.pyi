@@ -1,17 +1,17 @@
 # Types of the public Python API for type checkers: `slidelake` is one module, and a module has no
-# py.typed of its own. tests/test_installing.py compares it with slidelake.py.
+# py.typed of its own. tests/project/test_installing.py compares it with slidelake.py.
 import pathlib
 
 import typer
 
-from distill.fit import stats as stats
-from distill.ray_columns import extract as extract
-from distill.ray_train import distill as distill
-from distill.recipes import make_recipe as make_recipe
+from distill.recipes.recipe_table import make_recipe as make_recipe
+from distill.students.ray_columns import extract as extract
+from distill.targets.fit_norms import stats as stats
+from distill.train.ray_train import distill as distill
 from downstream import run_mil as run_mil
 from downstream import run_survival as run_survival
 from downstream import write_report as write_report
-from downstream.probes.tiles import run_probe as run_probe
+from downstream.probes.tile_probe import run_probe as run_probe
 from downstream.retrieval.search import run_search as run_search
 from featurestore import Lake as Lake
 from featurestore import LakeConfig as LakeConfig
@@ -29,8 +29,8 @@ from featurestore import vacuum as vacuum
 from featurestore import verify as verify
 from ingest import Card as Card
 from ingest.ray_ingest import ingest as ingest
-from ingest.segment.own_segmenter import Segmenter as Segmenter
-from ingest.teachers import list_teachers as list_teachers
+from ingest.teachers.find_teacher import list_teachers as list_teachers
+from ingest.tissue.own_segmenter import Segmenter as Segmenter
 
 PACKAGES: tuple[str, ...]
 PUBLIC: dict[str, str]

@@ -16,12 +16,12 @@ from hypothesis import settings
 from cluster import ClusterError, ray_session
 from examples.cohort import make_cohort
 from featurestore import Lake, LakeConfig, create_lake, open_lake
-from ingest.ray_extract import extract
 from ingest.ray_ingest import ingest
-from tests.command_lines import Answer, Output, Slidelake, run_words
-from tests.s3 import any_store, bucket, faulty, s3_urls
+from ingest.teachers.ray_extract import extract
 from tests.skipped import pytest_make_collect_report, pytest_runtest_makereport
-from tests.small_lake import cut
+from tests.worlds.command_lines import Answer, Output, Slidelake, run_words
+from tests.worlds.s3 import any_store, bucket, faulty, s3_urls
+from tests.worlds.small_lake import cut
 
 __all__ = [
     "any_store",

@@ -10,7 +10,7 @@ import tempfile
 from pathlib import Path
 
 from featurestore import Lake, LakeConfig, compact, create_lake, fit_stats, verify
-from tests.small_lake import add_slides, add_teacher, contents
+from tests.worlds.small_lake import add_slides, add_teacher, contents
 
 
 def make(uri: str) -> Lake:

@@ -12,9 +12,9 @@ import polars as pl
 
 from distill.errors import DistillError
 from featurestore import Lake, patient_of
-from featurestore.sealed import read_sealed
+from featurestore.storage.sealed import read_sealed
 from ingest import find_card, sees_features, student_folder
-from ingest.cards import Card
+from ingest.teachers.cards.card import Card
 
 NOT_TILES = ("patches", "places")  # columns with many vectors for each tile
 

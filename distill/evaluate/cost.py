@@ -17,11 +17,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from distill.evaluate_embed import Runner
-from distill.evaluate_students import Found, Split
-from distill.evaluate_tiles import BATCH_TILES, Int64Array, RgbArray, Tiles
+from distill.evaluate.compared_students import Found, Split
+from distill.evaluate.embeddings import Runner
+from distill.evaluate.sampled_tiles import BATCH_TILES, Int64Array, RgbArray, Tiles
 from featurestore import Lake, ShardReader
-from ingest.encoder import decode
+from ingest.teachers.encoder import decode
 
 PASSES = (1, 2, 5, 10, 20, 50, 100, 200)
 MOST_TILES = 1024

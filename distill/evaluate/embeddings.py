@@ -13,15 +13,15 @@ import torch
 from torch import nn
 
 from distill.errors import DistillError
-from distill.evaluate_tiles import Tiles
+from distill.evaluate.sampled_tiles import Tiles
 from featurestore import Lake, LakeError
 from ingest import Card, TeacherError, find_card, find_teachers
-from ingest.encoder import Encoder, cropped, preprocess, resized
-from ingest.networks import build
-from ingest.outputs import Output, outputs_of
-from ingest.teachers import weights_of
-from ingest.weight_keys import load_weights
-from ingest.weights_files import find_weights
+from ingest.teachers.encoder import Encoder, cropped, preprocess, resized
+from ingest.teachers.find_teacher import weights_of
+from ingest.teachers.networks import build
+from ingest.teachers.outputs import Output, outputs_of
+from ingest.teachers.weights.weight_keys import load_weights
+from ingest.teachers.weights.weights_files import find_weights
 
 TIMED_S = 0.5
 STATISTICS_TILES = 512  # of which an untrained network's batch norms take theirs

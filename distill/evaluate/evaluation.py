@@ -16,13 +16,13 @@ import torch
 
 from cluster import progress
 from distill.errors import DistillError
-from distill.evaluate_cost import machine
-from distill.evaluate_labels import read_labels, refuse_unmet
-from distill.evaluate_merge import Tree, group_name, merged, plain
-from distill.evaluate_page import page
-from distill.evaluate_split import Seen, measure_split, read_split, steps
-from distill.evaluate_students import Found, Split, splits
-from distill.evaluate_subjects import How, Subject
+from distill.evaluate.compared_students import Found, Split, splits
+from distill.evaluate.cost import machine
+from distill.evaluate.evaluation_page import page
+from distill.evaluate.one_split import Seen, measure_split, read_split, steps
+from distill.evaluate.seed_summary import Tree, group_name, merged, plain
+from distill.evaluate.subjects import How, Subject
+from distill.evaluate.tile_labels import read_labels, refuse_unmet
 from featurestore import Lake, mpp_name, open_lake
 
 Report = dict[str, Any]

@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from distill.evaluate_plots import amortisation_png, bars_png, robustness_png
-from ingest.pages import environment
+from distill.evaluate.evaluation_plots import amortisation_png, bars_png, robustness_png
+from ingest.pages.page_templates import environment
 
 _TEMPLATES = Path(__file__).parent / "templates"
 

@@ -8,13 +8,20 @@ import polars as pl
 
 from cluster import Progress
 from distill.errors import DistillError
-from distill.evaluate_cost import amortisation, read_seconds, throughput, training
-from distill.evaluate_measures import Labelled, Part, fidelity, finds, mode_switching, probes
-from distill.evaluate_merge import Tree, spread
-from distill.evaluate_robust import VARIANTS, perturbed, robustness
-from distill.evaluate_students import Split
-from distill.evaluate_subjects import How, Subject, subjects
-from distill.evaluate_tiles import Tiles, labelled, readable, sample
+from distill.evaluate.compared_students import Split
+from distill.evaluate.cost import amortisation, read_seconds, throughput, training
+from distill.evaluate.measures.embedding_measures import (
+    Labelled,
+    Part,
+    fidelity,
+    finds,
+    mode_switching,
+    probes,
+)
+from distill.evaluate.measures.stain_robustness import VARIANTS, perturbed, robustness
+from distill.evaluate.sampled_tiles import Tiles, labelled, readable, sample
+from distill.evaluate.seed_summary import Tree, spread
+from distill.evaluate.subjects import How, Subject, subjects
 from featurestore import Lake, mpp_name
 
 Sampled = dict[float, Tiles]

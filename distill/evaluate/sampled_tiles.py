@@ -14,9 +14,9 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from distill.evaluate_students import Split
+from distill.evaluate.compared_students import Split
 from featurestore import Lake, ShardReader, TileBatch
-from ingest.encoder import decode
+from ingest.teachers.encoder import decode
 
 BLOCK_TILES = 4  # neighbours that are read together
 BATCH_TILES = 64

@@ -8,7 +8,8 @@ import numpy as np
 import numpy.typing as npt
 
 from distill.errors import DistillError
-from distill.evaluate_embed import (
+from distill.evaluate.compared_students import Found, Split
+from distill.evaluate.embeddings import (
     Runner,
     fit_pca,
     joined_features,
@@ -16,12 +17,11 @@ from distill.evaluate_embed import (
     run_teacher,
     run_undistilled,
 )
-from distill.evaluate_students import Found, Split
-from distill.evaluate_tiles import Tiles
+from distill.evaluate.sampled_tiles import Tiles
 from featurestore import Lake
 
 if TYPE_CHECKING:
-    from ingest.cards import Card
+    from ingest.teachers.cards.card import Card
 
 Kind = Literal["student", "single_teacher", "undistilled", "pca", "teacher"]
 Array = npt.NDArray[np.floating]

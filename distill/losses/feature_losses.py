@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from distill.errors import DistillError
-from distill.numeric import check_batch, check_detached, check_positive, full_precision
-from distill.targets import NORMS, UnitLength
+from distill.losses.numeric import check_batch, check_detached, check_positive, full_precision
+from distill.targets.target import NORMS, UnitLength
 
 
 def cosine_loss(prediction_BD: Tensor, target_BD: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from distill.errors import DistillError
-from distill.numeric import check_batch, check_detached, check_positive, full_precision
+from distill.losses.numeric import check_batch, check_detached, check_positive, full_precision
 
 
 def kl_loss(student_BC: Tensor, teacher_BC: Tensor, *, temperature: float = 4.0) -> Tensor:

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from distill.errors import DistillError
-from distill.numeric import check_batch, check_detached, full_precision
+from distill.losses.numeric import check_batch, check_detached, full_precision
 
 
 def batch_relation_loss(student_BE: Tensor, teacher_BD: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from distill.errors import DistillError
-from distill.numeric import (
+from distill.losses.numeric import (
     check_batch,
     check_detached,
     check_positive,

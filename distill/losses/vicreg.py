@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from distill.errors import DistillError
-from distill.numeric import check_batch, full_precision
+from distill.losses.numeric import check_batch, full_precision
 
 EPSILON = 1e-4
 

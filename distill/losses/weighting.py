@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from distill.errors import DistillError
-from distill.numeric import mean_over_workers
+from distill.losses.numeric import mean_over_workers
 
 SMALL = 1e-12
 

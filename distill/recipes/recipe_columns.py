@@ -3,11 +3,11 @@
 from typing import Any
 
 from distill.errors import DistillError
-from distill.goals import Column
-from distill.recipe import Recipe
+from distill.recipes.recipe import Recipe
+from distill.targets.target_sources import Column
 from featurestore import Lake, mpp_name
 from ingest import TeacherError, find_card
-from ingest.outputs import card_name
+from ingest.teachers.outputs import card_name
 
 
 def check(lake: Lake, recipe: Recipe) -> None:

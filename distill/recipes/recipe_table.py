@@ -10,7 +10,7 @@ from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
 from distill.errors import DistillError
-from distill.recipe import FusionStudent, Recipe, RegionStudent, Schedule, Term, TileStudent
+from distill.recipes.recipe import FusionStudent, Recipe, RegionStudent, Schedule, Term, TileStudent
 
 Teachers = tuple[str, ...]
 

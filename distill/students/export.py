@@ -11,9 +11,9 @@ from safetensors.torch import load
 from distill.errors import DistillError
 from featurestore import Lake, open_lake
 from ingest import find_card, sees_features, student_folder
-from ingest.cards import Card
-from ingest.networks import build
-from ingest.students import student_file
+from ingest.teachers.cards.card import Card
+from ingest.teachers.networks import build
+from ingest.teachers.student_files import student_file
 
 TEMPLATES = Path(__file__).parent / "templates"
 KEPT = ("model.safetensors", "card.json", "report.json")
@@ -65,7 +65,7 @@ def _check(lake: Lake, name: str, target: Path) -> None:
 
 
 def _onnx(made: Path, card: Card) -> None:
-    from ingest.onnx_engine import export_onnx
+    from ingest.teachers.onnx_engine import export_onnx
 
     model = build(card.architecture, card.input_px, card.arguments)
     model.load_state_dict(load((made / "model.safetensors").read_bytes()))

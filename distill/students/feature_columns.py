@@ -19,17 +19,17 @@ from torch import Tensor
 
 from cluster import progress
 from distill.errors import DistillError
-from distill.fusion import Fuser
-from distill.keep import kept_hash
-from distill.recipe import FusionStudent, RegionStudent
-from distill.region_encoder import RegionEncoder
-from distill.task import Batch, on_device
+from distill.recipes.recipe import FusionStudent, RegionStudent
+from distill.students.fusion import Fuser
+from distill.students.region_encoder import RegionEncoder
+from distill.students.saved_student import kept_hash
+from distill.students.task import Batch, on_device
 from featurestore import ColumnFile, ColumnWriter, Lake, mpp_name, open_lake
-from featurestore.lock import writer_lease
-from featurestore.schema import features_table
-from featurestore.stream import Stream
+from featurestore.read.stream import Stream
+from featurestore.storage.lock import writer_lease
+from featurestore.tables.schema import features_table
 from ingest import FEATURE_CARD, student_folder
-from ingest.students import WEIGHTS, student_file
+from ingest.teachers.student_files import WEIGHTS, student_file
 
 COMMIT_FRAGMENTS = 16
 BATCH_TILES = 256

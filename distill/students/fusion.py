@@ -16,14 +16,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from distill.errors import DistillError
-from distill.feature_terms import check_term
-from distill.gate import Gate
-from distill.heads import make_head
-from distill.kept_norms import KeptNorms, blank_norms
-from distill.losses import Match, cosine_loss, smooth_l1_loss
-from distill.recipe import FusionStudent, Recipe, Term
-from distill.task import Batch, Norms, Prediction, Task
-from distill.weighting import make_weighting
+from distill.losses.feature_losses import Match, cosine_loss, smooth_l1_loss
+from distill.losses.weighting import make_weighting
+from distill.recipes.recipe import FusionStudent, Recipe, Term
+from distill.students.gate import Gate
+from distill.students.heads import make_head
+from distill.students.task import Batch, Norms, Prediction, Task
+from distill.targets.kept_norms import KeptNorms, blank_norms
+from distill.terms.feature_terms import check_term
 
 SETTINGS: dict[str, dict[str, float]] = {"reconstruct": {"cosine": 0.9}, "fuse": {}}
 

@@ -5,8 +5,8 @@ from typing import Any
 
 from featurestore import free_old_versions, open_lake
 from ingest import sees_features
-from ingest.ray_extract import ExtractResult, count_slides
-from ingest.ray_extract import extract as extract_pixels
+from ingest.teachers.ray_extract import ExtractResult, count_slides
+from ingest.teachers.ray_extract import extract as extract_pixels
 
 
 def extract(
@@ -15,20 +15,20 @@ def extract(
     *,
     mpps: Sequence[float] | None = None,
     auto_vacuum: bool = False,
-    **how: Any,  # noqa: ANN401 - as ingest.ray_extract.extract has them
+    **how: Any,  # noqa: ANN401 - as ingest.teachers.ray_extract.extract has them
 ) -> ExtractResult:
     """Run teachers on every tile that lacks their features; students of features come last.
 
     Args:
         lake_uri: the lake.
-        teachers: as `ingest.ray_extract.extract` takes them, and students of features.
+        teachers: as `ingest.teachers.ray_extract.extract` takes them, and students of features.
         mpps: where to run them; everywhere if None, a student of features where it was trained.
         auto_vacuum: whether old versions are freed in the end; see `free_old_versions`.
-        **how: the other arguments of `ingest.ray_extract.extract`, which students of features,
-            small and run in this process, have no use for.
+        **how: the other arguments of `ingest.teachers.ray_extract.extract`, which students of
+            features, small and run in this process, have no use for.
 
     Raises:
-        LakeError, TeacherError, IdentityError: as `ingest.ray_extract.extract` does.
+        LakeError, TeacherError, IdentityError: as `ingest.teachers.ray_extract.extract` does.
         DistillError: a student of features lacks what it sees.
     """
     lake = open_lake(lake_uri)
@@ -40,7 +40,7 @@ def extract(
         result = extract_pixels(lake_uri, of_pixels, mpps=mpps, **how)
     for name in of_features:
         # Torch takes seconds to import, which an extract of pixels does in its workers alone.
-        from distill.feature_columns import make_columns
+        from distill.students.feature_columns import make_columns
 
         made = make_columns(lake_uri, name, mpps=mpps)
         result.seconds = round(result.seconds + made["seconds"], 3)

@@ -1,11 +1,11 @@
 """From a recipe and a lake to what is trained."""
 
-from distill.columns import columns_of
-from distill.fusion import FusionTask
-from distill.recipe import FusionStudent, Recipe, TileStudent
-from distill.regions import RegionTask
-from distill.task import Norms, Task
-from distill.tile_task import TileTask
+from distill.recipes.recipe import FusionStudent, Recipe, TileStudent
+from distill.recipes.recipe_columns import columns_of
+from distill.students.fusion import FusionTask
+from distill.students.task import Norms, Task
+from distill.students.tile_task import TileTask
+from distill.terms.region_task import RegionTask
 from featurestore import Lake
 
 

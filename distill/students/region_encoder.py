@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from distill.errors import DistillError
-from distill.kept_norms import KeptNorms, blank_norms
-from distill.recipe import RegionStudent
-from distill.region_network import Region, RegionNetwork, Whole
-from distill.task import Batch, Norms
+from distill.recipes.recipe import RegionStudent
+from distill.students.region_network import Region, RegionNetwork, Whole
+from distill.students.task import Batch, Norms
+from distill.targets.kept_norms import KeptNorms, blank_norms
 
 
 class RegionEncoder(nn.Module):

@@ -16,8 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from distill.errors import DistillError
-from distill.hierarchy import Attention, Hierarchy, Joined, Level, by_parent
-from distill.recipe import RegionStudent
+from distill.recipes.recipe import RegionStudent
+from distill.students.hierarchy import Attention, Hierarchy, Joined, Level, by_parent
 
 MLP_RATIO = 4
 # The frame in which places are told: a region is so many units wide, whatever its grids.

@@ -8,15 +8,15 @@ from typing import Any
 from safetensors.torch import save
 from torch import nn
 
-from distill.recipe import Recipe, TileStudent
-from distill.student import student_card
-from distill.task import Task
-from distill.tile_task import TileTask
+from distill.recipes.recipe import Recipe, TileStudent
+from distill.students.student import student_card
+from distill.students.task import Task
+from distill.students.tile_task import TileTask
 from featurestore import Lake
-from featurestore.sealed import json_bytes, sealed
+from featurestore.storage.sealed import json_bytes, sealed
 from ingest import FEATURE_CARD, licence_of, student_folder
-from ingest.cards import card_json
-from ingest.students import WEIGHTS, student_file
+from ingest.teachers.cards.card import card_json
+from ingest.teachers.student_files import WEIGHTS, student_file
 
 
 def write_student(

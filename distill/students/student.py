@@ -11,10 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from distill.recipe import Recipe, TileStudent
-from distill.views import MEAN, STD
-from ingest.cards import Card, Interpolation
-from ingest.networks import build
+from distill.recipes.recipe import Recipe, TileStudent
+from distill.train.views import MEAN, STD
+from ingest.teachers.cards.card import Card, Interpolation
+from ingest.teachers.networks import build
 
 INTERPOLATION: Interpolation = "bicubic"
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from distill.targets import TargetNorm
+from distill.targets.target import TargetNorm
 from featurestore import TileBatch
 
 Norms = Mapping[tuple[str, float], TargetNorm]

@@ -9,7 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from distill.errors import DistillError
-from distill.goals import (
+from distill.recipes.recipe import Recipe, TileStudent
+from distill.students.heads import Heads, Levels
+from distill.students.student import Seen, Student
+from distill.students.task import Batch, Norms, Prediction, Task
+from distill.targets.target_sources import (
     CLS,
     GRID,
     PATCH,
@@ -21,13 +25,9 @@ from distill.goals import (
     Source,
     UnderSource,
 )
-from distill.heads import Heads, Levels
-from distill.recipe import Recipe, TileStudent
-from distill.student import Seen, Student
-from distill.task import Batch, Norms, Prediction, Task
-from distill.term_table import make_term, term_class
-from distill.terms import About, Key, Scene
-from distill.views import draw, normalised, sized
+from distill.terms.term import About, Key, Scene
+from distill.terms.term_table import make_term, term_class
+from distill.train.views import draw, normalised, sized
 
 
 class TileTask(Task):

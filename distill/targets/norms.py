@@ -15,10 +15,10 @@ from safetensors.numpy import load, save
 
 from distill.errors import DistillError
 from featurestore import Lake, Moments, PhiS, mpp_name, read_phi_s, read_stats
-from featurestore.phi_s import phi_s
+from featurestore.stats.phi_s import phi_s
 
 if TYPE_CHECKING:
-    from distill.task import Norms
+    from distill.students.task import Norms
 
 Key = tuple[str, float]
 Arrays = dict[str, npt.NDArray[Any]]
@@ -72,7 +72,7 @@ def statistics(targets: str, moments: Moments, kept: PhiS | None = None) -> Arra
 def read_norms(data: bytes) -> "Norms":
     """The norms of a file that `fit_norms` made, in float32."""
     # Torch takes seconds to import, and who starts a run only writes.
-    from distill.targets import norm_of
+    from distill.targets.target import norm_of
 
     arrays: Arrays = load(data)
     about = json.loads(arrays.pop("about").tobytes())

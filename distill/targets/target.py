@@ -17,8 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from distill.errors import DistillError
-from distill.norms import statistics
-from distill.numeric import full_precision
+from distill.losses.numeric import full_precision
+from distill.targets.norms import statistics
 from featurestore import Moments, PhiS
 
 STD_MIN = 1e-3

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from distill.errors import DistillError
-from distill.student import Seen, pooled
-from distill.targets import align_grid
-from distill.task import Batch, Norms, Prediction
-from distill.views import moved_places, turned
+from distill.students.student import Seen, pooled
+from distill.students.task import Batch, Norms, Prediction
+from distill.targets.target import align_grid
+from distill.train.views import moved_places, turned
 
 # The outputs of a student that are matched.
 CLS, PATCH, GRID = "cls", "patch", "grid"

@@ -3,7 +3,7 @@
 from collections.abc import Collection
 
 from distill.errors import DistillError
-from distill.recipe import Recipe, Term
+from distill.recipes.recipe import Recipe, Term
 
 
 def check_term(recipe: Recipe, term: Term, settings: Collection[str]) -> None:

@@ -9,12 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from distill.goals import CLS, GRID, PATCH, Goal
-from distill.losses import Match, info_nce_loss, log_sum_loss
-from distill.numeric import weighted_mean
-from distill.self_losses import dino_loss
-from distill.terms import About, Key, Losses, Scene, TermLoss
-from distill.weighting import make_weighting
+from distill.losses.feature_losses import Match, info_nce_loss, log_sum_loss
+from distill.losses.numeric import weighted_mean
+from distill.losses.self_losses import dino_loss
+from distill.losses.weighting import make_weighting
+from distill.targets.target_sources import CLS, GRID, PATCH, Goal
+from distill.terms.term import About, Key, Losses, Scene, TermLoss
 
 
 class MatchLoss(TermLoss):

@@ -8,11 +8,11 @@ from types import MappingProxyType
 import torch
 from torch import Tensor, nn
 
-from distill.goals import CLS, GRID, PATCH
-from distill.logit_losses import decoupled_loss, kl_loss, multi_level_loss
-from distill.relation_losses import batch_relation_loss, token_relation_loss
-from distill.terms import About, Key, Losses, Scene, TermLoss
-from distill.vicreg import vicreg_loss
+from distill.losses.logit_losses import decoupled_loss, kl_loss, multi_level_loss
+from distill.losses.relation_losses import batch_relation_loss, token_relation_loss
+from distill.losses.vicreg import vicreg_loss
+from distill.targets.target_sources import CLS, GRID, PATCH
+from distill.terms.term import About, Key, Losses, Scene, TermLoss
 
 
 class RelationLoss(TermLoss):

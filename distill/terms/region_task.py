@@ -11,16 +11,16 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from distill.heads import make_head
-from distill.kept_norms import KeptNorms
-from distill.losses import Match
-from distill.numeric import weighted_mean
-from distill.recipe import Recipe, RegionStudent
-from distill.region_encoder import RegionEncoder
-from distill.region_network import Whole
-from distill.region_self import RegionSelf, region_terms
-from distill.task import Batch, Norms, Prediction, Task
-from distill.weighting import make_weighting
+from distill.losses.feature_losses import Match
+from distill.losses.numeric import weighted_mean
+from distill.losses.weighting import make_weighting
+from distill.recipes.recipe import Recipe, RegionStudent
+from distill.students.heads import make_head
+from distill.students.region_encoder import RegionEncoder
+from distill.students.region_network import Whole
+from distill.students.task import Batch, Norms, Prediction, Task
+from distill.targets.kept_norms import KeptNorms
+from distill.terms.region_terms import RegionSelf, region_terms
 
 
 class RegionTask(Task):

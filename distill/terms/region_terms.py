@@ -12,14 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from distill.ema import Ema
 from distill.errors import DistillError
-from distill.feature_terms import check_term
-from distill.losses import cosine_loss
-from distill.numeric import weighted_mean
-from distill.prototypes import PrototypeHead
-from distill.recipe import Recipe, RegionStudent, Term
-from distill.region_network import (
+from distill.losses.feature_losses import cosine_loss
+from distill.losses.numeric import weighted_mean
+from distill.losses.self_losses import Centre, dino_loss, ibot_loss, koleo_loss, random_mask
+from distill.recipes.recipe import Recipe, RegionStudent, Term
+from distill.students.prototypes import PrototypeHead
+from distill.students.region_network import (
     Region,
     RegionNetwork,
     Tokens,
@@ -27,7 +26,8 @@ from distill.region_network import (
     crop_side,
     windows,
 )
-from distill.self_losses import Centre, dino_loss, ibot_loss, koleo_loss, random_mask
+from distill.terms.feature_terms import check_term
+from distill.train.ema import Ema
 
 SETTINGS: dict[str, dict[str, float]] = {
     "dino": {

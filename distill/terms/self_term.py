@@ -13,15 +13,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from distill.ema import Ema
-from distill.prototypes import PrototypeHead
-from distill.recipe import TileStudent
-from distill.self_losses import Centre, dino_loss, ibot_loss, koleo_loss, random_mask
-from distill.terms import About, Losses, Scene, TermLoss
-from distill.views import cropped, draw, normalised, sized
+from distill.losses.self_losses import Centre, dino_loss, ibot_loss, koleo_loss, random_mask
+from distill.recipes.recipe import TileStudent
+from distill.students.prototypes import PrototypeHead
+from distill.terms.term import About, Losses, Scene, TermLoss
+from distill.train.ema import Ema
+from distill.train.views import cropped, draw, normalised, sized
 
 if TYPE_CHECKING:
-    from distill.student import Seen
+    from distill.students.student import Seen
 
 AREA = (0.05, 0.32)
 

@@ -16,10 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from distill.errors import DistillError
-from distill.goals import Column, Goal
-from distill.recipe import Recipe, Term
-from distill.student import Seen, Student
-from distill.task import Batch
+from distill.recipes.recipe import Recipe, Term
+from distill.students.student import Seen, Student
+from distill.students.task import Batch
+from distill.targets.target_sources import Column, Goal
 
 Key = tuple[str, str]  # column, output
 Losses = dict[str, Tensor]

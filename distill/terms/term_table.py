@@ -3,8 +3,8 @@
 import difflib
 
 from distill.errors import DistillError
-from distill.match_terms import ContrastLoss, LogSumLoss, MatchLoss, PrototypeLoss
-from distill.other_terms import (
+from distill.terms.match_terms import ContrastLoss, LogSumLoss, MatchLoss, PrototypeLoss
+from distill.terms.other_terms import (
     DecoupledLoss,
     KlLoss,
     MultiLevelLoss,
@@ -12,8 +12,8 @@ from distill.other_terms import (
     RelationLoss,
     TokenRelationLoss,
 )
-from distill.self_term import SelfDistillation
-from distill.terms import About, TermLoss
+from distill.terms.self_term import SelfDistillation
+from distill.terms.term import About, TermLoss
 
 TERMS: dict[str, type[TermLoss]] = {
     "contrast": ContrastLoss,

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from distill.columns import columns_of
-from distill.recipe import Recipe
+from distill.recipes.recipe import Recipe
+from distill.recipes.recipe_columns import columns_of
 from featurestore import Lake, TileBatch
-from featurestore.stream import Stream
+from featurestore.read.stream import Stream
 
 BLOCK_TILES = 16
 BUFFER_TILES = 2048

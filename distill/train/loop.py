@@ -18,14 +18,14 @@ import numpy as np
 import torch
 from torch import nn
 
-from distill.data import mixed
-from distill.ema import Ema
 from distill.errors import DistillError
-from distill.fidelity import Fidelity
-from distill.recipe import Recipe, Schedule
-from distill.task import Task, on_device
+from distill.evaluate.measures.fidelity import Fidelity
+from distill.recipes.recipe import Recipe, Schedule
+from distill.students.task import Task, on_device
+from distill.train.batches import mixed
+from distill.train.ema import Ema
 from featurestore import TileBatch
-from featurestore.stream import Stream
+from featurestore.read.stream import Stream
 
 LISTED = 8
 

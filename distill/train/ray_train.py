@@ -1,7 +1,7 @@
 """Distillation on Ray Train: any number of workers, a student at the end.
 
-The loop itself is `distill.train`, the worker around it `distill.ray_worker`. A run's name is a
-hash of all that decides its result, so the same command goes on where it was killed.
+The loop itself is `distill.train.loop`, the worker around it `distill.train.ray_worker`. A run's
+name is a hash of all that decides its result, so the same command goes on where it was killed.
 """
 
 import hashlib
@@ -17,13 +17,13 @@ from typing import Any
 import polars as pl
 
 from cluster import progress, ray_session
-from distill.columns import check
 from distill.errors import DistillError
-from distill.fit import fit_missing, split_slides
-from distill.norms import fit_norms
-from distill.recipe import Recipe
+from distill.recipes.recipe import Recipe
+from distill.recipes.recipe_columns import check
+from distill.targets.missing_stats import fit_missing, split_slides
+from distill.targets.norms import fit_norms
 from featurestore import Lake, LakeError, mpp_name, open_lake, tile_parts
-from featurestore.sealed import read_sealed, resealed
+from featurestore.storage.sealed import read_sealed, resealed
 from ingest import student_folder
 
 CHECKPOINT_S = 60.0
@@ -157,7 +157,7 @@ def _fit(lake: Lake, config: Config, workers: int) -> None:
 
 
 def _work(config: Config) -> None:
-    from distill.ray_worker import work
+    from distill.train.ray_worker import work
 
     work(config)
 

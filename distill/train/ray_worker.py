@@ -1,6 +1,6 @@
 """One worker of a distillation: its data, its checkpoints, and the student that it writes.
 
-Apart from `distill.ray_train`, so that the driver does not import timm (10 s) to start it.
+Apart from `distill.train.ray_train`, so that the driver does not import timm (10 s) to start it.
 Checkpoints are files of the lake, so a run goes on from wherever the lake is, with its credentials.
 """
 
@@ -14,23 +14,23 @@ import ray.train
 import torch
 from ray.train.torch import get_device, prepare_model
 
-from distill.data import Feed
 from distill.errors import DistillError
-from distill.fidelity import Fidelity, combined
-from distill.keep import write_student
-from distill.norms import read_norms
-from distill.ray_train import ERROR, NORMS, STATUS
-from distill.recipe import Recipe
-from distill.record import (
+from distill.evaluate.measures.fidelity import Fidelity, combined
+from distill.recipes.recipe import Recipe
+from distill.students.recipe_task import make_task
+from distill.students.saved_student import write_student
+from distill.students.task import Task
+from distill.targets.norms import read_norms
+from distill.train.batches import Feed
+from distill.train.loop import Loop, NotFiniteError, State, Step, measure
+from distill.train.ray_train import ERROR, NORMS, STATUS
+from distill.train.run_log import (
     Recorder,
     curve_picture,
     epochs_of,
     json_lines,
     tensorboard_events,
 )
-from distill.task import Task
-from distill.tasks import make_task
-from distill.train import Loop, NotFiniteError, State, Step, measure
 from featurestore import Lake, mpp_name, open_lake
 
 CHECKPOINT = "checkpoint.pt"

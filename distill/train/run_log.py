@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from distill.train import Step
+from distill.train.loop import Step
 
 LINES = 400
 Line = dict[str, Any]

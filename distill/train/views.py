@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from distill.recipe import Views
+from distill.recipes.recipe import Views
 from ingest.stain import APART, DARKEST, STAINS
 
 MEAN = (0.5, 0.5, 0.5)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import polars as pl
 
-from downstream.cohorts.errors import CohortError, listing
+from downstream.cohorts.cohort_errors import CohortError, listing
 from downstream.cohorts.label_tables import Labels, load_labels, read_labels
 from downstream.cohorts.pending import pending_note
 from downstream.cohorts.slide_names import match_slides, refuse_near_slides, told

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Literal
 
 import polars as pl
 
-from downstream.cohorts.errors import CohortError, listing
+from downstream.cohorts.cohort_errors import CohortError, listing
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import polars as pl
 
-from downstream.cohorts.errors import listing
+from downstream.cohorts.cohort_errors import listing
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

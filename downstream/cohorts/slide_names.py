@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
-from downstream.cohorts.errors import CohortError
+from downstream.cohorts.cohort_errors import CohortError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping

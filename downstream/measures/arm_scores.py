@@ -13,11 +13,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from downstream.measures.classes import UndefinedMetricError, classification_measures, measure_of
+from downstream.measures.class_measures import (
+    UndefinedMetricError,
+    classification_measures,
+    measure_of,
+)
 from downstream.measures.intervals import Comparison, Interval, compare, comparison_table, interval
-from downstream.measures.numbers import multilabel_measures, regression_measures
+from downstream.measures.number_measures import multilabel_measures, regression_measures
 from downstream.measures.weighted import auroc_folds
-from downstream.study import outcomes
+from downstream.run.study import outcomes
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -25,9 +29,9 @@ if TYPE_CHECKING:
     import polars as pl
     from numpy.typing import NDArray
 
-    from downstream.measures.classes import Measure
+    from downstream.measures.class_measures import Measure
     from downstream.measures.resampling import Method
-    from downstream.study import Study
+    from downstream.run.study import Study
 
     Asked = tuple[Measure, Sequence[NDArray[Any]], NDArray[Any]]
 
@@ -129,8 +133,8 @@ def _main(study: Study, part: pl.DataFrame) -> Asked:
 
 
 def _score_survival(study: Study, part: pl.DataFrame) -> list[Scored]:
-    from downstream.survival.rows import predictions_of
-    from downstream.survival.scores import score_predictions
+    from downstream.survival.survival_rows import predictions_of
+    from downstream.survival.survival_scores import score_predictions
 
     rows, training, times = predictions_of(part), training_of(study), study_times(study)
     found = score_predictions(rows, training, times, seed=study.seed)
@@ -152,8 +156,8 @@ def _score_survival(study: Study, part: pl.DataFrame) -> list[Scored]:
 
 
 def _compared_survival(study: Study, one: pl.DataFrame, other: pl.DataFrame) -> Comparison | None:
-    from downstream.survival.rows import predictions_of
-    from downstream.survival.scores import compare_predictions
+    from downstream.survival.survival_rows import predictions_of
+    from downstream.survival.survival_scores import compare_predictions
 
     try:
         return compare_predictions(

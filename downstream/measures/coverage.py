@@ -16,8 +16,8 @@ import polars as pl
 from downstream.measures.abstention import Predictions, choose_threshold, is_answered, risk_coverage
 
 if TYPE_CHECKING:
+    from downstream.run.study import Study
     from downstream.splits.split import Part
-    from downstream.study import Study
 
 
 def coverage_at(study: Study, part: pl.DataFrame, *, target: float) -> dict[str, Any] | None:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from downstream.measures.classes import Measure
+    from downstream.measures.class_measures import Measure
 
     Floats = NDArray[np.float64]
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from downstream.measures import weighted
-from downstream.measures.classes import Measure, UndefinedMetricError, auprc, auroc
+from downstream.measures.class_measures import Measure, UndefinedMetricError, auprc, auroc
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from downstream.measures.classes import UndefinedMetricError
+from downstream.measures.class_measures import UndefinedMetricError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from numpy.typing import NDArray
 
-    from downstream.measures.classes import Measure
+    from downstream.measures.class_measures import Measure
 
     Floats = NDArray[np.float64]
 

@@ -9,19 +9,19 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from downstream.mil.bags import MilError
-from downstream.mil.experts import Experts
-from downstream.mil.fusion import Concat, Fused, ShazamGate
+from downstream.mil.aggregators.experts import Experts
+from downstream.mil.aggregators.fusion import Concat, Fused, ShazamGate
 from downstream.mil.model import MilModel, make_aggregator
+from downstream.mil.padded_bags import MilError
 from downstream.mil.pseudo import PseudoTiles
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from downstream.mil.bags import Aggregator
     from downstream.mil.losses import Task
-    from downstream.settings import MilSettings
+    from downstream.mil.padded_bags import Aggregator
+    from downstream.run.fit_settings import MilSettings
 
 
 def build_model(

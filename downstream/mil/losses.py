@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from downstream.mil.bags import MilError
+from downstream.mil.padded_bags import MilError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from downstream.mil.bags import Aggregator, MilError, Pooled
+from downstream.mil.padded_bags import Aggregator, MilError, Pooled
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -182,19 +182,25 @@ class AggregatorEntry:
 
 
 AGGREGATORS: dict[str, AggregatorEntry] = {
-    "abmil": AggregatorEntry(loader="downstream.mil.pooling:Abmil", options={}),
+    "abmil": AggregatorEntry(loader="downstream.mil.aggregators.pooling:Abmil", options={}),
     "clam_mb": AggregatorEntry(
-        loader="downstream.mil.clam:Clam", options={"multi_branch": True}, classes=True
+        loader="downstream.mil.aggregators.clam:Clam", options={"multi_branch": True}, classes=True
     ),
-    "clam_sb": AggregatorEntry(loader="downstream.mil.clam:Clam", options={}, classes=True),
-    "dsmil": AggregatorEntry(loader="downstream.mil.dsmil:Dsmil", options={}, classes=True),
-    "hierarchical": AggregatorEntry(loader="downstream.mil.hierarchy:Hierarchical", options={}),
-    "max": AggregatorEntry(loader="downstream.mil.pooling:MaxPool", options={}),
-    "mean": AggregatorEntry(loader="downstream.mil.pooling:MeanPool", options={}),
+    "clam_sb": AggregatorEntry(
+        loader="downstream.mil.aggregators.clam:Clam", options={}, classes=True
+    ),
+    "dsmil": AggregatorEntry(
+        loader="downstream.mil.aggregators.dsmil:Dsmil", options={}, classes=True
+    ),
+    "hierarchical": AggregatorEntry(
+        loader="downstream.mil.aggregators.hierarchy:Hierarchical", options={}
+    ),
+    "max": AggregatorEntry(loader="downstream.mil.aggregators.pooling:MaxPool", options={}),
+    "mean": AggregatorEntry(loader="downstream.mil.aggregators.pooling:MeanPool", options={}),
     "transformer": AggregatorEntry(
-        loader="downstream.mil.transformer:PositionTransformer", options={}
+        loader="downstream.mil.aggregators.transformer:PositionTransformer", options={}
     ),
-    "transmil": AggregatorEntry(loader="downstream.mil.transmil:TransMil", options={}),
+    "transmil": AggregatorEntry(loader="downstream.mil.aggregators.transmil:TransMil", options={}),
 }
 
 

@@ -16,7 +16,13 @@ import torch
 from torch import Tensor
 
 from downstream.mil.losses import Task, class_weights
-from downstream.survival.losses import TimeBins, cox_loss, discrete_loss, discrete_risk, fit_bins
+from downstream.survival.survival_losses import (
+    TimeBins,
+    cox_loss,
+    discrete_loss,
+    discrete_risk,
+    fit_bins,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from downstream.mil.dropout import Dropout
+from downstream.mil.aggregators.dropout import Dropout
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

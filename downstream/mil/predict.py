@@ -11,13 +11,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from downstream.mil.bags import MilError
+from downstream.mil.padded_bags import MilError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from downstream.bags import PatientBag
     from downstream.mil.model import MilModel
+    from downstream.run.feature_bags import PatientBag
 
     Floats = NDArray[np.float64]
 

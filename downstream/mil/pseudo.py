@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from downstream.mil.bags import Aggregator, MilError, Pooled
 from downstream.mil.losses import pseudo_label_loss, pseudo_labels
+from downstream.mil.padded_bags import Aggregator, MilError, Pooled
 
 if TYPE_CHECKING:
     from downstream.mil.losses import Task

@@ -16,10 +16,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from downstream.mil.bags import MilError, PaddedBags, pad_bags, plan_batches
+from downstream.mil.aggregators.experts import Experts
 from downstream.mil.build import build_model
-from downstream.mil.experts import Experts
 from downstream.mil.losses import balanced_order
+from downstream.mil.padded_bags import MilError, PaddedBags, pad_bags, plan_batches
 from downstream.mil.predict import Bags, device_of, floats, predict, tile_statistics
 
 if TYPE_CHECKING:
@@ -27,10 +27,10 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from downstream.bags import PatientBag
     from downstream.mil.model import MilModel
     from downstream.mil.objective import Objective
-    from downstream.settings import MilSettings
+    from downstream.run.feature_bags import PatientBag
+    from downstream.run.fit_settings import MilSettings
 
     Floats = NDArray[np.float64]
 

@@ -12,7 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from downstream.measures.classes import Measure, UndefinedMetricError, classification_measures
+from downstream.measures.class_measures import (
+    Measure,
+    UndefinedMetricError,
+    classification_measures,
+)
 from downstream.measures.intervals import compare, comparison_table, interval
 
 if TYPE_CHECKING:

@@ -19,16 +19,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import polars as pl
 
-from downstream.bags import feature_identity, teachers_of
 from downstream.cohorts.cohort import listing
 from downstream.probes.fit import ProbeError
-from downstream.probes.folds import Options, Scores, counts_of, scored, tile_splits
-from downstream.probes.labels import TileLabels, at_most, read_tile_labels
-from downstream.probes.results import compare_probes, metrics_of
+from downstream.probes.probe_folds import Options, Scores, counts_of, scored, tile_splits
+from downstream.probes.probe_labels import TileLabels, at_most, read_tile_labels
+from downstream.probes.probe_result import compare_probes, metrics_of
 from downstream.report.run_page import write_run_page
-from downstream.results import find_result
-from downstream.splits.tables import to_table
-from downstream.study import StudyError, check_features
+from downstream.run.feature_bags import feature_identity, teachers_of
+from downstream.run.run_result import find_result
+from downstream.run.study import StudyError, check_features
+from downstream.splits.split_tables import to_table
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

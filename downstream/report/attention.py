@@ -15,7 +15,7 @@ import polars as pl
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from downstream.report.run import Run
+    from downstream.report.finished_run import Run
     from featurestore import Lake
 
 _ALIKE = 1e-5

@@ -23,10 +23,10 @@ from downstream.report.attention import (
     read_tiles,
     slides_of,
 )
-from downstream.report.plots_attention import attention_png, shares
-from downstream.report.run import RunError, nearest, read_run
-from downstream.report.tiles import tile_side
-from ingest.slide_pictures import decode_rgb, scaled
+from downstream.report.finished_run import RunError, nearest, read_run
+from downstream.report.plots.plots_attention import attention_png, shares
+from downstream.report.tile_pictures import tile_side
+from ingest.pages.slide_pictures import decode_rgb, scaled
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from downstream.report.attention import AttentionFile
-    from downstream.report.run import Run
+    from downstream.report.finished_run import Run
     from featurestore import Lake
 
 _FIFTHS = 5

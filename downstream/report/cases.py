@@ -16,7 +16,7 @@ from downstream.report.attention import first_rows
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from downstream.report.run import Run
+    from downstream.report.finished_run import Run
 
 
 @dataclass(frozen=True, kw_only=True)

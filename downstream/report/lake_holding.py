@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
-from ingest.slide_cards import CARD_COLUMNS
+from ingest.pages.slide_cards import CARD_COLUMNS
 
 if TYPE_CHECKING:
     from datetime import datetime

@@ -9,16 +9,22 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from downstream.report.lake import package_versions, read_earlier, read_holding
-from downstream.report.page import example_commands, notice, overview, recorded_seconds, render
-from downstream.report.results import estimates, mil_view, student_view, survival_view
-from ingest.slide_cards import choose_slides, make_cards
-from ingest.slide_pictures import PEN_SHOWN
+from downstream.report.lake_holding import package_versions, read_earlier, read_holding
+from downstream.report.report_page import (
+    example_commands,
+    notice,
+    overview,
+    recorded_seconds,
+    render,
+)
+from downstream.report.result_views import estimates, mil_view, student_view, survival_view
+from ingest.pages.slide_cards import choose_slides, make_cards
+from ingest.pages.slide_pictures import PEN_SHOWN
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from downstream.report.lake import Holding, Json
+    from downstream.report.lake_holding import Holding, Json
     from featurestore import Lake
 
 MOST_SLIDES = 36

@@ -7,10 +7,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 import polars as pl
 
-from downstream.report.tiles import MOST_GROUPS, MOST_OF_PATIENT, MOST_TILES, Strip, tile_pictures
+from downstream.report.tile_pictures import (
+    MOST_GROUPS,
+    MOST_OF_PATIENT,
+    MOST_TILES,
+    Strip,
+    tile_pictures,
+)
 
 if TYPE_CHECKING:
-    from downstream.report.run import Run
+    from downstream.report.finished_run import Run
     from featurestore import Lake
 
 

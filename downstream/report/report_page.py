@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
-from downstream.report.tables import p_text
-from ingest.pages import environment
+from downstream.report.run_tables import p_text
+from ingest.pages.page_templates import environment
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from downstream.report.lake import Holding, Json
+    from downstream.report.lake_holding import Holding, Json
     from featurestore import Lake
 
 MOST_REASONS = 100

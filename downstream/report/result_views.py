@@ -10,20 +10,20 @@ from typing import TYPE_CHECKING
 
 from downstream.report.attention import arms_with_attention, attention_files, owners
 from downstream.report.cases import cases
-from downstream.report.plots import curves_png, fidelity_png
-from downstream.report.run import read_run
-from downstream.report.tables import arm_rows, asked, how_tested, measure_heads, shown_name
-from downstream.report.tiles import maps
-from downstream.report.views import Section, forest
-from downstream.report.views_classes import add_roc, class_curves, label_section
-from downstream.report.views_outcomes import km_section, number_section
-from ingest.slide_pictures import data_uri
+from downstream.report.finished_run import read_run
+from downstream.report.plots.plots_report import curves_png, fidelity_png
+from downstream.report.run_tables import arm_rows, asked, how_tested, measure_heads, shown_name
+from downstream.report.tile_pictures import maps
+from downstream.report.views.run_views import Section, forest
+from downstream.report.views.views_classes import add_roc, class_curves, label_section
+from downstream.report.views.views_outcomes import km_section, number_section
+from ingest.pages.slide_pictures import data_uri
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from downstream.report.lake import Json, Part
-    from downstream.report.run import Run
+    from downstream.report.finished_run import Run
+    from downstream.report.lake_holding import Json, Part
     from featurestore import Lake
 
 

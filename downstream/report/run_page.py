@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 from downstream.report.attention import arms_with_attention, attention_files, owners
 from downstream.report.cases import cases
-from downstream.report.lake import package_versions
+from downstream.report.finished_run import read_run
+from downstream.report.lake_holding import package_versions
 from downstream.report.mistakes import mistakes
-from downstream.report.page import render
-from downstream.report.run import read_run
-from downstream.report.tables import (
+from downstream.report.report_page import render
+from downstream.report.run_tables import (
     arm_rows,
     asked,
     comparison_rows,
@@ -27,12 +27,12 @@ from downstream.report.tables import (
     title,
     warnings,
 )
-from downstream.report.tiles import maps, strips
-from downstream.report.views import differences, forest, sections
+from downstream.report.tile_pictures import maps, strips
+from downstream.report.views.run_views import differences, forest, sections
 
 if TYPE_CHECKING:
-    from downstream.report.run import Run
-    from downstream.report.views import Picture
+    from downstream.report.finished_run import Run
+    from downstream.report.views.run_views import Picture
     from featurestore import Lake
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from downstream.report.run import Json, Run
+    from downstream.report.finished_run import Json, Run
 
 MOST_LISTED = 100
 _MANY_REDRAWN = 0.01

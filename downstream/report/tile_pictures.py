@@ -15,16 +15,16 @@ import polars as pl
 
 from downstream.report.attention import read_tiles, weighs_alike
 from downstream.report.cases import groups
-from downstream.report.plots_attention import attention_png
-from downstream.report.views import Picture
-from ingest.slide_pictures import data_uri, decode_rgb, encode_jpeg, scaled
+from downstream.report.plots.plots_attention import attention_png
+from downstream.report.views.run_views import Picture
+from ingest.pages.slide_pictures import data_uri, decode_rgb, encode_jpeg, scaled
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from downstream.report.attention import AttentionFile
     from downstream.report.cases import Case
-    from downstream.report.run import Json, Run
+    from downstream.report.finished_run import Json, Run
     from featurestore import Lake
 
 MOST_TILES, MOST_OF_PATIENT, MOST_GROUPS = 8, 2, 6

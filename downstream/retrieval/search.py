@@ -12,20 +12,20 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
-from downstream.retrieval.pages import check_out, write_picture
-from downstream.retrieval.query import (
+from downstream.retrieval.recall import RECALL_BYTES, RECALL_TILES, measure_recall
+from downstream.retrieval.search_page import check_out, write_picture
+from downstream.retrieval.search_query import (
     RetrievalError,
     check_k,
     find_query,
     nearest_rows,
     pooled_features,
 )
-from downstream.retrieval.recall import RECALL_BYTES, RECALL_TILES, measure_recall
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from downstream.retrieval.query import Query
+    from downstream.retrieval.search_query import Query
     from featurestore import IndexState, Lake
 
 Json = dict[str, Any]

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from downstream.retrieval.query import RetrievalError
+from downstream.retrieval.search_query import RetrievalError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -80,7 +80,7 @@ def shown(lake: Lake, found: Json) -> list[Shown]:
 def _shown(row: Json, jpeg: bytes | None) -> Shown:
     """A damaged picture is told and left out: what was found is worth more than its picture."""
     from featurestore import DamageError
-    from ingest.slide_pictures import decode_rgb
+    from ingest.pages.slide_pictures import decode_rgb
 
     lines = _lines(row)
     if jpeg is not None:
@@ -127,7 +127,7 @@ def _thumbnails(lake: Lake, rows: list[Json]) -> list[bytes | None]:
 
 def _small(jpeg: bytes, longest_px: int) -> NDArray[np.uint8]:
     """The picture [H, W, 3], no larger than it is shown."""
-    from ingest.slide_pictures import decode_rgb, scaled
+    from ingest.pages.slide_pictures import decode_rgb, scaled
 
     picture_HW3 = decode_rgb(jpeg)
     return scaled(picture_HW3, min(longest_px, max(picture_HW3.shape[:2])))
@@ -184,7 +184,7 @@ def _draw(axes: Axes, picture: Shown, *, colour: str) -> None:
 
 
 def _html(found: Json, pictures: list[Shown]) -> bytes:
-    from ingest.pages import environment
+    from ingest.pages.page_templates import environment
 
     template = environment(Path(__file__).parent / "templates").get_template("search.html.j2")
     query, *others = [
@@ -197,7 +197,7 @@ def _html(found: Json, pictures: list[Shown]) -> bytes:
 
 def _uri(jpeg: bytes) -> str:
     """The picture for the page: small tiles as they are stored, others smaller."""
-    from ingest.slide_pictures import data_uri, decode_rgb, encode_jpeg
+    from ingest.pages.slide_pictures import data_uri, decode_rgb, encode_jpeg
 
     if max(decode_rgb(jpeg).shape[:2]) <= _TILE_PX:
         return data_uri(jpeg, "image/jpeg")

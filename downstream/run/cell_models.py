@@ -11,22 +11,22 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from downstream.bags import PatientBags, teachers_of
-from downstream.settings import POOLED, PROBES
+from downstream.run.feature_bags import PatientBags, teachers_of
+from downstream.run.fit_settings import POOLED, PROBES
+from downstream.run.study import outcomes
 from downstream.splits.split import PARTS
-from downstream.study import outcomes
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from numpy.typing import NDArray
 
-    from downstream.bags import PatientBag
     from downstream.mil.objective import Objective
     from downstream.mil.train import Examples
-    from downstream.settings import MilSettings
+    from downstream.run.feature_bags import PatientBag
+    from downstream.run.fit_settings import MilSettings
+    from downstream.run.study import Cell, Patient
     from downstream.splits.folds import Split
-    from downstream.study import Cell, Patient
     from featurestore import Lake
 
     Floats = NDArray[np.float64]
@@ -151,7 +151,7 @@ def fit_member(patients: Patients, split: Split) -> Member:
     """Train on one split and predict its validation and test patients."""
     model = patients.cell.arm.model
     if patients.cell.study.task == "survival":
-        from downstream.survival.members import fit_pooled_member, fit_survival_member
+        from downstream.survival.survival_cell_models import fit_pooled_member, fit_survival_member
 
         fit = fit_pooled_member if model in POOLED else fit_survival_member
         return fit(patients, split)

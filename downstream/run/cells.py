@@ -11,14 +11,14 @@ import time
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from downstream.members import Patients, fit_member
-from downstream.rows import attention_table, rows_of
-from downstream.trials import settings_of
+from downstream.run.cell_models import Patients, fit_member
+from downstream.run.prediction_rows import attention_table, rows_of
+from downstream.run.trials import settings_of
 
 if TYPE_CHECKING:
     import polars as pl
 
-    from downstream.study import Cell
+    from downstream.run.study import Cell
     from featurestore import Lake
 
 

@@ -7,15 +7,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Protocol
 
-from downstream.cells import run_cell
-from downstream.results import collect, find_result
-from downstream.trials import run_trial, trials_of
+from downstream.run.cells import run_cell
+from downstream.run.run_result import collect, find_result
+from downstream.run.trials import run_trial, trials_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from downstream.cohorts.cohort import Cohort
-    from downstream.study import Study
+    from downstream.run.study import Study
     from featurestore import Lake
 
 

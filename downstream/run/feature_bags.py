@@ -19,7 +19,7 @@ import numpy as np
 import polars as pl
 
 from downstream.cohorts.cohort import listing
-from downstream.mil.places import families, stack_levels, under_parents
+from downstream.mil.aggregators.tile_canvas import families, stack_levels, under_parents
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

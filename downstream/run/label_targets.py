@@ -16,7 +16,7 @@ from downstream.cohorts.outcomes import (
     multilabel_labels,
     regression_labels,
 )
-from downstream.study import StudyError
+from downstream.run.study import StudyError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -24,9 +24,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from downstream.cohorts.cohort import Cohort
-    from downstream.settings import MilSettings
+    from downstream.run.fit_settings import MilSettings
+    from downstream.run.study import Outcome
     from downstream.splits.plans import Plan
-    from downstream.study import Outcome
 
 
 def check_models(models: Sequence[str], known: Sequence[str], mpps: Sequence[float]) -> None:

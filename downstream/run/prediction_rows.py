@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import polars as pl
 
-from downstream.thresholds import best_threshold
+from downstream.measures.thresholds import best_threshold
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from numpy.typing import NDArray
 
-    from downstream.members import Member, Patients
-    from downstream.study import Cell, Patient
+    from downstream.run.cell_models import Member, Patients
+    from downstream.run.study import Cell, Patient
 
     Floats = NDArray[np.float64]
 

@@ -12,15 +12,15 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
-from downstream.cells import parquet_bytes
-from downstream.coverage import coverage_at
-from downstream.scores import MAIN, compare_arms, score, study_times
-from downstream.splits.tables import to_table
+from downstream.measures.arm_scores import MAIN, compare_arms, score, study_times
+from downstream.measures.coverage import coverage_at
+from downstream.run.cells import parquet_bytes
+from downstream.splits.split_tables import to_table
 from downstream.survival.risks import fold_ranks
 
 if TYPE_CHECKING:
     from downstream.cohorts.cohort import Cohort
-    from downstream.study import Study
+    from downstream.run.study import Study
     from featurestore import Lake
 
 _KEYS: dict[str, Any] = {

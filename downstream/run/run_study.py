@@ -6,16 +6,22 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from downstream.bags import feature_identity, slides_with_tiles
 from downstream.cohorts.cohort import keep_slides, patient_table
 from downstream.cohorts.label_tables import load_labels
 from downstream.cohorts.outcomes import survival_labels
-from downstream.execution import execute, on_ray
-from downstream.questions import check_models, check_tails, event_strata, read_target, strata_of
-from downstream.settings import MIL, POOLED, PROBES, MilSettings, SurvivalSettings
+from downstream.run.execution import execute, on_ray
+from downstream.run.feature_bags import feature_identity, slides_with_tiles
+from downstream.run.fit_settings import MIL, POOLED, PROBES, MilSettings, SurvivalSettings
+from downstream.run.label_targets import (
+    check_models,
+    check_tails,
+    event_strata,
+    read_target,
+    strata_of,
+)
+from downstream.run.study import Patient, Study, StudyError, arm_name, check_features
 from downstream.splits.plans import Plan, make_splits
-from downstream.study import Patient, Study, StudyError, arm_name, check_features
-from downstream.survival.extra import require_scikit_survival
+from downstream.survival.survival_extra import require_scikit_survival
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -263,7 +269,7 @@ def _open(
 ) -> tuple[Lake, Cohort, str]:
     """The lake, the cohort and the hash of the label file."""
     from featurestore import open_lake
-    from featurestore.annotations.reading import labels_of
+    from featurestore.annotations.annotation_tables import labels_of
 
     lake = open_lake(lake_uri, version=version)
     given = load_labels(labels_of(lake, labels), **ids)

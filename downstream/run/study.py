@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from downstream.bags import teachers_of
-from downstream.settings import POOLED, PROBES
+from downstream.run.feature_bags import teachers_of
+from downstream.run.fit_settings import POOLED, PROBES
 from downstream.splits.split import LeakageError
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from downstream.settings import MilSettings, SurvivalSettings
+    from downstream.run.fit_settings import MilSettings, SurvivalSettings
     from downstream.splits.folds import Split
 
 FORMAT = 3

@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from downstream.study import StudyError
+from downstream.run.study import StudyError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from downstream.settings import MilSettings
-    from downstream.study import Cell
+    from downstream.run.fit_settings import MilSettings
+    from downstream.run.study import Cell
     from featurestore import Lake
 
 
@@ -76,7 +76,7 @@ def run_trial(trial: Trial) -> float:
     Raises:
         StudyError: A split has no validation part.
     """
-    from downstream.members import Patients, fit_member
+    from downstream.run.cell_models import Patients, fit_member
     from featurestore import open_lake
 
     study = trial.cell.study

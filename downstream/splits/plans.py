@@ -79,7 +79,7 @@ def make_splits(
 
 def _from_file(file: str, cohort: Cohort, label_of: dict[str, Any], seed: int) -> list[Split]:
     """A user's splits; who is in none of them is an error, not a smaller cohort."""
-    from downstream.splits.files import read_splits
+    from downstream.splits.split_files import read_splits
 
     found = read_splits(file, cohort)
     if found.surplus:

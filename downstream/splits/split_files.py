@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import polars as pl
 
 from downstream.splits.split import LeakageError, SplitError
-from downstream.splits.tables import (
+from downstream.splits.split_tables import (
     FoldTable,
     from_table,
     read_clam,

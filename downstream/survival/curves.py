@@ -18,7 +18,7 @@ from downstream.survival.risks import SurvivalError
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from downstream.survival.losses import TimeBins
+    from downstream.survival.survival_losses import TimeBins
 
     Floats = NDArray[np.float64]
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from downstream.settings import SurvivalSettings
+    from downstream.run.fit_settings import SurvivalSettings
 
     Floats = NDArray[np.float64]
     Flags = NDArray[np.bool_]
@@ -259,7 +259,7 @@ def _loss(risk_P: Floats, held: Seen) -> float:
     """Negative log partial likelihood a validation event: less noisy than a concordance."""
     import torch
 
-    from downstream.survival.losses import cox_loss
+    from downstream.survival.survival_losses import cox_loss
 
     arrays = (torch.from_numpy(np.array(part)) for part in (risk_P, held.time, held.event))
     return float(cox_loss(*arrays, ties="breslow"))

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from downstream.members import Member, Patients, train_on
-from downstream.scores import study_times
+from downstream.measures.arm_scores import study_times
+from downstream.run.cell_models import Member, Patients, train_on
 from downstream.splits.folds import PARTS
 from downstream.survival.curves import breslow_curve, hazard_curve
 from downstream.survival.risks import is_high_risk
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 def fit_pooled_member(patients: Patients, split: Split) -> Member:
     """A model of scikit-survival on pooled features."""
-    from downstream.survival.models import fit_pooled
+    from downstream.survival.pooled_models import fit_pooled
 
     cell = patients.cell
     assert cell.study.pooled is not None

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from downstream.measures.classes import UndefinedMetricError
+from downstream.measures.class_measures import UndefinedMetricError
 from downstream.measures.weighted import groups
 from downstream.survival.risks import SurvivalError
-from downstream.survival.weighted import brier_losses
+from downstream.survival.survival_weighted import brier_losses
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -15,18 +15,18 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from downstream.measures.classes import UndefinedMetricError, measure_of
+from downstream.measures.class_measures import UndefinedMetricError, measure_of
 from downstream.measures.intervals import Comparison, Interval, compare, interval
-from downstream.survival import weighted
+from downstream.survival import survival_weighted
 from downstream.survival.risks import SurvivalError
-from downstream.survival.rows import FollowUp, Predictions, follow_up
+from downstream.survival.survival_rows import FollowUp, Predictions, follow_up
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from numpy.typing import NDArray
 
-    from downstream.measures.classes import Measure
+    from downstream.measures.class_measures import Measure
 
     Floats = NDArray[np.float64]
     Flags = NDArray[np.bool_]
@@ -208,7 +208,7 @@ def _bounded(how: Callable[..., Found]) -> Found:
 def _ask_harrell(rows: Predictions, _: FollowUp) -> Question:
     truth = (rows.event, rows.time, rows.numbered("repeat", "seed"))
     return Question(
-        measure=measure_of("harrell_c", weighted.concordance),
+        measure=measure_of("harrell_c", survival_weighted.concordance),
         truth=(*truth, rows.event.astype(np.float64)),
         prediction=rows.rank,
     )
@@ -217,7 +217,7 @@ def _ask_harrell(rows: Predictions, _: FollowUp) -> Question:
 def _ask_harrell_folds(rows: Predictions, _: FollowUp) -> Question:
     truth = (rows.event, rows.time, rows.numbered("repeat", "fold", "seed"))
     return Question(
-        measure=measure_of("harrell_c_folds", weighted.concordance),
+        measure=measure_of("harrell_c_folds", survival_weighted.concordance),
         truth=(*truth, rows.event.astype(np.float64)),
         prediction=rows.risk,
     )
@@ -226,7 +226,7 @@ def _ask_harrell_folds(rows: Predictions, _: FollowUp) -> Question:
 def _ask_uno(rows: Predictions, follow: FollowUp) -> Question:
     weight_S = np.where(rows.time < follow.until, follow.inverse**2, 0.0)
     return Question(
-        measure=measure_of("uno_c", weighted.concordance),
+        measure=measure_of("uno_c", survival_weighted.concordance),
         truth=(rows.event, rows.time, follow.group, weight_S),
         prediction=rows.risk,
     )
@@ -235,17 +235,17 @@ def _ask_uno(rows: Predictions, follow: FollowUp) -> Question:
 def _ask_auc(rows: Predictions, follow: FollowUp) -> Question:
     truth = (rows.event, rows.time, follow.group, follow.inverse, follow.until)
     ones = np.ones((1, len(rows.time)))
-    pairs_T = weighted.auc_parts(ones, *truth, rows.risk, times_T=follow.times)[1][0]
+    pairs_T = survival_weighted.auc_parts(ones, *truth, rows.risk, times_T=follow.times)[1][0]
     if not (pairs_T > 0).any():
         msg = f"auc_t: at none of {len(follow.times)} times has a fold patients on both sides"
         raise UndefinedMetricError(msg)
-    how = partial(weighted.dynamic_auc, times_T=follow.times[pairs_T > 0])
+    how = partial(survival_weighted.dynamic_auc, times_T=follow.times[pairs_T > 0])
     return Question(measure=measure_of("auc_t", how), truth=truth, prediction=rows.risk)
 
 
 def _ask_brier(rows: Predictions, follow: FollowUp) -> Question:
     return Question(
-        measure=measure_of("integrated_brier", weighted.mean_loss, higher_is_better=False),
+        measure=measure_of("integrated_brier", survival_weighted.mean_loss, higher_is_better=False),
         truth=(),
         prediction=follow.brier(rows),
     )
@@ -254,7 +254,7 @@ def _ask_brier(rows: Predictions, follow: FollowUp) -> Question:
 def _ask_calibration(rows: Predictions, follow: FollowUp) -> Question:
     """At the middle one of the curve times: few are at risk at the last ones."""
     middle = (len(follow.times) - 1) // 2
-    how = partial(weighted.observed_expected, horizon=float(follow.times[middle]))
+    how = partial(survival_weighted.observed_expected, horizon=float(follow.times[middle]))
     return Question(
         measure=measure_of("observed_expected", how),
         truth=(rows.event, rows.time),
@@ -273,7 +273,7 @@ def km_groups(rows: Predictions) -> RiskGroups:
     Args:
         rows: Test predictions.
     """
-    from downstream.report.plots_outcomes import logrank_p
+    from downstream.report.plots.plots_outcomes import logrank_p
 
     names, first, whose_S = np.unique(
         np.asarray(rows.patient), return_index=True, return_inverse=True

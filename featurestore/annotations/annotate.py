@@ -9,10 +9,8 @@ from typing import Any
 import polars as pl
 import pyarrow as pa
 
-from featurestore import lance_edits as edits
 from featurestore.annotations import lance_registry as registry
-from featurestore.annotations.meet import met_tiles
-from featurestore.annotations.model import (
+from featurestore.annotations.annotation import (
     PATIENT,
     TILE,
     Annotation,
@@ -23,14 +21,16 @@ from featurestore.annotations.model import (
     listing,
     user_table,
 )
-from featurestore.checksums import values_crc32
+from featurestore.annotations.matched_tiles import met_tiles
+from featurestore.edits import lance_edits as edits
+from featurestore.edits.lance_edits import Edit, NewColumn, Work, add_columns, drop_columns
 from featurestore.lake import Lake
-from featurestore.lance_edits import Edit, NewColumn, Work, add_columns, drop_columns
-from featurestore.lance_files import physical_column, write_column
-from featurestore.lance_ledger import Change
-from featurestore.lance_tables import open_table
-from featurestore.lock import writer_lease
-from featurestore.schema import SLIDES, features_table
+from featurestore.storage.lock import writer_lease
+from featurestore.tables.checksums import values_crc32
+from featurestore.tables.lance_files import physical_column, write_column
+from featurestore.tables.lance_ledger import Change
+from featurestore.tables.lance_tables import open_table
+from featurestore.tables.schema import SLIDES, features_table
 
 TCGA = re.compile(r"(TCGA-[A-Z0-9]{2}-[A-Z0-9]{4})(?:-.*)?", re.IGNORECASE)
 ARROW = {pl.Int64: "int64", pl.Float64: "double", pl.Boolean: "bool", pl.String: "string"}

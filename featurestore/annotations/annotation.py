@@ -8,7 +8,7 @@ from typing import Any
 import polars as pl
 
 from featurestore.errors import LakeError
-from featurestore.schema import TILE_COLUMNS
+from featurestore.tables.schema import TILE_COLUMNS
 
 TILE, SLIDE, PATIENT = "tile", "slide", "patient"
 PATIENTS = "patients"

@@ -6,10 +6,10 @@ from typing import Any
 
 import polars as pl
 
-from featurestore.annotations.model import PATIENT, SLIDE, TILE, Annotation
+from featurestore.annotations.annotation import PATIENT, SLIDE, TILE, Annotation
 from featurestore.errors import DamageError
 from featurestore.lake import Lake
-from featurestore.schema import features_table
+from featurestore.tables.schema import features_table
 
 
 def _no_columns() -> pl.DataFrame:

@@ -7,9 +7,10 @@ from pathlib import PurePosixPath
 
 import polars as pl
 
-from featurestore.annotations.model import AnnotationError
+from featurestore.annotations.annotation import AnnotationError
 from featurestore.lake import Lake
-from featurestore.usertables import HeldTable, UserTable, id_column, read_table, tables_raise
+from featurestore.usertables import HeldTable, UserTable, id_column, tables_raise
+from featurestore.usertables.read_table import read_table
 
 LABELS = "lake:"
 

@@ -3,13 +3,13 @@
 from collections.abc import Iterator
 
 from featurestore.annotations import lance_registry as registry
-from featurestore.annotations.model import TILE, Annotation
-from featurestore.checksums import row_crc32
-from featurestore.damage import ANNOTATION, Damage
-from featurestore.keep.lance_checked_rows import batches
-from featurestore.keep.reading import UnreadableError, read
+from featurestore.annotations.annotation import TILE, Annotation
+from featurestore.keep.verify.checked_reads import UnreadableError, read
+from featurestore.keep.verify.damage import ANNOTATION, Damage
+from featurestore.keep.verify.lance_checked_rows import batches
 from featurestore.lake import Lake
-from featurestore.lance_tables import open_table
+from featurestore.tables.checksums import row_crc32
+from featurestore.tables.lance_tables import open_table
 
 SHOWN = 3
 BATCH_ROWS = 8192

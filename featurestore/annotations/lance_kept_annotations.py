@@ -3,9 +3,9 @@
 from collections.abc import Iterable
 
 from featurestore.annotations import lance_registry as registry
-from featurestore.lance_tables import open_table
-from featurestore.schema import SLIDES
-from featurestore.storage import FileInfo, Store
+from featurestore.storage.store import FileInfo, Store
+from featurestore.tables.lance_tables import open_table
+from featurestore.tables.schema import SLIDES
 
 
 def named_tables(store: Store, slides_versions: Iterable[int]) -> set[str]:

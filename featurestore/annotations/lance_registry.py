@@ -16,11 +16,11 @@ import lance
 import polars as pl
 import pyarrow as pa
 
-from featurestore.annotations.model import SLIDE, Annotation
-from featurestore.checksums import row_crc32
-from featurestore.lance_tables import STORAGE_VERSION, open_table
-from featurestore.schema import ANNOTATION, KIND_KEY, SLIDES, kind_of
-from featurestore.storage import Store
+from featurestore.annotations.annotation import SLIDE, Annotation
+from featurestore.storage.store import Store
+from featurestore.tables.checksums import row_crc32
+from featurestore.tables.lance_tables import STORAGE_VERSION, open_table
+from featurestore.tables.schema import ANNOTATION, KIND_KEY, SLIDES, kind_of
 
 FOLDER = "annotations"
 CONFIG_KEY = "slidelake:annotations"

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 import polars as pl
 
-from featurestore.annotations.model import AnnotationError, AnnotationTable, listing
-from featurestore.annotations.places import tiles_at
+from featurestore.annotations.annotation import AnnotationError, AnnotationTable, listing
+from featurestore.annotations.tile_places import tiles_at
 from featurestore.ids import mpp_name, tile_parts
 from featurestore.lake import Lake
 

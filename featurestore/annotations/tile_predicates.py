@@ -10,7 +10,7 @@ from typing import Any
 
 import polars as pl
 
-from featurestore.annotations.model import PATIENT, TILE, Annotation
+from featurestore.annotations.annotation import PATIENT, TILE, Annotation
 from featurestore.errors import LakeError
 from featurestore.lake import Lake
 

@@ -12,16 +12,16 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from featurestore import lance_edits as edits
-from featurestore.annotations.model import TILE, check_name
+from featurestore.annotations.annotation import TILE, check_name
+from featurestore.edits import lance_edits as edits
+from featurestore.edits.lance_edits import Edit, dropped_id
 from featurestore.errors import LakeError
 from featurestore.lake import Lake
-from featurestore.lance_commit import Committer
-from featurestore.lance_edits import Edit, dropped_id
-from featurestore.lance_ledger import among_names
-from featurestore.lock import no_writers
-from featurestore.schema import DROPPED, SLIDES, features_table, teacher_field
-from featurestore.storage import FileInfo
+from featurestore.storage.lock import no_writers
+from featurestore.storage.store import FileInfo
+from featurestore.tables.lance_commit import Committer
+from featurestore.tables.lance_ledger import among_names
+from featurestore.tables.schema import DROPPED, SLIDES, features_table, teacher_field
 
 What = Literal["slide", "teacher", "annotation"]
 FOLDERS = ("runs", "stats", "students")

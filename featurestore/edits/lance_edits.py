@@ -14,16 +14,16 @@ import numpy as np
 import pyarrow as pa
 from lance import LanceOperation
 
-from featurestore import lance_features as features
 from featurestore.annotations import lance_registry as registry
-from featurestore.checksums import with_row_crc32
-from featurestore.cuts import Row
-from featurestore.lance_files import physical_column, put_files, write_column
-from featurestore.lance_groups import Group
-from featurestore.lance_ledger import Change, Ledger, among
-from featurestore.lance_nearest import index_name
-from featurestore.lance_tables import commit, open_table, properties_of
-from featurestore.schema import DROPPED, SLIDES, SLIDES_SCHEMA, features_table
+from featurestore.query.lance_nearest import index_name
+from featurestore.tables import lance_features as features
+from featurestore.tables.checksums import with_row_crc32
+from featurestore.tables.cuts import Row
+from featurestore.tables.lance_files import physical_column, put_files, write_column
+from featurestore.tables.lance_groups import Group
+from featurestore.tables.lance_ledger import Change, Ledger, among
+from featurestore.tables.lance_tables import commit, open_table, properties_of
+from featurestore.tables.schema import DROPPED, SLIDES, SLIDES_SCHEMA, features_table
 
 EDIT_KEY = "slidelake:edit"
 LOOKED_BACK = 500  # versions in which an edit is looked for that was made before

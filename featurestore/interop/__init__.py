@@ -1,9 +1,8 @@
 """Coming and going: other tools' files into a lake, a lake into their files, their tables read."""
 
 from featurestore.interop.exporting import ExportResult, export_folder
-from featurestore.interop.formats import FORMATS, READABLE, WRITABLE, read_folder
-from featurestore.interop.importing import ImportResult, import_folder
-from featurestore.interop.model import (
+from featurestore.interop.foreign_labels import read_labels
+from featurestore.interop.foreign_slide import (
     Given,
     InteropError,
     Problem,
@@ -11,8 +10,9 @@ from featurestore.interop.model import (
     SlideTiles,
     Source,
 )
-from featurestore.interop.splits import read_splits
-from featurestore.interop.tables import read_labels
+from featurestore.interop.foreign_splits import read_splits
+from featurestore.interop.formats import FORMATS, READABLE, WRITABLE, read_folder
+from featurestore.interop.importing import ImportResult, import_folder
 
 __all__ = [
     "FORMATS",

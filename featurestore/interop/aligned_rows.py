@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from featurestore.interop.model import Int64Array, InteropError
+from featurestore.interop.foreign_slide import Int64Array, InteropError
 
 
 def order_of(xy: Int64Array, wanted: Int64Array, what: str) -> Int64Array | None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from featurestore.interop.model import InteropError
+from featurestore.interop.foreign_slide import InteropError
 
 STAGING = ".slidelake-export"
 

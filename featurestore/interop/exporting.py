@@ -13,17 +13,17 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from featurestore.annotations.outgoing import AnnotationsOut
+from featurestore.annotations.annotation_export import AnnotationsOut
 from featurestore.errors import DamageError, LakeError
 from featurestore.ids import mpp_name
+from featurestore.interop.export_folder import Outbox
+from featurestore.interop.foreign_slide import FloatArray, Int64Array, InteropError, SlideTiles
 from featurestore.interop.formats import writer_of
 from featurestore.interop.lake_tiles import slide_rows, tile_places, tissue_of
-from featurestore.interop.model import FloatArray, Int64Array, InteropError, SlideTiles
-from featurestore.interop.outbox import Outbox
-from featurestore.interop.outgoing import SlideOut, TeacherOut
+from featurestore.interop.outgoing_slide import SlideOut, TeacherOut
 from featurestore.lake import Lake
 from featurestore.opening import open_lake
-from featurestore.schema import READY, features_table, identity_of
+from featurestore.tables.schema import READY, features_table, identity_of
 
 SLIDES_AT_ONCE = 256
 SLIDE_COLUMNS = ("state", "patient_id", "reason", "mpp", "width_px", "height_px", "extra")

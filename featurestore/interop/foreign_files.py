@@ -15,7 +15,7 @@ import h5py
 import numpy as np
 import numpy.typing as npt
 
-from featurestore.interop.model import MPP_TOLERANCE, FloatArray, Int64Array, InteropError
+from featurestore.interop.foreign_slide import MPP_TOLERANCE, FloatArray, Int64Array, InteropError
 
 HIDDEN = "."
 

@@ -6,7 +6,7 @@ from pathlib import PurePosixPath
 
 import polars as pl
 
-from featurestore.interop.model import InteropError
+from featurestore.interop.foreign_slide import InteropError
 from featurestore.usertables import (
     ID_NAMES,
     Id,

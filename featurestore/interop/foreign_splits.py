@@ -11,9 +11,10 @@ from pathlib import Path
 
 import polars as pl
 
-from featurestore.interop.model import InteropError
-from featurestore.interop.tables import FOLD
-from featurestore.usertables import UserTable, read_table, tables_raise
+from featurestore.interop.foreign_labels import FOLD
+from featurestore.interop.foreign_slide import InteropError
+from featurestore.usertables import UserTable, tables_raise
+from featurestore.usertables.read_table import read_table
 
 PARTS = ("train", "val", "test")
 CLAM_NAME = re.compile(r"splits_(\d+)(_bool)?\.csv")

@@ -8,8 +8,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from types import ModuleType
 
-from featurestore.interop.files import find_files, opened_h5
-from featurestore.interop.model import (
+from featurestore.interop.foreign_files import find_files, opened_h5
+from featurestore.interop.foreign_slide import (
     FloatArray,
     Given,
     InteropError,

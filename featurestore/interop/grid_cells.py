@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from featurestore.ids import MAX_GRID
-from featurestore.interop.model import Int64Array, InteropError
+from featurestore.interop.foreign_slide import Int64Array, InteropError
 
 MAX_PX = 2**31 - 1
 SHOWN = 3

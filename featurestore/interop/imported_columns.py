@@ -13,13 +13,20 @@ import numpy as np
 import polars as pl
 
 from featurestore.errors import LakeError
-from featurestore.interop.align import order_of
+from featurestore.interop.aligned_rows import order_of
+from featurestore.interop.foreign_slide import (
+    FloatArray,
+    Given,
+    Int64Array,
+    InteropError,
+    Problem,
+    Source,
+)
 from featurestore.interop.formats import problem_of, read_features, read_tiles, reader_of
 from featurestore.interop.lake_tiles import tile_places
-from featurestore.interop.model import FloatArray, Given, Int64Array, InteropError, Problem, Source
 from featurestore.lake import Lake
-from featurestore.lance_columns import ColumnFile, ColumnWriter, to_float16
-from featurestore.schema import features_table
+from featurestore.tables.lance_columns import ColumnFile, ColumnWriter, to_float16
+from featurestore.tables.schema import features_table
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -13,21 +13,21 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from featurestore.cuts import ROWS_PER_FRAGMENT, SlideCut
 from featurestore.errors import LakeError
 from featurestore.ids import mpp_name
-from featurestore.interop.align import order_of
-from featurestore.interop.cells import choose_cells
-from featurestore.interop.columns import TeacherImport
+from featurestore.interop.aligned_rows import order_of
+from featurestore.interop.foreign_slide import Given, InteropError, Problem, SlideTiles, Source
 from featurestore.interop.formats import find_sources, problem_of, read_tiles
-from featurestore.interop.incoming import config_for, grid_of, lake_mpp, slide_row
+from featurestore.interop.grid_cells import choose_cells
+from featurestore.interop.imported_columns import TeacherImport
+from featurestore.interop.incoming_tiles import config_for, grid_of, lake_mpp, slide_row
 from featurestore.interop.lake_tiles import slide_rows, tile_places
-from featurestore.interop.model import Given, InteropError, Problem, SlideTiles, Source
 from featurestore.lake import Lake
-from featurestore.lock import writer_lease
 from featurestore.opening import create_lake, open_lake
-from featurestore.schema import READY
-from featurestore.storage import Store
+from featurestore.storage.lock import writer_lease
+from featurestore.storage.store import Store
+from featurestore.tables.cuts import ROWS_PER_FRAGMENT, SlideCut
+from featurestore.tables.schema import READY
 
 COMMIT_SLIDES = 64
 COMMIT_S = 60.0

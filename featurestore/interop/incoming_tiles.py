@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 
 from featurestore.config import LakeConfig
-from featurestore.cuts import GridCut, Row
 from featurestore.ids import MPP_STEP, mpp_name, tile_ids
-from featurestore.interop.cells import choose_cells
-from featurestore.interop.model import MPP_TOLERANCE, InteropError, SlideTiles
-from featurestore.schema import tiles_table
+from featurestore.interop.foreign_slide import MPP_TOLERANCE, InteropError, SlideTiles
+from featurestore.interop.grid_cells import choose_cells
+from featurestore.tables.cuts import GridCut, Row
+from featurestore.tables.schema import tiles_table
 
 END_BYTES = 64 * 1024
 USUAL_MPPS = (0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)

@@ -9,13 +9,13 @@ import polars as pl
 
 from featurestore.errors import DamageError
 from featurestore.ids import mpp_name
-from featurestore.interop.model import Int64Array
-from featurestore.interop.outline import mask_geojson
+from featurestore.interop.foreign_slide import Int64Array
+from featurestore.interop.writers.outline import mask_geojson
 from featurestore.lake import Lake
-from featurestore.lance_ledger import among_names
+from featurestore.read.selection import Selection
 from featurestore.read_errors import reading
-from featurestore.schema import SLIDES, features_table
-from featurestore.selection import Selection
+from featurestore.tables.lance_ledger import among_names
+from featurestore.tables.schema import SLIDES, features_table
 
 Row = dict[str, Any]
 

@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from featurestore.annotations.outgoing import SlideAnnotations
-from featurestore.interop.files import dataset, opened_h5
-from featurestore.interop.model import FloatArray, Int64Array, InteropError, SlideTiles
+from featurestore.annotations.annotation_export import SlideAnnotations
+from featurestore.interop.foreign_files import dataset, opened_h5
+from featurestore.interop.foreign_slide import FloatArray, Int64Array, InteropError, SlideTiles
 
 MARK = "slidelake"
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from featurestore.interop.model import Given, InteropError
+from featurestore.interop.foreign_slide import Given, InteropError
 
 
 def name_teachers(

@@ -11,8 +11,8 @@ from contextlib import suppress
 from pathlib import Path
 
 from featurestore.errors import DamageError
-from featurestore.full_disk import naming_full_disk
-from featurestore.storage import FileInfo, Store
+from featurestore.storage.full_disk import naming_full_disk
+from featurestore.storage.store import FileInfo, Store
 
 CHUNK_BYTES = 16 << 20
 THREADS = {True: 2, False: 16}  # both local, or a bucket at one end

@@ -10,13 +10,13 @@ from typing import Any
 
 import lance
 
-from featurestore.cuts import ROWS_PER_FRAGMENT, Row
 from featurestore.lake import Lake
-from featurestore.lance_commit import Committer
-from featurestore.lance_features import field_ids, replace_fragments
-from featurestore.lance_tables import open_table, write_fragment
-from featurestore.lock import no_writers
-from featurestore.schema import TILE_COLUMNS, features_table, is_teacher
+from featurestore.storage.lock import no_writers
+from featurestore.tables.cuts import ROWS_PER_FRAGMENT, Row
+from featurestore.tables.lance_commit import Committer
+from featurestore.tables.lance_features import field_ids, replace_fragments
+from featurestore.tables.lance_tables import open_table, write_fragment
+from featurestore.tables.schema import TILE_COLUMNS, features_table, is_teacher
 
 
 @dataclass(kw_only=True)

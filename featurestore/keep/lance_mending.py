@@ -10,16 +10,17 @@ import pyarrow as pa
 from lance import LanceOperation
 from lance.file import LanceFileWriter
 
-from featurestore import lance_features as features
-from featurestore.checksums import with_row_crc32
-from featurestore.damage import Damage
 from featurestore.keep.lance_roots import add_checksums, record_roots
 from featurestore.keep.roots import ROOTS_FILE, readable_roots
+from featurestore.keep.verify.damage import Damage
 from featurestore.lake import Lake
-from featurestore.lance_commit import Committer
-from featurestore.lance_ledger import Change, among
-from featurestore.lance_rows import column_crc32
-from featurestore.lance_tables import (
+from featurestore.storage.store import Store
+from featurestore.tables import lance_features as features
+from featurestore.tables.checksums import with_row_crc32
+from featurestore.tables.lance_commit import Committer
+from featurestore.tables.lance_ledger import Change, among
+from featurestore.tables.lance_rows import column_crc32
+from featurestore.tables.lance_tables import (
     STORAGE_VERSION,
     commit,
     make_index,
@@ -27,7 +28,7 @@ from featurestore.lance_tables import (
     without_rows,
     write_fragment,
 )
-from featurestore.schema import (
+from featurestore.tables.schema import (
     CATALOG,
     INDEX_COLUMNS,
     PENDING,
@@ -35,7 +36,6 @@ from featurestore.schema import (
     SLIDES_SCHEMA,
     features_table,
 )
-from featurestore.storage import Store
 
 DAMAGED_ROW = "its row in slides was damaged; ingest it again"
 

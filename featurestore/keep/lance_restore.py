@@ -14,7 +14,6 @@ from lance import LanceOperation
 
 from featurestore.config import LakeConfig
 from featurestore.errors import LakeError
-from featurestore.keep.lake_settings import settings_or_copy
 from featurestore.keep.lance_roots import (
     WHOLE_TABLES,
     damaged_indexes,
@@ -23,16 +22,17 @@ from featurestore.keep.lance_roots import (
     newest_known,
     record_roots,
 )
-from featurestore.keep.lance_versions import tables_at, version_damage, versions_of
-from featurestore.keep.reading import NO_DAMAGE, UnreadableError, read
 from featurestore.keep.roots import Roots, damaged_files, readable_roots, write_roots
 from featurestore.keep.snapshots import version_named
-from featurestore.lance_groups import Group
-from featurestore.lance_ledger import Change, versions_property
-from featurestore.lance_tables import commit, make_index, open_table
-from featurestore.lock import commit_lock, no_writers
-from featurestore.schema import CATALOG, INDEX_COLUMNS
-from featurestore.storage import Store
+from featurestore.keep.verify.checked_reads import NO_DAMAGE, UnreadableError, read
+from featurestore.keep.verify.lake_settings import settings_or_copy
+from featurestore.keep.verify.lance_versions import tables_at, version_damage, versions_of
+from featurestore.storage.lock import commit_lock, no_writers
+from featurestore.storage.store import Store
+from featurestore.tables.lance_groups import Group
+from featurestore.tables.lance_ledger import Change, versions_property
+from featurestore.tables.lance_tables import commit, make_index, open_table
+from featurestore.tables.schema import CATALOG, INDEX_COLUMNS
 
 ASIDE = "damaged"
 

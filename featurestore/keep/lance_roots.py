@@ -11,7 +11,6 @@ from dataclasses import replace
 import lance
 
 from featurestore.config import LakeConfig
-from featurestore.damage import ROOT, TABLE, TABLE_INDEX, Damage
 from featurestore.errors import BucketError, DamageError, LakeError
 from featurestore.keep.roots import (
     GONE,
@@ -26,9 +25,10 @@ from featurestore.keep.roots import (
     readable_roots,
     write_roots,
 )
-from featurestore.lance_tables import open_table
-from featurestore.schema import CATALOG, SLIDES, features_table
-from featurestore.storage import Store
+from featurestore.keep.verify.damage import ROOT, TABLE, TABLE_INDEX, Damage
+from featurestore.storage.store import Store
+from featurestore.tables.lance_tables import open_table
+from featurestore.tables.schema import CATALOG, SLIDES, features_table
 
 LAST_VERSION = 2**64 - 1  # manifests are named by what is left to it: the newest comes first
 WHOLE_TABLES = (CATALOG, SLIDES)

@@ -2,11 +2,11 @@
 
 from dataclasses import dataclass
 
+from featurestore.keep.lance_compact import mergeable
 from featurestore.lake import Lake
-from featurestore.lance_compact import mergeable
-from featurestore.lance_ledger import root_versions
-from featurestore.lance_tables import open_table
-from featurestore.schema import CATALOG
+from featurestore.tables.lance_ledger import root_versions
+from featurestore.tables.lance_tables import open_table
+from featurestore.tables.schema import CATALOG
 
 # Fewer are not worth a command: scans and commits are as fast with them.
 MANY_VERSIONS, MANY_BYTES = 200, 100_000_000

@@ -15,17 +15,17 @@ from typing import Any
 
 import lance
 
-from featurestore.annotations.lance_keep import stray_files
+from featurestore.annotations.lance_kept_annotations import stray_files
 from featurestore.errors import InUseError, LakeError
-from featurestore.full_disk import is_disk_full
-from featurestore.keep.verified import last_verified
+from featurestore.keep.verify.last_verified import last_verified
 from featurestore.lake import Lake
-from featurestore.lance_ledger import lake_versions, root_versions
-from featurestore.lance_tables import open_table
-from featurestore.lock import no_writers
-from featurestore.schema import CATALOG, SLIDES
-from featurestore.shard_index import index_path
-from featurestore.storage import FileInfo
+from featurestore.shards.shard_index import index_path
+from featurestore.storage.full_disk import is_disk_full
+from featurestore.storage.lock import no_writers
+from featurestore.storage.store import FileInfo
+from featurestore.tables.lance_ledger import lake_versions, root_versions
+from featurestore.tables.lance_tables import open_table
+from featurestore.tables.schema import CATALOG, SLIDES
 
 KEEP = 10
 # What no automatic vacuum removes: so many of the newest versions, and all of so many days.

@@ -12,7 +12,15 @@ from typing import Any
 
 import polars as pl
 
-from featurestore.damage import (
+from featurestore.errors import LakeError
+from featurestore.keep.lance_mending import (
+    count_rows,
+    drop_features,
+    mend_roots,
+    put_slide_rows_again,
+    rebuild_table_index,
+)
+from featurestore.keep.verify.damage import (
     FEATURES,
     ROOT,
     ROW,
@@ -24,17 +32,9 @@ from featurestore.damage import (
     Damage,
     Verdict,
 )
-from featurestore.errors import LakeError
-from featurestore.keep.lance_mending import (
-    count_rows,
-    drop_features,
-    mend_roots,
-    put_slide_rows_again,
-    rebuild_table_index,
-)
 from featurestore.lake import Lake
-from featurestore.schema import CATALOG, SLIDES
-from featurestore.shard_index import rebuild_index
+from featurestore.shards.shard_index import rebuild_index
+from featurestore.tables.schema import CATALOG, SLIDES
 
 #: Above this share of the rows of a lake nothing is dropped without being told to.
 FREELY = 0.1

@@ -15,7 +15,7 @@ from typing import Any, Self
 
 from featurestore.errors import DamageError
 from featurestore.read_errors import meaning_of, reason_of
-from featurestore.storage import Store
+from featurestore.storage.store import Store
 
 ROOTS_FILE = "roots.json"
 LAKE_FILE = "lake.json"

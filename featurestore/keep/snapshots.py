@@ -4,7 +4,7 @@ import json
 
 from featurestore.errors import DamageError, LakeError
 from featurestore.keep.roots import TAGS, readable_roots
-from featurestore.storage import Store
+from featurestore.storage.store import Store
 
 
 def read_snapshots(store: Store) -> dict[str, int]:

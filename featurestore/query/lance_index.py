@@ -14,11 +14,11 @@ import lance
 from featurestore.errors import LakeError
 from featurestore.ids import mpp_name
 from featurestore.lake import Lake
-from featurestore.lance_features import field_ids
-from featurestore.lance_nearest import Asked, covered, index_name, is_readable
-from featurestore.lance_tables import open_table
-from featurestore.lock import writer_lease
-from featurestore.schema import features_table
+from featurestore.query.lance_nearest import Asked, covered, index_name, is_readable
+from featurestore.storage.lock import writer_lease
+from featurestore.tables.lance_features import field_ids
+from featurestore.tables.lance_tables import open_table
+from featurestore.tables.schema import features_table
 
 # Cells of near vectors (IVF), and in each a few bits a value (RaBitQ), which need whole bytes;
 # docs/decisions.md has what others cost.

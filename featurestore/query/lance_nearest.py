@@ -17,9 +17,9 @@ import numpy.typing as npt
 import polars as pl
 
 from featurestore.errors import DamageError, LakeError
-from featurestore.lance_flat import Float16Array
 from featurestore.read_errors import reason_of
-from featurestore.storage import Store
+from featurestore.storage.store import Store
+from featurestore.tables.lance_flat import Float16Array
 
 # Of the neighbours that an index proposes, so many times more are read again as are asked for.
 REFINE = 20

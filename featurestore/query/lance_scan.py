@@ -14,9 +14,9 @@ import pyarrow as pa
 from polars.io.plugins import register_io_source
 
 from featurestore.errors import LakeError
-from featurestore.pushdown import Schema, lance_filter
+from featurestore.query.pushdown import Schema, lance_filter
 from featurestore.read_errors import reading
-from featurestore.storage import Store
+from featurestore.storage.store import Store
 
 BATCH_ROWS = 8192
 BATCH_BYTES = 16 << 20  # of a batch; Lance decodes several at once

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from featurestore.pushdown_terms import (
+from featurestore.query.pushdown_terms import (
     FLOATS,
     INTEGERS,
     SCALARS,

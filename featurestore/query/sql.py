@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 import polars as pl
 
-from featurestore.annotations.model import TILE
+from featurestore.annotations.annotation import TILE
 from featurestore.errors import LakeError
 from featurestore.ids import mpp_name
 from featurestore.lake import Lake

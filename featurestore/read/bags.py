@@ -11,11 +11,11 @@ import numpy as np
 import numpy.typing as npt
 
 from featurestore.errors import LakeError
-from featurestore.first_reads import FirstReads, place_of
-from featurestore.lance_flat import Float16Array
-from featurestore.lance_rows import RowReader
+from featurestore.read.first_reads import FirstReads, place_of
+from featurestore.read.selection import Selection
 from featurestore.read_errors import reading
-from featurestore.selection import Selection
+from featurestore.tables.lance_flat import Float16Array
+from featurestore.tables.lance_rows import RowReader
 
 
 @dataclass(frozen=True, kw_only=True)

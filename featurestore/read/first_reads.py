@@ -10,15 +10,15 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Literal
 
-from featurestore.checksums import features_crc32, tiles_crc32
 from featurestore.errors import DamageError, LakeError
 from featurestore.ids import mpp_name
-from featurestore.lance_flat import Float16Array
-from featurestore.lance_rows import RowReader
+from featurestore.read.selection import Selection
 from featurestore.read_errors import ADVICE, reading
-from featurestore.selection import Selection
-from featurestore.shards import check_shard
-from featurestore.storage import Store
+from featurestore.shards.tar_shards import check_shard
+from featurestore.storage.store import Store
+from featurestore.tables.checksums import features_crc32, tiles_crc32
+from featurestore.tables.lance_flat import Float16Array
+from featurestore.tables.lance_rows import RowReader
 
 PART_ROWS = 8192  # of features that are compared at once: 20 MB of 1,280 channels
 

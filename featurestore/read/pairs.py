@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from featurestore.bags import Bag
 from featurestore.errors import LakeError
 from featurestore.ids import MAX_GRID, mpp_code, mpp_name, tile_parts
+from featurestore.read.bags import Bag
 
 if TYPE_CHECKING:
     from featurestore.lake import Lake

@@ -12,7 +12,7 @@ import polars as pl
 
 from featurestore.errors import DamageError, LakeError
 from featurestore.ids import mpp_name, tile_parts
-from featurestore.lance_rows import Ranges
+from featurestore.tables.lance_rows import Ranges
 
 if TYPE_CHECKING:
     from featurestore.lake import Lake

@@ -16,11 +16,11 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from featurestore.errors import LakeError
 from featurestore.ids import mpp_name
-from featurestore.selection import listed, select
-from featurestore.stream_order import Order
-from featurestore.stream_tiles import Buffer, Pixels, TileBatch, TileSource
-from featurestore.stream_under import below
-from featurestore.unforked import Unforked
+from featurestore.read.selection import listed, select
+from featurestore.read.stream_order import Order
+from featurestore.read.stream_tiles import Buffer, Pixels, TileBatch, TileSource
+from featurestore.read.stream_under import below
+from featurestore.read.unforked import Unforked
 
 if TYPE_CHECKING:
     from featurestore.lake import Lake

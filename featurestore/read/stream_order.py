@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from featurestore.errors import LakeError
-from featurestore.permutation import Permutation
+from featurestore.read.permutation import Permutation
 
 BLOCKS, TURN, INSIDE = range(3)  # what a random number is for
 

@@ -13,11 +13,11 @@ import simplejpeg
 
 from featurestore.errors import DamageError
 from featurestore.ids import tile_parts
-from featurestore.lance_flat import Float16Array
-from featurestore.lance_rows import Rows
-from featurestore.selection import Located, Selection
-from featurestore.shards import ShardReader
-from featurestore.stream_under import Below, Found, Under, UnderReader, gathered, joined
+from featurestore.read.selection import Located, Selection
+from featurestore.read.stream_under import Below, Found, Under, UnderReader, gathered, joined
+from featurestore.shards.tar_shards import ShardReader
+from featurestore.tables.lance_flat import Float16Array
+from featurestore.tables.lance_rows import Rows
 
 if TYPE_CHECKING:
     from featurestore.lake import Lake

@@ -13,10 +13,17 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from featurestore.lance_flat import Float16Array
-from featurestore.lance_rows import Rows
-from featurestore.pairs import Nesting, cells_of, children_among, nesting, other_origin, ratio_of
-from featurestore.selection import Selection, select
+from featurestore.read.pairs import (
+    Nesting,
+    cells_of,
+    children_among,
+    nesting,
+    other_origin,
+    ratio_of,
+)
+from featurestore.read.selection import Selection, select
+from featurestore.tables.lance_flat import Float16Array
+from featurestore.tables.lance_rows import Rows
 
 if TYPE_CHECKING:
     from featurestore.lake import Lake

@@ -12,12 +12,12 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from featurestore.errors import LakeError
-from featurestore.first_reads import place_of
-from featurestore.lance_rows import RowReader, Rows
+from featurestore.read.first_reads import place_of
+from featurestore.read.selection import Selection, select
+from featurestore.read.unforked import Unforked
 from featurestore.read_errors import reading
-from featurestore.selection import Selection, select
-from featurestore.split import patient_of
-from featurestore.unforked import Unforked
+from featurestore.stats.held_out_patients import patient_of
+from featurestore.tables.lance_rows import RowReader, Rows
 
 if TYPE_CHECKING:
     from featurestore.lake import Lake

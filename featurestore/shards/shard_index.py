@@ -17,7 +17,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from featurestore.errors import DamageError
-from featurestore.storage import Store
+from featurestore.storage.store import Store
 
 BLOCK = 512
 CHUNK_BYTES = 1 << 24

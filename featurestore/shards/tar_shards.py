@@ -20,10 +20,9 @@ import numpy as np
 import numpy.typing as npt
 
 from featurestore.errors import DamageError, LakeError
-from featurestore.full_disk import naming_full_disk
 from featurestore.ids import mpp_name
 from featurestore.read_errors import ADVICE, meaning_of, reading
-from featurestore.shard_index import (
+from featurestore.shards.shard_index import (
     BLOCK,
     ShardIndex,
     index_path,
@@ -32,7 +31,8 @@ from featurestore.shard_index import (
     scan_shard,
     tar_header,
 )
-from featurestore.storage import Store
+from featurestore.storage.full_disk import naming_full_disk
+from featurestore.storage.store import Store
 
 JPEG_START = b"\xff\xd8"
 

@@ -21,11 +21,11 @@ from safetensors.numpy import load, save
 from featurestore.errors import DamageError, LakeError
 from featurestore.ids import mpp_name
 from featurestore.lake import Lake
-from featurestore.lance_flat import Float16Array
-from featurestore.phi_s import FORMULA, PhiS, phi_s
+from featurestore.read.selection import Selection, select
 from featurestore.read_errors import reading
-from featurestore.sealed import read_named, read_sealed, sealed
-from featurestore.selection import Selection, select
+from featurestore.stats.phi_s import FORMULA, PhiS, phi_s
+from featurestore.storage.sealed import read_named, read_sealed, sealed
+from featurestore.tables.lance_flat import Float16Array
 
 # Of a block in float64: adding one then costs little beside making it, for D up to 4096.
 BLOCK_BYTES = 128 << 20

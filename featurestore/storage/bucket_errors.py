@@ -9,9 +9,9 @@ import re
 from collections.abc import Callable, Iterator
 from typing import Concatenate, ParamSpec, Protocol, TypeVar
 
-from featurestore.bucket_clients import ATTEMPTS, endpoint
 from featurestore.errors import BucketError, LakeError, LakeMissingError
-from featurestore.full_disk import disk_full_error
+from featurestore.storage.bucket_clients import ATTEMPTS, endpoint
+from featurestore.storage.full_disk import disk_full_error
 
 DENIED = {"AccessDenied", "AllAccessDisabled", "403", "AuthorizationFailure", "Forbidden"}
 DENIED |= {"AuthorizationPermissionMismatch", "PermissionError"}

@@ -8,8 +8,8 @@ that creates an object conditionally and lists what was written (S3, GCS, Azure,
 import secrets
 
 from featurestore.errors import LakeError
-from featurestore.leases import FOLDER, Kept, Sight, about, now_s, told
-from featurestore.storage import FileInfo, Store
+from featurestore.storage.leases import FOLDER, Kept, Sight, about, now_s, told
+from featurestore.storage.store import FileInfo, Store
 
 WRITER = f"{FOLDER}/writer-"
 VACUUM = "vacuum"

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from featurestore.errors import LakeError
-from featurestore.storage import FileInfo, Store
+from featurestore.storage.store import FileInfo, Store
 
 FOLDER = "leases"
 CLOCK = f"{FOLDER}/clock"

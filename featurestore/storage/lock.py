@@ -14,12 +14,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Protocol, Self, TypeVar
 
-from featurestore import bucket_lock
-from featurestore.bucket_lock import VACUUM, Taker
 from featurestore.errors import InUseError, LakeError
-from featurestore.full_disk import disk_full_error, is_disk_full, naming_full_disk
-from featurestore.leases import FOLDER, about, parsed, told
-from featurestore.storage import Store
+from featurestore.storage import bucket_lock
+from featurestore.storage.bucket_lock import VACUUM, Taker
+from featurestore.storage.full_disk import disk_full_error, is_disk_full, naming_full_disk
+from featurestore.storage.leases import FOLDER, about, parsed, told
+from featurestore.storage.store import Store
 
 LOCK_FILE = "commit.lock"
 COMMIT = "commit"

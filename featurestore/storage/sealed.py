@@ -11,10 +11,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from featurestore.damage import FILE, Damage
 from featurestore.errors import DamageError
+from featurestore.keep.verify.damage import FILE, Damage
 from featurestore.read_errors import meaning_of
-from featurestore.storage import Store
+from featurestore.storage.store import Store
 
 CHECKSUMS, OWN = "checksums", "card_crc32"
 

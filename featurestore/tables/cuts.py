@@ -8,10 +8,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from featurestore.checksums import tiles_crc32
 from featurestore.errors import DamageError
-from featurestore.shards import Shard
-from featurestore.storage import Store
+from featurestore.shards.tar_shards import Shard
+from featurestore.storage.store import Store
+from featurestore.tables.checksums import tiles_crc32
 
 ROWS_PER_FRAGMENT = 250_000
 

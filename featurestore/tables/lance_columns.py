@@ -10,12 +10,12 @@ import numpy.typing as npt
 import pyarrow as pa
 from lance.file import LanceFileWriter
 
-from featurestore.checksums import features_crc32
 from featurestore.errors import LakeError
-from featurestore.full_disk import naming_full_disk
-from featurestore.lance_tables import STORAGE_VERSION, open_table
-from featurestore.schema import features_table
-from featurestore.storage import Store
+from featurestore.storage.full_disk import naming_full_disk
+from featurestore.storage.store import Store
+from featurestore.tables.checksums import features_crc32
+from featurestore.tables.lance_tables import STORAGE_VERSION, open_table
+from featurestore.tables.schema import features_table
 
 FLOAT16_MAX = 65504.0
 ABSENT_ROWS = 1024

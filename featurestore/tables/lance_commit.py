@@ -11,18 +11,19 @@ from typing import Any, Self
 
 import pyarrow as pa
 
-from featurestore import lance_edits as edits
-from featurestore import lance_features as features
-from featurestore.checksums import with_row_crc32
 from featurestore.config import LakeConfig
-from featurestore.cuts import Row, SlideCut, fragment_groups
+from featurestore.edits import lance_edits as edits
 from featurestore.errors import IdentityError
-from featurestore.lance_columns import ColumnFile
-from featurestore.lance_groups import Group, is_half_done, tails, undo
-from featurestore.lance_ledger import Change, Ledger, among_names
-from featurestore.lance_tables import add_missing_columns, commit_transaction, open_table
-from featurestore.lock import commit_lock
-from featurestore.schema import (
+from featurestore.storage.lock import commit_lock
+from featurestore.storage.store import Store
+from featurestore.tables import lance_features as features
+from featurestore.tables.checksums import with_row_crc32
+from featurestore.tables.cuts import Row, SlideCut, fragment_groups
+from featurestore.tables.lance_columns import ColumnFile
+from featurestore.tables.lance_groups import Group, is_half_done, tails, undo
+from featurestore.tables.lance_ledger import Change, Ledger, among_names
+from featurestore.tables.lance_tables import add_missing_columns, commit_transaction, open_table
+from featurestore.tables.schema import (
     FAILED,
     PENDING,
     READY,
@@ -34,7 +35,6 @@ from featurestore.schema import (
     kind_of,
     teacher_field,
 )
-from featurestore.storage import Store
 
 # Beyond this a table is read whole: a look-up takes about 1 ms and a few us a slide.
 FEW_SLIDES = 2000

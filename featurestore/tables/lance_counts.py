@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import lance
 import polars as pl
 
-from featurestore.schema import DROPPED
+from featurestore.tables.schema import DROPPED
 
 BATCH_ROWS = 16_384
 

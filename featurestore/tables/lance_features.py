@@ -13,15 +13,15 @@ import lance
 import pyarrow as pa
 from lance import LanceOperation
 
-from featurestore.cuts import Row, SlideCut, check_cut, tiles_row
 from featurestore.errors import DamageError
-from featurestore.lance_columns import ColumnFile
-from featurestore.lance_files import accept_nulls
-from featurestore.lance_groups import Group
-from featurestore.lance_ledger import Change, Ledger, among
-from featurestore.lance_tables import commit, open_table, write_fragment
-from featurestore.schema import features_table, tiles_schema
-from featurestore.storage import Store
+from featurestore.storage.store import Store
+from featurestore.tables.cuts import Row, SlideCut, check_cut, tiles_row
+from featurestore.tables.lance_columns import ColumnFile
+from featurestore.tables.lance_files import accept_nulls
+from featurestore.tables.lance_groups import Group
+from featurestore.tables.lance_ledger import Change, Ledger, among
+from featurestore.tables.lance_tables import commit, open_table, write_fragment
+from featurestore.tables.schema import features_table, tiles_schema
 
 # What Lance writes in place of a field that a shared data file holds but the table does not use.
 NO_FIELD = -2

@@ -9,9 +9,9 @@ from lance import LanceOperation
 from lance.file import LanceFileReader, LanceFileWriter
 
 from featurestore.errors import DamageError
-from featurestore.lance_tables import STORAGE_VERSION, commit, open_table
-from featurestore.schema import TILE_COLUMNS
-from featurestore.storage import Store
+from featurestore.storage.store import Store
+from featurestore.tables.lance_tables import STORAGE_VERSION, commit, open_table
+from featurestore.tables.schema import TILE_COLUMNS
 
 
 def physical_column(

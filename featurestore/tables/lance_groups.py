@@ -15,10 +15,10 @@ import lance
 from lance import LanceOperation
 
 from featurestore.errors import DamageError
-from featurestore.lance_ledger import Change, root_versions
-from featurestore.lance_tables import commit, open_table, properties_of
-from featurestore.schema import CATALOG
-from featurestore.storage import Store
+from featurestore.storage.store import Store
+from featurestore.tables.lance_ledger import Change, root_versions
+from featurestore.tables.lance_tables import commit, open_table, properties_of
+from featurestore.tables.schema import CATALOG
 
 GROUP_KEY = "slidelake:group"
 UNDO_KEY = "slidelake:undo"

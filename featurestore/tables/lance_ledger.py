@@ -15,13 +15,14 @@ import polars as pl
 import pyarrow as pa
 from lance import LanceOperation
 
-from featurestore.checksums import with_row_crc32
 from featurestore.config import LakeConfig
-from featurestore.cuts import Row
 from featurestore.errors import DamageError
 from featurestore.keep.lance_roots import check_versions, lake_tables, record_roots
 from featurestore.keep.roots import readable_roots
-from featurestore.lance_tables import (
+from featurestore.storage.store import Store
+from featurestore.tables.checksums import with_row_crc32
+from featurestore.tables.cuts import Row
+from featurestore.tables.lance_tables import (
     add_missing_columns,
     commit,
     keep_indexed,
@@ -30,8 +31,7 @@ from featurestore.lance_tables import (
     without_rows,
     write_fragment,
 )
-from featurestore.schema import CATALOG, CATALOG_SCHEMA, SLIDES, features_table
-from featurestore.storage import Store
+from featurestore.tables.schema import CATALOG, CATALOG_SCHEMA, SLIDES, features_table
 
 VERSIONS_KEY = "slidelake:versions"
 CHANGE_KEY = "slidelake:change"

@@ -17,12 +17,12 @@ import numpy.typing as npt
 import pyarrow as pa
 from lance.file import LanceFileReader
 
-from featurestore.checksums import features_crc32, values_crc32
 from featurestore.errors import DamageError
-from featurestore.lance_flat import FlatColumn, Float16Array, flat_column
 from featurestore.read_errors import reading
-from featurestore.schema import ANNOTATION, TILE_COLUMNS, kind_of
-from featurestore.storage import Store
+from featurestore.storage.store import Store
+from featurestore.tables.checksums import features_crc32, values_crc32
+from featurestore.tables.lance_flat import FlatColumn, Float16Array, flat_column
+from featurestore.tables.schema import ANNOTATION, TILE_COLUMNS, kind_of
 
 OPEN_FILES = 256
 KEPT_LAYOUTS = 16384

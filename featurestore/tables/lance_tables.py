@@ -7,7 +7,7 @@ from lance.fragment import write_fragments
 
 from featurestore.errors import DamageError, LakeError
 from featurestore.read_errors import reason_of
-from featurestore.storage import Store
+from featurestore.storage.store import Store
 
 STORAGE_VERSION = "2.2"
 MAX_ROWS = 1 << 30  # a fragment's size is ours to choose: never split behind our back

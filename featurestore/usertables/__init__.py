@@ -4,10 +4,9 @@ CSV (comma, semicolon, tab), TSV, XLSX and Parquet are read alike; ids are text 
 can't be read is named by row and column.
 """
 
-from featurestore.usertables.errors import TableError, tables_raise
 from featurestore.usertables.id_columns import ID_NAMES, Id, id_column
-from featurestore.usertables.near import near_key, refuse_near, refuse_near_others
-from featurestore.usertables.reading import (
+from featurestore.usertables.near_ids import near_key, refuse_near, refuse_near_others
+from featurestore.usertables.read_table import (
     ENDINGS,
     HeldTable,
     is_table,
@@ -16,6 +15,7 @@ from featurestore.usertables.reading import (
     table_bytes,
 )
 from featurestore.usertables.table import MISSING_WORDS, UserTable
+from featurestore.usertables.table_errors import TableError, tables_raise
 
 __all__ = [
     "ENDINGS",

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import polars as pl
 
-from featurestore.usertables.errors import TableError
+from featurestore.usertables.table_errors import TableError
 
 UNNAMED = ("Unnamed:", "__UNNAMED__", "__index_level_")
 """How tools call the column of an index that has no name."""

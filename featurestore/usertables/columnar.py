@@ -4,8 +4,8 @@ import io
 
 import polars as pl
 
-from featurestore.usertables.errors import TableError
-from featurestore.usertables.grid import Column, Grid, clean_name
+from featurestore.usertables.cell_grid import Column, Grid, clean_name
+from featurestore.usertables.table_errors import TableError
 
 
 def read_columnar(content: bytes, name: str) -> Grid:

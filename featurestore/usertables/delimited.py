@@ -13,8 +13,8 @@ from collections.abc import Iterator
 
 import polars as pl
 
-from featurestore.usertables.errors import TableError
-from featurestore.usertables.grid import Column, Grid, clean_name, is_unnamed
+from featurestore.usertables.cell_grid import Column, Grid, clean_name, is_unnamed
+from featurestore.usertables.table_errors import TableError
 
 SEPARATORS = ("\t", ";", ",")
 SAMPLE = 50

@@ -2,8 +2,8 @@
 
 from typing import Literal
 
-from featurestore.usertables.errors import TableError
 from featurestore.usertables.table import UserTable
+from featurestore.usertables.table_errors import TableError
 
 Id = Literal["patient_id", "slide_id"]
 ID_NAMES: dict[Id, tuple[str, ...]] = {

@@ -8,7 +8,7 @@ import re
 import unicodedata
 from collections.abc import Iterable, Mapping
 
-from featurestore.usertables.errors import TableError
+from featurestore.usertables.table_errors import TableError
 
 #: The option by which a user says that such names differ.
 OPTION = "--distinct-ids"

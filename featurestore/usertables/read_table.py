@@ -5,11 +5,11 @@ import os
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
+from featurestore.usertables.cell_grid import Grid
 from featurestore.usertables.columnar import read_columnar
 from featurestore.usertables.delimited import read_delimited
-from featurestore.usertables.errors import TableError
-from featurestore.usertables.grid import Grid
 from featurestore.usertables.table import UserTable
+from featurestore.usertables.table_errors import TableError
 from featurestore.usertables.workbook import read_workbook
 
 ENDINGS = (".csv", ".tsv", ".txt", ".xlsx", ".parquet")

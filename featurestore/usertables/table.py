@@ -12,9 +12,8 @@ from functools import cached_property
 
 import polars as pl
 
-from featurestore.usertables.errors import TableError
-from featurestore.usertables.grid import Column, Grid, clean_name, is_unnamed, refuse_twins
-from featurestore.usertables.near import near_key, refuse_near
+from featurestore.usertables.cell_grid import Column, Grid, clean_name, is_unnamed, refuse_twins
+from featurestore.usertables.near_ids import near_key, refuse_near
 from featurestore.usertables.numbers import (
     LEADING_ZERO,
     WHOLE,
@@ -24,6 +23,7 @@ from featurestore.usertables.numbers import (
     trimmed,
     why_no_number,
 )
+from featurestore.usertables.table_errors import TableError
 
 #: What pandas takes for a missing value; these tables are written for tools that read with it.
 MISSING_WORDS = frozenset({

@@ -16,14 +16,14 @@ from xml.etree import ElementTree as ET
 
 import polars as pl
 
-from featurestore.usertables.errors import TableError
-from featurestore.usertables.grid import Column, Grid, clean_name
+from featurestore.usertables.cell_grid import Column, Grid, clean_name
 from featurestore.usertables.number_formats import (
     BUILT_IN,
     is_date_format,
     shown_date,
     shown_number,
 )
+from featurestore.usertables.table_errors import TableError
 
 _OLE = b"\xd0\xcf\x11\xe0"
 _ESCAPE = re.compile(r"_x([0-9A-Fa-f]{4})_")

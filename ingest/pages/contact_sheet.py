@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
-from featurestore.lance_counts import count_tiles
-from featurestore.schema import CATALOG
-from ingest.pages import environment
-from ingest.slide_cards import OK, card_slides, choose_slides, make_cards
-from ingest.slide_pictures import PEN_SHOWN
+from featurestore.tables.lance_counts import count_tiles
+from featurestore.tables.schema import CATALOG
+from ingest.pages.page_templates import environment
+from ingest.pages.slide_cards import OK, card_slides, choose_slides, make_cards
+from ingest.pages.slide_pictures import PEN_SHOWN
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -10,15 +10,15 @@ import dataclasses
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
-from ingest import sparse_tiff
 from ingest.errors import SlideError
-from ingest.file_groups import named_files
-from ingest.partial_file import PartialFile, Range
 from ingest.readers.jpeg_tiff import JpegLevel, NotNativeError
 from ingest.readers.tiff_check import check_tiff
-from ingest.remote_errors import told
-from ingest.remote_files import RemoteFile, is_local, name_of, open_fs, split_image
-from ingest.scratch import scratch_folder
+from ingest.remote import sparse_tiff
+from ingest.remote.partial_file import PartialFile, Range
+from ingest.remote.remote_errors import told
+from ingest.remote.remote_files import RemoteFile, is_local, name_of, open_fs, split_image
+from ingest.remote.scratch import scratch_folder
+from ingest.select.file_groups import named_files
 
 NAME_BYTES = 200  # of a copy; file systems take 255
 

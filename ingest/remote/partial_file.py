@@ -13,8 +13,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from ingest.errors import SlideError
-from ingest.remote_files import FileState, RemoteFile
-from ingest.scratch import check_room, room_is_told
+from ingest.remote.remote_files import FileState, RemoteFile
+from ingest.remote.scratch import check_room, room_is_told
 
 PART_BYTES = 8 << 20
 LEAST_PART_BYTES = 1 << 20

@@ -7,8 +7,9 @@ import contextlib
 import re
 from collections.abc import Iterator
 
-from featurestore import LakeError, bucket_clients
-from featurestore.bucket_errors import DENIED, causes, codes, explain
+from featurestore import LakeError
+from featurestore.storage import bucket_clients
+from featurestore.storage.bucket_errors import DENIED, causes, codes, explain
 from ingest.errors import SlideError
 
 BUCKETS = frozenset(bucket_clients.EXTRAS)

@@ -15,9 +15,9 @@ import fsspec
 import fsspec.asyn
 import fsspec.config
 
-from featurestore import bucket_clients
-from ingest import remote_errors
-from ingest.remote_errors import (
+from featurestore.storage import bucket_clients
+from ingest.remote import remote_errors
+from ingest.remote.remote_errors import (
     BUCKETS,
     WEB,
     HttpStatusError,

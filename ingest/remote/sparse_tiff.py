@@ -10,7 +10,6 @@ from dataclasses import dataclass
 import tifffile
 
 from ingest.errors import SlideError
-from ingest.partial_file import PartialFile, PartialReader, Range
 from ingest.readers import level_check
 from ingest.readers.jpeg_tiff import (
     JPEG,
@@ -24,6 +23,7 @@ from ingest.readers.slide_reader import LEVEL_SLACK, ReadOptions
 from ingest.readers.tiff_images import largest, tiff_images
 from ingest.readers.tiff_reader import TiffReader
 from ingest.readers.tile_grids import tile_places
+from ingest.remote.partial_file import PartialFile, PartialReader, Range
 
 SUFFIXES = (".svs", ".tif", ".tiff", ".svslide")
 # At 2.0 mpp a slide of 0.25 or 0.5 gives 2-8 %; what needs half of the file is copied in one go.

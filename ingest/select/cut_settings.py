@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Self
 
-from ingest.remote_errors import shown
-from ingest.segment.methods import STANDARD
+from ingest.remote.remote_errors import shown
+from ingest.tissue.tissue_methods import STANDARD
 
 Given = Mapping[str, Any]
 """Those fields of `CutSettings` that a user gave."""

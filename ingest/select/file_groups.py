@@ -9,10 +9,10 @@ from collections import defaultdict
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-from ingest.dicom_header import DicomHeader, read_header
 from ingest.errors import SlideError
-from ingest.folders import Note
-from ingest.remote_files import RemoteFile, is_local, open_fs
+from ingest.readers.dicom_header import DicomHeader, read_header
+from ingest.remote.remote_files import RemoteFile, is_local, open_fs
+from ingest.select.folders import Note
 
 HEAD_BYTES = 64 * 1024
 AT_ONCE = 16  # from a bucket it is nothing but waiting

@@ -13,13 +13,13 @@ import numpy as np
 
 from featurestore import LakeConfig
 from featurestore.ids import mpp_name
+from ingest.child_process import DiedError, Isolated
 from ingest.cut import failure, jpegs, lake_grids, tissue_options
 from ingest.grid import Grid
-from ingest.isolated import DiedError, Isolated
 from ingest.readers.open_slide import open_slide
 from ingest.readers.slide_reader import SlideReader, read_options
-from ingest.remote import local_slide
-from ingest.remote_files import is_local
+from ingest.remote.local_copy import local_slide
+from ingest.remote.remote_files import is_local
 from ingest.survey import survey
 
 LOCAL_SAMPLE, REMOTE_SAMPLE = 12, 3

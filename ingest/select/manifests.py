@@ -18,8 +18,8 @@ from featurestore.usertables import (
     tables_raise,
 )
 from ingest.errors import InputError, SlideError
-from ingest.remote_errors import told
-from ingest.remote_files import open_fs
+from ingest.remote.remote_errors import told
+from ingest.remote.remote_files import open_fs
 
 MANIFESTS = (".csv", ".tsv", ".xlsx", ".parquet")
 SITES = ("site", "centre", "center", "hospital", "institution", "tissue_source_site")

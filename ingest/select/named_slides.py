@@ -6,13 +6,13 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypedDict
 
-from ingest.cut_settings import CutSettings, Given
 from ingest.errors import SlideError
-from ingest.facts import extra_text
-from ingest.mask_folder import MaskFolder, mask_mark, open_masks
-from ingest.remote_errors import shown
-from ingest.segment.methods import TissueBy, chosen_method, method_name
-from ingest.sources import Source, chosen, fingerprint, resolve, split_duplicates
+from ingest.remote.remote_errors import shown
+from ingest.select.cut_settings import CutSettings, Given
+from ingest.select.manifest_facts import extra_text
+from ingest.select.sources import Source, chosen, fingerprint, resolve, split_duplicates
+from ingest.tissue.mask_folder import MaskFolder, mask_mark, open_masks
+from ingest.tissue.tissue_methods import TissueBy, chosen_method, method_name
 
 ASKED_AT_ONCE = 16
 

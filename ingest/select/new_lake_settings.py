@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 
 from featurestore import LakeConfig, LakeError, Store, settings_for
-from ingest.asked import How
 from ingest.errors import InputError
-from ingest.native import native_tiles
-from ingest.sources import chosen, resolve
+from ingest.native_tiles import native_tiles
+from ingest.select.named_slides import How
+from ingest.select.sources import chosen, resolve
 
 NATIVE = "native"
 

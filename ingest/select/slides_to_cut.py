@@ -6,15 +6,15 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from featurestore import LakeConfig, Store, open_lake
-from ingest.asked import How, asked_for
-from ingest.cut_settings import CutSettings, Given, differences
 from ingest.errors import SlideError
-from ingest.facts import changed_facts, fact_names, merged_facts
 from ingest.grid import MPP_TOLERANCE
-from ingest.mask_folder import mask_mark
-from ingest.near_lake import refuse_near_lake
-from ingest.plan import Plan, plan_ingest
-from ingest.segment.methods import NAMES, TissueBy, method_name
+from ingest.select.cut_settings import CutSettings, Given, differences
+from ingest.select.ingest_plan import Plan, plan_ingest
+from ingest.select.manifest_facts import changed_facts, fact_names, merged_facts
+from ingest.select.named_slides import How, asked_for
+from ingest.select.near_lake import refuse_near_lake
+from ingest.tissue.mask_folder import mask_mark
+from ingest.tissue.tissue_methods import NAMES, TissueBy, method_name
 
 Row = dict[str, Any]
 

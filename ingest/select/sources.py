@@ -11,8 +11,10 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ingest.errors import InputError, SlideError
-from ingest.file_groups import one_file_a_slide
-from ingest.folders import (
+from ingest.remote.remote_errors import told
+from ingest.remote.remote_files import RemoteFile, is_local, name_of, open_fs, split_image
+from ingest.select.file_groups import one_file_a_slide
+from ingest.select.folders import (
     SUFFIXES,
     Note,
     files_under,
@@ -21,9 +23,7 @@ from ingest.folders import (
     slides_of,
     without_shadows,
 )
-from ingest.manifests import ManifestRow, is_manifest, read_manifest
-from ingest.remote_errors import told
-from ingest.remote_files import RemoteFile, is_local, name_of, open_fs, split_image
+from ingest.select.manifests import ManifestRow, is_manifest, read_manifest
 
 END_BYTES = 64 * 1024
 ESCAPED = re.compile(r"\\udc[89a-f][0-9a-f]")

@@ -17,12 +17,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ingest.cards import Card, Precision
 from ingest.errors import TeacherError
-from ingest.outputs import Output, places
+from ingest.teachers.cards.card import Card, Precision
+from ingest.teachers.outputs import Output, places
 
 if TYPE_CHECKING:
-    from ingest.onnx_engine import OnnxNetwork
+    from ingest.teachers.onnx_engine import OnnxNetwork
 
 # A CPU's cache holds the early activations of about this many pixels: 4 tiles of 224 px at a time
 # run 1.4-1.8 times as fast as 32 (one core, efficientnet_lite0/1; docs/decisions.md).

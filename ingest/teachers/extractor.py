@@ -17,18 +17,18 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from featurestore import ColumnFile, ColumnWriter, ShardReader, Store
-from featurestore.full_disk import disk_full_error
-from featurestore.lance_columns import keys_in
-from featurestore.schema import identity_of
-from featurestore.shards import check_shard
-from ingest.cards import Engine, Precision
+from featurestore.shards.tar_shards import check_shard
+from featurestore.storage.full_disk import disk_full_error
+from featurestore.tables.lance_columns import keys_in
+from featurestore.tables.schema import identity_of
 from ingest.errors import SlideError
-from ingest.outputs import Output, in_share, only
 from ingest.stain import stain_variant
-from ingest.teachers import Teacher, load_encoder
+from ingest.teachers.cards.card import Engine, Precision
+from ingest.teachers.find_teacher import Teacher, load_encoder
+from ingest.teachers.outputs import Output, in_share, only
 
 if TYPE_CHECKING:
-    from ingest.encoder import Encoder, Started
+    from ingest.teachers.encoder import Encoder, Started
 
 BATCH_TILES, GPU_BATCH_TILES = 32, 256
 
@@ -119,7 +119,7 @@ class Extractor:
     def _encoder(self, teacher: Teacher, precision: Precision, engine: Engine) -> "Encoder":
         key = (teacher.card.name, precision, engine)
         if key not in self._encoders:
-            from ingest.encoder import one_thread_each
+            from ingest.teachers.encoder import one_thread_each
 
             self._pool = self._pool or one_thread_each(self._threads)
             self._encoders[key] = load_encoder(
@@ -209,7 +209,7 @@ def _asked(store: Store, unit: Unit, row: Row) -> tuple[Int64Array, Int64Array]:
 
 
 def _decoded(shard: ShardReader, places: Int64Array) -> RgbArray:
-    from ingest.encoder import decode
+    from ingest.teachers.encoder import decode
 
     return np.stack([decode(shard.jpeg(place)) for place in places.tolist()])
 

@@ -13,19 +13,19 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ingest.card_table import CARDS
-from ingest.cards import Card, Engine, Precision, card_from_json
 from ingest.errors import TeacherError
-from ingest.outputs import Output, card_name, outputs_of
-from ingest.own_encoder import SUFFIX, own_card, own_network
-from ingest.students import WEIGHTS, student_file, student_folder
-from ingest.weights_files import fetch_weights, find_weights
+from ingest.teachers.cards.card import Card, Engine, Precision, card_from_json
+from ingest.teachers.cards.card_table import CARDS
+from ingest.teachers.outputs import Output, card_name, outputs_of
+from ingest.teachers.own_encoder import SUFFIX, own_card, own_network
+from ingest.teachers.student_files import WEIGHTS, student_file, student_folder
+from ingest.teachers.weights.weights_files import fetch_weights, find_weights
 
 if TYPE_CHECKING:
     from concurrent.futures import ThreadPoolExecutor
 
     from featurestore import Store
-    from ingest.encoder import Encoder
+    from ingest.teachers.encoder import Encoder
 
 HASH_BYTES = 1 << 24
 # A student of features has this file in place of a card.
@@ -164,9 +164,9 @@ def load_encoder(
     Raises:
         TeacherError: its weights are not here, are others, or do not fit the card.
     """
-    from ingest.encoder import Encoder
-    from ingest.networks import build
-    from ingest.weight_keys import load_weights
+    from ingest.teachers.encoder import Encoder
+    from ingest.teachers.networks import build
+    from ingest.teachers.weights.weight_keys import load_weights
 
     card = teacher.card
     if teacher.source is not None:
@@ -180,7 +180,7 @@ def load_encoder(
             load_weights(model, path, card)
     onnx = None
     if engine == "onnxruntime":
-        from ingest.onnx_engine import onnx_network
+        from ingest.teachers.onnx_engine import onnx_network
 
         onnx, device = onnx_network(model, card, teacher.sha256), "cpu"
     return Encoder(

@@ -22,9 +22,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from ingest.cards import Card
 from ingest.errors import TeacherError
-from ingest.weights_files import has_onnx
+from ingest.teachers.cards.card import Card
+from ingest.teachers.weights.weights_files import has_onnx
 
 CHECKED = 2
 NEAR = 1e-4  # of the spread of embeddings; measured: 2e-5

@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ingest.cards import Card
 from ingest.errors import TeacherError
+from ingest.teachers.cards.card import Card
 
 NAME = re.compile(
     r"(?P<card>[A-Za-z0-9_-]+)(:(?P<what>[a-z+]+)(?P<sample>[1-9][0-9]*)?)?"

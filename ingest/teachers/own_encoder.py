@@ -7,9 +7,9 @@ out of a lake. See `examples/own_encoder.py`.
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ingest.cards import Card
 from ingest.errors import TeacherError
-from ingest.own_file import SUFFIX, run_file
+from ingest.teachers.cards.card import Card
+from ingest.teachers.own_file import SUFFIX, run_file
 
 if TYPE_CHECKING:
     from torch import nn
@@ -45,7 +45,7 @@ def own_network(source: str, where: str) -> "nn.Module":
     Raises:
         TeacherError: the file can't be run, or builds no network.
     """
-    from ingest.networks import Plain
+    from ingest.teachers.networks import Plain
 
     module = run_file(source, where, TeacherError)
     try:

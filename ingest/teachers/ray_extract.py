@@ -26,14 +26,14 @@ from featurestore import (
     free_old_versions,
     open_lake,
 )
-from featurestore.annotations.where import Where, slides_of
-from featurestore.lance_tables import open_table
-from featurestore.lock import writer_lease
-from featurestore.schema import PENDING, READY, TILE_COLUMNS, features_table, identity_of
-from ingest.cards import Engine, Precision
-from ingest.extractor import Choice, Extractor, Outcome, Unit
-from ingest.teachers import Teacher, find_teachers
-from ingest.weights_files import has_onnx
+from featurestore.annotations.tile_predicates import Where, slides_of
+from featurestore.storage.lock import writer_lease
+from featurestore.tables.lance_tables import open_table
+from featurestore.tables.schema import PENDING, READY, TILE_COLUMNS, features_table, identity_of
+from ingest.teachers.cards.card import Engine, Precision
+from ingest.teachers.extractor import Choice, Extractor, Outcome, Unit
+from ingest.teachers.find_teacher import Teacher, find_teachers
+from ingest.teachers.weights.weights_files import has_onnx
 
 COMMIT_FRAGMENTS = 16
 COMMIT_S = 15.0
@@ -92,8 +92,8 @@ def extract(
 
     Args:
         lake_uri: the lake.
-        teachers: names as in `ingest.outputs`, of cards or of students in the lake, or paths of
-            users' own encoders.
+        teachers: names as in `ingest.teachers.outputs`, of cards or of students in the lake, or
+            paths of users' own encoders.
         mpps: where to run them; everywhere if None.
         weights: a folder in which weights are looked for first, on each machine.
         precision: of new columns. None: float32 on CPUs, the card's own on GPUs; columns that are

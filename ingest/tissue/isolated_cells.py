@@ -11,7 +11,14 @@ import numpy as np
 import numpy.typing as npt
 
 from ingest.readers.slide_reader import SlideReader
-from ingest.tissue import CELL_COLOUR, BoolArray, RgbArray, colour_of, tinted_glass, white_balanced
+from ingest.tissue.overview_tissue import (
+    CELL_COLOUR,
+    BoolArray,
+    RgbArray,
+    colour_of,
+    tinted_glass,
+    white_balanced,
+)
 
 CELL_MPP = 2.0
 CELL_AREA_UM2 = 30.0

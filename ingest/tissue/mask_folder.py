@@ -7,10 +7,10 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from ingest.errors import InputError, SlideError
-from ingest.folders import is_shadow
-from ingest.masks import SUFFIXES
-from ingest.remote_errors import shown, told
-from ingest.remote_files import name_of, open_fs
+from ingest.remote.remote_errors import shown, told
+from ingest.remote.remote_files import name_of, open_fs
+from ingest.select.folders import is_shadow
+from ingest.tissue.masks import SUFFIXES
 
 NAMED = 3  # in a message
 

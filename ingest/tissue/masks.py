@@ -15,8 +15,8 @@ import numpy.typing as npt
 from PIL import Image
 
 from ingest.errors import SlideError
-from ingest.remote_errors import shown, told
-from ingest.remote_files import name_of, open_fs
+from ingest.remote.remote_errors import shown, told
+from ingest.remote.remote_files import name_of, open_fs
 
 SUFFIXES = (".geojson", ".json", ".png")
 ASPECT_TOLERANCE = 0.01

@@ -7,11 +7,10 @@ import numpy as np
 
 from ingest.errors import InputError
 from ingest.grid import area_means
-from ingest.own_file import SUFFIX
 from ingest.readers.slide_reader import SlideReader
-from ingest.segment.cells import find_cells
-from ingest.segment.own_segmenter import OwnSegmenter, read_segmenter
-from ingest.tissue import (
+from ingest.teachers.own_file import SUFFIX
+from ingest.tissue.isolated_cells import find_cells
+from ingest.tissue.overview_tissue import (
     BoolArray,
     RgbArray,
     Tissue,
@@ -20,6 +19,7 @@ from ingest.tissue import (
     verdict_of,
     without_specks,
 )
+from ingest.tissue.own_segmenter import OwnSegmenter, read_segmenter
 
 STANDARD = "standard"
 # A tile is kept for a quarter of one pixel of the overview: less is a neighbour's cell.
@@ -69,7 +69,7 @@ METHODS = {
     "otsu": Method(about="saturation over Otsu's threshold", mask=_otsu),
     "cells": Method(about="isolated cells: cytology", mask=_cells, least_px=ANY_PX),
 }
-"""All but `standard`, which is `ingest.tissue.find_tissue`."""
+"""All but `standard`, which is `ingest.tissue.overview_tissue.find_tissue`."""
 NAMES = (STANDARD, *METHODS)
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.command_lines import Slidelake
 from tests.conftest import REAL_SLIDE, ROOT
+from tests.worlds.command_lines import Slidelake
 
 
 def test_help_teaches(slidelake: Slidelake) -> None:

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from featurestore import open_lake
-from tests.command_lines import Slidelake
 from tests.conftest import REAL_SLIDE, TEACHERS
-from tests.small_lake import contents
+from tests.worlds.command_lines import Slidelake
+from tests.worlds.small_lake import contents
 
 
 def test_verify_of_a_clean_lake(filled: Path, slidelake: Slidelake) -> None:

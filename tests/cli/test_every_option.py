@@ -14,7 +14,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup, TyperOption
 
 import slidelake
-from tests.command_lines import COMMAND_LINES
+from tests.worlds.command_lines import COMMAND_LINES
 
 #: Modules with this text declare command lines.
 DECLARES = "command_line("
@@ -53,7 +53,7 @@ def given_options(command: TyperCommand | TyperGroup, words: list[str]) -> tuple
 
 def declaring_modules() -> list[Path]:
     """Test modules that declare command lines."""
-    paths = sorted(Path(__file__).parent.glob("test_*.py"))
+    paths = sorted(Path(__file__).parents[1].rglob("test_*.py"))
     return [path for path in paths if DECLARES in path.read_text() and path != Path(__file__)]
 
 

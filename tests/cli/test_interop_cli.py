@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from featurestore import open_lake
-from tests.command_lines import Answer, Slidelake
 from tests.conftest import TEACHERS
-from tests.interop_files import (
+from tests.worlds.command_lines import Answer, Slidelake
+from tests.worlds.interop_files import (
     clam_features,
     clam_patches,
     cut_short,

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from featurestore import open_lake
-from tests import command_worlds
-from tests.command_lines import Answer, CommandLine, Output, Places, command_line
-from tests.small_lake import contents
+from tests.worlds import command_worlds
+from tests.worlds.command_lines import Answer, CommandLine, Output, Places, command_line
+from tests.worlds.small_lake import contents
 
 Run = Callable[..., Answer]
 

@@ -12,12 +12,12 @@ import pytest
 
 from featurestore import build_index, open_lake
 from ingest import CARDS
-from ingest.weights_files import find_weights
-from tests import command_worlds, interop_files
-from tests.command_lines import Answer, CommandLine, Output, Places, command_line
+from ingest.teachers.weights.weights_files import find_weights
 from tests.conftest import REAL_SLIDE
-from tests.painted_lake import painted_lake
-from tests.run_folders import write_run
+from tests.worlds import command_worlds, interop_files
+from tests.worlds.command_lines import Answer, CommandLine, Output, Places, command_line
+from tests.worlds.painted_lake import painted_lake
+from tests.worlds.run_folders import write_run
 
 Run = Callable[..., Answer]
 

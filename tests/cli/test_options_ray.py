@@ -15,10 +15,10 @@ import ray
 from examples.demo import QUICK
 from featurestore import free_old_versions, open_lake
 from ingest import CARDS
-from ingest.weights_files import find_weights
-from tests import command_worlds
-from tests.command_lines import Answer, CommandLine, Output, Places, command_line
+from ingest.teachers.weights.weights_files import find_weights
 from tests.conftest import REAL_SLIDE, ROOT
+from tests.worlds import command_worlds
+from tests.worlds.command_lines import Answer, CommandLine, Output, Places, command_line
 
 Run = Callable[..., Answer]
 
@@ -194,7 +194,7 @@ def _few_versions_stay(monkeypatch: pytest.MonkeyPatch) -> None:
     defaults = cast("dict[str, Any]", free_old_versions.__kwdefaults__)
     for name in ("keep", "days"):
         monkeypatch.setitem(defaults, name, 0)
-    monkeypatch.setattr("featurestore.lance_vacuum.AUTO_LEAST", 1)
+    monkeypatch.setattr("featurestore.keep.lance_vacuum.AUTO_LEAST", 1)
 
 
 @pytest.mark.usefixtures("_few_versions_stay")

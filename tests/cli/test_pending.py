@@ -9,10 +9,10 @@ from typer.testing import CliRunner
 
 import slidelake
 from downstream.cohorts.cohort import CohortError, patient_table
-from downstream.probes.labels import read_tile_labels
+from downstream.probes.probe_labels import read_tile_labels
 from featurestore import Lake, LakeConfig, create_lake
 from tests.conftest import ROOT
-from tests.small_lake import add_slides
+from tests.worlds.small_lake import add_slides
 
 ENCODER = str(ROOT / "examples" / "own_encoder.py")
 LABELS = pl.DataFrame({"slide_id": ["a", "b", "c"], "patient_id": ["1", "2", "3"], "y": [0, 1, 1]})

@@ -11,9 +11,9 @@ import pytest
 import yaml  # type: ignore[import-untyped]
 
 import cluster
+from cluster import progress
 from cluster.environment import patched_environ
 from cluster.errors import ClusterError
-from cluster.progress import progress
 from cluster.ray_session import _check_reachable
 from cluster.ray_submit import _entrypoint, _resolve_address, submit
 from cluster.ray_token import auth_headers, check_address

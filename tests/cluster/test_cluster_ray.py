@@ -21,7 +21,7 @@ import cluster
 from cluster import ClusterError, quiet_ray_data, ray_map, ray_session, schedulable, submit
 from cluster.scratch import scratch_directory
 from featurestore import LakeConfig, create_lake
-from tests.command_lines import command_line
+from tests.worlds.command_lines import command_line
 
 CHECKOUT = Path(cluster.__file__).parent.parent
 MARK = "SLIDELAKE_TEST_MARK"

@@ -10,9 +10,14 @@ import torch
 from numpy.typing import NDArray
 
 from downstream import BagError
-from downstream.bags import PatientBags, feature_identity, read_patient, slides_with_tiles
-from downstream.mil.hierarchy import children_rows
-from downstream.mil.places import GAP
+from downstream.mil.aggregators.hierarchy import children_rows
+from downstream.mil.aggregators.tile_canvas import GAP
+from downstream.run.feature_bags import (
+    PatientBags,
+    feature_identity,
+    read_patient,
+    slides_with_tiles,
+)
 from featurestore import (
     ColumnWriter,
     GridCut,
@@ -27,7 +32,7 @@ from featurestore import (
     tile_parts,
     tiles_table,
 )
-from ingest.slide_pictures import encode_jpeg
+from ingest.pages.slide_pictures import encode_jpeg
 
 MPP, PATIENTS, WIDTH = 0.5, 12, 8
 """Patient p03 has slides s03a and s03b, with 5 and 6 tiles; odd patients are positive."""

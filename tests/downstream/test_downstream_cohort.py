@@ -18,7 +18,7 @@ from downstream.cohorts.outcomes import (
     site_of,
     survival_labels,
 )
-from tests.test_interop_tables import write_frame
+from tests.featurestore.interop.test_interop_tables import write_frame
 
 
 def lake_slides(rows: list[tuple[str, str | None, str]] | None = None) -> pl.LazyFrame:

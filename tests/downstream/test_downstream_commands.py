@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 import slidelake
-from tests.command_lines import Output
 from tests.conftest import ROOT
-from tests.test_downstream_bags import PATIENTS, build, planted
+from tests.downstream.test_downstream_bags import PATIENTS, build, planted
+from tests.worlds.command_lines import Output
 
 KEYS = {"metrics", "folds", "patients", "slides", "lake_version", "run"}
 COMMANDS = {

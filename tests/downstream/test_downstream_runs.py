@@ -30,18 +30,18 @@ from downstream import (
     nested_folds,
     run_mil,
 )
-from downstream.cells import fit_and_store
-from downstream.execution import execute
-from downstream.members import Patients, fit_member
-from downstream.questions import check_models
-from downstream.run_table import run_table
-from downstream.settings import MIL, POOLED, PROBES
-from downstream.splits.tables import from_table
-from downstream.study import Cell, Kind, Patient, Study, check_features
-from downstream.survival.models import POOLED as POOLED_SPECS
-from downstream.trials import trials_of
+from downstream.run.cell_models import Patients, fit_member
+from downstream.run.cells import fit_and_store
+from downstream.run.execution import execute
+from downstream.run.fit_settings import MIL, POOLED, PROBES
+from downstream.run.label_targets import check_models
+from downstream.run.run_table import run_table
+from downstream.run.study import Cell, Kind, Patient, Study, check_features
+from downstream.run.trials import trials_of
+from downstream.splits.split_tables import from_table
+from downstream.survival.pooled_models import POOLED as POOLED_SPECS
 from featurestore import Lake, LakeError
-from tests.test_downstream_bags import MPP, PATIENTS, build, planted
+from tests.downstream.test_downstream_bags import MPP, PATIENTS, build, planted
 
 
 @pytest.fixture(autouse=True, scope="module")

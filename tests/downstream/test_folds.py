@@ -11,8 +11,14 @@ from hypothesis import strategies as st
 
 from downstream.splits.folds import Split, few_shot, leave_site_out, nested_folds, strata
 from downstream.splits.split import LeakageError, SplitError, assert_disjoint
-from downstream.splits.tables import from_table, read_clam, read_patho_bench, read_stamp, to_table
-from downstream.survival.losses import fit_bins
+from downstream.splits.split_tables import (
+    from_table,
+    read_clam,
+    read_patho_bench,
+    read_stamp,
+    to_table,
+)
+from downstream.survival.survival_losses import fit_bins
 
 IDS = [f"p{i:02d}" for i in range(60)]
 LABELS = [("a", "b", "b")[i % 3] for i in range(60)]

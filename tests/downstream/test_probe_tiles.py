@@ -16,23 +16,23 @@ from numpy.typing import NDArray
 from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 
 from downstream import CohortError
-from downstream.measures.classes import classification_measures
+from downstream.measures.class_measures import classification_measures
 from downstream.measures.intervals import compare
 from downstream.probes.fit import ProbeError, fit_probe
-from downstream.probes.folds import Options, tile_splits
-from downstream.probes.labels import _by_place, at_most, read_tile_labels
-from downstream.probes.results import metrics_of
-from downstream.probes.tiles import run_probe
+from downstream.probes.probe_folds import Options, tile_splits
+from downstream.probes.probe_labels import _by_place, at_most, read_tile_labels
+from downstream.probes.probe_result import metrics_of
+from downstream.probes.tile_probe import run_probe
+from downstream.report.finished_run import read_run
 from downstream.report.mistakes import mistakes
-from downstream.report.run import read_run
-from downstream.report.views_classes import confusion_counts
+from downstream.report.views.views_classes import confusion_counts
+from downstream.run.study import StudyError
 from downstream.splits.split import SplitError
-from downstream.splits.tables import from_table
-from downstream.study import StudyError
+from downstream.splits.split_tables import from_table
 from featurestore import Lake, open_lake
-from tests.test_downstream_bags import MPP, PATIENTS, WIDTH, Features, build, slide_names
+from tests.downstream.test_downstream_bags import MPP, PATIENTS, WIDTH, Features, build, slide_names
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 TILES = 8
 
 

@@ -20,7 +20,7 @@ from downstream.probes.heads import INVERSE, NEIGHBOURS, STRENGTHS
 
 Floats = NDArray[np.float64]
 Part = tuple[Floats, NDArray[Any]]
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def classes_of(rows: int, classes: int, seed: int, share: list[float] | None = None) -> Part:

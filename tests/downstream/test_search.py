@@ -18,12 +18,12 @@ from sklearn.metrics.pairwise import cosine_similarity
 from sklearn.neighbors import NearestNeighbors
 from typer.testing import CliRunner
 
-from downstream.retrieval.query import RetrievalError, nearest_rows, parse_like, tile_at
 from downstream.retrieval.recall import measure_recall, recall_at_k, sample_tiles
 from downstream.retrieval.search import found_text, run_search
+from downstream.retrieval.search_query import RetrievalError, nearest_rows, parse_like, tile_at
 from featurestore import Bag, Lake, LakeError, build_index, create_lake, open_lake, tile_parts
 from slidelake import app
-from tests.training_lake import (
+from tests.worlds.training_lake import (
     CONFIG,
     SIZES,
     TILE_PX,

@@ -13,18 +13,19 @@ import polars as pl
 import pyarrow as pa
 import pytest
 
-from featurestore import Lake, LakeError, compact, edits, open_lake, repair, vacuum, verify
-from featurestore.annotations import lance_check
+from featurestore import Lake, LakeError, compact, open_lake, repair, vacuum, verify
+from featurestore.annotations import lance_annotation_check
 from featurestore.annotations.annotate import annotate, set_patients
-from featurestore.edits import drop, rename
+from featurestore.edits import drop_and_rename
+from featurestore.edits.drop_and_rename import drop, rename
 from featurestore.keep.lance_copy import copy_lake
 from featurestore.keep.lance_restore import restore
-from featurestore.lance_commit import Committer
-from featurestore.lance_tables import open_table
-from featurestore.schema import features_table
-from tests.command_lines import Slidelake
-from tests.s3 import Bucket
-from tests.small_lake import add_slides, add_teacher, contents
+from featurestore.tables.lance_commit import Committer
+from featurestore.tables.lance_tables import open_table
+from featurestore.tables.schema import features_table
+from tests.worlds.command_lines import Slidelake
+from tests.worlds.s3 import Bucket
+from tests.worlds.small_lake import add_slides, add_teacher, contents
 
 REGIONS = pl.DataFrame({"slide_id": ["a", "c"], "x": [0, 300], "y": [9, 9], "mark": ["T", "S"]})
 GRADES = pl.DataFrame({"slide_id": ["a", "b"], "grade": [1, 2]})
@@ -170,10 +171,10 @@ def test_what_names_a_dropped_teacher_is_said(lake: Lake) -> None:
 def test_what_names_a_teacher_is_said_of_large_files_too(
     lake: Lake, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(edits, "PIECE_BYTES", 7)  # the name lies in two pieces of the file
+    monkeypatch.setattr(drop_and_rename, "PIECE_BYTES", 7)  # the name lies in two pieces
     lake.write_json("runs/r1/predictions.json", {"labels": [0] * 20, "features": "teacher-t+u"})
     lake.write_json("runs/r2/predictions.json", {"labels": [0] * 20, "features": "teacher-tt"})
-    assert list(edits.named_in(lake, ["teacher-t"])) == ["runs/r1"]
+    assert list(drop_and_rename.named_in(lake, ["teacher-t"])) == ["runs/r1"]
 
 
 def test_renaming_what_never_was_is_an_error_though_the_new_name_is_taken(
@@ -378,11 +379,11 @@ def test_a_table_of_an_annotation_is_never_held_whole(
     def refuse(*_: object, **__: object) -> None:
         pytest.fail("a whole table was read")
 
-    monkeypatch.setattr("featurestore.annotations.lance_check.BATCH_ROWS", 1)
+    monkeypatch.setattr("featurestore.annotations.lance_annotation_check.BATCH_ROWS", 1)
     monkeypatch.setattr(lance.LanceDataset, "to_table", refuse)
     annotation = lake.annotations()["clinical"]
-    assert list(lance_check._check(lake, annotation)) == []
-    (damage,) = lance_check._check(lake, replace(annotation, crc32=1))
+    assert list(lance_annotation_check._check(lake, annotation)) == []
+    (damage,) = lance_annotation_check._check(lake, replace(annotation, crc32=1))
     assert "or other ones" in damage.what
 
 

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from featurestore import Lake, open_lake, vacuum, verify
-from tests import fault_worker
 from tests.conftest import ROOT
-from tests.kills import kill
-from tests.small_lake import add_slides, contents
+from tests.worlds import fault_worker
+from tests.worlds.kills import kill
+from tests.worlds.small_lake import add_slides, contents
 
 #: In each of two tests; hundreds were tried, and more can be asked for.
 KILLS = int(os.environ.get("SLIDELAKE_KILLS", "6"))
@@ -27,7 +27,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
 
 def start(lake: Path) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
-        [sys.executable, "-m", "tests.fault_worker", str(lake)],
+        [sys.executable, "-m", "tests.worlds.fault_worker", str(lake)],
         cwd=ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -103,7 +103,7 @@ def test_two_committers_at_once_end_with_each_slide_once(
 LIMITED = """
 import resource, signal, sys
 from featurestore import open_lake
-from tests.small_lake import add_slides
+from tests.worlds.small_lake import add_slides
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 lake = open_lake(sys.argv[1])
 resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]), int(sys.argv[2])))

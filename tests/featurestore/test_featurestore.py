@@ -34,9 +34,9 @@ from featurestore import (
     tile_ids,
     tile_parts,
 )
-from featurestore.shard_index import tar_header
-from featurestore.stats import merge
-from tests.small_lake import JPEG, column, cut
+from featurestore.shards.shard_index import tar_header
+from featurestore.stats.moments import merge
+from tests.worlds.small_lake import JPEG, column, cut
 
 MPPS = (0.5, 2.0)
 

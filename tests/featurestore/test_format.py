@@ -11,7 +11,7 @@ import pytest
 
 from featurestore import Lake, compact, open_lake, read_stats, vacuum, verify
 from tests.conftest import ROOT
-from tests.small_lake import add_slides, add_teacher, contents, values_of
+from tests.worlds.small_lake import add_slides, add_teacher, contents, values_of
 
 FORMATS = (1,)
 

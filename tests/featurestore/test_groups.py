@@ -13,11 +13,11 @@ import lance
 import pytest
 
 from featurestore import Lake, LakeConfig, create_lake, open_lake, verify
-from featurestore.cuts import SlideCut
-from featurestore.lance_features import append_tiles
-from featurestore.lance_groups import Group
+from featurestore.tables.cuts import SlideCut
+from featurestore.tables.lance_features import append_tiles
+from featurestore.tables.lance_groups import Group
 from tests.conftest import ROOT
-from tests.small_lake import add_slides, add_teacher, contents, cut, write_columns
+from tests.worlds.small_lake import add_slides, add_teacher, contents, cut, write_columns
 
 
 class KilledError(BaseException):
@@ -117,7 +117,9 @@ def parts_of(lake: Lake) -> dict[str, object]:
 def test_killed_at_any_commit_it_is_all_there_or_not_at_all(
     base: Path, tmp_path: Path, work: Callable[[Lake], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("featurestore.cuts.ROWS_PER_FRAGMENT", 6)  # several fragments in a grid
+    monkeypatch.setattr(
+        "featurestore.tables.cuts.ROWS_PER_FRAGMENT", 6
+    )  # several fragments in a grid
     shutil.copytree(base, tmp_path / "whole")
     old = parts_of(open_lake(tmp_path / "whole"))
     work(open_lake(tmp_path / "whole"))
@@ -166,7 +168,7 @@ def test_another_committer_takes_back_what_was_cut_short(base: Path, tmp_path: P
     code = (
         "import os, lance, sys\n"
         "from featurestore import open_lake\n"
-        "from tests.small_lake import cut\n"
+        "from tests.worlds.small_lake import cut\n"
         "lake = open_lake(sys.argv[1])\n"
         "again = [cut(lake, 1, 'a', 7, 'again'), cut(lake, 0, 'alone', 6, 'again')]\n"
         "commit = lance.LanceDataset.commit\n"

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from featurestore import AccessError, DamageError, ShardReader, ShardWriter, Store
-from featurestore.shard_index import (
+from featurestore.shards.shard_index import (
     ShardIndex,
     index_path,
     is_header_of,
@@ -136,7 +136,7 @@ def test_a_tar_says_what_its_index_says(
     written: ShardWriter, part_bytes: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store, shard = written.store, written.shard
-    monkeypatch.setattr("featurestore.shard_index.CHUNK_BYTES", part_bytes)
+    monkeypatch.setattr("featurestore.shards.shard_index.CHUNK_BYTES", part_bytes)
     scanned = scan_shard(store, SHARD)
     assert shard is not None
     assert (scanned.bytes, scanned.crc32) == (shard.bytes, shard.crc32)

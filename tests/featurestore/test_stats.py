@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from distill.fit import stats
+from distill.targets.missing_stats import stats
 from featurestore import (
     ColumnWriter,
     DamageError,
@@ -25,10 +25,10 @@ from featurestore import (
     vacuum,
 )
 from featurestore.opening import open_lake
-from featurestore.stats import Moments, merge, read_card
-from tests.command_lines import Slidelake
+from featurestore.stats.moments import Moments, merge, read_card
 from tests.conftest import ROOT
-from tests.small_lake import add_slides, add_teacher, column
+from tests.worlds.command_lines import Slidelake
+from tests.worlds.small_lake import add_slides, add_teacher, column
 
 Float64Array = npt.NDArray[np.float64]
 
@@ -91,7 +91,7 @@ def test_a_lake_gives_what_numpy_gives_of_all_rows(
     small: Lake, rows: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lake, values = with_features(small)
-    monkeypatch.setattr("featurestore.stats.BLOCK_BYTES", rows * 6 * 8)
+    monkeypatch.setattr("featurestore.stats.moments.BLOCK_BYTES", rows * 6 * 8)
     told: list[int] = []
     found = fit_stats(lake, "t", mpp=0.5, slide_ids=["b", "a"], on_tiles=told.append)
     x = values.astype(np.float64)
@@ -231,7 +231,7 @@ def test_tiles_that_the_teacher_was_not_asked_for_are_left_out(
     small: Lake, rows: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lake, values = with_features(small)
-    monkeypatch.setattr("featurestore.stats.BLOCK_BYTES", rows * 6 * 8)
+    monkeypatch.setattr("featurestore.stats.moments.BLOCK_BYTES", rows * 6 * 8)
     for absent in (0, 6):
         overwrite(lake, values[absent], np.full(6, np.nan, np.float16))
     lake = open_lake(lake.uri, check=None)

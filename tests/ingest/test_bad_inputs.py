@@ -12,11 +12,11 @@ import pytest
 
 import slidelake
 from featurestore import Committer, Lake, open_lake
-from ingest import remote_files
 from ingest.ray_ingest import ingest
-from tests.bad_slides import Input, build, copy_of, remove
+from ingest.remote import remote_files
 from tests.conftest import CONFIG
-from tests.slide_server import SlideServer, slide_server
+from tests.worlds.bad_slides import Input, build, copy_of, remove
+from tests.worlds.slide_server import SlideServer, slide_server
 
 LIMIT_S = 240
 

@@ -16,12 +16,12 @@ import tifffile
 from PIL import Image
 
 from featurestore import Lake, LakeConfig, SlideCut, Store, create_lake, open_lake, query
-from ingest.asked import asked_for
-from ingest.contact_sheet import write_contact_sheet
 from ingest.cut import cut_or_reason
-from ingest.todo import sort_out
+from ingest.pages.contact_sheet import write_contact_sheet
+from ingest.select.named_slides import asked_for
+from ingest.select.slides_to_cut import sort_out
 from tests.conftest import CONFIG, REAL_SLIDE, ROOT
-from tests.small_lake import add_slides
+from tests.worlds.small_lake import add_slides
 
 EVIL = "<img src=x onerror=alert(1)>"
 GLASS, INK, TISSUE = (243, 243, 243), (40, 60, 170), (200, 120, 170)

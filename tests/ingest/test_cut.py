@@ -26,15 +26,15 @@ from featurestore import (
 from ingest.cut import cut_or_reason, cut_slide
 from ingest.errors import InputError, SlideError
 from ingest.grid import Grid, plan_grids
-from ingest.native import native_tiles
+from ingest.native_tiles import native_tiles
 from ingest.readers.openslide_reader import OpenSlideReader
 from ingest.readers.tiff_reader import TiffReader
-from ingest.settings import settings
-from ingest.sources import fingerprint, resolve
+from ingest.select.new_lake_settings import settings
+from ingest.select.slides_to_cut import dry_run
+from ingest.select.sources import fingerprint, resolve
 from ingest.survey import survey
-from ingest.todo import dry_run
 from tests.conftest import REAL_SLIDE
-from tests.wide_slide import write_wide_slide
+from tests.worlds.wide_slide import write_wide_slide
 
 MPPS = (0.5, 2.0)
 

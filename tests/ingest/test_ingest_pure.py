@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from ingest.errors import InputError, SlideError
 from ingest.grid import Grid, keep_tiles, plan_grids, tissue_shares
-from ingest.sources import fingerprint, resolve, split_duplicates
+from ingest.select.sources import fingerprint, resolve, split_duplicates
 
 RATIOS = {0.5: 1, 2.0: 4}
 

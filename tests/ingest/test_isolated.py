@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from ingest.isolated import DiedError, Isolated
+from ingest.child_process import DiedError, Isolated
 from tests.conftest import ROOT
 
 
 @pytest.fixture
 def isolated() -> Iterator[Isolated]:
-    other = Isolated("tests.isolated_work:work")
+    other = Isolated("tests.worlds.isolated_work:work")
     yield other
     other.close()
 
@@ -43,8 +43,8 @@ def test_what_dies_once_is_tried_again(isolated: Isolated, tmp_path: Path) -> No
 
 def test_process_ends_with_a_killed_owner() -> None:
     code = (
-        "from ingest.isolated import Isolated\n"
-        "other = Isolated('tests.isolated_work:work')\n"
+        "from ingest.child_process import Isolated\n"
+        "other = Isolated('tests.worlds.isolated_work:work')\n"
         "print(other.call('a', limit_s=60).split()[-1], flush=True)\n"
         "other.call('hang', limit_s=600)\n"
     )

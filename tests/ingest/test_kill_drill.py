@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.kill_drill import KINDS, Drill
+from tests.worlds.kill_drill import KINDS, Drill
 
 
 @pytest.mark.slow

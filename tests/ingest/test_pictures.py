@@ -13,12 +13,12 @@ from PIL import Image
 from examples.slide_writer import TILE_PX, Page, encode_tile, shared_tables, write_tiff
 from featurestore import LakeConfig
 from ingest.errors import InputError, SlideError
-from ingest.plan import plan_ingest
 from ingest.readers.open_slide import open_slide
 from ingest.readers.slide_reader import ReadOptions
-from ingest.remote import local_slide
-from ingest.sources import fingerprint, resolve
-from tests.planted_levels import Pixels, real_pixels
+from ingest.remote.local_copy import local_slide
+from ingest.select.ingest_plan import plan_ingest
+from ingest.select.sources import fingerprint, resolve
+from tests.worlds.planted_levels import Pixels, real_pixels
 
 HALF = ReadOptions(mpp=0.5)
 TILED: dict[str, Any] = {

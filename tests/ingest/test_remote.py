@@ -17,22 +17,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from featurestore import LakeConfig, create_lake
-from ingest import remote_errors, remote_files
-from ingest.asked import asked_for
 from ingest.cut import cut_slide
 from ingest.errors import InputError, SlideError
-from ingest.partial_file import merged, parts, without
 from ingest.readers.jpeg_tiff import JpegLevel, JpegTiff
 from ingest.readers.openslide_reader import OpenSlideReader
-from ingest.remote import local_slide, sparse_slide
-from ingest.scratch import PREFIX, VARIABLE, room_is_told, scratch_folder, sweep
-from ingest.sources import fingerprint, resolve
-from ingest.sparse_tiff import level_ranges, plan_fetch
-from ingest.todo import sort_out
+from ingest.remote import remote_errors, remote_files
+from ingest.remote.local_copy import local_slide, sparse_slide
+from ingest.remote.partial_file import merged, parts, without
+from ingest.remote.scratch import PREFIX, VARIABLE, room_is_told, scratch_folder, sweep
+from ingest.remote.sparse_tiff import level_ranges, plan_fetch
+from ingest.select.named_slides import asked_for
+from ingest.select.slides_to_cut import sort_out
+from ingest.select.sources import fingerprint, resolve
 from tests.conftest import REAL_SLIDE, ROOT
-from tests.s3 import SECRET, Bucket
-from tests.slide_server import SlideServer, slide_server
-from tests.wide_slide import write_wide_slide
+from tests.worlds.s3 import SECRET, Bucket
+from tests.worlds.slide_server import SlideServer, slide_server
+from tests.worlds.wide_slide import write_wide_slide
 
 COARSE = (2.0, 8.0, 16.0)
 
@@ -390,7 +390,7 @@ def test_copies_of_killed_processes_are_removed_and_no_others(
     server.files["/a.svs"] = REAL_SLIDE.read_bytes()
     url = f"{server.url}/a.svs"
     code = (
-        "import sys\nfrom ingest.scratch import scratch_folder\n"
+        "import sys\nfrom ingest.remote.scratch import scratch_folder\n"
         "with scratch_folder() as folder:\n    (folder / 'a.svs').write_text('half')\n"
         "    print(folder / 'a.svs', flush=True)\n    sys.stdin.read()\n"
     )

@@ -12,9 +12,9 @@ import pytest
 from PIL import Image
 
 from featurestore import DamageError, Lake
-from ingest.slide_cards import CARD_COLUMNS, choose_slides, make_cards
-from ingest.slide_pictures import Tiles, decode_rgb, draw_slide, encode_jpeg, scaled
-from tests.small_lake import cut
+from ingest.pages.slide_cards import CARD_COLUMNS, choose_slides, make_cards
+from ingest.pages.slide_pictures import Tiles, decode_rgb, draw_slide, encode_jpeg, scaled
+from tests.worlds.small_lake import cut
 
 
 def rows(**changes: Callable[[int], Any]) -> pl.DataFrame:

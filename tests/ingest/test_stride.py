@@ -10,12 +10,12 @@ from openslide import OpenSlide
 from featurestore import Lake, LakeConfig, LakeError, ShardReader, create_lake, open_lake
 from featurestore.interop import export_folder
 from ingest.cut import cut_slide
-from ingest.encoder import decode
 from ingest.grid import plan_grids, tile_sums
 from ingest.readers.tiff_reader import TiffReader
-from ingest.settings import settings
-from ingest.sources import fingerprint
+from ingest.select.new_lake_settings import settings
+from ingest.select.sources import fingerprint
 from ingest.survey import survey
+from ingest.teachers.encoder import decode
 from tests.conftest import REAL_SLIDE
 
 CONFIG = LakeConfig(tile_px=256, stride_px=96, mpps=(0.5, 2.0))

@@ -11,7 +11,7 @@ import pytest
 import slidelake
 from downstream import MilSettings
 from tests.conftest import ROOT
-from tests.test_downstream_bags import PATIENTS, build, planted
+from tests.downstream.test_downstream_bags import PATIENTS, build, planted
 
 FENCE = re.compile(r"^```(sh|python)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 

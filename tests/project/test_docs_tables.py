@@ -8,8 +8,8 @@ import pytest
 
 from featurestore import LakeConfig, create_lake
 from tests.conftest import ROOT
-from tests.test_downstream_bags import build, cut
-from tests.test_probe_tiles import tile_features, truth_of
+from tests.downstream.test_downstream_bags import build, cut
+from tests.downstream.test_probe_tiles import tile_features, truth_of
 
 FILE = re.compile(r"^```(?:csv|tsv) (\S+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 

@@ -243,7 +243,7 @@ slidelake.main()
 def test_pages_without_the_extra_say_so() -> None:
     code = """
 from types import SimpleNamespace
-from downstream.report.views_outcomes import survival_sections
+from downstream.report.views.views_outcomes import survival_sections
 for section in survival_sections(SimpleNamespace(arms=[])):
     assert "slidelake[survival]" in section.notes[0], section
     assert not section.pictures

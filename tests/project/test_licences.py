@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from commands.licence_list import copyleft_of, installed_licences
-from tests.command_lines import Slidelake
 from tests.conftest import ROOT
+from tests.worlds.command_lines import Slidelake
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ import tifffile
 
 from examples.slide_writer import TILE_PX, Page, encode_tile, shared_tables, write_tiff
 from tests.conftest import REAL_SLIDE
-from tests.slide_server import SlideServer
+from tests.worlds.slide_server import SlideServer
 
 NO_SLIDE = "is not a slide format that openslide reads"
 DAMAGED = "can't be read|can't be decoded|is damaged or cut off|can't be opened"

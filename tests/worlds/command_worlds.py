@@ -10,9 +10,9 @@ import tifffile
 from featurestore import Lake, LakeConfig, create_lake
 from ingest.readers.openslide_reader import OpenSlideReader
 from tests.conftest import REAL_SLIDE
-from tests.small_lake import add_slides, add_teacher
-from tests.test_downstream_bags import PATIENTS, build, planted, slide_names
-from tests.test_tissue import slide_with_stroke
+from tests.downstream.test_downstream_bags import PATIENTS, build, planted, slide_names
+from tests.ingest.tissue.test_tissue import slide_with_stroke
+from tests.worlds.small_lake import add_slides, add_teacher
 
 #: Slides of `two_fragments`: their tiles at each mpp. 310 tiles are enough for an index.
 SIZES = {"a": 5, "b": 5, "c": 300}

@@ -17,15 +17,15 @@ from pathlib import Path
 from typing import Any
 
 from featurestore import LakeConfig, LakeError, ShardReader, create_lake, open_lake
-from featurestore.damage import Verdict
 from featurestore.keep import roots
-from featurestore.keep.lance_checking import check_lake, lake_to_mend
 from featurestore.keep.lance_restore import restore
+from featurestore.keep.repair import plan_repair, repair
+from featurestore.keep.verify.damage import Verdict
+from featurestore.keep.verify.lance_checking import check_lake, lake_to_mend
 from featurestore.lake import Lake
-from featurestore.repair import plan_repair, repair
-from tests.small_lake import add_slides, add_teacher
+from tests.worlds.small_lake import add_slides, add_teacher
 
-ROOT_FOLDER = Path(__file__).resolve().parent.parent
+ROOT_FOLDER = Path(__file__).resolve().parents[2]
 WAYS = ("flip", "truncate", "delete", "zero")
 # Written to or locked by who is at work: no part of the content.
 NO_COPY_OF = "commit.lock"
@@ -264,7 +264,7 @@ def run_cases(
     while todo:
         request = json.dumps([str(source), str(work), todo, place, go_on])
         done = subprocess.run(
-            [sys.executable, "-m", "tests.damage_drill", request],
+            [sys.executable, "-m", "tests.worlds.damage_drill", request],
             cwd=ROOT_FOLDER,
             capture_output=True,
             text=True,

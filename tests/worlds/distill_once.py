@@ -2,8 +2,8 @@
 
 import sys
 
-from distill.ray_train import distill
-from distill.recipes import make_recipe
+from distill.recipes.recipe_table import make_recipe
+from distill.train.ray_train import distill
 from tests.conftest import TEACHERS
 
 TINY = {

@@ -1,14 +1,14 @@
 """A process to kill: brings a lake from nothing to a known end, and goes on where it was killed.
 
-Run as `python -m tests.fault_worker LAKE`. The end is the same whatever happened before: eight
-slides (one of them scanned again), two teachers, compacted.
+Run as `python -m tests.worlds.fault_worker LAKE`. The end is the same whatever happened before:
+eight slides (one of them scanned again), two teachers, compacted.
 """
 
 import sys
 import time
 
 from featurestore import Lake, LakeConfig, LakeError, compact, create_lake
-from tests.small_lake import add_slides, add_teacher
+from tests.worlds.small_lake import add_slides, add_teacher
 
 SLIDES = {f"s{number}": 3 + number for number in range(8)}
 

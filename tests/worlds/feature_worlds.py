@@ -12,10 +12,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from distill.targets import make_norm
-from distill.task import Batch, Norms, Prediction, Task, Under
+from distill.students.task import Batch, Norms, Prediction, Task, Under
+from distill.targets.target import make_norm
 from featurestore import Moments
-from featurestore.phi_s import phi_s
+from featurestore.stats.phi_s import phi_s
 
 Floats = npt.NDArray[np.float64]
 

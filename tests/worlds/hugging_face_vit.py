@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tests.tiny_networks import TINY
+from tests.worlds.tiny_networks import TINY
 
 
 class HuggingFace:

@@ -20,9 +20,9 @@ from pathlib import Path
 
 from examples.cohort import make_cohort
 from featurestore import open_lake, vacuum, verify
-from tests.kill_work import END, STAGE
-from tests.kills import children, command_of, descendants, end, started
-from tests.small_lake import contents
+from tests.worlds.kill_work import END, STAGE
+from tests.worlds.kills import children, command_of, descendants, end, started
+from tests.worlds.small_lake import contents
 
 #: A driver sees a worker of it die before it dies itself, alone or with all its workers.
 KINDS = ("worker", "driver", "worker", "group")
@@ -190,7 +190,7 @@ class Drill:
         slides = self.folder / f"{name}-slides"
         if not slides.exists():  # each lake has its own: one of them is scanned again
             shutil.copytree(self.folder / "slides", slides)
-        command = ["-m", "tests.kill_work", str(self.folder / name), str(slides)]
+        command = ["-m", "tests.worlds.kill_work", str(self.folder / name), str(slides)]
         address = {"RAY_ADDRESS": ray.get_runtime_context().gcs_address}
         driver = started(command, log=self.folder / "log.txt", environ=address)
         try:

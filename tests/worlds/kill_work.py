@@ -1,6 +1,6 @@
 """The work that `kill_drill` kills: ingest, extract, a slide scanned again, and both once more.
 
-    python -m tests.kill_work LAKE SLIDES
+    python -m tests.worlds.kill_work LAKE SLIDES
 
 goes on where it was killed. It imports nothing of the tests, so that it is at work soon. In
 `SLIDES/stage.txt` stands what it is at; "end" is its last act.
@@ -15,10 +15,11 @@ from typing import Protocol
 
 from cluster import ray_session
 from featurestore import LakeConfig
-from ingest import ray_extract, ray_ingest
+from ingest import ray_ingest
+from ingest.teachers import ray_extract
 
 CONFIG = LakeConfig(mpps=(0.5, 2.0))
-ENCODER = str(Path(__file__).resolve().parent.parent / "examples" / "own_encoder.py")
+ENCODER = str(Path(__file__).resolve().parents[2] / "examples" / "own_encoder.py")
 STAGE, END = "stage.txt", "end"
 TRIES = 4
 

@@ -1,7 +1,7 @@
 """Finished runs on a painted lake, for tests of what people look at.
 
-A run is written file by file as `downstream.results` writes it; nothing is trained. Odd patients
-are of the last class, and tile (0, 0) of each slide has the most attention.
+A run is written file by file as `downstream.run.run_result` writes it; nothing is trained. Odd
+patients are of the last class, and tile (0, 0) of each slide has the most attention.
 """
 
 import io
@@ -12,10 +12,10 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from downstream.measures.classes import Measure, classification_measures, measure_of
+from downstream.measures.class_measures import Measure, classification_measures, measure_of
 from downstream.measures.intervals import interval
-from downstream.measures.numbers import multilabel_measures, regression_measures
-from downstream.survival.weighted import concordance
+from downstream.measures.number_measures import multilabel_measures, regression_measures
+from downstream.survival.survival_weighted import concordance
 from featurestore import Lake, tile_parts
 
 Json = dict[str, Any]

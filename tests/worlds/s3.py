@@ -19,7 +19,7 @@ import botocore.session
 import pytest
 
 from featurestore import Store
-from tests.s3_server import CONTROL
+from tests.worlds.s3_server import CONTROL
 
 KEY, SECRET = "AKIALOOPBACKONLY", "loopback-secret-5f2c0d9b7e"
 SERVER = Path(__file__).with_name("s3_server.py")

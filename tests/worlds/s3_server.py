@@ -2,7 +2,7 @@
 
 It must be another process than the tests': some calls of Lance keep the interpreter's lock while
 they wait for an answer, so a server in a thread beside them could never give it. Run as
-`python tests/s3_server.py`; it prints the ports of both, and ends when its stdin is closed.
+`python tests/worlds/s3_server.py`; it prints the ports of both, and ends when its stdin is closed.
 """
 
 import contextlib

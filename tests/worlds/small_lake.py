@@ -14,7 +14,7 @@ from featurestore import (
     tile_ids,
     tiles_table,
 )
-from featurestore.schema import features_table, shard_path
+from featurestore.tables.schema import features_table, shard_path
 
 JPEG = b"\xff\xd8 not really"
 

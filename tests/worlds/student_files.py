@@ -8,9 +8,9 @@ from safetensors.torch import save
 from torch import nn
 
 from featurestore import Lake, holdout_patients, patient_of
-from ingest.cards import Card, card_json
-from ingest.encoder import preprocess, resized
-from ingest.networks import build
+from ingest.teachers.cards.card import Card, card_json
+from ingest.teachers.encoder import preprocess, resized
+from ingest.teachers.networks import build
 
 ARCHITECTURE, INPUT_PX = "test_efficientnet", 64
 BATCH, RATE = 16, 3e-3

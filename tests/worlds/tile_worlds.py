@@ -7,13 +7,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from distill.goals import Column
-from distill.recipe import Recipe
-from distill.targets import TargetNorm, make_norm
-from distill.task import Batch, Norms, Under
-from distill.tile_task import TileTask
+from distill.recipes.recipe import Recipe
+from distill.students.task import Batch, Norms, Under
+from distill.students.tile_task import TileTask
+from distill.targets.target import TargetNorm, make_norm
+from distill.targets.target_sources import Column
 from featurestore import Moments
-from featurestore.phi_s import phi_s
+from featurestore.stats.phi_s import phi_s
 
 SIDE, CELLS, DIM = 32, 4, 12
 FINE = 0.5

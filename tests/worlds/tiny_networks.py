@@ -9,10 +9,10 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from ingest.card_table import CARDS
-from ingest.cards import Card
-from ingest.networks import build
-from ingest.weight_keys import load_weights
+from ingest.teachers.cards.card import Card
+from ingest.teachers.cards.card_table import CARDS
+from ingest.teachers.networks import build
+from ingest.teachers.weights.weight_keys import load_weights
 
 Tensors = dict[str, Tensor]
 TINY = {"embed_dim": 48, "num_heads": 4, "depth": 2}

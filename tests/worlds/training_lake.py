@@ -21,7 +21,7 @@ from featurestore import (
     tile_ids,
     tiles_table,
 )
-from featurestore.schema import features_table, shard_path
+from featurestore.tables.schema import features_table, shard_path
 
 TILE_PX = 32
 MPPS = (0.5, 1.0)

@@ -12,9 +12,16 @@ import numpy as np
 import numpy.typing as npt
 
 from distill.errors import DistillError
-from distill.evaluate_scores import class_scores, mean_scores
-from distill.readout import Ridge, chosen_ridges, linear_probe, nearest
-from distill.similarity import cka, cka_debiased, cosines, neighbours, overlap, retrieval
+from distill.evaluate.measures.class_scores import class_scores, mean_scores
+from distill.evaluate.measures.readout import Ridge, chosen_ridges, linear_probe, nearest
+from distill.evaluate.measures.similarity import (
+    cka,
+    cka_debiased,
+    cosines,
+    neighbours,
+    overlap,
+    retrieval,
+)
 
 NEIGHBOURS = 10
 FEWEST_CKA = 4

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from distill.targets import TargetNorm
+from distill.targets.target import TargetNorm
 
 
 @dataclass(kw_only=True)

@@ -18,8 +18,8 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 
 from distill.errors import DistillError
-from distill.evaluate_scores import balanced_accuracy
-from distill.similarity import similarity_rows
+from distill.evaluate.measures.class_scores import balanced_accuracy
+from distill.evaluate.measures.similarity import similarity_rows
 
 # Of the mean variance of a channel, times the number of tiles.
 STRENGTHS = tuple(10.0**power for power in range(-6, 3))

@@ -1,8 +1,8 @@
 """Robustness to stain and scanner, measured as PLISM does, on perturbed twins of held-out tiles.
 
 Source of the measures: owkin/plism-benchmark. There 13 stains and 7 scanners of the same tissue
-give the pairs; here `distill.perturb` makes 4 stains and 4 scanners of the same pixels, so figures
-may be compared with each other but never with the public board.
+give the pairs; here `distill.evaluate.measures.perturb` makes 4 stains and 4 scanners of the same
+pixels, so figures may be compared with each other but never with the public board.
 
 Letters in names: N tiles, D embedding.
 """
@@ -13,8 +13,8 @@ from collections.abc import Callable, Iterator, Mapping
 import numpy as np
 import numpy.typing as npt
 
-from distill.perturb import SCANNERS, STAINS, variants
-from distill.similarity import cosines, top_k, twin_ranks
+from distill.evaluate.measures.perturb import SCANNERS, STAINS, variants
+from distill.evaluate.measures.similarity import cosines, top_k, twin_ranks
 
 KS = (1, 3, 5, 10)
 

@@ -16,8 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from downstream.mil.bags import Aggregator, MilError, Pooled, masked_softmax, stem
-from downstream.mil.pooling import GatedAttention
+from downstream.mil.aggregators.pooling import GatedAttention
+from downstream.mil.padded_bags import Aggregator, MilError, Pooled, masked_softmax, stem
 
 TileLoss = Literal["cross_entropy", "smooth_svm"]
 

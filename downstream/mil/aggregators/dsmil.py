@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from downstream.mil.bags import Aggregator, MilError, Pooled, masked_softmax, stem
-from downstream.mil.dropout import Dropout
+from downstream.mil.aggregators.dropout import Dropout
+from downstream.mil.padded_bags import Aggregator, MilError, Pooled, masked_softmax, stem
 
 
 class Dsmil(Aggregator):

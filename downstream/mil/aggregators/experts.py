@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from downstream.mil.bags import Aggregator, MilError, Pooled
 from downstream.mil.losses import Task, expert_agreement
 from downstream.mil.model import MilModel, Prediction, make_head
+from downstream.mil.padded_bags import Aggregator, MilError, Pooled
 
 if TYPE_CHECKING:
-    from downstream.mil.bags import PaddedBags
+    from downstream.mil.padded_bags import PaddedBags
 
 
 @dataclass(frozen=True, kw_only=True)

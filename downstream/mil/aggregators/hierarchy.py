@@ -16,9 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from downstream.mil.bags import Aggregator, MilError, Pooled, masked_softmax
-from downstream.mil.dropout import Dropout
-from downstream.mil.pooling import GatedAttention
+from downstream.mil.aggregators.dropout import Dropout
+from downstream.mil.aggregators.pooling import GatedAttention
+from downstream.mil.padded_bags import Aggregator, MilError, Pooled, masked_softmax
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -10,8 +10,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from downstream.mil.bags import masked_softmax
-from downstream.mil.dropout import Dropout
+from downstream.mil.aggregators.dropout import Dropout
+from downstream.mil.padded_bags import masked_softmax
 
 
 class NystromAttention(nn.Module):

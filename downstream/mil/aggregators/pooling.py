@@ -10,8 +10,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from downstream.mil.bags import Aggregator, Pooled, masked_softmax, stem
-from downstream.mil.dropout import Dropout
+from downstream.mil.aggregators.dropout import Dropout
+from downstream.mil.padded_bags import Aggregator, Pooled, masked_softmax, stem
 
 
 class _Stemmed(Aggregator):

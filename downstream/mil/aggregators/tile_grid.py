@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
-from downstream.mil.bags import MilError
+from downstream.mil.padded_bags import MilError
 
 
 def raster_order(coords_BN2: Tensor, mask_BN: Tensor) -> Tensor:

@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from downstream.mil.bags import Aggregator, MilError, Pooled, masked_softmax, stem
-from downstream.mil.dropout import Dropout
+from downstream.mil.aggregators.dropout import Dropout
+from downstream.mil.padded_bags import Aggregator, MilError, Pooled, masked_softmax, stem
 
 _BLOCK = 512
 

@@ -13,9 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from downstream.mil.bags import Aggregator, MilError, Pooled, stem
-from downstream.mil.grid import grid_conv, neighbours, raster_order
-from downstream.mil.nystrom import NystromAttention
+from downstream.mil.aggregators.nystrom import NystromAttention
+from downstream.mil.aggregators.tile_grid import grid_conv, neighbours, raster_order
+from downstream.mil.padded_bags import Aggregator, MilError, Pooled, stem
 
 
 class TransMil(Aggregator):

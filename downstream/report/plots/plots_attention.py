@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from downstream.report.plots_base import new_figure, plain, to_png
+from downstream.report.plots.plots_base import new_figure, plain, to_png
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from downstream.measures.classes import UndefinedMetricError
+from downstream.measures.class_measures import UndefinedMetricError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

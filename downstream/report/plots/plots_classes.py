@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from downstream.report.plots_bands import (
+from downstream.report.plots.plots_bands import (
     GRID,
     precision_recall_band,
     precision_recall_points,
@@ -17,7 +17,7 @@ from downstream.report.plots_bands import (
     roc_band,
     roc_points,
 )
-from downstream.report.plots_base import COLOURS, new_figure, plain, shortened, to_png
+from downstream.report.plots.plots_base import COLOURS, new_figure, plain, shortened, to_png
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from downstream.measures.abstention import RiskCoverage
-    from downstream.report.plots_bands import Scores
+    from downstream.report.plots.plots_bands import Scores
 
     Estimates = Mapping[str, tuple[float, float, float]]
 

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from downstream.measures.classes import UndefinedMetricError
-from downstream.report.plots_base import COLOURS, new_figure, plain, shortened, to_png
+from downstream.measures.class_measures import UndefinedMetricError
+from downstream.report.plots.plots_base import COLOURS, new_figure, plain, shortened, to_png
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

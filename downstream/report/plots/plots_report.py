@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from downstream.report.plots_base import COLOURS, new_figure, plain, shortened, to_png
+from downstream.report.plots.plots_base import COLOURS, new_figure, plain, shortened, to_png
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

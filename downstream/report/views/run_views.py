@@ -11,16 +11,16 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from downstream.measures.classes import UndefinedMetricError
-from downstream.report.plots import forest_png
-from downstream.report.plots_base import COLOURS
-from downstream.report.tables import chance, shown_name
-from ingest.slide_pictures import data_uri
+from downstream.measures.class_measures import UndefinedMetricError
+from downstream.report.plots.plots_base import COLOURS
+from downstream.report.plots.plots_report import forest_png
+from downstream.report.run_tables import chance, shown_name
+from ingest.pages.slide_pictures import data_uri
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from downstream.report.run import Run
+    from downstream.report.finished_run import Run
 
 MOST_CURVES = len(COLOURS)
 MOST_PANELS = 4
@@ -131,8 +131,8 @@ def differences(run: Run) -> Picture | None:
 
 def sections(run: Run) -> list[Section]:
     """Pictures of the predictions, by task."""
-    from downstream.report.views_classes import class_sections, label_sections
-    from downstream.report.views_outcomes import number_sections, survival_sections
+    from downstream.report.views.views_classes import class_sections, label_sections
+    from downstream.report.views.views_outcomes import number_sections, survival_sections
 
     by_task = {
         "binary": class_sections,

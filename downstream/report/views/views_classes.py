@@ -11,18 +11,18 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from downstream.measures.abstention import risk_coverage
-from downstream.measures.classes import UndefinedMetricError, auroc
+from downstream.measures.class_measures import UndefinedMetricError, auroc
 from downstream.measures.intervals import interval
-from downstream.report.plots import forest_png
-from downstream.report.plots_bands import Scores
-from downstream.report.plots_classes import (
+from downstream.report.plots.plots_bands import Scores
+from downstream.report.plots.plots_classes import (
     confusion_png,
     precision_recall_png,
     reliability_png,
     risk_coverage_png,
     roc_png,
 )
-from downstream.report.views import MOST_CURVES, MOST_PANELS, Section, first
+from downstream.report.plots.plots_report import forest_png
+from downstream.report.views.run_views import MOST_CURVES, MOST_PANELS, Section, first
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from downstream.measures.abstention import RiskCoverage
-    from downstream.report.run import Estimate, Run
+    from downstream.report.finished_run import Estimate, Run
 
 _POOLED = (
     "Every prediction of a test patient counts, of all folds as they are; bands are pointwise 95 % "
@@ -252,7 +252,7 @@ def label_section(run: Run, arms: Sequence[str]) -> Section:
 def label_estimates(run: Run, arm: str) -> tuple[dict[str, Estimate], list[str]]:
     """AUROC of each label with its interval, and the labels that have none."""
     from downstream.measures import weighted
-    from downstream.measures.classes import Measure
+    from downstream.measures.class_measures import Measure
 
     measure = Measure(name="auroc", value=auroc, resampled=weighted.auroc)
     found: dict[str, Estimate] = {}

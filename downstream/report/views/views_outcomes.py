@@ -11,18 +11,18 @@ from typing import TYPE_CHECKING
 import numpy as np
 import polars as pl
 
-from downstream.measures.classes import UndefinedMetricError
-from downstream.report.plots_outcomes import (
+from downstream.measures.class_measures import UndefinedMetricError
+from downstream.report.plots.plots_outcomes import (
     km_png,
     scatter_png,
     survival_calibration_png,
     survival_groups,
 )
-from downstream.report.views import MOST_PANELS, Section, first
-from downstream.survival.extra import has_scikit_survival
+from downstream.report.views.run_views import MOST_PANELS, Section, first
+from downstream.survival.survival_extra import has_scikit_survival
 
 if TYPE_CHECKING:
-    from downstream.report.run import Run
+    from downstream.report.finished_run import Run
 
 _WITHOUT = (
     "Curves are drawn by scikit-survival, which is not installed: pip install "

@@ -8,8 +8,8 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-from featurestore.interop.align import order_of
-from featurestore.interop.files import (
+from featurestore.interop.aligned_rows import order_of
+from featurestore.interop.foreign_files import (
     coordinates,
     dataset,
     feature_matrix,
@@ -20,7 +20,7 @@ from featurestore.interop.files import (
     plain_attrs,
     whole,
 )
-from featurestore.interop.model import (
+from featurestore.interop.foreign_slide import (
     FloatArray,
     Given,
     InteropError,
@@ -28,7 +28,7 @@ from featurestore.interop.model import (
     SlideTiles,
     Source,
 )
-from featurestore.interop.naming import name_teachers
+from featurestore.interop.teacher_names import name_teachers
 
 LOOKS_FOR = "patches/<slide>.h5 and <features>/h5_files/<slide>.h5 or pt_files/<slide>.pt"
 H5, PT, PATCHES = "h5_files", "pt_files", "patches"

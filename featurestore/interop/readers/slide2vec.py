@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from featurestore.interop.files import (
+from featurestore.interop.foreign_files import (
     agree,
     coordinates,
     feature_matrix,
@@ -21,7 +21,7 @@ from featurestore.interop.files import (
     number,
     whole,
 )
-from featurestore.interop.model import (
+from featurestore.interop.foreign_slide import (
     FloatArray,
     Given,
     Int64Array,
@@ -30,7 +30,7 @@ from featurestore.interop.model import (
     SlideTiles,
     Source,
 )
-from featurestore.interop.naming import name_teachers
+from featurestore.interop.teacher_names import name_teachers
 
 LOOKS_FOR = "tiles/<slide>.coordinates.npz and tile_embeddings/<slide>.pt"
 NPZ, META, EMBEDDING_META = ".coordinates.npz", ".coordinates.meta.json", ".meta.json"

@@ -12,8 +12,8 @@ import h5py
 import numpy as np
 import numpy.typing as npt
 
-from featurestore.interop.align import order_of
-from featurestore.interop.files import (
+from featurestore.interop.aligned_rows import order_of
+from featurestore.interop.foreign_files import (
     dataset,
     feature_matrix,
     find_files,
@@ -22,7 +22,7 @@ from featurestore.interop.files import (
     plain_attrs,
     whole,
 )
-from featurestore.interop.model import (
+from featurestore.interop.foreign_slide import (
     FloatArray,
     Given,
     Int64Array,
@@ -31,7 +31,7 @@ from featurestore.interop.model import (
     SlideTiles,
     Source,
 )
-from featurestore.interop.naming import name_teachers
+from featurestore.interop.teacher_names import name_teachers
 
 LOOKS_FOR = "<extractor>/**/<slide>.h5 with the datasets feats and coords"
 NAMES = ("feats", "patch_embeddings")

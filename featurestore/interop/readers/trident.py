@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from featurestore.interop.align import order_of
-from featurestore.interop.files import (
+from featurestore.interop.aligned_rows import order_of
+from featurestore.interop.foreign_files import (
     agree,
     coordinates,
     dataset,
@@ -22,7 +22,7 @@ from featurestore.interop.files import (
     plain_attrs,
     whole,
 )
-from featurestore.interop.model import (
+from featurestore.interop.foreign_slide import (
     FloatArray,
     Given,
     InteropError,
@@ -30,7 +30,7 @@ from featurestore.interop.model import (
     SlideTiles,
     Source,
 )
-from featurestore.interop.naming import name_teachers
+from featurestore.interop.teacher_names import name_teachers
 
 LOOKS_FOR = "*/patches/<slide>_patches.h5 and */features_<encoder>/<slide>.h5"
 FEATURES, SLIDE_FEATURES, PATCHES = "features_", "slide_features_", "_patches.h5"

@@ -16,10 +16,10 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from featurestore.interop.model import InteropError, SlideTiles
-from featurestore.interop.outbox import Outbox
-from featurestore.interop.outgoing import MARK, SlideOut, mark_of
-from featurestore.interop.wkb import geometry, squares, write_shapes
+from featurestore.interop.export_folder import Outbox
+from featurestore.interop.foreign_slide import InteropError, SlideTiles
+from featurestore.interop.outgoing_slide import MARK, SlideOut, mark_of
+from featurestore.interop.writers.wkb import geometry, squares, write_shapes
 
 TILES, TISSUES = "tiles", "tissues"
 VERSION = {"version": "0.2", "spatialdata_software_version": "0.7.3"}

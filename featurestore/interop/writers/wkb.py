@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from featurestore.interop.model import Int64Array, InteropError
+from featurestore.interop.foreign_slide import Int64Array, InteropError
 
 POLYGON, MULTI_POLYGON = 3, 6
 SQUARE = np.dtype(

@@ -5,7 +5,7 @@ from typing import TypeVar
 
 from featurestore.errors import AccessError, LakeMissingError
 from featurestore.read_errors import reason_of
-from featurestore.storage import Store
+from featurestore.storage.store import Store
 
 #: Errors that say nothing of what is stored.
 NO_DAMAGE = (AccessError, LakeMissingError)

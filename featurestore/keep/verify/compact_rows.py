@@ -13,7 +13,7 @@ import numpy.typing as npt
 import polars as pl
 import pyarrow as pa
 
-from featurestore.schema import DROPPED, READY
+from featurestore.tables.schema import DROPPED, READY
 
 IntArray = npt.NDArray[np.integer[Any]]
 Row = dict[str, Any]

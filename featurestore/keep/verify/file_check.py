@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from featurestore.damage import Damage
+from featurestore.keep.verify.damage import Damage
 from featurestore.lake import Lake
 
 

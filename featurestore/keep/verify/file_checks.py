@@ -2,14 +2,14 @@
 
 from collections.abc import Callable, Iterator
 
-from featurestore.annotations.lance_check import verify_annotations
-from featurestore.damage import Damage
-from featurestore.keep.file_check import FileCheck
-from featurestore.keep.index_checksums import add_index_checksums, unchecked_indexes
+from featurestore.annotations.lance_annotation_check import verify_annotations
 from featurestore.keep.lance_roots import add_checksums, unchecked_files
+from featurestore.keep.verify.damage import Damage
+from featurestore.keep.verify.file_check import FileCheck
+from featurestore.keep.verify.index_checksums import add_index_checksums, unchecked_indexes
 from featurestore.lake import Lake
-from featurestore.sealed import Sealing, sealings_of_stats, sealings_of_students
-from featurestore.storage import Store
+from featurestore.storage.sealed import Sealing, sealings_of_stats, sealings_of_students
+from featurestore.storage.store import Store
 
 
 def _no_damage(_: Lake) -> Iterator[Damage]:

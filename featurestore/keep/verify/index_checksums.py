@@ -7,10 +7,10 @@ import polars as pl
 
 from featurestore.errors import DamageError
 from featurestore.lake import Lake
-from featurestore.lance_ledger import Change, among
-from featurestore.schema import CATALOG
-from featurestore.shard_index import ShardIndex, index_path
-from featurestore.storage import Store
+from featurestore.shards.shard_index import ShardIndex, index_path
+from featurestore.storage.store import Store
+from featurestore.tables.lance_ledger import Change, among
+from featurestore.tables.schema import CATALOG
 
 SLIDES_AT_ONCE = 1000
 

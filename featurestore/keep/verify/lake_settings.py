@@ -3,7 +3,7 @@
 from featurestore.config import LakeConfig
 from featurestore.errors import DamageError, FormatError, LakeMissingError, NewerFormatError
 from featurestore.keep.roots import LAKE_FILE, ROOTS_FILE, readable_roots
-from featurestore.storage import Store
+from featurestore.storage.store import Store
 
 
 def read_settings(store: Store) -> LakeConfig:

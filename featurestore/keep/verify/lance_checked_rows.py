@@ -10,9 +10,8 @@ import lance
 import numpy as np
 import pyarrow as pa
 
-from featurestore.checksums import row_crc32
-from featurestore.damage import ROW, TABLE, Damage
-from featurestore.keep.compact_rows import (
+from featurestore.keep.verify.checked_reads import UnreadableError, read
+from featurestore.keep.verify.compact_rows import (
     CatalogRows,
     Codes,
     Columns,
@@ -21,10 +20,11 @@ from featurestore.keep.compact_rows import (
     Row,
     SlideRows,
 )
-from featurestore.keep.reading import UnreadableError, read
-from featurestore.lance_tables import open_table
-from featurestore.schema import CATALOG, SLIDES
-from featurestore.storage import Store
+from featurestore.keep.verify.damage import ROW, TABLE, Damage
+from featurestore.storage.store import Store
+from featurestore.tables.checksums import row_crc32
+from featurestore.tables.lance_tables import open_table
+from featurestore.tables.schema import CATALOG, SLIDES
 
 # A batch of slides with pictures is then about 4 MB, and Lance reads one ahead.
 BATCH_ROWS = {SLIDES: 128, CATALOG: 8192}

@@ -7,17 +7,17 @@ The command runs it in a process of its own, since Lance may end the one that re
 import os
 from collections.abc import Callable
 
-from featurestore.damage import TABLE, Damage, Verdict
 from featurestore.errors import DamageError, LakeError
-from featurestore.keep.lake_settings import settings_or_copy
 from featurestore.keep.lance_roots import roots_damage
-from featurestore.keep.lance_versions import whole_versions
-from featurestore.keep.reading import UnreadableError, read
 from featurestore.keep.snapshots import version_named
+from featurestore.keep.verify.checked_reads import UnreadableError, read
+from featurestore.keep.verify.damage import TABLE, Damage, Verdict
+from featurestore.keep.verify.lake_settings import settings_or_copy
+from featurestore.keep.verify.lance_verify import verify
+from featurestore.keep.verify.lance_versions import whole_versions
 from featurestore.lake import Lake
-from featurestore.lance_verify import verify
-from featurestore.schema import CATALOG
-from featurestore.storage import Store
+from featurestore.storage.store import Store
+from featurestore.tables.schema import CATALOG
 
 
 def open_unchecked(store: Store, version: int | None) -> Lake:

@@ -18,25 +18,34 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 
-from featurestore.checksums import tiles_crc32
-from featurestore.damage import FEATURES, SHARD, SHARD_INDEX, STRAY, TABLE, TILES, Damage, Verdict
 from featurestore.errors import DamageError, LakeError
-from featurestore.keep.compact_rows import CatalogRows, groups_of
-from featurestore.keep.file_checks import FILE_CHECKS
-from featurestore.keep.lance_checked_rows import checked_catalog, checked_slides
 from featurestore.keep.lance_roots import check_newest, lake_tables, roots_damage
-from featurestore.keep.lance_versions import whole_versions
-from featurestore.keep.misfits import misfits
-from featurestore.keep.reading import NO_DAMAGE, UnreadableError, read
 from featurestore.keep.roots import GONE, Roots, readable_roots
-from featurestore.keep.verified import record_verified
+from featurestore.keep.verify.checked_reads import NO_DAMAGE, UnreadableError, read
+from featurestore.keep.verify.compact_rows import CatalogRows, groups_of
+from featurestore.keep.verify.damage import (
+    FEATURES,
+    SHARD,
+    SHARD_INDEX,
+    STRAY,
+    TABLE,
+    TILES,
+    Damage,
+    Verdict,
+)
+from featurestore.keep.verify.file_checks import FILE_CHECKS
+from featurestore.keep.verify.lance_checked_rows import checked_catalog, checked_slides
+from featurestore.keep.verify.lance_versions import whole_versions
+from featurestore.keep.verify.last_verified import record_verified
+from featurestore.keep.verify.mismatched_rows import misfits
 from featurestore.lake import Lake
-from featurestore.lance_rows import column_crc32
-from featurestore.lance_tables import open_table
 from featurestore.read_errors import reason_of
-from featurestore.schema import CATALOG, SLIDES, TILE_COLUMNS, features_table
-from featurestore.shard_index import ShardIndex, index_path, scan_shard
-from featurestore.shards import ShardReader
+from featurestore.shards.shard_index import ShardIndex, index_path, scan_shard
+from featurestore.shards.tar_shards import ShardReader
+from featurestore.tables.checksums import tiles_crc32
+from featurestore.tables.lance_rows import column_crc32
+from featurestore.tables.lance_tables import open_table
+from featurestore.tables.schema import CATALOG, SLIDES, TILE_COLUMNS, features_table
 
 Row = dict[str, Any]
 #: Catalog rows of so many fragments are read again at once: some thousand.

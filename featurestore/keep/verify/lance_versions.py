@@ -13,17 +13,17 @@ from collections.abc import Iterator
 import lance
 
 from featurestore.config import LakeConfig
-from featurestore.damage import TABLE, TABLE_INDEX, Damage
 from featurestore.errors import LakeError
-from featurestore.keep.lance_checked_rows import checked_catalog, checked_slides
 from featurestore.keep.lance_roots import LAST_VERSION, file_damage, lake_tables, table_files
-from featurestore.keep.misfits import misfits
-from featurestore.keep.reading import NO_DAMAGE, UnreadableError, read
 from featurestore.keep.roots import Roots, damaged_files, readable_roots
-from featurestore.lance_ledger import VERSIONS_KEY
-from featurestore.lance_tables import open_table, properties_of
-from featurestore.schema import CATALOG, SLIDES
-from featurestore.storage import Store
+from featurestore.keep.verify.checked_reads import NO_DAMAGE, UnreadableError, read
+from featurestore.keep.verify.damage import TABLE, TABLE_INDEX, Damage
+from featurestore.keep.verify.lance_checked_rows import checked_catalog, checked_slides
+from featurestore.keep.verify.mismatched_rows import misfits
+from featurestore.storage.store import Store
+from featurestore.tables.lance_ledger import VERSIONS_KEY
+from featurestore.tables.lance_tables import open_table, properties_of
+from featurestore.tables.schema import CATALOG, SLIDES
 
 MANIFEST = re.compile(r"(\d+)\.manifest")
 # So many whole versions are named; each one that is looked at reads `slides` and `catalog`.

@@ -4,7 +4,7 @@ import json
 from datetime import UTC, datetime
 
 from featurestore.errors import LakeError
-from featurestore.storage import Store
+from featurestore.storage.store import Store
 
 VERIFIED = "verified.json"
 

@@ -8,8 +8,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from featurestore.damage import ROW, SHARD, TABLE, Damage
-from featurestore.keep.compact_rows import (
+from featurestore.keep.verify.compact_rows import (
     NO_MARK,
     STATES,
     TILES,
@@ -21,7 +20,8 @@ from featurestore.keep.compact_rows import (
     groups_of,
     twice,
 )
-from featurestore.schema import CATALOG, READY, SLIDES
+from featurestore.keep.verify.damage import ROW, SHARD, TABLE, Damage
+from featurestore.tables.schema import CATALOG, READY, SLIDES
 
 TEACHERS = 1 << 24  # more than a lake can have
 # Enough to see what is wrong: a lost part of the catalog would be a line for every slide in it.

@@ -1,7 +1,7 @@
 """Cards of pathology encoders whose weights ask for a licence to be accepted first."""
 
-from ingest.cards import Card
-from ingest.cards_natural import IMAGENET
+from ingest.teachers.cards.card import Card
+from ingest.teachers.cards.cards_natural import IMAGENET
 
 TRIDENT = "mahmoodlab/TRIDENT@a91fa84, patch_encoder_models/load.py"
 TRIDENT_TABLE = "mahmoodlab/TRIDENT@a91fa84, table in README.md"

@@ -1,8 +1,14 @@
 """Cards of pathology encoders that were trained with text; their image side is what is run."""
 
-from ingest.cards import Card
-from ingest.cards_gated import BOTH_FILES, NO_DERIVATIVES, SLIDE2VEC, TRIDENT, TRIDENT_TABLE
-from ingest.cards_natural import HALF, IMAGENET
+from ingest.teachers.cards.card import Card
+from ingest.teachers.cards.cards_gated import (
+    BOTH_FILES,
+    NO_DERIVATIVES,
+    SLIDE2VEC,
+    TRIDENT,
+    TRIDENT_TABLE,
+)
+from ingest.teachers.cards.cards_natural import HALF, IMAGENET
 
 CONCH = Card(
     name="conch",

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from ingest.cards import Card, Pooling, Precision
+from ingest.teachers.cards.card import Card, Pooling, Precision
 
 Rgb = tuple[float, float, float]
 IMAGENET: tuple[Rgb, Rgb] = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))

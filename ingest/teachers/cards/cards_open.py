@@ -5,9 +5,9 @@ Hibou-L asks first; it stands beside Hibou-B.
 
 from collections.abc import Iterator
 
-from ingest.cards import Card
-from ingest.cards_gated import BOTH_FILES, SLIDE2VEC, SWIGLU, TRIDENT, TRIDENT_TABLE
-from ingest.cards_natural import HALF, IMAGENET, SAFETENSORS
+from ingest.teachers.cards.card import Card
+from ingest.teachers.cards.cards_gated import BOTH_FILES, SLIDE2VEC, SWIGLU, TRIDENT, TRIDENT_TABLE
+from ingest.teachers.cards.cards_natural import HALF, IMAGENET, SAFETENSORS
 
 HF_DINOV2 = "huggingface/transformers@015e687, modeling_dinov2.py"
 HIBOU = ((0.7068, 0.5755, 0.722), (0.195, 0.2316, 0.1816))

@@ -15,9 +15,16 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from ingest.cards import Card
 from ingest.errors import TeacherError
-from ingest.position_tables import Resample, as_conch, as_conch15, as_hugging_face, as_timm, fitted
+from ingest.teachers.cards.card import Card
+from ingest.teachers.weights.position_tables import (
+    Resample,
+    as_conch,
+    as_conch15,
+    as_hugging_face,
+    as_timm,
+    fitted,
+)
 
 Tensors = dict[str, Tensor]
 Rename = Callable[[Tensors, nn.Module], Tensors]

@@ -10,8 +10,8 @@ import urllib.parse
 import urllib.request
 from pathlib import Path
 
-from ingest.cards import Card
 from ingest.errors import TeacherError
+from ingest.teachers.cards.card import Card
 
 FOLDER = "SLIDELAKE_WEIGHTS"
 CONNECT_S = 5.0
@@ -111,7 +111,7 @@ def _reachable(endpoint: str) -> bool:
 
 def missing(card: Card, why: str) -> str:
     """One line on how to get a teacher's weights."""
-    from ingest.card_table import CARDS
+    from ingest.teachers.cards.card_table import CARDS
 
     here = [name for name, known in CARDS.items() if find_weights(known)]
     files = f"{card.name}.safetensors or {card.name}.pth"

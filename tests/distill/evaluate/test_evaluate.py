@@ -15,16 +15,16 @@ import timm
 import torch
 
 from distill.errors import DistillError
-from distill.evaluate import evaluate
-from distill.evaluate_embed import run_student, run_teacher, run_undistilled
-from distill.evaluate_labels import read_labels
-from distill.evaluate_students import best_single, find_student, splits
-from distill.evaluate_tiles import labelled, sample
+from distill.evaluate.compared_students import best_single, find_student, splits
+from distill.evaluate.embeddings import run_student, run_teacher, run_undistilled
+from distill.evaluate.evaluation import evaluate
+from distill.evaluate.sampled_tiles import labelled, sample
+from distill.evaluate.tile_labels import read_labels
 from featurestore import Lake, open_lake, patient_of
 from tests.conftest import TEACHERS
-from tests.small_lake import add_teacher
-from tests.student_files import ARCHITECTURE, held_out, write_student
-from tests.test_interop_tables import write_frame
+from tests.featurestore.interop.test_interop_tables import write_frame
+from tests.worlds.small_lake import add_teacher
+from tests.worlds.student_files import ARCHITECTURE, held_out, write_student
 
 
 @pytest.fixture(scope="module")

@@ -9,11 +9,24 @@ import pytest
 from sklearn.decomposition import PCA
 
 from distill.errors import DistillError
-from distill.evaluate_cost import amortisation
-from distill.evaluate_embed import fit_pca
-from distill.evaluate_measures import Labelled, Part, fidelity, finds, mode_switching, probes
-from distill.evaluate_merge import merged, plain
-from distill.evaluate_robust import VARIANTS, kind_of, perturbed, robustness, twins
+from distill.evaluate.cost import amortisation
+from distill.evaluate.embeddings import fit_pca
+from distill.evaluate.measures.embedding_measures import (
+    Labelled,
+    Part,
+    fidelity,
+    finds,
+    mode_switching,
+    probes,
+)
+from distill.evaluate.measures.stain_robustness import (
+    VARIANTS,
+    kind_of,
+    perturbed,
+    robustness,
+    twins,
+)
+from distill.evaluate.seed_summary import merged, plain
 
 RNG = np.random.default_rng(77)
 Parts = dict[float, Part]

@@ -7,7 +7,7 @@ from sklearn.metrics import balanced_accuracy_score, f1_score
 from sklearn.neighbors import KNeighborsClassifier
 
 from distill.errors import DistillError
-from distill.evaluate_scores import (
+from distill.evaluate.measures.class_scores import (
     balanced_accuracy,
     class_scores,
     confusion,
@@ -16,7 +16,14 @@ from distill.evaluate_scores import (
     interval,
     mean_scores,
 )
-from distill.readout import STRENGTHS, chosen_ridges, inner_split, linear_probe, nearest, ridge
+from distill.evaluate.measures.readout import (
+    STRENGTHS,
+    chosen_ridges,
+    inner_split,
+    linear_probe,
+    nearest,
+    ridge,
+)
 
 
 @pytest.mark.parametrize("shape", [(50, 8), (20, 64)], ids=["channels", "tiles"])

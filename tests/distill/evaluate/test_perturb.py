@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.ndimage import gaussian_filter
 
-from distill.perturb import (
+from distill.evaluate.measures.perturb import (
     COLOURS,
     SCANNERS,
     STAINS,

@@ -5,9 +5,9 @@ import pytest
 from sklearn.metrics import average_precision_score
 from sklearn.neighbors import NearestNeighbors
 
-from distill import similarity
 from distill.errors import DistillError
-from distill.similarity import (
+from distill.evaluate.measures import similarity
+from distill.evaluate.measures.similarity import (
     average_precision,
     cka,
     cka_debiased,

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from distill.errors import DistillError
-from distill.logit_losses import decoupled_loss, kl_loss, multi_level_loss
+from distill.losses.logit_losses import decoupled_loss, kl_loss, multi_level_loss
 
 RNG = np.random.default_rng(0)
 S, T = 3 * RNG.normal(size=(5, 6)), 3 * RNG.normal(size=(5, 6))

@@ -11,12 +11,18 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from distill.errors import DistillError
-from distill.logit_losses import kl_loss
-from distill.losses import cosine_loss, info_nce_loss, log_sum_loss, match_loss, smooth_l1_loss
-from distill.numeric import weighted_mean
-from distill.relation_losses import batch_relation_loss, token_relation_loss
-from distill.self_losses import dino_loss
-from distill.vicreg import covariance_loss, variance_loss, vicreg_loss
+from distill.losses.feature_losses import (
+    cosine_loss,
+    info_nce_loss,
+    log_sum_loss,
+    match_loss,
+    smooth_l1_loss,
+)
+from distill.losses.logit_losses import kl_loss
+from distill.losses.numeric import weighted_mean
+from distill.losses.relation_losses import batch_relation_loss, token_relation_loss
+from distill.losses.self_losses import dino_loss
+from distill.losses.vicreg import covariance_loss, variance_loss, vicreg_loss
 
 Array = np.ndarray[tuple[int, ...], np.dtype[np.float64]]
 RNG = np.random.default_rng(0)

@@ -12,9 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from distill.ema import CosineMomentum, Ema
 from distill.errors import DistillError
-from distill.self_losses import (
+from distill.losses.self_losses import (
     Centre,
     dino_loss,
     ibot_loss,
@@ -22,7 +21,8 @@ from distill.self_losses import (
     multi_crop_loss,
     random_mask,
 )
-from distill.weighting import Balance
+from distill.losses.weighting import Balance
+from distill.train.ema import CosineMomentum, Ema
 
 RNG = np.random.default_rng(0)
 K = 6

@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from distill.errors import DistillError
-from distill.losses import Match, cosine_loss, smooth_l1_loss
-from distill.numeric import full_precision, weighted_mean
-from distill.targets import NORMS, Rotator, TargetNorm, align_grid, axis_weights, make_norm
-from distill.targets import norm_of as norm_of_arrays
+from distill.losses.feature_losses import Match, cosine_loss, smooth_l1_loss
+from distill.losses.numeric import full_precision, weighted_mean
+from distill.targets.target import NORMS, Rotator, TargetNorm, align_grid, axis_weights, make_norm
+from distill.targets.target import norm_of as norm_of_arrays
 from featurestore import Moments, PhiS
-from featurestore.phi_s import phi_s
+from featurestore.stats.phi_s import phi_s
 
 FITTED = ("z-score", "phi-s")
 Array = np.ndarray[tuple[int, ...], np.dtype[np.float64]]

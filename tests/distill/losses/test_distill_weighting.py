@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from distill.errors import DistillError
-from distill.gate import Gate, check_after_gate, check_gates
-from distill.heads import HEADS, Heads, LadderHead, ResidualHead, make_head, mlp_head
-from distill.weighting import Balance, KeepMax, Static, make_weighting, weighted
+from distill.losses.weighting import Balance, KeepMax, Static, make_weighting, weighted
+from distill.students.gate import Gate, check_after_gate, check_gates
+from distill.students.heads import HEADS, Heads, LadderHead, ResidualHead, make_head, mlp_head
 
 
 def seeded(seed: int = 0) -> torch.Generator:

@@ -13,12 +13,12 @@ import pytest
 from PIL import Image
 
 from distill.errors import DistillError
-from distill.export import export_student
-from distill.fit import fit_missing
-from distill.keep import write_student
-from distill.norms import fit_norms, read_norms
-from distill.recipes import make_recipe
-from distill.tasks import make_task
+from distill.recipes.recipe_table import make_recipe
+from distill.students.export import export_student
+from distill.students.recipe_task import make_task
+from distill.students.saved_student import write_student
+from distill.targets.missing_stats import fit_missing
+from distill.targets.norms import fit_norms, read_norms
 from featurestore import Lake, open_lake
 from ingest import find_teachers, load_encoder
 from tests.conftest import TEACHERS

@@ -11,11 +11,11 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from distill.errors import DistillError
-from distill.fusion import Fused, Fuser, FusionTask, TokenBlock
-from distill.recipe import FusionStudent, Recipe, Term
-from distill.recipes import make_recipe
-from distill.task import Batch, Norms
-from tests.feature_worlds import World, backward, centred_cosine, fit, norms_of, tile_batch
+from distill.recipes.recipe import FusionStudent, Recipe, Term
+from distill.recipes.recipe_table import make_recipe
+from distill.students.fusion import Fused, Fuser, FusionTask, TokenBlock
+from distill.students.task import Batch, Norms
+from tests.worlds.feature_worlds import World, backward, centred_cosine, fit, norms_of, tile_batch
 
 WORLD = World(dims={"a": 24, "b": 40, "c": 16})
 NAMES = tuple(WORLD.dims)
@@ -155,7 +155,7 @@ def test_failure_4_a_norm_before_the_first_block_is_refused(
             super().__init__(width, heads)
             self._modules = {"norm": self.norm, **self._modules}
 
-    monkeypatch.setattr("distill.fusion.TokenBlock", PreNorm)
+    monkeypatch.setattr("distill.students.fusion.TokenBlock", PreNorm)
     with pytest.raises(DistillError, match="a gate before LayerNorm is erased"):
         task()
 

@@ -13,14 +13,15 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from distill.errors import DistillError
-from distill.hierarchy import Attention, Hierarchy, Level, by_parent
-from distill.recipe import Recipe, RegionStudent, Term
-from distill.recipes import make_recipe
-from distill.region_encoder import RegionEncoder
-from distill.region_network import Tokens, crop_side, places, windows
-from distill.regions import RegionTask
-from distill.task import Batch, Under, on_device
-from tests.feature_worlds import (
+from distill.recipes.recipe import Recipe, RegionStudent, Term
+from distill.recipes.recipe_table import make_recipe
+from distill.students.hierarchy import Attention, Hierarchy, Level, by_parent
+from distill.students.region_encoder import RegionEncoder
+from distill.students.region_network import Tokens, crop_side, places, windows
+from distill.students.task import Batch, Under, on_device
+from distill.terms.region_task import RegionTask
+from tests.featurestore.read.test_stream_under import made as made_lake
+from tests.worlds.feature_worlds import (
     World,
     backward,
     centred_cosine,
@@ -29,8 +30,7 @@ from tests.feature_worlds import (
     region_batch,
     region_norms,
 )
-from tests.test_stream_under import made as made_lake
-from tests.training_lake import DIMS
+from tests.worlds.training_lake import DIMS
 
 WORLD = World(dims={"eye": 24, "expert": 20})
 SMALL = {

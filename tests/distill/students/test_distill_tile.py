@@ -7,11 +7,11 @@ import torch
 import torch.nn.functional as F
 
 from distill.errors import DistillError
-from distill.goals import Column
-from distill.recipe import Recipe, Term
-from distill.recipes import make_recipe, parse_terms
-from distill.term_table import TERMS
-from tests.tile_worlds import DIM, FINE, TileWorld, train
+from distill.recipes.recipe import Recipe, Term
+from distill.recipes.recipe_table import make_recipe, parse_terms
+from distill.targets.target_sources import Column
+from distill.terms.term_table import TERMS
+from tests.worlds.tile_worlds import DIM, FINE, TileWorld, train
 
 TINY: dict[str, Any] = {"architecture": "test_efficientnet", "input_px": 64, "head_width": 32}
 VIT: dict[str, Any] = {

@@ -8,20 +8,20 @@ import polars as pl
 import pytest
 import torch
 
-from distill.columns import check, columns_of
 from distill.errors import DistillError
-from distill.fit import fit_missing
-from distill.keep import write_student
-from distill.norms import fit_norms, read_norms
-from distill.ray_columns import extract
-from distill.recipe import Recipe
-from distill.recipes import make_recipe
-from distill.task import Task, on_device
-from distill.tasks import make_task
+from distill.recipes.recipe import Recipe
+from distill.recipes.recipe_columns import check, columns_of
+from distill.recipes.recipe_table import make_recipe
+from distill.students.ray_columns import extract
+from distill.students.recipe_task import make_task
+from distill.students.saved_student import write_student
+from distill.students.task import Task, on_device
+from distill.targets.missing_stats import fit_missing
+from distill.targets.norms import fit_norms, read_norms
 from featurestore import Lake, open_lake, verify
-from featurestore.sealed import sealed
+from featurestore.storage.sealed import sealed
 from ingest import TeacherError, licence_of
-from tests.test_stream_under import made
+from tests.featurestore.read.test_stream_under import made
 
 TEACHERS = ("plain", "packed")
 SMALL: dict[str, dict[str, Any]] = {

@@ -12,23 +12,23 @@ import timm
 import torch
 from torch import Tensor
 
-from distill.data import Feed, mixed
 from distill.errors import DistillError
-from distill.fidelity import Fidelity, combined
-from distill.fit import fit_missing, split_slides
-from distill.losses import cosine_loss, match_loss, smooth_l1_loss
-from distill.norms import fit_norms, read_norms
-from distill.ray_train import distill
-from distill.recipe import Recipe, Schedule
-from distill.recipes import make_recipe
-from distill.targets import TargetNorm, make_norm
-from distill.task import Batch
-from distill.tasks import make_task
-from distill.tile_task import TileTask
-from distill.train import Loop, NotFiniteError, State, Step, learning_rate, measure
+from distill.evaluate.measures.fidelity import Fidelity, combined
+from distill.losses.feature_losses import cosine_loss, match_loss, smooth_l1_loss
+from distill.recipes.recipe import Recipe, Schedule
+from distill.recipes.recipe_table import make_recipe
+from distill.students.recipe_task import make_task
+from distill.students.task import Batch
+from distill.students.tile_task import TileTask
+from distill.targets.missing_stats import fit_missing, split_slides
+from distill.targets.norms import fit_norms, read_norms
+from distill.targets.target import TargetNorm, make_norm
+from distill.train.batches import Feed, mixed
+from distill.train.loop import Loop, NotFiniteError, State, Step, learning_rate, measure
+from distill.train.ray_train import distill
 from featurestore import Lake, Moments, open_lake
 from ingest import find_teachers, load_encoder
-from ingest.ray_extract import extract
+from ingest.teachers.ray_extract import extract
 from tests.conftest import TEACHERS
 
 TINY: dict[str, Any] = {

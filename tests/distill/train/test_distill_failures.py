@@ -6,20 +6,20 @@ import numpy as np
 import pytest
 import torch
 
-from distill.columns import check
-from distill.data import Feed
 from distill.errors import DistillError
-from distill.fit import fit_missing
-from distill.goals import CLS, GRID, PATCH
-from distill.norms import fit_norms, read_norms
-from distill.recipes import make_recipe
-from distill.task import on_device
-from distill.tasks import make_task
-from distill.train import Loop, State, Step, measure
-from distill.views import draw, sized, turned
+from distill.recipes.recipe_columns import check
+from distill.recipes.recipe_table import make_recipe
+from distill.students.recipe_task import make_task
+from distill.students.task import on_device
+from distill.targets.missing_stats import fit_missing
+from distill.targets.norms import fit_norms, read_norms
+from distill.targets.target_sources import CLS, GRID, PATCH
+from distill.train.batches import Feed
+from distill.train.loop import Loop, State, Step, measure
+from distill.train.views import draw, sized, turned
 from featurestore import Lake, open_lake, read_stats
 from tests.conftest import TEACHERS
-from tests.tile_worlds import FINE, TileWorld, colours
+from tests.worlds.tile_worlds import FINE, TileWorld, colours
 
 TINY = {"architecture": "test_efficientnet", "input_px": 64, "head_width": 16, "epochs": 1}
 

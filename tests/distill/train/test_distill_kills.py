@@ -14,13 +14,13 @@ import torch
 from safetensors.torch import load_file
 
 from tests.conftest import ROOT
-from tests.kills import kill, started, wait_for_work
+from tests.worlds.kills import kill, started, wait_for_work
 
 NAME, WORKERS = "tiny", 2
 
 
 def command(lake: Path, workers: int) -> list[str]:
-    return ["-m", "tests.distill_once", str(lake), NAME, str(workers)]
+    return ["-m", "tests.worlds.distill_once", str(lake), NAME, str(workers)]
 
 
 def run(lake: Path, workers: int) -> None:

@@ -6,9 +6,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from distill.recipe import TileStudent, Views
-from distill.student import Student
-from distill.views import (
+from distill.recipes.recipe import TileStudent, Views
+from distill.students.student import Student
+from distill.train.views import (
     TURNS,
     cropped,
     draw,
@@ -19,8 +19,8 @@ from distill.views import (
     sized,
     turned,
 )
-from ingest.encoder import preprocess, resized
 from ingest.stain import jittered
+from ingest.teachers.encoder import preprocess, resized
 
 
 def tiles(count: int = 16, side: int = 32, seed: int = 0) -> Tensor:

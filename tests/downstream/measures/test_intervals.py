@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from downstream.measures import resampling
-from downstream.measures.classes import (
+from downstream.measures.class_measures import (
     Measure,
     UndefinedMetricError,
     classification_measures,

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from sklearn import metrics as sklearn_metrics
 
-from downstream.measures import classes as measures
-from downstream.measures.classes import (
+from downstream.measures import class_measures as measures
+from downstream.measures.class_measures import (
     Measure,
     UndefinedMetricError,
     classification_measures,

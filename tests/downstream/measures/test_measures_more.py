@@ -12,10 +12,10 @@ from sklearn.metrics import (
     roc_auc_score,
 )
 
-from downstream.measures.classes import UndefinedMetricError
+from downstream.measures.class_measures import UndefinedMetricError
 from downstream.measures.intervals import compare, interval
-from downstream.measures.numbers import multilabel_measures, r2, regression_measures
-from tests.test_measures import SEEDS, check_weights
+from downstream.measures.number_measures import multilabel_measures, r2, regression_measures
+from tests.downstream.measures.test_measures import SEEDS, check_weights
 
 
 @given(seed=SEEDS)

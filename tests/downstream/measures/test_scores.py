@@ -16,7 +16,7 @@ from sklearn.metrics import roc_auc_score
 from ingest.grid import Grid, plan_grids
 from ingest.readers.tiff_reader import TiffReader
 from ingest.scores import FOCUS_MPP, RgbArray, focus_map, score_maps, tile_means
-from ingest.tissue import find_tissue
+from ingest.tissue.overview_tissue import find_tissue
 from tests.conftest import REAL_SLIDE
 
 Float32Array = npt.NDArray[np.float32]

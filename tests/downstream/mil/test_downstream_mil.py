@@ -11,16 +11,16 @@ import torch
 from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score
 
-from downstream.bags import PatientBag
-from downstream.mil.bags import MilError
+from downstream.mil.aggregators.tile_canvas import families, stack_levels
 from downstream.mil.losses import Task, class_weights
 from downstream.mil.model import AGGREGATORS, MilModel
 from downstream.mil.objective import Labels
-from downstream.mil.places import families, stack_levels
+from downstream.mil.padded_bags import MilError
 from downstream.mil.predict import predict, tile_statistics
 from downstream.mil.pseudo import PseudoTiles
 from downstream.mil.train import Examples, Fit, train_mil
-from downstream.settings import MIL, MilSettings, SettingsError
+from downstream.run.feature_bags import PatientBag
+from downstream.run.fit_settings import MIL, MilSettings, SettingsError
 
 TILES, KEYS, WIDTH = 40, 4, 32
 SETTINGS = MilSettings(hidden=64, epochs=15, learning_rate=5e-4)

@@ -8,12 +8,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from downstream.mil.bags import Aggregator, MilError, pad_bags, plan_batches
+from downstream.mil.aggregators.pooling import Abmil, MeanPool
+from downstream.mil.aggregators.tile_canvas import stack_slides
 from downstream.mil.losses import Task, TaskKind
 from downstream.mil.model import MilModel, make_aggregator
-from downstream.mil.places import stack_slides
-from downstream.mil.pooling import Abmil, MeanPool
-from tests.mil_examples import NAMES, TASK, WIDTH, bags, doubles, model
+from downstream.mil.padded_bags import Aggregator, MilError, pad_bags, plan_batches
+from tests.worlds.mil_examples import NAMES, TASK, WIDTH, bags, doubles, model
 
 __all__ = ["doubles"]  # the fixture
 

@@ -6,11 +6,11 @@ import torch
 from numpy.typing import NDArray
 from torchmil import models
 
-from downstream.mil.bags import MilError, pad_bags
-from downstream.mil.clam import Clam, TileLoss, smooth_svm
-from downstream.mil.dsmil import Dsmil
-from downstream.mil.pooling import Abmil, MaxPool, MeanPool
-from tests.mil_examples import WIDTH, bags, doubles
+from downstream.mil.aggregators.clam import Clam, TileLoss, smooth_svm
+from downstream.mil.aggregators.dsmil import Dsmil
+from downstream.mil.aggregators.pooling import Abmil, MaxPool, MeanPool
+from downstream.mil.padded_bags import MilError, pad_bags
+from tests.worlds.mil_examples import WIDTH, bags, doubles
 
 __all__ = ["doubles"]  # the fixture
 Array = NDArray[np.float64]

@@ -5,7 +5,7 @@ import torch
 from scipy import stats
 from torch import nn
 
-from downstream.mil.dropout import Dropout
+from downstream.mil.aggregators.dropout import Dropout
 
 
 @pytest.mark.parametrize("p", [0.01, 0.25, 0.5, 0.9])

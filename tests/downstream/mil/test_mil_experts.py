@@ -6,11 +6,11 @@ import torch
 from sklearn.metrics import balanced_accuracy_score
 from torch import Tensor, nn
 
-from downstream.mil.bags import MilError, pad_bags
-from downstream.mil.experts import Experts
+from downstream.mil.aggregators.experts import Experts
+from downstream.mil.aggregators.pooling import Abmil, MeanPool
 from downstream.mil.losses import Task, balanced_order, expert_agreement
-from downstream.mil.pooling import Abmil, MeanPool
-from tests.mil_examples import WIDTH, doubles
+from downstream.mil.padded_bags import MilError, pad_bags
+from tests.worlds.mil_examples import WIDTH, doubles
 
 __all__ = ["doubles"]  # the fixture
 pytestmark = pytest.mark.usefixtures("doubles")

@@ -10,7 +10,6 @@ from scipy.special import softmax
 from sklearn.metrics import log_loss
 from sklearn.utils.class_weight import compute_class_weight
 
-from downstream.mil.bags import MilError
 from downstream.mil.losses import (
     Task,
     balanced_order,
@@ -20,6 +19,7 @@ from downstream.mil.losses import (
     pseudo_labels,
     soft_labels,
 )
+from downstream.mil.padded_bags import MilError
 
 RNG = np.random.default_rng(0)
 LOGITS = RNG.normal(size=(30, 4)) * 2

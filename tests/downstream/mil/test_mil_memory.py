@@ -10,12 +10,12 @@ from sklearn.metrics import roc_auc_score
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from downstream.mil.bags import pad_bags
-from downstream.mil.fusion import Fused, ShazamGate
+from downstream.mil.aggregators.fusion import Fused, ShazamGate
+from downstream.mil.aggregators.pooling import Abmil
 from downstream.mil.losses import Task
 from downstream.mil.model import MilModel, make_aggregator
-from downstream.mil.pooling import Abmil
-from tests.mil_examples import NAMES, WIDTH, doubles, model, places
+from downstream.mil.padded_bags import pad_bags
+from tests.worlds.mil_examples import NAMES, WIDTH, doubles, model, places
 
 __all__ = ["doubles"]  # the fixture
 pytestmark = pytest.mark.usefixtures("doubles")

@@ -5,17 +5,17 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from downstream.mil import hierarchy as mil_hierarchy
-from downstream.mil import transformer as mil_transformer
-from downstream.mil.bags import MilError
-from downstream.mil.fusion import Concat, Fused, ShazamGate
-from downstream.mil.hierarchy import CrossAttention, Hierarchical, children_rows
-from downstream.mil.pooling import Abmil
-from downstream.mil.transformer import Layer, PositionTransformer
-from downstream.mil.transmil import TransMil
+from downstream.mil.aggregators import hierarchy as mil_hierarchy
+from downstream.mil.aggregators import transformer as mil_transformer
+from downstream.mil.aggregators.fusion import Concat, Fused, ShazamGate
+from downstream.mil.aggregators.hierarchy import CrossAttention, Hierarchical, children_rows
+from downstream.mil.aggregators.pooling import Abmil
+from downstream.mil.aggregators.transformer import Layer, PositionTransformer
+from downstream.mil.aggregators.transmil import TransMil
+from downstream.mil.padded_bags import MilError
 from featurestore.ids import tile_ids
-from featurestore.pairs import children_of
-from tests.mil_examples import WIDTH, bags, doubles
+from featurestore.read.pairs import children_of
+from tests.worlds.mil_examples import WIDTH, bags, doubles
 
 __all__ = ["doubles"]  # the fixture
 pytestmark = pytest.mark.usefixtures("doubles")

@@ -11,12 +11,12 @@ import torch
 from sklearn.metrics import roc_auc_score
 
 from downstream import MilSettings, nested_folds
-from downstream.cells import fit_and_store
-from downstream.results import collect
-from downstream.study import Patient, Study
+from downstream.run.cells import fit_and_store
+from downstream.run.run_result import collect
+from downstream.run.study import Patient, Study
 from featurestore import Lake
-from tests.test_downstream_bags import WIDTH, Features, build
-from tests.test_downstream_runs import COHORT, study
+from tests.downstream.test_downstream_bags import WIDTH, Features, build
+from tests.downstream.test_downstream_runs import COHORT, study
 
 PEOPLE, TILES, KEYS = 40, 60, 2
 RUNS = 20

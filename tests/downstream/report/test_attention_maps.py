@@ -14,11 +14,11 @@ from typer.testing import CliRunner
 
 import slidelake
 from downstream.report.attention_maps import AttentionError, tile_geojson, write_attention
-from downstream.report.run import RunError
+from downstream.report.finished_run import RunError
 from featurestore import Lake
-from ingest.masks import read_mask
-from tests.painted_lake import ACROSS, DOWN, HEIGHT_PX, SIDE_PX, WIDTH_PX, painted_lake
-from tests.run_folders import tile_attention, write_run
+from ingest.tissue.masks import read_mask
+from tests.worlds.painted_lake import ACROSS, DOWN, HEIGHT_PX, SIDE_PX, WIDTH_PX, painted_lake
+from tests.worlds.run_folders import tile_attention, write_run
 
 ARM = "good / abmil"
 

@@ -12,9 +12,9 @@ from sksurv.nonparametric import kaplan_meier_estimator
 from sksurv.util import Surv
 
 from downstream.measures.abstention import risk_coverage
-from downstream.measures.classes import UndefinedMetricError
-from downstream.report.plots_attention import attention_overlay, attention_png, shares
-from downstream.report.plots_bands import (
+from downstream.measures.class_measures import UndefinedMetricError
+from downstream.report.plots.plots_attention import attention_overlay, attention_png, shares
+from downstream.report.plots.plots_bands import (
     GRID,
     Scores,
     precision_recall_band,
@@ -23,14 +23,14 @@ from downstream.report.plots_bands import (
     roc_band,
     roc_points,
 )
-from downstream.report.plots_classes import (
+from downstream.report.plots.plots_classes import (
     confusion_png,
     precision_recall_png,
     reliability_png,
     risk_coverage_png,
     roc_png,
 )
-from downstream.report.plots_outcomes import (
+from downstream.report.plots.plots_outcomes import (
     km_png,
     logrank_p,
     scatter_png,

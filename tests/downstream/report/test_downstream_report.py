@@ -11,13 +11,13 @@ import numpy as np
 import polars as pl
 import pytest
 
-from downstream.report.lake import read_holding
+from downstream.report.lake_holding import read_holding
 from downstream.report.lake_page import write_report
-from downstream.report.page import example_queries
+from downstream.report.report_page import example_queries
 from featurestore import Lake, LakeConfig, LakeError, create_lake, query
-from tests.painted_lake import Page, painted_lake
-from tests.run_folders import predictions, write_run
-from tests.test_downstream_bags import MPP, cut, extract, planted
+from tests.downstream.test_downstream_bags import MPP, cut, extract, planted
+from tests.worlds.painted_lake import Page, painted_lake
+from tests.worlds.run_folders import predictions, write_run
 
 ARMS = ("good", "good+noise")
 NEWEST = {"binary": "mil-bbbbbbbbbbbb", "survival": "survival-cccccccccccc"}

@@ -6,11 +6,11 @@ from pathlib import Path
 import polars as pl
 from PIL import Image
 
-from downstream.report.lake import package_versions, read_holding
-from downstream.report.page import notice
-from downstream.report.plots import fidelity_png, forest_png
-from downstream.report.results import shown_arm
-from downstream.report.run import Run
+from downstream.report.finished_run import Run
+from downstream.report.lake_holding import package_versions, read_holding
+from downstream.report.plots.plots_report import fidelity_png, forest_png
+from downstream.report.report_page import notice
+from downstream.report.result_views import shown_arm
 from featurestore import LakeConfig, create_lake
 
 

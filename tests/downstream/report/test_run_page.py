@@ -11,16 +11,16 @@ import pytest
 from PIL import Image
 from sklearn.metrics import confusion_matrix, roc_auc_score
 
-from downstream.report.run import RunError, read_run
+from downstream.report.finished_run import RunError, read_run
 from downstream.report.run_page import write_run_page
-from downstream.report.tables import arm_rows, comparison_rows, listed, measure_heads
-from downstream.report.tiles import MOST_TILES
-from downstream.report.views import sections
-from downstream.report.views_classes import confusion_counts, label_estimates
-from downstream.report.views_outcomes import horizon_of
+from downstream.report.run_tables import arm_rows, comparison_rows, listed, measure_heads
+from downstream.report.tile_pictures import MOST_TILES
+from downstream.report.views.run_views import sections
+from downstream.report.views.views_classes import confusion_counts, label_estimates
+from downstream.report.views.views_outcomes import horizon_of
 from featurestore import Lake
-from tests.painted_lake import Page, painted_lake
-from tests.run_folders import predictions, write_run
+from tests.worlds.painted_lake import Page, painted_lake
+from tests.worlds.run_folders import predictions, write_run
 
 ARMS = ("good / abmil", "noise / mean")
 EVIL = "<img src=http://evil.example/x onerror=alert(1)>"

@@ -12,13 +12,13 @@ from PIL import Image
 
 from downstream.report.attention import attention_files, owners, read_tiles
 from downstream.report.cases import cases, groups
-from downstream.report.run import read_run
+from downstream.report.finished_run import read_run
 from downstream.report.run_page import attention_view
-from downstream.report.tiles import MOST_OF_PATIENT, MOST_TILES, strips
+from downstream.report.tile_pictures import MOST_OF_PATIENT, MOST_TILES, strips
 from featurestore import Lake
-from tests.painted_lake import ACROSS, DOWN, painted_lake
-from tests.run_folders import FOLDS, parquet, predictions, write_run
-from tests.test_run_page import ARMS, page_of
+from tests.downstream.report.test_run_page import ARMS, page_of
+from tests.worlds.painted_lake import ACROSS, DOWN, painted_lake
+from tests.worlds.run_folders import FOLDS, parquet, predictions, write_run
 
 
 @pytest.fixture(scope="module")

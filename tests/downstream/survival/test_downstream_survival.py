@@ -6,7 +6,7 @@ from numpy.typing import NDArray
 from sksurv.metrics import concordance_index_censored
 
 from downstream import SurvivalError, SurvivalSettings
-from downstream.survival.models import PooledModel, fit_pooled
+from downstream.survival.pooled_models import PooledModel, fit_pooled
 from downstream.survival.risks import fold_ranks, is_high_risk, pool
 
 Floats = NDArray[np.float64]

@@ -13,7 +13,8 @@ from sksurv.linear_model import CoxPHSurvivalAnalysis
 from sksurv.metrics import concordance_index_censored
 from sksurv.util import Surv
 
-from downstream.survival.losses import (
+from downstream.survival.risks import SurvivalError
+from downstream.survival.survival_losses import (
     Ties,
     TimeBins,
     cox_loss,
@@ -22,7 +23,6 @@ from downstream.survival.losses import (
     fit_bins,
     survival_curve,
 )
-from downstream.survival.risks import SurvivalError
 
 Array = NDArray[np.float64]
 TIES: tuple[Ties, ...] = ("efron", "breslow")

@@ -13,7 +13,7 @@ from sksurv.linear_model.coxph import BreslowEstimator
 from sksurv.metrics import concordance_index_censored
 from sksurv.util import Surv
 
-from downstream.settings import SurvivalSettings
+from downstream.run.fit_settings import SurvivalSettings
 from downstream.survival.curves import (
     at_times,
     breslow_curve,
@@ -21,9 +21,9 @@ from downstream.survival.curves import (
     fit_baseline,
     hazard_curve,
 )
-from downstream.survival.losses import TimeBins, survival_curve
-from downstream.survival.models import POOLED, PooledModel, fit_pooled
+from downstream.survival.pooled_models import POOLED, PooledModel, fit_pooled
 from downstream.survival.risks import SurvivalError
+from downstream.survival.survival_losses import TimeBins, survival_curve
 
 Floats = NDArray[np.float64]
 Flags = NDArray[np.bool_]

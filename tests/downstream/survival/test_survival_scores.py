@@ -18,11 +18,11 @@ from sksurv.compare import compare_survival
 from sksurv.nonparametric import CensoringDistributionEstimator, SurvivalFunctionEstimator
 from sksurv.util import Surv
 
-from downstream.measures.classes import UndefinedMetricError
-from downstream.survival import weighted as survival_weighted
+from downstream.measures.class_measures import UndefinedMetricError
+from downstream.survival import survival_weighted as survival_weighted
 from downstream.survival.risks import SurvivalError, fold_ranks
-from downstream.survival.rows import Predictions, follow_up, predictions_of
-from downstream.survival.scores import (
+from downstream.survival.survival_rows import Predictions, follow_up, predictions_of
+from downstream.survival.survival_scores import (
     SCORES,
     Question,
     compare_predictions,
@@ -30,7 +30,7 @@ from downstream.survival.scores import (
     questions,
     score_predictions,
 )
-from downstream.survival.weighted import kaplan_meier
+from downstream.survival.survival_weighted import kaplan_meier
 from tests.conftest import ROOT
 
 if TYPE_CHECKING:

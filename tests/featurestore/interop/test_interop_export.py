@@ -36,10 +36,10 @@ from featurestore.interop import (
     import_folder,
     read_folder,
 )
-from featurestore.interop.outbox import STAGING, Outbox
-from featurestore.interop.outline import mask_geojson, outlines
+from featurestore.interop.export_folder import STAGING, Outbox
+from featurestore.interop.writers.outline import mask_geojson, outlines
 from tests.conftest import TEACHERS
-from tests.interop_files import (
+from tests.worlds.interop_files import (
     cut_short,
     grid,
     trident_features,
@@ -49,7 +49,7 @@ from tests.interop_files import (
     values,
 )
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[3]
 TEACHER = TEACHERS[0]
 
 

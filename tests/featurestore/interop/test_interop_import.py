@@ -26,9 +26,9 @@ from featurestore import (
     verify,
 )
 from featurestore.interop import Given, ImportResult, InteropError, import_folder
-from featurestore.interop.cells import choose_cells
-from featurestore.interop.incoming import config_for
-from tests.interop_files import (
+from featurestore.interop.grid_cells import choose_cells
+from featurestore.interop.incoming_tiles import config_for
+from tests.worlds.interop_files import (
     SIDE,
     Int64Array,
     clam_features,
@@ -47,7 +47,7 @@ from tests.interop_files import (
 
 FloatArray = npt.NDArray[np.floating]
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[3]
 
 
 def rows_of(lake: Lake, slide_id: str, teacher: str, mpp: float = 0.5) -> set[object]:

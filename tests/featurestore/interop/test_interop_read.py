@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from featurestore.interop import Given, InteropError, Problem, SlideFeatures, read_folder
-from tests.interop_files import (
+from tests.worlds.interop_files import (
     SIDE,
     clam_features,
     clam_patches,

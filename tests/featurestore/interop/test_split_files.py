@@ -11,10 +11,10 @@ import polars as pl
 import pytest
 
 from downstream.cohorts.cohort import Cohort
-from downstream.splits.files import read_splits
 from downstream.splits.folds import Split, leave_site_out, nested_folds, with_validation
 from downstream.splits.split import LeakageError, SplitError
-from downstream.splits.tables import FoldTable, to_table
+from downstream.splits.split_files import read_splits
+from downstream.splits.split_tables import FoldTable, to_table
 
 COHORT = Cohort(
     patients=pl.DataFrame(

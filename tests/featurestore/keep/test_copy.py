@@ -25,11 +25,11 @@ from featurestore import (
 )
 from featurestore.annotations.annotate import annotate
 from featurestore.keep import copied_files
-from featurestore.lock import writer_lease
+from featurestore.storage.lock import writer_lease
 from tests.conftest import ROOT
-from tests.s3 import Bucket
-from tests.small_lake import add_slides, add_teacher, contents
-from tests.test_full_disk import disk
+from tests.featurestore.storage.test_full_disk import disk
+from tests.worlds.s3 import Bucket
+from tests.worlds.small_lake import add_slides, add_teacher, contents
 
 __all__ = ["disk"]
 

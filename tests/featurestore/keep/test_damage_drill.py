@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.damage_drill import WAYS, Outcome, cases_of, kind_of, make_lake, run_cases
+from tests.worlds.damage_drill import WAYS, Outcome, cases_of, kind_of, make_lake, run_cases
 
 #: Files that say nothing by which readers are guided: damage of them is not named.
 UNREAD = ("_transactions", "latest_version_hint.json", "ingest.html")

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save
 
-from distill.keep import kept_hash
+from distill.students.saved_student import kept_hash
 from featurestore import (
     DamageError,
     Lake,
@@ -23,16 +23,16 @@ from featurestore import (
     repair,
     verify,
 )
-from featurestore.damage import FILE, SHARD_INDEX
-from featurestore.keep.file_checks import FILE_CHECKS
-from featurestore.schema import CATALOG
-from featurestore.sealed import json_bytes, read_sealed, sealed
-from featurestore.shard_index import index_path
-from ingest.cards import Card, card_json
-from ingest.students import student_file
-from ingest.teachers import find_card, weights_of
+from featurestore.keep.verify.damage import FILE, SHARD_INDEX
+from featurestore.keep.verify.file_checks import FILE_CHECKS
+from featurestore.shards.shard_index import index_path
+from featurestore.storage.sealed import json_bytes, read_sealed, sealed
+from featurestore.tables.schema import CATALOG
+from ingest.teachers.cards.card import Card, card_json
+from ingest.teachers.find_teacher import find_card, weights_of
+from ingest.teachers.student_files import student_file
 from tests.conftest import ROOT
-from tests.small_lake import add_teacher, contents, cut
+from tests.worlds.small_lake import add_teacher, contents, cut
 
 SLIDES = ["a", "b"]
 GREY = (0.5, 0.5, 0.5)

@@ -21,11 +21,11 @@ from featurestore import (
     verify,
 )
 from featurestore.keep import lance_upkeep
-from featurestore.keep.verified import VERIFIED, last_verified, record_verified
-from featurestore.lance_tables import open_table
-from featurestore.lock import writer_lease
+from featurestore.keep.verify.last_verified import VERIFIED, last_verified, record_verified
+from featurestore.storage.lock import writer_lease
+from featurestore.tables.lance_tables import open_table
 from tests.conftest import REAL_SLIDE, ROOT, TEACHERS
-from tests.small_lake import add_slides, contents
+from tests.worlds.small_lake import add_slides, contents
 
 
 @pytest.fixture(scope="module")

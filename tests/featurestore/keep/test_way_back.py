@@ -19,30 +19,30 @@ from featurestore import (
     LakeConfig,
     LakeError,
     create_lake,
-    lance_tables,
     open_lake,
     repair,
     vacuum,
     verify,
 )
-from featurestore.damage import TABLE, TABLE_INDEX, Damage
 from featurestore.errors import AccessError, NewerFormatError
 from featurestore.keep import lance_restore, roots
-from featurestore.keep.file_checks import FILE_CHECKS
-from featurestore.keep.lake_settings import settings_or_copy
-from featurestore.keep.lance_checked_rows import checked_catalog, checked_slides
-from featurestore.keep.lance_checking import check_lake, lake_to_mend
 from featurestore.keep.lance_restore import restore
 from featurestore.keep.lance_roots import manifest_path
+from featurestore.keep.repair import plan_repair
 from featurestore.keep.roots import ROOTS_FILE, readable_roots
-from featurestore.lance_tables import open_table
-from featurestore.lock import writer_lease
-from featurestore.repair import plan_repair
-from featurestore.schema import CATALOG, SLIDES, features_table
-from tests.command_lines import Slidelake
+from featurestore.keep.verify.damage import TABLE, TABLE_INDEX, Damage
+from featurestore.keep.verify.file_checks import FILE_CHECKS
+from featurestore.keep.verify.lake_settings import settings_or_copy
+from featurestore.keep.verify.lance_checked_rows import checked_catalog, checked_slides
+from featurestore.keep.verify.lance_checking import check_lake, lake_to_mend
+from featurestore.storage.lock import writer_lease
+from featurestore.tables import lance_tables
+from featurestore.tables.lance_tables import open_table
+from featurestore.tables.schema import CATALOG, SLIDES, features_table
 from tests.conftest import ROOT
-from tests.small_lake import add_slides, add_teacher, contents, cut
-from tests.test_keeping import data_files, flip
+from tests.featurestore.keep.test_keeping import data_files, flip
+from tests.worlds.command_lines import Slidelake
+from tests.worlds.small_lake import add_slides, add_teacher, contents, cut
 
 
 @pytest.fixture(scope="module")
@@ -332,7 +332,7 @@ if sys.platform == "linux":  # root has the right to read any file until it give
     header, none = (ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)()
     assert ctypes.CDLL(None).capset(header, none) == 0
 from featurestore.errors import AccessError
-from featurestore.keep.lance_checking import check_lake
+from featurestore.keep.verify.lance_checking import check_lake
 
 try:
     check_lake(sys.argv[1])
@@ -419,7 +419,7 @@ def test_a_kill_between_the_catalog_and_its_roots_is_no_damage(
     def die(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("featurestore.lance_ledger.record_roots", die)
+    monkeypatch.setattr("featurestore.tables.lance_ledger.record_roots", die)
     with pytest.raises(KeyboardInterrupt):
         lake.committer.register([{"slide_id": "z", "uri": "z.svs"}])
     monkeypatch.undo()
@@ -518,7 +518,7 @@ def test_verify_keeps_numbers_alone_and_reads_rows_again_by_position(lake: Lake)
 def test_a_repair_makes_some_slides_pending_at_a_time(
     lake: Lake, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sys.modules["featurestore.repair"], "SLIDES_AT_ONCE", 1)
+    monkeypatch.setattr(sys.modules["featurestore.keep.repair"], "SLIDES_AT_ONCE", 1)
     for path in lake.tiles_of(mpp=0.5)["shard"].to_list()[:2]:
         Path(lake.store.path(path)).unlink()
     done = repair(lake, verify(lake))

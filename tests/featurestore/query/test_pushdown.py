@@ -16,10 +16,20 @@ import pytest
 from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 
-from featurestore import lance_scan
-from featurestore.lance_scan import scan
-from featurestore.pushdown import lance_filter
-from tests.predicates import COMPARISONS, EVERY, FLOAT_POOL, FLOATS, SCHEMA, Row, arrow, rows, trees
+from featurestore.query import lance_scan
+from featurestore.query.lance_scan import scan
+from featurestore.query.pushdown import lance_filter
+from tests.worlds.predicates import (
+    COMPARISONS,
+    EVERY,
+    FLOAT_POOL,
+    FLOATS,
+    SCHEMA,
+    Row,
+    arrow,
+    rows,
+    trees,
+)
 
 
 def write(folder: str, parts: list[pa.Table], indexed: list[str]) -> lance.LanceDataset:

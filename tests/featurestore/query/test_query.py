@@ -11,9 +11,9 @@ import polars as pl
 import pytest
 
 from featurestore import Lake, LakeConfig, LakeError, create_lake, open_lake, query
-from featurestore.answers import answer_bytes, answer_format, write_answer
-from tests.command_lines import Slidelake
-from tests.small_lake import add_slides, add_teacher
+from featurestore.query.answers import answer_bytes, answer_format, write_answer
+from tests.worlds.command_lines import Slidelake
+from tests.worlds.small_lake import add_slides, add_teacher
 
 
 @pytest.fixture(scope="module")

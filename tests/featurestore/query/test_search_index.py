@@ -21,16 +21,16 @@ from featurestore import (
     compact,
     create_lake,
     index_state,
-    lance_nearest,
     matrix,
     open_lake,
     vacuum,
     verify,
 )
-from featurestore.lock import live_writers
-from featurestore.schema import features_table
-from tests import small_lake
-from tests.small_lake import add_slides, add_teacher, write_columns
+from featurestore.query import lance_nearest
+from featurestore.storage.lock import live_writers
+from featurestore.tables.schema import features_table
+from tests.worlds import small_lake
+from tests.worlds.small_lake import add_slides, add_teacher, write_columns
 
 TEACHER = "t:cls+mean@L12"
 DIM = 32
@@ -351,7 +351,7 @@ def test_kill_before_the_index_is_in_the_lake(world: Lake, monkeypatch: pytest.M
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("featurestore.lance_ledger.Ledger.apply", killed)
+        patch.setattr("featurestore.tables.lance_ledger.Ledger.apply", killed)
         with pytest.raises(KeyboardInterrupt):
             indexed(world)
     assert state_of(world.refreshed()) == (0, 1200)

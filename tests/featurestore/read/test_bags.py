@@ -9,8 +9,8 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Subset
 
 from featurestore import DamageError, Lake, LakeError, open_lake
-from featurestore.selection import Selection
-from tests.training_lake import (
+from featurestore.read.selection import Selection
+from tests.worlds.training_lake import (
     DIMS,
     SIZES,
     add_features,

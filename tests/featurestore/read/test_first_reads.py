@@ -11,8 +11,8 @@ import numpy as np
 import polars as pl
 import pytest
 
-from downstream.bags import PatientBag, PatientBags
-from downstream.retrieval.query import find_query, pooled_features
+from downstream.retrieval.search_query import find_query, pooled_features
+from downstream.run.feature_bags import PatientBag, PatientBags
 from featurestore import (
     AccessError,
     DamageError,
@@ -23,11 +23,11 @@ from featurestore import (
     open_lake,
 )
 from featurestore.interop.lake_tiles import tile_places
-from featurestore.lance_flat import FlatColumn
-from featurestore.schema import features_table
-from featurestore.torch_bags import Bags, TorchBag
-from ingest.extractor import Extractor
-from tests.training_lake import DIMS, make
+from featurestore.read.torch_bags import Bags, TorchBag
+from featurestore.tables.lance_flat import FlatColumn
+from featurestore.tables.schema import features_table
+from ingest.teachers.extractor import Extractor
+from tests.worlds.training_lake import DIMS, make
 
 PLAIN, PACKED = DIMS  # read in place, and by Lance's file reader
 SLIDE, OTHER = "e", "c"  # both in the second fragment
@@ -167,7 +167,7 @@ def test_a_slide_is_compared_once(whole: Lake, monkeypatch: pytest.MonkeyPatch) 
     lake, sums = open_lake(whole.uri), list[str]()
 
     def counted(name: str) -> Callable[..., int]:
-        from featurestore import first_reads
+        from featurestore.read import first_reads
 
         work = getattr(first_reads, name)
 
@@ -178,7 +178,7 @@ def test_a_slide_is_compared_once(whole: Lake, monkeypatch: pytest.MonkeyPatch) 
         return count
 
     for name in ("tiles_sum", "features_sum", "features_crc32"):
-        monkeypatch.setattr(f"featurestore.first_reads.{name}", counted(name))
+        monkeypatch.setattr(f"featurestore.read.first_reads.{name}", counted(name))
     streamed(lake, PLAIN, threads=8)
     assert (sums.count("tiles_sum"), sums.count("features_sum")) == (6, 6)
     with ThreadPoolExecutor(8) as pool:

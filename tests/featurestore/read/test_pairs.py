@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from featurestore import Bag, Lake, LakeConfig, LakeError, create_lake, tile_ids
-from featurestore.pairs import children_of
-from tests.training_lake import TILE_PX, add_features, cut, register
+from featurestore.read.pairs import children_of
+from tests.worlds.training_lake import TILE_PX, add_features, cut, register
 
 Cells = npt.NDArray[np.int64]
 

@@ -11,10 +11,10 @@ import pytest
 from lance.file import LanceFileReader, LanceFileWriter
 
 from featurestore import DamageError, Lake, matrix, open_lake, tile_ids
-from featurestore.lance_flat import flat_column
-from featurestore.lance_rows import Ranges, RowReader
-from featurestore.schema import features_table
-from tests.training_lake import DIMS, SIZES, add_features, feature_rows, make
+from featurestore.tables.lance_flat import flat_column
+from featurestore.tables.lance_rows import Ranges, RowReader
+from featurestore.tables.schema import features_table
+from tests.worlds.training_lake import DIMS, SIZES, add_features, feature_rows, make
 
 REL = features_table(0.5)
 

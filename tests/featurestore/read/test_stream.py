@@ -17,10 +17,10 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from featurestore import Lake, LakeError, TileBatch
-from featurestore.lance_rows import Rows
-from featurestore.stream_tiles import Buffer
+from featurestore.read.stream_tiles import Buffer
+from featurestore.tables.lance_rows import Rows
 from tests.conftest import ROOT, shard_samples
-from tests.training_lake import DIMS, SIZES, jpeg_of, make
+from tests.worlds.training_lake import DIMS, SIZES, jpeg_of, make
 
 TILES = sum(SIZES.values())
 SMALL: dict[str, Any] = {"mpp": 0.5, "batch_tiles": 16, "block_tiles": 4, "buffer_tiles": 64}
@@ -273,7 +273,7 @@ def test_reading_ahead_is_bounded(lake: Lake, monkeypatch: pytest.MonkeyPatch) -
         def __del__(self) -> None:
             alive.discard(id(self))
 
-    monkeypatch.setattr("featurestore.stream.Buffer", Counted)
+    monkeypatch.setattr("featurestore.read.stream.Buffer", Counted)
     stream = lake.stream("plain", mpp=0.5, batch_tiles=8, block_tiles=4, buffer_tiles=16)
     assert max([len(alive) for _ in stream]) in (1, 2, 3)
     assert not alive

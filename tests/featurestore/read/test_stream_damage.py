@@ -12,9 +12,9 @@ import pytest
 from PIL import Image
 
 from featurestore import DamageError, Lake, LakeError, ShardWriter, Store, open_lake
-from featurestore.schema import CATALOG
-from tests.test_stream import SMALL, readers
-from tests.training_lake import (
+from featurestore.tables.schema import CATALOG
+from tests.featurestore.read.test_stream import SMALL, readers
+from tests.worlds.training_lake import (
     DIMS,
     add_features,
     cut,

@@ -9,8 +9,8 @@ from hypothesis import given, reject, settings
 from hypothesis import strategies as st
 
 from featurestore import LakeError
-from featurestore.permutation import Permutation
-from featurestore.stream_order import Order
+from featurestore.read.permutation import Permutation
+from featurestore.read.stream_order import Order
 
 Int64Array = npt.NDArray[np.int64]
 

@@ -26,10 +26,10 @@ from featurestore import (
     create_lake,
     open_lake,
 )
-from featurestore.lance_rows import Rows
-from featurestore.stream_tiles import Buffer
+from featurestore.read.stream_tiles import Buffer
+from featurestore.tables.lance_rows import Rows
 from tests.conftest import TEACHERS
-from tests.training_lake import (
+from tests.worlds.training_lake import (
     DIMS,
     TILE_PX,
     add_features,
@@ -322,9 +322,9 @@ def test_one_thread_reads_few_tiles_at_a_time(three: Lake, monkeypatch: pytest.M
                 held.append(len(found.rows))
             return super().take(start, stop)
 
-    monkeypatch.setattr("featurestore.stream.Buffer", Counted)
-    monkeypatch.setattr("featurestore.stream_tiles.PART_ROWS_MIN", 4)
-    monkeypatch.setattr("featurestore.stream_tiles.PART_ROWS", 80)
+    monkeypatch.setattr("featurestore.read.stream.Buffer", Counted)
+    monkeypatch.setattr("featurestore.read.stream_tiles.PART_ROWS_MIN", 4)
+    monkeypatch.setattr("featurestore.read.stream_tiles.PART_ROWS", 80)
     batches = list(three.stream("packed", **SMALL))
     assert max(held) == 4
     monkeypatch.undo()

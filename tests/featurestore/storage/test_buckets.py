@@ -27,25 +27,25 @@ from featurestore import (
     Store,
     create_lake,
     fit_stats,
-    lock,
     open_lake,
     query,
     read_stats,
     vacuum,
     verify,
 )
-from featurestore.bucket_errors import causes
-from featurestore.damage import TABLE
-from featurestore.keep.lance_checking import check_lake, lake_to_mend
 from featurestore.keep.lance_restore import restore
 from featurestore.keep.lance_roots import manifest_path
-from featurestore.repair import plan_repair
-from featurestore.schema import CATALOG
+from featurestore.keep.repair import plan_repair
+from featurestore.keep.verify.damage import TABLE
+from featurestore.keep.verify.lance_checking import check_lake, lake_to_mend
+from featurestore.storage import lock
+from featurestore.storage.bucket_errors import causes
+from featurestore.tables.schema import CATALOG
 from ingest.errors import SlideError
-from ingest.sources import fingerprint, resolve
+from ingest.select.sources import fingerprint, resolve
 from tests.conftest import REAL_SLIDE, ROOT
-from tests.s3 import SECRET, Bucket, new_bucket
-from tests.small_lake import add_slides, add_teacher, contents
+from tests.worlds.s3 import SECRET, Bucket, new_bucket
+from tests.worlds.small_lake import add_slides, add_teacher, contents
 
 CONFIG = LakeConfig(mpps=(0.5, 2.0))
 T = TypeVar("T")
@@ -53,7 +53,7 @@ SLIDES = {"a": 5, "b": 3, "c": 4}
 WORKER = f"""
 import sys
 from featurestore import create_lake, LakeConfig, lock
-from tests.small_lake import add_slides, add_teacher
+from tests.worlds.small_lake import add_slides, add_teacher
 lock.LEASE_S, lock.POLL_S[False] = 2.0, 0.2
 print("started", flush=True)
 add_teacher(add_slides(create_lake(sys.argv[1], {CONFIG}), {SLIDES}), "t")

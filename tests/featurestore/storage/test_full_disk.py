@@ -13,14 +13,14 @@ import pytest
 
 import slidelake
 from featurestore import Lake, LakeConfig, LakeError, Store, create_lake, open_lake, vacuum, verify
-from featurestore.full_disk import DiskFullError
-from featurestore.lance_tables import open_table
-from featurestore.lock import FileLock, commit_lock, no_writers, writer_lease
-from featurestore.schema import features_table
+from featurestore.storage.full_disk import DiskFullError
+from featurestore.storage.lock import FileLock, commit_lock, no_writers, writer_lease
+from featurestore.tables.lance_tables import open_table
+from featurestore.tables.schema import features_table
 from ingest.cut import cut_or_reason
 from tests.conftest import REAL_SLIDE
-from tests.small_lake import add_slides, add_teacher, contents, cut
-from tests.test_groups import KilledError, killed_at, scanned_again
+from tests.featurestore.test_groups import KilledError, killed_at, scanned_again
+from tests.worlds.small_lake import add_slides, add_teacher, contents, cut
 
 
 @pytest.fixture

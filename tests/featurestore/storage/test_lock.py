@@ -14,9 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from featurestore import LakeError, Store, bucket_lock, leases, lock
-from featurestore.bucket_lock import Lease, Taker
-from tests.s3 import SECRET, Bucket, Faults
+from featurestore import LakeError, Store
+from featurestore.storage import bucket_lock, leases, lock
+from featurestore.storage.bucket_lock import Lease, Taker
+from tests.worlds.s3 import SECRET, Bucket, Faults
 
 HOLD = """
 import sys

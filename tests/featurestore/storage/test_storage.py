@@ -17,9 +17,9 @@ import pytest
 import s3fs
 
 from featurestore import LakeError, LakeMissingError, Store
-from featurestore.bucket_clients import lance_options
-from featurestore.bucket_errors import explain
-from tests.s3 import KEY, SECRET, Bucket, Request
+from featurestore.storage.bucket_clients import lance_options
+from featurestore.storage.bucket_errors import explain
+from tests.worlds.s3 import KEY, SECRET, Bucket, Request
 
 ODD = ["plain", "a b", "a#b", "a?b", "a%20b", "ü日本", "a+b&c=d", "[x]*", "~a'b"]
 TABLE = pa.table({"a": [1, 2, 3]})

@@ -11,21 +11,21 @@ import polars as pl
 import pytest
 
 import slidelake as front
-from distill.evaluate_labels import read_labels as read_tile_classes
+from distill.evaluate.tile_labels import read_labels as read_tile_classes
 from downstream import CohortError, run_mil, run_survival
 from downstream.cohorts.cohort import load_labels, patient_table
-from downstream.probes.labels import read_tile_labels
-from downstream.probes.tiles import run_probe
+from downstream.probes.probe_labels import read_tile_labels
+from downstream.probes.tile_probe import run_probe
 from featurestore import IdentityError, Lake, LakeConfig, LakeError, create_lake, open_lake, query
 from featurestore.annotations.annotate import annotate, set_patients, tcga_patients
-from featurestore.annotations.model import AnnotationError
-from featurestore.annotations.reading import labels_of, query_frame, read_annotation
-from featurestore.annotations.where import Where
+from featurestore.annotations.annotation import AnnotationError
+from featurestore.annotations.annotation_tables import labels_of, query_frame, read_annotation
+from featurestore.annotations.tile_predicates import Where
 from featurestore.interop import export_folder
-from featurestore.lance_columns import keys_in
-from ingest.ray_extract import _choice
+from featurestore.tables.lance_columns import keys_in
+from ingest.teachers.ray_extract import _choice
 from tests.conftest import ROOT
-from tests.small_lake import add_slides, add_teacher
+from tests.worlds.small_lake import add_slides, add_teacher
 
 REGIONS = pl.DataFrame(
     {
@@ -284,7 +284,7 @@ def test_a_teacher_can_not_take_the_name_of_an_annotation(copy: Lake) -> None:
 @pytest.mark.parametrize("opaque", [True, False])
 def test_features_as_rivals_write_them(tmp_path: Path, batched: bool, opaque: bool) -> None:  # noqa: FBT001
     from featurestore.interop import import_folder
-    from tests.interop_files import trident_features, trident_patches, two_contours, values
+    from tests.worlds.interop_files import trident_features, trident_patches, two_contours, values
 
     xy, features = two_contours(), values(21, 8)
     trident_patches(tmp_path / "job", "a", xy)

@@ -7,9 +7,9 @@ from typer.testing import CliRunner
 
 import slidelake
 from distill.errors import DistillError
-from distill.evaluate_labels import read_labels
+from distill.evaluate.tile_labels import read_labels
 from featurestore import Lake, LakeConfig, create_lake
-from tests.small_lake import add_slides
+from tests.worlds.small_lake import add_slides
 
 NEAR = "differ by case only"
 

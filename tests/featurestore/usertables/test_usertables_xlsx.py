@@ -9,8 +9,9 @@ from typing import Any
 import openpyxl
 import pytest
 
-from featurestore.usertables import TableError, UserTable, parse_table, read_table
-from tests.test_interop_tables import write_xlsx
+from featurestore.usertables import TableError, UserTable, parse_table
+from featurestore.usertables.read_table import read_table
+from tests.featurestore.interop.test_interop_tables import write_xlsx
 
 
 def workbook(rows: list[list[Any]], formats: dict[str, str] | None = None) -> bytes:

@@ -13,9 +13,9 @@ from ingest.cut import cut_slide
 from ingest.readers.openslide_reader import OpenSlideReader
 from ingest.readers.slide_reader import SlideReader
 from ingest.readers.tiff_reader import TiffReader
-from ingest.sources import fingerprint
+from ingest.select.sources import fingerprint
 from tests.conftest import shard_samples
-from tests.planted_levels import FAULTS, Pixels, real_pixels, reduced, write_slide
+from tests.worlds.planted_levels import FAULTS, Pixels, real_pixels, reduced, write_slide
 
 CONFIG = LakeConfig(tile_px=256, mpps=(0.5, 2.0))
 

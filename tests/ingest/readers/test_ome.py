@@ -15,11 +15,11 @@ from ingest.grid import plan_grids
 from ingest.readers.jpeg_tiff import JpegTiff
 from ingest.readers.ome import ome_mpp
 from ingest.readers.tiff_reader import TiffReader
-from ingest.remote import local_slide
-from ingest.sources import fingerprint
+from ingest.remote.local_copy import local_slide
+from ingest.select.sources import fingerprint
 from tests.conftest import REAL_SLIDE
-from tests.ome_slide import write_ome_tiff
-from tests.wide_slide import write_wide_slide
+from tests.worlds.ome_slide import write_ome_tiff
+from tests.worlds.wide_slide import write_wide_slide
 
 
 @pytest.fixture(scope="module")

@@ -13,16 +13,16 @@ from typer.testing import CliRunner
 
 import slidelake
 from featurestore import Lake, LakeConfig, SlideCut, create_lake, open_lake, verify
-from featurestore.schema import SLIDES, SLIDES_SCHEMA
-from ingest.asked import How, asked_for
+from featurestore.tables.schema import SLIDES, SLIDES_SCHEMA
 from ingest.cut import cut_or_reason
-from ingest.cut_settings import CutSettings
 from ingest.errors import InputError, SlideError
 from ingest.ray_ingest import IngestResult, ingest
-from ingest.sources import fingerprint, resolve, split_duplicates
-from ingest.todo import Todo, dry_run, sort_out
+from ingest.select.cut_settings import CutSettings
+from ingest.select.named_slides import How, asked_for
+from ingest.select.slides_to_cut import Todo, dry_run, sort_out
+from ingest.select.sources import fingerprint, resolve, split_duplicates
 from tests.conftest import REAL_SLIDE, ROOT
-from tests.small_lake import add_teacher
+from tests.worlds.small_lake import add_teacher
 
 CONFIG = LakeConfig(mpps=(2.0,))
 WIDTH, HEIGHT = 2220, 2967

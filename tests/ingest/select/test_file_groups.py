@@ -5,13 +5,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ingest.dicom_header import read_header
 from ingest.errors import InputError
-from ingest.file_groups import HEAD_BYTES, named_files
+from ingest.readers.dicom_header import read_header
 from ingest.readers.open_slide import open_slide
-from ingest.sources import resolve
-from tests.dicom_slide import write_instance
-from tests.planted_levels import FAULTS, Pixels, real_pixels, reduced
+from ingest.select.file_groups import HEAD_BYTES, named_files
+from ingest.select.sources import resolve
+from tests.worlds.dicom_slide import write_instance
+from tests.worlds.planted_levels import FAULTS, Pixels, real_pixels, reduced
 
 SERIES, OTHER = "1.2.826.7.1", "1.2.826.7.2"
 

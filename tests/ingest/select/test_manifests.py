@@ -8,10 +8,10 @@ import pytest
 
 from featurestore import LakeConfig, create_lake, open_lake
 from ingest.errors import InputError
-from ingest.manifests import read_manifest
 from ingest.ray_ingest import ingest
-from ingest.sources import resolve
-from ingest.todo import dry_run
+from ingest.select.manifests import read_manifest
+from ingest.select.slides_to_cut import dry_run
+from ingest.select.sources import resolve
 
 
 @pytest.fixture

@@ -10,17 +10,17 @@ import tifffile
 from PIL import ImageCms
 
 from featurestore import LakeConfig, create_lake, open_lake, verify
-from ingest.contact_sheet import write_contact_sheet
 from ingest.cut import cut_slide
-from ingest.cut_settings import CutSettings, differences
 from ingest.errors import SlideError
+from ingest.pages.contact_sheet import write_contact_sheet
 from ingest.readers.mpp import StatedMpp, choose_mpp, given_mpp
 from ingest.readers.ome import ome_mpp
 from ingest.readers.open_slide import open_slide
 from ingest.readers.slide_reader import ReadOptions
-from ingest.sources import fingerprint
+from ingest.select.cut_settings import CutSettings, differences
+from ingest.select.sources import fingerprint
 from tests.conftest import REAL_SLIDE, ROOT
-from tests.planted_levels import Pixels, real_pixels, reduced, write_slide
+from tests.worlds.planted_levels import Pixels, real_pixels, reduced, write_slide
 
 PER_CM = 20_000  # pixels: 0.5 mpp
 OME = (

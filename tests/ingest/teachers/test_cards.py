@@ -12,11 +12,11 @@ import timm.layers
 import torch
 from torch import Tensor, nn
 
-from ingest.card_table import CARDS
-from ingest.cards import Card, card_from_json, card_json
 from ingest.errors import TeacherError
-from ingest.networks import Plain, build
-from ingest.weight_keys import KINDS
+from ingest.teachers.cards.card import Card, card_from_json, card_json
+from ingest.teachers.cards.card_table import CARDS
+from ingest.teachers.networks import Plain, build
+from ingest.teachers.weights.weight_keys import KINDS
 from tests.conftest import ROOT
 
 PAGE = ROOT / "docs" / "teachers.md"
@@ -267,7 +267,7 @@ def test_any_network_can_be_put_under_the_protocol() -> None:
 
 
 def test_table_in_the_docs_is_that_of_the_cards() -> None:
-    """`python -m tests.test_cards` writes it."""
+    """`python -m tests.ingest.teachers.test_cards` writes it."""
     text = PAGE.read_text()
     assert text[text.index(BEGIN) + len(BEGIN) : text.index(END)] == table()
 

@@ -9,11 +9,11 @@ from torch import Tensor, nn
 from torchvision.transforms import v2
 
 from featurestore import tile_ids
-from ingest.cards import Card
-from ingest.encoder import Encoder, cropped, preprocess, resized
 from ingest.errors import TeacherError
-from ingest.networks import Plain
-from ingest.outputs import outputs_of, places
+from ingest.teachers.cards.card import Card
+from ingest.teachers.encoder import Encoder, cropped, preprocess, resized
+from ingest.teachers.networks import Plain
+from ingest.teachers.outputs import outputs_of, places
 
 KEYS = tile_ids(3, 0.5, np.arange(70) // 10, np.arange(70) % 10)
 VIT = Card(

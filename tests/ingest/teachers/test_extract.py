@@ -13,8 +13,8 @@ import torch
 from PIL import Image
 
 from distill.errors import DistillError
-from distill.ray_train import distill
-from distill.recipes import make_recipe
+from distill.recipes.recipe_table import make_recipe
+from distill.train.ray_train import distill
 from featurestore import IdentityError, Lake, LakeError, open_lake, verify
 from featurestore.annotations.annotate import annotate
 from ingest import (
@@ -25,12 +25,12 @@ from ingest import (
     list_teachers,
     load_encoder,
 )
-from ingest.cards import Engine
-from ingest.encoder import decode
-from ingest.extractor import Choice, Extractor, Outcome, Unit
-from ingest.ray_extract import _choice, extract, plan
 from ingest.stain import stain_variant
-from ingest.weights_files import find_weights
+from ingest.teachers.cards.card import Engine
+from ingest.teachers.encoder import decode
+from ingest.teachers.extractor import Choice, Extractor, Outcome, Unit
+from ingest.teachers.ray_extract import _choice, extract, plan
+from ingest.teachers.weights.weights_files import find_weights
 from tests.conftest import REAL_SLIDE, ROOT, TEACHERS, shard_samples
 
 ALL = Choice()
@@ -74,7 +74,7 @@ def test_everything_is_complete(lake: Lake) -> None:
 
 
 def test_nothing_left_needs_no_ray(lake_copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ingest.ray_extract.ray_session", None)
+    monkeypatch.setattr("ingest.teachers.ray_extract.ray_session", None)
     result = extract(str(lake_copy), TEACHERS)
     assert [counts["tiles"] for counts in result.teachers.values()] == [0, 0]
 

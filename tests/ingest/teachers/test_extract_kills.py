@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 
 from featurestore import Lake, open_lake, vacuum, verify
-from ingest.ray_extract import extract
+from ingest.teachers.ray_extract import extract
 from tests.conftest import ROOT, TEACHERS
-from tests.kills import kill, started, wait_for_work
+from tests.worlds.kills import kill, started, wait_for_work
 
 NAMES = [f"{TEACHERS[0]}@S1", str(ROOT / "examples" / "own_encoder.py")]
 COLUMNS = [f"{TEACHERS[0]}@S1", "colour-moments"]
 CODE = """
 import sys
-import ingest.ray_extract as job
+import ingest.teachers.ray_extract as job
 job.COMMIT_S = 0.0  # a commit for each fragment, so that there is something to be between
 job.extract(sys.argv[1], sys.argv[2:])
 """

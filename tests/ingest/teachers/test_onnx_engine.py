@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 
 from featurestore import IdentityError, open_lake
-from featurestore.schema import features_table, identity_of
+from featurestore.tables.schema import features_table, identity_of
 from ingest import TeacherError, find_teachers, load_encoder
-from ingest.onnx_engine import onnx_network
-from ingest.ray_extract import plan
+from ingest.teachers.onnx_engine import onnx_network
+from ingest.teachers.ray_extract import plan
 from tests.conftest import TEACHERS
-from tests.test_extract import fill
+from tests.ingest.teachers.test_extract import fill
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -37,11 +37,11 @@ def test_columns_are_those_of_torch(lake_copy: Path, monkeypatch: pytest.MonkeyP
     assert np.abs(one - two).max() < 1e-4 * one.std()
     parts = [by_onnx(tiles[i : i + 1], keys[:1], teachers[0].outputs)[name] for i in range(11)]
     np.testing.assert_array_equal(np.concatenate(parts), two)
-    monkeypatch.setattr("ingest.ray_extract.ONNX_TILES", 1)
+    monkeypatch.setattr("ingest.teachers.ray_extract.ONNX_TILES", 1)
     (other,) = find_teachers(lake.store, [f"{TEACHERS[0]}@S2"])
     (unit,) = plan(lake, [other], [2.0])[:1]
     assert identity_of(unit.fields[0])["engine"] == "onnxruntime"
-    monkeypatch.setattr("ingest.onnx_engine.has_onnx", lambda: False)
+    monkeypatch.setattr("ingest.teachers.onnx_engine.has_onnx", lambda: False)
     with pytest.raises(TeacherError, match=r"was begun with ONNX Runtime: pip install 'slidelake"):
         load_encoder(lake.store, teachers[0], engine="onnxruntime")
 
@@ -52,7 +52,7 @@ def test_a_network_that_gives_other_numbers_is_not_kept(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "other"))
     (teacher,) = find_teachers(open_lake(lake_copy).store, [TEACHERS[0]])
     model = load_encoder(open_lake(lake_copy).store, teacher)._model
-    monkeypatch.setattr("ingest.onnx_engine.NEAR", 0.0)
+    monkeypatch.setattr("ingest.teachers.onnx_engine.NEAR", 0.0)
     with pytest.raises(TeacherError, match="gives other numbers in ONNX Runtime"):
         onnx_network(model, teacher.card, teacher.sha256)
     assert not list((tmp_path / "other").rglob("*.onnx"))

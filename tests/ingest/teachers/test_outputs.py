@@ -5,12 +5,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from downstream.bags import teachers_of
+from downstream.run.feature_bags import teachers_of
 from featurestore import tile_ids
-from featurestore.schema import TEACHER_NAME
-from ingest.cards import Card
+from featurestore.tables.schema import TEACHER_NAME
 from ingest.errors import TeacherError
-from ingest.outputs import card_name, in_share, outputs_of, places
+from ingest.teachers.cards.card import Card
+from ingest.teachers.outputs import card_name, in_share, outputs_of, places
 
 VIT = Card(
     name="vit",

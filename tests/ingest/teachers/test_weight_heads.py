@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from timm.models import swin_transformer
 from torch import Tensor
 
-from ingest.card_table import CARDS
-from tests.tiny_networks import Tensors, images, loaded, network, randomised, saved, tokens
+from ingest.teachers.cards.card_table import CARDS
+from tests.worlds.tiny_networks import Tensors, images, loaded, network, randomised, saved, tokens
 
 
 def test_ctranspath(tmp_path: Path) -> None:

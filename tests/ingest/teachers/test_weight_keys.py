@@ -14,14 +14,23 @@ import torch
 from timm.models import eva, vision_transformer
 from torch import Tensor
 
-from ingest.card_table import CARDS
-from ingest.cards import Card
 from ingest.errors import TeacherError
-from ingest.networks import build
-from ingest.weight_keys import read_weights
-from ingest.weights_files import find_weights
-from tests.hugging_face_vit import HuggingFace
-from tests.tiny_networks import Tensors, images, loaded, network, randomised, saved, small, tokens
+from ingest.teachers.cards.card import Card
+from ingest.teachers.cards.card_table import CARDS
+from ingest.teachers.networks import build
+from ingest.teachers.weights.weight_keys import read_weights
+from ingest.teachers.weights.weights_files import find_weights
+from tests.worlds.hugging_face_vit import HuggingFace
+from tests.worlds.tiny_networks import (
+    Tensors,
+    images,
+    loaded,
+    network,
+    randomised,
+    saved,
+    small,
+    tokens,
+)
 
 
 @pytest.mark.parametrize("prefix", ["", "own."])

@@ -9,12 +9,12 @@ import timm
 import torch
 from torch import nn
 
-from ingest.card_table import CARDS
 from ingest.errors import TeacherError
-from ingest.networks import build
-from ingest.weight_keys import load_weights, read_weights
-from ingest.weights_files import find_weights
-from tests.tiny_networks import loaded, network, randomised, saved, small
+from ingest.teachers.cards.card_table import CARDS
+from ingest.teachers.networks import build
+from ingest.teachers.weights.weight_keys import load_weights, read_weights
+from ingest.teachers.weights.weights_files import find_weights
+from tests.worlds.tiny_networks import loaded, network, randomised, saved, small
 
 
 def test_a_classifier_is_left_out_and_nothing_else(tmp_path: Path) -> None:

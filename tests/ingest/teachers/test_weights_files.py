@@ -17,9 +17,9 @@ WEIGHTS = b"weights of a network" * 100
 CODE = """
 import sys
 from dataclasses import replace
-from ingest.card_table import CARDS
+from ingest.teachers.cards.card_table import CARDS
 from ingest.errors import TeacherError
-from ingest.weights_files import fetch_weights, find_weights
+from ingest.teachers.weights.weights_files import fetch_weights, find_weights
 card = replace(CARDS["uni2_h"], hub=sys.argv[1], files=("model.safetensors", "pytorch_model.bin"))
 try:
     path = fetch_weights(card)

@@ -17,9 +17,9 @@ from matplotlib.path import Path as Outline
 from PIL import Image
 
 from ingest.errors import InputError, SlideError
-from ingest.mask_folder import mask_mark, open_masks
-from ingest.masks import BoolArray, fill, read_mask
-from tests.interop_files import trident_tissue
+from ingest.tissue.mask_folder import mask_mark, open_masks
+from ingest.tissue.masks import BoolArray, fill, read_mask
+from tests.worlds.interop_files import trident_tissue
 
 SIZE = (4000, 3000)  # level-0 pixels of the slide of these tests
 SHAPE, SCALE = (94, 125), 32.0  # of its overview, which reaches beyond the slide

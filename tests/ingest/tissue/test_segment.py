@@ -14,9 +14,9 @@ from ingest.cut import cut_or_reason, cut_slide
 from ingest.errors import InputError
 from ingest.grid import area_means, plan_grids
 from ingest.readers.open_slide import open_slide
-from ingest.segment.methods import METHODS, NAMES, TissueBy, chosen_method, tissue_of
-from ingest.segment.own_segmenter import read_segmenter
 from ingest.survey import survey
+from ingest.tissue.own_segmenter import read_segmenter
+from ingest.tissue.tissue_methods import METHODS, NAMES, TissueBy, chosen_method, tissue_of
 from tests.conftest import REAL_SLIDE, ROOT
 
 EXAMPLE = str(ROOT / "examples" / "own_segmenter.py")

@@ -10,7 +10,7 @@ import pytest
 
 from examples.cohort import make_cohort
 from ingest.readers.tiff_reader import TiffReader
-from ingest.tissue import BoolArray, RgbArray, find_tissue, tinted_glass
+from ingest.tissue.overview_tissue import BoolArray, RgbArray, find_tissue, tinted_glass
 from tests.conftest import REAL_SLIDE
 
 GLASS = 243
