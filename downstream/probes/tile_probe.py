@@ -11,7 +11,6 @@ classes.
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import time
 from typing import TYPE_CHECKING, Any
@@ -25,8 +24,9 @@ from downstream.probes.probe_folds import Options, Scores, counts_of, scored, ti
 from downstream.probes.probe_labels import TileLabels, at_most, read_tile_labels
 from downstream.probes.probe_result import compare_probes, metrics_of
 from downstream.report.run_page import write_run_page
+from downstream.run.cells import parquet_bytes
 from downstream.run.feature_bags import feature_identity, teachers_of
-from downstream.run.run_result import find_result
+from downstream.run.run_result import find_result, write_result
 from downstream.run.study import StudyError, check_features
 from downstream.splits.split_tables import to_table
 
@@ -102,9 +102,8 @@ def run_probe(
     run = f"probe-{hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:12]}"
     result = find_result(lake, run)
     if result is None:
-        result = {**_probed(lake, found, config, run, options), "seconds": time.monotonic() - began}
-        # last: a folder with a result.json is a finished run
-        lake.write_bytes(f"runs/{run}/result.json", json.dumps(result, indent=1).encode())
+        result, files = _probed(lake, found, config, run, options)
+        result = write_result(lake, run, {**result, "seconds": time.monotonic() - began}, files)
     if not lake.exists(f"runs/{run}/report.html"):
         write_run_page(lake, run)
     return result
@@ -117,8 +116,8 @@ def _arms(names: Sequence[str], options: Options) -> list[tuple[str, str, str]]:
 
 def _probed(
     lake: Lake, found: TileLabels, config: dict[str, Any], run: str, options: Options
-) -> dict[str, Any]:
-    """Fit and measure every arm, store what they say, and put the result together."""
+) -> tuple[dict[str, Any], dict[str, bytes]]:
+    """Fit and measure every arm; return the result and the files that belong to it."""
     names, classes = config["features"], len(found.classes)
     features_of, rows, lost = _features(lake, found, names, config["mpps"][0])
     splits = tile_splits(rows, options)
@@ -127,9 +126,9 @@ def _probed(
         arm: scored(features_of[name], rows, splits, model, classes, options)
         for arm, name, model in arms
     }
-    _store(lake, run, rows, splits, scores, found.classes)
+    files = _files(rows, splits, scores, found.classes)
     label_N, patients = rows["label"].to_numpy(), rows["patient_id"].to_list()
-    return {
+    result = {
         "kind": "probe",
         "task": "binary" if classes == 2 else "multiclass",
         "target": config["columns"][0],
@@ -158,6 +157,7 @@ def _probed(
         "notes": list(found.notes),
         "config": config,
     }
+    return result, files
 
 
 def _config(
@@ -230,15 +230,13 @@ def _metrics(
     }
 
 
-def _store(
-    lake: Lake,
-    run: str,
+def _files(
     rows: pl.DataFrame,
     splits: Sequence[Split],
     scores: Mapping[str, Scores],
     classes: Sequence[str],
-) -> None:
-    """Predictions (mean over draws), in the columns of other runs, and splits."""
+) -> dict[str, bytes]:
+    """Return predictions (mean over draws), in the columns of other runs, and splits, as files."""
     named = rows.with_columns(
         pl.Series("label", [classes[label] for label in rows["label"]]),
         pl.lit("test").alias("part"),
@@ -257,7 +255,7 @@ def _store(
             pl.lit(None if binary is None else 0.5, pl.Float64).alias("threshold"),
         ]
         parts.append(named.with_columns(columns))
-    for name, table in (("predictions", pl.concat(parts)), ("splits", to_table(splits))):
-        content = io.BytesIO()
-        table.write_parquet(content)
-        lake.write_bytes(f"runs/{run}/{name}.parquet", content.getvalue())
+    return {
+        "predictions.parquet": parquet_bytes(pl.concat(parts)),
+        "splits.parquet": parquet_bytes(to_table(splits)),
+    }

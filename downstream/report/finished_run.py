@@ -109,13 +109,18 @@ def read_run(lake: Lake, name: str) -> Run:
 
     Raises:
         RunError: There is none of this name, or it is not finished; runs that are there are named.
+        DamageError: Its files are not what was written.
     """
+    from featurestore.storage.sealed import read_named, read_sealed  # with it comes Lance
+
     path = f"runs/{name}/result.json"
     if not name or "/" in name or not lake.exists(path):
         raise RunError(_not_there(lake, name))
-    table = pl.read_parquet(io.BytesIO(lake.read_bytes(f"runs/{name}/predictions.parquet")))
+    result = read_sealed(lake.store, path)
+    predictions = read_named(lake.store, f"runs/{name}/predictions.parquet", result)
+    table = pl.read_parquet(io.BytesIO(predictions))
     scored = table.filter(pl.col("part") == "test").sort(*_ORDER, maintain_order=True)
-    return Run(name=name, result=lake.read_json(path), scored=scored)
+    return Run(name=name, result=result, scored=scored)
 
 
 def _not_there(lake: Lake, name: str) -> str:

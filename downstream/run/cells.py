@@ -6,7 +6,6 @@ Runs in any process that can open the lake; Ray only brings the cell here.
 from __future__ import annotations
 
 import io
-import json
 import time
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
@@ -42,6 +41,8 @@ def fit_and_store(lake: Lake, cell: Cell) -> float:
     Returns:
         Seconds it took, reading included.
     """
+    from featurestore.storage.sealed import json_bytes, sealed
+
     start = time.perf_counter()
     patients = Patients(lake, cell, settings=settings_of(lake, cell))
     members = [fit_member(patients, split) for split in cell.splits]
@@ -62,7 +63,7 @@ def fit_and_store(lake: Lake, cell: Cell) -> float:
         "settings": asdict(patients.settings),
         "members": [member.told for member in members],
     }
-    lake.write_bytes(cell.path, json.dumps(content, allow_nan=False).encode())
+    lake.write_bytes(cell.path, json_bytes(sealed(content, {})))
     return seconds
 
 

@@ -6,8 +6,8 @@ then `result.json`, which marks a finished run, and a page made of these, `repor
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import polars as pl
@@ -19,6 +19,8 @@ from downstream.splits.split_tables import to_table
 from downstream.survival.risks import fold_ranks
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from downstream.cohorts.cohort import Cohort
     from downstream.run.study import Study
     from featurestore import Lake
@@ -55,12 +57,44 @@ _SCHEMA: dict[str, dict[str, Any]] = {
 
 
 def find_result(lake: Lake, run: str) -> dict[str, Any] | None:
-    """The result of a run, or None while it is not finished."""
+    """Return the result of a run, or None while it is not finished.
+
+    Raises:
+        DamageError: It is not what was written.
+    """
+    from featurestore.storage.sealed import read_sealed
+
     path = f"runs/{run}/result.json"
-    if not lake.exists(path):
-        return None
-    result: dict[str, Any] = json.loads(lake.read_bytes(path))
-    return result
+    return read_sealed(lake.store, path) if lake.exists(path) else None
+
+
+def write_result(
+    lake: Lake,
+    run: str,
+    result: dict[str, Any],
+    files: dict[str, bytes],
+    *,
+    written: Mapping[str, bytes] = MappingProxyType({}),
+) -> dict[str, Any]:
+    """Write the files of a run, and last `result.json` with their checksums: it is finished then.
+
+    Args:
+        lake: The lake of the run.
+        run: Its name.
+        result: What `result.json` holds.
+        files: The bytes of the files to write, by their path in the run's folder.
+        written: Those of files that are there already.
+
+    Returns:
+        What was written: the result with `checksums`, and `card_crc32` over all of it.
+    """
+    from featurestore.storage.sealed import json_bytes, sealed
+
+    for name, content in files.items():
+        lake.write_bytes(f"runs/{run}/{name}", content)
+    whole = sealed(result, {**files, **written})
+    lake.write_bytes(f"runs/{run}/result.json", json_bytes(whole))
+    return whole
 
 
 def collect(lake: Lake, study: Study, cohort: Cohort) -> dict[str, Any]:
@@ -75,11 +109,10 @@ def collect(lake: Lake, study: Study, cohort: Cohort) -> dict[str, Any]:
         The content of `result.json`. `seconds` is the sum over cells of reading, training and
         predicting, not wall-clock time: it is the same for a run that was killed and went on.
     """
-    cells = [json.loads(lake.read_bytes(cell.path)) for cell in study.cells()]
+    from featurestore.storage.sealed import read_sealed
+
+    cells = [read_sealed(lake.store, cell.path) for cell in study.cells()]
     predictions = _predictions(study, [row for cell in cells for row in cell["rows"]])
-    folder = f"runs/{study.run}"
-    lake.write_bytes(f"{folder}/splits.parquet", parquet_bytes(to_table(study.splits)))
-    lake.write_bytes(f"{folder}/predictions.parquet", parquet_bytes(predictions))
     tested = predictions.filter(pl.col("part") == "test")
     result = {
         "kind": study.kind,
@@ -106,11 +139,16 @@ def collect(lake: Lake, study: Study, cohort: Cohort) -> dict[str, Any]:
         "curve_times": _curve_times(study),
         "config": study.config,
     }
-    # last: a folder with a result.json is a finished run
-    lake.write_bytes(
-        f"{folder}/result.json", json.dumps(result, indent=1, allow_nan=False).encode()
-    )
-    return result
+    files = {
+        "splits.parquet": parquet_bytes(to_table(study.splits)),
+        "predictions.parquet": parquet_bytes(predictions),
+    }
+    attention = {
+        path.removeprefix(f"runs/{study.run}/"): lake.read_bytes(path)
+        for path in (cell.attention_path for cell in study.cells())
+        if lake.exists(path)
+    }
+    return write_result(lake, study.run, result, files, written=attention)
 
 
 def _predictions(study: Study, rows: list[dict[str, Any]]) -> pl.DataFrame:

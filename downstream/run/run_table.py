@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
+from downstream.run.run_result import find_result
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -48,8 +50,8 @@ def run_table(lake: Lake) -> pl.DataFrame:
     rows = [
         row
         for name in lake.store.names("runs")
-        if lake.exists(f"runs/{name}/result.json")
-        for row in _rows(name, lake.read_json(f"runs/{name}/result.json"))
+        if (result := find_result(lake, name)) is not None
+        for row in _rows(name, result)
     ]
     found = pl.DataFrame(rows, schema=SCHEMA)
     return found.sort("run", "arm", "main", "measure", descending=[False, False, True, False])

@@ -1,8 +1,8 @@
 """JSON files that name the size and CRC-32 of the files beside them, and their own checksum.
 
-So are the moments of features (`card.json`) and students (`report.json`) checked: Lance's tables
-have the catalog, these files have none. Files of early lakes name nothing and are taken as they
-are; `slidelake repair --checksums` seals them.
+So are the moments of features (`card.json`), students (`report.json`) and studies (`result.json`)
+checked: Lance's tables have the catalog, these files have none. Files of early lakes name nothing
+and are taken as they are; `slidelake repair --checksums` seals them.
 """
 
 import json
@@ -106,8 +106,10 @@ def read_named(store: Store, path: str, seal: Mapping[str, Any]) -> bytes:
 
 def is_named(path: str, data: bytes, seal: Mapping[str, Any]) -> bool:
     """Whether a file is what its seal names, or is not named by it."""
-    checksum = seal.get(CHECKSUMS, {}).get(path.rpartition("/")[2])
-    return checksum is None or checksum_of(data) == checksum
+    for name, checksum in seal.get(CHECKSUMS, {}).items():
+        if path.endswith(f"/{name}"):
+            return bool(checksum_of(data) == checksum)
+    return True
 
 
 # ---------------------------------------------------------------------- verify and repair
@@ -124,6 +126,10 @@ class Sealing:
 
     path: str
     files: tuple[str, ...]
+
+    def _name(self, file: str) -> str:
+        """Return the name of a file as the JSON file has it: relative to its own folder."""
+        return file.removeprefix(self.path.rpartition("/")[0] + "/")
 
     def damage(self, store: Store) -> Iterator[Damage]:
         """Yield the damage of the JSON file and of the files that it names, lost ones included."""
@@ -146,7 +152,7 @@ class Sealing:
         except DamageError:
             return 0
         named = seal.get(CHECKSUMS, {})
-        return (OWN not in seal) + sum(file.rpartition("/")[2] not in named for file in self.files)
+        return (OWN not in seal) + sum(self._name(file) not in named for file in self.files)
 
     def add(self, store: Store) -> int:
         """Record missing checksums, of the files as they are now; return how many there were.
@@ -156,7 +162,7 @@ class Sealing:
         count = self.missing(store)
         if count:
             seal = read_sealed(store, self.path)
-            files = {path.rpartition("/")[2]: store.read_bytes(path) for path in self.files}
+            files = {self._name(path): store.read_bytes(path) for path in self.files}
             fresh = sealed(seal, files)
             named = {**fresh[CHECKSUMS], **seal.get(CHECKSUMS, {})}
             store.write_bytes(self.path, json_bytes(resealed({**fresh, CHECKSUMS: named})))
@@ -181,6 +187,22 @@ def sealings_of_students(store: Store) -> Iterator[Sealing]:
     for student in store.names("students"):
         if store.exists(f"students/{student}/report.json"):
             yield _of_folder(store, f"students/{student}", "report.json")
+
+
+def sealings_of_runs(store: Store) -> Iterator[Sealing]:
+    """Yield the cells of studies, and the results of finished ones with their tables."""
+    for run in store.names("runs"):
+        for cell in store.names(f"runs/{run}/cells"):
+            if cell.endswith(".json") and not cell.startswith("."):
+                yield Sealing(path=f"runs/{run}/cells/{cell}", files=())
+        if store.exists(f"runs/{run}/result.json"):
+            tables = [
+                f"runs/{run}/{folder}{name}"
+                for folder in ("", "attention/")
+                for name in store.names(f"runs/{run}/{folder}".rstrip("/"))
+                if name.endswith(".parquet") and not name.startswith(".")
+            ]
+            yield Sealing(path=f"runs/{run}/result.json", files=tuple(tables))
 
 
 def _of_folder(store: Store, folder: str, seal: str) -> Sealing:

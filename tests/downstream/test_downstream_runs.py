@@ -30,17 +30,19 @@ from downstream import (
     nested_folds,
     run_mil,
 )
+from downstream.report.finished_run import read_run
 from downstream.run.cell_models import Patients, fit_member
 from downstream.run.cells import fit_and_store
 from downstream.run.execution import execute
 from downstream.run.fit_settings import MIL, POOLED, PROBES
 from downstream.run.label_targets import check_models
+from downstream.run.run_result import find_result
 from downstream.run.run_table import run_table
 from downstream.run.study import Cell, Kind, Patient, Study, check_features
 from downstream.run.trials import trials_of
 from downstream.splits.split_tables import from_table
 from downstream.survival.pooled_models import POOLED as POOLED_SPECS
-from featurestore import Lake, LakeError
+from featurestore import DamageError, Lake, LakeError, verify
 from tests.downstream.test_downstream_bags import MPP, PATIENTS, build, planted
 
 
@@ -368,6 +370,28 @@ def test_a_killed_run_goes_on_and_a_finished_one_is_read(lake: Lake) -> None:
     unbroken = execute(lake, replace(made, labels_sha256="1"), COHORT, Inline(lake))
     assert unbroken["metrics"] == result["metrics"]
     assert unbroken["run"] != result["run"]
+
+
+def test_each_file_of_a_finished_run_is_checked(lake: Lake) -> None:
+    made = study(lake, models=("abmil",), features=("good",), seed=77)
+    execute(lake, made, COHORT, Inline(lake))
+    assert not [part for part in verify(lake).damage if made.run in (part.path or "")]
+    folder = Path(lake.store.path(f"runs/{made.run}"))
+    files = [path for path in folder.rglob("*") if path.suffix in {".json", ".parquet"}]
+    assert {path.parent.name for path in files} >= {made.run, "cells", "attention"}
+    for path in files:
+        whole = path.read_bytes()
+        at = len(whole) // 2
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+        named = [part.path for part in verify(lake).damage]
+        assert named == [str(path.relative_to(folder.parent.parent))]
+        if path.name == "result.json":
+            with pytest.raises(DamageError, match=r"result\.json"):
+                find_result(lake, made.run)
+        path.write_bytes(whole)
+    (folder / "predictions.parquet").unlink()
+    with pytest.raises(DamageError, match=r"predictions\.parquet"):
+        read_run(lake, made.run)
 
 
 def test_everything_that_decides_a_result_is_in_the_name_of_the_run(lake: Lake) -> None:

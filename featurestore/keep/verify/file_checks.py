@@ -8,7 +8,12 @@ from featurestore.keep.verify.damage import Damage
 from featurestore.keep.verify.file_check import FileCheck
 from featurestore.keep.verify.index_checksums import add_index_checksums, unchecked_indexes
 from featurestore.lake import Lake
-from featurestore.storage.sealed import Sealing, sealings_of_stats, sealings_of_students
+from featurestore.storage.sealed import (
+    Sealing,
+    sealings_of_runs,
+    sealings_of_stats,
+    sealings_of_students,
+)
 from featurestore.storage.store import Store
 
 
@@ -55,5 +60,6 @@ def _sealed(name: str, sealings: Callable[[Store], Iterator[Sealing]]) -> FileCh
 
 STATS = _sealed("files of statistics", sealings_of_stats)
 STUDENTS = _sealed("files of students", sealings_of_students)
+RUNS = _sealed("files of studies", sealings_of_runs)
 
-FILE_CHECKS: tuple[FileCheck, ...] = (ROOTS, ANNOTATIONS, SHARD_INDEXES, STATS, STUDENTS)
+FILE_CHECKS: tuple[FileCheck, ...] = (ROOTS, ANNOTATIONS, SHARD_INDEXES, STATS, STUDENTS, RUNS)
