@@ -39,9 +39,9 @@ from featurestore import (
     tile_ids,
     tiles_table,
 )
+from featurestore.commits.cuts import tiles_row
+from featurestore.commits.lance_ledger import versions_property
 from featurestore.tables.checksums import features_crc32, with_row_crc32
-from featurestore.tables.cuts import tiles_row
-from featurestore.tables.lance_ledger import versions_property
 from featurestore.tables.lance_tables import commit, open_table, write_fragment
 from featurestore.tables.schema import (
     CATALOG,

@@ -67,8 +67,8 @@ def annotate_command(
         msg = "give a table and --name NAME, or --tcga-patients"
         raise typer.BadParameter(msg)
     from featurestore.annotations.annotate import annotate, set_patients
-    from featurestore.annotations.annotation import PATIENTS
     from featurestore.annotations.annotation_tables import read_annotation
+    from featurestore.tables.annotation import PATIENTS
 
     file = read_annotation(table, distinct_ids=distinct_ids)
     frame, notes = _with_lake_names(opened, file)
@@ -102,7 +102,7 @@ def _tcga(lake: "Lake", *, replace: bool) -> "Patients":
 
 
 def _tell_patients(done: "Patients", *, as_json: bool, notes: list[str] | None = None) -> None:
-    from featurestore.annotations.annotation import listing
+    from featurestore.messages import listing
 
     value = asdict(done)
     value["notes"] = [*(notes or []), *done.notes]
@@ -116,7 +116,7 @@ def _tell_patients(done: "Patients", *, as_json: bool, notes: list[str] | None =
 
 
 def _tell_annotation(made: "Made", notes: list[str], *, as_json: bool) -> None:
-    from featurestore.annotations.annotation import listing
+    from featurestore.messages import listing
 
     annotation = made.annotation
     value = {**annotation.as_dict(), "version": made.version, "met": made.met, "unmet": made.unmet}
@@ -160,8 +160,8 @@ def drop_command(
     Example: slidelake drop my-lake --slide P003-1
     """
     from featurestore import open_lake
-    from featurestore.annotations.annotation import listing
     from featurestore.edits.drop_and_rename import drop
+    from featurestore.messages import listing
 
     chosen = {"slide": slide, "teacher": teacher, "annotation": annotation}
     requests = [(kind, names) for kind, names in chosen.items() if names]

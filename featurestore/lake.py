@@ -1,6 +1,5 @@
 """A lake as its readers see it: one consistent version of all tables, and the files beside them."""
 
-import difflib
 import functools
 import json
 import re
@@ -12,14 +11,12 @@ import numpy.typing as npt
 import polars as pl
 import pyarrow as pa
 
-from featurestore.annotations import lance_registry as registry
-from featurestore.annotations.annotation import TILE, Annotation
+from featurestore.commits.lance_commit import FEW_SLIDES, Committer
+from featurestore.commits.lance_ledger import among_names, root_versions
 from featurestore.config import LakeConfig
 from featurestore.errors import DamageError, LakeError
 from featurestore.ids import mpp_code, mpp_name
-from featurestore.keep.lance_roots import newest_catalog, open_checked, record_roots
-from featurestore.keep.roots import readable_roots
-from featurestore.keep.snapshots import read_snapshots
+from featurestore.messages import did_you_mean
 from featurestore.query.lance_nearest import Asked, nearest, queries_of, slide_filter
 from featurestore.query.lance_scan import as_type, scan
 from featurestore.read.bags import Bag, names_of, read_bag
@@ -27,12 +24,15 @@ from featurestore.read.first_reads import FIRST_READ, Check, FirstReads
 from featurestore.read.pairs import Pairs, read_pairs
 from featurestore.read.selection import Selection
 from featurestore.read.stream_order import Order
-from featurestore.read_errors import ADVICE, reading
+from featurestore.roots.lance_roots import newest_catalog, open_checked, record_roots
+from featurestore.roots.roots_file import readable_roots
+from featurestore.roots.snapshots import read_snapshots
 from featurestore.storage.full_disk import naming_full_disk
+from featurestore.storage.read_errors import ADVICE, reading
 from featurestore.storage.store import Store
-from featurestore.tables.lance_commit import FEW_SLIDES, Committer
+from featurestore.tables import lance_annotations as registry
+from featurestore.tables.annotation import TILE, Annotation
 from featurestore.tables.lance_counts import count_states, count_tiles
-from featurestore.tables.lance_ledger import among_names, root_versions
 from featurestore.tables.lance_rows import RowReader
 from featurestore.tables.lance_tables import open_table
 from featurestore.tables.schema import (
@@ -225,8 +225,7 @@ class Lake:
         """
         annotations = self.annotations()
         if name not in annotations:
-            close = difflib.get_close_matches(name, annotations, n=1)
-            hint = f"; did you mean '{close[0]}'?" if close else ""
+            hint = did_you_mean(name, annotations)
             names = ", ".join(annotations) or "none; slidelake annotate makes them"
             msg = f"{self.uri} has no annotation '{name}'; there are: {names}{hint}"
             raise LakeError(msg)
@@ -479,9 +478,7 @@ class Lake:
         if len(numbers) < len(set(slide_ids)):
             known = self.slides().select("slide_id").collect()["slide_id"].to_list()
             wrong = next(name for name in slide_ids if name not in set(known))
-            close = difflib.get_close_matches(wrong, known, n=1)
-            hint = f"; did you mean '{close[0]}'?" if close else ""
-            msg = f"slide '{wrong}' is not in {self.uri}{hint}"
+            msg = f"slide '{wrong}' is not in {self.uri}{did_you_mean(wrong, known)}"
             raise LakeError(msg)
         return numbers
 

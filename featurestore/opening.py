@@ -5,16 +5,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
+from featurestore.commits.lance_ledger import lake_versions, versions_property
 from featurestore.config import LakeConfig
 from featurestore.errors import BucketError, LakeError
-from featurestore.keep.lance_roots import record_roots
-from featurestore.keep.roots import LAKE_FILE
-from featurestore.keep.verify.lake_settings import is_lake, read_settings
 from featurestore.lake import Lake
 from featurestore.read.first_reads import FIRST_READ, Check, known_check
+from featurestore.roots.lake_settings import is_lake, read_settings
+from featurestore.roots.lance_roots import record_roots
+from featurestore.roots.roots_file import LAKE_FILE
 from featurestore.storage.lock import commit_lock
 from featurestore.storage.store import Store
-from featurestore.tables.lance_ledger import lake_versions, versions_property
 from featurestore.tables.lance_tables import create_table, make_index
 from featurestore.tables.schema import (
     CATALOG,

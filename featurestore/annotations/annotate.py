@@ -9,26 +9,19 @@ from typing import Any
 import polars as pl
 import pyarrow as pa
 
-from featurestore.annotations import lance_registry as registry
-from featurestore.annotations.annotation import (
-    PATIENT,
-    TILE,
-    Annotation,
-    AnnotationError,
-    AnnotationTable,
-    check_name,
-    lake_columns,
-    listing,
-    user_table,
-)
 from featurestore.annotations.matched_tiles import met_tiles
+from featurestore.annotations.user_table import AnnotationTable, lake_columns, user_table
+from featurestore.commits.lance_edit import Edit, Work
+from featurestore.commits.lance_ledger import Change
 from featurestore.edits import lance_edits as edits
-from featurestore.edits.lance_edits import Edit, NewColumn, Work, add_columns, drop_columns
+from featurestore.edits.lance_edits import NewColumn, add_columns, drop_columns
 from featurestore.lake import Lake
+from featurestore.messages import listing
 from featurestore.storage.lock import writer_lease
+from featurestore.tables import lance_annotations as registry
+from featurestore.tables.annotation import PATIENT, TILE, Annotation, AnnotationError, check_name
 from featurestore.tables.checksums import values_crc32
 from featurestore.tables.lance_files import physical_column, write_column
-from featurestore.tables.lance_ledger import Change
 from featurestore.tables.lance_tables import open_table
 from featurestore.tables.schema import SLIDES, features_table
 
@@ -298,7 +291,7 @@ class _Writer:
         )
         for column, part in new.items():
             values = met[column].to_arrow().cast(part.field.type)
-            part.files[fragment] = write_column(store, self.rel, part.field, values)
+            part.files[fragment] = write_column(store, self.rel, part.field, [values])
             part.rows[fragment] = len(keys)
             for slide, start, tiles in rows.select("slide", "row_start", "tiles").iter_rows():
                 part.crc32[slide] = values_crc32(values.slice(start, tiles).to_pylist())

@@ -6,9 +6,9 @@ from typing import Any
 
 import polars as pl
 
-from featurestore.annotations.annotation import PATIENT, SLIDE, TILE, Annotation
 from featurestore.errors import DamageError
 from featurestore.lake import Lake
+from featurestore.tables.annotation import PATIENT, SLIDE, TILE, Annotation
 from featurestore.tables.schema import features_table
 
 

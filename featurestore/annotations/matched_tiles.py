@@ -4,10 +4,12 @@ from collections.abc import Sequence
 
 import polars as pl
 
-from featurestore.annotations.annotation import AnnotationError, AnnotationTable, listing
 from featurestore.annotations.tile_places import tiles_at
+from featurestore.annotations.user_table import AnnotationTable
 from featurestore.ids import mpp_name, tile_parts
 from featurestore.lake import Lake
+from featurestore.messages import listing
+from featurestore.tables.annotation import AnnotationError
 
 
 def met_tiles(

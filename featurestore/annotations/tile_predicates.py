@@ -10,9 +10,9 @@ from typing import Any
 
 import polars as pl
 
-from featurestore.annotations.annotation import PATIENT, TILE, Annotation
 from featurestore.errors import LakeError
 from featurestore.lake import Lake
+from featurestore.tables.annotation import PATIENT, TILE, Annotation
 
 # Texts and quoted names are left as they are.
 PART = re.compile(r"'(?:[^']|'')*'|`[^`]*`|\"[^\"]*\"|[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)?")

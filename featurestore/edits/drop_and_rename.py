@@ -4,7 +4,6 @@ Earlier versions of the lake stay as they are. What was made from what is droppe
 statistics, students) is named and left as it is.
 """
 
-import difflib
 import itertools
 import json
 import re
@@ -12,15 +11,17 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from featurestore.annotations.annotation import TILE, check_name
+from featurestore.commits.lance_commit import Committer
+from featurestore.commits.lance_edit import Edit, was_made
+from featurestore.commits.lance_ledger import among_names
 from featurestore.edits import lance_edits as edits
-from featurestore.edits.lance_edits import Edit, dropped_id
+from featurestore.edits.lance_edits import dropped_id
 from featurestore.errors import LakeError
 from featurestore.lake import Lake
+from featurestore.messages import did_you_mean
 from featurestore.storage.lock import no_writers
 from featurestore.storage.store import FileInfo
-from featurestore.tables.lance_commit import Committer
-from featurestore.tables.lance_ledger import among_names
+from featurestore.tables.annotation import TILE, check_name
 from featurestore.tables.schema import DROPPED, SLIDES, features_table, teacher_field
 
 What = Literal["slide", "teacher", "annotation"]
@@ -107,20 +108,15 @@ def _check_dropped(lake: Lake, name: str) -> None:
     if any(slide_id == dropped_id(number, name) for number, slide_id in rows):
         return
     slide_ids = lake.slides().select("slide_id").collect()["slide_id"].to_list()
-    msg = f"slide '{name}' is not in {lake.uri}{_hint(name, slide_ids)}"
+    msg = f"slide '{name}' is not in {lake.uri}{did_you_mean(name, slide_ids)}"
     raise LakeError(msg)
-
-
-def _hint(name: str, known: Sequence[str]) -> str:
-    close = difflib.get_close_matches(name, known, n=1)
-    return f"; did you mean '{close[0]}'?" if close else ""
 
 
 def _teachers_to_drop(lake: Lake, names: Sequence[str]) -> Edit | None:
     teachers = _teachers(lake)
     edit = edits.drop_columns(names)
     missing = [name for name in names if name not in teachers]
-    if len(missing) == len(names) and edits.was_made(lake.committer.ledger, edit):
+    if len(missing) == len(names) and was_made(lake.committer.ledger, edit):
         return None
     _refuse(lake, "teacher", missing, teachers)
     return edit
@@ -134,7 +130,7 @@ def _refuse(lake: Lake, what: str, missing: Sequence[str], names: Sequence[str])
     if missing:
         msg = (
             f"{lake.uri} has no {what} '{missing[0]}'; there are: {', '.join(names) or 'none'}"
-            f"{_hint(missing[0], names)}"
+            f"{did_you_mean(missing[0], names)}"
         )
         raise LakeError(msg)
 
@@ -151,7 +147,7 @@ def _annotations_to_drop(lake: Lake, names: Sequence[str]) -> Edit | None:
             for column in annotations[name].columns.values()
         ],
     )
-    if len(missing) == len(names) and edits.was_made(lake.committer.ledger, edit):
+    if len(missing) == len(names) and was_made(lake.committer.ledger, edit):
         return None
     _refuse(lake, "annotation", missing, list(annotations))
     return edit
@@ -222,12 +218,12 @@ def _renamed_before(
     """
     for kind in taken:
         edit = _rename_edit(lake, kind, old, new)
-        if what in (None, kind) and edits.was_made(lake.committer.ledger, edit):
+        if what in (None, kind) and was_made(lake.committer.ledger, edit):
             return _edited(lake, kind, (old, new), [old], done=False)
     names = [*_teachers(lake), *lake.annotations()]
     names += lake.slides().select("slide_id").collect()["slide_id"].to_list()
     kind_of_name = what or "slide, teacher or annotation"
-    msg = f"{lake.uri} has no {kind_of_name} '{old}'{_hint(old, names)}"
+    msg = f"{lake.uri} has no {kind_of_name} '{old}'{did_you_mean(old, names)}"
     raise LakeError(msg)
 
 

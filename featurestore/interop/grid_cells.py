@@ -10,6 +10,7 @@ import numpy as np
 
 from featurestore.ids import MAX_GRID
 from featurestore.interop.foreign_slide import Int64Array, InteropError
+from featurestore.messages import listing
 
 MAX_PX = 2**31 - 1
 SHOWN = 3
@@ -71,7 +72,6 @@ def _check(xy: Int64Array) -> None:
     places, counts = np.unique(xy, axis=0, return_counts=True)
     twice = places[counts > 1]
     if len(twice):
-        shown = ", ".join(str(tuple(place)) for place in twice[:SHOWN].tolist())
-        more = f" and {len(twice) - SHOWN} more" if len(twice) > SHOWN else ""
-        msg = f"{len(twice)} places (x, y) have several tiles: {shown}{more}; each must be one tile"
+        shown = listing([tuple(place) for place in twice.tolist()], SHOWN)
+        msg = f"{len(twice)} places (x, y) have several tiles: {shown}; each must be one tile"
         raise InteropError(msg)

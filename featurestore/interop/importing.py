@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+from featurestore.commits.cuts import ROWS_PER_FRAGMENT, SlideCut
 from featurestore.errors import LakeError
 from featurestore.ids import mpp_name
 from featurestore.interop.aligned_rows import order_of
@@ -26,7 +27,6 @@ from featurestore.lake import Lake
 from featurestore.opening import create_lake, open_lake
 from featurestore.storage.lock import writer_lease
 from featurestore.storage.store import Store
-from featurestore.tables.cuts import ROWS_PER_FRAGMENT, SlideCut
 from featurestore.tables.schema import READY
 
 COMMIT_SLIDES = 64

@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 
+from featurestore.commits.cuts import GridCut, Row
 from featurestore.config import LakeConfig
 from featurestore.ids import MPP_STEP, mpp_name, tile_ids
 from featurestore.interop.foreign_slide import MPP_TOLERANCE, InteropError, SlideTiles
 from featurestore.interop.grid_cells import choose_cells
-from featurestore.tables.cuts import GridCut, Row
 from featurestore.tables.schema import tiles_table
 
 END_BYTES = 64 * 1024

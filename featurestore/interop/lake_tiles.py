@@ -7,14 +7,14 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from featurestore.commits.lance_ledger import among_names
 from featurestore.errors import DamageError
 from featurestore.ids import mpp_name
 from featurestore.interop.foreign_slide import Int64Array
 from featurestore.interop.writers.outline import mask_geojson
 from featurestore.lake import Lake
 from featurestore.read.selection import Selection
-from featurestore.read_errors import reading
-from featurestore.tables.lance_ledger import among_names
+from featurestore.storage.read_errors import reading
 from featurestore.tables.schema import SLIDES, features_table
 
 Row = dict[str, Any]

@@ -10,11 +10,11 @@ from typing import Any
 
 import lance
 
+from featurestore.commits.cuts import ROWS_PER_FRAGMENT, Row
+from featurestore.commits.lance_commit import Committer
+from featurestore.commits.lance_features import field_ids, replace_fragments
 from featurestore.lake import Lake
 from featurestore.storage.lock import no_writers
-from featurestore.tables.cuts import ROWS_PER_FRAGMENT, Row
-from featurestore.tables.lance_commit import Committer
-from featurestore.tables.lance_features import field_ids, replace_fragments
 from featurestore.tables.lance_tables import open_table, write_fragment
 from featurestore.tables.schema import TILE_COLUMNS, features_table, is_teacher
 

@@ -13,18 +13,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from featurestore.annotations.lance_kept_annotations import named_tables
+from featurestore.commits.lance_ledger import lake_versions, root_versions
 from featurestore.config import LakeConfig
 from featurestore.errors import DamageError, LakeError
 from featurestore.keep.copied_files import copy_files, missing_files
-from featurestore.keep.lance_roots import record_roots, table_files
+from featurestore.keep.lance_kept_annotations import named_tables
 from featurestore.keep.lance_vacuum import kept_versions, named_shards
-from featurestore.keep.roots import LAKE_FILE, ROOTS_FILE, readable_roots, write_roots
 from featurestore.lake import Lake
 from featurestore.opening import open_lake
+from featurestore.roots.lance_roots import record_roots, table_files
+from featurestore.roots.roots_file import LAKE_FILE, ROOTS_FILE, readable_roots, write_roots
 from featurestore.storage.lock import LOCK_FILE, writer_lease
 from featurestore.storage.store import FileInfo, Store
-from featurestore.tables.lance_ledger import lake_versions, root_versions
 from featurestore.tables.lance_tables import open_table
 from featurestore.tables.schema import CATALOG, SLIDES
 

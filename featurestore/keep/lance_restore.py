@@ -12,9 +12,14 @@ from dataclasses import dataclass, field, replace
 
 from lance import LanceOperation
 
+from featurestore.commits.lance_groups import Group
+from featurestore.commits.lance_ledger import Change, versions_property
 from featurestore.config import LakeConfig
 from featurestore.errors import LakeError
-from featurestore.keep.lance_roots import (
+from featurestore.keep.verify.checked_reads import NO_DAMAGE, UnreadableError, read
+from featurestore.keep.verify.lance_versions import tables_at, version_damage, versions_of
+from featurestore.roots.lake_settings import settings_or_copy
+from featurestore.roots.lance_roots import (
     WHOLE_TABLES,
     damaged_indexes,
     lake_tables,
@@ -22,15 +27,10 @@ from featurestore.keep.lance_roots import (
     newest_known,
     record_roots,
 )
-from featurestore.keep.roots import Roots, damaged_files, readable_roots, write_roots
-from featurestore.keep.snapshots import version_named
-from featurestore.keep.verify.checked_reads import NO_DAMAGE, UnreadableError, read
-from featurestore.keep.verify.lake_settings import settings_or_copy
-from featurestore.keep.verify.lance_versions import tables_at, version_damage, versions_of
+from featurestore.roots.roots_file import Roots, damaged_files, readable_roots, write_roots
+from featurestore.roots.snapshots import version_named
 from featurestore.storage.lock import commit_lock, no_writers
 from featurestore.storage.store import Store
-from featurestore.tables.lance_groups import Group
-from featurestore.tables.lance_ledger import Change, versions_property
 from featurestore.tables.lance_tables import commit, make_index, open_table
 from featurestore.tables.schema import CATALOG, INDEX_COLUMNS
 

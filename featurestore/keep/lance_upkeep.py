@@ -2,9 +2,9 @@
 
 from dataclasses import dataclass
 
+from featurestore.commits.lance_ledger import root_versions
 from featurestore.keep.lance_compact import mergeable
 from featurestore.lake import Lake
-from featurestore.tables.lance_ledger import root_versions
 from featurestore.tables.lance_tables import open_table
 from featurestore.tables.schema import CATALOG
 

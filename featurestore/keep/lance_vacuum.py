@@ -15,15 +15,15 @@ from typing import Any
 
 import lance
 
-from featurestore.annotations.lance_kept_annotations import stray_files
+from featurestore.commits.lance_ledger import lake_versions, root_versions
 from featurestore.errors import InUseError, LakeError
+from featurestore.keep.lance_kept_annotations import stray_files
 from featurestore.keep.verify.last_verified import last_verified
 from featurestore.lake import Lake
 from featurestore.shards.shard_index import index_path
 from featurestore.storage.full_disk import is_disk_full
 from featurestore.storage.lock import no_writers
 from featurestore.storage.store import FileInfo
-from featurestore.tables.lance_ledger import lake_versions, root_versions
 from featurestore.tables.lance_tables import open_table
 from featurestore.tables.schema import CATALOG, SLIDES
 

@@ -11,12 +11,12 @@ from typing import Any
 
 import lance
 
+from featurestore.commits.lance_features import field_ids
 from featurestore.errors import LakeError
 from featurestore.ids import mpp_name
 from featurestore.lake import Lake
 from featurestore.query.lance_nearest import Asked, covered, index_name, is_readable
 from featurestore.storage.lock import writer_lease
-from featurestore.tables.lance_features import field_ids
 from featurestore.tables.lance_tables import open_table
 from featurestore.tables.schema import features_table
 

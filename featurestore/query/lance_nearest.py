@@ -17,7 +17,7 @@ import numpy.typing as npt
 import polars as pl
 
 from featurestore.errors import DamageError, LakeError
-from featurestore.read_errors import reason_of
+from featurestore.storage.read_errors import reason_of
 from featurestore.storage.store import Store
 from featurestore.tables.lance_flat import Float16Array
 

@@ -15,7 +15,7 @@ from polars.io.plugins import register_io_source
 
 from featurestore.errors import LakeError
 from featurestore.query.pushdown import Schema, lance_filter
-from featurestore.read_errors import reading
+from featurestore.storage.read_errors import reading
 from featurestore.storage.store import Store
 
 BATCH_ROWS = 8192

@@ -10,10 +10,10 @@ from collections.abc import Mapping
 
 import polars as pl
 
-from featurestore.annotations.annotation import TILE
 from featurestore.errors import LakeError
 from featurestore.ids import mpp_name
 from featurestore.lake import Lake
+from featurestore.tables.annotation import TILE
 
 QUESTIONS = ("DESCRIBE", "EXPLAIN", "FROM", "SELECT", "SHOW", "VALUES", "WITH")
 EXAMPLE = "SELECT slide_id, state FROM slides"

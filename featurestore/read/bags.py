@@ -13,7 +13,7 @@ import numpy.typing as npt
 from featurestore.errors import LakeError
 from featurestore.read.first_reads import FirstReads, place_of
 from featurestore.read.selection import Selection
-from featurestore.read_errors import reading
+from featurestore.storage.read_errors import reading
 from featurestore.tables.lance_flat import Float16Array
 from featurestore.tables.lance_rows import RowReader
 

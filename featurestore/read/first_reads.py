@@ -13,8 +13,8 @@ from typing import Literal
 from featurestore.errors import DamageError, LakeError
 from featurestore.ids import mpp_name
 from featurestore.read.selection import Selection
-from featurestore.read_errors import ADVICE, reading
 from featurestore.shards.tar_shards import check_shard
+from featurestore.storage.read_errors import ADVICE, reading
 from featurestore.storage.store import Store
 from featurestore.tables.checksums import features_crc32, tiles_crc32
 from featurestore.tables.lance_flat import Float16Array

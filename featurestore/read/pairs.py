@@ -6,7 +6,7 @@ Where tiles overlap, the children are those that fill the coarse tile side by si
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -14,9 +14,7 @@ import numpy.typing as npt
 from featurestore.errors import LakeError
 from featurestore.ids import MAX_GRID, mpp_code, mpp_name, tile_parts
 from featurestore.read.bags import Bag
-
-if TYPE_CHECKING:
-    from featurestore.lake import Lake
+from featurestore.read.lake_view import LakeView
 
 Int64Array = npt.NDArray[np.int64]
 
@@ -58,7 +56,7 @@ class Nesting:
 
 
 def read_pairs(
-    lake: "Lake", slide_id: str, *, coarse: float, fine: float, teachers: Sequence[str]
+    lake: LakeView, slide_id: str, *, coarse: float, fine: float, teachers: Sequence[str]
 ) -> Pairs:
     """A slide's bags at two mpps, and which tiles lie under which.
 
@@ -122,7 +120,7 @@ def other_origin(slide_id: str) -> LakeError:
     return LakeError(msg)
 
 
-def ratio_of(lake: "Lake", *, coarse: float, fine: float) -> int:
+def ratio_of(lake: LakeView, *, coarse: float, fine: float) -> int:
     """How many tiles of a fine mpp lie side by side in one of a coarse mpp.
 
     Raises:
@@ -168,7 +166,7 @@ def nesting(ratio: int, large: Mapping[str, Any], small: Mapping[str, Any]) -> N
     return Nesting(ratio=ratio, apart=side_px // small["grid_px_level0"], side_px=side_px)
 
 
-def _grid(lake: "Lake", slide_id: str, mpp: float) -> Mapping[str, Any]:
+def _grid(lake: LakeView, slide_id: str, mpp: float) -> Mapping[str, Any]:
     rows = lake.tiles_of(mpp=mpp, slide_ids=[slide_id])
     if rows.height != 1:
         msg = f"slide '{slide_id}' is not in {lake.uri} at mpp {mpp_name(mpp)}"

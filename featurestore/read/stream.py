@@ -9,21 +9,20 @@ from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, get_args
+from typing import Any, get_args
 
 import polars as pl
 from torch.utils.data import IterableDataset, get_worker_info
 
 from featurestore.errors import LakeError
 from featurestore.ids import mpp_name
-from featurestore.read.selection import listed, select
+from featurestore.messages import listing
+from featurestore.read.lake_view import LakeView
+from featurestore.read.select_slides import select
 from featurestore.read.stream_order import Order
 from featurestore.read.stream_tiles import Buffer, Pixels, TileBatch, TileSource
 from featurestore.read.stream_under import below
 from featurestore.read.unforked import Unforked
-
-if TYPE_CHECKING:
-    from featurestore.lake import Lake
 
 
 class Stream(IterableDataset[TileBatch], Unforked):
@@ -53,7 +52,7 @@ class Stream(IterableDataset[TileBatch], Unforked):
 
     def __init__(
         self,
-        lake: "Lake",
+        lake: LakeView,
         teachers: Sequence[str],
         *,
         mpp: float,
@@ -82,7 +81,7 @@ class Stream(IterableDataset[TileBatch], Unforked):
         bare = self.slides.filter(pl.col("shard").is_null())["slide_id"].to_list()
         if self._pixels != "none" and bare:
             msg = (
-                f"{len(bare)} slides have features but no pixels: {listed(bare)}; use "
+                f"{len(bare)} slides have features but no pixels: {listing(bare)}; use "
                 "pixels='none', or name other slides"
             )
             raise LakeError(msg)

@@ -5,7 +5,7 @@ import itertools
 from collections.abc import Sequence
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -13,14 +13,12 @@ import simplejpeg
 
 from featurestore.errors import DamageError
 from featurestore.ids import tile_parts
+from featurestore.read.lake_view import LakeView
 from featurestore.read.selection import Located, Selection
 from featurestore.read.stream_under import Below, Found, Under, UnderReader, gathered, joined
 from featurestore.shards.tar_shards import ShardReader
 from featurestore.tables.lance_flat import Float16Array
 from featurestore.tables.lance_rows import Rows
-
-if TYPE_CHECKING:
-    from featurestore.lake import Lake
 
 OPEN_SHARDS = 256
 PART_ROWS = 1024
@@ -89,7 +87,7 @@ class TileSource:
 
     def __init__(
         self,
-        lake: "Lake",
+        lake: LakeView,
         selection: Selection,
         teachers: Sequence[str],
         pixels: Pixels,

@@ -8,11 +8,11 @@ tiles that are there are held; the gaps of background are filled where a batch i
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
+from featurestore.read.lake_view import LakeView
 from featurestore.read.pairs import (
     Nesting,
     cells_of,
@@ -21,12 +21,10 @@ from featurestore.read.pairs import (
     other_origin,
     ratio_of,
 )
-from featurestore.read.selection import Selection, select
+from featurestore.read.select_slides import select
+from featurestore.read.selection import Selection
 from featurestore.tables.lance_flat import Float16Array
 from featurestore.tables.lance_rows import Rows
-
-if TYPE_CHECKING:
-    from featurestore.lake import Lake
 
 KEPT_SLIDES = 512
 
@@ -73,7 +71,7 @@ class Below:
         return self.selection.mpp
 
 
-def below(lake: "Lake", above: Selection, mpp: float, teachers: Sequence[str]) -> Below:
+def below(lake: LakeView, above: Selection, mpp: float, teachers: Sequence[str]) -> Below:
     """The slides of a selection at a finer mpp.
 
     Args:
@@ -125,7 +123,7 @@ class UnderReader:
         below: the fine ones.
     """
 
-    def __init__(self, lake: "Lake", above: Selection, below: Below) -> None:
+    def __init__(self, lake: LakeView, above: Selection, below: Below) -> None:
         self.mpp, self._above, self._below = below.mpp, above, below
         self._reader, self._first_reads = lake.row_reader(mpp=below.mpp), lake.first_reads
         known = lake.teachers(mpp=below.mpp)

@@ -3,7 +3,7 @@
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import Literal, get_args
 
 import numpy as np
 import polars as pl
@@ -13,14 +13,13 @@ from torch.utils.data import Dataset
 
 from featurestore.errors import LakeError
 from featurestore.read.first_reads import place_of
-from featurestore.read.selection import Selection, select
+from featurestore.read.held_out_patients import patient_of
+from featurestore.read.lake_view import LakeView
+from featurestore.read.select_slides import select
+from featurestore.read.selection import Selection
 from featurestore.read.unforked import Unforked
-from featurestore.read_errors import reading
-from featurestore.stats.held_out_patients import patient_of
+from featurestore.storage.read_errors import reading
 from featurestore.tables.lance_rows import RowReader, Rows
-
-if TYPE_CHECKING:
-    from featurestore.lake import Lake
 
 By = Literal["slide", "patient"]
 
@@ -76,7 +75,7 @@ class Bags(Dataset[TorchBag], Unforked):
 
     def __init__(
         self,
-        lake: "Lake",
+        lake: LakeView,
         teachers: Sequence[str],
         *,
         mpp: float,
@@ -127,7 +126,7 @@ class Bags(Dataset[TorchBag], Unforked):
             self._lake.first_reads.compare_read(reader, self._selection, slide, slide_features)
 
 
-def _groups(lake: "Lake", selection: Selection, by: By) -> dict[str, list[int]]:
+def _groups(lake: LakeView, selection: Selection, by: By) -> dict[str, list[int]]:
     """Which slides of a selection are in which bag."""
     names = selection.slide_ids
     if by == "patient":

@@ -21,7 +21,6 @@ import numpy.typing as npt
 
 from featurestore.errors import DamageError, LakeError
 from featurestore.ids import mpp_name
-from featurestore.read_errors import ADVICE, meaning_of, reading
 from featurestore.shards.shard_index import (
     BLOCK,
     ShardIndex,
@@ -32,6 +31,7 @@ from featurestore.shards.shard_index import (
     tar_header,
 )
 from featurestore.storage.full_disk import naming_full_disk
+from featurestore.storage.read_errors import ADVICE, meaning_of, reading
 from featurestore.storage.store import Store
 
 JPEG_START = b"\xff\xd8"

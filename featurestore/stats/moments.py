@@ -21,9 +21,10 @@ from safetensors.numpy import load, save
 from featurestore.errors import DamageError, LakeError
 from featurestore.ids import mpp_name
 from featurestore.lake import Lake
-from featurestore.read.selection import Selection, select
-from featurestore.read_errors import reading
+from featurestore.read.select_slides import select
+from featurestore.read.selection import Selection
 from featurestore.stats.phi_s import FORMULA, PhiS, phi_s
+from featurestore.storage.read_errors import reading
 from featurestore.storage.sealed import read_named, read_sealed, sealed
 from featurestore.tables.lance_flat import Float16Array
 

@@ -20,10 +20,10 @@ from urllib.parse import quote, unquote
 import fsspec
 
 from featurestore.errors import LakeError
-from featurestore.read_errors import no_access
 from featurestore.storage import bucket_clients
 from featurestore.storage.bucket_errors import codes, explain, no_bucket, told_clearly
 from featurestore.storage.full_disk import disk_full_error
+from featurestore.storage.read_errors import no_access
 
 # fsspec uploads ten parts at once from memory: 160 MB here, 500 MB at its default. S3 takes 10,000
 # parts, so a file may have 160 GB.

@@ -18,7 +18,7 @@ import pyarrow as pa
 from lance.file import LanceFileReader
 
 from featurestore.errors import DamageError
-from featurestore.read_errors import reading
+from featurestore.storage.read_errors import reading
 from featurestore.storage.store import Store
 from featurestore.tables.checksums import features_crc32, values_crc32
 from featurestore.tables.lance_flat import FlatColumn, Float16Array, flat_column

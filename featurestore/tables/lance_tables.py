@@ -6,7 +6,7 @@ from lance.dataset import Transaction
 from lance.fragment import write_fragments
 
 from featurestore.errors import DamageError, LakeError
-from featurestore.read_errors import reason_of
+from featurestore.storage.read_errors import reason_of
 from featurestore.storage.store import Store
 
 STORAGE_VERSION = "2.2"

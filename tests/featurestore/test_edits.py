@@ -14,13 +14,13 @@ import pyarrow as pa
 import pytest
 
 from featurestore import Lake, LakeError, compact, open_lake, repair, vacuum, verify
-from featurestore.annotations import lance_annotation_check
 from featurestore.annotations.annotate import annotate, set_patients
+from featurestore.commits.lance_commit import Committer
 from featurestore.edits import drop_and_rename
 from featurestore.edits.drop_and_rename import drop, rename
 from featurestore.keep.lance_copy import copy_lake
 from featurestore.keep.lance_restore import restore
-from featurestore.tables.lance_commit import Committer
+from featurestore.keep.verify import lance_annotation_check
 from featurestore.tables.lance_tables import open_table
 from featurestore.tables.schema import features_table
 from tests.worlds.command_lines import Slidelake
@@ -379,7 +379,7 @@ def test_a_table_of_an_annotation_is_never_held_whole(
     def refuse(*_: object, **__: object) -> None:
         pytest.fail("a whole table was read")
 
-    monkeypatch.setattr("featurestore.annotations.lance_annotation_check.BATCH_ROWS", 1)
+    monkeypatch.setattr("featurestore.keep.verify.lance_annotation_check.BATCH_ROWS", 1)
     monkeypatch.setattr(lance.LanceDataset, "to_table", refuse)
     annotation = lake.annotations()["clinical"]
     assert list(lance_annotation_check._check(lake, annotation)) == []

@@ -13,9 +13,9 @@ import lance
 import pytest
 
 from featurestore import Lake, LakeConfig, create_lake, open_lake, verify
-from featurestore.tables.cuts import SlideCut
-from featurestore.tables.lance_features import append_tiles
-from featurestore.tables.lance_groups import Group
+from featurestore.commits.cuts import SlideCut
+from featurestore.commits.lance_features import append_tiles
+from featurestore.commits.lance_groups import Group
 from tests.conftest import ROOT
 from tests.worlds.small_lake import add_slides, add_teacher, contents, cut, write_columns
 
@@ -118,7 +118,7 @@ def test_killed_at_any_commit_it_is_all_there_or_not_at_all(
     base: Path, tmp_path: Path, work: Callable[[Lake], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        "featurestore.tables.cuts.ROWS_PER_FRAGMENT", 6
+        "featurestore.commits.cuts.ROWS_PER_FRAGMENT", 6
     )  # several fragments in a grid
     shutil.copytree(base, tmp_path / "whole")
     old = parts_of(open_lake(tmp_path / "whole"))

@@ -17,12 +17,12 @@ from pathlib import Path
 from typing import Any
 
 from featurestore import LakeConfig, LakeError, ShardReader, create_lake, open_lake
-from featurestore.keep import roots
 from featurestore.keep.lance_restore import restore
 from featurestore.keep.repair import plan_repair, repair
 from featurestore.keep.verify.damage import Verdict
 from featurestore.keep.verify.lance_checking import check_lake, lake_to_mend
 from featurestore.lake import Lake
+from featurestore.roots import roots_file as roots
 from tests.worlds.small_lake import add_slides, add_teacher
 
 ROOT_FOLDER = Path(__file__).resolve().parents[2]

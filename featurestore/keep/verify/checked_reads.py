@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from featurestore.errors import AccessError, LakeMissingError
-from featurestore.read_errors import reason_of
+from featurestore.storage.read_errors import reason_of
 from featurestore.storage.store import Store
 
 #: Errors that say nothing of what is stored.

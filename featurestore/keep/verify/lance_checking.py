@@ -8,14 +8,14 @@ import os
 from collections.abc import Callable
 
 from featurestore.errors import DamageError, LakeError
-from featurestore.keep.lance_roots import roots_damage
-from featurestore.keep.snapshots import version_named
 from featurestore.keep.verify.checked_reads import UnreadableError, read
 from featurestore.keep.verify.damage import TABLE, Damage, Verdict
-from featurestore.keep.verify.lake_settings import settings_or_copy
 from featurestore.keep.verify.lance_verify import verify
 from featurestore.keep.verify.lance_versions import whole_versions
+from featurestore.keep.verify.root_files import roots_damage
 from featurestore.lake import Lake
+from featurestore.roots.lake_settings import settings_or_copy
+from featurestore.roots.snapshots import version_named
 from featurestore.storage.store import Store
 from featurestore.tables.schema import CATALOG
 

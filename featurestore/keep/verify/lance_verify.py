@@ -19,8 +19,6 @@ import polars as pl
 import pyarrow as pa
 
 from featurestore.errors import DamageError, LakeError
-from featurestore.keep.lance_roots import check_newest, lake_tables, roots_damage
-from featurestore.keep.roots import GONE, Roots, readable_roots
 from featurestore.keep.verify.checked_reads import NO_DAMAGE, UnreadableError, read
 from featurestore.keep.verify.compact_rows import CatalogRows, groups_of
 from featurestore.keep.verify.damage import (
@@ -38,10 +36,13 @@ from featurestore.keep.verify.lance_checked_rows import checked_catalog, checked
 from featurestore.keep.verify.lance_versions import whole_versions
 from featurestore.keep.verify.last_verified import record_verified
 from featurestore.keep.verify.mismatched_rows import misfits
+from featurestore.keep.verify.root_files import roots_damage
 from featurestore.lake import Lake
-from featurestore.read_errors import reason_of
+from featurestore.roots.lance_roots import check_newest, lake_tables
+from featurestore.roots.roots_file import GONE, Roots, readable_roots
 from featurestore.shards.shard_index import ShardIndex, index_path, scan_shard
 from featurestore.shards.tar_shards import ShardReader
+from featurestore.storage.read_errors import reason_of
 from featurestore.tables.checksums import tiles_crc32
 from featurestore.tables.lance_rows import column_crc32
 from featurestore.tables.lance_tables import open_table

@@ -12,16 +12,17 @@ from collections.abc import Iterator
 
 import lance
 
+from featurestore.commits.lance_ledger import VERSIONS_KEY
 from featurestore.config import LakeConfig
 from featurestore.errors import LakeError
-from featurestore.keep.lance_roots import LAST_VERSION, file_damage, lake_tables, table_files
-from featurestore.keep.roots import Roots, damaged_files, readable_roots
 from featurestore.keep.verify.checked_reads import NO_DAMAGE, UnreadableError, read
 from featurestore.keep.verify.damage import TABLE, TABLE_INDEX, Damage
 from featurestore.keep.verify.lance_checked_rows import checked_catalog, checked_slides
 from featurestore.keep.verify.mismatched_rows import misfits
+from featurestore.keep.verify.root_files import file_damage
+from featurestore.roots.lance_roots import LAST_VERSION, lake_tables, table_files
+from featurestore.roots.roots_file import Roots, damaged_files, readable_roots
 from featurestore.storage.store import Store
-from featurestore.tables.lance_ledger import VERSIONS_KEY
 from featurestore.tables.lance_tables import open_table, properties_of
 from featurestore.tables.schema import CATALOG, SLIDES
 

@@ -19,10 +19,10 @@ from featurestore import (
     vacuum,
     verify,
 )
+from featurestore.commits.lance_features import append_tiles
+from featurestore.commits.lance_groups import Group
+from featurestore.commits.lance_ledger import Ledger
 from featurestore.storage.lock import writer_lease
-from featurestore.tables.lance_features import append_tiles
-from featurestore.tables.lance_groups import Group
-from featurestore.tables.lance_ledger import Ledger
 from featurestore.tables.schema import features_table
 from tests.worlds.small_lake import add_slides, add_teacher, contents, cut, values_of
 
@@ -316,8 +316,8 @@ def test_snapshots_open_by_name(small: Lake) -> None:
 def test_many_commits_leave_few_catalog_fragments(
     small: Lake, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("featurestore.tables.lance_ledger.CATALOG_FRAGMENTS", 4)
-    monkeypatch.setattr("featurestore.tables.lance_ledger.SLIDES_FRAGMENTS", 4)
+    monkeypatch.setattr("featurestore.commits.lance_ledger.CATALOG_FRAGMENTS", 4)
+    monkeypatch.setattr("featurestore.commits.lance_ledger.SLIDES_FRAGMENTS", 4)
     lake = small
     for number in range(15):
         lake = add_slides(lake, {f"s{number}": 1})

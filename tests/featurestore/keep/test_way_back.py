@@ -25,16 +25,17 @@ from featurestore import (
     verify,
 )
 from featurestore.errors import AccessError, NewerFormatError
-from featurestore.keep import lance_restore, roots
+from featurestore.keep import lance_restore
 from featurestore.keep.lance_restore import restore
-from featurestore.keep.lance_roots import manifest_path
 from featurestore.keep.repair import plan_repair
-from featurestore.keep.roots import ROOTS_FILE, readable_roots
 from featurestore.keep.verify.damage import TABLE, TABLE_INDEX, Damage
 from featurestore.keep.verify.file_checks import FILE_CHECKS
-from featurestore.keep.verify.lake_settings import settings_or_copy
 from featurestore.keep.verify.lance_checked_rows import checked_catalog, checked_slides
 from featurestore.keep.verify.lance_checking import check_lake, lake_to_mend
+from featurestore.roots import roots_file as roots
+from featurestore.roots.lake_settings import settings_or_copy
+from featurestore.roots.lance_roots import manifest_path
+from featurestore.roots.roots_file import ROOTS_FILE, readable_roots
 from featurestore.storage.lock import writer_lease
 from featurestore.tables import lance_tables
 from featurestore.tables.lance_tables import open_table
@@ -419,7 +420,7 @@ def test_a_kill_between_the_catalog_and_its_roots_is_no_damage(
     def die(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("featurestore.tables.lance_ledger.record_roots", die)
+    monkeypatch.setattr("featurestore.commits.lance_ledger.record_roots", die)
     with pytest.raises(KeyboardInterrupt):
         lake.committer.register([{"slide_id": "z", "uri": "z.svs"}])
     monkeypatch.undo()

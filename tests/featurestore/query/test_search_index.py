@@ -351,7 +351,7 @@ def test_kill_before_the_index_is_in_the_lake(world: Lake, monkeypatch: pytest.M
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("featurestore.tables.lance_ledger.Ledger.apply", killed)
+        patch.setattr("featurestore.commits.lance_ledger.Ledger.apply", killed)
         with pytest.raises(KeyboardInterrupt):
             indexed(world)
     assert state_of(world.refreshed()) == (0, 1200)

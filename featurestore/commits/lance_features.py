@@ -13,13 +13,13 @@ import lance
 import pyarrow as pa
 from lance import LanceOperation
 
+from featurestore.commits.cuts import Row, SlideCut, check_cut, tiles_row
+from featurestore.commits.lance_groups import Group
+from featurestore.commits.lance_ledger import Change, Ledger, among
 from featurestore.errors import DamageError
 from featurestore.storage.store import Store
-from featurestore.tables.cuts import Row, SlideCut, check_cut, tiles_row
 from featurestore.tables.lance_columns import ColumnFile
-from featurestore.tables.lance_files import accept_nulls
-from featurestore.tables.lance_groups import Group
-from featurestore.tables.lance_ledger import Change, Ledger, among
+from featurestore.tables.lance_files import accept_nulls, replacement
 from featurestore.tables.lance_tables import commit, open_table, write_fragment
 from featurestore.tables.schema import features_table, tiles_schema
 
@@ -186,7 +186,7 @@ def prepare_columns(ledger: Ledger, mpp: float, files: Sequence[ColumnFile]) -> 
         if fragment is None or len(there) == len(slides):
             continue
         _check_rows(ledger, mpp, fragment, file)
-        groups.append(_replacement(ledger.store, table, file))
+        groups.append(replacement(ledger.store, table, file.fragment, file.path))
         rows += [_teacher_row(row, file) for row in tiles]
         again += [row["slide"] for row in there]
     drop = f"mpp = {mpp} AND teacher = '{files[0].teacher}' AND {among(again)}" if again else None
@@ -241,14 +241,3 @@ def _check_rows(
 def field_ids(table: lance.LanceDataset) -> dict[str, int]:
     """Lance's field id of each top-level column."""
     return {found.name(): found.id() for found in table.lance_schema.fields()}
-
-
-def _replacement(store: Store, table: lance.LanceDataset, file: ColumnFile) -> object:
-    try:
-        data_file = lance.fragment.DataFile.create(table, file.path)
-    except (OSError, ValueError) as error:
-        if told := store.explained(error):
-            raise told from error
-        msg = f"{file.teacher}: {file.path} of fragment {file.fragment} can't be read: {error}"
-        raise DamageError(msg) from error
-    return LanceOperation.DataReplacementGroup(file.fragment, data_file)

@@ -11,17 +11,17 @@ from typing import Any, Self
 
 import pyarrow as pa
 
+from featurestore.commits import lance_features as features
+from featurestore.commits.cuts import Row, SlideCut, fragment_groups
+from featurestore.commits.lance_edit import Edit, Work, make
+from featurestore.commits.lance_groups import Group, is_half_done, tails, undo
+from featurestore.commits.lance_ledger import Change, Ledger, among_names
 from featurestore.config import LakeConfig
-from featurestore.edits import lance_edits as edits
 from featurestore.errors import IdentityError
 from featurestore.storage.lock import commit_lock
 from featurestore.storage.store import Store
-from featurestore.tables import lance_features as features
 from featurestore.tables.checksums import with_row_crc32
-from featurestore.tables.cuts import Row, SlideCut, fragment_groups
 from featurestore.tables.lance_columns import ColumnFile
-from featurestore.tables.lance_groups import Group, is_half_done, tails, undo
-from featurestore.tables.lance_ledger import Change, Ledger, among_names
 from featurestore.tables.lance_tables import add_missing_columns, commit_transaction, open_table
 from featurestore.tables.schema import (
     FAILED,
@@ -104,10 +104,10 @@ class Committer:
         self._check()
         self.ledger.apply(changes)
 
-    def make(self, edit: edits.Edit) -> None:
+    def make(self, edit: Edit) -> None:
         """Make an edit of several tables, in one commit; the caller holds the lock."""
-        work = edits.Work(ledger=self.ledger, check=self._check)
-        self.apply(edits.make(work, edit))
+        work = Work(ledger=self.ledger, check=self._check)
+        self.apply(make(work, edit))
 
     # ------------------------------------------------------------------ slides
 

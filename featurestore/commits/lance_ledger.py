@@ -15,13 +15,13 @@ import polars as pl
 import pyarrow as pa
 from lance import LanceOperation
 
+from featurestore.commits.cuts import Row
 from featurestore.config import LakeConfig
 from featurestore.errors import DamageError
-from featurestore.keep.lance_roots import check_versions, lake_tables, record_roots
-from featurestore.keep.roots import readable_roots
+from featurestore.roots.lance_roots import check_versions, lake_tables, record_roots
+from featurestore.roots.roots_file import readable_roots
 from featurestore.storage.store import Store
 from featurestore.tables.checksums import with_row_crc32
-from featurestore.tables.cuts import Row
 from featurestore.tables.lance_tables import (
     add_missing_columns,
     commit,

@@ -2,7 +2,7 @@
 
 from featurestore.config import LakeConfig
 from featurestore.errors import DamageError, FormatError, LakeMissingError, NewerFormatError
-from featurestore.keep.roots import LAKE_FILE, ROOTS_FILE, readable_roots
+from featurestore.roots.roots_file import LAKE_FILE, ROOTS_FILE, readable_roots
 from featurestore.storage.store import Store
 
 

@@ -16,8 +16,8 @@ import lance
 import polars as pl
 import pyarrow as pa
 
-from featurestore.annotations.annotation import SLIDE, Annotation
 from featurestore.storage.store import Store
+from featurestore.tables.annotation import SLIDE, Annotation
 from featurestore.tables.checksums import row_crc32
 from featurestore.tables.lance_tables import STORAGE_VERSION, open_table
 from featurestore.tables.schema import ANNOTATION, KIND_KEY, SLIDES, kind_of

@@ -2,12 +2,13 @@
 
 from collections.abc import Iterator
 
-from featurestore.annotations import lance_registry as registry
-from featurestore.annotations.annotation import TILE, Annotation
 from featurestore.keep.verify.checked_reads import UnreadableError, read
 from featurestore.keep.verify.damage import ANNOTATION, Damage
 from featurestore.keep.verify.lance_checked_rows import batches
 from featurestore.lake import Lake
+from featurestore.messages import listing
+from featurestore.tables import lance_annotations as registry
+from featurestore.tables.annotation import TILE, Annotation
 from featurestore.tables.checksums import row_crc32
 from featurestore.tables.lance_tables import open_table
 
@@ -41,8 +42,7 @@ def _check(lake: Lake, annotation: Annotation) -> Iterator[Damage]:
         yield _damage(annotation, f"its table can't be read: {error}")
         return
     if wrong:
-        more = f" and {len(wrong) - SHOWN} more" if len(wrong) > SHOWN else ""
-        yield _damage(annotation, f"not as written (checksum): {', '.join(wrong[:SHOWN])}{more}")
+        yield _damage(annotation, f"not as written (checksum): {listing(wrong, SHOWN)}")
     elif rows != annotation.rows or crc != annotation.crc32:
         yield _damage(
             annotation, f"{annotation.rows} rows were written; {rows} are there, or other ones"

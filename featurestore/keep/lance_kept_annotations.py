@@ -2,8 +2,8 @@
 
 from collections.abc import Iterable
 
-from featurestore.annotations import lance_registry as registry
 from featurestore.storage.store import FileInfo, Store
+from featurestore.tables import lance_annotations as registry
 from featurestore.tables.lance_tables import open_table
 from featurestore.tables.schema import SLIDES
 

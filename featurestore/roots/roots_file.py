@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Self
 
 from featurestore.errors import DamageError
-from featurestore.read_errors import meaning_of, reason_of
+from featurestore.storage.read_errors import meaning_of, reason_of
 from featurestore.storage.store import Store
 
 ROOTS_FILE = "roots.json"

@@ -14,9 +14,9 @@ from dataclasses import dataclass, field
 import lance
 from lance import LanceOperation
 
+from featurestore.commits.lance_ledger import Change, root_versions
 from featurestore.errors import DamageError
 from featurestore.storage.store import Store
-from featurestore.tables.lance_ledger import Change, root_versions
 from featurestore.tables.lance_tables import commit, open_table, properties_of
 from featurestore.tables.schema import CATALOG
 
