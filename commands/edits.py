@@ -9,10 +9,9 @@ from commands.options import DistinctIdsOpt, JsonOpt, LakeArg, tell
 
 if TYPE_CHECKING:
     from featurestore import Lake
-    from featurestore.annotations.annotate import Annotated as Made
-    from featurestore.annotations.annotate import Patients
-    from featurestore.annotations.annotation_tables import AnnotationFile
-    from featurestore.edits.drop_and_rename import Edited
+    from featurestore.annotations import Annotated as Made
+    from featurestore.annotations import AnnotationFile, Patients
+    from featurestore.edits import Edited
 
 app = typer.Typer()
 
@@ -66,9 +65,8 @@ def annotate_command(
     if table is None or name is None:
         msg = "give a table and --name NAME, or --tcga-patients"
         raise typer.BadParameter(msg)
-    from featurestore.annotations.annotate import annotate, set_patients
-    from featurestore.annotations.annotation_tables import read_annotation
-    from featurestore.tables.annotation import PATIENTS
+    from featurestore.annotations import annotate, read_annotation, set_patients
+    from featurestore.tables import PATIENTS
 
     file = read_annotation(table, distinct_ids=distinct_ids)
     frame, notes = _with_lake_names(opened, file)
@@ -96,7 +94,7 @@ def _with_lake_names(lake: "Lake", file: "AnnotationFile") -> tuple[Any, list[st
 
 
 def _tcga(lake: "Lake", *, replace: bool) -> "Patients":
-    from featurestore.annotations.annotate import set_patients, tcga_patients
+    from featurestore.annotations import set_patients, tcga_patients
 
     return set_patients(lake, tcga_patients(lake), replace_old=replace)
 
@@ -160,7 +158,7 @@ def drop_command(
     Example: slidelake drop my-lake --slide P003-1
     """
     from featurestore import open_lake
-    from featurestore.edits.drop_and_rename import drop
+    from featurestore.edits import drop
     from featurestore.messages import listing
 
     chosen = {"slide": slide, "teacher": teacher, "annotation": annotation}
@@ -196,7 +194,7 @@ def rename_command(
     Example: slidelake rename my-lake P003-1 P003-A
     """
     from featurestore import open_lake
-    from featurestore.edits.drop_and_rename import rename
+    from featurestore.edits import rename
 
     done = rename(open_lake(lake), old, new, what=what)
     text = f"{done.what} '{new}' is there and no '{old}': renamed before, nothing to do"

@@ -109,7 +109,7 @@ def _without_rust_messages() -> Iterator[None]:
 
 def main(request: str) -> None:
     """Run the check that a request describes, and write its answer."""
-    from featurestore.keep.verify.lance_checking import check_lake
+    from featurestore.keep.verify import check_lake
 
     value = json.loads(request)
     folder = Path(value["folder"])

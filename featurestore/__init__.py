@@ -10,7 +10,7 @@ os.environ.setdefault("LANCE_LOG", "error")
 # own fork is followed by an exec.
 warnings.filterwarnings("ignore", message="lance is not fork-safe", category=UserWarning)
 
-from featurestore.annotations.annotate import annotate, set_patients
+from featurestore.annotations.annotating import annotate, set_patients
 from featurestore.commits.cuts import GridCut, SlideCut
 from featurestore.commits.lance_commit import Committer
 from featurestore.config import FORMAT, LakeConfig
@@ -29,7 +29,7 @@ from featurestore.keep.lance_compact import Compacted, compact
 from featurestore.keep.lance_copy import Copied, copy_lake
 from featurestore.keep.lance_restore import Restored, restore
 from featurestore.keep.lance_vacuum import Vacuumed, free_old_versions, vacuum
-from featurestore.keep.repair import Repaired, repair
+from featurestore.keep.repairing import Repaired, repair
 from featurestore.keep.verify.damage import Damage, Verdict
 from featurestore.keep.verify.lance_verify import verify
 from featurestore.lake import Lake
@@ -43,7 +43,7 @@ from featurestore.read.stream_tiles import TileBatch
 from featurestore.read.stream_under import Under
 from featurestore.shards.tar_shards import Shard, ShardReader, ShardWriter
 from featurestore.stats.moments import Moments, fit_stats, read_phi_s, read_stats
-from featurestore.stats.phi_s import PhiS
+from featurestore.stats.phi_s_rotation import PhiS
 from featurestore.storage.store import Store
 from featurestore.tables.annotation import Annotation
 from featurestore.tables.lance_columns import ColumnFile, ColumnWriter

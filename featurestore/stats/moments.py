@@ -23,9 +23,9 @@ from featurestore.ids import mpp_name
 from featurestore.lake import Lake
 from featurestore.read.select_slides import select
 from featurestore.read.selection import Selection
-from featurestore.stats.phi_s import FORMULA, PhiS, phi_s
+from featurestore.stats.phi_s_rotation import FORMULA, PhiS, phi_s
 from featurestore.storage.read_errors import reading
-from featurestore.storage.sealed import read_named, read_sealed, sealed
+from featurestore.storage.sealed_json import read_named, read_sealed, sealed
 from featurestore.tables.lance_flat import Float16Array
 
 # Of a block in float64: adding one then costs little beside making it, for D up to 4096.

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pytest
 
 from featurestore import Lake, LakeError, compact, open_lake, repair, vacuum, verify
-from featurestore.annotations.annotate import annotate, set_patients
+from featurestore.annotations.annotating import annotate, set_patients
 from featurestore.commits.lance_commit import Committer
 from featurestore.edits import drop_and_rename
 from featurestore.edits.drop_and_rename import drop, rename

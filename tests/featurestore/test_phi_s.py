@@ -9,7 +9,7 @@ from scipy.linalg import hadamard as sylvester
 from scipy.spatial.distance import pdist
 
 from featurestore import LakeError, PhiS
-from featurestore.stats.phi_s import NEARLY, hadamard, mixing, phi_s
+from featurestore.stats.phi_s_rotation import NEARLY, hadamard, mixing, phi_s
 
 # Of the usual encoders, and of students made of them.
 USUAL = (192, 320, 384, 448, 512, 640, 768, 1024, 1152, 1280, 1536, 1792, 2048, 2560, 3072)

@@ -18,7 +18,7 @@ from typing import Any
 
 from featurestore import LakeConfig, LakeError, ShardReader, create_lake, open_lake
 from featurestore.keep.lance_restore import restore
-from featurestore.keep.repair import plan_repair, repair
+from featurestore.keep.repairing import plan_repair, repair
 from featurestore.keep.verify.damage import Verdict
 from featurestore.keep.verify.lance_checking import check_lake, lake_to_mend
 from featurestore.lake import Lake

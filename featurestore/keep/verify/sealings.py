@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from featurestore.errors import DamageError
 from featurestore.keep.verify.damage import FILE, Damage
-from featurestore.storage.sealed import (
+from featurestore.storage.sealed_json import (
     CHECKSUMS,
     OWN,
     json_bytes,

@@ -23,7 +23,7 @@ from featurestore import (
     vacuum,
     verify,
 )
-from featurestore.annotations.annotate import annotate
+from featurestore.annotations.annotating import annotate
 from featurestore.keep import copied_files
 from featurestore.storage.lock import writer_lease
 from tests.conftest import ROOT

@@ -26,7 +26,7 @@ from featurestore import (
 from featurestore.keep.verify.damage import FILE, SHARD_INDEX
 from featurestore.keep.verify.file_checks import FILE_CHECKS
 from featurestore.shards.shard_index import index_path
-from featurestore.storage.sealed import json_bytes, read_sealed, sealed
+from featurestore.storage.sealed_json import json_bytes, read_sealed, sealed
 from featurestore.tables.schema import CATALOG
 from ingest.teachers.cards.card import Card, card_json
 from ingest.teachers.find_teacher import find_card, weights_of

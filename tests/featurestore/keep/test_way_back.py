@@ -27,7 +27,7 @@ from featurestore import (
 from featurestore.errors import AccessError, NewerFormatError
 from featurestore.keep import lance_restore
 from featurestore.keep.lance_restore import restore
-from featurestore.keep.repair import plan_repair
+from featurestore.keep.repairing import plan_repair
 from featurestore.keep.verify.damage import TABLE, TABLE_INDEX, Damage
 from featurestore.keep.verify.file_checks import FILE_CHECKS
 from featurestore.keep.verify.lance_checked_rows import checked_catalog, checked_slides
@@ -519,7 +519,7 @@ def test_verify_keeps_numbers_alone_and_reads_rows_again_by_position(lake: Lake)
 def test_a_repair_makes_some_slides_pending_at_a_time(
     lake: Lake, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sys.modules["featurestore.keep.repair"], "SLIDES_AT_ONCE", 1)
+    monkeypatch.setattr(sys.modules["featurestore.keep.repairing"], "SLIDES_AT_ONCE", 1)
     for path in lake.tiles_of(mpp=0.5)["shard"].to_list()[:2]:
         Path(lake.store.path(path)).unlink()
     done = repair(lake, verify(lake))

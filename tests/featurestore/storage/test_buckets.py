@@ -34,7 +34,7 @@ from featurestore import (
     verify,
 )
 from featurestore.keep.lance_restore import restore
-from featurestore.keep.repair import plan_repair
+from featurestore.keep.repairing import plan_repair
 from featurestore.keep.verify.damage import TABLE
 from featurestore.keep.verify.lance_checking import check_lake, lake_to_mend
 from featurestore.roots.lance_roots import manifest_path

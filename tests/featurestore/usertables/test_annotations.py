@@ -17,7 +17,7 @@ from downstream.cohorts.cohort import load_labels, patient_table
 from downstream.probes.probe_labels import read_tile_labels
 from downstream.probes.tile_probe import run_probe
 from featurestore import IdentityError, Lake, LakeConfig, LakeError, create_lake, open_lake, query
-from featurestore.annotations.annotate import annotate, set_patients, tcga_patients
+from featurestore.annotations.annotating import annotate, set_patients, tcga_patients
 from featurestore.annotations.annotation_tables import labels_of, query_frame, read_annotation
 from featurestore.annotations.tile_predicates import Where
 from featurestore.interop import export_folder
