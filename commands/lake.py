@@ -210,7 +210,7 @@ def _plan_lines(plan: "Plan") -> list[str]:
     lines = []
     for step in plan.steps:
         lines += [_damage_line(damage.as_dict()) for damage in step.damage]
-        lines.append(f"  so: {step.what}")
+        lines.append(f"  so: {step.description}")
     return lines + [f"left: {_damage_line(damage.as_dict())}" for damage in plan.left]
 
 

@@ -59,7 +59,7 @@ def drop(lake: Lake, what: What, names: Sequence[str]) -> Edited:
         names: names of what is dropped.
 
     Raises:
-        LakeError: the lake has none of a name and never had, or a job is writing to the lake.
+        LakeError: the lake has nothing of a name and never had, or a job is writing to the lake.
     """
     unique, committer = list(dict.fromkeys(names)), lake.committer
     with no_writers(lake.store), committer.exclusive():
@@ -71,10 +71,10 @@ def drop(lake: Lake, what: What, names: Sequence[str]) -> Edited:
 
 
 def _edited(
-    lake: Lake, what: What, names: Sequence[str], looked_for: Sequence[str], *, done: bool
+    lake: Lake, kind: What, names: Sequence[str], looked_for: Sequence[str], *, done: bool
 ) -> Edited:
     return Edited(
-        what=what,
+        what=kind,
         names=tuple(names),
         version=lake.refreshed().version,
         before=lake.version,
@@ -126,10 +126,10 @@ def _teachers(lake: Lake) -> list[str]:
     return sorted({name for mpp in lake.config.mpps for name in lake.teachers(mpp=mpp)})
 
 
-def _refuse(lake: Lake, what: str, missing: Sequence[str], names: Sequence[str]) -> None:
+def _refuse(lake: Lake, kind: str, missing: Sequence[str], names: Sequence[str]) -> None:
     if missing:
         msg = (
-            f"{lake.uri} has no {what} '{missing[0]}'; there are: {', '.join(names) or 'none'}"
+            f"{lake.uri} has no {kind} '{missing[0]}'; there are: {', '.join(names) or 'none'}"
             f"{did_you_mean(missing[0], names)}"
         )
         raise LakeError(msg)
@@ -186,7 +186,7 @@ def rename(lake: Lake, old: str, new: str, *, what: What | None = None) -> Edite
         if not kinds:
             return _renamed_before(lake, old, new, taken, what)
         if len(kinds) > 1:
-            msg = f"'{old}' names a {' and a '.join(kinds)} of {lake.uri}: say which by --what"
+            msg = f"'{old}' names a {' and a '.join(kinds)} of {lake.uri}: choose one by --what"
             raise LakeError(msg)
         chosen = kinds[0]
         # Teachers and annotations are both columns; slides have names of their own.
@@ -209,26 +209,26 @@ def _called(lake: Lake, name: str) -> list[What]:
 
 
 def _renamed_before(
-    lake: Lake, old: str, new: str, taken: Sequence[What], what: What | None
+    lake: Lake, old: str, new: str, taken: Sequence[What], kind: What | None
 ) -> Edited:
     """Return the result of a rename that was made before.
 
     Raises:
         LakeError: it was not made before, and nothing has the old name.
     """
-    for kind in taken:
-        edit = _rename_edit(lake, kind, old, new)
-        if what in (None, kind) and was_made(lake.committer.ledger, edit):
-            return _edited(lake, kind, (old, new), [old], done=False)
+    for one_kind in taken:
+        edit = _rename_edit(lake, one_kind, old, new)
+        if kind in (None, one_kind) and was_made(lake.committer.ledger, edit):
+            return _edited(lake, one_kind, (old, new), [old], done=False)
     names = [*_teachers(lake), *lake.annotations()]
     names += lake.slides().select("slide_id").collect()["slide_id"].to_list()
-    kind_of_name = what or "slide, teacher or annotation"
+    kind_of_name = kind or "slide, teacher or annotation"
     msg = f"{lake.uri} has no {kind_of_name} '{old}'{did_you_mean(old, names)}"
     raise LakeError(msg)
 
 
 def _rename_edit(lake: Lake, kind: What, old: str, new: str) -> Edit:
-    """Return the edit that gave something the name that it has now."""
+    """Return the edit by which a slide, teacher or annotation got its present name."""
     if kind == "slide":
         return edits.rename_slide(_numbers(lake, [new])[new], old, new)
     if kind == "teacher":

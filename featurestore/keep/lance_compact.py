@@ -117,7 +117,7 @@ def _merge(committer: Committer, mpp: float, group: Sequence[int]) -> None:
 
 
 def _moved(committer: Committer, mpp: float, group: Sequence[int]) -> list[Row]:
-    """Catalog rows of everything in the fragments, at their places in the merged one."""
+    """Return the catalog rows of everything in the fragments, at their places in the merged one."""
     rows = [row for number in group for row in committer.ledger.rows_in(mpp, number)]
     order = {number: place for place, number in enumerate(group)}
     tiles = sorted(

@@ -114,8 +114,8 @@ def _resumed(lake: Lake, to: Store, version: int | str | None) -> int | None:
     mark = _mark(to)
     if mark is None:
         if to.names(""):
-            what = "a lake" if to.exists(LAKE_FILE) else "not empty"
-            msg = f"{to.uri} is {what} already; give a folder or URL where nothing is yet"
+            state = "a lake" if to.exists(LAKE_FILE) else "not empty"
+            msg = f"{to.uri} is {state} already; give a folder or URL where nothing is yet"
             raise LakeError(msg)
         return None
     if mark.get("of") != lake.uri or (version is not None and mark.get("version") != lake.version):
@@ -131,14 +131,14 @@ def _resumed(lake: Lake, to: Store, version: int | str | None) -> int | None:
 
 def _mark(to: Store) -> dict[str, Any] | None:
     try:
-        value = json.loads(to.read_bytes(MARK))
+        mark = json.loads(to.read_bytes(MARK))
     except FileNotFoundError:
         return None
     except ValueError as error:
         if isinstance(error, LakeError):  # the bucket does not answer
             raise
         return {}
-    return value if isinstance(value, dict) else {}
+    return mark if isinstance(mark, dict) else {}
 
 
 @contextlib.contextmanager

@@ -115,7 +115,7 @@ def _read_as(damage: Damage) -> str:
 
 
 def _names_in_catalog(lake: Lake, damage: Sequence[Damage]) -> dict[int, str]:
-    """Names by number of the slides in the catalog that a damaged row may be of."""
+    """Return the names by number of the slides in the catalog that a damaged row may be of."""
     table = lake.refreshed().table(CATALOG)
     quoted = (f"'{(one.slide or '').replace(chr(39), chr(39) * 2)}'" for one in damage)
     either = f"{among([one.number for one in damage])} OR slide_id IN ({', '.join(quoted)})"

@@ -116,7 +116,7 @@ def _whole_tables(store: Store, config: LakeConfig, version: int) -> dict[str, i
     if tables is None:
         msg = f"version {version} of {store.uri} is an index's alone; choose the one before it"
         raise LakeError(msg)
-    damage = [one.what for one in version_damage(store, config, version)]
+    damage = [one.description for one in version_damage(store, config, version)]
     if damage:
         msg = (
             f"version {version} of {store.uri} is not whole ({damage[0]}); `slidelake verify` "

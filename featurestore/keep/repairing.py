@@ -36,7 +36,7 @@ from featurestore.lake import Lake
 from featurestore.shards.shard_index import rebuild_index
 from featurestore.tables.schema import CATALOG, SLIDES
 
-#: Above this share of the rows of a lake nothing is dropped without being told to.
+#: Above this share of the rows of a lake nothing is dropped unless the user agrees.
 FREELY = 0.1
 #: A commit of a repair makes so many slides pending.
 SLIDES_AT_ONCE = 1000
@@ -47,12 +47,12 @@ class Step:
     """One step of a repair.
 
     Attributes:
-        what: for people: what is dropped, made again or marked.
+        description: for people: what is dropped, made again or marked.
         rows: rows of tiles or features that are dropped; 0 if none is.
         damage: why.
     """
 
-    what: str
+    description: str
     rows: int = 0
     damage: tuple[Damage, ...]
 
@@ -81,7 +81,7 @@ class Plan:
 
 @dataclass(kw_only=True)
 class Repaired:
-    """What was taken out, and so has to be made again.
+    """Slides and columns that were taken out, and so have to be made again.
 
     Attributes:
         slides: to be ingested again; those of `columns` need not be.
@@ -97,11 +97,11 @@ class Repaired:
 
 
 def plan_repair(lake: Lake, verdict: Verdict) -> Plan:
-    """Say what a repair of a lake will do.
+    """Return the steps of a repair of a lake.
 
     Args:
         lake: the lake that was verified, at its newest version.
-        verdict: what `verify` found.
+        verdict: the result of `verify`.
     """
     if verdict.broken_tables:
         return Plan(left=list(verdict.damage), advice=way_back(lake.uri, verdict))
@@ -116,7 +116,7 @@ def plan_repair(lake: Lake, verdict: Verdict) -> Plan:
 
 
 def way_back(uri: str, verdict: Verdict) -> str:
-    """Name the tables that can't be believed, and how to go back to a version that is whole."""
+    """Return the advice for damaged tables: which they are, and which versions are whole."""
     tables = ", ".join(sorted({damage.path or "a table" for damage in verdict.broken_tables}))
     text = f"nothing is judged, and nothing was changed, since {tables} can't be believed"
     if not verdict.whole:
@@ -164,53 +164,53 @@ def _rows_of(lake: Lake, damage: Sequence[Damage], *, teacher: str | None = None
 
 def _root_steps(_: Lake, damage: Sequence[Damage]) -> Iterator[Step]:
     for one in damage:
-        yield Step(what=f"{one.path} is written again", damage=(one,))
+        yield Step(description=f"{one.path} is written again", damage=(one,))
 
 
 def _index_steps(_: Lake, damage: Sequence[Damage]) -> Iterator[Step]:
     for (path,), group in _grouped(damage, "path").items():
         made = "is made again" if path in {SLIDES, CATALOG} else "is taken out"
-        yield Step(what=f"the index of {path} {made}", damage=tuple(group))
+        yield Step(description=f"the index of {path} {made}", damage=tuple(group))
 
 
 def _stray_steps(lake: Lake, damage: Sequence[Damage]) -> Iterator[Step]:
     for (mpp, fragment), group in _grouped(damage, "mpp", "fragment").items():
         rows = count_rows(lake, mpp, fragment, [one.number for one in group])
-        what = f"{rows} rows in fragment {fragment} at {mpp} mpp that the catalog does not name"
-        yield Step(what=f"{what} are dropped", rows=rows, damage=tuple(group))
+        text = f"{rows} rows in fragment {fragment} at {mpp} mpp that the catalog does not name"
+        yield Step(description=f"{text} are dropped", rows=rows, damage=tuple(group))
 
 
 def _tiles_steps(lake: Lake, damage: Sequence[Damage]) -> Iterator[Step]:
     for (_number, slide, mpp), group in _grouped(damage, "number", "slide", "mpp").items():
         rows = _rows_of(lake, group)
-        what = f"slide {slide}: its {rows} rows of tiles and features at {mpp} mpp are dropped"
-        yield Step(what=f"{what}; ingest it again", rows=rows, damage=tuple(group))
+        text = f"slide {slide}: its {rows} rows of tiles and features at {mpp} mpp are dropped"
+        yield Step(description=f"{text}; ingest it again", rows=rows, damage=tuple(group))
 
 
 def _row_steps(_: Lake, damage: Sequence[Damage]) -> Iterator[Step]:
     for (_number, slide), group in _grouped(damage, "number", "slide").items():
-        what = f"slide {slide}: what {SLIDES} says of it is emptied; ingest it again"
-        yield Step(what=what, damage=tuple(group))
+        text = f"slide {slide}: what {SLIDES} says of it is emptied; ingest it again"
+        yield Step(description=text, damage=tuple(group))
 
 
 def _shard_steps(_: Lake, damage: Sequence[Damage]) -> Iterator[Step]:
     for (_number, slide), group in _grouped(damage, "number", "slide").items():
-        what = f"slide {slide}: it becomes pending, its rows stay; ingest makes its shards again"
-        yield Step(what=what, damage=tuple(group))
+        text = f"slide {slide}: it becomes pending, its rows stay; ingest makes its shards again"
+        yield Step(description=text, damage=tuple(group))
 
 
 def _shard_index_steps(_: Lake, damage: Sequence[Damage]) -> Iterator[Step]:
     for one in damage:
-        what = f"slide {one.slide}: the index of {one.path} is made again from the shard"
-        yield Step(what=what, damage=(one,))
+        text = f"slide {one.slide}: the index of {one.path} is made again from the shard"
+        yield Step(description=text, damage=(one,))
 
 
 def _features_steps(lake: Lake, damage: Sequence[Damage]) -> Iterator[Step]:
     for (teacher, mpp), group in _grouped(damage, "teacher", "mpp").items():
         rows = _rows_of(lake, group, teacher=teacher)
         slides = len({one.number for one in group})
-        what = f"{rows} features of {teacher} at {mpp} mpp ({slides} slides) are dropped"
-        yield Step(what=f"{what}; extract makes them again", rows=rows, damage=tuple(group))
+        text = f"{rows} features of {teacher} at {mpp} mpp ({slides} slides) are dropped"
+        yield Step(description=f"{text}; extract makes them again", rows=rows, damage=tuple(group))
 
 
 #: What is done about each part, in this order: first what all else is read by.
@@ -236,7 +236,7 @@ def repair(
 
     Args:
         lake: the lake that was verified, at its newest version.
-        verdict: what `verify` found.
+        verdict: the result of `verify`.
         plan: the list, if it was made before.
         yes: whether more than a tenth of the lake's rows may be dropped.
 

@@ -51,8 +51,8 @@ class Roots:
 
     def to_json(self) -> bytes:
         """Return the bytes of `roots.json`, with a checksum of its own."""
-        value = asdict(self)
-        return (json.dumps({**value, "crc32": _crc32_of(value)}, indent=1) + "\n").encode()
+        contents = asdict(self)
+        return (json.dumps({**contents, "crc32": _crc32_of(contents)}, indent=1) + "\n").encode()
 
     @classmethod
     def from_json(cls, data: bytes) -> Self:
@@ -73,8 +73,8 @@ class Roots:
         raise DamageError(msg)
 
 
-def _crc32_of(value: dict[str, Any]) -> int:
-    return zlib.crc32(json.dumps(value, sort_keys=True).encode())
+def _crc32_of(fields: dict[str, Any]) -> int:
+    return zlib.crc32(json.dumps(fields, sort_keys=True).encode())
 
 
 def read_roots(store: Store) -> Roots | None:
@@ -85,12 +85,12 @@ def read_roots(store: Store) -> Roots | None:
         AccessError: it can't be read now.
     """
     try:
-        data = store.read_bytes(ROOTS_FILE)
+        content = store.read_bytes(ROOTS_FILE)
     except FileNotFoundError:
         return None
     except OSError as error:
         raise meaning_of(error, store, f"{ROOTS_FILE} can't be read") from error
-    return Roots.from_json(data)
+    return Roots.from_json(content)
 
 
 def readable_roots(store: Store) -> Roots | None:

@@ -76,29 +76,29 @@ def is_of_lance(error: BaseException) -> bool:
     return panic or "LanceError" in text or bool(SOURCE_PLACE.search(text))
 
 
-def meaning_of(error: BaseException, store: Explaining, what: str) -> LakeError:
+def meaning_of(error: BaseException, store: Explaining, subject: str) -> LakeError:
     """Return the LakeError that an error of a read stands for; it names what was read."""
     if isinstance(error, AccessError):
         return error
     if (explanation := store.explained(error)) is not None:
         return (
-            type(explanation)(f"{what}: {explanation}")
+            type(explanation)(f"{subject}: {explanation}")
             if isinstance(explanation, AccessError)
             else explanation
         )
     if isinstance(error, LakeError) and not isinstance(error, DamageError):
         return error
     text = str(error) if isinstance(error, LakeError) else reason_of(error)
-    return DamageError(f"{what}: {text}" if ADVICE in text else f"{what}: {text}; {ADVICE}")
+    return DamageError(f"{subject}: {text}" if ADVICE in text else f"{subject}: {text}; {ADVICE}")
 
 
 @contextmanager
-def reading(store: Explaining, what: str) -> Iterator[None]:
+def reading(store: Explaining, subject: str) -> Iterator[None]:
     """Raise one kind of error, with the name of what is read, whatever a read in the block raises.
 
     Args:
         store: the lake's files.
-        what: name of what is read, for messages.
+        subject: name of what is read, for messages.
 
     Raises:
         DamageError: what is stored is not what was written.
@@ -109,4 +109,4 @@ def reading(store: Explaining, what: str) -> Iterator[None]:
     except (KeyboardInterrupt, SystemExit, GeneratorExit, MemoryError):
         raise
     except BaseException as error:  # a panic in Rust is no Exception
-        raise meaning_of(error, store, what) from error
+        raise meaning_of(error, store, subject) from error

@@ -19,39 +19,39 @@ CHECKSUMS, OWN = "checksums", "card_crc32"
 Json = dict[str, Any]
 
 
-def checksum_of(data: bytes) -> list[int]:
+def checksum_of(content: bytes) -> list[int]:
     """Return size and CRC-32 of a file's bytes."""
-    return [len(data), zlib.crc32(data)]
+    return [len(content), zlib.crc32(content)]
 
 
-def own_checksum(value: Mapping[str, Any]) -> int:
+def own_checksum(fields: Mapping[str, Any]) -> int:
     """Return the CRC-32 of a JSON object without its own checksum: keys sorted, no spaces.
 
     >>> own_checksum({"a": 1, "card_crc32": 5}) == own_checksum({"a": 1})
     True
     """
-    rest = {key: value[key] for key in value if key != OWN}
+    rest = {key: fields[key] for key in fields if key != OWN}
     return zlib.crc32(json.dumps(rest, sort_keys=True, separators=(",", ":")).encode())
 
 
-def sealed(value: Mapping[str, Any], files: Mapping[str, bytes]) -> Json:
+def sealed(fields: Mapping[str, Any], files: Mapping[str, bytes]) -> Json:
     """Return a JSON object with the checksums of the files beside it, by name, and its own."""
-    named = {name: checksum_of(data) for name, data in sorted(files.items())}
-    return resealed({**value, CHECKSUMS: named})
+    named = {name: checksum_of(content) for name, content in sorted(files.items())}
+    return resealed({**fields, CHECKSUMS: named})
 
 
-def resealed(value: Mapping[str, Any]) -> Json:
+def resealed(fields: Mapping[str, Any]) -> Json:
     """Return a changed JSON object with a new checksum of its own.
 
     An object of an early lake, without checksums of files, stays without its own.
     """
-    early = CHECKSUMS not in value
-    return dict(value) if early else {**value, OWN: own_checksum(json.loads(json.dumps(value)))}
+    early = CHECKSUMS not in fields
+    return dict(fields) if early else {**fields, OWN: own_checksum(json.loads(json.dumps(fields)))}
 
 
-def json_bytes(value: Mapping[str, Any]) -> bytes:
+def json_bytes(fields: Mapping[str, Any]) -> bytes:
     """Return the bytes of a JSON file."""
-    return (json.dumps(value, indent=2) + "\n").encode()
+    return (json.dumps(fields, indent=2) + "\n").encode()
 
 
 def read_sealed(store: Store, path: str) -> Json:
@@ -62,17 +62,17 @@ def read_sealed(store: Store, path: str) -> Json:
         AccessError: it can't be read now.
     """
     try:
-        value = json.loads(store.read_bytes(path))
+        fields = json.loads(store.read_bytes(path))
     except (OSError, ValueError) as error:
         raise meaning_of(error, store, f"{path} can't be read") from error
-    if not isinstance(value, dict) or not _is_whole(value):
+    if not isinstance(fields, dict) or not _is_whole(fields):
         raise differs(path)
-    return value
+    return fields
 
 
-def _is_whole(value: Json) -> bool:
-    early = OWN not in value and CHECKSUMS not in value
-    return early or value.get(OWN) == own_checksum(value)
+def _is_whole(fields: Json) -> bool:
+    early = OWN not in fields and CHECKSUMS not in fields
+    return early or fields.get(OWN) == own_checksum(fields)
 
 
 def differs(path: str) -> DamageError:
@@ -94,15 +94,15 @@ def read_named(store: Store, path: str, seal: Mapping[str, Any]) -> bytes:
         AccessError: it can't be read now.
     """
     try:
-        data = store.read_bytes(path)
+        content = store.read_bytes(path)
     except OSError as error:
         raise meaning_of(error, store, f"{path} can't be read") from error
-    if not is_named(path, data, seal):
+    if not is_named(path, content, seal):
         raise differs(path)
-    return data
+    return content
 
 
-def is_named(path: str, data: bytes, seal: Mapping[str, Any]) -> bool:
+def is_named(path: str, content: bytes, seal: Mapping[str, Any]) -> bool:
     """Whether a file is what its seal names, or is not named by it."""
     checksum = seal.get(CHECKSUMS, {}).get(path.rpartition("/")[2])
-    return checksum is None or checksum_of(data) == checksum
+    return checksum is None or checksum_of(content) == checksum

@@ -358,11 +358,11 @@ def test_a_table_of_an_annotation_is_verified_and_copied(lake: Lake, tmp_path: P
     data = file.read_bytes()
     file.write_bytes(data.replace((2).to_bytes(8, "little"), (3).to_bytes(8, "little"), 1))
     (damage,) = verify(open_lake(copied.uri)).damage
-    assert "annotation 'clinical' of slides" in damage.what
+    assert "annotation 'clinical' of slides" in damage.description
     assert repair(twin, verify(twin)).left
     file.unlink()
     (damage,) = verify(open_lake(copied.uri)).damage
-    assert "can't be read" in damage.what
+    assert "can't be read" in damage.description
     annotate(
         twin, GRADES.with_columns(slide_id=pl.Series(["A", "b"])), "clinical", replace_old=True
     )
@@ -384,7 +384,7 @@ def test_a_table_of_an_annotation_is_never_held_whole(
     annotation = lake.annotations()["clinical"]
     assert list(lance_annotation_check._check(lake, annotation)) == []
     (damage,) = lance_annotation_check._check(lake, replace(annotation, crc32=1))
-    assert "or other ones" in damage.what
+    assert "or other ones" in damage.description
 
 
 @pytest.mark.slow

@@ -205,7 +205,7 @@ def mend(
         done = restore(str(work), verdict.whole[0])
         after = check_lake(work)
         if not after.ok:
-            faults.append(f"restored, but {after.damage[0].what}")
+            faults.append(f"restored, but {after.damage[0].description}")
         if done.version != after.version:
             faults.append(f"restored to {done.version}, but {after.version} is read")
         return "restore"
@@ -236,7 +236,7 @@ def _goes_on(work: Path, faults: list[str]) -> None:
     lake = add_teacher(add_teacher(lake, "t"), "u", dim=4)
     left = check_lake(work).damage
     if any(one.part != "file" for one in left):
-        faults.append(f"after ingest and extract there is damage: {left[0].what}")
+        faults.append(f"after ingest and extract there is damage: {left[0].description}")
     counts = lake.info()
     if [f["complete"] for f in counts["features"]] != [True] * 4 or counts["tiles"]["0.5"] != 13:
         faults.append(f"after ingest and extract the lake is not complete: {counts['tiles']}")

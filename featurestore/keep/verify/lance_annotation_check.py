@@ -49,8 +49,8 @@ def _check(lake: Lake, annotation: Annotation) -> Iterator[Damage]:
         )
 
 
-def _damage(annotation: Annotation, what: str) -> Damage:
-    text = f"annotation '{annotation.name}' of {annotation.level}s ({annotation.path}): {what}"
+def _damage(annotation: Annotation, fault: str) -> Damage:
+    text = f"annotation '{annotation.name}' of {annotation.level}s ({annotation.path}): {fault}"
     return Damage(
-        what=f"{text}; annotate it again (--replace)", part=ANNOTATION, path=annotation.path
+        description=f"{text}; annotate it again (--replace)", part=ANNOTATION, path=annotation.path
     )

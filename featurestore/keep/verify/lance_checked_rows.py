@@ -86,7 +86,7 @@ def checked_catalog(store: Store, version: int, damage: list[Damage]) -> Catalog
 
 
 def _unreadable(rel: str, error: Exception) -> Damage:
-    return Damage(what=f"table {rel} can't be read in full: {error}", part=TABLE, path=rel)
+    return Damage(description=f"table {rel} can't be read in full: {error}", part=TABLE, path=rel)
 
 
 def _checked_batches(
@@ -96,10 +96,10 @@ def _checked_batches(
     stream = batches(table, BATCH_ROWS[rel])
     while (batch := read(store, lambda: next(stream, None))) is not None:
         rows += batch.num_rows
-        found = read(store, lambda batch=batch: list(_row_damage(rel, batch.to_pylist())))  # type: ignore[misc]
-        wrong += len(found)
+        checked = read(store, lambda batch=batch: list(_row_damage(rel, batch.to_pylist())))  # type: ignore[misc]
+        wrong += len(checked)
         # `repair` empties each damaged row of slides; a damaged catalog is damaged as a whole.
-        damage += found if rel == SLIDES or wrong <= MOST else []
+        damage += checked if rel == SLIDES or wrong <= MOST else []
         yield batch
     named = read(store, table.count_rows)
     if rows != named:
@@ -129,7 +129,7 @@ def _row_damage(rel: str, rows: Sequence[Row]) -> Iterator[Damage]:
                 slide=row["slide_id"],
                 mpp=row.get("mpp") if rel == CATALOG else None,
                 teacher=row.get("teacher"),
-                what=f"its row of {rel} is not the one that was written (checksum)",
+                description=f"its row of {rel} is not the one that was written (checksum)",
                 part=TABLE if rel == CATALOG else ROW,
                 number=row["slide"],
                 path=rel,

@@ -67,8 +67,8 @@ def check_lake(
         try:
             lake = open_unchecked(store, version)
         except (UnreadableError, DamageError) as error:
-            what = f"table {CATALOG} can't be opened: {error}"
-            catalog_damage = [Damage(what=what, part=TABLE, path=CATALOG)]
+            fault = f"table {CATALOG} can't be opened: {error}"
+            catalog_damage = [Damage(description=fault, part=TABLE, path=CATALOG)]
         else:
             return verify(
                 lake,

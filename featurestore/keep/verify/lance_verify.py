@@ -115,11 +115,13 @@ def _count(catalog: CatalogRows, chosen: set[int] | None) -> int:
 
 
 def _damage_before_reading(lake: Lake) -> Iterator[Damage]:
-    """Files by which tables are read, and tables that open at less than was committed."""
+    """Yield damaged files of tables, and tables that open at less than was committed."""
     roots = readable_roots(lake.store)
     behind = roots is not None and roots.tables[CATALOG] < lake.version
     # After a kill the file is of the version before, whose own files may have been removed.
-    damage = [one for one in roots_damage(lake.store) if not (behind and one.what.endswith(GONE))]
+    damage = [
+        one for one in roots_damage(lake.store) if not (behind and one.description.endswith(GONE))
+    ]
     yield from damage
     broken = {one.path for one in damage if one.part == TABLE}
     for rel in lake_tables(lake.config):
@@ -131,7 +133,7 @@ def _damage_before_reading(lake: Lake) -> Iterator[Damage]:
             for last in (roots, named):
                 check_newest(lake.store, rel, version, last)
         except (UnreadableError, DamageError) as error:
-            yield Damage(what=f"table {rel}: {error}", part=TABLE, path=rel)
+            yield Damage(description=f"table {rel}: {error}", part=TABLE, path=rel)
 
 
 def _check_grids(
@@ -155,16 +157,16 @@ def _check_grids(
         except NO_DAMAGE:
             raise
         except (LakeError, UnreadableError) as error:
-            what = f"table {rel} can't be read: {error}"
-            verdict.damage.append(Damage(mpp=mpp, what=what, part=TABLE, path=rel))
+            text = f"table {rel} can't be read: {error}"
+            verdict.damage.append(Damage(mpp=mpp, description=text, part=TABLE, path=rel))
 
 
-def _of(row: Row, part: str, what: str) -> Damage:
+def _of(row: Row, part: str, text: str) -> Damage:
     return Damage(
         slide=row["slide_id"],
         mpp=row["mpp"],
         teacher=row.get("teacher"),
-        what=what,
+        description=text,
         part=part,
         fragment=row["fragment"],
         number=row["slide"],
@@ -184,7 +186,7 @@ def _sampled(catalog: CatalogRows, share: float, seed: int) -> set[int] | None:
 
 
 def _tiles_fault(table: pa.Table, row: Row) -> tuple[np.typing.NDArray[np.int64], str]:
-    """Keys of a slide's rows, and what is wrong with the rows; an empty text if nothing is."""
+    """Return the keys of a slide's rows, and a text of what is wrong; empty if nothing is."""
     ids: np.typing.NDArray[np.int64] = table["tile_id"].to_numpy()
     slides = set(zip(table["slide"].to_pylist(), table["slide_id"].to_pylist(), strict=True))
     if len(ids) != row["tiles"] or slides != {(row["slide"], row["slide_id"])}:
@@ -201,7 +203,7 @@ class _Grid:
         lake: the lake.
         mpp: of the features table.
         catalog: the catalog's rows.
-        verdict: what is checked and found is added.
+        verdict: counts and damage are added to it.
         judge_strays: whether rows that the catalog does not name are damage: they are not if the
             catalog itself is in doubt.
     """
@@ -268,8 +270,8 @@ class _Grid:
         if fragment is not None:
             self._count(fragment, rows, at)
 
-    def _add(self, rows: Sequence[Row], part: str, what: str, path: str | None = None) -> None:
-        self.verdict.damage += [replace(_of(row, part, what), path=path) for row in rows]
+    def _add(self, rows: Sequence[Row], part: str, text: str, path: str | None = None) -> None:
+        self.verdict.damage += [replace(_of(row, part, text), path=path) for row in rows]
 
     def _count(self, fragment: lance.LanceFragment, rows: Sequence[Row], tiles: int) -> None:
         try:
@@ -282,10 +284,10 @@ class _Grid:
         if not self.judge_strays:
             return
         try:
-            there = read(self.lake.store, fragment.scanner(columns=["slide", "slide_id"]).to_table)
+            slides = read(self.lake.store, fragment.scanner(columns=["slide", "slide_id"]).to_table)
         except UnreadableError:
             return  # its slides are named already
-        for slide, slide_id in pl.DataFrame(there).unique().iter_rows():
+        for slide, slide_id in pl.DataFrame(slides).unique().iter_rows():
             if slide not in named:
                 row = {"slide": slide, "slide_id": slide_id, "mpp": self.mpp}
                 row["fragment"] = fragment.fragment_id

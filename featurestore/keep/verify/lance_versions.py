@@ -87,7 +87,9 @@ def version_damage(store: Store, config: LakeConfig, version: int) -> Iterator[D
     except (UnreadableError, LakeError) as error:
         if isinstance(error, NO_DAMAGE):
             raise
-        yield Damage(what=f"version {version} can't be opened: {error}", part=TABLE, path=CATALOG)
+        yield Damage(
+            description=f"version {version} can't be opened: {error}", part=TABLE, path=CATALOG
+        )
         return
     damage: list[Damage] = []
     slides = checked_slides(store, tables[SLIDES], damage)
@@ -112,8 +114,8 @@ def _file_damage(
             except FileNotFoundError:
                 size = -1
             if size != (file.file_size_bytes or size) or size < 0:
-                what = f"table {rel}: {path} is gone" if size < 0 else f"{path} has {size} bytes"
-                yield Damage(what=what, part=TABLE, path=rel)
+                fault = f"table {rel}: {path} is gone" if size < 0 else f"{path} has {size} bytes"
+                yield Damage(description=fault, part=TABLE, path=rel)
 
 
 def read_paths(store: Store, rel: str, table: lance.LanceDataset) -> list[str]:

@@ -22,22 +22,22 @@ from featurestore.tables.lance_tables import open_table
 
 
 def roots_damage(store: Store) -> Iterator[Damage]:
-    """Yield what is wrong with the files by which the newest version of a lake is read.
+    """Yield the damage of the files by which the newest version of a lake is read.
 
     Nothing is opened by Lance: it may end the process over a damaged file.
     """
     try:
         roots = read_roots(store)
     except DamageError as error:
-        yield Damage(what=str(error), part=ROOT, path=ROOTS_FILE)
+        yield Damage(description=str(error), part=ROOT, path=ROOTS_FILE)
         return
     if roots is None:
         return
     for path, text in roots.texts.items():
         if not store.exists(path):
-            yield Damage(what=f"{path} {GONE}", part=ROOT, path=path)
+            yield Damage(description=f"{path} {GONE}", part=ROOT, path=path)
         elif store.read_bytes(path) != text.encode():
-            yield Damage(what=f"{path} is not what was written", part=ROOT, path=path)
+            yield Damage(description=f"{path} is not what was written", part=ROOT, path=path)
     for path, text in damaged_files(store, roots, roots.files).items():
         yield file_damage(path, text)
 
@@ -46,8 +46,8 @@ def file_damage(path: str, text: str) -> Damage:
     """Name a file by which a table is read as damaged; an index is a part of its own."""
     rel = f"{path.partition('.lance/')[0]}.lance"
     if f"/{INDEXES}" in path:
-        return Damage(what=f"index file {path} of {rel} {text}", part=TABLE_INDEX, path=rel)
-    return Damage(what=f"table {rel}: {path} {text}", part=TABLE, path=rel)
+        return Damage(description=f"index file {path} of {rel} {text}", part=TABLE_INDEX, path=rel)
+    return Damage(description=f"table {rel}: {path} {text}", part=TABLE, path=rel)
 
 
 def unchecked_files(store: Store, config: LakeConfig) -> int:

@@ -34,14 +34,14 @@ class Sealing:
         try:
             seal = read_sealed(store, self.path)
         except DamageError as error:
-            yield Damage(what=str(error), part=FILE, path=self.path)
+            yield Damage(description=str(error), part=FILE, path=self.path)
             return
         folder = self.path.rpartition("/")[0]
         for name in seal.get(CHECKSUMS, {}):
             try:
                 read_named(store, f"{folder}/{name}", seal)
             except DamageError as error:
-                yield Damage(what=str(error), part=FILE, path=f"{folder}/{name}")
+                yield Damage(description=str(error), part=FILE, path=f"{folder}/{name}")
 
     def missing(self, store: Store) -> int:
         """Count the files without a checksum; 0 if the JSON file is damaged."""

@@ -363,7 +363,10 @@ def test_repair_asks_above_a_tenth_of_the_rows(lake: Lake) -> None:
     opened = lake_to_mend(lake.uri)
     plan = plan_repair(opened, verdict)
     assert plan.is_large
-    assert sorted(step.what.partition(":")[0] for step in plan.steps) == ["slide a", "slide b"]
+    assert sorted(step.description.partition(":")[0] for step in plan.steps) == [
+        "slide a",
+        "slide b",
+    ]
     with pytest.raises(LakeError, match="--yes"):
         repair(opened, verdict, plan=plan)  # unless it is told to
     assert lake.refreshed().version == lake.version
@@ -390,7 +393,7 @@ def test_a_slide_published_by_halves_is_named_and_cut_again(lake: Lake) -> None:
     lake.committer.commit_slides([half])
     (damage,) = check_lake(lake.uri).damage
     assert (damage.slide, damage.part) == ("b", "shard")
-    assert "different scans" in damage.what
+    assert "different scans" in damage.description
     assert repair(lake.refreshed(), check_lake(lake.uri)).slides == ["b"]
     mended = add_slides(lake.refreshed(), {"b": 3}, mark="again")
     assert verify(add_teacher(mended, "t")).ok
@@ -459,7 +462,7 @@ def test_roots_are_written_again(lake: Lake, path: str) -> None:
 def test_damage_of_a_lake_that_was_made_just_now_is_no_panic(tmp_path: Path) -> None:
     lake = create_lake(tmp_path / "lake", LakeConfig())
     assert check_lake(lake.uri).ok
-    assert Damage(what="x", part=TABLE).as_dict()["slide"] is None
+    assert Damage(description="x", part=TABLE).as_dict()["slide"] is None
 
 
 # ---------------------------------------------------------------------- as a user types it
