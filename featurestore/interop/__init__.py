@@ -1,9 +1,9 @@
-"""Coming and going: other tools' files into a lake, a lake into their files, their tables read."""
+"""Import of other tools' files, export of a lake to their files, and their tables of labels."""
 
 from featurestore.interop.exporting import ExportResult, export_folder
 from featurestore.interop.foreign_labels import read_labels
 from featurestore.interop.foreign_slide import (
-    Given,
+    ImportFacts,
     InteropError,
     Problem,
     SlideFeatures,
@@ -19,7 +19,7 @@ __all__ = [
     "READABLE",
     "WRITABLE",
     "ExportResult",
-    "Given",
+    "ImportFacts",
     "ImportResult",
     "InteropError",
     "Problem",

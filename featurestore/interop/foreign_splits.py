@@ -27,7 +27,7 @@ KNOWN = (
 
 
 def read_splits(path: str | os.PathLike[str]) -> pl.DataFrame:
-    """The folds of a split.
+    """Return the folds of a split.
 
     Args:
         path: a file, or CLAM's folder of them.
@@ -124,8 +124,8 @@ def _stamp(file: Path) -> pl.DataFrame:
 
 
 def _folds(table: UserTable) -> list[str]:
-    found = [name for name in table.columns if FOLD.fullmatch(name)]
-    return sorted(found, key=lambda name: int(name.removeprefix("fold_")))
+    names = [name for name in table.columns if FOLD.fullmatch(name)]
+    return sorted(names, key=lambda name: int(name.removeprefix("fold_")))
 
 
 def _patho_bench(source: UserTable, file: Path) -> pl.DataFrame:
@@ -155,12 +155,12 @@ def _patho_bench(source: UserTable, file: Path) -> pl.DataFrame:
 
 
 def _sample_column(file: Path) -> str | None:
-    """The column that `config.yaml` beside the file calls a sample."""
+    """Return the column that `config.yaml` beside the file calls a sample."""
     config = file.with_name("config.yaml")
     if not config.is_file():
         return None
-    found = SAMPLE_COL.search(config.read_text())
-    return found[1] if found else None
+    match = SAMPLE_COL.search(config.read_text())
+    return match[1] if match else None
 
 
 def _refuse_leaks(splits: pl.DataFrame, file: Path) -> None:

@@ -32,7 +32,7 @@ class Cells:
 
 
 def choose_cells(xy: Int64Array, side_px: int) -> Cells:
-    """The coarsest grid of side, side / 2, side / 4, ... with at most one tile in a cell.
+    """Return the coarsest grid of side, side / 2, side / 4, ... with one tile in a cell at most.
 
     Args:
         xy: level-0 coordinates [N, 2].
@@ -58,7 +58,7 @@ def choose_cells(xy: Int64Array, side_px: int) -> Cells:
         if len(np.unique(cells[:, 1] * MAX_GRID + cells[:, 0])) == len(xy):
             return Cells(step_px=step, y=cells[:, 1], x=cells[:, 0])
         step //= 2
-    msg = f"no grid tells {len(xy)} tiles of {side_px} px apart"
+    msg = f"no grid separates {len(xy)} tiles of {side_px} px"
     raise InteropError(msg)
 
 

@@ -23,7 +23,7 @@ from featurestore.interop.foreign_files import (
 )
 from featurestore.interop.foreign_slide import (
     FloatArray,
-    Given,
+    ImportFacts,
     Int64Array,
     InteropError,
     Problem,
@@ -40,11 +40,11 @@ OTHERS = ("slide_embeddings", "hierarchical_embeddings", "patient_embeddings", "
 Key = tuple[Path, str, str]  # run, annotation (a folder, or none), slide
 
 
-def find(folder: Path, given: Given) -> tuple[list[Source], list[Problem]]:
-    """Slides of one run, or of several side by side; each annotation has tiles of its own."""
+def find(folder: Path, facts: ImportFacts) -> tuple[list[Source], list[Problem]]:
+    """List slides of one run, or of several side by side; each annotation has tiles of its own."""
     coords: dict[Key, Path] = {}
     meta: dict[Key, Path] = {}
-    found: dict[Key, Path] = {}
+    feature_files: dict[Key, Path] = {}
     problems = []
     for path in find_files(folder, ".npz", ".pt", ".json"):
         kind, key = _place(path)
@@ -53,13 +53,13 @@ def find(folder: Path, given: Given) -> tuple[list[Source], list[Problem]]:
         elif kind == TILES and path.name.endswith(META):
             meta[key] = path
         elif kind == EMBEDDINGS and path.suffix in (".pt", ".npz"):
-            found.setdefault(key, path)
+            feature_files.setdefault(key, path)
         elif kind in OTHERS and path.suffix in (".pt", ".npz"):
             problems.append(_not_tiles(path, kind))
-    own = _encoders(found)
-    names = name_teachers(given, folder, own, "slide2vec") if own else {}
+    own = _encoders(feature_files)
+    names = name_teachers(facts, folder, own, "slide2vec") if own else {}
     features: dict[Key, dict[str, Path]] = defaultdict(dict)
-    for key, path in found.items():
+    for key, path in feature_files.items():
         if key[0] in names:
             features[key][names[key[0]]] = path
     keys = sorted({*coords, *meta, *features}, key=lambda key: (key[2], key))
@@ -70,7 +70,7 @@ def find(folder: Path, given: Given) -> tuple[list[Source], list[Problem]]:
 
 
 def _place(path: Path) -> tuple[str, Key]:
-    """What kind of folder a file is in, and the run, annotation and slide that it belongs to."""
+    """Return the kind of a file's folder, and the run, annotation and slide of the file."""
     name = path.name
     for ending in (NPZ, META, EMBEDDING_META, path.suffix):
         if name.endswith(ending):
@@ -87,10 +87,10 @@ def _not_tiles(path: Path, kind: str) -> Problem:
     return Problem(path=str(path), slide_id=path.stem, reason=reason, failed=False)
 
 
-def _encoders(found: dict[Key, Path]) -> dict[Path, str | None]:
-    """The encoder that each run names in the first of its metadata that can be read."""
+def _encoders(feature_files: dict[Key, Path]) -> dict[Path, str | None]:
+    """Return the encoder that each run names in the first of its metadata that can be read."""
     own: dict[Path, str | None] = {}
-    for (run, _, _), path in found.items():
+    for (run, _, _), path in feature_files.items():
         if own.get(run) is None:
             own[run] = _embedding_meta(path).get("encoder_name")
     return own
@@ -105,8 +105,8 @@ def _embedding_meta(path: Path) -> dict[str, Any]:
         return {}
 
 
-def read_tiles(source: Source, given: Given) -> SlideTiles:
-    """The tiles of one slide.
+def read_tiles(source: Source, facts: ImportFacts) -> SlideTiles:
+    """Return the tiles of one slide.
 
     Raises:
         InteropError: coordinates or their metadata are missing, damaged, or do not agree.
@@ -122,8 +122,8 @@ def read_tiles(source: Source, given: Given) -> SlideTiles:
     xy = _coordinates(source, tiling)
     mpp = number(tiling, "requested_spacing_um", path)
     level0_mpp = number(slide, "base_spacing_um", path)
-    agree("--mpp", given.mpp, mpp, path)
-    agree("--level0-mpp", given.level0_mpp, level0_mpp, path)
+    agree("--mpp", facts.mpp, mpp, path)
+    agree("--level0-mpp", facts.level0_mpp, level0_mpp, path)
     size = slide.get("dimensions")
     return SlideTiles(
         slide_id=source.slide_id,
@@ -175,7 +175,7 @@ def _coordinates(source: Source, tiling: dict[str, Any]) -> Int64Array:
 
 
 def read_features(source: Source, teacher: str, tiles: SlideTiles) -> FloatArray:
-    """Features [N, D] of one encoder, in the order of the tiles.
+    """Return features [N, D] of one encoder, in the order of the tiles.
 
     Raises:
         InteropError: the file is damaged, or has another number of rows.
@@ -196,6 +196,6 @@ def read_features(source: Source, teacher: str, tiles: SlideTiles) -> FloatArray
 
 
 def identity(source: Source, teacher: str) -> dict[str, Any]:
-    """What the metadata say of the encoder."""
+    """Return the encoder as the metadata name it."""
     name = _embedding_meta(source.features[teacher]).get("encoder_name")
     return {"encoder": name} if name else {"encoder": teacher}

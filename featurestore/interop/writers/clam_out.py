@@ -23,9 +23,9 @@ def export_slide(box: Outbox, slide: SlideOut) -> int:
     rel = f"{PATCHES}/{slide.tiles.slide_id}.h5"
     if not is_done(box.path(rel), {"coords": xy.shape}, mark_of(slide), coords=xy):
         with box.file(rel) as path, h5py.File(path, "w") as file:
-            found = file.create_dataset("coords", data=xy)
-            for name, value in _attrs(slide.tiles, str(box.path(PATCHES))).items():
-                found.attrs[name] = value
+            coords = file.create_dataset("coords", data=xy)
+            for name, attribute in _attrs(slide.tiles, str(box.path(PATCHES))).items():
+                coords.attrs[name] = attribute
             file.attrs[MARK] = mark_of(slide)
         written += 1
     return written + sum(_write_features(box, slide, teacher) for teacher in slide.teachers)

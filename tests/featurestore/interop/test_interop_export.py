@@ -29,7 +29,7 @@ from featurestore import Lake, LakeConfig, LakeError, create_lake, open_lake
 from featurestore.interop import (
     WRITABLE,
     ExportResult,
-    Given,
+    ImportFacts,
     InteropError,
     Problem,
     export_folder,
@@ -289,7 +289,9 @@ def test_round_trip_gives_the_same_lake(tmp_path: Path, name: str, given: dict[s
     trident_tissue(tmp_path, "s1")
     assert not import_folder(tmp_path / "one", job, format="trident").failed
     run(tmp_path / "one", tmp_path / "out", name)
-    done = import_folder(tmp_path / "two", tmp_path / "out", format=name, given=Given(**given))
+    done = import_folder(
+        tmp_path / "two", tmp_path / "out", format=name, facts=ImportFacts(**given)
+    )
     assert not done.failed
     first, second = both(tmp_path / "one"), both(tmp_path / "two")
     assert first.keys() == second.keys()
@@ -311,12 +313,12 @@ def test_exports_of_a_real_lake_are_read_back(
 ) -> None:
     run(filled, tmp_path, name, teachers=[TEACHER])
     mpps = {row["slide_id"]: row["mpp"] for row in slides_of(lake)}
-    given = Given(
+    given = ImportFacts(
         teachers=(f"{TEACHER}=features_{TEACHER}",) if name == "clam" else (),
         known_mpp=mpps.get,
     )
     problems: list[Problem] = []
-    found = list(read_folder(tmp_path, name, given=given, on_problem=problems.append))
+    found = list(read_folder(tmp_path, name, facts=given, on_problem=problems.append))
     assert not problems
     assert {slide.slide_id for slide in found} == set(mpps)
     for slide in found:

@@ -25,7 +25,7 @@ from featurestore import (
     tile_parts,
     verify,
 )
-from featurestore.interop import Given, ImportResult, InteropError, import_folder
+from featurestore.interop import ImportFacts, ImportResult, InteropError, import_folder
 from featurestore.interop.grid_cells import choose_cells
 from featurestore.interop.incoming_tiles import config_for
 from tests.worlds.interop_files import (
@@ -81,7 +81,7 @@ def trident(job: Path, slide: str, xy: Int64Array, *teachers: str, dim: int = 8)
 
 
 def take(lake: Path, folder: Path, name: str = "trident", **options: object) -> ImportResult:
-    return import_folder(lake, folder, format=name, given=Given(**options))  # type: ignore[arg-type]
+    return import_folder(lake, folder, format=name, facts=ImportFacts(**options))  # type: ignore[arg-type]
 
 
 # ---------------------------------------------------------------------- cells
