@@ -17,7 +17,7 @@ from featurestore.config import LakeConfig
 from featurestore.errors import DamageError, LakeError
 from featurestore.ids import mpp_code, mpp_name
 from featurestore.messages import did_you_mean
-from featurestore.query.lance_nearest import Asked, nearest, queries_of, slide_filter
+from featurestore.query.lance_nearest import SearchedColumn, nearest, queries_of, slide_filter
 from featurestore.query.lance_scan import as_type, scan
 from featurestore.read.bags import Bag, names_of, read_bag
 from featurestore.read.first_reads import FIRST_READ, Check, FirstReads
@@ -467,7 +467,9 @@ class Lake:
         table = self.table(features_table(self.known_mpp(mpp)))
         within = None if slide_ids is None else self._known_numbers(slide_ids)
         where = slide_filter(within, self._known_numbers(without))
-        column = Asked(store=self.store, table=table, teacher=teacher, where=where, exact=exact)
+        column = SearchedColumn(
+            store=self.store, table=table, teacher=teacher, where=where, exact=exact
+        )
         return nearest(column, queries_of(query, teacher, self.teachers(mpp=mpp)[teacher]), k)
 
     def _known_numbers(self, slide_ids: Sequence[str]) -> list[int]:
@@ -500,6 +502,7 @@ class Lake:
 
         return Bags(self, names_of(teachers), mpp=mpp, slide_ids=slide_ids, by=by)
 
+    # Fifteen keywords, and a line for each: the one public call for streams, flat as DataLoader's.
     def stream(
         self,
         teachers: str | Sequence[str],

@@ -122,7 +122,7 @@ def _of_others(
     key = f"{table.level}_id"
     slides = lake.slides().select("slide_id", "patient_id").collect()
     lake_ids = set(slides[key].drop_nulls())
-    unmet = [value for value in table.frame[key] if value not in lake_ids]
+    unmet = [key_value for key_value in table.frame[key] if key_value not in lake_ids]
     if len(unmet) == table.frame.height:
         msg = (
             f"none of the {table.frame.height} {table.level}s of the table is in {lake.uri}: it "
@@ -133,7 +133,7 @@ def _of_others(
         name=name,
         level=table.level,
         columns=_plain_columns(table.values),
-        types={value: ARROW[type(table.frame[value].dtype)] for value in table.values},
+        types={key_value: ARROW[type(table.frame[key_value].dtype)] for key_value in table.values},
         rows=table.frame.height,
         mark=secrets.token_hex(8),
         source=source,
@@ -158,15 +158,15 @@ def _put_table(new: Annotation, older: Annotation | None) -> Edit:
         work.check()
         registry.put_tables(work.ledger.store, {**tables, new.name: new})
 
-    return Edit(about={"annotate": new.name}, steps=steps)
+    return Edit(description={"annotate": new.name}, steps=steps)
 
 
 def _plain_columns(values: Sequence[str]) -> dict[str, str]:
     """Return the names of columns in a Lance table, where a dot would name a field of a struct."""
-    columns = {value: value.replace(".", "_") for value in values}
+    columns = {user_name: user_name.replace(".", "_") for user_name in values}
     names = list(columns.values())
     if same := next((n for n in names if names.count(n) > 1 or n in ("row_crc32",)), None):
-        which = ", ".join(repr(value) for value in values if columns[value] == same)
+        which = ", ".join(repr(user_name) for user_name in values if columns[user_name] == same)
         msg = f"columns {which} would be called '{same}' in the lake; rename them in the table"
         raise AnnotationError(msg)
     return columns

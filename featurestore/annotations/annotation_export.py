@@ -1,4 +1,4 @@
-"""Annotations on their way out of a lake: of one slide, and whole tables as CSV."""
+"""Export of annotations: of one slide, and whole tables as CSV."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -23,7 +23,7 @@ class SlideAnnotations:
     Attributes:
         tiles: reads a column for each annotation of tiles, in the order of the tiles.
         values: of annotations of slides and patients, by annotation and column.
-        mark: what a file made of them is marked with; empty if there are none.
+        mark: the mark of a file that is made of them; empty if there are none.
     """
 
     tiles: Callable[[], pl.DataFrame] = _no_columns
@@ -40,19 +40,19 @@ class AnnotationsOut:
     """
 
     def __init__(self, lake: Lake, mpp: float | None) -> None:
-        self.lake, self.known = lake, lake.annotations()
+        self.lake, self.annotations = lake, lake.annotations()
         self.columns = [
             column
-            for annotation in self.known.values()
+            for annotation in self.annotations.values()
             if annotation.level == TILE and mpp in annotation.mpps
             for column in annotation.columns.values()
         ]
         self._rows = {
             name: _by_key(lake, annotation)
-            for name, annotation in self.known.items()
+            for name, annotation in self.annotations.items()
             if annotation.level != TILE
         }
-        self.mark = "-".join(annotation.mark[:8] for annotation in self.known.values())
+        self.mark = "-".join(annotation.mark[:8] for annotation in self.annotations.values())
 
     def of(
         self, slide_id: str, patient_id: str | None, catalog: Mapping[str, Any] | None
@@ -62,7 +62,7 @@ class AnnotationsOut:
         values = {
             name: rows[key]
             for name, rows in self._rows.items()
-            if (key := ids[self.known[name].level]) is not None and key in rows
+            if (key := ids[self.annotations[name].level]) is not None and key in rows
         }
 
         def tiles() -> pl.DataFrame:
@@ -72,7 +72,7 @@ class AnnotationsOut:
 
     def tables(self) -> Iterator[tuple[str, pl.DataFrame]]:
         """Yield each annotation's name with its table, as `lake.annotation` reads it."""
-        for name in self.known:
+        for name in self.annotations:
             yield name, self.lake.annotation(name).collect()
 
 
@@ -87,7 +87,7 @@ def tile_columns(
     """Return columns of a slide's tiles, in the order of their keys.
 
     Raises:
-        DamageError: there are other tiles than the catalog says.
+        DamageError: the stored tiles are not those of the catalog.
     """
     if catalog is None or not catalog["tiles"] or not columns:
         return pl.DataFrame()

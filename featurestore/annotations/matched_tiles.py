@@ -94,7 +94,7 @@ def _with_mpp(lake: Lake, frame: pl.DataFrame, mpp: float | None) -> pl.DataFram
         lake_mpp = lake.known_mpp(lake.config.mpps[0] if mpp is None else mpp)
         return frame.with_columns(mpp=pl.lit(lake_mpp))
     values = frame["mpp"].unique().to_list()
-    exact = {value: lake.known_mpp(value) for value in values}
+    exact = {user_mpp: lake.known_mpp(user_mpp) for user_mpp in values}
     return frame.with_columns(pl.col("mpp").replace_strict(exact, return_dtype=pl.Float64))
 
 

@@ -81,19 +81,19 @@ def _rows(lake: Lake, annotation: Annotation) -> dict[str, Values]:
     return {str(row[annotation.key]): row for row in rows.iter_rows(named=True)}
 
 
-def _literal(value: object) -> str:
+def _literal(constant: object) -> str:
     """Return a value as an SQL literal.
 
     >>> _literal("it's"), _literal(None), _literal(True), _literal(1.5)
     ("'it''s'", 'NULL', 'true', '1.5')
     """
-    if value is None:
+    if constant is None:
         return "NULL"
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, str):
-        return "'" + value.replace("'", "''") + "'"
-    return repr(value)
+    if isinstance(constant, bool):
+        return "true" if constant else "false"
+    if isinstance(constant, str):
+        return "'" + constant.replace("'", "''") + "'"
+    return repr(constant)
 
 
 def slides_of(lake: Lake) -> Iterator[tuple[str, str | None]]:

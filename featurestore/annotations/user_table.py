@@ -134,11 +134,11 @@ def lake_columns(name: str, values: Sequence[str]) -> dict[str, str]:
     """
     if len(values) == 1:
         return {values[0]: name}
-    columns = {value: f"{name}_{re.sub(r'[^A-Za-z0-9_]', '_', value)}" for value in values}
+    columns = {user: f"{name}_{re.sub(r'[^A-Za-z0-9_]', '_', user)}" for user in values}
     names = list(columns.values())
     same = next((n for n in names if names.count(n) > 1 or n in TILE_COLUMNS), None)
     if same is not None:
-        which = ", ".join(repr(value) for value in values if columns[value] == same)
+        which = ", ".join(repr(user) for user in values if columns[user] == same)
         msg = f"columns {which} would be called '{same}' in the lake; rename them in the table"
         raise AnnotationError(msg)
     return columns

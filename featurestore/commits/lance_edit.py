@@ -41,17 +41,17 @@ class Edit:
     """An edit of a whole lake.
 
     Attributes:
-        about: what it is, as JSON can hold it; kept in the transaction that begins it.
+        description: the edit as JSON can hold it; kept in the transaction that begins it.
         steps: changes all tables but the catalog, and yields the changes of the catalog.
     """
 
-    about: Mapping[str, Any]
+    description: Mapping[str, Any]
     steps: Callable[[Work], Iterator[Change]]
 
     @property
     def text(self) -> str:
         """Return the description of the edit as one line of JSON."""
-        return json.dumps(dict(self.about), sort_keys=True)
+        return json.dumps(dict(self.description), sort_keys=True)
 
 
 def make(work: Work, edit: Edit) -> list[Change]:

@@ -46,7 +46,7 @@ def drop_slides(slides: Mapping[int, str]) -> Edit:
         _put_by_number(work.ledger, rows)
         yield from ()
 
-    return Edit(about={"drop slides": sorted(slides.values())}, steps=steps)
+    return Edit(description={"drop slides": sorted(slides.values())}, steps=steps)
 
 
 def dropped_id(number: int, slide_id: str) -> str:
@@ -72,7 +72,7 @@ def rename_slide(number: int, old: str, new: str) -> Edit:
         _put_by_number(ledger, [{**row, "slide_id": new} for row in slide_rows])
         registry.rename_slide(ledger.store, old, new, work.check)
 
-    return Edit(about={"rename slide": [old, new]}, steps=steps)
+    return Edit(description={"rename slide": [old, new]}, steps=steps)
 
 
 def _name_rows(ledger: Ledger, mpp: float, fragment: int, slide: int, slide_id: str) -> None:
@@ -107,7 +107,7 @@ def set_patients(patients: Mapping[str, str]) -> Edit:
             _put_by_number(work.ledger, new)
         yield from ()
 
-    return Edit(about={"set patients": len(patients)}, steps=steps)
+    return Edit(description={"set patients": len(patients)}, steps=steps)
 
 
 def _put_by_number(ledger: Ledger, rows: Sequence[Row]) -> None:
@@ -131,7 +131,7 @@ def drop_columns(columns: Sequence[str]) -> Edit:
             for column in columns:
                 yield _drop_column(work, mpp, column)
 
-    return Edit(about={"drop columns": sorted(columns)}, steps=steps)
+    return Edit(description={"drop columns": sorted(columns)}, steps=steps)
 
 
 def _drop_column(work: Work, mpp: float, column: str) -> Change:
@@ -168,7 +168,7 @@ def rename_columns(columns: Mapping[str, str], *, annotation: str | None = None)
                 if rows := work.ledger.rows(of_column):
                     yield Change(drop=of_column, add=[{**row, "teacher": new} for row in rows])
 
-    return Edit(about={"rename columns": dict(columns)}, steps=steps)
+    return Edit(description={"rename columns": dict(columns)}, steps=steps)
 
 
 def _rename_column(work: Work, mpp: float, old: str, new: str, annotation: str | None) -> None:
@@ -201,7 +201,7 @@ def drop_annotations(names: Sequence[str], columns: Sequence[str]) -> Edit:
             work.check()
             registry.put_tables(work.ledger.store, remaining)
 
-    return Edit(about={"drop annotations": sorted(names)}, steps=steps)
+    return Edit(description={"drop annotations": sorted(names)}, steps=steps)
 
 
 def rename_table(old: str, new: str) -> Edit:
@@ -214,7 +214,7 @@ def rename_table(old: str, new: str) -> Edit:
         registry.put_tables(work.ledger.store, tables)
         yield from ()
 
-    return Edit(about={"rename annotation": [old, new]}, steps=steps)
+    return Edit(description={"rename annotation": [old, new]}, steps=steps)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -256,7 +256,7 @@ def add_columns(name: str, columns: Sequence[NewColumn], instead_of: Sequence[st
             put_files(store, rel, column.files)
             yield Change(add=[*_rows_of(work.ledger, column)])
 
-    return Edit(about={"annotate": name}, steps=steps)
+    return Edit(description={"annotate": name}, steps=steps)
 
 
 def _rows_of(ledger: Ledger, column: NewColumn) -> Iterator[Row]:

@@ -9,7 +9,7 @@ def order_of(xy: Int64Array, reference: Int64Array, subject: str) -> Int64Array 
     """Return the positions in `xy` [N, 2] of the `reference` rows [N, 2]; None if in order already.
 
     Raises:
-        InteropError: the two are not the same set of tiles; `subject` says whose they are.
+        InteropError: the two are not the same set of tiles; `subject` names the first.
 
     >>> order_of(np.array([[0, 9], [4, 0]]), np.array([[4, 0], [0, 9]]), "a").tolist()
     [1, 0]
@@ -24,8 +24,8 @@ def order_of(xy: Int64Array, reference: Int64Array, subject: str) -> Int64Array 
             return order
     shared = len(_rows(xy) & _rows(reference))
     msg = (
-        f"{subject}: its {len(xy)} tiles are not the {len(reference)} of this slide so far "
-        f"({shared} are the same); it was cut otherwise"
+        f"{subject}: its {len(xy)} tiles are not the {len(reference)} that are known of "
+        f"this slide ({shared} are the same); it was cut otherwise"
     )
     raise InteropError(msg)
 

@@ -45,7 +45,7 @@ class TeacherImport:
         mpp: the lake's own.
         teacher: its name.
         format_name: the tool that the files are of.
-        given: what the files do not say.
+        facts: facts that the files lack.
         on_problem: called for each file that can't be taken.
     """
 

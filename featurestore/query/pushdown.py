@@ -1,8 +1,8 @@
 """Polars predicates as filters in Lance's SQL.
 
 A filter made here may let through too many rows and never too few: Polars applies the whole
-predicate to what comes back. So what can't be said in SQL is left out, and a predicate that is
-not understood filters nothing. The predicate is read from its JSON, whose form belongs to one
+predicate to what comes back. So a term without an SQL form is left out, and a predicate of an
+unknown form filters nothing. The predicate is read from its JSON, whose form belongs to one
 version of Polars; tests pin it.
 """
 
@@ -53,7 +53,7 @@ MAX_DEPTH = 20  # Lance's parser refuses parentheses nested deeper than about 50
 
 
 def lance_filter(predicate: pl.Expr, schema: Schema) -> str | None:
-    """The SQL filter of a predicate, or None if all rows are to be read.
+    """Return the SQL filter of a predicate, or None if all rows are to be read.
 
     Args:
         predicate: as a registered IO source gets it.
@@ -78,7 +78,7 @@ class _Translator:
         self.schema = schema
 
     def sql(self, node: Node, *, positive: bool, depth: int = 0) -> str:
-        """SQL that holds at least wherever a node is true (positive) or false (not positive)."""
+        """Return SQL that holds at least where a node is true (positive) or false (not)."""
         match node:
             case {"BinaryExpr": {"op": str(op)}} if op in AND + OR:
                 every = (op in AND) == positive  # De Morgan: the negation goes to the leaves
@@ -155,7 +155,7 @@ class _Translator:
         raise NotPushedError
 
     def _column(self, node: Node) -> Column:
-        """A column of a plain type, alone or in a cast that changes no value."""
+        """Return a column of a plain type, alone or in a cast that changes no value."""
         match node:
             case {"Column": str(name)} if name in self.schema:
                 dtype = self.schema[name]
@@ -174,8 +174,8 @@ def _plain(name: str) -> bool:
 
 
 def _operands(node: Node, op: str) -> list[Node]:
-    """The terms of a chain of one operator, in order: SQL needs no parentheses between them."""
-    found: list[Node] = []
+    """Return the terms of a chain of one operator, in order: no parentheses are needed."""
+    terms: list[Node] = []
     stack = [node]
     while stack:
         top = stack.pop()
@@ -183,8 +183,8 @@ def _operands(node: Node, op: str) -> list[Node]:
             case {"BinaryExpr": {"left": left, "op": other, "right": right}} if other == op:
                 stack += [right, left]
             case _:
-                found.append(top)
-    return found
+                terms.append(top)
+    return terms
 
 
 def _widens(dtype: pl.DataType, to: pl.DataType | None) -> bool:
@@ -198,7 +198,7 @@ def _widens(dtype: pl.DataType, to: pl.DataType | None) -> bool:
 
 
 def _value(node: Node) -> Value:
-    """A literal. JSON has no NaN and no infinity: they come as null, and are not pushed."""
+    """Return a literal. JSON has no NaN and no infinity: they come as null, and are not pushed."""
     match node:
         case {"Literal": {"Scalar": {"Float16": int(bits)}}}:
             return float(np.uint16(bits).view(np.float16))
@@ -214,7 +214,7 @@ def _value(node: Node) -> Value:
 
 
 def _series(node: Node) -> pl.Series:
-    """The values of an `is_in`: an Arrow stream of them, or of one list of them."""
+    """Return the values of an `is_in`: an Arrow stream of them, or of one list of them."""
     match node:
         case {"Alias": [literal, _]}:
             return _series(literal)

@@ -32,7 +32,7 @@ MAX_LIST = 10_000  # a longer list is pushed as its range: 100,000 strings take 
 
 
 class NotPushedError(Exception):
-    """A part of a predicate says nothing that a filter could say."""
+    """Raised for a part of a predicate that has no form as a filter."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +44,7 @@ class Column:
 
 
 def compare(column: Column, op: Op, value: Value) -> str:
-    """A column against a literal.
+    """Return the comparison of a column with a literal.
 
     >>> compare(Column(sql="`x`", dtype=pl.Int32()), "<", 3)
     '`x` < 3'
@@ -59,7 +59,7 @@ def compare(column: Column, op: Op, value: Value) -> str:
 
 
 def is_in(column: Column, values: pl.Series, *, nulls_equal: bool) -> str:
-    """A column against a list, which may be empty; nulls in it count only with `nulls_equal`.
+    """Return the test of a column against a list; nulls in it count only with `nulls_equal`.
 
     >>> is_in(Column(sql="`x`", dtype=pl.Int8()), pl.Series([1, 1000, None]), nulls_equal=False)
     '`x` IN (1)'
@@ -75,7 +75,7 @@ def is_in(column: Column, values: pl.Series, *, nulls_equal: bool) -> str:
 
 
 def not_in(column: Column, values: pl.Series) -> str:
-    """A column that is not null and none of a list, nulls in it apart."""
+    """Return the test that a column is not null and none of a list, nulls in it apart."""
     listed = _possible(column.dtype, values.drop_nulls().unique(maintain_order=True).to_list())
     if column.dtype in FLOATS or not 0 < len(listed) <= MAX_LIST:
         raise NotPushedError
@@ -116,7 +116,7 @@ def _in_exact(column: Column, values: list[Value]) -> str:
 
 
 def _possible(dtype: pl.DataType, values: list[Value]) -> list[Value]:
-    """The values that a column of a type can hold; others are in no row."""
+    """Return the values that a column of a type can hold; others are in no row."""
     if dtype not in INTEGERS:
         return values
     low, high = INTEGERS[dtype]
@@ -127,7 +127,7 @@ def _possible(dtype: pl.DataType, values: list[Value]) -> list[Value]:
 
 
 def _around(kind: type[np.floating[Any]], value: Value) -> tuple[float, float]:
-    """The next values of a type at or below, and at or above: one of them is what Polars takes."""
+    """Return the next values of a type at or below, and at or above; Polars takes one of them."""
     if isinstance(value, str) or not -1e300 < value < 1e300:
         raise NotPushedError
     with np.errstate(over="ignore"):

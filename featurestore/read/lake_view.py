@@ -1,4 +1,4 @@
-"""What bags, pairs and streams use of a lake: its facts at one version, and readers of its rows."""
+"""The view of a lake that bags, pairs and streams use: one version, and readers of its rows."""
 
 from collections.abc import Sequence
 from typing import Protocol

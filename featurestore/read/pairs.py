@@ -36,13 +36,13 @@ class Pairs:
 
     @property
     def mask(self) -> npt.NDArray[np.bool_]:
-        """Where there is a fine tile [N, r, r]."""
+        """Return whether there is a fine tile, at each place [N, r, r]."""
         return self.children >= 0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Nesting:
-    """How the fine grid of a slide lies in its coarse one.
+    """The places of a slide's fine tiles in its coarse ones.
 
     Attributes:
         ratio: fine tiles side by side in a coarse one.
@@ -58,7 +58,7 @@ class Nesting:
 def read_pairs(
     lake: LakeView, slide_id: str, *, coarse: float, fine: float, teachers: Sequence[str]
 ) -> Pairs:
-    """A slide's bags at two mpps, and which tiles lie under which.
+    """Return a slide's bags at two mpps, and which tiles lie under which.
 
     Raises:
         LakeError: the mpps or the slide's grids do not nest, or there are no such bags.
@@ -74,7 +74,7 @@ def read_pairs(
 
 
 def children_of(coarse: Int64Array, fine: Int64Array, ratio: int, *, apart: int = 1) -> Int64Array:
-    """Rows of `fine` [M] under each tile of `coarse` [N], as [N, ratio, ratio]; -1 if none.
+    """Return the rows of `fine` [M] under each tile of `coarse`, [N, ratio, ratio]; -1 if none.
 
     Args:
         coarse: keys of tiles of one slide.
@@ -86,22 +86,22 @@ def children_of(coarse: Int64Array, fine: Int64Array, ratio: int, *, apart: int 
 
 
 def cells_of(keys: Int64Array) -> Int64Array:
-    """The cells of tiles in their grid, one number each; ascending where the keys are."""
+    """Return the cells of tiles in their grid, one number each; ascending where the keys are."""
     _, _, grid_y, grid_x = tile_parts(keys)
     return grid_y * MAX_GRID + grid_x
 
 
 def children_among(coarse: Int64Array, cells: Int64Array, ratio: int, *, apart: int) -> Int64Array:
-    """As `children_of`, from the ascending `cells_of` the fine tiles."""
+    """Return what `children_of` does, from the ascending `cells_of` the fine tiles."""
     _, _, grid_y, grid_x = tile_parts(coarse)
     step = np.arange(ratio) * apart
     y = grid_y[:, None, None] * ratio + step[:, None]
     x = grid_x[:, None, None] * ratio + step
-    wanted = y * MAX_GRID + x
-    at = np.searchsorted(cells, wanted)
-    found = at < len(cells)
-    found[found] = cells[at[found]] == wanted[found]
-    return np.where(found & (x < MAX_GRID), at, -1)
+    child_cells = y * MAX_GRID + x
+    at = np.searchsorted(cells, child_cells)
+    exists = at < len(cells)
+    exists[exists] = cells[at[exists]] == child_cells[exists]
+    return np.where(exists & (x < MAX_GRID), at, -1)
 
 
 def _check_places(pairs: Pairs, side_px: int) -> None:
@@ -115,13 +115,13 @@ def _check_places(pairs: Pairs, side_px: int) -> None:
 
 
 def other_origin(slide_id: str) -> LakeError:
-    """What is wrong with a slide whose keys nest while its tiles do not."""
+    """Return the error for a slide whose keys nest while its tiles do not."""
     msg = f"slide {slide_id}: its grids begin at different places and do not nest"
     return LakeError(msg)
 
 
 def ratio_of(lake: LakeView, *, coarse: float, fine: float) -> int:
-    """How many tiles of a fine mpp lie side by side in one of a coarse mpp.
+    """Return how many tiles of a fine mpp lie side by side in one of a coarse mpp.
 
     Raises:
         LakeError: it is no whole number of two or more.
@@ -137,7 +137,7 @@ def ratio_of(lake: LakeView, *, coarse: float, fine: float) -> int:
 
 
 def nesting(ratio: int, large: Mapping[str, Any], small: Mapping[str, Any]) -> Nesting:
-    """How two grids of a slide nest, from the catalog's rows of their tiles.
+    """Return how two grids of a slide nest, from the catalog's rows of their tiles.
 
     Args:
         ratio: of their mpps.

@@ -14,7 +14,7 @@ from featurestore.read.selection import Selection
 def select(
     lake: LakeView, teachers: Sequence[str], *, mpp: float, slide_ids: Sequence[str] | None
 ) -> Selection:
-    """The slides to read; those without tissue, which have no tiles, are left out.
+    """Return the slides to read; those without tissue, which have no tiles, are left out.
 
     Args:
         lake: read at its own version.
@@ -36,18 +36,20 @@ def select(
     place = ["slide", "fragment", "row_start", "tiles"]
     crc32: dict[str, Sequence[int]] = {}
     for teacher in teachers:
-        there = lake.features_of(teacher, mpp=mpp, slide_ids=slide_ids)
-        missing = tiles.join(there, on="slide", how="anti")["slide_id"].to_list()
+        with_features = lake.features_of(teacher, mpp=mpp, slide_ids=slide_ids)
+        missing = tiles.join(with_features, on="slide", how="anti")["slide_id"].to_list()
         if missing:
             msg = (
                 f"{len(missing)} of {tiles.height} slides have no features of '{teacher}' at mpp "
                 f"{mpp_name(mpp)}: {listing(missing)}; run slidelake extract, or name other slides"
             )
             raise LakeError(msg)
-        other = tiles.join(there, on=place, how="anti")["slide_id"].to_list()
+        other = tiles.join(with_features, on=place, how="anti")["slide_id"].to_list()
         if other:
             msg = f"the catalog gives '{teacher}' other rows than the tiles: {listing(other)}"
             raise DamageError(msg)
-        sums = tiles.join(there.select("slide", of="crc32"), on="slide", maintain_order="left")
+        sums = tiles.join(
+            with_features.select("slide", of="crc32"), on="slide", maintain_order="left"
+        )
         crc32[teacher] = sums["of"].to_list()
     return Selection(tiles, mpp, crc32)

@@ -18,7 +18,7 @@ Int64Array = npt.NDArray[np.int64]
 
 @dataclass(frozen=True, kw_only=True)
 class Located:
-    """Where some rows of a selection are, as ranges within one slide each.
+    """The places of some rows of a selection, as ranges within one slide each.
 
     Attributes:
         ranges: in the features table [R].
@@ -32,7 +32,7 @@ class Located:
 
 
 class Selection:
-    """Slides with tiles and all asked features at one mpp, numbered row by row, slide by slide.
+    """Slides with tiles and all selected features at one mpp, numbered row by row.
 
     Args:
         slides: their catalog rows, each with one tile or more.
@@ -75,17 +75,17 @@ class Selection:
 
     @functools.cached_property
     def digest(self) -> str:
-        """A hash of the slides' tiles in their order: that of other slides or tiles differs."""
+        """Return a hash of the slides' tiles in their order; other slides or tiles have another."""
         rows = self.slides.select("slide", "tiles", "crc32").to_numpy().astype("<i8")
         return hashlib.sha256(rows.tobytes()).hexdigest()[:16]
 
     def rows_of(self, slides: Sequence[int]) -> Int64Array:
-        """All rows of some slides, one after the other."""
+        """Return all rows of some slides, one after the other."""
         begin = self._end - self._count
         return np.concatenate([np.arange(begin[slide], self._end[slide]) for slide in slides])
 
     def locate(self, rows: Int64Array) -> Located:
-        """Where rows are; neighbours in the table that are neighbours in `rows` share a range."""
+        """Return the places of rows; neighbours both in the table and in `rows` share a range."""
         slide = np.searchsorted(self._end, rows, side="right")
         local = rows - (self._end - self._count)[slide]
         starts = np.flatnonzero((np.diff(rows, prepend=-2) != 1) | np.diff(slide, prepend=-1) != 0)

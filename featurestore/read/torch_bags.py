@@ -26,7 +26,7 @@ By = Literal["slide", "patient"]
 
 @dataclass(frozen=True, kw_only=True)
 class TorchBag:
-    """All tiles of a slide or a patient as tensors, slide after slide, each sorted by (y, x).
+    """The tiles of a slide or a patient as tensors, slide after slide, each sorted by (y, x).
 
     Attributes:
         bag_id: the slide, or the patient.
@@ -35,7 +35,7 @@ class TorchBag:
         tile_id: keys, int64 [N].
         x: level-0 pixels of the tiles' left edges, int32 [N].
         y: level-0 pixels of the tiles' top edges, int32 [N].
-        by_teacher: float16 [N, D] per teacher, in the order asked.
+        by_teacher: float16 [N, D] per teacher, in the order of the request.
     """
 
     bag_id: str
@@ -48,20 +48,20 @@ class TorchBag:
 
     @functools.cached_property
     def features(self) -> Tensor:
-        """The only teacher's features, or those of several side by side [N, sum of D]."""
+        """Return the only teacher's features, or those of several side by side [N, sum of D]."""
         tensors = list(self.by_teacher.values())
         return tensors[0] if len(tensors) == 1 else torch.cat(tensors, dim=1)
 
 
 class Bags(Dataset[TorchBag], Unforked):
-    """A map-style torch data set of bags, read when they are asked for.
+    """A map-style torch data set of bags, each read when it is taken.
 
     For a `DataLoader`, with `batch_size=None` (bags differ in length) and, if it has workers,
     `multiprocessing_context="spawn"`.
 
     Args:
         lake: read at its own version.
-        teachers: whose features every slide must have.
+        teachers: every slide must have their features.
         mpp: of the tiles.
         slide_ids: the slides; None takes all that have tiles.
         by: "slide" or "patient"; a slide without patient is its own patient.
@@ -105,8 +105,8 @@ class Bags(Dataset[TorchBag], Unforked):
         self._selection.check(located, rows.tile_id)
         self._compare(reader, slides, rows)
         slide = np.repeat(np.arange(len(slides)), located.ranges.rows)
-        if (known := rows.known()) is not None:
-            rows, slide = rows.take(known), slide[known]
+        if (complete := rows.complete_rows()) is not None:
+            rows, slide = rows.take(complete), slide[complete]
         return TorchBag(
             bag_id=self.ids[index],
             slide_ids=tuple(self._selection.slide_ids[slide] for slide in slides),
@@ -127,7 +127,7 @@ class Bags(Dataset[TorchBag], Unforked):
 
 
 def _groups(lake: LakeView, selection: Selection, by: By) -> dict[str, list[int]]:
-    """Which slides of a selection are in which bag."""
+    """Return the slides of a selection that are in each bag."""
     names = selection.slide_ids
     if by == "patient":
         table = lake.slides().filter(pl.col("slide_id").is_in(names))

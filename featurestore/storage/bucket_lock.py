@@ -159,5 +159,5 @@ def writers(store: Store) -> list[str]:
     """Return the jobs that are writing now; what is left of dead ones is removed."""
     objects = LeaseObjects.of(store)
     records = {path: objects.live(store, path) for path in objects.files if path.startswith(WRITER)}
-    store.remove([path for path, said in records.items() if said is None])
-    return sorted(holder_text(said) for said in records.values() if said is not None)
+    store.remove([path for path, record in records.items() if record is None])
+    return sorted(holder_text(record) for record in records.values() if record is not None)

@@ -76,7 +76,7 @@ def now_s() -> float:
 
 @dataclass(frozen=True, kw_only=True)
 class LeaseObjects:
-    """All lease objects at one moment, and the store's own time of it."""
+    """The lease objects at one moment, and the store's own time of it."""
 
     files: dict[str, FileInfo]
     time_s: float

@@ -23,9 +23,9 @@ class Annotation:
     """An annotation of a lake.
 
     Attributes:
-        name: what it is called.
+        name: its name.
         level: `tile`, `slide` or `patient`.
-        columns: names of its columns as in the user's table, and what they are called in the lake.
+        columns: names of its columns in the lake, by their names in the user's table.
         types: Arrow's name of each column's type, by its name in the user's table.
         rows: rows that it was made of.
         mpps: where its tiles are; empty for slides and patients.
@@ -51,10 +51,10 @@ class Annotation:
         return {**asdict(self), "mpps": list(self.mpps)}
 
     @classmethod
-    def of(cls, value: Mapping[str, Any]) -> "Annotation":
+    def of(cls, fields: Mapping[str, Any]) -> "Annotation":
         """Return the annotation of an `as_dict` object; keys of later versions are left out."""
-        fields = {name: value[name] for name in cls.__dataclass_fields__ if name in value}
-        return cls(**{**fields, "mpps": tuple(value.get("mpps", ()))})
+        kept = {name: fields[name] for name in cls.__dataclass_fields__ if name in fields}
+        return cls(**{**kept, "mpps": tuple(fields.get("mpps", ()))})
 
     def at(self, mpp: float) -> "Annotation":
         """Return the annotation with tiles at one more mpp."""

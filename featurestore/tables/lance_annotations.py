@@ -30,7 +30,7 @@ NAME_KEY, MARK_KEY, ABOUT_KEY = b"slidelake:annotation", b"slidelake:mark", b"sl
 def tables_of(slides: lance.LanceDataset) -> dict[str, Annotation]:
     """Return the annotations of slides and patients at a version of `slides`, by name."""
     values: dict[str, Any] = json.loads(slides.config().get(CONFIG_KEY, "{}"))
-    return {name: Annotation.of({**value, "name": name}) for name, value in values.items()}
+    return {name: Annotation.of({**fields, "name": name}) for name, fields in values.items()}
 
 
 def put_tables(store: Store, annotations: Mapping[str, Annotation]) -> None:
@@ -125,7 +125,7 @@ def _schema(annotation: Annotation, frame: pl.DataFrame) -> pa.Schema:
 
 def crc32_of(rows: list[int], crc: int = 0) -> int:
     """Return the checksum of row checksums in their order, continued from an earlier part's."""
-    return zlib.crc32(b"".join(value.to_bytes(4, "little") for value in rows), crc)
+    return zlib.crc32(b"".join(row_sum.to_bytes(4, "little") for row_sum in rows), crc)
 
 
 def rename_slide(store: Store, old: str, new: str, check: Callable[[], None]) -> None:

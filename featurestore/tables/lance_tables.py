@@ -84,7 +84,7 @@ def keep_indexed(store: Store, rel: str, *, fragments: int, rows: int) -> None:
 def without_rows(
     table: lance.LanceDataset, where: str
 ) -> tuple[list[int], list[lance.FragmentMetadata]]:
-    """What an Update commit needs to delete rows.
+    """Delete rows for an Update commit; return the fragments that it names.
 
     Returns:
         Ids of fragments that lose all rows, and the metadata of those that lose some.
@@ -135,7 +135,7 @@ def commit_transaction(store: Store, rel: str, transaction: Transaction) -> lanc
 
 
 def properties_of(table: lance.LanceDataset, version: int) -> dict[str, str]:
-    """Properties of the transaction that made a version; empty if it is not kept any more."""
+    """Return the properties of the transaction that made a version; empty if it is gone."""
     try:
         transaction = table.read_transaction(version)
     except TypeError:

@@ -47,7 +47,7 @@ class Cell:
 
 @dataclass(frozen=True, kw_only=True)
 class Style:
-    """How cells of one style show numbers."""
+    """The way in which cells of one style show numbers."""
 
     code: str
     is_date: bool

@@ -92,7 +92,7 @@ def test_shard_is_a_plain_tar_with_an_index(tmp_path: Path) -> None:
     with ShardReader(store, "tiles/a.tar") as reader:
         assert dict(reader) == {key: JPEG + str(key).encode() for key in (3, 5, 9)}
         assert reader.positions(np.array([9, 3])).tolist() == [2, 0]
-        with pytest.raises(DamageError, match="every asked tile"):
+        with pytest.raises(DamageError, match="every requested tile"):
             reader.positions(np.array([4]))
 
 
