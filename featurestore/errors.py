@@ -1,4 +1,4 @@
-"""Errors that a user can act on: each message says what was given, what is allowed, what to do."""
+"""Errors that a user can act on: each message names what was given, what is allowed, what to do."""
 
 
 class LakeError(ValueError):

@@ -1,6 +1,7 @@
 """Users' own columns: of tiles in the features tables, of slides and patients in tables.
 
-`annotate` writes them, `model` says what they are, `registry` where they stand.
+`annotating` writes them, `annotation_export` reads them for exports, `tile_predicates` selects
+tiles by them. The class of an annotation is in `featurestore.tables.annotation`.
 """
 
 from featurestore.annotations.annotating import (

@@ -57,7 +57,7 @@ class AnnotationsOut:
     def of(
         self, slide_id: str, patient_id: str | None, catalog: Mapping[str, Any] | None
     ) -> SlideAnnotations:
-        """Return the annotations of a slide whose tiles lie where a row of the catalog says."""
+        """Return the annotations of a slide, its tiles at the place that a catalog row names."""
         ids = {SLIDE: slide_id, PATIENT: patient_id}
         values = {
             name: rows[key]
@@ -95,7 +95,7 @@ def tile_columns(
     names, where = ["tile_id", *columns], f"slide = {catalog['slide']}"
     table = pl.DataFrame(fragment.to_table(columns=names, filter=where))
     if table.height != catalog["tiles"]:
-        msg = f"slide {catalog['slide_id']}: {table.height} tiles are there, the catalog says "
+        msg = f"slide {catalog['slide_id']}: {table.height} tiles are there, the catalog has "
         msg += f"{catalog['tiles']}; run slidelake verify"
         raise DamageError(msg)
     return table.sort("tile_id").drop("tile_id")

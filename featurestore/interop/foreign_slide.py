@@ -34,7 +34,7 @@ class ImportFacts:
         tile_px: side of a tile in pixels at `mpp`.
         tile_px_level0: side of a tile in level-0 pixels.
         teachers: NAME, or NAME=FOLDER to name the features under one of several folders.
-        known_mpp: level-0 mpp of a slide that the lake knows, by slide_id, or None.
+        known_mpp: looks up the level-0 mpp of a slide in the lake by slide_id; None if unknown.
     """
 
     mpp: float | None = None

@@ -59,7 +59,7 @@ def _read(file: Path) -> pl.DataFrame:
 def _clam_folder(folder: Path) -> pl.DataFrame:
     files: dict[int, Path] = {}
     for file in sorted(folder.iterdir()):
-        # The plain file sorts after the `_bool` one of the same fold, and says the same.
+        # The plain file sorts after the `_bool` one of the same fold, and holds the same.
         if match := CLAM_NAME.fullmatch(file.name):
             files[int(match[1])] = file
     if not files:

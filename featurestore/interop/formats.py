@@ -136,7 +136,7 @@ def read_folder(
 ) -> Iterator[SlideFeatures]:
     """Yield all slides of a folder, one at a time in memory; problems go to `on_problem`.
 
-    A slide whose tiles can be read is given with those of its teachers that can.
+    A slide with readable tiles comes with those of its teachers that can be read.
 
     Args:
         folder: what the tool wrote; subfolders are searched.

@@ -24,11 +24,11 @@ def tile_places(lake: Lake, row: Mapping[str, Any]) -> tuple[Int64Array, Int64Ar
     """Return keys [N] and level-0 coordinates [N, 2] of a slide's tiles, sorted by key.
 
     Args:
-        lake: where they are.
+        lake: the lake that holds them.
         row: the catalog's row of the slide's tiles.
 
     Raises:
-        DamageError: there are others than the catalog says.
+        DamageError: the stored tiles are not those of the catalog.
     """
     if not row["tiles"]:
         return np.zeros(0, np.int64), np.zeros((0, 2), np.int64)
@@ -41,7 +41,7 @@ def tile_places(lake: Lake, row: Mapping[str, Any]) -> tuple[Int64Array, Int64Ar
     if rows.num_rows != row["tiles"]:
         msg = (
             f"{subject}: {rows.num_rows} tiles are "
-            f"there, the catalog says {row['tiles']}; run slidelake verify"
+            f"there, the catalog has {row['tiles']}; run slidelake verify"
         )
         raise DamageError(msg)
     table = pl.DataFrame(rows).sort("tile_id")

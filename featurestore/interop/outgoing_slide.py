@@ -1,4 +1,4 @@
-"""A slide on its way out of a lake, and how an export knows that a file is finished.
+"""A slide to be exported, and the check that an exported file is finished.
 
 A file counts as finished if it opens, its datasets have the shapes and the coordinates that the
 lake has, and it carries the checksums of what it was made from; its existence proves nothing.

@@ -21,7 +21,7 @@ def name_teachers(
         tool: the format, for messages.
 
     Raises:
-        InteropError: a folder has no name, or a name or folder that was asked for is not there.
+        InteropError: a folder has no name, or a name or folder that the user gave is not there.
     """
     plain = [text for text in facts.teachers if "=" not in text]
     named = dict(_named(text, folders, root) for text in facts.teachers if "=" in text)

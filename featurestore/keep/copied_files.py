@@ -93,7 +93,7 @@ def _copy(source: Store, target: Store, file: FileInfo) -> int:
             target.publish(local, file.path)
     except FileNotFoundError as error:
         msg = (
-            f"{source.uri}/{file.path} is gone; `slidelake verify {source.uri}` says what is whole"
+            f"{source.uri}/{file.path} is gone; `slidelake verify {source.uri}` shows what is whole"
         )
         raise DamageError(msg) from error
     finally:

@@ -173,7 +173,7 @@ def _plan(lake: Lake) -> dict[str, FileInfo]:
     if lost:
         msg = (
             f"{lake.uri}: {len(lost)} files that version {lake.version} names are not there, as "
-            f"{lost[0]}; `slidelake verify` says what is whole"
+            f"{lost[0]}; `slidelake verify` shows what is whole"
         )
         raise DamageError(msg)
     return files

@@ -80,7 +80,7 @@ def put_slide_rows_again(lake: Lake, damage: Sequence[Damage]) -> list[str]:
     """Write damaged rows of `slides` again with nothing in them but number and name, as pending.
 
     Which of a row's values is the damaged one can't be known, so none is kept; the catalog, which
-    is whole, says which number has which name. The next ingest fills the row; the slide's tiles
+    is whole, gives the number of each name. The next ingest fills the row; the slide's tiles
     and features stay as they are.
 
     Returns:

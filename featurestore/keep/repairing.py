@@ -189,7 +189,7 @@ def _tiles_steps(lake: Lake, damage: Sequence[Damage]) -> Iterator[Step]:
 
 def _row_steps(_: Lake, damage: Sequence[Damage]) -> Iterator[Step]:
     for (_number, slide), group in _grouped(damage, "number", "slide").items():
-        text = f"slide {slide}: what {SLIDES} says of it is emptied; ingest it again"
+        text = f"slide {slide}: its row in {SLIDES} is emptied; ingest it again"
         yield Step(description=text, damage=tuple(group))
 
 

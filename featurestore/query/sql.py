@@ -79,7 +79,9 @@ def _check(sql: str, frames: dict[str, pl.LazyFrame]) -> None:
     text = QUOTED.sub(" ", sql)
     first = re.search(r"\w+", text)
     if first is None or first[0].upper() not in QUESTIONS:
-        opening = f"'{sql.strip()[:60]}' begins with '{first[0]}'" if first else "nothing was asked"
+        opening = (
+            f"'{sql.strip()[:60]}' begins with '{first[0]}'" if first else "the query is empty"
+        )
         msg = (
             f"{opening}; a question begins with SELECT or WITH, as in: {EXAMPLE}; "
             f"tables: {', '.join(frames)}"

@@ -69,7 +69,7 @@ class FirstReads:
             reader: of the features table.
             selection: where the slides' rows are, and their checksums.
             slides: places in the selection.
-            teachers: names of those whose features will be read.
+            teachers: names of the teachers to read.
 
         Raises:
             DamageError: one is not what was committed; slide, teacher and mpp are named.

@@ -105,7 +105,7 @@ def children_among(coarse: Int64Array, cells: Int64Array, ratio: int, *, apart: 
 
 
 def _check_places(pairs: Pairs, side_px: int) -> None:
-    """Raise LakeError if a child is not where its grid says: an import may have another origin."""
+    """Raise LakeError if a child is not at the place of its cell, as after an import."""
     tile, row, column = np.nonzero(pairs.mask)
     child = pairs.children[tile, row, column]
     x = pairs.coarse.x[tile] + column * side_px

@@ -79,7 +79,7 @@ class TileSource:
         selection: the slides.
         teachers: names of the teachers to read.
         pixels: whether the stored tiles are read too.
-        below: the same slides at finer mpps, whose tiles are read with those that they lie under.
+        below: the same slides at finer mpps; their tiles are read with those above them.
 
     Attributes:
         part_rows: rows that one thread reads at a time, fewer where many tiles lie under each.

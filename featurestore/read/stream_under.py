@@ -200,7 +200,7 @@ class UnderReader:
         at: tuple[Int64Array, ...],
         place: Int64Array,
     ) -> None:
-        """Raise LakeError if a child is not where its grid says, as `pairs` does."""
+        """Raise LakeError if a child is not at the place of its cell, as `pairs` does."""
         tile, row, column = at
         sides = np.array([nested.side_px for nested in self._below.nestings], np.int64)
         side = sides[self._below.index[slide[tile]]]

@@ -55,7 +55,7 @@ def settings_or_copy(store: Store) -> LakeConfig:
 
 def _damaged(store: Store, fault: str) -> DamageError:
     return DamageError(
-        f"{store.uri}/{LAKE_FILE} {fault}; `slidelake verify` says what else is damaged, "
+        f"{store.uri}/{LAKE_FILE} {fault}; `slidelake verify` shows what else is damaged, "
         "`slidelake repair` writes it again"
     )
 

@@ -129,7 +129,7 @@ def check_newest(store: Store, rel: str, version: int, roots: Roots | None) -> N
     if version < newest:
         msg = (
             f"version {newest} of {store.url(rel)} was committed, but the table opens at "
-            f"{version}: its newest manifest is lost; `slidelake verify` says which versions are "
+            f"{version}: its newest manifest is lost; `slidelake verify` shows which versions are "
             f"whole, `--at VERSION` reads one, `slidelake restore` goes back to it"
         )
         raise DamageError(msg)
@@ -184,7 +184,7 @@ def open_checked(store: Store, rel: str, version: int, roots: Roots | None) -> l
 
     Raises:
         DamageError: the version is lost, or its manifest or an index of it is damaged.
-        BucketError: the bucket can't be asked.
+        BucketError: the bucket can't be read.
     """
     if roots is None:
         return _named_version(store, rel, version)

@@ -146,7 +146,7 @@ def _check(uri: str, path: str, size: int, crc32: int) -> None:
     """Raise DamageError if a file is not what was written; only what is whole is remembered."""
     store = Store(uri)
     if text := _wrong(store, path, size, crc32):
-        msg = f"{store.path(path)} {text}; `slidelake verify` says what to do"
+        msg = f"{store.path(path)} {text}; `slidelake verify` shows what to do"
         raise DamageError(msg)
 
 

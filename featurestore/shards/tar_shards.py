@@ -162,7 +162,7 @@ class ShardReader:
 
     Raises:
         DamageError: the shard or its index is gone, damaged, or not the one that was written.
-        AccessError: they can't be read now, which says nothing of what is stored.
+        AccessError: they can't be read now, though they may be whole.
     """
 
     def __init__(

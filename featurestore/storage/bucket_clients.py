@@ -16,7 +16,7 @@ import fsspec.config
 from featurestore.errors import LakeError
 
 # Beyond the clients' defaults (5 and 3): a job of hours outlives a bucket that is busy for half a
-# minute. AWS_MAX_ATTEMPTS says otherwise for both.
+# minute. AWS_MAX_ATTEMPTS sets another number for both.
 ATTEMPTS = 8
 # Lance gives up 180 s after a request began by default; this is longer than 8 attempts wait.
 RETRY_TIMEOUT_S = 60

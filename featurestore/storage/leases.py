@@ -33,7 +33,10 @@ log = logging.getLogger(__name__)
 
 
 def holder_record(purpose: str, lease_s: float) -> bytes:
-    """Return what a lease says of its holder, as JSON."""
+    """Return the record of a lease's holder, as JSON.
+
+    It never holds the whole command: an argument may be a secret.
+    """
     command = [Path(sys.argv[0] or "python").name, *sys.argv[1:2]]
     record = {
         "what": purpose,
@@ -53,10 +56,10 @@ def holder_text(record: dict[str, Any]) -> str:
     >>> holder_text({"what": "ingest", "pid": 7, "host": "a", "since": "2026-01-01T00:00:00+00:00"})
     'ingest (pid 7 on a, since 2026-01-01T00:00:00+00:00)'
     """
-    who = " ".join(str(record[name]) for name in ("what", "command") if record.get(name))
-    if not who:
+    job = " ".join(str(record[name]) for name in ("what", "command") if record.get(name))
+    if not job:
         return "another process"
-    return f"{who} (pid {record.get('pid')} on {record.get('host')}, since {record.get('since')})"
+    return f"{job} (pid {record.get('pid')} on {record.get('host')}, since {record.get('since')})"
 
 
 def parsed(content: bytes) -> dict[str, Any]:
@@ -103,7 +106,7 @@ class LeaseObjects:
 
 @dataclass(kw_only=True)
 class Kept:
-    """An object that a thread keeps young. `check` says whether one may still rely on it.
+    """An object that a thread keeps young. `check` raises once it may be lost.
 
     Attributes:
         store: the lake's files.

@@ -1,4 +1,4 @@
-"""Who may change a lake: one committer at a time, many writers of new files, or one vacuum.
+"""The locks of a lake: one committer at a time, many writers of new files, or one vacuum.
 
 Local lakes use flock, which the kernel drops when its process dies, kill -9 included. Buckets use
 leases (`bucket_lock`), which a thread renews and others take over once they expired.
@@ -103,7 +103,7 @@ def live_writers(store: Store) -> list[str]:
 
 @contextlib.contextmanager
 def no_writers(store: Store) -> Iterator[Held]:
-    """Hold the right to delete files that no version names; nobody starts to write meanwhile.
+    """Hold the right to delete files that no version names; no job starts to write meanwhile.
 
     Raises:
         InUseError: a job is writing, or vacuuming; it is named.
@@ -120,13 +120,13 @@ def no_writers(store: Store) -> Iterator[Held]:
     if lease is None:
         raise _in_use(store, taker.holder)
     with lease.kept():
-        if who := bucket_lock.writers(store):
-            raise _in_use(store, "; ".join(who))
+        if jobs := bucket_lock.writers(store):
+            raise _in_use(store, "; ".join(jobs))
         yield lease
 
 
-def _in_use(store: Store, who: str) -> InUseError:
-    return InUseError(f"{store.uri} is in use by {who}; wait for it or stop it")
+def _in_use(store: Store, holder: str) -> InUseError:
+    return InUseError(f"{store.uri} is in use by {holder}; wait for it or stop it")
 
 
 def _wait(take: Callable[[], T | None], holder: Callable[[], str], store: Store, s: float) -> T:

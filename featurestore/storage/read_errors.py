@@ -1,4 +1,4 @@
-"""What an error of a read means, in one line: damage of what is stored, or no access to it now.
+"""The meaning of an error of a read, in one line: damage of a stored file, or no access to it now.
 
 Lance raises OSError, ValueError, RuntimeError and more, with paths of its own source in the text,
 and a panic in Rust is no Exception at all. This module alone decides which of these are damage.
@@ -27,7 +27,7 @@ class Explaining(Protocol):
     """A `Store`, or any other object that explains the errors of a lake's storage."""
 
     def explained(self, error: BaseException) -> LakeError | None:
-        """Return the error to raise if it says nothing of what is stored; None if it is damage."""
+        """Return the error to raise if stored files may be whole; None if it is damage."""
 
 
 def no_access(error: BaseException) -> AccessError | None:
@@ -64,7 +64,7 @@ class LakeUri:
         self._uri = uri
 
     def explained(self, error: BaseException) -> LakeError | None:
-        """Return the error to raise if it says nothing of what is stored; None if it is damage."""
+        """Return the error to raise if stored files may be whole; None if it is damage."""
         local = "://" not in self._uri or self._uri.startswith("file://")
         return no_access(error) if local else explain(error, self._uri)
 
@@ -102,7 +102,7 @@ def reading(store: Explaining, subject: str) -> Iterator[None]:
 
     Raises:
         DamageError: what is stored is not what was written.
-        AccessError: it can't be read now, which says nothing of what is stored.
+        AccessError: it can't be read now, though it may be whole.
     """
     try:
         yield

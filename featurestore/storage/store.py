@@ -105,7 +105,7 @@ class Store:
         return {} if self.is_local else bucket_clients.lance_options(self._protocol)
 
     def explained(self, error: BaseException) -> LakeError | None:
-        """Return the error to raise if a failed read says nothing of what is stored.
+        """Return the error to raise if a failed read does not mean damage.
 
         The bucket, a full disk, a full table of descriptors, a broken disk, missing rights. None
         for files that are not there or not whole: that is damage.

@@ -49,7 +49,7 @@ class FlatColumn:
         """Read ranges, each (first row, rows, row in the array); False if a page is not plain.
 
         Raises:
-            DamageError: the file is shorter than it says.
+            DamageError: the file is shorter than its metadata name.
         """
         places = [self._segments(start, rows) for start, rows, _ in ranges]
         if any(position < 0 for segments in places for position, _ in segments):

@@ -33,7 +33,7 @@ def open_table(store: Store, rel: str, version: int | None = None) -> lance.Lanc
     Raises:
         DamageError: the table is gone.
         LakeError: it has no such version.
-        BucketError: it can't be asked.
+        BucketError: the bucket can't be read.
     """
     try:
         return lance.dataset(store.url(rel), version=version, storage_options=store.lance_options)

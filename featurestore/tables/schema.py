@@ -1,7 +1,7 @@
 """Arrow schemas of the lake's tables, and the names of their places.
 
-The catalog is a ledger: a row with a null `teacher` says where a slide's tiles are at one mpp; a
-row with a teacher says that its features are there and what they sum to.
+The catalog is a ledger: a row with a null `teacher` holds the place of a slide's tiles at one mpp;
+a row with a teacher holds the checksum of its features of these tiles.
 """
 
 import json

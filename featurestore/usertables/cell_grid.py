@@ -23,7 +23,7 @@ class Column:
             texts alone.
         dates: Boolean, cells that hold a date; None where a file holds texts alone.
         native: the column with the type that its file gives it, where that is not text (Parquet).
-        is_text: whether the file says that the column is text, whatever it looks like (Parquet).
+        is_text: whether the file declares the column as text, whatever it looks like (Parquet).
     """
 
     texts: pl.Series

@@ -58,7 +58,7 @@ def shown_number(cell_number: float, code: str) -> str:
 
 
 def _digits(cell_number: float, pattern: re.Match[str]) -> str:
-    """Return a number with the digits that a pattern asks for."""
+    """Return a number with the digits of a pattern."""
     decimals = pattern[1] or ""
     text = f"{abs(cell_number):.{len(decimals)}f}"
     whole, _, fraction = text.partition(".")

@@ -1,7 +1,7 @@
 """A user's table, read by what a column is needed for: as text, as numbers, as whole numbers.
 
 Nothing is converted before it is known what it is needed for: an id 0012 stays text, and a comment
-that looks like a number troubles nobody. A cell that can't be read is named by row and column.
+that looks like a number does no harm. A cell that can't be read is named by row and column.
 """
 
 import difflib
@@ -147,7 +147,7 @@ class UserTable:
         """Return each cell of a column as text, to the letter; null for no value.
 
         Raises:
-            TableError: no such column, or a cell that says only that a formula failed.
+            TableError: no such column, or a cell that shows a failed formula.
         """
         column = self.column(name)
         texts = self._cells[column].texts.rename(column)

@@ -1,7 +1,7 @@
 """CLAM: `patches/<slide>.h5` with coordinates, `<features>/{h5_files,pt_files}/<slide>.{h5,pt}`.
 
-The patches say on which level they were cut, the features say nothing: neither says the mpp,
-nor the encoder. Both have to be facts.
+The patches name the level on which they were cut, the features name nothing: neither holds the
+mpp nor the encoder. Both have to be facts.
 """
 
 from collections import defaultdict

@@ -1,6 +1,6 @@
 """slide2vec runs: `tiles/<slide>.coordinates.{npz,meta.json}` and `tile_embeddings/<slide>.pt`.
 
-Coordinates are those of hs2p, whose metadata say everything: spacing, size of the tiles and of
+Coordinates are those of hs2p, whose metadata hold everything: spacing, size of the tiles and of
 the slide. The rows of an embedding stand in the order of the coordinates.
 """
 
@@ -101,7 +101,7 @@ def _embedding_meta(path: Path) -> dict[str, Any]:
     try:
         return load_json(beside)
     except InteropError:
-        # Not needed but for the name, which is asked for if no file gives it.
+        # Only the encoder's name is needed; without it the user has to give one.
         return {}
 
 

@@ -1,7 +1,7 @@
 """STAMP: `<out>/<extractor>[-<hash>]/<relative path>.h5`, coordinates in microns.
 
 Each file holds coordinates and features of one extractor. Microns become pixels by the slide's
-level-0 mpp, which STAMP does not write down: it has to be given, or known to the lake.
+level-0 mpp, which STAMP does not store: it has to be given, or be in the lake.
 """
 
 from collections import defaultdict
@@ -118,7 +118,7 @@ def read_tiles(source: Source, facts: ImportFacts) -> SlideTiles:
     if slide_mpp is None:
         msg = (
             f"{path}: STAMP's coordinates are microns; give --level0-mpp, the microns per pixel "
-            "of the slides' level 0, or import into a lake that knows the slide"
+            "of the slides' level 0, or import into a lake that has the slide"
         )
         raise InteropError(msg)
     with opened_h5(path) as file:

@@ -2,7 +2,7 @@
 
 CLAM counts in pyramid levels, and a lake's tiles may lie between two. So the patches are those
 of level 0 at their level-0 size, which every reader of CLAM's files takes for the right region; an
-attribute of our own says what side they were made smaller to.
+attribute of our own holds the side to which they were reduced.
 """
 
 from typing import Any

@@ -1,4 +1,4 @@
-"""GeoJSON that QuPath opens: tissue as annotations and, if asked for, tiles as rectangles."""
+"""GeoJSON that QuPath opens: tissue as annotations and, on request, tiles as rectangles."""
 
 import json
 from collections.abc import Mapping
@@ -16,11 +16,11 @@ def export_slide(box: Outbox, slide: SlideOut) -> int:
     """Write `<slide>.geojson` of the tissue, and of the tiles if there are any to write.
 
     Raises:
-        InteropError: the lake knows no tissue of the slide, and tiles were not asked for.
+        InteropError: the lake has no tissue of the slide, and no tiles are to be written.
     """
     tissue, name = slide.tissue(), slide.tiles.slide_id
     if tissue is None and not len(slide.tiles):
-        msg = f"slide '{name}': the lake knows no outline of its tissue; --tiles writes its tiles"
+        msg = f"slide '{name}': the lake has no outline of its tissue; --tiles writes its tiles"
         raise InteropError(msg)
     features = [_annotation(feature) for feature in (tissue or {}).get("features", [])]
     text = json.dumps({"type": "FeatureCollection", "features": features + _tiles(slide.tiles)})

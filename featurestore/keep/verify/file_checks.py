@@ -21,7 +21,7 @@ class FileCheck:
 
     Attributes:
         name: the kind in the plural, for people: "indexes of shards".
-        damage: yields what is not as its checksum says, without raising for damage.
+        damage: yields what differs from its checksum, without raising for damage.
         missing: counts the files of a lake that have no checksum.
         add: records the checksums that are missing, and returns how many; the files are read as
             they are now. It takes the lake's lock by itself.

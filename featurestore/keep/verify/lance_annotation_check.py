@@ -20,7 +20,7 @@ def verify_annotations(lake: Lake) -> Iterator[Damage]:
     """Compare each annotation of slides or patients with its checksums, a batch of rows at a time.
 
     Raises:
-        BucketError: the bucket could not be asked. That is no damage.
+        BucketError: the bucket could not be read. That is no damage.
     """
     for annotation in lake.annotations().values():
         if annotation.level != TILE:

@@ -123,7 +123,7 @@ def _reader(store: Store, table: lance.LanceDataset, columns: Sequence[str]) -> 
 def _row_damage(rel: str, rows: Sequence[Row]) -> Iterator[Damage]:
     for row in rows:
         if row["row_crc32"] != row_crc32(row):
-            # A row of the catalog says which rows of a features table are whose: if it can't be
+            # A row of the catalog gives the slide of rows of a features table: if it can't be
             # believed, nothing can be judged by it.
             yield Damage(
                 slide=row["slide_id"],

@@ -1,7 +1,7 @@
 """`verify` of a lake that may not even open: what can't be opened is named, and nothing is raised.
 
 The command runs it in a process of its own, since Lance may end the one that reads a damaged file;
-`on_table` says what is read next, so that it can be named then.
+`on_table` gets the table that is read next, so that it can be named then.
 """
 
 import os
@@ -54,7 +54,7 @@ def check_lake(
 
     Raises:
         LakeMissingError: there is no lake.
-        AccessError: it could not be read, which says nothing of what is stored.
+        AccessError: it could not be read, though it may be whole.
         LakeError: it has no such version or snapshot.
     """
     store = Store(uri)

@@ -75,7 +75,7 @@ def verify(
 
     Raises:
         AccessError: something, or the bucket, could not be read now. That is no damage, and
-            nothing is said.
+            there is no verdict.
     """
     verdict = Verdict(version=lake.version)
     if not lake.is_pinned:

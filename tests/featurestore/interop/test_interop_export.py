@@ -392,7 +392,7 @@ def test_slides_without_tiles_or_features(tmp_path: Path) -> None:
     run(tmp_path / "lake", tmp_path / "anndata", "anndata")
     assert run(tmp_path / "lake", tmp_path / "anndata", "anndata").complete == 3
     done = export_folder(tmp_path / "lake", tmp_path / "geojson", format="geojson")
-    assert "the lake knows no outline of its tissue" in done.failed[0]["reason"]
+    assert "the lake has no outline of its tissue" in done.failed[0]["reason"]
 
 
 def test_stamp_needs_the_mpp_of_each_slide(tmp_path: Path) -> None:
