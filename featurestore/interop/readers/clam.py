@@ -1,7 +1,7 @@
 """CLAM: `patches/<slide>.h5` with coordinates, `<features>/{h5_files,pt_files}/<slide>.{h5,pt}`.
 
 The patches name the level on which they were cut, the features name nothing: neither holds the
-mpp nor the encoder. Both have to be facts.
+mpp nor the encoder. Both have to be given.
 """
 
 from collections import defaultdict
