@@ -103,14 +103,14 @@ WORK = [
 
 
 def parts_of(lake: Lake) -> dict[str, object]:
-    """What a slide is in each table: what a reader must never find of two pieces of work."""
-    found = contents(lake)
-    found["slides"] = [row for row in found["slides"] if row[1] != "pending"]  # type: ignore[attr-defined]
+    """Return the parts of a slide in each table, of which no reader may find two versions."""
+    tables = contents(lake)
+    tables["slides"] = [row for row in tables["slides"] if row[1] != "pending"]  # type: ignore[attr-defined]
     for mpp in lake.config.mpps:  # a column without any value says nothing
-        tiles = found[f"tiles {mpp}"]
+        tiles = tables[f"tiles {mpp}"]
         assert isinstance(tiles, dict)
-        found[f"tiles {mpp}"] = {k: v for k, v in tiles.items() if any(x is not None for x in v)}
-    return found
+        tables[f"tiles {mpp}"] = {k: v for k, v in tiles.items() if any(x is not None for x in v)}
+    return tables
 
 
 @pytest.mark.parametrize("work", WORK, ids=lambda work: work.__name__)
@@ -156,9 +156,9 @@ def check_that_it_is_whole(
     open_lake(path).committer.recover()
     lake = open_lake(path)
     assert verify(lake).ok
-    there = parts_of(lake)
-    assert there in (old, new)
-    return "old" if there == old else "new"
+    parts = parts_of(lake)
+    assert parts in (old, new)
+    return "old" if parts == old else "new"
 
 
 def test_another_committer_takes_back_what_was_cut_short(base: Path, tmp_path: Path) -> None:

@@ -43,7 +43,7 @@ def damaged(lake: Lake) -> list[tuple[str, str | None]]:
 
 
 def add_all(lake: Lake) -> dict[str, int]:
-    """What `repair --checksums` does."""
+    """Add the checksums as `repair --checksums` does."""
     return {check.name: check.add(open_lake(lake.uri)) for check in FILE_CHECKS}
 
 
@@ -248,11 +248,11 @@ def test_an_early_lake_is_counted_and_its_indexes_can_be_given_checksums(tmp_pat
 
 def test_an_early_lake_can_be_added_to(tmp_path: Path) -> None:
     lake = early_lake(tmp_path)
-    known = lake.catalog().collect().height
+    rows = lake.catalog().collect().height
     (row,) = lake.committer.register([{"slide_id": "new", "uri": "new.svs"}])
     lake.committer.commit_slides([cut(lake, row["slide"], "new", 4)])
     after = open_lake(lake.uri)
-    assert after.catalog().collect().height == known + len(lake.config.mpps)
+    assert after.catalog().collect().height == rows + len(lake.config.mpps)
     crc32 = after.tiles_of(mpp=0.5)
     assert crc32.filter(crc32["slide_id"] == "new")["index_crc32"].null_count() == 0
     assert verify(after).ok

@@ -470,10 +470,10 @@ def test_damage_of_a_lake_that_was_made_just_now_is_no_panic(tmp_path: Path) -> 
 
 def test_commands_name_the_table_and_the_way_back(lake: Lake, slidelake: Slidelake) -> None:
     newest_data(lake, CATALOG).unlink()
-    seen = slidelake("verify", lake.uri, "--json", code=1)
-    verdict = json.loads(seen.stdout)
+    done = slidelake("verify", lake.uri, "--json", code=1)
+    verdict = json.loads(done.stdout)
     assert {one["path"] for one in verdict["damage"]} == {CATALOG}
-    assert "panicked" not in seen.stderr
+    assert "panicked" not in done.stderr
     wrong = slidelake("info", lake.uri, code=1).stderr
     assert CATALOG in wrong
     assert ".rs:" not in wrong

@@ -97,7 +97,7 @@ def shared(s3_urls: tuple[str, str]) -> Iterator[Bucket]:
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
-    """What the lake of `begun` holds."""
+    """Return the contents of the lake of `begun`."""
     return contents(begun(str(tmp_path_factory.mktemp("whole") / "lake")))
 
 
@@ -157,9 +157,9 @@ def test_old_versions_and_statistics_are_read_from_a_bucket(shared: Bucket, fold
         old, same = (open_lake(lake.uri, version=version) for lake in (newest, folder))
         assert contents(old) == contents(same) != contents(folder)
     for lake in (newest, folder):
-        found = read_stats(lake, "t", mpp=0.5, slide_ids=["a", "c"])
-        assert found is not None
-        assert found.n == 9
+        moments = read_stats(lake, "t", mpp=0.5, slide_ids=["a", "c"])
+        assert moments is not None
+        assert moments.n == 9
     with pytest.raises(LakeError, match="no version 99"):
         open_lake(shared.uri, version=99)
 
@@ -259,8 +259,8 @@ def test_failing_requests_change_nothing_and_show_no_key(
     assert verify(open_lake(faulty.uri)).ok
     printed = capfd.readouterr()
     assert len(caplog.records) > 1000  # botocore tells every request
-    told = [repr(error) for error in causes(caught.value)]
-    for text in (caplog.text, printed.out, printed.err, repr(lake.store), *told):
+    texts = [repr(error) for error in causes(caught.value)]
+    for text in (caplog.text, printed.out, printed.err, repr(lake.store), *texts):
         assert SECRET not in text
     assert not [key for key, data in faulty.objects().items() if SECRET.encode() in data]
 
@@ -292,10 +292,10 @@ def test_slides_in_a_bucket_are_found_and_known(bucket: Bucket, tmp_path: Path) 
         for name in names:
             client.put_object(Bucket=bucket.name, Key=name, Body=(local / name).read_bytes())
     root = f"s3://{bucket.name}"
-    for asked in ("", "/cohort one", "/cohort one/*.svs", "/**/*.svs", "/c.svs"):
-        there, here = resolve([f"{root}{asked}"]), resolve([f"{local}{asked}"])
-        assert [(s.slide_id, s.uri.removeprefix(root)) for s in there] == [
-            (s.slide_id, s.uri.removeprefix(str(local))) for s in here
+    for pattern in ("", "/cohort one", "/cohort one/*.svs", "/**/*.svs", "/c.svs"):
+        bucket_slides, local_slides = resolve([f"{root}{pattern}"]), resolve([f"{local}{pattern}"])
+        assert [(s.slide_id, s.uri.removeprefix(root)) for s in bucket_slides] == [
+            (s.slide_id, s.uri.removeprefix(str(local))) for s in local_slides
         ]
     assert fingerprint(f"{root}/c.svs") == fingerprint(str(local / "c.svs"))
     with pytest.raises(SlideError, match="does not exist"):
