@@ -221,7 +221,7 @@ class DyingCommitter(Committer):
 
     @contextlib.contextmanager
     def exclusive(self, *, recover: bool = True) -> Iterator[Self]:
-        """As its parent, and then the clock runs."""
+        """Do what the parent does, and then let the clock run."""
         with super().exclusive(recover=recover):
             self._check = self._count
             yield self

@@ -162,7 +162,7 @@ def check_that_it_is_whole(
 
 
 def test_another_committer_takes_back_what_was_cut_short(base: Path, tmp_path: Path) -> None:
-    """As it happens: the process dies between the grids of a slide, another ingest follows."""
+    """A process dies between the grids of a slide, and another ingest follows."""
     path = tmp_path / "lake"
     shutil.copytree(base, path)
     code = (

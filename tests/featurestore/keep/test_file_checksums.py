@@ -107,7 +107,7 @@ def test_damaged_statistics_are_refused(fitted: Lake, name: str) -> None:
 
 
 def test_verify_counts_statistics_without_checksums_and_they_can_be_given(fitted: Lake) -> None:
-    """As an early release wrote them; a file that is named already is not vouched for again."""
+    """An early release wrote none; a file that is named already is not vouched for."""
     card = stats_file(fitted, "card.json")
     value = read_sealed(fitted.store, card)
     early = {k: v for k, v in value.items() if k not in {"checksums", "card_crc32"}}

@@ -111,7 +111,7 @@ def test_a_tile_that_cannot_be_decoded_is_named(tmp_path: Path, damage: str) -> 
 
 
 def test_a_catalog_that_names_other_rows_is_damage(tmp_path: Path) -> None:
-    """As after a table was changed behind the lake's back: keys tell, not positions."""
+    """A table may change behind the lake's back: keys reveal it, not positions."""
     lake = make(tmp_path / "lake")
     stream = lake.stream("packed", **SMALL)
     stream._selection._start = stream._selection._start[::-1].copy()

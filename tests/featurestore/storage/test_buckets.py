@@ -105,32 +105,32 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
 
 
 def test_lake_in_a_bucket_is_the_lake_in_a_folder(shared: Bucket, folder: Lake) -> None:
-    there = open_lake(shared.uri)
-    assert contents(there) == contents(folder)
-    assert {**there.info(), "lake": ""} == {**folder.info(), "lake": ""}
+    bucket_lake = open_lake(shared.uri)
+    assert contents(bucket_lake) == contents(folder)
+    assert {**bucket_lake.info(), "lake": ""} == {**folder.info(), "lake": ""}
     for slide_id in "abc":
-        one, other = (lake.bag(slide_id, "t", mpp=2.0) for lake in (there, folder))
+        one, other = (lake.bag(slide_id, "t", mpp=2.0) for lake in (bucket_lake, folder))
         np.testing.assert_array_equal(one.features, other.features)
         np.testing.assert_array_equal(one.tile_id, other.tile_id)
-    assert verify(there).ok
+    assert verify(bucket_lake).ok
 
 
 def test_questions_to_a_bucket_are_answered_as_to_a_folder(shared: Bucket, folder: Lake) -> None:
-    there = open_lake(shared.uri)
+    bucket_lake = open_lake(shared.uri)
     sql = "SELECT slide_id, COUNT(*) AS n FROM tiles_mpp2_0 GROUP BY slide_id ORDER BY slide_id"
-    assert_frame_equal(query(there, sql), query(folder, sql))
-    asked = []
-    for lake in (there, folder):
+    assert_frame_equal(query(bucket_lake, sql), query(folder, sql))
+    answers = []
+    for lake in (bucket_lake, folder):
         frame = lake.features("t", mpp=0.5)
-        here = pl.col("slide_id") == "b"
-        asked.append(
+        predicate = pl.col("slide_id") == "b"
+        answers.append(
             [
                 frame.sort("tile_id"),
-                frame.filter(here).select("x", "t").sort("x"),
+                frame.filter(predicate).select("x", "t").sort("x"),
                 frame.filter(pl.col("x") > 256).select("tile_id").sort("tile_id").head(3),
             ]
         )
-    for one, other in zip(*asked, strict=True):
+    for one, other in zip(*answers, strict=True):
         assert_frame_equal(one.collect(), other.collect())
 
 
@@ -266,7 +266,7 @@ def test_failing_requests_change_nothing_and_show_no_key(
 
 
 def _again(work: Callable[[], T], bucket: Bucket) -> T:
-    """What `work` gives; as a job is run again, after trouble that was the bucket's."""
+    """Return what `work` returns, run again as a job is after trouble of the bucket."""
     for _ in range(5):
         try:
             return work()
