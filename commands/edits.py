@@ -10,7 +10,7 @@ from commands.options import DistinctIdsOpt, JsonOpt, LakeArg, tell
 if TYPE_CHECKING:
     from featurestore import Lake
     from featurestore.annotations import Annotated as Made
-    from featurestore.annotations import AnnotationFile, Patients
+    from featurestore.annotations import AnnotationFile, PatientsSet
     from featurestore.edits import Edited
 
 app = typer.Typer()
@@ -93,13 +93,13 @@ def _with_lake_names(lake: "Lake", file: "AnnotationFile") -> tuple[Any, list[st
     return file.frame.with_columns(names), [*notes, *told(match)]
 
 
-def _tcga(lake: "Lake", *, replace: bool) -> "Patients":
+def _tcga(lake: "Lake", *, replace: bool) -> "PatientsSet":
     from featurestore.annotations import set_patients, tcga_patients
 
     return set_patients(lake, tcga_patients(lake), replace_old=replace)
 
 
-def _tell_patients(done: "Patients", *, as_json: bool, notes: list[str] | None = None) -> None:
+def _tell_patients(done: "PatientsSet", *, as_json: bool, notes: list[str] | None = None) -> None:
     from featurestore.messages import listing
 
     value = asdict(done)

@@ -16,7 +16,7 @@ from commands.options import (
 
 if TYPE_CHECKING:
     from featurestore import Verdict
-    from featurestore.keep import Plan, Repaired
+    from featurestore.keep import Repaired, RepairPlan
 
 app = typer.Typer()
 
@@ -206,7 +206,7 @@ def _add_checksums(lake: str, verdict: "Verdict") -> dict[str, int]:
     return {check.name: check.add(open_lake(lake)) for check in FILE_CHECKS}
 
 
-def _plan_lines(plan: "Plan") -> list[str]:
+def _plan_lines(plan: "RepairPlan") -> list[str]:
     lines = []
     for step in plan.steps:
         lines += [_damage_line(damage.as_dict()) for damage in step.damage]

@@ -6,7 +6,7 @@ tiles by them. The class of an annotation is in `featurestore.tables.annotation`
 
 from featurestore.annotations.annotating import (
     Annotated,
-    Patients,
+    PatientsSet,
     annotate,
     set_patients,
     tcga_patients,
@@ -23,7 +23,7 @@ from featurestore.annotations.tile_predicates import Where, slides_of
 __all__ = [
     "Annotated",
     "AnnotationFile",
-    "Patients",
+    "PatientsSet",
     "Where",
     "annotate",
     "labels_of",

@@ -301,7 +301,7 @@ class _Writer:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Patients:
+class PatientsSet:
     """Result of setting patients: slides that were set, slides that were so, unknown slides."""
 
     version: int
@@ -328,7 +328,7 @@ def tcga_patients(lake: Lake) -> pl.DataFrame:
     return pl.DataFrame({"slide_id": list(patients), "patient_id": list(patients.values())})
 
 
-def set_patients(lake: Lake, table: pl.DataFrame, *, replace_old: bool = False) -> Patients:
+def set_patients(lake: Lake, table: pl.DataFrame, *, replace_old: bool = False) -> PatientsSet:
     """Write patients of slides into the slides' rows, in one commit.
 
     Args:
@@ -358,7 +358,7 @@ def set_patients(lake: Lake, table: pl.DataFrame, *, replace_old: bool = False) 
             committer.make(edits.set_patients(todo))
     notes = [f"{listing(others)} left out: annotate with them under another name"] if others else []
     unmet = [name for name in new_patients if name not in lake_patients]
-    return Patients(
+    return PatientsSet(
         version=lake.refreshed().version,
         set=len(todo),
         same=len(new_patients) - len(todo) - len(unmet),

@@ -154,7 +154,7 @@ def replace_fragments(
 
 
 @dataclass(frozen=True, kw_only=True)
-class Columns:
+class PreparedColumns:
     """One teacher's columns of fragments at one mpp, checked and ready to be committed.
 
     Attributes:
@@ -168,7 +168,7 @@ class Columns:
     change: Change
 
 
-def prepare_columns(ledger: Ledger, mpp: float, files: Sequence[ColumnFile]) -> Columns:
+def prepare_columns(ledger: Ledger, mpp: float, files: Sequence[ColumnFile]) -> PreparedColumns:
     """Check one teacher's finished columns of fragments; complete ones are left out.
 
     Raises:
@@ -192,10 +192,10 @@ def prepare_columns(ledger: Ledger, mpp: float, files: Sequence[ColumnFile]) -> 
         rows += [_teacher_row(row, file) for row in tiles]
         again += [row["slide"] for row in teacher_rows]
     drop = f"mpp = {mpp} AND teacher = '{files[0].teacher}' AND {among(again)}" if again else None
-    return Columns(rel=rel, groups=groups, change=Change(add=rows, drop=drop))
+    return PreparedColumns(rel=rel, groups=groups, change=Change(add=rows, drop=drop))
 
 
-def put_columns(store: Store, columns: Columns, group: Group, *, last: bool) -> None:
+def put_columns(store: Store, columns: PreparedColumns, group: Group, *, last: bool) -> None:
     """Commit prepared columns, as a part of a group or its last one."""
     commit(
         store,

@@ -7,8 +7,8 @@ from featurestore.interop.foreign_slide import (
     InteropError,
     Problem,
     SlideFeatures,
+    SlideFiles,
     SlideTiles,
-    Source,
 )
 from featurestore.interop.foreign_splits import read_splits
 from featurestore.interop.formats import FORMATS, READABLE, WRITABLE, read_folder
@@ -24,8 +24,8 @@ __all__ = [
     "InteropError",
     "Problem",
     "SlideFeatures",
+    "SlideFiles",
     "SlideTiles",
-    "Source",
     "export_folder",
     "import_folder",
     "read_folder",

@@ -53,7 +53,7 @@ class ImportFacts:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Source:
+class SlideFiles:
     """The files of one slide in one grid, found by their names; nothing is opened yet.
 
     Attributes:

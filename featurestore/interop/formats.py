@@ -15,8 +15,8 @@ from featurestore.interop.foreign_slide import (
     InteropError,
     Problem,
     SlideFeatures,
+    SlideFiles,
     SlideTiles,
-    Source,
 )
 
 PACKAGE = "featurestore.interop"
@@ -71,7 +71,7 @@ def writer_of(name: str) -> ModuleType:
 
 def find_sources(
     folder: str | Path, name: str, facts: ImportFacts
-) -> tuple[list[Source], list[Problem]]:
+) -> tuple[list[SlideFiles], list[Problem]]:
     """Return the slides under a folder by their files' names, and files that are not taken.
 
     Raises:
@@ -82,7 +82,7 @@ def find_sources(
     if not root.is_dir():
         msg = f"{folder} is no folder; give the folder that {name} wrote to"
         raise InteropError(msg)
-    sources_and_problems: tuple[list[Source], list[Problem]] = reader.find(root, facts)
+    sources_and_problems: tuple[list[SlideFiles], list[Problem]] = reader.find(root, facts)
     others = (
         [] if sources_and_problems[0] else [other for other in looks_like(root) if other != name]
     )
@@ -115,13 +115,13 @@ def _formats_of(path: Path) -> Iterator[str]:
                 yield "stamp"
 
 
-def read_tiles(source: Source, name: str, facts: ImportFacts) -> SlideTiles:
+def read_tiles(source: SlideFiles, name: str, facts: ImportFacts) -> SlideTiles:
     """Return the tiles of a source; see the format's module."""
     tiles: SlideTiles = reader_of(name).read_tiles(source, facts)
     return tiles
 
 
-def read_features(source: Source, name: str, teacher: str, tiles: SlideTiles) -> FloatArray:
+def read_features(source: SlideFiles, name: str, teacher: str, tiles: SlideTiles) -> FloatArray:
     """Return features [N, D] of a source, in the order of `tiles`; see the format's module."""
     features: FloatArray = reader_of(name).read_features(source, teacher, tiles)
     return features
@@ -167,6 +167,6 @@ def read_folder(
         yield SlideFeatures(**tile_fields, features=features)
 
 
-def problem_of(source: Source, path: Path, error: Exception) -> Problem:
+def problem_of(source: SlideFiles, path: Path, error: Exception) -> Problem:
     """Return an error as the problem of one file."""
     return Problem(path=str(path), slide_id=source.slide_id, reason=" ".join(str(error).split()))

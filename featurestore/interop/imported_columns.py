@@ -20,7 +20,7 @@ from featurestore.interop.foreign_slide import (
     Int64Array,
     InteropError,
     Problem,
-    Source,
+    SlideFiles,
 )
 from featurestore.interop.formats import problem_of, read_features, read_tiles, reader_of
 from featurestore.interop.lake_tiles import tile_places
@@ -65,7 +65,7 @@ class TeacherImport:
         self._identity: dict[str, Any] | None = None
         self._bad: set[str] = set()
 
-    def run(self, sources: Mapping[str, Source]) -> Iterator[list[str]]:
+    def run(self, sources: Mapping[str, SlideFiles]) -> Iterator[list[str]]:
         """Take the features of these slides; gives those taken after each commit.
 
         Raises:
@@ -95,7 +95,7 @@ class TeacherImport:
             yield self._commit(files, taken)
         self._check_all(set(slides_with_tiles["slide_id"]), todo)
 
-    def _check_all(self, expected: set[str], todo: Mapping[str, Source]) -> None:
+    def _check_all(self, expected: set[str], todo: Mapping[str, SlideFiles]) -> None:
         """Report slides without features: they were replaced or compacted since the start."""
         self.lake = self.lake.refreshed()
         for name in sorted(expected - self._bad - self._have()):
@@ -113,7 +113,7 @@ class TeacherImport:
         return taken
 
     def _fragment(
-        self, fragment: int, rows: Sequence[Row], todo: Mapping[str, Source], have: set[str]
+        self, fragment: int, rows: Sequence[Row], todo: Mapping[str, SlideFiles], have: set[str]
     ) -> tuple[ColumnFile | None, list[str]]:
         """Return one fragment's file and the new slides in it; no file if there are none."""
         table_fragment = self.lake.table(features_table(self.mpp)).get_fragment(fragment)
@@ -156,7 +156,7 @@ class TeacherImport:
         dim = self._field.type.list_size if self._field is not None else 0
         return np.zeros(0, np.int64), np.zeros((0, dim), np.float16)
 
-    def _new(self, row: Row, source: Source) -> tuple[Int64Array, FloatArray] | None:
+    def _new(self, row: Row, source: SlideFiles) -> tuple[Int64Array, FloatArray] | None:
         """Return the keys and features of a slide in the lake's order; None after a problem."""
         path = source.features[self.teacher]
         try:

@@ -21,8 +21,8 @@ from featurestore.interop.foreign_slide import (
     ImportFacts,
     InteropError,
     Problem,
+    SlideFiles,
     SlideTiles,
-    Source,
 )
 from featurestore.interop.formats import find_sources, problem_of, read_tiles
 from featurestore.interop.grid_cells import choose_cells
@@ -112,7 +112,7 @@ def import_folder(
     return summary
 
 
-def _known_mpp(lake: Lake | None, sources: Sequence[Source]) -> Callable[[str], float | None]:
+def _known_mpp(lake: Lake | None, sources: Sequence[SlideFiles]) -> Callable[[str], float | None]:
     """Return a look-up of the level-0 mpps of the slides that the lake has."""
     mpps: dict[str, float | None] = {}
     names = sorted({source.slide_id for source in sources}) if lake else []
@@ -123,7 +123,7 @@ def _known_mpp(lake: Lake | None, sources: Sequence[Source]) -> Callable[[str], 
 
 
 def _sizes(
-    sources: Sequence[Source], format_name: str, facts: ImportFacts
+    sources: Sequence[SlideFiles], format_name: str, facts: ImportFacts
 ) -> set[tuple[int, float]]:
     """Return the tile sizes and mpps of all files that can be read.
 
@@ -152,7 +152,7 @@ class _Slide:
 
     slide_id: str
     grids: dict[float, SlideTiles]
-    sources: dict[float, list[Source]]
+    sources: dict[float, list[SlideFiles]]
 
     @property
     def rows(self) -> int:
@@ -175,7 +175,7 @@ class _Import:
 
     # ------------------------------------------------------------------ tiles
 
-    def take_tiles(self, sources: Sequence[Source]) -> list[_Slide]:
+    def take_tiles(self, sources: Sequence[SlideFiles]) -> list[_Slide]:
         """Make all slides part of the lake; gives those that are, with empty coordinates."""
         in_lake: list[_Slide] = []
         for batch in self._batches(sources):
@@ -184,7 +184,7 @@ class _Import:
         self.summary.slides = len(in_lake)
         return in_lake
 
-    def _batches(self, sources: Sequence[Source]) -> Iterator[list[_Slide]]:
+    def _batches(self, sources: Sequence[SlideFiles]) -> Iterator[list[_Slide]]:
         batch: list[_Slide] = []
         since = time.monotonic()
         by_slide = sorted(sources, key=lambda source: source.slide_id)
@@ -198,7 +198,7 @@ class _Import:
         if batch:
             yield batch
 
-    def _read(self, slide_id: str, sources: Sequence[Source]) -> _Slide:
+    def _read(self, slide_id: str, sources: Sequence[SlideFiles]) -> _Slide:
         slide = _Slide(slide_id=slide_id, grids={}, sources=defaultdict(list))
         for source in sources:
             try:
@@ -295,8 +295,8 @@ class _Import:
 
     def _sources_by_teacher(
         self, slides: Sequence[_Slide]
-    ) -> dict[tuple[float, str], dict[str, Source]]:
-        sources_by_teacher: dict[tuple[float, str], dict[str, Source]] = defaultdict(dict)
+    ) -> dict[tuple[float, str], dict[str, SlideFiles]]:
+        sources_by_teacher: dict[tuple[float, str], dict[str, SlideFiles]] = defaultdict(dict)
         for slide in slides:
             for mpp, sources in slide.sources.items():
                 for source in sources:
@@ -305,9 +305,9 @@ class _Import:
 
     def _add_source(
         self,
-        sources_by_teacher: dict[tuple[float, str], dict[str, Source]],
+        sources_by_teacher: dict[tuple[float, str], dict[str, SlideFiles]],
         mpp: float,
-        source: Source,
+        source: SlideFiles,
     ) -> None:
         for teacher, path in source.features.items():
             first = sources_by_teacher[mpp, teacher].setdefault(source.slide_id, source)

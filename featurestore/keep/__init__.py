@@ -1,10 +1,10 @@
 """Keeping a lake: what is checked, recorded, copied and freed, and the way back."""
 
 from featurestore.keep.lance_upkeep import upkeep
-from featurestore.keep.repairing import Plan, Repaired, plan_repair, repair, way_back
+from featurestore.keep.repairing import Repaired, RepairPlan, plan_repair, repair, way_back
 
 __all__ = [
-    "Plan",
+    "RepairPlan",
     "Repaired",
     "plan_repair",
     "repair",

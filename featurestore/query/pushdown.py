@@ -18,9 +18,9 @@ from featurestore.query.pushdown_terms import (
     FLOATS,
     INTEGERS,
     SCALARS,
-    Column,
     NotPushedError,
     Op,
+    TableColumn,
     Value,
     compare,
     is_in,
@@ -154,13 +154,13 @@ class _Translator:
                     return not_in(self._column(only), _series(values))
         raise NotPushedError
 
-    def _column(self, node: Node) -> Column:
+    def _column(self, node: Node) -> TableColumn:
         """Return a column of a plain type, alone or in a cast that changes no value."""
         match node:
             case {"Column": str(name)} if name in self.schema:
                 dtype = self.schema[name]
                 if dtype in SCALARS.values() and _plain(name):
-                    return Column(sql=f"`{name}`", dtype=dtype)
+                    return TableColumn(sql=f"`{name}`", dtype=dtype)
             case {"Cast": {"expr": {"Column": str()} as inner, "dtype": {"Literal": str(to)}}}:
                 column = self._column(inner)
                 if _widens(column.dtype, SCALARS.get(to)):

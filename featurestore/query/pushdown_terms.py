@@ -36,19 +36,19 @@ class NotPushedError(Exception):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Column:
+class TableColumn:
     """A column of a table: its quoted name and its type."""
 
     sql: str
     dtype: pl.DataType
 
 
-def compare(column: Column, op: Op, value: Value) -> str:
+def compare(column: TableColumn, op: Op, value: Value) -> str:
     """Return the comparison of a column with a literal.
 
-    >>> compare(Column(sql="`x`", dtype=pl.Int32()), "<", 3)
+    >>> compare(TableColumn(sql="`x`", dtype=pl.Int32()), "<", 3)
     '`x` < 3'
-    >>> compare(Column(sql="`f`", dtype=pl.Float32()), ">=", 0.5)
+    >>> compare(TableColumn(sql="`f`", dtype=pl.Float32()), ">=", 0.5)
     '(`f` >= 0.5 OR isnan(`f`))'
     """
     if column.dtype in FLOATS:
@@ -58,10 +58,11 @@ def compare(column: Column, op: Op, value: Value) -> str:
     return f"{column.sql} {op} {_written(column.dtype, value)}"
 
 
-def is_in(column: Column, values: pl.Series, *, nulls_equal: bool) -> str:
+def is_in(column: TableColumn, values: pl.Series, *, nulls_equal: bool) -> str:
     """Return the test of a column against a list; nulls in it count only with `nulls_equal`.
 
-    >>> is_in(Column(sql="`x`", dtype=pl.Int8()), pl.Series([1, 1000, None]), nulls_equal=False)
+    >>> column = TableColumn(sql="`x`", dtype=pl.Int8())
+    >>> is_in(column, pl.Series([1, 1000, None]), nulls_equal=False)
     '`x` IN (1)'
     """
     terms = [f"{column.sql} IS NULL"] if nulls_equal and values.null_count() else []
@@ -74,7 +75,7 @@ def is_in(column: Column, values: pl.Series, *, nulls_equal: bool) -> str:
     return f"({joined})" if len(terms) > 1 else joined
 
 
-def not_in(column: Column, values: pl.Series) -> str:
+def not_in(column: TableColumn, values: pl.Series) -> str:
     """Return the test that a column is not null and none of a list, nulls in it apart."""
     listed = _possible(column.dtype, values.drop_nulls().unique(maintain_order=True).to_list())
     if column.dtype in FLOATS or not 0 < len(listed) <= MAX_LIST:
@@ -82,7 +83,7 @@ def not_in(column: Column, values: pl.Series) -> str:
     return f"{column.sql} NOT IN ({', '.join(_written(column.dtype, v) for v in listed)})"
 
 
-def _compare_float(column: Column, op: Op, value: Value) -> str:
+def _compare_float(column: TableColumn, op: Op, value: Value) -> str:
     low, high = _around(FLOATS[column.dtype], value)
     match op:
         case "=":
@@ -97,7 +98,7 @@ def _compare_float(column: Column, op: Op, value: Value) -> str:
     raise NotPushedError
 
 
-def _in_floats(column: Column, values: list[Value]) -> list[str]:
+def _in_floats(column: TableColumn, values: list[Value]) -> list[str]:
     numbers = [v for v in values if not (isinstance(v, float) and math.isnan(v))]
     ends = {end for v in numbers for end in _around(FLOATS[column.dtype], v)}
     terms = [f"isnan({column.sql})"] if len(numbers) < len(values) else []
@@ -108,7 +109,7 @@ def _in_floats(column: Column, values: list[Value]) -> list[str]:
     return terms
 
 
-def _in_exact(column: Column, values: list[Value]) -> str:
+def _in_exact(column: TableColumn, values: list[Value]) -> str:
     if len(values) > MAX_LIST:
         low, high = (_written(column.dtype, v) for v in (min(values), max(values)))
         return f"{column.sql} BETWEEN {low} AND {high}"

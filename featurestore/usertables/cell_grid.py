@@ -1,6 +1,6 @@
 """Cells of a table as its file has them, before anything is read into them.
 
-CSV, XLSX and Parquet files all become a `Grid`; what follows is the same for all.
+CSV, XLSX and Parquet files all become a `CellGrid`; what follows is the same for all.
 """
 
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ UNNAMED = ("Unnamed:", "__UNNAMED__", "__index_level_")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Column:
+class CellColumn:
     """The cells of one column.
 
     Attributes:
@@ -34,7 +34,7 @@ class Column:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Grid:
+class CellGrid:
     """The cells of a table.
 
     Attributes:
@@ -47,7 +47,7 @@ class Grid:
     """
 
     header: list[str]
-    columns: list[Column]
+    columns: list[CellColumn]
     rows: pl.Series
     decimal_comma: bool
     notes: tuple[str, ...] = ()

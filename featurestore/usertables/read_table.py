@@ -5,7 +5,7 @@ import os
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
-from featurestore.usertables.cell_grid import Grid
+from featurestore.usertables.cell_grid import CellGrid
 from featurestore.usertables.columnar import read_columnar
 from featurestore.usertables.delimited import read_delimited
 from featurestore.usertables.table import UserTable
@@ -109,7 +109,7 @@ def _format(content: bytes, name: str, *, any_ending: bool) -> str:
     return ending
 
 
-def _grid(content: bytes, name: str, ending: str) -> Grid:
+def _grid(content: bytes, name: str, ending: str) -> CellGrid:
     if ending == ".xlsx":
         return read_workbook(content, name)
     if ending == ".parquet":

@@ -12,7 +12,13 @@ from functools import cached_property
 
 import polars as pl
 
-from featurestore.usertables.cell_grid import Column, Grid, clean_name, is_unnamed, refuse_twins
+from featurestore.usertables.cell_grid import (
+    CellColumn,
+    CellGrid,
+    clean_name,
+    is_unnamed,
+    refuse_twins,
+)
 from featurestore.usertables.near_ids import near_key, refuse_near
 from featurestore.usertables.numbers import (
     LEADING_ZERO,
@@ -60,10 +66,10 @@ class UserTable:
     sha256: str
     index: pl.Series | None = None
     decimal_comma: bool = True
-    _cells: dict[str, Column] = field(default_factory=dict, repr=False)
+    _cells: dict[str, CellColumn] = field(default_factory=dict, repr=False)
 
     @classmethod
-    def of(cls, grid: Grid, *, name: str, sha256: str) -> "UserTable":
+    def of(cls, grid: CellGrid, *, name: str, sha256: str) -> "UserTable":
         """Return the table of a file's cells.
 
         Raises:
@@ -378,7 +384,7 @@ class UserTable:
         return dict(frame.unique("text", keep="first").iter_rows())
 
 
-def _nameless(header: list[str], columns: list[Column]) -> list[str]:
+def _nameless(header: list[str], columns: list[CellColumn]) -> list[str]:
     """Return a sentence for each column without a name that holds something and is no index."""
     return [
         f"column {place} has no name and is left out"
@@ -404,7 +410,7 @@ def _header_key(name: str) -> str:
     return near_key(re.sub(r"[\s\u00a0]+", "_", clean_name(name)))
 
 
-def _without_words(cells: Column) -> tuple[Column, dict[str, int]]:
+def _without_words(cells: CellColumn) -> tuple[CellColumn, dict[str, int]]:
     """Return cells with null for blanks and words of no value, and how often each word is there."""
     if cells.native is not None:
         return cells, {}

@@ -25,8 +25,8 @@ from featurestore.interop.foreign_slide import (
     ImportFacts,
     InteropError,
     Problem,
+    SlideFiles,
     SlideTiles,
-    Source,
 )
 from featurestore.interop.teacher_names import name_teachers
 
@@ -37,7 +37,7 @@ OWN_PX = "slidelake_tile_px"
 MPP_AGREES = 0.2
 
 
-def find(folder: Path, facts: ImportFacts) -> tuple[list[Source], list[Problem]]:
+def find(folder: Path, facts: ImportFacts) -> tuple[list[SlideFiles], list[Problem]]:
     """List slides of a folder that holds patches, features of one or several encoders, or both."""
     coords: dict[str, Path] = {}
     feature_files: dict[Path, dict[str, Path]] = defaultdict(dict)
@@ -61,7 +61,9 @@ def find(folder: Path, facts: ImportFacts) -> tuple[list[Source], list[Problem]]
                 problems.append(_second(path, features[slide_id][teacher]))
             features[slide_id].setdefault(teacher, path)
     return [
-        Source(slide_id=slide_id, coords=coords.get(slide_id), features=dict(features[slide_id]))
+        SlideFiles(
+            slide_id=slide_id, coords=coords.get(slide_id), features=dict(features[slide_id])
+        )
         for slide_id in sorted({*coords, *features})
     ], problems
 
@@ -71,7 +73,7 @@ def _second(path: Path, first: Path) -> Problem:
     return Problem(path=str(path), slide_id=path.stem, reason=reason)
 
 
-def read_tiles(source: Source, facts: ImportFacts) -> SlideTiles:
+def read_tiles(source: SlideFiles, facts: ImportFacts) -> SlideTiles:
     """Return the tiles of one slide.
 
     Raises:
@@ -103,7 +105,7 @@ def read_tiles(source: Source, facts: ImportFacts) -> SlideTiles:
     )
 
 
-def _features_h5(source: Source) -> Path:
+def _features_h5(source: SlideFiles) -> Path:
     for path in source.features.values():
         if path.suffix == ".h5":
             return path
@@ -171,7 +173,7 @@ def _mpp(slide_id: str, downsample: float, facts: ImportFacts, path: Path) -> tu
     return facts.mpp, "given"
 
 
-def read_features(source: Source, teacher: str, tiles: SlideTiles) -> FloatArray:
+def read_features(source: SlideFiles, teacher: str, tiles: SlideTiles) -> FloatArray:
     """Return features [N, D] of one teacher, in the order of the tiles.
 
     A .pt file holds no coordinates: CLAM writes its rows in the order of the coordinates.
@@ -189,6 +191,6 @@ def read_features(source: Source, teacher: str, tiles: SlideTiles) -> FloatArray
     return values if order is None else values[order]
 
 
-def identity(source: Source, teacher: str) -> dict[str, Any]:
+def identity(source: SlideFiles, teacher: str) -> dict[str, Any]:
     """Return the encoder's name as the user gave it: CLAM's files name none."""
     return {"encoder": teacher} if teacher in source.features else {}

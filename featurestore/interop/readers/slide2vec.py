@@ -27,8 +27,8 @@ from featurestore.interop.foreign_slide import (
     Int64Array,
     InteropError,
     Problem,
+    SlideFiles,
     SlideTiles,
-    Source,
 )
 from featurestore.interop.teacher_names import name_teachers
 
@@ -40,7 +40,7 @@ OTHERS = ("slide_embeddings", "hierarchical_embeddings", "patient_embeddings", "
 Key = tuple[Path, str, str]  # run, annotation (a folder, or none), slide
 
 
-def find(folder: Path, facts: ImportFacts) -> tuple[list[Source], list[Problem]]:
+def find(folder: Path, facts: ImportFacts) -> tuple[list[SlideFiles], list[Problem]]:
     """List slides of one run, or of several side by side; each annotation has tiles of its own."""
     coords: dict[Key, Path] = {}
     meta: dict[Key, Path] = {}
@@ -64,7 +64,9 @@ def find(folder: Path, facts: ImportFacts) -> tuple[list[Source], list[Problem]]
             features[key][names[key[0]]] = path
     keys = sorted({*coords, *meta, *features}, key=lambda key: (key[2], key))
     return [
-        Source(slide_id=k[2], coords=coords.get(k), meta=meta.get(k), features=dict(features[k]))
+        SlideFiles(
+            slide_id=k[2], coords=coords.get(k), meta=meta.get(k), features=dict(features[k])
+        )
         for k in keys
     ], problems
 
@@ -105,7 +107,7 @@ def _embedding_meta(path: Path) -> dict[str, Any]:
         return {}
 
 
-def read_tiles(source: Source, facts: ImportFacts) -> SlideTiles:
+def read_tiles(source: SlideFiles, facts: ImportFacts) -> SlideTiles:
     """Return the tiles of one slide.
 
     Raises:
@@ -154,7 +156,7 @@ def _side(tiling: dict[str, Any], name: str, path: Path) -> int:
     return whole(number(tiling, name, path), name, path)
 
 
-def _coordinates(source: Source, tiling: dict[str, Any]) -> Int64Array:
+def _coordinates(source: SlideFiles, tiling: dict[str, Any]) -> Int64Array:
     count = tiling.get("n_tiles")
     if source.coords is None and count == 0:
         return np.zeros((0, 2), np.int64)
@@ -174,7 +176,7 @@ def _coordinates(source: Source, tiling: dict[str, Any]) -> Int64Array:
     return xy
 
 
-def read_features(source: Source, teacher: str, tiles: SlideTiles) -> FloatArray:
+def read_features(source: SlideFiles, teacher: str, tiles: SlideTiles) -> FloatArray:
     """Return features [N, D] of one encoder, in the order of the tiles.
 
     Raises:
@@ -195,7 +197,7 @@ def read_features(source: Source, teacher: str, tiles: SlideTiles) -> FloatArray
     return values
 
 
-def identity(source: Source, teacher: str) -> dict[str, Any]:
+def identity(source: SlideFiles, teacher: str) -> dict[str, Any]:
     """Return the encoder as the metadata name it."""
     name = _embedding_meta(source.features[teacher]).get("encoder_name")
     return {"encoder": name} if name else {"encoder": teacher}

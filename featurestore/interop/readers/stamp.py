@@ -28,8 +28,8 @@ from featurestore.interop.foreign_slide import (
     Int64Array,
     InteropError,
     Problem,
+    SlideFiles,
     SlideTiles,
-    Source,
 )
 from featurestore.interop.teacher_names import name_teachers
 
@@ -39,7 +39,7 @@ NAMES = ("feats", "patch_embeddings")
 OLD_PX, OLD_UM = 224, 256.0
 
 
-def find(folder: Path, facts: ImportFacts) -> tuple[list[Source], list[Problem]]:
+def find(folder: Path, facts: ImportFacts) -> tuple[list[SlideFiles], list[Problem]]:
     """List slides of an output folder, or of one extractor's; one file per slide and extractor."""
     problems: list[Problem] = []
     feature_files: dict[Path, list[Path]] = defaultdict(list)
@@ -67,7 +67,7 @@ def find(folder: Path, facts: ImportFacts) -> tuple[list[Source], list[Problem]]
             if teacher in sources[path.stem]:
                 problems.append(_second(path, sources[path.stem][teacher]))
             sources[path.stem].setdefault(teacher, path)
-    found_sources = [Source(slide_id=name, features=f) for name, f in sorted(sources.items())]
+    found_sources = [SlideFiles(slide_id=name, features=f) for name, f in sorted(sources.items())]
     return found_sources, problems
 
 
@@ -107,7 +107,7 @@ def _second(path: Path, first: Path) -> Problem:
     return Problem(path=str(path), slide_id=path.stem, reason=reason)
 
 
-def read_tiles(source: Source, facts: ImportFacts) -> SlideTiles:
+def read_tiles(source: SlideFiles, facts: ImportFacts) -> SlideTiles:
     """Return the tiles of one slide, microns rounded to the nearest level-0 pixel.
 
     Raises:
@@ -191,7 +191,7 @@ def _tile(
     raise InteropError(msg)
 
 
-def read_features(source: Source, teacher: str, tiles: SlideTiles) -> FloatArray:
+def read_features(source: SlideFiles, teacher: str, tiles: SlideTiles) -> FloatArray:
     """Return features [N, D] of one extractor, in the order of the tiles.
 
     Raises:
@@ -205,7 +205,7 @@ def read_features(source: Source, teacher: str, tiles: SlideTiles) -> FloatArray
     return values if order is None else values[order]
 
 
-def identity(source: Source, teacher: str) -> dict[str, Any]:
+def identity(source: SlideFiles, teacher: str) -> dict[str, Any]:
     """Return the extractor and the code that ran it, as the file names them."""
     with opened_h5(source.features[teacher]) as file:
         attrs = plain_attrs(file)

@@ -27,8 +27,8 @@ from featurestore.interop.foreign_slide import (
     ImportFacts,
     InteropError,
     Problem,
+    SlideFiles,
     SlideTiles,
-    Source,
 )
 from featurestore.interop.teacher_names import name_teachers
 
@@ -37,7 +37,7 @@ FEATURES, SLIDE_FEATURES, PATCHES = "features_", "slide_features_", "_patches.h5
 MPP_SOURCE = "10 / magnification"
 
 
-def find(folder: Path, facts: ImportFacts) -> tuple[list[Source], list[Problem]]:
+def find(folder: Path, facts: ImportFacts) -> tuple[list[SlideFiles], list[Problem]]:
     """List slides of a job, of one of its grids, or of one folder of features."""
     coords: dict[tuple[Path, str], Path] = {}
     feature_files: dict[Path, dict[str, Path]] = defaultdict(dict)
@@ -60,10 +60,10 @@ def find(folder: Path, facts: ImportFacts) -> tuple[list[Source], list[Problem]]
     return [_source(key, coords.get(key), features[key]) for key in keys], problems
 
 
-def _source(key: tuple[Path, str], coords: Path | None, features: Mapping[str, Path]) -> Source:
+def _source(key: tuple[Path, str], coords: Path | None, features: Mapping[str, Path]) -> SlideFiles:
     grid, slide_id = key
     tissue = grid.parent / "contours_geojson" / f"{slide_id}.geojson"
-    return Source(
+    return SlideFiles(
         slide_id=slide_id,
         coords=coords,
         features=dict(features),
@@ -76,7 +76,7 @@ def _not_tiles(path: Path) -> Problem:
     return Problem(path=str(path), slide_id=path.stem, reason=reason, failed=False)
 
 
-def read_tiles(source: Source, facts: ImportFacts) -> SlideTiles:
+def read_tiles(source: SlideFiles, facts: ImportFacts) -> SlideTiles:
     """Return the tiles of one slide in one grid.
 
     Raises:
@@ -111,7 +111,7 @@ def read_tiles(source: Source, facts: ImportFacts) -> SlideTiles:
     )
 
 
-def _first_h5(source: Source) -> Path:
+def _first_h5(source: SlideFiles) -> Path:
     for path in source.features.values():
         if path.suffix == ".h5":
             return path
@@ -142,7 +142,7 @@ def _pixels(size: object) -> int | None:
     return int(size) if isinstance(size, int | float) and size > 0 else None
 
 
-def read_features(source: Source, teacher: str, tiles: SlideTiles) -> FloatArray:
+def read_features(source: SlideFiles, teacher: str, tiles: SlideTiles) -> FloatArray:
     """Return features [N, D] of one teacher, in the order of the tiles.
 
     Raises:
@@ -158,7 +158,7 @@ def read_features(source: Source, teacher: str, tiles: SlideTiles) -> FloatArray
     return values if order is None else values[order]
 
 
-def identity(source: Source, teacher: str) -> dict[str, Any]:
+def identity(source: SlideFiles, teacher: str) -> dict[str, Any]:
     """Return the encoder as the files name it."""
     path = source.features[teacher]
     own = path.parent.name.removeprefix(FEATURES)

@@ -46,7 +46,7 @@ def hashes_of(values: pa.Array, pattern: str | None = None) -> IntArray:
     return np.where(texts.is_null().to_numpy(), np.uint64(NO_MARK), hashes)
 
 
-class Columns:
+class GrowingColumns:
     """Columns of numbers that grow batch after batch."""
 
     def __init__(self) -> None:

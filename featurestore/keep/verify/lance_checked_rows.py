@@ -14,7 +14,7 @@ from featurestore.keep.verify.checked_reads import UnreadableError, read
 from featurestore.keep.verify.compact_rows import (
     CatalogRows,
     Codes,
-    Columns,
+    GrowingColumns,
     IntArray,
     ReadAgain,
     Row,
@@ -61,7 +61,7 @@ def checked_slides(store: Store, version: int, damage: list[Damage]) -> SlideRow
     """
     try:
         table = read(store, lambda: open_table(store, SLIDES, version))
-        kept = Columns()
+        kept = GrowingColumns()
         for batch in _checked_batches(store, table, SLIDES, damage):
             kept.add(SlideRows.arrays(batch))
         again = _reader(store, table, SlideRows.READ)
@@ -75,7 +75,7 @@ def checked_catalog(store: Store, version: int, damage: list[Damage]) -> Catalog
     """Read `catalog` in full and compare every row with its checksum, as `checked_slides` does."""
     try:
         table = read(store, lambda: open_table(store, CATALOG, version))
-        kept, codes = Columns(), Codes()
+        kept, codes = GrowingColumns(), Codes()
         for batch in _checked_batches(store, table, CATALOG, damage):
             kept.add(CatalogRows.arrays(batch, codes))
         again = _reader(store, table, CatalogRows.READ)
