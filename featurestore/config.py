@@ -1,4 +1,4 @@
-"""`lake.json`: what is fixed when a lake is made, and the format it is written in."""
+"""`lake.json`: the settings that are fixed when a lake is made, and its format."""
 
 import json
 from dataclasses import asdict, dataclass

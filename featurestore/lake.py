@@ -1,4 +1,4 @@
-"""A lake as its readers see it: one consistent version of all tables, and the files beside them."""
+"""A lake as its readers use it: one consistent version of all tables, and the files beside them."""
 
 import functools
 import json
@@ -178,7 +178,7 @@ class Lake:
         """Return one row per tile, with the columns of all teachers and all annotations of tiles.
 
         Args:
-            mpp: of the tiles.
+            mpp: microns per pixel of the tiles.
             dtype: of the features: None for float16, as they are stored, or "float32", which
                 tools that know no float16 (DuckDB) need.
 
@@ -194,7 +194,7 @@ class Lake:
 
         Args:
             teacher: name of the column.
-            mpp: of the tiles.
+            mpp: microns per pixel of the tiles.
             dtype: of the features: None for float16, as they are stored, or "float32".
 
         Raises:
@@ -282,7 +282,7 @@ class Lake:
         """Return the catalog rows of slides' tiles at one mpp, by slide number.
 
         Args:
-            mpp: of the tiles.
+            mpp: microns per pixel of the tiles.
             slide_ids: the slides, found by an index; None lists all. Unknown ones have no row.
         """
         return self._catalog_of("teacher IS NULL", mpp, slide_ids)
@@ -445,7 +445,7 @@ class Lake:
         Args:
             query: vector [D], or several [Q, D].
             teacher: name of the column.
-            mpp: of the tiles.
+            mpp: microns per pixel of the tiles.
             k: how many tiles for each query.
             slide_ids: look in these slides only; None looks in all.
             without: slides to leave out.
@@ -525,7 +525,7 @@ class Lake:
 
         Args:
             teachers: every tile comes with their features; may be empty beside `under`.
-            mpp: of the tiles.
+            mpp: microns per pixel of the tiles.
             slide_ids: slides of the tiles; None takes all.
             pixels: "none", "jpeg" (as stored) or "uint8" (decoded).
             under: teachers by finer mpp: every tile comes with the features of the tiles under it.
@@ -534,7 +534,7 @@ class Lake:
             buffer_tiles: tiles in memory that are mixed; up to three such buffers are held, with
                 all tiles under them.
             seed: another seed gives another order.
-            rank: of this process.
+            rank: rank of this process.
             world: number of processes; each gives other tiles and as many batches.
             threads: number of threads that read ahead; the batches do not depend on it.
             shuffle: False gives the tiles slide by slide, sorted by (y, x).

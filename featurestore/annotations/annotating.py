@@ -1,4 +1,4 @@
-"""Users' own columns into a lake: of tiles, slides or patients, each annotation in one commit."""
+"""Annotations: users' own columns of tiles, slides or patients, each added in one commit."""
 
 import re
 import secrets
@@ -34,8 +34,8 @@ class Annotated:
     """Result of adding an annotation to a lake.
 
     Attributes:
-        annotation: what is in the lake now.
-        version: of the lake that has it.
+        annotation: the annotation as the lake has it now.
+        version: version of the lake that has it.
         met: rows whose tile, slide or patient is in the lake.
         unmet: names of what the other rows describe. Rows of slides and patients are kept, for
             those that come later; rows of tiles are not.
@@ -61,11 +61,11 @@ def annotate(
     """Make a user's table part of a lake.
 
     Args:
-        lake: at its newest version.
+        lake: the lake at its newest version.
         table: with `tile_id`, or `slide_id`, `x` and `y` (and `mpp`), or `slide_id`, or
             `patient_id`; and columns of numbers, text, dates, or true and false.
-        name: what to call it.
-        mpp: of the tiles that hold the places, where the lake has several.
+        name: name of the annotation.
+        mpp: microns per pixel of the tiles that hold the places, where the lake has several.
         replace_old: replace the annotation of this name.
         source: name of the user's file, for people.
 
@@ -240,11 +240,11 @@ class _Writer:
     """Writes the columns of an annotation at one mpp.
 
     Args:
-        lake: at the version in which the tiles were looked up.
-        mpp: of the tiles.
+        lake: the lake at the version in which the tiles were looked up.
+        mpp: microns per pixel of the tiles.
         frame: `tile_id` and the values of each tile.
-        name: of the annotation.
-        mark: of this annotation.
+        name: name of the annotation.
+        mark: mark of this annotation.
         record: `rows` and `source`, which go with each column.
     """
 
@@ -332,7 +332,7 @@ def set_patients(lake: Lake, table: pl.DataFrame, *, replace_old: bool = False) 
     """Write patients of slides into the slides' rows, in one commit.
 
     Args:
-        lake: at its newest version.
+        lake: the lake at its newest version.
         table: with `slide_id` and `patient_id`.
         replace_old: also where the lake names another patient.
 

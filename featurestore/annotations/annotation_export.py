@@ -36,7 +36,7 @@ class AnnotationsOut:
 
     Args:
         lake: the lake; tables of slides and patients are read once.
-        mpp: of the tiles; None for an export without tiles.
+        mpp: microns per pixel of the tiles; None for an export without tiles.
     """
 
     def __init__(self, lake: Lake, mpp: float | None) -> None:

@@ -1,4 +1,4 @@
-"""Users' files as tables for annotations and questions, and annotations as tables of labels."""
+"""Users' files as tables for annotations and queries, and annotations as tables of labels."""
 
 import io
 import os

@@ -18,10 +18,10 @@ def met_tiles(
     """Find the tiles of a table of tiles.
 
     Args:
-        lake: at the version to look in.
+        lake: the lake at the version to look in.
         table: with `tile_id`, or `slide_id`, `x` and `y` (a place within a tile, in level-0
             pixels; its top-left corner is one), and perhaps `mpp`.
-        mpp: of the tiles, where the table has no column `mpp`.
+        mpp: microns per pixel of the tiles, where the table has no column `mpp`.
 
     Returns:
         By mpp, `tile_id` and the values of each tile; and what names no tile, a text for each row.

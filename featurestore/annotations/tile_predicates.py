@@ -24,7 +24,7 @@ class Where:
     """A predicate on tiles, and the annotation values that it needs.
 
     Args:
-        lake: at the version to read.
+        lake: the lake at the version to read.
         text: the predicate, in Lance's SQL.
 
     Attributes:

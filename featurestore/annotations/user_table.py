@@ -15,7 +15,7 @@ class AnnotationTable:
     """A user's table, checked.
 
     Attributes:
-        level: what its rows are of.
+        level: kind of its rows: `tile`, `slide` or `patient`.
         frame: its keys, then its values; each key once.
         values: names of the columns that are no keys.
         notes: what was changed or left out, a sentence each.

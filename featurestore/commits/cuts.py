@@ -1,4 +1,4 @@
-"""What workers hand to the committer, checked, and the catalog rows that follow from it."""
+"""Cut slides as workers hand them to the committer, their checks, and their catalog rows."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field

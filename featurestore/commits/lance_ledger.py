@@ -1,4 +1,4 @@
-"""The catalog: what is in the lake, where it is, and which versions of the tables belong to it.
+"""The catalog: the contents of a lake, their places, and the versions of the tables.
 
 The lake's version is the catalog's. Each of its commits names, in its transaction, the versions of
 all other tables. Each commit to a features table carries, in its own transaction, the change of the

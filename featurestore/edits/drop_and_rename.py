@@ -1,4 +1,4 @@
-"""Slides, teachers and annotations out of a lake, or under other names; each edit is one commit.
+"""Slides, teachers and annotations dropped or renamed; each edit is one commit.
 
 Earlier versions of the lake stay as they are. What was made from what is dropped or renamed (runs,
 statistics, students) is named and left as it is.
@@ -36,7 +36,7 @@ class Edited:
     Attributes:
         what: `slide`, `teacher` or `annotation`.
         names: which were dropped, or the old and the new name.
-        version: of the lake that has it.
+        version: version of the lake that has it.
         before: the version before it, which `--at` still reads.
         done: False if it had been done already.
         named_in: folders of runs, statistics and students that name them.

@@ -187,8 +187,8 @@ def drop_annotations(names: Sequence[str], columns: Sequence[str]) -> Edit:
     """Take annotations out of a lake; their tables stay until vacuum.
 
     Args:
-        names: of them.
-        columns: in the features tables, of those that are of tiles.
+        names: names of the annotations.
+        columns: their columns in the features tables, for those of tiles.
     """
 
     def steps(work: Work) -> Iterator[Change]:
@@ -222,7 +222,7 @@ class NewColumn:
     """A column of an annotation at one mpp, whose files are written.
 
     Attributes:
-        mpp: of the features table.
+        mpp: microns per pixel of the features table.
         field: the column.
         files: names of its files, by fragment.
         rows: of each fragment, deleted ones included; the files have as many.
@@ -240,8 +240,8 @@ def add_columns(name: str, columns: Sequence[NewColumn], instead_of: Sequence[st
     """Put the columns of an annotation into the tables, in the place of older ones.
 
     Args:
-        name: of the annotation.
-        columns: that are written.
+        name: name of the annotation.
+        columns: the new columns, whose files are written.
         instead_of: columns that go.
     """
 

@@ -37,7 +37,7 @@ class ExportResult:
 
     Attributes:
         out: the folder.
-        format: what was written.
+        format: name of the written format.
         version: the lake's version that was read.
         written: slides of which files were written.
         complete: slides of which all was there already.
@@ -74,8 +74,8 @@ def export_folder(
         out: a local folder; it is made if it is not there.
         format: one of `WRITABLE`.
         teachers: names of the teachers to export; none for all that the lake has at this mpp.
-        mpp: of the tiles; needed if the lake has several.
-        version: of the lake, a number or a snapshot's name; None for its newest.
+        mpp: microns per pixel of the tiles; needed if the lake has several.
+        version: version of the lake, a number or a snapshot's name; None for its newest.
         tiles: for GeoJSON, also write the tiles as rectangles.
         on_slide: called after each slide with the number of files written.
 

@@ -85,7 +85,7 @@ class Problem:
     """A file that was not taken.
 
     Attributes:
-        path: which file.
+        path: path of the file.
         slide_id: the slide of the file, by its name.
         reason: why it was not taken, and what to do.
         failed: False if it is whole, but nothing that a lake holds (a slide's one vector, say).

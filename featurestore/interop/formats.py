@@ -139,7 +139,7 @@ def read_folder(
     A slide with readable tiles comes with those of its teachers that can be read.
 
     Args:
-        folder: what the tool wrote; subfolders are searched.
+        folder: folder that the tool wrote; subfolders are searched.
         name: the format, one of `READABLE`.
         on_problem: called for each file that is not taken, with the reason.
         facts: facts that the files lack.

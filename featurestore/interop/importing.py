@@ -48,14 +48,14 @@ class ImportResult:
 
     Attributes:
         lake: folder or URL of the lake.
-        format: of which tool.
+        format: name of the tool's format.
         slides: slides of the folder that are in the lake now.
         new: those of them that were not there before.
         tiles: tiles added, by mpp.
         features: slides that got features, by teacher and mpp ("uni at 0.5").
         failed: files that could not be taken, with slide and reason.
         left_out: whole files that hold nothing for a lake, likewise.
-        seconds: how long it took.
+        seconds: time that the import took.
     """
 
     lake: str
@@ -86,7 +86,7 @@ def import_folder(
 
     Args:
         lake_uri: the lake; a new one gets the tile size and the mpps of the files.
-        folder: what the tool wrote; subfolders are searched.
+        folder: folder that the tool wrote; subfolders are searched.
         format: one of `READABLE`.
         facts: facts that the files lack.
         on_slide: called with each slide and the part that was added: "tiles", or a teacher's name.

@@ -1,4 +1,4 @@
-"""A whole lake, copied while it lives: one version of it, with the snapshots and what runs read.
+"""A copy of a whole lake while jobs write to it: one version, the snapshots, and what runs read.
 
 The version is chosen first; then the files that it names are copied, which no job changes, and a
 vacuum waits. `lake.json` comes last: until then the copy is no lake.
@@ -40,11 +40,11 @@ class Copied:
     """Result of copying a lake.
 
     Attributes:
-        uri: where it is.
+        uri: folder or URL of the copy.
         version: the version that was copied: the newest one of the copy.
         versions: all versions that can be read there.
-        files: of it.
-        bytes: of them.
+        files: number of its files.
+        bytes: size of its files.
         copied: files that were copied now; the others were there already.
     """
 

@@ -1,4 +1,4 @@
-"""Which tables of annotations belong to versions of a lake, and which to none that is kept."""
+"""The tables of annotations that belong to kept versions of a lake, and those that do not."""
 
 from collections.abc import Iterable
 

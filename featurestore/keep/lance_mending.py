@@ -1,4 +1,4 @@
-"""Steps of `repair` that make files again from what is whole, or take out what is damaged alone."""
+"""Steps of `repair` that make files again from whole ones, or take out damaged parts alone."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -151,9 +151,9 @@ def drop_features(lake: Lake, mpp: float, column: str, fragment: int, slides: se
 
     Args:
         lake: the lake.
-        mpp: of the features table.
+        mpp: microns per pixel of the features table.
         column: a teacher, or an annotation of tiles.
-        fragment: of the features table.
+        fragment: number of the fragment in the features table.
         slides: numbers of the slides whose values are damaged.
     """
     committer = lake.committer

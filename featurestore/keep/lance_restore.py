@@ -1,4 +1,4 @@
-"""Going back: a new version of a lake that is equal to an earlier one; nothing is deleted.
+"""Restore: a new version of a lake that is equal to an earlier one; nothing is deleted.
 
 Lance numbers a version by the newest manifest that is there. Where the newest ones are lost or
 damaged, their numbers must not come again with other contents, since catalogs name tables by
@@ -45,7 +45,7 @@ class Restored:
         version: the new version of the lake.
         equal_to: the earlier version that it is equal to.
         lost: versions of tables whose manifests were lost or damaged, by table.
-        set_aside: where damaged manifests lie now.
+        set_aside: new places of damaged manifests.
         rebuilt: tables whose damaged index was made again.
     """
 

@@ -1,4 +1,4 @@
-"""Whether a compact or a vacuum would pay, from lists of files and fragments alone."""
+"""Advice on when to compact or vacuum a lake, from lists of files and fragments alone."""
 
 from dataclasses import dataclass
 

@@ -1,4 +1,4 @@
-"""Removes files that no kept version of the lake names: old versions, and what killed writers left.
+"""Vacuum: removes files that no kept version names, of old versions and of killed writers.
 
 Kept are the newest versions, snapshots, and the versions that runs and statistics were made from.
 Files that a live job is writing are named by nothing yet, so nothing is removed while a job runs.

@@ -1,4 +1,4 @@
-"""Takes out what `verify` found damaged, or makes it again from what is whole.
+"""Repair: takes out parts that `verify` reports as damaged, or makes them again from whole ones.
 
 Nothing undamaged is taken out: a slide whose shard alone is damaged keeps its rows and features, a
 damaged bag of features goes without its neighbours, an index is made again. What will be done is a

@@ -33,7 +33,7 @@ class IndexState:
 
     Attributes:
         teacher: name of the column.
-        mpp: of the tiles.
+        mpp: microns per pixel of the tiles.
         tiles: with features of this teacher.
         indexed: of these, tiles that the index covers; 0 without an index.
         kind: Lance's name of the index's kind; None without an index.
@@ -88,7 +88,7 @@ def build_index(
     Args:
         lake: the lake; its newest version is indexed.
         teacher: name of the column.
-        mpp: of the tiles.
+        mpp: microns per pixel of the tiles.
         least_rows: fewer tiles with features are not indexed.
 
     Returns:

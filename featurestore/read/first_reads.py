@@ -66,7 +66,7 @@ class FirstReads:
         """Read and compare the tiles of slides, and teachers' features of them, where not done yet.
 
         Args:
-            reader: of the features table.
+            reader: reader of the features table.
             selection: where the slides' rows are, and their checksums.
             slides: places in the selection.
             teachers: names of the teachers to read.
@@ -92,7 +92,7 @@ class FirstReads:
         """Compare a slide whose features are in memory already, all rows of it.
 
         Args:
-            reader: of the features table.
+            reader: reader of the features table.
             selection: where the slide's rows are, and their checksums.
             slide: place in the selection.
             features: float16 [N, D] by teacher, as they were read.

@@ -19,7 +19,7 @@ def select(
     Args:
         lake: read at its own version.
         teachers: every slide must have the features of all of them.
-        mpp: of the tiles.
+        mpp: microns per pixel of the tiles.
         slide_ids: the slides; None takes all that have tiles at this mpp.
 
     Raises:

@@ -1,4 +1,4 @@
-"""The slides that a training run reads, looked up in the catalog once, and where their rows are."""
+"""A selection of slides to read, with the places of their rows."""
 
 import functools
 import hashlib
@@ -21,7 +21,7 @@ class Located:
     """The places of some rows of a selection, as ranges within one slide each.
 
     Attributes:
-        ranges: in the features table [R].
+        ranges: ranges of rows of the features table [R].
         slide: row of each range's slide in `Selection.slides` [R].
         first: the ranges' first rows, counted from their slide's first tile [R].
     """
@@ -36,7 +36,7 @@ class Selection:
 
     Args:
         slides: their catalog rows, each with one tile or more.
-        mpp: of the tiles.
+        mpp: microns per pixel of the tiles.
         crc32: of each slide's features by teacher, as the catalog has them [slides].
 
     Attributes:

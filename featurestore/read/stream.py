@@ -34,7 +34,7 @@ class Stream(IterableDataset[TileBatch], Unforked):
     Args:
         lake: read at its own version.
         teachers: every tile comes with their features.
-        mpp: of the tiles.
+        mpp: microns per pixel of the tiles.
         slide_ids: slides of the tiles; None takes all.
         pixels: "none", "jpeg" (as stored) or "uint8" (decoded).
         under: teachers by finer mpp: every tile comes with the features of the tiles under it.

@@ -30,7 +30,7 @@ class Order:
         block_tiles: neighbouring rows that are read together.
         buffer_tiles: rows that are mixed with each other, rounded up to whole blocks.
         seed: another seed gives another order.
-        rank: of this reader.
+        rank: rank of this reader.
         world: number of readers.
         shuffle: False gives all rows in their own order.
         drop_last: whether rows that fill no batch are left out.

@@ -33,7 +33,7 @@ class TileBatch:
     """Tiles of one mpp, in a shuffled order.
 
     Attributes:
-        mpp: of all tiles in the batch.
+        mpp: microns per pixel of all tiles in the batch.
         tile_id: keys [B].
         x: level-0 pixels of the tiles' left edges [B].
         y: level-0 pixels of the tiles' top edges [B].
@@ -184,8 +184,8 @@ class Buffer:
     """Rows that are read ahead in parts and then mixed with each other.
 
     Args:
-        source: what reads them.
-        rows: their numbers in the selection.
+        source: reader of the rows.
+        rows: numbers of the rows in the selection.
         order: the order in which they are given.
     """
 

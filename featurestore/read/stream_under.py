@@ -40,7 +40,7 @@ class Under:
 
     Attributes:
         features: raw float16 [B, r, r, D] per teacher, as (y, x); 0 where there is no tile.
-        mask: where there is one [B, r, r].
+        mask: True where there is a tile [B, r, r].
     """
 
     features: dict[str, Float16Array]
@@ -55,8 +55,8 @@ class Below:
         selection: those that have tiles there.
         teachers: names of the teachers to read.
         ratio: fine tiles side by side in a coarse one.
-        index: of each slide of the coarse selection in the fine one; -1 if it has no tile there.
-        nestings: of each slide of the fine selection.
+        index: index of each coarse slide in the fine selection; -1 if it has no tile there.
+        nestings: nesting of each slide of the fine selection.
     """
 
     selection: Selection
@@ -77,7 +77,7 @@ def below(lake: LakeView, above: Selection, mpp: float, teachers: Sequence[str])
     Args:
         lake: read at its own version.
         above: the coarse tiles.
-        mpp: of the fine ones.
+        mpp: microns per pixel of the fine ones.
         teachers: names of the teachers to read of these.
 
     Raises:
@@ -215,9 +215,9 @@ def gathered(parts: Sequence[FineTiles], number: Int64Array, row: Int64Array) ->
     """Return the features under some tiles of several parts, gaps filled.
 
     Args:
-        parts: that were read.
-        number: of each tile's part [B].
-        row: of each tile in its part [B].
+        parts: parts that were read.
+        number: number of each tile's part [B].
+        row: row of each tile in its part [B].
     """
     shape = (len(row), *parts[0].rows.shape[1:])
     mask = np.zeros(shape, bool)

@@ -62,7 +62,7 @@ class Bags(Dataset[TorchBag], Unforked):
     Args:
         lake: read at its own version.
         teachers: every slide must have their features.
-        mpp: of the tiles.
+        mpp: microns per pixel of the tiles.
         slide_ids: the slides; None takes all that have tiles.
         by: "slide" or "patient"; a slide without patient is its own patient.
 

@@ -1,4 +1,4 @@
-"""Files by which tables are read, their checksums, and whether a table is behind its last commit.
+"""The files by which tables are read, their checksums, and tables that fell behind a commit.
 
 Features have a checksum for each slide in the catalog, so of a features table only the manifest,
 deletions and indexes are listed; of `slides` and `catalog`, which hold these checksums, all files.
@@ -147,7 +147,7 @@ def check_versions(
         store: the lake's files.
         newest: the tables at the newest versions that can be opened.
         named: versions that the catalog names.
-        roots: what the last commit wrote, if it is there.
+        roots: contents of `roots.json`, if it is there.
     """
     for rel, table in newest.items():
         check_newest(store, rel, table.version, roots)

@@ -1,4 +1,4 @@
-"""`roots.json`: what a lake's tables must at least be, written after each commit of the catalog.
+"""`roots.json`: the least versions of a lake's tables, written after each commit of the catalog.
 
 The catalog vouches for every slide's rows and shards; this file vouches for the catalog itself: the
 newest version of each table, and size and CRC-32 of the files by which tables are read. A kill

@@ -129,7 +129,7 @@ def check_shard(store: Store, row: Mapping[str, Any]) -> None:
 
     Args:
         store: the lake's files.
-        row: of a slide's tiles in the catalog, with a shard.
+        row: row of a slide's tiles in the catalog, with a shard.
 
     Raises:
         DamageError: the shard is gone or not what was written; slide and mpp are named.
@@ -195,7 +195,7 @@ class ShardReader:
 
         Args:
             store: the lake's files.
-            row: of a slide's tiles, with a shard.
+            row: row of a slide's tiles, with a shard.
 
         Raises:
             DamageError: the shard or its index is gone, damaged, or not the one of the catalog.

@@ -179,7 +179,7 @@ def fit_stats(
     Args:
         lake: read at its own version, which is kept with the result.
         teacher: the column.
-        mpp: of the tiles.
+        mpp: microns per pixel of the tiles.
         slide_ids: the training slides; one without tissue adds nothing.
         on_tiles: called with the number of tiles of each block, once it was added.
 

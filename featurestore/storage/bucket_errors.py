@@ -1,4 +1,4 @@
-"""Errors of buckets, explained in one line that names the place and says what to do.
+"""Errors of buckets, explained in one line that names the place and the remedy.
 
 Only codes and names of errors are passed on, never a server's text: it may quote a signed URL. The
 clients' errors are known by their names, so that none of their packages has to be there.

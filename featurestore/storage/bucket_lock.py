@@ -55,9 +55,9 @@ class Taker:
 
     Args:
         store: the lake's files.
-        name: which lease.
+        name: name of the lease.
         purpose: what it is taken for, shown to others that wait for it.
-        lease_s: how long it lives without being renewed.
+        lease_s: seconds that it lives without being renewed.
     """
 
     def __init__(self, store: Store, name: str, purpose: str, lease_s: float) -> None:

@@ -1,4 +1,4 @@
-"""Lease objects: what they say of their holder, how old they are, and a thread that renews one.
+"""Lease objects: the record of their holder, their age, and a thread that renews one.
 
 An object's age is measured by the store alone: the time that it gave to the object against the time
 that it gives to one written now. The clocks of two machines are never compared.
@@ -112,7 +112,7 @@ class Kept:
         store: the lake's files.
         path: the object.
         body: the record of its holder.
-        lease_s: how long it lives without being renewed.
+        lease_s: seconds that it lives without being renewed.
     """
 
     store: Store

@@ -158,8 +158,8 @@ class FileLock:
 
     Args:
         path: the file; its folder must be there.
-        what: what it is held for.
-        how: `fcntl.LOCK_EX` for one holder, `fcntl.LOCK_SH` for many.
+        purpose: purpose of the lock.
+        mode: `fcntl.LOCK_EX` for one holder, `fcntl.LOCK_SH` for many.
     """
 
     def __init__(self, path: Path, purpose: str, mode: int) -> None:

@@ -86,7 +86,7 @@ def read_named(store: Store, path: str, seal: Mapping[str, Any]) -> bytes:
 
     Args:
         store: the lake's files.
-        path: of the file, in the lake.
+        path: path of the file, in the lake.
         seal: the JSON object; an early one names no checksum, and nothing is compared.
 
     Raises:

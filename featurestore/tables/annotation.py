@@ -1,4 +1,4 @@
-"""What an annotation of a lake is: its level, its names and its columns."""
+"""An annotation of a lake: its level, its names and its columns."""
 
 import re
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""CRC-32 of what a slide has in a table. Lance keeps no checksums of its own data files."""
+"""CRC-32 of a slide's rows and columns. Lance keeps no checksums of its own data files."""
 
 import json
 import zlib

@@ -1,4 +1,4 @@
-"""Where annotations stand, and the few calls to Lance that write their tables.
+"""The places of annotations, and the few calls to Lance that write their tables.
 
 Tables of slides and patients are never changed: each has a path of its own, and the configuration
 of `slides.lance`, which goes with its version, names those that belong to the lake. Columns of
@@ -76,10 +76,10 @@ def field_of(
     """Return the Arrow field of a tile annotation's column.
 
     Args:
-        name: of the column in the lake.
+        name: name of the column in the lake.
         kind: type of its values.
-        annotation: which it is of.
-        mark: of this annotation.
+        annotation: name of the annotation.
+        mark: mark of this annotation.
         record: `column` in the user's table, `rows` and `source`.
     """
     metadata = {

@@ -78,7 +78,7 @@ class ColumnWriter:
 
     Args:
         store: the lake's files.
-        mpp: of the features table.
+        mpp: microns per pixel of the features table.
         field: the teacher's column, as `Committer.add_teacher` returned it.
         fragment: the fragment's id.
 

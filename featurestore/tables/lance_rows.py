@@ -38,7 +38,7 @@ class Ranges:
     Attributes:
         fragment: id of each range's fragment [R].
         start: first row in the fragment, deleted rows counted [R].
-        rows: how many [R].
+        rows: number of rows [R].
     """
 
     fragment: Int64Array

@@ -1,4 +1,4 @@
-"""Names that people take for the same and programs do not: P1 and p1, "a" and "a ", é and é.
+"""Names that look the same to people and not to programs: P1 and p1, "a" and "a ", é and é.
 
 Two that differ by case, by blanks or by Unicode form only are refused, unless the user declares
 that they differ (`--distinct-ids`).

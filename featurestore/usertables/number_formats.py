@@ -1,4 +1,4 @@
-"""How a spreadsheet shows a number: the part of its formats that ids and dates need.
+"""Numbers as a spreadsheet shows them: the part of its formats that ids and dates need.
 
 A cell that shows 0012 or 12.10 holds 12 or 12.1 and a format. What a user calls the id is what the
 cell shows. Formats with a meaning of their own (fractions, scientific) show the plain number.

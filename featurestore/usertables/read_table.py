@@ -76,7 +76,7 @@ def parse_table(content: bytes, *, name: str, any_ending: bool = False) -> UserT
 
     Args:
         content: the bytes.
-        name: of the file; its ending gives the format.
+        name: name of the file; its ending gives the format.
         any_ending: whether the format is seen in the bytes alone, whatever the name.
 
     Raises:

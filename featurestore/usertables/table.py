@@ -164,7 +164,7 @@ class UserTable:
         """Return the ids of slides, patients or sites in a column, as text to the letter.
 
         Args:
-            name: of the column.
+            name: name of the column.
             distinct: whether ids that differ by case, blanks or Unicode form only are different
                 (`--distinct-ids`); else they are refused.
 
@@ -236,7 +236,7 @@ class UserTable:
         """Return a column as what it looks like: booleans, whole numbers, numbers, or text.
 
         Args:
-            name: of the column.
+            name: name of the column.
             strict: refuse a column of numbers in which some cells are none; else it is text.
 
         Raises:

@@ -1,4 +1,4 @@
-"""Reads whose errors are sorted: damage becomes one kind of error, everything else is raised on."""
+"""Reads that turn damage into one kind of error and raise all other errors on."""
 
 from collections.abc import Callable
 from typing import TypeVar

@@ -117,7 +117,7 @@ class CatalogRows:
         mpp: codes [N].
         teacher: codes [N]; -1 in a row of tiles.
         tiles: how many [N].
-        fragment: of the features table [N].
+        fragment: number of the fragment in the features table [N].
         row_start: in the fragment [N].
         name: hashes of the slide_ids of the rows of tiles alone [T].
         mark: hashes of the marks in their shards' names [T]; 0 where there is no shard.

@@ -61,7 +61,7 @@ class Verdict:
     """The parts of a lake that were checked, and the damage among them.
 
     Attributes:
-        version: of the lake; 0 if no version of its catalog can be opened.
+        version: version of the lake; 0 if no version of its catalog can be opened.
         checked: how many slides, tiles, features (one teacher on one slide), shards, bytes.
         damage: all of it.
         unchecked: how many files have no checksum, by kind; `repair --checksums` adds them.

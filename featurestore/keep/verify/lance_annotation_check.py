@@ -1,4 +1,4 @@
-"""Whether the tables of annotations hold what was written; `verify` checks columns of tiles."""
+"""The check of the tables of annotations; `lance_verify` checks columns of tiles."""
 
 from collections.abc import Iterator
 

@@ -53,7 +53,7 @@ def checked_slides(store: Store, version: int, damage: list[Damage]) -> SlideRow
 
     Args:
         store: the lake's files.
-        version: of the table.
+        version: version of the table.
         damage: what is damaged is appended.
 
     Returns:

@@ -1,4 +1,4 @@
-"""`verify` of a lake that may not even open: what can't be opened is named, and nothing is raised.
+"""`verify` of a lake that may not open: damaged parts are named, and nothing is raised.
 
 The command runs it in a process of its own, since Lance may end the one that reads a damaged file;
 `on_table` gets the table that is read next, so that it can be named then.

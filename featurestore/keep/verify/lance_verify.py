@@ -1,4 +1,4 @@
-"""Whether a lake still holds what was committed: rows, counts, key order, checksums, files.
+"""The comparison of a lake with what was committed: rows, counts, key order, checksums, files.
 
 Reads every byte that a checksum covers, slide after slide, so memory does not grow with the lake's
 pixels, pictures and features. First the files by which tables are read, without Lance, which may
@@ -65,7 +65,7 @@ def verify(
     """Compare a lake with its catalog, and the catalog with what the last commit wrote down.
 
     Args:
-        lake: at the version to check.
+        lake: the lake at the version to check.
         sample: share of slides whose tiles, features and shards are read; files and rows of
             `slides` and `catalog` and the presence of fragments are checked for all.
         seed: another seed samples other slides.
@@ -201,7 +201,7 @@ class _Grid:
 
     Args:
         lake: the lake.
-        mpp: of the features table.
+        mpp: microns per pixel of the features table.
         catalog: the catalog's rows.
         verdict: counts and damage are added to it.
         judge_strays: whether rows that the catalog does not name are damage: they are not if the

@@ -1,4 +1,4 @@
-"""Which versions of a lake are whole: the way back when a table of the newest one is damaged.
+"""The versions of a lake that are whole, to go back to if a table of the newest one is damaged.
 
 Whole means that the catalog, `slides` and all features tables open at the versions that belong
 together, that every row of the first two is what was written, and that every data file has its

@@ -1,4 +1,4 @@
-"""Which version of a lake `verify` last found whole: no automatic vacuum frees it."""
+"""The version that `verify` last found whole, which no automatic vacuum frees."""
 
 import json
 from datetime import UTC, datetime

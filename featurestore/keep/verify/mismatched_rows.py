@@ -1,4 +1,4 @@
-"""Rows of `slides` and `catalog` that do not fit each other: twice there, or of what is not there.
+"""Rows of `slides` and `catalog` that contradict each other: doubled, or without a counterpart.
 
 Columns of numbers are sorted and compared, one mpp after the other: a lake of 500,000 slides has
 millions of catalog rows. Only rows that do not fit are read again to be named.

@@ -22,7 +22,7 @@ class Sealing:
     """A sealed JSON file of a lake and the files that it has to name.
 
     Attributes:
-        path: of the JSON file.
+        path: path of the JSON file.
         files: paths of those beside it.
     """
 
