@@ -80,7 +80,7 @@ class LakeConfig:
         return (json.dumps(asdict(self), indent=2) + "\n").encode()
 
     @classmethod
-    def from_json(cls, data: bytes, *, where: str) -> Self:
+    def from_json(cls, content: bytes, *, where: str) -> Self:
         """Read `lake.json`.
 
         Raises:
@@ -88,7 +88,7 @@ class LakeConfig:
             FormatError: it is not a lake's.
         """
         try:
-            fields = json.loads(data)
+            fields = json.loads(content)
             lake_format = int(fields["format"])
         except (ValueError, KeyError, TypeError) as error:
             msg = f"{where}/lake.json is not a lake's description: {error}"

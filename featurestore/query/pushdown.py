@@ -118,10 +118,10 @@ class _Translator:
         if op not in ("EqValidity", "NotEqValidity"):
             raise NotPushedError
         # To these two, null is one more value.
-        column, value = self._column(left), _value(right)
+        column, literal = self._column(left), _value(right)
         if (op == "EqValidity") == positive:
-            return compare(column, "=", value)
-        return f"({compare(column, '<>', value)} OR {column.sql} IS NULL)"
+            return compare(column, "=", literal)
+        return f"({compare(column, '<>', literal)} OR {column.sql} IS NULL)"
 
     def _compared(self, left: Node, op: Op, right: Node, *, positive: bool) -> str:
         op = op if positive else OPPOSITE[op]
@@ -202,14 +202,14 @@ def _value(node: Node) -> Value:
     match node:
         case {"Literal": {"Scalar": {"Float16": int(bits)}}}:
             return float(np.uint16(bits).view(np.float16))
-        case {"Literal": {"Scalar": {"Float32": float(value)}}}:
-            return float(np.float32(value))
+        case {"Literal": {"Scalar": {"Float32": float(literal)}}}:
+            return float(np.float32(literal))
         case {"Literal": {"Scalar": dict(scalar)}} if len(scalar) == 1:
-            [(kind, value)] = scalar.items()
-            if kind in SCALARS and isinstance(value, int | float | str):
-                return value
-        case {"Literal": {"Dyn": {"Int": int(value)} | {"Float": float(value)}}}:
-            return value
+            [(kind, literal)] = scalar.items()
+            if kind in SCALARS and isinstance(literal, int | float | str):
+                return literal
+        case {"Literal": {"Dyn": {"Int": int(literal)} | {"Float": float(literal)}}}:
+            return literal
     raise NotPushedError
 
 

@@ -43,7 +43,7 @@ class TableColumn:
     dtype: pl.DataType
 
 
-def compare(column: TableColumn, op: Op, value: Value) -> str:
+def compare(column: TableColumn, op: Op, literal: Value) -> str:
     """Return the comparison of a column with a literal.
 
     >>> compare(TableColumn(sql="`x`", dtype=pl.Int32()), "<", 3)
@@ -52,10 +52,10 @@ def compare(column: TableColumn, op: Op, value: Value) -> str:
     '(`f` >= 0.5 OR isnan(`f`))'
     """
     if column.dtype in FLOATS:
-        return _compare_float(column, op, value)
+        return _compare_float(column, op, literal)
     if column.dtype == pl.Boolean() and op not in ("=", "<>"):
         raise NotPushedError
-    return f"{column.sql} {op} {_written(column.dtype, value)}"
+    return f"{column.sql} {op} {_written(column.dtype, literal)}"
 
 
 def is_in(column: TableColumn, values: pl.Series, *, nulls_equal: bool) -> str:
@@ -83,11 +83,11 @@ def not_in(column: TableColumn, values: pl.Series) -> str:
     return f"{column.sql} NOT IN ({', '.join(_written(column.dtype, v) for v in listed)})"
 
 
-def _compare_float(column: TableColumn, op: Op, value: Value) -> str:
-    low, high = _around(FLOATS[column.dtype], value)
+def _compare_float(column: TableColumn, op: Op, literal: Value) -> str:
+    low, high = _around(FLOATS[column.dtype], literal)
     match op:
         case "=":
-            return _in_floats(column, [value])[0]
+            return _in_floats(column, [literal])[0]
         case "<>" if low == high:
             return f"{column.sql} <> {high!r}"
         case "<" | "<=":
@@ -127,25 +127,25 @@ def _possible(dtype: pl.DataType, values: list[Value]) -> list[Value]:
     return [v for v in values if not isinstance(v, int) or low <= v <= high]
 
 
-def _around(kind: type[np.floating[Any]], value: Value) -> tuple[float, float]:
+def _around(kind: type[np.floating[Any]], literal: Value) -> tuple[float, float]:
     """Return the next values of a type at or below, and at or above; Polars takes one of them."""
-    if isinstance(value, str) or not -1e300 < value < 1e300:
+    if isinstance(literal, str) or not -1e300 < literal < 1e300:
         raise NotPushedError
     with np.errstate(over="ignore"):
-        near = kind(value)
-        low = near if float(near) <= value else np.nextafter(near, kind(-np.inf))
-        high = near if float(near) >= value else np.nextafter(near, kind(np.inf))
+        near = kind(literal)
+        low = near if float(near) <= literal else np.nextafter(near, kind(-np.inf))
+        high = near if float(near) >= literal else np.nextafter(near, kind(np.inf))
     if not (np.isfinite(low) and np.isfinite(high)):
         raise NotPushedError
     return float(low), float(high)
 
 
-def _written(dtype: pl.DataType, value: Value) -> str:
-    match value:
+def _written(dtype: pl.DataType, literal: Value) -> str:
+    match literal:
         case bool() if dtype == pl.Boolean():
-            return str(value).lower()
-        case int() if dtype in INTEGERS and INTEGERS[dtype][0] <= value <= INTEGERS[dtype][1]:
-            return str(int(value))
+            return str(literal).lower()
+        case int() if dtype in INTEGERS and INTEGERS[dtype][0] <= literal <= INTEGERS[dtype][1]:
+            return str(int(literal))
         case str() if dtype == pl.String():
-            return "'" + value.replace("'", "''") + "'"
+            return "'" + literal.replace("'", "''") + "'"
     raise NotPushedError

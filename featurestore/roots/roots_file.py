@@ -55,18 +55,18 @@ class Roots:
         return (json.dumps({**contents, "crc32": _crc32_of(contents)}, indent=1) + "\n").encode()
 
     @classmethod
-    def from_json(cls, data: bytes) -> Self:
+    def from_json(cls, content: bytes) -> Self:
         """Read `roots.json`.
 
         Raises:
             DamageError: it is not what was written.
         """
         try:
-            value: dict[str, Any] = json.loads(data)
-            crc32 = value.pop("crc32")
-            if crc32 == _crc32_of(value):
+            contents: dict[str, Any] = json.loads(content)
+            crc32 = contents.pop("crc32")
+            if crc32 == _crc32_of(contents):
                 names = {one.name for one in fields(cls)}
-                return cls(**{name: value[name] for name in names & value.keys()})
+                return cls(**{name: contents[name] for name in names & contents.keys()})
         except (ValueError, KeyError, TypeError, AttributeError):
             pass
         msg = f"{ROOTS_FILE} is not what was written (checksum)"

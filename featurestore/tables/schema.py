@@ -159,10 +159,10 @@ def teacher_field(name: str, dim: int, identity: Mapping[str, Any]) -> pa.Field:
             f"and none of {', '.join(TILE_COLUMNS)}"
         )
         raise LakeError(msg)
-    item = pa.field("item", pa.float16(), nullable=True)
+    element = pa.field("item", pa.float16(), nullable=True)
     text = json.dumps(identity, sort_keys=True)
     metadata = {IDENTITY_KEY: text, KIND_KEY: TEACHER}
-    return pa.field(name, pa.list_(item, dim), nullable=True, metadata=metadata)
+    return pa.field(name, pa.list_(element, dim), nullable=True, metadata=metadata)
 
 
 def kind_of(field: pa.Field) -> str:

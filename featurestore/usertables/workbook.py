@@ -88,7 +88,9 @@ class _Workbook:
             msg = f"table {name!r} has no visible sheet"
             raise TableError(msg)
         self.sheet, self.sheets = sheets[0].get("name", ""), len(sheets)
-        relation_id = next(value for key, value in sheets[0].items() if _local(key) == "id")
+        relation_id = next(
+            identifier for key, identifier in sheets[0].items() if _local(key) == "id"
+        )
         self._part = next(part for key, part in self._targets["worksheet"] if key == relation_id)
         self.texts = self._shared_texts()
         self.styles = self._styles()
@@ -120,8 +122,8 @@ class _Workbook:
         kind = element.get("t", "n")
         if kind == "inlineStr":
             return WorkbookCell(_text_of(element))
-        value = next((child.text for child in element if _local(child.tag) == "v"), None)
-        if value is None:
+        text = next((child.text for child in element if _local(child.tag) == "v"), None)
+        if text is None:
             if any(_local(child.tag) == "f" for child in element):
                 msg = (
                     f"table {self.name!r}, row {number}, column {place + 1}: a formula without its "
@@ -130,20 +132,18 @@ class _Workbook:
                 raise TableError(msg)
             return None
         if kind == "s":
-            return WorkbookCell(self.texts[int(value)])
+            return WorkbookCell(self.texts[int(text)])
         if kind == "b":
-            return WorkbookCell("true" if value == "1" else "false")
+            return WorkbookCell("true" if text == "1" else "false")
         if kind == "d":
-            return WorkbookCell(value.replace("T", " ").removesuffix(" 00:00:00"), is_date=True)
+            return WorkbookCell(text.replace("T", " ").removesuffix(" 00:00:00"), is_date=True)
         return (
-            WorkbookCell(_unescaped(value))
-            if kind in {"str", "e"}
-            else self._number(element, value)
+            WorkbookCell(_unescaped(text)) if kind in {"str", "e"} else self._number(element, text)
         )
 
-    def _number(self, element: ET.Element, value: str) -> WorkbookCell:
+    def _number(self, element: ET.Element, text: str) -> WorkbookCell:
         style = self.styles[int(element.get("s") or 0)] if self.styles else None
-        number = float(value)
+        number = float(text)
         if style is not None and style.is_date:
             return WorkbookCell(shown_date(number, since_1904=self.since_1904), is_date=True)
         return WorkbookCell(shown_number(number, style.code if style else "General"), number)
