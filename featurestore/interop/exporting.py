@@ -16,11 +16,11 @@ import polars as pl
 from featurestore.annotations.annotation_export import AnnotationsOut
 from featurestore.errors import DamageError, LakeError
 from featurestore.ids import mpp_name
-from featurestore.interop.export_folder import Outbox
 from featurestore.interop.foreign_slide import FloatArray, Int64Array, InteropError, SlideTiles
 from featurestore.interop.formats import writer_of
 from featurestore.interop.lake_tiles import slide_rows, tile_places, tissue_of
-from featurestore.interop.outgoing_slide import SlideOut, TeacherOut
+from featurestore.interop.writers.export_folder import Outbox
+from featurestore.interop.writers.outgoing_slide import SlideOut, TeacherOut
 from featurestore.lake import Lake
 from featurestore.opening import open_lake
 from featurestore.tables.schema import READY, features_table, identity_of

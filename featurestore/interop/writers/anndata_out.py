@@ -16,9 +16,9 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from featurestore.interop.export_folder import Outbox
 from featurestore.interop.foreign_slide import InteropError, SlideTiles
-from featurestore.interop.outgoing_slide import MARK, SlideOut, mark_of
+from featurestore.interop.writers.export_folder import Outbox
+from featurestore.interop.writers.outgoing_slide import MARK, SlideOut, mark_of
 from featurestore.interop.writers.wkb import geometry, squares, write_shapes
 
 TILES, TISSUES = "tiles", "tissues"

@@ -10,11 +10,11 @@ from typing import Any
 import h5py
 import numpy as np
 
-from featurestore.interop.export_folder import Outbox
 from featurestore.interop.foreign_files import load_pt
 from featurestore.interop.foreign_slide import FloatArray, InteropError, SlideTiles
-from featurestore.interop.outgoing_slide import MARK, SlideOut, is_done, mark_of
 from featurestore.interop.readers.clam import H5, OWN_PX, PATCHES, PT
+from featurestore.interop.writers.export_folder import Outbox
+from featurestore.interop.writers.outgoing_slide import MARK, SlideOut, is_done, mark_of
 
 
 def export_slide(box: Outbox, slide: SlideOut) -> int:

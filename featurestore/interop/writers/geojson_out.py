@@ -4,9 +4,9 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from featurestore.interop.export_folder import Outbox
 from featurestore.interop.foreign_slide import InteropError, SlideTiles
-from featurestore.interop.outgoing_slide import SlideOut
+from featurestore.interop.writers.export_folder import Outbox
+from featurestore.interop.writers.outgoing_slide import SlideOut
 
 TISSUE = {"objectType": "annotation", "classification": {"name": "Tissue", "color": [0, 160, 80]}}
 TILE = {"objectType": "tile", "classification": {"name": "Tile", "color": [40, 90, 200]}}

@@ -7,10 +7,10 @@ from typing import Any
 import h5py
 import numpy as np
 
-from featurestore.interop.export_folder import Outbox
 from featurestore.interop.foreign_slide import MPP_TOLERANCE, Int64Array, SlideTiles
-from featurestore.interop.outgoing_slide import MARK, SlideOut, is_done, mark_of
 from featurestore.interop.readers.trident import FEATURES, PATCHES
+from featurestore.interop.writers.export_folder import Outbox
+from featurestore.interop.writers.outgoing_slide import MARK, SlideOut, is_done, mark_of
 
 
 def export_slide(box: Outbox, slide: SlideOut) -> int:
