@@ -96,7 +96,7 @@ def export_command(
     Example: slidelake export my-lake for-trident --format trident --teacher uni2 --mpp 0.5
     """
     from cluster import progress
-    from featurestore.interop.writers import export_folder
+    from featurestore.interop import export_folder
 
     with progress("export", total=None, unit="slides") as bar:
         result = export_folder(

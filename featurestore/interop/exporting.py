@@ -19,7 +19,7 @@ from featurestore.ids import mpp_name
 from featurestore.interop.foreign_slide import FloatArray, Int64Array, InteropError, SlideTiles
 from featurestore.interop.formats import writer_of
 from featurestore.interop.lake_tiles import slide_rows, tile_places, tissue_of
-from featurestore.interop.writers.export_folder import Outbox
+from featurestore.interop.writers.outbox import Outbox
 from featurestore.interop.writers.outgoing_slide import SlideOut, TeacherOut
 from featurestore.lake import Lake
 from featurestore.opening import open_lake

@@ -8,7 +8,7 @@ import pytest
 from openslide import OpenSlide
 
 from featurestore import Lake, LakeConfig, LakeError, ShardReader, create_lake, open_lake
-from featurestore.interop.writers import export_folder
+from featurestore.interop import export_folder
 from ingest.cut import cut_slide
 from ingest.grid import plan_grids, tile_sums
 from ingest.readers.tiff_reader import TiffReader

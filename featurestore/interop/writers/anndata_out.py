@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from featurestore.interop.foreign_slide import InteropError, SlideTiles
-from featurestore.interop.writers.export_folder import Outbox
+from featurestore.interop.writers.outbox import Outbox
 from featurestore.interop.writers.outgoing_slide import MARK, SlideOut, mark_of
 from featurestore.interop.writers.wkb import geometry, squares, write_shapes
 

@@ -13,7 +13,7 @@ import numpy as np
 from featurestore.interop.foreign_files import load_pt
 from featurestore.interop.foreign_slide import FloatArray, InteropError, SlideTiles
 from featurestore.interop.readers.clam import H5, OWN_PX, PATCHES, PT
-from featurestore.interop.writers.export_folder import Outbox
+from featurestore.interop.writers.outbox import Outbox
 from featurestore.interop.writers.outgoing_slide import MARK, SlideOut, is_done, mark_of
 
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from featurestore.interop.foreign_slide import InteropError, SlideTiles
-from featurestore.interop.writers.export_folder import Outbox
+from featurestore.interop.writers.outbox import Outbox
 from featurestore.interop.writers.outgoing_slide import SlideOut
 
 TISSUE = {"objectType": "annotation", "classification": {"name": "Tissue", "color": [0, 160, 80]}}

@@ -4,7 +4,7 @@ import h5py
 import numpy as np
 
 from featurestore.interop.foreign_slide import InteropError
-from featurestore.interop.writers.export_folder import Outbox
+from featurestore.interop.writers.outbox import Outbox
 from featurestore.interop.writers.outgoing_slide import MARK, SlideOut, is_done, mark_of
 
 

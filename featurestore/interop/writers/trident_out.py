@@ -9,7 +9,7 @@ import numpy as np
 
 from featurestore.interop.foreign_slide import MPP_TOLERANCE, Int64Array, SlideTiles
 from featurestore.interop.readers.trident import FEATURES, PATCHES
-from featurestore.interop.writers.export_folder import Outbox
+from featurestore.interop.writers.outbox import Outbox
 from featurestore.interop.writers.outgoing_slide import MARK, SlideOut, is_done, mark_of
 
 

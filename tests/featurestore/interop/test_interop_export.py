@@ -36,7 +36,7 @@ from featurestore.interop import (
     import_folder,
     read_folder,
 )
-from featurestore.interop.writers.export_folder import STAGING, Outbox
+from featurestore.interop.writers.outbox import STAGING, Outbox
 from featurestore.interop.writers.outline import mask_geojson, outlines
 from tests.conftest import TEACHERS
 from tests.worlds.interop_files import (

@@ -20,7 +20,7 @@ from featurestore import IdentityError, Lake, LakeConfig, LakeError, create_lake
 from featurestore.annotations.annotating import annotate, set_patients, tcga_patients
 from featurestore.annotations.annotation_tables import labels_of, query_frame, read_annotation
 from featurestore.annotations.tile_predicates import Where
-from featurestore.interop.writers import export_folder
+from featurestore.interop import export_folder
 from featurestore.tables.annotation import AnnotationError
 from featurestore.tables.lance_columns import keys_in
 from ingest.teachers.ray_extract import _choice
