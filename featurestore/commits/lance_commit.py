@@ -135,7 +135,7 @@ class Committer:
                 self.apply([])
         return [_as_known(row, lake_rows[row["slide_id"]]) for row in rows]
 
-    def lake_rows(self, rows: Sequence[Row]) -> list[Row]:
+    def known(self, rows: Sequence[Row]) -> list[Row]:
         """Return the rows as `register` would; new ones have no `slide`. Nothing changes."""
         lake_rows = self._lake_rows([row["slide_id"] for row in rows])
         return [_as_known(row, lake_rows.get(row["slide_id"], {"state": PENDING})) for row in rows]
