@@ -127,7 +127,7 @@ def _refuse(pairs: list[tuple[str, str]], kind: str, rows: Mapping[str, int], ow
         lines.append(f"{both} differ by {differing} only")
     more = f" (and {len(pairs) - _SHOWN} more pairs)" if len(pairs) > _SHOWN else ""
     msg = (
-        f"{differing}: {'; '.join(lines)}{more}; write them alike, or give {OPTION} if they are "
+        f"{kind}: {'; '.join(lines)}{more}; write them alike, or give {OPTION} if they are "
         "different"
     )
     raise TableError(msg)
