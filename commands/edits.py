@@ -9,10 +9,9 @@ from commands.options import DistinctIdsOpt, JsonOpt, LakeArg, tell
 
 if TYPE_CHECKING:
     from featurestore import Lake
-    from featurestore.annotations.annotate import Annotated as Made
-    from featurestore.annotations.annotate import Patients
-    from featurestore.annotations.annotation_tables import AnnotationFile
-    from featurestore.edits.drop_and_rename import Edited
+    from featurestore.annotations import Annotated as Made
+    from featurestore.annotations import AnnotationFile, PatientsSet
+    from featurestore.edits import Edited
 
 app = typer.Typer()
 
@@ -66,9 +65,8 @@ def annotate_command(
     if table is None or name is None:
         msg = "give a table and --name NAME, or --tcga-patients"
         raise typer.BadParameter(msg)
-    from featurestore.annotations.annotate import annotate, set_patients
-    from featurestore.annotations.annotation import PATIENTS
-    from featurestore.annotations.annotation_tables import read_annotation
+    from featurestore.annotations import annotate, read_annotation, set_patients
+    from featurestore.tables import PATIENTS
 
     file = read_annotation(table, distinct_ids=distinct_ids)
     frame, notes = _with_lake_names(opened, file)
@@ -95,14 +93,14 @@ def _with_lake_names(lake: "Lake", file: "AnnotationFile") -> tuple[Any, list[st
     return file.frame.with_columns(names), [*notes, *told(match)]
 
 
-def _tcga(lake: "Lake", *, replace: bool) -> "Patients":
-    from featurestore.annotations.annotate import set_patients, tcga_patients
+def _tcga(lake: "Lake", *, replace: bool) -> "PatientsSet":
+    from featurestore.annotations import set_patients, tcga_patients
 
     return set_patients(lake, tcga_patients(lake), replace_old=replace)
 
 
-def _tell_patients(done: "Patients", *, as_json: bool, notes: list[str] | None = None) -> None:
-    from featurestore.annotations.annotation import listing
+def _tell_patients(done: "PatientsSet", *, as_json: bool, notes: list[str] | None = None) -> None:
+    from featurestore.messages import listing
 
     value = asdict(done)
     value["notes"] = [*(notes or []), *done.notes]
@@ -116,7 +114,7 @@ def _tell_patients(done: "Patients", *, as_json: bool, notes: list[str] | None =
 
 
 def _tell_annotation(made: "Made", notes: list[str], *, as_json: bool) -> None:
-    from featurestore.annotations.annotation import listing
+    from featurestore.messages import listing
 
     annotation = made.annotation
     value = {**annotation.as_dict(), "version": made.version, "met": made.met, "unmet": made.unmet}
@@ -160,8 +158,8 @@ def drop_command(
     Example: slidelake drop my-lake --slide P003-1
     """
     from featurestore import open_lake
-    from featurestore.annotations.annotation import listing
-    from featurestore.edits.drop_and_rename import drop
+    from featurestore.edits import drop
+    from featurestore.messages import listing
 
     chosen = {"slide": slide, "teacher": teacher, "annotation": annotation}
     requests = [(kind, names) for kind, names in chosen.items() if names]
@@ -196,7 +194,7 @@ def rename_command(
     Example: slidelake rename my-lake P003-1 P003-A
     """
     from featurestore import open_lake
-    from featurestore.edits.drop_and_rename import rename
+    from featurestore.edits import rename
 
     done = rename(open_lake(lake), old, new, what=what)
     text = f"{done.what} '{new}' is there and no '{old}': renamed before, nothing to do"

@@ -49,9 +49,9 @@ def import_command(
     Example: slidelake import my-lake CLAM_FEATURES --format clam --mpp 0.5 --teacher resnet50
     """
     from cluster import progress
-    from featurestore.interop import Given, import_folder
+    from featurestore.interop import ImportFacts, import_folder
 
-    given = Given(
+    facts = ImportFacts(
         mpp=mpp,
         level0_mpp=level0_mpp,
         teachers=tuple(teacher or ()),
@@ -60,7 +60,7 @@ def import_command(
     )
     with progress("import", total=None, unit="files") as bar:
         result = import_folder(
-            lake, folder, format=format_, given=given, on_slide=lambda slide, what: bar.advance()
+            lake, folder, format=format_, facts=facts, on_slide=lambda slide, what: bar.advance()
         )
     lines = [f"{f['slide_id']} failed: {f['reason']}" for f in result.failed]
     lines += [f"{f['slide_id']} left out: {f['reason']}" for f in result.left_out]

@@ -75,7 +75,7 @@ def _ended(reading: Path, code: int) -> "Verdict":
 
     path = reading.read_text()
     what = f"table {path}: reading it ended the process that read it (code {code})"
-    return Verdict(version=0, damage=[Damage(what=what, part="table", path=path)])
+    return Verdict(version=0, damage=[Damage(description=what, part="table", path=path)])
 
 
 # ---------------------------------------------------------------------- the child
@@ -109,7 +109,7 @@ def _without_rust_messages() -> Iterator[None]:
 
 def main(request: str) -> None:
     """Run the check that a request describes, and write its answer."""
-    from featurestore.keep.verify.lance_checking import check_lake
+    from featurestore.keep.verify import check_lake
 
     value = json.loads(request)
     folder = Path(value["folder"])

@@ -16,7 +16,7 @@ from commands.options import (
 
 if TYPE_CHECKING:
     from featurestore import Verdict
-    from featurestore.keep.repair import Plan, Repaired
+    from featurestore.keep import Repaired, RepairPlan
 
 app = typer.Typer()
 
@@ -47,7 +47,7 @@ def query_command(
     Example: slidelake query my-lake "SELECT slide_id, count(*) FROM tiles_mpp0_5 GROUP BY slide_id"
     """
     from featurestore import open_lake, query
-    from featurestore.query.answers import answer_bytes, answer_format, write_answer
+    from featurestore.query import answer_bytes, answer_format, write_answer
 
     if json_ and form and out is None:
         msg = f"--json prints one object of its own: leave out --json or --format {form}"
@@ -66,7 +66,7 @@ def query_command(
 
 def _own_tables(options: list[str]) -> dict[str, Any]:
     """Read users' tables for a query, by the names that `--table NAME=FILE` gives them."""
-    from featurestore.annotations.annotation_tables import query_frame
+    from featurestore.annotations import query_frame
 
     tables: dict[str, Any] = {}
     for text in options:
@@ -83,7 +83,7 @@ def _own_tables(options: list[str]) -> dict[str, Any]:
 def info_command(lake: LakeArg, at: AtOpt = None, json_: JsonOpt = False) -> None:
     """What a lake holds: slides, tiles, teachers, version, snapshots."""
     from featurestore import open_lake
-    from featurestore.keep.lance_upkeep import upkeep
+    from featurestore.keep import upkeep
 
     opened = open_lake(lake, version=at)
     info, piled_up = opened.info(), upkeep(opened)
@@ -148,7 +148,7 @@ def verify_command(
 
 
 def _advice(lake: str, verdict: "Verdict") -> str:
-    from featurestore.keep.repair import way_back
+    from featurestore.keep import way_back
 
     if verdict.broken_tables:
         return way_back(lake, verdict)
@@ -176,8 +176,8 @@ def repair_command(
     nothing is done: the versions to go back to are named. Exit code 1 if something is left.
     """
     from commands.isolated_verify import verify_isolated
-    from featurestore.keep.repair import Repaired, plan_repair, repair
-    from featurestore.keep.verify.lance_checking import lake_to_mend
+    from featurestore.keep import Repaired, plan_repair, repair
+    from featurestore.keep.verify import lake_to_mend
 
     verdict = verify_isolated(lake)
     if verdict.broken_tables:
@@ -198,7 +198,7 @@ def repair_command(
 def _add_checksums(lake: str, verdict: "Verdict") -> dict[str, int]:
     """Add what has no checksum, by kind; to a lake that was found whole."""
     from featurestore import LakeError, open_lake
-    from featurestore.keep.verify.file_checks import FILE_CHECKS
+    from featurestore.keep.verify import FILE_CHECKS
 
     if not verdict.ok:
         msg = f"{lake} was damaged, so no checksums were added: run it again once verify is clean"
@@ -206,11 +206,11 @@ def _add_checksums(lake: str, verdict: "Verdict") -> dict[str, int]:
     return {check.name: check.add(open_lake(lake)) for check in FILE_CHECKS}
 
 
-def _plan_lines(plan: "Plan") -> list[str]:
+def _plan_lines(plan: "RepairPlan") -> list[str]:
     lines = []
     for step in plan.steps:
         lines += [_damage_line(damage.as_dict()) for damage in step.damage]
-        lines.append(f"  so: {step.what}")
+        lines.append(f"  so: {step.description}")
     return lines + [f"left: {_damage_line(damage.as_dict())}" for damage in plan.left]
 
 

@@ -26,8 +26,8 @@ from distill.students.saved_student import kept_hash
 from distill.students.task import Batch, on_device
 from featurestore import ColumnFile, ColumnWriter, Lake, mpp_name, open_lake
 from featurestore.read.stream import Stream
-from featurestore.storage.lock import writer_lease
-from featurestore.tables.schema import features_table
+from featurestore.storage import writer_lease
+from featurestore.tables import features_table
 from ingest import FEATURE_CARD, student_folder
 from ingest.teachers.student_files import WEIGHTS, student_file
 

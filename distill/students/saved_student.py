@@ -13,7 +13,7 @@ from distill.students.student import student_card
 from distill.students.task import Task
 from distill.students.tile_task import TileTask
 from featurestore import Lake
-from featurestore.storage.sealed import json_bytes, sealed
+from featurestore.storage import json_bytes, sealed
 from ingest import FEATURE_CARD, licence_of, student_folder
 from ingest.teachers.cards.card import card_json
 from ingest.teachers.student_files import WEIGHTS, student_file

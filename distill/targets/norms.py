@@ -15,7 +15,7 @@ from safetensors.numpy import load, save
 
 from distill.errors import DistillError
 from featurestore import Lake, Moments, PhiS, mpp_name, read_phi_s, read_stats
-from featurestore.stats.phi_s import phi_s
+from featurestore.stats import phi_s
 
 if TYPE_CHECKING:
     from distill.students.task import Norms

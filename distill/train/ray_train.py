@@ -23,7 +23,7 @@ from distill.recipes.recipe_columns import check
 from distill.targets.missing_stats import fit_missing, split_slides
 from distill.targets.norms import fit_norms
 from featurestore import Lake, LakeError, mpp_name, open_lake, tile_parts
-from featurestore.storage.sealed import read_sealed, resealed
+from featurestore.storage import read_sealed, resealed
 from ingest import student_folder
 
 CHECKPOINT_S = 60.0

@@ -70,7 +70,7 @@ def read_tile_labels(
         LakeError: The lake has no tiles at this mpp.
     """
     # on use: it opens Lance tables, which takes time that a command's help does not have
-    from featurestore.annotations.annotation_tables import labels_of
+    from featurestore.annotations import labels_of
 
     given = load_labels(labels_of(lake, path), **dict(ids or {}))
     places = _places(given, target, str(path))
@@ -171,7 +171,7 @@ def _by_place(places: pl.DataFrame, tiles: pl.DataFrame) -> pl.DataFrame:
 
     Of overlapping tiles the one whose middle is nearest, of equals the one with the smaller key.
     """
-    from featurestore.annotations.tile_places import tiles_at
+    from featurestore.annotations import tiles_at
 
     x, y = pl.col("x").round(1), pl.col("y").round(1)
     return tiles_at(places.with_columns(name=pl.format("{} at {}, {}", "slide_id", x, y)), tiles)

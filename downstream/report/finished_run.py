@@ -111,7 +111,7 @@ def read_run(lake: Lake, name: str) -> Run:
         RunError: There is none of this name, or it is not finished; runs that are there are named.
         DamageError: Its files are not what was written.
     """
-    from featurestore.storage.sealed import read_named, read_sealed  # with it comes Lance
+    from featurestore.storage import read_named, read_sealed  # with it comes Lance
 
     path = f"runs/{name}/result.json"
     if not name or "/" in name or not lake.exists(path):

@@ -88,7 +88,7 @@ def sample_tiles(
 
     They are fewer than n where tiles were left out of the extraction (NaN) or are all zero.
     """
-    from featurestore.tables.lance_rows import Ranges
+    from featurestore.tables import Ranges
 
     rows = lake.features_of(features, mpp=mpp).filter(pl.col("tiles") > 0)
     ends = np.cumsum(rows["tiles"].to_numpy())

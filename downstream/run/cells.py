@@ -41,7 +41,7 @@ def fit_and_store(lake: Lake, cell: Cell) -> float:
     Returns:
         Seconds it took, reading included.
     """
-    from featurestore.storage.sealed import json_bytes, sealed
+    from featurestore.storage import json_bytes, sealed
 
     start = time.perf_counter()
     patients = Patients(lake, cell, settings=settings_of(lake, cell))

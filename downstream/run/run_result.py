@@ -62,7 +62,7 @@ def find_result(lake: Lake, run: str) -> dict[str, Any] | None:
     Raises:
         DamageError: It is not what was written.
     """
-    from featurestore.storage.sealed import read_sealed
+    from featurestore.storage import read_sealed
 
     path = f"runs/{run}/result.json"
     return read_sealed(lake.store, path) if lake.exists(path) else None
@@ -88,7 +88,7 @@ def write_result(
     Returns:
         What was written: the result with `checksums`, and `card_crc32` over all of it.
     """
-    from featurestore.storage.sealed import json_bytes, sealed
+    from featurestore.storage import json_bytes, sealed
 
     for name, content in files.items():
         lake.write_bytes(f"runs/{run}/{name}", content)
@@ -109,7 +109,7 @@ def collect(lake: Lake, study: Study, cohort: Cohort) -> dict[str, Any]:
         The content of `result.json`. `seconds` is the sum over cells of reading, training and
         predicting, not wall-clock time: it is the same for a run that was killed and went on.
     """
-    from featurestore.storage.sealed import read_sealed
+    from featurestore.storage import read_sealed
 
     cells = [read_sealed(lake.store, cell.path) for cell in study.cells()]
     predictions = _predictions(study, [row for cell in cells for row in cell["rows"]])

@@ -269,7 +269,7 @@ def _open(
 ) -> tuple[Lake, Cohort, str]:
     """The lake, the cohort and the hash of the label file."""
     from featurestore import open_lake
-    from featurestore.annotations.annotation_tables import labels_of
+    from featurestore.annotations import labels_of
 
     lake = open_lake(lake_uri, version=version)
     given = load_labels(labels_of(lake, labels), **ids)

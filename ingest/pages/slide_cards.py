@@ -128,7 +128,7 @@ def _cards(lake: Lake, slides: pl.DataFrame, longest_px: int) -> Iterator[Row]:
 
 def _pictures(lake: Lake, slides: pl.DataFrame) -> dict[int, Row]:
     """Slide number -> thumbnail and tissue mask, of some slides at once."""
-    from featurestore.tables.schema import SLIDES
+    from featurestore.tables import SLIDES
 
     # By the indexed column: `slide` has no index in this table.
     quoted = ", ".join("'" + name.replace("'", "''") + "'" for name in slides["slide_id"])
@@ -161,7 +161,7 @@ def _tile_rows(lake: Lake, places: pl.DataFrame, mpp: float) -> pl.DataFrame:
     By slide, not by the catalog's row offsets: those count rows that were deleted when a slide
     was scanned again, and Lance's scanner does not.
     """
-    from featurestore.tables.schema import features_table
+    from featurestore.tables import features_table
 
     table = lake.table(features_table(mpp))
     fragments = [table.get_fragment(number) for number in places["fragment"].unique().to_list()]

@@ -8,8 +8,7 @@ import re
 from collections.abc import Iterator
 
 from featurestore import LakeError
-from featurestore.storage import bucket_clients
-from featurestore.storage.bucket_errors import DENIED, causes, codes, explain
+from featurestore.storage import DENIED, bucket_clients, causes, codes, explain
 from ingest.errors import SlideError
 
 BUCKETS = frozenset(bucket_clients.EXTRAS)

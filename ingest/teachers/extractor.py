@@ -17,10 +17,9 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from featurestore import ColumnFile, ColumnWriter, ShardReader, Store
-from featurestore.shards.tar_shards import check_shard
-from featurestore.storage.full_disk import disk_full_error
-from featurestore.tables.lance_columns import keys_in
-from featurestore.tables.schema import identity_of
+from featurestore.shards import check_shard
+from featurestore.storage import disk_full_error
+from featurestore.tables import identity_of, keys_in
 from ingest.errors import SlideError
 from ingest.stain import stain_variant
 from ingest.teachers.cards.card import Engine, Precision

@@ -26,10 +26,16 @@ from featurestore import (
     free_old_versions,
     open_lake,
 )
-from featurestore.annotations.tile_predicates import Where, slides_of
-from featurestore.storage.lock import writer_lease
-from featurestore.tables.lance_tables import open_table
-from featurestore.tables.schema import PENDING, READY, TILE_COLUMNS, features_table, identity_of
+from featurestore.annotations import Where, slides_of
+from featurestore.storage import writer_lease
+from featurestore.tables import (
+    PENDING,
+    READY,
+    TILE_COLUMNS,
+    features_table,
+    identity_of,
+    open_table,
+)
 from ingest.teachers.cards.card import Engine, Precision
 from ingest.teachers.extractor import Choice, Extractor, Outcome, Unit
 from ingest.teachers.find_teacher import Teacher, find_teachers

@@ -15,7 +15,7 @@ from torch import Tensor
 from distill.students.task import Batch, Norms, Prediction, Task, Under
 from distill.targets.target import make_norm
 from featurestore import Moments
-from featurestore.stats.phi_s import phi_s
+from featurestore.stats.phi_s_rotation import phi_s
 
 Floats = npt.NDArray[np.float64]
 

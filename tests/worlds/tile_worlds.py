@@ -13,7 +13,7 @@ from distill.students.tile_task import TileTask
 from distill.targets.target import TargetNorm, make_norm
 from distill.targets.target_sources import Column
 from featurestore import Moments
-from featurestore.stats.phi_s import phi_s
+from featurestore.stats.phi_s_rotation import phi_s
 
 SIDE, CELLS, DIM = 32, 4, 12
 FINE = 0.5

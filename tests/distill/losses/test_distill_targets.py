@@ -16,7 +16,7 @@ from distill.losses.numeric import full_precision, weighted_mean
 from distill.targets.target import NORMS, Rotator, TargetNorm, align_grid, axis_weights, make_norm
 from distill.targets.target import norm_of as norm_of_arrays
 from featurestore import Moments, PhiS
-from featurestore.stats.phi_s import phi_s
+from featurestore.stats.phi_s_rotation import phi_s
 
 FITTED = ("z-score", "phi-s")
 Array = np.ndarray[tuple[int, ...], np.dtype[np.float64]]

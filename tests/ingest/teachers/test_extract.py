@@ -16,7 +16,7 @@ from distill.errors import DistillError
 from distill.recipes.recipe_table import make_recipe
 from distill.train.ray_train import distill
 from featurestore import IdentityError, Lake, LakeError, open_lake, verify
-from featurestore.annotations.annotate import annotate
+from featurestore.annotations.annotating import annotate
 from ingest import (
     CARDS,
     Teacher,
