@@ -28,9 +28,9 @@ from ingest import CARDS, Teacher, find_teachers
 from ingest.cut import cut_slide
 from ingest.select.sources import fingerprint
 from ingest.teachers.encoder import decode, preprocess, resized
+from ingest.teachers.extract_plan import plan
 from ingest.teachers.extractor import Extractor, Outcome, Unit
 from ingest.teachers.find_teacher import load_encoder
-from ingest.teachers.ray_extract import plan
 from tests.conftest import shard_samples
 from tests.worlds.wide_slide import write_wide_slide
 

@@ -266,7 +266,7 @@ def extract_command(
     the tokens after block 12, with @S1 for a stain variant of each tile; `slidelake teachers` lists
     the names.
     """
-    from distill.students.ray_columns import extract
+    from distill.students.feature_students import extract
 
     result = extract(
         lake,
