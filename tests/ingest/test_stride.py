@@ -11,7 +11,7 @@ from featurestore import Lake, LakeConfig, LakeError, ShardReader, create_lake, 
 from featurestore.interop import export_folder
 from ingest.cut import cut_slide
 from ingest.grid import plan_grids, tile_sums
-from ingest.readers.tiff_reader import TiffReader
+from ingest.readers.open_slide import open_slide
 from ingest.select.new_lake_settings import settings
 from ingest.select.sources import fingerprint
 from ingest.survey import survey
@@ -53,7 +53,7 @@ def test_tiles_are_those_pixels_of_the_slide(lake: Lake) -> None:
 
 
 def test_scores_are_those_of_each_tile_alone(lake: Lake) -> None:
-    with TiffReader(str(REAL_SLIDE)) as slide:
+    with open_slide(str(REAL_SLIDE)) as slide:
         seen = survey(slide)
         grids = plan_grids(slide.size_px, slide.mpp, 256, {0.5: 1, 2.0: 4}, stride_px=96)
     mask = seen.tissue.mask.astype(np.float32)

@@ -14,7 +14,7 @@ from simplejpeg import decode_jpeg, encode_jpeg
 from sklearn.metrics import roc_auc_score
 
 from ingest.grid import Grid, plan_grids
-from ingest.readers.tiff_reader import TiffReader
+from ingest.readers.open_slide import open_slide
 from ingest.scores import FOCUS_MPP, RgbArray, focus_map, score_maps, tile_means
 from ingest.tissue.overview_tissue import find_tissue
 from tests.conftest import REAL_SLIDE
@@ -152,7 +152,7 @@ def blocks_of(pixels: RgbArray, side: int) -> Iterator[tuple[int, int, RgbArray]
 
 
 def test_blocks_land_where_they_belong() -> None:
-    with TiffReader(str(REAL_SLIDE)) as slide:
+    with open_slide(str(REAL_SLIDE)) as slide:
         pixels, _ = slide.overview(FOCUS_MPP)
         pixels = pixels[:-3, :-5]  # the end of the slide is no multiple of the factor
     shape = (-(-pixels.shape[0] // 8), -(-pixels.shape[1] // 8))
@@ -169,7 +169,7 @@ def test_blocks_land_where_they_belong() -> None:
 
 def real_focus(sigma_um: float, strength: float = 1.0) -> Float32Array:
     """Focus of the real slide's tiles of 128 um that hold tissue, blurred and bleached first."""
-    with TiffReader(str(REAL_SLIDE)) as slide:
+    with open_slide(str(REAL_SLIDE)) as slide:
         pixels, scale = slide.overview(FOCUS_MPP)
         grid = plan_grids(slide.size_px, slide.mpp, 256, {0.5: 1})[0.5]
         mpp = slide.mpp * scale
