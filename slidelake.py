@@ -198,6 +198,7 @@ from commands import ingest as _tiles
 from commands import interop as _files
 from commands import lake as _lake
 from commands import licences as _licences
+from commands import scores as _scores
 from commands.options import JsonOpt, tell
 
 app = typer.Typer(
@@ -209,6 +210,7 @@ app = typer.Typer(
 )
 for heading, part in {
     "Slides, tiles, features": _tiles,
+    "Scores of tiles": _scores,
     "Students": _students,
     "What features are worth": _answers,
     "The lake": _lake,

@@ -23,7 +23,7 @@ from sklearn.metrics import roc_auc_score
 from benchmarks.report import RESULTS, table, write_report
 from benchmarks.tissue_cases import Mask, Picture
 from ingest.readers.open_slide import open_slide
-from ingest.scores import FOCUS_MPP, focus_map
+from ingest.scores.focus import FOCUS_MPP, focus_map
 from ingest.tissue.overview_tissue import find_tissue
 
 REAL = Path(__file__).parent.parent / "examples" / "data" / "CMU-1-Small-Region.svs"

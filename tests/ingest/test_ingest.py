@@ -21,10 +21,10 @@ import tifffile
 from PIL import Image
 
 from featurestore import Lake, open_lake
-from ingest.cut import encode_jpeg
 from ingest.grid import plan_grids
 from ingest.ray_ingest import IngestResult, ingest
 from ingest.readers.open_slide import open_slide
+from ingest.tile_jpeg import encode_tile
 from tests.conftest import CONFIG, REAL_SLIDE, ROOT, shard_samples
 
 
@@ -45,7 +45,7 @@ def test_tiles_are_the_slides_pixels(lake: Lake) -> None:
         box = slide.read_region((row["x"], row["y"]), 0, (256, 256))
         white = Image.new("RGBA", box.size, "white")
         pixels = np.asarray(Image.alpha_composite(white, box).convert("RGB"))
-        assert sample["jpg"] == encode_jpeg(pixels, lake.config)
+        assert sample["jpg"] == encode_tile(pixels, lake.config)
         decoded = np.asarray(Image.open(io.BytesIO(sample["jpg"])), np.float64)
         assert np.abs(decoded - pixels).mean() < 2
         about = json.loads(sample["json"])

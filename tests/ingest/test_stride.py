@@ -15,7 +15,7 @@ from ingest.readers.open_slide import open_slide
 from ingest.select.new_lake_settings import settings
 from ingest.select.sources import fingerprint
 from ingest.survey import survey
-from ingest.teachers.encoder import decode
+from ingest.tile_jpeg import decode_tile
 from tests.conftest import REAL_SLIDE
 
 CONFIG = LakeConfig(tile_px=256, stride_px=96, mpps=(0.5, 2.0))
@@ -48,7 +48,7 @@ def test_tiles_are_those_pixels_of_the_slide(lake: Lake) -> None:
         inside = rows.filter(pl.col("x") + 256 <= width, pl.col("y") + 256 <= height)
         for row in inside.sample(20, seed=1).iter_rows(named=True):
             there = np.asarray(slide.read_region((row["x"], row["y"]), 0, (256, 256)))[..., :3]
-            ours = decode(jpegs[row["tile_id"]])
+            ours = decode_tile(jpegs[row["tile_id"]])
             assert np.abs(ours.astype(int) - there).mean() < 4  # encoded once more, at quality 90
 
 

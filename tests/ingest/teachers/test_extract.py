@@ -27,11 +27,11 @@ from ingest import (
 )
 from ingest.stain import stain_variant
 from ingest.teachers.cards.card import Engine
-from ingest.teachers.encoder import decode
 from ingest.teachers.extract_plan import choose_tiles, plan
 from ingest.teachers.extractor import Choice, Extractor, Outcome, Unit
 from ingest.teachers.ray_extract import extract
 from ingest.teachers.weights.weights_files import find_weights
+from ingest.tile_jpeg import decode_tile
 from tests.conftest import REAL_SLIDE, ROOT, TEACHERS, shard_samples
 
 ALL = Choice()
@@ -343,7 +343,7 @@ def test_stain_variants_are_those_of_the_tiles(lake_copy: Path) -> None:
     )
     assert (plain.features != varied.features).any(axis=1).all()
     samples = shard_samples(lake.store.path(row["shard"]))
-    tiles = np.stack([decode(samples[key]["jpg"]) for key in varied.tile_id.tolist()])
+    tiles = np.stack([decode_tile(samples[key]["jpg"]) for key in varied.tile_id.tolist()])
     (teacher,) = find_teachers(lake.store, [TEACHERS[0]])
     seen = stain_variant(tiles, varied.tile_id, 1)
     direct = load_encoder(lake.store, teacher)(seen, varied.tile_id, teacher.outputs)
