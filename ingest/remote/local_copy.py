@@ -11,8 +11,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
 from ingest.errors import SlideError
-from ingest.readers.jpeg_tiff import JpegLevel, NotNativeError
-from ingest.readers.tiff_check import check_tiff
+from ingest.readers.tiff.jpeg_tiff import JpegLevel, NotNativeError
+from ingest.readers.tiff.tiff_check import check_tiff
 from ingest.remote import sparse_tiff
 from ingest.remote.partial_file import PartialFile, Range
 from ingest.remote.remote_errors import told
@@ -102,27 +102,6 @@ def local_slide(
         fetched.image = image
         in_part = mpps and min(mpps) >= sparse_tiff.COARSE_MPP and image is None
         if not (mpps and in_part and _plan(fetched, file, mpps, mpp)):
-            file.need_all()
-        check_tiff(fetched.path)
-        yield fetched
-
-
-@contextlib.contextmanager
-def sparse_slide(uri: str, *, scratch: str | None = None) -> Iterator[Fetched]:
-    """A slide of which only what opens it is fetched; `Fetched.need` brings the tiles.
-
-    Where parts can't be had or read by themselves (another format than a TIFF of JPEG tiles, a
-    server without ranges), all of it is fetched; `levels` is then empty, and `need` does nothing.
-
-    Raises:
-        SlideError: as `local_slide`.
-    """
-    if is_local(uri):
-        with local_slide(uri) as fetched:
-            yield fetched
-        return
-    with _opened(uri, scratch) as (fetched, file):
-        if not _directories(fetched, file):
             file.need_all()
         check_tiff(fetched.path)
         yield fetched

@@ -11,17 +11,17 @@ import tifffile
 
 from ingest.errors import SlideError
 from ingest.readers import level_check
-from ingest.readers.jpeg_tiff import (
+from ingest.readers.level_reader import LEVEL_SLACK
+from ingest.readers.open_slide import open_slide
+from ingest.readers.slide_reader import ReadOptions
+from ingest.readers.tiff.jpeg_tiff import (
     JpegLevel,
     NotNativeError,
     compared_tiles,
     read_levels,
 )
-from ingest.readers.level_reader import LEVEL_SLACK
-from ingest.readers.open_slide import open_slide
-from ingest.readers.slide_reader import ReadOptions
-from ingest.readers.tiff_images import JPEG, largest, tiff_images
-from ingest.readers.tile_grids import tile_places
+from ingest.readers.tiff.tiff_images import JPEG, largest, tiff_images
+from ingest.readers.tiff.tile_grids import tile_places
 from ingest.remote.partial_file import PartialFile, PartialReader, Range
 
 SUFFIXES = (".svs", ".tif", ".tiff", ".svslide")

@@ -18,8 +18,8 @@ import tifffile
 from PIL import Image
 
 from ingest.errors import SlideError
-from ingest.readers.tiff_images import JPEG, WEBP, image_pages
-from ingest.readers.tile_grids import TileGrid
+from ingest.readers.tiff.tiff_images import JPEG, WEBP, image_pages
+from ingest.readers.tiff.tile_grids import TileGrid
 
 YCBCR, RGB = 6, 2
 # Says that the three components are red, green and blue as they stand: without it every decoder

@@ -10,12 +10,12 @@ import numpy as np
 
 from ingest.errors import SlideError
 from ingest.grid import MPP_TOLERANCE, Grid
-from ingest.readers.jpeg_tiff import SHRINKS, JpegTiff, NotNativeError, compared_tiles
 from ingest.readers.level_check import Place, level_scale
 from ingest.readers.openslide_reader import OpenSlideReader
 from ingest.readers.slide_file import SlideFile
 from ingest.readers.slide_reader import ReadOptions, RgbArray, SlideReader
-from ingest.readers.tile_grids import TileGrid, tile_grids, tile_places
+from ingest.readers.tiff.jpeg_tiff import SHRINKS, JpegTiff, NotNativeError, compared_tiles
+from ingest.readers.tiff.tile_grids import TileGrid, tile_grids, tile_places
 
 NEAR = 6.0  # grey levels; wrong colours are 48
 
