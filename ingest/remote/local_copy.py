@@ -15,7 +15,7 @@ from ingest.readers.tiff.jpeg_tiff import JpegLevel, NotNativeError
 from ingest.readers.tiff.tiff_check import check_tiff
 from ingest.remote import sparse_tiff
 from ingest.remote.partial_file import PartialFile, Range
-from ingest.remote.remote_errors import told
+from ingest.remote.remote_errors import as_slide_errors
 from ingest.remote.remote_files import RemoteFile, is_local, name_of, open_fs, split_image
 from ingest.remote.scratch import scratch_folder
 from ingest.select.file_groups import named_files
@@ -91,7 +91,7 @@ def local_slide(
     uri, image = split_image(uri)
     if is_local(uri):
         path = open_fs(uri)[1]
-        with told(uri):
+        with as_slide_errors(uri):
             size = Path(path).stat().st_size
         check_tiff(path)
         fetched = Fetched(path, size)
@@ -128,7 +128,7 @@ def _opened(uri: str, scratch: str | None) -> Iterator[tuple[Fetched, PartialFil
         except SlideError as error:
             # Where the copy was is of no use to anyone; it is gone.
             text = str(error).replace(path, remote.shown).replace(uri, remote.shown)
-            raise SlideError(text, error.about) from error
+            raise SlideError(text, error.facts) from error
 
 
 def _directories(fetched: Fetched, file: PartialFile) -> bool:

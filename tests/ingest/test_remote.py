@@ -26,7 +26,7 @@ from ingest.remote.local_copy import local_slide
 from ingest.remote.partial_file import merged, parts, without
 from ingest.remote.scratch import PREFIX, VARIABLE, room_is_told, scratch_folder, sweep
 from ingest.remote.sparse_tiff import level_ranges, plan_fetch
-from ingest.select.named_slides import asked_for
+from ingest.select.named_slides import find_named_slides
 from ingest.select.slides_to_cut import sort_out
 from ingest.select.sources import fingerprint, resolve
 from tests.conftest import REAL_SLIDE, ROOT
@@ -296,7 +296,7 @@ def test_signature_of_a_url_is_used_and_not_kept(
 ) -> None:
     server.files["/a.svs"] = wide.read_bytes()
     lake = create_lake(tmp_path / "lake", LakeConfig(mpps=(2.0,)))
-    asked = asked_for([f"{server.url}/a.svs?X-Amz-Signature=hush"], {})
+    asked = find_named_slides([f"{server.url}/a.svs?X-Amz-Signature=hush"], {})
     (row,) = sort_out(lake.committer.register(asked.rows), {}).cut
     cut = cut_slide(lake.store, lake.config, row)
     lake.committer.commit_slides([cut])
