@@ -93,11 +93,11 @@ def test_docs_list_the_scores_of_the_table() -> None:
     text = (ROOT / "docs" / "tissue.md").read_text()
     part = text.partition("## Scores of a tile")[2].partition("\n\n| ")[2].partition("\n\n")[0]
     rows = [line.replace("|  |", "| |") for line in part.splitlines() if line.startswith("| `")]
-    wanted = [
+    expected = [
         f"| `{name}` | {score.measures} | {score.direction} | {score.missing} |"
         for name, score in SCORES.items()
     ]
-    assert rows == [row.replace("|  |", "| |") for row in wanted]
+    assert rows == [row.replace("|  |", "| |") for row in expected]
     spec = (ROOT / "docs" / "format.md").read_text()
     assert all(f"`{field.name}`" in spec for field in SCORE_FIELDS)
     kinds = spec.partition("**Scores.**")[2].partition("\n\n")[0]
