@@ -45,7 +45,7 @@ def write_contact_sheet(lake: Lake, *, most: int = 400) -> str:
 
     Raises:
         DamageError: A table of the lake is gone.
-        LakeError: The bucket does not do what it is asked.
+        LakeError: The bucket refuses a request.
     """
     slides = card_slides(lake)
     chosen = choose_slides(slides, most=most, most_failed=(most + 1) // 2)

@@ -62,7 +62,7 @@ _AT_ONCE = 32
 
 
 def card_slides(lake: Lake) -> pl.DataFrame:
-    """Return `CARD_COLUMNS` of all slides; null are those of which an early lake knows nothing."""
+    """Return `CARD_COLUMNS` of all slides; columns that an early lake lacks are null."""
     slides = lake.slides()
     stored_columns = slides.collect_schema().names()
     columns = [pl.col(n) if n in stored_columns else pl.lit(None).alias(n) for n in CARD_COLUMNS]
@@ -198,6 +198,6 @@ def _picture(
             width_px=row["width_px"],
         )
     except DamageError as error:
-        # One damaged picture is told on its card: the others are still to be seen.
+        # One damaged picture is named on its card: the others are still shown.
         return {"picture": None, "damage": str(error)}
     return {"picture": data_uri(encode_jpeg(drawn), "image/jpeg"), "damage": None}

@@ -21,6 +21,7 @@ from ingest.scores.score_table import SCORES, SlideView
 from ingest.scores.tile_means import tile_means
 from ingest.tissue.overview_tissue import Tissue, find_tissue
 from tests.conftest import REAL_SLIDE
+from tests.ingest.test_ingest_pure import grid_of
 
 if TYPE_CHECKING:
     from ingest.readers.slide_reader import SlideReader
@@ -50,19 +51,6 @@ def test_means_are_over_exact_areas(
     means = tile_means(values, scale, [grid], weights)[0]
     np.testing.assert_allclose(means, slow_means(values, scale, grid, weights), rtol=1e-4)
     assert means.dtype == np.float32
-
-
-def grid_of(width: int, height: int, side_px: int, step_px: int | None = None) -> Grid:
-    return Grid(
-        mpp=0.5,
-        effective_mpp=0.5,
-        tile_px=256,
-        side_px=side_px,
-        step_px=side_px if step_px is None else step_px,
-        width=width,
-        height=height,
-        ratio=1,
-    )
 
 
 def slow_means(
