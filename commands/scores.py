@@ -19,6 +19,9 @@ def score_command(
     dry_run: Annotated[
         bool, typer.Option(help="Count the tiles that lack them. Write nothing.")
     ] = False,
+    drop: Annotated[
+        bool, typer.Option("--drop", help="Take these scores out of the lake instead.")
+    ] = False,
     json_: JsonOpt = False,
 ) -> None:
     """Compute scores of the tiles that lack them, from the stored JPEGs, in one commit.
@@ -27,8 +30,15 @@ def score_command(
 
     Example: slidelake score my-lake haematoxylin
     """
+    from featurestore import open_lake
+    from featurestore.edits.score_columns import drop_scores
     from ingest.scores.fill_scores import fill_scores
 
+    if drop:
+        version = drop_scores(open_lake(lake), name)
+        dropped = {"dropped": name, "version": version}
+        tell(dropped, as_json=json_, text=f"{', '.join(name)} dropped in version {version}")
+        return
     filled = fill_scores(lake, name, dry_run=dry_run)
     verb = "would get" if dry_run else "got"
     lines = [f"{count:,} tiles {verb} {score}" for score, count in filled.tiles.items()]
