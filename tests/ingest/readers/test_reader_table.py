@@ -66,7 +66,7 @@ def test_a_format_is_an_entry_of_the_table(tmp_path: Path, monkeypatch: pytest.M
     with pytest.raises(SlideError, match=unknown):
         open_slide(str(path))
     monkeypatch.setitem(READERS, "shy", entry("leave_it"))
-    with pytest.raises(SlideError, match="is left to the next reader, mpp 0.25"):
+    with pytest.raises(SlideError, match=r"is left to the next reader, mpp 0\.25"):
         open_slide(str(path), ReadOptions(mpp=0.25))
     monkeypatch.setitem(READERS, "grey", entry("open_grey", formats="a grey file"))
     with open_slide(str(path)) as slide:
