@@ -19,7 +19,7 @@ from typer.exceptions import TyperException
 
 if TYPE_CHECKING:
     from distill.recipes.recipe_table import make_recipe
-    from distill.students.ray_columns import extract
+    from distill.students.feature_students import extract
     from distill.targets.missing_stats import stats
     from distill.train.ray_train import distill
     from downstream import run_mil, run_survival, write_report
@@ -60,7 +60,7 @@ PUBLIC = {
     "create_lake": "featurestore",
     "distill": "distill.train.ray_train",
     "drop": "featurestore",
-    "extract": "distill.students.ray_columns",
+    "extract": "distill.students.feature_students",
     "ingest": "ingest.ray_ingest",
     "list_teachers": "ingest.teachers.find_teacher",
     "make_recipe": "distill.recipes.recipe_table",
@@ -198,6 +198,7 @@ from commands import ingest as _tiles
 from commands import interop as _files
 from commands import lake as _lake
 from commands import licences as _licences
+from commands import scores as _scores
 from commands.options import JsonOpt, tell
 
 app = typer.Typer(
@@ -209,6 +210,7 @@ app = typer.Typer(
 )
 for heading, part in {
     "Slides, tiles, features": _tiles,
+    "Scores of tiles": _scores,
     "Students": _students,
     "What features are worth": _answers,
     "The lake": _lake,

@@ -66,8 +66,8 @@ class Live:
         features: dict[str, Any] = {}
         for encoder, teacher in zip(self._encoders, self._teachers, strict=True):
             assert batch.pixels is not None
-            found = encoder(batch.pixels, batch.tile_id, teacher.outputs)
-            features |= {name: x.astype(np.float16) for name, x in found.items()}
+            embeddings = encoder(batch.pixels, batch.tile_id, teacher.outputs)
+            features |= {name: x.astype(np.float16) for name, x in embeddings.items()}
         return replace(batch, features=features)
 
 
@@ -100,15 +100,15 @@ def measure(
     waits: list[float] = []
     for turn in range(rounds + 1):
         for name, batches in arms.items():
-            took, waited = timed(loop, batches, steps)
+            elapsed_s, waited = timed(loop, batches, steps)
             if turn:  # the first round warms up
-                seconds[name].append(took)
-                waits += [waited / took] if name == "cached" else []
+                seconds[name].append(elapsed_s)
+                waits += [waited / elapsed_s] if name == "cached" else []
     tiles = steps * recipe.schedule.batch_tiles
-    what = "step with cached teachers"
+    title = "step with cached teachers"
     lines = [
-        Line.of(what, "the student alone", seconds, ("cached", "student"), COST_LEAST),
-        Line.of(what, "two teachers run in it", seconds, ("cached", "live")),
+        Line.of(title, "the student alone", seconds, ("cached", "student"), COST_LEAST),
+        Line.of(title, "two teachers run in it", seconds, ("cached", "live")),
     ]
     return [line.at(tiles, "tiles") for line in lines], sum(waits) / len(waits)
 
@@ -132,7 +132,7 @@ def workers(lake: str, epochs: int) -> dict[str, Any]:
         report = slidelake.distill(lake, recipe, name=f"bench-workers{count}", workers=count)
         speeds[count] = report["tiles_per_s"]
     return {
-        "what": "two workers / one, student of features",
+        "title": "two workers / one, student of features",
         "ratio": round(speeds[2] / speeds[1], 3),
         "tiles_per_s": speeds,
     }
@@ -169,13 +169,13 @@ def main(
         lines, wait = measure(open_lake(where), recipe, rounds=rounds, steps=steps, device=device)
         both = workers(str(where), epochs)
     for line in lines:
-        typer.echo(line.told())
+        typer.echo(line.text())
     typer.echo(f"{wait:.4f} of the step waits for data (asked {WAIT_MOST}: {wait < WAIT_MOST})")
     typer.echo(f"{both['ratio']:.3f} x {both['what']}: {both['tiles_per_s']} tiles/s")
-    waiting = {"what": "share of the step waiting for data", "ratio": round(wait, 5)}
+    waiting = {"title": "share of the step waiting for data", "ratio": round(wait, 5)}
     settings = {"architecture": architecture, "input_px": input_px, "device": device}
-    found = write_report(out, [*lines, waiting, both], settings, name=f"distill-{device}")
-    typer.echo(f"-> {found}")
+    report_path = write_report(out, [*lines, waiting, both], settings, name=f"distill-{device}")
+    typer.echo(f"-> {report_path}")
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from ingest.readers.tiff_reader import TiffReader
+from ingest.readers.open_slide import open_slide
 
 GLASS = 244
 FAT = 6  # the generator's class
@@ -52,7 +52,7 @@ class Case:
 
 def read_slide(path: Path, group: str) -> Case:
     """A slide of the generator, with the truth beside it."""
-    with TiffReader(str(path)) as slide:
+    with open_slide(str(path)) as slide:
         picture, scale = slide.overview(16.0)
     with np.load(path.with_suffix(".truth.npz")) as truth:
         if abs(scale - int(truth["ds"])) > 0.1:
@@ -109,7 +109,7 @@ def painted(plain: Case) -> Iterator[Case]:
 
 
 def edge_cases(plain: Case) -> Iterator[Case]:
-    """What scanners and laboratories do to a slide."""
+    """Yield pictures of what scanners and laboratories do to a slide."""
     assert plain.tissue is not None
     rng = np.random.default_rng(1)
     shape = plain.picture.shape

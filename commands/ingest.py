@@ -20,7 +20,7 @@ from commands.options import (
 
 if TYPE_CHECKING:
     from featurestore import LakeConfig, Vacuumed
-    from ingest.select.named_slides import How
+    from ingest.select.named_slides import IngestOptions
 
 app = typer.Typer()
 
@@ -144,7 +144,7 @@ def ingest_command(
     """
     from ingest.select.new_lake_settings import settings
 
-    how: How = {
+    how: IngestOptions = {
         "mpp_override": mpp_override,
         "retry_failed": retry_failed,
         "replace": replace,
@@ -201,7 +201,7 @@ def _freed_line(freed: "Vacuumed | None") -> list[str]:
 
 
 def _dry_run(
-    lake: str, slides: list[str], config: "LakeConfig", how: "How", *, as_json: bool
+    lake: str, slides: list[str], config: "LakeConfig", how: "IngestOptions", *, as_json: bool
 ) -> None:
     from ingest.pages.page_templates import duration, size
     from ingest.select.slides_to_cut import dry_run
@@ -266,7 +266,7 @@ def extract_command(
     the tokens after block 12, with @S1 for a stain variant of each tile; `slidelake teachers` lists
     the names.
     """
-    from distill.students.ray_columns import extract
+    from distill.students.feature_students import extract
 
     result = extract(
         lake,

@@ -37,7 +37,7 @@ class Isolated:
         self._back: Connection | None = None
 
     def call(self, *args: object, limit_s: float) -> Any:  # noqa: ANN401 - the function's result
-        """The function's result; a process that died is started again and asked once more.
+        """The function's result; a process that died is started again for a second try.
 
         Args:
             args: of the function.
@@ -49,7 +49,7 @@ class Isolated:
         return pickle.loads(self.call_pickled(pickle.dumps(args), limit_s=limit_s))
 
     def call_pickled(self, args: bytes, *, limit_s: float) -> bytes:
-        """As `call`, from pickled arguments to a pickled result; nothing of theirs is imported.
+        """Call the function with pickled arguments; its pickled result needs no import here.
 
         Raises:
             DiedError: it died, or took longer, each time.
@@ -108,14 +108,14 @@ def _serve(function: Callable[..., Any], jobs: Connection, results: Connection) 
             while True:
                 waiting.put(jobs.recv_bytes())
         except (EOFError, OSError):
-            os._exit(0)  # the owner is gone, and nobody wants what is being made
+            os._exit(0)  # the owner is gone, and what is being made is of no use
 
     threading.Thread(target=listen, daemon=True).start()
     while True:
         results.send_bytes(pickle.dumps(function(*pickle.loads(waiting.get()))))
 
 
-def _found(place: str) -> Callable[..., Any]:
+def _imported(place: str) -> Callable[..., Any]:
     module, _, name = place.partition(":")
     function: Callable[..., Any] = getattr(importlib.import_module(module), name)
     return function
@@ -124,7 +124,7 @@ def _found(place: str) -> Callable[..., Any]:
 if __name__ == "__main__":
     _, _place, _jobs, _results = sys.argv
     _serve(
-        _found(_place),
+        _imported(_place),
         Connection(int(_jobs), writable=False),
         Connection(int(_results), readable=False),
     )

@@ -31,7 +31,8 @@ from ingest.errors import SlideError
 from ingest.isolated_cut import cut_apart
 from ingest.pages.contact_sheet import write_contact_sheet
 from ingest.remote.remote_files import is_local
-from ingest.select.named_slides import How, Row, asked_for
+from ingest.scores.fill_scores import keep_scores
+from ingest.select.named_slides import IngestOptions, Row, find_named_slides
 from ingest.select.near_lake import refuse_near_lake
 from ingest.select.slides_to_cut import Todo, sort_out
 
@@ -44,14 +45,23 @@ SLOWEST_BYTES_S = 1e6  # a slide may take so much longer
 
 @dataclass(kw_only=True)
 class IngestResult:
-    """What an ingest did.
+    """The outcome of an ingest.
 
-    `failed` lists every failed slide that was asked for, old and new; `replaced` those that were
-    scanned again, whose earlier rows stay readable at earlier versions; `again` those whose file is
-    the same and whose settings are not, with what differs; `facts` counts the slides of which a
-    manifest says other things than before; `notes` are sentences on what was left out or could be
-    a mistake; `sheet` is a page that shows all slides; `freed` is what an
-    automatic vacuum removed.
+    Attributes:
+        ready: slides with tiles, of those that were named.
+        failed: every failed slide of those that were named, old and new, with the reason.
+        tiles: of the whole lake, per mpp.
+        seconds: of all of it.
+        readers: slides by the reader that read them.
+        new: slides that were to be cut.
+        replaced: slides that were scanned again; their earlier rows stay readable at earlier
+            versions.
+        again: slides whose file is the same and whose settings are not, with what differs.
+        facts: number of slides for which a manifest has other facts than before.
+        notes: sentences on what was left out or could be a mistake.
+        scores: tiles that got a score which the lake keeps, by score.
+        sheet: path of a page that shows all slides.
+        freed: what an automatic vacuum removed.
     """
 
     ready: int = 0
@@ -64,6 +74,7 @@ class IngestResult:
     again: dict[str, str] = field(default_factory=dict)
     facts: int = 0
     notes: list[str] = field(default_factory=list)
+    scores: dict[str, int] = field(default_factory=dict)
     sheet: str = ""
     freed: Vacuumed | None = None
 
@@ -77,7 +88,7 @@ def ingest(
     commit_slides: int = COMMIT_SLIDES,
     address: str | None = None,
     auto_vacuum: bool = False,
-    **how: Unpack[How],
+    **options: Unpack[IngestOptions],
 ) -> IngestResult:
     """Cut slides into a lake, making it if it is not there; slides already in it are left alone.
 
@@ -90,35 +101,36 @@ def ingest(
             is what a teacher later takes or resumes as a whole.
         address: a Ray cluster; a local Ray is started if None.
         auto_vacuum: whether old versions are freed in the end; see `free_old_versions`.
-        **how: which slides to take, and how to look at them; see `How`.
+        **options: which slides to take, and how to find their tissue; see `IngestOptions`.
 
     Raises:
         LakeError: the lake is there with other settings.
         InputError: the inputs name no slide at all, or not those of `only`.
     """
     start = time.perf_counter()
-    asked = asked_for(inputs, how)
+    named = find_named_slides(inputs, options)
     lake = create_lake(lake_uri, config)
-    refuse_near_lake(lake, asked.rows, distinct_ids=how.get("distinct_ids", False))
-    rows = lake.committer.register(asked.rows)
-    todo = sort_out(rows, how, asked.tissue_by)
+    refuse_near_lake(lake, named.rows, distinct_ids=options.get("distinct_ids", False))
+    rows = lake.committer.register(named.rows)
+    todo = sort_out(rows, options, named.tissue_by)
     if todo.failed:
         lake.committer.fail(todo.failed)
     if todo.facts:
         lake.committer.update_slides(todo.facts)
     ready = [row["slide_id"] for row in todo.cut if row["state"] == "ready"]
     if todo.cut:
-        what = f"ingest of {len(todo.cut)} slides"
-        with writer_lease(lake.store, what), ray_session(address=address):
+        purpose = f"ingest of {len(todo.cut)} slides"
+        with writer_lease(lake.store, purpose), ray_session(address=address):
             todo.stopped += _run(lake, todo, commit_slides, slide_timeout_s)
     result = _result(lake.refreshed(), [row["slide_id"] for row in rows])
-    result.failed += todo.stopped + asked.stopped
+    result.failed += todo.stopped + named.stopped
     result.new, result.facts = len(todo.cut), len(todo.facts)
-    result.notes = [*asked.notes, *todo.notes("updated")]
+    result.notes = [*named.notes, *todo.notes("updated")]
     failed = {slide["slide"] for slide in result.failed}
     done = [name for name in ready if name not in failed]
     result.replaced = [name for name in done if name not in todo.again]
     result.again = {name: todo.again[name] for name in done if name in todo.again}
+    result.scores = keep_scores(lake_uri).tiles
     result.sheet = write_contact_sheet(lake.refreshed())
     if auto_vacuum:
         result.freed = free_old_versions(lake)
@@ -222,19 +234,21 @@ def _outcomes(
     # Slides that have to travel come two to a core: one is fetched while the other is cut.
     share = 1.0 if all(is_local(row["uri"]) for row in todo) else 0.5
     with schedulable(num_cpus=share):
-        for found in slides.map(cut_apart, num_cpus=share).iter_rows():
-            if found["died"]:
-                yield failure(todo[found["number"]], SlideError(f"cutting it {found['died']}"))
+        for outcome in slides.map(cut_apart, num_cpus=share).iter_rows():
+            if outcome["died"]:
+                yield failure(todo[outcome["number"]], SlideError(f"cutting it {outcome['died']}"))
             else:
-                yield pickle.loads(found["outcome"])
+                yield pickle.loads(outcome["outcome"])
 
 
 def _result(lake: Lake, slide_ids: Sequence[str]) -> IngestResult:
-    wanted = pl.col("slide_id").is_in(list(slide_ids))
+    of_these = pl.col("slide_id").is_in(list(slide_ids))
     columns = ["slide_id", "state", "reason", "reader"]
-    asked = lake.slides().filter(wanted).select(columns).collect()
+    slide_rows = lake.slides().filter(of_these).select(columns).collect()
     tiles = count_tiles(lake.table(CATALOG)).tiles
-    ready, failed = (asked.filter(asked["state"] == state) for state in ("ready", "failed"))
+    ready, failed = (
+        slide_rows.filter(slide_rows["state"] == state) for state in ("ready", "failed")
+    )
     return IngestResult(
         ready=ready.height,
         failed=[

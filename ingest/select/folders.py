@@ -7,11 +7,10 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path, PurePosixPath
 
+from ingest.readers.reader_table import folder_suffixes
 from ingest.remote.remote_files import name_of
 
-SUFFIXES = frozenset(
-    ".svs .tif .tiff .ndpi .mrxs .scn .vms .vmu .bif .svslide .dcm .czi".split()  # noqa: SIM905
-)
+SUFFIXES = folder_suffixes()
 SHADOW = "._"  # macOS writes one beside each file on a disk that is not its own
 
 Note = Callable[[str], None]
@@ -46,18 +45,18 @@ def without_shadows(names: list[str], note: Note) -> list[str]:
 
 
 def files_under(folder: str, note: Note) -> Iterator[str]:
-    """All files under a folder, each once; what can't be read is noted."""
+    """Yield all files under a folder, each once; what can't be read is noted."""
     visited: set[tuple[int, int]] = set()
 
     def unreadable(error: OSError) -> None:
         note(f"folder {error.filename} can't be read: {error.strerror}; its slides are not taken")
 
     for path, folders, files in os.walk(folder, followlinks=True, onerror=unreadable):
-        here = Path(path).stat()
-        if (here.st_dev, here.st_ino) in visited:
+        status = Path(path).stat()
+        if (status.st_dev, status.st_ino) in visited:
             folders.clear()
             continue
-        visited.add((here.st_dev, here.st_ino))
+        visited.add((status.st_dev, status.st_ino))
         # A folder is read at its own place before the links that lead to it.
         folders.sort(key=lambda name: (os.path.islink(os.path.join(path, name)), name))  # noqa: PTH114, PTH118
         yield from (os.path.join(path, name) for name in files)  # noqa: PTH118

@@ -1,4 +1,4 @@
-"""What a manifest says of a slide that decides no pixel: patient, site and other columns, place.
+"""Facts of a slide in a manifest that decide no pixel: patient, site and other columns, place.
 
 A later manifest changes what it gives and leaves the rest: an empty cell, a column that it lacks
 and a plain path take nothing away.
@@ -17,13 +17,13 @@ def extra_text(extra: Mapping[str, Any]) -> str | None:
 
 
 def merged_facts(row: Row) -> Row:
-    """The patient and other columns of a slide: what is given now over what the lake knows."""
+    """The patient and other columns of a slide: what is given now over what the lake has."""
     known_patient = row.get("known_patient_id")
-    known, now = _columns(row.get("known_extra")), _columns(row["extra"])
-    given = {name: value for name, value in now.items() if value is not None}
+    lake_columns, now = _columns(row.get("known_extra")), _columns(row["extra"])
+    filled = {name: value for name, value in now.items() if value is not None}
     return {
         "patient_id": row["patient_id"] if row["patient_id"] is not None else known_patient,
-        "extra": extra_text({**now, **known, **given}),
+        "extra": extra_text({**now, **lake_columns, **filled}),
     }
 
 

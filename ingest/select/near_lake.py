@@ -16,7 +16,7 @@ def refuse_near_lake(lake: Lake, rows: Sequence[Mapping[str, Any]], *, distinct_
 
     Args:
         lake: as it is before they are added.
-        rows: `slide_id` and `patient_id` of the slides that are asked for.
+        rows: `slide_id` and `patient_id` of the slides that an ingest names.
         distinct_ids: whether such names are of different slides and patients.
 
     Raises:
@@ -28,9 +28,9 @@ def refuse_near_lake(lake: Lake, rows: Sequence[Mapping[str, Any]], *, distinct_
     changed = [row["slide_id"] for row in rows if row["patient_id"] is not None]
     kept = slides.filter(~slides["slide_id"].is_in(changed))
     with tables_raise(InputError):
-        for column, what, there in (
+        for column, kind, lake_names in (
             ("slide_id", "slides", slides),
             ("patient_id", "patients", kept),
         ):
             names = {row[column] for row in rows if row[column] is not None}
-            refuse_near_others(names, there[column].drop_nulls().unique(), what, "the lake")
+            refuse_near_others(names, lake_names[column].drop_nulls().unique(), kind, "the lake")

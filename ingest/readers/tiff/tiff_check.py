@@ -32,7 +32,7 @@ TYPE_BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4
 TYPE_BYTES |= {13: 4, 16: 8, 17: 8, 18: 8}
 DIRECTORIES_MAX = 10_000
 
-# It prints what is odd about a file; what matters of it is said as the slide's reason.
+# It prints what is odd about a file; what matters of it becomes the slide's reason.
 logging.getLogger("tifffile").setLevel(logging.CRITICAL)
 
 
@@ -83,12 +83,12 @@ def _directories_end(path: str, file: BinaryIO) -> int | None:
     big = version == 43
     at = struct.unpack_from(f"{order}Q", head.ljust(16, b"\0"), 8) if big else None
     at = at or struct.unpack_from(f"{order}I", head, 4)
-    end, offset, seen = len(head), at[0], set[int]()
+    end, offset, visited = len(head), at[0], set[int]()
     while offset:
-        if offset in seen or len(seen) == DIRECTORIES_MAX:
+        if offset in visited or len(visited) == DIRECTORIES_MAX:
             msg = f"{path} is damaged: its directories of images lead in a circle, or are too many"
             raise SlideError(msg)
-        seen.add(offset)
+        visited.add(offset)
         reach, offset = _directory(file, offset, order, big=big)
         end = max(end, reach)
     return end
@@ -128,7 +128,7 @@ def _pages(file: BinaryIO) -> list["_Page"]:
 
 
 class _Page:
-    """What is looked at of one image of a TIFF. Untyped, as tifffile's pages are."""
+    """The tags of one image of a TIFF that are checked. Untyped, as tifffile's pages are."""
 
     def __init__(self, page: Any) -> None:  # noqa: ANN401
         self.width_px, self.height_px = int(page.imagewidth), int(page.imagelength)

@@ -2,6 +2,7 @@
 
 import colorsys
 from collections.abc import Iterator
+from typing import TYPE_CHECKING, cast
 
 import cv2
 import numpy as np
@@ -14,10 +15,16 @@ from simplejpeg import decode_jpeg, encode_jpeg
 from sklearn.metrics import roc_auc_score
 
 from ingest.grid import Grid, plan_grids
-from ingest.readers.tiff_reader import TiffReader
-from ingest.scores import FOCUS_MPP, RgbArray, focus_map, score_maps, tile_means
-from ingest.tissue.overview_tissue import find_tissue
+from ingest.readers.open_slide import open_slide
+from ingest.scores.focus import FOCUS_MPP, RgbArray, focus_map
+from ingest.scores.score_table import SCORES, SlideView
+from ingest.scores.tile_means import tile_means
+from ingest.tissue.overview_tissue import Tissue, find_tissue
 from tests.conftest import REAL_SLIDE
+from tests.ingest.test_ingest_pure import grid_of
+
+if TYPE_CHECKING:
+    from ingest.readers.slide_reader import SlideReader
 
 Float32Array = npt.NDArray[np.float32]
 
@@ -41,22 +48,9 @@ def test_means_are_over_exact_areas(
     weights = None if weighed is None else rng.random((h, w)) < weighed
     scale = 8  # a pixel of the map is 8 level-0 pixels
     grid = grid_of(-(-w * scale // side), -(-h * scale // side), side)
-    found = tile_means(values, scale, [grid], weights)[0]
-    np.testing.assert_allclose(found, slow_means(values, scale, grid, weights), rtol=1e-4)
-    assert found.dtype == np.float32
-
-
-def grid_of(width: int, height: int, side_px: int, step_px: int | None = None) -> Grid:
-    return Grid(
-        mpp=0.5,
-        effective_mpp=0.5,
-        tile_px=256,
-        side_px=side_px,
-        step_px=side_px if step_px is None else step_px,
-        width=width,
-        height=height,
-        ratio=1,
-    )
+    means = tile_means(values, scale, [grid], weights)[0]
+    np.testing.assert_allclose(means, slow_means(values, scale, grid, weights), rtol=1e-4)
+    assert means.dtype == np.float32
 
 
 def slow_means(
@@ -84,16 +78,24 @@ def slow_means(
 def test_tile_without_any_value_is_nan() -> None:
     values = np.full((2, 4), np.nan, np.float32)
     values[:, 3] = 7
-    found = tile_means(values, 1.0, [grid_of(2, 1, 2)], np.zeros((2, 4), bool))[0]
-    np.testing.assert_array_equal(found, [[np.nan, 7]])
+    means = tile_means(values, 1.0, [grid_of(2, 1, 2)], np.zeros((2, 4), bool))[0]
+    np.testing.assert_array_equal(means, [[np.nan, 7]])
 
 
 # ----------------------------------------------------------------------- maps
 
 
+def maps_of(overview: RgbArray, tissue: Tissue) -> dict[str, Float32Array]:
+    """Return the maps of the scores that need no slide beside its overview."""
+    no_slide = cast("SlideReader", None)
+    view = SlideView(slide=no_slide, overview=overview, scale=1.0, tissue=tissue)
+    maps = {name: SCORES[name].slide_map for name in ("pen", "brightness", "saturation")}
+    return {name: slide_map(view) for name, slide_map in maps.items() if slide_map}
+
+
 def test_brightness_and_saturation_are_those_of_other_libraries() -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (20, 30, 3)).astype(np.uint8)
-    maps = score_maps(pixels, find_tissue(pixels, 16.0))
+    maps = maps_of(pixels, find_tissue(pixels, 16.0))
     grey = np.asarray(Image.fromarray(pixels).convert("L")) / 255
     np.testing.assert_allclose(maps["brightness"], grey, atol=1.01 / 255)
     full = [[colorsys.rgb_to_hsv(*pixel)[1] for pixel in row] for row in pixels.tolist()]
@@ -112,7 +114,7 @@ def test_pen_score_is_there_whether_or_not_pen_is_taken_out() -> None:
     grid = grid_of(4, 3, 100)
     for veto in (True, False):
         tissue = find_tissue(picture, 16.0, pen_veto=veto)
-        share = tile_means(score_maps(picture, tissue)["pen"], 1.0, [grid])[0]
+        share = tile_means(maps_of(picture, tissue)["pen"], 1.0, [grid])[0]
         assert share[:, :2].max() == 0
         np.testing.assert_allclose(share[1, 2:], [0.5, 0], atol=0.03)
 
@@ -130,9 +132,9 @@ def focus_of(grey: npt.NDArray[np.float64], factor: int = 64) -> float:
 def test_focus_of_a_wave_is_its_square_frequency(period: float) -> None:
     """The Laplacian of a wave of angular frequency w is itself times 2 cos w - 2."""
     wave = 128 + 100 * np.sin(2 * np.pi * np.arange(512) / period + 0.4)
-    wanted = (2 - 2 * np.cos(2 * np.pi / period)) / 8
+    expected = (2 - 2 * np.cos(2 * np.pi / period)) / 8
     for grey in (np.tile(wave, (512, 1)), np.tile(wave, (512, 1)).T):
-        assert focus_of(grey) == pytest.approx(wanted, rel=0.03, abs=0.001)
+        assert focus_of(grey) == pytest.approx(expected, rel=0.03, abs=0.001)
 
 
 def test_focus_ends_at_0_and_1() -> None:
@@ -152,7 +154,7 @@ def blocks_of(pixels: RgbArray, side: int) -> Iterator[tuple[int, int, RgbArray]
 
 
 def test_blocks_land_where_they_belong() -> None:
-    with TiffReader(str(REAL_SLIDE)) as slide:
+    with open_slide(str(REAL_SLIDE)) as slide:
         pixels, _ = slide.overview(FOCUS_MPP)
         pixels = pixels[:-3, :-5]  # the end of the slide is no multiple of the factor
     shape = (-(-pixels.shape[0] // 8), -(-pixels.shape[1] // 8))
@@ -169,7 +171,7 @@ def test_blocks_land_where_they_belong() -> None:
 
 def real_focus(sigma_um: float, strength: float = 1.0) -> Float32Array:
     """Focus of the real slide's tiles of 128 um that hold tissue, blurred and bleached first."""
-    with TiffReader(str(REAL_SLIDE)) as slide:
+    with open_slide(str(REAL_SLIDE)) as slide:
         pixels, scale = slide.overview(FOCUS_MPP)
         grid = plan_grids(slide.size_px, slide.mpp, 256, {0.5: 1})[0.5]
         mpp = slide.mpp * scale
