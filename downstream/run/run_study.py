@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike, fspath
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -115,7 +115,7 @@ def run_mil(  # many parameters: the public function names every setting that us
     *,
     mpps: Sequence[float],
     models: Sequence[str] = ("abmil",),
-    task: TaskName = "auto",
+    task: str = "auto",
     ids: Mapping[str, Any] | None = None,
     plan: Plan | None = None,
     seeds: int = 1,
@@ -165,7 +165,9 @@ def run_mil(  # many parameters: the public function names every setting that us
     columns = (target,) if isinstance(target, str) else tuple(target)
     spec = StudySpec(
         kind="mil",
-        labels=LabelOptions(table=fspath(labels), target=columns, task=task, **_id_options(ids)),
+        labels=LabelOptions(
+            table=fspath(labels), target=columns, task=cast("TaskName", task), **_id_options(ids)
+        ),
         features=FeatureOptions(names=tuple(features), mpps=tuple(mpps), version=version),
         models=ModelOptions(names=_named(models), seeds=seeds, tune=tune),
         folds=plan or Plan(),
@@ -191,7 +193,7 @@ def run_survival(  # many parameters: the public function names every setting th
     *,
     mpps: Sequence[float],
     models: Sequence[str] = ("cox",),
-    head: Head = "hazards",
+    head: str = "hazards",
     ids: Mapping[str, Any] | None = None,
     plan: Plan | None = None,
     seeds: int = 1,
@@ -243,7 +245,7 @@ def run_survival(  # many parameters: the public function names every setting th
         kind="survival",
         labels=LabelOptions(table=fspath(labels), time=time, event=event, **_id_options(ids)),
         features=FeatureOptions(names=tuple(features), mpps=tuple(mpps), version=version),
-        models=ModelOptions(names=_named(models), head=head, seeds=seeds, tune=tune),
+        models=ModelOptions(names=_named(models), head=cast("Head", head), seeds=seeds, tune=tune),
         folds=plan or Plan(),
         fit=settings or MilSettings(),
         pooled=pooled or SurvivalSettings(),
@@ -261,7 +263,8 @@ def run_survival(  # many parameters: the public function names every setting th
 
 def _id_options(ids: Mapping[str, Any] | None) -> dict[str, Any]:
     """Return options of `load_labels` under the names that `LabelOptions` has for them."""
-    return {"slide_table" if name == "slides" else name: ids[name] for name in ids or {}}
+    options = dict(ids or {})
+    return {"slide_table" if name == "slides" else name: options[name] for name in options}
 
 
 def _named(models: Sequence[str]) -> tuple[str, ...]:
