@@ -6,12 +6,12 @@ all of them.
 Shape letters: P rows of predictions, C classes.
 """
 
-from __future__ import annotations
-
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from downstream.measures.class_measures import (
     UndefinedMetricError,
@@ -24,10 +24,7 @@ from downstream.measures.weighted import auroc_folds
 from downstream.run.study import outcomes
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     import polars as pl
-    from numpy.typing import NDArray
 
     from downstream.measures.class_measures import Measure
     from downstream.measures.resampling import Method
@@ -65,7 +62,7 @@ class Scored:
     why: str = ""
 
 
-def score(study: Study, part: pl.DataFrame) -> list[Scored]:
+def score(study: "Study", part: "pl.DataFrame") -> list[Scored]:
     """All measures of one arm's test rows.
 
     Args:
@@ -81,7 +78,7 @@ def score(study: Study, part: pl.DataFrame) -> list[Scored]:
     ]
 
 
-def compare_arms(study: Study, predictions: pl.DataFrame) -> list[dict[str, Any]]:
+def compare_arms(study: "Study", predictions: "pl.DataFrame") -> list[dict[str, Any]]:
     """Every arm against the reference on the same patients, p values corrected by Holm.
 
     Args:
@@ -90,7 +87,7 @@ def compare_arms(study: Study, predictions: pl.DataFrame) -> list[dict[str, Any]
     """
     import polars as pl
 
-    def of(name: str) -> pl.DataFrame:
+    def of(name: str) -> "pl.DataFrame":
         return predictions.filter(pl.col("arm") == name)
 
     reference = of(study.reference)
@@ -103,7 +100,7 @@ def compare_arms(study: Study, predictions: pl.DataFrame) -> list[dict[str, Any]
     return comparison_table(found, other=study.reference, measure=MAIN[study.task])
 
 
-def _compared(study: Study, one: pl.DataFrame, other: pl.DataFrame) -> Comparison | None:
+def _compared(study: "Study", one: "pl.DataFrame", other: "pl.DataFrame") -> Comparison | None:
     """By the main measure; None where it is undefined for one of them."""
     if study.task == "survival":
         return _compared_survival(study, one, other)
@@ -127,12 +124,12 @@ def _compared(study: Study, one: pl.DataFrame, other: pl.DataFrame) -> Compariso
     return None
 
 
-def _main(study: Study, part: pl.DataFrame) -> Asked:
+def _main(study: "Study", part: "pl.DataFrame") -> "Asked":
     name = MAIN[study.task]
     return next(asked for asked in _asked(study, part) if asked[0].name == name)
 
 
-def _score_survival(study: Study, part: pl.DataFrame) -> list[Scored]:
+def _score_survival(study: "Study", part: "pl.DataFrame") -> list[Scored]:
     from downstream.survival.survival_rows import predictions_of
     from downstream.survival.survival_scores import score_predictions
 
@@ -155,7 +152,9 @@ def _score_survival(study: Study, part: pl.DataFrame) -> list[Scored]:
     return [*defined, *lost]
 
 
-def _compared_survival(study: Study, one: pl.DataFrame, other: pl.DataFrame) -> Comparison | None:
+def _compared_survival(
+    study: "Study", one: "pl.DataFrame", other: "pl.DataFrame"
+) -> Comparison | None:
     from downstream.survival.survival_rows import predictions_of
     from downstream.survival.survival_scores import compare_predictions
 
@@ -172,7 +171,7 @@ def _compared_survival(study: Study, one: pl.DataFrame, other: pl.DataFrame) -> 
         return None
 
 
-def training_of(study: Study) -> dict[tuple[int, int], tuple[NDArray[Any], NDArray[Any]]]:
+def training_of(study: "Study") -> dict[tuple[int, int], tuple[NDArray[Any], NDArray[Any]]]:
     """(events, times) of everybody of a (repeat, fold) who is not tested in it."""
     outcome = {patient.patient_id: patient.outcome for patient in study.patients}
     found = {}
@@ -183,7 +182,7 @@ def training_of(study: Study) -> dict[tuple[int, int], tuple[NDArray[Any], NDArr
     return found
 
 
-def study_times(study: Study) -> NDArray[np.float64]:
+def study_times(study: "Study") -> NDArray[np.float64]:
     """Times at which curves are kept: the same in every cell of a run.
 
     They only say where curves are looked at; no model is fitted on them.
@@ -195,7 +194,7 @@ def study_times(study: Study) -> NDArray[np.float64]:
 
 
 def bounded(
-    measure: Measure,
+    measure: "Measure",
     truth: Sequence[Any],
     prediction: NDArray[Any],
     patients: list[str],
@@ -218,7 +217,7 @@ def bounded(
 
 
 def _scored(
-    measure: Measure,
+    measure: "Measure",
     truth: Sequence[Any],
     prediction: NDArray[Any],
     patients: list[str],
@@ -232,7 +231,7 @@ def _scored(
     return Scored(measure=measure.name, interval=found, higher_is_better=better)
 
 
-def _asked(study: Study, part: pl.DataFrame) -> list[Asked]:
+def _asked(study: "Study", part: "pl.DataFrame") -> list["Asked"]:
     """Every measure of a task with its truth and predictions."""
     if study.task == "regression":
         value, found = part["value"].to_numpy(), part["found"].to_numpy()
@@ -255,7 +254,7 @@ def _asked(study: Study, part: pl.DataFrame) -> list[Asked]:
     return [*asked, (*within, part["score"].to_numpy())]
 
 
-def _folds(part: pl.DataFrame) -> NDArray[np.int64]:
+def _folds(part: "pl.DataFrame") -> NDArray[np.int64]:
     """[P] the number of each row's model: rows alike in repetition, fold and seed."""
     import polars as pl
 

@@ -6,23 +6,19 @@ nor over slides, several of which may be of one patient.
 Shape letters: P patients, S rows of predictions (one or more a patient), R resamples.
 """
 
-from __future__ import annotations
-
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from downstream.measures.resampling import Draws, Method, draw_all
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-    from numpy.typing import NDArray
-
     from downstream.measures.class_measures import Measure
 
-    Floats = NDArray[np.float64]
+Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +66,7 @@ class Comparison:
 
 
 def interval(
-    measure: Measure,
+    measure: "Measure",
     truth: Sequence[NDArray[Any]],
     prediction: NDArray[Any],
     *,
@@ -106,7 +102,7 @@ def interval(
 
 
 def compare(
-    measure: Measure,
+    measure: "Measure",
     truth: Sequence[NDArray[Any]],
     one: NDArray[Any],
     other: NDArray[Any],

@@ -3,8 +3,6 @@
 Shape letters: D feature width of all teachers together.
 """
 
-from __future__ import annotations
-
 from typing import TYPE_CHECKING
 
 import torch
@@ -26,13 +24,13 @@ if TYPE_CHECKING:
 
 def build_model(
     name: str,
-    task: Task,
-    settings: MilSettings,
+    task: "Task",
+    settings: "MilSettings",
     *,
     widths: tuple[int, ...],
     ratios: tuple[int, ...],
-    mean_D: NDArray[np.float64],
-    std_D: NDArray[np.float64],
+    mean_D: "NDArray[np.float64]",
+    std_D: "NDArray[np.float64]",
 ) -> MilModel:
     """A model with new weights, from torch's random state.
 
@@ -64,8 +62,12 @@ def build_model(
 
 
 def _aggregator(
-    name: str, task: Task, settings: MilSettings, widths: tuple[int, ...], ratios: tuple[int, ...]
-) -> Aggregator:
+    name: str,
+    task: "Task",
+    settings: "MilSettings",
+    widths: tuple[int, ...],
+    ratios: tuple[int, ...],
+) -> "Aggregator":
     fused = settings.fusion != "none" and len(widths) > 1
     # Mean and max get the layer that the others have, so that they differ in the pooling alone;
     # without it they are the probe `linear`.

@@ -3,8 +3,7 @@
 Shape letters: B bags, N tiles, K coordinates, D feature width, E embedding width, C outputs.
 """
 
-from __future__ import annotations
-
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -15,8 +14,6 @@ from torch import Tensor, nn
 from downstream.mil.padded_bags import Aggregator, MilError, Pooled
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from downstream.mil.losses import Task
 
 
@@ -55,7 +52,7 @@ class MilModel(nn.Module):
     def __init__(
         self,
         aggregator: Aggregator,
-        task: Task,
+        task: "Task",
         *,
         mean_D: Tensor | None = None,
         std_D: Tensor | None = None,
@@ -149,7 +146,7 @@ class BranchHead(nn.Module):
         return torch.einsum("bce,ce->bc", embedding_BCE, self.linear.weight) + self.linear.bias
 
 
-def make_head(aggregator: Aggregator, task: Task) -> nn.Module:
+def make_head(aggregator: Aggregator, task: "Task") -> nn.Module:
     """The linear head that fits an aggregator.
 
     Raises:
@@ -204,7 +201,7 @@ AGGREGATORS: dict[str, AggregatorEntry] = {
 }
 
 
-def make_aggregator(name: str, width: int, task: Task, **options: object) -> Aggregator:
+def make_aggregator(name: str, width: int, task: "Task", **options: object) -> Aggregator:
     """An aggregator by name, with the options of its class.
 
     Raises:
@@ -225,6 +222,6 @@ def make_aggregator(name: str, width: int, task: Task, **options: object) -> Agg
     return made
 
 
-def _classes(name: str, task: Task) -> int:
+def _classes(name: str, task: "Task") -> int:
     """Classes of an aggregator with tile classifiers; for binary DSMIL has one logit, CLAM two."""
     return 2 if task.kind == "binary" and name != "dsmil" else task.outputs

@@ -6,23 +6,21 @@ classes weigh the same, however rare. Shape letters: P patients (or tiles) of tr
 D width of the features, C classes or numbers, K neighbours.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from downstream.probes.heads import fit_linear, fit_nearest
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
     from downstream.cohorts.outcomes import TaskKind
     from downstream.probes.heads import Linear, Nearest
 
-    Floats = NDArray[np.float64]
-    Rows = tuple[NDArray[Any], NDArray[Any]]
+Floats = NDArray[np.float64]
+Rows = tuple[NDArray[Any], NDArray[Any]]
+
 
 ProbeName = Literal["linear", "knn"]
 PROBES: tuple[ProbeName, ...] = ("linear", "knn")
@@ -48,11 +46,11 @@ class Probe:
     """
 
     name: ProbeName
-    task: TaskKind
+    task: "TaskKind"
     chosen: tuple[float, ...]
     mean: Floats
     spread: Floats
-    heads: tuple[Linear | Nearest, ...]
+    heads: "tuple[Linear | Nearest, ...]"
     is_flat: bool = False
 
     def scores(self, x_QD: NDArray[Any]) -> Floats:
@@ -75,7 +73,7 @@ def fit_probe(
     y: NDArray[Any],
     *,
     validation: Rows | None,
-    task: TaskKind,
+    task: "TaskKind",
     classes: int,
     seed: int = 0,
 ) -> Probe:
@@ -134,7 +132,9 @@ def _features(x_PD: NDArray[Any]) -> Floats:
     return x
 
 
-def _check(x_PD: Floats, y: NDArray[Any], x_QD: Floats, y_Q: NDArray[Any], task: TaskKind) -> None:
+def _check(
+    x_PD: Floats, y: NDArray[Any], x_QD: Floats, y_Q: NDArray[Any], task: "TaskKind"
+) -> None:
     """Refuse arrays that do not fit each other or the task."""
     wanted = {"multilabel": {2}, "regression": {1, 2}}.get(task, {1})
     if len(x_PD) != len(y) or len(x_QD) != len(y_Q) or not len(y) or y.ndim not in wanted:

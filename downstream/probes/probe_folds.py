@@ -4,26 +4,24 @@ Shape letters: N labelled tiles, D width of a feature set, T draws of few shots 
 classes.
 """
 
-from __future__ import annotations
-
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from downstream.probes.fit import PROBES, ProbeError, fit_probe
 from downstream.splits.folds import nested_folds
 from downstream.splits.split import SplitError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     import polars as pl
-    from numpy.typing import NDArray
 
     from downstream.splits.split import Split
 
-    Floats = NDArray[np.float64]
+Floats = NDArray[np.float64]
+
 
 MOST_TILES = 20_000
 
@@ -81,7 +79,7 @@ class Scores:
     fold: NDArray[np.int64]
 
 
-def tile_splits(rows: pl.DataFrame, options: Options) -> list[Split]:
+def tile_splits(rows: "pl.DataFrame", options: Options) -> list["Split"]:
     """Folds over patients, stratified by each patient's commonest label."""
     commonest = (
         rows.group_by("patient_id", "label")
@@ -112,8 +110,8 @@ def _merged(labels: list[int], folds: int) -> list[int]:
 
 def scored(
     x_ND: NDArray[np.float32],
-    rows: pl.DataFrame,
-    splits: Sequence[Split],
+    rows: "pl.DataFrame",
+    splits: Sequence["Split"],
     model: str,
     classes: int,
     options: Options,
@@ -177,7 +175,7 @@ def _few(
     return np.concatenate(taken)
 
 
-def counts_of(rows: pl.DataFrame, classes: int) -> list[int]:
+def counts_of(rows: "pl.DataFrame", classes: int) -> list[int]:
     """Tiles of each class."""
     counts: list[int] = np.bincount(rows["label"].to_numpy(), minlength=classes).tolist()
     return counts

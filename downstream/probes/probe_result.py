@@ -6,11 +6,11 @@ is over patients; how far the draws differ is told beside it.
 Shape letters: N tiles, T draws, C classes, R resamples.
 """
 
-from __future__ import annotations
-
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from downstream.measures.class_measures import (
     Measure,
@@ -20,14 +20,11 @@ from downstream.measures.class_measures import (
 from downstream.measures.intervals import compare, comparison_table, interval
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-    from numpy.typing import NDArray
-
     from downstream.measures.intervals import Comparison, Interval
     from downstream.measures.resampling import Method
 
-    Floats = NDArray[np.float64]
+Floats = NDArray[np.float64]
+
 
 MEASURES = ("auroc", "balanced_accuracy", "f1")
 """The first is the main one. Classes are predicted at equal weight: binary from 0.5 on."""
@@ -98,11 +95,11 @@ def _compared(
     *,
     margin: float | None,
     seed: int,
-) -> Comparison:
+) -> "Comparison":
     known, one = _asked(one_NTC)
     measure, other = _mean_of_draws(known[MEASURES[0]]), _asked(other_NTC)[1]
 
-    def by(method: Method) -> Comparison:
+    def by(method: "Method") -> "Comparison":
         return compare(
             measure, (label_N,), one, other, seed=seed, margin=margin, patients=patients,
             method=method,
@@ -145,7 +142,7 @@ def _interval(
     scores: Floats,
     patients: Sequence[str],
     seed: int,
-) -> Interval:
+) -> "Interval":
     """By BCa; by percentiles where a class is one patient's alone, without whom nothing is."""
     try:
         return interval(measure, (label_N,), scores, seed=seed, patients=patients)

@@ -8,16 +8,17 @@ Shape letters: N labelled tiles, D width of a feature set, T draws of few shots 
 classes.
 """
 
-from __future__ import annotations
-
 import hashlib
 import io
 import json
 import time
+from collections.abc import Mapping, Sequence
+from os import PathLike
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 
 from downstream.cohorts.cohort import listing
 from downstream.probes.fit import ProbeError
@@ -32,11 +33,6 @@ from downstream.run.study_errors import StudyError
 from downstream.splits.split_tables import to_table
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-    from os import PathLike
-
-    from numpy.typing import NDArray
-
     from downstream.splits.split import Split
     from featurestore import Lake
 
@@ -117,7 +113,7 @@ def _arms(names: Sequence[str], options: Options) -> list[tuple[str, str, str]]:
 
 
 def _probed(
-    lake: Lake, found: TileLabels, config: dict[str, Any], run: str, options: Options
+    lake: "Lake", found: TileLabels, config: dict[str, Any], run: str, options: Options
 ) -> dict[str, Any]:
     """Fit and measure every arm, store what they say, and put the result together."""
     names, classes = config["features"], len(found.classes)
@@ -162,7 +158,7 @@ def _probed(
 
 
 def _config(
-    lake: Lake,
+    lake: "Lake",
     found: TileLabels,
     target: str,
     names: Sequence[str],
@@ -190,7 +186,7 @@ def _config(
 
 
 def _features(
-    lake: Lake, found: TileLabels, names: Sequence[str], mpp: float
+    lake: "Lake", found: TileLabels, names: Sequence[str], mpp: float
 ) -> tuple[dict[str, NDArray[np.float32]], pl.DataFrame, list[str]]:
     """Features [N, D] by feature set, the rows that all of them have, and who was left out.
 
@@ -232,10 +228,10 @@ def _metrics(
 
 
 def _store(
-    lake: Lake,
+    lake: "Lake",
     run: str,
     rows: pl.DataFrame,
-    splits: Sequence[Split],
+    splits: Sequence["Split"],
     scores: Mapping[str, Scores],
     classes: Sequence[str],
 ) -> None:

@@ -4,8 +4,7 @@ Which arm and which slide a picture shows follows from a rule that the page name
 has picked the nicest one. Pictures of runs are those of the runs' own pages.
 """
 
-from __future__ import annotations
-
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from downstream.report.attention import arms_with_attention, attention_files, owners
@@ -20,14 +19,12 @@ from downstream.report.views.views_outcomes import km_section, number_section
 from ingest.pages.slide_pictures import data_uri
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from downstream.report.finished_run import Run
     from downstream.report.lake_holding import Json, Part
     from featurestore import Lake
 
 
-def estimates(run: Part | None) -> dict[str, dict[str, float | None]]:
+def estimates(run: "Part | None") -> dict[str, dict[str, float | None]]:
     """Arm -> estimate, low, high; empty without a run, null where undefined."""
     if run is None:
         return {}
@@ -36,7 +33,7 @@ def estimates(run: Part | None) -> dict[str, dict[str, float | None]]:
     return {name: {key: metrics[name][key] for key in names} for name in run.content["metrics"]}
 
 
-def student_view(student: Part) -> Json:
+def student_view(student: "Part") -> "Json":
     """One student: facts, fidelity per teacher and mpp, pictures."""
     report = student.content
     rows = _fidelity_rows(report)
@@ -59,7 +56,7 @@ def student_view(student: Part) -> Json:
     }
 
 
-def _flat(recipe: Json) -> Json:
+def _flat(recipe: "Json") -> "Json":
     """A recipe as pairs of name and value: what its parts say, and its terms with their weights."""
     found: Json = {}
     for key, value in recipe.items():
@@ -69,7 +66,7 @@ def _flat(recipe: Json) -> Json:
     return {**found, **shown}
 
 
-def _fidelity_rows(report: Json) -> list[Json]:
+def _fidelity_rows(report: "Json") -> list["Json"]:
     """Teacher by teacher: a row over all tiles, and a row per mpp."""
     rows: list[Json] = []
     for teacher, whole in report["fidelity"].items():
@@ -79,14 +76,14 @@ def _fidelity_rows(report: Json) -> list[Json]:
     return rows
 
 
-def shown_arm(run: Run, students: list[str]) -> str:
+def shown_arm(run: "Run", students: list[str]) -> str:
     """The arm whose pictures are shown: of the newest student's features, else the first one."""
     described = run.result.get("arms", {})
     of = {arm: described.get(arm, {}).get("features", arm) for arm in run.arms}
     return next((arm for name in students for arm in run.arms if of[arm] == name), run.arms[0])
 
 
-def mil_view(lake: Lake, part: Part, students: list[str]) -> Json:
+def mil_view(lake: "Lake", part: "Part", students: list[str]) -> "Json":
     """The newest run of bags: table, intervals, curves, attention over one slide."""
     run = read_run(lake, part.name)
     shown = shown_arm(run, students)
@@ -98,7 +95,7 @@ def mil_view(lake: Lake, part: Part, students: list[str]) -> Json:
     }
 
 
-def survival_view(lake: Lake, part: Part, students: list[str]) -> Json:
+def survival_view(lake: "Lake", part: "Part", students: list[str]) -> "Json":
     """The newest survival analysis: table, intervals, Kaplan-Meier curves of one arm."""
     run = read_run(lake, part.name)
     shown = shown_arm(run, students)
@@ -109,7 +106,7 @@ def survival_view(lake: Lake, part: Part, students: list[str]) -> Json:
     }
 
 
-def _common(run: Run, shown: str) -> Json:
+def _common(run: "Run", shown: str) -> "Json":
     return {
         "name": run.name,
         "result": run.result,
@@ -125,7 +122,7 @@ def _common(run: Run, shown: str) -> Json:
     }
 
 
-def _main_pictures(run: Run, shown: str) -> Section:
+def _main_pictures(run: "Run", shown: str) -> Section:
     """What is shown of the predictions beside the intervals."""
     if run.task == "survival":
         return km_section(run, [shown])
@@ -140,7 +137,7 @@ def _main_pictures(run: Run, shown: str) -> Section:
     return section
 
 
-def _class_counts(run: Run, shown: str) -> dict[str, int]:
+def _class_counts(run: "Run", shown: str) -> dict[str, int]:
     """Patients of each class; empty where they are not of one each."""
     if run.task not in ("binary", "multiclass"):
         return {}
@@ -148,7 +145,7 @@ def _class_counts(run: Run, shown: str) -> dict[str, int]:
     return {name: labels.count(name) for name in run.classes}
 
 
-def _attention(lake: Lake, run: Run, shown: str) -> Json:
+def _attention(lake: "Lake", run: "Run", shown: str) -> "Json":
     """Attention over the slides of the surest right patient, by the shown arm if it has any."""
     files = attention_files(lake, run.name)
     arms, _ = arms_with_attention(lake, run, files)

@@ -5,9 +5,8 @@ is never among what is found, and what comes from its own patient is marked or l
 one slide are near to each other for its stain and scanner alone.
 """
 
-from __future__ import annotations
-
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import polars as pl
@@ -23,8 +22,6 @@ from downstream.retrieval.search_query import (
 )
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from downstream.retrieval.search_query import Query
     from featurestore import IndexState, Lake
 
@@ -102,7 +99,7 @@ def run_search(
     return found
 
 
-def _with_index(lake: Lake, query: Query, version: int | str | None) -> Lake:
+def _with_index(lake: "Lake", query: "Query", version: int | str | None) -> "Lake":
     """The lake at its newest version, with an index of the query's features."""
     from featurestore import build_index
 
@@ -113,21 +110,25 @@ def _with_index(lake: Lake, query: Query, version: int | str | None) -> Lake:
     return lake.refreshed()
 
 
-def _index_of(lake: Lake, query: Query) -> IndexState | None:
+def _index_of(lake: "Lake", query: "Query") -> "IndexState | None":
     from featurestore import index_state
 
     state = index_state(lake, query.features, mpp=query.mpp)
     return state if state.indexed else None
 
 
-def _recall(lake: Lake, query: Query, index: IndexState, k: int, tiles: int | None) -> Json | None:
+def _recall(
+    lake: "Lake", query: "Query", index: "IndexState", k: int, tiles: int | None
+) -> Json | None:
     if tiles is None:
         width = lake.teachers(mpp=query.mpp)[query.features]
         tiles = RECALL_TILES if index.tiles * width * 2 <= RECALL_BYTES else 0
     return measure_recall(lake, query.features, mpp=query.mpp, k=k, tiles=tiles) if tiles else None
 
 
-def _results(lake: Lake, query: Query, *, k: int, exact: bool, others_only: bool) -> pl.DataFrame:
+def _results(
+    lake: "Lake", query: "Query", *, k: int, exact: bool, others_only: bool
+) -> pl.DataFrame:
     """What is nearest to the query, with rank, patient and whether that is the query's own."""
     own = query.patients.filter(pl.col("patient") == query.patient)["slide_id"].to_list()
     without = own if others_only else []
@@ -142,7 +143,7 @@ def _results(lake: Lake, query: Query, *, k: int, exact: bool, others_only: bool
 
 
 def nearest_tiles(
-    lake: Lake, query: Query, *, k: int, exact: bool = False, without: list[str] | None = None
+    lake: "Lake", query: "Query", *, k: int, exact: bool = False, without: list[str] | None = None
 ) -> pl.DataFrame:
     """The k nearest tiles to a tile, without itself.
 
@@ -165,7 +166,7 @@ def nearest_tiles(
 
 
 def nearest_slides(
-    lake: Lake, query: Query, *, k: int, without: list[str] | None = None
+    lake: "Lake", query: "Query", *, k: int, without: list[str] | None = None
 ) -> pl.DataFrame:
     """The k nearest slides to a slide by the mean of their tiles' features, without itself.
 

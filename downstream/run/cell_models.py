@@ -3,13 +3,13 @@
 Shape letters: P patients, D feature width, T times, N tiles.
 """
 
-from __future__ import annotations
-
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from downstream.run.feature_bags import PatientBags, teachers_of
 from downstream.run.fit_settings import POOLED, PROBES
@@ -17,10 +17,6 @@ from downstream.run.study import outcomes
 from downstream.splits.split import PARTS
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from numpy.typing import NDArray
-
     from downstream.mil.objective import Objective
     from downstream.mil.train import Examples
     from downstream.run.feature_bags import PatientBag
@@ -29,7 +25,7 @@ if TYPE_CHECKING:
     from downstream.splits.folds import Split
     from featurestore import Lake
 
-    Floats = NDArray[np.float64]
+Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +44,7 @@ class Member:
         told: What is kept of its training.
     """
 
-    split: Split
+    split: "Split"
     validation: Floats
     test: Floats
     high: NDArray[np.bool_] | None = None
@@ -68,7 +64,7 @@ class Patients:
         settings: That MIL models are trained with.
     """
 
-    def __init__(self, lake: Lake, cell: Cell, *, settings: MilSettings) -> None:
+    def __init__(self, lake: "Lake", cell: "Cell", *, settings: "MilSettings") -> None:
         study = cell.study
         self.settings = settings
         self.cell = cell
@@ -82,11 +78,11 @@ class Patients:
         dims = lake.teachers(mpp=study.mpps[0])
         self.widths = tuple(dims[teacher] for teacher in teachers_of(cell.arm.features))
 
-    def patient(self, patient_id: str) -> Patient:
+    def patient(self, patient_id: str) -> "Patient":
         """By id."""
         return self.patients[self._row[patient_id]]
 
-    def bag(self, patient_id: str) -> PatientBag:
+    def bag(self, patient_id: str) -> "PatientBag":
         """All tiles of a patient."""
         return self._bags[self._row[patient_id]]
 
@@ -95,7 +91,7 @@ class Patients:
         found = outcomes(self.patient(one) for one in ids)
         return found[:, 0] if found.shape[1] == 1 else found
 
-    def examples(self, ids: Sequence[str], *, soft: bool = False) -> Examples:
+    def examples(self, ids: Sequence[str], *, soft: bool = False) -> "Examples":
         """Bags and targets for a MIL model; with what `soften` made of the labels if asked for."""
         from downstream.mil.train import Examples
 
@@ -143,11 +139,11 @@ class _View:
     def __len__(self) -> int:
         return len(self._ids)
 
-    def __getitem__(self, index: int, /) -> PatientBag:
+    def __getitem__(self, index: int, /) -> "PatientBag":
         return self._patients.bag(self._ids[index])
 
 
-def fit_member(patients: Patients, split: Split) -> Member:
+def fit_member(patients: Patients, split: "Split") -> Member:
     """Train on one split and predict its validation and test patients."""
     model = patients.cell.arm.model
     if patients.cell.study.task == "survival":
@@ -158,7 +154,7 @@ def fit_member(patients: Patients, split: Split) -> Member:
     return _fit_probe(patients, split) if model in PROBES else _fit_mil(patients, split)
 
 
-def _fit_mil(patients: Patients, split: Split) -> Member:
+def _fit_mil(patients: Patients, split: "Split") -> Member:
     """A MIL model of classes, labels or a number."""
     from downstream.mil.objective import Labels
 
@@ -196,7 +192,7 @@ class Trained:
 
 
 def train_on(
-    patients: Patients, split: Split, objective: Objective, *, with_train: bool = False
+    patients: Patients, split: "Split", objective: "Objective", *, with_train: bool = False
 ) -> Trained:
     """Train a MIL model and apply it; with its training patients too where a cut needs them."""
     from downstream.mil.predict import predict
@@ -231,7 +227,7 @@ def train_on(
     )
 
 
-def _fit_probe(patients: Patients, split: Split) -> Member:
+def _fit_probe(patients: Patients, split: "Split") -> Member:
     """A linear model or nearest neighbours on pooled features."""
     from downstream.probes.fit import fit_probe
 
@@ -258,7 +254,7 @@ def _fit_probe(patients: Patients, split: Split) -> Member:
     )
 
 
-def task_of(cell: Cell) -> Any:  # noqa: ANN401 - a Task; torch is imported by workers only
+def task_of(cell: "Cell") -> Any:  # noqa: ANN401 - a Task; torch is imported by workers only
     """What a MIL model predicts; two classes are a softmax over two."""
     from downstream.mil.losses import Task
 

@@ -3,8 +3,6 @@
 Runs in any process that can open the lake; Ray only brings the cell here.
 """
 
-from __future__ import annotations
-
 import io
 import json
 import time
@@ -22,7 +20,7 @@ if TYPE_CHECKING:
     from featurestore import Lake
 
 
-def run_cell(cell: Cell) -> float:
+def run_cell(cell: "Cell") -> float:
     """Open the lake, fit and store a cell.
 
     Returns:
@@ -33,7 +31,7 @@ def run_cell(cell: Cell) -> float:
     return fit_and_store(open_lake(cell.study.lake_uri, version=cell.study.lake_version), cell)
 
 
-def fit_and_store(lake: Lake, cell: Cell) -> float:
+def fit_and_store(lake: "Lake", cell: "Cell") -> float:
     """Fit a cell and store it in the run's folder.
 
     A model is trained on each inner split; test predictions are the mean of theirs, and a
@@ -66,7 +64,7 @@ def fit_and_store(lake: Lake, cell: Cell) -> float:
     return seconds
 
 
-def parquet_bytes(frame: pl.DataFrame) -> bytes:
+def parquet_bytes(frame: "pl.DataFrame") -> bytes:
     """A table as the bytes of a Parquet file."""
     buffer = io.BytesIO()
     frame.write_parquet(buffer)

@@ -4,8 +4,6 @@ Plain dataclasses, apart from the code that uses them: the front door names them
 torch or scikit-survival (3-5 s each from a cold disk).
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Literal
 

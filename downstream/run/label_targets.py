@@ -3,12 +3,12 @@
 Shape letters: P patients, C labels, K columns.
 """
 
-from __future__ import annotations
-
 from collections import Counter
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from downstream.cohorts.outcomes import (
     class_labels,
@@ -19,10 +19,6 @@ from downstream.cohorts.outcomes import (
 from downstream.run.study_errors import StudyError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from numpy.typing import NDArray
-
     from downstream.cohorts.cohort import Cohort
     from downstream.run.fit_settings import MilSettings
     from downstream.run.study import Outcome
@@ -49,7 +45,7 @@ def check_models(models: Sequence[str], known: Sequence[str], mpps: Sequence[flo
         raise StudyError(msg)
 
 
-def check_tails(settings: MilSettings, task: str, plan: Plan) -> None:
+def check_tails(settings: "MilSettings", task: str, plan: "Plan") -> None:
     """Refuse what needs classes, or several inner splits, without them.
 
     Raises:
@@ -68,8 +64,8 @@ def check_tails(settings: MilSettings, task: str, plan: Plan) -> None:
 
 
 def read_target(
-    cohort: Cohort, columns: Sequence[str], task: str
-) -> tuple[Outcome, list[str], NDArray[np.float64]]:
+    cohort: "Cohort", columns: Sequence[str], task: str
+) -> "tuple[Outcome, list[str], NDArray[np.float64]]":
     """What is predicted, its classes, and the outcomes [P, K]."""
     if len(columns) > 1 or task == "multilabel":
         names, label_PC = multilabel_labels(cohort.patients, columns)
@@ -88,7 +84,7 @@ def read_target(
     return found, classes, label.astype(np.float64)[:, None]
 
 
-def strata_of(task: Outcome, outcome: NDArray[np.float64], *, folds: int) -> list[Any]:
+def strata_of(task: "Outcome", outcome: NDArray[np.float64], *, folds: int) -> list[Any]:
     """What folds are stratified by: the class, the combination of labels, quarters of a number.
 
     Fewer parts of a number where a quarter would not fill all folds twice.

@@ -6,25 +6,21 @@ of trees and nothing else. Risks point one way: HIGHER = WORSE.
 Shape letters: P patients, D feature width, C components, T times.
 """
 
-from __future__ import annotations
-
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from downstream.survival.curves import at_times
 from downstream.survival.risks import SurvivalError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-
-    from numpy.typing import NDArray
-
     from downstream.run.fit_settings import SurvivalSettings
 
-    Floats = NDArray[np.float64]
-    Flags = NDArray[np.bool_]
+Floats = NDArray[np.float64]
+Flags = NDArray[np.bool_]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +91,7 @@ class PooledSpec:
         chooses: What is chosen on validation patients; empty if nothing is.
     """
 
-    fit: Callable[[Seen, Any, SurvivalSettings, int, int], tuple[Any, dict[str, float]]]
+    fit: "Callable[[Seen, Any, SurvivalSettings, int, int], tuple[Any, dict[str, float]]]"
     is_reduced: bool = True
     chooses: str = ""
 
@@ -107,7 +103,7 @@ def fit_pooled(
     event_P: Flags,
     *,
     validation: tuple[Floats, Floats, Flags] | None,
-    settings: SurvivalSettings,
+    settings: "SurvivalSettings",
     seed: int,
 ) -> PooledModel:
     """Fit a model on one training fold; the same arguments give the same model.
@@ -184,7 +180,7 @@ def _seen_by(
 
 
 def _fit_cox(
-    train: Seen, _: Seen | None, settings: SurvivalSettings, varying: int, _seed: int
+    train: Seen, _: Seen | None, settings: "SurvivalSettings", varying: int, _seed: int
 ) -> tuple[Any, dict[str, float]]:
     """Ridge Cox regression.
 
@@ -198,7 +194,7 @@ def _fit_cox(
 
 
 def _fit_coxnet(
-    train: Seen, held: Seen, settings: SurvivalSettings, _varying: int, _seed: int
+    train: Seen, held: Seen, settings: "SurvivalSettings", _varying: int, _seed: int
 ) -> tuple[Any, dict[str, float]]:
     """Elastic net; the greatest penalty, which leaves no feature, may win."""
     from sksurv.linear_model import CoxnetSurvivalAnalysis
@@ -222,7 +218,7 @@ def _fit_coxnet(
 
 
 def _fit_forest(
-    train: Seen, _: Seen | None, settings: SurvivalSettings, _varying: int, seed: int
+    train: Seen, _: Seen | None, settings: "SurvivalSettings", _varying: int, seed: int
 ) -> tuple[Any, dict[str, float]]:
     from sksurv.ensemble import RandomSurvivalForest
 
@@ -233,7 +229,7 @@ def _fit_forest(
 
 
 def _fit_boosting(
-    train: Seen, held: Seen, settings: SurvivalSettings, _varying: int, seed: int
+    train: Seen, held: Seen, settings: "SurvivalSettings", _varying: int, seed: int
 ) -> tuple[Any, dict[str, float]]:
     """Boosted trees, as many as validation patients like best.
 

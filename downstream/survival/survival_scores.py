@@ -7,13 +7,13 @@ Censoring weights come from each fold's training patients, who are never resampl
 Shape letters: P patients, S rows of predictions, T times.
 """
 
-from __future__ import annotations
-
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from downstream.measures.class_measures import UndefinedMetricError, measure_of
 from downstream.measures.intervals import Comparison, Interval, compare, interval
@@ -22,14 +22,11 @@ from downstream.survival.risks import SurvivalError
 from downstream.survival.survival_rows import FollowUp, Predictions, follow_up
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-
-    from numpy.typing import NDArray
-
     from downstream.measures.class_measures import Measure
 
-    Floats = NDArray[np.float64]
-    Flags = NDArray[np.bool_]
+Floats = NDArray[np.float64]
+Flags = NDArray[np.bool_]
+
 
 Found = TypeVar("Found")
 
@@ -44,7 +41,7 @@ class Question:
         prediction: [S, ...].
     """
 
-    measure: Measure
+    measure: "Measure"
     truth: tuple[NDArray[Any], ...]
     prediction: NDArray[Any]
 

@@ -3,11 +3,11 @@
 Shape letters: S rows of predictions, P patients, C classes.
 """
 
-from __future__ import annotations
-
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 from downstream.report.plots.plots_bands import (
     GRID,
@@ -20,21 +20,18 @@ from downstream.report.plots.plots_bands import (
 from downstream.report.plots.plots_base import COLOURS, new_figure, plain, shortened, to_png
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-    from numpy.typing import NDArray
-
     from downstream.measures.abstention import RiskCoverage
     from downstream.report.plots.plots_bands import Scores
 
-    Estimates = Mapping[str, tuple[float, float, float]]
+Estimates = Mapping[str, tuple[float, float, float]]
+
 
 _DARK = 0.55
 _IN_BIN, _MOST_BINS = 10, 10
 
 
 def roc_png(
-    curves: Mapping[str, Scores],
+    curves: Mapping[str, "Scores"],
     *,
     estimates: Estimates | None = None,
     title: str = "",
@@ -84,7 +81,7 @@ def named(name: str, estimates: Estimates | None) -> str:
 
 
 def precision_recall_png(
-    curves: Mapping[str, Scores],
+    curves: Mapping[str, "Scores"],
     *,
     estimates: Estimates | None = None,
     title: str = "",
@@ -123,7 +120,7 @@ def precision_recall_png(
     return to_png(figure)
 
 
-def reliability_png(curves: Mapping[str, Scores], *, xlabel: str, ylabel: str) -> bytes:
+def reliability_png(curves: Mapping[str, "Scores"], *, xlabel: str, ylabel: str) -> bytes:
     """Said probabilities against observed shares, above how often each probability was said.
 
     Args:
@@ -160,7 +157,7 @@ def reliability_png(curves: Mapping[str, Scores], *, xlabel: str, ylabel: str) -
     return to_png(figure)
 
 
-def _bins(scores: Scores) -> int:
+def _bins(scores: "Scores") -> int:
     """Ten, or fewer where ten would not hold ten patients each."""
     return int(np.clip(len(np.unique(scores.owner)) // _IN_BIN, 2, _MOST_BINS))
 
@@ -198,7 +195,7 @@ def confusion_png(counts_CC: NDArray[np.int64], names: Sequence[str], *, title: 
     return to_png(figure)
 
 
-def risk_coverage_png(curves: Mapping[str, RiskCoverage]) -> bytes:
+def risk_coverage_png(curves: Mapping[str, "RiskCoverage"]) -> bytes:
     """Share of errors among the surest predictions, by how many are answered.
 
     Args:

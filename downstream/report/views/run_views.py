@@ -6,8 +6,7 @@ Curves hold all predictions, and patients are drawn whole in their bands. What c
 Shape letters: S rows of predictions, P patients, C classes.
 """
 
-from __future__ import annotations
-
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -18,8 +17,6 @@ from downstream.report.run_tables import chance, shown_name
 from ingest.pages.slide_pictures import data_uri
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-
     from downstream.report.finished_run import Run
 
 MOST_CURVES = len(COLOURS)
@@ -79,7 +76,7 @@ def first(names: Sequence[str], most: int, section: Section) -> list[str]:
     return list(names[:most])
 
 
-def forest(run: Run) -> Picture | None:
+def forest(run: "Run") -> Picture | None:
     """The main measure of all arms with intervals, or None where it is undefined for all."""
     estimates, name = run.estimates(run.metric), shown_name(run.metric)
     if not estimates:
@@ -95,7 +92,7 @@ def forest(run: Run) -> Picture | None:
     )
 
 
-def differences(run: Run) -> Picture | None:
+def differences(run: "Run") -> Picture | None:
     """Differences from the reference with intervals, or None without comparisons."""
     rows = run.result.get("comparisons", [])
     if not rows:
@@ -129,7 +126,7 @@ def differences(run: Run) -> Picture | None:
     )
 
 
-def sections(run: Run) -> list[Section]:
+def sections(run: "Run") -> list[Section]:
     """Pictures of the predictions, by task."""
     from downstream.report.views.views_classes import class_sections, label_sections
     from downstream.report.views.views_outcomes import number_sections, survival_sections
