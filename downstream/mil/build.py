@@ -12,6 +12,7 @@ from downstream.mil.aggregators.fusion import Concat, Fused, ShazamGate
 from downstream.mil.model import MilModel, make_aggregator
 from downstream.mil.padded_bags import MilError
 from downstream.mil.pseudo import PseudoTiles
+from downstream.run.model_tables import AGGREGATORS
 
 if TYPE_CHECKING:
     import numpy as np
@@ -46,9 +47,10 @@ def build_model(
     Raises:
         MilError: No such aggregator, or one that cannot do what is asked.
     """
-    if bool(ratios) != (name == "hierarchical"):
+    if name in AGGREGATORS and bool(ratios) != AGGREGATORS[name].several_mpps:
+        several = ", ".join(n for n, entry in AGGREGATORS.items() if entry.several_mpps)
         msg = (
-            f"model {name!r} with {len(ratios) + 1} mpps; `hierarchical` takes several, from "
+            f"model {name!r} with {len(ratios) + 1} mpps; `{several}` takes several, from "
             "coarse to fine, and all others one"
         )
         raise MilError(msg)

@@ -7,12 +7,12 @@ D width of the features, C classes or numbers, K neighbours.
 """
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from downstream.probes.heads import fit_linear, fit_nearest
+from downstream.run.model_tables import PROBES, load
 
 if TYPE_CHECKING:
     from downstream.cohorts.outcomes import TaskKind
@@ -22,8 +22,6 @@ Floats = NDArray[np.float64]
 Rows = tuple[NDArray[Any], NDArray[Any]]
 
 
-ProbeName = Literal["linear", "knn"]
-PROBES: tuple[ProbeName, ...] = ("linear", "knn")
 _CONSTANT = 1e-12
 
 
@@ -36,7 +34,7 @@ class Probe:
     """A fitted probe.
 
     Attributes:
-        name: `linear` or `knn`.
+        name: In `PROBES`.
         task: What it predicts.
         chosen: Inverse penalty, penalty or neighbours; of several labels one each.
         mean: Of the training rows [D].
@@ -45,7 +43,7 @@ class Probe:
         is_flat: Whether the targets were one number a row.
     """
 
-    name: ProbeName
+    name: str
     task: "TaskKind"
     chosen: tuple[float, ...]
     mean: Floats
@@ -80,7 +78,7 @@ def fit_probe(
     """Fit a probe on training rows.
 
     Args:
-        name: `linear` (logistic regression; ridge for numbers) or `knn` (by cosine).
+        name: In `PROBES`: `linear` (logistic regression; ridge for numbers) or `knn` (by cosine).
         x_PD: Features of the training rows.
         y: Class indices [P]; several labels [P, C] of 0 and 1; or numbers [P] or [P, C].
         validation: Features and labels of rows that choose; None, or no rows, for `DEFAULTS`. The
@@ -108,13 +106,13 @@ def fit_probe(
     _check(x_PD, y, x_QD, np.asarray(y_Q), task)
     mean, spread = x_PD.mean(axis=0), x_PD.std(axis=0)
     spread[spread < _CONSTANT] = 1.0
-    fit = fit_linear if name == "linear" else fit_nearest
+    fit = load(PROBES[name].loader)
     z_PD, z_QD = (x_PD - mean) / spread, (x_QD - mean) / spread
     columns = range(y.shape[1]) if task == "multilabel" else [slice(None)]
     width = {"binary": 2, "multilabel": 2, "multiclass": classes}.get(task)
     found = [fit(z_PD, y[..., c], z_QD, np.asarray(y_Q)[..., c], width, seed) for c in columns]
     return Probe(
-        name="linear" if name == "linear" else "knn",
+        name=name,
         task=task,
         chosen=tuple(float(value) for _, value in found),
         mean=mean,

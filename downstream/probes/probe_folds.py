@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from downstream.probes.fit import PROBES, ProbeError, fit_probe
+from downstream.probes.fit import ProbeError, fit_probe
+from downstream.run.model_tables import PROBES
 from downstream.splits.folds import nested_folds
 from downstream.splits.split import SplitError
 
@@ -42,7 +43,7 @@ class Options:
         ProbeError: Numbers that make no sense, or an unknown model.
     """
 
-    models: tuple[str, ...] = PROBES
+    models: tuple[str, ...] = tuple(PROBES)
     folds: int = 5
     shots: int | None = None
     draws: int = 10

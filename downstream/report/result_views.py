@@ -4,7 +4,6 @@ Which arm and which slide a picture shows follows from a rule that the page name
 has picked the nicest one. Pictures of runs are those of the runs' own pages.
 """
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from downstream.report.attention import arms_with_attention, attention_files, owners
@@ -13,9 +12,7 @@ from downstream.report.finished_run import read_run
 from downstream.report.plots.plots_report import curves_png, fidelity_png
 from downstream.report.run_tables import arm_rows, asked, how_tested, measure_heads, shown_name
 from downstream.report.tile_pictures import maps
-from downstream.report.views.run_views import Section, forest
-from downstream.report.views.views_classes import add_roc, class_curves, label_section
-from downstream.report.views.views_outcomes import km_section, number_section
+from downstream.report.views.run_views import forest, main_section
 from ingest.pages.slide_pictures import data_uri
 
 if TYPE_CHECKING:
@@ -29,7 +26,7 @@ def estimates(run: "Part | None") -> dict[str, dict[str, float | None]]:
     if run is None:
         return {}
     names = ("estimate", "low", "high")
-    metrics: Mapping[str, Json] = run.content["metrics"]
+    metrics: dict[str, Json] = run.content["metrics"]
     return {name: {key: metrics[name][key] for key in names} for name in run.content["metrics"]}
 
 
@@ -90,7 +87,7 @@ def mil_view(lake: "Lake", part: "Part", students: list[str]) -> "Json":
     return {
         **_common(run, shown),
         "classes": _class_counts(run, shown),
-        "pictures": _main_pictures(run, shown),
+        "pictures": main_section(run, shown),
         **_attention(lake, run, shown),
     }
 
@@ -102,7 +99,7 @@ def survival_view(lake: "Lake", part: "Part", students: list[str]) -> "Json":
     return {
         **_common(run, shown),
         "events": int(run.once(shown)["event"].sum()),
-        "pictures": _main_pictures(run, shown),
+        "pictures": main_section(run, shown),
     }
 
 
@@ -120,21 +117,6 @@ def _common(run: "Run", shown: str) -> "Json":
         "rows": [{**row, "cells": row["cells"][:1]} for row in arm_rows(run)],
         "forest": forest(run),
     }
-
-
-def _main_pictures(run: "Run", shown: str) -> Section:
-    """What is shown of the predictions beside the intervals."""
-    if run.task == "survival":
-        return km_section(run, [shown])
-    if run.task == "regression":
-        return number_section(run, [shown])
-    if run.task == "multilabel":
-        return label_section(run, [shown])
-    section = Section(key="", title="")
-    arms = run.arms if run.task == "binary" else [shown]
-    for what, curves in class_curves(run, arms, section).items():
-        add_roc(section, run, what, curves)
-    return section
 
 
 def _class_counts(run: "Run", shown: str) -> dict[str, int]:

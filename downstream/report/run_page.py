@@ -30,7 +30,7 @@ from downstream.report.views.run_views import differences, forest, sections
 
 if TYPE_CHECKING:
     from downstream.report.finished_run import Run
-    from downstream.report.views.run_views import Picture
+    from downstream.report.views.picture_sections import Picture
     from featurestore import Lake
 
 

@@ -15,7 +15,7 @@ import polars as pl
 from downstream.report.attention import read_tiles, weighs_alike
 from downstream.report.cases import groups
 from downstream.report.plots.plots_attention import attention_png
-from downstream.report.views.run_views import Picture
+from downstream.report.views.picture_sections import Picture
 from ingest.pages.slide_pictures import data_uri, decode_rgb, encode_jpeg, scaled
 
 if TYPE_CHECKING:

@@ -9,9 +9,10 @@ import time
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from downstream.run.cell_models import Patients, fit_member
-from downstream.run.prediction_rows import attention_table, rows_of
-from downstream.run.trials import settings_of
+from downstream.cells.cell_models import fit_member
+from downstream.cells.cell_patients import Patients
+from downstream.cells.prediction_rows import attention_table, rows_of
+from downstream.cells.trials import settings_of
 
 if TYPE_CHECKING:
     import polars as pl

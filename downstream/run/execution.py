@@ -6,9 +6,9 @@ A finished run is read back without starting Ray; a killed one goes on with the 
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
+from downstream.cells.trials import run_trial, trials_of
 from downstream.run.cells import run_cell
 from downstream.run.run_result import collect, find_result
-from downstream.run.trials import run_trial, trials_of
 
 if TYPE_CHECKING:
     from downstream.cohorts.cohort import Cohort

@@ -4,7 +4,7 @@ Shape letters: P patients, C labels, K columns.
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from downstream.cohorts.outcomes import (
     multilabel_labels,
     regression_labels,
 )
+from downstream.run.model_tables import AGGREGATORS
 from downstream.run.study_errors import StudyError
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from downstream.splits.fold_plan import Plan
 
 
-def check_models(models: Sequence[str], known: Sequence[str], mpps: Sequence[float]) -> None:
+def check_models(models: Sequence[str], known: Collection[str], mpps: Sequence[float]) -> None:
     """Refuse models that there are not, or that do not take these mpps.
 
     Raises:
@@ -36,11 +37,12 @@ def check_models(models: Sequence[str], known: Sequence[str], mpps: Sequence[flo
     if wrong or not models:
         msg = f"models {', '.join(models) or 'none'}; name each once, of {', '.join(sorted(known))}"
         raise StudyError(msg)
-    several = [name for name in models if (name == "hierarchical") != (len(mpps) > 1)]
-    if several:
+    several = [name for name, entry in AGGREGATORS.items() if entry.several_mpps]
+    unfit = [name for name in models if (name in several) != (len(mpps) > 1)]
+    if unfit:
         msg = (
-            f"{several[0]!r} with mpps {', '.join(map(str, mpps))}; hierarchical takes several "
-            "nested ones, such as 0.5 and 2.0, and all other models one"
+            f"{unfit[0]!r} with mpps {', '.join(map(str, mpps))}; {', '.join(several)} takes "
+            "several nested ones, such as 0.5 and 2.0, and all other models one"
         )
         raise StudyError(msg)
 

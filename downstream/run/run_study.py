@@ -14,7 +14,7 @@ from downstream.cohorts.label_tables import load_labels
 from downstream.cohorts.outcomes import survival_labels
 from downstream.run.execution import execute, on_ray
 from downstream.run.feature_bags import feature_identity, slides_with_tiles
-from downstream.run.fit_settings import MIL, POOLED, PROBES, MilSettings, SurvivalSettings
+from downstream.run.fit_settings import MilSettings, SurvivalSettings
 from downstream.run.label_targets import (
     check_models,
     check_tails,
@@ -22,6 +22,7 @@ from downstream.run.label_targets import (
     read_target,
     strata_of,
 )
+from downstream.run.model_tables import models_of
 from downstream.run.study import Outcome, Patient, Study, arm_name, check_features
 from downstream.run.study_errors import StudyError
 from downstream.run.study_spec import (
@@ -74,8 +75,7 @@ def run_study(
     if spec.kind == "survival":
         require_scikit_survival()
     features, models = check_features(spec.features.names), spec.model_names
-    usable_models = (*MIL, *PROBES) if spec.kind == "mil" else (*POOLED, *MIL)
-    check_models(models, usable_models, spec.features.mpps)
+    check_models(models, models_of(spec.kind), spec.features.mpps)
     lake, cohort, sha256 = _open(lake_uri, spec)
     target = _targets(spec, cohort)
     study = Study(

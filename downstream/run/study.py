@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from downstream.run.feature_bags import teachers_of
-from downstream.run.fit_settings import POOLED, PROBES
+from downstream.run.model_tables import AGGREGATORS
 from downstream.run.study_errors import StudyError
 from downstream.splits.split import LeakageError
 
@@ -221,7 +221,7 @@ class Cell:
     @property
     def is_mil(self) -> bool:
         """Whether its model takes bags."""
-        return self.arm.model not in (*PROBES, *POOLED)
+        return self.arm.model in AGGREGATORS
 
     @property
     def softens(self) -> bool:

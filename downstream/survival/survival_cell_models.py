@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from downstream.cells.cell_patients import Patients
+from downstream.cells.member import Member
+from downstream.cells.mil_training import train_on
 from downstream.measures.arm_scores import study_times
-from downstream.run.cell_models import Member, Patients, train_on
 from downstream.splits.folds import PARTS
 from downstream.survival.curves import breslow_curve, hazard_curve
 from downstream.survival.risks import is_high_risk

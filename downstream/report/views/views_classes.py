@@ -22,7 +22,7 @@ from downstream.report.plots.plots_classes import (
     roc_png,
 )
 from downstream.report.plots.plots_report import forest_png
-from downstream.report.views.run_views import MOST_CURVES, MOST_PANELS, Section, first
+from downstream.report.views.picture_sections import MOST_CURVES, MOST_PANELS, Section, first
 
 if TYPE_CHECKING:
     import polars as pl
@@ -48,6 +48,15 @@ def class_sections(run: "Run") -> list[Section]:
         # a probe weighs classes alike, however rare: its probabilities are not those of tiles
         return [section, _decisions(run)]
     return [section, _calibration(run), _decisions(run), _abstention(run)]
+
+
+def class_section(run: "Run", arms: Sequence[str]) -> Section:
+    """Return ROC curves: of all arms for two classes, else of the classes of each given arm."""
+    section = Section(key="", title="")
+    drawn_arms = run.arms if run.task == "binary" else arms
+    for shown, curves in class_curves(run, drawn_arms, section).items():
+        add_roc(section, run, shown, curves)
+    return section
 
 
 def class_curves(run: "Run", arms: Sequence[str], section: Section) -> dict[str, dict[str, Scores]]:

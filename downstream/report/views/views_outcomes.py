@@ -16,7 +16,7 @@ from downstream.report.plots.plots_outcomes import (
     survival_calibration_png,
     survival_groups,
 )
-from downstream.report.views.run_views import MOST_PANELS, Section, first
+from downstream.report.views.picture_sections import MOST_PANELS, Section, first
 from downstream.survival.survival_extra import has_scikit_survival
 
 if TYPE_CHECKING:

@@ -73,7 +73,8 @@ def run_trial(trial: Trial) -> float:
     Raises:
         StudyError: A split has no validation part.
     """
-    from downstream.run.cell_models import Patients, fit_member
+    from downstream.cells.cell_models import fit_member
+    from downstream.cells.cell_patients import Patients
     from featurestore import open_lake
 
     study = trial.cell.study

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from downstream.measures.thresholds import best_threshold
 
 if TYPE_CHECKING:
-    from downstream.run.cell_models import Member, Patients
+    from downstream.cells.cell_patients import Patients
+    from downstream.cells.member import Member
     from downstream.run.study import Cell, Patient
 
 Floats = NDArray[np.float64]
