@@ -285,10 +285,10 @@ def probe_command(
 
     Example: slidelake probe my-lake --labels tiles.csv --target tissue --features uni2 --shots 10
     """
-    from downstream.probes.probe_folds import Options
+    from downstream.probes.probe_spec import ProbeOptions
     from downstream.probes.tile_probe import run_probe
 
-    options = Options(folds=folds, shots=shots, draws=draws, seed=seed, tiles=tiles)
+    options = ProbeOptions(folds=folds, shots=shots, draws=draws, seed=seed, tiles=tiles)
     ids = _ids(None, patient_column, slide_column, distinct_ids)
     result = run_probe(
         lake,

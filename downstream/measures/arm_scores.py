@@ -8,6 +8,7 @@ Shape letters: P rows of predictions, C classes.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,7 +19,14 @@ from downstream.measures.class_measures import (
     classification_measures,
     measure_of,
 )
-from downstream.measures.intervals import Comparison, Interval, compare, comparison_table, interval
+from downstream.measures.intervals import (
+    Comparison,
+    Interval,
+    bca_or_percentile,
+    compare,
+    comparison_table,
+    interval,
+)
 from downstream.measures.number_measures import multilabel_measures, regression_measures
 from downstream.measures.weighted import auroc_folds
 from downstream.run.study import outcomes
@@ -27,7 +35,6 @@ if TYPE_CHECKING:
     import polars as pl
 
     from downstream.measures.class_measures import Measure
-    from downstream.measures.resampling import Method
     from downstream.run.study import Study
 
     Asked = tuple[Measure, Sequence[NDArray[Any]], NDArray[Any]]
@@ -106,22 +113,20 @@ def _compared(study: "Study", one: "pl.DataFrame", other: "pl.DataFrame") -> Com
         return _compared_survival(study, one, other)
     measure, truth, reference = _main(study, other)
     prediction, patients = _main(study, one)[2], other["patient_id"].to_list()
-    methods: tuple[Method, ...] = ("bca", "percentile")
-    for method in methods:
-        try:
-            return compare(
-                measure,
-                truth,
-                prediction,
-                reference,
-                seed=study.seed,
-                margin=study.margin,
-                patients=patients,
-                method=method,
-            )
-        except UndefinedMetricError:
-            continue
-    return None
+    comparison = partial(
+        compare,
+        measure,
+        truth,
+        prediction,
+        reference,
+        seed=study.seed,
+        margin=study.margin,
+        patients=patients,
+    )
+    try:
+        return bca_or_percentile(comparison)
+    except UndefinedMetricError:
+        return None
 
 
 def _main(study: "Study", part: "pl.DataFrame") -> "Asked":
@@ -193,29 +198,6 @@ def study_times(study: "Study") -> NDArray[np.float64]:
     return curve_times(times_events[:, 0], times_events[:, 1] == 1)
 
 
-def bounded(
-    measure: "Measure",
-    truth: Sequence[Any],
-    prediction: NDArray[Any],
-    patients: list[str],
-    seed: int,
-) -> Interval:
-    """The interval by BCa, or by percentiles where BCa has none.
-
-    BCa needs the measure without each patient in turn, which does not exist where one patient is
-    the only one of a class.
-
-    Raises:
-        UndefinedMetricError: The measure is undefined on these patients.
-    """
-    try:
-        return interval(measure, truth, prediction, seed=seed, patients=patients)
-    except UndefinedMetricError:
-        return interval(
-            measure, truth, prediction, seed=seed, patients=patients, method="percentile"
-        )
-
-
 def _scored(
     measure: "Measure",
     truth: Sequence[Any],
@@ -225,7 +207,8 @@ def _scored(
 ) -> Scored:
     better = measure.higher_is_better
     try:
-        found = bounded(measure, truth, prediction, patients, seed)
+        estimate = partial(interval, measure, truth, prediction, seed=seed, patients=patients)
+        found = bca_or_percentile(estimate)
     except UndefinedMetricError as error:
         return Scored(measure=measure.name, interval=None, higher_is_better=better, why=str(error))
     return Scored(measure=measure.name, interval=found, higher_is_better=better)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from downstream.probes.probe_spec import ProbeError
 from downstream.run.model_tables import PROBES, load
 
 if TYPE_CHECKING:
@@ -23,10 +24,6 @@ Rows = tuple[NDArray[Any], NDArray[Any]]
 
 
 _CONSTANT = 1e-12
-
-
-class ProbeError(ValueError):
-    """Features or labels that no probe can be fitted on."""
 
 
 @dataclass(frozen=True, kw_only=True)

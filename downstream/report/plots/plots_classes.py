@@ -20,6 +20,8 @@ from downstream.report.plots.plots_bands import (
 from downstream.report.plots.plots_base import COLOURS, new_figure, plain, shortened, to_png
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
     from downstream.measures.abstention import RiskCoverage
     from downstream.report.plots.plots_bands import Scores
 
@@ -62,10 +64,15 @@ def roc_png(
         )
         axes.plot(*roc_points(scores), color=colour, lw=2, label=named(name, estimates))
     axes.set(xlabel="1 - specificity", ylabel="sensitivity", title=plain(title), aspect="equal")
-    axes.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01))
-    legend_title = "AUROC (95 % interval)" if estimates else ""
-    axes.legend(title=legend_title, loc="lower right", frameon=False, fontsize=8, title_fontsize=8)
+    _show_estimates(axes, "AUROC" if estimates else "", loc="lower right")
     return to_png(figure)
+
+
+def _show_estimates(axes: "Axes", measure: str, *, loc: str) -> None:
+    """Set the limits of shares in 0..1, and a legend that names the measure of its numbers."""
+    axes.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01))
+    legend_title = f"{measure} (95 % interval)" if measure else ""
+    axes.legend(title=legend_title, loc=loc, frameon=False, fontsize=8, title_fontsize=8)
 
 
 def named(name: str, estimates: Estimates | None) -> str:
@@ -114,9 +121,7 @@ def precision_recall_png(
         at, heights = np.r_[0, recall], np.r_[precision[0], precision]
         axes.step(at, heights, where="pre", color=colour, lw=2, label=named(name, estimates))
     axes.set(xlabel="recall (sensitivity)", ylabel="precision", title=plain(title), aspect="equal")
-    axes.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01))
-    legend_title = "AUPRC (95 % interval)" if estimates else ""
-    axes.legend(title=legend_title, loc="lower left", frameon=False, fontsize=8, title_fontsize=8)
+    _show_estimates(axes, "AUPRC" if estimates else "", loc="lower left")
     return to_png(figure)
 
 
