@@ -85,50 +85,60 @@ def patient_table(
             that differ from another by case, blanks or Unicode form only, unless the labels say
             that such are distinct.
     """
-    given = labels if isinstance(labels, Labels) else _plain(labels)
+    table = labels if isinstance(labels, Labels) else _plain(labels)
     also = [column for column in also if column not in columns]
-    _require_columns(given, [*columns, *also])
-    given = given.read(
+    _require_columns(table, [*columns, *also])
+    table = table.read(
         {column: "numbers" if column in numbers else "values" for column in columns}
         | dict.fromkeys(also, "texts")
     )
-    by = "slide_id" if "slide_id" in given.table.columns else "patient_id"
-    rows, partial = _labelled(given.table, columns, also, by)
-    known = slides.select("slide_id", "patient_id", "state").collect()
-    notes = [*given.notes]
+    by = "slide_id" if "slide_id" in table.table.columns else "patient_id"
+    rows, partial = _labelled(table.table, columns, also, by)
+    lake_slides = slides.select("slide_id", "patient_id", "state").collect()
+    notes = [*table.notes]
     if by == "slide_id":
-        match = match_slides(rows[by], known["slide_id"])
-        if not given.distinct_ids:
-            refuse_near_slides(match, rows[by], known["slide_id"])
-        rows = rows.with_columns(pl.col(by).replace(dict(match.found)))
-        notes += told(match)
+        rows, match_notes = _with_lake_names(rows, lake_slides, distinct_ids=table.distinct_ids)
+        notes += match_notes
     if partial:
         lack = f"some but not all of {', '.join(columns)} and are left out"
         notes.append(f"{len(partial)} {by.removesuffix('_id')}s have {lack}: {listing(partial)}")
-    ready = known.filter(pl.col("state") == "ready").drop("state")
+    ready = lake_slides.filter(pl.col("state") == "ready").drop("state")
     joined = _join(ready, rows, by)
     refuse_unknown_patients(joined)
-    if not given.distinct_ids:
-        _refuse_near_patients(joined, rows, known)
+    if not table.distinct_ids:
+        _refuse_near_patients(joined, rows, lake_slides)
     _refuse_conflicts(joined, [*columns, *also])
-    unplaced = _unplaced(given.unplaced, columns)
-    lost = set(rows[by]) - set(ready[by].drop_nulls())
-    missing = sorted(lost | set(partial) | set(unplaced))
-    surplus = sorted(set(ready["slide_id"]) - set(joined["slide_id"]))
-    pending = pending_note(known, rows[by], by)
+    unplaced = _unplaced(table.unplaced, columns)
+    missing = sorted({*_without_slide(rows, ready, by), *partial, *unplaced})
+    pending = pending_note(lake_slides, rows[by], by)
     notes += pending
     if joined.is_empty():
         _refuse_empty(missing, ready[by].drop_nulls().to_list(), by, pending)
     if unplaced:
         notes.append(f"{len(unplaced)} patients are not in the slide table: {listing(unplaced)}")
-    patients = _by_patient(joined, columns, also)
     return Cohort(
-        patients=patients,
+        patients=_by_patient(joined, columns, also),
         missing=missing,
-        surplus=surplus,
+        surplus=sorted(set(ready["slide_id"]) - set(joined["slide_id"])),
         notes=tuple(notes),
-        distinct_ids=given.distinct_ids,
+        distinct_ids=table.distinct_ids,
     )
+
+
+def _with_lake_names(
+    rows: pl.DataFrame, lake_slides: pl.DataFrame, *, distinct_ids: bool
+) -> tuple[pl.DataFrame, list[str]]:
+    """Return the rows under the slide names of the lake, and notes on what was matched."""
+    match = match_slides(rows["slide_id"], lake_slides["slide_id"])
+    if not distinct_ids:
+        refuse_near_slides(match, rows["slide_id"], lake_slides["slide_id"])
+    renamed = pl.col("slide_id").replace(dict(match.found))
+    return rows.with_columns(renamed), told(match)
+
+
+def _without_slide(rows: pl.DataFrame, ready: pl.DataFrame, by: str) -> set[str]:
+    """Return the labelled ids that no ready slide of the lake has."""
+    return set(rows[by]) - set(ready[by].drop_nulls())
 
 
 def keep_slides(cohort: Cohort, usable: Collection[str]) -> Cohort:

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from downstream.measures.class_measures import (
+    Measure,
     UndefinedMetricError,
     classification_measures,
     measure_of,
@@ -34,10 +35,10 @@ from downstream.run.study import outcomes
 if TYPE_CHECKING:
     import polars as pl
 
-    from downstream.measures.class_measures import Measure
     from downstream.run.study import Study
 
-    Asked = tuple[Measure, Sequence[NDArray[Any]], NDArray[Any]]
+MeasuredArrays = tuple[Measure, Sequence[NDArray[Any]], NDArray[Any]]
+"""A measure with the truth and the predictions that it is taken of."""
 
 MAIN = {
     "binary": "auroc",
@@ -46,10 +47,7 @@ MAIN = {
     "regression": "r2",
     "survival": "harrell_c",
 }
-"""The measure of each task that is told first and that arms are compared by."""
-
-#: Measures of a decision; the others are of probabilities.
-_DECISIONS = ("balanced_accuracy", "f1", "kappa", "kappa_quadratic")
+"""The main measure of each task: it stands first, and arms are compared by it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +79,7 @@ def score(study: "Study", part: "pl.DataFrame") -> list[Scored]:
     patients = part["patient_id"].to_list()
     return [
         _scored(measure, truth, prediction, patients, study.seed)
-        for measure, truth, prediction in _asked(study, part)
+        for measure, truth, prediction in _questions(study, part)
     ]
 
 
@@ -129,9 +127,9 @@ def _compared(study: "Study", one: "pl.DataFrame", other: "pl.DataFrame") -> Com
         return None
 
 
-def _main(study: "Study", part: "pl.DataFrame") -> "Asked":
+def _main(study: "Study", part: "pl.DataFrame") -> MeasuredArrays:
     name = MAIN[study.task]
-    return next(asked for asked in _asked(study, part) if asked[0].name == name)
+    return next(arrays for arrays in _questions(study, part) if arrays[0].name == name)
 
 
 def _score_survival(study: "Study", part: "pl.DataFrame") -> list[Scored]:
@@ -214,27 +212,54 @@ def _scored(
     return Scored(measure=measure.name, interval=found, higher_is_better=better)
 
 
-def _asked(study: "Study", part: "pl.DataFrame") -> list["Asked"]:
-    """Every measure of a task with its truth and predictions."""
-    if study.task == "regression":
-        value, found = part["value"].to_numpy(), part["found"].to_numpy()
-        return [(measure, (value,), found) for measure in regression_measures()]
-    probabilities = np.array(part["probabilities"].to_list())
-    if study.task == "multilabel":
-        labels = np.array(part["labels"].to_list())
-        return [(measure, (labels,), probabilities) for measure in multilabel_measures()]
-    label = np.array([study.classes.index(name) for name in part["label"]], dtype=np.int64)
-    within = measure_of("auroc_folds", auroc_folds), (label, _folds(part))
-    if study.task == "multiclass":
-        all_folds = classification_measures("multiclass")
-        return [*((m, (label,), probabilities) for m in all_folds), (*within, probabilities)]
+def _questions(study: "Study", part: "pl.DataFrame") -> list[MeasuredArrays]:
+    """Return every measure of the run's task with its truth and predictions."""
+    return _QUESTIONS[study.task](study, part)
+
+
+def _number_questions(_: "Study", part: "pl.DataFrame") -> list[MeasuredArrays]:
+    truth, prediction = part["value"].to_numpy(), part["found"].to_numpy()
+    return [(measure, (truth,), prediction) for measure in regression_measures()]
+
+
+def _label_questions(_: "Study", part: "pl.DataFrame") -> list[MeasuredArrays]:
+    labels, probabilities = np.array(part["labels"].to_list()), _probabilities(part)
+    return [(measure, (labels,), probabilities) for measure in multilabel_measures()]
+
+
+def _class_questions(study: "Study", part: "pl.DataFrame") -> list[MeasuredArrays]:
+    label, probabilities = _class_indices(study, part), _probabilities(part)
+    measures = classification_measures("multiclass")
+    pooled: list[MeasuredArrays] = [(measure, (label,), probabilities) for measure in measures]
+    return [*pooled, (_WITHIN_FOLDS, (label, _folds(part)), probabilities)]
+
+
+def _binary_questions(study: "Study", part: "pl.DataFrame") -> list[MeasuredArrays]:
+    label, score = _class_indices(study, part), part["score"].to_numpy()
     # Folds have thresholds of their own: scores are moved so that each fold's is at one half.
-    moved = part["score"].to_numpy() - part["threshold"].to_numpy() + 0.5
-    asked: list[Asked] = [
-        (m, (label,), moved if m.name in _DECISIONS else part["score"].to_numpy())
-        for m in classification_measures("binary")
+    moved = score - part["threshold"].to_numpy() + 0.5
+    pooled: list[MeasuredArrays] = [
+        (measure, (label,), moved if measure.of_decisions else score)
+        for measure in classification_measures("binary")
     ]
-    return [*asked, (*within, part["score"].to_numpy())]
+    return [*pooled, (_WITHIN_FOLDS, (label, _folds(part)), score)]
+
+
+_WITHIN_FOLDS = measure_of("auroc_folds", auroc_folds)
+_QUESTIONS = {
+    "binary": _binary_questions,
+    "multiclass": _class_questions,
+    "multilabel": _label_questions,
+    "regression": _number_questions,
+}
+
+
+def _probabilities(part: "pl.DataFrame") -> NDArray[np.float64]:
+    return np.array(part["probabilities"].to_list())
+
+
+def _class_indices(study: "Study", part: "pl.DataFrame") -> NDArray[np.int64]:
+    return np.array([study.classes.index(name) for name in part["label"]], dtype=np.int64)
 
 
 def _folds(part: "pl.DataFrame") -> NDArray[np.int64]:

@@ -39,12 +39,14 @@ class Measure:
         resampled: The same of (weights [R, P], *truth, prediction) -> [R], NaN where undefined;
             None where there is only the slow way.
         higher_is_better: Direction.
+        of_decisions: Whether it measures decisions by a threshold, and not scores.
     """
 
     name: str
     value: Callable[..., float]
     resampled: Callable[..., Floats] | None = None
     higher_is_better: bool = True
+    of_decisions: bool = False
 
 
 def auroc(label_P: Labels, score: Floats) -> float:
@@ -176,25 +178,30 @@ def classification_measures(outcome: Outcome, *, threshold: float = 0.5) -> list
         outcome: `binary` ([P] scores) or `multiclass` ([P, C]).
         threshold: Of class 1, chosen on validation patients.
     """
-    at = {} if outcome == "multiclass" else {"threshold": threshold}
-    table: list[tuple[str, Any, Any, dict[str, Any], bool]] = [
-        ("auroc", auroc, weighted.auroc, {}, True),
-        ("auprc", auprc, weighted.auprc, {}, True),
-        ("balanced_accuracy", balanced_accuracy, weighted.balanced_accuracy, at, True),
-        ("f1", f1, weighted.f1, at, True),
-        ("kappa", kappa, weighted.kappa, at, True),
-        ("kappa_quadratic", kappa, weighted.kappa, {**at, "quadratic": True}, True),
-        ("ece", ece, weighted.ece, {}, False),
-        ("brier", brier, weighted.brier, {}, False),
+    cut = {} if outcome == "multiclass" else {"threshold": threshold}
+    measures = [
+        Measure(name="auroc", value=auroc, resampled=weighted.auroc),
+        Measure(name="auprc", value=auprc, resampled=weighted.auprc),
     ]
-    return [
+    decisions: list[tuple[str, Any, Any, dict[str, Any]]] = [
+        ("balanced_accuracy", balanced_accuracy, weighted.balanced_accuracy, cut),
+        ("f1", f1, weighted.f1, cut),
+        ("kappa", kappa, weighted.kappa, cut),
+        ("kappa_quadratic", kappa, weighted.kappa, {**cut, "quadratic": True}),
+    ]
+    measures += [
         Measure(
             name=name,
             value=partial(value, **options),
             resampled=partial(resampled, **options),
-            higher_is_better=higher,
+            of_decisions=True,
         )
-        for name, value, resampled, options, higher in table
+        for name, value, resampled, options in decisions
+    ]
+    return [
+        *measures,
+        Measure(name="ece", value=ece, resampled=weighted.ece, higher_is_better=False),
+        Measure(name="brier", value=brier, resampled=weighted.brier, higher_is_better=False),
     ]
 
 

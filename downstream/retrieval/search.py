@@ -80,7 +80,8 @@ def search_lake(lake_uri: str, options: SearchOptions, *, out: Path | None = Non
     return answer
 
 
-def run_search(  # many parameters: the public function names every setting that users change
+# With many parameters: the public function names every setting that users change.
+def run_search(
     lake_uri: str,
     like: str,
     features: str,
