@@ -36,7 +36,7 @@ def fit_mil_member(patients: Patients, split: "Split") -> Member:
         validation=objective.outcome(fitted.validation),
         test=objective.outcome(fitted.test),
         attention=fitted.attention,
-        told=fitted.told,
+        training_record=fitted.training_record,
     )
 
 
@@ -63,12 +63,12 @@ def fit_probe_member(patients: Patients, split: "Split") -> Member:
         split=split,
         validation=test[:0] if validation is None else probe.scores(validation[0]),
         test=test,
-        told={"inner": split.inner},
+        training_record={"inner": split.inner},
     )
 
 
 def task_of(cell: "Cell") -> Any:  # noqa: ANN401 - a Task; torch is imported by workers only
-    """What a MIL model predicts; two classes are a softmax over two."""
+    """Return the task of a MIL model; two classes are a softmax over two outputs."""
     from downstream.mil.losses import Task
 
     study = cell.study

@@ -30,14 +30,14 @@ class Trained:
         validation: Of the validation patients.
         test: Of the test patients.
         attention: Of each test patient's tiles.
-        told: What is kept of its training.
+        training_record: Epochs and losses of its training, as JSON.
     """
 
     train: Floats
     validation: Floats
     test: Floats
     attention: list[NDArray[np.float32]]
-    told: dict[str, Any]
+    training_record: dict[str, Any]
 
 
 def train_on(
@@ -67,7 +67,7 @@ def train_on(
         validation=predict(fit.model, parts["validation"].bags)[0] if split.validation else none,
         test=test,
         attention=attention,
-        told={
+        training_record={
             "inner": split.inner,
             "epochs": fit.epochs,
             "train_loss": list(fit.train_loss),

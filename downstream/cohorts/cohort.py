@@ -13,7 +13,7 @@ import polars as pl
 from downstream.cohorts.cohort_errors import CohortError, listing
 from downstream.cohorts.label_tables import Labels, load_labels, read_labels
 from downstream.cohorts.pending import pending_note
-from downstream.cohorts.slide_names import match_slides, refuse_near_slides, told
+from downstream.cohorts.slide_names import match_notes, match_slides, refuse_near_slides
 
 __all__ = [
     "Cohort",
@@ -85,13 +85,8 @@ def patient_table(
             that differ from another by case, blanks or Unicode form only, unless the labels say
             that such are distinct.
     """
-    table = labels if isinstance(labels, Labels) else _plain(labels)
     also = [column for column in also if column not in columns]
-    _require_columns(table, [*columns, *also])
-    table = table.read(
-        {column: "numbers" if column in numbers else "values" for column in columns}
-        | dict.fromkeys(also, "texts")
-    )
+    table = _read_columns(labels, columns, also, numbers)
     by = "slide_id" if "slide_id" in table.table.columns else "patient_id"
     rows, partial = _labelled(table.table, columns, also, by)
     lake_slides = slides.select("slide_id", "patient_id", "state").collect()
@@ -125,6 +120,21 @@ def patient_table(
     )
 
 
+def _read_columns(
+    labels: pl.DataFrame | Labels,
+    columns: Sequence[str],
+    also: Sequence[str],
+    numbers: Sequence[str],
+) -> Labels:
+    """Return the labels with each column read as what it is needed for."""
+    table = labels if isinstance(labels, Labels) else _plain(labels)
+    _require_columns(table, [*columns, *also])
+    return table.read(
+        {column: "numbers" if column in numbers else "values" for column in columns}
+        | dict.fromkeys(also, "texts")
+    )
+
+
 def _with_lake_names(
     rows: pl.DataFrame, lake_slides: pl.DataFrame, *, distinct_ids: bool
 ) -> tuple[pl.DataFrame, list[str]]:
@@ -132,8 +142,8 @@ def _with_lake_names(
     match = match_slides(rows["slide_id"], lake_slides["slide_id"])
     if not distinct_ids:
         refuse_near_slides(match, rows["slide_id"], lake_slides["slide_id"])
-    renamed = pl.col("slide_id").replace(dict(match.found))
-    return rows.with_columns(renamed), told(match)
+    renamed = pl.col("slide_id").replace(dict(match.slide_of))
+    return rows.with_columns(renamed), match_notes(match)
 
 
 def _without_slide(rows: pl.DataFrame, ready: pl.DataFrame, by: str) -> set[str]:
@@ -169,12 +179,14 @@ def _plain(table: pl.DataFrame) -> Labels:
     return Labels(table=table, unplaced=table.head(0), notes=(), sha256="")
 
 
-def _refuse_near_patients(joined: pl.DataFrame, rows: pl.DataFrame, known: pl.DataFrame) -> None:
+def _refuse_near_patients(
+    joined: pl.DataFrame, rows: pl.DataFrame, lake_slides: pl.DataFrame
+) -> None:
     """Refuse patients that differ from one of the lake or from each other by next to nothing."""
     from featurestore.usertables import refuse_near, refuse_near_others, tables_raise
 
     with tables_raise(CohortError):
-        lake = known["patient_id"].drop_nulls().unique()
+        lake = lake_slides["patient_id"].drop_nulls().unique()
         if "slide_id" not in rows.columns:
             refuse_near_others(rows["patient_id"], lake, "patients of the labels", "the lake")
         refuse_near(joined["patient_id"].unique(), "patients of the labels and the lake")
@@ -221,8 +233,8 @@ def _by_patient(joined: pl.DataFrame, columns: Sequence[str], also: Sequence[str
     slides = pl.col("slide_id").unique().sort().alias("slide_ids")
     firsts = [pl.col(column).first() for column in columns]
     # of what may be null, the value that is known
-    known = [pl.col(column).drop_nulls().first() for column in also]
-    return joined.group_by("patient_id").agg(slides, *firsts, *known).sort("patient_id")
+    carried = [pl.col(column).drop_nulls().first() for column in also]
+    return joined.group_by("patient_id").agg(slides, *firsts, *carried).sort("patient_id")
 
 
 def _join(ready: pl.DataFrame, labelled: pl.DataFrame, by: str) -> pl.DataFrame:
@@ -260,7 +272,7 @@ def _refuse_conflicts(joined: pl.DataFrame, columns: Sequence[str]) -> None:
         values = joined.group_by("patient_id").agg(pl.col(column).drop_nulls().unique().sort())
         torn = values.filter(pl.col(column).list.len() > 1).sort("patient_id")
         if not torn.is_empty():
-            which = [f"{patient}: {found}" for patient, found in torn.iter_rows()]
+            which = [f"{patient}: {labels}" for patient, labels in torn.iter_rows()]
             msg = (
                 f"{len(which)} patients have conflicting values of {column!r}: {listing(which)}; "
                 "a patient has one label, correct them or choose another column"
@@ -268,14 +280,14 @@ def _refuse_conflicts(joined: pl.DataFrame, columns: Sequence[str]) -> None:
             raise CohortError(msg)
 
 
-def _refuse_empty(missing: list[str], known: list[str], by: str, pending: list[str]) -> None:
+def _refuse_empty(missing: list[str], lake_ids: list[str], by: str, pending: list[str]) -> None:
     """Raise for a join without a match, showing both sides, or what is yet to be ingested."""
     if pending:
         msg = f"no labelled slide is ready: {pending[0]}"
         raise CohortError(msg)
     msg = (
         f"no labelled {by} is a ready slide's of this lake: labels have "
-        f"{listing(missing) or 'none'}; the lake has {listing(sorted(set(known))) or 'none'}; "
+        f"{listing(missing) or 'none'}; the lake has {listing(sorted(set(lake_ids))) or 'none'}; "
         "make the ids equal"
     )
     raise CohortError(msg)

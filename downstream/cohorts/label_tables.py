@@ -139,9 +139,9 @@ def load_labels(
             digest.update(more)
             other = parse_table(more, name=str(slides))
             patient = patient_column if patient_column in other.columns else None
-            files, said = _with_ids(other, patient, slide_column, distinct=distinct_ids)
+            files, file_notes = _with_ids(other, patient, slide_column, distinct=distinct_ids)
             table, unplaced, left_out = _with_slides(table, files, other, distinct=distinct_ids)
-            notes += said + left_out
+            notes += file_notes + left_out
     return Labels(
         table=table.drop(_ROW),
         unplaced=unplaced.drop(_ROW),
@@ -183,8 +183,8 @@ def _with_ids(
     from featurestore.usertables import id_column
 
     named: dict[Id, str | None] = {"slide_id": slide_column, "patient_id": patient_column}
-    theirs = {key: id_column(source, key, column) for key, column in named.items()}
-    ids = {ours: column for ours, column in theirs.items() if column is not None}
+    column_of = {key: id_column(source, key, column) for key, column in named.items()}
+    ids = {ours: column for ours, column in column_of.items() if column is not None}
     notes = [f"{source.name}: {ours} is column {column!r}" for ours, column in ids.items()
              if column != ours]  # fmt: skip
     # another column that has our name would stand beside the one that was chosen

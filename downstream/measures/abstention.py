@@ -69,7 +69,7 @@ class Predictions:
 
 @dataclass(frozen=True, kw_only=True)
 class Threshold:
-    """From which confidence on a prediction is given.
+    """The confidence from which on a prediction is answered (selective prediction).
 
     Attributes:
         value: Least confidence; infinite if no threshold reaches the target.
@@ -138,16 +138,16 @@ def choose_threshold(validation: Predictions, *, target: float) -> Threshold:
 
 
 def is_answered(predictions: Predictions, threshold: Threshold) -> NDArray[np.bool_]:
-    """Which predictions are given [P]; the others are abstentions.
+    """Return whether each prediction is answered [P]; the others are abstentions.
 
     Raises:
         LeakageError: A test patient is one of those the threshold was chosen on.
     """
-    seen = sorted(set(predictions.patients) & threshold.patients)
-    if predictions.part == "test" and seen:
+    reused_patients = sorted(set(predictions.patients) & threshold.patients)
+    if predictions.part == "test" and reused_patients:
         msg = (
-            f"{len(seen)} test patients helped to choose the threshold, for example "
-            f"{', '.join(seen[:5])}; choose it on validation patients alone"
+            f"{len(reused_patients)} test patients helped to choose the threshold, for example "
+            f"{', '.join(reused_patients[:5])}; choose it on validation patients alone"
         )
         raise LeakageError(msg)
     answered_P: NDArray[np.bool_] = predictions.confidence >= threshold.value

@@ -68,7 +68,7 @@ class Scored:
 
 
 def score(study: "Study", part: "pl.DataFrame") -> list[Scored]:
-    """All measures of one arm's test rows.
+    """Return all measures of the test rows of one arm.
 
     Args:
         study: The run.
@@ -96,17 +96,17 @@ def compare_arms(study: "Study", predictions: "pl.DataFrame") -> list[dict[str, 
         return predictions.filter(pl.col("arm") == name)
 
     reference = of(study.reference)
-    found = {
+    comparisons = {
         arm.name: compared
         for arm in study.arms
         if arm.name != study.reference
         and (compared := _compared(study, of(arm.name), reference)) is not None
     }
-    return comparison_table(found, other=study.reference, measure=MAIN[study.task])
+    return comparison_table(comparisons, other=study.reference, measure=MAIN[study.task])
 
 
 def _compared(study: "Study", one: "pl.DataFrame", other: "pl.DataFrame") -> Comparison | None:
-    """By the main measure; None where it is undefined for one of them."""
+    """Compare two arms by the main measure; None where it is undefined for one of them."""
     if study.task == "survival":
         return _compared_survival(study, one, other)
     measure, truth, reference = _main(study, other)
@@ -137,21 +137,21 @@ def _score_survival(study: "Study", part: "pl.DataFrame") -> list[Scored]:
     from downstream.survival.survival_scores import score_predictions
 
     rows, training, times = predictions_of(part), training_of(study), study_times(study)
-    found = score_predictions(rows, training, times, seed=study.seed)
+    scores = score_predictions(rows, training, times, seed=study.seed)
     defined = [
-        Scored(measure=name, interval=value, higher_is_better=found.higher_is_better[name])
-        for name, value in found.intervals.items()
+        Scored(measure=name, interval=value, higher_is_better=scores.higher_is_better[name])
+        for name, value in scores.intervals.items()
     ]
     lost = [
         Scored(measure=name, interval=None, higher_is_better=name != "integrated_brier", why=why)
-        for name, why in found.left_out.items()
+        for name, why in scores.left_out.items()
     ]
-    if found.observed_expected is not None:
+    if scores.observed_expected is not None:
         # deaths until the middle of the curves' times over those that the curves foretold
-        said = Scored(
-            measure="observed_expected", interval=found.observed_expected, higher_is_better=None
+        calibration = Scored(
+            measure="observed_expected", interval=scores.observed_expected, higher_is_better=None
         )
-        defined.append(said)
+        defined.append(calibration)
     return [*defined, *lost]
 
 
@@ -177,12 +177,12 @@ def _compared_survival(
 def training_of(study: "Study") -> dict[tuple[int, int], tuple[NDArray[Any], NDArray[Any]]]:
     """(events, times) of everybody of a (repeat, fold) who is not tested in it."""
     outcome = {patient.patient_id: patient.outcome for patient in study.patients}
-    found = {}
+    training = {}
     for key in study.folds:
         split = study.inner(*key)[0]
         times_events = np.array([outcome[one] for one in (*split.train, *split.validation)])
-        found[key] = (times_events[:, 1] == 1, times_events[:, 0])
-    return found
+        training[key] = (times_events[:, 1] == 1, times_events[:, 0])
+    return training
 
 
 def study_times(study: "Study") -> NDArray[np.float64]:
@@ -206,10 +206,10 @@ def _scored(
     better = measure.higher_is_better
     try:
         estimate = partial(interval, measure, truth, prediction, seed=seed, patients=patients)
-        found = bca_or_percentile(estimate)
+        estimated = bca_or_percentile(estimate)
     except UndefinedMetricError as error:
         return Scored(measure=measure.name, interval=None, higher_is_better=better, why=str(error))
-    return Scored(measure=measure.name, interval=found, higher_is_better=better)
+    return Scored(measure=measure.name, interval=estimated, higher_is_better=better)
 
 
 def _questions(study: "Study", part: "pl.DataFrame") -> list[MeasuredArrays]:
@@ -267,5 +267,5 @@ def _folds(part: "pl.DataFrame") -> NDArray[np.int64]:
     import polars as pl
 
     cell = pl.struct("repeat", "fold", "seed").rank("dense").cast(pl.Int64)
-    found: NDArray[np.int64] = part.select(cell.alias("cell"))["cell"].to_numpy()
-    return found
+    numbers: NDArray[np.int64] = part.select(cell.alias("cell"))["cell"].to_numpy()
+    return numbers

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Prediction:
-    """What a model says of a batch.
+    """The output of a model on a batch.
 
     Attributes:
         logits: [B, C].
@@ -73,7 +73,7 @@ class MilModel(nn.Module):
         return Prediction(logits=self.head(pooled.embedding), pooled=pooled)
 
     def pooled(self, x: Tensor, mask: Tensor | None = None, coords: Tensor | None = None) -> Pooled:
-        """What the aggregator makes of standardised features."""
+        """Standardise features, and pool them by the aggregator."""
         if self.mean is not None and self.std is not None:
             x = (x - self.mean).div_(self.std)
         return self.aggregator(x, mask, coords)  # type: ignore[no-any-return]

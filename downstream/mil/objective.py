@@ -31,7 +31,7 @@ _LABELLED = ("multiclass", "multilabel")
 
 
 class Objective(Protocol):
-    """What is learnt.
+    """A training objective: the loss of logits, and the predictions that they stand for.
 
     Attributes:
         joint: Whether a batch's loss compares its bags with each other, so that it needs many.
@@ -47,7 +47,7 @@ class Objective(Protocol):
         """Loss of each bag [B], or of a joint objective one value [1]; NaN if it has none."""
 
     def outcome(self, logits: Floats) -> Floats:
-        """What logits [P, C] say: scores, numbers, or risks [P] (HIGHER = WORSE)."""
+        """Return the scores, numbers, or risks [P] (HIGHER = WORSE) of logits [P, C]."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,16 +141,16 @@ class Hazards:
     @classmethod
     def fit(cls, target: Floats, patients: Sequence[str], *, bins: int) -> "Hazards":
         """Bins from TRAINING patients' (time, event) [P, 2]."""
-        found = fit_bins(target[:, 0], target[:, 1] == 1, patients=list(patients), bins=bins)
-        return cls(bins=found)
+        time_bins = fit_bins(target[:, 0], target[:, 1] == 1, patients=list(patients), bins=bins)
+        return cls(bins=time_bins)
 
     @property
     def task(self) -> Task:
-        """As many outputs as bins."""
+        """Return a task with one output for each time bin."""
         return Task(kind="regression", outputs=self.bins.bins)
 
     def loss(self, logits: Tensor, target: Tensor) -> Tensor:
-        """Of each bag [B]."""
+        """Return the loss of each bag [B]."""
         bin_B = torch.from_numpy(self.bins.index(target[:, 0].cpu().numpy())).to(target.device)
         return discrete_loss(logits, bin_B, target[:, 1] == 1, alpha=self.alpha)
 

@@ -26,7 +26,7 @@ class Bags(Protocol):
     """A sequence of patients' bags; a list is one."""
 
     def __len__(self) -> int:
-        """How many patients."""
+        """Return the number of patients."""
 
     def __getitem__(self, index: int, /) -> "PatientBag":
         """The bag of one patient."""
@@ -49,9 +49,9 @@ def predict(model: "MilModel", bags: Bags) -> tuple[Floats, list[NDArray[np.floa
         for at in range(len(bags)):
             bag = bags[at]
             places = torch.from_numpy(bag.places).to(device)
-            found = model(floats(bag.features).to(device), None, places)
-            logits.append(found.logits[0].double().cpu().numpy())
-            attention.append(found.pooled.attention[0].float().cpu().numpy())
+            prediction = model(floats(bag.features).to(device), None, places)
+            logits.append(prediction.logits[0].double().cpu().numpy())
+            attention.append(prediction.pooled.attention[0].float().cpu().numpy())
     return np.stack(logits), attention
 
 
@@ -96,5 +96,5 @@ def floats(x_ND: NDArray[np.float16]) -> Tensor:
 
 
 def device_of(model: "MilModel") -> torch.device:
-    """Where a model is."""
+    """Return the device that holds a model."""
     return next(model.parameters()).device

@@ -63,7 +63,7 @@ class PseudoTiles(Aggregator):
         self.coords, self.auxiliary_share = aggregator.coords, 0.3
 
     def pool(self, x_BND: Tensor, mask_BN: Tensor, coords_BNK: Tensor | None) -> Pooled:
-        """What the aggregator makes of a batch; while training, with what `auxiliary` needs."""
+        """Pool a batch; while training, keep the values that `auxiliary` needs."""
         pooled: Pooled = self.aggregator(x_BND, mask_BN, coords_BNK)
         if self.training:
             self._follow()

@@ -26,7 +26,7 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True, kw_only=True)
 class Scores:
-    """What an arm says of every labelled tile when its patient is tested.
+    """The scores of an arm on every labelled tile, each in the fold that tests its patient.
 
     Attributes:
         scores: [N, T, C].
@@ -100,8 +100,12 @@ def scored(
                 classes=classes,
                 seed=options.seed,
             )
-            found = probe.scores(x_ND[test])
-            both = np.stack([1 - found, found], axis=1) if found.ndim == 1 else found
+            test_scores = probe.scores(x_ND[test])
+            both = (
+                np.stack([1 - test_scores, test_scores], axis=1)
+                if test_scores.ndim == 1
+                else test_scores
+            )
             scores_NTC[test, draw] = both
     return Scores(scores=scores_NTC, fold=fold_N)
 

@@ -146,18 +146,18 @@ def _arms(names: Sequence[str], options: ProbeOptions) -> list[tuple[str, str, s
 
 
 def _probed(
-    lake: "Lake", found: TileLabels, config: dict[str, Any], run: str, options: ProbeOptions
+    lake: "Lake", labels: TileLabels, config: dict[str, Any], run: str, options: ProbeOptions
 ) -> dict[str, Any]:
     """Fit and measure every arm, store what they say, and put the result together."""
-    names, classes = config["features"], len(found.classes)
-    features_of, rows, lost = _features(lake, found, names, config["mpps"][0])
+    names, classes = config["features"], len(labels.classes)
+    features_of, rows, lost = _features(lake, labels, names, config["mpps"][0])
     splits = tile_splits(rows, options)
     arms = _arms(names, options)
     scores = {
         arm: scored(features_of[name], rows, splits, model, classes, options)
         for arm, name, model in arms
     }
-    _store(lake, run, rows, splits, scores, found.classes)
+    _store(lake, run, rows, splits, scores, labels.classes)
     label_N, patients = rows["label"].to_numpy(), rows["patient_id"].to_list()
     return {
         "kind": "probe",
@@ -180,46 +180,46 @@ def _probed(
         "patients": rows["patient_id"].n_unique(),
         "slides": rows["slide_id"].n_unique(),
         "tiles": rows.height,
-        "tiles_of_class": dict(zip(found.classes, counts_of(rows, classes), strict=True)),
+        "tiles_of_class": dict(zip(labels.classes, counts_of(rows, classes), strict=True)),
         "lake_version": lake.version,
         "run": run,
-        "missing": sorted([*found.missing, *lost]),
+        "missing": sorted([*labels.missing, *lost]),
         "surplus": [],
-        "notes": list(found.notes),
+        "notes": list(labels.notes),
         "config": config,
     }
 
 
 def _config(
     lake: "Lake",
-    found: TileLabels,
+    labels: TileLabels,
     target: str,
     names: Sequence[str],
     mpp: float,
     options: ProbeOptions,
 ) -> dict[str, Any]:
-    """All that decides the result."""
-    slides = found.rows["slide_id"].unique().sort().to_list()
-    tiles = found.rows.write_csv().encode()
+    """Return everything that decides the result of a probe, as JSON."""
+    slides = labels.rows["slide_id"].unique().sort().to_list()
+    tiles = labels.rows.write_csv().encode()
     return {
         "format": FORMAT,
         "features": list(names),
         "models": list(options.models),
         "mpps": [mpp],
         "columns": [target],
-        "classes": list(found.classes),
+        "classes": list(labels.classes),
         "folds": options.folds,
         "shots": options.shots,
         "draws": options.rounds,
         "seed": options.seed,
         "tiles_sha256": hashlib.sha256(tiles).hexdigest(),
-        "labels_sha256": found.sha256,
+        "labels_sha256": labels.sha256,
         "identities": {name: feature_identity(lake, slides, name, mpp=mpp) for name in names},
     }
 
 
 def _features(
-    lake: "Lake", found: TileLabels, names: Sequence[str], mpp: float
+    lake: "Lake", labels: TileLabels, names: Sequence[str], mpp: float
 ) -> tuple[dict[str, NDArray[np.float32]], pl.DataFrame, list[str]]:
     """Features [N, D] by feature set, the rows that all of them have, and who was left out.
 
@@ -229,7 +229,7 @@ def _features(
     parts: dict[str, list[NDArray[np.float32]]] = {name: [] for name in names}
     kept: list[pl.DataFrame] = []
     lost: list[str] = []
-    for (slide,), rows in found.rows.group_by("slide_id", maintain_order=True):
+    for (slide,), rows in labels.rows.group_by("slide_id", maintain_order=True):
         keys = rows["tile_id"].to_numpy()
         bags = {name: lake.bag(str(slide), teachers_of(name), mpp=mpp) for name in names}
         has = np.all([np.isin(keys, bag.tile_id) for bag in bags.values()], axis=0)
@@ -239,7 +239,7 @@ def _features(
             at = np.searchsorted(bag.tile_id, keys[has])
             parts[name].append(bag.features[at].astype(np.float32))
     rows = pl.concat(kept)
-    empty = [found.classes[c] for c, n in enumerate(counts_of(rows, len(found.classes))) if not n]
+    empty = [labels.classes[c] for c, n in enumerate(counts_of(rows, len(labels.classes))) if not n]
     if empty:
         msg = f"no tile of {listing(empty)} has features of all of {', '.join(names)}; they were "
         msg += "extracted of a part of the tiles: label others, or leave the class out"
@@ -254,9 +254,13 @@ def _metrics(
     label_N, patients = rows["label"].to_numpy(), rows["patient_id"].to_list()
     return {
         arm: metrics_of(
-            label_N, found.scores, patients, seed=options.seed, spread=options.shots is not None
+            label_N,
+            arm_scores.scores,
+            patients,
+            seed=options.seed,
+            spread=options.shots is not None,
         )
-        for arm, found in scores.items()
+        for arm, arm_scores in scores.items()
     }
 
 
@@ -275,12 +279,12 @@ def _store(
         *(pl.lit(0, pl.Int32).alias(name) for name in ("repeat", "seed")),
     )
     parts = []
-    for arm, found in scores.items():
-        mean_NC = found.scores.mean(axis=1)
+    for arm, arm_scores in scores.items():
+        mean_NC = arm_scores.scores.mean(axis=1)
         binary = mean_NC[:, 1] if mean_NC.shape[1] == 2 else None
         columns = [
             pl.Series("arm", [arm] * rows.height, pl.String),
-            pl.Series("fold", found.fold, pl.Int32),
+            pl.Series("fold", arm_scores.fold, pl.Int32),
             pl.Series("probabilities", mean_NC.tolist(), pl.List(pl.Float64)),
             pl.Series("score", binary if binary is not None else [None] * rows.height, pl.Float64),
             # classes weigh the same, so that class 1 is said from one half on

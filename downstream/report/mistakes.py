@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def mistakes(lake: "Lake", run: "Run") -> list[Strip]:
-    """Of each class the tiles that the first arm was surest to be of another one.
+    """Return for each class the tiles that the first arm most surely gave to another class.
 
     At most two tiles are of one patient; classes beyond the first six are left out.
 
@@ -29,13 +29,13 @@ def mistakes(lake: "Lake", run: "Run") -> list[Strip]:
     """
     rows = run.rows(run.arms[0])
     probabilities = np.array(rows["probabilities"].to_list())
-    said = probabilities.argmax(axis=1)
-    told = rows.with_columns(
-        pl.Series("said", [run.classes[c] for c in said], pl.String),
+    predicted = probabilities.argmax(axis=1)
+    judged = rows.with_columns(
+        pl.Series("said", [run.classes[c] for c in predicted], pl.String),
         pl.Series("sure", probabilities.max(axis=1)),
         mpp=pl.lit(float(run.result["config"]["mpps"][0])),
     )
-    wrong = told.filter(pl.col("said") != pl.col("label"))
+    wrong = judged.filter(pl.col("said") != pl.col("label"))
     return [_strip(lake, name, wrong) for name in run.classes[:MOST_GROUPS]]
 
 

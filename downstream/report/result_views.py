@@ -55,12 +55,12 @@ def student_view(student: "Part") -> "Json":
 
 def _flat(recipe: "Json") -> "Json":
     """A recipe as pairs of name and value: what its parts say, and its terms with their weights."""
-    found: Json = {}
+    flat: Json = {}
     for key, value in recipe.items():
-        found |= value if isinstance(value, dict) else {key: value}
+        flat |= value if isinstance(value, dict) else {key: value}
     terms = recipe.get("terms", [])
     shown = {"terms": [f"{term['weight']:g} x {term['kind']}" for term in terms]} if terms else {}
-    return {**found, **shown}
+    return {**flat, **shown}
 
 
 def _fidelity_rows(report: "Json") -> list["Json"]:
@@ -134,11 +134,11 @@ def _attention(lake: "Lake", run: "Run", shown: str) -> "Json":
     arm = shown if shown in arms else next(iter(arms), None)
     if arm is None:
         return {"maps": [], "map_notes": ["None: no model of this run says which tiles it weighs."]}
-    mine = [file for file in files if file.arm == arm]
-    found = cases(run, arm)
-    if not found:
+    arm_files = [file for file in files if file.arm == arm]
+    arm_cases = cases(run, arm)
+    if not arm_cases:
         return {"maps": [], "map_notes": [f"None: nobody fits the rule with {arm}."]}
-    drawn, notes = maps(lake, found[0], arm, mine, owners(lake, mine))
+    drawn, notes = maps(lake, arm_cases[0], arm, arm_files, owners(lake, arm_files))
     return {"maps": drawn[:1], "map_notes": notes}
 
 

@@ -59,7 +59,7 @@ def fit_and_store(lake: "Lake", cell: "Cell") -> float:
         "seconds": seconds,
         "rows": rows,
         "settings": asdict(patients.settings),
-        "members": [member.told for member in members],
+        "members": [member.training_record for member in members],
     }
     lake.write_bytes(cell.path, json.dumps(content, allow_nan=False).encode())
     return seconds

@@ -112,7 +112,7 @@ def collect(lake: "Lake", study: "Study", cohort: "Cohort") -> dict[str, Any]:
 
 
 def _predictions(study: "Study", rows: list[dict[str, Any]]) -> pl.DataFrame:
-    """All predictions; survival gets `rank`, the risk made comparable over folds."""
+    """Return the predictions of all cells; survival gets `rank`, a risk comparable over folds."""
     frame = pl.DataFrame(rows, schema={**_KEYS, **_SCHEMA[study.task]})
     frame = frame.sort("arm", "part", "patient_id", "repeat", "seed", "fold")
     return _ranked(frame) if study.task == "survival" else frame
@@ -127,30 +127,30 @@ def _ranked(frame: pl.DataFrame) -> pl.DataFrame:
 
 
 def _metric(study: "Study", part: pl.DataFrame) -> dict[str, Any]:
-    """All measures of one arm as JSON, the main one on top."""
-    found = {scored.measure: scored for scored in score(study, part)}
+    """Return all measures of one arm as JSON, the main one on top."""
+    scored_by_name = {scored.measure: scored for scored in score(study, part)}
     measures = {
         name: {
             "higher_is_better": scored.higher_is_better,
             **(asdict(scored.interval) if scored.interval else {"undefined": scored.why}),
         }
-        for name, scored in found.items()
+        for name, scored in scored_by_name.items()
     }
     main = MAIN[study.task]
-    if found[main].interval is None:
+    if scored_by_name[main].interval is None:
         return {"metric": main, "estimate": None, "low": None, "high": None, "measures": measures}
     return {"metric": main, **measures[main], "measures": measures}
 
 
 def _coverage(study: "Study", predictions: pl.DataFrame) -> dict[str, Any]:
-    """Of each arm of a run of classes, see `coverage_at`."""
+    """Return the coverage of each arm of a run of classes, see `coverage_at`."""
     if study.task not in {"binary", "multiclass"}:
         return {}
-    found = {}
+    coverage_of_arm = {}
     for arm in study.arms:
         rows = predictions.filter(pl.col("arm") == arm.name)
-        found[arm.name] = coverage_at(study, rows, target=study.accuracy)
-    return {name: value for name, value in found.items() if value is not None}
+        coverage_of_arm[arm.name] = coverage_at(study, rows, target=study.accuracy)
+    return {name: value for name, value in coverage_of_arm.items() if value is not None}
 
 
 def _curve_times(study: "Study") -> list[float]:

@@ -35,8 +35,8 @@ def fit_pooled_member(patients: Patients, split: "Split") -> Member:
     target = patients.target(split.train)
     validation = None
     if split.validation:
-        seen = patients.target(split.validation)
-        validation = (x["validation"], seen[:, 0], seen[:, 1] == 1)
+        validation_target = patients.target(split.validation)
+        validation = (x["validation"], validation_target[:, 0], validation_target[:, 1] == 1)
     model = fit_pooled(
         cell.arm.model,
         x["train"],
@@ -57,7 +57,7 @@ def fit_pooled_member(patients: Patients, split: "Split") -> Member:
         validation_high=is_high_risk(seen_risk, train_risk),
         curve=model.survival(x["test"], times),
         validation_curve=model.survival(x["validation"], times) if split.validation else None,
-        told={"inner": split.inner},
+        training_record={"inner": split.inner},
     )
 
 
@@ -89,5 +89,5 @@ def fit_survival_member(patients: Patients, split: "Split") -> Member:
         curve=curve(fitted.test, risks[2]),
         validation_curve=curve(fitted.validation, risks[1]) if split.validation else None,
         attention=fitted.attention,
-        told=fitted.told,
+        training_record=fitted.training_record,
     )

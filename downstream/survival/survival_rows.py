@@ -68,12 +68,12 @@ class Predictions:
     def numbered(self, *names: str) -> Labels:
         """[S] the number of each row's group: rows alike in these columns."""
         table = np.stack([np.asarray(getattr(self, name)) for name in names], axis=1)
-        found: Labels = np.unique(table, axis=0, return_inverse=True)[1].reshape(-1)
-        return found
+        numbers: Labels = np.unique(table, axis=0, return_inverse=True)[1].reshape(-1)
+        return numbers
 
 
 def predictions_of(rows: "pl.DataFrame") -> Predictions:
-    """From a run's `predictions.parquet`: test rows of one arm."""
+    """Return the test rows of one arm from a run's `predictions.parquet`."""
     columns = {name: rows[name].to_numpy() for name in _COLUMNS[1:]}
     curves = None
     if "curve" in rows.columns and not rows["curve"].has_nulls():
@@ -128,7 +128,7 @@ class FollowUp:
         return rows.curve
 
     def brier(self, rows: Predictions) -> Floats:
-        """Each row's part in its cell's integrated Brier score [S].
+        """Return the part of each row in the integrated Brier score of its cell [S].
 
         A cell's times are those that its training patients give weights for and that are before
         its last test patient's end of follow-up.
@@ -183,9 +183,9 @@ def follow_up(
         cells.append(Cell(key=(key[0], key[1], key[2]), rows=at, free=free_T))
         if (free_T > 0).any():
             until_S[at] = times_T[free_T > 0].max()
-        seen = at[rows.event[at] & (rows.time[at] <= until_S[at])]
-        if len(seen):
-            inverse_S[seen] = 1 / censoring.predict_proba(rows.time[seen])
+        observed = at[rows.event[at] & (rows.time[at] <= until_S[at])]
+        if len(observed):
+            inverse_S[observed] = 1 / censoring.predict_proba(rows.time[observed])
     return FollowUp(
         times=times_T, cells=tuple(cells), group=group_S, inverse=inverse_S, until=until_S
     )

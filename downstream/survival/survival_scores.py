@@ -45,7 +45,7 @@ class Question:
 
 @dataclass(frozen=True, kw_only=True)
 class SurvivalScores:
-    """What an arm's predictions are worth.
+    """The measures of an arm's predictions, with intervals.
 
     Attributes:
         intervals: Of each measure that is defined, by name.
@@ -91,7 +91,7 @@ def score_predictions(
     resamples: int = 2000,
     level: float = 0.95,
 ) -> SurvivalScores:
-    """All measures of `SCORES`, with BCa intervals, or percentiles where BCa has none.
+    """Return all measures of `SCORES`, with BCa intervals, or percentiles where BCa has none.
 
     Args:
         rows: Test predictions.
@@ -104,27 +104,32 @@ def score_predictions(
     Raises:
         SurvivalError: A fold without training patients, or arrays that do not fit.
     """
-    found: dict[str, Interval] = {}
+    intervals: dict[str, Interval] = {}
     higher: dict[str, bool] = {}
     left_out: dict[str, str] = {}
-    for name, asked in questions(rows, training, times_T).items():
+    for name, question in questions(rows, training, times_T).items():
         try:
-            if isinstance(asked, str):
-                raise UndefinedMetricError(asked)
-            told = (asked.measure, asked.truth, asked.prediction)
+            if isinstance(question, str):
+                raise UndefinedMetricError(question)
+            arrays = (question.measure, question.truth, question.prediction)
             estimate = partial(
-                interval, *told, patients=rows.patient, resamples=resamples, seed=seed, level=level
+                interval,
+                *arrays,
+                patients=rows.patient,
+                resamples=resamples,
+                seed=seed,
+                level=level,
             )
-            found[name] = bca_or_percentile(estimate)
-            higher[name] = asked.measure.higher_is_better
+            intervals[name] = bca_or_percentile(estimate)
+            higher[name] = question.measure.higher_is_better
         except UndefinedMetricError as error:
             left_out[name] = str(error)
     left_out.pop("observed_expected", None)
     return SurvivalScores(
-        intervals={name: found[name] for name in SCORES if name in found},
-        higher_is_better={name: higher[name] for name in SCORES if name in found},
+        intervals={name: intervals[name] for name in SCORES if name in intervals},
+        higher_is_better={name: higher[name] for name in SCORES if name in intervals},
         left_out=left_out,
-        observed_expected=found.get("observed_expected"),
+        observed_expected=intervals.get("observed_expected"),
         horizon=float(times_T[(len(times_T) - 1) // 2]),
     )
 
@@ -159,13 +164,13 @@ def compare_predictions(
         msg = f"{len(one.patient)} and {len(other.patient)} rows of other patients, folds or seeds;"
         msg += " sort both arms alike, and compare arms of the same run"
         raise SurvivalError(msg)
-    asked = [questions(rows, training, times_T)[measure] for rows in (one, other)]
-    for question in asked:
+    both = [questions(rows, training, times_T)[measure] for rows in (one, other)]
+    for question in both:
         if isinstance(question, str):
             raise UndefinedMetricError(question)
-    a, b = (question for question in asked if isinstance(question, Question))
-    told = (a.measure, a.truth, a.prediction, b.prediction)
-    estimate = partial(compare, *told, seed=seed, margin=margin, patients=one.patient)
+    a, b = (question for question in both if isinstance(question, Question))
+    arrays = (a.measure, a.truth, a.prediction, b.prediction)
+    estimate = partial(compare, *arrays, seed=seed, margin=margin, patients=one.patient)
     return bca_or_percentile(estimate)
 
 
@@ -174,7 +179,7 @@ def questions(
     training: Mapping[tuple[int, int], tuple[Flags, Floats]],
     times_T: Floats,
 ) -> dict[str, Question | str]:
-    """Each measure with its truth and predictions, or why there is none.
+    """Return each measure with its truth and predictions, or why it is undefined.
 
     Args:
         rows: Test predictions.
@@ -185,13 +190,13 @@ def questions(
         SurvivalError: As `score_predictions`.
     """
     follow = follow_up(rows, training, times_T)
-    found: dict[str, Question | str] = {}
+    question_of: dict[str, Question | str] = {}
     for name, ask in (SCORES | {"observed_expected": _ask_calibration}).items():
         try:
-            found[name] = ask(rows, follow)
+            question_of[name] = ask(rows, follow)
         except UndefinedMetricError as error:
-            found[name] = str(error)
-    return found
+            question_of[name] = str(error)
+    return question_of
 
 
 def _ask_harrell(rows: Predictions, _: FollowUp) -> Question:
@@ -228,8 +233,8 @@ def _ask_auc(rows: Predictions, follow: FollowUp) -> Question:
     if not (pairs_T > 0).any():
         msg = f"auc_t: at none of {len(follow.times)} times has a fold patients on both sides"
         raise UndefinedMetricError(msg)
-    how = partial(survival_weighted.dynamic_auc, times_T=follow.times[pairs_T > 0])
-    return Question(measure=measure_of("auc_t", how), truth=truth, prediction=rows.risk)
+    auc_at_times = partial(survival_weighted.dynamic_auc, times_T=follow.times[pairs_T > 0])
+    return Question(measure=measure_of("auc_t", auc_at_times), truth=truth, prediction=rows.risk)
 
 
 def _ask_brier(rows: Predictions, follow: FollowUp) -> Question:
@@ -241,11 +246,13 @@ def _ask_brier(rows: Predictions, follow: FollowUp) -> Question:
 
 
 def _ask_calibration(rows: Predictions, follow: FollowUp) -> Question:
-    """At the middle one of the curve times: few are at risk at the last ones."""
+    """Compare observed and expected deaths at the middle time; at the last ones few are at risk."""
     middle = (len(follow.times) - 1) // 2
-    how = partial(survival_weighted.observed_expected, horizon=float(follow.times[middle]))
+    observed_expected = partial(
+        survival_weighted.observed_expected, horizon=float(follow.times[middle])
+    )
     return Question(
-        measure=measure_of("observed_expected", how),
+        measure=measure_of("observed_expected", observed_expected),
         truth=(rows.event, rows.time),
         prediction=follow.curves(rows)[:, middle],
     )

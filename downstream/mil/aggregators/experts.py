@@ -67,7 +67,7 @@ class Experts(MilModel):
     def opinions(
         self, x: Tensor, mask: Tensor | None = None, coords: Tensor | None = None
     ) -> Opinions:
-        """Both heads' logits of one bag or a padded batch, see `Aggregator.forward`."""
+        """Return the logits of both heads for a bag or a padded batch, see `Aggregator.forward`."""
         pooled = self.pooled(x, mask, coords)
         return Opinions(
             natural=self.head(pooled.embedding),

@@ -49,18 +49,18 @@ class Scores:
 
 @dataclass(frozen=True, kw_only=True)
 class Bins:
-    """What is said and what is so, bin by bin.
+    """Predicted and observed shares, bin by bin.
 
     Attributes:
-        said: [K] mean probability.
-        found: [K] share that is of the class.
+        predicted: [K] mean probability.
+        observed: [K] share that is of the class.
         low: [K] 2.5th percentile of the share over resamples of patients.
         high: [K] 97.5th percentile.
         rows: [K] predictions in the bin.
     """
 
-    said: Floats
-    found: Floats
+    predicted: Floats
+    observed: Floats
     low: Floats
     high: Floats
     rows: Labels
@@ -135,13 +135,13 @@ def reliability(scores: Scores, *, bins: int = 10, n: int = 500, seed: int = 0) 
     rows = np.bincount(bin_S)
     shares = []
     for weight_S in _resamples(scores, n=n, seed=seed):
-        there = np.bincount(bin_S, weights=weight_S, minlength=len(names))
+        counts = np.bincount(bin_S, weights=weight_S, minlength=len(names))
         ones = np.bincount(bin_S, weights=weight_S * scores.label, minlength=len(names))
-        shares.append(np.divide(ones, there, out=np.full(len(names), np.nan), where=there > 0))
+        shares.append(np.divide(ones, counts, out=np.full(len(names), np.nan), where=counts > 0))
     low, high = np.nanpercentile(np.array(shares), _LIMITS, axis=0)
     return Bins(
-        said=np.bincount(bin_S, weights=scores.score) / rows,
-        found=np.bincount(bin_S, weights=scores.label) / rows,
+        predicted=np.bincount(bin_S, weights=scores.score) / rows,
+        observed=np.bincount(bin_S, weights=scores.label) / rows,
         low=low,
         high=high,
         rows=rows,
@@ -177,7 +177,7 @@ def _band(
 
 
 def _resamples(scores: Scores, *, n: int, seed: int, both: bool = False) -> Iterator[Floats]:
-    """How often each row was drawn [S], n times; `both` draws again where a class is missing."""
+    """Yield n times how often each row was drawn [S]; `both` redraws where a class is missing."""
     rng, owner_S = np.random.default_rng(seed), scores.owner
     count, made = int(owner_S.max()) + 1, 0
     while made < n:

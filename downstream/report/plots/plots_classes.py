@@ -149,9 +149,15 @@ def reliability_png(curves: Mapping[str, "Scores"], *, xlabel: str, ylabel: str)
     for number, (name, scores) in enumerate(curves.items()):
         colour = COLOURS[number % len(COLOURS)]
         bins = reliability(scores, bins=_bins(scores))
-        axes.vlines(bins.said, bins.low, bins.high, color=colour, linewidth=1.5, alpha=0.6)
+        axes.vlines(bins.predicted, bins.low, bins.high, color=colour, linewidth=1.5, alpha=0.6)
         axes.plot(
-            bins.said, bins.found, color=colour, marker="o", ms=5, lw=1.5, label=named(name, None)
+            bins.predicted,
+            bins.observed,
+            color=colour,
+            marker="o",
+            ms=5,
+            lw=1.5,
+            label=named(name, None),
         )
         below.hist(scores.score, bins=list(np.linspace(0, 1, 41)), color=colour, histtype="step")
     axes.set(ylabel=ylabel, xlim=(-0.01, 1.01), ylim=(-0.01, 1.01))

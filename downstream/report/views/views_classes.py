@@ -37,11 +37,11 @@ _POOLED = (
 
 
 def class_sections(run: "Run") -> list[Section]:
-    """Of two classes or more."""
+    """Return the sections of a run of two classes or more."""
     section = Section(key="curves", title="Telling classes apart")
-    for what, curves in class_curves(run, run.arms, section).items():
-        add_roc(section, run, what, curves)
-        add_precision(section, run, what, curves)
+    for question, curves in class_curves(run, run.arms, section).items():
+        add_roc(section, run, question, curves)
+        add_precision(section, run, question, curves)
     if run.unit == "tile":
         if run.result["config"]["shots"] is not None:
             section.notes.append("With few shots a tile's probability is its mean over draws.")
@@ -60,7 +60,7 @@ def class_section(run: "Run", arms: Sequence[str]) -> Section:
 
 
 def class_curves(run: "Run", arms: Sequence[str], section: Section) -> dict[str, dict[str, Scores]]:
-    """What is drawn together: the arms for two classes, else the classes of each arm.
+    """Return the curves of each picture: arms for two classes, else the classes of each arm.
 
     Args:
         run: The run.
@@ -72,46 +72,48 @@ def class_curves(run: "Run", arms: Sequence[str], section: Section) -> dict[str,
     """
     if run.task == "binary":
         drawn = first(arms, MOST_CURVES, section)
-        what = f"{run.classes[-1]} against {run.classes[0]}"
-        return {what: {arm: _of_class(run, arm, run.classes[-1]) for arm in drawn}}
+        question = f"{run.classes[-1]} against {run.classes[0]}"
+        return {question: {arm: _of_class(run, arm, run.classes[-1]) for arm in drawn}}
     names = run.classes[:MOST_CURVES]
     if names != run.classes:
         section.notes.append(f"Curves are drawn of the first {MOST_CURVES} classes.")
-    found = {}
+    curves_of_question = {}
     for arm in first(arms, MOST_PANELS, section):
         curves = {name: _of_class(run, arm, name) for name in names}
-        there = {name: one for name, one in curves.items() if len(np.unique(one.label)) == 2}
-        absent = [name for name in names if name not in there]
+        defined = {name: one for name, one in curves.items() if len(np.unique(one.label)) == 2}
+        absent = [name for name in names if name not in defined]
         if absent:
             section.notes.append(
                 f"{arm}: no curve for {', '.join(absent)}: no patient is of it, or all are."
             )
-        if there:
-            found[f"{arm}, each class against all others"] = there
-    return found
+        if defined:
+            curves_of_question[f"{arm}, each class against all others"] = defined
+    return curves_of_question
 
 
-def add_roc(section: Section, run: "Run", what: str, curves: Mapping[str, Scores]) -> None:
+def add_roc(section: Section, run: "Run", question: str, curves: Mapping[str, Scores]) -> None:
     """ROC curves in one picture."""
     section.add(
         partial(roc_png, curves, estimates=_known(run, "auroc"), seed=_seed(run)),
-        f"ROC curves, {what}",
-        f"ROC: {what}. {_POOLED} The diagonal is chance.",
+        f"ROC curves, {question}",
+        f"ROC: {question}. {_POOLED} The diagonal is chance.",
     )
 
 
-def add_precision(section: Section, run: "Run", what: str, curves: Mapping[str, Scores]) -> None:
+def add_precision(
+    section: Section, run: "Run", question: str, curves: Mapping[str, Scores]
+) -> None:
     """Precision-recall curves in one picture."""
     section.add(
         partial(precision_recall_png, curves, estimates=_known(run, "auprc"), seed=_seed(run)),
-        f"Precision-recall curves, {what}",
-        f"Precision by recall: {what}. {_POOLED} A dashed line is the share of the class, which "
-        "knowing nothing gives.",
+        f"Precision-recall curves, {question}",
+        f"Precision by recall: {question}. {_POOLED} A dashed line is the share of the class, "
+        "which is chance.",
     )
 
 
 def _known(run: "Run", measure: str) -> "dict[str, Estimate] | None":
-    """Of the arms, where curves are of arms."""
+    """Return the estimates of the arms for the legend, where curves are of arms."""
     return run.estimates(measure) if run.task == "binary" else None
 
 
@@ -166,7 +168,7 @@ def _calibration(run: "Run") -> Section:
 def _decisions(run: "Run") -> Section:
     """Confusion matrices."""
     section = Section(key="decisions", title="Decisions")
-    how = (
+    rule = (
         "positive from the threshold on that was chosen on the fold's validation patients "
         "(balanced accuracy)"
         if run.task == "binary" and run.unit == "patient"
@@ -178,7 +180,7 @@ def _decisions(run: "Run") -> Section:
         section.add(
             partial(confusion_png, counts, run.classes, title=arm),
             f"Confusion matrix of {arm}",
-            f"{arm}: {how}; one prediction a {run.unit}, {once}{int(counts.sum()):,} {run.unit}s. "
+            f"{arm}: {rule}; one prediction a {run.unit}, {once}{int(counts.sum()):,} {run.unit}s. "
             "Shares are of a row.",
             width=330,
         )
@@ -191,32 +193,32 @@ def confusion_counts(run: "Run", arm: str) -> NDArray[np.int64]:
     truth = _indices(rows["label"], run.classes)
     if run.task == "binary":
         threshold = rows["threshold"].fill_null(0.5)
-        said = (rows["score"] >= threshold).to_numpy().astype(np.int64)
+        predicted = (rows["score"] >= threshold).to_numpy().astype(np.int64)
     else:
-        said = np.array(rows["probabilities"].to_list()).argmax(axis=1)
-    counts = np.bincount(truth * classes + said, minlength=classes * classes)
+        predicted = np.array(rows["probabilities"].to_list()).argmax(axis=1)
+    counts = np.bincount(truth * classes + predicted, minlength=classes * classes)
     return counts.reshape(classes, classes)
 
 
 def _abstention(run: "Run") -> Section:
-    """What leaving out unsure predictions would bring."""
+    """Return the section on selective prediction."""
     section = Section(key="abstention", title="Saying nothing where it is not sure")
     curves: dict[str, RiskCoverage] = {}
     for arm in first(run.arms, MOST_CURVES, section):
         sure = _sure(run, arm)
         curves[arm] = risk_coverage(sure.score, sure.label == 1)
-    told = [
+    arm_texts = [
         f"{arm}: {one['coverage']:.0%} answered"
         + ("" if one["accuracy"] is None else f", {one['accuracy']:.0%} of them rightly")
         for arm, one in run.result.get("coverage", {}).items()
     ]
     target = next((one["target"] for one in run.result.get("coverage", {}).values()), None)
-    asked = (
+    target_text = (
         ""
         if target is None
         else (
             f" Asked for {target:.0%} right, with the confidence chosen on validation patients: "
-            f"{'; '.join(told)}."
+            f"{'; '.join(arm_texts)}."
         )
     )
     section.add(
@@ -225,13 +227,13 @@ def _abstention(run: "Run") -> Section:
         "Share of errors of the likeliest class among the surest predictions, by how many are "
         "given. A useful confidence rises from the left; the area under the curve is compared with "
         "the least possible one, where all errors are the least sure. All test predictions count."
-        + asked,
+        + target_text,
     )
     return section
 
 
 def label_sections(run: "Run") -> list[Section]:
-    """Of several labels, each yes or no."""
+    """Return the sections of a run of several labels, each yes or no."""
     return [label_section(run, run.arms), _label_calibration(run)]
 
 
@@ -239,14 +241,14 @@ def label_section(run: "Run", arms: Sequence[str]) -> Section:
     """AUROC of each label, a picture an arm."""
     section = Section(key="labels", title="Label by label")
     for arm in first(arms, MOST_PANELS, section):
-        found, without = label_estimates(run, arm)
+        estimates, without = label_estimates(run, arm)
         if without:
             section.notes.append(
                 f"{arm}: no AUROC for {', '.join(without)}, which all patients have or none."
             )
-        if found:
+        if estimates:
             section.add(
-                partial(forest_png, found, xlabel="AUROC, 95 % interval over patients"),
+                partial(forest_png, estimates, xlabel="AUROC, 95 % interval over patients"),
                 f"AUROC per label of {arm}",
                 f"{arm}: AUROC of each label over all test predictions, with its interval over "
                 "patients; the dashed line is chance.",
@@ -261,20 +263,20 @@ def label_estimates(run: "Run", arm: str) -> "tuple[dict[str, Estimate], list[st
     from downstream.measures.class_measures import Measure
 
     measure = Measure(name="auroc", value=auroc, resampled=weighted.auroc)
-    found: dict[str, Estimate] = {}
+    estimates: dict[str, Estimate] = {}
     without = []
     for name in run.classes:
         one = _of_label(run, arm, name)
         try:
-            known = interval(
+            estimated = interval(
                 measure, (one.label,), one.score, seed=_seed(run), patients=one.patients,
                 method="percentile", resamples=1000,
             )  # fmt: skip
         except UndefinedMetricError:
             without.append(name)
             continue
-        found[name] = (known.estimate, known.low, known.high)
-    return found, without
+        estimates[name] = (estimated.estimate, estimated.low, estimated.high)
+    return estimates, without
 
 
 def _of_label(run: "Run", arm: str, name: str) -> Scores:

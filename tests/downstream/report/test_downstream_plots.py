@@ -119,11 +119,11 @@ def test_reliability_is_that_of_scikit_learn() -> None:
     one = scores(400, 2.0, digits=6)
     bins = reliability(one, bins=10, n=50)
     found, said = calibration_curve(one.label, one.score, n_bins=10, strategy="quantile")
-    assert np.allclose(bins.found, found)
-    assert np.allclose(bins.said, said)
+    assert np.allclose(bins.observed, found)
+    assert np.allclose(bins.predicted, said)
     assert bins.rows.sum() == 400
-    assert (bins.low <= bins.found).all()
-    assert (bins.found <= bins.high).all()
+    assert (bins.low <= bins.observed).all()
+    assert (bins.observed <= bins.high).all()
     same = reliability(Scores(label=one.label, score=np.full(400, 0.5)), n=5)
     assert same.rows.tolist() == [400]
     with pytest.raises(UndefinedMetricError, match="there are none"):
@@ -181,13 +181,13 @@ def test_predicted_survival_is_held_against_kaplan_meier() -> None:
     lowest = np.argsort(said)[:15]
     at, survival, limits = kaplan_meier_estimator(event[lowest], time[lowest], conf_type="log-log")
     last = np.flatnonzero(at <= 5.0)[-1]
-    assert groups.said[0] == pytest.approx(said[lowest].mean())
-    assert groups.found[0] == survival[last]
+    assert groups.predicted[0] == pytest.approx(said[lowest].mean())
+    assert groups.observed[0] == survival[last]
     assert (groups.low[0], groups.high[0]) == (limits[0][last], limits[1][last])
     assert min(size(survival_calibration_png(groups, title="a", at="months = 5"))) > 300
     # nobody is followed that long, no event before, too few patients
-    assert np.isnan(survival_groups(time, event, said, at=1e3).found).all()
-    assert survival_groups(time, event, said, at=1e-6).found.tolist() == [1.0] * 4
+    assert np.isnan(survival_groups(time, event, said, at=1e3).observed).all()
+    assert survival_groups(time, event, said, at=1e-6).observed.tolist() == [1.0] * 4
     with pytest.raises(UndefinedMetricError, match="there are 20 patients"):
         survival_groups(time[:20], event[:20], said[:20], at=5.0)
 
