@@ -94,9 +94,7 @@ def patient_table(
     if by == "slide_id":
         rows, match_notes = _with_lake_names(rows, lake_slides, distinct_ids=table.distinct_ids)
         notes += match_notes
-    if partial:
-        lack = f"some but not all of {', '.join(columns)} and are left out"
-        notes.append(f"{len(partial)} {by.removesuffix('_id')}s have {lack}: {listing(partial)}")
+    notes += _partial_notes(partial, columns, by)
     ready = lake_slides.filter(pl.col("state") == "ready").drop("state")
     joined = _join(ready, rows, by)
     refuse_unknown_patients(joined)
@@ -105,8 +103,7 @@ def patient_table(
     _refuse_conflicts(joined, [*columns, *also])
     unplaced = _unplaced(table.unplaced, columns)
     missing = sorted({*_without_slide(rows, ready, by), *partial, *unplaced})
-    pending = pending_note(lake_slides, rows[by], by)
-    notes += pending
+    notes += (pending := pending_note(lake_slides, rows[by], by))
     if joined.is_empty():
         _refuse_empty(missing, ready[by].drop_nulls().to_list(), by, pending)
     if unplaced:
@@ -144,6 +141,14 @@ def _with_lake_names(
         refuse_near_slides(match, rows["slide_id"], lake_slides["slide_id"])
     renamed = pl.col("slide_id").replace(dict(match.slide_of))
     return rows.with_columns(renamed), match_notes(match)
+
+
+def _partial_notes(partial: list[str], columns: Sequence[str], by: str) -> list[str]:
+    """Return a note on the ids that have some of the labels and not all, if there are any."""
+    if not partial:
+        return []
+    lack = f"some but not all of {', '.join(columns)} and are left out"
+    return [f"{len(partial)} {by.removesuffix('_id')}s have {lack}: {listing(partial)}"]
 
 
 def _without_slide(rows: pl.DataFrame, ready: pl.DataFrame, by: str) -> set[str]:
