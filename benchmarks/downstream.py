@@ -28,7 +28,7 @@ from benchmarks.store_peers import read_h5, write_trident
 from cluster import ray_map, ray_session
 from downstream import MilSettings, nested_folds
 from downstream.mil.aggregators.pooling import Abmil
-from downstream.mil.losses import Task
+from downstream.mil.losses import BagTask
 from downstream.mil.model import MilModel
 from downstream.mil.predict import floats
 from downstream.run.cells import fit_and_store, run_cell
@@ -76,7 +76,9 @@ def turns(arms: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, lis
 def our_step(width: int, hidden: int, *, precision: str = "float32") -> tuple[nn.Module, Step]:
     """Our ABMIL and the loss of a bag."""
     torch.manual_seed(0)
-    model = MilModel(Abmil(width, hidden=hidden, attention=ATTENTION), Task(kind="binary")).train()
+    model = MilModel(
+        Abmil(width, hidden=hidden, attention=ATTENTION), BagTask(kind="binary")
+    ).train()
 
     def step(x_ND: Tensor, label: int) -> Tensor:
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision == "bfloat16"):

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 Floats = NDArray[np.float64]
 
 
-class Patients:
+class CellPatients:
     """The patients of a cell: bags, pooled features and outcomes, each read once.
 
     Args:
@@ -101,7 +101,7 @@ class Patients:
 class _View:
     """The bags of some of a cell's patients."""
 
-    def __init__(self, patients: Patients, ids: Sequence[str]) -> None:
+    def __init__(self, patients: CellPatients, ids: Sequence[str]) -> None:
         self._patients, self._ids = patients, ids
 
     def __len__(self) -> int:

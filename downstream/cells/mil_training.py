@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from downstream.cells.cell_patients import Patients
+from downstream.cells.cell_patients import CellPatients
 from downstream.splits.split import PARTS
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ class Trained:
 
 
 def train_on(
-    patients: Patients, split: "Split", objective: "Objective", *, with_train: bool = False
+    patients: CellPatients, split: "Split", objective: "Objective", *, with_train: bool = False
 ) -> Trained:
     """Train a MIL model and apply it; with its training patients too where a cut needs them."""
     from downstream.mil.predict import predict

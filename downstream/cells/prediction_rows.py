@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from downstream.measures.thresholds import best_threshold
 
 if TYPE_CHECKING:
-    from downstream.cells.cell_patients import Patients
+    from downstream.cells.cell_patients import CellPatients
     from downstream.cells.member import Member
     from downstream.run.study import Cell, Patient
 
@@ -23,7 +23,7 @@ Floats = NDArray[np.float64]
 Row = dict[str, Any]
 
 
-def rows_of(cell: "Cell", patients: "Patients", members: Sequence["Member"]) -> list[Row]:
+def rows_of(cell: "Cell", patients: "CellPatients", members: Sequence["Member"]) -> list[Row]:
     """Validation and test rows of a cell, as JSON."""
     test_ids = members[0].split.test
     test = _mean([member.test for member in members])
@@ -67,7 +67,10 @@ def _shared(parts: Sequence[NDArray[Any] | None]) -> Floats | None:
 
 
 def _threshold(
-    cell: "Cell", patients: "Patients", ids: Sequence[str], validation_outcomes: Sequence[Floats]
+    cell: "Cell",
+    patients: "CellPatients",
+    ids: Sequence[str],
+    validation_outcomes: Sequence[Floats],
 ) -> float | None:
     """Return the threshold of two classes, chosen on validation patients; 0.5 without any."""
     if cell.study.task != "binary":
@@ -112,7 +115,7 @@ def _survival(cell: "Cell", high: NDArray[Any] | None, curve: Floats | None, at:
 
 
 def attention_table(
-    cell: "Cell", patients: "Patients", members: Sequence["Member"]
+    cell: "Cell", patients: "CellPatients", members: Sequence["Member"]
 ) -> pl.DataFrame:
     """Attention of the test patients' tiles, the mean over members; 1 over a patient in sum."""
     parts = []

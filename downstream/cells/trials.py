@@ -74,12 +74,12 @@ def run_trial(trial: Trial) -> float:
         StudyError: A split has no validation part.
     """
     from downstream.cells.cell_models import fit_member
-    from downstream.cells.cell_patients import Patients
+    from downstream.cells.cell_patients import CellPatients
     from featurestore import open_lake
 
     study = trial.cell.study
     lake = open_lake(study.lake_uri, version=study.lake_version)
-    patients = Patients(lake, trial.cell, settings=trial.settings)
+    patients = CellPatients(lake, trial.cell, settings=trial.settings)
     losses = []
     for split in trial.cell.splits:
         validation_losses = fit_member(patients, split).training_record["validation_loss"]

@@ -11,14 +11,14 @@ from dataclasses import dataclass, replace
 import polars as pl
 
 from downstream.cohorts.cohort_errors import CohortError, listing
-from downstream.cohorts.label_tables import Labels, load_labels, read_labels
+from downstream.cohorts.label_tables import LabelTable, load_labels, read_labels
 from downstream.cohorts.pending import pending_note
 from downstream.cohorts.slide_names import match_notes, match_slides, refuse_near_slides
 
 __all__ = [
     "Cohort",
     "CohortError",
-    "Labels",
+    "LabelTable",
     "keep_slides",
     "listing",
     "load_labels",
@@ -57,7 +57,7 @@ class Cohort:
 
 def patient_table(
     slides: pl.LazyFrame,
-    labels: pl.DataFrame | Labels,
+    labels: pl.DataFrame | LabelTable,
     columns: Sequence[str],
     *,
     also: Sequence[str] = (),
@@ -118,13 +118,13 @@ def patient_table(
 
 
 def _read_columns(
-    labels: pl.DataFrame | Labels,
+    labels: pl.DataFrame | LabelTable,
     columns: Sequence[str],
     also: Sequence[str],
     numbers: Sequence[str],
-) -> Labels:
+) -> LabelTable:
     """Return the labels with each column read as what it is needed for."""
-    table = labels if isinstance(labels, Labels) else _plain(labels)
+    table = labels if isinstance(labels, LabelTable) else _plain(labels)
     _require_columns(table, [*columns, *also])
     return table.read(
         {column: "numbers" if column in numbers else "values" for column in columns}
@@ -180,8 +180,8 @@ def keep_slides(cohort: Cohort, usable: Collection[str]) -> Cohort:
     return replace(cohort, patients=patients, missing=missing)
 
 
-def _plain(table: pl.DataFrame) -> Labels:
-    return Labels(table=table, unplaced=table.head(0), notes=(), sha256="")
+def _plain(table: pl.DataFrame) -> LabelTable:
+    return LabelTable(table=table, unplaced=table.head(0), notes=(), sha256="")
 
 
 def _refuse_near_patients(
@@ -197,7 +197,7 @@ def _refuse_near_patients(
         refuse_near(joined["patient_id"].unique(), "patients of the labels and the lake")
 
 
-def _require_columns(labels: Labels, columns: Sequence[str]) -> None:
+def _require_columns(labels: LabelTable, columns: Sequence[str]) -> None:
     """Refuse a label column that is not there, naming those that are."""
     ids = {"slide_id", "patient_id"}
     allowed = [column for column in labels.table.columns if column not in ids]

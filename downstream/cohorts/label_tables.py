@@ -28,7 +28,7 @@ _ROW = "row of the label table"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Labels:
+class LabelTable:
     """A label table with its ids under our names.
 
     Attributes:
@@ -50,7 +50,7 @@ class Labels:
     source: "UserTable | None" = None
     places: pl.Series | None = None
 
-    def read(self, columns: Mapping[str, Reading]) -> "Labels":
+    def read(self, columns: Mapping[str, Reading]) -> "LabelTable":
         """Return the labels with some columns read as what they are needed for.
 
         The columns have the names that are asked for, also where the file writes them with other
@@ -108,7 +108,7 @@ def load_labels(
     patient_column: str | None = None,
     slide_column: str | None = None,
     distinct_ids: bool = False,
-) -> Labels:
+) -> LabelTable:
     """Return labels of slides or patients, with what was recognised.
 
     Args:
@@ -142,7 +142,7 @@ def load_labels(
             files, file_notes = _with_ids(other, patient, slide_column, distinct=distinct_ids)
             table, unplaced, left_out = _with_slides(table, files, other, distinct=distinct_ids)
             notes += file_notes + left_out
-    return Labels(
+    return LabelTable(
         table=table.drop(_ROW),
         unplaced=unplaced.drop(_ROW),
         notes=(*notes, *source.notes),

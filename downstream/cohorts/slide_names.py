@@ -18,7 +18,7 @@ ENDINGS = tuple(f"{_SLIDES} {_OTHERS}".split())
 
 
 @dataclass(frozen=True, kw_only=True)
-class Match:
+class SlideMatch:
     """The slides of the lake that the names of a table stand for.
 
     Attributes:
@@ -46,7 +46,7 @@ def stem_of(name: str) -> str:
         stem = stem[: -len(ending)]
 
 
-def match_slides(names: Iterable[str], slide_ids: Iterable[str]) -> Match:
+def match_slides(names: Iterable[str], slide_ids: Iterable[str]) -> SlideMatch:
     """Find the slides that names stand for.
 
     Args:
@@ -71,10 +71,10 @@ def match_slides(names: Iterable[str], slide_ids: Iterable[str]) -> Match:
             by_stem.append(name)
         else:
             ambiguous.append(name)
-    return Match(slide_of=slide_of, by_stem=tuple(by_stem), ambiguous=tuple(ambiguous))
+    return SlideMatch(slide_of=slide_of, by_stem=tuple(by_stem), ambiguous=tuple(ambiguous))
 
 
-def refuse_near_slides(match: Match, names: Iterable[str], slide_ids: Iterable[str]) -> None:
+def refuse_near_slides(match: SlideMatch, names: Iterable[str], slide_ids: Iterable[str]) -> None:
     """Refuse names that stand for no slide, but would but for case, blanks or Unicode form.
 
     Raises:
@@ -89,7 +89,7 @@ def refuse_near_slides(match: Match, names: Iterable[str], slide_ids: Iterable[s
         refuse_near_others({stem_of(name) for name in unmet}, others, "slides", "the lake")
 
 
-def match_notes(match: Match) -> list[str]:
+def match_notes(match: SlideMatch) -> list[str]:
     """Return a sentence each on names that were matched by stem, and on those that were not."""
     notes = []
     if match.by_stem:

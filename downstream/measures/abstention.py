@@ -25,7 +25,7 @@ class AbstentionError(ValueError):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Predictions:
+class ClassPredictions:
     """A model's output on one part of a split.
 
     Attributes:
@@ -103,7 +103,7 @@ class RiskCoverage:
     optimal_aurc: float
 
 
-def choose_threshold(validation: Predictions, *, target: float) -> Threshold:
+def choose_threshold(validation: ClassPredictions, *, target: float) -> Threshold:
     """The threshold that keeps most of the validation at a target accuracy (De Angeli et al. 2022).
 
     Patients of equal confidence are kept or left out together. The target holds on the validation;
@@ -137,7 +137,7 @@ def choose_threshold(validation: Predictions, *, target: float) -> Threshold:
     )
 
 
-def is_answered(predictions: Predictions, threshold: Threshold) -> NDArray[np.bool_]:
+def is_answered(predictions: ClassPredictions, threshold: Threshold) -> NDArray[np.bool_]:
     """Return whether each prediction is answered [P]; the others are abstentions.
 
     Raises:

@@ -21,7 +21,7 @@ TaskKind = Literal["binary", "multiclass", "multilabel", "regression"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Task:
+class BagTask:
     """A task: the outputs of a bag, and their loss.
 
     Attributes:

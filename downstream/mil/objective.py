@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from downstream.mil.losses import Task, class_weights
+from downstream.mil.losses import BagTask, class_weights
 from downstream.survival.survival_losses import (
     TimeBins,
     cox_loss,
@@ -40,7 +40,7 @@ class Objective(Protocol):
     joint: bool
 
     @property
-    def task(self) -> Task:
+    def task(self) -> BagTask:
         """Decides the model's head."""
 
     def loss(self, logits: Tensor, target: Tensor) -> Tensor:
@@ -51,7 +51,7 @@ class Objective(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Labels:
+class LabelObjective:
     """Classes, labels or numbers.
 
     Attributes:
@@ -61,14 +61,14 @@ class Labels:
         scale: Likewise.
     """
 
-    task: Task
+    task: BagTask
     weights: tuple[float, ...] | None = None
     centre: float = 0.0
     scale: float = 1.0
     joint = False
 
     @classmethod
-    def fit(cls, task: Task, target: NDArray[np.float64], *, weighted: bool) -> "Labels":
+    def fit(cls, task: BagTask, target: NDArray[np.float64], *, weighted: bool) -> "LabelObjective":
         """Weights, or the scale of a number, from TRAINING patients.
 
         Args:
@@ -109,9 +109,9 @@ class Cox:
     joint = True
 
     @property
-    def task(self) -> Task:
+    def task(self) -> BagTask:
         """One number."""
-        return Task(kind="regression")
+        return BagTask(kind="regression")
 
     def loss(self, logits: Tensor, target: Tensor) -> Tensor:
         """[1]; NaN for a batch without an event."""
@@ -145,9 +145,9 @@ class Hazards:
         return cls(bins=time_bins)
 
     @property
-    def task(self) -> Task:
+    def task(self) -> BagTask:
         """Return a task with one output for each time bin."""
-        return Task(kind="regression", outputs=self.bins.bins)
+        return BagTask(kind="regression", outputs=self.bins.bins)
 
     def loss(self, logits: Tensor, target: Tensor) -> Tensor:
         """Return the loss of each bag [B]."""

@@ -22,7 +22,7 @@ Floats = NDArray[np.float64]
 _MIN_STD = 1e-6
 
 
-class Bags(Protocol):
+class BagSequence(Protocol):
     """A sequence of patients' bags; a list is one."""
 
     def __len__(self) -> int:
@@ -32,7 +32,7 @@ class Bags(Protocol):
         """The bag of one patient."""
 
 
-def predict(model: "MilModel", bags: Bags) -> tuple[Floats, list[NDArray[np.float32]]]:
+def predict(model: "MilModel", bags: BagSequence) -> tuple[Floats, list[NDArray[np.float32]]]:
     """Whole bags, one at a time.
 
     Args:
@@ -55,7 +55,7 @@ def predict(model: "MilModel", bags: Bags) -> tuple[Floats, list[NDArray[np.floa
     return np.stack(logits), attention
 
 
-def tile_statistics(bags: Bags) -> tuple[Floats, Floats]:
+def tile_statistics(bags: BagSequence) -> tuple[Floats, Floats]:
     """Mean and standard deviation of every feature over all tiles of the bags, bag by bag.
 
     Args:

@@ -15,7 +15,7 @@ from downstream.mil.losses import pseudo_label_loss, pseudo_labels
 from downstream.mil.padded_bags import Aggregator, MilError, Pooled
 
 if TYPE_CHECKING:
-    from downstream.mil.losses import Task
+    from downstream.mil.losses import BagTask
 
 
 class PseudoTiles(Aggregator):
@@ -42,7 +42,7 @@ class PseudoTiles(Aggregator):
         self,
         aggregator: Aggregator,
         width: int,
-        task: "Task",
+        task: "BagTask",
         *,
         tiles: int,
         momentum: float = 0.99,

@@ -20,7 +20,7 @@ from downstream.mil.aggregators.experts import Experts
 from downstream.mil.build import build_model
 from downstream.mil.losses import balanced_order
 from downstream.mil.padded_bags import MilError, PaddedBags, pad_bags, plan_batches
-from downstream.mil.predict import Bags, device_of, floats, predict, tile_statistics
+from downstream.mil.predict import BagSequence, device_of, floats, predict, tile_statistics
 
 if TYPE_CHECKING:
     from downstream.mil.model import MilModel
@@ -40,7 +40,7 @@ class Examples:
         target: [P] class indices or numbers, [P, C] labels, probabilities, or (time, event).
     """
 
-    bags: Bags
+    bags: BagSequence
     target: NDArray[np.float64]
 
     def __post_init__(self) -> None:

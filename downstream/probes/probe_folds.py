@@ -25,7 +25,7 @@ Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Scores:
+class ProbeScores:
     """The scores of an arm on every labelled tile, each in the fold that tests its patient.
 
     Attributes:
@@ -73,7 +73,7 @@ def scored(
     model: str,
     classes: int,
     options: ProbeOptions,
-) -> Scores:
+) -> ProbeScores:
     """Every tile by a probe that has seen none of its patient's."""
     scores_NTC = np.full((rows.height, options.rounds, classes), np.nan)
     fold_N = np.full(rows.height, -1, np.int64)
@@ -107,7 +107,7 @@ def scored(
                 else test_scores
             )
             scores_NTC[test, draw] = both
-    return Scores(scores=scores_NTC, fold=fold_N)
+    return ProbeScores(scores=scores_NTC, fold=fold_N)
 
 
 def _few(

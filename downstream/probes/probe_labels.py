@@ -19,7 +19,7 @@ from downstream.cohorts.pending import pending_note
 from downstream.cohorts.slide_names import match_notes, match_slides, refuse_near_slides
 
 if TYPE_CHECKING:
-    from downstream.cohorts.label_tables import Labels, Reading
+    from downstream.cohorts.label_tables import LabelTable, Reading
     from featurestore import Lake
 
 
@@ -122,7 +122,7 @@ def at_most(labels: TileLabels, tiles: int, *, seed: int) -> TileLabels:
     return replace(labels, rows=rows, notes=(*labels.notes, note))
 
 
-def _places(labels: "Labels", target: str, path: str) -> pl.DataFrame:
+def _places(labels: "LabelTable", target: str, path: str) -> pl.DataFrame:
     """Labelled rows: slide_id, perhaps patient_id, tile_id or x and y, and label."""
     by = ["tile_id"] if labels.has("tile_id") else ["x", "y"]
     lacking = [name for name in ("slide_id", *by, target) if not labels.has(name)]

@@ -21,7 +21,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from downstream.cohorts.cohort import listing
-from downstream.probes.probe_folds import Scores, counts_of, scored, tile_splits
+from downstream.probes.probe_folds import ProbeScores, counts_of, scored, tile_splits
 from downstream.probes.probe_labels import TileLabels, at_most, read_tile_labels
 from downstream.probes.probe_result import compare_probes, metrics_of
 from downstream.probes.probe_spec import ProbeError, ProbeOptions, ProbeSpec
@@ -248,7 +248,7 @@ def _features(
 
 
 def _metrics(
-    rows: pl.DataFrame, scores: Mapping[str, Scores], options: ProbeOptions
+    rows: pl.DataFrame, scores: Mapping[str, ProbeScores], options: ProbeOptions
 ) -> dict[str, dict[str, Any]]:
     """Metrics of each arm."""
     label_N, patients = rows["label"].to_numpy(), rows["patient_id"].to_list()
@@ -269,7 +269,7 @@ def _store(
     run: str,
     rows: pl.DataFrame,
     splits: Sequence["Split"],
-    scores: Mapping[str, Scores],
+    scores: Mapping[str, ProbeScores],
     classes: Sequence[str],
 ) -> None:
     """Predictions (mean over draws), in the columns of other runs, and splits."""

@@ -17,11 +17,11 @@ from ingest.pages.slide_pictures import data_uri
 
 if TYPE_CHECKING:
     from downstream.report.finished_run import Run
-    from downstream.report.lake_holding import Json, Part
+    from downstream.report.lake_holding import HoldingPart, Json
     from featurestore import Lake
 
 
-def estimates(run: "Part | None") -> dict[str, dict[str, float | None]]:
+def estimates(run: "HoldingPart | None") -> dict[str, dict[str, float | None]]:
     """Arm -> estimate, low, high; empty without a run, null where undefined."""
     if run is None:
         return {}
@@ -30,7 +30,7 @@ def estimates(run: "Part | None") -> dict[str, dict[str, float | None]]:
     return {name: {key: metrics[name][key] for key in names} for name in run.content["metrics"]}
 
 
-def student_view(student: "Part") -> "Json":
+def student_view(student: "HoldingPart") -> "Json":
     """One student: facts, fidelity per teacher and mpp, pictures."""
     report = student.content
     rows = _fidelity_rows(report)
@@ -80,7 +80,7 @@ def shown_arm(run: "Run", students: list[str]) -> str:
     return next((arm for name in students for arm in run.arms if of[arm] == name), run.arms[0])
 
 
-def mil_view(lake: "Lake", part: "Part", students: list[str]) -> "Json":
+def mil_view(lake: "Lake", part: "HoldingPart", students: list[str]) -> "Json":
     """The newest run of bags: table, intervals, curves, attention over one slide."""
     run = read_run(lake, part.name)
     shown = shown_arm(run, students)
@@ -92,7 +92,7 @@ def mil_view(lake: "Lake", part: "Part", students: list[str]) -> "Json":
     }
 
 
-def survival_view(lake: "Lake", part: "Part", students: list[str]) -> "Json":
+def survival_view(lake: "Lake", part: "HoldingPart", students: list[str]) -> "Json":
     """The newest survival analysis: table, intervals, Kaplan-Meier curves of one arm."""
     run = read_run(lake, part.name)
     shown = shown_arm(run, students)

@@ -10,7 +10,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from downstream.cells.cell_models import fit_member
-from downstream.cells.cell_patients import Patients
+from downstream.cells.cell_patients import CellPatients
 from downstream.cells.prediction_rows import attention_table, rows_of
 from downstream.cells.trials import settings_of
 
@@ -42,7 +42,7 @@ def fit_and_store(lake: "Lake", cell: "Cell") -> float:
         Seconds it took, reading included.
     """
     start = time.perf_counter()
-    patients = Patients(lake, cell, settings=settings_of(lake, cell))
+    patients = CellPatients(lake, cell, settings=settings_of(lake, cell))
     members = [fit_member(patients, split) for split in cell.splits]
     if cell.softens:
         patients.soften(members, cell.study.settings.soft_labels)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from downstream.cells.cell_patients import Patients
+from downstream.cells.cell_patients import CellPatients
 from downstream.cells.member import Member
 from downstream.cells.mil_training import train_on
 from downstream.measures.arm_scores import study_times
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 Floats = NDArray[np.float64]
 
 
-def fit_pooled_member(patients: Patients, split: "Split") -> Member:
+def fit_pooled_member(patients: CellPatients, split: "Split") -> Member:
     """A model of scikit-survival on pooled features."""
     from downstream.survival.pooled_models import fit_pooled
 
@@ -61,7 +61,7 @@ def fit_pooled_member(patients: Patients, split: "Split") -> Member:
     )
 
 
-def fit_survival_member(patients: Patients, split: "Split") -> Member:
+def fit_survival_member(patients: CellPatients, split: "Split") -> Member:
     """A MIL model with hazards of time bins, or a Cox head."""
     from downstream.mil.objective import Cox, Hazards
 

@@ -19,7 +19,7 @@ from downstream.measures.class_measures import UndefinedMetricError, measure_of
 from downstream.measures.intervals import Comparison, Interval, bca_or_percentile, compare, interval
 from downstream.survival import survival_weighted
 from downstream.survival.risks import SurvivalError
-from downstream.survival.survival_rows import FollowUp, Predictions, follow_up
+from downstream.survival.survival_rows import FollowUp, SurvivalPredictions, follow_up
 
 if TYPE_CHECKING:
     from downstream.measures.class_measures import Measure
@@ -83,7 +83,7 @@ class RiskGroups:
 
 
 def score_predictions(
-    rows: Predictions,
+    rows: SurvivalPredictions,
     training: Mapping[tuple[int, int], tuple[Flags, Floats]],
     times_T: Floats,
     *,
@@ -135,8 +135,8 @@ def score_predictions(
 
 
 def compare_predictions(
-    one: Predictions,
-    other: Predictions,
+    one: SurvivalPredictions,
+    other: SurvivalPredictions,
     training: Mapping[tuple[int, int], tuple[Flags, Floats]],
     times_T: Floats,
     *,
@@ -175,7 +175,7 @@ def compare_predictions(
 
 
 def questions(
-    rows: Predictions,
+    rows: SurvivalPredictions,
     training: Mapping[tuple[int, int], tuple[Flags, Floats]],
     times_T: Floats,
 ) -> dict[str, Question | str]:
@@ -199,7 +199,7 @@ def questions(
     return question_of
 
 
-def _ask_harrell(rows: Predictions, _: FollowUp) -> Question:
+def _ask_harrell(rows: SurvivalPredictions, _: FollowUp) -> Question:
     truth = (rows.event, rows.time, rows.numbered("repeat", "seed"))
     return Question(
         measure=measure_of("harrell_c", survival_weighted.concordance),
@@ -208,7 +208,7 @@ def _ask_harrell(rows: Predictions, _: FollowUp) -> Question:
     )
 
 
-def _ask_harrell_folds(rows: Predictions, _: FollowUp) -> Question:
+def _ask_harrell_folds(rows: SurvivalPredictions, _: FollowUp) -> Question:
     truth = (rows.event, rows.time, rows.numbered("repeat", "fold", "seed"))
     return Question(
         measure=measure_of("harrell_c_folds", survival_weighted.concordance),
@@ -217,7 +217,7 @@ def _ask_harrell_folds(rows: Predictions, _: FollowUp) -> Question:
     )
 
 
-def _ask_uno(rows: Predictions, follow: FollowUp) -> Question:
+def _ask_uno(rows: SurvivalPredictions, follow: FollowUp) -> Question:
     weight_S = np.where(rows.time < follow.until, follow.inverse**2, 0.0)
     return Question(
         measure=measure_of("uno_c", survival_weighted.concordance),
@@ -226,7 +226,7 @@ def _ask_uno(rows: Predictions, follow: FollowUp) -> Question:
     )
 
 
-def _ask_auc(rows: Predictions, follow: FollowUp) -> Question:
+def _ask_auc(rows: SurvivalPredictions, follow: FollowUp) -> Question:
     truth = (rows.event, rows.time, follow.group, follow.inverse, follow.until)
     ones = np.ones((1, len(rows.time)))
     pairs_T = survival_weighted.auc_parts(ones, *truth, rows.risk, times_T=follow.times)[1][0]
@@ -237,7 +237,7 @@ def _ask_auc(rows: Predictions, follow: FollowUp) -> Question:
     return Question(measure=measure_of("auc_t", auc_at_times), truth=truth, prediction=rows.risk)
 
 
-def _ask_brier(rows: Predictions, follow: FollowUp) -> Question:
+def _ask_brier(rows: SurvivalPredictions, follow: FollowUp) -> Question:
     return Question(
         measure=measure_of("integrated_brier", survival_weighted.mean_loss, higher_is_better=False),
         truth=(),
@@ -245,7 +245,7 @@ def _ask_brier(rows: Predictions, follow: FollowUp) -> Question:
     )
 
 
-def _ask_calibration(rows: Predictions, follow: FollowUp) -> Question:
+def _ask_calibration(rows: SurvivalPredictions, follow: FollowUp) -> Question:
     """Compare observed and expected deaths at the middle time; at the last ones few are at risk."""
     middle = (len(follow.times) - 1) // 2
     observed_expected = partial(
@@ -258,7 +258,7 @@ def _ask_calibration(rows: Predictions, follow: FollowUp) -> Question:
     )
 
 
-def km_groups(rows: Predictions) -> RiskGroups:
+def km_groups(rows: SurvivalPredictions) -> RiskGroups:
     """Patients of high and of low risk, and whether they live equally long.
 
     Each fold's model made the cut on its own training patients. A patient with several predictions
@@ -285,7 +285,7 @@ def km_groups(rows: Predictions) -> RiskGroups:
     )
 
 
-SCORES: dict[str, Callable[[Predictions, FollowUp], Question]] = {
+SCORES: dict[str, Callable[[SurvivalPredictions, FollowUp], Question]] = {
     "harrell_c": _ask_harrell,
     "harrell_c_folds": _ask_harrell_folds,
     "uno_c": _ask_uno,

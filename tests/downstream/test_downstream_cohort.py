@@ -9,7 +9,7 @@ import polars as pl
 import pytest
 
 from downstream import CohortError, patient_table, read_labels
-from downstream.cohorts.cohort import Labels, keep_slides, load_labels
+from downstream.cohorts.cohort import LabelTable, keep_slides, load_labels
 from downstream.cohorts.outcomes import (
     class_labels,
     guess_task,
@@ -385,7 +385,7 @@ def test_the_task_is_guessed_from_values(values: list[object], task: str) -> Non
 # ---------------------------------------------------------------------- to the letter
 
 
-def loaded(tmp_path: Path, text: str, **ids: Any) -> Labels:  # noqa: ANN401
+def loaded(tmp_path: Path, text: str, **ids: Any) -> LabelTable:  # noqa: ANN401
     path = tmp_path / "labels.csv"
     path.write_text(text)
     return load_labels(path, **ids)

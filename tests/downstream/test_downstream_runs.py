@@ -34,7 +34,7 @@ from downstream import (
     saved_spec,
 )
 from downstream.cells.cell_models import fit_member
-from downstream.cells.cell_patients import Patients
+from downstream.cells.cell_patients import CellPatients
 from downstream.cells.trials import trials_of
 from downstream.run.cells import fit_and_store
 from downstream.run.execution import execute
@@ -322,7 +322,7 @@ def test_soft_labels_are_of_models_that_have_not_seen_the_patient(lake: Lake) ->
     splits = tuple(nested_folds(ids, label, folds=2, inner=2, seed=0))
     made = study(lake, features=("good",), splits=splits)
     cell = made.cells()[0]
-    patients = Patients(lake, cell, settings=made.settings)
+    patients = CellPatients(lake, cell, settings=made.settings)
     members = [fit_member(patients, split) for split in cell.splits]
     patients.soften(members, 0.4)
     for member in members:

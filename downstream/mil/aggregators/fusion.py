@@ -91,7 +91,7 @@ class ShazamGate(nn.Module):
         return torch.stack(_mapped(self, x_BND), dim=-2)
 
 
-class Fused(Aggregator):
+class FusedAggregator(Aggregator):
     """A fusion in front of an aggregator; a term of the fusion is added to its loss.
 
     Args:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
     from downstream.measures.abstention import RiskCoverage
-    from downstream.report.plots.plots_bands import Scores
+    from downstream.report.plots.plots_bands import CurveScores
 
 Estimates = Mapping[str, tuple[float, float, float]]
 
@@ -33,7 +33,7 @@ _IN_BIN, _MOST_BINS = 10, 10
 
 
 def roc_png(
-    curves: Mapping[str, "Scores"],
+    curves: Mapping[str, "CurveScores"],
     *,
     estimates: Estimates | None = None,
     title: str = "",
@@ -88,7 +88,7 @@ def named(name: str, estimates: Estimates | None) -> str:
 
 
 def precision_recall_png(
-    curves: Mapping[str, "Scores"],
+    curves: Mapping[str, "CurveScores"],
     *,
     estimates: Estimates | None = None,
     title: str = "",
@@ -125,7 +125,7 @@ def precision_recall_png(
     return to_png(figure)
 
 
-def reliability_png(curves: Mapping[str, "Scores"], *, xlabel: str, ylabel: str) -> bytes:
+def reliability_png(curves: Mapping[str, "CurveScores"], *, xlabel: str, ylabel: str) -> bytes:
     """Said probabilities against observed shares, above how often each probability was said.
 
     Args:
@@ -168,7 +168,7 @@ def reliability_png(curves: Mapping[str, "Scores"], *, xlabel: str, ylabel: str)
     return to_png(figure)
 
 
-def _bins(scores: "Scores") -> int:
+def _bins(scores: "CurveScores") -> int:
     """Ten, or fewer where ten would not hold ten patients each."""
     return int(np.clip(len(np.unique(scores.owner)) // _IN_BIN, 2, _MOST_BINS))
 

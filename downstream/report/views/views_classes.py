@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from downstream.measures.abstention import risk_coverage
 from downstream.measures.class_measures import UndefinedMetricError, auroc
 from downstream.measures.intervals import interval
-from downstream.report.plots.plots_bands import Scores
+from downstream.report.plots.plots_bands import CurveScores
 from downstream.report.plots.plots_classes import (
     confusion_png,
     precision_recall_png,
@@ -59,7 +59,9 @@ def class_section(run: "Run", arms: Sequence[str]) -> Section:
     return section
 
 
-def class_curves(run: "Run", arms: Sequence[str], section: Section) -> dict[str, dict[str, Scores]]:
+def class_curves(
+    run: "Run", arms: Sequence[str], section: Section
+) -> dict[str, dict[str, CurveScores]]:
     """Return the curves of each picture: arms for two classes, else the classes of each arm.
 
     Args:
@@ -91,7 +93,7 @@ def class_curves(run: "Run", arms: Sequence[str], section: Section) -> dict[str,
     return curves_of_question
 
 
-def add_roc(section: Section, run: "Run", question: str, curves: Mapping[str, Scores]) -> None:
+def add_roc(section: Section, run: "Run", question: str, curves: Mapping[str, CurveScores]) -> None:
     """ROC curves in one picture."""
     section.add(
         partial(roc_png, curves, estimates=_known(run, "auroc"), seed=_seed(run)),
@@ -101,7 +103,7 @@ def add_roc(section: Section, run: "Run", question: str, curves: Mapping[str, Sc
 
 
 def add_precision(
-    section: Section, run: "Run", question: str, curves: Mapping[str, Scores]
+    section: Section, run: "Run", question: str, curves: Mapping[str, CurveScores]
 ) -> None:
     """Precision-recall curves in one picture."""
     section.add(
@@ -121,22 +123,22 @@ def _seed(run: "Run") -> int:
     return int(run.result["config"].get("seed", 0))
 
 
-def _of_class(run: "Run", arm: str, name: str) -> Scores:
+def _of_class(run: "Run", arm: str, name: str) -> CurveScores:
     """Probabilities of one class."""
     rows, at = run.rows(arm), run.classes.index(name)
-    return Scores(
+    return CurveScores(
         label=(rows["label"] == name).to_numpy().astype(np.int64),
         score=rows["probabilities"].list.get(at).to_numpy(),
         patients=rows["patient_id"].to_list(),
     )
 
 
-def _sure(run: "Run", arm: str) -> Scores:
+def _sure(run: "Run", arm: str) -> CurveScores:
     """Probability of the likeliest class, and whether the patient is of it."""
     rows = run.rows(arm)
     probabilities = np.array(rows["probabilities"].to_list())
     right = probabilities.argmax(axis=1) == _indices(rows["label"], run.classes)
-    return Scores(
+    return CurveScores(
         label=right.astype(np.int64),
         score=probabilities.max(axis=1),
         patients=rows["patient_id"].to_list(),
@@ -279,9 +281,9 @@ def label_estimates(run: "Run", arm: str) -> "tuple[dict[str, Estimate], list[st
     return estimates, without
 
 
-def _of_label(run: "Run", arm: str, name: str) -> Scores:
+def _of_label(run: "Run", arm: str, name: str) -> CurveScores:
     rows, at = run.rows(arm), run.classes.index(name)
-    return Scores(
+    return CurveScores(
         label=rows["labels"].list.get(at).to_numpy().astype(np.int64),
         score=rows["probabilities"].list.get(at).to_numpy(),
         patients=rows["patient_id"].to_list(),
@@ -305,9 +307,9 @@ def _label_calibration(run: "Run") -> Section:
     return section
 
 
-def _all_labels(run: "Run", arm: str) -> Scores:
+def _all_labels(run: "Run", arm: str) -> CurveScores:
     parts = [_of_label(run, arm, name) for name in run.classes]
-    return Scores(
+    return CurveScores(
         label=np.concatenate([part.label for part in parts]),
         score=np.concatenate([part.score for part in parts]),
         patients=[one for part in parts for one in part.patients or ()],

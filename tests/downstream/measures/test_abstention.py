@@ -12,7 +12,7 @@ from scipy.special import softmax
 
 from downstream.measures.abstention import (
     AbstentionError,
-    Predictions,
+    ClassPredictions,
     choose_threshold,
     is_answered,
     risk_coverage,
@@ -25,13 +25,13 @@ Floats = NDArray[np.float64]
 
 def predictions(
     patients: int, *, seed: int, part: Part = "validation", first: int = 0
-) -> Predictions:
+) -> ClassPredictions:
     """Labels drawn from the probabilities themselves: calibrated."""
     rng = np.random.default_rng(seed)
     probabilities = softmax(rng.normal(size=(patients, 3)) * 2, axis=1)
     labels = np.array([rng.choice(3, p=p) for p in probabilities])
     names = tuple(f"p{first + i}" for i in range(patients))
-    return Predictions(patients=names, probabilities=probabilities, labels=labels, part=part)
+    return ClassPredictions(patients=names, probabilities=probabilities, labels=labels, part=part)
 
 
 @given(seed=st.integers(0, 10**6), target=st.sampled_from([0.5, 0.7, 0.9, 0.97, 1.0]))

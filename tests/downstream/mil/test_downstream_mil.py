@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score
 
 from downstream.mil.aggregators.tile_canvas import families, stack_levels
-from downstream.mil.losses import Task, class_weights
+from downstream.mil.losses import BagTask, class_weights
 from downstream.mil.model import MilModel
-from downstream.mil.objective import Labels
+from downstream.mil.objective import LabelObjective
 from downstream.mil.padded_bags import MilError
 from downstream.mil.predict import predict, tile_statistics
 from downstream.mil.pseudo import PseudoTiles
@@ -25,7 +25,7 @@ from downstream.run.model_tables import AGGREGATORS, PROBES, models_of
 
 TILES, KEYS, WIDTH = 40, 4, 32
 SETTINGS = MilSettings(hidden=64, epochs=15, learning_rate=5e-4)
-BINARY = Task(kind="multiclass", outputs=2)
+BINARY = BagTask(kind="multiclass", outputs=2)
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -66,13 +66,13 @@ def fit(
     validation: Examples | None = None,
     *,
     name: str = "abmil",
-    task: Task = BINARY,
+    task: BagTask = BINARY,
     settings: MilSettings = SETTINGS,
     seed: int = 0,
     weighted: bool = True,
     **more: Any,  # noqa: ANN401
 ) -> Fit:
-    objective = Labels.fit(task, train.target, weighted=weighted)
+    objective = LabelObjective.fit(task, train.target, weighted=weighted)
     width = train.bags[0].features.shape[1]
     return train_mil(
         name, train, validation, objective, settings, widths=(width,), seed=seed, **more
@@ -196,7 +196,7 @@ def test_teachers_are_fused(fusion: str) -> None:
         parts.append(Examples(bags=bags, target=made.target))
     train, test = parts
     settings = replace(SETTINGS, fusion=fusion, learning_rate=2e-3, epochs=20)  # type: ignore[arg-type]
-    objective = Labels.fit(BINARY, train.target, weighted=True)
+    objective = LabelObjective.fit(BINARY, train.target, weighted=True)
     model = train_mil("abmil", train, None, objective, settings, widths=(WIDTH, 8), seed=0).model
     assert type(model.aggregator).__name__ == "Fused"
     assert roc_auc_score(test.target, score(model, test)) > 0.85
@@ -238,8 +238,8 @@ def test_a_number_is_learnt_in_its_own_unit() -> None:
         Examples(bags=[bag_of(bag) for bag in bags[part]], target=value[part])
         for part in (slice(40), slice(40, 60))
     )
-    task = Task(kind="regression")
-    objective = Labels.fit(task, train.target, weighted=True)
+    task = BagTask(kind="regression")
+    objective = LabelObjective.fit(task, train.target, weighted=True)
     settings = replace(SETTINGS, epochs=30, dropout=0.0)
     model = train_mil("mean", train, None, objective, settings, widths=(8,), seed=0).model
     found = objective.outcome(predict(model, test.bags)[0])
@@ -249,7 +249,9 @@ def test_a_number_is_learnt_in_its_own_unit() -> None:
 
 
 def test_one_label_is_several_of_one() -> None:
-    found = Labels.fit(Task(kind="multilabel"), np.array([0.0, 0.0, 0.0, 1.0]), weighted=True)
+    found = LabelObjective.fit(
+        BagTask(kind="multilabel"), np.array([0.0, 0.0, 0.0, 1.0]), weighted=True
+    )
     assert found.weights == (3.0,)
     loss = found.loss(torch.zeros(2, 1), torch.tensor([0.0, 1.0]))
     torch.testing.assert_close(loss, torch.tensor([1.0, 3.0]) * np.log(2), check_dtype=False)
@@ -264,8 +266,8 @@ def test_labels_that_do_not_exclude_each_other() -> None:
         Examples(bags=[bag_of(bag) for bag in bags[part]], target=target[part])
         for part in (slice(40), slice(40, 60))
     )
-    task = Task(kind="multilabel", outputs=2)
-    objective = Labels.fit(task, train.target, weighted=True)
+    task = BagTask(kind="multilabel", outputs=2)
+    objective = LabelObjective.fit(task, train.target, weighted=True)
     model = train_mil("abmil", train, None, objective, SETTINGS, widths=(8,), seed=0).model
     found = objective.outcome(predict(model, test.bags)[0])
     assert roc_auc_score(test.target, found) > 0.9
@@ -277,7 +279,7 @@ def test_three_classes() -> None:
     bags = rng.standard_normal((30, 10, 8))
     bags[np.arange(30), :, label] += 2.0
     train = Examples(bags=[bag_of(bag) for bag in bags], target=label.astype(np.float64))
-    model = fit(train, task=Task(kind="multiclass", outputs=3)).model
+    model = fit(train, task=BagTask(kind="multiclass", outputs=3)).model
     logits, _ = predict(model, train.bags)
     assert logits.shape == (30, 3)
     assert np.mean(logits.argmax(axis=1) == label) > 0.9
@@ -340,13 +342,13 @@ def test_bags_and_labels_are_checked() -> None:
     with pytest.raises(MilError, match="4 bags with 3 targets"):
         Examples(bags=made.bags, target=made.target[:3])
     with pytest.raises(MilError, match=r"per class are \[2, 2, 0\]"):
-        fit(made, task=Task(kind="multiclass", outputs=3))
+        fit(made, task=BagTask(kind="multiclass", outputs=3))
     with pytest.raises(MilError, match="no training patients"):
         train_mil(
             "abmil",
             Examples(bags=[], target=np.empty(0)),
             None,
-            Labels(task=BINARY),
+            LabelObjective(task=BINARY),
             SETTINGS,
             widths=(2,),
             seed=0,

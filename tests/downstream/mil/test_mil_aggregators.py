@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from downstream.mil.aggregators.pooling import Abmil, MeanPool
 from downstream.mil.aggregators.tile_canvas import stack_slides
-from downstream.mil.losses import Task, TaskKind
+from downstream.mil.losses import BagTask, TaskKind
 from downstream.mil.model import MilModel, make_aggregator
 from downstream.mil.padded_bags import Aggregator, MilError, pad_bags, plan_batches
 from tests.worlds.mil_examples import NAMES, TASK, WIDTH, bags, doubles, model
@@ -120,7 +120,7 @@ def test_the_whole_loss_is_shared_between_bag_and_tiles(name: str) -> None:
 @pytest.mark.parametrize("kind", ["binary", "multiclass", "multilabel", "regression"])
 @pytest.mark.parametrize("name", NAMES)
 def test_every_task_or_a_reason(name: str, kind: TaskKind) -> None:
-    task = Task(kind=kind, outputs=1 if kind == "binary" else 3)
+    task = BagTask(kind=kind, outputs=1 if kind == "binary" else 3)
     if name == "clam_mb" and kind != "multiclass":
         with pytest.raises(MilError, match="a branch for each class"):
             model(name, task)

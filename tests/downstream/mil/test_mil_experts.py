@@ -8,13 +8,13 @@ from torch import Tensor, nn
 
 from downstream.mil.aggregators.experts import Experts
 from downstream.mil.aggregators.pooling import Abmil, MeanPool
-from downstream.mil.losses import Task, balanced_order, expert_agreement
+from downstream.mil.losses import BagTask, balanced_order, expert_agreement
 from downstream.mil.padded_bags import MilError, pad_bags
 from tests.worlds.mil_examples import WIDTH, doubles
 
 __all__ = ["doubles"]  # the fixture
 pytestmark = pytest.mark.usefixtures("doubles")
-TASK = Task(kind="multiclass", outputs=3)
+TASK = BagTask(kind="multiclass", outputs=3)
 
 
 def tailed(bags: int, *, seed: int) -> tuple[list[Tensor], Tensor]:
@@ -69,4 +69,4 @@ def test_the_balanced_head_finds_rare_classes() -> None:
 
 def test_experts_are_for_classes() -> None:
     with pytest.raises(MilError, match="a binary task"):
-        Experts(MeanPool(WIDTH), Task(kind="binary"))
+        Experts(MeanPool(WIDTH), BagTask(kind="binary"))

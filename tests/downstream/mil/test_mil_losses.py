@@ -11,7 +11,7 @@ from sklearn.metrics import log_loss
 from sklearn.utils.class_weight import compute_class_weight
 
 from downstream.mil.losses import (
-    Task,
+    BagTask,
     balanced_order,
     class_weights,
     expert_agreement,
@@ -27,26 +27,26 @@ LABEL = np.arange(30) % 4
 
 
 def test_losses_are_scikit_learns() -> None:
-    many = Task(kind="multiclass", outputs=4)
+    many = BagTask(kind="multiclass", outputs=4)
     found = many.loss(torch.from_numpy(LOGITS), torch.from_numpy(LABEL))
     assert found.mean().item() == pytest.approx(log_loss(LABEL, softmax(LOGITS, axis=1)), rel=1e-5)
-    one = Task(kind="binary")
+    one = BagTask(kind="binary")
     is_odd = LABEL % 2
     found = one.loss(torch.from_numpy(LOGITS[:, :1]), torch.from_numpy(is_odd))
     expected = log_loss(is_odd, 1 / (1 + np.exp(-LOGITS[:, 0])))
     assert found.mean().item() == pytest.approx(expected, rel=1e-5)
-    several = Task(kind="multilabel", outputs=2)
+    several = BagTask(kind="multilabel", outputs=2)
     wanted = np.stack([is_odd, LABEL > 1], axis=1).astype(float)
     found = several.loss(torch.from_numpy(LOGITS[:, :2]), torch.from_numpy(wanted))
     each = [log_loss(wanted[:, c], 1 / (1 + np.exp(-LOGITS[:, c]))) for c in range(2)]
     assert found.mean().item() == pytest.approx(np.mean(each), rel=1e-5)
-    number = Task(kind="regression")
+    number = BagTask(kind="regression")
     found = number.loss(torch.from_numpy(LOGITS[:, :1]), torch.from_numpy(LOGITS[:, 1]))
     np.testing.assert_allclose(found, (LOGITS[:, 0] - LOGITS[:, 1]) ** 2, rtol=1e-5)
 
 
 def test_soft_labels_that_are_sure_are_class_labels() -> None:
-    task, logits = Task(kind="multiclass", outputs=4), torch.from_numpy(LOGITS)
+    task, logits = BagTask(kind="multiclass", outputs=4), torch.from_numpy(LOGITS)
     sure = torch.from_numpy(np.eye(4)[LABEL])
     torch.testing.assert_close(task.loss(logits, sure), task.loss(logits, torch.from_numpy(LABEL)))
     # the least cross-entropy with soft labels is their entropy, at the labels themselves
@@ -63,33 +63,33 @@ def test_weights_are_scikit_learns_and_survive_a_batch_of_one() -> None:
     with pytest.raises(MilError, match=r"\[7, 2, 1, 0\]"):
         class_weights(label, 4)
     weight = torch.tensor([0.5, 3.0])
-    binary, several = Task(kind="binary"), Task(kind="multiclass", outputs=2)
+    binary, several = BagTask(kind="binary"), BagTask(kind="multiclass", outputs=2)
     logit = torch.tensor([[0.7]])
     for y, factor in ((0, 0.5), (1, 3.0)):
         plain = binary.loss(logit, torch.tensor([y]))
         torch.testing.assert_close(binary.loss(logit, torch.tensor([y]), weight), factor * plain)
         pair = torch.cat([torch.zeros(1, 1), logit], dim=1)  # two classes by softmax: the same
         torch.testing.assert_close(several.loss(pair, torch.tensor([y]), weight), factor * plain)
-    multi = Task(kind="multilabel", outputs=2)
+    multi = BagTask(kind="multilabel", outputs=2)
     found = multi.loss(torch.zeros(1, 2), torch.tensor([[1.0, 0.0]]), torch.tensor([5.0, 9.0]))
     assert found.item() == pytest.approx((5 + 1) * np.log(2) / 2)
     with pytest.raises(MilError, match="give none"):
-        Task(kind="regression").loss(logit, torch.tensor([1.0]), weight)
+        BagTask(kind="regression").loss(logit, torch.tensor([1.0]), weight)
 
 
 def test_scores_are_probabilities() -> None:
     logits = torch.from_numpy(LOGITS)
-    many = Task(kind="multiclass", outputs=4).scores(logits)
+    many = BagTask(kind="multiclass", outputs=4).scores(logits)
     np.testing.assert_allclose(many, softmax(LOGITS, axis=1))
-    one = Task(kind="binary").scores(logits[:, :1])
+    one = BagTask(kind="binary").scores(logits[:, :1])
     np.testing.assert_allclose(one, 1 / (1 + np.exp(-LOGITS[:, 0])))
-    assert torch.equal(Task(kind="regression", outputs=4).scores(logits), logits)
+    assert torch.equal(BagTask(kind="regression", outputs=4).scores(logits), logits)
 
 
 @pytest.mark.parametrize(("kind", "outputs"), [("binary", 2), ("multiclass", 1), ("multilabel", 0)])
 def test_outputs_that_do_not_fit_are_refused(kind: str, outputs: int) -> None:
     with pytest.raises(MilError, match="binary has 1, multiclass 2 or more"):
-        Task(kind=kind, outputs=outputs)  # type: ignore[arg-type]
+        BagTask(kind=kind, outputs=outputs)  # type: ignore[arg-type]
 
 
 @given(counts=st.lists(st.integers(1, 30), min_size=2, max_size=5), seed=st.integers(0, 99))

@@ -10,9 +10,9 @@ from sklearn.metrics import roc_auc_score
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from downstream.mil.aggregators.fusion import Fused, ShazamGate
+from downstream.mil.aggregators.fusion import FusedAggregator, ShazamGate
 from downstream.mil.aggregators.pooling import Abmil
-from downstream.mil.losses import Task
+from downstream.mil.losses import BagTask
 from downstream.mil.model import MilModel, make_aggregator
 from downstream.mil.padded_bags import pad_bags
 from tests.worlds.mil_examples import NAMES, WIDTH, doubles, model, places
@@ -58,9 +58,9 @@ def footprint(net: MilModel, x: Tensor, coords: Tensor) -> tuple[int, int]:
 @pytest.mark.parametrize("name", [*NAMES, "fused"])
 def test_memory_grows_linearly(name: str) -> None:
     torch.set_default_dtype(torch.float32)
-    task, rng = Task(kind="multiclass", outputs=3), np.random.default_rng(0)
+    task, rng = BagTask(kind="multiclass", outputs=3), np.random.default_rng(0)
     net = model(name) if name != "fused" else MilModel(
-        Fused(ShazamGate([5, 7], 8), Abmil(8, hidden=8), reconstruct=0.1), task
+        FusedAggregator(ShazamGate([5, 7], 8), Abmil(8, hidden=8), reconstruct=0.1), task
     )  # fmt: skip
     found = []
     for tiles in (1500, 4500):
@@ -87,7 +87,7 @@ def cohort(name: str, bags: int, *, seed: int) -> tuple[list[Tensor], list[Tenso
 @pytest.mark.parametrize("name", NAMES)
 def test_every_aggregator_learns_a_planted_signal(name: str) -> None:
     """Padded batches, few steps; 0.5 is chance."""
-    task = Task(kind="multiclass", outputs=2)
+    task = BagTask(kind="multiclass", outputs=2)
     options: dict[str, Any] = {} if name in {"mean", "max"} else {"hidden": 32, "dropout": 0.0}
     net = MilModel(make_aggregator(name, WIDTH, task, **options), task)
     features, coords, label = cohort(name, 48, seed=0)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from downstream.mil.aggregators import transformer as mil_transformer
-from downstream.mil.aggregators.fusion import Concat, Fused, ShazamGate
+from downstream.mil.aggregators.fusion import Concat, FusedAggregator, ShazamGate
 from downstream.mil.aggregators.hierarchy import CrossAttention, Hierarchical, children_rows
 from downstream.mil.aggregators.pooling import Abmil
 from downstream.mil.aggregators.transformer import Layer, PositionTransformer
@@ -214,7 +214,9 @@ def test_reconstruction_by_hand_whatever_a_teachers_scale() -> None:
 
 
 def test_fused_aggregators_are_aggregators() -> None:
-    net = Fused(ShazamGate([5, 7], 8), TransMil(8, hidden=16, dropout=0.0), reconstruct=0.01)
+    net = FusedAggregator(
+        ShazamGate([5, 7], 8), TransMil(8, hidden=16, dropout=0.0), reconstruct=0.01
+    )
     (features, *_), (coords, *_) = bags("transmil", (9,))
     pooled = net.train()(features, None, coords)
     assert pooled.embedding.shape == (1, 16)
@@ -223,4 +225,4 @@ def test_fused_aggregators_are_aggregators() -> None:
     with pytest.raises(MilError, match="11 wide"):
         net(features[:, :11], None, coords)
     with pytest.raises(MilError, match="it is ShazamGate's"):
-        Fused(Concat([5, 7], 8), Abmil(8, hidden=4), reconstruct=0.1)
+        FusedAggregator(Concat([5, 7], 8), Abmil(8, hidden=4), reconstruct=0.1)

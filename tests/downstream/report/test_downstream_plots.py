@@ -16,7 +16,7 @@ from downstream.measures.class_measures import UndefinedMetricError
 from downstream.report.plots.plots_attention import attention_overlay, attention_png, shares
 from downstream.report.plots.plots_bands import (
     GRID,
-    Scores,
+    CurveScores,
     precision_recall_band,
     precision_recall_points,
     reliability,
@@ -46,12 +46,12 @@ def size(png: bytes) -> tuple[int, int]:
         return image.size
 
 
-def scores(rows: int, spread: float, *, seed: int = 0, digits: int = 1) -> Scores:
+def scores(rows: int, spread: float, *, seed: int = 0, digits: int = 1) -> CurveScores:
     """Of two classes, with many ties."""
     rng = np.random.default_rng(seed)
     label = (np.arange(rows) % 2).astype(np.int64)
     said = 1 / (1 + np.exp(-(label - 0.5 + rng.normal(0, spread, rows))))
-    return Scores(label=label, score=said.round(digits))
+    return CurveScores(label=label, score=said.round(digits))
 
 
 def test_points_are_those_of_scikit_learn() -> None:
@@ -92,8 +92,10 @@ def test_a_band_of_precision_is_about_its_curve() -> None:
 def test_repeats_of_the_same_patients_do_not_narrow_a_band() -> None:
     one = scores(30, 1.0, digits=3)
     patients = [f"p{number}" for number in range(30)]
-    twice = Scores(label=np.tile(one.label, 4), score=np.tile(one.score, 4), patients=patients * 4)
-    alone = Scores(label=twice.label, score=twice.score)
+    twice = CurveScores(
+        label=np.tile(one.label, 4), score=np.tile(one.score, 4), patients=patients * 4
+    )
+    alone = CurveScores(label=twice.label, score=twice.score)
     widths = []
     for part in (one, twice, alone):
         low, high = roc_band(part, n=400, seed=0)
@@ -104,11 +106,11 @@ def test_repeats_of_the_same_patients_do_not_narrow_a_band() -> None:
 
 def test_bands_of_a_perfect_score() -> None:
     label = (np.arange(20) % 2).astype(np.int64)
-    perfect = Scores(label=label, score=label.astype(float))
+    perfect = CurveScores(label=label, score=label.astype(float))
     for band in (roc_band, precision_recall_band):
         low, high = band(perfect, n=50, seed=0)
         assert low.min() == high.min() == 1.0
-    one_class = Scores(label=np.ones(20, dtype=np.int64), score=perfect.score)
+    one_class = CurveScores(label=np.ones(20, dtype=np.int64), score=perfect.score)
     with pytest.raises(UndefinedMetricError, match="all 20 are of one"):
         roc_band(one_class, n=5, seed=0)
     with pytest.raises(UndefinedMetricError, match="precision-recall curve needs patients of both"):
@@ -124,10 +126,10 @@ def test_reliability_is_that_of_scikit_learn() -> None:
     assert bins.rows.sum() == 400
     assert (bins.low <= bins.observed).all()
     assert (bins.observed <= bins.high).all()
-    same = reliability(Scores(label=one.label, score=np.full(400, 0.5)), n=5)
+    same = reliability(CurveScores(label=one.label, score=np.full(400, 0.5)), n=5)
     assert same.rows.tolist() == [400]
     with pytest.raises(UndefinedMetricError, match="there are none"):
-        reliability(Scores(label=np.empty(0, np.int64), score=np.empty(0)))
+        reliability(CurveScores(label=np.empty(0, np.int64), score=np.empty(0)))
 
 
 def test_figures_of_classes() -> None:

@@ -21,7 +21,7 @@ from sksurv.util import Surv
 from downstream.measures.class_measures import UndefinedMetricError
 from downstream.survival import survival_weighted as survival_weighted
 from downstream.survival.risks import SurvivalError, fold_ranks
-from downstream.survival.survival_rows import Predictions, follow_up, predictions_of
+from downstream.survival.survival_rows import SurvivalPredictions, follow_up, predictions_of
 from downstream.survival.survival_scores import (
     SCORES,
     Question,
@@ -46,7 +46,7 @@ TIMES = np.array([2.0, 4.5, 6.0, 7.5, 9.0])
 
 def run(
     seed: int, *, patients: int = 40, folds: int = 1, repeats: int = 1, skill: float = 0.5
-) -> tuple[Predictions, Training]:
+) -> tuple[SurvivalPredictions, Training]:
     """Times and risks with ties; every fold has patients on both sides of all `TIMES`."""
     rng = np.random.default_rng(seed)
     event, time = rng.random(patients) < 0.6, rng.integers(1, 12, patients).astype(float)
@@ -69,7 +69,7 @@ def run(
         parts.append({"repeat": np.full(patients, repeat), "fold": fold, "risk": risk,
                       "rank": fold_ranks(risk, fold), "curve": curve})  # fmt: skip
     joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-    return Predictions(
+    return SurvivalPredictions(
         patient=[f"p{i:03}" for i in range(patients)] * repeats,
         seed=np.zeros(patients * repeats, int),
         event=np.tile(event, repeats),
@@ -79,7 +79,7 @@ def run(
     ), training
 
 
-def asked(rows: Predictions, training: Training) -> dict[str, Question]:
+def asked(rows: SurvivalPredictions, training: Training) -> dict[str, Question]:
     found = questions(rows, training, TIMES)
     assert not [why for why in found.values() if isinstance(why, str)]
     return {name: one for name, one in found.items() if isinstance(one, Question)}
@@ -89,7 +89,7 @@ def value(question: Question) -> float:
     return question.measure.value(*question.truth, question.prediction)
 
 
-def by_scikit_survival(rows: Predictions, training: Training) -> dict[str, float]:
+def by_scikit_survival(rows: SurvivalPredictions, training: Training) -> dict[str, float]:
     """Of one fold; NaN where scikit-survival has none."""
     event, time = training[0, 0]
     train, test = Surv.from_arrays(event, time), Surv.from_arrays(rows.event, rows.time)
@@ -112,10 +112,10 @@ def by_scikit_survival(rows: Predictions, training: Training) -> dict[str, float
     return values
 
 
-def drawn(rows: Predictions, at: NDArray[np.int64]) -> Predictions:
+def drawn(rows: SurvivalPredictions, at: NDArray[np.int64]) -> SurvivalPredictions:
     names = ("repeat", "fold", "seed", "event", "time", "risk", "rank", "high", "curve")
     picked = {name: getattr(rows, name)[at] for name in names}
-    return Predictions(patient=[rows.patient[i] for i in at], **picked)
+    return SurvivalPredictions(patient=[rows.patient[i] for i in at], **picked)
 
 
 @given(seed=SEEDS)
@@ -152,7 +152,7 @@ def test_weights_are_repeated_patients(seed: int, folds: int) -> None:
             assert np.isnan(one) or found == pytest.approx(one, abs=1e-9), name
 
 
-def by_hand(rows: Predictions, training: Training) -> dict[str, float]:
+def by_hand(rows: SurvivalPredictions, training: Training) -> dict[str, float]:
     """Pairs within folds, one by one."""
     right, pairs = {"harrell_c_folds": 0.0, "uno_c": 0.0}, {"harrell_c_folds": 0.0, "uno_c": 0.0}
     area = np.zeros((2, len(TIMES)))
