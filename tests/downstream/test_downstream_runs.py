@@ -50,7 +50,7 @@ from tests.downstream.test_downstream_bags import MPP, PATIENTS, build, planted
 
 @pytest.fixture(autouse=True, scope="module")
 def one_thread() -> Iterator[None]:
-    """As in a Ray task."""
+    """Compute on one thread, as a Ray task does."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -135,8 +135,8 @@ def table(lake: Lake, run: str, name: str) -> pl.DataFrame:
 
 def rows(lake: Lake, cell: Cell) -> list[dict[str, Any]]:
     fit_and_store(lake, cell)
-    found: list[dict[str, Any]] = json.loads(lake.read_bytes(cell.path))["rows"]
-    return found
+    answer: list[dict[str, Any]] = json.loads(lake.read_bytes(cell.path))["rows"]
+    return answer
 
 
 @pytest.mark.parametrize(
@@ -153,11 +153,11 @@ def test_a_test_patient_changes_nobody_elses_prediction(
     for slide in victim.slide_ids:
         features["good"][slide][:] = 50.0
     poisoned = build(tmp_path / "lake", features)
-    clean, found = (rows(where, cell) for where in (lake, poisoned))
-    assert [row for row in found if row["patient_id"] != victim.patient_id] == [
+    clean, changed = (rows(where, cell) for where in (lake, poisoned))
+    assert [row for row in changed if row["patient_id"] != victim.patient_id] == [
         row for row in clean if row["patient_id"] != victim.patient_id
     ]
-    assert found != clean
+    assert changed != clean
 
 
 def test_labels_of_test_patients_change_no_prediction(lake: Lake) -> None:
@@ -169,8 +169,8 @@ def test_labels_of_test_patients_change_no_prediction(lake: Lake) -> None:
         for p in cell.study.patients
     )
     other = replace(cell, study=replace(cell.study, patients=flipped))
-    seen = ("score", "threshold", "probabilities")
-    one, two = ([[row[key] for key in seen] for row in rows(lake, c)] for c in (cell, other))
+    columns = ("score", "threshold", "probabilities")
+    one, two = ([[row[key] for key in columns] for row in rows(lake, c)] for c in (cell, other))
     assert one == two
 
 
@@ -205,10 +205,10 @@ def test_mil_run(lake: Lake) -> None:
     assert first["estimate"] == result["metrics"]["good"]["estimate"]
     assert (first["measure"], first["model"], first["seed"]) == ("auroc", "abmil", 0)
     assert first["lake_version"] == lake.version
-    told = result["coverage"]["good"]
-    assert told["target"] == 0.95
-    assert 0 <= told["coverage"] <= 1
-    assert told["aurc"] >= told["optimal_aurc"]
+    coverage = result["coverage"]["good"]
+    assert coverage["target"] == 0.95
+    assert 0 <= coverage["coverage"] <= 1
+    assert coverage["aurc"] >= coverage["optimal_aurc"]
     assert from_table(table(lake, made.run, "splits")) == list(made.splits)
     # every test patient's threshold is its fold's, from validation patients alone
     folds = predictions.group_by("arm", "fold").agg(pl.col("threshold").n_unique())
@@ -317,7 +317,7 @@ def test_a_search_takes_the_settings_with_the_least_validation_loss(lake: Lake) 
 
 
 def test_soft_labels_are_of_models_that_have_not_seen_the_patient(lake: Lake) -> None:
-    """And the models that are trained on them are other ones."""
+    """The models that are trained on soft labels are other ones, too."""
     ids, label = [f"p{p:02d}" for p in range(PATIENTS)], [p % 2 for p in range(PATIENTS)]
     splits = tuple(nested_folds(ids, label, folds=2, inner=2, seed=0))
     made = study(lake, features=("good",), splits=splits)

@@ -41,9 +41,9 @@ def test_means_are_over_exact_areas(
     weights = None if weighed is None else rng.random((h, w)) < weighed
     scale = 8  # a pixel of the map is 8 level-0 pixels
     grid = grid_of(-(-w * scale // side), -(-h * scale // side), side)
-    found = tile_means(values, scale, [grid], weights)[0]
-    np.testing.assert_allclose(found, slow_means(values, scale, grid, weights), rtol=1e-4)
-    assert found.dtype == np.float32
+    means = tile_means(values, scale, [grid], weights)[0]
+    np.testing.assert_allclose(means, slow_means(values, scale, grid, weights), rtol=1e-4)
+    assert means.dtype == np.float32
 
 
 def grid_of(width: int, height: int, side_px: int, step_px: int | None = None) -> Grid:
@@ -84,8 +84,8 @@ def slow_means(
 def test_tile_without_any_value_is_nan() -> None:
     values = np.full((2, 4), np.nan, np.float32)
     values[:, 3] = 7
-    found = tile_means(values, 1.0, [grid_of(2, 1, 2)], np.zeros((2, 4), bool))[0]
-    np.testing.assert_array_equal(found, [[np.nan, 7]])
+    means = tile_means(values, 1.0, [grid_of(2, 1, 2)], np.zeros((2, 4), bool))[0]
+    np.testing.assert_array_equal(means, [[np.nan, 7]])
 
 
 # ----------------------------------------------------------------------- maps
@@ -130,9 +130,9 @@ def focus_of(grey: npt.NDArray[np.float64], factor: int = 64) -> float:
 def test_focus_of_a_wave_is_its_square_frequency(period: float) -> None:
     """The Laplacian of a wave of angular frequency w is itself times 2 cos w - 2."""
     wave = 128 + 100 * np.sin(2 * np.pi * np.arange(512) / period + 0.4)
-    wanted = (2 - 2 * np.cos(2 * np.pi / period)) / 8
+    energy = (2 - 2 * np.cos(2 * np.pi / period)) / 8
     for grey in (np.tile(wave, (512, 1)), np.tile(wave, (512, 1)).T):
-        assert focus_of(grey) == pytest.approx(wanted, rel=0.03, abs=0.001)
+        assert focus_of(grey) == pytest.approx(energy, rel=0.03, abs=0.001)
 
 
 def test_focus_ends_at_0_and_1() -> None:

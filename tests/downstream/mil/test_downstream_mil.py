@@ -30,7 +30,7 @@ BINARY = BagTask(kind="multiclass", outputs=2)
 
 @pytest.fixture(autouse=True, scope="module")
 def one_thread() -> Iterator[None]:
-    """As in a Ray task. Two threads on two busy cores took 28 s instead of 6 s."""
+    """Compute on one thread, as a Ray task does: two on two busy cores took 28 s instead of 6 s."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -81,8 +81,8 @@ def fit(
 
 def score(model: MilModel, examples: Examples) -> NDArray[np.float64]:
     logits, _ = predict(model, examples.bags)
-    found: NDArray[np.float64] = model.task.scores(torch.from_numpy(logits)).numpy()[:, 1]
-    return found
+    scores: NDArray[np.float64] = model.task.scores(torch.from_numpy(logits)).numpy()[:, 1]
+    return scores
 
 
 @functools.cache
@@ -114,9 +114,9 @@ def test_without_a_signal_there_is_nothing_to_learn() -> None:
 def test_every_model_trains(name: str) -> None:
     train, test = cohort(24, seed=0, shift=8.0), cohort(24, seed=1, shift=8.0)
     settings = replace(SETTINGS, epochs=12, learning_rate=2e-3, dropout=0.0)
-    found = fit(train, name=name, settings=settings)
-    assert found.train_loss[-1] < found.train_loss[0]
-    assert roc_auc_score(test.target, score(found.model, test)) > 0.8
+    fitted = fit(train, name=name, settings=settings)
+    assert fitted.train_loss[-1] < fitted.train_loss[0]
+    assert roc_auc_score(test.target, score(fitted.model, test)) > 0.8
 
 
 def test_the_names_are_those_of_the_aggregators() -> None:
@@ -151,13 +151,13 @@ def test_several_mpps_train_on_whole_families() -> None:
 def test_it_stops_where_validation_is_best() -> None:
     train, validation = cohort(16, seed=0, shift=3.0), cohort(40, seed=1, shift=3.0)
     settings = replace(SETTINGS, epochs=60, patience=5, learning_rate=3e-3, weight_decay=0.0)
-    found = fit(train, validation, settings=settings)
-    seen = np.array(found.validation_loss)
-    assert found.epochs == seen.argmin() + 1
-    assert len(seen) == found.epochs + settings.patience
-    again = replace(settings, epochs=found.epochs)
+    fitted = fit(train, validation, settings=settings)
+    validation_losses = np.array(fitted.validation_loss)
+    assert fitted.epochs == validation_losses.argmin() + 1
+    assert len(validation_losses) == fitted.epochs + settings.patience
+    again = replace(settings, epochs=fitted.epochs)
     assert np.array_equal(
-        score(found.model, validation), score(fit(train, settings=again).model, validation)
+        score(fitted.model, validation), score(fit(train, settings=again).model, validation)
     )
 
 
@@ -209,7 +209,7 @@ def test_experts_learn() -> None:
 
 
 def test_pseudo_labels_teach_a_classifier_of_tiles() -> None:
-    """Which is never told a tile's label, and finds the planted ones."""
+    """The classifier has no tile's label, and finds the planted ones."""
     train, test = cohort(40, seed=0, shift=5.0), cohort(20, seed=1, shift=5.0)
     settings = replace(SETTINGS, pseudo_tiles=KEYS, learning_rate=5e-3)
     model = fit(train, settings=settings).model
@@ -242,18 +242,18 @@ def test_a_number_is_learnt_in_its_own_unit() -> None:
     objective = LabelObjective.fit(task, train.target, weighted=True)
     settings = replace(SETTINGS, epochs=30, dropout=0.0)
     model = train_mil("mean", train, None, objective, settings, widths=(8,), seed=0).model
-    found = objective.outcome(predict(model, test.bags)[0])
-    assert found.shape == (20,)
-    assert np.corrcoef(found, test.target)[0, 1] > 0.8
-    assert abs(found.mean() - 1000) < 30
+    predicted = objective.outcome(predict(model, test.bags)[0])
+    assert predicted.shape == (20,)
+    assert np.corrcoef(predicted, test.target)[0, 1] > 0.8
+    assert abs(predicted.mean() - 1000) < 30
 
 
 def test_one_label_is_several_of_one() -> None:
-    found = LabelObjective.fit(
+    objective = LabelObjective.fit(
         BagTask(kind="multilabel"), np.array([0.0, 0.0, 0.0, 1.0]), weighted=True
     )
-    assert found.weights == (3.0,)
-    loss = found.loss(torch.zeros(2, 1), torch.tensor([0.0, 1.0]))
+    assert objective.weights == (3.0,)
+    loss = objective.loss(torch.zeros(2, 1), torch.tensor([0.0, 1.0]))
     torch.testing.assert_close(loss, torch.tensor([1.0, 3.0]) * np.log(2), check_dtype=False)
 
 
@@ -269,8 +269,8 @@ def test_labels_that_do_not_exclude_each_other() -> None:
     task = BagTask(kind="multilabel", outputs=2)
     objective = LabelObjective.fit(task, train.target, weighted=True)
     model = train_mil("abmil", train, None, objective, SETTINGS, widths=(8,), seed=0).model
-    found = objective.outcome(predict(model, test.bags)[0])
-    assert roc_auc_score(test.target, found) > 0.9
+    predicted = objective.outcome(predict(model, test.bags)[0])
+    assert roc_auc_score(test.target, predicted) > 0.9
 
 
 def test_three_classes() -> None:
