@@ -6,40 +6,14 @@ Everything here comes from `result.json`; nothing is computed but its wording.
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from downstream.measures.measure_names import MEASURE_NAMES
+
 if TYPE_CHECKING:
     from downstream.report.finished_run import Json, Run
 
 MOST_LISTED = 100
 _MANY_REDRAWN = 0.01
 
-_NAMES = {
-    "auroc": "AUROC",
-    "auroc_folds": "AUROC within folds",
-    "auprc": "AUPRC",
-    "f1": "F1",
-    "kappa": "kappa",
-    "kappa_quadratic": "quadratic kappa",
-    "ece": "ECE",
-    "brier": "Brier score",
-    "harrell_c": "Harrell's C",
-    "harrell_c_folds": "C within folds",
-    "uno_c": "Uno's C",
-    "auc_t": "AUC(t)",
-    "integrated_brier": "integrated Brier",
-    "r2": "R\N{SUPERSCRIPT TWO}",
-    "pearson": "Pearson's r",
-    "mae": "mean absolute error",
-}
-_CHANCE = {
-    "auroc": 0.5,
-    "harrell_c": 0.5,
-    "uno_c": 0.5,
-    "auc_t": 0.5,
-    "kappa": 0.0,
-    "kappa_quadratic": 0.0,
-    "r2": 0.0,
-    "pearson": 0.0,
-}
 _ASKED = {
     "binary": "Which of two classes",
     "multiclass": "Which of several classes",
@@ -55,12 +29,14 @@ def shown_name(measure: str) -> str:
     >>> shown_name("auroc"), shown_name("balanced_accuracy")
     ('AUROC', 'balanced accuracy')
     """
-    return _NAMES.get(measure, measure.replace("_", " "))
+    entry = MEASURE_NAMES.get(measure)
+    return entry.shown if entry else measure.replace("_", " ")
 
 
 def chance(run: "Run") -> float | None:
     """Return the value of the main measure at chance, or None where that depends on the cohort."""
-    return _CHANCE.get(run.metric)
+    entry = MEASURE_NAMES.get(run.metric)
+    return entry.chance if entry else None
 
 
 def title(run: "Run") -> str:

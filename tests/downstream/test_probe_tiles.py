@@ -301,7 +301,7 @@ def test_a_run_has_a_page_with_what_it_got_wrong(
 ) -> None:
     page = lake.read_bytes(f"runs/{result['run']}/report.html").decode()
     assert "192 labelled tiles" in page
-    assert "tumour, called something else" in page
+    assert "tumour, predicted as another class" in page
     assert "Attention" not in page.partition("How to read it")[0]
     run = read_run(lake, result["run"])
     assert int(confusion_counts(run, "good / linear").sum()) == 192

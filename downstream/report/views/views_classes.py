@@ -38,7 +38,7 @@ _POOLED = (
 
 def class_sections(run: "Run") -> list[Section]:
     """Return the sections of a run of two classes or more."""
-    section = Section(key="curves", title="Telling classes apart")
+    section = Section(key="curves", title="Discrimination: ROC and precision-recall")
     for question, curves in class_curves(run, run.arms, section).items():
         add_roc(section, run, question, curves)
         add_precision(section, run, question, curves)
@@ -150,26 +150,26 @@ def _indices(labels: "pl.Series", classes: list[str]) -> NDArray[np.int64]:
 
 
 def _calibration(run: "Run") -> Section:
-    """Whether probabilities are what they say."""
-    section = Section(key="calibration", title="Are probabilities what they say?")
+    """Return the section on calibration: predicted probabilities against observed shares."""
+    section = Section(key="calibration", title="Calibration of probabilities")
     arms = first(run.arms, MOST_CURVES, section)
     binary = run.task == "binary"
     xlabel = f"probability of {run.classes[-1]}" if binary else "probability of the likeliest class"
-    ylabel = f"share that is {run.classes[-1]}" if binary else "share that is right"
+    ylabel = f"share that is {run.classes[-1]}" if binary else "share that is correct"
     curves = {a: _of_class(run, a, run.classes[-1]) if binary else _sure(run, a) for a in arms}
     section.add(
         partial(reliability_png, curves, xlabel=xlabel, ylabel=ylabel),
         "Reliability curves",
         "Predictions in up to ten bins of about equally many, by their probability; bars are 95 % "
-        "over patients. On the diagonal probabilities are what they say, below it they say too "
-        "much. Below: how often each probability was given.",
+        "over patients. On the diagonal predicted probabilities are observed shares; below it they "
+        "are too high. Below: how often each probability was predicted.",
     )
     return section
 
 
 def _decisions(run: "Run") -> Section:
-    """Confusion matrices."""
-    section = Section(key="decisions", title="Decisions")
+    """Return the section with the confusion matrices."""
+    section = Section(key="decisions", title="Confusion matrices")
     rule = (
         "positive from the threshold on that was chosen on the fold's validation patients "
         "(balanced accuracy)"
@@ -204,14 +204,14 @@ def confusion_counts(run: "Run", arm: str) -> NDArray[np.int64]:
 
 def _abstention(run: "Run") -> Section:
     """Return the section on selective prediction."""
-    section = Section(key="abstention", title="Saying nothing where it is not sure")
+    section = Section(key="abstention", title="Selective prediction")
     curves: dict[str, RiskCoverage] = {}
     for arm in first(run.arms, MOST_CURVES, section):
         sure = _sure(run, arm)
         curves[arm] = risk_coverage(sure.score, sure.label == 1)
     arm_texts = [
         f"{arm}: {one['coverage']:.0%} answered"
-        + ("" if one["accuracy"] is None else f", {one['accuracy']:.0%} of them rightly")
+        + ("" if one["accuracy"] is None else f", {one['accuracy']:.0%} of them correctly")
         for arm, one in run.result.get("coverage", {}).items()
     ]
     target = next((one["target"] for one in run.result.get("coverage", {}).values()), None)
@@ -219,7 +219,7 @@ def _abstention(run: "Run") -> Section:
         ""
         if target is None
         else (
-            f" Asked for {target:.0%} right, with the confidence chosen on validation patients: "
+            f" Target accuracy {target:.0%}, confidence threshold chosen on validation patients: "
             f"{'; '.join(arm_texts)}."
         )
     )
@@ -241,7 +241,7 @@ def label_sections(run: "Run") -> list[Section]:
 
 def label_section(run: "Run", arms: Sequence[str]) -> Section:
     """AUROC of each label, a picture an arm."""
-    section = Section(key="labels", title="Label by label")
+    section = Section(key="labels", title="AUROC of each label")
     for arm in first(arms, MOST_PANELS, section):
         estimates, without = label_estimates(run, arm)
         if without:
@@ -291,7 +291,7 @@ def _of_label(run: "Run", arm: str, name: str) -> CurveScores:
 
 
 def _label_calibration(run: "Run") -> Section:
-    section = Section(key="calibration", title="Are probabilities what they say?")
+    section = Section(key="calibration", title="Calibration of probabilities")
     curves = {arm: _all_labels(run, arm) for arm in first(run.arms, MOST_CURVES, section)}
     section.add(
         partial(

@@ -36,7 +36,7 @@ def number_sections(run: "Run") -> list[Section]:
 
 def number_section(run: "Run", arms: list[str]) -> Section:
     """True numbers against predicted ones, a picture an arm."""
-    section = Section(key="numbers", title="True and predicted")
+    section = Section(key="numbers", title="True and predicted numbers")
     for arm in first(arms, MOST_PANELS, section):
         rows = run.once(arm)
         value, predicted = rows["value"].to_numpy(), rows["found"].to_numpy()
@@ -83,7 +83,7 @@ def _time_name(run: "Run") -> str:
 
 def _curves(run: "Run") -> Section:
     """Predicted against observed survival at one time."""
-    section = Section(key="calibration", title="Is predicted survival what happens?")
+    section = Section(key="calibration", title="Calibration of survival")
     if not has_scikit_survival():
         section.notes.append(_WITHOUT)
         return section
