@@ -28,7 +28,7 @@ from benchmarks.store_peers import read_h5, write_trident
 from cluster import ray_map, ray_session
 from downstream import MilSettings, nested_folds
 from downstream.mil.aggregators.pooling import Abmil
-from downstream.mil.losses import Task
+from downstream.mil.losses import BagTask
 from downstream.mil.model import MilModel
 from downstream.mil.predict import floats
 from downstream.run.cells import fit_and_store, run_cell
@@ -64,24 +64,26 @@ def epoch(step: Step, read: Read, bags: int, optimiser: torch.optim.Optimizer) -
 
 def turns(arms: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
     """Seconds of each arm in each round, after one to warm up."""
-    seconds: dict[str, list[float]] = {name: [] for name in arms}
+    seconds_of_arm: dict[str, list[float]] = {name: [] for name in arms}
     for turn in range(rounds + 1):
         for name, arm in arms.items():
-            arm_seconds = arm()
+            seconds = arm()
             if turn:
-                seconds[name].append(arm_seconds)
-    return seconds
+                seconds_of_arm[name].append(seconds)
+    return seconds_of_arm
 
 
 def our_step(width: int, hidden: int, *, precision: str = "float32") -> tuple[nn.Module, Step]:
     """Our ABMIL and the loss of a bag."""
     torch.manual_seed(0)
-    model = MilModel(Abmil(width, hidden=hidden, attention=ATTENTION), Task(kind="binary")).train()
+    model = MilModel(
+        Abmil(width, hidden=hidden, attention=ATTENTION), BagTask(kind="binary")
+    ).train()
 
     def step(x_ND: Tensor, label: int) -> Tensor:
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision == "bfloat16"):
-            logits = model(x_ND)
-        return model.loss(logits, torch.tensor([float(label)])).mean()
+            output = model(x_ND)
+        return model.loss(output, torch.tensor([float(label)])).mean()
 
     return model, step
 
@@ -190,7 +192,7 @@ def folds_side_by_side(lake: Lake, bags: int, rounds: int) -> Line:
         head="",
         reference="a",
         margin=None,
-        search=0,
+        tune=0,
         accuracy=0.95,
         labels_sha256="",
         identities={},
@@ -225,7 +227,7 @@ def folds_side_by_side(lake: Lake, bags: int, rounds: int) -> Line:
 def shown(lines: list[Line]) -> list[Line]:
     """Print lines as soon as they are known."""
     for line in lines:
-        typer.echo(line.text())
+        typer.echo(line.told())
     return lines
 
 

@@ -160,9 +160,9 @@ def mil_command(
         settings=_mil_settings(fusion=fusion, precision=precision, **given),
         version=at,
         address=address,
-        search=search,
-        cpus_per_cell=cpus,
-        gpus_per_cell=gpus,
+        tune=search,
+        cpus_per_worker=cpus,
+        gpus_per_worker=gpus,
     )
     tell(result, as_json=json_, text=_metrics_text(result))
 
@@ -249,9 +249,9 @@ def survival_command(
         settings=_mil_settings(fusion=fusion, precision=precision, **given),
         version=at,
         address=address,
-        search=search,
-        cpus_per_cell=cpus,
-        gpus_per_cell=gpus,
+        tune=search,
+        cpus_per_worker=cpus,
+        gpus_per_worker=gpus,
     )
     tell(result, as_json=json_, text=_metrics_text(result))
 
@@ -285,10 +285,10 @@ def probe_command(
 
     Example: slidelake probe my-lake --labels tiles.csv --target tissue --features uni2 --shots 10
     """
-    from downstream.probes.probe_folds import Options
+    from downstream.probes.probe_spec import ProbeOptions
     from downstream.probes.tile_probe import run_probe
 
-    options = Options(folds=folds, shots=shots, draws=draws, seed=seed, tiles=tiles)
+    options = ProbeOptions(folds=folds, shots=shots, draws=draws, seed=seed, tiles=tiles)
     ids = _ids(None, patient_column, slide_column, distinct_ids)
     result = run_probe(
         lake,

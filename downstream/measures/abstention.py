@@ -6,21 +6,18 @@ of these patients as a test is refused.
 Shape letters: P patients, C classes.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 from downstream.splits.split import LeakageError
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
     from downstream.splits.folds import Part
 
-    Floats = NDArray[np.float64]
+Floats = NDArray[np.float64]
 
 
 class AbstentionError(ValueError):
@@ -28,7 +25,7 @@ class AbstentionError(ValueError):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Predictions:
+class ClassPredictions:
     """A model's output on one part of a split.
 
     Attributes:
@@ -44,7 +41,7 @@ class Predictions:
     patients: tuple[str, ...]
     probabilities: Floats
     labels: NDArray[np.int64]
-    part: Part
+    part: "Part"
 
     def __post_init__(self) -> None:
         """Check shapes."""
@@ -72,7 +69,7 @@ class Predictions:
 
 @dataclass(frozen=True, kw_only=True)
 class Threshold:
-    """From which confidence on a prediction is given.
+    """The confidence from which on a prediction is answered (selective prediction).
 
     Attributes:
         value: Least confidence; infinite if no threshold reaches the target.
@@ -106,7 +103,7 @@ class RiskCoverage:
     optimal_aurc: float
 
 
-def choose_threshold(validation: Predictions, *, target: float) -> Threshold:
+def choose_threshold(validation: ClassPredictions, *, target: float) -> Threshold:
     """The threshold that keeps most of the validation at a target accuracy (De Angeli et al. 2022).
 
     Patients of equal confidence are kept or left out together. The target holds on the validation;
@@ -140,17 +137,17 @@ def choose_threshold(validation: Predictions, *, target: float) -> Threshold:
     )
 
 
-def is_answered(predictions: Predictions, threshold: Threshold) -> NDArray[np.bool_]:
-    """Which predictions are given [P]; the others are abstentions.
+def is_answered(predictions: ClassPredictions, threshold: Threshold) -> NDArray[np.bool_]:
+    """Return whether each prediction is answered [P]; the others are abstentions.
 
     Raises:
         LeakageError: A test patient is one of those the threshold was chosen on.
     """
-    seen = sorted(set(predictions.patients) & threshold.patients)
-    if predictions.part == "test" and seen:
+    reused_patients = sorted(set(predictions.patients) & threshold.patients)
+    if predictions.part == "test" and reused_patients:
         msg = (
-            f"{len(seen)} test patients helped to choose the threshold, for example "
-            f"{', '.join(seen[:5])}; choose it on validation patients alone"
+            f"{len(reused_patients)} test patients helped to choose the threshold, for example "
+            f"{', '.join(reused_patients[:5])}; choose it on validation patients alone"
         )
         raise LeakageError(msg)
     answered_P: NDArray[np.bool_] = predictions.confidence >= threshold.value

@@ -6,23 +6,18 @@ nor over slides, several of which may be of one patient.
 Shape letters: P patients, S rows of predictions (one or more a patient), R resamples.
 """
 
-from __future__ import annotations
-
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
+from downstream.measures.class_measures import Measure, UndefinedMetricError
 from downstream.measures.resampling import Draws, Method, draw_all
 
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-    from numpy.typing import NDArray
-
-    from downstream.measures.class_measures import Measure
-
-    Floats = NDArray[np.float64]
+Floats = NDArray[np.float64]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,18 +141,37 @@ def compare(
     parts = [sign * (part[0] - part[1]) for part in (draws.values, draws.whole, draws.without)]
     gap = Draws(values=parts[0][None], whole=parts[1][None], without=parts[2][None],
                  redrawn=draws.redrawn, method=method)  # fmt: skip
-    found = _interval(gap, parts[0], level)
+    gap_interval = _interval(gap, parts[0], level)
     below = _share_below(gap, 0.0)
     two_sided = min(1.0, 2 * min(below, 1 - below))
     if margin is None:
-        return Comparison(difference=found, p_value=two_sided)
+        return Comparison(difference=gap_interval, p_value=two_sided)
     return Comparison(
-        difference=found,
+        difference=gap_interval,
         p_value=two_sided,
         margin=margin,
         p_worse=_share_below(gap, -margin),
-        not_inferior=found.low > -margin,
+        not_inferior=gap_interval.low > -margin,
     )
+
+
+def bca_or_percentile(estimate: Callable[..., T]) -> T:
+    """Return an estimate with its interval by BCa, or by percentiles where BCa has none.
+
+    BCa needs the measure without each patient in turn, which does not exist where one patient is
+    the only one of a class.
+
+    Args:
+        estimate: Function of the keyword `method`, such as `interval` or `compare` with all else
+            given by `functools.partial`.
+
+    Raises:
+        UndefinedMetricError: The measure is undefined on these patients.
+    """
+    try:
+        return estimate(method="bca")
+    except UndefinedMetricError:
+        return estimate(method="percentile")
 
 
 def holm(p_values: Mapping[str, float]) -> dict[str, float]:
@@ -177,16 +191,16 @@ def holm(p_values: Mapping[str, float]) -> dict[str, float]:
 
 
 def comparison_table(
-    found: Mapping[str, Comparison], *, other: str, measure: str
+    comparisons: Mapping[str, Comparison], *, other: str, measure: str
 ) -> list[dict[str, Any]]:
     """Comparisons with one reference as rows of a result, p values corrected by Holm.
 
     Args:
-        found: Arm -> its comparison with the reference.
+        comparisons: Arm -> its comparison with the reference.
         other: Name of the reference.
         measure: By what they are compared.
     """
-    corrected = holm({name: comparison.p_value for name, comparison in found.items()})
+    corrected = holm({name: comparison.p_value for name, comparison in comparisons.items()})
     return [
         {
             "one": name,
@@ -201,7 +215,7 @@ def comparison_table(
             "p_worse": comparison.p_worse,
             "not_inferior": comparison.not_inferior,
         }
-        for name, comparison in found.items()
+        for name, comparison in comparisons.items()
     ]
 
 

@@ -3,36 +3,35 @@
 Shape letters: D feature width of all teachers together.
 """
 
-from __future__ import annotations
-
 from typing import TYPE_CHECKING
 
 import torch
 
 from downstream.mil.aggregators.experts import Experts
-from downstream.mil.aggregators.fusion import Concat, Fused, ShazamGate
+from downstream.mil.aggregators.fusion import Concat, FusedAggregator, ShazamGate
 from downstream.mil.model import MilModel, make_aggregator
 from downstream.mil.padded_bags import MilError
 from downstream.mil.pseudo import PseudoTiles
+from downstream.run.model_tables import AGGREGATORS
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from downstream.mil.losses import Task
+    from downstream.mil.losses import BagTask
     from downstream.mil.padded_bags import Aggregator
     from downstream.run.fit_settings import MilSettings
 
 
 def build_model(
     name: str,
-    task: Task,
-    settings: MilSettings,
+    task: "BagTask",
+    settings: "MilSettings",
     *,
     widths: tuple[int, ...],
     ratios: tuple[int, ...],
-    mean_D: NDArray[np.float64],
-    std_D: NDArray[np.float64],
+    mean_D: "NDArray[np.float64]",
+    std_D: "NDArray[np.float64]",
 ) -> MilModel:
     """A model with new weights, from torch's random state.
 
@@ -48,9 +47,10 @@ def build_model(
     Raises:
         MilError: No such aggregator, or one that cannot do what is asked.
     """
-    if bool(ratios) != (name == "hierarchical"):
+    if name in AGGREGATORS and bool(ratios) != AGGREGATORS[name].several_mpps:
+        several = ", ".join(n for n, entry in AGGREGATORS.items() if entry.several_mpps)
         msg = (
-            f"model {name!r} with {len(ratios) + 1} mpps; `hierarchical` takes several, from "
+            f"model {name!r} with {len(ratios) + 1} mpps; `{several}` takes several, from "
             "coarse to fine, and all others one"
         )
         raise MilError(msg)
@@ -64,8 +64,12 @@ def build_model(
 
 
 def _aggregator(
-    name: str, task: Task, settings: MilSettings, widths: tuple[int, ...], ratios: tuple[int, ...]
-) -> Aggregator:
+    name: str,
+    task: "BagTask",
+    settings: "MilSettings",
+    widths: tuple[int, ...],
+    ratios: tuple[int, ...],
+) -> "Aggregator":
     fused = settings.fusion != "none" and len(widths) > 1
     # Mean and max get the layer that the others have, so that they differ in the pooling alone;
     # without it they are the probe `linear`.
@@ -79,6 +83,6 @@ def _aggregator(
     if not fused:
         return aggregator
     if settings.fusion == "concat":
-        return Fused(Concat(widths, settings.hidden), aggregator)
+        return FusedAggregator(Concat(widths, settings.hidden), aggregator)
     gate = ShazamGate(widths, settings.hidden)
-    return Fused(gate, aggregator, reconstruct=settings.reconstruct)
+    return FusedAggregator(gate, aggregator, reconstruct=settings.reconstruct)

@@ -6,8 +6,6 @@ likely are positive and the least likely ones negative; in a negative bag all ar
 Shape letters: B bags, N tiles, D feature width.
 """
 
-from __future__ import annotations
-
 from typing import TYPE_CHECKING
 
 import torch
@@ -17,7 +15,7 @@ from downstream.mil.losses import pseudo_label_loss, pseudo_labels
 from downstream.mil.padded_bags import Aggregator, MilError, Pooled
 
 if TYPE_CHECKING:
-    from downstream.mil.losses import Task
+    from downstream.mil.losses import BagTask
 
 
 class PseudoTiles(Aggregator):
@@ -41,7 +39,13 @@ class PseudoTiles(Aggregator):
     bias: Tensor
 
     def __init__(
-        self, aggregator: Aggregator, width: int, task: Task, *, tiles: int, momentum: float = 0.99
+        self,
+        aggregator: Aggregator,
+        width: int,
+        task: "BagTask",
+        *,
+        tiles: int,
+        momentum: float = 0.99,
     ) -> None:
         super().__init__()
         if task.kind != "multiclass" or task.outputs != 2 or aggregator.auxiliary_share:
@@ -59,7 +63,7 @@ class PseudoTiles(Aggregator):
         self.coords, self.auxiliary_share = aggregator.coords, 0.3
 
     def pool(self, x_BND: Tensor, mask_BN: Tensor, coords_BNK: Tensor | None) -> Pooled:
-        """What the aggregator makes of a batch; while training, with what `auxiliary` needs."""
+        """Pool a batch; while training, keep the values that `auxiliary` needs."""
         pooled: Pooled = self.aggregator(x_BND, mask_BN, coords_BNK)
         if self.training:
             self._follow()

@@ -5,34 +5,30 @@ Validation patients decide when to stop; test patients are not in sight of anyth
 Shape letters: P patients, B bags of a batch, N tiles, D feature width, C outputs.
 """
 
-from __future__ import annotations
-
 import copy
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from downstream.mil.aggregators.experts import Experts
 from downstream.mil.build import build_model
 from downstream.mil.losses import balanced_order
 from downstream.mil.padded_bags import MilError, PaddedBags, pad_bags, plan_batches
-from downstream.mil.predict import Bags, device_of, floats, predict, tile_statistics
+from downstream.mil.predict import BagSequence, device_of, floats, predict, tile_statistics
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from numpy.typing import NDArray
-
     from downstream.mil.model import MilModel
     from downstream.mil.objective import Objective
     from downstream.run.feature_bags import PatientBag
     from downstream.run.fit_settings import MilSettings
 
-    Floats = NDArray[np.float64]
+Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +40,7 @@ class Examples:
         target: [P] class indices or numbers, [P, C] labels, probabilities, or (time, event).
     """
 
-    bags: Bags
+    bags: BagSequence
     target: NDArray[np.float64]
 
     def __post_init__(self) -> None:
@@ -76,7 +72,7 @@ class Fit:
         validation_loss: Of each epoch; empty without validation.
     """
 
-    model: MilModel
+    model: "MilModel"
     epochs: int
     train_loss: tuple[float, ...]
     validation_loss: tuple[float, ...]
@@ -86,8 +82,8 @@ def train_mil(
     name: str,
     train: Examples,
     validation: Examples | None,
-    objective: Objective,
-    settings: MilSettings,
+    objective: "Objective",
+    settings: "MilSettings",
     *,
     widths: tuple[int, ...],
     seed: int,
@@ -127,14 +123,14 @@ def train_mil(
 
 
 def _fit(
-    model: MilModel,
+    model: "MilModel",
     train: Examples,
     validation: Examples | None,
-    objective: Objective,
-    settings: MilSettings,
+    objective: "Objective",
+    settings: "MilSettings",
     rng: np.random.Generator,
 ) -> Fit:
-    """All epochs, or until validation has not improved for `patience` of them."""
+    """Train for all epochs, or until validation has not improved for `patience` of them."""
     optimiser = torch.optim.AdamW(
         model.parameters(),
         lr=settings.learning_rate,
@@ -143,14 +139,14 @@ def _fit(
     )
     watched = validation if validation is not None and len(validation.bags) else None
     losses: list[float] = []
-    seen: list[float] = []
+    validation_losses: list[float] = []
     best, kept = 0, copy.deepcopy(model.state_dict())
     for epoch in range(settings.epochs):
         losses.append(_epoch(model, train, objective, settings, optimiser, rng))
         if watched is None:
             continue
-        seen.append(whole_loss(model, watched, objective))
-        if seen[-1] <= min(seen):
+        validation_losses.append(whole_loss(model, watched, objective))
+        if validation_losses[-1] <= min(validation_losses):
             best, kept = epoch, copy.deepcopy(model.state_dict())
         if epoch - best >= settings.patience:
             break
@@ -160,21 +156,21 @@ def _fit(
         model=model.eval(),
         epochs=best + 1 if watched is not None else len(losses),
         train_loss=tuple(losses),
-        validation_loss=tuple(seen),
+        validation_loss=tuple(validation_losses),
     )
 
 
 def _epoch(
-    model: MilModel,
+    model: "MilModel",
     train: Examples,
-    objective: Objective,
-    settings: MilSettings,
+    objective: "Objective",
+    settings: "MilSettings",
     optimiser: torch.optim.Optimizer,
     rng: np.random.Generator,
 ) -> float:
     """One pass over the training patients; the mean loss of its steps."""
     model.train()
-    found = []
+    losses = []
     # the second expert's patients, class by class, as many a step as the first one's
     order = np.empty(0, dtype=np.int64)
     if settings.experts:
@@ -195,17 +191,17 @@ def _epoch(
         loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(model.parameters(), settings.clip)
         optimiser.step()
-        found.append(float(loss.detach()))
-    return float(np.mean(found)) if found else float("nan")
+        losses.append(float(loss.detach()))
+    return float(np.mean(losses)) if losses else float("nan")
 
 
 def _step(
-    model: MilModel,
+    model: "MilModel",
     train: Examples,
     rows: NDArray[np.int64],
     others: NDArray[np.int64],
-    objective: Objective,
-    settings: MilSettings,
+    objective: "Objective",
+    settings: "MilSettings",
     rng: np.random.Generator,
 ) -> Tensor:
     """The loss of a batch, a scalar; `others` are the second expert's, if there is one."""
@@ -220,7 +216,7 @@ def _step(
 
 
 def _batches(
-    train: Examples, objective: Objective, settings: MilSettings, rng: np.random.Generator
+    train: Examples, objective: "Objective", settings: "MilSettings", rng: np.random.Generator
 ) -> Iterator[NDArray[np.int64]]:
     """Rows of patients, in a new order each epoch.
 
@@ -246,7 +242,7 @@ def _batches(
 def _batch(
     examples: Examples,
     rows: NDArray[np.int64],
-    settings: MilSettings,
+    settings: "MilSettings",
     rng: np.random.Generator,
     *,
     device: torch.device,
@@ -266,7 +262,7 @@ def _batch(
 
 
 def _subset(
-    bag: PatientBag, most: int, rng: np.random.Generator
+    bag: "PatientBag", most: int, rng: np.random.Generator
 ) -> slice | NDArray[np.int64] | NDArray[np.bool_]:
     """A fresh random subset of a bag's tiles, whole families; at least one."""
     if len(bag) <= most:
@@ -280,14 +276,14 @@ def _subset(
 
 
 @torch.no_grad()
-def whole_loss(model: MilModel, examples: Examples, objective: Objective) -> float:
+def whole_loss(model: "MilModel", examples: Examples, objective: "Objective") -> float:
     """Mean loss of the logits over patients, whole bags, no dropout."""
     logits = predict(model, examples.bags)[0]
     target = torch.from_numpy(examples.target).float()
     return float(objective.loss(torch.from_numpy(logits).float(), target).mean())
 
 
-def _autocast(settings: MilSettings, device: torch.device) -> torch.autocast:
+def _autocast(settings: "MilSettings", device: torch.device) -> torch.autocast:
     """bfloat16 in the forward pass where asked; losses and statistics are float32."""
     on = settings.precision == "bfloat16"
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=on)

@@ -6,28 +6,21 @@ is over patients; how far the draws differ is told beside it.
 Shape letters: N tiles, T draws, C classes, R resamples.
 """
 
-from __future__ import annotations
-
+from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from downstream.measures.class_measures import (
-    Measure,
-    UndefinedMetricError,
-    classification_measures,
-)
-from downstream.measures.intervals import compare, comparison_table, interval
+from downstream.measures.class_measures import Measure, classification_measures
+from downstream.measures.intervals import bca_or_percentile, compare, comparison_table, interval
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from downstream.measures.intervals import Comparison
 
-    from numpy.typing import NDArray
+Floats = NDArray[np.float64]
 
-    from downstream.measures.intervals import Comparison, Interval
-    from downstream.measures.resampling import Method
-
-    Floats = NDArray[np.float64]
 
 MEASURES = ("auroc", "balanced_accuracy", "f1")
 """The first is the main one. Classes are predicted at equal weight: binary from 0.5 on."""
@@ -53,14 +46,14 @@ def metrics_of(
     Returns:
         Estimate and interval of the main measure, and `measures` by name.
     """
-    known, scores = _asked(scores_NTC)
-    found = {
-        name: _assess(known[name], label_N, scores, patients, seed=seed, spread=spread)
+    measure_of, scores = _asked(scores_NTC)
+    assessed = {
+        name: _assess(measure_of[name], label_N, scores, patients, seed=seed, spread=spread)
         for name in MEASURES
     }
-    main = found[MEASURES[0]]
+    main = assessed[MEASURES[0]]
     keys = ("estimate", "low", "high", "level", "method", "resamples", "redrawn")
-    return {"metric": MEASURES[0], **{key: main[key] for key in keys}, "measures": found}
+    return {"metric": MEASURES[0], **{key: main[key] for key in keys}, "measures": assessed}
 
 
 def compare_probes(
@@ -82,12 +75,12 @@ def compare_probes(
         margin: How much worse still counts as not worse; None for no such test.
         seed: Of the resamples.
     """
-    found = {
+    comparisons = {
         name: _compared(label_N, one, scores[reference], patients, margin=margin, seed=seed)
         for name, one in scores.items()
         if name != reference
     }
-    return comparison_table(found, other=reference, measure=MEASURES[0])
+    return comparison_table(comparisons, other=reference, measure=MEASURES[0])
 
 
 def _compared(
@@ -98,27 +91,21 @@ def _compared(
     *,
     margin: float | None,
     seed: int,
-) -> Comparison:
-    known, one = _asked(one_NTC)
-    measure, other = _mean_of_draws(known[MEASURES[0]]), _asked(other_NTC)[1]
+) -> "Comparison":
+    measure_of, one = _asked(one_NTC)
+    measure, other = _mean_of_draws(measure_of[MEASURES[0]]), _asked(other_NTC)[1]
 
-    def by(method: Method) -> Comparison:
-        return compare(
-            measure, (label_N,), one, other, seed=seed, margin=margin, patients=patients,
-            method=method,
-        )  # fmt: skip
-
-    try:
-        return by("bca")
-    except UndefinedMetricError:
-        return by("percentile")
+    comparison = partial(
+        compare, measure, (label_N,), one, other, seed=seed, margin=margin, patients=patients
+    )
+    return bca_or_percentile(comparison)
 
 
 def _asked(scores_NTC: Floats) -> tuple[dict[str, Measure], Floats]:
     """Measures by name, and what they take: [N, T] of class 1, or [N, T, C]."""
     binary = scores_NTC.shape[2] == 2
-    known = {m.name: m for m in classification_measures("binary" if binary else "multiclass")}
-    return known, scores_NTC[:, :, 1] if binary else scores_NTC
+    measure_of = {m.name: m for m in classification_measures("binary" if binary else "multiclass")}
+    return measure_of, scores_NTC[:, :, 1] if binary else scores_NTC
 
 
 def _assess(
@@ -130,29 +117,16 @@ def _assess(
     seed: int,
     spread: bool,
 ) -> dict[str, Any]:
-    found = _interval(_mean_of_draws(measure), label_N, scores, patients, seed)
-    told: dict[str, Any] = {**vars(found), "higher_is_better": measure.higher_is_better}
+    estimate = partial(
+        interval, _mean_of_draws(measure), (label_N,), scores, seed=seed, patients=patients
+    )
+    estimated = bca_or_percentile(estimate)
+    assessed: dict[str, Any] = {**vars(estimated), "higher_is_better": measure.higher_is_better}
     if spread:
         draws = [measure.value(label_N, scores[:, draw]) for draw in range(scores.shape[1])]
         sd = float(np.std(draws, ddof=1)) if len(draws) > 1 else None
-        told |= {"draws": len(draws), "sd": sd, "least": min(draws), "most": max(draws)}
-    return told
-
-
-def _interval(
-    measure: Measure,
-    label_N: NDArray[np.int64],
-    scores: Floats,
-    patients: Sequence[str],
-    seed: int,
-) -> Interval:
-    """By BCa; by percentiles where a class is one patient's alone, without whom nothing is."""
-    try:
-        return interval(measure, (label_N,), scores, seed=seed, patients=patients)
-    except UndefinedMetricError:
-        return interval(
-            measure, (label_N,), scores, seed=seed, patients=patients, method="percentile"
-        )
+        assessed |= {"draws": len(draws), "sd": sd, "least": min(draws), "most": max(draws)}
+    return assessed
 
 
 def _mean_of_draws(measure: Measure) -> Measure:

@@ -8,70 +8,52 @@ Shape letters: N labelled tiles, D width of a feature set, T draws of few shots 
 classes.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import time
+from collections.abc import Mapping, Sequence
+from os import PathLike, fspath
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 
 from downstream.cohorts.cohort import listing
-from downstream.probes.fit import ProbeError
-from downstream.probes.probe_folds import Options, Scores, counts_of, scored, tile_splits
+from downstream.probes.probe_folds import ProbeScores, counts_of, scored, tile_splits
 from downstream.probes.probe_labels import TileLabels, at_most, read_tile_labels
 from downstream.probes.probe_result import compare_probes, metrics_of
+from downstream.probes.probe_spec import ProbeError, ProbeOptions, ProbeSpec
 from downstream.report.run_page import write_run_page
 from downstream.run.cells import parquet_bytes
 from downstream.run.feature_bags import feature_identity, teachers_of
 from downstream.run.run_result import find_result, write_result
-from downstream.run.study import StudyError, check_features
+from downstream.run.saved_specs import save_spec
+from downstream.run.study import check_features
+from downstream.run.study_errors import StudyError
+from downstream.run.study_spec import (
+    ComparisonOptions,
+    FeatureOptions,
+    LabelOptions,
+    label_id_options,
+)
 from downstream.splits.split_tables import to_table
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-    from os import PathLike
-
-    from numpy.typing import NDArray
-
     from downstream.splits.split import Split
     from featurestore import Lake
 
 
 FORMAT = 2
 """Version of how a probe's result comes about; part of the run's name."""
-_OPTIONS = Options()
 
 
-def run_probe(
-    lake_uri: str,
-    labels: str | PathLike[str],
-    target: str,
-    features: Sequence[str],
-    *,
-    mpp: float,
-    options: Options = _OPTIONS,
-    reference: str | None = None,
-    margin: float | None = None,
-    ids: Mapping[str, str | None] | None = None,
-    version: int | str | None = None,
-) -> dict[str, Any]:
-    """Probe feature sets by labelled tiles.
+def run_tile_probe(lake_uri: str, spec: ProbeSpec) -> dict[str, Any]:
+    """Probe feature sets by labelled tiles, cross-validated over patients.
 
     Args:
         lake_uri: The lake; its `runs/` folder gets the result.
-        labels: Table of tiles, see `read_tile_labels`.
-        target: Column of classes.
-        features: Feature sets: a teacher, or several joined by `+`. All are measured on the same
-            tiles, those that all of them have.
-        mpp: Microns per pixel of the tiles.
-        options: How.
-        reference: Arm that the others are compared with; the first if None.
-        margin: How much worse than it still counts as not worse; None for no such test.
-        ids: Which columns name slides and patients, where that is not plain.
-        version: Of the lake, or a snapshot; the newest if None.
+        spec: All that decides the result.
 
     Returns:
         What `result.json` holds: `metrics` per arm (`FEATURES / MODEL`) with intervals over
@@ -87,46 +69,91 @@ def run_probe(
     from featurestore import open_lake
 
     began = time.monotonic()
-    names, lake = check_features(list(features)), open_lake(lake_uri, version=version)
-    found = read_tile_labels(lake, labels, target, mpp=mpp, ids=ids)
-    found = at_most(found, options.tiles, seed=options.seed)
+    (target,), (mpp,), options = spec.labels.target, spec.features.mpps, spec.probe
+    names = check_features(spec.features.names)
+    lake = open_lake(lake_uri, version=spec.features.version)
+    labels = read_tile_labels(lake, spec.labels.table, target, mpp=mpp, ids=spec.labels.id_options)
+    labels = at_most(labels, options.tiles, seed=options.seed)
     arms = [arm for arm, _, _ in _arms(names, options)]
-    if reference not in (None, *arms):
-        msg = f"reference {reference!r}; the arms are {', '.join(arms)}"
+    if spec.comparison.reference not in (None, *arms):
+        msg = f"reference {spec.comparison.reference!r}; the arms are {', '.join(arms)}"
         raise StudyError(msg)
     config = {
-        **_config(lake, found, target, names, mpp, options),
-        "reference": reference or arms[0],
-        "margin": margin,
+        **_config(lake, labels, target, names, mpp, options),
+        "reference": spec.comparison.reference or arms[0],
+        "margin": spec.comparison.margin,
     }
     run = f"probe-{hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:12]}"
+    save_spec(lake, run, spec)
     result = find_result(lake, run)
     if result is None:
-        result, files = _probed(lake, found, config, run, options)
+        result, files = _probed(lake, labels, config, run, options)
         result = write_result(lake, run, {**result, "seconds": time.monotonic() - began}, files)
     if not lake.exists(f"runs/{run}/report.html"):
         write_run_page(lake, run)
     return result
 
 
-def _arms(names: Sequence[str], options: Options) -> list[tuple[str, str, str]]:
+def run_probe(
+    lake_uri: str,
+    labels: str | PathLike[str],
+    target: str,
+    features: Sequence[str],
+    *,
+    mpp: float,
+    options: ProbeOptions | None = None,
+    reference: str | None = None,
+    margin: float | None = None,
+    ids: Mapping[str, Any] | None = None,
+    version: int | str | None = None,
+) -> dict[str, Any]:
+    """Probe feature sets by labelled tiles: `run_tile_probe` by single settings.
+
+    Args:
+        lake_uri: The lake; its `runs/` folder gets the result.
+        labels: Table of tiles, see `read_tile_labels`.
+        target: Column of classes.
+        features: See `FeatureOptions.names`.
+        mpp: Microns per pixel of the tiles.
+        options: How probes are fitted.
+        reference: See `ComparisonOptions.reference`.
+        margin: See `ComparisonOptions.margin`.
+        ids: Options of `load_labels`: which columns name slides and patients.
+        version: See `FeatureOptions.version`.
+
+    Returns:
+        See `run_tile_probe`.
+
+    Raises:
+        ValueError: See `run_tile_probe`.
+    """
+    spec = ProbeSpec(
+        labels=LabelOptions(table=fspath(labels), target=(target,), **label_id_options(ids)),
+        features=FeatureOptions(names=tuple(features), mpps=(mpp,), version=version),
+        probe=options or ProbeOptions(),
+        comparison=ComparisonOptions(reference=reference, margin=margin),
+    )
+    return run_tile_probe(lake_uri, spec)
+
+
+def _arms(names: Sequence[str], options: ProbeOptions) -> list[tuple[str, str, str]]:
     """Name, feature set and model of each arm."""
     return [(f"{name} / {model}", name, model) for name in names for model in options.models]
 
 
 def _probed(
-    lake: Lake, found: TileLabels, config: dict[str, Any], run: str, options: Options
+    lake: "Lake", labels: TileLabels, config: dict[str, Any], run: str, options: ProbeOptions
 ) -> tuple[dict[str, Any], dict[str, bytes]]:
     """Fit and measure every arm; return the result and the files that belong to it."""
-    names, classes = config["features"], len(found.classes)
-    features_of, rows, lost = _features(lake, found, names, config["mpps"][0])
+    names, classes = config["features"], len(labels.classes)
+    features_of, rows, lost = _features(lake, labels, names, config["mpps"][0])
     splits = tile_splits(rows, options)
     arms = _arms(names, options)
     scores = {
         arm: scored(features_of[name], rows, splits, model, classes, options)
         for arm, name, model in arms
     }
-    files = _files(rows, splits, scores, found.classes)
+    files = _files(rows, splits, scores, labels.classes)
     label_N, patients = rows["label"].to_numpy(), rows["patient_id"].to_list()
     result = {
         "kind": "probe",
@@ -149,47 +176,47 @@ def _probed(
         "patients": rows["patient_id"].n_unique(),
         "slides": rows["slide_id"].n_unique(),
         "tiles": rows.height,
-        "tiles_of_class": dict(zip(found.classes, counts_of(rows, classes), strict=True)),
+        "tiles_of_class": dict(zip(labels.classes, counts_of(rows, classes), strict=True)),
         "lake_version": lake.version,
         "run": run,
-        "missing": sorted([*found.missing, *lost]),
+        "missing": sorted([*labels.missing, *lost]),
         "surplus": [],
-        "notes": list(found.notes),
+        "notes": list(labels.notes),
         "config": config,
     }
     return result, files
 
 
 def _config(
-    lake: Lake,
-    found: TileLabels,
+    lake: "Lake",
+    labels: TileLabels,
     target: str,
     names: Sequence[str],
     mpp: float,
-    options: Options,
+    options: ProbeOptions,
 ) -> dict[str, Any]:
-    """All that decides the result."""
-    slides = found.rows["slide_id"].unique().sort().to_list()
-    tiles = found.rows.write_csv().encode()
+    """Return everything that decides the result of a probe, as JSON."""
+    slides = labels.rows["slide_id"].unique().sort().to_list()
+    tiles = labels.rows.write_csv().encode()
     return {
         "format": FORMAT,
         "features": list(names),
         "models": list(options.models),
         "mpps": [mpp],
         "columns": [target],
-        "classes": list(found.classes),
+        "classes": list(labels.classes),
         "folds": options.folds,
         "shots": options.shots,
         "draws": options.rounds,
         "seed": options.seed,
         "tiles_sha256": hashlib.sha256(tiles).hexdigest(),
-        "labels_sha256": found.sha256,
+        "labels_sha256": labels.sha256,
         "identities": {name: feature_identity(lake, slides, name, mpp=mpp) for name in names},
     }
 
 
 def _features(
-    lake: Lake, found: TileLabels, names: Sequence[str], mpp: float
+    lake: "Lake", labels: TileLabels, names: Sequence[str], mpp: float
 ) -> tuple[dict[str, NDArray[np.float32]], pl.DataFrame, list[str]]:
     """Features [N, D] by feature set, the rows that all of them have, and who was left out.
 
@@ -199,7 +226,7 @@ def _features(
     parts: dict[str, list[NDArray[np.float32]]] = {name: [] for name in names}
     kept: list[pl.DataFrame] = []
     lost: list[str] = []
-    for (slide,), rows in found.rows.group_by("slide_id", maintain_order=True):
+    for (slide,), rows in labels.rows.group_by("slide_id", maintain_order=True):
         keys = rows["tile_id"].to_numpy()
         bags = {name: lake.bag(str(slide), teachers_of(name), mpp=mpp) for name in names}
         has = np.all([np.isin(keys, bag.tile_id) for bag in bags.values()], axis=0)
@@ -209,7 +236,7 @@ def _features(
             at = np.searchsorted(bag.tile_id, keys[has])
             parts[name].append(bag.features[at].astype(np.float32))
     rows = pl.concat(kept)
-    empty = [found.classes[c] for c, n in enumerate(counts_of(rows, len(found.classes))) if not n]
+    empty = [labels.classes[c] for c, n in enumerate(counts_of(rows, len(labels.classes))) if not n]
     if empty:
         msg = f"no tile of {listing(empty)} has features of all of {', '.join(names)}; they were "
         msg += "extracted of a part of the tiles: label others, or leave the class out"
@@ -218,22 +245,26 @@ def _features(
 
 
 def _metrics(
-    rows: pl.DataFrame, scores: Mapping[str, Scores], options: Options
+    rows: pl.DataFrame, scores: Mapping[str, ProbeScores], options: ProbeOptions
 ) -> dict[str, dict[str, Any]]:
     """Metrics of each arm."""
     label_N, patients = rows["label"].to_numpy(), rows["patient_id"].to_list()
     return {
         arm: metrics_of(
-            label_N, found.scores, patients, seed=options.seed, spread=options.shots is not None
+            label_N,
+            arm_scores.scores,
+            patients,
+            seed=options.seed,
+            spread=options.shots is not None,
         )
-        for arm, found in scores.items()
+        for arm, arm_scores in scores.items()
     }
 
 
 def _files(
     rows: pl.DataFrame,
-    splits: Sequence[Split],
-    scores: Mapping[str, Scores],
+    splits: Sequence["Split"],
+    scores: Mapping[str, ProbeScores],
     classes: Sequence[str],
 ) -> dict[str, bytes]:
     """Return predictions (mean over draws), in the columns of other runs, and splits, as files."""
@@ -243,12 +274,12 @@ def _files(
         *(pl.lit(0, pl.Int32).alias(name) for name in ("repeat", "seed")),
     )
     parts = []
-    for arm, found in scores.items():
-        mean_NC = found.scores.mean(axis=1)
+    for arm, arm_scores in scores.items():
+        mean_NC = arm_scores.scores.mean(axis=1)
         binary = mean_NC[:, 1] if mean_NC.shape[1] == 2 else None
         columns = [
             pl.Series("arm", [arm] * rows.height, pl.String),
-            pl.Series("fold", found.fold, pl.Int32),
+            pl.Series("fold", arm_scores.fold, pl.Int32),
             pl.Series("probabilities", mean_NC.tolist(), pl.List(pl.Float64)),
             pl.Series("score", binary if binary is not None else [None] * rows.height, pl.Float64),
             # classes weigh the same, so that class 1 is said from one half on

@@ -5,8 +5,6 @@ a page can be written again at any time. Nothing on it was picked by hand: each 
 which rule its patients were chosen.
 """
 
-from __future__ import annotations
-
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -32,11 +30,11 @@ from downstream.report.views.run_views import differences, forest, sections
 
 if TYPE_CHECKING:
     from downstream.report.finished_run import Run
-    from downstream.report.views.run_views import Picture
+    from downstream.report.views.picture_sections import Picture
     from featurestore import Lake
 
 
-def write_run_page(lake: Lake, run: str) -> None:
+def write_run_page(lake: "Lake", run: str) -> None:
     """Write `runs/<run>/report.html`.
 
     Args:
@@ -49,7 +47,7 @@ def write_run_page(lake: Lake, run: str) -> None:
     lake.write_bytes(f"runs/{run}/report.html", run_page(lake, read_run(lake, run)).encode())
 
 
-def run_page(lake: Lake, run: Run) -> str:
+def run_page(lake: "Lake", run: "Run") -> str:
     """The HTML."""
     return render(
         "run.html.j2",
@@ -76,8 +74,8 @@ def run_page(lake: Lake, run: Run) -> str:
     )
 
 
-def attention_view(lake: Lake, run: Run) -> dict[str, Any]:
-    """What was looked at, by the first arm that weighs tiles.
+def attention_view(lake: "Lake", run: "Run") -> dict[str, Any]:
+    """Return attention maps of some patients, by the first arm that weighs tiles.
 
     Returns:
         `arm` (None without one), `others` (arms that weigh tiles too), `strips`, `pictures`,
@@ -89,17 +87,17 @@ def attention_view(lake: Lake, run: Run) -> dict[str, Any]:
     if not arms:
         notes = notes or ["No model of this run says which tiles it weighs."]
         return {"arm": None, "others": [], "strips": [], "pictures": [], "notes": notes}
-    mine = [file for file in files if file.arm == arms[0]]
-    slides = owners(lake, mine)
+    arm_files = [file for file in files if file.arm == arms[0]]
+    slides = owners(lake, arm_files)
     pictures: list[Picture] = []
     for case in cases(run, arms[0]):
-        drawn, told = maps(lake, case, arms[0], mine, slides)
+        drawn, map_notes = maps(lake, case, arms[0], arm_files, slides)
         pictures += drawn
-        notes += told
+        notes += map_notes
     return {
         "arm": arms[0],
         "others": arms[1:],
-        "strips": strips(lake, run, arms[0], mine, slides),
+        "strips": strips(lake, run, arms[0], arm_files, slides),
         "pictures": pictures,
         "notes": notes,
     }

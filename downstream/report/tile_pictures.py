@@ -6,8 +6,7 @@ so that its plain value says how many tiles the patient has.
 Shape letters: N tiles.
 """
 
-from __future__ import annotations
-
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -16,12 +15,10 @@ import polars as pl
 from downstream.report.attention import read_tiles, weighs_alike
 from downstream.report.cases import groups
 from downstream.report.plots.plots_attention import attention_png
-from downstream.report.views.run_views import Picture
+from downstream.report.views.picture_sections import Picture
 from ingest.pages.slide_pictures import data_uri, decode_rgb, encode_jpeg, scaled
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from downstream.report.attention import AttentionFile
     from downstream.report.cases import Case
     from downstream.report.finished_run import Json, Run
@@ -44,12 +41,12 @@ class Strip:
     """
 
     title: str
-    tiles: list[Json] = field(default_factory=list)
+    tiles: list["Json"] = field(default_factory=list)
     damage: str = ""
 
 
 def strips(
-    lake: Lake, run: Run, arm: str, files: Sequence[AttentionFile], slides: pl.DataFrame
+    lake: "Lake", run: "Run", arm: str, files: Sequence["AttentionFile"], slides: pl.DataFrame
 ) -> list[Strip]:
     """The most and the least weighed tiles of each group.
 
@@ -63,16 +60,18 @@ def strips(
         slides: What `owners` gave.
     """
     of_group = dict(list(groups(run, arm).items())[:MOST_GROUPS])
-    found: dict[tuple[str, bool], list[pl.DataFrame]] = {}
+    strip_tiles: dict[tuple[str, bool], list[pl.DataFrame]] = {}
     for file in files:
         tiles = _relative(read_tiles(lake, file), slides)
         for name, patients in of_group.items():
-            mine = tiles.filter(pl.col("patient").is_in(patients))
+            group_tiles = tiles.filter(pl.col("patient").is_in(patients))
             for most in (True, False):
-                found.setdefault((name, most), []).append(_extreme(mine, _KEPT, most=most))
+                strip_tiles.setdefault((name, most), []).append(
+                    _extreme(group_tiles, _KEPT, most=most)
+                )
     return [
         _strip(lake, f"{name}, {'most' if most else 'least'} weighed", parts, most=most)
-        for (name, most), parts in found.items()
+        for (name, most), parts in strip_tiles.items()
     ]
 
 
@@ -91,7 +90,7 @@ def _extreme(tiles: pl.DataFrame, count: int, *, most: bool) -> pl.DataFrame:
     ).head(count)  # fmt: skip
 
 
-def _strip(lake: Lake, title: str, parts: Sequence[pl.DataFrame], *, most: bool) -> Strip:
+def _strip(lake: "Lake", title: str, parts: Sequence[pl.DataFrame], *, most: bool) -> Strip:
     chosen = _extreme(pl.concat(parts), MOST_TILES, most=most)
     jpegs, damage = tile_pictures(lake, chosen)
     tiles = [
@@ -107,7 +106,7 @@ def _strip(lake: Lake, title: str, parts: Sequence[pl.DataFrame], *, most: bool)
     return Strip(title=title, tiles=tiles, damage=damage)
 
 
-def tile_pictures(lake: Lake, tiles: pl.DataFrame) -> tuple[dict[int, str], str]:
+def tile_pictures(lake: "Lake", tiles: pl.DataFrame) -> tuple[dict[int, str], str]:
     """Pictures of some tiles as data URIs by tile_id, and why others can't be shown.
 
     Args:
@@ -116,7 +115,7 @@ def tile_pictures(lake: Lake, tiles: pl.DataFrame) -> tuple[dict[int, str], str]
     """
     from featurestore import DamageError, ShardReader
 
-    found: dict[int, str] = {}
+    picture_of: dict[int, str] = {}
     damage = ""
     for (slide_id, mpp), rows in tiles.group_by("slide_id", "mpp", maintain_order=True):
         place = lake.tiles_of(mpp=float(str(mpp)), slide_ids=[str(slide_id)])
@@ -128,11 +127,11 @@ def tile_pictures(lake: Lake, tiles: pl.DataFrame) -> tuple[dict[int, str], str]
             with ShardReader.of(lake.store, place.row(0, named=True)) as reader:
                 jpegs = reader.jpegs(keys)
             for key, jpeg in zip(keys.tolist(), jpegs, strict=True):
-                found[key] = data_uri(_small(bytes(jpeg)), "image/jpeg")
+                picture_of[key] = data_uri(_small(bytes(jpeg)), "image/jpeg")
         except DamageError as error:
             # a page with fewer pictures tells more than no page
             damage = str(error)
-    return found, damage
+    return picture_of, damage
 
 
 def _small(jpeg: bytes) -> bytes:
@@ -140,24 +139,24 @@ def _small(jpeg: bytes) -> bytes:
 
 
 def maps(
-    lake: Lake, case: Case, arm: str, files: Sequence[AttentionFile], slides: pl.DataFrame
+    lake: "Lake", case: "Case", arm: str, files: Sequence["AttentionFile"], slides: pl.DataFrame
 ) -> tuple[list[Picture], list[str]]:
     """A patient's slides under attention, those with most of it first, and what is not shown."""
     from featurestore import LakeError
 
-    mine = slides.filter(pl.col("patient") == case.patient)
+    patient_slides = slides.filter(pl.col("patient") == case.patient)
     file = next((one for one in files if one.fold == case.fold), None)
-    if file is None or mine.is_empty():
+    if file is None or patient_slides.is_empty():
         why = "no attention was kept of their fold" if file is None else "the lake has no slide"
         return [], [f"{case.title}: patient {case.patient} is not shown, {why} of theirs."]
-    tiles = read_tiles(lake, file, mine["slide_id"].to_list())
+    tiles = read_tiles(lake, file, patient_slides["slide_id"].to_list())
     if weighs_alike(tiles):
         return [], [f"{case.title}: every tile of patient {case.patient} weighs the same."]
     mass = tiles.group_by("slide_id").agg(pl.col("attention").cast(pl.Float64).sum())
     ordered = mass.sort("attention", "slide_id", descending=[True, False])
     pictures, notes = [], []
     for slide_id, share in ordered.head(_MOST_SLIDES).iter_rows():
-        row = mine.row(by_predicate=pl.col("slide_id") == slide_id, named=True)
+        row = patient_slides.row(by_predicate=pl.col("slide_id") == slide_id, named=True)
         try:
             src = _map(lake, row, tiles.filter(pl.col("slide_id") == slide_id))
         except LakeError as error:
@@ -175,7 +174,7 @@ def maps(
     return pictures, notes
 
 
-def _map_picture(case: Case, arm: str, slide_id: str, src: str, of_all: str) -> Picture:
+def _map_picture(case: "Case", arm: str, slide_id: str, src: str, of_all: str) -> Picture:
     tail = f"; {of_all}" if of_all else ""
     return Picture(
         src=src,
@@ -189,7 +188,7 @@ def _map_picture(case: Case, arm: str, slide_id: str, src: str, of_all: str) -> 
     )
 
 
-def _map(lake: Lake, slide: Json, tiles: pl.DataFrame) -> str | None:
+def _map(lake: "Lake", slide: "Json", tiles: pl.DataFrame) -> str | None:
     """The slide beside the slide under attention, or None without a thumbnail."""
     thumbnail = lake.pictures(slide["slide_id"])["thumbnail"]
     if thumbnail is None or not slide["width_px"]:
@@ -207,7 +206,7 @@ def _map(lake: Lake, slide: Json, tiles: pl.DataFrame) -> str | None:
     return data_uri(encode_jpeg(decode_rgb(drawn), sharp=True), "image/jpeg")
 
 
-def tile_side(lake: Lake, slide_id: str, mpp: float) -> int:
+def tile_side(lake: "Lake", slide_id: str, mpp: float) -> int:
     """Side of a slide's tiles at an mpp, in level-0 pixels.
 
     Raises:

@@ -3,16 +3,15 @@
 Runs in any process that can open the lake; Ray only brings the cell here.
 """
 
-from __future__ import annotations
-
 import io
 import time
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from downstream.run.cell_models import Patients, fit_member
-from downstream.run.prediction_rows import attention_table, rows_of
-from downstream.run.trials import settings_of
+from downstream.cells.cell_models import fit_member
+from downstream.cells.cell_patients import CellPatients
+from downstream.cells.prediction_rows import attention_table, rows_of
+from downstream.cells.trials import settings_of
 
 if TYPE_CHECKING:
     import polars as pl
@@ -21,7 +20,7 @@ if TYPE_CHECKING:
     from featurestore import Lake
 
 
-def run_cell(cell: Cell) -> float:
+def run_cell(cell: "Cell") -> float:
     """Open the lake, fit and store a cell.
 
     Returns:
@@ -32,7 +31,7 @@ def run_cell(cell: Cell) -> float:
     return fit_and_store(open_lake(cell.study.lake_uri, version=cell.study.lake_version), cell)
 
 
-def fit_and_store(lake: Lake, cell: Cell) -> float:
+def fit_and_store(lake: "Lake", cell: "Cell") -> float:
     """Fit a cell and store it in the run's folder.
 
     A model is trained on each inner split; test predictions are the mean of theirs, and a
@@ -44,7 +43,7 @@ def fit_and_store(lake: Lake, cell: Cell) -> float:
     from featurestore.storage import json_bytes, sealed
 
     start = time.perf_counter()
-    patients = Patients(lake, cell, settings=settings_of(lake, cell))
+    patients = CellPatients(lake, cell, settings=settings_of(lake, cell))
     members = [fit_member(patients, split) for split in cell.splits]
     if cell.softens:
         patients.soften(members, cell.study.settings.soft_labels)
@@ -61,13 +60,13 @@ def fit_and_store(lake: Lake, cell: Cell) -> float:
         "seconds": seconds,
         "rows": rows,
         "settings": asdict(patients.settings),
-        "members": [member.told for member in members],
+        "members": [member.training_record for member in members],
     }
     lake.write_bytes(cell.path, json_bytes(sealed(content, {})))
     return seconds
 
 
-def parquet_bytes(frame: pl.DataFrame) -> bytes:
+def parquet_bytes(frame: "pl.DataFrame") -> bytes:
     """A table as the bytes of a Parquet file."""
     buffer = io.BytesIO()
     frame.write_parquet(buffer)

@@ -3,12 +3,12 @@
 Shape letters: P patients, C labels, K columns.
 """
 
-from __future__ import annotations
-
 from collections import Counter
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from downstream.cohorts.outcomes import (
     class_labels,
@@ -16,40 +16,40 @@ from downstream.cohorts.outcomes import (
     multilabel_labels,
     regression_labels,
 )
-from downstream.run.study import StudyError
+from downstream.run.model_tables import AGGREGATORS
+from downstream.run.study_errors import StudyError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from numpy.typing import NDArray
-
     from downstream.cohorts.cohort import Cohort
     from downstream.run.fit_settings import MilSettings
     from downstream.run.study import Outcome
-    from downstream.splits.plans import Plan
+    from downstream.splits.fold_plan import Plan
 
 
-def check_models(models: Sequence[str], known: Sequence[str], mpps: Sequence[float]) -> None:
+def check_models(models: Sequence[str], allowed: Collection[str], mpps: Sequence[float]) -> None:
     """Refuse models that there are not, or that do not take these mpps.
 
     Raises:
         StudyError: No model, an unknown one, one named twice, or several mpps for another model
             than `hierarchical`.
     """
-    wrong = [name for name in models if name not in known or list(models).count(name) > 1]
+    wrong = [name for name in models if name not in allowed or list(models).count(name) > 1]
     if wrong or not models:
-        msg = f"models {', '.join(models) or 'none'}; name each once, of {', '.join(sorted(known))}"
-        raise StudyError(msg)
-    several = [name for name in models if (name == "hierarchical") != (len(mpps) > 1)]
-    if several:
         msg = (
-            f"{several[0]!r} with mpps {', '.join(map(str, mpps))}; hierarchical takes several "
-            "nested ones, such as 0.5 and 2.0, and all other models one"
+            f"models {', '.join(models) or 'none'}; name each once, of {', '.join(sorted(allowed))}"
+        )
+        raise StudyError(msg)
+    several = [name for name, entry in AGGREGATORS.items() if entry.several_mpps]
+    unfit = [name for name in models if (name in several) != (len(mpps) > 1)]
+    if unfit:
+        msg = (
+            f"{unfit[0]!r} with mpps {', '.join(map(str, mpps))}; {', '.join(several)} takes "
+            "several nested ones, such as 0.5 and 2.0, and all other models one"
         )
         raise StudyError(msg)
 
 
-def check_tails(settings: MilSettings, task: str, plan: Plan) -> None:
+def check_tails(settings: "MilSettings", task: str, plan: "Plan") -> None:
     """Refuse what needs classes, or several inner splits, without them.
 
     Raises:
@@ -68,9 +68,9 @@ def check_tails(settings: MilSettings, task: str, plan: Plan) -> None:
 
 
 def read_target(
-    cohort: Cohort, columns: Sequence[str], task: str
-) -> tuple[Outcome, list[str], NDArray[np.float64]]:
-    """What is predicted, its classes, and the outcomes [P, K]."""
+    cohort: "Cohort", columns: Sequence[str], task: str
+) -> "tuple[Outcome, list[str], NDArray[np.float64]]":
+    """Return the task, the names of its classes, and the outcomes [P, K]."""
     if len(columns) > 1 or task == "multilabel":
         names, label_PC = multilabel_labels(cohort.patients, columns)
         return "multilabel", names, label_PC.astype(np.float64)
@@ -78,18 +78,18 @@ def read_target(
     if kind == "regression":
         return "regression", [], regression_labels(cohort.patients, columns[0])[:, None]
     classes, label = class_labels(cohort.patients, columns[0])
-    found: Outcome = "binary" if len(classes) == 2 else "multiclass"
-    if kind not in {"binary", "multiclass"} or (kind == "binary" and found != "binary"):
+    class_task: Outcome = "binary" if len(classes) == 2 else "multiclass"
+    if kind not in {"binary", "multiclass"} or (kind == "binary" and class_task != "binary"):
         msg = (
             f"task {task!r} of {columns[0]!r} with {len(classes)} values; it is one of auto, "
             "binary (two values), multiclass, multilabel, regression"
         )
         raise StudyError(msg)
-    return found, classes, label.astype(np.float64)[:, None]
+    return class_task, classes, label.astype(np.float64)[:, None]
 
 
-def strata_of(task: Outcome, outcome: NDArray[np.float64], *, folds: int) -> list[Any]:
-    """What folds are stratified by: the class, the combination of labels, quarters of a number.
+def strata_of(task: "Outcome", outcome: NDArray[np.float64], *, folds: int) -> list[Any]:
+    """Return the strata of folds: the class, the combination of labels, or quarters of a number.
 
     Fewer parts of a number where a quarter would not fill all folds twice.
     """
@@ -104,7 +104,7 @@ def strata_of(task: Outcome, outcome: NDArray[np.float64], *, folds: int) -> lis
 
 
 def common_combinations(label_PC: NDArray[np.float64], *, least: int) -> list[str]:
-    """Each patient's combination of labels; rare ones are one stratum together.
+    """Return the combination of labels of each patient; rare ones share one stratum.
 
     Are they too few for that too, they join the commonest one.
 
@@ -121,7 +121,7 @@ def common_combinations(label_PC: NDArray[np.float64], *, least: int) -> list[st
 
 
 def event_strata(event_P: NDArray[np.bool_], *, folds: int) -> list[int]:
-    """What folds of a survival analysis are stratified by: the event, unless few are censored.
+    """Return the strata of survival folds: the event, unless few patients are censored.
 
     A handful of censored patients cannot be in every part, and need not be.
 

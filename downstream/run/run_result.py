@@ -4,8 +4,6 @@
 then `result.json`, which marks a finished run, and a page made of these, `report.html`.
 """
 
-from __future__ import annotations
-
 from dataclasses import asdict
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -56,7 +54,7 @@ _SCHEMA: dict[str, dict[str, Any]] = {
 }
 
 
-def find_result(lake: Lake, run: str) -> dict[str, Any] | None:
+def find_result(lake: "Lake", run: str) -> dict[str, Any] | None:
     """Return the result of a run, or None while it is not finished.
 
     Raises:
@@ -69,12 +67,12 @@ def find_result(lake: Lake, run: str) -> dict[str, Any] | None:
 
 
 def write_result(
-    lake: Lake,
+    lake: "Lake",
     run: str,
     result: dict[str, Any],
     files: dict[str, bytes],
     *,
-    written: Mapping[str, bytes] = MappingProxyType({}),
+    written: "Mapping[str, bytes]" = MappingProxyType({}),
 ) -> dict[str, Any]:
     """Write the files of a run, and last `result.json` with their checksums: it is finished then.
 
@@ -97,7 +95,7 @@ def write_result(
     return whole
 
 
-def collect(lake: Lake, study: Study, cohort: Cohort) -> dict[str, Any]:
+def collect(lake: "Lake", study: "Study", cohort: "Cohort") -> dict[str, Any]:
     """Put the finished cells of a run together and store its result.
 
     Args:
@@ -151,8 +149,8 @@ def collect(lake: Lake, study: Study, cohort: Cohort) -> dict[str, Any]:
     return write_result(lake, study.run, result, files, written=attention)
 
 
-def _predictions(study: Study, rows: list[dict[str, Any]]) -> pl.DataFrame:
-    """All predictions; survival gets `rank`, the risk made comparable over folds."""
+def _predictions(study: "Study", rows: list[dict[str, Any]]) -> pl.DataFrame:
+    """Return the predictions of all cells; survival gets `rank`, a risk comparable over folds."""
     frame = pl.DataFrame(rows, schema={**_KEYS, **_SCHEMA[study.task]})
     frame = frame.sort("arm", "part", "patient_id", "repeat", "seed", "fold")
     return _ranked(frame) if study.task == "survival" else frame
@@ -166,34 +164,34 @@ def _ranked(frame: pl.DataFrame) -> pl.DataFrame:
     return frame.with_columns(pl.Series("rank", ranks))
 
 
-def _metric(study: Study, part: pl.DataFrame) -> dict[str, Any]:
-    """All measures of one arm as JSON, the main one on top."""
-    found = {scored.measure: scored for scored in score(study, part)}
+def _metric(study: "Study", part: pl.DataFrame) -> dict[str, Any]:
+    """Return all measures of one arm as JSON, the main one on top."""
+    scored_by_name = {scored.measure: scored for scored in score(study, part)}
     measures = {
         name: {
             "higher_is_better": scored.higher_is_better,
             **(asdict(scored.interval) if scored.interval else {"undefined": scored.why}),
         }
-        for name, scored in found.items()
+        for name, scored in scored_by_name.items()
     }
     main = MAIN[study.task]
-    if found[main].interval is None:
+    if scored_by_name[main].interval is None:
         return {"metric": main, "estimate": None, "low": None, "high": None, "measures": measures}
     return {"metric": main, **measures[main], "measures": measures}
 
 
-def _coverage(study: Study, predictions: pl.DataFrame) -> dict[str, Any]:
-    """Of each arm of a run of classes, see `coverage_at`."""
+def _coverage(study: "Study", predictions: pl.DataFrame) -> dict[str, Any]:
+    """Return the coverage of each arm of a run of classes, see `coverage_at`."""
     if study.task not in {"binary", "multiclass"}:
         return {}
-    found = {}
+    coverage_of_arm = {}
     for arm in study.arms:
         rows = predictions.filter(pl.col("arm") == arm.name)
-        found[arm.name] = coverage_at(study, rows, target=study.accuracy)
-    return {name: value for name, value in found.items() if value is not None}
+        coverage_of_arm[arm.name] = coverage_at(study, rows, target=study.accuracy)
+    return {name: value for name, value in coverage_of_arm.items() if value is not None}
 
 
-def _curve_times(study: Study) -> list[float]:
+def _curve_times(study: "Study") -> list[float]:
     if study.task != "survival":
         return []
     return [float(time) for time in study_times(study)]

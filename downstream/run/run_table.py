@@ -1,7 +1,6 @@
 """Every measure of every finished run of a lake, one row each: what a paper's table is made of."""
 
-from __future__ import annotations
-
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import polars as pl
@@ -9,8 +8,6 @@ import polars as pl
 from downstream.run.run_result import find_result
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from featurestore import Lake
 
 SCHEMA: dict[str, Any] = {
@@ -35,7 +32,7 @@ SCHEMA: dict[str, Any] = {
 }
 
 
-def run_table(lake: Lake) -> pl.DataFrame:
+def run_table(lake: "Lake") -> pl.DataFrame:
     """One row a run, arm and measure.
 
     `run` ends in the hash of all that decided it (settings, patients, splits); `estimate`, `low`
@@ -53,23 +50,23 @@ def run_table(lake: Lake) -> pl.DataFrame:
         if (result := find_result(lake, name)) is not None
         for row in _rows(name, result)
     ]
-    found = pl.DataFrame(rows, schema=SCHEMA)
-    return found.sort("run", "arm", "main", "measure", descending=[False, False, True, False])
+    table = pl.DataFrame(rows, schema=SCHEMA)
+    return table.sort("run", "arm", "main", "measure", descending=[False, False, True, False])
 
 
 def _rows(run: str, result: dict[str, Any]) -> Iterator[dict[str, Any]]:
     shared = {name: result.get(name) for name in SCHEMA if name in result}
     shared["seed"] = result.get("config", {}).get("seed")
     for arm, metric in result.get("metrics", {}).items():
-        about = result.get("arms", {}).get(arm, {})
+        arm_entry = result.get("arms", {}).get(arm, {})
         for measure, value in metric.get("measures", {}).items():
             limits = {name: value.get(name) for name in ("estimate", "low", "high")}
             yield {
                 **shared,
                 "run": run,
                 "arm": arm,
-                "features": about.get("features"),
-                "model": about.get("model"),
+                "features": arm_entry.get("features"),
+                "model": arm_entry.get("model"),
                 "measure": measure,
                 "main": measure == metric.get("metric"),
                 **limits,

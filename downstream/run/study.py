@@ -5,40 +5,33 @@ The name of a run is a hash of everything that decides its result, so the same q
 answer again, and a killed run its finished cells.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import re
 from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from downstream.run.feature_bags import teachers_of
-from downstream.run.fit_settings import POOLED, PROBES
+from downstream.run.model_tables import AGGREGATORS
+from downstream.run.study_errors import StudyError
 from downstream.splits.split import LeakageError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
-
-    from numpy.typing import NDArray
-
     from downstream.run.fit_settings import MilSettings, SurvivalSettings
+    from downstream.run.study_spec import Kind
     from downstream.splits.folds import Split
 
 FORMAT = 3
 """Version of what a run's folder holds and of how results come about; part of the hash, raised when
 either changes."""
 
-Kind = Literal["mil", "survival"]
 Outcome = Literal["binary", "multiclass", "multilabel", "regression", "survival"]
-
-
-class StudyError(ValueError):
-    """Options of a run that do not make sense."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,7 +84,7 @@ class Study:
         head: What a MIL model of survival predicts: `hazards` or `cox`; empty otherwise.
         reference: Arm that the others are compared with.
         margin: How much worse than the reference still counts as not worse; None for no such test.
-        search: Draws of settings that are tried in each fold; 0 for none.
+        tune: Draws of settings that are tried in each fold; 0 for none.
         accuracy: Of a classification: what is asked of the patients that it answers for.
         labels_sha256: Hash of the label file.
         identities: Feature set -> what identifies its content in this lake.
@@ -103,14 +96,14 @@ class Study:
         LeakageError: A slide is of two patients.
     """
 
-    kind: Kind
+    kind: "Kind"
     task: Outcome
     lake_uri: str
     lake_version: int
     features: tuple[str, ...]
     models: tuple[str, ...]
     mpps: tuple[float, ...]
-    splits: tuple[Split, ...]
+    splits: tuple["Split", ...]
     seeds: int
     seed: int
     columns: tuple[str, ...]
@@ -118,12 +111,12 @@ class Study:
     head: str
     reference: str
     margin: float | None
-    search: int
+    tune: int
     accuracy: float
     labels_sha256: str
     identities: dict[str, str]
-    settings: MilSettings
-    pooled: SurvivalSettings | None
+    settings: "MilSettings"
+    pooled: "SurvivalSettings | None"
     patients: tuple[Patient, ...]
 
     def __post_init__(self) -> None:
@@ -139,7 +132,7 @@ class Study:
 
     @property
     def config(self) -> dict[str, Any]:
-        """What decides the result apart from the patients, as JSON; not where the lake lies."""
+        """Return what decides the result apart from the patients, as JSON; not the lake's place."""
         return {
             "format": FORMAT,
             "task": self.task,
@@ -153,7 +146,7 @@ class Study:
             "head": self.head,
             "reference": self.reference,
             "margin": self.margin,
-            "search": self.search,
+            "search": self.tune,
             "accuracy": self.accuracy,
             "labels_sha256": self.labels_sha256,
             "identities": self.identities,
@@ -188,11 +181,11 @@ class Study:
         """(repeat, fold) of every test, in order."""
         return tuple(dict.fromkeys((split.repeat, split.fold) for split in self.splits))
 
-    def inner(self, repeat: int, fold: int) -> tuple[Split, ...]:
+    def inner(self, repeat: int, fold: int) -> tuple["Split", ...]:
         """The splits of one test."""
         return tuple(s for s in self.splits if (s.repeat, s.fold) == (repeat, fold))
 
-    def cells(self) -> list[Cell]:
+    def cells(self) -> list["Cell"]:
         """Every arm on every fold with every seed."""
         return [
             Cell(study=self, arm=arm, repeat=repeat, fold=fold, seed=seed)
@@ -221,14 +214,14 @@ class Cell:
     seed: int
 
     @property
-    def splits(self) -> tuple[Split, ...]:
+    def splits(self) -> tuple["Split", ...]:
         """The inner splits; a model is trained on each, and their predictions are averaged."""
         return self.study.inner(self.repeat, self.fold)
 
     @property
     def is_mil(self) -> bool:
         """Whether its model takes bags."""
-        return self.arm.model not in (*PROBES, *POOLED)
+        return self.arm.model in AGGREGATORS
 
     @property
     def softens(self) -> bool:
@@ -263,7 +256,7 @@ class Cell:
         return f"runs/{self.study.run}/attention/{self.stem}.parquet"
 
     def random_seed(self, inner: int) -> int:
-        """Of one training; arms share it, so that they differ in features and model only."""
+        """Return the seed of one training; arms share it, so that they differ in nothing else."""
         content = [self.study.seed, self.seed, self.repeat, self.fold, inner]
         return int(np.random.SeedSequence(content).generate_state(1)[0])
 
@@ -274,7 +267,7 @@ def outcomes(patients: Iterable[Patient]) -> NDArray[np.float64]:
 
 
 def arm_name(features: str, model: str, models: Sequence[str]) -> str:
-    """How an arm is called.
+    """Return the name of an arm.
 
     >>> arm_name("uni2", "abmil", ["abmil"]), arm_name("uni2", "abmil", ["abmil", "mean"])
     ('uni2', 'uni2 / abmil')

@@ -1,52 +1,20 @@
 """How the patients of a run are split: folds, sites, repetitions, few shots, or a user's file."""
 
-from __future__ import annotations
-
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from downstream.splits.folds import few_shot, leave_site_out, nested_folds, with_validation
 from downstream.splits.split import SplitError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from downstream.cohorts.cohort import Cohort
+    from downstream.splits.fold_plan import Plan
     from downstream.splits.folds import Split
 
 
-@dataclass(frozen=True, kw_only=True)
-class Plan:
-    """Splits to make, or to read.
-
-    Attributes:
-        folds: Outer folds.
-        inner: Inner splits of each: 1 for one validation part; with more a model is trained on each
-            and their predictions are averaged.
-        repeats: Repetitions with other folds.
-        sites: Column of the site, `tcga` to read it off TCGA barcodes, or None; each site is the
-            test once.
-        file: A split file or folder, see `split_files.read_splits`; the other settings do not count
-            then, but `shots`.
-        shots: Training patients of each class; None for all.
-    """
-
-    folds: int = 5
-    inner: int = 1
-    repeats: int = 1
-    sites: str | None = None
-    file: str | None = None
-    shots: int | None = None
-
-    @property
-    def columns(self) -> list[str]:
-        """Columns of the label table that it needs."""
-        return [] if self.sites is None or self.sites == "tcga" else [self.sites]
-
-
 def make_splits(
-    plan: Plan, cohort: Cohort, labels: Sequence[Any], *, seed: int
-) -> tuple[Split, ...]:
+    plan: "Plan", cohort: "Cohort", labels: Sequence[Any], *, seed: int
+) -> tuple["Split", ...]:
     """The splits of a cohort.
 
     Args:
@@ -77,18 +45,19 @@ def make_splits(
     return tuple(splits)
 
 
-def _from_file(file: str, cohort: Cohort, label_of: dict[str, Any], seed: int) -> list[Split]:
+def _from_file(file: str, cohort: "Cohort", label_of: dict[str, Any], seed: int) -> list["Split"]:
     """A user's splits; who is in none of them is an error, not a smaller cohort."""
     from downstream.splits.split_files import read_splits
 
-    found = read_splits(file, cohort)
-    if found.surplus:
+    file_splits = read_splits(file, cohort)
+    if file_splits.surplus:
         msg = (
-            f"{len(found.surplus)} labelled patients are in no split of {file!r}, for example "
-            f"{', '.join(found.surplus[:5])}; add them, or take them out of the labels"
+            f"{len(file_splits.surplus)} labelled patients are in no split of {file!r}, for "
+            f"example {', '.join(file_splits.surplus[:5])}; add them, or take them out of the "
+            "labels"
         )
         raise SplitError(msg)
     return [
         split if split.validation else with_validation(split, label_of, seed=seed)
-        for split in found.splits
+        for split in file_splits.splits
     ]

@@ -3,10 +3,10 @@
 CLAM's folder, Patho-Bench's and STAMP's tables, and the table that a run keeps of its own splits.
 """
 
-from __future__ import annotations
-
 import re
+from collections.abc import Mapping
 from dataclasses import replace
+from os import PathLike
 from typing import TYPE_CHECKING
 
 import polars as pl
@@ -21,9 +21,6 @@ from downstream.splits.split_tables import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-    from os import PathLike
-
     from fsspec import AbstractFileSystem
 
     from downstream.cohorts.cohort import Cohort
@@ -39,7 +36,7 @@ _ALLOWED = (
 )
 
 
-def read_splits(path: str | PathLike[str], cohort: Cohort) -> FoldTable:
+def read_splits(path: str | PathLike[str], cohort: "Cohort") -> FoldTable:
     """The folds that a user wants, on the patients of a cohort.
 
     A fold may have no validation part (STAMP's never have): `with_validation` takes one from the
@@ -67,16 +64,16 @@ def read_splits(path: str | PathLike[str], cohort: Cohort) -> FoldTable:
     distinct = cohort.distinct_ids
     try:
         with tables_raise(SplitError):
-            form, found = _read(str(path), slides, distinct=distinct)
+            form, splits = _read(str(path), slides, distinct=distinct)
     except (SplitError, LeakageError) as error:
         msg = f"splits {str(path)!r}: {error}"
         raise type(error)(msg) from error
-    note = f"splits are read as {form}, {len(found.splits)} of them"
-    return replace(found, notes=(note, *found.notes))
+    note = f"splits are read as {form}, {len(splits.splits)} of them"
+    return replace(splits, notes=(note, *splits.notes))
 
 
 def _read(path: str, slides: Mapping[str, str], *, distinct: bool) -> tuple[str, FoldTable]:
-    """What form it has, and the splits."""
+    """Return the form of a split file, and its splits."""
     import fsspec
 
     files, root = fsspec.core.url_to_fs(path)
@@ -91,7 +88,7 @@ def _read(path: str, slides: Mapping[str, str], *, distinct: bool) -> tuple[str,
 
 
 def _folder(
-    files: AbstractFileSystem, root: str, slides: Mapping[str, str], *, distinct: bool
+    files: "AbstractFileSystem", root: str, slides: Mapping[str, str], *, distinct: bool
 ) -> tuple[str, FoldTable]:
     """CLAM's folder, or one that holds a single one of the other files."""
     names = sorted(str(entry).rpartition("/")[2] for entry in files.ls(root, detail=False))
@@ -134,23 +131,23 @@ def _file(
     raise SplitError(msg)
 
 
-def _ours(table: UserTable, slides: Mapping[str, str], *, distinct: bool) -> FoldTable:
+def _ours(table: "UserTable", slides: Mapping[str, str], *, distinct: bool) -> FoldTable:
     """Return the splits of a run on the patients that there are."""
     from featurestore.usertables import refuse_near_others
 
     numbers = [table.integers(name).alias(name) for name in ("repeat", "fold", "inner")]
     texts = [table.texts(name).alias(name) for name in ("part", "patient_id")]
     rows = pl.DataFrame([*numbers, *texts])
-    known, named = set(slides.values()), set(rows["patient_id"].drop_nulls())
+    lake_patients, named = set(slides.values()), set(rows["patient_id"].drop_nulls())
     if not distinct:
-        refuse_near_others(named - known, known, "splits", "the cohort")
-    splits = from_table(rows.filter(pl.col("patient_id").is_in(known)))
+        refuse_near_others(named - lake_patients, lake_patients, "splits", "the cohort")
+    splits = from_table(rows.filter(pl.col("patient_id").is_in(lake_patients)))
     if not splits:
         msg = "none of its patients is in the cohort"
         raise SplitError(msg)
     return FoldTable(
         splits=tuple(splits),
-        missing=tuple(sorted(named - known)),
-        surplus=tuple(sorted(known - named)),
+        missing=tuple(sorted(named - lake_patients)),
+        surplus=tuple(sorted(lake_patients - named)),
         notes=table.notes,
     )

@@ -29,26 +29,30 @@ from downstream import (
     SurvivalSettings,
     nested_folds,
     run_mil,
+    run_study,
+    run_survival,
+    saved_spec,
 )
+from downstream.cells.cell_models import fit_member
+from downstream.cells.cell_patients import CellPatients
+from downstream.cells.trials import trials_of
 from downstream.report.finished_run import read_run
-from downstream.run.cell_models import Patients, fit_member
 from downstream.run.cells import fit_and_store
 from downstream.run.execution import execute
-from downstream.run.fit_settings import MIL, POOLED, PROBES
 from downstream.run.label_targets import check_models
+from downstream.run.model_tables import AGGREGATORS, POOLED, PROBES, load, models_of, trainer_of
 from downstream.run.run_result import find_result
 from downstream.run.run_table import run_table
-from downstream.run.study import Cell, Kind, Patient, Study, check_features
-from downstream.run.trials import trials_of
+from downstream.run.study import Cell, Patient, Study, check_features
+from downstream.run.study_spec import Kind
 from downstream.splits.split_tables import from_table
-from downstream.survival.pooled_models import POOLED as POOLED_SPECS
 from featurestore import DamageError, Lake, LakeError, verify
 from tests.downstream.test_downstream_bags import MPP, PATIENTS, build, planted
 
 
 @pytest.fixture(autouse=True, scope="module")
 def one_thread() -> Iterator[None]:
-    """As in a Ray task."""
+    """Compute on one thread, as a Ray task does."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -95,7 +99,7 @@ def study(lake: Lake, kind: Kind = "mil", **changes: Any) -> Study:  # noqa: ANN
         head="" if kind == "mil" else "hazards",
         reference="good",
         margin=None,
-        search=0,
+        tune=0,
         accuracy=0.95,
         labels_sha256="0",
         identities={},
@@ -119,7 +123,7 @@ class Inline:
     def __call__(
         self, run: Callable[[Any], float], tasks: Sequence[Any], *, title: str, finished: int
     ) -> None:
-        assert title in {"search", "mil", "survival"}
+        assert title in {"tune", "mil", "survival"}
         self.calls.append((len(tasks), finished))
         for task in tasks[: self.most]:
             run(task)
@@ -133,8 +137,8 @@ def table(lake: Lake, run: str, name: str) -> pl.DataFrame:
 
 def rows(lake: Lake, cell: Cell) -> list[dict[str, Any]]:
     fit_and_store(lake, cell)
-    found: list[dict[str, Any]] = json.loads(lake.read_bytes(cell.path))["rows"]
-    return found
+    answer: list[dict[str, Any]] = json.loads(lake.read_bytes(cell.path))["rows"]
+    return answer
 
 
 @pytest.mark.parametrize(
@@ -151,11 +155,11 @@ def test_a_test_patient_changes_nobody_elses_prediction(
     for slide in victim.slide_ids:
         features["good"][slide][:] = 50.0
     poisoned = build(tmp_path / "lake", features)
-    clean, found = (rows(where, cell) for where in (lake, poisoned))
-    assert [row for row in found if row["patient_id"] != victim.patient_id] == [
+    clean, changed = (rows(where, cell) for where in (lake, poisoned))
+    assert [row for row in changed if row["patient_id"] != victim.patient_id] == [
         row for row in clean if row["patient_id"] != victim.patient_id
     ]
-    assert found != clean
+    assert changed != clean
 
 
 def test_labels_of_test_patients_change_no_prediction(lake: Lake) -> None:
@@ -167,8 +171,8 @@ def test_labels_of_test_patients_change_no_prediction(lake: Lake) -> None:
         for p in cell.study.patients
     )
     other = replace(cell, study=replace(cell.study, patients=flipped))
-    seen = ("score", "threshold", "probabilities")
-    one, two = ([[row[key] for key in seen] for row in rows(lake, c)] for c in (cell, other))
+    columns = ("score", "threshold", "probabilities")
+    one, two = ([[row[key] for key in columns] for row in rows(lake, c)] for c in (cell, other))
     assert one == two
 
 
@@ -203,10 +207,10 @@ def test_mil_run(lake: Lake) -> None:
     assert first["estimate"] == result["metrics"]["good"]["estimate"]
     assert (first["measure"], first["model"], first["seed"]) == ("auroc", "abmil", 0)
     assert first["lake_version"] == lake.version
-    told = result["coverage"]["good"]
-    assert told["target"] == 0.95
-    assert 0 <= told["coverage"] <= 1
-    assert told["aurc"] >= told["optimal_aurc"]
+    coverage = result["coverage"]["good"]
+    assert coverage["target"] == 0.95
+    assert 0 <= coverage["coverage"] <= 1
+    assert coverage["aurc"] >= coverage["optimal_aurc"]
     assert from_table(table(lake, made.run, "splits")) == list(made.splits)
     # every test patient's threshold is its fold's, from validation patients alone
     folds = predictions.group_by("arm", "fold").agg(pl.col("threshold").n_unique())
@@ -297,7 +301,7 @@ def test_inner_splits_are_an_ensemble(lake: Lake) -> None:
 
 def test_a_search_takes_the_settings_with_the_least_validation_loss(lake: Lake) -> None:
     made = study(lake, features=("good",), models=("abmil", "linear"), reference="good / abmil",
-                 search=3)  # fmt: skip
+                 tune=3)  # fmt: skip
     with pytest.raises(KeyboardInterrupt):
         execute(lake, made, COHORT, Inline(lake, most=4))
     second = Inline(lake)
@@ -311,16 +315,16 @@ def test_a_search_takes_the_settings_with_the_least_validation_loss(lake: Lake) 
             assert len({json.dumps(one["settings"]) for one in tried}) == 3
             assert tried[0]["settings"] == asdict(made.settings)
             assert used == min(tried, key=lambda one: one["loss"])["settings"]
-    assert replace(made, search=0).run != made.run
+    assert replace(made, tune=0).run != made.run
 
 
 def test_soft_labels_are_of_models_that_have_not_seen_the_patient(lake: Lake) -> None:
-    """And the models that are trained on them are other ones."""
+    """The models that are trained on soft labels are other ones, too."""
     ids, label = [f"p{p:02d}" for p in range(PATIENTS)], [p % 2 for p in range(PATIENTS)]
     splits = tuple(nested_folds(ids, label, folds=2, inner=2, seed=0))
     made = study(lake, features=("good",), splits=splits)
     cell = made.cells()[0]
-    patients = Patients(lake, cell, settings=made.settings)
+    patients = CellPatients(lake, cell, settings=made.settings)
     members = [fit_member(patients, split) for split in cell.splits]
     patients.soften(members, 0.4)
     for member in members:
@@ -422,15 +426,25 @@ def test_feature_sets_are_checked(features: list[str]) -> None:
 
 
 def test_models_are_checked() -> None:
-    check_models(["abmil", "linear"], (*MIL, *PROBES), [0.5])
-    check_models(["hierarchical"], MIL, [0.5, 2.0])
+    check_models(["abmil", "linear"], (*AGGREGATORS, *PROBES), [0.5])
+    check_models(["hierarchical"], AGGREGATORS, [0.5, 2.0])
     for names, mpps in ((["abmill"], [0.5]), ([], [0.5]), (["abmil"] * 2, [0.5])):
         with pytest.raises(StudyError, match="name each once, of abmil"):
-            check_models(names, MIL, mpps)
+            check_models(names, AGGREGATORS, mpps)
     for name, mpps in (("hierarchical", [0.5]), ("abmil", [0.5, 2.0])):
         with pytest.raises(StudyError, match="hierarchical takes several"):
-            check_models([name], MIL, mpps)
-    assert set(POOLED) == set(POOLED_SPECS)
+            check_models([name], AGGREGATORS, mpps)
+
+
+def test_every_model_of_the_tables_is_there() -> None:
+    for entry in (*AGGREGATORS.values(), *PROBES.values(), *POOLED.values()):
+        assert callable(load(entry.loader))
+        assert entry.summary
+    assert models_of("mil").keys() == {*AGGREGATORS, *PROBES}
+    assert models_of("survival").keys() == {*AGGREGATORS, *POOLED}
+    assert trainer_of("mil", "knn") != trainer_of("mil", "abmil")
+    with pytest.raises(StudyError, match="a mil study has abmil, clam_mb"):
+        trainer_of("mil", "cox")
 
 
 def test_options_are_checked_before_ray_starts(
@@ -445,12 +459,32 @@ def test_options_are_checked_before_ray_starts(
         run_mil(lake.uri, labels, "tumour", ["good", "uni"], mpps=[MPP])
 
 
+def test_a_run_keeps_the_settings_that_start_another(
+    lake: Lake, labels: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def name(lake: Lake, study: Study, cohort: Cohort, run_tasks: Any) -> dict[str, Any]:  # noqa: ANN401
+        return {"run": study.run}
+
+    monkeypatch.setattr("downstream.run.run_study.execute", name)
+    ids = {"patient_column": "patient_id"}
+    first = run_mil(lake.uri, labels, "tumour", ["good"], mpps=[MPP], ids=ids, tune=2)["run"]
+    spec = saved_spec(lake, first)
+    assert (spec.labels.table, spec.labels.patient_column) == (str(labels), "patient_id")
+    assert (spec.labels.target, spec.models.tune) == (("tumour",), 2)
+    assert run_study(lake.uri, spec)["run"] == first
+    second = run_survival(lake.uri, labels, "months", "dead", ["good"], mpps=[MPP])["run"]
+    assert run_study(lake.uri, saved_spec(lake, second))["run"] == second
+    with pytest.raises(StudyError, match="name a run"):
+        saved_spec(lake, "mil-none")
+
+
 def test_the_door_is_sorted_and_light() -> None:
     assert downstream.__all__ == sorted(downstream.__all__)
     assert all(hasattr(downstream, name) for name in downstream.__all__)
     code = (
-        "import sys, downstream; heavy = {'torch', 'ray', 'lance', 'sklearn', 'sksurv', "
-        "'matplotlib', 'scipy'} & set(sys.modules); assert not heavy, heavy"
+        "import sys, downstream, downstream.run.study_spec; heavy = {'torch', 'ray', "
+        "'lance', 'sklearn', 'sksurv', 'matplotlib', 'scipy', 'polars', 'numpy'} & "
+        "set(sys.modules); assert not heavy, heavy"
     )
     subprocess.run(
         [sys.executable, "-c", code], check=True, cwd=Path(downstream.__path__[0]).parent

@@ -3,21 +3,20 @@
 Shape letters: P patients, G groups.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from downstream.measures.class_measures import UndefinedMetricError
 from downstream.report.plots.plots_base import COLOURS, new_figure, plain, shortened, to_png
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from numpy.typing import NDArray
 
-    Floats = NDArray[np.float64]
+Floats = NDArray[np.float64]
+
 
 _LEAST_IN_GROUP, _MOST_GROUPS = 15, 5
 _RISK_TIMES = 5
@@ -28,15 +27,15 @@ class Groups:
     """Survival at a time, said and observed, in groups by what is said.
 
     Attributes:
-        said: [G] mean predicted survival.
-        found: [G] Kaplan-Meier estimate; NaN where nobody was followed that long.
+        predicted: [G] mean predicted survival.
+        observed: [G] Kaplan-Meier estimate; NaN where nobody was followed that long.
         low: [G] lower 95 % limit (log-log).
         high: [G] upper 95 % limit.
         patients: [G].
     """
 
-    said: Floats
-    found: Floats
+    predicted: Floats
+    observed: Floats
     low: Floats
     high: Floats
     patients: NDArray[np.int64]
@@ -92,8 +91,8 @@ def survival_groups(
     parts = np.array_split(np.argsort(said_P, kind="stable"), number)
     observed = np.array([_observed(time_P[part], event_P[part], at) for part in parts])
     return Groups(
-        said=np.array([said_P[part].mean() for part in parts]),
-        found=observed[:, 0],
+        predicted=np.array([said_P[part].mean() for part in parts]),
+        observed=observed[:, 0],
         low=observed[:, 1],
         high=observed[:, 2],
         patients=np.array([len(part) for part in parts]),
@@ -126,8 +125,8 @@ def survival_calibration_png(groups: Groups, *, title: str = "", at: str = "") -
     """
     figure, axes = new_figure(4.6, 4.4)
     axes.plot([0, 1], [0, 1], color="0.7", linewidth=1, linestyle="--")
-    axes.vlines(groups.said, groups.low, groups.high, color=COLOURS[0], linewidth=2, alpha=0.6)
-    axes.plot(groups.said, groups.found, color=COLOURS[0], marker="o", linewidth=1)
+    axes.vlines(groups.predicted, groups.low, groups.high, color=COLOURS[0], linewidth=2, alpha=0.6)
+    axes.plot(groups.predicted, groups.observed, color=COLOURS[0], marker="o", linewidth=1)
     axes.set(xlabel=f"predicted survival at {plain(at)}", aspect="equal")
     axes.set(ylabel=f"observed survival at {plain(at)}", xlim=(-0.01, 1.01), ylim=(-0.01, 1.01))
     axes.set_title(plain(shortened(title)), fontsize=10)
@@ -181,7 +180,7 @@ def logrank_p(
 
 
 def _km_curve(
-    axes: Axes, time_P: NDArray[np.float64], event_P: NDArray[np.bool_], *, name: str, colour: str
+    axes: "Axes", time_P: NDArray[np.float64], event_P: NDArray[np.bool_], *, name: str, colour: str
 ) -> None:
     """One group's step curve, its 95 % band (log-log) and a tick for each censored patient."""
     from sksurv.nonparametric import kaplan_meier_estimator
@@ -211,7 +210,7 @@ def _round_times(last: float) -> NDArray[np.float64]:
 
 
 def _at_risk(
-    axes: Axes, ticks: NDArray[np.float64], counts: list[int], *, name: str, row: int
+    axes: "Axes", ticks: NDArray[np.float64], counts: list[int], *, name: str, row: int
 ) -> None:
     """One line of the table under the axes: patients still followed at each tick."""
     below = -0.24 - 0.07 * row

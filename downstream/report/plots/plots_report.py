@@ -1,7 +1,6 @@
 """Figures of the report that other jobs do not need: intervals, fidelity bars, training curves."""
 
-from __future__ import annotations
-
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -9,8 +8,6 @@ import numpy as np
 from downstream.report.plots.plots_base import COLOURS, new_figure, plain, shortened, to_png
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
     from matplotlib.axes import Axes
 
 _WIDTH_IN = 5.8
@@ -53,7 +50,7 @@ def forest_png(
 
 
 def _limits(shown: Sequence[float], chance: float | None) -> tuple[float, float]:
-    """Of the axis: up to 1 for shares that are better than chance, else what holds all."""
+    """Return the limits of the axis: up to 1 for shares above chance, else all values."""
     values = [*shown, *([] if chance is None else [chance])]
     low, high = min(values), max(values)
     if chance == _COIN and high <= 1 and low >= 0:
@@ -116,7 +113,7 @@ def curves_png(curves: Mapping[str, Sequence[float]], *, xlabel: str, ylabel: st
     return to_png(figure)
 
 
-def _name_rows(axes: Axes, names: Sequence[str]) -> None:
+def _name_rows(axes: "Axes", names: Sequence[str]) -> None:
     """Names instead of numbers on a vertical axis that runs from top to bottom."""
     axes.set_yticks(range(len(names)), labels=names)
     axes.set_ylim(len(names) - 0.5, -0.5)

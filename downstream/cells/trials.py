@@ -4,19 +4,16 @@ A trial is an arm on one fold with one draw of settings; the draws are the same 
 folds. Trial 0 is the settings as they were given. What was tried is kept in `runs/<run>/search/`.
 """
 
-from __future__ import annotations
-
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from downstream.run.study import StudyError
+from downstream.run.study_errors import StudyError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from downstream.run.fit_settings import MilSettings
     from downstream.run.study import Cell
     from featurestore import Lake
@@ -31,22 +28,22 @@ class Trial:
         number: Which draw.
     """
 
-    cell: Cell
+    cell: "Cell"
     number: int
 
     @property
     def path(self) -> str:
-        """Where its validation loss is kept."""
+        """Return the path of the file that keeps the trial's validation loss."""
         return f"runs/{self.cell.study.run}/search/{self.cell.stem}-{self.number}.json"
 
     @property
-    def settings(self) -> MilSettings:
-        """What it trains with."""
+    def settings(self) -> "MilSettings":
+        """Return the settings that the trial trains with."""
         study = self.cell.study
         return drawn(study.settings, self.number, seed=study.seed)
 
 
-def drawn(settings: MilSettings, number: int, *, seed: int) -> MilSettings:
+def drawn(settings: "MilSettings", number: int, *, seed: int) -> "MilSettings":
     """Settings of a draw; number 0 is the settings themselves."""
     if number == 0:
         return settings
@@ -60,13 +57,13 @@ def drawn(settings: MilSettings, number: int, *, seed: int) -> MilSettings:
     )
 
 
-def trials_of(cells: Sequence[Cell]) -> list[Trial]:
+def trials_of(cells: Sequence["Cell"]) -> list[Trial]:
     """Every draw on every fold of every MIL arm; none if no search was asked for."""
     return [
         Trial(cell=cell, number=number)
         for cell in cells
         if cell.seed == 0 and cell.is_mil
-        for number in range(cell.study.search)
+        for number in range(cell.study.tune)
     ]
 
 
@@ -76,29 +73,30 @@ def run_trial(trial: Trial) -> float:
     Raises:
         StudyError: A split has no validation part.
     """
-    from downstream.run.cell_models import Patients, fit_member
+    from downstream.cells.cell_models import fit_member
+    from downstream.cells.cell_patients import CellPatients
     from featurestore import open_lake
 
     study = trial.cell.study
     lake = open_lake(study.lake_uri, version=study.lake_version)
-    patients = Patients(lake, trial.cell, settings=trial.settings)
+    patients = CellPatients(lake, trial.cell, settings=trial.settings)
     losses = []
     for split in trial.cell.splits:
-        seen = fit_member(patients, split).told["validation_loss"]
-        if not seen:
+        validation_losses = fit_member(patients, split).training_record["validation_loss"]
+        if not validation_losses:
             msg = f"fold {split.fold} has no validation patients; a search needs them"
             raise StudyError(msg)
-        losses.append(min(seen))
+        losses.append(min(validation_losses))
     loss = float(np.mean(losses))
     content = {"loss": loss, "settings": asdict(trial.settings)}
     lake.write_bytes(trial.path, json.dumps(content).encode())
     return loss
 
 
-def settings_of(lake: Lake, cell: Cell) -> MilSettings:
+def settings_of(lake: "Lake", cell: "Cell") -> "MilSettings":
     """The settings that a cell trains with: those of the trial with the least validation loss."""
     study = cell.study
-    if not study.search or not cell.is_mil:
+    if not study.tune or not cell.is_mil:
         return study.settings
     tried = trials_of([replace(cell, seed=0)])
     losses: list[Any] = [json.loads(lake.read_bytes(trial.path))["loss"] for trial in tried]
