@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.progress import BarColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as RichProgress
 
-from cluster.progress import Snapshot, duration_text, status_text
+from cluster.progress_text import Snapshot, duration_text, status_text
 
 
 class _Bar:
