@@ -39,10 +39,10 @@ def verify_isolated(uri: str, *, at: str | None = None, sample: float = 1.0) -> 
     """
     with tempfile.TemporaryDirectory() as folder:
         request = json.dumps({"uri": uri, "at": at, "sample": sample, "folder": folder})
-        root = str(Path(__file__).resolve().parents[1])
+        root = str(Path(__file__).resolve().parents[2])
         path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
         done = subprocess.run(
-            [sys.executable, "-m", "commands.isolated_verify", request],
+            [sys.executable, "-m", "commands.lakes.isolated_verify", request],
             env={**os.environ, "PYTHONPATH": path},
             check=False,
         )
