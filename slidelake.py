@@ -19,7 +19,7 @@ from typer.exceptions import TyperException
 
 if TYPE_CHECKING:
     from distill.recipes.recipe_table import make_recipe
-    from distill.students.ray_columns import extract
+    from distill.students.feature_students import extract
     from distill.targets.missing_stats import stats
     from distill.train.ray_train import distill
     from downstream import run_mil, run_survival, write_report
@@ -60,7 +60,7 @@ PUBLIC = {
     "create_lake": "featurestore",
     "distill": "distill.train.ray_train",
     "drop": "featurestore",
-    "extract": "distill.students.ray_columns",
+    "extract": "distill.students.feature_students",
     "ingest": "ingest.ray_ingest",
     "list_teachers": "ingest.teachers.find_teacher",
     "make_recipe": "distill.recipes.recipe_table",

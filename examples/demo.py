@@ -19,7 +19,7 @@ from typing import Any
 
 from cluster import ray_session
 from distill.recipes.recipe_table import make_recipe
-from distill.students.ray_columns import extract
+from distill.students.feature_students import extract
 from distill.targets.missing_stats import stats
 from distill.train.ray_train import distill
 from downstream import Plan, run_mil, run_survival, write_report

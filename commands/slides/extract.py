@@ -61,7 +61,7 @@ def extract_command(options: ExtractOptions) -> None:
     the tokens after block 12, with @S1 for a stain variant of each tile; `slidelake teachers` lists
     the names.
     """
-    from distill.students.ray_columns import extract
+    from distill.students.feature_students import extract
 
     result = extract(
         options.lake,

@@ -29,6 +29,7 @@ from featurestore.read.stream import Stream
 from featurestore.storage.lock import writer_lease
 from featurestore.tables.schema import features_table
 from ingest import FEATURE_CARD, student_folder
+from ingest.teachers.column_maker import MadeColumn
 from ingest.teachers.student_files import WEIGHTS, student_file
 
 COMMIT_FRAGMENTS = 16
@@ -38,7 +39,7 @@ Row = dict[str, Any]
 Embed = Callable[[Batch], Tensor]
 
 
-def make_columns(lake_uri: str, name: str, *, mpps: Sequence[float] | None = None) -> Row:
+def make_columns(lake_uri: str, name: str, *, mpps: Sequence[float] | None = None) -> MadeColumn:
     """Write a student's column for all tiles that lack it and have what it sees.
 
     Args:
@@ -47,7 +48,7 @@ def make_columns(lake_uri: str, name: str, *, mpps: Sequence[float] | None = Non
         mpps: at which; all of its own if None.
 
     Returns:
-        The student, the tiles written now, and the seconds.
+        The number of tiles written by this call, and its seconds.
 
     Raises:
         DistillError: there is no such student, it was not trained at an mpp, or a column that it
@@ -66,7 +67,7 @@ def make_columns(lake_uri: str, name: str, *, mpps: Sequence[float] | None = Non
         lake.committer.recover()
         for mpp in mpps or about["mpps"]:
             tiles += _make(lake.refreshed(), about, lake.known_mpp(mpp))
-    return {"student": name, "tiles": tiles, "seconds": round(time.perf_counter() - start, 3)}
+    return MadeColumn(tiles=tiles, seconds=round(time.perf_counter() - start, 3))
 
 
 def _check(lake: Lake, about: Row, mpps: Sequence[float] | None) -> None:
