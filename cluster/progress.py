@@ -1,7 +1,7 @@
 """Progress of one command: a bar on a terminal, JSON lines elsewhere, or plain lines on demand.
 
 Everything goes to stderr, so that stdout stays the result's. What is counted is apart from how it
-is shown: `cluster.progress_text` is pure, the three views only print it.
+is shown: `cluster.progress_text` is pure, the three views only print its texts.
 """
 
 import json
@@ -19,17 +19,17 @@ VIEWS = ("auto", "bar", "plain", "json")
 
 
 class View(Protocol):
-    """How progress is shown."""
+    """A view shows progress: as a bar, plain lines or JSON lines."""
 
     def update(self, snapshot: Snapshot) -> None:
-        """Something was counted, or (state not "running") this was the last."""
+        """Show a new snapshot; it is the last one if its state is not "running"."""
 
     def note(self, text: str) -> None:
         """Show a line of text beside the progress."""
 
 
 class Progress:
-    """What `progress` hands to its block. Use it from one thread."""
+    """The counter that `progress` gives to its block. Use it from one thread."""
 
     def __init__(
         self, start: Snapshot, view: View, clock: Callable[[], float], work: float | None
@@ -49,9 +49,9 @@ class Progress:
         """Count `count` more units, and more of any further thing: `bar.advance(1, tiles=120)`.
 
         Args:
-            count: of units.
-            work: what they weigh, where `progress` was given the weight of all.
-            counters: of further things.
+            count: number of units.
+            work: weight of these units, where `progress` was given the weight of all.
+            counters: numbers of further things.
         """
         self._done += count
         self._work += count if self._all_work is None or work is None else work
@@ -73,7 +73,7 @@ class Progress:
         self._view.note(text)
 
     def snapshot(self, state: State = "running") -> Snapshot:
-        """Where it stands now."""
+        """Return the state of the progress at this moment."""
         return Snapshot(
             title=self._fixed.title,
             unit=self._fixed.unit,
@@ -114,9 +114,9 @@ def progress(
         total: how many units there are; None when not known, and then no time left is shown.
         unit: what is counted, in the plural.
         initial: units already there before this run, as after a restart.
-        work: what all units of this run weigh together, as their bytes, where they differ much; the
-            time left is then reckoned by it. None: all weigh the same.
-        every_s: least seconds between two lines; a bar does not look at it.
+        work: weight of all units of this run, such as their bytes, where they differ much; the time
+            left is then estimated by it. None: all weigh the same.
+        every_s: least seconds between two lines; a bar ignores it.
         stream: where to write; None is `sys.stderr`.
         clock: seconds, for tests.
 
@@ -158,7 +158,7 @@ def _view(
 
 
 class _Lines:
-    """A line at most every `every_s` seconds, none before that, and always one at the end."""
+    """The view that prints a line at most every `every_s` seconds, and one at the end."""
 
     def __init__(
         self,

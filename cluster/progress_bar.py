@@ -12,6 +12,8 @@ from cluster.progress_text import Snapshot, duration_text, status_text
 
 
 class _Bar:
+    """The view that draws a bar by rich."""
+
     def __init__(self, rich: RichProgress, task: TaskID) -> None:
         self._rich = rich
         self._task = task

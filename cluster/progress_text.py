@@ -19,21 +19,21 @@ BYTES = "bytes"
 
 @dataclass(frozen=True, kw_only=True)
 class Snapshot:
-    """Where a command stands.
+    """The state of a command's progress at one moment.
 
     Attributes:
         title: what runs, as `ingest`.
         unit: what is counted, in the plural, as `slides`.
         done: units finished, those of an earlier run (`initial`) included.
         total: units there are, or None when not known.
-        initial: units that were finished before this run; they say nothing about its speed.
+        initial: units that were finished before this run; they do not count for its speed.
         counters: further things counted in this run, as `{"tiles": 1204}`; `bytes` are shown as
             kB, MB or GB.
         elapsed_s: seconds since the start of this run.
-        steps: how often something was finished in this run.
+        steps: number of times that units were finished in this run.
         first_s: seconds from the start of this run to the first of them.
-        work: share of the work of this run that was done by then and since, 0 to 1: by what units
-            weigh, as bytes, or by their number.
+        work: share of the work of this run that is done, 0 to 1: by the weight of units, as bytes,
+            or by their number.
         first_work: the same at `first_s`.
         state: "done" and "stopped" are for the last one only; "stopped" is an exception's end.
     """
@@ -52,7 +52,7 @@ class Snapshot:
     state: State = "running"
 
     def rate(self, name: str | None = None) -> float:
-        """Mean per second over this run, of the unit or of the counter `name`; 0 at the start."""
+        """Return the mean rate per second in this run, of the unit or a counter; 0 at first."""
         count = self.done - self.initial if name is None else self.counters[name]
         return count / self.elapsed_s if self.elapsed_s > 0 else 0.0
 
@@ -71,7 +71,7 @@ class Snapshot:
 
 
 def progress_line(snapshot: Snapshot) -> str:
-    """One line for people.
+    """Return a line of text that describes a snapshot.
 
     Example:
         >>> progress_line(Snapshot(title="ingest", unit="slides", done=12, total=32, steps=12,
@@ -87,7 +87,7 @@ def progress_line(snapshot: Snapshot) -> str:
 
 
 def status_text(snapshot: Snapshot) -> str:
-    """Counts and rates only: `12/32 slides (1.5/s), 2,480 tiles (310/s)`."""
+    """Return the counts and rates alone: `12/32 slides (1.5/s), 2,480 tiles (310/s)`."""
     of_total = "" if snapshot.total is None else f"/{snapshot.total:,}"
     counts = [f"{snapshot.done:,}{of_total} {snapshot.unit} ({_rate_text(snapshot.rate())})"]
     counts += [
@@ -114,7 +114,7 @@ def bytes_text(count: float) -> str:
 
 
 def duration_text(seconds: float) -> str:
-    """Seconds as people say them.
+    """Return a duration as text, in seconds, minutes or hours.
 
     Example:
         >>> [duration_text(s) for s in (8.2, 125, 3720)]

@@ -35,7 +35,7 @@ STUDENT = "student"
 
 @dataclass(frozen=True, kw_only=True)
 class DemoSettings:
-    """How large the demo is.
+    """The size of the demo.
 
     Attributes:
         patients: synthetic patients.
@@ -43,11 +43,11 @@ class DemoSettings:
         width_px: width of a synthetic slide at level 0.
         height_px: its height.
         mpps: microns per pixel of the tiles.
-        epochs: of the student's training.
-        folds: of the cross-validations.
-        teachers: whose features a student learns.
+        epochs: passes of the student's training.
+        folds: folds of the cross-validations.
+        teachers: teachers that the student learns from.
         survival: whether Cox regression is run.
-        seed: of everything.
+        seed: random seed of all stages.
     """
 
     patients: int = 24
@@ -88,16 +88,16 @@ class Stages:
             self.seconds, self._done = kept["stages"], kept["done"]
 
     def run(self, name: str, work: Callable[[], Any]) -> Any:  # noqa: ANN401
-        """Do a stage; the time of unfinished tries adds up."""
+        """Run a stage and keep its time; the times of unfinished tries add up."""
         start = time.perf_counter()
         try:
             result = work()
-            took = time.perf_counter() - start
-            sys.stderr.write(f"demo: {name} done in {took:.1f} s\n")
+            seconds = time.perf_counter() - start
+            sys.stderr.write(f"demo: {name} done in {seconds:.1f} s\n")
         except BaseException:
             self._keep(name, time.perf_counter() - start, done=False)
             raise
-        self._keep(name, took, done=True)
+        self._keep(name, seconds, done=True)
         return result
 
     def _keep(self, name: str, seconds: float, *, done: bool) -> None:
@@ -122,12 +122,12 @@ def run_demo(folder: Path, settings: DemoSettings) -> dict[str, Any]:
             # One Ray for all stages; where all is done none is started, which saves seconds.
             stages.run("start Ray", lambda: stack.enter_context(ray_session()))
         _stages(stages, lake, folder, settings)
-    about = {
+    description = {
         "synthetic": True,
         "cohort": asdict(settings),
         "real_slide": REAL_SLIDE.name,
     }
-    report: dict[str, Any] = write_report(lake, stages=stages.seconds, about=about)
+    report: dict[str, Any] = write_report(lake, stages=stages.seconds, about=description)
     return report
 
 

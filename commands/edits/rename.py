@@ -19,13 +19,13 @@ class RenameOptions:
     Attributes:
         old: Name of a slide, a teacher or an annotation.
         new: Its new name.
-        what: slide, teacher or annotation, where several have this name.
+        kind: slide, teacher or annotation, where several have this name.
     """
 
     lake: LakeArg
     old: Annotated[str, typer.Argument()]
     new: Annotated[str, typer.Argument()]
-    what: Literal["slide", "teacher", "annotation"] | None = None
+    kind: Annotated[Literal["slide", "teacher", "annotation"] | None, typer.Option("--what")] = None
     json: JsonOpt = False
 
 
@@ -42,7 +42,7 @@ def rename_command(options: RenameOptions) -> None:
     from featurestore.edits.drop_and_rename import rename
 
     old, new = options.old, options.new
-    edit = rename(open_lake(options.lake), old, new, what=options.what)
+    edit = rename(open_lake(options.lake), old, new, what=options.kind)
     text = f"{edit.what} '{new}' is there and no '{old}': renamed before, nothing to do"
     if edit.done:
         text = (

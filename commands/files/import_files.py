@@ -47,7 +47,7 @@ def import_command(options: ImportOptions) -> None:
     from cluster import progress
     from featurestore.interop import Given, import_folder
 
-    given = Given(
+    import_facts = Given(
         mpp=options.mpp,
         level0_mpp=options.level0_mpp,
         teachers=options.teachers,
@@ -59,8 +59,8 @@ def import_command(options: ImportOptions) -> None:
             options.lake,
             options.folder,
             format=options.format,
-            given=given,
-            on_slide=lambda slide, what: bar.advance(),
+            given=import_facts,
+            on_slide=lambda slide, outcome: bar.advance(),
         )
     lines = [f"{failure['slide_id']} failed: {failure['reason']}" for failure in result.failed]
     lines += [f"{slide['slide_id']} left out: {slide['reason']}" for slide in result.left_out]

@@ -74,8 +74,8 @@ def _ended(reading: Path, code: int) -> "Verdict":
     from featurestore import Damage, Verdict
 
     path = reading.read_text()
-    what = f"table {path}: reading it ended the process that read it (code {code})"
-    return Verdict(version=0, damage=[Damage(what=what, part="table", path=path)])
+    damage = f"table {path}: reading it ended the process that read it (code {code})"
+    return Verdict(version=0, damage=[Damage(what=damage, part="table", path=path)])
 
 
 # ---------------------------------------------------------------------- the child
@@ -97,7 +97,7 @@ class _Bar:
 
 @contextlib.contextmanager
 def _without_rust_messages() -> Iterator[None]:
-    """Keep Python's stderr, and send what libraries print to descriptor 2 nowhere."""
+    """Keep Python's stderr, and drop the text that libraries print to descriptor 2."""
     kept = os.dup(2)
     nowhere = os.open(os.devnull, os.O_WRONLY)
     sys.stderr.flush()

@@ -98,24 +98,24 @@ def option_parameters(options_type: type[object]) -> Iterator[inspect.Parameter]
 
 
 def build_options(
-    options_type: type[Options], values: Mapping[str, object], given: frozenset[str]
+    options_type: type[Options], values: Mapping[str, object], option_names: frozenset[str]
 ) -> Options:
     """Return the dataclass, groups included, with the values that typer has read.
 
     Args:
         options_type: the dataclass.
         values: value of each option, by the name of its field.
-        given: names of the options that stand on the command line.
+        option_names: names of the options that stand on the command line.
     """
     hints = get_type_hints(options_type, include_extras=True)
     arguments: dict[str, object] = {}
     for field in fields(cast("Any", options_type)):
         field_type, _ = _split(hints[field.name])
         if field_options := _field_options(hints[field.name]):
-            arguments[field.name] = field_options.changes(values, given)
+            arguments[field.name] = field_options.changes(values, option_names)
         elif is_dataclass(field_type):
             group = cast("type[object]", field_type)
-            arguments[field.name] = build_options(group, values, given)
+            arguments[field.name] = build_options(group, values, option_names)
         elif get_origin(field_type) is tuple:
             arguments[field.name] = tuple(cast("list[object]", values[field.name]) or ())
         else:

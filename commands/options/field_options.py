@@ -86,11 +86,11 @@ class FieldOptions:
                 default=default,
             )
 
-    def changes(self, values: Mapping[str, object], given: frozenset[str]) -> Changes:
+    def changes(self, values: Mapping[str, object], option_names: frozenset[str]) -> Changes:
         """Return the fields that the user gave, by path."""
         changes: dict[str, object] = {}
         for option in self.options:
-            if option.parameter_name in given:
+            if option.parameter_name in option_names:
                 value = values[option.parameter_name]
                 changes[option.path] = tuple(value) if isinstance(value, list) else value
         return changes

@@ -48,7 +48,7 @@ class GridOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class ReadingOptions:
-    """How a slide is read, and how its tissue is found.
+    """The reading of a slide, and the method that finds its tissue.
 
     Attributes:
         mpp_override: True mpp of slides whose manifest gives none.

@@ -50,7 +50,7 @@ class TileFeatures:
 
 @dataclass(frozen=True, kw_only=True)
 class ProbeFit:
-    """How tiles are drawn and probes fitted.
+    """The drawing of tiles, and the fit of probes.
 
     Attributes:
         models: Probes: linear, knn.
@@ -71,7 +71,7 @@ class ProbeFit:
 
 @dataclass(frozen=True, kw_only=True)
 class ProbeComparison:
-    """How arms are compared.
+    """The comparison of arms.
 
     Attributes:
         reference: Arm that the others are compared with; the first if not given.
@@ -85,7 +85,7 @@ class ProbeComparison:
 
 @dataclass(frozen=True, kw_only=True)
 class ProbeSettings:
-    """All that decides the result of a tile probe.
+    """The settings that decide the result of a tile probe.
 
     Attributes:
         labels: The table of tiles' labels.
