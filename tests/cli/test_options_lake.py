@@ -177,9 +177,9 @@ PROBE = command_line(
 )
 PROBE_SET = command_line(
     "probe {bags} --labels {tiles} --target side --features good --patient-column subject "
-    "--slide-column picture --distinct-ids --set fit.models=linear --set fit.folds=2 --json"
+    "--slide-column picture --distinct-ids --set probe.models=linear --set probe.folds=2 --json"
 )
-PROBE_LIKE = command_line("probe {bags} --like {probe_run} --seed 4 --set fit.shots=2 --json")
+PROBE_LIKE = command_line("probe {bags} --like {probe_run} --seed 4 --set probe.shots=2 --json")
 SEARCH = command_line(
     "search {bags} --like s03a:0,0 --features good --mpp 0.5 -k 4 --other-patients-only --exact "
     "--out {tmp}/near.html --at 8 --json"
