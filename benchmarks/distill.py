@@ -25,7 +25,7 @@ from benchmarks.recipes import LITE0, LITE1, make_lake
 from benchmarks.report import Line, write_report
 from cluster import ray_session
 from distill.recipes.recipe import Recipe
-from distill.students.recipe_task import make_task
+from distill.students.student_table import make_task
 from distill.targets.missing_stats import fit_missing, split_slides
 from distill.targets.norms import fit_norms, read_norms
 from distill.train.batches import Feed, mixed

@@ -17,6 +17,7 @@ import slidelake
 from benchmarks.report import RESULTS
 from cluster import ray_session
 from distill.evaluate.evaluation import evaluate
+from distill.evaluate.evaluation_spec import EvaluationSpec
 from examples.cohort import make_cohort
 
 SEEDS = (0, 1, 2)
@@ -91,7 +92,8 @@ def run(lake: str, name: str) -> dict[str, Any]:
         # A learning rate of nearly nothing: the weights stay where they began.
         train(lake, f"{name}-untrained", case, seed=0, epochs=1, learning_rate=1e-12)
         others = [f"{name}-untrained"]
-    found = evaluate(lake, [*students, *others], teacher_seconds=0.0, robust_tiles=64)
+    spec = EvaluationSpec(teacher_seconds=0.0, robust_tiles=64)
+    found = evaluate(lake, [*students, *others], spec)
     return {
         "recipe": name,
         "settings": reports[0]["recipe"],

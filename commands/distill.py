@@ -15,6 +15,8 @@ from commands.options import (
     TeachersOpt,
     tell,
 )
+from distill.recipes.recipe_table import recipes_help
+from distill.terms.term_table import terms_help
 
 app = typer.Typer()
 
@@ -48,9 +50,7 @@ def stats_command(
 def distill_command(
     lake: LakeArg,
     teacher: TeachersOpt,
-    recipe: Annotated[
-        str, typer.Option(help="agglomerate, g2l, gpfm, h0, pathme, shazam or xmag.")
-    ] = "agglomerate",
+    recipe: Annotated[str, typer.Option(help=recipes_help())] = "agglomerate",
     name: Annotated[str, typer.Option(help="Name of the student.")] = "student",
     mpp: MppsOpt = None,
     architecture: Annotated[
@@ -76,11 +76,7 @@ def distill_command(
     ] = None,
     term: Annotated[
         list[str] | None,
-        typer.Option(
-            help="A further term KIND[:TEACHER][=WEIGHT], as contrast=0.1 or kl:COLUMN; kinds are "
-            "contrast, decoupled, kl, log-sum, match, multi-level, privileged, prototypes, "
-            "relation, self, token-relation. Repeatable."
-        ),
+        typer.Option(help=terms_help()),
     ] = None,
     width: Annotated[
         list[int] | None,
@@ -234,10 +230,9 @@ def evaluate_command(
     Example: slidelake evaluate my-lake --student small --student small-seed1 --student small-seed2
     """
     from distill.evaluate.evaluation import evaluate
+    from distill.evaluate.evaluation_spec import EvaluationSpec
 
-    found = evaluate(
-        lake,
-        student,
+    spec = EvaluationSpec(
         labels=labels,
         label_column=label_column,
         distinct_ids=distinct_ids,
@@ -249,8 +244,8 @@ def evaluate_command(
         seed=seed,
         device=device,
         threads=threads,
-        version=at,
     )
+    found = evaluate(lake, student, spec, version=at)
     tell(found, as_json=json_, text=f"{lake}/runs/{found['run']}/report.html")
 
 

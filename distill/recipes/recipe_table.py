@@ -10,7 +10,8 @@ from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
 from distill.errors import DistillError
-from distill.recipes.recipe import FusionStudent, Recipe, RegionStudent, Schedule, Term, TileStudent
+from distill.recipes.recipe import Recipe, Schedule, Term
+from distill.recipes.student_settings import FusionStudent, RegionStudent, TileStudent
 
 Teachers = tuple[str, ...]
 
@@ -136,6 +137,12 @@ RECIPES: dict[str, Callable[[Teachers], Recipe]] = {
 }
 
 
+def recipes_help() -> str:
+    """Return the names of all recipes, for the help of `--recipe`."""
+    *names, last = RECIPES
+    return f"{', '.join(names)} or {last}."
+
+
 def make_recipe(name: str, teachers: Teachers, **changes: Any) -> Recipe:  # noqa: ANN401
     """A named recipe with some fields set; fields given as None keep the recipe's value.
 
@@ -150,27 +157,27 @@ def make_recipe(name: str, teachers: Teachers, **changes: Any) -> Recipe:  # noq
         hint = f"did you mean '{close[0]}'? " if close else ""
         msg = f"no recipe '{name}': {hint}known are {', '.join(RECIPES)}"
         raise DistillError(msg)
-    given = {key: value for key, value in changes.items() if value is not None}
+    settings = {key: value for key, value in changes.items() if value is not None}
     recipe = RECIPES[name](teachers)
-    extra: tuple[Term, ...] = tuple(given.pop("extra_terms", ()))
-    given.setdefault("terms", (*recipe.terms, *extra))
-    return _changed(recipe, given)
+    extra: tuple[Term, ...] = tuple(settings.pop("extra_terms", ()))
+    settings.setdefault("terms", (*recipe.terms, *extra))
+    return _changed(recipe, settings)
 
 
-def _changed(recipe: Recipe, given: dict[str, Any]) -> Recipe:
+def _changed(recipe: Recipe, settings: dict[str, Any]) -> Recipe:
     own = {field.name for field in fields(Recipe)}
-    mine = {key: given[key] for key in own & set(given)}
+    replaced = {key: settings[key] for key in own & set(settings)}
     for part in ("student", "views", "schedule"):
-        value = mine.get(part, getattr(recipe, part))
-        if not is_dataclass(value):
+        part_settings = replaced.get(part, getattr(recipe, part))
+        if not is_dataclass(part_settings):
             continue
-        names = {field.name for field in fields(value)} & set(given)
-        mine[part] = replace(value, **{key: given.pop(key) for key in names})  # type: ignore[type-var]
-    wrong = sorted(set(given) - own)
+        names = {field.name for field in fields(part_settings)} & set(settings)
+        replaced[part] = replace(part_settings, **{key: settings.pop(key) for key in names})  # type: ignore[type-var]
+    wrong = sorted(set(settings) - own)
     if wrong:
         msg = f"recipe '{recipe.name}' trains a {type(recipe.student).__name__}; it has no {wrong}"
         raise DistillError(msg)
-    return replace(recipe, **mine)
+    return replace(recipe, **replaced)
 
 
 def parse_terms(texts: Sequence[str]) -> tuple[Term, ...]:

@@ -9,7 +9,7 @@ Letters in names: B samples, K teachers, D width of the tokens, E embedding of a
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
@@ -18,11 +18,14 @@ from torch import Tensor, nn
 from distill.errors import DistillError
 from distill.losses.feature_losses import Match, cosine_loss, smooth_l1_loss
 from distill.losses.weighting import make_weighting
-from distill.recipes.recipe import FusionStudent, Recipe, Term
+from distill.recipes.recipe import Recipe, Term
+from distill.recipes.student_settings import FusionStudent
 from distill.students.gate import Gate
 from distill.students.heads import make_head
-from distill.students.task import Batch, Norms, Prediction, Task
+from distill.students.student_kind import FeatureStudent, StudentKind, TaskInputs, feature_card
+from distill.students.task import Batch, Prediction, Task
 from distill.targets.kept_norms import KeptNorms, blank_norms
+from distill.targets.target import Norms
 from distill.terms.feature_terms import check_term
 
 SETTINGS: dict[str, dict[str, float]] = {"reconstruct": {"cosine": 0.9}, "fuse": {}}
@@ -75,7 +78,7 @@ class Fuser(nn.Module):
     heads of attention; the last layer's features alone, no cascade of three levels; no dropout.
 
     Args:
-        about: width, blocks, heads.
+        settings: width, blocks, heads.
         dims: E of each teacher; their order is that of the tokens.
         norms: of every teacher at every mpp.
 
@@ -83,22 +86,24 @@ class Fuser(nn.Module):
         DistillError: the width is no multiple of the heads, or statistics are missing.
     """
 
-    def __init__(self, about: FusionStudent, dims: Mapping[str, int], norms: Norms) -> None:
+    def __init__(self, settings: FusionStudent, dims: Mapping[str, int], norms: Norms) -> None:
         super().__init__()
-        if about.width % about.heads:
-            msg = f"width {about.width} given; it must be a multiple of the {about.heads} heads"
+        if settings.width % settings.heads:
+            msg = (
+                f"width {settings.width} given; it must be a multiple of the {settings.heads} heads"
+            )
             raise DistillError(msg)
-        self.teachers = tuple(dims)
+        self.teachers, self.width = tuple(dims), settings.width
         self.norms = KeptNorms(self.teachers, norms)
-        self.maps = nn.ModuleList(nn.Linear(dim, about.width) for dim in dims.values())
-        blocks = [TokenBlock(about.width, about.heads) for _ in range(about.blocks)]
+        self.maps = nn.ModuleList(nn.Linear(dim, settings.width) for dim in dims.values())
+        blocks = [TokenBlock(settings.width, settings.heads) for _ in range(settings.blocks)]
         self.blocks = nn.Sequential(*blocks)
-        self.gate = Gate(len(dims), about.width, following=self.blocks)
+        self.gate = Gate(len(dims), settings.width, following=self.blocks)
 
     @classmethod
     def restored(
         cls,
-        about: FusionStudent,
+        settings: FusionStudent,
         teachers: Sequence[str],
         mpps: Sequence[float],
         targets: str,
@@ -107,14 +112,14 @@ class Fuser(nn.Module):
         """From its weights, in evaluation mode.
 
         Args:
-            about: as it was made.
+            settings: as it was made.
             teachers: in the order of then.
             mpps: whose statistics are among the weights.
             targets: kind of normalisation, one of `targets.NORMS`.
             weights: its state.
         """
         dims = {name: weights[f"maps.{i}.weight"].shape[1] for i, name in enumerate(teachers)}
-        fuser = cls(about, dims, blank_norms(targets, dims, mpps))
+        fuser = cls(settings, dims, blank_norms(targets, dims, mpps))
         fuser.load_state_dict(dict(weights))
         return fuser.eval()
 
@@ -166,11 +171,9 @@ class FusionTask(Task):
 
     def __init__(self, recipe: Recipe, dims: Mapping[str, int], norms: Norms) -> None:
         super().__init__()
-        if not isinstance(recipe.student, FusionStudent):
-            msg = f"recipe '{recipe.name}' trains no fusion of features"
-            raise TypeError(msg)
+        settings = recipe.student_as(FusionStudent)
         self.terms = [_checked(recipe, term) for term in recipe.terms]
-        self.fuser = Fuser(recipe.student, {name: dims[name] for name in recipe.teachers}, norms)
+        self.fuser = Fuser(settings, {name: dims[name] for name in recipe.teachers}, norms)
         rebuilt = {n for t in self.terms if t.kind == "reconstruct" for n in _teachers(recipe, t)}
         self._rebuilt = [name for name in recipe.teachers if name in rebuilt]
         if not self._rebuilt:
@@ -180,9 +183,7 @@ class FusionTask(Task):
             )
             raise DistillError(msg)
         self.heads = nn.ModuleList(
-            make_head(
-                recipe.head, recipe.student.width, width=recipe.head_width, dim_out=dims[name]
-            )
+            make_head(recipe.head, settings.width, width=recipe.head_width, dim_out=dims[name])
             for name in self._rebuilt
         )
         self.weightings = nn.ModuleList(
@@ -251,6 +252,11 @@ class FusionTask(Task):
         """The fuser; heads are not needed to use it."""
         return self.fuser
 
+    @property
+    def dim(self) -> int:
+        """Width of the fused vector."""
+        return self.fuser.width
+
 
 def _teachers(recipe: Recipe, term: Term) -> tuple[str, ...]:
     return term.teachers or recipe.teachers
@@ -267,3 +273,22 @@ def _checked(recipe: Recipe, term: Term) -> Term:
         raise DistillError(msg)
     check_term(recipe, term, SETTINGS[term.kind])
     return term
+
+
+def _task(inputs: TaskInputs) -> FusionTask:
+    """Build a fuser with its heads and terms."""
+    dims = {column.name: column.dim for column in inputs.columns}
+    return FusionTask(inputs.recipe, dims, inputs.norms)
+
+
+def _restored(card: Mapping[str, Any], weights: Mapping[str, Tensor]) -> FeatureStudent:
+    """Restore a fuser from its card and weights."""
+    teachers, recipe = card["teachers"], card["recipe"]
+    settings = FusionStudent(**recipe["student"])
+    fuser = Fuser.restored(settings, teachers, card["levels"], recipe["targets"], weights)
+    return FeatureStudent(
+        embed=lambda batch: fuser.embed(batch.features, mpp=batch.mpp), teachers=teachers
+    )
+
+
+FUSION = StudentKind(task=_task, keep=feature_card, restore=_restored)

@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from distill.recipes.recipe import Recipe, TileStudent
+from distill.recipes.recipe import Recipe
+from distill.recipes.student_settings import TileStudent
 from distill.train.views import MEAN, STD
 from ingest.teachers.cards.card import Card, Interpolation
 from ingest.teachers.networks import build
@@ -20,8 +21,8 @@ INTERPOLATION: Interpolation = "bicubic"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Seen:
-    """What a student makes of a batch.
+class StudentOutputs:
+    """Embedding and tokens that a student makes of a batch.
 
     Attributes:
         embedding: [B, D], what is kept of a tile.
@@ -34,11 +35,11 @@ class Seen:
     levels: Sequence[Tensor] = ()
 
 
-class Student(nn.Module):
-    """A trunk, run as timm runs it.
+class TileNetwork(nn.Module):
+    """The network of a student of pixels: a trunk, run as timm runs it.
 
     Args:
-        about: the network.
+        settings: of the network.
         ladder: whether earlier levels are given too.
 
     Attributes:
@@ -49,21 +50,21 @@ class Student(nn.Module):
         level_dims: of its levels, for a ladder.
     """
 
-    def __init__(self, about: TileStudent, *, ladder: bool = False) -> None:
+    def __init__(self, settings: TileStudent, *, ladder: bool = False) -> None:
         super().__init__()
-        self.trunk = build(about.architecture, about.input_px, about.arguments)
+        self.trunk = build(settings.architecture, settings.input_px, settings.arguments)
         self.trunk.to(memory_format=torch.channels_last)
         self._ladder = ladder
         with torch.no_grad():
             # In evaluation mode: a probe must leave no trace in running statistics.
             self.trunk.eval()
-            seen = self(torch.zeros(2, 3, about.input_px, about.input_px))
+            probe = self(torch.zeros(2, 3, settings.input_px, settings.input_px))
             self.trunk.train()
-        self.dim, self.token_dim = seen.embedding.shape[-1], seen.tokens.shape[-1]
-        self.grid = (seen.tokens.shape[1], seen.tokens.shape[2])
-        self.level_dims = [level.shape[-1] for level in seen.levels]
+        self.dim, self.token_dim = probe.embedding.shape[-1], probe.tokens.shape[-1]
+        self.grid = (probe.tokens.shape[1], probe.tokens.shape[2])
+        self.level_dims = [level.shape[-1] for level in probe.levels]
 
-    def forward(self, x_BCHW: Tensor) -> Seen:
+    def forward(self, x_BCHW: Tensor) -> StudentOutputs:
         """Embedding and tokens."""
         if self._ladder:
             features, between = self.trunk.forward_intermediates(x_BCHW)  # type: ignore[operator]
@@ -71,7 +72,7 @@ class Student(nn.Module):
             features, between = self.trunk.forward_features(x_BCHW), []  # type: ignore[operator]
         embedding = self.trunk.forward_head(features)  # type: ignore[operator]
         levels = [level.mean(dim=(2, 3)) for level in between]
-        return Seen(
+        return StudentOutputs(
             embedding=embedding,
             tokens=self._tokens(features),
             levels=[*levels, embedding] if levels else (),
@@ -97,17 +98,14 @@ def pooled(tokens_BHWD: Tensor, side: int) -> Tensor:
 def student_card(
     recipe: Recipe, name: str, dim: int, licences: Mapping[str, str], mpps: Sequence[float]
 ) -> Card:
-    """How a student of pixels is run as a teacher; it carries its teachers' licences."""
-    about = recipe.student
-    if not isinstance(about, TileStudent):
-        msg = f"recipe '{recipe.name}' trains no student of pixels"
-        raise TypeError(msg)
+    """Make the card that runs a student of pixels as a teacher, with its teachers' licences."""
+    settings = recipe.student_as(TileStudent)
     return Card(
         name=name,
-        architecture=about.architecture,
-        arguments=dict(about.arguments),
+        architecture=settings.architecture,
+        arguments=dict(settings.arguments),
         dim=dim,
-        input_px=about.input_px,
+        input_px=settings.input_px,
         interpolation=INTERPOLATION,
         mean=MEAN,
         std=STD,

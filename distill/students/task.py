@@ -16,8 +16,6 @@ from torch import Tensor, nn
 from distill.targets.target import TargetNorm
 from featurestore import TileBatch
 
-Norms = Mapping[tuple[str, float], TargetNorm]
-
 
 @dataclass(frozen=True, kw_only=True)
 class Under:
@@ -96,7 +94,12 @@ class Task(nn.Module, ABC):
     @property
     @abstractmethod
     def student(self) -> nn.Module:
-        """What is kept for use: its weights become `model.safetensors`."""
+        """The network that is kept for use: its weights become `model.safetensors`."""
+
+    @property
+    @abstractmethod
+    def dim(self) -> int:
+        """Width of the student's embedding."""
 
 
 def on_device(batch: TileBatch, device: torch.device | str) -> Batch:

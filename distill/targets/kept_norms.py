@@ -13,8 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from distill.errors import DistillError
-from distill.students.task import Norms
-from distill.targets.target import Rotator, Standardiser, TargetNorm, Unchanged, UnitLength
+from distill.targets.target import Norms, Rotator, Standardiser, TargetNorm, Unchanged, UnitLength
 
 
 class KeptNorm(nn.Module):

@@ -7,6 +7,7 @@ Letters in names: B samples, D embedding of a teacher, h w its grid of tokens, H
 
 import functools
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar, Self
 
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from distill.errors import DistillError
 from distill.losses.numeric import full_precision
-from distill.targets.norms import statistics
+from distill.targets.norm_arrays import norm_arrays
 from featurestore import Moments, PhiS
 
 STD_MIN = 1e-3
@@ -153,6 +154,8 @@ class Rotator(TargetNorm):
             return y_BD @ self.rotation / self.scale + self.mean
 
 
+Norms = Mapping[tuple[str, float], TargetNorm]  # by column and mpp
+
 NORMS: dict[str, type[TargetNorm]] = {
     norm.name: norm for norm in (Unchanged, UnitLength, Standardiser, Rotator)
 }
@@ -184,7 +187,7 @@ def make_norm(name: str, *, moments: Moments, phi_s: PhiS | None = None) -> Targ
     Raises:
         DistillError: the name is not known.
     """
-    return norm_of(name, mean=moments.mean, **statistics(name, moments, phi_s))
+    return norm_of(name, mean=moments.mean, **norm_arrays(name, moments, phi_s))
 
 
 def align_grid(

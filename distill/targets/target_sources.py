@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from distill.errors import DistillError
-from distill.students.student import Seen, pooled
-from distill.students.task import Batch, Norms, Prediction
-from distill.targets.target import align_grid
+from distill.students.student import StudentOutputs, pooled
+from distill.students.task import Batch, Prediction
+from distill.targets.target import Norms, align_grid
 from distill.train.views import moved_places, turned
 
 # The outputs of a student that are matched.
@@ -93,7 +93,7 @@ class Source(ABC):
     def mpp(self, batch: Batch) -> float:
         """Of the features."""
 
-    def student(self, seen: Seen, goal: Goal) -> Tensor:
+    def student(self, seen: StudentOutputs, goal: Goal) -> Tensor:
         """What of the student goes into the head [B, D] or [B, N, D]."""
         tokens_BND = seen.tokens.flatten(1, 2)
         if goal.cells is None:
@@ -129,7 +129,7 @@ class OwnSource(Source):
         """The batch's."""
         return batch.mpp
 
-    def student(self, seen: Seen, goal: Goal) -> Tensor:
+    def student(self, seen: StudentOutputs, goal: Goal) -> Tensor:
         """The embedding."""
         return seen.embedding
 
@@ -207,7 +207,7 @@ class UnderSource(Source):
             weight=mask_Brr.flatten(1).float(),
         )
 
-    def student(self, seen: Seen, goal: Goal) -> Tensor:
+    def student(self, seen: StudentOutputs, goal: Goal) -> Tensor:
         """Its tokens on the grid of the tiles."""
         return pooled(seen.tokens, math.isqrt(goal.target.shape[1])).flatten(1, 2)
 
@@ -229,7 +229,7 @@ class MeanUnderSource(UnderSource):
             weight=(there_B1[:, 0] > 0).float(),
         )
 
-    def student(self, seen: Seen, goal: Goal) -> Tensor:
+    def student(self, seen: StudentOutputs, goal: Goal) -> Tensor:
         """The embedding."""
         return seen.embedding
 

@@ -160,7 +160,7 @@ class Loop:
         rank: int = 0,
     ) -> None:
         self.recipe, self.state, self._streams = recipe, state, streams
-        self._device, self._rank = torch.device(device), rank
+        self.device, self._rank = torch.device(device), rank
         self._model = model or state.task
         parts = sum(stream.steps for stream in streams)
         self.epoch_steps = parts // recipe.schedule.accumulate
@@ -228,7 +228,7 @@ class Loop:
         generator = generator_of(self.recipe.seed, self.state.step, number, self._rank)
         with self._alone(number):
             with self._autocast():
-                losses = self._model(on_device(batch, self._device), generator)
+                losses = self._model(on_device(batch, self.device), generator)
             total_B = torch.stack(list(losses.values())).sum(dim=0)
             broken = (~torch.isfinite(total_B.detach())).nonzero()[:, 0].tolist()
             # All workers must see it in their common gradient, and stop together.
@@ -251,7 +251,7 @@ class Loop:
     def _autocast(self) -> contextlib.AbstractContextManager[object]:
         if self.recipe.schedule.precision == "float32":
             return contextlib.nullcontext()
-        return torch.autocast(self._device.type, torch.bfloat16)
+        return torch.autocast(self.device.type, torch.bfloat16)
 
     def _refuse_what_is_not_finite(self, gradient: float, broken: Sequence[int]) -> None:
         if math.isfinite(gradient):

@@ -17,7 +17,7 @@ MAY_IMPORT = {
     "cluster": set(),
     "featurestore": set(),
     "ingest": {"cluster", "featurestore"},
-    "distill": {"cluster", "featurestore", "ingest"},
+    "distill": {"cluster", "featurestore", "ingest", "downstream"},
     "downstream": {"cluster", "featurestore", "ingest"},
 }
 OURS = {*MAY_IMPORT, "commands", "examples", "slidelake"}

@@ -12,8 +12,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from distill.students.task import Batch, Norms, Prediction, Task, Under
-from distill.targets.target import make_norm
+from distill.students.task import Batch, Prediction, Task, Under
+from distill.targets.target import Norms, make_norm
 from featurestore import Moments
 from featurestore.stats.phi_s import phi_s
 

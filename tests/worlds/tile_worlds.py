@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from distill.recipes.recipe import Recipe
-from distill.students.task import Batch, Norms, Under
+from distill.students.task import Batch, Under
 from distill.students.tile_task import TileTask
-from distill.targets.target import TargetNorm, make_norm
+from distill.targets.target import Norms, TargetNorm, make_norm
 from distill.targets.target_sources import Column
 from featurestore import Moments
 from featurestore.stats.phi_s import phi_s

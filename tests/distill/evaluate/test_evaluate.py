@@ -18,6 +18,7 @@ from distill.errors import DistillError
 from distill.evaluate.compared_students import best_single, find_student, splits
 from distill.evaluate.embeddings import run_student, run_teacher, run_undistilled
 from distill.evaluate.evaluation import evaluate
+from distill.evaluate.evaluation_spec import EvaluationSpec
 from distill.evaluate.sampled_tiles import labelled, sample
 from distill.evaluate.tile_labels import read_labels
 from featurestore import Lake, open_lake, patient_of
@@ -68,9 +69,8 @@ def label_file(studied: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def report(studied: Path, label_file: Path) -> dict[str, Any]:
-    return evaluate(
-        str(studied), ["both-s0", "both-s1"], labels=str(label_file), robust_tiles=4, threads=1
-    )
+    spec = EvaluationSpec(labels=str(label_file), robust_tiles=4, threads=1)
+    return evaluate(str(studied), ["both-s0", "both-s1"], spec)
 
 
 def entry(report: dict[str, Any], name: str) -> dict[str, Any]:
@@ -190,10 +190,10 @@ def test_report_is_strict_json_of_numbers_and_the_page_needs_no_network(
 
 
 def test_the_same_call_gives_the_same_numbers(studied: Path, label_file: Path) -> None:
-    few: dict[str, Any] = {"tiles": 64, "robust_tiles": 2, "teacher_seconds": 0.0, "threads": 1}
-    first, again = (
-        evaluate(str(studied), ["both-s0"], labels=str(label_file), **few) for _ in range(2)
+    spec = EvaluationSpec(
+        labels=str(label_file), tiles=64, robust_tiles=2, teacher_seconds=0.0, threads=1
     )
+    first, again = (evaluate(str(studied), ["both-s0"], spec) for _ in range(2))
     assert again["run"] == first["run"]
     for one, other in zip(first["embeddings"], again["embeddings"], strict=True):
         for key in ("fidelity", "probe", "retrieval", "robustness"):
@@ -244,7 +244,7 @@ def test_unknown_and_unfinished_students_are_refused(lake_of: Lake) -> None:
     with pytest.raises(DistillError, match="no student given"):
         evaluate(lake_of.uri, [])
     with pytest.raises(DistillError, match="tiles=3"):
-        evaluate(lake_of.uri, ["both-s0"], tiles=3)
+        evaluate(lake_of.uri, ["both-s0"], EvaluationSpec(tiles=3))
 
 
 def test_an_untrained_network_takes_its_statistics_from_training_tiles(lake_of: Lake) -> None:
@@ -335,7 +335,7 @@ def test_a_student_of_a_coarse_mpp_is_held_against_the_mean_of_the_tiles_under(
                 np.testing.assert_allclose(found[key], fine[kept].mean(axis=0), atol=2e-3)
                 seen += 1
     assert seen == len(tiles) > 3
-    report = evaluate(str(lake_copy), ["coarse"], robust_tiles=2, threads=1)
+    report = evaluate(str(lake_copy), ["coarse"], EvaluationSpec(robust_tiles=2, threads=1))
     names = [e["name"] for e in report["embeddings"] if e["kind"] == "teacher"]
     assert names == [f"{teacher} under" for teacher in TEACHERS]
     assert entry(report, "coarse")["fidelity"].keys() == set(TEACHERS)
@@ -351,7 +351,7 @@ def test_a_student_of_features_is_evaluated_by_its_column(lake_copy: Path) -> No
     with pytest.raises(DistillError, match=r"no features of fused .*extract .* --teacher fused"):
         evaluate(str(lake_copy), ["fused"])
     add_teacher(lake, "fused", 12)
-    report = evaluate(str(lake_copy), ["fused"], robust_tiles=2, threads=1)
+    report = evaluate(str(lake_copy), ["fused"], EvaluationSpec(robust_tiles=2, threads=1))
     kinds = [e["kind"] for e in report["embeddings"]]
     assert kinds == ["student", "pca", "teacher", "teacher"]
     fused = entry(report, "fused")
@@ -412,4 +412,4 @@ def test_labels_that_can_not_be_used_are_refused(lake_of: Lake, tmp_path: Path) 
         read_labels(str(tmp_path / "none.csv"), lake_of)
     path.write_text("slide_id,x,y,a\ns,1,2,t\ns,5,2,u\n")
     with pytest.raises(DistillError, match=r"none of 2 labels is of a tile.*top-left"):
-        evaluate(lake_of.uri, ["both-s0"], labels=str(path))
+        evaluate(lake_of.uri, ["both-s0"], EvaluationSpec(labels=str(path)))

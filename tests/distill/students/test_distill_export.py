@@ -15,8 +15,8 @@ from PIL import Image
 from distill.errors import DistillError
 from distill.recipes.recipe_table import make_recipe
 from distill.students.export import export_student
-from distill.students.recipe_task import make_task
 from distill.students.saved_student import write_student
+from distill.students.student_table import make_task
 from distill.targets.missing_stats import fit_missing
 from distill.targets.norms import fit_norms, read_norms
 from featurestore import Lake, open_lake
@@ -40,7 +40,7 @@ def student(lake_copy: Path) -> Lake:
         "parameters": sum(p.numel() for p in task.student.parameters()),
         "fidelity": {name: {"cosine": 0.5, "baseline": 0.25} for name in TEACHERS},
     }
-    write_student(lake, {"student": NAME, "recipe": recipe, "identities": {}}, task.eval(), report)
+    write_student(lake, task.eval(), report, name=NAME, recipe=recipe, identities={})
     return lake
 
 

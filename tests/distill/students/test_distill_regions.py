@@ -13,8 +13,9 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from distill.errors import DistillError
-from distill.recipes.recipe import Recipe, RegionStudent, Term
+from distill.recipes.recipe import Recipe, Term
 from distill.recipes.recipe_table import make_recipe
+from distill.recipes.student_settings import RegionStudent
 from distill.students.hierarchy import Attention, Hierarchy, Level, by_parent
 from distill.students.region_encoder import RegionEncoder
 from distill.students.region_network import Tokens, crop_side, places, windows

@@ -13,8 +13,8 @@ from distill.recipes.recipe import Recipe
 from distill.recipes.recipe_columns import check, columns_of
 from distill.recipes.recipe_table import make_recipe
 from distill.students.ray_columns import extract
-from distill.students.recipe_task import make_task
 from distill.students.saved_student import write_student
+from distill.students.student_table import make_task
 from distill.students.task import Task, on_device
 from distill.targets.missing_stats import fit_missing
 from distill.targets.norms import fit_norms, read_norms
@@ -39,8 +39,8 @@ def kept(lake: Lake, recipe: Recipe, name: str) -> Task:
     norms = read_norms(fit_norms(lake, recipe.targets, needs, ids))
     task = make_task(lake, recipe, norms).eval()
     identities = {f"{t}@{m}": lake.identity(t, mpp=m) for t, m in needs}
-    config = {"student": name, "recipe": recipe, "identities": identities}
-    write_student(lake, config, task, {"student": name})
+    report = {"student": name}
+    write_student(lake, task, report, name=name, recipe=recipe, identities=identities)
     return task
 
 

@@ -17,7 +17,7 @@ from distill.evaluate.measures.fidelity import Fidelity, combined
 from distill.losses.feature_losses import cosine_loss, match_loss, smooth_l1_loss
 from distill.recipes.recipe import Recipe, Schedule
 from distill.recipes.recipe_table import make_recipe
-from distill.students.recipe_task import make_task
+from distill.students.student_table import make_task
 from distill.students.task import Batch
 from distill.students.tile_task import TileTask
 from distill.targets.missing_stats import fit_missing, split_slides

@@ -9,7 +9,7 @@ import torch
 from distill.errors import DistillError
 from distill.recipes.recipe_columns import check
 from distill.recipes.recipe_table import make_recipe
-from distill.students.recipe_task import make_task
+from distill.students.student_table import make_task
 from distill.students.task import on_device
 from distill.targets.missing_stats import fit_missing
 from distill.targets.norms import fit_norms, read_norms

@@ -6,8 +6,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from distill.recipes.recipe import TileStudent, Views
-from distill.students.student import Student
+from distill.recipes.recipe import Views
+from distill.recipes.student_settings import TileStudent
+from distill.students.student import TileNetwork
 from distill.train.views import (
     TURNS,
     cropped,
@@ -107,7 +108,7 @@ def test_failure_5_tokens_of_any_network_are_its_patches_alone(
     architecture: str, grid: tuple[int, int]
 ) -> None:
     """Prefix tokens are left out, and the embedding is the network's own."""
-    student = Student(TileStudent(architecture=architecture, input_px=64)).eval()
+    student = TileNetwork(TileStudent(architecture=architecture, input_px=64)).eval()
     x = normalised(sized(tiles(3, 64), 64))
     seen = student(x)
     assert student.grid == grid == tuple(seen.tokens.shape[1:3])
