@@ -8,25 +8,20 @@ Letters in names: N tiles, D embedding, E values of a target, S strengths.
 """
 
 import math
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.linear_model import LogisticRegression
 
 from distill.errors import DistillError
 from distill.evaluate.measures.class_scores import balanced_accuracy
 from distill.evaluate.measures.similarity import similarity_rows
+from downstream.probes.heads import INVERSE, fit_logistic
 
 # Of the mean variance of a channel, times the number of tiles.
 STRENGTHS = tuple(10.0**power for power in range(-6, 3))
-# Inverse strengths of the probe, weakest penalty last, for channels of variance 1.
-INVERSE = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
 INNER_SHARE = 0.25
-ITERATIONS = 1000
 CONSTANT = 1e-12
 
 Array = npt.NDArray[np.floating]
@@ -147,7 +142,7 @@ def chosen_ridges(
 def linear_probe(
     x_ND: Array, label_N: Int64Array, group_N: Int64Array, test_ND: Array
 ) -> tuple[Int64Array, float]:
-    """Classes of test tiles by logistic regression, and the inverse strength that was chosen.
+    """Classify test tiles by logistic regression; return classes and the chosen inverse strength.
 
     Channels are brought to mean 0 and variance 1; classes weigh the same. The strength is that of
     the best balanced accuracy on tiles of `inner_split`, the stronger one of equals; where they
@@ -165,28 +160,30 @@ def linear_probe(
     if len(np.unique(label_N[~inner])) > 1 and len(np.unique(label_N[inner])) > 1:
         scores = [
             balanced_accuracy(
-                label_N[inner], _logistic(x[~inner], label_N[~inner], inverse).predict(x[inner])
+                label_N[inner], _classified(x[~inner], label_N[~inner], x[inner], inverse)
             )
             for inverse in INVERSE
         ]
         best = INVERSE[int(np.argmax(scores))]
-    found: Int64Array = _logistic(x, label_N, best).predict(test)
-    return found, best
+    return _classified(x, label_N, test, best), best
 
 
 def _standardised(x_ND: Array, test_ND: Array) -> tuple[Float64Array, Float64Array]:
+    """Bring channels to mean 0 and variance 1 by the training tiles."""
     x, test = x_ND.astype(np.float64), test_ND.astype(np.float64)
     mean, spread = x.mean(axis=0), x.std(axis=0)
     spread[spread < CONSTANT] = 1.0
     return (x - mean) / spread, (test - mean) / spread
 
 
-def _logistic(x_ND: Float64Array, label_N: Int64Array, inverse: float) -> LogisticRegression:
-    model = LogisticRegression(C=inverse, max_iter=ITERATIONS, class_weight="balanced")
-    with warnings.catch_warnings():
-        # Stopped after so many iterations it is a probe all the same, as eva's 12,500 steps are.
-        warnings.simplefilter("ignore", ConvergenceWarning)
-        return model.fit(x_ND, label_N)
+def _classified(
+    x_ND: Float64Array, label_N: Int64Array, test_ND: Float64Array, inverse: float
+) -> Int64Array:
+    """Classify test tiles by a logistic regression of one strength."""
+    classes, index_N = np.unique(label_N, return_inverse=True)
+    head = fit_logistic(x_ND, index_N, len(classes), inverse, seed=0)
+    predicted_N: Int64Array = classes[head.outputs(test_ND).argmax(axis=1)]
+    return predicted_N
 
 
 def nearest(x_ND: Array, label_N: Int64Array, test_ND: Array, k: int) -> Int64Array:

@@ -11,9 +11,7 @@ from distill.evaluate.measures.class_scores import (
     balanced_accuracy,
     class_scores,
     confusion,
-    draws,
     f1_of,
-    interval,
     mean_scores,
 )
 from distill.evaluate.measures.readout import (
@@ -139,6 +137,12 @@ def test_scores_are_those_of_scikit_learn() -> None:
             assert balanced_accuracy(truth, guess) == pytest.approx(sklearn)
 
 
+def draws(patients: int, seed: int) -> np.ndarray:
+    """How often each patient is in each of 1000 resamples."""
+    share = np.full(patients, 1 / patients)
+    return np.random.default_rng((seed, patients)).multinomial(patients, share, size=1000)
+
+
 def test_intervals_draw_whole_patients() -> None:
     rng = np.random.default_rng(0)
     patient = np.repeat(np.arange(12), rng.integers(1, 9, 12))
@@ -167,6 +171,9 @@ def test_means_draw_whole_patients_and_leave_out_nan() -> None:
 
 
 def test_one_patient_has_no_interval() -> None:
-    found = interval(0.5, np.full(1000, 0.5), groups=1)
-    assert found["estimate"] == 0.5
-    assert np.isnan([found["low"], found["high"]]).all()
+    patient = np.zeros(8, int)
+    means = mean_scores({"v": np.full(8, 0.5)}, patient)["v"]
+    scores = class_scores(np.arange(8) % 2, np.zeros(8, int), patient)["balanced_accuracy"]
+    for found in (means, scores):
+        assert found["estimate"] == 0.5
+        assert np.isnan([found["low"], found["high"]]).all()
