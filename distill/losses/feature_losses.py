@@ -64,7 +64,6 @@ class Match:
     Attributes:
         targets: the normalisation, one of `targets.NORMS`.
         cosine_weight: 0 to 1; the rest is smooth L1's.
-        allow_redundant: take smooth L1 on targets of length 1 all the same, to compare with others.
 
     Raises:
         DistillError: the normalisation is not known, the weight is outside 0 to 1, or smooth L1
@@ -73,7 +72,6 @@ class Match:
 
     targets: str
     cosine_weight: float = 0.9
-    allow_redundant: bool = False
 
     def __post_init__(self) -> None:
         if self.targets not in NORMS:
@@ -83,11 +81,11 @@ class Match:
             msg = f"cosine_weight must be from 0 to 1, {self.cosine_weight} given"
             raise DistillError(msg)
         unit = self.targets == UnitLength.name
-        if unit and self.cosine_weight < 1 and not self.allow_redundant:
+        if unit and self.cosine_weight < 1:
             msg = (
                 f"smooth L1 (weight {1 - self.cosine_weight:g}) on L2-normalised targets is "
                 "(1 - cos) / D, so it adds nothing to the cosine; take targets 'phi-s' or "
-                "'z-score', or cosine_weight=1, or allow_redundant=True to compare"
+                "'z-score', or cosine_weight=1"
             )
             raise DistillError(msg)
 

@@ -6,8 +6,6 @@ per sample, in float32.
 Letters in names: B samples, N tokens, K prototypes, D embedding.
 """
 
-from collections.abc import Sequence
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -87,32 +85,6 @@ def dino_loss(student_BK: Tensor, teacher_BK: Tensor, *, temperature: float = 0.
     check_positive(temperature, "temperature")
     log_BK = F.log_softmax(student_BK.float() / temperature, dim=-1)
     return -(teacher_BK.float() * log_BK).sum(dim=-1)
-
-
-def multi_crop_loss(
-    students: Sequence[Tensor], teachers: Sequence[Tensor], *, temperature: float = 0.1
-) -> Tensor:
-    """Mean `dino_loss` over pairs of different views, [B].
-
-    The first views of the student are those of the teacher, in order; a view is not compared with
-    itself. The others are local crops, which the teacher does not see.
-
-    Raises:
-        DistillError: there is no pair, or a target is refused by `dino_loss`.
-    """
-    losses = [
-        dino_loss(student_BK, teacher_BK, temperature=temperature)
-        for i, student_BK in enumerate(students)
-        for j, teacher_BK in enumerate(teachers)
-        if i != j
-    ]
-    if not losses:
-        msg = (
-            f"{len(students)} views of the student and {len(teachers)} of the teacher make no pair "
-            "of different views; give the student at least one more"
-        )
-        raise DistillError(msg)
-    return torch.stack(losses).mean(dim=0)
 
 
 def ibot_loss(

@@ -5,7 +5,7 @@ Losses of teachers come stacked, [T, B]; `(weights * losses).sum(0)` is the loss
 Letters in names: T teachers, B samples.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -159,17 +159,3 @@ def make_weighting(
         return Balance(teachers)
     msg = f"no weighting '{name}' of teachers; known are static, keep-max, balance"
     raise DistillError(msg)
-
-
-def weighted(
-    losses: Mapping[str, Tensor], weighting: Weighting, generator: torch.Generator | None = None
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """The loss per sample [B], and of each teacher the detached share of it that it bears.
-
-    The shares are means over the batch and add up to 1 (all 0 where the loss is 0).
-    """
-    losses_TB = torch.stack(list(losses.values())).float()
-    parts_TB = weighting(losses_TB, generator) * losses_TB
-    parts_T = parts_TB.detach().mean(dim=1)
-    shares_T = parts_T / parts_T.sum().clamp_min(SMALL)
-    return parts_TB.sum(dim=0), dict(zip(losses, shares_T.unbind(), strict=True))

@@ -64,17 +64,3 @@ def check_after_gate(following: nn.Module) -> None:
             "scale of a token; put the gate after the norm"
         )
         raise DistillError(msg)
-
-
-def check_gates(model: nn.Module) -> None:
-    """Refuse a model in which a `Gate` comes directly before a norm in an `nn.Sequential`.
-
-    Raises:
-        DistillError: there is one.
-    """
-    for part in model.modules():
-        if isinstance(part, nn.Sequential):
-            steps = list(part)
-            for at, step in enumerate(steps):
-                if isinstance(step, Gate):
-                    check_after_gate(nn.Sequential(*steps[at + 1 :]))

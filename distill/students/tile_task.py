@@ -131,7 +131,8 @@ class TileTask(Task):
     @property
     def dim(self) -> int:
         """Width of the embedding."""
-        return self.network.dim
+        dim: int = self.network.dim
+        return dim
 
     def _predictions(self, outputs: StudentOutputs, goals: dict[Key, Goal]) -> dict[Key, Tensor]:
         """Predict targets from the whole embedding, and from tokens."""

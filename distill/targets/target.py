@@ -19,10 +19,6 @@ from torch import Tensor
 
 from distill.errors import DistillError
 from distill.losses.numeric import full_precision
-from distill.targets.norm_arrays import norm_arrays
-from featurestore import Moments, PhiS
-
-STD_MIN = 1e-3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -179,15 +175,6 @@ def norm_of(name: str, **values: npt.NDArray[np.floating]) -> TargetNorm:
         for key, value in values.items()
     }
     return NORMS[name](**arrays)
-
-
-def make_norm(name: str, *, moments: Moments, phi_s: PhiS | None = None) -> TargetNorm:
-    """A normalisation by name from moments; phi-s takes its transform, or makes it of them.
-
-    Raises:
-        DistillError: the name is not known.
-    """
-    return norm_of(name, mean=moments.mean, **norm_arrays(name, moments, phi_s))
 
 
 def align_grid(

@@ -1,47 +1,12 @@
 """A moving average of a module: the teacher of self-distillation, or the student that is kept."""
 
 import copy
-import math
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 from torch import nn
 
 from distill.errors import DistillError
-
-
-@dataclass(frozen=True, kw_only=True)
-class CosineMomentum:
-    """A momentum that rises from `start` to `end` along half a cosine over `steps`, then stays.
-
-    Source: DINO (from 0.996 to 1; 0.992 in DINOv2).
-
-    Attributes:
-        start: at step 0.
-        end: from step `steps` on.
-        steps: at least 1.
-
-    >>> [CosineMomentum(start=0.5, end=1, steps=2)(step) for step in (0, 1, 2, 9)]
-    [0.5, 0.75, 1.0, 1.0]
-    """
-
-    start: float = 0.992
-    end: float = 1.0
-    steps: int
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.start <= self.end <= 1 or self.steps < 1:
-            msg = (
-                f"start={self.start}, end={self.end}, steps={self.steps} given; "
-                "0 <= start <= end <= 1 and at least one step needed"
-            )
-            raise DistillError(msg)
-
-    def __call__(self, step: int) -> float:
-        """The momentum of a step counted from 0."""
-        done = min(step, self.steps) / self.steps
-        return self.end - (self.end - self.start) * (1 + math.cos(math.pi * done)) / 2
 
 
 class Ema(nn.Module):

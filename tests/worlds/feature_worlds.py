@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from distill.students.task import Batch, Prediction, Task, Under
-from distill.targets.target import Norms, make_norm
-from featurestore import Moments
+from distill.targets.norm_arrays import norm_arrays
+from distill.targets.target import Norms, TargetNorm, norm_of
+from featurestore import Moments, PhiS
 from featurestore.stats.phi_s import phi_s
 
 Floats = npt.NDArray[np.float64]
@@ -56,6 +57,11 @@ def norm_inputs(features: Tensor) -> Moments:
     """Moments of raw features [..., D]."""
     x = features.flatten(0, -2).numpy().astype(np.float64)
     return Moments(n=len(x), mean=x.mean(0), covariance=np.cov(x.T, ddof=0))
+
+
+def make_norm(name: str, *, moments: Moments, phi_s: PhiS | None = None) -> TargetNorm:
+    """Make a normalisation by name from moments; phi-s takes its transform, or makes it of them."""
+    return norm_of(name, mean=moments.mean, **norm_arrays(name, moments, phi_s))
 
 
 def norms_of(features: Mapping[tuple[str, float], Tensor], name: str = "phi-s") -> Norms:

@@ -10,10 +10,11 @@ from torch import Tensor
 from distill.recipes.recipe import Recipe
 from distill.students.task import Batch, Under
 from distill.students.tile_task import TileTask
-from distill.targets.target import Norms, TargetNorm, make_norm
+from distill.targets.target import Norms, TargetNorm
 from distill.targets.target_sources import Column
 from featurestore import Moments
 from featurestore.stats.phi_s import phi_s
+from tests.worlds.feature_worlds import make_norm
 
 SIDE, CELLS, DIM = 32, 4, 12
 FINE = 0.5

@@ -22,7 +22,7 @@ from distill.students.task import Batch
 from distill.students.tile_task import TileTask
 from distill.targets.missing_stats import fit_missing, split_slides
 from distill.targets.norms import fit_norms, read_norms
-from distill.targets.target import TargetNorm, make_norm
+from distill.targets.target import TargetNorm
 from distill.train.batches import Feed, mixed
 from distill.train.loop import Loop, NotFiniteError, State, Step, learning_rate, measure
 from distill.train.ray_train import distill
@@ -30,6 +30,7 @@ from featurestore import Lake, Moments, open_lake
 from ingest import find_teachers, load_encoder
 from ingest.teachers.ray_extract import extract
 from tests.conftest import TEACHERS
+from tests.worlds.feature_worlds import make_norm
 
 TINY: dict[str, Any] = {
     "architecture": "test_efficientnet",
