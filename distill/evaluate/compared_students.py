@@ -39,15 +39,15 @@ class StudentRecord:
 
     @property
     def recipe(self) -> Mapping[str, Any]:
-        """Its recipe's fields."""
+        """The fields of its recipe."""
         recipe: Mapping[str, Any] = self.report["recipe"]
         return recipe
 
     @property
     def teachers(self) -> tuple[str, ...]:
-        """Its teachers' columns of one vector for each tile."""
+        """The teachers' columns that hold one vector for each tile."""
         whats = ((name, name.partition(":")[2]) for name in self.recipe["teachers"])
-        return tuple(name for name, what in whats if not what.startswith(NOT_TILES))
+        return tuple(name for name, part in whats if not part.startswith(NOT_TILES))
 
     @property
     def held_out(self) -> frozenset[str]:
@@ -70,14 +70,14 @@ class StudentRecord:
     @property
     def alike(self) -> str:
         """Text that is equal for students that differ in name and seed alone."""
-        recipe = {key: value for key, value in self.recipe.items() if key != "seed"}
+        recipe = {key: setting for key, setting in self.recipe.items() if key != "seed"}
         return self.network + json.dumps(recipe, sort_keys=True)
 
     @property
     def gain(self) -> float:
-        """Mean over its teachers of (cosine - baseline) / (1 - baseline), of its own report.
+        """The mean over its teachers of (cosine - baseline) / (1 - baseline), by its own report.
 
-        That is the share of what the mean feature leaves open, so teachers whose features all
+        That is the share of what the mean feature leaves open, so teachers with features that all
         resemble each other count no more than others.
         """
         reports = self.report["fidelity"].values()
@@ -109,7 +109,7 @@ class Split:
 
     @property
     def under(self) -> float | None:
-        """The finer mpp whose mean features are the teachers', if it is not that of the tiles."""
+        """The finer mpp of which the teachers' mean features are taken, if there is one."""
         return self.students[0].under
 
     @property
@@ -121,7 +121,7 @@ class Split:
     def columns(self) -> tuple[str, ...]:
         """Columns that are read with each tile: cached teachers, and students of features."""
         cached = () if self.under else self.teachers
-        return (*cached, *(found.name for found in self.runnable if found.card is None))
+        return (*cached, *(student.name for student in self.runnable if student.card is None))
 
 
 def find_student(lake: Lake, name: str) -> StudentRecord:

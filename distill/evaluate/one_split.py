@@ -15,9 +15,9 @@ from distill.evaluate.measures.embedding_measures import (
     Labelled,
     Part,
     fidelity,
-    finds,
     mode_switching,
     probes,
+    retrieval_scores,
 )
 from distill.evaluate.measures.stain_robustness import VARIANTS, perturbed, robustness
 from distill.evaluate.sampled_tiles import Tiles, labelled, readable, sample
@@ -147,7 +147,7 @@ def _with_labels(split_tiles: SplitTiles, subject: Subject) -> Tree:
             _note(split_tiles, f"{name} mpp: {error}")
             continue
         try:
-            tree["retrieval"][name] = finds(held)
+            tree["retrieval"][name] = retrieval_scores(held)
         except DistillError as error:
             _note(split_tiles, f"{name} mpp: {error}")
         try:

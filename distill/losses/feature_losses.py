@@ -18,7 +18,7 @@ from distill.targets.target import NORMS, UnitLength
 
 
 def cosine_loss(prediction_BD: Tensor, target_BD: Tensor) -> Tensor:
-    """1 - cosine similarity, [B]; from 0 (same direction) to 2.
+    """Compute 1 - cosine similarity, [B]; from 0 (same direction) to 2.
 
     Raises:
         DistillError: the target requires gradients.
@@ -31,7 +31,7 @@ def cosine_loss(prediction_BD: Tensor, target_BD: Tensor) -> Tensor:
 
 
 def smooth_l1_loss(prediction_BD: Tensor, target_BD: Tensor) -> Tensor:
-    """Smooth L1 with beta 1, mean over channels, [B].
+    """Compute smooth L1 with beta 1, mean over channels, [B].
 
     Raises:
         DistillError: the target requires gradients.
@@ -45,7 +45,7 @@ def smooth_l1_loss(prediction_BD: Tensor, target_BD: Tensor) -> Tensor:
 
 
 def match_loss(prediction_BD: Tensor, target_BD: Tensor, *, cosine_weight: float) -> Tensor:
-    """cosine_weight x cosine + (1 - cosine_weight) x smooth L1, [B].
+    """Compute cosine_weight x cosine + (1 - cosine_weight) x smooth L1, [B].
 
     Source: AM-RADIO and Theia use 0.9 and 0.1.
     """
@@ -57,12 +57,12 @@ def match_loss(prediction_BD: Tensor, target_BD: Tensor, *, cosine_weight: float
 
 @dataclass(frozen=True, kw_only=True)
 class Match:
-    """`match_loss` that knows how its targets are normalised, and refuses what would be no loss.
+    """`match_loss` for one normalisation of targets; settings that would be no loss are refused.
 
     On vectors of length 1 smooth L1 is (1 - cos) / D: at D = 1280 a term of 0.0008 of the cosine.
 
     Attributes:
-        targets: the normalisation, one of `targets.NORMS`.
+        targets: the normalisation, one of `target.NORMS`.
         cosine_weight: 0 to 1; the rest is smooth L1's.
 
     Raises:
@@ -90,15 +90,15 @@ class Match:
             raise DistillError(msg)
 
     def __call__(self, prediction_BD: Tensor, target_BD: Tensor) -> Tensor:
-        """The loss [B], or [B, N] of tokens."""
+        """Compute the loss [B], or [B, N] of tokens."""
         return match_loss(prediction_BD, target_BD, cosine_weight=self.cosine_weight)
 
 
 def info_nce_loss(prediction_BD: Tensor, target_BD: Tensor, *, temperature: float = 0.1) -> Tensor:
-    """Symmetric in-batch contrast, [B]: each finds its own among all targets, and the other way.
+    """Compute symmetric in-batch contrast, [B]: predictions among all targets, and the other way.
 
     The mean of two cross-entropies over cosines / temperature, -log softmax at (i, i) along rows
-    and along columns. Log B where nothing can be told apart.
+    and along columns. Log B where all are alike.
 
     Source: van den Oord et al. 2018 (arXiv 1807.03748), both ways as in CLIP; OMNI adds it at a
     weight of 0.1 and a temperature of 0.1.
@@ -120,7 +120,7 @@ def info_nce_loss(prediction_BD: Tensor, target_BD: Tensor, *, temperature: floa
 def log_sum_loss(
     prediction_BD: Tensor, target_BD: Tensor, *, power: float = 4.0, floor: float = 1e-6
 ) -> Tensor:
-    """Log of the sum over channels of |prediction - target|^power, [B].
+    """Compute the log of the sum over channels of |prediction - target|^power, [B].
 
     The logarithm damps what is far away: the gradient falls as 1 / distance, so that outliers and
     the scale of a teacher matter little, and near the target the floor keeps it finite.

@@ -22,8 +22,8 @@ class Term:
     Attributes:
         kind: a name in `terms.TERMS`.
         weight: of it.
-        teachers: whose targets; all of the recipe's if empty.
-        settings: numbers that the kind knows; its own defaults otherwise.
+        teachers: columns whose targets are matched; all of the recipe's if empty.
+        settings: numbers of the kind; its own defaults otherwise.
     """
 
     kind: str
@@ -97,7 +97,7 @@ class Recipe:
         mpps: of the tiles; those of the lake that fit if empty. Of a recipe of several levels, one
             each, in any order.
         levels: nested mpps that a sample is of: 1, or a tile with the tiles under it.
-        targets: normalisation of the teachers' features, one of `targets.NORMS`.
+        targets: normalisation of the teachers' features, one of `target.NORMS`.
         head: kind of head, one of `heads.HEADS`.
         head_width: its hidden units.
         weighting: of teachers: static, keep-max or balance.

@@ -17,7 +17,7 @@ Teachers = tuple[str, ...]
 
 
 def agglomerate(teachers: Teachers) -> Recipe:
-    """Any number of teachers into one student, from embeddings and patch tokens if there are any.
+    """Distil any number of teachers into one student, from embeddings and patch tokens if any.
 
     Source: the union of AM-RADIO, UNIC and OMNI.
     """
@@ -31,7 +31,7 @@ def agglomerate(teachers: Teachers) -> Recipe:
 
 
 def xmag(teachers: Teachers) -> Recipe:
-    """Teachers of a fine mpp into a student of a coarse one: the mean and the grid of tiles under.
+    """Distil teachers of a fine mpp into a student of a coarse one: mean and grid of tiles under.
 
     Source: XMAG (arXiv 2509.23097).
     """
@@ -40,7 +40,7 @@ def xmag(teachers: Teachers) -> Recipe:
 
 
 def gpfm(teachers: Teachers) -> Recipe:
-    """Expert teachers and self-distillation from pixels: DINO, iBOT, KoLeo, local crops.
+    """Distil expert teachers, with self-distillation from pixels: DINO, iBOT, KoLeo, local crops.
 
     Source: GPFM (arXiv 2407.18449).
     """
@@ -54,7 +54,7 @@ def gpfm(teachers: Teachers) -> Recipe:
 
 
 def h0(teachers: Teachers) -> Recipe:
-    """A single teacher's class and patch tokens: assignments to prototypes, and a match.
+    """Distil a single teacher's class and patch tokens: assignments to prototypes, and a match.
 
     Source: H0-mini (arXiv 2501.16239).
     """
@@ -71,7 +71,7 @@ def h0(teachers: Teachers) -> Recipe:
 
 
 def g2l(teachers: Teachers) -> Recipe:
-    """One giant teacher and few slides of one cancer: a projection and a log-sum loss.
+    """Distil one giant teacher on few slides of one cancer: a projection and a log-sum loss.
 
     Source: G2L (arXiv 2510.11176).
     """
@@ -88,7 +88,7 @@ def g2l(teachers: Teachers) -> Recipe:
 
 
 def shazam(teachers: Teachers) -> Recipe:
-    """Teachers' features of a tile fused into one vector by cross-attention; no pixels.
+    """Fuse the teachers' features of a tile into one vector by cross-attention; no pixels.
 
     Distil the vector into a student of pixels by `agglomerate`, once it is a column of the lake.
     Source: Shazam.
@@ -106,9 +106,10 @@ def shazam(teachers: Teachers) -> Recipe:
 
 
 def pathme(teachers: Teachers) -> Recipe:
-    """A region encoder over cached grids of three mpps, self-supervised, with experts; no pixels.
+    """Train a region encoder over cached grids of three mpps, self-supervised, with experts.
 
-    The first teacher's features are what it sees; the others' are matched. Source: PatHME.
+    The encoder sees the first teacher's features, no pixels; the others' are matched.
+    Source: PatHME.
     """
     return Recipe(
         name="pathme",
@@ -144,7 +145,7 @@ def recipes_help() -> str:
 
 
 def make_recipe(name: str, teachers: Teachers, **changes: Any) -> Recipe:  # noqa: ANN401
-    """A named recipe with some fields set; fields given as None keep the recipe's value.
+    """Make a named recipe with some fields set; fields given as None keep the recipe's value.
 
     Fields of its student, views and schedule are given by their own names; `extra_terms` are added
     to its terms.
@@ -157,7 +158,7 @@ def make_recipe(name: str, teachers: Teachers, **changes: Any) -> Recipe:  # noq
         hint = f"did you mean '{close[0]}'? " if close else ""
         msg = f"no recipe '{name}': {hint}known are {', '.join(RECIPES)}"
         raise DistillError(msg)
-    settings = {key: value for key, value in changes.items() if value is not None}
+    settings = {key: setting for key, setting in changes.items() if setting is not None}
     recipe = RECIPES[name](teachers)
     extra: tuple[Term, ...] = tuple(settings.pop("extra_terms", ()))
     settings.setdefault("terms", (*recipe.terms, *extra))
@@ -181,7 +182,7 @@ def _changed(recipe: Recipe, settings: dict[str, Any]) -> Recipe:
 
 
 def parse_terms(texts: Sequence[str]) -> tuple[Term, ...]:
-    """Terms of KIND[:TEACHER][=WEIGHT].
+    """Parse terms of the form KIND[:TEACHER][=WEIGHT].
 
     >>> parse_terms(["contrast=0.1"])[0].weight
     0.1

@@ -90,5 +90,5 @@ class RegionStudent(StudentSettings):
         """Return the first teacher, which the student sees, at all mpps; others at the finest."""
         if not under:
             return super().needs(teachers, read, under)
-        seen = [(teachers[0], mpp) for mpp in (*read, *under)]
-        return seen + [(teacher, under[-1]) for teacher in teachers[1:]]
+        input_features = [(teachers[0], mpp) for mpp in (*read, *under)]
+        return input_features + [(teacher, under[-1]) for teacher in teachers[1:]]

@@ -59,7 +59,7 @@ class TokenBlock(nn.Module):
 
 @dataclass(frozen=True, kw_only=True)
 class Fused:
-    """What a fuser makes of a tile.
+    """Outputs of a fuser for a batch of tiles.
 
     Attributes:
         vector: [B, D].
@@ -109,7 +109,7 @@ class Fuser(nn.Module):
         targets: str,
         weights: Mapping[str, Tensor],
     ) -> Self:
-        """From its weights, in evaluation mode.
+        """Restore a fuser from its weights, in evaluation mode.
 
         Args:
             settings: as it was made.
@@ -143,13 +143,13 @@ class Fuser(nn.Module):
 
     @torch.no_grad()
     def embed(self, features: Mapping[str, Tensor], *, mpp: float) -> Tensor:
-        """The fused vectors [B, D], float32, of raw features [B, E] by teacher."""
+        """Fuse raw features [B, E] by teacher to vectors [B, D], float32."""
         vector_BD: Tensor = self(features, mpp).vector
         return vector_BD.float()
 
 
 class FusionTask(Task):
-    """Trains a `Fuser` to hold what all its teachers say.
+    """Trains a `Fuser` to hold the features of all its teachers.
 
     Terms: "reconstruct", a head per teacher from the vector to its target (setting `cosine`, the
     share of the cosine, the rest is smooth L1), teachers weighted as the recipe says; and "fuse",
@@ -179,7 +179,7 @@ class FusionTask(Task):
         if not self._rebuilt:
             msg = (
                 f"recipe '{recipe.name}' has no term 'reconstruct': nothing would tie the fused "
-                "vector to what the teachers say"
+                "vector to the teachers' features"
             )
             raise DistillError(msg)
         self.heads = nn.ModuleList(
@@ -197,15 +197,15 @@ class FusionTask(Task):
         ]
 
     def forward(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
-        """Weighted losses [B]: "reconstruct TEACHER" and "fuse"."""
+        """Return the weighted losses [B]: "reconstruct TEACHER" and "fuse"."""
         fused = self.fuser(batch.features, batch.mpp)
         losses: dict[str, Tensor] = {}
         for number, term in enumerate(self.terms):
             if term.kind == "fuse":
-                found = {"fuse": self._fuse(fused, self._of[number])}
+                term_losses = {"fuse": self._fuse(fused, self._of[number])}
             else:
-                found = self._reconstruct(number, fused.vector, batch, generator)
-            for name, loss_B in found.items():
+                term_losses = self._reconstruct(number, fused.vector, batch, generator)
+            for name, loss_B in term_losses.items():
                 losses[name] = losses.get(name, 0) + term.weight * loss_B
         return losses
 
@@ -235,7 +235,7 @@ class FusionTask(Task):
 
     @torch.no_grad()
     def predict(self, batch: Batch) -> dict[str, Prediction]:
-        """What the vector says of each teacher."""
+        """Predict each teacher's features from the vector."""
         vector_BD = self.fuser(batch.features, batch.mpp).vector
         return {
             name: Prediction(
@@ -263,7 +263,7 @@ def _teachers(recipe: Recipe, term: Term) -> tuple[str, ...]:
 
 
 def _checked(recipe: Recipe, term: Term) -> Term:
-    """The term.
+    """Return the term, checked.
 
     Raises:
         DistillError: its kind, a setting or a teacher is not known.

@@ -1,4 +1,4 @@
-"""A gate over teachers' tokens whose weights reach what follows.
+"""A gate over teachers' tokens that a following norm does not erase.
 
 LayerNorm(w x) = LayerNorm(x) for any w > 0 (up to its epsilon), so a gate in front of a norm learns
 nothing and does nothing. Here the norm comes first, and a gate followed by one is refused.
@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from distill.errors import DistillError
 
-# What divides a token by its own size, if it is over the last axis alone. A batch norm does not: it
-# divides by that of the batch.
+# Norms that divide a token by its own size, if they are over the last axis alone. A batch norm does
+# not: it divides by that of the batch.
 ERASING = (nn.LayerNorm, nn.RMSNorm)
 PASSING = (nn.Identity, nn.Dropout)
 
@@ -41,12 +41,12 @@ class Gate(nn.Module):
             check_after_gate(following)
 
     def forward(self, tokens_BKD: Tensor) -> Tensor:
-        """Gated tokens [B, K, D]."""
+        """Return the gated tokens [B, K, D]."""
         normed_BKD: Tensor = self.norm(tokens_BKD)
         return self.shares(tokens_BKD)[..., None] * normed_BKD
 
     def shares(self, tokens_BKD: Tensor) -> Tensor:
-        """The weights [B, K], which add up to 1."""
+        """Return the weights [B, K], which add up to 1."""
         return torch.softmax(self.score(self.norm(tokens_BKD).flatten(1)), dim=-1)
 
 

@@ -25,7 +25,7 @@ class PrototypeHead(nn.Module):
         self.prototypes = nn.Linear(BOTTLENECK, prototypes, bias=False)
 
     def forward(self, x_BD: Tensor) -> Tensor:
-        """Logits [..., K]."""
+        """Return logits [..., K]."""
         unit = F.normalize(self.mlp(x_BD).float(), dim=-1)
         with torch.autocast(unit.device.type, enabled=False):
             directions_KD = F.normalize(self.prototypes.weight.float(), dim=-1)

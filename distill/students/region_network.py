@@ -58,17 +58,17 @@ class Tokens:
 
     Attributes:
         values: [B, S, D].
-        there: which are there [B, S].
+        mask: which are there [B, S].
     """
 
     values: Tensor
-    there: Tensor
+    mask: Tensor
 
     def at(self, index_BCS: Tensor) -> "Tokens":
         """Return the tokens at some places, one row for each of C choices: [B * C, S, D]."""
         rows_BC = torch.arange(len(index_BCS), device=index_BCS.device)[:, None, None]
-        values, there = self.values[rows_BC, index_BCS], self.there[rows_BC, index_BCS]
-        return Tokens(values=values.flatten(0, 1), there=there.flatten(0, 1))
+        values, mask = self.values[rows_BC, index_BCS], self.mask[rows_BC, index_BCS]
+        return Tokens(values=values.flatten(0, 1), mask=mask.flatten(0, 1))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,10 +117,10 @@ class Block(nn.Module):
             nn.Linear(width, MLP_RATIO * width), nn.GELU(), nn.Linear(MLP_RATIO * width, width)
         )
 
-    def forward(self, x_BSD: Tensor, there_BS: Tensor) -> Tensor:
+    def forward(self, x_BSD: Tensor, mask_BS: Tensor) -> Tensor:
         """Return the tokens [B, S, D]."""
         normed_BSD = self.norm(x_BSD)
-        x_BSD = x_BSD + self.attention(normed_BSD, normed_BSD, there_BS)
+        x_BSD = x_BSD + self.attention(normed_BSD, normed_BSD, mask_BS)
         out_BSD: Tensor = x_BSD + self.mlp(self.mlp_norm(x_BSD))
         return out_BSD
 
@@ -171,7 +171,7 @@ class RegionNetwork(nn.Module):
         side = region.mid.shape[1]
         level = Level(
             mid=high.tokens,
-            mid_there=mid.there,
+            mid_there=mid.mask,
             others=high.others,
             fine=by_parent(low.tokens.view(*region.fine.shape[:3], -1), side),
             fine_there=by_parent(region.fine_there, side),
@@ -185,12 +185,12 @@ class RegionNetwork(nn.Module):
         own_BD = self.project(region.coarse) + self._places(1, 2)
         return fine, mid, own_BD[:, None]
 
-    def _grid(self, x_BrrE: Tensor, there_Brr: Tensor, level: int) -> Tokens:
-        there_BS = there_Brr.flatten(1)
+    def _grid(self, x_BrrE: Tensor, mask_Brr: Tensor, level: int) -> Tokens:
+        mask_BS = mask_Brr.flatten(1)
         # What stands where no tile is may be anything.
-        x_BSE = torch.where(there_BS[..., None], x_BrrE.flatten(1, 2), 0)
+        x_BSE = torch.where(mask_BS[..., None], x_BrrE.flatten(1, 2), 0)
         values = self.project(x_BSE) + self._places(x_BrrE.shape[1], level)
-        return Tokens(values=values, there=there_BS)
+        return Tokens(values=values, mask=mask_BS)
 
     def _hide(self, tokens: Tokens, hidden_BS: Tensor, level: int) -> Tokens:
         """Replace the hidden tokens by one learned value, at their places."""
@@ -206,9 +206,9 @@ class RegionNetwork(nn.Module):
     def fine_stream(self, tokens: Tokens) -> StreamOutputs:
         """Run the fine stream, whole or a crop."""
         x_BSD = torch.cat([self._class(0, tokens), tokens.values], dim=1)
-        there_BS = F.pad(tokens.there, (1, 0), value=True)
+        mask_BS = F.pad(tokens.mask, (1, 0), value=True)
         for block in self.blocks:
-            x_BSD = block(x_BSD, there_BS)
+            x_BSD = block(x_BSD, mask_BS)
         x_BSD = self.norm(x_BSD)
         return StreamOutputs(cls=x_BSD[:, 0], tokens=x_BSD[:, 1:], others=x_BSD[:, :0])
 
@@ -217,10 +217,10 @@ class RegionNetwork(nn.Module):
         ahead = [self._class(1, tokens)] + ([] if own_B1D is None else [own_B1D])
         x_BSD = torch.cat([*ahead, tokens.values], dim=1)
         prompts, samples = self.prompts.shape[1], len(x_BSD)
-        there_BS = F.pad(tokens.there, (prompts + len(ahead), 0), value=True)
+        mask_BS = F.pad(tokens.mask, (prompts + len(ahead), 0), value=True)
         for block, prompts_PD in zip(self.blocks, self.prompts, strict=True):
             fresh_BPD = prompts_PD.to(x_BSD.dtype).expand(samples, -1, -1)
-            both_BSD = block(torch.cat([fresh_BPD, x_BSD], dim=1), there_BS)
+            both_BSD = block(torch.cat([fresh_BPD, x_BSD], dim=1), mask_BS)
             prompted_BPD, x_BSD = both_BSD.split([prompts, x_BSD.shape[1]], dim=1)
         x_BSD, prompted_BPD = self.norm(x_BSD), self.norm(prompted_BPD)
         return StreamOutputs(

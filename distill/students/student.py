@@ -25,7 +25,7 @@ class StudentOutputs:
     """Embedding and tokens that a student makes of a batch.
 
     Attributes:
-        embedding: [B, D], what is kept of a tile.
+        embedding: [B, D], the vector that is kept of a tile.
         tokens: of its parts [B, H, W, D'].
         levels: for a ladder, embeddings of earlier levels [B, D_i] and the last one; else empty.
     """
@@ -65,7 +65,7 @@ class TileNetwork(nn.Module):
         self.level_dims = [level.shape[-1] for level in probe.levels]
 
     def forward(self, x_BCHW: Tensor) -> StudentOutputs:
-        """Embedding and tokens."""
+        """Return embedding and tokens."""
         if self._ladder:
             features, between = self.trunk.forward_intermediates(x_BCHW)  # type: ignore[operator]
         else:
@@ -79,7 +79,7 @@ class TileNetwork(nn.Module):
         )
 
     def _tokens(self, features: Tensor) -> Tensor:
-        """A map [B, C, H, W], or tokens [B, N, C] without those that are no patches, as a grid."""
+        """Arrange a map [B, C, H, W], or patch tokens among tokens [B, N, C], as a grid."""
         if features.ndim == 4:
             return features.permute(0, 2, 3, 1)
         patches = features[:, int(getattr(self.trunk, "num_prefix_tokens", 0)) :]
@@ -88,7 +88,7 @@ class TileNetwork(nn.Module):
 
 
 def pooled(tokens_BHWD: Tensor, side: int) -> Tensor:
-    """Tokens on a grid of `side` x `side`, each the mean of those in its place [B, s, s, D]."""
+    """Pool tokens to a grid of `side` x `side`: means of those in each place [B, s, s, D]."""
     if tokens_BHWD.shape[1] == side == tokens_BHWD.shape[2]:
         return tokens_BHWD
     grid = F.adaptive_avg_pool2d(tokens_BHWD.permute(0, 3, 1, 2), side)

@@ -1,4 +1,4 @@
-"""What there is to do with one kind of student: train it, keep it, restore it.
+"""One kind of student: the functions that train it, keep it and restore it.
 
 Letters in names: B samples, D embedding.
 """
@@ -19,7 +19,7 @@ from ingest import FEATURE_CARD
 
 @dataclass(frozen=True, kw_only=True)
 class TaskInputs:
-    """What a student with all that trains it is built from.
+    """Inputs from which a student with all that trains it is built.
 
     Attributes:
         recipe: of this kind of student.

@@ -211,14 +211,14 @@ class RegionSelf(nn.Module):
         ]
         losses = {}
         for name, tokens, stream, target_BK in parts:
-            side = math.isqrt(tokens.there.shape[1])
+            side = math.isqrt(tokens.mask.shape[1])
             part = crop_side(side, self.terms.setting("dino", f"{name}_share"))
-            at_BCS = windows(len(tokens.there), crops, side, part, generator)
-            some = tokens.at(at_BCS.to(tokens.there.device))
+            at_BCS = windows(len(tokens.mask), crops, side, part, generator)
+            some = tokens.at(at_BCS.to(tokens.mask.device))
             cls_BCD = stream(some).cls.view(len(at_BCS), crops, -1)
-            present_BC = some.there.any(dim=1).view(len(at_BCS), crops)
+            mask_BC = some.mask.any(dim=1).view(len(at_BCS), crops)
             loss_BC = self._dino(cls_BCD, target_BK[:, None])
-            losses[f"dino-{name}"] = weighted_mean(loss_BC, present_BC)
+            losses[f"dino-{name}"] = weighted_mean(loss_BC, mask_BC)
         return losses
 
     def _across(self, outputs: RegionOutputs, average: AverageOutputs, region: Region) -> Tensor:

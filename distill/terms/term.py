@@ -72,15 +72,15 @@ class TermContext:
         Raises:
             DistillError: there is none.
         """
-        found = [key for key in self.keys if key[1] in outputs]
-        if not found:
+        matching_keys = [key for key in self.keys if key[1] in outputs]
+        if not matching_keys:
             msg = (
                 f"term '{self.term.kind}' matches {' or '.join(outputs)}; none of "
                 f"{', '.join(c.name for c in self.columns)} has it: extract patch tokens as "
                 "TEACHER:patches, or take a recipe of two mpps"
             )
             raise DistillError(msg)
-        return found
+        return matching_keys
 
 
 class TermLoss(nn.Module, ABC):

@@ -31,7 +31,7 @@ class Ema(nn.Module):
         return super().train(mode=False)
 
     def forward(self, *args: object, **kwargs: object) -> object:
-        """What the copy gives."""
+        """Run the copy."""
         with torch.no_grad():
             return self.module(*args, **kwargs)
 
@@ -43,9 +43,18 @@ class Ema(nn.Module):
             DistillError: its parameters or buffers have other names, as those of a wrapped or
                 compiled module do.
         """
-        mine, theirs = dict(self.module.named_parameters()), dict(source.named_parameters())
-        own, given = dict(self.module.named_buffers()), dict(source.named_buffers())
-        wrong = sorted((mine.keys() ^ theirs.keys()) | (own.keys() ^ given.keys()))
+        own_parameters, source_parameters = (
+            dict(self.module.named_parameters()),
+            dict(source.named_parameters()),
+        )
+        own_buffers, source_buffers = (
+            dict(self.module.named_buffers()),
+            dict(source.named_buffers()),
+        )
+        wrong = sorted(
+            (own_parameters.keys() ^ source_parameters.keys())
+            | (own_buffers.keys() ^ source_buffers.keys())
+        )
         if wrong:
             msg = (
                 f"the module to follow differs from the copy in {', '.join(wrong[:3])} "
@@ -53,7 +62,7 @@ class Ema(nn.Module):
             )
             raise DistillError(msg)
         follow = 1 - self.momentum(step)
-        for name, parameter in mine.items():
-            parameter.lerp_(theirs[name].to(parameter.dtype), follow)
-        for name, buffer in own.items():
-            buffer.copy_(given[name])
+        for name, parameter in own_parameters.items():
+            parameter.lerp_(source_parameters[name].to(parameter.dtype), follow)
+        for name, buffer in own_buffers.items():
+            buffer.copy_(source_buffers[name])

@@ -15,9 +15,9 @@ from distill.evaluate.measures.embedding_measures import (
     Labelled,
     Part,
     fidelity,
-    finds,
     mode_switching,
     probes,
+    retrieval_scores,
 )
 from distill.evaluate.measures.stain_robustness import (
     VARIANTS,
@@ -104,10 +104,10 @@ def test_probes_and_retrieval_need_labels_of_more_than_one_patient() -> None:
     found = probes(held, held)
     assert set(found) == {"linear", "knn1", "knn10", "knn20"}
     assert found["linear"]["balanced_accuracy"]["estimate"] > 0.95
-    assert finds(held)["acc@1"]["estimate"] > 0.9
-    assert finds(held)["queries"]["estimate"] == 80
+    assert retrieval_scores(held)["acc@1"]["estimate"] > 0.9
+    assert retrieval_scores(held)["queries"]["estimate"] == 80
     with pytest.raises(DistillError, match="two held-out patients"):
-        finds(Labelled(x=x, label=label, patient=np.zeros(80, int)))
+        retrieval_scores(Labelled(x=x, label=label, patient=np.zeros(80, int)))
 
 
 # ---------------------------------------------------------------------- robustness

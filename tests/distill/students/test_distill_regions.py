@@ -230,19 +230,19 @@ def test_tiles_that_are_not_there_are_as_if_left_out() -> None:
     made, given = task(), batch(6, there=0.4)
     network = made.encoder.network
     fine, mid, own_B1D = network.tokens(made.encoder.region(given))
-    assert not mid.there.all()
+    assert not mid.mask.all()
     whole = (network.fine_stream(fine), network.mid_stream(mid, own_B1D))
     for sample in range(6):
         one = slice(sample, sample + 1)
         few = [
-            Tokens(values=x.values[one, x.there[sample]], there=x.there[one, x.there[sample]])
+            Tokens(values=x.values[one, x.mask[sample]], mask=x.mask[one, x.mask[sample]])
             for x in (fine, mid)
         ]
         alone = (network.fine_stream(few[0]), network.mid_stream(few[1], own_B1D[one]))
         for both, single, tokens in zip(whole, alone, (fine, mid), strict=True):
             torch.testing.assert_close(both.cls[one], single.cls)
             torch.testing.assert_close(both.others[one], single.others)
-            torch.testing.assert_close(both.tokens[one, tokens.there[sample]], single.tokens)
+            torch.testing.assert_close(both.tokens[one, tokens.mask[sample]], single.tokens)
 
 
 def test_the_regions_vector_is_of_mid_tokens_that_are_there() -> None:
