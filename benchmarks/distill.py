@@ -170,9 +170,7 @@ def main(
         both = workers(str(where), epochs)
     for line in lines:
         typer.echo(line.told())
-    typer.echo(
-        f"{wait:.4f} of the step waits for data (at most {WAIT_MOST} is the aim: {wait < WAIT_MOST})"
-    )
+    typer.echo(f"{wait:.4f} of the step waits for data (aim: {WAIT_MOST}, {wait < WAIT_MOST})")
     typer.echo(f"{both['ratio']:.3f} x {both['what']}: {both['tiles_per_s']} tiles/s")
     waiting = {"what": "share of the step waiting for data", "ratio": round(wait, 5)}
     settings = {"architecture": architecture, "input_px": input_px, "device": device}

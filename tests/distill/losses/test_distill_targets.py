@@ -35,8 +35,8 @@ def norm_of(name: str, x_ND: Array) -> TargetNorm:
 def features(n: int = 300, dim: int = 6) -> Array:
     rng = np.random.default_rng(0)
     scales = np.geomspace(0.1, 10, dim)
-    found: Array = rng.normal(2, scales, (n, dim)) @ rng.normal(size=(dim, dim))
-    return found
+    drawn: Array = rng.normal(2, scales, (n, dim)) @ rng.normal(size=(dim, dim))
+    return drawn
 
 
 # ------------------------------------------------------------------ normalisations
@@ -151,7 +151,7 @@ def test_failure_1_scaling_a_teacher_by_100_leaves_the_gradient_shares(name: str
 
 
 def test_failure_1_is_there_without_normalisation() -> None:
-    """What the test above would find in a normalisation that does nothing."""
+    """The test above fails for a normalisation that does nothing."""
     before, after = gradient_shares("none", 1), gradient_shares("none", 100)
     assert after[0] - before[0] > 0.3
 
@@ -220,7 +220,7 @@ def test_finer_grids_are_bilinear(new: tuple[int, int]) -> None:
 
 @pytest.mark.parametrize(("old", "new"), [(16, 14), (7, 5), (3, 2)])
 def test_uneven_cells_weigh_by_area(old: int, new: int) -> None:
-    """As if each token were drawn `new` pixels wide and each cell read back `old` pixels wide."""
+    """The result is as if each token were `new` pixels wide and each cell `old` pixels."""
     x = np.random.default_rng(0).normal(size=old)
     drawn = np.repeat(x, new)
     expected = [drawn[i * old : (i + 1) * old].mean() for i in range(new)]

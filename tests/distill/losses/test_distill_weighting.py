@@ -86,13 +86,13 @@ def test_balance_by_hand() -> None:
     balance, running = Balance(3, momentum=0.9), [0.0, 0.0, 0.0]
     for step in range(4):
         losses = losses_of(seed=step) * torch.tensor([1.0, 10.0, 100.0])[:, None]
-        found = balance(losses)
+        weights = balance(losses)
         rows = losses.double().tolist()
         running = [0.9 * old + 0.1 * sum(row) / 8 for old, row in zip(running, rows, strict=True)]
-        inverse = [(1 - 0.9 ** (step + 1)) / value for value in running]
-        expected = [value / sum(inverse) for value in inverse]
-        np.testing.assert_allclose(found[:, 0], expected, rtol=1e-4)
-    assert torch.equal(found, found[:, :1].expand_as(found))
+        inverse = [(1 - 0.9 ** (step + 1)) / mean for mean in running]
+        expected = [mean / sum(inverse) for mean in inverse]
+        np.testing.assert_allclose(weights[:, 0], expected, rtol=1e-4)
+    assert torch.equal(weights, weights[:, :1].expand_as(weights))
 
 
 def test_balance_takes_away_the_scale_of_a_teacher() -> None:
@@ -109,9 +109,9 @@ def test_balance_stands_still_in_evaluation_and_goes_on_from_its_state() -> None
     balance = Balance(2)
     torch.testing.assert_close(balance.eval()(losses_of(2)), torch.full((2, 8), 0.5))
     balance.train()(losses_of(2))
-    state = {key: value.clone() for key, value in balance.state_dict().items()}
+    state = {key: tensor.clone() for key, tensor in balance.state_dict().items()}
     balance.eval()(losses_of(2, seed=1))
-    assert all(torch.equal(value, state[key]) for key, value in balance.state_dict().items())
+    assert all(torch.equal(tensor, state[key]) for key, tensor in balance.state_dict().items())
     again = Balance(2)
     again.load_state_dict(state)
     torch.testing.assert_close(
@@ -170,8 +170,8 @@ def test_ladder_is_the_sum_of_its_rungs_and_hears_each_level() -> None:
     torch.testing.assert_close(head(levels), rungs[0] + rungs[1] + rungs[2])
     gradients = torch.autograd.grad(head(levels).sum(), levels)
     assert all(float(gradient.abs().sum()) > 0 for gradient in gradients)
-    for wrong, what in ((levels[:2], "2 levels"), (levels[0], "one tensor")):
-        with pytest.raises(DistillError, match=f"3 levels got {what}"):
+    for wrong, received in ((levels[:2], "2 levels"), (levels[0], "one tensor")):
+        with pytest.raises(DistillError, match=f"3 levels got {received}"):
             head(wrong)
 
 
@@ -181,7 +181,7 @@ def test_each_teacher_and_token_has_its_own_head() -> None:
     cls, patch = torch.randn(2, 6), torch.randn(2, 9, 7)
     out = heads({key: cls if key[1] == "cls" else patch for key in targets})
     assert list(heads({("", "cls"): cls})) == [("", "cls")]
-    assert {key: tuple(value.shape) for key, value in out.items()} == {
+    assert {key: tuple(prediction.shape) for key, prediction in out.items()} == {
         ("uni.v2", "cls"): (2, 3),
         ("uni.v2", "patch"): (2, 9, 4),
         ("", "cls"): (2, 5),
