@@ -190,7 +190,7 @@ def folds_side_by_side(lake: Lake, bags: int, rounds: int) -> Line:
         head="",
         reference="a",
         margin=None,
-        search=0,
+        tune=0,
         accuracy=0.95,
         labels_sha256="",
         identities={},

@@ -68,7 +68,7 @@ def study_of(lake: Lake, bags: int, epochs: int) -> Study:
         head="",
         reference="big",
         margin=None,
-        search=0,
+        tune=0,
         accuracy=0.95,
         labels_sha256="",
         identities={},

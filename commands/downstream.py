@@ -160,9 +160,9 @@ def mil_command(
         settings=_mil_settings(fusion=fusion, precision=precision, **given),
         version=at,
         address=address,
-        search=search,
-        cpus_per_cell=cpus,
-        gpus_per_cell=gpus,
+        tune=search,
+        cpus_per_worker=cpus,
+        gpus_per_worker=gpus,
     )
     tell(result, as_json=json_, text=_metrics_text(result))
 
@@ -249,9 +249,9 @@ def survival_command(
         settings=_mil_settings(fusion=fusion, precision=precision, **given),
         version=at,
         address=address,
-        search=search,
-        cpus_per_cell=cpus,
-        gpus_per_cell=gpus,
+        tune=search,
+        cpus_per_worker=cpus,
+        gpus_per_worker=gpus,
     )
     tell(result, as_json=json_, text=_metrics_text(result))
 

@@ -1,38 +1,99 @@
 """Whole-slide classification and survival from a lake's features.
 
-Importing this package imports neither torch, ray, lance, scikit-learn nor matplotlib: the command
-starts fast, and what is heavy is imported by the function that needs it.
+A name is imported when it is first used: this package costs nothing to import, so that commands can
+read the fields of its settings at their start.
 """
 
-from downstream.cohorts.cohort import Cohort, CohortError, patient_table
-from downstream.cohorts.label_tables import load_labels, read_labels
-from downstream.measures.class_measures import UndefinedMetricError
-from downstream.measures.intervals import Comparison, Interval, compare, interval
-from downstream.report.lake_page import write_report
-from downstream.report.plots.plots_attention import attention_png
-from downstream.report.plots.plots_classes import roc_png
-from downstream.report.plots.plots_outcomes import km_png
-from downstream.run.feature_bags import BagError
-from downstream.run.fit_settings import MilSettings, SurvivalSettings
-from downstream.run.run_study import run_mil, run_survival
-from downstream.run.study import StudyError
-from downstream.splits.folds import Split, leave_site_out, nested_folds
-from downstream.splits.plans import Plan
-from downstream.splits.split import LeakageError, SplitError, assert_disjoint
-from downstream.survival.risks import SurvivalError
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from downstream.cohorts.cohort import Cohort, CohortError, patient_table
+    from downstream.cohorts.label_tables import load_labels, read_labels
+    from downstream.measures.class_measures import UndefinedMetricError
+    from downstream.measures.intervals import Comparison, Interval, compare, interval
+    from downstream.report.lake_page import write_report
+    from downstream.report.plots.plots_attention import attention_png
+    from downstream.report.plots.plots_classes import roc_png
+    from downstream.report.plots.plots_outcomes import km_png
+    from downstream.run.feature_bags import BagError
+    from downstream.run.fit_settings import MilSettings, SurvivalSettings
+    from downstream.run.run_study import run_mil, run_study, run_survival, saved_spec
+    from downstream.run.spec_json import SpecError
+    from downstream.run.study_errors import StudyError
+    from downstream.run.study_spec import (
+        ComparisonOptions,
+        FeatureOptions,
+        LabelOptions,
+        ModelOptions,
+        Resources,
+        StudySpec,
+    )
+    from downstream.splits.fold_plan import Plan
+    from downstream.splits.folds import Split, leave_site_out, nested_folds
+    from downstream.splits.split import LeakageError, SplitError, assert_disjoint
+    from downstream.survival.risks import SurvivalError
+
+MODULES = {
+    "BagError": "downstream.run.feature_bags",
+    "Cohort": "downstream.cohorts.cohort",
+    "CohortError": "downstream.cohorts.cohort",
+    "Comparison": "downstream.measures.intervals",
+    "ComparisonOptions": "downstream.run.study_spec",
+    "FeatureOptions": "downstream.run.study_spec",
+    "Interval": "downstream.measures.intervals",
+    "LabelOptions": "downstream.run.study_spec",
+    "LeakageError": "downstream.splits.split",
+    "MilSettings": "downstream.run.fit_settings",
+    "ModelOptions": "downstream.run.study_spec",
+    "Plan": "downstream.splits.fold_plan",
+    "Resources": "downstream.run.study_spec",
+    "SpecError": "downstream.run.spec_json",
+    "Split": "downstream.splits.folds",
+    "SplitError": "downstream.splits.split",
+    "StudyError": "downstream.run.study_errors",
+    "StudySpec": "downstream.run.study_spec",
+    "SurvivalError": "downstream.survival.risks",
+    "SurvivalSettings": "downstream.run.fit_settings",
+    "UndefinedMetricError": "downstream.measures.class_measures",
+    "assert_disjoint": "downstream.splits.split",
+    "attention_png": "downstream.report.plots.plots_attention",
+    "compare": "downstream.measures.intervals",
+    "interval": "downstream.measures.intervals",
+    "km_png": "downstream.report.plots.plots_outcomes",
+    "leave_site_out": "downstream.splits.folds",
+    "load_labels": "downstream.cohorts.label_tables",
+    "nested_folds": "downstream.splits.folds",
+    "patient_table": "downstream.cohorts.cohort",
+    "read_labels": "downstream.cohorts.label_tables",
+    "roc_png": "downstream.report.plots.plots_classes",
+    "run_mil": "downstream.run.run_study",
+    "run_study": "downstream.run.run_study",
+    "run_survival": "downstream.run.run_study",
+    "saved_spec": "downstream.run.run_study",
+    "write_report": "downstream.report.lake_page",
+}
+"""The module of every name on the door."""
 
 __all__ = [
     "BagError",
     "Cohort",
     "CohortError",
     "Comparison",
+    "ComparisonOptions",
+    "FeatureOptions",
     "Interval",
+    "LabelOptions",
     "LeakageError",
     "MilSettings",
+    "ModelOptions",
     "Plan",
+    "Resources",
+    "SpecError",
     "Split",
     "SplitError",
     "StudyError",
+    "StudySpec",
     "SurvivalError",
     "SurvivalSettings",
     "UndefinedMetricError",
@@ -48,6 +109,16 @@ __all__ = [
     "read_labels",
     "roc_png",
     "run_mil",
+    "run_study",
     "run_survival",
+    "saved_spec",
     "write_report",
 ]
+
+
+def __getattr__(name: str) -> object:
+    """Import a name of the door when it is first used."""
+    if name not in MODULES:
+        msg = f"module 'downstream' has no attribute {name!r}"
+        raise AttributeError(msg)
+    return getattr(importlib.import_module(MODULES[name]), name)

@@ -27,7 +27,8 @@ from downstream.probes.probe_result import compare_probes, metrics_of
 from downstream.report.run_page import write_run_page
 from downstream.run.feature_bags import feature_identity, teachers_of
 from downstream.run.run_result import find_result
-from downstream.run.study import StudyError, check_features
+from downstream.run.study import check_features
+from downstream.run.study_errors import StudyError
 from downstream.splits.split_tables import to_table
 
 if TYPE_CHECKING:

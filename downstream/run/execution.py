@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from downstream.cohorts.cohort import Cohort
     from downstream.run.study import Study
+    from downstream.run.study_spec import Resources
     from featurestore import Lake
 
 
@@ -46,7 +47,7 @@ def execute(lake: Lake, study: Study, cohort: Cohort, run_tasks: RunTasks) -> di
     if result is None:
         cells = study.cells()
         for run, tasks, title in (
-            (run_trial, trials_of(cells), "search"),
+            (run_trial, trials_of(cells), "tune"),
             (run_cell, cells, study.kind),
         ):
             todo = [task for task in tasks if not lake.exists(task.path)]
@@ -58,18 +59,26 @@ def execute(lake: Lake, study: Study, cohort: Cohort, run_tasks: RunTasks) -> di
     return result
 
 
-def on_ray(address: str | None, num_cpus: int | None, cpus: float, gpus: float) -> RunTasks:
-    """Run tasks on Ray: on a cluster, or on this machine; shares of cores and GPUs for each."""
+def on_ray(resources: Resources) -> RunTasks:
+    """Return what runs tasks on Ray: on a cluster, or on this machine."""
 
     def run_tasks(
         run: Callable[[Any], float], tasks: Sequence[Any], *, title: str, finished: int
     ) -> None:
         from cluster import progress, ray_map, ray_session
 
-        session = ray_session(address=address, num_cpus=num_cpus, ray_data=False)
+        session = ray_session(
+            address=resources.address, num_cpus=resources.num_cpus, ray_data=False
+        )
         total = finished + len(tasks)
         with session, progress(title, total=total, initial=finished, unit="cells") as bar:
-            for _ in ray_map(run, tasks, num_cpus=cpus, num_gpus=gpus):
+            finished_tasks = ray_map(
+                run,
+                tasks,
+                num_cpus=resources.cpus_per_worker,
+                num_gpus=resources.gpus_per_worker,
+            )
+            for _ in finished_tasks:
                 bar.advance(1)
 
     return run_tasks

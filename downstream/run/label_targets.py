@@ -16,7 +16,7 @@ from downstream.cohorts.outcomes import (
     multilabel_labels,
     regression_labels,
 )
-from downstream.run.study import StudyError
+from downstream.run.study_errors import StudyError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from downstream.cohorts.cohort import Cohort
     from downstream.run.fit_settings import MilSettings
     from downstream.run.study import Outcome
-    from downstream.splits.plans import Plan
+    from downstream.splits.fold_plan import Plan
 
 
 def check_models(models: Sequence[str], known: Sequence[str], mpps: Sequence[float]) -> None:

@@ -1,12 +1,15 @@
 """The jobs: cross-validated classification and survival over feature sets of a lake."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING, Any
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from os import PathLike, fspath
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
+from numpy.typing import NDArray
 
-from downstream.cohorts.cohort import keep_slides, patient_table
+from downstream.cohorts.cohort import Cohort, keep_slides, patient_table
 from downstream.cohorts.label_tables import load_labels
 from downstream.cohorts.outcomes import survival_labels
 from downstream.run.execution import execute, on_ray
@@ -19,21 +22,92 @@ from downstream.run.label_targets import (
     read_target,
     strata_of,
 )
-from downstream.run.study import Patient, Study, StudyError, arm_name, check_features
-from downstream.splits.plans import Plan, make_splits
+from downstream.run.study import Outcome, Patient, Study, arm_name, check_features
+from downstream.run.study_errors import StudyError
+from downstream.run.study_spec import (
+    ComparisonOptions,
+    FeatureOptions,
+    Head,
+    LabelOptions,
+    ModelOptions,
+    Resources,
+    StudySpec,
+    TaskName,
+)
+from downstream.splits.fold_plan import Plan
+from downstream.splits.plans import make_splits
 from downstream.survival.survival_extra import require_scikit_survival
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-    from os import PathLike
-
-    from numpy.typing import NDArray
-
-    from downstream.cohorts.cohort import Cohort
     from featurestore import Lake
 
 
-def run_mil(
+def run_study(
+    lake_uri: str, spec: StudySpec, *, resources: Resources | None = None
+) -> dict[str, Any]:
+    """Train and test every arm of a study, cross-validated over patients.
+
+    A finished study is found again, a killed one goes on with the cells that are missing. Risks of
+    survival studies are HIGHER = WORSE.
+
+    Args:
+        lake_uri: The lake; its `runs/` folder gets the results.
+        spec: All that decides the result.
+        resources: What it runs on; a Ray cluster on this machine if None.
+
+    Returns:
+        What `result.json` holds. `metrics` has per arm the main measure of the out-of-fold
+        predictions with its 95 % patient-bootstrap interval, and under `measures` all others. The
+        main measure of survival is Harrell's C of the out-of-fold risks, pooled by rank within the
+        fold.
+
+    Raises:
+        CohortError: Labels that cannot be read, contradict themselves or miss the lake.
+        SplitError: More folds than patients of the rarest class, or with an event.
+        LeakageError: A split file in which a patient is in two parts of a fold.
+        StudyError: No feature set, one named twice, or a model that does not fit the task.
+        BagError: A slide lacks the features of a teacher.
+        LakeError: No lake there, or none with this mpp or teacher.
+        SurvivalError: A training fold that no model can be fitted on, or the extra `survival` is
+            not installed.
+    """
+    if spec.kind == "survival":
+        require_scikit_survival()
+    features, models = check_features(spec.features.names), spec.model_names
+    usable_models = (*MIL, *PROBES) if spec.kind == "mil" else (*POOLED, *MIL)
+    check_models(models, usable_models, spec.features.mpps)
+    lake, cohort, sha256 = _open(lake_uri, spec)
+    target = _targets(spec, cohort)
+    study = Study(
+        kind=spec.kind,
+        task=target.task,
+        lake_uri=lake.uri,
+        lake_version=lake.version,
+        features=features,
+        models=models,
+        mpps=spec.features.mpps,
+        splits=make_splits(spec.folds, cohort, target.strata, seed=spec.seed),
+        seeds=spec.models.seeds,
+        seed=spec.seed,
+        columns=spec.label_columns,
+        classes=target.classes,
+        head=spec.models.head if spec.kind == "survival" else "",
+        reference=_reference(spec.comparison.reference, features, models),
+        margin=spec.comparison.margin,
+        tune=spec.models.tune,
+        # no selective prediction of survival: whatever is asked, the run is the same
+        accuracy=spec.comparison.accuracy if spec.kind == "mil" else 1.0,
+        labels_sha256=sha256,
+        identities=_identities(lake, features, cohort, spec.features.mpps),
+        settings=spec.fit,
+        pooled=spec.pooled if spec.kind == "survival" else None,
+        patients=_patients(cohort, target.outcome),
+    )
+    _save_spec(lake, study.run, spec)
+    return execute(lake, study, cohort, on_ray(resources or Resources()))
+
+
+def run_mil(  # many parameters: the public function names every setting that users change
     lake_uri: str,
     labels: str | PathLike[str],
     target: str | Sequence[str],
@@ -50,96 +124,67 @@ def run_mil(
     margin: float | None = None,
     accuracy: float = 0.95,
     settings: MilSettings | None = None,
-    search: int = 0,
+    tune: int = 0,
     version: int | str | None = None,
     address: str | None = None,
     num_cpus: int | None = None,
-    cpus_per_cell: float = 1.0,
-    gpus_per_cell: float = 0.0,
+    cpus_per_worker: float = 1.0,
+    gpus_per_worker: float = 0.0,
 ) -> dict[str, Any]:
-    """Predict classes, labels or a number from patients' tiles, cross-validated, for every arm.
+    """Predict classes, labels or a number from patients' tiles: `run_study` by single settings.
 
     Args:
         lake_uri: The lake; its `runs/` folder gets the results.
-        labels: Table with `slide_id` and/or `patient_id` and the target.
-        target: Column to predict, or several of 0 and 1 that do not exclude each other; with two
-            classes the last in order is the positive one.
-        features: Feature sets: a teacher, or several joined by `+`.
-        mpps: Microns per pixel of the tiles: one, or several nested ones for `hierarchical`.
-        models: Names of `settings.MIL` or `settings.PROBES`; each on each feature set.
-        task: `binary`, `multiclass`, `multilabel`, `regression`, or `auto` to see it in the column.
+        labels: See `LabelOptions.table`.
+        target: See `LabelOptions.target`.
+        features: See `FeatureOptions.names`.
+        mpps: See `FeatureOptions.mpps`.
+        models: See `ModelOptions.names`.
+        task: See `LabelOptions.task`.
         ids: Options of `load_labels`: a slide table, and which columns name patients and slides.
         plan: How patients are split; five stratified folds if None.
-        seeds: Trainings of every model with different random numbers.
-        seed: Of folds, training and bootstrap.
-        reference: Arm that the others are compared with; the first if None.
-        margin: How much worse than it still counts as not worse; None for no such test.
-        accuracy: Of classes: for how many patients can it answer so accurately? The confidence from
-            which on it does is chosen on validation patients.
-        settings: Of the models.
-        search: Random draws of learning rate, weight decay, dropout and width tried in each fold,
-            judged by its validation patients; 0 for none.
-        version: Of the lake, or a snapshot; the newest if None.
-        address: Ray cluster to join, or None for one on this machine.
-        num_cpus: Cores of a cluster on this machine, or None for all of them.
-        cpus_per_cell: Cores that a training reserves.
-        gpus_per_cell: GPUs that a training reserves; 0.25 lets four share one.
+        seeds: See `ModelOptions.seeds`.
+        seed: See `StudySpec.seed`.
+        reference: See `ComparisonOptions.reference`.
+        margin: See `ComparisonOptions.margin`.
+        accuracy: See `ComparisonOptions.accuracy`.
+        settings: How models are built and trained.
+        tune: See `ModelOptions.tune`.
+        version: See `FeatureOptions.version`.
+        address: See `Resources.address`.
+        num_cpus: See `Resources.num_cpus`.
+        cpus_per_worker: See `Resources.cpus_per_worker`.
+        gpus_per_worker: See `Resources.gpus_per_worker`.
 
     Returns:
-        What `result.json` holds. `metrics` has per arm the main measure of the out-of-fold
-        predictions with its 95 % patient-bootstrap interval, and under `measures` all others.
+        See `run_study`.
 
     Raises:
-        CohortError: Labels that cannot be read, contradict themselves or miss the lake.
-        SplitError: More folds than patients of the rarest class.
-        LeakageError: A split file in which somebody is on two sides.
-        StudyError: No feature set, one named twice, or a model that cannot do what is asked.
-        BagError: A slide lacks the features of a teacher.
-        LakeError: No lake there, or none with this mpp or teacher.
+        ValueError: See `run_study`.
     """
-    columns = [target] if isinstance(target, str) else list(target)
-    names, plan = check_features(features), plan or Plan()
-    check_models(models, (*MIL, *PROBES), mpps)
-    lake, cohort, sha256 = _open(
-        lake_uri,
-        labels,
-        columns,
-        also=plan.columns,
-        numbers=columns if task == "regression" else (),
-        ids=ids or {},
-        mpps=mpps,
-        version=version,
-    )
-    kind, classes, outcome = read_target(cohort, columns, task)
-    check_tails(settings or MilSettings(), kind, plan)
-    study = Study(
+    columns = (target,) if isinstance(target, str) else tuple(target)
+    spec = StudySpec(
         kind="mil",
-        task=kind,
-        lake_uri=lake.uri,
-        lake_version=lake.version,
-        features=names,
-        models=tuple(models),
-        mpps=tuple(mpps),
-        splits=make_splits(plan, cohort, strata_of(kind, outcome, folds=plan.folds), seed=seed),
-        seeds=seeds,
+        labels=LabelOptions(
+            table=fspath(labels), target=columns, task=cast("TaskName", task), **_id_options(ids)
+        ),
+        features=FeatureOptions(names=tuple(features), mpps=tuple(mpps), version=version),
+        models=ModelOptions(names=_named(models), seeds=seeds, tune=tune),
+        folds=plan or Plan(),
+        fit=settings or MilSettings(),
+        comparison=ComparisonOptions(reference=reference, margin=margin, accuracy=accuracy),
         seed=seed,
-        columns=tuple(columns),
-        classes=tuple(classes),
-        head="",
-        reference=_reference(reference, names, models),
-        margin=margin,
-        search=search,
-        accuracy=accuracy,
-        labels_sha256=sha256,
-        identities=_identities(lake, names, cohort, mpps),
-        settings=settings or MilSettings(),
-        pooled=None,
-        patients=_patients(cohort, outcome),
     )
-    return execute(lake, study, cohort, on_ray(address, num_cpus, cpus_per_cell, gpus_per_cell))
+    resources = Resources(
+        address=address,
+        num_cpus=num_cpus,
+        cpus_per_worker=cpus_per_worker,
+        gpus_per_worker=gpus_per_worker,
+    )
+    return run_study(lake_uri, spec, resources=resources)
 
 
-def run_survival(
+def run_survival(  # many parameters: the public function names every setting that users change
     lake_uri: str,
     labels: str | PathLike[str],
     time: str,
@@ -156,146 +201,188 @@ def run_survival(
     reference: str | None = None,
     margin: float | None = None,
     settings: MilSettings | None = None,
-    search: int = 0,
+    tune: int = 0,
     pooled: SurvivalSettings | None = None,
     version: int | str | None = None,
     address: str | None = None,
     num_cpus: int | None = None,
-    cpus_per_cell: float = 1.0,
-    gpus_per_cell: float = 0.0,
+    cpus_per_worker: float = 1.0,
+    gpus_per_worker: float = 0.0,
 ) -> dict[str, Any]:
-    """Predict survival, cross-validated, for every arm; risks are HIGHER = WORSE.
+    """Predict survival (risks are HIGHER = WORSE): `run_study` by single settings.
 
     Args:
         lake_uri: The lake; its `runs/` folder gets the results.
-        labels: Table with `slide_id` and/or `patient_id`, time and event.
-        time: Column of the time to the event or to the end of follow-up.
-        event: Column that is 1 where the event was seen and 0 where it was not.
-        features: Feature sets: a teacher, or several joined by `+`.
-        mpps: Microns per pixel of the tiles.
-        models: Names of `settings.POOLED` or `settings.MIL`; each on each feature set.
-        head: What a MIL model predicts: `hazards` of time bins, or `cox`, a log hazard ratio.
+        labels: See `LabelOptions.table`.
+        time: See `LabelOptions.time`.
+        event: See `LabelOptions.event`.
+        features: See `FeatureOptions.names`.
+        mpps: See `FeatureOptions.mpps`.
+        models: See `ModelOptions.names`.
+        head: See `ModelOptions.head`.
         ids: See `run_mil`.
         plan: See `run_mil`.
-        seeds: See `run_mil`.
-        seed: See `run_mil`.
-        reference: See `run_mil`.
-        margin: See `run_mil`.
-        settings: Of MIL models.
-        search: See `run_mil`.
-        pooled: Of models on pooled features.
-        version: See `run_mil`.
-        address: See `run_mil`.
-        num_cpus: See `run_mil`.
-        cpus_per_cell: See `run_mil`.
-        gpus_per_cell: See `run_mil`.
+        seeds: See `ModelOptions.seeds`.
+        seed: See `StudySpec.seed`.
+        reference: See `ComparisonOptions.reference`.
+        margin: See `ComparisonOptions.margin`.
+        settings: How MIL models are built and trained.
+        tune: See `ModelOptions.tune`.
+        pooled: Settings of models on pooled features.
+        version: See `FeatureOptions.version`.
+        address: See `Resources.address`.
+        num_cpus: See `Resources.num_cpus`.
+        cpus_per_worker: See `Resources.cpus_per_worker`.
+        gpus_per_worker: See `Resources.gpus_per_worker`.
 
     Returns:
-        What `result.json` holds. The main measure is Harrell's C of the out-of-fold risks, pooled
-        by rank within the fold, with its 95 % patient-bootstrap interval.
+        See `run_study`.
 
     Raises:
-        CohortError: See `run_mil`.
-        SplitError: More folds than patients with an event.
-        StudyError: See `run_mil`.
-        BagError: See `run_mil`.
-        LakeError: See `run_mil`.
-        SurvivalError: A training fold that no model can be fitted on, or the extra `survival` is
-            not installed.
+        ValueError: See `run_study`.
     """
-    require_scikit_survival()
-    names, plan = check_features(features), plan or Plan()
-    check_models(models, (*POOLED, *MIL), mpps)
-    if head not in {"hazards", "cox"}:
-        msg = f"head {head!r}; a MIL model of survival predicts hazards or cox"
-        raise StudyError(msg)
-    columns = [time, event]
-    lake, cohort, sha256 = _open(
-        lake_uri,
-        labels,
-        columns,
-        also=plan.columns,
-        numbers=[time],
-        ids=ids or {},
-        mpps=mpps,
-        version=version,
-    )
-    times, events = survival_labels(cohort.patients, time, event)
-    study = Study(
+    spec = StudySpec(
         kind="survival",
-        task="survival",
-        lake_uri=lake.uri,
-        lake_version=lake.version,
-        features=names,
-        models=tuple(models),
-        mpps=tuple(mpps),
-        splits=make_splits(plan, cohort, event_strata(events, folds=plan.folds), seed=seed),
-        seeds=seeds,
-        seed=seed,
-        columns=(time, event),
-        classes=(),
-        head=head,
-        reference=_reference(reference, names, models),
-        margin=margin,
-        search=search,
-        accuracy=1.0,
-        labels_sha256=sha256,
-        identities=_identities(lake, names, cohort, mpps),
-        settings=settings or MilSettings(),
+        labels=LabelOptions(table=fspath(labels), time=time, event=event, **_id_options(ids)),
+        features=FeatureOptions(names=tuple(features), mpps=tuple(mpps), version=version),
+        models=ModelOptions(names=_named(models), head=cast("Head", head), seeds=seeds, tune=tune),
+        folds=plan or Plan(),
+        fit=settings or MilSettings(),
         pooled=pooled or SurvivalSettings(),
-        patients=_patients(cohort, np.stack([times, events], axis=1)),
+        comparison=ComparisonOptions(reference=reference, margin=margin),
+        seed=seed,
     )
-    return execute(lake, study, cohort, on_ray(address, num_cpus, cpus_per_cell, gpus_per_cell))
+    resources = Resources(
+        address=address,
+        num_cpus=num_cpus,
+        cpus_per_worker=cpus_per_worker,
+        gpus_per_worker=gpus_per_worker,
+    )
+    return run_study(lake_uri, spec, resources=resources)
 
 
-def _reference(reference: str | None, names: Sequence[str], models: Sequence[str]) -> str:
-    arms = [arm_name(features, model, models) for features in names for model in models]
+def _id_options(ids: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return options of `load_labels` under the names that `LabelOptions` has for them."""
+    options = dict(ids or {})
+    return {"slide_table" if name == "slides" else name: options[name] for name in options}
+
+
+def _named(models: Sequence[str]) -> tuple[str, ...]:
+    """Return the names of models.
+
+    Raises:
+        StudyError: There is none; a spec would take the default for it.
+    """
+    if not models:
+        msg = "no models; name at least one"
+        raise StudyError(msg)
+    return tuple(models)
+
+
+def saved_spec(lake: "Lake", run: str) -> StudySpec:
+    """Return the settings that a run was started with.
+
+    Raises:
+        StudyError: The run has not saved any: there is no such run, or it is older than this.
+        SpecError: What was saved is not the settings of a study.
+    """
+    path = f"runs/{run}/config.json"
+    if not lake.exists(path):
+        msg = (
+            f"{path} is not in {lake.uri}; name a run of `slidelake runs`, one that was made since "
+            "runs keep their settings"
+        )
+        raise StudyError(msg)
+    return StudySpec.from_json(json.loads(lake.read_bytes(path)).get("spec"))
+
+
+def _save_spec(lake: "Lake", run: str, spec: StudySpec) -> None:
+    """Write the settings to the run's folder, unless they are there."""
+    path = f"runs/{run}/config.json"
+    if not lake.exists(path):
+        lake.write_json(path, {"lake_version": lake.version, "spec": spec.to_json()})
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Targets:
+    """The outcomes of a cohort's patients.
+
+    Attributes:
+        task: What is predicted.
+        classes: Names of the classes or labels.
+        outcome: [P, K].
+        strata: What folds are stratified by, one a patient.
+    """
+
+    task: Outcome
+    classes: tuple[str, ...]
+    outcome: NDArray[np.float64]
+    strata: Sequence[Any]
+
+
+def _targets(spec: StudySpec, cohort: Cohort) -> _Targets:
+    """Return what is predicted for each patient of the cohort."""
+    columns, folds = spec.label_columns, spec.folds.folds
+    if spec.kind == "survival":
+        times, events = survival_labels(cohort.patients, *columns)
+        return _Targets(
+            task="survival",
+            classes=(),
+            outcome=np.stack([times, events], axis=1),
+            strata=event_strata(events, folds=folds),
+        )
+    task, classes, outcome = read_target(cohort, columns, spec.labels.task)
+    check_tails(spec.fit, task, spec.folds)
+    return _Targets(
+        task=task,
+        classes=tuple(classes),
+        outcome=outcome,
+        strata=strata_of(task, outcome, folds=folds),
+    )
+
+
+def _open(lake_uri: str, spec: StudySpec) -> tuple["Lake", Cohort, str]:
+    """Return the lake, the cohort and the hash of the label file."""
+    from featurestore import open_lake
+    from featurestore.annotations.annotation_tables import labels_of
+
+    lake = open_lake(lake_uri, version=spec.features.version)
+    table = load_labels(labels_of(lake, spec.labels.table), **spec.labels.id_options)
+    columns = spec.label_columns
+    numbers = columns[:1] if spec.kind == "survival" else ()
+    if spec.labels.task == "regression":
+        numbers = columns
+    cohort = patient_table(lake.slides(), table, columns, also=spec.folds.columns, numbers=numbers)
+    usable = set.intersection(*(slides_with_tiles(lake, mpp=mpp) for mpp in spec.features.mpps))
+    return lake, keep_slides(cohort, usable), table.sha256
+
+
+def _reference(reference: str | None, features: Sequence[str], models: Sequence[str]) -> str:
+    arms = [arm_name(name, model, models) for name in features for model in models]
     if reference is not None and reference not in arms:
         msg = f"reference {reference!r}; the arms are {', '.join(arms)}"
         raise StudyError(msg)
     return reference or arms[0]
 
 
-def _open(
-    lake_uri: str,
-    labels: str | PathLike[str],
-    columns: Sequence[str],
-    *,
-    also: Sequence[str],
-    numbers: Sequence[str],
-    ids: Mapping[str, Any],
-    mpps: Sequence[float],
-    version: int | str | None,
-) -> tuple[Lake, Cohort, str]:
-    """The lake, the cohort and the hash of the label file."""
-    from featurestore import open_lake
-    from featurestore.annotations.annotation_tables import labels_of
-
-    lake = open_lake(lake_uri, version=version)
-    given = load_labels(labels_of(lake, labels), **ids)
-    cohort = patient_table(lake.slides(), given, columns, also=also, numbers=numbers)
-    usable = set.intersection(*(slides_with_tiles(lake, mpp=mpp) for mpp in mpps))
-    return lake, keep_slides(cohort, usable), given.sha256
-
-
 def _identities(
-    lake: Lake, names: Sequence[str], cohort: Cohort, mpps: Sequence[float]
+    lake: "Lake", features: Sequence[str], cohort: Cohort, mpps: Sequence[float]
 ) -> dict[str, str]:
-    """What identifies the content of each feature set on the slides in use."""
+    """Return by feature set what identifies its content on the slides in use."""
     return {
         name: "-".join(feature_identity(lake, cohort.slide_ids, name, mpp=mpp) for mpp in mpps)
-        for name in names
+        for name in features
     }
 
 
 def _patients(cohort: Cohort, outcome_PK: NDArray[np.float64]) -> tuple[Patient, ...]:
-    """Rows of the cohort with their outcomes."""
+    """Return the rows of the cohort with their outcomes."""
     rows = cohort.patients.select("patient_id", "slide_ids").iter_rows()
     return tuple(
         Patient(
             patient_id=patient_id,
             slide_ids=tuple(slide_ids),
-            outcome=tuple(float(value) for value in outcome),
+            outcome=tuple(float(number) for number in outcome),
         )
         for (patient_id, slide_ids), outcome in zip(rows, outcome_PK, strict=True)
     )

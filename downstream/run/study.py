@@ -19,6 +19,7 @@ import numpy as np
 
 from downstream.run.feature_bags import teachers_of
 from downstream.run.fit_settings import POOLED, PROBES
+from downstream.run.study_errors import StudyError
 from downstream.splits.split import LeakageError
 
 if TYPE_CHECKING:
@@ -27,18 +28,14 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from downstream.run.fit_settings import MilSettings, SurvivalSettings
+    from downstream.run.study_spec import Kind
     from downstream.splits.folds import Split
 
 FORMAT = 3
 """Version of what a run's folder holds and of how results come about; part of the hash, raised when
 either changes."""
 
-Kind = Literal["mil", "survival"]
 Outcome = Literal["binary", "multiclass", "multilabel", "regression", "survival"]
-
-
-class StudyError(ValueError):
-    """Options of a run that do not make sense."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,7 +88,7 @@ class Study:
         head: What a MIL model of survival predicts: `hazards` or `cox`; empty otherwise.
         reference: Arm that the others are compared with.
         margin: How much worse than the reference still counts as not worse; None for no such test.
-        search: Draws of settings that are tried in each fold; 0 for none.
+        tune: Draws of settings that are tried in each fold; 0 for none.
         accuracy: Of a classification: what is asked of the patients that it answers for.
         labels_sha256: Hash of the label file.
         identities: Feature set -> what identifies its content in this lake.
@@ -118,7 +115,7 @@ class Study:
     head: str
     reference: str
     margin: float | None
-    search: int
+    tune: int
     accuracy: float
     labels_sha256: str
     identities: dict[str, str]
@@ -153,7 +150,7 @@ class Study:
             "head": self.head,
             "reference": self.reference,
             "margin": self.margin,
-            "search": self.search,
+            "search": self.tune,
             "accuracy": self.accuracy,
             "labels_sha256": self.labels_sha256,
             "identities": self.identities,

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from downstream.run.study import StudyError
+from downstream.run.study_errors import StudyError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -66,7 +66,7 @@ def trials_of(cells: Sequence[Cell]) -> list[Trial]:
         Trial(cell=cell, number=number)
         for cell in cells
         if cell.seed == 0 and cell.is_mil
-        for number in range(cell.study.search)
+        for number in range(cell.study.tune)
     ]
 
 
@@ -98,7 +98,7 @@ def run_trial(trial: Trial) -> float:
 def settings_of(lake: Lake, cell: Cell) -> MilSettings:
     """The settings that a cell trains with: those of the trial with the least validation loss."""
     study = cell.study
-    if not study.search or not cell.is_mil:
+    if not study.tune or not cell.is_mil:
         return study.settings
     tried = trials_of([replace(cell, seed=0)])
     losses: list[Any] = [json.loads(lake.read_bytes(trial.path))["loss"] for trial in tried]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from downstream.splits.folds import few_shot, leave_site_out, nested_folds, with_validation
@@ -12,36 +11,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from downstream.cohorts.cohort import Cohort
+    from downstream.splits.fold_plan import Plan
     from downstream.splits.folds import Split
-
-
-@dataclass(frozen=True, kw_only=True)
-class Plan:
-    """Splits to make, or to read.
-
-    Attributes:
-        folds: Outer folds.
-        inner: Inner splits of each: 1 for one validation part; with more a model is trained on each
-            and their predictions are averaged.
-        repeats: Repetitions with other folds.
-        sites: Column of the site, `tcga` to read it off TCGA barcodes, or None; each site is the
-            test once.
-        file: A split file or folder, see `split_files.read_splits`; the other settings do not count
-            then, but `shots`.
-        shots: Training patients of each class; None for all.
-    """
-
-    folds: int = 5
-    inner: int = 1
-    repeats: int = 1
-    sites: str | None = None
-    file: str | None = None
-    shots: int | None = None
-
-    @property
-    def columns(self) -> list[str]:
-        """Columns of the label table that it needs."""
-        return [] if self.sites is None or self.sites == "tcga" else [self.sites]
 
 
 def make_splits(

@@ -29,6 +29,9 @@ from downstream import (
     SurvivalSettings,
     nested_folds,
     run_mil,
+    run_study,
+    run_survival,
+    saved_spec,
 )
 from downstream.run.cell_models import Patients, fit_member
 from downstream.run.cells import fit_and_store
@@ -36,7 +39,8 @@ from downstream.run.execution import execute
 from downstream.run.fit_settings import MIL, POOLED, PROBES
 from downstream.run.label_targets import check_models
 from downstream.run.run_table import run_table
-from downstream.run.study import Cell, Kind, Patient, Study, check_features
+from downstream.run.study import Cell, Patient, Study, check_features
+from downstream.run.study_spec import Kind
 from downstream.run.trials import trials_of
 from downstream.splits.split_tables import from_table
 from downstream.survival.pooled_models import POOLED as POOLED_SPECS
@@ -93,7 +97,7 @@ def study(lake: Lake, kind: Kind = "mil", **changes: Any) -> Study:  # noqa: ANN
         head="" if kind == "mil" else "hazards",
         reference="good",
         margin=None,
-        search=0,
+        tune=0,
         accuracy=0.95,
         labels_sha256="0",
         identities={},
@@ -117,7 +121,7 @@ class Inline:
     def __call__(
         self, run: Callable[[Any], float], tasks: Sequence[Any], *, title: str, finished: int
     ) -> None:
-        assert title in {"search", "mil", "survival"}
+        assert title in {"tune", "mil", "survival"}
         self.calls.append((len(tasks), finished))
         for task in tasks[: self.most]:
             run(task)
@@ -295,7 +299,7 @@ def test_inner_splits_are_an_ensemble(lake: Lake) -> None:
 
 def test_a_search_takes_the_settings_with_the_least_validation_loss(lake: Lake) -> None:
     made = study(lake, features=("good",), models=("abmil", "linear"), reference="good / abmil",
-                 search=3)  # fmt: skip
+                 tune=3)  # fmt: skip
     with pytest.raises(KeyboardInterrupt):
         execute(lake, made, COHORT, Inline(lake, most=4))
     second = Inline(lake)
@@ -309,7 +313,7 @@ def test_a_search_takes_the_settings_with_the_least_validation_loss(lake: Lake) 
             assert len({json.dumps(one["settings"]) for one in tried}) == 3
             assert tried[0]["settings"] == asdict(made.settings)
             assert used == min(tried, key=lambda one: one["loss"])["settings"]
-    assert replace(made, search=0).run != made.run
+    assert replace(made, tune=0).run != made.run
 
 
 def test_soft_labels_are_of_models_that_have_not_seen_the_patient(lake: Lake) -> None:
@@ -421,12 +425,32 @@ def test_options_are_checked_before_ray_starts(
         run_mil(lake.uri, labels, "tumour", ["good", "uni"], mpps=[MPP])
 
 
+def test_a_run_keeps_the_settings_that_start_another(
+    lake: Lake, labels: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def name(lake: Lake, study: Study, cohort: Cohort, run_tasks: Any) -> dict[str, Any]:  # noqa: ANN401
+        return {"run": study.run}
+
+    monkeypatch.setattr("downstream.run.run_study.execute", name)
+    ids = {"patient_column": "patient_id"}
+    first = run_mil(lake.uri, labels, "tumour", ["good"], mpps=[MPP], ids=ids, tune=2)["run"]
+    spec = saved_spec(lake, first)
+    assert (spec.labels.table, spec.labels.patient_column) == (str(labels), "patient_id")
+    assert (spec.labels.target, spec.models.tune) == (("tumour",), 2)
+    assert run_study(lake.uri, spec)["run"] == first
+    second = run_survival(lake.uri, labels, "months", "dead", ["good"], mpps=[MPP])["run"]
+    assert run_study(lake.uri, saved_spec(lake, second))["run"] == second
+    with pytest.raises(StudyError, match="name a run"):
+        saved_spec(lake, "mil-none")
+
+
 def test_the_door_is_sorted_and_light() -> None:
     assert downstream.__all__ == sorted(downstream.__all__)
     assert all(hasattr(downstream, name) for name in downstream.__all__)
     code = (
-        "import sys, downstream; heavy = {'torch', 'ray', 'lance', 'sklearn', 'sksurv', "
-        "'matplotlib', 'scipy'} & set(sys.modules); assert not heavy, heavy"
+        "import sys, downstream, downstream.run.study_spec; heavy = {'torch', 'ray', "
+        "'lance', 'sklearn', 'sksurv', 'matplotlib', 'scipy', 'polars', 'numpy'} & "
+        "set(sys.modules); assert not heavy, heavy"
     )
     subprocess.run(
         [sys.executable, "-c", code], check=True, cwd=Path(downstream.__path__[0]).parent

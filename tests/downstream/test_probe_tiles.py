@@ -26,7 +26,7 @@ from downstream.probes.tile_probe import run_probe
 from downstream.report.finished_run import read_run
 from downstream.report.mistakes import mistakes
 from downstream.report.views.views_classes import confusion_counts
-from downstream.run.study import StudyError
+from downstream.run.study_errors import StudyError
 from downstream.splits.split import SplitError
 from downstream.splits.split_tables import from_table
 from featurestore import Lake, open_lake

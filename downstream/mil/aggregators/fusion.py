@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from downstream.mil.layers.teacher_fusion import TeacherGate, TokenBlock
 from downstream.mil.padded_bags import Aggregator, MilError, Pooled
 
 if TYPE_CHECKING:
@@ -56,29 +57,23 @@ class ShazamGate(nn.Module):
 
     def __init__(self, widths: Sequence[int], hidden: int, *, blocks: int = 2) -> None:
         super().__init__()
-        teachers = len(widths)
         self.norms = nn.ModuleList(nn.LayerNorm(width) for width in widths)
         self.maps = nn.ModuleList(nn.Linear(width, hidden) for width in widths)
-        self.token_norm = nn.LayerNorm(hidden)
-        self.gate = nn.Sequential(
-            nn.Linear(teachers * hidden, hidden), nn.GELU(), nn.LayerNorm(hidden)
-        )
-        self.share = nn.Linear(hidden, teachers)
-        self.blocks = nn.ModuleList(_Between(hidden) for _ in range(blocks))
+        self.gate = TeacherGate(len(widths), hidden)
+        self.blocks = nn.ModuleList(TokenBlock(hidden) for _ in range(blocks))
         self.back = nn.ModuleList(nn.Linear(hidden, width) for width in widths)
         self.widths = list(widths)
 
     def forward(self, x_BND: Tensor) -> Tensor:
         """Fused features [B, N, E]: the mean of a tile's teachers."""
-        tokens_BNKE = self._tokens(x_BND)
-        mixed_BNKE = self.shares(x_BND)[..., None] * tokens_BNKE
+        mixed_BNKE = self.gate(self._tokens(x_BND))
         for block in self.blocks:
             mixed_BNKE = block(mixed_BNKE)
         return mixed_BNKE.mean(dim=-2)
 
     def shares(self, x_BND: Tensor) -> Tensor:
-        """The gate's weights [B, N, K], which sum to 1 over teachers."""
-        return torch.softmax(self.share(self.gate(self._tokens(x_BND).flatten(-2))), dim=-1)
+        """Return the gate's weights [B, N, K], which add up to 1 over teachers."""
+        return self.gate.shares(self._tokens(x_BND))
 
     def reconstruct(self, fused_BNE: Tensor, x_BND: Tensor, mask_BN: Tensor) -> Tensor:
         """How badly teachers can be had back from the fused features [B], mean over teachers.
@@ -97,8 +92,8 @@ class ShazamGate(nn.Module):
         return total_B / len(self.widths)
 
     def _tokens(self, x_BND: Tensor) -> Tensor:
-        normed: Tensor = self.token_norm(torch.stack(_mapped(self, x_BND), dim=-2))
-        return normed
+        """Return a token a teacher [B, N, K, E], before the gate."""
+        return torch.stack(_mapped(self, x_BND), dim=-2)
 
 
 class Fused(Aggregator):
@@ -141,22 +136,6 @@ class Fused(Aggregator):
     def auxiliary(self, pooled: Pooled, target: Tensor) -> Tensor:
         """The aggregator's."""
         return self.aggregator.auxiliary(pooled, target)
-
-
-class _Between(nn.Module):
-    """Attention between a tile's teachers; residual, then a norm."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.qkv = nn.Linear(width, 3 * width)
-        self.out = nn.Linear(width, width)
-        self.norm = nn.LayerNorm(width)
-
-    def forward(self, x_BNKE: Tensor) -> Tensor:
-        q, k, v = self.qkv(x_BNKE).chunk(3, dim=-1)
-        share = torch.softmax(q @ k.mT * q.shape[-1] ** -0.5, dim=-1)
-        mixed: Tensor = self.norm(x_BNKE + self.out(share @ v))
-        return mixed
 
 
 def _mapped(fusion: Concat | ShazamGate, x_BND: Tensor) -> list[Tensor]:

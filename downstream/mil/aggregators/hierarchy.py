@@ -14,16 +14,14 @@ from typing import TYPE_CHECKING
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from downstream.mil.aggregators.dropout import Dropout
 from downstream.mil.aggregators.pooling import GatedAttention
+from downstream.mil.layers.attention import MultiHeadAttention
 from downstream.mil.padded_bags import Aggregator, MilError, Pooled, masked_softmax
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-_BLOCK = 512
 
 
 class Hierarchical(Aggregator):
@@ -135,55 +133,39 @@ class Hierarchical(Aggregator):
 
 
 class CrossAttention(nn.Module):
-    """Tiles look at others; residual and norm after it, as in PatHME."""
+    """Attention of tiles to other tiles, then dropout, residual and norm, as in PatHME.
+
+    Args:
+        width: E.
+        heads: H.
+        dropout: Of the attended values.
+    """
 
     def __init__(self, width: int, heads: int, dropout: float) -> None:
         super().__init__()
-        self.query = nn.Linear(width, width)
-        self.key_value = nn.Linear(width, 2 * width)
-        self.out = nn.Sequential(nn.Linear(width, width), Dropout(dropout))
+        self.attention = MultiHeadAttention(width, heads, recompute=True)
+        self.dropout = Dropout(dropout)
         self.norm = nn.LayerNorm(width)
-        self.heads = heads
 
     def look_down(
         self, x_PE: Tensor, child_PRE: Tensor, is_there_PR: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Each tile looks at its own children; queries are L2-normalised, as in PatHME.
+        """Let each tile attend to its own children; queries are L2-normalised, as in PatHME.
 
         Returns:
             Tiles [P, E], those without children as they were, and shares [P, R], mean over heads.
         """
-        q = self._split(self.query(F.normalize(x_PE, dim=-1)))
-        k, v = (self._split(part) for part in self.key_value(child_PRE).chunk(2, dim=-1))
-        has_P = is_there_PR.any(dim=1)
-        # a tile without children would be a softmax over nothing: it gets equal shares, then none
-        open_PR = is_there_PR | ~has_P[:, None]
-        score_PHR = torch.einsum("phd,prhd->phr", q, k) * q.shape[-1] ** -0.5
-        share_PHR = masked_softmax(score_PHR, open_PR[:, None]) * has_P[:, None, None]
-        mixed_PE = torch.einsum("phr,prhd->phd", share_PHR.to(v.dtype), v).flatten(1)
-        changed_PE = self.norm(x_PE + self.out(mixed_PE))
-        return torch.where(has_P[:, None], changed_PE, x_PE), share_PHR.mean(dim=1)
+        query_P1E = F.normalize(x_PE, dim=-1)[:, None]
+        mixed_P1E, share_P1R = self.attention.with_shares(query_P1E, child_PRE, is_there_PR)
+        changed_PE = self.norm(x_PE + self.dropout(mixed_P1E[:, 0]))
+        has_children_P1 = is_there_PR.any(dim=1, keepdim=True)
+        return torch.where(has_children_P1, changed_PE, x_PE), share_P1R[:, 0]
 
     def forward(self, x_PE: Tensor, key_FE: Tensor) -> Tensor:
-        """Each tile looks at all others given [P, E], by blocks of tiles."""
-        q = self._split(self.query(x_PE)).transpose(0, 1)
-        k, v = (
-            self._split(part).transpose(0, 1) for part in self.key_value(key_FE).chunk(2, dim=-1)
-        )
-        mixed = [
-            checkpoint(F.scaled_dot_product_attention, part, k, v, use_reentrant=False)
-            if torch.is_grad_enabled()
-            else F.scaled_dot_product_attention(part, k, v)
-            for part in torch.split(q, _BLOCK, dim=1)
-        ]
-        changed_PE: Tensor = self.norm(
-            x_PE + self.out(torch.cat(mixed, dim=1).transpose(0, 1).flatten(1))
-        )
+        """Let each tile attend to all keys [P, E]."""
+        mixed_PE = self.attention(x_PE[None], key_FE[None])[0]
+        changed_PE: Tensor = self.norm(x_PE + self.dropout(mixed_PE))
         return changed_PE
-
-    def _split(self, x: Tensor) -> Tensor:
-        """[..., E] -> [..., H, d]."""
-        return x.view(*x.shape[:-1], self.heads, -1)
 
 
 def children_rows(coarse_P2: Tensor, fine_F2: Tensor, ratio: int) -> Tensor:

@@ -5,13 +5,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from downstream.mil.aggregators import hierarchy as mil_hierarchy
 from downstream.mil.aggregators import transformer as mil_transformer
 from downstream.mil.aggregators.fusion import Concat, Fused, ShazamGate
 from downstream.mil.aggregators.hierarchy import CrossAttention, Hierarchical, children_rows
 from downstream.mil.aggregators.pooling import Abmil
 from downstream.mil.aggregators.transformer import Layer, PositionTransformer
 from downstream.mil.aggregators.transmil import TransMil
+from downstream.mil.layers import attention as mil_attention
 from downstream.mil.padded_bags import MilError
 from featurestore.ids import tile_ids
 from featurestore.read.pairs import children_of
@@ -90,16 +90,17 @@ def hierarchy_by_hand(net: Hierarchical, x: Tensor, coords: Tensor) -> Tensor:
 
 
 def attend(part: CrossAttention, token: Tensor, asker: Tensor, others: Tensor) -> Tensor:
-    q = part.query(asker).view(part.heads, -1)
-    k, v = (p.view(len(others), part.heads, -1) for p in part.key_value(others).chunk(2, dim=-1))
+    inner = part.attention
+    q = inner.query(asker).view(inner.heads, -1)
+    k, v = (p.view(len(others), inner.heads, -1) for p in inner.key_value(others).chunk(2, dim=-1))
     share = torch.softmax(torch.einsum("hd,nhd->hn", q, k) * q.shape[-1] ** -0.5, dim=-1)
-    found: Tensor = part.norm(token + part.out(torch.einsum("hn,nhd->hd", share, v).flatten()))
+    found: Tensor = part.norm(token + inner.out(torch.einsum("hn,nhd->hd", share, v).flatten()))
     return found
 
 
 @pytest.mark.parametrize("block", [3, 512])
 def test_hierarchy_by_hand(monkeypatch: pytest.MonkeyPatch, block: int) -> None:
-    monkeypatch.setattr(mil_hierarchy, "_BLOCK", block)
+    monkeypatch.setattr(mil_attention, "BLOCK_QUERIES", block)
     net = Hierarchical(WIDTH, hidden=16, heads=2).eval()
     (features, *_), (coords, *_) = bags("hierarchical", (9,))
     found = net(features, None, coords)
@@ -163,13 +164,15 @@ def test_a_teachers_scale_does_not_matter(kind: str) -> None:
 def test_the_gate_reaches_what_follows() -> None:
     """Failure row 4: a gate in front of LayerNorm would have no gradient and no effect."""
     fusion = ShazamGate([5, 7], 8).eval()
+    score = fusion.gate.score[-1]
+    assert isinstance(score, nn.Linear)
     x = torch.randn(1, 6, 12)
     fusion(x).square().sum().backward()
-    assert fusion.share.weight.grad is not None
-    assert fusion.share.weight.grad.abs().max() > 1e-4
+    assert score.weight.grad is not None
+    assert score.weight.grad.abs().max() > 1e-4
     with torch.no_grad():
-        fusion.share.weight.zero_()
-        fusion.share.bias.copy_(torch.tensor([30.0, -30.0]))
+        score.weight.zero_()
+        score.bias.copy_(torch.tensor([30.0, -30.0]))
     torch.testing.assert_close(fusion.shares(x)[..., 0], torch.ones(1, 6))
     other = x.clone()
     other[..., 5:] = torch.randn(1, 6, 7)

@@ -1,0 +1,208 @@
+"""The settings of a study: all that decides its result, and apart from it what it runs on.
+
+A `StudySpec` is saved in the folder of its run (`config.json`), so that another run can start from
+it. Field descriptions stand in the `Attributes` sections; commands print them as their help.
+Importing this module imports nothing but dataclasses.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
+
+from downstream.run.fit_settings import MilSettings, SurvivalSettings
+from downstream.run.spec_json import from_json, to_json
+from downstream.run.study_errors import StudyError
+from downstream.splits.fold_plan import Plan
+
+Kind = Literal["mil", "survival"]
+TaskName = Literal["auto", "binary", "multiclass", "multilabel", "regression"]
+Head = Literal["hazards", "cox"]
+DEFAULT_MODELS: dict[str, tuple[str, ...]] = {"mil": ("abmil",), "survival": ("cox",)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelOptions:
+    """The table of labels and its columns.
+
+    Attributes:
+        table: Path or URI of the table with `slide_id` and/or `patient_id` and the labels, or
+            `lake:NAME` for an annotation of the lake.
+        target: Column to predict, or several columns of 0 and 1 that do not exclude each other;
+            of two classes the last in order is the positive one.
+        task: `binary`, `multiclass`, `multilabel` or `regression`; `auto` decides by the column's
+            values.
+        time: Survival: column of the time to the event or to the end of follow-up.
+        event: Survival: column that is 1 where the event was observed and 0 where the patient is
+            censored.
+        slide_table: Table that lists the slides of each patient, where the labels do not.
+        patient_column: Column of the patient, where it has another name or several could be it.
+        slide_column: Column of the slide, likewise.
+        distinct_ids: Whether ids that differ by case, blanks or Unicode form only are different;
+            else they are refused.
+    """
+
+    table: str
+    target: tuple[str, ...] = ()
+    task: TaskName = "auto"
+    time: str | None = None
+    event: str | None = None
+    slide_table: str | None = None
+    patient_column: str | None = None
+    slide_column: str | None = None
+    distinct_ids: bool = False
+
+    @property
+    def id_options(self) -> dict[str, Any]:
+        """Return the options of `load_labels` that differ from its defaults."""
+        options = {
+            "slides": self.slide_table,
+            "patient_column": self.patient_column,
+            "slide_column": self.slide_column,
+            "distinct_ids": self.distinct_ids or None,
+        }
+        return {name: option for name, option in options.items() if option is not None}
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeatureOptions:
+    """The features that models read from the lake.
+
+    Attributes:
+        names: Feature sets: a teacher, or several joined by `+`; each is an arm with each model.
+        mpps: Microns per pixel of the tiles: one, or several nested ones for a model that takes
+            several, such as `hierarchical`.
+        version: Version of the lake, or name of a snapshot; the newest if None.
+    """
+
+    names: tuple[str, ...]
+    mpps: tuple[float, ...] = (0.5,)
+    version: int | str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelOptions:
+    """The models that are trained on each feature set.
+
+    Attributes:
+        names: Names of models, each of which is an arm with each feature set; none for `abmil`, or
+            `cox` in a survival study.
+        head: Survival: what a MIL model predicts: `hazards` of time bins, or `cox`, a log hazard
+            ratio.
+        seeds: Trainings of every model with different random numbers.
+        tune: Random draws of learning rate, weight decay, dropout and width that are tried in each
+            fold and judged by its validation patients; 0 for none.
+
+    Raises:
+        StudyError: Another head.
+    """
+
+    names: tuple[str, ...] = ()
+    head: Head = "hazards"
+    seeds: int = 1
+    tune: int = 0
+
+    def __post_init__(self) -> None:
+        """Check the head."""
+        if self.head not in get_args(Head):
+            msg = f"head {self.head!r}; a MIL model of survival predicts hazards or cox"
+            raise StudyError(msg)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ComparisonOptions:
+    """How arms are compared, and what is asked of selective prediction.
+
+    Attributes:
+        reference: Arm that the others are compared with; the first if None.
+        margin: Non-inferiority margin: how much worse than the reference still counts as not
+            worse; None for no such test.
+        accuracy: Selective prediction of classes: the accuracy on the patients that are answered.
+            The confidence threshold is chosen on validation patients.
+    """
+
+    reference: str | None = None
+    margin: float | None = None
+    accuracy: float = 0.95
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudySpec:
+    """A study: cross-validated models on the feature sets of a lake.
+
+    Attributes:
+        kind: `mil` for classes, labels or a number; `survival` for times with censoring.
+        labels: The table of labels and its columns.
+        features: The features that models read from the lake.
+        models: The models that are trained on each feature set.
+        folds: How the patients are split.
+        fit: How MIL models are built and trained.
+        pooled: Survival models on pooled features.
+        comparison: How arms are compared, and selective prediction.
+        seed: Seed of folds, training and bootstrap.
+
+    Raises:
+        StudyError: Columns that the kind of study needs are missing.
+    """
+
+    kind: Kind = "mil"
+    labels: LabelOptions
+    features: FeatureOptions
+    models: ModelOptions = field(default_factory=ModelOptions)
+    folds: Plan = field(default_factory=Plan)
+    fit: MilSettings = field(default_factory=MilSettings)
+    pooled: SurvivalSettings = field(default_factory=SurvivalSettings)
+    comparison: ComparisonOptions = field(default_factory=ComparisonOptions)
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Check that the columns of the kind are named."""
+        if self.kind == "mil" and not self.labels.target:
+            msg = "labels.target is empty; name the column to predict"
+            raise StudyError(msg)
+        if self.kind == "survival" and None in (self.labels.time, self.labels.event):
+            msg = (
+                f"labels.time={self.labels.time!r}, labels.event={self.labels.event!r}; a survival "
+                "study needs the column of the time and that of the event"
+            )
+            raise StudyError(msg)
+
+    @property
+    def model_names(self) -> tuple[str, ...]:
+        """Return the names of the models, the kind's default where none is named."""
+        return self.models.names or DEFAULT_MODELS[self.kind]
+
+    @property
+    def label_columns(self) -> tuple[str, ...]:
+        """Return the columns of the labels that are predicted: targets, or time and event."""
+        if self.kind == "mil":
+            return self.labels.target
+        return tuple(column for column in (self.labels.time, self.labels.event) if column)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the settings as JSON; `from_json` reads them back."""
+        return to_json(self)
+
+    @classmethod
+    def from_json(cls, content: Any) -> "StudySpec":  # noqa: ANN401 - any JSON
+        """Return the settings that JSON describes.
+
+        Raises:
+            SpecError: A name that is no field, a field that is missing, or a value of another type.
+        """
+        return from_json(cls, content)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resources:
+    """The machines that a study runs on; they do not change its result.
+
+    Attributes:
+        address: Ray cluster to join; None for one on this machine.
+        num_cpus: Cores of a cluster on this machine; None for all of them.
+        cpus_per_worker: Cores that each training reserves.
+        gpus_per_worker: GPUs that each training reserves; 0.25 lets four share one.
+    """
+
+    address: str | None = None
+    num_cpus: int | None = None
+    cpus_per_worker: float = 1.0
+    gpus_per_worker: float = 0.0

@@ -1,0 +1,32 @@
+"""The plan of a study's folds; apart from what makes the splits, so that it imports no numpy."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """How the patients of a study are split.
+
+    Attributes:
+        folds: Outer folds; each patient is tested in one of them.
+        inner: Inner splits of each fold: 1 for one validation part; with more, a model is trained
+            on each and their predictions are averaged.
+        repeats: Repetitions of the cross-validation with other folds.
+        sites: Column of the site, or `tcga` to read it off TCGA barcodes: each site is the test
+            part once (external validation). None for folds over all patients.
+        file: A split file or folder, see `split_files.read_splits`; it replaces all other settings
+            of this group but `shots`.
+        shots: Training patients of each class (few-shot); None for all.
+    """
+
+    folds: int = 5
+    inner: int = 1
+    repeats: int = 1
+    sites: str | None = None
+    file: str | None = None
+    shots: int | None = None
+
+    @property
+    def columns(self) -> list[str]:
+        """Return the columns of the label table that the plan needs."""
+        return [] if self.sites is None or self.sites == "tcga" else [self.sites]
