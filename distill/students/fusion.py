@@ -4,7 +4,7 @@ Source: Shazam's code (Tuner12/Shazam): a linear map a teacher, a softmax gate, 
 cross-attention over the K tokens, their mean; distillation at a weight of 0.01. What was changed
 and why stands with each class.
 
-Letters in names: B samples, K teachers, D width of the tokens, E embedding of a teacher, H heads.
+Letters in names: B samples, K teachers, D width of the tokens, E embedding of a teacher.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from distill.errors import DistillError
@@ -20,41 +19,19 @@ from distill.losses.feature_losses import Match, cosine_loss, smooth_l1_loss
 from distill.losses.weighting import make_weighting
 from distill.recipes.recipe import Recipe, Term
 from distill.recipes.student_settings import FusionStudent
-from distill.students.gate import Gate
 from distill.students.heads import make_head
 from distill.students.student_kind import FeatureStudent, StudentKind, TaskInputs, feature_card
 from distill.students.task import Batch, Prediction, Task
 from distill.targets.kept_norms import KeptNorms, blank_norms
 from distill.targets.target import Norms
 from distill.terms.feature_terms import check_term
+from downstream.mil.layers.teacher_fusion import TeacherGate, TokenBlock
 
 SETTINGS: dict[str, dict[str, float]] = {"reconstruct": {"cosine": 0.9}, "fuse": {}}
-
-
-class TokenBlock(nn.Module):
-    """Attention among the teachers' tokens, a residual, and a norm, in this order.
-
-    The order is Shazam's: a norm in front would erase the gate that comes before the first block.
-
-    Args:
-        width: D.
-        heads: of attention; Shazam has one.
-    """
-
-    def __init__(self, width: int, heads: int) -> None:
-        super().__init__()
-        self.heads = heads
-        self.query_key_value = nn.Linear(width, 3 * width)
-        self.out = nn.Linear(width, width)
-        self.norm = nn.LayerNorm(width)
-
-    def forward(self, x_BKD: Tensor) -> Tensor:
-        """Tokens [B, K, D]."""
-        parts = self.query_key_value(x_BKD).unflatten(-1, (3, self.heads, -1))
-        query, key, value = parts.permute(2, 0, 3, 1, 4)
-        seen_BKD = F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
-        out_BKD: Tensor = self.norm(x_BKD + self.out(seen_BKD))
-        return out_BKD
+# Norms that divide a token by its own size, if they are over the last axis alone. A batch norm does
+# not: it divides by that of the batch.
+ERASING = (nn.LayerNorm, nn.RMSNorm)
+PASSING = (nn.Identity, nn.Dropout)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,7 +75,8 @@ class Fuser(nn.Module):
         self.maps = nn.ModuleList(nn.Linear(dim, settings.width) for dim in dims.values())
         blocks = [TokenBlock(settings.width, settings.heads) for _ in range(settings.blocks)]
         self.blocks = nn.Sequential(*blocks)
-        self.gate = Gate(len(dims), settings.width, following=self.blocks)
+        check_after_gate(self.blocks)
+        self.gate = TeacherGate(len(dims), settings.width)
 
     @classmethod
     def restored(
@@ -146,6 +124,25 @@ class Fuser(nn.Module):
         """Fuse raw features [B, E] by teacher to vectors [B, D], float32."""
         vector_BD: Tensor = self(features, mpp).vector
         return vector_BD.float()
+
+
+def check_after_gate(following: nn.Module) -> None:
+    """Refuse a module after a gate that starts with a norm, in the order of its registered parts.
+
+    LayerNorm(w x) = LayerNorm(x) for any w > 0 (up to its epsilon), so a gate in front of a norm
+    learns nothing and does nothing.
+
+    Raises:
+        DistillError: it does.
+    """
+    leaves = (part for part in following.modules() if not list(part.children()))
+    first = next((leaf for leaf in leaves if not isinstance(leaf, PASSING)), None)
+    if isinstance(first, ERASING) and len(first.normalized_shape) == 1:
+        msg = (
+            f"a gate before {type(first).__name__} is erased, as it gives the same whatever the "
+            "scale of a token; put the gate after the norm"
+        )
+        raise DistillError(msg)
 
 
 class FusionTask(Task):

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from distill.errors import DistillError
 from distill.recipes.student_settings import RegionStudent
-from distill.students.hierarchy import Attention, Hierarchy, Joined, Level, by_parent
+from distill.students.hierarchy import Hierarchy, Joined, Level, by_parent
+from downstream.mil.layers.attention import MultiHeadAttention
 
 MLP_RATIO = 4
 # The frame of places: a region is so many units wide, whatever its grids.
@@ -111,7 +112,7 @@ class Block(nn.Module):
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
-        self.attention = Attention(width, heads)
+        self.attention = MultiHeadAttention(width, heads)
         self.norm, self.mlp_norm = nn.LayerNorm(width), nn.LayerNorm(width)
         self.mlp = nn.Sequential(
             nn.Linear(width, MLP_RATIO * width), nn.GELU(), nn.Linear(MLP_RATIO * width, width)
@@ -141,8 +142,11 @@ class RegionNetwork(nn.Module):
     def __init__(self, settings: RegionStudent, dim: int) -> None:
         super().__init__()
         width = settings.width
-        if width % 4:
-            msg = f"width {width} given; places need a multiple of 4"
+        if width % 4 or width % settings.heads:
+            msg = (
+                f"width {width} given; it must be a multiple of 4, for the places, and of the "
+                f"{settings.heads} heads"
+            )
             raise DistillError(msg)
         self.width = width
         self.project = nn.Sequential(nn.Linear(dim, width), nn.GELU())

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from distill.errors import DistillError
 from distill.losses.weighting import Balance, KeepMax, Static, make_weighting
-from distill.students.gate import Gate, check_after_gate
+from distill.students.fusion import check_after_gate
 from distill.students.heads import HEADS, Heads, LadderHead, ResidualHead, make_head, mlp_head
+from downstream.mil.layers.teacher_fusion import TeacherGate
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -229,7 +230,7 @@ class GateFirst(nn.Module):
 def test_failure_4_a_gate_before_a_norm_is_erased_and_ours_is_not() -> None:
     torch.manual_seed(0)
     x_BKD = torch.randn(6, 3, 16)
-    wrong, gate = GateFirst(3), Gate(3, 16)
+    wrong, gate = GateFirst(3), TeacherGate(3, 16)
     last = gate.score[-1]
     assert isinstance(last, nn.Linear)
     erased = gate_gradient(wrong, nn.LayerNorm(16), x_BKD, wrong.score)
@@ -254,18 +255,18 @@ def test_failure_4_a_gate_before_a_norm_is_refused(norm: nn.Module) -> None:
     message = f"before {type(norm).__name__} is erased.*after the norm"
     for following in (norm, nn.Sequential(nn.Dropout(), nn.Sequential(norm, nn.Linear(8, 8)))):
         with pytest.raises(DistillError, match=message):
-            Gate(3, 8, following=following)
+            check_after_gate(following)
 
 
 def test_a_gate_before_anything_else_is_welcome() -> None:
-    Gate(3, 8, following=nn.Sequential(nn.Linear(8, 8), nn.LayerNorm(8)))
+    check_after_gate(nn.Sequential(nn.Linear(8, 8), nn.LayerNorm(8)))
     for keeps_sizes in (nn.BatchNorm1d(3), nn.LayerNorm((3, 8))):
         check_after_gate(keeps_sizes)
     check_after_gate(mlp_head(3, 4, 5))
 
 
 def test_gates_depend_on_all_teachers() -> None:
-    gate, x_BKD = Gate(3, 8), torch.randn(2, 3, 8, generator=seeded()).requires_grad_()
+    gate, x_BKD = TeacherGate(3, 8), torch.randn(2, 3, 8, generator=seeded()).requires_grad_()
     for k, other in itertools.permutations(range(3), 2):
         (gradient,) = torch.autograd.grad(gate.shares(x_BKD)[:, k].sum(), x_BKD)
         assert float(gradient[:, other].abs().sum()) > 0

@@ -14,9 +14,10 @@ from distill.errors import DistillError
 from distill.recipes.recipe import Recipe, Term
 from distill.recipes.recipe_table import make_recipe
 from distill.recipes.student_settings import FusionStudent
-from distill.students.fusion import Fused, Fuser, FusionTask, TokenBlock
+from distill.students.fusion import Fused, Fuser, FusionTask
 from distill.students.task import Batch
 from distill.targets.target import Norms
+from downstream.mil.layers.teacher_fusion import TokenBlock
 from tests.worlds.feature_worlds import World, backward, centred_cosine, fit, norms_of, tile_batch
 
 WORLD = World(dims={"a": 24, "b": 40, "c": 16})

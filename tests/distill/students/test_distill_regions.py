@@ -16,11 +16,12 @@ from distill.errors import DistillError
 from distill.recipes.recipe import Recipe, Term
 from distill.recipes.recipe_table import make_recipe
 from distill.recipes.student_settings import RegionStudent
-from distill.students.hierarchy import Attention, Hierarchy, Level, by_parent
+from distill.students.hierarchy import Hierarchy, Level, by_parent
 from distill.students.region_encoder import RegionEncoder
 from distill.students.region_network import Tokens, crop_side, places, windows
 from distill.students.task import Batch, Under, on_device
 from distill.terms.region_task import RegionTask
+from downstream.mil.layers.attention import MultiHeadAttention
 from tests.featurestore.read.test_stream_under import made as made_lake
 from tests.worlds.feature_worlds import (
     World,
@@ -313,7 +314,7 @@ def test_what_is_hidden_is_not_seen() -> None:
 
 
 def test_attention_is_torchs_own() -> None:
-    ours, reference = Attention(16, 4), nn.MultiheadAttention(16, 4, batch_first=True)
+    ours, reference = MultiHeadAttention(16, 4), nn.MultiheadAttention(16, 4, batch_first=True)
     with torch.no_grad():
         both = torch.cat([ours.query.weight, ours.key_value.weight])
         reference.in_proj_weight.copy_(both)
