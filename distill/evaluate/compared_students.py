@@ -26,7 +26,7 @@ class StudentRecord:
     Attributes:
         name: of the student.
         card: how it is run; None for a student of other columns, which `extract` has to write.
-        report: what its training wrote.
+        report: of its training.
         mpps: at which it was trained.
         under: a finer mpp, if its targets are its teachers' mean features of the tiles under it.
     """
@@ -87,7 +87,7 @@ class StudentRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class Split:
-    """Students that hold out the same slides, and what they are compared with.
+    """Students that hold out the same slides, and the student that they are compared with.
 
     Attributes:
         held_out: slides that are evaluated on.
@@ -263,7 +263,7 @@ def _split(
             f"{lake.uri} at this version; evaluate at the version that it was trained on (--at)"
         )
         raise DistillError(msg)
-    # Slides that came later may be of a held-out patient: no read-out sees them.
+    # Slides that came later may be of a held-out patient: no read-out is fitted on them.
     patients = {patient[slide] for slide in held_out_slides}
     train = tuple(slide for slide, owner in patient.items() if owner not in patients)
     if not train:

@@ -149,7 +149,7 @@ def amortisation(
 
     Args:
         trained: as `training` gives it.
-        teacher_s: seconds of a tile, per teacher whose weights are here.
+        teacher_s: seconds of a tile, per teacher with weights on this machine.
         decode_s: seconds to decode a tile.
 
     Returns:

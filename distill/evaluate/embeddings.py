@@ -1,6 +1,6 @@
 """The embeddings that are compared: students, teachers, a PCA of teachers, an untrained network.
 
-Letters in names: N tiles, D embedding.
+Shape letters: N tiles, D embedding.
 """
 
 import time
@@ -135,7 +135,7 @@ def _refuse_other_weights(lake: Lake, column: str, mpp: float, sha256: str) -> N
 def run_undistilled(card: Card, tiles: Tiles, *, seed: int, device: str, threads: int) -> Runner:
     """Build a student's network before any training: random weights of a fixed seed.
 
-    A fresh batch norm passes its input on, so what comes out of a deep network may vanish or blow
+    The output of a deep network of fresh batch norms, which pass their input on, may vanish or blow
     up, and the comparison would be with rounding errors. Its statistics are therefore taken, as
     plain means over batches, from 512 training tiles that pass through once; nothing is learned.
     Networks without batch norm run as they are made.

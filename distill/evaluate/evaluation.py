@@ -9,7 +9,7 @@ of a student, splits for a teacher); with an interval also `low` and `high`.
 
 - `schema`, `run`, `lake`, `lake_version`, `settings`, `machine`
 - `students`: name -> `run`, `recipe`, `seed`, `teachers`, `held_out_slides` (a number),
-  `head_fidelity`: what the heads reached, as the student's own report tells it
+  `head_fidelity`: the fidelity of its heads, from the student's own report
 - `splits`: per split `students`, `held_out_slides`, `train_slides`, `held_out_patients`,
   and `tiles`: mpp -> `train`, `held_out`, `labelled_train`, `labelled_held_out`
 - `classes`: names of the labels' classes
@@ -26,7 +26,7 @@ of a student, splits for a teacher); with an interval also `low` and `high`.
   `throughput`: mpp (`network` for a teacher) -> `parameters`, `network_tiles_s`,
   `end_to_end_tiles_s`, `slides_min`, `tiles_per_slide`, `tiles`
 - `amortisation`: see `amortisation`; null if no teacher could be timed
-- `left_out`: what was not measured, and why
+- `left_out`: a sentence for each measure that was left out, with the reason
 """
 
 import hashlib
@@ -68,7 +68,7 @@ def evaluate(
     Args:
         lake_uri: the lake.
         students: their names. Those that differ in their seed alone are shown together.
-        spec: what is measured, and how; the defaults if None.
+        spec: settings; the defaults if None.
         version: of the lake, or a snapshot; the newest if None.
 
     Returns:
@@ -187,7 +187,7 @@ def _group(kind: str, members: Sequence[tuple[Subject, Tree]]) -> Report:
 
 
 def _written(lake: Lake, report: Report, labels: pl.DataFrame | None) -> Report:
-    """Write the report and the page; the JSON last: where it is, the page is whole."""
+    """Write the page, then the report: where the JSON is, the page is complete."""
     students = {name: student["run"] for name, student in report["students"].items()}
     text = json.dumps([report["settings"], report["lake_version"], students], sort_keys=True)
     digest = hashlib.sha256(text.encode())

@@ -1,4 +1,4 @@
-"""The page of an evaluation: one HTML file that needs no network, from what `report.json` holds.
+"""The page of an evaluation: one HTML file that needs no network, made of `report.json`.
 
 Autoescape is on and the template marks nothing as safe: names come from users.
 """

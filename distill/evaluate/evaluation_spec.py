@@ -1,4 +1,4 @@
-"""What an evaluation measures, and how: one value that the report keeps as its settings."""
+"""The settings of an evaluation as one value, which the report keeps."""
 
 import os
 from collections.abc import Sequence

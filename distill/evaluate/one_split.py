@@ -30,14 +30,14 @@ Sampled = dict[float, Tiles]
 
 @dataclass(kw_only=True)
 class SplitTiles:
-    """The tiles of a split, all that is read of it.
+    """The tiles of a split, as they are read from the lake.
 
     Attributes:
         train: tiles that read-outs are fitted on, per mpp.
         held: tiles that are evaluated, per mpp.
         label_train: labelled ones of the first kind.
         label_held: and of the second.
-        notes: what was left out, and why.
+        notes: a sentence for each part that was left out, with the reason.
     """
 
     train: Sampled
@@ -248,12 +248,12 @@ def _amortised(
         split_tiles.notes.append(f"{student.name}: its report has no steps and seconds of training")
     if trained is None or not seconds:
         split_tiles.notes.append(
-            "what caching saved was not computed: no teacher could be timed here"
+            "the cost saved by caching was not computed: no teacher could be timed here"
         )
         return None
     if missing := [name for name in split.teachers if name not in seconds]:
         split_tiles.notes.append(
-            f"what caching saved is without {', '.join(missing)}: not timed here"
+            f"the cost saved by caching is without {', '.join(missing)}: not timed here"
         )
     decode_s = read_seconds(next(iter(split_tiles.held.values())))
     return {"student": student.name, **amortisation(trained, seconds, decode_s)}

@@ -2,7 +2,7 @@
 
 JPEGs are kept and not pixels: 2,048 tiles of 256 px are 60 MB and not 400.
 
-Letters in names: N tiles, D embedding, H W pixels.
+Shape letters: N tiles, D embedding, H W pixels.
 """
 
 import contextlib
@@ -194,8 +194,8 @@ def labelled(
 
     Args:
         lake: where they are.
-        split: whose columns at this mpp come with the tiles.
-        slides: whose tiles.
+        split: its columns at this mpp come with the tiles.
+        slides: that have the tiles.
         labels: `slide_id`, `x`, `y` (level-0 pixels of a tile's top-left corner) and `label`, a
             number.
         mpp: of the tiles.

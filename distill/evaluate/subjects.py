@@ -33,12 +33,12 @@ class Subject:
     """One embedding that is measured.
 
     Attributes:
-        kind: what it is.
+        kind: of embedding.
         name: of the student, teacher, network or PCA.
-        alike: equal for subjects whose numbers are put together: seeds of one student.
+        alike: text that is equal for subjects that are merged: seeds of one student.
         seed: of it, if it has one.
         embed: embeddings [N, D] of tiles.
-        runner: what runs it on pixels, if that can be done here.
+        runner: its network, if it can be run on pixels here.
         record: of the student, if it is one.
     """
 
@@ -54,7 +54,7 @@ class Subject:
 def subjects(
     lake: Lake, split: Split, train: Mapping[float, Tiles], spec: EvaluationSpec
 ) -> tuple[list[Subject], list[str]]:
-    """Gather all that is compared on a split, and notes of what could not be run on pixels.
+    """Gather all subjects of a split, and notes of those that could not be run on pixels.
 
     Args:
         lake: where they are.
@@ -127,7 +127,7 @@ def _pca(split: Split, train: Mapping[float, Tiles], width: int) -> Subject:
 def _teachers(
     lake: Lake, split: Split, mpp: float, spec: EvaluationSpec
 ) -> tuple[list[Subject], list[str]]:
-    """Gather the teachers' cached features, with the networks whose weights are on this machine."""
+    """Gather the teachers' cached features, with their networks if the weights are here."""
     subjects, notes = [], []
     for name in split.teachers:
         runner = None

@@ -3,7 +3,7 @@
 Targets are a teacher's: one that requires gradients is refused. All but `info_nce_loss` and
 `log_sum_loss` take tokens [B, N, D] as well and then give [B, N]; see `numeric.weighted_mean`.
 
-Letters in names: B samples, N tokens, D embedding.
+Shape letters: B samples, N tokens, D embedding.
 """
 
 from dataclasses import dataclass
@@ -122,7 +122,7 @@ def log_sum_loss(
 ) -> Tensor:
     """Compute the log of the sum over channels of |prediction - target|^power, [B].
 
-    The logarithm damps what is far away: the gradient falls as 1 / distance, so that outliers and
+    The logarithm damps large differences: the gradient falls as 1 / distance, so that outliers and
     the scale of a teacher matter little, and near the target the floor keeps it finite.
 
     Source: G2L (arXiv 2510.11176) names it and takes it from Miles and Mikolajczyk 2024,

@@ -1,6 +1,6 @@
 """Losses of a student's logits against a teacher's, per sample, in float32.
 
-Letters in names: B samples, C classes.
+Shape letters: B samples, C classes.
 """
 
 from collections.abc import Sequence

@@ -1,6 +1,6 @@
 """Helpers of all losses: float32 even under autocast, detached targets, means over masks, workers.
 
-Letters in names: B samples, N tokens.
+Shape letters: B samples, N tokens.
 """
 
 from collections.abc import Iterator
@@ -76,7 +76,7 @@ def weighted_mean(values_BN: Tensor, weights_BN: Tensor | None = None) -> Tensor
     if weights_BN is None:
         return values.mean(dim=1)
     weights = weights_BN.flatten(1).float()
-    # `where`, not a product: what stands at a masked token may not be finite.
+    # `where`, not a product: the value at a masked token may not be finite.
     kept = torch.where(weights > 0, values, 0) * weights
     total_B = weights.sum(dim=1)
     return kept.sum(dim=1) / torch.where(total_B > 0, total_B, 1)

@@ -2,7 +2,7 @@
 
 They need no head, since widths may differ: only similarities are compared.
 
-Letters in names: B samples, N tokens, D embedding of the teacher, E of the student.
+Shape letters: B samples, N tokens, D embedding of the teacher, E of the student.
 """
 
 import torch
@@ -40,7 +40,7 @@ def token_relation_loss(
     R has rows of length 1 of P P^T, so the mean is the squared Frobenius distance / N^2. Masked
     tokens are left out, as if they were not there; a sample with none left counts 0.
 
-    Source: the region level of HVisKD (Sci Rep 2025), whose weights are not public.
+    Source: the region level of HVisKD (Sci Rep 2025); its weights are not public.
 
     Args:
         student_BNE: tokens, on the same grid as the teacher's.

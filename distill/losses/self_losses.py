@@ -3,7 +3,7 @@
 Logits are over K prototypes. Teacher's probabilities come from `Centre.probabilities`; losses are
 per sample, in float32.
 
-Letters in names: B samples, N tokens, K prototypes, D embedding.
+Shape letters: B samples, N tokens, K prototypes, D embedding.
 """
 
 import torch

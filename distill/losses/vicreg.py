@@ -3,7 +3,7 @@
 A privileged branch (a stain, nuclei, genes that only training has) is one more branch; each branch
 is kept from collapsing on its own, so that none has to be detached.
 
-Letters in names: B samples, D width of the projections.
+Shape letters: B samples, D width of the projections.
 """
 
 import itertools

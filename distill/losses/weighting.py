@@ -2,7 +2,7 @@
 
 Losses of teachers come stacked, [T, B]; `(weights * losses).sum(0)` is the loss per sample.
 
-Letters in names: T teachers, B samples.
+Shape letters: T teachers, B samples.
 """
 
 from collections.abc import Sequence
@@ -56,7 +56,7 @@ class Static(Weighting):
     """The same weights for all samples.
 
     Args:
-        weights: at least 0 and not all 0; what counts is their share.
+        weights: at least 0 and not all 0; only their shares count.
     """
 
     share: Tensor
@@ -151,7 +151,7 @@ def make_weighting(
     if name == "static":
         return Static(weights or [1.0] * teachers)
     if weights is not None:
-        msg = f"weights {list(weights)} are for weighting 'static'; '{name}' finds its own"
+        msg = f"weights {list(weights)} are for weighting 'static'; '{name}' computes its own"
         raise DistillError(msg)
     if name == "keep-max":
         return KeepMax(teachers, keep=keep)

@@ -22,7 +22,7 @@ class Term:
     Attributes:
         kind: a name in `terms.TERMS`.
         weight: of it.
-        teachers: columns whose targets are matched; all of the recipe's if empty.
+        teachers: columns that are matched; all of the recipe's if empty.
         settings: numbers of the kind; its own defaults otherwise.
     """
 
@@ -54,7 +54,7 @@ class Schedule:
     Attributes:
         epochs: passes over the training tiles.
         batch_tiles: tiles in an optimiser step, over all workers and all its parts.
-        accumulate: parts of a step whose gradients are added up, for batches beyond the memory.
+        accumulate: parts of a step; their gradients are added up, for batches beyond the memory.
         learning_rate: peak of AdamW's, after a warm-up and before a cosine decay to zero.
         weight_decay: AdamW's; not for biases and norms.
         warmup_share: of the steps.
@@ -91,8 +91,8 @@ class Recipe:
 
     Attributes:
         name: of the recipe.
-        teachers: columns whose cached features are matched.
-        student: what is trained.
+        teachers: columns of cached features that are matched.
+        student: settings of the network that is trained.
         terms: of the loss.
         mpps: of the tiles; those of the lake that fit if empty. Of a recipe of several levels, one
             each, in any order.
@@ -166,7 +166,7 @@ class Recipe:
         """
         missing = sorted(set(self.mpps) - set(lake_mpps))
         if missing:
-            msg = f"recipe '{self.name}' asks for mpps {missing}; the lake has {list(lake_mpps)}"
+            msg = f"recipe '{self.name}' needs mpps {missing}; the lake has {list(lake_mpps)}"
             raise DistillError(msg)
         if self.levels == 1:
             return self.mpps or tuple(lake_mpps), ()
@@ -180,7 +180,7 @@ class Recipe:
         return (chosen[0],), tuple(chosen[1:])
 
     def needs(self, lake_mpps: Sequence[float]) -> list[tuple[str, float]]:
-        """Return the (teacher, mpp) whose features every tile must have.
+        """Return the (teacher, mpp) of the features that every tile must have.
 
         Args:
             lake_mpps: mpps of the lake.

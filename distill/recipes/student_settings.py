@@ -22,12 +22,12 @@ class StudentSettings:
     def needs(
         self, teachers: Sequence[str], read: Sequence[float], under: Sequence[float]
     ) -> list[tuple[str, float]]:
-        """Return the (teacher, mpp) whose features every tile must have.
+        """Return the (teacher, mpp) of the features that every tile must have.
 
         Args:
             teachers: of the recipe.
             read: mpps of the tiles that are read.
-            under: finer mpps whose tiles under them are read too, coarse to fine.
+            under: finer mpps of tiles under these that are read too, coarse to fine.
         """
         return [(teacher, mpp) for mpp in under or read for teacher in teachers]
 

@@ -1,4 +1,4 @@
-"""A student for use without slidelake: weights, card, ONNX, and a README that says how."""
+"""Export of a student for use without slidelake: weights, card, ONNX, and a README with code."""
 
 import json
 import tempfile

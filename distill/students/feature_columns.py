@@ -3,7 +3,7 @@
 They read what the lake has already, so no tile is decoded: one process writes a fragment after the
 other. A kill loses the fragments since the last commit; the next call makes those.
 
-Letters in names: B tiles, D the student's width.
+Shape letters: B tiles, D the student's width.
 """
 
 import json

@@ -4,7 +4,7 @@ Source: Shazam's code (Tuner12/Shazam): a linear map a teacher, a softmax gate, 
 cross-attention over the K tokens, their mean; distillation at a weight of 0.01. What was changed
 and why stands with each class.
 
-Letters in names: B samples, K teachers, D width of the tokens, E embedding of a teacher.
+Shape letters: B samples, K teachers, D width of the tokens, E embedding of a teacher.
 """
 
 from collections.abc import Mapping, Sequence
@@ -92,7 +92,7 @@ class Fuser(nn.Module):
         Args:
             settings: as it was made.
             teachers: in the order of then.
-            mpps: whose statistics are among the weights.
+            mpps: of the statistics among the weights.
             targets: kind of normalisation, one of `targets.NORMS`.
             weights: its state.
         """
@@ -149,7 +149,7 @@ class FusionTask(Task):
     """Trains a `Fuser` to hold the features of all its teachers.
 
     Terms: "reconstruct", a head per teacher from the vector to its target (setting `cosine`, the
-    share of the cosine, the rest is smooth L1), teachers weighted as the recipe says; and "fuse",
+    share of the cosine, the rest is smooth L1), teachers weighted by the recipe; and "fuse",
     Shazam's own: mean over teachers of 1 - cos + Huber of the vector and their mapped features.
 
     Changed from Shazam: its targets are the mapped features with their gradient, so that all maps

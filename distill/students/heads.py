@@ -3,7 +3,7 @@
 A trainable one is needed even where dimensions agree, or the student suffers. All work on the last
 axis, so one serves embeddings [B, C] and tokens [B, N, C] alike.
 
-Letters in names: B samples, N tokens, C channels of the student, D of the teacher.
+Shape letters: B samples, N tokens, C channels of the student, D of the teacher.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -84,10 +84,10 @@ class LadderHead(nn.Module):
 
 
 class NormedHead(nn.Module):
-    """A linear map whose outputs are normalised over the batch, as standardised targets are.
+    """A linear map with outputs normalised over the batch, as standardised targets are.
 
     Source: the projector of Miles and Mikolajczyk 2024, which its log-sum loss needs: without it
-    the loss hardly sees outputs that are far away.
+    the loss is hardly sensitive to outputs that are far away.
 
     Args:
         dim_in: C.

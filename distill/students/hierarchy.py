@@ -3,7 +3,7 @@
 Source: HMSA of PatHME (hvcl/PatHME, `layers/hmsa.py`): 4 layers, 4 heads. In each layer
 each mid token first attends to its own children, then all coarse tokens attend to all fine ones.
 
-Letters in names: B regions, M mid tokens, C fine tokens under each, N = M C, Q queries, D width.
+Shape letters: B regions, M mid tokens, C fine tokens under each, N = M C, Q queries, D width.
 """
 
 from dataclasses import dataclass

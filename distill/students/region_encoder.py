@@ -1,6 +1,6 @@
 """The student of regions: cached features of one teacher at three nested mpps in, a vector out.
 
-Letters in names: B regions, E embedding of the teacher, D width.
+Shape letters: B regions, E embedding of the teacher, D width.
 """
 
 from collections.abc import Mapping, Sequence

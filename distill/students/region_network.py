@@ -3,7 +3,7 @@
 Source: PatHME (hvcl/PatHME): one backbone over features of tiles; learned prompts in every block of
 the coarse stream only; hierarchical attention on top.
 
-Letters in names: B regions, M mid tokens (side^2), N fine tokens, S tokens of a stream, E embedding
+Shape letters: B regions, M mid tokens (side^2), N fine tokens, S tokens of a stream, E embedding
 of the teacher, D width, P prompts.
 """
 
@@ -131,7 +131,7 @@ class RegionNetwork(nn.Module):
 
     The fine stream holds the finest tiles; the coarse one the mid tiles, the region's own token
     and, new in each block, the prompts. Changed from PatHME: places are fixed sines in a frame that
-    all grids share, so that any ratio of mpps fits and a crop knows where it is; each level has a
+    all grids share, so that any ratio of mpps fits and a crop keeps its place; each level has a
     learned vector; no drop-path.
 
     Args:
@@ -191,7 +191,7 @@ class RegionNetwork(nn.Module):
 
     def _grid(self, x_BrrE: Tensor, mask_Brr: Tensor, level: int) -> Tokens:
         mask_BS = mask_Brr.flatten(1)
-        # What stands where no tile is may be anything.
+        # Features of tiles that are not there may be anything.
         x_BSE = torch.where(mask_BS[..., None], x_BrrE.flatten(1, 2), 0)
         values = self.project(x_BSE) + self._places(x_BrrE.shape[1], level)
         return Tokens(values=values, mask=mask_BS)

@@ -65,7 +65,7 @@ def _weights(part: nn.Module) -> bytes:
 
 
 def kept_hash(lake: Lake, name: str) -> str:
-    """Return the SHA-256 of a student's weights, which are what was written.
+    """Return the SHA-256 of a student's weights, checked against what was written.
 
     Raises:
         DamageError: they are not.

@@ -1,6 +1,6 @@
-"""The student: a small timm network that gives an embedding and tokens; only it is kept for use.
+"""The network of a student of pixels: a small timm network that gives an embedding and tokens.
 
-Letters in names: B samples, C channels, H W pixels or the grid of tokens, D embedding.
+Shape letters: B samples, C channels, H W pixels or the grid of tokens, D embedding.
 """
 
 import math
@@ -43,7 +43,7 @@ class TileNetwork(nn.Module):
         ladder: whether earlier levels are given too.
 
     Attributes:
-        trunk: the network; its weights are what is kept.
+        trunk: the network; its weights are kept.
         dim: of its embedding.
         token_dim: of its tokens.
         grid: its tokens down and across.

@@ -1,6 +1,6 @@
 """One kind of student: the functions that train it, keep it and restore it.
 
-Letters in names: B samples, D embedding.
+Shape letters: B samples, D embedding.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -25,7 +25,7 @@ class TaskInputs:
         recipe: of this kind of student.
         columns: of the recipe's teachers.
         norms: of the targets, where they are to be used.
-        under: finer mpps whose tiles lie under those that are read, coarse to fine.
+        under: finer mpps of the tiles under those that are read, coarse to fine.
     """
 
     recipe: Recipe
@@ -44,7 +44,7 @@ class TrainedStudent:
         task: with its weights.
         identities: identity of each column that it was trained on, by `TEACHER@MPP`.
         mpps: of the tiles that it is run on.
-        under: finer mpps whose tiles lie under these.
+        under: finer mpps of the tiles under these.
         licences: of its teachers.
     """
 

@@ -40,7 +40,7 @@ def make_task(lake: Lake, recipe: Recipe, norms: Norms) -> Task:
     """Build the task of a recipe, with random weights.
 
     Args:
-        lake: whose columns the recipe's teachers are.
+        lake: that has the columns of the recipe's teachers.
         recipe: of any kind of student.
         norms: of the targets, where they are to be used.
     """

@@ -1,9 +1,9 @@
 """The task of the training loop: any module that turns a batch into losses per sample.
 
-The loop knows nothing of teachers, pixels or regions; a task knows nothing of files, Ray or
+The loop does not depend on teachers, pixels or regions; a task does not depend on files, Ray or
 optimisers.
 
-Letters in names: B samples, H W pixels, D embedding, r children side by side.
+Shape letters: B samples, H W pixels, D embedding, r children side by side.
 """
 
 from abc import ABC, abstractmethod

@@ -1,6 +1,6 @@
 """A student of pixels: views of tiles in, losses against cached features of one tile or more out.
 
-Letters in names: B samples, D embedding.
+Shape letters: B samples, D embedding.
 """
 
 from collections.abc import Sequence
@@ -194,7 +194,7 @@ def _context(
     keys: Sequence[Key],
     raw: set[str],
 ) -> TermContext:
-    """Gather what a term is built from: its teachers' columns, or all that no term takes raw.
+    """Gather the inputs of a term: its teachers' columns, or all columns that no term takes raw.
 
     Raises:
         DistillError: it names a teacher that the recipe does not have, or takes raw columns and

@@ -3,7 +3,7 @@
 The statistics are buffers, so they lie in the student's weights and move to its device. PHI-S of a
 teacher of 1,280 channels is 6.6 MB at each mpp.
 
-Letters in names: B samples, D embedding.
+Shape letters: B samples, D embedding.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,7 +17,7 @@ from distill.targets.target import Norms, Rotator, Standardiser, TargetNorm, Unc
 
 
 class KeptNorm(nn.Module):
-    """A normalisation whose statistics are buffers.
+    """A normalisation with its statistics as buffers.
 
     Args:
         norm: to keep.

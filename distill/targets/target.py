@@ -2,7 +2,7 @@
 
 All are functions of the last axis: features [B, D] of tiles or [B, h, w, D] of patch tokens alike.
 
-Letters in names: B samples, D embedding of a teacher, h w its grid of tokens, H W the student's.
+Shape letters: B samples, D embedding of a teacher, h w its grid of tokens, H W the student's.
 """
 
 import functools

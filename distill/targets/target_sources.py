@@ -2,7 +2,7 @@
 
 A goal is a pure function of cached rows and of how the student's view was turned.
 
-Letters in names: B samples, N tokens, D embedding, h w a teacher's grid, H W the student's, r tiles
+Shape letters: B samples, N tokens, D embedding, h w a teacher's grid, H W the student's, r tiles
 under a tile, side by side.
 """
 
@@ -25,7 +25,7 @@ CLS, PATCH, GRID = "cls", "patch", "grid"
 
 @dataclass(frozen=True, kw_only=True)
 class Column:
-    """A teacher's column, as a goal needs to know it.
+    """A teacher's column, with the shape that a goal needs.
 
     Attributes:
         name: of the column.
@@ -199,7 +199,7 @@ class UnderSource(Source):
         raw_BrrD = turned(under.features[self.column.name], turns_B, axes=(1, 2))
         mask_Brr = turned(under.mask, turns_B, axes=(1, 2))
         norm = self._norms[self.column.name, self._fine]
-        # What stands where no tile is must not reach the loss, not even times 0.
+        # Features of tiles that are not there must not reach the loss, not even times 0.
         target_BrrD = torch.where(mask_Brr[..., None], norm(raw_BrrD), 0)
         return Goal(
             target=target_BrrD.flatten(1, 2),

@@ -1,6 +1,6 @@
 """Terms that compare predictions of heads with a teacher's features.
 
-Letters in names: B samples, T teachers, K prototypes, D embedding.
+Shape letters: B samples, T teachers, K prototypes, D embedding.
 """
 
 from types import MappingProxyType
@@ -18,7 +18,7 @@ from distill.terms.term import Key, Losses, TermContext, TermInputs, TermLoss
 
 
 class MatchLoss(TermLoss):
-    """Cosine and smooth L1 of embeddings and of tokens, teachers weighted as the recipe says.
+    """Cosine and smooth L1 of embeddings and of tokens, teachers weighted by the recipe.
 
     Settings: `cosine` and `token_cosine`, shares of the cosine (the rest is smooth L1); `cls`,
     `patch` and `grid`, weights of the outputs.

@@ -1,6 +1,6 @@
 """Terms that any recipe may add: relations, logits of a classifier, a privileged branch.
 
-Letters in names: B samples, C classes.
+Shape letters: B samples, C classes.
 """
 
 from types import MappingProxyType

@@ -3,7 +3,7 @@
 Source: PatHME (hvcl/PatHME), re-written from its description, as its public code does not run. What
 was kept and what was changed stands with each class.
 
-Letters in names: B regions, N fine tokens, E embedding of a teacher, D width, T experts.
+Shape letters: B regions, N fine tokens, E embedding of a teacher, D width, T experts.
 """
 
 from collections.abc import Mapping
@@ -40,11 +40,11 @@ class RegionTask(Task):
     - DINO across the streams also takes the region's vector, since the hierarchical term alone is
       smallest where all regions are one constant.
     - Experts have a head each and normalised targets; the student's teacher is its own expert
-      if it is the only one. They are weighted as the recipe says, so that all weigh 1 together.
+      if it is the only one. They are weighted by the recipe, so that all weigh 1 together.
     - The teacher's temperature (0.05) and the momentum (0.992) are constant, where PatHME raises
       them to 0.07 and 1; a running centre per stream; 1 prototype head for both streams' class
-      tokens, so that they can be compared, and 1 for tokens; as many prototypes as the recipe says
-      (65,536 there); the mean of KoLeo and iBOT over both streams.
+      tokens, so that they can be compared, and 1 for tokens; as many prototypes as in the
+      recipe (65,536 there); the mean of KoLeo and iBOT over both streams.
 
     Args:
         recipe: of a `RegionStudent`; its first teacher is seen, the others are experts.
@@ -130,7 +130,7 @@ class RegionTask(Task):
 
 
 def _experts(recipe: Recipe) -> tuple[str, ...]:
-    """Return the teachers whose fine features are matched; none without the term."""
+    """Return the teachers of the fine features that are matched; none without the term."""
     for term in recipe.terms:
         if term.kind == "expert":
             return term.teachers or recipe.teachers[1:] or recipe.teachers

@@ -1,6 +1,6 @@
 """Self-distillation of a region encoder: DINO, iBOT, KoLeo and consistency on feature grids.
 
-Letters in names: B regions, M mid tokens, N fine tokens, C crops, S tokens of a crop, D width,
+Shape letters: B regions, M mid tokens, N fine tokens, C crops, S tokens of a crop, D width,
 K prototypes.
 """
 
@@ -96,7 +96,7 @@ class AverageOutputs:
         whole: its outputs.
         fine: logits of the fine stream's class token [B, K].
         mid: logits of the coarse stream's class token [B, K].
-        tokens: logits of fine [B, N, K] and mid tokens [B, M, K], if these are asked.
+        tokens: logits of fine [B, N, K] and mid tokens [B, M, K], if there is iBOT.
     """
 
     whole: RegionOutputs
@@ -245,14 +245,14 @@ class RegionSelf(nn.Module):
         return torch.stack(losses).mean(dim=0)
 
     def after_step(self, network: RegionNetwork, step: int) -> None:
-        """Move the average, and the centres by what it last gave."""
+        """Move the average, and the centres by its last outputs."""
         self.average.update(self._followed(network), step)
         if self._average_outputs is None:
             return
         average, region = self._average_outputs
         present = (region.fine_there.flatten(1), region.mid_there.flatten(1))
         logits = [average.fine, average.mid]
-        # All workers meet in a centre, so each brings something also where no tile is there.
+        # A centre averages over all workers, so each contributes, also where no tile is there.
         logits += [t[m] if m.any() else t for t, m in zip(average.tokens, present, strict=False)]
         for centre, values in zip(self.centres, logits, strict=False):
             centre.update(values)  # type: ignore[operator]

@@ -1,9 +1,9 @@
 """Self-distillation from pixels as a term: DINO over crops, iBOT on hidden patches, KoLeo.
 
-A moving average of the student sees a whole view; the student sees another whole view with patches
-hidden, and local crops.
+The moving average of the student gets a whole view; the student gets another whole view with
+patches hidden, and local crops.
 
-Letters in names: B samples, N tokens, D embedding, K prototypes, C channels, H W pixels.
+Shape letters: B samples, N tokens, D embedding, K prototypes, C channels, H W pixels.
 """
 
 from types import MappingProxyType
@@ -27,7 +27,7 @@ AREA = (0.05, 0.32)
 
 
 class SelfDistillation(TermLoss):
-    """DINO, iBOT and KoLeo as in DINOv2 and GPFM, on a tile whose targets are cached.
+    """DINO, iBOT and KoLeo as in DINOv2 and GPFM, on a tile with cached targets.
 
     Changed: the global views are the whole tile, differently turned and stained, since targets are
     of the whole tile; patches are hidden in the pixels (grey), which any network can see; one

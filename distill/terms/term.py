@@ -3,7 +3,7 @@
 A term gives losses per sample, weighted by teacher; its own weight comes on top. The columns of the
 lake decide which outputs of the student are compared with which targets.
 
-Letters in names: B samples, D embedding.
+Shape letters: B samples, D embedding.
 """
 
 from abc import ABC, abstractmethod
@@ -36,7 +36,7 @@ class TermInputs:
         predictions: of the heads, by column and output.
         nested: predictions of the embedding's first channels alone, by column; one entry a width.
         another: runs the student on another view.
-        generator: of what is drawn.
+        generator: of random numbers.
     """
 
     batch: Batch
@@ -87,7 +87,7 @@ class TermLoss(nn.Module, ABC):
     """One term of the loss.
 
     Attributes:
-        heads: columns and outputs that it wants predictions of.
+        heads: columns and outputs that it needs predictions of.
     """
 
     allowed: ClassVar[Mapping[str, float]] = MappingProxyType({})

@@ -18,7 +18,7 @@ class DistillRun:
 
     Attributes:
         student: name of the student.
-        recipe: what is trained, and how.
+        recipe: of the training.
         identities: identity of each column that is read, by `TEACHER@MPP`.
         train: slides that the student is trained on.
         held_out: slides of the held-out patients.
@@ -91,7 +91,7 @@ def plan_run(
 
     Args:
         lake: at the version that is to be read.
-        recipe: what is trained, and how.
+        recipe: of the training.
         student: name of the student.
         slides: to train on and to hold out from; all that are ready if None.
 

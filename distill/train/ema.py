@@ -10,13 +10,13 @@ from distill.errors import DistillError
 
 
 class Ema(nn.Module):
-    """A copy of a module whose parameters follow it, in evaluation mode and without gradients.
+    """A copy of a module that follows its parameters, in evaluation mode and without gradients.
 
     Parameters become momentum x own + (1 - momentum) x the module's. Buffers (of batch norms, for
     instance) are copied as they are: a mean of running variances and of counters is neither.
 
     Args:
-        source: what to follow; it is copied now.
+        source: the module to follow; it is copied now.
         momentum: of each step, counted from 0.
     """
 

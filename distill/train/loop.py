@@ -1,9 +1,9 @@
-"""The training loop in plain torch: what one worker does. No Ray in here, and no lake.
+"""The training loop of one worker in plain torch, without Ray and without a lake.
 
 All that is random is drawn from the seed, the step, its part and the worker, so that a run that
 goes on from a checkpoint draws what an undisturbed one would have drawn.
 
-Letters in names: B samples.
+Shape letters: B samples.
 """
 
 import contextlib
@@ -37,9 +37,9 @@ class State:
     Attributes:
         task: the student with all that trains it.
         optimiser: AdamW over its parameters.
-        average: moving average of the student that is kept in its stead, if the recipe asks.
+        average: moving average of the student that is kept in its stead, if the recipe has one.
         step: optimiser steps done.
-        lines: what was recorded.
+        lines: the log so far.
         seconds: of training, over all tries.
     """
 
@@ -178,7 +178,7 @@ class Loop:
         return self.state.step // self.epoch_steps
 
     def run(self, after: Callable[[Step], None]) -> None:
-        """Train from where the state stands to the end; `after` is called with each step.
+        """Train from the state's step to the end; `after` is called with each step.
 
         Raises:
             DistillError: a loss or a gradient is not finite; the tiles are named.
@@ -268,7 +268,7 @@ class NotFiniteError(DistillError):
     """A loss or a gradient is not finite.
 
     Attributes:
-        tiles: keys of those whose loss is not; none if they are another worker's.
+        tiles: keys of those without a finite loss; none if they are another worker's.
     """
 
     def __init__(self, message: str, *, tiles: tuple[int, ...]) -> None:

@@ -45,7 +45,7 @@ def distill(
 
     Args:
         lake_uri: the lake; every tile must have every teacher's features.
-        recipe: what to train and how.
+        recipe: of the training.
         name: of the student; it is run by `extract` under this name.
         workers: processes that train together.
         slides: to train on and to hold out from; all that are ready if None.
@@ -109,7 +109,7 @@ def _prepare(lake: Lake, run: DistillRun) -> None:
 
 
 def _fit(lake: Lake, run: DistillRun, *, workers: int, checkpoint_s: float) -> None:
-    """Train on Ray, and raise what stopped the workers."""
+    """Train on Ray, and raise the error that stopped the workers."""
     import ray
     from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
     from ray.train.torch import TorchTrainer

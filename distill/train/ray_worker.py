@@ -41,7 +41,7 @@ def work(run: DistillRun, *, threads: int, checkpoint_s: float) -> None:
     """Train as one worker: go on from the last checkpoint, train to the end, write the student.
 
     Args:
-        run: what is trained on which slides.
+        run: student, recipe and slides.
         threads: of the CPU, for this worker.
         checkpoint_s: seconds between checkpoints, at least.
     """
@@ -89,7 +89,7 @@ class Keeper:
 
     Args:
         lake: at the run's version.
-        run: what is trained.
+        run: student, recipe and slides.
         loop: that trains.
         held: the held-out tiles.
         workers: how many processes train.

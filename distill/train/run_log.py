@@ -22,7 +22,7 @@ class Recorder:
     """Gathers steps into lines.
 
     Args:
-        lines: what is recorded already; new lines are added.
+        lines: recorded so far; new lines are added.
         steps: of the whole run: it gets about 400 lines.
         workers: that train together, each on as many tiles.
     """

@@ -4,7 +4,7 @@ Tissue has no upright and stains differ between laboratories, so each view teach
 that costs no teacher. A cached grid of targets is turned with the pixels. All is computed where the
 pixels are, from numbers drawn on the CPU.
 
-Letters in names: B samples, C channels, H W pixels, S stains, h w a grid, D embedding.
+Shape letters: B samples, C channels, H W pixels, S stains, h w a grid, D embedding.
 """
 
 import functools
@@ -143,7 +143,7 @@ def cropped(
 
     Args:
         x_BCHW: from uint8 or 0..1.
-        side_px: of what comes out.
+        side_px: of the crops.
         area: share of the tile's area, from and to.
         generator: on the CPU.
     """

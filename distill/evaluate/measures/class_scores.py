@@ -1,6 +1,6 @@
 """Scores of predicted classes, with bootstrap intervals over patients.
 
-Letters in names: N tiles, C classes, R resamples.
+Shape letters: N tiles, C classes, R resamples.
 """
 
 from collections.abc import Callable, Sequence

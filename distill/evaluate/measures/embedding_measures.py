@@ -2,7 +2,7 @@
 
 Pure functions of arrays; the lake is read elsewhere.
 
-Letters in names: N tiles, D embedding, E a teacher's features.
+Shape letters: N tiles, D embedding, E a teacher's features.
 """
 
 from collections.abc import Mapping, Sequence
@@ -184,7 +184,7 @@ def retrieval_scores(held: Labelled, *, ks: Sequence[int] = (1, 3, 5)) -> dict[s
 
     Returns:
         `acc@1`, `acc@3`, `acc@5` and `map`, each with `estimate`, `low`, `high` as above, and
-        `queries`: tiles whose class another patient has.
+        `queries`: tiles of a class that another patient has too.
 
     Raises:
         DistillError: there is one patient, or no class that two have.

@@ -1,6 +1,6 @@
 """Fidelity: how well a student predicts its teachers, on patients that nothing was fitted on.
 
-Letters in names: B samples, D embedding.
+Shape letters: B samples, D embedding.
 """
 
 from dataclasses import dataclass, field

@@ -4,7 +4,7 @@ They are used where PLISM's slides, stained and scanned again and again, are not
 or a scanner treats all tiles alike, so each is a fixed change, not a random one per tile. The sizes
 are ours, chosen so that tiles stay plausible; none was fitted to a scanner.
 
-Letters in names: B tiles in a batch, H W pixels, S stains.
+Shape letters: B tiles in a batch, H W pixels, S stains.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -41,7 +41,7 @@ def stained(size: float, seed: int) -> Perturb:
     # At the rim of the range: a draw near 0 would be no other stain.
     sign = random.choice([-1.0, 1.0], (2, 3))
     drawn = (size * sign * random.uniform(0.5, 1, (2, 3))).astype(np.float32)
-    # Shifts of the background make grey of white; a stain takes up where there is tissue.
+    # Shifts of the background turn white into grey, while a stain colours tissue alone.
     scale, shift = 1 + drawn[0], 0.2 * drawn[1]
 
     def changed(tiles_BHW3: RgbArray) -> RgbArray:

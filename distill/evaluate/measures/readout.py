@@ -4,7 +4,7 @@ All are fitted on training tiles; strengths are chosen there too, on tiles of pa
 fit did not see. The embedding that is read out is the trunk's, not a head's: a head may mimic
 a teacher while the trunk, which users get, is poor.
 
-Letters in names: N tiles, D embedding, E values of a target, S strengths.
+Shape letters: N tiles, D embedding, E values of a target, S strengths.
 """
 
 import math

@@ -3,7 +3,7 @@
 Plain numpy in float64 for sums and float32 for neighbours; nothing of the size tiles x tiles is
 held, but rows of it.
 
-Letters in names: N tiles, D E embeddings, Q queries, K neighbours.
+Shape letters: N tiles, D E embeddings, Q queries, K neighbours.
 """
 
 from collections.abc import Iterator, Sequence
@@ -154,7 +154,7 @@ def retrieval(
 
     Returns:
         Per tile [N]: `acc@k`, whether one of the first k has its label; `ap`, the average
-        precision of the whole ranking. NaN for tiles whose label no other group has.
+        precision of the whole ranking. NaN for tiles of a label that no other group has.
     """
     names = [*(f"acc@{k}" for k in ks), "ap"]
     per_tile = {name: np.full(len(x_ND), np.nan) for name in names}
@@ -180,8 +180,8 @@ def twin_ranks(one_ND: Array, other_ND: Array) -> Int64Array:
     """Rank each tile's twin by cosine, first for tiles of `one`, then of `other` [2N], from 1.
 
     All other tiles of both variants are candidates, as in PLISM's benchmark (owkin/plism-benchmark,
-    `metrics/retrieval.py`). Ties stand before the twin, so a network that gives the same for all
-    tiles finds none.
+    `metrics/retrieval.py`). Ties rank before the twin, so a network that gives the same for
+    all tiles retrieves none.
     """
     both, count = np.concatenate([one_ND, other_ND]), len(one_ND)
     ranks = np.empty(2 * count, np.int64)

@@ -4,7 +4,7 @@ Source of the measures: owkin/plism-benchmark. There 13 stains and 7 scanners of
 give the pairs; here `distill.evaluate.measures.perturb` makes 4 stains and 4 scanners of the same
 pixels, so figures may be compared with each other but never with the public board.
 
-Letters in names: N tiles, D embedding.
+Shape letters: N tiles, D embedding.
 """
 
 import itertools

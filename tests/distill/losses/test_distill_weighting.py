@@ -125,7 +125,7 @@ def test_wrong_weightings_are_refused() -> None:
         make_weighting("drop", 2)
     with pytest.raises(DistillError, match="1 weights given for 2 teachers"):
         make_weighting("static", 2, weights=[1])
-    with pytest.raises(DistillError, match="'balance' finds its own"):
+    with pytest.raises(DistillError, match="'balance' computes its own"):
         make_weighting("balance", 2, weights=[1, 2])
     with pytest.raises(DistillError, match="not all 0"):
         Static([0, 0])

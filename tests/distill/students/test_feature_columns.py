@@ -110,7 +110,7 @@ def test_recipes_of_several_mpps_name_what_they_need(tmp_path: Path) -> None:
     lake = open_lake(made(tmp_path / "lake").uri)
     with pytest.raises(DistillError, match=r"is of 2 mpps that nest.*\[2.0, 1.0, 0.5\] given"):
         check(lake, make_recipe("xmag", TEACHERS))
-    with pytest.raises(DistillError, match=r"asks for mpps \[4.0\]; the lake has"):
+    with pytest.raises(DistillError, match=r"needs mpps \[4.0\]; the lake has"):
         check(lake, make_recipe("xmag", TEACHERS, mpps=(4.0, 0.5)))
     recipe = make_recipe("xmag", TEACHERS, mpps=(0.5, 2.0))
     assert recipe.levels_of(lake.config.mpps) == ((2.0,), (0.5,))
