@@ -93,7 +93,7 @@ class Fuser(nn.Module):
             settings: as it was made.
             teachers: in the order of then.
             mpps: of the statistics among the weights.
-            targets: kind of normalisation, one of `targets.NORMS`.
+            targets: kind of normalisation, one of `target.NORMS`.
             weights: its state.
         """
         dims = {name: weights[f"maps.{i}.weight"].shape[1] for i, name in enumerate(teachers)}

@@ -64,7 +64,7 @@ class RegionEncoder(nn.Module):
             settings: as it was made.
             teacher: the column that it sees.
             mpps: of the three levels.
-            targets: kind of normalisation, one of `targets.NORMS`.
+            targets: kind of normalisation, one of `target.NORMS`.
             weights: its state.
         """
         dim = weights["network.project.0.weight"].shape[1]

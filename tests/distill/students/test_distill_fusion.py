@@ -1,6 +1,5 @@
 """Fusion of teachers' features: it learns, its gate works, targets are fixed, it can be kept."""
 
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -20,19 +19,11 @@ from distill.targets.target import Norms
 from downstream.mil.layers.teacher_fusion import TokenBlock
 from tests.worlds.feature_worlds import World, backward, centred_cosine, fit, norms_of, tile_batch
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 WORLD = World(dims={"a": 24, "b": 40, "c": 16})
 NAMES = tuple(WORLD.dims)
 MPPS = (0.5, 2.0)
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Small products on many threads are slow where others work."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
-    yield
-    torch.set_num_threads(threads)
 
 
 def norms(targets: str = "phi-s") -> Norms:

@@ -1,6 +1,6 @@
 """The region encoder: tiles that are not there change nothing, it learns, and it can be kept."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,8 @@ from tests.worlds.feature_worlds import (
 )
 from tests.worlds.training_lake import DIMS
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 WORLD = World(dims={"eye": 24, "expert": 20})
 SMALL = {
     "width": 32,
@@ -44,16 +46,6 @@ SMALL = {
     "prototypes": 48,
     "head_width": 48,
 }
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Small products on many threads are slow where others work."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
-    yield
-    torch.set_num_threads(threads)
 
 
 def generator(seed: int = 0) -> torch.Generator:
