@@ -27,10 +27,11 @@ from featurestore import Lake, LakeConfig, create_lake, open_lake
 from ingest import CARDS, Teacher, find_teachers
 from ingest.cut import cut_slide
 from ingest.select.sources import fingerprint
-from ingest.teachers.encoder import decode, preprocess, resized
+from ingest.teachers.encoder import preprocess, resized
+from ingest.teachers.extract_plan import plan
 from ingest.teachers.extractor import Extractor, Outcome, Unit
 from ingest.teachers.find_teacher import load_encoder
-from ingest.teachers.ray_extract import plan
+from ingest.tile_jpeg import decode_tile
 from tests.conftest import shard_samples
 from tests.worlds.wide_slide import write_wide_slide
 
@@ -88,7 +89,9 @@ def bare(lake: Lake, teacher: Teacher, threads: int, device: str) -> Callable[[]
     shard = str(lake.tiles_of(mpp=MPP)["shard"][0])
     jpegs = [sample["jpg"] for sample in shard_samples(lake.store.path(shard)).values()]
     card = teacher.card
-    pixels = resized(np.stack([decode(jpeg) for jpeg in jpegs]), card.input_px, card.interpolation)
+    pixels = resized(
+        np.stack([decode_tile(jpeg) for jpeg in jpegs]), card.input_px, card.interpolation
+    )
     ready = preprocess(pixels, card.mean, card.std).to(device)
     parts = torch.split(ready, encoder.part_tiles)
     pool = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))

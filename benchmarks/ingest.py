@@ -30,8 +30,7 @@ from benchmarks.report import Line, write_report
 from featurestore import LakeConfig, create_lake
 from ingest.cut import cut_slide
 from ingest.grid import Grid, plan_grids
-from ingest.readers.openslide_reader import OpenSlideReader
-from ingest.readers.tiff_reader import TiffReader
+from ingest.readers.open_slide import open_slide
 from ingest.select.sources import fingerprint
 
 REAL = Path(__file__).parent.parent / "examples" / "data" / "CMU-1-Small-Region.svs"
@@ -94,7 +93,7 @@ def _append(tar: tarfile.TarFile, name: str, data: bytes) -> None:
 
 def measure(slide: Path, case: Case, rounds: int, folder: Path) -> Line:
     """The line of one case."""
-    with OpenSlideReader(str(slide)) as reader:
+    with open_slide(str(slide), reader="openslide") as reader:
         grid = plan_grids(reader.size_px, reader.mpp, case.tile_px, {case.mpp: 1})[case.mpp]
     rates: dict[str, list[float]] = {"ours": [], "peer": []}
     _, cells = ours(slide, case, folder / "lake")
@@ -108,7 +107,7 @@ def measure(slide: Path, case: Case, rounds: int, folder: Path) -> Line:
 
 def cases(slide: Path) -> list[Case]:
     """Copied at the slide's own tile size; encoded at another; reduced to an mpp between levels."""
-    with TiffReader(str(slide)) as reader:
+    with open_slide(str(slide)) as reader:
         native = reader.stored_tile_px(0.5)
     found = [
         Case(what="224 px at 0.5 mpp, encoded", mpp=0.5, tile_px=224, copied=False, target=3),

@@ -24,7 +24,7 @@ from featurestore import (
     tiles_table,
 )
 from featurestore.tables.schema import shard_path
-from ingest.cut import encode_jpeg
+from ingest.tile_jpeg import encode_tile
 
 SLIDE = Path(__file__).parent.parent / "examples" / "data" / "CMU-1-Small-Region.svs"
 MPP = 0.5
@@ -65,7 +65,7 @@ def real_jpegs(seed: int) -> Iterator[bytes]:
     height, width = pixels.shape[0] - TILE_PX, pixels.shape[1] - TILE_PX
     while True:
         y, x = rng.integers(height), rng.integers(width)
-        yield encode_jpeg(np.ascontiguousarray(pixels[y : y + TILE_PX, x : x + TILE_PX]), CONFIG)
+        yield encode_tile(np.ascontiguousarray(pixels[y : y + TILE_PX, x : x + TILE_PX]), CONFIG)
 
 
 def grid_of(tiles: int) -> tuple[Int64Array, Int64Array]:

@@ -24,7 +24,7 @@ import numpy as np
 
 from benchmarks.report import RESULTS, table, write_report
 from benchmarks.tissue_cases import Case, Mask, Picture, edge_cases, painted, read_slide
-from ingest.readers.tiff_reader import TiffReader
+from ingest.readers.open_slide import open_slide
 from ingest.tissue.overview_tissue import find_tissue
 
 RIVALS = Path(__file__).with_name("tissue_rivals.py")
@@ -126,7 +126,7 @@ def run_rivals(
 
 def real_cases(python: str) -> Iterator[Case]:
     """Pictures of real slides, without truth."""
-    with TiffReader(str(REAL)) as slide:
+    with open_slide(str(REAL)) as slide:
         yield real_case("real H&E (CMU, inked margin)", "CMU", slide.overview(16.0)[0])
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "ihc.npz"

@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from ingest.readers.tiff_reader import TiffReader
+from ingest.readers.open_slide import open_slide
 
 GLASS = 244
 FAT = 6  # the generator's class
@@ -52,7 +52,7 @@ class Case:
 
 def read_slide(path: Path, group: str) -> Case:
     """A slide of the generator, with the truth beside it."""
-    with TiffReader(str(path)) as slide:
+    with open_slide(str(path)) as slide:
         picture, scale = slide.overview(16.0)
     with np.load(path.with_suffix(".truth.npz")) as truth:
         if abs(scale - int(truth["ds"])) > 0.1:

@@ -22,8 +22,8 @@ from sklearn.metrics import roc_auc_score
 
 from benchmarks.report import RESULTS, table, write_report
 from benchmarks.tissue_cases import Mask, Picture
-from ingest.readers.tiff_reader import TiffReader
-from ingest.scores import FOCUS_MPP, focus_map
+from ingest.readers.open_slide import open_slide
+from ingest.scores.focus import FOCUS_MPP, focus_map
 from ingest.tissue.overview_tissue import find_tissue
 
 REAL = Path(__file__).parent.parent / "examples" / "data" / "CMU-1-Small-Region.svs"
@@ -88,7 +88,7 @@ def on_generated(paths: list[Path]) -> Iterator[dict[str, Any]]:
     """AUC on each slide, for each measure, mpp and strength of stain."""
     found: dict[tuple[str, float, float], list[tuple[float, float, float]]] = {}
     for path in paths:
-        with TiffReader(str(path)) as slide:
+        with open_slide(str(path)) as slide:
             pixels, _ = slide.overview(FOCUS_MPP)
         with np.load(path.with_suffix(".truth.npz")) as file:
             truth = {name: file[name] for name in ("tissue", "pen", "blur")}
@@ -128,7 +128,7 @@ def split(values: Scores, truth: dict[str, Mask]) -> tuple[Scores, Scores]:
 
 def on_real() -> Iterator[dict[str, Any]]:
     """AUC of the real slide against itself, blurred."""
-    with TiffReader(str(REAL)) as slide:
+    with open_slide(str(REAL)) as slide:
         sharp_pixels, _ = slide.overview(0.5)
     sharp = real_scores(sharp_pixels)
     for sigma_um in (0.5, 1.0, 2.0, 3.0):

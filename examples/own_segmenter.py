@@ -37,13 +37,13 @@ class ColourAndShade(nn.Module):
         self.smooth = nn.AvgPool2d(5, stride=1, padding=2)
 
     def forward(self, x_BCHW: torch.Tensor) -> torch.Tensor:
-        """Probabilities [B, H, W] of tissue, from R, G, B in 0 to 1."""
+        """Return probabilities [B, H, W] of tissue, from R, G, B in 0 to 1."""
         strength = self.smooth(self.mix(x_BCHW)).clamp_min(0).sum(dim=1)
         return torch.sigmoid(40 * (strength - 0.1))
 
 
 def build() -> Callable[[npt.NDArray[np.uint8]], npt.NDArray[np.float32]]:
-    """What is called with each slide's overview [H, W, 3] and gives a mask [H, W], 0 to 1."""
+    """Return the function from a slide's overview [H, W, 3] to a mask [H, W], 0 to 1."""
     network = ColourAndShade().eval()
 
     def segment(overview: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:

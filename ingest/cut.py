@@ -21,9 +21,10 @@ from ingest.grid import Grid, plan_grids
 from ingest.readers.open_slide import open_slide
 from ingest.readers.slide_reader import SlideReader, read_options
 from ingest.remote.local_copy import local_slide
-from ingest.scores import FOCUS_MPP
+from ingest.scores.focus import FOCUS_MPP
 from ingest.select.cut_settings import CutSettings
 from ingest.survey import Survey, mask_picture, survey
+from ingest.tile_jpeg import encode_tile
 from ingest.tissue.overview_tissue import OVERVIEW_MPP
 from ingest.tissue.tissue_methods import STANDARD
 
@@ -78,10 +79,10 @@ def _cut_grids(
     store: Store, config: LakeConfig, row: Row, slide: SlideReader, seen: Survey
 ) -> dict[float, GridCut]:
     grids = lake_grids(slide, config)
-    shares, kept = seen.shares(grids), seen.kept(grids, config.tissue_min)
+    kept = seen.kept(grids, config.tissue_min)
     return {
-        grid.mpp: _cut_grid(store, config, row, slide, grid, keep, {"tissue": share, **scores})
-        for grid, keep, share, scores in zip(grids, kept, shares, seen.scores(grids), strict=True)
+        grid.mpp: _cut_grid(store, config, row, slide, grid, keep, scores)
+        for grid, keep, scores in zip(grids, kept, seen.scores(grids), strict=True)
     }
 
 
@@ -157,7 +158,7 @@ def jpegs(
         if jpeg is not None:
             yield jpeg, STORED
         else:
-            yield encode_jpeg(slide.tile(grid, y, x), config), ENCODED
+            yield encode_tile(slide.tile(grid, y, x), config), ENCODED
 
 
 def _why_not_stored(slide: SlideReader) -> str:
@@ -165,18 +166,6 @@ def _why_not_stored(slide: SlideReader) -> str:
     if slide.converts_colours:
         return "its colours are converted (--icc)"
     return "; ".join([slide.fallback or "its tiles or levels are others", *slide.notes])
-
-
-def encode_jpeg(rgb: RgbArray, config: LakeConfig) -> bytes:
-    """A tile as it is stored."""
-    jpeg: bytes = simplejpeg.encode_jpeg(
-        rgb,
-        quality=config.jpeg_quality,
-        colorspace="RGB",
-        colorsubsampling=config.jpeg_subsampling,
-        fastdct=False,
-    )
-    return jpeg
 
 
 def _tile_rows(

@@ -26,6 +26,7 @@ from ingest.errors import SlideError
 from ingest.isolated_cut import cut_apart
 from ingest.pages.contact_sheet import write_contact_sheet
 from ingest.remote.remote_files import is_local
+from ingest.scores.fill_scores import keep_scores
 from ingest.select.named_slides import How, Row, asked_for
 from ingest.select.near_lake import refuse_near_lake
 from ingest.select.slides_to_cut import Todo, sort_out
@@ -41,12 +42,21 @@ SLOWEST_BYTES_S = 1e6  # a slide may take so much longer
 class IngestResult:
     """What an ingest did.
 
-    `failed` lists every failed slide that was asked for, old and new; `replaced` those that were
-    scanned again, whose earlier rows stay readable at earlier versions; `again` those whose file is
-    the same and whose settings are not, with what differs; `facts` counts the slides of which a
-    manifest says other things than before; `notes` are sentences on what was left out or could be
-    a mistake; `sheet` is a page that shows all slides; `freed` is what an
-    automatic vacuum removed.
+    Attributes:
+        ready: slides with tiles, of those that were named.
+        failed: every failed slide of those that were named, old and new, with the reason.
+        tiles: of the whole lake, per mpp.
+        seconds: of all of it.
+        readers: slides by the reader that read them.
+        new: slides that were to be cut.
+        replaced: slides that were scanned again; their earlier rows stay readable at earlier
+            versions.
+        again: slides whose file is the same and whose settings are not, with what differs.
+        facts: number of slides for which a manifest has other facts than before.
+        notes: sentences on what was left out or could be a mistake.
+        scores: tiles that got a score which the lake keeps, by score.
+        sheet: path of a page that shows all slides.
+        freed: what an automatic vacuum removed.
     """
 
     ready: int = 0
@@ -59,6 +69,7 @@ class IngestResult:
     again: dict[str, str] = field(default_factory=dict)
     facts: int = 0
     notes: list[str] = field(default_factory=list)
+    scores: dict[str, int] = field(default_factory=dict)
     sheet: str = ""
     freed: Vacuumed | None = None
 
@@ -114,6 +125,7 @@ def ingest(
     done = [name for name in ready if name not in failed]
     result.replaced = [name for name in done if name not in todo.again]
     result.again = {name: todo.again[name] for name in done if name in todo.again}
+    result.scores = keep_scores(lake_uri).tiles
     result.sheet = write_contact_sheet(lake.refreshed())
     if auto_vacuum:
         result.freed = free_old_versions(lake)

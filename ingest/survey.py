@@ -1,6 +1,6 @@
 """What is known of a slide before a tile is cut: tissue, pen, and maps of all scores."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import cv2
@@ -9,13 +9,11 @@ import numpy.typing as npt
 
 from ingest.grid import Grid, keep_tiles, tissue_shares
 from ingest.readers.slide_reader import SlideReader
-from ingest.scores import FOCUS_MPP, focus_map, score_maps, tile_means
+from ingest.scores.score_table import SlideView, slide_scores
+from ingest.scores.tile_means import tile_means
 from ingest.tissue.masks import read_mask
 from ingest.tissue.overview_tissue import OVERVIEW_MPP, Tissue, verdict_of
 from ingest.tissue.tissue_methods import STANDARD, TissueBy, tissue_of
-
-# 32 pixels at 16 mpp are 512 um, which is one stored tile of 256 px at 2 mpp.
-BLOCK_PX = 32
 
 Float32Array = npt.NDArray[np.float32]
 RgbArray = npt.NDArray[np.uint8]
@@ -29,7 +27,7 @@ class Survey:
         overview: RGB [H, W, 3].
         scale: side of one of its pixels in level-0 pixels.
         tissue: what was found on it, or given.
-        maps: pen, brightness, saturation, focus, each [H, W]; focus is NaN off the tissue.
+        maps: of the scores that are means over the slide or its tissue, each [H, W], by name.
     """
 
     overview: RgbArray
@@ -54,18 +52,21 @@ class Survey:
         return keep_tiles(self.shares(grids), grids, least)
 
     def scores(self, grids: Sequence[Grid]) -> list[dict[str, Float32Array]]:
-        """Means of all maps over each tile: pen over all of it, the others over its tissue.
+        """Return all scores of kind `slide` of each tile.
 
         Returns:
             Per grid, finest first, [grid.height, grid.width] by name; NaN where nothing is known.
         """
-        found: list[dict[str, Float32Array]] = [{} for _ in grids]
-        for name, values in self.maps.items():
-            weights = None if name == "pen" else self.tissue.mask
-            means = tile_means(values, self.scale, grids, weights)
-            for scores, mean in zip(found, means, strict=True):
+        by_grid: list[dict[str, Float32Array]] = [{} for _ in grids]
+        for name, score in slide_scores().items():
+            if score.weighting == "tile":
+                means = tissue_shares(self.maps[name] > 0, self.scale, grids)
+            else:
+                weights = self.tissue.mask if score.weighting == "tissue" else None
+                means = tile_means(self.maps[name], self.scale, grids, weights)
+            for scores, mean in zip(by_grid, means, strict=True):
                 scores[name] = mean
-        return found
+        return by_grid
 
 
 def survey(
@@ -91,8 +92,10 @@ def survey(
     tissue = tissue_of(slide, overview, scale, tissue_by=by, pen_veto=pen_veto)
     if mask is not None:
         tissue = _given(tissue, mask, slide, overview.shape[:2], scale)
-    maps = score_maps(overview, tissue)
-    maps["focus"] = _focus(slide, tissue, scale)
+    view = SlideView(slide=slide, overview=overview, scale=scale, tissue=tissue)
+    maps = {
+        name: score.slide_map(view) for name, score in slide_scores().items() if score.slide_map
+    }
     return Survey(overview=overview, scale=scale, tissue=tissue, maps=maps)
 
 
@@ -109,33 +112,6 @@ def _given(
         verdict=verdict_of(share, least_px=0),
         why=f"tissue on {share:.2%} of the slide, as {path} says",
     )
-
-
-def _focus(slide: SlideReader, tissue: Tissue, scale: float) -> Float32Array:
-    factor = _divisor(scale, scale * slide.mpp / FOCUS_MPP)
-    blocks = _blocks(tissue, BLOCK_PX)
-    pixels = (
-        (y * factor, x * factor, slide.piece(scale / factor, x, y, width, height, factor))
-        for y, x, height, width in blocks
-    )
-    return focus_map(pixels, tissue.mask.shape, factor)
-
-
-def _divisor(scale: float, wanted: float) -> int:
-    """The largest whole number up to `wanted` that divides `scale`, if that is whole itself."""
-    most = max(1, round(wanted))
-    if scale != int(scale):
-        return most
-    return max(n for n in range(1, most + 1) if not int(scale) % n)
-
-
-def _blocks(tissue: Tissue, side: int) -> Iterator[tuple[int, int, int, int]]:
-    """(y, x, height, width) of squares of an overview that hold tissue."""
-    height, width = tissue.mask.shape
-    for y in range(0, height, side):
-        for x in range(0, width, side):
-            if tissue.mask[y : y + side, x : x + side].any():
-                yield y, x, min(side, height - y), min(side, width - x)
 
 
 def mask_picture(seen: Survey, shape: tuple[int, int]) -> npt.NDArray[np.uint8]:

@@ -21,7 +21,7 @@ from distill.evaluate.compared_students import Split, StudentRecord
 from distill.evaluate.embeddings import Runner
 from distill.evaluate.sampled_tiles import BATCH_TILES, Int64Array, RgbArray, Tiles
 from featurestore import Lake, ShardReader
-from ingest.teachers.encoder import decode
+from ingest.tile_jpeg import decode_tile
 
 PASSES = (1, 2, 5, 10, 20, 50, 100, 200)
 MOST_TILES = 1024
@@ -82,7 +82,7 @@ def _decoded(
     """Yield keys and pixels of 64 tiles at a time; the next ones are decoded meanwhile."""
 
     def work(reader: ShardReader, keys: Int64Array) -> tuple[Int64Array, RgbArray]:
-        return keys, np.stack([decode(bytes(jpeg)) for jpeg in reader.jpegs(keys)])
+        return keys, np.stack([decode_tile(bytes(jpeg)) for jpeg in reader.jpegs(keys)])
 
     waiting: deque[Future[tuple[Int64Array, RgbArray]]] = deque()
     with ThreadPoolExecutor(threads) as pool:
@@ -109,7 +109,7 @@ def read_seconds(tiles: Tiles) -> float:
     start = time.perf_counter()
     some = tiles.jpeg[:BATCH_TILES]
     for jpeg in some:
-        decode(jpeg)
+        decode_tile(jpeg)
     return (time.perf_counter() - start) / len(some)
 
 

@@ -16,7 +16,7 @@ import polars as pl
 
 from distill.evaluate.compared_students import Split
 from featurestore import Lake, ShardReader, TileBatch
-from ingest.teachers.encoder import decode
+from ingest.tile_jpeg import decode_tile
 
 BLOCK_TILES = 4  # neighbours that are read together
 BATCH_TILES = 64
@@ -64,7 +64,7 @@ class Tiles:
         """Yield keys and pixels [B, H, W, 3] of 64 tiles at a time."""
         for start in range(0, len(self), BATCH_TILES):
             rows = slice(start, start + BATCH_TILES)
-            yield self.tile_id[rows], np.stack([decode(jpeg) for jpeg in self.jpeg[rows]])
+            yield self.tile_id[rows], np.stack([decode_tile(jpeg) for jpeg in self.jpeg[rows]])
 
 
 def readable(lake: Lake, columns: Sequence[str], *, mpp: float, slides: Sequence[str]) -> list[str]:

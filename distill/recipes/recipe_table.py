@@ -138,12 +138,6 @@ RECIPES: dict[str, Callable[[Teachers], Recipe]] = {
 }
 
 
-def recipes_help() -> str:
-    """Return the names of all recipes, for the help of `--recipe`."""
-    *names, last = RECIPES
-    return f"{', '.join(names)} or {last}."
-
-
 def make_recipe(name: str, teachers: Teachers, **changes: Any) -> Recipe:  # noqa: ANN401
     """Make a named recipe with some fields set; fields given as None keep the recipe's value.
 

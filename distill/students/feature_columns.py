@@ -26,6 +26,7 @@ from featurestore import ColumnFile, ColumnWriter, Lake, mpp_name, open_lake
 from featurestore.storage.lock import writer_lease
 from featurestore.tables.schema import features_table
 from ingest import FEATURE_CARD, student_folder
+from ingest.teachers.column_maker import MadeColumn
 from ingest.teachers.student_files import WEIGHTS, student_file
 
 COMMIT_FRAGMENTS = 16
@@ -33,7 +34,7 @@ COMMIT_FRAGMENTS = 16
 Row = dict[str, Any]
 
 
-def make_columns(lake_uri: str, name: str, *, mpps: Sequence[float] | None = None) -> Row:
+def make_columns(lake_uri: str, name: str, *, mpps: Sequence[float] | None = None) -> MadeColumn:
     """Write a student's column for all tiles that lack it and have what it sees.
 
     Args:
@@ -42,7 +43,7 @@ def make_columns(lake_uri: str, name: str, *, mpps: Sequence[float] | None = Non
         mpps: at which; all of its own if None.
 
     Returns:
-        The student, the tiles written now, and the seconds.
+        The number of tiles written by this call, and its seconds.
 
     Raises:
         DistillError: there is no such student, it was not trained at an mpp, or a column that it
@@ -61,7 +62,7 @@ def make_columns(lake_uri: str, name: str, *, mpps: Sequence[float] | None = Non
         lake.committer.recover()
         for mpp in mpps or card["mpps"]:
             tiles += _make(lake.refreshed(), card, lake.known_mpp(mpp))
-    return {"student": name, "tiles": tiles, "seconds": round(time.perf_counter() - start, 3)}
+    return MadeColumn(tiles=tiles, seconds=round(time.perf_counter() - start, 3))
 
 
 def _check(lake: Lake, card: Row, mpps: Sequence[float] | None) -> None:

@@ -211,7 +211,7 @@ def _of_tiles(
     new = [column for writer in writers for column in writer.columns(columns)]
     committer = lake.committer
     with committer.exclusive():
-        _check_unchanged(lake, new)
+        check_unchanged(lake, new)
         committer.make(_put_columns(name, new, annotations.get(name)))
     annotation = lake.refreshed().annotations()[name]
     return _done(lake, annotation, table, table.frame.height - len(unmet), unmet)
@@ -232,7 +232,7 @@ def _put_columns(name: str, new: Sequence[NewColumn], older: Annotation | None) 
     return replace(edit, steps=steps)
 
 
-def _check_unchanged(lake: Lake, columns: Sequence[NewColumn]) -> None:
+def check_unchanged(lake: Lake, columns: Sequence[NewColumn]) -> None:
     """Raise AnnotationError if a fragment is another than the one that its file was made for."""
     for column in columns:
         table = open_table(lake.store, features_table(column.mpp))

@@ -322,6 +322,34 @@ def add_columns(name: str, columns: Sequence[NewColumn], instead_of: Sequence[st
     return Edit(about={"annotate": name}, steps=steps)
 
 
+def fill_columns(columns: Sequence[NewColumn]) -> Edit:
+    """Put written columns into some fragments, in the place of what these hold of them.
+
+    A column of the same name and other field metadata (of an earlier version) goes as a whole.
+
+    Args:
+        columns: that are written, each at one mpp.
+    """
+
+    def steps(work: Work) -> Iterator[Change]:
+        for column in columns:
+            store, rel, name = work.ledger.store, features_table(column.mpp), column.field.name
+            schema = open_table(store, rel).schema
+            if name in schema.names and schema.field(name).metadata != column.field.metadata:
+                yield _drop_column(work, column.mpp, name)
+                schema = open_table(store, rel).schema
+            work.check()
+            if name not in schema.names:
+                open_table(store, rel).add_columns([column.field])
+            put_files(store, rel, column.files)
+            fragments = ", ".join(str(fragment) for fragment in column.files)
+            drop = f"mpp = {column.mpp} AND teacher = '{name}' AND fragment IN ({fragments})"
+            yield Change(drop=drop, add=[*_rows_of(work.ledger, column)])
+
+    names = sorted({column.field.name for column in columns})
+    return Edit(about={"fill columns": names}, steps=steps)
+
+
 def _rows_of(ledger: Ledger, column: NewColumn) -> Iterator[Row]:
     """Yield the catalog rows of a new column, at the places of its tiles."""
     slides = list(column.crc32)

@@ -8,17 +8,13 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-TILE_KINDS = {
-    "tile_id": "<i8",
-    "grid_y": "<i4",
-    "grid_x": "<i4",
-    "y": "<i4",
-    "x": "<i4",
-    "tissue": "<f4",
-    "pen": "<f4",
-    "focus": "<f4",
-    "brightness": "<f4",
-    "saturation": "<f4",
+from featurestore.tables.schema import TILE_FIELDS
+
+#: The numbers of a tile's row, little-endian; the slide's own are those of the catalog's row.
+TILE_NUMBERS = {
+    field.name: np.dtype(field.type.to_pandas_dtype()).newbyteorder("<")
+    for field in TILE_FIELDS
+    if field.name not in ("slide", "slide_id", "codec")
 }
 
 
@@ -28,7 +24,7 @@ def tiles_crc32(tiles: pa.Table) -> int:
     Numbers as little-endian bytes, nulls as NaN; then `codec` as text, a line per tile.
     """
     crc = 0
-    for name, kind in TILE_KINDS.items():
+    for name, kind in TILE_NUMBERS.items():
         values = tiles[name].to_numpy()
         crc = zlib.crc32(np.ascontiguousarray(values, dtype=kind).data, crc)
     return zlib.crc32("\n".join(name or "" for name in tiles["codec"].to_pylist()).encode(), crc)

@@ -22,7 +22,7 @@ from featurestore.read_errors import reading
 from featurestore.storage.store import Store
 from featurestore.tables.checksums import features_crc32, values_crc32
 from featurestore.tables.lance_flat import FlatColumn, Float16Array, flat_column
-from featurestore.tables.schema import ANNOTATION, TILE_COLUMNS, kind_of
+from featurestore.tables.schema import ANNOTATION, SCORE, TILE_COLUMNS, kind_of
 
 OPEN_FILES = 256
 KEPT_LAYOUTS = 16384
@@ -292,11 +292,11 @@ def matrix(column: Any) -> Float16Array:  # noqa: ANN401 - an Arrow array, untyp
 
 
 def column_crc32(table: pa.Table, column: str) -> int:
-    """Return the checksum of a slide's features, or of its tiles' values of an annotation.
+    """Return the checksum of a slide's features, or of its tiles' annotations or scores.
 
     Raises:
         DamageError: a row has no features.
     """
-    if kind_of(table.schema.field(column)) == ANNOTATION:
+    if kind_of(table.schema.field(column)) in (ANNOTATION, SCORE):
         return values_crc32(table[column].to_pylist())
     return features_crc32(matrix(table[column]))

@@ -84,6 +84,10 @@ CATALOG_SCHEMA = pa.schema(
     ]
 )
 
+#: The scores that every tile has in format 1; `ingest.scores.score_table` defines them.
+SCORE_FIELDS = [
+    pa.field(name, pa.float32()) for name in ("tissue", "pen", "focus", "brightness", "saturation")
+]
 TILE_FIELDS = [
     pa.field("tile_id", pa.int64(), nullable=False),
     pa.field("slide", pa.int32(), nullable=False),
@@ -92,11 +96,7 @@ TILE_FIELDS = [
     pa.field("grid_x", pa.int32(), nullable=False),
     pa.field("y", pa.int32(), nullable=False),
     pa.field("x", pa.int32(), nullable=False),
-    pa.field("tissue", pa.float32()),
-    pa.field("pen", pa.float32()),
-    pa.field("focus", pa.float32()),
-    pa.field("brightness", pa.float32()),
-    pa.field("saturation", pa.float32()),
+    *SCORE_FIELDS,
     pa.field("codec", pa.string()),
 ]
 TILE_COLUMNS = tuple(field.name for field in TILE_FIELDS)

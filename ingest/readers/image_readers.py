@@ -12,10 +12,12 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from ingest.errors import SlideError
-from ingest.readers.jpeg_tiff import JpegTiff
+from ingest.readers.jpeg_tiff import JpegTiff, NotNativeError
 from ingest.readers.level_check import Place
+from ingest.readers.level_reader import LevelReader
 from ingest.readers.mpp import StatedMpp
 from ingest.readers.ome import ome_mpp
+from ingest.readers.slide_file import SlideFile
 from ingest.readers.slide_reader import ReadOptions, RgbArray, SlideReader
 from ingest.readers.tiff_images import ORIENTATION, TiffImage
 from ingest.readers.tile_grids import tile_places
@@ -26,7 +28,7 @@ COLOURS = {"RGB", "RGBA", "RGBX", "P", "PA", "YCbCr", "RGBa"}
 NEEDED = "an 8-bit colour image (RGB or YCbCr) is needed, since tiles are stored as such"
 
 
-class TiffImageReader(SlideReader):
+class TiffImageReader(LevelReader):
     """An image of JPEG tiles in a TIFF, and its levels.
 
     Args:
@@ -68,7 +70,7 @@ class TiffImageReader(SlideReader):
         self._native.close()
 
 
-class PictureReader(SlideReader):
+class PictureReader(LevelReader):
     """A picture that is decoded as a whole.
 
     Args:
@@ -82,6 +84,7 @@ class PictureReader(SlideReader):
     """
 
     name = "pillow"
+    turns_upright = True
 
     def __init__(
         self, path: str, image: TiffImage | None = None, options: ReadOptions | None = None
@@ -107,6 +110,23 @@ class PictureReader(SlideReader):
     def close(self) -> None:
         """Drop the pixels."""
         del self._array
+
+
+def open_tiff_image(file: SlideFile, options: ReadOptions) -> SlideReader:
+    """Open an image of JPEG or WebP tiles in a TIFF.
+
+    Raises:
+        NotNativeError: it is none such.
+    """
+    if file.image is None:
+        msg = "it is no TIFF"
+        raise NotNativeError(msg)
+    return TiffImageReader(file.path, file.image, options)
+
+
+def open_picture(file: SlideFile, options: ReadOptions) -> SlideReader:
+    """Open a picture, or an image of a TIFF that is decoded as a whole."""
+    return PictureReader(file.path, file.image, options)
 
 
 def stated_mpps(path: str, image: TiffImage) -> list[StatedMpp]:

@@ -18,10 +18,10 @@ import tifffile
 from PIL import Image
 
 from ingest.errors import SlideError
-from ingest.readers.tiff_images import image_pages
+from ingest.readers.tiff_images import JPEG, WEBP, image_pages
 from ingest.readers.tile_grids import TileGrid
 
-JPEG, WEBP, YCBCR, RGB = 7, 50001, 6, 2
+YCBCR, RGB = 6, 2
 # Says that the three components are red, green and blue as they stand: without it every decoder
 # takes them for YCbCr.
 ADOBE_RGB = b"\xff\xee\x00\x0eAdobe\x00\x64\x00\x00\x00\x00\x00"

@@ -1,17 +1,17 @@
-"""Open a slide with the reader that fits it: the one door to all readers.
+"""Open a slide with the reader that fits it: the one door to all readers of `reader_table`.
 
 openslide and the native reader take what openslide knows. A TIFF whose largest image is not its
-first, or of which another image is asked, a strip TIFF and a picture have readers of their own.
+first, or of which another image is named, a strip TIFF and a picture have readers of their own.
 """
 
 from ingest.errors import SlideError
-from ingest.readers.image_readers import PictureReader, TiffImageReader
-from ingest.readers.jpeg_tiff import WEBP, NotNativeError
+from ingest.readers.jpeg_tiff import NotNativeError
 from ingest.readers.openslide_reader import detect_vendor
-from ingest.readers.refusal import picture_kind, undecodable, why_no_slide
+from ingest.readers.reader_table import READERS, formats_read
+from ingest.readers.refusal import head_of, picture_kind, undecodable, why_no_slide
+from ingest.readers.slide_file import SlideFile
 from ingest.readers.slide_reader import ReadOptions, SlideReader
 from ingest.readers.tiff_images import TiffImage, largest, other_images, tiff_images
-from ingest.readers.tiff_reader import TiffReader
 
 GENERIC = "generic-tiff"
 # Of these what else is in the file is known: label, macro, thumbnail.
@@ -19,37 +19,69 @@ OWN_IMAGES = {None, GENERIC}
 
 
 def open_slide(
-    path: str, options: ReadOptions | None = None, *, image: int | None = None
+    path: str,
+    options: ReadOptions | None = None,
+    *,
+    image: int | None = None,
+    reader: str | None = None,
 ) -> SlideReader:
     """Open a slide.
 
     Args:
         path: a local file.
-        options: how to read it.
+        options: the settings to read it with.
         image: number of an image of a TIFF that holds several; None: the largest.
+        reader: the name of a reader of `READERS`, to use no other; None: the first that takes it.
 
     Raises:
         SlideError: it is no slide that can be read, or has no usable mpp; the text says why.
     """
-    vendor = detect_vendor(path)
-    images = tiff_images(path)
+    if reader is not None and reader not in READERS:
+        msg = f"no slide reader '{reader}'; there are {', '.join(READERS)}"
+        raise SlideError(msg)
+    options = options or ReadOptions()
+    vendor, images = detect_vendor(path), tiff_images(path)
     chosen = _chosen(path, vendor, images, image)
-    if chosen is None:
-        if vendor is None:
-            return _picture(path, options)
-        return TiffReader(path, options=options)
-    if codec := undecodable(chosen.compression):
+    file = SlideFile(
+        path=path,
+        head=head_of(path),
+        vendor=vendor,
+        image=chosen,
+        is_picture=picture_kind(path) is not None,
+    )
+    if reader is not None:
+        return _opened(file, options, (reader,))
+    if chosen is not None and (codec := undecodable(chosen.compression)):
         msg = f"{path} is compressed as {codec}, which is not decoded here; convert it to JPEG"
         raise SlideError(msg)
-    reader = _tiff(path, vendor, chosen, options)
+    slide = _opened(file, options, tuple(READERS))
+    if chosen is None:
+        return slide
     if vendor in OWN_IMAGES:
-        reader.notes += other_images(images, chosen)
-    if chosen.orientation != 1 and not isinstance(reader, PictureReader):
-        reader.notes.append(
+        slide.notes += other_images(images, chosen)
+    if chosen.orientation != 1 and not slide.turns_upright:
+        slide.notes.append(
             f"its orientation tag says {chosen.orientation} (turned or mirrored); it is read as it "
             "is stored"
         )
-    return reader
+    return slide
+
+
+def _opened(file: SlideFile, options: ReadOptions, names: tuple[str, ...]) -> SlideReader:
+    """Open a file with the first of some readers that takes it."""
+    reason = why_no_slide(file.path, formats_read())
+    for name in names:
+        entry = READERS[name]
+        if not entry.takes(file):
+            continue
+        if entry.refusal is not None:
+            msg = f"{file.path} {entry.refusal}"
+            raise SlideError(msg)
+        try:
+            return entry.open(file, options)
+        except NotNativeError as error:
+            reason = f"{file.path}: {error}"
+    raise SlideError(reason)
 
 
 def _chosen(
@@ -68,20 +100,3 @@ def _chosen(
         msg = f"{path} has no image #{number}; it has {len(images)} ({sizes})"
         raise SlideError(msg)
     return images[number - 1]
-
-
-def _tiff(
-    path: str, vendor: str | None, image: TiffImage, options: ReadOptions | None
-) -> SlideReader:
-    if vendor is not None and image.number == 1 and image.compression != WEBP:
-        return TiffReader(path, options=options)
-    try:
-        return TiffImageReader(path, image, options)
-    except NotNativeError:
-        return PictureReader(path, image, options)
-
-
-def _picture(path: str, options: ReadOptions | None) -> SlideReader:
-    if picture_kind(path) is None:
-        raise SlideError(why_no_slide(path))
-    return PictureReader(path, None, options)

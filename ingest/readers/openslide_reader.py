@@ -6,8 +6,10 @@ import numpy as np
 import openslide
 
 from ingest.errors import SlideError
+from ingest.readers.level_reader import LevelReader
 from ingest.readers.mpp import StatedMpp
 from ingest.readers.ome import ome_mpp
+from ingest.readers.slide_file import SlideFile
 from ingest.readers.slide_reader import ReadOptions, RgbArray, SlideReader
 
 
@@ -17,7 +19,7 @@ def detect_vendor(path: str) -> str | None:
     return vendor
 
 
-class OpenSlideReader(SlideReader):
+class OpenSlideReader(LevelReader):
     """One open slide, read by openslide.
 
     Args:
@@ -73,6 +75,11 @@ class OpenSlideReader(SlideReader):
     def close(self) -> None:
         """Close the file."""
         self._slide.close()
+
+
+def open_with_openslide(file: SlideFile, options: ReadOptions) -> SlideReader:
+    """Open a slide that openslide alone reads, which faster readers are compared with."""
+    return OpenSlideReader(file.path, options=options)
 
 
 def _opened(path: str) -> openslide.OpenSlide:

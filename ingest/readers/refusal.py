@@ -1,11 +1,9 @@
-"""Why a file is no slide, in words that are true of it."""
+"""Reasons why a file is no slide that can be read, in words that are true of it."""
 
 from pathlib import Path
 
-UNKNOWN = "is not a slide format that openslide reads, nor a picture (or it is truncated)"
 # How a file begins -> what it is. Checked in this order.
 BEGINNINGS = (
-    (b"ZISRAWFILE", "is a Zeiss CZI, which is not read here; export it as OME-TIFF or DICOM"),
     (b"\x89HDF\r\n", "is an HDF5 file, which holds features or an Imaris volume and is no slide"),
     (b"\xff\x4f\xff\x51", "is a JPEG 2000 codestream, which is not read as a slide"),
     (b"\0\0\0\x0cjP  ", "is a JPEG 2000 picture, which is not read as a slide; convert it to TIFF"),
@@ -45,8 +43,13 @@ def picture_kind(path: str) -> str | None:
     return next((kind for magic, kind in PICTURES.items() if head.startswith(magic)), None)
 
 
-def why_no_slide(path: str) -> str:
-    """Say why no reader takes a file, beginning with its name."""
+def why_no_slide(path: str, formats: str) -> str:
+    """Return why no reader takes a file, beginning with its name.
+
+    Args:
+        path: of the file.
+        formats: the formats that are read, in words.
+    """
     head, suffix = head_of(path), Path(path).suffix.lower()
     if not head:
         return f"{path} is empty: it is not a slide"
@@ -60,7 +63,7 @@ def why_no_slide(path: str) -> str:
     for magic, text in BEGINNINGS:
         if head.startswith(magic):
             return f"{path} {text}"
-    return f"{path} {UNKNOWN}"
+    return f"{path} is not {formats} (or it is truncated)"
 
 
 def undecodable(compression: int) -> str | None:

@@ -10,6 +10,8 @@ SCALE_APART = 0.02
 REDUCED_BIT = 1  # of the tag NewSubfileType
 PAGES_MAX = 2000
 ICC_PROFILE, ORIENTATION = 34675, 274
+# Values of the tag Compression.
+JPEG, WEBP = 7, 50001
 
 
 @dataclass(frozen=True, kw_only=True)

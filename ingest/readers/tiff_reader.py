@@ -13,7 +13,8 @@ from ingest.grid import MPP_TOLERANCE, Grid
 from ingest.readers.jpeg_tiff import SHRINKS, JpegTiff, NotNativeError, compared_tiles
 from ingest.readers.level_check import Place, level_scale
 from ingest.readers.openslide_reader import OpenSlideReader
-from ingest.readers.slide_reader import ReadOptions, RgbArray
+from ingest.readers.slide_file import SlideFile
+from ingest.readers.slide_reader import ReadOptions, RgbArray, SlideReader
 from ingest.readers.tile_grids import TileGrid, tile_grids, tile_places
 
 NEAR = 6.0  # grey levels; wrong colours are 48
@@ -104,7 +105,7 @@ class TiffReader(OpenSlideReader):
     def _reduced(
         self, level: int, x: int, y: int, width: int, height: int, shrink: int
     ) -> RgbArray:
-        """As `SlideReader.region`; reduced to a half, a fourth or an eighth by libjpeg."""
+        """As `LevelReader.region`; reduced to a half, a fourth or an eighth by libjpeg."""
         native = self._trusted_native(level)
         if native and native.shrinks(self._numbers[level], shrink):
             return native.region(self._numbers[level], x, y, width, height, shrink=shrink)
@@ -196,6 +197,11 @@ class TiffReader(OpenSlideReader):
         if self._native is not None:
             self._native.close()
             self._native = None
+
+
+def open_tiff(file: SlideFile, options: ReadOptions) -> SlideReader:
+    """Open a slide that openslide knows, with native decoding of its JPEG tiles."""
+    return TiffReader(file.path, options=options)
 
 
 def _difference(ours: RgbArray, theirs: RgbArray, *, exact: bool) -> str:

@@ -12,16 +12,15 @@ import tifffile
 from ingest.errors import SlideError
 from ingest.readers import level_check
 from ingest.readers.jpeg_tiff import (
-    JPEG,
     JpegLevel,
     NotNativeError,
     compared_tiles,
     read_levels,
 )
-from ingest.readers.openslide_reader import OpenSlideReader
-from ingest.readers.slide_reader import LEVEL_SLACK, ReadOptions
-from ingest.readers.tiff_images import largest, tiff_images
-from ingest.readers.tiff_reader import TiffReader
+from ingest.readers.level_reader import LEVEL_SLACK
+from ingest.readers.open_slide import open_slide
+from ingest.readers.slide_reader import ReadOptions
+from ingest.readers.tiff_images import JPEG, largest, tiff_images
 from ingest.readers.tile_grids import tile_places
 from ingest.remote.partial_file import PartialFile, PartialReader, Range
 
@@ -157,7 +156,7 @@ def unfit_levels(path: str, mpp: float | None, finest_mpp: float) -> str:
     """
     options = ReadOptions(mpp=mpp, allow_anisotropic=True)
     try:
-        with TiffReader(path, options=options) as slide:
+        with open_slide(path, options, reader="tiff") as slide:
             return "; ".join(slide.unfit_levels(finest_mpp / slide.mpp / LEVEL_SLACK**2))
     except SlideError as error:
         return str(error)
@@ -210,5 +209,5 @@ def slide_mpp(path: str, mpp: float | None) -> float:
         SlideError: the file does not open, or says no mpp.
     """
     options = ReadOptions(mpp=mpp, allow_anisotropic=True)  # whether it may be is said later
-    with OpenSlideReader(path, options=options) as slide:
+    with open_slide(path, options, reader="openslide") as slide:
         return slide.mpp

@@ -7,11 +7,10 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path, PurePosixPath
 
+from ingest.readers.reader_table import folder_suffixes
 from ingest.remote.remote_files import name_of
 
-SUFFIXES = frozenset(
-    ".svs .tif .tiff .ndpi .mrxs .scn .vms .vmu .bif .svslide .dcm .czi".split()  # noqa: SIM905
-)
+SUFFIXES = folder_suffixes()
 SHADOW = "._"  # macOS writes one beside each file on a disk that is not its own
 
 Note = Callable[[str], None]

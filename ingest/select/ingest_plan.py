@@ -20,6 +20,7 @@ from ingest.readers.open_slide import open_slide
 from ingest.readers.slide_reader import SlideReader, read_options
 from ingest.remote.local_copy import local_slide
 from ingest.remote.remote_files import is_local
+from ingest.scores.score_table import slide_scores
 from ingest.survey import survey
 
 LOCAL_SAMPLE, REMOTE_SAMPLE = 12, 3
@@ -41,6 +42,7 @@ class Plan:
         bytes: of all shards.
         seconds: of work on so many cores.
         cores: that the time is for.
+        scores: that each tile would get.
         failed: slides among the sampled that would fail, with their reasons.
         notes: what was noticed, a sentence each.
     """
@@ -51,6 +53,7 @@ class Plan:
     tiles: dict[str, int] = field(default_factory=dict)
     bytes: int = 0
     seconds: float = 0.0
+    scores: list[str] = field(default_factory=lambda: list(slide_scores()))
     failed: list[dict[str, str]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 

@@ -6,8 +6,10 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from featurestore import LakeConfig, Store, open_lake
+from featurestore.edits.score_columns import score_columns
 from ingest.errors import SlideError
 from ingest.grid import MPP_TOLERANCE
+from ingest.scores.score_table import SCORES
 from ingest.select.cut_settings import CutSettings, Given, differences
 from ingest.select.ingest_plan import Plan, plan_ingest
 from ingest.select.manifest_facts import changed_facts, fact_names, merged_facts
@@ -229,10 +231,12 @@ def dry_run(
         lake = open_lake(lake_uri)
         refuse_near_lake(lake, asked.rows, distinct_ids=how.get("distinct_ids", False))
         rows = lake.committer.known(asked.rows)
+        kept = [name for name in score_columns(lake) if name in SCORES]
     else:
-        rows = [{**row, "state": "pending"} for row in asked.rows]
+        rows, kept = [{**row, "state": "pending"} for row in asked.rows], []
     todo = sort_out(rows, how, asked.tissue_by)
     plan = plan_ingest(todo.cut, config, cores=cores)
+    plan.scores += kept
     plan.failed += [{"slide": row["slide_id"], "reason": row["reason"]} for row in todo.failed]
     plan.failed += todo.stopped + asked.stopped
     plan.notes += [*asked.notes, *todo.notes("would be updated")]

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
-import simplejpeg
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -247,12 +246,6 @@ def one_thread_each(threads: int) -> ThreadPoolExecutor:
     The numbers then do not depend on how many there are, as they would within an operation.
     """
     return ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
-
-
-def decode(jpeg: bytes) -> RgbArray:
-    """Pixels [H, W, 3] of a stored tile."""
-    rgb: RgbArray = simplejpeg.decode_jpeg(jpeg, colorspace="RGB")
-    return rgb
 
 
 def cropped(tiles: RgbArray, side_px: int) -> RgbArray:

@@ -26,6 +26,7 @@ from ingest.stain import stain_variant
 from ingest.teachers.cards.card import Engine, Precision
 from ingest.teachers.find_teacher import Teacher, load_encoder
 from ingest.teachers.outputs import Output, in_share, only
+from ingest.tile_jpeg import decode_tile
 
 if TYPE_CHECKING:
     from ingest.teachers.encoder import Encoder, Started
@@ -209,9 +210,7 @@ def _asked(store: Store, unit: Unit, row: Row) -> tuple[Int64Array, Int64Array]:
 
 
 def _decoded(shard: ShardReader, places: Int64Array) -> RgbArray:
-    from ingest.teachers.encoder import decode
-
-    return np.stack([decode(shard.jpeg(place)) for place in places.tolist()])
+    return np.stack([decode_tile(shard.jpeg(place)) for place in places.tolist()])
 
 
 def _start(

@@ -78,6 +78,12 @@ def find_card(store: "Store", name: str) -> Card:
     path = f"{student_folder(name)}/card.json"
     if store.exists(path):
         return card_from_json(json.loads(student_file(store, name, "card.json")))
+    if sees_features(store, name):
+        msg = (
+            f"'{name}' is a student of features: it reads columns of the lake, not pixels; "
+            "`slidelake extract`, or `slidelake.extract` in Python, makes its column"
+        )
+        raise TeacherError(msg)
     students = store.names("students")
     close = difflib.get_close_matches(name, [*CARDS, *students])
     hint = f"did you mean {' or '.join(close)}? " if close else ""

@@ -10,39 +10,28 @@ import os
 import pickle
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
-import pyarrow as pa
-
 from cluster import progress, ray_session, schedulable
-from featurestore import (
-    ColumnFile,
-    Lake,
-    LakeError,
-    Store,
-    Vacuumed,
-    free_old_versions,
-    open_lake,
-)
-from featurestore.annotations.tile_predicates import Where, slides_of
+from featurestore import ColumnFile, Lake, Store, Vacuumed, free_old_versions, open_lake
 from featurestore.storage.lock import writer_lease
-from featurestore.tables.lance_tables import open_table
-from featurestore.tables.schema import PENDING, READY, TILE_COLUMNS, features_table, identity_of
+from featurestore.tables.schema import PENDING, READY
 from ingest.teachers.cards.card import Engine, Precision
-from ingest.teachers.extractor import Choice, Extractor, Outcome, Unit
+from ingest.teachers.column_maker import ColumnMaker, MadeColumn
+from ingest.teachers.extract_plan import choose_tiles, plan
+from ingest.teachers.extractor import Extractor, Outcome, Unit
 from ingest.teachers.find_teacher import Teacher, find_teachers
-from ingest.teachers.weights.weights_files import has_onnx
 
 COMMIT_FRAGMENTS = 16
 COMMIT_S = 15.0
-ONNX_TILES = 5000
 
 
 @dataclass(kw_only=True)
 class ExtractResult:
-    """What an extract did.
+    """The outcome of an extract.
 
     Attributes:
         teachers: by column: tiles, seconds in which its network ran, tiles_per_s of wall time, and
@@ -68,11 +57,20 @@ class ExtractResult:
             self.pending > 0 or not self.ready
         )
 
+    def add_made(self, name: str, made: MadeColumn) -> None:
+        """Add the counts of a column that was made from other columns."""
+        self.seconds = round(self.seconds + made.seconds, 3)
+        self.teachers[name] = {
+            "tiles": made.tiles,
+            "seconds": made.seconds,
+            "stall": 0.0,
+            "tiles_per_s": round(made.tiles / max(made.seconds, 1e-9), 1),
+        }
 
-def count_slides(lake: Lake, result: ExtractResult) -> None:
-    """Write down how many slides are ready, and how many wait."""
-    states = dict(lake.slides().group_by("state").len().collect().iter_rows())
-    result.ready, result.pending = states.get(READY, 0), states.get(PENDING, 0)
+    def count_slides(self, lake: Lake) -> None:
+        """Count the slides of a lake that are ready, and those that are pending."""
+        states = dict(lake.slides().group_by("state").len().collect().iter_rows())
+        self.ready, self.pending = states.get(READY, 0), states.get(PENDING, 0)
 
 
 def extract(
@@ -87,14 +85,15 @@ def extract(
     share: float | None = None,
     address: str | None = None,
     auto_vacuum: bool = False,
+    column_makers: Sequence[ColumnMaker] = (),
 ) -> ExtractResult:
-    """Run teachers on every tile that lacks their features.
+    """Run teachers on every tile that lacks their features; students of features come last.
 
     Args:
         lake_uri: the lake.
         teachers: names as in `ingest.teachers.outputs`, of cards or of students in the lake, or
-            paths of users' own encoders.
-        mpps: where to run them; everywhere if None.
+            paths of users' own encoders; and columns that one of `column_makers` makes.
+        mpps: where to run them; everywhere if None, a student of features where it was trained.
         weights: a folder in which weights are looked for first, on each machine.
         precision: of new columns. None: float32 on CPUs, the card's own on GPUs; columns that are
             there go on in theirs.
@@ -104,156 +103,68 @@ def extract(
         share: of the tiles, drawn by their keys; the others get NaN.
         address: a Ray cluster; a local Ray is started if None.
         auto_vacuum: whether old versions are freed in the end; see `free_old_versions`.
+        column_makers: makers of columns from other columns; they run in this process, one column
+            after the other, and use `mpps` alone of the arguments above.
 
     Raises:
         LakeError: `where` is no predicate on the tiles' columns.
         TeacherError: a teacher is not known or its weights are not here.
         IdentityError: a column of that name holds another encoder's features.
     """
-    start = time.perf_counter()
+    # Eleven parameters: the ten that users know, and the makers that the front door adds.
     lake = open_lake(lake_uri)
-    chosen = [lake.known_mpp(mpp) for mpp in mpps or lake.config.mpps]
-    choice = _choice(lake, chosen, where, share)
-    found = find_teachers(lake.store, list(dict.fromkeys(teachers)), folder=weights)
-    columns = [output.column for teacher in found for output in teacher.outputs]
-    result = ExtractResult(
-        teachers={name: {"tiles": 0, "seconds": 0.0, "stall": 0.0} for name in columns}
-    )
+    made_by = {
+        name: maker for name in teachers for maker in column_makers if maker.makes(lake.store, name)
+    }
+    encoders = [name for name in dict.fromkeys(teachers) if name not in made_by]
+    result = ExtractResult()
+    if encoders or not made_by:
+        start = time.perf_counter()
+        chosen = [lake.known_mpp(mpp) for mpp in mpps or lake.config.mpps]
+        choice = choose_tiles(lake, chosen, where, share)
+        networks = find_teachers(lake.store, encoders, folder=weights)
+        planned = partial(
+            plan, lake, networks, chosen, choice=choice, precision=precision, engine=engine
+        )
+        _run_encoders(lake, networks, planned, result, address)
+        result.seconds = round(time.perf_counter() - start, 3)
+    for name, maker in made_by.items():
+        result.add_made(name, maker.make(lake_uri, name, mpps=mpps))
+    result.count_slides(lake)
+    if auto_vacuum:
+        result.freed = free_old_versions(open_lake(lake_uri))
+    return result
+
+
+def _run_encoders(
+    lake: Lake,
+    teachers: Sequence[Teacher],
+    planned: Callable[..., list[Unit]],
+    result: ExtractResult,
+    address: str | None,
+) -> None:
+    """Plan for the GPUs that there are, and run the plan; no Ray is started for an empty one."""
+    columns = [output.column for teacher in teachers for output in teacher.outputs]
+    result.teachers = {name: {"tiles": 0, "seconds": 0.0, "stall": 0.0} for name in columns}
     with contextlib.ExitStack() as stack:
         if address is not None:
             stack.enter_context(ray_session(address=address))
-        units = plan(
-            lake,
-            found,
-            chosen,
-            choice=choice,
-            precision=precision,
-            engine=engine,
-            gpus=_gpus(address),
-        )
+        units = planned(gpus=_gpus(address))
         if units:
             stack.enter_context(writer_lease(lake.store, f"extract of {', '.join(columns)}"))
             if address is None:
                 stack.enter_context(ray_session())
-            _run(lake, found, units, result)
-    if auto_vacuum:
-        result.freed = free_old_versions(lake)
-    result.seconds = round(time.perf_counter() - start, 3)
-    return result
-
-
-def _choice(lake: Lake, mpps: Sequence[float], where: str | None, share: float | None) -> Choice:
-    if share is not None and not 0 < share <= 1:
-        msg = f"share {share} given; it is more than 0, and 1 at most"
-        raise LakeError(msg)
-    if where is None:
-        return Choice(share=share)
-    predicate = Where(lake, where)
-    sample = next(slides_of(lake), ("", None))
-    for mpp in mpps:
-        table = open_table(lake.store, features_table(mpp))
-        try:
-            table.scanner(columns=["tile_id"], filter=predicate.of(*sample), limit=1).to_table()
-        except (ValueError, OSError) as error:
-            what = str(error).partition("\n")[0]
-            names = ", ".join((*TILE_COLUMNS, *lake.annotations()))
-            msg = f"--where {where!r} can't be asked of tiles ({names}): {what}"
-            raise LakeError(msg) from error
-    return Choice(where=where, share=share, marks=predicate.marks)
+            _run(lake, teachers, units, result)
 
 
 def _gpus(address: str | None) -> int:
-    """GPUs of the cluster, or of this machine."""
+    """Return the number of GPUs of the cluster, or of this machine."""
     if address is not None:
         import ray
 
         return int(ray.cluster_resources().get("GPU", 0))
     hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
     return 0 if hidden else len(list(Path("/dev").glob("nvidia[0-9]*")))
-
-
-def plan(
-    lake: Lake,
-    teachers: Sequence[Teacher],
-    mpps: Sequence[float],
-    *,
-    choice: Choice = Choice(),  # noqa: B008 - it is frozen
-    precision: Precision | None = None,
-    engine: Engine | None = None,
-    gpus: int = 0,
-) -> list[Unit]:
-    """The fragments that lack features of these teachers, largest first.
-
-    The teachers' columns are made, empty, where they are not there yet.
-
-    Args:
-        lake: to be filled.
-        teachers: what is asked.
-        mpps: where.
-        choice: on which tiles.
-        precision: of new columns; None for the cards' own if there are GPUs.
-        engine: of new columns; None for the faster one.
-        gpus: how many there are.
-
-    Raises:
-        IdentityError: a column of that name holds another encoder's features.
-    """
-    lake.committer.recover()
-    units: list[Unit] = []
-    tiles = sum(int(lake.tiles_of(mpp=mpp)["tiles"].sum()) for mpp in mpps)
-    for mpp in mpps:
-        there = open_table(lake.store, features_table(mpp)).schema
-        fields = {}
-        for teacher in teachers:
-            usual: Precision = teacher.card.precision if gpus else "float32"
-            faster = _engine(teacher, tiles) if not gpus and precision in (None, usual) else "torch"
-            for output in teacher.outputs:
-                name = output.column
-                known = identity_of(there.field(name)) if name in there.names else {}
-                how = precision or known.get("precision") or usual
-                by = engine or (known.get("engine", "torch") if known else faster)
-                identity = {**teacher.identity(output, how, by), **choice.identity()}
-                fields[name] = lake.committer.add_teacher(mpp, name, output.dim, identity)
-        units += _units(lake.refreshed(), mpp, fields, choice)
-    return sorted(units, key=lambda unit: -unit.tiles)
-
-
-def _engine(teacher: Teacher, tiles: int) -> Engine:
-    """What runs a network faster on a CPU; with transformers none is clearly so (measured)."""
-    convolutional = teacher.card.grid is None or teacher.card.maps
-    pooled = {output.what for output in teacher.outputs} <= set(teacher.card.poolings)
-    faster = convolutional and pooled and teacher.source is None and tiles >= ONNX_TILES
-    return "onnxruntime" if faster and has_onnx() else "torch"
-
-
-def _units(lake: Lake, mpp: float, fields: dict[str, pa.Field], choice: Choice) -> Iterator[Unit]:
-    table = open_table(lake.store, features_table(mpp))
-    done = {name: set(lake.features_of(name, mpp=mpp)["slide"]) for name in fields}
-    slides = defaultdict(list)
-    where = None if choice.where is None else Where(lake, choice.where)
-    patients = dict(slides_of(lake)) if where is not None and where.marks else {}
-    # Features that were imported have no pixels to run a teacher on.
-    with_pixels = lake.tiles_of(mpp=mpp).drop_nulls("shard").sort("row_start")
-    for row in with_pixels.iter_rows(named=True):
-        if where is not None:
-            row["where"] = where.of(row["slide_id"], patients.get(row["slide_id"]))
-        slides[row["fragment"]].append(row)
-    for fragment in table.get_fragments():
-        rows = slides.get(fragment.fragment_id, [])
-        missing = [
-            found
-            for name, found in fields.items()
-            if any(row["slide"] not in done[name] for row in rows)
-        ]
-        if missing:
-            yield Unit(
-                mpp=mpp,
-                fragment=fragment.fragment_id,
-                fields=tuple(missing),
-                slides=tuple(rows),
-                rows=fragment.physical_rows,
-                choice=choice,
-            )
 
 
 def _run(

@@ -67,7 +67,7 @@ MIL = command_line(
     "--slide-column picture --target tumour --task binary --features good+noise --fusion concat "
     "--mpp 0.5 --model abmil --folds 2 --inner 2 --soft-labels 0.5 --pseudo-tiles 2 --epochs 2 "
     "--learning-rate 0.001 --batch-patients 2 --max-tiles 4 --precision bfloat16 --seed 3 "
-    "--accuracy 0.8 --cpus 0.5 --gpus 0 --at 8 --json"
+    "--accuracy 0.8 --cpus-per-worker 0.5 --gpus-per-worker 0 --at 8 --json"
 )
 MIL_FEW = command_line(
     "mil {bags} --labels {labels} --target tumour --features good --model linear --model knn "
@@ -75,7 +75,7 @@ MIL_FEW = command_line(
 )
 MIL_SITES = command_line(
     "mil {bags} --labels {labels} --target tumour --features good --model mean --epochs 1 "
-    "--site hospital --search 1 --json"
+    "--site hospital --tune 1 --json"
 )
 MIL_EXPERTS = command_line(
     "mil {bags} --labels {subjects} --patient-column subject --target kind --features good "
@@ -89,18 +89,30 @@ COX = command_line(
     "survival {bags} --labels {subjects} --slide-table {pictures} --patient-column subject "
     "--slide-column picture --time months --event dead --features good --features noise "
     "--distinct-ids --site hospital --repeats 1 --seeds 2 --reference noise --margin 0.2 --seed 1 "
-    "--mpp 0.5 --at 8 --cpus 0.5 --gpus 0 --json"
+    "--mpp 0.5 --at 8 --cpus-per-worker 0.5 --gpus-per-worker 0 --json"
 )
 HAZARDS = command_line(
     "survival {bags} --labels {labels} --time months --event dead --features good+noise "
     "--fusion concat --model abmil --head hazards --bins 2 --inner 2 --epochs 2 "
-    "--learning-rate 0.001 --batch-patients 2 --max-tiles 4 --precision bfloat16 --search 1 "
+    "--learning-rate 0.001 --batch-patients 2 --max-tiles 4 --precision bfloat16 --tune 1 "
     "--folds 2 --json"
 )
 COX_SPLITS = command_line(
     "survival {bags} --labels {labels} --time months --event dead --features good "
     "--splits {tmp}/splits.parquet --json"
 )
+MIL_SET = command_line(
+    "mil {bags} --labels {labels} --target tumour --features good --model linear --folds 2 "
+    "--set comparison.accuracy=0.7 --set seed=5 --json"
+)
+MIL_LIKE = command_line("mil {bags} --like {mil_run} --features noise --set seed=6 --json")
+MIL_LIKE_COX = command_line("mil {bags} --like {cox_run}")
+COX_SET = command_line(
+    "survival {bags} --labels {labels} --time months --event dead --features good --folds 2 "
+    "--set pooled.components=3 --json"
+)
+COX_LIKE = command_line("survival {bags} --like {cox_run} --set pooled.alpha=0.5 --json")
+SET_WRONG = command_line("mil {bags} --like {mil_run} --set fit.epoch=3")
 
 
 def test_mil_trains_as_it_is_told(run: Run) -> None:
@@ -173,6 +185,29 @@ def test_mil_and_survival_take_the_splits_of_another_run(run: Run, places: Place
         assert ours.read_bytes() == theirs.read_bytes()
 
 
+def test_mil_sets_any_field_and_starts_from_another_run(run: Run, places: Places) -> None:
+    first = run(MIL_SET).value
+    assert settings_of(first, {"accuracy": 0, "seed": 0}) == {"accuracy": 0.7, "seed": 5}
+    places["mil_run"] = first["run"]
+    second = run(MIL_LIKE).value
+    wanted = {"accuracy": 0.7, "seed": 6, "models": ["linear"], "folds": 2, "features": ["noise"]}
+    assert settings_of(second, wanted) == wanted
+    assert second["run"] != first["run"]
+    refused = run(SET_WRONG, code=2).stderr
+    assert "--set fit.epoch: there is no such field; fields are" in refused
+    assert "fit.epochs" in refused
+
+
+def test_survival_sets_any_field_and_starts_from_another_run(run: Run, places: Places) -> None:
+    first = run(COX_SET).value
+    assert first["config"]["pooled"]["components"] == 3
+    places["cox_run"] = first["run"]
+    second = run(COX_LIKE).value
+    pooled = second["config"]["pooled"]
+    assert (pooled["components"], pooled["alpha"], second["folds"]) == (3, 0.5, 2)
+    assert "the run is of `slidelake survival`" in run(MIL_LIKE_COX, code=2).stderr
+
+
 # ---------------------------------------------------------------------- slides and teachers
 
 INGEST = command_line("ingest {tmp}/cut {tmp}/in --mpp 2.0 --json")
@@ -231,6 +266,10 @@ COMPILE = command_line(
     "distill {bags} --teacher good --name single --architecture test_efficientnet --input-px 32 "
     "--epochs 1 --batch-tiles 16 --slides {first} --holdout 0.3 --split-seed 2 --compile --json"
 )
+DISTILL_LIKE = command_line(
+    "distill {bags} --like {student_run} --name again --batch-tiles 8 --slides {first} "
+    "--set schedule.weight_decay=0.01 --set terms.1.weight=0.2 --json"
+)
 EVALUATE = command_line(
     "evaluate {bags} --student both --single single --labels {classes} --label-column side "
     "--distinct-ids --mpp 0.5 --tiles 40 --robust-tiles 2 --teacher-seconds 0 --seed 5 "
@@ -254,6 +293,19 @@ def test_a_student_is_distilled_as_it_is_told(run: Run, places: Places) -> None:
         "accumulate": 2, "learning_rate": 0.002, "precision": "bfloat16"}  # fmt: skip
     wanted = {"name": "agglomerate", "targets": "z-score", "head": "linear", "weighting": "static"}
     assert {name: recipe[name] for name in wanted} == wanted
+
+
+def test_a_student_is_distilled_like_another_run(run: Run, places: Places) -> None:
+    places["student_run"] = run(DISTILL).value["run"]
+    report = run(DISTILL_LIKE).value
+    recipes = [
+        json.loads(Path(str(places["bags"]), "runs", name, "config.json").read_text())["recipe"]
+        for name in (str(places["student_run"]), report["run"])
+    ]
+    first, second = recipes
+    first["schedule"] |= {"batch_tiles": 8, "weight_decay": 0.01}
+    first["terms"][1]["weight"] = 0.2
+    assert second == first
 
 
 def test_a_student_is_compiled_evaluated_and_exported(run: Run, places: Places) -> None:

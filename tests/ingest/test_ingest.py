@@ -21,10 +21,10 @@ import tifffile
 from PIL import Image
 
 from featurestore import Lake, open_lake
-from ingest.cut import encode_jpeg
 from ingest.grid import plan_grids
 from ingest.ray_ingest import IngestResult, ingest
-from ingest.readers.openslide_reader import OpenSlideReader
+from ingest.readers.open_slide import open_slide
+from ingest.tile_jpeg import encode_tile
 from tests.conftest import CONFIG, REAL_SLIDE, ROOT, shard_samples
 
 
@@ -45,7 +45,7 @@ def test_tiles_are_the_slides_pixels(lake: Lake) -> None:
         box = slide.read_region((row["x"], row["y"]), 0, (256, 256))
         white = Image.new("RGBA", box.size, "white")
         pixels = np.asarray(Image.alpha_composite(white, box).convert("RGB"))
-        assert sample["jpg"] == encode_jpeg(pixels, lake.config)
+        assert sample["jpg"] == encode_tile(pixels, lake.config)
         decoded = np.asarray(Image.open(io.BytesIO(sample["jpg"])), np.float64)
         assert np.abs(decoded - pixels).mean() < 2
         about = json.loads(sample["json"])
@@ -141,7 +141,7 @@ def test_bad_input_is_named_and_the_others_go_on(tmp_path: Path, bad_inputs: lis
 def test_slide_that_is_not_read_natively_is_said_and_counted(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    with OpenSlideReader(str(REAL_SLIDE)) as slide:
+    with open_slide(str(REAL_SLIDE), reader="openslide") as slide:
         grid = plan_grids(slide.size_px, slide.mpp, 1024, {0.5: 1})[0.5]
         tissue = slide.tile(grid, 0, 0)
     tifffile.imwrite(tmp_path / "lzw.tiff", tissue, tile=(256, 256), photometric="rgb",
@@ -186,7 +186,7 @@ def test_slide_that_was_scanned_again_is_replaced_and_the_old_scan_stays_readabl
 
 
 def test_outside_of_a_slide_is_white() -> None:
-    with OpenSlideReader(str(REAL_SLIDE)) as slide:
+    with open_slide(str(REAL_SLIDE), reader="openslide") as slide:
         grid = plan_grids(slide.size_px, slide.mpp, 256, {0.5: 1})[0.5]
         tile = slide.tile(grid, grid.height - 1, grid.width - 1)
         inside_x = slide.size_px[0] - (grid.width - 1) * 256
@@ -194,9 +194,9 @@ def test_outside_of_a_slide_is_white() -> None:
 
 
 def test_overview_in_strips_is_the_whole_slide(monkeypatch: pytest.MonkeyPatch) -> None:
-    with OpenSlideReader(str(REAL_SLIDE)) as slide:
+    with open_slide(str(REAL_SLIDE), reader="openslide") as slide:
         whole, scale = slide.overview(8.0)
-        monkeypatch.setattr("ingest.readers.slide_reader.BLOCK_PX", 320)
+        monkeypatch.setattr("ingest.readers.level_reader.BLOCK_PX", 320)
         strips, _ = slide.overview(8.0)
     assert scale == 16
     assert whole.shape[:2] == (186, 139)

@@ -11,11 +11,11 @@ from featurestore import Lake, LakeConfig, LakeError, ShardReader, create_lake, 
 from featurestore.interop import export_folder
 from ingest.cut import cut_slide
 from ingest.grid import plan_grids, tile_sums
-from ingest.readers.tiff_reader import TiffReader
+from ingest.readers.open_slide import open_slide
 from ingest.select.new_lake_settings import settings
 from ingest.select.sources import fingerprint
 from ingest.survey import survey
-from ingest.teachers.encoder import decode
+from ingest.tile_jpeg import decode_tile
 from tests.conftest import REAL_SLIDE
 
 CONFIG = LakeConfig(tile_px=256, stride_px=96, mpps=(0.5, 2.0))
@@ -48,12 +48,12 @@ def test_tiles_are_those_pixels_of_the_slide(lake: Lake) -> None:
         inside = rows.filter(pl.col("x") + 256 <= width, pl.col("y") + 256 <= height)
         for row in inside.sample(20, seed=1).iter_rows(named=True):
             there = np.asarray(slide.read_region((row["x"], row["y"]), 0, (256, 256)))[..., :3]
-            ours = decode(jpegs[row["tile_id"]])
+            ours = decode_tile(jpegs[row["tile_id"]])
             assert np.abs(ours.astype(int) - there).mean() < 4  # encoded once more, at quality 90
 
 
 def test_scores_are_those_of_each_tile_alone(lake: Lake) -> None:
-    with TiffReader(str(REAL_SLIDE)) as slide:
+    with open_slide(str(REAL_SLIDE)) as slide:
         seen = survey(slide)
         grids = plan_grids(slide.size_px, slide.mpp, 256, {0.5: 1, 2.0: 4}, stride_px=96)
     mask = seen.tissue.mask.astype(np.float32)

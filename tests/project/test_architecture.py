@@ -17,8 +17,8 @@ MAY_IMPORT = {
     "cluster": set(),
     "featurestore": set(),
     "ingest": {"cluster", "featurestore"},
-    "distill": {"cluster", "featurestore", "ingest", "downstream"},
     "downstream": {"cluster", "featurestore", "ingest"},
+    "distill": {"cluster", "featurestore", "ingest", "downstream"},
 }
 OURS = {*MAY_IMPORT, "commands", "examples", "slidelake"}
 HOLDERS = {

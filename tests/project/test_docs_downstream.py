@@ -22,7 +22,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     made = tmp_path_factory.mktemp("docs")
     found = planted()
     build(
-        made / "my-lake", {"good": found["good"], "uni2": found["good"], "virchow2": found["noise"]}
+        made / "my-lake",
+        {"good": found["good"], "uni2_h": found["good"], "virchow2": found["noise"]},
     )
     rng = np.random.default_rng(0)
     lines = ["patient_id,grade,msi,braf,age,hospital,months,dead"]

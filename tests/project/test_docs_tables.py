@@ -44,4 +44,4 @@ def test_cohorts(tmp_path: Path) -> None:
 def test_probes(tmp_path: Path) -> None:
     lake = build(tmp_path / "my-lake", tile_features())
     truth_of(lake).select("slide_id", "tile_id", "tissue").write_csv(tmp_path / "tiles.csv")
-    run("probes.md", tmp_path, uni2="good")
+    run("probes.md", tmp_path, uni2_h="good")

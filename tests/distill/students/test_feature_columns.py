@@ -12,7 +12,7 @@ from distill.errors import DistillError
 from distill.recipes.recipe import Recipe
 from distill.recipes.recipe_columns import check, columns_of
 from distill.recipes.recipe_table import make_recipe
-from distill.students.ray_columns import extract
+from distill.students.feature_students import extract
 from distill.students.saved_student import write_student
 from distill.students.student_table import make_task
 from distill.students.task import Task, on_device

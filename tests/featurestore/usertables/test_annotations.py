@@ -23,7 +23,7 @@ from featurestore.annotations.annotation_tables import labels_of, query_frame, r
 from featurestore.annotations.tile_predicates import Where
 from featurestore.interop import export_folder
 from featurestore.tables.lance_columns import keys_in
-from ingest.teachers.ray_extract import _choice
+from ingest.teachers.extract_plan import choose_tiles
 from tests.conftest import ROOT
 from tests.worlds.small_lake import add_slides, add_teacher
 
@@ -213,13 +213,13 @@ def test_predicates_name_annotations_of_tiles_slides_and_patients(lake: Lake) ->
     assert asked("clinical.stage = 'II' OR region_score = 2") == {"a": 5, "b": 1}
     assert asked("people.sex = 'm' AND slide_id <> 'people.sex'") == {"a": 0, "b": 3}
     assert asked("clinical.seen AND region_mark IS NOT NULL") == {"a": 2, "b": 0}
-    choice = _choice(lake, [0.5], "clinical.grade > 2 AND region_mark = 'T'", None)
+    choice = choose_tiles(lake, [0.5], "clinical.grade > 2 AND region_mark = 'T'", None)
     marks = {name: one.mark for name, one in lake.annotations().items()}
     assert choice.identity()["annotations"] == {n: marks[n] for n in ("clinical", "region")}
     with pytest.raises(LakeError, match="'clinical' has no column 'grad'; it has grade, stage"):
-        _choice(lake, [0.5], "clinical.grad > 2", None)
+        choose_tiles(lake, [0.5], "clinical.grad > 2", None)
     with pytest.raises(LakeError, match=r"can't be asked of tiles \(.*clinical, people, region\)"):
-        _choice(lake, [0.5], "regoin = 'T'", None)
+        choose_tiles(lake, [0.5], "regoin = 'T'", None)
 
 
 def test_exports_carry_annotations(lake: Lake, tmp_path: Path) -> None:

@@ -10,8 +10,8 @@ import simplejpeg
 
 from featurestore import Lake, LakeConfig, SlideCut, create_lake
 from ingest.cut import cut_slide
+from ingest.readers.level_reader import LevelReader
 from ingest.readers.openslide_reader import OpenSlideReader
-from ingest.readers.slide_reader import SlideReader
 from ingest.readers.tiff_reader import TiffReader
 from ingest.select.sources import fingerprint
 from tests.conftest import shard_samples
@@ -27,7 +27,7 @@ def pyramid() -> list[Pixels]:
     return [pixels, reduced(pixels, 4), reduced(pixels, 16)]
 
 
-def fit_levels(slide: SlideReader) -> list[bool]:
+def fit_levels(slide: LevelReader) -> list[bool]:
     return [slide.is_fit(level) for level in range(slide.levels)]
 
 

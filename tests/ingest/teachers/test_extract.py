@@ -27,10 +27,11 @@ from ingest import (
 )
 from ingest.stain import stain_variant
 from ingest.teachers.cards.card import Engine
-from ingest.teachers.encoder import decode
+from ingest.teachers.extract_plan import choose_tiles, plan
 from ingest.teachers.extractor import Choice, Extractor, Outcome, Unit
-from ingest.teachers.ray_extract import _choice, extract, plan
+from ingest.teachers.ray_extract import extract
 from ingest.teachers.weights.weights_files import find_weights
+from ingest.tile_jpeg import decode_tile
 from tests.conftest import REAL_SLIDE, ROOT, TEACHERS, shard_samples
 
 ALL = Choice()
@@ -312,7 +313,7 @@ def test_a_predicate_may_name_what_is_known_of_slides(lake_copy: Path) -> None:
     grades = pl.DataFrame({"slide_id": ["P000-1", "P002-1"], "grade": [2, 1]})
     annotate(lake, grades, "clinical")
     where = "clinical.grade = 2 AND tissue > 0.5"
-    choice = _choice(lake.refreshed(), [2.0], where, None)
+    choice = choose_tiles(lake.refreshed(), [2.0], where, None)
     lake = fill(lake.refreshed(), [str(OWN)], mpp=2.0, choice=choice)
     frame = lake.features("colour-moments", mpp=2.0).collect()
     known = frame.filter(~pl.col("colour-moments").arr.first().is_nan())
@@ -322,7 +323,7 @@ def test_a_predicate_may_name_what_is_known_of_slides(lake_copy: Path) -> None:
     assert verify(lake).ok
     assert not plan(lake, find_teachers(lake.store, [str(OWN)]), [2.0], choice=choice)
     annotate(lake, grades.with_columns(grade=pl.lit(2)), "clinical", replace_old=True)
-    other = _choice(lake.refreshed(), [2.0], where, None)
+    other = choose_tiles(lake.refreshed(), [2.0], where, None)
     with pytest.raises(IdentityError, match="differs in: annotations"):
         fill(lake.refreshed(), [str(OWN)], mpp=2.0, choice=other)
 
@@ -342,7 +343,7 @@ def test_stain_variants_are_those_of_the_tiles(lake_copy: Path) -> None:
     )
     assert (plain.features != varied.features).any(axis=1).all()
     samples = shard_samples(lake.store.path(row["shard"]))
-    tiles = np.stack([decode(samples[key]["jpg"]) for key in varied.tile_id.tolist()])
+    tiles = np.stack([decode_tile(samples[key]["jpg"]) for key in varied.tile_id.tolist()])
     (teacher,) = find_teachers(lake.store, [TEACHERS[0]])
     seen = stain_variant(tiles, varied.tile_id, 1)
     direct = load_encoder(lake.store, teacher)(seen, varied.tile_id, teacher.outputs)

@@ -8,8 +8,8 @@ import pytest
 from featurestore import IdentityError, open_lake
 from featurestore.tables.schema import features_table, identity_of
 from ingest import TeacherError, find_teachers, load_encoder
+from ingest.teachers.extract_plan import plan
 from ingest.teachers.onnx_engine import onnx_network
-from ingest.teachers.ray_extract import plan
 from tests.conftest import TEACHERS
 from tests.ingest.teachers.test_extract import fill
 
@@ -37,7 +37,7 @@ def test_columns_are_those_of_torch(lake_copy: Path, monkeypatch: pytest.MonkeyP
     assert np.abs(one - two).max() < 1e-4 * one.std()
     parts = [by_onnx(tiles[i : i + 1], keys[:1], teachers[0].outputs)[name] for i in range(11)]
     np.testing.assert_array_equal(np.concatenate(parts), two)
-    monkeypatch.setattr("ingest.teachers.ray_extract.ONNX_TILES", 1)
+    monkeypatch.setattr("ingest.teachers.extract_plan.ONNX_TILES", 1)
     (other,) = find_teachers(lake.store, [f"{TEACHERS[0]}@S2"])
     (unit,) = plan(lake, [other], [2.0])[:1]
     assert identity_of(unit.fields[0])["engine"] == "onnxruntime"

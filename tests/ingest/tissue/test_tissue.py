@@ -9,7 +9,7 @@ import numpy.typing as npt
 import pytest
 
 from examples.cohort import make_cohort
-from ingest.readers.tiff_reader import TiffReader
+from ingest.readers.open_slide import open_slide
 from ingest.tissue.overview_tissue import BoolArray, RgbArray, find_tissue, tinted_glass
 from tests.conftest import REAL_SLIDE
 
@@ -173,7 +173,7 @@ def test_pale_pink_is_never_taken_as_glass() -> None:
 
 def test_slide_without_glass_on_its_border_is_not_balanced() -> None:
     """Pale blue mucin in a core that fills the picture."""
-    with TiffReader(str(REAL_SLIDE)) as slide:
+    with open_slide(str(REAL_SLIDE)) as slide:
         pixels, _ = slide.overview(2.0)
     inside = cv2.resize(pixels[580:680, 200:320], (400, 300), interpolation=cv2.INTER_AREA)
     inside[100:200, 100:300] = noisy((215, 222, 236), 100 * 200).reshape(100, 200, 3)
@@ -181,7 +181,7 @@ def test_slide_without_glass_on_its_border_is_not_balanced() -> None:
 
 
 def test_slide_that_is_all_tissue_is_kept_and_suspicious() -> None:
-    with TiffReader(str(REAL_SLIDE)) as slide:
+    with open_slide(str(REAL_SLIDE)) as slide:
         pixels, _ = slide.overview(2.0)
     inside = cv2.resize(pixels[580:680, 200:320], (400, 300), interpolation=cv2.INTER_AREA)
     found = find_tissue(inside, 16.0)
@@ -192,7 +192,7 @@ def test_slide_that_is_all_tissue_is_kept_and_suspicious() -> None:
 def test_little_is_lost_of_tiny_generated_slides(cohort: Path) -> None:
     for path in sorted((cohort.parent / "slides").glob("*.svs")):
         truth = np.load(cohort.parent / "truth" / f"{path.stem}.truth.npz")["tissue"]
-        with TiffReader(str(path)) as slide:
+        with open_slide(str(path)) as slide:
             found = find_tissue(slide.overview(16.0)[0], 16.0)
         assert (truth & ~found.mask).sum() < 0.02 * truth.sum()
         assert found.share < 0.9
@@ -204,7 +204,7 @@ def test_generated_slide_matches_its_truth(tmp_path: Path) -> None:
     make_cohort(tmp_path, patients=2, slides=2, workers=1)
     for path in sorted((tmp_path / "slides").glob("*.svs")):
         truth = np.load(tmp_path / "truth" / f"{path.stem}.truth.npz")
-        with TiffReader(str(path)) as slide:
+        with open_slide(str(path)) as slide:
             overview, scale = slide.overview(16.0)
             mpp = slide.mpp * scale
         assert scale == truth["downsample"]
@@ -312,7 +312,7 @@ def test_thin_line_of_ink_on_the_margin_of_a_specimen_stays_tissue() -> None:
 
 def test_inked_margin_of_the_real_slide_stays_tissue() -> None:
     """A part of its border has the colour of green ink; no wide stroke has."""
-    with TiffReader(str(REAL_SLIDE)) as slide:
+    with open_slide(str(REAL_SLIDE)) as slide:
         overview, scale = slide.overview(16.0)
         mpp = slide.mpp * scale
     green = overview.astype(int)

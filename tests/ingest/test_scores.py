@@ -2,6 +2,7 @@
 
 import colorsys
 from collections.abc import Iterator
+from typing import TYPE_CHECKING, cast
 
 import cv2
 import numpy as np
@@ -14,10 +15,15 @@ from simplejpeg import decode_jpeg, encode_jpeg
 from sklearn.metrics import roc_auc_score
 
 from ingest.grid import Grid, plan_grids
-from ingest.readers.tiff_reader import TiffReader
-from ingest.scores import FOCUS_MPP, RgbArray, focus_map, score_maps, tile_means
-from ingest.tissue.overview_tissue import find_tissue
+from ingest.readers.open_slide import open_slide
+from ingest.scores.focus import FOCUS_MPP, RgbArray, focus_map
+from ingest.scores.score_table import SCORES, SlideView
+from ingest.scores.tile_means import tile_means
+from ingest.tissue.overview_tissue import Tissue, find_tissue
 from tests.conftest import REAL_SLIDE
+
+if TYPE_CHECKING:
+    from ingest.readers.slide_reader import SlideReader
 
 Float32Array = npt.NDArray[np.float32]
 
@@ -91,9 +97,17 @@ def test_tile_without_any_value_is_nan() -> None:
 # ----------------------------------------------------------------------- maps
 
 
+def maps_of(overview: RgbArray, tissue: Tissue) -> dict[str, Float32Array]:
+    """Return the maps of the scores that need no slide beside its overview."""
+    no_slide = cast("SlideReader", None)
+    view = SlideView(slide=no_slide, overview=overview, scale=1.0, tissue=tissue)
+    maps = {name: SCORES[name].slide_map for name in ("pen", "brightness", "saturation")}
+    return {name: slide_map(view) for name, slide_map in maps.items() if slide_map}
+
+
 def test_brightness_and_saturation_are_those_of_other_libraries() -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (20, 30, 3)).astype(np.uint8)
-    maps = score_maps(pixels, find_tissue(pixels, 16.0))
+    maps = maps_of(pixels, find_tissue(pixels, 16.0))
     grey = np.asarray(Image.fromarray(pixels).convert("L")) / 255
     np.testing.assert_allclose(maps["brightness"], grey, atol=1.01 / 255)
     full = [[colorsys.rgb_to_hsv(*pixel)[1] for pixel in row] for row in pixels.tolist()]
@@ -112,7 +126,7 @@ def test_pen_score_is_there_whether_or_not_pen_is_taken_out() -> None:
     grid = grid_of(4, 3, 100)
     for veto in (True, False):
         tissue = find_tissue(picture, 16.0, pen_veto=veto)
-        share = tile_means(score_maps(picture, tissue)["pen"], 1.0, [grid])[0]
+        share = tile_means(maps_of(picture, tissue)["pen"], 1.0, [grid])[0]
         assert share[:, :2].max() == 0
         np.testing.assert_allclose(share[1, 2:], [0.5, 0], atol=0.03)
 
@@ -152,7 +166,7 @@ def blocks_of(pixels: RgbArray, side: int) -> Iterator[tuple[int, int, RgbArray]
 
 
 def test_blocks_land_where_they_belong() -> None:
-    with TiffReader(str(REAL_SLIDE)) as slide:
+    with open_slide(str(REAL_SLIDE)) as slide:
         pixels, _ = slide.overview(FOCUS_MPP)
         pixels = pixels[:-3, :-5]  # the end of the slide is no multiple of the factor
     shape = (-(-pixels.shape[0] // 8), -(-pixels.shape[1] // 8))
@@ -169,7 +183,7 @@ def test_blocks_land_where_they_belong() -> None:
 
 def real_focus(sigma_um: float, strength: float = 1.0) -> Float32Array:
     """Focus of the real slide's tiles of 128 um that hold tissue, blurred and bleached first."""
-    with TiffReader(str(REAL_SLIDE)) as slide:
+    with open_slide(str(REAL_SLIDE)) as slide:
         pixels, scale = slide.overview(FOCUS_MPP)
         grid = plan_grids(slide.size_px, slide.mpp, 256, {0.5: 1})[0.5]
         mpp = slide.mpp * scale

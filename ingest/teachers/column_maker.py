@@ -1,0 +1,37 @@
+"""The protocol for what makes columns from other columns, which `extract` is handed by its caller.
+
+A student of features reads columns of the lake and no pixels. Where such students come from is the
+business of packages above this one; here a name is only offered to each maker in turn.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from featurestore import Store
+
+
+@dataclass(frozen=True, kw_only=True)
+class MadeColumn:
+    """The counts of a column that was made from other columns.
+
+    Attributes:
+        tiles: rows written by this call.
+        seconds: wall time of the call.
+    """
+
+    tiles: int
+    seconds: float
+
+
+class ColumnMaker(Protocol):
+    """A source of columns that are computed from other columns of the lake."""
+
+    def makes(self, store: "Store", name: str) -> bool:
+        """Return whether this maker computes the column of that name in that lake."""
+        ...
+
+    def make(self, lake_uri: str, name: str, *, mpps: Sequence[float] | None = None) -> MadeColumn:
+        """Write the column for every tile that lacks it; everywhere it can be if `mpps` is None."""
+        ...

@@ -1,0 +1,136 @@
+"""The plan of an extract: the tiles to run on, and the fragments that lack a teacher's column."""
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+
+import pyarrow as pa
+
+from featurestore import Lake, LakeError
+from featurestore.annotations.tile_predicates import Where, slides_of
+from featurestore.tables.lance_tables import open_table
+from featurestore.tables.schema import TILE_COLUMNS, features_table, identity_of
+from ingest.teachers.cards.card import Engine, Precision
+from ingest.teachers.extractor import Choice, Unit
+from ingest.teachers.find_teacher import Teacher
+from ingest.teachers.weights.weights_files import has_onnx
+
+#: An export to ONNX takes 10-20 s, which fewer tiles do not win back.
+ONNX_TILES = 5000
+
+
+def choose_tiles(
+    lake: Lake, mpps: Sequence[float], where: str | None, share: float | None
+) -> Choice:
+    """Return the choice of tiles that a predicate and a share make.
+
+    Raises:
+        LakeError: the predicate is none on the tiles' columns, or the share is not in (0, 1].
+    """
+    if share is not None and not 0 < share <= 1:
+        msg = f"share {share} given; it is more than 0, and 1 at most"
+        raise LakeError(msg)
+    if where is None:
+        return Choice(share=share)
+    predicate = Where(lake, where)
+    sample = next(slides_of(lake), ("", None))
+    for mpp in mpps:
+        table = open_table(lake.store, features_table(mpp))
+        try:
+            table.scanner(columns=["tile_id"], filter=predicate.of(*sample), limit=1).to_table()
+        except (ValueError, OSError) as error:
+            reason = str(error).partition("\n")[0]
+            names = ", ".join((*TILE_COLUMNS, *lake.annotations()))
+            msg = f"--where {where!r} can't be asked of tiles ({names}): {reason}"
+            raise LakeError(msg) from error
+    return Choice(where=where, share=share, marks=predicate.marks)
+
+
+def plan(
+    lake: Lake,
+    teachers: Sequence[Teacher],
+    mpps: Sequence[float],
+    *,
+    choice: Choice = Choice(),  # noqa: B008 - it is frozen
+    precision: Precision | None = None,
+    engine: Engine | None = None,
+    gpus: int = 0,
+) -> list[Unit]:
+    """Return the fragments that lack features of these teachers, largest first.
+
+    The teachers' columns are made, empty, where they are not there yet.
+
+    Args:
+        lake: to be filled.
+        teachers: the encoders with the columns to fill.
+        mpps: the levels of the lake to fill them at.
+        choice: the tiles to run on.
+        precision: of new columns; None for the cards' own if there are GPUs.
+        engine: of new columns; None for the faster one.
+        gpus: number of GPUs of the machine or cluster.
+
+    Raises:
+        IdentityError: a column of that name holds another encoder's features.
+    """
+    lake.committer.recover()
+    units: list[Unit] = []
+    tiles = sum(int(lake.tiles_of(mpp=mpp)["tiles"].sum()) for mpp in mpps)
+    for mpp in mpps:
+        schema = open_table(lake.store, features_table(mpp)).schema
+        fields = {}
+        for teacher in teachers:
+            usual: Precision = teacher.card.precision if gpus else "float32"
+            faster = (
+                _faster_engine(teacher, tiles)
+                if not gpus and precision in (None, usual)
+                else "torch"
+            )
+            for output in teacher.outputs:
+                name = output.column
+                kept = identity_of(schema.field(name)) if name in schema.names else {}
+                identity = teacher.identity(
+                    output,
+                    precision or kept.get("precision") or usual,
+                    engine or (kept.get("engine", "torch") if kept else faster),
+                )
+                identity |= choice.identity()
+                fields[name] = lake.committer.add_teacher(mpp, name, output.dim, identity)
+        units += _units(lake.refreshed(), mpp, fields, choice)
+    return sorted(units, key=lambda unit: -unit.tiles)
+
+
+def _faster_engine(teacher: Teacher, tiles: int) -> Engine:
+    """Return the faster engine on a CPU; with transformers neither is clearly faster (measured)."""
+    convolutional = teacher.card.grid is None or teacher.card.maps
+    pooled = {output.what for output in teacher.outputs} <= set(teacher.card.poolings)
+    faster = convolutional and pooled and teacher.source is None and tiles >= ONNX_TILES
+    return "onnxruntime" if faster and has_onnx() else "torch"
+
+
+def _units(lake: Lake, mpp: float, fields: dict[str, pa.Field], choice: Choice) -> Iterator[Unit]:
+    table = open_table(lake.store, features_table(mpp))
+    done = {name: set(lake.features_of(name, mpp=mpp)["slide"]) for name in fields}
+    slides = defaultdict(list)
+    where = None if choice.where is None else Where(lake, choice.where)
+    patients = dict(slides_of(lake)) if where is not None and where.marks else {}
+    # Features that were imported have no pixels to run a teacher on.
+    with_pixels = lake.tiles_of(mpp=mpp).drop_nulls("shard").sort("row_start")
+    for row in with_pixels.iter_rows(named=True):
+        if where is not None:
+            row["where"] = where.of(row["slide_id"], patients.get(row["slide_id"]))
+        slides[row["fragment"]].append(row)
+    for fragment in table.get_fragments():
+        rows = slides.get(fragment.fragment_id, [])
+        missing = [
+            field
+            for name, field in fields.items()
+            if any(row["slide"] not in done[name] for row in rows)
+        ]
+        if missing:
+            yield Unit(
+                mpp=mpp,
+                fragment=fragment.fragment_id,
+                fields=tuple(missing),
+                slides=tuple(rows),
+                rows=fragment.physical_rows,
+                choice=choice,
+            )
