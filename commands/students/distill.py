@@ -21,6 +21,7 @@ from commands.options.shared_options import (
     TeachersOpt,
 )
 from distill import RECIPES
+from distill.terms.term_table import terms_help
 
 if TYPE_CHECKING:
     from distill import Recipe
@@ -43,9 +44,6 @@ class RecipeOptions:
         targets: Normalisation of the teachers' features: phi-s, z-score, l2 or none.
         head: Kind of heads: linear, mlp, normed, residual or ladder.
         weighting: Weighting of teachers: static, keep-max or balance.
-        terms: A further term KIND[:TEACHER][=WEIGHT], as contrast=0.1 or kl:COLUMN; kinds are
-            contrast, decoupled, kl, log-sum, match, multi-level, privileged, prototypes,
-            relation, self, token-relation. Repeatable.
         widths: First channels that must do alone (Matryoshka). Repeatable.
         stain: Jitter of each stain on the student's side; 0: none.
         ema: Momentum of the moving average of the weights that is kept; 0: none.
@@ -65,7 +63,7 @@ class RecipeOptions:
     targets: str | None = None
     head: str | None = None
     weighting: str | None = None
-    terms: Annotated[tuple[str, ...], typer.Option("--term")] = ()
+    terms: Annotated[tuple[str, ...], typer.Option("--term", help=terms_help())] = ()
     widths: Annotated[tuple[int, ...], typer.Option("--width")] = ()
     stain: float | None = None
     ema: float | None = None

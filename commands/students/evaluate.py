@@ -73,10 +73,9 @@ def evaluate_command(options: EvaluateOptions) -> None:
     Example: slidelake evaluate my-lake --student small --student small-seed1 --student small-seed2
     """
     from distill.evaluate.evaluation import evaluate
+    from distill.evaluate.evaluation_spec import EvaluationSpec
 
-    evaluation = evaluate(
-        options.lake,
-        options.students,
+    spec = EvaluationSpec(
         labels=options.labels.labels,
         label_column=options.labels.label_column,
         distinct_ids=options.labels.distinct_ids,
@@ -88,7 +87,7 @@ def evaluate_command(options: EvaluateOptions) -> None:
         seed=options.seed,
         device=options.device,
         threads=options.threads,
-        version=options.at,
     )
+    evaluation = evaluate(options.lake, options.students, spec, version=options.at)
     text = f"{options.lake}/runs/{evaluation['run']}/report.html"
     print_answer(evaluation, as_json=options.json, text=text)
