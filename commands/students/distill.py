@@ -21,7 +21,6 @@ from commands.options.shared_options import (
     TeachersOpt,
 )
 from distill import RECIPES
-from distill.terms.term_table import TERMS
 from distill.terms.term_table import terms_help
 
 if TYPE_CHECKING:
