@@ -14,6 +14,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup, TyperOption
 
 import slidelake
+from tests.conftest import ROOT
 from tests.worlds.command_lines import COMMAND_LINES
 
 #: Modules with this text declare command lines.
@@ -61,7 +62,7 @@ def declaring_modules() -> list[Path]:
 def options_of_lines() -> dict[str, set[str]]:
     """Command -> the options that some line gives it; "" stands for `slidelake` itself."""
     for path in declaring_modules():
-        importlib.import_module(f"tests.{path.stem}")
+        importlib.import_module(".".join(path.relative_to(ROOT).with_suffix("").parts))
     options_by_command: dict[str, set[str]] = {}
     for line in COMMAND_LINES:
         words = line.words(_AnyPlace())
