@@ -115,7 +115,7 @@ COX_LIKE = command_line("survival {bags} --like {cox_run} --set pooled.alpha=0.5
 SET_WRONG = command_line("mil {bags} --like {mil_run} --set fit.epoch=3")
 
 
-def test_mil_trains_as_it_is_told(run: Run) -> None:
+def test_mil_trains_with_the_given_settings(run: Run) -> None:
     result = run(MIL).value
     expected = {
         "slides": 12, "task": "binary", "fusion": "concat", "mpps": [0.5], "models": ["abmil"],
@@ -164,7 +164,7 @@ def test_survival_compares_feature_sets(run: Run) -> None:
     assert settings_of(result, expected) == expected
 
 
-def test_survival_of_bags_trains_as_it_is_told(run: Run) -> None:
+def test_survival_of_bags_trains_with_the_given_settings(run: Run) -> None:
     result = run(HAZARDS).value
     expected = {
         "fusion": "concat", "models": ["abmil"], "head": "hazards", "bins": 2, "inner": 2,
@@ -283,7 +283,7 @@ EXTRACT = command_line(
 )
 
 
-def test_a_student_is_distilled_as_it_is_told(run: Run, places: Places) -> None:
+def test_a_student_is_distilled_with_the_given_settings(run: Run, places: Places) -> None:
     report = run(DISTILL).value
     assert (report["student"], set(report["fidelity"])) == ("both", {"good", "noise"})
     folder = Path(str(places["bags"]), "runs", report["run"])

@@ -29,7 +29,7 @@ class Terminal(io.StringIO):
 
 
 class Clock:
-    """Seconds that pass only when told to."""
+    """A clock that a test moves on."""
 
     def __init__(self) -> None:
         self.now = 100.0
@@ -98,7 +98,7 @@ def lefts(seconds: list[float], weights: list[float] | None = None) -> list[floa
 
 
 def test_time_left_is_not_guessed_before_it_is_grounded() -> None:
-    """A start of 30 s says nothing of the pace, and neither do a few results in a moment."""
+    """A start of 30 s tells nothing about the pace, and neither do a few results in a moment."""
     assert lefts([30.0, 2, 2, 2, 2]) == [None] * 5
     assert lefts([0.1] * 8) == [None] * 8
     guesses = lefts([30.0] + [2.0] * 9)

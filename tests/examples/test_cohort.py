@@ -139,7 +139,7 @@ def test_a_folder_holds_one_cohort(table: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         ({"patients": 1, "slides": 4}, "2 patients or more"),
         ({"patients": 4, "slides": 3}, "a slide each"),

@@ -1,6 +1,6 @@
 """A folder of inputs that are no good slides, or look as if they were none; built, not stored.
 
-Each says which state it must end in and what its reason must say. The sound ones among them (odd
+Each has the state that it must end in and the reason that it must get. The sound ones (odd
 names, one level, JPEG 2000, tiles that are not stored) must be ready: a slide that is refused
 without need is lost tissue, as one that is misread is false tissue.
 """

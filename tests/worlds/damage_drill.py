@@ -135,7 +135,7 @@ class Outcome:
     Attributes:
         path: the file.
         way: how it was damaged.
-        named: what `verify` said; empty if it found nothing.
+        named: the damage that `verify` names; empty if none.
         did: "nothing", "repair", "restore" or "refused".
         faults: what went wrong, in words; empty if all went as it must.
     """
@@ -182,7 +182,7 @@ def run_case(
 
 
 def _info_names_it(work: Path, faults: list[str]) -> None:
-    """`info` answers, or says in one line of ours what is damaged."""
+    """Run `info`: it answers, or names the damage in one line of ours."""
     try:
         open_lake(work).info()
     except LakeError as error:

@@ -73,7 +73,7 @@ def predictions(
             for seed in range(seeds):
                 rng = np.random.default_rng([spread, repeat, seed])
                 for number in range(patients):
-                    prediction = _told(task, number, rng, spread)
+                    prediction = _prediction(task, number, rng, spread)
                     features, _, model = arm.partition(" / ")
                     key = {
                         "patient_id": f"p{number:02d}",
@@ -97,7 +97,7 @@ def predictions(
     return table.with_columns(rank=((rank - 0.5) / count).over(cell))
 
 
-def _told(task: str, number: int, rng: np.random.Generator, spread: int) -> Json:
+def _prediction(task: str, number: int, rng: np.random.Generator, spread: int) -> Json:
     noise = float(rng.normal(0, 0.7 * spread))
     if task == "binary":
         score = _logistic(2.0 * (number % 2) - 1.0 + noise)
@@ -216,7 +216,7 @@ def _result(
 def _metric(task: str, part: pl.DataFrame) -> Json:
     """Return all measures, by the functions that a run uses, with percentile intervals."""
     metrics = {}
-    for measure, truth, predictions in _asked(task, part):
+    for measure, truth, predictions in _measured(task, part):
         estimate = interval(
             measure, truth, predictions, seed=0, patients=part["patient_id"].to_list(),
             resamples=1000, method="percentile",
@@ -230,7 +230,7 @@ def _metric(task: str, part: pl.DataFrame) -> Json:
     return {"metric": main, **metrics[main], "measures": metrics}
 
 
-def _asked(
+def _measured(
     task: str, part: pl.DataFrame
 ) -> list[tuple[Measure, tuple[npt.NDArray[Any], ...], npt.NDArray[Any]]]:
     if task == "regression":
