@@ -19,7 +19,7 @@ from typer.models import ArgumentInfo, OptionInfo
 
 from commands.options.field_docs import field_docs
 from commands.options.field_options import FieldOptions
-from commands.options.typer_types import typer_type
+from commands.options.typer_types import annotated, typer_type
 
 Options = TypeVar("Options")
 Command = TypeVar("Command", bound=Callable[..., None])
@@ -54,7 +54,7 @@ def as_callback(function: Callable[..., None]) -> Callable[..., None]:
 
     context = inspect.Parameter("context", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context)
     signature = inspect.Signature([context, *option_parameters(options_type)])
-    callback.__signature__ = signature  # type: ignore[attr-defined]
+    callback.__dict__["__signature__"] = signature
     callback.__doc__, callback.__name__ = function.__doc__, function.__name__
     return callback
 
@@ -92,7 +92,7 @@ def option_parameters(options_type: type[object]) -> Iterator[inspect.Parameter]
         yield inspect.Parameter(
             field.name,
             inspect.Parameter.KEYWORD_ONLY,
-            annotation=Annotated[typer_type(field_type, optional=not field.default), info],
+            annotation=annotated(typer_type(field_type, optional=not field.default), info),
             default=_default(field),
         )
 

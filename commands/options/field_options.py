@@ -8,14 +8,13 @@ Fields without an option of their own are reached by `--set`.
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Optional
 
 import typer
 from typer.models import OptionInfo
 
 from commands.options.field_docs import field_docs
 from commands.options.set_fields import FieldPlace, field_at
-from commands.options.typer_types import typer_type
+from commands.options.typer_types import annotated, typer_type
 
 #: Path of a field -> the value that the user gave for it.
 Changes = Mapping[str, object]
@@ -78,11 +77,11 @@ class FieldOptions:
             field_type = option.value_type or field.type
             value_type = typer_type(field_type, optional=default is None)
             if default is None:
-                value_type = Optional[value_type]  # noqa: UP045 - not written as a type
+                value_type = value_type | None
             yield inspect.Parameter(
                 option.parameter_name,
                 inspect.Parameter.KEYWORD_ONLY,
-                annotation=Annotated[value_type, _option_info(option, field)],
+                annotation=annotated(value_type, _option_info(option, field)),
                 default=default,
             )
 
