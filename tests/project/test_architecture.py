@@ -193,3 +193,14 @@ def test_nothing_in_the_repository_names_a_registry_or_this_machine() -> None:
         path = ROOT / name
         if path.suffix in {".py", ".md", ".toml", ".txt", ".yaml", ".j2", ""} and path.is_file():
             assert not wrong.search(path.read_text()), name
+
+
+def test_the_page_of_the_architecture_names_every_folder() -> None:
+    page = (ROOT / "docs" / "architecture.md").read_text()
+    folders = {
+        path.parent.name
+        for package in (*MAY_IMPORT, "commands")
+        for path in (ROOT / package).glob("*/__init__.py")
+    }
+    assert len(folders) > 30
+    assert {name for name in folders if not re.search(rf"\b{name}/", page)} == set()
