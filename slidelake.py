@@ -111,7 +111,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:  # noqa: ANN401 - any public name
-    """Import a public name when it is first asked for."""
+    """Import a public name when it is first used."""
     if name not in PUBLIC:
         msg = f"module 'slidelake' has no attribute '{name}'"
         raise AttributeError(msg)
@@ -158,9 +158,9 @@ def _in_the_way(name: str, origin: Path, root: Path) -> str:
             f"slidelake's own in {root}: pip uninstall {owners[0]}, or install slidelake in an "
             "environment of its own"
         )
-    what = origin.parent if origin.name == "__init__.py" else origin
+    path = origin.parent if origin.name == "__init__.py" else origin
     return (
-        f"{what} has the name of slidelake's package '{name}' and is found before it (the folder "
+        f"{path} has the name of slidelake's package '{name}' and is found before it (the folder "
         "of a script, or the one you work in, goes first): rename it, or run from another folder; "
         f"slidelake's own is {root / name}"
     )
@@ -191,15 +191,7 @@ def _owners(origin: Path) -> list[str]:
 check_packages(Path(__file__).resolve().parent)
 
 # only now: what is imported is known to be ours
-from commands import distill as _students
-from commands import downstream as _answers
-from commands import edits as _edits
-from commands import ingest as _tiles
-from commands import interop as _files
-from commands import lake as _lake
-from commands import licences as _licences
-from commands import scores as _scores
-from commands.options import JsonOpt, tell
+from commands.command_table import add_commands
 
 app = typer.Typer(
     help="Whole-slide images in once, every teacher run once, everything after that reads a lake.",
@@ -208,19 +200,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for heading, part in {
-    "Slides, tiles, features": _tiles,
-    "Scores of tiles": _scores,
-    "Students": _students,
-    "What features are worth": _answers,
-    "The lake": _lake,
-    "Your own columns, dropping and renaming": _edits,
-    "Other tools' files": _files,
-    "This installation": _licences,
-}.items():
-    for command in part.app.registered_commands:
-        command.rich_help_panel = heading
-    app.add_typer(part.app)
+add_commands(app)
 
 
 @app.callback()
@@ -230,43 +210,6 @@ def options(
     """Whole-slide images in once, every teacher run once, everything after that reads a lake."""
     if debug:
         os.environ["SLIDELAKE_DEBUG"] = "1"
-
-
-@app.command("demo")
-def demo_command(
-    folder: Annotated[str, typer.Argument(metavar="DIR", help="Where to make the demo's lake.")],
-    quick: Annotated[
-        bool,
-        typer.Option(
-            "--quick",
-            help="Eight small slides, one teacher, no survival: less than a minute. It shows that "
-            "everything runs, its figures mean nothing.",
-        ),
-    ] = False,
-    json_: JsonOpt = False,
-) -> None:
-    """The whole way on a small cohort: slides, tiles, teachers, a student, MIL, survival, report.
-
-    Takes about six minutes on two cores. Run it again: what is done is not done twice.
-    """
-    from examples.demo import QUICK, DemoSettings, run_demo
-
-    report = run_demo(Path(folder), QUICK if quick else DemoSettings())
-    tell(report, as_json=json_, text=f"report: {Path(folder).absolute() / 'report.html'}")
-
-
-@app.command("submit", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
-def submit_command(
-    context: typer.Context,
-    address: Annotated[str | None, typer.Option(help="The cluster's job server.")] = None,
-) -> None:
-    """Run any of the other commands as a Ray job: slidelake submit -- info my-lake."""
-    from cluster import submit
-
-    if not context.args:
-        msg = "give the command to run after --, as in: slidelake submit -- info my-lake"
-        raise typer.BadParameter(msg)
-    raise typer.Exit(submit(context.args, address=address))
 
 
 def main() -> None:
@@ -284,7 +227,7 @@ def main() -> None:
 
 
 def _explain(error: BaseException) -> int:
-    """Say what went wrong; the exit code: 2 for wrong usage, 1 for damage, 3 for our own faults."""
+    """Print an error, and return the exit code: 2 wrong usage, 1 damage, 3 our own fault."""
     if isinstance(error, TyperException):
         typer.echo(f"slidelake: {error.format_message()} (slidelake --help)", err=True)
         return error.exit_code

@@ -25,7 +25,7 @@ from benchmarks.recipes import LITE0, LITE1, make_lake
 from benchmarks.report import Line, write_report
 from cluster import ray_session
 from distill.recipes.recipe import Recipe
-from distill.students.recipe_task import make_task
+from distill.students.student_table import make_task
 from distill.targets.missing_stats import fit_missing, split_slides
 from distill.targets.norms import fit_norms, read_norms
 from distill.train.batches import Feed, mixed
@@ -41,7 +41,7 @@ Arm = Iterator[TileBatch]
 
 
 class Live:
-    """Batches whose features are made now, by the teachers themselves.
+    """Batches with features made now, by the teachers themselves.
 
     Args:
         lake: where the teachers are looked for.
@@ -66,13 +66,13 @@ class Live:
         features: dict[str, Any] = {}
         for encoder, teacher in zip(self._encoders, self._teachers, strict=True):
             assert batch.pixels is not None
-            embeddings = encoder(batch.pixels, batch.tile_id, teacher.outputs)
-            features |= {name: x.astype(np.float16) for name, x in embeddings.items()}
+            made = encoder(batch.pixels, batch.tile_id, teacher.outputs)
+            features |= {name: x.astype(np.float16) for name, x in made.items()}
         return replace(batch, features=features)
 
 
 def forever(loop: Loop, feed: Feed) -> Arm:
-    """The batches of a run, epoch after epoch."""
+    """Yield the batches of a run, epoch after epoch."""
     streams = feed.training()
     for epoch in itertools.count():
         with contextlib.closing(mixed(streams, epoch=epoch, seed=0)) as batches:  # type: ignore[type-var]
@@ -82,7 +82,7 @@ def forever(loop: Loop, feed: Feed) -> Arm:
 def measure(
     lake: Lake, recipe: Recipe, *, rounds: int, steps: int, device: str
 ) -> tuple[list[Line], float]:
-    """The lines, and the share of the cached arm's time that waited for data."""
+    """Measure all arms; return the lines and the cached arm's share of time waiting for data."""
     train, _ = split_slides(lake, holdout=recipe.holdout, seed=0)
     needs = recipe.needs(lake.config.mpps)
     fit_missing(lake, needs, train)
@@ -100,21 +100,21 @@ def measure(
     waits: list[float] = []
     for turn in range(rounds + 1):
         for name, batches in arms.items():
-            elapsed_s, waited = timed(loop, batches, steps)
+            taken_s, waited = timed(loop, batches, steps)
             if turn:  # the first round warms up
-                seconds[name].append(elapsed_s)
-                waits += [waited / elapsed_s] if name == "cached" else []
+                seconds[name].append(taken_s)
+                waits += [waited / taken_s] if name == "cached" else []
     tiles = steps * recipe.schedule.batch_tiles
-    title = "step with cached teachers"
+    step_name = "step with cached teachers"
     lines = [
-        Line.of(title, "the student alone", seconds, ("cached", "student"), COST_LEAST),
-        Line.of(title, "two teachers run in it", seconds, ("cached", "live")),
+        Line.of(step_name, "the student alone", seconds, ("cached", "student"), COST_LEAST),
+        Line.of(step_name, "two teachers run in it", seconds, ("cached", "live")),
     ]
     return [line.at(tiles, "tiles") for line in lines], sum(waits) / len(waits)
 
 
 def timed(loop: Loop, batches: Arm, steps: int) -> tuple[float, float]:
-    """Seconds of so many steps, and how many of them waited for data."""
+    """Return the seconds of so many steps, and the seconds of them that waited for data."""
     start, waited = time.perf_counter(), 0.0
     for _ in range(steps):
         # A benchmark needs the step alone, without the run around it.
@@ -125,14 +125,14 @@ def timed(loop: Loop, batches: Arm, steps: int) -> tuple[float, float]:
 
 
 def workers(lake: str, epochs: int) -> dict[str, Any]:
-    """Two workers against one, of a student of features."""
+    """Compare two workers with one, for a student of features."""
     speeds = {}
     for count in (1, 2):
         recipe = slidelake.make_recipe("shazam", TEACHERS, mpps=(0.5,), epochs=epochs)
         report = slidelake.distill(lake, recipe, name=f"bench-workers{count}", workers=count)
         speeds[count] = report["tiles_per_s"]
     return {
-        "title": "two workers / one, student of features",
+        "what": "two workers / one, student of features",
         "ratio": round(speeds[2] / speeds[1], 3),
         "tiles_per_s": speeds,
     }
@@ -170,12 +170,12 @@ def main(
         both = workers(str(where), epochs)
     for line in lines:
         typer.echo(line.text())
-    typer.echo(f"{wait:.4f} of the step waits for data (asked {WAIT_MOST}: {wait < WAIT_MOST})")
+    typer.echo(f"{wait:.4f} of the step waits for data (aim: {WAIT_MOST}, {wait < WAIT_MOST})")
     typer.echo(f"{both['ratio']:.3f} x {both['what']}: {both['tiles_per_s']} tiles/s")
-    waiting = {"title": "share of the step waiting for data", "ratio": round(wait, 5)}
+    waiting = {"what": "share of the step waiting for data", "ratio": round(wait, 5)}
     settings = {"architecture": architecture, "input_px": input_px, "device": device}
-    report_path = write_report(out, [*lines, waiting, both], settings, name=f"distill-{device}")
-    typer.echo(f"-> {report_path}")
+    path = write_report(out, [*lines, waiting, both], settings, name=f"distill-{device}")
+    typer.echo(f"-> {path}")
 
 
 if __name__ == "__main__":

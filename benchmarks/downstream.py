@@ -227,7 +227,7 @@ def folds_side_by_side(lake: Lake, bags: int, rounds: int) -> Line:
 def shown(lines: list[Line]) -> list[Line]:
     """Print lines as soon as they are known."""
     for line in lines:
-        typer.echo(line.told())
+        typer.echo(line.text())
     return lines
 
 

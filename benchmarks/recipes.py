@@ -17,6 +17,7 @@ import slidelake
 from benchmarks.report import RESULTS
 from cluster import ray_session
 from distill.evaluate.evaluation import evaluate
+from distill.evaluate.evaluation_spec import EvaluationSpec
 from examples.cohort import make_cohort
 
 SEEDS = (0, 1, 2)
@@ -62,7 +63,7 @@ CASES = {
 
 
 def make_lake(lake: Path) -> None:
-    """Slides, tiles and teachers; what is there is left as it is."""
+    """Make slides, tiles and teachers; those that are there are left as they are."""
     labels = make_cohort(
         lake.parent / "recipes-cohort", patients=24, slides=32, width_px=2560, height_px=2304
     )
@@ -72,7 +73,7 @@ def make_lake(lake: Path) -> None:
 
 
 def train(lake: str, name: str, case: Case, *, seed: int, **more: Any) -> dict[str, Any]:  # noqa: ANN401
-    """One student; its report."""
+    """Train one student and return its report."""
     settings = {"mpps": case.mpps, "epochs": case.epochs, "seed": seed, **case.more, **more}
     recipe = slidelake.make_recipe(case.recipe, case.teachers, **settings)
     report: dict[str, Any] = slidelake.distill(lake, recipe, name=name)
@@ -82,7 +83,7 @@ def train(lake: str, name: str, case: Case, *, seed: int, **more: Any) -> dict[s
 
 
 def run(lake: str, name: str) -> dict[str, Any]:
-    """Evaluate all seeds of a recipe together."""
+    """Train all seeds of a recipe and evaluate them together."""
     case = CASES[name]
     students = [f"{name}-{seed}" for seed in SEEDS]
     reports = [train(lake, f"{name}-{seed}", case, seed=seed) for seed in SEEDS]
@@ -91,26 +92,27 @@ def run(lake: str, name: str) -> dict[str, Any]:
         # A learning rate of nearly nothing: the weights stay where they began.
         train(lake, f"{name}-untrained", case, seed=0, epochs=1, learning_rate=1e-12)
         others = [f"{name}-untrained"]
-    evaluation = evaluate(lake, [*students, *others], teacher_seconds=0.0, robust_tiles=64)
+    spec = EvaluationSpec(teacher_seconds=0.0, robust_tiles=64)
+    report = evaluate(lake, [*students, *others], spec)
     return {
         "recipe": name,
         "settings": reports[0]["recipe"],
         "heads": [report["fidelity"] for report in reports],
         "seconds": [report["train_seconds"] for report in reports],
         "steps": reports[0]["steps"],
-        "tiles": evaluation["splits"][0]["tiles"],
-        "embeddings": [kept(embedding) for embedding in evaluation["embeddings"]],
+        "tiles": report["splits"][0]["tiles"],
+        "embeddings": [kept(embedding) for embedding in report["embeddings"]],
     }
 
 
 def kept(embedding: dict[str, Any]) -> dict[str, Any]:
-    """Return the figures of an embedding that are compared: the rest is in the run's own report."""
-    kept_keys = ("name", "kind", "members", "runs", "seeds", "width", "fidelity")
-    return {key: embedding[key] for key in kept_keys}
+    """Return the figures of an embedding that are compared; the run's report has the rest."""
+    keys = ("name", "kind", "members", "runs", "seeds", "width", "fidelity")
+    return {key: embedding[key] for key in keys}
 
 
 def table(runs: dict[str, dict[str, Any]]) -> str:
-    """Return all recipes as Markdown: mean over seeds (least - greatest), one line a teacher."""
+    """Write all recipes as Markdown: mean over seeds (least - greatest), one line a teacher."""
     rows = [
         "| recipe | teacher | heads | read-out | undistilled | mean feature | beats both |",
         "|---|---|---|---|---|---|---|",
@@ -132,34 +134,34 @@ def table(runs: dict[str, dict[str, Any]]) -> str:
 
 
 def spread(cosine: dict[str, float]) -> str:
-    """Mean (least - greatest)."""
+    """Write mean (least - greatest)."""
     return f"{cosine['mean']:.3f} ({cosine['min']:.3f}-{cosine['max']:.3f})"
 
 
 def summed(values: list[float]) -> dict[str, float]:
-    """Mean, least and greatest."""
+    """Return mean, least and greatest."""
     return {"mean": sum(values) / len(values), "min": min(values), "max": max(values)}
 
 
 def student_of(one: dict[str, Any], name: str) -> dict[str, Any]:
-    """The embedding of a recipe's seeds."""
+    """Return the embedding of a recipe's seeds."""
     members = {f"{name}-{seed}" for seed in SEEDS}
-    entry: dict[str, Any] = next(e for e in one["embeddings"] if set(e["members"]) == members)
-    return entry
+    embedding: dict[str, Any] = next(e for e in one["embeddings"] if set(e["members"]) == members)
+    return embedding
 
 
 def undistilled_of(one: dict[str, Any]) -> dict[str, Any]:
-    """The one that `evaluate` built, or the student that was made with no learning rate."""
-    entry: dict[str, Any] = next(
+    """Return the untrained embedding: of `evaluate`, or of a student without learning rate."""
+    embedding: dict[str, Any] = next(
         e
         for e in one["embeddings"]
         if e["kind"] == "undistilled" or e["name"].endswith("-untrained")
     )
-    return entry
+    return embedding
 
 
 def main() -> None:
-    """LAKE and the recipes, all if none is named."""
+    """Run the recipes on LAKE, all if none is named."""
     lake, names = Path(sys.argv[1]), sys.argv[2:] or list(CASES)
     path = RESULTS / "recipes.json"
     with ray_session():

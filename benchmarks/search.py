@@ -25,7 +25,7 @@ from benchmarks.store_lake import MPP, add_teacher, make_lake, slide_sizes
 from downstream.retrieval.recall import recall_at_k, sample_tiles
 from featurestore import Lake
 from featurestore.query import lance_nearest
-from featurestore.query.lance_nearest import Asked, index_name, nearest
+from featurestore.query.lance_nearest import SearchedColumn, index_name, nearest
 from featurestore.tables.schema import features_table
 
 Float16Array = npt.NDArray[np.float16]
@@ -86,7 +86,7 @@ def truth(
     )
 
 
-def ask(index: Asked, query: Float16Array) -> tuple[pl.DataFrame, list[float]]:
+def ask(index: SearchedColumn, query: Float16Array) -> tuple[pl.DataFrame, list[float]]:
     """Return the nearest tiles, one query after the other, and the milliseconds of each."""
     nearest(index, query[:1], K + 1)
     frames, times = [], []
@@ -114,7 +114,7 @@ def measure(lake: Lake, name: str | None, dim: int, expected: "Truth") -> list[d
     lines = []
     for refine in REFINES.get(name, MORE_REFINES) if name else (None,):
         lance_nearest.REFINE = refine or lance_nearest.REFINE
-        index = Asked(store=lake.store, table=base, teacher=TEACHER, exact=name is None)
+        index = SearchedColumn(store=lake.store, table=base, teacher=TEACHER, exact=name is None)
         nearest_tiles, times = ask(index, expected.query)
         recall = recall_at_k(nearest_tiles, expected.true, expected.tile_id, K)
         lines.append(

@@ -191,7 +191,7 @@ def add_a_teacher(data: Data, rounds: int) -> list[Line]:
     ratio = written / (values_bytes(values) * (rounds + 1))
     return [
         Line(
-            what="add a 1536-d teacher: bytes written",
+            title="add a 1536-d teacher: bytes written",
             peer="its own bytes",
             ratio=ratio,
             target=1.01,
@@ -287,10 +287,10 @@ def main(
         lines = []
         for part in (bags, shuffled, add_a_teacher, stream_features, stream_pixels):
             for line in part(data, rounds):
-                typer.echo(line.told())
+                typer.echo(line.text())
                 lines.append(line)
         for line in first_rows(Path(folder), HEAD_ROUNDS, slides=head_slides, seed=seed):
-            typer.echo(line.told())
+            typer.echo(line.text())
             lines.append(line)
     settings = {"rounds": rounds, "slides": slides, "tiles": data.tiles, "dims": DIMS, "seed": seed}
     typer.echo(f"-> {write_report(out, lines, {**settings, 'threads': THREADS}, name='store')}")

@@ -1,4 +1,4 @@
-"""Where slidelake runs: a Ray session, a map over tasks, a job on a cluster, and progress.
+"""The Ray that slidelake runs on: a session, a map over tasks, a job on a cluster, and progress.
 
 This package imports none of the others. Importing it does not import ray, so that a command that
 needs none starts at once; each function that needs ray imports it when called.

@@ -1,4 +1,4 @@
-"""Environment variables set for a while and put back.
+"""Environment variables that are set for the time of a block.
 
 Ray is steered by the environment, also where a function has an argument for the same thing, and it
 writes to the environment of its caller.

@@ -6,4 +6,4 @@ command wants one type to catch and one line to print.
 
 
 class ClusterError(RuntimeError):
-    """A Ray cluster could not be started, reached or used; the message says what to do."""
+    """A Ray cluster could not be started, reached or used; the message gives the remedy."""

@@ -1,158 +1,35 @@
 """Progress of one command: a bar on a terminal, JSON lines elsewhere, or plain lines on demand.
 
 Everything goes to stderr, so that stdout stays the result's. What is counted is apart from how it
-is shown: `Snapshot` and `progress_line` are pure, the three views only print them.
+is shown: `cluster.progress_text` is pure, the three views only print its texts.
 """
 
 import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Literal, Protocol, TextIO
+from typing import Protocol, TextIO
 
 from cluster.errors import ClusterError
-
-State = Literal["running", "done", "stopped"]
+from cluster.progress_text import Snapshot, State, progress_line
 
 VIEWS = ("auto", "bar", "plain", "json")
 
-# A time left is guessed from the sixth result on and not in the first seconds: before, it would be
-# from the smallest slides alone, or from how long workers take to start.
-GROUNDED_STEPS = 6
-GROUNDED_S = 10.0
-BYTES = "bytes"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Snapshot:
-    """Where a command stands.
-
-    Attributes:
-        title: what runs, as `ingest`.
-        unit: what is counted, in the plural, as `slides`.
-        done: units finished, those of an earlier run (`initial`) included.
-        total: units there are, or None when not known.
-        initial: units that were finished before this run; they say nothing about its speed.
-        counters: further things counted in this run, as `{"tiles": 1204}`; `bytes` are shown as
-            kB, MB or GB.
-        elapsed_s: seconds since the start of this run.
-        steps: how often something was finished in this run.
-        first_s: seconds from the start of this run to the first of them.
-        work: share of the work of this run that was done by then and since, 0 to 1: by what units
-            weigh, as bytes, or by their number.
-        first_work: the same at `first_s`.
-        state: "done" and "stopped" are for the last one only; "stopped" is an exception's end.
-    """
-
-    title: str
-    unit: str
-    done: int = 0
-    total: int | None = None
-    initial: int = 0
-    counters: Mapping[str, int] = field(default_factory=dict)
-    elapsed_s: float = 0.0
-    steps: int = 0
-    first_s: float = 0.0
-    work: float = 0.0
-    first_work: float = 0.0
-    state: State = "running"
-
-    def rate(self, name: str | None = None) -> float:
-        """Mean per second over this run, of the unit or of the counter `name`; 0 at the start."""
-        count = self.done - self.initial if name is None else self.counters[name]
-        return count / self.elapsed_s if self.elapsed_s > 0 else 0.0
-
-    @property
-    def left_s(self) -> float | None:
-        """Return the seconds left at the pace since the first result; None where it is too early.
-
-        None without a total, after fewer than 6 results or 10 s, and when the run has ended.
-        """
-        if self.state != "running" or self.total is None:
-            return None
-        if self.steps < GROUNDED_STEPS or self.elapsed_s < GROUNDED_S:
-            return None
-        done, seconds = self.work - self.first_work, self.elapsed_s - self.first_s
-        return max(0.0, 1 - self.work) * seconds / done if done > 0 else None
-
-
-def progress_line(snapshot: Snapshot) -> str:
-    """One line for people.
-
-    Example:
-        >>> progress_line(Snapshot(title="ingest", unit="slides", done=12, total=32, steps=12,
-        ...                        counters={"tiles": 2480}, elapsed_s=16.0, work=0.375))
-        'ingest: 12/32 slides (0.8/s), 2,480 tiles (155/s), 16 s, about 27 s left'
-    """
-    parts = [status_text(snapshot), duration_text(snapshot.elapsed_s)]
-    if snapshot.left_s is not None:
-        parts.append(f"about {duration_text(snapshot.left_s)} left")
-    if snapshot.state != "running":
-        parts.append(snapshot.state)
-    return f"{snapshot.title}: {', '.join(parts)}"
-
-
-def status_text(snapshot: Snapshot) -> str:
-    """Counts and rates only: `12/32 slides (1.5/s), 2,480 tiles (310/s)`."""
-    of_total = "" if snapshot.total is None else f"/{snapshot.total:,}"
-    counts = [f"{snapshot.done:,}{of_total} {snapshot.unit} ({_rate_text(snapshot.rate())})"]
-    counts += [
-        f"{bytes_text(count)} ({bytes_text(snapshot.rate(name))}/s)"
-        if name == BYTES
-        else f"{count:,} {name} ({_rate_text(snapshot.rate(name))})"
-        for name, count in snapshot.counters.items()
-    ]
-    return ", ".join(counts)
-
-
-def bytes_text(count: float) -> str:
-    """Return a number of bytes as text, in the largest unit that gives at least one.
-
-    Example:
-        >>> [bytes_text(n) for n in (0, 83_000, 33_600_000, 4_200_000_000)]
-        ['0 B', '83.0 kB', '33.6 MB', '4.2 GB']
-    """
-    for unit in ("B", "kB", "MB", "GB", "TB"):
-        if count < 1000 or unit == "TB":
-            break
-        count /= 1000
-    return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-
-
-def duration_text(seconds: float) -> str:
-    """Seconds as people say them.
-
-    Example:
-        >>> [duration_text(s) for s in (8.2, 125, 3720)]
-        ['8 s', '2 min 05 s', '1 h 02 min']
-    """
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02d} s"
-    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
-
-
-def _rate_text(per_s: float) -> str:
-    return f"{per_s:,.0f}/s" if per_s >= 10 else f"{per_s:.1f}/s"
-
 
 class View(Protocol):
-    """How progress is shown."""
+    """A view shows progress: as a bar, plain lines or JSON lines."""
 
     def update(self, snapshot: Snapshot) -> None:
-        """Something was counted, or (state not "running") this was the last."""
+        """Show a new snapshot; it is the last one if its state is not "running"."""
 
     def note(self, text: str) -> None:
         """Show a line of text beside the progress."""
 
 
 class Progress:
-    """What `progress` hands to its block. Use it from one thread."""
+    """The counter that `progress` gives to its block. Use it from one thread."""
 
     def __init__(
         self, start: Snapshot, view: View, clock: Callable[[], float], work: float | None
@@ -172,9 +49,9 @@ class Progress:
         """Count `count` more units, and more of any further thing: `bar.advance(1, tiles=120)`.
 
         Args:
-            count: of units.
-            work: what they weigh, where `progress` was given the weight of all.
-            counters: of further things.
+            count: number of units.
+            work: weight of these units, where `progress` was given the weight of all.
+            counters: numbers of further things.
         """
         self._done += count
         self._work += count if self._all_work is None or work is None else work
@@ -196,7 +73,7 @@ class Progress:
         self._view.note(text)
 
     def snapshot(self, state: State = "running") -> Snapshot:
-        """Where it stands now."""
+        """Return the state of the progress at this moment."""
         return Snapshot(
             title=self._fixed.title,
             unit=self._fixed.unit,
@@ -237,9 +114,9 @@ def progress(
         total: how many units there are; None when not known, and then no time left is shown.
         unit: what is counted, in the plural.
         initial: units already there before this run, as after a restart.
-        work: what all units of this run weigh together, as their bytes, where they differ much; the
-            time left is then reckoned by it. None: all weigh the same.
-        every_s: least seconds between two lines; a bar does not look at it.
+        work: weight of all units of this run, such as their bytes, where they differ much; the time
+            left is then estimated by it. None: all weigh the same.
+        every_s: least seconds between two lines; a bar ignores it.
         stream: where to write; None is `sys.stderr`.
         clock: seconds, for tests.
 
@@ -281,7 +158,7 @@ def _view(
 
 
 class _Lines:
-    """A line at most every `every_s` seconds, none before that, and always one at the end."""
+    """The view that prints a line at most every `every_s` seconds, and one at the end."""
 
     def __init__(
         self,

@@ -8,10 +8,12 @@ from rich.console import Console
 from rich.progress import BarColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as RichProgress
 
-from cluster.progress import Snapshot, duration_text, status_text
+from cluster.progress_text import Snapshot, duration_text, status_text
 
 
 class _Bar:
+    """The view that draws a bar by rich."""
+
     def __init__(self, rich: RichProgress, task: TaskID) -> None:
         self._rich = rich
         self._task = task

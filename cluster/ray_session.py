@@ -1,4 +1,4 @@
-"""A Ray to work in: the one that is up, the one that was named, or a small private one.
+"""A Ray session: the running one, the one at an address, or a small private one.
 
 Starting the private one takes 6-7 s on 2 cores with Ray 2.60 (importing `ray` 0.9 s and `ray.data`
 1.8 s included), stopping it 1.5 s. It has no dashboard and keeps token authentication, which Ray
@@ -114,12 +114,12 @@ def _connected(address: str, num_cpus: int | None, *, worker_logs: bool) -> Iter
         try:
             ray.init(address=address, log_to_driver=worker_logs, logging_level=logging.WARNING)
         except (AuthenticationError, ConnectionError) as err:
-            raise ClusterError(_not_taken_by(address, err)) from err
+            raise ClusterError(_refused_message(address, err)) from err
         yield
 
 
 def _check_reachable(address: str) -> None:
-    """Look whether anybody listens, since Ray itself would go on trying for 14 minutes."""
+    """Raise an error if no server listens, since Ray itself would go on trying for 14 minutes."""
     if address == "auto":
         return
     host, _, port = address.removeprefix("ray://").rpartition(":")
@@ -132,20 +132,23 @@ def _check_reachable(address: str) -> None:
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=_REACH_S).close()
     except OSError as err:
-        raise ClusterError(_nobody_at(address, err)) from err
+        raise ClusterError(_no_ray_message(address, err)) from err
 
 
-def _nobody_at(address: str, err: Exception) -> str:
+def _no_ray_message(address: str, err: Exception) -> str:
     return (
         f"no Ray answers at {address} ({err}); start one (`ray start --head`), correct the address "
         "or RAY_ADDRESS, or leave both out to start a private Ray here"
     )
 
 
-def _not_taken_by(address: str, err: Exception) -> str:
-    """Ray says ConnectionError also of a wrong token, after 20 s of trying."""
+def _refused_message(address: str, err: Exception) -> str:
+    """Return the message for a refused connection.
+
+    Ray raises ConnectionError also for a wrong token, after 20 s of trying.
+    """
     if address == "auto":
-        return _nobody_at(address, err)
+        return _no_ray_message(address, err)
     return (
         f"something listens at {address}, but no Ray there took us; if it asks for a token, set "
         "RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH, and start again; if it "
@@ -154,7 +157,7 @@ def _not_taken_by(address: str, err: Exception) -> str:
 
 
 def _local_environ() -> dict[str, str | None]:
-    """What a Ray started here, and so every worker of it, finds in its environment.
+    """Return the environment of a Ray that is started here, and so of all its workers.
 
     The checkout goes on PYTHONPATH because workers import our packages by name, also when the
     command was started from another directory. An inherited variable costs nothing; the same by
@@ -166,7 +169,7 @@ def _local_environ() -> dict[str, str | None]:
 
 
 def _loopback_node_ip() -> str | None:
-    """A loopback address for the node, so that its HTTP agents are not seen from the network.
+    """Return a loopback address for the node, so that the network cannot reach its HTTP agents.
 
     On Linux Ray replaces 127.0.0.1 by the machine's outer address, but takes any other loopback
     address as it is. A local Ray then also survives a change of network. None is Ray's own choice,
@@ -185,7 +188,7 @@ def _loopback_node_ip() -> str | None:
 
 @contextmanager
 def _clear_timeout() -> Iterator[None]:
-    """Ray gives its node 30 s, unchangeably, and then raises a bare Exception."""
+    """Turn the bare Exception of a node that did not start within 30 s into a clear error."""
     try:
         yield
     except Exception as err:

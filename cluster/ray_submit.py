@@ -35,15 +35,15 @@ def submit(
 ) -> int:
     """Run `slidelake <args>` on a cluster.
 
-    The token, if any, is looked up as Ray looks it up: see `cluster.ray_token.auth_headers`.
+    The token, if any, is looked up as Ray does it: see `cluster.ray_token.auth_headers`.
 
     Args:
         args: the command's arguments, as `["info", "s3://bucket/lake"]`.
         address: the cluster's dashboard, `http://HOST:8265`; else RAY_API_SERVER_ADDRESS, else
             RAY_ADDRESS if it is an HTTP one, else http://127.0.0.1:8265.
         follow: wait for the job, passing on what it prints. False returns when it is accepted.
-        on_line: gets each line that the job prints (its stdout and stderr, mixed), without the
-            line's end; with `follow=False` it gets the job's id and nothing else.
+        on_line: called with each line that the job prints (its stdout and stderr, mixed), without
+            the line's end; with `follow=False` with the job's id alone.
         program: what `args` are the arguments of, on the cluster.
 
     Returns:
@@ -65,14 +65,14 @@ def submit(
         job: str = client.submit_job(entrypoint=_entrypoint(program, args))
     if not follow:
         on_line(job)
-        _say(f"{job} was submitted to {target}; {_how_to_see(job, target)}")
+        _print_note(f"{job} was submitted to {target}; {_log_command(job, target)}")
         return 0
-    _say(f"{job} runs at {target}; Ctrl-C stops following it, not the job")
+    _print_note(f"{job} runs at {target}; Ctrl-C stops following it, not the job")
     return _followed(client, job, target, on_line)
 
 
 def _entrypoint(program: Sequence[str], args: Sequence[str]) -> str:
-    """The shell command line that Ray runs on the head node."""
+    """Return the shell command line that Ray runs on the head node."""
     return shlex.join([*program, *args])
 
 
@@ -104,7 +104,7 @@ def _followed(client: Any, job: str, address: str, on_line: Callable[[str], None
             asyncio.run(_pass_on_lines(client, job, on_line))
             return _exit_code(_ended(client, job))
     except KeyboardInterrupt:
-        _say(f"stopped following; {job} goes on: {_how_to_see(job, address)}")
+        _print_note(f"stopped following; {job} goes on: {_log_command(job, address)}")
         return INTERRUPTED
 
 
@@ -120,7 +120,7 @@ async def _pass_on_lines(client: Any, job: str, on_line: Callable[[str], None]) 
 
 
 async def _chunks(client: Any, job: str) -> AsyncIterator[str]:  # noqa: ANN401
-    """What Ray sends, less the warning that aiohttp gives of how Ray 2.60 calls it (ssl=None)."""
+    """Yield the text that Ray sends, without aiohttp's warning on a call of Ray 2.60 (ssl=None)."""
     chunks = client.tail_job_logs(job)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="ssl=None is deprecated")
@@ -131,7 +131,7 @@ async def _chunks(client: Any, job: str) -> AsyncIterator[str]:  # noqa: ANN401
 
 
 def _ended(client: Any, job: str) -> Any:  # noqa: ANN401
-    """The job's record once it has ended; the log can end a moment before the record says so."""
+    """Return the job's record once it has ended; the log can end a moment before the record."""
     while not (info := client.get_job_info(job)).status.is_terminal():
         time.sleep(_POLL_S)
     return info
@@ -143,14 +143,14 @@ def _exit_code(info: Any) -> int:  # noqa: ANN401
     code = info.driver_exit_code
     if code is None or code <= 0:
         # It never ran, was stopped, or a signal ended it: only Ray can say why.
-        _say(f"{info.submission_id} {str(info.status).lower()}: {info.message}")
+        _print_note(f"{info.submission_id} {str(info.status).lower()}: {info.message}")
         return 1
     return int(code)
 
 
 @contextmanager
 def _clear_errors(address: str, *, has_token: bool, job: str = "") -> Iterator[None]:
-    """Turn what Ray, requests and aiohttp raise into one line that says what to do."""
+    """Turn errors of Ray, requests and aiohttp into one line with the remedy."""
     from aiohttp import ClientError
     from ray.exceptions import AuthenticationError
     from requests.exceptions import RequestException
@@ -158,15 +158,15 @@ def _clear_errors(address: str, *, has_token: bool, job: str = "") -> Iterator[N
     try:
         yield
     except AuthenticationError as err:
-        what = "refuses our token" if has_token else "wants a token, and none was found"
+        refusal = "refuses our token" if has_token else "wants a token, and none was found"
         msg = (
-            f"the cluster at {address} {what}; set RAY_AUTH_TOKEN, or RAY_AUTH_TOKEN_PATH to a "
+            f"the cluster at {address} {refusal}; set RAY_AUTH_TOKEN, or RAY_AUTH_TOKEN_PATH to a "
             "file with it (`ray get-auth-token` on the head node prints it)"
         )
         raise ClusterError(msg) from err
     except (OSError, ClientError, RequestException, RuntimeError) as err:
         if job:
-            msg = f"lost sight of {job}, which may go on: {_how_to_see(job, address)} ({err})"
+            msg = f"lost sight of {job}, which may go on: {_log_command(job, address)} ({err})"
         elif isinstance(err, (OSError, RequestException)):
             msg = (
                 f"no Ray dashboard answers at {address}; start one (`ray start --head`), forward "
@@ -178,9 +178,9 @@ def _clear_errors(address: str, *, has_token: bool, job: str = "") -> Iterator[N
         raise ClusterError(msg) from err
 
 
-def _how_to_see(job: str, address: str) -> str:
+def _log_command(job: str, address: str) -> str:
     return f"see it with `ray job logs --address {address} --follow {job}`"
 
 
-def _say(text: str) -> None:
+def _print_note(text: str) -> None:
     print(f"submit: {text}", file=sys.stderr, flush=True)

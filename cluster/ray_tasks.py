@@ -35,7 +35,7 @@ def ray_map(
 
     Args:
         fn: a function that Ray can pickle. Its module must be importable by the workers.
-        items: what to call it with, one task each.
+        items: arguments of the function, one task each.
         num_cpus: CPUs that each task reserves.
         num_gpus: GPUs that each task reserves, in part if several share one.
         max_in_flight: tasks submitted at a time; None is twice as many as the cluster can run at
@@ -86,7 +86,7 @@ def _check(num_cpus: float, max_in_flight: int | None) -> None:
 
 
 def _call(fn: Callable[[T], R], item: T, threads: int) -> R:
-    """Runs in the worker, which may have served a task with another number of CPUs before."""
+    """Call a function in a worker, which may have run a task with another number of CPUs before."""
     os.environ["OMP_NUM_THREADS"] = str(threads)
     torch = sys.modules.get("torch")
     if torch is not None:

@@ -1,7 +1,7 @@
-"""The token that a Ray cluster asks for, and whether an address may be given it.
+"""The token of a Ray cluster, and the addresses that it may be sent to.
 
 Ray 2.60 sends a token by itself only where RAY_AUTH_MODE=token is set; a laptop that submits to a
-cluster seldom has it set, so we look where Ray looks and send what is there.
+cluster seldom has it set, so the token is read where Ray reads it, and sent.
 """
 
 import ipaddress
@@ -13,7 +13,7 @@ from cluster.errors import ClusterError
 
 
 def auth_headers() -> dict[str, str]:
-    """HTTP headers with the token; empty where there is none or RAY_AUTH_MODE is "disabled".
+    """Return HTTP headers with the token; empty without one, or if RAY_AUTH_MODE is "disabled".
 
     Looked up as Ray does: RAY_AUTH_TOKEN, the file that RAY_AUTH_TOKEN_PATH names, then
     `~/.ray/auth_token`.
@@ -42,7 +42,7 @@ def _token_of_file() -> str:
 
 
 def check_address(address: str, *, has_token: bool) -> None:
-    """Refuse what is no address of a Ray dashboard, and an open one on the network.
+    """Raise an error for an address that is no Ray dashboard's, or an open one on the network.
 
     A cluster that takes jobs over plain HTTP without a token runs anybody's code.
 
@@ -67,7 +67,7 @@ def check_address(address: str, *, has_token: bool) -> None:
 
 
 def _is_loopback(host: str) -> bool:
-    """Example: `localhost`, `127.0.0.1` and `::1` are; a name that must be resolved is not."""
+    """Return whether a host is this machine: `localhost`, `127.0.0.1`, `::1`; no other names."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:

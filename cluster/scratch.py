@@ -29,7 +29,7 @@ _CGROUP_LIMITS = (
 
 @contextmanager
 def scratch_directory() -> Iterator[Path]:
-    """A fresh directory for one Ray, short enough for its sockets; removed on leaving.
+    """Make a fresh directory for one Ray, short enough for its sockets; removed on leaving.
 
     Its parent has mode 0700 and holds a lock for as long as this process lives, by which a later
     start can tell what was left behind.
@@ -53,16 +53,19 @@ def _short_root(candidates: tuple[Path, ...]) -> Path:
     for root in candidates:
         if len(os.fsencode(root)) <= _LONGEST_ROOT_BYTES and os.access(root, os.W_OK | os.X_OK):
             return root
-    given = ", ".join(str(root) for root in candidates)
+    tried = ", ".join(str(root) for root in candidates)
     msg = (
-        f"no place for Ray's sockets: tried {given}; a writable directory whose path has at most "
+        f"no place for Ray's sockets: tried {tried}; a writable directory whose path has at most "
         f"{_LONGEST_ROOT_BYTES} bytes is needed; set TMPDIR to one"
     )
     raise ClusterError(msg)
 
 
 def _take_lock(private: Path) -> int:
-    """Lock first, then give the file its name: a sweep never sees an unlocked living one."""
+    """Return the descriptor of a locked file; it is locked before it gets its name.
+
+    So a sweep by another process never meets an unlocked file of a living process.
+    """
     unnamed = private / f"{_LOCK}.new"
     fd = os.open(unnamed, os.O_CREAT | os.O_RDWR, 0o600)
     fcntl.flock(fd, fcntl.LOCK_EX)
@@ -87,7 +90,7 @@ def _remove_leftovers(root: Path) -> None:
 
 
 def object_store_bytes(*, ram_bytes: int, shm_free_bytes: int) -> int:
-    """Memory for Ray's object store: an eighth of RAM, between 256 MiB and 2 GiB.
+    """Return the memory for Ray's object store: an eighth of RAM, between 256 MiB and 2 GiB.
 
     Embeddings do not travel through the object store, so it stays small and leaves the memory to
     decoding and to the page cache. A `/dev/shm` with less room (a container's default is 64 MiB)
@@ -100,18 +103,18 @@ def object_store_bytes(*, ram_bytes: int, shm_free_bytes: int) -> int:
         >>> object_store_bytes(ram_bytes=8 * 2**30, shm_free_bytes=64 * 2**20) // 2**20
         256
     """
-    wanted = min(ram_bytes // 8, 2048 * _MIB, int(shm_free_bytes * 0.9))
-    return max(wanted, 256 * _MIB)
+    eighth_bytes = min(ram_bytes // 8, 2048 * _MIB, int(shm_free_bytes * 0.9))
+    return max(eighth_bytes, 256 * _MIB)
 
 
 def ram_bytes() -> int:
-    """Memory this process may use: the machine's, or its container's (cgroup) limit if lower."""
+    """Return the memory of the machine, or its container's (cgroup) limit if that is lower."""
     machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     texts = [path.read_text().strip() for path in _CGROUP_LIMITS if path.is_file()]
     return min([machine, *(int(text) for text in texts if text.isdigit())])
 
 
 def shm_free_bytes() -> int:
-    """Free bytes of `/dev/shm`; where there is none (macOS), those of the temporary directory."""
+    """Return the free bytes of `/dev/shm`, or of the temporary directory without it (macOS)."""
     shm = Path("/dev/shm")
     return shutil.disk_usage(shm if shm.is_dir() else tempfile.gettempdir()).free

@@ -47,11 +47,11 @@ _SLIDES_PER_WORKER = 4  # below this a process spends longer on textures than on
 
 @dataclass(frozen=True, kw_only=True)
 class SlidePlan:
-    """All that one slide is made from; goes to a process by pickle.
+    """The inputs of one synthetic slide; it is sent to a process by pickle.
 
     Attributes:
         slide_id: Name of the slide and of its files.
-        patient: Whose it is.
+        patient: Patient of the slide.
         number: Its number in the cohort; with the seed it decides everything left to chance.
         seed: The seed of the cohort.
         width_px: Width of level 0.

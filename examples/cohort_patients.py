@@ -23,7 +23,7 @@ class Patient:
 
     Attributes:
         patient_id: Name in the table.
-        site: A key of `SITE_MPP`; says nothing about the state.
+        site: A key of `SITE_MPP`; independent of the state.
         label: One of `LABELS`.
         high_grade_share: Share of the tumour that grows in sheets; above 0.5 is high grade.
         tumour_share: Share of the tissue that is tumour.

@@ -1,4 +1,6 @@
-"""The whole way on a small cohort, as a user of the Python API would write it.
+"""The whole way on a small cohort, written with the functions that `slidelake` exports.
+
+They are imported from their packages, since the command `slidelake demo` imports this module.
 
 Every stage looks at what the lake holds and does what is missing, so running it again after a
 kill goes on, and running it again after the end takes seconds. What each stage took the first
@@ -15,11 +17,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import slidelake
 from cluster import ray_session
-from downstream import Plan
+from distill.recipes.recipe_table import make_recipe
+from distill.students.feature_students import extract
+from distill.targets.missing_stats import stats
+from distill.train.ray_train import distill
+from downstream import Plan, run_mil, run_survival, write_report
 from downstream.survival.survival_extra import has_scikit_survival
 from examples.cohort import make_cohort
+from featurestore import LakeConfig
+from ingest.ray_ingest import ingest
 
 REAL_SLIDE = Path(__file__).parent / "data" / "CMU-1-Small-Region.svs"
 TEACHERS = ("efficientnet_lite0", "efficientnet_lite1")
@@ -28,7 +35,7 @@ STUDENT = "student"
 
 @dataclass(frozen=True, kw_only=True)
 class DemoSettings:
-    """How large the demo is.
+    """The size of the demo.
 
     Attributes:
         patients: synthetic patients.
@@ -36,11 +43,11 @@ class DemoSettings:
         width_px: width of a synthetic slide at level 0.
         height_px: its height.
         mpps: microns per pixel of the tiles.
-        epochs: of the student's training.
-        folds: of the cross-validations.
-        teachers: whose features a student learns.
+        epochs: passes of the student's training.
+        folds: folds of the cross-validations.
+        teachers: teachers that the student learns from.
         survival: whether Cox regression is run.
-        seed: of everything.
+        seed: random seed of all stages.
     """
 
     patients: int = 24
@@ -81,16 +88,16 @@ class Stages:
             self.seconds, self._done = kept["stages"], kept["done"]
 
     def run(self, name: str, work: Callable[[], Any]) -> Any:  # noqa: ANN401
-        """Do a stage; the time of unfinished tries adds up."""
+        """Run a stage and keep its time; the times of unfinished tries add up."""
         start = time.perf_counter()
         try:
             result = work()
-            took = time.perf_counter() - start
-            sys.stderr.write(f"demo: {name} done in {took:.1f} s\n")
+            seconds = time.perf_counter() - start
+            sys.stderr.write(f"demo: {name} done in {seconds:.1f} s\n")
         except BaseException:
             self._keep(name, time.perf_counter() - start, done=False)
             raise
-        self._keep(name, took, done=True)
+        self._keep(name, seconds, done=True)
         return result
 
     def _keep(self, name: str, seconds: float, *, done: bool) -> None:
@@ -115,12 +122,12 @@ def run_demo(folder: Path, settings: DemoSettings) -> dict[str, Any]:
             # One Ray for all stages; where all is done none is started, which saves seconds.
             stages.run("start Ray", lambda: stack.enter_context(ray_session()))
         _stages(stages, lake, folder, settings)
-    about = {
+    description = {
         "synthetic": True,
         "cohort": asdict(settings),
         "real_slide": REAL_SLIDE.name,
     }
-    report: dict[str, Any] = slidelake.write_report(lake, stages=stages.seconds, about=about)
+    report: dict[str, Any] = write_report(lake, stages=stages.seconds, about=description)
     return report
 
 
@@ -128,7 +135,7 @@ def _stages(stages: Stages, lake: str, folder: Path, settings: DemoSettings) -> 
     labels = stages.run("cohort", lambda: _cohort(folder, settings))
     stages.run("ingest", lambda: _ingest(lake, labels, settings))
     stages.run("extract", lambda: _extract(lake, settings.teachers))
-    stages.run("stats", lambda: slidelake.stats(lake, settings.teachers, seed=settings.seed))
+    stages.run("stats", lambda: stats(lake, settings.teachers, seed=settings.seed))
     stages.run("distill", lambda: _distill(lake, settings))
     stages.run("extract student", lambda: _extract(lake, (STUDENT,)))
     features = [*settings.teachers, STUDENT]
@@ -138,7 +145,7 @@ def _stages(stages: Stages, lake: str, folder: Path, settings: DemoSettings) -> 
 
 
 def _cohort(folder: Path, settings: DemoSettings) -> Path:
-    def told(done: int, total: int) -> None:
+    def report_progress(done: int, total: int) -> None:
         if done % 8 == 0 or done == total:
             sys.stderr.write(f"cohort: {done}/{total} slides\n")
 
@@ -149,7 +156,7 @@ def _cohort(folder: Path, settings: DemoSettings) -> Path:
         width_px=settings.width_px,
         height_px=settings.height_px,
         seed=settings.seed,
-        on_slide=told,
+        on_slide=report_progress,
     )
     real = folder / "cohort" / REAL_SLIDE.name
     if not real.exists():
@@ -160,35 +167,35 @@ def _cohort(folder: Path, settings: DemoSettings) -> Path:
 
 
 def _ingest(lake: str, labels: Path, settings: DemoSettings) -> None:
-    config = slidelake.LakeConfig(tile_px=256, mpps=settings.mpps)
+    config = LakeConfig(tile_px=256, mpps=settings.mpps)
     inputs = [str(labels), str(labels.parent / REAL_SLIDE.name)]
     # Small commits: a fragment is the unit of extract, and two cores want several of them.
-    result = slidelake.ingest(lake, inputs, config, commit_slides=8, retry_failed=True)
+    result = ingest(lake, inputs, config, commit_slides=8, retry_failed=True)
     _refuse(result.failed)
 
 
 def _extract(lake: str, teachers: tuple[str, ...]) -> None:
-    _refuse(slidelake.extract(lake, teachers).failed)
+    _refuse(extract(lake, teachers).failed)
 
 
 def _distill(lake: str, settings: DemoSettings) -> None:
-    recipe = slidelake.make_recipe(
+    recipe = make_recipe(
         "agglomerate",
         settings.teachers,
         epochs=settings.epochs,
         split_seed=settings.seed,
         seed=settings.seed,
     )
-    slidelake.distill(lake, recipe, name=STUDENT)
+    distill(lake, recipe, name=STUDENT)
 
 
 def _mil(lake: str, labels: Path, features: list[str], settings: DemoSettings) -> None:
     plan = Plan(folds=settings.folds)
-    slidelake.run_mil(lake, labels, "label", features, mpps=(0.5,), plan=plan, seed=settings.seed)
+    run_mil(lake, labels, "label", features, mpps=(0.5,), plan=plan, seed=settings.seed)
 
 
 def _survival(lake: str, labels: Path, features: list[str], settings: DemoSettings) -> None:
-    slidelake.run_survival(
+    run_survival(
         lake,
         labels,
         "time_months",

@@ -1,6 +1,6 @@
 """An encoder of one's own as a teacher: `slidelake extract LAKE --teacher examples/own_encoder.py`.
 
-Two names are asked of such a file: `CARD`, which says how tiles become inputs and how long an
+Such a file has two names: `CARD`, which describes how tiles become inputs and how long an
 embedding is, and `build()`, which gives a torch network. This one measures colour: the mean and the
 standard deviation of each channel, over the whole tile and over its four quarters. It has no
 weights, so it runs anywhere, and is a baseline that a foundation model must beat.
@@ -30,15 +30,15 @@ class ColourMoments(nn.Module):
     """Mean and standard deviation of each channel, of a tile and of its quarters."""
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
-        """Embeddings [B, 30] of normalised pixels [B, 3, 224, 224]."""
-        found = []
+        """Return embeddings [B, 30] of normalised pixels [B, 3, 224, 224]."""
+        moments = []
         for parts in (1, 2):
             mean = F.adaptive_avg_pool2d(x_BCHW, parts)
             square = F.adaptive_avg_pool2d(x_BCHW**2, parts)
-            found += [mean.flatten(1), (square - mean**2).clamp_min(0).sqrt().flatten(1)]
-        return torch.cat(found, dim=1)
+            moments += [mean.flatten(1), (square - mean**2).clamp_min(0).sqrt().flatten(1)]
+        return torch.cat(moments, dim=1)
 
 
 def build() -> nn.Module:
-    """The network, with its weights."""
+    """Return the network, with its weights."""
     return ColourMoments()

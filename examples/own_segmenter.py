@@ -1,6 +1,6 @@
 """A segmenter of one's own: `slidelake ingest LAKE SLIDES --tissue examples/own_segmenter.py`.
 
-Two names are asked of such a file: `SEGMENTER`, which says at how many microns per pixel it sees a
+Such a file has two names: `SEGMENTER`, with the microns per pixel at which it reads a
 slide, and `build()`, which gives a function from an overview to a mask. This one is a network of
 two layers whose weights are written here: it keeps what is darker and more colourful than its
 surroundings. A real one loads its weights in `build()`.
@@ -37,13 +37,13 @@ class ColourAndShade(nn.Module):
         self.smooth = nn.AvgPool2d(5, stride=1, padding=2)
 
     def forward(self, x_BCHW: torch.Tensor) -> torch.Tensor:
-        """Probabilities [B, H, W] of tissue, from R, G, B in 0 to 1."""
+        """Return probabilities [B, H, W] of tissue, from R, G, B in 0 to 1."""
         strength = self.smooth(self.mix(x_BCHW)).clamp_min(0).sum(dim=1)
         return torch.sigmoid(40 * (strength - 0.1))
 
 
 def build() -> Callable[[npt.NDArray[np.uint8]], npt.NDArray[np.float32]]:
-    """What is called with each slide's overview [H, W, 3] and gives a mask [H, W], 0 to 1."""
+    """Return the function from a slide's overview [H, W, 3] to a mask [H, W], 0 to 1."""
     network = ColourAndShade().eval()
 
     def segment(overview: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:

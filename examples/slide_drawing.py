@@ -184,10 +184,10 @@ def way_to(centres: Points, owner: npt.NDArray[np.integer[Any]]) -> Offsets:
         (H, W, 2) pixels along x and y, cut to `MAX_REACH_PX`.
     """
     period = len(owner)
-    here = np.arange(period, dtype=np.int16)
+    position = np.arange(period, dtype=np.int16)
     way = np.round(centres).astype(np.int16)[owner]
-    way[..., 0] -= here
-    way[..., 1] -= here[:, None]
+    way[..., 0] -= position
+    way[..., 1] -= position[:, None]
     half = np.int16(period // 2)
     way = ((way + half) & np.int16(period - 1)) - half
     shift: Offsets = np.clip(way, -MAX_REACH_PX, MAX_REACH_PX).astype(np.int8)
@@ -206,7 +206,7 @@ def fold(sheet: npt.NDArray[Any], margin: int) -> npt.NDArray[Any]:
 
 @dataclass(frozen=True, kw_only=True)
 class Nuclei:
-    """How the nuclei of a class look.
+    """The appearance of the nuclei of a class.
 
     Attributes:
         diameter_px: Mean diameter (0.5 mpp).

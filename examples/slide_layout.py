@@ -34,7 +34,7 @@ _PEN_COLOURS = ((0.20, 0.35, 0.85), (0.12, 0.12, 0.14), (0.20, 0.65, 0.40))
 
 @dataclass(frozen=True, kw_only=True)
 class Morphology:
-    """What a section is to show.
+    """The contents of a section.
 
     Attributes:
         tumour_share: Share of the tissue inside tumour.

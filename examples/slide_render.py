@@ -123,7 +123,7 @@ def _cells(
 
 
 def _window(scene: Scene, x_px: int, y_px: int, side_px: int) -> tuple[slice, slice]:
-    """Where in the textures a square lies."""
+    """Return the rows and columns of the textures that a square covers."""
     period = scene.library.period
     u, v = (scene.origin[0] + x_px) % period, (scene.origin[1] + y_px) % period
     return slice(v, v + side_px), slice(u, u + side_px)
@@ -145,11 +145,11 @@ def _densities(scene: Scene, x_px: int, y_px: int, side_px: int) -> tuple[Pixels
         shift = texture.shift[window]
         row = np.clip((rows + shift[..., 1]) // STEP_PX, 0, classes.shape[0] - 1)
         column = np.clip((columns + shift[..., 0]) // STEP_PX, 0, classes.shape[1] - 1)
-        here = (
+        is_class = (
             classes.take(row * classes.shape[1] + column) == number
         )  # 3 x faster than [row, column]
-        np.copyto(haematoxylin, texture.haematoxylin[window], where=here)
-        np.copyto(eosin, texture.eosin[window], where=here)
+        np.copyto(haematoxylin, texture.haematoxylin[window], where=is_class)
+        np.copyto(eosin, texture.eosin[window], where=is_class)
     density = _sampled(scene.layout.lymphocytes, x_px, y_px, side_px)
     shown = (scene.library.rank[window] < density) & (eosin > 14)  # not in lumens
     np.maximum(haematoxylin, scene.library.lymphocytes[window], out=haematoxylin, where=shown)

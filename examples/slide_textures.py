@@ -66,7 +66,7 @@ _LOW_GRADE_GLANDS = Glands(
     cytoplasm=(24, 46),
 )
 # With the cytoplasm below, this class has the mean colour of the low-grade one to within 1 of 255:
-# grade is to be told by form.
+# grade is to be recognised by form.
 _HIGH_GRADE_NUCLEI = Nuclei(
     diameter_px=19,
     elongation=1.25,

@@ -54,7 +54,7 @@ class Texture:
 
 
 class Ground:
-    """What the classes share: grain, chromatin and the fibres of the stroma."""
+    """The noise that all classes share: grain, chromatin and the fibres of the stroma."""
 
     def __init__(self, rng: np.random.Generator, period: int) -> None:
         self.period = period
@@ -147,13 +147,13 @@ def stroma(rng: np.random.Generator, ground: Ground) -> Texture:
 
 @dataclass(frozen=True, kw_only=True)
 class Glands:
-    """How the glands of a class look.
+    """The appearance of the glands of a class.
 
     Attributes:
         radius_px: Least and greatest outer radius.
         wall: Height of the epithelium in diameters of a nucleus.
         layers: Rows of nuclei in it.
-        roughness: How far the outline is from an ellipse.
+        roughness: Deviation of the outline from an ellipse.
         gap_px: Stroma between neighbours, at least.
         nuclei: Their nuclei.
         cytoplasm: Haematoxylin and eosin density of the cytoplasm.
@@ -236,8 +236,8 @@ def fat(rng: np.random.Generator, ground: Ground) -> Texture:
     side = ground.period // coarse
     places = jittered(rng, ground.period, 92, 0.22) % ground.period
     tree = cKDTree(places / coarse, boxsize=side)
-    here = np.stack(np.meshgrid(*[np.arange(side) + 0.5] * 2), -1).reshape(-1, 2)
-    distance, nearest = tree.query(here, k=2)
+    pixels = np.stack(np.meshgrid(*[np.arange(side) + 0.5] * 2), -1).reshape(-1, 2)
+    distance, nearest = tree.query(pixels, k=2)
     owner = np.kron(nearest[:, 0].reshape(side, side), np.ones((coarse, coarse), int))
     apart = (distance[:, 1] - distance[:, 0]).reshape(side, side).astype(np.float32) * coarse
     # Wrapped by a cell before enlarging: the interpolation at the seam is then periodic too.

@@ -6,7 +6,7 @@ import typer
 
 from distill.recipes.recipe_table import make_recipe as make_recipe
 from distill.students.feature_students import extract as extract
-from distill.targets.fit_norms import stats as stats
+from distill.targets.missing_stats import stats as stats
 from distill.train.ray_train import distill as distill
 from downstream import run_mil as run_mil
 from downstream import run_survival as run_survival

@@ -1,4 +1,4 @@
-"""Which students are evaluated, on whose slides, and what they are compared with.
+"""The students that are evaluated, their held-out slides, and the students beside them.
 
 Read from the students' folders alone: `card.json` and `report.json`.
 """
@@ -20,13 +20,13 @@ NOT_TILES = ("patches", "places")  # columns with many vectors for each tile
 
 
 @dataclass(frozen=True, kw_only=True)
-class Found:
+class StudentRecord:
     """A finished student of a lake.
 
     Attributes:
         name: of the student.
         card: how it is run; None for a student of other columns, which `extract` has to write.
-        report: what its training wrote.
+        report: of its training.
         mpps: at which it was trained.
         under: a finer mpp, if its targets are its teachers' mean features of the tiles under it.
     """
@@ -39,15 +39,15 @@ class Found:
 
     @property
     def recipe(self) -> Mapping[str, Any]:
-        """Its recipe's fields."""
+        """The fields of its recipe."""
         recipe: Mapping[str, Any] = self.report["recipe"]
         return recipe
 
     @property
     def teachers(self) -> tuple[str, ...]:
-        """Its teachers' columns of one vector for each tile."""
+        """The teachers' columns that hold one vector for each tile."""
         whats = ((name, name.partition(":")[2]) for name in self.recipe["teachers"])
-        return tuple(name for name, what in whats if not what.startswith(NOT_TILES))
+        return tuple(name for name, part in whats if not part.startswith(NOT_TILES))
 
     @property
     def held_out(self) -> frozenset[str]:
@@ -56,7 +56,7 @@ class Found:
 
     @property
     def network(self) -> str:
-        """What it is built from, as text that is equal for equal networks."""
+        """Its settings as text that is equal for equal networks."""
         card = self.card
         if card is None:
             return json.dumps(self.recipe.get("student"), sort_keys=True)
@@ -64,35 +64,35 @@ class Found:
 
     @property
     def setting(self) -> tuple[frozenset[str], tuple[float, ...], float | None]:
-        """What students must share to be measured on the same tiles."""
+        """The slides, mpps and levels that students of one split share."""
         return self.held_out, self.mpps, self.under
 
     @property
     def alike(self) -> str:
-        """What is equal for students that differ in name and seed alone."""
-        recipe = {key: value for key, value in self.recipe.items() if key != "seed"}
+        """Text that is equal for students that differ in name and seed alone."""
+        recipe = {key: setting for key, setting in self.recipe.items() if key != "seed"}
         return self.network + json.dumps(recipe, sort_keys=True)
 
     @property
     def gain(self) -> float:
-        """Mean over its teachers of (cosine - baseline) / (1 - baseline), of its own report.
+        """The mean over its teachers of (cosine - baseline) / (1 - baseline), by its own report.
 
-        That is the share of what the mean feature leaves open, so teachers whose features all
+        That is the share of what the mean feature leaves open, so teachers with features that all
         resemble each other count no more than others.
         """
-        told = self.report["fidelity"].values()
-        gains = [(t["cosine"] - t["baseline"]) / max(1 - t["baseline"], 1e-6) for t in told]
+        reports = self.report["fidelity"].values()
+        gains = [(t["cosine"] - t["baseline"]) / max(1 - t["baseline"], 1e-6) for t in reports]
         return float(sum(gains) / max(len(gains), 1))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Split:
-    """Students that hold out the same slides, and whom they are compared with.
+    """Students that hold out the same slides, and the student that they are compared with.
 
     Attributes:
         held_out: slides that are evaluated on.
         train: slides that read-outs are fitted on.
-        students: those that were asked for.
+        students: those that were named.
         single: the best student of one teacher, if there is one.
         patient: of each slide.
         mpps: of the tiles.
@@ -101,19 +101,19 @@ class Split:
 
     held_out: tuple[str, ...]
     train: tuple[str, ...]
-    students: tuple[Found, ...]
-    single: Found | None
+    students: tuple[StudentRecord, ...]
+    single: StudentRecord | None
     patient: Mapping[str, str]
     mpps: tuple[float, ...]
     teachers: tuple[str, ...]
 
     @property
     def under(self) -> float | None:
-        """The finer mpp whose mean features are the teachers', if it is not that of the tiles."""
+        """The finer mpp of which the teachers' mean features are taken, if there is one."""
         return self.students[0].under
 
     @property
-    def runnable(self) -> tuple[Found, ...]:
+    def runnable(self) -> tuple[StudentRecord, ...]:
         """The students, and the one of one teacher."""
         return (*self.students, *((self.single,) if self.single else ()))
 
@@ -121,14 +121,14 @@ class Split:
     def columns(self) -> tuple[str, ...]:
         """Columns that are read with each tile: cached teachers, and students of features."""
         cached = () if self.under else self.teachers
-        return (*cached, *(found.name for found in self.runnable if found.card is None))
+        return (*cached, *(student.name for student in self.runnable if student.card is None))
 
 
-def find_student(lake: Lake, name: str) -> Found:
-    """A student by its name.
+def find_student(lake: Lake, name: str) -> StudentRecord:
+    """Find a finished student by its name.
 
     Raises:
-        DistillError: there is none of this name that is finished, or its report is not as known.
+        DistillError: there is none of this name that is finished, or its report lacks a key.
     """
     finished = [n for n in lake.store.names("students") if lake.exists(_report_path(n))]
     if name not in finished:
@@ -144,13 +144,13 @@ def find_student(lake: Lake, name: str) -> Found:
         raise DistillError(msg)
     card = None if sees_features(lake.store, name) else find_card(lake.store, name)
     levels = int(report["recipe"].get("levels", 1))
-    known = sorted(report["recipe"].get("mpps") or lake.config.mpps, reverse=True)
-    return Found(
+    mpps = sorted(report["recipe"].get("mpps") or lake.config.mpps, reverse=True)
+    return StudentRecord(
         name=name,
         card=card,
         report=report,
-        mpps=tuple(sorted(known if levels == 1 else known[:1])),
-        under=known[1] if levels > 1 and card is not None else None,
+        mpps=tuple(sorted(mpps if levels == 1 else mpps[:1])),
+        under=mpps[1] if levels > 1 and card is not None else None,
     )
 
 
@@ -165,7 +165,7 @@ def splits(
     single: str | None = None,
     mpps: Sequence[float] | None = None,
 ) -> tuple[list[Split], list[str]]:
-    """Students by the slides that they hold out, and what is to be said of those left out.
+    """Group students by the slides that they hold out, and note what is left out.
 
     Seeds may hold out other patients each: every student is evaluated on its own.
 
@@ -183,40 +183,52 @@ def splits(
     students = [find_student(lake, name) for name in dict.fromkeys(names)]
     others = _others(lake, {student.name for student in students}) if single is None else []
     notes: list[str] = []
-    found = []
+    all_splits = []
     for setting in dict.fromkeys(student.setting for student in students):
-        mine = tuple(student for student in students if student.setting == setting)
-        best = best_single(mine, others) if single is None else find_student(lake, single)
-        _refuse_leak(best, mine[0].held_out)
+        students_of_split = tuple(student for student in students if student.setting == setting)
+        best = (
+            best_single(students_of_split, others) if single is None else find_student(lake, single)
+        )
+        _refuse_leak(best, students_of_split[0].held_out)
         if best is None:
-            who = ", ".join(student.name for student in mine)
-            notes.append(f"{who}: no student of one teacher with this network and these slides")
-        used = mine[0].mpps if mpps is None else tuple(lake.known_mpp(mpp) for mpp in mpps)
-        found.append(_split(lake, mine, best, used))
-        told = {teacher for student in mine for teacher in student.teachers}
-        if lacking := sorted(told - set(found[-1].teachers)):
-            notes.append(f"no features of {', '.join(lacking)} at {list(used)} mpp: not compared")
-    return found, notes
+            names_text = ", ".join(student.name for student in students_of_split)
+            notes.append(
+                f"{names_text}: no student of one teacher with this network and these slides"
+            )
+        split_mpps = (
+            students_of_split[0].mpps
+            if mpps is None
+            else tuple(lake.known_mpp(mpp) for mpp in mpps)
+        )
+        all_splits.append(_split(lake, students_of_split, best, split_mpps))
+        teachers = {teacher for student in students_of_split for teacher in student.teachers}
+        if lacking := sorted(teachers - set(all_splits[-1].teachers)):
+            notes.append(
+                f"no features of {', '.join(lacking)} at {list(split_mpps)} mpp: not compared"
+            )
+    return all_splits, notes
 
 
-def _refuse_leak(single: Found | None, held_out: frozenset[str]) -> None:
+def _refuse_leak(single: StudentRecord | None, held_out: frozenset[str]) -> None:
     if single is not None and not held_out <= single.held_out:
-        seen = sorted(held_out - single.held_out)
+        leaked = sorted(held_out - single.held_out)
         msg = (
-            f"student '{single.name}' was trained on {len(seen)} of the held-out slides, "
-            f"{seen[0]} among them; choose one that holds out the same patients"
+            f"student '{single.name}' was trained on {len(leaked)} of the held-out slides, "
+            f"{leaked[0]} among them; choose one that holds out the same patients"
         )
         raise DistillError(msg)
 
 
-def _others(lake: Lake, names: set[str]) -> list[Found]:
-    """All other finished students."""
+def _others(lake: Lake, names: set[str]) -> list[StudentRecord]:
+    """Return all other finished students of the lake."""
     others = [name for name in lake.store.names("students") if name not in names]
     return [find_student(lake, name) for name in others if lake.exists(_report_path(name))]
 
 
-def best_single(students: Sequence[Found], others: Sequence[Found]) -> Found | None:
-    """The student of one teacher to compare with: of the same network, by `Found.gain`.
+def best_single(
+    students: Sequence[StudentRecord], others: Sequence[StudentRecord]
+) -> StudentRecord | None:
+    """Choose the student of one teacher to compare with: of the same network, by `gain`.
 
     It may have seen none of the held-out slides, and its teacher is one of the students'.
     """
@@ -236,26 +248,29 @@ def best_single(students: Sequence[Found], others: Sequence[Found]) -> Found | N
 
 
 def _split(
-    lake: Lake, students: tuple[Found, ...], single: Found | None, mpps: tuple[float, ...]
+    lake: Lake,
+    students: tuple[StudentRecord, ...],
+    single: StudentRecord | None,
+    mpps: tuple[float, ...],
 ) -> Split:
     slides = patient_of(lake.slides().filter(pl.col("state") == "ready").collect())
     slides = slides.sort("slide_id")
     patient = dict(slides.select("slide_id", "patient").iter_rows())
-    there = tuple(slide for slide in patient if slide in students[0].held_out)
-    if not there:
+    held_out_slides = tuple(slide for slide in patient if slide in students[0].held_out)
+    if not held_out_slides:
         msg = (
             f"none of the {len(students[0].held_out)} held-out slides of {students[0].name} is in "
             f"{lake.uri} at this version; evaluate at the version that it was trained on (--at)"
         )
         raise DistillError(msg)
-    # Slides that came later may be of a held-out patient: no read-out sees them.
-    patients = {patient[slide] for slide in there}
-    train = tuple(slide for slide, who in patient.items() if who not in patients)
+    # Slides that came later may be of a held-out patient: no read-out is fitted on them.
+    patients = {patient[slide] for slide in held_out_slides}
+    train = tuple(slide for slide, owner in patient.items() if owner not in patients)
     if not train:
         msg = f"no slide of another patient than the held-out ones is in {lake.uri}"
         raise DistillError(msg)
     return Split(
-        held_out=there,
+        held_out=held_out_slides,
         train=train,
         students=students,
         single=single,
@@ -265,23 +280,27 @@ def _split(
     )
 
 
-def _teachers_at(lake: Lake, students: Sequence[Found], mpps: Sequence[float]) -> tuple[str, ...]:
-    """The students' teachers that have a column wherever it is needed.
+def _teachers_at(
+    lake: Lake, students: Sequence[StudentRecord], mpps: Sequence[float]
+) -> tuple[str, ...]:
+    """Return the students' teachers that have a column wherever it is needed.
 
     Raises:
         DistillError: none has, or a student of features has none itself.
     """
     under = students[0].under
-    known = [lake.teachers(mpp=mpp) for mpp in ((under,) if under else mpps)]
-    told = dict.fromkeys(teacher for student in students for teacher in student.teachers)
-    found = tuple(name for name in told if all(name in there for there in known))
-    mine = [student.name for student in students if student.card is None]
-    lacking = [name for name in mine for mpp in mpps if name not in lake.teachers(mpp=mpp)]
-    if lacking or not found:
-        names = dict.fromkeys(lacking or told)
+    columns = [lake.teachers(mpp=mpp) for mpp in ((under,) if under else mpps)]
+    teachers = dict.fromkeys(teacher for student in students for teacher in student.teachers)
+    present = tuple(name for name in teachers if all(name in names for names in columns))
+    feature_students = [student.name for student in students if student.card is None]
+    lacking = [
+        name for name in feature_students for mpp in mpps if name not in lake.teachers(mpp=mpp)
+    ]
+    if lacking or not present:
+        names = dict.fromkeys(lacking or teachers)
         msg = (
             f"no features of {', '.join(names)} at {list(mpps)} mpp in {lake.uri}: run slidelake "
             f"extract {lake.uri} {' '.join(f'--teacher {name}' for name in names)}"
         )
         raise DistillError(msg)
-    return found
+    return present

@@ -1,7 +1,7 @@
-"""What a student costs to run, and what caching its teachers saved.
+"""The cost of running a student, and the time that caching its teachers saved.
 
-All times are wall clock on the machine that evaluates, apart from a training step's, which is told
-by the student's report.
+All times are wall clock on the machine that evaluates, apart from a training step's, which the
+student's report holds.
 """
 
 import itertools
@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from distill.evaluate.compared_students import Found, Split
+from distill.evaluate.compared_students import Split, StudentRecord
 from distill.evaluate.embeddings import Runner
 from distill.evaluate.sampled_tiles import BATCH_TILES, Int64Array, RgbArray, Tiles
 from featurestore import Lake, ShardReader
@@ -30,7 +30,7 @@ Numbers = dict[str, float]
 
 
 def machine(device: str, threads: int) -> dict[str, Any]:
-    """What the times were taken on."""
+    """Describe the machine on which times are measured."""
     gpu = torch.cuda.get_device_name() if device.startswith("cuda") else None
     return {"cpu": _cpu_name(), "cpus": os.cpu_count(), "threads": threads, "gpu": gpu}
 
@@ -45,7 +45,7 @@ def _cpu_name() -> str:
 def throughput(
     lake: Lake, runner: Runner, *, mpp: float, slides: Sequence[str], alone_s: float
 ) -> Numbers:
-    """How fast a network is, alone and with all that is before it.
+    """Measure the speed of a network, alone and with reading and decoding before it.
 
     Args:
         lake: where the slides are.
@@ -79,7 +79,7 @@ def throughput(
 def _decoded(
     lake: Lake, mpp: float, slides: Sequence[str], threads: int
 ) -> Iterator[tuple[Int64Array, RgbArray]]:
-    """Keys and pixels of 64 tiles at a time; the next ones are decoded meanwhile."""
+    """Yield keys and pixels of 64 tiles at a time; the next ones are decoded meanwhile."""
 
     def work(reader: ShardReader, keys: Int64Array) -> tuple[Int64Array, RgbArray]:
         return keys, np.stack([decode_tile(bytes(jpeg)) for jpeg in reader.jpegs(keys)])
@@ -105,7 +105,7 @@ def _parts(
 
 
 def read_seconds(tiles: Tiles) -> float:
-    """Seconds to decode a tile, in one thread."""
+    """Measure the seconds to decode a tile, in one thread."""
     start = time.perf_counter()
     some = tiles.jpeg[:BATCH_TILES]
     for jpeg in some:
@@ -113,32 +113,34 @@ def read_seconds(tiles: Tiles) -> float:
     return (time.perf_counter() - start) / len(some)
 
 
-def training(lake: Lake, student: Found, split: Split, mpps: Sequence[float]) -> Numbers | None:
-    """A student's training as its report tells it; None if it does not.
+def training(
+    lake: Lake, student: StudentRecord, split: Split, mpps: Sequence[float]
+) -> Numbers | None:
+    """Return the numbers of a student's training from its report; None if it lacks them.
 
     Returns:
         `epochs`; `tiles` of an epoch, as the lake has them now; `seconds_per_tile` of a step, which
         includes the wait for data.
     """
-    epochs, batch = (_told(student.recipe, name) for name in ("epochs", "batch_tiles"))
-    seen = float(student.report.get("steps", 0)) * (batch or 0)
+    epochs, batch = (_number(student.recipe, name) for name in ("epochs", "batch_tiles"))
+    trained_tiles = float(student.report.get("steps", 0)) * (batch or 0)
     seconds = float(student.report.get("train_seconds", 0))
-    if not epochs or not seen or not seconds:
+    if not epochs or not trained_tiles or not seconds:
         return None
     tiles = sum(int(lake.tiles_of(mpp=m, slide_ids=split.train)["tiles"].sum()) for m in mpps)
-    return {"epochs": epochs, "tiles": float(tiles), "seconds_per_tile": seconds / seen}
+    return {"epochs": epochs, "tiles": float(tiles), "seconds_per_tile": seconds / trained_tiles}
 
 
-def _told(recipe: Mapping[str, Any], name: str) -> float | None:
-    """A number of a recipe, or of its schedule."""
-    found = recipe.get(name, (recipe.get("schedule") or {}).get(name))
-    return None if found is None else float(found)
+def _number(recipe: Mapping[str, Any], name: str) -> float | None:
+    """Return a number of a recipe, or of its schedule."""
+    number = recipe.get(name, (recipe.get("schedule") or {}).get(name))
+    return None if number is None else float(number)
 
 
 def amortisation(
     trained: Numbers, teacher_s: Mapping[str, float], decode_s: float
 ) -> dict[str, Any]:
-    """Seconds of training with cached and with recomputed teachers, by epochs x students.
+    """Compute seconds of training with cached and with recomputed teachers, by epochs x students.
 
     Both costs depend on the product alone, the number of passes over the tiles. Cached: teachers
     run over all tiles once, with a pass of decoding of their own; then every pass is a student's
@@ -147,7 +149,7 @@ def amortisation(
 
     Args:
         trained: as `training` gives it.
-        teacher_s: seconds of a tile, per teacher whose weights are here.
+        teacher_s: seconds of a tile, per teacher with weights on this machine.
         decode_s: seconds to decode a tile.
 
     Returns:

@@ -1,6 +1,6 @@
 """The embeddings that are compared: students, teachers, a PCA of teachers, an untrained network.
 
-Letters in names: N tiles, D embedding.
+Shape letters: N tiles, D embedding.
 """
 
 import time
@@ -36,7 +36,7 @@ Float64Array = npt.NDArray[np.float64]
 
 @dataclass(frozen=True, kw_only=True)
 class Runner:
-    """An encoder that is ready, and what is asked of it.
+    """An encoder that is ready, and the column that it makes.
 
     Attributes:
         encoder: the network.
@@ -51,15 +51,15 @@ class Runner:
     threads: int
 
     def __call__(self, pixels: RgbArray, tile_id: Int64Array) -> Float32Array:
-        """Embeddings [B, D] of RGB tiles [B, H, W, 3]."""
+        """Embed RGB tiles [B, H, W, 3] as vectors [B, D]."""
         return self.encoder(pixels, tile_id, [self.output])[self.output.column]
 
     def embed(self, tiles: Tiles) -> Float32Array:
-        """Embeddings [N, D] of all tiles."""
+        """Embed all tiles [N, D]."""
         return np.concatenate([self(pixels, keys) for keys, pixels in tiles.batches()])
 
     def seconds_per_tile(self, tiles: Tiles) -> float:
-        """Wall clock of resizing and the network on decoded tiles: the least of several runs.
+        """Measure resizing and the network on decoded tiles: the least of several runs.
 
         As few tiles as keep all threads busy: on a CPU a large teacher takes seconds for each.
         """
@@ -73,12 +73,12 @@ class Runner:
 
     @property
     def busy_tiles(self) -> int:
-        """Tiles that it computes at the same time."""
+        """The number of tiles that it computes at the same time."""
         return self.encoder.part_tiles * self.threads
 
 
 def run_student(lake: Lake, name: str, *, device: str, threads: int) -> Runner:
-    """A student of pixels, with the weights of its folder."""
+    """Load a student of pixels, with the weights of its folder."""
     return _runner(lake, name, device=device, threads=threads)
 
 
@@ -98,7 +98,7 @@ def _ready(card: Card, model: nn.Module, output: Output, *, device: str, threads
 
 
 def run_teacher(lake: Lake, column: str, *, mpp: float, device: str, threads: int) -> Runner:
-    """A teacher whose weights are on this machine; nothing is downloaded.
+    """Load a teacher that has its weights on this machine; nothing is downloaded.
 
     Raises:
         DistillError: they are not here, are others than the column's, or the column is no plain
@@ -133,9 +133,9 @@ def _refuse_other_weights(lake: Lake, column: str, mpp: float, sha256: str) -> N
 
 
 def run_undistilled(card: Card, tiles: Tiles, *, seed: int, device: str, threads: int) -> Runner:
-    """A student's network before any training: random weights of a fixed seed.
+    """Build a student's network before any training: random weights of a fixed seed.
 
-    A fresh batch norm passes its input on, so what comes out of a deep network may vanish or blow
+    The output of a deep network of fresh batch norms, which pass their input on, may vanish or blow
     up, and the comparison would be with rounding errors. Its statistics are therefore taken, as
     plain means over batches, from 512 training tiles that pass through once; nothing is learned.
     Networks without batch norm run as they are made.
@@ -183,17 +183,19 @@ class Pca:
     axes: Float64Array
 
     def __call__(self, features: Mapping[str, Array]) -> Float32Array:
-        """Components [N, E] of raw features per teacher, in the order in which it was fitted."""
+        """Return components [N, E] of raw features per teacher, in the order of the fit."""
         x_ND = _side_by_side(features)
-        found: Float32Array = (((x_ND - self.mean) / self.spread) @ self.axes).astype(np.float32)
-        return found
+        components: Float32Array = (((x_ND - self.mean) / self.spread) @ self.axes).astype(
+            np.float32
+        )
+        return components
 
 
 def fit_pca(features: Mapping[str, Array], width: int) -> Pca:
-    """The first components on training tiles; fewer than `width` if tiles or channels are fewer.
+    """Fit the first components on training tiles: `width`, or fewer if tiles or channels are.
 
-    What a student of this width could hold at best of all teachers by a linear map, though at the
-    cost of running all of them.
+    They are the best that a student of this width could keep of all teachers by a linear map,
+    though at the cost of running all of them.
     """
     x_ND = _side_by_side(features)
     mean, spread = x_ND.mean(axis=0), x_ND.std(axis=0)
@@ -211,5 +213,5 @@ def _side_by_side(features: Mapping[str, Array]) -> Float64Array:
 
 
 def joined_features(parts: Sequence[Tiles], teachers: Sequence[str]) -> dict[str, Array]:
-    """Teachers' features of tiles of several mpps."""
+    """Join the teachers' features of tiles of several mpps."""
     return {name: np.concatenate([part.features[name] for part in parts]) for name in teachers}

@@ -1,15 +1,15 @@
-"""The page of an evaluation: one HTML file that needs no network, from what `report.json` holds.
+"""The page of an evaluation: one HTML file that needs no network, made of `report.json`.
 
 Autoescape is on and the template marks nothing as safe: names come from users.
 """
 
-import base64
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from distill.evaluate.evaluation_plots import amortisation_png, bars_png, robustness_png
 from ingest.pages.page_templates import environment
+from ingest.pages.slide_pictures import data_uri
 
 _TEMPLATES = Path(__file__).parent / "templates"
 
@@ -28,7 +28,7 @@ Spread = Mapping[str, float | None]
 
 
 def page(report: Report) -> str:
-    """The HTML of a report."""
+    """Render a report as HTML."""
     made = environment(_TEMPLATES)
     made.filters |= {
         "mean": mean_text,
@@ -50,27 +50,26 @@ def page(report: Report) -> str:
 
 
 def pictures(report: Report, teachers: Sequence[str]) -> dict[str, str]:
-    """Data URIs of the pictures that the numbers allow."""
+    """Draw the pictures that the numbers allow, as data URIs by name."""
     embeddings = report["embeddings"]
-    found = {f"fidelity {name}": bars_png(embeddings, name) for name in teachers}
+    pngs = {f"fidelity {name}": bars_png(embeddings, name) for name in teachers}
     if any(e.get("robustness") for e in embeddings):
-        found["robustness"] = robustness_png(embeddings)
+        pngs["robustness"] = robustness_png(embeddings)
     if report["amortisation"]:
-        found["amortisation"] = amortisation_png(report["amortisation"])
-    coded = ((name, base64.b64encode(png).decode()) for name, png in found.items())
-    return {name: f"data:image/png;base64,{text}" for name, text in coded}
+        pngs["amortisation"] = amortisation_png(report["amortisation"])
+    return {name: data_uri(png, "image/png") for name, png in pngs.items()}
 
 
 def flagged(report: Report) -> Iterator[dict[str, Any]]:
-    """Students that stand for a teacher much worse at one mpp."""
+    """Yield students that represent a teacher much worse at one mpp than at another."""
     for embedding in report["embeddings"]:
-        for teacher, found in embedding["mode_switching"].items():
-            if embedding["kind"] == "student" and found["flagged"]["max"]:
-                yield {"name": embedding["name"], "teacher": teacher, **found}
+        for teacher, switching in embedding["mode_switching"].items():
+            if embedding["kind"] == "student" and switching["flagged"]["max"]:
+                yield {"name": embedding["name"], "teacher": teacher, **switching}
 
 
 def _robustness_rows(report: Report) -> Iterator[tuple[str, str]]:
-    """Which rows the table of robustness has: key and what it says to people."""
+    """Yield the rows of the table of robustness: key and text."""
     first: Mapping[str, Any] = next(
         (e["robustness"] for e in report["embeddings"] if e.get("robustness")), {}
     )
@@ -86,45 +85,45 @@ def _robustness_rows(report: Report) -> Iterator[tuple[str, str]]:
 
 
 def _label_mpps(report: Report) -> list[str]:
-    """Mpps with labelled tiles of which something was measured."""
-    found = (e.get(what) or {} for e in report["embeddings"] for what in ("probe", "retrieval"))
-    return sorted({mpp for part in found for mpp in part})
+    """Return the mpps at which labelled tiles were measured."""
+    measured = (e.get(kind) or {} for e in report["embeddings"] for kind in ("probe", "retrieval"))
+    return sorted({mpp for part in measured for mpp in part})
 
 
-def mean_text(found: Spread | None, digits: int = 3) -> str:
-    """The mean over runs.
+def mean_text(spread: Spread | None, digits: int = 3) -> str:
+    """Write the mean over runs.
 
     >>> mean_text({"mean": 0.5, "min": 0.4, "max": 0.6})
     '0.500'
     """
-    return _number(found["mean"] if found else None, digits)
+    return _number(spread["mean"] if spread else None, digits)
 
 
-def range_text(found: Spread | None, digits: int = 3) -> str:
-    """The least and the greatest of the runs, if they differ.
+def range_text(spread: Spread | None, digits: int = 3) -> str:
+    """Write the least and the greatest of the runs, if they differ.
 
     >>> range_text({"mean": 0.5, "min": 0.4, "max": 0.6}, 1)
     '0.4 to 0.6'
     >>> range_text({"mean": 0.5, "min": 0.5, "max": 0.5})
     ''
     """
-    if not found or found["mean"] is None:
+    if not spread or spread["mean"] is None:
         return ""
-    low, high = (_number(found[name], digits) for name in ("min", "max"))
+    low, high = (_number(spread[name], digits) for name in ("min", "max"))
     return "" if low == high else f"{low} to {high}"
 
 
-def interval_text(found: Spread | None) -> str:
-    """The bootstrap interval of a number.
+def interval_text(spread: Spread | None) -> str:
+    """Write the bootstrap interval of a number.
 
     >>> interval_text({"mean": 0.5, "low": 0.25, "high": 0.75})
     '0.250 to 0.750'
     """
-    if not found or found.get("low") is None:
+    if not spread or spread.get("low") is None:
         return "\N{EN DASH}"
-    return f"{_number(found['low'], 3)} to {_number(found['high'], 3)}"
+    return f"{_number(spread['low'], 3)} to {_number(spread['high'], 3)}"
 
 
-def _number(value: float | None, digits: int) -> str:
+def _number(number: float | None, digits: int) -> str:
     show: Callable[[float], str] = f"{{:,.{digits}f}}".format
-    return "\N{EN DASH}" if value is None else show(value)
+    return "\N{EN DASH}" if number is None else show(number)

@@ -1,16 +1,17 @@
-"""Pictures of an evaluation as PNG bytes, drawn on the Agg canvas without pyplot.
+"""Pictures of an evaluation as PNG bytes.
 
 Colours are Okabe and Ito's, which colour-blind readers can tell apart; each kind of embedding has
 its own.
 """
 
-import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+
+from downstream.report.plots.plots_base import new_figure, to_png
 
 COLOURS = {
     "student": "#0072B2",
@@ -19,7 +20,6 @@ COLOURS = {
     "pca": "#009E73",
     "teacher": "#D55E00",
 }
-DPI = 130
 ROBUST = {
     "all": "cosine, all pairs",
     "cross_scanner": "top 10, other scanner",
@@ -31,28 +31,28 @@ Embedding = Mapping[str, Any]
 
 
 def bars_png(embeddings: Sequence[Embedding], teacher: str) -> bytes:
-    """Read-out cosine of every embedding with a teacher, one panel per mpp; ticks are baselines.
+    """Draw the read-out cosine of every embedding with a teacher, one panel per mpp.
 
-    Whiskers are the range over seeds.
+    Ticks are baselines; whiskers are the range over seeds.
     """
     shown = [e for e in embeddings if teacher in e["fidelity"] and e["name"] != teacher]
     mpps = [mpp for mpp in shown[0]["fidelity"][teacher] if mpp != "all"] if shown else []
     figure, panels = _figure(1 + 4.0 * max(1, len(mpps)), 0.9 + 0.36 * len(shown), len(mpps) or 1)
     for axes, mpp in zip(panels, mpps, strict=False):
         for row, embedding in enumerate(shown):
-            found = embedding["fidelity"][teacher].get(mpp)
-            if found and found["cosine"]["mean"] is not None:
-                _bar(axes, row, embedding["kind"], found["cosine"])
-                base = found["baseline"]["mean"]
+            numbers = embedding["fidelity"][teacher].get(mpp)
+            if numbers and numbers["cosine"]["mean"] is not None:
+                _bar(axes, row, embedding["kind"], numbers["cosine"])
+                base = numbers["baseline"]["mean"]
                 axes.plot([base, base], [row - 0.42, row + 0.42], color="black", linewidth=1.6)
         axes.set_title(f"{teacher} at {mpp} mpp", fontsize=10)
         axes.set(xlabel="cosine on held-out tiles", xlim=(_least(shown, teacher), 1))
         _names(axes, [e["name"] for e in shown], show=axes is panels[0])
-    return _png(figure)
+    return to_png(figure)
 
 
 def _least(shown: Sequence[Embedding], teacher: str) -> float:
-    """Where the axis starts: a little below the lowest number, never above 0.9."""
+    """Return the start of the axis: a little below the lowest number, never above 0.9."""
     values = [
         numbers[name]["mean"]
         for e in shown
@@ -64,7 +64,7 @@ def _least(shown: Sequence[Embedding], teacher: str) -> float:
 
 
 def robustness_png(embeddings: Sequence[Embedding]) -> bytes:
-    """The four medians of PLISM's board of every embedding that was run on perturbed tiles."""
+    """Draw the four medians of PLISM's board of every embedding that was run on perturbed tiles."""
     shown = [e for e in embeddings if e.get("robustness")]
     figure, panels = _figure(11.5, 1.0 + 0.36 * len(shown), len(ROBUST))
     for axes, (kind, title) in zip(panels, ROBUST.items(), strict=True):
@@ -74,22 +74,24 @@ def robustness_png(embeddings: Sequence[Embedding]) -> bytes:
         axes.set_title(title, fontsize=10)
         axes.set(xlim=(0, 1.02))
         _names(axes, [e["name"] for e in shown], show=axes is panels[0])
-    return _png(figure)
+    return to_png(figure)
 
 
-def amortisation_png(found: Mapping[str, Any]) -> bytes:
-    """Cost of training by passes over the tiles, with cached and with recomputed teachers."""
+def amortisation_png(amortisation: Mapping[str, Any]) -> bytes:
+    """Draw the cost of training by passes over the tiles, with cached and recomputed teachers."""
     figure, (axes,) = _figure(6.4, 4.0, 1)
     for name, label, colour in (
         ("recomputed_s", "teachers run in every pass", "#D55E00"),
         ("cached_s", "teachers run once", "#0072B2"),
     ):
-        hours = [seconds / 3600 for seconds in found[name]]
-        axes.plot(found["passes"], hours, marker="o", markersize=4, label=label, color=colour)
-    axes.axvline(found["epochs"], color="0.6", linewidth=1, linestyle="--")
+        hours = [seconds / 3600 for seconds in amortisation[name]]
+        axes.plot(
+            amortisation["passes"], hours, marker="o", markersize=4, label=label, color=colour
+        )
+    axes.axvline(amortisation["epochs"], color="0.6", linewidth=1, linestyle="--")
     axes.annotate(
-        f"one student of {found['epochs']:.0f} epochs",
-        (found["epochs"], 0.02),
+        f"one student of {amortisation['epochs']:.0f} epochs",
+        (amortisation["epochs"], 0.02),
         xycoords=("data", "axes fraction"),
         xytext=(4, 0),
         textcoords="offset points",
@@ -98,11 +100,11 @@ def amortisation_png(found: Mapping[str, Any]) -> bytes:
     )
     axes.set(xscale="log", yscale="log", xlabel="epochs x students", ylabel="hours")
     axes.legend(frameon=False)
-    return _png(figure)
+    return to_png(figure)
 
 
-def _bar(axes: Axes, row: int, kind: str, found: Mapping[str, float | None]) -> None:
-    mean, low, high = (found[name] for name in ("mean", "min", "max"))
+def _bar(axes: Axes, row: int, kind: str, spread: Mapping[str, float | None]) -> None:
+    mean, low, high = (spread[name] for name in ("mean", "min", "max"))
     if mean is None or low is None or high is None:
         return
     axes.barh(row, mean, height=0.62, color=COLOURS[kind])
@@ -117,15 +119,6 @@ def _names(axes: Axes, names: Sequence[str], *, show: bool) -> None:
 
 
 def _figure(width: float, height: float, columns: int) -> tuple[Figure, list[Axes]]:
-    figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained")
-    FigureCanvasAgg(figure)
-    panels = list(figure.subplots(1, columns, squeeze=False)[0])
-    for axes in panels:
-        axes.spines[["top", "right"]].set_visible(False)
-    return figure, panels
-
-
-def _png(figure: Figure) -> bytes:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", bbox_inches="tight")
-    return buffer.getvalue()
+    """Make a figure of panels side by side."""
+    figure, panels = new_figure(width, height, columns)
+    return figure, list(np.atleast_1d(panels))

@@ -10,33 +10,34 @@ from cluster import Progress
 from distill.errors import DistillError
 from distill.evaluate.compared_students import Split
 from distill.evaluate.cost import amortisation, read_seconds, throughput, training
+from distill.evaluate.evaluation_spec import EvaluationSpec
 from distill.evaluate.measures.embedding_measures import (
     Labelled,
     Part,
     fidelity,
-    finds,
     mode_switching,
     probes,
+    retrieval_scores,
 )
 from distill.evaluate.measures.stain_robustness import VARIANTS, perturbed, robustness
 from distill.evaluate.sampled_tiles import Tiles, labelled, readable, sample
 from distill.evaluate.seed_summary import Tree, spread
-from distill.evaluate.subjects import How, Subject, subjects
+from distill.evaluate.subjects import Subject, subjects
 from featurestore import Lake, mpp_name
 
 Sampled = dict[float, Tiles]
 
 
 @dataclass(kw_only=True)
-class Seen:
-    """What is read of a split.
+class SplitTiles:
+    """The tiles of a split, as they are read from the lake.
 
     Attributes:
         train: tiles that read-outs are fitted on, per mpp.
         held: tiles that are evaluated, per mpp.
         label_train: labelled ones of the first kind.
         label_held: and of the second.
-        notes: what was left out, and why.
+        notes: a sentence for each part that was left out, with the reason.
     """
 
     train: Sampled
@@ -46,67 +47,71 @@ class Seen:
     notes: list[str] = field(default_factory=list)
 
 
-def read_split(lake: Lake, split: Split, labels: pl.DataFrame | None, how: How) -> Seen:
-    """The tiles of a split.
+def read_split(
+    lake: Lake, split: Split, labels: pl.DataFrame | None, spec: EvaluationSpec
+) -> SplitTiles:
+    """Read the tiles of a split.
 
     Raises:
         DistillError: no mpp has tiles of both training and held-out slides.
     """
-    seen, bound = Seen(train={}, held={}), {"most": how.tiles, "seed": how.seed}
+    split_tiles, bound = SplitTiles(train={}, held={}), {"most": spec.tiles, "seed": spec.seed}
     for mpp in split.mpps:
         train = sample(lake, split, split.train, mpp=mpp, **bound)
         held = sample(lake, split, split.held_out, mpp=mpp, **bound)
         if train is None or held is None:
-            who = "training" if train is None else "held-out"
-            seen.notes.append(f"no {who} tiles with all features at {mpp_name(mpp)} mpp")
+            kind = "training" if train is None else "held-out"
+            split_tiles.notes.append(f"no {kind} tiles with all features at {mpp_name(mpp)} mpp")
         else:
-            seen.train[mpp], seen.held[mpp] = train, held
-    if not seen.train:
+            split_tiles.train[mpp], split_tiles.held[mpp] = train, held
+    if not split_tiles.train:
         msg = (
-            f"nothing to evaluate: {'; '.join(seen.notes)}. Held-out and training slides need "
-            f"pixels and features of {', '.join(split.teachers)}: run slidelake extract"
+            f"nothing to evaluate: {'; '.join(split_tiles.notes)}. Held-out and training slides "
+            f"need pixels and features of {', '.join(split.teachers)}: run slidelake extract"
         )
         raise DistillError(msg)
-    parts = ((seen.label_train, split.train), (seen.label_held, split.held_out))
+    parts = ((split_tiles.label_train, split.train), (split_tiles.label_held, split.held_out))
     for (mpp,), rows in [] if labels is None else labels.group_by("mpp", maintain_order=True):
         for into, slides in parts:
-            found = labelled(lake, split, slides, rows, mpp=float(str(mpp)), **bound)
-            if found is not None:
-                into[float(str(mpp))] = found
-    return seen
+            labelled_tiles = labelled(lake, split, slides, rows, mpp=float(str(mpp)), **bound)
+            if labelled_tiles is not None:
+                into[float(str(mpp))] = labelled_tiles
+    return split_tiles
 
 
 def steps(split: Split) -> int:
-    """About how many subjects a split has, for the progress; perturbed tiles count as one more."""
+    """Return about how many subjects a split has; perturbed tiles count as one more."""
     return len(split.runnable) + len(split.students) + 2 + len(split.teachers)
 
 
 def measure_split(
-    lake: Lake, split: Split, seen: Seen, how: How, bar: Progress
+    lake: Lake, split: Split, split_tiles: SplitTiles, spec: EvaluationSpec, bar: Progress
 ) -> tuple[list[tuple[Subject, Tree]], Tree | None]:
-    """Numbers of every subject, and what caching the teachers saved the first student."""
-    found, notes = subjects(lake, split, seen.train, how)
-    seen.notes += notes
+    """Measure every subject, and the time that cached teachers saved the first student."""
+    split_subjects, notes = subjects(lake, split, split_tiles.train, spec)
+    split_tiles.notes += notes
     trees = []
-    for subject in found:
-        trees.append(_measure(lake, split, seen, subject))
+    for subject in split_subjects:
+        trees.append(_measure(lake, split, split_tiles, subject))
         bar.advance()
-    for tree, numbers in zip(trees, _robust(found, trees, seen, how), strict=True):
+    for tree, numbers in zip(trees, _robust(split_subjects, trees, split_tiles, spec), strict=True):
         tree["robustness"] = numbers
     bar.advance()
-    return list(zip(found, trees, strict=True)), _amortised(lake, split, seen, found, trees)
+    return list(zip(split_subjects, trees, strict=True)), _amortised(
+        lake, split, split_tiles, split_subjects, trees
+    )
 
 
-def _measure(lake: Lake, split: Split, seen: Seen, subject: Subject) -> Tree:
-    train, held = (_parts(subject, tiles, split) for tiles in (seen.train, seen.held))
+def _measure(lake: Lake, split: Split, split_tiles: SplitTiles, subject: Subject) -> Tree:
+    train, held = (_parts(subject, tiles, split) for tiles in (split_tiles.train, split_tiles.held))
     by_teacher = fidelity(train, held)
     switching = {t: mode_switching(by_mpp) for t, by_mpp in by_teacher.items()}
     return {
         "width": float(next(iter(held.values())).x.shape[1]),
         "fidelity": {t: _named(by_mpp) for t, by_mpp in by_teacher.items()},
         "mode_switching": {t: numbers for t, numbers in switching.items() if numbers},
-        **_with_labels(seen, subject),
-        "throughput": _fast(lake, split, seen, subject),
+        **_with_labels(split_tiles, subject),
+        "throughput": _fast(lake, split, split_tiles, subject),
     }
 
 
@@ -122,7 +127,7 @@ def _parts(subject: Subject, tiles: Mapping[float, Tiles], split: Split) -> dict
 
 
 def _named(by_mpp: Mapping[float, Mapping[str, float]]) -> Tree:
-    """Numbers by the mpp's name, and under `all` their mean over the mpps."""
+    """Return numbers by the mpp's name, and under `all` their mean over the mpps."""
     names = next(iter(by_mpp.values()))
     mean = {name: spread([n[name] for n in by_mpp.values()])["mean"] for name in names}
     mean["tiles"] = sum(numbers["tiles"] for numbers in by_mpp.values())
@@ -132,31 +137,31 @@ def _named(by_mpp: Mapping[float, Mapping[str, float]]) -> Tree:
 # ---------------------------------------------------------------------- labels
 
 
-def _with_labels(seen: Seen, subject: Subject) -> Tree:
+def _with_labels(split_tiles: SplitTiles, subject: Subject) -> Tree:
     tree: Tree = {"probe": {}, "retrieval": {}}
-    for mpp, tiles in seen.label_held.items():
+    for mpp, tiles in split_tiles.label_held.items():
         name = mpp_name(mpp)
         try:
             held = _labelled(subject, tiles)
         except DistillError as error:
-            _note(seen, f"{name} mpp: {error}")
+            _note(split_tiles, f"{name} mpp: {error}")
             continue
         try:
-            tree["retrieval"][name] = finds(held)
+            tree["retrieval"][name] = retrieval_scores(held)
         except DistillError as error:
-            _note(seen, f"{name} mpp: {error}")
+            _note(split_tiles, f"{name} mpp: {error}")
         try:
-            tree["probe"][name] = probes(_labelled_at(subject, seen, mpp), held)
+            tree["probe"][name] = probes(_labelled_at(subject, split_tiles, mpp), held)
         except DistillError as error:
-            _note(seen, f"{name} mpp: {error}")
+            _note(split_tiles, f"{name} mpp: {error}")
     return tree
 
 
-def _labelled_at(subject: Subject, seen: Seen, mpp: float) -> Labelled:
-    if mpp not in seen.label_train:
+def _labelled_at(subject: Subject, split_tiles: SplitTiles, mpp: float) -> Labelled:
+    if mpp not in split_tiles.label_train:
         msg = "no labelled tiles of training slides, so no probe can be fitted"
         raise DistillError(msg)
-    return _labelled(subject, seen.label_train[mpp])
+    return _labelled(subject, split_tiles.label_train[mpp])
 
 
 def _labelled(subject: Subject, tiles: Tiles) -> Labelled:
@@ -166,54 +171,59 @@ def _labelled(subject: Subject, tiles: Tiles) -> Labelled:
     return Labelled(x=subject.embed(tiles), label=tiles.label, patient=tiles.patient)
 
 
-def _note(seen: Seen, text: str) -> None:
-    if text not in seen.notes:
-        seen.notes.append(text)
+def _note(split_tiles: SplitTiles, text: str) -> None:
+    if text not in split_tiles.notes:
+        split_tiles.notes.append(text)
 
 
 # ---------------------------------------------------------------------- on pixels
 
 
 def _robust(
-    found: Sequence[Subject], trees: Sequence[Tree], seen: Seen, how: How
+    split_subjects: Sequence[Subject],
+    trees: Sequence[Tree],
+    split_tiles: SplitTiles,
+    spec: EvaluationSpec,
 ) -> list[Tree | None]:
-    """Robustness on held-out tiles of the finest mpp; None for what can't be run, or takes long."""
-    tiles = seen.held[min(seen.held)].first(how.robust_tiles)
+    """Measure robustness on held-out tiles of the finest mpp; None where it can't be run."""
+    tiles = split_tiles.held[min(split_tiles.held)].first(spec.robust_tiles)
     encoders = {
         str(at): subject.runner
-        for at, (subject, tree) in enumerate(zip(found, trees, strict=True))
-        if subject.runner is not None and _soon(subject, tree, len(tiles), seen, how)
+        for at, (subject, tree) in enumerate(zip(split_subjects, trees, strict=True))
+        if subject.runner is not None and _soon(subject, tree, len(tiles), split_tiles, spec)
     }
     by_subject = perturbed(encoders, tiles.batches())
     numbers = {at: robustness(by_variant) for at, by_variant in by_subject.items()}
-    return [numbers.get(str(at)) for at in range(len(found))]
+    return [numbers.get(str(at)) for at in range(len(split_subjects))]
 
 
-def _soon(subject: Subject, tree: Tree, tiles: int, seen: Seen, how: How) -> bool:
-    """Whether a teacher is quick enough to be run on perturbed tiles; all else is."""
+def _soon(
+    subject: Subject, tree: Tree, tiles: int, split_tiles: SplitTiles, spec: EvaluationSpec
+) -> bool:
+    """Return whether a teacher is quick enough to be run on perturbed tiles; all else is."""
     if subject.kind != "teacher":
         return True
-    needed = tiles * len(VARIANTS) / tree["throughput"]["network"]["network_tiles_s"]
-    if needed > how.teacher_seconds:
+    needed_s = tiles * len(VARIANTS) / tree["throughput"]["network"]["network_tiles_s"]
+    if needed_s > spec.teacher_seconds:
         _note(
-            seen,
+            split_tiles,
             f"{subject.name}: {tiles} tiles in {len(VARIANTS)} variants would take about "
-            f"{needed:.0f} s, more than the {how.teacher_seconds:.0f} s that were allowed",
+            f"{needed_s:.0f} s, more than the {spec.teacher_seconds:.0f} s that were allowed",
         )
-    return bool(needed <= how.teacher_seconds)
+    return bool(needed_s <= spec.teacher_seconds)
 
 
-def _fast(lake: Lake, split: Split, seen: Seen, subject: Subject) -> Tree | None:
-    """Throughput per mpp of students; of teachers only the network's, on a few tiles."""
+def _fast(lake: Lake, split: Split, split_tiles: SplitTiles, subject: Subject) -> Tree | None:
+    """Measure throughput per mpp of students; of teachers only the network's, on a few tiles."""
     runner = subject.runner
     if runner is None or subject.kind in {"undistilled", "pca"}:
         return None
-    alone_s = runner.seconds_per_tile(next(iter(seen.held.values())))
+    alone_s = runner.seconds_per_tile(next(iter(split_tiles.held.values())))
     if subject.kind == "teacher":
         unknown = dict.fromkeys(("end_to_end_tiles_s", "slides_min", "tiles_per_slide", "tiles"))
         numbers = {"parameters": float(runner.parameters), "network_tiles_s": 1 / alone_s}
         return {"network": {**numbers, **unknown}}
-    slides = {mpp: readable(lake, [], mpp=mpp, slides=split.held_out) for mpp in seen.held}
+    slides = {mpp: readable(lake, [], mpp=mpp, slides=split.held_out) for mpp in split_tiles.held}
     return {
         mpp_name(mpp): throughput(lake, runner, mpp=mpp, slides=some, alone_s=alone_s)
         for mpp, some in slides.items()
@@ -221,21 +231,29 @@ def _fast(lake: Lake, split: Split, seen: Seen, subject: Subject) -> Tree | None
 
 
 def _amortised(
-    lake: Lake, split: Split, seen: Seen, found: Sequence[Subject], trees: Sequence[Tree]
+    lake: Lake,
+    split: Split,
+    split_tiles: SplitTiles,
+    split_subjects: Sequence[Subject],
+    trees: Sequence[Tree],
 ) -> dict[str, Any] | None:
     student = split.students[0]
-    trained = training(lake, student, split, list(seen.train))
+    trained = training(lake, student, split, list(split_tiles.train))
     seconds = {
         subject.name: 1 / tree["throughput"]["network"]["network_tiles_s"]
-        for subject, tree in zip(found, trees, strict=True)
+        for subject, tree in zip(split_subjects, trees, strict=True)
         if subject.kind == "teacher" and tree["throughput"]
     }
     if trained is None:
-        seen.notes.append(f"{student.name}: its report tells no steps and seconds of training")
+        split_tiles.notes.append(f"{student.name}: its report has no steps and seconds of training")
     if trained is None or not seconds:
-        seen.notes.append("what caching saved was not computed: no teacher could be timed here")
+        split_tiles.notes.append(
+            "the cost saved by caching was not computed: no teacher could be timed here"
+        )
         return None
     if missing := [name for name in split.teachers if name not in seconds]:
-        seen.notes.append(f"what caching saved is without {', '.join(missing)}: not timed here")
-    decode_s = read_seconds(next(iter(seen.held.values())))
+        split_tiles.notes.append(
+            f"the cost saved by caching is without {', '.join(missing)}: not timed here"
+        )
+    decode_s = read_seconds(next(iter(split_tiles.held.values())))
     return {"student": student.name, **amortisation(trained, seconds, decode_s)}

@@ -1,8 +1,8 @@
-"""Tiles to evaluate on: a bounded sample, the same each time, with cached features and their JPEGs.
+"""Tiles of an evaluation: a bounded sample, the same each time, with cached features and JPEGs.
 
 JPEGs are kept and not pixels: 2,048 tiles of 256 px are 60 MB and not 400.
 
-Letters in names: N tiles, D embedding, H W pixels.
+Shape letters: N tiles, D embedding, H W pixels.
 """
 
 import contextlib
@@ -50,7 +50,7 @@ class Tiles:
         return len(self.tile_id)
 
     def first(self, count: int) -> Self:
-        """The first of them: again a sample, as they are in no order."""
+        """Return the first tiles: again a sample, as they are in no order."""
         return type(self)(
             mpp=self.mpp,
             tile_id=self.tile_id[:count],
@@ -61,40 +61,40 @@ class Tiles:
         )
 
     def batches(self) -> Iterator[tuple[Int64Array, RgbArray]]:
-        """Keys and pixels [B, H, W, 3] of 64 tiles at a time."""
+        """Yield keys and pixels [B, H, W, 3] of 64 tiles at a time."""
         for start in range(0, len(self), BATCH_TILES):
             rows = slice(start, start + BATCH_TILES)
             yield self.tile_id[rows], np.stack([decode_tile(jpeg) for jpeg in self.jpeg[rows]])
 
 
 def readable(lake: Lake, columns: Sequence[str], *, mpp: float, slides: Sequence[str]) -> list[str]:
-    """Those slides that have tiles with pixels and all columns' features at an mpp."""
+    """Return the slides that have tiles with pixels and all columns' features at an mpp."""
     rows = lake.tiles_of(mpp=mpp, slide_ids=slides)
     rows = rows.filter((pl.col("tiles") > 0) & pl.col("shard").is_not_null())
-    there = set(rows["slide_id"])
+    slide_ids = set(rows["slide_id"])
     for column in columns:
-        there &= set(lake.features_of(column, mpp=mpp, slide_ids=slides)["slide_id"])
-    return sorted(there)
+        slide_ids &= set(lake.features_of(column, mpp=mpp, slide_ids=slides)["slide_id"])
+    return sorted(slide_ids)
 
 
 def sample(
     lake: Lake, split: Split, slides: Sequence[str], *, mpp: float, most: int, seed: int = 0
 ) -> Tiles | None:
-    """Up to so many tiles of all slides together, drawn in blocks of four; None if there are none.
+    """Sample tiles of all slides together, drawn in blocks of four; None if there are none.
 
     Features are the columns of the split; of a split with a finer mpp, the teachers' are their
     means over the tiles under each tile. A tile that one of them lacks is left out.
     """
-    wanted = readable(lake, split.columns, mpp=mpp, slides=slides)
+    readable_slides = readable(lake, split.columns, mpp=mpp, slides=slides)
     if split.under:
         fine = readable(lake, split.teachers, mpp=split.under, slides=slides)
-        wanted = sorted(set(wanted) & set(fine))
-    if not wanted:
+        readable_slides = sorted(set(readable_slides) & set(fine))
+    if not readable_slides:
         return None
     stream = lake.stream(
         split.columns,
         mpp=mpp,
-        slide_ids=wanted,
+        slide_ids=readable_slides,
         pixels="jpeg",
         under={split.under: split.teachers} if split.under else None,
         batch_tiles=min(most, 256),
@@ -106,11 +106,11 @@ def sample(
     parts: list[Tiles] = []
     with contextlib.closing(iter(stream)) as batches:
         for batch in batches:
-            parts.append(_known(_of_batch(batch, numbers, split.under)))
+            parts.append(_complete(_of_batch(batch, numbers, split.under)))
             if sum(len(part) for part in parts) >= most:
                 break
-    found = joined(parts).first(most)
-    return found if len(found) else None
+    sampled = joined_tiles(parts).first(most)
+    return sampled if len(sampled) else None
 
 
 def _of_batch(batch: TileBatch, numbers: Mapping[int, int], under: float | None) -> Tiles:
@@ -128,22 +128,22 @@ def _of_batch(batch: TileBatch, numbers: Mapping[int, int], under: float | None)
 
 
 def _mean_under(x_BrrD: Array, mask_Brr: npt.NDArray[np.bool_]) -> Array:
-    """Mean features over the tiles under each tile [B, D]; NaN where there is none."""
+    """Average features over the tiles under each tile [B, D]; NaN where there is none."""
     kept = np.where(mask_Brr[..., None], x_BrrD.astype(np.float32), 0).sum(axis=(1, 2))
     counts = mask_Brr.sum(axis=(1, 2))[:, None]
-    found: Array = np.where(counts, kept / np.maximum(counts, 1), np.nan).astype(np.float32)
-    return found
+    mean_BD: Array = np.where(counts, kept / np.maximum(counts, 1), np.nan).astype(np.float32)
+    return mean_BD
 
 
 def _patients(slides: pl.DataFrame, patient: Mapping[str, str]) -> dict[int, int]:
-    """Number of a slide's patient by the slide's number; equal for all calls on a lake."""
-    order = {who: at for at, who in enumerate(sorted(set(patient.values())))}
+    """Return the number of the patient by the slide's number; equal for all calls on a lake."""
+    order = {name: at for at, name in enumerate(sorted(set(patient.values())))}
     rows = slides.select("slide", "slide_id").iter_rows()
     return {number: order[patient[slide_id]] for number, slide_id in rows}
 
 
-def _known(tiles: Tiles) -> Tiles:
-    """Without the tiles that a teacher was not run on."""
+def _complete(tiles: Tiles) -> Tiles:
+    """Leave out the tiles that a teacher was not run on."""
     absent = np.zeros(len(tiles), bool)
     for x_ND in tiles.features.values():
         absent |= ~np.isfinite(x_ND[:, 0])
@@ -161,8 +161,8 @@ def _taken(tiles: Tiles, which: Int64Array) -> Tiles:
     )
 
 
-def joined(parts: Sequence[Tiles]) -> Tiles:
-    """All tiles of some parts of one mpp, one after the other."""
+def joined_tiles(parts: Sequence[Tiles]) -> Tiles:
+    """Join the tiles of some parts of one mpp, one after the other."""
     labels = [part.label for part in parts if part.label is not None]
     return Tiles(
         mpp=parts[0].mpp,
@@ -190,12 +190,12 @@ def labelled(
     most: int,
     seed: int = 0,
 ) -> Tiles | None:
-    """Up to so many labelled tiles of some slides; None if there are none.
+    """Sample labelled tiles of some slides; None if there are none.
 
     Args:
         lake: where they are.
-        split: whose columns at this mpp come with the tiles.
-        slides: whose tiles.
+        split: its columns at this mpp come with the tiles.
+        slides: that have the tiles.
         labels: `slide_id`, `x`, `y` (level-0 pixels of a tile's top-left corner) and `label`, a
             number.
         mpp: of the tiles.
@@ -203,18 +203,18 @@ def labelled(
         seed: of the draw.
     """
     columns = [name for name in split.columns if name in lake.teachers(mpp=mpp)]
-    wanted = readable(lake, columns, mpp=mpp, slides=slides)
-    rows = labels.filter(pl.col("slide_id").is_in(wanted)).sort("slide_id", "y", "x")
+    readable_slides = readable(lake, columns, mpp=mpp, slides=slides)
+    rows = labels.filter(pl.col("slide_id").is_in(readable_slides)).sort("slide_id", "y", "x")
     if rows.height > most:
         drawn = np.random.default_rng((seed, rows.height)).permutation(rows.height)[:most]
         rows = rows[np.sort(drawn)]
-    order = {who: number for number, who in enumerate(sorted(set(split.patient.values())))}
+    order = {name: number for number, name in enumerate(sorted(set(split.patient.values())))}
     parts = []
     for (slide_id,), some in rows.group_by("slide_id", maintain_order=True):
         number = order[split.patient[str(slide_id)]]
         if (part := _of_slide(lake, columns, str(slide_id), some, mpp, number)) is not None:
             parts.append(part)
-    return joined(parts) if parts else None
+    return joined_tiles(parts) if parts else None
 
 
 def _of_slide(
@@ -225,7 +225,7 @@ def _of_slide(
     mpp: float,
     patient: int,
 ) -> Tiles | None:
-    """The labelled tiles of a slide; rows of labels that are of no tile are left out."""
+    """Return the labelled tiles of a slide; labels that are of no tile are left out."""
     tiles = lake.tiles(mpp=mpp).filter(pl.col("slide_id") == slide_id)
     met = (
         tiles.select("tile_id", "x", "y")
@@ -240,8 +240,8 @@ def _of_slide(
     keys, features = met["tile_id"].to_numpy(), {}
     if columns:
         bag = lake.bag(slide_id, columns, mpp=mpp)
-        known = np.isin(keys, bag.tile_id)
-        keys, met = keys[known], met.filter(known)
+        is_known = np.isin(keys, bag.tile_id)
+        keys, met = keys[is_known], met.filter(is_known)
         at = np.searchsorted(bag.tile_id, keys)
         features = {name: x[at] for name, x in bag.by_teacher.items()}
     return Tiles(

@@ -1,4 +1,4 @@
-"""Numbers of several seeds as one: mean, least and greatest of every leaf of a tree of numbers."""
+"""Summary of several seeds: mean, least and greatest of every leaf of a tree of numbers."""
 
 import itertools
 import math
@@ -9,7 +9,7 @@ Tree = dict[str, Any]
 
 
 def merged(trees: Sequence[Tree]) -> Tree:
-    """Trees of the same shape as one of `mean`, `min` and `max`.
+    """Merge trees of the same shape into one of `mean`, `min` and `max`.
 
     A leaf is a number, or an `estimate` with its interval: `low` is then the lowest and `high` the
     highest end of all intervals. Branches that a tree lacks are merged of those that have them;
@@ -19,8 +19,8 @@ def merged(trees: Sequence[Tree]) -> Tree:
     {'a': {'mean': 2.0, 'min': 1.0, 'max': 3.0}}
     """
     keys = dict.fromkeys(key for tree in trees for key in tree)
-    found = {key: [tree[key] for tree in trees if tree.get(key) is not None] for key in keys}
-    return {key: _merged(values) for key, values in found.items()}
+    by_key = {key: [tree[key] for tree in trees if tree.get(key) is not None] for key in keys}
+    return {key: _merged(values) for key, values in by_key.items()}
 
 
 def _merged(values: list[Any]) -> Tree | None:
@@ -31,34 +31,34 @@ def _merged(values: list[Any]) -> Tree | None:
     if "estimate" not in values[0]:
         return merged(values)
     ends = (
-        spread([value[name] for value in values])[end]
+        spread([estimate[name] for estimate in values])[end]
         for name, end in (("low", "min"), ("high", "max"))
     )
     low, high = ends
-    return {**spread([value["estimate"] for value in values]), "low": low, "high": high}
+    return {**spread([estimate["estimate"] for estimate in values]), "low": low, "high": high}
 
 
 def spread(values: Sequence[float | None]) -> dict[str, float | None]:
-    """Mean, least and greatest of some numbers, NaN and None left out."""
-    known = [float(value) for value in values if value is not None and not math.isnan(value)]
-    if not known:
+    """Return mean, least and greatest of some numbers, NaN and None left out."""
+    numbers = [float(number) for number in values if number is not None and not math.isnan(number)]
+    if not numbers:
         return dict.fromkeys(("mean", "min", "max"))
-    return {"mean": sum(known) / len(known), "min": min(known), "max": max(known)}
+    return {"mean": sum(numbers) / len(numbers), "min": min(numbers), "max": max(numbers)}
 
 
-def plain(value: Any) -> Any:  # noqa: ANN401 - JSON is what it is
-    """A tree as strict JSON takes it: no NaN, and only text as keys."""
-    if isinstance(value, dict):
-        return {str(key): plain(part) for key, part in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [plain(part) for part in value]
-    if isinstance(value, float):
-        return float(f"{value:.6g}") if math.isfinite(value) else None
-    return value
+def plain(tree: Any) -> Any:  # noqa: ANN401 - JSON is what it is
+    """Convert a tree to strict JSON: no NaN, and only text as keys."""
+    if isinstance(tree, dict):
+        return {str(key): plain(part) for key, part in tree.items()}
+    if isinstance(tree, (list, tuple)):
+        return [plain(part) for part in tree]
+    if isinstance(tree, float):
+        return float(f"{tree:.6g}") if math.isfinite(tree) else None
+    return tree
 
 
 def group_name(names: Sequence[str]) -> str:
-    """One name for students that differ in their seed.
+    """Return one name for students that differ in their seed.
 
     >>> group_name(["tiny-s0", "tiny-s1"]), group_name(["a", "b"]), group_name(["a"])
     ('tiny', 'a and 1 more', 'a')

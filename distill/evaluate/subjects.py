@@ -1,14 +1,14 @@
-"""What is compared on one split: students and their comparators, each as a way to embed tiles."""
+"""The embeddings that are compared on one split: students and their comparators."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from distill.errors import DistillError
-from distill.evaluate.compared_students import Found, Split
+from distill.evaluate.compared_students import Split, StudentRecord
 from distill.evaluate.embeddings import (
     Runner,
     fit_pca,
@@ -17,6 +17,7 @@ from distill.evaluate.embeddings import (
     run_teacher,
     run_undistilled,
 )
+from distill.evaluate.evaluation_spec import EvaluationSpec
 from distill.evaluate.sampled_tiles import Tiles
 from featurestore import Lake
 
@@ -32,13 +33,13 @@ class Subject:
     """One embedding that is measured.
 
     Attributes:
-        kind: what it is.
+        kind: of embedding.
         name: of the student, teacher, network or PCA.
-        alike: equal for subjects whose numbers are put together: seeds of one student.
+        alike: text that is equal for subjects that are merged: seeds of one student.
         seed: of it, if it has one.
         embed: embeddings [N, D] of tiles.
-        runner: what runs it on pixels, if that can be done here.
-        found: the student that it is.
+        runner: its network, if it can be run on pixels here.
+        record: of the student, if it is one.
     """
 
     kind: Kind
@@ -47,94 +48,60 @@ class Subject:
     seed: int | None
     embed: Callable[[Tiles], Array]
     runner: Runner | None = None
-    found: Found | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class How:
-    """How an evaluation is run: see `evaluate`.
-
-    Attributes:
-        tiles: most tiles per mpp, of training slides and of held-out ones each.
-        robust_tiles: most held-out tiles that are perturbed.
-        teacher_seconds: a teacher that would take longer on perturbed tiles is left out there.
-        seed: of all that is drawn.
-        device: torch's name of it.
-        threads: of the CPU.
-    """
-
-    tiles: int = 2048
-    robust_tiles: int = 256
-    teacher_seconds: float = 300.0
-    seed: int = 0
-    device: str = "cpu"
-    threads: int = 1
-
-    def __post_init__(self) -> None:
-        if self.tiles < 16 or self.robust_tiles < 2 or self.threads < 1:
-            msg = (
-                f"tiles={self.tiles}, robust_tiles={self.robust_tiles}, threads={self.threads} "
-                "given; at least 16, 2 and 1"
-            )
-            raise DistillError(msg)
-
-    @property
-    def on(self) -> dict[str, Any]:
-        """Where networks run."""
-        return {"device": self.device, "threads": self.threads}
+    record: StudentRecord | None = None
 
 
 def subjects(
-    lake: Lake, split: Split, train: Mapping[float, Tiles], how: How
+    lake: Lake, split: Split, train: Mapping[float, Tiles], spec: EvaluationSpec
 ) -> tuple[list[Subject], list[str]]:
-    """All that is compared on a split, and what could not be run on pixels.
+    """Gather all subjects of a split, and notes of those that could not be run on pixels.
 
     Args:
         lake: where they are.
         split: the students.
         train: training tiles per mpp, on which PCA and batch norms are fitted.
-        how: device and seeds.
+        spec: device and seeds.
     """
-    students = [_student(lake, found, split, how) for found in split.runnable]
+    students = [_student(lake, student, split, spec) for student in split.runnable]
     some = train[min(train)].first(1)
     widths = {subject.embed(some).shape[1] for subject in students if subject.kind == "student"}
     fitted = [_pca(split, train, width) for width in sorted(widths)]
-    teachers, notes = _teachers(lake, split, min(train), how)
+    teachers, notes = _teachers(lake, split, min(train), spec)
     notes += [
-        f"{found.name} sees features: no untrained network beside it, no pixels to perturb"
-        for found in split.students
-        if found.card is None
+        f"{student.name} sees features: no untrained network beside it, no pixels to perturb"
+        for student in split.students
+        if student.card is None
     ]
-    return [*students, *_undistilled(split, train, how), *fitted, *teachers], notes
+    return [*students, *_undistilled(split, train, spec), *fitted, *teachers], notes
 
 
-def _student(lake: Lake, found: Found, split: Split, how: How) -> Subject:
-    runner = None if found.card is None else run_student(lake, found.name, **how.on)
-    seed = found.recipe.get("seed")
+def _student(lake: Lake, student: StudentRecord, split: Split, spec: EvaluationSpec) -> Subject:
+    runner = None if student.card is None else run_student(lake, student.name, **spec.runs_on)
+    seed = student.recipe.get("seed")
     return Subject(
-        kind="student" if found in split.students else "single_teacher",
-        name=found.name,
-        alike=found.alike,
+        kind="student" if student in split.students else "single_teacher",
+        name=student.name,
+        alike=student.alike,
         seed=None if seed is None else int(seed),
-        embed=_Cached(found.name) if runner is None else runner.embed,
+        embed=_Cached(student.name) if runner is None else runner.embed,
         runner=runner,
-        found=found,
+        record=student,
     )
 
 
-def _undistilled(split: Split, train: Mapping[float, Tiles], how: How) -> list[Subject]:
-    """Each network untrained, with as many seeds as it has students."""
+def _undistilled(split: Split, train: Mapping[float, Tiles], spec: EvaluationSpec) -> list[Subject]:
+    """Build each network untrained, with as many seeds as it has students."""
     networks: dict[str, list[Card]] = {}
     for student in split.students:
         if student.card is not None:
             networks.setdefault(student.network, []).append(student.card)
     # Of the finest mpp: an untrained network has no reason to see one rather than another.
     tiles = train[min(train)]
-    found = []
+    subjects = []
     for network, (card, *more) in networks.items():
-        for seed in range(how.seed, how.seed + 1 + len(more)):
-            runner = run_undistilled(card, tiles, seed=seed, **how.on)
-            found.append(
+        for seed in range(spec.seed, spec.seed + 1 + len(more)):
+            runner = run_undistilled(card, tiles, seed=seed, **spec.runs_on)
+            subjects.append(
                 Subject(
                     kind="undistilled",
                     name=f"undistilled {card.architecture}",
@@ -144,7 +111,7 @@ def _undistilled(split: Split, train: Mapping[float, Tiles], how: How) -> list[S
                     runner=runner,
                 )
             )
-    return found
+    return subjects
 
 
 def _pca(split: Split, train: Mapping[float, Tiles], width: int) -> Subject:
@@ -157,18 +124,20 @@ def _pca(split: Split, train: Mapping[float, Tiles], width: int) -> Subject:
     return Subject(kind="pca", name=name, alike=name, seed=None, embed=embed)
 
 
-def _teachers(lake: Lake, split: Split, mpp: float, how: How) -> tuple[list[Subject], list[str]]:
-    """Cached features; with the network too where its weights are on this machine."""
-    found, notes = [], []
+def _teachers(
+    lake: Lake, split: Split, mpp: float, spec: EvaluationSpec
+) -> tuple[list[Subject], list[str]]:
+    """Gather the teachers' cached features, with their networks if the weights are here."""
+    subjects, notes = [], []
     for name in split.teachers:
         runner = None
         try:
             _refuse_under(split, name)
-            runner = run_teacher(lake, name, mpp=mpp, **how.on)
+            runner = run_teacher(lake, name, mpp=mpp, **spec.runs_on)
         except DistillError as error:
             notes.append(f"{error}; its robustness and speed were not measured")
         shown = f"{name} under" if split.under else name
-        found.append(
+        subjects.append(
             Subject(
                 kind="teacher",
                 name=shown,
@@ -178,7 +147,7 @@ def _teachers(lake: Lake, split: Split, mpp: float, how: How) -> tuple[list[Subj
                 runner=runner,
             )
         )
-    return found, notes
+    return subjects, notes
 
 
 def _refuse_under(split: Split, name: str) -> None:
@@ -189,7 +158,7 @@ def _refuse_under(split: Split, name: str) -> None:
 
 @dataclass(frozen=True)
 class _Cached:
-    """A column as the lake has it."""
+    """The features of a column, as the lake has them."""
 
     name: str
 

@@ -1,4 +1,4 @@
-"""Labels of tiles, from a table that a user gives: CSV, TSV, a spreadsheet or Parquet."""
+"""Labels of tiles, from a user's table: CSV, TSV, a spreadsheet or Parquet."""
 
 import polars as pl
 
@@ -19,7 +19,7 @@ NEEDED = ("slide_id", "x", "y")
 def read_labels(
     path: str, lake: Lake, *, column: str | None = None, distinct_ids: bool = False
 ) -> tuple[pl.DataFrame, list[str]]:
-    """A table of tile labels, and the names of the classes.
+    """Read a table of tile labels, and the names of the classes.
 
     Args:
         path: .csv, .tsv, .xlsx or .parquet with `slide_id`, `x`, `y` (a tile's top-left
@@ -44,11 +44,11 @@ def read_labels(
         msg = f"{path} has no row with a slide, a place and a class"
         raise DistillError(msg)
     _refuse_torn(path, rows)
-    known = {mpp: lake.known_mpp(mpp) for mpp in rows["mpp"].unique().to_list()}
+    lake_mpps = {mpp: lake.known_mpp(mpp) for mpp in rows["mpp"].unique().to_list()}
     names = sorted(rows["name"].unique().to_list())
     number = {name: at for at, name in enumerate(names)}
     rows = rows.with_columns(
-        pl.col("mpp").replace_strict(known, return_dtype=pl.Float64),
+        pl.col("mpp").replace_strict(lake_mpps, return_dtype=pl.Float64),
         label=pl.col("name").replace_strict(number, return_dtype=pl.Int64),
     )
     return rows.drop("name"), names
@@ -81,9 +81,9 @@ def _column(table: UserTable, column: str | None) -> str:
         return others[0]
     if column is not None and table.has(column):
         return table.column(column)
-    given = "none was named" if column is None else f"there is no '{column}'"
+    reason = "none was named" if column is None else f"there is no '{column}'"
     choice = ", ".join(others) or "there is none"
-    msg = f"{table.name}: {given}; name the column of classes: {choice}"
+    msg = f"{table.name}: {reason}; name the column of classes: {choice}"
     raise DistillError(msg)
 
 
@@ -101,7 +101,7 @@ def _refuse_torn(path: str, rows: pl.DataFrame) -> None:
 
 
 def refuse_unmet(path: str, labels: pl.DataFrame) -> None:
-    """Tell how places are to be given, where none of them is a tile's.
+    """Refuse labels none of which is of a tile, with the form that places must have.
 
     Raises:
         DistillError: always.

@@ -3,7 +3,7 @@
 Targets are a teacher's: one that requires gradients is refused. All but `info_nce_loss` and
 `log_sum_loss` take tokens [B, N, D] as well and then give [B, N]; see `numeric.weighted_mean`.
 
-Letters in names: B samples, N tokens, D embedding.
+Shape letters: B samples, N tokens, D embedding.
 """
 
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ from distill.targets.target import NORMS, UnitLength
 
 
 def cosine_loss(prediction_BD: Tensor, target_BD: Tensor) -> Tensor:
-    """1 - cosine similarity, [B]; from 0 (same direction) to 2.
+    """Compute 1 - cosine similarity, [B]; from 0 (same direction) to 2.
 
     Raises:
         DistillError: the target requires gradients.
@@ -31,7 +31,7 @@ def cosine_loss(prediction_BD: Tensor, target_BD: Tensor) -> Tensor:
 
 
 def smooth_l1_loss(prediction_BD: Tensor, target_BD: Tensor) -> Tensor:
-    """Smooth L1 with beta 1, mean over channels, [B].
+    """Compute smooth L1 with beta 1, mean over channels, [B].
 
     Raises:
         DistillError: the target requires gradients.
@@ -45,7 +45,7 @@ def smooth_l1_loss(prediction_BD: Tensor, target_BD: Tensor) -> Tensor:
 
 
 def match_loss(prediction_BD: Tensor, target_BD: Tensor, *, cosine_weight: float) -> Tensor:
-    """cosine_weight x cosine + (1 - cosine_weight) x smooth L1, [B].
+    """Compute cosine_weight x cosine + (1 - cosine_weight) x smooth L1, [B].
 
     Source: AM-RADIO and Theia use 0.9 and 0.1.
     """
@@ -57,14 +57,13 @@ def match_loss(prediction_BD: Tensor, target_BD: Tensor, *, cosine_weight: float
 
 @dataclass(frozen=True, kw_only=True)
 class Match:
-    """`match_loss` that knows how its targets are normalised, and refuses what would be no loss.
+    """`match_loss` for one normalisation of targets; settings that would be no loss are refused.
 
     On vectors of length 1 smooth L1 is (1 - cos) / D: at D = 1280 a term of 0.0008 of the cosine.
 
     Attributes:
-        targets: the normalisation, one of `targets.NORMS`.
+        targets: the normalisation, one of `target.NORMS`.
         cosine_weight: 0 to 1; the rest is smooth L1's.
-        allow_redundant: take smooth L1 on targets of length 1 all the same, to compare with others.
 
     Raises:
         DistillError: the normalisation is not known, the weight is outside 0 to 1, or smooth L1
@@ -73,7 +72,6 @@ class Match:
 
     targets: str
     cosine_weight: float = 0.9
-    allow_redundant: bool = False
 
     def __post_init__(self) -> None:
         if self.targets not in NORMS:
@@ -83,24 +81,24 @@ class Match:
             msg = f"cosine_weight must be from 0 to 1, {self.cosine_weight} given"
             raise DistillError(msg)
         unit = self.targets == UnitLength.name
-        if unit and self.cosine_weight < 1 and not self.allow_redundant:
+        if unit and self.cosine_weight < 1:
             msg = (
                 f"smooth L1 (weight {1 - self.cosine_weight:g}) on L2-normalised targets is "
                 "(1 - cos) / D, so it adds nothing to the cosine; take targets 'phi-s' or "
-                "'z-score', or cosine_weight=1, or allow_redundant=True to compare"
+                "'z-score', or cosine_weight=1"
             )
             raise DistillError(msg)
 
     def __call__(self, prediction_BD: Tensor, target_BD: Tensor) -> Tensor:
-        """The loss [B], or [B, N] of tokens."""
+        """Compute the loss [B], or [B, N] of tokens."""
         return match_loss(prediction_BD, target_BD, cosine_weight=self.cosine_weight)
 
 
 def info_nce_loss(prediction_BD: Tensor, target_BD: Tensor, *, temperature: float = 0.1) -> Tensor:
-    """Symmetric in-batch contrast, [B]: each finds its own among all targets, and the other way.
+    """Compute symmetric in-batch contrast, [B]: predictions among all targets, and the other way.
 
     The mean of two cross-entropies over cosines / temperature, -log softmax at (i, i) along rows
-    and along columns. Log B where nothing can be told apart.
+    and along columns. Log B where all are alike.
 
     Source: van den Oord et al. 2018 (arXiv 1807.03748), both ways as in CLIP; OMNI adds it at a
     weight of 0.1 and a temperature of 0.1.
@@ -122,9 +120,9 @@ def info_nce_loss(prediction_BD: Tensor, target_BD: Tensor, *, temperature: floa
 def log_sum_loss(
     prediction_BD: Tensor, target_BD: Tensor, *, power: float = 4.0, floor: float = 1e-6
 ) -> Tensor:
-    """Log of the sum over channels of |prediction - target|^power, [B].
+    """Compute the log of the sum over channels of |prediction - target|^power, [B].
 
-    The logarithm damps what is far away: the gradient falls as 1 / distance, so that outliers and
+    The logarithm damps large differences: the gradient falls as 1 / distance, so that outliers and
     the scale of a teacher matter little, and near the target the floor keeps it finite.
 
     Source: G2L (arXiv 2510.11176) names it and takes it from Miles and Mikolajczyk 2024,

@@ -1,6 +1,6 @@
 """Losses of a student's logits against a teacher's, per sample, in float32.
 
-Letters in names: B samples, C classes.
+Shape letters: B samples, C classes.
 """
 
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from distill.losses.numeric import check_batch, check_detached, check_positive, 
 
 
 def kl_loss(student_BC: Tensor, teacher_BC: Tensor, *, temperature: float = 4.0) -> Tensor:
-    """T^2 KL(teacher || student) of softmax(logits / T), [B].
+    """Compute T^2 KL(teacher || student) of softmax(logits / T), [B].
 
     T^2 keeps the size of gradients as T grows. Source: Hinton, Vinyals and Dean 2015
     (arXiv 1503.02531).
@@ -38,8 +38,8 @@ def decoupled_loss(
     """Decoupled distillation (DKD), [B]: alpha KL(b_t || b_s) + beta KL(q_t || q_s), times T^2.
 
     b is (p_label, 1 - p_label), q the softmax over all other classes. `kl_loss` is the same with
-    alpha 1 and beta 1 - p_label of the teacher: where the teacher is sure, it hears nothing of how
-    the other classes compare.
+    alpha 1 and beta 1 - p_label of the teacher: where the teacher is sure, nothing of the other
+    classes' ratios reaches the student.
 
     Source: Zhao et al. 2022 (arXiv 2203.08679); alpha 1, beta 8, T 4 are its values on CIFAR-100.
 
@@ -115,12 +115,12 @@ def _log_softmaxes(
 
 
 def _kl(log_s_BC: Tensor, log_t_BC: Tensor) -> Tensor:
-    """KL(t || s) of log-probabilities, [B]."""
+    """Compute KL(t || s) of log-probabilities, [B]."""
     return F.kl_div(log_s_BC, log_t_BC, reduction="none", log_target=True).sum(dim=-1)
 
 
 def _decoupled(log_BC: Tensor, label_B: Tensor) -> tuple[Tensor, Tensor]:
-    """Logs of (p_label, 1 - p_label) [B, 2] and of the softmax over the others [B, C - 1]."""
+    """Return logs of (p_label, 1 - p_label) [B, 2] and of the others' softmax [B, C - 1]."""
     others = torch.arange(log_BC.shape[-1] - 1, device=log_BC.device)
     others_BC = others + (others >= label_B[:, None])
     rest_BC = log_BC.gather(1, others_BC)
@@ -130,7 +130,7 @@ def _decoupled(log_BC: Tensor, label_B: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _correlations(log_s_BC: Tensor, log_t_BC: Tensor) -> tuple[Tensor, Tensor]:
-    """Of the batch, per row [B], and of the classes, one number."""
+    """Compare correlations over the batch, per row [B], and over classes, one number."""
     with full_precision(log_s_BC.exp(), log_t_BC.exp()) as (s_BC, t_BC):
         batch_B = (t_BC @ t_BC.T - s_BC @ s_BC.T).square().sum(dim=1)
         over_classes = (t_BC.T @ t_BC - s_BC.T @ s_BC).square().sum() / s_BC.shape[1]

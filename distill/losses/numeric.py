@@ -1,6 +1,6 @@
-"""What all losses share: float32 even under autocast, detached targets, means over masks, workers.
+"""Helpers of all losses: float32 even under autocast, detached targets, means over masks, workers.
 
-Letters in names: B samples, N tokens.
+Shape letters: B samples, N tokens.
 """
 
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ from distill.errors import DistillError
 
 @contextmanager
 def full_precision(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """The tensors in float32, with autocast off: it would round products of matrices to bf16.
+    """Yield tensors in float32, with autocast off: it would round products of matrices to bf16.
 
     >>> with torch.autocast("cpu", dtype=torch.bfloat16):
     ...     with full_precision(torch.ones(2, 2, dtype=torch.float16)) as (x,):
@@ -26,7 +26,7 @@ def full_precision(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
         yield tuple(tensor.float() for tensor in tensors)
 
 
-def check_detached(target: Tensor, what: str) -> None:
+def check_detached(target: Tensor, loss_name: str) -> None:
     """Refuse a target that training could move.
 
     Raises:
@@ -34,36 +34,36 @@ def check_detached(target: Tensor, what: str) -> None:
     """
     if target.requires_grad:
         msg = (
-            f"the target of {what} requires gradients, so teacher and student could meet in a "
-            "constant that says nothing; detach it (target.detach()) or compute it under no_grad"
+            f"the target of {loss_name} requires gradients, so teacher and student could meet in a "
+            "constant; detach it (target.detach()) or compute it under no_grad"
         )
         raise DistillError(msg)
 
 
-def check_batch(samples: int, what: str) -> None:
+def check_batch(samples: int, loss_name: str) -> None:
     """Refuse a batch in which no sample has another one to be compared with.
 
     Raises:
         DistillError: fewer than two samples.
     """
     if samples < 2:
-        msg = f"{what} compares samples of a batch: {samples} given, at least 2 needed"
+        msg = f"{loss_name} compares samples of a batch: {samples} given, at least 2 needed"
         raise DistillError(msg)
 
 
-def check_positive(value: float, what: str) -> None:
+def check_positive(number: float, name: str) -> None:
     """Refuse a temperature, power or the like that is not above 0.
 
     Raises:
         DistillError: it is not.
     """
-    if not value > 0:
-        msg = f"{what} must be above 0, {value} given"
+    if not number > 0:
+        msg = f"{name} must be above 0, {number} given"
         raise DistillError(msg)
 
 
 def weighted_mean(values_BN: Tensor, weights_BN: Tensor | None = None) -> Tensor:
-    """Mean over all but the first axis, [B]; 0 for a sample whose weights are all 0.
+    """Average over all but the first axis, [B]; 0 for a sample with weights of 0 alone.
 
     Args:
         values_BN: one value a token; a grid [B, H, W] does as well.
@@ -76,16 +76,16 @@ def weighted_mean(values_BN: Tensor, weights_BN: Tensor | None = None) -> Tensor
     if weights_BN is None:
         return values.mean(dim=1)
     weights = weights_BN.flatten(1).float()
-    # `where`, not a product: what stands at a masked token may not be finite.
+    # `where`, not a product: the value at a masked token may not be finite.
     kept = torch.where(weights > 0, values, 0) * weights
     total_B = weights.sum(dim=1)
     return kept.sum(dim=1) / torch.where(total_B > 0, total_B, 1)
 
 
-def mean_over_workers(value: Tensor) -> Tensor:
-    """The mean of a detached tensor over all workers of the run; itself where there is one."""
+def mean_over_workers(tensor: Tensor) -> Tensor:
+    """Average a detached tensor over all workers of the run; unchanged where there is one."""
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return value
-    total = value.clone()
+        return tensor
+    total = tensor.clone()
     torch.distributed.all_reduce(total)
     return total / torch.distributed.get_world_size()

@@ -1,8 +1,8 @@
-"""Relation losses: how a student's samples, or a tile's tokens, are like each other as a teacher's.
+"""Relation losses: similarities between samples, or a tile's tokens, of student and teacher.
 
 They need no head, since widths may differ: only similarities are compared.
 
-Letters in names: B samples, N tokens, D embedding of the teacher, E of the student.
+Shape letters: B samples, N tokens, D embedding of the teacher, E of the student.
 """
 
 import torch
@@ -14,9 +14,10 @@ from distill.losses.numeric import check_batch, check_detached, full_precision
 
 
 def batch_relation_loss(student_BE: Tensor, teacher_BD: Tensor) -> Tensor:
-    """Between samples, [B]: sum over j of (G_t - G_s)_ij^2 / B, G with rows of length 1 of F F^T.
+    """Compare relations between samples, [B]: sum over j of (G_t - G_s)_ij^2 / B.
 
-    The mean over the batch is the squared Frobenius distance / B^2. From 0 to 4 / B.
+    G has rows of length 1 of F F^T. The mean over the batch is the squared Frobenius distance /
+    B^2. From 0 to 4 / B.
 
     Source: Tung and Mori 2019, "Similarity-preserving knowledge distillation"; the sample level
     of HVisKD (Sci Rep 2025). The former weighs it by 3000.
@@ -34,12 +35,12 @@ def batch_relation_loss(student_BE: Tensor, teacher_BD: Tensor) -> Tensor:
 def token_relation_loss(
     student_BNE: Tensor, teacher_BND: Tensor, mask_BN: Tensor | None = None
 ) -> Tensor:
-    """Between the tokens (regions) of each sample, [B]: mean over pairs of (R_t - R_s)^2.
+    """Compare relations between tokens of each sample, [B]: mean over pairs of (R_t - R_s)^2.
 
     R has rows of length 1 of P P^T, so the mean is the squared Frobenius distance / N^2. Masked
     tokens are left out, as if they were not there; a sample with none left counts 0.
 
-    Source: the region level of HVisKD (Sci Rep 2025), whose weights are not public.
+    Source: the region level of HVisKD (Sci Rep 2025); its weights are not public.
 
     Args:
         student_BNE: tokens, on the same grid as the teacher's.
@@ -67,5 +68,5 @@ def token_relation_loss(
 
 
 def _relations(x_BD: Tensor) -> Tensor:
-    """Products of all rows [..., B, B], each row of them at length 1."""
+    """Return products of all rows [..., B, B], each row of them at length 1."""
     return F.normalize(x_BD @ x_BD.mT, dim=-1)

@@ -3,10 +3,8 @@
 Logits are over K prototypes. Teacher's probabilities come from `Centre.probabilities`; losses are
 per sample, in float32.
 
-Letters in names: B samples, N tokens, K prototypes, D embedding.
+Shape letters: B samples, N tokens, K prototypes, D embedding.
 """
-
-from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -71,7 +69,7 @@ class Centre(nn.Module):
 
 
 def dino_loss(student_BK: Tensor, teacher_BK: Tensor, *, temperature: float = 0.1) -> Tensor:
-    """Cross-entropy -sum p log softmax(logits / T) over the last axis, [B] (or [B, N] of tokens).
+    """Compute cross-entropy -sum p log softmax(logits / T) over the last axis, [B] or [B, N].
 
     Source: Caron et al. 2021 (arXiv 2104.14294).
 
@@ -89,36 +87,10 @@ def dino_loss(student_BK: Tensor, teacher_BK: Tensor, *, temperature: float = 0.
     return -(teacher_BK.float() * log_BK).sum(dim=-1)
 
 
-def multi_crop_loss(
-    students: Sequence[Tensor], teachers: Sequence[Tensor], *, temperature: float = 0.1
-) -> Tensor:
-    """Mean `dino_loss` over pairs of different views, [B].
-
-    The first views of the student are those of the teacher, in order; a view is not compared with
-    itself. The others are local crops, which the teacher does not see.
-
-    Raises:
-        DistillError: there is no pair, or a target is refused by `dino_loss`.
-    """
-    losses = [
-        dino_loss(student_BK, teacher_BK, temperature=temperature)
-        for i, student_BK in enumerate(students)
-        for j, teacher_BK in enumerate(teachers)
-        if i != j
-    ]
-    if not losses:
-        msg = (
-            f"{len(students)} views of the student and {len(teachers)} of the teacher make no pair "
-            "of different views; give the student at least one more"
-        )
-        raise DistillError(msg)
-    return torch.stack(losses).mean(dim=0)
-
-
 def ibot_loss(
     student_BNK: Tensor, teacher_BNK: Tensor, mask_BN: Tensor, *, temperature: float = 0.1
 ) -> Tensor:
-    """`dino_loss` of the tokens that the student did not see, mean per sample, [B].
+    """Compute `dino_loss` of the tokens that were hidden from the student, mean per sample, [B].
 
     A sample without masked tokens counts 0: half of them usually have none.
 
@@ -146,7 +118,7 @@ def random_mask(
     probability: float = 0.5,
     share: tuple[float, float] = (0.1, 0.5),
 ) -> Tensor:
-    """Masks [samples, tokens] for `ibot_loss`: each sample has one with a probability.
+    """Draw masks [samples, tokens] for `ibot_loss`: each sample has one with a probability.
 
     How much of it is masked is uniform between the two shares, and which tokens is at random. At
     least one token is masked and one is seen.
@@ -170,7 +142,9 @@ def random_mask(
 
 
 def koleo_loss(x_BD: Tensor) -> Tensor:
-    """-log of the distance to the nearest other sample on the unit sphere, [B]: spreads a batch.
+    """Compute -log of the distance to the nearest other sample on the unit sphere, [B].
+
+    Its minimum spreads a batch over the sphere.
 
     Source: Sablayrolles et al. 2019, "Spreading vectors for similarity search"
     (arXiv 1806.03198); DINOv2 adds it at a weight of 0.1.

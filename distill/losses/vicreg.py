@@ -1,9 +1,9 @@
-"""VICReg over two or more branches: what holds views together without a teacher or negatives.
+"""VICReg over two or more branches: it holds views together without a teacher or negatives.
 
 A privileged branch (a stain, nuclei, genes that only training has) is one more branch; each branch
 is kept from collapsing on its own, so that none has to be detached.
 
-Letters in names: B samples, D width of the projections.
+Shape letters: B samples, D width of the projections.
 """
 
 import itertools
@@ -25,7 +25,7 @@ def vicreg_loss(
     variance_weight: float = 25.0,
     covariance_weight: float = 1.0,
 ) -> Tensor:
-    """VICReg of every pair of branches [B, D], mean over pairs, [B].
+    """Compute VICReg of every pair of branches [B, D], mean over pairs, [B].
 
     Of a pair a, b: mean squared difference of each sample; the mean of both branches' variance
     terms; the sum of their covariance terms. The latter two are of the whole batch and all samples
@@ -51,13 +51,13 @@ def vicreg_loss(
 
 
 def variance_loss(x_BD: Tensor) -> Tensor:
-    """Mean over channels of max(0, 1 - sqrt(variance + 1e-4)), one number; 0 if all vary enough."""
+    """Average max(0, 1 - sqrt(variance + 1e-4)) over channels, one number; 0 if all vary enough."""
     deviation_D = (x_BD.float().var(dim=0) + EPSILON).sqrt()
     return (1 - deviation_D).clamp_min(0).mean()
 
 
 def covariance_loss(x_BD: Tensor) -> Tensor:
-    """Sum of the squared covariances between different channels, over D; one number."""
+    """Sum the squared covariances between different channels, over D; one number."""
     with full_precision(x_BD) as (x,):
         centred_BD = x - x.mean(dim=0)
         covariance_DD = centred_BD.T @ centred_BD / (len(x) - 1)

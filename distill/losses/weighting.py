@@ -1,11 +1,11 @@
-"""How much each teacher counts for each sample. Weights of a sample add up to 1, without gradient.
+"""Weights of teachers for each sample; those of a sample add up to 1, without gradient.
 
 Losses of teachers come stacked, [T, B]; `(weights * losses).sum(0)` is the loss per sample.
 
-Letters in names: T teachers, B samples.
+Shape letters: T teachers, B samples.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -32,7 +32,7 @@ class Weighting(nn.Module):
 
     @torch.no_grad()
     def forward(self, losses_TB: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """The weights, float32, without gradient.
+        """Return the weights, float32, without gradient.
 
         Args:
             losses_TB: of each teacher and sample.
@@ -48,7 +48,7 @@ class Weighting(nn.Module):
         return weights_TB / weights_TB.sum(dim=0)
 
     def weights(self, losses_TB: Tensor, generator: torch.Generator | None) -> Tensor:
-        """Weights [T, B] of any sum above 0."""
+        """Return weights [T, B] of any sum above 0."""
         raise NotImplementedError
 
 
@@ -56,7 +56,7 @@ class Static(Weighting):
     """The same weights for all samples.
 
     Args:
-        weights: at least 0 and not all 0; what counts is their share.
+        weights: at least 0 and not all 0; only their shares count.
     """
 
     share: Tensor
@@ -69,7 +69,7 @@ class Static(Weighting):
         self.register_buffer("share", torch.tensor(weights, dtype=torch.float32))
 
     def weights(self, losses_TB: Tensor, generator: torch.Generator | None) -> Tensor:
-        """The given weights."""
+        """Return the fixed weights."""
         return self.share[:, None].expand_as(losses_TB)
 
 
@@ -95,7 +95,7 @@ class KeepMax(Weighting):
         self.keep = keep
 
     def weights(self, losses_TB: Tensor, generator: torch.Generator | None) -> Tensor:
-        """1 of a teacher that is kept, else 0.
+        """Return 1 for a teacher that is kept, else 0.
 
         Raises:
             DistillError: no generator is given, so that a run could not be repeated.
@@ -109,7 +109,7 @@ class KeepMax(Weighting):
 
 
 class Balance(Weighting):
-    """Weights of 1 / running mean of each teacher's loss, so that all bear the same share.
+    """Weights of 1 / running mean of each teacher's loss, so that all contribute the same share.
 
     The mean is over samples and workers and without gradient: it scales losses, and a student gains
     nothing by making one large. It moves with each call in training mode, before it is used.
@@ -130,7 +130,7 @@ class Balance(Weighting):
         self.register_buffer("mean", torch.zeros(teachers))
 
     def weights(self, losses_TB: Tensor, generator: torch.Generator | None) -> Tensor:
-        """1 / running mean, the same for all samples; equal before the first step."""
+        """Return 1 / running mean, the same for all samples; equal before the first step."""
         if self.training:
             self.mean.lerp_(mean_over_workers(losses_TB.mean(dim=1)), 1 - self.momentum)
         # The mean starts at 0: too small by one factor for all, which their shares do not see.
@@ -140,7 +140,7 @@ class Balance(Weighting):
 def make_weighting(
     name: str, teachers: int, *, weights: Sequence[float] | None = None, keep: float = 0.5
 ) -> Weighting:
-    """A weighting by name: static (equal, if no weights are given), keep-max or balance.
+    """Make a weighting by name: static (equal, if no weights are given), keep-max or balance.
 
     Raises:
         DistillError: the name is not known, or the weights are not one a teacher.
@@ -151,7 +151,7 @@ def make_weighting(
     if name == "static":
         return Static(weights or [1.0] * teachers)
     if weights is not None:
-        msg = f"weights {list(weights)} are for weighting 'static'; '{name}' finds its own"
+        msg = f"weights {list(weights)} are for weighting 'static'; '{name}' computes its own"
         raise DistillError(msg)
     if name == "keep-max":
         return KeepMax(teachers, keep=keep)
@@ -159,17 +159,3 @@ def make_weighting(
         return Balance(teachers)
     msg = f"no weighting '{name}' of teachers; known are static, keep-max, balance"
     raise DistillError(msg)
-
-
-def weighted(
-    losses: Mapping[str, Tensor], weighting: Weighting, generator: torch.Generator | None = None
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """The loss per sample [B], and of each teacher the detached share of it that it bears.
-
-    The shares are means over the batch and add up to 1 (all 0 where the loss is 0).
-    """
-    losses_TB = torch.stack(list(losses.values())).float()
-    parts_TB = weighting(losses_TB, generator) * losses_TB
-    parts_T = parts_TB.detach().mean(dim=1)
-    shares_T = parts_T / parts_T.sum().clamp_min(SMALL)
-    return parts_TB.sum(dim=0), dict(zip(losses, shares_T.unbind(), strict=True))

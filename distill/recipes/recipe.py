@@ -1,67 +1,18 @@
-"""What a recipe says: the student, the targets, the terms of the loss, the views, the schedule.
+"""A recipe: the student, the targets, the terms of the loss, the views, the schedule.
 
 A recipe is a frozen value: a hash of it, with the lake's, names a run. Recipes themselves are in
-`recipes.py`.
+`distill.recipes.recipe_table`.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, TypeVar
 
 from distill.errors import DistillError
+from distill.recipes.student_settings import StudentSettings
 
 Precision = Literal["float32", "bfloat16"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class TileStudent:
-    """A timm network that sees the pixels of a tile.
-
-    Attributes:
-        architecture: timm's name of it.
-        input_px: side of the square that it sees.
-        arguments: for building it, as a teacher card has them.
-    """
-
-    architecture: str = "mobilenetv4_conv_small_050"
-    input_px: int = 128
-    arguments: Mapping[str, object] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, kw_only=True)
-class FusionStudent:
-    """A network over the teachers' features of a tile, which makes one vector of them.
-
-    Attributes:
-        width: of the vector.
-        blocks: of cross-attention.
-        heads: of attention.
-    """
-
-    width: int = 256
-    blocks: int = 4
-    heads: int = 4
-
-
-@dataclass(frozen=True, kw_only=True)
-class RegionStudent:
-    """A network over a coarse tile's grids of features at three mpps.
-
-    Attributes:
-        width: of its tokens.
-        depth: blocks of the encoder.
-        heads: of attention.
-        prompts: learned tokens in each block of the coarse stream.
-        attention_layers: of hierarchical attention.
-        prototypes: of self-distillation.
-    """
-
-    width: int = 192
-    depth: int = 4
-    heads: int = 4
-    prompts: int = 10
-    attention_layers: int = 2
-    prototypes: int = 1024
+Settings = TypeVar("Settings", bound=StudentSettings)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,8 +22,8 @@ class Term:
     Attributes:
         kind: a name in `terms.TERMS`.
         weight: of it.
-        teachers: whose targets; all of the recipe's if empty.
-        settings: numbers that the kind knows; its own defaults otherwise.
+        teachers: columns that are matched; all of the recipe's if empty.
+        settings: numbers of the kind; its own defaults otherwise.
     """
 
     kind: str
@@ -83,7 +34,7 @@ class Term:
 
 @dataclass(frozen=True, kw_only=True)
 class Views:
-    """How pixels are changed on the student's side; targets stay those of the tile as it is.
+    """Changes of the pixels that the student sees; targets stay those of the tile as it is.
 
     Attributes:
         dihedral: turned and flipped at random, cached grids with them.
@@ -98,12 +49,12 @@ class Views:
 
 @dataclass(frozen=True, kw_only=True)
 class Schedule:
-    """How the loop trains.
+    """Settings of the training loop.
 
     Attributes:
         epochs: passes over the training tiles.
         batch_tiles: tiles in an optimiser step, over all workers and all its parts.
-        accumulate: parts of a step whose gradients are added up, for batches beyond the memory.
+        accumulate: parts of a step; their gradients are added up, for batches beyond the memory.
         learning_rate: peak of AdamW's, after a warm-up and before a cosine decay to zero.
         weight_decay: AdamW's; not for biases and norms.
         warmup_share: of the steps.
@@ -136,17 +87,17 @@ class Schedule:
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """All that decides a training run, apart from the data.
+    """A recipe holds all that decides a training run, apart from the data.
 
     Attributes:
         name: of the recipe.
-        teachers: columns whose cached features are matched.
-        student: what is trained.
+        teachers: columns of cached features that are matched.
+        student: settings of the network that is trained.
         terms: of the loss.
         mpps: of the tiles; those of the lake that fit if empty. Of a recipe of several levels, one
             each, in any order.
         levels: nested mpps that a sample is of: 1, or a tile with the tiles under it.
-        targets: normalisation of the teachers' features, one of `targets.NORMS`.
+        targets: normalisation of the teachers' features, one of `target.NORMS`.
         head: kind of head, one of `heads.HEADS`.
         head_width: its hidden units.
         weighting: of teachers: static, keep-max or balance.
@@ -161,7 +112,7 @@ class Recipe:
 
     name: str
     teachers: tuple[str, ...]
-    student: TileStudent | FusionStudent | RegionStudent
+    student: StudentSettings
     terms: tuple[Term, ...]
     mpps: tuple[float, ...] = ()
     levels: int = 1
@@ -187,25 +138,39 @@ class Recipe:
 
     @property
     def pixels(self) -> bool:
-        """Whether the student sees any."""
-        return isinstance(self.student, TileStudent)
+        """Whether the student sees pixels."""
+        return self.student.sees_pixels
 
-    def levels_of(self, known: Sequence[float]) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        """The mpps of the tiles that are read, and those of the tiles under them.
+    def student_as(self, kind: type[Settings]) -> Settings:
+        """Return the student's settings where they are of a kind.
+
+        Raises:
+            TypeError: they are of another kind.
+        """
+        if not isinstance(self.student, kind):
+            msg = (
+                f"recipe '{self.name}' trains a {type(self.student).__name__}, not a "
+                f"{kind.__name__}"
+            )
+            raise TypeError(msg)
+        return self.student
+
+    def levels_of(self, lake_mpps: Sequence[float]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Return the mpps of the tiles that are read, and those of the tiles under them.
 
         Args:
-            known: the lake's mpps.
+            lake_mpps: mpps of the lake.
 
         Raises:
             DistillError: the lake has no tiles at one of them, or there are not as many as levels.
         """
-        missing = sorted(set(self.mpps) - set(known))
+        missing = sorted(set(self.mpps) - set(lake_mpps))
         if missing:
-            msg = f"recipe '{self.name}' asks for mpps {missing}; the lake has {list(known)}"
+            msg = f"recipe '{self.name}' needs mpps {missing}; the lake has {list(lake_mpps)}"
             raise DistillError(msg)
         if self.levels == 1:
-            return self.mpps or tuple(known), ()
-        chosen = sorted(self.mpps or known, reverse=True)
+            return self.mpps or tuple(lake_mpps), ()
+        chosen = sorted(self.mpps or lake_mpps, reverse=True)
         if len(chosen) != self.levels:
             msg = (
                 f"recipe '{self.name}' is of {self.levels} mpps that nest, one in the other; "
@@ -214,13 +179,11 @@ class Recipe:
             raise DistillError(msg)
         return (chosen[0],), tuple(chosen[1:])
 
-    def needs(self, known: Sequence[float]) -> list[tuple[str, float]]:
-        """The (teacher, mpp) whose features every tile must have."""
-        read, under = self.levels_of(known)
-        if self.levels == 1:
-            return [(teacher, mpp) for mpp in read for teacher in self.teachers]
-        if isinstance(self.student, RegionStudent):
-            # The first teacher is what the student sees; the others are matched at the finest.
-            seen = [(self.teachers[0], mpp) for mpp in (*read, *under)]
-            return seen + [(teacher, under[-1]) for teacher in self.teachers[1:]]
-        return [(teacher, mpp) for mpp in under for teacher in self.teachers]
+    def needs(self, lake_mpps: Sequence[float]) -> list[tuple[str, float]]:
+        """Return the (teacher, mpp) of the features that every tile must have.
+
+        Args:
+            lake_mpps: mpps of the lake.
+        """
+        read, under = self.levels_of(lake_mpps)
+        return self.student.needs(self.teachers, read, under)

@@ -1,4 +1,4 @@
-"""What a recipe finds in a lake: its teachers' columns, and what is missing."""
+"""The columns of a recipe's teachers in a lake, and the check that none is missing."""
 
 from typing import Any
 
@@ -16,10 +16,10 @@ def check(lake: Lake, recipe: Recipe) -> None:
     Raises:
         DistillError: a teacher's features are missing at an mpp, or were made of some tiles only.
     """
-    there = {(f["teacher"], f["mpp"]): f["complete"] for f in lake.info()["features"]}
+    completeness = {(f["teacher"], f["mpp"]): f["complete"] for f in lake.info()["features"]}
     for teacher, mpp in recipe.needs(lake.config.mpps):
         where = f"'{teacher}' for every tile at mpp {mpp_name(mpp)}"
-        if not there.get((teacher, mpp)):
+        if not completeness.get((teacher, mpp)):
             msg = (
                 f"recipe '{recipe.name}' needs features of {where}: run "
                 f"slidelake extract {lake.uri} --teacher {teacher} --mpp {mpp_name(mpp)}"
@@ -35,7 +35,7 @@ def check(lake: Lake, recipe: Recipe) -> None:
 
 
 def columns_of(lake: Lake, recipe: Recipe) -> list[Column]:
-    """The recipe's teachers as columns."""
+    """Return the recipe's teachers as columns."""
     at = dict(reversed(recipe.needs(lake.config.mpps)))
     return [_column(lake, teacher, mpp=at[teacher]) for teacher in recipe.teachers]
 
@@ -44,7 +44,7 @@ def _column(lake: Lake, teacher: str, *, mpp: float) -> Column:
     identity: dict[str, Any] = lake.identity(teacher, mpp=mpp)
     dim = lake.teachers(mpp=mpp)[teacher]
     if identity.get("pooling") != "patches":
-        return Column(name=teacher, teacher=_whose(teacher), dim=dim)
+        return Column(name=teacher, teacher=_card_of(teacher), dim=dim)
     tokens = int(identity["tokens"])
     card = find_card(lake.store, teacher)
     sampled = "sample" in identity
@@ -53,7 +53,7 @@ def _column(lake: Lake, teacher: str, *, mpp: float) -> Column:
         lake.check_teacher(places, mpp=mpp)
     return Column(
         name=teacher,
-        teacher=_whose(teacher),
+        teacher=_card_of(teacher),
         dim=dim // tokens,
         tokens=tokens,
         places=places,
@@ -61,8 +61,8 @@ def _column(lake: Lake, teacher: str, *, mpp: float) -> Column:
     )
 
 
-def _whose(teacher: str) -> str:
-    """The card that a column is of: several of one weigh as one teacher."""
+def _card_of(teacher: str) -> str:
+    """Return the card's name of a column: several columns of one card weigh as one teacher."""
     try:
         return card_name(teacher)
     except TeacherError:

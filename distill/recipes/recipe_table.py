@@ -10,13 +10,14 @@ from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
 from distill.errors import DistillError
-from distill.recipes.recipe import FusionStudent, Recipe, RegionStudent, Schedule, Term, TileStudent
+from distill.recipes.recipe import Recipe, Schedule, Term
+from distill.recipes.student_settings import FusionStudent, RegionStudent, TileStudent
 
 Teachers = tuple[str, ...]
 
 
 def agglomerate(teachers: Teachers) -> Recipe:
-    """Any number of teachers into one student, from embeddings and patch tokens if there are any.
+    """Distil any number of teachers into one student, from embeddings and patch tokens if any.
 
     Source: the union of AM-RADIO, UNIC and OMNI.
     """
@@ -30,7 +31,7 @@ def agglomerate(teachers: Teachers) -> Recipe:
 
 
 def xmag(teachers: Teachers) -> Recipe:
-    """Teachers of a fine mpp into a student of a coarse one: the mean and the grid of tiles under.
+    """Distil teachers of a fine mpp into a student of a coarse one: mean and grid of tiles under.
 
     Source: XMAG (arXiv 2509.23097).
     """
@@ -39,7 +40,7 @@ def xmag(teachers: Teachers) -> Recipe:
 
 
 def gpfm(teachers: Teachers) -> Recipe:
-    """Expert teachers and self-distillation from pixels: DINO, iBOT, KoLeo, local crops.
+    """Distil expert teachers, with self-distillation from pixels: DINO, iBOT, KoLeo, local crops.
 
     Source: GPFM (arXiv 2407.18449).
     """
@@ -53,7 +54,7 @@ def gpfm(teachers: Teachers) -> Recipe:
 
 
 def h0(teachers: Teachers) -> Recipe:
-    """A single teacher's class and patch tokens: assignments to prototypes, and a match.
+    """Distil a single teacher's class and patch tokens: assignments to prototypes, and a match.
 
     Source: H0-mini (arXiv 2501.16239).
     """
@@ -70,7 +71,7 @@ def h0(teachers: Teachers) -> Recipe:
 
 
 def g2l(teachers: Teachers) -> Recipe:
-    """One giant teacher and few slides of one cancer: a projection and a log-sum loss.
+    """Distil one giant teacher on few slides of one cancer: a projection and a log-sum loss.
 
     Source: G2L (arXiv 2510.11176).
     """
@@ -87,7 +88,7 @@ def g2l(teachers: Teachers) -> Recipe:
 
 
 def shazam(teachers: Teachers) -> Recipe:
-    """Teachers' features of a tile fused into one vector by cross-attention; no pixels.
+    """Fuse the teachers' features of a tile into one vector by cross-attention; no pixels.
 
     Distil the vector into a student of pixels by `agglomerate`, once it is a column of the lake.
     Source: Shazam.
@@ -105,9 +106,10 @@ def shazam(teachers: Teachers) -> Recipe:
 
 
 def pathme(teachers: Teachers) -> Recipe:
-    """A region encoder over cached grids of three mpps, self-supervised, with experts; no pixels.
+    """Train a region encoder over cached grids of three mpps, self-supervised, with experts.
 
-    The first teacher's features are what it sees; the others' are matched. Source: PatHME.
+    The encoder sees the first teacher's features, no pixels; the others' are matched.
+    Source: PatHME.
     """
     return Recipe(
         name="pathme",
@@ -137,7 +139,7 @@ RECIPES: dict[str, Callable[[Teachers], Recipe]] = {
 
 
 def make_recipe(name: str, teachers: Teachers, **changes: Any) -> Recipe:  # noqa: ANN401
-    """A named recipe with some fields set; fields given as None keep the recipe's value.
+    """Make a named recipe with some fields set; fields given as None keep the recipe's value.
 
     Fields of its student, views and schedule are given by their own names; `extra_terms` are added
     to its terms.
@@ -150,31 +152,31 @@ def make_recipe(name: str, teachers: Teachers, **changes: Any) -> Recipe:  # noq
         hint = f"did you mean '{close[0]}'? " if close else ""
         msg = f"no recipe '{name}': {hint}known are {', '.join(RECIPES)}"
         raise DistillError(msg)
-    given = {key: value for key, value in changes.items() if value is not None}
+    settings = {key: setting for key, setting in changes.items() if setting is not None}
     recipe = RECIPES[name](teachers)
-    extra: tuple[Term, ...] = tuple(given.pop("extra_terms", ()))
-    given.setdefault("terms", (*recipe.terms, *extra))
-    return _changed(recipe, given)
+    extra: tuple[Term, ...] = tuple(settings.pop("extra_terms", ()))
+    settings.setdefault("terms", (*recipe.terms, *extra))
+    return _changed(recipe, settings)
 
 
-def _changed(recipe: Recipe, given: dict[str, Any]) -> Recipe:
+def _changed(recipe: Recipe, settings: dict[str, Any]) -> Recipe:
     own = {field.name for field in fields(Recipe)}
-    mine = {key: given[key] for key in own & set(given)}
+    replaced = {key: settings[key] for key in own & set(settings)}
     for part in ("student", "views", "schedule"):
-        value = mine.get(part, getattr(recipe, part))
-        if not is_dataclass(value):
+        part_settings = replaced.get(part, getattr(recipe, part))
+        if not is_dataclass(part_settings):
             continue
-        names = {field.name for field in fields(value)} & set(given)
-        mine[part] = replace(value, **{key: given.pop(key) for key in names})  # type: ignore[type-var]
-    wrong = sorted(set(given) - own)
+        names = {field.name for field in fields(part_settings)} & set(settings)
+        replaced[part] = replace(part_settings, **{key: settings.pop(key) for key in names})  # type: ignore[type-var]
+    wrong = sorted(set(settings) - own)
     if wrong:
         msg = f"recipe '{recipe.name}' trains a {type(recipe.student).__name__}; it has no {wrong}"
         raise DistillError(msg)
-    return replace(recipe, **mine)
+    return replace(recipe, **replaced)
 
 
 def parse_terms(texts: Sequence[str]) -> tuple[Term, ...]:
-    """Terms of KIND[:TEACHER][=WEIGHT].
+    """Parse terms of the form KIND[:TEACHER][=WEIGHT].
 
     >>> parse_terms(["contrast=0.1"])[0].weight
     0.1

@@ -1,1 +1,1 @@
-"""Students: networks of pixels or of features, how they are kept and exported."""
+"""Students: networks of pixels or of features, their tasks, and the files of each."""

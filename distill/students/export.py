@@ -1,4 +1,4 @@
-"""A student for use without slidelake: weights, card, ONNX, and a README that says how."""
+"""Export of a student for use without slidelake: weights, card, ONNX, and a README with code."""
 
 import json
 import tempfile
@@ -53,8 +53,8 @@ def export_student(lake_uri: str, name: str, folder: str, *, onnx: bool = False)
 
 def _check(lake: Lake, name: str, target: Path) -> None:
     if not lake.exists(f"{student_folder(name)}/report.json"):
-        known = ", ".join(lake.store.names("students")) or "none"
-        msg = f"no finished student '{name}' in {lake.uri}; there are: {known}"
+        student_names = ", ".join(lake.store.names("students")) or "none"
+        msg = f"no finished student '{name}' in {lake.uri}; there are: {student_names}"
         raise DistillError(msg)
     if sees_features(lake.store, name):
         msg = f"'{name}' sees features of the lake, not pixels: it has no use without the lake"

@@ -4,59 +4,39 @@ Source: Shazam's code (Tuner12/Shazam): a linear map a teacher, a softmax gate, 
 cross-attention over the K tokens, their mean; distillation at a weight of 0.01. What was changed
 and why stands with each class.
 
-Letters in names: B samples, K teachers, D width of the tokens, E embedding of a teacher, H heads.
+Shape letters: B samples, K teachers, D width of the tokens, E embedding of a teacher.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Self
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from distill.errors import DistillError
 from distill.losses.feature_losses import Match, cosine_loss, smooth_l1_loss
 from distill.losses.weighting import make_weighting
-from distill.recipes.recipe import FusionStudent, Recipe, Term
-from distill.students.gate import Gate
+from distill.recipes.recipe import Recipe, Term
+from distill.recipes.student_settings import FusionStudent
 from distill.students.heads import make_head
-from distill.students.task import Batch, Norms, Prediction, Task
+from distill.students.student_kind import FeatureStudent, StudentKind, TaskInputs, feature_card
+from distill.students.task import Batch, Prediction, Task
 from distill.targets.kept_norms import KeptNorms, blank_norms
+from distill.targets.target import Norms
 from distill.terms.feature_terms import check_term
+from downstream.mil.layers.teacher_fusion import TeacherGate, TokenBlock
 
 SETTINGS: dict[str, dict[str, float]] = {"reconstruct": {"cosine": 0.9}, "fuse": {}}
-
-
-class TokenBlock(nn.Module):
-    """Attention among the teachers' tokens, a residual, and a norm, in this order.
-
-    The order is Shazam's: a norm in front would erase the gate that comes before the first block.
-
-    Args:
-        width: D.
-        heads: of attention; Shazam has one.
-    """
-
-    def __init__(self, width: int, heads: int) -> None:
-        super().__init__()
-        self.heads = heads
-        self.query_key_value = nn.Linear(width, 3 * width)
-        self.out = nn.Linear(width, width)
-        self.norm = nn.LayerNorm(width)
-
-    def forward(self, x_BKD: Tensor) -> Tensor:
-        """Tokens [B, K, D]."""
-        parts = self.query_key_value(x_BKD).unflatten(-1, (3, self.heads, -1))
-        query, key, value = parts.permute(2, 0, 3, 1, 4)
-        seen_BKD = F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
-        out_BKD: Tensor = self.norm(x_BKD + self.out(seen_BKD))
-        return out_BKD
+# Norms that divide a token by its own size, if they are over the last axis alone. A batch norm does
+# not: it divides by that of the batch.
+ERASING = (nn.LayerNorm, nn.RMSNorm)
+PASSING = (nn.Identity, nn.Dropout)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Fused:
-    """What a fuser makes of a tile.
+    """Outputs of a fuser for a batch of tiles.
 
     Attributes:
         vector: [B, D].
@@ -75,7 +55,7 @@ class Fuser(nn.Module):
     heads of attention; the last layer's features alone, no cascade of three levels; no dropout.
 
     Args:
-        about: width, blocks, heads.
+        settings: width, blocks, heads.
         dims: E of each teacher; their order is that of the tokens.
         norms: of every teacher at every mpp.
 
@@ -83,38 +63,41 @@ class Fuser(nn.Module):
         DistillError: the width is no multiple of the heads, or statistics are missing.
     """
 
-    def __init__(self, about: FusionStudent, dims: Mapping[str, int], norms: Norms) -> None:
+    def __init__(self, settings: FusionStudent, dims: Mapping[str, int], norms: Norms) -> None:
         super().__init__()
-        if about.width % about.heads:
-            msg = f"width {about.width} given; it must be a multiple of the {about.heads} heads"
+        if settings.width % settings.heads:
+            msg = (
+                f"width {settings.width} given; it must be a multiple of the {settings.heads} heads"
+            )
             raise DistillError(msg)
-        self.teachers = tuple(dims)
+        self.teachers, self.width = tuple(dims), settings.width
         self.norms = KeptNorms(self.teachers, norms)
-        self.maps = nn.ModuleList(nn.Linear(dim, about.width) for dim in dims.values())
-        blocks = [TokenBlock(about.width, about.heads) for _ in range(about.blocks)]
+        self.maps = nn.ModuleList(nn.Linear(dim, settings.width) for dim in dims.values())
+        blocks = [TokenBlock(settings.width, settings.heads) for _ in range(settings.blocks)]
         self.blocks = nn.Sequential(*blocks)
-        self.gate = Gate(len(dims), about.width, following=self.blocks)
+        check_after_gate(self.blocks)
+        self.gate = TeacherGate(len(dims), settings.width)
 
     @classmethod
     def restored(
         cls,
-        about: FusionStudent,
+        settings: FusionStudent,
         teachers: Sequence[str],
         mpps: Sequence[float],
         targets: str,
         weights: Mapping[str, Tensor],
     ) -> Self:
-        """From its weights, in evaluation mode.
+        """Restore a fuser from its weights, in evaluation mode.
 
         Args:
-            about: as it was made.
+            settings: as it was made.
             teachers: in the order of then.
-            mpps: whose statistics are among the weights.
-            targets: kind of normalisation, one of `targets.NORMS`.
+            mpps: of the statistics among the weights.
+            targets: kind of normalisation, one of `target.NORMS`.
             weights: its state.
         """
         dims = {name: weights[f"maps.{i}.weight"].shape[1] for i, name in enumerate(teachers)}
-        fuser = cls(about, dims, blank_norms(targets, dims, mpps))
+        fuser = cls(settings, dims, blank_norms(targets, dims, mpps))
         fuser.load_state_dict(dict(weights))
         return fuser.eval()
 
@@ -138,16 +121,35 @@ class Fuser(nn.Module):
 
     @torch.no_grad()
     def embed(self, features: Mapping[str, Tensor], *, mpp: float) -> Tensor:
-        """The fused vectors [B, D], float32, of raw features [B, E] by teacher."""
+        """Fuse raw features [B, E] by teacher to vectors [B, D], float32."""
         vector_BD: Tensor = self(features, mpp).vector
         return vector_BD.float()
 
 
+def check_after_gate(following: nn.Module) -> None:
+    """Refuse a module after a gate that starts with a norm, in the order of its registered parts.
+
+    LayerNorm(w x) = LayerNorm(x) for any w > 0 (up to its epsilon), so a gate in front of a norm
+    learns nothing and does nothing.
+
+    Raises:
+        DistillError: it does.
+    """
+    leaves = (part for part in following.modules() if not list(part.children()))
+    first = next((leaf for leaf in leaves if not isinstance(leaf, PASSING)), None)
+    if isinstance(first, ERASING) and len(first.normalized_shape) == 1:
+        msg = (
+            f"a gate before {type(first).__name__} is erased, as it gives the same whatever the "
+            "scale of a token; put the gate after the norm"
+        )
+        raise DistillError(msg)
+
+
 class FusionTask(Task):
-    """Trains a `Fuser` to hold what all its teachers say.
+    """Trains a `Fuser` to hold the features of all its teachers.
 
     Terms: "reconstruct", a head per teacher from the vector to its target (setting `cosine`, the
-    share of the cosine, the rest is smooth L1), teachers weighted as the recipe says; and "fuse",
+    share of the cosine, the rest is smooth L1), teachers weighted by the recipe; and "fuse",
     Shazam's own: mean over teachers of 1 - cos + Huber of the vector and their mapped features.
 
     Changed from Shazam: its targets are the mapped features with their gradient, so that all maps
@@ -166,23 +168,19 @@ class FusionTask(Task):
 
     def __init__(self, recipe: Recipe, dims: Mapping[str, int], norms: Norms) -> None:
         super().__init__()
-        if not isinstance(recipe.student, FusionStudent):
-            msg = f"recipe '{recipe.name}' trains no fusion of features"
-            raise TypeError(msg)
+        settings = recipe.student_as(FusionStudent)
         self.terms = [_checked(recipe, term) for term in recipe.terms]
-        self.fuser = Fuser(recipe.student, {name: dims[name] for name in recipe.teachers}, norms)
+        self.fuser = Fuser(settings, {name: dims[name] for name in recipe.teachers}, norms)
         rebuilt = {n for t in self.terms if t.kind == "reconstruct" for n in _teachers(recipe, t)}
         self._rebuilt = [name for name in recipe.teachers if name in rebuilt]
         if not self._rebuilt:
             msg = (
                 f"recipe '{recipe.name}' has no term 'reconstruct': nothing would tie the fused "
-                "vector to what the teachers say"
+                "vector to the teachers' features"
             )
             raise DistillError(msg)
         self.heads = nn.ModuleList(
-            make_head(
-                recipe.head, recipe.student.width, width=recipe.head_width, dim_out=dims[name]
-            )
+            make_head(recipe.head, settings.width, width=recipe.head_width, dim_out=dims[name])
             for name in self._rebuilt
         )
         self.weightings = nn.ModuleList(
@@ -196,15 +194,15 @@ class FusionTask(Task):
         ]
 
     def forward(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
-        """Weighted losses [B]: "reconstruct TEACHER" and "fuse"."""
+        """Return the weighted losses [B]: "reconstruct TEACHER" and "fuse"."""
         fused = self.fuser(batch.features, batch.mpp)
         losses: dict[str, Tensor] = {}
         for number, term in enumerate(self.terms):
             if term.kind == "fuse":
-                found = {"fuse": self._fuse(fused, self._of[number])}
+                term_losses = {"fuse": self._fuse(fused, self._of[number])}
             else:
-                found = self._reconstruct(number, fused.vector, batch, generator)
-            for name, loss_B in found.items():
+                term_losses = self._reconstruct(number, fused.vector, batch, generator)
+            for name, loss_B in term_losses.items():
                 losses[name] = losses.get(name, 0) + term.weight * loss_B
         return losses
 
@@ -234,7 +232,7 @@ class FusionTask(Task):
 
     @torch.no_grad()
     def predict(self, batch: Batch) -> dict[str, Prediction]:
-        """What the vector says of each teacher."""
+        """Predict each teacher's features from the vector."""
         vector_BD = self.fuser(batch.features, batch.mpp).vector
         return {
             name: Prediction(
@@ -251,13 +249,18 @@ class FusionTask(Task):
         """The fuser; heads are not needed to use it."""
         return self.fuser
 
+    @property
+    def dim(self) -> int:
+        """Width of the fused vector."""
+        return self.fuser.width
+
 
 def _teachers(recipe: Recipe, term: Term) -> tuple[str, ...]:
     return term.teachers or recipe.teachers
 
 
 def _checked(recipe: Recipe, term: Term) -> Term:
-    """The term.
+    """Return the term, checked.
 
     Raises:
         DistillError: its kind, a setting or a teacher is not known.
@@ -267,3 +270,22 @@ def _checked(recipe: Recipe, term: Term) -> Term:
         raise DistillError(msg)
     check_term(recipe, term, SETTINGS[term.kind])
     return term
+
+
+def _task(inputs: TaskInputs) -> FusionTask:
+    """Build a fuser with its heads and terms."""
+    dims = {column.name: column.dim for column in inputs.columns}
+    return FusionTask(inputs.recipe, dims, inputs.norms)
+
+
+def _restored(card: Mapping[str, Any], weights: Mapping[str, Tensor]) -> FeatureStudent:
+    """Restore a fuser from its card and weights."""
+    teachers, recipe = card["teachers"], card["recipe"]
+    settings = FusionStudent(**recipe["student"])
+    fuser = Fuser.restored(settings, teachers, card["levels"], recipe["targets"], weights)
+    return FeatureStudent(
+        embed=lambda batch: fuser.embed(batch.features, mpp=batch.mpp), teachers=teachers
+    )
+
+
+FUSION = StudentKind(task=_task, keep=feature_card, restore=_restored)

@@ -3,7 +3,7 @@
 A trainable one is needed even where dimensions agree, or the student suffers. All work on the last
 axis, so one serves embeddings [B, C] and tokens [B, N, C] alike.
 
-Letters in names: B samples, N tokens, C channels of the student, D of the teacher.
+Shape letters: B samples, N tokens, C channels of the student, D of the teacher.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -16,7 +16,7 @@ Levels = Tensor | Sequence[Tensor]
 
 
 def mlp_head(dim_in: int, width: int, dim_out: int) -> nn.Sequential:
-    """A two-layer head."""
+    """Make a head of two layers."""
     return nn.Sequential(
         nn.Linear(dim_in, width), nn.LayerNorm(width), nn.GELU(), nn.Linear(width, dim_out)
     )
@@ -41,7 +41,7 @@ class ResidualHead(nn.Module):
         self.last = _norm_act_linear(width, dim_out)
 
     def forward(self, x_BC: Tensor) -> Tensor:
-        """Predictions [B, D]."""
+        """Predict targets [B, D]."""
         x_BW: Tensor = self.first(x_BC)
         for block in self.blocks:
             x_BW = x_BW + block(x_BW)
@@ -69,14 +69,14 @@ class LadderHead(nn.Module):
         )
 
     def forward(self, levels: Levels) -> Tensor:
-        """Predictions [B, D] of levels [B, C_i].
+        """Predict targets [B, D] from levels [B, C_i].
 
         Raises:
             DistillError: there is a level too many or too few.
         """
         if isinstance(levels, Tensor) or len(levels) != len(self.rungs):
-            got = "one tensor" if isinstance(levels, Tensor) else f"{len(levels)} levels"
-            msg = f"a ladder of {len(self.rungs)} levels got {got}; give it one tensor a level"
+            received = "one tensor" if isinstance(levels, Tensor) else f"{len(levels)} levels"
+            msg = f"a ladder of {len(self.rungs)} levels got {received}; give it one tensor a level"
             raise DistillError(msg)
         rungs = [rung(level) for rung, level in zip(self.rungs, levels, strict=True)]
         out_BD: Tensor = sum(rungs[1:], start=rungs[0])
@@ -84,10 +84,10 @@ class LadderHead(nn.Module):
 
 
 class NormedHead(nn.Module):
-    """A linear map whose outputs are normalised over the batch, as standardised targets are.
+    """A linear map with outputs normalised over the batch, as standardised targets are.
 
     Source: the projector of Miles and Mikolajczyk 2024, which its log-sum loss needs: without it
-    the loss hardly sees outputs that are far away.
+    the loss is hardly sensitive to outputs that are far away.
 
     Args:
         dim_in: C.
@@ -100,7 +100,7 @@ class NormedHead(nn.Module):
         self.norm = nn.BatchNorm1d(dim_out, affine=False)
 
     def forward(self, x_BC: Tensor) -> Tensor:
-        """Predictions [B, D], or [B, N, D] of tokens."""
+        """Predict targets [B, D], or [B, N, D] of tokens."""
         out: Tensor = self.map(x_BC)
         normed: Tensor = self.norm(out.flatten(0, -2)).view(out.shape)
         return normed
@@ -127,7 +127,7 @@ HEADS = (*FLAT_HEADS, "ladder")
 
 
 def make_head(name: str, dim_in: int | Sequence[int], *, width: int, dim_out: int) -> nn.Module:
-    """A head by name: linear and normed (of no width), mlp, residual, ladder (of several levels).
+    """Make a head by name: linear, normed (of no width), mlp, residual, ladder (of many levels).
 
     Raises:
         DistillError: the name is not known, or a head of one level is to take several.
@@ -178,6 +178,6 @@ class Heads(nn.Module):
         )
 
     def forward(self, inputs: Mapping[tuple[str, str], Levels]) -> dict[tuple[str, str], Tensor]:
-        """Predictions [B, D] or [B, N, D] for each (teacher, output) that an input is given for."""
+        """Predict targets [B, D] or [B, N, D] of each (teacher, output) with an input."""
         pairs = zip(self.targets, self.heads, strict=True)
         return {target: head(inputs[target]) for target, head in pairs if target in inputs}

@@ -1,9 +1,9 @@
-"""Attention from coarse tokens to the fine ones under them, some of which are not there.
+"""Attention from coarse tokens to the fine ones under them, some of which are missing.
 
-Source: HMSA of PatHME (hvcl/PatHME, `layers/hmsa.py`): 4 layers, 4 heads. Each layer first lets
-each mid token look at its own children, then all coarse tokens at all fine ones.
+Source: HMSA of PatHME (hvcl/PatHME, `layers/hmsa.py`): 4 layers, 4 heads. In each layer
+each mid token first attends to its own children, then all coarse tokens attend to all fine ones.
 
-Letters in names: B regions, M mid tokens, C fine tokens under each, N = M C, Q queries, D width.
+Shape letters: B regions, M mid tokens, C fine tokens under each, N = M C, Q queries, D width.
 """
 
 from dataclasses import dataclass
@@ -12,55 +12,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from distill.errors import DistillError
-
-
-class Attention(nn.Module):
-    """Multi-head attention of queries over keys, of which some are not there.
-
-    Args:
-        width: D.
-        heads: a divisor of it.
-
-    Raises:
-        DistillError: it is none.
-    """
-
-    def __init__(self, width: int, heads: int) -> None:
-        super().__init__()
-        if width % heads:
-            msg = f"width {width} given; it must be a multiple of the {heads} heads"
-            raise DistillError(msg)
-        self.heads = heads
-        self.query = nn.Linear(width, width)
-        self.key_value = nn.Linear(width, 2 * width)
-        self.out = nn.Linear(width, width)
-
-    def forward(self, query_BQD: Tensor, keys_BND: Tensor, there_BN: Tensor) -> Tensor:
-        """What each query finds [B, Q, D]; 0 where no key is there.
-
-        Args:
-            query_BQD: who asks.
-            keys_BND: who is asked; finite also where nobody is there.
-            there_BN: who is there.
-        """
-        any_B = there_BN.any(dim=1)
-        # Without any key a softmax has no answer: let it have all, and drop what it gives.
-        mask_BN = there_BN | ~any_B[:, None]
-        query = self.query(query_BQD).unflatten(-1, (self.heads, -1)).transpose(1, 2)
-        key, value = (
-            self.key_value(keys_BND).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        )
-        found = F.scaled_dot_product_attention(
-            query, key, value, attn_mask=mask_BN[:, None, None, :]
-        )
-        out_BQD: Tensor = self.out(found.transpose(1, 2).flatten(2))
-        return out_BQD * any_B[:, None, None]
+from downstream.mil.layers.attention import MultiHeadAttention
 
 
 @dataclass(frozen=True, kw_only=True)
 class Level:
-    """What hierarchical attention works on.
+    """Tokens that hierarchical attention works on.
 
     Attributes:
         mid: tokens [B, M, D].
@@ -80,7 +37,7 @@ class Level:
 
 @dataclass(frozen=True, kw_only=True)
 class Joined:
-    """What hierarchical attention gives.
+    """Tokens after hierarchical attention.
 
     Attributes:
         mid: tokens [B, M, D].
@@ -102,19 +59,19 @@ class HierarchyLayer(nn.Module):
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
-        self.own, self.all = Attention(width, heads), Attention(width, heads)
+        self.own, self.all = MultiHeadAttention(width, heads), MultiHeadAttention(width, heads)
         self.own_norm, self.all_norm = nn.LayerNorm(width), nn.LayerNorm(width)
 
     def forward(self, mid_BMD: Tensor, others_BPD: Tensor, level: Level) -> tuple[Tensor, Tensor]:
-        """The mid tokens [B, M, D] and the others [B, P, D], after one layer."""
+        """Return the mid tokens [B, M, D] and the others [B, P, D], after one layer."""
         query = F.normalize(mid_BMD.float(), dim=-1).to(mid_BMD.dtype)
-        seen = self.own(
+        attended_BM = self.own(
             query.flatten(0, 1)[:, None], level.fine.flatten(0, 1), level.fine_there.flatten(0, 1)
         )
-        mid_BMD = self.own_norm(mid_BMD + seen.view_as(mid_BMD))
+        mid_BMD = self.own_norm(mid_BMD + attended_BM.view_as(mid_BMD))
         both_BQD = torch.cat([others_BPD, mid_BMD], dim=1)
-        found = self.all(both_BQD, level.fine.flatten(1, 2), level.fine_there.flatten(1, 2))
-        both_BQD = self.all_norm(both_BQD + found)
+        attended = self.all(both_BQD, level.fine.flatten(1, 2), level.fine_there.flatten(1, 2))
+        both_BQD = self.all_norm(both_BQD + attended)
         others_BPD, mid_BMD = both_BQD.split([others_BPD.shape[1], mid_BMD.shape[1]], dim=1)
         return mid_BMD, others_BPD
 
@@ -137,18 +94,18 @@ class Hierarchy(nn.Module):
         self.layers = nn.ModuleList(HierarchyLayer(width, heads) for _ in range(layers))
 
     def forward(self, level: Level) -> Joined:
-        """Mid tokens that know what is under them, and the region's vector."""
+        """Return mid tokens that attended to those under them, and the region's vector."""
         mid_BMD, others_BPD = level.mid, level.others
         for layer in self.layers:
             mid_BMD, others_BPD = layer(mid_BMD, others_BPD, level)
-        there_BM1 = level.mid_there[..., None]
-        total_BD = others_BPD.sum(dim=1) + torch.where(there_BM1, mid_BMD, 0).sum(dim=1)
+        mask_BM1 = level.mid_there[..., None]
+        total_BD = others_BPD.sum(dim=1) + torch.where(mask_BM1, mid_BMD, 0).sum(dim=1)
         count_B1 = others_BPD.shape[1] + level.mid_there.sum(dim=1, keepdim=True)
         return Joined(mid=mid_BMD, region=total_BD / count_B1)
 
 
 def by_parent(grid_BRR: Tensor, side: int) -> Tensor:
-    """Fine cells [B, R, R, ...] grouped by the mid cell that they are under [B, side^2, C, ...].
+    """Group fine cells [B, R, R, ...] by the mid cell that they are under [B, side^2, C, ...].
 
     >>> by_parent(torch.arange(16).view(1, 4, 4), 2)[0, 1].tolist()
     [2, 3, 6, 7]

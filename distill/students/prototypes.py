@@ -1,6 +1,6 @@
 """The head of self-distillation: embeddings to logits over prototypes.
 
-Letters in names: B samples, D embedding, K prototypes.
+Shape letters: B samples, D embedding, K prototypes.
 """
 
 import torch
@@ -15,7 +15,7 @@ class PrototypeHead(nn.Module):
     """An MLP, a unit sphere, and cosines to prototypes; in float32 from the sphere on.
 
     Args:
-        dim: of what comes in.
+        dim: of the embeddings.
         prototypes: K.
     """
 
@@ -25,7 +25,7 @@ class PrototypeHead(nn.Module):
         self.prototypes = nn.Linear(BOTTLENECK, prototypes, bias=False)
 
     def forward(self, x_BD: Tensor) -> Tensor:
-        """Logits [..., K]."""
+        """Return logits [..., K]."""
         unit = F.normalize(self.mlp(x_BD).float(), dim=-1)
         with torch.autocast(unit.device.type, enabled=False):
             directions_KD = F.normalize(self.prototypes.weight.float(), dim=-1)

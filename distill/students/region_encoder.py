@@ -1,6 +1,6 @@
 """The student of regions: cached features of one teacher at three nested mpps in, a vector out.
 
-Letters in names: B regions, E embedding of the teacher, D width.
+Shape letters: B regions, E embedding of the teacher, D width.
 """
 
 from collections.abc import Mapping, Sequence
@@ -10,10 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from distill.errors import DistillError
-from distill.recipes.recipe import RegionStudent
-from distill.students.region_network import Region, RegionNetwork, Whole
-from distill.students.task import Batch, Norms
+from distill.recipes.student_settings import RegionStudent
+from distill.students.region_network import Region, RegionNetwork, RegionOutputs
+from distill.students.task import Batch
 from distill.targets.kept_norms import KeptNorms, blank_norms
+from distill.targets.target import Norms
 
 
 class RegionEncoder(nn.Module):
@@ -28,8 +29,8 @@ class RegionEncoder(nn.Module):
     seen, as a token of the coarse stream; any two ratios of mpps.
 
     Args:
-        about: width, depth, heads and so on.
-        teacher: whose features it sees.
+        settings: width, depth, heads and so on.
+        teacher: the column that it sees.
         dim: E.
         norms: of the teacher at three mpps.
 
@@ -37,7 +38,7 @@ class RegionEncoder(nn.Module):
         DistillError: there are not three.
     """
 
-    def __init__(self, about: RegionStudent, teacher: str, dim: int, norms: Norms) -> None:
+    def __init__(self, settings: RegionStudent, teacher: str, dim: int, norms: Norms) -> None:
         super().__init__()
         mpps = sorted({mpp for name, mpp in norms if name == teacher}, reverse=True)
         if len(mpps) != 3:
@@ -46,33 +47,33 @@ class RegionEncoder(nn.Module):
         self.teacher = teacher
         self.coarse, self.mid, self.fine = mpps
         self.norms = KeptNorms([teacher], norms)
-        self.network = RegionNetwork(about, dim)
+        self.network = RegionNetwork(settings, dim)
 
     @classmethod
     def restored(
         cls,
-        about: RegionStudent,
+        settings: RegionStudent,
         teacher: str,
         mpps: Sequence[float],
         targets: str,
         weights: Mapping[str, Tensor],
     ) -> Self:
-        """From its weights, in evaluation mode.
+        """Restore an encoder from its weights, in evaluation mode.
 
         Args:
-            about: as it was made.
-            teacher: whose features it sees.
+            settings: as it was made.
+            teacher: the column that it sees.
             mpps: of the three levels.
-            targets: kind of normalisation, one of `targets.NORMS`.
+            targets: kind of normalisation, one of `target.NORMS`.
             weights: its state.
         """
         dim = weights["network.project.0.weight"].shape[1]
-        encoder = cls(about, teacher, dim, blank_norms(targets, {teacher: dim}, mpps))
+        encoder = cls(settings, teacher, dim, blank_norms(targets, {teacher: dim}, mpps))
         encoder.load_state_dict(dict(weights))
         return encoder.eval()
 
     def region(self, batch: Batch) -> Region:
-        """The normalised features of a batch.
+        """Gather the normalised features of a batch.
 
         Raises:
             DistillError: it is of another mpp, or has not the tiles of the finer ones under it.
@@ -95,13 +96,13 @@ class RegionEncoder(nn.Module):
     def _normalised(self, features: Mapping[str, Tensor], mpp: float) -> Tensor:
         return self.norms.norm(self.teacher, mpp)(features[self.teacher])
 
-    def forward(self, batch: Batch) -> Whole:
-        """All that is seen of a batch."""
-        seen: Whole = self.network(self.region(batch))
-        return seen
+    def forward(self, batch: Batch) -> RegionOutputs:
+        """Return the network's outputs for a batch."""
+        outputs: RegionOutputs = self.network(self.region(batch))
+        return outputs
 
     @torch.no_grad()
     def embed(self, batch: Batch) -> Tensor:
-        """The vectors of regions [B, D], float32."""
+        """Embed regions as vectors [B, D], float32."""
         vector_BD: Tensor = self(batch).joined.region
         return vector_BD.float()

@@ -3,7 +3,7 @@
 Source: PatHME (hvcl/PatHME): one backbone over features of tiles; learned prompts in every block of
 the coarse stream only; hierarchical attention on top.
 
-Letters in names: B regions, M mid tokens (side^2), N fine tokens, S tokens of a stream, E embedding
+Shape letters: B regions, M mid tokens (side^2), N fine tokens, S tokens of a stream, E embedding
 of the teacher, D width, P prompts.
 """
 
@@ -16,11 +16,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from distill.errors import DistillError
-from distill.recipes.recipe import RegionStudent
-from distill.students.hierarchy import Attention, Hierarchy, Joined, Level, by_parent
+from distill.recipes.student_settings import RegionStudent
+from distill.students.hierarchy import Hierarchy, Joined, Level, by_parent
+from downstream.mil.layers.attention import MultiHeadAttention
 
 MLP_RATIO = 4
-# The frame in which places are told: a region is so many units wide, whatever its grids.
+# The frame of places: a region is so many units wide, whatever its grids.
 FRAME = 16.0
 
 
@@ -58,22 +59,22 @@ class Tokens:
 
     Attributes:
         values: [B, S, D].
-        there: which are there [B, S].
+        mask: which are there [B, S].
     """
 
     values: Tensor
-    there: Tensor
+    mask: Tensor
 
     def at(self, index_BCS: Tensor) -> "Tokens":
-        """Those at some places, one row for each of C choices: [B * C, S, D]."""
+        """Return the tokens at some places, one row for each of C choices: [B * C, S, D]."""
         rows_BC = torch.arange(len(index_BCS), device=index_BCS.device)[:, None, None]
-        values, there = self.values[rows_BC, index_BCS], self.there[rows_BC, index_BCS]
-        return Tokens(values=values.flatten(0, 1), there=there.flatten(0, 1))
+        values, mask = self.values[rows_BC, index_BCS], self.mask[rows_BC, index_BCS]
+        return Tokens(values=values.flatten(0, 1), mask=mask.flatten(0, 1))
 
 
 @dataclass(frozen=True, kw_only=True)
-class Seen:
-    """What comes out of a stream.
+class StreamOutputs:
+    """Outputs of a stream.
 
     Attributes:
         cls: the class token [B, D].
@@ -87,8 +88,8 @@ class Seen:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Whole:
-    """A whole region as the network sees it.
+class RegionOutputs:
+    """Outputs of the network for a whole region.
 
     Attributes:
         fine: of the fine stream.
@@ -96,8 +97,8 @@ class Whole:
         joined: of hierarchical attention.
     """
 
-    fine: Seen
-    mid: Seen
+    fine: StreamOutputs
+    mid: StreamOutputs
     joined: Joined
 
 
@@ -111,16 +112,16 @@ class Block(nn.Module):
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
-        self.attention = Attention(width, heads)
+        self.attention = MultiHeadAttention(width, heads)
         self.norm, self.mlp_norm = nn.LayerNorm(width), nn.LayerNorm(width)
         self.mlp = nn.Sequential(
             nn.Linear(width, MLP_RATIO * width), nn.GELU(), nn.Linear(MLP_RATIO * width, width)
         )
 
-    def forward(self, x_BSD: Tensor, there_BS: Tensor) -> Tensor:
-        """Tokens [B, S, D]."""
+    def forward(self, x_BSD: Tensor, mask_BS: Tensor) -> Tensor:
+        """Return the tokens [B, S, D]."""
         normed_BSD = self.norm(x_BSD)
-        x_BSD = x_BSD + self.attention(normed_BSD, normed_BSD, there_BS)
+        x_BSD = x_BSD + self.attention(normed_BSD, normed_BSD, mask_BS)
         out_BSD: Tensor = x_BSD + self.mlp(self.mlp_norm(x_BSD))
         return out_BSD
 
@@ -130,32 +131,35 @@ class RegionNetwork(nn.Module):
 
     The fine stream holds the finest tiles; the coarse one the mid tiles, the region's own token
     and, new in each block, the prompts. Changed from PatHME: places are fixed sines in a frame that
-    all grids share, so that any ratio of mpps fits and a crop knows where it is; each level has a
+    all grids share, so that any ratio of mpps fits and a crop keeps its place; each level has a
     learned vector; no drop-path.
 
     Args:
-        about: width, depth, heads, prompts.
+        settings: width, depth, heads, prompts.
         dim: E.
     """
 
-    def __init__(self, about: RegionStudent, dim: int) -> None:
+    def __init__(self, settings: RegionStudent, dim: int) -> None:
         super().__init__()
-        width = about.width
-        if width % 4:
-            msg = f"width {width} given; places need a multiple of 4"
+        width = settings.width
+        if width % 4 or width % settings.heads:
+            msg = (
+                f"width {width} given; it must be a multiple of 4, for the places, and of the "
+                f"{settings.heads} heads"
+            )
             raise DistillError(msg)
         self.width = width
         self.project = nn.Sequential(nn.Linear(dim, width), nn.GELU())
         self.levels = nn.Parameter(torch.randn(3, width) * 0.02)  # fine, mid, coarse
         self.classes = nn.Parameter(torch.randn(2, width) * 0.02)  # of the two streams
         self.hidden = nn.Parameter(torch.randn(width) * 0.02)  # instead of a token
-        self.prompts = nn.Parameter(torch.randn(about.depth, about.prompts, width) * 0.02)
-        self.blocks = nn.ModuleList(Block(width, about.heads) for _ in range(about.depth))
+        self.prompts = nn.Parameter(torch.randn(settings.depth, settings.prompts, width) * 0.02)
+        self.blocks = nn.ModuleList(Block(width, settings.heads) for _ in range(settings.depth))
         self.norm = nn.LayerNorm(width)
-        self.hierarchy = Hierarchy(width, about.heads, about.attention_layers)
+        self.hierarchy = Hierarchy(width, settings.heads, settings.attention_layers)
 
-    def forward(self, region: Region, hidden: tuple[Tensor, Tensor] | None = None) -> Whole:
-        """See a whole region.
+    def forward(self, region: Region, hidden: tuple[Tensor, Tensor] | None = None) -> RegionOutputs:
+        """Run the network on a whole region.
 
         Args:
             region: normalised features.
@@ -171,59 +175,59 @@ class RegionNetwork(nn.Module):
         side = region.mid.shape[1]
         level = Level(
             mid=high.tokens,
-            mid_there=mid.there,
+            mid_there=mid.mask,
             others=high.others,
             fine=by_parent(low.tokens.view(*region.fine.shape[:3], -1), side),
             fine_there=by_parent(region.fine_there, side),
         )
-        return Whole(fine=low, mid=high, joined=self.hierarchy(level))
+        return RegionOutputs(fine=low, mid=high, joined=self.hierarchy(level))
 
     def tokens(self, region: Region) -> tuple[Tokens, Tokens, Tensor]:
-        """Tokens of the two grids, and the region's own [B, 1, D]."""
+        """Return the tokens of the two grids, and the region's own [B, 1, D]."""
         fine = self._grid(region.fine, region.fine_there, 0)
         mid = self._grid(region.mid, region.mid_there, 1)
         own_BD = self.project(region.coarse) + self._places(1, 2)
         return fine, mid, own_BD[:, None]
 
-    def _grid(self, x_BrrE: Tensor, there_Brr: Tensor, level: int) -> Tokens:
-        there_BS = there_Brr.flatten(1)
-        # What stands where no tile is may be anything.
-        x_BSE = torch.where(there_BS[..., None], x_BrrE.flatten(1, 2), 0)
+    def _grid(self, x_BrrE: Tensor, mask_Brr: Tensor, level: int) -> Tokens:
+        mask_BS = mask_Brr.flatten(1)
+        # Features of tiles that are not there may be anything.
+        x_BSE = torch.where(mask_BS[..., None], x_BrrE.flatten(1, 2), 0)
         values = self.project(x_BSE) + self._places(x_BrrE.shape[1], level)
-        return Tokens(values=values, there=there_BS)
+        return Tokens(values=values, mask=mask_BS)
 
     def _hide(self, tokens: Tokens, hidden_BS: Tensor, level: int) -> Tokens:
-        """The tokens with one learned value, at their place, instead of the hidden ones."""
+        """Replace the hidden tokens by one learned value, at their places."""
         side = math.isqrt(hidden_BS.shape[1])
         instead_SD = (self.hidden + self._places(side, level)).to(tokens.values.dtype)
         values = torch.where(hidden_BS[..., None], instead_SD, tokens.values)
         return replace(tokens, values=values)
 
     def _places(self, side: int, level: int) -> Tensor:
-        """What tells a token where it is and how coarse [side^2, D]."""
+        """Return vectors that encode a token's place and level [side^2, D]."""
         return self.levels[level] + places(side, self.width).to(self.levels.device)
 
-    def fine_stream(self, tokens: Tokens) -> Seen:
-        """The fine stream, whole or a crop."""
+    def fine_stream(self, tokens: Tokens) -> StreamOutputs:
+        """Run the fine stream, whole or a crop."""
         x_BSD = torch.cat([self._class(0, tokens), tokens.values], dim=1)
-        there_BS = F.pad(tokens.there, (1, 0), value=True)
+        mask_BS = F.pad(tokens.mask, (1, 0), value=True)
         for block in self.blocks:
-            x_BSD = block(x_BSD, there_BS)
+            x_BSD = block(x_BSD, mask_BS)
         x_BSD = self.norm(x_BSD)
-        return Seen(cls=x_BSD[:, 0], tokens=x_BSD[:, 1:], others=x_BSD[:, :0])
+        return StreamOutputs(cls=x_BSD[:, 0], tokens=x_BSD[:, 1:], others=x_BSD[:, :0])
 
-    def mid_stream(self, tokens: Tokens, own_B1D: Tensor | None = None) -> Seen:
-        """The coarse stream; a crop of it does not get the region's own token."""
+    def mid_stream(self, tokens: Tokens, own_B1D: Tensor | None = None) -> StreamOutputs:
+        """Run the coarse stream; a crop of it does not get the region's own token."""
         ahead = [self._class(1, tokens)] + ([] if own_B1D is None else [own_B1D])
         x_BSD = torch.cat([*ahead, tokens.values], dim=1)
         prompts, samples = self.prompts.shape[1], len(x_BSD)
-        there_BS = F.pad(tokens.there, (prompts + len(ahead), 0), value=True)
+        mask_BS = F.pad(tokens.mask, (prompts + len(ahead), 0), value=True)
         for block, prompts_PD in zip(self.blocks, self.prompts, strict=True):
             fresh_BPD = prompts_PD.to(x_BSD.dtype).expand(samples, -1, -1)
-            both_BSD = block(torch.cat([fresh_BPD, x_BSD], dim=1), there_BS)
+            both_BSD = block(torch.cat([fresh_BPD, x_BSD], dim=1), mask_BS)
             prompted_BPD, x_BSD = both_BSD.split([prompts, x_BSD.shape[1]], dim=1)
         x_BSD, prompted_BPD = self.norm(x_BSD), self.norm(prompted_BPD)
-        return Seen(
+        return StreamOutputs(
             cls=x_BSD[:, 0],
             tokens=x_BSD[:, len(ahead) :],
             others=torch.cat([x_BSD[:, 1 : len(ahead)], prompted_BPD], dim=1),
@@ -236,7 +240,7 @@ class RegionNetwork(nn.Module):
 
 @functools.lru_cache(maxsize=16)
 def places(side: int, width: int) -> Tensor:
-    """Sines of the centres of a grid's cells in the region's frame [side^2, width].
+    """Return sines of the centres of a grid's cells in the region's frame [side^2, width].
 
     Source: Vaswani et al. 2017, in two dimensions as in MAE and MoCo v3.
     """
@@ -249,7 +253,7 @@ def places(side: int, width: int) -> Tensor:
 
 
 def crop_side(side: int, share: float) -> int:
-    """Cells in a row of a crop: a share of the grid's, less than all.
+    """Return the number of cells in a row of a crop: a share of the grid's, less than all.
 
     >>> crop_side(16, 6 / 16), crop_side(4, 3 / 4), crop_side(2, 3 / 4)
     (6, 3, 1)
@@ -258,7 +262,7 @@ def crop_side(side: int, share: float) -> int:
 
 
 def windows(samples: int, crops: int, side: int, part: int, generator: torch.Generator) -> Tensor:
-    """Places of random squares of part x part cells in a grid of side x side [B, crops, part^2]."""
+    """Draw the cells of random squares, part x part of a grid, [B, crops, part^2]."""
     corner = torch.randint(
         0, side - part + 1, (2, samples, crops, 1, 1), generator=generator, device=generator.device
     )

@@ -1,6 +1,6 @@
-"""The student: a small timm network that gives an embedding and tokens; only it is kept for use.
+"""The network of a student of pixels: a small timm network that gives an embedding and tokens.
 
-Letters in names: B samples, C channels, H W pixels or the grid of tokens, D embedding.
+Shape letters: B samples, C channels, H W pixels or the grid of tokens, D embedding.
 """
 
 import math
@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from distill.recipes.recipe import Recipe, TileStudent
+from distill.recipes.recipe import Recipe
+from distill.recipes.student_settings import TileStudent
 from distill.train.views import MEAN, STD
 from ingest.teachers.cards.card import Card, Interpolation
 from ingest.teachers.networks import build
@@ -20,11 +21,11 @@ INTERPOLATION: Interpolation = "bicubic"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Seen:
-    """What a student makes of a batch.
+class StudentOutputs:
+    """Embedding and tokens that a student makes of a batch.
 
     Attributes:
-        embedding: [B, D], what is kept of a tile.
+        embedding: [B, D], the vector that is kept of a tile.
         tokens: of its parts [B, H, W, D'].
         levels: for a ladder, embeddings of earlier levels [B, D_i] and the last one; else empty.
     """
@@ -34,51 +35,51 @@ class Seen:
     levels: Sequence[Tensor] = ()
 
 
-class Student(nn.Module):
-    """A trunk, run as timm runs it.
+class TileNetwork(nn.Module):
+    """The network of a student of pixels: a trunk, run as timm runs it.
 
     Args:
-        about: the network.
+        settings: of the network.
         ladder: whether earlier levels are given too.
 
     Attributes:
-        trunk: the network; its weights are what is kept.
+        trunk: the network; its weights are kept.
         dim: of its embedding.
         token_dim: of its tokens.
         grid: its tokens down and across.
         level_dims: of its levels, for a ladder.
     """
 
-    def __init__(self, about: TileStudent, *, ladder: bool = False) -> None:
+    def __init__(self, settings: TileStudent, *, ladder: bool = False) -> None:
         super().__init__()
-        self.trunk = build(about.architecture, about.input_px, about.arguments)
+        self.trunk = build(settings.architecture, settings.input_px, settings.arguments)
         self.trunk.to(memory_format=torch.channels_last)
         self._ladder = ladder
         with torch.no_grad():
             # In evaluation mode: a probe must leave no trace in running statistics.
             self.trunk.eval()
-            seen = self(torch.zeros(2, 3, about.input_px, about.input_px))
+            probe = self(torch.zeros(2, 3, settings.input_px, settings.input_px))
             self.trunk.train()
-        self.dim, self.token_dim = seen.embedding.shape[-1], seen.tokens.shape[-1]
-        self.grid = (seen.tokens.shape[1], seen.tokens.shape[2])
-        self.level_dims = [level.shape[-1] for level in seen.levels]
+        self.dim, self.token_dim = probe.embedding.shape[-1], probe.tokens.shape[-1]
+        self.grid = (probe.tokens.shape[1], probe.tokens.shape[2])
+        self.level_dims = [level.shape[-1] for level in probe.levels]
 
-    def forward(self, x_BCHW: Tensor) -> Seen:
-        """Embedding and tokens."""
+    def forward(self, x_BCHW: Tensor) -> StudentOutputs:
+        """Return embedding and tokens."""
         if self._ladder:
             features, between = self.trunk.forward_intermediates(x_BCHW)  # type: ignore[operator]
         else:
             features, between = self.trunk.forward_features(x_BCHW), []  # type: ignore[operator]
         embedding = self.trunk.forward_head(features)  # type: ignore[operator]
         levels = [level.mean(dim=(2, 3)) for level in between]
-        return Seen(
+        return StudentOutputs(
             embedding=embedding,
             tokens=self._tokens(features),
             levels=[*levels, embedding] if levels else (),
         )
 
     def _tokens(self, features: Tensor) -> Tensor:
-        """A map [B, C, H, W], or tokens [B, N, C] without those that are no patches, as a grid."""
+        """Arrange a map [B, C, H, W], or patch tokens among tokens [B, N, C], as a grid."""
         if features.ndim == 4:
             return features.permute(0, 2, 3, 1)
         patches = features[:, int(getattr(self.trunk, "num_prefix_tokens", 0)) :]
@@ -87,7 +88,7 @@ class Student(nn.Module):
 
 
 def pooled(tokens_BHWD: Tensor, side: int) -> Tensor:
-    """Tokens on a grid of `side` x `side`, each the mean of those in its place [B, s, s, D]."""
+    """Pool tokens to a grid of `side` x `side`: means of those in each place [B, s, s, D]."""
     if tokens_BHWD.shape[1] == side == tokens_BHWD.shape[2]:
         return tokens_BHWD
     grid = F.adaptive_avg_pool2d(tokens_BHWD.permute(0, 3, 1, 2), side)
@@ -97,17 +98,14 @@ def pooled(tokens_BHWD: Tensor, side: int) -> Tensor:
 def student_card(
     recipe: Recipe, name: str, dim: int, licences: Mapping[str, str], mpps: Sequence[float]
 ) -> Card:
-    """How a student of pixels is run as a teacher; it carries its teachers' licences."""
-    about = recipe.student
-    if not isinstance(about, TileStudent):
-        msg = f"recipe '{recipe.name}' trains no student of pixels"
-        raise TypeError(msg)
+    """Make the card that runs a student of pixels as a teacher, with its teachers' licences."""
+    settings = recipe.student_as(TileStudent)
     return Card(
         name=name,
-        architecture=about.architecture,
-        arguments=dict(about.arguments),
+        architecture=settings.architecture,
+        arguments=dict(settings.arguments),
         dim=dim,
-        input_px=about.input_px,
+        input_px=settings.input_px,
         interpolation=INTERPOLATION,
         mean=MEAN,
         std=STD,

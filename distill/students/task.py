@@ -1,9 +1,9 @@
-"""What the training loop trains: any module that turns a batch into losses per sample.
+"""The task of the training loop: any module that turns a batch into losses per sample.
 
-The loop knows nothing of teachers, pixels or regions; a task knows nothing of files, Ray or
+The loop does not depend on teachers, pixels or regions; a task does not depend on files, Ray or
 optimisers.
 
-Letters in names: B samples, H W pixels, D embedding, r children side by side.
+Shape letters: B samples, H W pixels, D embedding, r children side by side.
 """
 
 from abc import ABC, abstractmethod
@@ -15,8 +15,6 @@ from torch import Tensor, nn
 
 from distill.targets.target import TargetNorm
 from featurestore import TileBatch
-
-Norms = Mapping[tuple[str, float], TargetNorm]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +51,7 @@ class Batch:
 
 @dataclass(frozen=True, kw_only=True)
 class Prediction:
-    """What a task says of a teacher's features, and what they are.
+    """A task's prediction of a teacher's features, and the true ones.
 
     Attributes:
         predicted: in the space of targets [M, D].
@@ -77,7 +75,7 @@ class Task(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
-        """Weighted losses [B] by name; their sum is what is minimised.
+        """Return weighted losses [B] by name; their sum is minimised.
 
         Names are "TERM TEACHER" where a term is of one teacher, else "TERM".
 
@@ -87,20 +85,25 @@ class Task(nn.Module, ABC):
         """
 
     def after_step(self, step: int) -> None:
-        """Called after optimiser step `step` (from 0): moving averages follow here."""
+        """Update moving averages after optimiser step `step` (from 0)."""
 
     @abstractmethod
     def predict(self, batch: Batch) -> dict[str, Prediction]:
-        """By teacher; called in evaluation mode on held-out tiles."""
+        """Predict each teacher's features; called in evaluation mode on held-out tiles."""
 
     @property
     @abstractmethod
     def student(self) -> nn.Module:
-        """What is kept for use: its weights become `model.safetensors`."""
+        """The network that is kept for use: its weights become `model.safetensors`."""
+
+    @property
+    @abstractmethod
+    def dim(self) -> int:
+        """Width of the student's embedding."""
 
 
 def on_device(batch: TileBatch, device: torch.device | str) -> Batch:
-    """A batch of a stream as tensors."""
+    """Move a batch of a stream to a device, as tensors."""
 
     def moved(features: Mapping[str, object]) -> dict[str, Tensor]:
         return {name: torch.as_tensor(x).to(device) for name, x in features.items()}
@@ -111,7 +114,7 @@ def on_device(batch: TileBatch, device: torch.device | str) -> Batch:
         features=moved(batch.features),
         pixels=None if batch.pixels is None else torch.from_numpy(batch.pixels).to(device),
         under={
-            mpp: Under(features=moved(found.features), mask=torch.from_numpy(found.mask).to(device))
-            for mpp, found in batch.under.items()
+            mpp: Under(features=moved(under.features), mask=torch.from_numpy(under.mask).to(device))
+            for mpp, under in batch.under.items()
         },
     )

@@ -1,6 +1,6 @@
 """A student of pixels: views of tiles in, losses against cached features of one tile or more out.
 
-Letters in names: B samples, D embedding.
+Shape letters: B samples, D embedding.
 """
 
 from collections.abc import Sequence
@@ -9,10 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from distill.errors import DistillError
-from distill.recipes.recipe import Recipe, TileStudent
+from distill.recipes.recipe import Recipe
+from distill.recipes.student_settings import TileStudent
 from distill.students.heads import Heads, Levels
-from distill.students.student import Seen, Student
-from distill.students.task import Batch, Norms, Prediction, Task
+from distill.students.student import StudentOutputs, TileNetwork, student_card
+from distill.students.student_kind import StudentKind, TaskInputs, TrainedStudent
+from distill.students.task import Batch, Prediction, Task
+from distill.targets.target import Norms
 from distill.targets.target_sources import (
     CLS,
     GRID,
@@ -25,9 +28,10 @@ from distill.targets.target_sources import (
     Source,
     UnderSource,
 )
-from distill.terms.term import About, Key, Scene
+from distill.terms.term import Key, TermContext, TermInputs
 from distill.terms.term_table import make_term, term_class
 from distill.train.views import draw, normalised, sized
+from ingest.teachers.cards.card import card_json
 
 
 class TileTask(Task):
@@ -52,19 +56,16 @@ class TileTask(Task):
         fine: float | None = None,
     ) -> None:
         super().__init__()
-        about = recipe.student
-        if not isinstance(about, TileStudent):
-            msg = f"recipe '{recipe.name}' trains no student of pixels"
-            raise TypeError(msg)
-        self._views, self._input_px = recipe.views, about.input_px
-        self.network = Student(about, ladder=recipe.head == "ladder")
+        settings = recipe.student_as(TileStudent)
+        self._views, self._input_px = recipe.views, settings.input_px
+        self.network = TileNetwork(settings, ladder=recipe.head == "ladder")
         self._widths = _checked_widths(recipe, self.network.dim)
         raw = {name for term in recipe.terms if term_class(term.kind).raw for name in term.teachers}
         matched = [column for column in columns if column.name not in raw]
         self._sources = _sources(matched, norms, self.network, fine)
         keys = list(self._sources)
         terms = [
-            make_term(_about(recipe, number, self.network, columns, keys, raw))
+            make_term(_context(recipe, number, self.network, columns, keys, raw))
             for number in range(len(recipe.terms))
         ]
         self.terms = nn.ModuleList(terms)
@@ -78,38 +79,38 @@ class TileTask(Task):
         )
 
     def forward(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
-        """Weighted losses [B] by term and teacher."""
+        """Return the weighted losses [B] by term and teacher."""
         x_BCHW = sized(_pixels(batch), self._input_px)
         view = draw(x_BCHW, self._views, generator)
-        seen: Seen = self.network(view.pixels)
+        outputs: StudentOutputs = self.network(view.pixels)
         goals = {key: source.goal(batch, view.turns) for key, source in self._sources.items()}
-        scene = Scene(
+        inputs = TermInputs(
             batch=batch,
-            seen=seen,
+            outputs=outputs,
             goals=goals,
-            predictions=self._predictions(seen, goals),
-            nested=[self._first(width, seen, goals) for width in self._widths],
+            predictions=self._predictions(outputs, goals),
+            nested=[self._first(width, outputs, goals) for width in self._widths],
             generator=generator,
             another=lambda: self.network(draw(x_BCHW, self._views, generator).pixels),
         )
         losses: dict[str, Tensor] = {}
         for weight, term in zip(self._weights, self.terms, strict=True):
-            for name, loss in term(scene).items():
+            for name, loss in term(inputs).items():
                 losses[name] = losses.get(name, 0) + weight * loss
         return losses
 
     def after_step(self, step: int) -> None:
-        """Let the terms follow."""
+        """Move what follows the student in each term."""
         for term in self.terms:
             term.after_step(step, self.network)  # type: ignore[operator]
 
     @torch.no_grad()
     def predict(self, batch: Batch) -> dict[str, Prediction]:
-        """By column; tiles under a tile as "COLUMN under"."""
-        seen = self.network(normalised(sized(_pixels(batch), self._input_px)))
+        """Predict the features of each column; of the tiles under a tile as "COLUMN under"."""
+        outputs = self.network(normalised(sized(_pixels(batch), self._input_px)))
         turns = torch.zeros(len(batch.tile_id), dtype=torch.int64)
         goals = {key: source.goal(batch, turns) for key, source in self._sources.items()}
-        predictions = self._predictions(seen, goals)
+        predictions = self._predictions(outputs, goals)
         both = [column for column, output in predictions if output == CLS]
         return {
             f"{key[0]} under" if key[1] != CLS and key[0] in both else key[0]: self._sources[
@@ -119,27 +120,35 @@ class TileTask(Task):
         }
 
     def source(self, column: str, output: str) -> Source:
-        """What makes the goals of a column for an output of the student."""
+        """Return the source of goals of a column for an output of the student."""
         return self._sources[column, output]
 
     @property
     def student(self) -> nn.Module:
-        """The network."""
+        """The trunk of the network."""
         return self.network.trunk
 
-    def _predictions(self, seen: Seen, goals: dict[Key, Goal]) -> dict[Key, Tensor]:
-        """Of the whole embedding, and of tokens."""
+    @property
+    def dim(self) -> int:
+        """Width of the embedding."""
+        dim: int = self.network.dim
+        return dim
+
+    def _predictions(self, outputs: StudentOutputs, goals: dict[Key, Goal]) -> dict[Key, Tensor]:
+        """Predict targets from the whole embedding, and from tokens."""
         inputs: dict[Key, Levels] = {
-            key: source.student(seen, goals[key]) for key, source in self._sources.items()
+            key: source.student(outputs, goals[key]) for key, source in self._sources.items()
         }
-        if seen.levels:
-            inputs |= {key: seen.levels for key in inputs if key[1] == CLS}
+        if outputs.levels:
+            inputs |= {key: outputs.levels for key in inputs if key[1] == CLS}
         return self.heads(inputs)  # type: ignore[no-any-return]
 
-    def _first(self, width: int, seen: Seen, goals: dict[Key, Goal]) -> dict[Key, Tensor]:
-        """Of the first channels of the embedding; the others are 0."""
-        first_BD = torch.zeros_like(seen.embedding)
-        first_BD[:, :width] = seen.embedding[:, :width]
+    def _first(
+        self, width: int, outputs: StudentOutputs, goals: dict[Key, Goal]
+    ) -> dict[Key, Tensor]:
+        """Predict targets from the first channels of the embedding; the others are 0."""
+        first_BD = torch.zeros_like(outputs.embedding)
+        first_BD[:, :width] = outputs.embedding[:, :width]
         keys = [key for key in self._sources if key[1] == CLS]
         return self.heads(dict.fromkeys(keys, first_BD))  # type: ignore[no-any-return]
 
@@ -163,29 +172,29 @@ def _checked_widths(recipe: Recipe, dim: int) -> tuple[int, ...]:
 
 
 def _sources(
-    columns: Sequence[Column], norms: Norms, student: Student, fine: float | None
+    columns: Sequence[Column], norms: Norms, student: TileNetwork, fine: float | None
 ) -> dict[Key, Source]:
-    found: list[Source] = []
+    sources: list[Source] = []
     for column in columns:
         if fine is not None:
-            found.append(MeanUnderSource(column, norms, fine=fine))
-            found.append(UnderSource(column, norms, fine=fine))
+            sources.append(MeanUnderSource(column, norms, fine=fine))
+            sources.append(UnderSource(column, norms, fine=fine))
         elif column.tokens is None:
-            found.append(OwnSource(column, norms))
+            sources.append(OwnSource(column, norms))
         else:
-            found.append(PatchSource(column, norms, grid=student.grid))
-    return {(source.column.name, source.output): source for source in found}
+            sources.append(PatchSource(column, norms, grid=student.grid))
+    return {(source.column.name, source.output): source for source in sources}
 
 
-def _about(
+def _context(
     recipe: Recipe,
     number: int,
-    student: Student,
+    student: TileNetwork,
     columns: Sequence[Column],
     keys: Sequence[Key],
     raw: set[str],
-) -> About:
-    """What a term is built from: its teachers' columns, or all that no term takes raw.
+) -> TermContext:
+    """Gather the inputs of a term: its teachers' columns, or all columns that no term takes raw.
 
     Raises:
         DistillError: it names a teacher that the recipe does not have, or takes raw columns and
@@ -201,17 +210,34 @@ def _about(
         )
         raise DistillError(msg)
     names = term.teachers or tuple(name for name in recipe.teachers if name not in raw)
-    mine = [column for column in columns if column.name in names]
-    return About(
+    term_columns = [column for column in columns if column.name in names]
+    return TermContext(
         recipe=recipe,
         term=term,
         student=student,
-        columns=mine,
+        columns=term_columns,
         keys=[key for key in keys if key[0] in names],
     )
 
 
-def _widths_in(student: Student) -> dict[str, int | Sequence[int]]:
-    """Channels of the student's outputs."""
+def _widths_in(student: TileNetwork) -> dict[str, int | Sequence[int]]:
+    """Return the number of channels of each of the student's outputs."""
     cls: int | Sequence[int] = student.level_dims or student.dim
     return {CLS: cls, PATCH: student.token_dim, GRID: student.token_dim}
+
+
+def _task(inputs: TaskInputs) -> TileTask:
+    """Build a student of pixels with its heads and terms."""
+    fine = inputs.under[-1] if inputs.under else None
+    return TileTask(inputs.recipe, inputs.columns, inputs.norms, fine=fine)
+
+
+def _card(student: TrainedStudent) -> dict[str, bytes]:
+    """Make the card by which `extract` runs the student as a teacher."""
+    card = student_card(
+        student.recipe, student.name, student.task.dim, student.licences, student.mpps
+    )
+    return {"card.json": card_json(card)}
+
+
+TILE = StudentKind(task=_task, keep=_card)

@@ -1,9 +1,9 @@
-"""Normalisations as part of a student of features: what it saw normalised must be so ever after.
+"""Normalisations as part of a student of features, which is run as it was trained.
 
 The statistics are buffers, so they lie in the student's weights and move to its device. PHI-S of a
 teacher of 1,280 channels is 6.6 MB at each mpp.
 
-Letters in names: B samples, D embedding.
+Shape letters: B samples, D embedding.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,12 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from distill.errors import DistillError
-from distill.students.task import Norms
-from distill.targets.target import Rotator, Standardiser, TargetNorm, Unchanged, UnitLength
+from distill.targets.target import Norms, Rotator, Standardiser, TargetNorm, Unchanged, UnitLength
 
 
 class KeptNorm(nn.Module):
-    """A normalisation whose statistics are buffers.
+    """A normalisation with its statistics as buffers.
 
     Args:
         norm: to keep.
@@ -28,16 +27,16 @@ class KeptNorm(nn.Module):
         super().__init__()
         self._kind = type(norm)
         for field in fields(norm):
-            value = torch.as_tensor(getattr(norm, field.name), dtype=torch.float32)
-            self.register_buffer(field.name, value.clone())
+            statistic = torch.as_tensor(getattr(norm, field.name), dtype=torch.float32)
+            self.register_buffer(field.name, statistic.clone())
 
     @property
     def norm(self) -> TargetNorm:
-        """As it is now, on the device of the buffers."""
+        """The normalisation, on the device of the buffers."""
         return self._kind(**dict(self.named_buffers()))
 
     def forward(self, features_BD: Tensor) -> Tensor:
-        """Normalised features [..., D], float32, without gradient."""
+        """Normalise features [..., D], float32, without gradient."""
         return self.norm(features_BD)
 
 
@@ -58,24 +57,24 @@ class KeptNorms(nn.Module):
         self.kept = nn.ModuleList(KeptNorm(norms[key]) for key in keys)
 
     def norm(self, teacher: str, mpp: float) -> TargetNorm:
-        """Of a teacher at an mpp.
+        """Return the normalisation of a teacher at an mpp.
 
         Raises:
             DistillError: there are no statistics of it.
         """
         if (teacher, mpp) not in self._at:
-            known = ", ".join(f"{name} at {at}" for name, at in self._at) or "none"
-            msg = f"no statistics of '{teacher}' at mpp {mpp}; there are those of {known}"
+            kept_names = ", ".join(f"{name} at {at}" for name, at in self._at) or "none"
+            msg = f"no statistics of '{teacher}' at mpp {mpp}; there are those of {kept_names}"
             raise DistillError(msg)
-        found: TargetNorm = self.kept[self._at[teacher, mpp]].norm  # type: ignore[assignment]
-        return found
+        norm: TargetNorm = self.kept[self._at[teacher, mpp]].norm  # type: ignore[assignment]
+        return norm
 
 
 def blank_norms(targets: str, dims: Mapping[str, int], mpps: Sequence[float]) -> Norms:
-    """Normalisations of the right shapes, to be filled by `load_state_dict`.
+    """Make normalisations of the right shapes, to be filled by `load_state_dict`.
 
     Args:
-        targets: one of `targets.NORMS`.
+        targets: one of `target.NORMS`.
         dims: D of each teacher.
         mpps: of the tiles.
 

@@ -15,10 +15,10 @@ from featurestore.stats import read_card
 def split_slides(
     lake: Lake, *, holdout: float, seed: int, slides: Sequence[str] | None = None
 ) -> tuple[list[str], list[str]]:
-    """Ready slides to train on, and those of the held-out patients.
+    """Split the ready slides into those to train on and those of the held-out patients.
 
     Args:
-        lake: whose slides.
+        lake: that has the slides.
         holdout: share of the patients that is held out.
         seed: of the split.
         slides: to split; all that are ready if None.
@@ -73,40 +73,40 @@ def stats(
     start = time.perf_counter()
     lake = open_lake(lake_uri, version=version)
     train, held = split_slides(lake, holdout=holdout, seed=seed)
-    wanted = [(name, mpp) for name in teachers for mpp in _mpps_of(lake, name, mpps)]
-    missing = fit_missing(lake, wanted, train)
-    cards = {pair: read_card(lake, pair[0], mpp=pair[1], slide_ids=train) for pair in wanted}
+    pairs = [(name, mpp) for name in teachers for mpp in _mpps_of(lake, name, mpps)]
+    missing = fit_missing(lake, pairs, train)
+    cards = {pair: read_card(lake, pair[0], mpp=pair[1], slide_ids=train) for pair in pairs}
     return {
         "teachers": list(teachers),
         "slides": len(train),
         "held_out_slides": held,
         "fitted": len(missing),
-        "sets": [_told_set(card, new=pair in missing) for pair, card in cards.items() if card],
+        "sets": [_set_row(card, new=pair in missing) for pair, card in cards.items() if card],
         "lake_version": lake.version,
         "seconds": round(time.perf_counter() - start, 3),
     }
 
 
 def _mpps_of(lake: Lake, teacher: str, mpps: Sequence[float] | None) -> list[float]:
-    """The asked mpps, or those at which the teacher has a column.
+    """Return the given mpps, or those at which the teacher has a column.
 
     Raises:
         LakeError: there is none, or the lake has no tiles at an mpp.
     """
-    asked = lake.config.mpps if mpps is None else [lake.known_mpp(mpp) for mpp in mpps]
-    there = [mpp for mpp in asked if teacher in lake.teachers(mpp=mpp)]
-    if mpps is not None or not there:
-        for mpp in asked:
+    candidates = lake.config.mpps if mpps is None else [lake.known_mpp(mpp) for mpp in mpps]
+    mpps_with_column = [mpp for mpp in candidates if teacher in lake.teachers(mpp=mpp)]
+    if mpps is not None or not mpps_with_column:
+        for mpp in candidates:
             lake.check_teacher(teacher, mpp=mpp)
-    return there
+    return mpps_with_column
 
 
 def fit_missing(
-    lake: Lake, wanted: Sequence[tuple[str, float]], train: Sequence[str]
+    lake: Lake, pairs: Sequence[tuple[str, float]], train: Sequence[str]
 ) -> list[tuple[str, float]]:
-    """Fit those (teacher, mpp) that have no statistics of these slides; which they were."""
+    """Fit the (teacher, mpp) that have no statistics of these slides, and return them."""
     missing = [
-        pair for pair in wanted if read_card(lake, pair[0], mpp=pair[1], slide_ids=train) is None
+        pair for pair in pairs if read_card(lake, pair[0], mpp=pair[1], slide_ids=train) is None
     ]
     if not missing:
         return []
@@ -118,6 +118,6 @@ def fit_missing(
     return missing
 
 
-def _told_set(card: dict[str, Any], *, new: bool) -> dict[str, Any]:
-    told = {key: card[key] for key in ("teacher", "mpp", "path", "key", "lake_version")}
-    return {**told, "rows": card["n"], "slides": len(card["slides"]), "new": new}
+def _set_row(card: dict[str, Any], *, new: bool) -> dict[str, Any]:
+    row = {key: card[key] for key in ("teacher", "mpp", "path", "key", "lake_version")}
+    return {**row, "rows": card["n"], "slides": len(card["slides"]), "new": new}

@@ -2,11 +2,12 @@
 
 All are functions of the last axis: features [B, D] of tiles or [B, h, w, D] of patch tokens alike.
 
-Letters in names: B samples, D embedding of a teacher, h w its grid of tokens, H W the student's.
+Shape letters: B samples, D embedding of a teacher, h w its grid of tokens, H W the student's.
 """
 
 import functools
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar, Self
 
@@ -18,10 +19,6 @@ from torch import Tensor
 
 from distill.errors import DistillError
 from distill.losses.numeric import full_precision
-from distill.targets.norms import statistics
-from featurestore import Moments, PhiS
-
-STD_MIN = 1e-3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,14 +26,14 @@ class TargetNorm(ABC):
     """A map of raw features to targets that is fixed while training, and the way back.
 
     Attributes:
-        mean: [D] of the raw features of the training slides: what knowing nothing says.
+        mean: [D] of the raw features of the training slides: a prediction without skill.
     """
 
     name: ClassVar[str]
     mean: Tensor
 
     def __call__(self, features_BD: Tensor) -> Tensor:
-        """Targets [B, D] of raw features [B, D], float32, without gradient.
+        """Normalise raw features [B, D] to targets [B, D], float32, without gradient.
 
         Raises:
             DistillError: the widths differ.
@@ -49,42 +46,44 @@ class TargetNorm(ABC):
 
     @property
     def dim(self) -> int:
-        """D that the statistics were fitted for."""
+        """The width D that the statistics were fitted for."""
         return len(self.mean)
 
     @abstractmethod
     def normalised(self, x_BD: Tensor) -> Tensor:
-        """Targets of features in float32."""
+        """Normalise features in float32."""
 
     @abstractmethod
     def inverse(self, target_BD: Tensor) -> Tensor:
-        """Raw features [B, D] of targets [B, D]; gradients flow."""
+        """Return raw features [B, D] of targets [B, D]; gradients flow."""
 
     def to(self, device: torch.device | str) -> Self:
-        """The same with its statistics on a device."""
+        """Return the normalisation with its statistics on a device."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
-        tensors = {key: value for key, value in values.items() if isinstance(value, Tensor)}
-        return replace(self, **{key: value.to(device) for key, value in tensors.items()})
+        tensors = {
+            key: statistic for key, statistic in values.items() if isinstance(statistic, Tensor)
+        }
+        return replace(self, **{key: statistic.to(device) for key, statistic in tensors.items()})
 
 
 @dataclass(frozen=True, kw_only=True)
 class Unchanged(TargetNorm):
-    """Raw features. Several teachers then weigh as their scales say: only for one, or a cosine."""
+    """Raw features. Teachers then weigh by their scales: only for one teacher, or a cosine."""
 
     name: ClassVar[str] = "none"
 
     def normalised(self, x_BD: Tensor) -> Tensor:
-        """The features."""
+        """Return the features."""
         return x_BD
 
     def inverse(self, target_BD: Tensor) -> Tensor:
-        """The targets."""
+        """Return the targets."""
         return target_BD
 
 
 @dataclass(frozen=True, kw_only=True)
 class UnitLength(TargetNorm):
-    """Features divided by their length; 0 stays 0. Smooth L1 has nothing to say about these.
+    """Features divided by their length; 0 stays 0. Smooth L1 adds nothing to the cosine on these.
 
     Attributes:
         length: that the inverse gives to features, since their own is lost.
@@ -94,11 +93,11 @@ class UnitLength(TargetNorm):
     length: float
 
     def normalised(self, x_BD: Tensor) -> Tensor:
-        """The features at length 1."""
+        """Return the features at length 1."""
         return F.normalize(x_BD, dim=-1)
 
     def inverse(self, target_BD: Tensor) -> Tensor:
-        """Features of the right direction and of a typical length."""
+        """Return features of the right direction and of a typical length."""
         return F.normalize(target_BD.float(), dim=-1) * self.length
 
 
@@ -106,8 +105,8 @@ class UnitLength(TargetNorm):
 class Standardiser(TargetNorm):
     """Per-channel standardisation, fitted on training slides and never updated while training.
 
-    Every teacher then weighs the same whatever the scale of its features, and smooth L1 has
-    something to say beside the cosine (on L2-normalised targets it is (1 - cos) / D).
+    Every teacher then weighs the same whatever the scale of its features, and smooth L1 adds
+    to the cosine (on L2-normalised targets it is (1 - cos) / D).
 
     Attributes:
         mean: [D].
@@ -118,11 +117,11 @@ class Standardiser(TargetNorm):
     std: Tensor
 
     def normalised(self, x_BD: Tensor) -> Tensor:
-        """The features with mean 0 and variance 1 in each channel."""
+        """Return the features with mean 0 and variance 1 in each channel."""
         return (x_BD - self.mean) / self.std
 
     def inverse(self, target_BD: Tensor) -> Tensor:
-        """Raw features [B, D] of targets [B, D]."""
+        """Return raw features [B, D] of targets [B, D]."""
         return target_BD * self.std + self.mean
 
 
@@ -144,14 +143,16 @@ class Rotator(TargetNorm):
     scale: float
 
     def normalised(self, x_BD: Tensor) -> Tensor:
-        """The features with mean 0, rotated, at the common scale."""
+        """Return the features with mean 0, rotated, at the common scale."""
         return ((x_BD - self.mean) @ self.rotation.T) * self.scale
 
     def inverse(self, target_BD: Tensor) -> Tensor:
-        """Raw features [B, D] of targets [B, D]."""
+        """Return raw features [B, D] of targets [B, D]."""
         with full_precision(target_BD) as (y_BD,):
             return y_BD @ self.rotation / self.scale + self.mean
 
+
+Norms = Mapping[tuple[str, float], TargetNorm]  # by column and mpp
 
 NORMS: dict[str, type[TargetNorm]] = {
     norm.name: norm for norm in (Unchanged, UnitLength, Standardiser, Rotator)
@@ -159,7 +160,7 @@ NORMS: dict[str, type[TargetNorm]] = {
 
 
 def norm_of(name: str, **values: npt.NDArray[np.floating]) -> TargetNorm:
-    """A normalisation by name: none, l2, z-score or phi-s; its statistics become float32.
+    """Make a normalisation by name: none, l2, z-score or phi-s; its statistics become float32.
 
     Raises:
         DistillError: the name is not known, or statistics are missing or too many.
@@ -167,30 +168,21 @@ def norm_of(name: str, **values: npt.NDArray[np.floating]) -> TargetNorm:
     if name not in NORMS:
         msg = f"no normalisation '{name}' of targets; known are {', '.join(NORMS)}"
         raise DistillError(msg)
-    wanted = {field.name for field in fields(NORMS[name])}
-    if wanted != set(values):
-        msg = f"targets '{name}' need {', '.join(sorted(wanted))}; {', '.join(values)} given"
+    needed = {field.name for field in fields(NORMS[name])}
+    if needed != set(values):
+        msg = f"targets '{name}' need {', '.join(sorted(needed))}; {', '.join(values)} given"
         raise DistillError(msg)
     arrays: dict[str, Any] = {
-        key: torch.from_numpy(value).float() if value.ndim else float(value)
-        for key, value in values.items()
+        key: torch.from_numpy(array).float() if array.ndim else float(array)
+        for key, array in values.items()
     }
     return NORMS[name](**arrays)
-
-
-def make_norm(name: str, *, moments: Moments, phi_s: PhiS | None = None) -> TargetNorm:
-    """A normalisation by name from moments; phi-s takes its transform, or makes it of them.
-
-    Raises:
-        DistillError: the name is not known.
-    """
-    return norm_of(name, mean=moments.mean, **statistics(name, moments, phi_s))
 
 
 def align_grid(
     tokens_BhwD: Tensor, grid: tuple[int, int], mask_Bhw: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """A teacher's patch tokens on the grid of a student that sees the same square.
+    """Align a teacher's patch tokens with the grid of a student that sees the same square.
 
     Along each axis a coarser grid takes the mean over the area of each of its cells, a finer one
     interpolates linearly between the centres of tokens, and an equal one changes nothing. Masked
@@ -221,7 +213,7 @@ def align_grid(
 
 def _checked_mask(x_BhwD: Tensor, grid: tuple[int, int], mask_Bhw: Tensor | None) -> Tensor:
     if min(grid) < 1:
-        msg = f"a grid of {grid[0]} x {grid[1]} tokens was asked for; each side needs at least 1"
+        msg = f"a grid of {grid[0]} x {grid[1]} tokens given; each side needs at least 1"
         raise DistillError(msg)
     if mask_Bhw is None:
         return torch.ones(x_BhwD.shape[:3], device=x_BhwD.device)
@@ -233,7 +225,7 @@ def _checked_mask(x_BhwD: Tensor, grid: tuple[int, int], mask_Bhw: Tensor | None
 
 @functools.lru_cache(maxsize=64)
 def axis_weights(old: int, new: int) -> Tensor:
-    """How much of each of `old` cells of a line goes into each of `new` cells, [new, old].
+    """Return the share of each of `old` cells of a line in each of `new` cells, [new, old].
 
     Rows add up to 1: overlaps where new < old, linear interpolation where new > old.
 

@@ -1,8 +1,8 @@
-"""Where targets come from: features of the tile itself, its patch tokens, or the tiles under it.
+"""Sources of targets: features of the tile itself, its patch tokens, or the tiles under it.
 
 A goal is a pure function of cached rows and of how the student's view was turned.
 
-Letters in names: B samples, N tokens, D embedding, h w a teacher's grid, H W the student's, r tiles
+Shape letters: B samples, N tokens, D embedding, h w a teacher's grid, H W the student's, r tiles
 under a tile, side by side.
 """
 
@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from distill.errors import DistillError
-from distill.students.student import Seen, pooled
-from distill.students.task import Batch, Norms, Prediction
-from distill.targets.target import align_grid
+from distill.students.student import StudentOutputs, pooled
+from distill.students.task import Batch, Prediction
+from distill.targets.target import Norms, align_grid
 from distill.train.views import moved_places, turned
 
 # The outputs of a student that are matched.
@@ -25,14 +25,14 @@ CLS, PATCH, GRID = "cls", "patch", "grid"
 
 @dataclass(frozen=True, kw_only=True)
 class Column:
-    """A teacher's column, as a goal needs to know it.
+    """A teacher's column, with the shape that a goal needs.
 
     Attributes:
         name: of the column.
-        teacher: whose it is; columns of one teacher weigh as one.
+        teacher: that made it; columns of one teacher weigh as one.
         dim: of an embedding or of one token.
         tokens: how many patch tokens it holds of a tile; None if it is an embedding.
-        places: the column that says where they are, if they are a sample.
+        places: the column of their places, if they are a sample.
         side: tokens down and across of the teacher's whole grid.
     """
 
@@ -57,7 +57,7 @@ class Column:
 
 @dataclass(frozen=True, kw_only=True)
 class Goal:
-    """A target, and what of the student is held against it.
+    """A target, and the tokens of the student that are compared with it.
 
     Attributes:
         target: normalised [B, D], or [B, N, D] of tokens.
@@ -87,31 +87,31 @@ class Source(ABC):
 
     @abstractmethod
     def goal(self, batch: Batch, turns_B: Tensor) -> Goal:
-        """The goal of a batch whose views are turned so."""
+        """Return the goal of a batch with views turned so."""
 
     @abstractmethod
     def mpp(self, batch: Batch) -> float:
-        """Of the features."""
+        """Return the mpp of the features."""
 
-    def student(self, seen: Seen, goal: Goal) -> Tensor:
-        """What of the student goes into the head [B, D] or [B, N, D]."""
-        tokens_BND = seen.tokens.flatten(1, 2)
+    def student(self, outputs: StudentOutputs, goal: Goal) -> Tensor:
+        """Select the student's outputs that go into the head [B, D] or [B, N, D]."""
+        tokens_BND = outputs.tokens.flatten(1, 2)
         if goal.cells is None:
             return tokens_BND
         at = goal.cells.to(tokens_BND.device)[..., None].expand(-1, -1, tokens_BND.shape[-1])
         return tokens_BND.gather(1, at)
 
     def prediction(self, predicted: Tensor, goal: Goal, batch: Batch) -> Prediction:
-        """What is said of tokens or tiles that are there, with what they are."""
+        """Pair predictions of tokens or tiles that are there with their true features."""
         mpp = self.mpp(batch)
         norm = self._norms[self.column.name, mpp]
         if predicted.ndim == 2:
             return Prediction(predicted=predicted, features=goal.features, norm=norm, mpp=mpp)
-        there = torch.ones(predicted.shape[:2], dtype=torch.bool, device=predicted.device)
+        is_present = torch.ones(predicted.shape[:2], dtype=torch.bool, device=predicted.device)
         if goal.weight is not None:
-            there = goal.weight > 0
+            is_present = goal.weight > 0
         return Prediction(
-            predicted=predicted[there], features=goal.features[there], norm=norm, mpp=mpp
+            predicted=predicted[is_present], features=goal.features[is_present], norm=norm, mpp=mpp
         )
 
 
@@ -121,17 +121,17 @@ class OwnSource(Source):
     output = CLS
 
     def goal(self, batch: Batch, turns_B: Tensor) -> Goal:
-        """Normalised features; an embedding is not turned."""
+        """Return normalised features; an embedding is not turned."""
         raw_BD = batch.features[self.column.name]
         return Goal(target=self._norms[self.column.name, batch.mpp](raw_BD), features=raw_BD)
 
     def mpp(self, batch: Batch) -> float:
-        """The batch's."""
+        """Return the mpp of the batch."""
         return batch.mpp
 
-    def student(self, seen: Seen, goal: Goal) -> Tensor:
-        """The embedding."""
-        return seen.embedding
+    def student(self, outputs: StudentOutputs, goal: Goal) -> Tensor:
+        """Return the embedding."""
+        return outputs.embedding
 
 
 class PatchSource(Source):
@@ -150,11 +150,11 @@ class PatchSource(Source):
         self._grid = grid
 
     def mpp(self, batch: Batch) -> float:
-        """The batch's."""
+        """Return the mpp of the batch."""
         return batch.mpp
 
     def goal(self, batch: Batch, turns_B: Tensor) -> Goal:
-        """Targets where the student's view has them."""
+        """Return targets at their places in the student's view."""
         raw_BND = batch.features[self.column.name].view(len(batch.tile_id), -1, self.column.dim)
         norm = self._norms[self.column.name, batch.mpp]
         if self.column.places is not None:
@@ -167,7 +167,7 @@ class PatchSource(Source):
         return Goal(target=target_BHWD.flatten(1, 2), features=features_BHWD.flatten(1, 2))
 
     def _cells(self, places_BN: Tensor, turns_B: Tensor) -> Tensor:
-        """The student's token that covers the centre of each sampled token of the teacher."""
+        """Return the student's tokens that cover the centres of the teacher's sampled tokens."""
         side, (height, width) = self.column.side or 0, self._grid
         moved = moved_places(side)[turns_B].gather(1, places_BN.long().cpu())
         row, column = moved // side, moved % side
@@ -190,16 +190,16 @@ class UnderSource(Source):
         self._fine = fine
 
     def mpp(self, batch: Batch) -> float:
-        """The finer one."""
+        """Return the finer mpp."""
         return self._fine
 
     def goal(self, batch: Batch, turns_B: Tensor) -> Goal:
-        """Targets [B, r * r, D] turned with the pixels; background has no weight."""
+        """Return targets [B, r * r, D] turned with the pixels; background has no weight."""
         under = batch.under[self._fine]
         raw_BrrD = turned(under.features[self.column.name], turns_B, axes=(1, 2))
         mask_Brr = turned(under.mask, turns_B, axes=(1, 2))
         norm = self._norms[self.column.name, self._fine]
-        # What stands where no tile is must not reach the loss, not even times 0.
+        # Features of tiles that are not there must not reach the loss, not even times 0.
         target_BrrD = torch.where(mask_Brr[..., None], norm(raw_BrrD), 0)
         return Goal(
             target=target_BrrD.flatten(1, 2),
@@ -207,39 +207,39 @@ class UnderSource(Source):
             weight=mask_Brr.flatten(1).float(),
         )
 
-    def student(self, seen: Seen, goal: Goal) -> Tensor:
-        """Its tokens on the grid of the tiles."""
-        return pooled(seen.tokens, math.isqrt(goal.target.shape[1])).flatten(1, 2)
+    def student(self, outputs: StudentOutputs, goal: Goal) -> Tensor:
+        """Return the student's tokens on the grid of the tiles."""
+        return pooled(outputs.tokens, math.isqrt(goal.target.shape[1])).flatten(1, 2)
 
 
 class MeanUnderSource(UnderSource):
-    """The mean over the tiles under the tile: what the embedding stands for."""
+    """The mean over the tiles under the tile, as the target of the embedding."""
 
     output = CLS
 
     def goal(self, batch: Batch, turns_B: Tensor) -> Goal:
-        """Targets [B, D]; 0, the mean of all tiles, where there is nothing but background."""
+        """Return targets [B, D]; 0, the mean of all tiles, where all is background."""
         grid = super().goal(batch, turns_B)
         weight_BN1 = (grid.weight if grid.weight is not None else grid.target[..., 0])[..., None]
-        there_B1 = weight_BN1.sum(dim=1)
+        count_B1 = weight_BN1.sum(dim=1)
         raw_BND = torch.where(weight_BN1 > 0, grid.features.float(), 0)
         return Goal(
-            target=grid.target.sum(dim=1) / there_B1.clamp_min(1),
-            features=raw_BND.sum(dim=1) / there_B1.clamp_min(1),
-            weight=(there_B1[:, 0] > 0).float(),
+            target=grid.target.sum(dim=1) / count_B1.clamp_min(1),
+            features=raw_BND.sum(dim=1) / count_B1.clamp_min(1),
+            weight=(count_B1[:, 0] > 0).float(),
         )
 
-    def student(self, seen: Seen, goal: Goal) -> Tensor:
-        """The embedding."""
-        return seen.embedding
+    def student(self, outputs: StudentOutputs, goal: Goal) -> Tensor:
+        """Return the embedding."""
+        return outputs.embedding
 
     def prediction(self, predicted: Tensor, goal: Goal, batch: Batch) -> Prediction:
-        """Of tiles that have any under them."""
-        found = super().prediction(predicted, goal, batch)
-        there = goal.weight > 0 if goal.weight is not None else slice(None)
+        """Pair predictions of tiles that have any under them with their true features."""
+        whole = super().prediction(predicted, goal, batch)
+        is_present = goal.weight > 0 if goal.weight is not None else slice(None)
         return Prediction(
-            predicted=found.predicted[there],
-            features=found.features[there],
-            norm=found.norm,
-            mpp=found.mpp,
+            predicted=whole.predicted[is_present],
+            features=whole.features[is_present],
+            norm=whole.norm,
+            mpp=whole.mpp,
         )

@@ -1,1 +1,1 @@
-"""Terms of a recipe's loss: what each reads and which loss it takes."""
+"""Terms of a recipe's loss: their inputs, their losses and their table."""

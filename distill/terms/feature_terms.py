@@ -1,4 +1,4 @@
-"""What the terms of students of features have in common: their settings are checked."""
+"""The check of terms of students of features: their settings and teachers."""
 
 from collections.abc import Collection
 
@@ -7,10 +7,10 @@ from distill.recipes.recipe import Recipe, Term
 
 
 def check_term(recipe: Recipe, term: Term, settings: Collection[str]) -> None:
-    """Refuse a term with settings or teachers that are not there.
+    """Refuse a term with settings or teachers that do not exist.
 
     Args:
-        recipe: whose it is.
+        recipe: that has the term.
         term: to be checked.
         settings: that its kind has.
 

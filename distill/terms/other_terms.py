@@ -1,6 +1,6 @@
 """Terms that any recipe may add: relations, logits of a classifier, a privileged branch.
 
-Letters in names: B samples, C classes.
+Shape letters: B samples, C classes.
 """
 
 from types import MappingProxyType
@@ -12,40 +12,41 @@ from distill.losses.logit_losses import decoupled_loss, kl_loss, multi_level_los
 from distill.losses.relation_losses import batch_relation_loss, token_relation_loss
 from distill.losses.vicreg import vicreg_loss
 from distill.targets.target_sources import CLS, GRID, PATCH
-from distill.terms.term import About, Key, Losses, Scene, TermLoss
+from distill.terms.term import Key, Losses, TermContext, TermInputs, TermLoss
 
 
 class RelationLoss(TermLoss):
-    """How samples of the batch are like each other, embedding against target; no head."""
+    """Similarities between samples of the batch, embedding against target; no head."""
 
-    def __init__(self, about: About) -> None:
-        super().__init__(about)
-        self._keys = about.of(CLS)
+    def __init__(self, context: TermContext) -> None:
+        super().__init__(context)
+        self._keys = context.of(CLS)
 
-    def forward(self, scene: Scene) -> Losses:
-        """One entry."""
+    def forward(self, inputs: TermInputs) -> Losses:
+        """Return one entry."""
         losses = [
-            batch_relation_loss(scene.seen.embedding, scene.goals[key].target) for key in self._keys
+            batch_relation_loss(inputs.outputs.embedding, inputs.goals[key].target)
+            for key in self._keys
         ]
         return {"relation": torch.stack(losses).mean(dim=0)}
 
 
 class TokenRelationLoss(TermLoss):
-    """How tokens of a tile, or tiles under it, are like each other; through the heads."""
+    """Similarities between tokens of a tile, or tiles under it; through the heads."""
 
-    def __init__(self, about: About) -> None:
-        super().__init__(about)
-        self.heads = about.of(PATCH, GRID)
+    def __init__(self, context: TermContext) -> None:
+        super().__init__(context)
+        self.heads = context.of(PATCH, GRID)
 
-    def forward(self, scene: Scene) -> Losses:
-        """One entry."""
-        losses = [self._one(key, scene) for key in self.heads]
+    def forward(self, inputs: TermInputs) -> Losses:
+        """Return one entry."""
+        losses = [self._one(key, inputs) for key in self.heads]
         return {"token-relation": torch.stack(losses).mean(dim=0)}
 
-    def _one(self, key: Key, scene: Scene) -> Tensor:
-        goal = scene.goals[key]
+    def _one(self, key: Key, inputs: TermInputs) -> Tensor:
+        goal = inputs.goals[key]
         mask = None if goal.weight is None else goal.weight > 0
-        return token_relation_loss(scene.predictions[key], goal.target, mask)
+        return token_relation_loss(inputs.predictions[key], goal.target, mask)
 
 
 class LogitLoss(TermLoss):
@@ -56,42 +57,44 @@ class LogitLoss(TermLoss):
 
     raw = True
 
-    def __init__(self, about: About) -> None:
-        super().__init__(about)
-        self._columns = [column.name for column in about.columns]
+    def __init__(self, context: TermContext) -> None:
+        super().__init__(context)
+        self._columns = [column.name for column in context.columns]
         self.classifiers = nn.ModuleList(
-            nn.Linear(about.student.dim, column.dim) for column in about.columns
+            nn.Linear(context.student.dim, column.dim) for column in context.columns
         )
 
-    def forward(self, scene: Scene) -> Losses:
-        """One entry a column."""
-        found: Losses = {}
+    def forward(self, inputs: TermInputs) -> Losses:
+        """Return one entry a column."""
+        losses: Losses = {}
         for name, classifier in zip(self._columns, self.classifiers, strict=True):
-            logits_BC = scene.batch.features[name].float()
-            found[f"{self.kind} {name}"] = self.loss(classifier(scene.seen.embedding), logits_BC)
-        return found
+            logits_BC = inputs.batch.features[name].float()
+            losses[f"{self.kind} {name}"] = self.loss(
+                classifier(inputs.outputs.embedding), logits_BC
+            )
+        return losses
 
     kind = "kl"
 
     def loss(self, student_BC: Tensor, teacher_BC: Tensor) -> Tensor:
-        """Per sample."""
+        """Return the loss per sample."""
         return kl_loss(student_BC, teacher_BC, temperature=self.settings["temperature"])
 
 
 class KlLoss(LogitLoss):
-    """KL at a temperature."""
+    """KL divergence at a temperature."""
 
     allowed = MappingProxyType({"temperature": 4.0})
 
 
 class DecoupledLoss(LogitLoss):
-    """DKD."""
+    """Decoupled knowledge distillation (DKD)."""
 
     kind = "decoupled"
     allowed = MappingProxyType({"temperature": 4.0, "target": 1.0, "other": 8.0})
 
     def loss(self, student_BC: Tensor, teacher_BC: Tensor) -> Tensor:
-        """Per sample."""
+        """Return the loss per sample."""
         return decoupled_loss(
             student_BC,
             teacher_BC,
@@ -103,12 +106,12 @@ class DecoupledLoss(LogitLoss):
 
 
 class MultiLevelLoss(LogitLoss):
-    """Instance, batch and class levels at temperatures 2 to 6."""
+    """Multi-level distillation: instance, batch and class levels at temperatures 2 to 6."""
 
     kind = "multi-level"
 
     def loss(self, student_BC: Tensor, teacher_BC: Tensor) -> Tensor:
-        """Per sample."""
+        """Return the loss per sample."""
         return multi_level_loss(student_BC, teacher_BC)
 
 
@@ -121,18 +124,18 @@ class PrivilegedLoss(TermLoss):
     raw = True
     allowed = MappingProxyType({"width": 256})
 
-    def __init__(self, about: About) -> None:
-        super().__init__(about)
+    def __init__(self, context: TermContext) -> None:
+        super().__init__(context)
         width = int(self.settings["width"])
-        self._columns = [column.name for column in about.columns]
-        self.own = _projector(about.student.dim, width)
-        self.privileged = nn.ModuleList(_projector(c.dim, width) for c in about.columns)
+        self._columns = [column.name for column in context.columns]
+        self.own = _projector(context.student.dim, width)
+        self.privileged = nn.ModuleList(_projector(c.dim, width) for c in context.columns)
 
-    def forward(self, scene: Scene) -> Losses:
-        """One entry."""
-        branches = [self.own(seen.embedding) for seen in (scene.seen, scene.another())]
+    def forward(self, inputs: TermInputs) -> Losses:
+        """Return one entry."""
+        branches = [self.own(outputs.embedding) for outputs in (inputs.outputs, inputs.another())]
         for name, projector in zip(self._columns, self.privileged, strict=True):
-            branches.append(projector(scene.batch.features[name].float()))
+            branches.append(projector(inputs.batch.features[name].float()))
         return {"privileged": vicreg_loss(branches)}
 
 

@@ -1,12 +1,13 @@
-"""What trains a region encoder over cached grids of features; no pixels.
+"""The training task of a region encoder over cached grids of features; no pixels.
 
 Source: PatHME (hvcl/PatHME), re-written from its description, as its public code does not run. What
 was kept and what was changed stands with each class.
 
-Letters in names: B regions, N fine tokens, E embedding of a teacher, D width, T experts.
+Shape letters: B regions, N fine tokens, E embedding of a teacher, D width, T experts.
 """
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,12 +15,15 @@ from torch import Tensor, nn
 from distill.losses.feature_losses import Match
 from distill.losses.numeric import weighted_mean
 from distill.losses.weighting import make_weighting
-from distill.recipes.recipe import Recipe, RegionStudent
+from distill.recipes.recipe import Recipe
+from distill.recipes.student_settings import RegionStudent
 from distill.students.heads import make_head
 from distill.students.region_encoder import RegionEncoder
-from distill.students.region_network import Whole
-from distill.students.task import Batch, Norms, Prediction, Task
+from distill.students.region_network import RegionOutputs
+from distill.students.student_kind import FeatureStudent, StudentKind, TaskInputs, feature_card
+from distill.students.task import Batch, Prediction, Task
 from distill.targets.kept_norms import KeptNorms
+from distill.targets.target import Norms
 from distill.terms.region_terms import RegionSelf, region_terms
 
 
@@ -36,11 +40,11 @@ class RegionTask(Task):
     - DINO across the streams also takes the region's vector, since the hierarchical term alone is
       smallest where all regions are one constant.
     - Experts have a head each and normalised targets; the student's teacher is its own expert
-      if it is the only one. They are weighted as the recipe says, so that all weigh 1 together.
+      if it is the only one. They are weighted by the recipe, so that all weigh 1 together.
     - The teacher's temperature (0.05) and the momentum (0.992) are constant, where PatHME raises
       them to 0.07 and 1; a running centre per stream; 1 prototype head for both streams' class
-      tokens, so that they can be compared, and 1 for tokens; as many prototypes as the recipe says
-      (65,536 there); the mean of KoLeo and iBOT over both streams.
+      tokens, so that they can be compared, and 1 for tokens; as many prototypes as in the
+      recipe (65,536 there); the mean of KoLeo and iBOT over both streams.
 
     Args:
         recipe: of a `RegionStudent`; its first teacher is seen, the others are experts.
@@ -53,19 +57,16 @@ class RegionTask(Task):
 
     def __init__(self, recipe: Recipe, dims: Mapping[str, int], norms: Norms) -> None:
         super().__init__()
-        if not isinstance(recipe.student, RegionStudent):
-            msg = f"recipe '{recipe.name}' trains no encoder of regions"
-            raise TypeError(msg)
-        about, teacher = recipe.student, recipe.teachers[0]
+        settings, teacher = recipe.student_as(RegionStudent), recipe.teachers[0]
         terms = region_terms(recipe)
-        self.encoder = RegionEncoder(about, teacher, dims[teacher], norms)
-        self.own = RegionSelf(about, terms, self.encoder.network)
+        self.encoder = RegionEncoder(settings, teacher, dims[teacher], norms)
+        self.own = RegionSelf(settings, terms, self.encoder.network)
         self.experts = _experts(recipe)
         self.expert_norms = KeptNorms(
             self.experts, {k: norm for k, norm in norms.items() if k[1] == self.encoder.fine}
         )
         self.heads = nn.ModuleList(
-            make_head(recipe.head, about.width, width=recipe.head_width, dim_out=dims[name])
+            make_head(recipe.head, settings.width, width=recipe.head_width, dim_out=dims[name])
             for name in self.experts
         )
         if self.experts:
@@ -74,22 +75,24 @@ class RegionTask(Task):
             self.weighting = make_weighting(recipe.weighting, len(self.experts), keep=recipe.keep)
 
     def forward(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
-        """Weighted losses [B]: dino-fine, dino-mid, dino-across, ibot, koleo, ..., expert NAME."""
+        """Return the weighted losses [B]: dino-fine, dino-mid, dino-across, ..., expert NAME."""
         region = self.encoder.region(batch)
-        seen, losses = self.own(self.encoder.network, region, generator)
+        outputs, losses = self.own(self.encoder.network, region, generator)
         if self.experts:
-            losses |= self._expert(seen, batch, generator)
+            losses |= self._expert(outputs, batch, generator)
         return losses  # type: ignore[no-any-return]
 
-    def _expert(self, seen: Whole, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
+    def _expert(
+        self, outputs: RegionOutputs, batch: Batch, generator: torch.Generator
+    ) -> dict[str, Tensor]:
         under, losses = batch.under[self.encoder.fine], []
-        there_BN = under.mask.flatten(1)
+        mask_BN = under.mask.flatten(1)
         for name, head in zip(self.experts, self.heads, strict=True):
             raw_BNE = under.features[name].flatten(1, 2)
             target_BNE = self.expert_norms.norm(name, self.encoder.fine)(raw_BNE)
-            target_BNE = torch.where(there_BN[..., None], target_BNE, 0)
-            loss_BN = self._match(head(seen.fine.tokens), target_BNE)
-            losses.append(weighted_mean(loss_BN, there_BN))
+            target_BNE = torch.where(mask_BN[..., None], target_BNE, 0)
+            loss_BN = self._match(head(outputs.fine.tokens), target_BNE)
+            losses.append(weighted_mean(loss_BN, mask_BN))
         losses_TB = torch.stack(losses)
         shares_TB = self.weighting(losses_TB, generator)
         losses_TB = self._weight * shares_TB * losses_TB
@@ -101,14 +104,14 @@ class RegionTask(Task):
 
     @torch.no_grad()
     def predict(self, batch: Batch) -> dict[str, Prediction]:
-        """What the fine tokens say of each expert's features, of tiles that are there."""
+        """Predict each expert's features from the fine tokens of tiles that are there."""
         tokens_BND = self.encoder(batch).fine.tokens
         under = batch.under[self.encoder.fine]
-        there_BN = under.mask.flatten(1)
+        mask_BN = under.mask.flatten(1)
         return {
             name: Prediction(
-                predicted=head(tokens_BND[there_BN]).float(),
-                features=under.features[name].flatten(1, 2)[there_BN],
+                predicted=head(tokens_BND[mask_BN]).float(),
+                features=under.features[name].flatten(1, 2)[mask_BN],
                 norm=self.expert_norms.norm(name, self.encoder.fine),
                 mpp=self.encoder.fine,
             )
@@ -120,10 +123,34 @@ class RegionTask(Task):
         """The encoder; heads and the average are not needed to use it."""
         return self.encoder
 
+    @property
+    def dim(self) -> int:
+        """Width of a region's vector."""
+        return self.encoder.network.width
+
 
 def _experts(recipe: Recipe) -> tuple[str, ...]:
-    """Whose fine features are matched; none without the term."""
+    """Return the teachers of the fine features that are matched; none without the term."""
     for term in recipe.terms:
         if term.kind == "expert":
             return term.teachers or recipe.teachers[1:] or recipe.teachers
     return ()
+
+
+def _task(inputs: TaskInputs) -> RegionTask:
+    """Build a region encoder with its heads and terms."""
+    dims = {column.name: column.dim for column in inputs.columns}
+    return RegionTask(inputs.recipe, dims, inputs.norms)
+
+
+def _restored(card: Mapping[str, Any], weights: Mapping[str, Tensor]) -> FeatureStudent:
+    """Restore a region encoder from its card and weights."""
+    teachers, recipe, levels = card["teachers"], card["recipe"], card["levels"]
+    settings = RegionStudent(**recipe["student"])
+    encoder = RegionEncoder.restored(settings, teachers[0], levels, recipe["targets"], weights)
+    return FeatureStudent(
+        embed=encoder.embed, teachers=teachers[:1], levels=tuple(levels), batch_tiles=16
+    )
+
+
+REGION = StudentKind(task=_task, keep=feature_card, restore=_restored)

@@ -1,9 +1,9 @@
 """Self-distillation from pixels as a term: DINO over crops, iBOT on hidden patches, KoLeo.
 
-A moving average of the student sees a whole view; the student sees another whole view with patches
-hidden, and local crops.
+The moving average of the student gets a whole view; the student gets another whole view with
+patches hidden, and local crops.
 
-Letters in names: B samples, N tokens, D embedding, K prototypes, C channels, H W pixels.
+Shape letters: B samples, N tokens, D embedding, K prototypes, C channels, H W pixels.
 """
 
 from types import MappingProxyType
@@ -14,20 +14,20 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from distill.losses.self_losses import Centre, dino_loss, ibot_loss, koleo_loss, random_mask
-from distill.recipes.recipe import TileStudent
+from distill.recipes.student_settings import TileStudent
 from distill.students.prototypes import PrototypeHead
-from distill.terms.term import About, Losses, Scene, TermLoss
+from distill.terms.term import Losses, TermContext, TermInputs, TermLoss
 from distill.train.ema import Ema
 from distill.train.views import cropped, draw, normalised, sized
 
 if TYPE_CHECKING:
-    from distill.students.student import Seen
+    from distill.students.student import StudentOutputs
 
 AREA = (0.05, 0.32)
 
 
 class SelfDistillation(TermLoss):
-    """DINO, iBOT and KoLeo as in DINOv2 and GPFM, on a tile whose targets are cached.
+    """DINO, iBOT and KoLeo as in DINOv2 and GPFM, on a tile with cached targets.
 
     Changed: the global views are the whole tile, differently turned and stained, since targets are
     of the whole tile; patches are hidden in the pixels (grey), which any network can see; one
@@ -52,37 +52,36 @@ class SelfDistillation(TermLoss):
         }
     )
 
-    def __init__(self, about: About) -> None:
-        super().__init__(about)
-        if not isinstance(about.recipe.student, TileStudent):
-            msg = "self-distillation from pixels needs a student of pixels"
-            raise TypeError(msg)
-        self._views, self._input_px = about.recipe.views, about.recipe.student.input_px
-        self._student = [about.student]  # in a list: its parameters are the task's, not the term's
+    def __init__(self, context: TermContext) -> None:
+        super().__init__(context)
+        settings = context.recipe.student_as(TileStudent)
+        self._views, self._input_px = context.recipe.views, settings.input_px
+        # In a list: its parameters are the task's, not the term's.
+        self._student = [context.student]
         count = int(self.settings["prototypes"])
-        self.cls_head = PrototypeHead(about.student.dim, count)
-        self.token_head = PrototypeHead(about.student.token_dim, count)
-        mine = nn.ModuleList([about.student, self.cls_head, self.token_head])
-        self.average = Ema(mine, lambda _: self.settings["momentum"])
+        self.cls_head = PrototypeHead(context.student.dim, count)
+        self.token_head = PrototypeHead(context.student.token_dim, count)
+        followed = nn.ModuleList([context.student, self.cls_head, self.token_head])
+        self.average = Ema(followed, lambda _: self.settings["momentum"])
         self.cls_centre, self.token_centre = Centre(count), Centre(count)
         self._logits: tuple[Tensor, Tensor] | None = None
 
-    def forward(self, scene: Scene) -> Losses:
-        """Three entries."""
-        if scene.batch.pixels is None:
+    def forward(self, inputs: TermInputs) -> Losses:
+        """Return three entries: DINO, iBOT and KoLeo."""
+        if inputs.batch.pixels is None:
             msg = "self-distillation needs pixels"
             raise TypeError(msg)
-        x_BCHW = sized(scene.batch.pixels, self._input_px)
-        first, second = (draw(x_BCHW, self._views, scene.generator).pixels for _ in range(2))
+        x_BCHW = sized(inputs.batch.pixels, self._input_px)
+        first, second = (draw(x_BCHW, self._views, inputs.generator).pixels for _ in range(2))
         cls_a_BK, tokens_a_BNK = self._teacher(first)
         cls_b_BK, _ = self._teacher(second)
-        hidden, mask_BN = self._hidden(first, scene.generator)
-        masked: Seen = self._student[0](hidden)
-        local = [self._student[0](view) for view in self._local(x_BCHW, scene.generator)]
+        hidden, mask_BN = self._hidden(first, inputs.generator)
+        masked: StudentOutputs = self._student[0](hidden)
+        local = [self._student[0](view) for view in self._local(x_BCHW, inputs.generator)]
         logits_BK = self.cls_head(masked.embedding)
         losses = [self._dino(logits_BK, cls_b_BK)]
-        for seen in local:
-            small_BK = self.cls_head(seen.embedding)
+        for outputs in local:
+            small_BK = self.cls_head(outputs.embedding)
             losses += [self._dino(small_BK, cls_a_BK), self._dino(small_BK, cls_b_BK)]
         ibot_B = ibot_loss(
             self.token_head(masked.tokens.flatten(1, 2)),
@@ -107,21 +106,21 @@ class SelfDistillation(TermLoss):
 
     @torch.no_grad()
     def _teacher(self, x_BCHW: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits of the embedding [B, K] and of the tokens [B, N, K] of the moving average."""
+        """Return the moving average's logits of embeddings [B, K] and of tokens [B, N, K]."""
         student, cls_head, token_head = self._parts()
-        seen: Seen = student(x_BCHW)
-        return cls_head(seen.embedding), token_head(seen.tokens.flatten(1, 2))
+        outputs: StudentOutputs = student(x_BCHW)
+        return cls_head(outputs.embedding), token_head(outputs.tokens.flatten(1, 2))
 
     def _parts(self) -> Any:  # noqa: ANN401 - three modules
         return self.average.module
 
     def _hidden(self, x_BCHW: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Pixels with the squares under some tokens at 0, which is grey, and which [B, N]."""
+        """Hide the squares under some tokens at 0, which is grey; return pixels and mask [B, N]."""
         height, width = self._student[0].grid
         mask_BN = random_mask(len(x_BCHW), height * width, generator)
         grid_B1HW = mask_BN.view(-1, 1, height, width).float().to(x_BCHW.device)
-        seen = 1 - F.interpolate(grid_B1HW, x_BCHW.shape[2:], mode="nearest")
-        return (x_BCHW * seen).contiguous(memory_format=torch.channels_last), mask_BN
+        visible = 1 - F.interpolate(grid_B1HW, x_BCHW.shape[2:], mode="nearest")
+        return (x_BCHW * visible).contiguous(memory_format=torch.channels_last), mask_BN
 
     def _local(self, x_BCHW: Tensor, generator: torch.Generator) -> list[Tensor]:
         # A multiple of 32: the stride of convolutional networks; vision transformers must be built
@@ -134,8 +133,8 @@ class SelfDistillation(TermLoss):
 
     def after_step(self, step: int, student: nn.Module) -> None:
         """Move the average and the centres."""
-        mine = nn.ModuleList([student, self.cls_head, self.token_head])
-        self.average.update(mine, step)
+        followed = nn.ModuleList([student, self.cls_head, self.token_head])
+        self.average.update(followed, step)
         if self._logits is not None:
             cls_BK, tokens_BK = self._logits
             self.cls_centre.update(cls_BK)

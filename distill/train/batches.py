@@ -19,12 +19,12 @@ MEASURE_TILES = 64
 
 @dataclass(frozen=True, kw_only=True)
 class Feed:
-    """Which tiles and features a recipe reads of a lake.
+    """The tiles and features of a lake that a recipe reads.
 
     Attributes:
         lake: at the run's version.
         recipe: decides it.
-        slide_ids: whose tiles.
+        slide_ids: slides of the tiles.
     """
 
     lake: Lake
@@ -32,7 +32,7 @@ class Feed:
     slide_ids: Sequence[str]
 
     def training(self, *, rank: int = 0, world: int = 1) -> list[Stream]:
-        """One rank's shuffled tiles at each mpp where the slides have any.
+        """Make one rank's streams of shuffled tiles, at each mpp where the slides have any.
 
         A batch is a part of an optimiser step. Batches are whole: tiles that fill none are left to
         another epoch. An mpp with too few tiles for one makes a small one of all.
@@ -58,7 +58,7 @@ class Feed:
         return streams
 
     def measuring(self, *, mixed_up: bool = False) -> list[Stream]:
-        """All tiles at each mpp where the slides have any: in their own order, or shuffled once."""
+        """Make streams of all tiles at each mpp: in their own order, or shuffled once."""
         return [
             self._stream(mpp, batch_tiles=MEASURE_TILES, block_tiles=BLOCK_TILES, shuffle=mixed_up)
             for mpp in self._mpps()
@@ -71,7 +71,7 @@ class Feed:
     def _tiles(self, mpp: float) -> int:
         return int(self.lake.tiles_of(mpp=mpp, slide_ids=self.slide_ids)["tiles"].sum())
 
-    def _stream(self, mpp: float, **how: int) -> Stream:
+    def _stream(self, mpp: float, **settings: int) -> Stream:
         places = [c.places for c in columns_of(self.lake, self.recipe) if c.places]
         _, under = self.recipe.levels_of(self.lake.config.mpps)
         at: dict[float, list[str]] = {level: [] for level in (mpp, *under)}
@@ -85,9 +85,9 @@ class Feed:
             mpp=mpp,
             slide_ids=self.slide_ids,
             pixels="uint8" if self.recipe.pixels else "none",
-            buffer_tiles=max(BUFFER_TILES // rows, 4 * how["batch_tiles"]),
+            buffer_tiles=max(BUFFER_TILES // rows, 4 * settings["batch_tiles"]),
             under=at,
-            **how,  # type: ignore[arg-type]
+            **settings,  # type: ignore[arg-type]
         )
 
     @staticmethod
@@ -95,8 +95,8 @@ class Feed:
         return round(coarse / fine)
 
 
-def turns_of(streams: Sequence[Stream], *, epoch: int, seed: int) -> npt.NDArray[np.int64]:
-    """Which stream gives each batch of an epoch: an order that all ranks share."""
+def stream_order(streams: Sequence[Stream], *, epoch: int, seed: int) -> npt.NDArray[np.int64]:
+    """Draw the order of streams over the batches of an epoch, which all ranks share."""
     order = np.repeat(np.arange(len(streams)), [stream.steps for stream in streams])
     return np.random.default_rng([seed, epoch]).permutation(order)
 
@@ -104,13 +104,13 @@ def turns_of(streams: Sequence[Stream], *, epoch: int, seed: int) -> npt.NDArray
 def mixed(
     streams: Sequence[Stream], *, epoch: int, seed: int, first: int = 0
 ) -> Iterator[TileBatch]:
-    """An epoch of all streams from a batch on, as if the batches before it had been given."""
-    turns = turns_of(streams, epoch=epoch, seed=seed)
+    """Yield an epoch of all streams from a batch on, as if the batches before it had been read."""
+    turns = stream_order(streams, epoch=epoch, seed=seed)
     with contextlib.ExitStack() as stack:
         batches = []
         for number, stream in enumerate(streams):
-            given = int((turns[:first] == number).sum())
-            stream.load_state_dict({**stream.state_dict(), "epoch": epoch, "given": given})
+            batches_before = int((turns[:first] == number).sum())
+            stream.load_state_dict({**stream.state_dict(), "epoch": epoch, "given": batches_before})
             batches.append(stack.enter_context(contextlib.closing(iter(stream))))
         for turn in turns[first:]:
             yield next(batches[turn])

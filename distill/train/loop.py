@@ -1,9 +1,9 @@
-"""The training loop in plain torch: what one worker does. No Ray in here, and no lake.
+"""The training loop of one worker in plain torch, without Ray and without a lake.
 
 All that is random is drawn from the seed, the step, its part and the worker, so that a run that
 goes on from a checkpoint draws what an undisturbed one would have drawn.
 
-Letters in names: B samples.
+Shape letters: B samples.
 """
 
 import contextlib
@@ -32,14 +32,14 @@ LISTED = 8
 
 @dataclass(kw_only=True)
 class State:
-    """What a checkpoint holds.
+    """The state of a training, as a checkpoint holds it.
 
     Attributes:
         task: the student with all that trains it.
         optimiser: AdamW over its parameters.
-        average: moving average of the student that is kept in its stead, if the recipe asks.
+        average: moving average of the student that is kept in its stead, if the recipe has one.
         step: optimiser steps done.
-        lines: what was recorded.
+        lines: the log so far.
         seconds: of training, over all tries.
     """
 
@@ -52,12 +52,12 @@ class State:
 
     @classmethod
     def fresh(cls, task: Task, schedule: Schedule) -> "State":
-        """At step 0."""
+        """Make the state of step 0."""
         average = Ema(task.student, lambda _: schedule.ema) if schedule.ema else None
         return cls(task=task, optimiser=make_optimiser(task, schedule), average=average)
 
     def to_bytes(self) -> bytes:
-        """The state as a file; `load` reads it without unpickling objects."""
+        """Write the state as a file; `load` reads it without unpickling objects."""
         file = io.BytesIO()
         average = None if self.average is None else self.average.state_dict()
         kept = {
@@ -71,14 +71,14 @@ class State:
         torch.save(kept, file)
         return file.getvalue()
 
-    def load(self, data: bytes) -> None:
+    def load(self, file: bytes) -> None:
         """Go on from a checkpoint's file."""
-        found = torch.load(io.BytesIO(data), weights_only=True, map_location="cpu")
-        self.task.load_state_dict(found["task"])
-        self.optimiser.load_state_dict(found["optimiser"])
+        kept = torch.load(io.BytesIO(file), weights_only=True, map_location="cpu")
+        self.task.load_state_dict(kept["task"])
+        self.optimiser.load_state_dict(kept["optimiser"])
         if self.average is not None:
-            self.average.load_state_dict(found["average"])
-        self.step, self.lines, self.seconds = found["step"], found["lines"], found["seconds"]
+            self.average.load_state_dict(kept["average"])
+        self.step, self.lines, self.seconds = kept["step"], kept["lines"], kept["seconds"]
 
     def finish(self) -> None:
         """Put the moving average, if there is one, in the student's place."""
@@ -88,7 +88,7 @@ class State:
 
 @dataclass(frozen=True, kw_only=True)
 class Step:
-    """What an optimiser step did.
+    """Record of an optimiser step.
 
     Attributes:
         number: from 1.
@@ -110,7 +110,7 @@ class Step:
 
 
 def make_optimiser(task: nn.Module, schedule: Schedule) -> torch.optim.AdamW:
-    """AdamW, without decay of biases and norms."""
+    """Make AdamW, without decay of biases and norms."""
     trained = [p for p in task.parameters() if p.requires_grad]
     groups = [
         {"params": [p for p in trained if p.ndim > 1], "weight_decay": schedule.weight_decay},
@@ -120,7 +120,7 @@ def make_optimiser(task: nn.Module, schedule: Schedule) -> torch.optim.AdamW:
 
 
 def learning_rate(schedule: Schedule, step: int, steps: int) -> float:
-    """Linear warm-up, then a cosine decay to zero at the last step."""
+    """Return the rate of a step: linear warm-up, then a cosine decay to zero at the last step."""
     warmup = max(1, round(schedule.warmup_share * steps))
     if step < warmup:
         return schedule.learning_rate * (step + 1) / warmup
@@ -129,7 +129,7 @@ def learning_rate(schedule: Schedule, step: int, steps: int) -> float:
 
 
 def generator_of(seed: int, *place: int) -> torch.Generator:
-    """Random numbers for one place of a run, whatever was drawn before."""
+    """Make a generator for one place of a run, whatever was drawn before."""
     (word,) = np.random.SeedSequence([seed, *place]).generate_state(1, np.uint64).tolist()
     return torch.Generator().manual_seed(word >> 1)
 
@@ -139,7 +139,7 @@ class Loop:
 
     Args:
         recipe: of the run.
-        state: where it stands.
+        state: that it goes on from.
         streams: of this worker, one a mpp.
         device: where the task is.
         model: the task as it is called: itself, or wrapped to train on several workers.
@@ -160,7 +160,7 @@ class Loop:
         rank: int = 0,
     ) -> None:
         self.recipe, self.state, self._streams = recipe, state, streams
-        self._device, self._rank = torch.device(device), rank
+        self.device, self._rank = torch.device(device), rank
         self._model = model or state.task
         parts = sum(stream.steps for stream in streams)
         self.epoch_steps = parts // recipe.schedule.accumulate
@@ -174,11 +174,11 @@ class Loop:
 
     @property
     def epoch(self) -> int:
-        """Epochs that are done."""
+        """The number of epochs that are done."""
         return self.state.step // self.epoch_steps
 
     def run(self, after: Callable[[Step], None]) -> None:
-        """Train from where the state stands to the end; `after` is called with each step.
+        """Train from the state's step to the end; `after` is called with each step.
 
         Raises:
             DistillError: a loss or a gradient is not finite; the tiles are named.
@@ -228,7 +228,7 @@ class Loop:
         generator = generator_of(self.recipe.seed, self.state.step, number, self._rank)
         with self._alone(number):
             with self._autocast():
-                losses = self._model(on_device(batch, self._device), generator)
+                losses = self._model(on_device(batch, self.device), generator)
             total_B = torch.stack(list(losses.values())).sum(dim=0)
             broken = (~torch.isfinite(total_B.detach())).nonzero()[:, 0].tolist()
             # All workers must see it in their common gradient, and stop together.
@@ -243,7 +243,7 @@ class Loop:
         )
 
     def _alone(self, number: int) -> contextlib.AbstractContextManager[object]:
-        """Gradients of all but the last part stay on their worker."""
+        """Keep gradients of all but the last part on their worker."""
         if number < self.recipe.schedule.accumulate - 1 and hasattr(self._model, "no_sync"):
             return self._model.no_sync()  # type: ignore[no-any-return, operator]
         return contextlib.nullcontext()
@@ -251,7 +251,7 @@ class Loop:
     def _autocast(self) -> contextlib.AbstractContextManager[object]:
         if self.recipe.schedule.precision == "float32":
             return contextlib.nullcontext()
-        return torch.autocast(self._device.type, torch.bfloat16)
+        return torch.autocast(self.device.type, torch.bfloat16)
 
     def _refuse_what_is_not_finite(self, gradient: float, broken: Sequence[int]) -> None:
         if math.isfinite(gradient):
@@ -268,7 +268,7 @@ class NotFiniteError(DistillError):
     """A loss or a gradient is not finite.
 
     Attributes:
-        tiles: keys of those whose loss is not; none if they are another worker's.
+        tiles: keys of those without a finite loss; none if they are another worker's.
     """
 
     def __init__(self, message: str, *, tiles: tuple[int, ...]) -> None:
@@ -295,7 +295,7 @@ def measure(
     device: torch.device | str = "cpu",
     tiles: int | None = None,
 ) -> dict[str, dict[float, Fidelity]]:
-    """Fidelity by prediction and mpp over the tiles of (held-out) streams.
+    """Measure fidelity by prediction and mpp over the tiles of (held-out) streams.
 
     Args:
         task: put in evaluation mode.
@@ -304,16 +304,16 @@ def measure(
         tiles: the first so many of each stream; all if None.
     """
     task.eval()
-    found: dict[str, dict[float, Fidelity]] = {}
+    fidelity: dict[str, dict[float, Fidelity]] = {}
     for stream in streams:
         stream.set_epoch(0)
-        seen = 0
+        measured_tiles = 0
         with contextlib.closing(iter(stream)) as batches, torch.inference_mode():
             for batch in batches:
-                for name, said in task.predict(on_device(batch, device)).items():
-                    part = found.setdefault(name, {}).setdefault(said.mpp, Fidelity())
-                    part.add(said.predicted, said.features, said.norm)
-                seen += len(batch.tile_id)
-                if tiles is not None and seen >= tiles:
+                for name, prediction in task.predict(on_device(batch, device)).items():
+                    part = fidelity.setdefault(name, {}).setdefault(prediction.mpp, Fidelity())
+                    part.add(prediction.predicted, prediction.features, prediction.norm)
+                measured_tiles += len(batch.tile_id)
+                if tiles is not None and measured_tiles >= tiles:
                     break
-    return found
+    return fidelity

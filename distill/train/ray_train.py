@@ -4,14 +4,11 @@ The loop itself is `distill.train.loop`, the worker around it `distill.train.ray
 name is a hash of all that decides its result, so the same command goes on where it was killed.
 """
 
-import hashlib
-import json
 import tempfile
 import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
 from typing import Any
 
 import polars as pl
@@ -20,16 +17,15 @@ from cluster import progress, ray_session
 from distill.errors import DistillError
 from distill.recipes.recipe import Recipe
 from distill.recipes.recipe_columns import check
-from distill.targets.missing_stats import fit_missing, split_slides
+from distill.targets.missing_stats import fit_missing
 from distill.targets.norms import fit_norms
-from featurestore import Lake, LakeError, mpp_name, open_lake, tile_parts
+from distill.train.distill_run import DistillRun, plan_run
+from featurestore import Lake, LakeError, open_lake, tile_parts
 from featurestore.storage import read_sealed, resealed
 from ingest import student_folder
 
 CHECKPOINT_S = 60.0
 RETRIES = 3
-STATUS, ERROR, NORMS = "status.json", "error.json", "norms.safetensors"
-Config = dict[str, Any]
 
 
 def distill(
@@ -49,7 +45,7 @@ def distill(
 
     Args:
         lake_uri: the lake; every tile must have every teacher's features.
-        recipe: what to train and how.
+        recipe: of the training.
         name: of the student; it is run by `extract` under this name.
         workers: processes that train together.
         slides: to train on and to hold out from; all that are ready if None.
@@ -69,33 +65,30 @@ def distill(
     lake = open_lake(lake_uri, version=version)
     _check_name(lake, recipe, name)
     check(lake, recipe)
-    config = _config(lake, recipe, name, slides)
-    report_path = f"{student_folder(name)}/report.json"
-    if lake.exists(report_path):
-        report = read_sealed(lake.store, report_path)
-        if report["run"] == config["run"]:
+    run = plan_run(lake, recipe, student=name, slides=slides)
+    if lake.exists(run.report_path):
+        report = read_sealed(lake.store, run.report_path)
+        if report["run"] == run.run:
             return report
         msg = f"a student '{name}' is there from other data or settings; choose another --name"
         raise DistillError(msg)
     start = time.perf_counter()
-    # At the very version that the workers read, so that these are the features they will see.
-    fit_missing(lake, recipe.needs(lake.config.mpps), config["train"])
-    norms = f"runs/{config['run']}/{NORMS}"
-    if not lake.exists(norms):
-        needs = recipe.needs(lake.config.mpps)
-        lake.write_bytes(norms, fit_norms(lake, recipe.targets, needs, config["train"]))
-    kept = {key: value for key, value in config.items() if key != "recipe"}
-    lake.write_json(f"runs/{config['run']}/config.json", {**kept, "recipe": asdict(recipe)})
+    _prepare(lake, run)
     with ray_session(address=address):
-        _fit(lake, {**config, "checkpoint_s": checkpoint_s}, workers)
-    report = read_sealed(lake.store, report_path)
+        _fit(lake, run, workers=workers, checkpoint_s=checkpoint_s)
+    report = read_sealed(lake.store, run.report_path)
     report["seconds"] = round(time.perf_counter() - start, 3)
     report = resealed(report)
-    lake.write_json(report_path, report)
+    lake.write_json(run.report_path, report)
     return report
 
 
 def _check_name(lake: Lake, recipe: Recipe, name: str) -> None:
+    """Refuse a student's name that a teacher has.
+
+    Raises:
+        DistillError: a teacher has it.
+    """
     taken = {f["teacher"] for f in lake.info()["features"]}
     if name in recipe.teachers or (
         name in taken and not lake.exists(f"{student_folder(name)}/report.json")
@@ -104,66 +97,56 @@ def _check_name(lake: Lake, recipe: Recipe, name: str) -> None:
         raise DistillError(msg)
 
 
-def _config(lake: Lake, recipe: Recipe, name: str, slides: Sequence[str] | None) -> Config:
-    train, held = split_slides(lake, holdout=recipe.holdout, seed=recipe.split_seed, slides=slides)
-    identities = {
-        f"{teacher}@{mpp_name(mpp)}": lake.identity(teacher, mpp=mpp)
-        for teacher, mpp in recipe.needs(lake.config.mpps)
-    }
-    decided = {
-        "student": name,
-        "recipe": asdict(recipe),
-        "identities": identities,
-        "train": train,
-        "held_out": held,
-    }
-    text = json.dumps(decided, sort_keys=True)
-    run = f"distill-{recipe.name}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
-    return {
-        **decided,
-        "recipe": recipe,
-        "lake": lake.uri,
-        "lake_version": lake.version,
-        "run": run,
-    }
+def _prepare(lake: Lake, run: DistillRun) -> None:
+    """Fit the statistics that are missing, and write the norms and the settings of the run."""
+    needs = run.recipe.needs(lake.config.mpps)
+    # At the very version that the workers read, so that these are the features they will get.
+    fit_missing(lake, needs, run.train)
+    if not lake.exists(run.norms_path):
+        norms = fit_norms(lake, run.recipe.targets, needs, run.train)
+        lake.write_bytes(run.norms_path, norms)
+    lake.write_json(run.config_path, run.to_json())
 
 
-def _fit(lake: Lake, config: Config, workers: int) -> None:
+def _fit(lake: Lake, run: DistillRun, *, workers: int, checkpoint_s: float) -> None:
+    """Train on Ray, and raise the error that stopped the workers."""
     import ray
     from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
     from ray.train.torch import TorchTrainer
 
     gpus = int(ray.cluster_resources().get("GPU", 0))
     cpus = int(ray.cluster_resources().get("CPU", 1))
-    _forget(lake, config)
+    _remove_old_status(lake, run)
+    threads = max(1, cpus // workers)
     with tempfile.TemporaryDirectory(prefix="slidelake-") as folder:
         trainer = TorchTrainer(
             _work,
-            train_loop_config={**config, "threads": max(1, cpus // workers)},
+            train_loop_config={"run": run, "threads": threads, "checkpoint_s": checkpoint_s},
             scaling_config=ScalingConfig(num_workers=workers, use_gpu=gpus >= workers),
             # Checkpoints are files of the lake; Ray's own notes are of no use after the run.
             run_config=RunConfig(
-                name=config["run"],
+                name=run.run,
                 storage_path=folder,
                 failure_config=FailureConfig(max_failures=RETRIES),
             ),
         )
-        with _followed(lake, config["run"]):
+        with _progress_shown(lake, run):
             try:
                 trainer.fit()
             except TrainingFailedError as error:
                 raise _explained(error) from error
-    _raise_error(lake, config)
+    _raise_error(lake, run)
 
 
-def _work(config: Config) -> None:
+def _work(config: dict[str, Any]) -> None:
+    """Train as one worker of Ray."""
     from distill.train.ray_worker import work
 
-    work(config)
+    work(**config)
 
 
 def _explained(error: Exception) -> Exception:
-    """What a worker raised, if it is one of ours; it was tried again several times."""
+    """Return the error that a worker raised, if it is one of ours, with the number of tries."""
     for failure in getattr(error, "worker_failures", {}).values():
         cause: BaseException | None = failure
         while cause is not None:
@@ -173,25 +156,22 @@ def _explained(error: Exception) -> Exception:
     return DistillError(f"training failed {RETRIES + 1} times: {str(error).splitlines()[-1]}")
 
 
-def _error_path(config: Config) -> str:
-    return f"runs/{config['run']}/{ERROR}"
-
-
-def _forget(lake: Lake, config: Config) -> None:
-    """Remove what an earlier try told."""
-    paths = [_error_path(config), f"runs/{config['run']}/{STATUS}"]
+def _remove_old_status(lake: Lake, run: DistillRun) -> None:
+    """Remove the error and the progress of an earlier try."""
+    paths = [run.error_path, run.status_path]
     lake.store.remove([path for path in paths if lake.exists(path)])
 
 
-def _raise_error(lake: Lake, config: Config) -> None:
-    """Raise what stopped the workers at a step that would stop them again."""
-    if not lake.exists(_error_path(config)):
+def _raise_error(lake: Lake, run: DistillRun) -> None:
+    """Raise the error that stopped the workers at a step that would stop them again."""
+    if not lake.exists(run.error_path):
         return
-    found = lake.read_json(_error_path(config))
-    raise DistillError(found["message"] + _slides_of(lake, found["tiles"]))
+    error = lake.read_json(run.error_path)
+    raise DistillError(error["message"] + _slides_of(lake, error["tiles"]))
 
 
 def _slides_of(lake: Lake, tiles: Sequence[int]) -> str:
+    """Name the slides of some tiles, for a message."""
     if not tiles:
         return ""
     numbers = {int(tile_parts(tile)[0]) for tile in tiles}
@@ -200,10 +180,10 @@ def _slides_of(lake: Lake, tiles: Sequence[int]) -> str:
 
 
 @contextmanager
-def _followed(lake: Lake, run: str) -> Iterator[None]:
+def _progress_shown(lake: Lake, run: DistillRun) -> Iterator[None]:
     """Show the steps that the first worker writes down while the workers run."""
     done = threading.Event()
-    follower = threading.Thread(target=_follow, args=(lake, run, done), daemon=True)
+    follower = threading.Thread(target=_follow, args=(lake, run.status_path, done), daemon=True)
     follower.start()
     try:
         yield
@@ -212,23 +192,24 @@ def _followed(lake: Lake, run: str) -> Iterator[None]:
         follower.join()
 
 
-def _follow(lake: Lake, run: str, done: threading.Event) -> None:
-    path = f"runs/{run}/{STATUS}"
+def _follow(lake: Lake, path: str, done: threading.Event) -> None:
+    """Advance a progress bar by the status file, until the workers are done."""
     while not lake.exists(path):
         if done.wait(1.0):
             return
     status = lake.read_json(path)
-    seen, epoch, last = status["step"], status["epoch"], False
-    with progress("distill", total=status["steps"], unit="steps", initial=seen) as bar:
+    step, epoch, last = status["step"], status["epoch"], False
+    with progress("distill", total=status["steps"], unit="steps", initial=step) as bar:
         while not last:
             last = done.wait(1.0)
             status = lake.read_json(path)
-            bar.advance(max(0, status["step"] - seen))
-            seen = max(seen, status["step"])
+            bar.advance(max(0, status["step"] - step))
+            step = max(step, status["step"])
             if status["epoch"] > epoch:
                 epoch = status["epoch"]
-                bar.note(f"epoch {epoch}: {_told(status['losses'])}")
+                bar.note(f"epoch {epoch}: {_losses_text(status['losses'])}")
 
 
-def _told(losses: dict[str, float]) -> str:
+def _losses_text(losses: dict[str, float]) -> str:
+    """Write losses as text for a note."""
     return ", ".join(f"{name} {loss:.3f}" for name, loss in losses.items())

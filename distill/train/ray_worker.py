@@ -1,4 +1,4 @@
-"""One worker of a distillation: its data, its checkpoints, and the student that it writes.
+"""One worker of a distillation: its batches, its checkpoints, and the student that it writes.
 
 Apart from `distill.train.ray_train`, so that the driver does not import timm (10 s) to start it.
 Checkpoints are files of the lake, so a run goes on from wherever the lake is, with its credentials.
@@ -17,13 +17,13 @@ from ray.train.torch import get_device, prepare_model
 from distill.errors import DistillError
 from distill.evaluate.measures.fidelity import Fidelity, combined
 from distill.recipes.recipe import Recipe
-from distill.students.recipe_task import make_task
 from distill.students.saved_student import write_student
+from distill.students.student_table import make_task
 from distill.students.task import Task
 from distill.targets.norms import read_norms
 from distill.train.batches import Feed
+from distill.train.distill_run import DistillRun
 from distill.train.loop import Loop, NotFiniteError, State, Step, measure
-from distill.train.ray_train import ERROR, NORMS, STATUS
 from distill.train.run_log import (
     Recorder,
     curve_picture,
@@ -33,177 +33,187 @@ from distill.train.run_log import (
 )
 from featurestore import Lake, mpp_name, open_lake
 
-CHECKPOINT = "checkpoint.pt"
 STATUS_S = 2.0
 HELD_OUT_TILES = 256
-Config = dict[str, Any]
 
 
-def work(config: Config) -> None:
-    """One worker: go on from the last checkpoint, train to the end, write the student."""
-    recipe: Recipe = config["recipe"]
+def work(run: DistillRun, *, threads: int, checkpoint_s: float) -> None:
+    """Train as one worker: go on from the last checkpoint, train to the end, write the student.
+
+    Args:
+        run: student, recipe and slides.
+        threads: of the CPU, for this worker.
+        checkpoint_s: seconds between checkpoints, at least.
+    """
+    recipe = run.recipe
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
-    torch.set_num_threads(config["threads"])
+    torch.set_num_threads(threads)
     torch.manual_seed(recipe.seed)
-    lake, device = open_lake(config["lake"], version=config["lake_version"]), get_device()
-    kept = read_norms(lake.read_bytes(_rel(config, NORMS)))
-    norms = {key: norm.to(device) for key, norm in kept.items()}
-    task = make_task(lake, recipe, norms).to(device)
-    state = State.fresh(task, recipe.schedule)
-    if lake.exists(_rel(config, CHECKPOINT)):
-        state.load(lake.read_bytes(_rel(config, CHECKPOINT)))
+    lake, device = open_lake(run.lake, version=run.lake_version), get_device()
+    norms = read_norms(lake.read_bytes(run.norms_path))
+    task = make_task(lake, recipe, {key: norm.to(device) for key, norm in norms.items()})
+    state = State.fresh(task.to(device), recipe.schedule)
+    if lake.exists(run.checkpoint_path):
+        state.load(lake.read_bytes(run.checkpoint_path))
     if recipe.schedule.compile:
         task.student.compile()
-    streams = Feed(lake=lake, recipe=recipe, slide_ids=config["train"]).training(
-        rank=rank, world=world
-    )
-    # Running statistics of the first worker are kept; no step looks at them, so none are sent.
+    streams = Feed(lake=lake, recipe=recipe, slide_ids=run.train).training(rank=rank, world=world)
+    # Running statistics of the first worker are kept; no step reads them, so none are sent.
     wrapped = {"broadcast_buffers": False}
     model = prepare_model(task, parallel_strategy_kwargs=wrapped) if world > 1 else task
     loop = Loop(recipe, state, streams, device=device, model=model, rank=rank)
-    held = Feed(lake=lake, recipe=recipe, slide_ids=config["held_out"])
-    keeper = Keeper(lake, config, loop, held, device, workers=world) if rank == 0 else None
+    held = Feed(lake=lake, recipe=recipe, slide_ids=run.held_out)
+    keeper = None
+    if rank == 0:
+        keeper = Keeper(lake, run, loop, held, workers=world, checkpoint_s=checkpoint_s)
     try:
         loop.run(keeper.after if keeper else lambda _: None)
     except NotFiniteError as error:
         # All workers come here at the same step; a retry would, too.
         if error.tiles or rank == 0:
-            _tell(lake, config, error)
+            _write_error(lake, run, error)
         return
     if keeper:
         keeper.end()
 
 
-def _rel(config: Config, name: str) -> str:
-    return f"runs/{config['run']}/{name}"
-
-
-def _tell(lake: Lake, config: Config, error: NotFiniteError) -> None:
-    """Write down what went wrong; that of a worker that knows its tiles is never overwritten."""
-    path = _rel(config, ERROR)
-    if error.tiles or not lake.exists(path):
-        lake.write_json(path, {"message": str(error), "tiles": list(error.tiles)})
+def _write_error(lake: Lake, run: DistillRun, error: NotFiniteError) -> None:
+    """Write an error down; that of a worker that names its tiles is never overwritten."""
+    if error.tiles or not lake.exists(run.error_path):
+        lake.write_json(run.error_path, {"message": str(error), "tiles": list(error.tiles)})
 
 
 class Keeper:
-    """What the first worker does beside training: records, checkpoints, measures, writes.
+    """Records, checkpoints, measures and writes the student: the first worker's other work.
 
     Args:
         lake: at the run's version.
-        config: of the run.
+        run: student, recipe and slides.
         loop: that trains.
         held: the held-out tiles.
-        device: where the task is.
-        workers: that train.
+        workers: how many processes train.
+        checkpoint_s: seconds between checkpoints, at least.
     """
 
     def __init__(
         self,
         lake: Lake,
-        config: Config,
+        run: DistillRun,
         loop: Loop,
         held: Feed,
-        device: torch.device,
         *,
         workers: int,
+        checkpoint_s: float,
     ) -> None:
-        self._lake, self._config, self._loop, self._device = lake, config, loop, device
+        self._lake, self._run, self._loop = lake, run, loop
+        self._checkpoint_s = checkpoint_s
         self._held = held.measuring(mixed_up=True)
         self._all_held = held.measuring()
         self._recorder = Recorder(loop.state.lines, steps=loop.steps, workers=workers)
         self._epoch = loop.epoch
-        self._kept = time.monotonic()
-        self._status({})
+        self._checkpoint_time = time.monotonic()
+        self._write_status({})
 
     @property
     def _task(self) -> Task:
         return self._loop.state.task
 
     def after(self, step: Step) -> None:
-        """After each step: a line, from time to time a checkpoint, after an epoch a measurement."""
+        """Write a line after each step, at times a checkpoint, after an epoch a measurement."""
         self._recorder.add(step, epoch=(step.number - 1) // self._loop.epoch_steps + 1)
         epoch_done = self._loop.epoch > self._epoch
         if epoch_done:
             self._epoch = self._loop.epoch
-            found = measure(self._task, self._held, device=self._device, tiles=HELD_OUT_TILES)
-            self._recorder.measured(_told(found), step=step.number, epoch=self._epoch)
-        if time.monotonic() - self._told > STATUS_S or epoch_done:
-            self._status(step.losses)
-        if time.monotonic() - self._kept > self._config["checkpoint_s"]:
-            self._checkpoint()
+            device = self._loop.device
+            fidelity = measure(self._task, self._held, device=device, tiles=HELD_OUT_TILES)
+            by_mpp = _by_mpp_name(fidelity)
+            self._recorder.measured(by_mpp, step=step.number, epoch=self._epoch)
+        if time.monotonic() - self._status_time > STATUS_S or epoch_done:
+            self._write_status(step.losses)
+        if time.monotonic() - self._checkpoint_time > self._checkpoint_s:
+            self._write_checkpoint()
 
-    def _status(self, losses: dict[str, float]) -> None:
-        self._told = time.monotonic()
+    def _write_status(self, losses: dict[str, float]) -> None:
+        self._status_time = time.monotonic()
         line = {"step": self._loop.state.step, "steps": self._loop.steps, "losses": losses}
-        self._lake.write_json(_rel(self._config, STATUS), {**line, "epoch": self._epoch})
+        self._lake.write_json(self._run.status_path, {**line, "epoch": self._epoch})
 
-    def _checkpoint(self) -> None:
-        self._lake.write_bytes(_rel(self._config, CHECKPOINT), self._loop.state.to_bytes())
-        self._kept = time.monotonic()
-        # After the checkpoint: what is told is never ahead of where a run goes on.
+    def _write_checkpoint(self) -> None:
+        self._lake.write_bytes(self._run.checkpoint_path, self._loop.state.to_bytes())
+        self._checkpoint_time = time.monotonic()
+        # After the checkpoint: the lines are never ahead of the step from which a run goes on.
         self._write_lines()
 
     def _write_lines(self) -> None:
-        lines, config = self._recorder.lines, self._config
+        lines, run = self._recorder.lines, self._run
         if not lines:
             return
-        self._lake.write_bytes(_rel(config, "metrics.jsonl"), json_lines(lines))
-        events = _rel(config, "tensorboard/events.out.tfevents.slidelake")
+        self._lake.write_bytes(run.path("metrics.jsonl"), json_lines(lines))
+        events = run.path("tensorboard/events.out.tfevents.slidelake")
         self._lake.write_bytes(events, tensorboard_events(lines))
-        title = f"{config['student']}: {config['run']}"
-        self._lake.write_bytes(_rel(config, "curve.png"), curve_picture(lines, title=title))
+        title = f"{run.student}: {run.run}"
+        self._lake.write_bytes(run.path("curve.png"), curve_picture(lines, title=title))
 
     def end(self) -> None:
         """Measure on all held-out tiles and write the student; its report comes last."""
-        state = self._loop.state
-        self._checkpoint()
+        state, run = self._loop.state, self._run
+        self._write_checkpoint()
         state.finish()
-        found = measure(self._task, self._all_held, device=self._device)
-        recipe: Recipe = self._config["recipe"]
+        fidelity = measure(self._task, self._all_held, device=self._loop.device)
         report = {
-            "student": self._config["student"],
-            "recipe": asdict(recipe),
-            "run": self._config["run"],
-            "lake_version": self._config["lake_version"],
+            "student": run.student,
+            "recipe": asdict(run.recipe),
+            "run": run.run,
+            "lake_version": run.lake_version,
             "steps": state.step,
             "parameters": sum(p.numel() for p in self._task.student.parameters()),
-            "train_slides": len(self._config["train"]),
-            "held_out_slides": self._config["held_out"],
-            **_fidelity(found, recipe),
+            "train_slides": len(run.train),
+            "held_out_slides": list(run.held_out),
+            **_fidelity(fidelity, run.recipe),
             **_speed(state.lines),
             "history": epochs_of(state.lines),
             "train_seconds": round(state.seconds, 3),
             "workers": self._recorder.workers,
             "cpus": os.cpu_count(),
-            "device": str(self._device),
+            "device": str(self._loop.device),
         }
-        write_student(self._lake, self._config, self._task, report)
+        write_student(
+            self._lake,
+            self._task,
+            report,
+            name=run.student,
+            recipe=run.recipe,
+            identities=run.identities,
+        )
 
 
-def _told(found: Mapping[str, Mapping[float, Fidelity]]) -> dict[str, dict[str, Any]]:
+def _by_mpp_name(
+    fidelity: Mapping[str, Mapping[float, Fidelity]],
+) -> dict[str, dict[str, Any]]:
+    """Return fidelity as JSON, by prediction and the mpp's name."""
     return {
         name: {mpp_name(mpp): part.to_dict() for mpp, part in parts.items()}
-        for name, parts in found.items()
+        for name, parts in fidelity.items()
     }
 
 
 def _fidelity(
-    found: Mapping[str, Mapping[float, Fidelity]], recipe: Recipe
+    fidelity: Mapping[str, Mapping[float, Fidelity]], recipe: Recipe
 ) -> dict[str, dict[str, Any]]:
-    """By teacher, over all mpps and at each; what else was predicted, apart."""
-    whole = {name: combined(dict(parts)) for name, parts in found.items()}
+    """Return fidelity by teacher, over all mpps and at each; other predictions come apart."""
+    whole = {name: combined(dict(parts)) for name, parts in fidelity.items()}
     return {
-        "fidelity": {name: value for name, value in whole.items() if name in recipe.teachers},
+        "fidelity": {name: means for name, means in whole.items() if name in recipe.teachers},
         "fidelity_under": {
-            name: value for name, value in whole.items() if name not in recipe.teachers
+            name: means for name, means in whole.items() if name not in recipe.teachers
         },
-        "fidelity_per_mpp": _told(found),
+        "fidelity_per_mpp": _by_mpp_name(fidelity),
     }
 
 
 def _speed(lines: list[dict[str, Any]]) -> dict[str, float]:
-    """Over the recorded steps but the first line, in which memory and threads are warmed up."""
+    """Return the mean speed over the recorded steps but those of the first line, the warm-up."""
     steps = [line for line in lines if "losses" in line]
     steps = steps[1:] or steps
     if not steps:

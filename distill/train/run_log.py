@@ -1,7 +1,7 @@
-"""What a run tells of itself: lines of JSON, TensorBoard, and a picture of its curves.
+"""The log of a run: lines of JSON, TensorBoard, and a picture of its curves.
 
-The lines are part of the checkpoint, and all three are made of them: a run that goes on never tells
-twice of a step.
+The lines are part of the checkpoint, and all three are made of them: a run that goes on never
+records a step twice.
 """
 
 import io
@@ -22,7 +22,7 @@ class Recorder:
     """Gathers steps into lines.
 
     Args:
-        lines: what is recorded already; new lines are added.
+        lines: recorded so far; new lines are added.
         steps: of the whole run: it gets about 400 lines.
         workers: that train together, each on as many tiles.
     """
@@ -32,7 +32,7 @@ class Recorder:
         self._window: list[Step] = []
 
     def add(self, step: Step, *, epoch: int) -> None:
-        """Take in a step; every so many of them make a line."""
+        """Add a step; every so many of them make a line."""
         self._window.append(step)
         # By the step's number: a run that goes on makes lines at the same steps.
         if step.number % self._every == 0:
@@ -51,7 +51,7 @@ class Recorder:
             "step": last.number,
             "epoch": epoch,
             "loss": round(total, 6),
-            "losses": {name: round(value, 6) for name, value in losses.items()},
+            "losses": {name: round(loss, 6) for name, loss in losses.items()},
             "shares": shares_of(losses),
             "gradient": round(last.gradient, 6),
             "learning_rate": last.rate,
@@ -64,20 +64,20 @@ class Recorder:
 
     def measured(self, fidelity: Mapping[str, Mapping[str, Any]], *, step: int, epoch: int) -> None:
         """Add a line of held-out fidelity: by prediction and mpp."""
-        found = {name: dict(parts) for name, parts in fidelity.items()}
+        by_prediction = {name: dict(parts) for name, parts in fidelity.items()}
         self.lines.append(
-            {"step": step, "epoch": epoch, "held_out": found, "time": round(time.time(), 3)}
+            {"step": step, "epoch": epoch, "held_out": by_prediction, "time": round(time.time(), 3)}
         )
 
 
 def shares_of(losses: Mapping[str, float]) -> dict[str, float]:
-    """Each term's share of the sum of magnitudes: one that dominates is seen here."""
-    whole = sum(abs(value) for value in losses.values()) or 1.0
-    return {name: round(abs(value) / whole, 4) for name, value in losses.items()}
+    """Return each term's share of the sum of magnitudes, which shows a term that dominates."""
+    whole = sum(abs(loss) for loss in losses.values()) or 1.0
+    return {name: round(abs(loss) / whole, 4) for name, loss in losses.items()}
 
 
 def epochs_of(lines: Sequence[Line]) -> list[Line]:
-    """Per epoch its last step, and the mean of each term over its lines."""
+    """Summarise each epoch: its last step, and the mean of each term over its lines."""
     epochs: dict[int, list[Line]] = {}
     for line in lines:
         if "losses" in line:
@@ -85,47 +85,47 @@ def epochs_of(lines: Sequence[Line]) -> list[Line]:
     return [
         {
             "epoch": epoch,
-            "step": found[-1]["step"],
+            "step": epoch_lines[-1]["step"],
             "loss": {
-                name: round(sum(line["losses"][name] for line in found) / len(found), 6)
-                for name in found[0]["losses"]
+                name: round(sum(line["losses"][name] for line in epoch_lines) / len(epoch_lines), 6)
+                for name in epoch_lines[0]["losses"]
             },
         }
-        for epoch, found in epochs.items()
+        for epoch, epoch_lines in epochs.items()
     ]
 
 
 def json_lines(lines: Sequence[Line]) -> bytes:
-    """One JSON object a line."""
+    """Write one JSON object a line."""
     return "".join(json.dumps(line) + "\n" for line in lines).encode()
 
 
 def tensorboard_events(lines: Sequence[Line]) -> bytes:
-    """A TensorBoard event file of all numbers in the lines."""
+    """Write a TensorBoard event file of all numbers in the lines."""
     from tensorboardX import SummaryWriter
 
     with tempfile.TemporaryDirectory(prefix="slidelake-") as folder:
         writer = SummaryWriter(folder, flush_secs=3600)
         for line in lines:
-            for name, value in _numbers(line).items():
-                writer.add_scalar(name, value, line["step"], walltime=line["time"])
+            for name, number in _numbers(line).items():
+                writer.add_scalar(name, number, line["step"], walltime=line["time"])
         writer.close()
         return b"".join(path.read_bytes() for path in sorted(Path(folder).glob("events*")))
 
 
-def _numbers(value: Any, name: str = "") -> dict[str, float]:  # noqa: ANN401 - JSON
-    """All numbers of a line, by their path."""
-    if isinstance(value, Mapping):
-        found: dict[str, float] = {}
-        for key, part in value.items():
+def _numbers(part_of_line: Any, name: str = "") -> dict[str, float]:  # noqa: ANN401 - JSON
+    """Gather the numbers of a line, by their path."""
+    if isinstance(part_of_line, Mapping):
+        numbers: dict[str, float] = {}
+        for key, part in part_of_line.items():
             if key not in ("step", "time"):
-                found |= _numbers(part, f"{name}/{key}" if name else str(key))
-        return found
-    return {name: float(value)} if isinstance(value, int | float) else {}
+                numbers |= _numbers(part, f"{name}/{key}" if name else str(key))
+        return numbers
+    return {name: float(part_of_line)} if isinstance(part_of_line, int | float) else {}
 
 
 def curve_picture(lines: Sequence[Line], *, title: str) -> bytes:
-    """PNG of the loss by term, held-out cosines, and the share of time waiting for data."""
+    """Draw the loss by term, held-out cosines and the speed as PNG."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(11, 3.4), layout="constrained")

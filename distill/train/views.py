@@ -1,10 +1,10 @@
-"""What the student sees of a tile: turned, flipped, restained at random; its target stays.
+"""Views of a tile for the student: turned, flipped, restained at random; the target stays.
 
 Tissue has no upright and stains differ between laboratories, so each view teaches an invariance
 that costs no teacher. A cached grid of targets is turned with the pixels. All is computed where the
 pixels are, from numbers drawn on the CPU.
 
-Letters in names: B samples, C channels, H W pixels, S stains, h w a grid, D embedding.
+Shape letters: B samples, C channels, H W pixels, S stains, h w a grid, D embedding.
 """
 
 import functools
@@ -24,19 +24,19 @@ GREY = (0.299, 0.587, 0.114)
 
 
 def sized(pixels_BHWC: Tensor, side_px: int) -> Tensor:
-    """Tiles uint8 [B, H, W, C] as squares uint8 [B, C, H, W], resized just as `extract` does it."""
+    """Resize tiles uint8 [B, H, W, C] to squares uint8 [B, C, H, W], just as `extract` does it."""
     x_BCHW = pixels_BHWC.permute(0, 3, 1, 2)
     if x_BCHW.shape[2] == side_px == x_BCHW.shape[3]:
         return x_BCHW
     if x_BCHW.device.type == "cpu":
         return F.interpolate(x_BCHW, (side_px, side_px), mode="bicubic", antialias=True)
     # Devices resize no integers; this differs by a grey level at most.
-    found = F.interpolate(x_BCHW.float(), (side_px, side_px), mode="bicubic", antialias=True)
-    return found.round().clamp(0, 255).to(torch.uint8)
+    resized = F.interpolate(x_BCHW.float(), (side_px, side_px), mode="bicubic", antialias=True)
+    return resized.round().clamp(0, 255).to(torch.uint8)
 
 
 def normalised(x_BCHW: Tensor) -> Tensor:
-    """What a student gets: float32, channels last, from uint8 or from 0..1."""
+    """Convert uint8 or 0..1 to the student's input: normalised float32, channels last."""
     x = x_BCHW.float() / 255 if x_BCHW.dtype == torch.uint8 else x_BCHW
     mean, std = (torch.tensor(v, device=x.device)[:, None, None] for v in (MEAN, STD))
     return ((x - mean) / std).contiguous(memory_format=torch.channels_last)
@@ -56,7 +56,7 @@ class Drawn:
 
 
 def draw(x_BCHW: Tensor, views: Views, generator: torch.Generator) -> Drawn:
-    """A random view of sized uint8 tiles."""
+    """Draw a random view of sized uint8 tiles."""
     samples = len(x_BCHW)
     turns = torch.zeros(samples, dtype=torch.int64)
     if views.dihedral:
@@ -70,28 +70,28 @@ def draw(x_BCHW: Tensor, views: Views, generator: torch.Generator) -> Drawn:
 
 
 def turned(x: Tensor, turns_B: Tensor, *, axes: tuple[int, int]) -> Tensor:
-    """Samples each turned by a symmetry of the square, in the plane of two axes of equal length.
+    """Turn each sample by a symmetry of the square, in the plane of two axes of equal length.
 
     Symmetry t is a flip along the second axis if t >= 4, then t % 4 quarter turns.
     """
-    found = torch.empty_like(x)
+    turned_samples = torch.empty_like(x)
     for turn in sorted(set(turns_B.tolist())):
         at = (turns_B == turn).nonzero()[:, 0].to(x.device)
         part = x[at].flip(axes[1]) if turn >= 4 else x[at]
-        found[at] = torch.rot90(part, turn % 4, axes)
-    return found
+        turned_samples[at] = torch.rot90(part, turn % 4, axes)
+    return turned_samples
 
 
 @functools.lru_cache(maxsize=16)
 def moved_places(side: int) -> Tensor:
-    """Where each cell of a grid [side, side] is after each symmetry [8, side * side]."""
+    """Return the place of each cell of a grid [side, side] after each symmetry [8, side * side]."""
     cells = torch.arange(side * side).view(1, side, side).expand(TURNS, side, side)
     came_from = turned(cells.contiguous(), torch.arange(TURNS), axes=(1, 2)).flatten(1)
     return came_from.argsort(dim=1)
 
 
 def restained(x_BCHW: Tensor, size: float, generator: torch.Generator) -> Tensor:
-    """Each stain scaled by 1 +- size and shifted by +- size; 0..1 from uint8 or 0..1.
+    """Scale each stain by 1 +- size and shift it by +- size; 0..1 from uint8 or 0..1.
 
     Source: as `ingest.stain`, which makes the stain variants that teachers see.
     """
@@ -113,7 +113,7 @@ _LN10 = 2.302585092994046
 
 
 def _density(x_BCHW: Tensor) -> Tensor:
-    """Optical density to base 10, contiguous."""
+    """Return optical density to base 10, contiguous."""
     if x_BCHW.dtype == torch.uint8:
         # A byte has 256 values: a table is many times as fast as logarithms.
         table = -(torch.arange(256) / 255).clamp_min(DARKEST).log10()
@@ -122,7 +122,7 @@ def _density(x_BCHW: Tensor) -> Tensor:
 
 
 def recoloured(x_BCHW: Tensor, size: float, generator: torch.Generator) -> Tensor:
-    """Brightness, contrast and saturation scaled by 1 +- size each; 0..1 from uint8 or 0..1."""
+    """Scale brightness, contrast and saturation by 1 +- size each; 0..1 from uint8 or 0..1."""
     light = x_BCHW.float() / 255 if x_BCHW.dtype == torch.uint8 else x_BCHW
     factors = 1 + (torch.rand(3, len(light), 1, 1, 1, generator=generator) * 2 - 1) * size
     bright, contrast, saturation = factors.to(light.device)
@@ -132,18 +132,18 @@ def recoloured(x_BCHW: Tensor, size: float, generator: torch.Generator) -> Tenso
     mean = grey.mean(dim=(2, 3), keepdim=True)
     light = (light - mean) * contrast + mean
     grey = (grey - mean) * contrast + mean
-    found: Tensor = ((light - grey) * saturation + grey).clamp(0, 1)
-    return found
+    mixed: Tensor = ((light - grey) * saturation + grey).clamp(0, 1)
+    return mixed
 
 
 def cropped(
     x_BCHW: Tensor, side_px: int, area: tuple[float, float], generator: torch.Generator
 ) -> Tensor:
-    """One random square crop of each tile, resized to `side_px`; 0..1.
+    """Crop one random square of each tile, resized to `side_px`; 0..1.
 
     Args:
         x_BCHW: from uint8 or 0..1.
-        side_px: of what comes out.
+        side_px: of the crops.
         area: share of the tile's area, from and to.
         generator: on the CPU.
     """
@@ -156,5 +156,5 @@ def cropped(
     theta_B23[:, :, 2] = centre_B2
     shape = [samples, light.shape[1], side_px, side_px]
     where = F.affine_grid(theta_B23.to(light.device), shape, align_corners=False)
-    found: Tensor = F.grid_sample(light, where, align_corners=False, padding_mode="border")
-    return found
+    crops: Tensor = F.grid_sample(light, where, align_corners=False, padding_mode="border")
+    return crops

@@ -69,7 +69,7 @@ def interval(
     truth: Sequence[NDArray[Any]],
     prediction: NDArray[Any],
     *,
-    seed: int,
+    seed: int | Sequence[int],
     patients: Sequence[str] | None = None,
     resamples: int = 2000,
     level: float = 0.95,

@@ -51,7 +51,7 @@ def draw_all(
     measure: "Measure",
     truth: Sequence[NDArray[Any]],
     predictions: Sequence[NDArray[Any]],
-    seed: int,
+    seed: int | Sequence[int],
     patients: Sequence[str] | None,
     resamples: int,
     level: float,
@@ -89,7 +89,7 @@ def _resampled(
     truth: Sequence[NDArray[Any]],
     predictions: Sequence[NDArray[Any]],
     owner_S: NDArray[np.int64],
-    seed: int,
+    seed: int | Sequence[int],
     resamples: int,
 ) -> tuple[Floats, int]:
     """Values [M, R] on resamples where all models have one, and how many were drawn again."""

@@ -102,7 +102,7 @@ def fit_linear(
     def fit(value: float) -> Linear:
         if classes is None:
             return _ridge(z_PD, y, value, seed)
-        return _logistic(z_PD, y, classes, value, seed)
+        return fit_logistic(z_PD, y, classes, value, seed)
 
     options, value = (
         (STRENGTHS, DEFAULTS["ridge"]) if classes is None else (INVERSE, DEFAULTS["logistic"])
@@ -168,7 +168,16 @@ def _loss(found_QC: Floats, y_Q: NDArray[Any], classes: int | None) -> float:
     return float(-(weight_Q * np.log(likely_Q)).sum() / weight_Q.sum())
 
 
-def _logistic(z_PD: Floats, y: NDArray[Any], classes: int, inverse: float, seed: int) -> Linear:
+def fit_logistic(z_PD: Floats, y: NDArray[Any], classes: int, inverse: float, seed: int) -> Linear:
+    """Fit a logistic regression in which all classes weigh the same, however rare.
+
+    Args:
+        z_PD: Standardised features.
+        y: Class indices [P].
+        classes: How many classes there are, also where no row has one of them.
+        inverse: Inverse penalty.
+        seed: Given to the solver.
+    """
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
 

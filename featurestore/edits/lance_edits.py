@@ -284,7 +284,7 @@ def fill_columns(columns: Sequence[NewColumn]) -> Edit:
             yield Change(drop=drop, add=[*_rows_of(work.ledger, column)])
 
     names = sorted({column.field.name for column in columns})
-    return Edit(about={"fill columns": names}, steps=steps)
+    return Edit(description={"fill columns": names}, steps=steps)
 
 
 def _rows_of(ledger: Ledger, column: NewColumn) -> Iterator[Row]:

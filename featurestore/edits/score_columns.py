@@ -16,7 +16,7 @@ import numpy.typing as npt
 import polars as pl
 import pyarrow as pa
 
-from featurestore.annotations.annotate import check_unchanged
+from featurestore.annotations.annotating import check_unchanged
 from featurestore.edits.lance_edits import NewColumn, drop_columns, fill_columns
 from featurestore.errors import LakeError
 from featurestore.lake import Lake

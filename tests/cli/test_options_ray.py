@@ -54,10 +54,10 @@ def run(capsys: Output, places: Places) -> Run:
     return run
 
 
-def settings_of(result: dict[str, Any], wanted: dict[str, Any]) -> dict[str, Any]:
+def settings_of(result: dict[str, Any], expected: dict[str, Any]) -> dict[str, Any]:
     """The same names from a result, its configuration or the settings in it."""
-    known = {**result["config"]["settings"], **result["config"], **result}
-    return {name: known[name] for name in wanted}
+    settings = {**result["config"]["settings"], **result["config"], **result}
+    return {name: settings[name] for name in expected}
 
 
 # ---------------------------------------------------------------------- MIL and survival
@@ -67,7 +67,7 @@ MIL = command_line(
     "--slide-column picture --target tumour --task binary --features good+noise --fusion concat "
     "--mpp 0.5 --model abmil --folds 2 --inner 2 --soft-labels 0.5 --pseudo-tiles 2 --epochs 2 "
     "--learning-rate 0.001 --batch-patients 2 --max-tiles 4 --precision bfloat16 --seed 3 "
-    "--accuracy 0.8 --cpus 0.5 --gpus 0 --at 8 --json"
+    "--accuracy 0.8 --cpus-per-worker 0.5 --gpus-per-worker 0 --at 8 --json"
 )
 MIL_FEW = command_line(
     "mil {bags} --labels {labels} --target tumour --features good --model linear --model knn "
@@ -75,7 +75,7 @@ MIL_FEW = command_line(
 )
 MIL_SITES = command_line(
     "mil {bags} --labels {labels} --target tumour --features good --model mean --epochs 1 "
-    "--site hospital --search 1 --json"
+    "--site hospital --tune 1 --json"
 )
 MIL_EXPERTS = command_line(
     "mil {bags} --labels {subjects} --patient-column subject --target kind --features good "
@@ -89,29 +89,41 @@ COX = command_line(
     "survival {bags} --labels {subjects} --slide-table {pictures} --patient-column subject "
     "--slide-column picture --time months --event dead --features good --features noise "
     "--distinct-ids --site hospital --repeats 1 --seeds 2 --reference noise --margin 0.2 --seed 1 "
-    "--mpp 0.5 --at 8 --cpus 0.5 --gpus 0 --json"
+    "--mpp 0.5 --at 8 --cpus-per-worker 0.5 --gpus-per-worker 0 --json"
 )
 HAZARDS = command_line(
     "survival {bags} --labels {labels} --time months --event dead --features good+noise "
     "--fusion concat --model abmil --head hazards --bins 2 --inner 2 --epochs 2 "
-    "--learning-rate 0.001 --batch-patients 2 --max-tiles 4 --precision bfloat16 --search 1 "
+    "--learning-rate 0.001 --batch-patients 2 --max-tiles 4 --precision bfloat16 --tune 1 "
     "--folds 2 --json"
 )
 COX_SPLITS = command_line(
     "survival {bags} --labels {labels} --time months --event dead --features good "
     "--splits {tmp}/splits.parquet --json"
 )
+MIL_SET = command_line(
+    "mil {bags} --labels {labels} --target tumour --features good --model linear --folds 2 "
+    "--set comparison.accuracy=0.7 --set seed=5 --json"
+)
+MIL_LIKE = command_line("mil {bags} --like {mil_run} --features noise --set seed=6 --json")
+MIL_LIKE_COX = command_line("mil {bags} --like {cox_run}")
+COX_SET = command_line(
+    "survival {bags} --labels {labels} --time months --event dead --features good --folds 2 "
+    "--set pooled.components=3 --json"
+)
+COX_LIKE = command_line("survival {bags} --like {cox_run} --set pooled.alpha=0.5 --json")
+SET_WRONG = command_line("mil {bags} --like {mil_run} --set fit.epoch=3")
 
 
-def test_mil_trains_as_it_is_told(run: Run) -> None:
+def test_mil_trains_with_the_given_settings(run: Run) -> None:
     result = run(MIL).value
-    wanted = {
+    expected = {
         "slides": 12, "task": "binary", "fusion": "concat", "mpps": [0.5], "models": ["abmil"],
         "folds": 2, "inner": 2, "soft_labels": 0.5, "pseudo_tiles": 2, "epochs": 2,
         "learning_rate": 0.001, "batch_patients": 2, "max_tiles": 4, "precision": "bfloat16",
         "seed": 3, "accuracy": 0.8, "lake_version": 8,
     }  # fmt: skip
-    assert settings_of(result, wanted) == wanted
+    assert settings_of(result, expected) == expected
     assert list(result["metrics"]) == ["good+noise"]
 
 
@@ -145,32 +157,55 @@ def test_survival_compares_feature_sets(run: Run) -> None:
     result = run(COX).value
     (row,) = result["comparisons"]
     assert (row["one"], row["other"], row["margin"]) == ("good", "noise", 0.2)
-    wanted = {
+    expected = {
         "slides": 12, "folds": 2, "repeats": 1, "seeds": 2, "seed": 1, "lake_version": 8,
         "mpps": [0.5],
     }  # fmt: skip
-    assert settings_of(result, wanted) == wanted
+    assert settings_of(result, expected) == expected
 
 
-def test_survival_of_bags_trains_as_it_is_told(run: Run) -> None:
+def test_survival_of_bags_trains_with_the_given_settings(run: Run) -> None:
     result = run(HAZARDS).value
-    wanted = {
+    expected = {
         "fusion": "concat", "models": ["abmil"], "head": "hazards", "bins": 2, "inner": 2,
         "epochs": 2, "learning_rate": 0.001, "batch_patients": 2, "max_tiles": 4,
         "precision": "bfloat16", "search": 1, "folds": 2,
     }  # fmt: skip
-    assert settings_of(result, wanted) == wanted
+    assert settings_of(result, expected) == expected
 
 
 def test_mil_and_survival_take_the_splits_of_another_run(run: Run, places: Places) -> None:
     few = run(MIL_FEW).value["run"]
-    theirs = Path(str(places["bags"]), "runs", few, "splits.parquet")
-    shutil.copy(theirs, Path(str(places["tmp"]), "splits.parquet"))
+    splits = Path(str(places["bags"]), "runs", few, "splits.parquet")
+    shutil.copy(splits, Path(str(places["tmp"]), "splits.parquet"))
     for line in (MIL_SPLITS, COX_SPLITS):
         result = run(line).value
         assert (result["folds"], result["repeats"]) == (2, 2)
         ours = Path(str(places["bags"]), "runs", result["run"], "splits.parquet")
-        assert ours.read_bytes() == theirs.read_bytes()
+        assert ours.read_bytes() == splits.read_bytes()
+
+
+def test_mil_sets_any_field_and_starts_from_another_run(run: Run, places: Places) -> None:
+    first = run(MIL_SET).value
+    assert settings_of(first, {"accuracy": 0, "seed": 0}) == {"accuracy": 0.7, "seed": 5}
+    places["mil_run"] = first["run"]
+    second = run(MIL_LIKE).value
+    expected = {"accuracy": 0.7, "seed": 6, "models": ["linear"], "folds": 2, "features": ["noise"]}
+    assert settings_of(second, expected) == expected
+    assert second["run"] != first["run"]
+    refused = run(SET_WRONG, code=2).stderr
+    assert "--set fit.epoch: there is no such field; fields are" in refused
+    assert "fit.epochs" in refused
+
+
+def test_survival_sets_any_field_and_starts_from_another_run(run: Run, places: Places) -> None:
+    first = run(COX_SET).value
+    assert first["config"]["pooled"]["components"] == 3
+    places["cox_run"] = first["run"]
+    second = run(COX_LIKE).value
+    pooled = second["config"]["pooled"]
+    assert (pooled["components"], pooled["alpha"], second["folds"]) == (3, 0.5, 2)
+    assert "the run is of `slidelake survival`" in run(MIL_LIKE_COX, code=2).stderr
 
 
 # ---------------------------------------------------------------------- slides and teachers
@@ -231,6 +266,10 @@ COMPILE = command_line(
     "distill {bags} --teacher good --name single --architecture test_efficientnet --input-px 32 "
     "--epochs 1 --batch-tiles 16 --slides {first} --holdout 0.3 --split-seed 2 --compile --json"
 )
+DISTILL_LIKE = command_line(
+    "distill {bags} --like {student_run} --name again --batch-tiles 8 --slides {first} "
+    "--set schedule.weight_decay=0.01 --set terms.1.weight=0.2 --json"
+)
 EVALUATE = command_line(
     "evaluate {bags} --student both --single single --labels {classes} --label-column side "
     "--distinct-ids --mpp 0.5 --tiles 40 --robust-tiles 2 --teacher-seconds 0 --seed 5 "
@@ -244,7 +283,7 @@ EXTRACT = command_line(
 )
 
 
-def test_a_student_is_distilled_as_it_is_told(run: Run, places: Places) -> None:
+def test_a_student_is_distilled_with_the_given_settings(run: Run, places: Places) -> None:
     report = run(DISTILL).value
     assert (report["student"], set(report["fidelity"])) == ("both", {"good", "noise"})
     folder = Path(str(places["bags"]), "runs", report["run"])
@@ -252,8 +291,26 @@ def test_a_student_is_distilled_as_it_is_told(run: Run, places: Places) -> None:
     recipe = config["recipe"]
     assert recipe["schedule"] == {**recipe["schedule"], "epochs": 1, "batch_tiles": 16,
         "accumulate": 2, "learning_rate": 0.002, "precision": "bfloat16"}  # fmt: skip
-    wanted = {"name": "agglomerate", "targets": "z-score", "head": "linear", "weighting": "static"}
-    assert {name: recipe[name] for name in wanted} == wanted
+    expected = {
+        "name": "agglomerate",
+        "targets": "z-score",
+        "head": "linear",
+        "weighting": "static",
+    }
+    assert {name: recipe[name] for name in expected} == expected
+
+
+def test_a_student_is_distilled_like_another_run(run: Run, places: Places) -> None:
+    places["student_run"] = run(DISTILL).value["run"]
+    report = run(DISTILL_LIKE).value
+    recipes = [
+        json.loads(Path(str(places["bags"]), "runs", name, "config.json").read_text())["recipe"]
+        for name in (str(places["student_run"]), report["run"])
+    ]
+    first, second = recipes
+    first["schedule"] |= {"batch_tiles": 8, "weight_decay": 0.01}
+    first["terms"][1]["weight"] = 0.2
+    assert second == first
 
 
 def test_a_student_is_compiled_evaluated_and_exported(run: Run, places: Places) -> None:
@@ -266,11 +323,11 @@ def test_a_student_is_compiled_evaluated_and_exported(run: Run, places: Places) 
     assert judged["classes"] == ["S", "s"]
     kinds = {one["kind"]: one["name"] for one in judged["embeddings"]}
     assert kinds["single_teacher"] == "single"
-    wanted = {
+    expected = {
         "tiles": 40, "robust_tiles": 2, "teacher_seconds": 0, "seed": 5, "device": "cpu",
         "threads": 1, "mpps": [0.5],
     }  # fmt: skip
-    assert {name: judged["settings"][name] for name in wanted} == wanted
+    assert {name: judged["settings"][name] for name in expected} == expected
     files = run(EXPORT_STUDENT).value["files"]
     assert "model.onnx" in files
     run(EXTRACT_STUDENT)
@@ -282,9 +339,9 @@ def test_a_student_is_compiled_evaluated_and_exported(run: Run, places: Places) 
 def test_extract_takes_some_tiles_and_the_weights_of_a_folder(run: Run, places: Places) -> None:
     folder = Path(str(places["tmp"])) / "weights"
     folder.mkdir()
-    there = find_weights(CARDS["efficientnet_lite0"])
-    assert there is not None
-    shutil.copy(there, folder / "efficientnet_lite0.pth")
+    weights = find_weights(CARDS["efficientnet_lite0"])
+    assert weights is not None
+    shutil.copy(weights, folder / "efficientnet_lite0.pth")
     extracted = run(EXTRACT).value
     assert extracted["freed"]["versions"] > 0
     counts = extracted["teachers"]["efficientnet_lite0"]
@@ -292,8 +349,8 @@ def test_extract_takes_some_tiles_and_the_weights_of_a_folder(run: Run, places: 
     tiles = lake.tiles(mpp=0.5).filter(pl.col("x") < 512).collect().height
     assert 0.2 * tiles < counts["tiles"] < 0.8 * tiles
     identity = lake.identity("efficientnet_lite0", mpp=0.5)
-    wanted = {"where": "x < 512", "share": 0.5, "precision": "bfloat16"}
-    assert {name: identity[name] for name in wanted} == wanted
+    expected = {"where": "x < 512", "share": 0.5, "precision": "bfloat16"}
+    assert {name: identity[name] for name in expected} == expected
 
 
 # ---------------------------------------------------------------------- another Ray

@@ -29,7 +29,7 @@ class Terminal(io.StringIO):
 
 
 class Clock:
-    """Seconds that pass only when told to."""
+    """A clock that a test moves on."""
 
     def __init__(self) -> None:
         self.now = 100.0
@@ -48,10 +48,10 @@ def _clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 def test_the_door_imports_no_ray() -> None:
     code = "import sys, cluster; print([m for m in ('ray', 'rich', 'torch') if m in sys.modules])"
-    found = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", code], cwd=CLUSTER.parent, capture_output=True, text=True, check=True
     )
-    assert found.stdout.strip() == "[]"
+    assert process.stdout.strip() == "[]"
 
 
 def test_plain_progress_is_a_line_now_and_then_and_one_at_the_end(
@@ -98,7 +98,7 @@ def lefts(seconds: list[float], weights: list[float] | None = None) -> list[floa
 
 
 def test_time_left_is_not_guessed_before_it_is_grounded() -> None:
-    """A start of 30 s says nothing of the pace, and neither do a few results in a moment."""
+    """A start of 30 s tells nothing about the pace, and neither do a few results in a moment."""
     assert lefts([30.0, 2, 2, 2, 2]) == [None] * 5
     assert lefts([0.1] * 8) == [None] * 8
     guesses = lefts([30.0] + [2.0] * 9)

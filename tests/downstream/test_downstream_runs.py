@@ -40,7 +40,16 @@ from downstream.report.finished_run import read_run
 from downstream.run.cells import fit_and_store
 from downstream.run.execution import execute
 from downstream.run.label_targets import check_models
-from downstream.run.model_tables import AGGREGATORS, POOLED, PROBES, load, models_of, trainer_of
+from downstream.run.model_tables import (
+    AGGREGATORS,
+    POOLED,
+    PROBES,
+    AggregatorEntry,
+    PooledEntry,
+    load,
+    models_of,
+    trainer_of,
+)
 from downstream.run.run_result import find_result
 from downstream.run.run_table import run_table
 from downstream.run.study import Cell, Patient, Study, check_features
@@ -437,7 +446,9 @@ def test_models_are_checked() -> None:
 
 
 def test_every_model_of_the_tables_is_there() -> None:
-    for entry in (*AGGREGATORS.values(), *PROBES.values(), *POOLED.values()):
+    entries: list[AggregatorEntry | PooledEntry] = [*AGGREGATORS.values()]
+    entries += [*PROBES.values(), *POOLED.values()]
+    for entry in entries:
         assert callable(load(entry.loader))
         assert entry.summary
     assert models_of("mil").keys() == {*AGGREGATORS, *PROBES}

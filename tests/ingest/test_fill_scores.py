@@ -24,8 +24,8 @@ from featurestore import (
     repair,
     verify,
 )
+from featurestore.commits.lance_ledger import Ledger
 from featurestore.edits.score_columns import score_columns
-from featurestore.tables.lance_ledger import Ledger
 from featurestore.tables.schema import SCORE_FIELDS, features_table
 from ingest.cut import cut_slide
 from ingest.errors import InputError

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from commands.licence_list import copyleft_of, installed_licences
+from commands.installation.licence_list import copyleft_of, installed_licences
 from tests.conftest import ROOT
 from tests.worlds.command_lines import Slidelake
 

@@ -12,10 +12,11 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from distill.students.task import Batch, Norms, Prediction, Task, Under
-from distill.targets.target import make_norm
-from featurestore import Moments
-from featurestore.stats.phi_s_rotation import phi_s
+from distill.students.task import Batch, Prediction, Task, Under
+from distill.targets.norm_arrays import norm_arrays
+from distill.targets.target import Norms, TargetNorm, norm_of
+from featurestore import Moments, PhiS
+from featurestore.stats import phi_s
 
 Floats = npt.NDArray[np.float64]
 
@@ -46,16 +47,21 @@ class World:
     def features(self, teacher: str, causes: Floats, rng: np.random.Generator) -> Tensor:
         """Raw float16 features [..., D] of causes [..., CAUSES]."""
         matrix, offset = self._maps[teacher]
-        seen = np.tanh(causes @ matrix) + offset
-        seen = seen + self.noise * rng.normal(size=seen.shape)
+        response = np.tanh(causes @ matrix) + offset
+        response = response + self.noise * rng.normal(size=response.shape)
         scale = SCALES[list(self.dims).index(teacher) % len(SCALES)]
-        return torch.from_numpy((seen * scale).astype(np.float16))
+        return torch.from_numpy((response * scale).astype(np.float16))
 
 
 def norm_inputs(features: Tensor) -> Moments:
     """Moments of raw features [..., D]."""
     x = features.flatten(0, -2).numpy().astype(np.float64)
     return Moments(n=len(x), mean=x.mean(0), covariance=np.cov(x.T, ddof=0))
+
+
+def make_norm(name: str, *, moments: Moments, phi_s: PhiS | None = None) -> TargetNorm:
+    """Make a normalisation by name from moments; phi-s takes its transform, or makes it of them."""
+    return norm_of(name, mean=moments.mean, **norm_arrays(name, moments, phi_s))
 
 
 def norms_of(features: Mapping[tuple[str, float], Tensor], name: str = "phi-s") -> Norms:
@@ -76,11 +82,11 @@ def tile_batch(world: World, samples: int, seed: int, mpp: float = 0.5) -> Batch
 
 
 def region_batch(
-    world: World, samples: int, seed: int, *, side: int = 4, each: int = 4, there: float = 0.7
+    world: World, samples: int, seed: int, *, side: int = 4, each: int = 4, share: float = 0.7
 ) -> Batch:
     """Regions of three mpps: the causes of a tile are the mean of those under it.
 
-    Causes vary more between mid tiles than within one; `there` is the share of fine tiles that are
+    Causes vary more between mid tiles than within one; `share` is that of fine tiles that are
     not background, and every mid tile above one of these is there.
     """
     rng, big = np.random.default_rng(seed), side * each
@@ -88,7 +94,7 @@ def region_batch(
     between += rng.normal(size=(samples, 1, 1, CAUSES))
     fine = between.repeat(each, 1).repeat(each, 2)
     fine = fine + 0.7 * rng.normal(size=fine.shape)
-    fine_there = rng.random((samples, big, big)) < there
+    fine_there = rng.random((samples, big, big)) < share
     blocks = fine_there.reshape(samples, side, each, side, each)
     mid_there = np.asarray(blocks.any(axis=(2, 4)))
     mid = fine.reshape(samples, side, each, side, each, CAUSES).mean(axis=(2, 4))
@@ -106,10 +112,10 @@ def _under(
     world: World,
     teachers: list[str],
     causes: Floats,
-    there: npt.NDArray[np.bool_],
+    present: npt.NDArray[np.bool_],
     rng: np.random.Generator,
 ) -> Under:
-    mask = torch.from_numpy(there)
+    mask = torch.from_numpy(present)
     features = {name: world.features(name, causes, rng) for name in teachers}
     return Under(
         features={name: torch.where(mask[..., None], x, 0) for name, x in features.items()},
@@ -120,10 +126,10 @@ def _under(
 def region_norms(world: World, batch: Batch, name: str = "phi-s") -> Norms:
     """Normalisations of a region batch's features, of tiles that are there."""
     eye = next(iter(world.dims))
-    found = {(eye, batch.mpp): batch.features[eye]}
+    features = {(eye, batch.mpp): batch.features[eye]}
     for mpp, under in batch.under.items():
-        found |= {(name, mpp): x[under.mask] for name, x in under.features.items()}
-    return norms_of(found, name)
+        features |= {(name, mpp): x[under.mask] for name, x in under.features.items()}
+    return norms_of(features, name)
 
 
 def backward(losses: Mapping[str, Tensor]) -> float:
@@ -138,15 +144,15 @@ def fit(
 ) -> list[float]:
     """Train; returns the loss of each step."""
     task.train()
-    wanted = [p for p in task.parameters() if p.requires_grad]
-    optimiser = torch.optim.AdamW(wanted, lr=rate)
+    parameters = [p for p in task.parameters() if p.requires_grad]
+    optimiser = torch.optim.AdamW(parameters, lr=rate)
     history = []
     for step in range(steps):
         generator = torch.Generator().manual_seed(seed * 100_003 + step)
         losses = task(batches[step % len(batches)], generator)
         optimiser.zero_grad()
         history.append(backward(losses))
-        torch.nn.utils.clip_grad_norm_(wanted, 1.0)
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimiser.step()
         task.after_step(step)
     return history
@@ -156,5 +162,5 @@ def centred_cosine(prediction: Prediction) -> float:
     """Mean cosine of predicted and raw features, both less the mean; the mean baseline gives 0."""
     raw = prediction.features.double()
     mean = prediction.norm.mean.double()
-    said = prediction.norm.inverse(prediction.predicted).double() - mean
-    return float(torch.nn.functional.cosine_similarity(said, raw - mean).mean())
+    predicted = prediction.norm.inverse(prediction.predicted).double() - mean
+    return float(torch.nn.functional.cosine_similarity(predicted, raw - mean).mean())

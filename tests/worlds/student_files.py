@@ -32,7 +32,7 @@ def write_student(
     seed: int = 0,
     split: int = 0,
     epochs: int = 4,
-    told: float = 0.6,
+    cosine: float = 0.6,
     **recipe: Any,  # noqa: ANN401 - what its recipe has beside
 ) -> None:
     """Train a student and write its folder.
@@ -44,7 +44,7 @@ def write_student(
         seed: of its weights and the order of tiles.
         split: seed of the held-out patients.
         epochs: passes over the tiles; 0 leaves it as it was made.
-        told: cosine that its report tells of each teacher.
+        cosine: fidelity to each teacher in its report.
         **recipe: what its recipe has beside.
     """
     torch.manual_seed(seed)
@@ -73,7 +73,7 @@ def write_student(
         "lake_version": lake.version,
         "steps": steps,
         "train_seconds": round(time.perf_counter() - start, 3),
-        "fidelity": {t: {"cosine": told, "baseline": 0.5, "tiles": 1} for t in teachers},
+        "fidelity": {t: {"cosine": cosine, "baseline": 0.5, "tiles": 1} for t in teachers},
     }
     tensors = {key: value.contiguous() for key, value in trunk.state_dict().items()}
     lake.write_bytes(f"students/{name}/model.safetensors", save(tensors))

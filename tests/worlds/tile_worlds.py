@@ -8,12 +8,13 @@ import torch
 from torch import Tensor
 
 from distill.recipes.recipe import Recipe
-from distill.students.task import Batch, Norms, Under
+from distill.students.task import Batch, Under
 from distill.students.tile_task import TileTask
-from distill.targets.target import TargetNorm, make_norm
+from distill.targets.target import Norms, TargetNorm
 from distill.targets.target_sources import Column
 from featurestore import Moments
-from featurestore.stats.phi_s_rotation import phi_s
+from featurestore.stats import phi_s
+from tests.worlds.feature_worlds import make_norm
 
 SIDE, CELLS, DIM = 32, 4, 12
 FINE = 0.5
@@ -70,8 +71,8 @@ class TileWorld:
         )
 
     def norms(self, targets: str = "z-score") -> Norms:
-        """Of all columns, at both mpps."""
-        found: dict[tuple[str, float], TargetNorm] = {}
+        """Fit the normalisations of all columns, at both mpps."""
+        norms: dict[tuple[str, float], TargetNorm] = {}
         cells = colours(self.pixels_of(9)).flatten(0, 2)
         for name in self.maps:
             raw = self.of(name, cells).double().numpy()
@@ -79,8 +80,8 @@ class TileWorld:
             kept = phi_s(moments.mean, moments.covariance)
             norm = make_norm(targets, moments=moments, phi_s=kept)
             columns = [name, f"{name}:patches", f"{name}:patches5"]
-            found |= {(column, mpp): norm for column in columns for mpp in (FINE, 2.0)}
-        return found
+            norms |= {(column, mpp): norm for column in columns for mpp in (FINE, 2.0)}
+        return norms
 
     def pixels_of(self, seed: int) -> Tensor:
         pixels = self.batch(256, seed).pixels
@@ -115,12 +116,12 @@ def train(task: TileTask, world: TileWorld, *, steps: int = 60, rate: float = 3e
     losses = []
     task.train()
     for step in range(steps):
-        found = task(world.batch(seed=100 + step), torch.Generator().manual_seed(step))
-        total = torch.stack(list(found.values())).sum(dim=0).mean()
+        parts = task(world.batch(seed=100 + step), torch.Generator().manual_seed(step))
+        total = torch.stack(list(parts.values())).sum(dim=0).mean()
         optimiser.zero_grad()
         total.backward()  # type: ignore[no-untyped-call]
         optimiser.step()
         task.after_step(step)
-        fixed = [loss for part, loss in found.items() if str(part) not in MOVING]
+        fixed = [loss for part, loss in parts.items() if str(part) not in MOVING]
         losses.append(float(torch.stack(fixed).sum(dim=0).mean().detach()))
     return losses

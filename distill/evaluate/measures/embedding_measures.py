@@ -1,8 +1,8 @@
-"""What one embedding is measured by: fidelity to teachers, classes and retrieval of labelled tiles.
+"""Measures of one embedding: fidelity to teachers, classes and retrieval of labelled tiles.
 
 Pure functions of arrays; the lake is read elsewhere.
 
-Letters in names: N tiles, D embedding, E a teacher's features.
+Shape letters: N tiles, D embedding, E a teacher's features.
 """
 
 from collections.abc import Mapping, Sequence
@@ -54,11 +54,11 @@ Parts = Mapping[float, Part]
 
 
 def fidelity(train: Parts, held: Parts) -> dict[str, dict[float, Numbers]]:
-    """How much of each teacher an embedding holds, on held-out tiles, per mpp.
+    """Measure the share of each teacher that an embedding holds, on held-out tiles, per mpp.
 
     One ridge is fitted from the embedding to a teacher's raw features, on training tiles of all
-    mpps together, both around their means at each mpp: so it can't be better by telling mpps apart,
-    and an encoder that speaks another language at each of them is found out.
+    mpps together, both around their means at each mpp: so it can't be better by recognising
+    the mpp, and an encoder with another representation at each mpp is detected.
 
     Returns:
         Per teacher and mpp: `cosine` of read-out and truth; `baseline`, that of the mean feature of
@@ -89,9 +89,9 @@ def fidelity(train: Parts, held: Parts) -> dict[str, dict[float, Numbers]]:
 
 
 def _means(part: Part) -> dict[str, Float64Array]:
-    """Mean features per teacher, and the mean embedding under no name."""
-    found = {name: x.mean(axis=0, dtype=np.float64) for name, x in part.features.items()}
-    return {**found, "": part.x.mean(axis=0, dtype=np.float64)}
+    """Return mean features per teacher, and the mean embedding under no name."""
+    means = {name: x.mean(axis=0, dtype=np.float64) for name, x in part.features.items()}
+    return {**means, "": part.x.mean(axis=0, dtype=np.float64)}
 
 
 def _readout(
@@ -111,24 +111,27 @@ def _readout(
 
 
 def _alike(part: Part, teacher: str) -> Numbers:
-    theirs, count, unknown = part.features[teacher], len(part.x), float("nan")
-    found = dict.fromkeys(("cka", "cka_debiased", "knn_overlap", "knn_chance"), unknown)
+    teacher_NE, count, unknown = part.features[teacher], len(part.x), float("nan")
+    numbers = dict.fromkeys(("cka", "cka_debiased", "knn_overlap", "knn_chance"), unknown)
     if count >= FEWEST_CKA:
-        found["cka"], found["cka_debiased"] = cka(part.x, theirs), cka_debiased(part.x, theirs)
+        numbers["cka"], numbers["cka_debiased"] = (
+            cka(part.x, teacher_NE),
+            cka_debiased(part.x, teacher_NE),
+        )
     if count > NEIGHBOURS + 1:
-        near = (neighbours(x, NEIGHBOURS) for x in (part.x, theirs))
-        found["knn_overlap"] = overlap(*near)
-        found["knn_chance"] = NEIGHBOURS / (count - 1)
-    return {**found, "tiles": float(count)}
+        near = (neighbours(x, NEIGHBOURS) for x in (part.x, teacher_NE))
+        numbers["knn_overlap"] = overlap(*near)
+        numbers["knn_chance"] = NEIGHBOURS / (count - 1)
+    return {**numbers, "tiles": float(count)}
 
 
 def mode_switching(by_mpp: Mapping[float, Numbers]) -> Numbers | None:
-    """Whether an embedding stands for a teacher much worse at one mpp; None for a single mpp.
+    """Detect an embedding that represents a teacher much worse at one mpp; None for a single mpp.
 
     Returns:
         `best_mpp` and `worst_mpp` by centred cosine, the `gap` between them, and `flagged`: 1 where
-        it is above 0.15, else 0. A PCA of the teachers beside it tells how much of a gap is the
-        tiles' own.
+        it is above 0.15, else 0. The gap of a PCA of the teachers shows how much of it
+        is the tiles' own.
     """
     if len(by_mpp) < 2:
         return None
@@ -161,7 +164,7 @@ class Labelled:
 
 
 def probes(train: Labelled, held: Labelled) -> dict[str, dict[str, Numbers]]:
-    """Classes of held-out tiles: by a linear probe, and by 1, 10 and 20 nearest training tiles.
+    """Classify held-out tiles by a linear probe, and by the 1, 10 and 20 nearest training tiles.
 
     Returns:
         Per way (`linear`, `knn1`, ...) `balanced_accuracy` and `macro_f1`, each with `estimate`,
@@ -176,21 +179,25 @@ def probes(train: Labelled, held: Labelled) -> dict[str, dict[str, Numbers]]:
     return {name: class_scores(held.label, y, held.patient) for name, y in predicted.items()}
 
 
-def finds(held: Labelled, *, ks: Sequence[int] = (1, 3, 5)) -> dict[str, Numbers]:
-    """What held-out tiles find among those of other held-out patients.
+def retrieval_scores(held: Labelled, *, ks: Sequence[int] = (1, 3, 5)) -> dict[str, Numbers]:
+    """Score the retrieval of held-out tiles among those of other held-out patients.
 
     Returns:
         `acc@1`, `acc@3`, `acc@5` and `map`, each with `estimate`, `low`, `high` as above, and
-        `queries`: tiles whose class another patient has.
+        `queries`: tiles of a class that another patient has too.
 
     Raises:
         DistillError: there is one patient, or no class that two have.
     """
     values = retrieval(held.x, held.label, held.patient, ks=ks)
-    known = int((~np.isnan(values["ap"])).sum())
-    if not known:
+    queries_with_answer = int((~np.isnan(values["ap"])).sum())
+    if not queries_with_answer:
         msg = "retrieval needs a class that labelled tiles of two held-out patients have"
         raise DistillError(msg)
     values["map"] = values.pop("ap")
-    queries = {"estimate": float(known), "low": float(known), "high": float(known)}
+    queries = {
+        "estimate": float(queries_with_answer),
+        "low": float(queries_with_answer),
+        "high": float(queries_with_answer),
+    }
     return {**mean_scores(values, held.patient), "queries": queries}

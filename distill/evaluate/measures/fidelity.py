@@ -1,6 +1,6 @@
-"""How well a student stands for its teachers, on patients that nothing was fitted on.
+"""Fidelity: how well a student predicts its teachers, on patients that nothing was fitted on.
 
-Letters in names: B samples, D embedding.
+Shape letters: B samples, D embedding.
 """
 
 from dataclasses import dataclass, field
@@ -18,10 +18,10 @@ class Fidelity:
 
     Attributes:
         cosine: of predicted and true raw features.
-        baseline: of the training mean and true raw features: what knowing nothing gives.
-        centred: of predicted and true raw features, both less the training mean; knowing nothing
+        baseline: of the training mean and true raw features: a prediction without skill.
+        centred: of predicted and true raw features, both less the training mean; no skill
             gives 0.
-        tiles: seen.
+        tiles: how many were added.
     """
 
     cosine: float = 0.0
@@ -31,15 +31,15 @@ class Fidelity:
     _sums: dict[str, float] = field(default_factory=dict)
 
     def add(self, prediction_BD: Tensor, features_BD: Tensor, norm: TargetNorm) -> None:
-        """Take in predictions in the space of targets [B, D], and the raw features [B, D]."""
+        """Add predictions in the space of targets [B, D], and the raw features [B, D]."""
         if not len(features_BD):
             return
-        raw, said = features_BD.float(), norm.inverse(prediction_BD.float())
+        raw, restored = features_BD.float(), norm.inverse(prediction_BD.float())
         mean = norm.mean.expand_as(raw)
         similar = {
-            "cosine": F.cosine_similarity(said, raw),
+            "cosine": F.cosine_similarity(restored, raw),
             "baseline": F.cosine_similarity(mean, raw),
-            "centred": F.cosine_similarity(said - mean, raw - mean),
+            "centred": F.cosine_similarity(restored - mean, raw - mean),
         }
         self.tiles += len(raw)
         for name, values in similar.items():
@@ -48,13 +48,13 @@ class Fidelity:
             setattr(self, name, total / self.tiles)
 
     def to_dict(self) -> dict[str, float]:
-        """The means, rounded for people."""
+        """Return the means, rounded for reading."""
         means = {name: round(getattr(self, name), 5) for name in ("cosine", "baseline", "centred")}
         return {**means, "tiles": self.tiles}
 
 
 def combined(parts: dict[float, Fidelity]) -> dict[str, float]:
-    """Means over all mpps, each tile weighing the same."""
+    """Average over all mpps, each tile weighing the same."""
     whole = Fidelity(tiles=sum(part.tiles for part in parts.values()))
     for name in ("cosine", "baseline", "centred"):
         total = sum(getattr(part, name) * part.tiles for part in parts.values())

@@ -1,10 +1,10 @@
-"""What another stain or another scanner does to a tile: small pure functions of its pixels.
+"""Stand-ins for another stain or another scanner: small pure functions of a tile's pixels.
 
-Stand-ins where PLISM's slides, stained and scanned again and again, are not at hand. A stain or a
-scanner treats all tiles alike, so each is a fixed change, not a random one per tile. The sizes are
-ours, chosen so that tiles stay plausible; none was fitted to a scanner.
+They are used where PLISM's slides, stained and scanned again and again, are not at hand. A stain
+or a scanner treats all tiles alike, so each is a fixed change, not a random one per tile. The sizes
+are ours, chosen so that tiles stay plausible; none was fitted to a scanner.
 
-Letters in names: B tiles in a batch, H W pixels, S stains.
+Shape letters: B tiles in a batch, H W pixels, S stains.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -41,7 +41,7 @@ def stained(size: float, seed: int) -> Perturb:
     # At the rim of the range: a draw near 0 would be no other stain.
     sign = random.choice([-1.0, 1.0], (2, 3))
     drawn = (size * sign * random.uniform(0.5, 1, (2, 3))).astype(np.float32)
-    # Shifts of the background make grey of white; a stain takes up where there is tissue.
+    # Shifts of the background turn white into grey, while a stain colours tissue alone.
     scale, shift = 1 + drawn[0], 0.2 * drawn[1]
 
     def changed(tiles_BHW3: RgbArray) -> RgbArray:
@@ -72,8 +72,8 @@ def coloured(gamma: float) -> Perturb:
 
     def changed(tiles_BHW3: RgbArray) -> RgbArray:
         light = np.clip(tiles_BHW3.astype(np.float32) / 255 @ COLOURS.T, 0, 1) ** gamma
-        found: RgbArray = np.clip(light * 255 + 0.5, 0, 255).astype(np.uint8)
-        return found
+        stored: RgbArray = np.clip(light * 255 + 0.5, 0, 255).astype(np.uint8)
+        return stored
 
     return changed
 
@@ -89,8 +89,8 @@ def compressed(quality: int) -> Perturb:
         jpeg = simplejpeg.encode_jpeg(
             np.ascontiguousarray(tile_HW3), quality=quality, colorsubsampling="420"
         )
-        found: RgbArray = simplejpeg.decode_jpeg(jpeg, colorspace="RGB")
-        return found
+        decoded: RgbArray = simplejpeg.decode_jpeg(jpeg, colorspace="RGB")
+        return decoded
 
     def changed(tiles_BHW3: RgbArray) -> RgbArray:
         return np.stack([again(tile) for tile in tiles_BHW3])
@@ -117,7 +117,7 @@ SCANNERS: Mapping[str, Perturb] = MappingProxyType(
 
 
 def variants(tiles_BHW3: RgbArray) -> Iterator[tuple[tuple[str, str], RgbArray]]:
-    """Tiles of every stain as every scanner gives them, by both names; the stain is there first."""
+    """Yield tiles of every stain as every scanner gives them, by both names."""
     for stain, dyed in STAINS.items():
         dyed_BHW3 = dyed(tiles_BHW3)
         for scanner, scanned in SCANNERS.items():

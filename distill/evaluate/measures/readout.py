@@ -1,32 +1,27 @@
 """Read-outs of frozen embeddings: ridge regression, a linear probe, nearest neighbours.
 
 All are fitted on training tiles; strengths are chosen there too, on tiles of patients that the
-fit did not see. What is read out is the trunk's embedding, not a head's: a head may mimic a
-teacher while the trunk, which users get, is poor.
+fit did not see. The embedding that is read out is the trunk's, not a head's: a head may mimic
+a teacher while the trunk, which users get, is poor.
 
-Letters in names: N tiles, D embedding, E values of a target, S strengths.
+Shape letters: N tiles, D embedding, E values of a target, S strengths.
 """
 
 import math
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.linear_model import LogisticRegression
 
 from distill.errors import DistillError
 from distill.evaluate.measures.class_scores import balanced_accuracy
 from distill.evaluate.measures.similarity import similarity_rows
+from downstream.probes.heads import INVERSE, fit_logistic
 
 # Of the mean variance of a channel, times the number of tiles.
 STRENGTHS = tuple(10.0**power for power in range(-6, 3))
-# Inverse strengths of the probe, weakest penalty last, for channels of variance 1.
-INVERSE = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
 INNER_SHARE = 0.25
-ITERATIONS = 1000
 CONSTANT = 1e-12
 
 Array = npt.NDArray[np.floating]
@@ -36,7 +31,7 @@ BoolArray = npt.NDArray[np.bool_]
 
 
 def inner_split(group_N: Int64Array, seed: int = 0) -> BoolArray:
-    """Training tiles that choose a strength [N]: those of a quarter of the patients, rounded up.
+    """Choose the tiles that select a strength [N]: of a quarter of the patients, rounded up.
 
     A quarter of the tiles where all are of one patient.
     """
@@ -68,9 +63,9 @@ class Ridge:
     strength: float
 
     def __call__(self, x_ND: Array) -> Float64Array:
-        """Predicted targets [N, E]."""
-        found: Float64Array = (x_ND.astype(np.float64) - self.mean) @ self.weight
-        return found + self.target_mean
+        """Predict targets [N, E]."""
+        centred_NE: Float64Array = (x_ND.astype(np.float64) - self.mean) @ self.weight
+        return centred_NE + self.target_mean
 
 
 class _Fits:
@@ -88,7 +83,7 @@ class _Fits:
         self._right = vectors.T @ target if dual else vectors.T @ (x.T @ target)
 
     def at(self, strength: float, columns: slice = slice(None)) -> Ridge:
-        """The regression of some of the targets."""
+        """Return the regression of some of the targets."""
         return Ridge(
             mean=self.mean,
             weight=self._left @ (self._right[:, columns] / self._shrink(strength)),
@@ -97,18 +92,18 @@ class _Fits:
         )
 
     def errors(self, x_ND: Array, target_NE: Array) -> Float64Array:
-        """Squared errors of each target on other tiles, by strength [S, E]."""
+        """Return squared errors of each target on other tiles, by strength [S, E]."""
         turned = (x_ND.astype(np.float64) - self.mean) @ self._left
-        wanted = target_NE.astype(np.float64) - self.target_mean
+        centred_NE = target_NE.astype(np.float64) - self.target_mean
         guesses = (turned @ (self._right / self._shrink(strength)) for strength in STRENGTHS)
-        return np.stack([np.square(guess - wanted).sum(axis=0) for guess in guesses])
+        return np.stack([np.square(guess - centred_NE).sum(axis=0) for guess in guesses])
 
     def _shrink(self, strength: float) -> Float64Array:
         return (self._values + strength * self._unit)[:, None]
 
 
 def ridge(x_ND: Array, target_NE: Array, strength: float) -> Ridge:
-    """Minimises the sum of squared errors plus `strength * unit * |weight|^2`.
+    """Fit the ridge that minimises the sum of squared errors plus `strength * unit * |weight|^2`.
 
     The unit is the embeddings' sum of squares around their mean per channel, so that the same
     strength means the same for embeddings of any scale and number of tiles.
@@ -119,7 +114,7 @@ def ridge(x_ND: Array, target_NE: Array, strength: float) -> Ridge:
 def chosen_ridges(
     x_ND: Array, targets: Mapping[str, Array], group_N: Int64Array
 ) -> dict[str, Ridge]:
-    """Ridge to each target, of the strength that errs least on tiles of `inner_split`.
+    """Fit a ridge to each target, of the strength with the least error on tiles of `inner_split`.
 
     The strength is each target's own; the ridge is then fitted on all tiles.
 
@@ -133,12 +128,12 @@ def chosen_ridges(
     ends = np.cumsum([target.shape[1] for target in targets.values()])
     inner = inner_split(group_N)
     errors_SE = _Fits(x_ND[~inner], all_NE[~inner]).errors(x_ND[inner], all_NE[inner])
-    whole, found = _Fits(x_ND, all_NE), {}
+    whole, ridges = _Fits(x_ND, all_NE), {}
     for (name, target), end in zip(targets.items(), ends.tolist(), strict=True):
         columns = slice(end - target.shape[1], end)
         best = int(np.argmin(errors_SE[:, columns].sum(axis=1)))
-        found[name] = whole.at(STRENGTHS[best], columns)
-    return found
+        ridges[name] = whole.at(STRENGTHS[best], columns)
+    return ridges
 
 
 # ---------------------------------------------------------------------- classes
@@ -147,7 +142,7 @@ def chosen_ridges(
 def linear_probe(
     x_ND: Array, label_N: Int64Array, group_N: Int64Array, test_ND: Array
 ) -> tuple[Int64Array, float]:
-    """Classes of test tiles by logistic regression, and the inverse strength that was chosen.
+    """Classify test tiles by logistic regression; return classes and the chosen inverse strength.
 
     Channels are brought to mean 0 and variance 1; classes weigh the same. The strength is that of
     the best balanced accuracy on tiles of `inner_split`, the stronger one of equals; where they
@@ -165,37 +160,39 @@ def linear_probe(
     if len(np.unique(label_N[~inner])) > 1 and len(np.unique(label_N[inner])) > 1:
         scores = [
             balanced_accuracy(
-                label_N[inner], _logistic(x[~inner], label_N[~inner], inverse).predict(x[inner])
+                label_N[inner], _classified(x[~inner], label_N[~inner], x[inner], inverse)
             )
             for inverse in INVERSE
         ]
         best = INVERSE[int(np.argmax(scores))]
-    found: Int64Array = _logistic(x, label_N, best).predict(test)
-    return found, best
+    return _classified(x, label_N, test, best), best
 
 
 def _standardised(x_ND: Array, test_ND: Array) -> tuple[Float64Array, Float64Array]:
+    """Bring channels to mean 0 and variance 1 by the training tiles."""
     x, test = x_ND.astype(np.float64), test_ND.astype(np.float64)
     mean, spread = x.mean(axis=0), x.std(axis=0)
     spread[spread < CONSTANT] = 1.0
     return (x - mean) / spread, (test - mean) / spread
 
 
-def _logistic(x_ND: Float64Array, label_N: Int64Array, inverse: float) -> LogisticRegression:
-    model = LogisticRegression(C=inverse, max_iter=ITERATIONS, class_weight="balanced")
-    with warnings.catch_warnings():
-        # Stopped after so many iterations it is a probe all the same, as eva's 12,500 steps are.
-        warnings.simplefilter("ignore", ConvergenceWarning)
-        return model.fit(x_ND, label_N)
+def _classified(
+    x_ND: Float64Array, label_N: Int64Array, test_ND: Float64Array, inverse: float
+) -> Int64Array:
+    """Classify test tiles by a logistic regression of one strength."""
+    classes, index_N = np.unique(label_N, return_inverse=True)
+    head = fit_logistic(x_ND, index_N, len(classes), inverse, seed=0)
+    predicted_N: Int64Array = classes[head.outputs(test_ND).argmax(axis=1)]
+    return predicted_N
 
 
 def nearest(x_ND: Array, label_N: Int64Array, test_ND: Array, k: int) -> Int64Array:
-    """Classes of test tiles by the votes of their k nearest training tiles by cosine.
+    """Classify test tiles by the votes of their k nearest training tiles by cosine.
 
     The class of the larger summed similarity wins where as many vote for two.
     """
     classes, index_N = np.unique(label_N, return_inverse=True)
-    found = np.empty(len(test_ND), np.int64)
+    predicted_N = np.empty(len(test_ND), np.int64)
     count = min(k, len(x_ND))
     for rows, like in similarity_rows(test_ND, x_ND):
         first = np.argpartition(-like, count - 1, axis=1)[:, :count]
@@ -204,5 +201,5 @@ def nearest(x_ND: Array, label_N: Int64Array, test_ND: Array, k: int) -> Int64Ar
         worth = 1 + (np.take_along_axis(like, first, axis=1) + 1) / (4 * count)
         for place in range(count):
             votes[np.arange(len(like)), index_N[first[:, place]]] += worth[:, place]
-        found[rows] = classes[votes.argmax(axis=1)]
-    return found
+        predicted_N[rows] = classes[votes.argmax(axis=1)]
+    return predicted_N

@@ -1,9 +1,9 @@
-"""How alike two embeddings of the same tiles are, and what a search by one of them finds.
+"""Similarity of two embeddings of the same tiles, and retrieval by one of them.
 
 Plain numpy in float64 for sums and float32 for neighbours; nothing of the size tiles x tiles is
 held, but rows of it.
 
-Letters in names: N tiles, D E embeddings, Q queries, K neighbours.
+Shape letters: N tiles, D E embeddings, Q queries, K neighbours.
 """
 
 from collections.abc import Iterator, Sequence
@@ -24,26 +24,26 @@ BoolArray = npt.NDArray[np.bool_]
 
 
 def unit(x_ND: Array) -> Float32Array:
-    """Rows of length 1 [N, D]; a row of zeros stays one, and is like nothing."""
+    """Return rows of length 1 [N, D]; a row of zeros stays one, and resembles nothing."""
     x = x_ND.astype(np.float64)
     length = np.linalg.norm(x, axis=1, keepdims=True)
-    found: Float32Array = (x / np.maximum(length, FLAT)).astype(np.float32)
-    return found
+    unit_ND: Float32Array = (x / np.maximum(length, FLAT)).astype(np.float32)
+    return unit_ND
 
 
 def cosines(one_ND: Array, other_ND: Array) -> Float64Array:
-    """Cosine similarity of each row with the same row of the other [N]; 0 with a row of zeros."""
+    """Return the cosine of each row with the same row of the other [N]; 0 with a row of zeros."""
     one, other = one_ND.astype(np.float64), other_ND.astype(np.float64)
     lengths = np.linalg.norm(one, axis=1) * np.linalg.norm(other, axis=1)
-    found: Float64Array = (one * other).sum(axis=1) / np.maximum(lengths, FLAT)
-    return found
+    cosine_N: Float64Array = (one * other).sum(axis=1) / np.maximum(lengths, FLAT)
+    return cosine_N
 
 
 # ---------------------------------------------------------------------- centred kernel alignment
 
 
 def cka(one_ND: Array, other_NE: Array) -> float:
-    """Linear CKA of two embeddings of the same tiles, 0 to 1 for the same up to rotation and scale.
+    """Compute linear CKA of two embeddings of the same tiles: 1 if equal up to rotation and scale.
 
     Source: Kornblith et al. 2019, "Similarity of Neural Network Representations Revisited", eq. 3
     in its form over features. With fewer tiles than channels it is high for any two embeddings: use
@@ -53,13 +53,13 @@ def cka(one_ND: Array, other_NE: Array) -> float:
         DistillError: the numbers of tiles differ.
     """
     one, other = _centred(one_ND, other_NE)
-    cross, mine, theirs = (np.linalg.norm(a.T @ b) for a, b in _pairs(one, other))
-    product = float(mine * theirs)
+    cross, one_norm, other_norm = (np.linalg.norm(a.T @ b) for a, b in _pairs(one, other))
+    product = float(one_norm * other_norm)
     return float(cross) ** 2 / product if product > 0 else float("nan")
 
 
 def cka_debiased(one_ND: Array, other_NE: Array) -> float:
-    """Linear CKA by the unbiased estimate of HSIC: about 0 for embeddings of no relation.
+    """Compute linear CKA by the unbiased estimate of HSIC: about 0 for embeddings of no relation.
 
     It may be a little below 0. Source: Song et al. 2012, "Feature Selection via Dependence
     Maximization", eq. 5, as Nguyen et al. 2021 use it for CKA; here over features, so that no
@@ -72,9 +72,9 @@ def cka_debiased(one_ND: Array, other_NE: Array) -> float:
     if len(one) < 4:
         msg = f"{len(one)} tiles given; the debiased CKA needs 4 or more"
         raise DistillError(msg)
-    cross, mine, theirs = (_hsic(a, b) for a, b in _pairs(one, other))
-    known = min(mine, theirs) > 0
-    return cross / (mine * theirs) ** 0.5 if known else float("nan")
+    cross, one_hsic, other_hsic = (_hsic(a, b) for a, b in _pairs(one, other))
+    is_defined = min(one_hsic, other_hsic) > 0
+    return cross / (one_hsic * other_hsic) ** 0.5 if is_defined else float("nan")
 
 
 def _pairs(one: Float64Array, other: Float64Array) -> list[tuple[Float64Array, Float64Array]]:
@@ -82,27 +82,27 @@ def _pairs(one: Float64Array, other: Float64Array) -> list[tuple[Float64Array, F
 
 
 def _centred(one_ND: Array, other_NE: Array) -> list[Float64Array]:
-    """Both around their means, at a scale where products neither vanish nor overflow."""
+    """Centre both around their means, at a scale where products neither vanish nor overflow."""
     if len(one_ND) != len(other_NE):
         msg = f"{len(one_ND)} and {len(other_NE)} tiles given; both must be of the same tiles"
         raise DistillError(msg)
-    found = []
+    centred_pair = []
     for x_ND in (one_ND, other_NE):
         centred = x_ND.astype(np.float64) - x_ND.astype(np.float64).mean(axis=0)
         scale = np.abs(x_ND).max(initial=0.0) or 1.0
         spread = np.linalg.norm(centred) / len(centred) ** 0.5
         # What rounding leaves of a constant is no embedding.
-        found.append(centred / spread if spread > 1e-6 * scale else np.zeros_like(centred))
-    return found
+        centred_pair.append(centred / spread if spread > 1e-6 * scale else np.zeros_like(centred))
+    return centred_pair
 
 
 def _hsic(one_ND: Float64Array, other_NE: Float64Array) -> float:
-    """Song's unbiased HSIC of linear kernels without their diagonals, from features alone."""
+    """Compute Song's unbiased HSIC of linear kernels without diagonals, from features alone."""
     count = len(one_ND)
-    mine_N, theirs_N = (np.square(x).sum(axis=1) for x in (one_ND, other_NE))
-    trace = np.square(one_ND.T @ other_NE).sum() - mine_N @ theirs_N
+    one_square_N, other_square_N = (np.square(x).sum(axis=1) for x in (one_ND, other_NE))
+    trace = np.square(one_ND.T @ other_NE).sum() - one_square_N @ other_square_N
     # Row sums of the kernels; features are centred, so those of whole kernels are 0.
-    sums = -mine_N, -theirs_N
+    sums = -one_square_N, -other_square_N
     total = sums[0].sum() * sums[1].sum() / ((count - 1) * (count - 2))
     both = 2 * (sums[0] @ sums[1]) / (count - 2)
     return float(trace + total - both) / (count * (count - 3))
@@ -112,7 +112,7 @@ def _hsic(one_ND: Float64Array, other_NE: Float64Array) -> float:
 
 
 def similarity_rows(query_QD: Array, gallery_ND: Array) -> Iterator[tuple[slice, Float32Array]]:
-    """Cosines of all queries with the whole gallery, some queries at a time [ROWS, N]."""
+    """Yield cosines of all queries with the whole gallery, some queries at a time [ROWS, N]."""
     query, gallery = unit(query_QD), unit(gallery_ND)
     for start in range(0, len(query), ROWS):
         rows = slice(start, min(start + ROWS, len(query)))
@@ -120,20 +120,20 @@ def similarity_rows(query_QD: Array, gallery_ND: Array) -> Iterator[tuple[slice,
 
 
 def neighbours(x_ND: Array, k: int) -> Int64Array:
-    """The k most similar other tiles of each tile by cosine [N, K], in no order.
+    """Find the k most similar other tiles of each tile by cosine [N, K], in no order.
 
     K is smaller where there are not so many others.
     """
     count = min(k, len(x_ND) - 1)
-    found = np.empty((len(x_ND), max(count, 0)), np.int64)
+    nearest_NK = np.empty((len(x_ND), max(count, 0)), np.int64)
     for rows, like in similarity_rows(x_ND, x_ND) if count > 0 else ():
         like[np.arange(len(like)), np.arange(rows.start, rows.stop)] = -np.inf
-        found[rows] = np.argpartition(-like, count - 1, axis=1)[:, :count]
-    return found
+        nearest_NK[rows] = np.argpartition(-like, count - 1, axis=1)[:, :count]
+    return nearest_NK
 
 
 def overlap(one_NK: Int64Array, other_NK: Int64Array) -> float:
-    """Mean share of neighbours that two embeddings have in common; K / (N - 1) by chance."""
+    """Return the mean share of common neighbours of two embeddings; K / (N - 1) by chance."""
     shared = (one_NK[:, :, None] == other_NK[:, None, :]).any(axis=2)
     return float(shared.mean()) if shared.size else float("nan")
 
@@ -144,7 +144,7 @@ def overlap(one_NK: Int64Array, other_NK: Int64Array) -> float:
 def retrieval(
     x_ND: Array, label_N: Int64Array, group_N: Int64Array, *, ks: Sequence[int] = (1, 3, 5)
 ) -> dict[str, Float64Array]:
-    """What each tile finds among the tiles of all other groups by cosine.
+    """Search each tile among the tiles of all other groups by cosine, and score the ranking.
 
     Args:
         x_ND: embeddings.
@@ -154,10 +154,10 @@ def retrieval(
 
     Returns:
         Per tile [N]: `acc@k`, whether one of the first k has its label; `ap`, the average
-        precision of the whole ranking. NaN for tiles whose label no other group has.
+        precision of the whole ranking. NaN for tiles of a label that no other group has.
     """
     names = [*(f"acc@{k}" for k in ks), "ap"]
-    found = {name: np.full(len(x_ND), np.nan) for name in names}
+    per_tile = {name: np.full(len(x_ND), np.nan) for name in names}
     for rows, like in similarity_rows(x_ND, x_ND):
         for at, similar in enumerate(like, start=rows.start):
             others = group_N != group_N[at]
@@ -165,35 +165,35 @@ def retrieval(
             if hits.any():
                 ranked = hits[np.argsort(-similar[others], kind="stable")]
                 for k in ks:
-                    found[f"acc@{k}"][at] = ranked[:k].any()
-                found["ap"][at] = average_precision(ranked)
-    return found
+                    per_tile[f"acc@{k}"][at] = ranked[:k].any()
+                per_tile["ap"][at] = average_precision(ranked)
+    return per_tile
 
 
 def average_precision(ranked_N: BoolArray) -> float:
-    """Mean precision at the places of the hits, in a ranking with one hit or more."""
+    """Return the mean precision at the places of the hits, in a ranking with one hit or more."""
     at = np.flatnonzero(ranked_N)
     return float(np.mean(np.arange(1, len(at) + 1) / (at + 1)))
 
 
 def twin_ranks(one_ND: Array, other_ND: Array) -> Int64Array:
-    """At which place each tile finds its twin, first those of `one`, then of `other` [2N], from 1.
+    """Rank each tile's twin by cosine, first for tiles of `one`, then of `other` [2N], from 1.
 
     All other tiles of both variants are candidates, as in PLISM's benchmark (owkin/plism-benchmark,
-    `metrics/retrieval.py`). Ties stand before the twin, so a network that gives the same for all
-    tiles finds none.
+    `metrics/retrieval.py`). Ties rank before the twin, so a network that gives the same for
+    all tiles retrieves none.
     """
     both, count = np.concatenate([one_ND, other_ND]), len(one_ND)
     ranks = np.empty(2 * count, np.int64)
     for rows, like in similarity_rows(both, both):
         own = np.arange(rows.start, rows.stop)
         at, twin = np.arange(len(own)), (own + count) % (2 * count)
-        mine = like[at, twin].copy()
+        twin_cosine = like[at, twin].copy()
         like[at, own], like[at, twin] = -np.inf, -np.inf
-        ranks[rows] = 1 + (like >= mine[:, None]).sum(axis=1)
+        ranks[rows] = 1 + (like >= twin_cosine[:, None]).sum(axis=1)
     return ranks
 
 
 def top_k(ranks: Int64Array, ks: Sequence[int]) -> dict[str, float]:
-    """Share of twins found among the first k; k / (2N - 1) by chance."""
+    """Return the share of twins among the first k; k / (2N - 1) by chance."""
     return {f"top{k}": float((ranks <= k).mean()) for k in ks}

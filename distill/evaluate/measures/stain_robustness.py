@@ -4,7 +4,7 @@ Source of the measures: owkin/plism-benchmark. There 13 stains and 7 scanners of
 give the pairs; here `distill.evaluate.measures.perturb` makes 4 stains and 4 scanners of the same
 pixels, so figures may be compared with each other but never with the public board.
 
-Letters in names: N tiles, D embedding.
+Shape letters: N tiles, D embedding.
 """
 
 import itertools
@@ -31,7 +31,7 @@ VARIANTS: tuple[Key, ...] = tuple(itertools.product(STAINS, SCANNERS))
 def perturbed(
     encoders: Mapping[str, Encode], batches: Iterator[tuple[Int64Array, RgbArray]]
 ) -> dict[str, dict[Key, Float32Array]]:
-    """Embeddings [N, D] of every variant of the tiles, by stain and scanner, of each encoder.
+    """Embed every variant of the tiles [N, D], by stain and scanner, with each encoder.
 
     Args:
         encoders: by name; each makes embeddings of pixels and keys.
@@ -45,13 +45,13 @@ def perturbed(
             for name, encode in encoders.items():
                 parts[name][key].append(encode(varied, keys))
     return {
-        name: {key: np.concatenate(some) for key, some in found.items()}
-        for name, found in parts.items()
+        name: {key: np.concatenate(some) for key, some in by_variant.items()}
+        for name, by_variant in parts.items()
     }
 
 
 def robustness(by_variant: Mapping[Key, Float32Array]) -> dict[str, Numbers]:
-    """Cosine and top-k accuracy of twins: medians over the pairs of variants.
+    """Compute cosine and top-k accuracy of twins: medians over the pairs of variants.
 
     Returns:
         Under `all`, `cross_scanner`, `cross_stain` (the other being equal) and `cross_both` the
@@ -59,24 +59,24 @@ def robustness(by_variant: Mapping[Key, Float32Array]) -> dict[str, Numbers]:
         directions), and their number `pairs`; under `board` `score`, the mean of the cosine of all
         pairs and the three kinds' top10, as the public board takes it; under a variant's name, as
         `stain strong` or `scanner blur`, the original against it; under `chance` what a random
-        encoder finds. Higher is better for all. A cosine alone is no robustness: a network that
-        gives the same for all tiles has 1 and finds nothing.
+        encoder reaches. Higher is better for all. A cosine alone is no robustness: a network that
+        gives the same for all tiles has 1 and retrieves no twin.
     """
     pairs = {pair: twins(*map(by_variant.get, pair)) for pair in _pairs(by_variant)}  # type: ignore[arg-type]
     kinds = {"all": list(pairs.values())}
     for kind in ("cross_scanner", "cross_stain", "cross_both"):
         kinds[kind] = [numbers for pair, numbers in pairs.items() if kind_of(*pair) == kind]
-    found = {kind: _medians(numbers) for kind, numbers in kinds.items()}
-    top10 = [found[kind]["top10"] for kind in list(kinds)[1:]]
-    found["board"] = {"score": float(np.mean([found["all"]["cosine"], *top10]))}
+    numbers_by_kind = {kind: _medians(numbers) for kind, numbers in kinds.items()}
+    top10 = [numbers_by_kind[kind]["top10"] for kind in list(kinds)[1:]]
+    numbers_by_kind["board"] = {"score": float(np.mean([numbers_by_kind["all"]["cosine"], *top10]))}
     original = ("original", "original")
     for stain, scanner in VARIANTS:
         if (stain == "original") != (scanner == "original"):
             name = f"scanner {scanner}" if stain == "original" else f"stain {stain}"
-            found[name] = pairs[original, (stain, scanner)]
+            numbers_by_kind[name] = pairs[original, (stain, scanner)]
     count = len(by_variant[original])
-    found["chance"] = {f"top{k}": min(1.0, k / (2 * count - 1)) for k in KS}
-    return found
+    numbers_by_kind["chance"] = {f"top{k}": min(1.0, k / (2 * count - 1)) for k in KS}
+    return numbers_by_kind
 
 
 def _pairs(by_variant: Mapping[Key, Float32Array]) -> Iterator[tuple[Key, Key]]:
@@ -84,7 +84,7 @@ def _pairs(by_variant: Mapping[Key, Float32Array]) -> Iterator[tuple[Key, Key]]:
 
 
 def twins(one_ND: Float32Array, other_ND: Float32Array) -> Numbers:
-    """Mean cosine of twins, and the share of them that is found among the first 1, 3, 5 and 10."""
+    """Return the mean cosine of twins, and their share among the first 1, 3, 5 and 10."""
     return {
         "cosine": float(cosines(one_ND, other_ND).mean()),
         **top_k(twin_ranks(one_ND, other_ND), KS),
@@ -92,12 +92,12 @@ def twins(one_ND: Float32Array, other_ND: Float32Array) -> Numbers:
 
 
 def kind_of(one: Key, other: Key) -> str:
-    """In what two variants differ."""
+    """Name the difference of two variants: scanner, stain or both."""
     if one[0] == other[0]:
         return "cross_scanner"
     return "cross_stain" if one[1] == other[1] else "cross_both"
 
 
 def _medians(numbers: list[Numbers]) -> Numbers:
-    found = {name: float(np.median([n[name] for n in numbers])) for name in numbers[0]}
-    return {**found, "pairs": float(len(numbers))}
+    medians = {name: float(np.median([n[name] for n in numbers])) for name in numbers[0]}
+    return {**medians, "pairs": float(len(numbers))}

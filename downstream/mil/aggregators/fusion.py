@@ -64,7 +64,8 @@ class ShazamGate(nn.Module):
         mixed_BNKE = self.gate(self._tokens(x_BND))
         for block in self.blocks:
             mixed_BNKE = block(mixed_BNKE)
-        return mixed_BNKE.mean(dim=-2)
+        fused_BNE: Tensor = mixed_BNKE.mean(dim=-2)
+        return fused_BNE
 
     def shares(self, x_BND: Tensor) -> Tensor:
         """Return the gate's weights [B, N, K], which add up to 1 over teachers."""

@@ -4,7 +4,7 @@ Shape letters: S rows of predictions, P patients, C classes.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from downstream.report.plots.plots_bands import CurveScores
 
 Estimates = Mapping[str, tuple[float, float, float]]
+Corner = Literal["lower left", "lower right"]
 
 
 _DARK = 0.55
@@ -68,7 +69,7 @@ def roc_png(
     return to_png(figure)
 
 
-def _show_estimates(axes: "Axes", measure: str, *, loc: str) -> None:
+def _show_estimates(axes: "Axes", measure: str, *, loc: Corner) -> None:
     """Set the limits of shares in 0..1, and a legend that names the measure of its numbers."""
     axes.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01))
     legend_title = f"{measure} (95 % interval)" if measure else ""

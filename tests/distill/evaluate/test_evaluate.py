@@ -18,6 +18,7 @@ from distill.errors import DistillError
 from distill.evaluate.compared_students import best_single, find_student, splits
 from distill.evaluate.embeddings import run_student, run_teacher, run_undistilled
 from distill.evaluate.evaluation import evaluate
+from distill.evaluate.evaluation_spec import EvaluationSpec
 from distill.evaluate.sampled_tiles import labelled, sample
 from distill.evaluate.tile_labels import read_labels
 from featurestore import Lake, open_lake, patient_of
@@ -39,8 +40,8 @@ def studied(filled: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     lake = open_lake(folder)
     write_student(lake, "both-s0", TEACHERS, seed=0)
     write_student(lake, "both-s1", TEACHERS, seed=1)
-    write_student(lake, "weak", TEACHERS[:1], epochs=0, told=0.7)
-    write_student(lake, "strong", TEACHERS[1:], epochs=0, told=0.8)
+    write_student(lake, "weak", TEACHERS[:1], epochs=0, cosine=0.7)
+    write_student(lake, "strong", TEACHERS[1:], epochs=0, cosine=0.8)
     write_student(lake, "elsewhere", TEACHERS, epochs=0, split=other_split(lake))
     return folder
 
@@ -56,7 +57,7 @@ def lake_of(studied: Path) -> Lake:
 
 @pytest.fixture(scope="module")
 def label_file(studied: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Each 0.5 mpp tile's class: whether it lies in the upper half of its slide."""
+    """Write each 0.5 mpp tile's class: whether it lies in the upper half of its slide."""
     tiles = open_lake(studied).tiles(mpp=0.5).select("slide_id", "x", "y").collect()
     half = pl.col("y") < pl.col("y").median().over("slide_id")
     path = tmp_path_factory.mktemp("labels") / "labels.csv"
@@ -68,22 +69,21 @@ def label_file(studied: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def report(studied: Path, label_file: Path) -> dict[str, Any]:
-    return evaluate(
-        str(studied), ["both-s0", "both-s1"], labels=str(label_file), robust_tiles=4, threads=1
-    )
+    spec = EvaluationSpec(labels=str(label_file), robust_tiles=4, threads=1)
+    return evaluate(str(studied), ["both-s0", "both-s1"], spec)
 
 
 def entry(report: dict[str, Any], name: str) -> dict[str, Any]:
-    (found,) = [e for e in report["embeddings"] if e["name"] == name]
-    return found  # type: ignore[no-any-return]
+    (embedding,) = [e for e in report["embeddings"] if e["name"] == name]
+    return embedding  # type: ignore[no-any-return]
 
 
-def leaves(value: object, path: str = "") -> Iterator[tuple[str, object]]:
-    if isinstance(value, dict):
-        for key, part in value.items():
+def leaves(tree: object, path: str = "") -> Iterator[tuple[str, object]]:
+    if isinstance(tree, dict):
+        for key, part in tree.items():
             yield from leaves(part, f"{path}/{key}")
     else:
-        yield path, value
+        yield path, tree
 
 
 def test_all_comparators_stand_beside_the_students(report: dict[str, Any]) -> None:
@@ -125,12 +125,12 @@ def test_labels_are_probed_on_the_trunk_and_searched(report: dict[str, Any]) -> 
     trunk = timm.create_model(ARCHITECTURE, num_classes=0).num_features
     assert entry(report, "both")["width"]["mean"] == trunk
     assert report["classes"] == ["down", "up"]
-    for found in report["embeddings"]:
-        assert set(found["probe"]) == {"0.5"}
+    for embedding in report["embeddings"]:
+        assert set(embedding["probe"]) == {"0.5"}
         for way in ("linear", "knn1", "knn10", "knn20"):
-            score = found["probe"]["0.5"][way]["balanced_accuracy"]
+            score = embedding["probe"]["0.5"][way]["balanced_accuracy"]
             assert 0 <= score["min"] <= score["mean"] <= score["max"] <= 1
-        search = found["retrieval"]["0.5"]
+        search = embedding["retrieval"]["0.5"]
         assert search["acc@1"]["mean"] <= search["acc@3"]["mean"] <= search["acc@5"]["mean"]
         tiles = report["splits"][0]["tiles"]["0.5"]["labelled_held_out"]
         assert 0 < search["queries"]["mean"] <= tiles
@@ -138,12 +138,12 @@ def test_labels_are_probed_on_the_trunk_and_searched(report: dict[str, Any]) -> 
 
 
 def test_robustness_and_speed_are_of_all_that_runs_on_pixels(report: dict[str, Any]) -> None:
-    for found in report["embeddings"]:
-        ran = found["kind"] != "pca"
-        assert (found["robustness"] is not None) == ran
+    for embedding in report["embeddings"]:
+        ran = embedding["kind"] != "pca"
+        assert (embedding["robustness"] is not None) == ran
         if ran:
-            assert found["robustness"]["all"]["pairs"]["mean"] == 120
-            assert 0 < found["robustness"]["board"]["score"]["mean"] <= 1
+            assert embedding["robustness"]["all"]["pairs"]["mean"] == 120
+            assert 0 < embedding["robustness"]["board"]["score"]["mean"] <= 1
     fast = entry(report, "both")["throughput"]["0.5"]
     slow = entry(report, TEACHERS[0])["throughput"]["network"]
     assert fast["network_tiles_s"]["mean"] > slow["network_tiles_s"]["mean"]
@@ -155,12 +155,12 @@ def test_robustness_and_speed_are_of_all_that_runs_on_pixels(report: dict[str, A
 
 
 def test_caching_is_accounted_for(report: dict[str, Any]) -> None:
-    found = report["amortisation"]
-    assert set(found["teacher_seconds_per_tile"]) == set(TEACHERS)
-    assert 1 < found["break_even_passes"] < 2
-    assert found["cached_s"][-1] < found["recomputed_s"][-1]
-    ratio = found["recomputed_s"][-1] / found["cached_s"][-1]
-    assert 1 < ratio < found["most_saved"]
+    amortised = report["amortisation"]
+    assert set(amortised["teacher_seconds_per_tile"]) == set(TEACHERS)
+    assert 1 < amortised["break_even_passes"] < 2
+    assert amortised["cached_s"][-1] < amortised["recomputed_s"][-1]
+    ratio = amortised["recomputed_s"][-1] / amortised["cached_s"][-1]
+    assert 1 < ratio < amortised["most_saved"]
 
 
 def test_report_is_strict_json_of_numbers_and_the_page_needs_no_network(
@@ -171,14 +171,16 @@ def test_report_is_strict_json_of_numbers_and_the_page_needs_no_network(
     assert not re.search(r"\b(NaN|Infinity)\b", text)
     kept = json.loads(text)
     assert kept == report
-    for found in kept["embeddings"]:
-        told = {
-            key: value for key, value in found.items() if key not in ("name", "kind", "members")
+    for embedding in kept["embeddings"]:
+        numbers = {
+            key: number
+            for key, number in embedding.items()
+            if key not in ("name", "kind", "members")
         }
         wrong = [
             path
-            for path, value in leaves(told)
-            if not (value is None or isinstance(value, (int, float, list)))
+            for path, number in leaves(numbers)
+            if not (number is None or isinstance(number, (int, float, list)))
         ]
         assert not wrong
     page = (folder / "report.html").read_text()
@@ -190,10 +192,10 @@ def test_report_is_strict_json_of_numbers_and_the_page_needs_no_network(
 
 
 def test_the_same_call_gives_the_same_numbers(studied: Path, label_file: Path) -> None:
-    few: dict[str, Any] = {"tiles": 64, "robust_tiles": 2, "teacher_seconds": 0.0, "threads": 1}
-    first, again = (
-        evaluate(str(studied), ["both-s0"], labels=str(label_file), **few) for _ in range(2)
+    spec = EvaluationSpec(
+        labels=str(label_file), tiles=64, robust_tiles=2, teacher_seconds=0.0, threads=1
     )
+    first, again = (evaluate(str(studied), ["both-s0"], spec) for _ in range(2))
     assert again["run"] == first["run"]
     for one, other in zip(first["embeddings"], again["embeddings"], strict=True):
         for key in ("fidelity", "probe", "retrieval", "robustness"):
@@ -206,16 +208,19 @@ def test_the_same_call_gives_the_same_numbers(studied: Path, label_file: Path) -
 def test_seeds_with_other_held_out_patients_are_each_evaluated_on_their_own(
     lake_of: Lake,
 ) -> None:
-    found, _ = splits(lake_of, ["both-s0", "elsewhere"])
-    assert [[s.name for s in split.students] for split in found] == [["both-s0"], ["elsewhere"]]
+    both_splits, _ = splits(lake_of, ["both-s0", "elsewhere"])
+    assert [[s.name for s in split.students] for split in both_splits] == [
+        ["both-s0"],
+        ["elsewhere"],
+    ]
     slides = patient_of(lake_of.slides().collect())
-    for split in found:
+    for split in both_splits:
         assert set(split.held_out) == split.students[0].held_out
         held = slides.filter(pl.col("slide_id").is_in(split.held_out))["patient"].to_list()
-        seen = slides.filter(pl.col("slide_id").is_in(split.train))["patient"].to_list()
-        assert not set(held) & set(seen)
+        trained = slides.filter(pl.col("slide_id").is_in(split.train))["patient"].to_list()
+        assert not set(held) & set(trained)
         assert len(split.held_out) + len(split.train) == slides.height
-    assert found[1].single is None
+    assert both_splits[1].single is None
 
 
 def test_the_best_student_of_one_teacher_is_found_or_named(lake_of: Lake) -> None:
@@ -244,7 +249,7 @@ def test_unknown_and_unfinished_students_are_refused(lake_of: Lake) -> None:
     with pytest.raises(DistillError, match="no student given"):
         evaluate(lake_of.uri, [])
     with pytest.raises(DistillError, match="tiles=3"):
-        evaluate(lake_of.uri, ["both-s0"], tiles=3)
+        evaluate(lake_of.uri, ["both-s0"], EvaluationSpec(tiles=3))
 
 
 def test_an_untrained_network_takes_its_statistics_from_training_tiles(lake_of: Lake) -> None:
@@ -289,8 +294,8 @@ def test_a_sample_is_bounded_the_same_each_time_and_of_its_slides(lake_of: Lake)
     np.testing.assert_array_equal(drawn[0].tile_id, drawn[1].tile_id)
     assert set(drawn[0].tile_id.tolist()) != set(drawn[2].tile_id.tolist())
     rows = lake_of.tiles(mpp=0.5).collect()
-    known = dict(rows.select("tile_id", "slide_id").iter_rows())
-    assert {known[key] for key in drawn[0].tile_id.tolist()} <= set(split.train)
+    slide_of_tile = dict(rows.select("tile_id", "slide_id").iter_rows())
+    assert {slide_of_tile[key] for key in drawn[0].tile_id.tolist()} <= set(split.train)
     features = dict(zip(rows["tile_id"], rows[TEACHERS[1]].to_list(), strict=True))
     for key, row in zip(drawn[0].tile_id.tolist(), drawn[0].features[TEACHERS[1]], strict=True):
         np.testing.assert_array_equal(row, np.asarray(features[key], np.float16))
@@ -324,18 +329,18 @@ def test_a_student_of_a_coarse_mpp_is_held_against_the_mean_of_the_tiles_under(
     assert (split.mpps, split.under, split.columns) == ((2.0,), 0.5, ())
     tiles = sample(lake, split, split.train, mpp=2.0, most=100)
     assert tiles is not None
-    found = dict(zip(tiles.tile_id.tolist(), tiles.features[TEACHERS[0]], strict=True))
-    seen = 0
+    features = dict(zip(tiles.tile_id.tolist(), tiles.features[TEACHERS[0]], strict=True))
+    compared = 0
     for slide in split.train:
         pairs = lake.pairs(slide, coarse=2.0, fine=0.5, teachers=TEACHERS[0])
         fine = pairs.fine.features.astype(np.float64)
         for key, under in zip(pairs.coarse.tile_id.tolist(), pairs.children, strict=True):
             kept = under[under >= 0]
             if len(kept):
-                np.testing.assert_allclose(found[key], fine[kept].mean(axis=0), atol=2e-3)
-                seen += 1
-    assert seen == len(tiles) > 3
-    report = evaluate(str(lake_copy), ["coarse"], robust_tiles=2, threads=1)
+                np.testing.assert_allclose(features[key], fine[kept].mean(axis=0), atol=2e-3)
+                compared += 1
+    assert compared == len(tiles) > 3
+    report = evaluate(str(lake_copy), ["coarse"], EvaluationSpec(robust_tiles=2, threads=1))
     names = [e["name"] for e in report["embeddings"] if e["kind"] == "teacher"]
     assert names == [f"{teacher} under" for teacher in TEACHERS]
     assert entry(report, "coarse")["fidelity"].keys() == set(TEACHERS)
@@ -351,7 +356,7 @@ def test_a_student_of_features_is_evaluated_by_its_column(lake_copy: Path) -> No
     with pytest.raises(DistillError, match=r"no features of fused .*extract .* --teacher fused"):
         evaluate(str(lake_copy), ["fused"])
     add_teacher(lake, "fused", 12)
-    report = evaluate(str(lake_copy), ["fused"], robust_tiles=2, threads=1)
+    report = evaluate(str(lake_copy), ["fused"], EvaluationSpec(robust_tiles=2, threads=1))
     kinds = [e["kind"] for e in report["embeddings"]]
     assert kinds == ["student", "pca", "teacher", "teacher"]
     fused = entry(report, "fused")
@@ -394,16 +399,16 @@ def test_label_tables_are_read_with_and_without_mpp(
 def test_labels_that_can_not_be_used_are_refused(lake_of: Lake, tmp_path: Path) -> None:
     path = tmp_path / "labels.csv"
 
-    def told(text: str, **given: Any) -> str:  # noqa: ANN401
+    def message_of(text: str, **options: Any) -> str:  # noqa: ANN401
         path.write_text(text)
         with pytest.raises(DistillError) as caught:
-            read_labels(str(path), lake_of, **given)
+            read_labels(str(path), lake_of, **options)
         return str(caught.value)
 
-    assert "lacks y" in told("slide_id,x,label\na,1,t\n")
-    assert "name the column of classes: a, b" in told("slide_id,x,y,a,b\ns,1,1,t,u\n")
-    assert "there is no 'c'" in told("slide_id,x,y,a\ns,1,1,t\n", column="c")
-    torn = told("slide_id,x,y,a\ns,1,2,t\ns,1,2,u\n")
+    assert "lacks y" in message_of("slide_id,x,label\na,1,t\n")
+    assert "name the column of classes: a, b" in message_of("slide_id,x,y,a,b\ns,1,1,t,u\n")
+    assert "there is no 'c'" in message_of("slide_id,x,y,a\ns,1,1,t\n", column="c")
+    torn = message_of("slide_id,x,y,a\ns,1,2,t\ns,1,2,u\n")
     assert "two classes: slide s, x 1, y 2, mpp 0.5 is t and u" in torn
     (tmp_path / "labels.json").touch()
     with pytest.raises(DistillError, match=r"ends in '.json'; allowed are .csv"):
@@ -412,4 +417,4 @@ def test_labels_that_can_not_be_used_are_refused(lake_of: Lake, tmp_path: Path) 
         read_labels(str(tmp_path / "none.csv"), lake_of)
     path.write_text("slide_id,x,y,a\ns,1,2,t\ns,5,2,u\n")
     with pytest.raises(DistillError, match=r"none of 2 labels is of a tile.*top-left"):
-        evaluate(lake_of.uri, ["both-s0"], labels=str(path))
+        evaluate(lake_of.uri, ["both-s0"], EvaluationSpec(labels=str(path)))

@@ -15,9 +15,9 @@ from distill.evaluate.measures.embedding_measures import (
     Labelled,
     Part,
     fidelity,
-    finds,
     mode_switching,
     probes,
+    retrieval_scores,
 )
 from distill.evaluate.measures.stain_robustness import (
     VARIANTS,
@@ -36,13 +36,13 @@ def parts(tiles: int, seed: int, *, switched: bool = False) -> Parts:
     """An embedding that holds the teacher turned; at 2.0 mpp by another rotation if switched."""
     rng = np.random.default_rng(seed)
     turns = [np.linalg.qr(np.random.default_rng(n).normal(size=(16, 16)))[0] for n in (0, 1)]
-    found = {}
+    by_mpp = {}
     for number, mpp in enumerate((0.5, 2.0)):
         truth = 4 + rng.normal(size=(tiles, 16))
         x = truth @ turns[number if switched else 0] + 0.05 * rng.normal(size=(tiles, 16))
         patient = np.arange(tiles) // 10
-        found[mpp] = Part(x=x, features={"t": truth.astype(np.float16)}, patient=patient)
-    return found
+        by_mpp[mpp] = Part(x=x, features={"t": truth.astype(np.float16)}, patient=patient)
+    return by_mpp
 
 
 def test_fidelity_of_a_rotation_is_whole_and_of_noise_that_of_the_mean() -> None:
@@ -79,21 +79,21 @@ def test_mode_switching_between_mpps_is_flagged() -> None:
         features={"t": train[2.0].features["t"][:60]},
         patient=train[2.0].patient[:60],
     )
-    found = mode_switching(fidelity(train, held)["t"])
+    switching = mode_switching(fidelity(train, held)["t"])
     same = mode_switching(fidelity(parts(300, 0), parts(60, 1))["t"])
-    assert found is not None
+    assert switching is not None
     assert same is not None
-    assert (found["best_mpp"], found["worst_mpp"], found["flagged"]) == (0.5, 2.0, 1)
+    assert (switching["best_mpp"], switching["worst_mpp"], switching["flagged"]) == (0.5, 2.0, 1)
     assert same["flagged"] == 0
-    assert same["gap"] < 0.05 < 0.15 < found["gap"]
+    assert same["gap"] < 0.05 < 0.15 < switching["gap"]
     assert mode_switching({0.5: {"centred": 1.0}}) is None
 
 
 def test_few_tiles_have_no_cka_and_no_neighbours() -> None:
-    found = fidelity(parts(120, 0), parts(3, 1))["t"][0.5]
-    assert np.isnan([found["cka"], found["cka_debiased"], found["knn_overlap"]]).all()
-    assert found["tiles"] == 3
-    assert found["cosine"] > 0.99
+    numbers = fidelity(parts(120, 0), parts(3, 1))["t"][0.5]
+    assert np.isnan([numbers["cka"], numbers["cka_debiased"], numbers["knn_overlap"]]).all()
+    assert numbers["tiles"] == 3
+    assert numbers["cosine"] > 0.99
 
 
 def test_probes_and_retrieval_need_labels_of_more_than_one_patient() -> None:
@@ -101,13 +101,13 @@ def test_probes_and_retrieval_need_labels_of_more_than_one_patient() -> None:
     label, patient = np.arange(80) % 2, np.arange(80) // 10
     x = rng.normal(size=(80, 5)) + 3 * label[:, None]
     held = Labelled(x=x, label=label, patient=patient)
-    found = probes(held, held)
-    assert set(found) == {"linear", "knn1", "knn10", "knn20"}
-    assert found["linear"]["balanced_accuracy"]["estimate"] > 0.95
-    assert finds(held)["acc@1"]["estimate"] > 0.9
-    assert finds(held)["queries"]["estimate"] == 80
+    scores = probes(held, held)
+    assert set(scores) == {"linear", "knn1", "knn10", "knn20"}
+    assert scores["linear"]["balanced_accuracy"]["estimate"] > 0.95
+    assert retrieval_scores(held)["acc@1"]["estimate"] > 0.9
+    assert retrieval_scores(held)["queries"]["estimate"] == 80
     with pytest.raises(DistillError, match="two held-out patients"):
-        finds(Labelled(x=x, label=label, patient=np.zeros(80, int)))
+        retrieval_scores(Labelled(x=x, label=label, patient=np.zeros(80, int)))
 
 
 # ---------------------------------------------------------------------- robustness
@@ -128,36 +128,38 @@ def by_key(pixels: np.ndarray, keys: np.ndarray) -> np.ndarray:
 
 
 def test_an_encoder_that_nothing_moves_is_wholly_robust() -> None:
-    found = robustness(perturbed({"own": by_key}, batches())["own"])
+    numbers = robustness(perturbed({"own": by_key}, batches())["own"])
     for kind in ("all", "cross_scanner", "cross_stain", "cross_both", "stain strong"):
-        assert found[kind]["cosine"] == pytest.approx(1, abs=1e-6)
-        assert [found[kind][f"top{k}"] for k in (1, 3, 5, 10)] == [1, 1, 1, 1]
-    assert found["board"]["score"] == pytest.approx(1, abs=1e-6)
-    pairs = [found[kind]["pairs"] for kind in ("all", "cross_scanner", "cross_stain", "cross_both")]
+        assert numbers[kind]["cosine"] == pytest.approx(1, abs=1e-6)
+        assert [numbers[kind][f"top{k}"] for k in (1, 3, 5, 10)] == [1, 1, 1, 1]
+    assert numbers["board"]["score"] == pytest.approx(1, abs=1e-6)
+    pairs = [
+        numbers[kind]["pairs"] for kind in ("all", "cross_scanner", "cross_stain", "cross_both")
+    ]
     assert pairs == [120, 24, 24, 72]
 
 
 def test_a_random_encoder_finds_twins_by_chance() -> None:
     rng = np.random.default_rng(5)
     random = {key: rng.normal(size=(200, 64)).astype(np.float32) for key in VARIANTS}
-    found = robustness(random)
-    assert found["all"]["cosine"] == pytest.approx(0, abs=0.02)
+    numbers = robustness(random)
+    assert numbers["all"]["cosine"] == pytest.approx(0, abs=0.02)
     for k in (1, 3, 5, 10):
-        assert found["chance"][f"top{k}"] == pytest.approx(k / 399)
-        assert found["all"][f"top{k}"] == pytest.approx(k / 399, abs=0.012)
-    assert found["board"]["score"] == pytest.approx(3 / 4 * 10 / 399, abs=0.012)
+        assert numbers["chance"][f"top{k}"] == pytest.approx(k / 399)
+        assert numbers["all"][f"top{k}"] == pytest.approx(k / 399, abs=0.012)
+    assert numbers["board"]["score"] == pytest.approx(3 / 4 * 10 / 399, abs=0.012)
 
 
 def test_an_encoder_of_mean_colour_is_moved_by_colour_and_not_by_blur() -> None:
     def colour(pixels: np.ndarray, keys: np.ndarray) -> np.ndarray:
         del keys
-        found: np.ndarray = pixels.mean(axis=(1, 2)).astype(np.float32) - 128
-        return found
+        mean_colour: np.ndarray = pixels.mean(axis=(1, 2)).astype(np.float32) - 128
+        return mean_colour
 
-    found = robustness(perturbed({"colour": colour, "own": by_key}, batches())["colour"])
-    assert found["scanner blur"]["top1"] > 0.9
-    assert found["scanner blur"]["top1"] > found["scanner colour"]["top1"]
-    assert found["stain strong"]["cosine"] < found["stain mild_1"]["cosine"]
+    numbers = robustness(perturbed({"colour": colour, "own": by_key}, batches())["colour"])
+    assert numbers["scanner blur"]["top1"] > 0.9
+    assert numbers["scanner blur"]["top1"] > numbers["scanner colour"]["top1"]
+    assert numbers["stain strong"]["cosine"] < numbers["stain mild_1"]["cosine"]
 
 
 def test_medians_are_over_pairs_of_variants_of_each_kind() -> None:
@@ -168,11 +170,11 @@ def test_medians_are_over_pairs_of_variants_of_each_kind() -> None:
         for n, key in enumerate(VARIANTS)
     }
     pairs = list(itertools.combinations(VARIANTS, 2))
-    found = robustness(moved)
+    numbers = robustness(moved)
     for kind in ("cross_scanner", "cross_stain", "cross_both"):
         of_kind = [twins(moved[a], moved[b]) for a, b in pairs if kind_of(a, b) == kind]
-        assert found[kind]["top5"] == pytest.approx(np.median([n["top5"] for n in of_kind]))
-        assert found[kind]["cosine"] == pytest.approx(np.median([n["cosine"] for n in of_kind]))
+        assert numbers[kind]["top5"] == pytest.approx(np.median([n["top5"] for n in of_kind]))
+        assert numbers[kind]["cosine"] == pytest.approx(np.median([n["cosine"] for n in of_kind]))
 
 
 # ---------------------------------------------------------------------- the rest
@@ -187,24 +189,24 @@ def test_pca_is_that_of_scikit_learn_on_standardised_teachers(tiles: int) -> Non
     spread = z.std(axis=0)
     z = (z - z.mean(axis=0)) / np.where(spread > 1e-6, spread, 1)
     expected = PCA(5, svd_solver="full").fit(z)
-    found = fit_pca(features, 5)(features)
-    signs = np.sign((found * expected.transform(z)).sum(axis=0))
-    np.testing.assert_allclose(found * signs, expected.transform(z), atol=2e-3)
+    components = fit_pca(features, 5)(features)
+    signs = np.sign((components * expected.transform(z)).sum(axis=0))
+    np.testing.assert_allclose(components * signs, expected.transform(z), atol=2e-3)
     assert fit_pca(features, 500)(features).shape[1] == min(19, tiles - 1)
 
 
 def test_caching_costs_one_pass_of_the_teachers() -> None:
     trained = {"tiles": 1000.0, "epochs": 4.0, "seconds_per_tile": 0.01}
-    found = amortisation(trained, {"a": 0.05, "b": 0.04}, 0.009)
-    assert found["cached_s"][0] == pytest.approx(1000 * (0.09 + 0.009 + 0.01))
-    assert found["recomputed_s"][0] == pytest.approx(1000 * (0.09 + 0.01))
-    at = found["passes"].index(100)
-    assert found["cached_s"][at] == pytest.approx(1000 * (0.099 + 1.0))
-    assert found["recomputed_s"][at] == pytest.approx(1000 * 10.0)
-    passes = found["break_even_passes"]
+    costs = amortisation(trained, {"a": 0.05, "b": 0.04}, 0.009)
+    assert costs["cached_s"][0] == pytest.approx(1000 * (0.09 + 0.009 + 0.01))
+    assert costs["recomputed_s"][0] == pytest.approx(1000 * (0.09 + 0.01))
+    at = costs["passes"].index(100)
+    assert costs["cached_s"][at] == pytest.approx(1000 * (0.099 + 1.0))
+    assert costs["recomputed_s"][at] == pytest.approx(1000 * 10.0)
+    passes = costs["break_even_passes"]
     assert passes == pytest.approx(1.1)
     assert 0.099 + passes * 0.01 == pytest.approx(passes * 0.1)
-    assert found["most_saved"] == pytest.approx(10)
+    assert costs["most_saved"] == pytest.approx(10)
 
 
 def test_seeds_are_merged_leaf_by_leaf() -> None:

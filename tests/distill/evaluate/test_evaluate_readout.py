@@ -11,9 +11,7 @@ from distill.evaluate.measures.class_scores import (
     balanced_accuracy,
     class_scores,
     confusion,
-    draws,
     f1_of,
-    interval,
     mean_scores,
 )
 from distill.evaluate.measures.readout import (
@@ -49,19 +47,19 @@ def test_the_strength_is_chosen_by_what_patients_left_out_say() -> None:
     rng = np.random.default_rng(0)
     patient = np.arange(80) // 10
     x = rng.normal(size=(80, 60))
-    targets = {"told": x[:, :3] * 2, "noise": rng.normal(size=(80, 4))}
-    found = chosen_ridges(x, targets, patient)
-    told, noise = found["told"], found["noise"]
-    assert told.strength < 0.01 < noise.strength
+    targets = {"linear": x[:, :3] * 2, "noise": rng.normal(size=(80, 4))}
+    ridges = chosen_ridges(x, targets, patient)
+    linear, noise = ridges["linear"], ridges["noise"]
+    assert linear.strength < 0.01 < noise.strength
     for name, target in targets.items():
-        alone = ridge(x, target, found[name].strength)
-        np.testing.assert_allclose(found[name](x), alone(x), atol=1e-5)
+        alone = ridge(x, target, ridges[name].strength)
+        np.testing.assert_allclose(ridges[name](x), alone(x), atol=1e-5)
     inner = inner_split(patient)
     errors = [
         np.square(ridge(x[~inner], x[~inner, :3] * 2, s)(x[inner]) - 2 * x[inner, :3]).sum()
         for s in STRENGTHS
     ]
-    assert told.strength == STRENGTHS[int(np.argmin(errors))]
+    assert linear.strength == STRENGTHS[int(np.argmin(errors))]
     with pytest.raises(DistillError, match="3 training tiles"):
         chosen_ridges(x[:3], {"t": x[:3]}, patient[:3])
 
@@ -87,8 +85,8 @@ def test_linear_probe_tells_classes_apart_and_chance_where_there_is_nothing() ->
     x, label = clouds(300, 0, 2.0)
     test, truth = clouds(200, 1, 2.0)
     patient = np.arange(300) // 20
-    found, _ = linear_probe(x, label, patient, test)
-    assert balanced_accuracy(truth, found) > 0.95
+    predicted, _ = linear_probe(x, label, patient, test)
+    assert balanced_accuracy(truth, predicted) > 0.95
     shuffled = np.random.default_rng(0).permutation(label)
     nothing, _ = linear_probe(x, shuffled, patient, test)
     assert balanced_accuracy(truth, nothing) < 0.55
@@ -100,8 +98,8 @@ def test_linear_probe_does_not_see_scale_or_what_is_constant() -> None:
     x, label = clouds(120, 0)
     patient = np.arange(120) // 10
     other = np.concatenate([x * 1e3 - 40, np.full((120, 2), 3.0)], axis=1)
-    mine, same = (linear_probe(some, label, patient, some)[0] for some in (x, other))
-    np.testing.assert_array_equal(mine, same)
+    plain, scaled = (linear_probe(some, label, patient, some)[0] for some in (x, other))
+    np.testing.assert_array_equal(plain, scaled)
 
 
 @pytest.mark.parametrize("k", [1, 10])
@@ -111,9 +109,9 @@ def test_nearest_is_that_of_scikit_learn(k: int) -> None:
     expected = KNeighborsClassifier(k, metric="cosine").fit(x, label)
     votes = expected.predict_proba(test)
     clear = (votes == votes.max(axis=1, keepdims=True)).sum(axis=1) == 1
-    found = nearest(x, label, test, k)
+    predicted = nearest(x, label, test, k)
     assert clear.mean() > 0.8
-    np.testing.assert_array_equal(found[clear], expected.predict(test)[clear])
+    np.testing.assert_array_equal(predicted[clear], expected.predict(test)[clear])
 
 
 def test_nearest_gives_a_tie_to_the_more_similar() -> None:
@@ -139,12 +137,18 @@ def test_scores_are_those_of_scikit_learn() -> None:
             assert balanced_accuracy(truth, guess) == pytest.approx(sklearn)
 
 
+def draws(patients: int, seed: int) -> np.ndarray:
+    """Draw the number of times that each patient is in each of 1000 resamples."""
+    share = np.full(patients, 1 / patients)
+    return np.random.default_rng((seed, patients)).multinomial(patients, share, size=1000)
+
+
 def test_intervals_draw_whole_patients() -> None:
     rng = np.random.default_rng(0)
     patient = np.repeat(np.arange(12), rng.integers(1, 9, 12))
     truth = rng.integers(0, 3, len(patient))
     guess = np.where(rng.random(len(patient)) < 0.7, truth, 0)
-    found = class_scores(truth, guess, patient, seed=3)
+    scores = class_scores(truth, guess, patient, seed=3)
     drawn = []
     for times in draws(12, 3):
         rows = np.concatenate(
@@ -152,21 +156,24 @@ def test_intervals_draw_whole_patients() -> None:
         )
         drawn.append(f1_score(truth[rows], guess[rows], average="macro"))
     low, high = np.percentile(drawn, [2.5, 97.5])
-    assert found["macro_f1"]["estimate"] == pytest.approx(f1_score(truth, guess, average="macro"))
-    assert (found["macro_f1"]["low"], found["macro_f1"]["high"]) == pytest.approx((low, high))
+    assert scores["macro_f1"]["estimate"] == pytest.approx(f1_score(truth, guess, average="macro"))
+    assert (scores["macro_f1"]["low"], scores["macro_f1"]["high"]) == pytest.approx((low, high))
 
 
 def test_means_draw_whole_patients_and_leave_out_nan() -> None:
     patient = np.repeat(np.arange(5), 4)
-    value = np.arange(20.0)
-    value[3] = np.nan
-    found = mean_scores({"v": value}, patient, seed=1)["v"]
-    drawn = [np.nanmean(np.repeat(value.reshape(5, 4), t, axis=0)) for t in draws(5, 1)]
-    assert found["estimate"] == pytest.approx(np.nanmean(value))
-    assert (found["low"], found["high"]) == pytest.approx(tuple(np.percentile(drawn, [2.5, 97.5])))
+    score = np.arange(20.0)
+    score[3] = np.nan
+    mean = mean_scores({"v": score}, patient, seed=1)["v"]
+    drawn = [np.nanmean(np.repeat(score.reshape(5, 4), t, axis=0)) for t in draws(5, 1)]
+    assert mean["estimate"] == pytest.approx(np.nanmean(score))
+    assert (mean["low"], mean["high"]) == pytest.approx(tuple(np.percentile(drawn, [2.5, 97.5])))
 
 
 def test_one_patient_has_no_interval() -> None:
-    found = interval(0.5, np.full(1000, 0.5), groups=1)
-    assert found["estimate"] == 0.5
-    assert np.isnan([found["low"], found["high"]]).all()
+    patient = np.zeros(8, int)
+    means = mean_scores({"v": np.full(8, 0.5)}, patient)["v"]
+    scores = class_scores(np.arange(8) % 2, np.zeros(8, int), patient)["balanced_accuracy"]
+    for interval in (means, scores):
+        assert interval["estimate"] == 0.5
+        assert np.isnan([interval["low"], interval["high"]]).all()

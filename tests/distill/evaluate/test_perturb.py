@@ -23,8 +23,8 @@ def tiles(count: int = 2, side: int = 64) -> np.ndarray:
     rough = rng.normal(size=(count, side, side, 3))
     smooth = np.stack([gaussian_filter(tile, (4, 4, 0)) for tile in rough]) * 8
     base = np.array([190, 130, 175])
-    found: np.ndarray = np.clip(base + 45 * smooth, 0, 255).astype(np.uint8)
-    return found
+    drawn: np.ndarray = np.clip(base + 45 * smooth, 0, 255).astype(np.uint8)
+    return drawn
 
 
 NAMED = [
@@ -91,8 +91,8 @@ def test_colour_keeps_black_and_white_and_is_the_matrix_and_the_power() -> None:
     np.testing.assert_allclose(COLOURS.sum(axis=1), 1, atol=1e-6)
     pixel = np.array([200, 100, 50], np.uint8)
     expected = (COLOURS.astype(float) @ (pixel / 255)) ** 1.25 * 255
-    found = coloured(1.25)(pixel.reshape(1, 1, 1, 3))[0, 0, 0]
-    assert np.abs(found - expected).max() <= 0.51
+    scanned = coloured(1.25)(pixel.reshape(1, 1, 1, 3))[0, 0, 0]
+    assert np.abs(scanned - expected).max() <= 0.51
 
 
 def test_worse_jpeg_is_farther() -> None:
@@ -107,8 +107,8 @@ def test_worse_jpeg_is_farther() -> None:
 
 def test_every_stain_is_scanned_by_every_scanner() -> None:
     before = tiles()
-    found = dict(variants(before))
-    assert len(found) == len(STAINS) * len(SCANNERS) == 16
-    np.testing.assert_array_equal(found["original", "original"], unchanged(before))
+    by_variant = dict(variants(before))
+    assert len(by_variant) == len(STAINS) * len(SCANNERS) == 16
+    np.testing.assert_array_equal(by_variant["original", "original"], unchanged(before))
     expected = SCANNERS["blur"](STAINS["strong"](before))
-    np.testing.assert_array_equal(found["strong", "blur"], expected)
+    np.testing.assert_array_equal(by_variant["strong", "blur"], expected)

@@ -39,23 +39,25 @@ def test_cka_equals_its_definition_by_centred_kernels() -> None:
     one, other = pair()
     count = len(one)
     centre = np.eye(count) - 1 / count
-    mine, theirs = (centre @ k @ centre for k in kernels(one, other))
-    expected = (mine * theirs).sum() / np.sqrt((mine**2).sum() * (theirs**2).sum())
+    one_kernel, other_kernel = (centre @ k @ centre for k in kernels(one, other))
+    expected = (one_kernel * other_kernel).sum() / np.sqrt(
+        (one_kernel**2).sum() * (other_kernel**2).sum()
+    )
     assert cka(one, other) == pytest.approx(expected, rel=1e-10)
     assert 0.1 < expected < 0.9
 
 
-def hsic(mine: np.ndarray, theirs: np.ndarray) -> float:
+def hsic(one_kernel: np.ndarray, other_kernel: np.ndarray) -> float:
     """Song et al. 2012, equation 5, word for word."""
-    n = len(mine)
-    mine, theirs = mine.copy(), theirs.copy()
-    np.fill_diagonal(mine, 0)
-    np.fill_diagonal(theirs, 0)
+    n = len(one_kernel)
+    one_kernel, other_kernel = one_kernel.copy(), other_kernel.copy()
+    np.fill_diagonal(one_kernel, 0)
+    np.fill_diagonal(other_kernel, 0)
     ones = np.ones(n)
     terms = (
-        np.trace(mine @ theirs)
-        + (ones @ mine @ ones) * (ones @ theirs @ ones) / ((n - 1) * (n - 2))
-        - 2 / (n - 2) * (ones @ mine @ theirs @ ones)
+        np.trace(one_kernel @ other_kernel)
+        + (ones @ one_kernel @ ones) * (ones @ other_kernel @ ones) / ((n - 1) * (n - 2))
+        - 2 / (n - 2) * (ones @ one_kernel @ other_kernel @ ones)
     )
     return float(terms / (n * (n - 3)))
 
@@ -63,8 +65,10 @@ def hsic(mine: np.ndarray, theirs: np.ndarray) -> float:
 @pytest.mark.parametrize("tiles", [4, 40])
 def test_debiased_cka_equals_the_unbiased_estimate_over_kernels(tiles: int) -> None:
     one, other = pair(tiles)
-    mine, theirs = kernels(one, other)
-    expected = hsic(mine, theirs) / np.sqrt(hsic(mine, mine) * hsic(theirs, theirs))
+    one_kernel, other_kernel = kernels(one, other)
+    expected = hsic(one_kernel, other_kernel) / np.sqrt(
+        hsic(one_kernel, one_kernel) * hsic(other_kernel, other_kernel)
+    )
     assert cka_debiased(one, other) == pytest.approx(expected, rel=1e-8)
 
 
@@ -110,8 +114,8 @@ def test_neighbours_are_those_of_scikit_learn(monkeypatch: pytest.MonkeyPatch) -
     one, _ = pair(50)
     near = NearestNeighbors(n_neighbors=6, metric="cosine").fit(one)
     expected = near.kneighbors(one, return_distance=False)[:, 1:]
-    found = neighbours(one, 5)
-    assert [set(row) for row in found.tolist()] == [set(row) for row in expected.tolist()]
+    nearest = neighbours(one, 5)
+    assert [set(row) for row in nearest.tolist()] == [set(row) for row in expected.tolist()]
     assert neighbours(one[:3], 5).shape == (3, 2)
 
 
@@ -136,18 +140,18 @@ def test_retrieval_leaves_out_the_tiles_of_the_same_patient() -> None:
     x, _ = pair(45)
     label, patient = np.arange(45) % 3, np.arange(45) // 9
     label[-1] = 7  # a class that nobody else has
-    found = retrieval(x, label, patient, ks=(1, 4))
+    scores = retrieval(x, label, patient, ks=(1, 4))
     for at in range(44):
         others = np.flatnonzero(patient != patient[at])
         cosine = [float(unit(x)[at] @ unit(x)[other]) for other in others]
         ranked = others[np.argsort(-np.array(cosine), kind="stable")]
         hits = label[ranked] == label[at]
-        assert found["acc@1"][at] == hits[0]
-        assert found["acc@4"][at] == hits[:4].any()
-        assert found["ap"][at] == pytest.approx(
+        assert scores["acc@1"][at] == hits[0]
+        assert scores["acc@4"][at] == hits[:4].any()
+        assert scores["ap"][at] == pytest.approx(
             average_precision_score(hits, -np.arange(len(hits)))
         )
-    assert np.isnan([values[44] for values in found.values()]).all()
+    assert np.isnan([values[44] for values in scores.values()]).all()
 
 
 def test_twins_are_sought_among_all_tiles_of_both_variants() -> None:

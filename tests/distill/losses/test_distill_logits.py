@@ -19,7 +19,7 @@ STUDENT, TEACHER, LABEL = torch.from_numpy(S), torch.from_numpy(T), torch.tensor
 
 
 def softmax(row: list[float], temperature: float) -> list[float]:
-    powers = [math.exp(value / temperature) for value in row]
+    powers = [math.exp(logit / temperature) for logit in row]
     return [power / sum(powers) for power in powers]
 
 
@@ -33,8 +33,8 @@ def test_kl_by_hand(temperature: float) -> None:
         temperature**2 * kl(softmax(t, temperature), softmax(s, temperature))
         for s, t in zip(S.tolist(), T.tolist(), strict=True)
     ]
-    found = kl_loss(STUDENT, TEACHER, temperature=temperature)
-    np.testing.assert_allclose(found, expected, rtol=1e-4)
+    loss = kl_loss(STUDENT, TEACHER, temperature=temperature)
+    np.testing.assert_allclose(loss, expected, rtol=1e-4)
 
 
 def dkd_by_hand(alpha: float, beta: float, temperature: float) -> list[float]:
@@ -50,12 +50,10 @@ def dkd_by_hand(alpha: float, beta: float, temperature: float) -> list[float]:
 
 
 def test_decoupled_by_hand() -> None:
-    found = decoupled_loss(STUDENT, TEACHER, LABEL)
-    np.testing.assert_allclose(found, dkd_by_hand(1, 8, 4), rtol=1e-4)
-    found = decoupled_loss(
-        STUDENT, TEACHER, LABEL, temperature=2, target_weight=0.5, other_weight=3
-    )
-    np.testing.assert_allclose(found, dkd_by_hand(0.5, 3, 2), rtol=1e-4)
+    loss = decoupled_loss(STUDENT, TEACHER, LABEL)
+    np.testing.assert_allclose(loss, dkd_by_hand(1, 8, 4), rtol=1e-4)
+    loss = decoupled_loss(STUDENT, TEACHER, LABEL, temperature=2, target_weight=0.5, other_weight=3)
+    np.testing.assert_allclose(loss, dkd_by_hand(0.5, 3, 2), rtol=1e-4)
 
 
 @settings(max_examples=30, deadline=None)
@@ -109,11 +107,11 @@ def test_multi_level_by_hand() -> None:
     temperatures = (2.0, 5.0)
     parts = [multi_by_hand(temperature) for temperature in temperatures]
     expected = np.mean([np.mean(i) + 3 * b + 7 * c for i, b, c in parts])
-    found = multi_level_loss(
+    loss = multi_level_loss(
         STUDENT, TEACHER, temperatures=temperatures, batch_weight=3, class_weight=7
     )
-    assert found.shape == (5,)
-    assert found.mean().item() == pytest.approx(expected, rel=1e-4)
+    assert loss.shape == (5,)
+    assert loss.mean().item() == pytest.approx(expected, rel=1e-4)
     alone = multi_level_loss(
         STUDENT, TEACHER, temperatures=temperatures, batch_weight=0, class_weight=0
     )

@@ -35,8 +35,8 @@ def torch_of(x: Array) -> Tensor:
 
 
 def unit(x: Array) -> Array:
-    found: Array = x / math.sqrt(sum(float(v) ** 2 for v in x))
-    return found
+    direction: Array = x / math.sqrt(sum(float(v) ** 2 for v in x))
+    return direction
 
 
 LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
@@ -69,9 +69,9 @@ def test_losses_are_float32_whatever_comes_in(name: str, dtype: torch.dtype) -> 
         t = t.softmax(dim=-1)
     plain = LOSSES[name](p.float(), t.float())
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        found = LOSSES[name](p, t)
-    assert found.dtype == torch.float32
-    torch.testing.assert_close(found, plain, rtol=1e-6, atol=1e-6)
+        loss = LOSSES[name](p, t)
+    assert loss.dtype == torch.float32
+    torch.testing.assert_close(loss, plain, rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", sorted(set(LOSSES) - {"token_relation"}))
@@ -82,7 +82,7 @@ def test_gradients_reach_the_student(name: str) -> None:
 
 
 def test_losses_of_half_precision_do_not_overflow() -> None:
-    """Of length 65504 already the dot product of two float16 vectors is infinite."""
+    """The dot product of two float16 vectors of length 65504 is infinite already."""
     big = torch.full((3, 8), 60000.0, dtype=torch.float16)
     for name in ("cosine", "info_nce", "batch_relation"):
         assert bool(LOSSES[name](big, big).isfinite().all()), name
@@ -99,8 +99,8 @@ def test_info_nce_by_hand() -> None:
         row = math.log(sum(math.exp(similar[i][j]) for j in range(b))) - similar[i][i]
         column = math.log(sum(math.exp(similar[j][i]) for j in range(b))) - similar[i][i]
         expected.append((row + column) / 2)
-    found = info_nce_loss(torch_of(P), torch_of(T), temperature=tau)
-    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    loss = info_nce_loss(torch_of(P), torch_of(T), temperature=tau)
+    np.testing.assert_allclose(loss, expected, rtol=1e-5)
 
 
 def test_info_nce_knows_log_b_and_0_and_does_not_see_order_or_length() -> None:
@@ -126,8 +126,8 @@ def test_log_sum_by_hand(power: float) -> None:
         math.log(sum(abs(a - b) ** power for a, b in zip(p, t, strict=True)) + 1e-6)
         for p, t in zip(P, T, strict=True)
     ]
-    found = log_sum_loss(torch_of(P), torch_of(T), power=power)
-    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    loss = log_sum_loss(torch_of(P), torch_of(T), power=power)
+    np.testing.assert_allclose(loss, expected, rtol=1e-5)
 
 
 def test_log_sum_is_finite_at_the_target_and_damps_what_is_far() -> None:
@@ -154,10 +154,10 @@ def relations_by_hand(x: Array) -> Array:
 def test_batch_relations_by_hand() -> None:
     gap = relations_by_hand(T) - relations_by_hand(S)
     expected = [sum(float(v) ** 2 for v in row) / len(S) for row in gap]
-    found = batch_relation_loss(torch_of(S), torch_of(T))
-    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-7)
+    loss = batch_relation_loss(torch_of(S), torch_of(T))
+    np.testing.assert_allclose(loss, expected, rtol=1e-4, atol=1e-7)
     whole = np.linalg.norm(gap, "fro") ** 2 / len(S) ** 2
-    assert found.mean().item() == pytest.approx(whole, rel=1e-4)
+    assert loss.mean().item() == pytest.approx(whole, rel=1e-4)
 
 
 def test_relations_see_neither_rotation_nor_scale_but_the_order() -> None:
@@ -184,8 +184,8 @@ def test_token_relations_by_hand_with_masked_tokens_left_out() -> None:
         n = int(mask[i].sum())
         expected.append(float(((a - b) ** 2).sum()) / n**2 if n else 0.0)
     t[~mask] = np.nan
-    found = token_relation_loss(torch_of(s), torch_of(t), torch.from_numpy(mask))
-    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-7)
+    loss = token_relation_loss(torch_of(s), torch_of(t), torch.from_numpy(mask))
+    np.testing.assert_allclose(loss, expected, rtol=1e-4, atol=1e-7)
     whole = token_relation_loss(torch_of(s[:1]), torch_of(t[:1]))
     assert whole.item() == pytest.approx(expected[0], rel=1e-4)
 
@@ -219,15 +219,15 @@ def vicreg_by_hand(a: Array, b: Array) -> list[float]:
 
 def test_vicreg_of_two_branches_by_hand() -> None:
     a, b = 0.6 * P, 0.9 * T
-    found = vicreg_loss([torch_of(a), torch_of(b)])
-    np.testing.assert_allclose(found, vicreg_by_hand(a, b), rtol=1e-4)
+    loss = vicreg_loss([torch_of(a), torch_of(b)])
+    np.testing.assert_allclose(loss, vicreg_by_hand(a, b), rtol=1e-4)
 
 
 def test_vicreg_of_three_branches_is_the_mean_over_every_ordered_pair() -> None:
     x = [0.6 * P, 0.9 * T, RNG.normal(size=(7, 9))]
     pairs = [vicreg_by_hand(x[i], x[j]) for i in range(3) for j in range(3) if i != j]
-    found = vicreg_loss([torch_of(branch) for branch in x])
-    np.testing.assert_allclose(found, np.mean(pairs, axis=0), rtol=1e-4)
+    loss = vicreg_loss([torch_of(branch) for branch in x])
+    np.testing.assert_allclose(loss, np.mean(pairs, axis=0), rtol=1e-4)
 
 
 def test_vicreg_terms_know_their_limits() -> None:
@@ -261,11 +261,11 @@ def test_vicreg_refuses_what_it_cannot_compare() -> None:
 @settings(max_examples=30, deadline=None)
 @given(st.lists(st.tuples(st.floats(-9, 9), st.booleans()), min_size=1, max_size=12))
 def test_weighted_mean_is_that_of_what_is_kept(tokens: list[tuple[float, bool]]) -> None:
-    kept = [value for value, keep in tokens if keep]
-    values = torch.tensor([[value if keep else math.inf for value, keep in tokens]])
-    found = weighted_mean(values, torch.tensor([[keep for _, keep in tokens]]))
+    kept = [number for number, keep in tokens if keep]
+    values = torch.tensor([[number if keep else math.inf for number, keep in tokens]])
+    mean = weighted_mean(values, torch.tensor([[keep for _, keep in tokens]]))
     expected = sum(kept) / len(kept) if kept else 0.0
-    assert found.item() == pytest.approx(expected, abs=1e-4)
+    assert mean.item() == pytest.approx(expected, abs=1e-4)
 
 
 def test_masked_tokens_give_no_gradient() -> None:

@@ -11,12 +11,13 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from distill.errors import DistillError
-from distill.losses.feature_losses import Match, cosine_loss, smooth_l1_loss
+from distill.losses.feature_losses import Match, cosine_loss, match_loss, smooth_l1_loss
 from distill.losses.numeric import full_precision, weighted_mean
-from distill.targets.target import NORMS, Rotator, TargetNorm, align_grid, axis_weights, make_norm
+from distill.targets.target import NORMS, Rotator, TargetNorm, align_grid, axis_weights
 from distill.targets.target import norm_of as norm_of_arrays
 from featurestore import Moments, PhiS
-from featurestore.stats.phi_s_rotation import phi_s
+from featurestore.stats import phi_s
+from tests.worlds.feature_worlds import make_norm
 
 FITTED = ("z-score", "phi-s")
 Array = np.ndarray[tuple[int, ...], np.dtype[np.float64]]
@@ -34,8 +35,8 @@ def norm_of(name: str, x_ND: Array) -> TargetNorm:
 def features(n: int = 300, dim: int = 6) -> Array:
     rng = np.random.default_rng(0)
     scales = np.geomspace(0.1, 10, dim)
-    found: Array = rng.normal(2, scales, (n, dim)) @ rng.normal(size=(dim, dim))
-    return found
+    drawn: Array = rng.normal(2, scales, (n, dim)) @ rng.normal(size=(dim, dim))
+    return drawn
 
 
 # ------------------------------------------------------------------ normalisations
@@ -150,7 +151,7 @@ def test_failure_1_scaling_a_teacher_by_100_leaves_the_gradient_shares(name: str
 
 
 def test_failure_1_is_there_without_normalisation() -> None:
-    """What the test above would find in a normalisation that does nothing."""
+    """The test above fails for a normalisation that does nothing."""
     before, after = gradient_shares("none", 1), gradient_shares("none", 100)
     assert after[0] - before[0] > 0.3
 
@@ -168,12 +169,12 @@ def test_failure_2_smooth_l1_of_unit_vectors_is_the_cosine_over_d(dim: int, seed
 
 
 def test_failure_2_smooth_l1_on_l2_targets_is_refused() -> None:
-    with pytest.raises(DistillError, match=r"\(1 - cos\) / D.*'phi-s'.*allow_redundant"):
+    with pytest.raises(DistillError, match=r"\(1 - cos\) / D.*'phi-s'.*cosine_weight=1"):
         Match(targets="l2", cosine_weight=0.9)
     p, t = torch.randn(2, 3, 8, generator=torch.Generator().manual_seed(0))
     alone = Match(targets="l2", cosine_weight=1)
     torch.testing.assert_close(alone(p, t), cosine_loss(p, t), rtol=0, atol=0)
-    both = Match(targets="l2", cosine_weight=0.9, allow_redundant=True)(p, t)
+    both = match_loss(p, t, cosine_weight=0.9)
     torch.testing.assert_close(both, 0.9 * cosine_loss(p, t) + 0.1 * smooth_l1_loss(p, t))
     for name in set(NORMS) - {"l2"}:
         Match(targets=name)
@@ -219,7 +220,7 @@ def test_finer_grids_are_bilinear(new: tuple[int, int]) -> None:
 
 @pytest.mark.parametrize(("old", "new"), [(16, 14), (7, 5), (3, 2)])
 def test_uneven_cells_weigh_by_area(old: int, new: int) -> None:
-    """As if each token were drawn `new` pixels wide and each cell read back `old` pixels wide."""
+    """The result is as if each token were `new` pixels wide and each cell `old` pixels."""
     x = np.random.default_rng(0).normal(size=old)
     drawn = np.repeat(x, new)
     expected = [drawn[i * old : (i + 1) * old].mean() for i in range(new)]

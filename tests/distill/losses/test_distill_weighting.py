@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from distill.errors import DistillError
-from distill.losses.weighting import Balance, KeepMax, Static, make_weighting, weighted
-from distill.students.gate import Gate, check_after_gate, check_gates
+from distill.losses.weighting import Balance, KeepMax, Static, make_weighting
+from distill.students.fusion import check_after_gate
 from distill.students.heads import HEADS, Heads, LadderHead, ResidualHead, make_head, mlp_head
+from downstream.mil.layers.teacher_fusion import TeacherGate
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -86,13 +87,13 @@ def test_balance_by_hand() -> None:
     balance, running = Balance(3, momentum=0.9), [0.0, 0.0, 0.0]
     for step in range(4):
         losses = losses_of(seed=step) * torch.tensor([1.0, 10.0, 100.0])[:, None]
-        found = balance(losses)
+        weights = balance(losses)
         rows = losses.double().tolist()
         running = [0.9 * old + 0.1 * sum(row) / 8 for old, row in zip(running, rows, strict=True)]
-        inverse = [(1 - 0.9 ** (step + 1)) / value for value in running]
-        expected = [value / sum(inverse) for value in inverse]
-        np.testing.assert_allclose(found[:, 0], expected, rtol=1e-4)
-    assert torch.equal(found, found[:, :1].expand_as(found))
+        inverse = [(1 - 0.9 ** (step + 1)) / mean for mean in running]
+        expected = [mean / sum(inverse) for mean in inverse]
+        np.testing.assert_allclose(weights[:, 0], expected, rtol=1e-4)
+    assert torch.equal(weights, weights[:, :1].expand_as(weights))
 
 
 def test_balance_takes_away_the_scale_of_a_teacher() -> None:
@@ -100,20 +101,18 @@ def test_balance_takes_away_the_scale_of_a_teacher() -> None:
     for step in range(3):
         losses = losses_of(seed=step)
         by_hundred = losses * torch.tensor([1.0, 1.0, 100.0])[:, None]
-        _, before = weighted(dict(zip("abc", losses, strict=True)), plain)
-        _, after = weighted(dict(zip("abc", by_hundred, strict=True)), scaled)
-        torch.testing.assert_close(
-            torch.stack(list(after.values())), torch.stack(list(before.values()))
-        )
+        before, after = plain(losses) * losses, scaled(by_hundred) * by_hundred
+        shares = [part.mean(dim=1) / part.mean(dim=1).sum() for part in (before, after)]
+        torch.testing.assert_close(shares[1], shares[0])
 
 
 def test_balance_stands_still_in_evaluation_and_goes_on_from_its_state() -> None:
     balance = Balance(2)
     torch.testing.assert_close(balance.eval()(losses_of(2)), torch.full((2, 8), 0.5))
     balance.train()(losses_of(2))
-    state = {key: value.clone() for key, value in balance.state_dict().items()}
+    state = {key: tensor.clone() for key, tensor in balance.state_dict().items()}
     balance.eval()(losses_of(2, seed=1))
-    assert all(torch.equal(value, state[key]) for key, value in balance.state_dict().items())
+    assert all(torch.equal(tensor, state[key]) for key, tensor in balance.state_dict().items())
     again = Balance(2)
     again.load_state_dict(state)
     torch.testing.assert_close(
@@ -121,22 +120,12 @@ def test_balance_stands_still_in_evaluation_and_goes_on_from_its_state() -> None
     )
 
 
-def test_weighted_loss_and_shares_by_hand() -> None:
-    losses = {"one": torch.tensor([1.0, 3.0], requires_grad=True), "two": torch.tensor([2.0, 2.0])}
-    loss, shares = weighted(losses, Static([3, 1]))
-    assert loss.tolist() == pytest.approx([0.75 + 0.5, 2.25 + 0.5])
-    assert shares["one"].item() == pytest.approx(3 / 4)
-    assert shares["two"].item() == pytest.approx(1 / 4)
-    assert loss.requires_grad
-    assert not shares["one"].requires_grad
-
-
 def test_wrong_weightings_are_refused() -> None:
     with pytest.raises(DistillError, match="known are static, keep-max, balance"):
         make_weighting("drop", 2)
     with pytest.raises(DistillError, match="1 weights given for 2 teachers"):
         make_weighting("static", 2, weights=[1])
-    with pytest.raises(DistillError, match="'balance' finds its own"):
+    with pytest.raises(DistillError, match="'balance' computes its own"):
         make_weighting("balance", 2, weights=[1, 2])
     with pytest.raises(DistillError, match="not all 0"):
         Static([0, 0])
@@ -182,8 +171,8 @@ def test_ladder_is_the_sum_of_its_rungs_and_hears_each_level() -> None:
     torch.testing.assert_close(head(levels), rungs[0] + rungs[1] + rungs[2])
     gradients = torch.autograd.grad(head(levels).sum(), levels)
     assert all(float(gradient.abs().sum()) > 0 for gradient in gradients)
-    for wrong, what in ((levels[:2], "2 levels"), (levels[0], "one tensor")):
-        with pytest.raises(DistillError, match=f"3 levels got {what}"):
+    for wrong, received in ((levels[:2], "2 levels"), (levels[0], "one tensor")):
+        with pytest.raises(DistillError, match=f"3 levels got {received}"):
             head(wrong)
 
 
@@ -193,7 +182,7 @@ def test_each_teacher_and_token_has_its_own_head() -> None:
     cls, patch = torch.randn(2, 6), torch.randn(2, 9, 7)
     out = heads({key: cls if key[1] == "cls" else patch for key in targets})
     assert list(heads({("", "cls"): cls})) == [("", "cls")]
-    assert {key: tuple(value.shape) for key, value in out.items()} == {
+    assert {key: tuple(prediction.shape) for key, prediction in out.items()} == {
         ("uni.v2", "cls"): (2, 3),
         ("uni.v2", "patch"): (2, 9, 4),
         ("", "cls"): (2, 5),
@@ -241,7 +230,7 @@ class GateFirst(nn.Module):
 def test_failure_4_a_gate_before_a_norm_is_erased_and_ours_is_not() -> None:
     torch.manual_seed(0)
     x_BKD = torch.randn(6, 3, 16)
-    wrong, gate = GateFirst(3), Gate(3, 16)
+    wrong, gate = GateFirst(3), TeacherGate(3, 16)
     last = gate.score[-1]
     assert isinstance(last, nn.Linear)
     erased = gate_gradient(wrong, nn.LayerNorm(16), x_BKD, wrong.score)
@@ -266,22 +255,18 @@ def test_failure_4_a_gate_before_a_norm_is_refused(norm: nn.Module) -> None:
     message = f"before {type(norm).__name__} is erased.*after the norm"
     for following in (norm, nn.Sequential(nn.Dropout(), nn.Sequential(norm, nn.Linear(8, 8)))):
         with pytest.raises(DistillError, match=message):
-            Gate(3, 8, following=following)
-        with pytest.raises(DistillError, match=message):
-            check_gates(nn.ModuleDict({"fusion": nn.Sequential(Gate(3, 8), following)}))
+            check_after_gate(following)
 
 
 def test_a_gate_before_anything_else_is_welcome() -> None:
-    gate = Gate(3, 8, following=nn.Sequential(nn.Linear(8, 8), nn.LayerNorm(8)))
-    check_gates(nn.Sequential(nn.LayerNorm(8), gate, nn.Linear(8, 8), nn.LayerNorm(8)))
-    check_gates(nn.Sequential(gate))
+    check_after_gate(nn.Sequential(nn.Linear(8, 8), nn.LayerNorm(8)))
     for keeps_sizes in (nn.BatchNorm1d(3), nn.LayerNorm((3, 8))):
         check_after_gate(keeps_sizes)
-    check_gates(mlp_head(3, 4, 5))
+    check_after_gate(mlp_head(3, 4, 5))
 
 
 def test_gates_depend_on_all_teachers() -> None:
-    gate, x_BKD = Gate(3, 8), torch.randn(2, 3, 8, generator=seeded()).requires_grad_()
+    gate, x_BKD = TeacherGate(3, 8), torch.randn(2, 3, 8, generator=seeded()).requires_grad_()
     for k, other in itertools.permutations(range(3), 2):
         (gradient,) = torch.autograd.grad(gate.shares(x_BKD)[:, k].sum(), x_BKD)
         assert float(gradient[:, other].abs().sum()) > 0

@@ -15,8 +15,8 @@ from PIL import Image
 from distill.errors import DistillError
 from distill.recipes.recipe_table import make_recipe
 from distill.students.export import export_student
-from distill.students.recipe_task import make_task
 from distill.students.saved_student import write_student
+from distill.students.student_table import make_task
 from distill.targets.missing_stats import fit_missing
 from distill.targets.norms import fit_norms, read_norms
 from featurestore import Lake, open_lake
@@ -40,14 +40,14 @@ def student(lake_copy: Path) -> Lake:
         "parameters": sum(p.numel() for p in task.student.parameters()),
         "fidelity": {name: {"cosine": 0.5, "baseline": 0.25} for name in TEACHERS},
     }
-    write_student(lake, {"student": NAME, "recipe": recipe, "identities": {}}, task.eval(), report)
+    write_student(lake, task.eval(), report, name=NAME, recipe=recipe, identities={})
     return lake
 
 
 def test_code_of_the_readme_gives_what_extract_gives(student: Lake, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    found = export_student(student.uri, NAME, str(out), onnx=True)
-    assert found["files"] == [
+    exported = export_student(student.uri, NAME, str(out), onnx=True)
+    assert exported["files"] == [
         "README.md",
         "card.json",
         "model.onnx",
@@ -61,20 +61,20 @@ def test_code_of_the_readme_gives_what_extract_gives(student: Lake, tmp_path: Pa
     Image.fromarray(batch.pixels[3]).save(out / "tile.png")
     readme = (out / "README.md").read_text()
     (code,) = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
-    here, scope = Path.cwd(), dict[str, Any]()
+    folder, scope = Path.cwd(), dict[str, Any]()
     os.chdir(out)
     try:
         exec(code.replace("tile.jpg", "tile.png"), scope)
     finally:
-        os.chdir(here)
+        os.chdir(folder)
     (teacher,) = find_teachers(student.store, [NAME])
     encoder = load_encoder(student.store, teacher)
-    wanted = encoder(batch.pixels[3:4], batch.tile_id[3:4], teacher.outputs)[NAME]
-    np.testing.assert_allclose(scope["embedding"], wanted, rtol=1e-4, atol=1e-5)
+    expected = encoder(batch.pixels[3:4], batch.tile_id[3:4], teacher.outputs)[NAME]
+    np.testing.assert_allclose(scope["embedding"], expected, rtol=1e-4, atol=1e-5)
     session = onnxruntime.InferenceSession(out / "model.onnx")
     normed = (scope["pixels"] / 255 - scope["mean"]) / scope["std"]
     (by_onnx,) = session.run(None, {"x": normed.numpy().astype(np.float32)})
-    np.testing.assert_allclose(by_onnx, wanted, rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(by_onnx, expected, rtol=1e-3, atol=1e-4)
     for name in TEACHERS:
         assert f"- {name}: not stated by the weights' package" in readme
     assert json.loads((out / "card.json").read_text())["mpps"] == [0.5, 2.0]

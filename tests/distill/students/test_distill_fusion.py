@@ -1,6 +1,5 @@
 """Fusion of teachers' features: it learns, its gate works, targets are fixed, it can be kept."""
 
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -11,25 +10,20 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from distill.errors import DistillError
-from distill.recipes.recipe import FusionStudent, Recipe, Term
+from distill.recipes.recipe import Recipe, Term
 from distill.recipes.recipe_table import make_recipe
-from distill.students.fusion import Fused, Fuser, FusionTask, TokenBlock
-from distill.students.task import Batch, Norms
+from distill.recipes.student_settings import FusionStudent
+from distill.students.fusion import Fused, Fuser, FusionTask
+from distill.students.task import Batch
+from distill.targets.target import Norms
+from downstream.mil.layers.teacher_fusion import TokenBlock
 from tests.worlds.feature_worlds import World, backward, centred_cosine, fit, norms_of, tile_batch
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 WORLD = World(dims={"a": 24, "b": 40, "c": 16})
 NAMES = tuple(WORLD.dims)
 MPPS = (0.5, 2.0)
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Small products on many threads are slow where others work."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
-    yield
-    torch.set_num_threads(threads)
 
 
 def norms(targets: str = "phi-s") -> Norms:
@@ -73,8 +67,8 @@ def test_it_learns_all_teachers_and_beats_their_means() -> None:
     history = fit(made, [batch(64, seed) for seed in range(8)], 80)
     assert history[-1] < 0.2 * history[0]
     after = {k: centred_cosine(p) for k, p in made.eval().predict(batch(256, 99)).items()}
-    assert all(abs(value) < 0.3 for value in before.values())
-    assert all(value > 0.9 for value in after.values())
+    assert all(abs(cosine) < 0.3 for cosine in before.values())
+    assert all(cosine > 0.9 for cosine in after.values())
 
 
 def test_a_vector_of_all_says_more_of_a_teacher_than_the_others_do() -> None:
@@ -82,7 +76,7 @@ def test_a_vector_of_all_says_more_of_a_teacher_than_the_others_do() -> None:
     noisy = World(dims=WORLD.dims, noise=0.4)
     features = {n: tile_batch(noisy, 512, 5).features[n] for n in NAMES}
     fitted = norms_of({(n, 0.5): x for n, x in features.items()})
-    found = {}
+    cosines = {}
     for names in (NAMES, ("b", "c")):
         torch.manual_seed(0)
         made = FusionTask(replace(recipe(), teachers=names), noisy.dims, fitted)
@@ -91,9 +85,9 @@ def test_a_vector_of_all_says_more_of_a_teacher_than_the_others_do() -> None:
         vectors = [made.fuser.embed(b.features, mpp=0.5) for b in (tile_batch(noisy, 512, 5), held)]
         targets = [fitted["a", 0.5](b.features["a"]) for b in (tile_batch(noisy, 512, 5), held)]
         ahead = torch.linalg.lstsq(F.pad(vectors[0], (0, 1), value=1), targets[0]).solution
-        said = F.pad(vectors[1], (0, 1), value=1) @ ahead
-        found[names] = float(F.cosine_similarity(said, targets[1]).mean())
-    assert found[NAMES] > found["b", "c"] + 0.05
+        predicted = F.pad(vectors[1], (0, 1), value=1) @ ahead
+        cosines[names] = float(F.cosine_similarity(predicted, targets[1]).mean())
+    assert cosines[NAMES] > cosines["b", "c"] + 0.05
 
 
 def test_all_parameters_learn() -> None:
@@ -205,9 +199,9 @@ def test_it_is_kept_with_its_statistics(targets: str) -> None:
     cosine = {"cosine": 1.0}
     made = task(targets=targets, terms=(Term(kind="reconstruct", settings=cosine),))
     weights = load(save({k: v.contiguous() for k, v in made.student.state_dict().items()}))
-    about = recipe().student
-    assert isinstance(about, FusionStudent)
-    again = Fuser.restored(about, NAMES, MPPS, targets, weights)
+    student = recipe().student
+    assert isinstance(student, FusionStudent)
+    again = Fuser.restored(student, NAMES, MPPS, targets, weights)
     for mpp in MPPS:
         plain = made.fuser.embed(batch(mpp=mpp).features, mpp=mpp)
         assert torch.equal(again.embed(batch(mpp=mpp).features, mpp=mpp), plain)
@@ -227,15 +221,15 @@ def test_each_mpp_has_its_own_statistics() -> None:
 
 def test_a_teacher_that_is_not_finite_is_not_hidden() -> None:
     """The loop stops on it and names the tile: nothing here may turn it into a number."""
-    given = batch()
-    given.features["a"][3] = float("nan")
-    losses: dict[str, Tensor] = task()(given, generator())
+    tiles = batch()
+    tiles.features["a"][3] = float("nan")
+    losses: dict[str, Tensor] = task()(tiles, generator())
     total = torch.stack(list(losses.values())).sum(dim=0)
     assert total.isnan().nonzero().flatten().tolist() == [3]
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "message"),
     [
         ({"terms": (Term(kind="fuse"),)}, "no term 'reconstruct'"),
         ({"terms": (Term(kind="match"),)}, "no term 'match' of a fusion; known are reconstruct"),
@@ -245,6 +239,6 @@ def test_a_teacher_that_is_not_finite_is_not_hidden() -> None:
         ({"width": 33}, "a multiple of the 4 heads"),
     ],
 )
-def test_what_can_not_be_is_refused(changes: dict[str, Any], told: str) -> None:
-    with pytest.raises(DistillError, match=told):
+def test_what_can_not_be_is_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(DistillError, match=message):
         task(**changes)

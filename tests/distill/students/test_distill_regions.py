@@ -1,6 +1,6 @@
 """The region encoder: tiles that are not there change nothing, it learns, and it can be kept."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,13 +13,15 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from distill.errors import DistillError
-from distill.recipes.recipe import Recipe, RegionStudent, Term
+from distill.recipes.recipe import Recipe, Term
 from distill.recipes.recipe_table import make_recipe
-from distill.students.hierarchy import Attention, Hierarchy, Level, by_parent
+from distill.recipes.student_settings import RegionStudent
+from distill.students.hierarchy import Hierarchy, Level, by_parent
 from distill.students.region_encoder import RegionEncoder
 from distill.students.region_network import Tokens, crop_side, places, windows
 from distill.students.task import Batch, Under, on_device
 from distill.terms.region_task import RegionTask
+from downstream.mil.layers.attention import MultiHeadAttention
 from tests.featurestore.read.test_stream_under import made as made_lake
 from tests.worlds.feature_worlds import (
     World,
@@ -31,6 +33,8 @@ from tests.worlds.feature_worlds import (
     region_norms,
 )
 from tests.worlds.training_lake import DIMS
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 WORLD = World(dims={"eye": 24, "expert": 20})
 SMALL = {
@@ -44,16 +48,6 @@ SMALL = {
 }
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Small products on many threads are slow where others work."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
-    yield
-    torch.set_num_threads(threads)
-
-
 def generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
@@ -62,8 +56,8 @@ def recipe(*teachers: str, **changes: Any) -> Recipe:  # noqa: ANN401
     return make_recipe("pathme", teachers or ("eye", "expert"), **{**SMALL, **changes})
 
 
-def batch(samples: int = 8, seed: int = 1, **how: Any) -> Batch:  # noqa: ANN401
-    return region_batch(WORLD, samples, seed, **{"side": 2, "each": 2, **how})
+def batch(samples: int = 8, seed: int = 1, **shape: Any) -> Batch:  # noqa: ANN401
+    return region_batch(WORLD, samples, seed, **{"side": 2, "each": 2, **shape})
 
 
 def task(*teachers: str, **changes: Any) -> RegionTask:  # noqa: ANN401
@@ -72,21 +66,21 @@ def task(*teachers: str, **changes: Any) -> RegionTask:  # noqa: ANN401
     return RegionTask(made, WORLD.dims, region_norms(WORLD, batch(64, 7, **shape), made.targets))
 
 
-def losses_of(made: RegionTask, given: Batch, seed: int = 0) -> dict[str, Tensor]:
-    found: dict[str, Tensor] = made(given, generator(seed))
-    return found
+def losses_of(made: RegionTask, regions: Batch, seed: int = 0) -> dict[str, Tensor]:
+    losses: dict[str, Tensor] = made(regions, generator(seed))
+    return losses
 
 
-def changed(given: Batch, change: Callable[[Tensor, Tensor], Tensor]) -> Batch:
+def changed(regions: Batch, change: Callable[[Tensor, Tensor], Tensor]) -> Batch:
     """The batch with other values in its grids: of a tensor [B, r, r, D] and its mask."""
     under = {
         mpp: Under(
             features={name: change(x, grid.mask) for name, x in grid.features.items()},
             mask=grid.mask,
         )
-        for mpp, grid in given.under.items()
+        for mpp, grid in regions.under.items()
     }
-    return replace(given, under=under)
+    return replace(regions, under=under)
 
 
 # ---------------------------------------------------------------------- what it gives
@@ -96,16 +90,16 @@ NAMES = ["dino-fine", "dino-mid", "dino-across", "ibot", "koleo", "hierarchy", "
 
 @pytest.mark.parametrize(("side", "each"), [(2, 2), (4, 4), (3, 2), (2, 4)])
 def test_shapes_for_any_ratio(side: int, each: int) -> None:
-    made, given = task(side=side, each=each), batch(4, side=side, each=each)
-    losses = losses_of(made, given)
+    made, regions = task(side=side, each=each), batch(4, side=side, each=each)
+    losses = losses_of(made, regions)
     assert list(losses) == NAMES
     assert all(x.shape == (4,) and x.isfinite().all() for x in losses.values())
-    assert made.encoder.embed(given).shape == (4, 32)
-    prediction = made.eval().predict(given)["expert"]
-    there = given.under[1.0].mask
+    assert made.encoder.embed(regions).shape == (4, 32)
+    prediction = made.eval().predict(regions)["expert"]
+    mask = regions.under[1.0].mask
     assert prediction.mpp == 1.0
-    assert prediction.predicted.shape == prediction.features.shape == (int(there.sum()), 20)
-    assert torch.equal(prediction.features, given.under[1.0].features["expert"][there])
+    assert prediction.predicted.shape == prediction.features.shape == (int(mask.sum()), 20)
+    assert torch.equal(prediction.features, regions.under[1.0].features["expert"][mask])
 
 
 def test_a_single_teacher_is_its_own_expert() -> None:
@@ -131,8 +125,10 @@ def test_it_learns_its_expert_and_what_a_region_is() -> None:
         count = under.mask.sum(dim=(1, 2))[:, None]
         means.append((x * under.mask[..., None]).sum(dim=(1, 2)) / count)
         vectors.append(F.pad(made.encoder.embed(one), (0, 1), value=1))
-    said = vectors[1] @ torch.linalg.lstsq(vectors[0], means[0]).solution
-    residual = (said - means[1]).square().sum() / (means[1] - means[1].mean(dim=0)).square().sum()
+    predicted = vectors[1] @ torch.linalg.lstsq(vectors[0], means[0]).solution
+    residual = (predicted - means[1]).square().sum() / (
+        means[1] - means[1].mean(dim=0)
+    ).square().sum()
     assert residual < 0.3
 
 
@@ -169,12 +165,12 @@ def test_terms_that_are_left_out_leave_nothing_behind() -> None:
 
 
 def test_all_parameters_learn_and_the_average_follows() -> None:
-    made, given = task(), batch(16)
+    made, regions = task(), batch(16)
     # Alike at the start, the student and the average would agree on the hierarchy.
     with torch.no_grad():
         for parameter in made.encoder.parameters():
             parameter.add_(0.05 * torch.randn_like(parameter))
-    backward(losses_of(made, given))
+    backward(losses_of(made, regions))
     average = {f"own.average.{name}" for name, _ in made.own.average.named_parameters()}
     for name, parameter in made.named_parameters():
         assert parameter.requires_grad == (name not in average)
@@ -189,14 +185,14 @@ def test_all_parameters_learn_and_the_average_follows() -> None:
 
 
 def test_centres_follow_the_average() -> None:
-    made, given = task(), batch()
-    losses_of(made, given)
-    region = made.encoder.region(given)
+    made, regions = task(), batch()
+    losses_of(made, regions)
+    region = made.encoder.region(regions)
     taught = made.own._teach(region)
     made.after_step(0)
-    there = given.under[1.0].mask.flatten(1)
-    wanted = (taught.fine, taught.mid, taught.tokens[0][there])
-    for centre, logits in zip(made.own.centres, wanted, strict=False):
+    mask = regions.under[1.0].mask.flatten(1)
+    expected_logits = (taught.fine, taught.mid, taught.tokens[0][mask])
+    for centre, logits in zip(made.own.centres, expected_logits, strict=False):
         torch.testing.assert_close(centre.mean, 0.1 * logits.mean(dim=0), atol=1e-5, rtol=1e-4)
 
 
@@ -208,15 +204,15 @@ def test_student_and_average_agree_at_the_start() -> None:
 # ---------------------------------------------------------------------- tiles that are not there
 
 
-@pytest.mark.parametrize("value", [float("nan"), 3e4])
-def test_tiles_that_are_not_there_change_nothing(value: float) -> None:
-    made, given = task(side=2, each=4), batch(side=2, each=4, there=0.06)
-    other = changed(given, lambda x, mask: torch.where(mask[..., None], x, value))
-    assert not given.under[4.0].mask.all()
-    plain, perturbed = losses_of(made, given), losses_of(made, other)
+@pytest.mark.parametrize("filler", [float("nan"), 3e4])
+def test_tiles_that_are_not_there_change_nothing(filler: float) -> None:
+    made, regions = task(side=2, each=4), batch(side=2, each=4, share=0.06)
+    other = changed(regions, lambda x, mask: torch.where(mask[..., None], x, filler))
+    assert not regions.under[4.0].mask.all()
+    plain, perturbed = losses_of(made, regions), losses_of(made, other)
     assert all(torch.equal(plain[name], perturbed[name]) for name in plain)
-    assert torch.equal(made.encoder.embed(given), made.encoder.embed(other))
-    one, two = (made.predict(b)["expert"] for b in (given, other))
+    assert torch.equal(made.encoder.embed(regions), made.encoder.embed(other))
+    one, two = (made.predict(b)["expert"] for b in (regions, other))
     assert torch.equal(one.predicted, two.predicted)
     assert torch.equal(one.features, two.features)
     backward(perturbed)
@@ -225,52 +221,52 @@ def test_tiles_that_are_not_there_change_nothing(value: float) -> None:
 
 
 def test_tiles_that_are_not_there_are_as_if_left_out() -> None:
-    """Each stream gives the same for a sequence with gaps as for one without them."""
-    made, given = task(), batch(6, there=0.4)
+    """The streams give the same for a sequence with gaps as for one without them."""
+    made, regions = task(), batch(6, share=0.4)
     network = made.encoder.network
-    fine, mid, own_B1D = network.tokens(made.encoder.region(given))
-    assert not mid.there.all()
+    fine, mid, own_B1D = network.tokens(made.encoder.region(regions))
+    assert not mid.mask.all()
     whole = (network.fine_stream(fine), network.mid_stream(mid, own_B1D))
     for sample in range(6):
         one = slice(sample, sample + 1)
         few = [
-            Tokens(values=x.values[one, x.there[sample]], there=x.there[one, x.there[sample]])
+            Tokens(values=x.values[one, x.mask[sample]], mask=x.mask[one, x.mask[sample]])
             for x in (fine, mid)
         ]
         alone = (network.fine_stream(few[0]), network.mid_stream(few[1], own_B1D[one]))
         for both, single, tokens in zip(whole, alone, (fine, mid), strict=True):
             torch.testing.assert_close(both.cls[one], single.cls)
             torch.testing.assert_close(both.others[one], single.others)
-            torch.testing.assert_close(both.tokens[one, tokens.there[sample]], single.tokens)
+            torch.testing.assert_close(both.tokens[one, tokens.mask[sample]], single.tokens)
 
 
 def test_the_regions_vector_is_of_mid_tokens_that_are_there() -> None:
-    module, there = Hierarchy(16, 4, 1), torch.tensor([[True, False, True]])
+    module, mask = Hierarchy(16, 4, 1), torch.tensor([[True, False, True]])
     mid, others = torch.randn(1, 3, 16), torch.randn(1, 2, 16)
     level = Level(
         mid=mid,
-        mid_there=there,
+        mid_there=mask,
         others=others,
         fine=torch.randn(1, 3, 4, 16),
         fine_there=torch.ones(1, 3, 4).bool(),
     )
-    moved = replace(level, mid=torch.where(there[..., None], mid, mid + 5))
+    moved = replace(level, mid=torch.where(mask[..., None], mid, mid + 5))
     assert not torch.allclose(module(level).mid, module(moved).mid)
     torch.testing.assert_close(module(level).region, module(moved).region)
 
 
 def test_hierarchy_looks_at_fine_tokens_that_are_there() -> None:
     """Own children and all of the region's; a mid token without any keeps what it is."""
-    module, there = Hierarchy(16, 4, 2), torch.rand(3, 4, 4) < 0.5
-    there[0, 1], there[2] = False, False
+    module, mask = Hierarchy(16, 4, 2), torch.rand(3, 4, 4) < 0.5
+    mask[0, 1], mask[2] = False, False
     level = Level(
         mid=torch.randn(3, 4, 16),
         mid_there=torch.ones(3, 4).bool(),
         others=torch.randn(3, 2, 16),
         fine=torch.randn(3, 4, 4, 16),
-        fine_there=there,
+        fine_there=mask,
     )
-    moved = replace(level, fine=torch.where(there[..., None], level.fine, level.fine + 5))
+    moved = replace(level, fine=torch.where(mask[..., None], level.fine, level.fine + 5))
     for name in ("mid", "region"):
         torch.testing.assert_close(getattr(module(level), name), getattr(module(moved), name))
     turned = replace(level, fine=level.fine.flip(0))
@@ -280,21 +276,21 @@ def test_hierarchy_looks_at_fine_tokens_that_are_there() -> None:
 
 def test_a_region_without_finer_tiles_is_told_from_the_coarse_one_alone() -> None:
     made = task()
-    given = batch()
-    for grid in given.under.values():
+    regions = batch()
+    for grid in regions.under.values():
         grid.mask[0] = False
-    losses = losses_of(made, given)
+    losses = losses_of(made, regions)
     assert all(x.isfinite().all() for x in losses.values())
     assert losses["expert expert"][0] == losses["dino-fine"][0] == losses["ibot"][0] == 0
     backward(losses)
     assert all(p.grad.isfinite().all() for p in made.parameters() if p.grad is not None)
-    moved = replace(given, features={"eye": given.features["eye"].flip(0)})
-    assert not torch.allclose(made.encoder.embed(moved)[0], made.encoder.embed(given)[0])
+    moved = replace(regions, features={"eye": regions.features["eye"].flip(0)})
+    assert not torch.allclose(made.encoder.embed(moved)[0], made.encoder.embed(regions)[0])
 
 
 def test_what_is_hidden_is_not_seen() -> None:
-    made, given = task(), batch()
-    region = made.encoder.region(given)
+    made, regions = task(), batch()
+    region = made.encoder.region(regions)
     hidden = (region.fine_there.flatten(1) & (torch.rand(8, 16) < 0.5), torch.zeros(8, 4).bool())
     other = replace(
         region, fine=torch.where(hidden[0].view(8, 4, 4, 1), region.fine + 5, region.fine)
@@ -310,27 +306,27 @@ def test_what_is_hidden_is_not_seen() -> None:
 
 
 def test_attention_is_torchs_own() -> None:
-    ours, reference = Attention(16, 4), nn.MultiheadAttention(16, 4, batch_first=True)
+    ours, reference = MultiHeadAttention(16, 4), nn.MultiheadAttention(16, 4, batch_first=True)
     with torch.no_grad():
         both = torch.cat([ours.query.weight, ours.key_value.weight])
         reference.in_proj_weight.copy_(both)
         reference.in_proj_bias.copy_(torch.cat([ours.query.bias, ours.key_value.bias]))
         reference.out_proj.load_state_dict(ours.out.state_dict())
-    query, keys, there = torch.randn(3, 2, 16), torch.randn(3, 5, 16), torch.rand(3, 5) < 0.5
-    there[:, 0], there[2] = True, False
-    found = ours(query, keys, there)
-    expected = reference(query[:2], keys[:2], keys[:2], key_padding_mask=~there[:2])[0]
-    torch.testing.assert_close(found[:2], expected)
-    assert (found[2] == 0).all()
+    query, keys, mask = torch.randn(3, 2, 16), torch.randn(3, 5, 16), torch.rand(3, 5) < 0.5
+    mask[:, 0], mask[2] = True, False
+    attended = ours(query, keys, mask)
+    expected = reference(query[:2], keys[:2], keys[:2], key_padding_mask=~mask[:2])[0]
+    torch.testing.assert_close(attended[:2], expected)
+    assert (attended[2] == 0).all()
 
 
 def test_fine_cells_go_to_the_mid_cell_above_them() -> None:
     grid = torch.arange(36 * 2).view(1, 6, 6, 2)
-    found = by_parent(grid, 3)
+    grouped = by_parent(grid, 3)
     for y in range(6):
         for x in range(6):
             mid, child = (y // 2) * 3 + x // 2, (y % 2) * 2 + x % 2
-            assert torch.equal(found[0, mid, child], grid[0, y, x])
+            assert torch.equal(grouped[0, mid, child], grid[0, y, x])
 
 
 def dihedral(grid: Tensor, turn: int) -> Tensor:
@@ -368,10 +364,10 @@ def test_hierarchy_turns_with_its_grids(turn: int) -> None:
 def test_crops_are_those_of_the_paper_and_squares() -> None:
     assert (crop_side(16, 6 / 16), crop_side(4, 3 / 4)) == (6, 3)
     assert [crop_side(side, 0.75) for side in (2, 3, 8)] == [1, 2, 6]
-    found = windows(50, 20, 5, 3, generator())
-    assert found.shape == (50, 20, 9)
+    squares = windows(50, 20, 5, 3, generator())
+    assert squares.shape == (50, 20, 9)
     corners = set()
-    for cells in found.flatten(0, 1).tolist():
+    for cells in squares.flatten(0, 1).tolist():
         rows, columns = np.divmod(np.array(cells), 5)
         assert rows.tolist() == np.repeat(np.arange(3) + rows[0], 3).tolist()
         assert columns.tolist() == np.tile(np.arange(3) + columns[0], 3).tolist()
@@ -380,14 +376,14 @@ def test_crops_are_those_of_the_paper_and_squares() -> None:
 
 
 def test_a_crop_takes_tokens_with_their_masks() -> None:
-    tokens = Tokens(values=torch.randn(2, 9, 4), there=torch.rand(2, 9) < 0.5)
+    tokens = Tokens(values=torch.randn(2, 9, 4), mask=torch.rand(2, 9) < 0.5)
     at = windows(2, 3, 3, 2, generator())
     crops = tokens.at(at)
     for sample in range(2):
         for crop in range(3):
             row, cells = sample * 3 + crop, at[sample, crop]
             assert torch.equal(crops.values[row], tokens.values[sample, cells])
-            assert torch.equal(crops.there[row], tokens.there[sample, cells])
+            assert torch.equal(crops.mask[row], tokens.mask[sample, cells])
 
 
 def test_places_are_in_one_frame() -> None:
@@ -400,13 +396,15 @@ def test_places_are_in_one_frame() -> None:
 
 
 def test_prompts_are_new_in_each_block_of_the_coarse_stream_alone() -> None:
-    made, given = task(), batch()
-    network, region = made.encoder.network, made.encoder.region(given)
-    seen = network(region)
-    assert torch.autograd.grad(seen.fine.cls.sum(), network.prompts, allow_unused=True)[0] is None
+    made, regions = task(), batch()
+    network, region = made.encoder.network, made.encoder.region(regions)
+    outputs = network(region)
+    assert (
+        torch.autograd.grad(outputs.fine.cls.sum(), network.prompts, allow_unused=True)[0] is None
+    )
     moved = torch.autograd.grad(network(region).mid.cls.square().sum(), network.prompts)[0]
     assert moved.flatten(1).norm(dim=1).min() > 0
-    assert seen.mid.others.shape == (8, 1 + 3, 32)
+    assert outputs.mid.others.shape == (8, 1 + 3, 32)
 
 
 # ---------------------------------------------------------------------- from a lake
@@ -423,19 +421,19 @@ def test_batches_of_a_lake_are_regions(tmp_path: Path) -> None:
         buffer_tiles=32,
         drop_last=True,
     )
-    batches = [on_device(found, "cpu") for found in stream]
-    found = {("plain", 2.0): torch.cat([b.features["plain"] for b in batches])}
+    batches = [on_device(features, "cpu") for features in stream]
+    features = {("plain", 2.0): torch.cat([b.features["plain"] for b in batches])}
     for teacher, mpp in (("plain", 1.0), ("plain", 0.5), ("packed", 0.5)):
         parts = [b.under[mpp].features[teacher][b.under[mpp].mask] for b in batches]
-        found[teacher, mpp] = torch.cat(parts)
-    norms = norms_of(found, "z-score")
+        features[teacher, mpp] = torch.cat(parts)
+    norms = norms_of(features, "z-score")
     made = RegionTask(recipe("plain", "packed", targets="z-score"), DIMS, norms)
     history = fit(made, batches, 2)
     assert np.isfinite(history).all()
-    for given in batches:
-        assert made.encoder.embed(given).isfinite().all()
-        prediction = made.predict(given)["packed"]
-        assert len(prediction.predicted) == int(given.under[0.5].mask.sum())
+    for regions in batches:
+        assert made.encoder.embed(regions).isfinite().all()
+        prediction = made.predict(regions)["packed"]
+        assert len(prediction.predicted) == int(regions.under[0.5].mask.sum())
 
 
 # ---------------------------------------------------------------------- keeping, refusing
@@ -445,9 +443,9 @@ def test_batches_of_a_lake_are_regions(tmp_path: Path) -> None:
 def test_it_is_kept_with_its_statistics(targets: str) -> None:
     made = task(targets=targets)
     weights = load(save({k: v.contiguous() for k, v in made.student.state_dict().items()}))
-    about = recipe().student
-    assert isinstance(about, RegionStudent)
-    again = RegionEncoder.restored(about, "eye", (1.0, 2.0, 4.0), targets, weights)
+    student = recipe().student
+    assert isinstance(student, RegionStudent)
+    again = RegionEncoder.restored(student, "eye", (1.0, 2.0, 4.0), targets, weights)
     assert torch.equal(again.embed(batch()), made.eval().encoder.embed(batch()))
 
 
@@ -461,7 +459,7 @@ def test_a_checkpoint_goes_on_where_it_was() -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "message"),
     [
         ({"terms": (Term(kind="ibot"),)}, "and 'dino', without which"),
         ({"terms": (Term(kind="dino"), Term(kind="match"))}, "each of dino, ibot, koleo"),
@@ -471,8 +469,8 @@ def test_a_checkpoint_goes_on_where_it_was() -> None:
         ({"width": 30}, "multiple of"),
     ],
 )
-def test_what_can_not_be_is_refused(changes: dict[str, Any], told: str) -> None:
-    with pytest.raises(DistillError, match=told):
+def test_what_can_not_be_is_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(DistillError, match=message):
         task(**changes)
 
 
@@ -480,11 +478,11 @@ def test_batches_that_are_no_regions_are_refused() -> None:
     made = task()
     with pytest.raises(DistillError, match=r"mpp 16\.0 with .* this encoder sees 4\.0"):
         made.encoder.embed(batch(side=4, each=4))
-    given = batch()
-    fine_alone = replace(given, under={1.0: given.under[1.0]})
+    regions = batch()
+    fine_alone = replace(regions, under={1.0: regions.under[1.0]})
     with pytest.raises(DistillError, match=r"with \[1\.0\] under it given"):
         made.encoder.embed(fine_alone)
-    two = {key: norm for key, norm in region_norms(WORLD, given).items() if key[1] > 1}
+    two = {key: norm for key, norm in region_norms(WORLD, regions).items() if key[1] > 1}
     with pytest.raises(DistillError, match="of three mpps; 'eye' has statistics at"):
         RegionTask(recipe(), WORLD.dims, two)
     region = made.encoder.region(batch())

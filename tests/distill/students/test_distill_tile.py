@@ -34,8 +34,8 @@ CASES: dict[str, tuple[str, tuple[str, ...], dict[str, Any]]] = {
 
 
 def case(name: str, **more: Any) -> Recipe:  # noqa: ANN401
-    recipe, teachers, given = CASES[name]
-    return make_recipe(recipe, teachers, **{**TINY, "targets": "z-score", **given, **more})
+    recipe, teachers, settings = CASES[name]
+    return make_recipe(recipe, teachers, **{**TINY, "targets": "z-score", **settings, **more})
 
 
 def fine(recipe: Recipe) -> float | None:
@@ -50,9 +50,9 @@ def test_recipe_learns_and_beats_the_mean_feature_on_new_tiles(name: str) -> Non
     losses = train(task, world)
     assert sum(losses[-5:]) < sum(losses[:5])
     task.eval()
-    for teacher, said in task.predict(world.batch(128, seed=7)).items():
-        raw, guess = said.features.float(), said.norm.inverse(said.predicted)
-        mean = said.norm.mean.expand_as(raw)
+    for teacher, prediction in task.predict(world.batch(128, seed=7)).items():
+        raw, guess = prediction.features.float(), prediction.norm.inverse(prediction.predicted)
+        mean = prediction.norm.mean.expand_as(raw)
         ours, nothing = (F.cosine_similarity(x, raw).mean() for x in (guess, mean))
         assert ours > nothing, teacher
 
@@ -90,12 +90,14 @@ def test_a_term_can_be_added_to_any_recipe_and_is_heard(text: str) -> None:
     world = TileWorld.make(scale=1.0)
     task = world.task(recipe).train()
     losses = task(world.batch(8), torch.Generator().manual_seed(0))
-    mine = {name: loss for name, loss in losses.items() if not name.startswith("match")}
-    assert mine
-    for loss in mine.values():
+    term_losses = {name: loss for name, loss in losses.items() if not name.startswith("match")}
+    assert term_losses
+    for loss in term_losses.values():
         assert loss.shape == (8,)
     network = [p for p in task.network.parameters() if p.requires_grad]
-    heard = torch.autograd.grad(torch.stack(list(mine.values())).sum(), network, allow_unused=True)
+    heard = torch.autograd.grad(
+        torch.stack(list(term_losses.values())).sum(), network, allow_unused=True
+    )
     assert sum(float(g.abs().sum()) for g in heard if g is not None) > 0
     assert {term.partition(":")[0].partition("=")[0] for term in [text]} <= set(TERMS)
 
@@ -123,8 +125,8 @@ def test_each_option_changes_the_outcome(change: dict[str, Any]) -> None:
 
     def loss(recipe: Recipe) -> float:
         task = world.task(recipe).train()
-        found = task(world.batch(16), torch.Generator().manual_seed(recipe.seed))
-        return float(torch.stack(list(found.values())).sum().detach())
+        losses = task(world.batch(16), torch.Generator().manual_seed(recipe.seed))
+        return float(torch.stack(list(losses.values())).sum().detach())
 
     assert loss(case("agglomerate", **change)) != pytest.approx(loss(case("agglomerate")), rel=1e-5)
 

@@ -13,8 +13,8 @@ from distill.recipes.recipe import Recipe
 from distill.recipes.recipe_columns import check, columns_of
 from distill.recipes.recipe_table import make_recipe
 from distill.students.feature_students import extract
-from distill.students.recipe_task import make_task
 from distill.students.saved_student import write_student
+from distill.students.student_table import make_task
 from distill.students.task import Task, on_device
 from distill.targets.missing_stats import fit_missing
 from distill.targets.norms import fit_norms, read_norms
@@ -39,8 +39,8 @@ def kept(lake: Lake, recipe: Recipe, name: str) -> Task:
     norms = read_norms(fit_norms(lake, recipe.targets, needs, ids))
     task = make_task(lake, recipe, norms).eval()
     identities = {f"{t}@{m}": lake.identity(t, mpp=m) for t, m in needs}
-    config = {"student": name, "recipe": recipe, "identities": identities}
-    write_student(lake, config, task, {"student": name})
+    report = {"student": name}
+    write_student(lake, task, report, name=name, recipe=recipe, identities=identities)
     return task
 
 
@@ -69,9 +69,9 @@ def test_a_students_column_is_what_it_says_of_each_tile(tmp_path: Path, name: st
                 under=dict.fromkeys(under, TEACHERS[:1]),
             )
             np.testing.assert_array_equal(batch.tile_id, bag.tile_id)
-            here = on_device(batch, "cpu")
-            said = student.embed(here) if region else student.embed(here.features, mpp=mpp)
-            np.testing.assert_allclose(bag.features, said, atol=5e-3)
+            tensors = on_device(batch, "cpu")
+            vectors = student.embed(tensors) if region else student.embed(tensors.features, mpp=mpp)
+            np.testing.assert_allclose(bag.features, vectors, atol=5e-3)
     again = extract(lake.uri, ["fused"])
     assert again.teachers["fused"]["tiles"] == 0
 
@@ -96,9 +96,9 @@ def test_what_a_student_of_features_can_not_do_is_refused(tmp_path: Path) -> Non
         extract(lake.uri, ["fused"], mpps=[1.0])
     with pytest.raises(TeacherError, match="no teacher 'fussed'"):
         extract(lake.uri, ["fussed"])
-    about = lake.read_json("students/fused/features.json")
-    about["identities"]["plain@0.5"] = {"card": "another"}
-    lake.write_json("students/fused/features.json", about)
+    card = lake.read_json("students/fused/features.json")
+    card["identities"]["plain@0.5"] = {"card": "another"}
+    lake.write_json("students/fused/features.json", card)
     report = lake.read_json("students/fused/report.json")
     files = {"features.json": lake.read_bytes("students/fused/features.json")}
     lake.write_json("students/fused/report.json", sealed(report, files))
@@ -110,11 +110,11 @@ def test_recipes_of_several_mpps_name_what_they_need(tmp_path: Path) -> None:
     lake = open_lake(made(tmp_path / "lake").uri)
     with pytest.raises(DistillError, match=r"is of 2 mpps that nest.*\[2.0, 1.0, 0.5\] given"):
         check(lake, make_recipe("xmag", TEACHERS))
-    with pytest.raises(DistillError, match=r"asks for mpps \[4.0\]; the lake has"):
+    with pytest.raises(DistillError, match=r"needs mpps \[4.0\]; the lake has"):
         check(lake, make_recipe("xmag", TEACHERS, mpps=(4.0, 0.5)))
     recipe = make_recipe("xmag", TEACHERS, mpps=(0.5, 2.0))
     assert recipe.levels_of(lake.config.mpps) == ((2.0,), (0.5,))
     assert recipe.needs(lake.config.mpps) == [("plain", 0.5), ("packed", 0.5)]
     regions = make_recipe("pathme", TEACHERS)
-    seen = [("plain", 2.0), ("plain", 1.0), ("plain", 0.5), ("packed", 0.5)]
-    assert regions.needs(lake.config.mpps) == seen
+    expected = [("plain", 2.0), ("plain", 1.0), ("plain", 0.5), ("packed", 0.5)]
+    assert regions.needs(lake.config.mpps) == expected

@@ -17,12 +17,12 @@ from distill.evaluate.measures.fidelity import Fidelity, combined
 from distill.losses.feature_losses import cosine_loss, match_loss, smooth_l1_loss
 from distill.recipes.recipe import Recipe, Schedule
 from distill.recipes.recipe_table import make_recipe
-from distill.students.recipe_task import make_task
+from distill.students.student_table import make_task
 from distill.students.task import Batch
 from distill.students.tile_task import TileTask
 from distill.targets.missing_stats import fit_missing, split_slides
 from distill.targets.norms import fit_norms, read_norms
-from distill.targets.target import TargetNorm, make_norm
+from distill.targets.target import TargetNorm
 from distill.train.batches import Feed, mixed
 from distill.train.loop import Loop, NotFiniteError, State, Step, learning_rate, measure
 from distill.train.ray_train import distill
@@ -30,6 +30,7 @@ from featurestore import Lake, Moments, open_lake
 from ingest import find_teachers, load_encoder
 from ingest.teachers.ray_extract import extract
 from tests.conftest import TEACHERS
+from tests.worlds.feature_worlds import make_norm
 
 TINY: dict[str, Any] = {
     "architecture": "test_efficientnet",
@@ -137,10 +138,10 @@ def feed(lake: Lake, recipe: Recipe = SMALL) -> Feed:
 
 
 def steps_of(
-    lake: Lake, epoch: int, *, first: int = 0, **given: int
+    lake: Lake, epoch: int, *, first: int = 0, **place: int
 ) -> list[tuple[float, list[int]]]:
     """(mpp, keys) of every batch."""
-    batches = mixed(feed(lake).training(**given), epoch=epoch, seed=SMALL.seed, first=first)
+    batches = mixed(feed(lake).training(**place), epoch=epoch, seed=SMALL.seed, first=first)
     return [(batch.mpp, batch.tile_id.tolist()) for batch in batches]
 
 
@@ -235,9 +236,9 @@ def test_a_run_stopped_at_any_step_goes_on_as_if_it_had_not(lake_copy: Path) -> 
     assert [step.number for step in again] == [step.number for step in steps[at:]]
     for one, two in zip(again, steps[at:], strict=True):
         assert one.losses == pytest.approx(two.losses, rel=1e-4)
-    ours, theirs = (loop.state.task.state_dict() for loop in (resumed, whole))
-    for name, value in theirs.items():
-        torch.testing.assert_close(ours[name], value, rtol=1e-4, atol=1e-5)
+    ours, undisturbed = (loop.state.task.state_dict() for loop in (resumed, whole))
+    for name, tensor in undisturbed.items():
+        torch.testing.assert_close(ours[name], tensor, rtol=1e-4, atol=1e-5)
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_tiles(lake_copy: Path) -> None:
@@ -248,9 +249,9 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_tiles(lake_copy: 
     bad = batch.tile_id[3]
 
     class Broken(torch.nn.Module):
-        def forward(self, given: Batch, generator: torch.Generator) -> dict[str, Tensor]:
-            wrong = (given.tile_id == int(bad)).float()
-            losses = task(given, generator)
+        def forward(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
+            wrong = (batch.tile_id == int(bad)).float()
+            losses = task(batch, generator)
             return {name: loss / (1 - wrong) for name, loss in losses.items()}
 
     loop = Loop(SMALL, loop.state, tiles.training(), model=Broken())
@@ -265,9 +266,9 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_tiles(lake_copy: 
 def test_measuring_sees_each_held_out_tile_once(lake_copy: Path) -> None:
     lake = open_lake(lake_copy)
     task, tiles = ready(lake, SMALL)
-    found = measure(task, tiles.measuring())
-    seen = {str(mpp): part.tiles for mpp, part in found[TEACHERS[0]].items()}
-    assert seen == lake.info()["tiles"]
+    fidelity = measure(task, tiles.measuring())
+    tiles_by_mpp = {str(mpp): part.tiles for mpp, part in fidelity[TEACHERS[0]].items()}
+    assert tiles_by_mpp == lake.info()["tiles"]
 
 
 def test_incomplete_teacher_is_refused_before_the_run(filled: Path) -> None:
@@ -284,7 +285,7 @@ def test_held_out_patients_have_no_slide_in_training(lake: Lake) -> None:
     assert not {patient[s] for s in train} & {patient[s] for s in held}
 
 
-def told(run: Path, steps: int) -> None:
+def check_log(run: Path, steps: int) -> None:
     """A run's lines, TensorBoard and picture."""
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines if "losses" in line] == list(range(1, steps + 1))
@@ -312,7 +313,7 @@ def test_student_from_ray_train_to_a_teacher_in_the_lake(lake_copy: Path) -> Non
     assert distill(str(lake_copy), SMALL, name="tiny") == kept
     with pytest.raises(DistillError, match="other data or settings"):
         distill(str(lake_copy), make_recipe("agglomerate", TEACHERS, **TINY, seed=3), name="tiny")
-    told(lake_copy / "runs" / report["run"], report["steps"])
+    check_log(lake_copy / "runs" / report["run"], report["steps"])
 
     # Plain timm opens the student without us, and gives what the lake's column holds.
     card = json.loads((lake_copy / "students/tiny/card.json").read_text())

@@ -9,7 +9,7 @@ import torch
 from distill.errors import DistillError
 from distill.recipes.recipe_columns import check
 from distill.recipes.recipe_table import make_recipe
-from distill.students.recipe_task import make_task
+from distill.students.student_table import make_task
 from distill.students.task import on_device
 from distill.targets.missing_stats import fit_missing
 from distill.targets.norms import fit_norms, read_norms
@@ -39,10 +39,10 @@ def test_failure_13_every_teacher_is_matched_at_every_mpp_and_measured_at_each(
     norms = fit_norms(lake, recipe.targets, recipe.needs(lake.config.mpps), slide_ids(lake))
     task = make_task(lake, recipe, read_norms(norms))
     feed = Feed(lake=lake, recipe=recipe, slide_ids=slide_ids(lake))
-    seen = {batch.mpp for stream in feed.training() for batch in stream}
-    assert seen == {0.5, 2.0}
-    found = measure(task, feed.measuring(), tiles=16)
-    assert {name: set(parts) for name, parts in found.items()} == dict.fromkeys(TEACHERS, seen)
+    mpps = {batch.mpp for stream in feed.training() for batch in stream}
+    assert mpps == {0.5, 2.0}
+    fidelity = measure(task, feed.measuring(), tiles=16)
+    assert {name: set(parts) for name, parts in fidelity.items()} == dict.fromkeys(TEACHERS, mpps)
 
 
 def test_failure_13_a_teacher_that_an_mpp_lacks_is_refused(lake_copy: Path) -> None:
@@ -95,8 +95,8 @@ def test_failure_20_cached_grids_turn_with_the_pixels(name: str, output: str) ->
     if output == CLS:
         mask = batch.under[FINE].mask.flatten(1)[..., None]
         plain = batch.under[FINE].features["a"].flatten(1, 2) * mask
-        wanted = plain.sum(dim=1) / mask.sum(dim=1).clamp_min(1)
-        torch.testing.assert_close(goal.target, wanted)
+        expected = plain.sum(dim=1) / mask.sum(dim=1).clamp_min(1)
+        torch.testing.assert_close(goal.target, expected)
     elif output == GRID:
         kept = goal.weight
         assert kept is not None

@@ -28,13 +28,13 @@ def run(lake: Path, workers: int) -> None:
     subprocess.run(line, cwd=ROOT, check=True, capture_output=True, timeout=400)
 
 
-def kill_distill(lake: Path, workers: int, after_s: float, what: str) -> bool:
+def kill_distill(lake: Path, workers: int, after_s: float, target: str) -> bool:
     """Kill the whole run, or one worker of it, some time after a checkpoint; whether it ran."""
     process = started(command(lake, workers))
     wait_for_work(process, lambda: stamps(lake))
     time.sleep(after_s)
-    running = kill(process, what, worker=b"RayTrainWorker")
-    assert what == "group" or process.returncode == 0
+    running = kill(process, target, worker=b"RayTrainWorker")
+    assert target == "group" or process.returncode == 0
     return running
 
 
@@ -49,21 +49,21 @@ def lines(lake: Path) -> list[dict[str, Any]]:
 
 def check(killed: Path, whole: Path) -> None:
     for file in ("model", "heads"):
-        ours, theirs = (
+        ours, undisturbed = (
             load_file(x / f"students/{NAME}/{file}.safetensors") for x in (killed, whole)
         )
-        assert ours.keys() == theirs.keys()
-        for name, value in theirs.items():
-            torch.testing.assert_close(ours[name], value, rtol=1e-3, atol=1e-4)
+        assert ours.keys() == undisturbed.keys()
+        for name, tensor in undisturbed.items():
+            torch.testing.assert_close(ours[name], tensor, rtol=1e-3, atol=1e-4)
     one, two = ([line for line in lines(x) if "losses" in line] for x in (killed, whole))
     assert [line["step"] for line in one] == [line["step"] for line in two]
-    for mine, theirs_line in zip(one, two, strict=True):
-        assert mine["loss"] == pytest.approx(theirs_line["loss"], rel=1e-3)
+    for line, undisturbed_line in zip(one, two, strict=True):
+        assert line["loss"] == pytest.approx(undisturbed_line["loss"], rel=1e-3)
     reports = [
         json.loads((x / f"students/{NAME}/report.json").read_text()) for x in (killed, whole)
     ]
-    for teacher, found in reports[0]["fidelity"].items():
-        assert found == pytest.approx(reports[1]["fidelity"][teacher], abs=1e-3)
+    for teacher, fidelity in reports[0]["fidelity"].items():
+        assert fidelity == pytest.approx(reports[1]["fidelity"][teacher], abs=1e-3)
 
 
 @pytest.fixture(scope="module")
@@ -77,16 +77,16 @@ def whole(filled: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.timeout(1500)
-@pytest.mark.parametrize("what", ["group", "worker"])
+@pytest.mark.parametrize("target", ["group", "worker"])
 def test_killed_at_random_it_ends_in_the_same_student(
-    filled: Path, whole: Path, tmp_path: Path, what: str
+    filled: Path, whole: Path, tmp_path: Path, target: str
 ) -> None:
     """A worker's death is mended by the run itself; all others by the next run."""
     killed = tmp_path / "killed"
     shutil.copytree(filled, killed)
     seed = random.randrange(1000)
-    hit = kill_distill(killed, WORKERS, random.Random(seed).uniform(0, 2), what)
-    if what == "group":
+    hit = kill_distill(killed, WORKERS, random.Random(seed).uniform(0, 2), target)
+    if target == "group":
         assert hit, seed
         run(killed, WORKERS)
     check(killed, whole)

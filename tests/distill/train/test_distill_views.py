@@ -6,8 +6,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from distill.recipes.recipe import TileStudent, Views
-from distill.students.student import Student
+from distill.recipes.recipe import Views
+from distill.recipes.student_settings import TileStudent
+from distill.students.student import TileNetwork
 from distill.train.views import (
     TURNS,
     cropped,
@@ -45,12 +46,12 @@ def test_a_student_sees_tiles_as_extract_will_show_them() -> None:
 
 def test_the_eight_symmetries_are_numpys_and_different() -> None:
     x = torch.arange(9.0).view(1, 1, 3, 3).expand(TURNS, 1, 3, 3)
-    found = turned(x, torch.arange(TURNS), axes=(2, 3))
+    symmetries = turned(x, torch.arange(TURNS), axes=(2, 3))
     for turn in range(TURNS):
         one = x[0, 0].numpy()
         one = one[:, ::-1] if turn >= 4 else one
-        np.testing.assert_array_equal(found[turn, 0], np.rot90(one, turn % 4))
-    assert len({tuple(one.flatten().tolist()) for one in found}) == TURNS
+        np.testing.assert_array_equal(symmetries[turn, 0], np.rot90(one, turn % 4))
+    assert len({tuple(one.flatten().tolist()) for one in symmetries}) == TURNS
 
 
 def test_places_move_as_the_grid_does() -> None:
@@ -77,8 +78,8 @@ def test_stain_jitter_is_that_of_the_teachers_variants() -> None:
     generator = random(3)
     scale, shift = ((torch.rand(4, 3, generator=generator) * 2 - 1) * 0.05 for _ in range(2))
     for one, tile, s, m in zip(ours, pixels.numpy(), 1 + scale, shift, strict=True):
-        theirs = jittered(tile, s.numpy(), m.numpy()).astype(np.float32) / 255
-        np.testing.assert_allclose(one.permute(1, 2, 0), theirs, atol=0.6 / 255)
+        variant = jittered(tile, s.numpy(), m.numpy()).astype(np.float32) / 255
+        np.testing.assert_allclose(one.permute(1, 2, 0), variant, atol=0.6 / 255)
     assert float((ours - sized(pixels, 32) / 255).abs().max()) > 0.01
 
 
@@ -93,9 +94,9 @@ def test_colour_jitter_of_size_zero_changes_nothing_and_grey_stays_grey() -> Non
 
 def test_crops_are_parts_of_the_tile() -> None:
     x = torch.linspace(0, 1, 64).view(1, 1, 1, 64).expand(8, 3, 64, 64)
-    found = cropped(x, 16, (0.25, 0.25), random())
-    assert found.shape == (8, 3, 16, 16)
-    width = found[:, 0, 0, -1] - found[:, 0, 0, 0]
+    crops = cropped(x, 16, (0.25, 0.25), random())
+    assert crops.shape == (8, 3, 16, 16)
+    width = crops[:, 0, 0, -1] - crops[:, 0, 0, 0]
     # A quarter of the area is half of the width, between the centres of its outer pixels.
     torch.testing.assert_close(width, torch.full((8,), 0.5 * 15 / 16 * 64 / 63), atol=1e-3, rtol=0)
 
@@ -107,10 +108,10 @@ def test_failure_5_tokens_of_any_network_are_its_patches_alone(
     architecture: str, grid: tuple[int, int]
 ) -> None:
     """Prefix tokens are left out, and the embedding is the network's own."""
-    student = Student(TileStudent(architecture=architecture, input_px=64)).eval()
+    student = TileNetwork(TileStudent(architecture=architecture, input_px=64)).eval()
     x = normalised(sized(tiles(3, 64), 64))
-    seen = student(x)
-    assert student.grid == grid == tuple(seen.tokens.shape[1:3])
-    torch.testing.assert_close(seen.embedding, student.trunk(x))
-    assert seen.embedding.shape[1] == student.dim
-    assert seen.tokens.shape[3] == student.token_dim
+    outputs = student(x)
+    assert student.grid == grid == tuple(outputs.tokens.shape[1:3])
+    torch.testing.assert_close(outputs.embedding, student.trunk(x))
+    assert outputs.embedding.shape[1] == student.dim
+    assert outputs.tokens.shape[3] == student.token_dim

@@ -39,10 +39,10 @@ def verify_isolated(uri: str, *, at: str | None = None, sample: float = 1.0) -> 
     """
     with tempfile.TemporaryDirectory() as folder:
         request = json.dumps({"uri": uri, "at": at, "sample": sample, "folder": folder})
-        root = str(Path(__file__).resolve().parents[1])
+        root = str(Path(__file__).resolve().parents[2])
         path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
         done = subprocess.run(
-            [sys.executable, "-m", "commands.isolated_verify", request],
+            [sys.executable, "-m", "commands.lakes.isolated_verify", request],
             env={**os.environ, "PYTHONPATH": path},
             check=False,
         )
@@ -74,8 +74,8 @@ def _ended(reading: Path, code: int) -> "Verdict":
     from featurestore import Damage, Verdict
 
     path = reading.read_text()
-    what = f"table {path}: reading it ended the process that read it (code {code})"
-    return Verdict(version=0, damage=[Damage(description=what, part="table", path=path)])
+    damage = f"table {path}: reading it ended the process that read it (code {code})"
+    return Verdict(version=0, damage=[Damage(description=damage, part="table", path=path)])
 
 
 # ---------------------------------------------------------------------- the child
@@ -97,7 +97,7 @@ class _Bar:
 
 @contextlib.contextmanager
 def _without_rust_messages() -> Iterator[None]:
-    """Keep Python's stderr, and send what libraries print to descriptor 2 nowhere."""
+    """Keep Python's stderr, and drop the text that libraries print to descriptor 2."""
     kept = os.dup(2)
     nowhere = os.open(os.devnull, os.O_WRONLY)
     sys.stderr.flush()
@@ -109,7 +109,7 @@ def _without_rust_messages() -> Iterator[None]:
 
 def main(request: str) -> None:
     """Run the check that a request describes, and write its answer."""
-    from featurestore.keep.verify import check_lake
+    from featurestore.keep.verify.lance_checking import check_lake
 
     value = json.loads(request)
     folder = Path(value["folder"])

@@ -95,7 +95,7 @@ def _installed(root: str) -> Iterator[tuple[Distribution, str]]:
             continue
         if name not in opened and needed_by:
             yield package, needed_by
-        # a package is opened once, and once more for each of its extras that is asked for
+        # a package is opened once, and once more for each of its extras that is needed
         fresh = {"", *requirement.extras} - opened.setdefault(name, set())
         opened[name] |= fresh
         needs = [Requirement(need) for need in package.requires or []] if fresh else []

@@ -1,0 +1,60 @@
+"""All commands, under the headings of `slidelake --help`."""
+
+import typer
+
+from commands.edits import annotate, drop, rename
+from commands.files import export_files, import_files
+from commands.installation import demo, licences, submit
+from commands.lakes import (
+    compact,
+    copy_files,
+    info,
+    query,
+    repair,
+    restore,
+    snapshot,
+    vacuum,
+    verify,
+)
+from commands.slides import extract, ingest, score, teachers
+from commands.students import distill, evaluate, export_student, stats
+from commands.studies import attention, mil, probe, report, runs, search, survival
+
+#: Heading -> the commands under it, in the order of `--help`; None stands for no heading.
+COMMANDS: dict[str | None, tuple[typer.Typer, ...]] = {
+    None: (demo.app, submit.app),
+    "Slides, tiles, features": (ingest.app, extract.app, score.app, teachers.app),
+    "Students": (stats.app, distill.app, evaluate.app, export_student.app),
+    "Downstream tasks": (
+        mil.app,
+        survival.app,
+        probe.app,
+        attention.app,
+        search.app,
+        runs.app,
+        report.app,
+    ),
+    "The lake": (
+        query.app,
+        info.app,
+        verify.app,
+        repair.app,
+        restore.app,
+        compact.app,
+        vacuum.app,
+        snapshot.app,
+        copy_files.app,
+    ),
+    "Your own columns, dropping and renaming": (annotate.app, drop.app, rename.app),
+    "Other tools' files": (import_files.app, export_files.app),
+    "This installation": (licences.app,),
+}
+
+
+def add_commands(app: typer.Typer) -> None:
+    """Add all commands to the application."""
+    for heading, parts in COMMANDS.items():
+        for part in parts:
+            for command in part.registered_commands if heading else ():
+                command.rich_help_panel = heading
+            app.add_typer(part)

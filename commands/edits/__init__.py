@@ -1,0 +1,1 @@
+"""Commands that annotate a lake, drop parts of it, or rename them."""

@@ -1,0 +1,64 @@
+"""`slidelake export`: a lake as files of another tool."""
+
+from dataclasses import asdict, dataclass
+from typing import Annotated
+
+import typer
+
+from commands.options.dataclass_options import command
+from commands.options.printing import print_answer
+from commands.options.shared_options import AtOpt, JsonOpt, LakeArg
+
+app = typer.Typer()
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportOptions:
+    """Options of `slidelake export`.
+
+    Attributes:
+        out: Local folder to write to.
+        format: Tool that reads the files: trident, clam, stamp, anndata or geojson.
+        teachers: Teacher to export; repeat for several; all if not given.
+        mpp: Microns per pixel; needed if the lake has several.
+        tiles: With geojson: the tiles as rectangles, too.
+    """
+
+    lake: LakeArg
+    out: Annotated[str, typer.Argument(metavar="OUT")]
+    format: str
+    teachers: Annotated[tuple[str, ...], typer.Option("--teacher")] = ()
+    mpp: float | None = None
+    tiles: Annotated[bool, typer.Option("--tiles")] = False
+    at: AtOpt = None
+    json: JsonOpt = False
+
+
+@command(app, "export")
+def export_command(options: ExportOptions) -> None:
+    """Write a lake's tiles and features as another tool's files; existing files stay.
+
+    Example: slidelake export my-lake for-trident --format trident --teacher uni2_h --mpp 0.5
+    """
+    from cluster import progress
+    from featurestore.interop import export_folder
+
+    with progress("export", total=None, unit="slides") as bar:
+        result = export_folder(
+            options.lake,
+            options.out,
+            format=options.format,
+            teachers=options.teachers,
+            mpp=options.mpp,
+            version=options.at,
+            tiles=options.tiles,
+            on_slide=lambda slide, files: bar.advance(),
+        )
+    lines = [f"{failure['slide']} failed: {failure['reason']}" for failure in result.failed]
+    lines += [f"{slide['slide']} left out: {slide['reason']}" for slide in result.left_out]
+    lines.append(
+        f"{result.out}: {result.written} slides written in {result.files} files, "
+        f"{result.complete} were there already, {len(result.failed)} failed"
+    )
+    print_answer(asdict(result), as_json=options.json, text="\n".join(lines))
+    raise typer.Exit(1 if result.failed else 0)

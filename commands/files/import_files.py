@@ -1,0 +1,71 @@
+"""`slidelake import`: files of another tool into a lake."""
+
+from dataclasses import asdict, dataclass
+from typing import Annotated
+
+import typer
+
+from commands.options.dataclass_options import command
+from commands.options.printing import print_answer
+from commands.options.shared_options import JsonOpt, LakeArg
+
+app = typer.Typer()
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImportOptions:
+    """Options of `slidelake import`.
+
+    Attributes:
+        folder: Folder that the other tool wrote.
+        format: Tool that wrote it: trident, clam, stamp or slide2vec.
+        mpp: Microns per pixel of the tiles; the files of CLAM lack it.
+        level0_mpp: Microns per pixel of the slides' level 0; the files of STAMP lack it.
+        teachers: NAME of the encoder where the files lack it, or NAMEs to take of several;
+            NAME=FOLDER names one folder of features. Repeat for several.
+        tile_px: Side of a tile in its own pixels, where files lack it.
+        tile_px_level0: Side of a tile in level-0 pixels, where files lack it.
+    """
+
+    lake: LakeArg
+    folder: Annotated[str, typer.Argument(metavar="DIR")]
+    format: str
+    mpp: float | None = None
+    level0_mpp: float | None = None
+    teachers: Annotated[tuple[str, ...], typer.Option("--teacher")] = ()
+    tile_px: int | None = None
+    tile_px_level0: int | None = None
+    json: JsonOpt = False
+
+
+@command(app, "import")
+def import_command(options: ImportOptions) -> None:
+    """Take tiles and features that another tool extracted; without pixels. Run it again to go on.
+
+    Example: slidelake import my-lake CLAM_FEATURES --format clam --mpp 0.5 --teacher resnet50
+    """
+    from cluster import progress
+    from featurestore.interop import ImportFacts, import_folder
+
+    facts = ImportFacts(
+        mpp=options.mpp,
+        level0_mpp=options.level0_mpp,
+        teachers=options.teachers,
+        tile_px=options.tile_px,
+        tile_px_level0=options.tile_px_level0,
+    )
+    with progress("import", total=None, unit="files") as bar:
+        result = import_folder(
+            options.lake,
+            options.folder,
+            format=options.format,
+            facts=facts,
+            on_slide=lambda slide, outcome: bar.advance(),
+        )
+    lines = [f"{failure['slide_id']} failed: {failure['reason']}" for failure in result.failed]
+    lines += [f"{slide['slide_id']} left out: {slide['reason']}" for slide in result.left_out]
+    lines += [f"{tiles:,} tiles at {name} mpp" for name, tiles in result.tiles.items()]
+    lines += [f"{name}: {slides} slides" for name, slides in result.features.items()]
+    lines.append(f"{result.slides} slides, {result.new} new; {len(result.failed)} files failed")
+    print_answer(asdict(result), as_json=options.json, text="\n".join(lines))
+    raise typer.Exit(1 if result.failed else 0)

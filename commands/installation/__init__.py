@@ -1,0 +1,1 @@
+"""Commands about this installation: the demo, jobs on a cluster, licences."""

@@ -1,0 +1,1 @@
+"""Commands that query, check, repair and copy a lake."""

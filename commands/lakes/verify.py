@@ -1,0 +1,61 @@
+"""`slidelake verify`: a lake compared with its catalog."""
+
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import typer
+
+from commands.lakes.damage_lines import advice, damage_line
+from commands.options.dataclass_options import command
+from commands.options.printing import print_answer
+from commands.options.shared_options import AtOpt, JsonOpt, LakeArg
+
+app = typer.Typer()
+
+
+@dataclass(frozen=True, kw_only=True)
+class VerifyOptions:
+    """Options of `slidelake verify`.
+
+    Attributes:
+        sample: Share of slides to read in full: a quick look.
+    """
+
+    lake: LakeArg
+    sample: Annotated[float, typer.Option(min=0, max=1)] = 1.0
+    at: AtOpt = None
+    json: JsonOpt = False
+
+
+@command(app, "verify")
+def verify_command(options: VerifyOptions) -> None:
+    """Compare a lake with its catalog: counts, keys, checksums, files. Exit code 1 on damage.
+
+    Names slides, teachers and tables; if a table is damaged, also the versions that are whole.
+
+    Example: slidelake verify my-lake --sample 0.05
+    """
+    from commands.lakes.isolated_verify import verify_isolated
+
+    verdict = verify_isolated(options.lake, at=options.at, sample=options.sample)
+    answer = verdict.as_dict()
+    lines = [damage_line(damage) for damage in answer["damage"]]
+    lines.append(_checked_line(answer))
+    lines += [
+        f"{count:,} {name} have no checksum: `slidelake repair --checksums` adds them"
+        for name, count in verdict.unchecked.items()
+    ]
+    if not verdict.ok:
+        lines.append(advice(options.lake, verdict))
+    print_answer(answer, as_json=options.json, text="\n".join(lines))
+    raise typer.Exit(0 if verdict.ok else 1)
+
+
+def _checked_line(verdict: dict[str, Any]) -> str:
+    checked = verdict["checked"]
+    return (
+        f"version {verdict['version']}: {checked['slides']:,} slides, {checked['tiles']:,} tiles, "
+        f"{checked['features']:,} bags of features, {checked['shards']:,} shards, "
+        f"{checked['bytes'] / 1e6:,.0f} MB read: "
+        + ("all as it was committed" if verdict["ok"] else f"{len(verdict['damage'])} damaged")
+    )

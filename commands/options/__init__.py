@@ -1,0 +1,1 @@
+"""How a frozen dataclass becomes the options of a command, and the options that commands share."""

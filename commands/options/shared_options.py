@@ -1,0 +1,64 @@
+"""Options that many commands have, each written once."""
+
+from typing import Annotated
+
+import typer
+
+LakeArg = Annotated[str, typer.Argument(metavar="LAKE", help="Folder or URL of the lake.")]
+JsonOpt = Annotated[bool, typer.Option("--json", help="Print one JSON object last on stdout.")]
+TeachersOpt = Annotated[
+    tuple[str, ...], typer.Option("--teacher", help="Name of a teacher; repeat for several.")
+]
+WeightsOpt = Annotated[
+    str | None,
+    typer.Option(
+        metavar="DIR",
+        help="Folder that is searched for weights first, with NAME.safetensors, NAME.pth or "
+        "folders NAME as on the hub; SLIDELAKE_WEIGHTS if not given.",
+    ),
+]
+MppOpt = Annotated[float, typer.Option(help="Microns per pixel of the tiles.")]
+MppsOpt = Annotated[
+    tuple[float, ...], typer.Option("--mpp", help="Microns per pixel; repeat for several.")
+]
+AtOpt = Annotated[
+    str | None, typer.Option(help="Version number or snapshot to read; the newest if not given.")
+]
+AddressOpt = Annotated[
+    str | None, typer.Option(help="Ray cluster to use; without one a local Ray is started.")
+]
+AutoVacuumOpt = Annotated[
+    bool,
+    typer.Option(
+        help="Remove old versions at the end. The newest 100 stay, those younger than 7 days, and "
+        "those that runs, snapshots or the last verify use."
+    ),
+]
+SeedOpt = Annotated[int, typer.Option(help="Random seed: the same seed gives the same result.")]
+DistinctIdsOpt = Annotated[
+    bool,
+    typer.Option(
+        "--distinct-ids",
+        help="Treat ids, sites and classes that differ only by case, blanks or Unicode form as "
+        "different; else they are refused.",
+        rich_help_panel="Tables",
+    ),
+]
+SetOpt = Annotated[
+    tuple[str, ...],
+    typer.Option(
+        "--set",
+        metavar="FIELD=VALUE",
+        help="Set any field of the run's settings; repeat for several. An unknown field lists all.",
+        rich_help_panel="Settings",
+    ),
+]
+LikeOpt = Annotated[
+    str | None,
+    typer.Option(
+        "--like",
+        metavar="RUN",
+        help="Start from the saved settings of this run; options and --set override them.",
+        rich_help_panel="Settings",
+    ),
+]

@@ -1,0 +1,1 @@
+"""Commands that cut slides into tiles and run teachers on tiles."""

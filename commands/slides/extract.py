@@ -1,0 +1,93 @@
+"""`slidelake extract`: tiles to columns of features."""
+
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from commands.options.dataclass_options import command
+from commands.options.printing import freed_lines, print_answer
+from commands.options.shared_options import (
+    AddressOpt,
+    AutoVacuumOpt,
+    JsonOpt,
+    LakeArg,
+    MppsOpt,
+    TeachersOpt,
+    WeightsOpt,
+)
+
+if TYPE_CHECKING:
+    from ingest.teachers.ray_extract import ExtractResult
+
+app = typer.Typer()
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExtractOptions:
+    """Options of `slidelake extract`.
+
+    Attributes:
+        precision: Precision of new columns: float32 on CPUs and the card's own on GPUs if not
+            given. Existing columns keep theirs.
+        engine: Engine of new columns: ONNX Runtime for convolutional networks on CPUs if not
+            given and there are 5,000 tiles or more; else torch.
+        where: Only tiles for which this condition holds, as 'tissue > 0.5 AND pen < 0.05'; the
+            features of the others are NaN, and bags leave them out.
+        share: Only this share of the tiles, drawn by their keys.
+    """
+
+    lake: LakeArg
+    teachers: TeachersOpt
+    mpps: MppsOpt = ()
+    weights: WeightsOpt = None
+    precision: Literal["float32", "float16", "bfloat16"] | None = None
+    engine: Literal["torch", "onnxruntime"] | None = None
+    where: Annotated[str | None, typer.Option(metavar="SQL")] = None
+    share: float | None = None
+    auto_vacuum: AutoVacuumOpt = False
+    address: AddressOpt = None
+    json: JsonOpt = False
+
+
+@command(app, "extract")
+def extract_command(options: ExtractOptions) -> None:
+    """Run teachers on every tile that lacks their features. Each shard is read and decoded once.
+
+    Examples: slidelake extract my-lake --teacher uni2_h --teacher virchow2:cls --weights ~/weights
+    or: slidelake extract my-lake --teacher my_encoder.py
+
+    A teacher is NAME or NAME:POOLING (cls, mean, cls+mean, own, patches, patches25), with @L12 for
+    the tokens after block 12, with @S1 for a stain variant of each tile; `slidelake teachers` lists
+    the names.
+    """
+    from distill.students.feature_students import extract
+
+    result = extract(
+        options.lake,
+        options.teachers,
+        mpps=options.mpps or None,
+        weights=options.weights,
+        precision=options.precision,
+        engine=options.engine,
+        where=options.where,
+        share=options.share,
+        address=options.address,
+        auto_vacuum=options.auto_vacuum,
+    )
+    print_answer(asdict(result), as_json=options.json, text="\n".join(_extract_lines(result)))
+    raise typer.Exit(1 if result.failed or result.did_nothing else 0)
+
+
+def _extract_lines(result: "ExtractResult") -> list[str]:
+    lines = [f"slides {failure['slide']} failed: {failure['reason']}" for failure in result.failed]
+    lines += [
+        f"{name}: {counts['tiles']:,.0f} tiles, {counts.get('tiles_per_s', 0):,.1f} tiles/s, "
+        f"{counts['seconds']:.0f} s of computing, {counts['stall']:.1%} waiting for data"
+        for name, counts in result.teachers.items()
+    ]
+    if result.pending:
+        lines.append(f"{result.pending} slides pending: slidelake ingest goes on with them")
+    if not result.ready:
+        lines.append("no slide is ready, so there is no tile to run on")
+    return lines + freed_lines(result.freed)

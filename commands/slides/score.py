@@ -1,0 +1,47 @@
+"""`slidelake score`: scores of tiles that a lake lacks."""
+
+from dataclasses import asdict, dataclass
+from typing import Annotated
+
+import typer
+
+from commands.options.dataclass_options import command
+from commands.options.printing import print_answer
+from commands.options.shared_options import JsonOpt, LakeArg
+
+app = typer.Typer()
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreOptions:
+    """Options of `slidelake score`.
+
+    Attributes:
+        names: Names of scores, as haematoxylin.
+        dry_run: Count the tiles that lack them. Write nothing.
+    """
+
+    lake: LakeArg
+    names: Annotated[tuple[str, ...], typer.Argument(metavar="NAME...")]
+    dry_run: bool = False
+    json: JsonOpt = False
+
+
+@command(app, "score")
+def score_command(options: ScoreOptions) -> None:
+    """Compute scores of the tiles that lack them, from the stored JPEGs, in one commit.
+
+    From then on `slidelake ingest` computes them for new slides. docs/tissue.md lists the scores.
+
+    Example: slidelake score my-lake haematoxylin
+    """
+    from ingest.scores.fill_scores import fill_scores
+
+    filled = fill_scores(options.lake, list(options.names), dry_run=options.dry_run)
+    verb = "would get" if options.dry_run else "got"
+    lines = [f"{count:,} tiles {verb} {score}" for score, count in filled.tiles.items()]
+    if filled.no_pixels:
+        lines.append(f"{len(filled.no_pixels)} slides have none: the lake has no pixels of them")
+    if not options.dry_run:
+        lines.append(f"version {filled.version}")
+    print_answer(asdict(filled), as_json=options.json, text="\n".join(lines))

@@ -1,0 +1,226 @@
+"""`slidelake distill`: a student from cached features."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from commands.options.dataclass_options import command
+from commands.options.printing import print_answer
+from commands.options.saved_settings import saved_config
+from commands.options.set_fields import with_assignments
+from commands.options.shared_options import (
+    AddressOpt,
+    AtOpt,
+    DistinctIdsOpt,
+    JsonOpt,
+    LakeArg,
+    LikeOpt,
+    MppsOpt,
+    SetOpt,
+    TeachersOpt,
+)
+from distill import RECIPES
+from distill.terms.term_table import terms_help
+
+if TYPE_CHECKING:
+    from distill import Recipe
+
+app = typer.Typer()
+DEFAULT_RECIPE = "agglomerate"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecipeOptions:
+    """The fields of a recipe that have an option; those that are not given keep its values.
+
+    Attributes:
+        architecture: timm's name of the student's network.
+        input_px: Side in pixels of the student's input.
+        epochs: Passes over the training tiles.
+        batch_tiles: Tiles in a step, over all workers.
+        accumulate: Parts of a step, for batches beyond the memory.
+        learning_rate: Peak learning rate of AdamW.
+        targets: Normalisation of the teachers' features: phi-s, z-score, l2 or none.
+        head: Kind of heads: linear, mlp, normed, residual or ladder.
+        weighting: Weighting of teachers: static, keep-max or balance.
+        widths: First channels that must do alone (Matryoshka). Repeatable.
+        stain: Jitter of each stain on the student's side; 0: none.
+        ema: Momentum of the moving average of the weights that is kept; 0: none.
+        precision: float32 or bfloat16.
+        compile: Use torch.compile.
+        holdout: Share of patients held out.
+        split_seed: Random seed of the choice of held-out patients; as --seed of stats.
+        seed: Random seed of weights, order and views.
+    """
+
+    architecture: str | None = None
+    input_px: int | None = None
+    epochs: int | None = None
+    batch_tiles: int | None = None
+    accumulate: int | None = None
+    learning_rate: float | None = None
+    targets: str | None = None
+    head: str | None = None
+    weighting: str | None = None
+    terms: Annotated[tuple[str, ...], typer.Option("--term", help=terms_help())] = ()
+    widths: Annotated[tuple[int, ...], typer.Option("--width")] = ()
+    stain: float | None = None
+    ema: float | None = None
+    precision: str | None = None
+    compile: Annotated[bool | None, typer.Option("--compile")] = None
+    holdout: float | None = None
+    split_seed: Annotated[int | None, typer.Option(show_default="0")] = None
+    seed: Annotated[int | None, typer.Option(show_default="0")] = None
+
+    def changes(self) -> dict[str, Any]:
+        """Return the fields of a recipe that are given, but for its terms."""
+        values = {name: value for name, value in vars(self).items() if name != "terms"}
+        values["widths"] = self.widths or None
+        return {name: value for name, value in values.items() if value is not None}
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistillOptions:
+    """Options of `slidelake distill`.
+
+    Attributes:
+        name: Name of the student.
+        slides: Table (CSV, Parquet, XLSX) with a column slide_id: only these slides.
+        workers: Processes that train together.
+        checkpoint_s: Seconds between checkpoints, at least.
+    """
+
+    lake: LakeArg
+    teachers: TeachersOpt = ()
+    recipe: Annotated[
+        str | None,
+        typer.Option(
+            help=f"Name of the recipe: {', '.join(RECIPES)}.", show_default=DEFAULT_RECIPE
+        ),
+    ] = None
+    name: str = "student"
+    mpps: MppsOpt = ()
+    fields: RecipeOptions
+    slides: str | None = None
+    distinct_ids: DistinctIdsOpt = False
+    assignments: SetOpt = ()
+    like: LikeOpt = None
+    workers: int = 1
+    checkpoint_s: float = 60.0
+    address: AddressOpt = None
+    at: AtOpt = None
+    json: JsonOpt = False
+
+
+@command(app, "distill")
+def distill_command(options: DistillOptions) -> None:
+    """Train a small student from cached teacher features; no teacher is run.
+
+    Recipes: agglomerate (any number of teachers, embeddings and TEACHER:patches), xmag (tiles of a
+    fine mpp into a student of a coarse one; two --mpp), gpfm (experts and self-distillation), h0
+    (one teacher's embedding and patch tokens), g2l (one giant teacher, few slides), shazam (fuses
+    teachers, no pixels), pathme (a region encoder over three --mpp, no pixels). All but the last
+    two give students that `slidelake extract --teacher NAME` runs on tiles; those two make their
+    columns with the same command, from features.
+
+    The run's folder has metrics.jsonl, tensorboard/ and curve.png. A run that was killed goes on
+    with the same command.
+
+    Example: slidelake distill my-lake --teacher uni2_h --teacher virchow2 --name small --epochs 20
+    """
+    recipe = chosen_recipe(options)
+    from distill.train.ray_train import distill
+
+    report = distill(
+        options.lake,
+        recipe,
+        name=options.name,
+        workers=options.workers,
+        slides=_slide_ids(options.slides, options.distinct_ids),
+        version=options.at,
+        checkpoint_s=options.checkpoint_s,
+        address=options.address,
+    )
+    keys = ("student", "steps", "fidelity", "data_wait", "tiles_per_s", "run")
+    answer = {key: report[key] for key in keys} | {"recipe": report["recipe"]["name"]}
+    text = "\n".join(_distill_lines(report, options.name))
+    print_answer(answer, as_json=options.json, text=text)
+
+
+def chosen_recipe(options: DistillOptions) -> "Recipe":
+    """Return the recipe that options describe: named, or a run's, with the given fields changed."""
+    from distill.recipes.recipe_table import make_recipe, parse_terms
+
+    saved = _saved_changes(options.lake, options.like, options.recipe) if options.like else {}
+    teachers = options.teachers or saved.get("teachers", ())
+    if not teachers:
+        msg = "Missing option '--teacher': name a teacher, or a run by --like RUN"
+        raise typer.BadParameter(msg)
+    name = options.recipe or saved.get("name", DEFAULT_RECIPE)
+    kept = {field: value for field, value in saved.items() if field not in ("name", "teachers")}
+    changes = {**kept, **options.fields.changes()}
+    if options.mpps:
+        changes["mpps"] = options.mpps
+    terms = parse_terms(options.fields.terms)
+    if "terms" in changes:
+        changes["terms"] = (*changes["terms"], *terms)
+    else:
+        changes["extra_terms"] = terms
+    return with_assignments(make_recipe(name, teachers, **changes), options.assignments)
+
+
+def _saved_changes(lake_uri: str, run: str, recipe: str | None) -> dict[str, Any]:
+    """Return the fields of the recipe of a run, as `make_recipe` takes them.
+
+    Where another recipe is named, only what all recipes have is taken: terms, student and levels
+    are the recipe's own.
+    """
+    from distill.recipes.recipe import Term
+    from featurestore import open_lake
+
+    saved = saved_config(open_lake(lake_uri), run, "recipe")
+    parts = {name: saved.pop(name) for name in ("student", "views", "schedule")}
+    terms = saved.pop("terms")
+    changes = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in saved.items()
+    }
+    changes |= {**parts["views"], **parts["schedule"]}
+    if recipe in (None, changes["name"]):
+        changes |= parts["student"]
+        changes["terms"] = tuple(
+            Term(**{**term, "teachers": tuple(term["teachers"])}) for term in terms
+        )
+    else:
+        del changes["levels"]
+    return changes
+
+
+def _slide_ids(table: str | None, distinct_ids: bool) -> list[str] | None:
+    """Return the slides that a table names; None without a table."""
+    if table is None:
+        return None
+    from downstream import read_labels
+
+    labels = read_labels(table, distinct_ids=distinct_ids)
+    if "slide_id" not in labels.columns:
+        msg = f"{table} has no column slide_id; it has {', '.join(labels.columns)}"
+        raise typer.BadParameter(msg)
+    if empty := labels["slide_id"].null_count():
+        msg = f"{table} has {empty} rows without a slide_id; fill it in or remove them"
+        raise typer.BadParameter(msg)
+    return [str(name) for name in labels["slide_id"]]
+
+
+def _distill_lines(report: dict[str, Any], name: str) -> list[str]:
+    lines = [
+        f"{teacher}: cosine {fidelity['cosine']:.3f} on held-out patients (mean feature "
+        f"{fidelity['baseline']:.3f})"
+        for teacher, fidelity in report["fidelity"].items()
+    ]
+    speed = f"{report['tiles_per_s']:,.0f} tiles/s, {report['data_wait']:.1%} waiting for data"
+    return [
+        *lines,
+        f"{report['steps']} steps, {speed}; runs/{report['run']}/curve.png",
+        f"student '{name}' is in the lake",
+    ]

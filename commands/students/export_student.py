@@ -1,0 +1,42 @@
+"""`slidelake export-student`: a student for use without slidelake."""
+
+from dataclasses import dataclass
+from typing import Annotated
+
+import typer
+
+from commands.options.dataclass_options import command
+from commands.options.printing import print_answer
+from commands.options.shared_options import JsonOpt, LakeArg
+
+app = typer.Typer()
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportStudentOptions:
+    """Options of `slidelake export-student`.
+
+    Attributes:
+        name: Name of a student that sees pixels.
+        out: New local folder.
+        onnx: Also as ONNX, checked for equality.
+    """
+
+    lake: LakeArg
+    name: Annotated[str, typer.Argument()]
+    out: Annotated[str, typer.Argument(metavar="OUT")]
+    onnx: Annotated[bool, typer.Option("--onnx")] = False
+    json: JsonOpt = False
+
+
+@command(app, "export-student")
+def export_student_command(options: ExportStudentOptions) -> None:
+    """Write a student for use without slidelake: safetensors, card, and a README with timm's code.
+
+    Example: slidelake export-student my-lake small small-model --onnx
+    """
+    from distill.students.export import export_student
+
+    exported = export_student(options.lake, options.name, options.out, onnx=options.onnx)
+    text = "\n".join(f"{options.out}/{file}" for file in exported["files"])
+    print_answer(exported, as_json=options.json, text=text)

@@ -1,0 +1,1 @@
+"""Commands that train and test models on features, and show what they found."""

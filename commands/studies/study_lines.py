@@ -1,0 +1,49 @@
+"""How the results of a study or a probe are printed."""
+
+from typing import Any
+
+
+def study_text(result: dict[str, Any]) -> str:
+    """Return a line for each arm, then comparisons, and what was left out."""
+    lines = []
+    for name, measure in result["metrics"].items():
+        estimate = "undefined on these patients"
+        if measure["estimate"] is not None:
+            estimate = f"{measure['estimate']:.3f} ({measure['low']:.3f} to {measure['high']:.3f})"
+        lines.append(f"{name}: {measure['metric']} {estimate}")
+    lines += [comparison_line(row) for row in result["comparisons"]]
+    counts = f"{result['patients']} patients, {result['slides']} slides, {result['folds']} folds"
+    for key, reason in (
+        ("missing", "labelled but not used"),
+        ("surplus", "slides without a label"),
+    ):
+        if result[key]:
+            counts += f"; {len(result[key])} {reason}"
+    return "\n".join([*lines, counts, *result["notes"], f"runs/{result['run']}/report.html"])
+
+
+def probe_text(result: dict[str, Any]) -> str:
+    """Return a line for each measure of each arm, then comparisons, and what was left out."""
+    lines = [
+        f"{arm}: {name} {measure['estimate']:.3f} ({measure['low']:.3f} to {measure['high']:.3f})"
+        for arm, metrics in result["metrics"].items()
+        for name, measure in metrics["measures"].items()
+    ]
+    lines += [comparison_line(row) for row in result["comparisons"]]
+    lines += [*result["notes"], f"{len(result['missing'])} labels are of no tile with features"]
+    lines.append(
+        f"{result['tiles']:,} tiles of {result['patients']} patients, {result['folds']} folds"
+    )
+    return "\n".join([*lines, f"runs/{result['run']}/report.html"])
+
+
+def comparison_line(row: dict[str, Any]) -> str:
+    """Return a line on the difference of two arms, and on non-inferiority if there is a margin."""
+    verdict = ""
+    if row["margin"] is not None:
+        shown = "not inferior" if row["not_inferior"] else "not shown to be as good"
+        verdict = f", margin {row['margin']:g}: {shown}"
+    return (
+        f"{row['one']} - {row['other']}: {row['estimate']:+.3f} ({row['low']:+.3f} to "
+        f"{row['high']:+.3f}), p {row['p_holm']:.3f} (Holm){verdict}"
+    )

@@ -1,0 +1,68 @@
+"""The settings of an evaluation as one value, which the report keeps."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import torch
+
+from distill.errors import DistillError
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationSpec:
+    """Settings of an evaluation.
+
+    Attributes:
+        labels: a table of tile labels, see `read_labels`; without one, no probe and no retrieval.
+        label_column: column of the classes; the only other one if None.
+        distinct_ids: whether ids that differ by case, blanks or Unicode form only are different,
+            see `read_labels`.
+        single: the student of one teacher to compare with; the best of the same network if None.
+        mpps: of the tiles; the students' if None.
+        tiles: most tiles per mpp, of training slides and of held-out ones each.
+        robust_tiles: most held-out tiles that are perturbed; each makes 16.
+        teacher_seconds: a teacher that would take longer than this on them is left out there.
+        seed: of all that is drawn.
+        device: torch's name of it; a GPU if there is one and None is given.
+        threads: of the CPU; all if None.
+
+    Raises:
+        DistillError: too few tiles or threads.
+    """
+
+    labels: str | None = None
+    label_column: str | None = None
+    distinct_ids: bool = False
+    single: str | None = None
+    mpps: Sequence[float] | None = None
+    tiles: int = 2048
+    robust_tiles: int = 256
+    teacher_seconds: float = 300.0
+    seed: int = 0
+    device: str | None = None
+    threads: int | None = None
+
+    def __post_init__(self) -> None:
+        least = 1 if self.threads is None else self.threads
+        if self.tiles < 16 or self.robust_tiles < 2 or least < 1:
+            msg = (
+                f"tiles={self.tiles}, robust_tiles={self.robust_tiles}, threads={self.threads} "
+                "given; at least 16, 2 and 1"
+            )
+            raise DistillError(msg)
+
+    def on_this_machine(self) -> "EvaluationSpec":
+        """Return the same settings with device and threads filled in."""
+        device = self.device or ("cuda" if torch.cuda.is_available() else "cpu")
+        return replace(self, device=device, threads=self.threads or os.cpu_count() or 1)
+
+    @property
+    def runs_on(self) -> dict[str, Any]:
+        """Device and threads of networks, as arguments."""
+        return {"device": self.device or "cpu", "threads": self.threads or 1}
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the settings as the report keeps them; ids that were matched are in the labels."""
+        return {name: part for name, part in asdict(self).items() if name != "distinct_ids"}

@@ -1,0 +1,94 @@
+"""Settings of a student's network, one frozen class per kind of student.
+
+A class holds numbers and names only, since it is written down with the run. What its kind does
+(build and train, keep, restore) is its entry in `distill.students.student_table`, under the name of
+the class.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+
+class StudentSettings:
+    """Base of all settings of a student.
+
+    Attributes:
+        sees_pixels: whether the student reads the pixels of tiles; else it reads features alone.
+    """
+
+    sees_pixels: ClassVar[bool] = False
+
+    def needs(
+        self, teachers: Sequence[str], read: Sequence[float], under: Sequence[float]
+    ) -> list[tuple[str, float]]:
+        """Return the (teacher, mpp) of the features that every tile must have.
+
+        Args:
+            teachers: of the recipe.
+            read: mpps of the tiles that are read.
+            under: finer mpps of tiles under these that are read too, coarse to fine.
+        """
+        return [(teacher, mpp) for mpp in under or read for teacher in teachers]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TileStudent(StudentSettings):
+    """A timm network that sees the pixels of a tile.
+
+    Attributes:
+        architecture: timm's name of it.
+        input_px: side of the square that it sees.
+        arguments: for building it, as a teacher card has them.
+    """
+
+    sees_pixels: ClassVar[bool] = True
+
+    architecture: str = "mobilenetv4_conv_small_050"
+    input_px: int = 128
+    arguments: Mapping[str, object] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FusionStudent(StudentSettings):
+    """A network over the teachers' features of a tile, which makes one vector of them.
+
+    Attributes:
+        width: of the vector.
+        blocks: of cross-attention.
+        heads: of attention.
+    """
+
+    width: int = 256
+    blocks: int = 4
+    heads: int = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class RegionStudent(StudentSettings):
+    """A network over a coarse tile's grids of features at three mpps.
+
+    Attributes:
+        width: of its tokens.
+        depth: blocks of the encoder.
+        heads: of attention.
+        prompts: learned tokens in each block of the coarse stream.
+        attention_layers: of hierarchical attention.
+        prototypes: of self-distillation.
+    """
+
+    width: int = 192
+    depth: int = 4
+    heads: int = 4
+    prompts: int = 10
+    attention_layers: int = 2
+    prototypes: int = 1024
+
+    def needs(
+        self, teachers: Sequence[str], read: Sequence[float], under: Sequence[float]
+    ) -> list[tuple[str, float]]:
+        """Return the first teacher, which the student sees, at all mpps; others at the finest."""
+        if not under:
+            return super().needs(teachers, read, under)
+        input_features = [(teachers[0], mpp) for mpp in (*read, *under)]
+        return input_features + [(teacher, under[-1]) for teacher in teachers[1:]]

@@ -1,0 +1,49 @@
+"""The kinds of students, by the name of their settings' class; modules are imported on use."""
+
+import importlib
+
+from distill.errors import DistillError
+from distill.recipes.recipe import Recipe
+from distill.recipes.recipe_columns import columns_of
+from distill.students.student_kind import StudentKind, TaskInputs
+from distill.students.task import Task
+from distill.targets.target import Norms
+from featurestore import Lake
+
+STUDENT_KINDS: dict[str, str] = {
+    "FusionStudent": "distill.students.fusion:FUSION",
+    "RegionStudent": "distill.terms.region_task:REGION",
+    "TileStudent": "distill.students.tile_task:TILE",
+}
+
+
+def student_kind(name: str) -> StudentKind:
+    """Return a kind of student by the name of its settings' class.
+
+    Raises:
+        DistillError: there is none of this name.
+    """
+    if name not in STUDENT_KINDS:
+        msg = f"no kind of student '{name}'; there are {', '.join(STUDENT_KINDS)}"
+        raise DistillError(msg)
+    module, _, attribute = STUDENT_KINDS[name].partition(":")
+    kind: StudentKind = getattr(importlib.import_module(module), attribute)
+    return kind
+
+
+def kind_of(recipe: Recipe) -> StudentKind:
+    """Return the kind of student that a recipe trains."""
+    return student_kind(type(recipe.student).__name__)
+
+
+def make_task(lake: Lake, recipe: Recipe, norms: Norms) -> Task:
+    """Build the task of a recipe, with random weights.
+
+    Args:
+        lake: that has the columns of the recipe's teachers.
+        recipe: of any kind of student.
+        norms: of the targets, where they are to be used.
+    """
+    _, under = recipe.levels_of(lake.config.mpps)
+    inputs = TaskInputs(recipe=recipe, columns=columns_of(lake, recipe), norms=norms, under=under)
+    return kind_of(recipe).task(inputs)

@@ -1,0 +1,123 @@
+"""A distillation run as one value: all that decides its result, and the files of its folder."""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from distill.recipes.recipe import Recipe
+from distill.targets.missing_stats import split_slides
+from featurestore import Lake, mpp_name
+from ingest import student_folder
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistillRun:
+    """A run of the training: student, recipe, data and folder. `config.json` holds the same.
+
+    Attributes:
+        student: name of the student.
+        recipe: of the training.
+        identities: identity of each column that is read, by `TEACHER@MPP`.
+        train: slides that the student is trained on.
+        held_out: slides of the held-out patients.
+        lake: URI of the lake.
+        lake_version: that all workers read.
+        run: name of the run's folder, with a hash of all fields above but the lake's.
+    """
+
+    student: str
+    recipe: Recipe
+    identities: Mapping[str, Any]
+    train: Sequence[str]
+    held_out: Sequence[str]
+    lake: str
+    lake_version: int
+    run: str
+
+    @property
+    def report_path(self) -> str:
+        """The path of the student's report, which is written last."""
+        return f"{student_folder(self.student)}/report.json"
+
+    @property
+    def config_path(self) -> str:
+        """The path of the run's settings."""
+        return self.path("config.json")
+
+    @property
+    def norms_path(self) -> str:
+        """The path of the norms of the targets."""
+        return self.path("norms.safetensors")
+
+    @property
+    def checkpoint_path(self) -> str:
+        """The path of the checkpoint."""
+        return self.path("checkpoint.pt")
+
+    @property
+    def status_path(self) -> str:
+        """The path of the file in which the first worker shows its progress."""
+        return self.path("status.json")
+
+    @property
+    def error_path(self) -> str:
+        """The path of the error that stopped all workers."""
+        return self.path("error.json")
+
+    def path(self, name: str) -> str:
+        """Return the path in the lake of a file of the run's folder."""
+        return f"runs/{self.run}/{name}"
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the run as `config.json` holds it."""
+        return {
+            "student": self.student,
+            "identities": dict(self.identities),
+            "train": list(self.train),
+            "held_out": list(self.held_out),
+            "lake": self.lake,
+            "lake_version": self.lake_version,
+            "run": self.run,
+            "recipe": asdict(self.recipe),
+        }
+
+
+def plan_run(
+    lake: Lake, recipe: Recipe, *, student: str, slides: Sequence[str] | None = None
+) -> DistillRun:
+    """Split the slides and name the run by a hash of all that decides its result.
+
+    Args:
+        lake: at the version that is to be read.
+        recipe: of the training.
+        student: name of the student.
+        slides: to train on and to hold out from; all that are ready if None.
+
+    Raises:
+        DistillError: a slide is not in the lake, or not ready.
+    """
+    train, held = split_slides(lake, holdout=recipe.holdout, seed=recipe.split_seed, slides=slides)
+    identities = {
+        f"{teacher}@{mpp_name(mpp)}": lake.identity(teacher, mpp=mpp)
+        for teacher, mpp in recipe.needs(lake.config.mpps)
+    }
+    decisive = {
+        "student": student,
+        "recipe": asdict(recipe),
+        "identities": identities,
+        "train": train,
+        "held_out": held,
+    }
+    text = json.dumps(decisive, sort_keys=True)
+    return DistillRun(
+        student=student,
+        recipe=recipe,
+        identities=identities,
+        train=train,
+        held_out=held,
+        lake=lake.uri,
+        lake_version=lake.version,
+        run=f"distill-{recipe.name}-{hashlib.sha256(text.encode()).hexdigest()[:12]}",
+    )
