@@ -10,7 +10,7 @@ from torch import nn
 from distill.recipes.recipe import Recipe
 from distill.students.student_kind import TrainedStudent
 from distill.students.student_table import kind_of
-from distill.students.task import Task
+from distill.students.task import TrainingTask
 from featurestore import Lake
 from featurestore.storage.sealed import sealed
 from ingest import licence_of, student_folder
@@ -19,7 +19,7 @@ from ingest.teachers.student_files import WEIGHTS, student_file
 
 def write_student(
     lake: Lake,
-    task: Task,
+    task: TrainingTask,
     report: Mapping[str, Any],
     *,
     name: str,

@@ -12,8 +12,8 @@ from distill.errors import DistillError
 from distill.evaluate.cost import amortisation
 from distill.evaluate.embeddings import fit_pca
 from distill.evaluate.measures.embedding_measures import (
+    EmbeddedTiles,
     Labelled,
-    Part,
     fidelity,
     mode_switching,
     probes,
@@ -29,7 +29,7 @@ from distill.evaluate.measures.stain_robustness import (
 from distill.evaluate.seed_summary import merged, plain
 
 RNG = np.random.default_rng(77)
-Parts = dict[float, Part]
+Parts = dict[float, EmbeddedTiles]
 
 
 def parts(tiles: int, seed: int, *, switched: bool = False) -> Parts:
@@ -41,7 +41,7 @@ def parts(tiles: int, seed: int, *, switched: bool = False) -> Parts:
         truth = 4 + rng.normal(size=(tiles, 16))
         x = truth @ turns[number if switched else 0] + 0.05 * rng.normal(size=(tiles, 16))
         patient = np.arange(tiles) // 10
-        by_mpp[mpp] = Part(x=x, features={"t": truth.astype(np.float16)}, patient=patient)
+        by_mpp[mpp] = EmbeddedTiles(x=x, features={"t": truth.astype(np.float16)}, patient=patient)
     return by_mpp
 
 
@@ -50,7 +50,7 @@ def test_fidelity_of_a_rotation_is_whole_and_of_noise_that_of_the_mean() -> None
     good = fidelity(train, held)["t"]
     noise, new = (
         {
-            mpp: Part(x=RNG.normal(size=p.x.shape), features=p.features, patient=p.patient)
+            mpp: EmbeddedTiles(x=RNG.normal(size=p.x.shape), features=p.features, patient=p.patient)
             for mpp, p in some.items()
         }
         for some in (train, held)
@@ -74,7 +74,7 @@ def test_fidelity_of_a_rotation_is_whole_and_of_noise_that_of_the_mean() -> None
 def test_mode_switching_between_mpps_is_flagged() -> None:
     """Failure 13: a student that speaks another language at each mpp, which few tiles decide."""
     train, held = parts(300, 0, switched=True), parts(60, 1, switched=True)
-    train[2.0] = Part(
+    train[2.0] = EmbeddedTiles(
         x=train[2.0].x[:60],
         features={"t": train[2.0].features["t"][:60]},
         patient=train[2.0].patient[:60],

@@ -13,7 +13,7 @@ from distill.errors import DistillError
 from distill.recipes.recipe import Recipe, Term
 from distill.recipes.recipe_table import make_recipe
 from distill.recipes.student_settings import FusionStudent
-from distill.students.fusion import Fused, Fuser, FusionTask
+from distill.students.fusion import FusedTiles, Fuser, FusionTask
 from distill.students.task import Batch
 from distill.targets.target import Norms
 from downstream.mil.layers.teacher_fusion import TokenBlock
@@ -154,7 +154,7 @@ def test_failure_4_a_norm_before_the_first_block_is_refused(
         task()
 
 
-def fused_by_hand(fused: Fused, tokens_BKD: Tensor) -> Tensor:
+def fused_by_hand(fused: FusedTiles, tokens_BKD: Tensor) -> Tensor:
     """Shazam's loss, with torch's own Huber loss."""
     total = torch.zeros(())
     for token_BD in tokens_BKD.unbind(dim=1):

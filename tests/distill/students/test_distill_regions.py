@@ -19,7 +19,7 @@ from distill.recipes.student_settings import RegionStudent
 from distill.students.hierarchy import Hierarchy, Level, by_parent
 from distill.students.region_encoder import RegionEncoder
 from distill.students.region_network import Tokens, crop_side, places, windows
-from distill.students.task import Batch, Under, on_device
+from distill.students.task import Batch, FinerTiles, on_device
 from distill.terms.region_task import RegionTask
 from downstream.mil.layers.attention import MultiHeadAttention
 from tests.featurestore.read.test_stream_under import made as made_lake
@@ -74,7 +74,7 @@ def losses_of(made: RegionTask, regions: Batch, seed: int = 0) -> dict[str, Tens
 def changed(regions: Batch, change: Callable[[Tensor, Tensor], Tensor]) -> Batch:
     """The batch with other values in its grids: of a tensor [B, r, r, D] and its mask."""
     under = {
-        mpp: Under(
+        mpp: FinerTiles(
             features={name: change(x, grid.mask) for name, x in grid.features.items()},
             mask=grid.mask,
         )

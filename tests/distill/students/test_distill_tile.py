@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from distill.errors import DistillError
 from distill.recipes.recipe import Recipe, Term
 from distill.recipes.recipe_table import make_recipe, parse_terms
-from distill.targets.target_sources import Column
+from distill.targets.target_sources import TeacherColumn
 from distill.terms.term_table import TERMS
 from tests.worlds.tile_worlds import DIM, FINE, TileWorld, train
 
@@ -159,7 +159,7 @@ def test_what_does_not_fit_is_refused() -> None:
     with pytest.raises(DistillError, match="no number after '='"):
         parse_terms(["contrast=much"])
     with pytest.raises(DistillError, match="prefix tokens must be left out"):
-        Column(name="a:patches", teacher="a", dim=DIM, tokens=17, side=4)
+        TeacherColumn(name="a:patches", teacher="a", dim=DIM, tokens=17, side=4)
 
 
 @pytest.mark.parametrize("name", CASES)

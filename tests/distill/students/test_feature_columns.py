@@ -15,7 +15,7 @@ from distill.recipes.recipe_table import make_recipe
 from distill.students.feature_students import extract
 from distill.students.saved_student import write_student
 from distill.students.student_table import make_task
-from distill.students.task import Task, on_device
+from distill.students.task import TrainingTask, on_device
 from distill.targets.missing_stats import fit_missing
 from distill.targets.norms import fit_norms, read_norms
 from featurestore import Lake, open_lake, verify
@@ -30,7 +30,7 @@ SMALL: dict[str, dict[str, Any]] = {
 }
 
 
-def kept(lake: Lake, recipe: Recipe, name: str) -> Task:
+def kept(lake: Lake, recipe: Recipe, name: str) -> TrainingTask:
     """A student with random weights, put into the lake as a run does it."""
     ids = lake.slides().collect()["slide_id"].to_list()
     needs = recipe.needs(lake.config.mpps)

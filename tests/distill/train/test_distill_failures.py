@@ -15,7 +15,7 @@ from distill.targets.missing_stats import fit_missing
 from distill.targets.norms import fit_norms, read_norms
 from distill.targets.target_sources import CLS, GRID, PATCH
 from distill.train.batches import Feed
-from distill.train.loop import Loop, State, Step, measure
+from distill.train.loop import Loop, State, TrainingStep, measure
 from distill.train.views import draw, sized, turned
 from featurestore import Lake, open_lake, read_stats
 from tests.conftest import TEACHERS
@@ -62,7 +62,7 @@ def test_failure_16_statistics_are_exact_and_do_not_move_while_training(lake_cop
     before = {key: norm.mean.clone() for key, norm in norms.items()}
     task = make_task(lake, recipe, norms)
     feed = Feed(lake=lake, recipe=recipe, slide_ids=ids)
-    steps: list[Step] = []
+    steps: list[TrainingStep] = []
     Loop(recipe, State.fresh(task, recipe.schedule), feed.training()).run(steps.append)
     assert steps
     for key, norm in norms.items():
