@@ -1,7 +1,7 @@
 """Small worlds of correlated features, for students that see features alone.
 
 Every tile has hidden causes; each teacher sees them through its own nonlinear map, at its own scale
-and offset, with noise. So each teacher says something of all others.
+and offset, with noise. So each teacher's features predict those of all others in part.
 """
 
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""Tiles whose teachers are known functions of their pixels, for students that see pixels."""
+"""Tiles with teachers that are known functions of their pixels, for students of pixels."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

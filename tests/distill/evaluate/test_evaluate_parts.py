@@ -122,7 +122,7 @@ def batches(tiles: int = 24) -> Iterator[tuple[np.ndarray, np.ndarray]]:
 
 
 def by_key(pixels: np.ndarray, keys: np.ndarray) -> np.ndarray:
-    """An encoder that no stain and no scanner moves: it knows the tiles."""
+    """An encoder that no stain and no scanner changes, since it goes by the tiles' keys."""
     del pixels
     return np.stack([np.random.default_rng(key).normal(size=32) for key in keys]).astype(np.float32)
 
@@ -139,7 +139,7 @@ def test_an_encoder_that_nothing_moves_is_wholly_robust() -> None:
     assert pairs == [120, 24, 24, 72]
 
 
-def test_a_random_encoder_finds_twins_by_chance() -> None:
+def test_a_random_encoder_retrieves_twins_by_chance() -> None:
     rng = np.random.default_rng(5)
     random = {key: rng.normal(size=(200, 64)).astype(np.float32) for key in VARIANTS}
     numbers = robustness(random)
@@ -184,7 +184,7 @@ def test_medians_are_over_pairs_of_variants_of_each_kind() -> None:
 def test_pca_is_that_of_scikit_learn_on_standardised_teachers(tiles: int) -> None:
     rng = np.random.default_rng(0)
     features = {"a": rng.normal(3, 100, (tiles, 12)), "b": rng.normal(size=(tiles, 8)) * 1e-2}
-    features["b"][:, 0] = 7.0  # a channel that says nothing
+    features["b"][:, 0] = 7.0  # a constant channel
     z = np.concatenate(list(features.values()), axis=1)
     spread = z.std(axis=0)
     z = (z - z.mean(axis=0)) / np.where(spread > 1e-6, spread, 1)
