@@ -12,13 +12,18 @@ if TYPE_CHECKING:
     from downstream.cohorts.label_tables import load_labels, read_labels
     from downstream.measures.class_measures import UndefinedMetricError
     from downstream.measures.intervals import Comparison, Interval, compare, interval
+    from downstream.probes.probe_spec import ProbeError, ProbeOptions, ProbeSpec
+    from downstream.probes.tile_probe import run_tile_probe
     from downstream.report.lake_page import write_report
     from downstream.report.plots.plots_attention import attention_png
     from downstream.report.plots.plots_classes import roc_png
     from downstream.report.plots.plots_outcomes import km_png
+    from downstream.retrieval.search import search_lake
+    from downstream.retrieval.search_options import SearchOptions
     from downstream.run.feature_bags import BagError
     from downstream.run.fit_settings import MilSettings, SurvivalSettings
-    from downstream.run.run_study import run_mil, run_study, run_survival, saved_spec
+    from downstream.run.run_study import run_mil, run_study, run_survival
+    from downstream.run.saved_specs import saved_settings, saved_spec
     from downstream.run.spec_json import SpecError
     from downstream.run.study_errors import StudyError
     from downstream.run.study_spec import (
@@ -47,7 +52,11 @@ MODULES = {
     "MilSettings": "downstream.run.fit_settings",
     "ModelOptions": "downstream.run.study_spec",
     "Plan": "downstream.splits.fold_plan",
+    "ProbeError": "downstream.probes.probe_spec",
+    "ProbeOptions": "downstream.probes.probe_spec",
+    "ProbeSpec": "downstream.probes.probe_spec",
     "Resources": "downstream.run.study_spec",
+    "SearchOptions": "downstream.retrieval.search_options",
     "SpecError": "downstream.run.spec_json",
     "Split": "downstream.splits.folds",
     "SplitError": "downstream.splits.split",
@@ -70,7 +79,10 @@ MODULES = {
     "run_mil": "downstream.run.run_study",
     "run_study": "downstream.run.run_study",
     "run_survival": "downstream.run.run_study",
-    "saved_spec": "downstream.run.run_study",
+    "run_tile_probe": "downstream.probes.tile_probe",
+    "saved_settings": "downstream.run.saved_specs",
+    "saved_spec": "downstream.run.saved_specs",
+    "search_lake": "downstream.retrieval.search",
     "write_report": "downstream.report.lake_page",
 }
 """The module of every name on the door."""
@@ -88,7 +100,11 @@ __all__ = [
     "MilSettings",
     "ModelOptions",
     "Plan",
+    "ProbeError",
+    "ProbeOptions",
+    "ProbeSpec",
     "Resources",
+    "SearchOptions",
     "SpecError",
     "Split",
     "SplitError",
@@ -111,7 +127,10 @@ __all__ = [
     "run_mil",
     "run_study",
     "run_survival",
+    "run_tile_probe",
+    "saved_settings",
     "saved_spec",
+    "search_lake",
     "write_report",
 ]
 

@@ -49,7 +49,7 @@ class Isolated:
         return pickle.loads(self.call_pickled(pickle.dumps(args), limit_s=limit_s))
 
     def call_pickled(self, args: bytes, *, limit_s: float) -> bytes:
-        """As `call`, from pickled arguments to a pickled result; nothing of theirs is imported.
+        """Call the function with pickled arguments; its pickled result needs no import here.
 
         Raises:
             DiedError: it died, or took longer, each time.
@@ -115,7 +115,7 @@ def _serve(function: Callable[..., Any], jobs: Connection, results: Connection) 
         results.send_bytes(pickle.dumps(function(*pickle.loads(waiting.get()))))
 
 
-def _found(place: str) -> Callable[..., Any]:
+def _imported(place: str) -> Callable[..., Any]:
     module, _, name = place.partition(":")
     function: Callable[..., Any] = getattr(importlib.import_module(module), name)
     return function
@@ -124,7 +124,7 @@ def _found(place: str) -> Callable[..., Any]:
 if __name__ == "__main__":
     _, _place, _jobs, _results = sys.argv
     _serve(
-        _found(_place),
+        _imported(_place),
         Connection(int(_jobs), writable=False),
         Connection(int(_results), readable=False),
     )

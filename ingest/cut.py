@@ -37,7 +37,7 @@ RgbArray = npt.NDArray[np.uint8]
 
 
 def cut_slide(store: Store, config: LakeConfig, row: Row) -> SlideCut:
-    """Cut a registered slide into shards, one per mpp, and say what was cut.
+    """Cut a registered slide into shards, one per mpp, and return what was cut.
 
     The same file and settings give the same bytes under the same names, so a slide that was cut
     but not committed before a kill is simply cut again.
@@ -57,17 +57,21 @@ def cut_slide(store: Store, config: LakeConfig, row: Row) -> SlideCut:
         local_slide(row.get("url") or row["uri"], mpps=read_at, mpp=mpp) as local,
         open_slide(local.path, read_options(row), image=local.image) as slide,
     ):
-        seen = survey(slide, **tissue_options(row))
-        if seen.tissue.verdict == "no tissue":
-            msg = f"no tissue found on {row['uri']} ({seen.tissue.why})"
-            raise SlideError(msg, _describe(slide, seen))
-        cuts = _cut_grids(store, config, row, slide, seen)
-        described = {**row, **_describe(slide, seen), "bytes_read": local.bytes_read or None}
+        slide_survey = survey(slide, **tissue_options(row))
+        if slide_survey.tissue.verdict == "no tissue":
+            msg = f"no tissue found on {row['uri']} ({slide_survey.tissue.why})"
+            raise SlideError(msg, _describe(slide, slide_survey))
+        cuts = _cut_grids(store, config, row, slide, slide_survey)
+        described = {
+            **row,
+            **_describe(slide, slide_survey),
+            "bytes_read": local.bytes_read or None,
+        }
     return SlideCut(row={**described, "seconds": time.perf_counter() - start}, grids=cuts)
 
 
 def tissue_options(row: Row) -> Row:
-    """How a slide's tissue is to be found, for `survey`."""
+    """Return the arguments of `survey` that decide how tissue is found, from a slide's row."""
     return {
         "pen_veto": row.get("pen_veto"),
         "mask": row.get("mask"),
@@ -76,18 +80,18 @@ def tissue_options(row: Row) -> Row:
 
 
 def _cut_grids(
-    store: Store, config: LakeConfig, row: Row, slide: SlideReader, seen: Survey
+    store: Store, config: LakeConfig, row: Row, slide: SlideReader, slide_survey: Survey
 ) -> dict[float, GridCut]:
     grids = lake_grids(slide, config)
-    kept = seen.kept(grids, config.tissue_min)
+    kept = slide_survey.kept(grids, config.tissue_min)
     return {
         grid.mpp: _cut_grid(store, config, row, slide, grid, keep, scores)
-        for grid, keep, scores in zip(grids, kept, seen.scores(grids), strict=True)
+        for grid, keep, scores in zip(grids, kept, slide_survey.scores(grids), strict=True)
     }
 
 
 def lake_grids(slide: SlideReader, config: LakeConfig) -> list[Grid]:
-    """The grids of a slide as a lake wants them, finest first."""
+    """Return the grids of a slide for the mpps of a lake, finest first."""
     ratios = {mpp: config.ratio(mpp) for mpp in config.mpps}
     planned = plan_grids(
         slide.size_px, slide.mpp, config.tile_px, ratios, stride_px=config.stride_px
@@ -112,7 +116,7 @@ def _cut_grid(
         made = jpegs(slide, grid, config, at)
         for key, (y, x), (jpeg, codec) in zip(ids.tolist(), at.tolist(), made, strict=True):
             codecs.append(codec)
-            about = {
+            sample = {
                 "slide_id": row["slide_id"],
                 "mpp": grid.effective_mpp,
                 "x": x * grid.step_px,
@@ -121,7 +125,7 @@ def _cut_grid(
                 "tissue": round(float(scores["tissue"][y, x]), 4),
                 "codec": codec,
             }
-            shard.add(key, jpeg, about)
+            shard.add(key, jpeg, sample)
     if shard.shard is None:
         msg = f"shard {path} was not finished"
         raise SlideError(msg)
@@ -140,7 +144,7 @@ def _cut_grid(
 def jpegs(
     slide: SlideReader, grid: Grid, config: LakeConfig, at: npt.NDArray[np.int64]
 ) -> Iterator[tuple[bytes, str]]:
-    """The tiles as they are stored in the lake, and how they came to be.
+    """Yield the JPEGs of tiles as the lake stores them, with `stored` or `encoded`.
 
     Raises:
         SlideError: they are to be the slide's own JPEGs, and it has none such.
@@ -162,7 +166,7 @@ def jpegs(
 
 
 def _why_not_stored(slide: SlideReader) -> str:
-    """Say why no level's own tiles can be copied."""
+    """Return why no level's own tiles can be copied."""
     if slide.converts_colours:
         return "its colours are converted (--icc)"
     return "; ".join([slide.fallback or "its tiles or levels are others", *slide.notes])
@@ -192,17 +196,17 @@ def _tile_rows(
 
 
 def _mark(config: LakeConfig, row: Row) -> str:
-    """What tells a shard of other pixels or tiles apart; of the usual settings as it always was."""
+    """Return a hash of all that decides the bytes of a shard, as the last part of its name."""
     settings = CutSettings.from_json(row.get("cut_with") or "{}")
-    how = [settings.leaves_pen_out, settings.mask_mark] if "pen_veto" in row else []
+    marks = [settings.leaves_pen_out, settings.mask_mark] if "pen_veto" in row else []
     if settings.tissue != STANDARD:
-        how.append(settings.tissue)
-    how += ["icc"] if settings.icc else []
-    text = json.dumps([row["fingerprint"], row.get("mpp"), asdict(config), *how])
+        marks.append(settings.tissue)
+    marks += ["icc"] if settings.icc else []
+    text = json.dumps([row["fingerprint"], row.get("mpp"), asdict(config), *marks])
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
-def _describe(slide: SlideReader, seen: Survey) -> Row:
+def _describe(slide: SlideReader, slide_survey: Survey) -> Row:
     width, height = slide.size_px
     pixels, _ = slide.overview(max(THUMBNAIL_MPP, slide.mpp * max(slide.size_px) / THUMBNAIL_PX))
     return {
@@ -219,23 +223,23 @@ def _describe(slide: SlideReader, seen: Survey) -> Row:
         "fallback": slide.fallback,
         "notes": "; ".join(slide.notes) or None,
         "icc_profile": slide.icc_profile,
-        "tissue": seen.tissue.share,
-        "pen": seen.tissue.pen_share,
-        "verdict": seen.tissue.verdict,
-        "why": seen.tissue.why,
+        "tissue": slide_survey.tissue.share,
+        "pen": slide_survey.tissue.pen_share,
+        "verdict": slide_survey.tissue.verdict,
+        "why": slide_survey.tissue.why,
         "thumbnail": simplejpeg.encode_jpeg(pixels, quality=80, colorspace="RGB"),
-        "tissue_mask": png_bytes(mask_picture(seen, pixels.shape[:2])),
+        "tissue_mask": png_bytes(mask_picture(slide_survey, pixels.shape[:2])),
     }
 
 
 def png_bytes(gray: npt.NDArray[np.uint8]) -> bytes:
-    """A grey picture [H, W] as PNG."""
+    """Return a grey picture [H, W] as PNG."""
     _, data = cv2.imencode(".png", gray)
     return bytes(data)
 
 
 def cut_or_reason(store: Store, config: LakeConfig, row: Row) -> SlideCut | Row:
-    """The cut slide, or its row with the reason why it could not be cut."""
+    """Return the cut slide, or its row with the reason why it could not be cut."""
     try:
         return cut_slide(store, config, row)
     except Exception as error:  # noqa: BLE001 - whatever is wrong with one slide is its reason
@@ -244,9 +248,9 @@ def cut_or_reason(store: Store, config: LakeConfig, row: Row) -> SlideCut | Row:
 
 
 def failure(row: Row, error: BaseException) -> Row:
-    """A slide's row with the reason why it could not be cut, as one line."""
+    """Return a slide's row with the reason why it could not be cut, as one line."""
     reason = " ".join(str(error).split()) or type(error).__name__
-    known: Sequence[type[BaseException]] = (SlideError, DiskFullError)
-    if not isinstance(error, tuple(known)):
+    expected: Sequence[type[BaseException]] = (SlideError, DiskFullError)
+    if not isinstance(error, tuple(expected)):
         reason = f"{type(error).__name__}: {reason}"
-    return {**row, **getattr(error, "about", {}), "reason": reason}
+    return {**row, **getattr(error, "facts", {}), "reason": reason}

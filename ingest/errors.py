@@ -1,4 +1,4 @@
-"""What can be wrong with a slide or a teacher; the message is what the user reads."""
+"""Errors of slides, teachers and arguments; users read their messages."""
 
 from typing import Any
 
@@ -8,16 +8,16 @@ class SlideError(ValueError):
 
     Args:
         text: what is wrong, in one line.
-        about: what was found out about the slide before, for its row.
+        facts: columns of the slide's row that were known before it failed.
     """
 
-    def __init__(self, text: str, about: dict[str, Any] | None = None) -> None:
+    def __init__(self, text: str, facts: dict[str, Any] | None = None) -> None:
         super().__init__(text)
-        self.about = about or {}
+        self.facts = facts or {}
 
 
 class InputError(ValueError):
-    """What was given to a command can't be used."""
+    """Arguments of a command that can't be used."""
 
 
 class TeacherError(ValueError):

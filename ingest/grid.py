@@ -104,7 +104,7 @@ def plan_grids(
 
 
 def tissue_shares(mask: BoolArray, scale: float, grids: Sequence[Grid]) -> list[Float32Array]:
-    """Share of each tile that is tissue, [grid.height, grid.width] per grid.
+    """Return the share of each tile that is tissue, [grid.height, grid.width] per grid.
 
     Args:
         mask: tissue of the whole slide at any resolution.
@@ -112,31 +112,31 @@ def tissue_shares(mask: BoolArray, scale: float, grids: Sequence[Grid]) -> list[
         grids: nested, finest first. What lies outside the slide counts as no tissue.
     """
     return [
-        np.clip(found / (grid.side_px / scale) ** 2, 0, 1).astype(np.float32)
-        for grid, found in zip(grids, nested_sums(mask, scale, grids), strict=True)
+        np.clip(sums / (grid.side_px / scale) ** 2, 0, 1).astype(np.float32)
+        for grid, sums in zip(grids, nested_sums(mask, scale, grids), strict=True)
     ]
 
 
 def nested_sums(
     values: npt.NDArray[np.float32] | BoolArray, scale: float, grids: Sequence[Grid]
 ) -> list[Float64Array]:
-    """As `tile_sums`, of nested grids, finest first: a coarse tile has what its children have."""
+    """Return `tile_sums` of nested grids, finest first: a coarse tile has its children's sum."""
     if grids[0].step_px != grids[0].side_px:
         return [tile_sums(values, scale, grid) for grid in grids]
     finest = tile_sums(values, scale, grids[0])
-    found = []
+    sums = []
     for grid in grids:
         step = grid.ratio // grids[0].ratio
         whole = np.zeros((grid.height * step, grid.width * step))
         whole[: finest.shape[0], : finest.shape[1]] = finest
-        found.append(whole.reshape(grid.height, step, grid.width, step).sum(axis=(1, 3)))
-    return found
+        sums.append(whole.reshape(grid.height, step, grid.width, step).sum(axis=(1, 3)))
+    return sums
 
 
 def tile_sums(
     values: npt.NDArray[np.float32] | BoolArray, scale: float, grid: Grid
 ) -> Float64Array:
-    """Integral over each tile, [grid.height, grid.width], in pixels of the map.
+    """Return the integral over each tile, [grid.height, grid.width], in pixels of the map.
 
     Pixels that a tile covers in part count in part; what lies outside the map counts as 0.
 
@@ -194,7 +194,7 @@ def _between(
 def keep_tiles(
     shares: Sequence[Float32Array], grids: Sequence[Grid], least: float | Sequence[float]
 ) -> list[BoolArray]:
-    """Which tiles of each grid are kept, finest first; `least` may be given grid by grid.
+    """Return which tiles of each grid are kept, finest first; `least` may be given grid by grid.
 
     A tile is kept for its own tissue, or because a finer tile inside it is kept: every kept tile
     then has its parent, and a missing child means background.

@@ -45,7 +45,7 @@ def native_tiles(
         InputError: none of the slides has.
     """
     some = sources[: LOOKED_AT if all(is_local(source.uri) for source in sources) else FEW]
-    reasons, found = [], Counter[NativeTiles]()
+    reasons, tile_counts = [], Counter[NativeTiles]()
     child = Isolated(f"{__name__}:tiles_or_reason")
     try:
         for source in some:
@@ -54,11 +54,11 @@ def native_tiles(
             if isinstance(tiles, str):
                 reasons.append(tiles)
             else:
-                found.update(tiles)
+                tile_counts.update(tiles)
     finally:
         child.close()
-    if found:
-        return found.most_common(1)[0][0]
+    if tile_counts:
+        return tile_counts.most_common(1)[0][0]
     why = reasons[0] if reasons else "no JPEG tiles of a square side are stored at it"
     msg = (
         f"none of the first {len(some)} slides has tiles at {min(ratios)} mpp that can be copied "

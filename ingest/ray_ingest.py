@@ -27,7 +27,7 @@ from ingest.isolated_cut import cut_apart
 from ingest.pages.contact_sheet import write_contact_sheet
 from ingest.remote.remote_files import is_local
 from ingest.scores.fill_scores import keep_scores
-from ingest.select.named_slides import How, Row, asked_for
+from ingest.select.named_slides import IngestOptions, Row, find_named_slides
 from ingest.select.near_lake import refuse_near_lake
 from ingest.select.slides_to_cut import Todo, sort_out
 
@@ -40,7 +40,7 @@ SLOWEST_BYTES_S = 1e6  # a slide may take so much longer
 
 @dataclass(kw_only=True)
 class IngestResult:
-    """What an ingest did.
+    """The outcome of an ingest.
 
     Attributes:
         ready: slides with tiles, of those that were named.
@@ -83,7 +83,7 @@ def ingest(
     commit_slides: int = COMMIT_SLIDES,
     address: str | None = None,
     auto_vacuum: bool = False,
-    **how: Unpack[How],
+    **options: Unpack[IngestOptions],
 ) -> IngestResult:
     """Cut slides into a lake, making it if it is not there; slides already in it are left alone.
 
@@ -96,31 +96,31 @@ def ingest(
             is what a teacher later takes or resumes as a whole.
         address: a Ray cluster; a local Ray is started if None.
         auto_vacuum: whether old versions are freed in the end; see `free_old_versions`.
-        **how: which slides to take, and how to look at them; see `How`.
+        **options: which slides to take, and how to find their tissue; see `IngestOptions`.
 
     Raises:
         LakeError: the lake is there with other settings.
         InputError: the inputs name no slide at all, or not those of `only`.
     """
     start = time.perf_counter()
-    asked = asked_for(inputs, how)
+    named = find_named_slides(inputs, options)
     lake = create_lake(lake_uri, config)
-    refuse_near_lake(lake, asked.rows, distinct_ids=how.get("distinct_ids", False))
-    rows = lake.committer.register(asked.rows)
-    todo = sort_out(rows, how, asked.tissue_by)
+    refuse_near_lake(lake, named.rows, distinct_ids=options.get("distinct_ids", False))
+    rows = lake.committer.register(named.rows)
+    todo = sort_out(rows, options, named.tissue_by)
     if todo.failed:
         lake.committer.fail(todo.failed)
     if todo.facts:
         lake.committer.update_slides(todo.facts)
     ready = [row["slide_id"] for row in todo.cut if row["state"] == "ready"]
     if todo.cut:
-        what = f"ingest of {len(todo.cut)} slides"
-        with writer_lease(lake.store, what), ray_session(address=address):
+        purpose = f"ingest of {len(todo.cut)} slides"
+        with writer_lease(lake.store, purpose), ray_session(address=address):
             todo.stopped += _run(lake, todo, commit_slides, slide_timeout_s)
     result = _result(lake.refreshed(), [row["slide_id"] for row in rows])
-    result.failed += todo.stopped + asked.stopped
+    result.failed += todo.stopped + named.stopped
     result.new, result.facts = len(todo.cut), len(todo.facts)
-    result.notes = [*asked.notes, *todo.notes("updated")]
+    result.notes = [*named.notes, *todo.notes("updated")]
     failed = {slide["slide"] for slide in result.failed}
     done = [name for name in ready if name not in failed]
     result.replaced = [name for name in done if name not in todo.again]
@@ -229,19 +229,21 @@ def _outcomes(
     # Slides that have to travel come two to a core: one is fetched while the other is cut.
     share = 1.0 if all(is_local(row["uri"]) for row in todo) else 0.5
     with schedulable(num_cpus=share):
-        for found in slides.map(cut_apart, num_cpus=share).iter_rows():
-            if found["died"]:
-                yield failure(todo[found["number"]], SlideError(f"cutting it {found['died']}"))
+        for outcome in slides.map(cut_apart, num_cpus=share).iter_rows():
+            if outcome["died"]:
+                yield failure(todo[outcome["number"]], SlideError(f"cutting it {outcome['died']}"))
             else:
-                yield pickle.loads(found["outcome"])
+                yield pickle.loads(outcome["outcome"])
 
 
 def _result(lake: Lake, slide_ids: Sequence[str]) -> IngestResult:
-    wanted = pl.col("slide_id").is_in(list(slide_ids))
+    of_these = pl.col("slide_id").is_in(list(slide_ids))
     columns = ["slide_id", "state", "reason", "reader"]
-    asked = lake.slides().filter(wanted).select(columns).collect()
+    slide_rows = lake.slides().filter(of_these).select(columns).collect()
     tiles = count_tiles(lake.table(CATALOG)).tiles
-    ready, failed = (asked.filter(asked["state"] == state) for state in ("ready", "failed"))
+    ready, failed = (
+        slide_rows.filter(slide_rows["state"] == state) for state in ("ready", "failed")
+    )
     return IngestResult(
         ready=ready.height,
         failed=[

@@ -38,7 +38,7 @@ def stain_variant(tiles: RgbArray, tile_id: Int64Array, variant: int) -> RgbArra
 
 
 def jitter(tile_id: int, variant: int) -> tuple[FloatArray, FloatArray]:
-    """How much each stain is scaled [S], and by how much it is shifted [S]."""
+    """Return the random scale [S] and shift [S] of each stain."""
     random = np.random.default_rng((tile_id, variant))
     scale = random.uniform(1 - SIGMA, 1 + SIGMA, 3)
     return scale.astype(np.float32), random.uniform(-SIGMA, SIGMA, 3).astype(np.float32)
@@ -51,6 +51,6 @@ def jittered(rgb: RgbArray, scale: FloatArray, shift: FloatArray) -> RgbArray:
     # Apart, scaled, and together again is one 3 x 3 matrix and one vector.
     mixed = (APART * scale @ STAINS).astype(np.float32)
     moved = density @ mixed + (shift @ STAINS).astype(np.float32)
-    found: RgbArray = np.clip(10.0**-moved * 255 + 0.5, 0, 255).astype(np.uint8)
-    varied: RgbArray = found.reshape(rgb.shape)
+    stained: RgbArray = np.clip(10.0**-moved * 255 + 0.5, 0, 255).astype(np.uint8)
+    varied: RgbArray = stained.reshape(rgb.shape)
     return varied

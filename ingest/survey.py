@@ -40,7 +40,7 @@ class Survey:
         return tissue_shares(self.tissue.mask, self.scale, grids)
 
     def kept(self, grids: Sequence[Grid], tissue_min: float) -> list[npt.NDArray[np.bool_]]:
-        """Which tiles of each grid are kept, finest first.
+        """Return which tiles of each grid are kept, finest first.
 
         A tile is kept for the lake's least share of tissue, or for less where single cells were
         looked for.
@@ -91,7 +91,7 @@ def survey(
     by = STANDARD if mask is not None else tissue_by
     tissue = tissue_of(slide, overview, scale, tissue_by=by, pen_veto=pen_veto)
     if mask is not None:
-        tissue = _given(tissue, mask, slide, overview.shape[:2], scale)
+        tissue = _of_mask(tissue, mask, slide, overview.shape[:2], scale)
     view = SlideView(slide=slide, overview=overview, scale=scale, tissue=tissue)
     maps = {
         name: score.slide_map(view) for name, score in slide_scores().items() if score.slide_map
@@ -99,25 +99,25 @@ def survey(
     return Survey(overview=overview, scale=scale, tissue=tissue, maps=maps)
 
 
-def _given(
-    found: Tissue, path: str, slide: SlideReader, shape: tuple[int, int], scale: float
+def _of_mask(
+    by_method: Tissue, path: str, slide: SlideReader, shape: tuple[int, int], scale: float
 ) -> Tissue:
     mask = read_mask(path, size_px=slide.size_px, shape=shape, scale=scale)
     share = float(mask.mean())
     return Tissue(
         mask=mask,
-        pen=found.pen,
+        pen=by_method.pen,
         share=share,
-        pen_share=found.pen_share,
+        pen_share=by_method.pen_share,
         verdict=verdict_of(share, least_px=0),
         why=f"tissue on {share:.2%} of the slide, as {path} says",
     )
 
 
-def mask_picture(seen: Survey, shape: tuple[int, int]) -> npt.NDArray[np.uint8]:
+def mask_picture(slide_survey: Survey, shape: tuple[int, int]) -> npt.NDArray[np.uint8]:
     """Tissue (255) as a grey picture of a thumbnail's shape."""
     size = shape[::-1]
     picture: npt.NDArray[np.uint8] = cv2.resize(
-        seen.tissue.mask.astype(np.uint8) * 255, size, interpolation=cv2.INTER_NEAREST
+        slide_survey.tissue.mask.astype(np.uint8) * 255, size, interpolation=cv2.INTER_NEAREST
     )
     return picture

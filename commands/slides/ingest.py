@@ -19,7 +19,7 @@ from commands.options.shared_options import (
 if TYPE_CHECKING:
     from featurestore import LakeConfig
     from ingest.ray_ingest import IngestResult
-    from ingest.select.named_slides import How
+    from ingest.select.named_slides import IngestOptions
 
 app = typer.Typer()
 
@@ -144,7 +144,7 @@ def ingest_command(options: IngestCommandOptions) -> None:
     raise typer.Exit(1 if result.failed else 0)
 
 
-def _ingest_choices(options: IngestCommandOptions) -> "How":
+def _ingest_choices(options: IngestCommandOptions) -> "IngestOptions":
     reading, selection = options.reading, options.selection
     return {
         "mpp_override": reading.mpp_override,
@@ -161,7 +161,7 @@ def _ingest_choices(options: IngestCommandOptions) -> "How":
     }
 
 
-def _lake_config(options: IngestCommandOptions, choices: "How") -> "LakeConfig":
+def _lake_config(options: IngestCommandOptions, choices: "IngestOptions") -> "LakeConfig":
     from ingest.select.new_lake_settings import settings
 
     grid = options.grid
@@ -190,7 +190,7 @@ def _ingest_lines(result: "IngestResult") -> list[str]:
     return lines + freed_lines(result.freed)
 
 
-def _dry_run(options: IngestCommandOptions, config: "LakeConfig", choices: "How") -> None:
+def _dry_run(options: IngestCommandOptions, config: "LakeConfig", choices: "IngestOptions") -> None:
     from ingest.pages.page_templates import duration, size
     from ingest.select.slides_to_cut import dry_run
 

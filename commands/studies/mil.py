@@ -25,7 +25,7 @@ from commands.studies.study_options import (
     StudyOptions,
     study_spec,
 )
-from downstream.run.fit_settings import MIL, PROBES
+from downstream.run.model_tables import AGGREGATORS, PROBES
 
 app = typer.Typer()
 
@@ -37,8 +37,8 @@ MIL_OPTIONS = (
         flag="--model",
         path="models.names",
         default=("abmil",),
-        text=f"Model of a patient's tiles: {', '.join(MIL)} (hierarchical takes several --mpp), or "
-        f"on pooled features {', '.join(PROBES)}; repeat to compare.",
+        text=f"Model of a patient's tiles: {', '.join(AGGREGATORS)} (hierarchical takes several "
+        f"--mpp), or on pooled features {', '.join(PROBES)}; repeat to compare.",
     ),
     FieldOption(flag="--task", path="labels.task"),
     FUSION_OPTION,
@@ -92,7 +92,7 @@ def mil_command(options: MilCommandOptions) -> None:
     Example: slidelake mil my-lake --labels labels.csv --target grade --features uni2_h
     """
     spec = study_spec(MIL_TEMPLATE, options.settings, options, MIL_OPTIONS)
-    from downstream.run.run_study import run_study
+    from downstream import run_study
 
     result = run_study(options.lake, spec, resources=options.run_resources())
     print_answer(result, as_json=options.json, text=study_text(result))

@@ -14,7 +14,7 @@ app = typer.Typer()
 
 
 @dataclass(frozen=True, kw_only=True)
-class SearchOptions:
+class SearchCommandOptions:
     """Options of `slidelake search`.
 
     Attributes:
@@ -46,7 +46,7 @@ class SearchOptions:
 
 
 @command(app, "search")
-def search_command(options: SearchOptions) -> None:
+def search_command(options: SearchCommandOptions) -> None:
     """Find the tiles nearest to a tile, or the slides nearest to a slide, by a teacher's features.
 
     Examples: slidelake search my-lake --like slide7:10240,8192 --features uni2_h --out found.html
@@ -55,19 +55,19 @@ def search_command(options: SearchOptions) -> None:
     Near is the cosine of features, 1 for the same direction. Tiles of one slide share its stain and
     scanner and are often each other's nearest: --other-patients-only looks beyond them.
     """
-    from downstream.retrieval.search import found_text, run_search
+    from downstream import SearchOptions, search_lake
+    from downstream.retrieval.search import found_text
 
-    neighbours = run_search(
-        options.lake,
-        options.like,
-        options.features,
+    query = SearchOptions(
+        like=options.like,
+        features=options.features,
         mpp=options.mpp,
         k=options.count,
         exact=options.exact,
-        build=options.build_index,
+        build_index=options.build_index,
         other_patients_only=options.other_patients_only,
         recall_tiles=options.recall_tiles,
-        out=options.out,
         version=options.at,
     )
+    neighbours = search_lake(options.lake, query, out=options.out)
     print_answer(neighbours, as_json=options.json, text=found_text(neighbours))

@@ -65,11 +65,14 @@ COMPARISON_OPTIONS = (
     FieldOption(flag="--reference", path="comparison.reference", panel=COMPARISON),
     FieldOption(flag="--margin", path="comparison.margin", panel=COMPARISON),
 )
-TABLE_OPTIONS = (
-    FieldOption(flag="--slide-table", path="labels.slide_table", panel=TABLES, metavar="FILE"),
+ID_COLUMN_OPTIONS = (
     FieldOption(flag="--patient-column", path="labels.patient_column", panel=TABLES),
     FieldOption(flag="--slide-column", path="labels.slide_column", panel=TABLES),
     FieldOption(flag="--distinct-ids", path="labels.distinct_ids", panel=TABLES, single=True),
+)
+TABLE_OPTIONS = (
+    FieldOption(flag="--slide-table", path="labels.slide_table", panel=TABLES, metavar="FILE"),
+    *ID_COLUMN_OPTIONS,
 )
 LAST_OPTIONS = (
     FieldOption(flag="--seed", path="seed"),
@@ -143,7 +146,7 @@ def study_spec(
 
 
 def _spec_of_run(options: StudyOptions, kind: Literal["mil", "survival"]) -> StudySpec:
-    from downstream.run.run_study import saved_spec
+    from downstream import saved_spec
     from featurestore import open_lake
 
     spec = saved_spec(open_lake(options.lake), str(options.like))

@@ -23,7 +23,7 @@ from commands.studies.study_options import (
     StudyOptions,
     study_spec,
 )
-from downstream.run.fit_settings import POOLED
+from downstream.run.model_tables import POOLED
 
 app = typer.Typer()
 
@@ -85,7 +85,7 @@ def survival_command(options: SurvivalCommandOptions) -> None:
     --features uni2_h
     """
     spec = study_spec(SURVIVAL_TEMPLATE, options.settings, options, SURVIVAL_OPTIONS)
-    from downstream.run.run_study import run_study
+    from downstream import run_study
 
     result = run_study(options.lake, spec, resources=options.run_resources())
     print_answer(result, as_json=options.json, text=study_text(result))

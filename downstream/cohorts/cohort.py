@@ -4,11 +4,9 @@ Nothing is dropped silently: labels without a slide and slides without a label a
 contradictions are errors.
 """
 
-from __future__ import annotations
-
 import difflib
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 import polars as pl
 
@@ -16,9 +14,6 @@ from downstream.cohorts.cohort_errors import CohortError, listing
 from downstream.cohorts.label_tables import Labels, load_labels, read_labels
 from downstream.cohorts.pending import pending_note
 from downstream.cohorts.slide_names import match_slides, refuse_near_slides, told
-
-if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
 
 __all__ = [
     "Cohort",

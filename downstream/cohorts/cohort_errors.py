@@ -1,11 +1,6 @@
 """What is wrong with a cohort, and how ids are listed in messages."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
+from collections.abc import Sequence
 
 _SHOWN = 10
 """Most ids that one message lists."""

@@ -5,10 +5,10 @@ Files are read by `featurestore.usertables`, each column by what it is needed fo
 on use, since its package opens Lance, which takes time that a command's help does not have.
 """
 
-from __future__ import annotations
-
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from os import PathLike
 from typing import TYPE_CHECKING, Literal
 
 import polars as pl
@@ -16,12 +16,10 @@ import polars as pl
 from downstream.cohorts.cohort_errors import CohortError, listing
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-    from os import PathLike
-
     from featurestore.usertables import Id, UserTable
 
-    Path = str | PathLike[str]
+Path = str | PathLike[str]
+
 
 Reading = Literal["values", "texts", "numbers", "integers"]
 """What a column is read as: what it looks like, text to the letter, numbers, whole numbers."""
@@ -49,10 +47,10 @@ class Labels:
     notes: tuple[str, ...]
     sha256: str
     distinct_ids: bool = False
-    source: UserTable | None = None
+    source: "UserTable | None" = None
     places: pl.Series | None = None
 
-    def read(self, columns: Mapping[str, Reading]) -> Labels:
+    def read(self, columns: Mapping[str, Reading]) -> "Labels":
         """Return the labels with some columns read as what they are needed for.
 
         The columns have the names that are asked for, also where the file writes them with other
@@ -174,7 +172,7 @@ def read_labels(
 
 
 def _with_ids(
-    source: UserTable, patient_column: str | None, slide_column: str | None, *, distinct: bool
+    source: "UserTable", patient_column: str | None, slide_column: str | None, *, distinct: bool
 ) -> tuple[pl.DataFrame, tuple[str, ...]]:
     """Return a table with the columns that hold ids first, under our names and as text.
 
@@ -198,7 +196,7 @@ def _with_ids(
     return table.with_row_index(_ROW).select(pl.exclude(_ROW), _ROW), tuple(notes)
 
 
-def _require_id(source: UserTable, table: pl.DataFrame) -> None:
+def _require_id(source: "UserTable", table: pl.DataFrame) -> None:
     from featurestore.usertables import ID_NAMES
 
     if set(ID_NAMES) & set(table.columns):
@@ -212,7 +210,7 @@ def _require_id(source: UserTable, table: pl.DataFrame) -> None:
 
 
 def _with_slides(
-    labels: pl.DataFrame, files: pl.DataFrame, source: UserTable, *, distinct: bool
+    labels: pl.DataFrame, files: pl.DataFrame, source: "UserTable", *, distinct: bool
 ) -> tuple[pl.DataFrame, pl.DataFrame, tuple[str, ...]]:
     """Return labels joined with the slides that a table gives patients, and who has none apart."""
     from featurestore.usertables import ID_NAMES, refuse_near

@@ -3,21 +3,17 @@
 Shape letters: P patients, C labels.
 """
 
-from __future__ import annotations
-
 import re
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 
 from downstream.cohorts.cohort import CohortError, listing
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from numpy.typing import NDArray
-
     from downstream.cohorts.cohort import Cohort
 
 TaskKind = Literal["binary", "multiclass", "multilabel", "regression"]
@@ -132,7 +128,7 @@ def regression_labels(patients: pl.DataFrame, column: str) -> NDArray[np.float64
     return values
 
 
-def site_of(patients: Sequence[str], cohort: Cohort, column: str) -> list[str]:
+def site_of(patients: Sequence[str], cohort: "Cohort", column: str) -> list[str]:
     """Where each patient was treated or scanned, for leaving whole sites out.
 
     Args:

@@ -1,15 +1,10 @@
 """Labelled slides that an ingest has not cut yet: a study without them is said to be one."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
+from collections.abc import Iterable
 
 import polars as pl
 
 from downstream.cohorts.cohort_errors import listing
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
 
 
 def pending_note(slides: pl.DataFrame, labelled: Iterable[str], by: str) -> list[str]:

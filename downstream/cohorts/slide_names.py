@@ -4,17 +4,12 @@ A name that is in the lake stands for itself. Any other is compared without fold
 counts only if one slide of the lake and one name of the table are left with the same stem.
 """
 
-from __future__ import annotations
-
 from collections import defaultdict
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import PurePosixPath
-from typing import TYPE_CHECKING
 
 from downstream.cohorts.cohort_errors import CohortError
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
 
 _SLIDES = ".bif .czi .dcm .isyntax .mrxs .ndpi .ome .scn .svs .svslide .tif .tiff .vms .vmu .vsi"
 _OTHERS = ".h5 .hdf5 .jpeg .jpg .npy .npz .parquet .png .pt .pth .zarr"

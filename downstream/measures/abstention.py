@@ -6,21 +6,18 @@ of these patients as a test is refused.
 Shape letters: P patients, C classes.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 from downstream.splits.split import LeakageError
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
     from downstream.splits.folds import Part
 
-    Floats = NDArray[np.float64]
+Floats = NDArray[np.float64]
 
 
 class AbstentionError(ValueError):
@@ -44,7 +41,7 @@ class Predictions:
     patients: tuple[str, ...]
     probabilities: Floats
     labels: NDArray[np.int64]
-    part: Part
+    part: "Part"
 
     def __post_init__(self) -> None:
         """Check shapes."""

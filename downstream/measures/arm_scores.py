@@ -6,31 +6,35 @@ all of them.
 Shape letters: P rows of predictions, C classes.
 """
 
-from __future__ import annotations
-
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from downstream.measures.class_measures import (
     UndefinedMetricError,
     classification_measures,
     measure_of,
 )
-from downstream.measures.intervals import Comparison, Interval, compare, comparison_table, interval
+from downstream.measures.intervals import (
+    Comparison,
+    Interval,
+    bca_or_percentile,
+    compare,
+    comparison_table,
+    interval,
+)
 from downstream.measures.number_measures import multilabel_measures, regression_measures
 from downstream.measures.weighted import auroc_folds
 from downstream.run.study import outcomes
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     import polars as pl
-    from numpy.typing import NDArray
 
     from downstream.measures.class_measures import Measure
-    from downstream.measures.resampling import Method
     from downstream.run.study import Study
 
     Asked = tuple[Measure, Sequence[NDArray[Any]], NDArray[Any]]
@@ -65,7 +69,7 @@ class Scored:
     why: str = ""
 
 
-def score(study: Study, part: pl.DataFrame) -> list[Scored]:
+def score(study: "Study", part: "pl.DataFrame") -> list[Scored]:
     """All measures of one arm's test rows.
 
     Args:
@@ -81,7 +85,7 @@ def score(study: Study, part: pl.DataFrame) -> list[Scored]:
     ]
 
 
-def compare_arms(study: Study, predictions: pl.DataFrame) -> list[dict[str, Any]]:
+def compare_arms(study: "Study", predictions: "pl.DataFrame") -> list[dict[str, Any]]:
     """Every arm against the reference on the same patients, p values corrected by Holm.
 
     Args:
@@ -90,7 +94,7 @@ def compare_arms(study: Study, predictions: pl.DataFrame) -> list[dict[str, Any]
     """
     import polars as pl
 
-    def of(name: str) -> pl.DataFrame:
+    def of(name: str) -> "pl.DataFrame":
         return predictions.filter(pl.col("arm") == name)
 
     reference = of(study.reference)
@@ -103,36 +107,34 @@ def compare_arms(study: Study, predictions: pl.DataFrame) -> list[dict[str, Any]
     return comparison_table(found, other=study.reference, measure=MAIN[study.task])
 
 
-def _compared(study: Study, one: pl.DataFrame, other: pl.DataFrame) -> Comparison | None:
+def _compared(study: "Study", one: "pl.DataFrame", other: "pl.DataFrame") -> Comparison | None:
     """By the main measure; None where it is undefined for one of them."""
     if study.task == "survival":
         return _compared_survival(study, one, other)
     measure, truth, reference = _main(study, other)
     prediction, patients = _main(study, one)[2], other["patient_id"].to_list()
-    methods: tuple[Method, ...] = ("bca", "percentile")
-    for method in methods:
-        try:
-            return compare(
-                measure,
-                truth,
-                prediction,
-                reference,
-                seed=study.seed,
-                margin=study.margin,
-                patients=patients,
-                method=method,
-            )
-        except UndefinedMetricError:
-            continue
-    return None
+    comparison = partial(
+        compare,
+        measure,
+        truth,
+        prediction,
+        reference,
+        seed=study.seed,
+        margin=study.margin,
+        patients=patients,
+    )
+    try:
+        return bca_or_percentile(comparison)
+    except UndefinedMetricError:
+        return None
 
 
-def _main(study: Study, part: pl.DataFrame) -> Asked:
+def _main(study: "Study", part: "pl.DataFrame") -> "Asked":
     name = MAIN[study.task]
     return next(asked for asked in _asked(study, part) if asked[0].name == name)
 
 
-def _score_survival(study: Study, part: pl.DataFrame) -> list[Scored]:
+def _score_survival(study: "Study", part: "pl.DataFrame") -> list[Scored]:
     from downstream.survival.survival_rows import predictions_of
     from downstream.survival.survival_scores import score_predictions
 
@@ -155,7 +157,9 @@ def _score_survival(study: Study, part: pl.DataFrame) -> list[Scored]:
     return [*defined, *lost]
 
 
-def _compared_survival(study: Study, one: pl.DataFrame, other: pl.DataFrame) -> Comparison | None:
+def _compared_survival(
+    study: "Study", one: "pl.DataFrame", other: "pl.DataFrame"
+) -> Comparison | None:
     from downstream.survival.survival_rows import predictions_of
     from downstream.survival.survival_scores import compare_predictions
 
@@ -172,7 +176,7 @@ def _compared_survival(study: Study, one: pl.DataFrame, other: pl.DataFrame) -> 
         return None
 
 
-def training_of(study: Study) -> dict[tuple[int, int], tuple[NDArray[Any], NDArray[Any]]]:
+def training_of(study: "Study") -> dict[tuple[int, int], tuple[NDArray[Any], NDArray[Any]]]:
     """(events, times) of everybody of a (repeat, fold) who is not tested in it."""
     outcome = {patient.patient_id: patient.outcome for patient in study.patients}
     found = {}
@@ -183,7 +187,7 @@ def training_of(study: Study) -> dict[tuple[int, int], tuple[NDArray[Any], NDArr
     return found
 
 
-def study_times(study: Study) -> NDArray[np.float64]:
+def study_times(study: "Study") -> NDArray[np.float64]:
     """Times at which curves are kept: the same in every cell of a run.
 
     They only say where curves are looked at; no model is fitted on them.
@@ -194,31 +198,8 @@ def study_times(study: Study) -> NDArray[np.float64]:
     return curve_times(times_events[:, 0], times_events[:, 1] == 1)
 
 
-def bounded(
-    measure: Measure,
-    truth: Sequence[Any],
-    prediction: NDArray[Any],
-    patients: list[str],
-    seed: int,
-) -> Interval:
-    """The interval by BCa, or by percentiles where BCa has none.
-
-    BCa needs the measure without each patient in turn, which does not exist where one patient is
-    the only one of a class.
-
-    Raises:
-        UndefinedMetricError: The measure is undefined on these patients.
-    """
-    try:
-        return interval(measure, truth, prediction, seed=seed, patients=patients)
-    except UndefinedMetricError:
-        return interval(
-            measure, truth, prediction, seed=seed, patients=patients, method="percentile"
-        )
-
-
 def _scored(
-    measure: Measure,
+    measure: "Measure",
     truth: Sequence[Any],
     prediction: NDArray[Any],
     patients: list[str],
@@ -226,13 +207,14 @@ def _scored(
 ) -> Scored:
     better = measure.higher_is_better
     try:
-        found = bounded(measure, truth, prediction, patients, seed)
+        estimate = partial(interval, measure, truth, prediction, seed=seed, patients=patients)
+        found = bca_or_percentile(estimate)
     except UndefinedMetricError as error:
         return Scored(measure=measure.name, interval=None, higher_is_better=better, why=str(error))
     return Scored(measure=measure.name, interval=found, higher_is_better=better)
 
 
-def _asked(study: Study, part: pl.DataFrame) -> list[Asked]:
+def _asked(study: "Study", part: "pl.DataFrame") -> list["Asked"]:
     """Every measure of a task with its truth and predictions."""
     if study.task == "regression":
         value, found = part["value"].to_numpy(), part["found"].to_numpy()
@@ -255,7 +237,7 @@ def _asked(study: Study, part: pl.DataFrame) -> list[Asked]:
     return [*asked, (*within, part["score"].to_numpy())]
 
 
-def _folds(part: pl.DataFrame) -> NDArray[np.int64]:
+def _folds(part: "pl.DataFrame") -> NDArray[np.int64]:
     """[P] the number of each row's model: rows alike in repetition, fold and seed."""
     import polars as pl
 

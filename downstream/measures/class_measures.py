@@ -7,23 +7,19 @@ makes a bootstrap of thousands of resamples take milliseconds.
 Shape letters: P patients, C classes, R resamples.
 """
 
-from __future__ import annotations
-
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from downstream.measures import weighted
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
+Floats = NDArray[np.float64]
+Labels = NDArray[np.int64]
 
-    from numpy.typing import NDArray
-
-    Floats = NDArray[np.float64]
-    Labels = NDArray[np.int64]
 
 Outcome = Literal["binary", "multiclass"]
 

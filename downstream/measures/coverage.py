@@ -6,8 +6,6 @@ accuracy are those of its test patients.
 Shape letters: P patients, C classes.
 """
 
-from __future__ import annotations
-
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,7 +18,7 @@ if TYPE_CHECKING:
     from downstream.splits.split import Part
 
 
-def coverage_at(study: Study, part: pl.DataFrame, *, target: float) -> dict[str, Any] | None:
+def coverage_at(study: "Study", part: pl.DataFrame, *, target: float) -> dict[str, Any] | None:
     """Coverage and accuracy of one arm, and the area under its risk-coverage curve.
 
     Args:
@@ -53,7 +51,7 @@ def coverage_at(study: Study, part: pl.DataFrame, *, target: float) -> dict[str,
     }
 
 
-def _predictions(study: Study, rows: pl.DataFrame, part: Part) -> Predictions:
+def _predictions(study: "Study", rows: pl.DataFrame, part: "Part") -> Predictions:
     return Predictions(
         patients=tuple(rows["patient_id"]),
         probabilities=np.array(rows["probabilities"].to_list()),

@@ -6,23 +6,18 @@ nor over slides, several of which may be of one patient.
 Shape letters: P patients, S rows of predictions (one or more a patient), R resamples.
 """
 
-from __future__ import annotations
-
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
+from downstream.measures.class_measures import Measure, UndefinedMetricError
 from downstream.measures.resampling import Draws, Method, draw_all
 
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-    from numpy.typing import NDArray
-
-    from downstream.measures.class_measures import Measure
-
-    Floats = NDArray[np.float64]
+Floats = NDArray[np.float64]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,6 +153,25 @@ def compare(
         p_worse=_share_below(gap, -margin),
         not_inferior=found.low > -margin,
     )
+
+
+def bca_or_percentile(estimate: Callable[..., T]) -> T:
+    """Return an estimate with its interval by BCa, or by percentiles where BCa has none.
+
+    BCa needs the measure without each patient in turn, which does not exist where one patient is
+    the only one of a class.
+
+    Args:
+        estimate: Function of the keyword `method`, such as `interval` or `compare` with all else
+            given by `functools.partial`.
+
+    Raises:
+        UndefinedMetricError: The measure is undefined on these patients.
+    """
+    try:
+        return estimate(method="bca")
+    except UndefinedMetricError:
+        return estimate(method="percentile")
 
 
 def holm(p_values: Mapping[str, float]) -> dict[str, float]:

@@ -3,20 +3,15 @@
 Shape letters: P patients, C labels, R resamples.
 """
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
-
 import numpy as np
+from numpy.typing import NDArray
 
 from downstream.measures import weighted
 from downstream.measures.class_measures import Measure, UndefinedMetricError, auprc, auroc
 
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
+Floats = NDArray[np.float64]
+Labels = NDArray[np.int64]
 
-    Floats = NDArray[np.float64]
-    Labels = NDArray[np.int64]
 
 _FEWEST = 2
 

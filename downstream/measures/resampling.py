@@ -5,23 +5,20 @@ Fast where the measure takes weights; memory is bounded by taking so many resamp
 Shape letters: P patients, S rows of predictions (one or more a patient), R resamples, M models.
 """
 
-from __future__ import annotations
-
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from downstream.measures.class_measures import UndefinedMetricError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from numpy.typing import NDArray
-
     from downstream.measures.class_measures import Measure
 
-    Floats = NDArray[np.float64]
+Floats = NDArray[np.float64]
+
 
 Method = Literal["bca", "percentile"]
 
@@ -51,7 +48,7 @@ class Draws:
 
 
 def draw_all(
-    measure: Measure,
+    measure: "Measure",
     truth: Sequence[NDArray[Any]],
     predictions: Sequence[NDArray[Any]],
     seed: int | Sequence[int],
@@ -88,7 +85,7 @@ def draw_all(
 
 
 def _resampled(
-    measure: Measure,
+    measure: "Measure",
     truth: Sequence[NDArray[Any]],
     predictions: Sequence[NDArray[Any]],
     owner_S: NDArray[np.int64],
@@ -112,7 +109,7 @@ def _resampled(
 
 
 def _in_chunks(
-    measure: Measure,
+    measure: "Measure",
     truth: Sequence[NDArray[Any]],
     predictions: Sequence[NDArray[Any]],
     w_RP: Floats,
@@ -130,7 +127,7 @@ def _in_chunks(
 
 
 def _values(
-    measure: Measure, w_RS: Floats, truth: Sequence[NDArray[Any]], prediction: NDArray[Any]
+    measure: "Measure", w_RS: Floats, truth: Sequence[NDArray[Any]], prediction: NDArray[Any]
 ) -> Floats:
     """Values [R]; where the measure has no fast form, on rows repeated as often as drawn."""
     if measure.resampled is not None:
@@ -146,7 +143,7 @@ def _values(
 
 
 def _without_each(
-    measure: Measure,
+    measure: "Measure",
     truth: Sequence[NDArray[Any]],
     predictions: Sequence[NDArray[Any]],
     owner_S: NDArray[np.int64],

@@ -1,13 +1,7 @@
 """From which score on a patient is called positive: chosen on validation patients."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
-
 import numpy as np
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
+from numpy.typing import NDArray
 
 
 def best_threshold(label_P: NDArray[np.int64], score_P: NDArray[np.float64]) -> float:

@@ -6,21 +6,17 @@ weights. Values are NaN where `measures` raises UndefinedMetricError.
 Shape letters: R resamples, P patients, C classes, U different scores, K bins.
 """
 
-from __future__ import annotations
-
+from collections.abc import Iterator
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
+Floats = NDArray[np.float64]
+Labels = NDArray[np.int64]
+Flags = NDArray[np.bool_]
 
-    from numpy.typing import NDArray
-
-    Floats = NDArray[np.float64]
-    Labels = NDArray[np.int64]
-    Flags = NDArray[np.bool_]
 
 _ECE_BINS = 15
 

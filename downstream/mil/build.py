@@ -3,8 +3,6 @@
 Shape letters: D feature width of all teachers together.
 """
 
-from __future__ import annotations
-
 from typing import TYPE_CHECKING
 
 import torch
@@ -14,6 +12,7 @@ from downstream.mil.aggregators.fusion import Concat, Fused, ShazamGate
 from downstream.mil.model import MilModel, make_aggregator
 from downstream.mil.padded_bags import MilError
 from downstream.mil.pseudo import PseudoTiles
+from downstream.run.model_tables import AGGREGATORS
 
 if TYPE_CHECKING:
     import numpy as np
@@ -26,13 +25,13 @@ if TYPE_CHECKING:
 
 def build_model(
     name: str,
-    task: Task,
-    settings: MilSettings,
+    task: "Task",
+    settings: "MilSettings",
     *,
     widths: tuple[int, ...],
     ratios: tuple[int, ...],
-    mean_D: NDArray[np.float64],
-    std_D: NDArray[np.float64],
+    mean_D: "NDArray[np.float64]",
+    std_D: "NDArray[np.float64]",
 ) -> MilModel:
     """A model with new weights, from torch's random state.
 
@@ -48,9 +47,10 @@ def build_model(
     Raises:
         MilError: No such aggregator, or one that cannot do what is asked.
     """
-    if bool(ratios) != (name == "hierarchical"):
+    if name in AGGREGATORS and bool(ratios) != AGGREGATORS[name].several_mpps:
+        several = ", ".join(n for n, entry in AGGREGATORS.items() if entry.several_mpps)
         msg = (
-            f"model {name!r} with {len(ratios) + 1} mpps; `hierarchical` takes several, from "
+            f"model {name!r} with {len(ratios) + 1} mpps; `{several}` takes several, from "
             "coarse to fine, and all others one"
         )
         raise MilError(msg)
@@ -64,8 +64,12 @@ def build_model(
 
 
 def _aggregator(
-    name: str, task: Task, settings: MilSettings, widths: tuple[int, ...], ratios: tuple[int, ...]
-) -> Aggregator:
+    name: str,
+    task: "Task",
+    settings: "MilSettings",
+    widths: tuple[int, ...],
+    ratios: tuple[int, ...],
+) -> "Aggregator":
     fused = settings.fusion != "none" and len(widths) > 1
     # Mean and max get the layer that the others have, so that they differ in the pooling alone;
     # without it they are the probe `linear`.

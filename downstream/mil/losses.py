@@ -6,20 +6,16 @@ caller's mean to take.
 Shape letters: B bags, N tiles, C outputs (classes), P patients, M members of an ensemble.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
 from downstream.mil.padded_bags import MilError
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
 
 TaskKind = Literal["binary", "multiclass", "multilabel", "regression"]
 

@@ -1,22 +1,18 @@
-"""A whole MIL model: standardised features, an aggregator, a head; and the models by name.
+"""A whole MIL model: standardised features, an aggregator, a head.
 
 Shape letters: B bags, N tiles, K coordinates, D feature width, E embedding width, C outputs.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from downstream.mil.padded_bags import Aggregator, MilError, Pooled
+from downstream.run.model_tables import AGGREGATORS, load
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from downstream.mil.losses import Task
 
 
@@ -55,7 +51,7 @@ class MilModel(nn.Module):
     def __init__(
         self,
         aggregator: Aggregator,
-        task: Task,
+        task: "Task",
         *,
         mean_D: Tensor | None = None,
         std_D: Tensor | None = None,
@@ -149,7 +145,7 @@ class BranchHead(nn.Module):
         return torch.einsum("bce,ce->bc", embedding_BCE, self.linear.weight) + self.linear.bias
 
 
-def make_head(aggregator: Aggregator, task: Task) -> nn.Module:
+def make_head(aggregator: Aggregator, task: "Task") -> nn.Module:
     """The linear head that fits an aggregator.
 
     Raises:
@@ -166,46 +162,8 @@ def make_head(aggregator: Aggregator, task: Task) -> nn.Module:
     raise MilError(msg)
 
 
-@dataclass(frozen=True, kw_only=True)
-class AggregatorEntry:
-    """An aggregator that can be asked for by name.
-
-    Attributes:
-        loader: `module:class`, imported on use.
-        options: What is set besides the caller's.
-        classes: Takes the number of classes.
-    """
-
-    loader: str
-    options: Mapping[str, Any]
-    classes: bool = False
-
-
-AGGREGATORS: dict[str, AggregatorEntry] = {
-    "abmil": AggregatorEntry(loader="downstream.mil.aggregators.pooling:Abmil", options={}),
-    "clam_mb": AggregatorEntry(
-        loader="downstream.mil.aggregators.clam:Clam", options={"multi_branch": True}, classes=True
-    ),
-    "clam_sb": AggregatorEntry(
-        loader="downstream.mil.aggregators.clam:Clam", options={}, classes=True
-    ),
-    "dsmil": AggregatorEntry(
-        loader="downstream.mil.aggregators.dsmil:Dsmil", options={}, classes=True
-    ),
-    "hierarchical": AggregatorEntry(
-        loader="downstream.mil.aggregators.hierarchy:Hierarchical", options={}
-    ),
-    "max": AggregatorEntry(loader="downstream.mil.aggregators.pooling:MaxPool", options={}),
-    "mean": AggregatorEntry(loader="downstream.mil.aggregators.pooling:MeanPool", options={}),
-    "transformer": AggregatorEntry(
-        loader="downstream.mil.aggregators.transformer:PositionTransformer", options={}
-    ),
-    "transmil": AggregatorEntry(loader="downstream.mil.aggregators.transmil:TransMil", options={}),
-}
-
-
-def make_aggregator(name: str, width: int, task: Task, **options: object) -> Aggregator:
-    """An aggregator by name, with the options of its class.
+def make_aggregator(name: str, width: int, task: "Task", **options: object) -> Aggregator:
+    """Return an aggregator by name, with the options of its class.
 
     Raises:
         MilError: No such name.
@@ -214,17 +172,12 @@ def make_aggregator(name: str, width: int, task: Task, **options: object) -> Agg
         msg = f"there is no aggregator {name!r}; known are {', '.join(sorted(AGGREGATORS))}"
         raise MilError(msg)
     entry = AGGREGATORS[name]
-    module, _, attribute = entry.loader.partition(":")
-    classes = {"classes": _classes(name, task)} if entry.classes else {}
-    made = getattr(import_module(module), attribute)(
-        width, **{**entry.options, **classes, **options}
-    )
-    if not isinstance(made, Aggregator):
+    if entry.tile_classes != "none":
+        # a binary task has one output, of which a classifier of tiles may need two
+        least = 2 if entry.tile_classes == "at least two" else 1
+        options = {"classes": max(task.outputs, least), **options}
+    aggregator = load(entry.loader)(width, **{**entry.options, **options})
+    if not isinstance(aggregator, Aggregator):
         msg = f"{entry.loader} is no aggregator"
         raise MilError(msg)
-    return made
-
-
-def _classes(name: str, task: Task) -> int:
-    """Classes of an aggregator with tile classifiers; for binary DSMIL has one logit, CLAM two."""
-    return 2 if task.kind == "binary" and name != "dsmil" else task.outputs
+    return aggregator

@@ -6,13 +6,13 @@ the training loop and the aggregators know nothing of it.
 Shape letters: B bags, C outputs, P patients, T time bins.
 """
 
-from __future__ import annotations
-
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from downstream.mil.losses import Task, class_weights
@@ -24,12 +24,8 @@ from downstream.survival.survival_losses import (
     fit_bins,
 )
 
-if TYPE_CHECKING:
-    from collections.abc import Sequence
+Floats = NDArray[np.float64]
 
-    from numpy.typing import NDArray
-
-    Floats = NDArray[np.float64]
 
 _LABELLED = ("multiclass", "multilabel")
 
@@ -72,7 +68,7 @@ class Labels:
     joint = False
 
     @classmethod
-    def fit(cls, task: Task, target: NDArray[np.float64], *, weighted: bool) -> Labels:
+    def fit(cls, task: Task, target: NDArray[np.float64], *, weighted: bool) -> "Labels":
         """Weights, or the scale of a number, from TRAINING patients.
 
         Args:
@@ -143,7 +139,7 @@ class Hazards:
     joint = False
 
     @classmethod
-    def fit(cls, target: Floats, patients: Sequence[str], *, bins: int) -> Hazards:
+    def fit(cls, target: Floats, patients: Sequence[str], *, bins: int) -> "Hazards":
         """Bins from TRAINING patients' (time, event) [P, 2]."""
         found = fit_bins(target[:, 0], target[:, 1] == 1, patients=list(patients), bins=bins)
         return cls(bins=found)

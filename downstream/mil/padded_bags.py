@@ -7,21 +7,15 @@ alone is not copied.
 Shape letters: B bags, N tiles of the longest bag, D feature width, E embedding width, C branches.
 """
 
-from __future__ import annotations
-
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from downstream.mil.aggregators.dropout import Dropout
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from numpy.typing import NDArray
 
 
 class MilError(ValueError):

@@ -3,23 +3,21 @@
 Shape letters: P patients, N tiles, D feature width, C outputs.
 """
 
-from __future__ import annotations
-
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from downstream.mil.padded_bags import MilError
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
     from downstream.mil.model import MilModel
     from downstream.run.feature_bags import PatientBag
 
-    Floats = NDArray[np.float64]
+Floats = NDArray[np.float64]
+
 
 _MIN_STD = 1e-6
 
@@ -30,11 +28,11 @@ class Bags(Protocol):
     def __len__(self) -> int:
         """How many patients."""
 
-    def __getitem__(self, index: int, /) -> PatientBag:
+    def __getitem__(self, index: int, /) -> "PatientBag":
         """The bag of one patient."""
 
 
-def predict(model: MilModel, bags: Bags) -> tuple[Floats, list[NDArray[np.float32]]]:
+def predict(model: "MilModel", bags: Bags) -> tuple[Floats, list[NDArray[np.float32]]]:
     """Whole bags, one at a time.
 
     Args:
@@ -97,6 +95,6 @@ def floats(x_ND: NDArray[np.float16]) -> Tensor:
     return torch.from_numpy(x_ND if x_ND.flags.writeable else x_ND.copy()).float()
 
 
-def device_of(model: MilModel) -> torch.device:
+def device_of(model: "MilModel") -> torch.device:
     """Where a model is."""
     return next(model.parameters()).device

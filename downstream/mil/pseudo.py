@@ -6,8 +6,6 @@ likely are positive and the least likely ones negative; in a negative bag all ar
 Shape letters: B bags, N tiles, D feature width.
 """
 
-from __future__ import annotations
-
 from typing import TYPE_CHECKING
 
 import torch
@@ -41,7 +39,13 @@ class PseudoTiles(Aggregator):
     bias: Tensor
 
     def __init__(
-        self, aggregator: Aggregator, width: int, task: Task, *, tiles: int, momentum: float = 0.99
+        self,
+        aggregator: Aggregator,
+        width: int,
+        task: "Task",
+        *,
+        tiles: int,
+        momentum: float = 0.99,
     ) -> None:
         super().__init__()
         if task.kind != "multiclass" or task.outputs != 2 or aggregator.auxiliary_share:

@@ -5,15 +5,15 @@ Validation patients decide when to stop; test patients are not in sight of anyth
 Shape letters: P patients, B bags of a batch, N tiles, D feature width, C outputs.
 """
 
-from __future__ import annotations
-
 import copy
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from downstream.mil.aggregators.experts import Experts
@@ -23,16 +23,12 @@ from downstream.mil.padded_bags import MilError, PaddedBags, pad_bags, plan_batc
 from downstream.mil.predict import Bags, device_of, floats, predict, tile_statistics
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from numpy.typing import NDArray
-
     from downstream.mil.model import MilModel
     from downstream.mil.objective import Objective
     from downstream.run.feature_bags import PatientBag
     from downstream.run.fit_settings import MilSettings
 
-    Floats = NDArray[np.float64]
+Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +72,7 @@ class Fit:
         validation_loss: Of each epoch; empty without validation.
     """
 
-    model: MilModel
+    model: "MilModel"
     epochs: int
     train_loss: tuple[float, ...]
     validation_loss: tuple[float, ...]
@@ -86,8 +82,8 @@ def train_mil(
     name: str,
     train: Examples,
     validation: Examples | None,
-    objective: Objective,
-    settings: MilSettings,
+    objective: "Objective",
+    settings: "MilSettings",
     *,
     widths: tuple[int, ...],
     seed: int,
@@ -127,11 +123,11 @@ def train_mil(
 
 
 def _fit(
-    model: MilModel,
+    model: "MilModel",
     train: Examples,
     validation: Examples | None,
-    objective: Objective,
-    settings: MilSettings,
+    objective: "Objective",
+    settings: "MilSettings",
     rng: np.random.Generator,
 ) -> Fit:
     """All epochs, or until validation has not improved for `patience` of them."""
@@ -165,10 +161,10 @@ def _fit(
 
 
 def _epoch(
-    model: MilModel,
+    model: "MilModel",
     train: Examples,
-    objective: Objective,
-    settings: MilSettings,
+    objective: "Objective",
+    settings: "MilSettings",
     optimiser: torch.optim.Optimizer,
     rng: np.random.Generator,
 ) -> float:
@@ -200,12 +196,12 @@ def _epoch(
 
 
 def _step(
-    model: MilModel,
+    model: "MilModel",
     train: Examples,
     rows: NDArray[np.int64],
     others: NDArray[np.int64],
-    objective: Objective,
-    settings: MilSettings,
+    objective: "Objective",
+    settings: "MilSettings",
     rng: np.random.Generator,
 ) -> Tensor:
     """The loss of a batch, a scalar; `others` are the second expert's, if there is one."""
@@ -220,7 +216,7 @@ def _step(
 
 
 def _batches(
-    train: Examples, objective: Objective, settings: MilSettings, rng: np.random.Generator
+    train: Examples, objective: "Objective", settings: "MilSettings", rng: np.random.Generator
 ) -> Iterator[NDArray[np.int64]]:
     """Rows of patients, in a new order each epoch.
 
@@ -246,7 +242,7 @@ def _batches(
 def _batch(
     examples: Examples,
     rows: NDArray[np.int64],
-    settings: MilSettings,
+    settings: "MilSettings",
     rng: np.random.Generator,
     *,
     device: torch.device,
@@ -266,7 +262,7 @@ def _batch(
 
 
 def _subset(
-    bag: PatientBag, most: int, rng: np.random.Generator
+    bag: "PatientBag", most: int, rng: np.random.Generator
 ) -> slice | NDArray[np.int64] | NDArray[np.bool_]:
     """A fresh random subset of a bag's tiles, whole families; at least one."""
     if len(bag) <= most:
@@ -280,14 +276,14 @@ def _subset(
 
 
 @torch.no_grad()
-def whole_loss(model: MilModel, examples: Examples, objective: Objective) -> float:
+def whole_loss(model: "MilModel", examples: Examples, objective: "Objective") -> float:
     """Mean loss of the logits over patients, whole bags, no dropout."""
     logits = predict(model, examples.bags)[0]
     target = torch.from_numpy(examples.target).float()
     return float(objective.loss(torch.from_numpy(logits).float(), target).mean())
 
 
-def _autocast(settings: MilSettings, device: torch.device) -> torch.autocast:
+def _autocast(settings: "MilSettings", device: torch.device) -> torch.autocast:
     """bfloat16 in the forward pass where asked; losses and statistics are float32."""
     on = settings.precision == "bfloat16"
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=on)

@@ -6,31 +6,24 @@ classes weigh the same, however rare. Shape letters: P patients (or tiles) of tr
 D width of the features, C classes or numbers, K neighbours.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from downstream.probes.heads import fit_linear, fit_nearest
+from downstream.probes.probe_spec import ProbeError
+from downstream.run.model_tables import PROBES, load
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
     from downstream.cohorts.outcomes import TaskKind
     from downstream.probes.heads import Linear, Nearest
 
-    Floats = NDArray[np.float64]
-    Rows = tuple[NDArray[Any], NDArray[Any]]
+Floats = NDArray[np.float64]
+Rows = tuple[NDArray[Any], NDArray[Any]]
 
-ProbeName = Literal["linear", "knn"]
-PROBES: tuple[ProbeName, ...] = ("linear", "knn")
+
 _CONSTANT = 1e-12
-
-
-class ProbeError(ValueError):
-    """Features or labels that no probe can be fitted on."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +31,7 @@ class Probe:
     """A fitted probe.
 
     Attributes:
-        name: `linear` or `knn`.
+        name: In `PROBES`.
         task: What it predicts.
         chosen: Inverse penalty, penalty or neighbours; of several labels one each.
         mean: Of the training rows [D].
@@ -47,12 +40,12 @@ class Probe:
         is_flat: Whether the targets were one number a row.
     """
 
-    name: ProbeName
-    task: TaskKind
+    name: str
+    task: "TaskKind"
     chosen: tuple[float, ...]
     mean: Floats
     spread: Floats
-    heads: tuple[Linear | Nearest, ...]
+    heads: "tuple[Linear | Nearest, ...]"
     is_flat: bool = False
 
     def scores(self, x_QD: NDArray[Any]) -> Floats:
@@ -75,14 +68,14 @@ def fit_probe(
     y: NDArray[Any],
     *,
     validation: Rows | None,
-    task: TaskKind,
+    task: "TaskKind",
     classes: int,
     seed: int = 0,
 ) -> Probe:
     """Fit a probe on training rows.
 
     Args:
-        name: `linear` (logistic regression; ridge for numbers) or `knn` (by cosine).
+        name: In `PROBES`: `linear` (logistic regression; ridge for numbers) or `knn` (by cosine).
         x_PD: Features of the training rows.
         y: Class indices [P]; several labels [P, C] of 0 and 1; or numbers [P] or [P, C].
         validation: Features and labels of rows that choose; None, or no rows, for `DEFAULTS`. The
@@ -110,13 +103,13 @@ def fit_probe(
     _check(x_PD, y, x_QD, np.asarray(y_Q), task)
     mean, spread = x_PD.mean(axis=0), x_PD.std(axis=0)
     spread[spread < _CONSTANT] = 1.0
-    fit = fit_linear if name == "linear" else fit_nearest
+    fit = load(PROBES[name].loader)
     z_PD, z_QD = (x_PD - mean) / spread, (x_QD - mean) / spread
     columns = range(y.shape[1]) if task == "multilabel" else [slice(None)]
     width = {"binary": 2, "multilabel": 2, "multiclass": classes}.get(task)
     found = [fit(z_PD, y[..., c], z_QD, np.asarray(y_Q)[..., c], width, seed) for c in columns]
     return Probe(
-        name="linear" if name == "linear" else "knn",
+        name=name,
         task=task,
         chosen=tuple(float(value) for _, value in found),
         mean=mean,
@@ -134,7 +127,9 @@ def _features(x_PD: NDArray[Any]) -> Floats:
     return x
 
 
-def _check(x_PD: Floats, y: NDArray[Any], x_QD: Floats, y_Q: NDArray[Any], task: TaskKind) -> None:
+def _check(
+    x_PD: Floats, y: NDArray[Any], x_QD: Floats, y_Q: NDArray[Any], task: "TaskKind"
+) -> None:
     """Refuse arrays that do not fit each other or the task."""
     wanted = {"multilabel": {2}, "regression": {1, 2}}.get(task, {1})
     if len(x_PD) != len(y) or len(x_QD) != len(y_Q) or not len(y) or y.ndim not in wanted:

@@ -4,21 +4,17 @@ Shape letters: P rows of training, Q others, D width of the features, C classes 
 neighbours.
 """
 
-from __future__ import annotations
-
 import functools
 import warnings
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+Floats = NDArray[np.float64]
 
-    from numpy.typing import NDArray
-
-    Floats = NDArray[np.float64]
 
 INVERSE = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
 """Inverse penalties of the logistic regression (scikit-learn's C), strongest penalty first."""

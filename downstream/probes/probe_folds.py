@@ -4,68 +4,24 @@ Shape letters: N labelled tiles, D width of a feature set, T draws of few shots 
 classes.
 """
 
-from __future__ import annotations
-
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
-from downstream.probes.fit import PROBES, ProbeError, fit_probe
+from downstream.probes.fit import fit_probe
+from downstream.probes.probe_spec import ProbeOptions
 from downstream.splits.folds import nested_folds
 from downstream.splits.split import SplitError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     import polars as pl
-    from numpy.typing import NDArray
 
     from downstream.splits.split import Split
 
-    Floats = NDArray[np.float64]
-
-MOST_TILES = 20_000
-
-
-@dataclass(frozen=True, kw_only=True)
-class Options:
-    """How tiles are probed.
-
-    Attributes:
-        models: Of `PROBES`.
-        folds: Over patients.
-        shots: Labelled tiles of each class that a probe is fitted on; None for all.
-        draws: How often so few are drawn.
-        seed: Of folds, draws and bootstrap.
-        tiles: Most labelled tiles.
-
-    Raises:
-        ProbeError: Numbers that make no sense, or an unknown model.
-    """
-
-    models: tuple[str, ...] = PROBES
-    folds: int = 5
-    shots: int | None = None
-    draws: int = 10
-    seed: int = 0
-    tiles: int = MOST_TILES
-
-    def __post_init__(self) -> None:
-        """Check what is given."""
-        wrong = [model for model in self.models if model not in PROBES]
-        least = min(self.draws, self.tiles, 1 if self.shots is None else self.shots)
-        if wrong or not self.models or least < 1:
-            msg = (
-                f"models {list(self.models)}, shots={self.shots}, draws={self.draws}, "
-                f"tiles={self.tiles}; models are {', '.join(PROBES)}, the numbers at least 1"
-            )
-            raise ProbeError(msg)
-
-    @property
-    def rounds(self) -> int:
-        """How often a probe is fitted in a fold: once, or once a draw."""
-        return 1 if self.shots is None else self.draws
+Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +37,7 @@ class Scores:
     fold: NDArray[np.int64]
 
 
-def tile_splits(rows: pl.DataFrame, options: Options) -> list[Split]:
+def tile_splits(rows: "pl.DataFrame", options: ProbeOptions) -> list["Split"]:
     """Folds over patients, stratified by each patient's commonest label."""
     commonest = (
         rows.group_by("patient_id", "label")
@@ -112,11 +68,11 @@ def _merged(labels: list[int], folds: int) -> list[int]:
 
 def scored(
     x_ND: NDArray[np.float32],
-    rows: pl.DataFrame,
-    splits: Sequence[Split],
+    rows: "pl.DataFrame",
+    splits: Sequence["Split"],
     model: str,
     classes: int,
-    options: Options,
+    options: ProbeOptions,
 ) -> Scores:
     """Every tile by a probe that has seen none of its patient's."""
     scores_NTC = np.full((rows.height, options.rounds, classes), np.nan)
@@ -156,7 +112,7 @@ def _few(
     fold: int,
     draw: int,
     classes: int,
-    options: Options,
+    options: ProbeOptions,
 ) -> NDArray[np.int64]:
     """So many rows of each class; fewer shots are among those of more.
 
@@ -177,7 +133,7 @@ def _few(
     return np.concatenate(taken)
 
 
-def counts_of(rows: pl.DataFrame, classes: int) -> list[int]:
+def counts_of(rows: "pl.DataFrame", classes: int) -> list[int]:
     """Tiles of each class."""
     counts: list[int] = np.bincount(rows["label"].to_numpy(), minlength=classes).tolist()
     return counts

@@ -4,9 +4,9 @@ A row names a tile by its key, or by any place within it in level-0 pixels. What
 listed; a tile with two labels is refused.
 """
 
-from __future__ import annotations
-
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from os import PathLike
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,9 +19,6 @@ from downstream.cohorts.pending import pending_note
 from downstream.cohorts.slide_names import match_slides, refuse_near_slides, told
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-    from os import PathLike
-
     from downstream.cohorts.label_tables import Labels, Reading
     from featurestore import Lake
 
@@ -47,7 +44,7 @@ class TileLabels:
 
 
 def read_tile_labels(
-    lake: Lake,
+    lake: "Lake",
     path: str | PathLike[str],
     target: str,
     *,
@@ -124,7 +121,7 @@ def at_most(labels: TileLabels, tiles: int, *, seed: int) -> TileLabels:
     return replace(labels, rows=rows, notes=(*labels.notes, note))
 
 
-def _places(labels: Labels, target: str, path: str) -> pl.DataFrame:
+def _places(labels: "Labels", target: str, path: str) -> pl.DataFrame:
     """Labelled rows: slide_id, perhaps patient_id, tile_id or x and y, and label."""
     by = ["tile_id"] if labels.has("tile_id") else ["x", "y"]
     lacking = [name for name in ("slide_id", *by, target) if not labels.has(name)]
@@ -147,7 +144,7 @@ def _places(labels: Labels, target: str, path: str) -> pl.DataFrame:
     return rows.drop_nulls(["slide_id", *by, "label"]).unique(maintain_order=True)
 
 
-def _tiles(lake: Lake, slide_ids: list[str], mpp: float) -> pl.DataFrame:
+def _tiles(lake: "Lake", slide_ids: list[str], mpp: float) -> pl.DataFrame:
     """Tiles of slides with their places and sides in level-0 pixels."""
     sides = lake.tiles_of(mpp=mpp, slide_ids=slide_ids).select(
         "slide_id", side=pl.col("tile_px_level0").cast(pl.Float64)

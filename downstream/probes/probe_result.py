@@ -6,28 +6,21 @@ is over patients; how far the draws differ is told beside it.
 Shape letters: N tiles, T draws, C classes, R resamples.
 """
 
-from __future__ import annotations
-
+from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from downstream.measures.class_measures import (
-    Measure,
-    UndefinedMetricError,
-    classification_measures,
-)
-from downstream.measures.intervals import compare, comparison_table, interval
+from downstream.measures.class_measures import Measure, classification_measures
+from downstream.measures.intervals import bca_or_percentile, compare, comparison_table, interval
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from downstream.measures.intervals import Comparison
 
-    from numpy.typing import NDArray
+Floats = NDArray[np.float64]
 
-    from downstream.measures.intervals import Comparison, Interval
-    from downstream.measures.resampling import Method
-
-    Floats = NDArray[np.float64]
 
 MEASURES = ("auroc", "balanced_accuracy", "f1")
 """The first is the main one. Classes are predicted at equal weight: binary from 0.5 on."""
@@ -98,20 +91,14 @@ def _compared(
     *,
     margin: float | None,
     seed: int,
-) -> Comparison:
+) -> "Comparison":
     known, one = _asked(one_NTC)
     measure, other = _mean_of_draws(known[MEASURES[0]]), _asked(other_NTC)[1]
 
-    def by(method: Method) -> Comparison:
-        return compare(
-            measure, (label_N,), one, other, seed=seed, margin=margin, patients=patients,
-            method=method,
-        )  # fmt: skip
-
-    try:
-        return by("bca")
-    except UndefinedMetricError:
-        return by("percentile")
+    comparison = partial(
+        compare, measure, (label_N,), one, other, seed=seed, margin=margin, patients=patients
+    )
+    return bca_or_percentile(comparison)
 
 
 def _asked(scores_NTC: Floats) -> tuple[dict[str, Measure], Floats]:
@@ -130,29 +117,16 @@ def _assess(
     seed: int,
     spread: bool,
 ) -> dict[str, Any]:
-    found = _interval(_mean_of_draws(measure), label_N, scores, patients, seed)
+    estimate = partial(
+        interval, _mean_of_draws(measure), (label_N,), scores, seed=seed, patients=patients
+    )
+    found = bca_or_percentile(estimate)
     told: dict[str, Any] = {**vars(found), "higher_is_better": measure.higher_is_better}
     if spread:
         draws = [measure.value(label_N, scores[:, draw]) for draw in range(scores.shape[1])]
         sd = float(np.std(draws, ddof=1)) if len(draws) > 1 else None
         told |= {"draws": len(draws), "sd": sd, "least": min(draws), "most": max(draws)}
     return told
-
-
-def _interval(
-    measure: Measure,
-    label_N: NDArray[np.int64],
-    scores: Floats,
-    patients: Sequence[str],
-    seed: int,
-) -> Interval:
-    """By BCa; by percentiles where a class is one patient's alone, without whom nothing is."""
-    try:
-        return interval(measure, (label_N,), scores, seed=seed, patients=patients)
-    except UndefinedMetricError:
-        return interval(
-            measure, (label_N,), scores, seed=seed, patients=patients, method="percentile"
-        )
 
 
 def _mean_of_draws(measure: Measure) -> Measure:

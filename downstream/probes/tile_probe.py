@@ -8,71 +8,52 @@ Shape letters: N labelled tiles, D width of a feature set, T draws of few shots 
 classes.
 """
 
-from __future__ import annotations
-
 import hashlib
 import io
 import json
 import time
+from collections.abc import Mapping, Sequence
+from os import PathLike, fspath
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 
 from downstream.cohorts.cohort import listing
-from downstream.probes.fit import ProbeError
-from downstream.probes.probe_folds import Options, Scores, counts_of, scored, tile_splits
+from downstream.probes.probe_folds import Scores, counts_of, scored, tile_splits
 from downstream.probes.probe_labels import TileLabels, at_most, read_tile_labels
 from downstream.probes.probe_result import compare_probes, metrics_of
+from downstream.probes.probe_spec import ProbeError, ProbeOptions, ProbeSpec
 from downstream.report.run_page import write_run_page
 from downstream.run.feature_bags import feature_identity, teachers_of
 from downstream.run.run_result import find_result
+from downstream.run.saved_specs import save_spec
 from downstream.run.study import check_features
 from downstream.run.study_errors import StudyError
+from downstream.run.study_spec import (
+    ComparisonOptions,
+    FeatureOptions,
+    LabelOptions,
+    label_id_options,
+)
 from downstream.splits.split_tables import to_table
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-    from os import PathLike
-
-    from numpy.typing import NDArray
-
     from downstream.splits.split import Split
     from featurestore import Lake
 
 
 FORMAT = 2
 """Version of how a probe's result comes about; part of the run's name."""
-_OPTIONS = Options()
 
 
-def run_probe(
-    lake_uri: str,
-    labels: str | PathLike[str],
-    target: str,
-    features: Sequence[str],
-    *,
-    mpp: float,
-    options: Options = _OPTIONS,
-    reference: str | None = None,
-    margin: float | None = None,
-    ids: Mapping[str, str | None] | None = None,
-    version: int | str | None = None,
-) -> dict[str, Any]:
-    """Probe feature sets by labelled tiles.
+def run_tile_probe(lake_uri: str, spec: ProbeSpec) -> dict[str, Any]:
+    """Probe feature sets by labelled tiles, cross-validated over patients.
 
     Args:
         lake_uri: The lake; its `runs/` folder gets the result.
-        labels: Table of tiles, see `read_tile_labels`.
-        target: Column of classes.
-        features: Feature sets: a teacher, or several joined by `+`. All are measured on the same
-            tiles, those that all of them have.
-        mpp: Microns per pixel of the tiles.
-        options: How.
-        reference: Arm that the others are compared with; the first if None.
-        margin: How much worse than it still counts as not worse; None for no such test.
-        ids: Which columns name slides and patients, where that is not plain.
-        version: Of the lake, or a snapshot; the newest if None.
+        spec: All that decides the result.
 
     Returns:
         What `result.json` holds: `metrics` per arm (`FEATURES / MODEL`) with intervals over
@@ -88,22 +69,28 @@ def run_probe(
     from featurestore import open_lake
 
     began = time.monotonic()
-    names, lake = check_features(list(features)), open_lake(lake_uri, version=version)
-    found = read_tile_labels(lake, labels, target, mpp=mpp, ids=ids)
-    found = at_most(found, options.tiles, seed=options.seed)
+    (target,), (mpp,), options = spec.labels.target, spec.features.mpps, spec.probe
+    names = check_features(spec.features.names)
+    lake = open_lake(lake_uri, version=spec.features.version)
+    labels = read_tile_labels(lake, spec.labels.table, target, mpp=mpp, ids=spec.labels.id_options)
+    labels = at_most(labels, options.tiles, seed=options.seed)
     arms = [arm for arm, _, _ in _arms(names, options)]
-    if reference not in (None, *arms):
-        msg = f"reference {reference!r}; the arms are {', '.join(arms)}"
+    if spec.comparison.reference not in (None, *arms):
+        msg = f"reference {spec.comparison.reference!r}; the arms are {', '.join(arms)}"
         raise StudyError(msg)
     config = {
-        **_config(lake, found, target, names, mpp, options),
-        "reference": reference or arms[0],
-        "margin": margin,
+        **_config(lake, labels, target, names, mpp, options),
+        "reference": spec.comparison.reference or arms[0],
+        "margin": spec.comparison.margin,
     }
     run = f"probe-{hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:12]}"
+    save_spec(lake, run, spec)
     result = find_result(lake, run)
     if result is None:
-        result = {**_probed(lake, found, config, run, options), "seconds": time.monotonic() - began}
+        result = {
+            **_probed(lake, labels, config, run, options),
+            "seconds": time.monotonic() - began,
+        }
         # last: a folder with a result.json is a finished run
         lake.write_bytes(f"runs/{run}/result.json", json.dumps(result, indent=1).encode())
     if not lake.exists(f"runs/{run}/report.html"):
@@ -111,13 +98,55 @@ def run_probe(
     return result
 
 
-def _arms(names: Sequence[str], options: Options) -> list[tuple[str, str, str]]:
+def run_probe(
+    lake_uri: str,
+    labels: str | PathLike[str],
+    target: str,
+    features: Sequence[str],
+    *,
+    mpp: float,
+    options: ProbeOptions | None = None,
+    reference: str | None = None,
+    margin: float | None = None,
+    ids: Mapping[str, Any] | None = None,
+    version: int | str | None = None,
+) -> dict[str, Any]:
+    """Probe feature sets by labelled tiles: `run_tile_probe` by single settings.
+
+    Args:
+        lake_uri: The lake; its `runs/` folder gets the result.
+        labels: Table of tiles, see `read_tile_labels`.
+        target: Column of classes.
+        features: See `FeatureOptions.names`.
+        mpp: Microns per pixel of the tiles.
+        options: How probes are fitted.
+        reference: See `ComparisonOptions.reference`.
+        margin: See `ComparisonOptions.margin`.
+        ids: Options of `load_labels`: which columns name slides and patients.
+        version: See `FeatureOptions.version`.
+
+    Returns:
+        See `run_tile_probe`.
+
+    Raises:
+        ValueError: See `run_tile_probe`.
+    """
+    spec = ProbeSpec(
+        labels=LabelOptions(table=fspath(labels), target=(target,), **label_id_options(ids)),
+        features=FeatureOptions(names=tuple(features), mpps=(mpp,), version=version),
+        probe=options or ProbeOptions(),
+        comparison=ComparisonOptions(reference=reference, margin=margin),
+    )
+    return run_tile_probe(lake_uri, spec)
+
+
+def _arms(names: Sequence[str], options: ProbeOptions) -> list[tuple[str, str, str]]:
     """Name, feature set and model of each arm."""
     return [(f"{name} / {model}", name, model) for name in names for model in options.models]
 
 
 def _probed(
-    lake: Lake, found: TileLabels, config: dict[str, Any], run: str, options: Options
+    lake: "Lake", found: TileLabels, config: dict[str, Any], run: str, options: ProbeOptions
 ) -> dict[str, Any]:
     """Fit and measure every arm, store what they say, and put the result together."""
     names, classes = config["features"], len(found.classes)
@@ -162,12 +191,12 @@ def _probed(
 
 
 def _config(
-    lake: Lake,
+    lake: "Lake",
     found: TileLabels,
     target: str,
     names: Sequence[str],
     mpp: float,
-    options: Options,
+    options: ProbeOptions,
 ) -> dict[str, Any]:
     """All that decides the result."""
     slides = found.rows["slide_id"].unique().sort().to_list()
@@ -190,7 +219,7 @@ def _config(
 
 
 def _features(
-    lake: Lake, found: TileLabels, names: Sequence[str], mpp: float
+    lake: "Lake", found: TileLabels, names: Sequence[str], mpp: float
 ) -> tuple[dict[str, NDArray[np.float32]], pl.DataFrame, list[str]]:
     """Features [N, D] by feature set, the rows that all of them have, and who was left out.
 
@@ -219,7 +248,7 @@ def _features(
 
 
 def _metrics(
-    rows: pl.DataFrame, scores: Mapping[str, Scores], options: Options
+    rows: pl.DataFrame, scores: Mapping[str, Scores], options: ProbeOptions
 ) -> dict[str, dict[str, Any]]:
     """Metrics of each arm."""
     label_N, patients = rows["label"].to_numpy(), rows["patient_id"].to_list()
@@ -232,10 +261,10 @@ def _metrics(
 
 
 def _store(
-    lake: Lake,
+    lake: "Lake",
     run: str,
     rows: pl.DataFrame,
-    splits: Sequence[Split],
+    splits: Sequence["Split"],
     scores: Mapping[str, Scores],
     classes: Sequence[str],
 ) -> None:

@@ -5,16 +5,13 @@ Files are read a column and a cell at a time: all attention of a large run does 
 Shape letters: N tiles.
 """
 
-from __future__ import annotations
-
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import polars as pl
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from downstream.report.finished_run import Run
     from featurestore import Lake
 
@@ -37,7 +34,7 @@ class AttentionFile:
     path: str
 
 
-def attention_files(lake: Lake, run: str) -> list[AttentionFile]:
+def attention_files(lake: "Lake", run: str) -> list[AttentionFile]:
     """What a run has; empty where no model of it has attention."""
     found = []
     for name in lake.store.names(f"runs/{run}/attention"):
@@ -51,7 +48,7 @@ def attention_files(lake: Lake, run: str) -> list[AttentionFile]:
 
 
 def read_tiles(
-    lake: Lake, file: AttentionFile, slide_ids: Sequence[str] | None = None
+    lake: "Lake", file: AttentionFile, slide_ids: Sequence[str] | None = None
 ) -> pl.DataFrame:
     """Rows of a file: slide_id, tile_id, x, y (level-0 pixels), attention, and mpp.
 
@@ -66,13 +63,13 @@ def read_tiles(
     return rows.with_columns(mpp=pl.Series(tile_parts(rows["tile_id"].to_numpy())[1]))
 
 
-def slides_of(lake: Lake, file: AttentionFile) -> set[str]:
+def slides_of(lake: "Lake", file: AttentionFile) -> set[str]:
     """Slides that a file has tiles of."""
     return set(_read(lake, file.path, ["slide_id"])["slide_id"].unique())
 
 
 def _read(
-    lake: Lake,
+    lake: "Lake",
     path: str,
     columns: list[str],
     *,
@@ -90,7 +87,7 @@ def _read(
         return pl.DataFrame(pq.read_table(file, columns=columns, filters=wanted))
 
 
-def owners(lake: Lake, files: Sequence[AttentionFile]) -> pl.DataFrame:
+def owners(lake: "Lake", files: Sequence[AttentionFile]) -> pl.DataFrame:
     """Slides of an arm's files with their size in pixels and `patient`: whose they are in the run.
 
     A run's table of labels may name other patients than the lake does.
@@ -114,7 +111,7 @@ def weighs_alike(tiles: pl.DataFrame) -> bool:
 
 
 def arms_with_attention(
-    lake: Lake, run: Run, files: Sequence[AttentionFile]
+    lake: "Lake", run: "Run", files: Sequence[AttentionFile]
 ) -> tuple[list[str], list[str]]:
     """Arms of the run that weigh tiles, and those that keep the same weight for all, in its order.
 
@@ -130,7 +127,7 @@ def arms_with_attention(
     return weighing, alike
 
 
-def first_rows(run: Run, arm: str) -> pl.DataFrame:
+def first_rows(run: "Run", arm: str) -> pl.DataFrame:
     """Test rows of the first repetition and seed, for which attention is kept."""
     rows = run.rows(arm)
     first = (pl.col("repeat") == pl.col("repeat").min()) & (pl.col("seed") == pl.col("seed").min())

@@ -6,16 +6,17 @@ tiles are coloured by fifths of their rank, and "Show measurement maps" colours 
 Shape letters: N tiles.
 """
 
-from __future__ import annotations
-
 import json
 import re
+from collections.abc import Sequence
 from itertools import pairwise
+from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 
 from downstream.report.attention import (
     arms_with_attention,
@@ -29,11 +30,6 @@ from downstream.report.tile_pictures import tile_side
 from ingest.pages.slide_pictures import decode_rgb, scaled
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from os import PathLike
-
-    from numpy.typing import NDArray
-
     from downstream.report.attention import AttentionFile
     from downstream.report.finished_run import Run
     from featurestore import Lake
@@ -48,7 +44,7 @@ class AttentionError(ValueError):
 
 
 def write_attention(
-    lake: Lake,
+    lake: "Lake",
     run: str,
     slide_id: str,
     *,
@@ -147,7 +143,7 @@ def _classes() -> list[tuple[str, list[int]]]:
     return [(name, [int(c) for c in rgb]) for name, rgb in zip(names, shades, strict=True)]
 
 
-def _tiles(lake: Lake, run: Run, slide_id: str, arm: str | None) -> dict[str, pl.DataFrame]:
+def _tiles(lake: "Lake", run: "Run", slide_id: str, arm: str | None) -> dict[str, pl.DataFrame]:
     """Arm -> the slide's tiles."""
     files = attention_files(lake, run.name)
     arms = _arms(lake, run, files, arm)
@@ -163,7 +159,7 @@ def _tiles(lake: Lake, run: Run, slide_id: str, arm: str | None) -> dict[str, pl
     return found
 
 
-def _arms(lake: Lake, run: Run, files: Sequence[AttentionFile], arm: str | None) -> list[str]:
+def _arms(lake: "Lake", run: "Run", files: Sequence["AttentionFile"], arm: str | None) -> list[str]:
     """The arms that were asked for, each of which weighs tiles."""
     if arm is not None and arm not in run.arms:
         msg = f"run {run.name} has no arm {arm!r}; {nearest(arm, run.arms, 'it has')}"
@@ -182,7 +178,7 @@ def _arms(lake: Lake, run: Run, files: Sequence[AttentionFile], arm: str | None)
     return there if arm is None else [arm]
 
 
-def _no_slide(lake: Lake, run: Run, files: Sequence[AttentionFile], slide_id: str) -> str:
+def _no_slide(lake: "Lake", run: "Run", files: Sequence["AttentionFile"], slide_id: str) -> str:
     """Why there is no attention of a slide, and slides that there are."""
     known = lake.slides().select("slide_id").collect()["slide_id"].to_list()
     if slide_id not in known:
@@ -194,7 +190,7 @@ def _no_slide(lake: Lake, run: Run, files: Sequence[AttentionFile], slide_id: st
     )
 
 
-def _write(lake: Lake, stem: Path, slide_id: str, arm: str, tiles: pl.DataFrame) -> list[Path]:
+def _write(lake: "Lake", stem: Path, slide_id: str, arm: str, tiles: pl.DataFrame) -> list[Path]:
     """The three files of one arm at one mpp."""
     side_px = tile_side(lake, slide_id, float(tiles["mpp"][0]))
     size_px = _size(lake, slide_id, tiles, side_px)
@@ -212,7 +208,7 @@ def _write(lake: Lake, stem: Path, slide_id: str, arm: str, tiles: pl.DataFrame)
     return paths
 
 
-def _size(lake: Lake, slide_id: str, tiles: pl.DataFrame, side_px: int) -> tuple[int, int]:
+def _size(lake: "Lake", slide_id: str, tiles: pl.DataFrame, side_px: int) -> tuple[int, int]:
     """Width and height of the slide; up to its last tile where an import did not tell them."""
     slides = lake.slides().filter(pl.col("slide_id") == slide_id)
     width, height = slides.select("width_px", "height_px").collect().row(0)
@@ -221,7 +217,7 @@ def _size(lake: Lake, slide_id: str, tiles: pl.DataFrame, side_px: int) -> tuple
 
 
 def _picture(
-    lake: Lake,
+    lake: "Lake",
     slide_id: str,
     arm: str,
     tiles: pl.DataFrame,

@@ -4,8 +4,7 @@ The surest right and the surest wrong one, of the first repetition and seed, by 
 attention.
 """
 
-from __future__ import annotations
-
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -14,8 +13,6 @@ import polars as pl
 from downstream.report.attention import first_rows
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from downstream.report.finished_run import Run
 
 
@@ -36,7 +33,7 @@ class Case:
     text: str
 
 
-def cases(run: Run, arm: str) -> list[Case]:
+def cases(run: "Run", arm: str) -> list[Case]:
     """The patients to show of an arm; those of the rule that do not exist are left out."""
     by_task = {
         "binary": _positives,
@@ -48,7 +45,7 @@ def cases(run: Run, arm: str) -> list[Case]:
     return [one for one in by_task[run.task](run, first_rows(run, arm)) if one is not None]
 
 
-def groups(run: Run, arm: str) -> dict[str, list[str]]:
+def groups(run: "Run", arm: str) -> dict[str, list[str]]:
     """Name of a group -> its patients, whose tiles are shown: classes, labels or halves."""
     rows = first_rows(run, arm)
     if run.task in ("binary", "multiclass"):
@@ -78,7 +75,7 @@ def _case(rows: pl.DataFrame, title: str, tell: Callable[[dict[str, float]], str
     return Case(patient=row["patient_id"], fold=row["fold"], title=title, text=tell(row))
 
 
-def _positives(run: Run, rows: pl.DataFrame) -> list[Case | None]:
+def _positives(run: "Run", rows: pl.DataFrame) -> list[Case | None]:
     """Of the positive (last) class."""
     name = run.classes[-1]
     mine = rows.filter(pl.col("label") == name).with_columns(
@@ -91,7 +88,7 @@ def _positives(run: Run, rows: pl.DataFrame) -> list[Case | None]:
     return _pair(mine, called, f"{name} patients", f"a probability of {name}")
 
 
-def _labelled(run: Run, rows: pl.DataFrame) -> list[Case | None]:
+def _labelled(run: "Run", rows: pl.DataFrame) -> list[Case | None]:
     """Of the first label."""
     name = run.classes[0]
     mine = rows.filter(pl.col("labels").list.get(0) == 1)
@@ -115,7 +112,7 @@ def _pair(rows: pl.DataFrame, called: pl.Expr, whom: str, what: str) -> list[Cas
     ]
 
 
-def _numbers(run: Run, rows: pl.DataFrame) -> list[Case | None]:
+def _numbers(run: "Run", rows: pl.DataFrame) -> list[Case | None]:
     """Nearest and farthest of the upper half."""
     target = run.result["target"]
     mine = rows.filter(pl.col("value") >= pl.col("value").median())
@@ -137,7 +134,7 @@ def _numbers(run: Run, rows: pl.DataFrame) -> list[Case | None]:
     ]
 
 
-def _events(_: Run, rows: pl.DataFrame) -> list[Case | None]:
+def _events(_: "Run", rows: pl.DataFrame) -> list[Case | None]:
     """Highest and lowest risk of those with an event in the earlier half."""
     seen = rows.filter(pl.col("event"))
     mine = seen.filter(pl.col("time") <= pl.col("time").median())

@@ -3,8 +3,6 @@
 Validation rows only ever chose thresholds, so no page reads them.
 """
 
-from __future__ import annotations
-
 import difflib
 import io
 from dataclasses import dataclass
@@ -104,7 +102,7 @@ class Run:
         }
 
 
-def read_run(lake: Lake, name: str) -> Run:
+def read_run(lake: "Lake", name: str) -> Run:
     """Read a finished run.
 
     Raises:
@@ -118,7 +116,7 @@ def read_run(lake: Lake, name: str) -> Run:
     return Run(name=name, result=lake.read_json(path), scored=scored)
 
 
-def _not_there(lake: Lake, name: str) -> str:
+def _not_there(lake: "Lake", name: str) -> str:
     there = lake.store.names("runs")
     if name in there:
         return f"run {name!r} of {lake.uri} is not finished; run its command again to finish it"

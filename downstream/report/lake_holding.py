@@ -1,11 +1,10 @@
 """What a report reads of a lake: slides, students and runs. Files only; nothing is computed."""
 
-from __future__ import annotations
-
 import importlib.metadata
 import json
 import platform
 from dataclasses import dataclass
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 import polars as pl
@@ -13,8 +12,6 @@ import polars as pl
 from ingest.pages.slide_cards import CARD_COLUMNS
 
 if TYPE_CHECKING:
-    from datetime import datetime
-
     from featurestore import Lake
 
 Json = dict[str, Any]
@@ -89,7 +86,7 @@ class Holding:
         ]
 
 
-def read_holding(lake: Lake) -> Holding:
+def read_holding(lake: "Lake") -> Holding:
     """Read what a lake holds."""
     finished = _parts(lake, "runs", "result.json")
     names = {part.name for part in finished}
@@ -105,7 +102,7 @@ def read_holding(lake: Lake) -> Holding:
     )
 
 
-def _parts(lake: Lake, folder: str, file: str) -> list[Part]:
+def _parts(lake: "Lake", folder: str, file: str) -> list[Part]:
     """Folders that hold the file that is written last, newest first."""
     found = []
     for name in lake.store.names(folder):
@@ -116,7 +113,7 @@ def _parts(lake: Lake, folder: str, file: str) -> list[Part]:
     return sorted(found, key=lambda p: (p.lake_version, p.modified, p.name), reverse=True)
 
 
-def read_earlier(lake: Lake) -> Json:
+def read_earlier(lake: "Lake") -> Json:
     """The `report.json` that is there, or an empty dict."""
     if not lake.exists("report.json"):
         return {}

@@ -4,8 +4,7 @@ Everything is read from the lake's files, so a report can be written at any time
 lake that others fill. `report.json` is written last: where it is, `report.html` is whole.
 """
 
-from __future__ import annotations
-
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -22,8 +21,6 @@ from ingest.pages.slide_cards import choose_slides, make_cards
 from ingest.pages.slide_pictures import PEN_SHOWN
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from downstream.report.lake_holding import Holding, Json
     from featurestore import Lake
 
@@ -70,7 +67,7 @@ def write_report(
     return report
 
 
-def _report(lake: Lake, holding: Holding, stages: Json, about: Json) -> Json:
+def _report(lake: "Lake", holding: "Holding", stages: "Json", about: "Json") -> "Json":
     """What `report.json` holds."""
     fidelity = {part.name: part.content["fidelity"] for part in holding.students}
     report = {
@@ -87,7 +84,7 @@ def _report(lake: Lake, holding: Holding, stages: Json, about: Json) -> Json:
     return {**report, "students": fidelity} if len(fidelity) > 1 else report
 
 
-def _page(lake: Lake, holding: Holding, report: Json) -> str:
+def _page(lake: "Lake", holding: "Holding", report: "Json") -> str:
     """The HTML."""
     names = [part.name for part in holding.students]
     mil, survival = holding.newest("mil"), holding.newest("survival")

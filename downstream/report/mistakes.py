@@ -1,7 +1,5 @@
 """Tiles that a probe called another class: what people look at first."""
 
-from __future__ import annotations
-
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -20,7 +18,7 @@ if TYPE_CHECKING:
     from featurestore import Lake
 
 
-def mistakes(lake: Lake, run: Run) -> list[Strip]:
+def mistakes(lake: "Lake", run: "Run") -> list[Strip]:
     """Of each class the tiles that the first arm was surest to be of another one.
 
     At most two tiles are of one patient; classes beyond the first six are left out.
@@ -41,7 +39,7 @@ def mistakes(lake: Lake, run: Run) -> list[Strip]:
     return [_strip(lake, name, wrong) for name in run.classes[:MOST_GROUPS]]
 
 
-def _strip(lake: Lake, name: str, wrong: pl.DataFrame) -> Strip:
+def _strip(lake: "Lake", name: str, wrong: pl.DataFrame) -> Strip:
     keys, down = ("sure", "slide_id", "tile_id"), [True, False, False]
     surest = wrong.filter(pl.col("label") == name).sort(*keys, descending=down)
     few = surest.group_by("patient_id", maintain_order=True).head(MOST_OF_PATIENT)

@@ -3,9 +3,8 @@
 Autoescape is on and the template marks nothing as safe: ids and reasons come from users.
 """
 
-from __future__ import annotations
-
 import shlex
+from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
@@ -15,8 +14,6 @@ from downstream.report.run_tables import p_text
 from ingest.pages.page_templates import environment
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from downstream.report.lake_holding import Holding, Json
     from featurestore import Lake
 
@@ -43,7 +40,7 @@ def notice(about: Mapping[str, Any]) -> str | None:
     )
 
 
-def overview(holding: Holding) -> Json:
+def overview(holding: "Holding") -> "Json":
     """Counts of slides, patients, tiles and features."""
     slides = holding.slides
     ready = slides.filter(pl.col("state") == "ready")
@@ -88,7 +85,7 @@ def _counted(values: pl.Series) -> str:
     return ", ".join(f"{value} ({count})" for value, count in counts.reverse().iter_rows())
 
 
-def recorded_seconds(holding: Holding) -> dict[str, float]:
+def recorded_seconds(holding: "Holding") -> dict[str, float]:
     """Computing times that the lake itself keeps, for a report that was given none."""
     found = {"cutting slides": float(holding.slides["seconds"].sum())}
     for part in holding.students:
@@ -99,7 +96,7 @@ def recorded_seconds(holding: Holding) -> dict[str, float]:
     return {name: seconds for name, seconds in found.items() if seconds}
 
 
-def example_commands(lake: Lake, holding: Holding) -> list[tuple[str, str]]:
+def example_commands(lake: "Lake", holding: "Holding") -> list[tuple[str, str]]:
     """What to type to look further: (what it tells, command), each of which works on this lake."""
     return [
         ("What the lake holds", f"slidelake info {shlex.quote(lake.uri)}"),
@@ -110,7 +107,7 @@ def example_commands(lake: Lake, holding: Holding) -> list[tuple[str, str]]:
     ]
 
 
-def example_queries(lake: Lake, holding: Holding) -> list[tuple[str, str]]:
+def example_queries(lake: "Lake", holding: "Holding") -> list[tuple[str, str]]:
     """SQL that this lake answers: (what it tells, statement)."""
     from featurestore import mpp_name
 

@@ -4,8 +4,6 @@ Which arm and which slide a picture shows follows from a rule that the page name
 has picked the nicest one. Pictures of runs are those of the runs' own pages.
 """
 
-from __future__ import annotations
-
 from typing import TYPE_CHECKING
 
 from downstream.report.attention import arms_with_attention, attention_files, owners
@@ -14,29 +12,25 @@ from downstream.report.finished_run import read_run
 from downstream.report.plots.plots_report import curves_png, fidelity_png
 from downstream.report.run_tables import arm_rows, asked, how_tested, measure_heads, shown_name
 from downstream.report.tile_pictures import maps
-from downstream.report.views.run_views import Section, forest
-from downstream.report.views.views_classes import add_roc, class_curves, label_section
-from downstream.report.views.views_outcomes import km_section, number_section
+from downstream.report.views.run_views import forest, main_section
 from ingest.pages.slide_pictures import data_uri
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from downstream.report.finished_run import Run
     from downstream.report.lake_holding import Json, Part
     from featurestore import Lake
 
 
-def estimates(run: Part | None) -> dict[str, dict[str, float | None]]:
+def estimates(run: "Part | None") -> dict[str, dict[str, float | None]]:
     """Arm -> estimate, low, high; empty without a run, null where undefined."""
     if run is None:
         return {}
     names = ("estimate", "low", "high")
-    metrics: Mapping[str, Json] = run.content["metrics"]
+    metrics: dict[str, Json] = run.content["metrics"]
     return {name: {key: metrics[name][key] for key in names} for name in run.content["metrics"]}
 
 
-def student_view(student: Part) -> Json:
+def student_view(student: "Part") -> "Json":
     """One student: facts, fidelity per teacher and mpp, pictures."""
     report = student.content
     rows = _fidelity_rows(report)
@@ -59,7 +53,7 @@ def student_view(student: Part) -> Json:
     }
 
 
-def _flat(recipe: Json) -> Json:
+def _flat(recipe: "Json") -> "Json":
     """A recipe as pairs of name and value: what its parts say, and its terms with their weights."""
     found: Json = {}
     for key, value in recipe.items():
@@ -69,7 +63,7 @@ def _flat(recipe: Json) -> Json:
     return {**found, **shown}
 
 
-def _fidelity_rows(report: Json) -> list[Json]:
+def _fidelity_rows(report: "Json") -> list["Json"]:
     """Teacher by teacher: a row over all tiles, and a row per mpp."""
     rows: list[Json] = []
     for teacher, whole in report["fidelity"].items():
@@ -79,37 +73,37 @@ def _fidelity_rows(report: Json) -> list[Json]:
     return rows
 
 
-def shown_arm(run: Run, students: list[str]) -> str:
+def shown_arm(run: "Run", students: list[str]) -> str:
     """The arm whose pictures are shown: of the newest student's features, else the first one."""
     described = run.result.get("arms", {})
     of = {arm: described.get(arm, {}).get("features", arm) for arm in run.arms}
     return next((arm for name in students for arm in run.arms if of[arm] == name), run.arms[0])
 
 
-def mil_view(lake: Lake, part: Part, students: list[str]) -> Json:
+def mil_view(lake: "Lake", part: "Part", students: list[str]) -> "Json":
     """The newest run of bags: table, intervals, curves, attention over one slide."""
     run = read_run(lake, part.name)
     shown = shown_arm(run, students)
     return {
         **_common(run, shown),
         "classes": _class_counts(run, shown),
-        "pictures": _main_pictures(run, shown),
+        "pictures": main_section(run, shown),
         **_attention(lake, run, shown),
     }
 
 
-def survival_view(lake: Lake, part: Part, students: list[str]) -> Json:
+def survival_view(lake: "Lake", part: "Part", students: list[str]) -> "Json":
     """The newest survival analysis: table, intervals, Kaplan-Meier curves of one arm."""
     run = read_run(lake, part.name)
     shown = shown_arm(run, students)
     return {
         **_common(run, shown),
         "events": int(run.once(shown)["event"].sum()),
-        "pictures": _main_pictures(run, shown),
+        "pictures": main_section(run, shown),
     }
 
 
-def _common(run: Run, shown: str) -> Json:
+def _common(run: "Run", shown: str) -> "Json":
     return {
         "name": run.name,
         "result": run.result,
@@ -125,22 +119,7 @@ def _common(run: Run, shown: str) -> Json:
     }
 
 
-def _main_pictures(run: Run, shown: str) -> Section:
-    """What is shown of the predictions beside the intervals."""
-    if run.task == "survival":
-        return km_section(run, [shown])
-    if run.task == "regression":
-        return number_section(run, [shown])
-    if run.task == "multilabel":
-        return label_section(run, [shown])
-    section = Section(key="", title="")
-    arms = run.arms if run.task == "binary" else [shown]
-    for what, curves in class_curves(run, arms, section).items():
-        add_roc(section, run, what, curves)
-    return section
-
-
-def _class_counts(run: Run, shown: str) -> dict[str, int]:
+def _class_counts(run: "Run", shown: str) -> dict[str, int]:
     """Patients of each class; empty where they are not of one each."""
     if run.task not in ("binary", "multiclass"):
         return {}
@@ -148,7 +127,7 @@ def _class_counts(run: Run, shown: str) -> dict[str, int]:
     return {name: labels.count(name) for name in run.classes}
 
 
-def _attention(lake: Lake, run: Run, shown: str) -> Json:
+def _attention(lake: "Lake", run: "Run", shown: str) -> "Json":
     """Attention over the slides of the surest right patient, by the shown arm if it has any."""
     files = attention_files(lake, run.name)
     arms, _ = arms_with_attention(lake, run, files)

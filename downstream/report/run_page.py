@@ -5,8 +5,6 @@ a page can be written again at any time. Nothing on it was picked by hand: each 
 which rule its patients were chosen.
 """
 
-from __future__ import annotations
-
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -32,11 +30,11 @@ from downstream.report.views.run_views import differences, forest, sections
 
 if TYPE_CHECKING:
     from downstream.report.finished_run import Run
-    from downstream.report.views.run_views import Picture
+    from downstream.report.views.picture_sections import Picture
     from featurestore import Lake
 
 
-def write_run_page(lake: Lake, run: str) -> None:
+def write_run_page(lake: "Lake", run: str) -> None:
     """Write `runs/<run>/report.html`.
 
     Args:
@@ -49,7 +47,7 @@ def write_run_page(lake: Lake, run: str) -> None:
     lake.write_bytes(f"runs/{run}/report.html", run_page(lake, read_run(lake, run)).encode())
 
 
-def run_page(lake: Lake, run: Run) -> str:
+def run_page(lake: "Lake", run: "Run") -> str:
     """The HTML."""
     return render(
         "run.html.j2",
@@ -76,7 +74,7 @@ def run_page(lake: Lake, run: Run) -> str:
     )
 
 
-def attention_view(lake: Lake, run: Run) -> dict[str, Any]:
+def attention_view(lake: "Lake", run: "Run") -> dict[str, Any]:
     """What was looked at, by the first arm that weighs tiles.
 
     Returns:

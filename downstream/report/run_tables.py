@@ -3,13 +3,10 @@
 Everything here comes from `result.json`; nothing is computed but its wording.
 """
 
-from __future__ import annotations
-
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
     from downstream.report.finished_run import Json, Run
 
 MOST_LISTED = 100
@@ -61,18 +58,18 @@ def shown_name(measure: str) -> str:
     return _NAMES.get(measure, measure.replace("_", " "))
 
 
-def chance(run: Run) -> float | None:
+def chance(run: "Run") -> float | None:
     """What knowing nothing gives in the main measure, or None where that depends on the data."""
     return _CHANCE.get(run.metric)
 
 
-def title(run: Run) -> str:
+def title(run: "Run") -> str:
     """What was asked for, in a word or two."""
     columns = [str(column) for column in run.result["config"]["columns"]]
     return f"{columns[0]} to {columns[-1]}" if run.task == "survival" else ", ".join(columns)
 
 
-def asked(run: Run) -> str:
+def asked(run: "Run") -> str:
     """What the run was asked, in a sentence."""
     result = run.result
     columns = " and ".join(str(column) for column in result["config"]["columns"])
@@ -80,7 +77,7 @@ def asked(run: Run) -> str:
     return f"{what}: {columns}, of {result['patients']:,} patients with {result['slides']:,} slides"
 
 
-def how_tested(run: Run) -> str:
+def how_tested(run: "Run") -> str:
     """How patients were tested, in a sentence."""
     result = run.result
     parts = [f"{result['folds']} folds over patients"]
@@ -93,7 +90,7 @@ def how_tested(run: Run) -> str:
     return ", ".join(parts)
 
 
-def measure_heads(run: Run) -> list[Json]:
+def measure_heads(run: "Run") -> list["Json"]:
     """Columns of the table of arms: name, and which direction is better."""
     heads = []
     for name in run.measures:
@@ -104,7 +101,7 @@ def measure_heads(run: Run) -> list[Json]:
     return heads
 
 
-def arm_rows(run: Run) -> list[Json]:
+def arm_rows(run: "Run") -> list["Json"]:
     """Rows of the table of arms: name, features, model, and a cell a measure."""
     described = run.result.get("arms", {})
     return [
@@ -117,7 +114,7 @@ def arm_rows(run: Run) -> list[Json]:
     ]
 
 
-def _cell(part: Mapping[str, Any] | None) -> Json:
+def _cell(part: Mapping[str, Any] | None) -> "Json":
     """A measure as a cell: the number with its interval, or why there is none."""
     if part is None:
         return {"estimate": None, "why": "not measured"}
@@ -126,7 +123,7 @@ def _cell(part: Mapping[str, Any] | None) -> Json:
     return {"estimate": part["estimate"], "low": part["low"], "high": part["high"], "why": ""}
 
 
-def warnings(run: Run) -> list[str]:
+def warnings(run: "Run") -> list[str]:
     """What has to be said beside the numbers: undefined measures, many resamples drawn again."""
     found, rough = [], []
     for arm in run.arms:
@@ -150,7 +147,7 @@ def warnings(run: Run) -> list[str]:
     return found
 
 
-def comparison_rows(run: Run) -> list[Json]:
+def comparison_rows(run: "Run") -> list["Json"]:
     """Comparisons, each with a verdict in words."""
     return [
         {**row, "name": shown_name(row["measure"]), "verdict": _verdict(row)}
@@ -178,13 +175,13 @@ def p_text(value: float | None) -> str:
     return "< 0.001" if value < 0.001 else f"{value:.3f}"
 
 
-def listed(ids: Sequence[str]) -> Json:
+def listed(ids: Sequence[str]) -> "Json":
     """Ids for a list: the first hundred, and how many more there are."""
     shown = [str(one) for one in ids[:MOST_LISTED]]
     return {"ids": shown, "left": len(ids) - len(shown), "all": len(ids)}
 
 
-def setting_rows(run: Run) -> list[tuple[str, Any]]:
+def setting_rows(run: "Run") -> list[tuple[str, Any]]:
     """Settings of the run as pairs, parts of parts in a row of their own."""
     shown: list[tuple[str, Any]] = []
     for key, value in run.result["config"].items():

@@ -6,8 +6,7 @@ so that its plain value says how many tiles the patient has.
 Shape letters: N tiles.
 """
 
-from __future__ import annotations
-
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -16,12 +15,10 @@ import polars as pl
 from downstream.report.attention import read_tiles, weighs_alike
 from downstream.report.cases import groups
 from downstream.report.plots.plots_attention import attention_png
-from downstream.report.views.run_views import Picture
+from downstream.report.views.picture_sections import Picture
 from ingest.pages.slide_pictures import data_uri, decode_rgb, encode_jpeg, scaled
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from downstream.report.attention import AttentionFile
     from downstream.report.cases import Case
     from downstream.report.finished_run import Json, Run
@@ -44,12 +41,12 @@ class Strip:
     """
 
     title: str
-    tiles: list[Json] = field(default_factory=list)
+    tiles: list["Json"] = field(default_factory=list)
     damage: str = ""
 
 
 def strips(
-    lake: Lake, run: Run, arm: str, files: Sequence[AttentionFile], slides: pl.DataFrame
+    lake: "Lake", run: "Run", arm: str, files: Sequence["AttentionFile"], slides: pl.DataFrame
 ) -> list[Strip]:
     """The most and the least weighed tiles of each group.
 
@@ -91,7 +88,7 @@ def _extreme(tiles: pl.DataFrame, count: int, *, most: bool) -> pl.DataFrame:
     ).head(count)  # fmt: skip
 
 
-def _strip(lake: Lake, title: str, parts: Sequence[pl.DataFrame], *, most: bool) -> Strip:
+def _strip(lake: "Lake", title: str, parts: Sequence[pl.DataFrame], *, most: bool) -> Strip:
     chosen = _extreme(pl.concat(parts), MOST_TILES, most=most)
     jpegs, damage = tile_pictures(lake, chosen)
     tiles = [
@@ -107,7 +104,7 @@ def _strip(lake: Lake, title: str, parts: Sequence[pl.DataFrame], *, most: bool)
     return Strip(title=title, tiles=tiles, damage=damage)
 
 
-def tile_pictures(lake: Lake, tiles: pl.DataFrame) -> tuple[dict[int, str], str]:
+def tile_pictures(lake: "Lake", tiles: pl.DataFrame) -> tuple[dict[int, str], str]:
     """Pictures of some tiles as data URIs by tile_id, and why others can't be shown.
 
     Args:
@@ -140,7 +137,7 @@ def _small(jpeg: bytes) -> bytes:
 
 
 def maps(
-    lake: Lake, case: Case, arm: str, files: Sequence[AttentionFile], slides: pl.DataFrame
+    lake: "Lake", case: "Case", arm: str, files: Sequence["AttentionFile"], slides: pl.DataFrame
 ) -> tuple[list[Picture], list[str]]:
     """A patient's slides under attention, those with most of it first, and what is not shown."""
     from featurestore import LakeError
@@ -175,7 +172,7 @@ def maps(
     return pictures, notes
 
 
-def _map_picture(case: Case, arm: str, slide_id: str, src: str, of_all: str) -> Picture:
+def _map_picture(case: "Case", arm: str, slide_id: str, src: str, of_all: str) -> Picture:
     tail = f"; {of_all}" if of_all else ""
     return Picture(
         src=src,
@@ -189,7 +186,7 @@ def _map_picture(case: Case, arm: str, slide_id: str, src: str, of_all: str) -> 
     )
 
 
-def _map(lake: Lake, slide: Json, tiles: pl.DataFrame) -> str | None:
+def _map(lake: "Lake", slide: "Json", tiles: pl.DataFrame) -> str | None:
     """The slide beside the slide under attention, or None without a thumbnail."""
     thumbnail = lake.pictures(slide["slide_id"])["thumbnail"]
     if thumbnail is None or not slide["width_px"]:
@@ -207,7 +204,7 @@ def _map(lake: Lake, slide: Json, tiles: pl.DataFrame) -> str | None:
     return data_uri(encode_jpeg(decode_rgb(drawn), sharp=True), "image/jpeg")
 
 
-def tile_side(lake: Lake, slide_id: str, mpp: float) -> int:
+def tile_side(lake: "Lake", slide_id: str, mpp: float) -> int:
     """Side of a slide's tiles at an mpp, in level-0 pixels.
 
     Raises:

@@ -3,16 +3,13 @@
 Shape letters: Q sampled tiles, D width of the features.
 """
 
-from __future__ import annotations
-
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
     from featurestore import Lake
 
 RECALL_TILES = 16
@@ -23,7 +20,7 @@ _TIE = 1e-6
 
 
 def measure_recall(
-    lake: Lake, features: str, *, mpp: float, k: int, tiles: int, seed: int = 0
+    lake: "Lake", features: str, *, mpp: float, k: int, tiles: int, seed: int = 0
 ) -> dict[str, Any]:
     """recall@k of the index against the exact search, over random tiles with features.
 
@@ -82,7 +79,7 @@ def recall_at_k(
 
 
 def sample_tiles(
-    lake: Lake, features: str, *, mpp: float, n: int, seed: int
+    lake: "Lake", features: str, *, mpp: float, n: int, seed: int
 ) -> tuple[NDArray[np.int64], NDArray[np.float16]]:
     """Random tiles with features, each as likely as any other: keys [Q] and features [Q, D].
 

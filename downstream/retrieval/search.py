@@ -5,14 +5,14 @@ is never among what is found, and what comes from its own patient is marked or l
 one slide are near to each other for its stain and scanner alone.
 """
 
-from __future__ import annotations
-
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
 from downstream.retrieval.recall import RECALL_BYTES, RECALL_TILES, measure_recall
+from downstream.retrieval.search_options import SearchOptions
 from downstream.retrieval.search_page import check_out, write_picture
 from downstream.retrieval.search_query import (
     RetrievalError,
@@ -23,43 +23,19 @@ from downstream.retrieval.search_query import (
 )
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from downstream.retrieval.search_query import Query
     from featurestore import IndexState, Lake
 
 Json = dict[str, Any]
 
 
-def run_search(
-    lake_uri: str,
-    like: str,
-    features: str,
-    *,
-    mpp: float = 0.5,
-    k: int = 12,
-    exact: bool = False,
-    build: bool = False,
-    other_patients_only: bool = False,
-    recall_tiles: int | None = None,
-    out: Path | None = None,
-    version: int | str | None = None,
-) -> Json:
+def search_lake(lake_uri: str, options: SearchOptions, *, out: Path | None = None) -> Json:
     """Find what is nearest to a tile, or to a slide.
 
     Args:
         lake_uri: The lake.
-        like: `SLIDE:x,y` for the tile that covers a place (level-0 pixels), or `SLIDE`.
-        features: Name of one teacher or student.
-        mpp: Microns per pixel of the tiles.
-        k: How many are found.
-        exact: Compare with all tiles, even if there is an index. Slides are always compared so.
-        build: Build the teacher's index first, if it is not there or does not cover all tiles.
-        other_patients_only: Leave out the query's patient; else its own are marked.
-        recall_tiles: On how many random tiles the index is compared with the exact search; None
-            takes 16 if one pass over the features is short (up to 2 GB), and 0 beyond; 0 does not.
+        options: The query, and how it is searched.
         out: Picture to write, as .png or .html.
-        version: Of the lake, or a snapshot; the newest if None.
 
     Returns:
         like (slide_id, patient, and of a tile x, y, tile_id), features, mpp, k, search ("exact" or
@@ -73,36 +49,87 @@ def run_search(
     """
     from featurestore import open_lake
 
-    check_k(k)
+    check_k(options.k)
     if out is not None:
         check_out(out)
-    lake = open_lake(lake_uri, version=version)
-    query = find_query(lake, like, features, mpp=mpp)
-    if build:
-        lake = _with_index(lake, query, version)
+    lake = open_lake(lake_uri, version=options.version)
+    query = find_query(lake, options.like, options.features, mpp=options.mpp)
+    if options.build_index:
+        lake = _with_index(lake, query, options.version)
     begun = time.monotonic()
-    results = _results(lake, query, k=k, exact=exact, others_only=other_patients_only)
+    results = _results(
+        lake, query, k=options.k, exact=options.exact, others_only=options.other_patients_only
+    )
     seconds = time.monotonic() - begun
-    index = None if exact or query.tile_id is None else _index_of(lake, query)
-    found: Json = {
+    index = None if options.exact or query.tile_id is None else _index_of(lake, query)
+    answer: Json = {
         "like": query.about(),
-        "features": features,
+        "features": options.features,
         "mpp": query.mpp,
-        "k": k,
+        "k": options.k,
         "search": "exact" if index is None else "index",
         "index": index and {"kind": index.kind, "indexed": index.indexed, "tiles": index.tiles},
-        "recall": index and _recall(lake, query, index, k, recall_tiles),
+        "recall": index and _recall(lake, query, index, options.k, options.recall_tiles),
         "results": results.to_dicts(),
         "seconds": round(seconds, 3),
         "lake_version": lake.version,
         "picture": None,
     }
     if out is not None:
-        found["picture"] = str(write_picture(lake, found, out))
-    return found
+        answer["picture"] = str(write_picture(lake, answer, out))
+    return answer
 
 
-def _with_index(lake: Lake, query: Query, version: int | str | None) -> Lake:
+def run_search(  # many parameters: the public function names every setting that users change
+    lake_uri: str,
+    like: str,
+    features: str,
+    *,
+    mpp: float = 0.5,
+    k: int = 12,
+    exact: bool = False,
+    build: bool = False,
+    other_patients_only: bool = False,
+    recall_tiles: int | None = None,
+    out: Path | None = None,
+    version: int | str | None = None,
+) -> Json:
+    """Find what is nearest to a tile, or to a slide: `search_lake` by single settings.
+
+    Args:
+        lake_uri: The lake.
+        like: See `SearchOptions.like`.
+        features: See `SearchOptions.features`.
+        mpp: See `SearchOptions.mpp`.
+        k: See `SearchOptions.k`.
+        exact: See `SearchOptions.exact`.
+        build: See `SearchOptions.build_index`.
+        other_patients_only: See `SearchOptions.other_patients_only`.
+        recall_tiles: See `SearchOptions.recall_tiles`.
+        out: Picture to write, as .png or .html.
+        version: See `SearchOptions.version`.
+
+    Returns:
+        See `search_lake`.
+
+    Raises:
+        ValueError: See `search_lake`.
+    """
+    options = SearchOptions(
+        like=like,
+        features=features,
+        mpp=mpp,
+        k=k,
+        exact=exact,
+        build_index=build,
+        other_patients_only=other_patients_only,
+        recall_tiles=recall_tiles,
+        version=version,
+    )
+    return search_lake(lake_uri, options, out=out)
+
+
+def _with_index(lake: "Lake", query: "Query", version: int | str | None) -> "Lake":
     """The lake at its newest version, with an index of the query's features."""
     from featurestore import build_index
 
@@ -113,21 +140,25 @@ def _with_index(lake: Lake, query: Query, version: int | str | None) -> Lake:
     return lake.refreshed()
 
 
-def _index_of(lake: Lake, query: Query) -> IndexState | None:
+def _index_of(lake: "Lake", query: "Query") -> "IndexState | None":
     from featurestore import index_state
 
     state = index_state(lake, query.features, mpp=query.mpp)
     return state if state.indexed else None
 
 
-def _recall(lake: Lake, query: Query, index: IndexState, k: int, tiles: int | None) -> Json | None:
+def _recall(
+    lake: "Lake", query: "Query", index: "IndexState", k: int, tiles: int | None
+) -> Json | None:
     if tiles is None:
         width = lake.teachers(mpp=query.mpp)[query.features]
         tiles = RECALL_TILES if index.tiles * width * 2 <= RECALL_BYTES else 0
     return measure_recall(lake, query.features, mpp=query.mpp, k=k, tiles=tiles) if tiles else None
 
 
-def _results(lake: Lake, query: Query, *, k: int, exact: bool, others_only: bool) -> pl.DataFrame:
+def _results(
+    lake: "Lake", query: "Query", *, k: int, exact: bool, others_only: bool
+) -> pl.DataFrame:
     """What is nearest to the query, with rank, patient and whether that is the query's own."""
     own = query.patients.filter(pl.col("patient") == query.patient)["slide_id"].to_list()
     without = own if others_only else []
@@ -142,7 +173,7 @@ def _results(lake: Lake, query: Query, *, k: int, exact: bool, others_only: bool
 
 
 def nearest_tiles(
-    lake: Lake, query: Query, *, k: int, exact: bool = False, without: list[str] | None = None
+    lake: "Lake", query: "Query", *, k: int, exact: bool = False, without: list[str] | None = None
 ) -> pl.DataFrame:
     """The k nearest tiles to a tile, without itself.
 
@@ -165,7 +196,7 @@ def nearest_tiles(
 
 
 def nearest_slides(
-    lake: Lake, query: Query, *, k: int, without: list[str] | None = None
+    lake: "Lake", query: "Query", *, k: int, without: list[str] | None = None
 ) -> pl.DataFrame:
     """The k nearest slides to a slide by the mean of their tiles' features, without itself.
 

@@ -6,8 +6,6 @@ neither, and an empty frame says so.
 Shape letters: H W pixels of a picture.
 """
 
-from __future__ import annotations
-
 import io
 import math
 from dataclasses import dataclass
@@ -56,7 +54,7 @@ def check_out(out: Path) -> None:
         raise RetrievalError(msg)
 
 
-def write_picture(lake: Lake, found: Json, out: Path) -> Path:
+def write_picture(lake: "Lake", found: Json, out: Path) -> Path:
     """Write what `run_search` found as .png or .html.
 
     Raises:
@@ -68,7 +66,7 @@ def write_picture(lake: Lake, found: Json, out: Path) -> Path:
     return out
 
 
-def shown(lake: Lake, found: Json) -> list[Shown]:
+def shown(lake: "Lake", found: Json) -> list[Shown]:
     """Pictures of the query and of the first sixty that were found, in this order."""
     rows = [{**found["like"], "same_patient": False}, *found["results"][:MOST_SHOWN]]
     jpegs = (
@@ -99,7 +97,7 @@ def _lines(row: Json) -> list[str]:
     return [f"{row['rank']}: similarity {row['similarity']:.3f}", of, *place]
 
 
-def _tile_jpegs(lake: Lake, rows: list[Json], mpp: float) -> list[bytes | None]:
+def _tile_jpegs(lake: "Lake", rows: list[Json], mpp: float) -> list[bytes | None]:
     """Stored tiles by their keys, each shard opened once; empty bytes where a shard is damaged."""
     import numpy as np
     import polars as pl
@@ -121,11 +119,11 @@ def _tile_jpegs(lake: Lake, rows: list[Json], mpp: float) -> list[bytes | None]:
     return [jpegs.get(row["tile_id"]) for row in rows]
 
 
-def _thumbnails(lake: Lake, rows: list[Json]) -> list[bytes | None]:
+def _thumbnails(lake: "Lake", rows: list[Json]) -> list[bytes | None]:
     return [lake.pictures(row["slide_id"])["thumbnail"] for row in rows]
 
 
-def _small(jpeg: bytes, longest_px: int) -> NDArray[np.uint8]:
+def _small(jpeg: bytes, longest_px: int) -> "NDArray[np.uint8]":
     """The picture [H, W, 3], no larger than it is shown."""
     from ingest.pages.slide_pictures import decode_rgb, scaled
 
@@ -163,7 +161,7 @@ def _png(found: Json, pictures: list[Shown]) -> bytes:
     return buffer.getvalue()
 
 
-def _draw(axes: Axes, picture: Shown, *, colour: str) -> None:
+def _draw(axes: "Axes", picture: Shown, *, colour: str) -> None:
     if picture.jpeg is None:
         axes.text(0.5, 0.5, "no picture", ha="center", va="center", fontsize=7)
         axes.set_box_aspect(1)

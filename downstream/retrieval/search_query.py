@@ -3,22 +3,18 @@
 Shape letters: S slides, D width of the features.
 """
 
-from __future__ import annotations
-
 import difflib
 import re
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from numpy.typing import NDArray
-
     from featurestore import Bag, Lake
 
 _PLACE = re.compile(r"(?P<slide>.+):(?P<x>-?\d+),\s*(?P<y>-?\d+)")
@@ -99,7 +95,7 @@ def parse_like(like: str, known: Sequence[str]) -> tuple[str, tuple[int, int] | 
     raise RetrievalError(msg)
 
 
-def find_query(lake: Lake, like: str, features: str, *, mpp: float) -> Query:
+def find_query(lake: "Lake", like: str, features: str, *, mpp: float) -> Query:
     """The tile or slide that a query names, with its features.
 
     Raises:
@@ -134,7 +130,7 @@ def find_query(lake: Lake, like: str, features: str, *, mpp: float) -> Query:
     )
 
 
-def tile_at(bag: Bag, place: tuple[int, int], side_px: int) -> int:
+def tile_at(bag: "Bag", place: tuple[int, int], side_px: int) -> int:
     """The row of the tile that covers a place; of overlapping ones, that with the nearest centre.
 
     Args:
@@ -169,7 +165,7 @@ def tile_at(bag: Bag, place: tuple[int, int], side_px: int) -> int:
 
 
 def pooled_features(
-    lake: Lake, slide_ids: Sequence[str], features: str, *, mpp: float
+    lake: "Lake", slide_ids: Sequence[str], features: str, *, mpp: float
 ) -> tuple[list[str], NDArray[np.float64]]:
     """The mean of the tiles' features of slides; those without any that has a direction go.
 
@@ -186,7 +182,7 @@ def pooled_features(
     return list(there), np.array(list(there.values()), np.float64).reshape(-1, width)
 
 
-def _pooled(bag: Bag) -> NDArray[np.float64] | None:
+def _pooled(bag: "Bag") -> NDArray[np.float64] | None:
     """The mean of a bag's features [D]; None if it has none, or one without a direction."""
     pooled = bag.features.astype(np.float32).mean(axis=0, dtype=np.float64) if len(bag.x) else None
     return pooled if pooled is not None and pooled.any() else None

@@ -3,17 +3,16 @@
 Runs in any process that can open the lake; Ray only brings the cell here.
 """
 
-from __future__ import annotations
-
 import io
 import json
 import time
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from downstream.run.cell_models import Patients, fit_member
-from downstream.run.prediction_rows import attention_table, rows_of
-from downstream.run.trials import settings_of
+from downstream.cells.cell_models import fit_member
+from downstream.cells.cell_patients import Patients
+from downstream.cells.prediction_rows import attention_table, rows_of
+from downstream.cells.trials import settings_of
 
 if TYPE_CHECKING:
     import polars as pl
@@ -22,7 +21,7 @@ if TYPE_CHECKING:
     from featurestore import Lake
 
 
-def run_cell(cell: Cell) -> float:
+def run_cell(cell: "Cell") -> float:
     """Open the lake, fit and store a cell.
 
     Returns:
@@ -33,7 +32,7 @@ def run_cell(cell: Cell) -> float:
     return fit_and_store(open_lake(cell.study.lake_uri, version=cell.study.lake_version), cell)
 
 
-def fit_and_store(lake: Lake, cell: Cell) -> float:
+def fit_and_store(lake: "Lake", cell: "Cell") -> float:
     """Fit a cell and store it in the run's folder.
 
     A model is trained on each inner split; test predictions are the mean of theirs, and a
@@ -66,7 +65,7 @@ def fit_and_store(lake: Lake, cell: Cell) -> float:
     return seconds
 
 
-def parquet_bytes(frame: pl.DataFrame) -> bytes:
+def parquet_bytes(frame: "pl.DataFrame") -> bytes:
     """A table as the bytes of a Parquet file."""
     buffer = io.BytesIO()
     frame.write_parquet(buffer)

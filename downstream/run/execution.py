@@ -3,17 +3,14 @@
 A finished run is read back without starting Ray; a killed one goes on with the missing cells.
 """
 
-from __future__ import annotations
-
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
+from downstream.cells.trials import run_trial, trials_of
 from downstream.run.cells import run_cell
 from downstream.run.run_result import collect, find_result
-from downstream.run.trials import run_trial, trials_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-
     from downstream.cohorts.cohort import Cohort
     from downstream.run.study import Study
     from downstream.run.study_spec import Resources
@@ -29,7 +26,7 @@ class RunTasks(Protocol):
         """Run them all, in any order; so many others were finished before."""
 
 
-def execute(lake: Lake, study: Study, cohort: Cohort, run_tasks: RunTasks) -> dict[str, Any]:
+def execute(lake: "Lake", study: "Study", cohort: "Cohort", run_tasks: RunTasks) -> dict[str, Any]:
     """Finish a run: find its result, or run what is missing and put the cells together.
 
     Args:
@@ -59,7 +56,7 @@ def execute(lake: Lake, study: Study, cohort: Cohort, run_tasks: RunTasks) -> di
     return result
 
 
-def on_ray(resources: Resources) -> RunTasks:
+def on_ray(resources: "Resources") -> RunTasks:
     """Return what runs tasks on Ray: on a cluster, or on this machine."""
 
     def run_tasks(

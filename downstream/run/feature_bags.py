@@ -7,25 +7,21 @@ cohort larger than memory trains too.
 Shape letters: N tiles in a bag, D width of a feature set, K coordinates.
 """
 
-from __future__ import annotations
-
 import hashlib
 import itertools
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 
 from downstream.cohorts.cohort import listing
 from downstream.mil.aggregators.tile_canvas import families, stack_levels, under_parents
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from numpy.typing import NDArray
-
     from featurestore import Lake
 
 _CACHE_BYTES = 2**30
@@ -80,7 +76,7 @@ def teachers_of(features: str) -> list[str]:
 
 
 def read_patient(
-    lake: Lake, slide_ids: Sequence[str], features: str, mpps: Sequence[float]
+    lake: "Lake", slide_ids: Sequence[str], features: str, mpps: Sequence[float]
 ) -> PatientBag:
     """Read all tiles of a patient, slide by slide, and within a slide from coarse to fine.
 
@@ -124,7 +120,7 @@ def read_patient(
     )
 
 
-def slides_with_tiles(lake: Lake, *, mpp: float) -> set[str]:
+def slides_with_tiles(lake: "Lake", *, mpp: float) -> set[str]:
     """Slides that have a tile at an mpp; one without tissue is ready and has none.
 
     Raises:
@@ -133,7 +129,7 @@ def slides_with_tiles(lake: Lake, *, mpp: float) -> set[str]:
     return set(lake.tiles_of(mpp=mpp).filter(pl.col("tiles") > 0)["slide_id"])
 
 
-def feature_identity(lake: Lake, slide_ids: Sequence[str], features: str, *, mpp: float) -> str:
+def feature_identity(lake: "Lake", slide_ids: Sequence[str], features: str, *, mpp: float) -> str:
     """A hash of the content of a feature set on some slides, from the catalog's checksums.
 
     It does not change when the lake gets other slides or teachers, as its version does.
@@ -176,7 +172,7 @@ class PatientBags:
 
     def __init__(
         self,
-        lake: Lake,
+        lake: "Lake",
         slides: Sequence[Sequence[str]],
         features: str,
         *,

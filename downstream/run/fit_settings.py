@@ -4,30 +4,8 @@ Plain dataclasses, apart from the code that uses them: the front door names them
 torch or scikit-survival (3-5 s each from a cold disk).
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Literal
-
-MIL = (
-    "abmil",
-    "clam_mb",
-    "clam_sb",
-    "dsmil",
-    "hierarchical",
-    "max",
-    "mean",
-    "transformer",
-    "transmil",
-)
-"""Models of bags."""
-
-PROBES = ("knn", "linear")
-"""Models of classes and numbers on pooled features."""
-
-POOLED = ("boosting", "cox", "coxnet", "forest")
-"""Models of survival on pooled features."""
-
 
 _CHOICES = {"fusion": ("none", "concat", "shazam"), "precision": ("float32", "bfloat16")}
 _AT_LEAST_ONE = (

@@ -3,12 +3,12 @@
 Shape letters: P patients, C labels, K columns.
 """
 
-from __future__ import annotations
-
 from collections import Counter
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from downstream.cohorts.outcomes import (
     class_labels,
@@ -16,20 +16,17 @@ from downstream.cohorts.outcomes import (
     multilabel_labels,
     regression_labels,
 )
+from downstream.run.model_tables import AGGREGATORS
 from downstream.run.study_errors import StudyError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from numpy.typing import NDArray
-
     from downstream.cohorts.cohort import Cohort
     from downstream.run.fit_settings import MilSettings
     from downstream.run.study import Outcome
     from downstream.splits.fold_plan import Plan
 
 
-def check_models(models: Sequence[str], known: Sequence[str], mpps: Sequence[float]) -> None:
+def check_models(models: Sequence[str], known: Collection[str], mpps: Sequence[float]) -> None:
     """Refuse models that there are not, or that do not take these mpps.
 
     Raises:
@@ -40,16 +37,17 @@ def check_models(models: Sequence[str], known: Sequence[str], mpps: Sequence[flo
     if wrong or not models:
         msg = f"models {', '.join(models) or 'none'}; name each once, of {', '.join(sorted(known))}"
         raise StudyError(msg)
-    several = [name for name in models if (name == "hierarchical") != (len(mpps) > 1)]
-    if several:
+    several = [name for name, entry in AGGREGATORS.items() if entry.several_mpps]
+    unfit = [name for name in models if (name in several) != (len(mpps) > 1)]
+    if unfit:
         msg = (
-            f"{several[0]!r} with mpps {', '.join(map(str, mpps))}; hierarchical takes several "
-            "nested ones, such as 0.5 and 2.0, and all other models one"
+            f"{unfit[0]!r} with mpps {', '.join(map(str, mpps))}; {', '.join(several)} takes "
+            "several nested ones, such as 0.5 and 2.0, and all other models one"
         )
         raise StudyError(msg)
 
 
-def check_tails(settings: MilSettings, task: str, plan: Plan) -> None:
+def check_tails(settings: "MilSettings", task: str, plan: "Plan") -> None:
     """Refuse what needs classes, or several inner splits, without them.
 
     Raises:
@@ -68,8 +66,8 @@ def check_tails(settings: MilSettings, task: str, plan: Plan) -> None:
 
 
 def read_target(
-    cohort: Cohort, columns: Sequence[str], task: str
-) -> tuple[Outcome, list[str], NDArray[np.float64]]:
+    cohort: "Cohort", columns: Sequence[str], task: str
+) -> "tuple[Outcome, list[str], NDArray[np.float64]]":
     """What is predicted, its classes, and the outcomes [P, K]."""
     if len(columns) > 1 or task == "multilabel":
         names, label_PC = multilabel_labels(cohort.patients, columns)
@@ -88,7 +86,7 @@ def read_target(
     return found, classes, label.astype(np.float64)[:, None]
 
 
-def strata_of(task: Outcome, outcome: NDArray[np.float64], *, folds: int) -> list[Any]:
+def strata_of(task: "Outcome", outcome: NDArray[np.float64], *, folds: int) -> list[Any]:
     """What folds are stratified by: the class, the combination of labels, quarters of a number.
 
     Fewer parts of a number where a quarter would not fill all folds twice.

@@ -4,8 +4,6 @@
 then `result.json`, which marks a finished run, and a page made of these, `report.html`.
 """
 
-from __future__ import annotations
-
 import json
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
@@ -54,7 +52,7 @@ _SCHEMA: dict[str, dict[str, Any]] = {
 }
 
 
-def find_result(lake: Lake, run: str) -> dict[str, Any] | None:
+def find_result(lake: "Lake", run: str) -> dict[str, Any] | None:
     """The result of a run, or None while it is not finished."""
     path = f"runs/{run}/result.json"
     if not lake.exists(path):
@@ -63,7 +61,7 @@ def find_result(lake: Lake, run: str) -> dict[str, Any] | None:
     return result
 
 
-def collect(lake: Lake, study: Study, cohort: Cohort) -> dict[str, Any]:
+def collect(lake: "Lake", study: "Study", cohort: "Cohort") -> dict[str, Any]:
     """Put the finished cells of a run together and store its result.
 
     Args:
@@ -113,7 +111,7 @@ def collect(lake: Lake, study: Study, cohort: Cohort) -> dict[str, Any]:
     return result
 
 
-def _predictions(study: Study, rows: list[dict[str, Any]]) -> pl.DataFrame:
+def _predictions(study: "Study", rows: list[dict[str, Any]]) -> pl.DataFrame:
     """All predictions; survival gets `rank`, the risk made comparable over folds."""
     frame = pl.DataFrame(rows, schema={**_KEYS, **_SCHEMA[study.task]})
     frame = frame.sort("arm", "part", "patient_id", "repeat", "seed", "fold")
@@ -128,7 +126,7 @@ def _ranked(frame: pl.DataFrame) -> pl.DataFrame:
     return frame.with_columns(pl.Series("rank", ranks))
 
 
-def _metric(study: Study, part: pl.DataFrame) -> dict[str, Any]:
+def _metric(study: "Study", part: pl.DataFrame) -> dict[str, Any]:
     """All measures of one arm as JSON, the main one on top."""
     found = {scored.measure: scored for scored in score(study, part)}
     measures = {
@@ -144,7 +142,7 @@ def _metric(study: Study, part: pl.DataFrame) -> dict[str, Any]:
     return {"metric": main, **measures[main], "measures": measures}
 
 
-def _coverage(study: Study, predictions: pl.DataFrame) -> dict[str, Any]:
+def _coverage(study: "Study", predictions: pl.DataFrame) -> dict[str, Any]:
     """Of each arm of a run of classes, see `coverage_at`."""
     if study.task not in {"binary", "multiclass"}:
         return {}
@@ -155,7 +153,7 @@ def _coverage(study: Study, predictions: pl.DataFrame) -> dict[str, Any]:
     return {name: value for name, value in found.items() if value is not None}
 
 
-def _curve_times(study: Study) -> list[float]:
+def _curve_times(study: "Study") -> list[float]:
     if study.task != "survival":
         return []
     return [float(time) for time in study_times(study)]

@@ -1,6 +1,5 @@
 """The jobs: cross-validated classification and survival over feature sets of a lake."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike, fspath
@@ -14,7 +13,7 @@ from downstream.cohorts.label_tables import load_labels
 from downstream.cohorts.outcomes import survival_labels
 from downstream.run.execution import execute, on_ray
 from downstream.run.feature_bags import feature_identity, slides_with_tiles
-from downstream.run.fit_settings import MIL, POOLED, PROBES, MilSettings, SurvivalSettings
+from downstream.run.fit_settings import MilSettings, SurvivalSettings
 from downstream.run.label_targets import (
     check_models,
     check_tails,
@@ -22,6 +21,8 @@ from downstream.run.label_targets import (
     read_target,
     strata_of,
 )
+from downstream.run.model_tables import models_of
+from downstream.run.saved_specs import save_spec
 from downstream.run.study import Outcome, Patient, Study, arm_name, check_features
 from downstream.run.study_errors import StudyError
 from downstream.run.study_spec import (
@@ -33,6 +34,7 @@ from downstream.run.study_spec import (
     Resources,
     StudySpec,
     TaskName,
+    label_id_options,
 )
 from downstream.splits.fold_plan import Plan
 from downstream.splits.plans import make_splits
@@ -74,8 +76,7 @@ def run_study(
     if spec.kind == "survival":
         require_scikit_survival()
     features, models = check_features(spec.features.names), spec.model_names
-    usable_models = (*MIL, *PROBES) if spec.kind == "mil" else (*POOLED, *MIL)
-    check_models(models, usable_models, spec.features.mpps)
+    check_models(models, models_of(spec.kind), spec.features.mpps)
     lake, cohort, sha256 = _open(lake_uri, spec)
     target = _targets(spec, cohort)
     study = Study(
@@ -103,7 +104,7 @@ def run_study(
         pooled=spec.pooled if spec.kind == "survival" else None,
         patients=_patients(cohort, target.outcome),
     )
-    _save_spec(lake, study.run, spec)
+    save_spec(lake, study.run, spec)
     return execute(lake, study, cohort, on_ray(resources or Resources()))
 
 
@@ -166,7 +167,10 @@ def run_mil(  # many parameters: the public function names every setting that us
     spec = StudySpec(
         kind="mil",
         labels=LabelOptions(
-            table=fspath(labels), target=columns, task=cast("TaskName", task), **_id_options(ids)
+            table=fspath(labels),
+            target=columns,
+            task=cast("TaskName", task),
+            **label_id_options(ids),
         ),
         features=FeatureOptions(names=tuple(features), mpps=tuple(mpps), version=version),
         models=ModelOptions(names=_named(models), seeds=seeds, tune=tune),
@@ -243,7 +247,7 @@ def run_survival(  # many parameters: the public function names every setting th
     """
     spec = StudySpec(
         kind="survival",
-        labels=LabelOptions(table=fspath(labels), time=time, event=event, **_id_options(ids)),
+        labels=LabelOptions(table=fspath(labels), time=time, event=event, **label_id_options(ids)),
         features=FeatureOptions(names=tuple(features), mpps=tuple(mpps), version=version),
         models=ModelOptions(names=_named(models), head=cast("Head", head), seeds=seeds, tune=tune),
         folds=plan or Plan(),
@@ -261,12 +265,6 @@ def run_survival(  # many parameters: the public function names every setting th
     return run_study(lake_uri, spec, resources=resources)
 
 
-def _id_options(ids: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Return options of `load_labels` under the names that `LabelOptions` has for them."""
-    options = dict(ids or {})
-    return {"slide_table" if name == "slides" else name: options[name] for name in options}
-
-
 def _named(models: Sequence[str]) -> tuple[str, ...]:
     """Return the names of models.
 
@@ -277,30 +275,6 @@ def _named(models: Sequence[str]) -> tuple[str, ...]:
         msg = "no models; name at least one"
         raise StudyError(msg)
     return tuple(models)
-
-
-def saved_spec(lake: "Lake", run: str) -> StudySpec:
-    """Return the settings that a run was started with.
-
-    Raises:
-        StudyError: The run has not saved any: there is no such run, or it is older than this.
-        SpecError: What was saved is not the settings of a study.
-    """
-    path = f"runs/{run}/config.json"
-    if not lake.exists(path):
-        msg = (
-            f"{path} is not in {lake.uri}; name a run of `slidelake runs`, one that was made since "
-            "runs keep their settings"
-        )
-        raise StudyError(msg)
-    return StudySpec.from_json(json.loads(lake.read_bytes(path)).get("spec"))
-
-
-def _save_spec(lake: "Lake", run: str, spec: StudySpec) -> None:
-    """Write the settings to the run's folder, unless they are there."""
-    path = f"runs/{run}/config.json"
-    if not lake.exists(path):
-        lake.write_json(path, {"lake_version": lake.version, "spec": spec.to_json()})
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,14 +1,11 @@
 """Every measure of every finished run of a lake, one row each: what a paper's table is made of."""
 
-from __future__ import annotations
-
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from featurestore import Lake
 
 SCHEMA: dict[str, Any] = {
@@ -33,7 +30,7 @@ SCHEMA: dict[str, Any] = {
 }
 
 
-def run_table(lake: Lake) -> pl.DataFrame:
+def run_table(lake: "Lake") -> pl.DataFrame:
     """One row a run, arm and measure.
 
     `run` ends in the hash of all that decided it (settings, patients, splits); `estimate`, `low`

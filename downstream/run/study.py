@@ -5,28 +5,24 @@ The name of a run is a hash of everything that decides its result, so the same q
 answer again, and a killed run its finished cells.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import re
 from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from downstream.run.feature_bags import teachers_of
-from downstream.run.fit_settings import POOLED, PROBES
+from downstream.run.model_tables import AGGREGATORS
 from downstream.run.study_errors import StudyError
 from downstream.splits.split import LeakageError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
-
-    from numpy.typing import NDArray
-
     from downstream.run.fit_settings import MilSettings, SurvivalSettings
     from downstream.run.study_spec import Kind
     from downstream.splits.folds import Split
@@ -100,14 +96,14 @@ class Study:
         LeakageError: A slide is of two patients.
     """
 
-    kind: Kind
+    kind: "Kind"
     task: Outcome
     lake_uri: str
     lake_version: int
     features: tuple[str, ...]
     models: tuple[str, ...]
     mpps: tuple[float, ...]
-    splits: tuple[Split, ...]
+    splits: tuple["Split", ...]
     seeds: int
     seed: int
     columns: tuple[str, ...]
@@ -119,8 +115,8 @@ class Study:
     accuracy: float
     labels_sha256: str
     identities: dict[str, str]
-    settings: MilSettings
-    pooled: SurvivalSettings | None
+    settings: "MilSettings"
+    pooled: "SurvivalSettings | None"
     patients: tuple[Patient, ...]
 
     def __post_init__(self) -> None:
@@ -185,11 +181,11 @@ class Study:
         """(repeat, fold) of every test, in order."""
         return tuple(dict.fromkeys((split.repeat, split.fold) for split in self.splits))
 
-    def inner(self, repeat: int, fold: int) -> tuple[Split, ...]:
+    def inner(self, repeat: int, fold: int) -> tuple["Split", ...]:
         """The splits of one test."""
         return tuple(s for s in self.splits if (s.repeat, s.fold) == (repeat, fold))
 
-    def cells(self) -> list[Cell]:
+    def cells(self) -> list["Cell"]:
         """Every arm on every fold with every seed."""
         return [
             Cell(study=self, arm=arm, repeat=repeat, fold=fold, seed=seed)
@@ -218,14 +214,14 @@ class Cell:
     seed: int
 
     @property
-    def splits(self) -> tuple[Split, ...]:
+    def splits(self) -> tuple["Split", ...]:
         """The inner splits; a model is trained on each, and their predictions are averaged."""
         return self.study.inner(self.repeat, self.fold)
 
     @property
     def is_mil(self) -> bool:
         """Whether its model takes bags."""
-        return self.arm.model not in (*PROBES, *POOLED)
+        return self.arm.model in AGGREGATORS
 
     @property
     def softens(self) -> bool:

@@ -5,6 +5,7 @@ it. Field descriptions stand in the `Attributes` sections; commands print them a
 Importing this module imports nothing but dataclasses.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
@@ -60,6 +61,12 @@ class LabelOptions:
             "distinct_ids": self.distinct_ids or None,
         }
         return {name: option for name, option in options.items() if option is not None}
+
+
+def label_id_options(ids: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return options of `load_labels` under the names that `LabelOptions` has for them."""
+    options = dict(ids or {})
+    return {"slide_table" if name == "slides" else name: options[name] for name in options}
 
 
 @dataclass(frozen=True, kw_only=True)

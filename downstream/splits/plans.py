@@ -1,23 +1,20 @@
 """How the patients of a run are split: folds, sites, repetitions, few shots, or a user's file."""
 
-from __future__ import annotations
-
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from downstream.splits.folds import few_shot, leave_site_out, nested_folds, with_validation
 from downstream.splits.split import SplitError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from downstream.cohorts.cohort import Cohort
     from downstream.splits.fold_plan import Plan
     from downstream.splits.folds import Split
 
 
 def make_splits(
-    plan: Plan, cohort: Cohort, labels: Sequence[Any], *, seed: int
-) -> tuple[Split, ...]:
+    plan: "Plan", cohort: "Cohort", labels: Sequence[Any], *, seed: int
+) -> tuple["Split", ...]:
     """The splits of a cohort.
 
     Args:
@@ -48,7 +45,7 @@ def make_splits(
     return tuple(splits)
 
 
-def _from_file(file: str, cohort: Cohort, label_of: dict[str, Any], seed: int) -> list[Split]:
+def _from_file(file: str, cohort: "Cohort", label_of: dict[str, Any], seed: int) -> list["Split"]:
     """A user's splits; who is in none of them is an error, not a smaller cohort."""
     from downstream.splits.split_files import read_splits
 

@@ -4,15 +4,10 @@ Two slides of one patient, one in train and one in test, are a leak. A `Split` r
 construction any patient, or site, on two of its sides, so whatever holds one need not check again.
 """
 
-from __future__ import annotations
-
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import combinations
-from typing import TYPE_CHECKING, Literal
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
-
+from typing import Literal
 
 Part = Literal["train", "validation", "test"]
 PARTS: tuple[Part, ...] = ("train", "validation", "test")

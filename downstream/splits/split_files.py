@@ -3,10 +3,10 @@
 CLAM's folder, Patho-Bench's and STAMP's tables, and the table that a run keeps of its own splits.
 """
 
-from __future__ import annotations
-
 import re
+from collections.abc import Mapping
 from dataclasses import replace
+from os import PathLike
 from typing import TYPE_CHECKING
 
 import polars as pl
@@ -21,9 +21,6 @@ from downstream.splits.split_tables import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-    from os import PathLike
-
     from fsspec import AbstractFileSystem
 
     from downstream.cohorts.cohort import Cohort
@@ -39,7 +36,7 @@ _ALLOWED = (
 )
 
 
-def read_splits(path: str | PathLike[str], cohort: Cohort) -> FoldTable:
+def read_splits(path: str | PathLike[str], cohort: "Cohort") -> FoldTable:
     """The folds that a user wants, on the patients of a cohort.
 
     A fold may have no validation part (STAMP's never have): `with_validation` takes one from the
@@ -91,7 +88,7 @@ def _read(path: str, slides: Mapping[str, str], *, distinct: bool) -> tuple[str,
 
 
 def _folder(
-    files: AbstractFileSystem, root: str, slides: Mapping[str, str], *, distinct: bool
+    files: "AbstractFileSystem", root: str, slides: Mapping[str, str], *, distinct: bool
 ) -> tuple[str, FoldTable]:
     """CLAM's folder, or one that holds a single one of the other files."""
     names = sorted(str(entry).rpartition("/")[2] for entry in files.ls(root, detail=False))
@@ -134,7 +131,7 @@ def _file(
     raise SplitError(msg)
 
 
-def _ours(table: UserTable, slides: Mapping[str, str], *, distinct: bool) -> FoldTable:
+def _ours(table: "UserTable", slides: Mapping[str, str], *, distinct: bool) -> FoldTable:
     """Return the splits of a run on the patients that there are."""
     from featurestore.usertables import refuse_near_others
 

@@ -4,10 +4,9 @@ Tables may name slides, with file endings or without, or patients. Whoever is mi
 listed, and a table in which two slides of one patient are on different sides is refused.
 """
 
-from __future__ import annotations
-
 import json
 from collections import defaultdict
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -17,8 +16,6 @@ from downstream.cohorts.slide_names import match_slides, told
 from downstream.splits.split import PARTS, LeakageError, Part, Split, SplitError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
-
     from featurestore.usertables import UserTable
 
 _CLAM = {"train": "train", "val": "validation", "test": "test"}
@@ -186,7 +183,7 @@ def from_table(table: pl.DataFrame) -> list[Split]:
     return found
 
 
-def _clam_sides(table: UserTable) -> dict[str, list[str]]:
+def _clam_sides(table: "UserTable") -> dict[str, list[str]]:
     """Ids of each side from either of CLAM's two forms."""
     sides = {part: table.texts(name) for name, part in _CLAM.items()}
     others = [table.texts(name) for name in table.columns if name.lower() not in _CLAM]

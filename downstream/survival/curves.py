@@ -6,21 +6,19 @@ ones, a drop included; here S is 1 before the first event, as the estimator is d
 Shape letters: P patients, K event times, B time bins, T times that are asked for.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from downstream.survival.risks import SurvivalError
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
     from downstream.survival.survival_losses import TimeBins
 
-    Floats = NDArray[np.float64]
+Floats = NDArray[np.float64]
+
 
 Between = Literal["step", "linear"]
 
@@ -91,7 +89,7 @@ def breslow_curve(
 
 
 def hazard_curve(
-    logits_PB: Floats, bins: TimeBins, times_T: Floats, *, between: Between = "step"
+    logits_PB: Floats, bins: "TimeBins", times_T: Floats, *, between: Between = "step"
 ) -> Floats:
     """S(t) [P, T] of a head of discrete hazards.
 

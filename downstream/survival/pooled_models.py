@@ -6,25 +6,22 @@ of trees and nothing else. Risks point one way: HIGHER = WORSE.
 Shape letters: P patients, D feature width, C components, T times.
 """
 
-from __future__ import annotations
-
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
+from downstream.run.model_tables import POOLED, load
 from downstream.survival.curves import at_times
 from downstream.survival.risks import SurvivalError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-
-    from numpy.typing import NDArray
-
     from downstream.run.fit_settings import SurvivalSettings
 
-    Floats = NDArray[np.float64]
-    Flags = NDArray[np.bool_]
+Floats = NDArray[np.float64]
+Flags = NDArray[np.bool_]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,22 +81,6 @@ class Seen:
         return Surv.from_arrays(self.event, self.time)
 
 
-@dataclass(frozen=True, kw_only=True)
-class PooledSpec:
-    """A kind of model.
-
-    Attributes:
-        fit: Function of (training patients, validation patients or None, settings, features that
-            vary, seed) -> (estimator, options of its predictions).
-        is_reduced: Whether PCA comes first.
-        chooses: What is chosen on validation patients; empty if nothing is.
-    """
-
-    fit: Callable[[Seen, Any, SurvivalSettings, int, int], tuple[Any, dict[str, float]]]
-    is_reduced: bool = True
-    chooses: str = ""
-
-
 def fit_pooled(
     name: str,
     x_PD: Floats,
@@ -107,7 +88,7 @@ def fit_pooled(
     event_P: Flags,
     *,
     validation: tuple[Floats, Floats, Flags] | None,
-    settings: SurvivalSettings,
+    settings: "SurvivalSettings",
     seed: int,
 ) -> PooledModel:
     """Fit a model on one training fold; the same arguments give the same model.
@@ -129,13 +110,13 @@ def fit_pooled(
     if name not in POOLED:
         msg = f"unknown survival model {name!r}; allowed are {', '.join(sorted(POOLED))}"
         raise SurvivalError(msg)
-    spec = POOLED[name]
+    entry = POOLED[name]
     varying = _count_varying(x_PD, time_P, event_P)
-    components = min(settings.components, len(x_PD) - 1, varying) if spec.is_reduced else None
+    components = min(settings.components, len(x_PD) - 1, varying) if entry.is_reduced else None
     pipeline = _fit_pipeline(x_PD, components)
     train = Seen(x=pipeline.transform(x_PD), time=time_P, event=event_P)
-    held = _seen_by(pipeline, name, spec.chooses, validation) if spec.chooses else None
-    estimator, options = spec.fit(train, held, settings, varying, seed)
+    held = _seen_by(pipeline, name, entry.chooses, validation) if entry.chooses else None
+    estimator, options = load(entry.loader)(train, held, settings, varying, seed)
     return PooledModel(name=name, pipeline=pipeline, estimator=estimator, options=options)
 
 
@@ -183,8 +164,8 @@ def _seen_by(
     return Seen(x=pipeline.transform(x_PD), time=time_P, event=event_P)
 
 
-def _fit_cox(
-    train: Seen, _: Seen | None, settings: SurvivalSettings, varying: int, _seed: int
+def fit_cox(
+    train: Seen, _: Seen | None, settings: "SurvivalSettings", varying: int, _seed: int
 ) -> tuple[Any, dict[str, float]]:
     """Ridge Cox regression.
 
@@ -197,8 +178,8 @@ def _fit_cox(
     return cox.fit(train.x, train.outcome), {}
 
 
-def _fit_coxnet(
-    train: Seen, held: Seen, settings: SurvivalSettings, _varying: int, _seed: int
+def fit_coxnet(
+    train: Seen, held: Seen, settings: "SurvivalSettings", _varying: int, _seed: int
 ) -> tuple[Any, dict[str, float]]:
     """Elastic net; the greatest penalty, which leaves no feature, may win."""
     from sksurv.linear_model import CoxnetSurvivalAnalysis
@@ -221,9 +202,10 @@ def _fit_coxnet(
     return net, {"alpha": float(net.alphas_[np.argmin(losses)])}
 
 
-def _fit_forest(
-    train: Seen, _: Seen | None, settings: SurvivalSettings, _varying: int, seed: int
+def fit_forest(
+    train: Seen, _: Seen | None, settings: "SurvivalSettings", _varying: int, seed: int
 ) -> tuple[Any, dict[str, float]]:
+    """Fit a random survival forest, which chooses nothing."""
     from sksurv.ensemble import RandomSurvivalForest
 
     forest = RandomSurvivalForest(
@@ -232,8 +214,8 @@ def _fit_forest(
     return forest.fit(train.x, train.outcome), {}
 
 
-def _fit_boosting(
-    train: Seen, held: Seen, settings: SurvivalSettings, _varying: int, seed: int
+def fit_boosting(
+    train: Seen, held: Seen, settings: "SurvivalSettings", _varying: int, seed: int
 ) -> tuple[Any, dict[str, float]]:
     """Boosted trees, as many as validation patients like best.
 
@@ -263,11 +245,3 @@ def _loss(risk_P: Floats, held: Seen) -> float:
 
     arrays = (torch.from_numpy(np.array(part)) for part in (risk_P, held.time, held.event))
     return float(cox_loss(*arrays, ties="breslow"))
-
-
-POOLED: dict[str, PooledSpec] = {
-    "boosting": PooledSpec(fit=_fit_boosting, chooses="number of trees"),
-    "cox": PooledSpec(fit=_fit_cox),
-    "coxnet": PooledSpec(fit=_fit_coxnet, is_reduced=False, chooses="penalty"),
-    "forest": PooledSpec(fit=_fit_forest),
-}

@@ -5,16 +5,10 @@ Risks point one way everywhere: HIGHER = WORSE (a shorter survival is expected).
 Shape letters: P patients, N tiles, D feature width.
 """
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
 import numpy as np
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from numpy.typing import NDArray
+from numpy.typing import NDArray
 
 
 class SurvivalError(ValueError):

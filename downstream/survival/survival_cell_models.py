@@ -6,27 +6,26 @@ of the TRAINING patients.
 Shape letters: P patients, T times.
 """
 
-from __future__ import annotations
-
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
+from downstream.cells.cell_patients import Patients
+from downstream.cells.member import Member
+from downstream.cells.mil_training import train_on
 from downstream.measures.arm_scores import study_times
-from downstream.run.cell_models import Member, Patients, train_on
 from downstream.splits.folds import PARTS
 from downstream.survival.curves import breslow_curve, hazard_curve
 from downstream.survival.risks import is_high_risk
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
     from downstream.splits.folds import Split
 
-    Floats = NDArray[np.float64]
+Floats = NDArray[np.float64]
 
 
-def fit_pooled_member(patients: Patients, split: Split) -> Member:
+def fit_pooled_member(patients: Patients, split: "Split") -> Member:
     """A model of scikit-survival on pooled features."""
     from downstream.survival.pooled_models import fit_pooled
 
@@ -62,7 +61,7 @@ def fit_pooled_member(patients: Patients, split: Split) -> Member:
     )
 
 
-def fit_survival_member(patients: Patients, split: Split) -> Member:
+def fit_survival_member(patients: Patients, split: "Split") -> Member:
     """A MIL model with hazards of time bins, or a Cox head."""
     from downstream.mil.objective import Cox, Hazards
 

@@ -1,7 +1,5 @@
 """scikit-survival is an extra: it and its solver ecos are GPL-3, and the rest does without them."""
 
-from __future__ import annotations
-
 import importlib.util
 
 from downstream.survival.risks import SurvivalError

@@ -5,20 +5,16 @@ Risks point one way everywhere: HIGHER = WORSE (a shorter survival is expected).
 Shape letters: P patients (of a batch), T time bins.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
 from downstream.survival.risks import SurvivalError
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
 
 Ties = Literal["efron", "breslow"]
 

@@ -3,12 +3,12 @@
 Shape letters: P patients, S rows of predictions, T times.
 """
 
-from __future__ import annotations
-
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from downstream.measures.class_measures import UndefinedMetricError
 from downstream.measures.weighted import groups
@@ -16,14 +16,12 @@ from downstream.survival.risks import SurvivalError
 from downstream.survival.survival_weighted import brier_losses
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
     import polars as pl
-    from numpy.typing import NDArray
 
-    Floats = NDArray[np.float64]
-    Flags = NDArray[np.bool_]
-    Labels = NDArray[np.int64]
+Floats = NDArray[np.float64]
+Flags = NDArray[np.bool_]
+Labels = NDArray[np.int64]
+
 
 _COLUMNS = ("patient", "repeat", "fold", "seed", "event", "time", "risk", "rank", "high")
 
@@ -74,7 +72,7 @@ class Predictions:
         return found
 
 
-def predictions_of(rows: pl.DataFrame) -> Predictions:
+def predictions_of(rows: "pl.DataFrame") -> Predictions:
     """From a run's `predictions.parquet`: test rows of one arm."""
     columns = {name: rows[name].to_numpy() for name in _COLUMNS[1:]}
     curves = None

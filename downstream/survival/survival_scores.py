@@ -7,31 +7,25 @@ Censoring weights come from each fold's training patients, who are never resampl
 Shape letters: P patients, S rows of predictions, T times.
 """
 
-from __future__ import annotations
-
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from downstream.measures.class_measures import UndefinedMetricError, measure_of
-from downstream.measures.intervals import Comparison, Interval, compare, interval
+from downstream.measures.intervals import Comparison, Interval, bca_or_percentile, compare, interval
 from downstream.survival import survival_weighted
 from downstream.survival.risks import SurvivalError
 from downstream.survival.survival_rows import FollowUp, Predictions, follow_up
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-
-    from numpy.typing import NDArray
-
     from downstream.measures.class_measures import Measure
 
-    Floats = NDArray[np.float64]
-    Flags = NDArray[np.bool_]
-
-Found = TypeVar("Found")
+Floats = NDArray[np.float64]
+Flags = NDArray[np.bool_]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +38,7 @@ class Question:
         prediction: [S, ...].
     """
 
-    measure: Measure
+    measure: "Measure"
     truth: tuple[NDArray[Any], ...]
     prediction: NDArray[Any]
 
@@ -118,8 +112,10 @@ def score_predictions(
             if isinstance(asked, str):
                 raise UndefinedMetricError(asked)
             told = (asked.measure, asked.truth, asked.prediction)
-            how = partial(interval, *told, patients=rows.patient, resamples=resamples, seed=seed)
-            found[name] = _bounded(partial(how, level=level))
+            estimate = partial(
+                interval, *told, patients=rows.patient, resamples=resamples, seed=seed, level=level
+            )
+            found[name] = bca_or_percentile(estimate)
             higher[name] = asked.measure.higher_is_better
         except UndefinedMetricError as error:
             left_out[name] = str(error)
@@ -169,7 +165,8 @@ def compare_predictions(
             raise UndefinedMetricError(question)
     a, b = (question for question in asked if isinstance(question, Question))
     told = (a.measure, a.truth, a.prediction, b.prediction)
-    return _bounded(partial(compare, *told, seed=seed, margin=margin, patients=one.patient))
+    estimate = partial(compare, *told, seed=seed, margin=margin, patients=one.patient)
+    return bca_or_percentile(estimate)
 
 
 def questions(
@@ -195,14 +192,6 @@ def questions(
         except UndefinedMetricError as error:
             found[name] = str(error)
     return found
-
-
-def _bounded(how: Callable[..., Found]) -> Found:
-    """By BCa, which needs the measure without each patient in turn; else by percentiles."""
-    try:
-        return how(method="bca")
-    except UndefinedMetricError:
-        return how(method="percentile")
 
 
 def _ask_harrell(rows: Predictions, _: FollowUp) -> Question:

@@ -7,20 +7,15 @@ pair nothing. With one group each measure is scikit-survival's.
 Shape letters: R resamples, S rows of predictions, P rows of one group, T times, K event times.
 """
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
-
 import numpy as np
+from numpy.typing import NDArray
 
 from downstream.measures.weighted import divide, groups
 
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
+Floats = NDArray[np.float64]
+Flags = NDArray[np.bool_]
+Labels = NDArray[np.int64]
 
-    Floats = NDArray[np.float64]
-    Flags = NDArray[np.bool_]
-    Labels = NDArray[np.int64]
 
 _TIED = 1e-8
 _BLOCK = 512

@@ -104,15 +104,15 @@ def _kinds(cards: Sequence[Row]) -> dict[str, int]:
 
 def _codecs(cards: Sequence[Row]) -> dict[str, int]:
     """Codec -> tiles of the slides shown. Of all slides it would be a scan of all tiles."""
-    found: Counter[str] = Counter()
+    tile_counts: Counter[str] = Counter()
     for card in cards:
         for counts in card["codecs"].values():
-            found.update(counts)
-    return dict(found.most_common())
+            tile_counts.update(counts)
+    return dict(tile_counts.most_common())
 
 
 def _left_out(slides: pl.DataFrame, chosen: pl.DataFrame, uri: str) -> list[tuple[int, str, str]]:
-    """How many slides are not shown, of which kind, and the command that lists them."""
+    """Return the numbers of slides that are not shown, by kind, with commands that list them."""
     hidden = slides.filter(pl.col("state") != "pending").join(chosen, on="slide", how="anti")
     failed, doubtful = pl.col("state") == "failed", pl.col("verdict").fill_null(OK) != OK
     parts = [
@@ -121,7 +121,7 @@ def _left_out(slides: pl.DataFrame, chosen: pl.DataFrame, uri: str) -> list[tupl
         ("ready", _ALL, ~failed & ~doubtful),
     ]
     return [
-        (count, what, f'slidelake query {shlex.quote(uri)} "{sql}"')
-        for what, sql, which in parts
+        (count, kind, f'slidelake query {shlex.quote(uri)} "{sql}"')
+        for kind, sql, which in parts
         if (count := hidden.filter(which).height)
     ]

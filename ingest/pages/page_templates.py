@@ -16,7 +16,7 @@ _MINUTE_S, _HOUR_S = 60, 3600
 
 
 def environment(*folders: Path) -> Environment:
-    """What renders templates of some folders, and the shared ones: `page.css`, `slide_cards`."""
+    """Return a renderer for templates of some folders and the shared `page.css`, `slide_cards`."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     made = Environment(

@@ -64,8 +64,8 @@ _AT_ONCE = 32
 def card_slides(lake: Lake) -> pl.DataFrame:
     """Return `CARD_COLUMNS` of all slides; null are those of which an early lake knows nothing."""
     slides = lake.slides()
-    there = slides.collect_schema().names()
-    columns = [pl.col(n) if n in there else pl.lit(None).alias(n) for n in CARD_COLUMNS]
+    stored_columns = slides.collect_schema().names()
+    columns = [pl.col(n) if n in stored_columns else pl.lit(None).alias(n) for n in CARD_COLUMNS]
     return slides.select(columns).collect()
 
 
@@ -115,14 +115,16 @@ def _cards(lake: Lake, slides: pl.DataFrame, longest_px: int) -> Iterator[Row]:
     tiles = {mpp: _tiles(lake, slides, mpp) for mpp in lake.config.mpps}
     for row in slides.iter_rows(named=True):
         number = row["slide"]
-        here = {mpp: found[number] for mpp, found in tiles.items() if number in found}
+        tiles_by_mpp = {
+            mpp: slide_tiles[number] for mpp, slide_tiles in tiles.items() if number in slide_tiles
+        }
         yield {
             **row,
             "kind": "failed" if row["state"] == "failed" else row["verdict"] or OK,
-            "tiles": {mpp: len(found.x) for mpp, found in here.items()},
-            "codecs": {mpp: found.codecs for mpp, found in here.items()},
-            "with_pen": _with_pen(here.get(lake.config.mpps[0])),
-            **_picture(pictures.get(number, {}), row, here, longest_px),
+            "tiles": {mpp: len(slide_tiles.x) for mpp, slide_tiles in tiles_by_mpp.items()},
+            "codecs": {mpp: slide_tiles.codecs for mpp, slide_tiles in tiles_by_mpp.items()},
+            "with_pen": _with_pen(tiles_by_mpp.get(lake.config.mpps[0])),
+            **_picture(pictures.get(number, {}), row, tiles_by_mpp, longest_px),
         }
 
 
@@ -133,8 +135,8 @@ def _pictures(lake: Lake, slides: pl.DataFrame) -> dict[int, Row]:
     # By the indexed column: `slide` has no index in this table.
     quoted = ", ".join("'" + name.replace("'", "''") + "'" for name in slides["slide_id"])
     names = ["slide", "thumbnail", "tissue_mask"]
-    found = lake.table(SLIDES).to_table(columns=names, filter=f"slide_id IN ({quoted})")
-    return {row["slide"]: row for row in found.to_pylist()}
+    pictures = lake.table(SLIDES).to_table(columns=names, filter=f"slide_id IN ({quoted})")
+    return {row["slide"]: row for row in pictures.to_pylist()}
 
 
 def _tiles(lake: Lake, slides: pl.DataFrame, mpp: float) -> dict[int, Tiles]:
@@ -142,17 +144,17 @@ def _tiles(lake: Lake, slides: pl.DataFrame, mpp: float) -> dict[int, Tiles]:
     places = lake.tiles_of(mpp=mpp, slide_ids=slides["slide_id"].to_list())
     rows = _tile_rows(lake, places.filter(pl.col("tiles") > 0), mpp)
     by_slide = rows.partition_by("slide", as_dict=True)
-    found = {}
+    tiles = {}
     for slide, side_px in places.select("slide", "tile_px_level0").iter_rows():
-        here = by_slide.get((slide,), rows.clear())
-        found[slide] = Tiles(
+        slide_rows = by_slide.get((slide,), rows.clear())
+        tiles[slide] = Tiles(
             side_px=side_px or 1,
-            x=here["x"].to_numpy(),
-            y=here["y"].to_numpy(),
-            pen=here["pen"].fill_null(np.nan).to_numpy(),
-            codecs=dict(here["codec"].drop_nulls().value_counts().iter_rows()),
+            x=slide_rows["x"].to_numpy(),
+            y=slide_rows["y"].to_numpy(),
+            pen=slide_rows["pen"].fill_null(np.nan).to_numpy(),
+            codecs=dict(slide_rows["codec"].drop_nulls().value_counts().iter_rows()),
         )
-    return found
+    return tiles
 
 
 def _tile_rows(lake: Lake, places: pl.DataFrame, mpp: float) -> pl.DataFrame:

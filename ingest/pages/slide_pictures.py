@@ -106,8 +106,8 @@ def _tint(picture: Rgb, boxes_4N: NDArray[np.int64]) -> None:
     if not boxes_4N.size:
         return
     inside = _union(boxes_4N, picture.shape[:2]) > 0
-    seen = (1 - _PEN_OPACITY) * picture[inside] + _PEN_OPACITY * np.array(_PEN_COLOUR)
-    picture[inside] = np.rint(seen).astype(np.uint8)
+    tinted = (1 - _PEN_OPACITY) * picture[inside] + _PEN_OPACITY * np.array(_PEN_COLOUR)
+    picture[inside] = np.rint(tinted).astype(np.uint8)
 
 
 def _draw_grid(

@@ -21,7 +21,7 @@ COLUMNS, ROWS, PIXELS = 0x00480006, 0x00480007, 0x7FE00010
 
 @dataclass(frozen=True, kw_only=True)
 class DicomHeader:
-    """What a file says of itself.
+    """The facts in the header of a DICOM file.
 
     Attributes:
         series: UID of its series; empty if it has none.
@@ -97,7 +97,7 @@ def _element(data: bytes, at: int, *, explicit: bool) -> tuple[int, int, int]:
 
 
 def _sequence_end(data: bytes, at: int, *, explicit: bool) -> int:
-    """Where a sequence of undefined length ends; items of undefined length are walked through."""
+    """Return the end of a sequence of undefined length, after a walk through its items."""
     depth = [SEQUENCE_END]
     while depth:
         tag, start, length = _element(data, at, explicit=explicit)

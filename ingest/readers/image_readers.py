@@ -12,15 +12,15 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from ingest.errors import SlideError
-from ingest.readers.jpeg_tiff import JpegTiff, NotNativeError
 from ingest.readers.level_check import Place
 from ingest.readers.level_reader import LevelReader
 from ingest.readers.mpp import StatedMpp
-from ingest.readers.ome import ome_mpp
 from ingest.readers.slide_file import SlideFile
 from ingest.readers.slide_reader import ReadOptions, RgbArray, SlideReader
-from ingest.readers.tiff_images import ORIENTATION, TiffImage
-from ingest.readers.tile_grids import tile_places
+from ingest.readers.tiff.jpeg_tiff import JpegTiff, NotNativeError
+from ingest.readers.tiff.ome import ome_mpp
+from ingest.readers.tiff.tiff_images import ORIENTATION, TiffImage
+from ingest.readers.tiff.tile_grids import tile_places
 
 PICTURE_MAX_PX = 500_000_000  # 1.5 GB
 DEEP_PNG = 16

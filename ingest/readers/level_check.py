@@ -165,13 +165,13 @@ def pictures_differ(reference: RgbArray, around: RgbArray, x: int, y: int) -> st
         return f"it is shifted by {shift[0]}, {shift[1]} px"
     if elsewhere or near > NOISE + UNLIKE * variance:
         n = template.shape[0]
-        there = field[y : y + n, x : x + n]
-        return f"it differs from level 0 by {np.abs(there - template).mean():.0f} grey levels"
+        part = field[y : y + n, x : x + n]
+        return f"it differs from level 0 by {np.abs(part - template).mean():.0f} grey levels"
     return ""
 
 
 def _smooth(picture: RgbArray) -> Float32Array:
-    """Without the noise of single pixels, which depends on how a level was reduced."""
+    """Remove the noise of single pixels, which depends on how a level was reduced."""
     smooth: Float32Array = cv2.blur(picture, (5, 5)).astype(np.float32)
     return smooth
 

@@ -96,7 +96,7 @@ class LevelReader(abc.ABC):
 
     @property
     def levels(self) -> int:
-        """Stored levels."""
+        """Number of stored levels."""
         return len(self._sizes)
 
     @property
@@ -147,7 +147,7 @@ class LevelReader(abc.ABC):
         return next((why for why in compared if why), "")
 
     def _difference(self, level: int, reference: int, patch: level_check.Patch) -> str | None:
-        """Say how a patch of a level differs from a finer level, which is known to be fit.
+        """Return how a patch of a level differs from a finer level that is known to be fit.
 
         Returns:
             The words; nothing if it does not; None where the finer level can't be read.
@@ -171,7 +171,7 @@ class LevelReader(abc.ABC):
         return level_check.pictures_differ(finer, around, patch.x - x, patch.y - y)
 
     def _places(self, level: int) -> list[level_check.Place]:
-        """Places where a difference would be seen: those that have structure."""
+        """Return places with structure, where a difference would show."""
         small = [n for n, (w, h) in enumerate(self._sizes) if w * h <= WHOLE_LEVEL_PX and n]
         small.sort(key=lambda n: abs(self._scales[n] - self._scales[level]))
         places = [place for n in small[:LOOKED_THROUGH] for place in self._structure_of(n)]
@@ -188,7 +188,7 @@ class LevelReader(abc.ABC):
 
     @cached_property
     def _sampled_places(self) -> list[level_check.Place]:
-        """Places with structure among a few samples of level 0."""
+        """Return places with structure among a few samples of level 0."""
         width, height = self.size_px
         side = min(SAMPLE_PX, width, height)
         rows, columns = (max(1, min(SAMPLES, n // side)) for n in (height, width))
@@ -206,7 +206,7 @@ class LevelReader(abc.ABC):
     def region(
         self, level: int, x: int, y: int, width: int, height: int, *, shrink: int = 1
     ) -> RgbArray:
-        """Pixels [height, width, 3] of a level, reduced to 1 / shrink; white outside the slide.
+        """Return pixels [height, width, 3] of a level, reduced to 1 / shrink; white outside it.
 
         Args:
             level: 0 is the finest.
@@ -225,14 +225,14 @@ class LevelReader(abc.ABC):
     def _reduced(
         self, level: int, x: int, y: int, width: int, height: int, shrink: int
     ) -> RgbArray:
-        """As `region`, in the colours that are stored."""
+        """Return the pixels of `region` in the colours that are stored."""
         rgb = self._pixels(level, x * shrink, y * shrink, width * shrink, height * shrink)
         if shrink > 1:
             rgb = cv2.resize(rgb, (width, height), interpolation=cv2.INTER_AREA)
         return rgb
 
     def tile(self, grid: Grid, grid_y: int, grid_x: int) -> RgbArray:
-        """The pixels of one tile [tile_px, tile_px, 3].
+        """Return the pixels of one tile [tile_px, tile_px, 3].
 
         Raises:
             SlideError: the pixels can't be read.
@@ -252,7 +252,7 @@ class LevelReader(abc.ABC):
         return small
 
     def overview(self, mpp: float) -> tuple[RgbArray, float]:
-        """The whole slide at about `mpp`, read in blocks so that memory stays bounded.
+        """Return the whole slide at about `mpp`, read in blocks so that memory stays bounded.
 
         Returns:
             The pixels [H, W, 3], and the side of one of them in level-0 pixels. The last row and
@@ -269,7 +269,7 @@ class LevelReader(abc.ABC):
         return picture, self._scales[level] * factor
 
     def piece(self, scale: float, x: int, y: int, width: int, height: int, factor: int) -> RgbArray:
-        """Pixels of `scale` level-0 pixels each, for a part of an overview.
+        """Return pixels of `scale` level-0 pixels each, for a part of an overview.
 
         Args:
             scale: side of a pixel in level-0 pixels.
@@ -293,12 +293,12 @@ class LevelReader(abc.ABC):
         return piece
 
     def _overview_level(self, mpp: float) -> tuple[int, int]:
-        """The level to read for an overview, and how many of its pixels make one."""
+        """Return the level to read for an overview, and how many of its pixels make one."""
         level = self._level(max(1.0, mpp / self.mpp))
         return level, max(1, round(mpp / (self.mpp * self._scales[level])))
 
     def _block(self, level: int, x: int, y: int, width: int, height: int, factor: int) -> RgbArray:
-        """Part of an overview; pixels at the end of the slide are means of what is inside."""
+        """Return a part of an overview; its last pixels are means of what is inside the slide."""
         across, down = self._sizes[level]
         wide = min(width * factor, across - x * factor)
         high = min(height * factor, down - y * factor)
@@ -311,15 +311,15 @@ class LevelReader(abc.ABC):
         return block
 
     def _fast_shrink(self, level: int, factor: int) -> int:
-        """A divisor of `factor` by which a level is cheaply reduced while it is read."""
+        """Return a divisor of `factor` by which a level is cheaply reduced while it is read."""
         return 1
 
     def stored_level(self, grid: Grid) -> int | None:
-        """The level whose stored tiles are just the tiles of a grid; None if there is none."""
+        """Return the level whose stored tiles are just those of a grid; None if there is none."""
         return None
 
     def stored_jpeg(self, level: int, grid_y: int, grid_x: int) -> bytes | None:
-        """A stored tile of a `stored_level`; None for one that reaches beyond the slide.
+        """Return a stored tile of a `stored_level`; None for one that reaches beyond the slide.
 
         Raises:
             SlideError: its bytes are not there, or end before the JPEG does.
@@ -327,7 +327,7 @@ class LevelReader(abc.ABC):
         return None
 
     def stored_tile_px(self, mpp: float) -> int | None:
-        """Side of the square tiles stored at an mpp, or None if none are."""
+        """Return the side of the square tiles stored at an mpp, or None if none are."""
         return None
 
     def __enter__(self) -> Self:

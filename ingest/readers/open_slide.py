@@ -5,13 +5,13 @@ first, or of which another image is named, a strip TIFF and a picture have reade
 """
 
 from ingest.errors import SlideError
-from ingest.readers.jpeg_tiff import NotNativeError
 from ingest.readers.openslide_reader import detect_vendor
 from ingest.readers.reader_table import READERS, formats_read
 from ingest.readers.refusal import head_of, picture_kind, undecodable, why_no_slide
 from ingest.readers.slide_file import SlideFile
 from ingest.readers.slide_reader import ReadOptions, SlideReader
-from ingest.readers.tiff_images import TiffImage, largest, other_images, tiff_images
+from ingest.readers.tiff.jpeg_tiff import NotNativeError
+from ingest.readers.tiff.tiff_images import TiffImage, largest, other_images, tiff_images
 
 GENERIC = "generic-tiff"
 # Of these what else is in the file is known: label, macro, thumbnail.

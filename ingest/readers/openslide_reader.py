@@ -8,9 +8,9 @@ import openslide
 from ingest.errors import SlideError
 from ingest.readers.level_reader import LevelReader
 from ingest.readers.mpp import StatedMpp
-from ingest.readers.ome import ome_mpp
 from ingest.readers.slide_file import SlideFile
 from ingest.readers.slide_reader import ReadOptions, RgbArray, SlideReader
+from ingest.readers.tiff.ome import ome_mpp
 
 
 def detect_vendor(path: str) -> str | None:

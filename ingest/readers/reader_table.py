@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from ingest.readers.slide_file import SlideFile
 from ingest.readers.slide_reader import ReadOptions, SlideReader
-from ingest.readers.tiff_images import WEBP
+from ingest.readers.tiff.tiff_images import WEBP
 
 Loader = Callable[[SlideFile, ReadOptions], SlideReader]
 
@@ -61,7 +61,7 @@ READERS = {
     ),
     "tiff": ReaderEntry(
         takes=_is_first_image,
-        loader="ingest.readers.tiff_reader:open_tiff",
+        loader="ingest.readers.tiff.tiff_reader:open_tiff",
         suffixes=(".svs", ".tif", ".tiff", ".svslide"),
     ),
     "tiff-image": ReaderEntry(

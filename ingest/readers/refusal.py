@@ -18,7 +18,6 @@ BEGINNINGS = (
     (b"<?xml", "is an XML file, and no slide"),
 )
 PICTURES = {b"\xff\xd8\xff": "JPEG", b"\x89PNG\r\n\x1a\n": "PNG", b"BM": "BMP", b"RIFF": "WebP"}
-TIFFS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 # Compressions of TIFFs whose tiles neither openslide nor Pillow decodes.
 CODECS = {
     22610: "JPEG XR", 34934: "JPEG XR", 34712: "JPEG 2000 (34712)", 34887: "LERC",

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from ingest.readers.tiff_images import TiffImage
+from ingest.readers.tiff.tiff_images import TiffImage
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -73,7 +73,7 @@ class SlideReader(Protocol):
 
     @property
     def name(self) -> str:
-        """Which reader read the pixels."""
+        """The name of the reader that read the pixels."""
         ...
 
     @property

@@ -11,11 +11,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
 from ingest.errors import SlideError
-from ingest.readers.jpeg_tiff import JpegLevel, NotNativeError
-from ingest.readers.tiff_check import check_tiff
+from ingest.readers.tiff.jpeg_tiff import JpegLevel, NotNativeError
+from ingest.readers.tiff.tiff_check import check_tiff
 from ingest.remote import sparse_tiff
 from ingest.remote.partial_file import PartialFile, Range
-from ingest.remote.remote_errors import told
+from ingest.remote.remote_errors import as_slide_errors
 from ingest.remote.remote_files import RemoteFile, is_local, name_of, open_fs, split_image
 from ingest.remote.scratch import scratch_folder
 from ingest.select.file_groups import named_files
@@ -91,7 +91,7 @@ def local_slide(
     uri, image = split_image(uri)
     if is_local(uri):
         path = open_fs(uri)[1]
-        with told(uri):
+        with as_slide_errors(uri):
             size = Path(path).stat().st_size
         check_tiff(path)
         fetched = Fetched(path, size)
@@ -102,27 +102,6 @@ def local_slide(
         fetched.image = image
         in_part = mpps and min(mpps) >= sparse_tiff.COARSE_MPP and image is None
         if not (mpps and in_part and _plan(fetched, file, mpps, mpp)):
-            file.need_all()
-        check_tiff(fetched.path)
-        yield fetched
-
-
-@contextlib.contextmanager
-def sparse_slide(uri: str, *, scratch: str | None = None) -> Iterator[Fetched]:
-    """A slide of which only what opens it is fetched; `Fetched.need` brings the tiles.
-
-    Where parts can't be had or read by themselves (another format than a TIFF of JPEG tiles, a
-    server without ranges), all of it is fetched; `levels` is then empty, and `need` does nothing.
-
-    Raises:
-        SlideError: as `local_slide`.
-    """
-    if is_local(uri):
-        with local_slide(uri) as fetched:
-            yield fetched
-        return
-    with _opened(uri, scratch) as (fetched, file):
-        if not _directories(fetched, file):
             file.need_all()
         check_tiff(fetched.path)
         yield fetched
@@ -149,7 +128,7 @@ def _opened(uri: str, scratch: str | None) -> Iterator[tuple[Fetched, PartialFil
         except SlideError as error:
             # Where the copy was is of no use to anyone; it is gone.
             text = str(error).replace(path, remote.shown).replace(uri, remote.shown)
-            raise SlideError(text, error.about) from error
+            raise SlideError(text, error.facts) from error
 
 
 def _directories(fetched: Fetched, file: PartialFile) -> bool:

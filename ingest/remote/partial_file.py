@@ -26,28 +26,28 @@ Range = tuple[int, int]
 
 
 def merged(ranges: Iterable[Range], gap: int = 0) -> list[Range]:
-    """Sorted ranges [start, end) without overlap; those at most `gap` apart are joined.
+    """Return sorted ranges [start, end) without overlap; those at most `gap` apart are joined.
 
     >>> merged([(5, 9), (0, 2), (3, 4), (9, 9)], gap=1)
     [(0, 9)]
     """
-    found: list[Range] = []
+    joined: list[Range] = []
     for start, end in sorted(one for one in ranges if one[0] < one[1]):
-        if found and start <= found[-1][1] + gap:
-            found[-1] = (found[-1][0], max(found[-1][1], end))
+        if joined and start <= joined[-1][1] + gap:
+            joined[-1] = (joined[-1][0], max(joined[-1][1], end))
         else:
-            found.append((start, end))
-    return found
+            joined.append((start, end))
+    return joined
 
 
-def without(wanted: Iterable[Range], had: Sequence[Range]) -> list[Range]:
-    """What is in `wanted` and not in `had`, which is sorted and without overlap.
+def without(ranges: Iterable[Range], had: Sequence[Range]) -> list[Range]:
+    """Return the parts of `ranges` that are not in `had`, which is sorted and without overlap.
 
     >>> without([(0, 10)], [(2, 3), (5, 12)])
     [(0, 2), (3, 5)]
     """
     left: list[Range] = []
-    for start, end in wanted:
+    for start, end in ranges:
         at = start
         first = bisect_right(had, at, key=lambda one: one[1])
         for low, high in had[first:]:
@@ -104,7 +104,7 @@ class PartialFile:
             self._check()
 
     def fill(self, ranges: Iterable[Range]) -> int:
-        """As `need`, without a look whether the file changed; the bytes that travelled for it."""
+        """Fetch ranges without a look whether the file changed; return the bytes that travelled."""
         with self._lock, room_is_told(self.local.parent, self.remote.shown):
             inside = [(max(0, start), min(end, self.size)) for start, end in ranges]
             missing = without(merged(inside, GAP_BYTES), self._had)
@@ -162,8 +162,8 @@ class PartialFile:
     @property
     def is_whole(self) -> bool:
         """Whether every byte is here."""
-        known = self._streamed or self.state.size is not None
-        return known and not without([(0, self.size)], self._had)
+        size_is_known = self._streamed or self.state.size is not None
+        return size_is_known and not without([(0, self.size)], self._had)
 
     def read_at(self, start: int, size: int) -> bytes:
         """Bytes from `start` on, fetched in whole blocks if they are not here."""

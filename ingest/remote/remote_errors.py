@@ -53,14 +53,14 @@ def protocol_of(uri: str) -> str:
 
 
 @contextlib.contextmanager
-def told(uri: str) -> Iterator[None]:
-    """Whatever goes wrong inside with the file at `uri` becomes a SlideError of one line."""
+def as_slide_errors(uri: str) -> Iterator[None]:
+    """Turn any error inside with the file at `uri` into a SlideError of one line."""
     try:
         yield
     except SlideError:
         raise
     except Exception as error:
-        msg = f"{shown(uri)} {_what(error, uri)}"
+        msg = f"{shown(uri)} {_explanation(error, uri)}"
         raise SlideError(msg) from error
 
 
@@ -69,8 +69,8 @@ def _names(error: BaseException) -> set[str]:
 
 
 def _status(error: BaseException) -> int | None:
-    found = (getattr(one, "status", None) for one in causes(error))
-    return next((status for status in found if isinstance(status, int)), None)
+    statuses = (getattr(one, "status", None) for one in causes(error))
+    return next((status for status in statuses if isinstance(status, int)), None)
 
 
 def passes(error: BaseException) -> bool:
@@ -80,7 +80,7 @@ def passes(error: BaseException) -> bool:
     return bool(_names(error) & (BROKEN | SILENT))
 
 
-def _what(error: BaseException, uri: str) -> str:
+def _explanation(error: BaseException, uri: str) -> str:
     if isinstance(error, LakeError):
         return f"can't be read: {error}"
     if protocol_of(uri) in BUCKETS and (text := _bucket_said(error, uri)):
@@ -102,8 +102,8 @@ def _what(error: BaseException, uri: str) -> str:
 
 
 def _bucket_said(error: BaseException, uri: str) -> str:
-    found = codes(error)
-    if "FileNotFoundError" not in found and found & DENIED:
+    error_codes = codes(error)
+    if "FileNotFoundError" not in error_codes and error_codes & DENIED:
         return "can't be read: access is denied; the keys must allow to list and to get it"
     told_as = explain(error, shown(uri))
     return f"can't be read: {str(told_as).removeprefix(f'{shown(uri)}: ')}" if told_as else ""

@@ -22,10 +22,10 @@ from ingest.remote.remote_errors import (
     WEB,
     HttpStatusError,
     ShortReadError,
+    as_slide_errors,
     passes,
     protocol_of,
     shown,
-    told,
 )
 
 PAUSE_S = 0.25  # before the second try; doubled before each further one, 8 s in all
@@ -40,7 +40,7 @@ Headers = Mapping[str, str]
 
 @dataclass(frozen=True, kw_only=True)
 class FileState:
-    """What a server says of a file.
+    """The size and the marks of a file on a server.
 
     Attributes:
         size: its bytes; None if the server does not say.
@@ -93,7 +93,7 @@ def open_fs(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
         SlideError: there is no client for it, or its settings are not valid.
     """
     protocol = protocol_of(uri)
-    with told(uri):
+    with as_slide_errors(uri):
         if is_local(uri):
             local = fsspec.filesystem("file")
             return local, local._strip_protocol(uri) if "://" in uri else uri
@@ -101,8 +101,8 @@ def open_fs(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
             fs = bucket_clients.file_system(protocol)
             return fs, fs._strip_protocol(uri)
         options = _web_options(protocol) if uri.startswith(f"{protocol}://") else {}
-        found: tuple[fsspec.AbstractFileSystem, str] = fsspec.core.url_to_fs(uri, **options)
-        return found
+        file_system: tuple[fsspec.AbstractFileSystem, str] = fsspec.core.url_to_fs(uri, **options)
+        return file_system
 
 
 def _web_options(protocol: str) -> dict[str, Any]:
@@ -111,12 +111,12 @@ def _web_options(protocol: str) -> dict[str, Any]:
         return {}
     from aiohttp import ClientTimeout
 
-    given = {**fsspec.config.conf.get("http", {}), **fsspec.config.conf.get(protocol, {})}
+    settings = {**fsspec.config.conf.get("http", {}), **fsspec.config.conf.get(protocol, {})}
     timeout = ClientTimeout(total=None, sock_connect=CONNECT_S, sock_read=remote_errors.SILENT_S)
     return {
-        **given,
-        "headers": {"Accept-Encoding": "identity", **(given.get("headers") or {})},
-        "client_kwargs": {"timeout": timeout, **(given.get("client_kwargs") or {})},
+        **settings,
+        "headers": {"Accept-Encoding": "identity", **(settings.get("headers") or {})},
+        "client_kwargs": {"timeout": timeout, **(settings.get("client_kwargs") or {})},
     }
 
 
@@ -141,7 +141,7 @@ class RemoteFile:
         self._tries = 2 if protocol_of(uri) in BUCKETS else remote_errors.TRIES
 
     def state(self) -> FileState:
-        """What the server says of it now.
+        """Return the size and the marks of the file as they are now.
 
         Raises:
             SlideError: it is not there, or can't be read; the text says why.
@@ -197,18 +197,18 @@ class RemoteFile:
         return self._tried(once)
 
     def stream(self) -> Iterator[bytes]:
-        """All its bytes in one request, in blocks; not tried again when it breaks off.
+        """Yield all its bytes in one request, in blocks; not tried again when it breaks off.
 
         Raises:
             SlideError: it can't be read to its end.
         """
         options = {"block_size": 0, "size": 1} if self._web else {}
-        with told(self.uri), self._fs.open(self.path, "rb", **options) as file:
+        with as_slide_errors(self.uri), self._fs.open(self.path, "rb", **options) as file:
             while block := file.read(STREAM_BYTES):
                 yield bytes(block)
 
     def beside(self, folder: str) -> list["RemoteFile"]:
-        """All files below a folder that lies beside this one; "" for that of the file itself.
+        """Return all files below a folder beside this file; "" for the folder of the file itself.
 
         Raises:
             SlideError: the folder can't be listed.
@@ -223,8 +223,8 @@ class RemoteFile:
         return self.path.removeprefix(other.path.rpartition("/")[0]).lstrip("/")
 
     def _tried(self, work: Callable[[], T]) -> T:
-        """What `work` gives, after as many tries as a trouble that passes is worth."""
-        with told(self.uri):
+        """Return the result of `work`, which is tried again after errors that pass."""
+        with as_slide_errors(self.uri):
             for number in range(self._tries - 1):
                 try:
                     return work()
@@ -235,6 +235,6 @@ class RemoteFile:
             return work()
 
 
-def _marks(found: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
-    named = {re.sub(r"[-_]", "", str(key)).lower(): value for key, value in found.items()}
+def _marks(info: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
+    named = {re.sub(r"[-_]", "", str(key)).lower(): value for key, value in info.items()}
     return tuple((name, str(named[name])) for name in MARKS if named.get(name))

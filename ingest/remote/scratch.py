@@ -22,19 +22,19 @@ PREFIX = "slidelake-copy-"
 SPARE_BYTES = 64 << 20  # left free: others write there too
 
 
-def scratch_root(given: str | None = None) -> Path:
-    """Where copies go: what is given, $SLIDELAKE_SCRATCH, or the system's temporary folder."""
-    return Path(given or os.environ.get(VARIABLE) or tempfile.gettempdir()).expanduser()
+def scratch_root(folder: str | None = None) -> Path:
+    """Return the folder for copies: `folder`, $SLIDELAKE_SCRATCH, or the temporary folder."""
+    return Path(folder or os.environ.get(VARIABLE) or tempfile.gettempdir()).expanduser()
 
 
 @contextlib.contextmanager
-def scratch_folder(given: str | None = None) -> Iterator[Path]:
+def scratch_folder(folder_for_copies: str | None = None) -> Iterator[Path]:
     """A new folder that is removed at the end, or by the next one if this process is killed.
 
     Raises:
         SlideError: it can't be made.
     """
-    root = scratch_root(given)
+    root = scratch_root(folder_for_copies)
     try:
         root.mkdir(parents=True, exist_ok=True)
         sweep(root)

@@ -11,17 +11,17 @@ import tifffile
 
 from ingest.errors import SlideError
 from ingest.readers import level_check
-from ingest.readers.jpeg_tiff import (
+from ingest.readers.level_reader import LEVEL_SLACK
+from ingest.readers.open_slide import open_slide
+from ingest.readers.slide_reader import ReadOptions
+from ingest.readers.tiff.jpeg_tiff import (
     JpegLevel,
     NotNativeError,
     compared_tiles,
     read_levels,
 )
-from ingest.readers.level_reader import LEVEL_SLACK
-from ingest.readers.open_slide import open_slide
-from ingest.readers.slide_reader import ReadOptions
-from ingest.readers.tiff_images import JPEG, largest, tiff_images
-from ingest.readers.tile_grids import tile_places
+from ingest.readers.tiff.tiff_images import JPEG, largest, tiff_images
+from ingest.readers.tiff.tile_grids import tile_places
 from ingest.remote.partial_file import PartialFile, PartialReader, Range
 
 SUFFIXES = (".svs", ".tif", ".tiff", ".svslide")
@@ -34,7 +34,7 @@ PAGES_MAX = 100
 
 @dataclass(frozen=True, kw_only=True)
 class FetchPlan:
-    """What is to be fetched of a slide.
+    """The levels of a slide that are to be fetched, and why.
 
     Attributes:
         sparse: whether levels are left out.
@@ -52,16 +52,16 @@ class FetchPlan:
 def level_ranges(
     levels: Sequence[JpegLevel], level: int, tiles: Sequence[int] | None = None
 ) -> list[Range]:
-    """Where tiles of a level lie: ranges [start, end) of bytes, for `Fetched.need`.
+    """Return where tiles of a level lie: ranges [start, end) of bytes, for `Fetched.need`.
 
     Args:
         levels: of the slide, as `read_levels` gives them.
         level: which of them.
         tiles: their numbers, row after row; all if None. Those that are not stored are left out.
     """
-    found = levels[level]
-    numbers = range(len(found.offsets)) if tiles is None else tiles
-    return _ranges([found.offsets[n] for n in numbers], [found.sizes[n] for n in numbers])
+    grid = levels[level]
+    numbers = range(len(grid.offsets)) if tiles is None else tiles
+    return _ranges([grid.offsets[n] for n in numbers], [grid.sizes[n] for n in numbers])
 
 
 def _ranges(offsets: Sequence[int], sizes: Sequence[int]) -> list[Range]:
@@ -71,7 +71,7 @@ def _ranges(offsets: Sequence[int], sizes: Sequence[int]) -> list[Range]:
 def plan_fetch(
     levels: Sequence[JpegLevel], size: int, *, slide_mpp: float, mpps: Sequence[float]
 ) -> FetchPlan:
-    """Whole or in part, for tiles of these mpps.
+    """Plan to fetch a slide whole or in part, for tiles of these mpps.
 
     All levels from the one that the finest mpp is read from are taken in full: tiles of glass,
     which alone could be left out, have few bytes.
@@ -86,8 +86,8 @@ def plan_fetch(
     downsamples = [
         (base.width_px / level.width_px + base.height_px / level.height_px) / 2 for level in levels
     ]
-    wanted = min(mpps) / slide_mpp * LEVEL_SLACK
-    finest = max((n for n, found in enumerate(downsamples) if found <= wanted), default=0)
+    downsample = min(mpps) / slide_mpp * LEVEL_SLACK
+    finest = max((n for n, factor in enumerate(downsamples) if factor <= downsample), default=0)
     needed = tuple(range(finest, len(levels)))
     share = sum(sum(levels[number].sizes) for number in needed) / size
     every = tuple(range(len(levels)))
@@ -102,7 +102,7 @@ def plan_fetch(
 
 
 def check_ranges(levels: Sequence[JpegLevel], needed: Sequence[int]) -> list[Range]:
-    """Where the tiles lie that levels are compared with before they are used.
+    """Return where the tiles lie that levels are compared with before they are used.
 
     Args:
         levels: finest first.

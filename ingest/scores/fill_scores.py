@@ -143,11 +143,13 @@ def _write(
         progress("scores", total=total, unit="tiles") as bar,
     ):
         for mpp, by_score in missing.items():
-            here = {n: NewColumn(mpp=mpp, field=c.field) for n, c in columns.items() if by_score[n]}
-            for name, part in here.items():
+            parts_here = {
+                n: NewColumn(mpp=mpp, field=c.field) for n, c in columns.items() if by_score[n]
+            }
+            for name, part in parts_here.items():
                 parts[name].append(part)
             for fragment, rows in _by_fragment(by_score).items():
-                names = [name for name in here if fragment in by_score[name]]
+                names = [name for name in parts_here if fragment in by_score[name]]
                 keys = tile_keys(lake, mpp, fragment)
                 values = {name: np.full(len(keys), np.nan) for name in names}
                 for row in rows:
@@ -157,7 +159,7 @@ def _write(
                         values[name][place] = column
                     bar.advance(row["tiles"])
                 for name in names:
-                    write_scores(lake, here[name], fragment, rows, values[name])
+                    write_scores(lake, parts_here[name], fragment, rows, values[name])
     return parts
 
 

@@ -69,7 +69,7 @@ class Score:
 
     @property
     def kind(self) -> Literal["slide", "pixels"]:
-        """What the score is computed from."""
+        """Return `slide` or `pixels`: what the score is computed from."""
         return "slide" if self.of_pixels is None else "pixels"
 
 

@@ -13,13 +13,13 @@ from typing import Any, Self
 from ingest.remote.remote_errors import shown
 from ingest.tissue.tissue_methods import STANDARD
 
-Given = Mapping[str, Any]
+UserSettings = Mapping[str, Any]
 """Those fields of `CutSettings` that a user gave."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class CutSettings:
-    """What decides the pixels and tiles of one slide.
+    """The settings that decide the pixels and tiles of one slide.
 
     Attributes:
         mpp: microns per pixel of level 0 that a user gave; None: the file's own.
@@ -45,7 +45,7 @@ class CutSettings:
         return self.tissue == STANDARD if self.pen_veto is None else self.pen_veto
 
     def to_json(self) -> str:
-        """The text that is kept."""
+        """Return the text that is kept."""
         return json.dumps(asdict(self), sort_keys=True)
 
     @classmethod
@@ -54,36 +54,38 @@ class CutSettings:
         names = {field.name for field in fields(cls)}
         return cls(**{key: value for key, value in json.loads(text).items() if key in names})
 
-    def with_given(self, given: Given) -> Self:
-        """These settings with what a user gives in their place."""
-        return type(self)(**{**asdict(self), **given})
+    def with_user_settings(self, user_settings: UserSettings) -> Self:
+        """Return these settings with a user's in their place."""
+        return type(self)(**{**asdict(self), **user_settings})
 
 
-def differences(cut_with: CutSettings | None, mpp: float | None, given: Given) -> list[str]:
-    """What a user gives that a slide was not cut with, in words.
+def differences(
+    cut_with: CutSettings | None, mpp: float | None, user_settings: UserSettings
+) -> list[str]:
+    """Return, in words, the user's settings that differ from those a slide was cut with.
 
     Args:
         cut_with: the slide's settings; None: not known (an earlier slidelake cut it), and then
             only the mpp is compared.
         mpp: of level 0, as the slide was cut.
-        given: what the user gives now.
+        user_settings: what the user gives now.
     """
     words = []
-    new_mpp = given.get("mpp")
+    new_mpp = user_settings.get("mpp")
     if new_mpp is not None and mpp is not None and not math.isclose(new_mpp, mpp, rel_tol=1e-6):
         words.append(f"mpp {mpp:g}, now {new_mpp:g}")
     if cut_with is None:
         return words
-    wanted = cut_with.with_given(given)
-    if wanted.icc != cut_with.icc:
-        words.append(f"colours {_colour_words(cut_with)}, now {_colour_words(wanted)}")
-    if wanted.mask_mark != cut_with.mask_mark:
-        words.append(_mask_words(cut_with, wanted))
-    if wanted.mask_mark is None:  # a mask takes the place of both
-        if wanted.tissue != cut_with.tissue:
-            words.append(f"tissue by {cut_with.tissue}, now by {wanted.tissue}")
-        elif wanted.leaves_pen_out != cut_with.leaves_pen_out:
-            words.append(f"pen {_pen_words(cut_with)}, now {_pen_words(wanted)}")
+    new = cut_with.with_user_settings(user_settings)
+    if new.icc != cut_with.icc:
+        words.append(f"colours {_colour_words(cut_with)}, now {_colour_words(new)}")
+    if new.mask_mark != cut_with.mask_mark:
+        words.append(_mask_words(cut_with, new))
+    if new.mask_mark is None:  # a mask takes the place of both
+        if new.tissue != cut_with.tissue:
+            words.append(f"tissue by {cut_with.tissue}, now by {new.tissue}")
+        elif new.leaves_pen_out != cut_with.leaves_pen_out:
+            words.append(f"pen {_pen_words(cut_with)}, now {_pen_words(new)}")
     return words
 
 

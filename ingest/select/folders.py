@@ -45,18 +45,18 @@ def without_shadows(names: list[str], note: Note) -> list[str]:
 
 
 def files_under(folder: str, note: Note) -> Iterator[str]:
-    """All files under a folder, each once; what can't be read is noted."""
+    """Yield all files under a folder, each once; what can't be read is noted."""
     visited: set[tuple[int, int]] = set()
 
     def unreadable(error: OSError) -> None:
         note(f"folder {error.filename} can't be read: {error.strerror}; its slides are not taken")
 
     for path, folders, files in os.walk(folder, followlinks=True, onerror=unreadable):
-        here = Path(path).stat()
-        if (here.st_dev, here.st_ino) in visited:
+        status = Path(path).stat()
+        if (status.st_dev, status.st_ino) in visited:
             folders.clear()
             continue
-        visited.add((here.st_dev, here.st_ino))
+        visited.add((status.st_dev, status.st_ino))
         # A folder is read at its own place before the links that lead to it.
         folders.sort(key=lambda name: (os.path.islink(os.path.join(path, name)), name))  # noqa: PTH114, PTH118
         yield from (os.path.join(path, name) for name in files)  # noqa: PTH118

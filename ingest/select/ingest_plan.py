@@ -1,4 +1,4 @@
-"""What an ingest would do: tiles, bytes and time, from a look at some of the slides.
+"""The plan of an ingest: tiles, bytes and time, from a look at some of the slides.
 
 A slide is looked at in a process of its own, as it is cut in one: a decoder that crashes or hangs
 on it costs the look at that slide, and is named.
@@ -33,7 +33,7 @@ Row = dict[str, Any]
 
 @dataclass(kw_only=True)
 class Plan:
-    """What an ingest would do.
+    """The plan of an ingest: slides, tiles, bytes and time.
 
     Attributes:
         slides: that would be cut.
@@ -60,7 +60,7 @@ class Plan:
 
 @dataclass(kw_only=True)
 class Look:
-    """What cutting one slide would take.
+    """The tiles, bytes and time that one slide would take.
 
     Attributes:
         tiles: per mpp.
@@ -130,7 +130,7 @@ def _add(plan: Plan, row: Row, look: Look) -> None:
 
 
 def look_or_reason(config: LakeConfig, row: Row) -> Look:
-    """Look at a slide; what is wrong with it becomes the reason."""
+    """Look at a slide; an error becomes the reason."""
     look = Look()
     try:
         _look(look, config, row)
@@ -145,10 +145,10 @@ def _look(look: Look, config: LakeConfig, row: Row) -> None:
         local_slide(row.get("url") or row["uri"]) as local,
         open_slide(local.path, read_options(row), image=local.image) as slide,
     ):
-        seen = survey(slide, **tissue_options(row))
+        slide_survey = survey(slide, **tissue_options(row))
         grids = lake_grids(slide, config)
         look.seconds += time.perf_counter() - start
-        kept = seen.kept(grids, config.tissue_min)
+        kept = slide_survey.kept(grids, config.tissue_min)
         for grid, keep in zip(grids, kept, strict=True):
             _some_tiles(look, config, slide, grid, np.argwhere(keep))
         look.notes = slide.notes

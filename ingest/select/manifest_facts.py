@@ -19,11 +19,11 @@ def extra_text(extra: Mapping[str, Any]) -> str | None:
 def merged_facts(row: Row) -> Row:
     """The patient and other columns of a slide: what is given now over what the lake knows."""
     known_patient = row.get("known_patient_id")
-    known, now = _columns(row.get("known_extra")), _columns(row["extra"])
-    given = {name: value for name, value in now.items() if value is not None}
+    lake_columns, now = _columns(row.get("known_extra")), _columns(row["extra"])
+    filled = {name: value for name, value in now.items() if value is not None}
     return {
         "patient_id": row["patient_id"] if row["patient_id"] is not None else known_patient,
-        "extra": extra_text({**now, **known, **given}),
+        "extra": extra_text({**now, **lake_columns, **filled}),
     }
 
 

@@ -18,7 +18,7 @@ from featurestore.usertables import (
     tables_raise,
 )
 from ingest.errors import InputError, SlideError
-from ingest.remote.remote_errors import told
+from ingest.remote.remote_errors import as_slide_errors
 from ingest.remote.remote_files import open_fs
 
 MANIFESTS = (".csv", ".tsv", ".xlsx", ".parquet")
@@ -29,7 +29,7 @@ _OWN = ("uri", "mpp")
 
 @dataclass(frozen=True, kw_only=True)
 class ManifestRow:
-    """What a manifest says of a slide, or of the slides of a folder or glob.
+    """The facts of one row of a manifest, on a slide or the slides of a folder or glob.
 
     Attributes:
         uri: absolute path or URL.
@@ -88,7 +88,7 @@ def read_manifest(text: str, *, distinct_ids: bool = False) -> list[ManifestRow]
 
 def _content(text: str) -> bytes:
     try:
-        with told(text):
+        with as_slide_errors(text):
             fs, path = open_fs(text)
             content: bytes = fs.cat_file(path)
             return content

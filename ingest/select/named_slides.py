@@ -8,7 +8,7 @@ from typing import Any, Literal, TypedDict
 
 from ingest.errors import SlideError
 from ingest.remote.remote_errors import shown
-from ingest.select.cut_settings import CutSettings, Given
+from ingest.select.cut_settings import CutSettings, UserSettings
 from ingest.select.manifest_facts import extra_text
 from ingest.select.sources import Source, chosen, fingerprint, resolve, split_duplicates
 from ingest.tissue.mask_folder import MaskFolder, mask_mark, open_masks
@@ -19,8 +19,8 @@ ASKED_AT_ONCE = 16
 Row = dict[str, Any]
 
 
-class How(TypedDict, total=False):
-    """Which slides to take, and how to look at them.
+class IngestOptions(TypedDict, total=False):
+    """Options of an ingest: which slides to take, and how to find their tissue.
 
     Attributes:
         mpp_override: microns per pixel of slides whose manifest gives none.
@@ -31,8 +31,8 @@ class How(TypedDict, total=False):
         limit: at most so many slides are cut in this run.
         masks: folder or URL of `<slide_id>.geojson`, `.json` or `.png` that say what is tissue;
             slides without one are looked at as usual.
-        tissue: how tissue is found: a name of `segment.methods.NAMES`, or a user's file. None: as
-            it was for slides that the lake has, `standard` for new ones.
+        tissue: how tissue is found: a name of `ingest.tissue.tissue_methods.NAMES`, or a user's
+            file. None: as it was for slides that the lake has, `standard` for new ones.
         allow_anisotropic: take the mean of mpps across and down that differ by more than 2 %; None:
             as it was, or not.
         icc: convert colours to sRGB by the slides' ICC profiles; None: as it was, or not.
@@ -56,8 +56,8 @@ class How(TypedDict, total=False):
 
 
 @dataclass(kw_only=True)
-class Asked:
-    """What was asked for.
+class NamedSlides:
+    """The slides that the inputs of an ingest name.
 
     Attributes:
         rows: one for every slide.
@@ -72,39 +72,41 @@ class Asked:
     tissue_by: TissueBy | None = None
 
 
-def asked_for(inputs: Sequence[str], how: How) -> Asked:
-    """A row for every slide that is asked for.
+def find_named_slides(inputs: Sequence[str], options: IngestOptions) -> NamedSlides:
+    """Return a row for every slide that the inputs name.
 
     Raises:
         InputError: the inputs name no slide at all, or not those of `only`; there is no folder of
             masks, or none of them is a slide's; or `tissue` is no way to find tissue.
     """
-    asked = Asked()
-    if tissue := how.get("tissue"):
-        asked.tissue_by = chosen_method(tissue)
-    distinct = how.get("distinct_ids", False)
-    sources = resolve(inputs, note=asked.notes.append, distinct_ids=distinct)
-    masks = open_masks(where) if (where := how.get("masks")) else None
+    named = NamedSlides()
+    if tissue := options.get("tissue"):
+        named.tissue_by = chosen_method(tissue)
+    distinct = options.get("distinct_ids", False)
+    sources = resolve(inputs, note=named.notes.append, distinct_ids=distinct)
+    masks = open_masks(where) if (where := options.get("masks")) else None
     if masks:
-        asked.notes += masks.notes({source.slide_id for source in sources})
-    sources, later = split_duplicates(chosen(sources, how.get("only", ())))
-    asked.stopped += [_duplicate(source, sources) for source in later]
+        named.notes += masks.notes({source.slide_id for source in sources})
+    sources, later = split_duplicates(chosen(sources, options.get("only", ())))
+    named.stopped += [_duplicate(source, sources) for source in later]
     # Each asks its file for its ends: from a bucket that is nothing but waiting.
     with ThreadPoolExecutor(ASKED_AT_ONCE) as pool:
-        made = pool.map(lambda source: _row(source, how, masks, asked.tissue_by), sources)
-        asked.rows += list(made)
-    asked.notes += _twins(asked.rows)
-    return asked
+        made = pool.map(lambda source: _row(source, options, masks, named.tissue_by), sources)
+        named.rows += list(made)
+    named.notes += _twins(named.rows)
+    return named
 
 
-def _row(source: Source, how: How, masks: MaskFolder | None, tissue_by: TissueBy | None) -> Row:
+def _row(
+    source: Source, options: IngestOptions, masks: MaskFolder | None, tissue_by: TissueBy | None
+) -> Row:
     row: Row = {
         "slide_id": source.slide_id,
         "patient_id": source.patient_id,
         # A signed URL is a key: it is used, and what the lake keeps is the part that is none.
         "uri": shown(source.uri),
         "url": source.uri,
-        "mpp": source.mpp if source.mpp is not None else how.get("mpp_override"),
+        "mpp": source.mpp if source.mpp is not None else options.get("mpp_override"),
         "mpp_of_slide": source.mpp is not None,
         "extra": extra_text(source.extra),
         "bytes": None,
@@ -122,28 +124,28 @@ def _row(source: Source, how: How, masks: MaskFolder | None, tissue_by: TissueBy
         mark = mask_mark(row["mask_url"]) if row["mask_url"] else None
     except SlideError as error:
         row["mask_trouble"], mark = str(error), None
-    row["given"] = _given(row, how, mark, masks, tissue_by)
-    return {**row, "cut_with": CutSettings().with_given(row["given"]).to_json()}
+    row["given"] = _user_settings(row, options, mark, masks, tissue_by)
+    return {**row, "cut_with": CutSettings().with_user_settings(row["given"]).to_json()}
 
 
-def _given(
+def _user_settings(
     row: Row,
-    how: How,
+    options: IngestOptions,
     mark: str | None,
     masks: MaskFolder | None,
     tissue_by: TissueBy | None,
-) -> Given:
-    """What of a slide's settings the user gave."""
-    given: dict[str, Any] = {}
+) -> UserSettings:
+    """Return those settings of a slide that the user gave."""
+    settings: dict[str, Any] = {}
     if row["mpp"] is not None:
-        given["mpp"] = row["mpp"]
+        settings["mpp"] = row["mpp"]
     if masks or tissue_by is not None:  # who says how to find tissue wants no earlier mask
-        given |= {"mask": shown(row["mask_url"]) if mark else None, "mask_mark": mark}
+        settings |= {"mask": shown(row["mask_url"]) if mark else None, "mask_mark": mark}
     if tissue_by is not None:
-        given["tissue"] = method_name(tissue_by)
+        settings["tissue"] = method_name(tissue_by)
     names: tuple[Literal["pen_veto", "icc", "allow_anisotropic"], ...]
     names = ("pen_veto", "icc", "allow_anisotropic")
-    return {**given, **{name: how[name] for name in names if how.get(name) is not None}}
+    return {**settings, **{name: options[name] for name in names if options.get(name) is not None}}
 
 
 def _twins(rows: Sequence[Row]) -> list[str]:

@@ -28,9 +28,9 @@ def refuse_near_lake(lake: Lake, rows: Sequence[Mapping[str, Any]], *, distinct_
     changed = [row["slide_id"] for row in rows if row["patient_id"] is not None]
     kept = slides.filter(~slides["slide_id"].is_in(changed))
     with tables_raise(InputError):
-        for column, what, there in (
+        for column, kind, lake_names in (
             ("slide_id", "slides", slides),
             ("patient_id", "patients", kept),
         ):
             names = {row[column] for row in rows if row[column] is not None}
-            refuse_near_others(names, there[column].drop_nulls().unique(), what, "the lake")
+            refuse_near_others(names, lake_names[column].drop_nulls().unique(), kind, "the lake")

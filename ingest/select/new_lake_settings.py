@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from featurestore import LakeConfig, LakeError, Store, settings_for
 from ingest.errors import InputError
 from ingest.native_tiles import native_tiles
-from ingest.select.named_slides import How
+from ingest.select.named_slides import IngestOptions
 from ingest.select.sources import chosen, resolve
 
 NATIVE = "native"
@@ -14,7 +14,7 @@ NATIVE = "native"
 def settings(
     lake_uri: str,
     inputs: Sequence[str],
-    how: How,
+    options: IngestOptions,
     *,
     tile_px: str | None = None,
     stride_px: int | None = None,
@@ -27,7 +27,7 @@ def settings(
     Args:
         lake_uri: a lake that may be there already.
         inputs: slides; with `native` the first ones say what tiles they store.
-        how: which of them.
+        options: which of them.
         tile_px: side of a tile in pixels, or `native`.
         stride_px: pixels from one tile to the next.
         mpps: microns per pixel of the tiles, in any order.
@@ -39,26 +39,26 @@ def settings(
         LakeError: the lake's tiles are not copied, but `native` was given.
     """
     ordered = tuple(sorted(mpps)) if mpps else None
-    given = {
+    user_settings = {
         "stride_px": stride_px,
         "mpps": ordered,
         "tissue_min": tissue_min,
         "mix_codecs": mix_codecs,
     }
     if tile_px != NATIVE:
-        return settings_for(lake_uri, tile_px=_pixels(tile_px), **given)
-    config = settings_for(lake_uri, **given)
+        return settings_for(lake_uri, tile_px=_pixels(tile_px), **user_settings)
+    config = settings_for(lake_uri, **user_settings)
     if Store(lake_uri).exists("lake.json"):
         if not config.passthrough:
             msg = f"{lake_uri} holds encoded tiles of {config.tile_px} px; make another lake"
             raise LakeError(msg)
         return config
     sources = chosen(
-        resolve(inputs, distinct_ids=how.get("distinct_ids", False)), how.get("only", ())
+        resolve(inputs, distinct_ids=options.get("distinct_ids", False)), options.get("only", ())
     )
     ratios = {mpp: config.ratio(mpp) for mpp in config.mpps}
-    found = native_tiles(sources, ratios, mpp_override=how.get("mpp_override"))
-    return settings_for(lake_uri, tile_px=found.tile_px, passthrough=found.mpps, **given)
+    native = native_tiles(sources, ratios, mpp_override=options.get("mpp_override"))
+    return settings_for(lake_uri, tile_px=native.tile_px, passthrough=native.mpps, **user_settings)
 
 
 def _pixels(text: str | None) -> int | None:

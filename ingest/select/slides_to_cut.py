@@ -10,10 +10,10 @@ from featurestore.edits.score_columns import score_columns
 from ingest.errors import SlideError
 from ingest.grid import MPP_TOLERANCE
 from ingest.scores.score_table import SCORES
-from ingest.select.cut_settings import CutSettings, Given, differences
+from ingest.select.cut_settings import CutSettings, UserSettings, differences
 from ingest.select.ingest_plan import Plan, plan_ingest
 from ingest.select.manifest_facts import changed_facts, fact_names, merged_facts
-from ingest.select.named_slides import How, asked_for
+from ingest.select.named_slides import IngestOptions, find_named_slides
 from ingest.select.near_lake import refuse_near_lake
 from ingest.tissue.mask_folder import mask_mark
 from ingest.tissue.tissue_methods import NAMES, TissueBy, method_name
@@ -23,7 +23,7 @@ Row = dict[str, Any]
 
 @dataclass(kw_only=True)
 class Todo:
-    """What is to be done.
+    """The slides that an ingest cuts, fails, leaves alone or gives other facts.
 
     Attributes:
         cut: rows of slides to cut now.
@@ -44,7 +44,7 @@ class Todo:
     unknown: list[str] = field(default_factory=list)
 
     def notes(self, did: str) -> list[str]:
-        """What was noticed, a sentence each; `did` is what becomes of facts."""
+        """Return notes for the user, a sentence each; `did` says what becomes of facts."""
         notes = []
         if self.facts:
             names = ", ".join(sorted(self.fact_names))
@@ -57,12 +57,14 @@ class Todo:
         return notes
 
 
-def sort_out(rows: Sequence[Row], how: How, tissue_by: TissueBy | None = None) -> Todo:
-    """What is to be done with slides, by their rows as the lake knows them.
+def sort_out(
+    rows: Sequence[Row], options: IngestOptions, tissue_by: TissueBy | None = None
+) -> Todo:
+    """Sort slides into those to cut, to fail, to leave alone or to update.
 
     Args:
-        rows: of `asked_for`, with what the lake knows of them.
-        how: which slides to take.
+        rows: of `find_named_slides`, with what the lake knows of them.
+        options: which slides to take.
         tissue_by: how tissue is to be found, if that was given.
     """
     todo = Todo()
@@ -70,14 +72,14 @@ def sort_out(rows: Sequence[Row], how: How, tissue_by: TissueBy | None = None) -
         if row["mask_trouble"]:
             _stop(todo, row, row["mask_trouble"])
         elif row["state"] == "ready":
-            _sort_ready(todo, row, how)
+            _sort_ready(todo, row, options)
         elif row["unreadable"]:
             todo.failed.append({**row, **_as_kept(row), "reason": row["unreadable"]})
-        elif row["state"] == "pending" or how.get("retry_failed") or _is_new_file(row):
+        elif row["state"] == "pending" or options.get("retry_failed") or _is_new_file(row):
             todo.cut.append(row)
         else:
             _update_facts(todo, row)
-    first, todo.cut = todo.cut[: how.get("limit")], []
+    first, todo.cut = todo.cut[: options.get("limit")], []
     for row in first:
         try:
             todo.cut.append(_to_cut(row, tissue_by))
@@ -88,28 +90,28 @@ def sort_out(rows: Sequence[Row], how: How, tissue_by: TissueBy | None = None) -
     return todo
 
 
-def _sort_ready(todo: Todo, row: Row, how: How) -> None:
+def _sort_ready(todo: Todo, row: Row, options: IngestOptions) -> None:
     """A slide that the lake has: another scan, other settings, other facts, or nothing to do."""
-    cut_with, given = _cut_with(row), row["given"]
+    cut_with, user_settings = _cut_with(row), row["given"]
     if _is_scanned_again(row):
-        if how.get("replace") or row["uri"] == row["known_uri"]:
+        if options.get("replace") or row["uri"] == row["known_uri"]:
             todo.cut.append(row)
         else:
             _stop(todo, row, _another_file(row))
         return
-    if _overrules_file(row, cut_with) and not how.get("replace"):
+    if _overrules_file(row, cut_with) and not options.get("replace"):
         if not _is_near(row["mpp"], row["known_mpp"]):
             _stop(todo, row, _mpp_of_file(row))
             return
-        given = {name: value for name, value in given.items() if name != "mpp"}
-        row = {**row, "given": given}
-    changes = differences(cut_with, row["known_mpp"], given)
-    if cut_with is None and {"mask", "tissue", "pen_veto", "icc"} & set(given):
-        if how.get("replace"):
+        user_settings = {name: value for name, value in user_settings.items() if name != "mpp"}
+        row = {**row, "given": user_settings}
+    changes = differences(cut_with, row["known_mpp"], user_settings)
+    if cut_with is None and {"mask", "tissue", "pen_veto", "icc"} & set(user_settings):
+        if options.get("replace"):
             changes.append("with which settings it was cut is not known")
         else:
             todo.unknown.append(row["slide_id"])
-    if changes and cut_with and cut_with.mask and _lacks_mask(given):
+    if changes and cut_with and cut_with.mask and _lacks_mask(user_settings):
         _stop(todo, row, _mask_is_gone(cut_with.mask))
     elif changes and not row["unreadable"]:
         todo.again[row["slide_id"]] = "; ".join(changes)
@@ -157,17 +159,17 @@ def _to_cut(row: Row, tissue_by: TissueBy | None) -> Row:
     Raises:
         SlideError: the mask or the segmenter of that run is not here.
     """
-    given, settings = row["given"], _cut_with(row) or CutSettings()
+    user_settings, settings = row["given"], _cut_with(row) or CutSettings()
     if _is_scanned_again(row):
-        if settings.mask and "mask" not in given:
+        if settings.mask and "mask" not in user_settings:
             msg = (
                 f"it was scanned again, and its mask ({settings.mask}) was drawn on the earlier "
                 "scan: give --masks with one of this scan, or --tissue to do without"
             )
             raise SlideError(msg)
         settings = replace(settings, mpp=None)  # the earlier file's
-    settings = settings.with_given(given)
-    if settings.mask and "mask" not in given:
+    settings = settings.with_user_settings(user_settings)
+    if settings.mask and "mask" not in user_settings:
         settings = replace(settings, mask_mark=mask_mark(settings.mask))
     return {
         **row,
@@ -182,9 +184,9 @@ def _to_cut(row: Row, tissue_by: TissueBy | None) -> Row:
     }
 
 
-def _tissue_by(name: str, given: TissueBy | None) -> TissueBy:
-    if given is not None and method_name(given) == name:
-        return given
+def _tissue_by(name: str, segmenter: TissueBy | None) -> TissueBy:
+    if segmenter is not None and method_name(segmenter) == name:
+        return segmenter
     if name not in NAMES:
         msg = f"its tissue was to be found by {name}; give that --tissue FILE.py again, or another"
         raise SlideError(msg)
@@ -192,7 +194,7 @@ def _tissue_by(name: str, given: TissueBy | None) -> TissueBy:
 
 
 def _as_kept(row: Row) -> Row:
-    """What of a row a failure leaves as it is: facts, and the settings it is to be cut with."""
+    """Return what a failure leaves as it is: facts, and the settings to cut the slide with."""
     return {**merged_facts(row), "cut_with": row.get("known_cut_with") or row["cut_with"]}
 
 
@@ -202,13 +204,15 @@ def _cut_with(row: Row) -> CutSettings | None:
 
 
 def _is_scanned_again(row: Row) -> bool:
-    known = row.get("known_fingerprint")
-    return row["state"] == "ready" and row["fingerprint"] not in (None, known)
+    lake_fingerprint = row.get("known_fingerprint")
+    return row["state"] == "ready" and row["fingerprint"] not in (None, lake_fingerprint)
 
 
-def _lacks_mask(given: Given) -> bool:
+def _lacks_mask(user_settings: UserSettings) -> bool:
     """Whether the user's masks have none for a slide, and nothing else was said of its tissue."""
-    return "mask" in given and given["mask"] is None and "tissue" not in given
+    return (
+        "mask" in user_settings and user_settings["mask"] is None and "tissue" not in user_settings
+    )
 
 
 def _mask_is_gone(mask: str) -> str:
@@ -219,27 +223,27 @@ def _mask_is_gone(mask: str) -> str:
 
 
 def dry_run(
-    lake_uri: str, inputs: Sequence[str], config: LakeConfig, how: How, *, cores: int
+    lake_uri: str, inputs: Sequence[str], config: LakeConfig, options: IngestOptions, *, cores: int
 ) -> Plan:
-    """What `ingest` would do with the same arguments; nothing is written.
+    """Return the plan of an `ingest` with the same arguments; nothing is written.
 
     Raises:
-        InputError: as `asked_for`.
+        InputError: as `find_named_slides`.
     """
-    asked = asked_for(inputs, how)
+    named = find_named_slides(inputs, options)
     if Store(lake_uri).exists("lake.json"):
         lake = open_lake(lake_uri)
-        refuse_near_lake(lake, asked.rows, distinct_ids=how.get("distinct_ids", False))
-        rows = lake.committer.known(asked.rows)
+        refuse_near_lake(lake, named.rows, distinct_ids=options.get("distinct_ids", False))
+        rows = lake.committer.known(named.rows)
         kept = [name for name in score_columns(lake) if name in SCORES]
     else:
-        rows, kept = [{**row, "state": "pending"} for row in asked.rows], []
-    todo = sort_out(rows, how, asked.tissue_by)
+        rows, kept = [{**row, "state": "pending"} for row in named.rows], []
+    todo = sort_out(rows, options, named.tissue_by)
     plan = plan_ingest(todo.cut, config, cores=cores)
     plan.scores += kept
     plan.failed += [{"slide": row["slide_id"], "reason": row["reason"]} for row in todo.failed]
-    plan.failed += todo.stopped + asked.stopped
-    plan.notes += [*asked.notes, *todo.notes("would be updated")]
+    plan.failed += todo.stopped + named.stopped
+    plan.notes += [*named.notes, *todo.notes("would be updated")]
     plan.notes += [f"{name} would be cut again: {why}" for name, why in todo.again.items()]
     return plan
 

@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ingest.errors import InputError, SlideError
-from ingest.remote.remote_errors import told
+from ingest.remote.remote_errors import as_slide_errors
 from ingest.remote.remote_files import RemoteFile, is_local, name_of, open_fs, split_image
 from ingest.select.file_groups import one_file_a_slide
 from ingest.select.folders import (
@@ -53,7 +53,7 @@ class Source:
 def resolve(
     inputs: Sequence[str], *, note: Note = lambda _: None, distinct_ids: bool = False
 ) -> list[Source]:
-    """All slides that the inputs name, in order.
+    """Return all slides that the inputs name, in order.
 
     A file is one slide, unless a manifest gives it several slide_ids (two sections on one glass):
     it is then a slide of each, and not of its own name. A path that does not exist is kept: it
@@ -90,7 +90,7 @@ def resolve(
 
 
 def _identity(source: Source) -> tuple[str, ...]:
-    """What makes two sources one: the file, and all that a manifest says of it."""
+    """Return what makes two sources one: the file, and all that a manifest says of it."""
     return (source.uri, repr(replace(source, uri=""))) if source.named else (source.uri,)
 
 
@@ -150,12 +150,12 @@ def _local_ends(uri: str) -> tuple[int, bytes, bytes]:
     if ESCAPED.search(uri) and not os.path.lexists(uri):
         msg = f"{uri} has a name that is not UTF-8 (the escaped bytes say where); rename the file"
         raise SlideError(msg)
-    with told(uri):
+    with as_slide_errors(uri):
         path = open_fs(uri)[1]
         kind = Path(path).stat().st_mode
         if not stat.S_ISREG(kind):  # opening a pipe would wait for its writer, without end
-            what = "folder" if stat.S_ISDIR(kind) else "pipe or device"
-            msg = f"{uri} is a {what}, not a slide"
+            kind_of_file = "folder" if stat.S_ISDIR(kind) else "pipe or device"
+            msg = f"{uri} is a {kind_of_file}, not a slide"
             raise SlideError(msg)
         with Path(path).open("rb") as file:
             size = os.fstat(file.fileno()).st_size
@@ -178,7 +178,7 @@ def _remote_ends(uri: str) -> tuple[int, bytes, bytes]:
 
 
 def _streamed_ends(remote: RemoteFile) -> tuple[int, bytes, bytes]:
-    """All of it has to be read where a server gives no parts."""
+    """Return both ends of a file, all of which is read where a server gives no parts."""
     size, head, tail = 0, b"", b""
     for block in remote.stream():
         size += len(block)
@@ -226,7 +226,7 @@ def _is_folder(path: str) -> bool:
 
 
 def _remote_files(text: str, note: Note) -> Iterator[str]:
-    """What a URL names; a slide's own is taken as it is, without a request.
+    """Return the files that a URL names; a slide's own is taken as it is, without a request.
 
     Trouble with listing a folder is kept for the moment when it is read as a slide: one bucket
     that can't be reached is no reason to leave the slides of others.
@@ -239,7 +239,7 @@ def _remote_files(text: str, note: Note) -> Iterator[str]:
         yield text
         return
     try:
-        with told(text):
+        with as_slide_errors(text):
             fs, path = open_fs(text)
             if any(mark in text for mark in "*?["):
                 # A key may have the marks of a pattern in its name.

@@ -44,17 +44,17 @@ class Started:
     parts: Sequence[Future[tuple[dict[str, FloatArray], float]]]
 
     def result(self) -> dict[str, FloatArray]:
-        """What was asked, as [B, D] by column, once all parts are done.
+        """Return embeddings [B, D] by column, once all parts are done.
 
         Raises:
             TeacherError: the network gives other tokens than its card says.
         """
-        found = [part.result()[0] for part in self.parts]
-        return {name: np.concatenate([one[name] for one in found]) for name in found[0]}
+        results = [part.result()[0] for part in self.parts]
+        return {name: np.concatenate([one[name] for one in results]) for name in results[0]}
 
     @property
     def seconds(self) -> float:
-        """Of computing, over all parts."""
+        """Seconds of computing, over all parts."""
         return sum(part.result()[1] for part in self.parts)
 
 
@@ -89,15 +89,18 @@ class Encoder:
         self._pool = pool or one_thread_each(threads)
         self._model = model.eval().requires_grad_(requires_grad=False).to(device)
         self._model.to(memory_format=torch.channels_last)
-        found = getattr(model, "num_prefix_tokens", 0)
-        if card.grid and found != card.prefix_tokens:
-            msg = f"{card.name}: its card has {card.prefix_tokens} prefix tokens, it has {found}"
+        prefix_tokens = getattr(model, "num_prefix_tokens", 0)
+        if card.grid and prefix_tokens != card.prefix_tokens:
+            msg = (
+                f"{card.name}: its card has {card.prefix_tokens} prefix tokens, it has "
+                f"{prefix_tokens}"
+            )
             raise TeacherError(msg)
 
     def __call__(
         self, tiles: RgbArray, tile_id: Int64Array, outputs: Sequence[Output]
     ) -> dict[str, FloatArray]:
-        """What is asked of RGB tiles [B, H, W, 3], as [B, D] by column; see `start`."""
+        """Return embeddings [B, D] of RGB tiles [B, H, W, 3], by column; see `start`."""
         return self.start(tiles, tile_id, outputs).result()
 
     def start(self, tiles: RgbArray, tile_id: Int64Array, outputs: Sequence[Output]) -> "Started":
@@ -118,7 +121,7 @@ class Encoder:
     def _part(
         self, tiles: RgbArray, tile_id: Int64Array, outputs: Sequence[Output]
     ) -> tuple[dict[str, FloatArray], float]:
-        """What is asked of a part of a batch, and the seconds that it took.
+        """Return the embeddings of a part of a batch, and the seconds that it took.
 
         Raises:
             TeacherError: the network gives other tokens than its card says.
@@ -132,8 +135,8 @@ class Encoder:
         side = self.card.resize_px or self.card.input_px
         sized = cropped(resized(tiles, side, self.card.interpolation), self.card.input_px)
         x_BCHW = preprocess(sized, self.card.mean, self.card.std)
-        found = self._fitting(x_BCHW, tile_id, outputs)
-        kept = {name: values[:count] for name, values in found.items()}
+        features = self._fitting(x_BCHW, tile_id, outputs)
+        kept = {name: values[:count] for name, values in features.items()}
         return kept, time.perf_counter() - at
 
     @property
@@ -146,7 +149,7 @@ class Encoder:
     def _fitting(
         self, x_BCHW: Tensor, tile_id: Int64Array, outputs: Sequence[Output]
     ) -> dict[str, FloatArray]:
-        """As `_embed`, in halves where a GPU's memory does not hold all of it."""
+        """Return what `_embed` does, in halves where a GPU's memory does not hold all of it."""
         try:
             return self._embed(x_BCHW, tile_id, outputs)
         except torch.OutOfMemoryError:
@@ -165,8 +168,10 @@ class Encoder:
             return dict.fromkeys((output.column for output in outputs), self._onnx(x_BCHW))
         with torch.inference_mode(), self._autocast():
             features = self._features(x_BCHW.to(self.device), outputs)
-            found = {output.column: self._take(output, features, tile_id) for output in outputs}
-        return {name: values.float().cpu().numpy() for name, values in found.items()}
+            embeddings = {
+                output.column: self._take(output, features, tile_id) for output in outputs
+            }
+        return {name: values.float().cpu().numpy() for name, values in embeddings.items()}
 
     def _autocast(self) -> contextlib.AbstractContextManager[object]:
         if self.precision == "float32":
@@ -174,7 +179,7 @@ class Encoder:
         return torch.autocast(torch.device(self.device).type, DTYPES[self.precision])
 
     def _features(self, x_BCHW: Tensor, outputs: Sequence[Output]) -> Mapping[int | None, Tensor]:
-        """What the network gives after its last block (None), and after others by their number."""
+        """Return the network's output after its last block (None), and after others by number."""
         layers = sorted({output.layer for output in outputs if output.layer})
         model = self._model
         if not layers:
@@ -197,20 +202,20 @@ class Encoder:
         self, output: Output, features: Mapping[int | None, Tensor], tile_id: Int64Array
     ) -> Tensor:
         tokens = features[output.layer]
-        pooled = self.card.maps and output.what in self.card.poolings
-        if self.card.grid is None or pooled or output.what == "own":
+        pooled = self.card.maps and output.pooling in self.card.poolings
+        if self.card.grid is None or pooled or output.pooling == "own":
             return self._own(output, tokens)
         patches_BND = self._patches(tokens)
-        if output.what == "cls":
+        if output.pooling == "cls":
             return tokens[:, 0]
-        if output.what == "mean":
+        if output.pooling == "mean":
             return patches_BND.mean(dim=1)
-        if output.what == "cls+mean":
+        if output.pooling == "cls+mean":
             return torch.cat([tokens[:, 0], patches_BND.mean(dim=1)], dim=-1)
         if output.sample is None:
             return patches_BND.flatten(1)
         kept = torch.from_numpy(places(tile_id, patches_BND.shape[1], output.sample))
-        if output.what == "places":
+        if output.pooling == "places":
             return kept
         at = kept.to(patches_BND.device)[..., None].expand(-1, -1, patches_BND.shape[2])
         return patches_BND.gather(1, at).flatten(1)
@@ -230,8 +235,8 @@ class Encoder:
         if self.card.maps and tokens_BND.ndim == 4:
             tokens_BND = tokens_BND.flatten(2).mT
         height, width = self.card.grid or (0, 0)
-        wanted = (self.card.prefix_tokens + height * width, self.card.dim)
-        if tokens_BND.ndim != 3 or tuple(tokens_BND.shape[1:]) != wanted:
+        shape = (self.card.prefix_tokens + height * width, self.card.dim)
+        if tokens_BND.ndim != 3 or tuple(tokens_BND.shape[1:]) != shape:
             msg = (
                 f"{self.card.name} gave tokens {list(tokens_BND.shape[1:])}; its card says "
                 f"{self.card.prefix_tokens} + {height} x {width} of {self.card.dim}"
@@ -254,12 +259,12 @@ def cropped(tiles: RgbArray, side_px: int) -> RgbArray:
     return tiles[:, top : top + side_px, left : left + side_px]
 
 
-def resized(tiles: RgbArray, side_px: int, how: str) -> RgbArray:
+def resized(tiles: RgbArray, side_px: int, interpolation: str) -> RgbArray:
     """Tiles [B, H, W, 3] as squares of `side_px`, antialiased as PIL and torchvision do it."""
     if tiles.shape[1] == side_px == tiles.shape[2]:
         return tiles
     x_BCHW = torch.from_numpy(tiles).permute(0, 3, 1, 2)
-    sized = F.interpolate(x_BCHW, (side_px, side_px), mode=how, antialias=True)
+    sized = F.interpolate(x_BCHW, (side_px, side_px), mode=interpolation, antialias=True)
     pixels: RgbArray = sized.permute(0, 2, 3, 1).contiguous().numpy()
     return pixels
 

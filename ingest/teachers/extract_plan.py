@@ -101,7 +101,7 @@ def plan(
 def _faster_engine(teacher: Teacher, tiles: int) -> Engine:
     """Return the faster engine on a CPU; with transformers neither is clearly faster (measured)."""
     convolutional = teacher.card.grid is None or teacher.card.maps
-    pooled = {output.what for output in teacher.outputs} <= set(teacher.card.poolings)
+    pooled = {output.pooling for output in teacher.outputs} <= set(teacher.card.poolings)
     faster = convolutional and pooled and teacher.source is None and tiles >= ONNX_TILES
     return "onnxruntime" if faster and has_onnx() else "torch"
 

@@ -40,7 +40,7 @@ RgbArray = npt.NDArray[np.uint8]
 
 @dataclass(frozen=True, kw_only=True)
 class Choice:
-    """Which tiles teachers are run on; the others' features are NaN.
+    """The choice of tiles that teachers are run on; the others' features are NaN.
 
     Attributes:
         where: a predicate on the tiles' columns, as `tissue > 0.5 AND pen < 0.05`; None for all.
@@ -53,9 +53,9 @@ class Choice:
     marks: Mapping[str, str] | None = None
 
     def identity(self) -> dict[str, Any]:
-        """What of it decides the numbers of a column."""
-        found = {"where": self.where, "share": self.share, "annotations": self.marks or None}
-        return {name: value for name, value in found.items() if value is not None}
+        """Return the part of the choice that decides the numbers of a column."""
+        choice = {"where": self.where, "share": self.share, "annotations": self.marks or None}
+        return {name: value for name, value in choice.items() if value is not None}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +77,7 @@ class Unit:
 
 @dataclass(kw_only=True)
 class Outcome:
-    """What became of a unit: its files, or the reason why there are none.
+    """The outcome of a unit: its files, or the reason why there are none.
 
     Attributes:
         unit: what was to be done.
@@ -135,13 +135,13 @@ class Extractor:
 
     def _fill(self, outcome: Outcome, teachers: Sequence[Teacher]) -> None:
         unit, store = outcome.unit, self._store
-        outcome.seconds = dict.fromkeys((found.name for found in unit.fields), 0.0)
+        outcome.seconds = dict.fromkeys((column.name for column in unit.fields), 0.0)
         work, start = list(self._work(unit, teachers)), time.perf_counter()
         writers = {f.name: ColumnWriter(store, unit.mpp, f, unit.fragment) for f in unit.fields}
         for row in unit.slides:
             for writer in writers.values():
                 writer.skip(row["row_start"] - writer.rows)
-            ids, rows = _asked(store, unit, row)
+            ids, rows = _chosen_tiles(store, unit, row)
             outcome.tiles += len(rows)
             put = functools.partial(_put, writers, row, ids, outcome, self._threads)
             before: tuple[Int64Array, list[Started]] | None = None
@@ -162,13 +162,13 @@ class Extractor:
     def _work(
         self, unit: Unit, teachers: Sequence[Teacher]
     ) -> Iterator[tuple["Encoder", list[Output]]]:
-        """Each network with the columns that it gives at once: of one arithmetic and stain."""
-        known = {found.name: identity_of(found) for found in unit.fields}
+        """Yield each network with its columns of one precision, engine and stain."""
+        identities = {column.name: identity_of(column) for column in unit.fields}
         for teacher in teachers:
             groups: dict[tuple[Precision, Engine, int | None], list[Output]] = {}
-            for output in only(teacher.outputs, list(known)):
-                there = known[output.column]
-                key = (there["precision"], there.get("engine", "torch"), output.stain)
+            for output in only(teacher.outputs, list(identities)):
+                identity = identities[output.column]
+                key = (identity["precision"], identity.get("engine", "torch"), output.stain)
                 groups.setdefault(key, []).append(output)
             for (precision, engine, _), outputs in groups.items():
                 yield self._encoder(teacher, precision, engine), outputs
@@ -197,16 +197,16 @@ class Extractor:
                 yield places, future.result()
 
 
-def _asked(store: Store, unit: Unit, row: Row) -> tuple[Int64Array, Int64Array]:
+def _chosen_tiles(store: Store, unit: Unit, row: Row) -> tuple[Int64Array, Int64Array]:
     """Keys of all tiles of a slide, and the places among them of those that are asked for."""
     slide, where = row["slide"], row.get("where", unit.choice.where)
     ids = keys_in(store, unit.mpp, unit.fragment, slide)
-    asked = np.ones(len(ids), bool)
+    is_chosen = np.ones(len(ids), bool)
     if where is not None:
-        asked = np.isin(ids, keys_in(store, unit.mpp, unit.fragment, slide, where))
+        is_chosen = np.isin(ids, keys_in(store, unit.mpp, unit.fragment, slide, where))
     if unit.choice.share is not None:
-        asked &= in_share(ids, unit.choice.share)
-    return ids, np.flatnonzero(asked)
+        is_chosen &= in_share(ids, unit.choice.share)
+    return ids, np.flatnonzero(is_chosen)
 
 
 def _decoded(shard: ShardReader, places: Int64Array) -> RgbArray:
@@ -217,13 +217,13 @@ def _start(
     work: Sequence[tuple["Encoder", list[Output]]], tiles: RgbArray, tile_id: Int64Array
 ) -> list["Started"]:
     """Let all networks begin with some tiles."""
-    seen: dict[int | None, RgbArray] = {None: tiles}
+    stained: dict[int | None, RgbArray] = {None: tiles}
     started = []
     for encoder, outputs in work:
         stain = outputs[0].stain
-        if stain is not None and stain not in seen:
-            seen[stain] = stain_variant(tiles, tile_id, stain)
-        started.append(encoder.start(seen[stain], tile_id, outputs))
+        if stain is not None and stain not in stained:
+            stained[stain] = stain_variant(tiles, tile_id, stain)
+        started.append(encoder.start(stained[stain], tile_id, outputs))
     return started
 
 
@@ -239,10 +239,10 @@ def _put(
     """Write what is known of some tiles of a slide; those between them are not asked for."""
     runs = np.split(np.arange(len(places)), np.flatnonzero(np.diff(places) != 1) + 1)
     for batch in started:
-        found = batch.result()
-        for name, values in found.items():
+        embeddings = batch.result()
+        for name, values in embeddings.items():
             writer = writers[name]
-            outcome.seconds[name] += batch.seconds / threads / len(found)
+            outcome.seconds[name] += batch.seconds / threads / len(embeddings)
             for run in runs:
                 written = writer.rows - row["row_start"]
                 writer.absent(row["slide"], int(places[run[0]]) - written)

@@ -55,10 +55,10 @@ class Teacher:
     def identity(
         self, output: Output, precision: Precision, engine: Engine = "torch"
     ) -> dict[str, Any]:
-        """All that decides the numbers of a column; kept with it."""
-        known = {"card": self.card.name, "weights_sha256": self.sha256, "precision": precision}
+        """Return all that decides the numbers of a column; it is kept with it."""
+        run = {"card": self.card.name, "weights_sha256": self.sha256, "precision": precision}
         by = {} if engine == "torch" else {"engine": engine}
-        return {**self.card.identity(), **output.identity(), **known, **by}
+        return {**self.card.identity(), **output.identity(), **run, **by}
 
 
 def sees_features(store: "Store", name: str) -> bool:
@@ -87,9 +87,10 @@ def find_card(store: "Store", name: str) -> Card:
     students = store.names("students")
     close = difflib.get_close_matches(name, [*CARDS, *students])
     hint = f"did you mean {' or '.join(close)}? " if close else ""
-    here = [known for known in CARDS if find_weights(CARDS[known])]
+    available = [name for name in CARDS if find_weights(CARDS[name])]
     msg = (
-        f"no teacher '{name}': {hint}usable now are {', '.join([*here, *students]) or 'none'}; "
+        f"no teacher '{name}': {hint}usable now are "
+        f"{', '.join([*available, *students]) or 'none'}; "
         "`slidelake teachers` lists all"
     )
     raise TeacherError(msg)
@@ -105,23 +106,25 @@ def find_teachers(
     Raises:
         TeacherError: one is not known, can't give what is asked, or its weights can't be had.
     """
-    found: dict[str, Teacher] = {}
+    teachers: dict[str, Teacher] = {}
     for name in names:
-        teacher = _own(name) if name.endswith(SUFFIX) else _known(store, name, folder, found)
-        there = found.get(teacher.card.name, replace(teacher, outputs=()))
-        if there.sha256 != teacher.sha256:
+        teacher = _own(name) if name.endswith(SUFFIX) else _with_card(store, name, folder, teachers)
+        earlier = teachers.get(teacher.card.name, replace(teacher, outputs=()))
+        if earlier.sha256 != teacher.sha256:
             msg = f"two encoders are called '{teacher.card.name}': {name} and another"
             raise TeacherError(msg)
-        outputs = dict.fromkeys([*there.outputs, *teacher.outputs])
-        found[teacher.card.name] = replace(there, outputs=tuple(outputs))
-    return list(found.values())
+        outputs = dict.fromkeys([*earlier.outputs, *teacher.outputs])
+        teachers[teacher.card.name] = replace(earlier, outputs=tuple(outputs))
+    return list(teachers.values())
 
 
-def _known(store: "Store", name: str, folder: str | None, found: dict[str, Teacher]) -> Teacher:
+def _with_card(
+    store: "Store", name: str, folder: str | None, teachers: dict[str, Teacher]
+) -> Teacher:
     card = find_card(store, name)
     outputs = tuple(outputs_of(name, card))
-    if card.name in found:
-        return replace(found[card.name], outputs=outputs)
+    if card.name in teachers:
+        return replace(teachers[card.name], outputs=outputs)
     with weights_of(store, card, folder) as path:
         return Teacher(card=card, outputs=outputs, sha256=sha256_of(path), folder=folder)
 
@@ -137,7 +140,7 @@ def _own(path: str) -> Teacher:
         msg = f"{path} calls itself '{card.name}', which is a teacher of slidelake's own"
         raise TeacherError(msg)
     names = [f"{card.name}:{pooling}" for pooling in card.poolings]
-    outputs = [found for name in names for found in outputs_of(name, card)]
+    outputs = [output for name in names for output in outputs_of(name, card)]
     digest = hashlib.sha256(source.encode())
     if weights is not None:
         digest.update(sha256_of(weights).encode())
@@ -200,8 +203,8 @@ def licence_of(store: "Store", teacher: str) -> str:
     A student of features has those of its teachers.
     """
     if sees_features(store, teacher):
-        about = json.loads(student_file(store, teacher, FEATURE_CARD))
-        return "; ".join(f"{name}: {text}" for name, text in about["licences"].items())
+        record = json.loads(student_file(store, teacher, FEATURE_CARD))
+        return "; ".join(f"{name}: {text}" for name, text in record["licences"].items())
     try:
         return find_card(store, teacher).licence
     except TeacherError:

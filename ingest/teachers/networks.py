@@ -45,12 +45,12 @@ def build(architecture: str, input_px: int, arguments: Mapping[str, Any] = NONE)
     if wrong:
         msg = f"{architecture} can't be given {', '.join(wrong)}: the card's other fields say it"
         raise TeacherError(msg)
-    given = {
+    built = {
         name: _layer(value) if name.endswith("_layer") and isinstance(value, str) else value
         for name, value in arguments.items()
     }
     try:
-        return OWN.get(architecture, _Timm(architecture))(input_px, given)
+        return OWN.get(architecture, _Timm(architecture))(input_px, built)
     except TypeError as error:
         msg = f"{architecture} can't be built with {dict(arguments)}: {error}"
         raise TeacherError(msg) from error
@@ -58,11 +58,11 @@ def build(architecture: str, input_px: int, arguments: Mapping[str, Any] = NONE)
 
 def _layer(name: str) -> Callable[..., nn.Module]:
     for where in (timm.layers, nn):
-        found: Any = getattr(where, name, None)
+        member: Any = getattr(where, name, None)
         # timm's SwiGLUPacked is a partial of a module.
-        made = getattr(found, "func", found)
+        made = getattr(member, "func", member)
         if isinstance(made, type) and issubclass(made, nn.Module):
-            layer: Callable[..., nn.Module] = found
+            layer: Callable[..., nn.Module] = member
             return layer
     msg = f"no layer '{name}': give the name of a module in timm.layers or torch.nn"
     raise TeacherError(msg)
@@ -74,7 +74,7 @@ class _Timm:
     def __init__(self, architecture: str) -> None:
         self.architecture = architecture
 
-    def __call__(self, input_px: int, given: Mapping[str, Any]) -> nn.Module:
+    def __call__(self, input_px: int, arguments: Mapping[str, Any]) -> nn.Module:
         # Names with a colon ("hf-hub:...") would be fetched; is_model knows registered ones alone.
         if not timm.is_model(self.architecture):
             close = difflib.get_close_matches(self.architecture, [*OWN, *timm.list_models()], n=1)
@@ -85,7 +85,7 @@ class _Timm:
         fixed = timm.get_pretrained_cfg(self.architecture).fixed_input_size
         sized = {"img_size": input_px} if fixed else {}
         model: nn.Module = timm.create_model(
-            self.architecture, pretrained=False, num_classes=0, **sized, **given
+            self.architecture, pretrained=False, num_classes=0, **sized, **arguments
         )
         return model
 
@@ -103,16 +103,16 @@ class Plain(nn.Module):
         self.network, self.num_prefix_tokens = network, num_prefix_tokens
 
     def forward_features(self, x_BCHW: Tensor) -> Tensor:
-        """What the network gives."""
-        found: Tensor = self.network(x_BCHW)
-        return found
+        """Return the output of the network."""
+        features: Tensor = self.network(x_BCHW)
+        return features
 
     def forward_head(self, features: Tensor) -> Tensor:
         """The same."""
         return features
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
-        """What the network gives."""
+        """Return the output of the network."""
         return self.forward_features(x_BCHW)
 
 
@@ -131,9 +131,9 @@ class _Headed(nn.Module):
         tokens_BND: Tensor = self.trunk.forward_features(x_BCHW)
         return tokens_BND
 
-    def forward_intermediates(self, x_BCHW: Tensor, **how: Any) -> Any:  # noqa: ANN401
-        """As timm's."""
-        return self.trunk.forward_intermediates(x_BCHW, **how)
+    def forward_intermediates(self, x_BCHW: Tensor, **options: Any) -> Any:  # noqa: ANN401
+        """Return the outputs of blocks, as timm does."""
+        return self.trunk.forward_intermediates(x_BCHW, **options)
 
     def forward_head(self, features: Tensor) -> Tensor:
         """The network's own embedding [B, D]."""
@@ -151,8 +151,8 @@ class Conch(_Headed):
     normalize=False)` of mahmoodlab/CONCH, `conch/open_clip_custom`.
     """
 
-    def __init__(self, input_px: int, given: Mapping[str, Any]) -> None:
-        super().__init__(_Timm("vit_base_patch16_224")(input_px, given))
+    def __init__(self, input_px: int, arguments: Mapping[str, Any]) -> None:
+        super().__init__(_Timm("vit_base_patch16_224")(input_px, arguments))
         self.attn_pool_contrast = _TorchPooler(512, 768)
         self.ln_contrast = nn.LayerNorm(512)
 
@@ -188,8 +188,10 @@ class Conch15(_Headed):
     MahmoodLab/TITAN.
     """
 
-    def __init__(self, input_px: int, given: Mapping[str, Any]) -> None:
-        super().__init__(_Timm("vit_large_patch16_224")(input_px, {"init_values": 1.0, **given}))
+    def __init__(self, input_px: int, arguments: Mapping[str, Any]) -> None:
+        super().__init__(
+            _Timm("vit_large_patch16_224")(input_px, {"init_values": 1.0, **arguments})
+        )
         self.attn_pool_contrast = _LinearPooler(768, 1024)
         self.ln_contrast = nn.LayerNorm(768)
 
@@ -222,8 +224,10 @@ class _LinearPooler(nn.Module):
 class Keep(_Headed):
     """KEEP's `encode_image` [B, 768], of length 1 (MAGIC-AI4Med/KEEP, `quick_start`)."""
 
-    def __init__(self, input_px: int, given: Mapping[str, Any]) -> None:
-        super().__init__(_Timm("vit_large_patch16_224")(input_px, {"init_values": 1e-5, **given}))
+    def __init__(self, input_px: int, arguments: Mapping[str, Any]) -> None:
+        super().__init__(
+            _Timm("vit_large_patch16_224")(input_px, {"init_values": 1e-5, **arguments})
+        )
         self.head = nn.Sequential(nn.Linear(1024, 768), nn.GELU(), nn.Linear(768, 768))
 
     def forward_head(self, features: Tensor) -> Tensor:
@@ -234,9 +238,9 @@ class Keep(_Headed):
 class CTransPath(_Headed):
     """CTransPath [B, 768]: a Swin transformer whose stem is convolutions (Xiyue-Wang/TransPath)."""
 
-    def __init__(self, input_px: int, given: Mapping[str, Any]) -> None:
+    def __init__(self, input_px: int, arguments: Mapping[str, Any]) -> None:
         stem = {"embed_layer": _ConvStem}
-        super().__init__(_Timm("swin_tiny_patch4_window7_224")(input_px, {**stem, **given}))
+        super().__init__(_Timm("swin_tiny_patch4_window7_224")(input_px, {**stem, **arguments}))
 
     def forward_features(self, x_BCHW: Tensor) -> Tensor:
         """The last grid as tokens [B, N, D], row after row."""
@@ -278,9 +282,9 @@ def _halving(channels: int, wider: int) -> list[nn.Module]:
     return [convolution, nn.BatchNorm2d(wider), nn.ReLU()]
 
 
-def _resnet50_layer3(input_px: int, given: Mapping[str, Any]) -> nn.Module:
+def _resnet50_layer3(input_px: int, arguments: Mapping[str, Any]) -> nn.Module:
     """ResNet-50 that ends after its third stage [B, 1024], as CLAM uses it."""
-    model: Any = _Timm("resnet50")(input_px, given)
+    model: Any = _Timm("resnet50")(input_px, arguments)
     model.layer4, model.num_features = nn.Identity(), 1024
     third: nn.Module = model
     return third

@@ -51,12 +51,12 @@ class OnnxNetwork:
 
     def __call__(self, x_BCHW: Tensor) -> FloatArray:
         """Embeddings [B, D] of normalised pixels."""
-        found: FloatArray = self._session.run(None, {"x": x_BCHW.contiguous().numpy()})[0]
-        return found
+        embedding: FloatArray = self._session.run(None, {"x": x_BCHW.contiguous().numpy()})[0]
+        return embedding
 
 
 class _Own(nn.Module):
-    """From pixels to a network's own embedding."""
+    """A network from pixels to its own embedding."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -138,8 +138,8 @@ def _export(network: nn.Module, card: Card, path: Path) -> None:
 def _check(network: nn.Module, exported: OnnxNetwork, card: Card) -> None:
     x_BCHW = torch.randn(CHECKED + 1, 3, card.input_px, card.input_px)
     with torch.inference_mode():
-        wanted = network(x_BCHW).numpy()
-    apart = np.abs(exported(x_BCHW) - wanted).max() / wanted.std()
+        expected = network(x_BCHW).numpy()
+    apart = np.abs(exported(x_BCHW) - expected).max() / expected.std()
     if not apart < NEAR:
         msg = f"'{card.name}' gives other numbers in ONNX Runtime (by {apart:.1e} of their spread)"
         raise TeacherError(msg)

@@ -38,7 +38,7 @@ class Output:
 
     Attributes:
         column: its name in the lake.
-        what: `cls`, `mean`, `cls+mean`, `own`, `patches` or `places`.
+        pooling: `cls`, `mean`, `cls+mean`, `own`, `patches` or `places`.
         sample: how many patch tokens of each tile are taken; all if None.
         layer: the block after which tokens are taken, from 1; the last if None.
         stain: number of the stain variant; None for the tile as it is.
@@ -47,7 +47,7 @@ class Output:
     """
 
     column: str
-    what: str
+    pooling: str
     sample: int | None
     layer: int | None
     stain: int | None
@@ -55,10 +55,10 @@ class Output:
     tokens: int | None = None
 
     def identity(self) -> dict[str, Any]:
-        """What of it decides the numbers."""
-        found = {"pooling": self.what, "dim": self.dim, "sample": self.sample}
-        found |= {"layer": self.layer, "stain": self.stain, "tokens": self.tokens}
-        return {name: value for name, value in found.items() if value is not None}
+        """Return the part of an output that decides its numbers."""
+        facts = {"pooling": self.pooling, "dim": self.dim, "sample": self.sample}
+        facts |= {"layer": self.layer, "stain": self.stain, "tokens": self.tokens}
+        return {name: value for name, value in facts.items() if value is not None}
 
 
 def card_name(teacher: str) -> str:
@@ -71,11 +71,11 @@ def card_name(teacher: str) -> str:
 
 
 def _parsed(teacher: str) -> dict[str, str | None]:
-    found = NAME.fullmatch(teacher)
-    if found is None:
+    match = NAME.fullmatch(teacher)
+    if match is None:
         msg = f"'{teacher}' names no teacher: give NAME, NAME:POOLING, NAME:POOLING@L12 or @S1"
         raise TeacherError(msg)
-    return found.groupdict()
+    return match.groupdict()
 
 
 def outputs_of(teacher: str, card: Card) -> list[Output]:
@@ -87,49 +87,51 @@ def outputs_of(teacher: str, card: Card) -> list[Output]:
         TeacherError: the card has no such pooling, tokens or number of them.
     """
     parts = _parsed(teacher)
-    what = parts["what"] or card.poolings[0]
+    pooling = parts["what"] or card.poolings[0]
     sample, layer, stain = (int(parts[name] or 0) or None for name in ("sample", "layer", "stain"))
-    _check(teacher, card, what, sample, layer)
-    whats = [what] if sample is None else SAMPLED
+    _check(teacher, card, pooling, sample, layer)
+    whats = [pooling] if sample is None else SAMPLED
     return [_output(card, name, sample, layer, stain) for name in whats]
 
 
 def _output(
-    card: Card, what: str, sample: int | None, layer: int | None, stain: int | None
+    card: Card, pooling: str, sample: int | None, layer: int | None, stain: int | None
 ) -> Output:
     at = (f"@L{layer}" if layer else "") + (f"@S{stain}" if stain else "")
-    plain = len(card.poolings) == 1 and what == card.poolings[0]
-    column = card.name if plain else f"{card.name}:{what}{sample or ''}"
+    plain = len(card.poolings) == 1 and pooling == card.poolings[0]
+    column = card.name if plain else f"{card.name}:{pooling}{sample or ''}"
     tokens = sample or (card.grid[0] * card.grid[1] if card.grid else 0)
     dims = {"patches": tokens * card.dim, "places": tokens}
-    dim = dims[what] if what in dims else card.pooled_dim(what)  # type: ignore[arg-type]
+    dim = dims[pooling] if pooling in dims else card.pooled_dim(pooling)  # type: ignore[arg-type]
     return Output(
         column=column + at,
-        what=what,
+        pooling=pooling,
         sample=sample,
         layer=layer,
         stain=stain,
         dim=dim,
-        tokens=tokens if what == "patches" else None,
+        tokens=tokens if pooling == "patches" else None,
     )
 
 
-def _check(teacher: str, card: Card, what: str, sample: int | None, layer: int | None) -> None:
+def _check(teacher: str, card: Card, pooling: str, sample: int | None, layer: int | None) -> None:
     patches = card.grid[0] * card.grid[1] if card.grid else 0
-    known = (*card.poolings, *(("mean", "patches") if patches else ()))
-    if what not in known:
-        msg = f"'{teacher}': {card.name} gives {', '.join(dict.fromkeys(known))}, not {what}"
+    poolings = (*card.poolings, *(("mean", "patches") if patches else ()))
+    if pooling not in poolings:
+        msg = f"'{teacher}': {card.name} gives {', '.join(dict.fromkeys(poolings))}, not {pooling}"
         raise TeacherError(msg)
-    if sample is not None and (what != "patches" or not sample < patches <= MOST_PLACES):
-        msg = f"'{teacher}': {card.name} has {patches} patch tokens a tile, not {sample} of {what}"
+    if sample is not None and (pooling != "patches" or not sample < patches <= MOST_PLACES):
+        msg = (
+            f"'{teacher}': {card.name} has {patches} patch tokens a tile, not {sample} of {pooling}"
+        )
         raise TeacherError(msg)
-    if layer is not None and (not patches or card.maps or what == "own"):
-        msg = f"'{teacher}': {card.name} gives {what} of its last block alone"
+    if layer is not None and (not patches or card.maps or pooling == "own"):
+        msg = f"'{teacher}': {card.name} gives {pooling} of its last block alone"
         raise TeacherError(msg)
 
 
 def places(tile_id: Int64Array, patches: int, sample: int) -> Int64Array:
-    """Which patch tokens of each tile are kept, ascending [B, sample]; a function of the key.
+    """Return the kept patch tokens of each tile, ascending [B, sample]; a function of the key.
 
     Args:
         tile_id: keys [B].
@@ -143,10 +145,10 @@ def places(tile_id: Int64Array, patches: int, sample: int) -> Int64Array:
 
 
 def in_share(tile_id: Int64Array, share: float) -> npt.NDArray[np.bool_]:
-    """Which tiles [B] are in a share of all; a function of the key."""
+    """Return which tiles [B] are in a share of all; a function of the key."""
     drawn = (_mix(tile_id.astype(np.uint64)) >> np.uint64(11)).astype(np.float64)
-    asked: npt.NDArray[np.bool_] = drawn < share * 2.0**53
-    return asked
+    is_drawn: npt.NDArray[np.bool_] = drawn < share * 2.0**53
+    return is_drawn
 
 
 def _mix(x: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
@@ -158,5 +160,5 @@ def _mix(x: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
 
 
 def only(outputs: Sequence[Output], columns: Sequence[str]) -> list[Output]:
-    """Those outputs that are asked."""
+    """Return the outputs of some columns."""
     return [output for output in outputs if output.column in columns]

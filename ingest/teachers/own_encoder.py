@@ -54,6 +54,6 @@ def own_network(source: str, where: str) -> "nn.Module":
         msg = f"{where}: build() failed: {type(error).__name__}: {error}"
         raise TeacherError(msg) from error
     if hasattr(network, "forward_features"):
-        found: nn.Module = network
-        return found
+        encoder: nn.Module = network
+        return encoder
     return Plain(network, module.CARD.prefix_tokens)

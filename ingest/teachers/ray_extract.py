@@ -85,7 +85,7 @@ def extract(
     share: float | None = None,
     address: str | None = None,
     auto_vacuum: bool = False,
-    column_makers: Sequence[ColumnMaker] = (),
+    column_makers: Sequence[ColumnMaker] = (),  # the eleventh: the front door's, no user's
 ) -> ExtractResult:
     """Run teachers on every tile that lacks their features; students of features come last.
 
@@ -111,7 +111,6 @@ def extract(
         TeacherError: a teacher is not known or its weights are not here.
         IdentityError: a column of that name holds another encoder's features.
     """
-    # Eleven parameters: the ten that users know, and the makers that the front door adds.
     lake = open_lake(lake_uri)
     made_by = {
         name: maker for name in teachers for maker in column_makers if maker.makes(lake.store, name)
@@ -181,7 +180,7 @@ def _run(
             if outcome.reason:
                 bar.note(f"fragment {outcome.unit.fragment} failed: {outcome.reason}")
             waiting[outcome.unit.mpp] += outcome.files
-            files = sum(len(found) for found in waiting.values())
+            files = sum(len(files_waiting) for files_waiting in waiting.values())
             if files >= COMMIT_FRAGMENTS or time.monotonic() - since > COMMIT_S:
                 _commit(lake, waiting)
                 since = time.monotonic()
@@ -221,13 +220,13 @@ def _outcomes(
     resources = ray.cluster_resources()
     cpus, gpus = max(1, int(resources.get("CPU", 1))), int(resources.get("GPU", 0))
     actors = min(len(units), gpus or cpus)
-    given = {
+    settings = {
         "teachers": pickle.dumps(list(teachers)),
         "store": store.uri,
         "threads": cpus // actors,
         "gpu": bool(gpus),
     }
-    items = [{"unit": pickle.dumps(unit), **given} for unit in units]
+    items = [{"unit": pickle.dumps(unit), **settings} for unit in units]
     # A pool that takes every CPU leaves none for the tasks that feed it, and hangs.
     share = {"num_cpus": 0.9 * cpus / actors, "num_gpus": 1 if gpus else 0}
     outcomes = ray.data.from_items(items, override_num_blocks=len(items)).map(

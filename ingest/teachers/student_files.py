@@ -10,7 +10,7 @@ WEIGHTS, REPORT = "model.safetensors", "report.json"
 
 
 def student_folder(name: str) -> str:
-    """Where a student is kept, relative to the lake."""
+    """Return the folder of a student, relative to the lake."""
     return f"students/{name}"
 
 

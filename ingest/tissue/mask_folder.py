@@ -7,7 +7,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from ingest.errors import InputError, SlideError
-from ingest.remote.remote_errors import shown, told
+from ingest.remote.remote_errors import as_slide_errors, shown
 from ingest.remote.remote_files import name_of, open_fs
 from ingest.select.folders import is_shadow
 from ingest.tissue.masks import SUFFIXES
@@ -41,7 +41,7 @@ class MaskFolder:
         return f"{self.uri}/{names[0]}" if names else None
 
     def notes(self, slide_ids: Collection[str]) -> list[str]:
-        """What a user should know of the masks of these slides: which are of none of them.
+        """Return notes on the masks of these slides: which are of none of them.
 
         Raises:
             InputError: none of the masks is a slide's.
@@ -73,7 +73,7 @@ def open_masks(uri: str) -> MaskFolder:
         SlideError: it can't be listed.
     """
     fs, path = open_fs(uri)
-    with told(uri):
+    with as_slide_errors(uri):
         # In a bucket a folder is any prefix with files.
         files = fs.ls(path, detail=False) if fs.isdir(path) else None
     if files is None:
@@ -94,7 +94,7 @@ def mask_mark(uri: str) -> str:
         SlideError: it can't be read.
     """
     fs, path = open_fs(uri)
-    with told(uri):
+    with as_slide_errors(uri):
         data: bytes = fs.cat_file(path)
     return f"{len(data)}-{zlib.crc32(data):08x}"
 

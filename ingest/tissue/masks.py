@@ -15,7 +15,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from ingest.errors import SlideError
-from ingest.remote.remote_errors import shown, told
+from ingest.remote.remote_errors import as_slide_errors, shown
 from ingest.remote.remote_files import name_of, open_fs
 
 SUFFIXES = (".geojson", ".json", ".png")
@@ -79,7 +79,7 @@ def read_mask(
 
 def _read(uri: str) -> bytes:
     fs, path = open_fs(uri)
-    with told(uri):
+    with as_slide_errors(uri):
         data: bytes = fs.cat_file(path)
     return data
 
@@ -117,8 +117,8 @@ def _polygons(document: Anything) -> tuple[list[Polygon], list[Polygon]]:
         # A core of a tissue microarray that is marked as missing is a hole in the block.
         if properties.get("objectType") in NO_AREAS or properties.get("isMissing") is True:
             continue
-        found = list(_areas(feature.get("geometry")))
-        (ignored if _is_ignored(properties) else tissue).extend(found)
+        areas = list(_areas(feature.get("geometry")))
+        (ignored if _is_ignored(properties) else tissue).extend(areas)
     return tissue, ignored
 
 
@@ -136,10 +136,12 @@ def _features(document: Anything) -> Iterator[dict[str, Anything]]:
 
 def _is_ignored(properties: dict[str, Anything]) -> bool:
     """Whether the class says that this is no tissue; no class says that it is."""
-    about = properties.get("classification") or {}
+    classification = properties.get("classification") or {}
     # QuPath writes `name`, or `names` for a class of several parts; others write the name alone.
     text = (
-        about if isinstance(about, str) else about.get("name") or ":".join(about.get("names", []))
+        classification
+        if isinstance(classification, str)
+        else classification.get("name") or ":".join(classification.get("names", []))
     )
     parts = [part.strip().casefold() for part in text.split(":")]
     return any(

@@ -70,7 +70,7 @@ _DENSITY = np.maximum(-np.log(np.maximum(np.arange(256), 1) / 244), 0).astype(np
 
 @dataclass(frozen=True, kw_only=True)
 class Tissue:
-    """What was found on an overview [H, W, 3].
+    """The tissue and the pen on an overview [H, W, 3].
 
     Attributes:
         mask: [H, W], what counts as tissue.
@@ -116,16 +116,16 @@ def find_tissue(overview: RgbArray, mpp: float, *, pen_veto: bool = True) -> Tis
     if glass is not None:
         overview = white_balanced(overview, glass)
     bands = _densities(overview)
-    found, pen = _found(overview, bands, mpp), _pen(bands, mpp)
-    inked = float((found & pen).sum() / max(1, found.sum()))
-    mask, taken = found, "left in"
+    stained, pen = _stained(overview, bands, mpp), _pen(bands, mpp)
+    inked = float((stained & pen).sum() / max(1, stained.sum()))
+    mask, taken = stained, "left in"
     if pen_veto and 0 < inked <= MOSTLY_PEN:
-        mask, taken = _without_pen(found, pen, mpp), "taken out"
+        mask, taken = _without_pen(stained, pen, mpp), "taken out"
     share, pen_share = float(mask.mean()), float(pen.mean())
     why = f"tissue on {share:.2%} of the slide"
     if pen_share:
         why += f", pen on {pen_share:.2%}; {inked:.0%} of what was found looks like pen, {taken}"
-    if specks := _specks(bands, found):
+    if specks := _specks(bands, stained):
         why += f"; {specks} specks of colour were left out: isolated cells need --tissue cells"
     if glass is not None:
         why += f"; glass is tinted (R, G, B {', '.join(f'{c:.0f}' for c in glass)}), taken as white"
@@ -181,7 +181,7 @@ def white_balanced(overview: RgbArray, glass: Float64Array) -> RgbArray:
 
 
 def saturated(overview: RgbArray, *, otsu: bool = False) -> tuple[BoolArray, int]:
-    """What has colour, and is not so dark that colour means nothing; and the threshold.
+    """Return pixels with colour that are not too dark for it, and the threshold.
 
     Args:
         overview: RGB [H, W, 3].
@@ -210,7 +210,7 @@ def without_specks(mask: BoolArray, mpp: float) -> BoolArray:
 
 
 def colour_of(pixels: RgbArray) -> Float32Array:
-    """How much more a pixel absorbs of one colour than of another, as optical density [H, W].
+    """Return the optical density [H, W] by which a pixel absorbs one colour more than another.
 
     Smoothed over 3 pixels; 0 where it is as grey as dirt, or too dark to have a colour.
     """
@@ -225,15 +225,15 @@ def _colour(bands: Bands) -> Float32Array:
     return colour
 
 
-def _specks(bands: Bands, found: BoolArray) -> int:
-    """How many specks of colour lie off the tissue, if they are more than all of it; else 0.
+def _specks(bands: Bands, tissue: BoolArray) -> int:
+    """Return the number of specks of colour off the tissue, if they are more than it; else 0.
 
     They are what an overview shows of isolated cells.
     """
-    near = cv2.dilate(found.astype(np.uint8), np.ones((MEDIAN_PX, MEDIAN_PX), np.uint8)) > 0
+    near = cv2.dilate(tissue.astype(np.uint8), np.ones((MEDIAN_PX, MEDIAN_PX), np.uint8)) > 0
     specks = ((_colour(bands) > CELL_COLOUR) & ~near).astype(np.uint8)
     count = int(cv2.connectedComponents(specks, connectivity=8)[0]) - 1
-    return count if count >= MANY_SPECKS and specks.sum() > found.sum() else 0
+    return count if count >= MANY_SPECKS and specks.sum() > tissue.sum() else 0
 
 
 def _densities(overview: RgbArray) -> Bands:
@@ -242,8 +242,8 @@ def _densities(overview: RgbArray) -> Bands:
     return cv2.LUT(red, _DENSITY), cv2.LUT(green, _DENSITY), cv2.LUT(blue, _DENSITY)
 
 
-def _found(overview: RgbArray, bands: Bands, mpp: float) -> BoolArray:
-    """What is stained, in pieces of some size, less small grey ones."""
+def _stained(overview: RgbArray, bands: Bands, mpp: float) -> BoolArray:
+    """Return what is stained, in pieces of some size, less small grey ones."""
     most, least = _extremes(bands)
     grey = (least > DIRT_PURITY * most) & (least > DIRT_DENSITY_MIN)
     count, labels, area = _pieces(saturated(overview)[0].astype(np.uint8))
@@ -251,12 +251,12 @@ def _found(overview: RgbArray, bands: Bands, mpp: float) -> BoolArray:
     dirt = np.bincount(labels[grey], minlength=count) > DIRT_SHARE * area
     keep &= ~(dirt & (area <= DIRT_AREA_UM2 / mpp**2))
     keep[0] = False
-    found: BoolArray = keep[labels]
-    return found
+    stained: BoolArray = keep[labels]
+    return stained
 
 
-def _without_pen(found: BoolArray, pen: BoolArray, mpp: float) -> BoolArray:
-    left = (found & ~pen).astype(np.uint8)
+def _without_pen(tissue: BoolArray, pen: BoolArray, mpp: float) -> BoolArray:
+    left = (tissue & ~pen).astype(np.uint8)
     kernel = np.ones((SLIVER_PX, SLIVER_PX), np.uint8)
     # What is left of the rim of a stroke are slivers along it.
     near = cv2.dilate(pen.astype(np.uint8), kernel, iterations=2)
@@ -265,7 +265,7 @@ def _without_pen(found: BoolArray, pen: BoolArray, mpp: float) -> BoolArray:
 
 
 def _pen(bands: Bands, mpp: float) -> BoolArray:
-    """Where blue, green or black ink lies in strokes of some width, [H, W]."""
+    """Return where blue, green or black ink lies in strokes of some width, [H, W]."""
     sure, rim = _ink(bands)
     stroke = max(3, round(STROKE_UM / mpp))
     kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (stroke, stroke))
@@ -279,7 +279,7 @@ def _pen(bands: Bands, mpp: float) -> BoolArray:
 
 
 def _ink(bands: Bands) -> tuple[MaskBytes, MaskBytes]:
-    """What has the colour of ink for sure, and what may be its rim."""
+    """Return pixels that have the colour of ink for sure, and those that may be its rim."""
     red, green, _ = bands
     most, least = _extremes(bands)
     grey = least > BLACK_PURITY * most
@@ -297,15 +297,15 @@ def _extremes(bands: Bands) -> tuple[Float32Array, Float32Array]:
     return cv2.max(cv2.max(red, green), blue), cv2.min(cv2.min(red, green), blue)
 
 
-def _large_pieces(found: MaskBytes, least_px: int) -> BoolArray:
-    _, labels, area = _pieces(found)
+def _large_pieces(mask_bytes: MaskBytes, least_px: int) -> BoolArray:
+    _, labels, area = _pieces(mask_bytes)
     keep = area >= least_px
     keep[0] = False
     mask: BoolArray = keep[labels]
     return mask
 
 
-def _pieces(found: MaskBytes) -> tuple[int, npt.NDArray[np.int32], npt.NDArray[np.int32]]:
+def _pieces(mask_bytes: MaskBytes) -> tuple[int, npt.NDArray[np.int32], npt.NDArray[np.int32]]:
     """Number of connected pieces, the piece of each pixel (0 is none), and area of each."""
-    count, labels, stats, _ = cv2.connectedComponentsWithStats(found, connectivity=8)
+    count, labels, stats, _ = cv2.connectedComponentsWithStats(mask_bytes, connectivity=8)
     return count, labels, stats[:, cv2.CC_STAT_AREA]

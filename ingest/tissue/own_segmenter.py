@@ -26,7 +26,7 @@ RgbArray = npt.NDArray[np.uint8]
 
 @dataclass(frozen=True, kw_only=True)
 class Segmenter:
-    """What a user's segmenter is and sees.
+    """The name of a user's segmenter, and the pixels that it takes.
 
     Attributes:
         name: kept with each slide that it was used on.
@@ -61,11 +61,11 @@ class OwnSegmenter:
 
     @property
     def name(self) -> str:
-        """What tells it from others: its name, and a hash of its file and weights."""
+        """Return what tells it from others: its name, and a hash of its file and weights."""
         return f"{self.card.name} ({self.sha256[:12]})"
 
     def mask(self, overview: RgbArray) -> BoolArray:
-        """Where an overview [H, W, 3] at `card.mpp` is tissue, [H, W].
+        """Return where an overview [H, W, 3] at `card.mpp` is tissue, [H, W].
 
         Raises:
             SlideError: the segmenter fails, or gives something else than a mask.

@@ -33,14 +33,14 @@ class Method:
     """A way to find tissue.
 
     Attributes:
-        about: what it does, in a line for people.
+        summary: what it does, in a line for people.
         mask: from the slide, its overview [H, W, 3] and that one's scale to tissue [H, W] and
             words on it.
         least_px: pixels of the overview that have to be tissue for a tile to be kept, where that
             is not the lake's least share.
     """
 
-    about: str
+    summary: str
     mask: Callable[[SlideReader, RgbArray, float], tuple[BoolArray, str]]
     least_px: float | None = None
 
@@ -64,17 +64,17 @@ def _cells(slide: SlideReader, overview: RgbArray, scale: float) -> tuple[BoolAr
 
 
 METHODS = {
-    "none": Method(about="every tile is kept", mask=_everything, least_px=0.0),
-    "fixed": Method(about="saturation over 8 of 255", mask=_fixed),
-    "otsu": Method(about="saturation over Otsu's threshold", mask=_otsu),
-    "cells": Method(about="isolated cells: cytology", mask=_cells, least_px=ANY_PX),
+    "none": Method(summary="every tile is kept", mask=_everything, least_px=0.0),
+    "fixed": Method(summary="saturation over 8 of 255", mask=_fixed),
+    "otsu": Method(summary="saturation over Otsu's threshold", mask=_otsu),
+    "cells": Method(summary="isolated cells: cytology", mask=_cells, least_px=ANY_PX),
 }
 """All but `standard`, which is `ingest.tissue.overview_tissue.find_tissue`."""
 NAMES = (STANDARD, *METHODS)
 
 
 def chosen_method(text: str) -> TissueBy:
-    """What `--tissue` names: a method, or a user's file.
+    """Return the method that `--tissue` names, or a user's segmenter.
 
     Raises:
         InputError: neither.
@@ -88,7 +88,7 @@ def chosen_method(text: str) -> TissueBy:
 
 
 def method_name(tissue_by: TissueBy) -> str:
-    """What a slide's row keeps of a way to find tissue."""
+    """Return the name of a way to find tissue, as a slide's row keeps it."""
     return tissue_by.name if isinstance(tissue_by, OwnSegmenter) else tissue_by
 
 
@@ -117,11 +117,11 @@ def tissue_of(
     if tissue_by == STANDARD:
         return standard
     if isinstance(tissue_by, OwnSegmenter):
-        mask, how = _segmented(tissue_by, slide, overview, scale)
+        mask, words = _segmented(tissue_by, slide, overview, scale)
         least_px = ANY_PX if tissue_by.card.isolated else None
     else:
         method = METHODS[tissue_by]
-        mask, how = method.mask(slide, overview, scale)
+        mask, words = method.mask(slide, overview, scale)
         least_px = method.least_px
     if veto:
         mask &= ~standard.pen
@@ -132,7 +132,7 @@ def tissue_of(
         share=share,
         least_px=least_px,
         verdict="ok" if tissue_by == "none" else verdict_of(share, least_px),
-        why=f"tissue on {share:.2%} of the slide, {how}",
+        why=f"tissue on {share:.2%} of the slide, {words}",
     )
 
 

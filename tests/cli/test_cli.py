@@ -70,7 +70,7 @@ def test_wrong_usage_is_one_line_and_exit_2(
 
 
 def test_a_process_of_its_own_answers_or_shows_where(filled: Path, tmp_path: Path) -> None:
-    """As an installed command does: from any folder, and with the traceback of an error."""
+    """Run the command as a process of its own, from any folder, with an error's traceback."""
     command = [sys.executable, "-m", "slidelake"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     runs = [

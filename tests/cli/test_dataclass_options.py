@@ -154,8 +154,8 @@ def test_a_command_receives_its_dataclass_with_groups(parse: Parse) -> None:
 
 
 def test_options_of_settings_are_those_that_were_given(parse: Parse) -> None:
-    given = parse("my-lake", "--model", "abmil", "--model", "mean", "--epochs", "30").settings
-    assert given == {"names": ("abmil", "mean"), "schedule.epochs": 30}
+    changes = parse("my-lake", "--model", "abmil", "--model", "mean", "--epochs", "30").settings
+    assert changes == {"names": ("abmil", "mean"), "schedule.epochs": 30}
 
 
 def test_help_panel_and_choices_are_those_of_the_fields(app: typer.Typer) -> None:

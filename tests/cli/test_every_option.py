@@ -58,28 +58,28 @@ def declaring_modules() -> list[Path]:
 
 
 @pytest.fixture(scope="module")
-def given() -> dict[str, set[str]]:
+def options_of_lines() -> dict[str, set[str]]:
     """Command -> the options that some line gives it; "" stands for `slidelake` itself."""
     for path in declaring_modules():
         importlib.import_module(f"tests.{path.stem}")
-    found: dict[str, set[str]] = {}
+    options_by_command: dict[str, set[str]] = {}
     for line in COMMAND_LINES:
         words = line.words(_AnyPlace())
         options, name = given_options(APP, words)
-        found.setdefault("", set()).update(options)
+        options_by_command.setdefault("", set()).update(options)
         after = words[words.index(name) + 1 :]
-        found.setdefault(name, set()).update(given_options(COMMANDS[name], after)[0])
-    return found
+        options_by_command.setdefault(name, set()).update(given_options(COMMANDS[name], after)[0])
+    return options_by_command
 
 
-def test_every_command_and_every_option_is_run(given: dict[str, set[str]]) -> None:
+def test_every_command_and_every_option_is_run(options_of_lines: dict[str, set[str]]) -> None:
     commands: dict[str, TyperCommand | TyperGroup] = {"": APP, **COMMANDS}
-    missing = [f"slidelake {name}" for name in commands if name not in given]
+    missing = [f"slidelake {name}" for name in commands if name not in options_of_lines]
     missing += [
         f"slidelake {name} {option}"
         for name, command in commands.items()
-        if name in given
-        for option in sorted(set(options_of(command).values()) - given[name])
+        if name in options_of_lines
+        for option in sorted(set(options_of(command).values()) - options_of_lines[name])
     ]
     assert missing == [], (
         f"run by no test: {', '.join(missing)}; declare a line with each by `command_line` in a "
@@ -94,7 +94,7 @@ def test_each_declared_line_is_run(path: Path) -> None:
     assert [name for name in names if len(re.findall(rf"\b{name}\b", text)) < 2] == []
 
 
-def test_a_command_or_option_without_a_line_is_named(given: dict[str, set[str]]) -> None:
+def test_a_command_or_option_without_a_line_is_named(options_of_lines: dict[str, set[str]]) -> None:
     """The reading itself: options by any name, flags, and what stands before the command."""
     assert given_options(APP, ["--debug", "info", "x"]) == ({"--debug"}, "info")
     info, search, vacuum = (COMMANDS[name] for name in ("info", "search", "vacuum"))

@@ -49,14 +49,14 @@ def test_import_lists_each_failure_and_goes_on(
         trident_patches(tmp_path / "job", name, two_contours())
         trident_features(tmp_path / "job", name, two_contours(), "uni", values(21, 8))
     cut_short(tmp_path / "job" / "features_uni" / "b.h5")
-    code, found = as_json("import", tmp_path / "lake", tmp_path / "job", "--format", "trident")
+    code, answer = as_json("import", tmp_path / "lake", tmp_path / "job", "--format", "trident")
     assert code == 1
-    assert (found["slides"], found["tiles"], found["features"]) == (
+    assert (answer["slides"], answer["tiles"], answer["features"]) == (
         2,
         {"0.5": 42},
         {"uni at 0.5": 1},
     )
-    assert [failed["slide_id"] for failed in found["failed"]] == ["b"]
+    assert [failed["slide_id"] for failed in answer["failed"]] == ["b"]
     code, out, _ = parts(
         slidelake("import", tmp_path / "lake", tmp_path / "job", "--format", "trident", code=None)
     )
@@ -75,8 +75,8 @@ def test_import_of_clam_asks_for_what_its_files_do_not_say(
     assert (code, "give --teacher NAME" in error) == (2, True)
     code, _, error = parts(slidelake(*words, "--teacher", "resnet50", code=None))
     assert (code, "give --mpp, the microns per pixel of the patches" in error) == (2, True)
-    code, found = as_json(*words, "--teacher", "resnet50", "--mpp", "0.5")
-    assert (code, found["features"]) == (0, {"resnet50 at 0.5": 1})
+    code, answer = as_json(*words, "--teacher", "resnet50", "--mpp", "0.5")
+    assert (code, answer["features"]) == (0, {"resnet50 at 0.5": 1})
 
 
 @pytest.mark.parametrize(
@@ -89,8 +89,8 @@ def test_export_of_a_real_lake(
 ) -> None:
     lake = open_lake(filled)
     words: Words = ["export", filled, tmp_path / "out", "--format", name, "--mpp", "0.5"]
-    code, found = as_json(*words, "--teacher", TEACHERS[0], "--at", str(lake.version))
-    assert (code, found["failed"], found["version"]) == (0, [], lake.version)
+    code, answer = as_json(*words, "--teacher", TEACHERS[0], "--at", str(lake.version))
+    assert (code, answer["failed"], answer["version"]) == (0, [], lake.version)
     slides = set(lake.tiles_of(mpp=0.5)["slide_id"])
     assert {path.stem for path in (tmp_path / "out").glob(files)} == slides
     code, out, _ = parts(slidelake(*words, "--teacher", TEACHERS[0], code=None))
@@ -121,8 +121,8 @@ def test_an_exported_job_comes_back_by_command(
 ) -> None:
     export: Words = ["export", filled, tmp_path / "job", "--format", "trident", "--mpp", "2.0"]
     slidelake(*export)
-    code, found = as_json("import", tmp_path / "lake", tmp_path / "job", "--format", "trident")
-    assert (code, found["failed"]) == (0, [])
+    code, answer = as_json("import", tmp_path / "lake", tmp_path / "job", "--format", "trident")
+    assert (code, answer["failed"]) == (0, [])
     one, two = open_lake(filled), open_lake(tmp_path / "lake")
     for slide_id in one.tiles_of(mpp=2.0)["slide_id"]:
         for teacher in TEACHERS:

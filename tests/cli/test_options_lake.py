@@ -177,9 +177,9 @@ PROBE = command_line(
 )
 PROBE_SET = command_line(
     "probe {bags} --labels {tiles} --target side --features good --patient-column subject "
-    "--slide-column picture --distinct-ids --set fit.models=linear --set fit.folds=2 --json"
+    "--slide-column picture --distinct-ids --set probe.models=linear --set probe.folds=2 --json"
 )
-PROBE_LIKE = command_line("probe {bags} --like {probe_run} --seed 4 --set fit.shots=2 --json")
+PROBE_LIKE = command_line("probe {bags} --like {probe_run} --seed 4 --set probe.shots=2 --json")
 SEARCH = command_line(
     "search {bags} --like s03a:0,0 --features good --mpp 0.5 -k 4 --other-patients-only --exact "
     "--out {tmp}/near.html --at 8 --json"
@@ -209,8 +209,8 @@ def test_probe_takes_the_table_as_it_is_and_says_what_was_set(run: Run) -> None:
     assert (row["other"], row["margin"]) == ("noise / linear", 0.1)
     config: dict[str, Any] = result["config"]
     assert config["classes"] == ["S", "s"]
-    wanted = {"mpps": [0.5], "shots": 3, "draws": 4, "folds": 3, "seed": 2}
-    assert {name: config[name] for name in wanted} == wanted
+    expected = {"mpps": [0.5], "shots": 3, "draws": 4, "folds": 3, "seed": 2}
+    assert {name: config[name] for name in expected} == expected
 
 
 def test_probe_sets_any_field_and_starts_from_another_run(run: Run, places: Places) -> None:
@@ -218,8 +218,8 @@ def test_probe_sets_any_field_and_starts_from_another_run(run: Run, places: Plac
     assert (first["config"]["models"], first["folds"]) == (["linear"], 2)
     places["probe_run"] = first["run"]
     config = run(PROBE_LIKE).value["config"]
-    wanted = {"models": ["linear"], "folds": 2, "classes": ["S", "s"], "seed": 4, "shots": 2}
-    assert {name: config[name] for name in wanted} == wanted
+    expected = {"models": ["linear"], "folds": 2, "classes": ["S", "s"], "seed": 4, "shots": 2}
+    assert {name: config[name] for name in expected} == expected
 
 
 def test_search_compares_with_all_tiles_of_other_patients(run: Run, places: Places) -> None:
@@ -286,9 +286,9 @@ def test_licences_with_conditions_are_listed(run: Run) -> None:
 
 
 def test_teachers_weights_are_looked_for_in_a_folder(run: Run, tmp_path: Path) -> None:
-    there = find_weights(CARDS["efficientnet_lite0"])
-    assert there is not None
-    (tmp_path / "uni2_h.pth").write_bytes(there.read_bytes())
+    weights = find_weights(CARDS["efficientnet_lite0"])
+    assert weights is not None
+    (tmp_path / "uni2_h.pth").write_bytes(weights.read_bytes())
     rows = {row["teacher"]: row for row in run(TEACHERS_LINE).value["teachers"]}
     assert rows["uni2_h"]["available"] is True
     assert rows["virchow2"]["available"] is False

@@ -54,10 +54,10 @@ def run(capsys: Output, places: Places) -> Run:
     return run
 
 
-def settings_of(result: dict[str, Any], wanted: dict[str, Any]) -> dict[str, Any]:
+def settings_of(result: dict[str, Any], expected: dict[str, Any]) -> dict[str, Any]:
     """The same names from a result, its configuration or the settings in it."""
-    known = {**result["config"]["settings"], **result["config"], **result}
-    return {name: known[name] for name in wanted}
+    settings = {**result["config"]["settings"], **result["config"], **result}
+    return {name: settings[name] for name in expected}
 
 
 # ---------------------------------------------------------------------- MIL and survival
@@ -117,13 +117,13 @@ SET_WRONG = command_line("mil {bags} --like {mil_run} --set fit.epoch=3")
 
 def test_mil_trains_as_it_is_told(run: Run) -> None:
     result = run(MIL).value
-    wanted = {
+    expected = {
         "slides": 12, "task": "binary", "fusion": "concat", "mpps": [0.5], "models": ["abmil"],
         "folds": 2, "inner": 2, "soft_labels": 0.5, "pseudo_tiles": 2, "epochs": 2,
         "learning_rate": 0.001, "batch_patients": 2, "max_tiles": 4, "precision": "bfloat16",
         "seed": 3, "accuracy": 0.8, "lake_version": 8,
     }  # fmt: skip
-    assert settings_of(result, wanted) == wanted
+    assert settings_of(result, expected) == expected
     assert list(result["metrics"]) == ["good+noise"]
 
 
@@ -157,32 +157,32 @@ def test_survival_compares_feature_sets(run: Run) -> None:
     result = run(COX).value
     (row,) = result["comparisons"]
     assert (row["one"], row["other"], row["margin"]) == ("good", "noise", 0.2)
-    wanted = {
+    expected = {
         "slides": 12, "folds": 2, "repeats": 1, "seeds": 2, "seed": 1, "lake_version": 8,
         "mpps": [0.5],
     }  # fmt: skip
-    assert settings_of(result, wanted) == wanted
+    assert settings_of(result, expected) == expected
 
 
 def test_survival_of_bags_trains_as_it_is_told(run: Run) -> None:
     result = run(HAZARDS).value
-    wanted = {
+    expected = {
         "fusion": "concat", "models": ["abmil"], "head": "hazards", "bins": 2, "inner": 2,
         "epochs": 2, "learning_rate": 0.001, "batch_patients": 2, "max_tiles": 4,
         "precision": "bfloat16", "search": 1, "folds": 2,
     }  # fmt: skip
-    assert settings_of(result, wanted) == wanted
+    assert settings_of(result, expected) == expected
 
 
 def test_mil_and_survival_take_the_splits_of_another_run(run: Run, places: Places) -> None:
     few = run(MIL_FEW).value["run"]
-    theirs = Path(str(places["bags"]), "runs", few, "splits.parquet")
-    shutil.copy(theirs, Path(str(places["tmp"]), "splits.parquet"))
+    splits = Path(str(places["bags"]), "runs", few, "splits.parquet")
+    shutil.copy(splits, Path(str(places["tmp"]), "splits.parquet"))
     for line in (MIL_SPLITS, COX_SPLITS):
         result = run(line).value
         assert (result["folds"], result["repeats"]) == (2, 2)
         ours = Path(str(places["bags"]), "runs", result["run"], "splits.parquet")
-        assert ours.read_bytes() == theirs.read_bytes()
+        assert ours.read_bytes() == splits.read_bytes()
 
 
 def test_mil_sets_any_field_and_starts_from_another_run(run: Run, places: Places) -> None:
@@ -190,8 +190,8 @@ def test_mil_sets_any_field_and_starts_from_another_run(run: Run, places: Places
     assert settings_of(first, {"accuracy": 0, "seed": 0}) == {"accuracy": 0.7, "seed": 5}
     places["mil_run"] = first["run"]
     second = run(MIL_LIKE).value
-    wanted = {"accuracy": 0.7, "seed": 6, "models": ["linear"], "folds": 2, "features": ["noise"]}
-    assert settings_of(second, wanted) == wanted
+    expected = {"accuracy": 0.7, "seed": 6, "models": ["linear"], "folds": 2, "features": ["noise"]}
+    assert settings_of(second, expected) == expected
     assert second["run"] != first["run"]
     refused = run(SET_WRONG, code=2).stderr
     assert "--set fit.epoch: there is no such field; fields are" in refused
@@ -291,8 +291,13 @@ def test_a_student_is_distilled_as_it_is_told(run: Run, places: Places) -> None:
     recipe = config["recipe"]
     assert recipe["schedule"] == {**recipe["schedule"], "epochs": 1, "batch_tiles": 16,
         "accumulate": 2, "learning_rate": 0.002, "precision": "bfloat16"}  # fmt: skip
-    wanted = {"name": "agglomerate", "targets": "z-score", "head": "linear", "weighting": "static"}
-    assert {name: recipe[name] for name in wanted} == wanted
+    expected = {
+        "name": "agglomerate",
+        "targets": "z-score",
+        "head": "linear",
+        "weighting": "static",
+    }
+    assert {name: recipe[name] for name in expected} == expected
 
 
 def test_a_student_is_distilled_like_another_run(run: Run, places: Places) -> None:
@@ -318,11 +323,11 @@ def test_a_student_is_compiled_evaluated_and_exported(run: Run, places: Places) 
     assert judged["classes"] == ["S", "s"]
     kinds = {one["kind"]: one["name"] for one in judged["embeddings"]}
     assert kinds["single_teacher"] == "single"
-    wanted = {
+    expected = {
         "tiles": 40, "robust_tiles": 2, "teacher_seconds": 0, "seed": 5, "device": "cpu",
         "threads": 1, "mpps": [0.5],
     }  # fmt: skip
-    assert {name: judged["settings"][name] for name in wanted} == wanted
+    assert {name: judged["settings"][name] for name in expected} == expected
     files = run(EXPORT_STUDENT).value["files"]
     assert "model.onnx" in files
     run(EXTRACT_STUDENT)
@@ -334,9 +339,9 @@ def test_a_student_is_compiled_evaluated_and_exported(run: Run, places: Places) 
 def test_extract_takes_some_tiles_and_the_weights_of_a_folder(run: Run, places: Places) -> None:
     folder = Path(str(places["tmp"])) / "weights"
     folder.mkdir()
-    there = find_weights(CARDS["efficientnet_lite0"])
-    assert there is not None
-    shutil.copy(there, folder / "efficientnet_lite0.pth")
+    weights = find_weights(CARDS["efficientnet_lite0"])
+    assert weights is not None
+    shutil.copy(weights, folder / "efficientnet_lite0.pth")
     extracted = run(EXTRACT).value
     assert extracted["freed"]["versions"] > 0
     counts = extracted["teachers"]["efficientnet_lite0"]
@@ -344,8 +349,8 @@ def test_extract_takes_some_tiles_and_the_weights_of_a_folder(run: Run, places: 
     tiles = lake.tiles(mpp=0.5).filter(pl.col("x") < 512).collect().height
     assert 0.2 * tiles < counts["tiles"] < 0.8 * tiles
     identity = lake.identity("efficientnet_lite0", mpp=0.5)
-    wanted = {"where": "x < 512", "share": 0.5, "precision": "bfloat16"}
-    assert {name: identity[name] for name in wanted} == wanted
+    expected = {"where": "x < 512", "share": 0.5, "precision": "bfloat16"}
+    assert {name: identity[name] for name in expected} == expected
 
 
 # ---------------------------------------------------------------------- another Ray

@@ -65,8 +65,8 @@ def test_probes_name_pending_slides(pending: Lake, tmp_path: Path) -> None:
     with pytest.raises(CohortError, match="no labelled slide is ready: 3 slides pending"):
         read_tile_labels(pending, table, "tissue", mpp=0.5)
     some = add_slides(pending, {"a": 3, "b": 2})
-    found = read_tile_labels(some, table, "tissue", mpp=0.5)
-    assert found.notes[-1].startswith("1 slides pending, labelled and left out: c")
+    labels = read_tile_labels(some, table, "tissue", mpp=0.5)
+    assert labels.notes[-1].startswith("1 slides pending, labelled and left out: c")
 
 
 def test_mil_and_survival_over_pending_slides_end_with_the_cause(

@@ -48,10 +48,10 @@ def _clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 def test_the_door_imports_no_ray() -> None:
     code = "import sys, cluster; print([m for m in ('ray', 'rich', 'torch') if m in sys.modules])"
-    found = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", code], cwd=CLUSTER.parent, capture_output=True, text=True, check=True
     )
-    assert found.stdout.strip() == "[]"
+    assert process.stdout.strip() == "[]"
 
 
 def test_plain_progress_is_a_line_now_and_then_and_one_at_the_end(

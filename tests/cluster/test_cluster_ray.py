@@ -43,17 +43,17 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 
 def _marked(mark: str) -> list[int]:
     """Ids of the living processes that inherited our mark."""
-    wanted = f"{MARK}={mark}".encode()
-    found = []
+    variable = f"{MARK}={mark}".encode()
+    pids = []
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             try:
                 state = (entry / "stat").read_text().rpartition(")")[2].split()[0]
-                if state != "Z" and wanted in (entry / "environ").read_bytes().split(b"\0"):
-                    found.append(int(entry.name))
+                if state != "Z" and variable in (entry / "environ").read_bytes().split(b"\0"):
+                    pids.append(int(entry.name))
             except OSError:
                 continue  # it ended while we looked, or is not ours
-    return found
+    return pids
 
 
 def _wait_until_gone(mark: str, *, seconds: float) -> list[str]:
@@ -65,13 +65,13 @@ def _wait_until_gone(mark: str, *, seconds: float) -> list[str]:
 
 
 def _names(pids: list[int]) -> list[str]:
-    found = []
+    names = []
     for pid in pids:
         try:
-            found.append((Path("/proc") / str(pid) / "comm").read_text().strip())
+            names.append((Path("/proc") / str(pid) / "comm").read_text().strip())
         except OSError:
             continue
-    return [name for name in found if name not in {"ray::DashboardA", "ray::RuntimeEnv"}]
+    return [name for name in names if name not in {"ray::DashboardA", "ray::RuntimeEnv"}]
 
 
 def _kill(mark: str) -> None:
@@ -105,9 +105,9 @@ class TestInALocalRay:
                 yield taken[-1]
 
         results = ray_map(lambda x: x, endless(), max_in_flight=3)
-        seen = [next(results) for _ in range(5)]
+        first_results = [next(results) for _ in range(5)]
         results.close()  # type: ignore[attr-defined]
-        assert len(seen) == 5
+        assert len(first_results) == 5
         assert len(taken) <= 3 + 5
 
     def test_a_map_raises_what_the_function_raised(self) -> None:
@@ -128,14 +128,14 @@ class TestInALocalRay:
 
             import cluster.scratch
 
-            seen = torch.get_num_threads()
+            torch_threads = torch.get_num_threads()
             torch.set_num_threads(threads_here)  # the next task must not inherit it
-            return cluster.scratch.__file__, os.environ["OMP_NUM_THREADS"], seen
+            return cluster.scratch.__file__, os.environ["OMP_NUM_THREADS"], torch_threads
 
         for num_cpus, threads in ((1.0, 1), (2.0, 2), (1.5, 1)):
-            ((_, (file, omp, seen)),) = ray_map(look, [7], num_cpus=num_cpus)
+            ((_, (file, omp, torch_threads)),) = ray_map(look, [7], num_cpus=num_cpus)
             assert Path(file).is_relative_to(CHECKOUT)
-            assert (omp, seen) == (str(threads), threads)
+            assert (omp, torch_threads) == (str(threads), threads)
 
     def test_an_outer_session_is_used_and_left_up(self) -> None:
         with ray_session(num_cpus=7):
@@ -345,10 +345,10 @@ class TestWithAHead:
         result = submit(
             [str(done)], address=head.address, on_line=interrupt, program=(*PYTHON, code)
         )
-        said = capsys.readouterr().err
+        errors = capsys.readouterr().err
         assert result == 130
-        assert "goes on" in said
-        assert f"ray job logs --address {head.address} --follow raysubmit_" in said
+        assert "goes on" in errors
+        assert f"ray job logs --address {head.address} --follow raysubmit_" in errors
         for _ in range(100):
             if done.exists():
                 return

@@ -33,17 +33,17 @@ from downstream import (
     run_survival,
     saved_spec,
 )
-from downstream.run.cell_models import Patients, fit_member
+from downstream.cells.cell_models import fit_member
+from downstream.cells.cell_patients import Patients
+from downstream.cells.trials import trials_of
 from downstream.run.cells import fit_and_store
 from downstream.run.execution import execute
-from downstream.run.fit_settings import MIL, POOLED, PROBES
 from downstream.run.label_targets import check_models
+from downstream.run.model_tables import AGGREGATORS, POOLED, PROBES, load, models_of, trainer_of
 from downstream.run.run_table import run_table
 from downstream.run.study import Cell, Patient, Study, check_features
 from downstream.run.study_spec import Kind
-from downstream.run.trials import trials_of
 from downstream.splits.split_tables import from_table
-from downstream.survival.pooled_models import POOLED as POOLED_SPECS
 from featurestore import Lake, LakeError
 from tests.downstream.test_downstream_bags import MPP, PATIENTS, build, planted
 
@@ -402,15 +402,25 @@ def test_feature_sets_are_checked(features: list[str]) -> None:
 
 
 def test_models_are_checked() -> None:
-    check_models(["abmil", "linear"], (*MIL, *PROBES), [0.5])
-    check_models(["hierarchical"], MIL, [0.5, 2.0])
+    check_models(["abmil", "linear"], (*AGGREGATORS, *PROBES), [0.5])
+    check_models(["hierarchical"], AGGREGATORS, [0.5, 2.0])
     for names, mpps in ((["abmill"], [0.5]), ([], [0.5]), (["abmil"] * 2, [0.5])):
         with pytest.raises(StudyError, match="name each once, of abmil"):
-            check_models(names, MIL, mpps)
+            check_models(names, AGGREGATORS, mpps)
     for name, mpps in (("hierarchical", [0.5]), ("abmil", [0.5, 2.0])):
         with pytest.raises(StudyError, match="hierarchical takes several"):
-            check_models([name], MIL, mpps)
-    assert set(POOLED) == set(POOLED_SPECS)
+            check_models([name], AGGREGATORS, mpps)
+
+
+def test_every_model_of_the_tables_is_there() -> None:
+    for entry in (*AGGREGATORS.values(), *PROBES.values(), *POOLED.values()):
+        assert callable(load(entry.loader))
+        assert entry.summary
+    assert models_of("mil").keys() == {*AGGREGATORS, *PROBES}
+    assert models_of("survival").keys() == {*AGGREGATORS, *POOLED}
+    assert trainer_of("mil", "knn") != trainer_of("mil", "abmil")
+    with pytest.raises(StudyError, match="a mil study has abmil, clam_mb"):
+        trainer_of("mil", "cox")
 
 
 def test_options_are_checked_before_ray_starts(

@@ -18,10 +18,11 @@ from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 from downstream import CohortError
 from downstream.measures.class_measures import classification_measures
 from downstream.measures.intervals import compare
-from downstream.probes.fit import ProbeError, fit_probe
-from downstream.probes.probe_folds import Options, tile_splits
+from downstream.probes.fit import fit_probe
+from downstream.probes.probe_folds import tile_splits
 from downstream.probes.probe_labels import _by_place, at_most, read_tile_labels
 from downstream.probes.probe_result import metrics_of
+from downstream.probes.probe_spec import ProbeError, ProbeOptions
 from downstream.probes.tile_probe import run_probe
 from downstream.report.finished_run import read_run
 from downstream.report.mistakes import mistakes
@@ -280,7 +281,7 @@ def test_arms_are_compared_on_the_same_tiles(lake: Lake, result: dict[str, Any])
 
 
 def test_a_reference_and_a_margin(lake: Lake, table: Path) -> None:
-    options = Options(models=("knn",))
+    options = ProbeOptions(models=("knn",))
     both = ["good", "patient"]
     found = run_probe(
         lake.uri, table, "tissue", both, mpp=MPP, options=options, reference="patient / knn",
@@ -339,18 +340,18 @@ def test_an_interval_is_over_patients_not_tiles() -> None:
 def test_rare_strata_go_together() -> None:
     labels = [0] * 12 + [1, 1, 1, 2, 3]
     rows = pl.DataFrame({"patient_id": [f"p{n:02d}" for n in range(17)], "label": labels})
-    splits = tile_splits(rows, Options(folds=5))
+    splits = tile_splits(rows, ProbeOptions(folds=5))
     rare = {f"p{n:02d}" for n in range(12, 17)}
     assert [len(rare & set(split.test)) for split in splits] == [1] * 5
     with pytest.raises(SplitError, match="5 folds with 4 patients"):
-        tile_splits(rows.head(4), Options(folds=5))
+        tile_splits(rows.head(4), ProbeOptions(folds=5))
 
 
 # ---------------------------------------------------------------------- few shots, runs
 
 
 def test_few_shots_are_drawn_again_and_again(lake: Lake, table: Path) -> None:
-    options = Options(shots=2, draws=6, models=("linear",))
+    options = ProbeOptions(shots=2, draws=6, models=("linear",))
     few = run_probe(lake.uri, table, "tissue", ["good"], mpp=MPP, options=options)
     many = run_probe(
         lake.uri, table, "tissue", ["good"], mpp=MPP, options=replace(options, shots=30)
@@ -372,7 +373,7 @@ def test_a_finished_result_is_found_again(lake: Lake, table: Path, result: dict[
     assert again == json.loads(path.read_text()) == result
     assert path.stat().st_mtime_ns == before
     other = run_probe(
-        lake.uri, table, "tissue", ["noise"], mpp=MPP, options=Options(models=("knn",), seed=1)
+        lake.uri, table, "tissue", ["noise"], mpp=MPP, options=ProbeOptions(models=("knn",), seed=1)
     )
     assert other["run"] != result["run"]
     assert list(other["metrics"]) == ["noise / knn"]
@@ -383,7 +384,7 @@ def test_a_finished_result_is_found_again(lake: Lake, table: Path, result: dict[
 )
 def test_options_are_checked(given: dict[str, Any]) -> None:
     with pytest.raises(ProbeError, match="models are linear, knn, the numbers at least 1"):
-        Options(**given)
+        ProbeOptions(**given)
 
 
 def test_the_command(lake: Lake, table: Path, result: dict[str, Any]) -> None:

@@ -15,8 +15,10 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from downstream.cohorts.outcomes import TaskKind
-from downstream.probes.fit import PROBES, Probe, ProbeError, fit_probe
+from downstream.probes.fit import Probe, fit_probe
 from downstream.probes.heads import INVERSE, NEIGHBOURS, STRENGTHS
+from downstream.probes.probe_spec import ProbeError
+from downstream.run.model_tables import PROBES
 
 Floats = NDArray[np.float64]
 Part = tuple[Floats, NDArray[Any]]

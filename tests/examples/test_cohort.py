@@ -118,16 +118,16 @@ def test_a_killed_run_goes_on(table: Path, tmp_path: Path) -> None:
     half.write_bytes(b"II*\0 half a slide")
     made.unlink()
     kept = (tmp_path / "slides" / "P000-1.svs").stat().st_mtime_ns
-    told: list[tuple[int, int]] = []
+    progress: list[tuple[int, int]] = []
     make_cohort(
         tmp_path,
         patients=3,
         slides=4,
         width_px=WIDTH_PX,
         height_px=HEIGHT_PX,
-        on_slide=lambda done, of: told.append((done, of)),
+        on_slide=lambda done, of: progress.append((done, of)),
     )
-    assert told == [(4, 4)]
+    assert progress == [(4, 4)]
     assert not half.exists()
     assert (tmp_path / "slides" / "P000-1.svs").stat().st_mtime_ns == kept
     assert digests(tmp_path) == digests(table.parent)
@@ -146,8 +146,8 @@ def test_a_folder_holds_one_cohort(table: Path) -> None:
         ({"width_px": 300}, "at least 512 pixels"),
     ],
 )
-def test_arguments_out_of_range(tmp_path: Path, arguments: dict[str, Any], said: str) -> None:
-    with pytest.raises(ValueError, match=said):
+def test_arguments_out_of_range(tmp_path: Path, arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         make_cohort(tmp_path / "cohort", **arguments)
     assert not (tmp_path / "cohort").exists()
 
@@ -210,10 +210,10 @@ def test_truth_is_what_the_pixels_show(table: Path) -> None:
         with openslide.OpenSlide(str(table.parent / row["uri"])) as slide:
             pixels = slide.read_region((0, 0), 1, slide.level_dimensions[1]).convert("RGB")
         colourful = (np.ptp(np.asarray(pixels).astype(int), axis=2) > 25).astype(np.float32)
-        seen = cv2.resize(colourful, (WIDTH_PX // 32, HEIGHT_PX // 32), interpolation=3) > 0.5
+        coloured = cv2.resize(colourful, (WIDTH_PX // 32, HEIGHT_PX // 32), interpolation=3) > 0.5
         clear = ~truth["pen"] & (truth["tissue_class"] != FAT)  # ink has colour and fat has none
-        both = (seen & truth["tissue"])[clear].sum()
-        assert both / (seen | truth["tissue"])[clear].sum() > 0.8
+        both = (coloured & truth["tissue"])[clear].sum()
+        assert both / (coloured | truth["tissue"])[clear].sum() > 0.8
         assert 0.35 < truth["tissue"].mean() < 0.55
         assert truth["pen"].any() == (row["pen"] == "1")
         assert truth["blur"].any() == (row["blur"] == "1")

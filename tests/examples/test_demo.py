@@ -54,14 +54,14 @@ def check(folder: Path) -> None:
     assert report["synthetic"] is True
     for kind in ("mil", "survival"):
         assert set(report[kind]) == features
-        for found in report[kind].values():
-            assert 0 <= found["low"] <= found["estimate"] <= found["high"] <= 1
+        for measure in report[kind].values():
+            assert 0 <= measure["low"] <= measure["estimate"] <= measure["high"] <= 1
     info = report["lake"]
     assert info["slides"] == {"ready": 10, "failed": 0}
     assert {(f["teacher"], f["mpp"]) for f in info["features"]} == {
         (name, mpp) for name in features for mpp in (0.5, 2.0)
     }
-    assert all(found["complete"] for found in info["features"])
+    assert all(measure["complete"] for measure in info["features"])
     assert (folder / "report.html").read_text().startswith("<!doctype html>")
 
 

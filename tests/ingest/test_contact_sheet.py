@@ -18,7 +18,7 @@ from PIL import Image
 from featurestore import Lake, LakeConfig, SlideCut, Store, create_lake, open_lake, query
 from ingest.cut import cut_or_reason
 from ingest.pages.contact_sheet import write_contact_sheet
-from ingest.select.named_slides import asked_for
+from ingest.select.named_slides import find_named_slides
 from ingest.select.slides_to_cut import sort_out
 from tests.conftest import CONFIG, REAL_SLIDE, ROOT
 from tests.worlds.small_lake import add_slides
@@ -78,7 +78,7 @@ def opened(uri: str) -> Image.Image:
 
 def ingested(lake: Lake, inputs: list[Path]) -> Lake:
     """What an ingest does, in this process."""
-    asked = asked_for([str(path) for path in inputs], {})
+    asked = find_named_slides([str(path) for path in inputs], {})
     todo = sort_out(lake.committer.register(asked.rows), {})
     outcomes = [cut_or_reason(lake.store, lake.config, row) for row in todo.cut]
     lake.committer.commit_slides([one for one in outcomes if isinstance(one, SlideCut)])

@@ -45,9 +45,9 @@ def imported(path: Path) -> set[str]:
 
 @pytest.mark.parametrize("package", MAY_IMPORT)
 def test_imports_go_one_way(package: str) -> None:
-    found = list(modules(package))
-    assert found
-    for path, names in found:
+    modules_of_package = list(modules(package))
+    assert modules_of_package
+    for path, names in modules_of_package:
         wrong = (names & OURS) - MAY_IMPORT[package] - {package}
         assert not wrong, f"{path} imports {wrong}"
 
@@ -164,7 +164,7 @@ def test_readme_commands_exist() -> None:
 
     import slidelake
 
-    known = set(typer.main.get_command(slidelake.app).commands)  # type: ignore[attr-defined]
+    commands = set(typer.main.get_command(slidelake.app).commands)  # type: ignore[attr-defined]
     docs = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
     used = {
         name
@@ -172,14 +172,14 @@ def test_readme_commands_exist() -> None:
         for name in re.findall(r"^\s*(?:\$ )?slidelake ([a-z]+)", path.read_text(), re.M)
     }
     assert used
-    assert used <= known
+    assert used <= commands
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.M))
-    asked = {
+    named_targets = {
         name
         for path in [*docs, ROOT / "CONTRIBUTING.md"]
         for name in re.findall(r"^\s*(?:\$ )?make ([a-z-]+)", path.read_text(), re.M)
     }
-    assert {"demo", "test"} <= asked <= targets
+    assert {"demo", "test"} <= named_targets <= targets
 
 
 def test_nothing_in_the_repository_names_a_registry_or_this_machine() -> None:

@@ -20,10 +20,10 @@ FENCE = re.compile(r"^```(sh|python)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with `my-lake` and `labels.csv`."""
     made = tmp_path_factory.mktemp("docs")
-    found = planted()
+    features = planted()
     build(
         made / "my-lake",
-        {"good": found["good"], "uni2_h": found["good"], "virchow2": found["noise"]},
+        {"good": features["good"], "uni2_h": features["good"], "virchow2": features["noise"]},
     )
     rng = np.random.default_rng(0)
     lines = ["patient_id,grade,msi,braf,age,hospital,months,dead"]
@@ -69,10 +69,10 @@ def test_page_runs(
             continue
         for line in code.splitlines():
             slidelake.app(shlex.split(line)[1:], standalone_mode=False)
-            said = capsys.readouterr().out
+            output = capsys.readouterr().out
             if line.split()[1] in ("mil", "survival"):
-                assert "patients" in said, line
-                run = said.strip().splitlines()[-1]
+                assert "patients" in output, line
+                run = output.strip().splitlines()[-1]
                 assert (folder / "my-lake" / run).exists(), line
             ran += 1
     assert ran >= (2 if page == "report.md" else 3)

@@ -23,7 +23,7 @@ ONE = "P000-1"
 
 
 class Answers:
-    """What the page's blocks leave behind: Python's names, and per section an answer in SQL."""
+    """The results of the page's blocks: Python's names, and per section an answer in SQL."""
 
     def __init__(self, lake: Path) -> None:
         self.lake = lake
@@ -45,11 +45,11 @@ class Answers:
     def features(self, teacher: str) -> dict[str, npt.NDArray[np.float64]]:
         """Features by slide, of the slides that have them."""
         table = self.table()
-        found: dict[str, list[list[float]]] = {}
+        rows_by_slide: dict[str, list[list[float]]] = {}
         for slide_id, row in zip(table["slide_id"], table[teacher], strict=True):
             if row is not None:
-                found.setdefault(slide_id, []).append(row)
-        return {slide_id: np.array(rows, np.float64) for slide_id, rows in found.items()}
+                rows_by_slide.setdefault(slide_id, []).append(row)
+        return {slide_id: np.array(rows, np.float64) for slide_id, rows in rows_by_slide.items()}
 
 
 @pytest.fixture(scope="module")
@@ -124,8 +124,8 @@ def test_slides_that_lack_a_teacher(page: Answers) -> None:
 def test_slides_per_patient_and_label(page: Answers, cohort: Path) -> None:
     manifest = pl.read_csv(cohort)
     per_patient = manifest.group_by("patient_id").agg(slides=pl.len())
-    known = page.names["patients"].drop_nulls("patient_id")
-    assert same(known, per_patient)
+    with_patient = page.names["patients"].drop_nulls("patient_id")
+    assert same(with_patient, per_patient)
     [unknown] = page.names["patients"].filter(pl.col("patient_id").is_null())["slides"]
     assert unknown == 3
     per_label = manifest.group_by("label").agg(
@@ -143,14 +143,14 @@ def test_mean_embeddings(page: Answers) -> None:
 
 
 def cosines(x: npt.NDArray[np.float64], y: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    found: npt.NDArray[np.float64] = x @ y / np.linalg.norm(x, axis=1) / np.linalg.norm(y)
-    return found
+    cosine: npt.NDArray[np.float64] = x @ y / np.linalg.norm(x, axis=1) / np.linalg.norm(y)
+    return cosine
 
 
 def test_similar_and_atypical_tiles(page: Answers) -> None:
     table = page.table()
-    mine = [n for n, slide_id in enumerate(table["slide_id"]) if slide_id == ONE]
-    keys = np.array(table["tile_id"])[mine]
+    rows = [n for n, slide_id in enumerate(table["slide_id"]) if slide_id == ONE]
+    keys = np.array(table["tile_id"])[rows]
     x = page.features(TEACHERS[0])[ONE]
     _, _, grid_y, grid_x = tile_parts(keys)
     [this] = np.flatnonzero((grid_y == 1) & (grid_x == 2))
@@ -189,9 +189,9 @@ def test_children_lie_in_their_parents(page: Answers) -> None:
             *(coarse[name] for name in ("tile_id", "slide_id", "y", "x")), strict=True
         )
     }
-    found = {key: sorted(child) for key, child, _ in page.names["children"].iter_rows()}
-    assert found == {key: child for key, child in expected.items() if child}
-    assert max(map(len, found.values())) == 16
+    children = {key: sorted(child) for key, child, _ in page.names["children"].iter_rows()}
+    assert children == {key: child for key, child in expected.items() if child}
+    assert max(map(len, children.values())) == 16
 
 
 def test_changes_since_a_snapshot(page: Answers) -> None:
@@ -205,21 +205,23 @@ def test_changes_since_a_snapshot(page: Answers) -> None:
 def test_storage(page: Answers) -> None:
     storage = page.names["storage"]
     assert same(storage.select("teacher", "mpp", "tiles"), page.sql[11])
-    said = storage.filter(pl.col("mpp") == 0.5)["gb"].sum() * 1e9
+    reported_bytes = storage.filter(pl.col("mpp") == 0.5)["gb"].sum() * 1e9
     features = sum(x.size * 2 for t in TEACHERS for x in page.features(t).values())
-    assert round(said) == features
+    assert round(reported_bytes) == features
     files = (page.lake / "features/mpp0.5.lance/data").glob("*.lance")
-    assert said < sum(path.stat().st_size for path in files) < 1.1 * said
+    assert reported_bytes < sum(path.stat().st_size for path in files) < 1.1 * reported_bytes
 
 
 def test_export_opens_without_slidelake(page: Answers) -> None:
     table = pyarrow.parquet.read_table(page.lake.parent / "mostly-tissue.parquet")
-    mine = page.table()
+    tiles = page.table()
     expected = [
         key
-        for key, tissue, row in zip(mine["tile_id"], mine["tissue"], mine[TEACHERS[0]], strict=True)
+        for key, tissue, row in zip(
+            tiles["tile_id"], tiles["tissue"], tiles[TEACHERS[0]], strict=True
+        )
         if tissue > 0.8 and row is not None
     ]
     assert table["tile_id"].to_pylist() == expected
-    rows = dict(zip(mine["tile_id"], mine[TEACHERS[0]], strict=True))
+    rows = dict(zip(tiles["tile_id"], tiles[TEACHERS[0]], strict=True))
     assert table[TEACHERS[0]].to_pylist() == [rows[key] for key in expected]

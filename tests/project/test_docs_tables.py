@@ -17,17 +17,17 @@ FILE = re.compile(r"^```(?:csv|tsv) (\S+)\n(.*?)^```$", re.MULTILINE | re.DOTALL
 def run(page: str, folder: Path, **names: str) -> None:
     """Write the page's files and run its sessions as one; nothing is skipped."""
     text = (ROOT / "docs" / page).read_text()
-    for theirs, ours in names.items():
-        text = text.replace(theirs, ours)
+    for page_name, ours in names.items():
+        text = text.replace(page_name, ours)
     for name, content in FILE.findall(text):
         (folder / name).write_text(content)
     test = doctest.DocTestParser().get_doctest(text.replace("\n```", "\n\n```"), {}, page, page, 0)
-    said: list[str] = []
+    output: list[str] = []
     runner = doctest.DocTestRunner()
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        runner.run(test, out=said.append)
-    assert not runner.failures, "".join(said)
+        runner.run(test, out=output.append)
+    assert not runner.failures, "".join(output)
     assert runner.tries == len(re.findall(r"^>>> ", text, re.MULTILINE)) > 9
 
 

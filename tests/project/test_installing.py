@@ -124,9 +124,9 @@ def environment(built: Built, tmp_path_factory: pytest.TempPathFactory) -> Envir
     )
     if whole.returncode:
         subprocess.run([*install, "--no-deps", "--offline"], check=True)
-        mine = next(path for path in sys.path if path.endswith("site-packages"))
+        site_packages = next(path for path in sys.path if path.endswith("site-packages"))
         site = next((folder / "lib").glob("python*")) / "site-packages"
-        (site / "theirs.pth").write_text(f"{mine}\n")
+        (site / "theirs.pth").write_text(f"{site_packages}\n")
     print(f"packages of its own: {not whole.returncode} {whole.stderr[-400:]}")
     return Environment(python=python, own=not whole.returncode)
 

@@ -48,7 +48,7 @@ class Input:
 
 
 def build(folder: Path, server: SlideServer) -> list[Input]:
-    """All inputs, sound ones first; what is at URLs is put into the server's files.
+    """Return all inputs, sound ones first; those at URLs are put into the server's files.
 
     Args:
         folder: an empty folder for the others.
@@ -58,10 +58,10 @@ def build(folder: Path, server: SlideServer) -> list[Input]:
     with openslide.OpenSlide(REAL_SLIDE) as slide:
         pixels = np.asarray(slide.read_region((600, 900), 0, (768, 768)).convert("RGB"))
     makers = (_sound, _cut_off, _not_slides, _wrong_inside, _wrong_colours)
-    found = [one for maker in makers for one in maker(folder, real, pixels)]
-    found += [*_odd_places(folder, real), *_on_servers(server, real)]
-    found.append(_duplicate(folder, real))
-    return sorted(found, key=lambda one: one.reason is not None)
+    inputs = [one for maker in makers for one in maker(folder, real, pixels)]
+    inputs += [*_odd_places(folder, real), *_on_servers(server, real)]
+    inputs.append(_duplicate(folder, real))
+    return sorted(inputs, key=lambda one: one.reason is not None)
 
 
 def _put(folder: Path, name: str, data: bytes, reason: str | None) -> Input:
@@ -118,7 +118,7 @@ def _wrong_inside(folder: Path, real: bytes, pixels: Pixels) -> Iterator[Input]:
     far = struct.pack("<I", 4_000_000_000) * 20
     yield put("offsets-far", "TileOffsets", lambda old: old[:80] + far + old[160:], "is cut off")
     with tifffile.TiffFile(REAL_SLIDE) as tiff:
-        at, size = (list(found)[40] for found in (tiff.pages[0].dataoffsets,
+        at, size = (list(numbers)[40] for numbers in (tiff.pages[0].dataoffsets,
                                                   tiff.pages[0].databytecounts))  # fmt: skip
     zeroed = real[:at] + bytes(size) + real[at + size :]
     yield _put(folder, "tile-zeroed.svs", zeroed, DAMAGED)
@@ -262,8 +262,8 @@ def _zeros(start: int, end: int) -> Callable[[bytes], bytes]:
 def _patched(data: bytes, tag: str, change: Callable[[bytes], bytes]) -> bytes:
     """The real slide with another value of a tag of its first page."""
     with tifffile.TiffFile(REAL_SLIDE) as tiff:
-        found = tiff.pages[0].tags[tag]
-        at, size = found.valueoffset, found.valuebytecount
+        tag_field = tiff.pages[0].tags[tag]
+        at, size = tag_field.valueoffset, tag_field.valuebytecount
     value = change(data[at : at + size])
     assert len(value) == size
     return data[:at] + value + data[at + size :]

@@ -27,7 +27,7 @@ class Slidelake(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
-    """What a command printed, and its exit code."""
+    """The output of a command, and its exit code."""
 
     code: int
     stdout: str

@@ -47,7 +47,7 @@ def named_otherwise(folder: Path) -> Path:
 
 
 def slide_table(folder: Path) -> Path:
-    """Which slides are a patient's, under names of a user's own: the first slide of each alone."""
+    """Write a table of each patient's first slide, under column names of a user's own."""
     rows = [f"p{name[1:3]},{name}" for name in slide_names() if name.endswith("a")]
     (folder / "slides.csv").write_text("\n".join(["subject,picture", *rows, ""]))
     return folder / "slides.csv"

@@ -66,7 +66,7 @@ def damaged(data: bytes, way: str, place: float = 0.5) -> bytes | None:
 
 
 def kind_of(path: str) -> str:
-    """What a file is, for the table: `catalog.lance data`, `tiles idx`."""
+    """Return the kind of a file, for the table: `catalog.lance data`, `tiles idx`."""
     parts = path.split("/")
     if ".lance" in path:
         table = "features" if parts[0] == "features" else parts[0]
@@ -78,20 +78,22 @@ def kind_of(path: str) -> str:
 
 def content(lake: Lake) -> dict[Key, Any]:
     """Return what readers get of a lake, row by row and picture by picture."""
-    found: dict[Key, Any] = {}
-    _put(found, ("slides",), lambda: lake.slides().collect().sort("slide").rows())
-    _put(found, ("scans",), lambda: [lake.tiles(mpp=m).collect().rows() for m in lake.config.mpps])
+    contents: dict[Key, Any] = {}
+    _put(contents, ("slides",), lambda: lake.slides().collect().sort("slide").rows())
+    _put(
+        contents, ("scans",), lambda: [lake.tiles(mpp=m).collect().rows() for m in lake.config.mpps]
+    )
     for mpp in lake.config.mpps:
         rows = _try(functools.partial(lake.tiles_of, mpp=mpp))
         for row in [] if rows is None else rows.to_dicts():
-            _put_slide(found, lake, mpp, row)
-    return found
+            _put_slide(contents, lake, mpp, row)
+    return contents
 
 
-def _put_slide(found: dict[Key, Any], lake: Lake, mpp: float, row: dict[str, Any]) -> None:
+def _put_slide(contents: dict[Key, Any], lake: Lake, mpp: float, row: dict[str, Any]) -> None:
     slide, place = row["slide_id"], (row["slide_id"], str(mpp))
     lies = row["fragment"], row["row_start"], row["tiles"]
-    _put(found, ("tiles", *place), lambda: lake.row_reader(mpp=mpp).tiles(*lies).to_pydict())
+    _put(contents, ("tiles", *place), lambda: lake.row_reader(mpp=mpp).tiles(*lies).to_pydict())
     teachers = list(_try(lambda: lake.teachers(mpp=mpp)) or {})
     # All teachers in one read, which is quicker; one by one where that fails.
     bag = _try(lambda: lake.bag(slide, teachers, mpp=mpp))
@@ -99,22 +101,22 @@ def _put_slide(found: dict[Key, Any], lake: Lake, mpp: float, row: dict[str, Any
         alone = functools.partial(_features, lake, slide, teacher, mpp)
         value = _try(alone) if bag is None else bag.by_teacher[teacher].tobytes()
         if value is not None:
-            found["features", *place, teacher] = value
+            contents["features", *place, teacher] = value
     with_shard = _try(lambda: ShardReader.of(lake.store, row))
     if with_shard is not None:
         with with_shard as reader:
             for at, key in enumerate(reader.tile_id.tolist()):
-                _put(found, ("jpeg", *place, str(key)), functools.partial(reader.jpeg, at))
+                _put(contents, ("jpeg", *place, str(key)), functools.partial(reader.jpeg, at))
 
 
 def _features(lake: Lake, slide: str, teacher: str, mpp: float) -> bytes:
     return lake.bag(slide, teacher, mpp=mpp).features.tobytes()
 
 
-def _put(found: dict[Key, Any], key: Key, work: Callable[[], Any]) -> None:
+def _put(contents: dict[Key, Any], key: Key, work: Callable[[], Any]) -> None:
     value = _try(work)
     if value is not None:
-        found[key] = value
+        contents[key] = value
 
 
 def _try(work: Callable[[], Any]) -> Any:  # noqa: ANN401 - what `work` returns
@@ -128,7 +130,7 @@ def _try(work: Callable[[], Any]) -> Any:  # noqa: ANN401 - what `work` returns
 
 @dataclass(kw_only=True)
 class Outcome:
-    """What happened to a lake with one damaged file.
+    """The outcome for a lake with one damaged file.
 
     Attributes:
         path: the file.
@@ -246,7 +248,7 @@ def _goes_on(work: Path, faults: list[str]) -> None:
 
 
 def cases_of(lake: Path) -> list[tuple[str, str]]:
-    """All files of a lake with all ways to damage them."""
+    """Return all files of a lake with all ways to damage them."""
     paths = sorted(str(p.relative_to(lake)) for p in lake.rglob("*") if p.is_file())
     return [(path, way) for path in paths if not path.startswith(NO_CONTENT) for way in WAYS]
 

@@ -17,13 +17,13 @@ def run(uri: str) -> Lake:
     """Do all the work; what is done already is left as it is."""
     lake = create_lake(uri, LakeConfig(mpps=(0.5, 2.0)))
     print("started", flush=True)
-    known = set(lake.tiles_of(mpp=0.5)["slide_id"])
+    cut_slides = set(lake.tiles_of(mpp=0.5)["slide_id"])
     again = lake.slides().collect()
     scanned_again = bool((again["fingerprint"] == "again").any())
     for name, tiles in SLIDES.items():
         if name == "s3" and scanned_again:
             continue
-        if name not in known or not set(lake.tiles_of(mpp=2.0)["slide_id"]) >= {name}:
+        if name not in cut_slides or not set(lake.tiles_of(mpp=2.0)["slide_id"]) >= {name}:
             lake = add_slides(lake, {name: tiles})
     lake = add_teacher(lake, "t")
     if not scanned_again:

@@ -60,8 +60,8 @@ def trident_patches(grid_folder: Path, slide: str, xy: Int64Array, **attrs: Any)
     path = grid_folder / "patches" / f"{slide}_patches.h5"
     path.parent.mkdir(parents=True, exist_ok=True)
     with h5py.File(path, "w") as file:
-        found = file.create_dataset("coords", data=xy, maxshape=(None, 2), chunks=(1, 2))
-        found.attrs.update(trident_attrs(slide, **attrs))
+        coords = file.create_dataset("coords", data=xy, maxshape=(None, 2), chunks=(1, 2))
+        coords.attrs.update(trident_attrs(slide, **attrs))
     return path
 
 
@@ -77,12 +77,12 @@ def trident_features(
     path.parent.mkdir(parents=True, exist_ok=True)
     chunks = (1, *features.shape[1:])
     with h5py.File(path, "w") as file:
-        found = file.create_dataset(
+        embeddings = file.create_dataset(
             "features", data=features, maxshape=(None, *features.shape[1:]), chunks=chunks
         )
-        found.attrs.update({"name": slide, "savetodir": str(path.parent), "encoder": encoder})
-        found = file.create_dataset("coords", data=xy, maxshape=(None, 2), chunks=(1, 2))
-        found.attrs.update(trident_attrs(slide, **attrs))
+        embeddings.attrs.update({"name": slide, "savetodir": str(path.parent), "encoder": encoder})
+        coords = file.create_dataset("coords", data=xy, maxshape=(None, 2), chunks=(1, 2))
+        coords.attrs.update(trident_attrs(slide, **attrs))
     return path
 
 
@@ -127,8 +127,8 @@ def clam_patches(folder: Path, slide: str, xy: Int64Array, **other: Any) -> Path
         **other,
     }
     with h5py.File(path, "w") as file:
-        found = file.create_dataset("coords", data=xy, maxshape=(None, 2), chunks=(1, 2))
-        found.attrs.update(attrs)
+        coords = file.create_dataset("coords", data=xy, maxshape=(None, 2), chunks=(1, 2))
+        coords.attrs.update(attrs)
     return path
 
 
@@ -222,8 +222,8 @@ def slide2vec_features(
         torch.save(torch.from_numpy(features), path)
     else:
         np.savez_compressed(path, features=features, tile_index=np.arange(len(features)))
-    about = {"sample_id": slide, "encoder_name": "prost40m", "encoder_level": "tile"}
-    (folder / f"{slide}.meta.json").write_text(json.dumps(about))
+    metadata = {"sample_id": slide, "encoder_name": "prost40m", "encoder_level": "tile"}
+    (folder / f"{slide}.meta.json").write_text(json.dumps(metadata))
     return path
 
 

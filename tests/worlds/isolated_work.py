@@ -1,4 +1,4 @@
-"""What `test_isolated` has done in another process; light, since each process imports it."""
+"""The work that `test_isolated` runs in another process; light, since each process imports it."""
 
 import os
 import signal
@@ -6,13 +6,13 @@ import time
 from pathlib import Path
 
 
-def work(what: str, path: str = "") -> str:
-    """Runs in the other process."""
-    if what == "crash":
+def work(kind: str, path: str = "") -> str:
+    """Do a kind of work in the other process."""
+    if kind == "crash":
         os.kill(os.getpid(), signal.SIGSEGV)
-    if what == "once" and not Path(path).exists():
+    if kind == "once" and not Path(path).exists():
         Path(path).touch()
         os._exit(3)
-    if what == "hang":
+    if kind == "hang":
         time.sleep(600)
-    return f"{what} in {os.getpid()}"
+    return f"{kind} in {os.getpid()}"

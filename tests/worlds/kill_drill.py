@@ -98,7 +98,7 @@ class Drill:
         self._end = self.digest("undisturbed")
 
     def digest(self, name: str) -> str:
-        """What a whole lake holds, as a hash: all rows, features, checksums of all shards."""
+        """Return a hash of a whole lake: all rows, features, checksums of all shards."""
         lake = open_lake(self.folder / name)
         verdict = verify(lake)
         assert verdict.ok, verdict.as_dict()
@@ -204,7 +204,7 @@ class Drill:
         return "start"
 
     def _files(self) -> int:
-        """How many files the lake has, those of locks and of work in hand left out."""
+        """Return the number of the lake's files, without those of locks and of work in hand."""
         return sum(
             path.suffix not in (".tmp", ".lock") and path.parent.name != "leases"
             for path in self._lake.rglob("*.*")

@@ -25,11 +25,11 @@ TRIES = 4
 
 
 class Result(Protocol):
-    """What a job did."""
+    """The result of a job."""
 
     @property
     def failed(self) -> Sequence[dict[str, str]]:
-        """What could not be done, with reasons."""
+        """Return the failures, with reasons."""
 
 
 def work(lake: Path, slides: Path) -> None:

@@ -82,12 +82,12 @@ def end(process: subprocess.Popen[bytes]) -> None:
 
 def members(session: int) -> list[int]:
     """The processes of a session that is named by its first process."""
-    found = []
+    pids = []
     for path in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
             if os.getsid(int(path.name)) == session:
-                found.append(int(path.name))
-    return found
+                pids.append(int(path.name))
+    return pids
 
 
 def children(parent: int) -> list[int]:

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from downstream.mil.losses import Task
-from downstream.mil.model import AGGREGATORS, MilModel, make_aggregator
+from downstream.mil.model import MilModel, make_aggregator
+from downstream.run.model_tables import AGGREGATORS
 
 WIDTH = 12
 TASK = Task(kind="multiclass", outputs=3)

@@ -171,7 +171,7 @@ def compared(draw: st.DrawFn, name: str) -> pl.Expr:
 
 
 def opaque(draw: st.DrawFn) -> pl.Expr:
-    """What SQL is not given."""
+    """Return a predicate that is not translated to SQL."""
     return draw(
         st.sampled_from(
             [

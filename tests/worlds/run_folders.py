@@ -73,7 +73,7 @@ def predictions(
             for seed in range(seeds):
                 rng = np.random.default_rng([spread, repeat, seed])
                 for number in range(patients):
-                    told = _told(task, number, rng, spread)
+                    prediction = _told(task, number, rng, spread)
                     features, _, model = arm.partition(" / ")
                     key = {
                         "patient_id": f"p{number:02d}",
@@ -84,7 +84,10 @@ def predictions(
                         "features": features,
                         "model": model or "abmil",
                     }
-                    rows += [{**key, "part": "test", **told}, {**key, "part": "validation", **told}]
+                    rows += [
+                        {**key, "part": "test", **prediction},
+                        {**key, "part": "validation", **prediction},
+                    ]
     table = pl.DataFrame(rows, infer_schema_length=None)
     table = table.with_columns(pl.col("repeat", "fold", "seed").cast(pl.Int32))
     if task != "survival":
@@ -108,14 +111,14 @@ def _told(task: str, number: int, rng: np.random.Generator, spread: int) -> Json
         return {"label": NAMES[task][number % 3], "probabilities": shares.tolist(), **nothing}
     if task == "multilabel":
         labels = [number % 2, number // 2 % 2, 0]
-        said = [_logistic(2.0 * one - 1.0 + noise) for one in labels]
-        return {"labels": labels, "probabilities": said}
+        probabilities = [_logistic(2.0 * one - 1.0 + noise) for one in labels]
+        return {"labels": labels, "probabilities": probabilities}
     if task == "regression":
         return {"value": float(number), "found": number + 4 * noise}
     risk = (number % 2) + noise
     curve = [float(np.exp(-at / 8 * np.exp(risk - 0.5))) for at in CURVE_TIMES]
-    known = {"time": float(number % 7 + 12 - 8 * (number % 2)), "event": number % 3 > 0}
-    return {**known, "risk": risk, "high": risk > 0.5, "curve": curve}
+    outcome = {"time": float(number % 7 + 12 - 8 * (number % 2)), "event": number % 3 > 0}
+    return {**outcome, "risk": risk, "high": risk > 0.5, "curve": curve}
 
 
 def _logistic(logit: float) -> float:
@@ -129,8 +132,11 @@ def tile_attention(lake: Lake, arm: str, fold: int, patients: int) -> pl.DataFra
     for number in range(patients):
         if (number // 2) % FOLDS != fold:
             continue
-        mine = slides.filter(pl.col("patient_id") == f"p{number:02d}").sort("slide_id")
-        tiles = [_slide_attention(lake, *row) for row in mine.select("slide", "slide_id").rows()]
+        patient_slides = slides.filter(pl.col("patient_id") == f"p{number:02d}").sort("slide_id")
+        tiles = [
+            _slide_attention(lake, *row)
+            for row in patient_slides.select("slide", "slide_id").rows()
+        ]
         bag = pl.concat(tiles)
         share = pl.col("attention") / pl.col("attention").sum()
         parts.append(bag.with_columns(share, patient_id=pl.lit(f"p{number:02d}")))
@@ -208,40 +214,40 @@ def _result(
 
 
 def _metric(task: str, part: pl.DataFrame) -> Json:
-    """All measures, by the same functions that a run uses, with percentile intervals."""
-    found = {}
-    for measure, truth, said in _asked(task, part):
-        known = interval(
-            measure, truth, said, seed=0, patients=part["patient_id"].to_list(),
+    """Return all measures, by the functions that a run uses, with percentile intervals."""
+    metrics = {}
+    for measure, truth, predictions in _asked(task, part):
+        estimate = interval(
+            measure, truth, predictions, seed=0, patients=part["patient_id"].to_list(),
             resamples=1000, method="percentile",
         )  # fmt: skip
-        found[measure.name] = {"higher_is_better": measure.higher_is_better, **asdict(known)}
-    if not found:
+        metrics[measure.name] = {"higher_is_better": measure.higher_is_better, **asdict(estimate)}
+    if not metrics:
         undefined = {"higher_is_better": True, "undefined": "all patients are of one class"}
         none = dict.fromkeys(("estimate", "low", "high"))
         return {"metric": "auroc", **none, "measures": {"auroc": undefined}}
-    main = next(iter(found))
-    return {"metric": main, **found[main], "measures": found}
+    main = next(iter(metrics))
+    return {"metric": main, **metrics[main], "measures": metrics}
 
 
 def _asked(
     task: str, part: pl.DataFrame
 ) -> list[tuple[Measure, tuple[npt.NDArray[Any], ...], npt.NDArray[Any]]]:
     if task == "regression":
-        value, found = part["value"].to_numpy(), part["found"].to_numpy()
-        return [(m, (value,), found) for m in regression_measures()]
+        value, predictions = part["value"].to_numpy(), part["found"].to_numpy()
+        return [(m, (value,), predictions) for m in regression_measures()]
     if task == "survival":
         event, one_group = part["event"].to_numpy(), np.zeros(len(part), dtype=np.int64)
         truth = (event, part["time"].to_numpy(), one_group, event.astype(np.float64))
         return [(measure_of("harrell_c", concordance), truth, part["rank"].to_numpy())]
-    said = np.array(part["probabilities"].to_list())
+    probabilities = np.array(part["probabilities"].to_list())
     if task == "multilabel":
         # nobody has the third label
         labels = np.array(part["labels"].to_list())[:, :2]
-        return [(m, (labels,), said[:, :2]) for m in multilabel_measures()]
+        return [(m, (labels,), probabilities[:, :2]) for m in multilabel_measures()]
     label = np.array([NAMES[task].index(name) for name in part["label"]])
     if task == "multiclass":
-        return [(m, (label,), said) for m in classification_measures("multiclass")]
+        return [(m, (label,), probabilities) for m in classification_measures("multiclass")]
     if len(np.unique(label)) < 2:
         return []
-    return [(m, (label,), said[:, 1]) for m in classification_measures("binary")]
+    return [(m, (label,), probabilities[:, 1]) for m in classification_measures("binary")]

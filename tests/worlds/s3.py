@@ -37,13 +37,13 @@ class Request(NamedTuple):
     @property
     def key_id(self) -> str:
         """The access key that signed the request; empty if it was not signed."""
-        found = re.search(r"Credential=([^/]+)/", self.headers.get("authorization", ""))
-        return found[1] if found else ""
+        credential = re.search(r"Credential=([^/]+)/", self.headers.get("authorization", ""))
+        return credential[1] if credential else ""
 
 
 @dataclass(kw_only=True)
 class Faults:
-    """What the proxy does to requests, and which it saw.
+    """The faults that the proxy makes, and the requests that it received.
 
     Settings: `rates`, the share of the requests per kind of trouble (`slow_down` (503) and
     `internal` (500) are answered before S3 saw the request; `refused` closes the connection before,
@@ -71,12 +71,12 @@ class Faults:
 
     @property
     def seen(self) -> list[Request]:
-        """All requests since the last `forget`, in order."""
-        return [Request(*found) for found in self._ask("GET")]
+        """Return the requests since the last `forget`, in order."""
+        return [Request(*fields) for fields in self._ask("GET")]
 
     @property
     def done(self) -> Counter[str]:
-        """How often each kind of trouble was made."""
+        """Return the number of faults made, by kind."""
         return Counter(request.trouble for request in self.seen if request.trouble)
 
     def forget(self) -> None:
@@ -121,10 +121,10 @@ class Bucket:
         )
 
     def objects(self) -> dict[str, bytes]:
-        """All objects in it."""
+        """Return the contents of all objects of the bucket, by key."""
         with contextlib.closing(self.client) as client:
             pages = client.get_paginator("list_objects_v2").paginate(Bucket=self.name)
-            keys = [found["Key"] for page in pages for found in page.get("Contents", [])]
+            keys = [entry["Key"] for page in pages for entry in page.get("Contents", [])]
             return {
                 key: client.get_object(Bucket=self.name, Key=key)["Body"].read() for key in keys
             }

@@ -65,10 +65,10 @@ class Trouble:
         self.seen: list[list[Any]] = []  # method, target, headers, trouble, bytes of the answer
         self.set({})
 
-    def set(self, given: dict[str, Any]) -> None:
+    def set(self, settings: dict[str, Any]) -> None:
         """Begin anew with these settings."""
         with self.lock:
-            self.settings = {**SETTINGS, **given}
+            self.settings = {**SETTINGS, **settings}
             self._random = random.Random(self.settings["seed"])
 
     def next(self, method: str, target: str, headers: dict[str, str]) -> list[Any]:
@@ -87,7 +87,7 @@ class Trouble:
 
 
 class Server(ThreadingHTTPServer):
-    """Where the clients' requests come in."""
+    """The server that receives the clients' requests."""
 
     daemon_threads = True
     block_on_close = False
@@ -165,8 +165,8 @@ class Handler(BaseHTTPRequestHandler):
         if kind == "lost" or (kind == "cut" and len(data) < 2):
             return
         headers = {k: v for k, v in reply.getheaders() if k.lower() not in HOP_BY_HOP}
-        asked = reply.getheader("Content-Length", "0") if self.command == "HEAD" else ""
-        whole = asked or str(len(data))
+        length = reply.getheader("Content-Length", "0") if self.command == "HEAD" else ""
+        whole = length or str(len(data))
         self._answer(
             reply.status, headers, data[: len(data) // 2] if kind == "cut" else data, whole
         )

@@ -12,7 +12,7 @@ from urllib.parse import unquote
 
 @dataclass(kw_only=True)
 class SlideServer:
-    """What is served and how; a test changes it at any time.
+    """The files that are served, and the faults; a test changes them at any time.
 
     Attributes:
         url: of the server, without a slash at its end.
@@ -40,8 +40,8 @@ class SlideServer:
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def gets(self, path: str) -> int:
-        """How often a path was asked for with GET."""
-        return sum(found[:2] == ("GET", path) for found in self.requests)
+        """Return the number of GET requests for a path."""
+        return sum(request[:2] == ("GET", path) for request in self.requests)
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -59,9 +59,9 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _serve(self) -> None:
         served, path = self.served, unquote(self.path.partition("?")[0])
-        asked = self.headers.get("Range", "")
+        byte_range = self.headers.get("Range", "")
         with served.lock:
-            served.requests.append((self.command, path, asked))
+            served.requests.append((self.command, path, byte_range))
             trouble = ""
             if self.command == "GET":
                 trouble = served.troubles.pop(0) if served.troubles else ""
@@ -83,7 +83,7 @@ class _Handler(BaseHTTPRequestHandler):
         if status != 200 or data is None:
             self._answer(status, b"<Error>token=hush</Error>", {})
             return
-        self._content(data, asked, cut=trouble == "cut")
+        self._content(data, byte_range, cut=trouble == "cut")
 
     def _change(self, path: str, content: bytes | None) -> None:
         if content is None:
@@ -91,13 +91,13 @@ class _Handler(BaseHTTPRequestHandler):
         else:
             self.served.files[path] = content
 
-    def _content(self, data: bytes, asked: str, *, cut: bool) -> None:
+    def _content(self, data: bytes, byte_range: str, *, cut: bool) -> None:
         status, headers = 200, {"ETag": f'"{hash(data):x}"'}
         size = len(data)
         if self.served.ranges:
             headers["Accept-Ranges"] = "bytes"
-            if found := re.fullmatch(r"bytes=(\d+)-(\d+)", asked):
-                start, end = int(found[1]), min(int(found[2]) + 1, size)
+            if bounds := re.fullmatch(r"bytes=(\d+)-(\d+)", byte_range):
+                start, end = int(bounds[1]), min(int(bounds[2]) + 1, size)
                 status, data = 206, data[start:end]
                 headers["Content-Range"] = f"bytes {start}-{end - 1}/{size}"
         self._answer(status, data, headers, cut=cut)

@@ -22,7 +22,7 @@ Float32Array = npt.NDArray[np.float32]
 
 
 def cut(lake: Lake, slide: int, slide_id: str, tiles: int, mark: str = "test") -> SlideCut:
-    """What a worker would return for a slide of one row of tiles; another mark is a new scan."""
+    """Return a worker's result for a slide of one row of tiles; another mark is a new scan."""
     grids = {}
     for mpp in lake.config.mpps:
         at = np.arange(tiles)
@@ -95,14 +95,14 @@ def write_columns(lake: Lake, mpp: float, teacher: str, dim: int = 6) -> list[Co
     for (fragment,), group in rows.group_by("fragment", maintain_order=True):
         if set(group["slide"]) <= done:
             continue
-        there = lake.table(features_table(mpp)).get_fragment(fragment)
+        fragment_rows = lake.table(features_table(mpp)).get_fragment(fragment)
         writer = ColumnWriter(lake.store, mpp, field, fragment)
         for row in group.iter_rows(named=True):
             writer.skip(row["row_start"] - writer.rows)
             where = f"slide = {row['slide']}"
-            keys = there.to_table(columns=["tile_id"], filter=where)["tile_id"].to_numpy()
+            keys = fragment_rows.to_table(columns=["tile_id"], filter=where)["tile_id"].to_numpy()
             writer.add(row["slide"], keys, values_of(keys, dim, teacher))
-        writer.skip(there.physical_rows - writer.rows)
+        writer.skip(fragment_rows.physical_rows - writer.rows)
         files.append(writer.finish())
     return files
 
@@ -115,13 +115,13 @@ def add_teacher(lake: Lake, teacher: str, dim: int = 6) -> Lake:
 
 
 def contents(lake: Lake) -> dict[str, object]:
-    """All that a lake means, without where things lie or which versions there were."""
+    """Return the contents of a lake, without the places and versions of its files."""
     slides = lake.slides().select("slide_id", "state", "reason", "fingerprint").collect()
-    found: dict[str, object] = {"slides": slides.sort("slide_id").rows()}
+    values: dict[str, object] = {"slides": slides.sort("slide_id").rows()}
     for mpp in lake.config.mpps:
         frame = lake.tiles(mpp=mpp).collect().sort("slide_id", "tile_id")
-        found[f"tiles {mpp}"] = frame.select(sorted(frame.columns)).to_dict(as_series=False)
+        values[f"tiles {mpp}"] = frame.select(sorted(frame.columns)).to_dict(as_series=False)
         names = ["slide_id", "teacher", "tiles", "crc32", "shard", "shard_crc32"]
         rows = lake.catalog().filter(pl.col("mpp") == mpp).select(names).collect()
-        found[f"catalog {mpp}"] = rows.sort("slide_id", "teacher").rows()
-    return found
+        values[f"catalog {mpp}"] = rows.sort("slide_id", "teacher").rows()
+    return values

@@ -40,11 +40,11 @@ def randomised(model: nn.Module) -> Tensors:
     }
 
 
-def saved(path: Path, found: object) -> Path:
+def saved(path: Path, state: object) -> Path:
     if path.suffix == ".safetensors":
-        safetensors.torch.save_file({n: t.contiguous() for n, t in found.items()}, path)  # type: ignore[attr-defined]
+        safetensors.torch.save_file({n: t.contiguous() for n, t in state.items()}, path)  # type: ignore[attr-defined]
     else:
-        torch.save(found, path)
+        torch.save(state, path)
     return path
 
 
@@ -60,5 +60,5 @@ def images(card: Card) -> Tensor:
 
 @torch.inference_mode()
 def tokens(model: Any, card: Card) -> Tensor:  # noqa: ANN401
-    found: Tensor = model.forward_features(images(card))
-    return found
+    tokens_BND: Tensor = model.forward_features(images(card))
+    return tokens_BND

@@ -65,7 +65,7 @@ def cut(
     side_px: int = TILE_PX,
     step_px: int | None = None,
 ) -> SlideCut:
-    """What a worker would return for a slide with tiles at the given cells of each grid."""
+    """Return a worker's result for a slide with tiles at the given cells of each grid."""
     grids = {}
     for mpp, at in cells.items():
         keys = tile_ids(slide, mpp, at[:, 0], at[:, 1])
@@ -134,8 +134,8 @@ def add_features(
         for fragment in fresh.table(features_table(mpp)).get_fragments():
             with ColumnWriter(lake.store, mpp, field, fragment.fragment_id) as writer:
                 for row in rows:
-                    wanted = row["slide_id"] not in without and row["tiles"]
-                    if row["fragment"] == fragment.fragment_id and wanted:
+                    has_tiles = row["slide_id"] not in without and row["tiles"]
+                    if row["fragment"] == fragment.fragment_id and has_tiles:
                         writer.skip(row["row_start"] - writer.rows)
                         ids = keys.filter(keys["slide"] == row["slide"])["tile_id"].to_numpy()
                         writer.add(row["slide"], ids, feature_rows(ids, dim))
@@ -158,7 +158,7 @@ def make(
     numbers = register(lake, list(sizes))
     names = list(sizes)
 
-    def cuts(wanted: Sequence[str], mark: str) -> list[SlideCut]:
+    def cuts(slide_ids: Sequence[str], mark: str) -> list[SlideCut]:
         return [
             cut(
                 lake,
@@ -168,7 +168,7 @@ def make(
                 mark=mark,
                 patient=(patients or {}).get(name),
             )
-            for name in wanted
+            for name in slide_ids
         ]
 
     first = cut(lake, numbers[names[0]], names[0], {0.5: row_of_cells(11)}, mark="old")

@@ -8,8 +8,6 @@ Shape letters: B bags, N tiles, D feature width, H hidden width, C classes, A at
 (1 or C), K tiles picked at either end.
 """
 
-from __future__ import annotations
-
 from typing import Literal
 
 import torch

@@ -4,8 +4,6 @@ torch draws a Bernoulli number a unit from one serial generator: on CPUs, with t
 of ABMIL beside it, that was a quarter of a training step. Here four units share 64 random bits.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 

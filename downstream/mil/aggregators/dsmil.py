@@ -3,8 +3,6 @@
 Shape letters: B bags, N tiles, D feature width, H hidden width, Q query width, C classes.
 """
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn

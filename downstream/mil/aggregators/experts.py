@@ -6,8 +6,6 @@ drawn class by class, which does not let the rare ones go under; a term holds th
 Shape letters: B bags, C classes.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -89,9 +87,9 @@ class Experts(MilModel):
 
     def pair_loss(
         self,
-        natural: PaddedBags,
+        natural: "PaddedBags",
         natural_label_B: Tensor,
-        balanced: PaddedBags,
+        balanced: "PaddedBags",
         balanced_label_B: Tensor,
     ) -> Tensor:
         """Loss of a pair of batches, a scalar: each head on its own batch, agreement on both.

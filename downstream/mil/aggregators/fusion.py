@@ -6,9 +6,7 @@ or width does not drown the others: each is normalised before anything is mixed.
 Shape letters: B bags, N tiles, D width of all teachers together, K teachers, E fused width.
 """
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -16,9 +14,6 @@ from torch import Tensor, nn
 
 from downstream.mil.layers.teacher_fusion import TeacherGate, TokenBlock
 from downstream.mil.padded_bags import Aggregator, MilError, Pooled
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
 
 
 class Concat(nn.Module):

@@ -7,9 +7,7 @@ Shape letters: N tiles of a bag, P tiles of a level, F tiles of the finer level 
 of a tile, D feature width, E width, H heads, B bags.
 """
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -19,9 +17,6 @@ from downstream.mil.aggregators.dropout import Dropout
 from downstream.mil.aggregators.pooling import GatedAttention
 from downstream.mil.layers.attention import MultiHeadAttention
 from downstream.mil.padded_bags import Aggregator, MilError, Pooled, masked_softmax
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
 
 
 class Hierarchical(Aggregator):

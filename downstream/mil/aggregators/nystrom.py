@@ -5,8 +5,6 @@ softmax(Q K~') pinv(softmax(Q~ K~')) softmax(Q~ K'): memory and time are O(L M),
 Shape letters: B sequences, L tokens, E width, H heads, d width of a head, M landmarks.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 

@@ -5,8 +5,6 @@ Tiles are a set here: neither row order nor coordinates change anything. Memory 
 Shape letters: B bags, N tiles, D feature width, H hidden width, C branches.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 

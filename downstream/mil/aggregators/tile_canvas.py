@@ -6,18 +6,13 @@ one below the other. At several mpps the grids nest, and so they do on the canva
 Shape letters: N tiles.
 """
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
-if TYPE_CHECKING:
-    from collections.abc import Sequence
+Grid = NDArray[np.int64]
 
-    from numpy.typing import NDArray
-
-    Grid = NDArray[np.int64]
 
 GAP = 16
 """Empty rows between two slides, of the coarsest level: more than a 7 x 7 kernel reaches, so that

@@ -6,8 +6,6 @@ bounding box and not its tissue.
 Shape letters: B bags, N tiles, R rows of all bags together, E width, K cells of a square kernel.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable

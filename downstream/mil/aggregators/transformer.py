@@ -7,8 +7,6 @@ Shape letters: B bags, N tiles, L = N + 1 tokens (class token first), D feature 
 H heads, Q queries of a block.
 """
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn

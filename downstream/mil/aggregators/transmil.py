@@ -7,8 +7,6 @@ so that row order changes nothing.
 Shape letters: B bags, N tiles, L = N + 1 tokens (class token first), D feature width, E width.
 """
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn

@@ -3,16 +3,10 @@
 Shape letters: N tiles, H W pixels of a thumbnail.
 """
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
-
 import numpy as np
+from numpy.typing import NDArray
 
 from downstream.report.plots.plots_base import new_figure, plain, to_png
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
 
 
 def attention_png(

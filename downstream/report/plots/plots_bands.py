@@ -7,22 +7,17 @@ Shape letters: S rows of predictions (one or more a patient), P patients, U diff
 G points of a grid, K bins, R resamples.
 """
 
-from __future__ import annotations
-
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 from downstream.measures.class_measures import UndefinedMetricError
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+Floats = NDArray[np.float64]
+Labels = NDArray[np.int64]
 
-    from numpy.typing import NDArray
-
-    Floats = NDArray[np.float64]
-    Labels = NDArray[np.int64]
 
 GRID = np.linspace(0, 1, 101)
 """Where bands are taken."""

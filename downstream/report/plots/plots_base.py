@@ -4,8 +4,6 @@ Drawn with matplotlib's objects on the Agg canvas and no pyplot, so nothing glob
 nothing needs a display. Colours are Okabe and Ito's, which colour-blind readers can tell apart.
 """
 
-from __future__ import annotations
-
 import io
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +18,7 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 _DPI = 130
 
 
-def new_figure(width: float, height: float, columns: int = 1) -> tuple[Figure, Any]:
+def new_figure(width: float, height: float, columns: int = 1) -> "tuple[Figure, Any]":
     """A figure with one axes, or with several side by side.
 
     Args:
@@ -39,7 +37,7 @@ def new_figure(width: float, height: float, columns: int = 1) -> tuple[Figure, A
     return figure, axes
 
 
-def to_png(figure: Figure) -> bytes:
+def to_png(figure: "Figure") -> bytes:
     """The figure as PNG, cut to what is drawn."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", bbox_inches="tight")

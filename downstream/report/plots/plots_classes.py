@@ -3,11 +3,11 @@
 Shape letters: S rows of predictions, P patients, C classes.
 """
 
-from __future__ import annotations
-
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 from downstream.report.plots.plots_bands import (
     GRID,
@@ -20,21 +20,20 @@ from downstream.report.plots.plots_bands import (
 from downstream.report.plots.plots_base import COLOURS, new_figure, plain, shortened, to_png
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-    from numpy.typing import NDArray
+    from matplotlib.axes import Axes
 
     from downstream.measures.abstention import RiskCoverage
     from downstream.report.plots.plots_bands import Scores
 
-    Estimates = Mapping[str, tuple[float, float, float]]
+Estimates = Mapping[str, tuple[float, float, float]]
+
 
 _DARK = 0.55
 _IN_BIN, _MOST_BINS = 10, 10
 
 
 def roc_png(
-    curves: Mapping[str, Scores],
+    curves: Mapping[str, "Scores"],
     *,
     estimates: Estimates | None = None,
     title: str = "",
@@ -65,10 +64,15 @@ def roc_png(
         )
         axes.plot(*roc_points(scores), color=colour, lw=2, label=named(name, estimates))
     axes.set(xlabel="1 - specificity", ylabel="sensitivity", title=plain(title), aspect="equal")
-    axes.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01))
-    legend_title = "AUROC (95 % interval)" if estimates else ""
-    axes.legend(title=legend_title, loc="lower right", frameon=False, fontsize=8, title_fontsize=8)
+    _show_estimates(axes, "AUROC" if estimates else "", loc="lower right")
     return to_png(figure)
+
+
+def _show_estimates(axes: "Axes", measure: str, *, loc: str) -> None:
+    """Set the limits of shares in 0..1, and a legend that names the measure of its numbers."""
+    axes.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01))
+    legend_title = f"{measure} (95 % interval)" if measure else ""
+    axes.legend(title=legend_title, loc=loc, frameon=False, fontsize=8, title_fontsize=8)
 
 
 def named(name: str, estimates: Estimates | None) -> str:
@@ -84,7 +88,7 @@ def named(name: str, estimates: Estimates | None) -> str:
 
 
 def precision_recall_png(
-    curves: Mapping[str, Scores],
+    curves: Mapping[str, "Scores"],
     *,
     estimates: Estimates | None = None,
     title: str = "",
@@ -117,13 +121,11 @@ def precision_recall_png(
         at, heights = np.r_[0, recall], np.r_[precision[0], precision]
         axes.step(at, heights, where="pre", color=colour, lw=2, label=named(name, estimates))
     axes.set(xlabel="recall (sensitivity)", ylabel="precision", title=plain(title), aspect="equal")
-    axes.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01))
-    legend_title = "AUPRC (95 % interval)" if estimates else ""
-    axes.legend(title=legend_title, loc="lower left", frameon=False, fontsize=8, title_fontsize=8)
+    _show_estimates(axes, "AUPRC" if estimates else "", loc="lower left")
     return to_png(figure)
 
 
-def reliability_png(curves: Mapping[str, Scores], *, xlabel: str, ylabel: str) -> bytes:
+def reliability_png(curves: Mapping[str, "Scores"], *, xlabel: str, ylabel: str) -> bytes:
     """Said probabilities against observed shares, above how often each probability was said.
 
     Args:
@@ -160,7 +162,7 @@ def reliability_png(curves: Mapping[str, Scores], *, xlabel: str, ylabel: str) -
     return to_png(figure)
 
 
-def _bins(scores: Scores) -> int:
+def _bins(scores: "Scores") -> int:
     """Ten, or fewer where ten would not hold ten patients each."""
     return int(np.clip(len(np.unique(scores.owner)) // _IN_BIN, 2, _MOST_BINS))
 
@@ -198,7 +200,7 @@ def confusion_png(counts_CC: NDArray[np.int64], names: Sequence[str], *, title: 
     return to_png(figure)
 
 
-def risk_coverage_png(curves: Mapping[str, RiskCoverage]) -> bytes:
+def risk_coverage_png(curves: Mapping[str, "RiskCoverage"]) -> bytes:
     """Share of errors among the surest predictions, by how many are answered.
 
     Args:

@@ -3,21 +3,20 @@
 Shape letters: P patients, G groups.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from downstream.measures.class_measures import UndefinedMetricError
 from downstream.report.plots.plots_base import COLOURS, new_figure, plain, shortened, to_png
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from numpy.typing import NDArray
 
-    Floats = NDArray[np.float64]
+Floats = NDArray[np.float64]
+
 
 _LEAST_IN_GROUP, _MOST_GROUPS = 15, 5
 _RISK_TIMES = 5
@@ -181,7 +180,7 @@ def logrank_p(
 
 
 def _km_curve(
-    axes: Axes, time_P: NDArray[np.float64], event_P: NDArray[np.bool_], *, name: str, colour: str
+    axes: "Axes", time_P: NDArray[np.float64], event_P: NDArray[np.bool_], *, name: str, colour: str
 ) -> None:
     """One group's step curve, its 95 % band (log-log) and a tick for each censored patient."""
     from sksurv.nonparametric import kaplan_meier_estimator
@@ -211,7 +210,7 @@ def _round_times(last: float) -> NDArray[np.float64]:
 
 
 def _at_risk(
-    axes: Axes, ticks: NDArray[np.float64], counts: list[int], *, name: str, row: int
+    axes: "Axes", ticks: NDArray[np.float64], counts: list[int], *, name: str, row: int
 ) -> None:
     """One line of the table under the axes: patients still followed at each tick."""
     below = -0.24 - 0.07 * row

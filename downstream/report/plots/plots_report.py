@@ -1,7 +1,6 @@
 """Figures of the report that other jobs do not need: intervals, fidelity bars, training curves."""
 
-from __future__ import annotations
-
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -9,8 +8,6 @@ import numpy as np
 from downstream.report.plots.plots_base import COLOURS, new_figure, plain, shortened, to_png
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
     from matplotlib.axes import Axes
 
 _WIDTH_IN = 5.8
@@ -116,7 +113,7 @@ def curves_png(curves: Mapping[str, Sequence[float]], *, xlabel: str, ylabel: st
     return to_png(figure)
 
 
-def _name_rows(axes: Axes, names: Sequence[str]) -> None:
+def _name_rows(axes: "Axes", names: Sequence[str]) -> None:
     """Names instead of numbers on a vertical axis that runs from top to bottom."""
     axes.set_yticks(range(len(names)), labels=names)
     axes.set_ylim(len(names) - 0.5, -0.5)

@@ -2,84 +2,33 @@
 
 Curves hold all predictions, and patients are drawn whole in their bands. What counts patients
 (tables, survival curves, scatter) holds one prediction of each, that of the first repetition.
-
-Shape letters: S rows of predictions, P patients, C classes.
 """
 
-from __future__ import annotations
-
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from downstream.measures.class_measures import UndefinedMetricError
-from downstream.report.plots.plots_base import COLOURS
 from downstream.report.plots.plots_report import forest_png
 from downstream.report.run_tables import chance, shown_name
+from downstream.report.views.picture_sections import Picture, Section
+from downstream.report.views.views_classes import (
+    class_section,
+    class_sections,
+    label_section,
+    label_sections,
+)
+from downstream.report.views.views_outcomes import (
+    km_section,
+    number_section,
+    number_sections,
+    survival_sections,
+)
 from ingest.pages.slide_pictures import data_uri
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-
     from downstream.report.finished_run import Run
 
-MOST_CURVES = len(COLOURS)
-MOST_PANELS = 4
-"""Pictures of one kind that are drawn arm by arm."""
 
-
-@dataclass(frozen=True, kw_only=True)
-class Picture:
-    """A picture on a page.
-
-    Attributes:
-        src: Data URI.
-        alt: What it is, for those who can't see it.
-        text: What it shows and how that was chosen.
-        width: CSS pixels.
-    """
-
-    src: str
-    alt: str
-    text: str
-    width: int = 500
-
-
-@dataclass(frozen=True, kw_only=True)
-class Section:
-    """A part of a page under one heading.
-
-    Attributes:
-        key: Anchor.
-        title: Heading.
-        pictures: Side by side where there is room.
-        notes: Sentences: what was left out, and why.
-    """
-
-    key: str
-    title: str
-    pictures: list[Picture] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-
-    def add(self, make: Callable[[], bytes], alt: str, text: str, width: int = 500) -> None:
-        """Draw a picture, or note why these patients give none."""
-        try:
-            src = data_uri(make(), "image/png")
-        except UndefinedMetricError as error:
-            self.notes.append(f"{alt}: not drawn, {error}.")
-            return
-        self.pictures.append(Picture(src=src, alt=alt, text=text, width=width))
-
-
-def first(names: Sequence[str], most: int, section: Section) -> list[str]:
-    """The names that are drawn; the section says which are not."""
-    left = list(names[most:])
-    if left:
-        some = ", ".join(left[:8]) + (f" and {len(left) - 8} more" if len(left) > 8 else "")
-        section.notes.append(f"Drawn for the first {most}; not for {some}.")
-    return list(names[:most])
-
-
-def forest(run: Run) -> Picture | None:
+def forest(run: "Run") -> Picture | None:
     """The main measure of all arms with intervals, or None where it is undefined for all."""
     estimates, name = run.estimates(run.metric), shown_name(run.metric)
     if not estimates:
@@ -95,7 +44,7 @@ def forest(run: Run) -> Picture | None:
     )
 
 
-def differences(run: Run) -> Picture | None:
+def differences(run: "Run") -> Picture | None:
     """Differences from the reference with intervals, or None without comparisons."""
     rows = run.result.get("comparisons", [])
     if not rows:
@@ -129,16 +78,30 @@ def differences(run: Run) -> Picture | None:
     )
 
 
-def sections(run: Run) -> list[Section]:
-    """Pictures of the predictions, by task."""
-    from downstream.report.views.views_classes import class_sections, label_sections
-    from downstream.report.views.views_outcomes import number_sections, survival_sections
+SECTIONS: dict[str, Callable[["Run"], list[Section]]] = {
+    "binary": class_sections,
+    "multiclass": class_sections,
+    "multilabel": label_sections,
+    "regression": number_sections,
+    "survival": survival_sections,
+}
+"""The sections of a run's own page, by task."""
 
-    by_task = {
-        "binary": class_sections,
-        "multiclass": class_sections,
-        "multilabel": label_sections,
-        "regression": number_sections,
-        "survival": survival_sections,
-    }
-    return [part for part in by_task[run.task](run) if part.pictures or part.notes]
+MAIN_SECTION: dict[str, Callable[["Run", list[str]], Section]] = {
+    "binary": class_section,
+    "multiclass": class_section,
+    "multilabel": label_section,
+    "regression": number_section,
+    "survival": km_section,
+}
+"""The section of some arms that stands for a run on the page of the lake, by task."""
+
+
+def sections(run: "Run") -> list[Section]:
+    """Return the pictures of the predictions, in the sections that fit the task."""
+    return [part for part in SECTIONS[run.task](run) if part.pictures or part.notes]
+
+
+def main_section(run: "Run", arm: str) -> Section:
+    """Return the pictures of one arm that stand for the whole run."""
+    return MAIN_SECTION[run.task](run, [arm])

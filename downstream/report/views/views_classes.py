@@ -3,12 +3,12 @@
 Shape letters: S rows of predictions, P patients, C classes.
 """
 
-from __future__ import annotations
-
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 from downstream.measures.abstention import risk_coverage
 from downstream.measures.class_measures import UndefinedMetricError, auroc
@@ -22,13 +22,10 @@ from downstream.report.plots.plots_classes import (
     roc_png,
 )
 from downstream.report.plots.plots_report import forest_png
-from downstream.report.views.run_views import MOST_CURVES, MOST_PANELS, Section, first
+from downstream.report.views.picture_sections import MOST_CURVES, MOST_PANELS, Section, first
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
     import polars as pl
-    from numpy.typing import NDArray
 
     from downstream.measures.abstention import RiskCoverage
     from downstream.report.finished_run import Estimate, Run
@@ -39,7 +36,7 @@ _POOLED = (
 )
 
 
-def class_sections(run: Run) -> list[Section]:
+def class_sections(run: "Run") -> list[Section]:
     """Of two classes or more."""
     section = Section(key="curves", title="Telling classes apart")
     for what, curves in class_curves(run, run.arms, section).items():
@@ -53,7 +50,16 @@ def class_sections(run: Run) -> list[Section]:
     return [section, _calibration(run), _decisions(run), _abstention(run)]
 
 
-def class_curves(run: Run, arms: Sequence[str], section: Section) -> dict[str, dict[str, Scores]]:
+def class_section(run: "Run", arms: Sequence[str]) -> Section:
+    """Return ROC curves: of all arms for two classes, else of the classes of each given arm."""
+    section = Section(key="", title="")
+    drawn_arms = run.arms if run.task == "binary" else arms
+    for shown, curves in class_curves(run, drawn_arms, section).items():
+        add_roc(section, run, shown, curves)
+    return section
+
+
+def class_curves(run: "Run", arms: Sequence[str], section: Section) -> dict[str, dict[str, Scores]]:
     """What is drawn together: the arms for two classes, else the classes of each arm.
 
     Args:
@@ -85,7 +91,7 @@ def class_curves(run: Run, arms: Sequence[str], section: Section) -> dict[str, d
     return found
 
 
-def add_roc(section: Section, run: Run, what: str, curves: Mapping[str, Scores]) -> None:
+def add_roc(section: Section, run: "Run", what: str, curves: Mapping[str, Scores]) -> None:
     """ROC curves in one picture."""
     section.add(
         partial(roc_png, curves, estimates=_known(run, "auroc"), seed=_seed(run)),
@@ -94,7 +100,7 @@ def add_roc(section: Section, run: Run, what: str, curves: Mapping[str, Scores])
     )
 
 
-def add_precision(section: Section, run: Run, what: str, curves: Mapping[str, Scores]) -> None:
+def add_precision(section: Section, run: "Run", what: str, curves: Mapping[str, Scores]) -> None:
     """Precision-recall curves in one picture."""
     section.add(
         partial(precision_recall_png, curves, estimates=_known(run, "auprc"), seed=_seed(run)),
@@ -104,16 +110,16 @@ def add_precision(section: Section, run: Run, what: str, curves: Mapping[str, Sc
     )
 
 
-def _known(run: Run, measure: str) -> dict[str, Estimate] | None:
+def _known(run: "Run", measure: str) -> "dict[str, Estimate] | None":
     """Of the arms, where curves are of arms."""
     return run.estimates(measure) if run.task == "binary" else None
 
 
-def _seed(run: Run) -> int:
+def _seed(run: "Run") -> int:
     return int(run.result["config"].get("seed", 0))
 
 
-def _of_class(run: Run, arm: str, name: str) -> Scores:
+def _of_class(run: "Run", arm: str, name: str) -> Scores:
     """Probabilities of one class."""
     rows, at = run.rows(arm), run.classes.index(name)
     return Scores(
@@ -123,7 +129,7 @@ def _of_class(run: Run, arm: str, name: str) -> Scores:
     )
 
 
-def _sure(run: Run, arm: str) -> Scores:
+def _sure(run: "Run", arm: str) -> Scores:
     """Probability of the likeliest class, and whether the patient is of it."""
     rows = run.rows(arm)
     probabilities = np.array(rows["probabilities"].to_list())
@@ -135,11 +141,11 @@ def _sure(run: Run, arm: str) -> Scores:
     )
 
 
-def _indices(labels: pl.Series, classes: list[str]) -> NDArray[np.int64]:
+def _indices(labels: "pl.Series", classes: list[str]) -> NDArray[np.int64]:
     return np.array([classes.index(name) for name in labels], dtype=np.int64)
 
 
-def _calibration(run: Run) -> Section:
+def _calibration(run: "Run") -> Section:
     """Whether probabilities are what they say."""
     section = Section(key="calibration", title="Are probabilities what they say?")
     arms = first(run.arms, MOST_CURVES, section)
@@ -157,7 +163,7 @@ def _calibration(run: Run) -> Section:
     return section
 
 
-def _decisions(run: Run) -> Section:
+def _decisions(run: "Run") -> Section:
     """Confusion matrices."""
     section = Section(key="decisions", title="Decisions")
     how = (
@@ -179,7 +185,7 @@ def _decisions(run: Run) -> Section:
     return section
 
 
-def confusion_counts(run: Run, arm: str) -> NDArray[np.int64]:
+def confusion_counts(run: "Run", arm: str) -> NDArray[np.int64]:
     """Patients, or tiles, by true (rows) and predicted class (columns) [C, C]."""
     rows, classes = run.once(arm), len(run.classes)
     truth = _indices(rows["label"], run.classes)
@@ -192,7 +198,7 @@ def confusion_counts(run: Run, arm: str) -> NDArray[np.int64]:
     return counts.reshape(classes, classes)
 
 
-def _abstention(run: Run) -> Section:
+def _abstention(run: "Run") -> Section:
     """What leaving out unsure predictions would bring."""
     section = Section(key="abstention", title="Saying nothing where it is not sure")
     curves: dict[str, RiskCoverage] = {}
@@ -224,12 +230,12 @@ def _abstention(run: Run) -> Section:
     return section
 
 
-def label_sections(run: Run) -> list[Section]:
+def label_sections(run: "Run") -> list[Section]:
     """Of several labels, each yes or no."""
     return [label_section(run, run.arms), _label_calibration(run)]
 
 
-def label_section(run: Run, arms: Sequence[str]) -> Section:
+def label_section(run: "Run", arms: Sequence[str]) -> Section:
     """AUROC of each label, a picture an arm."""
     section = Section(key="labels", title="Label by label")
     for arm in first(arms, MOST_PANELS, section):
@@ -249,7 +255,7 @@ def label_section(run: Run, arms: Sequence[str]) -> Section:
     return section
 
 
-def label_estimates(run: Run, arm: str) -> tuple[dict[str, Estimate], list[str]]:
+def label_estimates(run: "Run", arm: str) -> "tuple[dict[str, Estimate], list[str]]":
     """AUROC of each label with its interval, and the labels that have none."""
     from downstream.measures import weighted
     from downstream.measures.class_measures import Measure
@@ -271,7 +277,7 @@ def label_estimates(run: Run, arm: str) -> tuple[dict[str, Estimate], list[str]]
     return found, without
 
 
-def _of_label(run: Run, arm: str, name: str) -> Scores:
+def _of_label(run: "Run", arm: str, name: str) -> Scores:
     rows, at = run.rows(arm), run.classes.index(name)
     return Scores(
         label=rows["labels"].list.get(at).to_numpy().astype(np.int64),
@@ -280,7 +286,7 @@ def _of_label(run: Run, arm: str, name: str) -> Scores:
     )
 
 
-def _label_calibration(run: Run) -> Section:
+def _label_calibration(run: "Run") -> Section:
     section = Section(key="calibration", title="Are probabilities what they say?")
     curves = {arm: _all_labels(run, arm) for arm in first(run.arms, MOST_CURVES, section)}
     section.add(
@@ -297,7 +303,7 @@ def _label_calibration(run: Run) -> Section:
     return section
 
 
-def _all_labels(run: Run, arm: str) -> Scores:
+def _all_labels(run: "Run", arm: str) -> Scores:
     parts = [_of_label(run, arm, name) for name in run.classes]
     return Scores(
         label=np.concatenate([part.label for part in parts]),

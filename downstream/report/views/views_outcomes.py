@@ -3,8 +3,6 @@
 Shape letters: P patients.
 """
 
-from __future__ import annotations
-
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -18,7 +16,7 @@ from downstream.report.plots.plots_outcomes import (
     survival_calibration_png,
     survival_groups,
 )
-from downstream.report.views.run_views import MOST_PANELS, Section, first
+from downstream.report.views.picture_sections import MOST_PANELS, Section, first
 from downstream.survival.survival_extra import has_scikit_survival
 
 if TYPE_CHECKING:
@@ -31,12 +29,12 @@ _WITHOUT = (
 _ONE = "one prediction a patient, that of the first repetition and seed"
 
 
-def number_sections(run: Run) -> list[Section]:
+def number_sections(run: "Run") -> list[Section]:
     """Of a number."""
     return [number_section(run, run.arms)]
 
 
-def number_section(run: Run, arms: list[str]) -> Section:
+def number_section(run: "Run", arms: list[str]) -> Section:
     """True numbers against predicted ones, a picture an arm."""
     section = Section(key="numbers", title="True and predicted")
     for arm in first(arms, MOST_PANELS, section):
@@ -51,12 +49,12 @@ def number_section(run: Run, arms: list[str]) -> Section:
     return section
 
 
-def survival_sections(run: Run) -> list[Section]:
+def survival_sections(run: "Run") -> list[Section]:
     """Risk groups, and predicted against observed survival."""
     return [km_section(run, run.arms), _curves(run)]
 
 
-def km_section(run: Run, arms: list[str]) -> Section:
+def km_section(run: "Run", arms: list[str]) -> Section:
     """Kaplan-Meier curves of the predicted groups."""
     section = Section(key="groups", title="Predicted risk groups")
     if not has_scikit_survival():
@@ -79,11 +77,11 @@ def km_section(run: Run, arms: list[str]) -> Section:
     return section
 
 
-def _time_name(run: Run) -> str:
+def _time_name(run: "Run") -> str:
     return str(run.result["config"]["columns"][0])
 
 
-def _curves(run: Run) -> Section:
+def _curves(run: "Run") -> Section:
     """Predicted against observed survival at one time."""
     section = Section(key="calibration", title="Is predicted survival what happens?")
     if not has_scikit_survival():
@@ -107,7 +105,7 @@ def _curves(run: Run) -> Section:
 
 
 def _calibration(
-    section: Section, run: Run, arm: str, rows: pl.DataFrame, *, at: float, index: int
+    section: Section, run: "Run", arm: str, rows: pl.DataFrame, *, at: float, index: int
 ) -> None:
     said = rows["curve"].list.get(index).to_numpy()
     time, event = rows["time"].to_numpy(), rows["event"].to_numpy()
@@ -128,7 +126,7 @@ def _calibration(
     )
 
 
-def horizon_of(run: Run) -> tuple[float, int] | None:
+def horizon_of(run: "Run") -> tuple[float, int] | None:
     """The time of the curves nearest to the median event, and its index; None without either."""
     times = np.array(run.result.get("curve_times") or [], dtype=np.float64)
     seen = run.scored.filter(pl.col("event"))["time"]

@@ -93,10 +93,10 @@ class Card:
         return 2 * self.dim if pooling == "cls+mean" else self.dim
 
     def identity(self) -> dict[str, Any]:
-        """All that decides the numbers, beside the weights and what is taken of its tokens."""
+        """Return all that decides the numbers, but for the weights and the pooling of tokens."""
         names = ("architecture", "arguments", "input_px", "resize_px", "interpolation", "version")
-        found = {name: getattr(self, name) for name in names}
-        return {**found, "mean": list(self.mean), "std": list(self.std)}
+        facts = {name: getattr(self, name) for name in names}
+        return {**facts, "mean": list(self.mean), "std": list(self.std)}
 
 
 def card_json(card: Card) -> bytes:
@@ -104,12 +104,12 @@ def card_json(card: Card) -> bytes:
     return (json.dumps(asdict(card), indent=2) + "\n").encode()
 
 
-def card_from_json(found: Mapping[str, Any]) -> Card:
+def card_from_json(record: Mapping[str, Any]) -> Card:
     """A card that was kept; what a later version added to it is left out."""
     lists = ("mean", "std", "poolings", "mpps", "files", "unverified")
-    known: dict[str, Any] = {
-        name: tuple(found[name]) if name in lists else found[name]
+    fields: dict[str, Any] = {
+        name: tuple(record[name]) if name in lists else record[name]
         for name in Card.__dataclass_fields__
-        if name in found
+        if name in record
     }
-    return Card(**known)
+    return Card(**fields)

@@ -155,7 +155,7 @@ def lite(number: int, input_px: int, file: str) -> Card:
 
 
 def natural() -> Iterator[Card]:
-    """All of them."""
+    """Return the cards of networks of natural images."""
     yield lite(0, 224, "efficientnet-lite0-57934424.pth")
     yield lite(1, 240, "efficientnet-lite1-77cc7160.pth")
     yield lite(2, 260, "efficientnet-lite2-9656183e.pth")

@@ -18,18 +18,18 @@ Resample = Callable[[Tensor, int], Tensor]
 DINO_OFFSET = 0.1
 
 
-def fitted(found: dict[str, Tensor], model: nn.Module, how: Resample) -> dict[str, Tensor]:
+def fitted(weights: dict[str, Tensor], model: nn.Module, resample: Resample) -> dict[str, Tensor]:
     """Weights whose position table is the network's; left alone if it can't be made so."""
-    out, wanted = dict(found), model.state_dict()
+    out, shapes = dict(weights), model.state_dict()
     for name, trunk in (("pos_embed", model), ("trunk.pos_embed", getattr(model, "trunk", None))):
-        if name in found and name in wanted and found[name].shape != wanted[name].shape:
+        if name in weights and name in shapes and weights[name].shape != shapes[name].shape:
             apart = getattr(trunk, "no_embed_class", False)
             prefix = 0 if apart else int(getattr(trunk, "num_prefix_tokens", 0))
-            out[name] = _resized(found[name], wanted[name], prefix, how)
+            out[name] = _resized(weights[name], shapes[name], prefix, resample)
     return out
 
 
-def _resized(table: Tensor, like: Tensor, prefix: int, how: Resample) -> Tensor:
+def _resized(table: Tensor, like: Tensor, prefix: int, resample: Resample) -> Tensor:
     """A table [1, N, D] with as many rows as another one; the first `prefix` rows are kept."""
     if table.ndim != 3 or len(table) != 1 or table.shape[1] <= prefix:
         return table
@@ -37,7 +37,7 @@ def _resized(table: Tensor, like: Tensor, prefix: int, how: Resample) -> Tensor:
     if old**2 != table.shape[1] - prefix:
         return table
     grid = table[:, prefix:].float().reshape(1, old, old, -1).permute(0, 3, 1, 2)
-    rows = how(grid, new).permute(0, 2, 3, 1).flatten(1, 2)
+    rows = resample(grid, new).permute(0, 2, 3, 1).flatten(1, 2)
     return torch.cat([table[:, :prefix].float(), rows], dim=1)
 
 

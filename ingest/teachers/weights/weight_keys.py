@@ -36,7 +36,7 @@ SHORT = 120
 
 @dataclass(frozen=True, kw_only=True)
 class Keys:
-    """How the names of a kind of file become a network's.
+    """The rules that turn the names in a kind of file into a network's.
 
     Attributes:
         unused: a pattern of names that the network has no use for.
@@ -76,10 +76,10 @@ def read_weights(path: Path) -> Tensors:
         raise TeacherError(msg) from error
 
 
-def _flat(found: object, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
-    if not isinstance(found, Mapping):
+def _flat(content: object, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
+    if not isinstance(content, Mapping):
         return
-    for name, value in found.items():
+    for name, value in content.items():
         if isinstance(value, Tensor):
             yield f"{prefix}{name}", value
         else:
@@ -101,49 +101,49 @@ def load_weights(model: nn.Module, path: Path, card: Card) -> None:
     if card.keys not in KINDS:
         msg = f"{card.name}: no kind of weights '{card.keys}'; known are {', '.join(KINDS)}"
         raise TeacherError(msg)
-    keys, wanted = KINDS[card.keys], model.state_dict()
-    found = renamed(read_weights(path), keys, model)
-    found = fitted(found, model, keys.resample) if keys.resample else found
-    needed = [name for name in wanted if not name.endswith(COUNTER)]
-    wrong = [n for n in needed if n not in found or found[n].shape != wanted[n].shape]
-    wrong += [n for n in found if n not in wanted]
+    keys, shapes = KINDS[card.keys], model.state_dict()
+    tensors = renamed(read_weights(path), keys, model)
+    tensors = fitted(tensors, model, keys.resample) if keys.resample else tensors
+    needed = [name for name in shapes if not name.endswith(COUNTER)]
+    wrong = [n for n in needed if n not in tensors or tensors[n].shape != shapes[n].shape]
+    wrong += [n for n in tensors if n not in shapes]
     if wrong:
         msg = (
             f"{path.name} does not hold the weights of {card.architecture} "
-            f"({len(wrong)} of {len(wanted)} tensors differ, first {wrong[0]})"
+            f"({len(wrong)} of {len(shapes)} tensors differ, first {wrong[0]})"
         )
         raise TeacherError(msg)
-    model.load_state_dict(found, strict=False)
+    model.load_state_dict(tensors, strict=False)
 
 
-def renamed(found: Tensors, keys: Keys, model: nn.Module) -> Tensors:
+def renamed(tensors: Tensors, keys: Keys, model: nn.Module) -> Tensors:
     """Tensors of a file under the network's names, without those it has no use for."""
-    used = {n: x for n, x in found.items() if not (keys.unused and re.fullmatch(keys.unused, n))}
+    used = {n: x for n, x in tensors.items() if not (keys.unused and re.fullmatch(keys.unused, n))}
     for pattern, into in keys.rules:
         used = {re.sub(pattern, into, name): tensor for name, tensor in used.items()}
     return keys.rename(used, model) if keys.rename else used
 
 
-def _without_classifier(found: Tensors, model: nn.Module) -> Tensors:
+def _without_classifier(tensors: Tensors, model: nn.Module) -> Tensors:
     """Timm's own names; its networks say what their classifier is called."""
     named = getattr(model, "pretrained_cfg", {}).get("classifier") or ()
     heads = tuple(f"{name}." for name in ([named] if isinstance(named, str) else named))
-    return {name: tensor for name, tensor in found.items() if not (name + ".").startswith(heads)}
+    return {name: tensor for name, tensor in tensors.items() if not (name + ".").startswith(heads)}
 
 
-def _in_order(found: Tensors, model: nn.Module) -> Tensors:
+def _in_order(tensors: Tensors, model: nn.Module) -> Tensors:
     """The same network under another implementation's names: tensor by tensor in order."""
-    wanted = model.state_dict()
-    if set(wanted) <= set(found):
-        return _without_classifier(found, model)
-    names = [*wanted, *list(found)[len(wanted) :]]
-    return dict(zip(names, found.values(), strict=False))
+    shapes = model.state_dict()
+    if set(shapes) <= set(tensors):
+        return _without_classifier(tensors, model)
+    names = [*shapes, *list(tensors)[len(shapes) :]]
+    return dict(zip(names, tensors.values(), strict=False))
 
 
-def _joined(found: Tensors, names: tuple[str, str, str]) -> Tensors:
+def _joined(tensors: Tensors, names: tuple[str, str, str]) -> Tensors:
     """Query, key and value layers become the one that timm has, `attn.qkv`."""
-    out = dict(found)
-    for name in found:
+    out = dict(tensors)
+    for name in tensors:
         if f".attn.{names[0]}." not in name:
             continue
         parts = [name.replace(f".{names[0]}.", f".{other}.") for other in names]
@@ -153,34 +153,34 @@ def _joined(found: Tensors, names: tuple[str, str, str]) -> Tensors:
     return out
 
 
-def _registers_apart(found: Tensors, _: nn.Module) -> Tensors:
+def _registers_apart(tensors: Tensors, _: nn.Module) -> Tensors:
     """The class token's position is added to it: timm's networks with registers have none."""
-    if "register_tokens" not in found or "pos_embed" not in found or "cls_token" not in found:
-        return found
-    table, out = found["pos_embed"], dict(found)
+    if "register_tokens" not in tensors or "pos_embed" not in tensors or "cls_token" not in tensors:
+        return tensors
+    table, out = tensors["pos_embed"], dict(tensors)
     out["reg_token"] = out.pop("register_tokens")
     return {**out, "cls_token": out["cls_token"] + table[:, :1], "pos_embed": table[:, 1:]}
 
 
-def _hf(found: Tensors, model: nn.Module) -> Tensors:
-    return _registers_apart(_joined(found, ("query", "key", "value")), model)
+def _hf(tensors: Tensors, model: nn.Module) -> Tensors:
+    return _registers_apart(_joined(tensors, ("query", "key", "value")), model)
 
 
-def _musk(found: Tensors, _: nn.Module) -> Tensors:
-    out = _joined(found, ("q_proj", "k_proj", "v_proj"))
+def _musk(tensors: Tensors, _: nn.Module) -> Tensors:
+    out = _joined(tensors, ("q_proj", "k_proj", "v_proj"))
     if "positions" in out:
         # Its first two rows are padding, from Fairseq.
         out["pos_embed"] = out.pop("positions")[None, 2:]
     return out
 
 
-def _dinov3(found: Tensors, model: nn.Module) -> Tensors:
+def _dinov3(tensors: Tensors, model: nn.Module) -> Tensors:
     """Biases of query, key and value that are all zero are left out, as in timm's network."""
-    wanted = model.state_dict()
+    shapes = model.state_dict()
     return {
         name: tensor
-        for name, tensor in found.items()
-        if name in wanted or not name.endswith("attn.qkv.bias") or tensor.any()
+        for name, tensor in tensors.items()
+        if name in shapes or not name.endswith("attn.qkv.bias") or tensor.any()
     }
 
 

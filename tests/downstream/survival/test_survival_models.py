@@ -14,6 +14,7 @@ from sksurv.metrics import concordance_index_censored
 from sksurv.util import Surv
 
 from downstream.run.fit_settings import SurvivalSettings
+from downstream.run.model_tables import POOLED
 from downstream.survival.curves import (
     at_times,
     breslow_curve,
@@ -21,7 +22,7 @@ from downstream.survival.curves import (
     fit_baseline,
     hazard_curve,
 )
-from downstream.survival.pooled_models import POOLED, PooledModel, fit_pooled
+from downstream.survival.pooled_models import PooledModel, fit_pooled
 from downstream.survival.risks import SurvivalError
 from downstream.survival.survival_losses import TimeBins, survival_curve
 

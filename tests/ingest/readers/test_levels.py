@@ -12,7 +12,7 @@ from featurestore import Lake, LakeConfig, SlideCut, create_lake
 from ingest.cut import cut_slide
 from ingest.readers.level_reader import LevelReader
 from ingest.readers.openslide_reader import OpenSlideReader
-from ingest.readers.tiff_reader import TiffReader
+from ingest.readers.tiff.tiff_reader import TiffReader
 from ingest.select.sources import fingerprint
 from tests.conftest import shard_samples
 from tests.worlds.planted_levels import FAULTS, Pixels, real_pixels, reduced, write_slide

@@ -12,9 +12,9 @@ from featurestore import LakeConfig, create_lake
 from ingest.cut import cut_slide
 from ingest.errors import SlideError
 from ingest.grid import plan_grids
-from ingest.readers.jpeg_tiff import JpegTiff
-from ingest.readers.ome import ome_mpp
-from ingest.readers.tiff_reader import TiffReader
+from ingest.readers.tiff.jpeg_tiff import JpegTiff
+from ingest.readers.tiff.ome import ome_mpp
+from ingest.readers.tiff.tiff_reader import TiffReader
 from ingest.remote.local_copy import local_slide
 from ingest.select.sources import fingerprint
 from tests.conftest import REAL_SLIDE

@@ -7,7 +7,7 @@ import pytest
 import tifffile
 
 from ingest.errors import SlideError
-from ingest.readers.tiff_check import check_tiff
+from ingest.readers.tiff.tiff_check import check_tiff
 from tests.conftest import REAL_SLIDE
 
 

@@ -9,9 +9,9 @@ import tifffile
 
 from ingest.errors import SlideError
 from ingest.grid import plan_grids
-from ingest.readers.jpeg_tiff import JpegTiff, NotNativeError
 from ingest.readers.openslide_reader import OpenSlideReader
-from ingest.readers.tiff_reader import TiffReader
+from ingest.readers.tiff.jpeg_tiff import JpegTiff, NotNativeError
+from ingest.readers.tiff.tiff_reader import TiffReader
 from tests.conftest import REAL_SLIDE
 
 
@@ -117,7 +117,7 @@ def test_level_that_differs_from_openslide_is_not_trusted(
         pixels[5, 5, 0] ^= 1
         return pixels
 
-    monkeypatch.setattr("ingest.readers.jpeg_tiff.simplejpeg.decode_jpeg", inexact)
+    monkeypatch.setattr("ingest.readers.tiff.jpeg_tiff.simplejpeg.decode_jpeg", inexact)
     with TiffReader(str(REAL_SLIDE)) as slide, OpenSlideReader(str(REAL_SLIDE)) as theirs:
         grid = plan_grids(slide.size_px, slide.mpp, 256, {0.5: 1})[0.5]
         np.testing.assert_array_equal(slide.tile(grid, 1, 1), theirs.tile(grid, 1, 1))

@@ -18,7 +18,7 @@ from ingest.cut import cut_or_reason
 from ingest.errors import InputError, SlideError
 from ingest.ray_ingest import IngestResult, ingest
 from ingest.select.cut_settings import CutSettings
-from ingest.select.named_slides import How, asked_for
+from ingest.select.named_slides import IngestOptions, find_named_slides
 from ingest.select.slides_to_cut import Todo, dry_run, sort_out
 from ingest.select.sources import fingerprint, resolve, split_duplicates
 from tests.conftest import REAL_SLIDE, ROOT
@@ -31,7 +31,7 @@ EXAMPLE = str(ROOT / "examples" / "own_segmenter.py")
 
 def run(lake: Lake, *inputs: Path | str, cut: bool = True, **how: Any) -> Todo:  # noqa: ANN401
     """What an ingest does, in this process; a run that is killed does not cut."""
-    asked = asked_for([str(path) for path in inputs], how)  # type: ignore[arg-type]
+    asked = find_named_slides([str(path) for path in inputs], how)  # type: ignore[arg-type]
     todo = sort_out(lake.committer.register(asked.rows), how, asked.tissue_by)  # type: ignore[arg-type]
     assert not todo.failed
     if todo.facts:
@@ -265,7 +265,7 @@ def test_a_mask_of_an_earlier_scan_is_not_taken_for_a_new_one(
 def test_dry_run_says_what_would_change(lake: Lake, slide: Path, tmp_path: Path) -> None:
     run(lake, slide)
     (tmp_path / "m.csv").write_text(f"uri,patient_id\n{slide},P1\n")
-    how: How = {"mpp_override": 0.25, "replace": True}
+    how: IngestOptions = {"mpp_override": 0.25, "replace": True}
     plan = dry_run(lake.uri, [str(slide)], CONFIG, how, cores=1)
     assert plan.notes == ["a would be cut again: mpp 0.499, now 0.25"]
     plan = dry_run(lake.uri, [str(tmp_path / "m.csv")], CONFIG, {}, cores=1)
@@ -365,14 +365,14 @@ def test_one_file_with_two_masks_is_two_slides(lake: Lake, tmp_path: Path) -> No
 
 def test_one_file_as_two_slides_without_masks_is_told(tmp_path: Path) -> None:
     table = manifest(tmp_path / "m.csv", "uri,slide_id\nFILE,left\nFILE,right\nFILE,right\n")
-    asked = asked_for([str(table)], {})
+    asked = find_named_slides([str(table)], {})
     assert [one["slide_id"] for one in asked.rows] == ["left", "right"]
     assert asked.notes[0].startswith("left, right are one file, cut in the same way")
 
 
 def test_a_slide_named_twice_with_other_facts_is_refused(tmp_path: Path) -> None:
     text = "uri,slide_id,patient_id,site\nFILE,a,P1,A\nFILE,a,P2,A\n"
-    asked = asked_for([str(manifest(tmp_path / "m.csv", text))], {})
+    asked = find_named_slides([str(manifest(tmp_path / "m.csv", text))], {})
     assert "'a' is named twice, and differs in patient_id" in asked.stopped[0]["reason"]
     first, later = split_duplicates(resolve([str(tmp_path / "m.csv")]))
     assert ([s.patient_id for s in first], [s.patient_id for s in later]) == (["P1"], ["P2"])
@@ -391,7 +391,7 @@ def test_linked_folders_are_followed_once_and_files_of_macos_left_out(tmp_path: 
     found = resolve([str(tmp_path / "study")], note=notes.append)
     assert [source.slide_id for source in found] == ["a", "b"]
     assert notes == ["2 files that macOS makes are left out: ._a.svs, ..."]
-    asked = asked_for([f"{tmp_path}/study/*"], {})
+    asked = find_named_slides([f"{tmp_path}/study/*"], {})
     assert [one["slide_id"] for one in asked.rows] == ["a", "b"]
     assert asked.stopped == []  # a.svs is reached by the link back, too
     (tmp_path / "link").symlink_to(tmp_path / "study")
@@ -403,7 +403,7 @@ def test_linked_folders_are_followed_once_and_files_of_macos_left_out(tmp_path: 
 def test_masks_that_match_no_slide_are_told(slide: Path, tmp_path: Path) -> None:
     box_mask(tmp_path / "masks" / "A.geojson", 0, 0, 9, 9)
     with pytest.raises(InputError, match=r"no mask in .* is of one of the slides"):
-        asked_for([str(slide)], {"masks": str(tmp_path / "masks")})
+        find_named_slides([str(slide)], {"masks": str(tmp_path / "masks")})
     box_mask(tmp_path / "masks" / "a.geojson", 0, 0, 9, 9)
-    asked = asked_for([str(slide)], {"masks": str(tmp_path / "masks")})
+    asked = find_named_slides([str(slide)], {"masks": str(tmp_path / "masks")})
     assert asked.notes == ["1 masks match no slide: A"]

@@ -14,9 +14,9 @@ from ingest.cut import cut_slide
 from ingest.errors import SlideError
 from ingest.pages.contact_sheet import write_contact_sheet
 from ingest.readers.mpp import StatedMpp, choose_mpp, given_mpp
-from ingest.readers.ome import ome_mpp
 from ingest.readers.open_slide import open_slide
 from ingest.readers.slide_reader import ReadOptions
+from ingest.readers.tiff.ome import ome_mpp
 from ingest.select.cut_settings import CutSettings, differences
 from ingest.select.sources import fingerprint
 from tests.conftest import REAL_SLIDE, ROOT

@@ -4,9 +4,8 @@ A trial is an arm on one fold with one draw of settings; the draws are the same 
 folds. Trial 0 is the settings as they were given. What was tried is kept in `runs/<run>/search/`.
 """
 
-from __future__ import annotations
-
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -15,8 +14,6 @@ import numpy as np
 from downstream.run.study_errors import StudyError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from downstream.run.fit_settings import MilSettings
     from downstream.run.study import Cell
     from featurestore import Lake
@@ -31,7 +28,7 @@ class Trial:
         number: Which draw.
     """
 
-    cell: Cell
+    cell: "Cell"
     number: int
 
     @property
@@ -40,13 +37,13 @@ class Trial:
         return f"runs/{self.cell.study.run}/search/{self.cell.stem}-{self.number}.json"
 
     @property
-    def settings(self) -> MilSettings:
+    def settings(self) -> "MilSettings":
         """What it trains with."""
         study = self.cell.study
         return drawn(study.settings, self.number, seed=study.seed)
 
 
-def drawn(settings: MilSettings, number: int, *, seed: int) -> MilSettings:
+def drawn(settings: "MilSettings", number: int, *, seed: int) -> "MilSettings":
     """Settings of a draw; number 0 is the settings themselves."""
     if number == 0:
         return settings
@@ -60,7 +57,7 @@ def drawn(settings: MilSettings, number: int, *, seed: int) -> MilSettings:
     )
 
 
-def trials_of(cells: Sequence[Cell]) -> list[Trial]:
+def trials_of(cells: Sequence["Cell"]) -> list[Trial]:
     """Every draw on every fold of every MIL arm; none if no search was asked for."""
     return [
         Trial(cell=cell, number=number)
@@ -76,7 +73,8 @@ def run_trial(trial: Trial) -> float:
     Raises:
         StudyError: A split has no validation part.
     """
-    from downstream.run.cell_models import Patients, fit_member
+    from downstream.cells.cell_models import fit_member
+    from downstream.cells.cell_patients import Patients
     from featurestore import open_lake
 
     study = trial.cell.study
@@ -95,7 +93,7 @@ def run_trial(trial: Trial) -> float:
     return loss
 
 
-def settings_of(lake: Lake, cell: Cell) -> MilSettings:
+def settings_of(lake: "Lake", cell: "Cell") -> "MilSettings":
     """The settings that a cell trains with: those of the trial with the least validation loss."""
     study = cell.study
     if not study.tune or not cell.is_mil:

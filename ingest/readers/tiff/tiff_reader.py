@@ -10,12 +10,12 @@ import numpy as np
 
 from ingest.errors import SlideError
 from ingest.grid import MPP_TOLERANCE, Grid
-from ingest.readers.jpeg_tiff import SHRINKS, JpegTiff, NotNativeError, compared_tiles
 from ingest.readers.level_check import Place, level_scale
 from ingest.readers.openslide_reader import OpenSlideReader
 from ingest.readers.slide_file import SlideFile
 from ingest.readers.slide_reader import ReadOptions, RgbArray, SlideReader
-from ingest.readers.tile_grids import TileGrid, tile_grids, tile_places
+from ingest.readers.tiff.jpeg_tiff import SHRINKS, JpegTiff, NotNativeError, compared_tiles
+from ingest.readers.tiff.tile_grids import TileGrid, tile_grids, tile_places
 
 NEAR = 6.0  # grey levels; wrong colours are 48
 
@@ -51,16 +51,16 @@ class TiffReader(OpenSlideReader):
             self._add_levels(self._native)
 
     def _same_levels(self) -> dict[int, int]:
-        """Our number of each of openslide's levels that we can read: those of the same size."""
+        """Return the native number of each of openslide's levels that has the same size."""
         ours = {
-            (found.width_px, found.height_px): number
-            for number, found in enumerate(self._native.levels if self._native else [])
+            (native_level.width_px, native_level.height_px): number
+            for number, native_level in enumerate(self._native.levels if self._native else [])
         }
-        theirs = enumerate(self._sizes)
+        openslide_levels = enumerate(self._sizes)
         # Between two pixels of a level openslide interpolates; what it gives there is its own.
         return {
             level: ours[size]
-            for level, size in theirs
+            for level, size in openslide_levels
             if size in ours and isinstance(self._scales[level], int)
         }
 
@@ -70,11 +70,11 @@ class TiffReader(OpenSlideReader):
         There are no pixels of openslide's to compare them with; as all levels they are compared
         with finer ones before they are used.
         """
-        for number, found in enumerate(native.levels[1:], start=1):
-            size = (found.width_px, found.height_px)
+        for number, native_level in enumerate(native.levels[1:], start=1):
+            size = (native_level.width_px, native_level.height_px)
             if self._trusted_native(0) is None:
                 return
-            if not min(found.sizes):
+            if not min(native_level.sizes):
                 self.notes.append(f"level {number} is not used: tiles of it are not stored")
                 continue
             level = len(self._sizes)
@@ -83,7 +83,7 @@ class TiffReader(OpenSlideReader):
             self._numbers[level], self._trusted[level] = number, True
 
     def _places(self, level: int) -> list[Place]:
-        """Where the tiles with most bytes lie, of this level and of level 0: no pixel is read."""
+        """Return the places of the heaviest tiles of this level and of level 0; it reads none."""
         if self._native is not None and {0, level} <= self._numbers.keys():
             base, grid = (self._native.levels[self._numbers[n]] for n in (0, level))
             return tile_places(base, grid)
@@ -99,13 +99,13 @@ class TiffReader(OpenSlideReader):
 
     @property
     def name(self) -> str:  # type: ignore[override]
-        """Which reader read the pixels."""
+        """The name of the reader that read the pixels."""
         return "tiff" if any(self._trusted.values()) else "openslide"
 
     def _reduced(
         self, level: int, x: int, y: int, width: int, height: int, shrink: int
     ) -> RgbArray:
-        """As `LevelReader.region`; reduced to a half, a fourth or an eighth by libjpeg."""
+        """Return the pixels of `region`, reduced to a half, a fourth or an eighth by libjpeg."""
         native = self._trusted_native(level)
         if native and native.shrinks(self._numbers[level], shrink):
             return native.region(self._numbers[level], x, y, width, height, shrink=shrink)
@@ -126,7 +126,7 @@ class TiffReader(OpenSlideReader):
         return max(fits, default=1)
 
     def stored_level(self, grid: Grid) -> int | None:
-        """The level whose stored tiles are just the tiles of a grid; None if there is none."""
+        """Return the level whose stored tiles are just those of a grid; None if there is none."""
         if self.converts_colours:
             return None
         level = self._level(grid.side_px / grid.tile_px)
@@ -134,11 +134,15 @@ class TiffReader(OpenSlideReader):
         side_px = self._scales[level] * grid.tile_px
         if native is None or not side_px == grid.side_px == grid.step_px:
             return None
-        found = native.levels[self._numbers[level]]
-        return level if found.tile_width_px == found.tile_height_px == grid.tile_px else None
+        native_level = native.levels[self._numbers[level]]
+        return (
+            level
+            if native_level.tile_width_px == native_level.tile_height_px == grid.tile_px
+            else None
+        )
 
     def stored_jpeg(self, level: int, grid_y: int, grid_x: int) -> bytes | None:
-        """A stored tile of a `stored_level`; None for one that reaches beyond the slide.
+        """Return a stored tile of a `stored_level`; None for one that reaches beyond the slide.
 
         Raises:
             SlideError: its bytes are not there, or end before the JPEG does.
@@ -146,22 +150,29 @@ class TiffReader(OpenSlideReader):
         native, number = self._native, self._numbers[level]
         if native is None:
             return None
-        found = native.levels[number]
-        right, bottom = (grid_x + 1) * found.tile_width_px, (grid_y + 1) * found.tile_height_px
-        if right > found.width_px or bottom > found.height_px:
+        native_level = native.levels[number]
+        right, bottom = (
+            (grid_x + 1) * native_level.tile_width_px,
+            (grid_y + 1) * native_level.tile_height_px,
+        )
+        if right > native_level.width_px or bottom > native_level.height_px:
             return None
-        return native.jpeg(number, grid_y * found.columns + grid_x)
+        return native.jpeg(number, grid_y * native_level.columns + grid_x)
 
     def stored_tile_px(self, mpp: float) -> int | None:
-        """Side of the square tiles stored at an mpp, or None if none are."""
+        """Return the side of the square tiles stored at an mpp, or None if none are."""
         if self.converts_colours:
             return None
         level = self._level(mpp / self.mpp)
         native = self._trusted_native(level)
         if native is None or abs(self._scales[level] * self.mpp / mpp - 1) > MPP_TOLERANCE:
             return None
-        found = native.levels[self._numbers[level]]
-        return found.tile_width_px if found.tile_width_px == found.tile_height_px else None
+        native_level = native.levels[self._numbers[level]]
+        return (
+            native_level.tile_width_px
+            if native_level.tile_width_px == native_level.tile_height_px
+            else None
+        )
 
     def _trusted_native(self, level: int) -> JpegTiff | None:
         if self._native is None or level not in self._numbers:
@@ -173,21 +184,21 @@ class TiffReader(OpenSlideReader):
         return self._native if self._trusted[level] else None
 
     def _distrust(self, native: JpegTiff, level: int) -> str | None:
-        """Why a level is not to be read natively, after a look at some of its tiles."""
-        found = native.levels[self._numbers[level]]
-        if not min(found.sizes):
+        """Return why a level is not to be read natively, after a look at some of its tiles."""
+        native_level = native.levels[self._numbers[level]]
+        if not min(native_level.sizes):
             return f"level {level} has tiles that are not stored"
-        for number in compared_tiles(found):
-            y, x = divmod(number, found.columns)
-            size = (found.tile_width_px, found.tile_height_px)
+        for number in compared_tiles(native_level):
+            y, x = divmod(number, native_level.columns)
+            size = (native_level.tile_width_px, native_level.tile_height_px)
             x, y = x * size[0], y * size[1]
-            theirs = super()._pixels(level, x, y, *size)
+            expected = super()._pixels(level, x, y, *size)
             try:
                 ours = native.region(self._numbers[level], x, y, *size)
             except SlideError as error:
                 return str(error)
             exact = not number or self._slide.level_downsamples[level] == self._scales[level]
-            if why := _difference(ours, theirs, exact=exact):
+            if why := _difference(ours, expected, exact=exact):
                 return f"tile {number} of level {level} differs from openslide's {why}"
         return None
 
@@ -204,9 +215,9 @@ def open_tiff(file: SlideFile, options: ReadOptions) -> SlideReader:
     return TiffReader(file.path, options=options)
 
 
-def _difference(ours: RgbArray, theirs: RgbArray, *, exact: bool) -> str:
-    """How pixels differ, if they do; where openslide is a part of a pixel off, by their mean."""
-    apart = np.abs(ours.astype(np.int16) - theirs)
+def _difference(ours: RgbArray, expected: RgbArray, *, exact: bool) -> str:
+    """Return how pixels differ, or nothing; where openslide is a part of a pixel off, by means."""
+    apart = np.abs(ours.astype(np.int16) - expected)
     if exact:
         return f"by {apart.max()}" if apart.any() else ""
     return f"by {apart.mean():.1f} in the mean" if apart.mean() > NEAR else ""

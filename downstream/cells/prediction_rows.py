@@ -3,29 +3,27 @@
 Shape letters: P patients, M members.
 """
 
-from __future__ import annotations
-
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 
 from downstream.measures.thresholds import best_threshold
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from numpy.typing import NDArray
-
-    from downstream.run.cell_models import Member, Patients
+    from downstream.cells.cell_patients import Patients
+    from downstream.cells.member import Member
     from downstream.run.study import Cell, Patient
 
-    Floats = NDArray[np.float64]
+Floats = NDArray[np.float64]
+
 
 Row = dict[str, Any]
 
 
-def rows_of(cell: Cell, patients: Patients, members: Sequence[Member]) -> list[Row]:
+def rows_of(cell: "Cell", patients: "Patients", members: Sequence["Member"]) -> list[Row]:
     """Validation and test rows of a cell, as JSON."""
     test_ids = members[0].split.test
     test = _mean([member.test for member in members])
@@ -69,7 +67,7 @@ def _shared(parts: Sequence[NDArray[Any] | None]) -> Floats | None:
 
 
 def _threshold(
-    cell: Cell, patients: Patients, ids: Sequence[str], seen: Sequence[Floats]
+    cell: "Cell", patients: "Patients", ids: Sequence[str], seen: Sequence[Floats]
 ) -> float | None:
     """Of a question with two answers: chosen on validation patients, 0.5 without any."""
     if cell.study.task != "binary":
@@ -78,7 +76,7 @@ def _threshold(
     return best_threshold(label, np.array([outcome[1] for outcome in seen]))
 
 
-def _told(cell: Cell, patient: Patient, outcome: Any, threshold: float | None) -> Row:  # noqa: ANN401
+def _told(cell: "Cell", patient: "Patient", outcome: Any, threshold: float | None) -> Row:  # noqa: ANN401
     """The columns of the task."""
     study = cell.study
     if study.task == "survival":
@@ -99,7 +97,7 @@ def _told(cell: Cell, patient: Patient, outcome: Any, threshold: float | None) -
     }
 
 
-def _survival(cell: Cell, high: NDArray[Any] | None, curve: Floats | None, at: int) -> Row:
+def _survival(cell: "Cell", high: NDArray[Any] | None, curve: Floats | None, at: int) -> Row:
     if cell.study.task != "survival":
         return {}
     return {
@@ -108,7 +106,9 @@ def _survival(cell: Cell, high: NDArray[Any] | None, curve: Floats | None, at: i
     }
 
 
-def attention_table(cell: Cell, patients: Patients, members: Sequence[Member]) -> pl.DataFrame:
+def attention_table(
+    cell: "Cell", patients: "Patients", members: Sequence["Member"]
+) -> pl.DataFrame:
     """Attention of the test patients' tiles, the mean over members; 1 over a patient in sum."""
     parts = []
     for at, one in enumerate(members[0].split.test):

@@ -83,12 +83,12 @@ def _directories_end(path: str, file: BinaryIO) -> int | None:
     big = version == 43
     at = struct.unpack_from(f"{order}Q", head.ljust(16, b"\0"), 8) if big else None
     at = at or struct.unpack_from(f"{order}I", head, 4)
-    end, offset, seen = len(head), at[0], set[int]()
+    end, offset, visited = len(head), at[0], set[int]()
     while offset:
-        if offset in seen or len(seen) == DIRECTORIES_MAX:
+        if offset in visited or len(visited) == DIRECTORIES_MAX:
             msg = f"{path} is damaged: its directories of images lead in a circle, or are too many"
             raise SlideError(msg)
-        seen.add(offset)
+        visited.add(offset)
         reach, offset = _directory(file, offset, order, big=big)
         end = max(end, reach)
     return end
@@ -128,7 +128,7 @@ def _pages(file: BinaryIO) -> list["_Page"]:
 
 
 class _Page:
-    """What is looked at of one image of a TIFF. Untyped, as tifffile's pages are."""
+    """The tags of one image of a TIFF that are checked. Untyped, as tifffile's pages are."""
 
     def __init__(self, page: Any) -> None:  # noqa: ANN401
         self.width_px, self.height_px = int(page.imagewidth), int(page.imagelength)

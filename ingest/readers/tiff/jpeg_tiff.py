@@ -18,8 +18,8 @@ import tifffile
 from PIL import Image
 
 from ingest.errors import SlideError
-from ingest.readers.tiff_images import JPEG, WEBP, image_pages
-from ingest.readers.tile_grids import TileGrid
+from ingest.readers.tiff.tiff_images import JPEG, WEBP, image_pages
+from ingest.readers.tiff.tile_grids import TileGrid
 
 YCBCR, RGB = 6, 2
 # Says that the three components are red, green and blue as they stand: without it every decoder
@@ -39,7 +39,7 @@ class NotNativeError(Exception):
 
 @dataclass(frozen=True, kw_only=True)
 class JpegLevel(TileGrid):
-    """Where the tiles of one level lie.
+    """The places of the tiles of one level in a file.
 
     Attributes:
         offsets: first byte of each tile, row after row.
@@ -169,20 +169,20 @@ class JpegTiff:
         return self.levels[level].head + self._stored(level, number, b"\xff\xd8")[2:]
 
     def _stored(self, level: int, number: int, begins: bytes) -> bytes:
-        found = self.levels[level]
-        size = found.sizes[number]
-        data = os.pread(self._file, size, found.offsets[number])
+        tiles = self.levels[level]
+        size = tiles.sizes[number]
+        data = os.pread(self._file, size, tiles.offsets[number])
         if len(data) != size or not data.startswith(begins):
             msg = f"{self.path}: tile {number} of level {level} is damaged or cut off"
             raise SlideError(msg)
         return data
 
     def _decoded(self, level: int, number: int, shrink: int) -> RgbArray:
-        found = self.levels[level]
-        width, height = found.tile_width_px // shrink, found.tile_height_px // shrink
+        tiles = self.levels[level]
+        width, height = tiles.tile_width_px // shrink, tiles.tile_height_px // shrink
         small = {"min_height": height, "min_width": width} if shrink > 1 else {}
         try:
-            if found.compression == WEBP:
+            if tiles.compression == WEBP:
                 rgb = _from_webp(self._stored(level, number, b"RIFF"))
             else:
                 jpeg = self.jpeg(level, number)
@@ -199,10 +199,10 @@ class JpegTiff:
 
     def shrinks(self, level: int, factor: int) -> bool:
         """Whether the tiles of a level can be decoded at 1 / factor."""
-        found = self.levels[level]
-        if found.compression != JPEG:
+        tiles = self.levels[level]
+        if tiles.compression != JPEG:
             return factor == 1
-        whole = not found.tile_width_px % factor and not found.tile_height_px % factor
+        whole = not tiles.tile_width_px % factor and not tiles.tile_height_px % factor
         return whole and factor in SHRINKS
 
     def region(
@@ -221,18 +221,18 @@ class JpegTiff:
         Raises:
             SlideError: a tile is damaged or not stored.
         """
-        found = self.levels[level]
-        right = min(x + width, found.width_px // shrink)
-        bottom = min(y + height, found.height_px // shrink)
+        tiles = self.levels[level]
+        right = min(x + width, tiles.width_px // shrink)
+        bottom = min(y + height, tiles.height_px // shrink)
         left, top = max(x, 0), max(y, 0)
         whole = (x, y, right, bottom) == (left, top, x + width, y + height)
         out = np.empty((height, width, 3), np.uint8)
         if not whole:
             out.fill(255)
-        tw, th = found.tile_width_px // shrink, found.tile_height_px // shrink
+        tw, th = tiles.tile_width_px // shrink, tiles.tile_height_px // shrink
         for row in range(top // th, -(-bottom // th)):
             for column in range(left // tw, -(-right // tw)):
-                tile = self._tile(level, row * found.columns + column, shrink)
+                tile = self._tile(level, row * tiles.columns + column, shrink)
                 x0, x1 = max(left, column * tw), min(right, (column + 1) * tw)
                 y0, y1 = max(top, row * th), min(bottom, (row + 1) * th)
                 inside = tile[y0 - row * th : y1 - row * th, x0 - column * tw : x1 - column * tw]

@@ -1,0 +1,80 @@
+"""The models of a cell's classes, labels or numbers, and which function trains which model.
+
+Shape letters: P patients.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+from downstream.cells.cell_patients import Patients
+from downstream.cells.member import Member
+from downstream.cells.mil_training import train_on
+from downstream.run.model_tables import trainer_of
+
+if TYPE_CHECKING:
+    from downstream.run.study import Cell
+    from downstream.splits.folds import Split
+
+
+def fit_member(patients: Patients, split: "Split") -> Member:
+    """Train a model on one split and predict the split's validation and test patients."""
+    cell = patients.cell
+    member: Member = trainer_of(cell.study.kind, cell.arm.model)(patients, split)
+    return member
+
+
+def fit_mil_member(patients: Patients, split: "Split") -> Member:
+    """A MIL model of classes, labels or a number."""
+    from downstream.mil.objective import Labels
+
+    study = patients.cell.study
+    objective = Labels.fit(
+        task_of(patients.cell), patients.target(split.train), weighted=study.settings.weighted
+    )
+    fitted = train_on(patients, split, objective)
+    return Member(
+        split=split,
+        validation=objective.outcome(fitted.validation),
+        test=objective.outcome(fitted.test),
+        attention=fitted.attention,
+        told=fitted.told,
+    )
+
+
+def fit_probe_member(patients: Patients, split: "Split") -> Member:
+    """A linear model or nearest neighbours on pooled features."""
+    from downstream.probes.fit import fit_probe
+
+    study = patients.cell.study
+    task = task_of(patients.cell)
+    validation = None
+    if split.validation:
+        validation = (patients.pooled(split.validation), patients.target(split.validation))
+    probe = fit_probe(
+        patients.cell.arm.model,
+        patients.pooled(split.train),
+        patients.target(split.train),
+        validation=validation,
+        task=task.kind,
+        classes=max(len(study.classes), 1),
+        seed=patients.cell.random_seed(split.inner),
+    )
+    test = probe.scores(patients.pooled(split.test))
+    return Member(
+        split=split,
+        validation=test[:0] if validation is None else probe.scores(validation[0]),
+        test=test,
+        told={"inner": split.inner},
+    )
+
+
+def task_of(cell: "Cell") -> Any:  # noqa: ANN401 - a Task; torch is imported by workers only
+    """What a MIL model predicts; two classes are a softmax over two."""
+    from downstream.mil.losses import Task
+
+    study = cell.study
+    if study.task == "regression":
+        return Task(kind="regression")
+    return Task(
+        kind="multilabel" if study.task == "multilabel" else "multiclass",
+        outputs=len(study.classes),
+    )

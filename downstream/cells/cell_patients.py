@@ -1,0 +1,111 @@
+"""The patients of a cell: bags, pooled features and outcomes, each read once.
+
+Shape letters: P patients, K outcomes, D feature width.
+"""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from downstream.cells.member import Member
+from downstream.run.feature_bags import PatientBags, teachers_of
+from downstream.run.study import outcomes
+
+if TYPE_CHECKING:
+    from downstream.mil.train import Examples
+    from downstream.run.feature_bags import PatientBag
+    from downstream.run.fit_settings import MilSettings
+    from downstream.run.study import Cell, Patient
+    from featurestore import Lake
+
+Floats = NDArray[np.float64]
+
+
+class Patients:
+    """The patients of a cell: bags, pooled features and outcomes, each read once.
+
+    Args:
+        lake: Where the features are.
+        cell: Whose patients.
+        settings: That MIL models are trained with.
+    """
+
+    def __init__(self, lake: "Lake", cell: "Cell", *, settings: "MilSettings") -> None:
+        study = cell.study
+        self.settings = settings
+        self.cell = cell
+        self.patients: tuple[Patient, ...] = study.patients
+        self._row = {patient.patient_id: at for at, patient in enumerate(study.patients)}
+        self._bags = PatientBags(
+            lake, [p.slide_ids for p in study.patients], cell.arm.features, mpps=study.mpps
+        )
+        self._pooled: dict[str, Floats] = {}
+        self._soft: dict[str, Floats] = {}
+        dims = lake.teachers(mpp=study.mpps[0])
+        self.widths = tuple(dims[teacher] for teacher in teachers_of(cell.arm.features))
+
+    def patient(self, patient_id: str) -> "Patient":
+        """By id."""
+        return self.patients[self._row[patient_id]]
+
+    def bag(self, patient_id: str) -> "PatientBag":
+        """All tiles of a patient."""
+        return self._bags[self._row[patient_id]]
+
+    def target(self, ids: Sequence[str]) -> Floats:
+        """Outcomes: [P] where there is one a patient, else [P, K]."""
+        found = outcomes(self.patient(one) for one in ids)
+        return found[:, 0] if found.shape[1] == 1 else found
+
+    def examples(self, ids: Sequence[str], *, soft: bool = False) -> "Examples":
+        """Bags and targets for a MIL model; with what `soften` made of the labels if asked for."""
+        from downstream.mil.train import Examples
+
+        target = self.target(ids)
+        if soft and self._soft:
+            target = np.stack([self._soft[one] for one in ids])
+        return Examples(bags=_View(self, ids), target=target)
+
+    def soften(self, members: Sequence[Member], share: float) -> None:
+        """Mix what is said of each patient by models that have not trained on it into its label.
+
+        Source: ensemble distillation of De Angeli et al. (JAMIA Open 2022): an ensemble's mean
+        probabilities tell how sure a label is.
+
+        Args:
+            members: One for each inner split; each patient is in one validation part.
+            share: Of the models' probabilities in a label, in 0..1.
+        """
+        for member in members:
+            hard = np.eye(member.validation.shape[1])
+            labels = self.target(member.split.validation).astype(np.int64)
+            for one, label, said in zip(
+                member.split.validation, labels, member.validation, strict=True
+            ):
+                self._soft[one] = share * said + (1 - share) * hard[label]
+
+    def pooled(self, ids: Sequence[str]) -> Floats:
+        """One vector a patient, see `risks.pool`: [P, D], one bag in memory at a time."""
+        from downstream.survival.risks import pool
+
+        for one in ids:
+            if one not in self._pooled:
+                bag = self.bag(one)
+                numbers = np.unique(bag.slide)
+                self._pooled[one] = pool([bag.features[bag.slide == n] for n in numbers])
+        return np.stack([self._pooled[one] for one in ids])
+
+
+class _View:
+    """The bags of some of a cell's patients."""
+
+    def __init__(self, patients: Patients, ids: Sequence[str]) -> None:
+        self._patients, self._ids = patients, ids
+
+    def __len__(self) -> int:
+        return len(self._ids)
+
+    def __getitem__(self, index: int, /) -> "PatientBag":
+        return self._patients.bag(self._ids[index])

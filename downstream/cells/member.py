@@ -1,0 +1,42 @@
+"""The predictions of one trained model of a cell.
+
+Shape letters: P patients, T times.
+"""
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from downstream.splits.folds import Split
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Member:
+    """A trained model's predictions.
+
+    Attributes:
+        split: What it was trained on.
+        validation: Outcomes of the validation patients, [P, ...].
+        test: Outcomes of the test patients, [P, ...]: probabilities, numbers, or risks.
+        high: Survival: whether each test patient's risk is above the training median, [P].
+        validation_high: Likewise of validation patients.
+        curve: Survival: S(t) of the test patients [P, T].
+        validation_curve: Likewise of validation patients.
+        attention: Of each test patient's tiles; None for a model without.
+        told: What is kept of its training.
+    """
+
+    split: "Split"
+    validation: Floats
+    test: Floats
+    high: NDArray[np.bool_] | None = None
+    validation_high: NDArray[np.bool_] | None = None
+    curve: Floats | None = None
+    validation_curve: Floats | None = None
+    attention: list[NDArray[np.float32]] | None = None
+    told: dict[str, Any] = field(default_factory=dict)

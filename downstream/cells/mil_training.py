@@ -1,0 +1,93 @@
+"""A MIL model of a cell: trained on an inner split, stopped by its validation, applied to its test.
+
+Shape letters: P patients, C outputs, N tiles.
+"""
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from downstream.cells.cell_patients import Patients
+from downstream.splits.split import PARTS
+
+if TYPE_CHECKING:
+    from downstream.mil.objective import Objective
+    from downstream.splits.folds import Split
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trained:
+    """A trained MIL model's logits.
+
+    Attributes:
+        train: Of the training patients [P, C]; empty unless asked for.
+        validation: Of the validation patients.
+        test: Of the test patients.
+        attention: Of each test patient's tiles.
+        told: What is kept of its training.
+    """
+
+    train: Floats
+    validation: Floats
+    test: Floats
+    attention: list[NDArray[np.float32]]
+    told: dict[str, Any]
+
+
+def train_on(
+    patients: Patients, split: "Split", objective: "Objective", *, with_train: bool = False
+) -> Trained:
+    """Train a MIL model and apply it; with its training patients too where a cut needs them."""
+    from downstream.mil.predict import predict
+    from downstream.mil.train import train_mil
+
+    study = patients.cell.study
+    parts = {part: patients.examples(split.patients(part), soft=part == "train") for part in PARTS}
+    fit = train_mil(
+        patients.cell.arm.model,
+        parts["train"],
+        parts["validation"],
+        objective,
+        patients.settings,
+        widths=patients.widths,
+        ratios=ratios_of(study.mpps),
+        seed=patients.cell.random_seed(split.inner),
+        device=best_device(),
+    )
+    test, attention = predict(fit.model, parts["test"].bags)
+    none = np.empty((0, test.shape[1]))
+    return Trained(
+        train=predict(fit.model, parts["train"].bags)[0] if with_train else none,
+        validation=predict(fit.model, parts["validation"].bags)[0] if split.validation else none,
+        test=test,
+        attention=attention,
+        told={
+            "inner": split.inner,
+            "epochs": fit.epochs,
+            "train_loss": list(fit.train_loss),
+            "validation_loss": list(fit.validation_loss),
+        },
+    )
+
+
+def ratios_of(mpps: Sequence[float]) -> tuple[int, ...]:
+    """Side of a tile in tiles of the next finer mpp, coarse to fine; empty for one mpp.
+
+    >>> ratios_of([0.5, 8.0, 2.0])
+    (4, 4)
+    """
+    levels = sorted(mpps, reverse=True)
+    return tuple(round(coarse / fine) for coarse, fine in itertools.pairwise(levels))
+
+
+def best_device() -> str:
+    """A GPU if this worker has one."""
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"

@@ -1,0 +1,64 @@
+"""The sections of a page: a heading, pictures with a sentence each, and what was not drawn."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from downstream.measures.class_measures import UndefinedMetricError
+from downstream.report.plots.plots_base import COLOURS
+from ingest.pages.slide_pictures import data_uri
+
+MOST_CURVES = len(COLOURS)
+MOST_PANELS = 4
+"""Pictures of one kind that are drawn arm by arm."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Picture:
+    """A picture on a page.
+
+    Attributes:
+        src: Data URI.
+        alt: What it is, for those who can't see it.
+        text: What it shows and how that was chosen.
+        width: CSS pixels.
+    """
+
+    src: str
+    alt: str
+    text: str
+    width: int = 500
+
+
+@dataclass(frozen=True, kw_only=True)
+class Section:
+    """A part of a page under one heading.
+
+    Attributes:
+        key: Anchor.
+        title: Heading.
+        pictures: Side by side where there is room.
+        notes: Sentences: what was left out, and why.
+    """
+
+    key: str
+    title: str
+    pictures: list[Picture] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def add(self, make: Callable[[], bytes], alt: str, text: str, width: int = 500) -> None:
+        """Draw a picture, or note why these patients give none."""
+        try:
+            src = data_uri(make(), "image/png")
+        except UndefinedMetricError as error:
+            self.notes.append(f"{alt}: not drawn, {error}.")
+            return
+        self.pictures.append(Picture(src=src, alt=alt, text=text, width=width))
+
+
+def first(names: Sequence[str], most: int, section: Section) -> list[str]:
+    """The names that are drawn; the section says which are not."""
+    left = list(names[most:])
+    if left:
+        some = ", ".join(left[:8]) + (f" and {len(left) - 8} more" if len(left) > 8 else "")
+        section.notes.append(f"Drawn for the first {most}; not for {some}.")
+    return list(names[:most])

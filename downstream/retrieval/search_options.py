@@ -1,0 +1,31 @@
+"""The settings of a search for similar tiles or slides; imports nothing heavy."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchOptions:
+    """A query, and how it is searched.
+
+    Attributes:
+        like: `SLIDE:x,y` for the tile that covers a place (level-0 pixels), or `SLIDE`.
+        features: Name of one teacher or student.
+        mpp: Microns per pixel of the tiles.
+        k: How many tiles or slides are returned.
+        exact: Compare with all tiles, even if there is an index. Slides are always compared so.
+        build_index: Build the teacher's index first, if it is missing or does not cover all tiles.
+        other_patients_only: Leave out the query's patient; else its own tiles are marked.
+        recall_tiles: Random tiles on which the index is compared with the exact search; None takes
+            16 if one pass over the features is short (up to 2 GB) and 0 beyond; 0 does not compare.
+        version: Version of the lake, or name of a snapshot; the newest if None.
+    """
+
+    like: str
+    features: str
+    mpp: float = 0.5
+    k: int = 12
+    exact: bool = False
+    build_index: bool = False
+    other_patients_only: bool = False
+    recall_tiles: int | None = None
+    version: int | str | None = None

@@ -1,0 +1,157 @@
+"""Every model by name, and what a study has to know of it without importing torch.
+
+One more aggregator is a module in `mil/aggregators` and an entry here; checks, help and docs follow
+from the entry. What is heavy is named by `module:attribute` and imported on use.
+"""
+
+import importlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from downstream.run.study_errors import StudyError
+
+TileClasses = Literal["none", "outputs", "at least two"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class AggregatorEntry:
+    """A MIL model.
+
+    Attributes:
+        loader: `module:class`, imported on use.
+        summary: What it is, in a few words.
+        options: Options of the class that the name stands for.
+        tile_classes: The option `classes` of a class with tile classifiers: as many as the model
+            has `outputs`, or `at least two` (a binary model has one output); `none` without.
+        several_mpps: Whether it takes tiles at several nested mpps, and only those.
+    """
+
+    loader: str
+    summary: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+    tile_classes: TileClasses = "none"
+    several_mpps: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class PooledEntry:
+    """A model on pooled features, one vector a patient.
+
+    Attributes:
+        loader: `module:function` that fits it, imported on use.
+        summary: What it is, in a few words.
+        is_reduced: Survival: whether it gets principal components and not all features.
+        chooses: Survival: what it chooses on validation patients; empty if nothing.
+    """
+
+    loader: str
+    summary: str
+    is_reduced: bool = True
+    chooses: str = ""
+
+
+_POOLING = "downstream.mil.aggregators.pooling"
+AGGREGATORS: dict[str, AggregatorEntry] = {
+    "abmil": AggregatorEntry(loader=f"{_POOLING}:Abmil", summary="gated attention"),
+    "clam_mb": AggregatorEntry(
+        loader="downstream.mil.aggregators.clam:Clam",
+        summary="CLAM with an attention branch for each class",
+        options={"multi_branch": True},
+        tile_classes="at least two",
+    ),
+    "clam_sb": AggregatorEntry(
+        loader="downstream.mil.aggregators.clam:Clam",
+        summary="CLAM with one attention branch",
+        tile_classes="at least two",
+    ),
+    "dsmil": AggregatorEntry(
+        loader="downstream.mil.aggregators.dsmil:Dsmil",
+        summary="attention to the most critical tile",
+        tile_classes="outputs",
+    ),
+    "hierarchical": AggregatorEntry(
+        loader="downstream.mil.aggregators.hierarchy:Hierarchical",
+        summary="attention over nested mpps (PatHME)",
+        several_mpps=True,
+    ),
+    "max": AggregatorEntry(loader=f"{_POOLING}:MaxPool", summary="maximum over tiles"),
+    "mean": AggregatorEntry(loader=f"{_POOLING}:MeanPool", summary="mean over tiles"),
+    "transformer": AggregatorEntry(
+        loader="downstream.mil.aggregators.transformer:PositionTransformer",
+        summary="transformer with a distance bias",
+    ),
+    "transmil": AggregatorEntry(
+        loader="downstream.mil.aggregators.transmil:TransMil",
+        summary="TransMIL, Nystrom attention on the grid",
+    ),
+}
+"""Models of bags, of all tasks."""
+
+PROBES: dict[str, PooledEntry] = {
+    "linear": PooledEntry(
+        loader="downstream.probes.heads:fit_linear", summary="logistic or ridge regression"
+    ),
+    "knn": PooledEntry(
+        loader="downstream.probes.heads:fit_nearest", summary="nearest neighbours by cosine"
+    ),
+}
+"""Models of classes and numbers on pooled features."""
+
+_SURVIVAL = "downstream.survival.pooled_models"
+POOLED: dict[str, PooledEntry] = {
+    "boosting": PooledEntry(
+        loader=f"{_SURVIVAL}:fit_boosting", summary="boosted trees", chooses="number of trees"
+    ),
+    "cox": PooledEntry(loader=f"{_SURVIVAL}:fit_cox", summary="ridge Cox regression"),
+    "coxnet": PooledEntry(
+        loader=f"{_SURVIVAL}:fit_coxnet",
+        summary="elastic-net Cox regression",
+        is_reduced=False,
+        chooses="penalty",
+    ),
+    "forest": PooledEntry(loader=f"{_SURVIVAL}:fit_forest", summary="random survival forest"),
+}
+"""Models of survival on pooled features."""
+
+_Table = Mapping[str, AggregatorEntry] | Mapping[str, PooledEntry]
+TRAINERS: dict[str, tuple[tuple[_Table, str], ...]] = {
+    "mil": (
+        (AGGREGATORS, "downstream.cells.cell_models:fit_mil_member"),
+        (PROBES, "downstream.cells.cell_models:fit_probe_member"),
+    ),
+    "survival": (
+        (POOLED, "downstream.survival.survival_cell_models:fit_pooled_member"),
+        (AGGREGATORS, "downstream.survival.survival_cell_models:fit_survival_member"),
+    ),
+}
+"""By kind of study the tables of its models, each with the function that trains one on a split."""
+
+
+def models_of(kind: str) -> dict[str, str]:
+    """Return the models of a kind of study, by name, with their summaries; for checks and help.
+
+    >>> sorted(models_of("survival"))[:3], models_of("mil")["abmil"]
+    (['abmil', 'boosting', 'clam_mb'], 'gated attention')
+    """
+    return {name: table[name].summary for table, _ in TRAINERS[kind] for name in table}
+
+
+def trainer_of(kind: str, model: str) -> Callable[..., Any]:
+    """Return the function that trains a model of a study on one split.
+
+    Raises:
+        StudyError: The kind of study has no such model.
+    """
+    for table, loader in TRAINERS[kind]:
+        if model in table:
+            return load(loader)
+    msg = f"model {model!r}; a {kind} study has {', '.join(sorted(models_of(kind)))}"
+    raise StudyError(msg)
+
+
+def load(loader: str) -> Callable[..., Any]:
+    """Return what a loader, `module:attribute`, names."""
+    module, _, attribute = loader.partition(":")
+    loaded: Callable[..., Any] = getattr(importlib.import_module(module), attribute)
+    return loaded

@@ -1,1 +1,0 @@
-"""What of a slide is tissue: slidelake's own methods, and a user's model."""
