@@ -250,6 +250,11 @@ class FusionTask(TrainingTask):
         return self.fuser
 
     @property
+    def kept_parts(self) -> dict[str, nn.Module]:
+        """The student, and its heads."""
+        return {**super().kept_parts, "heads": self.heads}
+
+    @property
     def dim(self) -> int:
         """Width of the fused vector."""
         return self.fuser.width

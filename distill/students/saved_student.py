@@ -47,10 +47,7 @@ def write_student(
         under=under,
         licences={teacher: licence_of(lake.store, teacher) for teacher in recipe.teachers},
     )
-    parts: dict[str, nn.Module] = {"model": task.student}
-    if isinstance(heads := getattr(task, "heads", None), nn.Module):
-        parts["heads"] = heads
-    files = {f"{part}.safetensors": _weights(module) for part, module in parts.items()}
+    files = {f"{part}.safetensors": _weights(module) for part, module in task.kept_parts.items()}
     files |= kind_of(recipe).keep(student)
     for file, content in files.items():
         lake.write_bytes(f"{folder}/{file}", content)

@@ -97,6 +97,11 @@ class TrainingTask(nn.Module, ABC):
         """The network that is kept for use: its weights become `model.safetensors`."""
 
     @property
+    def kept_parts(self) -> dict[str, nn.Module]:
+        """The modules that are kept as NAME.safetensors; the student is `model`."""
+        return {"model": self.student}
+
+    @property
     @abstractmethod
     def dim(self) -> int:
         """Width of the student's embedding."""

@@ -129,6 +129,11 @@ class TileTask(TrainingTask):
         return self.network.trunk
 
     @property
+    def kept_parts(self) -> dict[str, nn.Module]:
+        """The student, and its heads."""
+        return {**super().kept_parts, "heads": self.heads}
+
+    @property
     def dim(self) -> int:
         """Width of the embedding."""
         dim: int = self.network.dim

@@ -124,6 +124,11 @@ class RegionTask(TrainingTask):
         return self.encoder
 
     @property
+    def kept_parts(self) -> dict[str, nn.Module]:
+        """The student, and its heads."""
+        return {**super().kept_parts, "heads": self.heads}
+
+    @property
     def dim(self) -> int:
         """Width of a region's vector."""
         return self.encoder.network.width
