@@ -86,7 +86,7 @@ class StudentRecord:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Split:
+class EvaluationSplit:
     """Students that hold out the same slides, and the student that they are compared with.
 
     Attributes:
@@ -164,7 +164,7 @@ def splits(
     *,
     single: str | None = None,
     mpps: Sequence[float] | None = None,
-) -> tuple[list[Split], list[str]]:
+) -> tuple[list[EvaluationSplit], list[str]]:
     """Group students by the slides that they hold out, and note what is left out.
 
     Seeds may hold out other patients each: every student is evaluated on its own.
@@ -252,7 +252,7 @@ def _split(
     students: tuple[StudentRecord, ...],
     single: StudentRecord | None,
     mpps: tuple[float, ...],
-) -> Split:
+) -> EvaluationSplit:
     slides = patient_of(lake.slides().filter(pl.col("state") == "ready").collect())
     slides = slides.sort("slide_id")
     patient = dict(slides.select("slide_id", "patient").iter_rows())
@@ -269,7 +269,7 @@ def _split(
     if not train:
         msg = f"no slide of another patient than the held-out ones is in {lake.uri}"
         raise DistillError(msg)
-    return Split(
+    return EvaluationSplit(
         held_out=held_out_slides,
         train=train,
         students=students,

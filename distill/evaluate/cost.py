@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from distill.evaluate.compared_students import Split, StudentRecord
+from distill.evaluate.compared_students import EvaluationSplit, StudentRecord
 from distill.evaluate.embeddings import Runner
-from distill.evaluate.sampled_tiles import BATCH_TILES, Int64Array, RgbArray, Tiles
+from distill.evaluate.sampled_tiles import BATCH_TILES, Int64Array, RgbArray, SampledTiles
 from featurestore import Lake, ShardReader
 from ingest.tile_jpeg import decode_tile
 
@@ -104,7 +104,7 @@ def _parts(
             yield reader, reader.tile_id[at : at + BATCH_TILES]
 
 
-def read_seconds(tiles: Tiles) -> float:
+def read_seconds(tiles: SampledTiles) -> float:
     """Measure the seconds to decode a tile, in one thread."""
     start = time.perf_counter()
     some = tiles.jpeg[:BATCH_TILES]
@@ -114,7 +114,7 @@ def read_seconds(tiles: Tiles) -> float:
 
 
 def training(
-    lake: Lake, student: StudentRecord, split: Split, mpps: Sequence[float]
+    lake: Lake, student: StudentRecord, split: EvaluationSplit, mpps: Sequence[float]
 ) -> Numbers | None:
     """Return the numbers of a student's training from its report; None if it lacks them.
 

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from distill.errors import DistillError
-from distill.evaluate.sampled_tiles import Tiles
+from distill.evaluate.sampled_tiles import SampledTiles
 from featurestore import Lake, LakeError
 from ingest import Card, TeacherError, find_card, find_teachers
 from ingest.teachers.encoder import Encoder, cropped, preprocess, resized
@@ -54,11 +54,11 @@ class Runner:
         """Embed RGB tiles [B, H, W, 3] as vectors [B, D]."""
         return self.encoder(pixels, tile_id, [self.output])[self.output.column]
 
-    def embed(self, tiles: Tiles) -> Float32Array:
+    def embed(self, tiles: SampledTiles) -> Float32Array:
         """Embed all tiles [N, D]."""
         return np.concatenate([self(pixels, keys) for keys, pixels in tiles.batches()])
 
-    def seconds_per_tile(self, tiles: Tiles) -> float:
+    def seconds_per_tile(self, tiles: SampledTiles) -> float:
         """Measure resizing and the network on decoded tiles: the least of several runs.
 
         As few tiles as keep all threads busy: on a CPU a large teacher takes seconds for each.
@@ -132,7 +132,9 @@ def _refuse_other_weights(lake: Lake, column: str, mpp: float, sha256: str) -> N
         raise DistillError(msg)
 
 
-def run_undistilled(card: Card, tiles: Tiles, *, seed: int, device: str, threads: int) -> Runner:
+def run_undistilled(
+    card: Card, tiles: SampledTiles, *, seed: int, device: str, threads: int
+) -> Runner:
     """Build a student's network before any training: random weights of a fixed seed.
 
     The output of a deep network of fresh batch norms, which pass their input on, may vanish or blow
@@ -149,7 +151,7 @@ def run_undistilled(card: Card, tiles: Tiles, *, seed: int, device: str, threads
     return _ready(card, model, output, device=device, threads=threads)
 
 
-def _take_statistics(model: nn.Module, card: Card, tiles: Tiles) -> None:
+def _take_statistics(model: nn.Module, card: Card, tiles: SampledTiles) -> None:
     norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     if not norms:
         return
@@ -212,6 +214,6 @@ def _side_by_side(features: Mapping[str, Array]) -> Float64Array:
     return np.concatenate([x.astype(np.float64) for x in features.values()], axis=1)
 
 
-def joined_features(parts: Sequence[Tiles], teachers: Sequence[str]) -> dict[str, Array]:
+def joined_features(parts: Sequence[SampledTiles], teachers: Sequence[str]) -> dict[str, Array]:
     """Join the teachers' features of tiles of several mpps."""
     return {name: np.concatenate([part.features[name] for part in parts]) for name in teachers}

@@ -38,7 +38,7 @@ import polars as pl
 
 from cluster import progress
 from distill.errors import DistillError
-from distill.evaluate.compared_students import Split, StudentRecord, splits
+from distill.evaluate.compared_students import EvaluationSplit, StudentRecord, splits
 from distill.evaluate.cost import machine
 from distill.evaluate.evaluation_page import page
 from distill.evaluate.evaluation_spec import EvaluationSpec
@@ -100,7 +100,7 @@ def _labels(lake: Lake, spec: EvaluationSpec) -> tuple[pl.DataFrame | None, list
 
 
 def _report(
-    lake: Lake, parts: Sequence[Split], spec: EvaluationSpec, labels: pl.DataFrame | None
+    lake: Lake, parts: Sequence[EvaluationSplit], spec: EvaluationSpec, labels: pl.DataFrame | None
 ) -> Report:
     """Measure all splits, one after the other, and gather their numbers."""
     measured: list[tuple[Subject, Tree]] = []
@@ -142,7 +142,7 @@ def _student_report(student: StudentRecord) -> Report:
     }
 
 
-def _split_report(split: Split, tiles: SplitTiles) -> Report:
+def _split_report(split: EvaluationSplit, tiles: SplitTiles) -> Report:
     """Return a split's part of the report: its students, slides and numbers of tiles."""
     parts = {
         "train": tiles.train,

@@ -8,24 +8,24 @@ import polars as pl
 
 from cluster import Progress
 from distill.errors import DistillError
-from distill.evaluate.compared_students import Split
+from distill.evaluate.compared_students import EvaluationSplit
 from distill.evaluate.cost import amortisation, read_seconds, throughput, training
 from distill.evaluate.evaluation_spec import EvaluationSpec
 from distill.evaluate.measures.embedding_measures import (
+    EmbeddedTiles,
     Labelled,
-    Part,
     fidelity,
     mode_switching,
     probes,
     retrieval_scores,
 )
 from distill.evaluate.measures.stain_robustness import VARIANTS, perturbed, robustness
-from distill.evaluate.sampled_tiles import Tiles, labelled, readable, sample
+from distill.evaluate.sampled_tiles import SampledTiles, labelled, readable, sample
 from distill.evaluate.seed_summary import Tree, spread
 from distill.evaluate.subjects import Subject, subjects
 from featurestore import Lake, mpp_name
 
-Sampled = dict[float, Tiles]
+Sampled = dict[float, SampledTiles]
 
 
 @dataclass(kw_only=True)
@@ -48,7 +48,7 @@ class SplitTiles:
 
 
 def read_split(
-    lake: Lake, split: Split, labels: pl.DataFrame | None, spec: EvaluationSpec
+    lake: Lake, split: EvaluationSplit, labels: pl.DataFrame | None, spec: EvaluationSpec
 ) -> SplitTiles:
     """Read the tiles of a split.
 
@@ -79,13 +79,13 @@ def read_split(
     return split_tiles
 
 
-def steps(split: Split) -> int:
+def steps(split: EvaluationSplit) -> int:
     """Return about how many subjects a split has; perturbed tiles count as one more."""
     return len(split.runnable) + len(split.students) + 2 + len(split.teachers)
 
 
 def measure_split(
-    lake: Lake, split: Split, split_tiles: SplitTiles, spec: EvaluationSpec, bar: Progress
+    lake: Lake, split: EvaluationSplit, split_tiles: SplitTiles, spec: EvaluationSpec, bar: Progress
 ) -> tuple[list[tuple[Subject, Tree]], Tree | None]:
     """Measure every subject, and the time that cached teachers saved the first student."""
     split_subjects, notes = subjects(lake, split, split_tiles.train, spec)
@@ -102,7 +102,7 @@ def measure_split(
     )
 
 
-def _measure(lake: Lake, split: Split, split_tiles: SplitTiles, subject: Subject) -> Tree:
+def _measure(lake: Lake, split: EvaluationSplit, split_tiles: SplitTiles, subject: Subject) -> Tree:
     train, held = (_parts(subject, tiles, split) for tiles in (split_tiles.train, split_tiles.held))
     by_teacher = fidelity(train, held)
     switching = {t: mode_switching(by_mpp) for t, by_mpp in by_teacher.items()}
@@ -115,9 +115,11 @@ def _measure(lake: Lake, split: Split, split_tiles: SplitTiles, subject: Subject
     }
 
 
-def _parts(subject: Subject, tiles: Mapping[float, Tiles], split: Split) -> dict[float, Part]:
+def _parts(
+    subject: Subject, tiles: Mapping[float, SampledTiles], split: EvaluationSplit
+) -> dict[float, EmbeddedTiles]:
     return {
-        mpp: Part(
+        mpp: EmbeddedTiles(
             x=subject.embed(some),
             features={name: some.features[name] for name in split.teachers},
             patient=some.patient,
@@ -164,7 +166,7 @@ def _labelled_at(subject: Subject, split_tiles: SplitTiles, mpp: float) -> Label
     return _labelled(subject, split_tiles.label_train[mpp])
 
 
-def _labelled(subject: Subject, tiles: Tiles) -> Labelled:
+def _labelled(subject: Subject, tiles: SampledTiles) -> Labelled:
     if tiles.label is None:
         msg = "tiles without labels can't be classified"
         raise DistillError(msg)
@@ -213,7 +215,9 @@ def _soon(
     return bool(needed_s <= spec.teacher_seconds)
 
 
-def _fast(lake: Lake, split: Split, split_tiles: SplitTiles, subject: Subject) -> Tree | None:
+def _fast(
+    lake: Lake, split: EvaluationSplit, split_tiles: SplitTiles, subject: Subject
+) -> Tree | None:
     """Measure throughput per mpp of students; of teachers only the network's, on a few tiles."""
     runner = subject.runner
     if runner is None or subject.kind in {"undistilled", "pca"}:
@@ -232,7 +236,7 @@ def _fast(lake: Lake, split: Split, split_tiles: SplitTiles, subject: Subject) -
 
 def _amortised(
     lake: Lake,
-    split: Split,
+    split: EvaluationSplit,
     split_tiles: SplitTiles,
     split_subjects: Sequence[Subject],
     trees: Sequence[Tree],

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from distill.evaluate.compared_students import Split
+from distill.evaluate.compared_students import EvaluationSplit
 from featurestore import Lake, ShardReader, TileBatch
 from ingest.tile_jpeg import decode_tile
 
@@ -27,7 +27,7 @@ Array = npt.NDArray[np.floating]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Tiles:
+class SampledTiles:
     """Some tiles of one mpp.
 
     Attributes:
@@ -78,8 +78,14 @@ def readable(lake: Lake, columns: Sequence[str], *, mpp: float, slides: Sequence
 
 
 def sample(
-    lake: Lake, split: Split, slides: Sequence[str], *, mpp: float, most: int, seed: int = 0
-) -> Tiles | None:
+    lake: Lake,
+    split: EvaluationSplit,
+    slides: Sequence[str],
+    *,
+    mpp: float,
+    most: int,
+    seed: int = 0,
+) -> SampledTiles | None:
     """Sample tiles of all slides together, drawn in blocks of four; None if there are none.
 
     Features are the columns of the split; of a split with a finer mpp, the teachers' are their
@@ -103,7 +109,7 @@ def sample(
         seed=seed,
     )
     numbers = _patients(stream.slides, split.patient)
-    parts: list[Tiles] = []
+    parts: list[SampledTiles] = []
     with contextlib.closing(iter(stream)) as batches:
         for batch in batches:
             parts.append(_complete(_of_batch(batch, numbers, split.under)))
@@ -113,12 +119,12 @@ def sample(
     return sampled if len(sampled) else None
 
 
-def _of_batch(batch: TileBatch, numbers: Mapping[int, int], under: float | None) -> Tiles:
+def _of_batch(batch: TileBatch, numbers: Mapping[int, int], under: float | None) -> SampledTiles:
     means = {}
     if under:
         below = batch.under[under]
         means = {name: _mean_under(x, below.mask) for name, x in below.features.items()}
-    return Tiles(
+    return SampledTiles(
         mpp=batch.mpp,
         tile_id=batch.tile_id,
         patient=np.array([numbers[n] for n in batch.slide.tolist()], np.int64),
@@ -142,7 +148,7 @@ def _patients(slides: pl.DataFrame, patient: Mapping[str, str]) -> dict[int, int
     return {number: order[patient[slide_id]] for number, slide_id in rows}
 
 
-def _complete(tiles: Tiles) -> Tiles:
+def _complete(tiles: SampledTiles) -> SampledTiles:
     """Leave out the tiles that a teacher was not run on."""
     absent = np.zeros(len(tiles), bool)
     for x_ND in tiles.features.values():
@@ -150,8 +156,8 @@ def _complete(tiles: Tiles) -> Tiles:
     return _taken(tiles, np.flatnonzero(~absent)) if absent.any() else tiles
 
 
-def _taken(tiles: Tiles, which: Int64Array) -> Tiles:
-    return Tiles(
+def _taken(tiles: SampledTiles, which: Int64Array) -> SampledTiles:
+    return SampledTiles(
         mpp=tiles.mpp,
         tile_id=tiles.tile_id[which],
         patient=tiles.patient[which],
@@ -161,10 +167,10 @@ def _taken(tiles: Tiles, which: Int64Array) -> Tiles:
     )
 
 
-def joined_tiles(parts: Sequence[Tiles]) -> Tiles:
+def joined_tiles(parts: Sequence[SampledTiles]) -> SampledTiles:
     """Join the tiles of some parts of one mpp, one after the other."""
     labels = [part.label for part in parts if part.label is not None]
-    return Tiles(
+    return SampledTiles(
         mpp=parts[0].mpp,
         tile_id=np.concatenate([part.tile_id for part in parts]),
         patient=np.concatenate([part.patient for part in parts]),
@@ -182,14 +188,14 @@ def joined_tiles(parts: Sequence[Tiles]) -> Tiles:
 
 def labelled(
     lake: Lake,
-    split: Split,
+    split: EvaluationSplit,
     slides: Sequence[str],
     labels: pl.DataFrame,
     *,
     mpp: float,
     most: int,
     seed: int = 0,
-) -> Tiles | None:
+) -> SampledTiles | None:
     """Sample labelled tiles of some slides; None if there are none.
 
     Args:
@@ -224,7 +230,7 @@ def _of_slide(
     labels: pl.DataFrame,
     mpp: float,
     patient: int,
-) -> Tiles | None:
+) -> SampledTiles | None:
     """Return the labelled tiles of a slide; labels that are of no tile are left out."""
     tiles = lake.tiles(mpp=mpp).filter(pl.col("slide_id") == slide_id)
     met = (
@@ -244,7 +250,7 @@ def _of_slide(
         keys, met = keys[is_known], met.filter(is_known)
         at = np.searchsorted(bag.tile_id, keys)
         features = {name: x[at] for name, x in bag.by_teacher.items()}
-    return Tiles(
+    return SampledTiles(
         mpp=mpp,
         tile_id=keys,
         patient=np.full(len(keys), patient, np.int64),

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from distill.errors import DistillError
-from distill.evaluate.compared_students import Split, StudentRecord
+from distill.evaluate.compared_students import EvaluationSplit, StudentRecord
 from distill.evaluate.embeddings import (
     Runner,
     fit_pca,
@@ -18,7 +18,7 @@ from distill.evaluate.embeddings import (
     run_undistilled,
 )
 from distill.evaluate.evaluation_spec import EvaluationSpec
-from distill.evaluate.sampled_tiles import Tiles
+from distill.evaluate.sampled_tiles import SampledTiles
 from featurestore import Lake
 
 if TYPE_CHECKING:
@@ -46,13 +46,13 @@ class Subject:
     name: str
     alike: str
     seed: int | None
-    embed: Callable[[Tiles], Array]
+    embed: Callable[[SampledTiles], Array]
     runner: Runner | None = None
     record: StudentRecord | None = None
 
 
 def subjects(
-    lake: Lake, split: Split, train: Mapping[float, Tiles], spec: EvaluationSpec
+    lake: Lake, split: EvaluationSplit, train: Mapping[float, SampledTiles], spec: EvaluationSpec
 ) -> tuple[list[Subject], list[str]]:
     """Gather all subjects of a split, and notes of those that could not be run on pixels.
 
@@ -75,7 +75,9 @@ def subjects(
     return [*students, *_undistilled(split, train, spec), *fitted, *teachers], notes
 
 
-def _student(lake: Lake, student: StudentRecord, split: Split, spec: EvaluationSpec) -> Subject:
+def _student(
+    lake: Lake, student: StudentRecord, split: EvaluationSplit, spec: EvaluationSpec
+) -> Subject:
     runner = None if student.card is None else run_student(lake, student.name, **spec.runs_on)
     seed = student.recipe.get("seed")
     return Subject(
@@ -89,7 +91,9 @@ def _student(lake: Lake, student: StudentRecord, split: Split, spec: EvaluationS
     )
 
 
-def _undistilled(split: Split, train: Mapping[float, Tiles], spec: EvaluationSpec) -> list[Subject]:
+def _undistilled(
+    split: EvaluationSplit, train: Mapping[float, SampledTiles], spec: EvaluationSpec
+) -> list[Subject]:
     """Build each network untrained, with as many seeds as it has students."""
     networks: dict[str, list[Card]] = {}
     for student in split.students:
@@ -114,18 +118,18 @@ def _undistilled(split: Split, train: Mapping[float, Tiles], spec: EvaluationSpe
     return subjects
 
 
-def _pca(split: Split, train: Mapping[float, Tiles], width: int) -> Subject:
+def _pca(split: EvaluationSplit, train: Mapping[float, SampledTiles], width: int) -> Subject:
     pca = fit_pca(joined_features(list(train.values()), split.teachers), width)
     name = f"PCA {width} of {len(split.teachers)} teachers"
 
-    def embed(tiles: Tiles) -> Array:
+    def embed(tiles: SampledTiles) -> Array:
         return pca({teacher: _Cached(teacher)(tiles) for teacher in split.teachers})
 
     return Subject(kind="pca", name=name, alike=name, seed=None, embed=embed)
 
 
 def _teachers(
-    lake: Lake, split: Split, mpp: float, spec: EvaluationSpec
+    lake: Lake, split: EvaluationSplit, mpp: float, spec: EvaluationSpec
 ) -> tuple[list[Subject], list[str]]:
     """Gather the teachers' cached features, with their networks if the weights are here."""
     subjects, notes = [], []
@@ -150,7 +154,7 @@ def _teachers(
     return subjects, notes
 
 
-def _refuse_under(split: Split, name: str) -> None:
+def _refuse_under(split: EvaluationSplit, name: str) -> None:
     if split.under:
         msg = f"{name}: taken as its mean over the tiles of {split.under} mpp under each tile"
         raise DistillError(msg)
@@ -162,7 +166,7 @@ class _Cached:
 
     name: str
 
-    def __call__(self, tiles: Tiles) -> Array:
+    def __call__(self, tiles: SampledTiles) -> Array:
         if self.name not in tiles.features:
             msg = f"labelled tiles have no features of {self.name}"
             raise DistillError(msg)

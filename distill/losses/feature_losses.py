@@ -56,7 +56,7 @@ def match_loss(prediction_BD: Tensor, target_BD: Tensor, *, cosine_weight: float
 
 
 @dataclass(frozen=True, kw_only=True)
-class Match:
+class FeatureMatch:
     """`match_loss` for one normalisation of targets; settings that would be no loss are refused.
 
     On vectors of length 1 smooth L1 is (1 - cos) / D: at D = 1280 a term of 0.0008 of the cosine.

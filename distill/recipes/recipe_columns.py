@@ -4,7 +4,7 @@ from typing import Any
 
 from distill.errors import DistillError
 from distill.recipes.recipe import Recipe
-from distill.targets.target_sources import Column
+from distill.targets.target_sources import TeacherColumn
 from featurestore import Lake, mpp_name
 from ingest import TeacherError, find_card
 from ingest.teachers.outputs import card_name
@@ -34,24 +34,24 @@ def check(lake: Lake, recipe: Recipe) -> None:
             raise DistillError(msg)
 
 
-def columns_of(lake: Lake, recipe: Recipe) -> list[Column]:
+def columns_of(lake: Lake, recipe: Recipe) -> list[TeacherColumn]:
     """Return the recipe's teachers as columns."""
     at = dict(reversed(recipe.needs(lake.config.mpps)))
     return [_column(lake, teacher, mpp=at[teacher]) for teacher in recipe.teachers]
 
 
-def _column(lake: Lake, teacher: str, *, mpp: float) -> Column:
+def _column(lake: Lake, teacher: str, *, mpp: float) -> TeacherColumn:
     identity: dict[str, Any] = lake.identity(teacher, mpp=mpp)
     dim = lake.teachers(mpp=mpp)[teacher]
     if identity.get("pooling") != "patches":
-        return Column(name=teacher, teacher=_card_of(teacher), dim=dim)
+        return TeacherColumn(name=teacher, teacher=_card_of(teacher), dim=dim)
     tokens = int(identity["tokens"])
     card = find_card(lake.store, teacher)
     sampled = "sample" in identity
     places = teacher.replace(":patches", ":places") if sampled else None
     if places is not None:
         lake.check_teacher(places, mpp=mpp)
-    return Column(
+    return TeacherColumn(
         name=teacher,
         teacher=_card_of(teacher),
         dim=dim // tokens,

@@ -15,13 +15,13 @@ import torch
 from torch import Tensor, nn
 
 from distill.errors import DistillError
-from distill.losses.feature_losses import Match, cosine_loss, smooth_l1_loss
+from distill.losses.feature_losses import FeatureMatch, cosine_loss, smooth_l1_loss
 from distill.losses.weighting import make_weighting
 from distill.recipes.recipe import Recipe, Term
 from distill.recipes.student_settings import FusionStudent
 from distill.students.heads import make_head
 from distill.students.student_kind import FeatureStudent, StudentKind, TaskInputs, feature_card
-from distill.students.task import Batch, Prediction, Task
+from distill.students.task import Batch, FeaturePrediction, TrainingTask
 from distill.targets.kept_norms import KeptNorms, blank_norms
 from distill.targets.target import Norms
 from distill.terms.feature_terms import check_term
@@ -35,7 +35,7 @@ PASSING = (nn.Identity, nn.Dropout)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Fused:
+class FusedTiles:
     """Outputs of a fuser for a batch of tiles.
 
     Attributes:
@@ -101,7 +101,7 @@ class Fuser(nn.Module):
         fuser.load_state_dict(dict(weights))
         return fuser.eval()
 
-    def forward(self, features: Mapping[str, Tensor], mpp: float) -> Fused:
+    def forward(self, features: Mapping[str, Tensor], mpp: float) -> FusedTiles:
         """Fuse raw features.
 
         Args:
@@ -117,7 +117,7 @@ class Fuser(nn.Module):
         ]
         tokens_BKD = torch.stack(tokens, dim=1)
         fused_BKD: Tensor = self.blocks(self.gate(tokens_BKD))
-        return Fused(vector=fused_BKD.mean(dim=1), tokens=tokens_BKD)
+        return FusedTiles(vector=fused_BKD.mean(dim=1), tokens=tokens_BKD)
 
     @torch.no_grad()
     def embed(self, features: Mapping[str, Tensor], *, mpp: float) -> Tensor:
@@ -145,7 +145,7 @@ def check_after_gate(following: nn.Module) -> None:
         raise DistillError(msg)
 
 
-class FusionTask(Task):
+class FusionTask(TrainingTask):
     """Trains a `Fuser` to hold the features of all its teachers.
 
     Terms: "reconstruct", a head per teacher from the vector to its target (setting `cosine`, the
@@ -189,7 +189,7 @@ class FusionTask(Task):
         )
         self._of = [_teachers(recipe, term) for term in self.terms]
         self._match = [
-            Match(targets=recipe.targets, cosine_weight=term.settings.get("cosine", 0.9))
+            FeatureMatch(targets=recipe.targets, cosine_weight=term.settings.get("cosine", 0.9))
             for term in self.terms
         ]
 
@@ -218,7 +218,7 @@ class FusionTask(Task):
         shares_KB = self.weightings[number](losses_KB, generator)
         return {f"reconstruct {n}": shares_KB[i] * losses_KB[i] for i, n in enumerate(names)}
 
-    def _fuse(self, fused: Fused, names: Sequence[str]) -> Tensor:
+    def _fuse(self, fused: FusedTiles, names: Sequence[str]) -> Tensor:
         losses = []
         for name in names:
             token_BD = fused.tokens[:, self.fuser.teachers.index(name)].detach()
@@ -231,11 +231,11 @@ class FusionTask(Task):
         return self.fuser.norms.norm(name, batch.mpp)(batch.features[name])
 
     @torch.no_grad()
-    def predict(self, batch: Batch) -> dict[str, Prediction]:
+    def predict(self, batch: Batch) -> dict[str, FeaturePrediction]:
         """Predict each teacher's features from the vector."""
         vector_BD = self.fuser(batch.features, batch.mpp).vector
         return {
-            name: Prediction(
+            name: FeaturePrediction(
                 predicted=head(vector_BD).float(),
                 features=batch.features[name],
                 norm=self.fuser.norms.norm(name, batch.mpp),
@@ -248,6 +248,11 @@ class FusionTask(Task):
     def student(self) -> nn.Module:
         """The fuser; heads are not needed to use it."""
         return self.fuser
+
+    @property
+    def kept_parts(self) -> dict[str, nn.Module]:
+        """The student, and its heads."""
+        return {**super().kept_parts, "heads": self.heads}
 
     @property
     def dim(self) -> int:

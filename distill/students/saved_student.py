@@ -10,7 +10,7 @@ from torch import nn
 from distill.recipes.recipe import Recipe
 from distill.students.student_kind import TrainedStudent
 from distill.students.student_table import kind_of
-from distill.students.task import Task
+from distill.students.task import TrainingTask
 from featurestore import Lake
 from featurestore.storage import sealed
 from ingest import licence_of, student_folder
@@ -19,7 +19,7 @@ from ingest.teachers.student_files import WEIGHTS, student_file
 
 def write_student(
     lake: Lake,
-    task: Task,
+    task: TrainingTask,
     report: Mapping[str, Any],
     *,
     name: str,
@@ -47,10 +47,7 @@ def write_student(
         under=under,
         licences={teacher: licence_of(lake.store, teacher) for teacher in recipe.teachers},
     )
-    parts: dict[str, nn.Module] = {"model": task.student}
-    if isinstance(heads := getattr(task, "heads", None), nn.Module):
-        parts["heads"] = heads
-    files = {f"{part}.safetensors": _weights(module) for part, module in parts.items()}
+    files = {f"{part}.safetensors": _weights(module) for part, module in task.kept_parts.items()}
     files |= kind_of(recipe).keep(student)
     for file, content in files.items():
         lake.write_bytes(f"{folder}/{file}", content)

@@ -10,9 +10,9 @@ from typing import Any
 from torch import Tensor
 
 from distill.recipes.recipe import Recipe
-from distill.students.task import Batch, Task
+from distill.students.task import Batch, TrainingTask
 from distill.targets.target import Norms
-from distill.targets.target_sources import Column
+from distill.targets.target_sources import TeacherColumn
 from featurestore.storage import json_bytes
 from ingest import FEATURE_CARD
 
@@ -29,7 +29,7 @@ class TaskInputs:
     """
 
     recipe: Recipe
-    columns: Sequence[Column]
+    columns: Sequence[TeacherColumn]
     norms: Norms
     under: tuple[float, ...]
 
@@ -50,7 +50,7 @@ class TrainedStudent:
 
     name: str
     recipe: Recipe
-    task: Task
+    task: TrainingTask
     identities: Mapping[str, Any]
     mpps: tuple[float, ...]
     under: tuple[float, ...]
@@ -85,7 +85,7 @@ class StudentKind:
             pixels, which `extract` runs as a teacher by its `card.json`.
     """
 
-    task: Callable[[TaskInputs], Task]
+    task: Callable[[TaskInputs], TrainingTask]
     keep: Callable[[TrainedStudent], dict[str, bytes]]
     restore: Callable[[Mapping[str, Any], Mapping[str, Tensor]], FeatureStudent] | None = None
 

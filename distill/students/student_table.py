@@ -6,7 +6,7 @@ from distill.errors import DistillError
 from distill.recipes.recipe import Recipe
 from distill.recipes.recipe_columns import columns_of
 from distill.students.student_kind import StudentKind, TaskInputs
-from distill.students.task import Task
+from distill.students.task import TrainingTask
 from distill.targets.target import Norms
 from featurestore import Lake
 
@@ -36,7 +36,7 @@ def kind_of(recipe: Recipe) -> StudentKind:
     return student_kind(type(recipe.student).__name__)
 
 
-def make_task(lake: Lake, recipe: Recipe, norms: Norms) -> Task:
+def make_task(lake: Lake, recipe: Recipe, norms: Norms) -> TrainingTask:
     """Build the task of a recipe, with random weights.
 
     Args:

@@ -18,7 +18,7 @@ from featurestore import TileBatch
 
 
 @dataclass(frozen=True, kw_only=True)
-class Under:
+class FinerTiles:
     """Cached features of the tiles of a finer mpp that lie under each tile of a batch.
 
     Attributes:
@@ -46,11 +46,11 @@ class Batch:
     tile_id: Tensor
     features: Mapping[str, Tensor]
     pixels: Tensor | None = None
-    under: Mapping[float, Under] = field(default_factory=dict)
+    under: Mapping[float, FinerTiles] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Prediction:
+class FeaturePrediction:
     """A task's prediction of a teacher's features, and the true ones.
 
     Attributes:
@@ -66,7 +66,7 @@ class Prediction:
     mpp: float
 
 
-class Task(nn.Module, ABC):
+class TrainingTask(nn.Module, ABC):
     """A student with all that trains it: heads, terms, moving averages. Its state is a checkpoint.
 
     Parameters that require gradients are trained; each must take part in every `forward`, since
@@ -88,13 +88,18 @@ class Task(nn.Module, ABC):
         """Update moving averages after optimiser step `step` (from 0)."""
 
     @abstractmethod
-    def predict(self, batch: Batch) -> dict[str, Prediction]:
+    def predict(self, batch: Batch) -> dict[str, FeaturePrediction]:
         """Predict each teacher's features; called in evaluation mode on held-out tiles."""
 
     @property
     @abstractmethod
     def student(self) -> nn.Module:
         """The network that is kept for use: its weights become `model.safetensors`."""
+
+    @property
+    def kept_parts(self) -> dict[str, nn.Module]:
+        """The modules that are kept as NAME.safetensors; the student is `model`."""
+        return {"model": self.student}
 
     @property
     @abstractmethod
@@ -114,7 +119,9 @@ def on_device(batch: TileBatch, device: torch.device | str) -> Batch:
         features=moved(batch.features),
         pixels=None if batch.pixels is None else torch.from_numpy(batch.pixels).to(device),
         under={
-            mpp: Under(features=moved(under.features), mask=torch.from_numpy(under.mask).to(device))
+            mpp: FinerTiles(
+                features=moved(under.features), mask=torch.from_numpy(under.mask).to(device)
+            )
             for mpp, under in batch.under.items()
         },
     )

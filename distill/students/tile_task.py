@@ -14,18 +14,18 @@ from distill.recipes.student_settings import TileStudent
 from distill.students.heads import Heads, Levels
 from distill.students.student import StudentOutputs, TileNetwork, student_card
 from distill.students.student_kind import StudentKind, TaskInputs, TrainedStudent
-from distill.students.task import Batch, Prediction, Task
+from distill.students.task import Batch, FeaturePrediction, TrainingTask
 from distill.targets.target import Norms
 from distill.targets.target_sources import (
     CLS,
     GRID,
     PATCH,
-    Column,
     Goal,
     MeanUnderSource,
     OwnSource,
     PatchSource,
-    Source,
+    TargetSource,
+    TeacherColumn,
     UnderSource,
 )
 from distill.terms.term import Key, TermContext, TermInputs
@@ -34,7 +34,7 @@ from distill.train.views import draw, normalised, sized
 from ingest.teachers.cards.card import card_json
 
 
-class TileTask(Task):
+class TileTask(TrainingTask):
     """A tile student with its heads and terms.
 
     Args:
@@ -50,7 +50,7 @@ class TileTask(Task):
     def __init__(
         self,
         recipe: Recipe,
-        columns: Sequence[Column],
+        columns: Sequence[TeacherColumn],
         norms: Norms,
         *,
         fine: float | None = None,
@@ -105,7 +105,7 @@ class TileTask(Task):
             term.after_step(step, self.network)  # type: ignore[operator]
 
     @torch.no_grad()
-    def predict(self, batch: Batch) -> dict[str, Prediction]:
+    def predict(self, batch: Batch) -> dict[str, FeaturePrediction]:
         """Predict the features of each column; of the tiles under a tile as "COLUMN under"."""
         outputs = self.network(normalised(sized(_pixels(batch), self._input_px)))
         turns = torch.zeros(len(batch.tile_id), dtype=torch.int64)
@@ -119,7 +119,7 @@ class TileTask(Task):
             for key, predicted in predictions.items()
         }
 
-    def source(self, column: str, output: str) -> Source:
+    def source(self, column: str, output: str) -> TargetSource:
         """Return the source of goals of a column for an output of the student."""
         return self._sources[column, output]
 
@@ -127,6 +127,11 @@ class TileTask(Task):
     def student(self) -> nn.Module:
         """The trunk of the network."""
         return self.network.trunk
+
+    @property
+    def kept_parts(self) -> dict[str, nn.Module]:
+        """The student, and its heads."""
+        return {**super().kept_parts, "heads": self.heads}
 
     @property
     def dim(self) -> int:
@@ -172,9 +177,9 @@ def _checked_widths(recipe: Recipe, dim: int) -> tuple[int, ...]:
 
 
 def _sources(
-    columns: Sequence[Column], norms: Norms, student: TileNetwork, fine: float | None
-) -> dict[Key, Source]:
-    sources: list[Source] = []
+    columns: Sequence[TeacherColumn], norms: Norms, student: TileNetwork, fine: float | None
+) -> dict[Key, TargetSource]:
+    sources: list[TargetSource] = []
     for column in columns:
         if fine is not None:
             sources.append(MeanUnderSource(column, norms, fine=fine))
@@ -190,7 +195,7 @@ def _context(
     recipe: Recipe,
     number: int,
     student: TileNetwork,
-    columns: Sequence[Column],
+    columns: Sequence[TeacherColumn],
     keys: Sequence[Key],
     raw: set[str],
 ) -> TermContext:

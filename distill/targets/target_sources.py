@@ -15,7 +15,7 @@ from torch import Tensor
 
 from distill.errors import DistillError
 from distill.students.student import StudentOutputs, pooled
-from distill.students.task import Batch, Prediction
+from distill.students.task import Batch, FeaturePrediction
 from distill.targets.target import Norms, align_grid
 from distill.train.views import moved_places, turned
 
@@ -24,7 +24,7 @@ CLS, PATCH, GRID = "cls", "patch", "grid"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Column:
+class TeacherColumn:
     """A teacher's column, with the shape that a goal needs.
 
     Attributes:
@@ -72,7 +72,7 @@ class Goal:
     cells: Tensor | None = None
 
 
-class Source(ABC):
+class TargetSource(ABC):
     """Makes goals of one column for one output of the student.
 
     Args:
@@ -82,7 +82,7 @@ class Source(ABC):
 
     output: str
 
-    def __init__(self, column: Column, norms: Norms) -> None:
+    def __init__(self, column: TeacherColumn, norms: Norms) -> None:
         self.column, self._norms = column, norms
 
     @abstractmethod
@@ -101,21 +101,23 @@ class Source(ABC):
         at = goal.cells.to(tokens_BND.device)[..., None].expand(-1, -1, tokens_BND.shape[-1])
         return tokens_BND.gather(1, at)
 
-    def prediction(self, predicted: Tensor, goal: Goal, batch: Batch) -> Prediction:
+    def prediction(self, predicted: Tensor, goal: Goal, batch: Batch) -> FeaturePrediction:
         """Pair predictions of tokens or tiles that are there with their true features."""
         mpp = self.mpp(batch)
         norm = self._norms[self.column.name, mpp]
         if predicted.ndim == 2:
-            return Prediction(predicted=predicted, features=goal.features, norm=norm, mpp=mpp)
+            return FeaturePrediction(
+                predicted=predicted, features=goal.features, norm=norm, mpp=mpp
+            )
         is_present = torch.ones(predicted.shape[:2], dtype=torch.bool, device=predicted.device)
         if goal.weight is not None:
             is_present = goal.weight > 0
-        return Prediction(
+        return FeaturePrediction(
             predicted=predicted[is_present], features=goal.features[is_present], norm=norm, mpp=mpp
         )
 
 
-class OwnSource(Source):
+class OwnSource(TargetSource):
     """The embedding of the tile itself."""
 
     output = CLS
@@ -134,7 +136,7 @@ class OwnSource(Source):
         return outputs.embedding
 
 
-class PatchSource(Source):
+class PatchSource(TargetSource):
     """Patch tokens of the tile: all of them on the student's grid, or a sample at its places.
 
     Args:
@@ -145,7 +147,7 @@ class PatchSource(Source):
 
     output = PATCH
 
-    def __init__(self, column: Column, norms: Norms, *, grid: tuple[int, int]) -> None:
+    def __init__(self, column: TeacherColumn, norms: Norms, *, grid: tuple[int, int]) -> None:
         super().__init__(column, norms)
         self._grid = grid
 
@@ -174,7 +176,7 @@ class PatchSource(Source):
         return (2 * row + 1) * height // (2 * side) * width + (2 * column + 1) * width // (2 * side)
 
 
-class UnderSource(Source):
+class UnderSource(TargetSource):
     """Features of the tiles of a finer mpp under the tile, on the grid that they lie in.
 
     Args:
@@ -185,7 +187,7 @@ class UnderSource(Source):
 
     output = GRID
 
-    def __init__(self, column: Column, norms: Norms, *, fine: float) -> None:
+    def __init__(self, column: TeacherColumn, norms: Norms, *, fine: float) -> None:
         super().__init__(column, norms)
         self._fine = fine
 
@@ -233,11 +235,11 @@ class MeanUnderSource(UnderSource):
         """Return the embedding."""
         return outputs.embedding
 
-    def prediction(self, predicted: Tensor, goal: Goal, batch: Batch) -> Prediction:
+    def prediction(self, predicted: Tensor, goal: Goal, batch: Batch) -> FeaturePrediction:
         """Pair predictions of tiles that have any under them with their true features."""
         whole = super().prediction(predicted, goal, batch)
         is_present = goal.weight > 0 if goal.weight is not None else slice(None)
-        return Prediction(
+        return FeaturePrediction(
             predicted=whole.predicted[is_present],
             features=whole.features[is_present],
             norm=whole.norm,

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from distill.losses.feature_losses import Match, info_nce_loss, log_sum_loss
+from distill.losses.feature_losses import FeatureMatch, info_nce_loss, log_sum_loss
 from distill.losses.numeric import weighted_mean
 from distill.losses.self_losses import dino_loss
 from distill.losses.weighting import make_weighting
@@ -37,7 +37,7 @@ class MatchLoss(TermLoss):
         kind = context.recipe.weighting
         self.weighting = make_weighting(kind, len(self.teachers), keep=context.recipe.keep)
         self._cls, self._token = (
-            Match(targets=context.recipe.targets, cosine_weight=self.settings[name])
+            FeatureMatch(targets=context.recipe.targets, cosine_weight=self.settings[name])
             for name in ("cosine", "token_cosine")
         )
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from distill.losses.feature_losses import Match
+from distill.losses.feature_losses import FeatureMatch
 from distill.losses.numeric import weighted_mean
 from distill.losses.weighting import make_weighting
 from distill.recipes.recipe import Recipe
@@ -21,13 +21,13 @@ from distill.students.heads import make_head
 from distill.students.region_encoder import RegionEncoder
 from distill.students.region_network import RegionOutputs
 from distill.students.student_kind import FeatureStudent, StudentKind, TaskInputs, feature_card
-from distill.students.task import Batch, Prediction, Task
+from distill.students.task import Batch, FeaturePrediction, TrainingTask
 from distill.targets.kept_norms import KeptNorms
 from distill.targets.target import Norms
 from distill.terms.region_terms import RegionSelf, region_terms
 
 
-class RegionTask(Task):
+class RegionTask(TrainingTask):
     """Trains a `RegionEncoder` by itself and by experts.
 
     Terms: "dino", class tokens of crops against those of the whole in each stream, and across the
@@ -71,7 +71,7 @@ class RegionTask(Task):
         )
         if self.experts:
             self._weight, share = terms.weight("expert"), terms.setting("expert", "cosine")
-            self._match = Match(targets=recipe.targets, cosine_weight=share)
+            self._match = FeatureMatch(targets=recipe.targets, cosine_weight=share)
             self.weighting = make_weighting(recipe.weighting, len(self.experts), keep=recipe.keep)
 
     def forward(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
@@ -103,13 +103,13 @@ class RegionTask(Task):
         self.own.after_step(self.encoder.network, step)
 
     @torch.no_grad()
-    def predict(self, batch: Batch) -> dict[str, Prediction]:
+    def predict(self, batch: Batch) -> dict[str, FeaturePrediction]:
         """Predict each expert's features from the fine tokens of tiles that are there."""
         tokens_BND = self.encoder(batch).fine.tokens
         under = batch.under[self.encoder.fine]
         mask_BN = under.mask.flatten(1)
         return {
-            name: Prediction(
+            name: FeaturePrediction(
                 predicted=head(tokens_BND[mask_BN]).float(),
                 features=under.features[name].flatten(1, 2)[mask_BN],
                 norm=self.expert_norms.norm(name, self.encoder.fine),
@@ -122,6 +122,11 @@ class RegionTask(Task):
     def student(self) -> nn.Module:
         """The encoder; heads and the average are not needed to use it."""
         return self.encoder
+
+    @property
+    def kept_parts(self) -> dict[str, nn.Module]:
+        """The student, and its heads."""
+        return {**super().kept_parts, "heads": self.heads}
 
     @property
     def dim(self) -> int:

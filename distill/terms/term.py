@@ -19,7 +19,7 @@ from distill.errors import DistillError
 from distill.recipes.recipe import Recipe, Term
 from distill.students.student import StudentOutputs, TileNetwork
 from distill.students.task import Batch
-from distill.targets.target_sources import Column, Goal
+from distill.targets.target_sources import Goal, TeacherColumn
 
 Key = tuple[str, str]  # column, output
 Losses = dict[str, Tensor]
@@ -63,7 +63,7 @@ class TermContext:
     recipe: Recipe
     term: Term
     student: TileNetwork
-    columns: Sequence[Column]
+    columns: Sequence[TeacherColumn]
     keys: Sequence[Key] = field(default_factory=list)
 
     def of(self, *outputs: str) -> list[Key]:

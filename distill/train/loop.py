@@ -21,7 +21,7 @@ from torch import nn
 from distill.errors import DistillError
 from distill.evaluate.measures.fidelity import Fidelity
 from distill.recipes.recipe import Recipe, Schedule
-from distill.students.task import Task, on_device
+from distill.students.task import TrainingTask, on_device
 from distill.train.batches import mixed
 from distill.train.ema import Ema
 from featurestore import TileBatch
@@ -43,7 +43,7 @@ class State:
         seconds: of training, over all tries.
     """
 
-    task: Task
+    task: TrainingTask
     optimiser: torch.optim.Optimizer
     average: Ema | None = None
     step: int = 0
@@ -51,7 +51,7 @@ class State:
     seconds: float = 0.0
 
     @classmethod
-    def fresh(cls, task: Task, schedule: Schedule) -> "State":
+    def fresh(cls, task: TrainingTask, schedule: Schedule) -> "State":
         """Make the state of step 0."""
         average = Ema(task.student, lambda _: schedule.ema) if schedule.ema else None
         return cls(task=task, optimiser=make_optimiser(task, schedule), average=average)
@@ -87,7 +87,7 @@ class State:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Step:
+class TrainingStep:
     """Record of an optimiser step.
 
     Attributes:
@@ -177,7 +177,7 @@ class Loop:
         """The number of epochs that are done."""
         return self.state.step // self.epoch_steps
 
-    def run(self, after: Callable[[Step], None]) -> None:
+    def run(self, after: Callable[[TrainingStep], None]) -> None:
         """Train from the state's step to the end; `after` is called with each step.
 
         Raises:
@@ -191,7 +191,7 @@ class Loop:
                 for _ in range(done, self.epoch_steps):
                     after(self._step(batches))
 
-    def _step(self, batches: Iterator[TileBatch]) -> Step:
+    def _step(self, batches: Iterator[TileBatch]) -> TrainingStep:
         state, schedule = self.state, self.recipe.schedule
         start = time.perf_counter()
         self._model.train()
@@ -210,7 +210,7 @@ class Loop:
         state.step += 1
         seconds = time.perf_counter() - start
         state.seconds += seconds
-        return Step(
+        return TrainingStep(
             number=state.step,
             losses=_means([part.losses for part in parts]),
             gradient=gradient,
@@ -289,7 +289,7 @@ def _means(parts: Sequence[dict[str, float]]) -> dict[str, float]:
 
 
 def measure(
-    task: Task,
+    task: TrainingTask,
     streams: Sequence[Stream],
     *,
     device: torch.device | str = "cpu",

@@ -19,11 +19,11 @@ from distill.evaluate.measures.fidelity import Fidelity, combined
 from distill.recipes.recipe import Recipe
 from distill.students.saved_student import write_student
 from distill.students.student_table import make_task
-from distill.students.task import Task
+from distill.students.task import TrainingTask
 from distill.targets.norms import read_norms
 from distill.train.batches import Feed
 from distill.train.distill_run import DistillRun
-from distill.train.loop import Loop, NotFiniteError, State, Step, measure
+from distill.train.loop import Loop, NotFiniteError, State, TrainingStep, measure
 from distill.train.run_log import (
     Recorder,
     curve_picture,
@@ -116,10 +116,10 @@ class Keeper:
         self._write_status({})
 
     @property
-    def _task(self) -> Task:
+    def _task(self) -> TrainingTask:
         return self._loop.state.task
 
-    def after(self, step: Step) -> None:
+    def after(self, step: TrainingStep) -> None:
         """Write a line after each step, at times a checkpoint, after an epoch a measurement."""
         self._recorder.add(step, epoch=(step.number - 1) // self._loop.epoch_steps + 1)
         epoch_done = self._loop.epoch > self._epoch

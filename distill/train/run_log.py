@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from distill.train.loop import Step
+from distill.train.loop import TrainingStep
 
 LINES = 400
 Line = dict[str, Any]
@@ -29,9 +29,9 @@ class Recorder:
 
     def __init__(self, lines: list[Line], *, steps: int, workers: int = 1) -> None:
         self.lines, self._every, self.workers = lines, max(1, steps // LINES), workers
-        self._window: list[Step] = []
+        self._window: list[TrainingStep] = []
 
-    def add(self, step: Step, *, epoch: int) -> None:
+    def add(self, step: TrainingStep, *, epoch: int) -> None:
         """Add a step; every so many of them make a line."""
         self._window.append(step)
         # By the step's number: a run that goes on makes lines at the same steps.

@@ -1,7 +1,7 @@
 """Small worlds of correlated features, for students that see features alone.
 
 Every tile has hidden causes; each teacher sees them through its own nonlinear map, at its own scale
-and offset, with noise. So each teacher says something of all others.
+and offset, with noise. So each teacher's features predict those of all others in part.
 """
 
 from collections.abc import Mapping
@@ -12,7 +12,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from distill.students.task import Batch, Prediction, Task, Under
+from distill.students.task import Batch, FeaturePrediction, FinerTiles, TrainingTask
 from distill.targets.norm_arrays import norm_arrays
 from distill.targets.target import Norms, TargetNorm, norm_of
 from featurestore import Moments, PhiS
@@ -114,10 +114,10 @@ def _under(
     causes: Floats,
     present: npt.NDArray[np.bool_],
     rng: np.random.Generator,
-) -> Under:
+) -> FinerTiles:
     mask = torch.from_numpy(present)
     features = {name: world.features(name, causes, rng) for name in teachers}
-    return Under(
+    return FinerTiles(
         features={name: torch.where(mask[..., None], x, 0) for name, x in features.items()},
         mask=mask,
     )
@@ -140,7 +140,7 @@ def backward(losses: Mapping[str, Tensor]) -> float:
 
 
 def fit(
-    task: Task, batches: list[Batch], steps: int, *, rate: float = 2e-3, seed: int = 0
+    task: TrainingTask, batches: list[Batch], steps: int, *, rate: float = 2e-3, seed: int = 0
 ) -> list[float]:
     """Train; returns the loss of each step."""
     task.train()
@@ -158,7 +158,7 @@ def fit(
     return history
 
 
-def centred_cosine(prediction: Prediction) -> float:
+def centred_cosine(prediction: FeaturePrediction) -> float:
     """Mean cosine of predicted and raw features, both less the mean; the mean baseline gives 0."""
     raw = prediction.features.double()
     mean = prediction.norm.mean.double()

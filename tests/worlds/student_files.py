@@ -40,7 +40,7 @@ def write_student(
     Args:
         lake: where its teachers' features are.
         name: of it.
-        teachers: whose features it predicts, each centred and of one overall scale.
+        teachers: of the features that it predicts, each centred and of one overall scale.
         seed: of its weights and the order of tiles.
         split: seed of the held-out patients.
         epochs: passes over the tiles; 0 leaves it as it was made.

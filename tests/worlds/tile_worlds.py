@@ -1,4 +1,4 @@
-"""Tiles whose teachers are known functions of their pixels, for students that see pixels."""
+"""Tiles with teachers that are known functions of their pixels, for students of pixels."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from distill.recipes.recipe import Recipe
-from distill.students.task import Batch, Under
+from distill.students.task import Batch, FinerTiles
 from distill.students.tile_task import TileTask
 from distill.targets.target import Norms, TargetNorm
-from distill.targets.target_sources import Column
+from distill.targets.target_sources import TeacherColumn
 from featurestore import Moments
 from featurestore.stats import phi_s
 from tests.worlds.feature_worlds import make_norm
@@ -67,7 +67,7 @@ class TileWorld:
             tile_id=torch.arange(tiles),
             features={**features, "a:places5": places},
             pixels=pixels,
-            under={FINE: Under(features=children, mask=mask)},
+            under={FINE: FinerTiles(features=children, mask=mask)},
         )
 
     def norms(self, targets: str = "z-score") -> Norms:
@@ -97,10 +97,10 @@ class TileWorld:
 
 MOVING = ("dino", "ibot")
 COLUMNS = {
-    "a": Column(name="a", teacher="a", dim=DIM),
-    "b": Column(name="b", teacher="b", dim=DIM),
-    "a:patches": Column(name="a:patches", teacher="a", dim=DIM, tokens=16, side=CELLS),
-    "a:patches5": Column(
+    "a": TeacherColumn(name="a", teacher="a", dim=DIM),
+    "b": TeacherColumn(name="b", teacher="b", dim=DIM),
+    "a:patches": TeacherColumn(name="a:patches", teacher="a", dim=DIM, tokens=16, side=CELLS),
+    "a:patches5": TeacherColumn(
         name="a:patches5", teacher="a", dim=DIM, tokens=5, side=CELLS, places="a:places5"
     ),
 }

@@ -36,7 +36,7 @@ Numbers = dict[str, float]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Part:
+class EmbeddedTiles:
     """One embedding of the tiles of one mpp.
 
     Attributes:
@@ -50,7 +50,7 @@ class Part:
     patient: Int64Array
 
 
-Parts = Mapping[float, Part]
+Parts = Mapping[float, EmbeddedTiles]
 
 
 def fidelity(train: Parts, held: Parts) -> dict[str, dict[float, Numbers]]:
@@ -88,14 +88,14 @@ def fidelity(train: Parts, held: Parts) -> dict[str, dict[float, Numbers]]:
     }
 
 
-def _means(part: Part) -> dict[str, Float64Array]:
+def _means(part: EmbeddedTiles) -> dict[str, Float64Array]:
     """Return mean features per teacher, and the mean embedding under no name."""
     means = {name: x.mean(axis=0, dtype=np.float64) for name, x in part.features.items()}
     return {**means, "": part.x.mean(axis=0, dtype=np.float64)}
 
 
 def _readout(
-    part: Part, teacher: str, readout: Ridge, means: Mapping[str, Float64Array]
+    part: EmbeddedTiles, teacher: str, readout: Ridge, means: Mapping[str, Float64Array]
 ) -> Numbers:
     mean = means[teacher]
     truth_NE = part.features[teacher].astype(np.float64)
@@ -110,7 +110,7 @@ def _readout(
     }
 
 
-def _alike(part: Part, teacher: str) -> Numbers:
+def _alike(part: EmbeddedTiles, teacher: str) -> Numbers:
     teacher_NE, count, unknown = part.features[teacher], len(part.x), float("nan")
     numbers = dict.fromkeys(("cka", "cka_debiased", "knn_overlap", "knn_chance"), unknown)
     if count >= FEWEST_CKA:

@@ -12,8 +12,8 @@ from distill.errors import DistillError
 from distill.evaluate.cost import amortisation
 from distill.evaluate.embeddings import fit_pca
 from distill.evaluate.measures.embedding_measures import (
+    EmbeddedTiles,
     Labelled,
-    Part,
     fidelity,
     mode_switching,
     probes,
@@ -29,7 +29,7 @@ from distill.evaluate.measures.stain_robustness import (
 from distill.evaluate.seed_summary import merged, plain
 
 RNG = np.random.default_rng(77)
-Parts = dict[float, Part]
+Parts = dict[float, EmbeddedTiles]
 
 
 def parts(tiles: int, seed: int, *, switched: bool = False) -> Parts:
@@ -41,7 +41,7 @@ def parts(tiles: int, seed: int, *, switched: bool = False) -> Parts:
         truth = 4 + rng.normal(size=(tiles, 16))
         x = truth @ turns[number if switched else 0] + 0.05 * rng.normal(size=(tiles, 16))
         patient = np.arange(tiles) // 10
-        by_mpp[mpp] = Part(x=x, features={"t": truth.astype(np.float16)}, patient=patient)
+        by_mpp[mpp] = EmbeddedTiles(x=x, features={"t": truth.astype(np.float16)}, patient=patient)
     return by_mpp
 
 
@@ -50,7 +50,7 @@ def test_fidelity_of_a_rotation_is_whole_and_of_noise_that_of_the_mean() -> None
     good = fidelity(train, held)["t"]
     noise, new = (
         {
-            mpp: Part(x=RNG.normal(size=p.x.shape), features=p.features, patient=p.patient)
+            mpp: EmbeddedTiles(x=RNG.normal(size=p.x.shape), features=p.features, patient=p.patient)
             for mpp, p in some.items()
         }
         for some in (train, held)
@@ -74,7 +74,7 @@ def test_fidelity_of_a_rotation_is_whole_and_of_noise_that_of_the_mean() -> None
 def test_mode_switching_between_mpps_is_flagged() -> None:
     """Failure 13: a student that speaks another language at each mpp, which few tiles decide."""
     train, held = parts(300, 0, switched=True), parts(60, 1, switched=True)
-    train[2.0] = Part(
+    train[2.0] = EmbeddedTiles(
         x=train[2.0].x[:60],
         features={"t": train[2.0].features["t"][:60]},
         patient=train[2.0].patient[:60],
@@ -122,7 +122,7 @@ def batches(tiles: int = 24) -> Iterator[tuple[np.ndarray, np.ndarray]]:
 
 
 def by_key(pixels: np.ndarray, keys: np.ndarray) -> np.ndarray:
-    """An encoder that no stain and no scanner moves: it knows the tiles."""
+    """An encoder that no stain and no scanner changes, since it goes by the tiles' keys."""
     del pixels
     return np.stack([np.random.default_rng(key).normal(size=32) for key in keys]).astype(np.float32)
 
@@ -139,7 +139,7 @@ def test_an_encoder_that_nothing_moves_is_wholly_robust() -> None:
     assert pairs == [120, 24, 24, 72]
 
 
-def test_a_random_encoder_finds_twins_by_chance() -> None:
+def test_a_random_encoder_retrieves_twins_by_chance() -> None:
     rng = np.random.default_rng(5)
     random = {key: rng.normal(size=(200, 64)).astype(np.float32) for key in VARIANTS}
     numbers = robustness(random)
@@ -184,7 +184,7 @@ def test_medians_are_over_pairs_of_variants_of_each_kind() -> None:
 def test_pca_is_that_of_scikit_learn_on_standardised_teachers(tiles: int) -> None:
     rng = np.random.default_rng(0)
     features = {"a": rng.normal(3, 100, (tiles, 12)), "b": rng.normal(size=(tiles, 8)) * 1e-2}
-    features["b"][:, 0] = 7.0  # a channel that says nothing
+    features["b"][:, 0] = 7.0  # a constant channel
     z = np.concatenate(list(features.values()), axis=1)
     spread = z.std(axis=0)
     z = (z - z.mean(axis=0)) / np.where(spread > 1e-6, spread, 1)

@@ -36,14 +36,14 @@ def test_ridge_is_that_of_scikit_learn(shape: tuple[int, int], strength: float) 
     np.testing.assert_allclose(ridge(x, y, strength)(new), expected.predict(new), rtol=1e-6)
 
 
-def test_ridge_does_not_see_the_scale_of_the_embedding() -> None:
+def test_ridge_does_not_depend_on_the_scale_of_the_embedding() -> None:
     rng = np.random.default_rng(0)
     x, y = rng.normal(size=(30, 6)), rng.normal(size=(30, 2))
     large = (1e4 * x).astype(np.float32)
     np.testing.assert_allclose(ridge(x, y, 0.1)(x), ridge(large, y, 0.1)(large), rtol=1e-4)
 
 
-def test_the_strength_is_chosen_by_what_patients_left_out_say() -> None:
+def test_the_strength_is_chosen_on_patients_left_out_of_the_fit() -> None:
     rng = np.random.default_rng(0)
     patient = np.arange(80) // 10
     x = rng.normal(size=(80, 60))
@@ -81,7 +81,7 @@ def clouds(tiles: int, seed: int, apart: float = 1.0) -> tuple[np.ndarray, np.nd
     return (middle[label] + rng.normal(size=(tiles, 12))) * 10.0 ** (np.arange(12) % 4), label
 
 
-def test_linear_probe_tells_classes_apart_and_chance_where_there_is_nothing() -> None:
+def test_linear_probe_separates_classes_and_is_at_chance_for_shuffled_labels() -> None:
     x, label = clouds(300, 0, 2.0)
     test, truth = clouds(200, 1, 2.0)
     patient = np.arange(300) // 20
@@ -94,7 +94,7 @@ def test_linear_probe_tells_classes_apart_and_chance_where_there_is_nothing() ->
         linear_probe(x, np.zeros(300, int), patient, test)
 
 
-def test_linear_probe_does_not_see_scale_or_what_is_constant() -> None:
+def test_linear_probe_does_not_depend_on_scale_or_constant_channels() -> None:
     x, label = clouds(120, 0)
     patient = np.arange(120) // 10
     other = np.concatenate([x * 1e3 - 40, np.full((120, 2), 3.0)], axis=1)

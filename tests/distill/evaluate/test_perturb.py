@@ -70,7 +70,7 @@ def test_seeds_give_other_stains() -> None:
 
 
 @pytest.mark.parametrize("period_px", [8, 16])
-def test_blur_passes_the_contrast_that_its_mtf_says(period_px: int) -> None:
+def test_blur_passes_the_contrast_of_its_mtf(period_px: int) -> None:
     x = np.arange(256)
     wave = 128 + 100 * np.sin(2 * np.pi * x / period_px)
     tile = np.repeat(np.repeat(wave[None, :, None], 256, 0), 3, 2)[None].round().astype(np.uint8)

@@ -79,7 +79,7 @@ def test_cka_does_not_see_rotation_scale_and_shift() -> None:
         assert measure(one, 1e3 * one @ turn + 5) == pytest.approx(1, abs=1e-9)
 
 
-def test_only_the_debiased_cka_tells_that_wide_embeddings_are_not_related() -> None:
+def test_only_the_debiased_cka_is_0_for_unrelated_wide_embeddings() -> None:
     one, other = (RNG.normal(size=(60, 500)) for _ in range(2))
     assert cka(one, other) > 0.8
     assert abs(cka_debiased(one, other)) < 0.05
@@ -170,7 +170,7 @@ def test_twins_are_sought_among_all_tiles_of_both_variants() -> None:
     assert 0.1 < top_k(ranks, (1,))["top1"] < 1
 
 
-def test_a_network_that_gives_the_same_for_all_tiles_finds_no_twin() -> None:
+def test_a_network_that_gives_the_same_for_all_tiles_retrieves_no_twin() -> None:
     same = np.ones((20, 4))
     assert cosines(same, same) == pytest.approx(np.ones(20))
     assert top_k(twin_ranks(same, same), (1, 10)) == {"top1": 0, "top10": 0}

@@ -72,8 +72,8 @@ def test_decoupled_parts_add_up_to_kl(classes: int, temperature: float, seed: in
     torch.testing.assert_close(both[0] + (1 - sure) * both[1], whole, rtol=1e-3, atol=1e-5)
 
 
-def test_a_sure_teacher_still_says_how_other_classes_compare() -> None:
-    """There `kl_loss` says nothing, and 1 - p is 0 in float32."""
+def test_a_sure_teacher_still_teaches_the_ratios_of_other_classes() -> None:
+    """`kl_loss` is almost 0 there, and 1 - p is 0 in float32."""
     t = torch.tensor([[200.0, 3.0, 0.0]])
     s = torch.tensor([[200.0, 0.0, 3.0]], requires_grad=True)
     loss = decoupled_loss(s, t, torch.tensor([0]), temperature=1)
@@ -140,7 +140,7 @@ def test_gradients_of_kl_keep_their_size_as_the_temperature_grows() -> None:
     assert all(b == pytest.approx(a, rel=0.1) for a, b in pairwise(sizes))
 
 
-def test_what_no_logit_loss_can_use_is_refused() -> None:
+def test_inputs_that_no_logit_loss_can_use_are_refused() -> None:
     with pytest.raises(DistillError, match="temperature must be above 0, -1 given"):
         kl_loss(STUDENT, TEACHER, temperature=-1)
     with pytest.raises(DistillError, match="at least one temperature"):

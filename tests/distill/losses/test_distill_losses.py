@@ -54,7 +54,7 @@ LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 
 @pytest.mark.parametrize("name", LOSSES)
 def test_failure_3_targets_that_require_gradients_are_refused(name: str) -> None:
-    """Trainable targets that are not detached may collapse; the error says to detach them."""
+    """Trainable targets that are not detached may collapse; the error advises to detach them."""
     p, t = torch_of(P), torch_of(T).requires_grad_()
     with pytest.raises(DistillError, match=r"requires gradients.*detach"):
         LOSSES[name](p, t)
@@ -103,7 +103,7 @@ def test_info_nce_by_hand() -> None:
     np.testing.assert_allclose(loss, expected, rtol=1e-5)
 
 
-def test_info_nce_knows_log_b_and_0_and_does_not_see_order_or_length() -> None:
+def test_info_nce_is_log_b_or_0_at_its_limits_whatever_the_order_and_length() -> None:
     same = torch.ones(6, 4)
     torch.testing.assert_close(info_nce_loss(same, same), torch.full((6,), math.log(6)))
     eye = torch.eye(6)
@@ -130,7 +130,7 @@ def test_log_sum_by_hand(power: float) -> None:
     np.testing.assert_allclose(loss, expected, rtol=1e-5)
 
 
-def test_log_sum_is_finite_at_the_target_and_damps_what_is_far() -> None:
+def test_log_sum_is_finite_at_the_target_and_damps_large_differences() -> None:
     t = torch.zeros(3, 4)
     p = torch.tensor([[0.0] * 4, [1.0] * 4, [100.0] * 4], requires_grad=True)
     loss = log_sum_loss(p, t)
@@ -246,7 +246,7 @@ def test_vicreg_moves_every_branch() -> None:
     assert all(float(gradient.abs().sum()) > 0 for gradient in gradients)
 
 
-def test_vicreg_refuses_what_it_cannot_compare() -> None:
+def test_vicreg_refuses_branches_that_it_cannot_compare() -> None:
     with pytest.raises(DistillError, match="1 given, at least 2"):
         vicreg_loss([torch_of(P)])
     with pytest.raises(DistillError, match=r"one shape.*project them first"):
@@ -260,7 +260,7 @@ def test_vicreg_refuses_what_it_cannot_compare() -> None:
 
 @settings(max_examples=30, deadline=None)
 @given(st.lists(st.tuples(st.floats(-9, 9), st.booleans()), min_size=1, max_size=12))
-def test_weighted_mean_is_that_of_what_is_kept(tokens: list[tuple[float, bool]]) -> None:
+def test_weighted_mean_is_that_of_kept_tokens(tokens: list[tuple[float, bool]]) -> None:
     kept = [number for number, keep in tokens if keep]
     values = torch.tensor([[number if keep else math.inf for number, keep in tokens]])
     mean = weighted_mean(values, torch.tensor([[keep for _, keep in tokens]]))

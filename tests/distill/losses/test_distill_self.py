@@ -81,7 +81,7 @@ def test_dino_is_least_at_the_teacher_and_sharper_with_a_lower_temperature() -> 
     assert bool((sharp.max(dim=1).values > p.max(dim=1).values).all())
 
 
-def test_a_centre_takes_away_what_all_samples_share() -> None:
+def test_a_centre_subtracts_the_logits_that_all_samples_share() -> None:
     """A prototype that wins everywhere goes on winning without a centre: collapse to one."""
     shared = torch.tensor([5.0] + [0.0] * (K - 1))
     logits = shared + 0.1 * torch.randn(64, K, generator=torch.Generator().manual_seed(0))
@@ -128,7 +128,7 @@ def test_masks_leave_a_token_and_hide_one(tokens: int, seed: int) -> None:
     assert 1 <= int(mask.sum(dim=1).min()) <= int(mask.sum(dim=1).max()) <= tokens - 1
 
 
-def test_masks_have_the_asked_share_and_are_repeatable() -> None:
+def test_masks_have_the_given_share_and_are_repeatable() -> None:
     def drawn(seed: int) -> torch.Tensor:
         return random_mask(4000, 100, torch.Generator().manual_seed(seed))
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from distill.errors import DistillError
-from distill.losses.feature_losses import Match, cosine_loss, match_loss, smooth_l1_loss
+from distill.losses.feature_losses import FeatureMatch, cosine_loss, match_loss, smooth_l1_loss
 from distill.losses.numeric import full_precision, weighted_mean
 from distill.targets.target import NORMS, Rotator, TargetNorm, align_grid, axis_weights
 from distill.targets.target import norm_of as norm_of_arrays
@@ -170,21 +170,21 @@ def test_failure_2_smooth_l1_of_unit_vectors_is_the_cosine_over_d(dim: int, seed
 
 def test_failure_2_smooth_l1_on_l2_targets_is_refused() -> None:
     with pytest.raises(DistillError, match=r"\(1 - cos\) / D.*'phi-s'.*cosine_weight=1"):
-        Match(targets="l2", cosine_weight=0.9)
+        FeatureMatch(targets="l2", cosine_weight=0.9)
     p, t = torch.randn(2, 3, 8, generator=torch.Generator().manual_seed(0))
-    alone = Match(targets="l2", cosine_weight=1)
+    alone = FeatureMatch(targets="l2", cosine_weight=1)
     torch.testing.assert_close(alone(p, t), cosine_loss(p, t), rtol=0, atol=0)
     both = match_loss(p, t, cosine_weight=0.9)
     torch.testing.assert_close(both, 0.9 * cosine_loss(p, t) + 0.1 * smooth_l1_loss(p, t))
     for name in set(NORMS) - {"l2"}:
-        Match(targets=name)
+        FeatureMatch(targets=name)
 
 
 def test_matches_of_unknown_targets_or_weights_are_refused() -> None:
     with pytest.raises(DistillError, match="no normalisation 'unit'"):
-        Match(targets="unit")
+        FeatureMatch(targets="unit")
     with pytest.raises(DistillError, match=r"from 0 to 1, 1\.5 given"):
-        Match(targets="phi-s", cosine_weight=1.5)
+        FeatureMatch(targets="phi-s", cosine_weight=1.5)
 
 
 # ------------------------------------------------------------------ grids

@@ -164,7 +164,7 @@ def test_residual_head_without_its_blocks_is_its_ends() -> None:
     torch.testing.assert_close(head(x), head.last(head.first(x)))
 
 
-def test_ladder_is_the_sum_of_its_rungs_and_hears_each_level() -> None:
+def test_ladder_is_the_sum_of_its_rungs_and_depends_on_each_level() -> None:
     head = LadderHead([5, 6, 8], 7, 3)
     levels = [torch.randn(4, dim, requires_grad=True) for dim in (5, 6, 8)]
     rungs = [rung(level) for rung, level in zip(head.rungs, levels, strict=True)]
@@ -234,9 +234,9 @@ def test_failure_4_a_gate_before_a_norm_is_erased_and_ours_is_not() -> None:
     last = gate.score[-1]
     assert isinstance(last, nn.Linear)
     erased = gate_gradient(wrong, nn.LayerNorm(16), x_BKD, wrong.score)
-    heard = gate_gradient(gate, nn.Linear(16, 16), x_BKD, last.weight)
+    kept = gate_gradient(gate, nn.Linear(16, 16), x_BKD, last.weight)
     assert erased < 1e-2
-    assert heard > 1
+    assert kept > 1
     # The size of a gated token is its share, and no longer that of the teacher's features.
     scale = torch.tensor([1.0, 100.0, 0.01])[None, :, None]
     torch.testing.assert_close(gate(x_BKD * scale), gate(x_BKD), rtol=5e-2, atol=5e-2)

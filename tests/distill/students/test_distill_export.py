@@ -44,7 +44,7 @@ def student(lake_copy: Path) -> Lake:
     return lake
 
 
-def test_code_of_the_readme_gives_what_extract_gives(student: Lake, tmp_path: Path) -> None:
+def test_code_of_the_readme_gives_the_numbers_of_extract(student: Lake, tmp_path: Path) -> None:
     out = tmp_path / "out"
     exported = export_student(student.uri, NAME, str(out), onnx=True)
     assert exported["files"] == [
@@ -80,7 +80,7 @@ def test_code_of_the_readme_gives_what_extract_gives(student: Lake, tmp_path: Pa
     assert json.loads((out / "card.json").read_text())["mpps"] == [0.5, 2.0]
 
 
-def test_what_can_not_be_exported_is_refused_and_leaves_nothing(
+def test_a_student_that_can_not_be_exported_is_refused_and_leaves_nothing(
     student: Lake, tmp_path: Path
 ) -> None:
     with pytest.raises(DistillError, match=r"no finished student 'other'.*there are: tiny"):

@@ -13,7 +13,7 @@ from distill.errors import DistillError
 from distill.recipes.recipe import Recipe, Term
 from distill.recipes.recipe_table import make_recipe
 from distill.recipes.student_settings import FusionStudent
-from distill.students.fusion import Fused, Fuser, FusionTask
+from distill.students.fusion import FusedTiles, Fuser, FusionTask
 from distill.students.task import Batch
 from distill.targets.target import Norms
 from downstream.mil.layers.teacher_fusion import TokenBlock
@@ -71,7 +71,7 @@ def test_it_learns_all_teachers_and_beats_their_means() -> None:
     assert all(cosine > 0.9 for cosine in after.values())
 
 
-def test_a_vector_of_all_says_more_of_a_teacher_than_the_others_do() -> None:
+def test_a_vector_of_all_predicts_a_teacher_better_than_that_of_the_others() -> None:
     """A teacher that is not seen at all is worse off than one among those that are fused."""
     noisy = World(dims=WORLD.dims, noise=0.4)
     features = {n: tile_batch(noisy, 512, 5).features[n] for n in NAMES}
@@ -154,7 +154,7 @@ def test_failure_4_a_norm_before_the_first_block_is_refused(
         task()
 
 
-def fused_by_hand(fused: Fused, tokens_BKD: Tensor) -> Tensor:
+def fused_by_hand(fused: FusedTiles, tokens_BKD: Tensor) -> Tensor:
     """Shazam's loss, with torch's own Huber loss."""
     total = torch.zeros(())
     for token_BD in tokens_BKD.unbind(dim=1):
@@ -239,6 +239,6 @@ def test_a_teacher_that_is_not_finite_is_not_hidden() -> None:
         ({"width": 33}, "a multiple of the 4 heads"),
     ],
 )
-def test_what_can_not_be_is_refused(changes: dict[str, Any], message: str) -> None:
+def test_recipes_that_do_not_fit_are_refused(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(DistillError, match=message):
         task(**changes)

@@ -19,7 +19,7 @@ from distill.recipes.student_settings import RegionStudent
 from distill.students.hierarchy import Hierarchy, Level, by_parent
 from distill.students.region_encoder import RegionEncoder
 from distill.students.region_network import Tokens, crop_side, places, windows
-from distill.students.task import Batch, Under, on_device
+from distill.students.task import Batch, FinerTiles, on_device
 from distill.terms.region_task import RegionTask
 from downstream.mil.layers.attention import MultiHeadAttention
 from tests.featurestore.read.test_stream_under import made as made_lake
@@ -74,7 +74,7 @@ def losses_of(made: RegionTask, regions: Batch, seed: int = 0) -> dict[str, Tens
 def changed(regions: Batch, change: Callable[[Tensor, Tensor], Tensor]) -> Batch:
     """The batch with other values in its grids: of a tensor [B, r, r, D] and its mask."""
     under = {
-        mpp: Under(
+        mpp: FinerTiles(
             features={name: change(x, grid.mask) for name, x in grid.features.items()},
             mask=grid.mask,
         )
@@ -107,7 +107,7 @@ def test_a_single_teacher_is_its_own_expert() -> None:
     assert [name for name in losses if name.startswith("expert")] == ["expert eye"]
 
 
-def test_it_learns_its_expert_and_what_a_region_is() -> None:
+def test_it_learns_its_expert_and_the_mean_of_a_region() -> None:
     """Held-out regions; the mean of the features gives a centred cosine of 0."""
     made, held = task(), batch(128, 999)
     before = centred_cosine(made.eval().predict(held)["expert"])
@@ -274,7 +274,7 @@ def test_hierarchy_looks_at_fine_tokens_that_are_there() -> None:
     torch.testing.assert_close(module(level).mid[2], module(turned).mid[2])
 
 
-def test_a_region_without_finer_tiles_is_told_from_the_coarse_one_alone() -> None:
+def test_a_region_without_finer_tiles_is_embedded_by_the_coarse_one_alone() -> None:
     made = task()
     regions = batch()
     for grid in regions.under.values():
@@ -288,7 +288,7 @@ def test_a_region_without_finer_tiles_is_told_from_the_coarse_one_alone() -> Non
     assert not torch.allclose(made.encoder.embed(moved)[0], made.encoder.embed(regions)[0])
 
 
-def test_what_is_hidden_is_not_seen() -> None:
+def test_hidden_tokens_do_not_reach_the_student() -> None:
     made, regions = task(), batch()
     region = made.encoder.region(regions)
     hidden = (region.fine_there.flatten(1) & (torch.rand(8, 16) < 0.5), torch.zeros(8, 4).bool())
@@ -469,7 +469,7 @@ def test_a_checkpoint_goes_on_where_it_was() -> None:
         ({"width": 30}, "multiple of"),
     ],
 )
-def test_what_can_not_be_is_refused(changes: dict[str, Any], message: str) -> None:
+def test_recipes_that_do_not_fit_are_refused(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(DistillError, match=message):
         task(**changes)
 

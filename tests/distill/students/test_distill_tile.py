@@ -1,4 +1,4 @@
-"""Students of pixels: every recipe learns, every term is heard, each option changes the outcome."""
+"""Students of pixels: every recipe learns, every term has gradients, each option has effect."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from distill.errors import DistillError
 from distill.recipes.recipe import Recipe, Term
 from distill.recipes.recipe_table import make_recipe, parse_terms
-from distill.targets.target_sources import Column
+from distill.targets.target_sources import TeacherColumn
 from distill.terms.term_table import TERMS
 from tests.worlds.tile_worlds import DIM, FINE, TileWorld, train
 
@@ -83,7 +83,7 @@ def test_every_parameter_has_a_gradient_in_every_step(name: str) -> None:
         "privileged:b=0.1",
     ],
 )
-def test_a_term_can_be_added_to_any_recipe_and_is_heard(text: str) -> None:
+def test_a_term_can_be_added_to_any_recipe_and_reaches_the_network(text: str) -> None:
     teachers = ("a", "a:patches", "b")
     extra = parse_terms([text])
     recipe = make_recipe("agglomerate", teachers, **TINY, targets="z-score", extra_terms=extra)
@@ -95,10 +95,10 @@ def test_a_term_can_be_added_to_any_recipe_and_is_heard(text: str) -> None:
     for loss in term_losses.values():
         assert loss.shape == (8,)
     network = [p for p in task.network.parameters() if p.requires_grad]
-    heard = torch.autograd.grad(
+    gradients = torch.autograd.grad(
         torch.stack(list(term_losses.values())).sum(), network, allow_unused=True
     )
-    assert sum(float(g.abs().sum()) for g in heard if g is not None) > 0
+    assert sum(float(g.abs().sum()) for g in gradients if g is not None) > 0
     assert {term.partition(":")[0].partition("=")[0] for term in [text]} <= set(TERMS)
 
 
@@ -144,7 +144,7 @@ def test_background_under_a_tile_changes_nothing() -> None:
         torch.testing.assert_close(after[name], loss)
 
 
-def test_what_does_not_fit_is_refused() -> None:
+def test_recipes_that_do_not_fit_are_refused() -> None:
     world = TileWorld.make()
     with pytest.raises(DistillError, match="no term 'kll': did you mean 'kl'"):
         world.task(case("agglomerate", extra_terms=(Term(kind="kll"),)))
@@ -159,7 +159,7 @@ def test_what_does_not_fit_is_refused() -> None:
     with pytest.raises(DistillError, match="no number after '='"):
         parse_terms(["contrast=much"])
     with pytest.raises(DistillError, match="prefix tokens must be left out"):
-        Column(name="a:patches", teacher="a", dim=DIM, tokens=17, side=4)
+        TeacherColumn(name="a:patches", teacher="a", dim=DIM, tokens=17, side=4)
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -15,7 +15,7 @@ from distill.recipes.recipe_table import make_recipe
 from distill.students.feature_students import extract
 from distill.students.saved_student import write_student
 from distill.students.student_table import make_task
-from distill.students.task import Task, on_device
+from distill.students.task import TrainingTask, on_device
 from distill.targets.missing_stats import fit_missing
 from distill.targets.norms import fit_norms, read_norms
 from featurestore import Lake, open_lake, verify
@@ -30,7 +30,7 @@ SMALL: dict[str, dict[str, Any]] = {
 }
 
 
-def kept(lake: Lake, recipe: Recipe, name: str) -> Task:
+def kept(lake: Lake, recipe: Recipe, name: str) -> TrainingTask:
     """A student with random weights, put into the lake as a run does it."""
     ids = lake.slides().collect()["slide_id"].to_list()
     needs = recipe.needs(lake.config.mpps)
@@ -45,7 +45,7 @@ def kept(lake: Lake, recipe: Recipe, name: str) -> Task:
 
 
 @pytest.mark.parametrize("name", SMALL)
-def test_a_students_column_is_what_it_says_of_each_tile(tmp_path: Path, name: str) -> None:
+def test_a_students_column_holds_its_embedding_of_each_tile(tmp_path: Path, name: str) -> None:
     lake = made(tmp_path / "lake")
     recipe = make_recipe(name, TEACHERS, **SMALL[name])
     student: Any = kept(lake, recipe, "fused").student
@@ -89,7 +89,7 @@ def test_a_fused_column_teaches_a_student_of_pixels(tmp_path: Path) -> None:
     assert licence_of(lake.store, "fused") == "plain: not stated; packed: not stated"
 
 
-def test_what_a_student_of_features_can_not_do_is_refused(tmp_path: Path) -> None:
+def test_columns_that_a_student_of_features_can_not_make_are_refused(tmp_path: Path) -> None:
     lake = made(tmp_path / "lake")
     kept(lake, make_recipe("shazam", TEACHERS, **SMALL["shazam"]), "fused")
     with pytest.raises(DistillError, match=r"was trained at mpps \[0.5, 2.0\], not at \[1.0\]"):

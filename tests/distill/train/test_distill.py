@@ -24,7 +24,7 @@ from distill.targets.missing_stats import fit_missing, split_slides
 from distill.targets.norms import fit_norms, read_norms
 from distill.targets.target import TargetNorm
 from distill.train.batches import Feed, mixed
-from distill.train.loop import Loop, NotFiniteError, State, Step, learning_rate, measure
+from distill.train.loop import Loop, NotFiniteError, State, TrainingStep, learning_rate, measure
 from distill.train.ray_train import distill
 from featurestore import Lake, Moments, open_lake
 from ingest import find_teachers, load_encoder
@@ -195,11 +195,13 @@ def ready(lake: Lake, recipe: Recipe) -> tuple[TileTask, Feed]:
     return task, feed(lake, recipe)
 
 
-def trained(lake: Lake, recipe: Recipe, *, until: int | None = None) -> tuple[Loop, list[Step]]:
+def trained(
+    lake: Lake, recipe: Recipe, *, until: int | None = None
+) -> tuple[Loop, list[TrainingStep]]:
     """A loop after some steps, or all."""
     task, tiles = ready(lake, recipe)
     loop = Loop(recipe, State.fresh(task, recipe.schedule), tiles.training())
-    steps: list[Step] = []
+    steps: list[TrainingStep] = []
     go_on(loop, steps, until=until)
     return loop, steps
 
@@ -208,8 +210,8 @@ class StoppedError(Exception):
     """Stands for a kill."""
 
 
-def go_on(loop: Loop, steps: list[Step], *, until: int | None = None) -> None:
-    def after(step: Step) -> None:
+def go_on(loop: Loop, steps: list[TrainingStep], *, until: int | None = None) -> None:
+    def after(step: TrainingStep) -> None:
         steps.append(step)
         if step.number == until:
             raise StoppedError
@@ -231,7 +233,7 @@ def test_a_run_stopped_at_any_step_goes_on_as_if_it_had_not(lake_copy: Path) -> 
     other = make_recipe("agglomerate", TEACHERS, **{**TINY, "ema": 0.9, "accumulate": 2, "seed": 9})
     resumed, _ = trained(lake, replace(other, seed=0), until=1)
     resumed.state.load(part.state.to_bytes())
-    again: list[Step] = []
+    again: list[TrainingStep] = []
     go_on(resumed, again)
     assert [step.number for step in again] == [step.number for step in steps[at:]]
     for one, two in zip(again, steps[at:], strict=True):

@@ -15,7 +15,7 @@ from distill.targets.missing_stats import fit_missing
 from distill.targets.norms import fit_norms, read_norms
 from distill.targets.target_sources import CLS, GRID, PATCH
 from distill.train.batches import Feed
-from distill.train.loop import Loop, State, Step, measure
+from distill.train.loop import Loop, State, TrainingStep, measure
 from distill.train.views import draw, sized, turned
 from featurestore import Lake, open_lake, read_stats
 from tests.conftest import TEACHERS
@@ -31,7 +31,7 @@ def slide_ids(lake: Lake) -> list[str]:
 def test_failure_13_every_teacher_is_matched_at_every_mpp_and_measured_at_each(
     lake_copy: Path,
 ) -> None:
-    """A student that hears a teacher at one mpp only speaks another language at the others."""
+    """A student that is matched with a teacher at one mpp only differs from it at the others."""
     lake = open_lake(lake_copy)
     recipe = make_recipe("agglomerate", TEACHERS, **TINY)
     assert set(recipe.needs(lake.config.mpps)) == {(t, m) for t in TEACHERS for m in (0.5, 2.0)}
@@ -62,7 +62,7 @@ def test_failure_16_statistics_are_exact_and_do_not_move_while_training(lake_cop
     before = {key: norm.mean.clone() for key, norm in norms.items()}
     task = make_task(lake, recipe, norms)
     feed = Feed(lake=lake, recipe=recipe, slide_ids=ids)
-    steps: list[Step] = []
+    steps: list[TrainingStep] = []
     Loop(recipe, State.fresh(task, recipe.schedule), feed.training()).run(steps.append)
     assert steps
     for key, norm in norms.items():
@@ -78,7 +78,7 @@ def test_failure_16_statistics_are_exact_and_do_not_move_while_training(lake_cop
     ("name", "output"), [("a", GRID), ("a", CLS), ("a:patches", PATCH), ("a:patches5", PATCH)]
 )
 def test_failure_20_cached_grids_turn_with_the_pixels(name: str, output: str) -> None:
-    """Targets of a turned view are what the teacher would have said of the turned pixels."""
+    """Targets of a turned view are the teacher's features of the turned pixels."""
     world = TileWorld.make()
     batch = world.batch(16)
     assert batch.pixels is not None
