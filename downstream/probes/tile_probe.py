@@ -221,7 +221,7 @@ def _config(
 def _features(
     lake: "Lake", labels: TileLabels, names: Sequence[str], mpp: float
 ) -> tuple[dict[str, NDArray[np.float32]], pl.DataFrame, list[str]]:
-    """Features [N, D] by feature set, the rows that all of them have, and who was left out.
+    """Return features [N, D] by feature set, the rows that all of them have, and who was left out.
 
     Raises:
         ProbeError: A class of which no tile has features.
@@ -250,7 +250,7 @@ def _features(
 def _metrics(
     rows: pl.DataFrame, scores: Mapping[str, ProbeScores], options: ProbeOptions
 ) -> dict[str, dict[str, Any]]:
-    """Metrics of each arm."""
+    """Return metrics of each arm."""
     label_N, patients = rows["label"].to_numpy(), rows["patient_id"].to_list()
     return {
         arm: metrics_of(
@@ -272,7 +272,7 @@ def _store(
     scores: Mapping[str, ProbeScores],
     classes: Sequence[str],
 ) -> None:
-    """Predictions (mean over draws), in the columns of other runs, and splits."""
+    """Store predictions (mean over draws), in the columns of other runs, and splits."""
     named = rows.with_columns(
         pl.Series("label", [classes[label] for label in rows["label"]]),
         pl.lit("test").alias("part"),
