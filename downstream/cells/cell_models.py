@@ -23,7 +23,7 @@ def fit_member(patients: CellPatients, split: "Split") -> Member:
 
 
 def fit_mil_member(patients: CellPatients, split: "Split") -> Member:
-    """A MIL model of classes, labels or a number."""
+    """Train a MIL model of classes, labels or a number, and apply it."""
     from downstream.mil.objective import LabelObjective
 
     study = patients.cell.study
@@ -41,7 +41,7 @@ def fit_mil_member(patients: CellPatients, split: "Split") -> Member:
 
 
 def fit_probe_member(patients: CellPatients, split: "Split") -> Member:
-    """A linear model or nearest neighbours on pooled features."""
+    """Fit a linear model or nearest neighbours on pooled features, and apply it."""
     from downstream.probes.fit import fit_probe
 
     study = patients.cell.study

@@ -55,12 +55,12 @@ class CellPatients:
         return self._bags[self._row[patient_id]]
 
     def target(self, ids: Sequence[str]) -> Floats:
-        """Outcomes: [P] where there is one a patient, else [P, K]."""
+        """Return outcomes: [P] where there is one a patient, else [P, K]."""
         outcome_PK = outcomes(self.patient(one) for one in ids)
         return outcome_PK[:, 0] if outcome_PK.shape[1] == 1 else outcome_PK
 
     def examples(self, ids: Sequence[str], *, soft: bool = False) -> "Examples":
-        """Bags and targets for a MIL model; with what `soften` made of the labels if asked for."""
+        """Return bags and targets for a MIL model, with softened labels if there are any."""
         from downstream.mil.train import Examples
 
         target = self.target(ids)
@@ -87,7 +87,7 @@ class CellPatients:
                 self._soft[one] = share * probabilities + (1 - share) * hard[label]
 
     def pooled(self, ids: Sequence[str]) -> Floats:
-        """One vector a patient, see `risks.pool`: [P, D], one bag in memory at a time."""
+        """Return one vector a patient, see `risks.pool`: [P, D], one bag in memory at a time."""
         from downstream.survival.risks import pool
 
         for one in ids:

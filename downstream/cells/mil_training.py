@@ -77,7 +77,7 @@ def train_on(
 
 
 def ratios_of(mpps: Sequence[float]) -> tuple[int, ...]:
-    """Side of a tile in tiles of the next finer mpp, coarse to fine; empty for one mpp.
+    """Return the side of a tile in tiles of the next finer mpp, coarse to fine; empty for one mpp.
 
     >>> ratios_of([0.5, 8.0, 2.0])
     (4, 4)
@@ -87,7 +87,7 @@ def ratios_of(mpps: Sequence[float]) -> tuple[int, ...]:
 
 
 def best_device() -> str:
-    """A GPU if this worker has one."""
+    """Return a GPU if this worker has one."""
     import torch
 
     return "cuda" if torch.cuda.is_available() else "cpu"

@@ -24,7 +24,7 @@ Row = dict[str, Any]
 
 
 def rows_of(cell: "Cell", patients: "CellPatients", members: Sequence["Member"]) -> list[Row]:
-    """Validation and test rows of a cell, as JSON."""
+    """Return validation and test rows of a cell, as JSON."""
     test_ids = members[0].split.test
     test = _mean([member.test for member in members])
     high, curve = _shared([m.high for m in members]), _shared([m.curve for m in members])
@@ -61,7 +61,7 @@ def _mean(parts: Sequence[Floats]) -> Floats:
 
 
 def _shared(parts: Sequence[NDArray[Any] | None]) -> Floats | None:
-    """The mean over members of what all of them have; a group is what most of them say."""
+    """Return the mean over members of what all of them have; a group is what most of them say."""
     present_parts = [part.astype(np.float64) for part in parts if part is not None]
     return _mean(present_parts) if len(present_parts) == len(parts) else None
 
@@ -117,7 +117,7 @@ def _survival(cell: "Cell", high: NDArray[Any] | None, curve: Floats | None, at:
 def attention_table(
     cell: "Cell", patients: "CellPatients", members: Sequence["Member"]
 ) -> pl.DataFrame:
-    """Attention of the test patients' tiles, the mean over members; 1 over a patient in sum."""
+    """Return the attention of test tiles, mean over members; it adds up to 1 over a patient."""
     parts = []
     for at, one in enumerate(members[0].split.test):
         bag = patients.bag(one)

@@ -44,7 +44,7 @@ class Trial:
 
 
 def drawn(settings: "MilSettings", number: int, *, seed: int) -> "MilSettings":
-    """Settings of a draw; number 0 is the settings themselves."""
+    """Return settings of a draw; number 0 is the settings themselves."""
     if number == 0:
         return settings
     rng = np.random.default_rng([seed, number])
@@ -58,7 +58,7 @@ def drawn(settings: "MilSettings", number: int, *, seed: int) -> "MilSettings":
 
 
 def trials_of(cells: Sequence["Cell"]) -> list[Trial]:
-    """Every draw on every fold of every MIL arm; none if no search was asked for."""
+    """Return every draw on every fold of every MIL arm; none if no search was asked for."""
     return [
         Trial(cell=cell, number=number)
         for cell in cells
@@ -94,7 +94,7 @@ def run_trial(trial: Trial) -> float:
 
 
 def settings_of(lake: "Lake", cell: "Cell") -> "MilSettings":
-    """The settings that a cell trains with: those of the trial with the least validation loss."""
+    """Return the settings of a cell: those of the trial with the least validation loss."""
     study = cell.study
     if not study.tune or not cell.is_mil:
         return study.settings

@@ -51,7 +51,7 @@ class Cohort:
 
     @property
     def slide_ids(self) -> list[str]:
-        """Every slide in use, sorted."""
+        """Return every slide in use, sorted."""
         return sorted(self.patients["slide_ids"].explode().to_list())
 
 
@@ -157,7 +157,7 @@ def _without_slide(rows: pl.DataFrame, ready: pl.DataFrame, by: str) -> set[str]
 
 
 def keep_slides(cohort: Cohort, usable: Collection[str]) -> Cohort:
-    """The cohort without slides that cannot be used; they join `missing`.
+    """Return the cohort without slides that cannot be used; they join `missing`.
 
     A patient left without a slide leaves the cohort.
 
@@ -212,7 +212,7 @@ def _require_columns(labels: LabelTable, columns: Sequence[str]) -> None:
 def _labelled(
     labels: pl.DataFrame, columns: Sequence[str], also: Sequence[str], by: str
 ) -> tuple[pl.DataFrame, list[str]]:
-    """The rows that carry all labels, once each, and the ids of those that carry some."""
+    """Return the rows that carry all labels, once each, and the ids of those that carry some."""
     ids = [column for column in ("slide_id", "patient_id") if column in labels.columns]
     # a table that went through pandas has NaN where it means null
     floats = pl.col([c for c in (*columns, *also) if labels[c].dtype.is_float()]).fill_nan(None)
@@ -227,14 +227,14 @@ def _labelled(
 
 
 def _unplaced(rows: pl.DataFrame, columns: Sequence[str]) -> list[str]:
-    """Labelled patients whom the slide table does not name."""
+    """Return labelled patients whom the slide table does not name."""
     if rows.is_empty():
         return []
     return sorted(set(_labelled(rows, columns, (), "patient_id")[0]["patient_id"]))
 
 
 def _by_patient(joined: pl.DataFrame, columns: Sequence[str], also: Sequence[str]) -> pl.DataFrame:
-    """One row per patient; the labels of its rows are the same."""
+    """Return one row per patient; the labels of its rows are the same."""
     slides = pl.col("slide_id").unique().sort().alias("slide_ids")
     firsts = [pl.col(column).first() for column in columns]
     # of what may be null, the value that is known
@@ -243,7 +243,7 @@ def _by_patient(joined: pl.DataFrame, columns: Sequence[str], also: Sequence[str
 
 
 def _join(ready: pl.DataFrame, labelled: pl.DataFrame, by: str) -> pl.DataFrame:
-    """Ready slides with a label; `patient_id` from the labels if it is there, else the lake's."""
+    """Return labelled ready slides; `patient_id` is the labels' if they have it, else the lake's."""
     joined = ready.join(labelled, on=by, how="inner", suffix="_label")
     if "patient_id_label" in joined.columns:
         patient = pl.coalesce("patient_id_label", "patient_id").alias("patient_id")

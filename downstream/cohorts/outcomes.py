@@ -24,7 +24,7 @@ _TCGA = re.compile(r"TCGA-([A-Z0-9]{2})-")
 
 
 def class_labels(patients: pl.DataFrame, target: str) -> tuple[list[str], NDArray[np.int64]]:
-    """Classes and the class index of every patient.
+    """Return classes and the class index of every patient.
 
     Classes are sorted (numbers by value, text by alphabet). With two classes the last one is the
     positive one, so 1 over 0, true over false, "tumour" over "normal".
@@ -52,7 +52,7 @@ def class_labels(patients: pl.DataFrame, target: str) -> tuple[list[str], NDArra
 
 
 def guess_task(values: pl.Series) -> TaskKind:
-    """The task that a column's values look like; the user can always say another.
+    """Return the task that a column's values look like; users can always name another.
 
     Text and booleans are classes. Numbers are classes if all are whole and at most 20 differ;
     with fractions, or with more, they are a regression. Nulls say nothing.
@@ -72,7 +72,7 @@ def guess_task(values: pl.Series) -> TaskKind:
 def multilabel_labels(
     patients: pl.DataFrame, columns: Sequence[str]
 ) -> tuple[list[str], NDArray[np.int64]]:
-    """Labels that do not exclude each other, one column each.
+    """Return labels that do not exclude each other, one column each.
 
     Args:
         patients: One row per patient.
@@ -104,7 +104,7 @@ def multilabel_labels(
 
 
 def regression_labels(patients: pl.DataFrame, column: str) -> NDArray[np.float64]:
-    """A number for every patient, float64[P].
+    """Return a number for every patient, float64[P].
 
     Args:
         patients: One row per patient.
@@ -163,7 +163,7 @@ def site_of(patients: Sequence[str], cohort: "Cohort", column: str) -> list[str]
 def survival_labels(
     patients: pl.DataFrame, time: str, event: str
 ) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-    """Follow-up times and event flags.
+    """Return follow-up times and event flags.
 
     Args:
         patients: One row per patient.
@@ -193,7 +193,7 @@ def survival_labels(
 
 
 def _events(values: pl.Series) -> NDArray[np.bool_]:
-    """Event flags from booleans or from the numbers 0 and 1.
+    """Return event flags from booleans or from the numbers 0 and 1.
 
     Raises:
         CohortError: Anything else, or no event at all.
@@ -213,5 +213,5 @@ def _events(values: pl.Series) -> NDArray[np.bool_]:
 
 
 def _numbers(values: pl.Series) -> pl.Series:
-    """Booleans as 0 and 1; anything else as it is."""
+    """Return booleans as 0 and 1; anything else as it is."""
     return values.cast(pl.Int8) if values.dtype == pl.Boolean else values

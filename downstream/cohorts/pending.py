@@ -8,7 +8,7 @@ from downstream.cohorts.cohort_errors import listing
 
 
 def pending_note(slides: pl.DataFrame, labelled: Iterable[str], by: str) -> list[str]:
-    """A sentence on slides that are labelled and pending; none if there are none.
+    """Return a sentence on slides that are labelled and pending; none if there are none.
 
     Args:
         slides: `slide_id`, `state`, and `by` per slide of the lake.

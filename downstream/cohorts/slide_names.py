@@ -33,7 +33,7 @@ class SlideMatch:
 
 
 def stem_of(name: str) -> str:
-    r"""A name without folder and file endings.
+    r"""Return a name without folder and file endings.
 
     >>> stem_of("site/a.svs"), stem_of("a.ome.tiff"), stem_of("C:\\b.v1.h5"), stem_of(".svs")
     ('a', 'a', 'b.v1', '.svs')

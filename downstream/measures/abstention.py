@@ -56,7 +56,7 @@ class ClassPredictions:
 
     @property
     def confidence(self) -> Floats:
-        """Probability of the likeliest class [P]."""
+        """Return the probability of the likeliest class [P]."""
         sure_P: Floats = self.probabilities.max(axis=1)
         return sure_P
 
@@ -104,7 +104,7 @@ class RiskCoverage:
 
 
 def choose_threshold(validation: ClassPredictions, *, target: float) -> Threshold:
-    """The threshold that keeps most of the validation at a target accuracy (De Angeli et al. 2022).
+    """Return the confidence that answers most validation patients at an accuracy (De Angeli 2022).
 
     Patients of equal confidence are kept or left out together. The target holds on the validation;
     on new patients accuracy varies about it, the more so the fewer were kept.
@@ -155,7 +155,7 @@ def is_answered(predictions: ClassPredictions, threshold: Threshold) -> NDArray[
 
 
 def risk_coverage(confidence_P: Floats, is_correct_P: NDArray[np.bool_]) -> RiskCoverage:
-    """Error by share answered, from the surest on (Geifman and El-Yaniv 2017).
+    """Return the error by share answered, from the surest on (Geifman and El-Yaniv 2017).
 
     Patients of equal confidence come in any order: the risk within them is the mean over orders, so
     that a constant confidence has the same risk at every coverage.

@@ -84,7 +84,7 @@ def score(study: "Study", part: "pl.DataFrame") -> list[Scored]:
 
 
 def compare_arms(study: "Study", predictions: "pl.DataFrame") -> list[dict[str, Any]]:
-    """Every arm against the reference on the same patients, p values corrected by Holm.
+    """Compare every arm with the reference on the same patients, p values corrected by Holm.
 
     Args:
         study: The run.
@@ -175,7 +175,7 @@ def _compared_survival(
 
 
 def training_of(study: "Study") -> dict[tuple[int, int], tuple[NDArray[Any], NDArray[Any]]]:
-    """(events, times) of everybody of a (repeat, fold) who is not tested in it."""
+    """Return (events, times) of everybody of a (repeat, fold) who is not tested in it."""
     outcome = {patient.patient_id: patient.outcome for patient in study.patients}
     training = {}
     for key in study.folds:
@@ -186,7 +186,7 @@ def training_of(study: "Study") -> dict[tuple[int, int], tuple[NDArray[Any], NDA
 
 
 def study_times(study: "Study") -> NDArray[np.float64]:
-    """Times at which curves are kept: the same in every cell of a run.
+    """Return times at which curves are kept: the same in every cell of a run.
 
     They only say where curves are looked at; no model is fitted on them.
     """
@@ -263,7 +263,7 @@ def _class_indices(study: "Study", part: "pl.DataFrame") -> NDArray[np.int64]:
 
 
 def _folds(part: "pl.DataFrame") -> NDArray[np.int64]:
-    """[P] the number of each row's model: rows alike in repetition, fold and seed."""
+    """Return the number of each row's model [P]: rows alike in repetition, fold and seed."""
     import polars as pl
 
     cell = pl.struct("repeat", "fold", "seed").rank("dense").cast(pl.Int64)

@@ -50,7 +50,7 @@ class Measure:
 
 
 def auroc(label_P: Labels, score: Floats) -> float:
-    """Area under the ROC curve; tied scores count one half.
+    """Return the area under the ROC curve; tied scores count one half.
 
     Args:
         label_P: Class indices.
@@ -70,7 +70,7 @@ def auroc(label_P: Labels, score: Floats) -> float:
 
 
 def auprc(label_P: Labels, score: Floats) -> float:
-    """Average precision; of C classes the unweighted mean of one against the rest.
+    """Return the average precision; of C classes the unweighted mean of one against the rest.
 
     Chance is the share of the class, not one half.
 
@@ -84,7 +84,7 @@ def auprc(label_P: Labels, score: Floats) -> float:
 
 
 def balanced_accuracy(label_P: Labels, score: Floats, *, threshold: float = 0.5) -> float:
-    """Mean over classes of the share of its patients that are found.
+    """Return the mean over classes of the share of its patients that are found.
 
     Args:
         label_P: Class indices.
@@ -101,7 +101,7 @@ def balanced_accuracy(label_P: Labels, score: Floats, *, threshold: float = 0.5)
 
 
 def f1(label_P: Labels, score: Floats, *, threshold: float = 0.5) -> float:
-    """F1 of class 1, or with [P, C] scores the unweighted mean over classes; 0 where 0 / 0."""
+    """Return F1 of class 1, or with [P, C] scores the mean over classes; 0 where 0 / 0."""
     from sklearn.metrics import f1_score
 
     labels = range(classes_of(score)) if score.ndim > 1 else [1]
@@ -112,7 +112,7 @@ def f1(label_P: Labels, score: Floats, *, threshold: float = 0.5) -> float:
 def kappa(
     label_P: Labels, score: Floats, *, threshold: float = 0.5, quadratic: bool = False
 ) -> float:
-    """Cohen's kappa; `quadratic` for grades, where a far miss is worse than a near one.
+    """Return Cohen's kappa; `quadratic` for grades, where a far miss is worse than a near one.
 
     Raises:
         UndefinedMetricError: Labels and predictions are all of one class.
@@ -129,7 +129,7 @@ def kappa(
 
 
 def brier(label_P: Labels, score: Floats) -> float:
-    """Mean squared error of probabilities: of class 1 in 0..1, of C classes summed in 0..2."""
+    """Return the mean squared error of probabilities: in 0..1, of C classes summed in 0..2."""
     from sklearn.metrics import brier_score_loss
 
     labels = list(range(classes_of(score)))
@@ -137,7 +137,7 @@ def brier(label_P: Labels, score: Floats) -> float:
 
 
 def ece(label_P: Labels, score: Floats) -> float:
-    """Expected calibration error of the predicted class: 15 bins of equal width.
+    """Return the expected calibration error of the predicted class: 15 bins of equal width.
 
     Mean over patients of |share correct - mean confidence| of their bin (Guo et al. 2017);
     confidence is the probability of the likeliest class, so a binary one is in 0.5..1.
@@ -147,13 +147,13 @@ def ece(label_P: Labels, score: Floats) -> float:
 
 
 def predicted(score: Floats, threshold: float = 0.5) -> Labels:
-    """Class indices: 1 from the threshold on, or the largest of [P, C] (the first of equals)."""
+    """Return class indices: 1 from the threshold on, or the largest of [P, C] (first of equals)."""
     class_P = score.argmax(axis=1) if score.ndim > 1 else score >= threshold
     return class_P.astype(np.int64)
 
 
 def classes_of(score: Floats) -> int:
-    """C of [P, C] scores; 2 of [P]."""
+    """Return the number of classes: C of [P, C] scores, 2 of [P]."""
     return score.shape[1] if score.ndim > 1 else 2
 
 
@@ -208,13 +208,13 @@ def classification_measures(outcome: Outcome, *, threshold: float = 0.5) -> list
 def measure_of(
     name: str, resampled: Callable[..., Floats], *, higher_is_better: bool = True
 ) -> Measure:
-    """A measure from its form for many resamples; its value is that where each row counts once."""
+    """Return a measure made of its form for resamples; its value counts each row once."""
     value = partial(_on_all, name, resampled)
     return Measure(name=name, value=value, resampled=resampled, higher_is_better=higher_is_better)
 
 
 def _on_all(name: str, resampled: Callable[..., Floats], *arrays: NDArray[Any]) -> float:
-    """A measure's value where each row counts once.
+    """Return a measure's value where each row counts once.
 
     Raises:
         UndefinedMetricError: It has none.

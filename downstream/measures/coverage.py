@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 def coverage_at(study: "Study", part: pl.DataFrame, *, target: float) -> dict[str, Any] | None:
-    """Coverage and accuracy of one arm, and the area under its risk-coverage curve.
+    """Return the coverage and accuracy of one arm, and the area under its risk-coverage curve.
 
     Args:
         study: A run of classes.

@@ -75,7 +75,7 @@ def interval(
     level: float = 0.95,
     method: Method = "bca",
 ) -> Interval:
-    """Bootstrap interval of a measure.
+    """Return the bootstrap interval of a measure.
 
     A patient is drawn with all its rows. A resample on which the measure is undefined is drawn
     again and counted, which conditions the interval on resamples where it exists.
@@ -175,7 +175,7 @@ def bca_or_percentile(estimate: Callable[..., T]) -> T:
 
 
 def holm(p_values: Mapping[str, float]) -> dict[str, float]:
-    """P values corrected for several comparisons by Holm's step-down method, in their own order.
+    """Return p values corrected for several comparisons by Holm's step-down method, in their order.
 
     Whatever is rejected at a level of these holds with that error for the whole family, with no
     assumption on how the comparisons depend on each other.
@@ -193,7 +193,7 @@ def holm(p_values: Mapping[str, float]) -> dict[str, float]:
 def comparison_table(
     comparisons: Mapping[str, Comparison], *, other: str, measure: str
 ) -> list[dict[str, Any]]:
-    """Comparisons with one reference as rows of a result, p values corrected by Holm.
+    """Return comparisons with one reference as rows of a result, p values corrected by Holm.
 
     Args:
         comparisons: Arm -> its comparison with the reference.
@@ -239,7 +239,7 @@ def _interval(draws: Draws, values_R: Floats, level: float) -> Interval:
 
 
 def _corrections(draws: Draws) -> tuple[float, float]:
-    """BCa's bias correction and acceleration; 0 and 0 for percentiles.
+    """Return BCa's bias correction and acceleration; 0 and 0 for percentiles.
 
     Source: Efron and Tibshirani 1993, eq. 14.14 and 14.15, with ties counted one half.
     """
@@ -255,7 +255,7 @@ def _corrections(draws: Draws) -> tuple[float, float]:
 
 
 def _share_below(draws: Draws, at: float) -> float:
-    """The tail at which the interval's limit would be `at`: a one-sided p value of "at most at"."""
+    """Return the one-sided p value of "at most `at`": the tail whose limit would be `at`."""
     from scipy.special import ndtr, ndtri
 
     bias, bend = _corrections(draws)
@@ -264,7 +264,7 @@ def _share_below(draws: Draws, at: float) -> float:
 
 
 def _share(draws: Draws, at: float) -> float:
-    """Share of resamples below a value, ties one half, and never quite 0 or 1."""
+    """Return the share of resamples below a value, ties one half, and never quite 0 or 1."""
     values_R = draws.values[0]
     below = (values_R < at - 1e-12).mean() / 2 + (values_R <= at + 1e-12).mean() / 2
     least = 0.5 / len(values_R)

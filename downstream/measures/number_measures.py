@@ -17,7 +17,7 @@ _FEWEST = 2
 
 
 def multilabel_auroc(label_PC: Labels, score_PC: Floats) -> float:
-    """Unweighted mean over labels of the area under the ROC curve.
+    """Return the unweighted mean over labels of the area under the ROC curve.
 
     Raises:
         UndefinedMetricError: A label that all patients have, or none.
@@ -27,7 +27,7 @@ def multilabel_auroc(label_PC: Labels, score_PC: Floats) -> float:
 
 
 def multilabel_auprc(label_PC: Labels, score_PC: Floats) -> float:
-    """Unweighted mean over labels of the average precision.
+    """Return the unweighted mean over labels of the average precision.
 
     Raises:
         UndefinedMetricError: A label that all patients have, or none.
@@ -37,14 +37,14 @@ def multilabel_auprc(label_PC: Labels, score_PC: Floats) -> float:
 
 
 def mean_absolute_error(value_P: Floats, found_P: Floats) -> float:
-    """Mean distance, in the target's unit; lower is better."""
+    """Return the mean distance, in the target's unit; lower is better."""
     from sklearn.metrics import mean_absolute_error as error
 
     return float(error(value_P, found_P))
 
 
 def r2(value_P: Floats, found_P: Floats) -> float:
-    """Share of variance explained: 1 is perfect, 0 the mean of these patients, below is worse.
+    """Return the share of variance explained: 1 is perfect, 0 the mean of these patients.
 
     Raises:
         UndefinedMetricError: All values are the same.
@@ -56,7 +56,7 @@ def r2(value_P: Floats, found_P: Floats) -> float:
 
 
 def pearson(value_P: Floats, found_P: Floats) -> float:
-    """Linear correlation.
+    """Return the linear correlation.
 
     Raises:
         UndefinedMetricError: All values, or all predictions, are the same.
@@ -116,7 +116,7 @@ def _pearson(w_RP: Floats, value_P: Floats, found_P: Floats) -> Floats:
 
 
 def _moments(w_RP: Floats, one_P: Floats, other_P: Floats) -> tuple[Floats, Floats, Floats]:
-    """Variances and covariance of each resample [R]; 0 where they are but rounding."""
+    """Return variances and covariance of each resample [R]; 0 where they are but rounding."""
     share_RP = w_RP / w_RP.sum(axis=1, keepdims=True)
     # about the whole sample's means first: a plain sum of squares cancels where these are large
     one_P, other_P = one_P - one_P.mean(), other_P - other_P.mean()

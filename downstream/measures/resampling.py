@@ -92,7 +92,7 @@ def _resampled(
     seed: int | Sequence[int],
     resamples: int,
 ) -> tuple[Floats, int]:
-    """Values [M, R] on resamples where all models have one, and how many were drawn again."""
+    """Return values [M, R] on resamples where all models have one, and the number drawn again."""
     rng, count = np.random.default_rng(seed), int(owner_S.max()) + 1
     kept: list[Floats] = []
     drawn = have = 0
@@ -115,7 +115,7 @@ def _in_chunks(
     w_RP: Floats,
     owner_S: NDArray[np.int64],
 ) -> Floats:
-    """Values [M, R], a bounded number of weights at a time."""
+    """Return values [M, R], a bounded number of weights at a time."""
     step = max(1, _CELLS // len(owner_S))
     chunks = [w_RP[start : start + step][:, owner_S] for start in range(0, len(w_RP), step)]
     return np.array(
@@ -129,7 +129,7 @@ def _in_chunks(
 def _values(
     measure: "Measure", w_RS: Floats, truth: Sequence[NDArray[Any]], prediction: NDArray[Any]
 ) -> Floats:
-    """Values [R]; where the measure has no fast form, on rows repeated as often as drawn."""
+    """Return values [R]; where the measure has no fast form, on rows repeated as often as drawn."""
     if measure.resampled is not None:
         return measure.resampled(w_RS, *truth, prediction)
     values = np.full(len(w_RS), np.nan)
@@ -149,7 +149,7 @@ def _without_each(
     owner_S: NDArray[np.int64],
     count: int,
 ) -> Floats:
-    """Values [M, P] without each patient in turn."""
+    """Return values [M, P] without each patient in turn."""
     parts = []
     for start in range(0, count, _JACKKNIFE):
         w_RP = 1 - np.eye(min(_JACKKNIFE, count - start), count, k=start)

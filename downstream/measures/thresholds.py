@@ -5,7 +5,7 @@ from numpy.typing import NDArray
 
 
 def best_threshold(label_P: NDArray[np.int64], score_P: NDArray[np.float64]) -> float:
-    """The threshold with the greatest balanced accuracy (Youden's J), midway between two scores.
+    """Return the threshold of the greatest balanced accuracy (Youden's J), between two scores.
 
     Of equally good ones the one nearest to 0.5.
 

@@ -22,12 +22,12 @@ _ECE_BINS = 15
 
 
 def auroc(w_RP: Floats, label_P: Labels, score: Floats) -> Floats:
-    """Areas [R], see `classes.auroc`."""
+    """Return areas [R], see `classes.auroc`."""
     return _over_classes(w_RP, label_P, score, _area)
 
 
 def auroc_folds(w_RP: Floats, label_P: Labels, group_P: Labels, score: Floats) -> Floats:
-    """Areas [R] of pairs within folds, whose models have a scale each.
+    """Return areas [R] of pairs within folds, whose models have a scale each.
 
     Right pairs are added over folds and divided by all pairs: a fold without one of the classes
     says nothing. Over several classes the unweighted mean of one against the rest.
@@ -42,14 +42,14 @@ def auroc_folds(w_RP: Floats, label_P: Labels, group_P: Labels, score: Floats) -
 
 
 def auprc(w_RP: Floats, label_P: Labels, score: Floats) -> Floats:
-    """Average precisions [R], see `classes.auprc`."""
+    """Return average precisions [R], see `classes.auprc`."""
     return _over_classes(w_RP, label_P, score, _precision)
 
 
 def balanced_accuracy(
     w_RP: Floats, label_P: Labels, score: Floats, *, threshold: float = 0.5
 ) -> Floats:
-    """Mean recalls [R], see `classes.balanced_accuracy`."""
+    """Return the mean recalls [R], see `classes.balanced_accuracy`."""
     table_RCC = confusion(w_RP, label_P, score, threshold)
     recall_RC = divide(np.diagonal(table_RCC, axis1=1, axis2=2), table_RCC.sum(axis=2))
     mean_R: Floats = recall_RC.mean(axis=1)
@@ -57,7 +57,7 @@ def balanced_accuracy(
 
 
 def f1(w_RP: Floats, label_P: Labels, score: Floats, *, threshold: float = 0.5) -> Floats:
-    """F1 [R], see `classes.f1`."""
+    """Return F1 [R], see `classes.f1`."""
     table_RCC = confusion(w_RP, label_P, score, threshold)
     hit_RC = np.diagonal(table_RCC, axis1=1, axis2=2)
     value_RC = np.nan_to_num(divide(2 * hit_RC, table_RCC.sum(axis=1) + table_RCC.sum(axis=2)))
@@ -73,7 +73,7 @@ def kappa(
     threshold: float = 0.5,
     quadratic: bool = False,
 ) -> Floats:
-    """Cohen's kappas [R], see `classes.kappa`."""
+    """Return Cohen's kappas [R], see `classes.kappa`."""
     table_RCC = confusion(w_RP, label_P, score, threshold)
     classes = np.arange(table_RCC.shape[1])
     apart = np.abs(classes[:, None] - classes)
@@ -84,7 +84,7 @@ def kappa(
 
 
 def brier(w_RP: Floats, label_P: Labels, score: Floats) -> Floats:
-    """Mean squared errors [R], see `classes.brier`."""
+    """Return the mean squared errors [R], see `classes.brier`."""
     if score.ndim == 1:
         error_P = (score - label_P) ** 2
     else:
@@ -94,7 +94,7 @@ def brier(w_RP: Floats, label_P: Labels, score: Floats) -> Floats:
 
 
 def ece(w_RP: Floats, label_P: Labels, score: Floats) -> Floats:
-    """Calibration errors [R], see `classes.ece`."""
+    """Return calibration errors [R], see `classes.ece`."""
     both_PC = score if score.ndim > 1 else np.stack([1 - score, score], axis=1)
     sure_P = both_PC.max(axis=1)
     # bins (low, high]; a confidence is never 0
@@ -107,7 +107,7 @@ def ece(w_RP: Floats, label_P: Labels, score: Floats) -> Floats:
 
 
 def confusion(w_RP: Floats, label_P: Labels, score: Floats, threshold: float) -> Floats:
-    """Tables [R, C, C] of label by prediction."""
+    """Return tables [R, C, C] of label by prediction."""
     classes = score.shape[1] if score.ndim > 1 else 2
     found_P = score.argmax(axis=1) if score.ndim > 1 else (score >= threshold).astype(np.int64)
     cell_PK = np.eye(classes**2)[label_P * classes + found_P]
@@ -116,7 +116,7 @@ def confusion(w_RP: Floats, label_P: Labels, score: Floats, threshold: float) ->
 
 
 def _over_classes(w_RP: Floats, label_P: Labels, score: Floats, binary_measure: Any) -> Floats:  # noqa: ANN401
-    """Mean over one-against-rest questions; NaN if a class has no weight."""
+    """Return the mean over one-against-rest questions; NaN if a class has no weight."""
     if score.ndim == 1:
         measured_R: Floats = binary_measure(w_RP, label_P == 1, score)
         return measured_R
@@ -135,7 +135,7 @@ def _area_folds(group_P: Labels, w_RP: Floats, is_one_P: Flags, score_P: Floats)
 
 
 def _pairs(w_RP: Floats, is_one_P: Flags, score_P: Floats) -> tuple[Floats, Floats]:
-    """Pairs [R] of either class in the right order, ties one half, and all of them."""
+    """Return pairs [R] of either class in the right order, ties one half, and all of them."""
     one_RU, other_RU = _by_score(w_RP, is_one_P, score_P)
     below_RU = other_RU.cumsum(axis=1) - other_RU
     right_R: Floats = (one_RU * (below_RU + other_RU / 2)).sum(axis=1)
@@ -151,7 +151,7 @@ def _precision(w_RP: Floats, is_one_P: Flags, score_P: Floats) -> Floats:
 
 
 def _by_score(w_RP: Floats, is_one_P: Flags, score_P: Floats) -> tuple[Floats, Floats]:
-    """Weight of either class at each different score, ascending [R, U]."""
+    """Return the weight of either class at each different score, ascending [R, U]."""
     order_P = np.argsort(score_P, kind="stable")
     starts = np.flatnonzero(np.diff(score_P[order_P], prepend=-np.inf) > 0)
     sorted_RP, is_one = w_RP[:, order_P], is_one_P[order_P]
@@ -160,7 +160,7 @@ def _by_score(w_RP: Floats, is_one_P: Flags, score_P: Floats) -> tuple[Floats, F
 
 
 def divide(top: Any, bottom: Any) -> Floats:  # noqa: ANN401
-    """Top / bottom, NaN where the latter is 0."""
+    """Return top / bottom, NaN where the latter is 0."""
     shape = np.broadcast_shapes(np.shape(top), np.shape(bottom))
     quotient: Floats = np.full(shape, np.nan)
     np.divide(top, bottom, out=quotient, where=np.asarray(bottom) > 0)
@@ -168,7 +168,7 @@ def divide(top: Any, bottom: Any) -> Floats:  # noqa: ANN401
 
 
 def groups(group_S: Labels) -> Iterator[NDArray[np.int64]]:
-    """The rows of each group, in the order of its number."""
+    """Yield the rows of each group, in the order of its number."""
     order = np.argsort(group_S, kind="stable")
     cuts = np.flatnonzero(np.diff(group_S[order])) + 1
     yield from np.split(order, cuts)

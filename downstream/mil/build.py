@@ -33,7 +33,7 @@ def build_model(
     mean_D: "NDArray[np.float64]",
     std_D: "NDArray[np.float64]",
 ) -> MilModel:
-    """A model with new weights, from torch's random state.
+    """Return a model with new weights, from torch's random state.
 
     Args:
         name: Of the aggregator.

@@ -44,7 +44,7 @@ class BagTask:
             raise MilError(msg)
 
     def loss(self, logits_BC: Tensor, target: Tensor, weight_C: Tensor | None = None) -> Tensor:
-        """Loss of each bag [B].
+        """Return the loss of each bag [B].
 
         Args:
             logits_BC: What the head gives.
@@ -74,7 +74,7 @@ class BagTask:
         return loss.mean(dim=1)
 
     def scores(self, logits_BC: Tensor) -> Tensor:
-        """Probabilities, float64: [B] of class 1 for binary, else [B, C]; regression as it is."""
+        """Return probabilities, float64: [B] of class 1 for binary, else [B, C]; or numbers."""
         logits = logits_BC.double()
         if self.kind == "binary":
             return torch.sigmoid(logits[:, 0])
@@ -84,7 +84,7 @@ class BagTask:
 
 
 def class_weights(label_P: NDArray[np.int64], classes: int) -> NDArray[np.float64]:
-    """Weights float64[C] that give every class the same total, with mean 1 over the patients.
+    """Return weights float64[C] that give every class the same total, mean 1 over patients.
 
     Args:
         label_P: Class indices of TRAINING patients.
@@ -108,7 +108,7 @@ def class_weights(label_P: NDArray[np.int64], classes: int) -> NDArray[np.float6
 
 
 def balanced_order(label_P: NDArray[np.int64], *, seed: int) -> NDArray[np.int64]:
-    """An epoch in which every class comes equally often, rare patients several times.
+    """Return an epoch in which every class comes equally often, rare patients several times.
 
     As long as the natural one; each class is a shuffled cycle over its patients. It is the second
     expert's sampler in MDE-MIL (arXiv 2503.00915), beside the natural order.
@@ -143,7 +143,7 @@ def expert_agreement(one_BC: Tensor, other_BC: Tensor) -> Tensor:
 
 
 def sum_kl(log_p_BC: Tensor, log_q_BC: Tensor) -> Tensor:
-    """KL(p || q) of each bag [B] from log probabilities."""
+    """Return KL(p || q) of each bag [B] from log probabilities."""
     return (log_p_BC.exp() * (log_p_BC - log_q_BC)).sum(dim=1)
 
 
@@ -162,7 +162,7 @@ def soft_labels(
 
 
 def pseudo_labels(score_BN: Tensor, mask_BN: Tensor, label_B: Tensor, *, tiles: int) -> Tensor:
-    """Tile labels from bag labels, int64 [B, N]: 1, 0, or -1 for a tile that is left out.
+    """Return tile labels from bag labels, int64 [B, N]: 1, 0, or -1 for a tile that is left out.
 
     In a positive bag the tiles with the highest scores are 1 and those with the lowest 0, at most
     so many and at most half of the bag; in a negative bag every tile is 0. Scores are a teacher's,
@@ -186,7 +186,7 @@ def pseudo_labels(score_BN: Tensor, mask_BN: Tensor, label_B: Tensor, *, tiles: 
 
 
 def pseudo_label_loss(logits_BN: Tensor, labels_BN: Tensor) -> Tensor:
-    """Binary cross-entropy of labelled tiles, mean over each bag [B]; 0 for a bag without any."""
+    """Return the binary cross-entropy of labelled tiles, mean over each bag [B]; 0 without any."""
     is_labelled = labels_BN >= 0
     loss_BN = F.binary_cross_entropy_with_logits(
         logits_BN.float(), labels_BN.clamp(min=0).float(), reduction="none"
@@ -195,7 +195,7 @@ def pseudo_label_loss(logits_BN: Tensor, labels_BN: Tensor) -> Tensor:
 
 
 def _class_loss(logits_BC: Tensor, target: Tensor, weight_C: Tensor | None) -> Tensor:
-    """Cross-entropy with class indices [B] or probabilities [B, C]."""
+    """Return the cross-entropy with class indices [B] or probabilities [B, C]."""
     wanted_BC = target.to(logits_BC.dtype) if target.ndim == 2 else None
     if wanted_BC is None:
         wanted_BC = F.one_hot(target.long(), logits_BC.shape[1]).to(logits_BC.dtype)

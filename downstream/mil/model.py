@@ -97,7 +97,7 @@ class MilModel(nn.Module):
         )
 
     def with_own(self, loss_B: Tensor, prediction: ModelOutput, target: Tensor) -> Tensor:
-        """A loss of the logits together with what the aggregator and a fusion add of their own.
+        """Return a loss of the logits together with the terms of the aggregator and of a fusion.
 
         Args:
             loss_B: Of each bag, or one value for a batch.
@@ -141,12 +141,12 @@ class BranchHead(nn.Module):
         self.linear = nn.Linear(width, classes)
 
     def forward(self, embedding_BCE: Tensor) -> Tensor:
-        """Logits [B, C]."""
+        """Return logits [B, C]."""
         return torch.einsum("bce,ce->bc", embedding_BCE, self.linear.weight) + self.linear.bias
 
 
 def make_head(aggregator: Aggregator, task: "BagTask") -> nn.Module:
-    """The linear head that fits an aggregator.
+    """Return the linear head that fits an aggregator.
 
     Raises:
         MilError: Its branches are not the task's classes.

@@ -69,7 +69,7 @@ class LabelObjective:
 
     @classmethod
     def fit(cls, task: BagTask, target: NDArray[np.float64], *, weighted: bool) -> "LabelObjective":
-        """Weights, or the scale of a number, from TRAINING patients.
+        """Return weights, or the scale of a number, from TRAINING patients.
 
         Args:
             task: What is predicted.
@@ -88,7 +88,7 @@ class LabelObjective:
         return cls(task=task, weights=tuple(weights.tolist()))
 
     def loss(self, logits: Tensor, target: Tensor) -> Tensor:
-        """Loss of each bag [B]."""
+        """Return the loss of each bag [B]."""
         weight_C = None
         if self.weights is not None:
             weight_C = torch.tensor(self.weights, device=target.device)
@@ -97,7 +97,7 @@ class LabelObjective:
         return self.task.loss(logits, target, weight_C)
 
     def outcome(self, logits: Floats) -> Floats:
-        """Probabilities [P, C], or numbers [P]."""
+        """Return probabilities [P, C], or numbers [P]."""
         scores: Floats = self.task.scores(torch.from_numpy(logits)).numpy()
         return scores[:, 0] * self.scale + self.centre if self.task.kind == "regression" else scores
 
@@ -114,14 +114,14 @@ class Cox:
         return BagTask(kind="regression")
 
     def loss(self, logits: Tensor, target: Tensor) -> Tensor:
-        """[1]; NaN for a batch without an event."""
+        """Return [1]; NaN for a batch without an event."""
         event_B = target[:, 1] == 1
         if not bool(event_B.any()):
             return torch.full((1,), torch.nan)
         return cox_loss(logits[:, 0], target[:, 0], event_B)[None]
 
     def outcome(self, logits: Floats) -> Floats:
-        """Log hazard ratios [P]; HIGHER = WORSE."""
+        """Return log hazard ratios [P]; HIGHER = WORSE."""
         return logits[:, 0]
 
 
@@ -140,7 +140,7 @@ class Hazards:
 
     @classmethod
     def fit(cls, target: Floats, patients: Sequence[str], *, bins: int) -> "Hazards":
-        """Bins from TRAINING patients' (time, event) [P, 2]."""
+        """Return bins from TRAINING patients' (time, event) [P, 2]."""
         time_bins = fit_bins(target[:, 0], target[:, 1] == 1, patients=list(patients), bins=bins)
         return cls(bins=time_bins)
 
@@ -155,6 +155,6 @@ class Hazards:
         return discrete_loss(logits, bin_B, target[:, 1] == 1, alpha=self.alpha)
 
     def outcome(self, logits: Floats) -> Floats:
-        """Risks [P]; HIGHER = WORSE."""
+        """Return risks [P]; HIGHER = WORSE."""
         risk_P: Floats = discrete_risk(torch.from_numpy(logits)).numpy()
         return risk_P

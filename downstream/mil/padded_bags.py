@@ -103,7 +103,7 @@ class Aggregator(nn.Module):
         raise NotImplementedError
 
     def auxiliary(self, pooled: Pooled, target: Tensor) -> Tensor:
-        """An aggregator's own loss [B], from class indices [B] or labels [B, C]."""
+        """Return an aggregator's own loss [B], from class indices [B] or labels [B, C]."""
         del target
         return pooled.embedding.new_zeros(len(pooled.embedding))
 
@@ -127,12 +127,12 @@ class Aggregator(nn.Module):
 
 
 def stem(width: int, hidden: int, dropout: float) -> nn.Sequential:
-    """The layer that all embeddings here begin with: linear, ReLU, dropout (as CLAM's)."""
+    """Return the first layer of all embeddings here: linear, ReLU, dropout (as CLAM's)."""
     return nn.Sequential(nn.Linear(width, hidden), nn.ReLU(), Dropout(dropout))
 
 
 def masked_softmax(score: Tensor, mask: Tensor) -> Tensor:
-    """Softmax over the last axis, 0 where masked; float32 at least.
+    """Return the softmax over the last axis, 0 where masked; float32 at least.
 
     Args:
         score: [..., N].
@@ -143,7 +143,7 @@ def masked_softmax(score: Tensor, mask: Tensor) -> Tensor:
 
 
 def pad_bags(bags: Sequence[Tensor], coords: Sequence[Tensor] | None = None) -> PaddedBags:
-    """Bags [N_i, D] with their places [N_i, K], as one padded batch.
+    """Return bags [N_i, D] with their places [N_i, K], as one padded batch.
 
     Raises:
         MilError: No bag, a bag without tiles, or places that are not one a tile.
@@ -164,7 +164,7 @@ def pad_bags(bags: Sequence[Tensor], coords: Sequence[Tensor] | None = None) -> 
 
 
 def _padded(parts: Sequence[Tensor]) -> Tensor:
-    """Parts [N_i, ...] as one tensor [B, N, ...], zero where a part has ended."""
+    """Return parts [N_i, ...] as one tensor [B, N, ...], zero where a part has ended."""
     if len(parts) == 1:
         return parts[0][None]
     return nn.utils.rnn.pad_sequence(list(parts), batch_first=True)

@@ -29,11 +29,11 @@ class BagSequence(Protocol):
         """Return the number of patients."""
 
     def __getitem__(self, index: int, /) -> "PatientBag":
-        """The bag of one patient."""
+        """Return the bag of one patient."""
 
 
 def predict(model: "MilModel", bags: BagSequence) -> tuple[Floats, list[NDArray[np.float32]]]:
-    """Whole bags, one at a time.
+    """Predict whole bags, one at a time.
 
     Args:
         model: What was trained; it is left in evaluation mode.
@@ -56,7 +56,7 @@ def predict(model: "MilModel", bags: BagSequence) -> tuple[Floats, list[NDArray[
 
 
 def tile_statistics(bags: BagSequence) -> tuple[Floats, Floats]:
-    """Mean and standard deviation of every feature over all tiles of the bags, bag by bag.
+    """Return mean and standard deviation of every feature over all tiles, bag by bag.
 
     Args:
         bags: TRAINING bags only; statistics that have seen a test tile are a leak.
@@ -90,7 +90,7 @@ def tile_statistics(bags: BagSequence) -> tuple[Floats, Floats]:
 
 
 def floats(x_ND: NDArray[np.float16]) -> Tensor:
-    """float32 copy, by torch: its cast takes a tenth of NumPy's time."""
+    """Return a float32 copy, by torch: its cast takes a tenth of NumPy's time."""
     # torch cannot express an array that is read-only, as the lake's are
     return torch.from_numpy(x_ND if x_ND.flags.writeable else x_ND.copy()).float()
 

@@ -74,7 +74,7 @@ class PseudoTiles(Aggregator):
         return pooled
 
     def auxiliary(self, pooled: Pooled, target: Tensor) -> Tensor:
-        """Cross-entropy of the labelled tiles [B]."""
+        """Return the cross-entropy of the labelled tiles [B]."""
         extras = pooled.extras
         labels_BN = pseudo_labels(
             extras["tile_scores"], extras["tile_mask"], target, tiles=self.tiles

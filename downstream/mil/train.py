@@ -51,12 +51,12 @@ class Examples:
 
     @cached_property
     def tiles(self) -> NDArray[np.int64]:
-        """Tiles of each bag [P]; read once, since a bag may have to be read for it."""
+        """Return tiles of each bag [P]; read once, since a bag may have to be read for it."""
         return np.array([len(self.bags[at]) for at in range(len(self.bags))], dtype=np.int64)
 
     @property
     def classes(self) -> NDArray[np.int64]:
-        """Class of each patient [P], the likeliest one of a soft label."""
+        """Return class of each patient [P], the likeliest one of a soft label."""
         hard_P = self.target if self.target.ndim == 1 else self.target.argmax(axis=1)
         return hard_P.astype(np.int64)
 
@@ -168,7 +168,7 @@ def _epoch(
     optimiser: torch.optim.Optimizer,
     rng: np.random.Generator,
 ) -> float:
-    """One pass over the training patients; the mean loss of its steps."""
+    """Train for one pass over the training patients; return the mean loss of its steps."""
     model.train()
     losses = []
     # the second expert's patients, class by class, as many a step as the first one's
@@ -204,7 +204,7 @@ def _step(
     settings: "MilSettings",
     rng: np.random.Generator,
 ) -> Tensor:
-    """The loss of a batch, a scalar; `others` are the second expert's, if there is one."""
+    """Return the loss of a batch, a scalar; `others` are the second expert's, if there is one."""
     padded, target = _batch(train, rows, settings, rng, device=device_of(model))
     with _autocast(settings, target.device):
         if isinstance(model, Experts):
@@ -218,7 +218,7 @@ def _step(
 def _batches(
     train: Examples, objective: "Objective", settings: "MilSettings", rng: np.random.Generator
 ) -> Iterator[NDArray[np.int64]]:
-    """Rows of patients, in a new order each epoch.
+    """Yield rows of patients, in a new order each epoch.
 
     One a step as most MIL code does it, or several of like size padded together; a joint objective
     takes at least so many that a risk set says something.
@@ -247,7 +247,7 @@ def _batch(
     *,
     device: torch.device,
 ) -> tuple[PaddedBags, Tensor]:
-    """Padded bags, at most so many tiles of each, and their targets."""
+    """Return padded bags, at most so many tiles of each, and their targets."""
     bags = [examples.bags[int(row)] for row in rows]
     share = max(1, settings.batch_rows // len(bags))
     picks = [_subset(bag, min(settings.max_tiles, share), rng) for bag in bags]
@@ -264,7 +264,7 @@ def _batch(
 def _subset(
     bag: "PatientBag", most: int, rng: np.random.Generator
 ) -> slice | NDArray[np.int64] | NDArray[np.bool_]:
-    """A fresh random subset of a bag's tiles, whole families; at least one."""
+    """Return a fresh random subset of a bag's tiles, whole families; at least one."""
     if len(bag) <= most:
         return slice(None)
     count = int(bag.family.max()) + 1
@@ -277,13 +277,13 @@ def _subset(
 
 @torch.no_grad()
 def whole_loss(model: "MilModel", examples: Examples, objective: "Objective") -> float:
-    """Mean loss of the logits over patients, whole bags, no dropout."""
+    """Return the mean loss of the logits over patients, whole bags, no dropout."""
     logits = predict(model, examples.bags)[0]
     target = torch.from_numpy(examples.target).float()
     return float(objective.loss(torch.from_numpy(logits).float(), target).mean())
 
 
 def _autocast(settings: "MilSettings", device: torch.device) -> torch.autocast:
-    """bfloat16 in the forward pass where asked; losses and statistics are float32."""
+    """Return bfloat16 in the forward pass where asked; losses and statistics are float32."""
     on = settings.precision == "bfloat16"
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=on)

@@ -49,7 +49,7 @@ class Probe:
     is_flat: bool = False
 
     def scores(self, x_QD: NDArray[Any]) -> Floats:
-        """Probability of class 1 [Q] for `binary`, probabilities [Q, C], or numbers.
+        """Return the probability of class 1 [Q] for `binary`, probabilities [Q, C], or numbers.
 
         Numbers have the form of the targets that it was fitted on, [Q] or [Q, C].
         """

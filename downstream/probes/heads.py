@@ -44,7 +44,7 @@ class Linear:
     is_class: bool
 
     def outputs(self, z_QD: Floats) -> Floats:
-        """Probabilities, or numbers [Q, C]."""
+        """Return probabilities, or numbers [Q, C]."""
         found_QC: Floats = z_QD @ self.weight + self.bias
         if not self.is_class:
             return found_QC
@@ -70,11 +70,11 @@ class Nearest:
     is_class: bool
 
     def outputs(self, z_QD: Floats) -> Floats:
-        """Probabilities, or means of numbers [Q, C]."""
+        """Return probabilities, or means of numbers [Q, C]."""
         return self.voted(self.ranked(z_QD, self.neighbours))
 
     def ranked(self, z_QD: Floats, most: int) -> NDArray[np.int64]:
-        """Training rows [Q, most], the most alike first."""
+        """Return training rows [Q, most], the most alike first."""
         found_QK = np.empty((len(z_QD), most), np.int64)
         for start in range(0, len(z_QD), _BLOCK):
             rows = slice(start, start + _BLOCK)
@@ -96,7 +96,7 @@ class Nearest:
 def fit_linear(
     z_PD: Floats, y: NDArray[Any], z_QD: Floats, y_Q: NDArray[Any], classes: int | None, seed: int
 ) -> tuple[Linear, float]:
-    """The head, and its inverse penalty or penalty."""
+    """Return the head, and its inverse penalty or penalty."""
 
     @functools.cache
     def fit(value: float) -> Linear:
@@ -119,7 +119,7 @@ def fit_linear(
 def fit_nearest(
     z_PD: Floats, y: NDArray[Any], z_QD: Floats, y_Q: NDArray[Any], classes: int | None, seed: int
 ) -> tuple[Nearest, float]:
-    """The head, and how many neighbours."""
+    """Return the head, and how many neighbours."""
     options = [k for k in NEIGHBOURS if k <= len(z_PD)]
     target = _columns(y) if classes is None else _votes(y, classes)
     is_class, most = classes is not None, options[0]
@@ -139,7 +139,7 @@ def _best(
     *,
     until_worse: bool = False,
 ) -> float:
-    """The option with the least loss on validation rows, the first of equals.
+    """Return the option with the least loss on validation rows, the first of equals.
 
     Args:
         options: What is tried, in order.
@@ -159,7 +159,7 @@ def _best(
 
 
 def _loss(found_QC: Floats, y_Q: NDArray[Any], classes: int | None) -> float:
-    """Squared error, or log loss with all classes that are there weighing the same."""
+    """Return squared error, or log loss with all classes that are there weighing the same."""
     if classes is None:
         return float(((found_QC - _columns(y_Q)) ** 2).mean())
     label_Q = y_Q.astype(np.int64)
@@ -207,7 +207,7 @@ def _ridge(z_PD: Floats, y: NDArray[Any], strength: float, seed: int) -> Linear:
 
 
 def _votes(y: NDArray[Any], classes: int) -> Floats:
-    """Votes [P, C] of training rows: those of a class sum to the same, their mean is 1."""
+    """Return votes [P, C] of training rows: those of a class sum to the same, their mean is 1."""
     label_P = y.astype(np.int64)
     counts_C = np.bincount(label_P, minlength=classes)
     votes_PC = np.zeros((len(label_P), classes))
@@ -217,13 +217,13 @@ def _votes(y: NDArray[Any], classes: int) -> Floats:
 
 
 def _columns(y: NDArray[Any]) -> Floats:
-    """Numbers as [P, C]."""
+    """Return numbers as [P, C]."""
     columns: Floats = y.astype(np.float64).reshape(len(y), -1)
     return columns
 
 
 def _unit(z_QD: Floats) -> Floats:
-    """Rows of length 1; a row of zeros stays one, and is like nothing."""
+    """Return rows of length 1; a row of zeros stays one, and is like nothing."""
     length = np.linalg.norm(z_QD, axis=1, keepdims=True)
     unit_QD: Floats = z_QD / np.maximum(length, _LEAST)
     return unit_QD

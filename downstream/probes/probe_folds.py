@@ -38,7 +38,7 @@ class ProbeScores:
 
 
 def tile_splits(rows: "pl.DataFrame", options: ProbeOptions) -> list["Split"]:
-    """Folds over patients, stratified by each patient's commonest label."""
+    """Return folds over patients, stratified by each patient's commonest label."""
     commonest = (
         rows.group_by("patient_id", "label")
         .len()
@@ -51,7 +51,7 @@ def tile_splits(rows: "pl.DataFrame", options: ProbeOptions) -> list["Split"]:
 
 
 def _merged(labels: list[int], folds: int) -> list[int]:
-    """Strata that are large enough to be in every fold; those that are not go together.
+    """Return strata that are large enough to be in every fold; those that are not go together.
 
     >>> _merged([0] * 6 + [1, 1, 2], 3), _merged([0] * 6 + [1], 3)
     ([0, 0, 0, 0, 0, 0, -1, -1, -1], [0, 0, 0, 0, 0, 0, 0])
@@ -74,7 +74,7 @@ def scored(
     classes: int,
     options: ProbeOptions,
 ) -> ProbeScores:
-    """Every tile by a probe that has seen none of its patient's."""
+    """Return every tile by a probe that has seen none of its patient's."""
     scores_NTC = np.full((rows.height, options.rounds, classes), np.nan)
     fold_N = np.full(rows.height, -1, np.int64)
     task: Literal["binary", "multiclass"] = "binary" if classes == 2 else "multiclass"
@@ -138,6 +138,6 @@ def _few(
 
 
 def counts_of(rows: "pl.DataFrame", classes: int) -> list[int]:
-    """Tiles of each class."""
+    """Return tiles of each class."""
     counts: list[int] = np.bincount(rows["label"].to_numpy(), minlength=classes).tolist()
     return counts

@@ -101,7 +101,7 @@ def read_tile_labels(
 
 
 def at_most(labels: TileLabels, tiles: int, *, seed: int) -> TileLabels:
-    """So many of the tiles, drawn at random, of each class the same share; at least one.
+    """Keep at most so many tiles, drawn at random: the same share of each class, at least one.
 
     Args:
         labels: What `read_tile_labels` returned.
@@ -123,7 +123,7 @@ def at_most(labels: TileLabels, tiles: int, *, seed: int) -> TileLabels:
 
 
 def _places(labels: "LabelTable", target: str, path: str) -> pl.DataFrame:
-    """Labelled rows: slide_id, perhaps patient_id, tile_id or x and y, and label."""
+    """Return labelled rows: slide_id, perhaps patient_id, tile_id or x and y, and label."""
     by = ["tile_id"] if labels.has("tile_id") else ["x", "y"]
     lacking = [name for name in ("slide_id", *by, target) if not labels.has(name)]
     if lacking:
@@ -146,7 +146,7 @@ def _places(labels: "LabelTable", target: str, path: str) -> pl.DataFrame:
 
 
 def _tiles(lake: "Lake", slide_ids: list[str], mpp: float) -> pl.DataFrame:
-    """Tiles of slides with their places and sides in level-0 pixels."""
+    """Return tiles of slides with their places and sides in level-0 pixels."""
     sides = lake.tiles_of(mpp=mpp, slide_ids=slide_ids).select(
         "slide_id", side=pl.col("tile_px_level0").cast(pl.Float64)
     )
@@ -156,7 +156,7 @@ def _tiles(lake: "Lake", slide_ids: list[str], mpp: float) -> pl.DataFrame:
 
 
 def _by_key(places: pl.DataFrame, tiles: pl.DataFrame) -> pl.DataFrame:
-    """Places with `tile_id` null where there is no such tile, and `name` for messages."""
+    """Return places with `tile_id` null where there is no such tile, and `name` for messages."""
     lake_tiles = tiles.select("slide_id", "tile_id", is_there=True)
     met = places.join(lake_tiles, on=["slide_id", "tile_id"], how="left", maintain_order="left")
     name = pl.format("{} tile {}", "slide_id", "tile_id")
@@ -165,7 +165,7 @@ def _by_key(places: pl.DataFrame, tiles: pl.DataFrame) -> pl.DataFrame:
 
 
 def _by_place(places: pl.DataFrame, tiles: pl.DataFrame) -> pl.DataFrame:
-    """Places with the key of the tile that covers them, null where none does, and `name`.
+    """Return places with the key of the tile that covers them, null where none does, and `name`.
 
     Of overlapping tiles the one whose middle is nearest, of equals the one with the smaller key.
     """
@@ -186,7 +186,7 @@ def _with_patients(labelled: pl.DataFrame, slides: pl.DataFrame) -> pl.DataFrame
 
 
 def _missing(met: pl.DataFrame, lake_slides: set[str]) -> list[str]:
-    """Slides that there are not, and places where there is no tile."""
+    """Return labelled slides that the lake has not, and places without a tile."""
     lost = met.filter(pl.col("tile_id").is_null())
     names = lost.with_columns(
         name=pl.when(pl.col("slide_id").is_in(list(lake_slides))).then("name")

@@ -34,7 +34,7 @@ def metrics_of(
     seed: int,
     spread: bool,
 ) -> dict[str, Any]:
-    """Measures of one arm as JSON.
+    """Return measures of one arm as JSON.
 
     Args:
         label_N: Classes.
@@ -65,7 +65,7 @@ def compare_probes(
     margin: float | None,
     seed: int,
 ) -> list[dict[str, Any]]:
-    """Every arm against the reference by the main measure, on the same tiles and resamples.
+    """Return every arm against the reference by the main measure, on the same tiles and resamples.
 
     Args:
         label_N: Classes.
@@ -102,7 +102,7 @@ def _compared(
 
 
 def _asked(scores_NTC: Floats) -> tuple[dict[str, Measure], Floats]:
-    """Measures by name, and what they take: [N, T] of class 1, or [N, T, C]."""
+    """Return measures by name, and what they take: [N, T] of class 1, or [N, T, C]."""
     binary = scores_NTC.shape[2] == 2
     measure_of = {m.name: m for m in classification_measures("binary" if binary else "multiclass")}
     return measure_of, scores_NTC[:, :, 1] if binary else scores_NTC
@@ -130,7 +130,7 @@ def _assess(
 
 
 def _mean_of_draws(measure: Measure) -> Measure:
-    """The measure on scores [N, T] or [N, T, C]: its mean over draws."""
+    """Return the measure on scores [N, T] or [N, T, C]: its mean over draws."""
 
     def value(label_N: NDArray[np.int64], scores: Floats) -> float:
         return float(

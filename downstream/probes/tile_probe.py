@@ -218,7 +218,7 @@ def _config(
 def _features(
     lake: "Lake", labels: TileLabels, names: Sequence[str], mpp: float
 ) -> tuple[dict[str, NDArray[np.float32]], pl.DataFrame, list[str]]:
-    """Features [N, D] by feature set, the rows that all of them have, and who was left out.
+    """Return features [N, D] by feature set, the rows that all of them have, and who was left out.
 
     Raises:
         ProbeError: A class of which no tile has features.
@@ -247,7 +247,7 @@ def _features(
 def _metrics(
     rows: pl.DataFrame, scores: Mapping[str, ProbeScores], options: ProbeOptions
 ) -> dict[str, dict[str, Any]]:
-    """Metrics of each arm."""
+    """Return metrics of each arm."""
     label_N, patients = rows["label"].to_numpy(), rows["patient_id"].to_list()
     return {
         arm: metrics_of(

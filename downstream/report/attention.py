@@ -50,7 +50,7 @@ def attention_files(lake: "Lake", run: str) -> list[AttentionFile]:
 def read_tiles(
     lake: "Lake", file: AttentionFile, slide_ids: Sequence[str] | None = None
 ) -> pl.DataFrame:
-    """Rows of a file: slide_id, tile_id, x, y (level-0 pixels), attention, and mpp.
+    """Return rows of a file: slide_id, tile_id, x, y (level-0 pixels), attention, and mpp.
 
     Args:
         lake: Where it lies.
@@ -64,7 +64,7 @@ def read_tiles(
 
 
 def slides_of(lake: "Lake", file: AttentionFile) -> set[str]:
-    """Slides that a file has tiles of."""
+    """Return slides that a file has tiles of."""
     return set(_read(lake, file.path, ["slide_id"])["slide_id"].unique())
 
 
@@ -88,7 +88,7 @@ def _read(
 
 
 def owners(lake: "Lake", files: Sequence[AttentionFile]) -> pl.DataFrame:
-    """Slides of an arm's files with their size in pixels and `patient`: whose they are in the run.
+    """Return the slides of an arm's files with their size in pixels and their patient in the run.
 
     A run's table of labels may name other patients than the lake does.
     """
@@ -113,7 +113,7 @@ def weighs_alike(tiles: pl.DataFrame) -> bool:
 def arms_with_attention(
     lake: "Lake", run: "Run", files: Sequence[AttentionFile]
 ) -> tuple[list[str], list[str]]:
-    """Arms of the run that weigh tiles, and those that keep the same weight for all, in its order.
+    """Return the arms that weigh tiles, and those that weigh all alike, in the run's order.
 
     A cell decides: that of the first fold that is there.
     """
@@ -128,7 +128,7 @@ def arms_with_attention(
 
 
 def first_rows(run: "Run", arm: str) -> pl.DataFrame:
-    """Test rows of the first repetition and seed, for which attention is kept."""
+    """Return test rows of the first repetition and seed, for which attention is kept."""
     rows = run.rows(arm)
     first = (pl.col("repeat") == pl.col("repeat").min()) & (pl.col("seed") == pl.col("seed").min())
     return rows.filter(first)

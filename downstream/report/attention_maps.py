@@ -88,14 +88,14 @@ def write_attention(
 
 
 def with_ranks(tiles: pl.DataFrame) -> pl.DataFrame:
-    """Tiles by (y, x) with `rank`: the share of the others with less attention, 0 to 1."""
+    """Return tiles by (y, x) with `rank`: the share of the others with less attention, 0 to 1."""
     rank = pl.Series("rank", shares(tiles["attention"].to_numpy()), dtype=pl.Float64)
     columns = ["slide_id", "tile_id", "mpp", "x", "y", "attention", "rank"]
     return tiles.with_columns(rank).select(columns).sort("y", "x")
 
 
 def tile_geojson(tiles: pl.DataFrame, *, side_px: int, size_px: tuple[int, int]) -> dict[str, Any]:
-    """Tiles as QuPath's GeoJSON: a closed square each, in level-0 pixels, with two measurements.
+    """Return tiles as QuPath's GeoJSON: closed squares in level-0 pixels, two measurements each.
 
     The last tiles of a row or column may reach beyond the slide, and are cut off at its edge.
 
@@ -128,7 +128,7 @@ def tile_geojson(tiles: pl.DataFrame, *, side_px: int, size_px: tuple[int, int])
 
 
 def _square(x: int, y: int, side_px: int, size_px: tuple[int, int]) -> list[list[int]]:
-    """A ring that ends where it begins, as RFC 7946 asks: counterclockwise if y pointed up."""
+    """Return a closed ring as RFC 7946 has it: counterclockwise if y pointed up."""
     right, below = min(x + side_px, size_px[0]), min(y + side_px, size_px[1])
     return [[x, y], [right, y], [right, below], [x, below], [x, y]]
 
@@ -144,7 +144,7 @@ def _classes() -> list[tuple[str, list[int]]]:
 
 
 def _tiles(lake: "Lake", run: "Run", slide_id: str, arm: str | None) -> dict[str, pl.DataFrame]:
-    """Arm -> the slide's tiles."""
+    """Return the slide's tiles by arm."""
     files = attention_files(lake, run.name)
     arms = _arms(lake, run, files, arm)
     tiles_of_slide = {}
@@ -160,7 +160,7 @@ def _tiles(lake: "Lake", run: "Run", slide_id: str, arm: str | None) -> dict[str
 
 
 def _arms(lake: "Lake", run: "Run", files: Sequence["AttentionFile"], arm: str | None) -> list[str]:
-    """The arms that were asked for, each of which weighs tiles."""
+    """Return the arms that were asked for, each of which weighs tiles."""
     if arm is not None and arm not in run.arms:
         msg = f"run {run.name} has no arm {arm!r}; {nearest(arm, run.arms, 'it has')}"
         raise RunError(msg)
@@ -180,7 +180,7 @@ def _arms(lake: "Lake", run: "Run", files: Sequence["AttentionFile"], arm: str |
 
 
 def _no_slide(lake: "Lake", run: "Run", files: Sequence["AttentionFile"], slide_id: str) -> str:
-    """Why there is no attention of a slide, and slides that there are."""
+    """Return why there is no attention of a slide, and slides that there are."""
     lake_slides = lake.slides().select("slide_id").collect()["slide_id"].to_list()
     if slide_id not in lake_slides:
         return (
@@ -194,7 +194,7 @@ def _no_slide(lake: "Lake", run: "Run", files: Sequence["AttentionFile"], slide_
 
 
 def _write(lake: "Lake", stem: Path, slide_id: str, arm: str, tiles: pl.DataFrame) -> list[Path]:
-    """The three files of one arm at one mpp."""
+    """Return the three files of one arm at one mpp."""
     side_px = tile_side(lake, slide_id, float(tiles["mpp"][0]))
     size_px = _size(lake, slide_id, tiles, side_px)
     geojson = tile_geojson(tiles, side_px=side_px, size_px=size_px)
@@ -212,7 +212,7 @@ def _write(lake: "Lake", stem: Path, slide_id: str, arm: str, tiles: pl.DataFram
 
 
 def _size(lake: "Lake", slide_id: str, tiles: pl.DataFrame, side_px: int) -> tuple[int, int]:
-    """Width and height of the slide; up to its last tile where an import did not tell them."""
+    """Return width and height of the slide; up to its last tile where an import has no size."""
     slides = lake.slides().filter(pl.col("slide_id") == slide_id)
     width, height = slides.select("width_px", "height_px").collect().row(0)
     last = [int(tiles[name].to_numpy().max()) + side_px for name in ("x", "y")]
@@ -228,7 +228,7 @@ def _picture(
     side_px: int,
     size_px: tuple[int, int],
 ) -> bytes:
-    """Attention over the thumbnail, or over grey in a lake that has none of the slide."""
+    """Return attention over the thumbnail, or over grey in a lake that has none of the slide."""
     return attention_png(
         _background(lake.pictures(slide_id)["thumbnail"], *size_px),
         *(tiles[name].to_numpy() for name in ("x", "y", "attention")),
@@ -248,7 +248,7 @@ def _background(thumbnail: bytes | None, width: int, height: int) -> NDArray[np.
 
 
 def _safe(name: str) -> str:
-    """A name that every file system takes.
+    """Return a name that every file system takes.
 
     >>> _safe("uni2+virchow2 / abmil")
     'uni2+virchow2_abmil'

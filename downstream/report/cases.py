@@ -34,7 +34,7 @@ class Case:
 
 
 def cases(run: "Run", arm: str) -> list[Case]:
-    """The patients to show of an arm; those of the rule that do not exist are left out."""
+    """Return the patients to show of an arm; those of the rule that do not exist are left out."""
     by_task = {
         "binary": _positives,
         "multiclass": _positives,
@@ -68,7 +68,7 @@ def _patients(rows: pl.DataFrame, where: pl.Expr) -> list[str]:
 
 
 def _case(rows: pl.DataFrame, title: str, tell: Callable[[dict[str, float]], str]) -> Case | None:
-    """The first row as a case."""
+    """Return the first row as a case."""
     if rows.is_empty():
         return None
     row = rows.row(0, named=True)
@@ -115,7 +115,7 @@ def _pair(rows: pl.DataFrame, called: pl.Expr, whom: str, score_name: str) -> li
 
 
 def _numbers(run: "Run", rows: pl.DataFrame) -> list[Case | None]:
-    """Nearest and farthest of the upper half."""
+    """Return cases of the nearest and the farthest prediction of the upper half."""
     target = run.result["target"]
     upper_half = rows.filter(pl.col("value") >= pl.col("value").median())
     upper_half = upper_half.with_columns(off=(pl.col("found") - pl.col("value")).abs())
@@ -137,7 +137,7 @@ def _numbers(run: "Run", rows: pl.DataFrame) -> list[Case | None]:
 
 
 def _events(_: "Run", rows: pl.DataFrame) -> list[Case | None]:
-    """Highest and lowest risk of those with an event in the earlier half."""
+    """Return cases of the highest and lowest risk of those with an event in the earlier half."""
     observed = rows.filter(pl.col("event"))
     early = observed.filter(pl.col("time") <= pl.col("time").median())
 

@@ -50,22 +50,22 @@ class Run:
 
     @property
     def arms(self) -> list[str]:
-        """Names of the arms, in the order of the run."""
+        """Return names of the arms, in the order of the run."""
         return list(self.result["metrics"])
 
     @property
     def classes(self) -> list[str]:
-        """Names of the classes, or of the labels; of two classes the last is the positive one."""
+        """Return the names of classes or labels; of two classes the last is the positive one."""
         return list(self.result["config"]["classes"])
 
     @property
     def metric(self) -> str:
-        """The measure that arms are compared by."""
+        """Return the measure that arms are compared by."""
         return next((str(metrics["metric"]) for metrics in self.result["metrics"].values()), "")
 
     @property
     def measures(self) -> list[str]:
-        """Names of all measures of any arm, the main one first.
+        """Return names of all measures of any arm, the main one first.
 
         With two classes a quadratic kappa is the plain one, and is left out.
         """
@@ -80,7 +80,7 @@ class Run:
         return self.scored.filter(pl.col("arm") == arm)
 
     def once(self, arm: str) -> pl.DataFrame:
-        """One test row a unit: of the first repetition, seed and fold that tests it."""
+        """Return one test row a unit: of the first repetition, seed and fold that tests it."""
         keys = ["slide_id", "tile_id"] if self.unit == "tile" else ["patient_id"]
         return self.rows(arm).unique(keys, keep="first", maintain_order=True)
 

@@ -50,7 +50,7 @@ class HoldingPart:
 
     @property
     def lake_version(self) -> int:
-        """The version of the lake that it read; 0 if it does not say."""
+        """Return the version of the lake that it read; 0 if it does not say."""
         return int(self.content.get("lake_version", 0))
 
 
@@ -73,12 +73,12 @@ class Holding:
     unfinished: list[str]
 
     def newest(self, kind: str) -> HoldingPart | None:
-        """The newest finished run of a kind, or None."""
+        """Return the newest finished run of a kind, or None."""
         return next(iter(self.runs[kind]), None)
 
     @property
     def failed(self) -> list[Json]:
-        """Slides that failed, and why."""
+        """Return slides that failed, and why."""
         rows = self.slides.filter(pl.col("state") == "failed")
         return [
             {"slide": name, "reason": reason or "no reason was kept"}
@@ -103,7 +103,7 @@ def read_holding(lake: "Lake") -> Holding:
 
 
 def _parts(lake: "Lake", folder: str, file: str) -> list[HoldingPart]:
-    """Folders that hold the file that is written last, newest first."""
+    """Return folders that hold the file that is written last, newest first."""
     parts = []
     for name in lake.store.names(folder):
         rel = f"{folder}/{name}/{file}"
@@ -114,7 +114,7 @@ def _parts(lake: "Lake", folder: str, file: str) -> list[HoldingPart]:
 
 
 def read_earlier(lake: "Lake") -> Json:
-    """The `report.json` that is there, or an empty dict."""
+    """Return the `report.json` that is there, or an empty dict."""
     if not lake.exists("report.json"):
         return {}
     earlier: Json = json.loads(lake.read_bytes("report.json"))
@@ -122,7 +122,7 @@ def read_earlier(lake: "Lake") -> Json:
 
 
 def package_versions() -> dict[str, str]:
-    """Versions of Python and of the packages that decide what a lake holds."""
+    """Return versions of Python and of the packages that decide what a lake holds."""
     versions = {"Python": platform.python_version()}
     for shown, name in PACKAGES.items():
         try:

@@ -85,7 +85,7 @@ def _report(lake: "Lake", holding: "Holding", stages: "Json", about: "Json") -> 
 
 
 def _page(lake: "Lake", holding: "Holding", report: "Json") -> str:
-    """The HTML."""
+    """Return the HTML."""
     names = [part.name for part in holding.students]
     mil, survival = holding.newest("mil"), holding.newest("survival")
     chosen = choose_slides(

@@ -22,7 +22,7 @@ _TEMPLATES = Path(__file__).parent / "templates"
 
 
 def render(template: str, **context: Any) -> str:  # noqa: ANN401 - what the template takes
-    """A page: of a lake or of a run."""
+    """Return a page: of a lake or of a run."""
     made = environment(_TEMPLATES)
     made.filters |= {"words": words, "p_value": p_text}
     return made.get_template(template).render(context)
@@ -41,7 +41,7 @@ def notice(about: Mapping[str, Any]) -> str | None:
 
 
 def overview(holding: "Holding") -> "Json":
-    """Counts of slides, patients, tiles and features."""
+    """Return counts of slides, patients, tiles and features."""
     slides = holding.slides
     ready = slides.filter(pl.col("state") == "ready")
     students = {part.name for part in holding.students}
@@ -64,7 +64,7 @@ def overview(holding: "Holding") -> "Json":
 
 
 def _range(values: pl.Series) -> str:
-    """Least and greatest value of a column.
+    """Return the least and greatest value of a column.
 
     >>> _range(pl.Series([0.5, 0.25])), _range(pl.Series([], dtype=pl.Float64))
     ('0.250 to 0.500', 'not known')
@@ -76,7 +76,7 @@ def _range(values: pl.Series) -> str:
 
 
 def _counted(values: pl.Series) -> str:
-    """Values of a column by how often they occur.
+    """Return values of a column by how often they occur.
 
     >>> _counted(pl.Series(["b", "a", "b", None]))
     'b (2), a (1)'
@@ -86,7 +86,7 @@ def _counted(values: pl.Series) -> str:
 
 
 def recorded_seconds(holding: "Holding") -> dict[str, float]:
-    """Computing times that the lake itself keeps, for a report that was given none."""
+    """Return computing times that the lake itself keeps, for a report that was given none."""
     seconds_of_stage = {"cutting slides": float(holding.slides["seconds"].sum())}
     for part in holding.students:
         seconds_of_stage[f"training {part.name}"] = float(part.content.get("seconds", 0.0))
@@ -108,7 +108,7 @@ def example_commands(lake: "Lake", holding: "Holding") -> list[tuple[str, str]]:
 
 
 def example_queries(lake: "Lake", holding: "Holding") -> list[tuple[str, str]]:
-    """SQL that this lake answers: (what it tells, statement)."""
+    """Return SQL that this lake answers: (what it tells, statement)."""
     from featurestore import mpp_name
 
     finest = f"tiles_mpp{mpp_name(lake.config.mpps[0]).replace('.', '_')}"
@@ -131,7 +131,7 @@ def example_queries(lake: "Lake", holding: "Holding") -> list[tuple[str, str]]:
 
 
 def words(value: Any) -> str:  # noqa: ANN401 - JSON is what it is
-    """A JSON value on one line.
+    """Return a JSON value on one line.
 
     >>> words({"patients": 24, "sites": ["A", "B"], "pen_marks": True})
     'patients 24, sites A B, pen marks yes'

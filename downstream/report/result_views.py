@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def estimates(run: "HoldingPart | None") -> dict[str, dict[str, float | None]]:
-    """Arm -> estimate, low, high; empty without a run, null where undefined."""
+    """Return estimate, low and high by arm; empty without a run, null where undefined."""
     if run is None:
         return {}
     names = ("estimate", "low", "high")
@@ -31,7 +31,7 @@ def estimates(run: "HoldingPart | None") -> dict[str, dict[str, float | None]]:
 
 
 def student_view(student: "HoldingPart") -> "Json":
-    """One student: facts, fidelity per teacher and mpp, pictures."""
+    """Return one student: facts, fidelity per teacher and mpp, pictures."""
     report = student.content
     rows = _fidelity_rows(report)
     per_mpp = [row for row in rows if row["mpp"] != "all"] or rows
@@ -54,7 +54,7 @@ def student_view(student: "HoldingPart") -> "Json":
 
 
 def _flat(recipe: "Json") -> "Json":
-    """A recipe as pairs of name and value: what its parts say, and its terms with their weights."""
+    """Return a recipe as pairs of name and value, with its terms and their weights."""
     flat: Json = {}
     for key, value in recipe.items():
         flat |= value if isinstance(value, dict) else {key: value}
@@ -74,14 +74,14 @@ def _fidelity_rows(report: "Json") -> list["Json"]:
 
 
 def shown_arm(run: "Run", students: list[str]) -> str:
-    """The arm whose pictures are shown: of the newest student's features, else the first one."""
+    """Return the arm whose pictures are shown: of the newest student, else the first one."""
     described = run.result.get("arms", {})
     of = {arm: described.get(arm, {}).get("features", arm) for arm in run.arms}
     return next((arm for name in students for arm in run.arms if of[arm] == name), run.arms[0])
 
 
 def mil_view(lake: "Lake", part: "HoldingPart", students: list[str]) -> "Json":
-    """The newest run of bags: table, intervals, curves, attention over one slide."""
+    """Return the newest run of bags: table, intervals, curves, attention over one slide."""
     run = read_run(lake, part.name)
     shown = shown_arm(run, students)
     return {
@@ -93,7 +93,7 @@ def mil_view(lake: "Lake", part: "HoldingPart", students: list[str]) -> "Json":
 
 
 def survival_view(lake: "Lake", part: "HoldingPart", students: list[str]) -> "Json":
-    """The newest survival analysis: table, intervals, Kaplan-Meier curves of one arm."""
+    """Return the newest survival analysis: table, intervals, Kaplan-Meier curves of one arm."""
     run = read_run(lake, part.name)
     shown = shown_arm(run, students)
     return {
@@ -120,7 +120,7 @@ def _common(run: "Run", shown: str) -> "Json":
 
 
 def _class_counts(run: "Run", shown: str) -> dict[str, int]:
-    """Patients of each class; empty where they are not of one each."""
+    """Return patients of each class; empty where they are not of one each."""
     if run.task not in ("binary", "multiclass"):
         return {}
     labels = run.once(shown)["label"].to_list()
@@ -128,7 +128,7 @@ def _class_counts(run: "Run", shown: str) -> dict[str, int]:
 
 
 def _attention(lake: "Lake", run: "Run", shown: str) -> "Json":
-    """Attention over the slides of the surest right patient, by the shown arm if it has any."""
+    """Return attention over the slides of the surest right patient, by an arm that has it."""
     files = attention_files(lake, run.name)
     arms, _ = arms_with_attention(lake, run, files)
     arm = shown if shown in arms else next(iter(arms), None)

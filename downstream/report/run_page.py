@@ -48,7 +48,7 @@ def write_run_page(lake: "Lake", run: str) -> None:
 
 
 def run_page(lake: "Lake", run: "Run") -> str:
-    """The HTML."""
+    """Return the HTML of the page."""
     return render(
         "run.html.j2",
         run=run,

@@ -24,7 +24,7 @@ _ASKED = {
 
 
 def shown_name(measure: str) -> str:
-    """A measure's name as people write it.
+    """Return a measure's name as people write it.
 
     >>> shown_name("auroc"), shown_name("balanced_accuracy")
     ('AUROC', 'balanced accuracy')
@@ -68,7 +68,7 @@ def how_tested(run: "Run") -> str:
 
 
 def measure_heads(run: "Run") -> list["Json"]:
-    """Columns of the table of arms: name, and which direction is better."""
+    """Return columns of the table of arms: name, and which direction is better."""
     heads = []
     for name in run.measures:
         measured = [part for arm in run.arms if (part := run.measure(arm, name)) is not None]
@@ -79,7 +79,7 @@ def measure_heads(run: "Run") -> list["Json"]:
 
 
 def arm_rows(run: "Run") -> list["Json"]:
-    """Rows of the table of arms: name, features, model, and a cell a measure."""
+    """Return rows of the table of arms: name, features, model, and a cell a measure."""
     described = run.result.get("arms", {})
     return [
         {
@@ -92,7 +92,7 @@ def arm_rows(run: "Run") -> list["Json"]:
 
 
 def _cell(part: Mapping[str, Any] | None) -> "Json":
-    """A measure as a cell: the number with its interval, or why there is none."""
+    """Return a measure as a cell: the number with its interval, or why there is none."""
     if part is None:
         return {"estimate": None, "why": "not measured"}
     if part.get("estimate") is None:
@@ -125,7 +125,7 @@ def warnings(run: "Run") -> list[str]:
 
 
 def comparison_rows(run: "Run") -> list["Json"]:
-    """Comparisons, each with a verdict in words."""
+    """Return comparisons, each with a verdict in words."""
     return [
         {**row, "name": shown_name(row["measure"]), "verdict": _verdict(row)}
         for row in run.result.get("comparisons", [])
@@ -142,7 +142,7 @@ def _verdict(row: Mapping[str, Any]) -> str:
 
 
 def p_text(value: float | None) -> str:
-    """A p value.
+    """Return a p value as text.
 
     >>> p_text(0.0312), p_text(0.0002), p_text(None)
     ('0.031', '< 0.001', '–')
@@ -153,13 +153,13 @@ def p_text(value: float | None) -> str:
 
 
 def listed(ids: Sequence[str]) -> "Json":
-    """Ids for a list: the first hundred, and how many more there are."""
+    """Return ids for a list: the first hundred, and how many more there are."""
     shown = [str(one) for one in ids[:MOST_LISTED]]
     return {"ids": shown, "left": len(ids) - len(shown), "all": len(ids)}
 
 
 def setting_rows(run: "Run") -> list[tuple[str, Any]]:
-    """Settings of the run as pairs, parts of parts in a row of their own."""
+    """Return settings of the run as pairs, parts of parts in a row of their own."""
     shown: list[tuple[str, Any]] = []
     for key, value in run.result["config"].items():
         if isinstance(value, dict):

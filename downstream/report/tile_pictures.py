@@ -48,7 +48,7 @@ class Strip:
 def strips(
     lake: "Lake", run: "Run", arm: str, files: Sequence["AttentionFile"], slides: pl.DataFrame
 ) -> list[Strip]:
-    """The most and the least weighed tiles of each group.
+    """Return the most and the least weighed tiles of each group.
 
     At most two tiles are of one patient.
 
@@ -76,14 +76,14 @@ def strips(
 
 
 def _relative(tiles: pl.DataFrame, slides: pl.DataFrame) -> pl.DataFrame:
-    """Tiles with their patient, and attention as a multiple of the patient's mean."""
+    """Return tiles with their patient, and attention as a multiple of the patient's mean."""
     owned = tiles.join(slides.select("slide_id", "patient"), on="slide_id", how="inner")
     mean = pl.col("attention").cast(pl.Float64).mean().over("patient")
     return owned.with_columns(times=pl.col("attention").cast(pl.Float64) / mean)
 
 
 def _extreme(tiles: pl.DataFrame, count: int, *, most: bool) -> pl.DataFrame:
-    """The tiles with the greatest or the least attention, few of one patient."""
+    """Return the tiles with the greatest or the least attention, few of one patient."""
     ordered = tiles.sort("times", "tile_id", descending=[most, False])
     return ordered.group_by("patient", maintain_order=True).head(MOST_OF_PATIENT).sort(
         "times", "tile_id", descending=[most, False]
@@ -107,7 +107,7 @@ def _strip(lake: "Lake", title: str, parts: Sequence[pl.DataFrame], *, most: boo
 
 
 def tile_pictures(lake: "Lake", tiles: pl.DataFrame) -> tuple[dict[int, str], str]:
-    """Pictures of some tiles as data URIs by tile_id, and why others can't be shown.
+    """Return pictures of some tiles as data URIs by tile_id, and why others can't be shown.
 
     Args:
         lake: Where shards are; a lake of imported features has none.
@@ -141,7 +141,7 @@ def _small(jpeg: bytes) -> bytes:
 def maps(
     lake: "Lake", case: "Case", arm: str, files: Sequence["AttentionFile"], slides: pl.DataFrame
 ) -> tuple[list[Picture], list[str]]:
-    """A patient's slides under attention, those with most of it first, and what is not shown."""
+    """Return a patient's slides under attention, greatest first, and notes on what is not shown."""
     from featurestore import LakeError
 
     patient_slides = slides.filter(pl.col("patient") == case.patient)
@@ -189,7 +189,7 @@ def _map_picture(case: "Case", arm: str, slide_id: str, src: str, of_all: str) -
 
 
 def _map(lake: "Lake", slide: "Json", tiles: pl.DataFrame) -> str | None:
-    """The slide beside the slide under attention, or None without a thumbnail."""
+    """Return the slide beside the slide under attention, or None without a thumbnail."""
     thumbnail = lake.pictures(slide["slide_id"])["thumbnail"]
     if thumbnail is None or not slide["width_px"]:
         return None
@@ -207,7 +207,7 @@ def _map(lake: "Lake", slide: "Json", tiles: pl.DataFrame) -> str | None:
 
 
 def tile_side(lake: "Lake", slide_id: str, mpp: float) -> int:
-    """Side of a slide's tiles at an mpp, in level-0 pixels.
+    """Return the side of a slide's tiles at an mpp, in level-0 pixels.
 
     Raises:
         LakeError: The slide has no tiles at it any more.

@@ -22,7 +22,7 @@ _TIE = 1e-6
 def measure_recall(
     lake: "Lake", features: str, *, mpp: float, k: int, tiles: int, seed: int = 0
 ) -> dict[str, Any]:
-    """recall@k of the index against the exact search, over random tiles with features.
+    """Measure recall@k of the index against the exact search, over random tiles with features.
 
     Args:
         lake: The lake, with an index of this teacher.
@@ -54,7 +54,7 @@ def measure_recall(
 def recall_at_k(
     by_index: pl.DataFrame, exact: pl.DataFrame, tile_id_Q: NDArray[np.int64], k: int
 ) -> NDArray[np.float64]:
-    """Share of each query's k true neighbours that were found, the query itself left out.
+    """Return the share of each query's k true neighbours in the answer, without the query.
 
     What is as near as the farthest true neighbour counts, as in ann-benchmarks
     (`plotting/metrics.py`): of equal tiles any may be found.
@@ -83,7 +83,7 @@ def recall_at_k(
 def sample_tiles(
     lake: "Lake", features: str, *, mpp: float, n: int, seed: int
 ) -> tuple[NDArray[np.int64], NDArray[np.float16]]:
-    """Random tiles with features, each as likely as any other: keys [Q] and features [Q, D].
+    """Return random tiles with features, each as likely as any other: keys [Q] and features [Q, D].
 
     They are fewer than n where tiles were left out of the extraction (NaN) or are all zero.
     """

@@ -131,7 +131,7 @@ def run_search(
 
 
 def _with_index(lake: "Lake", query: "Query", version: int | str | None) -> "Lake":
-    """The lake at its newest version, with an index of the query's features."""
+    """Return the lake at its newest version, with an index of the query's features."""
     from featurestore import build_index
 
     if version is not None:
@@ -176,7 +176,7 @@ def _results(
 def nearest_tiles(
     lake: "Lake", query: "Query", *, k: int, exact: bool = False, without: list[str] | None = None
 ) -> pl.DataFrame:
-    """The k nearest tiles to a tile, without itself.
+    """Return the k nearest tiles to a tile, without itself.
 
     Returns:
         Columns slide_id, tile_id, x, y (level-0 pixels of the top-left corner), similarity (cosine,
@@ -199,7 +199,7 @@ def nearest_tiles(
 def nearest_slides(
     lake: "Lake", query: "Query", *, k: int, without: list[str] | None = None
 ) -> pl.DataFrame:
-    """The k nearest slides to a slide by the mean of their tiles' features, without itself.
+    """Return the k nearest slides to a slide by the mean of their tiles' features, without itself.
 
     Returns:
         Columns slide_id, similarity (cosine, higher is nearer); nearest first, ties by slide_id.

@@ -67,7 +67,7 @@ def write_picture(lake: "Lake", answer: Json, out: Path) -> Path:
 
 
 def shown(lake: "Lake", answer: Json) -> list[Shown]:
-    """Pictures of the query and of the first sixty that were found, in this order."""
+    """Return pictures of the query and of the first sixty results, in this order."""
     rows = [{**answer["like"], "same_patient": False}, *answer["results"][:MOST_SHOWN]]
     jpegs = (
         _tile_jpegs(lake, rows, answer["mpp"]) if "tile_id" in rows[0] else _thumbnails(lake, rows)
@@ -98,7 +98,7 @@ def _lines(row: Json) -> list[str]:
 
 
 def _tile_jpegs(lake: "Lake", rows: list[Json], mpp: float) -> list[bytes | None]:
-    """Stored tiles by their keys, each shard opened once; empty bytes where a shard is damaged."""
+    """Return stored tiles by their keys, each shard opened once; empty where a shard is damaged."""
     import numpy as np
     import polars as pl
 
@@ -124,7 +124,7 @@ def _thumbnails(lake: "Lake", rows: list[Json]) -> list[bytes | None]:
 
 
 def _small(jpeg: bytes, longest_px: int) -> "NDArray[np.uint8]":
-    """The picture [H, W, 3], no larger than it is shown."""
+    """Return the picture [H, W, 3], no larger than it is shown."""
     from ingest.pages.slide_pictures import decode_rgb, scaled
 
     picture_HW3 = decode_rgb(jpeg)
@@ -196,7 +196,7 @@ def _html(answer: Json, pictures: list[Shown]) -> bytes:
 
 
 def _uri(jpeg: bytes) -> str:
-    """The picture for the page: small tiles as they are stored, others smaller."""
+    """Return the picture for the page: small tiles as they are stored, others smaller."""
     from ingest.pages.slide_pictures import data_uri, decode_rgb, encode_jpeg
 
     if max(decode_rgb(jpeg).shape[:2]) <= _TILE_PX:

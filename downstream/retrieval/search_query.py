@@ -70,7 +70,7 @@ def check_k(k: int) -> None:
 
 
 def parse_like(like: str, slide_ids: Sequence[str]) -> tuple[str, tuple[int, int] | None]:
-    """The slide, and the place (x, y) if one is given; names of slides may have colons.
+    """Return the slide, and the place (x, y) if one is given; names of slides may have colons.
 
     Args:
         like: `SLIDE` or `SLIDE:x,y`.
@@ -96,7 +96,7 @@ def parse_like(like: str, slide_ids: Sequence[str]) -> tuple[str, tuple[int, int
 
 
 def find_query(lake: "Lake", like: str, features: str, *, mpp: float) -> Query:
-    """The tile or slide that a query names, with its features.
+    """Return the tile or slide that a query names, with its features.
 
     Raises:
         LakeError: The lake has no such teacher at this mpp, or not on this slide.
@@ -131,7 +131,7 @@ def find_query(lake: "Lake", like: str, features: str, *, mpp: float) -> Query:
 
 
 def tile_at(bag: "Bag", place: tuple[int, int], side_px: int) -> int:
-    """The row of the tile that covers a place; of overlapping ones, that with the nearest centre.
+    """Return the row of the tile that covers a place; of overlapping ones the nearest centre.
 
     Args:
         bag: The slide's tiles.
@@ -167,7 +167,7 @@ def tile_at(bag: "Bag", place: tuple[int, int], side_px: int) -> int:
 def pooled_features(
     lake: "Lake", slide_ids: Sequence[str], features: str, *, mpp: float
 ) -> tuple[list[str], NDArray[np.float64]]:
-    """The mean of the tiles' features of slides; those without any that has a direction go.
+    """Return the mean features of slides; slides without any of length above 0 are left out.
 
     Returns:
         The slides that have one, in the order given, and float64[S, D].
@@ -185,7 +185,7 @@ def pooled_features(
 
 
 def _pooled(bag: "Bag") -> NDArray[np.float64] | None:
-    """The mean of a bag's features [D]; None if it has none, or one without a direction."""
+    """Return the mean of a bag's features [D]; None if it has none, or one without a direction."""
     pooled = bag.features.astype(np.float32).mean(axis=0, dtype=np.float64) if len(bag.x) else None
     return pooled if pooled is not None and pooled.any() else None
 
@@ -193,7 +193,7 @@ def _pooled(bag: "Bag") -> NDArray[np.float64] | None:
 def nearest_rows(
     query: NDArray[np.float64], rows_SD: NDArray[np.float64], k: int
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """The k rows with the greatest cosine to a query, and it; the first of equal ones comes first.
+    """Return the k rows with the greatest cosine to a query, and the cosine; first of equals first.
 
     Args:
         query: [D], not all zero.

@@ -67,7 +67,7 @@ def fit_and_store(lake: "Lake", cell: "Cell") -> float:
 
 
 def parquet_bytes(frame: "pl.DataFrame") -> bytes:
-    """A table as the bytes of a Parquet file."""
+    """Return a table as the bytes of a Parquet file."""
     buffer = io.BytesIO()
     frame.write_parquet(buffer)
     return buffer.getvalue()

@@ -58,7 +58,7 @@ class PatientBag:
 
     @property
     def nbytes(self) -> int:
-        """Memory that it takes."""
+        """Return the memory that it takes."""
         return sum(part.nbytes for part in vars(self).values())
 
     def __len__(self) -> int:
@@ -67,7 +67,7 @@ class PatientBag:
 
 
 def teachers_of(features: str) -> list[str]:
-    """Teachers of a feature set.
+    """Return the teachers of a feature set.
 
     >>> teachers_of("virchow2:cls+mean+uni2")
     ['virchow2:cls+mean', 'uni2']
@@ -121,7 +121,7 @@ def read_patient(
 
 
 def slides_with_tiles(lake: "Lake", *, mpp: float) -> set[str]:
-    """Slides that have a tile at an mpp; one without tissue is ready and has none.
+    """Return slides that have a tile at an mpp; one without tissue is ready and has none.
 
     Raises:
         LakeError: The lake has no tiles at this mpp.
@@ -130,7 +130,7 @@ def slides_with_tiles(lake: "Lake", *, mpp: float) -> set[str]:
 
 
 def feature_identity(lake: "Lake", slide_ids: Sequence[str], features: str, *, mpp: float) -> str:
-    """A hash of the content of a feature set on some slides, from the catalog's checksums.
+    """Return a hash of the content of a feature set on some slides, from the catalog's checksums.
 
     It does not change when the lake gets other slides or teachers, as its version does.
 
@@ -191,7 +191,7 @@ class PatientBags:
         return len(self._slides)
 
     def __getitem__(self, index: int) -> PatientBag:
-        """The bag of one patient, slides one after the other.
+        """Return the bag of one patient, slides one after the other.
 
         Raises:
             IndexError: No such patient.

@@ -157,7 +157,7 @@ def _predictions(study: "Study", rows: list[dict[str, Any]]) -> pl.DataFrame:
 
 
 def _ranked(frame: pl.DataFrame) -> pl.DataFrame:
-    """A risk has no zero point: its rank within arm, part, repetition, fold and seed."""
+    """Add the rank of a risk within its cell, since a risk has no zero point."""
     keys = ["arm", "part", "repeat", "fold", "seed"]
     numbers = frame.select(pl.struct(keys).rank("dense").cast(pl.Int64).alias("cell"))["cell"]
     ranks = fold_ranks(frame["risk"].to_numpy(), numbers.to_numpy())

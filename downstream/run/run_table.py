@@ -33,7 +33,7 @@ SCHEMA: dict[str, Any] = {
 
 
 def run_table(lake: "Lake") -> pl.DataFrame:
-    """One row a run, arm and measure.
+    """Return one row a run, arm and measure.
 
     `run` ends in the hash of all that decided it (settings, patients, splits); `estimate`, `low`
     and `high` are null where a measure is undefined.

@@ -169,7 +169,7 @@ class Study:
 
     @property
     def arms(self) -> tuple[Arm, ...]:
-        """Every model on every feature set, feature set by feature set."""
+        """Return every model on every feature set, feature set by feature set."""
         return tuple(
             Arm(name=arm_name(features, model, self.models), features=features, model=model)
             for features in self.features
@@ -178,15 +178,15 @@ class Study:
 
     @cached_property
     def folds(self) -> tuple[tuple[int, int], ...]:
-        """(repeat, fold) of every test, in order."""
+        """Return (repeat, fold) of every test, in order."""
         return tuple(dict.fromkeys((split.repeat, split.fold) for split in self.splits))
 
     def inner(self, repeat: int, fold: int) -> tuple["Split", ...]:
-        """The splits of one test."""
+        """Return the splits of one test."""
         return tuple(s for s in self.splits if (s.repeat, s.fold) == (repeat, fold))
 
     def cells(self) -> list["Cell"]:
-        """Every arm on every fold with every seed."""
+        """Return the cells: every arm on every fold with every seed."""
         return [
             Cell(study=self, arm=arm, repeat=repeat, fold=fold, seed=seed)
             for arm in self.arms
@@ -215,7 +215,7 @@ class Cell:
 
     @property
     def splits(self) -> tuple["Split", ...]:
-        """The inner splits; a model is trained on each, and their predictions are averaged."""
+        """Return the inner splits, on each of which a model is trained; predictions are averaged."""
         return self.study.inner(self.repeat, self.fold)
 
     @property
@@ -230,7 +230,7 @@ class Cell:
 
     @property
     def key(self) -> dict[str, Any]:
-        """The columns that every prediction has."""
+        """Return the columns that every prediction has."""
         return {
             "repeat": self.repeat,
             "fold": self.fold,
@@ -247,12 +247,12 @@ class Cell:
 
     @property
     def path(self) -> str:
-        """Path of the cell's JSON within the lake."""
+        """Return the path of the cell's JSON within the lake."""
         return f"runs/{self.study.run}/cells/{self.stem}.json"
 
     @property
     def attention_path(self) -> str:
-        """Path of the attention of its test tiles within the lake."""
+        """Return the path of the attention of its test tiles within the lake."""
         return f"runs/{self.study.run}/attention/{self.stem}.parquet"
 
     def random_seed(self, inner: int) -> int:
@@ -262,7 +262,7 @@ class Cell:
 
 
 def outcomes(patients: Iterable[Patient]) -> NDArray[np.float64]:
-    """Outcomes [P, K] of some patients."""
+    """Return outcomes [P, K] of some patients."""
     return np.array([patient.outcome for patient in patients], dtype=np.float64)
 
 
@@ -276,7 +276,7 @@ def arm_name(features: str, model: str, models: Sequence[str]) -> str:
 
 
 def check_features(features: Sequence[str]) -> tuple[str, ...]:
-    """The feature sets of a run, as given.
+    """Return the feature sets of a run, as given.
 
     Raises:
         StudyError: None at all, one named twice, or one with an empty teacher ("a+" or "").
@@ -292,7 +292,7 @@ def check_features(features: Sequence[str]) -> tuple[str, ...]:
 
 
 def safe_name(name: str) -> str:
-    """A file name for a feature set; a changed name gets a hash, so that no two become one.
+    """Return a file name for a feature set; a changed name gets a hash, so that no two become one.
 
     >>> safe_name("uni2"), safe_name("uni2+virchow2")
     ('uni2', 'uni2_virchow2-650d70d4')

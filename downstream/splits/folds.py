@@ -32,7 +32,7 @@ def nested_folds(
     repeats: int = 1,
     seed: int,
 ) -> list[Split]:
-    """Stratified nested cross-validation over patients, repeated.
+    """Return stratified nested cross-validation over patients, repeated.
 
     Every patient is tested once a repetition. The other patients of an outer fold are split again:
     each of them is in validation once in that fold's inner splits, which all have the same test.
@@ -107,7 +107,7 @@ def leave_site_out(
 
 
 def few_shot(split: Split, labels: Mapping[str, object], *, shots: int, seed: int) -> Split:
-    """The split with so many training patients of each class; the other parts stay as they are.
+    """Return the split with so many training patients of each class, and the other parts whole.
 
     Args:
         split: What it starts from.
@@ -132,7 +132,7 @@ def few_shot(split: Split, labels: Mapping[str, object], *, shots: int, seed: in
 def with_validation(
     split: Split, labels: Mapping[str, object], *, seed: int, share: float = 0.25
 ) -> Split:
-    """The split with a validation part taken from its training patients, stratified.
+    """Return the split with a validation part taken from its training patients, stratified.
 
     For tables that have none, such as STAMP's. Test and sites stay as they are.
 
@@ -165,7 +165,7 @@ def with_validation(
 
 
 def strata(values: Sequence[float], *, bins: int = 4) -> list[int]:
-    """Quantile bins of a number, to stratify a regression by; not a target.
+    """Return quantile bins of a number, to stratify a regression by; not a target.
 
     >>> strata([1.0, 2.0, 30.0, 400.0], bins=2)
     [0, 0, 1, 1]
@@ -178,7 +178,7 @@ def strata(values: Sequence[float], *, bins: int = 4) -> list[int]:
 def _sorted(
     patients: Sequence[str], labels: Sequence[object]
 ) -> tuple[list[str], NDArray[np.int64]]:
-    """Ids in order, and the number of each one's class."""
+    """Return ids in order, and the number of each one's class."""
     if len(patients) != len(labels) or len(set(patients)) != len(patients):
         msg = (
             f"{len(patients)} patients ({len(set(patients))} different) with {len(labels)} labels; "
@@ -192,7 +192,7 @@ def _sorted(
 
 
 def _stratified(classes: NDArray[np.int64], folds: int, *seed: int) -> list[NDArray[np.int64]]:
-    """Rows of each fold, every class spread as evenly as it can be.
+    """Return rows of each fold, every class spread as evenly as it can be.
 
     Raises:
         SplitError: Fewer than two folds, or a class with fewer patients than folds.
@@ -221,7 +221,7 @@ def _inner_splits(
     repeat: int = 0,
     sites: Mapping[str, str] | None = None,
 ) -> list[Split]:
-    """One test, and the other patients split so that each of the parts validates once."""
+    """Return one test, and the other patients split so that each of the parts validates once."""
     return [
         Split(
             train=_named(ids, np.setdiff1d(rest, rest[chosen])),
@@ -247,7 +247,7 @@ def _inner_parts(classes: NDArray[np.int64], folds: int, inner: int) -> int:
 
 
 def _least(classes: NDArray[np.int64]) -> int:
-    """Patients of the rarest class that is there."""
+    """Return patients of the rarest class that is there."""
     return int(np.bincount(classes)[np.unique(classes)].min()) if len(classes) else 0
 
 

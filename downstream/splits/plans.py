@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 def make_splits(
     plan: "Plan", cohort: "Cohort", labels: Sequence[Any], *, seed: int
 ) -> tuple["Split", ...]:
-    """The splits of a cohort.
+    """Return the splits of a cohort.
 
     Args:
         plan: How.
@@ -46,7 +46,7 @@ def make_splits(
 
 
 def _from_file(file: str, cohort: "Cohort", label_of: dict[str, Any], seed: int) -> list["Split"]:
-    """A user's splits; who is in none of them is an error, not a smaller cohort."""
+    """Return a user's splits; who is in none of them is an error, not a smaller cohort."""
     from downstream.splits.split_files import read_splits
 
     file_splits = read_splits(file, cohort)

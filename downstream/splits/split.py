@@ -86,7 +86,7 @@ class Split:
             self._check_sites()
 
     def patients(self, part: Part) -> tuple[str, ...]:
-        """Patient ids of a part.
+        """Return patient ids of a part.
 
         Raises:
             SplitError: No such part.

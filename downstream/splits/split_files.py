@@ -37,7 +37,7 @@ _ALLOWED = (
 
 
 def read_splits(path: str | PathLike[str], cohort: "Cohort") -> FoldTable:
-    """The folds that a user wants, on the patients of a cohort.
+    """Return the folds that a user wants, on the patients of a cohort.
 
     A fold may have no validation part (STAMP's never have): `with_validation` takes one from the
     training patients before anything is decided.
@@ -90,7 +90,7 @@ def _read(path: str, slides: Mapping[str, str], *, distinct: bool) -> tuple[str,
 def _folder(
     files: "AbstractFileSystem", root: str, slides: Mapping[str, str], *, distinct: bool
 ) -> tuple[str, FoldTable]:
-    """CLAM's folder, or one that holds a single one of the other files."""
+    """Return CLAM's folder, or one that holds a single one of the other files."""
     names = sorted(str(entry).rpartition("/")[2] for entry in files.ls(root, detail=False))
     # the `_bool` file of a fold sorts after the other, and says the same without padding
     clam = {int(match[1]): name for name in names if (match := _CLAM_NAME.fullmatch(name))}

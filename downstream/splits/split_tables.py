@@ -135,7 +135,7 @@ def read_stamp(content: bytes, slides: Mapping[str, str], *, distinct: bool = Fa
 
 
 def to_table(splits: Iterable[Split]) -> pl.DataFrame:
-    """Splits as rows to keep with a run: repeat, fold, inner, part, patient_id."""
+    """Return splits as rows to keep with a run: repeat, fold, inner, part, patient_id."""
     rows = [
         (split.repeat, split.fold, split.inner, part, patient)
         for split in splits
@@ -153,7 +153,7 @@ def to_table(splits: Iterable[Split]) -> pl.DataFrame:
 
 
 def from_table(table: pl.DataFrame) -> list[Split]:
-    """Splits from what `to_table` gave; sites are not in it.
+    """Return splits from what `to_table` gave; sites are not in it.
 
     Raises:
         SplitError: Columns are missing, or a side is empty.
@@ -184,7 +184,7 @@ def from_table(table: pl.DataFrame) -> list[Split]:
 
 
 def _clam_sides(table: "UserTable") -> dict[str, list[str]]:
-    """Ids of each side from either of CLAM's two forms."""
+    """Return ids of each side from either of CLAM's two forms."""
     sides = {part: table.texts(name) for name, part in _CLAM.items()}
     others = [table.texts(name) for name in table.columns if name.lower() not in _CLAM]
     ids = table.index if table.index is not None else next(iter(others), None)
@@ -197,14 +197,14 @@ def _clam_sides(table: "UserTable") -> dict[str, list[str]]:
 
 
 def _whole(ids: pl.Series) -> pl.Series:
-    """Ids of a padded column: pandas makes floats of whole numbers there, 101.0 of 101."""
+    """Return ids of a padded column: pandas makes floats of whole numbers there, 101.0 of 101."""
     return ids.str.strip_suffix(".0") if ids.str.contains(r"^\d+\.0$").all() else ids
 
 
 def _patients(
     names: set[str], slides: Mapping[str, str], *, distinct: bool
 ) -> tuple[dict[str, str], tuple[str, ...]]:
-    """The patient of each name of a slide or a patient that there is; what to say of the others."""
+    """Return the patient of each name of a slide or a patient, and notes on how it was matched."""
     from featurestore.usertables import refuse_near_others
 
     lake_patients = set(slides.values())
@@ -227,7 +227,7 @@ def _table(
     *,
     distinct: bool,
 ) -> FoldTable:
-    """Splits of patients from sides of slide or patient ids."""
+    """Return splits of patients from sides of slide or patient ids."""
     names = {name for sides in folds.values() for side in sides.values() for name in side}
     patients, matched = _patients(names, slides, distinct=distinct)
     splits = []

@@ -39,7 +39,7 @@ class Baseline:
     log_hazard: Floats
 
     def survival(self, risk_P: Floats, times_T: Floats) -> Floats:
-        """S(t) [P, T] of patients with these log hazard ratios; HIGHER risk = lower S.
+        """Return S(t) [P, T] of patients with these log hazard ratios; HIGHER risk = lower S.
 
         1 before the first training event; after the last it stays where it is.
         """
@@ -49,7 +49,7 @@ class Baseline:
 
 
 def fit_baseline(risk_P: Floats, time_P: Floats, event_P: NDArray[np.bool_]) -> Baseline:
-    """Breslow's (1974) estimator for log hazard ratios that something else has fitted.
+    """Fit the baseline hazard of given log hazard ratios by Breslow's (1974) estimator.
 
     Args:
         risk_P: Of the TRAINING patients, by the fitted model; HIGHER = WORSE. A constant added to
@@ -84,14 +84,14 @@ def breslow_curve(
     risk_P: Floats,
     times_T: Floats,
 ) -> Floats:
-    """S(t) [P, T] of patients with these log hazard ratios, see `fit_baseline`."""
+    """Return S(t) [P, T] of patients with these log hazard ratios, see `fit_baseline`."""
     return fit_baseline(train_risk_P, train_time_P, train_event_P).survival(risk_P, times_T)
 
 
 def hazard_curve(
     logits_PB: Floats, bins: "TimeBins", times_T: Floats, *, between: Between = "step"
 ) -> Floats:
-    """S(t) [P, T] of a head of discrete hazards.
+    """Return S(t) [P, T] of a head of discrete hazards.
 
     What is known is S at the inner edges. Within a bin, `step` holds it until the bin ends, which
     is the likelihood's own view and too high inside a wide bin; `linear` spreads the bin's deaths
@@ -120,7 +120,7 @@ def hazard_curve(
 
 
 def at_times(times_K: Floats, value_PK: Floats, times_T: Floats) -> Floats:
-    """Step functions [P, T]: the value from each of `times_K` on, 1 before the first.
+    """Return step functions [P, T]: the value from each of `times_K` on, 1 before the first.
 
     >>> at_times(np.array([1.0, 2.0]), np.array([[0.8, 0.5]]), np.array([0.5, 1.0, 1.9, 7.0]))
     array([[1. , 0.8, 0.8, 0.5]])
@@ -131,7 +131,7 @@ def at_times(times_K: Floats, value_PK: Floats, times_T: Floats) -> Floats:
 
 
 def curve_times(time_P: Floats, event_P: NDArray[np.bool_], *, most: int = 32) -> Floats:
-    """Times at which a run keeps its curves: event times from the 5th to the 95th percentile.
+    """Return the times of a run's curves: event times from the 5th to the 95th percentile.
 
     One grid serves all folds of a run, and nothing is fitted with it. It ends before the last
     events, where few are at risk; `survival.scores` then takes in each fold the times that its

@@ -41,7 +41,7 @@ class PooledModel:
     options: Mapping[str, float] = field(default_factory=dict)
 
     def risk(self, x_PD: Floats) -> Floats:
-        """Risks float64[P], HIGHER = WORSE.
+        """Return risks float64[P], HIGHER = WORSE.
 
         Log hazard ratios against the mean training patient (`cox`, `coxnet`), up to a constant
         (`boosting`), or expected numbers of events over the training times (`forest`).
@@ -50,7 +50,7 @@ class PooledModel:
         return np.asarray(self.estimator.predict(x_PC, **self.options), dtype=np.float64)
 
     def survival(self, x_PD: Floats, times_T: Floats) -> Floats:
-        """S(t) float64[P, T] in 0..1, never rising; flat after the last training time."""
+        """Return S(t) float64[P, T] in 0..1, never rising; flat after the last training time."""
         x_PC = self.pipeline.transform(x_PD)
         ask = self.estimator.predict_survival_function
         # a patient far outside the training patients may have an infinite hazard, and then S = 0
@@ -75,7 +75,7 @@ class PooledRows:
 
     @property
     def outcome(self) -> Any:  # noqa: ANN401
-        """Events and times as scikit-survival takes them."""
+        """Return events and times as scikit-survival takes them."""
         from sksurv.util import Surv
 
         return Surv.from_arrays(self.event, self.time)
@@ -121,7 +121,7 @@ def fit_pooled(
 
 
 def _count_varying(x_PD: Floats, time_P: Floats, event_P: Flags) -> int:
-    """Features that vary over training patients who can be learned from."""
+    """Return features that vary over training patients who can be learned from."""
     varying = int((np.ptp(x_PD, axis=0) > 0).sum()) if len(x_PD) else 0
     same = len(x_PD) == len(time_P) == len(event_P)
     if not same or not event_P.any() or not varying:
@@ -151,7 +151,7 @@ def _seen_by(
     chooses: str,
     validation: tuple[Floats, Floats, Flags] | None,
 ) -> PooledRows:
-    """The validation patients, if there is anything to choose on."""
+    """Return the validation patients, if there is anything to choose on."""
     if validation is None or not validation[2].any():
         patients = 0 if validation is None else len(validation[2])
         msg = (
@@ -167,7 +167,7 @@ def _seen_by(
 def fit_cox(
     train: PooledRows, _: PooledRows | None, settings: "SurvivalSettings", varying: int, _seed: int
 ) -> tuple[Any, dict[str, float]]:
-    """Ridge Cox regression.
+    """Fit a ridge Cox regression.
 
     The penalty grows with the number of features that vary, because standardised features have that
     total variance: without it a wide teacher would be shrunk less than a narrow one.
@@ -181,7 +181,7 @@ def fit_cox(
 def fit_coxnet(
     train: PooledRows, held: PooledRows, settings: "SurvivalSettings", _varying: int, _seed: int
 ) -> tuple[Any, dict[str, float]]:
-    """Elastic net; the greatest penalty, which leaves no feature, may win."""
+    """Fit an elastic net; the greatest penalty, which leaves no feature, may win."""
     from sksurv.linear_model import CoxnetSurvivalAnalysis
 
     net = CoxnetSurvivalAnalysis(
@@ -217,7 +217,7 @@ def fit_forest(
 def fit_boosting(
     train: PooledRows, held: PooledRows, settings: "SurvivalSettings", _varying: int, seed: int
 ) -> tuple[Any, dict[str, float]]:
-    """Boosted trees, as many as validation patients like best.
+    """Fit boosted trees, as many as have the least validation loss.
 
     All trees are fitted once to find out; then the first of them again, with the same draws, so
     that the baseline hazard is that of the model which is kept.
@@ -238,7 +238,7 @@ def fit_boosting(
 
 
 def _loss(risk_P: Floats, held: PooledRows) -> float:
-    """Negative log partial likelihood a validation event: less noisy than a concordance."""
+    """Return the negative log partial likelihood per event: less noisy than a concordance."""
     import torch
 
     from downstream.survival.survival_losses import cox_loss

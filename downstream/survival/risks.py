@@ -16,7 +16,7 @@ class SurvivalError(ValueError):
 
 
 def pool(slides: Sequence[NDArray[np.float16]]) -> NDArray[np.float64]:
-    """One vector per patient: the mean over slides of the mean over tiles.
+    """Return one vector per patient: the mean over slides of the mean over tiles.
 
     Slides weigh the same whatever their size, so that a large resection does not drown a biopsy.
 
@@ -38,7 +38,7 @@ def pool(slides: Sequence[NDArray[np.float16]]) -> NDArray[np.float64]:
 
 
 def fold_ranks(risk_P: NDArray[np.float64], fold_P: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Out-of-fold risks on one scale: the rank within the fold, ties at their mean rank.
+    """Return out-of-fold risks on one scale: the rank within the fold, ties at their mean rank.
 
     A Cox risk has no zero point, so risks of two folds' models cannot be compared as they are.
 
@@ -64,6 +64,6 @@ def fold_ranks(risk_P: NDArray[np.float64], fold_P: NDArray[np.int64]) -> NDArra
 def is_high_risk(
     risk_P: NDArray[np.float64], train_risk_P: NDArray[np.float64]
 ) -> NDArray[np.bool_]:
-    """High risk group: above the median risk of the TRAINING patients; at the median is low."""
+    """Return whether a risk is above the median risk of the TRAINING patients; at it is low."""
     high_P: NDArray[np.bool_] = risk_P > np.median(train_risk_P)
     return high_P

@@ -26,7 +26,7 @@ Floats = NDArray[np.float64]
 
 
 def fit_pooled_member(patients: CellPatients, split: "Split") -> Member:
-    """A model of scikit-survival on pooled features."""
+    """Train a model of scikit-survival on pooled features, and apply it."""
     from downstream.survival.pooled_models import fit_pooled
 
     cell = patients.cell
@@ -62,7 +62,7 @@ def fit_pooled_member(patients: CellPatients, split: "Split") -> Member:
 
 
 def fit_survival_member(patients: CellPatients, split: "Split") -> Member:
-    """A MIL model with hazards of time bins, or a Cox head."""
+    """Train a MIL model with hazards of time bins or a Cox head, and apply it."""
     from downstream.mil.objective import Cox, Hazards
 
     cell, target = patients.cell, patients.target(split.train)

@@ -20,7 +20,7 @@ Ties = Literal["efron", "breslow"]
 
 
 def cox_loss(risk_P: Tensor, time_P: Tensor, event_P: Tensor, *, ties: Ties = "efron") -> Tensor:
-    """Negative log partial likelihood, divided by the number of events; a scalar, at least float32.
+    """Return the negative log partial likelihood per event; a scalar, at least float32.
 
     A patient is at risk at t if the own time is t or later, so that one censored at t is at risk of
     the events at t. The risk sets are those of the patients given: a batch's likelihood is not a
@@ -61,7 +61,7 @@ def cox_loss(risk_P: Tensor, time_P: Tensor, event_P: Tensor, *, ties: Ties = "e
 def discrete_loss(
     logits_PT: Tensor, bin_P: Tensor, event_P: Tensor, *, alpha: float = 0.4
 ) -> Tensor:
-    """Negative log-likelihood of discrete-time hazards, one value a patient [P], float32.
+    """Return the negative log-likelihood of discrete-time hazards of each patient [P], float32.
 
     With h = sigmoid(logits) and S(t) = prod over s <= t of (1 - h_s): -log(S(y - 1) h(y)) for an
     event in bin y, and -log S(y) for a patient censored in it, times 1 - alpha there: alpha takes
@@ -96,12 +96,12 @@ def discrete_loss(
 
 
 def survival_curve(logits_PT: Tensor) -> Tensor:
-    """S(t) at the end of each bin, float64 [P, T], never rising."""
+    """Return S(t) at the end of each bin, float64 [P, T], never rising."""
     return F.logsigmoid(-logits_PT.double()).cumsum(dim=1).exp()
 
 
 def discrete_risk(logits_PT: Tensor) -> Tensor:
-    """Minus the sum of S(t) over bins, float64 [P], in -T..0; HIGHER = WORSE."""
+    """Return minus the sum of S(t) over bins, float64 [P], in -T..0; HIGHER = WORSE."""
     return -survival_curve(logits_PT).sum(dim=1)
 
 
@@ -123,7 +123,7 @@ class TimeBins:
         return len(self.edges) + 1
 
     def index(self, time_P: NDArray[np.float64]) -> NDArray[np.int64]:
-        """Bin of each time, int64[P] in 0 to bins - 1; any time has one."""
+        """Return the bin of each time, int64[P] in 0 to bins - 1; any time has one."""
         return np.searchsorted(np.array(self.edges), time_P, side="right").astype(np.int64)
 
 
@@ -134,7 +134,7 @@ def fit_bins(
     patients: list[str],
     bins: int = 4,
 ) -> TimeBins:
-    """Bins that hold equally many events, from quantiles of the uncensored times.
+    """Return bins that hold equally many events, from quantiles of the uncensored times.
 
     Args:
         time_P: Times of TRAINING patients only: edges that have seen a test patient are a leak.
@@ -174,7 +174,7 @@ def _check(scores: Tensor, time_P: Tensor, event_P: Tensor) -> None:
 
 
 def _log_sums(value: Tensor, group: Tensor, groups: int) -> Tensor:
-    """Log sum exp of the values of each group; minus infinity for a group of none."""
+    """Return the log sum exp of the values of each group; minus infinity for a group of none."""
     most = torch.full((groups,), -torch.inf, dtype=value.dtype, device=value.device)
     most = most.scatter_reduce(0, group, value.detach(), "amax")
     base = torch.where(most.isfinite(), most, 0)
@@ -183,12 +183,12 @@ def _log_sums(value: Tensor, group: Tensor, groups: int) -> Tensor:
 
 
 def _log_sum_from(value: Tensor) -> Tensor:
-    """Log sum exp of each value and all that come after it."""
+    """Return the log sum exp of each value and all that come after it."""
     return torch.logcumsumexp(value.flip(0), dim=0).flip(0)
 
 
 def _rank_in_group(group: Tensor, groups: int) -> tuple[Tensor, Tensor]:
-    """Number of each member within its group, from 0 on, and how many the group has."""
+    """Return the number of each member within its group, from 0 on, and how many the group has."""
     count = torch.bincount(group, minlength=groups)
     order = torch.argsort(group, stable=True)
     start = count.cumsum(0) - count

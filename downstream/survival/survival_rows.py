@@ -66,7 +66,7 @@ class SurvivalPredictions:
             raise SurvivalError(msg)
 
     def numbered(self, *names: str) -> Labels:
-        """[S] the number of each row's group: rows alike in these columns."""
+        """Return the number of each row's group [S]: rows alike in these columns."""
         table = np.stack([np.asarray(getattr(self, name)) for name in names], axis=1)
         numbers: Labels = np.unique(table, axis=0, return_inverse=True)[1].reshape(-1)
         return numbers
@@ -117,7 +117,7 @@ class FollowUp:
     until: Floats
 
     def curves(self, rows: SurvivalPredictions) -> Floats:
-        """The curves.
+        """Return the survival curves of all rows.
 
         Raises:
             UndefinedMetricError: The model has none.
@@ -158,7 +158,7 @@ def follow_up(
     training: Mapping[tuple[int, int], tuple[Flags, Floats]],
     times_T: Floats,
 ) -> FollowUp:
-    """Censoring weights of all rows.
+    """Return censoring weights of all rows.
 
     Args:
         rows: Test predictions.
@@ -194,7 +194,7 @@ def follow_up(
 def _censoring(
     training: Mapping[tuple[int, int], tuple[Flags, Floats]], repeat: int, fold: int
 ) -> tuple[Any, float]:
-    """Kaplan-Meier of being censored, and until when the training patients were followed."""
+    """Return the Kaplan-Meier curve of censoring, and the end of the training follow-up."""
     from sksurv.nonparametric import CensoringDistributionEstimator
     from sksurv.util import Surv
 

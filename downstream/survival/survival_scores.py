@@ -144,7 +144,7 @@ def compare_predictions(
     measure: str = "harrell_c",
     margin: float | None = None,
 ) -> Comparison:
-    """Two arms on the same patients, see `intervals.compare`.
+    """Compare two arms on the same patients, see `intervals.compare`.
 
     Args:
         one: Test predictions of an arm.
@@ -259,7 +259,7 @@ def _ask_calibration(rows: SurvivalPredictions, follow: FollowUp) -> Question:
 
 
 def km_groups(rows: SurvivalPredictions) -> RiskGroups:
-    """Patients of high and of low risk, and whether they live equally long.
+    """Return the patients of high and of low risk, and whether they live equally long.
 
     Each fold's model made the cut on its own training patients. A patient with several predictions
     is of the group that most of them say, low where they are even, and counts once. The p value is

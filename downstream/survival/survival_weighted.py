@@ -24,7 +24,7 @@ _BLOCK = 512
 def concordance(
     w_RS: Floats, event_S: Flags, time_S: Floats, group_S: Labels, weight_S: Floats, risk_S: Floats
 ) -> Floats:
-    """Concordances [R] of pairs within groups; NaN where there is no pair.
+    """Return concordances [R] of pairs within groups; NaN where there is no pair.
 
     Args:
         w_RS: How often each row was drawn.
@@ -45,7 +45,7 @@ def concordance(
 def _pairs_in_order(
     w_RP: Floats, event_P: Flags, time_P: Floats, risk_P: Floats, weight_P: Floats
 ) -> tuple[Floats, Floats]:
-    """Comparable pairs [R] in the right order, and all of them; by blocks, memory 512 x P.
+    """Return comparable pairs [R] in the right order, and all of them; by blocks, memory 512 x P.
 
     Args:
         w_RP: How often each patient was drawn.
@@ -78,7 +78,7 @@ def dynamic_auc(
     *,
     times_T: Floats,
 ) -> Floats:
-    """Mean over time [R] of the cumulative/dynamic AUC, as scikit-survival weighs the times.
+    """Return the mean over time [R] of the dynamic AUC, times weighted as in scikit-survival.
 
     AUC(t) is of those with an event until t against those followed beyond t, within groups; its
     mean is weighted by how many die up to each time since the one before (Kaplan-Meier of all
@@ -115,7 +115,7 @@ def auc_parts(
     *,
     times_T: Floats,
 ) -> tuple[Floats, Floats]:
-    """Weights [R, T] of the pairs in the right order at each time, and of all pairs."""
+    """Return weights [R, T] of the pairs in the right order at each time, and of all pairs."""
     right_RT, pairs_RT = (np.zeros((len(w_RS), len(times_T))) for _ in range(2))
     for at in groups(group_S):
         before_end = times_T <= until_S[at].max()
@@ -129,7 +129,7 @@ def auc_parts(
 def _group_auc(
     case_RP: Floats, w_RP: Floats, time_P: Floats, risk_P: Floats, times_T: Floats
 ) -> tuple[Floats, Floats]:
-    """The same of one group: each patient becomes a case once, at the first time it can."""
+    """Return `auc_parts` of one group: each patient becomes a case once, as early as it can."""
     right_RT, pairs_RT = (np.zeros((len(w_RP), len(times_T))) for _ in range(2))
     gap_PP = risk_P[:, None] - risk_P
     above_PP = np.where(np.abs(gap_PP) <= _TIED, 0.5, gap_PP > 0)
@@ -147,7 +147,7 @@ def _group_auc(
 
 
 def kaplan_meier(w_RS: Floats, event_S: Flags, time_S: Floats, times_T: Floats) -> Floats:
-    """Kaplan-Meier curves [R, T] of rows drawn as often as the weights say."""
+    """Return Kaplan-Meier curves [R, T] of rows drawn as often as the weights say."""
     order = np.argsort(time_S, kind="stable")
     w_RS, event_S = w_RS[:, order], event_S[order]
     times_K, starts = np.unique(time_S[order], return_index=True)
@@ -162,7 +162,7 @@ def kaplan_meier(w_RS: Floats, event_S: Flags, time_S: Floats, times_T: Floats) 
 def observed_expected(
     w_RS: Floats, event_S: Flags, time_S: Floats, survival_S: Floats, *, horizon: float
 ) -> Floats:
-    """Share who died until a time over the mean predicted share [R]; 1 is right.
+    """Return the share who died until a time over the mean predicted share [R]; 1 is right.
 
     Calibration in the large: it does not see whether the right patients have the low curves.
 
@@ -179,7 +179,7 @@ def observed_expected(
 
 
 def mean_loss(w_RS: Floats, loss_S: Floats) -> Floats:
-    """Means [R] of a loss that each row has for itself."""
+    """Return means [R] of a loss that each row has for itself."""
     mean_R: Floats = w_RS @ loss_S / w_RS.sum(axis=1)
     return mean_R
 

@@ -70,7 +70,7 @@ class Clam(Aggregator):
         self.tile_loss, self.subtyping = tile_loss, subtyping
 
     def pool(self, x_BND: Tensor, mask_BN: Tensor, coords_BNK: Tensor | None) -> Pooled:
-        """Attention-weighted mean, one a branch.
+        """Return the attention-weighted mean of tiles, one a branch.
 
         The extras are what `auxiliary` needs: `branches` [B, A, N] attention, and `picked`
         [B, A, 2, K, C, 2] tile logits of the most and the least attended tiles, with `counted`
@@ -91,7 +91,7 @@ class Clam(Aggregator):
         )
 
     def auxiliary(self, pooled: Pooled, target: Tensor) -> Tensor:
-        """Loss of the picked tiles [B]: the label's class, and the others' if `subtyping`.
+        """Return the loss of the picked tiles [B]: the label's class, and others' if `subtyping`.
 
         Raises:
             MilError: The labels are no class indices [B], or the model was in evaluation mode, in
@@ -129,13 +129,13 @@ class Clam(Aggregator):
         }
 
     def _by_class(self, picked: Tensor) -> Tensor:
-        """Logits [B, C, 2, K, 2]: each class' own classifier on the tiles that it attends to."""
+        """Return logits [B, C, 2, K, 2]: each class' own classifier on its picked tiles."""
         if self.branches == 1:
             return picked[:, 0].permute(0, 3, 1, 2, 4)
         return picked.diagonal(dim1=1, dim2=4).movedim(-1, 1)
 
     def _loss(self, logits: Tensor, label: int) -> Tensor:
-        """Loss of tiles [...] from logits [..., 2], all with one pseudo label."""
+        """Return the loss of tiles [...] from logits [..., 2], all with one pseudo label."""
         flat = logits.float().reshape(-1, 2)
         target = torch.full((len(flat),), label, device=flat.device)
         if self.tile_loss == "smooth_svm":
@@ -146,7 +146,7 @@ class Clam(Aggregator):
 def smooth_svm(
     logits_BC: Tensor, label_B: Tensor, *, margin: float = 1.0, temperature: float = 1.0
 ) -> Tensor:
-    """Smooth top-1 SVM, one value a sample [B].
+    """Return the smooth top-1 SVM, one value a sample [B].
 
     temperature * log sum_c exp((s_c + margin [c != y] - s_y) / temperature), which tends to the
     multi-class hinge as the temperature goes to 0. Source: Berrada et al. 2018 (arXiv 1802.07595);

@@ -51,7 +51,7 @@ class Dsmil(Aggregator):
         self.width = classes * hidden
 
     def pool(self, x_BND: Tensor, mask_BN: Tensor, coords_BNK: Tensor | None) -> Pooled:
-        """The embeddings of all classes side by side [B, C H].
+        """Return the embeddings of all classes side by side [B, C H].
 
         One linear layer on them is the paper's convolution over classes. The extras: `branches`
         [B, C, N] attention, `tile_logits` [B, N, C], `max_logits` [B, C].
@@ -73,7 +73,7 @@ class Dsmil(Aggregator):
         )
 
     def auxiliary(self, pooled: Pooled, target: Tensor) -> Tensor:
-        """Loss of the highest tile logits [B].
+        """Return the loss of the highest tile logits [B].
 
         Cross-entropy for class indices [B]; the mean binary one for one logit, or for labels
         [B, C] of which several may hold. The paper takes the binary one always.

@@ -78,7 +78,7 @@ class Experts(MilModel):
     def forward(
         self, x: Tensor, mask: Tensor | None = None, coords: Tensor | None = None
     ) -> ModelOutput:
-        """The mean probability of both heads, as log probabilities."""
+        """Return the mean probability of both heads, as log probabilities."""
         both = self.opinions(x, mask, coords)
         logs = torch.stack([part.float().log_softmax(1) for part in (both.natural, both.balanced)])
         return ModelOutput(
@@ -92,7 +92,7 @@ class Experts(MilModel):
         balanced: "PaddedBags",
         balanced_label_B: Tensor,
     ) -> Tensor:
-        """Loss of a pair of batches, a scalar: each head on its own batch, agreement on both.
+        """Return the scalar loss of a pair of batches: each head on its own, agreement on both.
 
         Args:
             natural: Bags in natural order.

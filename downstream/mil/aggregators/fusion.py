@@ -32,7 +32,7 @@ class Concat(nn.Module):
         self.widths = list(widths)
 
     def forward(self, x_BND: Tensor) -> Tensor:
-        """Fused features [B, N, E]."""
+        """Return fused features [B, N, E]."""
         return self.join(torch.cat(_mapped(self, x_BND), dim=-1))  # type: ignore[no-any-return]
 
 
@@ -60,7 +60,7 @@ class ShazamGate(nn.Module):
         self.widths = list(widths)
 
     def forward(self, x_BND: Tensor) -> Tensor:
-        """Fused features [B, N, E]: the mean of a tile's teachers."""
+        """Return fused features [B, N, E]: the mean of a tile's teachers."""
         mixed_BNKE = self.gate(self._tokens(x_BND))
         for block in self.blocks:
             mixed_BNKE = block(mixed_BNKE)
@@ -130,7 +130,7 @@ class FusedAggregator(Aggregator):
         return pooled
 
     def auxiliary(self, pooled: Pooled, target: Tensor) -> Tensor:
-        """The aggregator's."""
+        """Return the aggregator's own loss."""
         return self.aggregator.auxiliary(pooled, target)
 
 
@@ -143,5 +143,5 @@ def _mapped(fusion: Concat | ShazamGate, x_BND: Tensor) -> list[Tensor]:
 
 
 def _parts(fusion: Concat | ShazamGate, x_BND: Tensor) -> tuple[Tensor, ...]:
-    """The columns of each teacher."""
+    """Return the columns of each teacher."""
     return torch.split(x_BND, fusion.widths, dim=-1)

@@ -71,7 +71,7 @@ class Hierarchical(Aggregator):
         self.ratios, self.width = tuple(ratios), hidden
 
     def pool(self, x_BND: Tensor, mask_BN: Tensor, coords_BNK: Tensor | None) -> Pooled:
-        """Attention is over the coarsest tiles.
+        """Pool the tiles of all levels; attention is over the coarsest tiles.
 
         The extra `levels` [B, N] carries it down: a child has its parent's attention times its own
         share in the parent's local attention, so that it sums to 1 over each level whose tiles all
@@ -93,7 +93,7 @@ class Hierarchical(Aggregator):
         )
 
     def _bag(self, x_ND: Tensor, coords_N3: Tensor) -> tuple[Tensor, Tensor]:
-        """Embedding [E] and attention [N] of one bag."""
+        """Return the embedding [E] and attention [N] of one bag."""
         rows, order = _levels(coords_N3, len(self.ratios) + 1), []
         h_NE = self.stem(x_ND)
         fine_FE = h_NE[rows[-1]]
@@ -120,7 +120,7 @@ class Hierarchical(Aggregator):
     def _local(
         self, step: int, coarse_PE: Tensor, fine_FE: Tensor, children_PR: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Coarse tiles after looking at their children, and the share of each child [P, R]."""
+        """Let coarse tiles attend to their children; return them and the shares [P, R]."""
         is_there_PR = children_PR < len(fine_FE)
         padded = torch.cat([fine_FE, fine_FE.new_zeros(1, fine_FE.shape[1])])
         part: CrossAttention = self.local[step]  # type: ignore[assignment]
@@ -164,7 +164,7 @@ class CrossAttention(nn.Module):
 
 
 def children_rows(coarse_P2: Tensor, fine_F2: Tensor, ratio: int) -> Tensor:
-    """Rows of the fine tiles under each coarse one, int64 [P, ratio^2]; F where there is none.
+    """Return the rows of fine tiles under each coarse one, int64 [P, ratio^2]; F where none is.
 
     Raises:
         MilError: A fine tile has no parent, or two tiles of a level have one place.
@@ -188,14 +188,14 @@ def children_rows(coarse_P2: Tensor, fine_F2: Tensor, ratio: int) -> Tensor:
 
 
 def _keys(place: Tensor, like_F2: Tensor) -> Tensor:
-    """One number for each place (y, x), ascending by y, then by x, within the bounds of `like`."""
+    """Return one number for each place (y, x), ascending by y, then x, in the bounds of `like`."""
     least_2, most_2 = like_F2.amin(dim=0), like_F2.amax(dim=0)
     y, x = (place - least_2).long().unbind(dim=-1)
     return y * (most_2[1] - least_2[1] + 1).long() + x
 
 
 def _levels(coords_N3: Tensor, levels: int) -> list[Tensor]:
-    """Row numbers of each level.
+    """Return row numbers of each level.
 
     Raises:
         MilError: A level without tiles, or tiles of no level.

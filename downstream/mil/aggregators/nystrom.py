@@ -79,7 +79,7 @@ class NystromAttention(nn.Module):
         return out_BLE, first_BHL.mean(dim=1)
 
     def _split(self, x_BLE: Tensor) -> Tensor:
-        """[B, L, E] -> [B, H, L, d]."""
+        """Return tokens by head: [B, L, E] -> [B, H, L, d]."""
         return x_BLE.view(*x_BLE.shape[:2], self.heads, -1).transpose(1, 2)
 
 
@@ -102,7 +102,7 @@ def landmark_runs(mask_BL: Tensor, most: int, *, dtype: torch.dtype) -> tuple[Te
 
 
 def pseudo_inverse(a_BHMM: Tensor, iterations: int) -> Tensor:
-    """Moore-Penrose inverse of softmax matrices, by iteration; in float32 at least.
+    """Return the Moore-Penrose inverse of softmax matrices, by iteration; in float32 at least.
 
     Rows and columns of zeros (landmarks that are not there) stay zero and change nothing else.
     Source: Razavi et al. 2014, as used by Xiong et al. 2021, eq. 11.

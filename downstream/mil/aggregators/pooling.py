@@ -76,7 +76,7 @@ class GatedAttention(nn.Module):
         self.score = nn.Linear(hidden, branches)
 
     def forward(self, h_BNH: Tensor) -> Tensor:
-        """Logits [B, C, N]."""
+        """Return logits [B, C, N]."""
         content, gate = self.content_gate(h_BNH).chunk(2, dim=-1)
         gated = self.dropout(torch.tanh(content)) * self.dropout(torch.sigmoid(gate))
         score_BNC: Tensor = self.score(gated)
@@ -113,5 +113,5 @@ class Abmil(Aggregator):
 
 
 def _weigh(a_BCN: Tensor, h_BNH: Tensor) -> Tensor:
-    """Weighted sums of tiles [B, C, H]."""
+    """Return weighted sums of tiles [B, C, H]."""
     return torch.bmm(a_BCN.to(h_BNH.dtype), h_BNH)

@@ -20,7 +20,7 @@ no slide sees another as its neighbour."""
 
 
 def stack_slides(grids: Sequence[Grid], *, gap: int = GAP) -> Grid:
-    """Places of a patient's tiles at one mpp, slides one below the other.
+    """Return places of a patient's tiles at one mpp, slides one below the other.
 
     Args:
         grids: (grid_y, grid_x) [N_i, 2] of each slide, in an order that does not depend on chance
@@ -39,7 +39,7 @@ def stack_slides(grids: Sequence[Grid], *, gap: int = GAP) -> Grid:
 def stack_levels(
     slides: Sequence[Sequence[Grid]], ratios: Sequence[int], *, gap: int = GAP
 ) -> Grid:
-    """Places of a patient's tiles at one mpp or several.
+    """Return places of a patient's tiles at one mpp or several.
 
     Args:
         slides: Of each slide the grids of its levels, coarse to fine, (grid_y, grid_x) [N_i, 2].
@@ -86,7 +86,7 @@ def under_parents(grids: Sequence[Grid], ratios: Sequence[int]) -> list[NDArray[
 
 
 def families(places: Grid, ratios: Sequence[int]) -> NDArray[np.int32]:
-    """Number of each tile's family: a tile of the coarsest level and all that is under it.
+    """Return the number of each tile's family: a coarsest tile and all tiles under it.
 
     Half a family would make tissue look like background, so what is drawn at random is families. At
     one level every tile is one of its own.
@@ -106,7 +106,7 @@ def families(places: Grid, ratios: Sequence[int]) -> NDArray[np.int32]:
 
 
 def _keys(grid: Grid) -> Grid:
-    """One number a place; the grid's indices are below 2^31."""
+    """Return one number a place; the grid's indices are below 2^31."""
     keys: Grid = (grid[:, 0] << 32) | grid[:, 1]
     return keys
 

@@ -14,7 +14,7 @@ from downstream.mil.padded_bags import MilError
 
 
 def raster_order(coords_BN2: Tensor, mask_BN: Tensor) -> Tensor:
-    """Row numbers [B, N] that sort tiles by (grid_y, grid_x), masked rows last.
+    """Return row numbers [B, N] that sort tiles by (grid_y, grid_x), masked rows last.
 
     Raises:
         MilError: Two tiles of a bag have one place, so that their order would be chance.
@@ -57,7 +57,7 @@ def neighbours(coords_BN2: Tensor, mask_BN: Tensor, reach: int) -> Tensor:
 
 
 def grid_conv(x_RE: Tensor, kernel_EK: Tensor, neighbour_RK: Tensor) -> Tensor:
-    """Depthwise convolution over tiles, zero where there is none; equals that on a dense grid.
+    """Return a depthwise convolution over tiles, zero where there is none, as on a dense grid.
 
     Memory is O(R E) in both directions: gathered neighbours are not kept for the backward pass.
 
@@ -112,5 +112,5 @@ def _with_zero_row(x_RE: Tensor) -> Tensor:
 
 
 def _least(coords_BN2: Tensor, mask_BN: Tensor) -> Tensor:
-    """Smallest y and x [1, 1, 2] of all tiles of the batch."""
+    """Return the smallest y and x [1, 1, 2] of all tiles of the batch."""
     return coords_BN2[mask_BN].amin(dim=0)[None, None]

@@ -60,7 +60,7 @@ class PositionTransformer(Aggregator):
         self.width = hidden
 
     def pool(self, x_BND: Tensor, mask_BN: Tensor, coords_BNK: Tensor | None) -> Pooled:
-        """The class token; attention is its own in the last layer, over the tiles alone."""
+        """Return the class token; attention is its own in the last layer, over the tiles alone."""
         assert coords_BNK is not None  # `forward` has checked it
         h_BNE = self.stem(x_BND)
         token_B1E = self.class_token.to(h_BNE.dtype).expand(len(h_BNE), 1, -1)
@@ -91,7 +91,7 @@ class Layer(nn.Module):
         self.dropout = Dropout(dropout)
 
     def forward(self, x_BQE: Tensor, all_BLE: Tensor, place_BL2: Tensor, mask_BL: Tensor) -> Tensor:
-        """The first Q tokens of a sequence, changed; all of them are attended to."""
+        """Return the first Q tokens of a sequence, changed; all of them are attended to."""
         normed_BLE = self.norm(all_BLE)
         x_BQE = x_BQE + self.dropout(self.attention(normed_BLE, x_BQE.shape[1], place_BL2, mask_BL))
         changed_BQE: Tensor = x_BQE + self.dropout(self.network(x_BQE))

@@ -61,7 +61,7 @@ class TransMil(Aggregator):
         self.width = hidden
 
     def pool(self, x_BND: Tensor, mask_BN: Tensor, coords_BNK: Tensor | None) -> Pooled:
-        """The class token after both layers.
+        """Return the class token after both layers.
 
         Attention is the class token's in the last layer (mean over heads), over the tiles alone,
         cut off at 0 and scaled to sum to 1.
@@ -102,7 +102,7 @@ class Positions(nn.Module):
         )
 
     def forward(self, x_BNE: Tensor, mask_BN: Tensor, coords_BN2: Tensor) -> Tensor:
-        """Tiles with their surroundings added, 0 in masked rows; tiles in raster order."""
+        """Return tiles with their surroundings added, 0 in masked rows; tiles in raster order."""
         kernel_EK, bias_E = self.kernel()
         rows_RE = x_BNE[mask_BN]
         around_RE = grid_conv(rows_RE, kernel_EK, neighbours(coords_BN2, mask_BN, reach=3))
@@ -111,7 +111,7 @@ class Positions(nn.Module):
         return placed_BNE
 
     def kernel(self) -> tuple[Tensor, Tensor]:
-        """The kernels as one [E, 49], and their bias [E]."""
+        """Return the kernels as one [E, 49], and their bias [E]."""
         seven, five, three = (part.get_parameter("weight")[:, 0] for part in self.kernels)
         kernel_E77 = seven + F.pad(five, [1] * 4) + F.pad(three, [2] * 4)
         # not stack().sum(): its gradients are views of one memory, and adding up the gradients of
@@ -121,7 +121,7 @@ class Positions(nn.Module):
 
 
 def _shares(score_BN: Tensor, mask_BN: Tensor) -> Tensor:
-    """Scores as shares of a bag; equal shares where none is above 0."""
+    """Return scores as shares of a bag; equal shares where none is above 0."""
     kept_BN = score_BN.clamp(min=0) * mask_BN
     total_B1 = kept_BN.sum(dim=1, keepdim=True)
     equal_BN = mask_BN.to(kept_BN.dtype) / mask_BN.sum(dim=1, keepdim=True)

@@ -20,7 +20,7 @@ def attention_png(
     height_px: int,
     title: str = "",
 ) -> bytes:
-    """A slide beside the same slide with its tiles coloured by attention.
+    """Return a slide beside the same slide with its tiles coloured by attention.
 
     Args:
         thumbnail_HW3: RGB thumbnail of the whole slide.
@@ -63,7 +63,7 @@ def attention_overlay(
     tile_px_level0: int,
     size_px: tuple[int, int],
 ) -> NDArray[np.float64]:
-    """Attention ranks painted where the tiles are.
+    """Return attention ranks painted where the tiles are.
 
     Ranks and not values: attention sums to 1 over a bag, so its values depend on the bag's size.
 
@@ -87,7 +87,7 @@ def attention_overlay(
 
 
 def shares(attention: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Share of the other tiles with less attention [N], 0 to 1; equal ones have the same.
+    """Return the share of other tiles with less attention [N], 0 to 1; equal ones have the same.
 
     >>> shares(np.array([0.1, 0.7, 0.2], np.float32)).tolist()
     [0.0, 1.0, 0.5]
@@ -99,6 +99,6 @@ def shares(attention: NDArray[np.float32]) -> NDArray[np.float64]:
 
 
 def _span(start_px: int, length_px: int, scale: float) -> tuple[int, int]:
-    """Thumbnail pixels that a tile covers, at least one."""
+    """Return thumbnail pixels that a tile covers, at least one."""
     first = round(start_px * scale)
     return first, max(round((start_px + length_px) * scale), first + 1)

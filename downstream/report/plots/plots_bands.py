@@ -41,7 +41,7 @@ class CurveScores:
 
     @property
     def owner(self) -> Labels:
-        """Number of the patient of each row [S]."""
+        """Return the number of the patient of each row [S]."""
         if self.patients is None:
             return np.arange(len(self.label))
         return np.unique(np.asarray(self.patients), return_inverse=True)[1].astype(np.int64)
@@ -67,7 +67,7 @@ class Bins:
 
 
 def roc_points(scores: CurveScores) -> tuple[Floats, Floats]:
-    """False and true positive rates, from (0, 0) to (1, 1).
+    """Return false and true positive rates, from (0, 0) to (1, 1).
 
     Raises:
         UndefinedMetricError: One class only.
@@ -77,7 +77,7 @@ def roc_points(scores: CurveScores) -> tuple[Floats, Floats]:
 
 
 def precision_recall_points(scores: CurveScores) -> tuple[Floats, Floats]:
-    """Recall and precision at each score, from the highest down.
+    """Return recall and precision at each score, from the highest down.
 
     Raises:
         UndefinedMetricError: One class only.
@@ -87,7 +87,7 @@ def precision_recall_points(scores: CurveScores) -> tuple[Floats, Floats]:
 
 
 def roc_band(scores: CurveScores, *, n: int, seed: int) -> tuple[Floats, Floats]:
-    """Pointwise 2.5th and 97.5th percentiles of sensitivity at the false positive rates of `GRID`.
+    """Return pointwise 2.5th and 97.5th percentiles of sensitivity at the rates of `GRID`.
 
     Raises:
         UndefinedMetricError: One class only.
@@ -101,7 +101,7 @@ def roc_band(scores: CurveScores, *, n: int, seed: int) -> tuple[Floats, Floats]
 
 
 def precision_recall_band(scores: CurveScores, *, n: int, seed: int) -> tuple[Floats, Floats]:
-    """Pointwise 2.5th and 97.5th percentiles of precision at the recalls of `GRID`.
+    """Return pointwise 2.5th and 97.5th percentiles of precision at the recalls of `GRID`.
 
     At a recall between two scores' the precision is that of the next lower score: precision is not
     linear between them (Davis and Goadrich 2006).
@@ -121,7 +121,7 @@ def precision_recall_band(scores: CurveScores, *, n: int, seed: int) -> tuple[Fl
 
 
 def reliability(scores: CurveScores, *, bins: int = 10, n: int = 500, seed: int = 0) -> Bins:
-    """Probabilities against shares, in bins of about equally many rows; equal ones stay together.
+    """Return predicted probabilities and observed shares in bins of about equally many rows.
 
     Raises:
         UndefinedMetricError: No row.
@@ -149,7 +149,7 @@ def reliability(scores: CurveScores, *, bins: int = 10, n: int = 500, seed: int 
 
 
 def _falling(name: str, scores: CurveScores) -> CurveScores:
-    """The rows from the highest score down: sorted once, a resample is two sums."""
+    """Return the rows from the highest score down: sorted once, a resample is two sums."""
     if len(np.unique(scores.label)) < 2:
         msg = f"{name} needs patients of both classes, all {len(scores.label)} are of one"
         raise UndefinedMetricError(msg)
@@ -159,7 +159,7 @@ def _falling(name: str, scores: CurveScores) -> CurveScores:
 
 
 def _counts(falling: CurveScores, weight_S: Floats | None = None) -> tuple[Floats, Floats]:
-    """True and false positives from each score on, highest first [U]."""
+    """Return true and false positives from each score on, highest first [U]."""
     ends = np.flatnonzero(np.diff(falling.score, append=-np.inf))
     weight_S = np.ones(len(falling.label)) if weight_S is None else weight_S
     true_S, false_S = weight_S * falling.label, weight_S * (1 - falling.label)
@@ -169,7 +169,7 @@ def _counts(falling: CurveScores, weight_S: Floats | None = None) -> tuple[Float
 def _band(
     scores: CurveScores, curve: Callable[[Floats, Floats], Floats], *, n: int, seed: int
 ) -> tuple[Floats, Floats]:
-    """Percentiles of a curve over resamples that have both classes."""
+    """Return percentiles of a curve over resamples that have both classes."""
     weights = _resamples(scores, n=n, seed=seed, both=True)
     drawn = [curve(*_counts(scores, weight_S)) for weight_S in weights]
     low, high = np.percentile(drawn, _LIMITS, axis=0)

@@ -19,7 +19,7 @@ _DPI = 130
 
 
 def new_figure(width: float, height: float, columns: int = 1) -> "tuple[Figure, Any]":
-    """A figure with one axes, or with several side by side.
+    """Return a figure with one axes, or with several side by side.
 
     Args:
         width: Inches.
@@ -38,14 +38,14 @@ def new_figure(width: float, height: float, columns: int = 1) -> "tuple[Figure, 
 
 
 def to_png(figure: "Figure") -> bytes:
-    """The figure as PNG, cut to what is drawn."""
+    """Return the figure as PNG, cut to what is drawn."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", bbox_inches="tight")
     return buffer.getvalue()
 
 
 def plain(text: str) -> str:
-    r"""Text that matplotlib shows as it is: a pair of dollar signs would be read as mathematics.
+    r"""Return text that matplotlib shows as it is: a pair of dollar signs would be mathematics.
 
     >>> plain("US$ or A$")
     'US\\$ or A\\$'
@@ -54,7 +54,7 @@ def plain(text: str) -> str:
 
 
 def shortened(text: str, most: int = 34) -> str:
-    """A name that leaves room for the figure.
+    """Return a name that leaves room for the figure.
 
     >>> shortened("virchow2+uni2+gigapath / hierarchical", 20)
     'virchow2+un...chical'

@@ -41,7 +41,7 @@ def roc_png(
     n: int = 500,
     seed: int = 0,
 ) -> bytes:
-    """ROC curves with pointwise 95 % bands from a bootstrap over patients.
+    """Draw ROC curves with pointwise 95 % bands from a bootstrap over patients.
 
     Args:
         curves: Name -> scores.
@@ -77,7 +77,7 @@ def _show_estimates(axes: "Axes", measure: str, *, loc: Corner) -> None:
 
 
 def named(name: str, estimates: Estimates | None) -> str:
-    """A legend's line: the name, and the number with its interval if it is known.
+    """Return a legend's line: the name, and the number with its interval if it is known.
 
     >>> named("uni2", {"uni2": (0.8, 0.7, 0.9)}), named("uni2", None)
     ('uni2: 0.800 (0.700 to 0.900)', 'uni2')
@@ -96,7 +96,7 @@ def precision_recall_png(
     n: int = 500,
     seed: int = 0,
 ) -> bytes:
-    """Precision-recall curves with pointwise 95 % bands from a bootstrap over patients.
+    """Draw precision-recall curves with pointwise 95 % bands from a bootstrap over patients.
 
     Args:
         curves: Name -> scores.
@@ -127,7 +127,7 @@ def precision_recall_png(
 
 
 def reliability_png(curves: Mapping[str, "CurveScores"], *, xlabel: str, ylabel: str) -> bytes:
-    """Said probabilities against observed shares, above how often each probability was said.
+    """Draw predicted probabilities against observed shares, above how often each was predicted.
 
     Args:
         curves: Name -> scores in 0..1.
@@ -170,12 +170,12 @@ def reliability_png(curves: Mapping[str, "CurveScores"], *, xlabel: str, ylabel:
 
 
 def _bins(scores: "CurveScores") -> int:
-    """Ten, or fewer where ten would not hold ten patients each."""
+    """Return ten, or fewer where ten would not hold ten patients each."""
     return int(np.clip(len(np.unique(scores.owner)) // _IN_BIN, 2, _MOST_BINS))
 
 
 def confusion_png(counts_CC: NDArray[np.int64], names: Sequence[str], *, title: str = "") -> bytes:
-    """Counts of true classes (rows) by predicted ones (columns), shaded by share of the row.
+    """Draw counts of true classes (rows) by predicted ones (columns), shaded by share of the row.
 
     Args:
         counts_CC: Counts.
@@ -208,7 +208,7 @@ def confusion_png(counts_CC: NDArray[np.int64], names: Sequence[str], *, title: 
 
 
 def risk_coverage_png(curves: Mapping[str, "RiskCoverage"]) -> bytes:
-    """Share of errors among the surest predictions, by how many are answered.
+    """Draw the share of errors among the surest predictions, by how many are answered.
 
     Args:
         curves: Name -> what `abstention.risk_coverage` gave.

@@ -42,7 +42,7 @@ class Groups:
 
 
 def scatter_png(value_P: Floats, found_P: Floats, *, title: str = "", name: str = "") -> bytes:
-    """True numbers against predicted ones; the dashed line is where both are the same.
+    """Draw true numbers against predicted ones; the dashed line is where both are the same.
 
     Args:
         value_P: True.
@@ -70,7 +70,7 @@ def scatter_png(value_P: Floats, found_P: Floats, *, title: str = "", name: str 
 def survival_groups(
     time_P: Floats, event_P: NDArray[np.bool_], said_P: Floats, *, at: float
 ) -> Groups:
-    """Patients in groups of equal size by predicted survival at a time, and what became of them.
+    """Group patients equally by predicted survival at a time; return predicted and observed.
 
     Args:
         time_P: Times to the event or to the end of follow-up.
@@ -100,7 +100,7 @@ def survival_groups(
 
 
 def _observed(time_P: Floats, event_P: NDArray[np.bool_], at: float) -> tuple[float, float, float]:
-    """Kaplan-Meier estimate at a time with its limits; NaN where follow-up ends before."""
+    """Return Kaplan-Meier estimate at a time with its limits; NaN where follow-up ends before."""
     from sksurv.nonparametric import kaplan_meier_estimator
 
     if time_P.max() < at:
@@ -113,7 +113,7 @@ def _observed(time_P: Floats, event_P: NDArray[np.bool_], at: float) -> tuple[fl
 
 
 def survival_calibration_png(groups: Groups, *, title: str = "", at: str = "") -> bytes:
-    """Predicted against observed survival; the dashed line is where both are the same.
+    """Draw predicted against observed survival; on the dashed line both are the same.
 
     Args:
         groups: What `survival_groups` gave.
@@ -141,7 +141,7 @@ def km_png(
     title: str = "",
     xlabel: str = "time",
 ) -> bytes:
-    """Kaplan-Meier curves of two risk groups, with 95 % bands, numbers at risk and log-rank p.
+    """Draw Kaplan-Meier curves of two risk groups, with bands, numbers at risk and log-rank p.
 
     Args:
         time_P: Times to the event or to the end of follow-up.
@@ -170,7 +170,7 @@ def km_png(
 def logrank_p(
     time_P: NDArray[np.float64], event_P: NDArray[np.bool_], high_P: NDArray[np.bool_]
 ) -> float | None:
-    """P value of `sksurv.compare.compare_survival`; None with one group only or no event."""
+    """Return p value of `sksurv.compare.compare_survival`; None with one group only or no event."""
     from sksurv.compare import compare_survival
     from sksurv.util import Surv
 
@@ -182,7 +182,7 @@ def logrank_p(
 def _km_curve(
     axes: "Axes", time_P: NDArray[np.float64], event_P: NDArray[np.bool_], *, name: str, colour: str
 ) -> None:
-    """One group's step curve, its 95 % band (log-log) and a tick for each censored patient."""
+    """Draw the step curve of a group, its 95 % band (log-log) and a tick a censored patient."""
     from sksurv.nonparametric import kaplan_meier_estimator
 
     if not len(time_P):
@@ -202,7 +202,7 @@ def _km_curve(
 
 
 def _round_times(last: float) -> NDArray[np.float64]:
-    """A handful of round times from 0 to the last one."""
+    """Return a handful of round times from 0 to the last one."""
     from matplotlib.ticker import MaxNLocator
 
     times = np.asarray(MaxNLocator(_RISK_TIMES).tick_values(0, last))
@@ -212,7 +212,7 @@ def _round_times(last: float) -> NDArray[np.float64]:
 def _at_risk(
     axes: "Axes", ticks: NDArray[np.float64], counts: list[int], *, name: str, row: int
 ) -> None:
-    """One line of the table under the axes: patients still followed at each tick."""
+    """Write a line of the table under the axes: patients still followed at each tick."""
     below = -0.24 - 0.07 * row
     style: dict[str, Any] = {"color": COLOURS[row], "fontsize": 9, "clip_on": False}
     place = axes.get_xaxis_transform()

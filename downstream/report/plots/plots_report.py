@@ -22,7 +22,7 @@ def forest_png(
     chance: float | None = 0.5,
     margin: float | None = None,
 ) -> bytes:
-    """Estimates with their intervals, one line per name, first name on top.
+    """Draw estimates with their intervals, one line per name, first name on top.
 
     Args:
         estimates: Name -> (estimate, low, high); at least one.
@@ -60,7 +60,7 @@ def _limits(shown: Sequence[float], chance: float | None) -> tuple[float, float]
 
 
 def fidelity_png(rows: Sequence[tuple[str, float, float]]) -> bytes:
-    """Two bars per row: a student's cosine above that of the mean feature.
+    """Draw two bars per row: a student's cosine above that of the mean feature.
 
     Args:
         rows: (name, cosine of the student, cosine of the mean feature).
@@ -85,7 +85,7 @@ def fidelity_png(rows: Sequence[tuple[str, float, float]]) -> bytes:
 
 
 def curves_png(curves: Mapping[str, Sequence[float]], *, xlabel: str, ylabel: str) -> bytes:
-    """One line per name over 1, 2, 3 and so on.
+    """Draw one line per name over 1, 2, 3 and so on.
 
     Args:
         curves: Name -> values; all of one length, at least one.
@@ -114,7 +114,7 @@ def curves_png(curves: Mapping[str, Sequence[float]], *, xlabel: str, ylabel: st
 
 
 def _name_rows(axes: "Axes", names: Sequence[str]) -> None:
-    """Names instead of numbers on a vertical axis that runs from top to bottom."""
+    """Write names instead of numbers on a vertical axis that runs from top to bottom."""
     axes.set_yticks(range(len(names)), labels=names)
     axes.set_ylim(len(names) - 0.5, -0.5)
     axes.spines["left"].set_visible(False)

@@ -56,7 +56,7 @@ class Section:
 
 
 def first(names: Sequence[str], most: int, section: Section) -> list[str]:
-    """The names that are drawn; the section says which are not."""
+    """Return the names that are drawn; the section says which are not."""
     left = list(names[most:])
     if left:
         some = ", ".join(left[:8]) + (f" and {len(left) - 8} more" if len(left) > 8 else "")

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 def forest(run: "Run") -> Picture | None:
-    """The main measure of all arms with intervals, or None where it is undefined for all."""
+    """Return the main measure of all arms with intervals, or None where it is undefined for all."""
     estimates, name = run.estimates(run.metric), shown_name(run.metric)
     if not estimates:
         return None
@@ -45,7 +45,7 @@ def forest(run: "Run") -> Picture | None:
 
 
 def differences(run: "Run") -> Picture | None:
-    """Differences from the reference with intervals, or None without comparisons."""
+    """Return differences from the reference with intervals, or None without comparisons."""
     rows = run.result.get("comparisons", [])
     if not rows:
         return None

@@ -94,7 +94,7 @@ def class_curves(
 
 
 def add_roc(section: Section, run: "Run", question: str, curves: Mapping[str, CurveScores]) -> None:
-    """ROC curves in one picture."""
+    """Add the ROC curves in one picture."""
     section.add(
         partial(roc_png, curves, estimates=_known(run, "auroc"), seed=_seed(run)),
         f"ROC curves, {question}",
@@ -105,7 +105,7 @@ def add_roc(section: Section, run: "Run", question: str, curves: Mapping[str, Cu
 def add_precision(
     section: Section, run: "Run", question: str, curves: Mapping[str, CurveScores]
 ) -> None:
-    """Precision-recall curves in one picture."""
+    """Add the precision-recall curves in one picture."""
     section.add(
         partial(precision_recall_png, curves, estimates=_known(run, "auprc"), seed=_seed(run)),
         f"Precision-recall curves, {question}",
@@ -124,7 +124,7 @@ def _seed(run: "Run") -> int:
 
 
 def _of_class(run: "Run", arm: str, name: str) -> CurveScores:
-    """Probabilities of one class."""
+    """Return probabilities of one class."""
     rows, at = run.rows(arm), run.classes.index(name)
     return CurveScores(
         label=(rows["label"] == name).to_numpy().astype(np.int64),
@@ -134,7 +134,7 @@ def _of_class(run: "Run", arm: str, name: str) -> CurveScores:
 
 
 def _sure(run: "Run", arm: str) -> CurveScores:
-    """Probability of the likeliest class, and whether the patient is of it."""
+    """Return the probability of the likeliest class, and whether the patient is of it."""
     rows = run.rows(arm)
     probabilities = np.array(rows["probabilities"].to_list())
     right = probabilities.argmax(axis=1) == _indices(rows["label"], run.classes)
@@ -190,7 +190,7 @@ def _decisions(run: "Run") -> Section:
 
 
 def confusion_counts(run: "Run", arm: str) -> NDArray[np.int64]:
-    """Patients, or tiles, by true (rows) and predicted class (columns) [C, C]."""
+    """Return patients, or tiles, by true (rows) and predicted class (columns) [C, C]."""
     rows, classes = run.once(arm), len(run.classes)
     truth = _indices(rows["label"], run.classes)
     if run.task == "binary":
@@ -240,7 +240,7 @@ def label_sections(run: "Run") -> list[Section]:
 
 
 def label_section(run: "Run", arms: Sequence[str]) -> Section:
-    """AUROC of each label, a picture an arm."""
+    """Return AUROC of each label, a picture an arm."""
     section = Section(key="labels", title="AUROC of each label")
     for arm in first(arms, MOST_PANELS, section):
         estimates, without = label_estimates(run, arm)
@@ -260,7 +260,7 @@ def label_section(run: "Run", arms: Sequence[str]) -> Section:
 
 
 def label_estimates(run: "Run", arm: str) -> "tuple[dict[str, Estimate], list[str]]":
-    """AUROC of each label with its interval, and the labels that have none."""
+    """Return AUROC of each label with its interval, and the labels that have none."""
     from downstream.measures import weighted
     from downstream.measures.class_measures import Measure
 

@@ -35,7 +35,7 @@ def number_sections(run: "Run") -> list[Section]:
 
 
 def number_section(run: "Run", arms: list[str]) -> Section:
-    """True numbers against predicted ones, a picture an arm."""
+    """Return true numbers against predicted ones, a picture an arm."""
     section = Section(key="numbers", title="True and predicted numbers")
     for arm in first(arms, MOST_PANELS, section):
         rows = run.once(arm)
@@ -50,12 +50,12 @@ def number_section(run: "Run", arms: list[str]) -> Section:
 
 
 def survival_sections(run: "Run") -> list[Section]:
-    """Risk groups, and predicted against observed survival."""
+    """Return risk groups, and predicted against observed survival."""
     return [km_section(run, run.arms), _curves(run)]
 
 
 def km_section(run: "Run", arms: list[str]) -> Section:
-    """Kaplan-Meier curves of the predicted groups."""
+    """Return Kaplan-Meier curves of the predicted groups."""
     section = Section(key="groups", title="Predicted risk groups")
     if not has_scikit_survival():
         section.notes.append(_WITHOUT)
@@ -82,7 +82,7 @@ def _time_name(run: "Run") -> str:
 
 
 def _curves(run: "Run") -> Section:
-    """Predicted against observed survival at one time."""
+    """Return predicted against observed survival at one time."""
     section = Section(key="calibration", title="Calibration of survival")
     if not has_scikit_survival():
         section.notes.append(_WITHOUT)
@@ -127,7 +127,7 @@ def _calibration(
 
 
 def horizon_of(run: "Run") -> tuple[float, int] | None:
-    """The time of the curves nearest to the median event, and its index; None without either."""
+    """Return the time of the curves nearest to the median event, and its index; None without."""
     times = np.array(run.result.get("curve_times") or [], dtype=np.float64)
     event_times = run.scored.filter(pl.col("event"))["time"]
     if not len(times) or event_times.is_empty():
