@@ -52,7 +52,8 @@ T = TypeVar("T")
 SLIDES = {"a": 5, "b": 3, "c": 4}
 WORKER = f"""
 import sys
-from featurestore import create_lake, LakeConfig, lock
+from featurestore import create_lake, LakeConfig
+from featurestore.storage import lock
 from tests.worlds.small_lake import add_slides, add_teacher
 lock.LEASE_S, lock.POLL_S[False] = 2.0, 0.2
 print("started", flush=True)

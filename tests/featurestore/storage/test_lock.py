@@ -21,7 +21,8 @@ from tests.worlds.s3 import SECRET, Bucket, Faults
 
 HOLD = """
 import sys
-from featurestore import LakeError, Store, lock
+from featurestore import LakeError, Store
+from featurestore.storage import lock
 lock.LEASE_S = float(sys.argv[2])
 store = Store(sys.argv[1])
 with lock.commit_lock(store) as held, lock.writer_lease(store, "cutting slides") as writing:
