@@ -95,7 +95,7 @@ def parse_value(text: str, field_type: object) -> object:
     if field_type is bool:
         return BOOL_WORDS[text.lower()] if text.lower() in BOOL_WORDS else _refuse(text)
     if field_type in (int, float, str):
-        return cast("type[int | float | str]", field_type)(text)
+        return field_type(text)
     return json.loads(text)  # a mapping, or a value of any type
 
 
