@@ -234,8 +234,7 @@ def _explain(error: BaseException) -> int:
     if os.environ.get("SLIDELAKE_DEBUG"):
         traceback.print_exc()
     if "featurestore" in sys.modules:  # no need to import it for an error of something else
-        from featurestore.read_errors import LakeUri, is_of_lance, meaning_of
-        from featurestore.storage.full_disk import disk_full_error
+        from featurestore.storage import LakeUri, disk_full_error, is_of_lance, meaning_of
 
         error = disk_full_error(error, "the lake or of temporary files") or error
         if is_of_lance(error):

@@ -169,7 +169,7 @@ def main(
         lines, wait = measure(open_lake(where), recipe, rounds=rounds, steps=steps, device=device)
         both = workers(str(where), epochs)
     for line in lines:
-        typer.echo(line.told())
+        typer.echo(line.text())
     typer.echo(f"{wait:.4f} of the step waits for data (aim: {WAIT_MOST}, {wait < WAIT_MOST})")
     typer.echo(f"{both['ratio']:.3f} x {both['what']}: {both['tiles_per_s']} tiles/s")
     waiting = {"what": "share of the step waiting for data", "ratio": round(wait, 5)}

@@ -28,7 +28,7 @@ from benchmarks.store_peers import read_h5, write_trident
 from cluster import ray_map, ray_session
 from downstream import MilSettings, nested_folds
 from downstream.mil.aggregators.pooling import Abmil
-from downstream.mil.losses import Task
+from downstream.mil.losses import BagTask
 from downstream.mil.model import MilModel
 from downstream.mil.predict import floats
 from downstream.run.cells import fit_and_store, run_cell
@@ -64,24 +64,26 @@ def epoch(step: Step, read: Read, bags: int, optimiser: torch.optim.Optimizer) -
 
 def turns(arms: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
     """Seconds of each arm in each round, after one to warm up."""
-    found: dict[str, list[float]] = {name: [] for name in arms}
+    seconds_of_arm: dict[str, list[float]] = {name: [] for name in arms}
     for turn in range(rounds + 1):
         for name, arm in arms.items():
-            took = arm()
+            seconds = arm()
             if turn:
-                found[name].append(took)
-    return found
+                seconds_of_arm[name].append(seconds)
+    return seconds_of_arm
 
 
 def our_step(width: int, hidden: int, *, precision: str = "float32") -> tuple[nn.Module, Step]:
     """Our ABMIL and the loss of a bag."""
     torch.manual_seed(0)
-    model = MilModel(Abmil(width, hidden=hidden, attention=ATTENTION), Task(kind="binary")).train()
+    model = MilModel(
+        Abmil(width, hidden=hidden, attention=ATTENTION), BagTask(kind="binary")
+    ).train()
 
     def step(x_ND: Tensor, label: int) -> Tensor:
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision == "bfloat16"):
-            found = model(x_ND)
-        return model.loss(found, torch.tensor([float(label)])).mean()
+            output = model(x_ND)
+        return model.loss(output, torch.tensor([float(label)])).mean()
 
     return model, step
 
@@ -94,8 +96,8 @@ def their_step(width: int, hidden: int) -> tuple[nn.Module, Step]:
     criterion = nn.BCEWithLogitsLoss()
 
     def step(x_ND: Tensor, label: int) -> Tensor:
-        found: Tensor = criterion(model(x_ND[None]), torch.tensor([float(label)]))
-        return found
+        loss: Tensor = criterion(model(x_ND[None]), torch.tensor([float(label)]))
+        return loss
 
     return model, step
 
@@ -113,14 +115,14 @@ def reading(lake: Lake, folder: Path, bags: int, width: int, rounds: int) -> lis
     lines = []
     for hidden in HIDDEN:
         ours, half = our_step(width, hidden), our_step(width, hidden, precision="bfloat16")
-        theirs = their_step(width, hidden)
+        torchmil_step = their_step(width, hidden)
         arms = {
             "bags kept": (*ours, reads["kept"]),
             "bags kept, bfloat16": (*half, reads["kept"]),
             "bags read anew": (*ours, reads["lake"]),
             SAME: (*ours, reads["h5"]),
             SAME_HALF: (*half, reads["h5"]),
-            TORCHMIL: (*theirs, reads["h5"]),
+            TORCHMIL: (*torchmil_step, reads["h5"]),
         }
         epochs = {
             name: _arm(*arm, bags, fused=name != TORCHMIL)  # how ours is set
@@ -128,8 +130,8 @@ def reading(lake: Lake, folder: Path, bags: int, width: int, rounds: int) -> lis
         }
         seconds = turns(epochs, rounds)
         for one, peer, target in PAIRS:
-            what = f"an epoch of ABMIL {hidden}, {one}"
-            lines.append(Line.of(what, peer, seconds, (one, peer), target).at(bags, "bags"))
+            title = f"an epoch of ABMIL {hidden}, {one}"
+            lines.append(Line.of(title, peer, seconds, (one, peer), target).at(bags, "bags"))
     alone = {name: partial(sum_seconds, read, bags) for name, read in reads.items()}
     line = Line.of("bags read, lake", "TRIDENT's h5", turns(alone, rounds), ("lake", "h5"))
     return [*lines, line.at(bags, "bags")]
@@ -225,7 +227,7 @@ def folds_side_by_side(lake: Lake, bags: int, rounds: int) -> Line:
 def shown(lines: list[Line]) -> list[Line]:
     """Print lines as soon as they are known."""
     for line in lines:
-        typer.echo(line.told())
+        typer.echo(line.text())
     return lines
 
 

@@ -56,13 +56,13 @@ def make_lake(folder: Path, *, columns: int, rows: int) -> Lake:
     lake = create_lake(folder / "lake", config)
     size, mark = fingerprint(slide)
     row = {"slide_id": "wide", "uri": slide, "bytes": size, "fingerprint": mark}
-    found = cut_slide(lake.store, config, lake.committer.register([row])[0])
-    lake.committer.commit_slides([found])
+    slide_cut = cut_slide(lake.store, config, lake.committer.register([row])[0])
+    lake.committer.commit_slides([slide_cut])
     return open_lake(lake.uri)
 
 
 class Ours:
-    """What one actor does, again and again, with networks that are loaded once."""
+    """The work of one actor, again and again, with networks that are loaded once."""
 
     def __init__(self, lake: Lake, threads: int, device: str) -> None:
         self.lake, self.threads, self.device = lake, threads, device
@@ -72,8 +72,16 @@ class Ours:
         """Seconds for all columns of some teachers; the files are left uncommitted."""
         start = time.perf_counter()
         for unit in units:
-            given = {"store": self.lake.uri, "threads": self.threads, "gpu": self.device == "cuda"}
-            item = {"unit": pickle.dumps(unit), "teachers": pickle.dumps(list(teachers)), **given}
+            settings = {
+                "store": self.lake.uri,
+                "threads": self.threads,
+                "gpu": self.device == "cuda",
+            }
+            item = {
+                "unit": pickle.dumps(unit),
+                "teachers": pickle.dumps(list(teachers)),
+                **settings,
+            }
             outcome: Outcome = pickle.loads(self._extractor(item)["outcome"])
             if outcome.reason:
                 raise RuntimeError(outcome.reason)
@@ -107,7 +115,7 @@ def bare(lake: Lake, teacher: Teacher, threads: int, device: str) -> Callable[[]
 
 
 def measure(lake: Lake, names: Sequence[str], rounds: int, threads: int, device: str) -> list[Line]:
-    """Each teacher against its bare network, and all in one run against one run each."""
+    """Measure each teacher against its bare network, and all in one run against one run each."""
     teachers = find_teachers(lake.store, names)
     gpus = int(device == "cuda")
     units = {t.card.name: plan(lake, [t], [MPP], engine="torch", gpus=gpus) for t in teachers}
@@ -120,16 +128,16 @@ def measure(lake: Lake, names: Sequence[str], rounds: int, threads: int, device:
         apart = 0.0
         for teacher in teachers:
             name = teacher.card.name
-            mine, theirs = ours([teacher], units[name]), clocks[name]()
-            apart += mine
+            our_seconds, bare_seconds = ours([teacher], units[name]), clocks[name]()
+            apart += our_seconds
             if turn:
-                seconds.setdefault(name, []).append(mine)
-                seconds.setdefault(f"bare {name}", []).append(theirs)
+                seconds.setdefault(name, []).append(our_seconds)
+                seconds.setdefault(f"bare {name}", []).append(bare_seconds)
         both = ours(teachers, together)
         for teacher, work in by_onnx:
-            mine = ours([teacher], work)
+            our_seconds = ours([teacher], work)
             if turn:
-                seconds.setdefault("onnx", []).append(mine)
+                seconds.setdefault("onnx", []).append(our_seconds)
         if turn:
             seconds["together"].append(both)
             seconds["apart"].append(apart)
@@ -140,11 +148,11 @@ def measure(lake: Lake, names: Sequence[str], rounds: int, threads: int, device:
         )
         for name in units
     ]
-    what = f"{len(names)} teachers in one run"
-    lines.append(Line.of(what, "a run each", seconds, ("together", "apart"), 1.0))
+    title = f"{len(names)} teachers in one run"
+    lines.append(Line.of(title, "a run each", seconds, ("together", "apart"), 1.0))
     if by_onnx:
-        what = f"{names[0]} by ONNX Runtime"
-        lines.append(Line.of(what, "by torch", seconds, ("onnx", names[0])))
+        title = f"{names[0]} by ONNX Runtime"
+        lines.append(Line.of(title, "by torch", seconds, ("onnx", names[0])))
     return [line.at(tiles, "tiles") for line in lines]
 
 
@@ -177,7 +185,7 @@ def main(
                 names.append(str(path))
         lines = measure(lake, names, rounds, threads, device)
     for line in lines:
-        typer.echo(line.told())
+        typer.echo(line.text())
     settings = {"rounds": rounds, "threads": threads, "device": device}
     if device == "cuda":
         settings["gpu"] = torch.cuda.get_device_name()

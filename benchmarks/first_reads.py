@@ -114,7 +114,7 @@ def main(
         add_teacher(lake, "big", random_features(sizes, width, seed=0))
         lake = lake.refreshed()
         share_of_reading(lake, bags)  # imports and the page cache
-        found = {
+        figures = {
             "bags": bags,
             "tiles": sum(sizes),
             "width": width,
@@ -122,7 +122,7 @@ def main(
             "reading": share_of_reading(lake, bags),
             "run": share_of_run(lake, bags, epochs),
         }
-    typer.echo(json.dumps(found, indent=2))
+    typer.echo(json.dumps(figures, indent=2))
 
 
 if __name__ == "__main__":

@@ -40,9 +40,9 @@ PEER = "openslide + PIL + tarfile"
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """What is cut: at which mpp, in tiles of which side, copied or encoded; the least ratio."""
+    """One case of a cut: mpp, side of the tiles, copied or encoded, and the least ratio."""
 
-    what: str
+    title: str
     mpp: float
     tile_px: int
     copied: bool
@@ -86,9 +86,9 @@ def peer(slide: Path, grid: Grid, cells: npt.NDArray[np.int64], folder: Path) ->
 
 
 def _append(tar: tarfile.TarFile, name: str, data: bytes) -> None:
-    about = tarfile.TarInfo(name)
-    about.size = len(data)
-    tar.addfile(about, io.BytesIO(data))
+    member = tarfile.TarInfo(name)
+    member.size = len(data)
+    tar.addfile(member, io.BytesIO(data))
 
 
 def measure(slide: Path, case: Case, rounds: int, folder: Path) -> Line:
@@ -100,23 +100,23 @@ def measure(slide: Path, case: Case, rounds: int, folder: Path) -> Line:
     for _ in range(rounds):
         rates["ours"].append(ours(slide, case, folder / "lake")[0])
         rates["peer"].append(peer(slide, grid, cells[::PEER_EVERY], folder))
-    seconds = {name: [1 / rate for rate in found] for name, found in rates.items()}
-    what = f"{slide.stem}: {case.what}, {len(cells):,} tiles"
-    return Line.of(what, PEER, seconds, ("ours", "peer"), case.target).at(1, "tiles")
+    seconds = {name: [1 / rate for rate in tile_rates] for name, tile_rates in rates.items()}
+    title = f"{slide.stem}: {case.title}, {len(cells):,} tiles"
+    return Line.of(title, PEER, seconds, ("ours", "peer"), case.target).at(1, "tiles")
 
 
 def cases(slide: Path) -> list[Case]:
     """Copied at the slide's own tile size; encoded at another; reduced to an mpp between levels."""
     with open_slide(str(slide)) as reader:
         native = reader.stored_tile_px(0.5)
-    found = [
-        Case(what="224 px at 0.5 mpp, encoded", mpp=0.5, tile_px=224, copied=False, target=3),
-        Case(what="256 px at 1.0 mpp, reduced", mpp=1.0, tile_px=256, copied=False, target=4),
+    native_levels = [
+        Case(title="224 px at 0.5 mpp, encoded", mpp=0.5, tile_px=224, copied=False, target=3),
+        Case(title="256 px at 1.0 mpp, reduced", mpp=1.0, tile_px=256, copied=False, target=4),
     ]
     if native:
-        what = f"{native} px at 0.5 mpp, copied"
-        found.insert(0, Case(what=what, mpp=0.5, tile_px=native, copied=True, target=15))
-    return found
+        title = f"{native} px at 0.5 mpp, copied"
+        native_levels.insert(0, Case(title=title, mpp=0.5, tile_px=native, copied=True, target=15))
+    return native_levels
 
 
 def main(
@@ -132,7 +132,7 @@ def main(
         for path in (*slide, REAL):
             for case in cases(path):
                 line = measure(path, case, rounds, Path(folder))
-                typer.echo(line.told())
+                typer.echo(line.text())
                 lines.append(line)
     typer.echo(f"-> {write_report(out, lines, {'rounds': rounds}, name='ingest')}")
 

@@ -60,16 +60,18 @@ def main(
         for _ in range(rounds):
             seconds["local"].append(ingest([str(path) for path in local], 0.5, folder))
             seconds["remote"].append(ingest(urls, 0.5, folder))
-            typer.echo({name: round(found[-1], 1) for name, found in seconds.items()})
+            typer.echo({name: round(travelled[-1], 1) for name, travelled in seconds.items()})
         shares = {mpp: share(server, urls, mpp, folder) for mpp in (0.5, 2.0)}
     # The ratio of a line is the peer's time over ours: a disk is as fast as it gets, so below 1.
-    what = f"ingest of {slides} slides of {len(data) / 1e6:.0f} MB, {latency_ms:g} ms away"
-    lines = [Line.of(what, "from a disk", seconds, ("remote", "local"), 1 / 1.3)]
-    for (mpp, found), most in zip(shares.items(), (1.02, 0.15), strict=True):
-        told = f"bytes that travel for {mpp} mpp"
-        lines.append(Line(what=told, peer="the files", ratio=found, target=most, met=found <= most))
+    title = f"ingest of {slides} slides of {len(data) / 1e6:.0f} MB, {latency_ms:g} ms away"
+    lines = [Line.of(title, "from a disk", seconds, ("remote", "local"), 1 / 1.3)]
+    for (mpp, travelled), most in zip(shares.items(), (1.02, 0.15), strict=True):
+        title = f"bytes that travel for {mpp} mpp"
+        lines.append(
+            Line(title=title, peer="the files", ratio=travelled, target=most, met=travelled <= most)
+        )
     for line in lines:
-        typer.echo(line.told())
+        typer.echo(line.text())
     settings = {"slides": slides, "latency_ms": latency_ms, "seconds": seconds}
     typer.echo(f"-> {write_report(out, lines, settings, name='ingest-remote')}")
 

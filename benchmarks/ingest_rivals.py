@@ -122,7 +122,7 @@ def main(
         if name != "ours"
     ]
     for line in lines:
-        typer.echo(line.told())
+        typer.echo(line.text())
     settings = {"rounds": rounds, "slides": slides, "seconds": seconds}
     typer.echo(f"-> {write_report(out, lines, settings, name='ingest-rivals')}")
 

@@ -34,17 +34,17 @@ class Line:
     """One arm against another.
 
     Attributes:
-        what: our arm.
+        title: of our arm.
         peer: the other.
         ratio: the peer's time over ours, median over rounds (for bytes: written over new).
-        target: what the ratio should reach, or None if it is only told.
+        target: what the ratio should reach, or None if there is no target.
         met: whether it does.
         rate: of our arm.
         ratios: of each round.
         seconds: medians of ours and the peer's.
     """
 
-    what: str
+    title: str
     peer: str
     ratio: float
     target: float | None = None
@@ -56,24 +56,24 @@ class Line:
     @classmethod
     def of(
         cls,
-        what: str,
+        title: str,
         peer: str,
         seconds: dict[str, list[float]],
         arms: tuple[str, str],
         target: float | None = None,
     ) -> Self:
         """A line from the times of two arms in the same rounds."""
-        ours, theirs = (seconds[arm] for arm in arms)
-        ratios = tuple(round(b / a, 3) for a, b in zip(ours, theirs, strict=True))
+        ours, peers = (seconds[arm] for arm in arms)
+        ratios = tuple(round(b / a, 3) for a, b in zip(ours, peers, strict=True))
         ratio = statistics.median(ratios)
         return cls(
-            what=what,
+            title=title,
             peer=peer,
             ratio=ratio,
             target=target,
             met=None if target is None else ratio >= target,
             ratios=ratios,
-            seconds=(statistics.median(ours), statistics.median(theirs)),
+            seconds=(statistics.median(ours), statistics.median(peers)),
         )
 
     def at(self, amount: float, unit: str, scale: float = 1.0) -> Self:
@@ -82,13 +82,15 @@ class Line:
             return self
         return replace(self, rate=f"{amount * scale / self.seconds[0]:,.0f} {unit}/s")
 
-    def told(self) -> str:
-        """The line for people."""
-        asked = (
-            "" if self.target is None else f"(asked {self.target:g}: {'yes' if self.met else 'NO'})"
+    def text(self) -> str:
+        """Return the line for people."""
+        verdict = (
+            ""
+            if self.target is None
+            else f"(target {self.target:g}: {'met' if self.met else 'NO'})"
         )
         spread = f"{min(self.ratios):.2f}-{max(self.ratios):.2f}" if self.ratios else ""
-        return f"{self.ratio:8.3f} x {spread:13} {self.what} / {self.peer}  {self.rate} {asked}"
+        return f"{self.ratio:8.3f} x {spread:13} {self.title} / {self.peer}  {self.rate} {verdict}"
 
 
 def write_report(

@@ -39,9 +39,9 @@ from featurestore import (
     tile_ids,
     tiles_table,
 )
+from featurestore.commits.cuts import tiles_row
+from featurestore.commits.lance_ledger import versions_property
 from featurestore.tables.checksums import features_crc32, with_row_crc32
-from featurestore.tables.cuts import tiles_row
-from featurestore.tables.lance_ledger import versions_property
 from featurestore.tables.lance_tables import commit, open_table, write_fragment
 from featurestore.tables.schema import (
     CATALOG,
@@ -164,12 +164,12 @@ def catalog_rows(cut: SlideCut) -> Iterator[dict[str, Any]]:
 
 def timed(work: Callable[[], Any], rounds: int = 5) -> float:
     """Median milliseconds of some calls."""
-    found = []
+    seconds = []
     for _ in range(rounds):
         start = time.perf_counter()
         work()
-        found.append(time.perf_counter() - start)
-    return round(1e3 * statistics.median(found), 2)
+        seconds.append(time.perf_counter() - start)
+    return round(1e3 * statistics.median(seconds), 2)
 
 
 def measure(uri: str, slides: int) -> dict[str, Any]:
@@ -177,19 +177,19 @@ def measure(uri: str, slides: int) -> dict[str, Any]:
     lake = open_lake(uri, version=FILLED)  # a kept lake has grown since
     names = [f"slide-{slide:07d}" for slide in np.random.default_rng(0).integers(0, slides, 40)]
     picked = iter(names * 4)
-    found: dict[str, Any] = {"slides": slides}
-    found["open_ms"] = timed(lambda: open_lake(uri))
-    found["first_bag_ms"] = timed(
+    figures: dict[str, Any] = {"slides": slides}
+    figures["open_ms"] = timed(lambda: open_lake(uri))
+    figures["first_bag_ms"] = timed(
         lambda: open_lake(uri, version=FILLED).bag(next(picked), "t", mpp=0.5)
     )
-    found["bag_ms"] = timed(lambda: lake.bag(next(picked), "t", mpp=0.5), rounds=20)
-    found["find_ms"] = timed(lambda: lake.tiles_of(mpp=0.5, slide_ids=[next(picked)]), rounds=20)
-    found["find_100_ms"] = timed(lambda: lake.tiles_of(mpp=0.5, slide_ids=names))
-    found["head_ms"] = timed(lambda: lake.features("t", mpp=0.5).head(5).collect())
-    found["list_ms"] = timed(lambda: lake.tiles_of(mpp=0.5), rounds=2)
+    figures["bag_ms"] = timed(lambda: lake.bag(next(picked), "t", mpp=0.5), rounds=20)
+    figures["find_ms"] = timed(lambda: lake.tiles_of(mpp=0.5, slide_ids=[next(picked)]), rounds=20)
+    figures["find_100_ms"] = timed(lambda: lake.tiles_of(mpp=0.5, slide_ids=names))
+    figures["head_ms"] = timed(lambda: lake.features("t", mpp=0.5).head(5).collect())
+    figures["list_ms"] = timed(lambda: lake.tiles_of(mpp=0.5), rounds=2)
     next(iter(lake.stream("t", mpp=0.5, slide_ids=names)))  # imports and first reads
-    found["plan_epoch_ms"] = timed(lambda: next(iter(lake.stream("t", mpp=0.5))), rounds=2)
-    found["reader_rss_mb"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+    figures["plan_epoch_ms"] = timed(lambda: next(iter(lake.stream("t", mpp=0.5))), rounds=2)
+    figures["reader_rss_mb"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
     lake = open_lake(uri)
     first = lake.slides().select(pl.col("slide").max()).collect().item() + 1
     at = iter(range(first, first + 10_000))
@@ -199,9 +199,9 @@ def measure(uri: str, slides: int) -> dict[str, Any]:
         lake.committer.register([cut.row for cut in cuts])
         lake.committer.commit_slides(cuts)
 
-    found["register_and_commit_64_ms"] = timed(add, rounds=5)
-    found["commit_teacher_ms"] = timed(lambda: add_column(lake), rounds=3)
-    return found
+    figures["register_and_commit_64_ms"] = timed(add, rounds=5)
+    figures["commit_teacher_ms"] = timed(lambda: add_column(lake), rounds=3)
+    return figures
 
 
 def add_column(lake: Lake) -> None:
@@ -248,14 +248,14 @@ def main(
             done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
             lines.append(json.loads(done.stdout.splitlines()[-1]))
             typer.echo(json.dumps(lines[-1]))
-    about = {
+    document = {
         "date": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
         "machine": f"{platform.processor() or platform.machine()}, {platform.system()}",
         "pylance": lance.__version__,
         "lines": lines,
     }
     RESULTS.mkdir(exist_ok=True)
-    (RESULTS / "scale.json").write_text(json.dumps(about, indent=1) + "\n")
+    (RESULTS / "scale.json").write_text(json.dumps(document, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ from benchmarks.store_lake import MPP, add_teacher, make_lake, slide_sizes
 from downstream.retrieval.recall import recall_at_k, sample_tiles
 from featurestore import Lake
 from featurestore.query import lance_nearest
-from featurestore.query.lance_nearest import Asked, index_name, nearest
+from featurestore.query.lance_nearest import SearchedColumn, index_name, nearest
 from featurestore.tables.schema import features_table
 
 Float16Array = npt.NDArray[np.float16]
@@ -54,15 +54,15 @@ def embeddings(sizes: list[int], dim: int, seed: int) -> list[Float16Array]:
     kinds = rng.normal(size=(KINDS, CAUSES)).astype(np.float32)
     matrix = rng.normal(size=(CAUSES, dim)).astype(np.float32) / 4
     offset = rng.normal(size=dim).astype(np.float32) / 2
-    found = []
+    parts = []
     for tiles in sizes:
         shares = rng.dirichlet(np.full(KINDS, 0.2))
         centres = kinds[rng.choice(KINDS, tiles, p=shares)]
         causes = centres + 0.3 * rng.normal(size=CAUSES) + 0.5 * rng.normal(size=(tiles, CAUSES))
-        seen = np.tanh(causes.astype(np.float32) @ matrix) + offset
+        vectors = np.tanh(causes.astype(np.float32) @ matrix) + offset
         noise = rng.standard_normal((tiles, dim), np.float32)
-        found.append((seen + 0.15 * noise).astype(np.float16))
-    return found
+        parts.append((vectors + 0.15 * noise).astype(np.float16))
+    return parts
 
 
 def truth(
@@ -73,9 +73,9 @@ def truth(
     """The K + 1 nearest tiles of each query by numpy, as `Lake.nearest` gives them."""
     unit = features.astype(np.float32)
     unit /= np.linalg.norm(unit, axis=1, keepdims=True)
-    asked = query.astype(np.float32)
-    asked /= np.linalg.norm(asked, axis=1, keepdims=True)
-    distance = 1 - asked @ unit.T
+    query_features = query.astype(np.float32)
+    query_features /= np.linalg.norm(query_features, axis=1, keepdims=True)
+    distance = 1 - query_features @ unit.T
     at = np.argsort(distance, axis=1)[:, : K + 1]
     return pl.DataFrame(
         {
@@ -86,37 +86,37 @@ def truth(
     )
 
 
-def ask(asked: Asked, query: Float16Array) -> tuple[pl.DataFrame, list[float]]:
-    """What is found, one query after the other, and the milliseconds of each."""
-    nearest(asked, query[:1], K + 1)
+def ask(index: SearchedColumn, query: Float16Array) -> tuple[pl.DataFrame, list[float]]:
+    """Return the nearest tiles, one query after the other, and the milliseconds of each."""
+    nearest(index, query[:1], K + 1)
     frames, times = [], []
     for number, one in enumerate(query):
         begun = time.perf_counter()
-        frame = nearest(asked, one[None], K + 1)
+        frame = nearest(index, one[None], K + 1)
         times.append(1000 * (time.perf_counter() - begun))
         frames.append(frame.with_columns(query=pl.lit(number)))
     return pl.concat(frames), times
 
 
-def measure(lake: Lake, name: str | None, dim: int, about: "Truth") -> list[dict[str, Any]]:
+def measure(lake: Lake, name: str | None, dim: int, expected: "Truth") -> list[dict[str, Any]]:
     """Lines of one kind of index, or of the exact search."""
     line: dict[str, Any] = {"index": name or "none", "build_s": None, "share": None}
     base = lake.table(features_table(MPP))
     if name is not None:
-        kind, how = INDEXES[name][0], INDEXES[name][1](dim)
+        kind, parameters = INDEXES[name][0], INDEXES[name][1](dim)
         begun = time.perf_counter()
         base = base.create_index(
-            TEACHER, kind, name=index_name(TEACHER), metric="cosine", replace=True, **how
+            TEACHER, kind, name=index_name(TEACHER), metric="cosine", replace=True, **parameters
         )
         line["build_s"] = time.perf_counter() - begun
         size = base.describe_indices()[0].total_size_bytes
-        line["share"] = size / about.bytes
+        line["share"] = size / expected.bytes
     lines = []
     for refine in REFINES.get(name, MORE_REFINES) if name else (None,):
         lance_nearest.REFINE = refine or lance_nearest.REFINE
-        asked = Asked(store=lake.store, table=base, teacher=TEACHER, exact=name is None)
-        found, times = ask(asked, about.query)
-        recall = recall_at_k(found, about.true, about.tile_id, K)
+        index = SearchedColumn(store=lake.store, table=base, teacher=TEACHER, exact=name is None)
+        nearest_tiles, times = ask(index, expected.query)
+        recall = recall_at_k(nearest_tiles, expected.true, expected.tile_id, K)
         lines.append(
             {
                 **line,
@@ -156,10 +156,10 @@ def main(
         values = embeddings(sizes, dim, seed)
         add_teacher(lake, TEACHER, values)
         lake = lake.refreshed()
-        about = Truth(lake, np.concatenate(values), queries)
-        lines = measure(lake, None, dim, about)
+        expected = Truth(lake, np.concatenate(values), queries)
+        lines = measure(lake, None, dim, expected)
         for name in only or INDEXES:
-            lines += measure(lake, name, dim, about)
+            lines += measure(lake, name, dim, expected)
     settings = {"tiles": sum(sizes), "dim": dim, "queries": queries, "k": K, "seed": seed}
     print(table(lines))
     if out is not None:

@@ -58,7 +58,7 @@ Work = Callable[[], object]
 
 @dataclass(frozen=True, kw_only=True)
 class Data:
-    """What the arms work on.
+    """The lake, its copies and the tiles that all arms read.
 
     Attributes:
         folder: of the lake and the peers' files.
@@ -72,7 +72,7 @@ class Data:
 
     @property
     def tiles(self) -> int:
-        """Of all slides."""
+        """Return the number of tiles of all slides."""
         return sum(len(values) for values in self.features[MIDDLE])
 
 
@@ -100,7 +100,7 @@ def make_data(folder: Path, *, slides: int, tiles: int, seed: int) -> Data:
 
 
 def bags(data: Data, rounds: int) -> list[Line]:
-    """All bags of the 1536-d teacher, one after the other."""
+    """Read all bags of the 1536-d teacher, one after the other."""
     values = data.features[MIDDLE]
     h5 = write_trident(data.folder / "trident", values)
     raw = write_raw(data.folder / "raw", values)
@@ -163,14 +163,14 @@ def shuffled(data: Data, rounds: int) -> list[Line]:
             pass
 
     seconds = race({"single": one_by_one, "blocks": whole_epoch, "h5": from_h5}, rounds)
-    # The stream is timed over its epoch, so that reading ahead is paid for, and told per batch.
+    # The stream is timed over its epoch, so that reading ahead is paid for, and given per batch.
     share = RANDOM_BATCHES / blocks.steps
     seconds["blocks"] = [share * value for value in seconds["blocks"]]
     peer = "h5 in chunks of 256 rows, each slide's file opened per batch"
-    told = "256 shuffled tiles x 3 teachers"
+    subject = "256 shuffled tiles x 3 teachers"
     lines = [
-        Line.of(f"{told}, one by one", peer, seconds, ("single", "h5"), 10.0),
-        Line.of(f"{told}, lake.stream in blocks", peer, seconds, ("blocks", "h5"), 25.0),
+        Line.of(f"{subject}, one by one", peer, seconds, ("single", "h5"), 10.0),
+        Line.of(f"{subject}, lake.stream in blocks", peer, seconds, ("blocks", "h5"), 25.0),
     ]
     return [line.at(RANDOM_BATCHES * BATCH, "tiles") for line in lines]
 
@@ -191,7 +191,7 @@ def add_a_teacher(data: Data, rounds: int) -> list[Line]:
     ratio = written / (values_bytes(values) * (rounds + 1))
     return [
         Line(
-            what="add a 1536-d teacher: bytes written",
+            title="add a 1536-d teacher: bytes written",
             peer="its own bytes",
             ratio=ratio,
             target=1.01,
@@ -231,9 +231,9 @@ def stream_features(data: Data, rounds: int) -> list[Line]:
 def stream_pixels(data: Data, rounds: int) -> list[Line]:
     """An epoch of decoded pixels with one teacher, against decoding alone."""
     names = [f"s{slide:02d}" for slide in range(PIXEL_SLIDES)]
-    given = {"mpp": MPP, "slide_ids": names, "batch_tiles": BATCH, "threads": THREADS}
-    stream = data.lake.stream(MIDDLE, pixels="uint8", **given)  # type: ignore[arg-type]
-    stored = data.lake.stream(MIDDLE, pixels="jpeg", **given)  # type: ignore[arg-type]
+    settings = {"mpp": MPP, "slide_ids": names, "batch_tiles": BATCH, "threads": THREADS}
+    stream = data.lake.stream(MIDDLE, pixels="uint8", **settings)  # type: ignore[arg-type]
+    stored = data.lake.stream(MIDDLE, pixels="jpeg", **settings)  # type: ignore[arg-type]
     jpegs = [jpeg for batch in stored for jpeg in batch.jpeg or ()]
 
     def epoch() -> None:
@@ -268,8 +268,8 @@ def first_rows(folder: Path, rounds: int, *, slides: int, seed: int) -> list[Lin
         },
         rounds,
     )
-    what = f"lake.features(...).head(5) of {slides * HEAD_TILES:,} rows"
-    return [Line.of(what, "pl.scan_pyarrow_dataset", seconds, ("lake", "pyarrow"), 50.0)]
+    subject = f"lake.features(...).head(5) of {slides * HEAD_TILES:,} rows"
+    return [Line.of(subject, "pl.scan_pyarrow_dataset", seconds, ("lake", "pyarrow"), 50.0)]
 
 
 def main(
@@ -287,10 +287,10 @@ def main(
         lines = []
         for part in (bags, shuffled, add_a_teacher, stream_features, stream_pixels):
             for line in part(data, rounds):
-                typer.echo(line.told())
+                typer.echo(line.text())
                 lines.append(line)
         for line in first_rows(Path(folder), HEAD_ROUNDS, slides=head_slides, seed=seed):
-            typer.echo(line.told())
+            typer.echo(line.text())
             lines.append(line)
     settings = {"rounds": rounds, "slides": slides, "tiles": data.tiles, "dims": DIMS, "seed": seed}
     typer.echo(f"-> {write_report(out, lines, {**settings, 'threads': THREADS}, name='store')}")

@@ -62,9 +62,11 @@ def take_h5(paths: Sequence[Path], teachers: Sequence[str], rows: Int64Array) ->
     """
     parts = []
     for slide in np.unique(rows[:, 0]).tolist():
-        here = np.unique(rows[rows[:, 0] == slide, 1])
+        slide_rows = np.unique(rows[rows[:, 0] == slide, 1])
         with h5py.File(paths[slide]) as file:
-            parts.append(np.concatenate([file[teacher][here] for teacher in teachers], axis=1))
+            parts.append(
+                np.concatenate([file[teacher][slide_rows] for teacher in teachers], axis=1)
+            )
     return np.concatenate(parts)
 
 

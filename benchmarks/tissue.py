@@ -38,7 +38,7 @@ OURS: dict[str, Callable[[Picture], Mask]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Score:
-    """How well one detector did on a group of pictures; None where there is nothing to measure.
+    """Scores of one detector on a group of pictures; None where there is nothing to measure.
 
     Attributes:
         group: of pictures.
@@ -68,20 +68,20 @@ class Score:
 
 
 def measure(case: Case, mask: Mask) -> dict[str, float | None]:
-    """All shares of one mask."""
+    """Return all shares of one mask."""
     kept = float(mask.mean())
     if case.tissue is None:
         return {"kept": kept}
     clear, tissue = ~case.pen, case.tissue & ~case.pen
     ink, glass = case.pen & ~case.tissue, ~case.tissue & ~_wider(case.pen)
-    found = mask & clear
+    hits = mask & clear
 
-    def share(what: Mask, of: Mask) -> float | None:
-        return float((what & of).sum() / of.sum()) if of.any() else None
+    def share(part: Mask, of: Mask) -> float | None:
+        return float((part & of).sum() / of.sum()) if of.any() else None
 
-    both = found.sum() + tissue.sum()
+    both = hits.sum() + tissue.sum()
     return {
-        "dice": float(2 * (found & tissue).sum() / both) if case.tissue.any() else None,
+        "dice": float(2 * (hits & tissue).sum() / both) if case.tissue.any() else None,
         "lost": share(~mask, tissue),
         "lost_fat": share(~mask, case.fat & clear),
         "pen_called_tissue": share(mask, ink),
@@ -119,8 +119,8 @@ def run_rivals(
         source, target = Path(folder) / "pictures.npz", Path(folder) / "masks.npz"
         np.savez(source, allow_pickle=False, **{case.name: case.picture for case in cases})
         subprocess.run([python, str(RIVALS), str(source), str(target)], check=True)
-        with np.load(target) as found:
-            masks = {name: found[name] for name in found.files}
+        with np.load(target) as kept:
+            masks = {name: kept[name] for name in kept.files}
         return masks, json.loads(target.with_suffix(".json").read_text())
 
 
@@ -157,25 +157,27 @@ def scores(
     for group in dict.fromkeys(case.group for case in cases):
         members = [case for case in cases if case.group == group]
         for detector, ms in times.items():
-            found = [measure(case, masks[f"{case.name}|{detector}"]) for case in members]
+            measures = [measure(case, masks[f"{case.name}|{detector}"]) for case in members]
             mean = {
-                key: round(statistics.mean(values), 4) if (values := _known(found, key)) else None
+                key: round(statistics.mean(values), 4)
+                if (values := _known(measures, key))
+                else None
                 for key in Score.__dataclass_fields__
                 if key not in {"group", "detector", "pictures", "ms"}
             }
-            took = round(statistics.median(ms[case.name] for case in members), 1)
+            median_ms = round(statistics.median(ms[case.name] for case in members), 1)
             lines.append(
-                Score(group=group, detector=detector, pictures=len(members), ms=took, **mean)
+                Score(group=group, detector=detector, pictures=len(members), ms=median_ms, **mean)
             )
     return lines
 
 
-def _known(found: list[dict[str, float | None]], key: str) -> list[float]:
-    return [value for one in found if (value := one.get(key)) is not None]
+def _known(measures: list[dict[str, float | None]], key: str) -> list[float]:
+    return [value for one in measures if (value := one.get(key)) is not None]
 
 
 def draw(cases: list[Case], masks: dict[str, Mask], detectors: Iterable[str], to: Path) -> None:
-    """Each picture, with what is not called tissue in green, one detector beside the other."""
+    """Draw each picture, with what is not called tissue in green, one detector beside the other."""
     to.mkdir(parents=True, exist_ok=True)
     for case in cases:
         parts = [case.picture]

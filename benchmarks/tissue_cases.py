@@ -109,7 +109,7 @@ def painted(plain: Case) -> Iterator[Case]:
 
 
 def edge_cases(plain: Case) -> Iterator[Case]:
-    """What scanners and laboratories do to a slide."""
+    """Yield pictures of what scanners and laboratories do to a slide."""
     assert plain.tissue is not None
     rng = np.random.default_rng(1)
     shape = plain.picture.shape

@@ -86,7 +86,7 @@ def halved(pixels: Picture) -> Picture:
 
 def on_generated(paths: list[Path]) -> Iterator[dict[str, Any]]:
     """AUC on each slide, for each measure, mpp and strength of stain."""
-    found: dict[tuple[str, float, float], list[tuple[float, float, float]]] = {}
+    scores_by_case: dict[tuple[str, float, float], list[tuple[float, float, float]]] = {}
     for path in paths:
         with open_slide(str(path)) as slide:
             pixels, _ = slide.overview(FOCUS_MPP)
@@ -94,12 +94,12 @@ def on_generated(paths: list[Path]) -> Iterator[dict[str, Any]]:
             truth = {name: file[name] for name in ("tissue", "pen", "blur")}
         for mpp, at in ((FOCUS_MPP, pixels), (2 * FOCUS_MPP, halved(pixels))):
             for strength in (1.0, 0.5, 0.25):
-                seen = fainter(at, strength)
+                fainter_pixels = fainter(at, strength)
                 for name, run in (("focus", focus), ("Laplacian", laplacian)):
-                    sharp, blurred = split(run(seen, round(16 / mpp)), truth)
+                    sharp, blurred = split(run(fainter_pixels, round(16 / mpp)), truth)
                     row = (auc(sharp, blurred), float(np.median(sharp)), float(np.median(blurred)))
-                    found.setdefault((name, mpp, strength), []).append(row)
-    for (name, mpp, strength), rows in found.items():
+                    scores_by_case.setdefault((name, mpp, strength), []).append(row)
+    for (name, mpp, strength), rows in scores_by_case.items():
         aucs, sharp_ones, blurred_ones = zip(*rows, strict=True)
         yield {
             "slides": f"generated ({len(rows)})",
@@ -149,7 +149,7 @@ def on_real() -> Iterator[dict[str, Any]]:
 
 def real_scores(pixels: Picture) -> dict[tuple[str, float], Scores]:
     """Scores of the tiles with tissue, from a picture at 0.5 mpp that is stored as JPEG first."""
-    found = {}
+    by_score = {}
     pixels = decode_jpeg(encode_jpeg(np.ascontiguousarray(pixels), quality=80))
     tissue = find_tissue(halved(halved(halved(halved(halved(pixels))))), 16.0).mask
     for mpp in (0.5, 1.0, 2.0, 4.0):
@@ -158,9 +158,9 @@ def real_scores(pixels: Picture) -> dict[tuple[str, float], Scores]:
             shape = tuple(min(a, b) for a, b in zip(values.shape, tissue.shape, strict=True))
             cut = (slice(shape[0]), slice(shape[1]))
             scores, share = of_tiles(values[cut], tissue[cut])
-            found[name, mpp] = scores[share > 0.5]
+            by_score[name, mpp] = scores[share > 0.5]
         pixels = halved(pixels)
-    return found
+    return by_score
 
 
 def main() -> None:

@@ -71,7 +71,7 @@ def hs2p(method: str) -> Detector:
 
 
 def histolab() -> Detector:
-    """What histolab's TissueMask applies to the thumbnail of a slide."""
+    """Apply what histolab's TissueMask applies to the thumbnail of a slide."""
     compositions = importlib.import_module("histolab.filters.compositions")
     slide = importlib.import_module("histolab.slide").Slide
     from_array = importlib.import_module("PIL.Image").fromarray
@@ -80,7 +80,7 @@ def histolab() -> Detector:
 
 
 def detectors() -> dict[str, Detector]:
-    """All of them by name."""
+    """Return all detectors by name."""
     return {
         "CLAM, default": functools.partial(clam, otsu=False),
         "CLAM, Otsu": functools.partial(clam, otsu=True),

@@ -27,7 +27,7 @@ from lance import LanceOperation
 
 from benchmarks.scale import DIM, MPPS, TILES, load, row_of
 from featurestore import Lake, LakeConfig, create_lake, tile_ids, tiles_table
-from featurestore.keep.repair import plan_repair, repair
+from featurestore.keep.repairing import plan_repair, repair
 from featurestore.keep.verify.lance_checking import check_lake, lake_to_mend
 from featurestore.tables.checksums import features_crc32, tiles_crc32
 from featurestore.tables.lance_tables import commit, open_table, write_fragment

@@ -37,8 +37,8 @@ TILES, MPP = 3, 0.5
 def ingest_one(lake: Lake, number: int) -> None:
     """Register and commit one slide."""
     row = {"slide_id": f"s{number}", "uri": f"s{number}.svs", "fingerprint": "x"}
-    (known,) = lake.committer.register([row])
-    slide, at = known["slide"], np.arange(TILES)
+    (registered,) = lake.committer.register([row])
+    slide, at = registered["slide"], np.arange(TILES)
     ids = tile_ids(slide, MPP, np.zeros_like(at), at)
     with ShardWriter(lake.store, shard_path(MPP, slide, "x")) as writer:
         for key in ids.tolist():
@@ -59,12 +59,12 @@ def ingest_one(lake: Lake, number: int) -> None:
     lake.committer.commit_slides([SlideCut(row={**row, "slide": slide}, grids={MPP: grid})])
 
 
-def sizes(what: str, folder: Path) -> dict[str, Any]:
+def sizes(moment: str, folder: Path) -> dict[str, Any]:
     """Megabytes of a lake, and of its lists and transactions."""
     files = [path for path in folder.rglob("*") if path.is_file()]
     history = [path for path in files if path.parent.name in ("_versions", "_transactions")]
     return {
-        "after": what,
+        "after": moment,
         "lake MB": round(sum(path.stat().st_size for path in files) / 1e6, 1),
         "lists and transactions MB": round(sum(p.stat().st_size for p in history) / 1e6, 1),
         "files": len(files),

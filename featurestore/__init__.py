@@ -10,8 +10,9 @@ os.environ.setdefault("LANCE_LOG", "error")
 # own fork is followed by an exec.
 warnings.filterwarnings("ignore", message="lance is not fork-safe", category=UserWarning)
 
-from featurestore.annotations.annotate import annotate, set_patients
-from featurestore.annotations.annotation import Annotation
+from featurestore.annotations.annotating import annotate, set_patients
+from featurestore.commits.cuts import GridCut, SlideCut
+from featurestore.commits.lance_commit import Committer
 from featurestore.config import FORMAT, LakeConfig
 from featurestore.edits.drop_and_rename import drop, rename
 from featurestore.errors import (
@@ -28,7 +29,7 @@ from featurestore.keep.lance_compact import Compacted, compact
 from featurestore.keep.lance_copy import Copied, copy_lake
 from featurestore.keep.lance_restore import Restored, restore
 from featurestore.keep.lance_vacuum import Vacuumed, free_old_versions, vacuum
-from featurestore.keep.repair import Repaired, repair
+from featurestore.keep.repairing import Repaired, repair
 from featurestore.keep.verify.damage import Damage, Verdict
 from featurestore.keep.verify.lance_verify import verify
 from featurestore.lake import Lake
@@ -36,17 +37,16 @@ from featurestore.opening import create_lake, open_lake, settings_for
 from featurestore.query.lance_index import IndexState, build_index, index_state
 from featurestore.query.sql import query, tables
 from featurestore.read.bags import Bag
+from featurestore.read.held_out_patients import holdout_patients, patient_of
 from featurestore.read.pairs import Pairs
 from featurestore.read.stream_tiles import TileBatch
 from featurestore.read.stream_under import Under
 from featurestore.shards.tar_shards import Shard, ShardReader, ShardWriter
-from featurestore.stats.held_out_patients import holdout_patients, patient_of
 from featurestore.stats.moments import Moments, fit_stats, read_phi_s, read_stats
-from featurestore.stats.phi_s import PhiS
+from featurestore.stats.phi_s_rotation import PhiS
 from featurestore.storage.store import Store
-from featurestore.tables.cuts import GridCut, SlideCut
+from featurestore.tables.annotation import Annotation
 from featurestore.tables.lance_columns import ColumnFile, ColumnWriter
-from featurestore.tables.lance_commit import Committer
 from featurestore.tables.lance_rows import matrix
 from featurestore.tables.schema import tiles_table
 

@@ -1,4 +1,4 @@
-"""`lake.json`: what is fixed when a lake is made, and the format it is written in."""
+"""`lake.json`: the settings that are fixed when a lake is made, and its format."""
 
 import json
 from dataclasses import asdict, dataclass
@@ -68,19 +68,19 @@ class LakeConfig:
 
     @property
     def step_px(self) -> int:
-        """Pixels from one tile to the next."""
+        """Return the number of pixels from one tile to the next."""
         return self.tile_px if self.stride_px is None else self.stride_px
 
     def ratio(self, mpp: float) -> int:
-        """How many tiles of the finest grid lie side by side in one tile of `mpp`."""
+        """Return how many tiles of the finest grid lie side by side in one tile of `mpp`."""
         return mpp_code(mpp) // mpp_code(self.mpps[0])
 
     def to_json(self) -> bytes:
-        """The bytes of `lake.json`."""
+        """Return the bytes of `lake.json`."""
         return (json.dumps(asdict(self), indent=2) + "\n").encode()
 
     @classmethod
-    def from_json(cls, data: bytes, *, where: str) -> Self:
+    def from_json(cls, content: bytes, *, where: str) -> Self:
         """Read `lake.json`.
 
         Raises:
@@ -88,28 +88,28 @@ class LakeConfig:
             FormatError: it is not a lake's.
         """
         try:
-            fields = json.loads(data)
-            found = int(fields["format"])
+            fields = json.loads(content)
+            lake_format = int(fields["format"])
         except (ValueError, KeyError, TypeError) as error:
             msg = f"{where}/lake.json is not a lake's description: {error}"
             raise FormatError(msg) from error
-        if found < 1:
-            msg = f"{where}/lake.json names format {found}; formats begin at 1"
+        if lake_format < 1:
+            msg = f"{where}/lake.json names format {lake_format}; formats begin at 1"
             raise FormatError(msg)
-        if found > FORMAT:
+        if lake_format > FORMAT:
             msg = (
-                f"{where} is a lake of format {found}; this slidelake reads up to {FORMAT}: "
+                f"{where} is a lake of format {lake_format}; this slidelake reads up to {FORMAT}: "
                 "update slidelake"
             )
             raise NewerFormatError(msg)
         # What a later slidelake adds within a format changes nothing that an earlier one reads.
-        known = {f.name: fields[f.name] for f in dataclass_fields(cls) if f.name in fields}
+        settings = {f.name: fields[f.name] for f in dataclass_fields(cls) if f.name in fields}
         try:
             lists = {
-                name: tuple(float(mpp) for mpp in known.get(name, ()))
+                name: tuple(float(mpp) for mpp in settings.get(name, ()))
                 for name in ("mpps", "passthrough")
             }
-            return cls(**{**known, **lists})
+            return cls(**{**settings, **lists})
         except (ValueError, TypeError) as error:
             msg = f"{where}/lake.json is not a lake's description: {error}"
             raise FormatError(msg) from error

@@ -1,12 +1,12 @@
-"""Errors that a user can act on: each message says what was given, what is allowed, what to do."""
+"""Errors that a user can act on: each message names what was given, what is allowed, what to do."""
 
 
 class LakeError(ValueError):
-    """Something about a lake, its tables or a question to it is not as it must be."""
+    """Raised for a lake, a table of one or a question to it that is not as it must be."""
 
 
 class LakeMissingError(LakeError):
-    """There is no lake at the given place."""
+    """Raised where there is no lake at the given place."""
 
 
 class AccessError(LakeError):
@@ -18,20 +18,20 @@ class InUseError(LakeError):
 
 
 class BucketError(AccessError):
-    """The bucket did not do what was asked; nothing is said of what is stored in it."""
+    """Raised where a bucket fails; the error says nothing of what is stored in it."""
 
 
 class FormatError(LakeError):
-    """The lake was written in a format that this version does not read."""
+    """Raised for a lake of a format that this version does not read."""
 
 
 class NewerFormatError(FormatError):
-    """The lake was written by a newer slidelake, in a format that this version does not read."""
+    """Raised for a lake of a format that only a newer slidelake reads."""
 
 
 class IdentityError(LakeError):
-    """A teacher of this name is already there with other weights, pooling or preprocessing."""
+    """Raised where a teacher's name is taken by other weights, pooling or preprocessing."""
 
 
 class DamageError(LakeError):
-    """What is stored is not what was committed: a file is gone, short or changed."""
+    """Raised where stored files are not what was committed: one is gone, short or changed."""

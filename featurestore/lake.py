@@ -1,6 +1,5 @@
-"""A lake as its readers see it: one consistent version of all tables, and the files beside them."""
+"""A lake as its readers use it: one consistent version of all tables, and the files beside them."""
 
-import difflib
 import functools
 import json
 import re
@@ -12,27 +11,28 @@ import numpy.typing as npt
 import polars as pl
 import pyarrow as pa
 
-from featurestore.annotations import lance_registry as registry
-from featurestore.annotations.annotation import TILE, Annotation
+from featurestore.commits.lance_commit import FEW_SLIDES, Committer
+from featurestore.commits.lance_ledger import among_names, root_versions
 from featurestore.config import LakeConfig
 from featurestore.errors import DamageError, LakeError
 from featurestore.ids import mpp_code, mpp_name
-from featurestore.keep.lance_roots import newest_catalog, open_checked, record_roots
-from featurestore.keep.roots import readable_roots
-from featurestore.keep.snapshots import read_snapshots
-from featurestore.query.lance_nearest import Asked, nearest, queries_of, slide_filter
+from featurestore.messages import did_you_mean
+from featurestore.query.lance_nearest import SearchedColumn, nearest, queries_of, slide_filter
 from featurestore.query.lance_scan import as_type, scan
 from featurestore.read.bags import Bag, names_of, read_bag
 from featurestore.read.first_reads import FIRST_READ, Check, FirstReads
 from featurestore.read.pairs import Pairs, read_pairs
 from featurestore.read.selection import Selection
 from featurestore.read.stream_order import Order
-from featurestore.read_errors import ADVICE, reading
+from featurestore.roots.lance_roots import newest_catalog, open_checked, record_roots
+from featurestore.roots.roots_file import readable_roots
+from featurestore.roots.snapshots import read_snapshots
 from featurestore.storage.full_disk import naming_full_disk
+from featurestore.storage.read_errors import ADVICE, reading
 from featurestore.storage.store import Store
-from featurestore.tables.lance_commit import FEW_SLIDES, Committer
+from featurestore.tables import lance_annotations as registry
+from featurestore.tables.annotation import TILE, Annotation
 from featurestore.tables.lance_counts import count_states, count_tiles
-from featurestore.tables.lance_ledger import among_names, root_versions
 from featurestore.tables.lance_rows import RowReader
 from featurestore.tables.lance_tables import open_table
 from featurestore.tables.schema import (
@@ -69,8 +69,8 @@ class Lake:
         version: the version to read, or None for the newest.
         check: whether slides are compared with their checksums at their first read: see
             `open_lake`.
-        believed: whether tables are opened as they are, without a look at `roots.json`: for those
-            who look for damage themselves.
+        believed: whether tables are opened as they are, without a look at `roots.json`: for a
+            search for damage.
     """
 
     def __init__(
@@ -84,7 +84,7 @@ class Lake:
     ) -> None:
         self.store, self.config = store, config
         self.first_reads = FirstReads(check)
-        #: Whether a version was asked for; if not, the newest was opened.
+        #: Whether the version was chosen; if not, the newest was opened.
         self.is_pinned = version is not None
         self._roots = None if believed else readable_roots(store)
         if believed and version is None:
@@ -103,11 +103,11 @@ class Lake:
 
     @property
     def uri(self) -> str:
-        """Where the lake is."""
+        """Return the folder or URL of the lake."""
         return self.store.uri
 
     def refreshed(self) -> "Lake":
-        """The same lake at its newest version."""
+        """Return the same lake at its newest version."""
         return Lake(self.store, self.config, check=self.first_reads.check)
 
     def snapshots(self) -> dict[str, int]:
@@ -143,13 +143,13 @@ class Lake:
 
     @property
     def committer(self) -> Committer:
-        """What changes this lake."""
+        """Return the committer, which changes this lake."""
         return Committer(self.store, self.config)
 
     # ------------------------------------------------------------------ tables
 
     def table(self, rel: str) -> lance.LanceDataset:
-        """A table of this version, opened by Lance once: it never changes."""
+        """Return a table of this version; Lance opens it once, since it never changes."""
         if rel not in self._tables:
             if rel not in self._versions:  # a table of an annotation, which is never changed
                 self._tables[rel] = open_table(self.store, rel)
@@ -159,13 +159,13 @@ class Lake:
         return self._tables[rel]
 
     def slides(self) -> pl.LazyFrame:
-        """One row per slide: identity, geometry, state, why it failed. Pictures are left out."""
+        """Return one row per slide: identity, geometry, state, why it failed; no pictures."""
         names = [name for name in self._names(SLIDES, SLIDES_SCHEMA) if name not in BULKY]
         rows = scan(functools.partial(self.table, SLIDES), names)
         return rows.filter(pl.col("state") != DROPPED)
 
     def catalog(self) -> pl.LazyFrame:
-        """Where each slide's tiles are, and which teachers' features are there, with checksums."""
+        """Return the rows of the catalog: where tiles and features are, and their checksums."""
         names = self._names(CATALOG, CATALOG_SCHEMA)
         return scan(functools.partial(self.table, CATALOG), names)
 
@@ -178,7 +178,7 @@ class Lake:
         """Return one row per tile, with the columns of all teachers and all annotations of tiles.
 
         Args:
-            mpp: of the tiles.
+            mpp: microns per pixel of the tiles.
             dtype: of the features: None for float16, as they are stored, or "float32", which
                 tools that know no float16 (DuckDB) need.
 
@@ -193,8 +193,8 @@ class Lake:
         """Return one row per tile: its place, and one teacher's embedding (null if not run).
 
         Args:
-            teacher: whose.
-            mpp: of the tiles.
+            teacher: name of the column.
+            mpp: microns per pixel of the tiles.
             dtype: of the features: None for float16, as they are stored, or "float32".
 
         Raises:
@@ -225,13 +225,12 @@ class Lake:
         """
         annotations = self.annotations()
         if name not in annotations:
-            close = difflib.get_close_matches(name, annotations, n=1)
-            hint = f"; did you mean '{close[0]}'?" if close else ""
+            hint = did_you_mean(name, annotations)
             names = ", ".join(annotations) or "none; slidelake annotate makes them"
             msg = f"{self.uri} has no annotation '{name}'; there are: {names}{hint}"
             raise LakeError(msg)
         one = annotations[name]
-        user_names = {column: value for value, column in one.columns.items()}
+        user_names = {column: user_name for user_name, column in one.columns.items()}
         if one.level != TILE:
             frame = scan(functools.partial(self.table, str(one.path)), [one.key, *user_names])
             return frame.rename(user_names)
@@ -239,49 +238,51 @@ class Lake:
 
     def _annotated(self, annotation: Annotation, mpp: float) -> pl.LazyFrame:
         tiles = self.tiles(mpp=mpp)
-        names = [pl.col(column).alias(value) for value, column in annotation.columns.items()]
+        names = [
+            pl.col(column).alias(user_name) for user_name, column in annotation.columns.items()
+        ]
         some = pl.any_horizontal(pl.col(list(annotation.columns.values())).is_not_null())
         keys = [pl.col("tile_id", "slide_id", "x", "y"), pl.lit(mpp).alias("mpp")]
         return tiles.filter(some).select(*keys, *names)
 
-    # ------------------------------------------------------------------ what is there
+    # ------------------------------------------------------------------ contents
 
     def known_mpp(self, mpp: float) -> float:
-        """The lake's own value of an mpp.
+        """Return the lake's own value of an mpp.
 
         Raises:
             LakeError: the lake has no tiles at it.
         """
-        for known in self.config.mpps:
-            if mpp_code(known) == mpp_code(mpp):
-                return known
+        for lake_mpp in self.config.mpps:
+            if mpp_code(lake_mpp) == mpp_code(mpp):
+                return lake_mpp
         msg = f"{self.uri} has no tiles at mpp {mpp}; it has {list(self.config.mpps)}"
         raise LakeError(msg)
 
     def teachers(self, *, mpp: float) -> dict[str, int]:
-        """Teachers with a column at an mpp, and their dimensions."""
+        """Return the teachers with a column at an mpp, and their dimensions."""
         schema = self.table(features_table(self.known_mpp(mpp))).schema
         return {field.name: field.type.list_size for field in schema if is_teacher(field)}
 
     def identity(self, teacher: str, *, mpp: float) -> dict[str, Any]:
-        """All that decides the numbers of a teacher's column, as it is kept with it."""
+        """Return all settings that decide the numbers of a teacher's column, as kept with it."""
         return identity_of(self.table(features_table(self.known_mpp(mpp))).schema.field(teacher))
 
     def check_teacher(self, teacher: str, *, mpp: float) -> None:
-        """Raise LakeError, naming those that are there, if a teacher has no column at an mpp."""
-        known = self.teachers(mpp=mpp)
-        if teacher not in known:
+        """Raise LakeError, naming the lake's teachers, if a teacher has no column at an mpp."""
+        teachers = self.teachers(mpp=mpp)
+        if teacher not in teachers:
             msg = (
                 f"no features of '{teacher}' at mpp {mpp_name(mpp)} in {self.uri}; there are: "
-                f"{', '.join(known) or 'none'}; slidelake extract makes more"
+                f"{', '.join(teachers) or 'none'}; slidelake extract makes more"
             )
             raise LakeError(msg)
 
     def tiles_of(self, *, mpp: float, slide_ids: Sequence[str] | None = None) -> pl.DataFrame:
-        """Catalog rows of slides' tiles at one mpp, by slide number.
+        """Return the catalog rows of slides' tiles at one mpp, by slide number.
 
         Args:
-            mpp: of the tiles.
+            mpp: microns per pixel of the tiles.
             slide_ids: the slides, found by an index; None lists all. Unknown ones have no row.
         """
         return self._catalog_of("teacher IS NULL", mpp, slide_ids)
@@ -289,7 +290,7 @@ class Lake:
     def features_of(
         self, teacher: str, *, mpp: float, slide_ids: Sequence[str] | None = None
     ) -> pl.DataFrame:
-        """Catalog rows of slides that have a teacher's features at one mpp, by slide number.
+        """Return the catalog rows of slides that have a teacher's features, by slide number.
 
         Raises:
             LakeError: the teacher has no column at this mpp.
@@ -297,20 +298,20 @@ class Lake:
         self.check_teacher(teacher, mpp=mpp)
         return self._catalog_of(f"teacher = '{teacher}'", mpp, slide_ids)
 
-    def _catalog_of(self, what: str, mpp: float, slide_ids: Sequence[str] | None) -> pl.DataFrame:
-        where = f"{what} AND mpp = {self.known_mpp(mpp)}"
+    def _catalog_of(self, kind: str, mpp: float, slide_ids: Sequence[str] | None) -> pl.DataFrame:
+        row_filter = f"{kind} AND mpp = {self.known_mpp(mpp)}"
         few = slide_ids is not None and len(slide_ids) <= FEW_SLIDES
         if few:
             numbers = ", ".join(str(number) for number in self._numbers(slide_ids or []))
-            where += f" AND slide IN ({numbers or -1})"
+            row_filter += f" AND slide IN ({numbers or -1})"
         with reading(self.store, f"table {CATALOG} can't be read"):
-            rows = pl.DataFrame(self.table(CATALOG).to_table(filter=where))
+            rows = pl.DataFrame(self.table(CATALOG).to_table(filter=row_filter))
         if slide_ids is not None and not few:
             rows = rows.filter(pl.col("slide_id").is_in(list(slide_ids)))
         return rows.sort("slide")
 
     def _numbers(self, slide_ids: Sequence[str]) -> list[int]:
-        """Numbers of slides, by the index on `slide_id`; unknown ones are left out."""
+        """Return the numbers of slides, by the index on `slide_id`; unknown ones are left out."""
         if not slide_ids:
             return []
         with reading(self.store, f"table {SLIDES} can't be read"):
@@ -320,19 +321,19 @@ class Lake:
         return numbers
 
     def info(self) -> dict[str, Any]:
-        """What the lake holds: format, version, slides, tiles, features."""
+        """Return a summary of the lake: format, version, slides, tiles, features."""
         with reading(self.store, f"table {self.store.url(SLIDES)}"):
             states = count_states(self.table(SLIDES))
         with reading(self.store, f"table {self.store.url(CATALOG)}"):
-            of = count_tiles(self.table(CATALOG)).tiles
+            tile_counts = count_tiles(self.table(CATALOG)).tiles
         features = [
             {
                 "teacher": teacher,
                 "mpp": mpp,
                 "dim": dim,
-                "tiles": of.get((mpp, teacher), 0),
-                "complete": of.get((mpp, teacher), 0) == of.get((mpp, None), 0),
-                **self._asked(teacher, mpp),
+                "tiles": tile_counts.get((mpp, teacher), 0),
+                "complete": tile_counts.get((mpp, teacher), 0) == tile_counts.get((mpp, None), 0),
+                **self._tile_choice(teacher, mpp),
             }
             for mpp in self.config.mpps
             for teacher, dim in self.teachers(mpp=mpp).items()
@@ -344,7 +345,7 @@ class Lake:
             "tile_px": self.config.tile_px,
             "stride_px": self.config.step_px,
             "slides": {"ready": 0, "failed": 0, **states},
-            "tiles": {mpp_name(mpp): of[mpp, None] for mpp in self.config.mpps},
+            "tiles": {mpp_name(mpp): tile_counts[mpp, None] for mpp in self.config.mpps},
             "features": features,
             "annotations": [
                 self._annotation_info(annotation) for annotation in self.annotations().values()
@@ -357,8 +358,8 @@ class Lake:
         """Return an annotation as `info` shows it: columns by their query names, with types."""
         names = annotation.columns.items()
         columns = {
-            column if annotation.level == TILE else value: annotation.types[value]
-            for value, column in names
+            column if annotation.level == TILE else user_name: annotation.types[user_name]
+            for user_name, column in names
         }
         info = {
             "name": annotation.name,
@@ -377,19 +378,19 @@ class Lake:
             if kind_of(field) == OTHER
         ]
 
-    def _asked(self, teacher: str, mpp: float) -> dict[str, Any]:
-        """Which tiles a teacher was run on (`where`, `share`), if not on all."""
+    def _tile_choice(self, teacher: str, mpp: float) -> dict[str, Any]:
+        """Return which tiles a teacher was run on (`where`, `share`), if not on all."""
         identity = self.identity(teacher, mpp=mpp)
         return {name: identity[name] for name in ("where", "share") if name in identity}
 
     # ------------------------------------------------------------------ bags and pictures
 
     def bag(self, slide_id: str, teachers: str | Sequence[str], *, mpp: float) -> Bag:
-        """All tiles of a slide with features of one teacher or several, read in one piece each.
+        """Return all tiles of a slide with features of some teachers, each read in one piece.
 
         Raises:
             LakeError: the slide or a teacher's features of it are not in the lake.
-            DamageError: the rows found are not those that the catalog names.
+            DamageError: the stored rows are not those that the catalog names.
         """
         names = names_of(teachers)
         for name in names:
@@ -413,13 +414,13 @@ class Lake:
             raise LakeError(msg)
         place = rows.select("slide", "slide_id", "fragment", "row_start", "tiles").unique()
         if place.height != 1 or tiles.height != 1:
-            what = f"slide '{slide_id}': the catalog gives {named} other rows than its tiles"
-            msg = f"{what}; {ADVICE}"
+            fault = f"slide '{slide_id}': the catalog gives {named} other rows than its tiles"
+            msg = f"{fault}; {ADVICE}"
             raise DamageError(msg)
         return Selection(tiles, self.known_mpp(mpp), {name: [crc32[name]] for name in teachers})
 
     def row_reader(self, *, mpp: float) -> RowReader:
-        """What reads ranges of rows at an mpp; it keeps files open."""
+        """Return the reader of ranges of rows at an mpp; it keeps files open."""
         rel = features_table(self.known_mpp(mpp))
         if rel not in self._readers:
             self._readers[rel] = RowReader(self.store, rel, self.table(rel))
@@ -436,15 +437,15 @@ class Lake:
         without: Sequence[str] = (),
         exact: bool = False,
     ) -> pl.DataFrame:
-        """The tiles whose features of a teacher are nearest to a vector, by cosine distance.
+        """Return the tiles whose features are nearest to a vector, by cosine distance.
 
         An index (`build_index`) is used for the tiles that it covers; all others are compared one
-        by one. Distances are exact either way. Tiles without features are never found.
+        by one. Distances are exact either way. Tiles without features are never among them.
 
         Args:
             query: vector [D], or several [Q, D].
-            teacher: whose features.
-            mpp: of the tiles.
+            teacher: name of the column.
+            mpp: microns per pixel of the tiles.
             k: how many tiles for each query.
             slide_ids: look in these slides only; None looks in all.
             without: slides to leave out.
@@ -466,22 +467,22 @@ class Lake:
         table = self.table(features_table(self.known_mpp(mpp)))
         within = None if slide_ids is None else self._known_numbers(slide_ids)
         where = slide_filter(within, self._known_numbers(without))
-        asked = Asked(store=self.store, table=table, teacher=teacher, where=where, exact=exact)
-        return nearest(asked, queries_of(query, teacher, self.teachers(mpp=mpp)[teacher]), k)
+        column = SearchedColumn(
+            store=self.store, table=table, teacher=teacher, where=where, exact=exact
+        )
+        return nearest(column, queries_of(query, teacher, self.teachers(mpp=mpp)[teacher]), k)
 
     def _known_numbers(self, slide_ids: Sequence[str]) -> list[int]:
-        """Numbers of slides.
+        """Return the numbers of slides.
 
         Raises:
             LakeError: one is unknown; a similar name is given, if there is one.
         """
         numbers = self._numbers(slide_ids)
         if len(numbers) < len(set(slide_ids)):
-            known = self.slides().select("slide_id").collect()["slide_id"].to_list()
-            wrong = next(name for name in slide_ids if name not in set(known))
-            close = difflib.get_close_matches(wrong, known, n=1)
-            hint = f"; did you mean '{close[0]}'?" if close else ""
-            msg = f"slide '{wrong}' is not in {self.uri}{hint}"
+            lake_slides = self.slides().select("slide_id").collect()["slide_id"].to_list()
+            wrong = next(name for name in slide_ids if name not in set(lake_slides))
+            msg = f"slide '{wrong}' is not in {self.uri}{did_you_mean(wrong, lake_slides)}"
             raise LakeError(msg)
         return numbers
 
@@ -495,12 +496,13 @@ class Lake:
         slide_ids: Sequence[str] | None = None,
         by: "By" = "slide",
     ) -> "Bags":
-        """A torch data set of all bags of some slides or patients: see `Bags`."""
+        """Return a torch data set of all bags of some slides or patients: see `Bags`."""
         # torch takes seconds to import, and few who open a lake train on it.
         from featurestore.read.torch_bags import Bags
 
         return Bags(self, names_of(teachers), mpp=mpp, slide_ids=slide_ids, by=by)
 
+    # Fifteen keywords, and a line for each: the one public call for streams, flat as DataLoader's.
     def stream(
         self,
         teachers: str | Sequence[str],
@@ -519,12 +521,12 @@ class Lake:
         shuffle: bool = True,
         drop_last: bool = False,
     ) -> "Stream":
-        """Tiles in a shuffled order, with features and pixels, batch after batch: see `Stream`.
+        """Return tiles in a shuffled order, with features and pixels, in batches: see `Stream`.
 
         Args:
-            teachers: whose features every tile comes with; may be empty beside `under`.
-            mpp: of the tiles.
-            slide_ids: whose tiles; None takes all slides.
+            teachers: every tile comes with their features; may be empty beside `under`.
+            mpp: microns per pixel of the tiles.
+            slide_ids: slides of the tiles; None takes all.
             pixels: "none", "jpeg" (as stored) or "uint8" (decoded).
             under: teachers by finer mpp: every tile comes with the features of the tiles under it.
             batch_tiles: tiles in a batch of one rank.
@@ -532,9 +534,9 @@ class Lake:
             buffer_tiles: tiles in memory that are mixed; up to three such buffers are held, with
                 all tiles under them.
             seed: another seed gives another order.
-            rank: of this process.
+            rank: rank of this process.
             world: number of processes; each gives other tiles and as many batches.
-            threads: that read and decode ahead; the batches do not depend on it.
+            threads: number of threads that read ahead; the batches do not depend on it.
             shuffle: False gives the tiles slide by slide, sorted by (y, x).
             drop_last: whether tiles that fill no batch are left out.
 
@@ -569,7 +571,7 @@ class Lake:
     def pairs(
         self, slide_id: str, *, coarse: float, fine: float, teachers: str | Sequence[str]
     ) -> Pairs:
-        """A slide's bags at two mpps, and which fine tiles lie under which coarse one.
+        """Return a slide's bags at two mpps, and which fine tiles lie under which coarse one.
 
         Raises:
             LakeError: the mpps or the slide's grids do not nest, or there are no such bags.
@@ -577,7 +579,7 @@ class Lake:
         return read_pairs(self, slide_id, coarse=coarse, fine=fine, teachers=names_of(teachers))
 
     def pictures(self, slide_id: str) -> dict[str, bytes | None]:
-        """A slide's `thumbnail` (JPEG) and `tissue_mask` (PNG of the same size)."""
+        """Return a slide's `thumbnail` (JPEG) and `tissue_mask` (PNG of the same size)."""
         with reading(self.store, f"pictures of slide {slide_id} can't be read"):
             where = among_names([slide_id])
             table = self.table(SLIDES).to_table(columns=list(PICTURES), filter=where)
@@ -594,17 +596,17 @@ class Lake:
         return self.store.exists(rel)
 
     def read_bytes(self, rel: str) -> bytes:
-        """A file of the lake."""
+        """Return the bytes of a file of the lake."""
         return self.store.read_bytes(rel)
 
-    def write_bytes(self, rel: str, data: bytes) -> None:
+    def write_bytes(self, rel: str, content: bytes) -> None:
         """Write a file of the lake; readers see the old one or the new one."""
-        self.store.write_bytes(rel, data)
+        self.store.write_bytes(rel, content)
 
     def read_json(self, rel: str) -> Any:  # noqa: ANN401 - JSON is what it is
-        """A JSON file of the lake."""
+        """Return the contents of a JSON file of the lake."""
         return json.loads(self.read_bytes(rel))
 
-    def write_json(self, rel: str, value: Any) -> None:  # noqa: ANN401
+    def write_json(self, rel: str, content: Any) -> None:  # noqa: ANN401
         """Write a JSON file of the lake."""
-        self.write_bytes(rel, (json.dumps(value, indent=2) + "\n").encode())
+        self.write_bytes(rel, (json.dumps(content, indent=2) + "\n").encode())

@@ -5,16 +5,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
+from featurestore.commits.lance_ledger import lake_versions, versions_property
 from featurestore.config import LakeConfig
 from featurestore.errors import BucketError, LakeError
-from featurestore.keep.lance_roots import record_roots
-from featurestore.keep.roots import LAKE_FILE
-from featurestore.keep.verify.lake_settings import is_lake, read_settings
 from featurestore.lake import Lake
 from featurestore.read.first_reads import FIRST_READ, Check, known_check
+from featurestore.roots.lake_settings import is_lake, read_settings
+from featurestore.roots.lance_roots import record_roots
+from featurestore.roots.roots_file import LAKE_FILE
 from featurestore.storage.lock import commit_lock
 from featurestore.storage.store import Store
-from featurestore.tables.lance_ledger import lake_versions, versions_property
 from featurestore.tables.lance_tables import create_table, make_index
 from featurestore.tables.schema import (
     CATALOG,
@@ -108,14 +108,16 @@ def ranges(versions: Sequence[int], names: Mapping[int, str]) -> str:
     return ", ".join(text + name for text, name in zip(texts, named, strict=True))
 
 
-def settings_for(uri: str | os.PathLike[str], **given: Any) -> LakeConfig:  # noqa: ANN401
-    """Settings for a lake that may be there already: its own, or the defaults, with what is given.
+def settings_for(uri: str | os.PathLike[str], **new_settings: Any) -> LakeConfig:  # noqa: ANN401
+    """Return the settings of an existing lake, or the defaults, with the given ones put in.
 
-    Settings given as None are not given. `create_lake` refuses others than an existing lake's.
+    A setting of None counts as not given. `create_lake` refuses others than an existing lake's.
     """
     store = Store(uri)
     settings = open_lake(uri).config if is_lake(store) else LakeConfig()
-    return replace(settings, **{name: value for name, value in given.items() if value is not None})
+    return replace(
+        settings, **{name: setting for name, setting in new_settings.items() if setting is not None}
+    )
 
 
 def create_lake(uri: str | os.PathLike[str], config: LakeConfig) -> Lake:
@@ -146,9 +148,10 @@ def _make_tables(store: Store, config: LakeConfig) -> None:
 
 
 def _same_settings(lake: Lake, config: LakeConfig) -> Lake:
-    for name, given in asdict(config).items():
-        there = getattr(lake.config, name)
-        if there != given and name != "format":
-            msg = f"{lake.uri} has {name}={there}, but {given} was given; use another lake"
+    for name, wanted_setting in asdict(config).items():
+        lake_setting = getattr(lake.config, name)
+        if lake_setting != wanted_setting and name != "format":
+            differs = f"{name}={lake_setting}, but {wanted_setting} was given"
+            msg = f"{lake.uri} has {differs}; use another lake"
             raise LakeError(msg)
     return lake

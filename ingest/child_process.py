@@ -37,7 +37,7 @@ class Isolated:
         self._back: Connection | None = None
 
     def call(self, *args: object, limit_s: float) -> Any:  # noqa: ANN401 - the function's result
-        """The function's result; a process that died is started again and asked once more.
+        """The function's result; a process that died is started again for a second try.
 
         Args:
             args: of the function.
@@ -108,7 +108,7 @@ def _serve(function: Callable[..., Any], jobs: Connection, results: Connection) 
             while True:
                 waiting.put(jobs.recv_bytes())
         except (EOFError, OSError):
-            os._exit(0)  # the owner is gone, and nobody wants what is being made
+            os._exit(0)  # the owner is gone, and what is being made is of no use
 
     threading.Thread(target=listen, daemon=True).start()
     while True:

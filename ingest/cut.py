@@ -14,8 +14,8 @@ import pyarrow as pa
 import simplejpeg
 
 from featurestore import GridCut, LakeConfig, ShardWriter, SlideCut, Store, tile_ids, tiles_table
-from featurestore.storage.full_disk import DiskFullError, disk_full_error
-from featurestore.tables.schema import shard_path
+from featurestore.storage import DiskFullError, disk_full_error
+from featurestore.tables import shard_path
 from ingest.errors import SlideError
 from ingest.grid import Grid, plan_grids
 from ingest.readers.open_slide import open_slide

@@ -28,7 +28,7 @@ class Grid:
     """The grid of one slide at one mpp.
 
     Attributes:
-        mpp: microns per pixel that were asked for.
+        mpp: microns per pixel of the lake's tiles.
         effective_mpp: microns per pixel that the tiles have; within 2 % of `mpp`.
         tile_px: side of a stored tile.
         side_px: side of a tile in level-0 pixels.
@@ -58,18 +58,18 @@ def plan_grids(
 ) -> dict[float, Grid]:
     """The grids of a slide.
 
-    Where a whole downsampling is within 2 % of what was asked, it is taken: tiles at a stored
+    Where a whole downsampling is within 2 % of the lake's mpp, it is taken: tiles at a stored
     level are then not resampled (0.499 mpp read as 0.5).
 
     Args:
         size_px: width and height of level 0.
         slide_mpp: microns per pixel of level 0.
         tile_px: side of a stored tile.
-        ratios: the asked mpps, finest first, with their ratio to the finest.
+        ratios: the mpps of the lake, finest first, with their ratio to the finest.
         stride_px: pixels from one tile to the next; `tile_px` if None.
 
     Raises:
-        SlideError: the slide is coarser than the finest mpp asked.
+        SlideError: the slide is coarser than the finest mpp.
 
     >>> grids = plan_grids((2220, 2967), 0.499, 256, {0.5: 1, 2.0: 4})
     >>> [(g.side_px, g.width, g.height, round(g.effective_mpp, 3)) for g in grids.values()]
@@ -143,7 +143,7 @@ def tile_sums(
     Args:
         values: [H, W] map of the whole slide, without NaN.
         scale: side of one of its pixels in level-0 pixels.
-        grid: whose tiles.
+        grid: of the tiles.
     """
     # A summed-area table read between its entries gives exact areas at any ratio of the two grids.
     total = cv2.integral(values.astype(np.float32), sdepth=cv2.CV_64F)

@@ -24,7 +24,7 @@ class NativeTiles:
 
     Attributes:
         tile_px: side of the tiles at the finest mpp.
-        mpps: at which of the asked mpps tiles of that side are stored, finest first.
+        mpps: at which of the mpps tiles of that side are stored, finest first.
     """
 
     tile_px: int
@@ -38,7 +38,7 @@ def native_tiles(
 
     Args:
         sources: slides; the first 16 are looked at, or the first 2 where they have to travel.
-        ratios: the asked mpps, finest first, with their ratio to the finest.
+        ratios: the mpps of the lake, finest first, with their ratio to the finest.
         mpp_override: microns per pixel of slides whose manifest gives none.
 
     Raises:
@@ -89,7 +89,7 @@ def tiles_or_reason(
 
 
 def _of_slide(source: Source, ratios: dict[float, int], mpp: float | None) -> list[NativeTiles]:
-    options = ReadOptions(mpp=mpp, allow_anisotropic=True)  # whether it may be is said later
+    options = ReadOptions(mpp=mpp, allow_anisotropic=True)  # whether it may be is decided later
     with (
         local_slide(source.uri) as local,
         open_slide(local.path, options, image=local.image) as slide,

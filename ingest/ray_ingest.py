@@ -14,13 +14,18 @@ from typing import Unpack
 import polars as pl
 
 from cluster import progress, ray_session, schedulable
-from featurestore import LakeConfig, SlideCut, Store, Vacuumed, create_lake, free_old_versions
-from featurestore.ids import mpp_name
-from featurestore.lake import Lake
-from featurestore.storage.full_disk import DiskFullError
-from featurestore.storage.lock import writer_lease
-from featurestore.tables.lance_counts import count_tiles
-from featurestore.tables.schema import CATALOG
+from featurestore import (
+    Lake,
+    LakeConfig,
+    SlideCut,
+    Store,
+    Vacuumed,
+    create_lake,
+    free_old_versions,
+    mpp_name,
+)
+from featurestore.storage import DiskFullError, writer_lease
+from featurestore.tables import CATALOG, count_tiles
 from ingest.cut import failure
 from ingest.errors import SlideError
 from ingest.isolated_cut import cut_apart

@@ -1,4 +1,4 @@
-"""What is known of a slide before a tile is cut: tissue, pen, and maps of all scores."""
+"""Facts of a slide before a tile is cut: tissue, pen, and maps of all scores."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -11,9 +11,8 @@ from commands.options.shared_options import DistinctIdsOpt, JsonOpt, LakeArg
 
 if TYPE_CHECKING:
     from featurestore import Lake
-    from featurestore.annotations.annotate import Annotated as AnnotationResult
-    from featurestore.annotations.annotate import Patients
-    from featurestore.annotations.annotation_tables import AnnotationFile
+    from featurestore.annotations import Annotated as AnnotationResult
+    from featurestore.annotations import AnnotationFile, PatientsSet
 
 app = typer.Typer()
 
@@ -59,9 +58,8 @@ def annotate_command(options: AnnotateOptions) -> None:
     if options.table is None or options.name is None:
         msg = "give a table and --name NAME, or --tcga-patients"
         raise typer.BadParameter(msg)
-    from featurestore.annotations.annotate import annotate, set_patients
-    from featurestore.annotations.annotation import PATIENTS
-    from featurestore.annotations.annotation_tables import read_annotation
+    from featurestore.annotations import annotate, read_annotation, set_patients
+    from featurestore.tables import PATIENTS
 
     file = read_annotation(options.table, distinct_ids=options.distinct_ids)
     frame, notes = _with_lake_names(lake, file)
@@ -84,7 +82,7 @@ def _annotate_tcga_patients(lake: "Lake", options: AnnotateOptions) -> None:
     if options.table is not None:
         msg = "--tcga-patients reads the slides' names: leave out the table"
         raise typer.BadParameter(msg)
-    from featurestore.annotations.annotate import set_patients, tcga_patients
+    from featurestore.annotations import set_patients, tcga_patients
 
     patients = set_patients(lake, tcga_patients(lake), replace_old=options.replace)
     _print_patients(patients, as_json=options.json)
@@ -94,19 +92,21 @@ def _with_lake_names(lake: "Lake", file: "AnnotationFile") -> tuple[Any, list[st
     """Return the table with the lake's names of slides, and notes on slides that do not match."""
     import polars as pl
 
-    from downstream.cohorts.slide_names import match_slides, told
+    from downstream.cohorts.slide_names import match_notes, match_slides
 
     notes = [*file.notes]
     if "slide_id" not in file.frame.columns:
         return file.frame, notes
     lake_names = lake.slides().select("slide_id").collect()["slide_id"]
     match = match_slides(file.frame["slide_id"].drop_nulls().unique(), lake_names)
-    names = pl.col("slide_id").replace(dict(match.found))
-    return file.frame.with_columns(names), [*notes, *told(match)]
+    names = pl.col("slide_id").replace(dict(match.slide_of))
+    return file.frame.with_columns(names), [*notes, *match_notes(match)]
 
 
-def _print_patients(patients: "Patients", *, as_json: bool, notes: list[str] | None = None) -> None:
-    from featurestore.annotations.annotation import listing
+def _print_patients(
+    patients: "PatientsSet", *, as_json: bool, notes: list[str] | None = None
+) -> None:
+    from featurestore.messages import listing
 
     answer = asdict(patients)
     answer["notes"] = [*(notes or []), *patients.notes]
@@ -121,7 +121,7 @@ def _print_patients(patients: "Patients", *, as_json: bool, notes: list[str] | N
 
 
 def _print_annotation(result: "AnnotationResult", notes: list[str], *, as_json: bool) -> None:
-    from featurestore.annotations.annotation import listing
+    from featurestore.messages import listing
 
     annotation = result.annotation
     answer = {

@@ -39,8 +39,8 @@ def drop_command(options: DropOptions) -> None:
     Example: slidelake drop my-lake --slide P003-1
     """
     from featurestore import open_lake
-    from featurestore.annotations.annotation import listing
-    from featurestore.edits.drop_and_rename import drop
+    from featurestore.edits import drop
+    from featurestore.messages import listing
 
     chosen = {
         "slide": options.slides,

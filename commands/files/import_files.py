@@ -45,9 +45,9 @@ def import_command(options: ImportOptions) -> None:
     Example: slidelake import my-lake CLAM_FEATURES --format clam --mpp 0.5 --teacher resnet50
     """
     from cluster import progress
-    from featurestore.interop import Given, import_folder
+    from featurestore.interop import ImportFacts, import_folder
 
-    import_facts = Given(
+    facts = ImportFacts(
         mpp=options.mpp,
         level0_mpp=options.level0_mpp,
         teachers=options.teachers,
@@ -59,7 +59,7 @@ def import_command(options: ImportOptions) -> None:
             options.lake,
             options.folder,
             format=options.format,
-            given=import_facts,
+            facts=facts,
             on_slide=lambda slide, outcome: bar.advance(),
         )
     lines = [f"{failure['slide_id']} failed: {failure['reason']}" for failure in result.failed]

@@ -16,7 +16,7 @@ def damage_line(damage: dict[str, Any]) -> str:
 
 def advice(lake: str, verdict: "Verdict") -> str:
     """Return what to do about a damaged lake."""
-    from featurestore.keep.repair import way_back
+    from featurestore.keep import way_back
 
     if verdict.broken_tables:
         return way_back(lake, verdict)

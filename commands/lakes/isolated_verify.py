@@ -75,7 +75,7 @@ def _ended(reading: Path, code: int) -> "Verdict":
 
     path = reading.read_text()
     damage = f"table {path}: reading it ended the process that read it (code {code})"
-    return Verdict(version=0, damage=[Damage(what=damage, part="table", path=path)])
+    return Verdict(version=0, damage=[Damage(description=damage, part="table", path=path)])
 
 
 # ---------------------------------------------------------------------- the child

@@ -12,7 +12,7 @@ from commands.options.shared_options import JsonOpt, LakeArg
 
 if TYPE_CHECKING:
     from featurestore import Verdict
-    from featurestore.keep.repair import Plan, Repaired
+    from featurestore.keep import Repaired, RepairPlan
 
 app = typer.Typer()
 
@@ -42,7 +42,7 @@ def repair_command(options: RepairOptions) -> None:
     nothing is done: the versions to go back to are named. Exit code 1 if something is left.
     """
     from commands.lakes.isolated_verify import verify_isolated
-    from featurestore.keep.repair import Repaired, plan_repair, repair
+    from featurestore.keep import Repaired, plan_repair, repair
     from featurestore.keep.verify.lance_checking import lake_to_mend
 
     verdict = verify_isolated(options.lake)
@@ -72,11 +72,11 @@ def _add_checksums(lake: str, verdict: "Verdict") -> dict[str, int]:
     return {check.name: check.add(open_lake(lake)) for check in FILE_CHECKS}
 
 
-def _plan_lines(plan: "Plan") -> list[str]:
+def _plan_lines(plan: "RepairPlan") -> list[str]:
     lines = []
     for step in plan.steps:
         lines += [damage_line(damage.as_dict()) for damage in step.damage]
-        lines.append(f"  so: {step.what}")
+        lines.append(f"  so: {step.description}")
     return lines + [f"left: {damage_line(damage.as_dict())}" for damage in plan.left]
 
 

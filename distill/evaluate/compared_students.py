@@ -12,7 +12,7 @@ import polars as pl
 
 from distill.errors import DistillError
 from featurestore import Lake, patient_of
-from featurestore.storage.sealed import read_sealed
+from featurestore.storage import read_sealed
 from ingest import find_card, sees_features, student_folder
 from ingest.teachers.cards.card import Card
 

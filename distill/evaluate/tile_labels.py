@@ -4,7 +4,7 @@ import polars as pl
 
 from distill.errors import DistillError
 from featurestore import Lake, mpp_name
-from featurestore.annotations.annotation_tables import labels_of
+from featurestore.annotations import labels_of
 from featurestore.usertables import (
     UserTable,
     read_table,

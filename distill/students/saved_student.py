@@ -12,7 +12,7 @@ from distill.students.student_kind import TrainedStudent
 from distill.students.student_table import kind_of
 from distill.students.task import Task
 from featurestore import Lake
-from featurestore.storage.sealed import sealed
+from featurestore.storage import sealed
 from ingest import licence_of, student_folder
 from ingest.teachers.student_files import WEIGHTS, student_file
 

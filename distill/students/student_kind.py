@@ -13,7 +13,7 @@ from distill.recipes.recipe import Recipe
 from distill.students.task import Batch, Task
 from distill.targets.target import Norms
 from distill.targets.target_sources import Column
-from featurestore.storage.sealed import json_bytes
+from featurestore.storage import json_bytes
 from ingest import FEATURE_CARD
 
 

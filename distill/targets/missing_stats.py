@@ -9,7 +9,7 @@ import polars as pl
 from cluster import progress
 from distill.errors import DistillError
 from featurestore import Lake, fit_stats, holdout_patients, mpp_name, open_lake, patient_of
-from featurestore.stats.moments import read_card
+from featurestore.stats import read_card
 
 
 def split_slides(

@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from featurestore import Moments, PhiS
-from featurestore.stats.phi_s import phi_s
+from featurestore.stats import phi_s
 
 Arrays = dict[str, npt.NDArray[Any]]
 

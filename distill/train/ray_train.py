@@ -21,7 +21,7 @@ from distill.targets.missing_stats import fit_missing
 from distill.targets.norms import fit_norms
 from distill.train.distill_run import DistillRun, plan_run
 from featurestore import Lake, LakeError, open_lake, tile_parts
-from featurestore.storage.sealed import read_sealed, resealed
+from featurestore.storage import read_sealed, resealed
 from ingest import student_folder
 
 CHECKPOINT_S = 60.0

@@ -5,7 +5,7 @@ Shape letters: P patients.
 
 from typing import TYPE_CHECKING, Any
 
-from downstream.cells.cell_patients import Patients
+from downstream.cells.cell_patients import CellPatients
 from downstream.cells.member import Member
 from downstream.cells.mil_training import train_on
 from downstream.run.model_tables import trainer_of
@@ -15,19 +15,19 @@ if TYPE_CHECKING:
     from downstream.splits.folds import Split
 
 
-def fit_member(patients: Patients, split: "Split") -> Member:
+def fit_member(patients: CellPatients, split: "Split") -> Member:
     """Train a model on one split and predict the split's validation and test patients."""
     cell = patients.cell
     member: Member = trainer_of(cell.study.kind, cell.arm.model)(patients, split)
     return member
 
 
-def fit_mil_member(patients: Patients, split: "Split") -> Member:
+def fit_mil_member(patients: CellPatients, split: "Split") -> Member:
     """A MIL model of classes, labels or a number."""
-    from downstream.mil.objective import Labels
+    from downstream.mil.objective import LabelObjective
 
     study = patients.cell.study
-    objective = Labels.fit(
+    objective = LabelObjective.fit(
         task_of(patients.cell), patients.target(split.train), weighted=study.settings.weighted
     )
     fitted = train_on(patients, split, objective)
@@ -36,11 +36,11 @@ def fit_mil_member(patients: Patients, split: "Split") -> Member:
         validation=objective.outcome(fitted.validation),
         test=objective.outcome(fitted.test),
         attention=fitted.attention,
-        told=fitted.told,
+        training_record=fitted.training_record,
     )
 
 
-def fit_probe_member(patients: Patients, split: "Split") -> Member:
+def fit_probe_member(patients: CellPatients, split: "Split") -> Member:
     """A linear model or nearest neighbours on pooled features."""
     from downstream.probes.fit import fit_probe
 
@@ -63,18 +63,18 @@ def fit_probe_member(patients: Patients, split: "Split") -> Member:
         split=split,
         validation=test[:0] if validation is None else probe.scores(validation[0]),
         test=test,
-        told={"inner": split.inner},
+        training_record={"inner": split.inner},
     )
 
 
 def task_of(cell: "Cell") -> Any:  # noqa: ANN401 - a Task; torch is imported by workers only
-    """What a MIL model predicts; two classes are a softmax over two."""
-    from downstream.mil.losses import Task
+    """Return the task of a MIL model; two classes are a softmax over two outputs."""
+    from downstream.mil.losses import BagTask
 
     study = cell.study
     if study.task == "regression":
-        return Task(kind="regression")
-    return Task(
+        return BagTask(kind="regression")
+    return BagTask(
         kind="multilabel" if study.task == "multilabel" else "multiclass",
         outputs=len(study.classes),
     )

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 Floats = NDArray[np.float64]
 
 
-class Patients:
+class CellPatients:
     """The patients of a cell: bags, pooled features and outcomes, each read once.
 
     Args:
@@ -47,17 +47,17 @@ class Patients:
         self.widths = tuple(dims[teacher] for teacher in teachers_of(cell.arm.features))
 
     def patient(self, patient_id: str) -> "Patient":
-        """By id."""
+        """Return a patient by id."""
         return self.patients[self._row[patient_id]]
 
     def bag(self, patient_id: str) -> "PatientBag":
-        """All tiles of a patient."""
+        """Return the bag of a patient: all tiles of all slides."""
         return self._bags[self._row[patient_id]]
 
     def target(self, ids: Sequence[str]) -> Floats:
         """Outcomes: [P] where there is one a patient, else [P, K]."""
-        found = outcomes(self.patient(one) for one in ids)
-        return found[:, 0] if found.shape[1] == 1 else found
+        outcome_PK = outcomes(self.patient(one) for one in ids)
+        return outcome_PK[:, 0] if outcome_PK.shape[1] == 1 else outcome_PK
 
     def examples(self, ids: Sequence[str], *, soft: bool = False) -> "Examples":
         """Bags and targets for a MIL model; with what `soften` made of the labels if asked for."""
@@ -81,10 +81,10 @@ class Patients:
         for member in members:
             hard = np.eye(member.validation.shape[1])
             labels = self.target(member.split.validation).astype(np.int64)
-            for one, label, said in zip(
+            for one, label, probabilities in zip(
                 member.split.validation, labels, member.validation, strict=True
             ):
-                self._soft[one] = share * said + (1 - share) * hard[label]
+                self._soft[one] = share * probabilities + (1 - share) * hard[label]
 
     def pooled(self, ids: Sequence[str]) -> Floats:
         """One vector a patient, see `risks.pool`: [P, D], one bag in memory at a time."""
@@ -101,7 +101,7 @@ class Patients:
 class _View:
     """The bags of some of a cell's patients."""
 
-    def __init__(self, patients: Patients, ids: Sequence[str]) -> None:
+    def __init__(self, patients: CellPatients, ids: Sequence[str]) -> None:
         self._patients, self._ids = patients, ids
 
     def __len__(self) -> int:

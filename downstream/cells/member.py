@@ -28,7 +28,7 @@ class Member:
         curve: Survival: S(t) of the test patients [P, T].
         validation_curve: Likewise of validation patients.
         attention: Of each test patient's tiles; None for a model without.
-        told: What is kept of its training.
+        training_record: Epochs and losses of its training, as JSON.
     """
 
     split: "Split"
@@ -39,4 +39,4 @@ class Member:
     curve: Floats | None = None
     validation_curve: Floats | None = None
     attention: list[NDArray[np.float32]] | None = None
-    told: dict[str, Any] = field(default_factory=dict)
+    training_record: dict[str, Any] = field(default_factory=dict)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from downstream.cells.cell_patients import Patients
+from downstream.cells.cell_patients import CellPatients
 from downstream.splits.split import PARTS
 
 if TYPE_CHECKING:
@@ -30,18 +30,18 @@ class Trained:
         validation: Of the validation patients.
         test: Of the test patients.
         attention: Of each test patient's tiles.
-        told: What is kept of its training.
+        training_record: Epochs and losses of its training, as JSON.
     """
 
     train: Floats
     validation: Floats
     test: Floats
     attention: list[NDArray[np.float32]]
-    told: dict[str, Any]
+    training_record: dict[str, Any]
 
 
 def train_on(
-    patients: Patients, split: "Split", objective: "Objective", *, with_train: bool = False
+    patients: CellPatients, split: "Split", objective: "Objective", *, with_train: bool = False
 ) -> Trained:
     """Train a MIL model and apply it; with its training patients too where a cut needs them."""
     from downstream.mil.predict import predict
@@ -67,7 +67,7 @@ def train_on(
         validation=predict(fit.model, parts["validation"].bags)[0] if split.validation else none,
         test=test,
         attention=attention,
-        told={
+        training_record={
             "inner": split.inner,
             "epochs": fit.epochs,
             "train_loss": list(fit.train_loss),

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from downstream.measures.thresholds import best_threshold
 
 if TYPE_CHECKING:
-    from downstream.cells.cell_patients import Patients
+    from downstream.cells.cell_patients import CellPatients
     from downstream.cells.member import Member
     from downstream.run.study import Cell, Patient
 
@@ -23,31 +23,31 @@ Floats = NDArray[np.float64]
 Row = dict[str, Any]
 
 
-def rows_of(cell: "Cell", patients: "Patients", members: Sequence["Member"]) -> list[Row]:
+def rows_of(cell: "Cell", patients: "CellPatients", members: Sequence["Member"]) -> list[Row]:
     """Validation and test rows of a cell, as JSON."""
     test_ids = members[0].split.test
     test = _mean([member.test for member in members])
     high, curve = _shared([m.high for m in members]), _shared([m.curve for m in members])
     validated = [(one, m, at) for m in members for at, one in enumerate(m.split.validation)]
-    seen = [m.validation[at] for _, m, at in validated]
-    threshold = _threshold(cell, patients, [one for one, _, _ in validated], seen)
+    validation_outcomes = [m.validation[at] for _, m, at in validated]
+    threshold = _threshold(cell, patients, [one for one, _, _ in validated], validation_outcomes)
     rows = [
         {
             "patient_id": one,
             "part": "test",
             **cell.key,
-            **_told(cell, patients.patient(one), test[at], threshold),
+            **_outcome_columns(cell, patients.patient(one), test[at], threshold),
             **_survival(cell, high, curve, at),
         }
         for at, one in enumerate(test_ids)
     ]
-    for (one, member, at), outcome in zip(validated, seen, strict=True):
+    for (one, member, at), outcome in zip(validated, validation_outcomes, strict=True):
         rows.append(
             {
                 "patient_id": one,
                 "part": "validation",
                 **cell.key,
-                **_told(cell, patients.patient(one), outcome, threshold),
+                **_outcome_columns(cell, patients.patient(one), outcome, threshold),
                 **_survival(cell, member.validation_high, member.validation_curve, at),
             }
         )
@@ -55,29 +55,37 @@ def rows_of(cell: "Cell", patients: "Patients", members: Sequence["Member"]) -> 
 
 
 def _mean(parts: Sequence[Floats]) -> Floats:
-    """Over members: of probabilities, of numbers, of risks."""
-    found: Floats = np.mean(np.stack(parts), axis=0)
-    return found
+    """Return the mean of the members' probabilities, numbers or risks."""
+    mean: Floats = np.mean(np.stack(parts), axis=0)
+    return mean
 
 
 def _shared(parts: Sequence[NDArray[Any] | None]) -> Floats | None:
     """The mean over members of what all of them have; a group is what most of them say."""
-    there = [part.astype(np.float64) for part in parts if part is not None]
-    return _mean(there) if len(there) == len(parts) else None
+    present_parts = [part.astype(np.float64) for part in parts if part is not None]
+    return _mean(present_parts) if len(present_parts) == len(parts) else None
 
 
 def _threshold(
-    cell: "Cell", patients: "Patients", ids: Sequence[str], seen: Sequence[Floats]
+    cell: "Cell",
+    patients: "CellPatients",
+    ids: Sequence[str],
+    validation_outcomes: Sequence[Floats],
 ) -> float | None:
-    """Of a question with two answers: chosen on validation patients, 0.5 without any."""
+    """Return the threshold of two classes, chosen on validation patients; 0.5 without any."""
     if cell.study.task != "binary":
         return None
     label = patients.target(ids).astype(np.int64) if ids else np.empty(0, dtype=np.int64)
-    return best_threshold(label, np.array([outcome[1] for outcome in seen]))
+    return best_threshold(label, np.array([outcome[1] for outcome in validation_outcomes]))
 
 
-def _told(cell: "Cell", patient: "Patient", outcome: Any, threshold: float | None) -> Row:  # noqa: ANN401
-    """The columns of the task."""
+def _outcome_columns(
+    cell: "Cell",
+    patient: "Patient",
+    outcome: Any,  # noqa: ANN401 - a number, or an array of the task's form
+    threshold: float | None,
+) -> Row:
+    """Return the label and the prediction of a patient, in the columns of the task."""
     study = cell.study
     if study.task == "survival":
         time, event = patient.outcome
@@ -107,7 +115,7 @@ def _survival(cell: "Cell", high: NDArray[Any] | None, curve: Floats | None, at:
 
 
 def attention_table(
-    cell: "Cell", patients: "Patients", members: Sequence["Member"]
+    cell: "Cell", patients: "CellPatients", members: Sequence["Member"]
 ) -> pl.DataFrame:
     """Attention of the test patients' tiles, the mean over members; 1 over a patient in sum."""
     parts = []

@@ -33,12 +33,12 @@ class Trial:
 
     @property
     def path(self) -> str:
-        """Where its validation loss is kept."""
+        """Return the path of the file that keeps the trial's validation loss."""
         return f"runs/{self.cell.study.run}/search/{self.cell.stem}-{self.number}.json"
 
     @property
     def settings(self) -> "MilSettings":
-        """What it trains with."""
+        """Return the settings that the trial trains with."""
         study = self.cell.study
         return drawn(study.settings, self.number, seed=study.seed)
 
@@ -74,19 +74,19 @@ def run_trial(trial: Trial) -> float:
         StudyError: A split has no validation part.
     """
     from downstream.cells.cell_models import fit_member
-    from downstream.cells.cell_patients import Patients
+    from downstream.cells.cell_patients import CellPatients
     from featurestore import open_lake
 
     study = trial.cell.study
     lake = open_lake(study.lake_uri, version=study.lake_version)
-    patients = Patients(lake, trial.cell, settings=trial.settings)
+    patients = CellPatients(lake, trial.cell, settings=trial.settings)
     losses = []
     for split in trial.cell.splits:
-        seen = fit_member(patients, split).told["validation_loss"]
-        if not seen:
+        validation_losses = fit_member(patients, split).training_record["validation_loss"]
+        if not validation_losses:
             msg = f"fold {split.fold} has no validation patients; a search needs them"
             raise StudyError(msg)
-        losses.append(min(seen))
+        losses.append(min(validation_losses))
     loss = float(np.mean(losses))
     content = {"loss": loss, "settings": asdict(trial.settings)}
     lake.write_bytes(trial.path, json.dumps(content).encode())

@@ -11,14 +11,14 @@ from dataclasses import dataclass, replace
 import polars as pl
 
 from downstream.cohorts.cohort_errors import CohortError, listing
-from downstream.cohorts.label_tables import Labels, load_labels, read_labels
+from downstream.cohorts.label_tables import LabelTable, load_labels, read_labels
 from downstream.cohorts.pending import pending_note
-from downstream.cohorts.slide_names import match_slides, refuse_near_slides, told
+from downstream.cohorts.slide_names import match_notes, match_slides, refuse_near_slides
 
 __all__ = [
     "Cohort",
     "CohortError",
-    "Labels",
+    "LabelTable",
     "keep_slides",
     "listing",
     "load_labels",
@@ -57,7 +57,7 @@ class Cohort:
 
 def patient_table(
     slides: pl.LazyFrame,
-    labels: pl.DataFrame | Labels,
+    labels: pl.DataFrame | LabelTable,
     columns: Sequence[str],
     *,
     also: Sequence[str] = (),
@@ -85,50 +85,75 @@ def patient_table(
             that differ from another by case, blanks or Unicode form only, unless the labels say
             that such are distinct.
     """
-    given = labels if isinstance(labels, Labels) else _plain(labels)
     also = [column for column in also if column not in columns]
-    _require_columns(given, [*columns, *also])
-    given = given.read(
-        {column: "numbers" if column in numbers else "values" for column in columns}
-        | dict.fromkeys(also, "texts")
-    )
-    by = "slide_id" if "slide_id" in given.table.columns else "patient_id"
-    rows, partial = _labelled(given.table, columns, also, by)
-    known = slides.select("slide_id", "patient_id", "state").collect()
-    notes = [*given.notes]
+    table = _read_columns(labels, columns, also, numbers)
+    by = "slide_id" if "slide_id" in table.table.columns else "patient_id"
+    rows, partial = _labelled(table.table, columns, also, by)
+    lake_slides = slides.select("slide_id", "patient_id", "state").collect()
+    notes = [*table.notes]
     if by == "slide_id":
-        match = match_slides(rows[by], known["slide_id"])
-        if not given.distinct_ids:
-            refuse_near_slides(match, rows[by], known["slide_id"])
-        rows = rows.with_columns(pl.col(by).replace(dict(match.found)))
-        notes += told(match)
-    if partial:
-        lack = f"some but not all of {', '.join(columns)} and are left out"
-        notes.append(f"{len(partial)} {by.removesuffix('_id')}s have {lack}: {listing(partial)}")
-    ready = known.filter(pl.col("state") == "ready").drop("state")
+        rows, match_notes = _with_lake_names(rows, lake_slides, distinct_ids=table.distinct_ids)
+        notes += match_notes
+    notes += _partial_notes(partial, columns, by)
+    ready = lake_slides.filter(pl.col("state") == "ready").drop("state")
     joined = _join(ready, rows, by)
     refuse_unknown_patients(joined)
-    if not given.distinct_ids:
-        _refuse_near_patients(joined, rows, known)
+    if not table.distinct_ids:
+        _refuse_near_patients(joined, rows, lake_slides)
     _refuse_conflicts(joined, [*columns, *also])
-    unplaced = _unplaced(given.unplaced, columns)
-    lost = set(rows[by]) - set(ready[by].drop_nulls())
-    missing = sorted(lost | set(partial) | set(unplaced))
-    surplus = sorted(set(ready["slide_id"]) - set(joined["slide_id"]))
-    pending = pending_note(known, rows[by], by)
-    notes += pending
+    unplaced = _unplaced(table.unplaced, columns)
+    missing = sorted({*_without_slide(rows, ready, by), *partial, *unplaced})
+    notes += (pending := pending_note(lake_slides, rows[by], by))
     if joined.is_empty():
         _refuse_empty(missing, ready[by].drop_nulls().to_list(), by, pending)
     if unplaced:
         notes.append(f"{len(unplaced)} patients are not in the slide table: {listing(unplaced)}")
-    patients = _by_patient(joined, columns, also)
     return Cohort(
-        patients=patients,
+        patients=_by_patient(joined, columns, also),
         missing=missing,
-        surplus=surplus,
+        surplus=sorted(set(ready["slide_id"]) - set(joined["slide_id"])),
         notes=tuple(notes),
-        distinct_ids=given.distinct_ids,
+        distinct_ids=table.distinct_ids,
     )
+
+
+def _read_columns(
+    labels: pl.DataFrame | LabelTable,
+    columns: Sequence[str],
+    also: Sequence[str],
+    numbers: Sequence[str],
+) -> LabelTable:
+    """Return the labels with each column read as what it is needed for."""
+    table = labels if isinstance(labels, LabelTable) else _plain(labels)
+    _require_columns(table, [*columns, *also])
+    return table.read(
+        {column: "numbers" if column in numbers else "values" for column in columns}
+        | dict.fromkeys(also, "texts")
+    )
+
+
+def _with_lake_names(
+    rows: pl.DataFrame, lake_slides: pl.DataFrame, *, distinct_ids: bool
+) -> tuple[pl.DataFrame, list[str]]:
+    """Return the rows under the slide names of the lake, and notes on what was matched."""
+    match = match_slides(rows["slide_id"], lake_slides["slide_id"])
+    if not distinct_ids:
+        refuse_near_slides(match, rows["slide_id"], lake_slides["slide_id"])
+    renamed = pl.col("slide_id").replace(dict(match.slide_of))
+    return rows.with_columns(renamed), match_notes(match)
+
+
+def _partial_notes(partial: list[str], columns: Sequence[str], by: str) -> list[str]:
+    """Return a note on the ids that have some of the labels and not all, if there are any."""
+    if not partial:
+        return []
+    lack = f"some but not all of {', '.join(columns)} and are left out"
+    return [f"{len(partial)} {by.removesuffix('_id')}s have {lack}: {listing(partial)}"]
+
+
+def _without_slide(rows: pl.DataFrame, ready: pl.DataFrame, by: str) -> set[str]:
+    """Return the labelled ids that no ready slide of the lake has."""
+    return set(rows[by]) - set(ready[by].drop_nulls())
 
 
 def keep_slides(cohort: Cohort, usable: Collection[str]) -> Cohort:
@@ -155,22 +180,24 @@ def keep_slides(cohort: Cohort, usable: Collection[str]) -> Cohort:
     return replace(cohort, patients=patients, missing=missing)
 
 
-def _plain(table: pl.DataFrame) -> Labels:
-    return Labels(table=table, unplaced=table.head(0), notes=(), sha256="")
+def _plain(table: pl.DataFrame) -> LabelTable:
+    return LabelTable(table=table, unplaced=table.head(0), notes=(), sha256="")
 
 
-def _refuse_near_patients(joined: pl.DataFrame, rows: pl.DataFrame, known: pl.DataFrame) -> None:
+def _refuse_near_patients(
+    joined: pl.DataFrame, rows: pl.DataFrame, lake_slides: pl.DataFrame
+) -> None:
     """Refuse patients that differ from one of the lake or from each other by next to nothing."""
     from featurestore.usertables import refuse_near, refuse_near_others, tables_raise
 
     with tables_raise(CohortError):
-        lake = known["patient_id"].drop_nulls().unique()
+        lake = lake_slides["patient_id"].drop_nulls().unique()
         if "slide_id" not in rows.columns:
             refuse_near_others(rows["patient_id"], lake, "patients of the labels", "the lake")
         refuse_near(joined["patient_id"].unique(), "patients of the labels and the lake")
 
 
-def _require_columns(labels: Labels, columns: Sequence[str]) -> None:
+def _require_columns(labels: LabelTable, columns: Sequence[str]) -> None:
     """Refuse a label column that is not there, naming those that are."""
     ids = {"slide_id", "patient_id"}
     allowed = [column for column in labels.table.columns if column not in ids]
@@ -211,8 +238,8 @@ def _by_patient(joined: pl.DataFrame, columns: Sequence[str], also: Sequence[str
     slides = pl.col("slide_id").unique().sort().alias("slide_ids")
     firsts = [pl.col(column).first() for column in columns]
     # of what may be null, the value that is known
-    known = [pl.col(column).drop_nulls().first() for column in also]
-    return joined.group_by("patient_id").agg(slides, *firsts, *known).sort("patient_id")
+    carried = [pl.col(column).drop_nulls().first() for column in also]
+    return joined.group_by("patient_id").agg(slides, *firsts, *carried).sort("patient_id")
 
 
 def _join(ready: pl.DataFrame, labelled: pl.DataFrame, by: str) -> pl.DataFrame:
@@ -250,7 +277,7 @@ def _refuse_conflicts(joined: pl.DataFrame, columns: Sequence[str]) -> None:
         values = joined.group_by("patient_id").agg(pl.col(column).drop_nulls().unique().sort())
         torn = values.filter(pl.col(column).list.len() > 1).sort("patient_id")
         if not torn.is_empty():
-            which = [f"{patient}: {found}" for patient, found in torn.iter_rows()]
+            which = [f"{patient}: {labels}" for patient, labels in torn.iter_rows()]
             msg = (
                 f"{len(which)} patients have conflicting values of {column!r}: {listing(which)}; "
                 "a patient has one label, correct them or choose another column"
@@ -258,14 +285,14 @@ def _refuse_conflicts(joined: pl.DataFrame, columns: Sequence[str]) -> None:
             raise CohortError(msg)
 
 
-def _refuse_empty(missing: list[str], known: list[str], by: str, pending: list[str]) -> None:
+def _refuse_empty(missing: list[str], lake_ids: list[str], by: str, pending: list[str]) -> None:
     """Raise for a join without a match, showing both sides, or what is yet to be ingested."""
     if pending:
         msg = f"no labelled slide is ready: {pending[0]}"
         raise CohortError(msg)
     msg = (
         f"no labelled {by} is a ready slide's of this lake: labels have "
-        f"{listing(missing) or 'none'}; the lake has {listing(sorted(set(known))) or 'none'}; "
+        f"{listing(missing) or 'none'}; the lake has {listing(sorted(set(lake_ids))) or 'none'}; "
         "make the ids equal"
     )
     raise CohortError(msg)

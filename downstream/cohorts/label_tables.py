@@ -28,7 +28,7 @@ _ROW = "row of the label table"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Labels:
+class LabelTable:
     """A label table with its ids under our names.
 
     Attributes:
@@ -50,7 +50,7 @@ class Labels:
     source: "UserTable | None" = None
     places: pl.Series | None = None
 
-    def read(self, columns: Mapping[str, Reading]) -> "Labels":
+    def read(self, columns: Mapping[str, Reading]) -> "LabelTable":
         """Return the labels with some columns read as what they are needed for.
 
         The columns have the names that are asked for, also where the file writes them with other
@@ -108,7 +108,7 @@ def load_labels(
     patient_column: str | None = None,
     slide_column: str | None = None,
     distinct_ids: bool = False,
-) -> Labels:
+) -> LabelTable:
     """Return labels of slides or patients, with what was recognised.
 
     Args:
@@ -139,10 +139,10 @@ def load_labels(
             digest.update(more)
             other = parse_table(more, name=str(slides))
             patient = patient_column if patient_column in other.columns else None
-            files, said = _with_ids(other, patient, slide_column, distinct=distinct_ids)
+            files, file_notes = _with_ids(other, patient, slide_column, distinct=distinct_ids)
             table, unplaced, left_out = _with_slides(table, files, other, distinct=distinct_ids)
-            notes += said + left_out
-    return Labels(
+            notes += file_notes + left_out
+    return LabelTable(
         table=table.drop(_ROW),
         unplaced=unplaced.drop(_ROW),
         notes=(*notes, *source.notes),
@@ -183,8 +183,8 @@ def _with_ids(
     from featurestore.usertables import id_column
 
     named: dict[Id, str | None] = {"slide_id": slide_column, "patient_id": patient_column}
-    theirs = {key: id_column(source, key, column) for key, column in named.items()}
-    ids = {ours: column for ours, column in theirs.items() if column is not None}
+    column_of = {key: id_column(source, key, column) for key, column in named.items()}
+    ids = {ours: column for ours, column in column_of.items() if column is not None}
     notes = [f"{source.name}: {ours} is column {column!r}" for ours, column in ids.items()
              if column != ours]  # fmt: skip
     # another column that has our name would stand beside the one that was chosen

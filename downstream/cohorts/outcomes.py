@@ -60,10 +60,10 @@ def guess_task(values: pl.Series) -> TaskKind:
     >>> [guess_task(pl.Series(v)) for v in ([0, 1], ["a", "b", "c"], [0.5, 1], list(range(21)))]
     ['binary', 'multiclass', 'regression', 'regression']
     """
-    known = values.drop_nulls()
-    different = known.n_unique()
-    if known.dtype.is_numeric():
-        numbers = known.cast(pl.Float64)
+    labels = values.drop_nulls()
+    different = labels.n_unique()
+    if labels.dtype.is_numeric():
+        numbers = labels.cast(pl.Float64)
         if different > MOST_CLASSES or not bool((numbers == numbers.floor()).all()):
             return "regression"
     return "binary" if different <= _MIN_CLASSES else "multiclass"
@@ -92,12 +92,12 @@ def multilabel_labels(
         msg = f"label columns {list(columns)}; name at least one, each once"
         raise CohortError(msg)
     for column in columns:
-        found = _numbers(patients[column]).unique().sort().to_list()
-        if not set(found) <= {0, 1}:
-            msg = f"{column!r} holds {found[:5]}; write 1 for a label that is there, 0 for none"
+        distinct = _numbers(patients[column]).unique().sort().to_list()
+        if not set(distinct) <= {0, 1}:
+            msg = f"{column!r} holds {distinct[:5]}; write 1 for a label that is there, 0 for none"
             raise CohortError(msg)
-        if len(found) < _MIN_CLASSES:
-            msg = f"{column!r} is {found[0]} for all {len(patients)} patients; leave it out"
+        if len(distinct) < _MIN_CLASSES:
+            msg = f"{column!r} is {distinct[0]} for all {len(patients)} patients; leave it out"
             raise CohortError(msg)
     labels_PC = [_numbers(patients[column]).to_numpy().astype(np.int64) for column in columns]
     return list(columns), np.stack(labels_PC, axis=1)
@@ -129,7 +129,7 @@ def regression_labels(patients: pl.DataFrame, column: str) -> NDArray[np.float64
 
 
 def site_of(patients: Sequence[str], cohort: "Cohort", column: str) -> list[str]:
-    """Where each patient was treated or scanned, for leaving whole sites out.
+    """Return the site where each patient was treated or scanned, for external validation by site.
 
     Args:
         patients: Ids.
@@ -150,12 +150,14 @@ def site_of(patients: Sequence[str], cohort: "Cohort", column: str) -> list[str]
     if column not in cohort.patients.columns:
         msg = f"the cohort has no column {column!r}; it has {', '.join(cohort.patients.columns)}"
         raise CohortError(msg)
-    known = dict(cohort.patients.select("patient_id", pl.col(column).cast(pl.String)).iter_rows())
-    lacking = sorted(patient for patient in patients if known.get(patient) is None)
+    site_of_patient = dict(
+        cohort.patients.select("patient_id", pl.col(column).cast(pl.String)).iter_rows()
+    )
+    lacking = sorted(patient for patient in patients if site_of_patient.get(patient) is None)
     if lacking:
         msg = f"{len(lacking)} patients have no site in {column!r}: {listing(lacking)}; fill it in"
         raise CohortError(msg)
-    return [str(known[patient]) for patient in patients]
+    return [str(site_of_patient[patient]) for patient in patients]
 
 
 def survival_labels(
@@ -197,11 +199,13 @@ def _events(values: pl.Series) -> NDArray[np.bool_]:
         CohortError: Anything else, or no event at all.
     """
     numbers = _numbers(values)
-    found = numbers.unique().sort().to_list()
-    if not set(found) <= {0, 1}:
-        msg = f"{values.name!r} holds {found[:5]}; write 1 for an event that was seen, 0 for none"
+    distinct = numbers.unique().sort().to_list()
+    if not set(distinct) <= {0, 1}:
+        msg = (
+            f"{values.name!r} holds {distinct[:5]}; write 1 for an event that was seen, 0 for none"
+        )
         raise CohortError(msg)
-    if 1 not in found:
+    if 1 not in distinct:
         msg = f"{values.name!r} is 0 for all {len(values)} patients; survival needs events"
         raise CohortError(msg)
     events: NDArray[np.bool_] = numbers.to_numpy() == 1

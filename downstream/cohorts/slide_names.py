@@ -18,16 +18,16 @@ ENDINGS = tuple(f"{_SLIDES} {_OTHERS}".split())
 
 
 @dataclass(frozen=True, kw_only=True)
-class Match:
-    """Which slide of the lake each name of a table stands for.
+class SlideMatch:
+    """The slides of the lake that the names of a table stand for.
 
     Attributes:
-        found: Name in the table -> slide_id; names that stand for none are not in it.
+        slide_of: Name in the table -> slide_id; names that stand for none are not in it.
         by_stem: Names among them that are written otherwise than in the lake, sorted.
         ambiguous: Names whose stem several slides, or several names, have, sorted.
     """
 
-    found: Mapping[str, str]
+    slide_of: Mapping[str, str]
     by_stem: tuple[str, ...]
     ambiguous: tuple[str, ...]
 
@@ -46,7 +46,7 @@ def stem_of(name: str) -> str:
         stem = stem[: -len(ending)]
 
 
-def match_slides(names: Iterable[str], slide_ids: Iterable[str]) -> Match:
+def match_slides(names: Iterable[str], slide_ids: Iterable[str]) -> SlideMatch:
     """Find the slides that names stand for.
 
     Args:
@@ -54,27 +54,27 @@ def match_slides(names: Iterable[str], slide_ids: Iterable[str]) -> Match:
         slide_ids: All slides that there are, whatever their state: one that failed is no reason to
             take another of the same stem.
 
-    >>> found = match_slides(["a", "b.svs", "c.svs", "c.tif"], ["a", "b", "c"])
-    >>> dict(found.found), found.by_stem, found.ambiguous
+    >>> match = match_slides(["a", "b.svs", "c.svs", "c.tif"], ["a", "b", "c"])
+    >>> dict(match.slide_of), match.by_stem, match.ambiguous
     ({'a': 'a', 'b.svs': 'b'}, ('b.svs',), ('c.svs', 'c.tif'))
     """
-    known, given = set(slide_ids), set(names)
-    of_lake, of_table = _by_stem(known), _by_stem(given)
-    found = {name: name for name in given & known}
+    lake_names, table_names = set(slide_ids), set(names)
+    of_lake, of_table = _by_stem(lake_names), _by_stem(table_names)
+    slide_of = {name: name for name in table_names & lake_names}
     by_stem, ambiguous = [], []
-    for name in sorted(given - known):
+    for name in sorted(table_names - lake_names):
         stem = stem_of(name)
         if stem not in of_lake:
             continue
         if len(of_lake[stem]) == 1 and len(of_table[stem]) == 1:
-            found[name] = of_lake[stem][0]
+            slide_of[name] = of_lake[stem][0]
             by_stem.append(name)
         else:
             ambiguous.append(name)
-    return Match(found=found, by_stem=tuple(by_stem), ambiguous=tuple(ambiguous))
+    return SlideMatch(slide_of=slide_of, by_stem=tuple(by_stem), ambiguous=tuple(ambiguous))
 
 
-def refuse_near_slides(match: Match, names: Iterable[str], slide_ids: Iterable[str]) -> None:
+def refuse_near_slides(match: SlideMatch, names: Iterable[str], slide_ids: Iterable[str]) -> None:
     """Refuse names that stand for no slide, but would but for case, blanks or Unicode form.
 
     Raises:
@@ -82,21 +82,21 @@ def refuse_near_slides(match: Match, names: Iterable[str], slide_ids: Iterable[s
     """
     from featurestore.usertables import refuse_near_others, tables_raise
 
-    known = set(slide_ids)
-    others = {*known, *(stem_of(slide) for slide in known)}
-    unmet = set(names) - set(match.found) - set(match.ambiguous)
+    lake_names = set(slide_ids)
+    others = {*lake_names, *(stem_of(slide) for slide in lake_names)}
+    unmet = set(names) - set(match.slide_of) - set(match.ambiguous)
     with tables_raise(CohortError):
         refuse_near_others({stem_of(name) for name in unmet}, others, "slides", "the lake")
 
 
-def told(match: Match) -> list[str]:
-    """What a match has to say beside its names, a sentence each."""
+def match_notes(match: SlideMatch) -> list[str]:
+    """Return a sentence each on names that were matched by stem, and on those that were not."""
     notes = []
     if match.by_stem:
         first = match.by_stem[0]
         notes.append(
             f"{len(match.by_stem)} slides are matched without folder and file ending, for example "
-            f"{first!r} is {match.found[first]!r}"
+            f"{first!r} is {match.slide_of[first]!r}"
         )
     if match.ambiguous:
         notes.append(
@@ -107,7 +107,7 @@ def told(match: Match) -> list[str]:
 
 
 def _by_stem(names: Iterable[str]) -> dict[str, list[str]]:
-    found: dict[str, list[str]] = defaultdict(list)
+    names_by_stem: dict[str, list[str]] = defaultdict(list)
     for name in names:
-        found[stem_of(name)].append(name)
-    return found
+        names_by_stem[stem_of(name)].append(name)
+    return names_by_stem

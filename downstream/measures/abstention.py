@@ -25,7 +25,7 @@ class AbstentionError(ValueError):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Predictions:
+class ClassPredictions:
     """A model's output on one part of a split.
 
     Attributes:
@@ -69,7 +69,7 @@ class Predictions:
 
 @dataclass(frozen=True, kw_only=True)
 class Threshold:
-    """From which confidence on a prediction is given.
+    """The confidence from which on a prediction is answered (selective prediction).
 
     Attributes:
         value: Least confidence; infinite if no threshold reaches the target.
@@ -103,7 +103,7 @@ class RiskCoverage:
     optimal_aurc: float
 
 
-def choose_threshold(validation: Predictions, *, target: float) -> Threshold:
+def choose_threshold(validation: ClassPredictions, *, target: float) -> Threshold:
     """The threshold that keeps most of the validation at a target accuracy (De Angeli et al. 2022).
 
     Patients of equal confidence are kept or left out together. The target holds on the validation;
@@ -137,17 +137,17 @@ def choose_threshold(validation: Predictions, *, target: float) -> Threshold:
     )
 
 
-def is_answered(predictions: Predictions, threshold: Threshold) -> NDArray[np.bool_]:
-    """Which predictions are given [P]; the others are abstentions.
+def is_answered(predictions: ClassPredictions, threshold: Threshold) -> NDArray[np.bool_]:
+    """Return whether each prediction is answered [P]; the others are abstentions.
 
     Raises:
         LeakageError: A test patient is one of those the threshold was chosen on.
     """
-    seen = sorted(set(predictions.patients) & threshold.patients)
-    if predictions.part == "test" and seen:
+    reused_patients = sorted(set(predictions.patients) & threshold.patients)
+    if predictions.part == "test" and reused_patients:
         msg = (
-            f"{len(seen)} test patients helped to choose the threshold, for example "
-            f"{', '.join(seen[:5])}; choose it on validation patients alone"
+            f"{len(reused_patients)} test patients helped to choose the threshold, for example "
+            f"{', '.join(reused_patients[:5])}; choose it on validation patients alone"
         )
         raise LeakageError(msg)
     answered_P: NDArray[np.bool_] = predictions.confidence >= threshold.value

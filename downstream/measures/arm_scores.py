@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from downstream.measures.class_measures import (
+    Measure,
     UndefinedMetricError,
     classification_measures,
     measure_of,
@@ -34,10 +35,10 @@ from downstream.run.study import outcomes
 if TYPE_CHECKING:
     import polars as pl
 
-    from downstream.measures.class_measures import Measure
     from downstream.run.study import Study
 
-    Asked = tuple[Measure, Sequence[NDArray[Any]], NDArray[Any]]
+MeasuredArrays = tuple[Measure, Sequence[NDArray[Any]], NDArray[Any]]
+"""A measure with the truth and the predictions that it is taken of."""
 
 MAIN = {
     "binary": "auroc",
@@ -46,10 +47,7 @@ MAIN = {
     "regression": "r2",
     "survival": "harrell_c",
 }
-"""The measure of each task that is told first and that arms are compared by."""
-
-#: Measures of a decision; the others are of probabilities.
-_DECISIONS = ("balanced_accuracy", "f1", "kappa", "kappa_quadratic")
+"""The main measure of each task: it stands first, and arms are compared by it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +68,7 @@ class Scored:
 
 
 def score(study: "Study", part: "pl.DataFrame") -> list[Scored]:
-    """All measures of one arm's test rows.
+    """Return all measures of the test rows of one arm.
 
     Args:
         study: The run.
@@ -81,7 +79,7 @@ def score(study: "Study", part: "pl.DataFrame") -> list[Scored]:
     patients = part["patient_id"].to_list()
     return [
         _scored(measure, truth, prediction, patients, study.seed)
-        for measure, truth, prediction in _asked(study, part)
+        for measure, truth, prediction in _questions(study, part)
     ]
 
 
@@ -98,17 +96,17 @@ def compare_arms(study: "Study", predictions: "pl.DataFrame") -> list[dict[str, 
         return predictions.filter(pl.col("arm") == name)
 
     reference = of(study.reference)
-    found = {
+    comparisons = {
         arm.name: compared
         for arm in study.arms
         if arm.name != study.reference
         and (compared := _compared(study, of(arm.name), reference)) is not None
     }
-    return comparison_table(found, other=study.reference, measure=MAIN[study.task])
+    return comparison_table(comparisons, other=study.reference, measure=MAIN[study.task])
 
 
 def _compared(study: "Study", one: "pl.DataFrame", other: "pl.DataFrame") -> Comparison | None:
-    """By the main measure; None where it is undefined for one of them."""
+    """Compare two arms by the main measure; None where it is undefined for one of them."""
     if study.task == "survival":
         return _compared_survival(study, one, other)
     measure, truth, reference = _main(study, other)
@@ -129,9 +127,9 @@ def _compared(study: "Study", one: "pl.DataFrame", other: "pl.DataFrame") -> Com
         return None
 
 
-def _main(study: "Study", part: "pl.DataFrame") -> "Asked":
+def _main(study: "Study", part: "pl.DataFrame") -> MeasuredArrays:
     name = MAIN[study.task]
-    return next(asked for asked in _asked(study, part) if asked[0].name == name)
+    return next(arrays for arrays in _questions(study, part) if arrays[0].name == name)
 
 
 def _score_survival(study: "Study", part: "pl.DataFrame") -> list[Scored]:
@@ -139,21 +137,21 @@ def _score_survival(study: "Study", part: "pl.DataFrame") -> list[Scored]:
     from downstream.survival.survival_scores import score_predictions
 
     rows, training, times = predictions_of(part), training_of(study), study_times(study)
-    found = score_predictions(rows, training, times, seed=study.seed)
+    scores = score_predictions(rows, training, times, seed=study.seed)
     defined = [
-        Scored(measure=name, interval=value, higher_is_better=found.higher_is_better[name])
-        for name, value in found.intervals.items()
+        Scored(measure=name, interval=value, higher_is_better=scores.higher_is_better[name])
+        for name, value in scores.intervals.items()
     ]
     lost = [
         Scored(measure=name, interval=None, higher_is_better=name != "integrated_brier", why=why)
-        for name, why in found.left_out.items()
+        for name, why in scores.left_out.items()
     ]
-    if found.observed_expected is not None:
+    if scores.observed_expected is not None:
         # deaths until the middle of the curves' times over those that the curves foretold
-        said = Scored(
-            measure="observed_expected", interval=found.observed_expected, higher_is_better=None
+        calibration = Scored(
+            measure="observed_expected", interval=scores.observed_expected, higher_is_better=None
         )
-        defined.append(said)
+        defined.append(calibration)
     return [*defined, *lost]
 
 
@@ -179,12 +177,12 @@ def _compared_survival(
 def training_of(study: "Study") -> dict[tuple[int, int], tuple[NDArray[Any], NDArray[Any]]]:
     """(events, times) of everybody of a (repeat, fold) who is not tested in it."""
     outcome = {patient.patient_id: patient.outcome for patient in study.patients}
-    found = {}
+    training = {}
     for key in study.folds:
         split = study.inner(*key)[0]
         times_events = np.array([outcome[one] for one in (*split.train, *split.validation)])
-        found[key] = (times_events[:, 1] == 1, times_events[:, 0])
-    return found
+        training[key] = (times_events[:, 1] == 1, times_events[:, 0])
+    return training
 
 
 def study_times(study: "Study") -> NDArray[np.float64]:
@@ -208,33 +206,60 @@ def _scored(
     better = measure.higher_is_better
     try:
         estimate = partial(interval, measure, truth, prediction, seed=seed, patients=patients)
-        found = bca_or_percentile(estimate)
+        estimated = bca_or_percentile(estimate)
     except UndefinedMetricError as error:
         return Scored(measure=measure.name, interval=None, higher_is_better=better, why=str(error))
-    return Scored(measure=measure.name, interval=found, higher_is_better=better)
+    return Scored(measure=measure.name, interval=estimated, higher_is_better=better)
 
 
-def _asked(study: "Study", part: "pl.DataFrame") -> list["Asked"]:
-    """Every measure of a task with its truth and predictions."""
-    if study.task == "regression":
-        value, found = part["value"].to_numpy(), part["found"].to_numpy()
-        return [(measure, (value,), found) for measure in regression_measures()]
-    probabilities = np.array(part["probabilities"].to_list())
-    if study.task == "multilabel":
-        labels = np.array(part["labels"].to_list())
-        return [(measure, (labels,), probabilities) for measure in multilabel_measures()]
-    label = np.array([study.classes.index(name) for name in part["label"]], dtype=np.int64)
-    within = measure_of("auroc_folds", auroc_folds), (label, _folds(part))
-    if study.task == "multiclass":
-        all_folds = classification_measures("multiclass")
-        return [*((m, (label,), probabilities) for m in all_folds), (*within, probabilities)]
+def _questions(study: "Study", part: "pl.DataFrame") -> list[MeasuredArrays]:
+    """Return every measure of the run's task with its truth and predictions."""
+    return _QUESTIONS[study.task](study, part)
+
+
+def _number_questions(_: "Study", part: "pl.DataFrame") -> list[MeasuredArrays]:
+    truth, prediction = part["value"].to_numpy(), part["found"].to_numpy()
+    return [(measure, (truth,), prediction) for measure in regression_measures()]
+
+
+def _label_questions(_: "Study", part: "pl.DataFrame") -> list[MeasuredArrays]:
+    labels, probabilities = np.array(part["labels"].to_list()), _probabilities(part)
+    return [(measure, (labels,), probabilities) for measure in multilabel_measures()]
+
+
+def _class_questions(study: "Study", part: "pl.DataFrame") -> list[MeasuredArrays]:
+    label, probabilities = _class_indices(study, part), _probabilities(part)
+    measures = classification_measures("multiclass")
+    pooled: list[MeasuredArrays] = [(measure, (label,), probabilities) for measure in measures]
+    return [*pooled, (_WITHIN_FOLDS, (label, _folds(part)), probabilities)]
+
+
+def _binary_questions(study: "Study", part: "pl.DataFrame") -> list[MeasuredArrays]:
+    label, score = _class_indices(study, part), part["score"].to_numpy()
     # Folds have thresholds of their own: scores are moved so that each fold's is at one half.
-    moved = part["score"].to_numpy() - part["threshold"].to_numpy() + 0.5
-    asked: list[Asked] = [
-        (m, (label,), moved if m.name in _DECISIONS else part["score"].to_numpy())
-        for m in classification_measures("binary")
+    moved = score - part["threshold"].to_numpy() + 0.5
+    pooled: list[MeasuredArrays] = [
+        (measure, (label,), moved if measure.of_decisions else score)
+        for measure in classification_measures("binary")
     ]
-    return [*asked, (*within, part["score"].to_numpy())]
+    return [*pooled, (_WITHIN_FOLDS, (label, _folds(part)), score)]
+
+
+_WITHIN_FOLDS = measure_of("auroc_folds", auroc_folds)
+_QUESTIONS = {
+    "binary": _binary_questions,
+    "multiclass": _class_questions,
+    "multilabel": _label_questions,
+    "regression": _number_questions,
+}
+
+
+def _probabilities(part: "pl.DataFrame") -> NDArray[np.float64]:
+    return np.array(part["probabilities"].to_list())
+
+
+def _class_indices(study: "Study", part: "pl.DataFrame") -> NDArray[np.int64]:
+    return np.array([study.classes.index(name) for name in part["label"]], dtype=np.int64)
 
 
 def _folds(part: "pl.DataFrame") -> NDArray[np.int64]:
@@ -242,5 +267,5 @@ def _folds(part: "pl.DataFrame") -> NDArray[np.int64]:
     import polars as pl
 
     cell = pl.struct("repeat", "fold", "seed").rank("dense").cast(pl.Int64)
-    found: NDArray[np.int64] = part.select(cell.alias("cell"))["cell"].to_numpy()
-    return found
+    numbers: NDArray[np.int64] = part.select(cell.alias("cell"))["cell"].to_numpy()
+    return numbers

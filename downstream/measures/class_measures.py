@@ -30,7 +30,7 @@ class UndefinedMetricError(ValueError):
 
 @dataclass(frozen=True, kw_only=True)
 class Measure:
-    """How good predictions are.
+    """A measure of the quality of predictions.
 
     Attributes:
         name: Short, for tables.
@@ -39,12 +39,14 @@ class Measure:
         resampled: The same of (weights [R, P], *truth, prediction) -> [R], NaN where undefined;
             None where there is only the slow way.
         higher_is_better: Direction.
+        of_decisions: Whether it measures decisions by a threshold, and not scores.
     """
 
     name: str
     value: Callable[..., float]
     resampled: Callable[..., Floats] | None = None
     higher_is_better: bool = True
+    of_decisions: bool = False
 
 
 def auroc(label_P: Labels, score: Floats) -> float:
@@ -103,8 +105,8 @@ def f1(label_P: Labels, score: Floats, *, threshold: float = 0.5) -> float:
     from sklearn.metrics import f1_score
 
     labels = range(classes_of(score)) if score.ndim > 1 else [1]
-    found = predicted(score, threshold)
-    return float(f1_score(label_P, found, labels=labels, average="macro", zero_division=0))
+    predicted_P = predicted(score, threshold)
+    return float(f1_score(label_P, predicted_P, labels=labels, average="macro", zero_division=0))
 
 
 def kappa(
@@ -117,13 +119,13 @@ def kappa(
     """
     from sklearn.metrics import cohen_kappa_score
 
-    found = predicted(score, threshold)
-    if len(np.unique(np.concatenate([label_P, found]))) == 1:
+    predicted_P = predicted(score, threshold)
+    if len(np.unique(np.concatenate([label_P, predicted_P]))) == 1:
         msg = f"kappa: all {len(label_P)} labels and predictions are of one class"
         raise UndefinedMetricError(msg)
     classes = list(range(classes_of(score)))
-    how = "quadratic" if quadratic else None
-    return float(cohen_kappa_score(label_P, found, labels=classes, weights=how))
+    weights = "quadratic" if quadratic else None
+    return float(cohen_kappa_score(label_P, predicted_P, labels=classes, weights=weights))
 
 
 def brier(label_P: Labels, score: Floats) -> float:
@@ -146,8 +148,8 @@ def ece(label_P: Labels, score: Floats) -> float:
 
 def predicted(score: Floats, threshold: float = 0.5) -> Labels:
     """Class indices: 1 from the threshold on, or the largest of [P, C] (the first of equals)."""
-    found = score.argmax(axis=1) if score.ndim > 1 else score >= threshold
-    return found.astype(np.int64)
+    class_P = score.argmax(axis=1) if score.ndim > 1 else score >= threshold
+    return class_P.astype(np.int64)
 
 
 def classes_of(score: Floats) -> int:
@@ -170,48 +172,55 @@ def _check_classes(name: str, label_P: Labels, score: Floats) -> None:
 
 
 def classification_measures(outcome: Outcome, *, threshold: float = 0.5) -> list[Measure]:
-    """What is reported of a classifier; truth is (label,), prediction its scores.
+    """Return the measures of a classifier; truth is (label,), prediction its scores.
 
     Args:
         outcome: `binary` ([P] scores) or `multiclass` ([P, C]).
         threshold: Of class 1, chosen on validation patients.
     """
-    at = {} if outcome == "multiclass" else {"threshold": threshold}
-    table: list[tuple[str, Any, Any, dict[str, Any], bool]] = [
-        ("auroc", auroc, weighted.auroc, {}, True),
-        ("auprc", auprc, weighted.auprc, {}, True),
-        ("balanced_accuracy", balanced_accuracy, weighted.balanced_accuracy, at, True),
-        ("f1", f1, weighted.f1, at, True),
-        ("kappa", kappa, weighted.kappa, at, True),
-        ("kappa_quadratic", kappa, weighted.kappa, {**at, "quadratic": True}, True),
-        ("ece", ece, weighted.ece, {}, False),
-        ("brier", brier, weighted.brier, {}, False),
+    cut = {} if outcome == "multiclass" else {"threshold": threshold}
+    measures = [
+        Measure(name="auroc", value=auroc, resampled=weighted.auroc),
+        Measure(name="auprc", value=auprc, resampled=weighted.auprc),
     ]
-    return [
+    decisions: list[tuple[str, Any, Any, dict[str, Any]]] = [
+        ("balanced_accuracy", balanced_accuracy, weighted.balanced_accuracy, cut),
+        ("f1", f1, weighted.f1, cut),
+        ("kappa", kappa, weighted.kappa, cut),
+        ("kappa_quadratic", kappa, weighted.kappa, {**cut, "quadratic": True}),
+    ]
+    measures += [
         Measure(
             name=name,
             value=partial(value, **options),
             resampled=partial(resampled, **options),
-            higher_is_better=higher,
+            of_decisions=True,
         )
-        for name, value, resampled, options, higher in table
+        for name, value, resampled, options in decisions
+    ]
+    return [
+        *measures,
+        Measure(name="ece", value=ece, resampled=weighted.ece, higher_is_better=False),
+        Measure(name="brier", value=brier, resampled=weighted.brier, higher_is_better=False),
     ]
 
 
-def measure_of(name: str, how: Callable[..., Floats], *, higher_is_better: bool = True) -> Measure:
+def measure_of(
+    name: str, resampled: Callable[..., Floats], *, higher_is_better: bool = True
+) -> Measure:
     """A measure from its form for many resamples; its value is that where each row counts once."""
-    value = partial(_on_all, name, how)
-    return Measure(name=name, value=value, resampled=how, higher_is_better=higher_is_better)
+    value = partial(_on_all, name, resampled)
+    return Measure(name=name, value=value, resampled=resampled, higher_is_better=higher_is_better)
 
 
-def _on_all(name: str, how: Callable[..., Floats], *arrays: NDArray[Any]) -> float:
+def _on_all(name: str, resampled: Callable[..., Floats], *arrays: NDArray[Any]) -> float:
     """A measure's value where each row counts once.
 
     Raises:
         UndefinedMetricError: It has none.
     """
-    found = float(how(np.ones((1, len(arrays[-1]))), *arrays)[0])
-    if not np.isfinite(found):
+    estimate = float(resampled(np.ones((1, len(arrays[-1]))), *arrays)[0])
+    if not np.isfinite(estimate):
         msg = f"{name} is undefined on {len(arrays[-1])} predictions: nobody to compare on one side"
         raise UndefinedMetricError(msg)
-    return found
+    return estimate

@@ -11,7 +11,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import polars as pl
 
-from downstream.measures.abstention import Predictions, choose_threshold, is_answered, risk_coverage
+from downstream.measures.abstention import (
+    ClassPredictions,
+    choose_threshold,
+    is_answered,
+    risk_coverage,
+)
 
 if TYPE_CHECKING:
     from downstream.run.study import Study
@@ -51,8 +56,8 @@ def coverage_at(study: "Study", part: pl.DataFrame, *, target: float) -> dict[st
     }
 
 
-def _predictions(study: "Study", rows: pl.DataFrame, part: "Part") -> Predictions:
-    return Predictions(
+def _predictions(study: "Study", rows: pl.DataFrame, part: "Part") -> ClassPredictions:
+    return ClassPredictions(
         patients=tuple(rows["patient_id"]),
         probabilities=np.array(rows["probabilities"].to_list()),
         labels=np.array([study.classes.index(name) for name in rows["label"]], dtype=np.int64),

@@ -141,17 +141,17 @@ def compare(
     parts = [sign * (part[0] - part[1]) for part in (draws.values, draws.whole, draws.without)]
     gap = Draws(values=parts[0][None], whole=parts[1][None], without=parts[2][None],
                  redrawn=draws.redrawn, method=method)  # fmt: skip
-    found = _interval(gap, parts[0], level)
+    gap_interval = _interval(gap, parts[0], level)
     below = _share_below(gap, 0.0)
     two_sided = min(1.0, 2 * min(below, 1 - below))
     if margin is None:
-        return Comparison(difference=found, p_value=two_sided)
+        return Comparison(difference=gap_interval, p_value=two_sided)
     return Comparison(
-        difference=found,
+        difference=gap_interval,
         p_value=two_sided,
         margin=margin,
         p_worse=_share_below(gap, -margin),
-        not_inferior=found.low > -margin,
+        not_inferior=gap_interval.low > -margin,
     )
 
 
@@ -191,16 +191,16 @@ def holm(p_values: Mapping[str, float]) -> dict[str, float]:
 
 
 def comparison_table(
-    found: Mapping[str, Comparison], *, other: str, measure: str
+    comparisons: Mapping[str, Comparison], *, other: str, measure: str
 ) -> list[dict[str, Any]]:
     """Comparisons with one reference as rows of a result, p values corrected by Holm.
 
     Args:
-        found: Arm -> its comparison with the reference.
+        comparisons: Arm -> its comparison with the reference.
         other: Name of the reference.
         measure: By what they are compared.
     """
-    corrected = holm({name: comparison.p_value for name, comparison in found.items()})
+    corrected = holm({name: comparison.p_value for name, comparison in comparisons.items()})
     return [
         {
             "one": name,
@@ -215,7 +215,7 @@ def comparison_table(
             "p_worse": comparison.p_worse,
             "not_inferior": comparison.not_inferior,
         }
-        for name, comparison in found.items()
+        for name, comparison in comparisons.items()
     ]
 
 

@@ -69,7 +69,7 @@ def pearson(value_P: Floats, found_P: Floats) -> float:
 
 
 def multilabel_measures() -> list[Measure]:
-    """What is reported of several labels; truth is (labels [P, C],), prediction scores [P, C]."""
+    """Return the measures of several labels; truth is (labels [P, C],), prediction [P, C]."""
     return [
         Measure(name="auroc", value=multilabel_auroc, resampled=_multilabel_auroc),
         Measure(name="auprc", value=multilabel_auprc, resampled=_multilabel_auprc),
@@ -77,7 +77,7 @@ def multilabel_measures() -> list[Measure]:
 
 
 def regression_measures() -> list[Measure]:
-    """What is reported of a number; truth is (value [P],), prediction [P]."""
+    """Return the measures of a number; truth is (value [P],), prediction [P]."""
     return [
         Measure(name="r2", value=r2, resampled=_r2),
         Measure(name="pearson", value=pearson, resampled=_pearson),
@@ -120,12 +120,12 @@ def _moments(w_RP: Floats, one_P: Floats, other_P: Floats) -> tuple[Floats, Floa
     share_RP = w_RP / w_RP.sum(axis=1, keepdims=True)
     # about the whole sample's means first: a plain sum of squares cancels where these are large
     one_P, other_P = one_P - one_P.mean(), other_P - other_P.mean()
-    found = []
+    moments = []
     for a_P, b_P in ((one_P, one_P), (other_P, other_P), (one_P, other_P)):
         value_R = share_RP @ (a_P * b_P) - (share_RP @ a_P) * (share_RP @ b_P)
         noise = 1e-13 * np.sqrt((a_P**2).max() * (b_P**2).max())
-        found.append(np.where(np.abs(value_R) > noise, value_R, 0.0))
-    return found[0], found[1], found[2]
+        moments.append(np.where(np.abs(value_R) > noise, value_R, 0.0))
+    return moments[0], moments[1], moments[2]
 
 
 def _check_varies(name: str, value_P: Floats) -> None:

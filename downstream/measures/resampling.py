@@ -30,7 +30,7 @@ _MOST_REDRAWN = 20
 
 @dataclass(frozen=True, kw_only=True)
 class Draws:
-    """What M models are worth on resamples.
+    """Values of a measure for M models on bootstrap resamples.
 
     Attributes:
         values: [M, R], on the same resamples.

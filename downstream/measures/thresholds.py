@@ -24,6 +24,6 @@ def best_threshold(label_P: NDArray[np.int64], score_P: NDArray[np.float64]) -> 
     values = np.unique(score_P)
     cuts = np.concatenate([[values[0]], (values[1:] + values[:-1]) / 2])
     called_TP = score_P >= cuts[:, None]
-    found = called_TP[:, label_P == 1].mean(axis=1) - called_TP[:, label_P == 0].mean(axis=1)
-    best = cuts[found >= found.max() - 1e-12]
+    youden_T = called_TP[:, label_P == 1].mean(axis=1) - called_TP[:, label_P == 0].mean(axis=1)
+    best = cuts[youden_T >= youden_T.max() - 1e-12]
     return float(best[np.abs(best - 0.5).argmin()])

@@ -115,12 +115,12 @@ def confusion(w_RP: Floats, label_P: Labels, score: Floats, threshold: float) ->
     return table
 
 
-def _over_classes(w_RP: Floats, label_P: Labels, score: Floats, how: Any) -> Floats:  # noqa: ANN401
+def _over_classes(w_RP: Floats, label_P: Labels, score: Floats, binary_measure: Any) -> Floats:  # noqa: ANN401
     """Mean over one-against-rest questions; NaN if a class has no weight."""
     if score.ndim == 1:
-        found: Floats = how(w_RP, label_P == 1, score)
-        return found
-    each = [how(w_RP, label_P == c, score[:, c]) for c in range(score.shape[1])]
+        measured_R: Floats = binary_measure(w_RP, label_P == 1, score)
+        return measured_R
+    each = [binary_measure(w_RP, label_P == c, score[:, c]) for c in range(score.shape[1])]
     mean_R: Floats = np.mean(each, axis=0)
     return mean_R
 
@@ -162,9 +162,9 @@ def _by_score(w_RP: Floats, is_one_P: Flags, score_P: Floats) -> tuple[Floats, F
 def divide(top: Any, bottom: Any) -> Floats:  # noqa: ANN401
     """Top / bottom, NaN where the latter is 0."""
     shape = np.broadcast_shapes(np.shape(top), np.shape(bottom))
-    found: Floats = np.full(shape, np.nan)
-    np.divide(top, bottom, out=found, where=np.asarray(bottom) > 0)
-    return found
+    quotient: Floats = np.full(shape, np.nan)
+    np.divide(top, bottom, out=quotient, where=np.asarray(bottom) > 0)
+    return quotient
 
 
 def groups(group_S: Labels) -> Iterator[NDArray[np.int64]]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from downstream.mil.aggregators.experts import Experts
-from downstream.mil.aggregators.fusion import Concat, Fused, ShazamGate
+from downstream.mil.aggregators.fusion import Concat, FusedAggregator, ShazamGate
 from downstream.mil.model import MilModel, make_aggregator
 from downstream.mil.padded_bags import MilError
 from downstream.mil.pseudo import PseudoTiles
@@ -18,14 +18,14 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from downstream.mil.losses import Task
+    from downstream.mil.losses import BagTask
     from downstream.mil.padded_bags import Aggregator
     from downstream.run.fit_settings import MilSettings
 
 
 def build_model(
     name: str,
-    task: "Task",
+    task: "BagTask",
     settings: "MilSettings",
     *,
     widths: tuple[int, ...],
@@ -65,7 +65,7 @@ def build_model(
 
 def _aggregator(
     name: str,
-    task: "Task",
+    task: "BagTask",
     settings: "MilSettings",
     widths: tuple[int, ...],
     ratios: tuple[int, ...],
@@ -83,6 +83,6 @@ def _aggregator(
     if not fused:
         return aggregator
     if settings.fusion == "concat":
-        return Fused(Concat(widths, settings.hidden), aggregator)
+        return FusedAggregator(Concat(widths, settings.hidden), aggregator)
     gate = ShazamGate(widths, settings.hidden)
-    return Fused(gate, aggregator, reconstruct=settings.reconstruct)
+    return FusedAggregator(gate, aggregator, reconstruct=settings.reconstruct)

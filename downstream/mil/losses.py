@@ -21,8 +21,8 @@ TaskKind = Literal["binary", "multiclass", "multilabel", "regression"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Task:
-    """What is predicted for a bag.
+class BagTask:
+    """A task: the outputs of a bag, and their loss.
 
     Attributes:
         kind: `binary` is one logit; `multiclass` a softmax over C classes that exclude each other;
@@ -63,14 +63,14 @@ class Task:
         if self.kind == "regression" and weight_C is not None:
             msg = "class weights for a regression; give none"
             raise MilError(msg)
-        wanted = target.to(logits.dtype).view_as(logits)
+        labels = target.to(logits.dtype).view_as(logits)
         if self.kind == "regression":
-            return F.mse_loss(logits, wanted, reduction="none").mean(dim=1)
-        loss = F.binary_cross_entropy_with_logits(logits, wanted, reduction="none")
+            return F.mse_loss(logits, labels, reduction="none").mean(dim=1)
+        loss = F.binary_cross_entropy_with_logits(logits, labels, reduction="none")
         if weight_C is not None and self.kind == "binary":
-            loss = loss * (weight_C[1] * wanted + weight_C[0] * (1 - wanted))
+            loss = loss * (weight_C[1] * labels + weight_C[0] * (1 - labels))
         elif weight_C is not None:
-            loss = loss * (weight_C * wanted + 1 - wanted)
+            loss = loss * (weight_C * labels + 1 - labels)
         return loss.mean(dim=1)
 
     def scores(self, logits_BC: Tensor) -> Tensor:
@@ -124,15 +124,15 @@ def balanced_order(label_P: NDArray[np.int64], *, seed: int) -> NDArray[np.int64
     )
     order_P = np.empty(len(label_P), dtype=np.int64)
     for label in classes:
-        here = np.flatnonzero(turns[: len(label_P)] == label)
+        positions = np.flatnonzero(turns[: len(label_P)] == label)
         members = np.flatnonzero(label_P == label)
-        rounds = [rng.permutation(members) for _ in range(-(-len(here) // len(members)))]
-        order_P[here] = np.concatenate(rounds)[: len(here)] if rounds else []
+        rounds = [rng.permutation(members) for _ in range(-(-len(positions) // len(members)))]
+        order_P[positions] = np.concatenate(rounds)[: len(positions)] if rounds else []
     return order_P
 
 
 def expert_agreement(one_BC: Tensor, other_BC: Tensor) -> Tensor:
-    """How far two experts' predictions are apart [B]: Jensen-Shannon divergence of two softmaxes.
+    """Return the Jensen-Shannon divergence of two experts' softmaxes [B].
 
     The term that joins MDE-MIL's two experts (its weight there is not known; a re-implementation
     has 0.25). Symmetric and bounded by log 2, so that neither expert can run away with the other.
@@ -150,7 +150,7 @@ def sum_kl(log_p_BC: Tensor, log_q_BC: Tensor) -> Tensor:
 def soft_labels(
     logits_MPC: NDArray[np.float64],
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """What an ensemble says: its mean softmax [P, C], and the members' variance [P, C].
+    """Return the mean softmax of an ensemble [P, C], and the variance over its members [P, C].
 
     The mean of probabilities, not of logits (De Angeli et al., JAMIA Open 2022). The members must
     not have been trained on these patients.

@@ -13,12 +13,12 @@ from downstream.mil.padded_bags import Aggregator, MilError, Pooled
 from downstream.run.model_tables import AGGREGATORS, load
 
 if TYPE_CHECKING:
-    from downstream.mil.losses import Task
+    from downstream.mil.losses import BagTask
 
 
 @dataclass(frozen=True, kw_only=True)
-class Prediction:
-    """What a model says of a batch.
+class ModelOutput:
+    """The output of a model on a batch.
 
     Attributes:
         logits: [B, C].
@@ -51,7 +51,7 @@ class MilModel(nn.Module):
     def __init__(
         self,
         aggregator: Aggregator,
-        task: "Task",
+        task: "BagTask",
         *,
         mean_D: Tensor | None = None,
         std_D: Tensor | None = None,
@@ -67,25 +67,25 @@ class MilModel(nn.Module):
 
     def forward(
         self, x: Tensor, mask: Tensor | None = None, coords: Tensor | None = None
-    ) -> Prediction:
+    ) -> ModelOutput:
         """Predict one bag or a padded batch, see `Aggregator.forward`."""
         pooled = self.pooled(x, mask, coords)
-        return Prediction(logits=self.head(pooled.embedding), pooled=pooled)
+        return ModelOutput(logits=self.head(pooled.embedding), pooled=pooled)
 
     def pooled(self, x: Tensor, mask: Tensor | None = None, coords: Tensor | None = None) -> Pooled:
-        """What the aggregator makes of standardised features."""
+        """Standardise features, and pool them by the aggregator."""
         if self.mean is not None and self.std is not None:
             x = (x - self.mean).div_(self.std)
         return self.aggregator(x, mask, coords)  # type: ignore[no-any-return]
 
     def loss(
-        self, prediction: Prediction, target: Tensor, weight_C: Tensor | None = None
+        self, prediction: ModelOutput, target: Tensor, weight_C: Tensor | None = None
     ) -> Tensor:
         """Whole loss of each bag [B]: the task's, and what the aggregator adds of its own.
 
         Args:
             prediction: What `forward` gave in training mode.
-            target: See `Task.loss`; an aggregator's own loss takes the likeliest class of a soft
+            target: See `BagTask.loss`; an aggregator's own loss takes the likeliest class of a soft
                 label.
             weight_C: Class weights, of the task's loss alone.
 
@@ -96,7 +96,7 @@ class MilModel(nn.Module):
             self.task.loss(prediction.logits, target, weight_C), prediction, target
         )
 
-    def with_own(self, loss_B: Tensor, prediction: Prediction, target: Tensor) -> Tensor:
+    def with_own(self, loss_B: Tensor, prediction: ModelOutput, target: Tensor) -> Tensor:
         """A loss of the logits together with what the aggregator and a fusion add of their own.
 
         Args:
@@ -145,7 +145,7 @@ class BranchHead(nn.Module):
         return torch.einsum("bce,ce->bc", embedding_BCE, self.linear.weight) + self.linear.bias
 
 
-def make_head(aggregator: Aggregator, task: "Task") -> nn.Module:
+def make_head(aggregator: Aggregator, task: "BagTask") -> nn.Module:
     """The linear head that fits an aggregator.
 
     Raises:
@@ -162,7 +162,7 @@ def make_head(aggregator: Aggregator, task: "Task") -> nn.Module:
     raise MilError(msg)
 
 
-def make_aggregator(name: str, width: int, task: "Task", **options: object) -> Aggregator:
+def make_aggregator(name: str, width: int, task: "BagTask", **options: object) -> Aggregator:
     """Return an aggregator by name, with the options of its class.
 
     Raises:

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from downstream.mil.losses import Task, class_weights
+from downstream.mil.losses import BagTask, class_weights
 from downstream.survival.survival_losses import (
     TimeBins,
     cox_loss,
@@ -31,7 +31,7 @@ _LABELLED = ("multiclass", "multilabel")
 
 
 class Objective(Protocol):
-    """What is learnt.
+    """A training objective: the loss of logits, and the predictions that they stand for.
 
     Attributes:
         joint: Whether a batch's loss compares its bags with each other, so that it needs many.
@@ -40,18 +40,18 @@ class Objective(Protocol):
     joint: bool
 
     @property
-    def task(self) -> Task:
+    def task(self) -> BagTask:
         """Decides the model's head."""
 
     def loss(self, logits: Tensor, target: Tensor) -> Tensor:
         """Loss of each bag [B], or of a joint objective one value [1]; NaN if it has none."""
 
     def outcome(self, logits: Floats) -> Floats:
-        """What logits [P, C] say: scores, numbers, or risks [P] (HIGHER = WORSE)."""
+        """Return the scores, numbers, or risks [P] (HIGHER = WORSE) of logits [P, C]."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Labels:
+class LabelObjective:
     """Classes, labels or numbers.
 
     Attributes:
@@ -61,14 +61,14 @@ class Labels:
         scale: Likewise.
     """
 
-    task: Task
+    task: BagTask
     weights: tuple[float, ...] | None = None
     centre: float = 0.0
     scale: float = 1.0
     joint = False
 
     @classmethod
-    def fit(cls, task: Task, target: NDArray[np.float64], *, weighted: bool) -> "Labels":
+    def fit(cls, task: BagTask, target: NDArray[np.float64], *, weighted: bool) -> "LabelObjective":
         """Weights, or the scale of a number, from TRAINING patients.
 
         Args:
@@ -109,9 +109,9 @@ class Cox:
     joint = True
 
     @property
-    def task(self) -> Task:
+    def task(self) -> BagTask:
         """One number."""
-        return Task(kind="regression")
+        return BagTask(kind="regression")
 
     def loss(self, logits: Tensor, target: Tensor) -> Tensor:
         """[1]; NaN for a batch without an event."""
@@ -141,16 +141,16 @@ class Hazards:
     @classmethod
     def fit(cls, target: Floats, patients: Sequence[str], *, bins: int) -> "Hazards":
         """Bins from TRAINING patients' (time, event) [P, 2]."""
-        found = fit_bins(target[:, 0], target[:, 1] == 1, patients=list(patients), bins=bins)
-        return cls(bins=found)
+        time_bins = fit_bins(target[:, 0], target[:, 1] == 1, patients=list(patients), bins=bins)
+        return cls(bins=time_bins)
 
     @property
-    def task(self) -> Task:
-        """As many outputs as bins."""
-        return Task(kind="regression", outputs=self.bins.bins)
+    def task(self) -> BagTask:
+        """Return a task with one output for each time bin."""
+        return BagTask(kind="regression", outputs=self.bins.bins)
 
     def loss(self, logits: Tensor, target: Tensor) -> Tensor:
-        """Of each bag [B]."""
+        """Return the loss of each bag [B]."""
         bin_B = torch.from_numpy(self.bins.index(target[:, 0].cpu().numpy())).to(target.device)
         return discrete_loss(logits, bin_B, target[:, 1] == 1, alpha=self.alpha)
 

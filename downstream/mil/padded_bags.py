@@ -40,7 +40,7 @@ class PaddedBags:
 
 @dataclass(frozen=True, kw_only=True)
 class Pooled:
-    """What an aggregator makes of a batch.
+    """The output of an aggregator on a batch.
 
     Attributes:
         embedding: [B, E], or [B, C, E] from an aggregator with a branch for each class.
@@ -109,16 +109,18 @@ class Aggregator(nn.Module):
 
     def _check(self, x: Tensor, mask: Tensor | None, coords: Tensor | None) -> None:
         if x.ndim != 3 or (mask is not None and mask.shape != x.shape[:2]):
-            given = None if mask is None else tuple(mask.shape)
-            msg = f"x {tuple(x.shape)} with mask {given}; give [B, N, D] with [B, N], or [N, D]"
+            mask_shape = None if mask is None else tuple(mask.shape)
+            msg = (
+                f"x {tuple(x.shape)} with mask {mask_shape}; give [B, N, D] with [B, N], or [N, D]"
+            )
             raise MilError(msg)
         if not x.shape[1] or (mask is not None and not bool(mask.any(dim=1).all())):
             msg = "a bag has no tile; take patients without tiles out before batching"
             raise MilError(msg)
         if self.coords and (coords is None or coords.shape != (*x.shape[:2], self.coords)):
-            given = None if coords is None else tuple(coords.shape)
+            mask_shape = None if coords is None else tuple(coords.shape)
             msg = (
-                f"{type(self).__name__} got coords {given} for x {tuple(x.shape)}; it needs "
+                f"{type(self).__name__} got coords {mask_shape} for x {tuple(x.shape)}; it needs "
                 f"{self.coords} integers a tile, such as (grid_y, grid_x)"
             )
             raise MilError(msg)
@@ -171,7 +173,7 @@ def _padded(parts: Sequence[Tensor]) -> Tensor:
 def plan_batches(
     tiles_P: NDArray[np.int64], *, most_rows: int, seed: int
 ) -> list[NDArray[np.int64]]:
-    """Which bags to pad together, so that no batch has more than so many rows, padding included.
+    """Group bags into padded batches of at most so many rows, padding included.
 
     Bags of like size go together, so that little is padding; batches come in random order.
 

@@ -22,17 +22,17 @@ Floats = NDArray[np.float64]
 _MIN_STD = 1e-6
 
 
-class Bags(Protocol):
+class BagSequence(Protocol):
     """A sequence of patients' bags; a list is one."""
 
     def __len__(self) -> int:
-        """How many patients."""
+        """Return the number of patients."""
 
     def __getitem__(self, index: int, /) -> "PatientBag":
         """The bag of one patient."""
 
 
-def predict(model: "MilModel", bags: Bags) -> tuple[Floats, list[NDArray[np.float32]]]:
+def predict(model: "MilModel", bags: BagSequence) -> tuple[Floats, list[NDArray[np.float32]]]:
     """Whole bags, one at a time.
 
     Args:
@@ -49,13 +49,13 @@ def predict(model: "MilModel", bags: Bags) -> tuple[Floats, list[NDArray[np.floa
         for at in range(len(bags)):
             bag = bags[at]
             places = torch.from_numpy(bag.places).to(device)
-            found = model(floats(bag.features).to(device), None, places)
-            logits.append(found.logits[0].double().cpu().numpy())
-            attention.append(found.pooled.attention[0].float().cpu().numpy())
+            prediction = model(floats(bag.features).to(device), None, places)
+            logits.append(prediction.logits[0].double().cpu().numpy())
+            attention.append(prediction.pooled.attention[0].float().cpu().numpy())
     return np.stack(logits), attention
 
 
-def tile_statistics(bags: Bags) -> tuple[Floats, Floats]:
+def tile_statistics(bags: BagSequence) -> tuple[Floats, Floats]:
     """Mean and standard deviation of every feature over all tiles of the bags, bag by bag.
 
     Args:
@@ -96,5 +96,5 @@ def floats(x_ND: NDArray[np.float16]) -> Tensor:
 
 
 def device_of(model: "MilModel") -> torch.device:
-    """Where a model is."""
+    """Return the device that holds a model."""
     return next(model.parameters()).device

@@ -15,7 +15,7 @@ from downstream.mil.losses import pseudo_label_loss, pseudo_labels
 from downstream.mil.padded_bags import Aggregator, MilError, Pooled
 
 if TYPE_CHECKING:
-    from downstream.mil.losses import Task
+    from downstream.mil.losses import BagTask
 
 
 class PseudoTiles(Aggregator):
@@ -42,7 +42,7 @@ class PseudoTiles(Aggregator):
         self,
         aggregator: Aggregator,
         width: int,
-        task: "Task",
+        task: "BagTask",
         *,
         tiles: int,
         momentum: float = 0.99,
@@ -63,7 +63,7 @@ class PseudoTiles(Aggregator):
         self.coords, self.auxiliary_share = aggregator.coords, 0.3
 
     def pool(self, x_BND: Tensor, mask_BN: Tensor, coords_BNK: Tensor | None) -> Pooled:
-        """What the aggregator makes of a batch; while training, with what `auxiliary` needs."""
+        """Pool a batch; while training, keep the values that `auxiliary` needs."""
         pooled: Pooled = self.aggregator(x_BND, mask_BN, coords_BNK)
         if self.training:
             self._follow()

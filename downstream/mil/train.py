@@ -20,7 +20,7 @@ from downstream.mil.aggregators.experts import Experts
 from downstream.mil.build import build_model
 from downstream.mil.losses import balanced_order
 from downstream.mil.padded_bags import MilError, PaddedBags, pad_bags, plan_batches
-from downstream.mil.predict import Bags, device_of, floats, predict, tile_statistics
+from downstream.mil.predict import BagSequence, device_of, floats, predict, tile_statistics
 
 if TYPE_CHECKING:
     from downstream.mil.model import MilModel
@@ -40,7 +40,7 @@ class Examples:
         target: [P] class indices or numbers, [P, C] labels, probabilities, or (time, event).
     """
 
-    bags: Bags
+    bags: BagSequence
     target: NDArray[np.float64]
 
     def __post_init__(self) -> None:
@@ -130,7 +130,7 @@ def _fit(
     settings: "MilSettings",
     rng: np.random.Generator,
 ) -> Fit:
-    """All epochs, or until validation has not improved for `patience` of them."""
+    """Train for all epochs, or until validation has not improved for `patience` of them."""
     optimiser = torch.optim.AdamW(
         model.parameters(),
         lr=settings.learning_rate,
@@ -139,14 +139,14 @@ def _fit(
     )
     watched = validation if validation is not None and len(validation.bags) else None
     losses: list[float] = []
-    seen: list[float] = []
+    validation_losses: list[float] = []
     best, kept = 0, copy.deepcopy(model.state_dict())
     for epoch in range(settings.epochs):
         losses.append(_epoch(model, train, objective, settings, optimiser, rng))
         if watched is None:
             continue
-        seen.append(whole_loss(model, watched, objective))
-        if seen[-1] <= min(seen):
+        validation_losses.append(whole_loss(model, watched, objective))
+        if validation_losses[-1] <= min(validation_losses):
             best, kept = epoch, copy.deepcopy(model.state_dict())
         if epoch - best >= settings.patience:
             break
@@ -156,7 +156,7 @@ def _fit(
         model=model.eval(),
         epochs=best + 1 if watched is not None else len(losses),
         train_loss=tuple(losses),
-        validation_loss=tuple(seen),
+        validation_loss=tuple(validation_losses),
     )
 
 
@@ -170,7 +170,7 @@ def _epoch(
 ) -> float:
     """One pass over the training patients; the mean loss of its steps."""
     model.train()
-    found = []
+    losses = []
     # the second expert's patients, class by class, as many a step as the first one's
     order = np.empty(0, dtype=np.int64)
     if settings.experts:
@@ -191,8 +191,8 @@ def _epoch(
         loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(model.parameters(), settings.clip)
         optimiser.step()
-        found.append(float(loss.detach()))
-    return float(np.mean(found)) if found else float("nan")
+        losses.append(float(loss.detach()))
+    return float(np.mean(losses)) if losses else float("nan")
 
 
 def _step(

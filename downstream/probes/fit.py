@@ -107,14 +107,14 @@ def fit_probe(
     z_PD, z_QD = (x_PD - mean) / spread, (x_QD - mean) / spread
     columns = range(y.shape[1]) if task == "multilabel" else [slice(None)]
     width = {"binary": 2, "multilabel": 2, "multiclass": classes}.get(task)
-    found = [fit(z_PD, y[..., c], z_QD, np.asarray(y_Q)[..., c], width, seed) for c in columns]
+    fitted = [fit(z_PD, y[..., c], z_QD, np.asarray(y_Q)[..., c], width, seed) for c in columns]
     return Probe(
         name=name,
         task=task,
-        chosen=tuple(float(value) for _, value in found),
+        chosen=tuple(float(value) for _, value in fitted),
         mean=mean,
         spread=spread,
-        heads=tuple(head for head, _ in found),
+        heads=tuple(head for head, _ in fitted),
         is_flat=task == "regression" and y.ndim == 1,
     )
 
@@ -131,8 +131,8 @@ def _check(
     x_PD: Floats, y: NDArray[Any], x_QD: Floats, y_Q: NDArray[Any], task: "TaskKind"
 ) -> None:
     """Refuse arrays that do not fit each other or the task."""
-    wanted = {"multilabel": {2}, "regression": {1, 2}}.get(task, {1})
-    if len(x_PD) != len(y) or len(x_QD) != len(y_Q) or not len(y) or y.ndim not in wanted:
+    dimensions = {"multilabel": {2}, "regression": {1, 2}}.get(task, {1})
+    if len(x_PD) != len(y) or len(x_QD) != len(y_Q) or not len(y) or y.ndim not in dimensions:
         msg = (
             f"{task} with features {x_PD.shape} and {x_QD.shape}, labels {y.shape} and "
             f"{y_Q.shape}; give a row each, at least one to fit on"

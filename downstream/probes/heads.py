@@ -85,7 +85,7 @@ class Nearest:
         return found_QK
 
     def voted(self, rows_QK: NDArray[np.int64]) -> Floats:
-        """What these neighbours say [Q, C]."""
+        """Return the votes of the neighbours [Q, C]."""
         votes_QC: Floats = self.target[rows_QK].mean(axis=1)
         if not self.is_class:
             return votes_QC
@@ -211,19 +211,19 @@ def _votes(y: NDArray[Any], classes: int) -> Floats:
     label_P = y.astype(np.int64)
     counts_C = np.bincount(label_P, minlength=classes)
     votes_PC = np.zeros((len(label_P), classes))
-    there = np.count_nonzero(counts_C)
-    votes_PC[np.arange(len(label_P)), label_P] = len(label_P) / (there * counts_C[label_P])
+    present = np.count_nonzero(counts_C)
+    votes_PC[np.arange(len(label_P)), label_P] = len(label_P) / (present * counts_C[label_P])
     return votes_PC
 
 
 def _columns(y: NDArray[Any]) -> Floats:
     """Numbers as [P, C]."""
-    found: Floats = y.astype(np.float64).reshape(len(y), -1)
-    return found
+    columns: Floats = y.astype(np.float64).reshape(len(y), -1)
+    return columns
 
 
 def _unit(z_QD: Floats) -> Floats:
     """Rows of length 1; a row of zeros stays one, and is like nothing."""
     length = np.linalg.norm(z_QD, axis=1, keepdims=True)
-    found: Floats = z_QD / np.maximum(length, _LEAST)
-    return found
+    unit_QD: Floats = z_QD / np.maximum(length, _LEAST)
+    return unit_QD

@@ -25,8 +25,8 @@ Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Scores:
-    """What an arm says of every labelled tile when its patient is tested.
+class ProbeScores:
+    """The scores of an arm on every labelled tile, each in the fold that tests its patient.
 
     Attributes:
         scores: [N, T, C].
@@ -73,7 +73,7 @@ def scored(
     model: str,
     classes: int,
     options: ProbeOptions,
-) -> Scores:
+) -> ProbeScores:
     """Every tile by a probe that has seen none of its patient's."""
     scores_NTC = np.full((rows.height, options.rounds, classes), np.nan)
     fold_N = np.full(rows.height, -1, np.int64)
@@ -100,10 +100,14 @@ def scored(
                 classes=classes,
                 seed=options.seed,
             )
-            found = probe.scores(x_ND[test])
-            both = np.stack([1 - found, found], axis=1) if found.ndim == 1 else found
+            test_scores = probe.scores(x_ND[test])
+            both = (
+                np.stack([1 - test_scores, test_scores], axis=1)
+                if test_scores.ndim == 1
+                else test_scores
+            )
             scores_NTC[test, draw] = both
-    return Scores(scores=scores_NTC, fold=fold_N)
+    return ProbeScores(scores=scores_NTC, fold=fold_N)
 
 
 def _few(

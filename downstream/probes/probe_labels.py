@@ -16,10 +16,10 @@ from downstream.cohorts.cohort import listing, load_labels, refuse_unknown_patie
 from downstream.cohorts.cohort_errors import CohortError
 from downstream.cohorts.outcomes import class_labels, guess_task
 from downstream.cohorts.pending import pending_note
-from downstream.cohorts.slide_names import match_slides, refuse_near_slides, told
+from downstream.cohorts.slide_names import match_notes, match_slides, refuse_near_slides
 
 if TYPE_CHECKING:
-    from downstream.cohorts.label_tables import Labels, Reading
+    from downstream.cohorts.label_tables import LabelTable, Reading
     from featurestore import Lake
 
 
@@ -67,35 +67,36 @@ def read_tile_labels(
         LakeError: The lake has no tiles at this mpp.
     """
     # on use: it opens Lance tables, which takes time that a command's help does not have
-    from featurestore.annotations.annotation_tables import labels_of
+    from featurestore.annotations import labels_of
 
-    given = load_labels(labels_of(lake, path), **dict(ids or {}))
-    places = _places(given, target, str(path))
+    table = load_labels(labels_of(lake, path), **dict(ids or {}))
+    places = _places(table, target, str(path))
     slides = lake.slides().select("slide_id", "patient_id", "state").collect()
     match = match_slides(places["slide_id"], slides["slide_id"])
-    if not given.distinct_ids:
+    if not table.distinct_ids:
         refuse_near_slides(match, places["slide_id"], slides["slide_id"])
-    places = places.with_columns(pl.col("slide_id").replace(dict(match.found)))
-    tiles = _tiles(lake, sorted(set(match.found.values())), mpp)
+    places = places.with_columns(pl.col("slide_id").replace(dict(match.slide_of)))
+    tiles = _tiles(lake, sorted(set(match.slide_of.values())), mpp)
     met = _by_key(places, tiles) if "tile_id" in places.columns else _by_place(places, tiles)
-    found = met.drop_nulls("tile_id")
+    labelled = met.drop_nulls("tile_id")
     pending = pending_note(slides, places["slide_id"], "slide_id")
-    if found.is_empty():
+    if labelled.is_empty():
         _refuse_unmet(places, tiles, str(path), pending)
-    _refuse_torn(found, str(path))
-    found = _with_patients(found, slides).unique("tile_id", maintain_order=True)
-    if found["label"].n_unique() < 2:
-        msg = f"all {found.height} labelled tiles are {found['label'][0]!r} in {target!r}; a probe "
+    _refuse_torn(labelled, str(path))
+    labelled = _with_patients(labelled, slides).unique("tile_id", maintain_order=True)
+    if labelled["label"].n_unique() < 2:
+        label = labelled["label"][0]
+        msg = f"all {labelled.height} labelled tiles are {label!r} in {target!r}; a probe "
         msg += "needs two classes"
         raise CohortError(msg)
-    classes, label_N = class_labels(found, "label")
-    rows = found.select("slide_id", "patient_id", "tile_id", pl.Series("label", label_N))
+    classes, label_N = class_labels(labelled, "label")
+    rows = labelled.select("slide_id", "patient_id", "tile_id", pl.Series("label", label_N))
     return TileLabels(
         rows=rows.sort("slide_id", "tile_id"),
         classes=tuple(classes),
         missing=_missing(met, set(slides["slide_id"])),
-        notes=(*given.notes, *told(match), *pending),
-        sha256=given.sha256,
+        notes=(*table.notes, *match_notes(match), *pending),
+        sha256=table.sha256,
     )
 
 
@@ -121,7 +122,7 @@ def at_most(labels: TileLabels, tiles: int, *, seed: int) -> TileLabels:
     return replace(labels, rows=rows, notes=(*labels.notes, note))
 
 
-def _places(labels: "Labels", target: str, path: str) -> pl.DataFrame:
+def _places(labels: "LabelTable", target: str, path: str) -> pl.DataFrame:
     """Labelled rows: slide_id, perhaps patient_id, tile_id or x and y, and label."""
     by = ["tile_id"] if labels.has("tile_id") else ["x", "y"]
     lacking = [name for name in ("slide_id", *by, target) if not labels.has(name)]
@@ -133,8 +134,8 @@ def _places(labels: "Labels", target: str, path: str) -> pl.DataFrame:
         )
         raise CohortError(msg)
     kind: Reading = "integers" if by == ["tile_id"] else "numbers"
-    wanted: dict[str, Reading] = {target: "values", **dict.fromkeys(by, kind)}
-    table = labels.read(wanted).table
+    reading_of: dict[str, Reading] = {target: "values", **dict.fromkeys(by, kind)}
+    table = labels.read(reading_of).table
     if guess_task(table[target]) == "regression":
         msg = f"{target!r} holds numbers such as {table[target].drop_nulls()[0]}; tiles are "
         msg += "classified: name a column of classes"
@@ -156,8 +157,8 @@ def _tiles(lake: "Lake", slide_ids: list[str], mpp: float) -> pl.DataFrame:
 
 def _by_key(places: pl.DataFrame, tiles: pl.DataFrame) -> pl.DataFrame:
     """Places with `tile_id` null where there is no such tile, and `name` for messages."""
-    known = tiles.select("slide_id", "tile_id", is_there=True)
-    met = places.join(known, on=["slide_id", "tile_id"], how="left", maintain_order="left")
+    lake_tiles = tiles.select("slide_id", "tile_id", is_there=True)
+    met = places.join(lake_tiles, on=["slide_id", "tile_id"], how="left", maintain_order="left")
     name = pl.format("{} tile {}", "slide_id", "tile_id")
     key = pl.when("is_there").then("tile_id")
     return met.with_columns(name.alias("name"), key.alias("tile_id")).drop("is_there")
@@ -168,15 +169,15 @@ def _by_place(places: pl.DataFrame, tiles: pl.DataFrame) -> pl.DataFrame:
 
     Of overlapping tiles the one whose middle is nearest, of equals the one with the smaller key.
     """
-    from featurestore.annotations.tile_places import tiles_at
+    from featurestore.annotations import tiles_at
 
     x, y = pl.col("x").round(1), pl.col("y").round(1)
     return tiles_at(places.with_columns(name=pl.format("{} at {}, {}", "slide_id", x, y)), tiles)
 
 
-def _with_patients(found: pl.DataFrame, slides: pl.DataFrame) -> pl.DataFrame:
-    """With `patient_id` from the labels, else from the lake; every slide of one patient."""
-    joined = found.join(slides, on="slide_id", how="left", suffix="_lake", maintain_order="left")
+def _with_patients(labelled: pl.DataFrame, slides: pl.DataFrame) -> pl.DataFrame:
+    """Return tiles with `patient_id` from the labels, else from the lake; one patient a slide."""
+    joined = labelled.join(slides, on="slide_id", how="left", suffix="_lake", maintain_order="left")
     if "patient_id_lake" in joined.columns:
         patient = pl.coalesce("patient_id", "patient_id_lake").alias("patient_id")
         joined = joined.with_columns(patient).drop("patient_id_lake")
@@ -184,16 +185,18 @@ def _with_patients(found: pl.DataFrame, slides: pl.DataFrame) -> pl.DataFrame:
     return joined
 
 
-def _missing(met: pl.DataFrame, known: set[str]) -> list[str]:
+def _missing(met: pl.DataFrame, lake_slides: set[str]) -> list[str]:
     """Slides that there are not, and places where there is no tile."""
     lost = met.filter(pl.col("tile_id").is_null())
-    names = lost.with_columns(name=pl.when(pl.col("slide_id").is_in(list(known))).then("name"))
+    names = lost.with_columns(
+        name=pl.when(pl.col("slide_id").is_in(list(lake_slides))).then("name")
+    )
     return sorted(set(names.select(pl.coalesce("name", "slide_id")).to_series()))
 
 
-def _refuse_torn(found: pl.DataFrame, path: str) -> None:
+def _refuse_torn(labelled: pl.DataFrame, path: str) -> None:
     """Refuse a tile with two labels."""
-    labels = found.group_by("slide_id", "tile_id").agg(pl.col("label").unique().sort())
+    labels = labelled.group_by("slide_id", "tile_id").agg(pl.col("label").unique().sort())
     torn = labels.filter(pl.col("label").list.len() > 1).sort("slide_id", "tile_id")
     if not torn.is_empty():
         which = [f"{slide} tile {tile}: {label}" for slide, tile, label in torn.iter_rows()]

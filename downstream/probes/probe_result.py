@@ -46,14 +46,14 @@ def metrics_of(
     Returns:
         Estimate and interval of the main measure, and `measures` by name.
     """
-    known, scores = _asked(scores_NTC)
-    found = {
-        name: _assess(known[name], label_N, scores, patients, seed=seed, spread=spread)
+    measure_of, scores = _asked(scores_NTC)
+    assessed = {
+        name: _assess(measure_of[name], label_N, scores, patients, seed=seed, spread=spread)
         for name in MEASURES
     }
-    main = found[MEASURES[0]]
+    main = assessed[MEASURES[0]]
     keys = ("estimate", "low", "high", "level", "method", "resamples", "redrawn")
-    return {"metric": MEASURES[0], **{key: main[key] for key in keys}, "measures": found}
+    return {"metric": MEASURES[0], **{key: main[key] for key in keys}, "measures": assessed}
 
 
 def compare_probes(
@@ -75,12 +75,12 @@ def compare_probes(
         margin: How much worse still counts as not worse; None for no such test.
         seed: Of the resamples.
     """
-    found = {
+    comparisons = {
         name: _compared(label_N, one, scores[reference], patients, margin=margin, seed=seed)
         for name, one in scores.items()
         if name != reference
     }
-    return comparison_table(found, other=reference, measure=MEASURES[0])
+    return comparison_table(comparisons, other=reference, measure=MEASURES[0])
 
 
 def _compared(
@@ -92,8 +92,8 @@ def _compared(
     margin: float | None,
     seed: int,
 ) -> "Comparison":
-    known, one = _asked(one_NTC)
-    measure, other = _mean_of_draws(known[MEASURES[0]]), _asked(other_NTC)[1]
+    measure_of, one = _asked(one_NTC)
+    measure, other = _mean_of_draws(measure_of[MEASURES[0]]), _asked(other_NTC)[1]
 
     comparison = partial(
         compare, measure, (label_N,), one, other, seed=seed, margin=margin, patients=patients
@@ -104,8 +104,8 @@ def _compared(
 def _asked(scores_NTC: Floats) -> tuple[dict[str, Measure], Floats]:
     """Measures by name, and what they take: [N, T] of class 1, or [N, T, C]."""
     binary = scores_NTC.shape[2] == 2
-    known = {m.name: m for m in classification_measures("binary" if binary else "multiclass")}
-    return known, scores_NTC[:, :, 1] if binary else scores_NTC
+    measure_of = {m.name: m for m in classification_measures("binary" if binary else "multiclass")}
+    return measure_of, scores_NTC[:, :, 1] if binary else scores_NTC
 
 
 def _assess(
@@ -120,13 +120,13 @@ def _assess(
     estimate = partial(
         interval, _mean_of_draws(measure), (label_N,), scores, seed=seed, patients=patients
     )
-    found = bca_or_percentile(estimate)
-    told: dict[str, Any] = {**vars(found), "higher_is_better": measure.higher_is_better}
+    estimated = bca_or_percentile(estimate)
+    assessed: dict[str, Any] = {**vars(estimated), "higher_is_better": measure.higher_is_better}
     if spread:
         draws = [measure.value(label_N, scores[:, draw]) for draw in range(scores.shape[1])]
         sd = float(np.std(draws, ddof=1)) if len(draws) > 1 else None
-        told |= {"draws": len(draws), "sd": sd, "least": min(draws), "most": max(draws)}
-    return told
+        assessed |= {"draws": len(draws), "sd": sd, "least": min(draws), "most": max(draws)}
+    return assessed
 
 
 def _mean_of_draws(measure: Measure) -> Measure:

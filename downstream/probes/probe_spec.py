@@ -17,7 +17,7 @@ class ProbeError(ValueError):
 
 @dataclass(frozen=True, kw_only=True)
 class ProbeOptions:
-    """How probes are fitted on labelled tiles.
+    """Settings of probes on labelled tiles.
 
     Attributes:
         models: Names of probes (`PROBES`), each of which is an arm with each feature set.

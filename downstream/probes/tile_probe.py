@@ -9,7 +9,6 @@ classes.
 """
 
 import hashlib
-import io
 import json
 import time
 from collections.abc import Mapping, Sequence
@@ -21,13 +20,14 @@ import polars as pl
 from numpy.typing import NDArray
 
 from downstream.cohorts.cohort import listing
-from downstream.probes.probe_folds import Scores, counts_of, scored, tile_splits
+from downstream.probes.probe_folds import ProbeScores, counts_of, scored, tile_splits
 from downstream.probes.probe_labels import TileLabels, at_most, read_tile_labels
 from downstream.probes.probe_result import compare_probes, metrics_of
 from downstream.probes.probe_spec import ProbeError, ProbeOptions, ProbeSpec
 from downstream.report.run_page import write_run_page
+from downstream.run.cells import parquet_bytes
 from downstream.run.feature_bags import feature_identity, teachers_of
-from downstream.run.run_result import find_result
+from downstream.run.run_result import find_result, write_result
 from downstream.run.saved_specs import save_spec
 from downstream.run.study import check_features
 from downstream.run.study_errors import StudyError
@@ -87,12 +87,8 @@ def run_tile_probe(lake_uri: str, spec: ProbeSpec) -> dict[str, Any]:
     save_spec(lake, run, spec)
     result = find_result(lake, run)
     if result is None:
-        result = {
-            **_probed(lake, labels, config, run, options),
-            "seconds": time.monotonic() - began,
-        }
-        # last: a folder with a result.json is a finished run
-        lake.write_bytes(f"runs/{run}/result.json", json.dumps(result, indent=1).encode())
+        result, files = _probed(lake, labels, config, run, options)
+        result = write_result(lake, run, {**result, "seconds": time.monotonic() - began}, files)
     if not lake.exists(f"runs/{run}/report.html"):
         write_run_page(lake, run)
     return result
@@ -146,20 +142,20 @@ def _arms(names: Sequence[str], options: ProbeOptions) -> list[tuple[str, str, s
 
 
 def _probed(
-    lake: "Lake", found: TileLabels, config: dict[str, Any], run: str, options: ProbeOptions
-) -> dict[str, Any]:
-    """Fit and measure every arm, store what they say, and put the result together."""
-    names, classes = config["features"], len(found.classes)
-    features_of, rows, lost = _features(lake, found, names, config["mpps"][0])
+    lake: "Lake", labels: TileLabels, config: dict[str, Any], run: str, options: ProbeOptions
+) -> tuple[dict[str, Any], dict[str, bytes]]:
+    """Fit and measure every arm; return the result and the files that belong to it."""
+    names, classes = config["features"], len(labels.classes)
+    features_of, rows, lost = _features(lake, labels, names, config["mpps"][0])
     splits = tile_splits(rows, options)
     arms = _arms(names, options)
     scores = {
         arm: scored(features_of[name], rows, splits, model, classes, options)
         for arm, name, model in arms
     }
-    _store(lake, run, rows, splits, scores, found.classes)
+    files = _files(rows, splits, scores, labels.classes)
     label_N, patients = rows["label"].to_numpy(), rows["patient_id"].to_list()
-    return {
+    result = {
         "kind": "probe",
         "task": "binary" if classes == 2 else "multiclass",
         "target": config["columns"][0],
@@ -180,46 +176,47 @@ def _probed(
         "patients": rows["patient_id"].n_unique(),
         "slides": rows["slide_id"].n_unique(),
         "tiles": rows.height,
-        "tiles_of_class": dict(zip(found.classes, counts_of(rows, classes), strict=True)),
+        "tiles_of_class": dict(zip(labels.classes, counts_of(rows, classes), strict=True)),
         "lake_version": lake.version,
         "run": run,
-        "missing": sorted([*found.missing, *lost]),
+        "missing": sorted([*labels.missing, *lost]),
         "surplus": [],
-        "notes": list(found.notes),
+        "notes": list(labels.notes),
         "config": config,
     }
+    return result, files
 
 
 def _config(
     lake: "Lake",
-    found: TileLabels,
+    labels: TileLabels,
     target: str,
     names: Sequence[str],
     mpp: float,
     options: ProbeOptions,
 ) -> dict[str, Any]:
-    """All that decides the result."""
-    slides = found.rows["slide_id"].unique().sort().to_list()
-    tiles = found.rows.write_csv().encode()
+    """Return everything that decides the result of a probe, as JSON."""
+    slides = labels.rows["slide_id"].unique().sort().to_list()
+    tiles = labels.rows.write_csv().encode()
     return {
         "format": FORMAT,
         "features": list(names),
         "models": list(options.models),
         "mpps": [mpp],
         "columns": [target],
-        "classes": list(found.classes),
+        "classes": list(labels.classes),
         "folds": options.folds,
         "shots": options.shots,
         "draws": options.rounds,
         "seed": options.seed,
         "tiles_sha256": hashlib.sha256(tiles).hexdigest(),
-        "labels_sha256": found.sha256,
+        "labels_sha256": labels.sha256,
         "identities": {name: feature_identity(lake, slides, name, mpp=mpp) for name in names},
     }
 
 
 def _features(
-    lake: "Lake", found: TileLabels, names: Sequence[str], mpp: float
+    lake: "Lake", labels: TileLabels, names: Sequence[str], mpp: float
 ) -> tuple[dict[str, NDArray[np.float32]], pl.DataFrame, list[str]]:
     """Features [N, D] by feature set, the rows that all of them have, and who was left out.
 
@@ -229,7 +226,7 @@ def _features(
     parts: dict[str, list[NDArray[np.float32]]] = {name: [] for name in names}
     kept: list[pl.DataFrame] = []
     lost: list[str] = []
-    for (slide,), rows in found.rows.group_by("slide_id", maintain_order=True):
+    for (slide,), rows in labels.rows.group_by("slide_id", maintain_order=True):
         keys = rows["tile_id"].to_numpy()
         bags = {name: lake.bag(str(slide), teachers_of(name), mpp=mpp) for name in names}
         has = np.all([np.isin(keys, bag.tile_id) for bag in bags.values()], axis=0)
@@ -239,7 +236,7 @@ def _features(
             at = np.searchsorted(bag.tile_id, keys[has])
             parts[name].append(bag.features[at].astype(np.float32))
     rows = pl.concat(kept)
-    empty = [found.classes[c] for c, n in enumerate(counts_of(rows, len(found.classes))) if not n]
+    empty = [labels.classes[c] for c, n in enumerate(counts_of(rows, len(labels.classes))) if not n]
     if empty:
         msg = f"no tile of {listing(empty)} has features of all of {', '.join(names)}; they were "
         msg += "extracted of a part of the tiles: label others, or leave the class out"
@@ -248,46 +245,48 @@ def _features(
 
 
 def _metrics(
-    rows: pl.DataFrame, scores: Mapping[str, Scores], options: ProbeOptions
+    rows: pl.DataFrame, scores: Mapping[str, ProbeScores], options: ProbeOptions
 ) -> dict[str, dict[str, Any]]:
     """Metrics of each arm."""
     label_N, patients = rows["label"].to_numpy(), rows["patient_id"].to_list()
     return {
         arm: metrics_of(
-            label_N, found.scores, patients, seed=options.seed, spread=options.shots is not None
+            label_N,
+            arm_scores.scores,
+            patients,
+            seed=options.seed,
+            spread=options.shots is not None,
         )
-        for arm, found in scores.items()
+        for arm, arm_scores in scores.items()
     }
 
 
-def _store(
-    lake: "Lake",
-    run: str,
+def _files(
     rows: pl.DataFrame,
     splits: Sequence["Split"],
-    scores: Mapping[str, Scores],
+    scores: Mapping[str, ProbeScores],
     classes: Sequence[str],
-) -> None:
-    """Predictions (mean over draws), in the columns of other runs, and splits."""
+) -> dict[str, bytes]:
+    """Return predictions (mean over draws), in the columns of other runs, and splits, as files."""
     named = rows.with_columns(
         pl.Series("label", [classes[label] for label in rows["label"]]),
         pl.lit("test").alias("part"),
         *(pl.lit(0, pl.Int32).alias(name) for name in ("repeat", "seed")),
     )
     parts = []
-    for arm, found in scores.items():
-        mean_NC = found.scores.mean(axis=1)
+    for arm, arm_scores in scores.items():
+        mean_NC = arm_scores.scores.mean(axis=1)
         binary = mean_NC[:, 1] if mean_NC.shape[1] == 2 else None
         columns = [
             pl.Series("arm", [arm] * rows.height, pl.String),
-            pl.Series("fold", found.fold, pl.Int32),
+            pl.Series("fold", arm_scores.fold, pl.Int32),
             pl.Series("probabilities", mean_NC.tolist(), pl.List(pl.Float64)),
             pl.Series("score", binary if binary is not None else [None] * rows.height, pl.Float64),
             # classes weigh the same, so that class 1 is said from one half on
             pl.lit(None if binary is None else 0.5, pl.Float64).alias("threshold"),
         ]
         parts.append(named.with_columns(columns))
-    for name, table in (("predictions", pl.concat(parts)), ("splits", to_table(splits))):
-        content = io.BytesIO()
-        table.write_parquet(content)
-        lake.write_bytes(f"runs/{run}/{name}.parquet", content.getvalue())
+    return {
+        "predictions.parquet": parquet_bytes(pl.concat(parts)),
+        "splits.parquet": parquet_bytes(to_table(splits)),
+    }

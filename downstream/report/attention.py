@@ -35,16 +35,16 @@ class AttentionFile:
 
 
 def attention_files(lake: "Lake", run: str) -> list[AttentionFile]:
-    """What a run has; empty where no model of it has attention."""
-    found = []
+    """Return the attention files of a run; none where no model of it has attention."""
+    files = []
     for name in lake.store.names(f"runs/{run}/attention"):
         if not name.endswith(".parquet"):
             continue
         path = f"runs/{run}/attention/{name}"
         head = _read(lake, path, ["arm", "fold"], first=True)
         if not head.is_empty():
-            found.append(AttentionFile(arm=head["arm"][0], fold=head["fold"][0], path=path))
-    return found
+            files.append(AttentionFile(arm=head["arm"][0], fold=head["fold"][0], path=path))
+    return files
 
 
 def read_tiles(
@@ -83,8 +83,8 @@ def _read(
             batches = pq.ParquetFile(file).iter_batches(batch_size=1, columns=columns)
             batch = next(batches, None)
             return pl.DataFrame() if batch is None else pl.DataFrame(batch)
-        wanted = None if slide_ids is None else [("slide_id", "in", list(slide_ids))]
-        return pl.DataFrame(pq.read_table(file, columns=columns, filters=wanted))
+        filters = None if slide_ids is None else [("slide_id", "in", list(slide_ids))]
+        return pl.DataFrame(pq.read_table(file, columns=columns, filters=filters))
 
 
 def owners(lake: "Lake", files: Sequence[AttentionFile]) -> pl.DataFrame:

@@ -72,8 +72,8 @@ def write_attention(
         AttentionError: No model of it has attention, or the slide is in no test part of it.
         LakeError: The slide has no tiles any more.
     """
-    found = read_run(lake, run)
-    rows = _tiles(lake, found, slide_id, arm)
+    finished_run = read_run(lake, run)
+    rows = _tiles(lake, finished_run, slide_id, arm)
     target = Path(folder)
     target.mkdir(parents=True, exist_ok=True)
     written = []
@@ -147,16 +147,16 @@ def _tiles(lake: "Lake", run: "Run", slide_id: str, arm: str | None) -> dict[str
     """Arm -> the slide's tiles."""
     files = attention_files(lake, run.name)
     arms = _arms(lake, run, files, arm)
-    found = {}
+    tiles_of_slide = {}
     for name in arms:
         for file in (one for one in files if one.arm == name):
             rows = read_tiles(lake, file, [slide_id])
             if not rows.is_empty():
-                found[name] = rows
+                tiles_of_slide[name] = rows
                 break
-    if not found:
+    if not tiles_of_slide:
         raise AttentionError(_no_slide(lake, run, files, slide_id))
-    return found
+    return tiles_of_slide
 
 
 def _arms(lake: "Lake", run: "Run", files: Sequence["AttentionFile"], arm: str | None) -> list[str]:
@@ -164,25 +164,28 @@ def _arms(lake: "Lake", run: "Run", files: Sequence["AttentionFile"], arm: str |
     if arm is not None and arm not in run.arms:
         msg = f"run {run.name} has no arm {arm!r}; {nearest(arm, run.arms, 'it has')}"
         raise RunError(msg)
-    there, _ = arms_with_attention(lake, run, files)
-    if not there:
+    attention_arms, _ = arms_with_attention(lake, run, files)
+    if not attention_arms:
         models = sorted({str(one["model"]) for one in run.result["arms"].values()})
         msg = (
             f"run {run.name} has no attention to show: its models ({', '.join(models)}) do not "
             "weigh tiles, or weigh all alike; run slidelake mil with one that does, such as abmil"
         )
         raise AttentionError(msg)
-    if arm not in (None, *there):
-        msg = f"arm {arm!r} of run {run.name} does not weigh tiles; these do: {', '.join(there)}"
+    if arm not in (None, *attention_arms):
+        names = ", ".join(attention_arms)
+        msg = f"arm {arm!r} of run {run.name} does not weigh tiles; these do: {names}"
         raise AttentionError(msg)
-    return there if arm is None else [arm]
+    return attention_arms if arm is None else [arm]
 
 
 def _no_slide(lake: "Lake", run: "Run", files: Sequence["AttentionFile"], slide_id: str) -> str:
     """Why there is no attention of a slide, and slides that there are."""
-    known = lake.slides().select("slide_id").collect()["slide_id"].to_list()
-    if slide_id not in known:
-        return f"slide {slide_id!r} is not in {lake.uri}; {nearest(slide_id, known, 'it has')}"
+    lake_slides = lake.slides().select("slide_id").collect()["slide_id"].to_list()
+    if slide_id not in lake_slides:
+        return (
+            f"slide {slide_id!r} is not in {lake.uri}; {nearest(slide_id, lake_slides, 'it has')}"
+        )
     tested = sorted(set().union(*(slides_of(lake, file) for file in files)))
     return (
         f"slide {slide_id!r} is in no test part of run {run.name}, which has {len(tested)} slides: "

@@ -63,8 +63,8 @@ def groups(run: "Run", arm: str) -> dict[str, list[str]]:
 
 
 def _patients(rows: pl.DataFrame, where: pl.Expr) -> list[str]:
-    found: list[str] = rows.filter(where)["patient_id"].unique(maintain_order=True).to_list()
-    return found
+    patients: list[str] = rows.filter(where)["patient_id"].unique(maintain_order=True).to_list()
+    return patients
 
 
 def _case(rows: pl.DataFrame, title: str, tell: Callable[[dict[str, float]], str]) -> Case | None:
@@ -76,35 +76,37 @@ def _case(rows: pl.DataFrame, title: str, tell: Callable[[dict[str, float]], str
 
 
 def _positives(run: "Run", rows: pl.DataFrame) -> list[Case | None]:
-    """Of the positive (last) class."""
+    """Return cases of the positive (last) class."""
     name = run.classes[-1]
-    mine = rows.filter(pl.col("label") == name).with_columns(
+    positives = rows.filter(pl.col("label") == name).with_columns(
         said=pl.col("probabilities").list.last(),
         likeliest=pl.col("probabilities").list.arg_max() == len(run.classes) - 1,
     )
     called = pl.col("likeliest")
     if run.task == "binary":
         called = pl.col("score") >= pl.col("threshold").fill_null(0.5)
-    return _pair(mine, called, f"{name} patients", f"a probability of {name}")
+    return _pair(positives, called, f"{name} patients", f"a probability of {name}")
 
 
 def _labelled(run: "Run", rows: pl.DataFrame) -> list[Case | None]:
-    """Of the first label."""
+    """Return cases of the first label."""
     name = run.classes[0]
-    mine = rows.filter(pl.col("labels").list.get(0) == 1)
-    mine = mine.with_columns(said=pl.col("probabilities").list.first())
+    labelled = rows.filter(pl.col("labels").list.get(0) == 1)
+    labelled = labelled.with_columns(said=pl.col("probabilities").list.first())
     called = pl.col("said") >= 0.5
     return _pair(
-        mine, called, f"patients with {name}, the first label,", f"a probability of {name}"
+        labelled, called, f"patients with {name}, the first label,", f"a probability of {name}"
     )
 
 
-def _pair(rows: pl.DataFrame, called: pl.Expr, whom: str, what: str) -> list[Case | None]:
+def _pair(rows: pl.DataFrame, called: pl.Expr, whom: str, score_name: str) -> list[Case | None]:
     right = rows.filter(called).sort("said", "patient_id", descending=[True, False])
     wrong = rows.filter(~called).sort("said", "patient_id")
 
     def tell(rule: str, count: int) -> Callable[[dict[str, float]], str]:
-        return lambda row: f"Of {count} {whom} {rule}. They were given {what} of {row['said']:.3f}"
+        return lambda row: (
+            f"Of {count} {whom} {rule}. They were given {score_name} of {row['said']:.3f}"
+        )
 
     return [
         _case(right, "The surest right", tell("called right, the surest", right.height)),
@@ -115,19 +117,19 @@ def _pair(rows: pl.DataFrame, called: pl.Expr, whom: str, what: str) -> list[Cas
 def _numbers(run: "Run", rows: pl.DataFrame) -> list[Case | None]:
     """Nearest and farthest of the upper half."""
     target = run.result["target"]
-    mine = rows.filter(pl.col("value") >= pl.col("value").median())
-    mine = mine.with_columns(off=(pl.col("found") - pl.col("value")).abs())
+    upper_half = rows.filter(pl.col("value") >= pl.col("value").median())
+    upper_half = upper_half.with_columns(off=(pl.col("found") - pl.col("value")).abs())
 
     def tell(rule: str) -> Callable[[dict[str, float]], str]:
         return lambda row: (
-            f"Of the {mine.height} patients in the upper half of {target} the one that is {rule}. "
-            f"It is {row['value']:.4g}, predicted was {row['found']:.4g}"
+            f"Of the {upper_half.height} patients in the upper half of {target} the one that is "
+            f"{rule}. It is {row['value']:.4g}, predicted was {row['found']:.4g}"
         )
 
     return [
-        _case(mine.sort("off", "patient_id"), "The nearest", tell("predicted best")),
+        _case(upper_half.sort("off", "patient_id"), "The nearest", tell("predicted best")),
         _case(
-            mine.sort("off", "patient_id", descending=[True, False]),
+            upper_half.sort("off", "patient_id", descending=[True, False]),
             "The farthest",
             tell("predicted worst"),
         ),
@@ -136,21 +138,21 @@ def _numbers(run: "Run", rows: pl.DataFrame) -> list[Case | None]:
 
 def _events(_: "Run", rows: pl.DataFrame) -> list[Case | None]:
     """Highest and lowest risk of those with an event in the earlier half."""
-    seen = rows.filter(pl.col("event"))
-    mine = seen.filter(pl.col("time") <= pl.col("time").median())
+    observed = rows.filter(pl.col("event"))
+    early = observed.filter(pl.col("time") <= pl.col("time").median())
 
     def tell(rule: str) -> Callable[[dict[str, float]], str]:
         return lambda row: (
-            f"Of the {mine.height} patients with an event in the earlier half of all events the "
+            f"Of the {early.height} patients with an event in the earlier half of all events the "
             f"one with the {rule} risk. The event came at {row['time']:.4g}; {row['rank']:.0%} of "
             "the fold's patients have a lower risk"
         )
 
     return [
         _case(
-            mine.sort("rank", "patient_id", descending=[True, False]),
+            early.sort("rank", "patient_id", descending=[True, False]),
             "The surest right",
             tell("highest"),
         ),
-        _case(mine.sort("rank", "patient_id"), "The surest wrong", tell("lowest")),
+        _case(early.sort("rank", "patient_id"), "The surest wrong", tell("lowest")),
     ]

@@ -45,7 +45,7 @@ class Run:
 
     @property
     def unit(self) -> str:
-        """What a prediction is of: `patient`, or `tile` in a probe of tiles."""
+        """Return the unit of a prediction: `patient`, or `tile` in a probe of tiles."""
         return "tile" if self.result["kind"] == "probe" else "patient"
 
     @property
@@ -61,7 +61,7 @@ class Run:
     @property
     def metric(self) -> str:
         """The measure that arms are compared by."""
-        return next((str(found["metric"]) for found in self.result["metrics"].values()), "")
+        return next((str(metrics["metric"]) for metrics in self.result["metrics"].values()), "")
 
     @property
     def measures(self) -> list[str]:
@@ -70,13 +70,13 @@ class Run:
         With two classes a quadratic kappa is the plain one, and is left out.
         """
         names = {self.metric: None}
-        for found in self.result["metrics"].values():
-            names |= dict.fromkeys(found.get("measures", {}))
+        for metrics in self.result["metrics"].values():
+            names |= dict.fromkeys(metrics.get("measures", {}))
         twice = "kappa_quadratic" if self.task == "binary" else ""
         return [name for name in names if name not in ("", twice)]
 
     def rows(self, arm: str) -> pl.DataFrame:
-        """All test rows of an arm: a patient has one a repetition and seed."""
+        """Return the test rows of an arm: a patient has one for each repetition and seed."""
         return self.scored.filter(pl.col("arm") == arm)
 
     def once(self, arm: str) -> pl.DataFrame:
@@ -85,19 +85,19 @@ class Run:
         return self.rows(arm).unique(keys, keep="first", maintain_order=True)
 
     def measure(self, arm: str, name: str) -> Json | None:
-        """What is known of a measure of an arm, or None; `estimate` is not there if undefined."""
-        found: Json = self.result["metrics"][arm]
-        part: Json | None = found.get("measures", {}).get(name)
-        if part is None and name == found["metric"]:
-            return found
+        """Return a measure of an arm, or None; its `estimate` is missing if it is undefined."""
+        metrics: Json = self.result["metrics"][arm]
+        part: Json | None = metrics.get("measures", {}).get(name)
+        if part is None and name == metrics["metric"]:
+            return metrics
         return part
 
     def estimates(self, name: str) -> dict[str, Estimate]:
         """Arm -> estimate, low, high of a measure, of the arms where it is defined."""
-        found = {arm: self.measure(arm, name) for arm in self.arms}
+        measure_of_arm = {arm: self.measure(arm, name) for arm in self.arms}
         return {
             arm: (part["estimate"], part["low"], part["high"])
-            for arm, part in found.items()
+            for arm, part in measure_of_arm.items()
             if part is not None and part.get("estimate") is not None
         }
 
@@ -107,31 +107,36 @@ def read_run(lake: "Lake", name: str) -> Run:
 
     Raises:
         RunError: There is none of this name, or it is not finished; runs that are there are named.
+        DamageError: Its files are not what was written.
     """
+    from featurestore.storage import read_named, read_sealed  # with it comes Lance
+
     path = f"runs/{name}/result.json"
     if not name or "/" in name or not lake.exists(path):
         raise RunError(_not_there(lake, name))
-    table = pl.read_parquet(io.BytesIO(lake.read_bytes(f"runs/{name}/predictions.parquet")))
+    result = read_sealed(lake.store, path)
+    predictions = read_named(lake.store, f"runs/{name}/predictions.parquet", result)
+    table = pl.read_parquet(io.BytesIO(predictions))
     scored = table.filter(pl.col("part") == "test").sort(*_ORDER, maintain_order=True)
-    return Run(name=name, result=lake.read_json(path), scored=scored)
+    return Run(name=name, result=result, scored=scored)
 
 
 def _not_there(lake: "Lake", name: str) -> str:
-    there = lake.store.names("runs")
-    if name in there:
+    runs = lake.store.names("runs")
+    if name in runs:
         return f"run {name!r} of {lake.uri} is not finished; run its command again to finish it"
-    done = [one for one in there if lake.exists(f"runs/{one}/result.json")]
+    done = [one for one in runs if lake.exists(f"runs/{one}/result.json")]
     return f"{lake.uri} has no finished run {name!r}; {nearest(name, done, 'it has')}"
 
 
-def nearest(name: str, known: list[str], what: str) -> str:
+def nearest(name: str, names: list[str], introduction: str) -> str:
     """Names that are there, those most like the given one first, as the end of a message.
 
     >>> nearest("mil-12", ["survival-9", "mil-13"], "it has"), nearest("a", [], "it has")
     ('it has: mil-13, survival-9', 'it has: none')
     """
-    close = difflib.get_close_matches(name, known, n=_SHOWN_NAMES, cutoff=0.3)
-    shown = [*close, *(one for one in sorted(known) if one not in close)]
+    close = difflib.get_close_matches(name, names, n=_SHOWN_NAMES, cutoff=0.3)
+    shown = [*close, *(one for one in sorted(names) if one not in close)]
     left = len(shown) - _SHOWN_NAMES
     more = f" and {left} more" if left > 0 else ""
-    return f"{what}: {', '.join(shown[:_SHOWN_NAMES]) or 'none'}{more}"
+    return f"{introduction}: {', '.join(shown[:_SHOWN_NAMES]) or 'none'}{more}"

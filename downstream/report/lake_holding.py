@@ -35,7 +35,7 @@ _KINDS = ("mil", "survival")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Part:
+class HoldingPart:
     """A student or a finished run.
 
     Attributes:
@@ -56,7 +56,7 @@ class Part:
 
 @dataclass(frozen=True, kw_only=True)
 class Holding:
-    """All that a report tells of, apart from pictures and predictions.
+    """The content of a lake that a report shows, apart from pictures and predictions.
 
     Attributes:
         info: `Lake.info()`.
@@ -68,11 +68,11 @@ class Holding:
 
     info: Json
     slides: pl.DataFrame
-    students: list[Part]
-    runs: dict[str, list[Part]]
+    students: list[HoldingPart]
+    runs: dict[str, list[HoldingPart]]
     unfinished: list[str]
 
-    def newest(self, kind: str) -> Part | None:
+    def newest(self, kind: str) -> HoldingPart | None:
         """The newest finished run of a kind, or None."""
         return next(iter(self.runs[kind]), None)
 
@@ -102,15 +102,15 @@ def read_holding(lake: "Lake") -> Holding:
     )
 
 
-def _parts(lake: "Lake", folder: str, file: str) -> list[Part]:
+def _parts(lake: "Lake", folder: str, file: str) -> list[HoldingPart]:
     """Folders that hold the file that is written last, newest first."""
-    found = []
+    parts = []
     for name in lake.store.names(folder):
         rel = f"{folder}/{name}/{file}"
         if lake.exists(rel):
             modified = lake.store.fs.modified(lake.store.path(rel))
-            found.append(Part(name=name, content=lake.read_json(rel), modified=modified))
-    return sorted(found, key=lambda p: (p.lake_version, p.modified, p.name), reverse=True)
+            parts.append(HoldingPart(name=name, content=lake.read_json(rel), modified=modified))
+    return sorted(parts, key=lambda p: (p.lake_version, p.modified, p.name), reverse=True)
 
 
 def read_earlier(lake: "Lake") -> Json:

@@ -68,7 +68,7 @@ def write_report(
 
 
 def _report(lake: "Lake", holding: "Holding", stages: "Json", about: "Json") -> "Json":
-    """What `report.json` holds."""
+    """Return the content of `report.json`."""
     fidelity = {part.name: part.content["fidelity"] for part in holding.students}
     report = {
         "stages": stages,

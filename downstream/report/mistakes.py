@@ -1,4 +1,4 @@
-"""Tiles that a probe called another class: what people look at first."""
+"""Tiles that a probe predicted as another class, which people look at first."""
 
 from typing import TYPE_CHECKING
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def mistakes(lake: "Lake", run: "Run") -> list[Strip]:
-    """Of each class the tiles that the first arm was surest to be of another one.
+    """Return for each class its tiles that the first arm predicted as another one, surest first.
 
     At most two tiles are of one patient; classes beyond the first six are left out.
 
@@ -29,13 +29,13 @@ def mistakes(lake: "Lake", run: "Run") -> list[Strip]:
     """
     rows = run.rows(run.arms[0])
     probabilities = np.array(rows["probabilities"].to_list())
-    said = probabilities.argmax(axis=1)
-    told = rows.with_columns(
-        pl.Series("said", [run.classes[c] for c in said], pl.String),
+    predicted = probabilities.argmax(axis=1)
+    judged = rows.with_columns(
+        pl.Series("predicted", [run.classes[c] for c in predicted], pl.String),
         pl.Series("sure", probabilities.max(axis=1)),
         mpp=pl.lit(float(run.result["config"]["mpps"][0])),
     )
-    wrong = told.filter(pl.col("said") != pl.col("label"))
+    wrong = judged.filter(pl.col("predicted") != pl.col("label"))
     return [_strip(lake, name, wrong) for name in run.classes[:MOST_GROUPS]]
 
 
@@ -50,8 +50,8 @@ def _strip(lake: "Lake", name: str, wrong: pl.DataFrame) -> Strip:
             "src": jpegs.get(row["tile_id"]),
             "alt": f"tile {row['tile_id']} of slide {row['slide_id']}",
             "patient": row["patient_id"],
-            "text": f"{row['said']}, {row['sure']:.2f}",
+            "text": f"{row['predicted']}, {row['sure']:.2f}",
         }
         for row in chosen.iter_rows(named=True)
     ]
-    return Strip(title=f"{name}, called something else", tiles=tiles, damage=damage)
+    return Strip(title=f"{name}, predicted as another class", tiles=tiles, damage=damage)

@@ -29,7 +29,7 @@ def render(template: str, **context: Any) -> str:  # noqa: ANN401 - what the tem
 
 
 def notice(about: Mapping[str, Any]) -> str | None:
-    """What must be said before any number, or None."""
+    """Return the warning that stands before all numbers of a page, or None."""
     if not about.get("synthetic"):
         return None
     real = about.get("real_slide")
@@ -87,22 +87,22 @@ def _counted(values: pl.Series) -> str:
 
 def recorded_seconds(holding: "Holding") -> dict[str, float]:
     """Computing times that the lake itself keeps, for a report that was given none."""
-    found = {"cutting slides": float(holding.slides["seconds"].sum())}
+    seconds_of_stage = {"cutting slides": float(holding.slides["seconds"].sum())}
     for part in holding.students:
-        found[f"training {part.name}"] = float(part.content.get("seconds", 0.0))
+        seconds_of_stage[f"training {part.name}"] = float(part.content.get("seconds", 0.0))
     for runs in holding.runs.values():
         for part in runs:
-            found[part.name] = float(part.content.get("seconds", 0.0))
-    return {name: seconds for name, seconds in found.items() if seconds}
+            seconds_of_stage[part.name] = float(part.content.get("seconds", 0.0))
+    return {name: seconds for name, seconds in seconds_of_stage.items() if seconds}
 
 
 def example_commands(lake: "Lake", holding: "Holding") -> list[tuple[str, str]]:
-    """What to type to look further: (what it tells, command), each of which works on this lake."""
+    """Return commands for a closer look, as (question, command); each works on this lake."""
     return [
         ("What the lake holds", f"slidelake info {shlex.quote(lake.uri)}"),
         *(
-            (what, f"slidelake query {shlex.quote(lake.uri)} {shlex.quote(sql)}")
-            for what, sql in example_queries(lake, holding)
+            (answer, f"slidelake query {shlex.quote(lake.uri)} {shlex.quote(sql)}")
+            for answer, sql in example_queries(lake, holding)
         ),
     ]
 

@@ -17,11 +17,11 @@ from ingest.pages.slide_pictures import data_uri
 
 if TYPE_CHECKING:
     from downstream.report.finished_run import Run
-    from downstream.report.lake_holding import Json, Part
+    from downstream.report.lake_holding import HoldingPart, Json
     from featurestore import Lake
 
 
-def estimates(run: "Part | None") -> dict[str, dict[str, float | None]]:
+def estimates(run: "HoldingPart | None") -> dict[str, dict[str, float | None]]:
     """Arm -> estimate, low, high; empty without a run, null where undefined."""
     if run is None:
         return {}
@@ -30,7 +30,7 @@ def estimates(run: "Part | None") -> dict[str, dict[str, float | None]]:
     return {name: {key: metrics[name][key] for key in names} for name in run.content["metrics"]}
 
 
-def student_view(student: "Part") -> "Json":
+def student_view(student: "HoldingPart") -> "Json":
     """One student: facts, fidelity per teacher and mpp, pictures."""
     report = student.content
     rows = _fidelity_rows(report)
@@ -55,12 +55,12 @@ def student_view(student: "Part") -> "Json":
 
 def _flat(recipe: "Json") -> "Json":
     """A recipe as pairs of name and value: what its parts say, and its terms with their weights."""
-    found: Json = {}
+    flat: Json = {}
     for key, value in recipe.items():
-        found |= value if isinstance(value, dict) else {key: value}
+        flat |= value if isinstance(value, dict) else {key: value}
     terms = recipe.get("terms", [])
     shown = {"terms": [f"{term['weight']:g} x {term['kind']}" for term in terms]} if terms else {}
-    return {**found, **shown}
+    return {**flat, **shown}
 
 
 def _fidelity_rows(report: "Json") -> list["Json"]:
@@ -80,7 +80,7 @@ def shown_arm(run: "Run", students: list[str]) -> str:
     return next((arm for name in students for arm in run.arms if of[arm] == name), run.arms[0])
 
 
-def mil_view(lake: "Lake", part: "Part", students: list[str]) -> "Json":
+def mil_view(lake: "Lake", part: "HoldingPart", students: list[str]) -> "Json":
     """The newest run of bags: table, intervals, curves, attention over one slide."""
     run = read_run(lake, part.name)
     shown = shown_arm(run, students)
@@ -92,7 +92,7 @@ def mil_view(lake: "Lake", part: "Part", students: list[str]) -> "Json":
     }
 
 
-def survival_view(lake: "Lake", part: "Part", students: list[str]) -> "Json":
+def survival_view(lake: "Lake", part: "HoldingPart", students: list[str]) -> "Json":
     """The newest survival analysis: table, intervals, Kaplan-Meier curves of one arm."""
     run = read_run(lake, part.name)
     shown = shown_arm(run, students)
@@ -134,11 +134,11 @@ def _attention(lake: "Lake", run: "Run", shown: str) -> "Json":
     arm = shown if shown in arms else next(iter(arms), None)
     if arm is None:
         return {"maps": [], "map_notes": ["None: no model of this run says which tiles it weighs."]}
-    mine = [file for file in files if file.arm == arm]
-    found = cases(run, arm)
-    if not found:
+    arm_files = [file for file in files if file.arm == arm]
+    arm_cases = cases(run, arm)
+    if not arm_cases:
         return {"maps": [], "map_notes": [f"None: nobody fits the rule with {arm}."]}
-    drawn, notes = maps(lake, found[0], arm, mine, owners(lake, mine))
+    drawn, notes = maps(lake, arm_cases[0], arm, arm_files, owners(lake, arm_files))
     return {"maps": drawn[:1], "map_notes": notes}
 
 

@@ -75,7 +75,7 @@ def run_page(lake: "Lake", run: "Run") -> str:
 
 
 def attention_view(lake: "Lake", run: "Run") -> dict[str, Any]:
-    """What was looked at, by the first arm that weighs tiles.
+    """Return attention maps of some patients, by the first arm that weighs tiles.
 
     Returns:
         `arm` (None without one), `others` (arms that weigh tiles too), `strips`, `pictures`,
@@ -87,17 +87,17 @@ def attention_view(lake: "Lake", run: "Run") -> dict[str, Any]:
     if not arms:
         notes = notes or ["No model of this run says which tiles it weighs."]
         return {"arm": None, "others": [], "strips": [], "pictures": [], "notes": notes}
-    mine = [file for file in files if file.arm == arms[0]]
-    slides = owners(lake, mine)
+    arm_files = [file for file in files if file.arm == arms[0]]
+    slides = owners(lake, arm_files)
     pictures: list[Picture] = []
     for case in cases(run, arms[0]):
-        drawn, told = maps(lake, case, arms[0], mine, slides)
+        drawn, map_notes = maps(lake, case, arms[0], arm_files, slides)
         pictures += drawn
-        notes += told
+        notes += map_notes
     return {
         "arm": arms[0],
         "others": arms[1:],
-        "strips": strips(lake, run, arms[0], mine, slides),
+        "strips": strips(lake, run, arms[0], arm_files, slides),
         "pictures": pictures,
         "notes": notes,
     }

@@ -6,40 +6,14 @@ Everything here comes from `result.json`; nothing is computed but its wording.
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from downstream.measures.measure_names import MEASURE_NAMES
+
 if TYPE_CHECKING:
     from downstream.report.finished_run import Json, Run
 
 MOST_LISTED = 100
 _MANY_REDRAWN = 0.01
 
-_NAMES = {
-    "auroc": "AUROC",
-    "auroc_folds": "AUROC within folds",
-    "auprc": "AUPRC",
-    "f1": "F1",
-    "kappa": "kappa",
-    "kappa_quadratic": "quadratic kappa",
-    "ece": "ECE",
-    "brier": "Brier score",
-    "harrell_c": "Harrell's C",
-    "harrell_c_folds": "C within folds",
-    "uno_c": "Uno's C",
-    "auc_t": "AUC(t)",
-    "integrated_brier": "integrated Brier",
-    "r2": "R\N{SUPERSCRIPT TWO}",
-    "pearson": "Pearson's r",
-    "mae": "mean absolute error",
-}
-_CHANCE = {
-    "auroc": 0.5,
-    "harrell_c": 0.5,
-    "uno_c": 0.5,
-    "auc_t": 0.5,
-    "kappa": 0.0,
-    "kappa_quadratic": 0.0,
-    "r2": 0.0,
-    "pearson": 0.0,
-}
 _ASKED = {
     "binary": "Which of two classes",
     "multiclass": "Which of several classes",
@@ -55,30 +29,33 @@ def shown_name(measure: str) -> str:
     >>> shown_name("auroc"), shown_name("balanced_accuracy")
     ('AUROC', 'balanced accuracy')
     """
-    return _NAMES.get(measure, measure.replace("_", " "))
+    entry = MEASURE_NAMES.get(measure)
+    return entry.shown if entry else measure.replace("_", " ")
 
 
 def chance(run: "Run") -> float | None:
-    """What knowing nothing gives in the main measure, or None where that depends on the data."""
-    return _CHANCE.get(run.metric)
+    """Return the value of the main measure at chance, or None where that depends on the cohort."""
+    entry = MEASURE_NAMES.get(run.metric)
+    return entry.chance if entry else None
 
 
 def title(run: "Run") -> str:
-    """What was asked for, in a word or two."""
+    """Return the label columns of a run as a title."""
     columns = [str(column) for column in run.result["config"]["columns"]]
     return f"{columns[0]} to {columns[-1]}" if run.task == "survival" else ", ".join(columns)
 
 
 def asked(run: "Run") -> str:
-    """What the run was asked, in a sentence."""
+    """Return the question of a run in a sentence."""
     result = run.result
     columns = " and ".join(str(column) for column in result["config"]["columns"])
-    what = _ASKED.get(run.task, run.task)
-    return f"{what}: {columns}, of {result['patients']:,} patients with {result['slides']:,} slides"
+    question = _ASKED.get(run.task, run.task)
+    counts = f"{result['patients']:,} patients with {result['slides']:,} slides"
+    return f"{question}: {columns}, of {counts}"
 
 
 def how_tested(run: "Run") -> str:
-    """How patients were tested, in a sentence."""
+    """Return in a sentence how patients were split into folds."""
     result = run.result
     parts = [f"{result['folds']} folds over patients"]
     if result["repeats"] > 1:
@@ -94,9 +71,9 @@ def measure_heads(run: "Run") -> list["Json"]:
     """Columns of the table of arms: name, and which direction is better."""
     heads = []
     for name in run.measures:
-        known = [part for arm in run.arms if (part := run.measure(arm, name)) is not None]
+        measured = [part for arm in run.arms if (part := run.measure(arm, name)) is not None]
         # a measure without a direction, such as observed over expected, is best at 1
-        higher = all(part.get("higher_is_better", True) is not False for part in known)
+        higher = all(part.get("higher_is_better", True) is not False for part in measured)
         heads.append({"name": shown_name(name), "higher_is_better": higher})
     return heads
 
@@ -124,13 +101,13 @@ def _cell(part: Mapping[str, Any] | None) -> "Json":
 
 
 def warnings(run: "Run") -> list[str]:
-    """What has to be said beside the numbers: undefined measures, many resamples drawn again."""
-    found, rough = [], []
+    """Return warnings beside the numbers: undefined measures, many resamples drawn again."""
+    sentences, rough = [], []
     for arm in run.arms:
         parts = {name: run.measure(arm, name) or {} for name in run.measures}
         for name, part in parts.items():
             if "undefined" in part:
-                found.append(f"{shown_name(name)} of {arm}: {part['undefined']}.")
+                sentences.append(f"{shown_name(name)} of {arm}: {part['undefined']}.")
         again = {
             name: part["redrawn"]
             for name, part in parts.items()
@@ -140,11 +117,11 @@ def warnings(run: "Run") -> list[str]:
             names = ", ".join(shown_name(name) for name in again)
             rough.append(f"{names} of {arm} (up to {max(again.values()):,} resamples)")
     if rough:
-        found.append(
+        sentences.append(
             "Undefined on some resamples, which were drawn again, so that the interval is rough: "
             f"{'; '.join(rough)}. There are few patients of some class or with an event."
         )
-    return found
+    return sentences
 
 
 def comparison_rows(run: "Run") -> list["Json"]:
@@ -156,7 +133,7 @@ def comparison_rows(run: "Run") -> list["Json"]:
 
 
 def _verdict(row: Mapping[str, Any]) -> str:
-    """What a test of non-inferiority says, or an empty string where none was asked for."""
+    """Return the verdict of the non-inferiority test, or an empty string without a margin."""
     if row.get("margin") is None:
         return ""
     if row["not_inferior"]:

@@ -60,16 +60,18 @@ def strips(
         slides: What `owners` gave.
     """
     of_group = dict(list(groups(run, arm).items())[:MOST_GROUPS])
-    found: dict[tuple[str, bool], list[pl.DataFrame]] = {}
+    strip_tiles: dict[tuple[str, bool], list[pl.DataFrame]] = {}
     for file in files:
         tiles = _relative(read_tiles(lake, file), slides)
         for name, patients in of_group.items():
-            mine = tiles.filter(pl.col("patient").is_in(patients))
+            group_tiles = tiles.filter(pl.col("patient").is_in(patients))
             for most in (True, False):
-                found.setdefault((name, most), []).append(_extreme(mine, _KEPT, most=most))
+                strip_tiles.setdefault((name, most), []).append(
+                    _extreme(group_tiles, _KEPT, most=most)
+                )
     return [
         _strip(lake, f"{name}, {'most' if most else 'least'} weighed", parts, most=most)
-        for (name, most), parts in found.items()
+        for (name, most), parts in strip_tiles.items()
     ]
 
 
@@ -113,7 +115,7 @@ def tile_pictures(lake: "Lake", tiles: pl.DataFrame) -> tuple[dict[int, str], st
     """
     from featurestore import DamageError, ShardReader
 
-    found: dict[int, str] = {}
+    picture_of: dict[int, str] = {}
     damage = ""
     for (slide_id, mpp), rows in tiles.group_by("slide_id", "mpp", maintain_order=True):
         place = lake.tiles_of(mpp=float(str(mpp)), slide_ids=[str(slide_id)])
@@ -125,11 +127,11 @@ def tile_pictures(lake: "Lake", tiles: pl.DataFrame) -> tuple[dict[int, str], st
             with ShardReader.of(lake.store, place.row(0, named=True)) as reader:
                 jpegs = reader.jpegs(keys)
             for key, jpeg in zip(keys.tolist(), jpegs, strict=True):
-                found[key] = data_uri(_small(bytes(jpeg)), "image/jpeg")
+                picture_of[key] = data_uri(_small(bytes(jpeg)), "image/jpeg")
         except DamageError as error:
             # a page with fewer pictures tells more than no page
             damage = str(error)
-    return found, damage
+    return picture_of, damage
 
 
 def _small(jpeg: bytes) -> bytes:
@@ -142,19 +144,19 @@ def maps(
     """A patient's slides under attention, those with most of it first, and what is not shown."""
     from featurestore import LakeError
 
-    mine = slides.filter(pl.col("patient") == case.patient)
+    patient_slides = slides.filter(pl.col("patient") == case.patient)
     file = next((one for one in files if one.fold == case.fold), None)
-    if file is None or mine.is_empty():
+    if file is None or patient_slides.is_empty():
         why = "no attention was kept of their fold" if file is None else "the lake has no slide"
         return [], [f"{case.title}: patient {case.patient} is not shown, {why} of theirs."]
-    tiles = read_tiles(lake, file, mine["slide_id"].to_list())
+    tiles = read_tiles(lake, file, patient_slides["slide_id"].to_list())
     if weighs_alike(tiles):
         return [], [f"{case.title}: every tile of patient {case.patient} weighs the same."]
     mass = tiles.group_by("slide_id").agg(pl.col("attention").cast(pl.Float64).sum())
     ordered = mass.sort("attention", "slide_id", descending=[True, False])
     pictures, notes = [], []
     for slide_id, share in ordered.head(_MOST_SLIDES).iter_rows():
-        row = mine.row(by_predicate=pl.col("slide_id") == slide_id, named=True)
+        row = patient_slides.row(by_predicate=pl.col("slide_id") == slide_id, named=True)
         try:
             src = _map(lake, row, tiles.filter(pl.col("slide_id") == slide_id))
         except LakeError as error:

@@ -39,10 +39,10 @@ def measure_recall(
     tile_id_Q, vector_QD = sample_tiles(lake, features, mpp=mpp, n=tiles, seed=seed)
     if not len(tile_id_Q):
         return {"k": k, "tiles": 0, "mean": None, "worst": None}
-    found, true = (
+    by_index, true = (
         lake.nearest(vector_QD, features, mpp=mpp, k=k + 1, exact=exact) for exact in (False, True)
     )
-    recall_Q = recall_at_k(found, true, tile_id_Q, k)
+    recall_Q = recall_at_k(by_index, true, tile_id_Q, k)
     return {
         "k": k,
         "tiles": len(recall_Q),
@@ -52,7 +52,7 @@ def measure_recall(
 
 
 def recall_at_k(
-    found: pl.DataFrame, true: pl.DataFrame, tile_id_Q: NDArray[np.int64], k: int
+    by_index: pl.DataFrame, exact: pl.DataFrame, tile_id_Q: NDArray[np.int64], k: int
 ) -> NDArray[np.float64]:
     """Share of each query's k true neighbours that were found, the query itself left out.
 
@@ -60,8 +60,8 @@ def recall_at_k(
     (`plotting/metrics.py`): of equal tiles any may be found.
 
     Args:
-        found: Rows of `Lake.nearest`, at least k + 1 a query.
-        true: The same of the exact search.
+        by_index: Rows of `Lake.nearest`, at least k + 1 a query.
+        exact: The same of the exact search.
         tile_id_Q: Key of each query's tile.
         k: Neighbours.
 
@@ -71,10 +71,12 @@ def recall_at_k(
     recall_Q = np.ones(len(tile_id_Q))
     for query, tile_id in enumerate(tile_id_Q.tolist()):
         own = (pl.col("query") == query) & (pl.col("tile_id") != tile_id)
-        wanted, given = (frame.filter(own)["distance"].head(k) for frame in (true, found))
-        if len(wanted):
-            hits = int((given.to_numpy() <= wanted[-1] + _TIE).sum())
-            recall_Q[query] = hits / len(wanted)
+        exact_distances, index_distances = (
+            frame.filter(own)["distance"].head(k) for frame in (exact, by_index)
+        )
+        if len(exact_distances):
+            hits = int((index_distances.to_numpy() <= exact_distances[-1] + _TIE).sum())
+            recall_Q[query] = hits / len(exact_distances)
     return recall_Q
 
 
@@ -85,7 +87,7 @@ def sample_tiles(
 
     They are fewer than n where tiles were left out of the extraction (NaN) or are all zero.
     """
-    from featurestore.tables.lance_rows import Ranges
+    from featurestore.tables import Ranges
 
     rows = lake.features_of(features, mpp=mpp).filter(pl.col("tiles") > 0)
     ends = np.cumsum(rows["tiles"].to_numpy())

@@ -63,7 +63,7 @@ def search_lake(lake_uri: str, options: SearchOptions, *, out: Path | None = Non
     seconds = time.monotonic() - begun
     index = None if options.exact or query.tile_id is None else _index_of(lake, query)
     answer: Json = {
-        "like": query.about(),
+        "like": query.description(),
         "features": options.features,
         "mpp": query.mpp,
         "k": options.k,
@@ -80,7 +80,8 @@ def search_lake(lake_uri: str, options: SearchOptions, *, out: Path | None = Non
     return answer
 
 
-def run_search(  # many parameters: the public function names every setting that users change
+# With many parameters: the public function names every setting that users change.
+def run_search(
     lake_uri: str,
     like: str,
     features: str,
@@ -159,14 +160,14 @@ def _recall(
 def _results(
     lake: "Lake", query: "Query", *, k: int, exact: bool, others_only: bool
 ) -> pl.DataFrame:
-    """What is nearest to the query, with rank, patient and whether that is the query's own."""
+    """Return the nearest tiles or slides, with rank, patient and whether it is the query's own."""
     own = query.patients.filter(pl.col("patient") == query.patient)["slide_id"].to_list()
     without = own if others_only else []
     if query.tile_id is None:
-        found = nearest_slides(lake, query, k=k, without=without)
+        nearest = nearest_slides(lake, query, k=k, without=without)
     else:
-        found = nearest_tiles(lake, query, k=k, exact=exact, without=without)
-    named = found.join(query.patients, on="slide_id", how="left", maintain_order="left")
+        nearest = nearest_tiles(lake, query, k=k, exact=exact, without=without)
+    named = nearest.join(query.patients, on="slide_id", how="left", maintain_order="left")
     return named.with_columns(same_patient=pl.col("patient") == query.patient).with_row_index(
         "rank", offset=1
     )
@@ -181,10 +182,10 @@ def nearest_tiles(
         Columns slide_id, tile_id, x, y (level-0 pixels of the top-left corner), similarity (cosine,
         higher is nearer), same_slide; nearest first.
     """
-    found = lake.nearest(
+    nearest = lake.nearest(
         query.vector, query.features, mpp=query.mpp, k=k + 1, without=without or [], exact=exact
     )
-    others = found.filter(pl.col("tile_id") != query.tile_id).head(k)
+    others = nearest.filter(pl.col("tile_id") != query.tile_id).head(k)
     return others.select(
         "slide_id",
         "tile_id",
@@ -214,10 +215,10 @@ def nearest_slides(
     )
 
 
-def found_text(found: Json) -> str:
-    """What was found, for people: a line each, and then how it was searched."""
-    lines = [_line(row) for row in found["results"]]
-    return "\n".join([*(lines or ["nothing else has these features"]), _how(found)])
+def found_text(answer: Json) -> str:
+    """Return the answer of a search as text: a line for each result, then how it was searched."""
+    lines = [_line(row) for row in answer["results"]]
+    return "\n".join([*(lines or ["nothing else has these features"]), _how(answer)])
 
 
 def _line(row: Json) -> str:
@@ -227,14 +228,16 @@ def _line(row: Json) -> str:
     return f"{row['rank']:>3}  {row['similarity']:.4f}  {row['slide_id']}{place}{own}"
 
 
-def _how(found: Json) -> str:
-    index, recall = found["index"], found["recall"]
-    how = "compared with all others"
+def _how(answer: Json) -> str:
+    index, recall = answer["index"], answer["recall"]
+    text = "compared with all others"
     if index:
-        how = f"by index, which covers {index['indexed']:,} of {index['tiles']:,} tiles"
+        text = f"by index, which covers {index['indexed']:,} of {index['tiles']:,} tiles"
     if index and recall and recall["tiles"]:
-        how += f"; recall@{recall['k']} is {recall['mean']:.3f} over {recall['tiles']} random tiles"
+        text += (
+            f"; recall@{recall['k']} is {recall['mean']:.3f} over {recall['tiles']} random tiles"
+        )
     elif index:
-        how += "; recall was not measured (--recall-tiles 16 does)"
-    picture = f"; {found['picture']}" if found["picture"] else ""
-    return f"{how}; {found['seconds']:.2f} s{picture}"
+        text += "; recall was not measured (--recall-tiles 16 does)"
+    picture = f"; {answer['picture']}" if answer["picture"] else ""
+    return f"{text}; {answer['seconds']:.2f} s{picture}"

@@ -54,7 +54,7 @@ def check_out(out: Path) -> None:
         raise RetrievalError(msg)
 
 
-def write_picture(lake: "Lake", found: Json, out: Path) -> Path:
+def write_picture(lake: "Lake", answer: Json, out: Path) -> Path:
     """Write what `run_search` found as .png or .html.
 
     Raises:
@@ -62,15 +62,15 @@ def write_picture(lake: "Lake", found: Json, out: Path) -> Path:
     """
     check_out(out)
     draw = _png if out.suffix.lower() == ".png" else _html
-    out.write_bytes(draw(found, shown(lake, found)))
+    out.write_bytes(draw(answer, shown(lake, answer)))
     return out
 
 
-def shown(lake: "Lake", found: Json) -> list[Shown]:
+def shown(lake: "Lake", answer: Json) -> list[Shown]:
     """Pictures of the query and of the first sixty that were found, in this order."""
-    rows = [{**found["like"], "same_patient": False}, *found["results"][:MOST_SHOWN]]
+    rows = [{**answer["like"], "same_patient": False}, *answer["results"][:MOST_SHOWN]]
     jpegs = (
-        _tile_jpegs(lake, rows, found["mpp"]) if "tile_id" in rows[0] else _thumbnails(lake, rows)
+        _tile_jpegs(lake, rows, answer["mpp"]) if "tile_id" in rows[0] else _thumbnails(lake, rows)
     )
     return [_shown(row, jpeg) for row, jpeg in zip(rows, jpegs, strict=True)]
 
@@ -131,15 +131,17 @@ def _small(jpeg: bytes, longest_px: int) -> "NDArray[np.uint8]":
     return scaled(picture_HW3, min(longest_px, max(picture_HW3.shape[:2])))
 
 
-def _summary(found: Json) -> str:
-    what = "tiles" if "tile_id" in found["like"] else "slides"
-    return f"nearest {what} by {found['features']} at {found['mpp']} mpp ({found['search']} search)"
+def _summary(answer: Json) -> str:
+    unit = "tiles" if "tile_id" in answer["like"] else "slides"
+    return (
+        f"nearest {unit} by {answer['features']} at {answer['mpp']} mpp ({answer['search']} search)"
+    )
 
 
 # ---------------------------------------------------------------------- PNG
 
 
-def _png(found: Json, pictures: list[Shown]) -> bytes:
+def _png(answer: Json, pictures: list[Shown]) -> bytes:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -155,7 +157,7 @@ def _png(found: Json, pictures: list[Shown]) -> bytes:
     for number, picture in enumerate(others):
         axes = figure.add_subplot(grid[number // columns, 2 + number % columns])
         _draw(axes, picture, colour="#E69F00" if picture.own else "0.8")
-    figure.suptitle(_summary(found), fontsize=9)
+    figure.suptitle(_summary(answer), fontsize=9)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=_DPI, bbox_inches="tight")
     return buffer.getvalue()
@@ -181,7 +183,7 @@ def _draw(axes: "Axes", picture: Shown, *, colour: str) -> None:
 # ---------------------------------------------------------------------- HTML
 
 
-def _html(found: Json, pictures: list[Shown]) -> bytes:
+def _html(answer: Json, pictures: list[Shown]) -> bytes:
     from ingest.pages.page_templates import environment
 
     template = environment(Path(__file__).parent / "templates").get_template("search.html.j2")
@@ -189,7 +191,7 @@ def _html(found: Json, pictures: list[Shown]) -> bytes:
         {"name": p.name, "lines": p.lines, "own": p.own, "uri": p.jpeg and _uri(p.jpeg)}
         for p in pictures
     ]
-    page = template.render(found=found, summary=_summary(found), query=query, others=others)
+    page = template.render(found=answer, summary=_summary(answer), query=query, others=others)
     return page.encode()
 
 

@@ -51,15 +51,15 @@ class Query:
 
     @property
     def patient(self) -> str:
-        """Whose slide it is."""
-        found: str = self.patients.row(by_predicate=pl.col("slide_id") == self.slide_id)[1]
-        return found
+        """Return the patient of the query's slide."""
+        patient: str = self.patients.row(by_predicate=pl.col("slide_id") == self.slide_id)[1]
+        return patient
 
-    def about(self) -> dict[str, Any]:
-        """What it is, for people and JSON."""
-        about: dict[str, Any] = {"slide_id": self.slide_id, "patient": self.patient}
+    def description(self) -> dict[str, Any]:
+        """Return the query's slide, patient and tile, for people and JSON."""
+        description: dict[str, Any] = {"slide_id": self.slide_id, "patient": self.patient}
         place = {"x": self.x, "y": self.y, "tile_id": self.tile_id}
-        return about if self.tile_id is None else {**about, **place}
+        return description if self.tile_id is None else {**description, **place}
 
 
 def check_k(k: int) -> None:
@@ -69,12 +69,12 @@ def check_k(k: int) -> None:
         raise RetrievalError(msg)
 
 
-def parse_like(like: str, known: Sequence[str]) -> tuple[str, tuple[int, int] | None]:
+def parse_like(like: str, slide_ids: Sequence[str]) -> tuple[str, tuple[int, int] | None]:
     """The slide, and the place (x, y) if one is given; names of slides may have colons.
 
     Args:
         like: `SLIDE` or `SLIDE:x,y`.
-        known: Names of all slides.
+        slide_ids: Names of all slides.
 
     Raises:
         RetrievalError: There is no such slide; a similar name is given, if there is one.
@@ -83,15 +83,15 @@ def parse_like(like: str, known: Sequence[str]) -> tuple[str, tuple[int, int] | 
     (('a:1', (30, 40)), ('a:1', None))
     """
     parts = _PLACE.fullmatch(like)
-    if like not in known and parts is not None:
+    if like not in slide_ids and parts is not None:
         slide, place = parts["slide"], (int(parts["x"]), int(parts["y"]))
     else:
         slide, place = like, None
-    if slide in known:
+    if slide in slide_ids:
         return slide, place
-    close = difflib.get_close_matches(slide, known, n=1)
+    close = difflib.get_close_matches(slide, slide_ids, n=1)
     hint = f"; did you mean '{close[0]}'?" if close else ""
-    msg = f"slide '{slide}' is not among the {len(known)} of this lake{hint}"
+    msg = f"slide '{slide}' is not among the {len(slide_ids)} of this lake{hint}"
     raise RetrievalError(msg)
 
 
@@ -177,9 +177,11 @@ def pooled_features(
     """
     with ThreadPoolExecutor(_READERS) as pool:
         means = list(pool.map(lambda slide: _pooled(lake.bag(slide, features, mpp=mpp)), slide_ids))
-    there = {name: m for name, m in zip(slide_ids, means, strict=True) if m is not None}
+    mean_of_slide = {name: m for name, m in zip(slide_ids, means, strict=True) if m is not None}
     width = lake.teachers(mpp=mpp)[features]
-    return list(there), np.array(list(there.values()), np.float64).reshape(-1, width)
+    return list(mean_of_slide), np.array(list(mean_of_slide.values()), np.float64).reshape(
+        -1, width
+    )
 
 
 def _pooled(bag: "Bag") -> NDArray[np.float64] | None:

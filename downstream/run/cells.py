@@ -4,13 +4,12 @@ Runs in any process that can open the lake; Ray only brings the cell here.
 """
 
 import io
-import json
 import time
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from downstream.cells.cell_models import fit_member
-from downstream.cells.cell_patients import Patients
+from downstream.cells.cell_patients import CellPatients
 from downstream.cells.prediction_rows import attention_table, rows_of
 from downstream.cells.trials import settings_of
 
@@ -41,8 +40,10 @@ def fit_and_store(lake: "Lake", cell: "Cell") -> float:
     Returns:
         Seconds it took, reading included.
     """
+    from featurestore.storage import json_bytes, sealed
+
     start = time.perf_counter()
-    patients = Patients(lake, cell, settings=settings_of(lake, cell))
+    patients = CellPatients(lake, cell, settings=settings_of(lake, cell))
     members = [fit_member(patients, split) for split in cell.splits]
     if cell.softens:
         patients.soften(members, cell.study.settings.soft_labels)
@@ -59,9 +60,9 @@ def fit_and_store(lake: "Lake", cell: "Cell") -> float:
         "seconds": seconds,
         "rows": rows,
         "settings": asdict(patients.settings),
-        "members": [member.told for member in members],
+        "members": [member.training_record for member in members],
     }
-    lake.write_bytes(cell.path, json.dumps(content, allow_nan=False).encode())
+    lake.write_bytes(cell.path, json_bytes(sealed(content, {})))
     return seconds
 
 

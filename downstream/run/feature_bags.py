@@ -35,7 +35,7 @@ class BagError(ValueError):
 
 @dataclass(frozen=True, kw_only=True)
 class PatientBag:
-    """All tiles of a patient.
+    """The bag of a patient: the tiles of all slides.
 
     Attributes:
         features: float16[N, D], teachers side by side in the order of the feature set's name.
@@ -62,7 +62,7 @@ class PatientBag:
         return sum(part.nbytes for part in vars(self).values())
 
     def __len__(self) -> int:
-        """How many tiles."""
+        """Return the number of tiles."""
         return len(self.tile_id)
 
 
@@ -187,7 +187,7 @@ class PatientBags:
         self._kept: dict[int, PatientBag] = {}
 
     def __len__(self) -> int:
-        """How many patients."""
+        """Return the number of patients."""
         return len(self._slides)
 
     def __getitem__(self, index: int) -> PatientBag:

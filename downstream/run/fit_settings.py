@@ -85,8 +85,8 @@ class MilSettings:
         low = [name for name in _AT_LEAST_ONE if getattr(self, name) < 1]
         if low or not self.learning_rate > 0 or not 0 <= self.dropout < 1:
             named = [*low, "learning_rate", "dropout"]
-            given = ", ".join(f"{name}={getattr(self, name)}" for name in named)
-            msg = f"{given}; counts are at least 1, a learning rate above 0, dropout in 0..1"
+            settings = ", ".join(f"{name}={getattr(self, name)}" for name in named)
+            msg = f"{settings}; counts are at least 1, a learning rate above 0, dropout in 0..1"
             raise SettingsError(msg)
 
 

@@ -26,16 +26,18 @@ if TYPE_CHECKING:
     from downstream.splits.fold_plan import Plan
 
 
-def check_models(models: Sequence[str], known: Collection[str], mpps: Sequence[float]) -> None:
+def check_models(models: Sequence[str], allowed: Collection[str], mpps: Sequence[float]) -> None:
     """Refuse models that there are not, or that do not take these mpps.
 
     Raises:
         StudyError: No model, an unknown one, one named twice, or several mpps for another model
             than `hierarchical`.
     """
-    wrong = [name for name in models if name not in known or list(models).count(name) > 1]
+    wrong = [name for name in models if name not in allowed or list(models).count(name) > 1]
     if wrong or not models:
-        msg = f"models {', '.join(models) or 'none'}; name each once, of {', '.join(sorted(known))}"
+        msg = (
+            f"models {', '.join(models) or 'none'}; name each once, of {', '.join(sorted(allowed))}"
+        )
         raise StudyError(msg)
     several = [name for name, entry in AGGREGATORS.items() if entry.several_mpps]
     unfit = [name for name in models if (name in several) != (len(mpps) > 1)]
@@ -68,7 +70,7 @@ def check_tails(settings: "MilSettings", task: str, plan: "Plan") -> None:
 def read_target(
     cohort: "Cohort", columns: Sequence[str], task: str
 ) -> "tuple[Outcome, list[str], NDArray[np.float64]]":
-    """What is predicted, its classes, and the outcomes [P, K]."""
+    """Return the task, the names of its classes, and the outcomes [P, K]."""
     if len(columns) > 1 or task == "multilabel":
         names, label_PC = multilabel_labels(cohort.patients, columns)
         return "multilabel", names, label_PC.astype(np.float64)
@@ -76,18 +78,18 @@ def read_target(
     if kind == "regression":
         return "regression", [], regression_labels(cohort.patients, columns[0])[:, None]
     classes, label = class_labels(cohort.patients, columns[0])
-    found: Outcome = "binary" if len(classes) == 2 else "multiclass"
-    if kind not in {"binary", "multiclass"} or (kind == "binary" and found != "binary"):
+    class_task: Outcome = "binary" if len(classes) == 2 else "multiclass"
+    if kind not in {"binary", "multiclass"} or (kind == "binary" and class_task != "binary"):
         msg = (
             f"task {task!r} of {columns[0]!r} with {len(classes)} values; it is one of auto, "
             "binary (two values), multiclass, multilabel, regression"
         )
         raise StudyError(msg)
-    return found, classes, label.astype(np.float64)[:, None]
+    return class_task, classes, label.astype(np.float64)[:, None]
 
 
 def strata_of(task: "Outcome", outcome: NDArray[np.float64], *, folds: int) -> list[Any]:
-    """What folds are stratified by: the class, the combination of labels, quarters of a number.
+    """Return the strata of folds: the class, the combination of labels, or quarters of a number.
 
     Fewer parts of a number where a quarter would not fill all folds twice.
     """
@@ -102,7 +104,7 @@ def strata_of(task: "Outcome", outcome: NDArray[np.float64], *, folds: int) -> l
 
 
 def common_combinations(label_PC: NDArray[np.float64], *, least: int) -> list[str]:
-    """Each patient's combination of labels; rare ones are one stratum together.
+    """Return the combination of labels of each patient; rare ones share one stratum.
 
     Are they too few for that too, they join the commonest one.
 
@@ -119,7 +121,7 @@ def common_combinations(label_PC: NDArray[np.float64], *, least: int) -> list[st
 
 
 def event_strata(event_P: NDArray[np.bool_], *, folds: int) -> list[int]:
-    """What folds of a survival analysis are stratified by: the event, unless few are censored.
+    """Return the strata of survival folds: the event, unless few patients are censored.
 
     A handful of censored patients cannot be in every part, and need not be.
 

@@ -4,8 +4,8 @@
 then `result.json`, which marks a finished run, and a page made of these, `report.html`.
 """
 
-import json
 from dataclasses import asdict
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import polars as pl
@@ -17,6 +17,8 @@ from downstream.splits.split_tables import to_table
 from downstream.survival.risks import fold_ranks
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from downstream.cohorts.cohort import Cohort
     from downstream.run.study import Study
     from featurestore import Lake
@@ -53,12 +55,44 @@ _SCHEMA: dict[str, dict[str, Any]] = {
 
 
 def find_result(lake: "Lake", run: str) -> dict[str, Any] | None:
-    """The result of a run, or None while it is not finished."""
+    """Return the result of a run, or None while it is not finished.
+
+    Raises:
+        DamageError: It is not what was written.
+    """
+    from featurestore.storage import read_sealed
+
     path = f"runs/{run}/result.json"
-    if not lake.exists(path):
-        return None
-    result: dict[str, Any] = json.loads(lake.read_bytes(path))
-    return result
+    return read_sealed(lake.store, path) if lake.exists(path) else None
+
+
+def write_result(
+    lake: "Lake",
+    run: str,
+    result: dict[str, Any],
+    files: dict[str, bytes],
+    *,
+    written: "Mapping[str, bytes]" = MappingProxyType({}),
+) -> dict[str, Any]:
+    """Write the files of a run, and last `result.json` with their checksums: it is finished then.
+
+    Args:
+        lake: The lake of the run.
+        run: Its name.
+        result: What `result.json` holds.
+        files: The bytes of the files to write, by their path in the run's folder.
+        written: Those of files that are there already.
+
+    Returns:
+        What was written: the result with `checksums`, and `card_crc32` over all of it.
+    """
+    from featurestore.storage import json_bytes, sealed
+
+    for name, content in files.items():
+        lake.write_bytes(f"runs/{run}/{name}", content)
+    whole = sealed(result, {**files, **written})
+    lake.write_bytes(f"runs/{run}/result.json", json_bytes(whole))
+    return whole
 
 
 def collect(lake: "Lake", study: "Study", cohort: "Cohort") -> dict[str, Any]:
@@ -73,11 +107,10 @@ def collect(lake: "Lake", study: "Study", cohort: "Cohort") -> dict[str, Any]:
         The content of `result.json`. `seconds` is the sum over cells of reading, training and
         predicting, not wall-clock time: it is the same for a run that was killed and went on.
     """
-    cells = [json.loads(lake.read_bytes(cell.path)) for cell in study.cells()]
+    from featurestore.storage import read_sealed
+
+    cells = [read_sealed(lake.store, cell.path) for cell in study.cells()]
     predictions = _predictions(study, [row for cell in cells for row in cell["rows"]])
-    folder = f"runs/{study.run}"
-    lake.write_bytes(f"{folder}/splits.parquet", parquet_bytes(to_table(study.splits)))
-    lake.write_bytes(f"{folder}/predictions.parquet", parquet_bytes(predictions))
     tested = predictions.filter(pl.col("part") == "test")
     result = {
         "kind": study.kind,
@@ -104,15 +137,20 @@ def collect(lake: "Lake", study: "Study", cohort: "Cohort") -> dict[str, Any]:
         "curve_times": _curve_times(study),
         "config": study.config,
     }
-    # last: a folder with a result.json is a finished run
-    lake.write_bytes(
-        f"{folder}/result.json", json.dumps(result, indent=1, allow_nan=False).encode()
-    )
-    return result
+    files = {
+        "splits.parquet": parquet_bytes(to_table(study.splits)),
+        "predictions.parquet": parquet_bytes(predictions),
+    }
+    attention = {
+        path.removeprefix(f"runs/{study.run}/"): lake.read_bytes(path)
+        for path in (cell.attention_path for cell in study.cells())
+        if lake.exists(path)
+    }
+    return write_result(lake, study.run, result, files, written=attention)
 
 
 def _predictions(study: "Study", rows: list[dict[str, Any]]) -> pl.DataFrame:
-    """All predictions; survival gets `rank`, the risk made comparable over folds."""
+    """Return the predictions of all cells; survival gets `rank`, a risk comparable over folds."""
     frame = pl.DataFrame(rows, schema={**_KEYS, **_SCHEMA[study.task]})
     frame = frame.sort("arm", "part", "patient_id", "repeat", "seed", "fold")
     return _ranked(frame) if study.task == "survival" else frame
@@ -127,30 +165,30 @@ def _ranked(frame: pl.DataFrame) -> pl.DataFrame:
 
 
 def _metric(study: "Study", part: pl.DataFrame) -> dict[str, Any]:
-    """All measures of one arm as JSON, the main one on top."""
-    found = {scored.measure: scored for scored in score(study, part)}
+    """Return all measures of one arm as JSON, the main one on top."""
+    scored_by_name = {scored.measure: scored for scored in score(study, part)}
     measures = {
         name: {
             "higher_is_better": scored.higher_is_better,
             **(asdict(scored.interval) if scored.interval else {"undefined": scored.why}),
         }
-        for name, scored in found.items()
+        for name, scored in scored_by_name.items()
     }
     main = MAIN[study.task]
-    if found[main].interval is None:
+    if scored_by_name[main].interval is None:
         return {"metric": main, "estimate": None, "low": None, "high": None, "measures": measures}
     return {"metric": main, **measures[main], "measures": measures}
 
 
 def _coverage(study: "Study", predictions: pl.DataFrame) -> dict[str, Any]:
-    """Of each arm of a run of classes, see `coverage_at`."""
+    """Return the coverage of each arm of a run of classes, see `coverage_at`."""
     if study.task not in {"binary", "multiclass"}:
         return {}
-    found = {}
+    coverage_of_arm = {}
     for arm in study.arms:
         rows = predictions.filter(pl.col("arm") == arm.name)
-        found[arm.name] = coverage_at(study, rows, target=study.accuracy)
-    return {name: value for name, value in found.items() if value is not None}
+        coverage_of_arm[arm.name] = coverage_at(study, rows, target=study.accuracy)
+    return {name: value for name, value in coverage_of_arm.items() if value is not None}
 
 
 def _curve_times(study: "Study") -> list[float]:

@@ -75,40 +75,16 @@ def run_study(
     """
     if spec.kind == "survival":
         require_scikit_survival()
-    features, models = check_features(spec.features.names), spec.model_names
-    check_models(models, models_of(spec.kind), spec.features.mpps)
+    check_features(spec.features.names)
+    check_models(spec.model_names, models_of(spec.kind), spec.features.mpps)
     lake, cohort, sha256 = _open(lake_uri, spec)
-    target = _targets(spec, cohort)
-    study = Study(
-        kind=spec.kind,
-        task=target.task,
-        lake_uri=lake.uri,
-        lake_version=lake.version,
-        features=features,
-        models=models,
-        mpps=spec.features.mpps,
-        splits=make_splits(spec.folds, cohort, target.strata, seed=spec.seed),
-        seeds=spec.models.seeds,
-        seed=spec.seed,
-        columns=spec.label_columns,
-        classes=target.classes,
-        head=spec.models.head if spec.kind == "survival" else "",
-        reference=_reference(spec.comparison.reference, features, models),
-        margin=spec.comparison.margin,
-        tune=spec.models.tune,
-        # no selective prediction of survival: whatever is asked, the run is the same
-        accuracy=spec.comparison.accuracy if spec.kind == "mil" else 1.0,
-        labels_sha256=sha256,
-        identities=_identities(lake, features, cohort, spec.features.mpps),
-        settings=spec.fit,
-        pooled=spec.pooled if spec.kind == "survival" else None,
-        patients=_patients(cohort, target.outcome),
-    )
+    study = _study(spec, lake, cohort, sha256)
     save_spec(lake, study.run, spec)
     return execute(lake, study, cohort, on_ray(resources or Resources()))
 
 
-def run_mil(  # many parameters: the public function names every setting that users change
+# Long and with many parameters: the public function names every setting that users change.
+def run_mil(
     lake_uri: str,
     labels: str | PathLike[str],
     target: str | Sequence[str],
@@ -188,7 +164,8 @@ def run_mil(  # many parameters: the public function names every setting that us
     return run_study(lake_uri, spec, resources=resources)
 
 
-def run_survival(  # many parameters: the public function names every setting that users change
+# Long and with many parameters, for the same reason.
+def run_survival(
     lake_uri: str,
     labels: str | PathLike[str],
     time: str,
@@ -312,6 +289,37 @@ def _targets(spec: StudySpec, cohort: Cohort) -> _Targets:
         classes=tuple(classes),
         outcome=outcome,
         strata=strata_of(task, outcome, folds=folds),
+    )
+
+
+def _study(spec: StudySpec, lake: "Lake", cohort: Cohort, labels_sha256: str) -> Study:
+    """Return the run of a spec on a cohort."""
+    target, is_survival = _targets(spec, cohort), spec.kind == "survival"
+    features, models = spec.features.names, spec.model_names
+    return Study(
+        kind=spec.kind,
+        task=target.task,
+        lake_uri=lake.uri,
+        lake_version=lake.version,
+        features=features,
+        models=models,
+        mpps=spec.features.mpps,
+        splits=make_splits(spec.folds, cohort, target.strata, seed=spec.seed),
+        seeds=spec.models.seeds,
+        seed=spec.seed,
+        columns=spec.label_columns,
+        classes=target.classes,
+        head=spec.models.head if is_survival else "",
+        reference=_reference(spec.comparison.reference, features, models),
+        margin=spec.comparison.margin,
+        tune=spec.models.tune,
+        # no selective prediction of survival: the accuracy does not change the run
+        accuracy=1.0 if is_survival else spec.comparison.accuracy,
+        labels_sha256=labels_sha256,
+        identities=_identities(lake, features, cohort, spec.features.mpps),
+        settings=spec.fit,
+        pooled=spec.pooled if is_survival else None,
+        patients=_patients(cohort, target.outcome),
     )
 
 

@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
+from downstream.run.run_result import find_result
+
 if TYPE_CHECKING:
     from featurestore import Lake
 
@@ -45,26 +47,26 @@ def run_table(lake: "Lake") -> pl.DataFrame:
     rows = [
         row
         for name in lake.store.names("runs")
-        if lake.exists(f"runs/{name}/result.json")
-        for row in _rows(name, lake.read_json(f"runs/{name}/result.json"))
+        if (result := find_result(lake, name)) is not None
+        for row in _rows(name, result)
     ]
-    found = pl.DataFrame(rows, schema=SCHEMA)
-    return found.sort("run", "arm", "main", "measure", descending=[False, False, True, False])
+    table = pl.DataFrame(rows, schema=SCHEMA)
+    return table.sort("run", "arm", "main", "measure", descending=[False, False, True, False])
 
 
 def _rows(run: str, result: dict[str, Any]) -> Iterator[dict[str, Any]]:
     shared = {name: result.get(name) for name in SCHEMA if name in result}
     shared["seed"] = result.get("config", {}).get("seed")
     for arm, metric in result.get("metrics", {}).items():
-        about = result.get("arms", {}).get(arm, {})
+        arm_entry = result.get("arms", {}).get(arm, {})
         for measure, value in metric.get("measures", {}).items():
             limits = {name: value.get(name) for name in ("estimate", "low", "high")}
             yield {
                 **shared,
                 "run": run,
                 "arm": arm,
-                "features": about.get("features"),
-                "model": about.get("model"),
+                "features": arm_entry.get("features"),
+                "model": arm_entry.get("model"),
                 "measure": measure,
                 "main": measure == metric.get("metric"),
                 **limits,

@@ -132,7 +132,7 @@ class Study:
 
     @property
     def config(self) -> dict[str, Any]:
-        """What decides the result apart from the patients, as JSON; not where the lake lies."""
+        """Return what decides the result apart from the patients, as JSON; not the lake's place."""
         return {
             "format": FORMAT,
             "task": self.task,
@@ -256,7 +256,7 @@ class Cell:
         return f"runs/{self.study.run}/attention/{self.stem}.parquet"
 
     def random_seed(self, inner: int) -> int:
-        """Of one training; arms share it, so that they differ in features and model only."""
+        """Return the seed of one training; arms share it, so that they differ in nothing else."""
         content = [self.study.seed, self.seed, self.repeat, self.fold, inner]
         return int(np.random.SeedSequence(content).generate_state(1)[0])
 
@@ -267,7 +267,7 @@ def outcomes(patients: Iterable[Patient]) -> NDArray[np.float64]:
 
 
 def arm_name(features: str, model: str, models: Sequence[str]) -> str:
-    """How an arm is called.
+    """Return the name of an arm.
 
     >>> arm_name("uni2", "abmil", ["abmil"]), arm_name("uni2", "abmil", ["abmil", "mean"])
     ('uni2', 'uni2 / abmil')

@@ -116,7 +116,7 @@ class ModelOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class ComparisonOptions:
-    """How arms are compared, and what is asked of selective prediction.
+    """Comparison of arms, and selective prediction.
 
     Attributes:
         reference: Arm that the others are compared with; the first if None.

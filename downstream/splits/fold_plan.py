@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """How the patients of a study are split.
+    """A plan of folds over the patients of a study.
 
     Attributes:
         folds: Outer folds; each patient is tested in one of them.

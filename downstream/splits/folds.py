@@ -53,14 +53,14 @@ def nested_folds(
         SplitError: A class is too small, ids are not unique, or there are fewer folds than that.
     """
     ids, classes = _sorted(patients, labels)
-    found: list[Split] = []
+    splits: list[Split] = []
     for repeat in range(repeats):
         for fold, test in enumerate(_stratified(classes, folds, seed, repeat)):
             rest = np.setdiff1d(np.arange(len(ids)), test)
             count = _inner_parts(classes[rest], folds, inner)
             parts = _stratified(classes[rest], count, seed, repeat, fold + 1)
-            found += _inner_splits(ids, test, rest, parts[:inner], repeat=repeat, fold=fold)
-    return found
+            splits += _inner_splits(ids, test, rest, parts[:inner], repeat=repeat, fold=fold)
+    return splits
 
 
 def leave_site_out(
@@ -71,7 +71,7 @@ def leave_site_out(
     inner: int = 4,
     seed: int,
 ) -> list[Split]:
-    """Each site is the test once; the others are split for validation, stratified over patients.
+    """Return splits that test each site once; the other sites are split for validation, stratified.
 
     Validation patients share sites with training patients: it decides when to stop, and does not
     claim to tell of a new site.
@@ -97,13 +97,13 @@ def leave_site_out(
     ids, classes = _sorted(patients, labels)
     site_of = dict(zip(patients, sites, strict=True))
     site_P = np.array([site_of[patient] for patient in ids])
-    found: list[Split] = []
+    splits: list[Split] = []
     for fold, site in enumerate(sorted(set(sites))):
         test, rest = np.flatnonzero(site_P == site), np.flatnonzero(site_P != site)
         count = _inner_parts(classes[rest], 5, inner)
         parts = _stratified(classes[rest], count, seed, 0, fold + 1)
-        found += _inner_splits(ids, test, rest, parts[:inner], fold=fold, sites=site_of)
-    return found
+        splits += _inner_splits(ids, test, rest, parts[:inner], fold=fold, sites=site_of)
+    return splits
 
 
 def few_shot(split: Split, labels: Mapping[str, object], *, shots: int, seed: int) -> Split:
@@ -171,8 +171,8 @@ def strata(values: Sequence[float], *, bins: int = 4) -> list[int]:
     [0, 0, 1, 1]
     """
     edges = np.quantile(np.asarray(values), np.linspace(0, 1, bins + 1)[1:-1])
-    found: list[int] = np.searchsorted(edges, values, side="left").tolist()
-    return found
+    numbers: list[int] = np.searchsorted(edges, values, side="left").tolist()
+    return numbers
 
 
 def _sorted(
@@ -237,7 +237,7 @@ def _inner_splits(
 
 
 def _inner_parts(classes: NDArray[np.int64], folds: int, inner: int) -> int:
-    """How many parts to cut for so many inner folds.
+    """Return the number of parts to cut for so many inner folds.
 
     A single one takes one of several: as many as the folds allow, and as the rarest class does.
     """

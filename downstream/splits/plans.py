@@ -49,14 +49,15 @@ def _from_file(file: str, cohort: "Cohort", label_of: dict[str, Any], seed: int)
     """A user's splits; who is in none of them is an error, not a smaller cohort."""
     from downstream.splits.split_files import read_splits
 
-    found = read_splits(file, cohort)
-    if found.surplus:
+    file_splits = read_splits(file, cohort)
+    if file_splits.surplus:
         msg = (
-            f"{len(found.surplus)} labelled patients are in no split of {file!r}, for example "
-            f"{', '.join(found.surplus[:5])}; add them, or take them out of the labels"
+            f"{len(file_splits.surplus)} labelled patients are in no split of {file!r}, for "
+            f"example {', '.join(file_splits.surplus[:5])}; add them, or take them out of the "
+            "labels"
         )
         raise SplitError(msg)
     return [
         split if split.validation else with_validation(split, label_of, seed=seed)
-        for split in found.splits
+        for split in file_splits.splits
     ]

@@ -94,15 +94,15 @@ class Split:
         if part not in PARTS:
             msg = f"there is no part {part!r}; a split has {', '.join(PARTS)}"
             raise SplitError(msg)
-        found: tuple[str, ...] = getattr(self, part)
-        return found
+        patients: tuple[str, ...] = getattr(self, part)
+        return patients
 
-    def check_fitted_on(self, patients: Iterable[str], what: str) -> None:
+    def check_fitted_on(self, patients: Iterable[str], statistic: str) -> None:
         """Refuse statistics, bins or a model that have seen anyone but training patients.
 
         Args:
             patients: Who it was fitted on.
-            what: Its name, for the message.
+            statistic: Its name, for the message.
 
         Raises:
             LeakageError: Somebody is not a training patient of this split.
@@ -111,7 +111,7 @@ class Split:
         if others:
             where = {part: sum(p in set(self.patients(part)) for p in others) for part in PARTS[1:]}
             msg = (
-                f"{what} was fitted on {len(others)} patients who are not in the training part of "
+                f"{statistic} was fitted on {len(others)} patients outside the training part of "
                 f"fold {self.fold} ({where['test']} of them are its test patients), for example "
                 f"{', '.join(others[:5])}; fit it on split.train alone"
             )
@@ -123,8 +123,8 @@ class Split:
         if unknown:
             msg = f"{len(unknown)} patients have no site, for example {', '.join(unknown[:5])}"
             raise SplitError(msg)
-        seen = {self.sites[p] for p in (*self.train, *self.validation)}
-        shared = sorted(seen & {self.sites[p] for p in self.test})
+        other_sites = {self.sites[p] for p in (*self.train, *self.validation)}
+        shared = sorted(other_sites & {self.sites[p] for p in self.test})
         if shared:
             msg = (
                 f"{len(shared)} sites are on both sides of the test of fold {self.fold}, for "

@@ -64,16 +64,16 @@ def read_splits(path: str | PathLike[str], cohort: "Cohort") -> FoldTable:
     distinct = cohort.distinct_ids
     try:
         with tables_raise(SplitError):
-            form, found = _read(str(path), slides, distinct=distinct)
+            form, splits = _read(str(path), slides, distinct=distinct)
     except (SplitError, LeakageError) as error:
         msg = f"splits {str(path)!r}: {error}"
         raise type(error)(msg) from error
-    note = f"splits are read as {form}, {len(found.splits)} of them"
-    return replace(found, notes=(note, *found.notes))
+    note = f"splits are read as {form}, {len(splits.splits)} of them"
+    return replace(splits, notes=(note, *splits.notes))
 
 
 def _read(path: str, slides: Mapping[str, str], *, distinct: bool) -> tuple[str, FoldTable]:
-    """What form it has, and the splits."""
+    """Return the form of a split file, and its splits."""
     import fsspec
 
     files, root = fsspec.core.url_to_fs(path)
@@ -138,16 +138,16 @@ def _ours(table: "UserTable", slides: Mapping[str, str], *, distinct: bool) -> F
     numbers = [table.integers(name).alias(name) for name in ("repeat", "fold", "inner")]
     texts = [table.texts(name).alias(name) for name in ("part", "patient_id")]
     rows = pl.DataFrame([*numbers, *texts])
-    known, named = set(slides.values()), set(rows["patient_id"].drop_nulls())
+    lake_patients, named = set(slides.values()), set(rows["patient_id"].drop_nulls())
     if not distinct:
-        refuse_near_others(named - known, known, "splits", "the cohort")
-    splits = from_table(rows.filter(pl.col("patient_id").is_in(known)))
+        refuse_near_others(named - lake_patients, lake_patients, "splits", "the cohort")
+    splits = from_table(rows.filter(pl.col("patient_id").is_in(lake_patients)))
     if not splits:
         msg = "none of its patients is in the cohort"
         raise SplitError(msg)
     return FoldTable(
         splits=tuple(splits),
-        missing=tuple(sorted(named - known)),
-        surplus=tuple(sorted(known - named)),
+        missing=tuple(sorted(named - lake_patients)),
+        surplus=tuple(sorted(lake_patients - named)),
         notes=table.notes,
     )

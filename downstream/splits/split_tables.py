@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import polars as pl
 
-from downstream.cohorts.slide_names import match_slides, told
+from downstream.cohorts.slide_names import match_notes, match_slides
 from downstream.splits.split import PARTS, LeakageError, Part, Split, SplitError
 
 if TYPE_CHECKING:
@@ -164,13 +164,13 @@ def from_table(table: pl.DataFrame) -> list[Split]:
     if absent:
         msg = f"columns {sorted(absent)} are missing; write the table with to_table"
         raise SplitError(msg)
-    found = []
+    splits = []
     for key, rows in table.sort(*keys, maintain_order=True).group_by(keys, maintain_order=True):
         repeat, fold, inner = (int(str(part)) for part in key)
         train, validation, test = (
             tuple(rows.filter(pl.col("part") == part)["patient_id"]) for part in PARTS
         )
-        found.append(
+        splits.append(
             Split(
                 train=train,
                 validation=validation,
@@ -180,7 +180,7 @@ def from_table(table: pl.DataFrame) -> list[Split]:
                 inner=inner,
             )
         )
-    return found
+    return splits
 
 
 def _clam_sides(table: "UserTable") -> dict[str, list[str]]:
@@ -207,13 +207,17 @@ def _patients(
     """The patient of each name of a slide or a patient that there is; what to say of the others."""
     from featurestore.usertables import refuse_near_others
 
-    known = set(slides.values())
-    found = {name: slides.get(name, name) for name in names if name in slides or name in known}
-    match = match_slides(names - set(found), slides)
-    found |= {name: slides[slide] for name, slide in match.found.items()}
+    lake_patients = set(slides.values())
+    patient_of = {
+        name: slides.get(name, name) for name in names if name in slides or name in lake_patients
+    }
+    match = match_slides(names - set(patient_of), slides)
+    patient_of |= {name: slides[slide] for name, slide in match.slide_of.items()}
     if not distinct:
-        refuse_near_others(names - set(found), {*slides, *known}, "splits", "the cohort")
-    return found, tuple(told(match))
+        refuse_near_others(
+            names - set(patient_of), {*slides, *lake_patients}, "splits", "the cohort"
+        )
+    return patient_of, tuple(match_notes(match))
 
 
 def _table(

@@ -60,7 +60,7 @@ class PooledModel:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Seen:
+class PooledRows:
     """Patients as an estimator sees them.
 
     Attributes:
@@ -114,7 +114,7 @@ def fit_pooled(
     varying = _count_varying(x_PD, time_P, event_P)
     components = min(settings.components, len(x_PD) - 1, varying) if entry.is_reduced else None
     pipeline = _fit_pipeline(x_PD, components)
-    train = Seen(x=pipeline.transform(x_PD), time=time_P, event=event_P)
+    train = PooledRows(x=pipeline.transform(x_PD), time=time_P, event=event_P)
     held = _seen_by(pipeline, name, entry.chooses, validation) if entry.chooses else None
     estimator, options = load(entry.loader)(train, held, settings, varying, seed)
     return PooledModel(name=name, pipeline=pipeline, estimator=estimator, options=options)
@@ -150,7 +150,7 @@ def _seen_by(
     name: str,
     chooses: str,
     validation: tuple[Floats, Floats, Flags] | None,
-) -> Seen:
+) -> PooledRows:
     """The validation patients, if there is anything to choose on."""
     if validation is None or not validation[2].any():
         patients = 0 if validation is None else len(validation[2])
@@ -161,11 +161,11 @@ def _seen_by(
         )
         raise SurvivalError(msg)
     x_PD, time_P, event_P = validation
-    return Seen(x=pipeline.transform(x_PD), time=time_P, event=event_P)
+    return PooledRows(x=pipeline.transform(x_PD), time=time_P, event=event_P)
 
 
 def fit_cox(
-    train: Seen, _: Seen | None, settings: "SurvivalSettings", varying: int, _seed: int
+    train: PooledRows, _: PooledRows | None, settings: "SurvivalSettings", varying: int, _seed: int
 ) -> tuple[Any, dict[str, float]]:
     """Ridge Cox regression.
 
@@ -179,7 +179,7 @@ def fit_cox(
 
 
 def fit_coxnet(
-    train: Seen, held: Seen, settings: "SurvivalSettings", _varying: int, _seed: int
+    train: PooledRows, held: PooledRows, settings: "SurvivalSettings", _varying: int, _seed: int
 ) -> tuple[Any, dict[str, float]]:
     """Elastic net; the greatest penalty, which leaves no feature, may win."""
     from sksurv.linear_model import CoxnetSurvivalAnalysis
@@ -203,7 +203,7 @@ def fit_coxnet(
 
 
 def fit_forest(
-    train: Seen, _: Seen | None, settings: "SurvivalSettings", _varying: int, seed: int
+    train: PooledRows, _: PooledRows | None, settings: "SurvivalSettings", _varying: int, seed: int
 ) -> tuple[Any, dict[str, float]]:
     """Fit a random survival forest, which chooses nothing."""
     from sksurv.ensemble import RandomSurvivalForest
@@ -215,7 +215,7 @@ def fit_forest(
 
 
 def fit_boosting(
-    train: Seen, held: Seen, settings: "SurvivalSettings", _varying: int, seed: int
+    train: PooledRows, held: PooledRows, settings: "SurvivalSettings", _varying: int, seed: int
 ) -> tuple[Any, dict[str, float]]:
     """Boosted trees, as many as validation patients like best.
 
@@ -237,7 +237,7 @@ def fit_boosting(
     return kept.fit(train.x, train.outcome), {}
 
 
-def _loss(risk_P: Floats, held: Seen) -> float:
+def _loss(risk_P: Floats, held: PooledRows) -> float:
     """Negative log partial likelihood a validation event: less noisy than a concordance."""
     import torch
 

@@ -56,8 +56,8 @@ def fold_ranks(risk_P: NDArray[np.float64], fold_P: NDArray[np.int64]) -> NDArra
 
     ranks_P = np.empty(len(risk_P))
     for fold in np.unique(fold_P):
-        here = fold_P == fold
-        ranks_P[here] = (rankdata(risk_P[here]) - 0.5) / here.sum()
+        in_fold_P = fold_P == fold
+        ranks_P[in_fold_P] = (rankdata(risk_P[in_fold_P]) - 0.5) / in_fold_P.sum()
     return ranks_P
 
 

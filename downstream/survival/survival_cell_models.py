@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from downstream.cells.cell_patients import Patients
+from downstream.cells.cell_patients import CellPatients
 from downstream.cells.member import Member
 from downstream.cells.mil_training import train_on
 from downstream.measures.arm_scores import study_times
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 Floats = NDArray[np.float64]
 
 
-def fit_pooled_member(patients: Patients, split: "Split") -> Member:
+def fit_pooled_member(patients: CellPatients, split: "Split") -> Member:
     """A model of scikit-survival on pooled features."""
     from downstream.survival.pooled_models import fit_pooled
 
@@ -35,8 +35,8 @@ def fit_pooled_member(patients: Patients, split: "Split") -> Member:
     target = patients.target(split.train)
     validation = None
     if split.validation:
-        seen = patients.target(split.validation)
-        validation = (x["validation"], seen[:, 0], seen[:, 1] == 1)
+        validation_target = patients.target(split.validation)
+        validation = (x["validation"], validation_target[:, 0], validation_target[:, 1] == 1)
     model = fit_pooled(
         cell.arm.model,
         x["train"],
@@ -57,11 +57,11 @@ def fit_pooled_member(patients: Patients, split: "Split") -> Member:
         validation_high=is_high_risk(seen_risk, train_risk),
         curve=model.survival(x["test"], times),
         validation_curve=model.survival(x["validation"], times) if split.validation else None,
-        told={"inner": split.inner},
+        training_record={"inner": split.inner},
     )
 
 
-def fit_survival_member(patients: Patients, split: "Split") -> Member:
+def fit_survival_member(patients: CellPatients, split: "Split") -> Member:
     """A MIL model with hazards of time bins, or a Cox head."""
     from downstream.mil.objective import Cox, Hazards
 
@@ -89,5 +89,5 @@ def fit_survival_member(patients: Patients, split: "Split") -> Member:
         curve=curve(fitted.test, risks[2]),
         validation_curve=curve(fitted.validation, risks[1]) if split.validation else None,
         attention=fitted.attention,
-        told=fitted.told,
+        training_record=fitted.training_record,
     )

@@ -119,7 +119,7 @@ class TimeBins:
 
     @property
     def bins(self) -> int:
-        """How many."""
+        """Return the number of bins."""
         return len(self.edges) + 1
 
     def index(self, time_P: NDArray[np.float64]) -> NDArray[np.int64]:
@@ -151,17 +151,18 @@ def fit_bins(
             "give one of each a patient, and at least 2 bins"
         )
         raise SurvivalError(msg)
-    seen = time_P[event_P]
+    event_times = time_P[event_P]
     inner = np.linspace(0, 1, bins + 1)[1:-1]
-    edges = np.quantile(seen, inner) if len(seen) else np.zeros(bins - 1)
-    found = TimeBins(edges=tuple(edges.tolist()), patients=frozenset(patients))
-    if np.bincount(found.index(seen), minlength=bins).min() == 0:
+    edges = np.quantile(event_times, inner) if len(event_times) else np.zeros(bins - 1)
+    time_bins = TimeBins(edges=tuple(edges.tolist()), patients=frozenset(patients))
+    if np.bincount(time_bins.index(event_times), minlength=bins).min() == 0:
         msg = (
-            f"{bins} bins from {len(np.unique(seen))} different times of {len(seen)} events would "
-            "leave some empty; ask for fewer bins, or give more events"
+            f"{bins} bins from {len(np.unique(event_times))} different times of "
+            f"{len(event_times)} events would leave some empty; ask for fewer bins, or give more "
+            "events"
         )
         raise SurvivalError(msg)
-    return found
+    return time_bins
 
 
 def _check(scores: Tensor, time_P: Tensor, event_P: Tensor) -> None:

@@ -27,7 +27,7 @@ _COLUMNS = ("patient", "repeat", "fold", "seed", "event", "time", "risk", "rank"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Predictions:
+class SurvivalPredictions:
     """Test predictions of one arm, one row each.
 
     Attributes:
@@ -68,21 +68,21 @@ class Predictions:
     def numbered(self, *names: str) -> Labels:
         """[S] the number of each row's group: rows alike in these columns."""
         table = np.stack([np.asarray(getattr(self, name)) for name in names], axis=1)
-        found: Labels = np.unique(table, axis=0, return_inverse=True)[1].reshape(-1)
-        return found
+        numbers: Labels = np.unique(table, axis=0, return_inverse=True)[1].reshape(-1)
+        return numbers
 
 
-def predictions_of(rows: "pl.DataFrame") -> Predictions:
-    """From a run's `predictions.parquet`: test rows of one arm."""
+def predictions_of(rows: "pl.DataFrame") -> SurvivalPredictions:
+    """Return the test rows of one arm from a run's `predictions.parquet`."""
     columns = {name: rows[name].to_numpy() for name in _COLUMNS[1:]}
     curves = None
     if "curve" in rows.columns and not rows["curve"].has_nulls():
         curves = np.array(rows["curve"].to_list(), dtype=np.float64)
-    return Predictions(patient=rows["patient_id"].to_list(), curve=curves, **columns)
+    return SurvivalPredictions(patient=rows["patient_id"].to_list(), curve=curves, **columns)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Cell:
+class CellRows:
     """The test rows of one repeat, fold and seed.
 
     Attributes:
@@ -111,12 +111,12 @@ class FollowUp:
     """
 
     times: Floats
-    cells: tuple[Cell, ...]
+    cells: tuple[CellRows, ...]
     group: Labels
     inverse: Floats
     until: Floats
 
-    def curves(self, rows: Predictions) -> Floats:
+    def curves(self, rows: SurvivalPredictions) -> Floats:
         """The curves.
 
         Raises:
@@ -127,8 +127,8 @@ class FollowUp:
             raise UndefinedMetricError(msg)
         return rows.curve
 
-    def brier(self, rows: Predictions) -> Floats:
-        """Each row's part in its cell's integrated Brier score [S].
+    def brier(self, rows: SurvivalPredictions) -> Floats:
+        """Return the part of each row in the integrated Brier score of its cell [S].
 
         A cell's times are those that its training patients give weights for and that are before
         its last test patient's end of follow-up.
@@ -154,7 +154,7 @@ class FollowUp:
 
 
 def follow_up(
-    rows: Predictions,
+    rows: SurvivalPredictions,
     training: Mapping[tuple[int, int], tuple[Flags, Floats]],
     times_T: Floats,
 ) -> FollowUp:
@@ -180,12 +180,12 @@ def follow_up(
         free_T = np.zeros(len(times_T))
         if (times_T <= last).any():
             free_T[times_T <= last] = censoring.predict_proba(times_T[times_T <= last])
-        cells.append(Cell(key=(key[0], key[1], key[2]), rows=at, free=free_T))
+        cells.append(CellRows(key=(key[0], key[1], key[2]), rows=at, free=free_T))
         if (free_T > 0).any():
             until_S[at] = times_T[free_T > 0].max()
-        seen = at[rows.event[at] & (rows.time[at] <= until_S[at])]
-        if len(seen):
-            inverse_S[seen] = 1 / censoring.predict_proba(rows.time[seen])
+        observed = at[rows.event[at] & (rows.time[at] <= until_S[at])]
+        if len(observed):
+            inverse_S[observed] = 1 / censoring.predict_proba(rows.time[observed])
     return FollowUp(
         times=times_T, cells=tuple(cells), group=group_S, inverse=inverse_S, until=until_S
     )

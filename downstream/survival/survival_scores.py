@@ -19,7 +19,7 @@ from downstream.measures.class_measures import UndefinedMetricError, measure_of
 from downstream.measures.intervals import Comparison, Interval, bca_or_percentile, compare, interval
 from downstream.survival import survival_weighted
 from downstream.survival.risks import SurvivalError
-from downstream.survival.survival_rows import FollowUp, Predictions, follow_up
+from downstream.survival.survival_rows import FollowUp, SurvivalPredictions, follow_up
 
 if TYPE_CHECKING:
     from downstream.measures.class_measures import Measure
@@ -45,7 +45,7 @@ class Question:
 
 @dataclass(frozen=True, kw_only=True)
 class SurvivalScores:
-    """What an arm's predictions are worth.
+    """The measures of an arm's predictions, with intervals.
 
     Attributes:
         intervals: Of each measure that is defined, by name.
@@ -83,7 +83,7 @@ class RiskGroups:
 
 
 def score_predictions(
-    rows: Predictions,
+    rows: SurvivalPredictions,
     training: Mapping[tuple[int, int], tuple[Flags, Floats]],
     times_T: Floats,
     *,
@@ -91,7 +91,7 @@ def score_predictions(
     resamples: int = 2000,
     level: float = 0.95,
 ) -> SurvivalScores:
-    """All measures of `SCORES`, with BCa intervals, or percentiles where BCa has none.
+    """Return all measures of `SCORES`, with BCa intervals, or percentiles where BCa has none.
 
     Args:
         rows: Test predictions.
@@ -104,34 +104,39 @@ def score_predictions(
     Raises:
         SurvivalError: A fold without training patients, or arrays that do not fit.
     """
-    found: dict[str, Interval] = {}
+    intervals: dict[str, Interval] = {}
     higher: dict[str, bool] = {}
     left_out: dict[str, str] = {}
-    for name, asked in questions(rows, training, times_T).items():
+    for name, question in questions(rows, training, times_T).items():
         try:
-            if isinstance(asked, str):
-                raise UndefinedMetricError(asked)
-            told = (asked.measure, asked.truth, asked.prediction)
+            if isinstance(question, str):
+                raise UndefinedMetricError(question)
+            arrays = (question.measure, question.truth, question.prediction)
             estimate = partial(
-                interval, *told, patients=rows.patient, resamples=resamples, seed=seed, level=level
+                interval,
+                *arrays,
+                patients=rows.patient,
+                resamples=resamples,
+                seed=seed,
+                level=level,
             )
-            found[name] = bca_or_percentile(estimate)
-            higher[name] = asked.measure.higher_is_better
+            intervals[name] = bca_or_percentile(estimate)
+            higher[name] = question.measure.higher_is_better
         except UndefinedMetricError as error:
             left_out[name] = str(error)
     left_out.pop("observed_expected", None)
     return SurvivalScores(
-        intervals={name: found[name] for name in SCORES if name in found},
-        higher_is_better={name: higher[name] for name in SCORES if name in found},
+        intervals={name: intervals[name] for name in SCORES if name in intervals},
+        higher_is_better={name: higher[name] for name in SCORES if name in intervals},
         left_out=left_out,
-        observed_expected=found.get("observed_expected"),
+        observed_expected=intervals.get("observed_expected"),
         horizon=float(times_T[(len(times_T) - 1) // 2]),
     )
 
 
 def compare_predictions(
-    one: Predictions,
-    other: Predictions,
+    one: SurvivalPredictions,
+    other: SurvivalPredictions,
     training: Mapping[tuple[int, int], tuple[Flags, Floats]],
     times_T: Floats,
     *,
@@ -159,22 +164,22 @@ def compare_predictions(
         msg = f"{len(one.patient)} and {len(other.patient)} rows of other patients, folds or seeds;"
         msg += " sort both arms alike, and compare arms of the same run"
         raise SurvivalError(msg)
-    asked = [questions(rows, training, times_T)[measure] for rows in (one, other)]
-    for question in asked:
+    both = [questions(rows, training, times_T)[measure] for rows in (one, other)]
+    for question in both:
         if isinstance(question, str):
             raise UndefinedMetricError(question)
-    a, b = (question for question in asked if isinstance(question, Question))
-    told = (a.measure, a.truth, a.prediction, b.prediction)
-    estimate = partial(compare, *told, seed=seed, margin=margin, patients=one.patient)
+    a, b = (question for question in both if isinstance(question, Question))
+    arrays = (a.measure, a.truth, a.prediction, b.prediction)
+    estimate = partial(compare, *arrays, seed=seed, margin=margin, patients=one.patient)
     return bca_or_percentile(estimate)
 
 
 def questions(
-    rows: Predictions,
+    rows: SurvivalPredictions,
     training: Mapping[tuple[int, int], tuple[Flags, Floats]],
     times_T: Floats,
 ) -> dict[str, Question | str]:
-    """Each measure with its truth and predictions, or why there is none.
+    """Return each measure with its truth and predictions, or why it is undefined.
 
     Args:
         rows: Test predictions.
@@ -185,16 +190,16 @@ def questions(
         SurvivalError: As `score_predictions`.
     """
     follow = follow_up(rows, training, times_T)
-    found: dict[str, Question | str] = {}
+    question_of: dict[str, Question | str] = {}
     for name, ask in (SCORES | {"observed_expected": _ask_calibration}).items():
         try:
-            found[name] = ask(rows, follow)
+            question_of[name] = ask(rows, follow)
         except UndefinedMetricError as error:
-            found[name] = str(error)
-    return found
+            question_of[name] = str(error)
+    return question_of
 
 
-def _ask_harrell(rows: Predictions, _: FollowUp) -> Question:
+def _ask_harrell(rows: SurvivalPredictions, _: FollowUp) -> Question:
     truth = (rows.event, rows.time, rows.numbered("repeat", "seed"))
     return Question(
         measure=measure_of("harrell_c", survival_weighted.concordance),
@@ -203,7 +208,7 @@ def _ask_harrell(rows: Predictions, _: FollowUp) -> Question:
     )
 
 
-def _ask_harrell_folds(rows: Predictions, _: FollowUp) -> Question:
+def _ask_harrell_folds(rows: SurvivalPredictions, _: FollowUp) -> Question:
     truth = (rows.event, rows.time, rows.numbered("repeat", "fold", "seed"))
     return Question(
         measure=measure_of("harrell_c_folds", survival_weighted.concordance),
@@ -212,7 +217,7 @@ def _ask_harrell_folds(rows: Predictions, _: FollowUp) -> Question:
     )
 
 
-def _ask_uno(rows: Predictions, follow: FollowUp) -> Question:
+def _ask_uno(rows: SurvivalPredictions, follow: FollowUp) -> Question:
     weight_S = np.where(rows.time < follow.until, follow.inverse**2, 0.0)
     return Question(
         measure=measure_of("uno_c", survival_weighted.concordance),
@@ -221,18 +226,18 @@ def _ask_uno(rows: Predictions, follow: FollowUp) -> Question:
     )
 
 
-def _ask_auc(rows: Predictions, follow: FollowUp) -> Question:
+def _ask_auc(rows: SurvivalPredictions, follow: FollowUp) -> Question:
     truth = (rows.event, rows.time, follow.group, follow.inverse, follow.until)
     ones = np.ones((1, len(rows.time)))
     pairs_T = survival_weighted.auc_parts(ones, *truth, rows.risk, times_T=follow.times)[1][0]
     if not (pairs_T > 0).any():
         msg = f"auc_t: at none of {len(follow.times)} times has a fold patients on both sides"
         raise UndefinedMetricError(msg)
-    how = partial(survival_weighted.dynamic_auc, times_T=follow.times[pairs_T > 0])
-    return Question(measure=measure_of("auc_t", how), truth=truth, prediction=rows.risk)
+    auc_at_times = partial(survival_weighted.dynamic_auc, times_T=follow.times[pairs_T > 0])
+    return Question(measure=measure_of("auc_t", auc_at_times), truth=truth, prediction=rows.risk)
 
 
-def _ask_brier(rows: Predictions, follow: FollowUp) -> Question:
+def _ask_brier(rows: SurvivalPredictions, follow: FollowUp) -> Question:
     return Question(
         measure=measure_of("integrated_brier", survival_weighted.mean_loss, higher_is_better=False),
         truth=(),
@@ -240,18 +245,20 @@ def _ask_brier(rows: Predictions, follow: FollowUp) -> Question:
     )
 
 
-def _ask_calibration(rows: Predictions, follow: FollowUp) -> Question:
-    """At the middle one of the curve times: few are at risk at the last ones."""
+def _ask_calibration(rows: SurvivalPredictions, follow: FollowUp) -> Question:
+    """Compare observed and expected deaths at the middle time; at the last ones few are at risk."""
     middle = (len(follow.times) - 1) // 2
-    how = partial(survival_weighted.observed_expected, horizon=float(follow.times[middle]))
+    observed_expected = partial(
+        survival_weighted.observed_expected, horizon=float(follow.times[middle])
+    )
     return Question(
-        measure=measure_of("observed_expected", how),
+        measure=measure_of("observed_expected", observed_expected),
         truth=(rows.event, rows.time),
         prediction=follow.curves(rows)[:, middle],
     )
 
 
-def km_groups(rows: Predictions) -> RiskGroups:
+def km_groups(rows: SurvivalPredictions) -> RiskGroups:
     """Patients of high and of low risk, and whether they live equally long.
 
     Each fold's model made the cut on its own training patients. A patient with several predictions
@@ -278,7 +285,7 @@ def km_groups(rows: Predictions) -> RiskGroups:
     )
 
 
-SCORES: dict[str, Callable[[Predictions, FollowUp], Question]] = {
+SCORES: dict[str, Callable[[SurvivalPredictions, FollowUp], Question]] = {
     "harrell_c": _ask_harrell,
     "harrell_c_folds": _ask_harrell_folds,
     "uno_c": _ask_uno,

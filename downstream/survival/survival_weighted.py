@@ -118,11 +118,11 @@ def auc_parts(
     """Weights [R, T] of the pairs in the right order at each time, and of all pairs."""
     right_RT, pairs_RT = (np.zeros((len(w_RS), len(times_T))) for _ in range(2))
     for at in groups(group_S):
-        here = times_T <= until_S[at].max()
+        before_end = times_T <= until_S[at].max()
         case_RS = w_RS[:, at] * inverse_S[at] * event_S[at]
-        right, pairs = _group_auc(case_RS, w_RS[:, at], time_S[at], risk_S[at], times_T[here])
-        right_RT[:, here] += right
-        pairs_RT[:, here] += pairs
+        right, pairs = _group_auc(case_RS, w_RS[:, at], time_S[at], risk_S[at], times_T[before_end])
+        right_RT[:, before_end] += right
+        pairs_RT[:, before_end] += pairs
     return right_RT, pairs_RT
 
 
@@ -193,7 +193,7 @@ def brier_losses(
     times_T: Floats,
     free_T: Floats,
 ) -> Floats:
-    """Each patient's part in the integrated Brier score, whose mean it is.
+    """Return each patient's part in the integrated Brier score, which is their mean.
 
     The score is a mean over patients of terms with fixed weights, and so is its integral: a
     bootstrap needs no more than the mean of these.

@@ -1,4 +1,4 @@
-"""Annotations on their way out of a lake: of one slide, and whole tables as CSV."""
+"""Export of annotations: of one slide, and whole tables as CSV."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -6,9 +6,9 @@ from typing import Any
 
 import polars as pl
 
-from featurestore.annotations.annotation import PATIENT, SLIDE, TILE, Annotation
 from featurestore.errors import DamageError
 from featurestore.lake import Lake
+from featurestore.tables.annotation import PATIENT, SLIDE, TILE, Annotation
 from featurestore.tables.schema import features_table
 
 
@@ -23,7 +23,7 @@ class SlideAnnotations:
     Attributes:
         tiles: reads a column for each annotation of tiles, in the order of the tiles.
         values: of annotations of slides and patients, by annotation and column.
-        mark: what a file made of them is marked with; empty if there are none.
+        mark: the mark of a file that is made of them; empty if there are none.
     """
 
     tiles: Callable[[], pl.DataFrame] = _no_columns
@@ -36,33 +36,33 @@ class AnnotationsOut:
 
     Args:
         lake: the lake; tables of slides and patients are read once.
-        mpp: of the tiles; None for an export without tiles.
+        mpp: microns per pixel of the tiles; None for an export without tiles.
     """
 
     def __init__(self, lake: Lake, mpp: float | None) -> None:
-        self.lake, self.known = lake, lake.annotations()
+        self.lake, self.annotations = lake, lake.annotations()
         self.columns = [
             column
-            for annotation in self.known.values()
+            for annotation in self.annotations.values()
             if annotation.level == TILE and mpp in annotation.mpps
             for column in annotation.columns.values()
         ]
         self._rows = {
             name: _by_key(lake, annotation)
-            for name, annotation in self.known.items()
+            for name, annotation in self.annotations.items()
             if annotation.level != TILE
         }
-        self.mark = "-".join(annotation.mark[:8] for annotation in self.known.values())
+        self.mark = "-".join(annotation.mark[:8] for annotation in self.annotations.values())
 
     def of(
         self, slide_id: str, patient_id: str | None, catalog: Mapping[str, Any] | None
     ) -> SlideAnnotations:
-        """Return the annotations of a slide whose tiles lie where a row of the catalog says."""
+        """Return the annotations of a slide, its tiles at the place that a catalog row names."""
         ids = {SLIDE: slide_id, PATIENT: patient_id}
         values = {
             name: rows[key]
             for name, rows in self._rows.items()
-            if (key := ids[self.known[name].level]) is not None and key in rows
+            if (key := ids[self.annotations[name].level]) is not None and key in rows
         }
 
         def tiles() -> pl.DataFrame:
@@ -72,7 +72,7 @@ class AnnotationsOut:
 
     def tables(self) -> Iterator[tuple[str, pl.DataFrame]]:
         """Yield each annotation's name with its table, as `lake.annotation` reads it."""
-        for name in self.known:
+        for name in self.annotations:
             yield name, self.lake.annotation(name).collect()
 
 
@@ -87,7 +87,7 @@ def tile_columns(
     """Return columns of a slide's tiles, in the order of their keys.
 
     Raises:
-        DamageError: there are other tiles than the catalog says.
+        DamageError: the stored tiles are not those of the catalog.
     """
     if catalog is None or not catalog["tiles"] or not columns:
         return pl.DataFrame()
@@ -95,7 +95,7 @@ def tile_columns(
     names, where = ["tile_id", *columns], f"slide = {catalog['slide']}"
     table = pl.DataFrame(fragment.to_table(columns=names, filter=where))
     if table.height != catalog["tiles"]:
-        msg = f"slide {catalog['slide_id']}: {table.height} tiles are there, the catalog says "
+        msg = f"slide {catalog['slide_id']}: {table.height} tiles are there, the catalog has "
         msg += f"{catalog['tiles']}; run slidelake verify"
         raise DamageError(msg)
     return table.sort("tile_id").drop("tile_id")

@@ -1,4 +1,4 @@
-"""Users' files as tables for annotations and questions, and annotations as tables of labels."""
+"""Users' files as tables for annotations and queries, and annotations as tables of labels."""
 
 import io
 import os
@@ -7,8 +7,8 @@ from pathlib import PurePosixPath
 
 import polars as pl
 
-from featurestore.annotations.annotation import AnnotationError
 from featurestore.lake import Lake
+from featurestore.tables.annotation import AnnotationError
 from featurestore.usertables import HeldTable, UserTable, id_column, tables_raise
 from featurestore.usertables.read_table import read_table
 

@@ -4,10 +4,12 @@ from collections.abc import Sequence
 
 import polars as pl
 
-from featurestore.annotations.annotation import AnnotationError, AnnotationTable, listing
 from featurestore.annotations.tile_places import tiles_at
+from featurestore.annotations.user_table import AnnotationTable
 from featurestore.ids import mpp_name, tile_parts
 from featurestore.lake import Lake
+from featurestore.messages import listing
+from featurestore.tables.annotation import AnnotationError
 
 
 def met_tiles(
@@ -16,10 +18,10 @@ def met_tiles(
     """Find the tiles of a table of tiles.
 
     Args:
-        lake: at the version to look in.
+        lake: the lake at the version to look in.
         table: with `tile_id`, or `slide_id`, `x` and `y` (a place within a tile, in level-0
             pixels; its top-left corner is one), and perhaps `mpp`.
-        mpp: of the tiles, where the table has no column `mpp`.
+        mpp: microns per pixel of the tiles, where the table has no column `mpp`.
 
     Returns:
         By mpp, `tile_id` and the values of each tile; and what names no tile, a text for each row.
@@ -92,7 +94,7 @@ def _with_mpp(lake: Lake, frame: pl.DataFrame, mpp: float | None) -> pl.DataFram
         lake_mpp = lake.known_mpp(lake.config.mpps[0] if mpp is None else mpp)
         return frame.with_columns(mpp=pl.lit(lake_mpp))
     values = frame["mpp"].unique().to_list()
-    exact = {value: lake.known_mpp(value) for value in values}
+    exact = {user_mpp: lake.known_mpp(user_mpp) for user_mpp in values}
     return frame.with_columns(pl.col("mpp").replace_strict(exact, return_dtype=pl.Float64))
 
 

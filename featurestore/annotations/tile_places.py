@@ -1,4 +1,4 @@
-"""Which tile covers a place of a slide."""
+"""The tile that covers a place of a slide."""
 
 import polars as pl
 

@@ -10,9 +10,9 @@ from typing import Any
 
 import polars as pl
 
-from featurestore.annotations.annotation import PATIENT, TILE, Annotation
 from featurestore.errors import LakeError
 from featurestore.lake import Lake
+from featurestore.tables.annotation import PATIENT, TILE, Annotation
 
 # Texts and quoted names are left as they are.
 PART = re.compile(r"'(?:[^']|'')*'|`[^`]*`|\"[^\"]*\"|[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)?")
@@ -24,7 +24,7 @@ class Where:
     """A predicate on tiles, and the annotation values that it needs.
 
     Args:
-        lake: at the version to read.
+        lake: the lake at the version to read.
         text: the predicate, in Lance's SQL.
 
     Attributes:
@@ -81,19 +81,19 @@ def _rows(lake: Lake, annotation: Annotation) -> dict[str, Values]:
     return {str(row[annotation.key]): row for row in rows.iter_rows(named=True)}
 
 
-def _literal(value: object) -> str:
+def _literal(constant: object) -> str:
     """Return a value as an SQL literal.
 
     >>> _literal("it's"), _literal(None), _literal(True), _literal(1.5)
     ("'it''s'", 'NULL', 'true', '1.5')
     """
-    if value is None:
+    if constant is None:
         return "NULL"
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, str):
-        return "'" + value.replace("'", "''") + "'"
-    return repr(value)
+    if isinstance(constant, bool):
+        return "true" if constant else "false"
+    if isinstance(constant, str):
+        return "'" + constant.replace("'", "''") + "'"
+    return repr(constant)
 
 
 def slides_of(lake: Lake) -> Iterator[tuple[str, str | None]]:

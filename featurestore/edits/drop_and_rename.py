@@ -1,10 +1,9 @@
-"""Slides, teachers and annotations out of a lake, or under other names; each edit is one commit.
+"""Slides, teachers and annotations dropped or renamed; each edit is one commit.
 
 Earlier versions of the lake stay as they are. What was made from what is dropped or renamed (runs,
 statistics, students) is named and left as it is.
 """
 
-import difflib
 import itertools
 import json
 import re
@@ -12,15 +11,17 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from featurestore.annotations.annotation import TILE, check_name
+from featurestore.commits.lance_commit import Committer
+from featurestore.commits.lance_edit import Edit, was_made
+from featurestore.commits.lance_ledger import among_names
 from featurestore.edits import lance_edits as edits
-from featurestore.edits.lance_edits import Edit, dropped_id
+from featurestore.edits.lance_edits import dropped_id
 from featurestore.errors import LakeError
 from featurestore.lake import Lake
+from featurestore.messages import did_you_mean
 from featurestore.storage.lock import no_writers
 from featurestore.storage.store import FileInfo
-from featurestore.tables.lance_commit import Committer
-from featurestore.tables.lance_ledger import among_names
+from featurestore.tables.annotation import TILE, check_name
 from featurestore.tables.schema import DROPPED, SLIDES, features_table, teacher_field
 
 What = Literal["slide", "teacher", "annotation"]
@@ -35,7 +36,7 @@ class Edited:
     Attributes:
         what: `slide`, `teacher` or `annotation`.
         names: which were dropped, or the old and the new name.
-        version: of the lake that has it.
+        version: version of the lake that has it.
         before: the version before it, which `--at` still reads.
         done: False if it had been done already.
         named_in: folders of runs, statistics and students that name them.
@@ -58,7 +59,7 @@ def drop(lake: Lake, what: What, names: Sequence[str]) -> Edited:
         names: names of what is dropped.
 
     Raises:
-        LakeError: the lake has none of a name and never had, or a job is writing to the lake.
+        LakeError: the lake has nothing of a name and never had, or a job is writing to the lake.
     """
     unique, committer = list(dict.fromkeys(names)), lake.committer
     with no_writers(lake.store), committer.exclusive():
@@ -70,10 +71,10 @@ def drop(lake: Lake, what: What, names: Sequence[str]) -> Edited:
 
 
 def _edited(
-    lake: Lake, what: What, names: Sequence[str], looked_for: Sequence[str], *, done: bool
+    lake: Lake, kind: What, names: Sequence[str], looked_for: Sequence[str], *, done: bool
 ) -> Edited:
     return Edited(
-        what=what,
+        what=kind,
         names=tuple(names),
         version=lake.refreshed().version,
         before=lake.version,
@@ -107,20 +108,15 @@ def _check_dropped(lake: Lake, name: str) -> None:
     if any(slide_id == dropped_id(number, name) for number, slide_id in rows):
         return
     slide_ids = lake.slides().select("slide_id").collect()["slide_id"].to_list()
-    msg = f"slide '{name}' is not in {lake.uri}{_hint(name, slide_ids)}"
+    msg = f"slide '{name}' is not in {lake.uri}{did_you_mean(name, slide_ids)}"
     raise LakeError(msg)
-
-
-def _hint(name: str, known: Sequence[str]) -> str:
-    close = difflib.get_close_matches(name, known, n=1)
-    return f"; did you mean '{close[0]}'?" if close else ""
 
 
 def _teachers_to_drop(lake: Lake, names: Sequence[str]) -> Edit | None:
     teachers = _teachers(lake)
     edit = edits.drop_columns(names)
     missing = [name for name in names if name not in teachers]
-    if len(missing) == len(names) and edits.was_made(lake.committer.ledger, edit):
+    if len(missing) == len(names) and was_made(lake.committer.ledger, edit):
         return None
     _refuse(lake, "teacher", missing, teachers)
     return edit
@@ -130,11 +126,11 @@ def _teachers(lake: Lake) -> list[str]:
     return sorted({name for mpp in lake.config.mpps for name in lake.teachers(mpp=mpp)})
 
 
-def _refuse(lake: Lake, what: str, missing: Sequence[str], names: Sequence[str]) -> None:
+def _refuse(lake: Lake, kind: str, missing: Sequence[str], names: Sequence[str]) -> None:
     if missing:
         msg = (
-            f"{lake.uri} has no {what} '{missing[0]}'; there are: {', '.join(names) or 'none'}"
-            f"{_hint(missing[0], names)}"
+            f"{lake.uri} has no {kind} '{missing[0]}'; there are: {', '.join(names) or 'none'}"
+            f"{did_you_mean(missing[0], names)}"
         )
         raise LakeError(msg)
 
@@ -151,7 +147,7 @@ def _annotations_to_drop(lake: Lake, names: Sequence[str]) -> Edit | None:
             for column in annotations[name].columns.values()
         ],
     )
-    if len(missing) == len(names) and edits.was_made(lake.committer.ledger, edit):
+    if len(missing) == len(names) and was_made(lake.committer.ledger, edit):
         return None
     _refuse(lake, "annotation", missing, list(annotations))
     return edit
@@ -190,7 +186,7 @@ def rename(lake: Lake, old: str, new: str, *, what: What | None = None) -> Edite
         if not kinds:
             return _renamed_before(lake, old, new, taken, what)
         if len(kinds) > 1:
-            msg = f"'{old}' names a {' and a '.join(kinds)} of {lake.uri}: say which by --what"
+            msg = f"'{old}' names a {' and a '.join(kinds)} of {lake.uri}: choose one by --what"
             raise LakeError(msg)
         chosen = kinds[0]
         # Teachers and annotations are both columns; slides have names of their own.
@@ -213,26 +209,26 @@ def _called(lake: Lake, name: str) -> list[What]:
 
 
 def _renamed_before(
-    lake: Lake, old: str, new: str, taken: Sequence[What], what: What | None
+    lake: Lake, old: str, new: str, taken: Sequence[What], kind: What | None
 ) -> Edited:
     """Return the result of a rename that was made before.
 
     Raises:
         LakeError: it was not made before, and nothing has the old name.
     """
-    for kind in taken:
-        edit = _rename_edit(lake, kind, old, new)
-        if what in (None, kind) and edits.was_made(lake.committer.ledger, edit):
-            return _edited(lake, kind, (old, new), [old], done=False)
+    for one_kind in taken:
+        edit = _rename_edit(lake, one_kind, old, new)
+        if kind in (None, one_kind) and was_made(lake.committer.ledger, edit):
+            return _edited(lake, one_kind, (old, new), [old], done=False)
     names = [*_teachers(lake), *lake.annotations()]
     names += lake.slides().select("slide_id").collect()["slide_id"].to_list()
-    kind_of_name = what or "slide, teacher or annotation"
-    msg = f"{lake.uri} has no {kind_of_name} '{old}'{_hint(old, names)}"
+    kind_of_name = kind or "slide, teacher or annotation"
+    msg = f"{lake.uri} has no {kind_of_name} '{old}'{did_you_mean(old, names)}"
     raise LakeError(msg)
 
 
 def _rename_edit(lake: Lake, kind: What, old: str, new: str) -> Edit:
-    """Return the edit that gave something the name that it has now."""
+    """Return the edit by which a slide, teacher or annotation got its present name."""
     if kind == "slide":
         return edits.rename_slide(_numbers(lake, [new])[new], old, new)
     if kind == "teacher":

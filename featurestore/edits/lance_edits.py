@@ -1,90 +1,27 @@
-"""Edits that touch several tables and appear at once: slides and columns dropped or renamed.
+"""The edits of a lake: slides, columns and tables dropped or renamed, patients set, columns added.
 
-Lance changes a schema, rows and a file each in a commit of its own. The first commit of an edit is
-an empty one that opens a group (`lance_groups`) which nothing closes but the catalog's commit, so a
-reader sees the lake before or after, and what was killed in between is taken back as a whole.
+Each function returns an `Edit`, which a committer makes: see `lance_edit`.
 """
 
-import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from lance import LanceOperation
 
-from featurestore.annotations import lance_registry as registry
+from featurestore.commits import lance_features as features
+from featurestore.commits.cuts import Row
+from featurestore.commits.lance_edit import Edit, Work
+from featurestore.commits.lance_ledger import Change, Ledger, among
 from featurestore.query.lance_nearest import index_name
-from featurestore.tables import lance_features as features
+from featurestore.tables import lance_annotations as registry
 from featurestore.tables.checksums import with_row_crc32
-from featurestore.tables.cuts import Row
 from featurestore.tables.lance_files import physical_column, put_files, write_column
-from featurestore.tables.lance_groups import Group
-from featurestore.tables.lance_ledger import Change, Ledger, among
-from featurestore.tables.lance_tables import commit, open_table, properties_of
+from featurestore.tables.lance_tables import open_table
 from featurestore.tables.schema import DROPPED, SLIDES, SLIDES_SCHEMA, features_table
 
-EDIT_KEY = "slidelake:edit"
-LOOKED_BACK = 500  # versions in which an edit is looked for that was made before
 ROWS_AT_ONCE = 1000  # rows of `slides` with their pictures, about 30 MB
 FEW_SLIDES = 2000  # beyond this the catalog is read whole
-
-
-@dataclass(frozen=True, kw_only=True)
-class Work:
-    """The ledger, the lock's check and the group of commits that the steps of an edit use.
-
-    Attributes:
-        ledger: of the lake, whose lock is held.
-        check: raises LakeError if it is held no more; called before each commit.
-        group: the commits that belong together.
-    """
-
-    ledger: Ledger
-    check: Callable[[], None]
-    group: Group = field(default_factory=Group)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Edit:
-    """An edit of a whole lake.
-
-    Attributes:
-        about: what it is, as JSON can hold it; kept in the transaction that begins it.
-        steps: changes all tables but the catalog, and yields the changes of the catalog.
-    """
-
-    about: Mapping[str, Any]
-    steps: Callable[[Work], Iterator[Change]]
-
-    @property
-    def text(self) -> str:
-        """Return the description of the edit as one line of JSON."""
-        return json.dumps(dict(self.about), sort_keys=True)
-
-
-def make(work: Work, edit: Edit) -> list[Change]:
-    """Change all tables but the catalog, and return the changes of the catalog that follow."""
-    rel = features_table(work.ledger.config.mpps[0])
-    version = open_table(work.ledger.store, rel).version
-    properties = {**work.group.part(Change()), EDIT_KEY: edit.text}
-    work.check()
-    commit(
-        work.ledger.store,
-        rel,
-        LanceOperation.Append([]),
-        read_version=version,
-        properties=properties,
-    )
-    return [*edit.steps(work), *work.group.changes]
-
-
-def was_made(ledger: Ledger, edit: Edit) -> bool:
-    """Whether the same edit was begun before, in the versions that are kept."""
-    table = open_table(ledger.store, features_table(ledger.config.mpps[0]))
-    kept = sorted((int(entry["version"]) for entry in table.versions()), reverse=True)
-    return any(properties_of(table, v).get(EDIT_KEY) == edit.text for v in kept[:LOOKED_BACK])
 
 
 # ---------------------------------------------------------------------- slides
@@ -109,7 +46,7 @@ def drop_slides(slides: Mapping[int, str]) -> Edit:
         _put_by_number(work.ledger, rows)
         yield from ()
 
-    return Edit(about={"drop slides": sorted(slides.values())}, steps=steps)
+    return Edit(description={"drop slides": sorted(slides.values())}, steps=steps)
 
 
 def dropped_id(number: int, slide_id: str) -> str:
@@ -135,7 +72,7 @@ def rename_slide(number: int, old: str, new: str) -> Edit:
         _put_by_number(ledger, [{**row, "slide_id": new} for row in slide_rows])
         registry.rename_slide(ledger.store, old, new, work.check)
 
-    return Edit(about={"rename slide": [old, new]}, steps=steps)
+    return Edit(description={"rename slide": [old, new]}, steps=steps)
 
 
 def _name_rows(ledger: Ledger, mpp: float, fragment: int, slide: int, slide_id: str) -> None:
@@ -147,7 +84,7 @@ def _name_rows(ledger: Ledger, mpp: float, fragment: int, slide: int, slide_id: 
     for at in np.flatnonzero(numbers == slide).tolist():
         names[at] = slide_id
     column = table.schema.field("slide_id")
-    path = write_column(store, rel, column, pa.array(names, column.type))
+    path = write_column(store, rel, column, [pa.array(names, column.type)])
     put_files(store, rel, {fragment: path})
 
 
@@ -170,7 +107,7 @@ def set_patients(patients: Mapping[str, str]) -> Edit:
             _put_by_number(work.ledger, new)
         yield from ()
 
-    return Edit(about={"set patients": len(patients)}, steps=steps)
+    return Edit(description={"set patients": len(patients)}, steps=steps)
 
 
 def _put_by_number(ledger: Ledger, rows: Sequence[Row]) -> None:
@@ -194,7 +131,7 @@ def drop_columns(columns: Sequence[str]) -> Edit:
             for column in columns:
                 yield _drop_column(work, mpp, column)
 
-    return Edit(about={"drop columns": sorted(columns)}, steps=steps)
+    return Edit(description={"drop columns": sorted(columns)}, steps=steps)
 
 
 def _drop_column(work: Work, mpp: float, column: str) -> Change:
@@ -231,7 +168,7 @@ def rename_columns(columns: Mapping[str, str], *, annotation: str | None = None)
                 if rows := work.ledger.rows(of_column):
                     yield Change(drop=of_column, add=[{**row, "teacher": new} for row in rows])
 
-    return Edit(about={"rename columns": dict(columns)}, steps=steps)
+    return Edit(description={"rename columns": dict(columns)}, steps=steps)
 
 
 def _rename_column(work: Work, mpp: float, old: str, new: str, annotation: str | None) -> None:
@@ -250,8 +187,8 @@ def drop_annotations(names: Sequence[str], columns: Sequence[str]) -> Edit:
     """Take annotations out of a lake; their tables stay until vacuum.
 
     Args:
-        names: of them.
-        columns: in the features tables, of those that are of tiles.
+        names: names of the annotations.
+        columns: their columns in the features tables, for those of tiles.
     """
 
     def steps(work: Work) -> Iterator[Change]:
@@ -264,7 +201,7 @@ def drop_annotations(names: Sequence[str], columns: Sequence[str]) -> Edit:
             work.check()
             registry.put_tables(work.ledger.store, remaining)
 
-    return Edit(about={"drop annotations": sorted(names)}, steps=steps)
+    return Edit(description={"drop annotations": sorted(names)}, steps=steps)
 
 
 def rename_table(old: str, new: str) -> Edit:
@@ -277,7 +214,7 @@ def rename_table(old: str, new: str) -> Edit:
         registry.put_tables(work.ledger.store, tables)
         yield from ()
 
-    return Edit(about={"rename annotation": [old, new]}, steps=steps)
+    return Edit(description={"rename annotation": [old, new]}, steps=steps)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -285,7 +222,7 @@ class NewColumn:
     """A column of an annotation at one mpp, whose files are written.
 
     Attributes:
-        mpp: of the features table.
+        mpp: microns per pixel of the features table.
         field: the column.
         files: names of its files, by fragment.
         rows: of each fragment, deleted ones included; the files have as many.
@@ -303,8 +240,8 @@ def add_columns(name: str, columns: Sequence[NewColumn], instead_of: Sequence[st
     """Put the columns of an annotation into the tables, in the place of older ones.
 
     Args:
-        name: of the annotation.
-        columns: that are written.
+        name: name of the annotation.
+        columns: the new columns, whose files are written.
         instead_of: columns that go.
     """
 
@@ -319,7 +256,7 @@ def add_columns(name: str, columns: Sequence[NewColumn], instead_of: Sequence[st
             put_files(store, rel, column.files)
             yield Change(add=[*_rows_of(work.ledger, column)])
 
-    return Edit(about={"annotate": name}, steps=steps)
+    return Edit(description={"annotate": name}, steps=steps)
 
 
 def fill_columns(columns: Sequence[NewColumn]) -> Edit:
@@ -347,7 +284,7 @@ def fill_columns(columns: Sequence[NewColumn]) -> Edit:
             yield Change(drop=drop, add=[*_rows_of(work.ledger, column)])
 
     names = sorted({column.field.name for column in columns})
-    return Edit(about={"fill columns": names}, steps=steps)
+    return Edit(description={"fill columns": names}, steps=steps)
 
 
 def _rows_of(ledger: Ledger, column: NewColumn) -> Iterator[Row]:

@@ -16,10 +16,11 @@ import numpy.typing as npt
 import polars as pl
 import pyarrow as pa
 
-from featurestore.annotations.annotate import check_unchanged
-from featurestore.edits.lance_edits import NewColumn, fill_columns
+from featurestore.annotations.annotating import check_unchanged
+from featurestore.edits.lance_edits import NewColumn, drop_columns, fill_columns
 from featurestore.errors import LakeError
 from featurestore.lake import Lake
+from featurestore.storage.lock import no_writers
 from featurestore.tables.checksums import values_crc32
 from featurestore.tables.lance_files import physical_column, write_column
 from featurestore.tables.schema import KIND_KEY, SCORE, TILE_COLUMNS, features_table, kind_of
@@ -148,3 +149,25 @@ def commit_scores(lake: Lake, parts: Mapping[str, Sequence[NewColumn]]) -> None:
     with committer.exclusive():
         check_unchanged(lake, columns)
         committer.make(fill_columns(columns))
+
+
+def drop_scores(lake: Lake, names: Sequence[str]) -> int:
+    """Take scores out of a lake in one commit; earlier versions keep them until vacuum.
+
+    Returns:
+        The version of the lake without them.
+
+    Raises:
+        LakeError: the lake has no such score, or a job is writing to it.
+    """
+    committer = lake.committer
+    with no_writers(lake.store), committer.exclusive():
+        kept = score_columns(lake.refreshed())
+        if missing := [name for name in names if name not in kept]:
+            msg = (
+                f"{lake.uri} keeps no score '{missing[0]}' that could be dropped; it keeps "
+                f"{', '.join(kept) or 'none'}"
+            )
+            raise LakeError(msg)
+        committer.make(drop_columns(names))
+    return lake.refreshed().version

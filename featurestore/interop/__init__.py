@@ -1,14 +1,14 @@
-"""Coming and going: other tools' files into a lake, a lake into their files, their tables read."""
+"""Import of other tools' files, export of a lake to their files, and their tables of labels."""
 
 from featurestore.interop.exporting import ExportResult, export_folder
 from featurestore.interop.foreign_labels import read_labels
 from featurestore.interop.foreign_slide import (
-    Given,
+    ImportFacts,
     InteropError,
     Problem,
     SlideFeatures,
+    SlideFiles,
     SlideTiles,
-    Source,
 )
 from featurestore.interop.foreign_splits import read_splits
 from featurestore.interop.formats import FORMATS, READABLE, WRITABLE, read_folder
@@ -19,13 +19,13 @@ __all__ = [
     "READABLE",
     "WRITABLE",
     "ExportResult",
-    "Given",
+    "ImportFacts",
     "ImportResult",
     "InteropError",
     "Problem",
     "SlideFeatures",
+    "SlideFiles",
     "SlideTiles",
-    "Source",
     "export_folder",
     "import_folder",
     "read_folder",

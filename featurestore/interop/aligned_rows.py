@@ -1,31 +1,31 @@
-"""Pairing rows of two lists of the same tiles by their coordinates, never by position alone."""
+"""Pairs of rows of two lists of the same tiles by their coordinates, never by position alone."""
 
 import numpy as np
 
 from featurestore.interop.foreign_slide import Int64Array, InteropError
 
 
-def order_of(xy: Int64Array, wanted: Int64Array, what: str) -> Int64Array | None:
-    """Positions in `xy` [N, 2] of the rows of `wanted` [N, 2]; None if they are the same already.
+def order_of(xy: Int64Array, reference: Int64Array, subject: str) -> Int64Array | None:
+    """Return the positions in `xy` [N, 2] of the `reference` rows [N, 2]; None if in order already.
 
     Raises:
-        InteropError: the two are not the same set of tiles; `what` says whose they are.
+        InteropError: the two are not the same set of tiles; `subject` names the first.
 
     >>> order_of(np.array([[0, 9], [4, 0]]), np.array([[4, 0], [0, 9]]), "a").tolist()
     [1, 0]
     """
-    if np.array_equal(xy, wanted):
+    if np.array_equal(xy, reference):
         return None
-    if len(xy) == len(wanted):
-        mine, theirs = np.lexsort(xy.T), np.lexsort(wanted.T)
-        if np.array_equal(xy[mine], wanted[theirs]):
+    if len(xy) == len(reference):
+        xy_order, reference_order = np.lexsort(xy.T), np.lexsort(reference.T)
+        if np.array_equal(xy[xy_order], reference[reference_order]):
             order = np.empty(len(xy), np.int64)
-            order[theirs] = mine
+            order[reference_order] = xy_order
             return order
-    shared = len(_rows(xy) & _rows(wanted))
+    shared = len(_rows(xy) & _rows(reference))
     msg = (
-        f"{what}: its {len(xy)} tiles are not the {len(wanted)} that are known of this slide "
-        f"({shared} are the same); it was cut otherwise"
+        f"{subject}: its {len(xy)} tiles are not the {len(reference)} that are known of "
+        f"this slide ({shared} are the same); it was cut otherwise"
     )
     raise InteropError(msg)
 

@@ -1,7 +1,7 @@
-"""From a lake to the files of another tool: one slide after the other, each file whole.
+"""Export of a lake to the files of another tool: one slide after the other, each file whole.
 
-What is there and complete is left alone, so an export that was killed goes on, and one of a lake
-that has grown writes what is new.
+Complete files are left as they are, so an export that was killed goes on, and one of a lake that
+has grown writes what is new.
 """
 
 import json
@@ -16,11 +16,11 @@ import polars as pl
 from featurestore.annotations.annotation_export import AnnotationsOut
 from featurestore.errors import DamageError, LakeError
 from featurestore.ids import mpp_name
-from featurestore.interop.export_folder import Outbox
 from featurestore.interop.foreign_slide import FloatArray, Int64Array, InteropError, SlideTiles
 from featurestore.interop.formats import writer_of
 from featurestore.interop.lake_tiles import slide_rows, tile_places, tissue_of
-from featurestore.interop.outgoing_slide import SlideOut, TeacherOut
+from featurestore.interop.writers.outbox import Outbox
+from featurestore.interop.writers.outgoing_slide import SlideOut, TeacherOut
 from featurestore.lake import Lake
 from featurestore.opening import open_lake
 from featurestore.tables.schema import READY, features_table, identity_of
@@ -33,11 +33,11 @@ Row = dict[str, Any]
 
 @dataclass(kw_only=True)
 class ExportResult:
-    """What an export did.
+    """Counts of what an export wrote, and slides that were not exported.
 
     Attributes:
         out: the folder.
-        format: what was written.
+        format: name of the written format.
         version: the lake's version that was read.
         written: slides of which files were written.
         complete: slides of which all was there already.
@@ -73,9 +73,9 @@ def export_folder(
         lake_uri: the lake.
         out: a local folder; it is made if it is not there.
         format: one of `WRITABLE`.
-        teachers: whose features; none for all that the lake has at this mpp.
-        mpp: of the tiles; needed if the lake has several.
-        version: of the lake, a number or a snapshot's name; None for its newest.
+        teachers: names of the teachers to export; none for all that the lake has at this mpp.
+        mpp: microns per pixel of the tiles; needed if the lake has several.
+        version: version of the lake, a number or a snapshot's name; None for its newest.
         tiles: for GeoJSON, also write the tiles as rectangles.
         on_slide: called after each slide with the number of files written.
 
@@ -85,20 +85,20 @@ def export_folder(
     writer = writer_of(format)
     lake = open_lake(lake_uri, version=version)
     task = _Task(lake, format, _mpp(lake, mpp, needed=format != "geojson" or tiles), teachers)
-    result = ExportResult(out=os.fspath(out), format=format, version=lake.version)
+    summary = ExportResult(out=os.fspath(out), format=format, version=lake.version)
     with Outbox(out) as box:
-        for slide_id, slide in task.slides(result):
+        for slide_id, slide in task.slides(summary):
             try:
                 files = writer.export_slide(box, slide())
             except LakeError as error:
-                result.failed.append({"slide": slide_id, "reason": " ".join(str(error).split())})
+                summary.failed.append({"slide": slide_id, "reason": " ".join(str(error).split())})
                 continue
-            result.files += files
-            result.written += files > 0
-            result.complete += not files
+            summary.files += files
+            summary.written += files > 0
+            summary.complete += not files
             on_slide(slide_id, files)
-        result.files += _write_annotations(box, task.annotations)
-    return result
+        summary.files += _write_annotations(box, task.annotations)
+    return summary
 
 
 def _write_annotations(box: Outbox, annotations: AnnotationsOut) -> int:
@@ -123,13 +123,13 @@ def _mpp(lake: Lake, mpp: float | None, *, needed: bool) -> float | None:
 
 
 class _Task:
-    """What is to be exported of a lake; reads its catalog once per 256 slides."""
+    """The slides to be exported of a lake; its catalog is read once per 256 slides."""
 
     def __init__(
         self, lake: Lake, format_name: str, mpp: float | None, teachers: Sequence[str]
     ) -> None:
         self.lake, self.format, self.mpp = lake, format_name, mpp
-        self.asked = bool(teachers)
+        self.has_choice = bool(teachers)
         self.annotations = AnnotationsOut(lake, mpp)
         self.teachers: dict[str, TeacherOut] = {}
         if mpp is None or format_name == "geojson":
@@ -143,8 +143,8 @@ class _Task:
             if name in teachers or not teachers
         }
 
-    def slides(self, result: ExportResult) -> Iterator[tuple[str, Callable[[], SlideOut]]]:
-        """Every slide that is ready, with what makes it; others go to `result.left_out`."""
+    def slides(self, summary: ExportResult) -> Iterator[tuple[str, Callable[[], SlideOut]]]:
+        """Yield every slide that is ready, with a function that makes it; others are left out."""
         names = self.lake.slides().select("slide_id").collect()["slide_id"].sort().to_list()
         for start in range(0, len(names), SLIDES_AT_ONCE):
             some = names[start : start + SLIDES_AT_ONCE]
@@ -154,12 +154,12 @@ class _Task:
                 row = {**rows[name], "tiles": tiles.get(name)}
                 if row["state"] != READY or (self.mpp is not None and row["tiles"] is None):
                     reason = row["reason"] or f"not in the lake at mpp {self.mpp}: {row['state']}"
-                    result.left_out.append({"slide": name, "reason": reason})
+                    summary.left_out.append({"slide": name, "reason": reason})
                     continue
                 yield name, lambda row=row, sums=sums: self._slide(row, sums)  # type: ignore[misc]
 
     def _catalog(self, names: Sequence[str]) -> tuple[dict[str, Row], dict[tuple[str, str], int]]:
-        """Rows of the slides' tiles, and the checksums of (slide_id, teacher)."""
+        """Return the catalog rows of the slides' tiles, and the checksums of their features."""
         if self.mpp is None:
             return {}, {}
         tiles = self.lake.tiles_of(mpp=self.mpp, slide_ids=names)
@@ -171,18 +171,18 @@ class _Task:
         return {row["slide_id"]: row for row in tiles.iter_rows(named=True)}, sums
 
     def _features_of(self, teacher: str, names: Sequence[str]) -> pl.DataFrame:
-        found = self.lake.features_of(teacher, mpp=self.mpp or 0.0, slide_ids=names)
-        return found.select("slide_id", "crc32")
+        rows = self.lake.features_of(teacher, mpp=self.mpp or 0.0, slide_ids=names)
+        return rows.select("slide_id", "crc32")
 
     def _slide(self, row: Row, sums: dict[tuple[str, str], int]) -> SlideOut:
         name, catalog = row["slide_id"], row["tiles"]
         teachers = {
-            teacher: replace(found, crc32=sums.get((name, teacher), 0))
-            for teacher, found in self.teachers.items()
+            teacher: replace(teacher_out, crc32=sums.get((name, teacher), 0))
+            for teacher, teacher_out in self.teachers.items()
             # A slide without tiles has nothing to extract: it is complete as it is.
             if (name, teacher) in sums or not catalog["tiles"]
         }
-        if self.asked and (missing := sorted(set(self.teachers) - set(teachers))):
+        if self.has_choice and (missing := sorted(set(self.teachers) - set(teachers))):
             msg = f"slide '{name}' has no features of {', '.join(missing)} yet: run extract"
             raise InteropError(msg)
         keys, xy = _places(self.lake, catalog)
@@ -218,11 +218,11 @@ class _Task:
         )
 
     def _attrs(self, row: Row) -> dict[str, Any]:
-        """What is known of the tiles beside their places: their overlap, in pixels."""
+        """Return what an import recorded of the tiles, and their overlap in pixels."""
         config, extra = self.lake.config, json.loads(row["extra"]) if row["extra"] else {}
         imported = extra.get("imported_tiles", {})
-        found = imported.get(mpp_name(self.mpp), {}) if self.mpp is not None else {}
-        return {"overlap": config.tile_px - config.step_px, **found}
+        recorded = imported.get(mpp_name(self.mpp), {}) if self.mpp is not None else {}
+        return {"overlap": config.tile_px - config.step_px, **recorded}
 
     def _features(self, catalog: Row, keys: Int64Array, teacher: str) -> FloatArray:
         if not len(keys):

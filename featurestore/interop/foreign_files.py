@@ -1,7 +1,7 @@
-"""Opening other people's files: HDF5, .pt and .npz. Nothing in them is ever unpickled.
+"""Reading the files of other tools: HDF5, .pt and .npz. Nothing in them is ever unpickled.
 
-Whatever is wrong with a file becomes one InteropError that names it, so that a damaged file
-stops itself and no other.
+Any fault of a file becomes one InteropError that names it, so that a damaged file leaves the
+others alone.
 """
 
 import contextlib
@@ -21,7 +21,7 @@ HIDDEN = "."
 
 
 def find_files(folder: Path, *suffixes: str) -> Iterator[Path]:
-    """Files under a folder with one of these endings, sorted; hidden ones are left out."""
+    """Yield the files under a folder with one of these endings, sorted, without hidden ones."""
     for root, folders, names in os.walk(folder):
         folders[:] = sorted(name for name in folders if not name.startswith(HIDDEN))
         for name in sorted(names):
@@ -31,7 +31,7 @@ def find_files(folder: Path, *suffixes: str) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def opened_h5(path: Path) -> Iterator[h5py.File]:
-    """An HDF5 file, open for reading.
+    """Open an HDF5 file for reading.
 
     Raises:
         InteropError: it is not there, not HDF5, truncated, or breaks while it is read.
@@ -50,66 +50,70 @@ def opened_h5(path: Path) -> Iterator[h5py.File]:
 
 
 def dataset(file: h5py.File, name: str) -> h5py.Dataset:
-    """A dataset of an open file.
+    """Return a dataset of an open file.
 
     Raises:
         InteropError: the file has none of this name; those that it has are named.
     """
-    found = file.get(name)
-    if not isinstance(found, h5py.Dataset):
+    entry = file.get(name)
+    if not isinstance(entry, h5py.Dataset):
         msg = f"{file.filename} has no dataset '{name}'; it has: {', '.join(file) or 'nothing'}"
         raise InteropError(msg)
-    return found
+    return entry
 
 
-def plain_attrs(thing: h5py.Dataset | h5py.File) -> dict[str, Any]:
-    """Attributes as plain Python values; TRIDENT's 'None' is None."""
-    return {str(name): _plain(value) for name, value in thing.attrs.items()}
+def plain_attrs(node: h5py.Dataset | h5py.File) -> dict[str, Any]:
+    """Return attributes as plain Python values; TRIDENT's 'None' is None."""
+    return {str(name): _plain(attribute) for name, attribute in node.attrs.items()}
 
 
-def _plain(value: Any) -> Any:  # noqa: ANN401 - whatever the file holds
-    if isinstance(value, h5py.Empty):
+def _plain(attribute: Any) -> Any:  # noqa: ANN401 - whatever the file holds
+    if isinstance(attribute, h5py.Empty):
         return None
-    if isinstance(value, bytes):
-        value = value.decode(errors="replace")
-    if isinstance(value, np.ndarray | np.generic):
-        value = value.tolist()
-    return None if isinstance(value, str) and value == "None" else value
+    if isinstance(attribute, bytes):
+        attribute = attribute.decode(errors="replace")
+    if isinstance(attribute, np.ndarray | np.generic):
+        attribute = attribute.tolist()
+    return None if isinstance(attribute, str) and attribute == "None" else attribute
 
 
 def number(attrs: dict[str, Any], name: str, path: Path) -> float:
-    """An attribute that must be there and be a positive number.
+    """Return an attribute that must be there and be a positive number.
 
     Raises:
         InteropError: it is not.
     """
-    value = attrs.get(name)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < np.inf:
-        msg = f"{path}: attribute '{name}' is {value!r}; a positive number must stand there"
+    attribute = attrs.get(name)
+    if (
+        isinstance(attribute, bool)
+        or not isinstance(attribute, int | float)
+        or not 0 < attribute < np.inf
+    ):
+        msg = f"{path}: attribute '{name}' is {attribute!r}; a positive number must stand there"
         raise InteropError(msg)
-    return float(value)
+    return float(attribute)
 
 
-def whole(value: float, name: str, path: Path) -> int:
-    """A number that must be whole, as a side in pixels is.
+def whole(length: float, name: str, path: Path) -> int:
+    """Return a number that must be whole, as a side in pixels is.
 
     Raises:
         InteropError: it is not.
     """
-    if abs(value - round(value)) > 1e-6 * max(1.0, abs(value)):
-        msg = f"{path}: {name} is {value}; it must be a whole number of pixels"
+    if abs(length - round(length)) > 1e-6 * max(1.0, abs(length)):
+        msg = f"{path}: {name} is {length}; it must be a whole number of pixels"
         raise InteropError(msg)
-    return round(value)
+    return round(length)
 
 
-def agree(option: str, given: float | None, found: float, path: Path) -> None:
-    """Refuse what was given on the command line if a file says otherwise.
+def agree(option: str, option_value: float | None, file_value: float, path: Path) -> None:
+    """Refuse an option of the command line if a file contradicts it.
 
     Raises:
         InteropError: they differ by more than 2 %.
     """
-    if given is not None and abs(given / found - 1) > MPP_TOLERANCE:
-        msg = f"{path} says {found:g}, but {option} {given:g} was given; leave it out"
+    if option_value is not None and abs(option_value / file_value - 1) > MPP_TOLERANCE:
+        msg = f"{path} says {file_value:g}, but {option} {option_value:g} was given; leave it out"
         raise InteropError(msg)
 
 
@@ -134,7 +138,7 @@ def coordinates(values: npt.NDArray[Any], path: Path) -> Int64Array:
 
 
 def feature_matrix(values: npt.NDArray[Any], tiles: int, path: Path) -> FloatArray:
-    """Features [N, D] as a file has them, checked against the number of tiles.
+    """Return features [N, D] as a file has them, checked against the number of tiles.
 
     A batch of one, [1, N, D], is taken as its only bag; opaque values of two bytes (`V2`), which is
     what NumPy and HDF5 make of bfloat16, come as float32.
@@ -174,7 +178,7 @@ def _from_bfloat16(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
 
 
 def load_pt(path: Path, *, mapped: bool = False) -> npt.NDArray[Any]:
-    """The one tensor or array of a .pt file, bfloat16 as float32.
+    """Return the one tensor or array of a .pt file, bfloat16 as float32.
 
     Args:
         path: the file.
@@ -188,7 +192,7 @@ def load_pt(path: Path, *, mapped: bool = False) -> npt.NDArray[Any]:
 
     try:
         with torch.serialization.safe_globals(_numpy_globals()):
-            value = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+            loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except FileNotFoundError as error:
         msg = f"{path} does not exist"
         raise InteropError(msg) from error
@@ -196,12 +200,12 @@ def load_pt(path: Path, *, mapped: bool = False) -> npt.NDArray[Any]:
         # torch raises whatever its readers raise: UnpicklingError, RuntimeError, EOFError, ...
         msg = f"{path} can't be read as a bare tensor (.pt): {_first_line(error)}"
         raise InteropError(msg) from error
-    if isinstance(value, torch.Tensor):
-        value = (value.float() if value.dtype == torch.bfloat16 else value).numpy()
-    if not isinstance(value, np.ndarray):
-        msg = f"{path} holds a {type(value).__name__}; one bare tensor (N, D) is needed"
+    if isinstance(loaded, torch.Tensor):
+        loaded = (loaded.float() if loaded.dtype == torch.bfloat16 else loaded).numpy()
+    if not isinstance(loaded, np.ndarray):
+        msg = f"{path} holds a {type(loaded).__name__}; one bare tensor (N, D) is needed"
         raise InteropError(msg)
-    return value
+    return loaded
 
 
 def _numpy_globals() -> list[Any]:
@@ -212,7 +216,7 @@ def _numpy_globals() -> list[Any]:
 
 
 def load_npz(path: Path) -> dict[str, npt.NDArray[Any]]:
-    """The arrays of a .npz file.
+    """Return the arrays of a .npz file.
 
     Raises:
         InteropError: it is not there, cut short, or holds Python objects.
@@ -232,20 +236,20 @@ def load_npz(path: Path) -> dict[str, npt.NDArray[Any]]:
 
 
 def load_json(path: Path) -> dict[str, Any]:
-    """The JSON object in a file.
+    """Return the JSON object in a file.
 
     Raises:
         InteropError: it is not there, or something else.
     """
     try:
-        value = json.loads(path.read_text())
+        contents = json.loads(path.read_text())
     except (OSError, ValueError) as error:
         msg = f"{path} can't be read as JSON: {_first_line(error)}"
         raise InteropError(msg) from error
-    if not isinstance(value, dict):
-        msg = f"{path} holds a {type(value).__name__}; a JSON object is needed"
+    if not isinstance(contents, dict):
+        msg = f"{path} holds a {type(contents).__name__}; a JSON object is needed"
         raise InteropError(msg)
-    return value
+    return contents
 
 
 def _first_line(error: BaseException) -> str:

@@ -32,7 +32,7 @@ def read_labels(
     Args:
         path: CLAM's CSV, Patho-Bench's TSV, STAMP's clini table, or a table with slide_id and/or
             patient_id; any form that `featurestore.usertables` reads.
-        slides: STAMP's slide table, which says what slides a patient has.
+        slides: STAMP's slide table, which lists the slides of each patient.
 
     Returns:
         `slide_id` and `patient_id`, those of the two that the tables have, then the other columns

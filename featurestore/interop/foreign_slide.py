@@ -1,7 +1,7 @@
-"""What every foreign format is read into and written from: one slide's tiles, with features.
+"""One slide's tiles with features, as every foreign format is read into and written from.
 
-Coordinates are level-0 pixels of tiles' top-left corners, as in the lake. What a file does not
-say and nobody gave is an error that asks for it; nothing is guessed.
+Coordinates are level-0 pixels of tiles' top-left corners, as in the lake. What neither
+a file nor the user names is an error that names the option for it; nothing is guessed.
 """
 
 from collections.abc import Callable, Mapping
@@ -21,12 +21,12 @@ Int64Array = npt.NDArray[np.int64]
 
 
 class InteropError(LakeError):
-    """A file or folder of another tool is not as its format says, or does not say enough."""
+    """Raised for a file of another tool that breaks its format, or lacks something needed."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Given:
-    """What the user gives because the files do not say it.
+class ImportFacts:
+    """Facts that the user adds because the files lack them.
 
     Attributes:
         mpp: microns per pixel of the tiles.
@@ -34,7 +34,7 @@ class Given:
         tile_px: side of a tile in pixels at `mpp`.
         tile_px_level0: side of a tile in level-0 pixels.
         teachers: NAME, or NAME=FOLDER to name the features under one of several folders.
-        known_mpp: level-0 mpp of a slide that the lake knows, by slide_id, or None.
+        known_mpp: looks up the level-0 mpp of a slide in the lake by slide_id; None if unknown.
     """
 
     mpp: float | None = None
@@ -45,15 +45,15 @@ class Given:
     known_mpp: Callable[[str], float | None] = field(default=lambda slide_id: None)
 
     def slide_mpp(self, slide_id: str) -> tuple[float, str] | None:
-        """The level-0 mpp of a slide and who said it, or None if nobody did."""
+        """Return the level-0 mpp of a slide and its origin, or None if it is unknown."""
         if self.level0_mpp is not None:
             return self.level0_mpp, "given"
-        known = self.known_mpp(slide_id)
-        return None if known is None else (known, "lake")
+        lake_mpp = self.known_mpp(slide_id)
+        return None if lake_mpp is None else (lake_mpp, "lake")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Source:
+class SlideFiles:
     """The files of one slide in one grid, found by their names; nothing is opened yet.
 
     Attributes:
@@ -72,12 +72,12 @@ class Source:
 
     @property
     def path(self) -> Path:
-        """The file that stands for this source in messages and in the lake."""
-        found = self.coords or self.meta or next(iter(self.features.values()), None)
-        if found is None:
+        """Return the file that stands for this source in messages and in the lake."""
+        file = self.coords or self.meta or next(iter(self.features.values()), None)
+        if file is None:
             msg = f"slide '{self.slide_id}' has no file"
             raise InteropError(msg)
-        return found
+        return file
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,8 +85,8 @@ class Problem:
     """A file that was not taken.
 
     Attributes:
-        path: which file.
-        slide_id: whose it is, as far as its name says.
+        path: path of the file.
+        slide_id: the slide of the file, by its name.
         reason: why it was not taken, and what to do.
         failed: False if it is whole, but nothing that a lake holds (a slide's one vector, say).
     """
@@ -99,23 +99,23 @@ class Problem:
 
 @dataclass(frozen=True, kw_only=True)
 class SlideTiles:
-    """Where the tiles of one slide are.
+    """The places of the tiles of one slide, their size and their mpp.
 
     Attributes:
         slide_id: the slide's name without ending.
         x: level-0 pixels of the tiles' left edges [N].
         y: level-0 pixels of the tiles' top edges [N].
-        tile_px: side of a tile in pixels at `mpp`, as an encoder saw it.
+        tile_px: side of a tile in pixels at `mpp`, as an encoder gets it.
         tile_px_level0: side of a tile in level-0 pixels.
         mpp: microns per pixel of the tiles, as the files or the user name it.
-        mpp_source: who said it: "file", "given", or a rule, such as "10 / magnification".
-        level0_mpp: microns per pixel of level 0, or None if nobody said it.
-        level0_mpp_source: who said that.
+        mpp_source: where it is from: "file", "given", or a rule, such as "10 / magnification".
+        level0_mpp: microns per pixel of level 0, or None if it is unknown.
+        level0_mpp_source: where that is from.
         width_px: width of level 0 in pixels, if known.
         height_px: height of level 0 in pixels, if known.
         tissue_geojson: polygons of the tissue in level-0 pixels, as a GeoJSON text.
         source: the file that this was read from.
-        attrs: what else the file says.
+        attrs: further attributes of the file.
     """
 
     slide_id: str
@@ -138,12 +138,12 @@ class SlideTiles:
 
     @property
     def xy(self) -> Int64Array:
-        """Coordinates [N, 2]."""
+        """Return the coordinates [N, 2]."""
         return np.stack([self.x, self.y], axis=1).astype(np.int64)
 
     @property
     def effective_mpp(self) -> float | None:
-        """Microns per pixel that the tiles have by their size on the slide, if that is known."""
+        """Return the microns per pixel that the tiles have by their size on the slide, or None."""
         if self.level0_mpp is None:
             return None
         return self.level0_mpp * self.tile_px_level0 / self.tile_px

@@ -13,6 +13,7 @@ import polars as pl
 
 from featurestore.interop.foreign_labels import FOLD
 from featurestore.interop.foreign_slide import InteropError
+from featurestore.messages import listing
 from featurestore.usertables import UserTable, tables_raise
 from featurestore.usertables.read_table import read_table
 
@@ -23,11 +24,10 @@ KNOWN = (
     "CLAM's splits_<k>.csv and splits_<k>_bool.csv (or the folder of them), STAMP's splits.json, "
     "Patho-Bench's k=all.tsv (case_id, slide_id, fold_0, ...)"
 )
-SHOWN = 5
 
 
 def read_splits(path: str | os.PathLike[str]) -> pl.DataFrame:
-    """The folds of a split.
+    """Return the folds of a split.
 
     Args:
         path: a file, or CLAM's folder of them.
@@ -59,7 +59,7 @@ def _read(file: Path) -> pl.DataFrame:
 def _clam_folder(folder: Path) -> pl.DataFrame:
     files: dict[int, Path] = {}
     for file in sorted(folder.iterdir()):
-        # The plain file sorts after the `_bool` one of the same fold, and says the same.
+        # The plain file sorts after the `_bool` one of the same fold, and holds the same.
         if match := CLAM_NAME.fullmatch(file.name):
             files[int(match[1])] = file
     if not files:
@@ -124,8 +124,8 @@ def _stamp(file: Path) -> pl.DataFrame:
 
 
 def _folds(table: UserTable) -> list[str]:
-    found = [name for name in table.columns if FOLD.fullmatch(name)]
-    return sorted(found, key=lambda name: int(name.removeprefix("fold_")))
+    names = [name for name in table.columns if FOLD.fullmatch(name)]
+    return sorted(names, key=lambda name: int(name.removeprefix("fold_")))
 
 
 def _patho_bench(source: UserTable, file: Path) -> pl.DataFrame:
@@ -141,7 +141,8 @@ def _patho_bench(source: UserTable, file: Path) -> pl.DataFrame:
     for fold in folds:
         torn = table.group_by(sample).agg(pl.col(fold).n_unique()).filter(pl.col(fold) > 1)
         if not torn.is_empty():
-            msg = f"{file}: rows of one {sample} disagree about {fold}: {_some(torn[sample])}"
+            samples = listing(torn[sample].sort().to_list())
+            msg = f"{file}: rows of one {sample} disagree about {fold}: {samples}"
             raise InteropError(msg)
     rows = table.unpivot(folds, index=ids, variable_name="fold", value_name="part")
     other = set(rows["part"].drop_nulls()) - set(PARTS)
@@ -154,12 +155,12 @@ def _patho_bench(source: UserTable, file: Path) -> pl.DataFrame:
 
 
 def _sample_column(file: Path) -> str | None:
-    """The column that `config.yaml` beside the file calls a sample."""
+    """Return the column that `config.yaml` beside the file calls a sample."""
     config = file.with_name("config.yaml")
     if not config.is_file():
         return None
-    found = SAMPLE_COL.search(config.read_text())
-    return found[1] if found else None
+    match = SAMPLE_COL.search(config.read_text())
+    return match[1] if match else None
 
 
 def _refuse_leaks(splits: pl.DataFrame, file: Path) -> None:
@@ -167,12 +168,6 @@ def _refuse_leaks(splits: pl.DataFrame, file: Path) -> None:
     parts = splits.group_by("fold", key).agg(pl.col("part").n_unique()).filter(pl.col("part") > 1)
     if not parts.is_empty():
         first = parts.sort("fold", key)["fold"].first()
-        names = _some(parts.filter(pl.col("fold") == first)[key])
+        names = listing(parts.filter(pl.col("fold") == first)[key].sort().to_list())
         msg = f"{file}: in two parts of fold {first!s}: {names}; each must be in one part only"
         raise InteropError(msg)
-
-
-def _some(names: pl.Series) -> str:
-    found = sorted(names.to_list())
-    more = f" and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
-    return ", ".join(found[:SHOWN]) + more

@@ -11,12 +11,12 @@ from types import ModuleType
 from featurestore.interop.foreign_files import find_files, opened_h5
 from featurestore.interop.foreign_slide import (
     FloatArray,
-    Given,
+    ImportFacts,
     InteropError,
     Problem,
     SlideFeatures,
+    SlideFiles,
     SlideTiles,
-    Source,
 )
 
 PACKAGE = "featurestore.interop"
@@ -25,7 +25,7 @@ LOOKED_AT = 100  # files that a hint about the format may look at
 
 @dataclass(frozen=True, kw_only=True)
 class Format:
-    """Where a format is read and written: modules of this package, imported when they are used."""
+    """The modules that read and write a format, imported when they are used."""
 
     reader: str | None = None
     writer: str | None = None
@@ -39,12 +39,12 @@ FORMATS = {
     "anndata": Format(writer="anndata_out"),
     "geojson": Format(writer="geojson_out"),
 }
-READABLE = tuple(name for name, found in FORMATS.items() if found.reader)
-WRITABLE = tuple(name for name, found in FORMATS.items() if found.writer)
+READABLE = tuple(name for name, modules in FORMATS.items() if modules.reader)
+WRITABLE = tuple(name for name, modules in FORMATS.items() if modules.writer)
 
 
 def reader_of(name: str) -> ModuleType:
-    """The module that reads a format.
+    """Return the module that reads a format.
 
     Raises:
         InteropError: there is no such format, or it is only written.
@@ -53,11 +53,11 @@ def reader_of(name: str) -> ModuleType:
     if module is None:
         msg = f"format '{name}' can't be imported; those that can: {', '.join(READABLE)}"
         raise InteropError(msg)
-    return importlib.import_module(f"{PACKAGE}.{module}")
+    return importlib.import_module(f"{PACKAGE}.readers.{module}")
 
 
 def writer_of(name: str) -> ModuleType:
-    """The module that writes a format.
+    """Return the module that writes a format.
 
     Raises:
         InteropError: there is no such format, or it is only read.
@@ -66,11 +66,13 @@ def writer_of(name: str) -> ModuleType:
     if module is None:
         msg = f"format '{name}' can't be exported; those that can: {', '.join(WRITABLE)}"
         raise InteropError(msg)
-    return importlib.import_module(f"{PACKAGE}.{module}")
+    return importlib.import_module(f"{PACKAGE}.writers.{module}")
 
 
-def find_sources(folder: str | Path, name: str, given: Given) -> tuple[list[Source], list[Problem]]:
-    """The slides under a folder by their files' names, and files that are not taken at all.
+def find_sources(
+    folder: str | Path, name: str, facts: ImportFacts
+) -> tuple[list[SlideFiles], list[Problem]]:
+    """Return the slides under a folder by their files' names, and files that are not taken.
 
     Raises:
         InteropError: no such folder, or nothing of this format in it; other formats of which
@@ -80,17 +82,21 @@ def find_sources(folder: str | Path, name: str, given: Given) -> tuple[list[Sour
     if not root.is_dir():
         msg = f"{folder} is no folder; give the folder that {name} wrote to"
         raise InteropError(msg)
-    found: tuple[list[Source], list[Problem]] = reader.find(root, given)
-    others = [] if found[0] else [other for other in looks_like(root) if other != name]
-    if others or not any((found[0], *(problem.failed for problem in found[1]))):
+    sources_and_problems: tuple[list[SlideFiles], list[Problem]] = reader.find(root, facts)
+    others = (
+        [] if sources_and_problems[0] else [other for other in looks_like(root) if other != name]
+    )
+    if others or not any(
+        (sources_and_problems[0], *(problem.failed for problem in sources_and_problems[1]))
+    ):
         hint = f"; it looks like {' or '.join(others)}: give --format {others[0]}" if others else ""
         msg = f"nothing of the format {name} under {root}: looked for {reader.LOOKS_FOR}{hint}"
         raise InteropError(msg)
-    return found
+    return sources_and_problems
 
 
 def looks_like(root: Path) -> list[str]:
-    """Formats that the first files under a folder have the names of, for a hint."""
+    """Return the formats that the first files under a folder have the names of, for a hint."""
     files = itertools.islice(find_files(root, ".h5", ".pt", ".npz"), LOOKED_AT)
     return list(dict.fromkeys(name for path in files for name in _formats_of(path)))
 
@@ -109,14 +115,14 @@ def _formats_of(path: Path) -> Iterator[str]:
                 yield "stamp"
 
 
-def read_tiles(source: Source, name: str, given: Given) -> SlideTiles:
-    """The tiles of a source; see the format's module."""
-    tiles: SlideTiles = reader_of(name).read_tiles(source, given)
+def read_tiles(source: SlideFiles, name: str, facts: ImportFacts) -> SlideTiles:
+    """Return the tiles of a source; see the format's module."""
+    tiles: SlideTiles = reader_of(name).read_tiles(source, facts)
     return tiles
 
 
-def read_features(source: Source, name: str, teacher: str, tiles: SlideTiles) -> FloatArray:
-    """Features [N, D] of a source, in the order of `tiles`; see the format's module."""
+def read_features(source: SlideFiles, name: str, teacher: str, tiles: SlideTiles) -> FloatArray:
+    """Return features [N, D] of a source, in the order of `tiles`; see the format's module."""
     features: FloatArray = reader_of(name).read_features(source, teacher, tiles)
     return features
 
@@ -126,28 +132,28 @@ def read_folder(
     name: str,
     *,
     on_problem: Callable[[Problem], None],
-    given: Given | None = None,
+    facts: ImportFacts | None = None,
 ) -> Iterator[SlideFeatures]:
-    """All slides of a folder, one at a time in memory; what can't be read goes to `on_problem`.
+    """Yield all slides of a folder, one at a time in memory; problems go to `on_problem`.
 
-    A slide whose tiles can be read is given with those of its teachers that can.
+    A slide with readable tiles comes with those of its teachers that can be read.
 
     Args:
-        folder: what the tool wrote; subfolders are searched.
+        folder: folder that the tool wrote; subfolders are searched.
         name: the format, one of `READABLE`.
         on_problem: called for each file that is not taken, with the reason.
-        given: what the files do not say.
+        facts: facts that the files lack.
 
     Raises:
         InteropError: no such folder, nothing of this format in it, or a teacher has no name.
     """
-    given = given or Given()
-    sources, problems = find_sources(folder, name, given)
+    facts = facts or ImportFacts()
+    sources, problems = find_sources(folder, name, facts)
     for problem in problems:
         on_problem(problem)
     for source in sources:
         try:
-            tiles = read_tiles(source, name, given)
+            tiles = read_tiles(source, name, facts)
         except InteropError as error:
             on_problem(problem_of(source, source.path, error))
             continue
@@ -157,10 +163,10 @@ def read_folder(
                 features[teacher] = read_features(source, name, teacher, tiles)
             except InteropError as error:
                 on_problem(problem_of(source, path, error))
-        known = {field.name: getattr(tiles, field.name) for field in fields(tiles)}
-        yield SlideFeatures(**known, features=features)
+        tile_fields = {field.name: getattr(tiles, field.name) for field in fields(tiles)}
+        yield SlideFeatures(**tile_fields, features=features)
 
 
-def problem_of(source: Source, path: Path, error: Exception) -> Problem:
-    """An error as the problem of one file."""
+def problem_of(source: SlideFiles, path: Path, error: Exception) -> Problem:
+    """Return an error as the problem of one file."""
     return Problem(path=str(path), slide_id=source.slide_id, reason=" ".join(str(error).split()))

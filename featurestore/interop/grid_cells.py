@@ -10,6 +10,7 @@ import numpy as np
 
 from featurestore.ids import MAX_GRID
 from featurestore.interop.foreign_slide import Int64Array, InteropError
+from featurestore.messages import listing
 
 MAX_PX = 2**31 - 1
 SHOWN = 3
@@ -31,7 +32,7 @@ class Cells:
 
 
 def choose_cells(xy: Int64Array, side_px: int) -> Cells:
-    """The coarsest grid of side, side / 2, side / 4, ... with at most one tile in a cell.
+    """Return the coarsest grid of side, side / 2, side / 4, ... with one tile in a cell at most.
 
     Args:
         xy: level-0 coordinates [N, 2].
@@ -57,7 +58,7 @@ def choose_cells(xy: Int64Array, side_px: int) -> Cells:
         if len(np.unique(cells[:, 1] * MAX_GRID + cells[:, 0])) == len(xy):
             return Cells(step_px=step, y=cells[:, 1], x=cells[:, 0])
         step //= 2
-    msg = f"no grid tells {len(xy)} tiles of {side_px} px apart"
+    msg = f"no grid separates {len(xy)} tiles of {side_px} px"
     raise InteropError(msg)
 
 
@@ -71,7 +72,6 @@ def _check(xy: Int64Array) -> None:
     places, counts = np.unique(xy, axis=0, return_counts=True)
     twice = places[counts > 1]
     if len(twice):
-        shown = ", ".join(str(tuple(place)) for place in twice[:SHOWN].tolist())
-        more = f" and {len(twice) - SHOWN} more" if len(twice) > SHOWN else ""
-        msg = f"{len(twice)} places (x, y) have several tiles: {shown}{more}; each must be one tile"
+        shown = listing([tuple(place) for place in twice.tolist()], SHOWN)
+        msg = f"{len(twice)} places (x, y) have several tiles: {shown}; each must be one tile"
         raise InteropError(msg)

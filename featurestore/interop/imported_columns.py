@@ -1,4 +1,4 @@
-"""Features of one teacher at one mpp into the fragments of a lake, one file per fragment.
+"""Import of one teacher's features at one mpp: one file for each fragment of the lake.
 
 A fragment that has the teacher on some slides already gets a new file with these and the new
 ones: Lance replaces a fragment's column as a whole.
@@ -16,11 +16,11 @@ from featurestore.errors import LakeError
 from featurestore.interop.aligned_rows import order_of
 from featurestore.interop.foreign_slide import (
     FloatArray,
-    Given,
+    ImportFacts,
     Int64Array,
     InteropError,
     Problem,
-    Source,
+    SlideFiles,
 )
 from featurestore.interop.formats import problem_of, read_features, read_tiles, reader_of
 from featurestore.interop.lake_tiles import tile_places
@@ -45,7 +45,7 @@ class TeacherImport:
         mpp: the lake's own.
         teacher: its name.
         format_name: the tool that the files are of.
-        given: what the files do not say.
+        facts: facts that the files lack.
         on_problem: called for each file that can't be taken.
     """
 
@@ -56,16 +56,16 @@ class TeacherImport:
         mpp: float,
         teacher: str,
         format_name: str,
-        given: Given,
+        facts: ImportFacts,
         on_problem: Callable[[Problem], None],
     ) -> None:
         self.lake, self.mpp, self.teacher = lake, mpp, teacher
-        self.format, self.given, self.on_problem = format_name, given, on_problem
+        self.format, self.facts, self.on_problem = format_name, facts, on_problem
         self._field: pa.Field | None = None
         self._identity: dict[str, Any] | None = None
         self._bad: set[str] = set()
 
-    def run(self, wanted: Mapping[str, Source]) -> Iterator[list[str]]:
+    def run(self, sources: Mapping[str, SlideFiles]) -> Iterator[list[str]]:
         """Take the features of these slides; gives those taken after each commit.
 
         Raises:
@@ -75,13 +75,15 @@ class TeacherImport:
         if have:
             schema = self.lake.table(features_table(self.mpp)).schema
             self._field = schema.field(self.teacher)
-        todo = {name: source for name, source in wanted.items() if name not in have}
+        todo = {name: source for name, source in sources.items() if name not in have}
         tiles = self.lake.tiles_of(mpp=self.mpp)
-        here = tiles.filter(pl.col("slide_id").is_in(list(todo)) & (pl.col("tiles") > 0))
+        slides_with_tiles = tiles.filter(
+            pl.col("slide_id").is_in(list(todo)) & (pl.col("tiles") > 0)
+        )
         files: list[ColumnFile] = []
         taken: list[str] = []
         since = time.monotonic()
-        for fragment in sorted(set(here["fragment"])):
+        for fragment in sorted(set(slides_with_tiles["fragment"])):
             rows = tiles.filter(pl.col("fragment") == fragment).sort("row_start").to_dicts()
             file, names = self._fragment(fragment, rows, todo, have)
             files += [file] if file else []
@@ -91,12 +93,12 @@ class TeacherImport:
                 files, taken, since = [], [], time.monotonic()
         if files:
             yield self._commit(files, taken)
-        self._check_all(set(here["slide_id"]), todo)
+        self._check_all(set(slides_with_tiles["slide_id"]), todo)
 
-    def _check_all(self, here: set[str], todo: Mapping[str, Source]) -> None:
-        """A slide that was replaced, or a fragment compacted, since the start gets no features."""
+    def _check_all(self, expected: set[str], todo: Mapping[str, SlideFiles]) -> None:
+        """Report slides without features: they were replaced or compacted since the start."""
         self.lake = self.lake.refreshed()
-        for name in sorted(here - self._bad - self._have()):
+        for name in sorted(expected - self._bad - self._have()):
             source = todo[name]
             msg = "the lake was changed at the same time; run the same import again"
             self.on_problem(problem_of(source, source.features[self.teacher], InteropError(msg)))
@@ -111,27 +113,27 @@ class TeacherImport:
         return taken
 
     def _fragment(
-        self, fragment: int, rows: Sequence[Row], todo: Mapping[str, Source], have: set[str]
+        self, fragment: int, rows: Sequence[Row], todo: Mapping[str, SlideFiles], have: set[str]
     ) -> tuple[ColumnFile | None, list[str]]:
-        """One fragment's file and the slides that are new in it; no file if there are none."""
-        there = self.lake.table(features_table(self.mpp)).get_fragment(fragment)
-        physical = there.physical_rows if there is not None else 0
+        """Return one fragment's file and the new slides in it; no file if there are none."""
+        table_fragment = self.lake.table(features_table(self.mpp)).get_fragment(fragment)
+        physical = table_fragment.physical_rows if table_fragment is not None else 0
         taken: list[str] = []
         with contextlib.ExitStack() as stack:
             writer: ColumnWriter | None = None
-            for row in rows if there is not None else ():
+            for row in rows if table_fragment is not None else ():
                 name = row["slide_id"]
-                found = self._new(row, todo[name]) if name in todo and row["tiles"] else None
+                values = self._new(row, todo[name]) if name in todo and row["tiles"] else None
                 if name in have and row["tiles"]:
                     bag = self.lake.bag(name, self.teacher, mpp=self.mpp)
-                    found = bag.tile_id, bag.features
-                if found is None:
+                    values = bag.tile_id, bag.features
+                if values is None:
                     continue
                 taken += [name] if name in todo else []
                 writer = writer or stack.enter_context(self._writer(fragment))
                 if row["row_start"] > writer.rows:
                     writer.skip(row["row_start"] - writer.rows)
-                writer.add(row["slide"], *found)
+                writer.add(row["slide"], *values)
             if writer is None:
                 return None, []
             if physical > writer.rows:
@@ -154,11 +156,11 @@ class TeacherImport:
         dim = self._field.type.list_size if self._field is not None else 0
         return np.zeros(0, np.int64), np.zeros((0, dim), np.float16)
 
-    def _new(self, row: Row, source: Source) -> tuple[Int64Array, FloatArray] | None:
-        """Keys and features of a slide in the lake's order; None after a problem."""
+    def _new(self, row: Row, source: SlideFiles) -> tuple[Int64Array, FloatArray] | None:
+        """Return the keys and features of a slide in the lake's order; None after a problem."""
         path = source.features[self.teacher]
         try:
-            tiles = read_tiles(source, self.format, self.given)
+            tiles = read_tiles(source, self.format, self.facts)
             values = read_features(source, self.format, self.teacher, tiles)
             keys, xy = tile_places(self.lake, row)
             order = order_of(tiles.xy, xy, str(path))

@@ -1,4 +1,4 @@
-"""From the files of another tool into a lake: tiles slide by slide, then features by teacher.
+"""Import of the files of another tool: tiles slide by slide, then features by teacher.
 
 Tiles are committed in batches and features in files of whole fragments, so memory holds one
 slide's features at a time. What a commit made visible is not done again, whenever the import was
@@ -13,10 +13,17 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+from featurestore.commits.cuts import ROWS_PER_FRAGMENT, SlideCut
 from featurestore.errors import LakeError
 from featurestore.ids import mpp_name
 from featurestore.interop.aligned_rows import order_of
-from featurestore.interop.foreign_slide import Given, InteropError, Problem, SlideTiles, Source
+from featurestore.interop.foreign_slide import (
+    ImportFacts,
+    InteropError,
+    Problem,
+    SlideFiles,
+    SlideTiles,
+)
 from featurestore.interop.formats import find_sources, problem_of, read_tiles
 from featurestore.interop.grid_cells import choose_cells
 from featurestore.interop.imported_columns import TeacherImport
@@ -26,7 +33,6 @@ from featurestore.lake import Lake
 from featurestore.opening import create_lake, open_lake
 from featurestore.storage.lock import writer_lease
 from featurestore.storage.store import Store
-from featurestore.tables.cuts import ROWS_PER_FRAGMENT, SlideCut
 from featurestore.tables.schema import READY
 
 COMMIT_SLIDES = 64
@@ -38,18 +44,18 @@ Row = dict[str, Any]
 
 @dataclass(kw_only=True)
 class ImportResult:
-    """What an import did.
+    """Counts of what an import added, and files that it did not take.
 
     Attributes:
-        lake: where.
-        format: of which tool.
+        lake: folder or URL of the lake.
+        format: name of the tool's format.
         slides: slides of the folder that are in the lake now.
         new: those of them that were not there before.
         tiles: tiles added, by mpp.
         features: slides that got features, by teacher and mpp ("uni at 0.5").
         failed: files that could not be taken, with slide and reason.
         left_out: whole files that hold nothing for a lake, likewise.
-        seconds: how long it took.
+        seconds: time that the import took.
     """
 
     lake: str
@@ -63,9 +69,9 @@ class ImportResult:
     seconds: float = 0.0
 
     def note(self, problem: Problem) -> None:
-        """Write down a file that was not taken."""
-        value = asdict(problem)
-        (self.failed if value.pop("failed") else self.left_out).append(value)
+        """Record a file that was not taken."""
+        record = asdict(problem)
+        (self.failed if record.pop("failed") else self.left_out).append(record)
 
 
 def import_folder(
@@ -73,17 +79,17 @@ def import_folder(
     folder: str | os.PathLike[str],
     *,
     format: str,
-    given: Given | None = None,
-    on_slide: Callable[[str, str], None] = lambda slide_id, what: None,
+    facts: ImportFacts | None = None,
+    on_slide: Callable[[str, str], None] = lambda slide_id, part: None,
 ) -> ImportResult:
     """Take tiles and features of a folder into a lake, which is made if it is not there.
 
     Args:
         lake_uri: the lake; a new one gets the tile size and the mpps of the files.
-        folder: what the tool wrote; subfolders are searched.
+        folder: folder that the tool wrote; subfolders are searched.
         format: one of `READABLE`.
-        given: what the files do not say.
-        on_slide: called with each slide and what was done: "tiles", or a teacher's name.
+        facts: facts that the files lack.
+        on_slide: called with each slide and the part that was added: "tiles", or a teacher's name.
 
     Raises:
         InteropError: no such folder, nothing of this format, a teacher without a name, or files
@@ -91,33 +97,35 @@ def import_folder(
         IdentityError: a teacher of the same name, but another encoder, is in the lake.
     """
     start = time.perf_counter()
-    there = open_lake(lake_uri) if Store(lake_uri).exists("lake.json") else None
-    given = given or Given()
-    sources, problems = find_sources(os.fspath(folder), format, given)
-    given = replace(given, known_mpp=_known_mpp(there, sources))
-    lake = there or create_lake(lake_uri, config_for(_sizes(sources, format, given)))
-    result = ImportResult(lake=lake.uri, format=format)
+    existing = open_lake(lake_uri) if Store(lake_uri).exists("lake.json") else None
+    facts = facts or ImportFacts()
+    sources, problems = find_sources(os.fspath(folder), format, facts)
+    facts = replace(facts, known_mpp=_known_mpp(existing, sources))
+    lake = existing or create_lake(lake_uri, config_for(_sizes(sources, format, facts)))
+    summary = ImportResult(lake=lake.uri, format=format)
     for problem in problems:
-        result.note(problem)
-    step = _Import(lake, format, given, result, on_slide)
+        summary.note(problem)
+    step = _Import(lake, format, facts, summary, on_slide)
     with writer_lease(lake.store, f"import {format}"):
         step.take_features(step.take_tiles(sources))
-    result.seconds = round(time.perf_counter() - start, 3)
-    return result
+    summary.seconds = round(time.perf_counter() - start, 3)
+    return summary
 
 
-def _known_mpp(lake: Lake | None, sources: Sequence[Source]) -> Callable[[str], float | None]:
-    """Level-0 mpps of the slides that the lake knows."""
-    known: dict[str, float | None] = {}
+def _known_mpp(lake: Lake | None, sources: Sequence[SlideFiles]) -> Callable[[str], float | None]:
+    """Return a look-up of the level-0 mpps of the slides that the lake has."""
+    mpps: dict[str, float | None] = {}
     names = sorted({source.slide_id for source in sources}) if lake else []
     for start in range(0, len(names), LOOKED_UP):
-        found = slide_rows(lake, names[start : start + LOOKED_UP], ["mpp", "state"]) if lake else {}
-        known |= {name: row["mpp"] for name, row in found.items() if row["state"] == READY}
-    return known.get
+        rows = slide_rows(lake, names[start : start + LOOKED_UP], ["mpp", "state"]) if lake else {}
+        mpps |= {name: row["mpp"] for name, row in rows.items() if row["state"] == READY}
+    return mpps.get
 
 
-def _sizes(sources: Sequence[Source], format_name: str, given: Given) -> set[tuple[int, float]]:
-    """Tile sizes and mpps of all files that can be read.
+def _sizes(
+    sources: Sequence[SlideFiles], format_name: str, facts: ImportFacts
+) -> set[tuple[int, float]]:
+    """Return the tile sizes and mpps of all files that can be read.
 
     Raises:
         InteropError: not one of them can.
@@ -126,7 +134,7 @@ def _sizes(sources: Sequence[Source], format_name: str, given: Given) -> set[tup
     reasons = []
     for source in sources:
         try:
-            tiles = read_tiles(source, format_name, given)
+            tiles = read_tiles(source, format_name, facts)
         except InteropError as error:
             reasons.append(str(error))
         else:
@@ -144,7 +152,7 @@ class _Slide:
 
     slide_id: str
     grids: dict[float, SlideTiles]
-    sources: dict[float, list[Source]]
+    sources: dict[float, list[SlideFiles]]
 
     @property
     def rows(self) -> int:
@@ -152,31 +160,31 @@ class _Slide:
 
 
 class _Import:
-    """One run: what it knows of the lake, and where it writes down what it did."""
+    """One import: the lake, the facts of the user, and the counts."""
 
     def __init__(
         self,
         lake: Lake,
         format_name: str,
-        given: Given,
-        result: ImportResult,
+        facts: ImportFacts,
+        summary: ImportResult,
         on_slide: Callable[[str, str], None],
     ) -> None:
-        self.lake, self.format, self.given = lake, format_name, given
-        self.result, self.on_slide = result, on_slide
+        self.lake, self.format, self.facts = lake, format_name, facts
+        self.summary, self.on_slide = summary, on_slide
 
     # ------------------------------------------------------------------ tiles
 
-    def take_tiles(self, sources: Sequence[Source]) -> list[_Slide]:
+    def take_tiles(self, sources: Sequence[SlideFiles]) -> list[_Slide]:
         """Make all slides part of the lake; gives those that are, with empty coordinates."""
-        there: list[_Slide] = []
+        in_lake: list[_Slide] = []
         for batch in self._batches(sources):
             kept = self._commit(batch)
-            there += [replace(slide, grids={}) for slide in kept]
-        self.result.slides = len(there)
-        return there
+            in_lake += [replace(slide, grids={}) for slide in kept]
+        self.summary.slides = len(in_lake)
+        return in_lake
 
-    def _batches(self, sources: Sequence[Source]) -> Iterator[list[_Slide]]:
+    def _batches(self, sources: Sequence[SlideFiles]) -> Iterator[list[_Slide]]:
         batch: list[_Slide] = []
         since = time.monotonic()
         by_slide = sorted(sources, key=lambda source: source.slide_id)
@@ -190,17 +198,17 @@ class _Import:
         if batch:
             yield batch
 
-    def _read(self, slide_id: str, sources: Sequence[Source]) -> _Slide:
+    def _read(self, slide_id: str, sources: Sequence[SlideFiles]) -> _Slide:
         slide = _Slide(slide_id=slide_id, grids={}, sources=defaultdict(list))
         for source in sources:
             try:
-                tiles = read_tiles(source, self.format, self.given)
+                tiles = read_tiles(source, self.format, self.facts)
                 choose_cells(tiles.xy, tiles.tile_px_level0)
                 mpp = lake_mpp(self.lake.config, tiles)
                 if mpp in slide.grids:
                     order_of(tiles.xy, slide.grids[mpp].xy, str(source.path))
             except LakeError as error:
-                self.result.note(problem_of(source, source.path, error))
+                self.summary.note(problem_of(source, source.path, error))
                 continue
             slide.grids.setdefault(mpp, tiles)
             slide.sources[mpp].append(source)
@@ -209,15 +217,15 @@ class _Import:
     def _commit(self, batch: Sequence[_Slide]) -> list[_Slide]:
         """Commit the tiles that are not in the lake; gives the slides that are there now."""
         names = [slide.slide_id for slide in batch]
-        there = {
+        lake_rows = {
             (row["slide_id"], mpp): row
             for mpp in self.lake.config.mpps
             for row in self.lake.tiles_of(mpp=mpp, slide_ids=names).to_dicts()
         }
-        kept = [self._matching(slide, there) for slide in batch]
+        kept = [self._matching(slide, lake_rows) for slide in batch]
         fresh = {
             slide.slide_id: {
-                m: t for m, t in slide.grids.items() if (slide.slide_id, m) not in there
+                m: t for m, t in slide.grids.items() if (slide.slide_id, m) not in lake_rows
             }
             for slide in kept
         }
@@ -228,24 +236,24 @@ class _Import:
             self.on_slide(name, "tiles")
         return [slide for slide in kept if slide.grids]
 
-    def _matching(self, slide: _Slide, there: dict[tuple[str, float], Row]) -> _Slide:
-        """The slide without grids that are in the lake otherwise."""
+    def _matching(self, slide: _Slide, lake_rows: dict[tuple[str, float], Row]) -> _Slide:
+        """Return the slide without the grids that the lake has with other tiles."""
         grids = dict(slide.grids)
         for mpp, tiles in slide.grids.items():
-            if (row := there.get((slide.slide_id, mpp))) is None:
+            if (row := lake_rows.get((slide.slide_id, mpp))) is None:
                 continue
             try:
                 order_of(tiles.xy, tile_places(self.lake, row)[1], tiles.source)
             except LakeError as error:
                 del grids[mpp]
                 for source in slide.sources[mpp]:
-                    self.result.note(problem_of(source, source.path, error))
+                    self.summary.note(problem_of(source, source.path, error))
         kept = {mpp: slide.sources[mpp] for mpp in grids}
         return replace(slide, grids=grids, sources=kept)
 
     def _add(self, fresh: dict[str, dict[float, SlideTiles]]) -> None:
         committer, config = self.lake.committer, self.lake.config
-        known = slide_rows(self.lake, list(fresh))
+        lake_rows = slide_rows(self.lake, list(fresh))
         rows = [slide_row(self.format, grids) for grids in fresh.values()]
         numbered = {row["slide_id"]: row for row in committer.register(rows)}
         cuts = []
@@ -253,15 +261,15 @@ class _Import:
             row = numbered[name]
             if row["state"] == READY:
                 # It has tiles at other mpps: what is known of it, pictures too, stays as it is.
-                row = known[name]
-            elif name in known:
-                row["patient_id"] = known[name]["patient_id"]
-            self.result.new += row["state"] != READY
+                row = lake_rows[name]
+            elif name in lake_rows:
+                row["patient_id"] = lake_rows[name]["patient_id"]
+            self.summary.new += row["state"] != READY
             made = {mpp: grid_of(row, tiles, mpp, config) for mpp, tiles in grids.items()}
             cuts.append(SlideCut(row=row, grids=made))
             for mpp, tiles in grids.items():
-                count = self.result.tiles.get(mpp_name(mpp), 0)
-                self.result.tiles[mpp_name(mpp)] = count + len(tiles)
+                count = self.summary.tiles.get(mpp_name(mpp), 0)
+                self.summary.tiles[mpp_name(mpp)] = count + len(tiles)
         committer.commit_slides(cuts)
         self.lake = self.lake.refreshed()
 
@@ -269,38 +277,43 @@ class _Import:
 
     def take_features(self, slides: Sequence[_Slide]) -> None:
         """Take the features of all teachers that the slides' files hold and the lake lacks."""
-        for (mpp, teacher), wanted in self._wanted(slides).items():
+        for (mpp, teacher), slide_sources in self._sources_by_teacher(slides).items():
             step = TeacherImport(
                 self.lake,
                 mpp=mpp,
                 teacher=teacher,
                 format_name=self.format,
-                given=self.given,
-                on_problem=self.result.note,
+                facts=self.facts,
+                on_problem=self.summary.note,
             )
             name = f"{teacher} at {mpp_name(mpp)}"
-            for taken in step.run(wanted):
-                self.result.features[name] = self.result.features.get(name, 0) + len(taken)
+            for taken in step.run(slide_sources):
+                self.summary.features[name] = self.summary.features.get(name, 0) + len(taken)
                 for slide_id in taken:
                     self.on_slide(slide_id, teacher)
             self.lake = self.lake.refreshed()
 
-    def _wanted(self, slides: Sequence[_Slide]) -> dict[tuple[float, str], dict[str, Source]]:
-        wanted: dict[tuple[float, str], dict[str, Source]] = defaultdict(dict)
+    def _sources_by_teacher(
+        self, slides: Sequence[_Slide]
+    ) -> dict[tuple[float, str], dict[str, SlideFiles]]:
+        sources_by_teacher: dict[tuple[float, str], dict[str, SlideFiles]] = defaultdict(dict)
         for slide in slides:
             for mpp, sources in slide.sources.items():
                 for source in sources:
-                    self._want(wanted, mpp, source)
-        return dict(wanted)
+                    self._add_source(sources_by_teacher, mpp, source)
+        return dict(sources_by_teacher)
 
-    def _want(
-        self, wanted: dict[tuple[float, str], dict[str, Source]], mpp: float, source: Source
+    def _add_source(
+        self,
+        sources_by_teacher: dict[tuple[float, str], dict[str, SlideFiles]],
+        mpp: float,
+        source: SlideFiles,
     ) -> None:
         for teacher, path in source.features.items():
-            first = wanted[mpp, teacher].setdefault(source.slide_id, source)
+            first = sources_by_teacher[mpp, teacher].setdefault(source.slide_id, source)
             if first is not source:
                 msg = (
                     f"{path} is a second file of '{teacher}' for this slide, beside "
                     f"{first.features[teacher]}; import one folder at a time"
                 )
-                self.result.note(problem_of(source, path, InteropError(msg)))
+                self.summary.note(problem_of(source, path, InteropError(msg)))

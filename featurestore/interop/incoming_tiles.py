@@ -10,19 +10,19 @@ from typing import Any
 
 import numpy as np
 
+from featurestore.commits.cuts import GridCut, Row
 from featurestore.config import LakeConfig
 from featurestore.ids import MPP_STEP, mpp_name, tile_ids
 from featurestore.interop.foreign_slide import MPP_TOLERANCE, InteropError, SlideTiles
 from featurestore.interop.grid_cells import choose_cells
-from featurestore.tables.cuts import GridCut, Row
 from featurestore.tables.schema import tiles_table
 
 END_BYTES = 64 * 1024
 USUAL_MPPS = (0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
 
 
-def config_for(found: Iterable[tuple[int, float]]) -> LakeConfig:
-    """Settings of a new lake for tiles of these (tile_px, mpp).
+def config_for(tile_sizes: Iterable[tuple[int, float]]) -> LakeConfig:
+    """Return the settings of a new lake for tiles of these (tile_px, mpp).
 
     Scanners of one cohort differ by a per cent or so: mpps near one another are one, the usual one
     (10 / magnification) if it is near, and rounded to steps of 0.005, which keys are made of.
@@ -32,7 +32,7 @@ def config_for(found: Iterable[tuple[int, float]]) -> LakeConfig:
         InteropError: tiles of several sizes, which one lake does not hold.
         LakeError: the mpps do not nest.
     """
-    pairs = set(found)
+    pairs = set(tile_sizes)
     sizes = sorted({tile_px for tile_px, _ in pairs})
     if len(sizes) != 1:
         msg = (
@@ -46,7 +46,7 @@ def config_for(found: Iterable[tuple[int, float]]) -> LakeConfig:
 
 
 def _groups(mpps: Sequence[float]) -> Iterator[list[float]]:
-    """Ascending mpps, those within the tolerance of a group's first in one group."""
+    """Yield ascending mpps in groups, each within the tolerance of its first."""
     group: list[float] = []
     for mpp in mpps:
         if group and mpp > group[0] * (1 + MPP_TOLERANCE):
@@ -65,7 +65,7 @@ def _rounded(near: Sequence[float]) -> float:
 
 
 def lake_mpp(config: LakeConfig, tiles: SlideTiles) -> float:
-    """The lake's mpp that tiles belong to: within 2 % of what they are called.
+    """Return the lake's mpp that tiles belong to: within 2 % of their nominal mpp.
 
     Raises:
         InteropError: the lake has none, or holds tiles of another size.
@@ -87,7 +87,7 @@ def lake_mpp(config: LakeConfig, tiles: SlideTiles) -> float:
 
 
 def grid_of(row: Row, tiles: SlideTiles, mpp: float, config: LakeConfig) -> GridCut:
-    """Tiles as the committer takes them, sorted by key, without pixels.
+    """Return tiles as the committer takes them, sorted by key, without pixels.
 
     Args:
         row: the slide's row, with its number.
@@ -127,7 +127,7 @@ def _cells(size_px: int | None, step_px: int, used: np.ndarray) -> int:
 
 
 def slide_row(format_name: str, grids: Mapping[float, SlideTiles]) -> Row:
-    """The row of `slides` for a slide that came without its pixels.
+    """Return the row of `slides` for a slide that came without its pixels.
 
     Args:
         format_name: the tool that its files are of.
@@ -136,7 +136,7 @@ def slide_row(format_name: str, grids: Mapping[float, SlideTiles]) -> Row:
     tiles = grids[min(grids)]
     path = Path(tiles.source)
     size, mark = fingerprint(path)
-    imported = {mpp_name(mpp): dict(found.attrs) for mpp, found in grids.items()}
+    imported = {mpp_name(mpp): dict(tiles_at_mpp.attrs) for mpp, tiles_at_mpp in grids.items()}
     return {
         "slide_id": tiles.slide_id,
         "uri": str(path),
@@ -153,7 +153,7 @@ def slide_row(format_name: str, grids: Mapping[float, SlideTiles]) -> Row:
 
 
 def fingerprint(path: Path) -> tuple[int, str]:
-    """Bytes of a file, and a mark: its size and the CRC-32 of its first and last 64 KiB."""
+    """Return a file's size, and a mark of it: size and CRC-32 of its first and last 64 KiB."""
     size = path.stat().st_size
     with path.open("rb") as file:
         crc = zlib.crc32(file.read(END_BYTES))

@@ -7,41 +7,41 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from featurestore.commits.lance_ledger import among_names
 from featurestore.errors import DamageError
 from featurestore.ids import mpp_name
 from featurestore.interop.foreign_slide import Int64Array
 from featurestore.interop.writers.outline import mask_geojson
 from featurestore.lake import Lake
 from featurestore.read.selection import Selection
-from featurestore.read_errors import reading
-from featurestore.tables.lance_ledger import among_names
+from featurestore.storage.read_errors import reading
 from featurestore.tables.schema import SLIDES, features_table
 
 Row = dict[str, Any]
 
 
 def tile_places(lake: Lake, row: Mapping[str, Any]) -> tuple[Int64Array, Int64Array]:
-    """Keys [N] and level-0 coordinates [N, 2] of a slide's tiles, sorted by key.
+    """Return keys [N] and level-0 coordinates [N, 2] of a slide's tiles, sorted by key.
 
     Args:
-        lake: where they are.
+        lake: the lake that holds them.
         row: the catalog's row of the slide's tiles.
 
     Raises:
-        DamageError: there are others than the catalog says.
+        DamageError: the stored tiles are not those of the catalog.
     """
     if not row["tiles"]:
         return np.zeros(0, np.int64), np.zeros((0, 2), np.int64)
-    what = f"slide {row['slide_id']} at mpp {mpp_name(row['mpp'])}"
+    subject = f"slide {row['slide_id']} at mpp {mpp_name(row['mpp'])}"
     selection = Selection(pl.DataFrame([dict(row)]), row["mpp"])
     lake.first_reads.compare(lake.row_reader(mpp=row["mpp"]), selection, [0], [])
     fragment = lake.table(features_table(row["mpp"])).get_fragment(row["fragment"])
-    with reading(lake.store, f"{what}: its tiles can't be read"):
+    with reading(lake.store, f"{subject}: its tiles can't be read"):
         rows = fragment.to_table(columns=["tile_id", "x", "y"], filter=f"slide = {row['slide']}")
     if rows.num_rows != row["tiles"]:
         msg = (
-            f"{what}: {rows.num_rows} tiles are "
-            f"there, the catalog says {row['tiles']}; run slidelake verify"
+            f"{subject}: {rows.num_rows} tiles are "
+            f"there, the catalog has {row['tiles']}; run slidelake verify"
         )
         raise DamageError(msg)
     table = pl.DataFrame(rows).sort("tile_id")
@@ -52,7 +52,7 @@ def tile_places(lake: Lake, row: Mapping[str, Any]) -> tuple[Int64Array, Int64Ar
 def slide_rows(
     lake: Lake, slide_ids: Sequence[str], columns: Sequence[str] | None = None
 ) -> dict[str, Row]:
-    """Rows of `slides` by slide_id, found by an index; all columns, or those named."""
+    """Return rows of `slides` by slide_id, found by an index; all columns, or those named."""
     if not slide_ids:
         return {}
     names = None if columns is None else ["slide_id", *columns]
@@ -61,15 +61,15 @@ def slide_rows(
 
 
 def tissue_of(lake: Lake, slide_id: str) -> dict[str, Any] | None:
-    """The slide's tissue as a FeatureCollection in level-0 pixels; None if it is not known.
+    """Return the slide's tissue as a FeatureCollection in level-0 pixels; None if unknown.
 
     The polygons that came with an import, else the outline of the tissue mask.
     """
     names = ["tissue_geojson", "tissue_mask", "width_px", "height_px"]
     row = slide_rows(lake, [slide_id], names)[slide_id]
     if row["tissue_geojson"]:
-        known: dict[str, Any] = json.loads(row["tissue_geojson"])
-        return known
+        outlines: dict[str, Any] = json.loads(row["tissue_geojson"])
+        return outlines
     if not (row["tissue_mask"] and row["width_px"] and row["height_px"]):
         return None
     import cv2

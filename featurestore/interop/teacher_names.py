@@ -1,31 +1,31 @@
-"""Which teacher the features under a folder are of: what files say, or what the user names."""
+"""The teachers of folders of features: as their files name them, or as the user does."""
 
 from collections.abc import Mapping
 from pathlib import Path
 
-from featurestore.interop.foreign_slide import Given, InteropError
+from featurestore.interop.foreign_slide import ImportFacts, InteropError
 
 
 def name_teachers(
-    given: Given, root: Path, folders: Mapping[Path, str | None], tool: str
+    facts: ImportFacts, root: Path, folders: Mapping[Path, str | None], tool: str
 ) -> dict[Path, str]:
-    """The teacher of each folder of features; folders that were not asked for are left out.
+    """Return the teacher of each folder of features; folders without one are left out.
 
     A plain NAME in `given.teachers` chooses the folders that call themselves so; if the files
     do not name their encoder, it names the only folder there is. NAME=FOLDER names a folder.
 
     Args:
-        given: what the user gave.
+        facts: facts that the user added.
         root: the folder that is imported.
         folders: folders of features, with the name that their files give them, or None.
         tool: the format, for messages.
 
     Raises:
-        InteropError: a folder has no name, or a name or folder that was asked for is not there.
+        InteropError: a folder has no name, or a name or folder that the user gave is not there.
     """
-    plain = [text for text in given.teachers if "=" not in text]
-    named = dict(_named(text, folders, root) for text in given.teachers if "=" in text)
-    flat = {folder: name for name, found in named.items() for folder in found}
+    plain = [text for text in facts.teachers if "=" not in text]
+    named = dict(_named(text, folders, root) for text in facts.teachers if "=" in text)
+    flat = {folder: name for name, named_folders in named.items() for folder in named_folders}
     rest = {folder: own for folder, own in folders.items() if folder not in flat}
     unknown = [folder for folder, own in rest.items() if own is None]
     if len(unknown) == 1 and len(plain) == 1:
@@ -34,36 +34,36 @@ def name_teachers(
         raise InteropError(_ask(unknown, root, tool))
     missing = set(plain) - {own for own in rest.values() if own}
     if missing:
-        there = sorted({own for own in rest.values() if own})
+        names = sorted({own for own in rest.values() if own})
         msg = (
             f"no features of {', '.join(sorted(missing))} under {root}; there are: "
-            f"{', '.join(there) or 'none'}; --teacher NAME=FOLDER gives a folder another name"
+            f"{', '.join(names) or 'none'}; --teacher NAME=FOLDER gives a folder another name"
         )
         raise InteropError(msg)
     return {**flat, **{f: own for f, own in rest.items() if own and (not plain or own in plain)}}
 
 
 def _named(text: str, folders: Mapping[Path, str | None], root: Path) -> tuple[str, list[Path]]:
-    name, _, wanted = text.partition("=")
-    parts = Path(wanted).parts
-    found = [f for f in folders if parts and f.parts[-len(parts) :] == parts]
-    if not name or not found:
-        there = ", ".join(sorted(_short(folder, root) for folder in folders)) or "none"
-        msg = f"--teacher {text}: no such folder of features under {root}; there are: {there}"
+    name, _, folder_name = text.partition("=")
+    parts = Path(folder_name).parts
+    matching_folders = [f for f in folders if parts and f.parts[-len(parts) :] == parts]
+    if not name or not matching_folders:
+        short_names = ", ".join(sorted(_short(folder, root) for folder in folders)) or "none"
+        msg = f"--teacher {text}: no such folder of features under {root}; there are: {short_names}"
         raise InteropError(msg)
-    return name, found
+    return name, matching_folders
 
 
 def _ask(unknown: list[Path], root: Path, tool: str) -> str:
-    there = ", ".join(sorted(_short(folder, root) for folder in unknown))
+    short_names = ", ".join(sorted(_short(folder, root) for folder in unknown))
     if len(unknown) == 1:
         return (
             f"{tool} files do not say their encoder; give --teacher NAME for the features in "
-            f"{there}"
+            f"{short_names}"
         )
     return (
         f"{tool} files do not say their encoder, and there are several folders of features "
-        f"({there}); give --teacher NAME=FOLDER for each"
+        f"({short_names}); give --teacher NAME=FOLDER for each"
     )
 
 

@@ -1,4 +1,4 @@
-"""Files from one store to another: those that are there already are passed over.
+"""Copies of files from one store to another; files that are there already are passed over.
 
 A file appears in its place whole or not at all, so a copy that was killed goes on where it was.
 """
@@ -47,9 +47,9 @@ def copy_files(
     """Copy files, several at a time; returns how many.
 
     Args:
-        source: where they are.
-        target: where they go, under the same paths.
-        files: what to copy.
+        source: store of the files.
+        target: store of the copies, under the same paths.
+        files: files to copy.
         on_file: called with the size of each file that was copied.
 
     Raises:
@@ -93,7 +93,7 @@ def _copy(source: Store, target: Store, file: FileInfo) -> int:
             target.publish(local, file.path)
     except FileNotFoundError as error:
         msg = (
-            f"{source.uri}/{file.path} is gone; `slidelake verify {source.uri}` says what is whole"
+            f"{source.uri}/{file.path} is gone; `slidelake verify {source.uri}` shows what is whole"
         )
         raise DamageError(msg) from error
     finally:

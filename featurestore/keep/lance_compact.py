@@ -10,11 +10,11 @@ from typing import Any
 
 import lance
 
+from featurestore.commits.cuts import ROWS_PER_FRAGMENT, Row
+from featurestore.commits.lance_commit import Committer
+from featurestore.commits.lance_features import field_ids, replace_fragments
 from featurestore.lake import Lake
 from featurestore.storage.lock import no_writers
-from featurestore.tables.cuts import ROWS_PER_FRAGMENT, Row
-from featurestore.tables.lance_commit import Committer
-from featurestore.tables.lance_features import field_ids, replace_fragments
 from featurestore.tables.lance_tables import open_table, write_fragment
 from featurestore.tables.schema import TILE_COLUMNS, features_table, is_teacher
 
@@ -117,7 +117,7 @@ def _merge(committer: Committer, mpp: float, group: Sequence[int]) -> None:
 
 
 def _moved(committer: Committer, mpp: float, group: Sequence[int]) -> list[Row]:
-    """Catalog rows of everything in the fragments, at their places in the merged one."""
+    """Return the catalog rows of everything in the fragments, at their places in the merged one."""
     rows = [row for number in group for row in committer.ledger.rows_in(mpp, number)]
     order = {number: place for place, number in enumerate(group)}
     tiles = sorted(

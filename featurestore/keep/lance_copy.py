@@ -1,4 +1,4 @@
-"""A whole lake, copied while it lives: one version of it, with the snapshots and what runs read.
+"""A copy of a whole lake while jobs write to it: one version, the snapshots, and what runs read.
 
 The version is chosen first; then the files that it names are copied, which no job changes, and a
 vacuum waits. `lake.json` comes last: until then the copy is no lake.
@@ -13,18 +13,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from featurestore.annotations.lance_kept_annotations import named_tables
+from featurestore.commits.lance_ledger import lake_versions, root_versions
 from featurestore.config import LakeConfig
 from featurestore.errors import DamageError, LakeError
 from featurestore.keep.copied_files import copy_files, missing_files
-from featurestore.keep.lance_roots import record_roots, table_files
+from featurestore.keep.lance_kept_annotations import named_tables
 from featurestore.keep.lance_vacuum import kept_versions, named_shards
-from featurestore.keep.roots import LAKE_FILE, ROOTS_FILE, readable_roots, write_roots
 from featurestore.lake import Lake
 from featurestore.opening import open_lake
+from featurestore.roots.lance_roots import record_roots, table_files
+from featurestore.roots.roots_file import LAKE_FILE, ROOTS_FILE, readable_roots, write_roots
 from featurestore.storage.lock import LOCK_FILE, writer_lease
 from featurestore.storage.store import FileInfo, Store
-from featurestore.tables.lance_ledger import lake_versions, root_versions
 from featurestore.tables.lance_tables import open_table
 from featurestore.tables.schema import CATALOG, SLIDES
 
@@ -40,11 +40,11 @@ class Copied:
     """Result of copying a lake.
 
     Attributes:
-        uri: where it is.
+        uri: folder or URL of the copy.
         version: the version that was copied: the newest one of the copy.
         versions: all versions that can be read there.
-        files: of it.
-        bytes: of them.
+        files: number of its files.
+        bytes: size of its files.
         copied: files that were copied now; the others were there already.
     """
 
@@ -114,8 +114,8 @@ def _resumed(lake: Lake, to: Store, version: int | str | None) -> int | None:
     mark = _mark(to)
     if mark is None:
         if to.names(""):
-            what = "a lake" if to.exists(LAKE_FILE) else "not empty"
-            msg = f"{to.uri} is {what} already; give a folder or URL where nothing is yet"
+            state = "a lake" if to.exists(LAKE_FILE) else "not empty"
+            msg = f"{to.uri} is {state} already; give a folder or URL where nothing is yet"
             raise LakeError(msg)
         return None
     if mark.get("of") != lake.uri or (version is not None and mark.get("version") != lake.version):
@@ -131,14 +131,14 @@ def _resumed(lake: Lake, to: Store, version: int | str | None) -> int | None:
 
 def _mark(to: Store) -> dict[str, Any] | None:
     try:
-        value = json.loads(to.read_bytes(MARK))
+        mark = json.loads(to.read_bytes(MARK))
     except FileNotFoundError:
         return None
     except ValueError as error:
         if isinstance(error, LakeError):  # the bucket does not answer
             raise
         return {}
-    return value if isinstance(value, dict) else {}
+    return mark if isinstance(mark, dict) else {}
 
 
 @contextlib.contextmanager
@@ -173,7 +173,7 @@ def _plan(lake: Lake) -> dict[str, FileInfo]:
     if lost:
         msg = (
             f"{lake.uri}: {len(lost)} files that version {lake.version} names are not there, as "
-            f"{lost[0]}; `slidelake verify` says what is whole"
+            f"{lost[0]}; `slidelake verify` shows what is whole"
         )
         raise DamageError(msg)
     return files

@@ -1,6 +1,5 @@
-"""Steps of `repair` that make files again from what is whole, or take out what is damaged alone."""
+"""Steps of `repair` that make files again from whole ones, or take out damaged parts alone."""
 
-import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -8,20 +7,18 @@ from typing import Any
 import lance
 import pyarrow as pa
 from lance import LanceOperation
-from lance.file import LanceFileWriter
 
-from featurestore.keep.lance_roots import add_checksums, record_roots
-from featurestore.keep.roots import ROOTS_FILE, readable_roots
+from featurestore.commits import lance_features as features
+from featurestore.commits.lance_ledger import Change, among
 from featurestore.keep.verify.damage import Damage
+from featurestore.keep.verify.root_files import add_checksums
 from featurestore.lake import Lake
-from featurestore.storage.store import Store
-from featurestore.tables import lance_features as features
+from featurestore.roots.lance_roots import record_roots
+from featurestore.roots.roots_file import ROOTS_FILE, readable_roots
 from featurestore.tables.checksums import with_row_crc32
-from featurestore.tables.lance_commit import Committer
-from featurestore.tables.lance_ledger import Change, among
+from featurestore.tables.lance_files import put_files, write_column
 from featurestore.tables.lance_rows import column_crc32
 from featurestore.tables.lance_tables import (
-    STORAGE_VERSION,
     commit,
     make_index,
     open_table,
@@ -83,7 +80,7 @@ def put_slide_rows_again(lake: Lake, damage: Sequence[Damage]) -> list[str]:
     """Write damaged rows of `slides` again with nothing in them but number and name, as pending.
 
     Which of a row's values is the damaged one can't be known, so none is kept; the catalog, which
-    is whole, says which number has which name. The next ingest fills the row; the slide's tiles
+    is whole, gives the number of each name. The next ingest fills the row; the slide's tiles
     and features stay as they are.
 
     Returns:
@@ -118,7 +115,7 @@ def _read_as(damage: Damage) -> str:
 
 
 def _names_in_catalog(lake: Lake, damage: Sequence[Damage]) -> dict[int, str]:
-    """Names by number of the slides in the catalog that a damaged row may be of."""
+    """Return the names by number of the slides in the catalog that a damaged row may be of."""
     table = lake.refreshed().table(CATALOG)
     quoted = (f"'{(one.slide or '').replace(chr(39), chr(39) * 2)}'" for one in damage)
     either = f"{among([one.number for one in damage])} OR slide_id IN ({', '.join(quoted)})"
@@ -154,9 +151,9 @@ def drop_features(lake: Lake, mpp: float, column: str, fragment: int, slides: se
 
     Args:
         lake: the lake.
-        mpp: of the features table.
+        mpp: microns per pixel of the features table.
         column: a teacher, or an annotation of tiles.
-        fragment: of the features table.
+        fragment: number of the fragment in the features table.
         slides: numbers of the slides whose values are damaged.
     """
     committer = lake.committer
@@ -167,11 +164,16 @@ def drop_features(lake: Lake, mpp: float, column: str, fragment: int, slides: se
         if not parts:
             committer.apply([features.drop_column(lake.store, mpp, column, [fragment])])
             return
-        path = _write_column(table, lake.store, column, fragment, parts)
+        rel, field = features_table(mpp), table.schema.field(column)
+        rows_in_fragment = table.get_fragment(fragment).physical_rows
+        values = _spread(parts, rows_in_fragment, field)
+        path = write_column(lake.store, rel, field, values)
         kept = {part.slide for part in parts}
         gone = {row["slide"] for row in rows if row["teacher"] == column} - kept
         drop = f"mpp = {mpp} AND teacher = '{column}' AND {among(sorted(gone))}"
-        committer.apply([_replace_column(committer, mpp, fragment, path, Change(drop=drop))])
+        change = Change(drop=drop)
+        put_files(lake.store, rel, {fragment: path}, change.properties())
+        committer.apply([change])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -204,46 +206,13 @@ def _undamaged(
         live += row["tiles"]
 
 
-def _write_column(
-    table: lance.LanceDataset, store: Store, column: str, fragment: int, parts: Sequence[_Part]
-) -> str:
-    """Write a column of a fragment anew, with nulls between the parts; return its file's name."""
-    field = table.schema.field(column)
-    schema = pa.schema([field])
-    path = f"{uuid.uuid4()}.lance"
-    writer = LanceFileWriter(
-        f"{table.uri}/data/{path}",
-        schema,
-        version=STORAGE_VERSION,
-        storage_options=store.lance_options,
-    )
+def _spread(parts: Sequence[_Part], rows: int, field: pa.Field) -> Iterator[pa.Array]:
+    """Yield the values of a column of a fragment in row order, with nulls between the parts."""
     at = 0
-    for start, values in [
-        *((part.row_start, part.values) for part in parts),
-        (table.get_fragment(fragment).physical_rows, None),
-    ]:
-        if start > at:
-            nulls = pa.nulls(start - at, field.type)
-            writer.write_batch(pa.record_batch([nulls], schema=schema))
-        at = start
-        for batch in [] if values is None else values.cast(schema).to_batches():
-            writer.write_batch(batch)
-            at += batch.num_rows
-    writer.close()
-    return path
-
-
-def _replace_column(
-    committer: Committer, mpp: float, fragment: int, path: str, change: Change
-) -> Change:
-    rel = features_table(mpp)
-    table = open_table(committer.store, rel)
-    data_file = lance.fragment.DataFile.create(table, path)
-    commit(
-        committer.store,
-        rel,
-        LanceOperation.DataReplacement([LanceOperation.DataReplacementGroup(fragment, data_file)]),
-        read_version=table.version,
-        properties=change.properties(),
-    )
-    return change
+    for part in parts:
+        if part.row_start > at:
+            yield pa.nulls(part.row_start - at, field.type)
+        yield from part.values.cast(pa.schema([field])).column(0).chunks
+        at = part.row_start + part.values.num_rows
+    if rows > at:
+        yield pa.nulls(rows - at, field.type)

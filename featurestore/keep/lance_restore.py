@@ -1,4 +1,4 @@
-"""Going back: a new version of a lake that is equal to an earlier one; nothing is deleted.
+"""Restore: a new version of a lake that is equal to an earlier one; nothing is deleted.
 
 Lance numbers a version by the newest manifest that is there. Where the newest ones are lost or
 damaged, their numbers must not come again with other contents, since catalogs name tables by
@@ -12,9 +12,14 @@ from dataclasses import dataclass, field, replace
 
 from lance import LanceOperation
 
+from featurestore.commits.lance_groups import Group
+from featurestore.commits.lance_ledger import Change, versions_property
 from featurestore.config import LakeConfig
 from featurestore.errors import LakeError
-from featurestore.keep.lance_roots import (
+from featurestore.keep.verify.checked_reads import NO_DAMAGE, UnreadableError, read
+from featurestore.keep.verify.lance_versions import tables_at, version_damage, versions_of
+from featurestore.roots.lake_settings import settings_or_copy
+from featurestore.roots.lance_roots import (
     WHOLE_TABLES,
     damaged_indexes,
     lake_tables,
@@ -22,15 +27,10 @@ from featurestore.keep.lance_roots import (
     newest_known,
     record_roots,
 )
-from featurestore.keep.roots import Roots, damaged_files, readable_roots, write_roots
-from featurestore.keep.snapshots import version_named
-from featurestore.keep.verify.checked_reads import NO_DAMAGE, UnreadableError, read
-from featurestore.keep.verify.lake_settings import settings_or_copy
-from featurestore.keep.verify.lance_versions import tables_at, version_damage, versions_of
+from featurestore.roots.roots_file import Roots, damaged_files, readable_roots, write_roots
+from featurestore.roots.snapshots import version_named
 from featurestore.storage.lock import commit_lock, no_writers
 from featurestore.storage.store import Store
-from featurestore.tables.lance_groups import Group
-from featurestore.tables.lance_ledger import Change, versions_property
 from featurestore.tables.lance_tables import commit, make_index, open_table
 from featurestore.tables.schema import CATALOG, INDEX_COLUMNS
 
@@ -45,7 +45,7 @@ class Restored:
         version: the new version of the lake.
         equal_to: the earlier version that it is equal to.
         lost: versions of tables whose manifests were lost or damaged, by table.
-        set_aside: where damaged manifests lie now.
+        set_aside: new places of damaged manifests.
         rebuilt: tables whose damaged index was made again.
     """
 
@@ -116,7 +116,7 @@ def _whole_tables(store: Store, config: LakeConfig, version: int) -> dict[str, i
     if tables is None:
         msg = f"version {version} of {store.uri} is an index's alone; choose the one before it"
         raise LakeError(msg)
-    damage = [one.what for one in version_damage(store, config, version)]
+    damage = [one.description for one in version_damage(store, config, version)]
     if damage:
         msg = (
             f"version {version} of {store.uri} is not whole ({damage[0]}); `slidelake verify` "

@@ -1,10 +1,10 @@
-"""Whether a compact or a vacuum would pay, from lists of files and fragments alone."""
+"""Advice on when to compact or vacuum a lake, from lists of files and fragments alone."""
 
 from dataclasses import dataclass
 
+from featurestore.commits.lance_ledger import root_versions
 from featurestore.keep.lance_compact import mergeable
 from featurestore.lake import Lake
-from featurestore.tables.lance_ledger import root_versions
 from featurestore.tables.lance_tables import open_table
 from featurestore.tables.schema import CATALOG
 

@@ -1,4 +1,4 @@
-"""Removes files that no kept version of the lake names: old versions, and what killed writers left.
+"""Vacuum: removes files that no kept version names, of old versions and of killed writers.
 
 Kept are the newest versions, snapshots, and the versions that runs and statistics were made from.
 Files that a live job is writing are named by nothing yet, so nothing is removed while a job runs.
@@ -15,22 +15,22 @@ from typing import Any
 
 import lance
 
-from featurestore.annotations.lance_kept_annotations import stray_files
+from featurestore.commits.lance_ledger import lake_versions, root_versions
 from featurestore.errors import InUseError, LakeError
+from featurestore.keep.lance_kept_annotations import stray_files
 from featurestore.keep.verify.last_verified import last_verified
 from featurestore.lake import Lake
 from featurestore.shards.shard_index import index_path
 from featurestore.storage.full_disk import is_disk_full
 from featurestore.storage.lock import no_writers
 from featurestore.storage.store import FileInfo
-from featurestore.tables.lance_ledger import lake_versions, root_versions
 from featurestore.tables.lance_tables import open_table
 from featurestore.tables.schema import CATALOG, SLIDES
 
 KEEP = 10
 # What no automatic vacuum removes: so many of the newest versions, and all of so many days.
 AUTO_KEEP, AUTO_DAYS = 100, 7.0
-# Looking for what can go reads every transaction of the catalog: not for a handful of versions.
+# A search for old files reads every transaction of the catalog: not for a handful of versions.
 AUTO_LEAST = 20
 
 log = logging.getLogger(__name__)
@@ -38,7 +38,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(kw_only=True)
 class Vacuumed:
-    """What was (or, in a dry run, would be) removed, and which lake versions stay readable."""
+    """Files that were (or in a dry run would be) removed, and lake versions that stay."""
 
     kept: list[int]
     versions: int = 0
@@ -72,7 +72,7 @@ def vacuum(lake: Lake, *, keep: int = KEEP, dry_run: bool = False) -> Vacuumed:
 def free_old_versions(
     lake: Lake, *, keep: int = AUTO_KEEP, days: float = AUTO_DAYS
 ) -> Vacuumed | None:
-    """Free old versions after a job, if there are many and nobody else is at work.
+    """Free old versions after a job, if there are many and no other job is at work.
 
     Tiles of replaced slides and what killed jobs left stay for `vacuum`: finding them takes a
     listing of all shards.
@@ -137,10 +137,10 @@ def kept_versions(lake: Lake, recent: Sequence[int]) -> list[int]:
 
 def _named_versions(lake: Lake) -> Iterator[int]:
     for folder in ("runs", "stats", "students"):
-        for found in lake.store.walk(folder):
-            if found.path.endswith(".json"):
-                value = _json(lake, found.path)
-                version = value.get("lake_version") if isinstance(value, dict) else None
+        for file in lake.store.walk(folder):
+            if file.path.endswith(".json"):
+                record = _json(lake, file.path)
+                version = record.get("lake_version") if isinstance(record, dict) else None
                 if isinstance(version, int):
                     yield version
 
@@ -185,8 +185,8 @@ def _clean(table: lance.LanceDataset, needed: set[int], done: Vacuumed, *, dry_r
         }
     )
     clean = table.explain_cleanup_old_versions if dry_run else table.cleanup_old_versions
-    result = clean(delete_unverified=True, error_if_tagged_old_versions=False, **options)
-    stats = result.stats if dry_run else result
+    cleanup = clean(delete_unverified=True, error_if_tagged_old_versions=False, **options)
+    stats = cleanup.stats if dry_run else cleanup
     done.versions += int(stats.old_versions)
     done.files += int(stats.data_files_removed + stats.index_files_removed)
     done.files += int(stats.deletion_files_removed)
@@ -205,12 +205,12 @@ def named_shards(lake: Lake, catalog_versions: set[int]) -> set[str]:
 
 
 def _remove_shards(lake: Lake, named: set[str], done: Vacuumed, *, dry_run: bool) -> None:
-    stale = [found for found in lake.store.walk("tiles") if found.path not in named]
+    stale = [file for file in lake.store.walk("tiles") if file.path not in named]
     _remove(lake, stale, done, dry_run=dry_run)
 
 
 def _remove(lake: Lake, stale: Sequence[FileInfo], done: Vacuumed, *, dry_run: bool) -> None:
     done.files += len(stale)
-    done.bytes += sum(found.bytes for found in stale)
+    done.bytes += sum(file.bytes for file in stale)
     if not dry_run:
-        lake.store.remove([found.path for found in stale])
+        lake.store.remove([file.path for file in stale])

@@ -1,4 +1,4 @@
-"""Answers to questions: a table for people; CSV, JSON and Parquet for everything else."""
+"""Answers to queries: a table for people; CSV, JSON and Parquet for everything else."""
 
 import io
 from pathlib import Path
@@ -11,7 +11,7 @@ FORMATS = ("table", "csv", "json", "parquet")
 
 
 def answer_format(form: str | None, out: Path | None) -> str:
-    """The format of an answer: the one given, or the one that the file is named for, or a table.
+    """Return the format of an answer: the given one, that of the file's name, or a table.
 
     Raises:
         LakeError: it is not known, or needs a file and none is given, or the file's folder is
@@ -36,7 +36,7 @@ def answer_format(form: str | None, out: Path | None) -> str:
 
 
 def answer_bytes(frame: pl.DataFrame, form: str) -> bytes:
-    """An answer in one of `FORMATS`; JSON is a list of rows as objects.
+    """Return an answer in one of `FORMATS`; JSON is a list of rows as objects.
 
     Raises:
         LakeError: CSV of columns that are no plain values.
@@ -56,9 +56,9 @@ def answer_bytes(frame: pl.DataFrame, form: str) -> bytes:
 
 def write_answer(frame: pl.DataFrame, form: str, out: Path) -> None:
     """Write an answer to a file, which is there whole or not at all."""
-    data = answer_bytes(frame, form)
+    content = answer_bytes(frame, form)
     part = out.with_name(f"{out.name}.part")
-    part.write_bytes(data)
+    part.write_bytes(content)
     part.replace(out)
 
 

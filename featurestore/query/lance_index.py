@@ -1,6 +1,6 @@
 """An index over a teacher's column, so that the nearest tiles are found without reading them all.
 
-It is built beside the work of others, under a writer's lease, and committed under the lake's lock:
+It is built beside other jobs, under a writer's lease, and committed under the lake's lock:
 for those fragments only whose column is still the one that it was built from. What it does not
 cover (slides or features that came later) is searched exactly, so an index makes a search fast
 and never blind.
@@ -11,12 +11,12 @@ from typing import Any
 
 import lance
 
+from featurestore.commits.lance_features import field_ids
 from featurestore.errors import LakeError
 from featurestore.ids import mpp_name
 from featurestore.lake import Lake
-from featurestore.query.lance_nearest import Asked, covered, index_name, is_readable
+from featurestore.query.lance_nearest import SearchedColumn, covered, index_name, is_readable
 from featurestore.storage.lock import writer_lease
-from featurestore.tables.lance_features import field_ids
 from featurestore.tables.lance_tables import open_table
 from featurestore.tables.schema import features_table
 
@@ -29,11 +29,11 @@ INDEX_ROWS = 20_000
 
 @dataclass(frozen=True, kw_only=True)
 class IndexState:
-    """How much of a teacher's features an index covers.
+    """The part of a teacher's features that an index covers.
 
     Attributes:
-        teacher: whose.
-        mpp: of the tiles.
+        teacher: name of the column.
+        mpp: microns per pixel of the tiles.
         tiles: with features of this teacher.
         indexed: of these, tiles that the index covers; 0 without an index.
         kind: Lance's name of the index's kind; None without an index.
@@ -54,26 +54,26 @@ class IndexState:
 
 
 def index_state(lake: Lake, teacher: str, *, mpp: float) -> IndexState:
-    """What the index of a teacher's features covers at this version of a lake.
+    """Return what the index of a teacher's features covers at this version of a lake.
 
     Raises:
         LakeError: the teacher has no column at this mpp.
     """
     rows = lake.features_of(teacher, mpp=mpp)
-    known = lake.known_mpp(mpp)
+    lake_mpp = lake.known_mpp(mpp)
     tiles = int(rows["tiles"].sum())
-    table = lake.table(features_table(known))
-    found = [i for i in table.describe_indices() if i.name == index_name(teacher)]
-    if not found:
-        return IndexState(teacher=teacher, mpp=known, tiles=tiles)
+    table = lake.table(features_table(lake_mpp))
+    indexes = [i for i in table.describe_indices() if i.name == index_name(teacher)]
+    if not indexes:
+        return IndexState(teacher=teacher, mpp=lake_mpp, tiles=tiles)
     inside = rows.filter(rows["fragment"].is_in(sorted(covered(table, teacher))))
     return IndexState(
         teacher=teacher,
-        mpp=known,
+        mpp=lake_mpp,
         tiles=tiles,
         indexed=int(inside["tiles"].sum()),
-        kind=str(found[0].index_type),
-        bytes=int(found[0].total_size_bytes or 0),
+        kind=str(indexes[0].index_type),
+        bytes=int(indexes[0].total_size_bytes or 0),
     )
 
 
@@ -87,8 +87,8 @@ def build_index(
 
     Args:
         lake: the lake; its newest version is indexed.
-        teacher: whose features.
-        mpp: of the tiles.
+        teacher: name of the column.
+        mpp: microns per pixel of the tiles.
         least_rows: fewer tiles with features are not indexed.
 
     Returns:
@@ -114,7 +114,7 @@ def build_index(
 
 def _is_readable(lake: Lake, state: IndexState) -> bool:
     table = lake.table(features_table(state.mpp))
-    return is_readable(Asked(store=lake.store, table=table, teacher=state.teacher))
+    return is_readable(SearchedColumn(store=lake.store, table=table, teacher=state.teacher))
 
 
 def _build(lake: Lake, teacher: str, mpp: float) -> None:
@@ -146,7 +146,7 @@ def _build(lake: Lake, teacher: str, mpp: float) -> None:
 
 
 def _column_files(table: lance.LanceDataset, teacher: str) -> dict[int, str]:
-    """Which data file holds a teacher's features, by fragment."""
+    """Return the data file that holds a teacher's features, by fragment."""
     field = field_ids(table)[teacher]
     return {
         fragment.fragment_id: str(file.path)

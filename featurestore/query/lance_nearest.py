@@ -1,8 +1,8 @@
 """The tiles nearest to a vector by a teacher's features: cosine distance, all of them or by index.
 
 Lance reads again the vectors of what an index proposes, so distances are exact either way; only
-which tiles are proposed may differ. Tiles without features, not asked for (NaN) or all zero have no
-distance and are never found.
+which tiles are proposed may differ. Tiles without features, left out by the teacher
+(NaN) or all zero have no distance and are never among the nearest.
 
 Shape letters: Q queries, D width of the features.
 """
@@ -17,14 +17,14 @@ import numpy.typing as npt
 import polars as pl
 
 from featurestore.errors import DamageError, LakeError
-from featurestore.read_errors import reason_of
+from featurestore.storage.read_errors import reason_of
 from featurestore.storage.store import Store
 from featurestore.tables.lance_flat import Float16Array
 
-# Of the neighbours that an index proposes, so many times more are read again as are asked for.
+# Of the neighbours that an index proposes, so many times more are read again as are returned.
 REFINE = 20
 PLACE = ["slide_id", "tile_id", "x", "y"]
-FOUND = pl.Schema(
+NEIGHBOURS = pl.Schema(
     {
         "query": pl.Int32,
         "slide_id": pl.String,
@@ -37,14 +37,14 @@ FOUND = pl.Schema(
 
 
 @dataclass(frozen=True, kw_only=True)
-class Asked:
+class SearchedColumn:
     """A teacher's column of one version of a features table.
 
     Attributes:
         store: the lake's files.
         table: the table.
         teacher: the column.
-        where: Lance filter of the rows that may be found; None for all.
+        where: Lance filter of the rows that are searched; None for all.
         exact: whether an index is left aside.
     """
 
@@ -56,24 +56,24 @@ class Asked:
 
 
 def index_name(teacher: str) -> str:
-    """What the index of a teacher's column is called in its table."""
+    """Return the name of the index of a teacher's column in its table."""
     return f"{teacher}_nearest"
 
 
 def covered(table: lance.LanceDataset, teacher: str) -> set[int]:
-    """Fragments of a table that the index of a teacher's column covers."""
-    there = {fragment.fragment_id for fragment in table.get_fragments()}
+    """Return the fragments of a table that the index of a teacher's column covers."""
+    fragments = {fragment.fragment_id for fragment in table.get_fragments()}
     return {
         number
         for index in table.describe_indices()
         if index.name == index_name(teacher)
         for segment in index.segments
         for number in segment.fragment_ids
-    } & there
+    } & fragments
 
 
 def queries_of(query: npt.ArrayLike, teacher: str, dim: int) -> Float16Array:
-    """Query vectors [Q, D]; one vector [D] is a single query. Only their direction is kept.
+    """Return query vectors [Q, D]; one vector [D] is a single query. Only directions count.
 
     They are scaled by powers of two and rounded to float16: stored features lose nothing, other
     vectors move by about 1e-5 in cosine.
@@ -81,10 +81,12 @@ def queries_of(query: npt.ArrayLike, teacher: str, dim: int) -> Float16Array:
     Raises:
         LakeError: the shape is another, a value is not finite, or a vector is all zero.
     """
-    given = np.asarray(query, np.float64)
-    vectors = np.atleast_2d(given)
-    if given.ndim not in {1, 2} or vectors.shape[1] != dim or not len(vectors):
-        msg = f"a query of shape {given.shape} was given; features of '{teacher}' have {dim} values"
+    numbers = np.asarray(query, np.float64)
+    vectors = np.atleast_2d(numbers)
+    if numbers.ndim not in {1, 2} or vectors.shape[1] != dim or not len(vectors):
+        msg = (
+            f"a query of shape {numbers.shape} was given; features of '{teacher}' have {dim} values"
+        )
         raise LakeError(msg)
     largest = np.abs(vectors).max(axis=1, keepdims=True)
     if not np.isfinite(largest).all() or not largest.all():
@@ -94,8 +96,8 @@ def queries_of(query: npt.ArrayLike, teacher: str, dim: int) -> Float16Array:
     return scaled
 
 
-def nearest(asked: Asked, query_QD: Float16Array, k: int) -> pl.DataFrame:
-    """The k nearest rows of each query, nearest first; ties by slide_id and tile_id.
+def nearest(column: SearchedColumn, query_QD: Float16Array, k: int) -> pl.DataFrame:
+    """Return the k nearest rows of each query, nearest first; ties by slide_id and tile_id.
 
     Returns:
         Columns query (its number), slide_id, tile_id, x, y, distance (1 - cosine, 0 to 2). A query
@@ -105,49 +107,51 @@ def nearest(asked: Asked, query_QD: Float16Array, k: int) -> pl.DataFrame:
         DamageError: the table or its index can't be read.
     """
     ask = {
-        "column": asked.teacher,
+        "column": column.teacher,
         "q": query_QD,  # float16, as the column is; Lance compares in float32
         "k": k,
         "metric": "cosine",
-        "use_index": not asked.exact,
-        "refine_factor": None if asked.exact else REFINE,
+        "use_index": not column.exact,
+        "refine_factor": None if column.exact else REFINE,
     }
     try:
-        table = asked.table.scanner(
+        table = column.table.scanner(
             columns=[*PLACE, "_distance"],
-            nearest={name: value for name, value in ask.items() if value is not None},
-            filter=asked.where,
+            nearest={
+                option_name: option for option_name, option in ask.items() if option is not None
+            },
+            filter=column.where,
             prefilter=True,
         ).to_table()
     except (KeyboardInterrupt, SystemExit, MemoryError):
         raise
     except BaseException as error:  # a panic in Rust is no Exception
-        raise _explained(asked, error) from error
-    found = pl.DataFrame(table).rename({"query_index": "query", "_distance": "distance"})
+        raise _explained(column, error) from error
+    neighbours = pl.DataFrame(table).rename({"query_index": "query", "_distance": "distance"})
     order = ["query", "distance", "slide_id", "tile_id"]
-    return found.select(FOUND.names()).cast(FOUND).sort(order)
+    return neighbours.select(NEIGHBOURS.names()).cast(NEIGHBOURS).sort(order)
 
 
-def _explained(asked: Asked, error: BaseException) -> LakeError:
-    if told := asked.store.explained(error):
-        return told
+def _explained(column: SearchedColumn, error: BaseException) -> LakeError:
+    if explanation := column.store.explained(error):
+        return explanation
     why = reason_of(error)
-    advice = "run verify" if asked.exact else "an exact search goes without the index, if it is it"
-    msg = f"features of '{asked.teacher}' can't be searched ({advice}): {why}"
+    advice = "run verify" if column.exact else "an exact search goes without the index, if it is it"
+    msg = f"features of '{column.teacher}' can't be searched ({advice}): {why}"
     return DamageError(msg)
 
 
-def is_readable(asked: Asked) -> bool:
+def is_readable(column: SearchedColumn) -> bool:
     """Whether all parts of an index can be read: none is missing or cut."""
-    dim = asked.table.schema.field(asked.teacher).type.list_size
+    dim = column.table.schema.field(column.teacher).type.list_size
     ask: dict[str, Any] = {
-        "column": asked.teacher,
+        "column": column.teacher,
         "q": np.ones(dim, np.float16),
         "k": 1,
         "search_effort": 1.0,
     }
     try:
-        asked.table.scanner(columns=[], nearest=ask, fast_search=True, with_row_id=True).to_table()
+        column.table.scanner(columns=[], nearest=ask, fast_search=True, with_row_id=True).to_table()
     except (KeyboardInterrupt, SystemExit, MemoryError):
         raise
     except BaseException:  # noqa: BLE001 - a panic in Rust is no Exception
@@ -156,7 +160,7 @@ def is_readable(asked: Asked) -> bool:
 
 
 def slide_filter(within: Sequence[int] | None, without: Sequence[int]) -> str | None:
-    """A Lance filter of rows by slide number; None lets all through."""
+    """Return a Lance filter of rows by slide number; None lets all through."""
     parts = []
     if within is not None:
         parts.append(f"slide IN ({', '.join(map(str, sorted(set(within)))) or -1})")

@@ -15,7 +15,7 @@ from polars.io.plugins import register_io_source
 
 from featurestore.errors import LakeError
 from featurestore.query.pushdown import Schema, lance_filter
-from featurestore.read_errors import reading
+from featurestore.storage.read_errors import reading
 from featurestore.storage.store import Store
 
 BATCH_ROWS = 8192
@@ -25,7 +25,7 @@ STEP_GROWTH = 4
 
 
 def scan(open_table: Callable[[], lance.LanceDataset], columns: Sequence[str]) -> pl.LazyFrame:
-    """A LazyFrame over columns of a table at the version that `open_table` opens.
+    """Return a LazyFrame over columns of a table at the version that `open_table` opens.
 
     Args:
         open_table: called once for the schema and once per collected query.
@@ -43,11 +43,11 @@ def scan(open_table: Callable[[], lance.LanceDataset], columns: Sequence[str]) -
         names = list(columns) if with_columns is None else with_columns
         if n_rows is not None:
             # With both, Polars means `head` first and `filter` then.
-            found = _read(open_table(), names, None, 0, n_rows)
+            parts = _read(open_table(), names, None, 0, n_rows)
         else:
             pushed = None if predicate is None else lance_filter(predicate, schema)
-            found = _read_in_steps(open_table(), names, pushed)
-        for batch in found:
+            parts = _read_in_steps(open_table(), names, pushed)
+        for batch in parts:
             frame = pl.DataFrame(batch)
             yield frame if predicate is None else frame.filter(predicate)
 
@@ -79,11 +79,11 @@ def _read_in_steps(
 ) -> Iterator[pa.RecordBatch]:
     start, limit = 0, max(1, STEP_BYTES // _row_bytes(table.schema, names))
     while True:
-        found = 0
+        rows = 0
         for batch in _read(table, names, pushed, start, limit):
-            found += batch.num_rows
+            rows += batch.num_rows
             yield batch
-        if found < limit:
+        if rows < limit:
             return
         start, limit = start + limit, limit * STEP_GROWTH
 
@@ -91,7 +91,7 @@ def _read_in_steps(
 def _read(
     table: lance.LanceDataset, names: list[str], pushed: str | None, start: int, limit: int
 ) -> Iterator[pa.RecordBatch]:
-    """Rows from `start` on, counted among those that the filter lets through, in their order."""
+    """Yield rows from `start` on, counted among those that the filter passes, in their order."""
     rows = min(BATCH_ROWS, max(1, BATCH_BYTES // _row_bytes(table.schema, names)))
     with reading(Store(table.uri), f"table {table.uri}"):
         scanner = table.scanner(

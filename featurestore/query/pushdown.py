@@ -1,8 +1,8 @@
 """Polars predicates as filters in Lance's SQL.
 
 A filter made here may let through too many rows and never too few: Polars applies the whole
-predicate to what comes back. So what can't be said in SQL is left out, and a predicate that is
-not understood filters nothing. The predicate is read from its JSON, whose form belongs to one
+predicate to what comes back. So a term without an SQL form is left out, and a predicate of an
+unknown form filters nothing. The predicate is read from its JSON, whose form belongs to one
 version of Polars; tests pin it.
 """
 
@@ -18,9 +18,9 @@ from featurestore.query.pushdown_terms import (
     FLOATS,
     INTEGERS,
     SCALARS,
-    Column,
     NotPushedError,
     Op,
+    TableColumn,
     Value,
     compare,
     is_in,
@@ -53,7 +53,7 @@ MAX_DEPTH = 20  # Lance's parser refuses parentheses nested deeper than about 50
 
 
 def lance_filter(predicate: pl.Expr, schema: Schema) -> str | None:
-    """The SQL filter of a predicate, or None if all rows are to be read.
+    """Return the SQL filter of a predicate, or None if all rows are to be read.
 
     Args:
         predicate: as a registered IO source gets it.
@@ -78,7 +78,7 @@ class _Translator:
         self.schema = schema
 
     def sql(self, node: Node, *, positive: bool, depth: int = 0) -> str:
-        """SQL that holds at least wherever a node is true (positive) or false (not positive)."""
+        """Return SQL that holds at least where a node is true (positive) or false (not)."""
         match node:
             case {"BinaryExpr": {"op": str(op)}} if op in AND + OR:
                 every = (op in AND) == positive  # De Morgan: the negation goes to the leaves
@@ -118,10 +118,10 @@ class _Translator:
         if op not in ("EqValidity", "NotEqValidity"):
             raise NotPushedError
         # To these two, null is one more value.
-        column, value = self._column(left), _value(right)
+        column, literal = self._column(left), _value(right)
         if (op == "EqValidity") == positive:
-            return compare(column, "=", value)
-        return f"({compare(column, '<>', value)} OR {column.sql} IS NULL)"
+            return compare(column, "=", literal)
+        return f"({compare(column, '<>', literal)} OR {column.sql} IS NULL)"
 
     def _compared(self, left: Node, op: Op, right: Node, *, positive: bool) -> str:
         op = op if positive else OPPOSITE[op]
@@ -154,13 +154,13 @@ class _Translator:
                     return not_in(self._column(only), _series(values))
         raise NotPushedError
 
-    def _column(self, node: Node) -> Column:
-        """A column of a plain type, alone or in a cast that changes no value."""
+    def _column(self, node: Node) -> TableColumn:
+        """Return a column of a plain type, alone or in a cast that changes no value."""
         match node:
             case {"Column": str(name)} if name in self.schema:
                 dtype = self.schema[name]
                 if dtype in SCALARS.values() and _plain(name):
-                    return Column(sql=f"`{name}`", dtype=dtype)
+                    return TableColumn(sql=f"`{name}`", dtype=dtype)
             case {"Cast": {"expr": {"Column": str()} as inner, "dtype": {"Literal": str(to)}}}:
                 column = self._column(inner)
                 if _widens(column.dtype, SCALARS.get(to)):
@@ -174,8 +174,8 @@ def _plain(name: str) -> bool:
 
 
 def _operands(node: Node, op: str) -> list[Node]:
-    """The terms of a chain of one operator, in order: SQL needs no parentheses between them."""
-    found: list[Node] = []
+    """Return the terms of a chain of one operator, in order: no parentheses are needed."""
+    terms: list[Node] = []
     stack = [node]
     while stack:
         top = stack.pop()
@@ -183,8 +183,8 @@ def _operands(node: Node, op: str) -> list[Node]:
             case {"BinaryExpr": {"left": left, "op": other, "right": right}} if other == op:
                 stack += [right, left]
             case _:
-                found.append(top)
-    return found
+                terms.append(top)
+    return terms
 
 
 def _widens(dtype: pl.DataType, to: pl.DataType | None) -> bool:
@@ -198,23 +198,23 @@ def _widens(dtype: pl.DataType, to: pl.DataType | None) -> bool:
 
 
 def _value(node: Node) -> Value:
-    """A literal. JSON has no NaN and no infinity: they come as null, and are not pushed."""
+    """Return a literal. JSON has no NaN and no infinity: they come as null, and are not pushed."""
     match node:
         case {"Literal": {"Scalar": {"Float16": int(bits)}}}:
             return float(np.uint16(bits).view(np.float16))
-        case {"Literal": {"Scalar": {"Float32": float(value)}}}:
-            return float(np.float32(value))
+        case {"Literal": {"Scalar": {"Float32": float(literal)}}}:
+            return float(np.float32(literal))
         case {"Literal": {"Scalar": dict(scalar)}} if len(scalar) == 1:
-            [(kind, value)] = scalar.items()
-            if kind in SCALARS and isinstance(value, int | float | str):
-                return value
-        case {"Literal": {"Dyn": {"Int": int(value)} | {"Float": float(value)}}}:
-            return value
+            [(kind, literal)] = scalar.items()
+            if kind in SCALARS and isinstance(literal, int | float | str):
+                return literal
+        case {"Literal": {"Dyn": {"Int": int(literal)} | {"Float": float(literal)}}}:
+            return literal
     raise NotPushedError
 
 
 def _series(node: Node) -> pl.Series:
-    """The values of an `is_in`: an Arrow stream of them, or of one list of them."""
+    """Return the values of an `is_in`: an Arrow stream of them, or of one list of them."""
     match node:
         case {"Alias": [literal, _]}:
             return _series(literal)

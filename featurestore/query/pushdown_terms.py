@@ -32,36 +32,37 @@ MAX_LIST = 10_000  # a longer list is pushed as its range: 100,000 strings take 
 
 
 class NotPushedError(Exception):
-    """A part of a predicate says nothing that a filter could say."""
+    """Raised for a part of a predicate that has no form as a filter."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Column:
+class TableColumn:
     """A column of a table: its quoted name and its type."""
 
     sql: str
     dtype: pl.DataType
 
 
-def compare(column: Column, op: Op, value: Value) -> str:
-    """A column against a literal.
+def compare(column: TableColumn, op: Op, literal: Value) -> str:
+    """Return the comparison of a column with a literal.
 
-    >>> compare(Column(sql="`x`", dtype=pl.Int32()), "<", 3)
+    >>> compare(TableColumn(sql="`x`", dtype=pl.Int32()), "<", 3)
     '`x` < 3'
-    >>> compare(Column(sql="`f`", dtype=pl.Float32()), ">=", 0.5)
+    >>> compare(TableColumn(sql="`f`", dtype=pl.Float32()), ">=", 0.5)
     '(`f` >= 0.5 OR isnan(`f`))'
     """
     if column.dtype in FLOATS:
-        return _compare_float(column, op, value)
+        return _compare_float(column, op, literal)
     if column.dtype == pl.Boolean() and op not in ("=", "<>"):
         raise NotPushedError
-    return f"{column.sql} {op} {_written(column.dtype, value)}"
+    return f"{column.sql} {op} {_written(column.dtype, literal)}"
 
 
-def is_in(column: Column, values: pl.Series, *, nulls_equal: bool) -> str:
-    """A column against a list, which may be empty; nulls in it count only with `nulls_equal`.
+def is_in(column: TableColumn, values: pl.Series, *, nulls_equal: bool) -> str:
+    """Return the test of a column against a list; nulls in it count only with `nulls_equal`.
 
-    >>> is_in(Column(sql="`x`", dtype=pl.Int8()), pl.Series([1, 1000, None]), nulls_equal=False)
+    >>> column = TableColumn(sql="`x`", dtype=pl.Int8())
+    >>> is_in(column, pl.Series([1, 1000, None]), nulls_equal=False)
     '`x` IN (1)'
     """
     terms = [f"{column.sql} IS NULL"] if nulls_equal and values.null_count() else []
@@ -74,19 +75,19 @@ def is_in(column: Column, values: pl.Series, *, nulls_equal: bool) -> str:
     return f"({joined})" if len(terms) > 1 else joined
 
 
-def not_in(column: Column, values: pl.Series) -> str:
-    """A column that is not null and none of a list, nulls in it apart."""
+def not_in(column: TableColumn, values: pl.Series) -> str:
+    """Return the test that a column is not null and none of a list, nulls in it apart."""
     listed = _possible(column.dtype, values.drop_nulls().unique(maintain_order=True).to_list())
     if column.dtype in FLOATS or not 0 < len(listed) <= MAX_LIST:
         raise NotPushedError
     return f"{column.sql} NOT IN ({', '.join(_written(column.dtype, v) for v in listed)})"
 
 
-def _compare_float(column: Column, op: Op, value: Value) -> str:
-    low, high = _around(FLOATS[column.dtype], value)
+def _compare_float(column: TableColumn, op: Op, literal: Value) -> str:
+    low, high = _around(FLOATS[column.dtype], literal)
     match op:
         case "=":
-            return _in_floats(column, [value])[0]
+            return _in_floats(column, [literal])[0]
         case "<>" if low == high:
             return f"{column.sql} <> {high!r}"
         case "<" | "<=":
@@ -97,7 +98,7 @@ def _compare_float(column: Column, op: Op, value: Value) -> str:
     raise NotPushedError
 
 
-def _in_floats(column: Column, values: list[Value]) -> list[str]:
+def _in_floats(column: TableColumn, values: list[Value]) -> list[str]:
     numbers = [v for v in values if not (isinstance(v, float) and math.isnan(v))]
     ends = {end for v in numbers for end in _around(FLOATS[column.dtype], v)}
     terms = [f"isnan({column.sql})"] if len(numbers) < len(values) else []
@@ -108,7 +109,7 @@ def _in_floats(column: Column, values: list[Value]) -> list[str]:
     return terms
 
 
-def _in_exact(column: Column, values: list[Value]) -> str:
+def _in_exact(column: TableColumn, values: list[Value]) -> str:
     if len(values) > MAX_LIST:
         low, high = (_written(column.dtype, v) for v in (min(values), max(values)))
         return f"{column.sql} BETWEEN {low} AND {high}"
@@ -116,7 +117,7 @@ def _in_exact(column: Column, values: list[Value]) -> str:
 
 
 def _possible(dtype: pl.DataType, values: list[Value]) -> list[Value]:
-    """The values that a column of a type can hold; others are in no row."""
+    """Return the values that a column of a type can hold; others are in no row."""
     if dtype not in INTEGERS:
         return values
     low, high = INTEGERS[dtype]
@@ -126,25 +127,25 @@ def _possible(dtype: pl.DataType, values: list[Value]) -> list[Value]:
     return [v for v in values if not isinstance(v, int) or low <= v <= high]
 
 
-def _around(kind: type[np.floating[Any]], value: Value) -> tuple[float, float]:
-    """The next values of a type at or below, and at or above: one of them is what Polars takes."""
-    if isinstance(value, str) or not -1e300 < value < 1e300:
+def _around(kind: type[np.floating[Any]], literal: Value) -> tuple[float, float]:
+    """Return the next values of a type at or below, and at or above; Polars takes one of them."""
+    if isinstance(literal, str) or not -1e300 < literal < 1e300:
         raise NotPushedError
     with np.errstate(over="ignore"):
-        near = kind(value)
-        low = near if float(near) <= value else np.nextafter(near, kind(-np.inf))
-        high = near if float(near) >= value else np.nextafter(near, kind(np.inf))
+        near = kind(literal)
+        low = near if float(near) <= literal else np.nextafter(near, kind(-np.inf))
+        high = near if float(near) >= literal else np.nextafter(near, kind(np.inf))
     if not (np.isfinite(low) and np.isfinite(high)):
         raise NotPushedError
     return float(low), float(high)
 
 
-def _written(dtype: pl.DataType, value: Value) -> str:
-    match value:
+def _written(dtype: pl.DataType, literal: Value) -> str:
+    match literal:
         case bool() if dtype == pl.Boolean():
-            return str(value).lower()
-        case int() if dtype in INTEGERS and INTEGERS[dtype][0] <= value <= INTEGERS[dtype][1]:
-            return str(int(value))
+            return str(literal).lower()
+        case int() if dtype in INTEGERS and INTEGERS[dtype][0] <= literal <= INTEGERS[dtype][1]:
+            return str(int(literal))
         case str() if dtype == pl.String():
-            return "'" + value.replace("'", "''") + "'"
+            return "'" + literal.replace("'", "''") + "'"
     raise NotPushedError

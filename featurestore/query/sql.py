@@ -10,10 +10,10 @@ from collections.abc import Mapping
 
 import polars as pl
 
-from featurestore.annotations.annotation import TILE
 from featurestore.errors import LakeError
 from featurestore.ids import mpp_name
 from featurestore.lake import Lake
+from featurestore.tables.annotation import TILE
 
 QUESTIONS = ("DESCRIBE", "EXPLAIN", "FROM", "SELECT", "SHOW", "VALUES", "WITH")
 EXAMPLE = "SELECT slide_id, state FROM slides"
@@ -23,7 +23,7 @@ TABLE_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 #: Texts and comments, whose words mean nothing.
 QUOTED = re.compile(r"'(?:[^']|'')*'|--[^\n]*|/\*.*?\*/", re.DOTALL)
 READS_FILES = re.compile(r"\b(read_\w+)[\"`]?\s*\(", re.IGNORECASE)
-#: What Polars says of a name that it does not find.
+#: The message of Polars for a name that does not exist.
 MISSING = re.compile(r"""(column|relation|table)[\w ]* ['"]([^'"]+)['"]""")
 
 
@@ -79,9 +79,11 @@ def _check(sql: str, frames: dict[str, pl.LazyFrame]) -> None:
     text = QUOTED.sub(" ", sql)
     first = re.search(r"\w+", text)
     if first is None or first[0].upper() not in QUESTIONS:
-        given = f"'{sql.strip()[:60]}' begins with '{first[0]}'" if first else "nothing was asked"
+        opening = (
+            f"'{sql.strip()[:60]}' begins with '{first[0]}'" if first else "the query is empty"
+        )
         msg = (
-            f"{given}; a question begins with SELECT or WITH, as in: {EXAMPLE}; "
+            f"{opening}; a question begins with SELECT or WITH, as in: {EXAMPLE}; "
             f"tables: {', '.join(frames)}"
         )
         raise LakeError(msg)
@@ -110,7 +112,7 @@ def _hint(kind: str, word: str, frames: dict[str, pl.LazyFrame]) -> str:
     names = set(frames)
     if kind == "column":
         names = {name for frame in frames.values() for name in frame.collect_schema().names()}
-    known = {name.lower(): name for name in sorted(names)}
-    if close := difflib.get_close_matches(word.lower(), known, n=1):
-        return f"; did you mean '{known[close[0]]}'?"
+    by_lower_case = {name.lower(): name for name in sorted(names)}
+    if close := difflib.get_close_matches(word.lower(), by_lower_case, n=1):
+        return f"; did you mean '{by_lower_case[close[0]]}'?"
     return f"; tables: {', '.join(frames)}"

@@ -13,21 +13,21 @@ import numpy.typing as npt
 from featurestore.errors import LakeError
 from featurestore.read.first_reads import FirstReads, place_of
 from featurestore.read.selection import Selection
-from featurestore.read_errors import reading
+from featurestore.storage.read_errors import reading
 from featurestore.tables.lance_flat import Float16Array
 from featurestore.tables.lance_rows import RowReader
 
 
 @dataclass(frozen=True, kw_only=True)
 class Bag:
-    """The tiles of a slide at one mpp that the teachers were asked for, sorted by (y, x).
+    """The tiles of a slide at one mpp that have features of all teachers, sorted by (y, x).
 
     Attributes:
-        slide_id: whose tiles.
+        slide_id: slide of the tiles.
         tile_id: keys [N].
         x: level-0 pixels of the tiles' left edges [N].
         y: level-0 pixels of the tiles' top edges [N].
-        by_teacher: float16 [N, D] per teacher, in the order asked.
+        by_teacher: float16 [N, D] per teacher, in the order of the request.
     """
 
     slide_id: str
@@ -38,13 +38,13 @@ class Bag:
 
     @functools.cached_property
     def features(self) -> Float16Array:
-        """The only teacher's features, or those of several side by side [N, sum of D]."""
+        """Return the only teacher's features, or those of several side by side [N, sum of D]."""
         arrays = list(self.by_teacher.values())
         return arrays[0] if len(arrays) == 1 else np.concatenate(arrays, axis=1)
 
 
 def names_of(teachers: str | Sequence[str]) -> list[str]:
-    """Teachers given as one name or several.
+    """Return teachers, given as one name or several, as a list.
 
     Raises:
         LakeError: none is given, or one twice.
@@ -62,15 +62,17 @@ def names_of(teachers: str | Sequence[str]) -> list[str]:
 def read_bag(
     reader: RowReader, selection: Selection, teachers: Sequence[str], first_reads: FirstReads
 ) -> Bag:
-    """The bag of the only slide of a selection, of the tiles that every teacher was asked for.
+    """Return the bag of the only slide of a selection: the tiles with features of all teachers.
 
     Raises:
-        DamageError: the rows found are not those that the catalog names, or not what was written.
+        DamageError: the stored rows are not those that the catalog names, or not what was written.
     """
     located = selection.locate(np.arange(selection.tiles))
     with reading(reader.store, place_of(selection, 0)):
         rows = reader.read(located.ranges, teachers)
     selection.check(located, rows.tile_id)
     first_reads.compare_read(reader, selection, 0, rows.by_teacher)
-    known = rows.known()
-    return Bag(slide_id=selection.slide_ids[0], **vars(rows if known is None else rows.take(known)))
+    complete = rows.complete_rows()
+    return Bag(
+        slide_id=selection.slide_ids[0], **vars(rows if complete is None else rows.take(complete))
+    )

@@ -13,8 +13,8 @@ from typing import Literal
 from featurestore.errors import DamageError, LakeError
 from featurestore.ids import mpp_name
 from featurestore.read.selection import Selection
-from featurestore.read_errors import ADVICE, reading
 from featurestore.shards.tar_shards import check_shard
+from featurestore.storage.read_errors import ADVICE, reading
 from featurestore.storage.store import Store
 from featurestore.tables.checksums import features_crc32, tiles_crc32
 from featurestore.tables.lance_flat import Float16Array
@@ -66,10 +66,10 @@ class FirstReads:
         """Read and compare the tiles of slides, and teachers' features of them, where not done yet.
 
         Args:
-            reader: of the features table.
+            reader: reader of the features table.
             selection: where the slides' rows are, and their checksums.
             slides: places in the selection.
-            teachers: names of those whose features will be read.
+            teachers: names of the teachers to read.
 
         Raises:
             DamageError: one is not what was committed; slide, teacher and mpp are named.
@@ -92,7 +92,7 @@ class FirstReads:
         """Compare a slide whose features are in memory already, all rows of it.
 
         Args:
-            reader: of the features table.
+            reader: reader of the features table.
             selection: where the slide's rows are, and their checksums.
             slide: place in the selection.
             features: float16 [N, D] by teacher, as they were read.
@@ -131,11 +131,11 @@ class FirstReads:
         self._once(selection, slide, teacher, work)
 
     def _once(
-        self, selection: Selection, slide: int, what: str | None, work: Callable[[], None]
+        self, selection: Selection, slide: int, part: str | None, work: Callable[[], None]
     ) -> None:
         """Do some work on a slide, unless it was done before without an error."""
         number = selection.number(slide)
-        key = (selection.mpp, what)
+        key = (selection.mpp, part)
         if number in self._compared.get(key, ()):
             return
         with self._lock:
@@ -170,8 +170,8 @@ def features_sum(reader: RowReader, selection: Selection, slide: int, teacher: s
     """Return the checksum of a teacher's features of a slide in the table, read in parts."""
     fragment, start, rows = selection.place(slide)
     crc = 0
-    what = f"{place_of(selection, slide)}: features of '{teacher}' can't be read"
-    with reading(reader.store, what):
+    subject = f"{place_of(selection, slide)}: features of '{teacher}' can't be read"
+    with reading(reader.store, subject):
         for at in range(0, rows, PART_ROWS):
             count = min(PART_ROWS, rows - at)
             crc = features_crc32(reader.features(fragment, start + at, count, teacher), crc)
@@ -179,7 +179,7 @@ def features_sum(reader: RowReader, selection: Selection, slide: int, teacher: s
 
 
 def _differs(selection: Selection, slide: int, teacher: str | None) -> DamageError:
-    what = "its tiles' rows" if teacher is None else f"features of '{teacher}'"
+    subject = "its tiles' rows" if teacher is None else f"features of '{teacher}'"
     return DamageError(
-        f"{place_of(selection, slide)}: {what} are not what was written (checksum); {ADVICE}"
+        f"{place_of(selection, slide)}: {subject} are not what was written (checksum); {ADVICE}"
     )

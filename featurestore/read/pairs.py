@@ -6,7 +6,7 @@ Where tiles overlap, the children are those that fill the coarse tile side by si
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -14,9 +14,7 @@ import numpy.typing as npt
 from featurestore.errors import LakeError
 from featurestore.ids import MAX_GRID, mpp_code, mpp_name, tile_parts
 from featurestore.read.bags import Bag
-
-if TYPE_CHECKING:
-    from featurestore.lake import Lake
+from featurestore.read.lake_view import LakeView
 
 Int64Array = npt.NDArray[np.int64]
 
@@ -38,13 +36,13 @@ class Pairs:
 
     @property
     def mask(self) -> npt.NDArray[np.bool_]:
-        """Where there is a fine tile [N, r, r]."""
+        """Return whether there is a fine tile, at each place [N, r, r]."""
         return self.children >= 0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Nesting:
-    """How the fine grid of a slide lies in its coarse one.
+    """The places of a slide's fine tiles in its coarse ones.
 
     Attributes:
         ratio: fine tiles side by side in a coarse one.
@@ -58,9 +56,9 @@ class Nesting:
 
 
 def read_pairs(
-    lake: "Lake", slide_id: str, *, coarse: float, fine: float, teachers: Sequence[str]
+    lake: LakeView, slide_id: str, *, coarse: float, fine: float, teachers: Sequence[str]
 ) -> Pairs:
-    """A slide's bags at two mpps, and which tiles lie under which.
+    """Return a slide's bags at two mpps, and which tiles lie under which.
 
     Raises:
         LakeError: the mpps or the slide's grids do not nest, or there are no such bags.
@@ -76,7 +74,7 @@ def read_pairs(
 
 
 def children_of(coarse: Int64Array, fine: Int64Array, ratio: int, *, apart: int = 1) -> Int64Array:
-    """Rows of `fine` [M] under each tile of `coarse` [N], as [N, ratio, ratio]; -1 if none.
+    """Return the rows of `fine` [M] under each tile of `coarse`, [N, ratio, ratio]; -1 if none.
 
     Args:
         coarse: keys of tiles of one slide.
@@ -88,26 +86,26 @@ def children_of(coarse: Int64Array, fine: Int64Array, ratio: int, *, apart: int 
 
 
 def cells_of(keys: Int64Array) -> Int64Array:
-    """The cells of tiles in their grid, one number each; ascending where the keys are."""
+    """Return the cells of tiles in their grid, one number each; ascending where the keys are."""
     _, _, grid_y, grid_x = tile_parts(keys)
     return grid_y * MAX_GRID + grid_x
 
 
 def children_among(coarse: Int64Array, cells: Int64Array, ratio: int, *, apart: int) -> Int64Array:
-    """As `children_of`, from the ascending `cells_of` the fine tiles."""
+    """Return what `children_of` does, from the ascending `cells_of` the fine tiles."""
     _, _, grid_y, grid_x = tile_parts(coarse)
     step = np.arange(ratio) * apart
     y = grid_y[:, None, None] * ratio + step[:, None]
     x = grid_x[:, None, None] * ratio + step
-    wanted = y * MAX_GRID + x
-    at = np.searchsorted(cells, wanted)
-    found = at < len(cells)
-    found[found] = cells[at[found]] == wanted[found]
-    return np.where(found & (x < MAX_GRID), at, -1)
+    child_cells = y * MAX_GRID + x
+    at = np.searchsorted(cells, child_cells)
+    exists = at < len(cells)
+    exists[exists] = cells[at[exists]] == child_cells[exists]
+    return np.where(exists & (x < MAX_GRID), at, -1)
 
 
 def _check_places(pairs: Pairs, side_px: int) -> None:
-    """Raise LakeError if a child is not where its grid says: an import may have another origin."""
+    """Raise LakeError if a child is not at the place of its cell, as after an import."""
     tile, row, column = np.nonzero(pairs.mask)
     child = pairs.children[tile, row, column]
     x = pairs.coarse.x[tile] + column * side_px
@@ -117,13 +115,13 @@ def _check_places(pairs: Pairs, side_px: int) -> None:
 
 
 def other_origin(slide_id: str) -> LakeError:
-    """What is wrong with a slide whose keys nest while its tiles do not."""
+    """Return the error for a slide whose keys nest while its tiles do not."""
     msg = f"slide {slide_id}: its grids begin at different places and do not nest"
     return LakeError(msg)
 
 
-def ratio_of(lake: "Lake", *, coarse: float, fine: float) -> int:
-    """How many tiles of a fine mpp lie side by side in one of a coarse mpp.
+def ratio_of(lake: LakeView, *, coarse: float, fine: float) -> int:
+    """Return how many tiles of a fine mpp lie side by side in one of a coarse mpp.
 
     Raises:
         LakeError: it is no whole number of two or more.
@@ -139,7 +137,7 @@ def ratio_of(lake: "Lake", *, coarse: float, fine: float) -> int:
 
 
 def nesting(ratio: int, large: Mapping[str, Any], small: Mapping[str, Any]) -> Nesting:
-    """How two grids of a slide nest, from the catalog's rows of their tiles.
+    """Return how two grids of a slide nest, from the catalog's rows of their tiles.
 
     Args:
         ratio: of their mpps.
@@ -168,7 +166,7 @@ def nesting(ratio: int, large: Mapping[str, Any], small: Mapping[str, Any]) -> N
     return Nesting(ratio=ratio, apart=side_px // small["grid_px_level0"], side_px=side_px)
 
 
-def _grid(lake: "Lake", slide_id: str, mpp: float) -> Mapping[str, Any]:
+def _grid(lake: LakeView, slide_id: str, mpp: float) -> Mapping[str, Any]:
     rows = lake.tiles_of(mpp=mpp, slide_ids=[slide_id])
     if rows.height != 1:
         msg = f"slide '{slide_id}' is not in {lake.uri} at mpp {mpp_name(mpp)}"

@@ -35,13 +35,13 @@ class Permutation:
         self._keys = np.random.SeedSequence(key).generate_state(ROUNDS, np.uint64)
 
     def at(self, places: npt.ArrayLike) -> Int64Array:
-        """What stands at the given places, each from 0 to size - 1."""
-        found = self._mixed(np.asarray(places).astype(np.uint64))
-        outside = found >= self.size
+        """Return the permuted numbers at some places, each from 0 to size - 1."""
+        numbers = self._mixed(np.asarray(places).astype(np.uint64))
+        outside = numbers >= self.size
         while outside.any():
-            found[outside] = self._mixed(found[outside])
-            outside = found >= self.size
-        return found.astype(np.int64)
+            numbers[outside] = self._mixed(numbers[outside])
+            outside = numbers >= self.size
+        return numbers.astype(np.int64)
 
     def _mixed(self, values: UInt64Array) -> UInt64Array:
         left, right = values >> self._half, values & self._mask
@@ -51,7 +51,10 @@ class Permutation:
 
 
 def _hash(values: UInt64Array) -> UInt64Array:
-    """Every bit of the result depends on every bit given. Source: splitmix64, Vigna 2015."""
+    """Return hashes, every bit of which depends on every bit of the input.
+
+    Source: splitmix64, Vigna 2015.
+    """
     mixed = values + np.uint64(0x9E3779B97F4A7C15)
     mixed = (mixed ^ mixed >> np.uint64(30)) * np.uint64(0xBF58476D1CE4E5B9)
     mixed = (mixed ^ mixed >> np.uint64(27)) * np.uint64(0x94D049BB133111EB)

@@ -1,33 +1,27 @@
-"""The slides that a training run reads, looked up in the catalog once, and where their rows are."""
+"""A selection of slides to read, with the places of their rows."""
 
 import functools
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from featurestore.errors import DamageError, LakeError
+from featurestore.errors import DamageError
 from featurestore.ids import mpp_name, tile_parts
 from featurestore.tables.lance_rows import Ranges
-
-if TYPE_CHECKING:
-    from featurestore.lake import Lake
-
-LISTED = 5
 
 Int64Array = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Located:
-    """Where some rows of a selection are, as ranges within one slide each.
+    """The places of some rows of a selection, as ranges within one slide each.
 
     Attributes:
-        ranges: in the features table [R].
+        ranges: ranges of rows of the features table [R].
         slide: row of each range's slide in `Selection.slides` [R].
         first: the ranges' first rows, counted from their slide's first tile [R].
     """
@@ -38,11 +32,11 @@ class Located:
 
 
 class Selection:
-    """Slides with tiles and all asked features at one mpp, numbered row by row, slide by slide.
+    """Slides with tiles and all selected features at one mpp, numbered row by row.
 
     Args:
         slides: their catalog rows, each with one tile or more.
-        mpp: of the tiles.
+        mpp: microns per pixel of the tiles.
         crc32: of each slide's features by teacher, as the catalog has them [slides].
 
     Attributes:
@@ -81,17 +75,17 @@ class Selection:
 
     @functools.cached_property
     def digest(self) -> str:
-        """A hash of the slides' tiles in their order: that of other slides or tiles differs."""
+        """Return a hash of the slides' tiles in their order; other slides or tiles have another."""
         rows = self.slides.select("slide", "tiles", "crc32").to_numpy().astype("<i8")
         return hashlib.sha256(rows.tobytes()).hexdigest()[:16]
 
     def rows_of(self, slides: Sequence[int]) -> Int64Array:
-        """All rows of some slides, one after the other."""
+        """Return all rows of some slides, one after the other."""
         begin = self._end - self._count
         return np.concatenate([np.arange(begin[slide], self._end[slide]) for slide in slides])
 
     def locate(self, rows: Int64Array) -> Located:
-        """Where rows are; neighbours in the table that are neighbours in `rows` share a range."""
+        """Return the places of rows; neighbours both in the table and in `rows` share a range."""
         slide = np.searchsorted(self._end, rows, side="right")
         local = rows - (self._end - self._count)[slide]
         starts = np.flatnonzero((np.diff(rows, prepend=-2) != 1) | np.diff(slide, prepend=-1) != 0)
@@ -121,55 +115,3 @@ class Selection:
                 "that the catalog names; run slidelake verify"
             )
             raise DamageError(msg)
-
-
-def select(
-    lake: "Lake", teachers: Sequence[str], *, mpp: float, slide_ids: Sequence[str] | None
-) -> Selection:
-    """The slides to read; those without tissue, which have no tiles, are left out.
-
-    Args:
-        lake: read at its own version.
-        teachers: every slide must have the features of all of them.
-        mpp: of the tiles.
-        slide_ids: the slides; None takes all that have tiles at this mpp.
-
-    Raises:
-        LakeError: a slide is not in the lake at this mpp, or lacks features; the first are named.
-        DamageError: the catalog gives a teacher other rows than the tiles.
-    """
-    mpp = lake.known_mpp(mpp)
-    tiles = lake.tiles_of(mpp=mpp, slide_ids=slide_ids)
-    unknown = sorted(set(slide_ids or ()) - set(tiles["slide_id"]))
-    if unknown:
-        msg = f"not in {lake.uri} at mpp {mpp_name(mpp)}: {listed(unknown)}"
-        raise LakeError(msg)
-    tiles = tiles.filter(pl.col("tiles") > 0)
-    place = ["slide", "fragment", "row_start", "tiles"]
-    crc32: dict[str, Sequence[int]] = {}
-    for teacher in teachers:
-        there = lake.features_of(teacher, mpp=mpp, slide_ids=slide_ids)
-        missing = tiles.join(there, on="slide", how="anti")["slide_id"].to_list()
-        if missing:
-            msg = (
-                f"{len(missing)} of {tiles.height} slides have no features of '{teacher}' at mpp "
-                f"{mpp_name(mpp)}: {listed(missing)}; run slidelake extract, or name other slides"
-            )
-            raise LakeError(msg)
-        other = tiles.join(there, on=place, how="anti")["slide_id"].to_list()
-        if other:
-            msg = f"the catalog gives '{teacher}' other rows than the tiles: {listed(other)}"
-            raise DamageError(msg)
-        sums = tiles.join(there.select("slide", of="crc32"), on="slide", maintain_order="left")
-        crc32[teacher] = sums["of"].to_list()
-    return Selection(tiles, mpp, crc32)
-
-
-def listed(names: Sequence[str]) -> str:
-    """Some names for a message.
-
-    >>> listed(["a", "b", "c", "d", "e", "f", "g"])
-    'a, b, c, d, e and 2 more'
-    """
-    more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
-    return ", ".join(names[:LISTED]) + more

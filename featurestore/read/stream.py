@@ -9,21 +9,20 @@ from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, get_args
+from typing import Any, get_args
 
 import polars as pl
 from torch.utils.data import IterableDataset, get_worker_info
 
 from featurestore.errors import LakeError
 from featurestore.ids import mpp_name
-from featurestore.read.selection import listed, select
+from featurestore.messages import listing
+from featurestore.read.lake_view import LakeView
+from featurestore.read.select_slides import select
 from featurestore.read.stream_order import Order
 from featurestore.read.stream_tiles import Buffer, Pixels, TileBatch, TileSource
 from featurestore.read.stream_under import below
 from featurestore.read.unforked import Unforked
-
-if TYPE_CHECKING:
-    from featurestore.lake import Lake
 
 
 class Stream(IterableDataset[TileBatch], Unforked):
@@ -34,17 +33,17 @@ class Stream(IterableDataset[TileBatch], Unforked):
 
     Args:
         lake: read at its own version.
-        teachers: whose features every tile comes with.
-        mpp: of the tiles.
-        slide_ids: whose tiles; None takes all slides.
+        teachers: every tile comes with their features.
+        mpp: microns per pixel of the tiles.
+        slide_ids: slides of the tiles; None takes all.
         pixels: "none", "jpeg" (as stored) or "uint8" (decoded).
         under: teachers by finer mpp: every tile comes with the features of the tiles under it.
         order: makes the order of so many `tiles`.
-        threads: that read and decode ahead; the batches do not depend on it.
+        threads: number of threads that read ahead; the batches do not depend on it.
 
     Attributes:
         slides: catalog rows of the slides, by number.
-        epoch: the one that is given next, or being given.
+        epoch: number of the next epoch, or of the one that is being read.
 
     Raises:
         LakeError: a slide is unknown or lacks features or pixels, its grids do not nest, or a
@@ -53,7 +52,7 @@ class Stream(IterableDataset[TileBatch], Unforked):
 
     def __init__(
         self,
-        lake: "Lake",
+        lake: LakeView,
         teachers: Sequence[str],
         *,
         mpp: float,
@@ -76,35 +75,35 @@ class Stream(IterableDataset[TileBatch], Unforked):
         self._refuse_without_pixels()
         self._below = [below(lake, self._selection, mpp, names) for mpp, names in under.items()]
         self._order = order(tiles=self._selection.tiles)
-        self.epoch, self._given, self._first = 0, 0, 0
+        self.epoch, self._batches_given, self._first = 0, 0, 0
 
     def _refuse_without_pixels(self) -> None:
         bare = self.slides.filter(pl.col("shard").is_null())["slide_id"].to_list()
         if self._pixels != "none" and bare:
             msg = (
-                f"{len(bare)} slides have features but no pixels: {listed(bare)}; use "
+                f"{len(bare)} slides have features but no pixels: {listing(bare)}; use "
                 "pixels='none', or name other slides"
             )
             raise LakeError(msg)
 
     @property
     def tiles(self) -> int:
-        """Tiles of all slides."""
+        """Return the number of tiles of all slides."""
         return self._selection.tiles
 
     @property
     def steps(self) -> int:
-        """Batches in an epoch of one rank."""
+        """Return the number of batches in an epoch of one rank."""
         return self._order.steps
 
     def set_epoch(self, epoch: int) -> None:
         """Give this epoch next; one that a loaded state is in goes on where that was."""
         if epoch != self.epoch:
-            self.epoch, self._given, self._first = epoch, 0, 0
+            self.epoch, self._batches_given, self._first = epoch, 0, 0
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the stream stands, after the last batch that was given; plain JSON."""
-        return {"epoch": self.epoch, "given": self._given, "settings": self._settings()}
+        """Return the position of the stream, after the last batch that was given, as plain JSON."""
+        return {"epoch": self.epoch, "given": self._batches_given, "settings": self._settings()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on after the last batch that the stream of a state had given.
@@ -112,14 +111,20 @@ class Stream(IterableDataset[TileBatch], Unforked):
         Raises:
             LakeError: that stream had another order; the settings that differ are named.
         """
-        mine, theirs = self._settings(), state["settings"]
-        other = sorted(key for key in {*mine, *theirs} if mine.get(key) != theirs.get(key))
+        own_settings, state_settings = self._settings(), state["settings"]
+        other = sorted(
+            key
+            for key in {*own_settings, *state_settings}
+            if own_settings.get(key) != state_settings.get(key)
+        )
         if other:
-            named = ", ".join(f"{key} {theirs.get(key)} (here {mine.get(key)})" for key in other)
+            named = ", ".join(
+                f"{key} {state_settings.get(key)} (here {own_settings.get(key)})" for key in other
+            )
             msg = f"the state is of a stream in another order: {named}; use the same settings"
             raise LakeError(msg)
-        self.epoch, self._given = int(state["epoch"]), int(state["given"])
-        self._first = self._given
+        self.epoch, self._batches_given = int(state["epoch"]), int(state["given"])
+        self._first = self._batches_given
 
     def _settings(self) -> dict[str, Any]:
         under = {mpp_name(finer.mpp): finer.selection.digest for finer in self._below}
@@ -134,15 +139,15 @@ class Stream(IterableDataset[TileBatch], Unforked):
         self.check_process()
         order = self._order_here()
         # A loaded state moves the beginning of one epoch only.
-        self._given, self._first = self._first, 0
-        with closing(self._batches(order, self.epoch, self._given)) as batches:
+        self._batches_given, self._first = self._first, 0
+        with closing(self._batches(order, self.epoch, self._batches_given)) as batches:
             for batch in batches:
-                self._given += 1
+                self._batches_given += 1
                 yield batch
-        self.epoch, self._given = self.epoch + 1, 0
+        self.epoch, self._batches_given = self.epoch + 1, 0
 
     def _order_here(self) -> Order:
-        """The order of this process: workers of a DataLoader share their rank's part."""
+        """Return the order of this process: workers of a DataLoader share their rank's part."""
         worker = get_worker_info()
         if worker is None:
             return self._order
@@ -169,7 +174,7 @@ class Stream(IterableDataset[TileBatch], Unforked):
 def _jobs(
     source: TileSource, order: Order, epoch: int, first: int, pool: Executor
 ) -> Iterator[Future[TileBatch]]:
-    """The batches from step `first` on, as they are made in the pool.
+    """Yield the batches from step `first` on, as they are made in the pool.
 
     The pool takes jobs in the order given, and all parts of a buffer come before the batches that
     wait for them: so no number of threads can be too small. With each batch goes a part of the next
@@ -186,7 +191,7 @@ def _jobs(
         start, stop = order.batch(step)
         needed = range(start // size, (stop - 1) // size + 1)
         held = {number: held.get(number) or buffer(number) for number in needed} | {
-            number: found for number, found in held.items() if number > needed[-1]
+            number: later_buffer for number, later_buffer in held.items() if number > needed[-1]
         }
         for number in needed:
             held[number].start(pool)

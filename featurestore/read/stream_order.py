@@ -1,4 +1,4 @@
-"""Which rows each batch of an epoch holds: arithmetic on row numbers alone, no table is read.
+"""The rows of each batch of an epoch, by arithmetic on row numbers alone; no table is read.
 
 The rows of all chosen slides are one ring. Each epoch it is cut, from another place on, into blocks
 of neighbours; the blocks are permuted and dealt out to the ranks; a buffer holds some blocks of one
@@ -30,7 +30,7 @@ class Order:
         block_tiles: neighbouring rows that are read together.
         buffer_tiles: rows that are mixed with each other, rounded up to whole blocks.
         seed: another seed gives another order.
-        rank: of this reader.
+        rank: rank of this reader.
         world: number of readers.
         shuffle: False gives all rows in their own order.
         drop_last: whether rows that fill no batch are left out.
@@ -67,12 +67,12 @@ class Order:
             raise LakeError(msg)
 
     def settings(self) -> dict[str, Any]:
-        """All that decides the order."""
+        """Return all settings that decide the order."""
         return asdict(self)
 
     @functools.cached_property
     def steps(self) -> int:
-        """Batches in an epoch, the same for every rank."""
+        """Return the number of batches in an epoch, the same for every rank."""
         rows = self._rows_of_ranks()
         if self.drop_last:
             return min(rows) // self.batch_tiles
@@ -80,12 +80,12 @@ class Order:
 
     @functools.cached_property
     def rows(self) -> int:
-        """Rows of this rank."""
+        """Return the number of rows of this rank."""
         return self._rows_of_ranks()[self.rank]
 
     @property
     def buffer_rows(self) -> int:
-        """Rows in a buffer, of which the last may be smaller."""
+        """Return the number of rows in a buffer, of which the last may be smaller."""
         return -(-self.buffer_tiles // self.block_tiles) * self.block_tiles
 
     def _rows_of_ranks(self) -> list[int]:
@@ -98,7 +98,7 @@ class Order:
         return rows
 
     def batch(self, step: int) -> tuple[int, int]:
-        """First row of a batch and the one after its last, in this rank's order.
+        """Return the first row of a batch and the one after its last, in this rank's order.
 
         A rank with fewer rows than another gives as many batches, the last ones smaller.
         """
@@ -109,21 +109,21 @@ class Order:
         return end if self.drop_last else min(end, self.rows - (self.steps - 1 - step))
 
     def buffer(self, epoch: int, number: int) -> Int64Array:
-        """The rows of a buffer of this rank, block after block."""
+        """Return the rows of a buffer of this rank, block after block."""
         first = number * self.buffer_rows
-        mine = np.arange(first, min(first + self.buffer_rows, self.rows))
-        block = mine // self.block_tiles * self.world + self.rank
+        positions = np.arange(first, min(first + self.buffer_rows, self.rows))
+        block = positions // self.block_tiles * self.world + self.rank
         if not self.shuffle:
-            return block * self.block_tiles + mine % self.block_tiles
+            return block * self.block_tiles + positions % self.block_tiles
         whole = self.tiles // self.block_tiles
         dealt, which = np.unique(block, return_inverse=True)
         inside = dealt < whole
         dealt[inside] = self._permutation(epoch).at(dealt[inside])
         turn = int(self._random(epoch, TURN).integers(self.tiles))
-        return (dealt[which] * self.block_tiles + mine % self.block_tiles + turn) % self.tiles
+        return (dealt[which] * self.block_tiles + positions % self.block_tiles + turn) % self.tiles
 
     def inside(self, epoch: int, number: int, rows: int) -> Int64Array:
-        """The order in which the rows of a buffer are given."""
+        """Return the order in which the rows of a buffer are given."""
         if not self.shuffle:
             return np.arange(rows)
         return self._random(epoch, INSIDE, self.rank, number).permutation(rows)

@@ -1,11 +1,11 @@
-"""What a stream reads ahead: a buffer of rows with their pixels, and batches picked from it."""
+"""The buffers of rows with their pixels that a stream reads ahead, and batches picked from them."""
 
 import functools
 import itertools
 from collections.abc import Sequence
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -13,14 +13,12 @@ import simplejpeg
 
 from featurestore.errors import DamageError
 from featurestore.ids import tile_parts
+from featurestore.read.lake_view import LakeView
 from featurestore.read.selection import Located, Selection
-from featurestore.read.stream_under import Below, Found, Under, UnderReader, gathered, joined
+from featurestore.read.stream_under import Below, FineTiles, Under, UnderReader, gathered, joined
 from featurestore.shards.tar_shards import ShardReader
 from featurestore.tables.lance_flat import Float16Array
 from featurestore.tables.lance_rows import Rows
-
-if TYPE_CHECKING:
-    from featurestore.lake import Lake
 
 OPEN_SHARDS = 256
 PART_ROWS = 1024
@@ -35,7 +33,7 @@ class TileBatch:
     """Tiles of one mpp, in a shuffled order.
 
     Attributes:
-        mpp: of all tiles in the batch.
+        mpp: microns per pixel of all tiles in the batch.
         tile_id: keys [B].
         x: level-0 pixels of the tiles' left edges [B].
         y: level-0 pixels of the tiles' top edges [B].
@@ -56,13 +54,13 @@ class TileBatch:
 
     @property
     def slide(self) -> Int64Array:
-        """Numbers of the tiles' slides [B]."""
+        """Return the numbers of the tiles' slides [B]."""
         return tile_parts(self.tile_id)[0]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Extra:
-    """What some rows come with beside their features.
+    """Pixels and finer tiles that come with some rows beside their features.
 
     Attributes:
         jpegs: stored tiles [N], or none.
@@ -70,7 +68,7 @@ class Extra:
     """
 
     jpegs: list[memoryview]
-    under: dict[float, Found]
+    under: dict[float, FineTiles]
 
 
 class TileSource:
@@ -79,9 +77,9 @@ class TileSource:
     Args:
         lake: read at its own version.
         selection: the slides.
-        teachers: whose features are read.
+        teachers: names of the teachers to read.
         pixels: whether the stored tiles are read too.
-        below: the same slides at finer mpps, whose tiles are read with those that they lie under.
+        below: the same slides at finer mpps; their tiles are read with those above them.
 
     Attributes:
         part_rows: rows that one thread reads at a time, fewer where many tiles lie under each.
@@ -89,7 +87,7 @@ class TileSource:
 
     def __init__(
         self,
-        lake: "Lake",
+        lake: LakeView,
         selection: Selection,
         teachers: Sequence[str],
         pixels: Pixels,
@@ -105,11 +103,11 @@ class TileSource:
         self.part_rows = max(PART_ROWS // max(children, 1), PART_ROWS_MIN)
 
     def empty(self, rows: int) -> Rows:
-        """Arrays for so many rows."""
+        """Return arrays for so many rows."""
         return Rows.empty(rows, self._dims)
 
     def read(self, rows: Int64Array, into: Rows, at: int) -> Extra:
-        """Read rows into arrays from row `at` on; returns what else they come with.
+        """Read rows into arrays from row `at` on; return the pixels and finer tiles of them.
 
         Raises:
             DamageError: a table or a shard is not as it was written; slide and tile are named.
@@ -134,14 +132,14 @@ class TileSource:
         return ShardReader.of(self._lake.store, self.selection.slides.row(slide, named=True))
 
     def _jpegs(self, located: Located, tile_id: Int64Array) -> list[memoryview]:
-        found: list[memoryview] = []
+        jpegs: list[memoryview] = []
         for slide, count in zip(located.slide.tolist(), located.ranges.rows.tolist(), strict=True):
-            keys = tile_id[len(found) : len(found) + count]
-            found += self._shard(slide).jpegs(keys)
-        return found
+            keys = tile_id[len(jpegs) : len(jpegs) + count]
+            jpegs += self._shard(slide).jpegs(keys)
+        return jpegs
 
     def batch(self, picked: Sequence[tuple["Buffer", int, int]]) -> TileBatch:
-        """Rows from one place to another of one buffer or more, as a batch."""
+        """Return a batch of rows from one place to another of one buffer or more."""
         parts = [buffer.take(start, stop) for buffer, start, stop in picked]
         rows = Rows.joined([part for part, _ in parts])
         jpegs = list(itertools.chain.from_iterable(jpegs for _, jpegs in parts))
@@ -158,7 +156,7 @@ class TileSource:
         )
 
     def decoded(self, jpegs: Sequence[memoryview], tile_id: Int64Array) -> npt.NDArray[np.uint8]:
-        """Pixels [B, H, W, 3], as PIL decodes them.
+        """Return pixels [B, H, W, 3], as PIL decodes them.
 
         Raises:
             DamageError: a tile is no JPEG of the lake's size; it is named.
@@ -167,12 +165,12 @@ class TileSource:
         pixels = np.empty((len(jpegs), *shape), np.uint8)
         for jpeg, key, into in zip(jpegs, tile_id.tolist(), pixels, strict=True):
             try:
-                found = simplejpeg.decode_jpeg(jpeg, colorspace="RGB", buffer=into).shape
+                size = simplejpeg.decode_jpeg(jpeg, colorspace="RGB", buffer=into).shape
             except ValueError as error:
                 msg = f"{self._name(key)} can't be decoded: {error}"
                 raise DamageError(msg) from error
-            if found != shape:
-                msg = f"{self._name(key)} is {found[1]} x {found[0]} px, not {shape[1]}"
+            if size != shape:
+                msg = f"{self._name(key)} is {size[1]} x {size[0]} px, not {shape[1]}"
                 raise DamageError(msg)
         return pixels
 
@@ -186,8 +184,8 @@ class Buffer:
     """Rows that are read ahead in parts and then mixed with each other.
 
     Args:
-        source: what reads them.
-        rows: their numbers in the selection.
+        source: reader of the rows.
+        rows: numbers of the rows in the selection.
         order: the order in which they are given.
     """
 
@@ -207,13 +205,13 @@ class Buffer:
         return self._source.read(self._rows[start : start + self._starts.step], self._arrays, start)
 
     def take(self, start: int, stop: int) -> tuple[Rows, list[memoryview]]:
-        """Some of the rows in their mixed order, and their stored tiles; waits for the parts."""
+        """Return some of the rows in their mixed order, and their stored tiles, once read."""
         jpegs = list(itertools.chain.from_iterable(part.result().jpegs for part in self._parts))
         which = self.order[start:stop]
         return self._arrays.take(which), [jpegs[i] for i in which] if jpegs else []
 
     def under(self, start: int, stop: int) -> dict[float, Under]:
-        """The tiles under the same rows, by finer mpp; waits for the parts."""
+        """Return the tiles under the same rows, by finer mpp, once read."""
         parts = [part.result().under for part in self._parts]
         number, row = np.divmod(self.order[start:stop], self._starts.step)
         return {mpp: gathered([part[mpp] for part in parts], number, row) for mpp in parts[0]}

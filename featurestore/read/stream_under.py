@@ -1,4 +1,4 @@
-"""Tiles of a finer mpp under the tiles of a stream: which they are, and their features.
+"""Tiles of a finer mpp under the tiles of a stream, and their features.
 
 Which tiles there are is read once a slide and kept for the last slides (8 bytes a tile); the
 features are read in ranges, as children in one row of the grid are neighbours in the table. Only
@@ -8,11 +8,11 @@ tiles that are there are held; the gaps of background are filled where a batch i
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
+from featurestore.read.lake_view import LakeView
 from featurestore.read.pairs import (
     Nesting,
     cells_of,
@@ -21,12 +21,10 @@ from featurestore.read.pairs import (
     other_origin,
     ratio_of,
 )
-from featurestore.read.selection import Selection, select
+from featurestore.read.select_slides import select
+from featurestore.read.selection import Selection
 from featurestore.tables.lance_flat import Float16Array
 from featurestore.tables.lance_rows import Rows
-
-if TYPE_CHECKING:
-    from featurestore.lake import Lake
 
 KEPT_SLIDES = 512
 
@@ -38,11 +36,11 @@ Int32Array = npt.NDArray[np.int32]
 class Under:
     """Cached features of the tiles of a finer mpp under each tile of a batch.
 
-    A tile that one of the teachers was not asked for counts as background.
+    A tile without features of one of the teachers counts as background.
 
     Attributes:
         features: raw float16 [B, r, r, D] per teacher, as (y, x); 0 where there is no tile.
-        mask: where there is one [B, r, r].
+        mask: True where there is a tile [B, r, r].
     """
 
     features: dict[str, Float16Array]
@@ -55,10 +53,10 @@ class Below:
 
     Attributes:
         selection: those that have tiles there.
-        teachers: whose features are read.
+        teachers: names of the teachers to read.
         ratio: fine tiles side by side in a coarse one.
-        index: of each slide of the coarse selection in the fine one; -1 if it has no tile there.
-        nestings: of each slide of the fine selection.
+        index: index of each coarse slide in the fine selection; -1 if it has no tile there.
+        nestings: nesting of each slide of the fine selection.
     """
 
     selection: Selection
@@ -69,18 +67,18 @@ class Below:
 
     @property
     def mpp(self) -> float:
-        """Of the fine tiles."""
+        """Return the mpp of the fine tiles."""
         return self.selection.mpp
 
 
-def below(lake: "Lake", above: Selection, mpp: float, teachers: Sequence[str]) -> Below:
-    """The slides of a selection at a finer mpp.
+def below(lake: LakeView, above: Selection, mpp: float, teachers: Sequence[str]) -> Below:
+    """Return the slides of a selection at a finer mpp.
 
     Args:
         lake: read at its own version.
         above: the coarse tiles.
-        mpp: of the fine ones.
-        teachers: whose features of these are read.
+        mpp: microns per pixel of the fine ones.
+        teachers: names of the teachers to read of these.
 
     Raises:
         LakeError: a slide is not in the lake at this mpp or lacks features there, or grids do not
@@ -104,7 +102,7 @@ def below(lake: "Lake", above: Selection, mpp: float, teachers: Sequence[str]) -
 
 
 @dataclass(frozen=True, kw_only=True)
-class Found:
+class FineTiles:
     """The fine tiles under some coarse ones, those that are there.
 
     Attributes:
@@ -125,15 +123,17 @@ class UnderReader:
         below: the fine ones.
     """
 
-    def __init__(self, lake: "Lake", above: Selection, below: Below) -> None:
+    def __init__(self, lake: LakeView, above: Selection, below: Below) -> None:
         self.mpp, self._above, self._below = below.mpp, above, below
         self._reader, self._first_reads = lake.row_reader(mpp=below.mpp), lake.first_reads
-        known = lake.teachers(mpp=below.mpp)
-        self._dims = {name: known[name] for name in below.teachers}
+        dims = lake.teachers(mpp=below.mpp)
+        self._dims = {name: dims[name] for name in below.teachers}
         self._kept = functools.lru_cache(KEPT_SLIDES)(self._tiles_of)
 
-    def read(self, slide: Int64Array, tile_id: Int64Array, x: Int32Array, y: Int32Array) -> Found:
-        """What lies under coarse tiles.
+    def read(
+        self, slide: Int64Array, tile_id: Int64Array, x: Int32Array, y: Int32Array
+    ) -> FineTiles:
+        """Return the fine tiles under coarse tiles.
 
         Args:
             slide: of each tile, as an index of the coarse selection [N].
@@ -145,31 +145,33 @@ class UnderReader:
             LakeError: a slide's grids begin at different places.
             DamageError: rows are not those that the catalog names.
         """
-        wanted = self._rows_under(slide, tile_id)
-        at = np.nonzero(wanted >= 0)
-        rows, place = np.unique(wanted[at], return_inverse=True)
-        found = self._read_rows(rows)
-        self._check_places(slide, x, y, found, at, place)
-        asked = np.zeros(len(rows), bool)
-        asked[slice(None) if (known := found.known()) is None else known] = True
-        wanted[at] = np.where(asked[place], place, -1)
-        return Found(rows=wanted, features=found.by_teacher)
+        rows_under = self._rows_under(slide, tile_id)
+        at = np.nonzero(rows_under >= 0)
+        rows, place = np.unique(rows_under[at], return_inverse=True)
+        fine_rows = self._read_rows(rows)
+        self._check_places(slide, x, y, fine_rows, at, place)
+        is_complete = np.zeros(len(rows), bool)
+        is_complete[
+            slice(None) if (complete := fine_rows.complete_rows()) is None else complete
+        ] = True
+        rows_under[at] = np.where(is_complete[place], place, -1)
+        return FineTiles(rows=rows_under, features=fine_rows.by_teacher)
 
     def _rows_under(self, slide: Int64Array, tile_id: Int64Array) -> Int64Array:
-        """Rows of the fine selection under each tile [N, r, r]; -1 if none."""
+        """Return the rows of the fine selection under each tile [N, r, r]; -1 if none."""
         ratio = self._below.ratio
-        wanted = np.full((len(slide), ratio, ratio), -1)
+        rows_under = np.full((len(slide), ratio, ratio), -1)
         for index in np.unique(self._below.index[slide]).tolist():
             if index >= 0:
-                here = np.flatnonzero(self._below.index[slide] == index)
+                coarse_tiles = np.flatnonzero(self._below.index[slide] == index)
                 first, cells = self._kept(index)
                 apart = self._below.nestings[index].apart
-                local = children_among(tile_id[here], cells, ratio, apart=apart)
-                wanted[here] = np.where(local >= 0, first + local, -1)
-        return wanted
+                local = children_among(tile_id[coarse_tiles], cells, ratio, apart=apart)
+                rows_under[coarse_tiles] = np.where(local >= 0, first + local, -1)
+        return rows_under
 
     def _tiles_of(self, index: int) -> tuple[int, Int64Array]:
-        """The first row of a slide in the fine selection, and the cells of all its tiles."""
+        """Return the first row of a slide in the fine selection, and the cells of all its tiles."""
         self._compare([index])
         rows = self._below.selection.rows_of([index])
         located = self._below.selection.locate(rows)
@@ -183,39 +185,39 @@ class UnderReader:
         self._first_reads.compare(self._reader, selection, slides, list(self._dims))
 
     def _read_rows(self, rows: Int64Array) -> Rows:
-        found = Rows.empty(len(rows), self._dims)
+        fine_rows = Rows.empty(len(rows), self._dims)
         located = self._below.selection.locate(rows)
-        self._reader.fill(located.ranges, found, 0)
-        self._below.selection.check(located, found.tile_id)
-        return found
+        self._reader.fill(located.ranges, fine_rows, 0)
+        self._below.selection.check(located, fine_rows.tile_id)
+        return fine_rows
 
     def _check_places(
         self,
         slide: Int64Array,
         x: Int32Array,
         y: Int32Array,
-        found: Rows,
+        fine_rows: Rows,
         at: tuple[Int64Array, ...],
         place: Int64Array,
     ) -> None:
-        """Raise LakeError if a child is not where its grid says, as `pairs` does."""
+        """Raise LakeError if a child is not at the place of its cell, as `pairs` does."""
         tile, row, column = at
         sides = np.array([nested.side_px for nested in self._below.nestings], np.int64)
         side = sides[self._below.index[slide[tile]]]
-        moved = (found.x[place] != x[tile] + column * side) | (
-            found.y[place] != y[tile] + row * side
+        moved = (fine_rows.x[place] != x[tile] + column * side) | (
+            fine_rows.y[place] != y[tile] + row * side
         )
         if moved.any():
             raise other_origin(self._above.slide_ids[slide[tile[np.argmax(moved)]]])
 
 
-def gathered(parts: Sequence[Found], number: Int64Array, row: Int64Array) -> Under:
-    """What lies under some tiles of several parts, gaps filled.
+def gathered(parts: Sequence[FineTiles], number: Int64Array, row: Int64Array) -> Under:
+    """Return the features under some tiles of several parts, gaps filled.
 
     Args:
-        parts: that were read.
-        number: of each tile's part [B].
-        row: of each tile in its part [B].
+        parts: parts that were read.
+        number: number of each tile's part [B].
+        row: row of each tile in its part [B].
     """
     shape = (len(row), *parts[0].rows.shape[1:])
     mask = np.zeros(shape, bool)
@@ -224,10 +226,10 @@ def gathered(parts: Sequence[Found], number: Int64Array, row: Int64Array) -> Und
         for name, array in parts[0].features.items()
     }
     for part in np.unique(number).tolist():
-        here = np.flatnonzero(number == part)
-        rows = parts[part].rows[row[here]]
+        part_tiles = np.flatnonzero(number == part)
+        rows = parts[part].rows[row[part_tiles]]
         tile, *cell = np.nonzero(rows >= 0)
-        at = (here[tile], *cell)
+        at = (part_tiles[tile], *cell)
         mask[at] = True
         for name, array in parts[part].features.items():
             features[name][at] = array[rows[rows >= 0]]
@@ -235,7 +237,7 @@ def gathered(parts: Sequence[Found], number: Int64Array, row: Int64Array) -> Und
 
 
 def joined(parts: Sequence[Under]) -> Under:
-    """All tiles of some parts, one after the other."""
+    """Return all tiles of some parts, one after the other."""
     if len(parts) == 1:
         return parts[0]
     return Under(

@@ -3,7 +3,7 @@
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import Literal, get_args
 
 import numpy as np
 import polars as pl
@@ -13,21 +13,20 @@ from torch.utils.data import Dataset
 
 from featurestore.errors import LakeError
 from featurestore.read.first_reads import place_of
-from featurestore.read.selection import Selection, select
+from featurestore.read.held_out_patients import patient_of
+from featurestore.read.lake_view import LakeView
+from featurestore.read.select_slides import select
+from featurestore.read.selection import Selection
 from featurestore.read.unforked import Unforked
-from featurestore.read_errors import reading
-from featurestore.stats.held_out_patients import patient_of
+from featurestore.storage.read_errors import reading
 from featurestore.tables.lance_rows import RowReader, Rows
-
-if TYPE_CHECKING:
-    from featurestore.lake import Lake
 
 By = Literal["slide", "patient"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class TorchBag:
-    """All tiles of a slide or a patient as tensors, slide after slide, each sorted by (y, x).
+    """The tiles of a slide or a patient as tensors, slide after slide, each sorted by (y, x).
 
     Attributes:
         bag_id: the slide, or the patient.
@@ -36,7 +35,7 @@ class TorchBag:
         tile_id: keys, int64 [N].
         x: level-0 pixels of the tiles' left edges, int32 [N].
         y: level-0 pixels of the tiles' top edges, int32 [N].
-        by_teacher: float16 [N, D] per teacher, in the order asked.
+        by_teacher: float16 [N, D] per teacher, in the order of the request.
     """
 
     bag_id: str
@@ -49,21 +48,21 @@ class TorchBag:
 
     @functools.cached_property
     def features(self) -> Tensor:
-        """The only teacher's features, or those of several side by side [N, sum of D]."""
+        """Return the only teacher's features, or those of several side by side [N, sum of D]."""
         tensors = list(self.by_teacher.values())
         return tensors[0] if len(tensors) == 1 else torch.cat(tensors, dim=1)
 
 
 class Bags(Dataset[TorchBag], Unforked):
-    """A map-style torch data set of bags, read when they are asked for.
+    """A map-style torch data set of bags, each read when it is taken.
 
     For a `DataLoader`, with `batch_size=None` (bags differ in length) and, if it has workers,
     `multiprocessing_context="spawn"`.
 
     Args:
         lake: read at its own version.
-        teachers: whose features every slide must have.
-        mpp: of the tiles.
+        teachers: every slide must have their features.
+        mpp: microns per pixel of the tiles.
         slide_ids: the slides; None takes all that have tiles.
         by: "slide" or "patient"; a slide without patient is its own patient.
 
@@ -76,7 +75,7 @@ class Bags(Dataset[TorchBag], Unforked):
 
     def __init__(
         self,
-        lake: "Lake",
+        lake: LakeView,
         teachers: Sequence[str],
         *,
         mpp: float,
@@ -106,8 +105,8 @@ class Bags(Dataset[TorchBag], Unforked):
         self._selection.check(located, rows.tile_id)
         self._compare(reader, slides, rows)
         slide = np.repeat(np.arange(len(slides)), located.ranges.rows)
-        if (known := rows.known()) is not None:
-            rows, slide = rows.take(known), slide[known]
+        if (complete := rows.complete_rows()) is not None:
+            rows, slide = rows.take(complete), slide[complete]
         return TorchBag(
             bag_id=self.ids[index],
             slide_ids=tuple(self._selection.slide_ids[slide] for slide in slides),
@@ -127,8 +126,8 @@ class Bags(Dataset[TorchBag], Unforked):
             self._lake.first_reads.compare_read(reader, self._selection, slide, slide_features)
 
 
-def _groups(lake: "Lake", selection: Selection, by: By) -> dict[str, list[int]]:
-    """Which slides of a selection are in which bag."""
+def _groups(lake: LakeView, selection: Selection, by: By) -> dict[str, list[int]]:
+    """Return the slides of a selection that are in each bag."""
     names = selection.slide_ids
     if by == "patient":
         table = lake.slides().filter(pl.col("slide_id").is_in(names))

@@ -1,4 +1,4 @@
-"""The index of a shard: where each tile's JPEG lies in the tar, and what it is checked against.
+"""The index of a shard: the place of each tile's JPEG in the tar, and its checks.
 
 An Arrow IPC file of (tile_id, offset, size), 20 bytes a tile. Its checksum is of these numbers, not
 of the file's bytes, since another Arrow may write the same numbers otherwise; the catalog names it.
@@ -84,7 +84,7 @@ def index_path(shard: str) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class ShardIndex:
-    """Where the JPEGs of a shard lie in its tar, in the order of their keys.
+    """The places of the JPEGs of a shard in its tar, in the order of their keys.
 
     Attributes:
         tile_id: keys [N].
@@ -107,14 +107,14 @@ class ShardIndex:
         )
 
     @classmethod
-    def from_bytes(cls, data: bytes) -> Self:
+    def from_bytes(cls, content: bytes) -> Self:
         """Return the index that an Arrow IPC file holds.
 
         Raises:
             DamageError: it is no such file, or its numbers can't be those of a shard.
         """
         try:
-            table = pa.ipc.open_file(pa.py_buffer(data)).read_all()
+            table = pa.ipc.open_file(pa.py_buffer(content)).read_all()
             table.validate(full=True)
             columns = {field.name: _numbers(table, field) for field in INDEX_SCHEMA}
         except Exception as error:

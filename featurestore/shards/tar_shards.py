@@ -21,7 +21,6 @@ import numpy.typing as npt
 
 from featurestore.errors import DamageError, LakeError
 from featurestore.ids import mpp_name
-from featurestore.read_errors import ADVICE, meaning_of, reading
 from featurestore.shards.shard_index import (
     BLOCK,
     ShardIndex,
@@ -32,6 +31,7 @@ from featurestore.shards.shard_index import (
     tar_header,
 )
 from featurestore.storage.full_disk import naming_full_disk
+from featurestore.storage.read_errors import ADVICE, meaning_of, reading
 from featurestore.storage.store import Store
 
 JPEG_START = b"\xff\xd8"
@@ -67,20 +67,20 @@ class ShardWriter:
         self._rows: list[tuple[int, int, int]] = []
         self.shard: Shard | None = None
 
-    def add(self, tile_id: int, jpeg: bytes, about: dict[str, Any]) -> None:
+    def add(self, tile_id: int, jpeg: bytes, description: dict[str, Any]) -> None:
         """Append one tile; tiles must come in the order of their keys."""
         self._rows.append((tile_id, self._at + BLOCK, len(jpeg)))
         self._member(member_name(tile_id), jpeg)
-        self._member(f"{tile_id:019d}.json", json.dumps(about).encode())
+        self._member(f"{tile_id:019d}.json", json.dumps(description).encode())
 
-    def _member(self, name: str, data: bytes) -> None:
-        self._write(tar_header(name, len(data)) + data + b"\0" * (-len(data) % BLOCK))
+    def _member(self, name: str, content: bytes) -> None:
+        self._write(tar_header(name, len(content)) + content + b"\0" * (-len(content) % BLOCK))
 
-    def _write(self, data: bytes) -> None:
+    def _write(self, content: bytes) -> None:
         with naming_full_disk(str(self._local.parent)):
-            self._file.write(data)
-        self._crc = zlib.crc32(data, self._crc)
-        self._at += len(data)
+            self._file.write(content)
+        self._crc = zlib.crc32(content, self._crc)
+        self._at += len(content)
 
     def __enter__(self) -> Self:
         return self
@@ -129,7 +129,7 @@ def check_shard(store: Store, row: Mapping[str, Any]) -> None:
 
     Args:
         store: the lake's files.
-        row: of a slide's tiles in the catalog, with a shard.
+        row: row of a slide's tiles in the catalog, with a shard.
 
     Raises:
         DamageError: the shard is gone or not what was written; slide and mpp are named.
@@ -137,11 +137,11 @@ def check_shard(store: Store, row: Mapping[str, Any]) -> None:
     """
     if not store.is_local:
         return
-    what = f"slide {row['slide_id']} at mpp {mpp_name(row['mpp'])}: shard {row['shard']}"
-    with reading(store, f"{what} can't be read"):
+    subject = f"slide {row['slide_id']} at mpp {mpp_name(row['mpp'])}: shard {row['shard']}"
+    with reading(store, f"{subject} can't be read"):
         scanned = scan_shard(store, row["shard"], with_index=False)
     if (scanned.bytes, scanned.crc32) != (row["shard_bytes"], row["shard_crc32"]):
-        msg = f"{what} is not what was written (checksum); {ADVICE}"
+        msg = f"{subject} is not what was written (checksum); {ADVICE}"
         raise DamageError(msg)
 
 
@@ -158,11 +158,11 @@ class ShardReader:
         store: the lake's files.
         path: the shard's path in the lake.
         index_crc32: checksum of its index, as the catalog names it; None if it names none.
-        slide_id: whose tiles, for messages.
+        slide_id: slide of the tiles, for messages.
 
     Raises:
         DamageError: the shard or its index is gone, damaged, or not the one that was written.
-        AccessError: they can't be read now, which says nothing of what is stored.
+        AccessError: they can't be read now, though they may be whole.
     """
 
     def __init__(
@@ -184,8 +184,8 @@ class ShardReader:
         except (OSError, DamageError) as error:
             raise self._unreadable(error) from error
         if index_crc32 not in {None, index.crc32}:
-            what = "can't be read: its index is not the one that was written"
-            raise self._damaged(what)
+            fault = "can't be read: its index is not the one that was written"
+            raise self._damaged(fault)
         self.index, self.tile_id = index, index.tile_id
         self._offset, self._size = index.offset, index.size
 
@@ -195,7 +195,7 @@ class ShardReader:
 
         Args:
             store: the lake's files.
-            row: of a slide's tiles, with a shard.
+            row: row of a slide's tiles, with a shard.
 
         Raises:
             DamageError: the shard or its index is gone, damaged, or not the one of the catalog.
@@ -204,8 +204,8 @@ class ShardReader:
             store, row["shard"], index_crc32=row.get("index_crc32"), slide_id=row["slide_id"]
         )
 
-    def _damaged(self, what: str) -> DamageError:
-        return DamageError(f"{self._name} {what}; {ADVICE}")
+    def _damaged(self, fault: str) -> DamageError:
+        return DamageError(f"{self._name} {fault}; {ADVICE}")
 
     def _unreadable(self, error: Exception) -> LakeError:
         return meaning_of(error, self._store, f"{self._name} can't be read")
@@ -214,11 +214,11 @@ class ShardReader:
         return len(self.tile_id)
 
     def jpeg(self, position: int) -> bytes:
-        """The JPEG bytes of the tile at a position of `tile_id`."""
+        """Return the JPEG bytes of the tile at a position of `tile_id`."""
         return bytes(self._run(position, position + 1)[0])
 
     def jpegs(self, tile_id: npt.NDArray[np.int64]) -> list[memoryview]:
-        """The JPEG bytes of tiles by their keys; neighbours in the shard are read in one piece.
+        """Return the JPEG bytes of tiles by their keys; neighbours are read in one piece.
 
         They are views of that piece: to copy each would cost half as much again as to read it.
 
@@ -226,10 +226,10 @@ class ShardReader:
             DamageError: a key is not in the shard, or what is there is not its tile.
         """
         at = self.positions(tile_id)
-        found: list[memoryview] = []
+        jpegs: list[memoryview] = []
         for run in np.split(at, np.flatnonzero(np.diff(at) != 1) + 1) if len(at) else ():
-            found += self._run(int(run[0]), int(run[-1]) + 1)
-        return found
+            jpegs += self._run(int(run[0]), int(run[-1]) + 1)
+        return jpegs
 
     def _run(self, first: int, stop: int) -> list[memoryview]:
         """Return the JPEGs of neighbouring tiles; each must follow its own header.
@@ -241,15 +241,15 @@ class ShardReader:
         sizes = self._size[first:stop].tolist()
         keys = self.tile_id[first:stop].tolist()
         start = offsets[0] - BLOCK
-        data = self._read(start, offsets[-1] + sizes[-1] - start)
-        view, jpegs = memoryview(data), []
+        content = self._read(start, offsets[-1] + sizes[-1] - start)
+        view, jpegs = memoryview(content), []
         for key, offset, size in zip(keys, offsets, sizes, strict=True):
             at = offset - start
             jpeg = view[at : at + size]
-            named = is_header_of(data[at - BLOCK : at], member_name(key), size)
+            named = is_header_of(content[at - BLOCK : at], member_name(key), size)
             if not named or len(jpeg) != size or jpeg[:2] != JPEG_START:
-                what = f"is damaged at tile {key}"
-                raise self._damaged(what)
+                fault = f"is damaged at tile {key}"
+                raise self._damaged(fault)
             jpegs.append(jpeg)
         return jpegs
 
@@ -263,7 +263,7 @@ class ShardReader:
             raise self._unreadable(error) from error
 
     def positions(self, tile_id: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-        """Where the given keys are in this shard.
+        """Return the positions of the given keys in this shard.
 
         Raises:
             DamageError: a key is not in the shard; the first such is named.
@@ -271,8 +271,8 @@ class ShardReader:
         at = np.minimum(np.searchsorted(self.tile_id, tile_id), max(len(self) - 1, 0))
         missing = self.tile_id[at] != tile_id if len(self) else np.ones(len(tile_id), bool)
         if missing.any():
-            what = f"does not hold every asked tile: there is no {tile_id[missing][0]}"
-            raise self._damaged(what)
+            fault = f"does not hold every requested tile: there is no {tile_id[missing][0]}"
+            raise self._damaged(fault)
         return at.astype(np.int64)
 
     def __iter__(self) -> Iterator[tuple[int, bytes]]:

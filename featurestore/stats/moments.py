@@ -1,8 +1,8 @@
 """Mean, covariance and PHI-S of a teacher's features on named slides: exact, one pass, in float64.
 
 Rows are read in blocks while the block before is added with Chan's update, so no digits are lost on
-large cohorts and memory holds a few blocks and matrices [D, D]. What was fitted is kept in the lake
-under a hash of the very features that it saw: any number of sets of slides side by side.
+large cohorts and memory holds a few blocks and matrices [D, D]. The moments are kept in the lake
+under a hash of the very features of them: any number of sets of slides side by side.
 """
 
 import hashlib
@@ -21,10 +21,11 @@ from safetensors.numpy import load, save
 from featurestore.errors import DamageError, LakeError
 from featurestore.ids import mpp_name
 from featurestore.lake import Lake
-from featurestore.read.selection import Selection, select
-from featurestore.read_errors import reading
-from featurestore.stats.phi_s import FORMULA, PhiS, phi_s
-from featurestore.storage.sealed import read_named, read_sealed, sealed
+from featurestore.read.select_slides import select
+from featurestore.read.selection import Selection
+from featurestore.stats.phi_s_rotation import FORMULA, PhiS, phi_s
+from featurestore.storage.read_errors import reading
+from featurestore.storage.sealed_json import read_named, read_sealed, sealed
 from featurestore.tables.lance_flat import Float16Array
 
 # Of a block in float64: adding one then costs little beside making it, for D up to 4096.
@@ -40,7 +41,7 @@ class Moments:
     """Moments of features [N, D].
 
     Attributes:
-        n: rows seen.
+        n: number of rows.
         mean: [D].
         covariance: [D, D], divided by n.
     """
@@ -51,12 +52,12 @@ class Moments:
 
     @property
     def std(self) -> Float64Array:
-        """Standard deviation per channel [D]."""
+        """Return the standard deviation per channel [D]."""
         return np.sqrt(np.diag(self.covariance))
 
 
 def merge(one: Moments | None, features: npt.NDArray[np.floating]) -> Moments:
-    """Moments of what `one` saw and of `features` [N, D], N > 0, together.
+    """Return the moments of the rows of `one` and of `features` [N, D], N > 0, together.
 
     Source: Chan, Golub, LeVeque 1979, updating formulae for means and covariances.
     """
@@ -77,7 +78,7 @@ def merge(one: Moments | None, features: npt.NDArray[np.floating]) -> Moments:
 
 
 def folder(teacher: str, mpp: float) -> str:
-    """Where the statistics of a teacher at an mpp are kept, relative to the lake."""
+    """Return the folder of the statistics of a teacher at an mpp, relative to the lake."""
     return f"stats/{teacher}@mpp{mpp_name(mpp)}"
 
 
@@ -87,7 +88,7 @@ def folder(teacher: str, mpp: float) -> str:
 def read_card(
     lake: Lake, teacher: str, *, mpp: float, slide_ids: Sequence[str]
 ) -> dict[str, Any] | None:
-    """What is kept of the statistics of these slides' features as they are now, or None.
+    """Return the card of the statistics of these slides' features as they are now, or None.
 
     The card's `n` is the number of rows, `slides` and `lake_version` are what they were made from,
     `path` is the folder or file that holds them.
@@ -104,7 +105,7 @@ def read_card(
 
 
 def read_stats(lake: Lake, teacher: str, *, mpp: float, slide_ids: Sequence[str]) -> Moments | None:
-    """The moments kept for exactly these slides' features of this teacher, or None.
+    """Return the moments kept for exactly these slides' features of this teacher, or None.
 
     Raises:
         LakeError: the teacher has no column at this mpp.
@@ -115,7 +116,7 @@ def read_stats(lake: Lake, teacher: str, *, mpp: float, slide_ids: Sequence[str]
 
 
 def read_phi_s(lake: Lake, teacher: str, *, mpp: float, slide_ids: Sequence[str]) -> PhiS | None:
-    """The PHI-S transform kept for exactly these slides' features of this teacher, or None.
+    """Return the PHI-S transform kept for exactly these slides' features, or None.
 
     It is computed from the moments where these were kept without it, as early lakes did.
 
@@ -140,16 +141,16 @@ def _moments(lake: Lake, card: dict[str, Any]) -> Moments:
 
 
 def _arrays(lake: Lake, card: dict[str, Any], path: str) -> dict[str, Float64Array]:
-    data = read_named(lake.store, path, card)
+    content = read_named(lake.store, path, card)
     with reading(lake.store, f"{path} can't be read"):
-        arrays: dict[str, Float64Array] = load(data)
+        arrays: dict[str, Float64Array] = load(content)
     return arrays
 
 
 def _early_card(
     lake: Lake, teacher: str, mpp: float, slide_ids: Sequence[str]
 ) -> dict[str, Any] | None:
-    """The card of the only statistics that an early lake kept, if it names these slides."""
+    """Return the card of the only statistics that an early lake kept, if of these slides."""
     base = folder(teacher, mpp)
     if not lake.exists(f"{base}/card.json"):
         return None
@@ -170,17 +171,17 @@ def fit_stats(
     slide_ids: Sequence[str],
     on_tiles: Callable[[int], None] = lambda tiles: None,
 ) -> Moments:
-    """Moments over all tiles of the named slides, kept in the lake with their PHI-S transform.
+    """Fit moments over all tiles of the named slides; keep them with their PHI-S transform.
 
-    Of a column of patch tokens each token is a row. Tiles that the teacher was not asked for are
-    left out. The result does not depend on the order of the names.
+    Of a column of patch tokens each token is a row. Tiles that the teacher left out are
+    left out here too. The moments do not depend on the order of the names.
 
     Args:
         lake: read at its own version, which is kept with the result.
         teacher: the column.
-        mpp: of the tiles.
+        mpp: microns per pixel of the tiles.
         slide_ids: the training slides; one without tissue adds nothing.
-        on_tiles: told the tiles of each block, those left out included, when it was added.
+        on_tiles: called with the number of tiles of each block, once it was added.
 
     Raises:
         LakeError: a slide is unknown or lacks this teacher's features (it is named), there are
@@ -203,7 +204,7 @@ def fit_stats(
 
 
 def _blocks(lake: Lake, teacher: str, selection: Selection) -> Iterator[tuple[int, Float16Array]]:
-    """The tiles and features [N, D] of all rows, in their order; two blocks are read ahead."""
+    """Yield the tiles and features [N, D] of all rows, in their order; two are read ahead."""
     dim = lake.teachers(mpp=selection.mpp)[teacher]
     width = _width(teacher, dim, lake.identity(teacher, mpp=selection.mpp))
     starts = range(0, selection.tiles, max(1, BLOCK_BYTES // (8 * dim)))
@@ -213,10 +214,10 @@ def _blocks(lake: Lake, teacher: str, selection: Selection) -> Iterator[tuple[in
         rows = np.arange(start, min(start + starts.step, selection.tiles))
         located = selection.locate(rows)
         lake.first_reads.compare(reader, selection, np.unique(located.slide).tolist(), [teacher])
-        found = reader.read(located.ranges, [teacher])
-        selection.check(located, found.tile_id)
-        known = _known(selection, rows, found.by_teacher[teacher])
-        return len(rows), known.reshape(-1, width)
+        stored = reader.read(located.ranges, [teacher])
+        selection.check(located, stored.tile_id)
+        complete = _complete(selection, rows, stored.by_teacher[teacher])
+        return len(rows), complete.reshape(-1, width)
 
     waiting: deque[Future[tuple[int, Float16Array]]] = deque()
     with ThreadPoolExecutor(BLOCKS_AHEAD, thread_name_prefix="slidelake-stats") as pool:
@@ -229,7 +230,7 @@ def _blocks(lake: Lake, teacher: str, selection: Selection) -> Iterator[tuple[in
 
 
 def _width(teacher: str, dim: int, identity: dict[str, Any]) -> int:
-    """D of a column: where several tokens of a tile lie side by side, each is a row of its own.
+    """Return D of a column: of several tokens of a tile each is a row of its own.
 
     Raises:
         LakeError: it is more than a covariance can be made of.
@@ -245,10 +246,10 @@ def _width(teacher: str, dim: int, identity: dict[str, Any]) -> int:
     return width
 
 
-def _known(
+def _complete(
     selection: Selection, rows: npt.NDArray[np.int64], features: Float16Array
 ) -> Float16Array:
-    """The features of the tiles that the teacher was asked for: the others are NaN throughout.
+    """Return the features without those of tiles that the teacher left out, which are NaN.
 
     Raises:
         DamageError: one is partly not finite, which would be in every entry of the rotation.
@@ -273,8 +274,8 @@ def _keep(lake: Lake, teacher: str, mpp: float, slide_ids: Sequence[str], moment
         "moments.safetensors": save({"mean": moments.mean, "covariance": moments.covariance}),
         "phi_s.safetensors": save({"mean": rotated.mean, "rotation": rotated.rotation}),
     }
-    for name, data in files.items():
-        lake.write_bytes(f"{path}/{name}", data)
+    for name, content in files.items():
+        lake.write_bytes(f"{path}/{name}", content)
     card = {
         "teacher": teacher,
         "mpp": mpp,
@@ -292,12 +293,12 @@ def _keep(lake: Lake, teacher: str, mpp: float, slide_ids: Sequence[str], moment
 
 
 def _key(lake: Lake, teacher: str, mpp: float, slide_ids: Sequence[str]) -> str:
-    """A hash of the encoder, the names, and the checksums of the features that they have now."""
+    """Return a hash of the encoder, the names, and the present checksums of the features."""
     names = sorted(set(slide_ids))
-    there = lake.features_of(teacher, mpp=mpp, slide_ids=names)
-    rows = there.select("slide_id", "tiles", "crc32").sort("slide_id").rows()
+    catalog_rows = lake.features_of(teacher, mpp=mpp, slide_ids=names)
+    rows = catalog_rows.select("slide_id", "tiles", "crc32").sort("slide_id").rows()
     return _hash([lake.identity(teacher, mpp=mpp), names, rows])
 
 
-def _hash(value: list[Any]) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
+def _hash(facts: list[Any]) -> str:
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]

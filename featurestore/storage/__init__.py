@@ -1,1 +1,27 @@
 """Files of a lake on disks and in buckets, and the locks that guard them."""
+
+from featurestore.storage import bucket_clients
+from featurestore.storage.bucket_errors import DENIED, causes, codes, explain
+from featurestore.storage.full_disk import DiskFullError, disk_full_error
+from featurestore.storage.lock import writer_lease
+from featurestore.storage.read_errors import LakeUri, is_of_lance, meaning_of
+from featurestore.storage.sealed_json import json_bytes, read_named, read_sealed, resealed, sealed
+
+__all__ = [
+    "DENIED",
+    "DiskFullError",
+    "LakeUri",
+    "bucket_clients",
+    "causes",
+    "codes",
+    "disk_full_error",
+    "explain",
+    "is_of_lance",
+    "json_bytes",
+    "meaning_of",
+    "read_named",
+    "read_sealed",
+    "resealed",
+    "sealed",
+    "writer_lease",
+]

@@ -1,8 +1,8 @@
 """One set of settings for the two clients of a bucket: fsspec for files, Lance for tables.
 
-What the user has (environment, the cloud's own files, fsspec's configuration) is read here and told
-to both, so that they speak to the same place as the same person. Keys that Lance finds by itself
-are left to it: its own chain renews those that expire. Nothing that is read here is kept.
+What the user has (environment, the cloud's own files, fsspec's configuration) is read here and
+given to both, so that they reach the same place with the same rights. Keys that Lance finds by
+itself are left to it: its own chain renews those that expire. Nothing that is read here is kept.
 """
 
 import json
@@ -16,9 +16,9 @@ import fsspec.config
 from featurestore.errors import LakeError
 
 # Beyond the clients' defaults (5 and 3): a job of hours outlives a bucket that is busy for half a
-# minute. AWS_MAX_ATTEMPTS says otherwise for both.
+# minute. AWS_MAX_ATTEMPTS sets another number for both.
 ATTEMPTS = 8
-# Lance gives up 180 s after a request began, unless told; this is longer than 8 attempts wait.
+# Lance gives up 180 s after a request began by default; this is longer than 8 attempts wait.
 RETRY_TIMEOUT_S = 60
 EXTRAS = {"s3": "", "gs": "[gcs]", "az": "[azure]"}
 CONFIGURED_AS = {"s3": ("s3", "s3a"), "gs": ("gs", "gcs"), "az": ("abfs", "az", "abfss")}
@@ -29,7 +29,7 @@ Settings = dict[str, Any]
 
 
 def checked_uri(uri: str) -> str:
-    """A bucket's URI as given, without a slash at its end.
+    """Return a bucket's URI without a slash at its end.
 
     Raises:
         LakeError: Lance has no client for it, or it can't name a folder of a bucket.
@@ -54,7 +54,7 @@ def checked_uri(uri: str) -> str:
 
 
 def file_system(protocol: str) -> fsspec.AbstractFileSystem:
-    """The fsspec file system of a bucket's protocol. It keeps no listings: others write too.
+    """Return the fsspec file system of a bucket's protocol; it keeps no listings.
 
     Raises:
         LakeError: its package is not installed.
@@ -68,9 +68,9 @@ def file_system(protocol: str) -> fsspec.AbstractFileSystem:
 
 
 def lance_options(protocol: str) -> dict[str, str]:
-    """Storage options for Lance that stand for what `file_system` of this protocol works with."""
+    """Return Lance's storage options for what `file_system` of this protocol works with."""
     make = {"s3": _s3_tables, "gs": _gs_tables, "az": _az_tables}[protocol]
-    options = {name: str(value) for name, value in make().items() if value is not None}
+    options = {name: str(option) for name, option in make().items() if option is not None}
     if options.get("endpoint", "").startswith("http://"):
         options["allow_http"] = "true"
     options.setdefault("client_max_retries", str(ATTEMPTS))
@@ -78,96 +78,99 @@ def lance_options(protocol: str) -> dict[str, str]:
 
 
 def endpoint(protocol: str) -> str:
-    """Where the bucket is, for people: the endpoint given, or the cloud's own."""
+    """Return where the bucket is, for people: the endpoint given, or the cloud's own."""
     clouds = {"s3": "Amazon S3", "gs": "Google Cloud Storage", "az": "Azure Blob Storage"}
     return lance_options(protocol).get("endpoint") or clouds[protocol]
 
 
 def _configured(protocol: str) -> Settings:
-    """What fsspec's configuration gives to this protocol, as fsspec itself puts it together."""
-    found: Settings = {}
+    """Return what fsspec's configuration gives to this protocol, as fsspec puts it together."""
+    settings: Settings = {}
     for name in CONFIGURED_AS[protocol]:
-        found |= fsspec.config.conf.get(name, {})
-    return found
+        settings |= fsspec.config.conf.get(name, {})
+    return settings
 
 
 # ---------------------------------------------------------------------- Amazon S3 and its likes
 
 
 def _s3() -> Settings:
-    """Endpoint, region, attempts, and what fsspec's configuration says, in fsspec's words."""
+    """Return endpoint, region, attempts and fsspec's configuration, under fsspec's names."""
     import botocore.session
     from botocore.configprovider import ConfiguredEndpointProvider
 
-    given = _configured("s3")
-    client = dict(given.get("client_kwargs") or {})
-    session = botocore.session.Session(profile=given.get("profile"))
+    configured = _configured("s3")
+    client = dict(configured.get("client_kwargs") or {})
+    session = botocore.session.Session(profile=configured.get("profile"))
     profile = session.get_scoped_config()
-    found = ConfiguredEndpointProvider(
+    endpoints = ConfiguredEndpointProvider(
         full_config=session.full_config, scoped_config=profile, client_name="s3"
     )
     ignored = session.get_config_variable("ignore_configured_endpoint_urls")
     attempts = session.get_config_variable("max_attempts")
     return {
-        "endpoint_url": given.get("endpoint_url")
+        "endpoint_url": configured.get("endpoint_url")
         or client.pop("endpoint_url", None)
-        or (None if ignored else found.provide()),
+        or (None if ignored else endpoints.provide()),
         "region": client.pop("region_name", None)
         or os.environ.get("AWS_REGION")
         or session.get_config_variable("region"),
         "attempts": int(attempts) if attempts else ATTEMPTS,
         "mode": os.environ.get("AWS_RETRY_MODE") or profile.get("retry_mode") or "standard",
         "client_kwargs": client,
-        "given": given,
+        "configured": configured,
     }
 
 
 def _s3_files() -> Settings:
-    found = _s3()
-    retries = {"mode": found["mode"], "total_max_attempts": found["attempts"]}
+    settings = _s3()
+    retries = {"mode": settings["mode"], "total_max_attempts": settings["attempts"]}
     options = {
-        "config_kwargs": {"retries": retries, **(found["given"].get("config_kwargs") or {})},
-        "client_kwargs": found["client_kwargs"],
+        "config_kwargs": {
+            "retries": retries,
+            **(settings["configured"].get("config_kwargs") or {}),
+        },
+        "client_kwargs": settings["client_kwargs"],
     }
-    if found["endpoint_url"]:
-        options["endpoint_url"] = found["endpoint_url"]
-    if found["region"]:
-        options["client_kwargs"] = {**found["client_kwargs"], "region_name": found["region"]}
+    if settings["endpoint_url"]:
+        options["endpoint_url"] = settings["endpoint_url"]
+    if settings["region"]:
+        options["client_kwargs"] = {**settings["client_kwargs"], "region_name": settings["region"]}
     return options
 
 
 def _s3_tables() -> Settings:
-    found = _s3()
-    given, client = found["given"], found["client_kwargs"]
-    extra = given.get("s3_additional_kwargs") or {}
+    settings = _s3()
+    configured, client = settings["configured"], settings["client_kwargs"]
+    extra = configured.get("s3_additional_kwargs") or {}
     keys = {
-        "access_key_id": given.get("key") or client.get("aws_access_key_id"),
-        "secret_access_key": given.get("secret") or client.get("aws_secret_access_key"),
-        "session_token": given.get("token") or client.get("aws_session_token"),
+        "access_key_id": configured.get("key") or client.get("aws_access_key_id"),
+        "secret_access_key": configured.get("secret") or client.get("aws_secret_access_key"),
+        "session_token": configured.get("token") or client.get("aws_session_token"),
     }
-    if given.get("profile") and not keys["access_key_id"]:
-        keys = _keys_of_profile(given["profile"])
+    if configured.get("profile") and not keys["access_key_id"]:
+        keys = _keys_of_profile(configured["profile"])
     return {
-        **(keys if not given.get("anon") else {"skip_signature": "true"}),
-        "endpoint": found["endpoint_url"],
-        # Asked for one, Lance says us-west-2 and botocore us-east-1; stores behind an endpoint of
+        **(keys if not configured.get("anon") else {"skip_signature": "true"}),
+        "endpoint": settings["endpoint_url"],
+        # Lance's default is us-west-2 and botocore's us-east-1; stores behind an endpoint of
         # their own mostly check that it is signed, not which it is.
-        "region": found["region"] or ("us-east-1" if found["endpoint_url"] else None),
-        "client_max_retries": max(found["attempts"] - 1, 1),
-        "request_payer": "true" if given.get("requester_pays") else None,
+        "region": settings["region"] or ("us-east-1" if settings["endpoint_url"] else None),
+        "client_max_retries": max(settings["attempts"] - 1, 1),
+        "request_payer": "true" if configured.get("requester_pays") else None,
         "aws_server_side_encryption": extra.get("ServerSideEncryption"),
         "aws_sse_kms_key_id": extra.get("SSEKMSKeyId"),
     }
 
 
 def _keys_of_profile(profile: str) -> Settings:
-    """Keys of a profile that only fsspec's configuration names; Lance can't be told a profile."""
+    """Return the keys of a profile that only fsspec's configuration names."""
     import botocore.session
 
-    found = botocore.session.Session(profile=profile).get_credentials()
-    if found is None:
+    credentials = botocore.session.Session(profile=profile).get_credentials()
+    if credentials is None:
         return {}
-    frozen = found.get_frozen_credentials()
+    frozen = credentials.get_frozen_credentials()
     names = ("access_key_id", "secret_access_key", "session_token")
     return dict(zip(names, (frozen.access_key, frozen.secret_key, frozen.token), strict=True))
 
@@ -176,10 +179,10 @@ def _keys_of_profile(profile: str) -> Settings:
 
 
 def _gs_tables() -> Settings:
-    given = _configured("gs")
-    token = given.get("token")
+    configured = _configured("gs")
+    token = configured.get("token")
     options: Settings = {
-        "google_base_url": given.get("endpoint_url") or os.environ.get("STORAGE_EMULATOR_HOST")
+        "google_base_url": configured.get("endpoint_url") or os.environ.get("STORAGE_EMULATOR_HOST")
     }
     if (options["google_base_url"] or "").startswith("http://"):
         options["allow_http"] = "true"
@@ -195,8 +198,12 @@ def _gs_tables() -> Settings:
 
 
 def _az_tables() -> Settings:
-    given = _configured("az")
-    text = given.get("connection_string") or os.environ.get("AZURE_STORAGE_CONNECTION_STRING") or ""
+    configured = _configured("az")
+    text = (
+        configured.get("connection_string")
+        or os.environ.get("AZURE_STORAGE_CONNECTION_STRING")
+        or ""
+    )
     parts = dict(part.split("=", 1) for part in text.split(";") if "=" in part)
     inside = {
         "account_name": parts.get("AccountName"),
@@ -205,12 +212,12 @@ def _az_tables() -> Settings:
     }
     # Lance wants the account's name among its options; it does not look for it in the environment.
     options: Settings = {
-        f"azure_storage_{name}": given.get(name)
+        f"azure_storage_{name}": configured.get(name)
         or os.environ.get(f"AZURE_STORAGE_{name.upper()}")
         or inside.get(name)
         for name in AZURE
     }
-    anon = given.get("anon", os.environ.get("AZURE_STORAGE_ANON", ""))
+    anon = configured.get("anon", os.environ.get("AZURE_STORAGE_ANON", ""))
     if str(anon).lower() in {"true", "1", "t"}:
         options["azure_skip_signature"] = "true"
     options["endpoint"] = parts.get("BlobEndpoint")

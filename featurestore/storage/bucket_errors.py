@@ -1,4 +1,4 @@
-"""What went wrong with a bucket, in one line that says what was given and what to do.
+"""Errors of buckets, explained in one line that names the place and the remedy.
 
 Only codes and names of errors are passed on, never a server's text: it may quote a signed URL. The
 clients' errors are known by their names, so that none of their packages has to be there.
@@ -28,7 +28,7 @@ NO_WAY |= {"ServiceRequestError", "FSTimeoutError", "ClientConnectorDNSError", "
 BUSY = {"SlowDown", "ServiceUnavailable", "503", "RequestLimitExceeded", "ServerBusy", "429"}
 FAILING = {"InternalError", "500", "502", "504", "OperationAborted", "RequestTimeout"}
 
-# Lance has no codes, but texts: what they say, in the words above.
+# Lance has no codes, but texts: the same errors in the words above.
 LANCE_SAYS = {
     "lacked the necessary privileges": "AccessDenied",
     "CredentialsNotLoaded": "NoCredentialsError",
@@ -44,7 +44,7 @@ T = TypeVar("T")
 
 
 class Place(Protocol):
-    """What is at a URI, in a bucket or not."""
+    """A folder or file at a URI, in a bucket or not."""
 
     uri: str
     is_local: bool
@@ -53,13 +53,13 @@ class Place(Protocol):
 S = TypeVar("S", bound=Place)
 
 
-def told_clearly(
+def with_clear_errors(
     method: Callable[Concatenate[S, P], T],
 ) -> Callable[Concatenate[S, P], T]:
     """Wrap a method of a `Place`: errors of a bucket or of a full disk become LakeErrors."""
 
     @functools.wraps(method)
-    def telling(self: S, /, *args: P.args, **kwargs: P.kwargs) -> T:
+    def explaining(self: S, /, *args: P.args, **kwargs: P.kwargs) -> T:
         try:
             return method(self, *args, **kwargs)
         except Exception as error:
@@ -70,22 +70,24 @@ def told_clearly(
                 raise
             raise explanation from error
 
-    return telling
+    return explaining
 
 
 def codes(error: BaseException) -> set[str]:
-    """Names and codes of an error and of what caused it, of fsspec's clients and of Lance."""
-    found: set[str] = set()
+    """Return the names and codes of an error and its causes, of fsspec's clients and of Lance."""
+    error_codes: set[str] = set()
     for one in causes(error):
-        found |= {kind.__name__ for kind in type(one).__mro__}
+        error_codes |= {kind.__name__ for kind in type(one).__mro__}
         response = getattr(one, "response", None)
         if isinstance(response, dict):
-            found.add(str(response.get("Error", {}).get("Code", "")))
-        found |= {str(getattr(one, name, "")) for name in ("code", "error_code", "status_code")}
+            error_codes.add(str(response.get("Error", {}).get("Code", "")))
+        error_codes |= {
+            str(getattr(one, name, "")) for name in ("code", "error_code", "status_code")
+        }
         if "LanceError(IO)" in (text := str(one)):
-            found |= {code for match in LANCE_CODE.findall(text) for code in match if code}
-            found |= {name for said, name in LANCE_SAYS.items() if said in text}
-    return found
+            error_codes |= {code for match in LANCE_CODE.findall(text) for code in match if code}
+            error_codes |= {name for text_part, name in LANCE_SAYS.items() if text_part in text}
+    return error_codes
 
 
 def no_bucket(error: BaseException) -> bool:
@@ -94,59 +96,59 @@ def no_bucket(error: BaseException) -> bool:
 
 
 def explain(error: BaseException, uri: str) -> LakeError | None:
-    """The error that says what an error of a bucket means; None if it is not the bucket's."""
+    """Return the error that explains an error of a bucket; None if it is not of the bucket."""
     if isinstance(error, LakeError):
         return None
-    found = codes(error)
+    error_codes = codes(error)
     protocol, _, rest = uri.partition("://")
     bucket = rest.partition("/")[0]
     if no_bucket(error):
         text = f"there is no bucket '{bucket}'; make it first, or correct the name"
-        return LakeMissingError(f"{uri}: {text} (asked: {_endpoint(protocol)})")
-    if found & {"FileNotFoundError", "FileExistsError"}:
+        return LakeMissingError(f"{uri}: {text} (at {_endpoint(protocol)})")
+    if error_codes & {"FileNotFoundError", "FileExistsError"}:
         return None
-    if text := _advice(found, protocol):
+    if text := _advice(error_codes, protocol):
         return BucketError(f"{uri}: {text}")
     return None
 
 
-def _advice(found: set[str], protocol: str) -> str:
-    if first := _first(found, WRONG_KEYS):
+def _advice(error_codes: set[str], protocol: str) -> str:
+    if first := _first(error_codes, WRONG_KEYS):
         return f"the credentials are not valid ({first}); renew them, see docs/buckets.md"
-    if first := _first(found, NO_KEYS):
+    if first := _first(error_codes, NO_KEYS):
         return f"no usable credentials were found ({first}); docs/buckets.md says where they go"
-    if first := _first(found, DENIED):
+    if first := _first(error_codes, DENIED):
         return (
             f"access is denied ({first}); the keys are wrong, or are not allowed to list the "
             "bucket and to get, put and delete what is under this prefix"
         )
-    if first := _first(found, BUSY):
+    if first := _first(error_codes, BUSY):
         return (
-            f"the bucket is too busy ({first}, after {ATTEMPTS} attempts unless told otherwise); "
+            f"the bucket is too busy ({first}, after {ATTEMPTS} attempts by default); "
             "run again with fewer workers, or allow more with AWS_MAX_ATTEMPTS"
         )
-    if first := _first(found, NO_WAY):
+    if first := _first(error_codes, NO_WAY):
         return f"{_endpoint(protocol)} can't be reached ({first}); check network and endpoint"
-    if first := _first(found, FAILING):
+    if first := _first(error_codes, FAILING):
         return f"{_endpoint(protocol)} failed ({first}) at every attempt; run again later"
     return ""
 
 
-def _first(found: set[str], known: set[str]) -> str:
-    return min(found & known, default="")
+def _first(error_codes: set[str], group: set[str]) -> str:
+    return min(error_codes & group, default="")
 
 
 def _endpoint(protocol: str) -> str:
     try:
         return endpoint(protocol)
     except Exception as error:  # noqa: BLE001 - it is only named in the message of another error
-        return f"an endpoint not known ({type(error).__name__})"
+        return f"an unknown endpoint ({type(error).__name__})"
 
 
 def causes(error: BaseException | None) -> Iterator[BaseException]:
-    """An error, what caused it, what caused that, each once."""
-    seen: set[int] = set()
-    while error is not None and id(error) not in seen:
-        seen.add(id(error))
+    """Yield an error, its cause, the cause of that, and so on, each once."""
+    yielded: set[int] = set()
+    while error is not None and id(error) not in yielded:
+        yielded.add(id(error))
         yield error
         error = error.__cause__ or error.__context__

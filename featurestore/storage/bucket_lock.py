@@ -8,7 +8,14 @@ that creates an object conditionally and lists what was written (S3, GCS, Azure,
 import secrets
 
 from featurestore.errors import LakeError
-from featurestore.storage.leases import FOLDER, Kept, Sight, about, now_s, told
+from featurestore.storage.leases import (
+    FOLDER,
+    Kept,
+    LeaseObjects,
+    holder_record,
+    holder_text,
+    now_s,
+)
 from featurestore.storage.store import FileInfo, Store
 
 WRITER = f"{FOLDER}/writer-"
@@ -16,12 +23,12 @@ VACUUM = "vacuum"
 
 
 def numbered(store: Store, name: str) -> list[str]:
-    """The objects of a lease, the one that counts last."""
+    """Return the objects of a lease, the one that counts last."""
     return [f"{FOLDER}/{n}" for n in store.names(FOLDER) if n.startswith(f"{name}-")]
 
 
 def newest(store: Store, name: str) -> str | None:
-    """The object of a lease that counts, or None if it was never taken."""
+    """Return the object of a lease that counts, or None if it was never taken."""
     return next(iter(reversed(numbered(store, name))), None)
 
 
@@ -30,7 +37,7 @@ class Lease(Kept):
 
     @property
     def name(self) -> str:
-        """Which lease this is."""
+        """Return the name of the lease."""
         return self.path.rpartition("/")[2].rpartition("-")[0]
 
     def overtaken(self) -> bool:
@@ -38,7 +45,7 @@ class Lease(Kept):
         return newest(self.store, self.name) != self.path
 
     def let_go(self) -> None:
-        """Leave the object there, empty: its number must never be given twice."""
+        """Empty the object and leave it there: its number must never be given twice."""
         if self.believed:
             self.store.write_bytes(self.path, b"")
 
@@ -48,19 +55,19 @@ class Taker:
 
     Args:
         store: the lake's files.
-        name: which lease.
-        what: what it is taken for, for those who wait for it.
-        lease_s: how long it lives without being renewed.
+        name: name of the lease.
+        purpose: what it is taken for, shown to others that wait for it.
+        lease_s: seconds that it lives without being renewed.
     """
 
-    def __init__(self, store: Store, name: str, what: str, lease_s: float) -> None:
-        self.store, self.name, self.what, self.lease_s = store, name, what, lease_s
+    def __init__(self, store: Store, name: str, purpose: str, lease_s: float) -> None:
+        self.store, self.name, self.purpose, self.lease_s = store, name, purpose, lease_s
         self.holder = "another process"
-        self._seen: tuple[str, float] | None = None
+        self._last_seen: tuple[str, float] | None = None
         self._look_again_s = 0.0
 
     def take(self) -> Lease | None:
-        """The lease, or None while another has it (`holder` says who)."""
+        """Return the lease, or None while another has it (`holder` names it)."""
         files = {f.path: f for f in self.store.walk(FOLDER)}
         last = max((path for path in files if self._mine(path)), default=None)
         if last is not None and files[last].bytes and self._held(files[last]):
@@ -72,18 +79,18 @@ class Taker:
         return path.startswith(f"{FOLDER}/{self.name}-")
 
     def _held(self, file: FileInfo) -> bool:
-        seen = (file.path, file.modified)
-        if seen == self._seen and now_s() < self._look_again_s:
+        state = (file.path, file.modified)
+        if state == self._last_seen and now_s() < self._look_again_s:
             return True
-        said = Sight.of(self.store).live(self.store, file.path)
-        if said is None:
+        record = LeaseObjects.of(self.store).live(self.store, file.path)
+        if record is None:
             return False
-        self.holder, self._seen = told(said), seen
-        self._look_again_s = now_s() + said["left_s"]
+        self.holder, self._last_seen = holder_text(record), state
+        self._look_again_s = now_s() + record["left_s"]
         return True
 
     def _take(self, path: str) -> Lease | None:
-        body, begun_s = about(self.what, self.lease_s), now_s()
+        body, begun_s = holder_record(self.purpose, self.lease_s), now_s()
         if not self.store.create(path, body):
             return None
         lease = Lease(
@@ -91,16 +98,16 @@ class Taker:
         )
         # A taker that was paused may find its number free again, swept up below; it is not the
         # highest then, for the highest is never deleted.
-        there = numbered(self.store, self.name)
-        if there[-1:] != [path]:
+        objects = numbered(self.store, self.name)
+        if objects[-1:] != [path]:
             self.store.remove([path])
             return None
-        self.store.remove(there[:-1])
+        self.store.remove(objects[:-1])
         return lease
 
 
 class Beacon(Kept):
-    """Says that a job is writing here; there may be many.
+    """Marks that a job is writing here; there may be many.
 
     A job of days may be cut off for longer than its beacon lives. Nothing is lost by that unless a
     vacuum began meanwhile: it did not see the beacon, and may have swept the job's files away.
@@ -110,7 +117,7 @@ class Beacon(Kept):
     gap = False
 
     def renew(self) -> bool:
-        """Light it again, also after a gap."""
+        """Write the beacon again, also after a gap."""
         self.gap |= not self.believed
         super().renew()
         return True
@@ -134,23 +141,23 @@ class Beacon(Kept):
         self.store.remove([self.path])
 
 
-def light(store: Store, what: str, lease_s: float) -> tuple[Beacon | None, str]:
-    """A new beacon, not kept yet; or None and who is vacuuming."""
-    body, path = about(what, lease_s), f"{WRITER}{secrets.token_hex(8)}"
+def light(store: Store, job: str, lease_s: float) -> tuple[Beacon | None, str]:
+    """Return a new beacon, not kept yet; or None and the holder of the vacuum lease."""
+    body, path = holder_record(job, lease_s), f"{WRITER}{secrets.token_hex(8)}"
     beacon = Beacon(store=store, path=path, body=body, lease_s=lease_s)
-    # First said, then looked: a vacuum does it the other way round, so one of the two is seen.
+    # First written, then looked: a vacuum does it the other way round, so one sees the other.
     store.write_bytes(path, body)
     beacon.vacuum = newest(store, VACUUM)
-    held = Sight.of(store).live(store, beacon.vacuum) if beacon.vacuum else None
+    held = LeaseObjects.of(store).live(store, beacon.vacuum) if beacon.vacuum else None
     if held is None:
         return beacon, ""
     store.remove([path])
-    return None, told(held)
+    return None, holder_text(held)
 
 
 def writers(store: Store) -> list[str]:
-    """Jobs that are writing now; what is left of dead ones is removed."""
-    sight = Sight.of(store)
-    found = {path: sight.live(store, path) for path in sight.files if path.startswith(WRITER)}
-    store.remove([path for path, said in found.items() if said is None])
-    return sorted(told(said) for said in found.values() if said is not None)
+    """Return the jobs that are writing now; what is left of dead ones is removed."""
+    objects = LeaseObjects.of(store)
+    records = {path: objects.live(store, path) for path in objects.files if path.startswith(WRITER)}
+    store.remove([path for path, record in records.items() if record is None])
+    return sorted(holder_text(record) for record in records.values() if record is not None)

@@ -29,7 +29,7 @@ def is_disk_full(error: BaseException | None) -> bool:
 
 
 def disk_full_error(error: BaseException, place: str) -> DiskFullError | None:
-    """Return the error in one line if it says that a disk is full, else None.
+    """Return the error in one line if it means that a disk is full, else None.
 
     Args:
         error: any error.

@@ -1,6 +1,6 @@
-"""Lease objects: what they say of their holder, how old they are, and a thread that renews one.
+"""Lease objects: the record of their holder, their age, and a thread that renews one.
 
-An object's age is told by the store alone: the time that it gave to the object against the time
+An object's age is measured by the store alone: the time that it gave to the object against the time
 that it gives to one written now. The clocks of two machines are never compared.
 """
 
@@ -24,7 +24,7 @@ from featurestore.storage.store import FileInfo, Store
 
 FOLDER = "leases"
 CLOCK = f"{FOLDER}/clock"
-# Renewed four times in its life; its holder stops believing in it after three quarters of it, so
+# Renewed four times in its life; its holder stops relying on it after three quarters of it, so
 # that it has stopped for sure when another may take it over.
 RENEW, BELIEVE = 0.25, 0.75
 STAMP_S = 1.0  # stores give times in whole seconds
@@ -32,11 +32,14 @@ STAMP_S = 1.0  # stores give times in whole seconds
 log = logging.getLogger(__name__)
 
 
-def about(what: str, lease_s: float) -> bytes:
-    """What a lease says of its holder. Never the whole command: an argument may be a secret."""
+def holder_record(purpose: str, lease_s: float) -> bytes:
+    """Return the record of a lease's holder, as JSON.
+
+    It never holds the whole command: an argument may be a secret.
+    """
     command = [Path(sys.argv[0] or "python").name, *sys.argv[1:2]]
-    said = {
-        "what": what,
+    record = {
+        "what": purpose,
         "command": " ".join(word for word in command if word.replace("-", "").isidentifier()),
         "pid": os.getpid(),
         "host": platform.node(),
@@ -44,72 +47,72 @@ def about(what: str, lease_s: float) -> bytes:
         "lease_s": lease_s,
         "mark": secrets.token_hex(8),
     }
-    return json.dumps(said).encode()
+    return json.dumps(record).encode()
 
 
-def told(said: dict[str, Any]) -> str:
-    """The holder of a lease in words.
+def holder_text(record: dict[str, Any]) -> str:
+    """Return the holder of a lease in words.
 
-    >>> told({"what": "ingest", "pid": 7, "host": "a", "since": "2026-01-01T00:00:00+00:00"})
+    >>> holder_text({"what": "ingest", "pid": 7, "host": "a", "since": "2026-01-01T00:00:00+00:00"})
     'ingest (pid 7 on a, since 2026-01-01T00:00:00+00:00)'
     """
-    who = " ".join(str(said[name]) for name in ("what", "command") if said.get(name))
-    if not who:
+    job = " ".join(str(record[name]) for name in ("what", "command") if record.get(name))
+    if not job:
         return "another process"
-    return f"{who} (pid {said.get('pid')} on {said.get('host')}, since {said.get('since')})"
+    return f"{job} (pid {record.get('pid')} on {record.get('host')}, since {record.get('since')})"
 
 
-def parsed(data: bytes) -> dict[str, Any]:
-    """What `about` wrote; empty if it is not whole."""
+def parsed(content: bytes) -> dict[str, Any]:
+    """Return what `holder_record` wrote; an empty dict if it is not whole."""
     with contextlib.suppress(ValueError):
-        said = json.loads(data)
-        if isinstance(said, dict):
-            return said
+        record = json.loads(content)
+        if isinstance(record, dict):
+            return record
     return {}
 
 
 def now_s() -> float:
-    """Seconds of this machine's life; unlike time.monotonic they go on while it is suspended."""
+    """Return the seconds of this machine's life, which go on while it is suspended."""
     clock = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
     return time.clock_gettime(clock)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sight:
-    """All lease objects at one moment, and the store's own time of it."""
+class LeaseObjects:
+    """The lease objects at one moment, and the store's own time of it."""
 
     files: dict[str, FileInfo]
     time_s: float
 
     @classmethod
-    def of(cls, store: Store) -> "Sight":
-        """Look now."""
+    def of(cls, store: Store) -> "LeaseObjects":
+        """List the lease objects now."""
         store.write_bytes(CLOCK, b"")
         files = {file.path: file for file in store.walk(FOLDER)}
         return cls(files=files, time_s=files[CLOCK].modified)
 
     def live(self, store: Store, path: str) -> dict[str, Any] | None:
-        """What a lease object says of its holder; None if it is free, expired or gone."""
+        """Return the holder of a lease as a record; None if it is free, expired or gone."""
         file = self.files.get(path)
         if file is None or not file.bytes:
             return None
         try:
-            said = parsed(store.read_bytes(path))
+            record = parsed(store.read_bytes(path))
         except FileNotFoundError:
             return None
-        left = float(said.get("lease_s", 0)) + STAMP_S - (self.time_s - file.modified)
-        return {**said, "left_s": left} if left > 0 else None
+        left = float(record.get("lease_s", 0)) + STAMP_S - (self.time_s - file.modified)
+        return {**record, "left_s": left} if left > 0 else None
 
 
 @dataclass(kw_only=True)
 class Kept:
-    """An object that a thread keeps young. `check` says whether one may still rely on it.
+    """An object that a thread keeps young. `check` raises once it may be lost.
 
     Attributes:
         store: the lake's files.
         path: the object.
-        body: what it says of its holder.
-        lease_s: how long it lives without being renewed.
+        body: the record of its holder.
+        lease_s: seconds that it lives without being renewed.
     """
 
     store: Store

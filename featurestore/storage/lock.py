@@ -1,4 +1,4 @@
-"""Who may change a lake: one committer at a time, many writers of new files, or one vacuum.
+"""The locks of a lake: one committer at a time, many writers of new files, or one vacuum.
 
 Local lakes use flock, which the kernel drops when its process dies, kill -9 included. Buckets use
 leases (`bucket_lock`), which a thread renews and others take over once they expired.
@@ -18,7 +18,7 @@ from featurestore.errors import InUseError, LakeError
 from featurestore.storage import bucket_lock
 from featurestore.storage.bucket_lock import VACUUM, Taker
 from featurestore.storage.full_disk import disk_full_error, is_disk_full, naming_full_disk
-from featurestore.storage.leases import FOLDER, about, parsed, told
+from featurestore.storage.leases import FOLDER, holder_record, holder_text, parsed
 from featurestore.storage.store import Store
 
 LOCK_FILE = "commit.lock"
@@ -26,7 +26,7 @@ COMMIT = "commit"
 # Long enough for a bucket that is busy for half a minute, short enough to wait out after a kill.
 LEASE_S = 60.0
 POLL_S = {True: 0.05, False: 1.0}  # local, bucket
-PATIENCE_S = 15.0  # a longer wait says once for whom
+PATIENCE_S = 15.0  # a longer wait is logged once
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -36,15 +36,15 @@ class Held(Protocol):
     """A lock or lease that is held."""
 
     def check(self) -> None:
-        """Raise LakeError if it is held no more, which a holder that was paused can't know."""
+        """Raise LakeError if it is held no more, which a paused holder may not have noticed."""
 
 
 @contextlib.contextmanager
 def commit_lock(store: Store, *, wait_s: float = 600.0) -> Iterator[Held]:
     """Hold the right to change the lake's tables.
 
-    In a bucket the holder asks `check()` right before each commit: a process that was suspended for
-    longer than its lease may go on when another has taken over.
+    In a bucket the holder calls `check()` right before each commit: a process that was suspended
+    for longer than its lease may go on when another has taken over.
 
     Raises:
         InUseError: another committer held it for longer than `wait_s`.
@@ -63,12 +63,12 @@ def commit_lock(store: Store, *, wait_s: float = 600.0) -> Iterator[Held]:
 
 
 @contextlib.contextmanager
-def writer_lease(store: Store, what: str, *, wait_s: float = 600.0) -> Iterator[Held]:
-    """Say that a job is writing files here that no version names yet. Many may at a time.
+def writer_lease(store: Store, job: str, *, wait_s: float = 600.0) -> Iterator[Held]:
+    """Hold a lease for a job that writes files which no version names yet; many may at a time.
 
     Args:
         store: the lake's files.
-        what: the job, for those whom it keeps waiting.
+        job: the job, for those whom it keeps waiting.
         wait_s: how long to wait for a vacuum to end.
 
     Raises:
@@ -76,16 +76,16 @@ def writer_lease(store: Store, what: str, *, wait_s: float = 600.0) -> Iterator[
         DiskFullError: what is done meanwhile finds no room to write.
     """
     if store.is_local:
-        gate = _gate(store, what, fcntl.LOCK_SH)
+        gate = _gate(store, job, fcntl.LOCK_SH)
         waited = _waited(gate.take, lambda: gate.holder, store, wait_s)
-        with waited as held, _named(store, what), naming_full_disk(store.uri):
+        with waited as held, _named(store, job), naming_full_disk(store.uri):
             yield held
         return
     vacuum = "a vacuum"
 
     def light() -> bucket_lock.Beacon | None:
         nonlocal vacuum
-        beacon, vacuum = bucket_lock.light(store, what, LEASE_S)
+        beacon, vacuum = bucket_lock.light(store, job, LEASE_S)
         return beacon
 
     beacon = _wait(light, lambda: vacuum, store, wait_s)
@@ -94,19 +94,19 @@ def writer_lease(store: Store, what: str, *, wait_s: float = 600.0) -> Iterator[
 
 
 def live_writers(store: Store) -> list[str]:
-    """Jobs that hold a `writer_lease` now: what they are, their pid and host, since when."""
+    """List the jobs that hold a `writer_lease` now: name, pid, host and since when."""
     if not store.is_local:
         return bucket_lock.writers(store)
-    found = [_writer(path) for path in Path(store.path(FOLDER)).glob("writer-*")]
-    return sorted(who for who in found if who is not None)
+    jobs = [_writer(path) for path in Path(store.path(FOLDER)).glob("writer-*")]
+    return sorted(job for job in jobs if job is not None)
 
 
 @contextlib.contextmanager
 def no_writers(store: Store) -> Iterator[Held]:
-    """Hold the right to delete files that no version names; nobody starts to write meanwhile.
+    """Hold the right to delete files that no version names; no job starts to write meanwhile.
 
     Raises:
-        InUseError: somebody is writing, or vacuuming; it names who.
+        InUseError: a job is writing, or vacuuming; it is named.
     """
     if store.is_local:
         gate = _gate(store, VACUUM, fcntl.LOCK_EX)
@@ -120,26 +120,26 @@ def no_writers(store: Store) -> Iterator[Held]:
     if lease is None:
         raise _in_use(store, taker.holder)
     with lease.kept():
-        if who := bucket_lock.writers(store):
-            raise _in_use(store, "; ".join(who))
+        if jobs := bucket_lock.writers(store):
+            raise _in_use(store, "; ".join(jobs))
         yield lease
 
 
-def _in_use(store: Store, who: str) -> InUseError:
-    return InUseError(f"{store.uri} is in use by {who}; wait for it or stop it")
+def _in_use(store: Store, holder: str) -> InUseError:
+    return InUseError(f"{store.uri} is in use by {holder}; wait for it or stop it")
 
 
 def _wait(take: Callable[[], T | None], holder: Callable[[], str], store: Store, s: float) -> T:
-    begun, said = time.monotonic(), False
-    while (got := take()) is None:
+    begun, is_logged = time.monotonic(), False
+    while (handle := take()) is None:
         waited = time.monotonic() - begun
         if waited > s:
             raise _in_use(store, holder())
-        if waited > PATIENCE_S and not said:
+        if waited > PATIENCE_S and not is_logged:
             log.warning("%s is in use by %s: waiting", store.uri, holder())
-            said = True
+            is_logged = True
         time.sleep(min(POLL_S[store.is_local], max(s - waited, 0.01)))
-    return got
+    return handle
 
 
 @contextlib.contextmanager
@@ -154,21 +154,21 @@ def _waited(
 
 
 class FileLock:
-    """A lock on a file, which says who holds it. Closing the file gives it back.
+    """A lock on a file that names its holder. Closing the file gives it back.
 
     Args:
         path: the file; its folder must be there.
-        what: what it is held for.
-        how: `fcntl.LOCK_EX` for one holder, `fcntl.LOCK_SH` for many.
+        purpose: purpose of the lock.
+        mode: `fcntl.LOCK_EX` for one holder, `fcntl.LOCK_SH` for many.
     """
 
-    def __init__(self, path: Path, what: str, how: int) -> None:
-        self.path, self.what, self.how = path, what, how
+    def __init__(self, path: Path, purpose: str, mode: int) -> None:
+        self.path, self.purpose, self.mode = path, purpose, mode
         self.holder = "another process"
         self._fd: int | None = None
 
     def take(self) -> Self | None:
-        """Take the lock, or None while another has it (`holder` says who).
+        """Take the lock, or return None while another process has it (`holder` names it).
 
         Raises:
             LakeError: the file system gives no locks, or the file can't be written.
@@ -194,21 +194,21 @@ class FileLock:
     def _try(self) -> bool:
         self._fd = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
-            fcntl.flock(self._fd, self.how | fcntl.LOCK_NB)
+            fcntl.flock(self._fd, self.mode | fcntl.LOCK_NB)
         except BlockingIOError:
-            self.holder = told(parsed(os.pread(self._fd, 4096, 0)))
+            self.holder = holder_text(parsed(os.pread(self._fd, 4096, 0)))
             return False
         if not self._is_there():  # deleted between the opening and the locking
             return False
-        if self.how == fcntl.LOCK_EX:
+        if self.mode == fcntl.LOCK_EX:
             self._sign(self._fd)
         return True
 
     def _sign(self, fd: int) -> None:
-        """Write down who holds it; without room for that it is held by `another process`."""
+        """Write down the holder; without room for that the holder is `another process`."""
         try:
             os.ftruncate(fd, 0)
-            os.pwrite(fd, about(self.what, 0), 0)
+            os.pwrite(fd, holder_record(self.purpose, 0), 0)
         except OSError as error:
             if not is_disk_full(error):  # a full disk must not keep a vacuum from making room
                 raise
@@ -232,20 +232,20 @@ class FileLock:
             self._fd = None
 
 
-def _gate(store: Store, what: str, how: int) -> FileLock:
-    """The lock that writers share and a vacuum has alone."""
+def _gate(store: Store, purpose: str, mode: int) -> FileLock:
+    """Return the lock that writers share and a vacuum has alone."""
     folder = Path(store.path(FOLDER))
-    with contextlib.suppress(OSError):  # what is wrong with the lake's folder, taking the lock says
+    with contextlib.suppress(OSError):  # taking the lock reports what is wrong with the folder
         folder.mkdir(exist_ok=True)
-    return FileLock(folder / "gate", what, how)
+    return FileLock(folder / "gate", purpose, mode)
 
 
 @contextlib.contextmanager
-def _named(store: Store, what: str) -> Iterator[None]:
-    """A file that says who is writing, locked before it can be seen."""
+def _named(store: Store, job: str) -> Iterator[None]:
+    """Keep a file that names a writing job; it is locked before it can be seen."""
     name = f"writer-{secrets.token_hex(8)}"
     hidden, path = (Path(store.path(f"{FOLDER}/{dot}{name}")) for dot in (".", ""))
-    lock = FileLock(hidden, what, fcntl.LOCK_EX)
+    lock = FileLock(hidden, job, fcntl.LOCK_EX)
     with contextlib.closing(lock):
         try:
             lock.take()
@@ -257,7 +257,7 @@ def _named(store: Store, what: str) -> Iterator[None]:
 
 
 def _writer(path: Path) -> str | None:
-    """Who a writer's file stands for; None, and the file is gone, if its process died."""
+    """Return the job of a writer's file; None, and the file is removed, if its process died."""
     try:
         file = path.open("rb")
     except FileNotFoundError:
@@ -266,6 +266,6 @@ def _writer(path: Path) -> str | None:
         try:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
-            return told(parsed(file.read()))
+            return holder_text(parsed(file.read()))
         path.unlink(missing_ok=True)
         return None

@@ -1,7 +1,7 @@
 """Files of a lake, local or in a bucket, through fsspec; no listing is kept, so none is stale.
 
 A file appears whole or not at all: locally by a rename, in buckets by the end of its upload. What
-the bucket's clients raise is told in one line (`LakeError`); only files that are not there, or are
+the bucket's clients raise becomes a `LakeError` of one line; only files that are not there, or are
 there already, stay the builtin errors. Credentials stay where they are: none is kept, shown or sent
 to a worker, which finds its own.
 """
@@ -20,10 +20,10 @@ from urllib.parse import quote, unquote
 import fsspec
 
 from featurestore.errors import LakeError
-from featurestore.read_errors import no_access
 from featurestore.storage import bucket_clients
-from featurestore.storage.bucket_errors import codes, explain, no_bucket, told_clearly
+from featurestore.storage.bucket_errors import codes, explain, no_bucket, with_clear_errors
 from featurestore.storage.full_disk import disk_full_error
+from featurestore.storage.read_errors import no_access
 
 # fsspec uploads ten parts at once from memory: 160 MB here, 500 MB at its default. S3 takes 10,000
 # parts, so a file may have 160 GB.
@@ -70,7 +70,7 @@ class Store:
             self.root = self.uri.partition("://")[2]
         self.fs = self._open()
 
-    @told_clearly
+    @with_clear_errors
     def _open(self) -> fsspec.AbstractFileSystem:
         if self.is_local:
             return fsspec.filesystem("file")
@@ -89,23 +89,23 @@ class Store:
     # ------------------------------------------------------------------ names
 
     def path(self, rel: str) -> str:
-        """The path that the fsspec file system knows the file by."""
+        """Return the path by which the fsspec file system finds the file."""
         return f"{self.root}/{rel}" if rel else self.root
 
     def url(self, rel: str) -> str:
-        """The full URI of the file as Lance takes it: local paths plain, URLs percent-encoded."""
+        """Return the full URI of the file for Lance: local paths plain, URLs percent-encoded."""
         if self.is_local:
             return self.path(rel)
         return f"{self._protocol}://{quote(self.path(rel))}"
 
     @property
-    @told_clearly
+    @with_clear_errors
     def lance_options(self) -> dict[str, str]:
-        """Storage options for Lance that stand for what fsspec works with. They may hold keys."""
+        """Return Lance's storage options for what fsspec works with. They may hold keys."""
         return {} if self.is_local else bucket_clients.lance_options(self._protocol)
 
     def explained(self, error: BaseException) -> LakeError | None:
-        """Return the error to raise if a failed read says nothing of what is stored.
+        """Return the error to raise if a failed read does not mean damage.
 
         The bucket, a full disk, a full table of descriptors, a broken disk, missing rights. None
         for files that are not there or not whole: that is damage.
@@ -114,9 +114,9 @@ class Store:
             return full
         return no_access(error) if self.is_local else explain(error, self.uri)
 
-    # ------------------------------------------------------------------ what is there
+    # ------------------------------------------------------------------ listing
 
-    @told_clearly
+    @with_clear_errors
     def exists(self, rel: str) -> bool:
         """Whether the file or folder is there; in a bucket a folder is any prefix with files."""
         if self.is_local:
@@ -129,110 +129,110 @@ class Store:
             return False
         return True
 
-    @told_clearly
+    @with_clear_errors
     def size(self, rel: str) -> int:
-        """Bytes of the file. Raises FileNotFoundError if it is not there."""
+        """Return the size of a file in bytes. Raises FileNotFoundError if it is not there."""
         return int(self.fs.size(self.path(rel)))
 
     def names(self, rel: str) -> list[str]:
-        """Sorted names of what is in a folder; empty if there is no such folder."""
-        return sorted(_name(found["name"]) for found in self._list(rel))
+        """Return the sorted names in a folder; an empty list if there is no such folder."""
+        return sorted(_name(entry["name"]) for entry in self._list(rel))
 
     def walk(self, rel: str = "") -> Iterator[FileInfo]:
-        """All files below a folder, in no order; none if there is no such folder.
+        """Yield all files below a folder, in no order; none if there is no such folder.
 
         One folder's listing at a time is held in memory, about a kilobyte for a file.
         """
-        for found in self._list(rel):
-            path = f"{rel}/{_name(found['name'])}".lstrip("/")
-            if found["type"] == "directory":
+        for entry in self._list(rel):
+            path = f"{rel}/{_name(entry['name'])}".lstrip("/")
+            if entry["type"] == "directory":
                 yield from self.walk(path)
             else:
-                yield FileInfo(path=path, bytes=int(found["size"]), modified=_modified(found))
+                yield FileInfo(path=path, bytes=int(entry["size"]), modified=_modified(entry))
 
-    @told_clearly
+    @with_clear_errors
     def _list(self, rel: str) -> list[dict[str, Any]]:
         folder = self.path(rel)
         if self.is_local:
             return list(_scan(folder))
         try:
-            found = self.fs.ls(folder, detail=True)
+            entries = self.fs.ls(folder, detail=True)
         except FileNotFoundError as error:
             if no_bucket(error):
                 raise
             return []
-        # A file asked for as a folder, and the empty object that some tools make for a folder,
-        # are listed under the very name that was asked for.
-        return [one for one in found if str(one["name"]).rstrip("/") != folder]
+        # A file that is listed as a folder, and the empty object that some tools make for a folder,
+        # appear under the very name of the folder.
+        return [entry for entry in entries if str(entry["name"]).rstrip("/") != folder]
 
     # ------------------------------------------------------------------ reading and writing
 
-    @told_clearly
+    @with_clear_errors
     def read_bytes(self, rel: str) -> bytes:
-        """The whole file. Raises FileNotFoundError if it is not there."""
+        """Return the whole file. Raises FileNotFoundError if it is not there."""
         return bytes(self.fs.cat_file(self.path(rel)))
 
-    @told_clearly
+    @with_clear_errors
     def read_range(self, rel: str, start: int, size: int) -> bytes:
-        """Bytes of a file from `start` (inside it) on; fewer than `size` only at its end."""
+        """Return bytes of a file from `start` (inside it) on; fewer than `size` only at its end."""
         return bytes(self.fs.cat_file(self.path(rel), start=start, end=start + size))
 
-    @told_clearly
-    def write_bytes(self, rel: str, data: bytes) -> None:
+    @with_clear_errors
+    def write_bytes(self, rel: str, content: bytes) -> None:
         """Write the file so that a reader sees the old one or the new one, never a part."""
         if not self.is_local:
-            self.fs.pipe_file(self.path(rel), data)
+            self.fs.pipe_file(self.path(rel), content)
             return
         temporary = self.scratch(rel)
         try:
             with temporary.open("wb") as file:
-                file.write(data)
+                file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
             temporary.replace(self.path(rel))
         finally:
             temporary.unlink(missing_ok=True)
 
-    @told_clearly
-    def create(self, rel: str, data: bytes) -> bool:
+    @with_clear_errors
+    def create(self, rel: str, content: bytes) -> bool:
         """Write the file only if it is absent; of many who try at once, one succeeds.
 
         Args:
             rel: the file.
-            data: what only this writer would write: that is how it knows its own file again when
-                the answer to a first attempt was lost and the second found the file there.
+            content: bytes that only this writer would write: by them it recognises its own file
+                when the answer to a first attempt was lost and the second met the file there.
 
         Returns:
-            Whether the file is this writer's.
+            Whether the file is of this writer.
         """
         for _ in range(TRIES):
             try:
-                self._create(rel, data)
+                self._create(rel, content)
             except OSError as error:
-                found = codes(error)
-                if "ConditionalRequestConflict" in found:  # S3 could not decide; it says: again
+                error_codes = codes(error)
+                if "ConditionalRequestConflict" in error_codes:  # S3 could not decide
                     continue
                 # Stores other than Amazon's leave out which condition it was that failed.
-                if not found & {"FileExistsError", "PreconditionFailed", "412"}:
+                if not error_codes & {"FileExistsError", "PreconditionFailed", "412"}:
                     raise
-                return self.read_bytes(rel) == data
+                return self.read_bytes(rel) == content
             return True
         return False
 
-    def _create(self, rel: str, data: bytes) -> None:
+    def _create(self, rel: str, content: bytes) -> None:
         if self.is_local:
             Path(self.path(rel)).parent.mkdir(parents=True, exist_ok=True)
             temporary = self.scratch(rel)
             try:
-                temporary.write_bytes(data)
+                temporary.write_bytes(content)
                 os.link(temporary, self.path(rel))  # fails if it is there, and appears whole
             finally:
                 temporary.unlink(missing_ok=True)
         else:
-            self.fs.pipe_file(self.path(rel), data, mode="create")
+            self.fs.pipe_file(self.path(rel), content, mode="create")
 
     def scratch(self, rel: str) -> Path:
-        """A new unique local name for a file that `publish` moves to its final place.
+        """Return a new unique local path for a file that `publish` moves to its final place.
 
         Beside the final one in a local lake, in the system's temporary folder for a bucket.
         """
@@ -243,7 +243,7 @@ class Store:
         final.parent.mkdir(parents=True, exist_ok=True)
         return final.with_name(name)
 
-    @told_clearly
+    @with_clear_errors
     def publish(self, local: Path, rel: str) -> None:
         """Move a finished local file to its final name, where it appears whole."""
         if self.is_local:
@@ -254,7 +254,7 @@ class Store:
         self.fs.put_file(str(local), self.path(rel), **parts)
         local.unlink()
 
-    @told_clearly
+    @with_clear_errors
     def remove(self, rel_paths: Sequence[str]) -> None:
         """Delete files, many at once; those that are not there are passed over."""
         if self._protocol == "s3":
@@ -293,17 +293,17 @@ def _local(text: str) -> Path:
 
 
 def _scan(folder: str) -> Iterator[dict[str, Any]]:
-    """What fsspec would list, but a file that goes away meanwhile is left out and not an error."""
+    """Yield what fsspec would list; a file that goes away meanwhile is left out and no error."""
     with contextlib.suppress(FileNotFoundError, NotADirectoryError), os.scandir(folder) as entries:
         for entry in entries:
             with contextlib.suppress(FileNotFoundError):
-                found = entry.stat()
+                status = entry.stat()
                 kind = "directory" if entry.is_dir() else "file"
                 yield {
                     "name": entry.path,
                     "type": kind,
-                    "size": found.st_size,
-                    "mtime": found.st_mtime,
+                    "size": status.st_size,
+                    "mtime": status.st_mtime,
                 }
 
 
@@ -311,6 +311,6 @@ def _name(path: object) -> str:
     return str(path).rstrip("/").rpartition("/")[2]
 
 
-def _modified(found: dict[str, Any]) -> float:
-    when = next(found[name] for name in MODIFIED if name in found)
-    return float(when if isinstance(when, (int, float)) else when.timestamp())
+def _modified(entry: dict[str, Any]) -> float:
+    modified = next(entry[name] for name in MODIFIED if name in entry)
+    return float(modified if isinstance(modified, (int, float)) else modified.timestamp())

@@ -1,1 +1,33 @@
 """The tables of a lake: what commits write, and ranges of rows read back."""
+
+from featurestore.tables.annotation import PATIENTS
+from featurestore.tables.lance_columns import keys_in
+from featurestore.tables.lance_counts import count_tiles
+from featurestore.tables.lance_rows import Ranges
+from featurestore.tables.lance_tables import open_table
+from featurestore.tables.schema import (
+    CATALOG,
+    PENDING,
+    READY,
+    SLIDES,
+    TILE_COLUMNS,
+    features_table,
+    identity_of,
+    shard_path,
+)
+
+__all__ = [
+    "CATALOG",
+    "PATIENTS",
+    "PENDING",
+    "READY",
+    "SLIDES",
+    "TILE_COLUMNS",
+    "Ranges",
+    "count_tiles",
+    "features_table",
+    "identity_of",
+    "keys_in",
+    "open_table",
+    "shard_path",
+]

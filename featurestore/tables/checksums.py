@@ -1,4 +1,4 @@
-"""CRC-32 of what a slide has in a table. Lance keeps no checksums of its own data files."""
+"""CRC-32 of a slide's rows and columns. Lance keeps no checksums of its own data files."""
 
 import json
 import zlib
@@ -19,7 +19,7 @@ TILE_NUMBERS = {
 
 
 def tiles_crc32(tiles: pa.Table) -> int:
-    """Checksum of a slide's tile columns, one after the other in row order.
+    """Return the checksum of a slide's tile columns, one after the other in row order.
 
     Numbers as little-endian bytes, nulls as NaN; then `codec` as text, a line per tile.
     """
@@ -31,7 +31,7 @@ def tiles_crc32(tiles: pa.Table) -> int:
 
 
 def features_crc32(features: npt.NDArray[np.float16], crc: int = 0) -> int:
-    """Checksum of features [N, D] in row order, going on from an earlier part's."""
+    """Return the checksum of features [N, D] in row order, going on from an earlier part's."""
     return zlib.crc32(np.ascontiguousarray(features, dtype="<f2").data, crc)
 
 
@@ -44,18 +44,18 @@ def values_crc32(values: list[Any]) -> int:
 
 
 def row_crc32(row: dict[str, Any]) -> int:
-    """Checksum of a row of `slides` or `catalog` as it is read from its table.
+    """Return the checksum of a row of `slides` or `catalog` as it is read from its table.
 
     The values, by column name, as JSON without spaces; bytes in hexadecimal. `row_crc32` itself is
     left out, and so are nulls: a column that is added later changes no checksum.
     """
-    known = {k: v for k, v in row.items() if v is not None and k != "row_crc32"}
-    text = json.dumps(known, sort_keys=True, separators=(",", ":"), default=bytes.hex)
+    fields = {k: v for k, v in row.items() if v is not None and k != "row_crc32"}
+    text = json.dumps(fields, sort_keys=True, separators=(",", ":"), default=bytes.hex)
     return zlib.crc32(text.encode())
 
 
 def with_row_crc32(table: pa.Table) -> pa.Table:
-    """The table with its column `row_crc32` filled in."""
+    """Return the table with its column `row_crc32` filled in."""
     crc = pa.array([row_crc32(row) for row in table.to_pylist()], pa.uint32())
     at = table.schema.get_field_index("row_crc32")
     return table.set_column(at, table.schema.field(at), crc)

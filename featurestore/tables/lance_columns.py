@@ -26,7 +26,7 @@ class ColumnFile:
     """A finished file that no version names yet.
 
     Attributes:
-        teacher: whose column it is.
+        teacher: name of the column.
         fragment: the fragment that it belongs to.
         path: its name among the table's data files.
         rows: rows in it; the fragment must have as many.
@@ -43,13 +43,13 @@ class ColumnFile:
 def keys_in(
     store: Store, mpp: float, fragment: int, slide: int, where: str | None = None
 ) -> npt.NDArray[np.int64]:
-    """Keys of a slide's tiles in a fragment, in row order; of those alone for which `where` holds.
+    """Return the keys of a slide's tiles in a fragment, in row order, where `where` holds.
 
     They are found by number, not by place: rows of a slide that was scanned again may be deleted.
     """
     rows = open_table(store, features_table(mpp)).get_fragment(fragment)
-    asked = f"slide = {slide}" if where is None else f"slide = {slide} AND ({where})"
-    table = rows.scanner(columns=["tile_id"], filter=asked).to_table()
+    row_filter = f"slide = {slide}" if where is None else f"slide = {slide} AND ({where})"
+    table = rows.scanner(columns=["tile_id"], filter=row_filter).to_table()
     keys: npt.NDArray[np.int64] = table["tile_id"].to_numpy()
     return keys
 
@@ -57,7 +57,7 @@ def keys_in(
 def to_float16(
     features: npt.NDArray[np.floating], tile_id: npt.NDArray[np.int64], teacher: str
 ) -> npt.NDArray[np.float16]:
-    """Features [N, D] as they are stored.
+    """Return features [N, D] as they are stored.
 
     Raises:
         LakeError: a value is NaN, infinite or beyond float16; the first such tile is named.
@@ -74,11 +74,11 @@ def to_float16(
 class ColumnWriter:
     """Writes one teacher's features of one fragment, slide after slide in row order.
 
-    Null are rows of which nothing will be known; NaN are tiles that the teacher was not asked for.
+    Null are rows that get no features; NaN are tiles that the teacher leaves out.
 
     Args:
         store: the lake's files.
-        mpp: of the features table.
+        mpp: microns per pixel of the features table.
         field: the teacher's column, as `Committer.add_teacher` returned it.
         fragment: the fragment's id.
 
@@ -117,7 +117,7 @@ class ColumnWriter:
         self._write(slide, to_float16(features, tile_id, self.field.name))
 
     def absent(self, slide: int, rows: int) -> None:
-        """Append NaN for the next tiles: they are not among those that were asked for."""
+        """Append NaN for the next tiles, which the teacher leaves out."""
         for start in range(0, rows, ABSENT_ROWS):
             few = min(ABSENT_ROWS, rows - start)
             self._write(slide, np.full((few, self.field.type.list_size), np.nan, np.float16))
@@ -139,7 +139,7 @@ class ColumnWriter:
         self._put(pa.nulls(rows, self.field.type))
 
     def finish(self) -> ColumnFile:
-        """Close the file and say what is in it."""
+        """Close the file and return its description."""
         with naming_full_disk(self._uri):
             self._writer.close()
         return ColumnFile(

@@ -1,7 +1,7 @@
 """Single columns of fragments as files: read as they lie there, written, and put in place."""
 
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import lance
 import pyarrow as pa
@@ -46,8 +46,15 @@ def physical_column(
         raise DamageError(msg) from error
 
 
-def write_column(store: Store, rel: str, field: pa.Field, values: pa.Array) -> str:
-    """Write one column of one fragment as a file that no version names yet; return its name."""
+def write_column(store: Store, rel: str, field: pa.Field, parts: Iterable[pa.Array]) -> str:
+    """Write one column of one fragment as a file that no version names yet; return its name.
+
+    Args:
+        store: the lake's files.
+        rel: path of the table.
+        field: the column.
+        parts: its values, part after part, deleted rows included.
+    """
     path = f"{uuid.uuid4()}.lance"
     schema = pa.schema([field])
     writer = LanceFileWriter(
@@ -56,7 +63,8 @@ def write_column(store: Store, rel: str, field: pa.Field, values: pa.Array) -> s
         version=STORAGE_VERSION,
         storage_options=store.lance_options,
     )
-    writer.write_batch(pa.record_batch([values], schema=schema))
+    for values in parts:
+        writer.write_batch(pa.record_batch([values], schema=schema))
     writer.close()
     return path
 
@@ -69,23 +77,39 @@ def accept_nulls(store: Store, rel: str) -> None:
         table.alter_columns(*({"path": name, "nullable": True} for name in strict))
 
 
-def put_files(store: Store, rel: str, files: Mapping[int, str]) -> None:
+def put_files(
+    store: Store, rel: str, files: Mapping[int, str], properties: Mapping[str, str] | None = None
+) -> None:
     """Put files of one column in the place of what fragments held, in one commit.
+
+    Args:
+        store: the lake's files.
+        rel: path of the table.
+        files: names of the files by fragment.
+        properties: of the commit's transaction.
 
     Raises:
         DamageError: a file can't be read.
     """
     table = open_table(store, rel)
-    groups = []
-    for fragment, path in files.items():
-        try:
-            file = lance.fragment.DataFile.create(table, path)
-        except (OSError, ValueError) as error:
-            if explanation := store.explained(error):
-                raise explanation from error
-            msg = f"{rel}: {path} of fragment {fragment} can't be read: {error}"
-            raise DamageError(msg) from error
-        groups.append(LanceOperation.DataReplacementGroup(fragment, file))
+    groups = [replacement(store, table, fragment, path) for fragment, path in files.items()]
     if groups:
         operation = LanceOperation.DataReplacement(groups)
-        commit(store, rel, operation, read_version=table.version, properties={})
+        version = table.version
+        commit(store, rel, operation, read_version=version, properties=dict(properties or {}))
+
+
+def replacement(store: Store, table: lance.LanceDataset, fragment: int, path: str) -> object:
+    """Return the part of a DataReplacement that puts a file in its place in a fragment.
+
+    Raises:
+        DamageError: the file can't be read.
+    """
+    try:
+        file = lance.fragment.DataFile.create(table, path)
+    except (OSError, ValueError) as error:
+        if explanation := store.explained(error):
+            raise explanation from error
+        msg = f"{table.uri}: {path} of fragment {fragment} can't be read: {error}"
+        raise DamageError(msg) from error
+    return LanceOperation.DataReplacementGroup(fragment, file)

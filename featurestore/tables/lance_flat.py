@@ -1,4 +1,4 @@
-"""Where a teacher's rows lie in a Lance file as plain float16, so that they are read in place.
+"""The places of a teacher's rows in a Lance file as plain float16, to be read in place.
 
 Lance copies an embedding several times on its way to an array. A page that describes itself as
 nothing but the values of whole rows, neither compressed nor null, is read straight into the array
@@ -49,7 +49,7 @@ class FlatColumn:
         """Read ranges, each (first row, rows, row in the array); False if a page is not plain.
 
         Raises:
-            DamageError: the file is shorter than it says.
+            DamageError: the file is shorter than its metadata name.
         """
         places = [self._segments(start, rows) for start, rows, _ in ranges]
         if any(position < 0 for segments in places for position, _ in segments):
@@ -67,8 +67,8 @@ class FlatColumn:
         return True
 
     def _segments(self, start: int, rows: int) -> list[tuple[int, int]]:
-        """(position, bytes) in the file of a range of rows; position -1 in pages not plain."""
-        found, stop = [], start + rows
+        """Return (position, bytes) in the file of a range of rows; -1 in pages not plain."""
+        segments, stop = [], start + rows
         page = int(np.searchsorted(self.ends, start, side="right"))
         while start < stop:
             if page == len(self.ends):
@@ -78,13 +78,15 @@ class FlatColumn:
             skipped = start - (int(self.ends[page - 1]) if page else 0)
             if position >= 0:
                 position += skipped * self.row_bytes
-            found.append((position, (end - start) * self.row_bytes))
+            segments.append((position, (end - start) * self.row_bytes))
             start, page = end, page + 1
-        return found
+        return segments
 
 
 def flat_column(path: str, pages: Sequence[Any], dim: int) -> FlatColumn | None:
-    """Where the rows of a column lie, from its pages' descriptions; None if rows can't be counted.
+    """Return the places of a column's rows, from its pages' descriptions.
+
+    It is None if rows can't be counted.
 
     Args:
         path: a local Lance file.

@@ -18,7 +18,7 @@ import pyarrow as pa
 from lance.file import LanceFileReader
 
 from featurestore.errors import DamageError
-from featurestore.read_errors import reading
+from featurestore.storage.read_errors import reading
 from featurestore.storage.store import Store
 from featurestore.tables.checksums import features_crc32, values_crc32
 from featurestore.tables.lance_flat import FlatColumn, Float16Array, flat_column
@@ -33,12 +33,12 @@ Int64Array = npt.NDArray[np.int64]
 
 @dataclass(frozen=True, kw_only=True)
 class Ranges:
-    """Ranges of rows that do not overlap, in the order in which they are wanted.
+    """Ranges of rows that do not overlap, in the order of the request.
 
     Attributes:
         fragment: id of each range's fragment [R].
         start: first row in the fragment, deleted rows counted [R].
-        rows: how many [R].
+        rows: number of rows [R].
     """
 
     fragment: Int64Array
@@ -64,7 +64,7 @@ class Rows:
 
     @classmethod
     def empty(cls, rows: int, dims: Mapping[str, int]) -> Self:
-        """Arrays to be filled, for teachers of the given dimensions."""
+        """Return arrays to be filled, for teachers of the given dimensions."""
         return cls(
             tile_id=np.empty(rows, np.int64),
             x=np.empty(rows, np.int32),
@@ -74,7 +74,7 @@ class Rows:
 
     @classmethod
     def joined(cls, parts: Sequence[Self]) -> Self:
-        """All rows of some parts, one after the other."""
+        """Return all rows of some parts, one after the other."""
         if len(parts) == 1:
             return parts[0]
         return cls(
@@ -87,15 +87,15 @@ class Rows:
             },
         )
 
-    def known(self) -> Int64Array | None:
-        """The rows that every teacher was asked for, None for all; the others have NaN."""
+    def complete_rows(self) -> Int64Array | None:
+        """Return the rows that have features of every teacher, None for all; others have NaN."""
         absent = np.zeros(len(self.tile_id), bool)
         for array in self.by_teacher.values():
             absent |= np.isnan(array[:, 0])
         return np.flatnonzero(~absent) if absent.any() else None
 
     def take(self, which: Int64Array) -> Self:
-        """A copy of some of the rows, in the given order."""
+        """Return a copy of some of the rows, in the given order."""
         return type(self)(
             tile_id=self.tile_id[which],
             x=self.x[which],
@@ -127,7 +127,7 @@ class _Reader:
         return pages
 
     def take(self, rows: Int64Array) -> Any:  # noqa: ANN401 - an Arrow table, untyped
-        """The rows, which must be in ascending order."""
+        """Return the rows, which must be in ascending order."""
         first, count = int(rows[0]), len(rows)
         with self._lock:
             if rows[-1] - first + 1 == count:
@@ -160,7 +160,7 @@ class RowReader:
         self._layout = functools.lru_cache(maxsize=KEPT_LAYOUTS)(self._laid_out)
 
     def read(self, ranges: Ranges, teachers: Sequence[str]) -> Rows:
-        """The rows of all ranges, one after the other.
+        """Return the rows of all ranges, one after the other.
 
         Raises:
             DamageError: a data file is gone or short, or a row has no features.
@@ -173,23 +173,23 @@ class RowReader:
         """Read the rows of all ranges into arrays from row `at` on, as `read` does."""
         begins = at + np.cumsum(ranges.rows) - ranges.rows
         for fragment in np.unique(ranges.fragment).tolist():
-            here = np.flatnonzero(ranges.fragment == fragment)
-            here = here[np.argsort(ranges.start[here], kind="stable")]
-            part = _Part(ranges.start[here], ranges.rows[here], begins[here])
-            what = f"{self._rel}, fragment {fragment}"
-            with reading(self.store, what):
+            in_fragment = np.flatnonzero(ranges.fragment == fragment)
+            in_fragment = in_fragment[np.argsort(ranges.start[in_fragment], kind="stable")]
+            part = _Part(ranges.start[in_fragment], ranges.rows[in_fragment], begins[in_fragment])
+            subject = f"{self._rel}, fragment {fragment}"
+            with reading(self.store, subject):
                 self._fill_place(fragment, part, into)
             for teacher, array in into.by_teacher.items():
-                with reading(self.store, f"{what}, '{teacher}'"):
+                with reading(self.store, f"{subject}, '{teacher}'"):
                     self._fill_teacher(fragment, teacher, part, array)
 
     def tiles(self, fragment: int, start: int, rows: int) -> pa.Table:
         """Return the tile columns of some rows of a fragment; errors are Lance's own."""
-        wanted = np.arange(start, start + rows)
+        numbers = np.arange(start, start + rows)
         by_file: dict[str, list[str]] = {}
         for name in TILE_COLUMNS:  # `slide_id` of a slide that was renamed has a file of its own
             by_file.setdefault(self._data_file(fragment, name).path, []).append(name)
-        parts = [self._open(fragment, tuple(names)).take(wanted) for names in by_file.values()]
+        parts = [self._open(fragment, tuple(names)).take(numbers) for names in by_file.values()]
         columns = {name: part[name] for part in parts for name in part.column_names}
         return pa.table({name: columns[name] for name in TILE_COLUMNS})
 
@@ -218,11 +218,11 @@ class RowReader:
             array[part.target] = matrix(table.column(0))
 
     def _data_file(self, fragment: int, column: str) -> _DataFile:
-        found = self._table.get_fragment(fragment)
-        wanted = self._fields[column]
-        for file in found.metadata.files if found else ():
-            if wanted in file.fields:
-                place = file.fields.index(wanted)
+        table_fragment = self._table.get_fragment(fragment)
+        field_id = self._fields[column]
+        for file in table_fragment.metadata.files if table_fragment else ():
+            if field_id in file.fields:
+                place = file.fields.index(field_id)
                 return _DataFile(
                     path=f"{self._rel}/data/{file.path}",
                     index=file.column_indices[place],
@@ -268,12 +268,12 @@ class _Part:
 
 
 def _expanded(start: Int64Array, rows: Int64Array) -> Int64Array:
-    """All row numbers of ranges, one after the other."""
+    """Return all row numbers of ranges, one after the other."""
     return np.repeat(start - (np.cumsum(rows) - rows), rows) + np.arange(rows.sum())
 
 
 def matrix(column: Any) -> Float16Array:  # noqa: ANN401 - an Arrow array, untyped
-    """A fixed-size-list column as an array [N, D], without a copy if it is one chunk.
+    """Return a fixed-size-list column as an array [N, D], without a copy if it is one chunk.
 
     Raises:
         DamageError: a row is null.

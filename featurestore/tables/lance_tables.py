@@ -6,7 +6,7 @@ from lance.dataset import Transaction
 from lance.fragment import write_fragments
 
 from featurestore.errors import DamageError, LakeError
-from featurestore.read_errors import reason_of
+from featurestore.storage.read_errors import reason_of
 from featurestore.storage.store import Store
 
 STORAGE_VERSION = "2.2"
@@ -33,7 +33,7 @@ def open_table(store: Store, rel: str, version: int | None = None) -> lance.Lanc
     Raises:
         DamageError: the table is gone.
         LakeError: it has no such version.
-        BucketError: it can't be asked.
+        BucketError: the bucket can't be read.
     """
     try:
         return lance.dataset(store.url(rel), version=version, storage_options=store.lance_options)
@@ -84,7 +84,7 @@ def keep_indexed(store: Store, rel: str, *, fragments: int, rows: int) -> None:
 def without_rows(
     table: lance.LanceDataset, where: str
 ) -> tuple[list[int], list[lance.FragmentMetadata]]:
-    """What an Update commit needs to delete rows.
+    """Delete rows for an Update commit; return the fragments that it names.
 
     Returns:
         Ids of fragments that lose all rows, and the metadata of those that lose some.
@@ -135,7 +135,7 @@ def commit_transaction(store: Store, rel: str, transaction: Transaction) -> lanc
 
 
 def properties_of(table: lance.LanceDataset, version: int) -> dict[str, str]:
-    """Properties of the transaction that made a version; empty if it is not kept any more."""
+    """Return the properties of the transaction that made a version; empty if it is gone."""
     try:
         transaction = table.read_transaction(version)
     except TypeError:

@@ -1,7 +1,7 @@
 """Arrow schemas of the lake's tables, and the names of their places.
 
-The catalog is a ledger: a row with a null `teacher` says where a slide's tiles are at one mpp; a
-row with a teacher says that its features are there and what they sum to.
+The catalog is a ledger: a row with a null `teacher` holds the place of a slide's tiles at one mpp;
+a row with a teacher holds the checksum of its features of these tiles.
 """
 
 import json
@@ -113,23 +113,23 @@ KIND_KEY = b"slidelake:kind"
 
 
 def features_table(mpp: float) -> str:
-    """Path of the wide table of one mpp, relative to the lake."""
+    """Return the path of the wide table of one mpp, relative to the lake."""
     return f"features/mpp{mpp_name(mpp)}.lance"
 
 
 def shard_path(mpp: float, slide: int, mark: str) -> str:
-    """Path of a slide's shard; `mark` tells a re-scanned slide's new shard from its old one."""
+    """Return the path of a slide's shard; `mark` differs where the slide was scanned again."""
     return f"tiles/mpp{mpp_name(mpp)}/{slide:06d}-{mark}.tar"
 
 
 def tiles_schema(mpp: float, tile_px: int) -> pa.Schema:
-    """Schema of a features table before any teacher was added."""
+    """Return the schema of a features table before any teacher was added."""
     metadata = {"slidelake:mpp": mpp_name(mpp), "slidelake:tile_px": str(tile_px)}
     return pa.schema(TILE_FIELDS, metadata=metadata)
 
 
 def tiles_table(mpp: float, tile_px: int, columns: Mapping[str, Any]) -> pa.Table:
-    """Rows of tiles from their columns; what is not known of them, and not given, is null."""
+    """Return rows of tiles from their columns; columns that are not given are null."""
     schema = tiles_schema(mpp, tile_px)
     rows = len(columns["tile_id"])
     arrays = [
@@ -142,7 +142,7 @@ def tiles_table(mpp: float, tile_px: int, columns: Mapping[str, Any]) -> pa.Tabl
 
 
 def teacher_field(name: str, dim: int, identity: Mapping[str, Any]) -> pa.Field:
-    """The column of a teacher: a nullable fixed-size list of float16.
+    """Return the column of a teacher: a nullable fixed-size list of float16.
 
     Args:
         name: the teacher's name; it is the column's name.
@@ -159,17 +159,17 @@ def teacher_field(name: str, dim: int, identity: Mapping[str, Any]) -> pa.Field:
             f"and none of {', '.join(TILE_COLUMNS)}"
         )
         raise LakeError(msg)
-    item = pa.field("item", pa.float16(), nullable=True)
+    element = pa.field("item", pa.float16(), nullable=True)
     text = json.dumps(identity, sort_keys=True)
     metadata = {IDENTITY_KEY: text, KIND_KEY: TEACHER}
-    return pa.field(name, pa.list_(item, dim), nullable=True, metadata=metadata)
+    return pa.field(name, pa.list_(element, dim), nullable=True, metadata=metadata)
 
 
 def kind_of(field: pa.Field) -> str:
     """Return the kind of a features table's column: tile, teacher, score, annotation or other.
 
     A column that carries no kind, or calls itself a teacher and holds no embeddings, is classified
-    by its type: a fixed-size list of float16 is a teacher's, any other column is of nobody we know.
+    by its type: a fixed-size list of float16 is a teacher's, any other column is of unknown origin.
 
     >>> kind_of(pa.field("uni2", pa.list_(pa.float16(), 8))), kind_of(pa.field("mine", pa.int64()))
     ('teacher', 'other')
@@ -192,7 +192,7 @@ def is_teacher(field: pa.Field) -> bool:
 
 
 def identity_of(field: pa.Field) -> dict[str, Any]:
-    """The identity kept with a teacher's column."""
+    """Return the identity kept with a teacher's column."""
     text = (field.metadata or {}).get(IDENTITY_KEY, b"{}")
     identity: dict[str, Any] = json.loads(text)
     return identity

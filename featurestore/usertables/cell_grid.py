@@ -1,6 +1,6 @@
 """Cells of a table as its file has them, before anything is read into them.
 
-CSV, XLSX and Parquet files all become a `Grid`; what follows is the same for all.
+CSV, XLSX and Parquet files all become a `CellGrid`; what follows is the same for all.
 """
 
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ UNNAMED = ("Unnamed:", "__UNNAMED__", "__index_level_")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Column:
+class CellColumn:
     """The cells of one column.
 
     Attributes:
@@ -23,7 +23,7 @@ class Column:
             texts alone.
         dates: Boolean, cells that hold a date; None where a file holds texts alone.
         native: the column with the type that its file gives it, where that is not text (Parquet).
-        is_text: whether the file says that the column is text, whatever it looks like (Parquet).
+        is_text: whether the file declares the column as text, whatever it looks like (Parquet).
     """
 
     texts: pl.Series
@@ -34,7 +34,7 @@ class Column:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Grid:
+class CellGrid:
     """The cells of a table.
 
     Attributes:
@@ -47,7 +47,7 @@ class Grid:
     """
 
     header: list[str]
-    columns: list[Column]
+    columns: list[CellColumn]
     rows: pl.Series
     decimal_comma: bool
     notes: tuple[str, ...] = ()

@@ -4,11 +4,11 @@ import io
 
 import polars as pl
 
-from featurestore.usertables.cell_grid import Column, Grid, clean_name
+from featurestore.usertables.cell_grid import CellColumn, CellGrid, clean_name
 from featurestore.usertables.table_errors import TableError
 
 
-def read_columnar(content: bytes, name: str) -> Grid:
+def read_columnar(content: bytes, name: str) -> CellGrid:
     """Return the cells of a Parquet file, with the types that it gives them.
 
     Raises:
@@ -20,7 +20,7 @@ def read_columnar(content: bytes, name: str) -> Grid:
         first = str(error).partition("\n")[0]
         msg = f"table {name!r} can't be read as parquet: {first}"
         raise TableError(msg) from error
-    return Grid(
+    return CellGrid(
         header=[clean_name(column) for column in table.columns],
         columns=[_column(series) for series in table.iter_columns()],
         rows=pl.int_range(1, table.height + 1, eager=True),
@@ -28,10 +28,10 @@ def read_columnar(content: bytes, name: str) -> Grid:
     )
 
 
-def _column(series: pl.Series) -> Column:
+def _column(series: pl.Series) -> CellColumn:
     plain = _plain(series)
     dates = plain.dtype.is_temporal()
-    return Column(
+    return CellColumn(
         texts=_texts(plain),
         numbers=plain.cast(pl.Float64) if plain.dtype.is_numeric() else None,
         dates=pl.repeat(dates, len(plain), dtype=pl.Boolean, eager=True) if dates else None,

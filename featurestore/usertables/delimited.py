@@ -13,7 +13,7 @@ from collections.abc import Iterator
 
 import polars as pl
 
-from featurestore.usertables.cell_grid import Column, Grid, clean_name, is_unnamed
+from featurestore.usertables.cell_grid import CellColumn, CellGrid, clean_name, is_unnamed
 from featurestore.usertables.table_errors import TableError
 
 SEPARATORS = ("\t", ";", ",")
@@ -23,7 +23,7 @@ SEPARATOR_LINE = re.compile(r"sep=(.)\s*")
 """The first line by which Excel names the separator."""
 
 
-def read_delimited(content: bytes, name: str) -> Grid:
+def read_delimited(content: bytes, name: str) -> CellGrid:
     """Return the cells of a text file.
 
     Raises:
@@ -45,9 +45,9 @@ def read_delimited(content: bytes, name: str) -> Grid:
         list(zip(*records, strict=True)) if records else [()] * len(header)
     )
     _refuse_bytes(texts, header, numbers, name)
-    return Grid(
+    return CellGrid(
         header=header,
-        columns=[Column(texts=pl.Series(values=cells, dtype=pl.String)) for cells in texts],
+        columns=[CellColumn(texts=pl.Series(values=cells, dtype=pl.String)) for cells in texts],
         rows=pl.Series(values=numbers, dtype=pl.Int64),
         decimal_comma=separator != ",",
     )

@@ -18,8 +18,8 @@ def id_column(table: UserTable, key: Id, named: str | None = None) -> str | None
 
     Args:
         table: a user's table.
-        key: whose ids.
-        named: the column that the user says it is.
+        key: `slide_id` or `patient_id`.
+        named: the column that the user names for it.
 
     Raises:
         TableError: there is no column of the name that was given, or several may be the one.

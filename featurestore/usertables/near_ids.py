@@ -1,7 +1,7 @@
-"""Names that people take for the same and programs do not: P1 and p1, "a" and "a ", é and é.
+"""Names that look the same to people and not to programs: P1 and p1, "a" and "a ", é and é.
 
-Two that differ by case, by blanks or by Unicode form only are refused, unless the user says that
-they differ (`--distinct-ids`).
+Two that differ by case, by blanks or by Unicode form only are refused, unless the user declares
+that they differ (`--distinct-ids`).
 """
 
 import re
@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 
 from featurestore.usertables.table_errors import TableError
 
-#: The option by which a user says that such names differ.
+#: The option by which a user declares such names to be different.
 OPTION = "--distinct-ids"
 _BLANKS = re.compile(r"[\s\u00a0\u200b-\u200d\u2060\ufeff]+")
 _SHOWN = 3
@@ -85,49 +85,49 @@ def _blanks(name: str) -> list[tuple[int, str]]:
     return places
 
 
-def refuse_near(names: Iterable[str], what: str, *, rows: Mapping[str, int] | None = None) -> None:
+def refuse_near(names: Iterable[str], kind: str, *, rows: Mapping[str, int] | None = None) -> None:
     """Refuse names of which two differ by case, blanks or Unicode form only.
 
     Args:
         names: ids, sites or classes.
-        what: what they are, for the message.
+        kind: kind of the names, for the message.
         rows: the row of a table in which each stands.
 
     Raises:
         TableError: the first pairs.
     """
-    _refuse(near_pairs(names), what, rows or {}, "")
+    _refuse(near_pairs(names), kind, rows or {}, "")
 
 
-def refuse_near_others(names: Iterable[str], others: Iterable[str], what: str, whose: str) -> None:
+def refuse_near_others(names: Iterable[str], others: Iterable[str], kind: str, owner: str) -> None:
     """Refuse names that are not among others and differ from one of them by so little only.
 
     Args:
         names: ids of a table.
         others: ids that are there, for example in the lake.
-        what: what they are, for the message.
-        whose: who has the others, for the message, as "the lake".
+        kind: kind of the names, for the message.
+        owner: place of the others, for the message, as "the lake".
 
     Raises:
         TableError: the first pairs.
     """
-    _refuse(near_matches(names, others), what, {}, f" of {whose}")
+    _refuse(near_matches(names, others), kind, {}, f" of {owner}")
 
 
-def _refuse(pairs: list[tuple[str, str]], what: str, rows: Mapping[str, int], whose: str) -> None:
+def _refuse(pairs: list[tuple[str, str]], kind: str, rows: Mapping[str, int], owner: str) -> None:
     if not pairs:
         return
     lines = []
     for one, other in pairs[:_SHOWN]:
-        kind = difference(one, other)
+        differing = difference(one, other)
         # two forms of one letter look alike unless they are written as numbers
-        show = ascii if "Unicode" in kind else repr
+        show = ascii if "Unicode" in differing else repr
         places = [f" (row {rows[name]})" if name in rows else "" for name in (one, other)]
-        both = f"{show(one)}{places[0]} and {show(other)}{places[1]}{whose}"
-        lines.append(f"{both} differ by {kind} only")
+        both = f"{show(one)}{places[0]} and {show(other)}{places[1]}{owner}"
+        lines.append(f"{both} differ by {differing} only")
     more = f" (and {len(pairs) - _SHOWN} more pairs)" if len(pairs) > _SHOWN else ""
     msg = (
-        f"{what}: {'; '.join(lines)}{more}; write them alike, or say by {OPTION} that they are "
+        f"{kind}: {'; '.join(lines)}{more}; write them alike, or give {OPTION} if they are "
         "different"
     )
     raise TableError(msg)

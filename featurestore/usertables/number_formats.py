@@ -1,4 +1,4 @@
-"""How a spreadsheet shows a number: the part of its formats that ids and dates need.
+"""Numbers as a spreadsheet shows them: the part of its formats that ids and dates need.
 
 A cell that shows 0012 or 12.10 holds 12 or 12.1 and a format. What a user calls the id is what the
 cell shows. Formats with a meaning of their own (fractions, scientific) show the plain number.
@@ -28,7 +28,7 @@ def is_date_format(number: int, code: str) -> bool:
     return "general" not in bare and any(mark in bare for mark in "dmyhs")
 
 
-def shown_number(value: float, code: str) -> str:
+def shown_number(cell_number: float, code: str) -> str:
     """Return a number as a cell with this format shows it, without thousands separators.
 
     >>> shown_number(12, "General"), shown_number(12, "0000"), shown_number(12.1, "0.00")
@@ -38,8 +38,8 @@ def shown_number(value: float, code: str) -> str:
     """
     sections = code.split(";")
     code = sections[0]
-    if value < 0 and len(sections) > 1 and sections[1]:  # which shows the sign in its own way
-        value, code = -value, sections[1]
+    if cell_number < 0 and len(sections) > 1 and sections[1]:  # which shows the sign in its own way
+        cell_number, code = -cell_number, sections[1]
     literals: list[str] = []
 
     def kept(match: re.Match[str]) -> str:
@@ -50,35 +50,35 @@ def shown_number(value: float, code: str) -> str:
     digits = _DIGITS.search(bare)
     rest = _DIGITS.sub("", bare, count=1) if digits else bare
     if digits is None or rest.strip("\0 -+$%()/:.") or rest.count("/"):
-        return plain_number(value)
+        return plain_number(cell_number)
     percent = "%" in rest
-    body = _digits(value * 100 if percent else value, digits)
+    body = _digits(cell_number * 100 if percent else cell_number, digits)
     text, parts = bare[: digits.start()] + body + bare[digits.end() :], iter(literals)
     return re.sub("\0", lambda _: next(parts), text)
 
 
-def _digits(value: float, pattern: re.Match[str]) -> str:
-    """Return a number with the digits that a pattern asks for."""
+def _digits(cell_number: float, pattern: re.Match[str]) -> str:
+    """Return a number with the digits of a pattern."""
     decimals = pattern[1] or ""
-    text = f"{abs(value):.{len(decimals)}f}"
+    text = f"{abs(cell_number):.{len(decimals)}f}"
     whole, _, fraction = text.partition(".")
     optional = len(decimals) - len(decimals.rstrip("#"))
     while optional and fraction.endswith("0"):
         fraction, optional = fraction[:-1], optional - 1
     whole = whole.zfill(pattern[0].partition(".")[0].count("0"))
-    sign = "-" if value < 0 else ""
+    sign = "-" if cell_number < 0 else ""
     return f"{sign}{whole}.{fraction}" if fraction else sign + whole
 
 
-def plain_number(value: float) -> str:
+def plain_number(cell_number: float) -> str:
     """Return a number with the 15 digits that a spreadsheet keeps.
 
     >>> plain_number(12.0), plain_number(0.1 + 0.2), plain_number(123456789012.0)
     ('12', '0.3', '123456789012')
     """
-    if value == int(value) and abs(value) < 1e15:
-        return str(int(value))
-    return f"{value:.15g}"
+    if cell_number == int(cell_number) and abs(cell_number) < 1e15:
+        return str(int(cell_number))
+    return f"{cell_number:.15g}"
 
 
 def shown_date(serial: float, *, since_1904: bool) -> str:

@@ -1,4 +1,4 @@
-"""Numbers in the texts of a user's table, and what a cell is that holds none.
+"""Numbers in the texts of a user's table, and the fault of a cell without one.
 
 A decimal comma is read where commas do not separate cells. A column with both 1.5 and 1,5 is
 refused: one of them may be thousands.
@@ -26,12 +26,12 @@ def parsed(texts: pl.Series, *, decimal_comma: bool) -> pl.Series:
     plain = trimmed(texts)
     frame = plain.to_frame("text")
     text = pl.col("text")
-    value: pl.Expr = pl.when(text.str.contains(PLAIN)).then(text)
+    number: pl.Expr = pl.when(text.str.contains(PLAIN)).then(text)
     if decimal_comma:
         is_comma = text.str.contains(COMMA)
         point = pl.when(is_comma).then(text.str.replace(",", ".", literal=True))
-        value = pl.coalesce(value, point)
-    return frame.select(value.cast(pl.Float64, strict=False)).to_series()
+        number = pl.coalesce(number, point)
+    return frame.select(number.cast(pl.Float64, strict=False)).to_series()
 
 
 def has_commas(texts: pl.Series) -> pl.Series:

@@ -5,7 +5,7 @@ import os
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
-from featurestore.usertables.cell_grid import Grid
+from featurestore.usertables.cell_grid import CellGrid
 from featurestore.usertables.columnar import read_columnar
 from featurestore.usertables.delimited import read_delimited
 from featurestore.usertables.table import UserTable
@@ -21,7 +21,7 @@ class HeldTable(os.PathLike[str]):
     """A table that is no file, such as an annotation of a lake; it stands where a path does.
 
     Attributes:
-        name: for messages; its ending says the format.
+        name: for messages; its ending gives the format.
         content: what the file would hold.
     """
 
@@ -39,7 +39,7 @@ def read_table(path: str | os.PathLike[str]) -> UserTable:
     """Return the table in a file: CSV, TSV, XLSX (first visible sheet) or Parquet.
 
     Args:
-        path: local path, or a URL that fsspec knows.
+        path: local path, or a URL that fsspec can open.
 
     Raises:
         TableError: no such file, another ending, or a file that can't be read.
@@ -76,7 +76,7 @@ def parse_table(content: bytes, *, name: str, any_ending: bool = False) -> UserT
 
     Args:
         content: the bytes.
-        name: of the file; its ending says the format.
+        name: name of the file; its ending gives the format.
         any_ending: whether the format is seen in the bytes alone, whatever the name.
 
     Raises:
@@ -109,7 +109,7 @@ def _format(content: bytes, name: str, *, any_ending: bool) -> str:
     return ending
 
 
-def _grid(content: bytes, name: str, ending: str) -> Grid:
+def _grid(content: bytes, name: str, ending: str) -> CellGrid:
     if ending == ".xlsx":
         return read_workbook(content, name)
     if ending == ".parquet":

@@ -1,7 +1,7 @@
 """A user's table, read by what a column is needed for: as text, as numbers, as whole numbers.
 
 Nothing is converted before it is known what it is needed for: an id 0012 stays text, and a comment
-that looks like a number troubles nobody. A cell that can't be read is named by row and column.
+that looks like a number does no harm. A cell that can't be read is named by row and column.
 """
 
 import difflib
@@ -12,7 +12,13 @@ from functools import cached_property
 
 import polars as pl
 
-from featurestore.usertables.cell_grid import Column, Grid, clean_name, is_unnamed, refuse_twins
+from featurestore.usertables.cell_grid import (
+    CellColumn,
+    CellGrid,
+    clean_name,
+    is_unnamed,
+    refuse_twins,
+)
 from featurestore.usertables.near_ids import near_key, refuse_near
 from featurestore.usertables.numbers import (
     LEADING_ZERO,
@@ -60,10 +66,10 @@ class UserTable:
     sha256: str
     index: pl.Series | None = None
     decimal_comma: bool = True
-    _cells: dict[str, Column] = field(default_factory=dict, repr=False)
+    _cells: dict[str, CellColumn] = field(default_factory=dict, repr=False)
 
     @classmethod
-    def of(cls, grid: Grid, *, name: str, sha256: str) -> "UserTable":
+    def of(cls, grid: CellGrid, *, name: str, sha256: str) -> "UserTable":
         """Return the table of a file's cells.
 
         Raises:
@@ -147,7 +153,7 @@ class UserTable:
         """Return each cell of a column as text, to the letter; null for no value.
 
         Raises:
-            TableError: no such column, or a cell that says only that a formula failed.
+            TableError: no such column, or a cell that shows a failed formula.
         """
         column = self.column(name)
         texts = self._cells[column].texts.rename(column)
@@ -158,7 +164,7 @@ class UserTable:
         """Return the ids of slides, patients or sites in a column, as text to the letter.
 
         Args:
-            name: of the column.
+            name: name of the column.
             distinct: whether ids that differ by case, blanks or Unicode form only are different
                 (`--distinct-ids`); else they are refused.
 
@@ -230,7 +236,7 @@ class UserTable:
         """Return a column as what it looks like: booleans, whole numbers, numbers, or text.
 
         Args:
-            name: of the column.
+            name: name of the column.
             strict: refuse a column of numbers in which some cells are none; else it is text.
 
         Raises:
@@ -378,7 +384,7 @@ class UserTable:
         return dict(frame.unique("text", keep="first").iter_rows())
 
 
-def _nameless(header: list[str], columns: list[Column]) -> list[str]:
+def _nameless(header: list[str], columns: list[CellColumn]) -> list[str]:
     """Return a sentence for each column without a name that holds something and is no index."""
     return [
         f"column {place} has no name and is left out"
@@ -404,7 +410,7 @@ def _header_key(name: str) -> str:
     return near_key(re.sub(r"[\s\u00a0]+", "_", clean_name(name)))
 
 
-def _without_words(cells: Column) -> tuple[Column, dict[str, int]]:
+def _without_words(cells: CellColumn) -> tuple[CellColumn, dict[str, int]]:
     """Return cells with null for blanks and words of no value, and how often each word is there."""
     if cells.native is not None:
         return cells, {}

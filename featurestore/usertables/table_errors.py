@@ -1,4 +1,4 @@
-"""What is wrong with a user's table; the message is what the user reads."""
+"""Errors in a user's table; their messages are for the user."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -16,7 +16,7 @@ from xml.etree import ElementTree as ET
 
 import polars as pl
 
-from featurestore.usertables.cell_grid import Column, Grid, clean_name
+from featurestore.usertables.cell_grid import CellColumn, CellGrid, clean_name
 from featurestore.usertables.number_formats import (
     BUILT_IN,
     is_date_format,
@@ -31,7 +31,7 @@ _LETTERS = re.compile(r"([A-Z]+)(\d+)")
 
 
 @dataclass(frozen=True)
-class Cell:
+class WorkbookCell:
     """A cell of a sheet.
 
     Attributes:
@@ -47,13 +47,13 @@ class Cell:
 
 @dataclass(frozen=True, kw_only=True)
 class Style:
-    """How cells of one style show numbers."""
+    """The way in which cells of one style show numbers."""
 
     code: str
     is_date: bool
 
 
-def read_workbook(content: bytes, name: str) -> Grid:
+def read_workbook(content: bytes, name: str) -> CellGrid:
     """Return the cells of the first visible sheet; its first row that is not empty is the header.
 
     Raises:
@@ -88,12 +88,14 @@ class _Workbook:
             msg = f"table {name!r} has no visible sheet"
             raise TableError(msg)
         self.sheet, self.sheets = sheets[0].get("name", ""), len(sheets)
-        relation_id = next(value for key, value in sheets[0].items() if _local(key) == "id")
+        relation_id = next(
+            identifier for key, identifier in sheets[0].items() if _local(key) == "id"
+        )
         self._part = next(part for key, part in self._targets["worksheet"] if key == relation_id)
         self.texts = self._shared_texts()
         self.styles = self._styles()
 
-    def rows(self) -> Iterator[tuple[int, dict[int, Cell]]]:
+    def rows(self) -> Iterator[tuple[int, dict[int, WorkbookCell]]]:
         """Return each row's number with its cells by column, counted from 0, without empty ones."""
         number = 0
         with self.file.open(self._part) as stream:
@@ -106,7 +108,7 @@ class _Workbook:
                     yield number, cells
                 element.clear()
 
-    def _cells(self, row: ET.Element, number: int) -> Iterator[tuple[int, Cell]]:
+    def _cells(self, row: ET.Element, number: int) -> Iterator[tuple[int, WorkbookCell]]:
         place = -1
         for element in row:
             place += 1
@@ -116,12 +118,12 @@ class _Workbook:
             if cell is not None and cell.text.strip():
                 yield place, cell
 
-    def _cell(self, element: ET.Element, place: int, number: int) -> Cell | None:
+    def _cell(self, element: ET.Element, place: int, number: int) -> WorkbookCell | None:
         kind = element.get("t", "n")
         if kind == "inlineStr":
-            return Cell(_text_of(element))
-        value = next((child.text for child in element if _local(child.tag) == "v"), None)
-        if value is None:
+            return WorkbookCell(_text_of(element))
+        text = next((child.text for child in element if _local(child.tag) == "v"), None)
+        if text is None:
             if any(_local(child.tag) == "f" for child in element):
                 msg = (
                     f"table {self.name!r}, row {number}, column {place + 1}: a formula without its "
@@ -130,19 +132,21 @@ class _Workbook:
                 raise TableError(msg)
             return None
         if kind == "s":
-            return Cell(self.texts[int(value)])
+            return WorkbookCell(self.texts[int(text)])
         if kind == "b":
-            return Cell("true" if value == "1" else "false")
+            return WorkbookCell("true" if text == "1" else "false")
         if kind == "d":
-            return Cell(value.replace("T", " ").removesuffix(" 00:00:00"), is_date=True)
-        return Cell(_unescaped(value)) if kind in {"str", "e"} else self._number(element, value)
+            return WorkbookCell(text.replace("T", " ").removesuffix(" 00:00:00"), is_date=True)
+        return (
+            WorkbookCell(_unescaped(text)) if kind in {"str", "e"} else self._number(element, text)
+        )
 
-    def _number(self, element: ET.Element, value: str) -> Cell:
+    def _number(self, element: ET.Element, text: str) -> WorkbookCell:
         style = self.styles[int(element.get("s") or 0)] if self.styles else None
-        number = float(value)
+        number = float(text)
         if style is not None and style.is_date:
-            return Cell(shown_date(number, since_1904=self.since_1904), is_date=True)
-        return Cell(shown_number(number, style.code if style else "General"), number)
+            return WorkbookCell(shown_date(number, since_1904=self.since_1904), is_date=True)
+        return WorkbookCell(shown_number(number, style.code if style else "General"), number)
 
     def _shared_texts(self) -> list[str]:
         parts = self._targets.get("sharedStrings", [])
@@ -171,7 +175,7 @@ class _Workbook:
         ]
 
 
-def _grid(book: _Workbook) -> Grid:
+def _grid(book: _Workbook) -> CellGrid:
     rows = book.rows()
     first = next(rows, None)
     if first is None:
@@ -190,7 +194,7 @@ def _grid(book: _Workbook) -> Grid:
     notes: tuple[str, ...] = ()
     if book.sheets > 1:
         notes = (f"{book.name}: sheet {book.sheet!r} is read, the first of {book.sheets}",)
-    return Grid(
+    return CellGrid(
         header=header,
         columns=[_column([cells.get(at) for _, cells in records]) for at in range(width)],
         rows=pl.Series(values=[number for number, _ in records], dtype=pl.Int64),
@@ -199,8 +203,8 @@ def _grid(book: _Workbook) -> Grid:
     )
 
 
-def _column(cells: list[Cell | None]) -> Column:
-    return Column(
+def _column(cells: list[WorkbookCell | None]) -> CellColumn:
+    return CellColumn(
         texts=pl.Series(values=[cell and cell.text for cell in cells], dtype=pl.String),
         numbers=pl.Series(values=[cell and cell.number for cell in cells], dtype=pl.Float64),
         dates=pl.Series(values=[bool(cell and cell.is_date) for cell in cells], dtype=pl.Boolean),

@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
-from featurestore.tables.lance_counts import count_tiles
-from featurestore.tables.schema import CATALOG
+from featurestore.tables import CATALOG, count_tiles
 from ingest.pages.page_templates import environment
 from ingest.pages.slide_cards import OK, card_slides, choose_slides, make_cards
 from ingest.pages.slide_pictures import PEN_SHOWN
@@ -45,7 +44,7 @@ def write_contact_sheet(lake: Lake, *, most: int = 400) -> str:
 
     Raises:
         DamageError: A table of the lake is gone.
-        LakeError: The bucket does not do what it is asked.
+        LakeError: The bucket refuses a request.
     """
     slides = card_slides(lake)
     chosen = choose_slides(slides, most=most, most_failed=(most + 1) // 2)

@@ -62,7 +62,7 @@ _AT_ONCE = 32
 
 
 def card_slides(lake: Lake) -> pl.DataFrame:
-    """Return `CARD_COLUMNS` of all slides; null are those of which an early lake knows nothing."""
+    """Return `CARD_COLUMNS` of all slides; columns that an early lake lacks are null."""
     slides = lake.slides()
     stored_columns = slides.collect_schema().names()
     columns = [pl.col(n) if n in stored_columns else pl.lit(None).alias(n) for n in CARD_COLUMNS]
@@ -130,7 +130,7 @@ def _cards(lake: Lake, slides: pl.DataFrame, longest_px: int) -> Iterator[Row]:
 
 def _pictures(lake: Lake, slides: pl.DataFrame) -> dict[int, Row]:
     """Slide number -> thumbnail and tissue mask, of some slides at once."""
-    from featurestore.tables.schema import SLIDES
+    from featurestore.tables import SLIDES
 
     # By the indexed column: `slide` has no index in this table.
     quoted = ", ".join("'" + name.replace("'", "''") + "'" for name in slides["slide_id"])
@@ -163,7 +163,7 @@ def _tile_rows(lake: Lake, places: pl.DataFrame, mpp: float) -> pl.DataFrame:
     By slide, not by the catalog's row offsets: those count rows that were deleted when a slide
     was scanned again, and Lance's scanner does not.
     """
-    from featurestore.tables.schema import features_table
+    from featurestore.tables import features_table
 
     table = lake.table(features_table(mpp))
     fragments = [table.get_fragment(number) for number in places["fragment"].unique().to_list()]
@@ -198,6 +198,6 @@ def _picture(
             width_px=row["width_px"],
         )
     except DamageError as error:
-        # One damaged picture is told on its card: the others are still to be seen.
+        # One damaged picture is named on its card: the others are still shown.
         return {"picture": None, "damage": str(error)}
     return {"picture": data_uri(encode_jpeg(drawn), "image/jpeg"), "damage": None}

@@ -1,6 +1,6 @@
 """Open a slide with the reader that fits it: the one door to all readers of `reader_table`.
 
-openslide and the native reader take what openslide knows. A TIFF whose largest image is not its
+openslide and the native reader take what openslide reads. A TIFF whose largest image is not its
 first, or of which another image is named, a strip TIFF and a picture have readers of their own.
 """
 

@@ -47,7 +47,7 @@ class ReaderEntry:
 
 
 def _is_first_image(file: SlideFile) -> bool:
-    """Whether openslide reads the image that is asked for; it has no WebP, and no other images."""
+    """Whether openslide reads the image to be read; it has no WebP, and no other images."""
     if file.vendor is None:
         return False
     return file.image is None or (file.image.number == 1 and file.image.compression != WEBP)

@@ -1,4 +1,4 @@
-"""A local file that holds a remote one in part: ranges arrive when they are asked for.
+"""A local file that holds a remote one in part: ranges arrive when they are needed.
 
 It has the full size from the start and holes (zeros) where nothing was fetched. Each byte travels
 once, in parallel requests, so that a round trip of 30 ms costs little.
@@ -73,7 +73,7 @@ class PartialFile:
 
     Args:
         remote: the file.
-        state: what the server said of it; a file that is not as then is refused.
+        state: what the server stated of it; a file that is not as then is refused.
         local: where to put it; the folder is there.
 
     Attributes:

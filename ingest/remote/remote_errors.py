@@ -8,8 +8,7 @@ import re
 from collections.abc import Iterator
 
 from featurestore import LakeError
-from featurestore.storage import bucket_clients
-from featurestore.storage.bucket_errors import DENIED, causes, codes, explain
+from featurestore.storage import DENIED, bucket_clients, causes, codes, explain
 from ingest.errors import SlideError
 
 BUCKETS = frozenset(bucket_clients.EXTRAS)
@@ -30,7 +29,7 @@ class HttpStatusError(OSError):
 
 
 class ShortReadError(EOFError):
-    """A server answered with other bytes than were asked for."""
+    """A server answered with other bytes than were requested."""
 
 
 def shown(uri: str) -> str:
@@ -93,7 +92,7 @@ def _explanation(error: BaseException, uri: str) -> str:
     if names & SILENT:
         return f"can't be read: no answer for {SILENT_S:g} s, at {TRIES} tries; is the server up?"
     if "ShortReadError" in names:
-        return "can't be read: the server answers with other bytes than were asked for"
+        return "can't be read: the server answers with other bytes than were requested"
     if names & BROKEN:
         kind = type(error).__name__
         return f"can't be read: no connection, or it breaks off ({kind}), at {TRIES} tries"

@@ -1,4 +1,4 @@
-"""A slide's file at a URL: what the server says of it, ranges of its bytes, errors in one line.
+"""A slide's file at a URL: what the server states of it, ranges of its bytes, errors in one line.
 
 Clients of buckets try again by themselves; for everything else (HTTP above all) it is done here.
 """
@@ -45,7 +45,7 @@ class FileState:
     Attributes:
         size: its bytes; None if the server does not say.
         is_folder: whether it is a folder.
-        ranges: whether parts of it can be asked for, many at once.
+        ranges: whether parts of it can be requested, many at once.
         marks: what changes with its content: ETag, times, where they are given.
     """
 
@@ -87,7 +87,7 @@ def name_of(uri: str) -> str:
 
 
 def open_fs(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
-    """The file system of a URI, set up as for lakes, and the path it knows the file by.
+    """The file system of a URI, set up as for lakes, and the path of the file in it.
 
     Raises:
         SlideError: there is no client for it, or its settings are not valid.
@@ -128,7 +128,7 @@ class RemoteFile:
 
     Attributes:
         shown: the URI as it may be printed.
-        path: what the file system knows it by.
+        path: of the file in its file system.
 
     Raises:
         SlideError: there is no client for it.

@@ -97,7 +97,7 @@ def check_room(folder: Path, size: int, name: str) -> None:
 
 @contextlib.contextmanager
 def room_is_told(folder: Path, name: str) -> Iterator[None]:
-    """A disk that gets full inside all the same, since others write there too, is said so."""
+    """A disk that gets full inside all the same, since others write there too, is named."""
     try:
         yield
     except OSError as error:

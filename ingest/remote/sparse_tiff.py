@@ -208,6 +208,6 @@ def slide_mpp(path: str, mpp: float | None) -> float:
     Raises:
         SlideError: the file does not open, or says no mpp.
     """
-    options = ReadOptions(mpp=mpp, allow_anisotropic=True)  # whether it may be is said later
+    options = ReadOptions(mpp=mpp, allow_anisotropic=True)  # whether it may be is decided later
     with open_slide(path, options, reader="openslide") as slide:
         return slide.mpp

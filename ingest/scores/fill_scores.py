@@ -67,7 +67,8 @@ def fill_scores(lake_uri: str, names: Sequence[str], *, dry_run: bool = False) -
         dry_run: count the tiles, and write nothing.
 
     Raises:
-        InputError: there is no such score, or it is made from the slide and not from its tiles.
+        InputError: there is no such score, it is made from the slide and not from its tiles, or the
+            lake holds no pixels.
         LakeError: something else of that name is in the lake, or it was compacted meanwhile.
         DamageError: a shard is not what was written; nothing is changed.
     """
@@ -81,6 +82,12 @@ def fill_scores(lake_uri: str, names: Sequence[str], *, dry_run: bool = False) -
         for mpp in lake.config.mpps
     }
     filled = FilledScores(tiles=_count(missing, columns), no_pixels=_no_pixels(lake))
+    if columns and filled.no_pixels and not _has_pixels(lake):
+        msg = (
+            f"{lake.uri} holds no pixels, since its features were imported; a score is made from "
+            "the stored tiles: ingest the slides"
+        )
+        raise InputError(msg)
     if any(filled.tiles.values()) and not dry_run:
         with writer_lease(lake.store, f"scores {', '.join(columns)}"):
             commit_scores(lake, _write(lake, columns, missing))
@@ -125,6 +132,11 @@ def _no_pixels(lake: Lake) -> list[str]:
     without = pl.col("teacher").is_null() & pl.col("shard").is_null() & (pl.col("tiles") > 0)
     rows = lake.catalog().filter(without).select("slide_id").collect()
     return sorted(rows["slide_id"].unique())
+
+
+def _has_pixels(lake: Lake) -> bool:
+    shards = lake.catalog().filter(pl.col("shard").is_not_null()).select("slide").head(1)
+    return shards.collect().height > 0
 
 
 def _write(

@@ -1,4 +1,4 @@
-"""What a slide was cut with, beside its file and the lake's own settings, and what has changed.
+"""Settings that a slide was cut with, beside its file and the lake's own, and what has changed.
 
 It is kept with each slide (`cut_with` in `slides`), so that a second ingest with another mpp, mask
 or way to find tissue cuts the slide again, and one that says nothing of them changes nothing.

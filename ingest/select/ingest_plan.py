@@ -11,8 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from featurestore import LakeConfig
-from featurestore.ids import mpp_name
+from featurestore import LakeConfig, mpp_name
 from ingest.child_process import DiedError, Isolated
 from ingest.cut import failure, jpegs, lake_grids, tissue_options
 from ingest.grid import Grid

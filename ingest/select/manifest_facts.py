@@ -1,4 +1,4 @@
-"""What a manifest says of a slide that decides no pixel: patient, site and other columns, place.
+"""Facts of a slide in a manifest that decide no pixel: patient, site and other columns, place.
 
 A later manifest changes what it gives and leaves the rest: an empty cell, a column that it lacks
 and a plain path take nothing away.
@@ -17,7 +17,7 @@ def extra_text(extra: Mapping[str, Any]) -> str | None:
 
 
 def merged_facts(row: Row) -> Row:
-    """The patient and other columns of a slide: what is given now over what the lake knows."""
+    """The patient and other columns of a slide: what is given now over what the lake has."""
     known_patient = row.get("known_patient_id")
     lake_columns, now = _columns(row.get("known_extra")), _columns(row["extra"])
     filled = {name: value for name, value in now.items() if value is not None}

@@ -89,7 +89,7 @@ def find_named_slides(inputs: Sequence[str], options: IngestOptions) -> NamedSli
         named.notes += masks.notes({source.slide_id for source in sources})
     sources, later = split_duplicates(chosen(sources, options.get("only", ())))
     named.stopped += [_duplicate(source, sources) for source in later]
-    # Each asks its file for its ends: from a bucket that is nothing but waiting.
+    # Each reads the ends of its file: from a bucket that is nothing but waiting.
     with ThreadPoolExecutor(ASKED_AT_ONCE) as pool:
         made = pool.map(lambda source: _row(source, options, masks, named.tissue_by), sources)
         named.rows += list(made)
@@ -155,7 +155,7 @@ def _twins(rows: Sequence[Row]) -> list[str]:
         alike[row["uri"], row["cut_with"]].append(row["slide_id"])
     return [
         f"{', '.join(names)} are one file, cut in the same way: their tiles are the same; masks "
-        f"({names[0]}.geojson, ...) would say which part is whose"
+        f"({names[0]}.geojson, ...) would say which part is which slide"
         for names in alike.values()
         if len(names) > 1
     ]

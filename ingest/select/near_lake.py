@@ -16,7 +16,7 @@ def refuse_near_lake(lake: Lake, rows: Sequence[Mapping[str, Any]], *, distinct_
 
     Args:
         lake: as it is before they are added.
-        rows: `slide_id` and `patient_id` of the slides that are asked for.
+        rows: `slide_id` and `patient_id` of the slides that an ingest names.
         distinct_ids: whether such names are of different slides and patients.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Which slides an ingest is to cut: those asked for, less what is there or can not be read."""
+"""The slides that an ingest is to cut: those named, less what is there or can't be read."""
 
 import math
 from collections.abc import Sequence
@@ -63,7 +63,7 @@ def sort_out(
     """Sort slides into those to cut, to fail, to leave alone or to update.
 
     Args:
-        rows: of `find_named_slides`, with what the lake knows of them.
+        rows: of `find_named_slides`, with what the lake has of them.
         options: which slides to take.
         tissue_by: how tissue is to be found, if that was given.
     """
@@ -209,7 +209,7 @@ def _is_scanned_again(row: Row) -> bool:
 
 
 def _lacks_mask(user_settings: UserSettings) -> bool:
-    """Whether the user's masks have none for a slide, and nothing else was said of its tissue."""
+    """Whether the user gave masks, but for a slide neither one nor a way to find its tissue."""
     return (
         "mask" in user_settings and user_settings["mask"] is None and "tissue" not in user_settings
     )

@@ -31,7 +31,7 @@ ESCAPED = re.compile(r"\\udc[89a-f][0-9a-f]")
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """A slide that was asked for.
+    """A slide that the inputs of an ingest name.
 
     Attributes:
         slide_id: the file's name without its suffix, unless a manifest says otherwise.
@@ -121,7 +121,7 @@ def split_duplicates(sources: Sequence[Source]) -> tuple[list[Source], list[Sour
 
 
 def _is_linked(one: Source, other: Source) -> bool:
-    """Whether two sources are one local file, and nothing else is said of them."""
+    """Whether two sources are one local file, with the same facts of both."""
     if replace(one, uri=other.uri) != other or not (is_local(one.uri) and is_local(other.uri)):
         return False
     with contextlib.suppress(OSError):
@@ -215,12 +215,12 @@ def _local_files(text: str, note: Note) -> Iterator[str]:
 
 def _in_folder(path: str, note: Note) -> list[str]:
     slides = slides_of(files_under(path, note), note)
-    # What is called a slide and is an empty folder is told of, as a slide that is missing is.
+    # What is called a slide and is an empty folder is noted, as a slide that is missing is.
     return slides or ([path] if is_slide(path) else [])
 
 
 def _is_folder(path: str) -> bool:
-    with contextlib.suppress(OSError):  # a name too long, for one: told when it is read
+    with contextlib.suppress(OSError):  # a name too long, for one: noted when it is read
         return Path(path).is_dir()
     return False
 

@@ -17,10 +17,9 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from featurestore import ColumnFile, ColumnWriter, ShardReader, Store
-from featurestore.shards.tar_shards import check_shard
-from featurestore.storage.full_disk import disk_full_error
-from featurestore.tables.lance_columns import keys_in
-from featurestore.tables.schema import identity_of
+from featurestore.shards import check_shard
+from featurestore.storage import disk_full_error
+from featurestore.tables import identity_of, keys_in
 from ingest.errors import SlideError
 from ingest.stain import stain_variant
 from ingest.teachers.cards.card import Engine, Precision
@@ -198,7 +197,7 @@ class Extractor:
 
 
 def _chosen_tiles(store: Store, unit: Unit, row: Row) -> tuple[Int64Array, Int64Array]:
-    """Keys of all tiles of a slide, and the places among them of those that are asked for."""
+    """Return the keys of a slide's tiles, and the places of the chosen ones among them."""
     slide, where = row["slide"], row.get("where", unit.choice.where)
     ids = keys_in(store, unit.mpp, unit.fragment, slide)
     is_chosen = np.ones(len(ids), bool)
@@ -236,7 +235,7 @@ def _put(
     places: Int64Array,
     started: Sequence["Started"],
 ) -> None:
-    """Write what is known of some tiles of a slide; those between them are not asked for."""
+    """Write features of some tiles of a slide; those between them are not chosen."""
     runs = np.split(np.arange(len(places)), np.flatnonzero(np.diff(places) != 1) + 1)
     for batch in started:
         embeddings = batch.result()

@@ -1,4 +1,4 @@
-"""From a teacher's name to a running encoder: a card of ours, a student in the lake, a user's file.
+"""Teachers by name, as running encoders: a card of ours, a student in the lake, a user's file.
 
 Names are those of `outputs.py`; a path that ends in `.py` is a user's own encoder.
 """
@@ -34,7 +34,7 @@ FEATURE_CARD = "features.json"
 
 @dataclass(frozen=True, kw_only=True)
 class Teacher:
-    """An encoder and what is asked of it; travels to the workers.
+    """An encoder and its columns; it travels to the workers.
 
     Attributes:
         card: how it is run.
@@ -104,7 +104,7 @@ def find_teachers(
     Their weights are fetched if they are not here yet; the networks are not built.
 
     Raises:
-        TeacherError: one is not known, can't give what is asked, or its weights can't be had.
+        TeacherError: one is not known, can't give such a column, or its weights can't be had.
     """
     teachers: dict[str, Teacher] = {}
     for name in names:

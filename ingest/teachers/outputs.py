@@ -79,7 +79,7 @@ def _parsed(teacher: str) -> dict[str, str | None]:
 
 
 def outputs_of(teacher: str, card: Card) -> list[Output]:
-    """The columns that a teacher's name asks for: one, or two where patch tokens are sampled.
+    """Return the columns of a teacher's name: one, or two where patch tokens are sampled.
 
     Where a card has several poolings, its column names the pooling.
 

@@ -17,8 +17,8 @@ from pathlib import Path
 
 from cluster import progress, ray_session, schedulable
 from featurestore import ColumnFile, Lake, Store, Vacuumed, free_old_versions, open_lake
-from featurestore.storage.lock import writer_lease
-from featurestore.tables.schema import PENDING, READY
+from featurestore.storage import writer_lease
+from featurestore.tables import PENDING, READY
 from ingest.teachers.cards.card import Engine, Precision
 from ingest.teachers.column_maker import ColumnMaker, MadeColumn
 from ingest.teachers.extract_plan import choose_tiles, plan

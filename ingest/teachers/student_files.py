@@ -26,7 +26,7 @@ def student_file(store: "Store", name: str, file: str) -> bytes:
         DamageError: it is gone or damaged; the file is named.
         AccessError: it can't be read now.
     """
-    from featurestore.storage.sealed import read_named, read_sealed
+    from featurestore.storage import read_named, read_sealed
 
     report = f"{student_folder(name)}/{REPORT}"
     # A student that is not finished has no report yet, and so no checksums.

@@ -1,7 +1,7 @@
 """Isolated cells, as on a cytology slide: what the overview at 16 mpp is too coarse for.
 
 A cell is 8 to 60 um wide: half a pixel to four of the overview, where a majority of 7 x 7 pixels
-and pieces of at least 64 x 64 um are asked for, and a hundredth to a tenth of a tile of 128 um. So
+and pieces of at least 64 x 64 um are needed, and a hundredth to a tenth of a tile of 128 um. So
 cells are looked for at about 2 mpp by their colour, block by block, and a pixel of the overview
 counts as tissue if it holds a part of one.
 """

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from featurestore import Lake, LakeConfig, create_lake, open_lake
+from featurestore import Lake, LakeConfig, create_lake, open_lake, verify
 from ingest.cut import cut_slide
 from ingest.select.sources import fingerprint
 from tests.conftest import REAL_SLIDE
@@ -10,6 +10,7 @@ from tests.worlds.command_lines import Output, Places, command_line
 
 TRY = command_line("score {lake} haematoxylin --dry-run --json")
 SCORE = command_line("score {lake} haematoxylin")
+DROP = command_line("score {lake} haematoxylin --drop --json")
 WRONG = command_line("score {lake} pen")
 
 
@@ -33,4 +34,9 @@ def test_score_fills_what_is_missing(tmp_path: Path, capsys: Output) -> None:
     assert f"{count} tiles got haematoxylin" in SCORE.run(capsys, places).stdout
     assert open_lake(lake.uri).version == lake.version + 1
     assert "0 tiles got haematoxylin" in SCORE.run(capsys, places).stdout
+    dropped = DROP.run(capsys, places).value
+    assert dropped == {"dropped": ["haematoxylin"], "version": lake.version + 2}
+    assert "haematoxylin" not in open_lake(lake.uri).tiles(mpp=2.0).collect_schema().names()
+    assert verify(open_lake(lake.uri)).ok
+    assert "keeps no score 'haematoxylin'" in DROP.run(capsys, places, code=2).stderr
     assert "is made from the slide while it is cut" in WRONG.run(capsys, places, code=2).stderr

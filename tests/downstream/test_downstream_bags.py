@@ -47,14 +47,14 @@ def slide_names() -> list[str]:
 def planted(seed: int = 0) -> Features:
     """Teacher -> slide -> [N, D]; teacher "good" shifts all tiles of odd patients."""
     rng = np.random.default_rng(seed)
-    found: Features = {"good": {}, "noise": {}}
+    features: Features = {"good": {}, "noise": {}}
     for name in slide_names():
         tiles = 5 + (name[-1] == "b")
-        for teacher in found:
+        for teacher in features:
             x = rng.standard_normal((tiles, WIDTH))
             x[:, 0] += 4.0 * (teacher == "good") * (int(name[1:3]) % 2)
-            found[teacher][name] = x.astype(np.float16)
-    return found
+            features[teacher][name] = x.astype(np.float16)
+    return features
 
 
 JPEG = encode_jpeg(np.full((256, 256, 3), 200, np.uint8))
@@ -123,8 +123,8 @@ def lake(tmp_path_factory: pytest.TempPathFactory) -> Lake:
 
 def test_bags_hold_all_tiles_of_all_slides(lake: Lake) -> None:
     bags = PatientBags(lake, [("s03a", "s03b"), ("s04a",)], "good+noise", mpps=(MPP,))
-    given = planted()
-    expected = np.concatenate([given["good"]["s03a"], given["good"]["s03b"]])
+    features = planted()
+    expected = np.concatenate([features["good"]["s03a"], features["good"]["s03b"]])
     assert bags[0].features.shape == (11, 2 * WIDTH)
     assert np.array_equal(bags[0].features[:, :WIDTH], expected)
     assert bags[0].slide.tolist() == [0] * 5 + [1] * 6
@@ -138,7 +138,7 @@ def test_bags_hold_all_tiles_of_all_slides(lake: Lake) -> None:
     )
     assert tight[0] is tight[0]
     assert tight[1] is not tight[1]
-    assert np.array_equal(tight[1].features, given["good"]["s04a"])
+    assert np.array_equal(tight[1].features, features["good"]["s04a"])
     assert len(tight) == 2
 
 
@@ -149,10 +149,10 @@ def test_bags_of_several_mpps_nest(filled: Path) -> None:
     slides = sorted(slides_with_tiles(real, mpp=2.0) & slides_with_tiles(real, mpp=0.5))[:2]
     bag = read_patient(real, slides, teacher, (0.5, 2.0))
     level, place = bag.places[:, 0], bag.places[:, 1:]
-    found = children_rows(
+    children = children_rows(
         torch.from_numpy(place[level == 0]), torch.from_numpy(place[level == 1]), 4
     )
-    under = (found < (level == 1).sum()).sum()
+    under = (children < (level == 1).sum()).sum()
     assert under == (level == 1).sum() > 0
     # by the keys too: a fine tile's grid place over 4 is its parent's
     keys, mpps, y, x = tile_parts(bag.tile_id)
@@ -164,8 +164,8 @@ def test_bags_of_several_mpps_nest(filled: Path) -> None:
     assert set(bag.slide.tolist()) == {0, 1}
     families = {key: bag.family[at] for at, key in enumerate(zip(keys, y, x, strict=True))
                 if mpps[at] == 2.0}  # fmt: skip
-    mine = [bag.family[at] for at in np.flatnonzero(mpps == 0.5)]
-    assert mine == [families[key] for key in fine]
+    rows_of_fold = [bag.family[at] for at in np.flatnonzero(mpps == 0.5)]
+    assert rows_of_fold == [families[key] for key in fine]
 
 
 def test_identity_is_the_content_and_not_the_version(tmp_path: Path, lake: Lake) -> None:

@@ -9,7 +9,7 @@ import polars as pl
 import pytest
 
 from downstream import CohortError, patient_table, read_labels
-from downstream.cohorts.cohort import Labels, keep_slides, load_labels
+from downstream.cohorts.cohort import LabelTable, keep_slides, load_labels
 from downstream.cohorts.outcomes import (
     class_labels,
     guess_task,
@@ -145,8 +145,8 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 def test_classes_are_in_order(
     values: list[object], classes: list[str], expected: list[int]
 ) -> None:
-    found, index = class_labels(pl.DataFrame({"y": values}), "y")
-    assert (found, index.tolist()) == (classes, expected)
+    class_names, index = class_labels(pl.DataFrame({"y": values}), "y")
+    assert (class_names, index.tolist()) == (classes, expected)
 
 
 def test_one_class_is_refused() -> None:
@@ -200,15 +200,15 @@ def test_clams_and_patho_benchs_tables_are_read_as_they_are(tmp_path: Path, suff
         label=["tumor_tissue", "tumor_tissue", "normal_tissue"],
         fold_0=["train", "train", "test"],
     )
-    found = load_labels(write(tmp_path / f"l.{suffix}", frame))
-    assert found.table.columns == ["slide_id", "patient_id", "label", "fold_0"]
-    assert "patient_id is column 'case_id'" in found.notes[0]
-    cohort = patient_table(lake_slides(), found, ["label"])
+    table = load_labels(write(tmp_path / f"l.{suffix}", frame))
+    assert table.table.columns == ["slide_id", "patient_id", "label", "fold_0"]
+    assert "patient_id is column 'case_id'" in table.notes[0]
+    cohort = patient_table(lake_slides(), table, ["label"])
     assert cohort.patients.rows() == [
         ("007", ["s1", "s2"], "tumor_tissue"),
         ("8", ["s3"], "normal_tissue"),
     ]
-    assert cohort.notes == found.notes
+    assert cohort.notes == table.notes
 
 
 @pytest.mark.parametrize("suffix", ["csv", "xlsx"])
@@ -220,14 +220,14 @@ def test_stamps_two_tables_are_joined_and_nobody_is_lost(tmp_path: Path, suffix:
     )
     paths = [tmp_path / f"{name}.{suffix}" for name in ("clini", "slide")]
     clini_path, slide_path = (write(*pair) for pair in zip(paths, (clini, files), strict=True))
-    found = load_labels(clini_path, slides=slide_path)
-    cohort = patient_table(lake_slides(), found, ["isMSIH"])
+    table = load_labels(clini_path, slides=slide_path)
+    cohort = patient_table(lake_slides(), table, ["isMSIH"])
     assert cohort.patients.rows() == [("A", ["s1", "s2"], "MSIH"), ("B", ["s3"], "nonMSIH")]
     assert cohort.missing == ["C"]  # has a label, and no slide; D has no label
     assert cohort.surplus == ["s5"]
     assert any("1 patients have no labels: E" in note for note in cohort.notes)
     assert any("1 patients are not in the slide table: C" in note for note in cohort.notes)
-    assert found.sha256 != load_labels(clini_path).sha256
+    assert table.sha256 != load_labels(clini_path).sha256
     with pytest.raises(CohortError, match="a slide table names slides and patients"):
         load_labels(clini_path, slides=clini_path)
 
@@ -241,15 +241,15 @@ def test_two_candidates_are_decided_by_the_user(tmp_path: Path) -> None:
         CohortError, match=r"slide_column='image': table .* has no column 'image'; it has"
     ):
         load_labels(path, patient_column="CASE_ID", slide_column="image")
-    found = load_labels(path, patient_column="CASE_ID", slide_column="scan")
-    assert found.table.rows() == [("s1", "1", 1), ("s3", "2", 2)]
-    assert any("column 'patient_id' is left out" in note for note in found.notes)
+    table = load_labels(path, patient_column="CASE_ID", slide_column="scan")
+    assert table.table.rows() == [("s1", "1", 1), ("s3", "2", 2)]
+    assert any("column 'patient_id' is left out" in note for note in table.notes)
 
 
 def test_whole_numbers_that_became_floats_are_ids_again(tmp_path: Path) -> None:
     frame = labels(slide_id=[101.0, 102.0], patient_id=[1.0, None], grade=[1, 2])
-    found = read_labels(write(tmp_path / "l.parquet", frame))
-    assert found.rows() == [("101", "1", 1), ("102", None, 2)]
+    table = read_labels(write(tmp_path / "l.parquet", frame))
+    assert table.rows() == [("101", "1", 1), ("102", None, 2)]
 
 
 def test_words_for_no_value_are_told(tmp_path: Path) -> None:
@@ -276,7 +276,7 @@ def test_slides_are_matched_without_endings_where_one_is_meant(
 ) -> None:
     cohort = patient_table(lake_slides(), labels(slide_id=names, y=[1] * len(names)), ["y"])
     assert (cohort.slide_ids, cohort.missing) == (used, missing)
-    assert [note in told for told in cohort.notes] == [True] if note else not cohort.notes
+    assert [note in text for text in cohort.notes] == [True] if note else not cohort.notes
 
 
 def test_two_slides_of_the_lake_with_one_stem_are_not_guessed() -> None:
@@ -325,10 +325,10 @@ def test_sites_of_tcga_barcodes() -> None:
 
 def test_multilabel_labels() -> None:
     frame = pl.DataFrame({"a": [1.0, 0.0, 1.0], "b": [True, False, False]})
-    names, found = multilabel_labels(frame, ["b", "a"])
+    names, label_PC = multilabel_labels(frame, ["b", "a"])
     assert names == ["b", "a"]
-    assert found.dtype == np.int64
-    assert found.tolist() == [[1, 1], [0, 0], [0, 1]]
+    assert label_PC.dtype == np.int64
+    assert label_PC.tolist() == [[1, 1], [0, 0], [0, 1]]
 
 
 @pytest.mark.parametrize(
@@ -348,9 +348,9 @@ def test_multilabel_labels_are_checked(columns: list[str], message: str) -> None
 
 
 def test_regression_labels() -> None:
-    found = regression_labels(pl.DataFrame({"patient_id": ["a", "b"], "y": [3, 5]}), "y")
-    assert found.dtype == np.float64
-    assert found.tolist() == [3.0, 5.0]
+    numbers = regression_labels(pl.DataFrame({"patient_id": ["a", "b"], "y": [3, 5]}), "y")
+    assert numbers.dtype == np.float64
+    assert numbers.tolist() == [3.0, 5.0]
 
 
 @pytest.mark.parametrize(
@@ -385,7 +385,7 @@ def test_the_task_is_guessed_from_values(values: list[object], task: str) -> Non
 # ---------------------------------------------------------------------- to the letter
 
 
-def loaded(tmp_path: Path, text: str, **ids: Any) -> Labels:  # noqa: ANN401
+def loaded(tmp_path: Path, text: str, **ids: Any) -> LabelTable:  # noqa: ANN401
     path = tmp_path / "labels.csv"
     path.write_text(text)
     return load_labels(path, **ids)
@@ -425,9 +425,9 @@ def test_ids_and_sites_of_a_table_are_text_to_the_letter(tmp_path: Path) -> None
 )
 def test_near_ids_sites_and_classes_are_refused(tmp_path: Path, text: str, message: str) -> None:
     def join(**ids: Any) -> pl.DataFrame:  # noqa: ANN401
-        found = loaded(tmp_path, text, **ids)
-        also = ["z"] if "z" in found.table.columns else []
-        return patient_table(lake_slides(), found, ["y"], also=also).patients
+        table = loaded(tmp_path, text, **ids)
+        also = ["z"] if "z" in table.table.columns else []
+        return patient_table(lake_slides(), table, ["y"], also=also).patients
 
     with pytest.raises(CohortError, match=message):
         join()
@@ -455,14 +455,14 @@ def test_near_ids_that_are_said_to_differ_stay_apart(tmp_path: Path) -> None:
 
 
 def test_cells_that_can_not_be_read_are_named(tmp_path: Path) -> None:
-    found = loaded(tmp_path, 'slide_id,months,y\ns1,"3,5",1\ns3,7,0\n')
+    table = loaded(tmp_path, 'slide_id,months,y\ns1,"3,5",1\ns3,7,0\n')
     with pytest.raises(CohortError, match=r"row 2, column 'months': '3,5' has a decimal comma"):
-        patient_table(lake_slides(), found, ["months", "y"], numbers=["months"])
+        patient_table(lake_slides(), table, ["months", "y"], numbers=["months"])
     # a column that nobody asks for troubles nobody
-    assert patient_table(lake_slides(), found, ["y"]).patients.height == 2
-    found = loaded(tmp_path, "slide_id,months,y\ns1,3,1\ns3,7 months,0\n")
+    assert patient_table(lake_slides(), table, ["y"]).patients.height == 2
+    table = loaded(tmp_path, "slide_id,months,y\ns1,3,1\ns3,7 months,0\n")
     with pytest.raises(CohortError, match=r"row 3, column 'months': '7 months' is no number"):
-        patient_table(lake_slides(), found, ["months", "y"], numbers=["months"])
+        patient_table(lake_slides(), table, ["months", "y"], numbers=["months"])
 
 
 def test_near_patients_of_two_tables_are_refused(tmp_path: Path) -> None:

@@ -55,7 +55,7 @@ def start(folder: Path, kind: str) -> subprocess.Popen[bytes]:
 
 
 def finish(folder: Path, kind: str, output: Output) -> dict[str, Any]:
-    """What the command prints last; it runs in this process and its Ray."""
+    """Return the last output of the command, which runs in this process and its Ray."""
     output.readouterr()
     slidelake.app(words(folder, kind), standalone_mode=False)
     result: dict[str, Any] = json.loads(output.readouterr().out.strip().splitlines()[-1])

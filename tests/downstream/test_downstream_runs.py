@@ -34,23 +34,34 @@ from downstream import (
     saved_spec,
 )
 from downstream.cells.cell_models import fit_member
-from downstream.cells.cell_patients import Patients
+from downstream.cells.cell_patients import CellPatients
 from downstream.cells.trials import trials_of
+from downstream.report.finished_run import read_run
 from downstream.run.cells import fit_and_store
 from downstream.run.execution import execute
 from downstream.run.label_targets import check_models
-from downstream.run.model_tables import AGGREGATORS, POOLED, PROBES, load, models_of, trainer_of
+from downstream.run.model_tables import (
+    AGGREGATORS,
+    POOLED,
+    PROBES,
+    AggregatorEntry,
+    PooledEntry,
+    load,
+    models_of,
+    trainer_of,
+)
+from downstream.run.run_result import find_result
 from downstream.run.run_table import run_table
 from downstream.run.study import Cell, Patient, Study, check_features
 from downstream.run.study_spec import Kind
 from downstream.splits.split_tables import from_table
-from featurestore import Lake, LakeError
+from featurestore import DamageError, Lake, LakeError, verify
 from tests.downstream.test_downstream_bags import MPP, PATIENTS, build, planted
 
 
 @pytest.fixture(autouse=True, scope="module")
 def one_thread() -> Iterator[None]:
-    """As in a Ray task."""
+    """Compute on one thread, as a Ray task does."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -135,8 +146,8 @@ def table(lake: Lake, run: str, name: str) -> pl.DataFrame:
 
 def rows(lake: Lake, cell: Cell) -> list[dict[str, Any]]:
     fit_and_store(lake, cell)
-    found: list[dict[str, Any]] = json.loads(lake.read_bytes(cell.path))["rows"]
-    return found
+    answer: list[dict[str, Any]] = json.loads(lake.read_bytes(cell.path))["rows"]
+    return answer
 
 
 @pytest.mark.parametrize(
@@ -153,11 +164,11 @@ def test_a_test_patient_changes_nobody_elses_prediction(
     for slide in victim.slide_ids:
         features["good"][slide][:] = 50.0
     poisoned = build(tmp_path / "lake", features)
-    clean, found = (rows(where, cell) for where in (lake, poisoned))
-    assert [row for row in found if row["patient_id"] != victim.patient_id] == [
+    clean, changed = (rows(where, cell) for where in (lake, poisoned))
+    assert [row for row in changed if row["patient_id"] != victim.patient_id] == [
         row for row in clean if row["patient_id"] != victim.patient_id
     ]
-    assert found != clean
+    assert changed != clean
 
 
 def test_labels_of_test_patients_change_no_prediction(lake: Lake) -> None:
@@ -169,8 +180,8 @@ def test_labels_of_test_patients_change_no_prediction(lake: Lake) -> None:
         for p in cell.study.patients
     )
     other = replace(cell, study=replace(cell.study, patients=flipped))
-    seen = ("score", "threshold", "probabilities")
-    one, two = ([[row[key] for key in seen] for row in rows(lake, c)] for c in (cell, other))
+    columns = ("score", "threshold", "probabilities")
+    one, two = ([[row[key] for key in columns] for row in rows(lake, c)] for c in (cell, other))
     assert one == two
 
 
@@ -205,10 +216,10 @@ def test_mil_run(lake: Lake) -> None:
     assert first["estimate"] == result["metrics"]["good"]["estimate"]
     assert (first["measure"], first["model"], first["seed"]) == ("auroc", "abmil", 0)
     assert first["lake_version"] == lake.version
-    told = result["coverage"]["good"]
-    assert told["target"] == 0.95
-    assert 0 <= told["coverage"] <= 1
-    assert told["aurc"] >= told["optimal_aurc"]
+    coverage = result["coverage"]["good"]
+    assert coverage["target"] == 0.95
+    assert 0 <= coverage["coverage"] <= 1
+    assert coverage["aurc"] >= coverage["optimal_aurc"]
     assert from_table(table(lake, made.run, "splits")) == list(made.splits)
     # every test patient's threshold is its fold's, from validation patients alone
     folds = predictions.group_by("arm", "fold").agg(pl.col("threshold").n_unique())
@@ -317,12 +328,12 @@ def test_a_search_takes_the_settings_with_the_least_validation_loss(lake: Lake) 
 
 
 def test_soft_labels_are_of_models_that_have_not_seen_the_patient(lake: Lake) -> None:
-    """And the models that are trained on them are other ones."""
+    """The models that are trained on soft labels are other ones, too."""
     ids, label = [f"p{p:02d}" for p in range(PATIENTS)], [p % 2 for p in range(PATIENTS)]
     splits = tuple(nested_folds(ids, label, folds=2, inner=2, seed=0))
     made = study(lake, features=("good",), splits=splits)
     cell = made.cells()[0]
-    patients = Patients(lake, cell, settings=made.settings)
+    patients = CellPatients(lake, cell, settings=made.settings)
     members = [fit_member(patients, split) for split in cell.splits]
     patients.soften(members, 0.4)
     for member in members:
@@ -374,6 +385,28 @@ def test_a_killed_run_goes_on_and_a_finished_one_is_read(lake: Lake) -> None:
     assert unbroken["run"] != result["run"]
 
 
+def test_each_file_of_a_finished_run_is_checked(lake: Lake) -> None:
+    made = study(lake, models=("abmil",), features=("good",), seed=77)
+    execute(lake, made, COHORT, Inline(lake))
+    assert not [part for part in verify(lake).damage if made.run in (part.path or "")]
+    folder = Path(lake.store.path(f"runs/{made.run}"))
+    files = [path for path in folder.rglob("*") if path.suffix in {".json", ".parquet"}]
+    assert {path.parent.name for path in files} >= {made.run, "cells", "attention"}
+    for path in files:
+        whole = path.read_bytes()
+        at = len(whole) // 2
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+        named = [part.path for part in verify(lake).damage]
+        assert named == [str(path.relative_to(folder.parent.parent))]
+        if path.name == "result.json":
+            with pytest.raises(DamageError, match=r"result\.json"):
+                find_result(lake, made.run)
+        path.write_bytes(whole)
+    (folder / "predictions.parquet").unlink()
+    with pytest.raises(DamageError, match=r"predictions\.parquet"):
+        read_run(lake, made.run)
+
+
 def test_everything_that_decides_a_result_is_in_the_name_of_the_run(lake: Lake) -> None:
     made = study(lake)
     patients = (replace(made.patients[0], slide_ids=("s00a",)), *made.patients[1:])
@@ -413,7 +446,9 @@ def test_models_are_checked() -> None:
 
 
 def test_every_model_of_the_tables_is_there() -> None:
-    for entry in (*AGGREGATORS.values(), *PROBES.values(), *POOLED.values()):
+    entries: list[AggregatorEntry | PooledEntry] = [*AGGREGATORS.values()]
+    entries += [*PROBES.values(), *POOLED.values()]
+    for entry in entries:
         assert callable(load(entry.loader))
         assert entry.summary
     assert models_of("mil").keys() == {*AGGREGATORS, *PROBES}

@@ -34,11 +34,11 @@ def test_nested_folds_test_everybody_once_and_validate_the_rest_once(
     splits = nested_folds(IDS, LABELS, folds=folds, inner=inner, repeats=2, seed=seed)
     assert len(splits) == 2 * folds * inner
     for repeat in range(2):
-        mine = [s for s in splits if s.repeat == repeat]
-        tested = [p for s in mine if s.inner == 0 for p in s.test]
+        repetition = [s for s in splits if s.repeat == repeat]
+        tested = [p for s in repetition if s.inner == 0 for p in s.test]
         assert sorted(tested) == IDS
         for fold in range(folds):
-            inners = [s for s in mine if s.fold == fold]
+            inners = [s for s in repetition if s.fold == fold]
             assert len({s.test for s in inners}) == 1
             for s in inners:
                 assert sorted(s.train + s.validation + s.test) == IDS
@@ -143,10 +143,12 @@ def test_few_shot_takes_from_train_alone_and_grows() -> None:
 def test_clams_tables_are_read() -> None:
     ragged = b",train,val,test\n0,a1,c1,d1\n1,a2,,gone\n"
     flags = b",train,val,test\na1,True,False,False\nc1,False,True,False\nd1,False,False,True\n"
-    found = read_clam({0: ragged, 1: flags}, SLIDES)
-    assert [(s.train, s.validation, s.test) for s in found.splits] == [(("A",), ("C",), ("D",))] * 2
-    assert [s.fold for s in found.splits] == [0, 1]
-    assert (found.missing, found.surplus) == (("gone",), ("B",))
+    splits = read_clam({0: ragged, 1: flags}, SLIDES)
+    assert [(s.train, s.validation, s.test) for s in splits.splits] == [
+        (("A",), ("C",), ("D",))
+    ] * 2
+    assert [s.fold for s in splits.splits] == [0, 1]
+    assert (splits.missing, splits.surplus) == (("gone",), ("B",))
     with pytest.raises(SplitError, match="CLAM's are train, val, test"):
         read_clam({0: b"train,test\nA,B\n"}, SLIDES)
 
@@ -154,11 +156,11 @@ def test_clams_tables_are_read() -> None:
 def test_patho_benchs_table_is_read() -> None:
     rows = ["case_id\tslide_id\tgrade\tfold_0\tfold_1", "A\ta1\t1\ttrain\ttest",
             "A\ta2\t1\ttrain\ttest", "B\tb1\t0\ttest\ttrain", "C\tc1\t0\tval\t", ""]  # fmt: skip
-    found = read_patho_bench("\n".join(rows).encode(), SLIDES)
-    one, other = found.splits
+    splits = read_patho_bench("\n".join(rows).encode(), SLIDES)
+    one, other = splits.splits
     assert (one.train, one.validation, one.test) == (("A",), ("C",), ("B",))
     assert (other.train, other.validation, other.test) == (("B",), (), ("A",))
-    assert found.surplus == ("D",)
+    assert splits.surplus == ("D",)
     with pytest.raises(LeakageError, match="fold 1 of the table has 1 patients"):
         read_patho_bench(
             "\n".join([*rows[:2], rows[2].replace("test", "train"), rows[3]]).encode(), SLIDES
@@ -171,10 +173,10 @@ def test_patho_benchs_table_is_read() -> None:
 
 def test_stamps_splits_are_read() -> None:
     content = {"splits": [{"train_patients": ["A", "B", "Z"], "test_patients": ["C"]}]}
-    found = read_stamp(json.dumps(content).encode(), SLIDES)
-    assert found.splits[0].train == ("A", "B")
-    assert found.splits[0].validation == ()
-    assert (found.missing, found.surplus) == (("Z",), ("D",))
+    splits = read_stamp(json.dumps(content).encode(), SLIDES)
+    assert splits.splits[0].train == ("A", "B")
+    assert splits.splits[0].validation == ()
+    assert (splits.missing, splits.surplus) == (("Z",), ("D",))
     for bad in (b"{", b"[]", b'{"splits": [{"train": []}]}'):
         with pytest.raises(SplitError, match=r"no splits\.json of STAMP"):
             read_stamp(bad, SLIDES)

@@ -47,15 +47,15 @@ def label_of(slide: int) -> NDArray[np.int64]:
 def tile_features() -> Features:
     """Teacher "good" sees a tile's label, "patient" only whose it is, "noise" nothing."""
     rng = np.random.default_rng(0)
-    found: Features = {"good": {}, "patient": {}, "noise": {}}
+    features: Features = {"good": {}, "patient": {}, "noise": {}}
     who = 3 * rng.standard_normal((PATIENTS, WIDTH))
     for number, name in enumerate(slide_names()):
         x = rng.standard_normal((3, TILES, WIDTH))
         x[0, :, 0] += 2 * label_of(number)
         x[1] += who[number // 2]
-        for at, teacher in enumerate(found):
-            found[teacher][name] = x[at].astype(np.float16)
-    return found
+        for at, teacher in enumerate(features):
+            features[teacher][name] = x[at].astype(np.float16)
+    return features
 
 
 @pytest.fixture(scope="module")
@@ -108,9 +108,9 @@ def test_places_within_a_tile_are_its_labels(
         named = truth.with_columns(pl.col("slide_id") + ".svs", pl.col("x", "y") + shift).drop(
             "tile_id"
         )
-        found = read_tile_labels(lake, save(named, tmp_path), "tissue", mpp=MPP)
-        assert found.rows.equals(by_key.rows)
-        assert any("matched without folder and file ending" in note for note in found.notes)
+        labels = read_tile_labels(lake, save(named, tmp_path), "tissue", mpp=MPP)
+        assert labels.rows.equals(by_key.rows)
+        assert any("matched without folder and file ending" in note for note in labels.notes)
 
 
 def save(table: pl.DataFrame, folder: Path) -> Path:
@@ -125,10 +125,10 @@ def test_labels_of_no_tile_are_listed(lake: Lake, truth: pl.DataFrame, tmp_path:
          "tissue": ["tumour", "stroma", "tumour", None]}
     )  # fmt: skip
     places = truth.drop("tile_id").cast({"x": pl.Float64, "y": pl.Float64})
-    given = pl.concat([places, strangers.cast({"x": pl.Float64, "y": pl.Float64})])
-    found = read_tile_labels(lake, save(given, tmp_path), "tissue", mpp=MPP)
-    assert found.rows.height == truth.height
-    assert found.missing == ["gone", "s00a at -1.0, -1.0", "s00a at 300.0, 0.0"]
+    rows = pl.concat([places, strangers.cast({"x": pl.Float64, "y": pl.Float64})])
+    labels = read_tile_labels(lake, save(rows, tmp_path), "tissue", mpp=MPP)
+    assert labels.rows.height == truth.height
+    assert labels.missing == ["gone", "s00a at -1.0, -1.0", "s00a at 300.0, 0.0"]
     keys = pl.DataFrame({"slide_id": ["s00a"], "tile_id": [7], "tissue": ["tumour"]})
     more = pl.concat([truth.drop("x", "y"), keys])
     assert read_tile_labels(lake, save(more, tmp_path), "tissue", mpp=MPP).missing == [
@@ -143,15 +143,15 @@ def test_of_overlapping_tiles_the_nearest_middle_covers_a_place() -> None:
     side = 200
     tiles = pl.DataFrame({"slide_id": "s", "tile_id": range(60), "x": xy[:, 0].astype(float),
                           "y": xy[:, 1].astype(float), "side": float(side)})  # fmt: skip
-    asked = pl.DataFrame({"slide_id": "s", "x": places[:, 0].astype(float),
+    query_places = pl.DataFrame({"slide_id": "s", "x": places[:, 0].astype(float),
                           "y": places[:, 1].astype(float)})  # fmt: skip
-    found = _by_place(asked, tiles)["tile_id"].to_list()
+    covering = _by_place(query_places, tiles)["tile_id"].to_list()
     apart = places[:, None] - xy[None]
     covers = ((apart >= 0) & (apart < side)).all(axis=2)
     far = np.where(covers, ((apart - side / 2) ** 2).sum(axis=2), np.inf)
-    wanted = [int(row.argmin()) if np.isfinite(row).any() else None for row in far]
-    assert found == wanted
-    assert 0 < wanted.count(None) < 300
+    nearest = [int(row.argmin()) if np.isfinite(row).any() else None for row in far]
+    assert covering == nearest
+    assert 0 < nearest.count(None) < 300
 
 
 @pytest.mark.parametrize(
@@ -190,14 +190,14 @@ def test_contradictions_are_refused(lake: Lake, truth: pl.DataFrame, tmp_path: P
 
 
 def test_at_most_takes_of_every_class(lake: Lake, table: Path) -> None:
-    found = read_tile_labels(lake, table, "tissue", mpp=MPP)
-    less = at_most(found, 40, seed=0)
-    whole, part = (Counter(labels.rows["label"]) for labels in (found, less))
+    tile_labels = read_tile_labels(lake, table, "tissue", mpp=MPP)
+    less = at_most(tile_labels, 40, seed=0)
+    whole, part = (Counter(labels.rows["label"]) for labels in (tile_labels, less))
     assert all(abs(part[c] - whole[c] * 40 / 192) <= 1 for c in (0, 1))
-    assert set(less.rows["tile_id"]) < set(found.rows["tile_id"])
+    assert set(less.rows["tile_id"]) < set(tile_labels.rows["tile_id"])
     assert less.rows["tile_id"].is_sorted()
     assert less.notes[-1] == f"{less.rows.height} of 192 labelled tiles are used, drawn at random"
-    assert at_most(found, 192, seed=0) is found
+    assert at_most(tile_labels, 192, seed=0) is tile_labels
 
 
 # ---------------------------------------------------------------------- folds
@@ -214,17 +214,17 @@ def test_predictions_are_of_probes_that_saw_no_tile_of_the_patient(
     x = np.concatenate([features["good"][name] for name in slide_names()])
     y = (truth["tissue"] == "tumour").to_numpy().astype(int)
     owner = np.array([f"p{name[1:3]}" for name in truth["slide_id"]])
-    mine = predictions.filter(pl.col("arm") == "good / linear")
-    assert mine["tile_id"].to_list() == truth["tile_id"].to_list()
+    arm_rows = predictions.filter(pl.col("arm") == "good / linear")
+    assert arm_rows["tile_id"].to_list() == truth["tile_id"].to_list()
     for split in splits:
         parts = (split.train, split.validation, split.test)
         train, validation, test = (np.isin(owner, part) for part in parts)
         probe = fit_probe("linear", x[train], y[train], task="binary", classes=2,
                           validation=(x[validation], y[validation]))  # fmt: skip
-        found = np.array(mine["probabilities"].to_list())[test]
-        np.testing.assert_allclose(found[:, 1], probe.scores(x[test]), rtol=1e-9)
-        np.testing.assert_allclose(found.sum(axis=1), 1)
-        assert set(mine.filter(pl.Series(test))["fold"]) == {split.fold}
+        probabilities = np.array(arm_rows["probabilities"].to_list())[test]
+        np.testing.assert_allclose(probabilities[:, 1], probe.scores(x[test]), rtol=1e-9)
+        np.testing.assert_allclose(probabilities.sum(axis=1), 1)
+        assert set(arm_rows.filter(pl.Series(test))["fold"]) == {split.fold}
 
 
 def test_a_teacher_that_only_knows_the_patient_knows_nothing(result: dict[str, Any]) -> None:
@@ -246,12 +246,12 @@ def test_measures_are_scikit_learns(
 ) -> None:
     y = (truth["tissue"] == "tumour").to_numpy().astype(int)
     predictions = stored(lake, result["run"], "predictions")
-    for arm, found in result["metrics"].items():
-        mine = predictions.filter(pl.col("arm") == arm)
-        score = np.array(mine["probabilities"].to_list())[:, 1]
-        measures = found["measures"]
-        assert found["metric"] == "auroc"
-        assert found["estimate"] == measures["auroc"]["estimate"]
+    for arm, arm_metrics in result["metrics"].items():
+        arm_rows = predictions.filter(pl.col("arm") == arm)
+        score = np.array(arm_rows["probabilities"].to_list())[:, 1]
+        measures = arm_metrics["measures"]
+        assert arm_metrics["metric"] == "auroc"
+        assert arm_metrics["estimate"] == measures["auroc"]["estimate"]
         assert measures["auroc"]["estimate"] == pytest.approx(roc_auc_score(y, score))
         accuracy = balanced_accuracy_score(y, score >= 0.5)
         assert measures["balanced_accuracy"]["estimate"] == pytest.approx(accuracy)
@@ -272,22 +272,24 @@ def test_arms_are_compared_on_the_same_tiles(lake: Lake, result: dict[str, Any])
     owner = arms["good / linear"]["patient_id"].to_list()
     auroc = classification_measures("binary")[0]
     for arm, row in rows.items():
-        known = compare(auroc, (y,), score[arm], score["good / linear"], seed=0, patients=owner)
+        comparison = compare(
+            auroc, (y,), score[arm], score["good / linear"], seed=0, patients=owner
+        )
         assert row["other"] == "good / linear"
-        assert row["estimate"] == pytest.approx(known.difference.estimate)
-        assert (row["low"], row["high"]) == (known.difference.low, known.difference.high)
-        assert row["p_holm"] >= row["p_value"] == known.p_value
+        assert row["estimate"] == pytest.approx(comparison.difference.estimate)
+        assert (row["low"], row["high"]) == (comparison.difference.low, comparison.difference.high)
+        assert row["p_holm"] >= row["p_value"] == comparison.p_value
     assert rows["patient / linear"]["high"] < 0
 
 
 def test_a_reference_and_a_margin(lake: Lake, table: Path) -> None:
     options = ProbeOptions(models=("knn",))
     both = ["good", "patient"]
-    found = run_probe(
+    answer = run_probe(
         lake.uri, table, "tissue", both, mpp=MPP, options=options, reference="patient / knn",
         margin=0.1,
     )  # fmt: skip
-    (row,) = found["comparisons"]
+    (row,) = answer["comparisons"]
     assert (row["one"], row["other"], row["margin"]) == ("good / knn", "patient / knn", 0.1)
     assert row["not_inferior"]
     with pytest.raises(StudyError, match="the arms are good / knn, patient / knn"):
@@ -299,7 +301,7 @@ def test_a_run_has_a_page_with_what_it_got_wrong(
 ) -> None:
     page = lake.read_bytes(f"runs/{result['run']}/report.html").decode()
     assert "192 labelled tiles" in page
-    assert "tumour, called something else" in page
+    assert "tumour, predicted as another class" in page
     assert "Attention" not in page.partition("How to read it")[0]
     run = read_run(lake, result["run"])
     assert int(confusion_counts(run, "good / linear").sum()) == 192
@@ -380,11 +382,11 @@ def test_a_finished_result_is_found_again(lake: Lake, table: Path, result: dict[
 
 
 @pytest.mark.parametrize(
-    "given", [{"models": ("svm",)}, {"models": ()}, {"shots": 0}, {"draws": 0}]
+    "options", [{"models": ("svm",)}, {"models": ()}, {"shots": 0}, {"draws": 0}]
 )
-def test_options_are_checked(given: dict[str, Any]) -> None:
+def test_options_are_checked(options: dict[str, Any]) -> None:
     with pytest.raises(ProbeError, match="models are linear, knn, the numbers at least 1"):
-        ProbeOptions(**given)
+        ProbeOptions(**options)
 
 
 def test_the_command(lake: Lake, table: Path, result: dict[str, Any]) -> None:

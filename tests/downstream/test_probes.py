@@ -51,21 +51,21 @@ def test_the_linear_probe_is_scikit_learns_pipeline(classes: int) -> None:
     (x, y), (xv, yv), (xt, _) = (
         classes_of(n, classes, s, share) for s, n in enumerate((90, 60, 40))
     )
-    losses, found = [], []
+    losses, outputs = [], []
     for inverse in INVERSE:
         model = make_pipeline(
             StandardScaler(), LogisticRegression(C=inverse, max_iter=1000, class_weight="balanced")
         ).fit(x, y)
         losses.append(log_loss(yv, model.predict_proba(xv), sample_weight=balanced(yv)))
-        found.append(model.predict_proba(xt))
+        outputs.append(model.predict_proba(xt))
     best = int(np.argmin(losses))
     probe = fit_probe(
         "linear", x, y, validation=(xv, yv), task="binary" if classes == 2 else "multiclass",
         classes=classes, seed=0,
     )  # fmt: skip
     assert probe.chosen == (INVERSE[best],)
-    wanted = found[best][:, 1] if classes == 2 else found[best]
-    np.testing.assert_allclose(probe.scores(xt), wanted, atol=1e-9)
+    best_output = outputs[best][:, 1] if classes == 2 else outputs[best]
+    np.testing.assert_allclose(probe.scores(xt), best_output, atol=1e-9)
     assert 0 < best < len(INVERSE) - 1  # both ends of the grid are worse
 
 
@@ -74,16 +74,16 @@ def test_neighbours_are_scikit_learns_on_classes_of_one_size() -> None:
     keep = np.concatenate([np.flatnonzero(y == c)[:100] for c in range(3)])
     x, y = x[keep], y[keep]
     scaler = StandardScaler().fit(x)
-    losses, found = [], []
+    losses, outputs = [], []
     for k in NEIGHBOURS:
         model = KNeighborsClassifier(k, metric="cosine").fit(scaler.transform(x), y)
         at = [(model.predict_proba(scaler.transform(q)) * k + 1 / 3) / (k + 1) for q in (xv, xt)]
         losses.append(log_loss(yv, at[0], sample_weight=balanced(yv)))
-        found.append(at[1])
+        outputs.append(at[1])
     probe = fit_probe("knn", x, y, validation=(xv, yv), task="multiclass", classes=3, seed=0)
     best = int(np.argmin(losses))
     assert probe.chosen[0] == NEIGHBOURS[best]
-    np.testing.assert_allclose(probe.scores(xt), found[best], atol=1e-12)
+    np.testing.assert_allclose(probe.scores(xt), outputs[best], atol=1e-12)
 
 
 def test_a_rare_class_votes_as_much_as_a_common_one() -> None:
@@ -187,12 +187,12 @@ def test_classes_that_training_lacks_are_unlikely_and_do_not_fail(name: str) -> 
     for keep in ((0, 2), (0, 1, 3)):
         rows = np.isin(y, keep)
         probe = fit_probe(name, x[rows], y[rows], validation=(xv, yv), task="multiclass", classes=4)
-        found = probe.scores(xt)
-        assert found.shape == (40, 4)
-        np.testing.assert_allclose(found.sum(axis=1), 1)
+        scores = probe.scores(xt)
+        assert scores.shape == (40, 4)
+        np.testing.assert_allclose(scores.sum(axis=1), 1)
         for lacking in set(range(4)) - set(keep):
-            assert found[:, lacking].max() < 0.25
-        assert set(found.argmax(axis=1)) == set(keep)
+            assert scores[:, lacking].max() < 0.25
+        assert set(scores.argmax(axis=1)) == set(keep)
 
 
 def test_channels_that_do_not_vary_do_no_harm() -> None:
@@ -200,8 +200,8 @@ def test_channels_that_do_not_vary_do_no_harm() -> None:
     wide, other = (np.concatenate([part, np.full((len(part), 3), 5.0)], axis=1) for part in (x, xt))
     for name in PROBES:
         plain = fit_probe(name, x, y, validation=None, task="binary", classes=2).scores(xt)
-        found = fit_probe(name, wide, y, validation=None, task="binary", classes=2).scores(other)
-        np.testing.assert_allclose(found, plain, atol=1e-6)
+        scores = fit_probe(name, wide, y, validation=None, task="binary", classes=2).scores(other)
+        np.testing.assert_allclose(scores, plain, atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -218,13 +218,17 @@ def test_channels_that_do_not_vary_do_no_harm() -> None:
     ],
 )
 def test_what_cannot_be_fitted_is_refused(changes: dict[str, Any], message: str) -> None:
-    given: dict[str, Any] = {"name": "linear", "x": np.eye(6)[:, :2], "y": np.arange(6) % 2}
-    given |= {"validation": None, **changes}
+    arguments: dict[str, Any] = {"name": "linear", "x": np.eye(6)[:, :2], "y": np.arange(6) % 2}
+    arguments |= {"validation": None, **changes}
     with pytest.raises(ProbeError, match=message):
         fit_probe(
-            given["name"], given["x"], given["y"], validation=given["validation"], task="binary",
+            arguments["name"],
+            arguments["x"],
+            arguments["y"],
+            validation=arguments["validation"],
+            task="binary",
             classes=2,
-        )  # fmt: skip
+        )
 
 
 def test_probes_need_no_torch() -> None:

@@ -80,26 +80,26 @@ def test_nearest_tiles_are_those_of_scikit_learn(
 ) -> None:
     frame, x = all_features(lake)
     bag = lake.bag(slide, TEACHER, mpp=0.5)
-    found = run_search(str(folder), place_of(lake, slide, row), TEACHER, k=9)
-    assert found["like"]["tile_id"] == bag.tile_id[row]
+    answer = run_search(str(folder), place_of(lake, slide, row), TEACHER, k=9)
+    assert answer["like"]["tile_id"] == bag.tile_id[row]
     near = NearestNeighbors(n_neighbors=220, metric="cosine", algorithm="brute").fit(x)
     distance, at = near.kneighbors(bag.features[row].astype(float)[None])
     keys = frame["tile_id"].to_numpy()[at[0]].tolist()
     true = dict(zip(keys, 1 - distance[0], strict=True))
     assert true.pop(int(bag.tile_id[row])) == pytest.approx(1)
     # Some are equally near but for the last digits, so it is their similarities that must agree.
-    similarity = [r["similarity"] for r in found["results"]]
+    similarity = [r["similarity"] for r in answer["results"]]
     np.testing.assert_allclose(similarity, list(true.values())[:9], atol=1e-6)
-    assert similarity == pytest.approx([true[r["tile_id"]] for r in found["results"]], abs=1e-6)
-    assert len({r["tile_id"] for r in found["results"]}) == 9
-    assert [r["rank"] for r in found["results"]] == list(range(1, 10))
-    for r in found["results"]:
+    assert similarity == pytest.approx([true[r["tile_id"]] for r in answer["results"]], abs=1e-6)
+    assert len({r["tile_id"] for r in answer["results"]}) == 9
+    assert [r["rank"] for r in answer["results"]] == list(range(1, 10))
+    for r in answer["results"]:
         where = frame.row(by_predicate=pl.col("tile_id") == r["tile_id"], named=True)
         assert where == {name: r[name] for name in where}
         assert r["patient"] == PATIENTS.get(r["slide_id"], r["slide_id"])
         assert r["same_slide"] == (r["slide_id"] == slide)
         assert r["same_patient"] == (r["patient"] == PATIENTS.get(slide))
-    assert (found["search"], found["index"], found["recall"]) == ("exact", None, None)
+    assert (answer["search"], answer["index"], answer["recall"]) == ("exact", None, None)
 
 
 def test_other_patients_only(lake: Lake, folder: Path) -> None:
@@ -114,16 +114,16 @@ def test_other_patients_only(lake: Lake, folder: Path) -> None:
 def test_index_is_used_and_its_recall_is_told(indexed: Path) -> None:
     lake = open_lake(indexed)
     place = place_of(lake, "e", 7)
-    found = run_search(str(indexed), place, TEACHER, k=5, recall_tiles=50)
+    answer = run_search(str(indexed), place, TEACHER, k=5, recall_tiles=50)
     exact = run_search(str(indexed), place, TEACHER, k=5, exact=True)
-    assert (found["search"], exact["search"]) == ("index", "exact")
-    assert found["index"] == {"kind": "IVF_RQ", "indexed": 220, "tiles": 220}
+    assert (answer["search"], exact["search"]) == ("index", "exact")
+    assert answer["index"] == {"kind": "IVF_RQ", "indexed": 220, "tiles": 220}
     assert exact["index"] is exact["recall"] is None
     # Twenty times k are compared exactly: of 220 tiles these are half.
-    assert [r["tile_id"] for r in found["results"]] == [r["tile_id"] for r in exact["results"]]
-    assert (found["recall"]["k"], found["recall"]["tiles"]) == (5, 50)
-    assert found["recall"]["mean"] >= 0.95
-    assert "covers 220 of 220 tiles; recall@5 is" in found_text(found)
+    assert [r["tile_id"] for r in answer["results"]] == [r["tile_id"] for r in exact["results"]]
+    assert (answer["recall"]["k"], answer["recall"]["tiles"]) == (5, 50)
+    assert answer["recall"]["mean"] >= 0.95
+    assert "covers 220 of 220 tiles; recall@5 is" in found_text(answer)
     assert run_search(str(indexed), place, TEACHER, recall_tiles=0)["recall"] is None
     assert run_search(str(indexed), place, TEACHER)["recall"]["tiles"] == 16
 
@@ -158,13 +158,13 @@ def test_tile_at_is_the_tile_that_covers_the_place(data: st.DataObject) -> None:
 
 
 def test_names_of_slides_may_look_like_places() -> None:
-    known = ["s", "s:1,2", "t:u"]
-    assert parse_like("s", known) == ("s", None)
-    assert parse_like("s:1,2", known) == ("s:1,2", None)
-    assert parse_like("s:1,2:3,4", known) == ("s:1,2", (3, 4))
-    assert parse_like("t:u:5,-6", known) == ("t:u", (5, -6))
+    slide_ids = ["s", "s:1,2", "t:u"]
+    assert parse_like("s", slide_ids) == ("s", None)
+    assert parse_like("s:1,2", slide_ids) == ("s:1,2", None)
+    assert parse_like("s:1,2:3,4", slide_ids) == ("s:1,2", (3, 4))
+    assert parse_like("t:u:5,-6", slide_ids) == ("t:u", (5, -6))
     with pytest.raises(RetrievalError, match=r"slide 't:w' is not among the 3 .* mean 't:u'"):
-        parse_like("t:w", known)
+        parse_like("t:w", slide_ids)
 
 
 def test_wrong_questions_are_refused(lake: Lake, folder: Path, tmp_path: Path) -> None:
@@ -193,10 +193,10 @@ def test_nearest_slides_are_those_of_pooled_features(lake: Lake, folder: Path, s
     means = np.array([x[(frame["slide_id"] == name).to_numpy()].mean(axis=0) for name in names])
     similarity = cosine_similarity(means)[names.index(slide)]
     order = [at for at in np.argsort(-similarity) if names[at] != slide]
-    found = run_search(str(folder), slide, TEACHER, k=3)
-    assert [r["slide_id"] for r in found["results"]] == [names[at] for at in order[:3]]
+    answer = run_search(str(folder), slide, TEACHER, k=3)
+    assert [r["slide_id"] for r in answer["results"]] == [names[at] for at in order[:3]]
     np.testing.assert_allclose(
-        [r["similarity"] for r in found["results"]], similarity[order[:3]], atol=1e-6
+        [r["similarity"] for r in answer["results"]], similarity[order[:3]], atol=1e-6
     )
     others = run_search(str(folder), slide, TEACHER, other_patients_only=True)["results"]
     own = PATIENTS.get(slide, slide)
@@ -206,8 +206,8 @@ def test_nearest_slides_are_those_of_pooled_features(lake: Lake, folder: Path, s
 
 
 def test_slides_without_features_are_not_compared(folder: Path) -> None:
-    found = run_search(str(folder), "a", "some")
-    assert {r["slide_id"] for r in found["results"]} == {"b", "d", "e", "f"}
+    answer = run_search(str(folder), "a", "some")
+    assert {r["slide_id"] for r in answer["results"]} == {"b", "d", "e", "f"}
 
 
 def test_nearest_rows_keeps_the_order_of_equal_ones() -> None:
@@ -238,7 +238,7 @@ def test_recall_leaves_the_query_out_and_counts_ties() -> None:
             found_rows(2, {9: 0.0}),
         ]
     )
-    found = pl.concat(
+    by_index = pl.concat(
         [
             found_rows(0, {7: 0.0, 1: 0.1, 3: 0.2, 5: 0.9}),  # 3 is as near as 2
             found_rows(1, {1: 0.1, 5: 0.25, 3: 0.3, 4: 0.4}),  # 2 was missed
@@ -246,7 +246,7 @@ def test_recall_leaves_the_query_out_and_counts_ties() -> None:
         ]
     )
     keys = np.array([7, 8, 9])
-    assert recall_at_k(found, true, keys, 2).tolist() == [1, 0.5, 1]
+    assert recall_at_k(by_index, true, keys, 2).tolist() == [1, 0.5, 1]
     assert recall_at_k(true, true, keys, 3).tolist() == [1, 1, 1]
 
 
@@ -278,12 +278,12 @@ def search(*args: str) -> str:
 def test_command_prints_lines_and_json(lake: Lake, folder: Path) -> None:
     place = place_of(lake, "b", 5)
     text = search(str(folder), "--like", place, "--features", TEACHER, "-k", "4")
-    found = json.loads(
+    answer = json.loads(
         search(str(folder), "--like", place, "--features", TEACHER, "-k", "4", "--json")
     )
     lines = text.splitlines()
     assert len(lines) == 5
-    for line, row in zip(lines, found["results"], strict=False):
+    for line, row in zip(lines, answer["results"], strict=False):
         assert f"{row['similarity']:.4f}  {row['slide_id']}:{row['x']},{row['y']}" in line
         assert ("(the query's" in line) == row["same_patient"]
     assert lines[-1].startswith("compared with all others; ")
@@ -292,11 +292,11 @@ def test_command_prints_lines_and_json(lake: Lake, folder: Path) -> None:
 def test_picture_shows_the_tiles_that_were_found(lake: Lake, folder: Path, tmp_path: Path) -> None:
     page, picture = tmp_path / "found.html", tmp_path / "found.png"
     args = [str(folder), "--like", place_of(lake, "a", 9), "--features", TEACHER, "--json"]
-    found = json.loads(search(*args, "--out", str(page)))
-    assert found["picture"] == str(page)
+    answer = json.loads(search(*args, "--out", str(page)))
+    assert answer["picture"] == str(page)
     text = page.read_text()
     shown = [b64decode(data) for data in re.findall(r"data:image/jpeg;base64,([^\"]+)", text)]
-    keys = [found["like"]["tile_id"], *(row["tile_id"] for row in found["results"])]
+    keys = [answer["like"]["tile_id"], *(row["tile_id"] for row in answer["results"])]
     assert shown == [jpeg_of(key) for key in keys]
     assert "http" not in text
     search(*args, "--out", str(picture))

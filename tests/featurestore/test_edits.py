@@ -14,13 +14,13 @@ import pyarrow as pa
 import pytest
 
 from featurestore import Lake, LakeError, compact, open_lake, repair, vacuum, verify
-from featurestore.annotations import lance_annotation_check
-from featurestore.annotations.annotate import annotate, set_patients
+from featurestore.annotations.annotating import annotate, set_patients
+from featurestore.commits.lance_commit import Committer
 from featurestore.edits import drop_and_rename
 from featurestore.edits.drop_and_rename import drop, rename
 from featurestore.keep.lance_copy import copy_lake
 from featurestore.keep.lance_restore import restore
-from featurestore.tables.lance_commit import Committer
+from featurestore.keep.verify import lance_annotation_check
 from featurestore.tables.lance_tables import open_table
 from featurestore.tables.schema import features_table
 from tests.worlds.command_lines import Slidelake
@@ -53,12 +53,12 @@ def lake(rich: Path, tmp_path: Path) -> Lake:
 
 
 def whole(lake: Lake) -> dict[str, object]:
-    """All that a lake means, annotations included."""
-    found = contents(lake)
+    """Return all contents of a lake, annotations included."""
+    tables = contents(lake)
     for name in lake.annotations():
-        found[name] = lake.annotation(name).collect().sort(pl.all()).to_dict(as_series=False)
+        tables[name] = lake.annotation(name).collect().sort(pl.all()).to_dict(as_series=False)
     patients = lake.slides().select("slide_id", "patient_id").collect().sort("slide_id")
-    return {**found, "patients": patients.rows()}
+    return {**tables, "patients": patients.rows()}
 
 
 def test_a_dropped_slide_is_gone_and_its_number_is_never_used_again(lake: Lake) -> None:
@@ -80,9 +80,9 @@ def test_a_dropped_slide_is_gone_and_its_number_is_never_used_again(lake: Lake) 
 
 
 def test_dropping_twice_says_so_and_an_unknown_name_is_an_error(lake: Lake) -> None:
-    for what, name in (("slide", "a"), ("teacher", "t")):
-        assert drop(lake, what, [name]).done  # type: ignore[arg-type]
-        twice = drop(lake.refreshed(), what, [name])  # type: ignore[arg-type]
+    for kind, name in (("slide", "a"), ("teacher", "t")):
+        assert drop(lake, kind, [name]).done  # type: ignore[arg-type]
+        twice = drop(lake.refreshed(), kind, [name])  # type: ignore[arg-type]
         assert not twice.done
         assert twice.version == lake.refreshed().version
     with pytest.raises(LakeError, match=r"has no annotation 'regoin'.*did you mean 'region'"):
@@ -188,11 +188,11 @@ def test_renaming_what_never_was_is_an_error_though_the_new_name_is_taken(
 
 def test_a_rename_made_before_is_that_of_the_kind_asked_for(lake: Lake) -> None:
     pairs = [("t", "w", "teacher"), ("a", "w", "slide"), ("region", "area", "annotation")]
-    for old, new, what in [*pairs, ("clinical", "grades", "annotation")]:
+    for old, new, kind in [*pairs, ("clinical", "grades", "annotation")]:
         assert rename(lake, old, new).done
         again = rename(lake, old, new)
-        assert (again.what, again.done) == (what, False)
-        assert not rename(lake, old, new, what=what).done  # type: ignore[arg-type]
+        assert (again.what, again.done) == (kind, False)
+        assert not rename(lake, old, new, what=kind).done  # type: ignore[arg-type]
     with pytest.raises(LakeError, match="has no slide 't'"):
         rename(lake, "t", "w", what="slide")
 
@@ -221,7 +221,7 @@ class DyingCommitter(Committer):
 
     @contextlib.contextmanager
     def exclusive(self, *, recover: bool = True) -> Iterator[Self]:
-        """As its parent, and then the clock runs."""
+        """Do what the parent does, and then let the clock run."""
         with super().exclusive(recover=recover):
             self._check = self._count
             yield self
@@ -335,10 +335,10 @@ def test_damage_to_an_annotation_of_tiles_is_found_and_taken_out(lake: Lake) -> 
     data[data.index(b"T")] ^= 1
     file.write_bytes(bytes(data))
     verdict = verify(lake)
-    assert [found.teacher for found in verdict.damage] == ["region"]
+    assert [damage.teacher for damage in verdict.damage] == ["region"]
     repair(lake, verdict, yes=True)
     assert verify(lake.refreshed()).ok
-    (slide,) = {found.slide for found in verdict.damage}
+    (slide,) = {damage.slide for damage in verdict.damage}
     left = set(lake.refreshed().annotation("region").collect()["slide_id"].to_list())
     assert left == set(before["slide_id"]) - {slide}
 
@@ -358,11 +358,11 @@ def test_a_table_of_an_annotation_is_verified_and_copied(lake: Lake, tmp_path: P
     data = file.read_bytes()
     file.write_bytes(data.replace((2).to_bytes(8, "little"), (3).to_bytes(8, "little"), 1))
     (damage,) = verify(open_lake(copied.uri)).damage
-    assert "annotation 'clinical' of slides" in damage.what
+    assert "annotation 'clinical' of slides" in damage.description
     assert repair(twin, verify(twin)).left
     file.unlink()
     (damage,) = verify(open_lake(copied.uri)).damage
-    assert "can't be read" in damage.what
+    assert "can't be read" in damage.description
     annotate(
         twin, GRADES.with_columns(slide_id=pl.Series(["A", "b"])), "clinical", replace_old=True
     )
@@ -379,12 +379,12 @@ def test_a_table_of_an_annotation_is_never_held_whole(
     def refuse(*_: object, **__: object) -> None:
         pytest.fail("a whole table was read")
 
-    monkeypatch.setattr("featurestore.annotations.lance_annotation_check.BATCH_ROWS", 1)
+    monkeypatch.setattr("featurestore.keep.verify.lance_annotation_check.BATCH_ROWS", 1)
     monkeypatch.setattr(lance.LanceDataset, "to_table", refuse)
     annotation = lake.annotations()["clinical"]
     assert list(lance_annotation_check._check(lake, annotation)) == []
     (damage,) = lance_annotation_check._check(lake, replace(annotation, crc32=1))
-    assert "or other ones" in damage.what
+    assert "or other ones" in damage.description
 
 
 @pytest.mark.slow

@@ -21,7 +21,7 @@ KILLS = int(os.environ.get("SLIDELAKE_KILLS", "6"))
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
-    """What the lake of `fault_worker` holds in the end."""
+    """Return the contents in the end of the lake of `fault_worker`."""
     return contents(fault_worker.run(str(tmp_path_factory.mktemp("whole") / "lake")))
 
 
@@ -125,8 +125,8 @@ def test_write_that_does_not_fit_leaves_the_lake_as_it_was(small: Lake, limit: i
     assert verify(open_lake(small.uri)).ok
     if done.returncode:
         assert b"too large" in done.stderr, done.stderr.decode()
-        there = contents(open_lake(small.uri))
-        assert {k: v for k, v in there.items() if k != "slides"} == {
+        tables = contents(open_lake(small.uri))
+        assert {k: v for k, v in tables.items() if k != "slides"} == {
             k: v for k, v in before.items() if k != "slides"
         }
     full = add_slides(open_lake(small.uri), {"big": 4000})

@@ -73,10 +73,10 @@ def test_tile_id_refuses_what_does_not_fit(slide: int, mpp: float, y: int) -> No
 def test_own_tar_header_is_what_tarfile_writes() -> None:
     info = tarfile.TarInfo("0000000000000000001.jpg")
     info.size = 1234
-    theirs = info.tobuf(format=tarfile.USTAR_FORMAT)
+    expected = info.tobuf(format=tarfile.USTAR_FORMAT)
     ours = tarfile.TarInfo.frombuf(tar_header(info.name, 1234), "utf-8", "strict")
     assert (ours.name, ours.size, ours.mode, ours.mtime) == (info.name, 1234, 0o644, 0)
-    assert len(theirs) == 512
+    assert len(expected) == 512
 
 
 def test_shard_is_a_plain_tar_with_an_index(tmp_path: Path) -> None:
@@ -86,13 +86,13 @@ def test_shard_is_a_plain_tar_with_an_index(tmp_path: Path) -> None:
             writer.add(key, JPEG + str(key).encode(), {"x": key})
     with tarfile.open(tmp_path / "tiles/a.tar") as tar:
         names = tar.getnames()
-        about = json.load(tar.extractfile(names[1]))  # type: ignore[arg-type]
+        description = json.load(tar.extractfile(names[1]))  # type: ignore[arg-type]
     assert names[:2] == [f"{3:019d}.jpg", f"{3:019d}.json"]
-    assert about == {"x": 3}
+    assert description == {"x": 3}
     with ShardReader(store, "tiles/a.tar") as reader:
         assert dict(reader) == {key: JPEG + str(key).encode() for key in (3, 5, 9)}
         assert reader.positions(np.array([9, 3])).tolist() == [2, 0]
-        with pytest.raises(DamageError, match="every asked tile"):
+        with pytest.raises(DamageError, match="every requested tile"):
             reader.positions(np.array([4]))
 
 
@@ -306,14 +306,14 @@ def test_lazy_frames_agree_with_collected_ones(small: Lake) -> None:
     frame = small.refreshed().features("t", mpp=0.5)
     whole = frame.collect()
     assert whole.schema["t"] == pl.Array(pl.Float16, 6)
-    asked = frame.filter(pl.col("x") > 256).select("tile_id", "y").head(2)
-    assert asked.collect().equals(whole.filter(pl.col("x") > 256).select("tile_id", "y").head(2))
+    question = frame.filter(pl.col("x") > 256).select("tile_id", "y").head(2)
+    assert question.collect().equals(whole.filter(pl.col("x") > 256).select("tile_id", "y").head(2))
     assert frame.head(3).collect().equals(whole.head(3))
 
 
 def test_sql_and_its_errors(small: Lake) -> None:
-    found = query(small, "SELECT slide_id, count(*) AS n FROM tiles_mpp2_0 GROUP BY 1 ORDER BY 1")
-    assert found.rows() == [("a", 5), ("b", 3)]
+    answer = query(small, "SELECT slide_id, count(*) AS n FROM tiles_mpp2_0 GROUP BY 1 ORDER BY 1")
+    assert answer.rows() == [("a", 5), ("b", 3)]
     with pytest.raises(LakeError, match="did you mean 'slide_id'"):
         query(small, "SELECT slideid FROM slides")
     with pytest.raises(LakeError, match="did you mean 'tiles_mpp0_5'"):

@@ -13,9 +13,9 @@ import lance
 import pytest
 
 from featurestore import Lake, LakeConfig, create_lake, open_lake, verify
-from featurestore.tables.cuts import SlideCut
-from featurestore.tables.lance_features import append_tiles
-from featurestore.tables.lance_groups import Group
+from featurestore.commits.cuts import SlideCut
+from featurestore.commits.lance_features import append_tiles
+from featurestore.commits.lance_groups import Group
 from tests.conftest import ROOT
 from tests.worlds.small_lake import add_slides, add_teacher, contents, cut, write_columns
 
@@ -103,14 +103,14 @@ WORK = [
 
 
 def parts_of(lake: Lake) -> dict[str, object]:
-    """What a slide is in each table: what a reader must never find of two pieces of work."""
-    found = contents(lake)
-    found["slides"] = [row for row in found["slides"] if row[1] != "pending"]  # type: ignore[attr-defined]
+    """Return the parts of a slide in each table, of which no reader may find two versions."""
+    tables = contents(lake)
+    tables["slides"] = [row for row in tables["slides"] if row[1] != "pending"]  # type: ignore[attr-defined]
     for mpp in lake.config.mpps:  # a column without any value says nothing
-        tiles = found[f"tiles {mpp}"]
+        tiles = tables[f"tiles {mpp}"]
         assert isinstance(tiles, dict)
-        found[f"tiles {mpp}"] = {k: v for k, v in tiles.items() if any(x is not None for x in v)}
-    return found
+        tables[f"tiles {mpp}"] = {k: v for k, v in tiles.items() if any(x is not None for x in v)}
+    return tables
 
 
 @pytest.mark.parametrize("work", WORK, ids=lambda work: work.__name__)
@@ -118,7 +118,7 @@ def test_killed_at_any_commit_it_is_all_there_or_not_at_all(
     base: Path, tmp_path: Path, work: Callable[[Lake], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        "featurestore.tables.cuts.ROWS_PER_FRAGMENT", 6
+        "featurestore.commits.cuts.ROWS_PER_FRAGMENT", 6
     )  # several fragments in a grid
     shutil.copytree(base, tmp_path / "whole")
     old = parts_of(open_lake(tmp_path / "whole"))
@@ -156,13 +156,13 @@ def check_that_it_is_whole(
     open_lake(path).committer.recover()
     lake = open_lake(path)
     assert verify(lake).ok
-    there = parts_of(lake)
-    assert there in (old, new)
-    return "old" if there == old else "new"
+    parts = parts_of(lake)
+    assert parts in (old, new)
+    return "old" if parts == old else "new"
 
 
 def test_another_committer_takes_back_what_was_cut_short(base: Path, tmp_path: Path) -> None:
-    """As it happens: the process dies between the grids of a slide, another ingest follows."""
+    """A process dies between the grids of a slide, and another ingest follows."""
     path = tmp_path / "lake"
     shutil.copytree(base, path)
     code = (

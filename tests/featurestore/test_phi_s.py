@@ -9,7 +9,7 @@ from scipy.linalg import hadamard as sylvester
 from scipy.spatial.distance import pdist
 
 from featurestore import LakeError, PhiS
-from featurestore.stats.phi_s import NEARLY, hadamard, mixing, phi_s
+from featurestore.stats.phi_s_rotation import NEARLY, hadamard, mixing, phi_s
 
 # Of the usual encoders, and of students made of them.
 USUAL = (192, 320, 384, 448, 512, 640, 768, 1024, 1152, 1280, 1536, 1792, 2048, 2560, 3072)
@@ -36,11 +36,11 @@ def fitted(x: Float64Array) -> PhiS:
 
 @pytest.mark.parametrize("order", USUAL)
 def test_usual_embeddings_have_a_hadamard_matrix(order: int) -> None:
-    found = hadamard(order)
-    assert found is not None
-    assert found.shape == (order, order)
-    assert set(np.unique(found)) == {-1, 1}
-    whole = found.astype(np.float32)  # sums of up to 3072 ones are exact
+    signs = hadamard(order)
+    assert signs is not None
+    assert signs.shape == (order, order)
+    assert set(np.unique(signs)) == {-1, 1}
+    whole = signs.astype(np.float32)  # sums of up to 3072 ones are exact
     assert (whole @ whole.T == order * np.eye(order, dtype=np.float32)).all()
 
 
@@ -72,8 +72,8 @@ def test_mixing_makes_all_variances_equal(
     variances[: int(zeros * dim)] = 0
     mixed = mixing(variances)
     np.testing.assert_allclose(mixed @ mixed.T, np.eye(dim), atol=1e-12)
-    found = np.diag(mixed @ np.diag(variances) @ mixed.T)
-    np.testing.assert_allclose(found, np.full(dim, variances.mean()), rtol=1e-9)
+    row_variances = np.diag(mixed @ np.diag(variances) @ mixed.T)
+    np.testing.assert_allclose(row_variances, np.full(dim, variances.mean()), rtol=1e-9)
 
 
 # ---------------------------------------------------------------------- PHI-S

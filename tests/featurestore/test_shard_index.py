@@ -78,14 +78,14 @@ def test_no_flipped_bit_of_an_index_gives_a_wrong_jpeg(written: ShardWriter) -> 
     assert outcomes.count("refused") > 8 * 20 * len(JPEGS) / 2
 
 
-@pytest.mark.parametrize("how", ["cut", "empty", "zero", "gone", "other"])
-def test_an_index_that_is_no_index_is_refused(written: ShardWriter, how: str) -> None:
+@pytest.mark.parametrize("damage", ["cut", "empty", "zero", "gone", "other"])
+def test_an_index_that_is_no_index_is_refused(written: ShardWriter, damage: str) -> None:
     path = Path(written.store.path(index_path(SHARD)))
     data = path.read_bytes()
     new = {"cut": data[:-100], "empty": b"", "zero": bytes(len(data)), "other": b"ARROW1"}
     path.unlink()
-    if how in new:
-        path.write_bytes(new[how])
+    if damage in new:
+        path.write_bytes(new[damage])
     assert what_is_read(written.store, None) == "refused"
 
 

@@ -92,13 +92,13 @@ def test_a_lake_gives_what_numpy_gives_of_all_rows(
 ) -> None:
     lake, values = with_features(small)
     monkeypatch.setattr("featurestore.stats.moments.BLOCK_BYTES", rows * 6 * 8)
-    told: list[int] = []
-    found = fit_stats(lake, "t", mpp=0.5, slide_ids=["b", "a"], on_tiles=told.append)
+    tile_counts: list[int] = []
+    moments = fit_stats(lake, "t", mpp=0.5, slide_ids=["b", "a"], on_tiles=tile_counts.append)
     x = values.astype(np.float64)
-    assert found.n == sum(told) == 8
-    assert max(told) == min(rows, 8)
-    np.testing.assert_allclose(found.mean, x.mean(0), rtol=1e-12)
-    np.testing.assert_allclose(found.covariance, np.cov(x.T, ddof=0), rtol=1e-9, atol=1e-12)
+    assert moments.n == sum(tile_counts) == 8
+    assert max(tile_counts) == min(rows, 8)
+    np.testing.assert_allclose(moments.mean, x.mean(0), rtol=1e-12)
+    np.testing.assert_allclose(moments.covariance, np.cov(x.T, ddof=0), rtol=1e-9, atol=1e-12)
     kept = read_phi_s(lake, "t", mpp=0.5, slide_ids=["a", "b"])
     assert kept is not None
     np.testing.assert_allclose(kept(x).var(0), 1, rtol=1e-9)
@@ -106,7 +106,7 @@ def test_a_lake_gives_what_numpy_gives_of_all_rows(
 
 
 def kept_files(lake: Lake) -> dict[str, bytes]:
-    return {found.path: lake.read_bytes(found.path) for found in lake.store.walk("stats")}
+    return {file.path: lake.read_bytes(file.path) for file in lake.store.walk("stats")}
 
 
 def test_the_order_of_the_names_changes_nothing(small: Lake) -> None:
@@ -171,8 +171,8 @@ def test_early_statistics_are_read_and_rotated(tmp_path: Path) -> None:
     transform = read_phi_s(lake, "t", mpp=0.5, slide_ids=["b", "a"])
     assert moments is not None
     assert transform is not None
-    found = transform.rotation @ moments.covariance @ transform.rotation.T
-    np.testing.assert_allclose(np.diag(found) * transform.scale**2, 1, rtol=1e-9)
+    rotated = transform.rotation @ moments.covariance @ transform.rotation.T
+    np.testing.assert_allclose(np.diag(rotated) * transform.scale**2, 1, rtol=1e-9)
     assert read_stats(lake, "t", mpp=0.5, slide_ids=["a"]) is None
     # A new fit lies beside it and is read from then on.
     fit_stats(lake, "t", mpp=0.5, slide_ids=["a", "b"])
@@ -235,12 +235,12 @@ def test_tiles_that_the_teacher_was_not_asked_for_are_left_out(
     for absent in (0, 6):
         overwrite(lake, values[absent], np.full(6, np.nan, np.float16))
     lake = open_lake(lake.uri, check=None)
-    told: list[int] = []
-    found = fit_stats(lake, "t", mpp=0.5, slide_ids=["a", "b"], on_tiles=told.append)
+    tile_counts: list[int] = []
+    moments = fit_stats(lake, "t", mpp=0.5, slide_ids=["a", "b"], on_tiles=tile_counts.append)
     x = np.delete(values, [0, 6], axis=0).astype(np.float64)
-    assert (found.n, sum(told)) == (6, 8)
-    np.testing.assert_allclose(found.mean, x.mean(0), rtol=1e-12)
-    np.testing.assert_allclose(found.covariance, np.cov(x.T, ddof=0), rtol=1e-9, atol=1e-12)
+    assert (moments.n, sum(tile_counts)) == (6, 8)
+    np.testing.assert_allclose(moments.mean, x.mean(0), rtol=1e-12)
+    np.testing.assert_allclose(moments.covariance, np.cov(x.T, ddof=0), rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize("identity", [{"tokens": 3}, {"pooling": "patches", "sample": 3}])
@@ -252,10 +252,10 @@ def test_each_patch_token_is_a_row(small: Lake, identity: dict[str, object]) -> 
         at = np.arange(part.stop - (part.start or 0))
         writer.add(slide, tile_ids(slide, 0.5, 0 * at, at), values.reshape(8, 12)[part])
     small.committer.commit_columns(0.5, [writer.finish()])
-    found = fit_stats(small.refreshed(), "t:patches3", mpp=0.5, slide_ids=["a", "b"])
-    assert found.n == 24
+    moments = fit_stats(small.refreshed(), "t:patches3", mpp=0.5, slide_ids=["a", "b"])
+    assert moments.n == 24
     x = values.astype(np.float64)
-    np.testing.assert_allclose(found.covariance, np.cov(x.T, ddof=0), rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(moments.covariance, np.cov(x.T, ddof=0), rtol=1e-9, atol=1e-12)
 
 
 def test_a_column_too_wide_for_a_covariance_is_refused(small: Lake) -> None:
@@ -271,23 +271,23 @@ def test_stats_command_tells_what_is_kept(small: Lake, slidelake: Slidelake) -> 
     lake, _ = with_features(small)
     first = json.loads(slidelake("stats", lake.uri, "--teacher", "t", "--json").stdout)
     assert first["fitted"] == 1
-    (found,) = first["sets"]
+    (kept,) = first["sets"]
     (held,) = first["held_out_slides"]
     (train,) = {"a", "b"} - {held}
-    assert found == {
+    assert kept == {
         "teacher": "t",
         "mpp": 0.5,
-        "path": found["path"],
-        "key": found["key"],
+        "path": kept["path"],
+        "key": kept["key"],
         "lake_version": lake.version,
         "rows": {"a": 5, "b": 3}[train],
         "slides": 1,
         "new": True,
     }
-    assert lake.exists(f"{found['path']}/card.json")
+    assert lake.exists(f"{kept['path']}/card.json")
     again = slidelake("stats", lake.uri, "--teacher", "t", "--mpp", "0.5").stdout
-    assert again.startswith(f"t at 0.5 mpp: {found['rows']} tiles of 1 slides")
-    assert f"kept: {found['path']}" in again
+    assert again.startswith(f"t at 0.5 mpp: {kept['rows']} tiles of 1 slides")
+    assert f"kept: {kept['path']}" in again
     with pytest.raises(LakeError, match=r"no features of 't' at mpp 2.0"):
         stats(lake.uri, ["t"], mpps=[2])
     with pytest.raises(LakeError, match=r"no features of 'u' at mpp 0.5"):
@@ -298,13 +298,13 @@ def test_several_teachers_and_mpps_in_one_run(
     small: Lake, capfd: pytest.CaptureFixture[str]
 ) -> None:
     lake = add_teacher(add_teacher(small, "t"), "u:cls", dim=5)
-    found = stats(lake.uri, ["t", "u:cls"], holdout=0.5)
-    assert {(s["teacher"], s["mpp"], s["new"]) for s in found["sets"]} == {
+    summary = stats(lake.uri, ["t", "u:cls"], holdout=0.5)
+    assert {(s["teacher"], s["mpp"], s["new"]) for s in summary["sets"]} == {
         (name, mpp, True) for name in ("t", "u:cls") for mpp in (0.5, 2.0)
     }
     done = json.loads(capfd.readouterr().err.splitlines()[-1])
     assert (done["title"], done["unit"]) == ("stats", "tiles")
-    assert done["done"] == done["total"] == sum(s["rows"] for s in found["sets"])
+    assert done["done"] == done["total"] == sum(s["rows"] for s in summary["sets"])
     assert stats(lake.uri, ["t", "u:cls"], holdout=0.5)["fitted"] == 0
     one = stats(lake.uri, ["t"], mpps=[2], holdout=0.5)
     assert [(s["mpp"], s["new"]) for s in one["sets"]] == [(2.0, False)]

@@ -38,9 +38,9 @@ def take_away_when_known(
     register = Committer.register
 
     def registered(self: Committer, rows: Any) -> Any:  # noqa: ANN401 - as it is
-        known = register(self, rows)
+        rows_in_lake = register(self, rows)
         remove(inputs, server)
-        return known
+        return rows_in_lake
 
     patch.setattr(Committer, "register", registered)
 
@@ -68,13 +68,13 @@ def test_every_bad_input_has_its_line_and_the_good_ones_are_complete(
             take_away_when_known(patch, inputs, server)
             began = time.monotonic()
             assert command(tmp_path / "lake", inputs) == 1
-            took = time.monotonic() - began
-        said = capsys.readouterr()
+            elapsed_s = time.monotonic() - began
+        printed = capsys.readouterr()
         alone = ingest(str(tmp_path / "alone"), copy_of(inputs, tmp_path / "copies"), CONFIG)
-    report = json.loads(said.out.splitlines()[-1])
+    report = json.loads(printed.out.splitlines()[-1])
     check_report(report, bad, good)
-    assert 0 < report["seconds"] <= took
-    assert "hush" not in said.out + said.err
+    assert 0 < report["seconds"] <= elapsed_s
+    assert "hush" not in printed.out + printed.err
     lake, other = (open_lake(tmp_path / name) for name in ("lake", "alone"))
     check_lake(lake, bad, good)
     assert (alone.ready, alone.failed, alone.tiles) == (len(good), [], report["tiles"])
@@ -88,7 +88,7 @@ def check_report(report: dict[str, Any], bad: list[Input], good: list[Input]) ->
     assert report["ready"] == len(good) == sum(report["readers"].values())
     assert set(report["tiles"]) == {"0.5", "2.0"}
     assert all(isinstance(count, int) and count > 0 for count in report["tiles"].values())
-    failed = [(found["slide"], found["reason"]) for found in report["failed"]]
+    failed = [(entry["slide"], entry["reason"]) for entry in report["failed"]]
     wrong = [
         (one.slide_id, one.reason, [why for slide, why in failed if slide == one.slide_id])
         for one in bad

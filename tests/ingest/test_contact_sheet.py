@@ -44,18 +44,18 @@ class Page(HTMLParser):
         self.words = {card: " ".join(text.split()) for card, text in self.words.items()}
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        given = {name: value or "" for name, value in attrs}
-        assert not [name for name in given if name.startswith("on")]
+        attributes = {name: value or "" for name, value in attrs}
+        assert not [name for name in attributes if name.startswith("on")]
         self.tags.append(tag)
-        self.links += [given[name] for name in ("src", "href", "action") if name in given]
-        if "data-kind" in given:
-            self._card = given["data-name"]
-            self.kinds[self._card], self.words[self._card] = given["data-kind"], ""
+        self.links += [attributes[name] for name in ("src", "href", "action") if name in attributes]
+        if "data-kind" in attributes:
+            self._card = attributes["data-name"]
+            self.kinds[self._card], self.words[self._card] = attributes["data-kind"], ""
         if tag == "pre":
             self.commands.append("")
         if tag == "img":
-            self.pictures[self._card] = given["src"]
-            self.alt.append(given["alt"])
+            self.pictures[self._card] = attributes["src"]
+            self.alt.append(attributes["alt"])
 
     def handle_endtag(self, tag: str) -> None:
         self._card = "" if tag == "li" else self._card
@@ -66,8 +66,8 @@ class Page(HTMLParser):
         self.words[self._card] += data
 
 
-def page_of(lake: Lake, **how: int) -> Page:
-    write_contact_sheet(lake, **how)
+def page_of(lake: Lake, **settings: int) -> Page:
+    write_contact_sheet(lake, **settings)
     return Page(lake.read_bytes("ingest.html").decode())
 
 
@@ -77,9 +77,9 @@ def opened(uri: str) -> Image.Image:
 
 
 def ingested(lake: Lake, inputs: list[Path]) -> Lake:
-    """What an ingest does, in this process."""
-    asked = find_named_slides([str(path) for path in inputs], {})
-    todo = sort_out(lake.committer.register(asked.rows), {})
+    """Do what an ingest does, in this process."""
+    named = find_named_slides([str(path) for path in inputs], {})
+    todo = sort_out(lake.committer.register(named.rows), {})
     outcomes = [cut_or_reason(lake.store, lake.config, row) for row in todo.cut]
     lake.committer.commit_slides([one for one in outcomes if isinstance(one, SlideCut)])
     lake.committer.fail([*todo.failed, *(one for one in outcomes if isinstance(one, dict))])
@@ -174,13 +174,13 @@ def test_pictures_show_the_slide(page: Page, shown: Lake) -> None:
 
 def test_pen_is_tinted_and_tissue_is_not(page: Page, shown: Lake) -> None:
     with opened(page.pictures["a-marked"]) as picture:
-        seen = np.asarray(picture.convert("RGB"), int)
+        colours = np.asarray(picture.convert("RGB"), int)
     per_px = 3072 / 300
     ink, tissue = (np.array(GLASS) * 0 + colour for colour in (INK, TISSUE))
     # In the middles of tiles, where no line is.
     x, y = (np.arange(128 + 256 * 3, 256 * 6, 256) / per_px).astype(int), int(896 / per_px)
-    assert np.abs(seen[y, x] - (0.45 * ink + 0.55 * np.array([255, 225, 0]))).max() < 25
-    assert np.abs(seen[int(2176 / per_px), int(2432 / per_px)] - tissue).max() < 25
+    assert np.abs(colours[y, x] - (0.45 * ink + 0.55 * np.array([255, 225, 0]))).max() < 25
+    assert np.abs(colours[int(2176 / per_px), int(2432 / per_px)] - tissue).max() < 25
     with_pen = shown.tiles(mpp=0.5).filter(pl.col("pen") > 0.1).collect()
     assert set(with_pen["slide_id"]) == {"a-marked"}
     assert f"pen on {with_pen.height} kept tiles at 0.5" in page.words["a-marked"]
@@ -205,9 +205,9 @@ def test_what_is_left_out_is_told_and_can_be_listed(shown: Lake, most: int) -> N
     hidden = {"failed": 2 - failed, "mostly pen or suspicious": 2, "ready": 8}
     for kind in page.kinds.values():
         hidden["ready" if kind == "ok" else "mostly pen or suspicious"] -= kind != "failed"
-    told = re.findall(r"(\d+) more that (?:is|are) ([a-z ]+):", page.words[""])
-    assert {what: int(n) for n, what in told} == {what: n for what, n in hidden.items() if n}
-    assert len(page.commands) == len(told)
+    counts = re.findall(r"(\d+) more that (?:is|are) ([a-z ]+):", page.words[""])
+    assert {kind: int(n) for n, kind in counts} == {kind: n for kind, n in hidden.items() if n}
+    assert len(page.commands) == len(counts)
     for command in page.commands:
         _, _, uri, sql = shlex.split(command)
         assert uri == shown.uri

@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -23,8 +24,8 @@ from featurestore import (
     repair,
     verify,
 )
+from featurestore.commits.lance_ledger import Ledger
 from featurestore.edits.score_columns import score_columns
-from featurestore.tables.lance_ledger import Ledger
 from featurestore.tables.schema import SCORE_FIELDS, features_table
 from ingest.cut import cut_slide
 from ingest.errors import InputError
@@ -36,7 +37,7 @@ from ingest.select.sources import fingerprint
 from ingest.stain import APART
 from ingest.tile_jpeg import decode_tile
 from tests.conftest import REAL_SLIDE, ROOT
-from tests.worlds.small_lake import add_slides
+from tests.worlds.small_lake import cut
 
 MPPS = (0.5, 2.0)
 NAME = "haematoxylin"
@@ -93,11 +94,11 @@ def test_docs_list_the_scores_of_the_table() -> None:
     text = (ROOT / "docs" / "tissue.md").read_text()
     part = text.partition("## Scores of a tile")[2].partition("\n\n| ")[2].partition("\n\n")[0]
     rows = [line.replace("|  |", "| |") for line in part.splitlines() if line.startswith("| `")]
-    wanted = [
+    expected = [
         f"| `{name}` | {score.measures} | {score.direction} | {score.missing} |"
         for name, score in SCORES.items()
     ]
-    assert rows == [row.replace("|  |", "| |") for row in wanted]
+    assert rows == [row.replace("|  |", "| |") for row in expected]
     spec = (ROOT / "docs" / "format.md").read_text()
     assert all(f"`{field.name}`" in spec for field in SCORE_FIELDS)
     kinds = spec.partition("**Scores.**")[2].partition("\n\n")[0]
@@ -299,12 +300,23 @@ def test_a_column_of_the_users_with_the_name_of_a_score_stays(lake: Lake) -> Non
         fill_scores(lake.uri, [NAME])
 
 
-def test_slides_without_pixels_are_named(tmp_path: Path) -> None:
-    lake = add_slides(create_lake(tmp_path / "lake", LakeConfig(mpps=(0.5,))), {"a": 3})
-    named = lake.catalog().select("slide_id", "shard").collect()
-    assert named["shard"].null_count() == 0
-    with pytest.raises(ValueError, match="JPEG"):
-        fill_scores(lake.uri, [NAME])
+def test_slides_without_pixels_are_named(lake: Lake, tmp_path: Path) -> None:
+    empty = create_lake(tmp_path / "imported", LakeConfig(mpps=MPPS))
+    for target in (lake, empty):
+        slide = {"slide_id": "imported", "uri": "imported", "bytes": 1, "fingerprint": "x"}
+        (row,) = target.committer.register([slide])
+        whole = cut(target, row["slide"], "imported", 3)
+        grids = {mpp: replace(grid, shard=None) for mpp, grid in whole.grids.items()}
+        target.committer.commit_slides([replace(whole, row={**row, **whole.row}, grids=grids)])
+    filled = fill_scores(lake.uri, [NAME])
+    assert filled.no_pixels == ["imported"]
+    assert filled.tiles[NAME] > 0
+    tiles = lake.refreshed().tiles(mpp=0.5).select("slide_id", NAME).collect()
+    assert set(tiles.filter(pl.col(NAME).is_null())["slide_id"]) == {"imported"}
+    assert verify(lake.refreshed()).ok
+    assert fill_scores(lake.uri, [NAME]).tiles == {NAME: 0}
+    with pytest.raises(InputError, match="holds no pixels, since its features were imported"):
+        fill_scores(empty.uri, [NAME])
 
 
 def test_a_dry_run_of_ingest_names_the_scores_that_tiles_get(lake: Lake, paths: list[Path]) -> None:

@@ -48,9 +48,9 @@ def test_tiles_are_the_slides_pixels(lake: Lake) -> None:
         assert sample["jpg"] == encode_tile(pixels, lake.config)
         decoded = np.asarray(Image.open(io.BytesIO(sample["jpg"])), np.float64)
         assert np.abs(decoded - pixels).mean() < 2
-        about = json.loads(sample["json"])
-        assert (about["x"], about["y"]) == (row["x"], row["y"])
-        assert about["slide_id"] == REAL_SLIDE.stem
+        sample_json = json.loads(sample["json"])
+        assert (sample_json["x"], sample_json["y"]) == (row["x"], row["y"])
+        assert sample_json["slide_id"] == REAL_SLIDE.stem
     slide.close()
 
 
@@ -74,8 +74,8 @@ assert not {{"featurestore", "ingest", "slidelake"}} & set(sys.modules)
 def test_grids_nest_in_the_lake(lake: Lake) -> None:
     fine, coarse = (lake.tiles(mpp=mpp).collect() for mpp in (0.5, 2.0))
     parents = fine.select("slide", gy=pl.col("grid_y") // 4, gx=pl.col("grid_x") // 4).unique()
-    there = coarse.select("slide", gy="grid_y", gx="grid_x")
-    assert parents.join(there, on=["slide", "gy", "gx"], how="anti").height == 0
+    coarse_cells = coarse.select("slide", gy="grid_y", gx="grid_x")
+    assert parents.join(coarse_cells, on=["slide", "gy", "gx"], how="anti").height == 0
     sides = (
         lake.catalog()
         .collect()
@@ -116,7 +116,7 @@ def bad_inputs(tmp_path: Path) -> list[Path]:
 def test_bad_input_is_named_and_the_others_go_on(tmp_path: Path, bad_inputs: list[Path]) -> None:
     lake = tmp_path / "lake"
     result = run(lake, *bad_inputs)
-    reasons = {found["slide"]: found["reason"] for found in result.failed}
+    reasons = {entry["slide"]: entry["reason"] for entry in result.failed}
     assert result.ready == 1
     assert set(reasons) == {"missing", "text", "short", "empty", "no_mpp", "glass"}
     assert "does not exist" in reasons["missing"]
@@ -208,19 +208,19 @@ def test_overview_in_strips_is_the_whole_slide(monkeypatch: pytest.MonkeyPatch) 
 
 def contents(lake: Path) -> dict[str, object]:
     """Everything that an undisturbed run and a killed and resumed one must agree on."""
-    found: dict[str, object] = {}
+    outcome: dict[str, object] = {}
     opened = open_lake(lake)
     for mpp in opened.config.mpps:
         frame = opened.tiles(mpp=mpp).collect().drop("slide").sort("slide_id", "y", "x")
-        found[f"rows {mpp}"] = frame.drop("tile_id").rows()
+        outcome[f"rows {mpp}"] = frame.drop("tile_id").rows()
         for row in opened.tiles_of(mpp=mpp).iter_rows(named=True):
-            found[f"{row['slide_id']} {mpp}"] = row["shard_crc32"]
-    found["raw"] = {
+            outcome[f"{row['slide_id']} {mpp}"] = row["shard_crc32"]
+    outcome["raw"] = {
         mpp: lance.dataset(str(lake / "features" / f"mpp{mpp}.lance")).count_rows()
         for mpp in (0.5, 2.0)
     }
-    found["slides"] = opened.info()["slides"]
-    return found
+    outcome["slides"] = opened.info()["slides"]
+    return outcome
 
 
 def start_ingest(lake: Path, cohort: Path) -> subprocess.Popen[bytes]:

@@ -99,8 +99,8 @@ def test_tissue_share_is_the_exact_area(h: int, w: int, side: int, seed: int) ->
     grid = grid_of(-(-size[0] // side), -(-size[1] // side), side)
     pixels = np.zeros((grid.height * side, grid.width * side))
     pixels[: size[1], : size[0]] = np.kron(mask, np.ones((scale, scale)))
-    wanted = pixels.reshape(grid.height, side, grid.width, side).mean(axis=(1, 3))
-    np.testing.assert_allclose(tissue_shares(mask, scale, [grid])[0], wanted, atol=1e-6)
+    expected = pixels.reshape(grid.height, side, grid.width, side).mean(axis=(1, 3))
+    np.testing.assert_allclose(tissue_shares(mask, scale, [grid])[0], expected, atol=1e-6)
 
 
 def test_kept_tiles_have_kept_parents() -> None:

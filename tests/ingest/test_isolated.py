@@ -26,14 +26,14 @@ def test_one_process_takes_job_after_job(isolated: Isolated) -> None:
 
 
 @pytest.mark.parametrize(
-    ("what", "limit_s", "says"),
+    ("job", "limit_s", "says"),
     [("crash", 60, "died of SIGSEGV, 2 times"), ("hang", 0.5, "took longer than 0 s, 2 times")],
 )
 def test_what_crashes_or_hangs_is_named_and_the_next_job_is_done(
-    isolated: Isolated, what: str, limit_s: float, says: str
+    isolated: Isolated, job: str, limit_s: float, says: str
 ) -> None:
     with pytest.raises(DiedError, match=says):
-        isolated.call(what, limit_s=limit_s)
+        isolated.call(job, limit_s=limit_s)
     assert isolated.call("next", limit_s=60).startswith("next in ")
 
 

@@ -48,9 +48,9 @@ def test_picture_with_an_mpp_is_a_slide(tmp_path: Path, pixels: Pixels, name: st
             "pillow", 0.5, "given", 1,
         )  # fmt: skip
         assert slide.size_px == (700, 600)
-        found = slide.region(0, -8, 0, 708, 600)
-        assert (found[:, :8] == 255).all()
-        assert np.abs(found[:, 8:].astype(int) - pixels).mean() < (6 if "j" in name else 0.01)
+        region = slide.region(0, -8, 0, 708, 600)
+        assert (region[:, :8] == 255).all()
+        assert np.abs(region[:, 8:].astype(int) - pixels).mean() < (6 if "j" in name else 0.01)
         overview, scale = slide.overview(16.0)
         assert (overview.shape, scale) == ((19, 22, 3), 32)
     with pytest.raises(SlideError, match=r"does not say its mpp|says .* mpp, outside"):
@@ -214,7 +214,7 @@ def test_pictures_of_a_folder_are_taken_when_they_are_named(tmp_path: Path) -> N
 
 
 def test_plan_looks_in_a_process_of_its_own(tmp_path: Path) -> None:
-    """Of 2049 px at 16 mpp the last block is one pixel, which is a view that can't be written."""
+    """The last block of 2049 px at 16 mpp is one pixel, which is a view that can't be written."""
     tissue = real_pixels()[:2048, :2048]
     wide = np.pad(tissue, ((0, 1), (0, 1), (0, 0)), mode="edge")
     path = tmp_path / "2049.tiff"

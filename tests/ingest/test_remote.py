@@ -45,7 +45,7 @@ def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def scratch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """Where copies go; nothing may be left in it."""
+    """The folder for copies; nothing may be left in it."""
     folder = tmp_path / "scratch"
     monkeypatch.setenv(VARIABLE, str(folder))
     yield folder
@@ -126,20 +126,20 @@ def test_files_that_belong_to_a_slide_come_along(server: SlideServer, scratch: P
         "v/b.jpg": b"7", "d/1.dcm": b"8", "d/2.dcm": b"9", "d/notes.txt": b"10",
     }  # fmt: skip
     memory.pipe({f"/together/{name}": data for name, data in files.items()})
-    for name, wanted in {
+    for name, names in {
         "m/s.mrxs": {"s.mrxs", "s/Slidedat.ini", "s/deep/Data0000.dat"},
         "v/s.vms": {"s.vms", "a.jpg", "a(1,0).jpg"},
         "d/2.dcm": {"1.dcm", "2.dcm"},
     }.items():
         with local_slide(f"memory://together/{name}") as slide:
             folder = Path(slide.path).parent
-            found = {
+            copies = {
                 path.relative_to(folder).as_posix(): path.read_bytes()
                 for path in folder.rglob("*")
                 if path.is_file()
             }
-            assert found == {one: files[f"{name[0]}/{one}"] for one in wanted}
-            assert slide.bytes_read == sum(map(len, found.values())) == slide.bytes_file
+            assert copies == {one: files[f"{name[0]}/{one}"] for one in names}
+            assert slide.bytes_read == sum(map(len, copies.values())) == slide.bytes_file
 
 
 # ---------------------------------------------------------------------- in parts
@@ -181,12 +181,14 @@ def test_single_tiles_are_fetched_by_need(server: SlideServer, wide: Path) -> No
     server.files["/a.svs"] = wide.read_bytes()
     whole = JpegTiff(str(wide))
     with local_slide(f"{server.url}/a.svs", mpps=COARSE) as slide:
-        before, asked = slide.bytes_read, len(server.requests)
+        before, requests_before = slide.bytes_read, len(server.requests)
         assert before < 0.15 * wide.stat().st_size
         tiles = [300, 301, 500]
         slide.need(level_ranges(slide.levels, 0, tiles))
         slide.need(level_ranges(slide.levels, 0, tiles[:1]))  # is there
-        assert len(server.requests) == asked + 3  # two near tiles in one, the third, and a look
+        assert (
+            len(server.requests) == requests_before + 3
+        )  # two near tiles in one, the third, and a look
         tiff = JpegTiff(slide.path)
         assert [tiff.jpeg(0, n) for n in tiles] == [whole.jpeg(0, n) for n in tiles]
         tiff.close()
@@ -247,9 +249,9 @@ def test_plan_says_what_and_why() -> None:
         (2.0, 8.0): (True, (1, 2), 0.16, "2 mpp is read from level 1"),
         (8.0, 16.0): (True, (2,), 0.06, "8 mpp is read from level 2"),
     }
-    for mpps, wanted in table.items():
+    for mpps, expected in table.items():
         plan = plan_fetch(levels, 1000, slide_mpp=0.5, mpps=mpps)
-        assert (plan.sparse, plan.levels, plan.share, plan.reason) == wanted
+        assert (plan.sparse, plan.levels, plan.share, plan.reason) == expected
     small = plan_fetch(levels, 300, slide_mpp=0.5, mpps=(2.0,))
     assert (small.sparse, small.reason) == (False, "levels 1 and up are 53% of the file")
     assert level_ranges(levels, 1) == [(800, 900)]
@@ -260,14 +262,14 @@ ranges = st.lists(st.tuples(st.integers(0, 60), st.integers(0, 60)), max_size=8)
 
 @given(ranges, ranges, st.integers(0, 5), st.integers(1, 9))
 def test_ranges_are_sets_of_bytes(
-    wanted: list[tuple[int, int]], had: list[tuple[int, int]], gap: int, size: int
+    some_ranges: list[tuple[int, int]], had: list[tuple[int, int]], gap: int, size: int
 ) -> None:
-    def each(found: list[tuple[int, int]]) -> set[int]:
-        return {byte for start, end in found for byte in range(start, end)}
+    def each(byte_ranges: list[tuple[int, int]]) -> set[int]:
+        return {byte for start, end in byte_ranges for byte in range(start, end)}
 
-    assert each(merged(wanted)) == each(wanted)
-    near = merged(wanted, gap)
-    assert each(near) >= each(wanted)
+    assert each(merged(some_ranges)) == each(some_ranges)
+    near = merged(some_ranges, gap)
+    assert each(near) >= each(some_ranges)
     assert all(two[0] - one[1] > gap for one, two in itertools.pairwise(near))
     left = without(near, merged(had))
     assert each(left) == each(near) - each(had)
@@ -296,8 +298,8 @@ def test_signature_of_a_url_is_used_and_not_kept(
 ) -> None:
     server.files["/a.svs"] = wide.read_bytes()
     lake = create_lake(tmp_path / "lake", LakeConfig(mpps=(2.0,)))
-    asked = find_named_slides([f"{server.url}/a.svs?X-Amz-Signature=hush"], {})
-    (row,) = sort_out(lake.committer.register(asked.rows), {}).cut
+    slides_named = find_named_slides([f"{server.url}/a.svs?X-Amz-Signature=hush"], {})
+    (row,) = sort_out(lake.committer.register(slides_named.rows), {}).cut
     cut = cut_slide(lake.store, lake.config, row)
     lake.committer.commit_slides([cut])
     kept = lake.refreshed().slides().collect().row(0, named=True)
@@ -314,9 +316,9 @@ def test_each_trouble_has_its_own_line(
     monkeypatch.setattr(remote_errors, "SILENT_S", 0.2)
     server.files["/a.svs"] = REAL_SLIDE.read_bytes()
     signed = f"{server.url}/a.svs?X-Amz-Credential=me&X-Amz-Signature=hush"
-    said = {403: "access is denied (403)", 503: "too busy (503) at 2 tries", 418: "answered 418",
-            404: "a.svs does not exist", 500: "failed (500)"}  # fmt: skip
-    for status, text in said.items():
+    messages = {403: "access is denied (403)", 503: "too busy (503) at 2 tries",
+            418: "answered 418", 404: "a.svs does not exist", 500: "failed (500)"}  # fmt: skip
+    for status, text in messages.items():
         server.status["/a.svs"] = status
         assert text in reason(signed)
         with pytest.raises(SlideError, match=text.replace("(", r"\(").replace(")", r"\)")):
@@ -468,7 +470,7 @@ def test_urls_are_resolved_without_fetching_slides(server: SlideServer, wide: Pa
     (source,) = resolve([signed])
     assert (source.slide_id, source.uri) == ("wide", signed)
     assert server.requests == []
-    assert [found.uri for found in resolve([shelf])] == [f"{server.url}/c/wide.svs"]
+    assert [source.uri for source in resolve([shelf])] == [f"{server.url}/c/wide.svs"]
     assert server.gets("/c/wide.svs") == 0
     server.sent = 0
     assert fingerprint(signed) == fingerprint(str(wide))
@@ -481,10 +483,10 @@ def test_odd_local_names_are_names(tmp_path: Path) -> None:
     for name in ("a[1].svs", "what?.svs", "a::b.svs", "ä 1.svs"):
         path = tmp_path / name
         path.write_bytes(b"12")
-        assert [found.uri for found in resolve([str(path)])] == [str(path)]
+        assert [source.uri for source in resolve([str(path)])] == [str(path)]
         assert fingerprint(str(path))[0] == 2
     (tmp_path / "empty.svs").mkdir()
-    assert [found.uri for found in resolve([str(tmp_path / "empty.svs")])]
+    assert [source.uri for source in resolve([str(tmp_path / "empty.svs")])]
     (tmp_path / "m.csv").write_text("uri,mpp\nempty.svs,half\n")
     with pytest.raises(InputError, match=r"row 2, column .mpp.: .half. is no number"):
         resolve([str(tmp_path / "m.csv")])

@@ -21,6 +21,7 @@ from ingest.scores.score_table import SCORES, SlideView
 from ingest.scores.tile_means import tile_means
 from ingest.tissue.overview_tissue import Tissue, find_tissue
 from tests.conftest import REAL_SLIDE
+from tests.ingest.test_ingest_pure import grid_of
 
 if TYPE_CHECKING:
     from ingest.readers.slide_reader import SlideReader
@@ -47,22 +48,9 @@ def test_means_are_over_exact_areas(
     weights = None if weighed is None else rng.random((h, w)) < weighed
     scale = 8  # a pixel of the map is 8 level-0 pixels
     grid = grid_of(-(-w * scale // side), -(-h * scale // side), side)
-    found = tile_means(values, scale, [grid], weights)[0]
-    np.testing.assert_allclose(found, slow_means(values, scale, grid, weights), rtol=1e-4)
-    assert found.dtype == np.float32
-
-
-def grid_of(width: int, height: int, side_px: int, step_px: int | None = None) -> Grid:
-    return Grid(
-        mpp=0.5,
-        effective_mpp=0.5,
-        tile_px=256,
-        side_px=side_px,
-        step_px=side_px if step_px is None else step_px,
-        width=width,
-        height=height,
-        ratio=1,
-    )
+    means = tile_means(values, scale, [grid], weights)[0]
+    np.testing.assert_allclose(means, slow_means(values, scale, grid, weights), rtol=1e-4)
+    assert means.dtype == np.float32
 
 
 def slow_means(
@@ -90,8 +78,8 @@ def slow_means(
 def test_tile_without_any_value_is_nan() -> None:
     values = np.full((2, 4), np.nan, np.float32)
     values[:, 3] = 7
-    found = tile_means(values, 1.0, [grid_of(2, 1, 2)], np.zeros((2, 4), bool))[0]
-    np.testing.assert_array_equal(found, [[np.nan, 7]])
+    means = tile_means(values, 1.0, [grid_of(2, 1, 2)], np.zeros((2, 4), bool))[0]
+    np.testing.assert_array_equal(means, [[np.nan, 7]])
 
 
 # ----------------------------------------------------------------------- maps
@@ -144,9 +132,9 @@ def focus_of(grey: npt.NDArray[np.float64], factor: int = 64) -> float:
 def test_focus_of_a_wave_is_its_square_frequency(period: float) -> None:
     """The Laplacian of a wave of angular frequency w is itself times 2 cos w - 2."""
     wave = 128 + 100 * np.sin(2 * np.pi * np.arange(512) / period + 0.4)
-    wanted = (2 - 2 * np.cos(2 * np.pi / period)) / 8
+    expected = (2 - 2 * np.cos(2 * np.pi / period)) / 8
     for grey in (np.tile(wave, (512, 1)), np.tile(wave, (512, 1)).T):
-        assert focus_of(grey) == pytest.approx(wanted, rel=0.03, abs=0.001)
+        assert focus_of(grey) == pytest.approx(expected, rel=0.03, abs=0.001)
 
 
 def test_focus_ends_at_0_and_1() -> None:

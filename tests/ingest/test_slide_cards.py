@@ -102,8 +102,8 @@ def test_pictures_are_small_and_writing_stays_sharp() -> None:
 
 def picture(**changes: Any) -> dict[str, Any]:  # noqa: ANN401
     jpeg = encode_jpeg(np.full((40, 80, 3), 220, np.uint8))
-    about = {"width_px": 2560, "height_px": 1280, "mpp": 0.5, "thumbnail": jpeg}
-    return {**about, **changes}
+    facts = {"width_px": 2560, "height_px": 1280, "mpp": 0.5, "thumbnail": jpeg}
+    return {**facts, **changes}
 
 
 def cards(lake: Lake) -> dict[str, dict[str, Any]]:
@@ -134,16 +134,16 @@ def test_what_is_not_known_is_not_said(small: Lake) -> None:
 
 
 def test_a_damaged_picture_leaves_the_other_cards(tmp_path: Path, small: Lake) -> None:
-    known = small.committer.register(
+    registered = small.committer.register(
         [{"slide_id": name, "uri": f"{name}.svs"} for name in ("a", "it's", "broken")]
     )
-    made = [cut(small, row["slide"], row["slide_id"], 4, mark="new") for row in known]
+    made = [cut(small, row["slide"], row["slide_id"], 4, mark="new") for row in registered]
     pictures = (picture(), picture(), picture(thumbnail=b"\xff\xd8 torn"))
     pairs = zip(made, pictures, strict=True)
     small.committer.commit_slides([replace(c, row={**c.row, **p}) for c, p in pairs])
-    found = cards(small.refreshed())
-    assert found["broken"]["picture"] is None
-    assert "can't be decoded: ingest the slide again" in found["broken"]["damage"]
+    shown = cards(small.refreshed())
+    assert shown["broken"]["picture"] is None
+    assert "can't be decoded: ingest the slide again" in shown["broken"]["damage"]
     for name in ("a", "it's"):
-        assert found[name]["picture"].startswith("data:image/jpeg;base64,")
-        assert found[name]["damage"] is None
+        assert shown[name]["picture"].startswith("data:image/jpeg;base64,")
+        assert shown[name]["damage"] is None

@@ -29,8 +29,8 @@ def lake(tmp_path_factory: pytest.TempPathFactory) -> Lake:
     uri = str(REAL_SLIDE)
     size, mark = fingerprint(uri)
     row = {"slide_id": "real", "uri": uri, "bytes": size, "fingerprint": mark}
-    found = cut_slide(made.store, CONFIG, made.committer.register([row])[0])
-    made.committer.commit_slides([found])
+    slide_cut = cut_slide(made.store, CONFIG, made.committer.register([row])[0])
+    made.committer.commit_slides([slide_cut])
     return open_lake(folder)
 
 
@@ -47,24 +47,26 @@ def test_tiles_are_those_pixels_of_the_slide(lake: Lake) -> None:
         width, height = slide.dimensions
         inside = rows.filter(pl.col("x") + 256 <= width, pl.col("y") + 256 <= height)
         for row in inside.sample(20, seed=1).iter_rows(named=True):
-            there = np.asarray(slide.read_region((row["x"], row["y"]), 0, (256, 256)))[..., :3]
+            expected = np.asarray(slide.read_region((row["x"], row["y"]), 0, (256, 256)))[..., :3]
             ours = decode_tile(jpegs[row["tile_id"]])
-            assert np.abs(ours.astype(int) - there).mean() < 4  # encoded once more, at quality 90
+            assert (
+                np.abs(ours.astype(int) - expected).mean() < 4
+            )  # encoded once more, at quality 90
 
 
 def test_scores_are_those_of_each_tile_alone(lake: Lake) -> None:
     with open_slide(str(REAL_SLIDE)) as slide:
-        seen = survey(slide)
+        slide_survey = survey(slide)
         grids = plan_grids(slide.size_px, slide.mpp, 256, {0.5: 1, 2.0: 4}, stride_px=96)
-    mask = seen.tissue.mask.astype(np.float32)
+    mask = slide_survey.tissue.mask.astype(np.float32)
     for mpp, grid in grids.items():
-        area = tile_sums(mask, seen.scale, grid) / (grid.side_px / seen.scale) ** 2
+        area = tile_sums(mask, slide_survey.scale, grid) / (grid.side_px / slide_survey.scale) ** 2
         rows = lake.tiles(mpp=mpp).collect()
         expected = area[rows["grid_y"].to_numpy(), rows["grid_x"].to_numpy()]
         np.testing.assert_allclose(rows["tissue"].to_numpy(), expected, atol=1e-4)
         # By hand for some: the mean of the mask's pixels under the tile, to a pixel of its edge.
         for row in rows.sample(10, seed=2).iter_rows(named=True):
-            x, y, side = (n / seen.scale for n in (row["x"], row["y"], grid.side_px))
+            x, y, side = (n / slide_survey.scale for n in (row["x"], row["y"], grid.side_px))
             under = mask[round(y) : round(y + side), round(x) : round(x + side)]
             assert abs(under.sum() / side**2 - row["tissue"]) < 0.25
 
@@ -72,8 +74,8 @@ def test_scores_are_those_of_each_tile_alone(lake: Lake) -> None:
 def test_every_tile_has_its_parent(lake: Lake) -> None:
     fine, coarse = (lake.tiles(mpp=mpp).collect() for mpp in (0.5, 2.0))
     parents = fine.select(pl.col("grid_y") // 4, pl.col("grid_x") // 4).unique()
-    there = set(coarse.select("grid_y", "grid_x").rows())
-    assert set(parents.rows()) <= there
+    coarse_cells = set(coarse.select("grid_y", "grid_x").rows())
+    assert set(parents.rows()) <= coarse_cells
 
 
 def test_settings_of_a_stride(tmp_path: Path, lake: Lake) -> None:

@@ -17,12 +17,12 @@ from pathlib import Path
 from typing import Any
 
 from featurestore import LakeConfig, LakeError, ShardReader, create_lake, open_lake
-from featurestore.keep import roots
 from featurestore.keep.lance_restore import restore
-from featurestore.keep.repair import plan_repair, repair
+from featurestore.keep.repairing import plan_repair, repair
 from featurestore.keep.verify.damage import Verdict
 from featurestore.keep.verify.lance_checking import check_lake, lake_to_mend
 from featurestore.lake import Lake
+from featurestore.roots import roots_file as roots
 from tests.worlds.small_lake import add_slides, add_teacher
 
 ROOT_FOLDER = Path(__file__).resolve().parents[2]
@@ -207,7 +207,7 @@ def mend(
         done = restore(str(work), verdict.whole[0])
         after = check_lake(work)
         if not after.ok:
-            faults.append(f"restored, but {after.damage[0].what}")
+            faults.append(f"restored, but {after.damage[0].description}")
         if done.version != after.version:
             faults.append(f"restored to {done.version}, but {after.version} is read")
         return "restore"
@@ -238,7 +238,7 @@ def _goes_on(work: Path, faults: list[str]) -> None:
     lake = add_teacher(add_teacher(lake, "t"), "u", dim=4)
     left = check_lake(work).damage
     if any(one.part != "file" for one in left):
-        faults.append(f"after ingest and extract there is damage: {left[0].what}")
+        faults.append(f"after ingest and extract there is damage: {left[0].description}")
     counts = lake.info()
     if [f["complete"] for f in counts["features"]] != [True] * 4 or counts["tiles"]["0.5"] != 13:
         faults.append(f"after ingest and extract the lake is not complete: {counts['tiles']}")

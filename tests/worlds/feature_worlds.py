@@ -16,7 +16,7 @@ from distill.students.task import Batch, Prediction, Task, Under
 from distill.targets.norm_arrays import norm_arrays
 from distill.targets.target import Norms, TargetNorm, norm_of
 from featurestore import Moments, PhiS
-from featurestore.stats.phi_s import phi_s
+from featurestore.stats import phi_s
 
 Floats = npt.NDArray[np.float64]
 

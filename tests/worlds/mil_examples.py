@@ -7,12 +7,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from downstream.mil.losses import Task
+from downstream.mil.losses import BagTask
 from downstream.mil.model import MilModel, make_aggregator
 from downstream.run.model_tables import AGGREGATORS
 
 WIDTH = 12
-TASK = Task(kind="multiclass", outputs=3)
+TASK = BagTask(kind="multiclass", outputs=3)
 NAMES = sorted(AGGREGATORS)
 
 
@@ -48,6 +48,6 @@ def bags(name: str, sizes: tuple[int, ...] = (7, 30, 1)) -> tuple[list[Tensor], 
     return [torch.from_numpy(rng.standard_normal((len(c), WIDTH))) for c in coords], coords
 
 
-def model(name: str, task: Task = TASK) -> MilModel:
+def model(name: str, task: BagTask = TASK) -> MilModel:
     options = {} if name in {"mean", "max"} else {"hidden": 16}
     return MilModel(make_aggregator(name, WIDTH, task, **options), task)

@@ -13,7 +13,7 @@ from distill.students.tile_task import TileTask
 from distill.targets.target import Norms, TargetNorm
 from distill.targets.target_sources import Column
 from featurestore import Moments
-from featurestore.stats.phi_s import phi_s
+from featurestore.stats import phi_s
 from tests.worlds.feature_worlds import make_norm
 
 SIDE, CELLS, DIM = 32, 4, 12

@@ -11,7 +11,7 @@ _LEVELS = 2**16
 
 
 class Dropout(nn.Dropout):
-    """As torch's: units are 0 with probability `p`, the others are divided by `1 - p`.
+    """Dropout as torch has it: units are 0 with probability `p`, others are divided by `1 - p`.
 
     On CPUs `p` is taken to the nearest 1 / 65,536, and the bits come from torch's default
     generator; on other devices it is torch's own.

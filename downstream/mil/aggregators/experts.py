@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from downstream.mil.losses import Task, expert_agreement
-from downstream.mil.model import MilModel, Prediction, make_head
+from downstream.mil.losses import BagTask, expert_agreement
+from downstream.mil.model import MilModel, ModelOutput, make_head
 from downstream.mil.padded_bags import Aggregator, MilError, Pooled
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ class Experts(MilModel):
     def __init__(
         self,
         aggregator: Aggregator,
-        task: Task,
+        task: BagTask,
         *,
         agreement: float = 0.25,
         mean_D: Tensor | None = None,
@@ -67,7 +67,7 @@ class Experts(MilModel):
     def opinions(
         self, x: Tensor, mask: Tensor | None = None, coords: Tensor | None = None
     ) -> Opinions:
-        """Both heads' logits of one bag or a padded batch, see `Aggregator.forward`."""
+        """Return the logits of both heads for a bag or a padded batch, see `Aggregator.forward`."""
         pooled = self.pooled(x, mask, coords)
         return Opinions(
             natural=self.head(pooled.embedding),
@@ -77,11 +77,11 @@ class Experts(MilModel):
 
     def forward(
         self, x: Tensor, mask: Tensor | None = None, coords: Tensor | None = None
-    ) -> Prediction:
+    ) -> ModelOutput:
         """The mean probability of both heads, as log probabilities."""
         both = self.opinions(x, mask, coords)
         logs = torch.stack([part.float().log_softmax(1) for part in (both.natural, both.balanced)])
-        return Prediction(
+        return ModelOutput(
             logits=torch.logsumexp(logs, dim=0) - logs.new_tensor(2).log(), pooled=both.pooled
         )
 

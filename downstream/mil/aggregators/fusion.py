@@ -64,14 +64,15 @@ class ShazamGate(nn.Module):
         mixed_BNKE = self.gate(self._tokens(x_BND))
         for block in self.blocks:
             mixed_BNKE = block(mixed_BNKE)
-        return mixed_BNKE.mean(dim=-2)
+        fused_BNE: Tensor = mixed_BNKE.mean(dim=-2)
+        return fused_BNE
 
     def shares(self, x_BND: Tensor) -> Tensor:
         """Return the gate's weights [B, N, K], which add up to 1 over teachers."""
         return self.gate.shares(self._tokens(x_BND))
 
     def reconstruct(self, fused_BNE: Tensor, x_BND: Tensor, mask_BN: Tensor) -> Tensor:
-        """How badly teachers can be had back from the fused features [B], mean over teachers.
+        """Return the loss of rebuilding teachers from the fused features [B], mean over teachers.
 
         1 - cosine + Huber (delta 1), as Shazam's distillation term, against each teacher's
         normalised features, which no parameter can move.
@@ -80,9 +81,9 @@ class ShazamGate(nn.Module):
         total_B = fused_BNE.new_zeros(len(fused_BNE), dtype=torch.float32)
         for back, part in zip(self.back, _parts(self, x_BND), strict=True):
             target = F.layer_norm(part.detach().float(), part.shape[-1:])
-            found = back(fused_BNE).float()
-            loss_BN = 1 - F.cosine_similarity(found, target, dim=-1)
-            loss_BN = loss_BN + F.huber_loss(found, target, reduction="none").mean(dim=-1)
+            rebuilt = back(fused_BNE).float()
+            loss_BN = 1 - F.cosine_similarity(rebuilt, target, dim=-1)
+            loss_BN = loss_BN + F.huber_loss(rebuilt, target, reduction="none").mean(dim=-1)
             total_B = total_B + torch.where(mask_BN, loss_BN, 0).sum(dim=1) / count_B
         return total_B / len(self.widths)
 
@@ -91,7 +92,7 @@ class ShazamGate(nn.Module):
         return torch.stack(_mapped(self, x_BND), dim=-2)
 
 
-class Fused(Aggregator):
+class FusedAggregator(Aggregator):
     """A fusion in front of an aggregator; a term of the fusion is added to its loss.
 
     Args:
@@ -113,7 +114,7 @@ class Fused(Aggregator):
         self.auxiliary_share, self.coords = aggregator.auxiliary_share, aggregator.coords
 
     def pool(self, x_BND: Tensor, mask_BN: Tensor, coords_BNK: Tensor | None) -> Pooled:
-        """What the aggregator makes of the fused features.
+        """Fuse the teachers of each tile, and pool the tiles by the aggregator.
 
         Raises:
             MilError: The features are not as wide as the teachers together.
@@ -134,7 +135,7 @@ class Fused(Aggregator):
 
 
 def _mapped(fusion: Concat | ShazamGate, x_BND: Tensor) -> list[Tensor]:
-    """Each teacher's features, normalised and mapped to the fused width."""
+    """Return the features of each teacher, normalised and mapped to the fused width."""
     return [
         to(norm(part))
         for to, norm, part in zip(fusion.maps, fusion.norms, _parts(fusion, x_BND), strict=True)

@@ -109,10 +109,10 @@ class Hierarchical(Aggregator):
         a_P = masked_softmax(score_P, torch.ones_like(score_P, dtype=torch.bool))
         shares = [a_P]
         for (children_PR, share_PR), below in zip(reversed(order), rows[1:], strict=True):
-            given = (shares[-1][:, None] * share_PR.to(a_P.dtype)).flatten()
+            child_shares = (shares[-1][:, None] * share_PR.to(a_P.dtype)).flatten()
             target = children_PR.flatten()
             # the last place takes what goes to children that are not there: nothing
-            total = given.new_zeros(len(below) + 1).index_add(0, target, given)
+            total = child_shares.new_zeros(len(below) + 1).index_add(0, target, child_shares)
             shares.append(total[:-1])
         share_N = a_P.new_zeros(len(x_ND)).scatter(0, torch.cat(rows), torch.cat(shares))
         return a_P.to(fine_FE.dtype) @ fine_FE, share_N

@@ -84,7 +84,7 @@ class NystromAttention(nn.Module):
 
 
 def landmark_runs(mask_BL: Tensor, most: int, *, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """How landmarks are made of tokens: runs of as equal length as can be.
+    """Cut the tokens into runs of equal length, one for each landmark, as far as they go.
 
     Returns:
         Weights [B, M, L] of each token in each landmark (1 / length of its run, or 0), and which

@@ -68,7 +68,7 @@ def stack_levels(
 
 
 def under_parents(grids: Sequence[Grid], ratios: Sequence[int]) -> list[NDArray[np.bool_]]:
-    """Which tiles of each level are under a tile that is there, up to the coarsest level.
+    """Return which tiles of each level have ancestors up to the coarsest level.
 
     Args:
         grids: (grid_y, grid_x) of a slide's levels, coarse to fine.
@@ -80,8 +80,8 @@ def under_parents(grids: Sequence[Grid], ratios: Sequence[int]) -> list[NDArray[
     """
     kept = [np.ones(len(grids[0]), dtype=np.bool_)]
     for above, below, ratio in zip(grids, grids[1:], ratios, strict=False):
-        there = _keys(above[kept[-1]])
-        kept.append(np.isin(_keys(below // ratio), there))
+        parent_keys = _keys(above[kept[-1]])
+        kept.append(np.isin(_keys(below // ratio), parent_keys))
     return kept
 
 
@@ -101,14 +101,14 @@ def families(places: Grid, ratios: Sequence[int]) -> NDArray[np.int32]:
     if not ratios:
         return np.arange(len(places), dtype=np.int32)
     scale_N1 = np.cumprod([1, *ratios])[places[:, 0]][:, None]
-    found = np.unique(_keys(places[:, 1:] // scale_N1), return_inverse=True)[1]
-    return found.reshape(-1).astype(np.int32)
+    numbers = np.unique(_keys(places[:, 1:] // scale_N1), return_inverse=True)[1]
+    return numbers.reshape(-1).astype(np.int32)
 
 
 def _keys(grid: Grid) -> Grid:
     """One number a place; the grid's indices are below 2^31."""
-    found: Grid = (grid[:, 0] << 32) | grid[:, 1]
-    return found
+    keys: Grid = (grid[:, 0] << 32) | grid[:, 1]
+    return keys
 
 
 def _with_level(grid: Grid, level: int) -> Grid:

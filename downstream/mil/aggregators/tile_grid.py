@@ -33,7 +33,7 @@ def raster_order(coords_BN2: Tensor, mask_BN: Tensor) -> Tensor:
 
 
 def neighbours(coords_BN2: Tensor, mask_BN: Tensor, reach: int) -> Tensor:
-    """For each tile the rows of the tiles around it.
+    """Return for each tile the rows of the tiles around it.
 
     Args:
         coords_BN2: (grid_y, grid_x), in raster order, masked rows last.
@@ -66,8 +66,8 @@ def grid_conv(x_RE: Tensor, kernel_EK: Tensor, neighbour_RK: Tensor) -> Tensor:
         kernel_EK: Kernels, cell by cell; K odd.
         neighbour_RK: From `neighbours`.
     """
-    found: Tensor = _GridConv.apply(x_RE, kernel_EK.to(x_RE.dtype), neighbour_RK)
-    return found
+    convolved: Tensor = _GridConv.apply(x_RE, kernel_EK.to(x_RE.dtype), neighbour_RK)
+    return convolved
 
 
 class _GridConv(torch.autograd.Function):

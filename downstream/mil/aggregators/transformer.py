@@ -125,7 +125,7 @@ class DistanceAttention(nn.Module):
         return mixed_BQE
 
     def first(self, x_BLE: Tensor, mask_BL: Tensor) -> Tensor:
-        """How much the first token attends to each [B, L], mean over heads; its distance is 0."""
+        """Return the first token's attention to each [B, L], mean over heads; its distance is 0."""
         q, k, _ = self._qkv(x_BLE)
         score_BHL = (q[:, :, :1] @ k.mT)[:, :, 0] * q.shape[-1] ** -0.5
         return masked_softmax(score_BHL, mask_BL[:, None]).mean(dim=1)

@@ -94,7 +94,8 @@ class MultiHeadAttention(nn.Module):
 
     def _by_head(self, x_BND: Tensor) -> Tensor:
         """Return tokens head by head [B, H, N, D / H]."""
-        return x_BND.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        batch, tokens, width = x_BND.shape
+        return x_BND.view(batch, tokens, self.heads, width // self.heads).transpose(1, 2)
 
 
 def _open_where_empty(is_present_BN: Tensor) -> Tensor:

@@ -26,7 +26,7 @@ _LIMITS = (2.5, 97.5)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Scores:
+class CurveScores:
     """Scores of one class, one row a prediction.
 
     Attributes:
@@ -49,24 +49,24 @@ class Scores:
 
 @dataclass(frozen=True, kw_only=True)
 class Bins:
-    """What is said and what is so, bin by bin.
+    """Predicted and observed shares, bin by bin.
 
     Attributes:
-        said: [K] mean probability.
-        found: [K] share that is of the class.
+        predicted: [K] mean probability.
+        observed: [K] share that is of the class.
         low: [K] 2.5th percentile of the share over resamples of patients.
         high: [K] 97.5th percentile.
         rows: [K] predictions in the bin.
     """
 
-    said: Floats
-    found: Floats
+    predicted: Floats
+    observed: Floats
     low: Floats
     high: Floats
     rows: Labels
 
 
-def roc_points(scores: Scores) -> tuple[Floats, Floats]:
+def roc_points(scores: CurveScores) -> tuple[Floats, Floats]:
     """False and true positive rates, from (0, 0) to (1, 1).
 
     Raises:
@@ -76,7 +76,7 @@ def roc_points(scores: Scores) -> tuple[Floats, Floats]:
     return np.r_[0, false_U / false_U[-1]], np.r_[0, true_U / true_U[-1]]
 
 
-def precision_recall_points(scores: Scores) -> tuple[Floats, Floats]:
+def precision_recall_points(scores: CurveScores) -> tuple[Floats, Floats]:
     """Recall and precision at each score, from the highest down.
 
     Raises:
@@ -86,7 +86,7 @@ def precision_recall_points(scores: Scores) -> tuple[Floats, Floats]:
     return true_U / true_U[-1], true_U / (true_U + false_U)
 
 
-def roc_band(scores: Scores, *, n: int, seed: int) -> tuple[Floats, Floats]:
+def roc_band(scores: CurveScores, *, n: int, seed: int) -> tuple[Floats, Floats]:
     """Pointwise 2.5th and 97.5th percentiles of sensitivity at the false positive rates of `GRID`.
 
     Raises:
@@ -100,7 +100,7 @@ def roc_band(scores: Scores, *, n: int, seed: int) -> tuple[Floats, Floats]:
     return _band(_falling("a ROC curve", scores), curve, n=n, seed=seed)
 
 
-def precision_recall_band(scores: Scores, *, n: int, seed: int) -> tuple[Floats, Floats]:
+def precision_recall_band(scores: CurveScores, *, n: int, seed: int) -> tuple[Floats, Floats]:
     """Pointwise 2.5th and 97.5th percentiles of precision at the recalls of `GRID`.
 
     At a recall between two scores' the precision is that of the next lower score: precision is not
@@ -120,7 +120,7 @@ def precision_recall_band(scores: Scores, *, n: int, seed: int) -> tuple[Floats,
     return _band(_falling("a precision-recall curve", scores), curve, n=n, seed=seed)
 
 
-def reliability(scores: Scores, *, bins: int = 10, n: int = 500, seed: int = 0) -> Bins:
+def reliability(scores: CurveScores, *, bins: int = 10, n: int = 500, seed: int = 0) -> Bins:
     """Probabilities against shares, in bins of about equally many rows; equal ones stay together.
 
     Raises:
@@ -135,30 +135,30 @@ def reliability(scores: Scores, *, bins: int = 10, n: int = 500, seed: int = 0) 
     rows = np.bincount(bin_S)
     shares = []
     for weight_S in _resamples(scores, n=n, seed=seed):
-        there = np.bincount(bin_S, weights=weight_S, minlength=len(names))
+        counts = np.bincount(bin_S, weights=weight_S, minlength=len(names))
         ones = np.bincount(bin_S, weights=weight_S * scores.label, minlength=len(names))
-        shares.append(np.divide(ones, there, out=np.full(len(names), np.nan), where=there > 0))
+        shares.append(np.divide(ones, counts, out=np.full(len(names), np.nan), where=counts > 0))
     low, high = np.nanpercentile(np.array(shares), _LIMITS, axis=0)
     return Bins(
-        said=np.bincount(bin_S, weights=scores.score) / rows,
-        found=np.bincount(bin_S, weights=scores.label) / rows,
+        predicted=np.bincount(bin_S, weights=scores.score) / rows,
+        observed=np.bincount(bin_S, weights=scores.label) / rows,
         low=low,
         high=high,
         rows=rows,
     )
 
 
-def _falling(name: str, scores: Scores) -> Scores:
+def _falling(name: str, scores: CurveScores) -> CurveScores:
     """The rows from the highest score down: sorted once, a resample is two sums."""
     if len(np.unique(scores.label)) < 2:
         msg = f"{name} needs patients of both classes, all {len(scores.label)} are of one"
         raise UndefinedMetricError(msg)
     order = np.argsort(-scores.score, kind="stable")
     owners = [str(number) for number in scores.owner[order]]
-    return Scores(label=scores.label[order], score=scores.score[order], patients=owners)
+    return CurveScores(label=scores.label[order], score=scores.score[order], patients=owners)
 
 
-def _counts(falling: Scores, weight_S: Floats | None = None) -> tuple[Floats, Floats]:
+def _counts(falling: CurveScores, weight_S: Floats | None = None) -> tuple[Floats, Floats]:
     """True and false positives from each score on, highest first [U]."""
     ends = np.flatnonzero(np.diff(falling.score, append=-np.inf))
     weight_S = np.ones(len(falling.label)) if weight_S is None else weight_S
@@ -167,7 +167,7 @@ def _counts(falling: Scores, weight_S: Floats | None = None) -> tuple[Floats, Fl
 
 
 def _band(
-    scores: Scores, curve: Callable[[Floats, Floats], Floats], *, n: int, seed: int
+    scores: CurveScores, curve: Callable[[Floats, Floats], Floats], *, n: int, seed: int
 ) -> tuple[Floats, Floats]:
     """Percentiles of a curve over resamples that have both classes."""
     weights = _resamples(scores, n=n, seed=seed, both=True)
@@ -176,8 +176,8 @@ def _band(
     return low, high
 
 
-def _resamples(scores: Scores, *, n: int, seed: int, both: bool = False) -> Iterator[Floats]:
-    """How often each row was drawn [S], n times; `both` draws again where a class is missing."""
+def _resamples(scores: CurveScores, *, n: int, seed: int, both: bool = False) -> Iterator[Floats]:
+    """Yield n times how often each row was drawn [S]; `both` redraws where a class is missing."""
     rng, owner_S = np.random.default_rng(seed), scores.owner
     count, made = int(owner_S.max()) + 1, 0
     while made < n:

@@ -4,7 +4,7 @@ Shape letters: S rows of predictions, P patients, C classes.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,9 +23,10 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
     from downstream.measures.abstention import RiskCoverage
-    from downstream.report.plots.plots_bands import Scores
+    from downstream.report.plots.plots_bands import CurveScores
 
 Estimates = Mapping[str, tuple[float, float, float]]
+Corner = Literal["lower left", "lower right"]
 
 
 _DARK = 0.55
@@ -33,7 +34,7 @@ _IN_BIN, _MOST_BINS = 10, 10
 
 
 def roc_png(
-    curves: Mapping[str, "Scores"],
+    curves: Mapping[str, "CurveScores"],
     *,
     estimates: Estimates | None = None,
     title: str = "",
@@ -68,7 +69,7 @@ def roc_png(
     return to_png(figure)
 
 
-def _show_estimates(axes: "Axes", measure: str, *, loc: str) -> None:
+def _show_estimates(axes: "Axes", measure: str, *, loc: Corner) -> None:
     """Set the limits of shares in 0..1, and a legend that names the measure of its numbers."""
     axes.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01))
     legend_title = f"{measure} (95 % interval)" if measure else ""
@@ -88,7 +89,7 @@ def named(name: str, estimates: Estimates | None) -> str:
 
 
 def precision_recall_png(
-    curves: Mapping[str, "Scores"],
+    curves: Mapping[str, "CurveScores"],
     *,
     estimates: Estimates | None = None,
     title: str = "",
@@ -125,7 +126,7 @@ def precision_recall_png(
     return to_png(figure)
 
 
-def reliability_png(curves: Mapping[str, "Scores"], *, xlabel: str, ylabel: str) -> bytes:
+def reliability_png(curves: Mapping[str, "CurveScores"], *, xlabel: str, ylabel: str) -> bytes:
     """Said probabilities against observed shares, above how often each probability was said.
 
     Args:
@@ -149,9 +150,15 @@ def reliability_png(curves: Mapping[str, "Scores"], *, xlabel: str, ylabel: str)
     for number, (name, scores) in enumerate(curves.items()):
         colour = COLOURS[number % len(COLOURS)]
         bins = reliability(scores, bins=_bins(scores))
-        axes.vlines(bins.said, bins.low, bins.high, color=colour, linewidth=1.5, alpha=0.6)
+        axes.vlines(bins.predicted, bins.low, bins.high, color=colour, linewidth=1.5, alpha=0.6)
         axes.plot(
-            bins.said, bins.found, color=colour, marker="o", ms=5, lw=1.5, label=named(name, None)
+            bins.predicted,
+            bins.observed,
+            color=colour,
+            marker="o",
+            ms=5,
+            lw=1.5,
+            label=named(name, None),
         )
         below.hist(scores.score, bins=list(np.linspace(0, 1, 41)), color=colour, histtype="step")
     axes.set(ylabel=ylabel, xlim=(-0.01, 1.01), ylim=(-0.01, 1.01))
@@ -162,7 +169,7 @@ def reliability_png(curves: Mapping[str, "Scores"], *, xlabel: str, ylabel: str)
     return to_png(figure)
 
 
-def _bins(scores: "Scores") -> int:
+def _bins(scores: "CurveScores") -> int:
     """Ten, or fewer where ten would not hold ten patients each."""
     return int(np.clip(len(np.unique(scores.owner)) // _IN_BIN, 2, _MOST_BINS))
 

@@ -27,15 +27,15 @@ class Groups:
     """Survival at a time, said and observed, in groups by what is said.
 
     Attributes:
-        said: [G] mean predicted survival.
-        found: [G] Kaplan-Meier estimate; NaN where nobody was followed that long.
+        predicted: [G] mean predicted survival.
+        observed: [G] Kaplan-Meier estimate; NaN where nobody was followed that long.
         low: [G] lower 95 % limit (log-log).
         high: [G] upper 95 % limit.
         patients: [G].
     """
 
-    said: Floats
-    found: Floats
+    predicted: Floats
+    observed: Floats
     low: Floats
     high: Floats
     patients: NDArray[np.int64]
@@ -91,8 +91,8 @@ def survival_groups(
     parts = np.array_split(np.argsort(said_P, kind="stable"), number)
     observed = np.array([_observed(time_P[part], event_P[part], at) for part in parts])
     return Groups(
-        said=np.array([said_P[part].mean() for part in parts]),
-        found=observed[:, 0],
+        predicted=np.array([said_P[part].mean() for part in parts]),
+        observed=observed[:, 0],
         low=observed[:, 1],
         high=observed[:, 2],
         patients=np.array([len(part) for part in parts]),
@@ -125,8 +125,8 @@ def survival_calibration_png(groups: Groups, *, title: str = "", at: str = "") -
     """
     figure, axes = new_figure(4.6, 4.4)
     axes.plot([0, 1], [0, 1], color="0.7", linewidth=1, linestyle="--")
-    axes.vlines(groups.said, groups.low, groups.high, color=COLOURS[0], linewidth=2, alpha=0.6)
-    axes.plot(groups.said, groups.found, color=COLOURS[0], marker="o", linewidth=1)
+    axes.vlines(groups.predicted, groups.low, groups.high, color=COLOURS[0], linewidth=2, alpha=0.6)
+    axes.plot(groups.predicted, groups.observed, color=COLOURS[0], marker="o", linewidth=1)
     axes.set(xlabel=f"predicted survival at {plain(at)}", aspect="equal")
     axes.set(ylabel=f"observed survival at {plain(at)}", xlim=(-0.01, 1.01), ylim=(-0.01, 1.01))
     axes.set_title(plain(shortened(title)), fontsize=10)

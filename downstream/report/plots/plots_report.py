@@ -50,7 +50,7 @@ def forest_png(
 
 
 def _limits(shown: Sequence[float], chance: float | None) -> tuple[float, float]:
-    """Of the axis: up to 1 for shares that are better than chance, else what holds all."""
+    """Return the limits of the axis: up to 1 for shares above chance, else all values."""
     values = [*shown, *([] if chance is None else [chance])]
     low, high = min(values), max(values)
     if chance == _COIN and high <= 1 and low >= 0:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from downstream.measures.abstention import risk_coverage
 from downstream.measures.class_measures import UndefinedMetricError, auroc
 from downstream.measures.intervals import interval
-from downstream.report.plots.plots_bands import Scores
+from downstream.report.plots.plots_bands import CurveScores
 from downstream.report.plots.plots_classes import (
     confusion_png,
     precision_recall_png,
@@ -37,11 +37,11 @@ _POOLED = (
 
 
 def class_sections(run: "Run") -> list[Section]:
-    """Of two classes or more."""
-    section = Section(key="curves", title="Telling classes apart")
-    for what, curves in class_curves(run, run.arms, section).items():
-        add_roc(section, run, what, curves)
-        add_precision(section, run, what, curves)
+    """Return the sections of a run of two classes or more."""
+    section = Section(key="curves", title="Discrimination: ROC and precision-recall")
+    for question, curves in class_curves(run, run.arms, section).items():
+        add_roc(section, run, question, curves)
+        add_precision(section, run, question, curves)
     if run.unit == "tile":
         if run.result["config"]["shots"] is not None:
             section.notes.append("With few shots a tile's probability is its mean over draws.")
@@ -59,8 +59,10 @@ def class_section(run: "Run", arms: Sequence[str]) -> Section:
     return section
 
 
-def class_curves(run: "Run", arms: Sequence[str], section: Section) -> dict[str, dict[str, Scores]]:
-    """What is drawn together: the arms for two classes, else the classes of each arm.
+def class_curves(
+    run: "Run", arms: Sequence[str], section: Section
+) -> dict[str, dict[str, CurveScores]]:
+    """Return the curves of each picture: arms for two classes, else the classes of each arm.
 
     Args:
         run: The run.
@@ -72,46 +74,48 @@ def class_curves(run: "Run", arms: Sequence[str], section: Section) -> dict[str,
     """
     if run.task == "binary":
         drawn = first(arms, MOST_CURVES, section)
-        what = f"{run.classes[-1]} against {run.classes[0]}"
-        return {what: {arm: _of_class(run, arm, run.classes[-1]) for arm in drawn}}
+        question = f"{run.classes[-1]} against {run.classes[0]}"
+        return {question: {arm: _of_class(run, arm, run.classes[-1]) for arm in drawn}}
     names = run.classes[:MOST_CURVES]
     if names != run.classes:
         section.notes.append(f"Curves are drawn of the first {MOST_CURVES} classes.")
-    found = {}
+    curves_of_question = {}
     for arm in first(arms, MOST_PANELS, section):
         curves = {name: _of_class(run, arm, name) for name in names}
-        there = {name: one for name, one in curves.items() if len(np.unique(one.label)) == 2}
-        absent = [name for name in names if name not in there]
+        defined = {name: one for name, one in curves.items() if len(np.unique(one.label)) == 2}
+        absent = [name for name in names if name not in defined]
         if absent:
             section.notes.append(
                 f"{arm}: no curve for {', '.join(absent)}: no patient is of it, or all are."
             )
-        if there:
-            found[f"{arm}, each class against all others"] = there
-    return found
+        if defined:
+            curves_of_question[f"{arm}, each class against all others"] = defined
+    return curves_of_question
 
 
-def add_roc(section: Section, run: "Run", what: str, curves: Mapping[str, Scores]) -> None:
+def add_roc(section: Section, run: "Run", question: str, curves: Mapping[str, CurveScores]) -> None:
     """ROC curves in one picture."""
     section.add(
         partial(roc_png, curves, estimates=_known(run, "auroc"), seed=_seed(run)),
-        f"ROC curves, {what}",
-        f"ROC: {what}. {_POOLED} The diagonal is chance.",
+        f"ROC curves, {question}",
+        f"ROC: {question}. {_POOLED} The diagonal is chance.",
     )
 
 
-def add_precision(section: Section, run: "Run", what: str, curves: Mapping[str, Scores]) -> None:
+def add_precision(
+    section: Section, run: "Run", question: str, curves: Mapping[str, CurveScores]
+) -> None:
     """Precision-recall curves in one picture."""
     section.add(
         partial(precision_recall_png, curves, estimates=_known(run, "auprc"), seed=_seed(run)),
-        f"Precision-recall curves, {what}",
-        f"Precision by recall: {what}. {_POOLED} A dashed line is the share of the class, which "
-        "knowing nothing gives.",
+        f"Precision-recall curves, {question}",
+        f"Precision by recall: {question}. {_POOLED} A dashed line is the share of the class, "
+        "which is chance.",
     )
 
 
 def _known(run: "Run", measure: str) -> "dict[str, Estimate] | None":
-    """Of the arms, where curves are of arms."""
+    """Return the estimates of the arms for the legend, where curves are of arms."""
     return run.estimates(measure) if run.task == "binary" else None
 
 
@@ -119,22 +123,22 @@ def _seed(run: "Run") -> int:
     return int(run.result["config"].get("seed", 0))
 
 
-def _of_class(run: "Run", arm: str, name: str) -> Scores:
+def _of_class(run: "Run", arm: str, name: str) -> CurveScores:
     """Probabilities of one class."""
     rows, at = run.rows(arm), run.classes.index(name)
-    return Scores(
+    return CurveScores(
         label=(rows["label"] == name).to_numpy().astype(np.int64),
         score=rows["probabilities"].list.get(at).to_numpy(),
         patients=rows["patient_id"].to_list(),
     )
 
 
-def _sure(run: "Run", arm: str) -> Scores:
+def _sure(run: "Run", arm: str) -> CurveScores:
     """Probability of the likeliest class, and whether the patient is of it."""
     rows = run.rows(arm)
     probabilities = np.array(rows["probabilities"].to_list())
     right = probabilities.argmax(axis=1) == _indices(rows["label"], run.classes)
-    return Scores(
+    return CurveScores(
         label=right.astype(np.int64),
         score=probabilities.max(axis=1),
         patients=rows["patient_id"].to_list(),
@@ -146,27 +150,27 @@ def _indices(labels: "pl.Series", classes: list[str]) -> NDArray[np.int64]:
 
 
 def _calibration(run: "Run") -> Section:
-    """Whether probabilities are what they say."""
-    section = Section(key="calibration", title="Are probabilities what they say?")
+    """Return the section on calibration: predicted probabilities against observed shares."""
+    section = Section(key="calibration", title="Calibration of probabilities")
     arms = first(run.arms, MOST_CURVES, section)
     binary = run.task == "binary"
     xlabel = f"probability of {run.classes[-1]}" if binary else "probability of the likeliest class"
-    ylabel = f"share that is {run.classes[-1]}" if binary else "share that is right"
+    ylabel = f"share that is {run.classes[-1]}" if binary else "share that is correct"
     curves = {a: _of_class(run, a, run.classes[-1]) if binary else _sure(run, a) for a in arms}
     section.add(
         partial(reliability_png, curves, xlabel=xlabel, ylabel=ylabel),
         "Reliability curves",
         "Predictions in up to ten bins of about equally many, by their probability; bars are 95 % "
-        "over patients. On the diagonal probabilities are what they say, below it they say too "
-        "much. Below: how often each probability was given.",
+        "over patients. On the diagonal predicted probabilities are observed shares; below it they "
+        "are too high. Below: how often each probability was predicted.",
     )
     return section
 
 
 def _decisions(run: "Run") -> Section:
-    """Confusion matrices."""
-    section = Section(key="decisions", title="Decisions")
-    how = (
+    """Return the section with the confusion matrices."""
+    section = Section(key="decisions", title="Confusion matrices")
+    rule = (
         "positive from the threshold on that was chosen on the fold's validation patients "
         "(balanced accuracy)"
         if run.task == "binary" and run.unit == "patient"
@@ -178,7 +182,7 @@ def _decisions(run: "Run") -> Section:
         section.add(
             partial(confusion_png, counts, run.classes, title=arm),
             f"Confusion matrix of {arm}",
-            f"{arm}: {how}; one prediction a {run.unit}, {once}{int(counts.sum()):,} {run.unit}s. "
+            f"{arm}: {rule}; one prediction a {run.unit}, {once}{int(counts.sum()):,} {run.unit}s. "
             "Shares are of a row.",
             width=330,
         )
@@ -191,32 +195,32 @@ def confusion_counts(run: "Run", arm: str) -> NDArray[np.int64]:
     truth = _indices(rows["label"], run.classes)
     if run.task == "binary":
         threshold = rows["threshold"].fill_null(0.5)
-        said = (rows["score"] >= threshold).to_numpy().astype(np.int64)
+        predicted = (rows["score"] >= threshold).to_numpy().astype(np.int64)
     else:
-        said = np.array(rows["probabilities"].to_list()).argmax(axis=1)
-    counts = np.bincount(truth * classes + said, minlength=classes * classes)
+        predicted = np.array(rows["probabilities"].to_list()).argmax(axis=1)
+    counts = np.bincount(truth * classes + predicted, minlength=classes * classes)
     return counts.reshape(classes, classes)
 
 
 def _abstention(run: "Run") -> Section:
-    """What leaving out unsure predictions would bring."""
-    section = Section(key="abstention", title="Saying nothing where it is not sure")
+    """Return the section on selective prediction."""
+    section = Section(key="abstention", title="Selective prediction")
     curves: dict[str, RiskCoverage] = {}
     for arm in first(run.arms, MOST_CURVES, section):
         sure = _sure(run, arm)
         curves[arm] = risk_coverage(sure.score, sure.label == 1)
-    told = [
+    arm_texts = [
         f"{arm}: {one['coverage']:.0%} answered"
-        + ("" if one["accuracy"] is None else f", {one['accuracy']:.0%} of them rightly")
+        + ("" if one["accuracy"] is None else f", {one['accuracy']:.0%} of them correctly")
         for arm, one in run.result.get("coverage", {}).items()
     ]
     target = next((one["target"] for one in run.result.get("coverage", {}).values()), None)
-    asked = (
+    target_text = (
         ""
         if target is None
         else (
-            f" Asked for {target:.0%} right, with the confidence chosen on validation patients: "
-            f"{'; '.join(told)}."
+            f" Target accuracy {target:.0%}, confidence threshold chosen on validation patients: "
+            f"{'; '.join(arm_texts)}."
         )
     )
     section.add(
@@ -225,28 +229,28 @@ def _abstention(run: "Run") -> Section:
         "Share of errors of the likeliest class among the surest predictions, by how many are "
         "given. A useful confidence rises from the left; the area under the curve is compared with "
         "the least possible one, where all errors are the least sure. All test predictions count."
-        + asked,
+        + target_text,
     )
     return section
 
 
 def label_sections(run: "Run") -> list[Section]:
-    """Of several labels, each yes or no."""
+    """Return the sections of a run of several labels, each yes or no."""
     return [label_section(run, run.arms), _label_calibration(run)]
 
 
 def label_section(run: "Run", arms: Sequence[str]) -> Section:
     """AUROC of each label, a picture an arm."""
-    section = Section(key="labels", title="Label by label")
+    section = Section(key="labels", title="AUROC of each label")
     for arm in first(arms, MOST_PANELS, section):
-        found, without = label_estimates(run, arm)
+        estimates, without = label_estimates(run, arm)
         if without:
             section.notes.append(
                 f"{arm}: no AUROC for {', '.join(without)}, which all patients have or none."
             )
-        if found:
+        if estimates:
             section.add(
-                partial(forest_png, found, xlabel="AUROC, 95 % interval over patients"),
+                partial(forest_png, estimates, xlabel="AUROC, 95 % interval over patients"),
                 f"AUROC per label of {arm}",
                 f"{arm}: AUROC of each label over all test predictions, with its interval over "
                 "patients; the dashed line is chance.",
@@ -261,25 +265,25 @@ def label_estimates(run: "Run", arm: str) -> "tuple[dict[str, Estimate], list[st
     from downstream.measures.class_measures import Measure
 
     measure = Measure(name="auroc", value=auroc, resampled=weighted.auroc)
-    found: dict[str, Estimate] = {}
+    estimates: dict[str, Estimate] = {}
     without = []
     for name in run.classes:
         one = _of_label(run, arm, name)
         try:
-            known = interval(
+            estimated = interval(
                 measure, (one.label,), one.score, seed=_seed(run), patients=one.patients,
                 method="percentile", resamples=1000,
             )  # fmt: skip
         except UndefinedMetricError:
             without.append(name)
             continue
-        found[name] = (known.estimate, known.low, known.high)
-    return found, without
+        estimates[name] = (estimated.estimate, estimated.low, estimated.high)
+    return estimates, without
 
 
-def _of_label(run: "Run", arm: str, name: str) -> Scores:
+def _of_label(run: "Run", arm: str, name: str) -> CurveScores:
     rows, at = run.rows(arm), run.classes.index(name)
-    return Scores(
+    return CurveScores(
         label=rows["labels"].list.get(at).to_numpy().astype(np.int64),
         score=rows["probabilities"].list.get(at).to_numpy(),
         patients=rows["patient_id"].to_list(),
@@ -287,7 +291,7 @@ def _of_label(run: "Run", arm: str, name: str) -> Scores:
 
 
 def _label_calibration(run: "Run") -> Section:
-    section = Section(key="calibration", title="Are probabilities what they say?")
+    section = Section(key="calibration", title="Calibration of probabilities")
     curves = {arm: _all_labels(run, arm) for arm in first(run.arms, MOST_CURVES, section)}
     section.add(
         partial(
@@ -303,9 +307,9 @@ def _label_calibration(run: "Run") -> Section:
     return section
 
 
-def _all_labels(run: "Run", arm: str) -> Scores:
+def _all_labels(run: "Run", arm: str) -> CurveScores:
     parts = [_of_label(run, arm, name) for name in run.classes]
-    return Scores(
+    return CurveScores(
         label=np.concatenate([part.label for part in parts]),
         score=np.concatenate([part.score for part in parts]),
         patients=[one for part in parts for one in part.patients or ()],

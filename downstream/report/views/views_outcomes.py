@@ -30,18 +30,18 @@ _ONE = "one prediction a patient, that of the first repetition and seed"
 
 
 def number_sections(run: "Run") -> list[Section]:
-    """Of a number."""
+    """Return the sections of a run of a number."""
     return [number_section(run, run.arms)]
 
 
 def number_section(run: "Run", arms: list[str]) -> Section:
     """True numbers against predicted ones, a picture an arm."""
-    section = Section(key="numbers", title="True and predicted")
+    section = Section(key="numbers", title="True and predicted numbers")
     for arm in first(arms, MOST_PANELS, section):
         rows = run.once(arm)
-        value, found = rows["value"].to_numpy(), rows["found"].to_numpy()
+        value, predicted = rows["value"].to_numpy(), rows["found"].to_numpy()
         section.add(
-            partial(scatter_png, value, found, title=arm, name=str(run.result["target"])),
+            partial(scatter_png, value, predicted, title=arm, name=str(run.result["target"])),
             f"True against predicted numbers of {arm}",
             f"{arm}: {_ONE}, {rows.height:,} patients. On the dashed line both are the same.",
             width=440,
@@ -83,7 +83,7 @@ def _time_name(run: "Run") -> str:
 
 def _curves(run: "Run") -> Section:
     """Predicted against observed survival at one time."""
-    section = Section(key="calibration", title="Is predicted survival what happens?")
+    section = Section(key="calibration", title="Calibration of survival")
     if not has_scikit_survival():
         section.notes.append(_WITHOUT)
         return section
@@ -107,18 +107,18 @@ def _curves(run: "Run") -> Section:
 def _calibration(
     section: Section, run: "Run", arm: str, rows: pl.DataFrame, *, at: float, index: int
 ) -> None:
-    said = rows["curve"].list.get(index).to_numpy()
+    survival_P = rows["curve"].list.get(index).to_numpy()
     time, event = rows["time"].to_numpy(), rows["event"].to_numpy()
     name = f"{_time_name(run)} = {at:g}"
     try:
-        groups = survival_groups(time, event, said, at=at)
+        groups = survival_groups(time, event, survival_P, at=at)
     except UndefinedMetricError as error:
         section.notes.append(f"{arm}: not drawn, {error}.")
         return
     section.add(
         partial(survival_calibration_png, groups, title=arm, at=name),
         f"Predicted against observed survival of {arm}",
-        f"{arm}: survival at {name}, in {len(groups.said)} groups of about "
+        f"{arm}: survival at {name}, in {len(groups.predicted)} groups of about "
         f"{int(groups.patients.mean())} patients by predicted survival; observed is the "
         "Kaplan-Meier estimate with its 95 % interval. The time is that of the kept curves which "
         f"is nearest to the median time of the events; {_ONE}.",
@@ -129,8 +129,8 @@ def _calibration(
 def horizon_of(run: "Run") -> tuple[float, int] | None:
     """The time of the curves nearest to the median event, and its index; None without either."""
     times = np.array(run.result.get("curve_times") or [], dtype=np.float64)
-    seen = run.scored.filter(pl.col("event"))["time"]
-    if not len(times) or seen.is_empty():
+    event_times = run.scored.filter(pl.col("event"))["time"]
+    if not len(times) or event_times.is_empty():
         return None
-    index = int(np.abs(times - float(np.median(seen.to_numpy()))).argmin())
+    index = int(np.abs(times - float(np.median(event_times.to_numpy()))).argmin())
     return float(times[index]), index

@@ -1,7 +1,7 @@
 """CLAM: `patches/<slide>.h5` with coordinates, `<features>/{h5_files,pt_files}/<slide>.{h5,pt}`.
 
-The patches say on which level they were cut, the features say nothing: neither says the mpp,
-nor the encoder. Both have to be given.
+The patches name the level on which they were cut, the features name nothing: neither holds the
+mpp nor the encoder. Both have to be given.
 """
 
 from collections import defaultdict
@@ -22,11 +22,11 @@ from featurestore.interop.foreign_files import (
 )
 from featurestore.interop.foreign_slide import (
     FloatArray,
-    Given,
+    ImportFacts,
     InteropError,
     Problem,
+    SlideFiles,
     SlideTiles,
-    Source,
 )
 from featurestore.interop.teacher_names import name_teachers
 
@@ -37,10 +37,10 @@ OWN_PX = "slidelake_tile_px"
 MPP_AGREES = 0.2
 
 
-def find(folder: Path, given: Given) -> tuple[list[Source], list[Problem]]:
-    """Slides of a folder that holds patches, features of one or several encoders, or both."""
+def find(folder: Path, facts: ImportFacts) -> tuple[list[SlideFiles], list[Problem]]:
+    """List slides of a folder that holds patches, features of one or several encoders, or both."""
     coords: dict[str, Path] = {}
-    found: dict[Path, dict[str, Path]] = defaultdict(dict)
+    feature_files: dict[Path, dict[str, Path]] = defaultdict(dict)
     problems = []
     for path in find_files(folder, ".h5", ".pt"):
         parent = path.parent
@@ -50,16 +50,20 @@ def find(folder: Path, given: Given) -> tuple[list[Source], list[Problem]]:
             coords.setdefault(path.stem, path)
         elif (parent.name, path.suffix) in ((H5, ".h5"), (PT, ".pt")):
             # h5_files sorts first, and holds coordinates beside the features.
-            found[parent.parent].setdefault(path.stem, path)
-    names = name_teachers(given, folder, dict.fromkeys(found), "CLAM") if found else {}
+            feature_files[parent.parent].setdefault(path.stem, path)
+    names = (
+        name_teachers(facts, folder, dict.fromkeys(feature_files), "CLAM") if feature_files else {}
+    )
     features: dict[str, dict[str, Path]] = defaultdict(dict)
     for parent, teacher in names.items():
-        for slide_id, path in found[parent].items():
+        for slide_id, path in feature_files[parent].items():
             if teacher in features[slide_id]:
                 problems.append(_second(path, features[slide_id][teacher]))
             features[slide_id].setdefault(teacher, path)
     return [
-        Source(slide_id=slide_id, coords=coords.get(slide_id), features=dict(features[slide_id]))
+        SlideFiles(
+            slide_id=slide_id, coords=coords.get(slide_id), features=dict(features[slide_id])
+        )
         for slide_id in sorted({*coords, *features})
     ], problems
 
@@ -69,8 +73,8 @@ def _second(path: Path, first: Path) -> Problem:
     return Problem(path=str(path), slide_id=path.stem, reason=reason)
 
 
-def read_tiles(source: Source, given: Given) -> SlideTiles:
-    """The tiles of one slide.
+def read_tiles(source: SlideFiles, facts: ImportFacts) -> SlideTiles:
+    """Return the tiles of one slide.
 
     Raises:
         InteropError: no file of it holds coordinates, or the size of a tile or its mpp is not
@@ -78,11 +82,11 @@ def read_tiles(source: Source, given: Given) -> SlideTiles:
     """
     path = source.coords or _features_h5(source)
     with opened_h5(path) as file:
-        found = dataset(file, "coords")
-        attrs, xy = plain_attrs(found), coordinates(found[:], path)
-    tile_px, side = _sizes(attrs, given, path)
-    mpp, mpp_source = _mpp(source.slide_id, side / tile_px, given, path)
-    slide_mpp = given.slide_mpp(source.slide_id) or (mpp * tile_px / side, mpp_source)
+        coords = dataset(file, "coords")
+        attrs, xy = plain_attrs(coords), coordinates(coords[:], path)
+    tile_px, side = _sizes(attrs, facts, path)
+    mpp, mpp_source = _mpp(source.slide_id, side / tile_px, facts, path)
+    slide_mpp = facts.slide_mpp(source.slide_id) or (mpp * tile_px / side, mpp_source)
     size = attrs.get("level_dim") if attrs.get("patch_level") == 0 else None
     return SlideTiles(
         slide_id=source.slide_id,
@@ -101,7 +105,7 @@ def read_tiles(source: Source, given: Given) -> SlideTiles:
     )
 
 
-def _features_h5(source: Source) -> Path:
+def _features_h5(source: SlideFiles) -> Path:
     for path in source.features.values():
         if path.suffix == ".h5":
             return path
@@ -112,12 +116,12 @@ def _features_h5(source: Source) -> Path:
     raise InteropError(msg)
 
 
-def _sizes(attrs: dict[str, Any], given: Given, path: Path) -> tuple[int, int]:
-    """Side of a tile in its own pixels, and in those of level 0."""
+def _sizes(attrs: dict[str, Any], facts: ImportFacts, path: Path) -> tuple[int, int]:
+    """Return the side of a tile in its own pixels, and in those of level 0."""
     shrunk = attrs.get("custom_downsample", 1)
-    both = given.tile_px is not None and given.tile_px_level0 is not None
+    both = facts.tile_px is not None and facts.tile_px_level0 is not None
     if "patch_size" not in attrs or (shrunk != 1 and both):
-        return _given_sizes(given, path)
+        return _given_sizes(facts, path)
     if shrunk != 1:
         msg = (
             f"{path}: custom_downsample is {shrunk}, and tools differ in whether patch_size is "
@@ -130,16 +134,16 @@ def _sizes(attrs: dict[str, Any], given: Given, path: Path) -> tuple[int, int]:
     downsample = attrs.get("downsample", [1.0, 1.0] if attrs.get("patch_level") == 0 else None)
     if isinstance(downsample, list) and downsample and min(downsample) > 0:
         return tile_px, round(patch_px * float(downsample[0]))
-    if given.tile_px_level0 is not None:
-        return tile_px, given.tile_px_level0
+    if facts.tile_px_level0 is not None:
+        return tile_px, facts.tile_px_level0
     msg = f"{path}: no downsample of the patches' level; give --tile-px-level0"
     raise InteropError(msg)
 
 
-def _given_sizes(given: Given, path: Path) -> tuple[int, int]:
-    side, tile_px = given.tile_px_level0, given.tile_px
-    if side is not None and tile_px is None and given.mpp and given.level0_mpp:
-        tile_px = round(side * given.level0_mpp / given.mpp)
+def _given_sizes(facts: ImportFacts, path: Path) -> tuple[int, int]:
+    side, tile_px = facts.tile_px_level0, facts.tile_px
+    if side is not None and tile_px is None and facts.mpp and facts.level0_mpp:
+        tile_px = round(side * facts.level0_mpp / facts.mpp)
     if side is not None and tile_px is not None:
         return tile_px, side
     msg = (
@@ -150,27 +154,27 @@ def _given_sizes(given: Given, path: Path) -> tuple[int, int]:
     raise InteropError(msg)
 
 
-def _mpp(slide_id: str, downsample: float, given: Given, path: Path) -> tuple[float, str]:
-    slide_mpp = given.slide_mpp(slide_id)
+def _mpp(slide_id: str, downsample: float, facts: ImportFacts, path: Path) -> tuple[float, str]:
+    slide_mpp = facts.slide_mpp(slide_id)
     if slide_mpp is None:
-        if given.mpp is not None:
-            return given.mpp, "given"
+        if facts.mpp is not None:
+            return facts.mpp, "given"
         msg = "CLAM files do not say their mpp; give --mpp, the microns per pixel of the patches"
         raise InteropError(msg)
     by_level = slide_mpp[0] * downsample
-    if given.mpp is None:
+    if facts.mpp is None:
         return by_level, "level-0 mpp x downsample"
-    if abs(given.mpp / by_level - 1) > MPP_AGREES:
+    if abs(facts.mpp / by_level - 1) > MPP_AGREES:
         msg = (
             f"{path}: patches of {by_level:.4g} mpp by the slide's level-0 mpp and their size, "
-            f"but --mpp {given.mpp} was given"
+            f"but --mpp {facts.mpp} was given"
         )
         raise InteropError(msg)
-    return given.mpp, "given"
+    return facts.mpp, "given"
 
 
-def read_features(source: Source, teacher: str, tiles: SlideTiles) -> FloatArray:
-    """Features [N, D] of one teacher, in the order of the tiles.
+def read_features(source: SlideFiles, teacher: str, tiles: SlideTiles) -> FloatArray:
+    """Return features [N, D] of one teacher, in the order of the tiles.
 
     A .pt file holds no coordinates: CLAM writes its rows in the order of the coordinates.
 
@@ -187,6 +191,6 @@ def read_features(source: Source, teacher: str, tiles: SlideTiles) -> FloatArray
     return values if order is None else values[order]
 
 
-def identity(source: Source, teacher: str) -> dict[str, Any]:
-    """CLAM's files say nothing of the encoder but what the user named it."""
+def identity(source: SlideFiles, teacher: str) -> dict[str, Any]:
+    """Return the encoder's name as the user gave it: CLAM's files name none."""
     return {"encoder": teacher} if teacher in source.features else {}

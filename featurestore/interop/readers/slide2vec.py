@@ -1,6 +1,6 @@
 """slide2vec runs: `tiles/<slide>.coordinates.{npz,meta.json}` and `tile_embeddings/<slide>.pt`.
 
-Coordinates are those of hs2p, whose metadata say everything: spacing, size of the tiles and of
+Coordinates are those of hs2p, whose metadata hold everything: spacing, size of the tiles and of
 the slide. The rows of an embedding stand in the order of the coordinates.
 """
 
@@ -23,12 +23,12 @@ from featurestore.interop.foreign_files import (
 )
 from featurestore.interop.foreign_slide import (
     FloatArray,
-    Given,
+    ImportFacts,
     Int64Array,
     InteropError,
     Problem,
+    SlideFiles,
     SlideTiles,
-    Source,
 )
 from featurestore.interop.teacher_names import name_teachers
 
@@ -40,11 +40,11 @@ OTHERS = ("slide_embeddings", "hierarchical_embeddings", "patient_embeddings", "
 Key = tuple[Path, str, str]  # run, annotation (a folder, or none), slide
 
 
-def find(folder: Path, given: Given) -> tuple[list[Source], list[Problem]]:
-    """Slides of one run, or of several side by side; each annotation has tiles of its own."""
+def find(folder: Path, facts: ImportFacts) -> tuple[list[SlideFiles], list[Problem]]:
+    """List slides of one run, or of several side by side; each annotation has tiles of its own."""
     coords: dict[Key, Path] = {}
     meta: dict[Key, Path] = {}
-    found: dict[Key, Path] = {}
+    feature_files: dict[Key, Path] = {}
     problems = []
     for path in find_files(folder, ".npz", ".pt", ".json"):
         kind, key = _place(path)
@@ -53,24 +53,26 @@ def find(folder: Path, given: Given) -> tuple[list[Source], list[Problem]]:
         elif kind == TILES and path.name.endswith(META):
             meta[key] = path
         elif kind == EMBEDDINGS and path.suffix in (".pt", ".npz"):
-            found.setdefault(key, path)
+            feature_files.setdefault(key, path)
         elif kind in OTHERS and path.suffix in (".pt", ".npz"):
             problems.append(_not_tiles(path, kind))
-    own = _encoders(found)
-    names = name_teachers(given, folder, own, "slide2vec") if own else {}
+    own = _encoders(feature_files)
+    names = name_teachers(facts, folder, own, "slide2vec") if own else {}
     features: dict[Key, dict[str, Path]] = defaultdict(dict)
-    for key, path in found.items():
+    for key, path in feature_files.items():
         if key[0] in names:
             features[key][names[key[0]]] = path
     keys = sorted({*coords, *meta, *features}, key=lambda key: (key[2], key))
     return [
-        Source(slide_id=k[2], coords=coords.get(k), meta=meta.get(k), features=dict(features[k]))
+        SlideFiles(
+            slide_id=k[2], coords=coords.get(k), meta=meta.get(k), features=dict(features[k])
+        )
         for k in keys
     ], problems
 
 
 def _place(path: Path) -> tuple[str, Key]:
-    """What kind of folder a file is in, and the run, annotation and slide that it belongs to."""
+    """Return the kind of a file's folder, and the run, annotation and slide of the file."""
     name = path.name
     for ending in (NPZ, META, EMBEDDING_META, path.suffix):
         if name.endswith(ending):
@@ -87,10 +89,10 @@ def _not_tiles(path: Path, kind: str) -> Problem:
     return Problem(path=str(path), slide_id=path.stem, reason=reason, failed=False)
 
 
-def _encoders(found: dict[Key, Path]) -> dict[Path, str | None]:
-    """The encoder that each run names in the first of its metadata that can be read."""
+def _encoders(feature_files: dict[Key, Path]) -> dict[Path, str | None]:
+    """Return the encoder that each run names in the first of its metadata that can be read."""
     own: dict[Path, str | None] = {}
-    for (run, _, _), path in found.items():
+    for (run, _, _), path in feature_files.items():
         if own.get(run) is None:
             own[run] = _embedding_meta(path).get("encoder_name")
     return own
@@ -101,12 +103,12 @@ def _embedding_meta(path: Path) -> dict[str, Any]:
     try:
         return load_json(beside)
     except InteropError:
-        # Not needed but for the name, which is asked for if no file gives it.
+        # Only the encoder's name is needed; without it the user has to give one.
         return {}
 
 
-def read_tiles(source: Source, given: Given) -> SlideTiles:
-    """The tiles of one slide.
+def read_tiles(source: SlideFiles, facts: ImportFacts) -> SlideTiles:
+    """Return the tiles of one slide.
 
     Raises:
         InteropError: coordinates or their metadata are missing, damaged, or do not agree.
@@ -122,8 +124,8 @@ def read_tiles(source: Source, given: Given) -> SlideTiles:
     xy = _coordinates(source, tiling)
     mpp = number(tiling, "requested_spacing_um", path)
     level0_mpp = number(slide, "base_spacing_um", path)
-    agree("--mpp", given.mpp, mpp, path)
-    agree("--level0-mpp", given.level0_mpp, level0_mpp, path)
+    agree("--mpp", facts.mpp, mpp, path)
+    agree("--level0-mpp", facts.level0_mpp, level0_mpp, path)
     size = slide.get("dimensions")
     return SlideTiles(
         slide_id=source.slide_id,
@@ -154,7 +156,7 @@ def _side(tiling: dict[str, Any], name: str, path: Path) -> int:
     return whole(number(tiling, name, path), name, path)
 
 
-def _coordinates(source: Source, tiling: dict[str, Any]) -> Int64Array:
+def _coordinates(source: SlideFiles, tiling: dict[str, Any]) -> Int64Array:
     count = tiling.get("n_tiles")
     if source.coords is None and count == 0:
         return np.zeros((0, 2), np.int64)
@@ -174,8 +176,8 @@ def _coordinates(source: Source, tiling: dict[str, Any]) -> Int64Array:
     return xy
 
 
-def read_features(source: Source, teacher: str, tiles: SlideTiles) -> FloatArray:
-    """Features [N, D] of one encoder, in the order of the tiles.
+def read_features(source: SlideFiles, teacher: str, tiles: SlideTiles) -> FloatArray:
+    """Return features [N, D] of one encoder, in the order of the tiles.
 
     Raises:
         InteropError: the file is damaged, or has another number of rows.
@@ -195,7 +197,7 @@ def read_features(source: Source, teacher: str, tiles: SlideTiles) -> FloatArray
     return values
 
 
-def identity(source: Source, teacher: str) -> dict[str, Any]:
-    """What the metadata say of the encoder."""
+def identity(source: SlideFiles, teacher: str) -> dict[str, Any]:
+    """Return the encoder as the metadata name it."""
     name = _embedding_meta(source.features[teacher]).get("encoder_name")
     return {"encoder": name} if name else {"encoder": teacher}

@@ -1,7 +1,7 @@
 """STAMP: `<out>/<extractor>[-<hash>]/<relative path>.h5`, coordinates in microns.
 
 Each file holds coordinates and features of one extractor. Microns become pixels by the slide's
-level-0 mpp, which STAMP does not write down: it has to be given, or known to the lake.
+level-0 mpp, which STAMP does not store: it has to be given, or be in the lake.
 """
 
 from collections import defaultdict
@@ -24,12 +24,12 @@ from featurestore.interop.foreign_files import (
 )
 from featurestore.interop.foreign_slide import (
     FloatArray,
-    Given,
+    ImportFacts,
     Int64Array,
     InteropError,
     Problem,
+    SlideFiles,
     SlideTiles,
-    Source,
 )
 from featurestore.interop.teacher_names import name_teachers
 
@@ -39,10 +39,10 @@ NAMES = ("feats", "patch_embeddings")
 OLD_PX, OLD_UM = 224, 256.0
 
 
-def find(folder: Path, given: Given) -> tuple[list[Source], list[Problem]]:
-    """Slides of an output folder, or of one extractor's; a slide has one file per extractor."""
+def find(folder: Path, facts: ImportFacts) -> tuple[list[SlideFiles], list[Problem]]:
+    """List slides of an output folder, or of one extractor's; one file per slide and extractor."""
     problems: list[Problem] = []
-    found: dict[Path, list[Path]] = defaultdict(list)
+    feature_files: dict[Path, list[Path]] = defaultdict(list)
     own: dict[Path, str | None] = {}
     for path in find_files(folder, ".h5"):
         try:
@@ -54,27 +54,31 @@ def find(folder: Path, given: Given) -> tuple[list[Source], list[Problem]]:
             problems.append(_not_tiles(path))
             continue
         top = _extractor_folder(folder, path)
-        found[top].append(path)
+        feature_files[top].append(path)
         own[top] = own.get(top) or attrs.get("extractor")
-    names = name_teachers(given, folder, {top: own[top] for top in found}, "STAMP") if found else {}
+    names = (
+        name_teachers(facts, folder, {top: own[top] for top in feature_files}, "STAMP")
+        if feature_files
+        else {}
+    )
     sources: dict[str, dict[str, Path]] = defaultdict(dict)
     for top, teacher in names.items():
-        for path in found[top]:
+        for path in feature_files[top]:
             if teacher in sources[path.stem]:
                 problems.append(_second(path, sources[path.stem][teacher]))
             sources[path.stem].setdefault(teacher, path)
-    found_sources = [Source(slide_id=name, features=f) for name, f in sorted(sources.items())]
+    found_sources = [SlideFiles(slide_id=name, features=f) for name, f in sorted(sources.items())]
     return found_sources, problems
 
 
 def _extractor_folder(folder: Path, path: Path) -> Path:
-    """The first folder below the one imported; files that lie in it directly are its own."""
+    """Return the first folder below the imported one, or that one if a file lies in it."""
     parts = path.relative_to(folder).parts
     return folder / parts[0] if len(parts) > 1 else folder
 
 
 def _attrs(path: Path) -> dict[str, Any] | None:
-    """Attributes of a file of tile features; None if it holds a slide's or a patient's vector."""
+    """Return the attributes of a file of tile features; None for a slide's or patient's vector."""
     with opened_h5(path) as file:
         attrs = plain_attrs(file)
         if attrs.get("feat_type", "tile") != "tile" or "encoder" in attrs:
@@ -103,23 +107,23 @@ def _second(path: Path, first: Path) -> Problem:
     return Problem(path=str(path), slide_id=path.stem, reason=reason)
 
 
-def read_tiles(source: Source, given: Given) -> SlideTiles:
-    """The tiles of one slide, microns rounded to the nearest level-0 pixel.
+def read_tiles(source: SlideFiles, facts: ImportFacts) -> SlideTiles:
+    """Return the tiles of one slide, microns rounded to the nearest level-0 pixel.
 
     Raises:
         InteropError: there are no coordinates, their unit is unknown, or the slide's mpp is.
     """
     path = next(iter(source.features.values()))
-    slide_mpp = given.slide_mpp(source.slide_id)
+    slide_mpp = facts.slide_mpp(source.slide_id)
     if slide_mpp is None:
         msg = (
             f"{path}: STAMP's coordinates are microns; give --level0-mpp, the microns per pixel "
-            "of the slides' level 0, or import into a lake that knows the slide"
+            "of the slides' level 0, or import into a lake that has the slide"
         )
         raise InteropError(msg)
     with opened_h5(path) as file:
         xy_um, tile_um, tile_px = _microns(file, path)
-    tile_px, mpp, mpp_source = _tile(tile_um, tile_px, given, path)
+    tile_px, mpp, mpp_source = _tile(tile_um, tile_px, facts, path)
     xy = _pixels(xy_um, slide_mpp[0])
     return SlideTiles(
         slide_id=source.slide_id,
@@ -140,7 +144,7 @@ def _pixels(xy_um: npt.NDArray[np.float64], mpp: float) -> Int64Array:
 
 
 def _microns(file: h5py.File, path: Path) -> tuple[npt.NDArray[np.float64], float, int | None]:
-    """Coordinates [N, 2] in microns, side of a tile in microns, and in pixels if it is said."""
+    """Return coordinates [N, 2] and a tile's side in microns, and its side in pixels or None."""
     if "coords" not in file:
         msg = f"{path} has no coords; a lake must know where a tile is, so extract it again"
         raise InteropError(msg)
@@ -169,24 +173,26 @@ def _microns(file: h5py.File, path: Path) -> tuple[npt.NDArray[np.float64], floa
 
 
 def _stride(coords: npt.NDArray[np.float64]) -> float:
-    """The least step between two coordinates along an axis; 0 if there is none."""
+    """Return the least step between two coordinates along an axis; 0 if there is none."""
     steps = [np.diff(np.unique(coords[:, axis])) for axis in (0, 1)]
     return float(min((step.min() for step in steps if step.size), default=0.0))
 
 
-def _tile(tile_um: float, tile_px: int | None, given: Given, path: Path) -> tuple[int, float, str]:
-    """Side of a tile in pixels, its mpp, and who said so."""
-    px = tile_px or given.tile_px
+def _tile(
+    tile_um: float, tile_px: int | None, facts: ImportFacts, path: Path
+) -> tuple[int, float, str]:
+    """Return the side of a tile in pixels, its mpp, and where these are from."""
+    px = tile_px or facts.tile_px
     if px is not None:
         return px, tile_um / px, "file" if tile_px else "given"
-    if given.mpp is not None:
-        return max(1, round(tile_um / given.mpp)), given.mpp, "given"
+    if facts.mpp is not None:
+        return max(1, round(tile_um / facts.mpp)), facts.mpp, "given"
     msg = f"{path} says tiles of {tile_um:g} um but not of how many pixels; give --tile-px or --mpp"
     raise InteropError(msg)
 
 
-def read_features(source: Source, teacher: str, tiles: SlideTiles) -> FloatArray:
-    """Features [N, D] of one extractor, in the order of the tiles.
+def read_features(source: SlideFiles, teacher: str, tiles: SlideTiles) -> FloatArray:
+    """Return features [N, D] of one extractor, in the order of the tiles.
 
     Raises:
         InteropError: the file is damaged, or is of other tiles.
@@ -199,8 +205,8 @@ def read_features(source: Source, teacher: str, tiles: SlideTiles) -> FloatArray
     return values if order is None else values[order]
 
 
-def identity(source: Source, teacher: str) -> dict[str, Any]:
-    """What the file says of the extractor and of the code that ran it."""
+def identity(source: SlideFiles, teacher: str) -> dict[str, Any]:
+    """Return the extractor and the code that ran it, as the file names them."""
     with opened_h5(source.features[teacher]) as file:
         attrs = plain_attrs(file)
     names = {"extractor": "encoder", "code_hash": "code_hash"}

@@ -24,11 +24,11 @@ from featurestore.interop.foreign_files import (
 )
 from featurestore.interop.foreign_slide import (
     FloatArray,
-    Given,
+    ImportFacts,
     InteropError,
     Problem,
+    SlideFiles,
     SlideTiles,
-    Source,
 )
 from featurestore.interop.teacher_names import name_teachers
 
@@ -37,33 +37,33 @@ FEATURES, SLIDE_FEATURES, PATCHES = "features_", "slide_features_", "_patches.h5
 MPP_SOURCE = "10 / magnification"
 
 
-def find(folder: Path, given: Given) -> tuple[list[Source], list[Problem]]:
-    """Slides of a job, of one of its grids, or of one folder of features."""
+def find(folder: Path, facts: ImportFacts) -> tuple[list[SlideFiles], list[Problem]]:
+    """List slides of a job, of one of its grids, or of one folder of features."""
     coords: dict[tuple[Path, str], Path] = {}
-    found: dict[Path, dict[str, Path]] = defaultdict(dict)
+    feature_files: dict[Path, dict[str, Path]] = defaultdict(dict)
     problems = []
     for path in find_files(folder, ".h5", ".pt"):
         parent = path.parent
         if parent.name == "patches" and path.name.endswith(PATCHES):
             coords[parent.parent, path.name.removesuffix(PATCHES)] = path
-        elif parent.name.startswith(FEATURES) and path.stem not in found[parent]:
-            found[parent][path.stem] = path
+        elif parent.name.startswith(FEATURES) and path.stem not in feature_files[parent]:
+            feature_files[parent][path.stem] = path
         elif parent.name.startswith(SLIDE_FEATURES):
             problems.append(_not_tiles(path))
-    own = {parent: parent.name.removeprefix(FEATURES) for parent in found}
-    names = name_teachers(given, folder, own, "TRIDENT") if found else {}
+    own = {parent: parent.name.removeprefix(FEATURES) for parent in feature_files}
+    names = name_teachers(facts, folder, own, "TRIDENT") if feature_files else {}
     features: dict[tuple[Path, str], dict[str, Path]] = defaultdict(dict)
     for parent, teacher in names.items():
-        for slide_id, path in found[parent].items():
+        for slide_id, path in feature_files[parent].items():
             features[parent.parent, slide_id][teacher] = path
     keys = sorted({*coords, *features}, key=lambda key: (key[1], key[0]))
     return [_source(key, coords.get(key), features[key]) for key in keys], problems
 
 
-def _source(key: tuple[Path, str], coords: Path | None, features: Mapping[str, Path]) -> Source:
+def _source(key: tuple[Path, str], coords: Path | None, features: Mapping[str, Path]) -> SlideFiles:
     grid, slide_id = key
     tissue = grid.parent / "contours_geojson" / f"{slide_id}.geojson"
-    return Source(
+    return SlideFiles(
         slide_id=slide_id,
         coords=coords,
         features=dict(features),
@@ -76,21 +76,21 @@ def _not_tiles(path: Path) -> Problem:
     return Problem(path=str(path), slide_id=path.stem, reason=reason, failed=False)
 
 
-def read_tiles(source: Source, given: Given) -> SlideTiles:
-    """The tiles of one slide in one grid.
+def read_tiles(source: SlideFiles, facts: ImportFacts) -> SlideTiles:
+    """Return the tiles of one slide in one grid.
 
     Raises:
         InteropError: no file of it holds coordinates, or their attributes say too little.
     """
     path = source.coords or _first_h5(source)
     with opened_h5(path) as file:
-        found = dataset(file, "coords")
-        attrs, xy = plain_attrs(found), coordinates(found[:], path)
+        coords = dataset(file, "coords")
+        attrs, xy = plain_attrs(coords), coordinates(coords[:], path)
     target = number(attrs, "target_magnification", path)
     patch_px = whole(number(attrs, "patch_size", path), "patch_size", path)
     nominal = 10 / target
-    agree("--mpp", given.mpp, nominal, path)
-    slide_mpp = given.slide_mpp(source.slide_id)
+    agree("--mpp", facts.mpp, nominal, path)
+    slide_mpp = facts.slide_mpp(source.slide_id)
     if slide_mpp is None and "level0_magnification" in attrs:
         slide_mpp = 10 / number(attrs, "level0_magnification", path), MPP_SOURCE
     return SlideTiles(
@@ -98,7 +98,7 @@ def read_tiles(source: Source, given: Given) -> SlideTiles:
         x=xy[:, 0],
         y=xy[:, 1],
         tile_px=patch_px,
-        tile_px_level0=_side(attrs, patch_px, target, given, path),
+        tile_px_level0=_side(attrs, patch_px, target, facts, path),
         mpp=nominal,
         mpp_source=MPP_SOURCE,
         level0_mpp=slide_mpp[0] if slide_mpp else None,
@@ -111,7 +111,7 @@ def read_tiles(source: Source, given: Given) -> SlideTiles:
     )
 
 
-def _first_h5(source: Source) -> Path:
+def _first_h5(source: SlideFiles) -> Path:
     for path in source.features.values():
         if path.suffix == ".h5":
             return path
@@ -122,11 +122,13 @@ def _first_h5(source: Source) -> Path:
     raise InteropError(msg)
 
 
-def _side(attrs: dict[str, Any], patch_px: int, target: float, given: Given, path: Path) -> int:
+def _side(
+    attrs: dict[str, Any], patch_px: int, target: float, facts: ImportFacts, path: Path
+) -> int:
     if "patch_size_level0" in attrs:
         return whole(number(attrs, "patch_size_level0", path), "patch_size_level0", path)
-    if given.tile_px_level0 is not None:
-        return given.tile_px_level0
+    if facts.tile_px_level0 is not None:
+        return facts.tile_px_level0
     if "level0_magnification" in attrs:
         return int(patch_px * number(attrs, "level0_magnification", path) // target)
     msg = (
@@ -136,12 +138,12 @@ def _side(attrs: dict[str, Any], patch_px: int, target: float, given: Given, pat
     raise InteropError(msg)
 
 
-def _pixels(value: object) -> int | None:
-    return int(value) if isinstance(value, int | float) and value > 0 else None
+def _pixels(size: object) -> int | None:
+    return int(size) if isinstance(size, int | float) and size > 0 else None
 
 
-def read_features(source: Source, teacher: str, tiles: SlideTiles) -> FloatArray:
-    """Features [N, D] of one teacher, in the order of the tiles.
+def read_features(source: SlideFiles, teacher: str, tiles: SlideTiles) -> FloatArray:
+    """Return features [N, D] of one teacher, in the order of the tiles.
 
     Raises:
         InteropError: the file is damaged, or is of other tiles.
@@ -156,8 +158,8 @@ def read_features(source: Source, teacher: str, tiles: SlideTiles) -> FloatArray
     return values if order is None else values[order]
 
 
-def identity(source: Source, teacher: str) -> dict[str, Any]:
-    """What the files say of the encoder."""
+def identity(source: SlideFiles, teacher: str) -> dict[str, Any]:
+    """Return the encoder as the files name it."""
     path = source.features[teacher]
     own = path.parent.name.removeprefix(FEATURES)
     if path.suffix == ".h5":

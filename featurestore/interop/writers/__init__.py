@@ -1,1 +1,1 @@
-"""Writers of other tools' files: one module a tool."""
+"""Writers of other tools' files: one module a tool, and what they share."""

@@ -16,9 +16,9 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from featurestore.interop.export_folder import Outbox
 from featurestore.interop.foreign_slide import InteropError, SlideTiles
-from featurestore.interop.outgoing_slide import MARK, SlideOut, mark_of
+from featurestore.interop.writers.outbox import Outbox
+from featurestore.interop.writers.outgoing_slide import MARK, SlideOut, mark_of
 from featurestore.interop.writers.wkb import geometry, squares, write_shapes
 
 TILES, TISSUES = "tiles", "tissues"
@@ -92,16 +92,16 @@ def _write(path: Path, slide: SlideOut, mark: str) -> None:
     root = zarr.open_group(path, mode="w", zarr_format=3, attributes=attrs)
     shapes = root.create_group("shapes")
     # SpatialData has no word for a table or a shape without rows.
-    found = {TILES: _tile_shapes(tiles)} if len(tiles) else {}
+    shape_tables = {TILES: _tile_shapes(tiles)} if len(tiles) else {}
     tissue = slide.tissue()
     if tissue is not None and tissue["features"]:
-        found[TISSUES] = _tissue_shapes(tissue)
-    for name in found:
+        shape_tables[TISSUES] = _tissue_shapes(tissue)
+    for name in shape_tables:
         shapes.create_group(name, attributes=_shapes_attrs())
     tables = root.create_group("tables")
     for teacher in sorted(slide.teachers) if len(tiles) else ():
         _write_table(tables, slide, teacher)
-    for name, (columns, kinds) in found.items():
+    for name, (columns, kinds) in shape_tables.items():
         write_shapes(path / "shapes" / name / "shapes.parquet", columns, kinds)
 
 
@@ -116,12 +116,12 @@ def _tile_shapes(tiles: SlideTiles) -> Shapes:
 
 
 def _tissue_shapes(tissue: Mapping[str, Any]) -> Shapes:
-    found = [feature["geometry"] for feature in tissue["features"]]
+    geometries = [feature["geometry"] for feature in tissue["features"]]
     columns = {
-        "tissue_id": pa.array(np.arange(len(found))),
-        "geometry": pa.array([geometry(one) for one in found], pa.binary()),
+        "tissue_id": pa.array(np.arange(len(geometries))),
+        "geometry": pa.array([geometry(one) for one in geometries], pa.binary()),
     }
-    return columns, sorted({one["type"] for one in found})
+    return columns, sorted({one["type"] for one in geometries})
 
 
 def _shapes_attrs() -> dict[str, Any]:

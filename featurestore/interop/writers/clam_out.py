@@ -2,7 +2,7 @@
 
 CLAM counts in pyramid levels, and a lake's tiles may lie between two. So the patches are those
 of level 0 at their level-0 size, which every reader of CLAM's files takes for the right region; an
-attribute of our own says what side they were made smaller to.
+attribute of our own holds the side to which they were reduced.
 """
 
 from typing import Any
@@ -10,11 +10,11 @@ from typing import Any
 import h5py
 import numpy as np
 
-from featurestore.interop.export_folder import Outbox
 from featurestore.interop.foreign_files import load_pt
 from featurestore.interop.foreign_slide import FloatArray, InteropError, SlideTiles
-from featurestore.interop.outgoing_slide import MARK, SlideOut, is_done, mark_of
 from featurestore.interop.readers.clam import H5, OWN_PX, PATCHES, PT
+from featurestore.interop.writers.outbox import Outbox
+from featurestore.interop.writers.outgoing_slide import MARK, SlideOut, is_done, mark_of
 
 
 def export_slide(box: Outbox, slide: SlideOut) -> int:
@@ -23,9 +23,9 @@ def export_slide(box: Outbox, slide: SlideOut) -> int:
     rel = f"{PATCHES}/{slide.tiles.slide_id}.h5"
     if not is_done(box.path(rel), {"coords": xy.shape}, mark_of(slide), coords=xy):
         with box.file(rel) as path, h5py.File(path, "w") as file:
-            found = file.create_dataset("coords", data=xy)
-            for name, value in _attrs(slide.tiles, str(box.path(PATCHES))).items():
-                found.attrs[name] = value
+            coords = file.create_dataset("coords", data=xy)
+            for name, attribute in _attrs(slide.tiles, str(box.path(PATCHES))).items():
+                coords.attrs[name] = attribute
             file.attrs[MARK] = mark_of(slide)
         written += 1
     return written + sum(_write_features(box, slide, teacher) for teacher in slide.teachers)

@@ -1,12 +1,12 @@
-"""GeoJSON that QuPath opens: tissue as annotations and, if asked for, tiles as rectangles."""
+"""GeoJSON that QuPath opens: tissue as annotations and, on request, tiles as rectangles."""
 
 import json
 from collections.abc import Mapping
 from typing import Any
 
-from featurestore.interop.export_folder import Outbox
 from featurestore.interop.foreign_slide import InteropError, SlideTiles
-from featurestore.interop.outgoing_slide import SlideOut
+from featurestore.interop.writers.outbox import Outbox
+from featurestore.interop.writers.outgoing_slide import SlideOut
 
 TISSUE = {"objectType": "annotation", "classification": {"name": "Tissue", "color": [0, 160, 80]}}
 TILE = {"objectType": "tile", "classification": {"name": "Tile", "color": [40, 90, 200]}}
@@ -16,11 +16,11 @@ def export_slide(box: Outbox, slide: SlideOut) -> int:
     """Write `<slide>.geojson` of the tissue, and of the tiles if there are any to write.
 
     Raises:
-        InteropError: the lake knows no tissue of the slide, and tiles were not asked for.
+        InteropError: the lake has no tissue of the slide, and no tiles are to be written.
     """
     tissue, name = slide.tissue(), slide.tiles.slide_id
     if tissue is None and not len(slide.tiles):
-        msg = f"slide '{name}': the lake knows no outline of its tissue; --tiles writes its tiles"
+        msg = f"slide '{name}': the lake has no outline of its tissue; --tiles writes its tiles"
         raise InteropError(msg)
     features = [_annotation(feature) for feature in (tissue or {}).get("features", [])]
     text = json.dumps({"type": "FeatureCollection", "features": features + _tiles(slide.tiles)})

@@ -18,7 +18,7 @@ RIGHT, DOWN, LEFT, UP = (1, 0), (0, 1), (-1, 0), (0, -1)
 
 
 def outlines(mask: npt.NDArray[np.bool_]) -> list[list[Ring]]:
-    """Polygons of a mask [H, W] in its own pixels: for each part its outer ring, then its holes.
+    """Return the polygons of a mask [H, W] in its pixels: a part's outer ring, then its holes.
 
     Parts touch at corners at most. Rings are closed; the outer one runs clockwise on the screen.
 
@@ -36,7 +36,7 @@ def outlines(mask: npt.NDArray[np.bool_]) -> list[list[Ring]]:
 
 
 def _rings(mask: npt.NDArray[np.bool_]) -> list[tuple[Ring, Point]]:
-    """Closed rings by their topmost, leftmost corner, each with a pixel of the mask beside it."""
+    """Return closed rings by their topmost, leftmost corner, each with a pixel beside it."""
     edges = _edges(mask)
     rings = []
     while edges:
@@ -63,26 +63,28 @@ def _ring(edges: dict[Point, list[Step]], start: Point, first: Step) -> Ring:
 
 
 def _edges(mask: npt.NDArray[np.bool_]) -> dict[Point, list[Step]]:
-    """Edges between mask and background by the corner they start at, topmost corner first."""
+    """Return the edges between mask and background by their first corner, topmost first."""
     padded = np.pad(mask, 1)
     down = padded[1:, 1:-1].astype(np.int8) - padded[:-1, 1:-1]
     across = padded[1:-1, 1:].astype(np.int8) - padded[1:-1, :-1]
-    found: list[tuple[Point, Step]] = []
-    found += [((x, y), RIGHT) for y, x in np.argwhere(down > 0).tolist()]
-    found += [((x + 1, y), LEFT) for y, x in np.argwhere(down < 0).tolist()]
-    found += [((x, y + 1), UP) for y, x in np.argwhere(across > 0).tolist()]
-    found += [((x, y), DOWN) for y, x in np.argwhere(across < 0).tolist()]
+    corner_steps: list[tuple[Point, Step]] = []
+    corner_steps += [((x, y), RIGHT) for y, x in np.argwhere(down > 0).tolist()]
+    corner_steps += [((x + 1, y), LEFT) for y, x in np.argwhere(down < 0).tolist()]
+    corner_steps += [((x, y + 1), UP) for y, x in np.argwhere(across > 0).tolist()]
+    corner_steps += [((x, y), DOWN) for y, x in np.argwhere(across < 0).tolist()]
     edges: dict[Point, list[Step]] = {}
-    for corner, step in sorted(found, key=lambda edge: (edge[0][1], edge[0][0], edge[1] != RIGHT)):
+    for corner, step in sorted(
+        corner_steps, key=lambda edge: (edge[0][1], edge[0][0], edge[1] != RIGHT)
+    ):
         edges.setdefault(corner, []).append(step)
     return edges
 
 
 def _next(edges: dict[Point, list[Step]], at: Point, step: Step) -> Step:
-    """The edge that a ring goes on with: where two parts touch, it turns right, into its own."""
-    here = edges[at]
+    """Return the next edge of a ring: where two parts touch, it turns right, into its own."""
+    steps = edges[at]
     right = _right_turn(step)
-    return right if right in here else here[0]
+    return right if right in steps else steps[0]
 
 
 def _right_turn(step: Step) -> Step:
@@ -90,13 +92,13 @@ def _right_turn(step: Step) -> Step:
 
 
 def _right_of(corner: Point, step: Step) -> Point:
-    """The pixel on the right of an edge."""
+    """Return the pixel on the right of an edge."""
     x, y = corner
     return {RIGHT: (x, y), DOWN: (x - 1, y), LEFT: (x - 1, y - 1), UP: (x, y - 1)}[step]
 
 
 def mask_geojson(mask: npt.NDArray[np.bool_], width_px: int, height_px: int) -> dict[str, Any]:
-    """A mask of a whole slide as a FeatureCollection in level-0 pixels.
+    """Return a mask of a whole slide as a FeatureCollection in level-0 pixels.
 
     Args:
         mask: tissue [H, W].

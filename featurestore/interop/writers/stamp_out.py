@@ -3,9 +3,9 @@
 import h5py
 import numpy as np
 
-from featurestore.interop.export_folder import Outbox
 from featurestore.interop.foreign_slide import InteropError
-from featurestore.interop.outgoing_slide import MARK, SlideOut, is_done, mark_of
+from featurestore.interop.writers.outbox import Outbox
+from featurestore.interop.writers.outgoing_slide import MARK, SlideOut, is_done, mark_of
 
 
 def export_slide(box: Outbox, slide: SlideOut) -> int:

@@ -7,10 +7,10 @@ from typing import Any
 import h5py
 import numpy as np
 
-from featurestore.interop.export_folder import Outbox
 from featurestore.interop.foreign_slide import MPP_TOLERANCE, Int64Array, SlideTiles
-from featurestore.interop.outgoing_slide import MARK, SlideOut, is_done, mark_of
 from featurestore.interop.readers.trident import FEATURES, PATCHES
+from featurestore.interop.writers.outbox import Outbox
+from featurestore.interop.writers.outgoing_slide import MARK, SlideOut, is_done, mark_of
 
 
 def export_slide(box: Outbox, slide: SlideOut) -> int:
@@ -37,17 +37,17 @@ def _write_features(
         return 0
     with box.file(rel) as path, h5py.File(path, "w") as file:
         _write_coords(file, xy, attrs, mark)
-        found = file.create_dataset("features", data=slide.features(teacher).astype(np.float32))
-        found.attrs["name"] = slide.tiles.slide_id
-        found.attrs["savetodir"] = str(box.path(rel).parent)
-        found.attrs["encoder"] = teacher
+        dataset = file.create_dataset("features", data=slide.features(teacher).astype(np.float32))
+        dataset.attrs["name"] = slide.tiles.slide_id
+        dataset.attrs["savetodir"] = str(box.path(rel).parent)
+        dataset.attrs["encoder"] = teacher
     return 1
 
 
 def _write_coords(file: h5py.File, xy: Int64Array, attrs: Mapping[str, Any], mark: str) -> None:
-    found = file.create_dataset("coords", data=xy)
-    for key, value in attrs.items():
-        found.attrs[key] = "None" if value is None else value
+    dataset = file.create_dataset("coords", data=xy)
+    for key, attribute in attrs.items():
+        dataset.attrs[key] = "None" if attribute is None else attribute
     file.attrs[MARK] = mark
 
 
@@ -89,13 +89,15 @@ def _magnification(mpp: float) -> int | float:
 
 
 def _level0_magnification(tiles: SlideTiles, target: float) -> int | float:
-    """TRIDENT makes the level-0 side of a tile from this number, so it must give that side."""
+    """Return the number from which TRIDENT computes a tile's level-0 side."""
     exact = target * tiles.tile_px_level0 / tiles.tile_px
     tidy = _tidy(exact)
     return tidy if tiles.tile_px * tidy // target == tiles.tile_px_level0 else exact
 
 
-def _tidy(value: float) -> int | float:
-    """Magnifications within 2 % of a whole one are that one, as TRIDENT itself has it."""
-    near = round(value)
-    return near if near and abs(value / near - 1) <= MPP_TOLERANCE else round(value, 4)
+def _tidy(magnification: float) -> int | float:
+    """Return a magnification, made whole if it is within 2 % of that, as TRIDENT does."""
+    near = round(magnification)
+    return (
+        near if near and abs(magnification / near - 1) <= MPP_TOLERANCE else round(magnification, 4)
+    )

@@ -24,7 +24,7 @@ Rings = Sequence[Sequence[Sequence[float]]]
 
 
 def squares(xy: Int64Array, side: int) -> pa.Array:
-    """WKB of squares by their top-left corners [N, 2] and their side."""
+    """Return the WKB of squares by their top-left corners [N, 2] and their side."""
     steps = np.array([[0, 0], [1, 0], [1, 1], [0, 1], [0, 0]]) * side
     made = np.zeros(len(xy), SQUARE)
     made["order"], made["kind"], made["rings"], made["points"] = 1, POLYGON, 1, 5
@@ -34,18 +34,18 @@ def squares(xy: Int64Array, side: int) -> pa.Array:
     return array.cast(pa.binary())
 
 
-def geometry(found: Mapping[str, Any]) -> bytes:
-    """WKB of a GeoJSON geometry.
+def geometry(shape: Mapping[str, Any]) -> bytes:
+    """Return the WKB of a GeoJSON geometry.
 
     Raises:
         InteropError: it is no Polygon and no MultiPolygon.
     """
-    if found["type"] == "Polygon":
-        return _polygon(found["coordinates"])
-    if found["type"] == "MultiPolygon":
-        parts = [_polygon(rings) for rings in found["coordinates"]]
+    if shape["type"] == "Polygon":
+        return _polygon(shape["coordinates"])
+    if shape["type"] == "MultiPolygon":
+        parts = [_polygon(rings) for rings in shape["coordinates"]]
         return struct.pack("<BII", 1, MULTI_POLYGON, len(parts)) + b"".join(parts)
-    msg = f"tissue is a {found['type']}; polygons are needed"
+    msg = f"tissue is a {shape['type']}; polygons are needed"
     raise InteropError(msg)
 
 
@@ -59,10 +59,10 @@ def _polygon(rings: Rings) -> bytes:
 
 def write_shapes(path: Path, columns: Mapping[str, pa.Array], kinds: Sequence[str]) -> None:
     """Write a GeoParquet file with these columns; the one named `geometry` is WKB."""
-    about = {
+    geo_metadata = {
         "version": "1.1.0",
         "primary_column": "geometry",
         "columns": {"geometry": {"encoding": "WKB", "crs": None, "geometry_types": list(kinds)}},
     }
-    table = pa.table(dict(columns)).replace_schema_metadata({"geo": json.dumps(about)})
+    table = pa.table(dict(columns)).replace_schema_metadata({"geo": json.dumps(geo_metadata)})
     pq.write_table(table, path)

@@ -1,10 +1,10 @@
-"""Reads whose errors are sorted: damage becomes one kind of error, everything else is raised on."""
+"""Reads that turn damage into one kind of error and raise all other errors on."""
 
 from collections.abc import Callable
 from typing import TypeVar
 
 from featurestore.errors import AccessError, LakeMissingError
-from featurestore.read_errors import reason_of
+from featurestore.storage.read_errors import reason_of
 from featurestore.storage.store import Store
 
 #: Errors that say nothing of what is stored.
@@ -14,7 +14,7 @@ T = TypeVar("T")
 
 
 class UnreadableError(Exception):
-    """Raised where a stored file or table is damaged; the text says why it can't be read."""
+    """Raised where a stored file or table is damaged; the text gives the reason."""
 
 
 def read(store: Store, work: Callable[[], T]) -> T:
@@ -22,7 +22,7 @@ def read(store: Store, work: Callable[[], T]) -> T:
 
     Raises:
         UnreadableError: what is stored is damaged.
-        AccessError: it could not be read, which says nothing of what is stored.
+        AccessError: it could not be read, though it may be whole.
         MemoryError: there was too little of it.
     """
     try:

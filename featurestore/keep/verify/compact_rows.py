@@ -1,4 +1,4 @@
-"""What `verify` keeps of a row of `slides` and `catalog`: 13 to 42 bytes, in columns of numbers.
+"""Rows of `slides` and `catalog` as `verify` keeps them: 13 to 42 bytes each, in numbers.
 
 A lake of 500,000 slides has millions of catalog rows, so names are kept as 64-bit hashes. Rows that
 do not fit are read again by their positions when they are named.
@@ -29,9 +29,9 @@ STATES = {READY: 1, DROPPED: 2}
 def codes_of(values: pa.Array, codes: dict[Any, int]) -> IntArray:
     """Return the number of each value; values that have none yet get the next one."""
     encoded = values.dictionary_encode()
-    for value in encoded.dictionary.to_pylist():
-        codes.setdefault(value, len(codes))
-    numbers = [codes[value] for value in encoded.dictionary.to_pylist()]
+    for name in encoded.dictionary.to_pylist():
+        codes.setdefault(name, len(codes))
+    numbers = [codes[name] for name in encoded.dictionary.to_pylist()]
     indices = encoded.indices.fill_null(len(numbers)).to_numpy(zero_copy_only=False)
     taken: IntArray = np.array([*numbers, TILES], np.int32)[indices]
     return taken
@@ -46,7 +46,7 @@ def hashes_of(values: pa.Array, pattern: str | None = None) -> IntArray:
     return np.where(texts.is_null().to_numpy(), np.uint64(NO_MARK), hashes)
 
 
-class Columns:
+class GrowingColumns:
     """Columns of numbers that grow batch after batch."""
 
     def __init__(self) -> None:
@@ -86,12 +86,12 @@ class SlideRows:
 
     @property
     def count(self) -> int:
-        """How many slides there are for readers."""
+        """Return the number of slides that readers see."""
         return int(np.count_nonzero(self.state != STATES[DROPPED]))
 
     @staticmethod
     def arrays(batch: pa.RecordBatch) -> dict[str, IntArray]:
-        """Return what is kept of a batch."""
+        """Return the columns that are kept of a batch."""
         states = batch["state"].to_pylist()
         return {
             "slide": batch["slide"].to_numpy(),
@@ -117,7 +117,7 @@ class CatalogRows:
         mpp: codes [N].
         teacher: codes [N]; -1 in a row of tiles.
         tiles: how many [N].
-        fragment: of the features table [N].
+        fragment: number of the fragment in the features table [N].
         row_start: in the fragment [N].
         name: hashes of the slide_ids of the rows of tiles alone [T].
         mark: hashes of the marks in their shards' names [T]; 0 where there is no shard.
@@ -163,7 +163,7 @@ class CatalogRows:
 
     @staticmethod
     def arrays(batch: pa.RecordBatch, codes: Codes) -> dict[str, IntArray]:
-        """Return what is kept of a batch; new mpps and teachers get codes."""
+        """Return the columns that are kept of a batch; new mpps and teachers get codes."""
         plain = ("slide", "tiles", "fragment", "row_start")
         of_tiles = batch["teacher"].is_null()
         return {
@@ -176,7 +176,7 @@ class CatalogRows:
 
     @property
     def tiles_rows(self) -> IntArray:
-        """Positions of the rows of tiles [T]."""
+        """Return the positions of the rows of tiles [T]."""
         return np.flatnonzero(self.teacher == TILES)
 
     def at_mpp(self, mpp: float) -> IntArray:

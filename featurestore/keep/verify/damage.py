@@ -1,4 +1,4 @@
-"""What `verify` finds, and what `repair` does about each part."""
+"""The damage of a lake as `verify` reports it, by the parts that `repair` treats alike."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,9 +23,9 @@ class Damage:
 
     Attributes:
         slide: slide_id; None if a table or a file is meant.
-        mpp: where; None for a row of `slides`.
-        teacher: whose features; None for tiles, shards and rows.
-        what: one line for people.
+        mpp: of the damaged part; None for a row of `slides`.
+        teacher: column of the features; None for tiles, shards and rows.
+        description: one line for people.
         part: `table` (a table as a whole), `root` (`lake.json`, `roots.json`, a snapshot), `row`
             (of `slides`), `tiles` (rows of a features table), `features`, `shard` (pixels only),
             `shard index`, `table index`, `stray` (rows that the catalog does not name),
@@ -38,26 +38,32 @@ class Damage:
     slide: str | None = None
     mpp: float | None = None
     teacher: str | None = None
-    what: str
+    description: str
     part: str
     fragment: int = -1
     number: int = -1
     path: str | None = None
 
     def as_dict(self) -> dict[str, Any]:
-        """The damage as `verify --json` prints it."""
-        names = ("slide", "mpp", "teacher", "what", "part", "path")
-        return {name: getattr(self, name) for name in names}
+        """Return the damage as `verify --json` prints it."""
+        return {
+            "slide": self.slide,
+            "mpp": self.mpp,
+            "teacher": self.teacher,
+            "what": self.description,
+            "part": self.part,
+            "path": self.path,
+        }
 
 
 @dataclass(kw_only=True)
 class Verdict:
-    """What was checked, and what of it is damaged.
+    """The parts of a lake that were checked, and the damage among them.
 
     Attributes:
-        version: of the lake; 0 if no version of its catalog can be opened.
+        version: version of the lake; 0 if no version of its catalog can be opened.
         checked: how many slides, tiles, features (one teacher on one slide), shards, bytes.
-        damage: everything found.
+        damage: all of it.
         unchecked: how many files have no checksum, by kind; `repair --checksums` adds them.
         whole: versions of the lake whose tables can be read in full, newest first; looked for only
             if a table is damaged.
@@ -82,7 +88,7 @@ class Verdict:
         return [one for one in self.damage if one.part == TABLE]
 
     def as_dict(self) -> dict[str, Any]:
-        """The verdict as `verify --json` prints it."""
+        """Return the verdict as `verify --json` prints it."""
         return {
             "ok": self.ok,
             "version": self.version,

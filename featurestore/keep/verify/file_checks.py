@@ -1,15 +1,41 @@
 """The kinds of files that `verify` checks and `repair --checksums` completes: a line for each."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
-from featurestore.annotations.lance_annotation_check import verify_annotations
-from featurestore.keep.lance_roots import add_checksums, unchecked_files
 from featurestore.keep.verify.damage import Damage
-from featurestore.keep.verify.file_check import FileCheck
 from featurestore.keep.verify.index_checksums import add_index_checksums, unchecked_indexes
+from featurestore.keep.verify.lance_annotation_check import verify_annotations
+from featurestore.keep.verify.root_files import add_checksums, unchecked_files
+from featurestore.keep.verify.sealings import (
+    Sealing,
+    sealings_of_runs,
+    sealings_of_stats,
+    sealings_of_students,
+)
 from featurestore.lake import Lake
-from featurestore.storage.sealed import Sealing, sealings_of_stats, sealings_of_students
 from featurestore.storage.store import Store
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileCheck:
+    """Checks one kind of file whose checksum is kept somewhere in the lake.
+
+    A kind that `verify` checks anyhow while it reads slide after slide (indexes of shards) yields
+    no damage here; it only counts and adds.
+
+    Attributes:
+        name: the kind in the plural, for people: "indexes of shards".
+        damage: yields what differs from its checksum, without raising for damage.
+        missing: counts the files of a lake that have no checksum.
+        add: records the checksums that are missing, and returns how many; the files are read as
+            they are now. It takes the lake's lock by itself.
+    """
+
+    name: str
+    damage: Callable[[Lake], Iterator[Damage]]
+    missing: Callable[[Lake], int]
+    add: Callable[[Lake], int]
 
 
 def _no_damage(_: Lake) -> Iterator[Damage]:
@@ -21,7 +47,7 @@ def _add_roots(lake: Lake) -> int:
         return add_checksums(lake.store, lake.config)
 
 
-#: Damage of these is looked for before anything is opened: see `lance_roots.roots_damage`.
+#: Damage of these is looked for before anything is opened: see `root_files.roots_damage`.
 ROOTS = FileCheck(
     name="files of tables",
     damage=_no_damage,
@@ -55,5 +81,6 @@ def _sealed(name: str, sealings: Callable[[Store], Iterator[Sealing]]) -> FileCh
 
 STATS = _sealed("files of statistics", sealings_of_stats)
 STUDENTS = _sealed("files of students", sealings_of_students)
+RUNS = _sealed("files of studies", sealings_of_runs)
 
-FILE_CHECKS: tuple[FileCheck, ...] = (ROOTS, ANNOTATIONS, SHARD_INDEXES, STATS, STUDENTS)
+FILE_CHECKS: tuple[FileCheck, ...] = (ROOTS, ANNOTATIONS, SHARD_INDEXES, STATS, STUDENTS, RUNS)

@@ -5,11 +5,11 @@ from typing import Any
 
 import polars as pl
 
+from featurestore.commits.lance_ledger import Change, among
 from featurestore.errors import DamageError
 from featurestore.lake import Lake
 from featurestore.shards.shard_index import ShardIndex, index_path
 from featurestore.storage.store import Store
-from featurestore.tables.lance_ledger import Change, among
 from featurestore.tables.schema import CATALOG
 
 SLIDES_AT_ONCE = 1000

@@ -14,7 +14,7 @@ from featurestore.keep.verify.checked_reads import UnreadableError, read
 from featurestore.keep.verify.compact_rows import (
     CatalogRows,
     Codes,
-    Columns,
+    GrowingColumns,
     IntArray,
     ReadAgain,
     Row,
@@ -53,7 +53,7 @@ def checked_slides(store: Store, version: int, damage: list[Damage]) -> SlideRow
 
     Args:
         store: the lake's files.
-        version: of the table.
+        version: version of the table.
         damage: what is damaged is appended.
 
     Returns:
@@ -61,7 +61,7 @@ def checked_slides(store: Store, version: int, damage: list[Damage]) -> SlideRow
     """
     try:
         table = read(store, lambda: open_table(store, SLIDES, version))
-        kept = Columns()
+        kept = GrowingColumns()
         for batch in _checked_batches(store, table, SLIDES, damage):
             kept.add(SlideRows.arrays(batch))
         again = _reader(store, table, SlideRows.READ)
@@ -75,7 +75,7 @@ def checked_catalog(store: Store, version: int, damage: list[Damage]) -> Catalog
     """Read `catalog` in full and compare every row with its checksum, as `checked_slides` does."""
     try:
         table = read(store, lambda: open_table(store, CATALOG, version))
-        kept, codes = Columns(), Codes()
+        kept, codes = GrowingColumns(), Codes()
         for batch in _checked_batches(store, table, CATALOG, damage):
             kept.add(CatalogRows.arrays(batch, codes))
         again = _reader(store, table, CatalogRows.READ)
@@ -86,7 +86,7 @@ def checked_catalog(store: Store, version: int, damage: list[Damage]) -> Catalog
 
 
 def _unreadable(rel: str, error: Exception) -> Damage:
-    return Damage(what=f"table {rel} can't be read in full: {error}", part=TABLE, path=rel)
+    return Damage(description=f"table {rel} can't be read in full: {error}", part=TABLE, path=rel)
 
 
 def _checked_batches(
@@ -96,10 +96,10 @@ def _checked_batches(
     stream = batches(table, BATCH_ROWS[rel])
     while (batch := read(store, lambda: next(stream, None))) is not None:
         rows += batch.num_rows
-        found = read(store, lambda batch=batch: list(_row_damage(rel, batch.to_pylist())))  # type: ignore[misc]
-        wrong += len(found)
+        checked = read(store, lambda batch=batch: list(_row_damage(rel, batch.to_pylist())))  # type: ignore[misc]
+        wrong += len(checked)
         # `repair` empties each damaged row of slides; a damaged catalog is damaged as a whole.
-        damage += found if rel == SLIDES or wrong <= MOST else []
+        damage += checked if rel == SLIDES or wrong <= MOST else []
         yield batch
     named = read(store, table.count_rows)
     if rows != named:
@@ -123,13 +123,13 @@ def _reader(store: Store, table: lance.LanceDataset, columns: Sequence[str]) -> 
 def _row_damage(rel: str, rows: Sequence[Row]) -> Iterator[Damage]:
     for row in rows:
         if row["row_crc32"] != row_crc32(row):
-            # A row of the catalog says which rows of a features table are whose: if it can't be
+            # A row of the catalog gives the slide of rows of a features table: if it can't be
             # believed, nothing can be judged by it.
             yield Damage(
                 slide=row["slide_id"],
                 mpp=row.get("mpp") if rel == CATALOG else None,
                 teacher=row.get("teacher"),
-                what=f"its row of {rel} is not the one that was written (checksum)",
+                description=f"its row of {rel} is not the one that was written (checksum)",
                 part=TABLE if rel == CATALOG else ROW,
                 number=row["slide"],
                 path=rel,

@@ -1,21 +1,21 @@
-"""`verify` of a lake that may not even open: what can't be opened is named, and nothing is raised.
+"""`verify` of a lake that may not open: damaged parts are named, and nothing is raised.
 
 The command runs it in a process of its own, since Lance may end the one that reads a damaged file;
-`on_table` says what is read next, so that it can be named then.
+`on_table` gets the table that is read next, so that it can be named then.
 """
 
 import os
 from collections.abc import Callable
 
 from featurestore.errors import DamageError, LakeError
-from featurestore.keep.lance_roots import roots_damage
-from featurestore.keep.snapshots import version_named
 from featurestore.keep.verify.checked_reads import UnreadableError, read
 from featurestore.keep.verify.damage import TABLE, Damage, Verdict
-from featurestore.keep.verify.lake_settings import settings_or_copy
 from featurestore.keep.verify.lance_verify import verify
 from featurestore.keep.verify.lance_versions import whole_versions
+from featurestore.keep.verify.root_files import roots_damage
 from featurestore.lake import Lake
+from featurestore.roots.lake_settings import settings_or_copy
+from featurestore.roots.snapshots import version_named
 from featurestore.storage.store import Store
 from featurestore.tables.schema import CATALOG
 
@@ -54,7 +54,7 @@ def check_lake(
 
     Raises:
         LakeMissingError: there is no lake.
-        AccessError: it could not be read, which says nothing of what is stored.
+        AccessError: it could not be read, though it may be whole.
         LakeError: it has no such version or snapshot.
     """
     store = Store(uri)
@@ -67,8 +67,8 @@ def check_lake(
         try:
             lake = open_unchecked(store, version)
         except (UnreadableError, DamageError) as error:
-            what = f"table {CATALOG} can't be opened: {error}"
-            catalog_damage = [Damage(what=what, part=TABLE, path=CATALOG)]
+            fault = f"table {CATALOG} can't be opened: {error}"
+            catalog_damage = [Damage(description=fault, part=TABLE, path=CATALOG)]
         else:
             return verify(
                 lake,

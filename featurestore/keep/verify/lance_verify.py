@@ -1,4 +1,4 @@
-"""Whether a lake still holds what was committed: rows, counts, key order, checksums, files.
+"""The comparison of a lake with what was committed: rows, counts, key order, checksums, files.
 
 Reads every byte that a checksum covers, slide after slide, so memory does not grow with the lake's
 pixels, pictures and features. First the files by which tables are read, without Lance, which may
@@ -19,8 +19,6 @@ import polars as pl
 import pyarrow as pa
 
 from featurestore.errors import DamageError, LakeError
-from featurestore.keep.lance_roots import check_newest, lake_tables, roots_damage
-from featurestore.keep.roots import GONE, Roots, readable_roots
 from featurestore.keep.verify.checked_reads import NO_DAMAGE, UnreadableError, read
 from featurestore.keep.verify.compact_rows import CatalogRows, groups_of
 from featurestore.keep.verify.damage import (
@@ -38,10 +36,13 @@ from featurestore.keep.verify.lance_checked_rows import checked_catalog, checked
 from featurestore.keep.verify.lance_versions import whole_versions
 from featurestore.keep.verify.last_verified import record_verified
 from featurestore.keep.verify.mismatched_rows import misfits
+from featurestore.keep.verify.root_files import roots_damage
 from featurestore.lake import Lake
-from featurestore.read_errors import reason_of
+from featurestore.roots.lance_roots import check_newest, lake_tables
+from featurestore.roots.roots_file import GONE, Roots, readable_roots
 from featurestore.shards.shard_index import ShardIndex, index_path, scan_shard
 from featurestore.shards.tar_shards import ShardReader
+from featurestore.storage.read_errors import reason_of
 from featurestore.tables.checksums import tiles_crc32
 from featurestore.tables.lance_rows import column_crc32
 from featurestore.tables.lance_tables import open_table
@@ -64,7 +65,7 @@ def verify(
     """Compare a lake with its catalog, and the catalog with what the last commit wrote down.
 
     Args:
-        lake: at the version to check.
+        lake: the lake at the version to check.
         sample: share of slides whose tiles, features and shards are read; files and rows of
             `slides` and `catalog` and the presence of fragments are checked for all.
         seed: another seed samples other slides.
@@ -74,7 +75,7 @@ def verify(
 
     Raises:
         AccessError: something, or the bucket, could not be read now. That is no damage, and
-            nothing is said.
+            there is no verdict.
     """
     verdict = Verdict(version=lake.version)
     if not lake.is_pinned:
@@ -114,11 +115,13 @@ def _count(catalog: CatalogRows, chosen: set[int] | None) -> int:
 
 
 def _damage_before_reading(lake: Lake) -> Iterator[Damage]:
-    """Files by which tables are read, and tables that open at less than was committed."""
+    """Yield damaged files of tables, and tables that open at less than was committed."""
     roots = readable_roots(lake.store)
     behind = roots is not None and roots.tables[CATALOG] < lake.version
     # After a kill the file is of the version before, whose own files may have been removed.
-    damage = [one for one in roots_damage(lake.store) if not (behind and one.what.endswith(GONE))]
+    damage = [
+        one for one in roots_damage(lake.store) if not (behind and one.description.endswith(GONE))
+    ]
     yield from damage
     broken = {one.path for one in damage if one.part == TABLE}
     for rel in lake_tables(lake.config):
@@ -130,7 +133,7 @@ def _damage_before_reading(lake: Lake) -> Iterator[Damage]:
             for last in (roots, named):
                 check_newest(lake.store, rel, version, last)
         except (UnreadableError, DamageError) as error:
-            yield Damage(what=f"table {rel}: {error}", part=TABLE, path=rel)
+            yield Damage(description=f"table {rel}: {error}", part=TABLE, path=rel)
 
 
 def _check_grids(
@@ -154,16 +157,16 @@ def _check_grids(
         except NO_DAMAGE:
             raise
         except (LakeError, UnreadableError) as error:
-            what = f"table {rel} can't be read: {error}"
-            verdict.damage.append(Damage(mpp=mpp, what=what, part=TABLE, path=rel))
+            text = f"table {rel} can't be read: {error}"
+            verdict.damage.append(Damage(mpp=mpp, description=text, part=TABLE, path=rel))
 
 
-def _of(row: Row, part: str, what: str) -> Damage:
+def _of(row: Row, part: str, text: str) -> Damage:
     return Damage(
         slide=row["slide_id"],
         mpp=row["mpp"],
         teacher=row.get("teacher"),
-        what=what,
+        description=text,
         part=part,
         fragment=row["fragment"],
         number=row["slide"],
@@ -183,7 +186,7 @@ def _sampled(catalog: CatalogRows, share: float, seed: int) -> set[int] | None:
 
 
 def _tiles_fault(table: pa.Table, row: Row) -> tuple[np.typing.NDArray[np.int64], str]:
-    """Keys of a slide's rows, and what is wrong with the rows; an empty text if nothing is."""
+    """Return the keys of a slide's rows, and a text of what is wrong; empty if nothing is."""
     ids: np.typing.NDArray[np.int64] = table["tile_id"].to_numpy()
     slides = set(zip(table["slide"].to_pylist(), table["slide_id"].to_pylist(), strict=True))
     if len(ids) != row["tiles"] or slides != {(row["slide"], row["slide_id"])}:
@@ -198,9 +201,9 @@ class _Grid:
 
     Args:
         lake: the lake.
-        mpp: of the features table.
+        mpp: microns per pixel of the features table.
         catalog: the catalog's rows.
-        verdict: what is checked and found is added.
+        verdict: counts and damage are added to it.
         judge_strays: whether rows that the catalog does not name are damage: they are not if the
             catalog itself is in doubt.
     """
@@ -267,8 +270,8 @@ class _Grid:
         if fragment is not None:
             self._count(fragment, rows, at)
 
-    def _add(self, rows: Sequence[Row], part: str, what: str, path: str | None = None) -> None:
-        self.verdict.damage += [replace(_of(row, part, what), path=path) for row in rows]
+    def _add(self, rows: Sequence[Row], part: str, text: str, path: str | None = None) -> None:
+        self.verdict.damage += [replace(_of(row, part, text), path=path) for row in rows]
 
     def _count(self, fragment: lance.LanceFragment, rows: Sequence[Row], tiles: int) -> None:
         try:
@@ -281,10 +284,10 @@ class _Grid:
         if not self.judge_strays:
             return
         try:
-            there = read(self.lake.store, fragment.scanner(columns=["slide", "slide_id"]).to_table)
+            slides = read(self.lake.store, fragment.scanner(columns=["slide", "slide_id"]).to_table)
         except UnreadableError:
             return  # its slides are named already
-        for slide, slide_id in pl.DataFrame(there).unique().iter_rows():
+        for slide, slide_id in pl.DataFrame(slides).unique().iter_rows():
             if slide not in named:
                 row = {"slide": slide, "slide_id": slide_id, "mpp": self.mpp}
                 row["fragment"] = fragment.fragment_id

@@ -1,4 +1,4 @@
-"""Which versions of a lake are whole: the way back when a table of the newest one is damaged.
+"""The versions of a lake that are whole, to go back to if a table of the newest one is damaged.
 
 Whole means that the catalog, `slides` and all features tables open at the versions that belong
 together, that every row of the first two is what was written, and that every data file has its
@@ -12,16 +12,17 @@ from collections.abc import Iterator
 
 import lance
 
+from featurestore.commits.lance_ledger import VERSIONS_KEY
 from featurestore.config import LakeConfig
 from featurestore.errors import LakeError
-from featurestore.keep.lance_roots import LAST_VERSION, file_damage, lake_tables, table_files
-from featurestore.keep.roots import Roots, damaged_files, readable_roots
 from featurestore.keep.verify.checked_reads import NO_DAMAGE, UnreadableError, read
 from featurestore.keep.verify.damage import TABLE, TABLE_INDEX, Damage
 from featurestore.keep.verify.lance_checked_rows import checked_catalog, checked_slides
 from featurestore.keep.verify.mismatched_rows import misfits
+from featurestore.keep.verify.root_files import file_damage
+from featurestore.roots.lance_roots import LAST_VERSION, lake_tables, table_files
+from featurestore.roots.roots_file import Roots, damaged_files, readable_roots
 from featurestore.storage.store import Store
-from featurestore.tables.lance_ledger import VERSIONS_KEY
 from featurestore.tables.lance_tables import open_table, properties_of
 from featurestore.tables.schema import CATALOG, SLIDES
 
@@ -86,7 +87,9 @@ def version_damage(store: Store, config: LakeConfig, version: int) -> Iterator[D
     except (UnreadableError, LakeError) as error:
         if isinstance(error, NO_DAMAGE):
             raise
-        yield Damage(what=f"version {version} can't be opened: {error}", part=TABLE, path=CATALOG)
+        yield Damage(
+            description=f"version {version} can't be opened: {error}", part=TABLE, path=CATALOG
+        )
         return
     damage: list[Damage] = []
     slides = checked_slides(store, tables[SLIDES], damage)
@@ -111,8 +114,8 @@ def _file_damage(
             except FileNotFoundError:
                 size = -1
             if size != (file.file_size_bytes or size) or size < 0:
-                what = f"table {rel}: {path} is gone" if size < 0 else f"{path} has {size} bytes"
-                yield Damage(what=what, part=TABLE, path=rel)
+                fault = f"table {rel}: {path} is gone" if size < 0 else f"{path} has {size} bytes"
+                yield Damage(description=fault, part=TABLE, path=rel)
 
 
 def read_paths(store: Store, rel: str, table: lance.LanceDataset) -> list[str]:

@@ -1,4 +1,4 @@
-"""Which version of a lake `verify` last found whole: no automatic vacuum frees it."""
+"""The version that `verify` last found whole, which no automatic vacuum frees."""
 
 import json
 from datetime import UTC, datetime
@@ -12,12 +12,12 @@ VERIFIED = "verified.json"
 def last_verified(store: Store) -> int | None:
     """Return the newest version that `verify` found whole in full; None without a record."""
     try:
-        value = json.loads(store.read_bytes(VERIFIED))
+        record = json.loads(store.read_bytes(VERIFIED))
     except (FileNotFoundError, ValueError) as error:
         if isinstance(error, LakeError):  # the bucket does not answer
             raise
         return None
-    version = value.get("version") if isinstance(value, dict) else None
+    version = record.get("version") if isinstance(record, dict) else None
     return version if isinstance(version, int) else None
 
 
@@ -30,9 +30,9 @@ def record_verified(store: Store, version: int) -> bool:
     newest = last_verified(store)
     if newest is not None and newest >= version:
         return True
-    value = {"version": version, "at": datetime.now(UTC).isoformat(timespec="seconds")}
+    record = {"version": version, "at": datetime.now(UTC).isoformat(timespec="seconds")}
     try:
-        store.write_bytes(VERIFIED, (json.dumps(value) + "\n").encode())
+        store.write_bytes(VERIFIED, (json.dumps(record) + "\n").encode())
     except (OSError, LakeError):
         return False
     return True

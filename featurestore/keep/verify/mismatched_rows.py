@@ -1,4 +1,4 @@
-"""Rows of `slides` and `catalog` that do not fit each other: twice there, or of what is not there.
+"""Rows of `slides` and `catalog` that contradict each other: doubled, or without a counterpart.
 
 Columns of numbers are sorted and compared, one mpp after the other: a lake of 500,000 slides has
 millions of catalog rows. Only rows that do not fit are read again to be named.
@@ -29,7 +29,7 @@ MOST = 1000
 
 
 def misfits(slides: SlideRows | None, catalog: CatalogRows) -> Iterator[Damage]:
-    """Yield what does not fit.
+    """Yield the rows that do not fit each other.
 
     Args:
         slides: rows of all slides; None if they can't be read.
@@ -59,7 +59,7 @@ def _of_one_mpp(catalog: CatalogRows, rows: IntArray) -> Iterator[Damage]:
 
 
 def _several(catalog: CatalogRows, rows: IntArray) -> IntArray:
-    """Of rows sorted by slide and teacher, those that have the same two as a neighbour."""
+    """Return the rows, sorted by slide and teacher, that have the same two as a neighbour."""
     slide, teacher = catalog.slide[rows], catalog.teacher[rows]
     same = (slide[1:] == slide[:-1]) & (teacher[1:] == teacher[:-1])
     several: IntArray = rows[np.concatenate([[False], same]) | np.concatenate([same, [False]])]
@@ -79,24 +79,28 @@ def _slides_misfits(slides: SlideRows, catalog: CatalogRows) -> Iterator[Damage]
         same &= slides.name[order[at]] == catalog.name
         strangers = tiles[~same]
     for row in catalog.again(strangers[:MOST]):
-        what = f"the catalog has its tiles, but {SLIDES} has no row of it"
-        yield Damage(slide=row["slide_id"], mpp=row["mpp"], what=what, part=TABLE, path=SLIDES)
+        text = f"the catalog has its tiles, but {SLIDES} has no row of it"
+        yield Damage(
+            slide=row["slide_id"], mpp=row["mpp"], description=text, part=TABLE, path=SLIDES
+        )
     without = (slides.state == STATES[READY]) & ~np.isin(slides.slide, catalog.slide[tiles])
     for row in slides.again(np.flatnonzero(without)[:MOST]):
         yield _row(row, "it is ready, but the catalog has no tiles of it")
 
 
-def _row(row: Row, what: str) -> Damage:
-    return Damage(slide=row["slide_id"], what=what, part=ROW, number=row["slide"], path=SLIDES)
+def _row(row: Row, text: str) -> Damage:
+    return Damage(
+        slide=row["slide_id"], description=text, part=ROW, number=row["slide"], path=SLIDES
+    )
 
 
-def _in_catalog(catalog: CatalogRows, positions: IntArray, what: str) -> Iterator[Damage]:
+def _in_catalog(catalog: CatalogRows, positions: IntArray, text: str) -> Iterator[Damage]:
     for row in catalog.again(np.sort(positions)[:MOST]):
         yield Damage(
             slide=row["slide_id"],
             mpp=row["mpp"],
             teacher=row["teacher"],
-            what=f"slide number {row['slide']}, {what}: {CATALOG} is not what was committed",
+            description=f"slide number {row['slide']}, {text}: {CATALOG} is not what was committed",
             part=TABLE,
             number=row["slide"],
             path=CATALOG,
@@ -121,7 +125,7 @@ def _halves(catalog: CatalogRows) -> Iterator[Damage]:
         mpps = ", ".join(str(row["mpp"]) for row in named)
         yield Damage(
             slide=named[0]["slide_id"],
-            what=f"its shards at {mpps} mpp are of different scans or settings",
+            description=f"its shards at {mpps} mpp are of different scans or settings",
             part=SHARD,
             number=named[0]["slide"],
         )

@@ -32,7 +32,7 @@ TYPE_BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4
 TYPE_BYTES |= {13: 4, 16: 8, 17: 8, 18: 8}
 DIRECTORIES_MAX = 10_000
 
-# It prints what is odd about a file; what matters of it is said as the slide's reason.
+# It prints what is odd about a file; what matters of it becomes the slide's reason.
 logging.getLogger("tifffile").setLevel(logging.CRITICAL)
 
 

@@ -1,4 +1,4 @@
-"""Slides whose pixels are JPEG tiles in a TIFF: openslide says what they are, and we decode them.
+"""Slides of JPEG tiles in a TIFF: openslide describes them, and they are decoded here.
 
 Before a level is trusted, some of its tiles are compared with openslide's pixels; one difference,
 and openslide reads the level.
@@ -211,7 +211,7 @@ class TiffReader(OpenSlideReader):
 
 
 def open_tiff(file: SlideFile, options: ReadOptions) -> SlideReader:
-    """Open a slide that openslide knows, with native decoding of its JPEG tiles."""
+    """Open a slide that openslide reads, with native decoding of its JPEG tiles."""
     return TiffReader(file.path, options=options)
 
 

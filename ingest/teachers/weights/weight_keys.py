@@ -41,7 +41,7 @@ class Keys:
     Attributes:
         unused: a pattern of names that the network has no use for.
         rules: patterns and what they become, one after the other.
-        rename: what can't be said by rules; done after them.
+        rename: what rules can't express; done after them.
         resample: how a position table of another size is brought to the network's; refused if None.
     """
 

@@ -1,6 +1,6 @@
 """Where a teacher's weights are: in a folder of the user's, a package, the hub's cache, or the hub.
 
-Nothing is downloaded unless it is asked for: `slidelake teachers` only looks.
+Nothing is downloaded unless a command needs it: `slidelake teachers` only looks.
 """
 
 import importlib.util

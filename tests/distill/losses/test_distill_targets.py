@@ -16,7 +16,7 @@ from distill.losses.numeric import full_precision, weighted_mean
 from distill.targets.target import NORMS, Rotator, TargetNorm, align_grid, axis_weights
 from distill.targets.target import norm_of as norm_of_arrays
 from featurestore import Moments, PhiS
-from featurestore.stats.phi_s import phi_s
+from featurestore.stats import phi_s
 from tests.worlds.feature_worlds import make_norm
 
 FITTED = ("z-score", "phi-s")

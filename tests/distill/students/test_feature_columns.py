@@ -19,7 +19,7 @@ from distill.students.task import Task, on_device
 from distill.targets.missing_stats import fit_missing
 from distill.targets.norms import fit_norms, read_norms
 from featurestore import Lake, open_lake, verify
-from featurestore.storage.sealed import sealed
+from featurestore.storage.sealed_json import sealed
 from ingest import TeacherError, licence_of
 from tests.featurestore.read.test_stream_under import made
 

@@ -12,7 +12,7 @@ from scipy.special import softmax
 
 from downstream.measures.abstention import (
     AbstentionError,
-    Predictions,
+    ClassPredictions,
     choose_threshold,
     is_answered,
     risk_coverage,
@@ -25,39 +25,39 @@ Floats = NDArray[np.float64]
 
 def predictions(
     patients: int, *, seed: int, part: Part = "validation", first: int = 0
-) -> Predictions:
+) -> ClassPredictions:
     """Labels drawn from the probabilities themselves: calibrated."""
     rng = np.random.default_rng(seed)
     probabilities = softmax(rng.normal(size=(patients, 3)) * 2, axis=1)
     labels = np.array([rng.choice(3, p=p) for p in probabilities])
     names = tuple(f"p{first + i}" for i in range(patients))
-    return Predictions(patients=names, probabilities=probabilities, labels=labels, part=part)
+    return ClassPredictions(patients=names, probabilities=probabilities, labels=labels, part=part)
 
 
 @given(seed=st.integers(0, 10**6), target=st.sampled_from([0.5, 0.7, 0.9, 0.97, 1.0]))
 @settings(max_examples=60, deadline=None)
 def test_the_threshold_keeps_most_at_the_target(seed: int, target: float) -> None:
-    given = predictions(30, seed=seed)
-    rounded = replace(given, probabilities=np.round(given.probabilities, 1))  # ties
-    found = choose_threshold(rounded, target=target)
+    rows = predictions(30, seed=seed)
+    rounded = replace(rows, probabilities=np.round(rows.probabilities, 1))  # ties
+    threshold = choose_threshold(rounded, target=target)
     sure, right = rounded.confidence, rounded.is_correct
-    kept = is_answered(rounded, found)
-    assert found.coverage == kept.mean()
+    kept = is_answered(rounded, threshold)
+    assert threshold.coverage == kept.mean()
     if kept.any():
-        assert right[kept].mean() == found.accuracy >= target
+        assert right[kept].mean() == threshold.accuracy >= target
     shares = [
         (sure >= cut).mean() for cut in np.unique(sure) if right[sure >= cut].mean() >= target
     ]
-    assert found.coverage == max(shares, default=0.0)
+    assert threshold.coverage == max(shares, default=0.0)
 
 
 def test_a_target_out_of_reach_is_answered_with_silence() -> None:
-    given = predictions(20, seed=0)
-    wrong = replace(given, labels=(given.probabilities.argmax(axis=1) + 1) % 3)
-    found = choose_threshold(wrong, target=0.9)
-    assert found.value == np.inf
-    assert np.isnan(found.accuracy)
-    assert not is_answered(wrong, found).any()
+    rows = predictions(20, seed=0)
+    wrong = replace(rows, labels=(rows.probabilities.argmax(axis=1) + 1) % 3)
+    threshold = choose_threshold(wrong, target=0.9)
+    assert threshold.value == np.inf
+    assert np.isnan(threshold.accuracy)
+    assert not is_answered(wrong, threshold).any()
 
 
 def test_the_target_holds_on_new_patients_about() -> None:
@@ -71,9 +71,9 @@ def test_the_target_holds_on_new_patients_about() -> None:
 
 @pytest.mark.parametrize("part", ["test", "train"])
 def test_nothing_is_chosen_on_test_predictions(part: Part) -> None:
-    given = predictions(20, seed=0, part=part)
+    rows = predictions(20, seed=0, part=part)
     with pytest.raises(LeakageError, match=f"a threshold from {part} predictions"):
-        choose_threshold(given, target=0.9)
+        choose_threshold(rows, target=0.9)
 
 
 def test_a_threshold_knows_whom_it_was_chosen_on() -> None:
@@ -98,27 +98,27 @@ def by_hand(confidence: Floats, right: NDArray[np.bool_]) -> Floats:
 @settings(max_examples=60, deadline=None)
 def test_risk_by_coverage_is_the_mean_over_orders(rows: list[tuple[int, bool]]) -> None:
     confidence, right = np.array([a for a, _ in rows], float), np.array([b for _, b in rows])
-    found = risk_coverage(confidence, right)
-    np.testing.assert_allclose(found.risk, by_hand(confidence, right), atol=1e-12)
-    assert found.aurc == pytest.approx(found.risk.mean())
+    curve = risk_coverage(confidence, right)
+    np.testing.assert_allclose(curve.risk, by_hand(confidence, right), atol=1e-12)
+    assert curve.aurc == pytest.approx(curve.risk.mean())
     best = risk_coverage(right.astype(float), right)
-    assert found.optimal_aurc == pytest.approx(best.aurc)
-    assert found.aurc >= found.optimal_aurc - 1e-12
+    assert curve.optimal_aurc == pytest.approx(best.aurc)
+    assert curve.aurc >= curve.optimal_aurc - 1e-12
 
 
 def test_a_confidence_that_knows_nothing_has_the_same_risk_everywhere() -> None:
     right = np.arange(10) % 5 != 0
-    found = risk_coverage(np.full(10, 0.7), right)
-    np.testing.assert_allclose(found.risk, 0.2)
-    assert found.coverage[-1] == 1
+    curve = risk_coverage(np.full(10, 0.7), right)
+    np.testing.assert_allclose(curve.risk, 0.2)
+    assert curve.coverage[-1] == 1
 
 
 def test_bad_predictions_are_refused() -> None:
-    given = predictions(4, seed=0)
+    rows = predictions(4, seed=0)
     for change in ({"labels": np.zeros(3, int)}, {"probabilities": np.zeros((4, 1))}):
         with pytest.raises(AbstentionError, match="give a row a patient"):
-            replace(given, **change)
+            replace(rows, **change)
     with pytest.raises(AbstentionError, match="target=0"):
-        choose_threshold(given, target=0)
+        choose_threshold(rows, target=0)
     with pytest.raises(AbstentionError, match="0 confidences"):
         risk_coverage(np.empty(0), np.empty(0, bool))

@@ -42,7 +42,7 @@ def test_limits_are_scipys_on_the_same_resamples(
     monkeypatch: pytest.MonkeyPatch, method: Method
 ) -> None:
     x = np.random.default_rng(0).exponential(size=40)
-    found = interval(MEAN, (np.zeros(40),), x, seed=1, method=method)
+    estimated = interval(MEAN, (np.zeros(40),), x, seed=1, method=method)
     # scipy is given the very values that were drawn here
     w = np.random.default_rng(1).multinomial(40, np.full(40, 1 / 40), size=2000)
 
@@ -52,10 +52,10 @@ def test_limits_are_scipys_on_the_same_resamples(
     expected = stats.bootstrap(
         (x,), np.mean, n_resamples=0, method=method, bootstrap_result=Drawn, vectorized=True
     ).confidence_interval
-    assert (found.low, found.high) == pytest.approx((expected.low, expected.high), rel=1e-6)
-    assert found.estimate == pytest.approx(x.mean())
-    assert found == interval(MEAN, (np.zeros(40),), x, seed=1, method=method)
-    assert found != interval(MEAN, (np.zeros(40),), x, seed=2, method=method)
+    assert (estimated.low, estimated.high) == pytest.approx((expected.low, expected.high), rel=1e-6)
+    assert estimated.estimate == pytest.approx(x.mean())
+    assert estimated == interval(MEAN, (np.zeros(40),), x, seed=1, method=method)
+    assert estimated != interval(MEAN, (np.zeros(40),), x, seed=2, method=method)
 
 
 def test_the_slow_way_is_the_fast_way() -> None:
@@ -69,8 +69,8 @@ def test_all_measures_of_a_cohort_take_little_time() -> None:
     label, score = binormal(400, 1.0, seed=0)
     begin = time.process_time()
     for measure in classification_measures("binary"):
-        found = interval(measure, (label,), 1 / (1 + np.exp(-score)), seed=0)
-        assert found.low <= found.estimate <= found.high
+        estimated = interval(measure, (label,), 1 / (1 + np.exp(-score)), seed=0)
+        assert estimated.low <= estimated.estimate <= estimated.high
     assert time.process_time() - begin < 20  # 1.5 s on an idle core, one minute the slow way
 
 
@@ -79,8 +79,8 @@ def coverage(measure: Measure, method: Method, runs: int, patients: int, shift: 
     hits = 0
     for seed in range(runs):
         label, score = binormal(patients, shift, seed=seed)
-        found = interval(measure, (label,), score, seed=seed, resamples=1000, method=method)
-        hits += found.low <= truth <= found.high
+        estimated = interval(measure, (label,), score, seed=seed, resamples=1000, method=method)
+        hits += estimated.low <= truth <= estimated.high
     return hits / runs
 
 
@@ -94,8 +94,8 @@ def test_intervals_hold_the_truth_about_as_often_as_they_say(method: Method) -> 
 @pytest.mark.parametrize("method", ["percentile", "bca"])
 @pytest.mark.parametrize("shift", [0.0, 1.0, 2.0])
 def test_coverage_over_many_runs(method: Method, shift: float) -> None:
-    found = coverage(AUROC, method, runs=800, patients=120, shift=shift)
-    assert 0.92 <= found <= 0.975
+    covered = coverage(AUROC, method, runs=800, patients=120, shift=shift)
+    assert 0.92 <= covered <= 0.975
 
 
 def test_rows_of_a_patient_are_drawn_together() -> None:
@@ -115,9 +115,9 @@ def test_pairing_takes_away_what_both_share() -> None:
     label, score = binormal(100, 1.0, seed=0)
     rng = np.random.default_rng(1)
     other = score + 0.1 * rng.standard_normal(100)
-    found = compare(AUROC, (label,), score, other, seed=0)
+    comparison = compare(AUROC, (label,), score, other, seed=0)
     single = interval(AUROC, (label,), score, seed=0)
-    width = found.difference.high - found.difference.low
+    width = comparison.difference.high - comparison.difference.low
     assert width < 0.3 * (single.high - single.low)
     same = compare(AUROC, (label,), score, score, seed=0, margin=0.01)
     assert (same.difference.low, same.difference.high, same.p_value) == (0, 0, 1)
@@ -129,12 +129,12 @@ def test_better_is_above_zero_whatever_the_direction() -> None:
     good = stats.norm.cdf(score - 1)
     bad = np.full(200, 0.5) + np.random.default_rng(0).uniform(-0.2, 0.2, 200)
     for measure in (AUROC, BRIER):
-        found = compare(measure, (label,), good, bad, seed=0)
+        comparison = compare(measure, (label,), good, bad, seed=0)
         back = compare(measure, (label,), bad, good, seed=0)
-        assert found.difference.low > 0
+        assert comparison.difference.low > 0
         assert back.difference.high < 0
-        assert found.p_value == pytest.approx(back.p_value, rel=0.2, abs=0.002)
-        assert found.p_value < 0.01
+        assert comparison.p_value == pytest.approx(back.p_value, rel=0.2, abs=0.002)
+        assert comparison.p_value < 0.01
 
 
 @pytest.mark.parametrize("method", ["percentile", "bca"])
@@ -143,14 +143,14 @@ def test_p_values_and_the_margin_agree_with_the_interval(method: Method) -> None
     for seed in range(12):
         label, score = binormal(80, 1.0, seed=seed)
         other = binormal(80, 1.2, seed=100 + seed)[1]
-        found = compare(
+        comparison = compare(
             AUROC, (label,), score, other, seed=seed, margin=0.05, method=method, resamples=1000
         )
-        inside = found.difference.low <= 0 <= found.difference.high
-        assert (found.p_value > 0.05) == inside
-        assert found.p_worse is not None
-        assert found.not_inferior == (found.p_worse < 0.025)
-        answers.add((inside, found.not_inferior))
+        inside = comparison.difference.low <= 0 <= comparison.difference.high
+        assert (comparison.p_value > 0.05) == inside
+        assert comparison.p_worse is not None
+        assert comparison.not_inferior == (comparison.p_worse < 0.025)
+        answers.add((inside, comparison.not_inferior))
     assert len(answers) > 1
 
 
@@ -177,16 +177,16 @@ def test_two_equal_models_are_told_apart_as_often_as_allowed() -> None:
 
 def test_undefined_resamples_are_redrawn_and_counted() -> None:
     label, score = np.array([0, 0, 0, 1, 1, 0]), np.arange(6.0)
-    found = interval(AUROC, (label,), score, seed=0, method="percentile")
+    estimated = interval(AUROC, (label,), score, seed=0, method="percentile")
     # all six draws from the four of class 0, or from the two of class 1
     chance = (4 / 6) ** 6 + (2 / 6) ** 6
-    assert found.redrawn / (found.redrawn + 2000) == pytest.approx(chance, abs=0.02)
+    assert estimated.redrawn / (estimated.redrawn + 2000) == pytest.approx(chance, abs=0.02)
 
 
 def test_a_perfect_model_has_no_width_and_no_noise() -> None:
     label = np.array([0, 1] * 20)
-    found = interval(AUROC, (label,), label.astype(float), seed=0)
-    assert (found.estimate, found.low, found.high) == (1.0, 1.0, 1.0)
+    estimated = interval(AUROC, (label,), label.astype(float), seed=0)
+    assert (estimated.estimate, estimated.low, estimated.high) == (1.0, 1.0, 1.0)
 
 
 def test_bca_refuses_a_class_of_one_patient() -> None:
@@ -255,8 +255,8 @@ def test_holm_by_hand(p: list[float]) -> None:
 
 def test_results_are_plain_values() -> None:
     label, score = binormal(30, 1.0, seed=0)
-    found = compare(AUROC, (label,), score, -score, seed=0)
-    assert isinstance(found, Comparison)
-    assert isinstance(found.difference, Interval)
-    assert type(found.difference.low) is float
-    assert type(found.p_value) is float
+    comparison = compare(AUROC, (label,), score, -score, seed=0)
+    assert isinstance(comparison, Comparison)
+    assert isinstance(comparison.difference, Interval)
+    assert type(comparison.difference.low) is float
+    assert type(comparison.p_value) is float

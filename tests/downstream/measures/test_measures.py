@@ -39,7 +39,7 @@ def labelled(seed: int, *, classes: int) -> tuple[NDArray[np.int64], Floats]:
 @settings(max_examples=40, deadline=None)
 def test_binary_measures_are_scikit_learns(seed: int) -> None:
     label, score = labelled(seed, classes=2)
-    found = {m.name: m.value(label, score) for m in classification_measures("binary")}
+    value_of = {m.name: m.value(label, score) for m in classification_measures("binary")}
     predicted = (score >= 0.5).astype(int)
     sk = sklearn_metrics
     expected = {
@@ -52,14 +52,14 @@ def test_binary_measures_are_scikit_learns(seed: int) -> None:
         "brier": sk.brier_score_loss(label, score),
         "ece": ece_by_hand(label, np.stack([1 - score, score], axis=1)),
     }
-    assert found == pytest.approx(expected, abs=1e-9)
+    assert value_of == pytest.approx(expected, abs=1e-9)
 
 
 @given(seed=SEEDS)
 @settings(max_examples=40, deadline=None)
 def test_measures_of_four_classes_are_scikit_learns(seed: int) -> None:
     label, score = labelled(seed, classes=4)
-    found = {m.name: m.value(label, score) for m in classification_measures("multiclass")}
+    value_of = {m.name: m.value(label, score) for m in classification_measures("multiclass")}
     predicted, hot = score.argmax(axis=1), np.eye(4)[label]
     sk = sklearn_metrics
     expected = {
@@ -72,16 +72,16 @@ def test_measures_of_four_classes_are_scikit_learns(seed: int) -> None:
         "brier": ((score - hot) ** 2).sum(axis=1).mean(),
         "ece": ece_by_hand(label, score),
     }
-    assert found == pytest.approx(expected, abs=1e-9)
+    assert value_of == pytest.approx(expected, abs=1e-9)
 
 
 def ece_by_hand(label: NDArray[np.int64], probability: Floats) -> float:
     sure, right = probability.max(axis=1), probability.argmax(axis=1) == label
     total = 0.0
     for k in range(15):
-        here = (sure > k / 15) & (sure <= (k + 1) / 15)
-        if here.any():
-            total += here.mean() * abs(right[here].mean() - sure[here].mean())
+        in_bin = (sure > k / 15) & (sure <= (k + 1) / 15)
+        if in_bin.any():
+            total += in_bin.mean() * abs(right[in_bin].mean() - sure[in_bin].mean())
     return total
 
 
@@ -92,8 +92,8 @@ def check_weights(measure: Measure, truth: tuple[Any, ...], prediction: Floats, 
     rows = len(prediction)
     w = rng.multinomial(rows, np.full(rows, 1 / rows), size=5).astype(float)
     w[0] = 1
-    found = measure.resampled(w, *truth, prediction)
-    for weight, value in zip(w, found, strict=True):
+    resampled = measure.resampled(w, *truth, prediction)
+    for weight, value in zip(w, resampled, strict=True):
         drawn = np.repeat(np.arange(rows), weight.astype(int))
         try:
             with warnings.catch_warnings(action="ignore"):
@@ -118,13 +118,13 @@ def test_auroc_within_folds_is_scikit_learns_by_pairs(seed: int, classes: int) -
     fold = np.random.default_rng(seed).integers(0, 3, len(label))
     columns = [(1, score)] if classes == 2 else list(enumerate(score.T))
     areas = []
-    for c, said in columns:
+    for c, class_score in columns:
         right = pairs = 0.0
         for number in range(3):
-            here, is_c = fold == number, label == c
-            weight = (here & is_c).sum() * (here & ~is_c).sum()
+            in_fold, is_c = fold == number, label == c
+            weight = (in_fold & is_c).sum() * (in_fold & ~is_c).sum()
             if weight:
-                right += weight * sklearn_metrics.roc_auc_score(is_c[here], said[here])
+                right += weight * sklearn_metrics.roc_auc_score(is_c[in_fold], class_score[in_fold])
                 pairs += weight
         areas.append(right / pairs if pairs else np.nan)
     measure = measure_of("auroc_folds", auroc_folds)

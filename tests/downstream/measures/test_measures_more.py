@@ -39,16 +39,16 @@ def test_several_labels(seed: int) -> None:
 def test_numbers(seed: int, offset: float) -> None:
     rng = np.random.default_rng(seed)
     value = rng.normal(size=int(rng.integers(4, 40))) + offset
-    found = value + rng.normal(size=len(value))
-    values = {measure.name: measure.value(value, found) for measure in regression_measures()}
+    predicted = value + rng.normal(size=len(value))
+    values = {measure.name: measure.value(value, predicted) for measure in regression_measures()}
     expected = {
-        "r2": r2_score(value, found),
-        "pearson": pearsonr(value, found).statistic,
-        "mae": mean_absolute_error(value, found),
+        "r2": r2_score(value, predicted),
+        "pearson": pearsonr(value, predicted).statistic,
+        "mae": mean_absolute_error(value, predicted),
     }
     assert values == pytest.approx(expected, abs=1e-9)
     for measure in regression_measures():
-        check_weights(measure, (value,), found, seed)
+        check_weights(measure, (value,), predicted, seed)
 
 
 def test_a_better_regression_is_better_in_every_measure() -> None:

@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score
 
 from downstream.mil.aggregators.tile_canvas import families, stack_levels
-from downstream.mil.losses import Task, class_weights
+from downstream.mil.losses import BagTask, class_weights
 from downstream.mil.model import MilModel
-from downstream.mil.objective import Labels
+from downstream.mil.objective import LabelObjective
 from downstream.mil.padded_bags import MilError
 from downstream.mil.predict import predict, tile_statistics
 from downstream.mil.pseudo import PseudoTiles
@@ -25,12 +25,12 @@ from downstream.run.model_tables import AGGREGATORS, PROBES, models_of
 
 TILES, KEYS, WIDTH = 40, 4, 32
 SETTINGS = MilSettings(hidden=64, epochs=15, learning_rate=5e-4)
-BINARY = Task(kind="multiclass", outputs=2)
+BINARY = BagTask(kind="multiclass", outputs=2)
 
 
 @pytest.fixture(autouse=True, scope="module")
 def one_thread() -> Iterator[None]:
-    """As in a Ray task. Two threads on two busy cores took 28 s instead of 6 s."""
+    """Compute on one thread, as a Ray task does: two on two busy cores took 28 s instead of 6 s."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -66,13 +66,13 @@ def fit(
     validation: Examples | None = None,
     *,
     name: str = "abmil",
-    task: Task = BINARY,
+    task: BagTask = BINARY,
     settings: MilSettings = SETTINGS,
     seed: int = 0,
     weighted: bool = True,
     **more: Any,  # noqa: ANN401
 ) -> Fit:
-    objective = Labels.fit(task, train.target, weighted=weighted)
+    objective = LabelObjective.fit(task, train.target, weighted=weighted)
     width = train.bags[0].features.shape[1]
     return train_mil(
         name, train, validation, objective, settings, widths=(width,), seed=seed, **more
@@ -81,8 +81,8 @@ def fit(
 
 def score(model: MilModel, examples: Examples) -> NDArray[np.float64]:
     logits, _ = predict(model, examples.bags)
-    found: NDArray[np.float64] = model.task.scores(torch.from_numpy(logits)).numpy()[:, 1]
-    return found
+    scores: NDArray[np.float64] = model.task.scores(torch.from_numpy(logits)).numpy()[:, 1]
+    return scores
 
 
 @functools.cache
@@ -114,9 +114,9 @@ def test_without_a_signal_there_is_nothing_to_learn() -> None:
 def test_every_model_trains(name: str) -> None:
     train, test = cohort(24, seed=0, shift=8.0), cohort(24, seed=1, shift=8.0)
     settings = replace(SETTINGS, epochs=12, learning_rate=2e-3, dropout=0.0)
-    found = fit(train, name=name, settings=settings)
-    assert found.train_loss[-1] < found.train_loss[0]
-    assert roc_auc_score(test.target, score(found.model, test)) > 0.8
+    fitted = fit(train, name=name, settings=settings)
+    assert fitted.train_loss[-1] < fitted.train_loss[0]
+    assert roc_auc_score(test.target, score(fitted.model, test)) > 0.8
 
 
 def test_the_names_are_those_of_the_aggregators() -> None:
@@ -151,13 +151,13 @@ def test_several_mpps_train_on_whole_families() -> None:
 def test_it_stops_where_validation_is_best() -> None:
     train, validation = cohort(16, seed=0, shift=3.0), cohort(40, seed=1, shift=3.0)
     settings = replace(SETTINGS, epochs=60, patience=5, learning_rate=3e-3, weight_decay=0.0)
-    found = fit(train, validation, settings=settings)
-    seen = np.array(found.validation_loss)
-    assert found.epochs == seen.argmin() + 1
-    assert len(seen) == found.epochs + settings.patience
-    again = replace(settings, epochs=found.epochs)
+    fitted = fit(train, validation, settings=settings)
+    validation_losses = np.array(fitted.validation_loss)
+    assert fitted.epochs == validation_losses.argmin() + 1
+    assert len(validation_losses) == fitted.epochs + settings.patience
+    again = replace(settings, epochs=fitted.epochs)
     assert np.array_equal(
-        score(found.model, validation), score(fit(train, settings=again).model, validation)
+        score(fitted.model, validation), score(fit(train, settings=again).model, validation)
     )
 
 
@@ -196,7 +196,7 @@ def test_teachers_are_fused(fusion: str) -> None:
         parts.append(Examples(bags=bags, target=made.target))
     train, test = parts
     settings = replace(SETTINGS, fusion=fusion, learning_rate=2e-3, epochs=20)  # type: ignore[arg-type]
-    objective = Labels.fit(BINARY, train.target, weighted=True)
+    objective = LabelObjective.fit(BINARY, train.target, weighted=True)
     model = train_mil("abmil", train, None, objective, settings, widths=(WIDTH, 8), seed=0).model
     assert type(model.aggregator).__name__ == "Fused"
     assert roc_auc_score(test.target, score(model, test)) > 0.85
@@ -209,7 +209,7 @@ def test_experts_learn() -> None:
 
 
 def test_pseudo_labels_teach_a_classifier_of_tiles() -> None:
-    """Which is never told a tile's label, and finds the planted ones."""
+    """The classifier has no tile's label, and finds the planted ones."""
     train, test = cohort(40, seed=0, shift=5.0), cohort(20, seed=1, shift=5.0)
     settings = replace(SETTINGS, pseudo_tiles=KEYS, learning_rate=5e-3)
     model = fit(train, settings=settings).model
@@ -238,20 +238,22 @@ def test_a_number_is_learnt_in_its_own_unit() -> None:
         Examples(bags=[bag_of(bag) for bag in bags[part]], target=value[part])
         for part in (slice(40), slice(40, 60))
     )
-    task = Task(kind="regression")
-    objective = Labels.fit(task, train.target, weighted=True)
+    task = BagTask(kind="regression")
+    objective = LabelObjective.fit(task, train.target, weighted=True)
     settings = replace(SETTINGS, epochs=30, dropout=0.0)
     model = train_mil("mean", train, None, objective, settings, widths=(8,), seed=0).model
-    found = objective.outcome(predict(model, test.bags)[0])
-    assert found.shape == (20,)
-    assert np.corrcoef(found, test.target)[0, 1] > 0.8
-    assert abs(found.mean() - 1000) < 30
+    predicted = objective.outcome(predict(model, test.bags)[0])
+    assert predicted.shape == (20,)
+    assert np.corrcoef(predicted, test.target)[0, 1] > 0.8
+    assert abs(predicted.mean() - 1000) < 30
 
 
 def test_one_label_is_several_of_one() -> None:
-    found = Labels.fit(Task(kind="multilabel"), np.array([0.0, 0.0, 0.0, 1.0]), weighted=True)
-    assert found.weights == (3.0,)
-    loss = found.loss(torch.zeros(2, 1), torch.tensor([0.0, 1.0]))
+    objective = LabelObjective.fit(
+        BagTask(kind="multilabel"), np.array([0.0, 0.0, 0.0, 1.0]), weighted=True
+    )
+    assert objective.weights == (3.0,)
+    loss = objective.loss(torch.zeros(2, 1), torch.tensor([0.0, 1.0]))
     torch.testing.assert_close(loss, torch.tensor([1.0, 3.0]) * np.log(2), check_dtype=False)
 
 
@@ -264,11 +266,11 @@ def test_labels_that_do_not_exclude_each_other() -> None:
         Examples(bags=[bag_of(bag) for bag in bags[part]], target=target[part])
         for part in (slice(40), slice(40, 60))
     )
-    task = Task(kind="multilabel", outputs=2)
-    objective = Labels.fit(task, train.target, weighted=True)
+    task = BagTask(kind="multilabel", outputs=2)
+    objective = LabelObjective.fit(task, train.target, weighted=True)
     model = train_mil("abmil", train, None, objective, SETTINGS, widths=(8,), seed=0).model
-    found = objective.outcome(predict(model, test.bags)[0])
-    assert roc_auc_score(test.target, found) > 0.9
+    predicted = objective.outcome(predict(model, test.bags)[0])
+    assert roc_auc_score(test.target, predicted) > 0.9
 
 
 def test_three_classes() -> None:
@@ -277,7 +279,7 @@ def test_three_classes() -> None:
     bags = rng.standard_normal((30, 10, 8))
     bags[np.arange(30), :, label] += 2.0
     train = Examples(bags=[bag_of(bag) for bag in bags], target=label.astype(np.float64))
-    model = fit(train, task=Task(kind="multiclass", outputs=3)).model
+    model = fit(train, task=BagTask(kind="multiclass", outputs=3)).model
     logits, _ = predict(model, train.bags)
     assert logits.shape == (30, 3)
     assert np.mean(logits.argmax(axis=1) == label) > 0.9
@@ -340,13 +342,13 @@ def test_bags_and_labels_are_checked() -> None:
     with pytest.raises(MilError, match="4 bags with 3 targets"):
         Examples(bags=made.bags, target=made.target[:3])
     with pytest.raises(MilError, match=r"per class are \[2, 2, 0\]"):
-        fit(made, task=Task(kind="multiclass", outputs=3))
+        fit(made, task=BagTask(kind="multiclass", outputs=3))
     with pytest.raises(MilError, match="no training patients"):
         train_mil(
             "abmil",
             Examples(bags=[], target=np.empty(0)),
             None,
-            Labels(task=BINARY),
+            LabelObjective(task=BINARY),
             SETTINGS,
             widths=(2,),
             seed=0,

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from downstream.mil.aggregators.pooling import Abmil, MeanPool
 from downstream.mil.aggregators.tile_canvas import stack_slides
-from downstream.mil.losses import Task, TaskKind
+from downstream.mil.losses import BagTask, TaskKind
 from downstream.mil.model import MilModel, make_aggregator
 from downstream.mil.padded_bags import Aggregator, MilError, pad_bags, plan_batches
 from tests.worlds.mil_examples import NAMES, TASK, WIDTH, bags, doubles, model
@@ -28,11 +28,11 @@ def test_a_padded_batch_is_its_bags_one_by_one(name: str) -> None:
     far = (
         batch.coords.masked_fill(~batch.mask[..., None], 9999) if batch.coords is not None else None
     )
-    found = net(x, batch.mask, far)
+    pooled = net(x, batch.mask, far)
     for at, (bag, where) in enumerate(zip(features, coords, strict=True)):
         alone = net(bag, None, where)
-        torch.testing.assert_close(found.logits[at], alone.logits[0], rtol=1e-10, atol=1e-12)
-        attention = found.pooled.attention[at]
+        torch.testing.assert_close(pooled.logits[at], alone.logits[0], rtol=1e-10, atol=1e-12)
+        attention = pooled.pooled.attention[at]
         torch.testing.assert_close(attention[: len(bag)], alone.pooled.attention[0])
         assert (attention[len(bag) :] == 0).all()
         assert attention.sum().item() == pytest.approx(1)
@@ -63,20 +63,20 @@ def grads(net: MilModel) -> dict[str, Any]:
 def test_failure_18_the_order_of_rows_changes_nothing(name: str) -> None:
     net, (features, coords) = model(name).eval(), bags(name, (40,))
     order = torch.randperm(len(features[0]))
-    found = net(features[0], None, coords[0])
+    pooled = net(features[0], None, coords[0])
     shuffled = net(features[0][order], None, coords[0][order])
-    torch.testing.assert_close(shuffled.logits, found.logits, rtol=1e-10, atol=1e-12)
-    torch.testing.assert_close(shuffled.pooled.attention, found.pooled.attention[:, order])
+    torch.testing.assert_close(shuffled.logits, pooled.logits, rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(shuffled.pooled.attention, pooled.pooled.attention[:, order])
 
 
 @pytest.mark.parametrize("name", ["transformer", "transmil"])
 def test_a_slide_may_be_moved_but_not_rearranged(name: str) -> None:
     net, (features, coords) = model(name).eval(), bags(name, (25,))
-    found = net(features[0], None, coords[0]).logits
+    pooled = net(features[0], None, coords[0]).logits
     moved = net(features[0], None, coords[0] + torch.tensor([3, 500])).logits
-    torch.testing.assert_close(moved, found)
+    torch.testing.assert_close(moved, pooled)
     rearranged = net(features[0], None, coords[0][torch.randperm(25)]).logits
-    assert (rearranged - found).abs().max() > 1e-4
+    assert (rearranged - pooled).abs().max() > 1e-4
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -99,12 +99,12 @@ def test_mixed_precision_is_near_and_finite(name: str) -> None:
     net, (features, coords) = model(name).eval(), bags(name, (30,))
     x = features[0].float()
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        found = net(x, None, coords[0])
+        pooled = net(x, None, coords[0])
         loss = net.train().loss(net(x, None, coords[0]), torch.tensor([1]))
     exact = net.eval()(x, None, coords[0])
     assert loss.dtype == torch.float32
     assert loss.isfinite().all()
-    assert (found.logits.float() - exact.logits).abs().max() < 0.15
+    assert (pooled.logits.float() - exact.logits).abs().max() < 0.15
 
 
 @pytest.mark.parametrize("name", ["clam_mb", "clam_sb", "dsmil"])
@@ -120,7 +120,7 @@ def test_the_whole_loss_is_shared_between_bag_and_tiles(name: str) -> None:
 @pytest.mark.parametrize("kind", ["binary", "multiclass", "multilabel", "regression"])
 @pytest.mark.parametrize("name", NAMES)
 def test_every_task_or_a_reason(name: str, kind: TaskKind) -> None:
-    task = Task(kind=kind, outputs=1 if kind == "binary" else 3)
+    task = BagTask(kind=kind, outputs=1 if kind == "binary" else 3)
     if name == "clam_mb" and kind != "multiclass":
         with pytest.raises(MilError, match="a branch for each class"):
             model(name, task)

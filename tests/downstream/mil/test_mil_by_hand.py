@@ -26,9 +26,9 @@ def test_abmil_by_hand() -> None:
     gated = np.tanh(both[:, :4]) / (1 + np.exp(-both[:, 4:]))
     score = (gated @ weights["attention.score.weight"].T)[:, 0]
     a = np.exp(score) / np.exp(score).sum()
-    found = net(x)
-    np.testing.assert_allclose(found.attention[0].detach(), a, rtol=1e-12)
-    np.testing.assert_allclose(found.embedding[0].detach(), a @ h, rtol=1e-12)
+    pooled = net(x)
+    np.testing.assert_allclose(pooled.attention[0].detach(), a, rtol=1e-12)
+    np.testing.assert_allclose(pooled.embedding[0].detach(), a @ h, rtol=1e-12)
 
 
 def test_abmil_is_torchmils() -> None:
@@ -48,19 +48,19 @@ def test_abmil_is_torchmils() -> None:
         ref.pool.fc2.weight.copy_(ours.attention.score.weight)
     batch = pad_bags(bags("abmil")[0])
     logits, score = ref(batch.x, batch.mask, return_att=True)
-    found = ours(batch.x, batch.mask)
-    torch.testing.assert_close(head(found.embedding)[:, 0], logits, rtol=1e-12, atol=1e-12)
+    pooled = ours(batch.x, batch.mask)
+    torch.testing.assert_close(head(pooled.embedding)[:, 0], logits, rtol=1e-12, atol=1e-12)
     kept = score.masked_fill(~batch.mask, -torch.inf).softmax(dim=1)
-    torch.testing.assert_close(found.attention, kept)
+    torch.testing.assert_close(pooled.attention, kept)
 
 
 def test_mean_and_max_by_hand() -> None:
     x = bags("mean", (9,))[0][0]
     torch.testing.assert_close(MeanPool(WIDTH)(x).embedding[0], x.mean(dim=0))
-    found = MaxPool(WIDTH)(x)
-    torch.testing.assert_close(found.embedding[0], x.amax(dim=0))
+    pooled = MaxPool(WIDTH)(x)
+    torch.testing.assert_close(pooled.embedding[0], x.amax(dim=0))
     share = np.bincount(x.argmax(dim=0), minlength=9) / WIDTH
-    np.testing.assert_allclose(found.attention[0], share)
+    np.testing.assert_allclose(pooled.attention[0], share)
 
 
 def clam_by_hand(net: Clam, x: Array, label: int, attended: Array, h: Array) -> float:
@@ -77,11 +77,11 @@ def clam_by_hand(net: Clam, x: Array, label: int, attended: Array, h: Array) -> 
         else:
             tiles = [(i, 0) for i in high] if net.subtyping else []
         losses = []
-        for i, wanted in tiles:
+        for i, tile_label in tiles:
             s = weight[c] @ h[i] + bias[c]
             if net.tile_loss == "smooth_svm":
-                s = s + np.array([wanted != 0, wanted != 1])
-            losses.append(np.log(np.exp(s).sum()) - s[wanted])
+                s = s + np.array([tile_label != 0, tile_label != 1])
+            losses.append(np.log(np.exp(s).sum()) - s[tile_label])
         total += float(np.mean(losses)) if losses else 0.0
     return total / (net.classes if net.subtyping else 1)
 
@@ -98,12 +98,12 @@ def test_clam_loss_by_hand(tile_loss: TileLoss, *, multi_branch: bool, subtyping
     batch = pad_bags(features)
     label = torch.tensor([2, 0, 1])
     pooled = net(batch.x, batch.mask)
-    found = net.auxiliary(pooled, label).detach().numpy()
+    losses = net.auxiliary(pooled, label).detach().numpy()
     for at, x in enumerate(features):
         h = net.stem(x).detach().numpy()
         attended = pooled.extras["branches"][at, :, : len(x)].detach().numpy()
         expected = clam_by_hand(net, x.numpy(), int(label[at]), attended, h)
-        assert found[at] == pytest.approx(expected, rel=1e-5)  # the loss is float32
+        assert losses[at] == pytest.approx(expected, rel=1e-5)  # the loss is float32
 
 
 def test_clam_with_a_single_tile_has_no_tile_loss() -> None:
@@ -123,9 +123,9 @@ def test_clam_refuses_evaluation_mode_and_label_vectors() -> None:
 def test_smooth_svm_by_hand() -> None:
     # torchmil 1.0.2's own adds an [N, 1, C] margin to [N, C] scores and is no reference
     logits, label = torch.randn(20, 4) * 3, torch.arange(20) % 4
-    for s, y, found in zip(logits.numpy(), label.numpy(), smooth_svm(logits, label), strict=True):
+    for s, y, loss in zip(logits.numpy(), label.numpy(), smooth_svm(logits, label), strict=True):
         margins = [s[c] + (c != y) - s[y] for c in range(4)]
-        assert found.item() == pytest.approx(np.log(np.exp(margins).sum()))
+        assert loss.item() == pytest.approx(np.log(np.exp(margins).sum()))
 
 
 def test_smooth_svm_tends_to_the_hinge() -> None:
@@ -141,7 +141,7 @@ def test_smooth_svm_tends_to_the_hinge() -> None:
 
 def test_dsmil_by_hand() -> None:
     net, (x, *_) = Dsmil(WIDTH, classes=3, hidden=8, query=5).eval(), bags("dsmil", (9,))[0]
-    found = net(x)
+    pooled = net(x)
     h = net.stem(x).detach().numpy()
     linear = {k: v.detach().numpy() for k, v in net.named_parameters()}
     logits = h @ linear["tile_classifier.weight"].T + linear["tile_classifier.bias"]
@@ -150,9 +150,9 @@ def test_dsmil_by_hand() -> None:
     for c in range(3):
         score = q @ q[logits[:, c].argmax()] / np.sqrt(5)
         a = np.exp(score) / np.exp(score).sum()
-        np.testing.assert_allclose(found.extras["branches"][0, c].detach(), a, rtol=1e-10)
-        np.testing.assert_allclose(found.embedding[0, 8 * c : 8 * c + 8].detach(), a @ v)
-    np.testing.assert_allclose(found.extras["max_logits"][0].detach(), logits.max(axis=0))
+        np.testing.assert_allclose(pooled.extras["branches"][0, c].detach(), a, rtol=1e-10)
+        np.testing.assert_allclose(pooled.embedding[0, 8 * c : 8 * c + 8].detach(), a @ v)
+    np.testing.assert_allclose(pooled.extras["max_logits"][0].detach(), logits.max(axis=0))
 
 
 def test_dsmil_is_torchmils() -> None:
@@ -165,6 +165,6 @@ def test_dsmil_is_torchmils() -> None:
         ours.value[1].bias.zero_()  # type: ignore[operator]
     x = torch.randn(2, 9, WIDTH)
     logits, tile_logits = ref(x, return_inst_pred=True)
-    found = ours(x)
-    torch.testing.assert_close(head(found.embedding)[:, 0], logits)
-    torch.testing.assert_close(found.extras["tile_logits"][..., 0], tile_logits)
+    pooled = ours(x)
+    torch.testing.assert_close(head(pooled.embedding)[:, 0], logits)
+    torch.testing.assert_close(pooled.extras["tile_logits"][..., 0], tile_logits)

@@ -8,13 +8,13 @@ from torch import Tensor, nn
 
 from downstream.mil.aggregators.experts import Experts
 from downstream.mil.aggregators.pooling import Abmil, MeanPool
-from downstream.mil.losses import Task, balanced_order, expert_agreement
+from downstream.mil.losses import BagTask, balanced_order, expert_agreement
 from downstream.mil.padded_bags import MilError, pad_bags
 from tests.worlds.mil_examples import WIDTH, doubles
 
 __all__ = ["doubles"]  # the fixture
 pytestmark = pytest.mark.usefixtures("doubles")
-TASK = Task(kind="multiclass", outputs=3)
+TASK = BagTask(kind="multiclass", outputs=3)
 
 
 def tailed(bags: int, *, seed: int) -> tuple[list[Tensor], Tensor]:
@@ -31,7 +31,7 @@ def test_the_loss_is_its_three_terms() -> None:
     net = Experts(Abmil(WIDTH, hidden=8, attention=4, dropout=0.0), TASK)
     bags, label = tailed(6, seed=0)
     one, other = pad_bags(bags[:4]), pad_bags(bags[2:])
-    found = net.pair_loss(one, label[:4], other, label[2:])
+    losses = net.pair_loss(one, label[:4], other, label[2:])
     a, b = net.opinions(one.x, one.mask), net.opinions(other.x, other.mask)
     apart = torch.cat([expert_agreement(o.natural, o.balanced) for o in (a, b)]).mean()
     expected = (
@@ -39,10 +39,10 @@ def test_the_loss_is_its_three_terms() -> None:
         + nn.functional.cross_entropy(b.balanced, label[2:])
         + 0.25 * apart
     )
-    torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(losses.double(), expected, rtol=1e-5, atol=1e-6)
     mean = (a.natural.softmax(dim=1) + a.balanced.softmax(dim=1)) / 2
-    said = net(one.x, one.mask).logits.softmax(dim=1).double()
-    torch.testing.assert_close(said, mean, rtol=1e-5, atol=1e-6)
+    pooled = net(one.x, one.mask).logits.softmax(dim=1).double()
+    torch.testing.assert_close(pooled, mean, rtol=1e-5, atol=1e-6)
 
 
 def test_the_balanced_head_finds_rare_classes() -> None:
@@ -60,13 +60,13 @@ def test_the_balanced_head_finds_rare_classes() -> None:
     test, truth = tailed(300, seed=2)
     batch = pad_bags(test)
     with torch.no_grad():
-        found = net.opinions(batch.x, batch.mask)
-    natural = balanced_accuracy_score(truth, found.natural.argmax(dim=1))
-    balanced = balanced_accuracy_score(truth, found.balanced.argmax(dim=1))
+        opinions = net.opinions(batch.x, batch.mask)
+    natural = balanced_accuracy_score(truth, opinions.natural.argmax(dim=1))
+    balanced = balanced_accuracy_score(truth, opinions.balanced.argmax(dim=1))
     assert balanced > natural + 0.1
     assert balanced > 0.6  # a third is chance; six bags of rare classes to learn from
 
 
 def test_experts_are_for_classes() -> None:
     with pytest.raises(MilError, match="a binary task"):
-        Experts(MeanPool(WIDTH), Task(kind="binary"))
+        Experts(MeanPool(WIDTH), BagTask(kind="binary"))

@@ -10,9 +10,9 @@ from sklearn.metrics import roc_auc_score
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from downstream.mil.aggregators.fusion import Fused, ShazamGate
+from downstream.mil.aggregators.fusion import FusedAggregator, ShazamGate
 from downstream.mil.aggregators.pooling import Abmil
-from downstream.mil.losses import Task
+from downstream.mil.losses import BagTask
 from downstream.mil.model import MilModel, make_aggregator
 from downstream.mil.padded_bags import pad_bags
 from tests.worlds.mil_examples import NAMES, WIDTH, doubles, model, places
@@ -33,11 +33,11 @@ class Largest(TorchDispatchMode):  # type: ignore[no-untyped-call]
         args: tuple[object, ...] = (),
         kwargs: dict[str, object] | None = None,
     ) -> object:
-        found = func(*args, **(kwargs or {}))
-        for part in found if isinstance(found, (tuple, list)) else [found]:
+        made = func(*args, **(kwargs or {}))
+        for part in made if isinstance(made, (tuple, list)) else [made]:
             if isinstance(part, Tensor):
                 self.elements = max(self.elements, part.numel())
-        return found
+        return made
 
 
 def footprint(net: MilModel, x: Tensor, coords: Tensor) -> tuple[int, int]:
@@ -58,15 +58,15 @@ def footprint(net: MilModel, x: Tensor, coords: Tensor) -> tuple[int, int]:
 @pytest.mark.parametrize("name", [*NAMES, "fused"])
 def test_memory_grows_linearly(name: str) -> None:
     torch.set_default_dtype(torch.float32)
-    task, rng = Task(kind="multiclass", outputs=3), np.random.default_rng(0)
+    task, rng = BagTask(kind="multiclass", outputs=3), np.random.default_rng(0)
     net = model(name) if name != "fused" else MilModel(
-        Fused(ShazamGate([5, 7], 8), Abmil(8, hidden=8), reconstruct=0.1), task
+        FusedAggregator(ShazamGate([5, 7], 8), Abmil(8, hidden=8), reconstruct=0.1), task
     )  # fmt: skip
-    found = []
+    footprints = []
     for tiles in (1500, 4500):
         coords = places(name, tiles, rng)
-        found.append((len(coords), *footprint(net, torch.randn(len(coords), WIDTH), coords)))
-    (few, largest_few, kept_few), (many, largest_many, kept_many) = found
+        footprints.append((len(coords), *footprint(net, torch.randn(len(coords), WIDTH), coords)))
+    (few, largest_few, kept_few), (many, largest_many, kept_many) = footprints
     growth = many / few
     assert largest_many < 1.3 * growth * largest_few
     assert kept_many < 1.3 * growth * kept_few
@@ -87,7 +87,7 @@ def cohort(name: str, bags: int, *, seed: int) -> tuple[list[Tensor], list[Tenso
 @pytest.mark.parametrize("name", NAMES)
 def test_every_aggregator_learns_a_planted_signal(name: str) -> None:
     """Padded batches, few steps; 0.5 is chance."""
-    task = Task(kind="multiclass", outputs=2)
+    task = BagTask(kind="multiclass", outputs=2)
     options: dict[str, Any] = {} if name in {"mean", "max"} else {"hidden": 32, "dropout": 0.0}
     net = MilModel(make_aggregator(name, WIDTH, task, **options), task)
     features, coords, label = cohort(name, 48, seed=0)
@@ -104,12 +104,12 @@ def test_every_aggregator_learns_a_planted_signal(name: str) -> None:
     test, where, truth = cohort(name, 60, seed=1)
     batch = pad_bags(test, where)
     with torch.no_grad():
-        found = net.eval()(batch.x, batch.mask, batch.coords)
-    assert roc_auc_score(truth, task.scores(found.logits)[:, 1]) > 0.9
+        pooled = net.eval()(batch.x, batch.mask, batch.coords)
+    assert roc_auc_score(truth, task.scores(pooled.logits)[:, 1]) > 0.9
     if name in {"abmil", "clam_sb", "clam_mb"}:
         ranked = [
             roc_auc_score(np.arange(len(bag)) < 4, share[: len(bag)])
-            for bag, share, y in zip(test, found.pooled.attention, truth, strict=True)
+            for bag, share, y in zip(test, pooled.pooled.attention, truth, strict=True)
             if y
         ]
         assert np.mean(ranked) > 0.9

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from downstream.mil.aggregators import transformer as mil_transformer
-from downstream.mil.aggregators.fusion import Concat, Fused, ShazamGate
+from downstream.mil.aggregators.fusion import Concat, FusedAggregator, ShazamGate
 from downstream.mil.aggregators.hierarchy import CrossAttention, Hierarchical, children_rows
 from downstream.mil.aggregators.pooling import Abmil
 from downstream.mil.aggregators.transformer import Layer, PositionTransformer
@@ -32,8 +32,8 @@ def dense_layer(layer: Layer, x: Tensor, place: Tensor) -> Tensor:
     score = q @ k.mT * q.shape[-1] ** -0.5 - slope[:, None, None] * apart
     mixed = (torch.softmax(score, dim=-1) @ v).transpose(0, 1).flatten(1)
     x = x + part.out(mixed)
-    found: Tensor = x + layer.network(x)
-    return found
+    tokens: Tensor = x + layer.network(x)
+    return tokens
 
 
 @pytest.mark.parametrize("block", [4, 512])
@@ -47,12 +47,12 @@ def test_transformer_by_hand_and_by_blocks(monkeypatch: pytest.MonkeyPatch, bloc
         assert isinstance(layer, Layer)
         before, x = x, dense_layer(layer, x, place)
     expected = net.norm(x[0])
-    found = net(features, None, coords)
-    torch.testing.assert_close(found.embedding[0], expected, rtol=1e-6, atol=1e-7)
+    pooled = net(features, None, coords)
+    torch.testing.assert_close(pooled.embedding[0], expected, rtol=1e-6, atol=1e-7)
     q, k, _ = net.last.attention.qkv(net.last.norm(before)).view(14, 3, 4, 4).unbind(dim=1)
     share = torch.softmax(torch.einsum("hd,lhd->hl", q[0], k) / 2, dim=-1).mean(dim=0)[1:]
-    torch.testing.assert_close(found.attention[0], share / share.sum())
-    found.embedding.sum().backward()
+    torch.testing.assert_close(pooled.attention[0], share / share.sum())
+    pooled.embedding.sum().backward()
     made = net.stem[0].weight.grad.clone()  # type: ignore[operator, union-attr]
     net.zero_grad()
     expected.sum().backward()
@@ -80,9 +80,9 @@ def hierarchy_by_hand(net: Hierarchical, x: Tensor, coords: Tensor) -> Tensor:
     out = []
     for row in coarse:
         token = h[row]
-        mine = [f for f in fine if (coords[f, 1:] // 4).tolist() == coords[row, 1:].tolist()]
-        if mine:
-            token = attend(local, token, token / token.norm(), h[mine])
+        children = [f for f in fine if (coords[f, 1:] // 4).tolist() == coords[row, 1:].tolist()]
+        if children:
+            token = attend(local, token, token / token.norm(), h[children])
         out.append(attend(whole, token, token, keys))
     tokens = torch.stack(out)
     share = torch.softmax(net.attention(tokens[None])[0, 0], dim=0)
@@ -94,8 +94,8 @@ def attend(part: CrossAttention, token: Tensor, asker: Tensor, others: Tensor) -
     q = inner.query(asker).view(inner.heads, -1)
     k, v = (p.view(len(others), inner.heads, -1) for p in inner.key_value(others).chunk(2, dim=-1))
     share = torch.softmax(torch.einsum("hd,nhd->hn", q, k) * q.shape[-1] ** -0.5, dim=-1)
-    found: Tensor = part.norm(token + inner.out(torch.einsum("hn,nhd->hd", share, v).flatten()))
-    return found
+    tokens: Tensor = part.norm(token + inner.out(torch.einsum("hn,nhd->hd", share, v).flatten()))
+    return tokens
 
 
 @pytest.mark.parametrize("block", [3, 512])
@@ -103,10 +103,10 @@ def test_hierarchy_by_hand(monkeypatch: pytest.MonkeyPatch, block: int) -> None:
     monkeypatch.setattr(mil_attention, "BLOCK_QUERIES", block)
     net = Hierarchical(WIDTH, hidden=16, heads=2).eval()
     (features, *_), (coords, *_) = bags("hierarchical", (9,))
-    found = net(features, None, coords)
+    pooled = net(features, None, coords)
     expected = hierarchy_by_hand(net, features, coords)
-    torch.testing.assert_close(found.embedding[0], expected, rtol=1e-9, atol=1e-10)
-    levels = found.extras["levels"][0]
+    torch.testing.assert_close(pooled.embedding[0], expected, rtol=1e-9, atol=1e-10)
+    levels = pooled.extras["levels"][0]
     assert levels[coords[:, 0] == 0].sum().item() == pytest.approx(1)
     # one coarse tile is without children: its share is not carried down
     lost = levels[coords[:, 0] == 0][0]
@@ -119,9 +119,9 @@ def test_three_levels() -> None:
     fine = torch.tensor([[2, y, x] for y in range(0, 16, 3) for x in range(0, 32, 5)])
     coords = torch.cat([fine, top, middle])
     net = Hierarchical(WIDTH, ratios=(4, 4), hidden=16, heads=2).eval()
-    found = net(torch.randn(len(coords), WIDTH), None, coords)
-    assert found.attention[0, len(fine) : len(fine) + 2].sum().item() == pytest.approx(1)
-    assert found.extras["levels"][0, len(fine) + 2 :].sum().item() == pytest.approx(1)
+    pooled = net(torch.randn(len(coords), WIDTH), None, coords)
+    assert pooled.attention[0, len(fine) : len(fine) + 2].sum().item() == pytest.approx(1)
+    assert pooled.extras["levels"][0, len(fine) + 2 :].sum().item() == pytest.approx(1)
 
 
 def test_children_are_those_of_the_lake() -> None:
@@ -129,10 +129,10 @@ def test_children_are_those_of_the_lake() -> None:
     coarse = np.argwhere(rng.random((6, 7)) < 0.5)
     fine = np.argwhere(rng.random((24, 28)) < 0.6)
     fine = fine[[(f // 4).tolist() in coarse.tolist() for f in fine]]
-    found = children_rows(torch.from_numpy(coarse), torch.from_numpy(fine), 4)
+    children = children_rows(torch.from_numpy(coarse), torch.from_numpy(fine), 4)
     above, below = (tile_ids(3, mpp, p[:, 0], p[:, 1]) for mpp, p in ((2.0, coarse), (0.5, fine)))
     expected = children_of(above, below, 4).reshape(len(coarse), 16)
-    assert (found.numpy() == np.where(expected < 0, len(fine), expected)).all()
+    assert (children.numpy() == np.where(expected < 0, len(fine), expected)).all()
 
 
 @pytest.mark.parametrize(
@@ -176,8 +176,8 @@ def test_the_gate_reaches_what_follows() -> None:
     torch.testing.assert_close(fusion.shares(x)[..., 0], torch.ones(1, 6))
     other = x.clone()
     other[..., 5:] = torch.randn(1, 6, 7)
-    closed, seen = (fusion(part) for part in (x, other))
-    torch.testing.assert_close(closed, seen)  # a teacher with no share has no say
+    closed, changed = (fusion(part) for part in (x, other))
+    torch.testing.assert_close(closed, changed)  # a teacher with no share has no say
 
 
 def test_reconstruction_cannot_be_won_by_collapse() -> None:
@@ -202,10 +202,10 @@ def test_reconstruction_by_hand_whatever_a_teachers_scale() -> None:
     for back, part in zip(fusion.back, (x[0, :, :5], x[0, :, 5:]), strict=True):
         spread = part.var(dim=1, correction=0, keepdim=True)
         target = (part - part.mean(dim=1, keepdim=True)) / (spread + 1e-5).sqrt()
-        found = back(fused[0])
-        apart = (found - target).abs()
+        rebuilt = back(fused[0])
+        apart = (rebuilt - target).abs()
         huber = torch.where(apart < 1, apart**2 / 2, apart - 0.5).mean(dim=1)
-        cosine = (found * target).sum(dim=1) / (found.norm(dim=1) * target.norm(dim=1))
+        cosine = (rebuilt * target).sum(dim=1) / (rebuilt.norm(dim=1) * target.norm(dim=1))
         expected.append((1 - cosine + huber).mean())
     loss = fusion.reconstruct(fused, x, mask)
     assert loss.item() == pytest.approx(torch.stack(expected).mean().item(), rel=1e-5)
@@ -214,7 +214,9 @@ def test_reconstruction_by_hand_whatever_a_teachers_scale() -> None:
 
 
 def test_fused_aggregators_are_aggregators() -> None:
-    net = Fused(ShazamGate([5, 7], 8), TransMil(8, hidden=16, dropout=0.0), reconstruct=0.01)
+    net = FusedAggregator(
+        ShazamGate([5, 7], 8), TransMil(8, hidden=16, dropout=0.0), reconstruct=0.01
+    )
     (features, *_), (coords, *_) = bags("transmil", (9,))
     pooled = net.train()(features, None, coords)
     assert pooled.embedding.shape == (1, 16)
@@ -223,4 +225,4 @@ def test_fused_aggregators_are_aggregators() -> None:
     with pytest.raises(MilError, match="11 wide"):
         net(features[:, :11], None, coords)
     with pytest.raises(MilError, match="it is ShazamGate's"):
-        Fused(Concat([5, 7], 8), Abmil(8, hidden=4), reconstruct=0.1)
+        FusedAggregator(Concat([5, 7], 8), Abmil(8, hidden=4), reconstruct=0.1)

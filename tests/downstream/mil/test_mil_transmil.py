@@ -20,8 +20,8 @@ pytestmark = pytest.mark.usefixtures("doubles")
 
 
 def softmax(score: Array) -> Array:
-    found = np.exp(score - score.max(axis=-1, keepdims=True))
-    divided: Array = found / found.sum(axis=-1, keepdims=True)
+    powers = np.exp(score - score.max(axis=-1, keepdims=True))
+    divided: Array = powers / powers.sum(axis=-1, keepdims=True)
     return divided
 
 
@@ -103,12 +103,12 @@ def test_positions_are_torchs_convolutions_on_the_true_grid() -> None:
     assert batch.coords is not None
     order = raster_order(batch.coords, batch.mask)
     at = torch.arange(2)[:, None]
-    found = part(batch.x[at, order], batch.mask, batch.coords[at, order])
+    convolved = part(batch.x[at, order], batch.mask, batch.coords[at, order])
     for bag in range(2):
         rows = order[bag, : len(features[bag])]
         x, places = features[bag][rows], coords[bag][rows]
         expected = dense_positions(part, x, places)
-        torch.testing.assert_close(found[bag, : len(x)], expected, rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(convolved[bag, : len(x)], expected, rtol=1e-12, atol=1e-12)
 
 
 def test_gradients_of_the_grid_convolution() -> None:
@@ -126,8 +126,8 @@ def test_neighbours_do_not_wrap_round_rows_or_bags() -> None:
     # the last cell of a row and the first of the next are neighbours in storage only
     coords = torch.tensor([[[0, 0], [0, 9], [1, 0]], [[0, 0], [0, 1], [5, 5]]])
     near = neighbours(coords, torch.ones(2, 3, dtype=torch.bool), reach=1)
-    found = [sorted(set(row.tolist()) - {6}) for row in near]
-    assert found == [[0, 2], [1], [0, 2], [3, 4], [3, 4], [5]]
+    neighbour_rows = [sorted(set(row.tolist()) - {6}) for row in near]
+    assert neighbour_rows == [[0, 2], [1], [0, 2], [3, 4], [3, 4], [5]]
 
 
 def test_slides_of_a_patient_are_no_neighbours() -> None:
@@ -154,7 +154,7 @@ def test_transmil_by_hand() -> None:
     first_layer, last_layer = layers_of(net)
     first_layer.iterations = last_layer.iterations = 30
     (features, *_), (coords, *_) = bags("transmil", (13,))
-    found = net(features, None, coords)
+    pooled = net(features, None, coords)
     order = np.lexsort((coords[:, 1].numpy(), coords[:, 0].numpy()))
     h = net.stem(features[order])
     x = torch.cat([net.class_token[None], h]).detach()
@@ -162,10 +162,10 @@ def test_transmil_by_hand() -> None:
     x = torch.cat([x[:1], dense_positions(net.positions, x[1:], coords[order])]).detach()
     changed, first = nystrom_by_hand(last_layer, net.norms[1](x).detach().numpy())
     expected = net.norms[2](x[0] + torch.from_numpy(changed[0]))
-    torch.testing.assert_close(found.embedding[0], expected, atol=1e-7, rtol=0)
+    torch.testing.assert_close(pooled.embedding[0], expected, atol=1e-7, rtol=0)
     attention = np.zeros(13)
     attention[order] = np.maximum(first[1:], 0)
-    np.testing.assert_allclose(found.attention[0].detach(), attention / attention.sum(), atol=1e-7)
+    np.testing.assert_allclose(pooled.attention[0].detach(), attention / attention.sum(), atol=1e-7)
 
 
 @pytest.mark.parametrize("side", [3, 7])
@@ -180,15 +180,15 @@ def test_transmil_is_torchmils_where_definitions_agree(side: int) -> None:
     ref.classifier, ref.norm = head, ours.norms[2]
     with torch.no_grad():
         ref.cls_token.copy_(ours.class_token[None, None])
-        for mine, other, norm in zip(layers_of(ours), ref.layers, ours.norms, strict=False):
-            mine.out.load_state_dict({"0.weight": torch.eye(16), "0.bias": torch.zeros(16)})
-            other.att_module.qkv_nn = mine.qkv
+        for layer, other, norm in zip(layers_of(ours), ref.layers, ours.norms, strict=False):
+            layer.out.load_state_dict({"0.weight": torch.eye(16), "0.bias": torch.zeros(16)})
+            other.att_module.qkv_nn = layer.qkv
             other.norm1 = norm
         ref.pos_layer.proj, ref.pos_layer.proj1, ref.pos_layer.proj2 = ours.positions.kernels
     x = torch.randn(1, side * side, WIDTH)
     coords = torch.cartesian_prod(torch.arange(side), torch.arange(side))[None]
     logits, attention = ref(x, return_att=True)
-    found = ours(x, None, coords)
-    torch.testing.assert_close(head(found.embedding)[:, 0], logits, rtol=1e-9, atol=1e-9)
+    pooled = ours(x, None, coords)
+    torch.testing.assert_close(head(pooled.embedding)[:, 0], logits, rtol=1e-9, atol=1e-9)
     kept = attention.clamp(min=0)
-    torch.testing.assert_close(found.attention, kept / kept.sum(), rtol=1e-7, atol=1e-9)
+    torch.testing.assert_close(pooled.attention, kept / kept.sum(), rtol=1e-7, atol=1e-9)

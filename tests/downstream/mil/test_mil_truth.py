@@ -24,7 +24,7 @@ RUNS = 20
 
 @pytest.fixture(autouse=True, scope="module")
 def one_thread() -> Iterator[None]:
-    """As in a Ray task."""
+    """Compute on one thread, as a Ray task does."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -86,8 +86,8 @@ def test_planted_tiles_are_found_and_attention_beats_the_mean(lake: Lake) -> Non
         tiles = pl.read_parquet(io.BytesIO(lake.read_bytes(cell.attention_path)))
         for slide in cell.splits[0].test:
             if int(slide[1:]) % 2:
-                found = tiles.filter(pl.col("slide_id") == f"s{slide[1:]}a").sort("tile_id")
-                areas.append(roc_auc_score(np.arange(TILES) < KEYS, found["attention"]))
+                arm_rows = tiles.filter(pl.col("slide_id") == f"s{slide[1:]}a").sort("tile_id")
+                areas.append(roc_auc_score(np.arange(TILES) < KEYS, arm_rows["attention"]))
     assert len(areas) == PEOPLE // 2
     assert np.mean(areas) > 0.85
 
@@ -104,8 +104,8 @@ def test_without_a_signal_intervals_cover_chance_about_as_often_as_they_claim(
         made = cohort(
             lake, label, features=("noise",), reference="noise", seed=seed, settings=settings
         )
-        found = finish(lake, made)["noise"]
-        estimates.append(found["estimate"])
-        covered += found["low"] <= 0.5 <= found["high"]
+        metrics = finish(lake, made)["noise"]
+        estimates.append(metrics["estimate"])
+        covered += metrics["low"] <= 0.5 <= metrics["high"]
     assert covered >= 16
     assert 0.4 < np.mean(estimates) < 0.6

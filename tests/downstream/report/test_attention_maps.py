@@ -46,17 +46,17 @@ def collection(path: Path) -> list[dict[str, Any]]:
         (ring,) = feature["geometry"]["coordinates"]
         assert ring[0] == ring[-1]
         assert len({tuple(corner) for corner in ring}) == 4
-        told = feature["properties"]
-        assert told.keys() == {"objectType", "classification", "measurements"}
-        assert told["objectType"] == "tile"
+        properties = feature["properties"]
+        assert properties.keys() == {"objectType", "classification", "measurements"}
+        assert properties["objectType"] == "tile"
         # a colon would make QuPath derive one class from another
-        assert ":" not in told["classification"]["name"]
-        colour = told["classification"]["color"]
+        assert ":" not in properties["classification"]["name"]
+        colour = properties["classification"]["color"]
         assert len(colour) == 3
         assert all(type(part) is int and 0 <= part <= 255 for part in colour)
-        assert all(type(value) is float for value in told["measurements"].values())
-    found: list[dict[str, Any]] = content["features"]
-    return found
+        assert all(type(value) is float for value in properties["measurements"].values())
+    features: list[dict[str, Any]] = content["features"]
+    return features
 
 
 def area(ring: list[list[int]]) -> float:
@@ -90,23 +90,23 @@ def test_squares_are_the_tiles(lake: Lake, tmp_path: Path) -> None:
 
 def test_measurements_are_the_attention_and_its_rank(lake: Lake, tmp_path: Path) -> None:
     _, geojson, table = write_attention(lake, "mil-binary", "s03a", folder=tmp_path)
-    there = {(row["x"], row["y"]): row for row in expected(lake, "s03a", 1).to_dicts()}
-    values = np.array([row["attention"] for row in there.values()])
+    tile_at = {(row["x"], row["y"]): row for row in expected(lake, "s03a", 1).to_dicts()}
+    values = np.array([row["attention"] for row in tile_at.values()])
     for feature in collection(geojson):
         x, y = feature["geometry"]["coordinates"][0][0]
         attention, rank = (feature["properties"]["measurements"][k] for k in ("attention", "rank"))
-        assert attention == there[x, y]["attention"]
+        assert attention == tile_at[x, y]["attention"]
         others = (values < attention).sum() + ((values == attention).sum() - 1) / 2
         assert rank == pytest.approx(others / (len(values) - 1))
         fifth = min(int(rank * 5), 4)
         name = feature["properties"]["classification"]["name"]
         assert name == f"attention {20 * fifth} to {20 * fifth + 20} %"
     rows = list(csv.DictReader(io.StringIO(table.read_text())))
-    assert len(rows) == len(there)
+    assert len(rows) == len(tile_at)
     first = rows[0]
     assert first.keys() == {"slide_id", "tile_id", "mpp", "x", "y", "attention", "rank"}
     assert float(first["rank"]) == 1.0
-    assert int(first["tile_id"]) == there[0, 0]["tile_id"]
+    assert int(first["tile_id"]) == tile_at[0, 0]["tile_id"]
     colours = {
         f["properties"]["classification"]["name"]: f["properties"]["classification"]["color"]
         for f in collection(geojson)
@@ -181,11 +181,11 @@ def test_what_can_not_be_written_is_told(lake: Lake, tmp_path: Path) -> None:
 
 
 def test_command(lake: Lake, tmp_path: Path) -> None:
-    asked = ["attention", lake.uri, "mil-binary", "s01a", "--arm", ARM, "--out", str(tmp_path)]
-    done = CliRunner().invoke(slidelake.app, [*asked, "--json"])
+    arguments = ["attention", lake.uri, "mil-binary", "s01a", "--arm", ARM, "--out", str(tmp_path)]
+    done = CliRunner().invoke(slidelake.app, [*arguments, "--json"])
     assert done.exit_code == 0
-    told = json.loads(done.stdout.splitlines()[-1])
-    assert (told["run"], told["slide"]) == ("mil-binary", "s01a")
-    assert [Path(path).exists() for path in told["files"]] == [True] * 3
-    plain = CliRunner().invoke(slidelake.app, asked)
-    assert plain.stdout.split() == told["files"]
+    answer = json.loads(done.stdout.splitlines()[-1])
+    assert (answer["run"], answer["slide"]) == ("mil-binary", "s01a")
+    assert [Path(path).exists() for path in answer["files"]] == [True] * 3
+    plain = CliRunner().invoke(slidelake.app, arguments)
+    assert plain.stdout.split() == answer["files"]

@@ -16,7 +16,7 @@ from downstream.measures.class_measures import UndefinedMetricError
 from downstream.report.plots.plots_attention import attention_overlay, attention_png, shares
 from downstream.report.plots.plots_bands import (
     GRID,
-    Scores,
+    CurveScores,
     precision_recall_band,
     precision_recall_points,
     reliability,
@@ -46,25 +46,25 @@ def size(png: bytes) -> tuple[int, int]:
         return image.size
 
 
-def scores(rows: int, spread: float, *, seed: int = 0, digits: int = 1) -> Scores:
-    """Of two classes, with many ties."""
+def scores(rows: int, spread: float, *, seed: int = 0, digits: int = 1) -> CurveScores:
+    """Return scores of two classes, with many ties."""
     rng = np.random.default_rng(seed)
     label = (np.arange(rows) % 2).astype(np.int64)
-    said = 1 / (1 + np.exp(-(label - 0.5 + rng.normal(0, spread, rows))))
-    return Scores(label=label, score=said.round(digits))
+    probability = 1 / (1 + np.exp(-(label - 0.5 + rng.normal(0, spread, rows))))
+    return CurveScores(label=label, score=probability.round(digits))
 
 
 def test_points_are_those_of_scikit_learn() -> None:
     one = scores(60, 1.0)
     false, true, _ = roc_curve(one.label, one.score, drop_intermediate=False)
-    found = roc_points(one)
-    assert np.allclose(found[0], false)
-    assert np.allclose(found[1], true)
+    points = roc_points(one)
+    assert np.allclose(points[0], false)
+    assert np.allclose(points[1], true)
     precision, recall, _ = precision_recall_curve(one.label, one.score)
-    found = precision_recall_points(one)
+    points = precision_recall_points(one)
     # scikit-learn goes from the lowest threshold up, and ends with a made-up point
-    assert np.allclose(found[0], recall[-2::-1])
-    assert np.allclose(found[1], precision[-2::-1])
+    assert np.allclose(points[0], recall[-2::-1])
+    assert np.allclose(points[1], precision[-2::-1])
 
 
 def test_bands_are_percentiles_over_resampled_patients() -> None:
@@ -85,15 +85,17 @@ def test_a_band_of_precision_is_about_its_curve() -> None:
     low, high = precision_recall_band(one, n=300, seed=1)
     recall, precision = precision_recall_points(one)
     for at in (0.25, 0.5, 0.75, 1.0):
-        here = precision[np.searchsorted(recall, at - 1e-9)]
-        assert low[round(100 * at)] <= here <= high[round(100 * at)]
+        precision_at = precision[np.searchsorted(recall, at - 1e-9)]
+        assert low[round(100 * at)] <= precision_at <= high[round(100 * at)]
 
 
 def test_repeats_of_the_same_patients_do_not_narrow_a_band() -> None:
     one = scores(30, 1.0, digits=3)
     patients = [f"p{number}" for number in range(30)]
-    twice = Scores(label=np.tile(one.label, 4), score=np.tile(one.score, 4), patients=patients * 4)
-    alone = Scores(label=twice.label, score=twice.score)
+    twice = CurveScores(
+        label=np.tile(one.label, 4), score=np.tile(one.score, 4), patients=patients * 4
+    )
+    alone = CurveScores(label=twice.label, score=twice.score)
     widths = []
     for part in (one, twice, alone):
         low, high = roc_band(part, n=400, seed=0)
@@ -104,11 +106,11 @@ def test_repeats_of_the_same_patients_do_not_narrow_a_band() -> None:
 
 def test_bands_of_a_perfect_score() -> None:
     label = (np.arange(20) % 2).astype(np.int64)
-    perfect = Scores(label=label, score=label.astype(float))
+    perfect = CurveScores(label=label, score=label.astype(float))
     for band in (roc_band, precision_recall_band):
         low, high = band(perfect, n=50, seed=0)
         assert low.min() == high.min() == 1.0
-    one_class = Scores(label=np.ones(20, dtype=np.int64), score=perfect.score)
+    one_class = CurveScores(label=np.ones(20, dtype=np.int64), score=perfect.score)
     with pytest.raises(UndefinedMetricError, match="all 20 are of one"):
         roc_band(one_class, n=5, seed=0)
     with pytest.raises(UndefinedMetricError, match="precision-recall curve needs patients of both"):
@@ -118,23 +120,23 @@ def test_bands_of_a_perfect_score() -> None:
 def test_reliability_is_that_of_scikit_learn() -> None:
     one = scores(400, 2.0, digits=6)
     bins = reliability(one, bins=10, n=50)
-    found, said = calibration_curve(one.label, one.score, n_bins=10, strategy="quantile")
-    assert np.allclose(bins.found, found)
-    assert np.allclose(bins.said, said)
+    observed, predicted = calibration_curve(one.label, one.score, n_bins=10, strategy="quantile")
+    assert np.allclose(bins.observed, observed)
+    assert np.allclose(bins.predicted, predicted)
     assert bins.rows.sum() == 400
-    assert (bins.low <= bins.found).all()
-    assert (bins.found <= bins.high).all()
-    same = reliability(Scores(label=one.label, score=np.full(400, 0.5)), n=5)
+    assert (bins.low <= bins.observed).all()
+    assert (bins.observed <= bins.high).all()
+    same = reliability(CurveScores(label=one.label, score=np.full(400, 0.5)), n=5)
     assert same.rows.tolist() == [400]
     with pytest.raises(UndefinedMetricError, match="there are none"):
-        reliability(Scores(label=np.empty(0, np.int64), score=np.empty(0)))
+        reliability(CurveScores(label=np.empty(0, np.int64), score=np.empty(0)))
 
 
 def test_figures_of_classes() -> None:
     curves = {"a": scores(24, 1.0), "b, a name that is much too long for a legend $": scores(24, 3)}
-    known = {"a": (0.8, 0.7, 0.9)}
-    assert min(size(roc_png(curves, estimates=known, title="US$ or A$", n=20))) > 400
-    assert min(size(precision_recall_png(curves, estimates=known, n=20))) > 400
+    estimates = {"a": (0.8, 0.7, 0.9)}
+    assert min(size(roc_png(curves, estimates=estimates, title="US$ or A$", n=20))) > 400
+    assert min(size(precision_recall_png(curves, estimates=estimates, n=20))) > 400
     assert min(size(reliability_png(curves, xlabel="said", ylabel="found"))) > 400
     risk = {name: risk_coverage(one.score, one.label == 1) for name, one in curves.items()}
     assert min(size(risk_coverage_png(risk))) > 400
@@ -175,21 +177,21 @@ def test_logrank_p() -> None:
 
 def test_predicted_survival_is_held_against_kaplan_meier() -> None:
     rng = np.random.default_rng(2)
-    time, event, said = rng.exponential(8, 60), rng.random(60) < 0.7, rng.random(60)
-    groups = survival_groups(time, event, said, at=5.0)
+    time, event, predicted = rng.exponential(8, 60), rng.random(60) < 0.7, rng.random(60)
+    groups = survival_groups(time, event, predicted, at=5.0)
     assert groups.patients.tolist() == [15] * 4
-    lowest = np.argsort(said)[:15]
+    lowest = np.argsort(predicted)[:15]
     at, survival, limits = kaplan_meier_estimator(event[lowest], time[lowest], conf_type="log-log")
     last = np.flatnonzero(at <= 5.0)[-1]
-    assert groups.said[0] == pytest.approx(said[lowest].mean())
-    assert groups.found[0] == survival[last]
+    assert groups.predicted[0] == pytest.approx(predicted[lowest].mean())
+    assert groups.observed[0] == survival[last]
     assert (groups.low[0], groups.high[0]) == (limits[0][last], limits[1][last])
     assert min(size(survival_calibration_png(groups, title="a", at="months = 5"))) > 300
     # nobody is followed that long, no event before, too few patients
-    assert np.isnan(survival_groups(time, event, said, at=1e3).found).all()
-    assert survival_groups(time, event, said, at=1e-6).found.tolist() == [1.0] * 4
+    assert np.isnan(survival_groups(time, event, predicted, at=1e3).observed).all()
+    assert survival_groups(time, event, predicted, at=1e-6).observed.tolist() == [1.0] * 4
     with pytest.raises(UndefinedMetricError, match="there are 20 patients"):
-        survival_groups(time[:20], event[:20], said[:20], at=5.0)
+        survival_groups(time[:20], event[:20], predicted[:20], at=5.0)
 
 
 def test_scatter_png() -> None:

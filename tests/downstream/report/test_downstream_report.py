@@ -44,7 +44,7 @@ def page_of(lake: Lake) -> Page:
 
 
 def pictures() -> dict[str, Any]:
-    """What a slide's row says of a scan of 2560 x 1280 pixels, all tissue on the left."""
+    """Return a slide's pictures of a scan of 2560 x 1280 pixels, all tissue on the left."""
     pixels = np.full((40, 80, 3), 220, np.uint8)
     mask = np.zeros((40, 80), np.uint8)
     mask[:, :40] = 255
@@ -133,8 +133,8 @@ def test_json(full: tuple[Lake, dict[str, Any]]) -> None:
     }
     # the newer of the two runs, with the numbers of its own result
     assert list(report["mil"]) == list(ARMS)
-    found = lake.read_json(f"runs/{NEWEST['survival']}/result.json")["metrics"]["good"]
-    assert report["survival"]["good"] == {k: found[k] for k in ("estimate", "low", "high")}
+    metrics = lake.read_json(f"runs/{NEWEST['survival']}/result.json")["metrics"]["good"]
+    assert report["survival"]["good"] == {k: metrics[k] for k in ("estimate", "low", "high")}
 
 
 def test_the_page_tells_it(full: tuple[Lake, dict[str, Any]]) -> None:
@@ -148,8 +148,9 @@ def test_the_page_tells_it(full: tuple[Lake, dict[str, Any]]) -> None:
     assert "6 min 50 s" in words
     assert "0.812 0.712 0.100 0.412 1,714" in words
     for metrics in (report["mil"], report["survival"]):
-        for found in metrics.values():
-            text = f"{found['estimate']:.3f} {found['low']:.3f} to {found['high']:.3f}"
+        for arm_metrics in metrics.values():
+            limits = f"{arm_metrics['low']:.3f} to {arm_metrics['high']:.3f}"
+            text = f"{arm_metrics['estimate']:.3f} {limits}"
             assert text in words
     assert "tumour, of 12 patients" in words
     assert "6 no, 6 yes (positive). Every patient is predicted by models" in words
@@ -219,8 +220,8 @@ def test_a_later_report_keeps_what_it_was_told(tmp_path: Path) -> None:
     again = write_report(lake.uri)
     assert (again["stages"], again["about"], again["synthetic"]) == ({"ingest": 3.0}, ABOUT, True)
     assert "say nothing about medicine" in page_of(lake).text
-    told = write_report(lake.uri, stages={}, about={})
-    assert (told["stages"], told["synthetic"]) == ({}, False)
+    report = write_report(lake.uri, stages={}, about={})
+    assert (report["stages"], report["synthetic"]) == ({}, False)
 
 
 def test_several_students(tmp_path: Path) -> None:

@@ -49,8 +49,8 @@ def test_a_page_of_two_classes(lake: Lake) -> None:
     words = page.words
     result = lake.read_json(f"runs/{run}/result.json")
     for arm in ARMS:
-        for name, found in result["metrics"][arm]["measures"].items():
-            text = f"{found['estimate']:.3f} {found['low']:.3f} to {found['high']:.3f}"
+        for name, entry in result["metrics"][arm]["measures"].items():
+            text = f"{entry['estimate']:.3f} {entry['low']:.3f} to {entry['high']:.3f}"
             assert text in words or name == "kappa_quadratic"
     assert "Two slides were matched by stem." in words
     for text in (
@@ -85,8 +85,8 @@ def test_a_page_of_two_classes(lake: Lake) -> None:
 )
 def test_a_page_of_every_task(lake: Lake, task: str, pictures: dict[str, int]) -> None:
     run = write_run(lake, task, patients=32)
-    found = {part.key: len(part.pictures) for part in sections(read_run(lake, run))}
-    assert found == pictures
+    pictures_of = {part.key: len(part.pictures) for part in sections(read_run(lake, run))}
+    assert pictures_of == pictures
     page = page_of(lake, run)
     assert "The surest right: slide" in page.words or task in {"regression", "multilabel"}
     assert "weighed" in page.words
@@ -119,28 +119,28 @@ def test_a_confusion_matrix_holds_each_patient_once(lake: Lake) -> None:
     assert set(run.scored["part"]) == {"test"}
     three = read_run(lake, write_run(lake, "multiclass", run="mil-three", attention=()))
     used = three.once(ARMS[0])
-    said = np.array(used["probabilities"].to_list()).argmax(axis=1)
+    predicted = np.array(used["probabilities"].to_list()).argmax(axis=1)
     truth = ["ABC".index(name) for name in used["label"]]
-    assert confusion_counts(three, ARMS[0]).tolist() == confusion_matrix(truth, said).tolist()
+    assert confusion_counts(three, ARMS[0]).tolist() == confusion_matrix(truth, predicted).tolist()
 
 
 def test_labels_have_the_area_of_scikit_learn(lake: Lake) -> None:
     run = read_run(lake, write_run(lake, "multilabel", run="mil-labels", seeds=2, attention=()))
-    found, without = label_estimates(run, ARMS[1])
+    estimates, without = label_estimates(run, ARMS[1])
     rows = run.rows(ARMS[1])
-    truth, said = (np.array(rows[name].to_list()) for name in ("labels", "probabilities"))
+    truth, probabilities = (np.array(rows[name].to_list()) for name in ("labels", "probabilities"))
     for at, name in enumerate(("KRAS", "TP53")):
-        estimate, low, high = found[name]
-        assert estimate == pytest.approx(roc_auc_score(truth[:, at], said[:, at]))
+        estimate, low, high = estimates[name]
+        assert estimate == pytest.approx(roc_auc_score(truth[:, at], probabilities[:, at]))
         assert low < estimate < high
     assert without == ["rare"]
 
 
 def test_the_horizon_is_near_the_median_event(lake: Lake) -> None:
     run = read_run(lake, write_run(lake, "survival", run="survival-h", attention=()))
-    seen = run.scored.filter(pl.col("event"))["time"].to_numpy()
+    event_times = run.scored.filter(pl.col("event"))["time"].to_numpy()
     times = np.array([2.0, 5.0, 9.0])
-    index = int(np.abs(times - np.median(seen)).argmin())
+    index = int(np.abs(times - np.median(event_times)).argmin())
     assert horizon_of(run) == (times[index], index)
     rows = predictions("survival", ARMS, 24, 1, 1).with_columns(
         curve=pl.lit(None, pl.List(pl.Float64)), high=pl.lit(None, pl.Boolean)

@@ -30,13 +30,13 @@ def test_tiles_are_those_that_were_weighed_most(lake: Lake) -> None:
     run = read_run(lake, write_run(lake, run="mil-tiles", patients=32))
     files = attention_files(lake, run.name)
     assert {(file.arm, file.fold) for file in files} == {(ARMS[0], fold) for fold in range(FOLDS)}
-    found = {part.title: part for part in strips(lake, run, ARMS[0], files, owners(lake, files))}
-    assert list(found) == [
+    strip_of = {part.title: part for part in strips(lake, run, ARMS[0], files, owners(lake, files))}
+    assert list(strip_of) == [
         f"{name}, {which} weighed" for name in ("no", "yes") for which in ("most", "least")
     ]
     weight = np.array([1 / (1 + y + x) for y in range(DOWN) for x in range(ACROSS)])
     times = weight / weight.mean()
-    most, least = found["yes, most weighed"], found["yes, least weighed"]
+    most, least = strip_of["yes, most weighed"], strip_of["yes, least weighed"]
     assert most.tiles[0]["times"] == pytest.approx(times.max(), rel=1e-5)
     assert least.tiles[0]["times"] == pytest.approx(times.min(), rel=1e-5)
     for part, corner in ((most, (0, 0)), (least, (DOWN - 1, ACROSS - 1))):
@@ -72,17 +72,17 @@ def test_patients_are_those_of_the_run_and_not_of_the_lake(lake: Lake) -> None:
 def test_who_is_shown_follows_the_rule(lake: Lake) -> None:
     rows = predictions("binary", ARMS, 32, 2, 1)
     run = read_run(lake, write_run(lake, run="mil-who", patients=32, rows=rows))
-    mine = rows.filter(
+    arm_rows = rows.filter(
         (pl.col("arm") == ARMS[1])
         & (pl.col("part") == "test")
         & (pl.col("repeat") == 0)
         & (pl.col("label") == "yes")
     )
     right, wrong = cases(run, ARMS[1])
-    assert right.patient == mine.sort("score")["patient_id"][-1]
-    assert wrong.patient == mine.sort("score")["patient_id"][0]
-    assert f"{mine['score'].to_numpy().min():.3f}" in wrong.text
-    missed = int((mine["score"] < 0.5).sum())
+    assert right.patient == arm_rows.sort("score")["patient_id"][-1]
+    assert wrong.patient == arm_rows.sort("score")["patient_id"][0]
+    assert f"{arm_rows['score'].to_numpy().min():.3f}" in wrong.text
+    missed = int((arm_rows["score"] < 0.5).sum())
     assert f"Of {missed} yes patients missed, the surest." in wrong.text
     view = attention_view(lake, run)
     shown = cases(run, ARMS[0])[0]

@@ -36,8 +36,8 @@ def test_higher_is_worse() -> None:
     assert concordance_index_censored(test_event, test_time, risk)[0] > 0.7
     assert np.corrcoef(risk, test_x[:, 0])[0, 1] > 0.7  # the planted log hazard, same sign
     high = is_high_risk(risk, model.risk(x))
-    seen = test_event
-    assert np.median(test_time[high & seen]) < np.median(test_time[~high & seen])
+    observed = test_event
+    assert np.median(test_time[high & observed]) < np.median(test_time[~high & observed])
 
 
 def test_scaling_and_pca_are_the_training_patients() -> None:

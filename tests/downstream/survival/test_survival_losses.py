@@ -107,12 +107,12 @@ def test_the_least_cox_loss_is_scikit_survivals_fit(ties: Ties) -> None:
     def loss(slope: Array) -> tuple[float, Array]:
         b = torch.from_numpy(slope).requires_grad_()
         risk = torch.from_numpy(x) @ b
-        found = cox_loss(risk, torch.from_numpy(time), torch.from_numpy(event), ties=ties)
-        (gradient,) = torch.autograd.grad(found, b)
-        return found.item(), gradient.numpy()
+        loss = cox_loss(risk, torch.from_numpy(time), torch.from_numpy(event), ties=ties)
+        (gradient,) = torch.autograd.grad(loss, b)
+        return loss.item(), gradient.numpy()
 
-    found = minimize(loss, np.zeros(3), jac=True, method="BFGS", options={"gtol": 1e-9})
-    np.testing.assert_allclose(found.x, fitted.coef_, atol=1e-6)
+    optimum = minimize(loss, np.zeros(3), jac=True, method="BFGS", options={"gtol": 1e-9})
+    np.testing.assert_allclose(optimum.x, fitted.coef_, atol=1e-6)
 
 
 @pytest.mark.parametrize("ties", TIES)
@@ -157,10 +157,10 @@ def test_cox_loss_needs_events(event: list[bool]) -> None:
 
 @pytest.mark.parametrize("alpha", [0.0, 0.4, 1.0])
 def test_discrete_loss_by_hand(alpha: float) -> None:
-    """As in MCAT: (1 - alpha) (censored + uncensored) + alpha uncensored."""
+    """The loss of MCAT is (1 - alpha) (censored + uncensored) + alpha uncensored."""
     rng = np.random.default_rng(1)
     logits, y, event = rng.normal(size=(20, 4)) * 2, rng.integers(0, 4, 20), rng.random(20) < 0.5
-    found = discrete_loss(
+    loss = discrete_loss(
         torch.from_numpy(logits), torch.from_numpy(y), torch.from_numpy(event), alpha=alpha
     )
     for at in range(20):
@@ -169,7 +169,7 @@ def test_discrete_loss_by_hand(alpha: float) -> None:
         uncensored = -np.log(alive[y[at]] * hazard[y[at]]) if event[at] else 0.0
         censored = 0.0 if event[at] else -np.log(alive[y[at] + 1])
         expected = (1 - alpha) * (censored + uncensored) + alpha * uncensored
-        assert found[at].item() == pytest.approx(expected, rel=1e-5)
+        assert loss[at].item() == pytest.approx(expected, rel=1e-5)
 
 
 def test_the_discrete_likelihood_is_a_distribution() -> None:
@@ -177,8 +177,10 @@ def test_the_discrete_likelihood_is_a_distribution() -> None:
     logits = torch.randn(7, 5, generator=torch.Generator().manual_seed(0))
     total = survival_curve(logits)[:, -1]
     for y in range(5):
-        here = torch.full((7,), y)
-        total = total + torch.exp(-discrete_loss(logits, here, torch.ones(7), alpha=0)).double()
+        bins_of_y = torch.full((7,), y)
+        total = (
+            total + torch.exp(-discrete_loss(logits, bins_of_y, torch.ones(7), alpha=0)).double()
+        )
     torch.testing.assert_close(total, torch.ones(7).double(), rtol=1e-5, atol=1e-5)
 
 

@@ -46,10 +46,10 @@ def cohort(patients: int, *, seed: int, width: int = 12) -> Outcome:
 
 
 def fitted(
-    name: str, *, seed: int = 0, train: int = 10, told: SurvivalSettings = SMALL
+    name: str, *, seed: int = 0, train: int = 10, settings: SurvivalSettings = SMALL
 ) -> PooledModel:
     return fit_pooled(
-        name, *cohort(100, seed=train), validation=cohort(60, seed=11), settings=told, seed=seed
+        name, *cohort(100, seed=train), validation=cohort(60, seed=11), settings=settings, seed=seed
     )
 
 
@@ -68,8 +68,8 @@ def test_higher_is_worse(name: str) -> None:
     model = fitted(name)
     risk = model.risk(x)
     assert risk.dtype == np.float64
-    found = concordance_index_censored(event, time, risk)[0]
-    assert found > 0.7
+    concordance = concordance_index_censored(event, time, risk)[0]
+    assert concordance > 0.7
     assert np.corrcoef(risk, x[:, 0])[0, 1] > 0.6  # the planted log hazard, with its sign
     later = model.survival(x, np.array([float(np.median(time))]))[:, 0]
     assert np.corrcoef(risk, later)[0, 1] < -0.6
@@ -169,8 +169,11 @@ def test_each_setting_changes_its_model() -> None:
     for name, values in changed.items():
         plain = fitted(name).risk(x)
         for setting, value in values.items():
-            told = replace(SMALL, **{setting: value})  # type: ignore[arg-type]
-            assert fitted(name, told=told).risk(x).tolist() != plain.tolist(), (name, setting)
+            other_settings = replace(SMALL, **{setting: value})  # type: ignore[arg-type]
+            assert fitted(name, settings=other_settings).risk(x).tolist() != plain.tolist(), (
+                name,
+                setting,
+            )
 
 
 def test_wide_features_of_few_patients() -> None:
@@ -193,8 +196,8 @@ def test_what_nothing_can_be_fitted_on() -> None:
                 name, np.ones((10, 3)), time, event | True, validation=held, settings=SMALL, seed=0
             )
     censored = (*held[:2], held[2] & False)
-    for name, what in (("boosting", "number of trees"), ("coxnet", "penalty")):
-        with pytest.raises(SurvivalError, match=f"chooses its {what} .* 0 without an event"):
+    for name, choice in (("boosting", "number of trees"), ("coxnet", "penalty")):
+        with pytest.raises(SurvivalError, match=f"chooses its {choice} .* 0 without an event"):
             fit_pooled(name, x, time, event, validation=None, settings=SMALL, seed=0)
         with pytest.raises(SurvivalError, match="10 without an event were given"):
             fit_pooled(name, x, time, event, validation=censored, settings=SMALL, seed=0)
@@ -213,27 +216,27 @@ def test_the_baseline_is_scikit_survivals(seed: int) -> None:
     expected = BreslowEstimator().fit(risk, event, time).get_survival_function(other)
     first, last = time.min(), time.max()
     grid = np.concatenate([[first], np.linspace(first, last, 9), [last]])
-    found = breslow_curve(risk, time, event, other, grid)
-    assert found == pytest.approx(np.stack([step(grid) for step in expected]), abs=1e-9)
+    curves = breslow_curve(risk, time, event, other, grid)
+    assert curves == pytest.approx(np.stack([step(grid) for step in expected]), abs=1e-9)
     # a constant on all risks is no information
     moved = breslow_curve(risk + 5, time, event, other + 5, grid)
-    assert moved == pytest.approx(found, abs=1e-9)
+    assert moved == pytest.approx(curves, abs=1e-9)
 
 
 def test_no_drop_before_the_first_event() -> None:
     """There scikit-survival has the drop of the first time already."""
     time, event = np.array([2.0, 3.0]), np.array([True, True])
-    found = breslow_curve(np.zeros(2), time, event, np.zeros(1), np.array([0.0, 1.9, 2.0, 99.0]))
-    assert found[0] == pytest.approx([1, 1, np.exp(-0.5), np.exp(-1.5)])
+    curves = breslow_curve(np.zeros(2), time, event, np.zeros(1), np.array([0.0, 1.9, 2.0, 99.0]))
+    assert curves[0] == pytest.approx([1, 1, np.exp(-0.5), np.exp(-1.5)])
 
 
 def test_risks_far_apart_stay_finite() -> None:
     risk, time = np.array([900.0, 0.0, -900.0]), np.array([1.0, 2.0, 3.0])
-    found = breslow_curve(risk, time, time > 0, risk, np.array([0.5, 1.0, 2.0, 3.0]))
+    curves = breslow_curve(risk, time, time > 0, risk, np.array([0.5, 1.0, 2.0, 3.0]))
     # at 1 the first is alone at risk as far as anyone can tell; at 2 the second; at 3 the third
     e = np.exp(-1)
     expected = [[1, e, 0, 0], [1, 1, e, 0], [1, 1, 1, e]]
-    assert found == pytest.approx(np.array(expected), abs=1e-12)
+    assert curves == pytest.approx(np.array(expected), abs=1e-12)
 
 
 def test_a_baseline_needs_an_event_and_finite_risks() -> None:
@@ -251,39 +254,39 @@ def test_curves_of_hazards_drop_at_the_edges() -> None:
     logits = np.random.default_rng(0).standard_normal((5, 4)) * 3
     ends = survival_curve(torch.from_numpy(logits)).numpy()
     times = np.array([0.0, 0.9, 1.0, 1.5, 2.0, 3.9, 4.0, 50.0])
-    found = hazard_curve(logits, bins, times)
+    curves = hazard_curve(logits, bins, times)
     ones = np.ones(5)
     columns = [ones, ones, ends[:, 0], ends[:, 0], ends[:, 1], ends[:, 1], ends[:, 2], ends[:, 2]]
-    assert found == pytest.approx(np.stack(columns, axis=1), abs=1e-12)
+    assert curves == pytest.approx(np.stack(columns, axis=1), abs=1e-12)
     linear = hazard_curve(logits, bins, times, between="linear")
     half = (ends[:, 0] + ends[:, 1]) / 2
     expected = [ones, 1 - 0.9 * (1 - ends[:, 0]), ends[:, 0], half]
     assert linear[:, :4] == pytest.approx(np.stack(expected, axis=1), abs=1e-12)
-    assert (linear <= found + 1e-12).all()
+    assert (linear <= curves + 1e-12).all()
     with pytest.raises(SurvivalError, match=r"\(5, 4\) for 3 bins"):
         hazard_curve(logits, TimeBins(edges=(1.0, 2.0), patients=frozenset()), times)
 
 
 def test_steps_hold_until_the_next() -> None:
     values = np.array([[0.8, 0.5], [0.9, 0.1]])
-    found = at_times(np.array([1.0, 2.0]), values, np.array([0.0, 1.0, 1.5, 2.0, 9.0]))
-    assert found.tolist() == [[1, 0.8, 0.8, 0.5, 0.5], [1, 0.9, 0.9, 0.1, 0.1]]
+    values_at = at_times(np.array([1.0, 2.0]), values, np.array([0.0, 1.0, 1.5, 2.0, 9.0]))
+    assert values_at.tolist() == [[1, 0.8, 0.8, 0.5, 0.5], [1, 0.9, 0.9, 0.1, 0.1]]
 
 
 @given(seed=SEEDS, most=st.integers(2, 40))
 @examples(max_examples=40, deadline=None)
 def test_curve_times_are_event_times(seed: int, most: int) -> None:
     _, time, event = tied(seed)
-    found = curve_times(time, event, most=most)
-    assert set(found) <= set(time[event])
-    assert (np.diff(found) > 0).all()
-    assert 1 <= len(found) <= most
+    times = curve_times(time, event, most=most)
+    assert set(times) <= set(time[event])
+    assert (np.diff(times) > 0).all()
+    assert 1 <= len(times) <= most
 
 
 def test_curve_times_leave_out_the_ends() -> None:
     time = np.arange(1.0, 1001.0)
-    found = curve_times(time, time % 2 == 0)
-    assert len(found) == 32
-    assert (found[0], found[-1]) == (50, 950)
+    times = curve_times(time, time % 2 == 0)
+    assert len(times) == 32
+    assert (times[0], times[-1]) == (50, 950)
     with pytest.raises(SurvivalError, match="0 events"):
         curve_times(time, time < 0)

@@ -21,7 +21,7 @@ from sksurv.util import Surv
 from downstream.measures.class_measures import UndefinedMetricError
 from downstream.survival import survival_weighted as survival_weighted
 from downstream.survival.risks import SurvivalError, fold_ranks
-from downstream.survival.survival_rows import Predictions, follow_up, predictions_of
+from downstream.survival.survival_rows import SurvivalPredictions, follow_up, predictions_of
 from downstream.survival.survival_scores import (
     SCORES,
     Question,
@@ -46,7 +46,7 @@ TIMES = np.array([2.0, 4.5, 6.0, 7.5, 9.0])
 
 def run(
     seed: int, *, patients: int = 40, folds: int = 1, repeats: int = 1, skill: float = 0.5
-) -> tuple[Predictions, Training]:
+) -> tuple[SurvivalPredictions, Training]:
     """Times and risks with ties; every fold has patients on both sides of all `TIMES`."""
     rng = np.random.default_rng(seed)
     event, time = rng.random(patients) < 0.6, rng.integers(1, 12, patients).astype(float)
@@ -69,7 +69,7 @@ def run(
         parts.append({"repeat": np.full(patients, repeat), "fold": fold, "risk": risk,
                       "rank": fold_ranks(risk, fold), "curve": curve})  # fmt: skip
     joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-    return Predictions(
+    return SurvivalPredictions(
         patient=[f"p{i:03}" for i in range(patients)] * repeats,
         seed=np.zeros(patients * repeats, int),
         event=np.tile(event, repeats),
@@ -79,21 +79,21 @@ def run(
     ), training
 
 
-def asked(rows: Predictions, training: Training) -> dict[str, Question]:
-    found = questions(rows, training, TIMES)
-    assert not [why for why in found.values() if isinstance(why, str)]
-    return {name: one for name, one in found.items() if isinstance(one, Question)}
+def asked(rows: SurvivalPredictions, training: Training) -> dict[str, Question]:
+    question_of = questions(rows, training, TIMES)
+    assert not [why for why in question_of.values() if isinstance(why, str)]
+    return {name: one for name, one in question_of.items() if isinstance(one, Question)}
 
 
 def value(question: Question) -> float:
     return question.measure.value(*question.truth, question.prediction)
 
 
-def by_scikit_survival(rows: Predictions, training: Training) -> dict[str, float]:
-    """Of one fold; NaN where scikit-survival has none."""
+def by_scikit_survival(rows: SurvivalPredictions, training: Training) -> dict[str, float]:
+    """Return the measures of one fold; NaN where scikit-survival has none."""
     event, time = training[0, 0]
     train, test = Surv.from_arrays(event, time), Surv.from_arrays(rows.event, rows.time)
-    found: dict[str, Callable[[], float]] = {
+    measures: dict[str, Callable[[], float]] = {
         "harrell_c": lambda: sk.concordance_index_censored(rows.event, rows.time, rows.rank)[0],
         "harrell_c_folds": lambda: sk.concordance_index_censored(rows.event, rows.time, rows.risk)[
             0
@@ -103,36 +103,36 @@ def by_scikit_survival(rows: Predictions, training: Training) -> dict[str, float
         "integrated_brier": lambda: sk.integrated_brier_score(train, test, rows.curve, TIMES),
     }
     values = {}
-    for name, how in found.items():
+    for name, measure in measures.items():
         try:
             with warnings.catch_warnings(action="ignore"):
-                values[name] = float(how())
+                values[name] = float(measure())
         except ValueError:
             values[name] = np.nan
     return values
 
 
-def drawn(rows: Predictions, at: NDArray[np.int64]) -> Predictions:
+def drawn(rows: SurvivalPredictions, at: NDArray[np.int64]) -> SurvivalPredictions:
     names = ("repeat", "fold", "seed", "event", "time", "risk", "rank", "high", "curve")
     picked = {name: getattr(rows, name)[at] for name in names}
-    return Predictions(patient=[rows.patient[i] for i in at], **picked)
+    return SurvivalPredictions(patient=[rows.patient[i] for i in at], **picked)
 
 
 @given(seed=SEEDS)
 @examples(max_examples=60, deadline=None)
 def test_one_fold_is_scikit_survival(seed: int) -> None:
     rows, training = run(seed)
-    found = {name: value(one) for name, one in asked(rows, training).items() if name in SCORES}
-    assert list(found) == list(SCORES)
+    value_of = {name: value(one) for name, one in asked(rows, training).items() if name in SCORES}
+    assert list(value_of) == list(SCORES)
     expected = by_scikit_survival(rows, training)
     assert np.isfinite(list(expected.values())).all()
-    assert found == pytest.approx(expected, abs=1e-9)
+    assert value_of == pytest.approx(expected, abs=1e-9)
 
 
 @given(seed=SEEDS, folds=st.sampled_from([1, 3]))
 @examples(max_examples=40, deadline=None)
 def test_weights_are_repeated_patients(seed: int, folds: int) -> None:
-    """With one fold against scikit-survival, with several against the rows written out."""
+    """Compare one fold with scikit-survival, and several with the rows written out."""
     rows, training = run(seed, folds=folds)
     whole = asked(rows, training)
     rng = np.random.default_rng(seed)
@@ -145,23 +145,23 @@ def test_weights_are_repeated_patients(seed: int, folds: int) -> None:
         for name, one in expected.items():
             question = whole[name]
             assert question.measure.resampled is not None
-            found = question.measure.resampled(
+            resampled = question.measure.resampled(
                 w[None].astype(float), *question.truth, question.prediction
             )[0]
             # scikit-survival has none where no draw is followed long enough
-            assert np.isnan(one) or found == pytest.approx(one, abs=1e-9), name
+            assert np.isnan(one) or resampled == pytest.approx(one, abs=1e-9), name
 
 
-def by_hand(rows: Predictions, training: Training) -> dict[str, float]:
+def by_hand(rows: SurvivalPredictions, training: Training) -> dict[str, float]:
     """Pairs within folds, one by one."""
     right, pairs = {"harrell_c_folds": 0.0, "uno_c": 0.0}, {"harrell_c_folds": 0.0, "uno_c": 0.0}
     area = np.zeros((2, len(TIMES)))
     for key, (train_event, train_time) in training.items():
         free = CensoringDistributionEstimator().fit(Surv.from_arrays(train_event, train_time))
-        here = np.flatnonzero((rows.repeat == key[0]) & (rows.fold == key[1]))
-        for i in here[rows.event[here]]:
+        rows_of_fold = np.flatnonzero((rows.repeat == key[0]) & (rows.fold == key[1]))
+        for i in rows_of_fold[rows.event[rows_of_fold]]:
             inverse = 1 / free.predict_proba(rows.time[i : i + 1])[0]
-            for j in here:
+            for j in rows_of_fold:
                 score = (rows.risk[i] > rows.risk[j]) + (rows.risk[i] == rows.risk[j]) / 2
                 is_later = rows.time[j] > rows.time[i]
                 if is_later or (rows.time[j] == rows.time[i] and not rows.event[j]):
@@ -186,32 +186,32 @@ def test_folds_are_added_pair_by_pair(seed: int) -> None:
     # and one score a fold, weighted by its patients
     total = 0.0
     for repeat, fold in training:
-        here = np.flatnonzero((rows.repeat == repeat) & (rows.fold == fold))
-        part = by_scikit_survival(drawn(rows, here), {(0, 0): training[repeat, fold]})
-        total += part["integrated_brier"] * len(here)
+        rows_of_fold = np.flatnonzero((rows.repeat == repeat) & (rows.fold == fold))
+        part = by_scikit_survival(drawn(rows, rows_of_fold), {(0, 0): training[repeat, fold]})
+        total += part["integrated_brier"] * len(rows_of_fold)
     expected["integrated_brier"] = total / len(rows.time)
     # pairs of two repetitions are not compared
     each = [sk.concordance_index_censored(rows.event[at], rows.time[at], rows.rank[at])[0]
             for at in (rows.repeat == 0, rows.repeat == 1)]  # fmt: skip
     expected["harrell_c"] = float(np.mean(each))
-    found = asked(rows, training)
-    assert {name: value(found[name]) for name in expected} == pytest.approx(expected, abs=1e-9)
+    value_of = asked(rows, training)
+    assert {name: value(value_of[name]) for name in expected} == pytest.approx(expected, abs=1e-9)
 
 
 @pytest.mark.parametrize("block", [1, 7])
 def test_pairs_by_blocks_are_all_pairs(monkeypatch: pytest.MonkeyPatch, block: int) -> None:
     monkeypatch.setattr(survival_weighted, "_BLOCK", block)
     rows, training = run(5)
-    found = {name: value(one) for name, one in asked(rows, training).items() if name in SCORES}
-    assert found == pytest.approx(by_scikit_survival(rows, training), abs=1e-9)
+    value_of = {name: value(one) for name, one in asked(rows, training).items() if name in SCORES}
+    assert value_of == pytest.approx(by_scikit_survival(rows, training), abs=1e-9)
 
 
 def test_a_higher_risk_is_worse() -> None:
     rows, training = run(4)
     right = replace(rows, risk=-rows.time, rank=(-rows.time).argsort().argsort() / 40)
-    found = asked(replace(right, event=np.ones(40, dtype=bool)), training)
+    value_of = asked(replace(right, event=np.ones(40, dtype=bool)), training)
     for name in ("harrell_c", "harrell_c_folds", "uno_c", "auc_t"):
-        assert value(found[name]) == pytest.approx(1), name
+        assert value(value_of[name]) == pytest.approx(1), name
 
 
 @given(seed=SEEDS)
@@ -229,12 +229,14 @@ def test_reversed_risks_are_the_rest_to_one(seed: int) -> None:
 def test_the_weighted_kaplan_meier_is_that_of_repeated_patients(seed: int) -> None:
     rows, _ = run(seed)
     w = np.random.default_rng(seed).multinomial(40, np.full(40, 1 / 40), size=4)
-    found = kaplan_meier(w.astype(float), rows.event, rows.time, TIMES)
+    survival = kaplan_meier(w.astype(float), rows.event, rows.time, TIMES)
     for number in range(4):
         again = drawn(rows, np.repeat(np.arange(40), w[number]))
         curve = SurvivalFunctionEstimator().fit(Surv.from_arrays(again.event, again.time))
         inside = again.time.max() >= TIMES
-        assert found[number, inside] == pytest.approx(curve.predict_proba(TIMES[inside]), abs=1e-9)
+        assert survival[number, inside] == pytest.approx(
+            curve.predict_proba(TIMES[inside]), abs=1e-9
+        )
 
 
 def test_observed_over_expected() -> None:
@@ -243,10 +245,10 @@ def test_observed_over_expected() -> None:
     died = 1 - curve.predict_proba(TIMES[2:3])[0]
     assert rows.curve is not None
     expected = died / (1 - rows.curve[:, 2]).mean()
-    found = score_predictions(rows, training, TIMES, seed=0, resamples=1000)
-    assert found.horizon == 6.0
-    assert found.observed_expected is not None
-    assert found.observed_expected.estimate == pytest.approx(expected)
+    scores = score_predictions(rows, training, TIMES, seed=0, resamples=1000)
+    assert scores.horizon == 6.0
+    assert scores.observed_expected is not None
+    assert scores.observed_expected.estimate == pytest.approx(expected)
     # curves that say everybody's chance right
     right = replace(rows, curve=np.tile(curve.predict_proba(TIMES), (40, 1)))
     part = score_predictions(right, training, TIMES, seed=0, resamples=1000).observed_expected
@@ -285,23 +287,23 @@ def test_times_end_where_training_patients_do() -> None:
 
 def test_a_run_has_intervals_and_directions() -> None:
     rows, training = run(4, patients=60, folds=3, repeats=2)
-    found = score_predictions(rows, training, TIMES, seed=0, resamples=1000)
-    assert list(found.intervals) == list(SCORES) == list(found.higher_is_better)
-    assert found.left_out == {}
-    for one in found.intervals.values():
+    scores = score_predictions(rows, training, TIMES, seed=0, resamples=1000)
+    assert list(scores.intervals) == list(SCORES) == list(scores.higher_is_better)
+    assert scores.left_out == {}
+    for one in scores.intervals.values():
         assert one.low <= one.estimate <= one.high
         assert (one.method, one.resamples, one.level) == ("bca", 1000, 0.95)
-    assert [name for name, higher in found.higher_is_better.items() if not higher] == [
+    assert [name for name, higher in scores.higher_is_better.items() if not higher] == [
         "integrated_brier"
     ]
-    assert found == score_predictions(rows, training, TIMES, seed=0, resamples=1000)
+    assert scores == score_predictions(rows, training, TIMES, seed=0, resamples=1000)
     wide = score_predictions(rows, training, TIMES, seed=0, resamples=1000, level=0.99)
-    assert wide.intervals["harrell_c"].low < found.intervals["harrell_c"].low
+    assert wide.intervals["harrell_c"].low < scores.intervals["harrell_c"].low
     # the second repetition is of the same patients, so the interval hardly shrinks
     half = drawn(rows, np.flatnonzero(rows.repeat == 0))
     alone = score_predictions(half, training, TIMES, seed=0, resamples=1000).intervals
     width, before = (part["harrell_c"].high - part["harrell_c"].low
-                     for part in (found.intervals, alone))  # fmt: skip
+                     for part in (scores.intervals, alone))  # fmt: skip
     assert width > 0.75 * before
 
 
@@ -312,8 +314,8 @@ def test_what_is_undefined_is_left_out_with_its_reason() -> None:
     assert bare.left_out == {"integrated_brier": "the model gives risks and no curves"}
     assert bare.observed_expected is None
     early = replace(rows, time=np.where(rows.fold == 1, np.minimum(rows.time, 4.5), rows.time))
-    found = score_predictions(early, training, TIMES, seed=0, resamples=1000)
-    assert found.left_out == {
+    scores = score_predictions(early, training, TIMES, seed=0, resamples=1000)
+    assert scores.left_out == {
         "integrated_brier": "1 of 5 times are within the follow-up of repeat 0, fold 1, seed 0; "
         "2 are needed: use fewer folds"
     }
@@ -325,21 +327,21 @@ def test_what_is_undefined_is_left_out_with_its_reason() -> None:
 
 
 def test_percentiles_where_one_patient_has_all_pairs() -> None:
-    """Without that patient there is no concordance, and so no acceleration."""
+    """There is no concordance without that patient, and so no acceleration."""
     rows, training = run(6)
     only = rows.time == 3.0
     event = (np.arange(40) == np.flatnonzero(only & rows.event)[0]) & rows.event
-    found = score_predictions(replace(rows, event=event), training, TIMES, seed=0, resamples=1000)
-    assert found.intervals["harrell_c"].method == "percentile"
-    assert found.intervals["harrell_c"].redrawn > 0
-    assert found.intervals["integrated_brier"].method == "bca"
+    scores = score_predictions(replace(rows, event=event), training, TIMES, seed=0, resamples=1000)
+    assert scores.intervals["harrell_c"].method == "percentile"
+    assert scores.intervals["harrell_c"].redrawn > 0
+    assert scores.intervals["integrated_brier"].method == "bca"
 
 
 def test_two_thousand_resamples_of_five_hundred_patients_take_seconds() -> None:
     rows, training = run(7, patients=500, folds=5)
     begin = clock.process_time()
-    found = score_predictions(rows, training, TIMES, seed=0)
-    assert len(found.intervals) == 5
+    scores = score_predictions(rows, training, TIMES, seed=0)
+    assert len(scores.intervals) == 5
     assert clock.process_time() - begin < 10  # 1 s on an idle core
 
 
@@ -347,16 +349,16 @@ def test_arms_on_the_same_patients() -> None:
     good, training = run(8, patients=80, folds=2, skill=0.9)
     poor, _ = run(8, patients=80, folds=2, skill=0.1)
     for name in ("harrell_c", "integrated_brier"):
-        found = compare_predictions(good, poor, training, TIMES, seed=0, measure=name)
+        comparison = compare_predictions(good, poor, training, TIMES, seed=0, measure=name)
         # above 0 is better, also where lower is better
-        assert found.difference.low > 0
-        assert found.p_value < 0.05
+        assert comparison.difference.low > 0
+        assert comparison.p_value < 0.05
     scores = [score_predictions(part, training, TIMES, seed=0, resamples=1000).intervals
               for part in (good, poor)]  # fmt: skip
     gap = scores[0]["harrell_c"].estimate - scores[1]["harrell_c"].estimate
-    found = compare_predictions(good, poor, training, TIMES, seed=0, margin=0.1)
-    assert found.difference.estimate == pytest.approx(gap)
-    assert found.not_inferior is True
+    comparison = compare_predictions(good, poor, training, TIMES, seed=0, margin=0.1)
+    assert comparison.difference.estimate == pytest.approx(gap)
+    assert comparison.not_inferior is True
     with pytest.raises(SurvivalError, match="80 and 80 rows of other patients"):
         compare_predictions(good, replace(poor, fold=1 - poor.fold), training, TIMES, seed=0)
     with pytest.raises(UndefinedMetricError, match="no curves"):
@@ -367,17 +369,17 @@ def test_arms_on_the_same_patients() -> None:
 
 def test_groups_are_scikit_survivals_log_rank() -> None:
     rows, _ = run(9, patients=60, folds=3)
-    found = km_groups(rows)
-    assert found.patient == tuple(sorted(rows.patient))
-    assert found.high.tolist() == rows.high.tolist()
+    groups = km_groups(rows)
+    assert groups.patient == tuple(sorted(rows.patient))
+    assert groups.high.tolist() == rows.high.tolist()
     expected = compare_survival(Surv.from_arrays(rows.event, rows.time), rows.high)[1]
-    assert found.p_value == pytest.approx(expected, abs=1e-12)
-    assert found.p_value == pytest.approx(log_rank(rows.time, rows.event, rows.high), abs=1e-9)
+    assert groups.p_value == pytest.approx(expected, abs=1e-12)
+    assert groups.p_value == pytest.approx(log_rank(rows.time, rows.event, rows.high), abs=1e-9)
     assert km_groups(replace(rows, high=rows.high & False)).p_value is None
 
 
 def log_rank(time: Floats, event: Flags, high: Flags) -> float:
-    """By its formula: observed minus expected events, hypergeometric variance."""
+    """Return the log-rank statistic: observed minus expected events, hypergeometric variance."""
     from scipy.stats import chi2
 
     gap = variance = 0.0
@@ -393,8 +395,8 @@ def test_a_patient_with_several_predictions_is_in_one_group() -> None:
     rows, _ = run(10, repeats=3)
     high = np.zeros((3, 40), bool)
     high[:2, :10], high[0, 10:20] = True, True  # two of three say so, then one of three
-    found = km_groups(replace(rows, high=high.reshape(-1)))
-    assert found.high.tolist() == [True] * 10 + [False] * 30
+    groups = km_groups(replace(rows, high=high.reshape(-1)))
+    assert groups.high.tolist() == [True] * 10 + [False] * 30
     even = drawn(replace(rows, high=high.reshape(-1)), np.flatnonzero(rows.repeat != 1))
     assert not km_groups(even).high.any()
 
@@ -425,6 +427,6 @@ def test_rows_that_do_not_fit() -> None:
 
 
 def test_the_page_says_what_happens() -> None:
-    found = doctest.testfile(str(ROOT / "docs" / "survival.md"), module_relative=False)
-    assert found.failed == 0
-    assert found.attempted > 9
+    tested = doctest.testfile(str(ROOT / "docs" / "survival.md"), module_relative=False)
+    assert tested.failed == 0
+    assert tested.attempted > 9

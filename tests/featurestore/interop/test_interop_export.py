@@ -29,14 +29,14 @@ from featurestore import Lake, LakeConfig, LakeError, create_lake, open_lake
 from featurestore.interop import (
     WRITABLE,
     ExportResult,
-    Given,
+    ImportFacts,
     InteropError,
     Problem,
     export_folder,
     import_folder,
     read_folder,
 )
-from featurestore.interop.export_folder import STAGING, Outbox
+from featurestore.interop.writers.outbox import STAGING, Outbox
 from featurestore.interop.writers.outline import mask_geojson, outlines
 from tests.conftest import TEACHERS
 from tests.worlds.interop_files import (
@@ -164,7 +164,7 @@ def polygons(path: Path) -> tuple[dict[str, list[Any]], list[list[npt.NDArray[np
     table = pq.read_table(path)
     assert json.loads(table.schema.metadata[b"geo"])["primary_column"] == "geometry"
     columns = table.to_pydict()
-    found = []
+    polygon_rings = []
     for wkb in columns.pop("geometry"):
         order, kind, count = struct.unpack_from("<BII", wkb)
         assert (order, kind) == (1, 3)
@@ -174,8 +174,8 @@ def polygons(path: Path) -> tuple[dict[str, list[Any]], list[list[npt.NDArray[np
             rings.append(np.frombuffer(wkb, "<f8", points * 2, at + 4).reshape(-1, 2))
             at += 4 + points * 16
         assert at == len(wkb)
-        found.append(rings)
-    return columns, found
+        polygon_rings.append(rings)
+    return columns, polygon_rings
 
 
 def test_anndata_opens_the_export(filled: Path, lake: Lake, tmp_path: Path) -> None:
@@ -214,7 +214,7 @@ def tissue_mask(lake: Lake, slide_id: str) -> npt.NDArray[np.bool_]:
 def filled_in(
     features: list[dict[str, Any]], shape: tuple[int, int], scale: tuple[float, float]
 ) -> npt.NDArray[np.int64]:
-    """How many polygons cover each pixel of an overview, by the crossings left of its centre."""
+    """Count the polygons over each pixel of an overview, by their crossings."""
     y, x = np.mgrid[: shape[0], : shape[1]] + 0.5
     count = np.zeros(shape, np.int64)
     for feature in features:
@@ -231,15 +231,15 @@ def filled_in(
 def test_geojson_is_the_tissue_mask_to_the_pixel(filled: Path, lake: Lake, tmp_path: Path) -> None:
     export_folder(filled, tmp_path, format="geojson")
     for row in slides_of(lake):
-        found = json.loads((tmp_path / f"{row['slide_id']}.geojson").read_text())
-        assert found["type"] == "FeatureCollection"
-        for feature in found["features"]:
+        collection = json.loads((tmp_path / f"{row['slide_id']}.geojson").read_text())
+        assert collection["type"] == "FeatureCollection"
+        for feature in collection["features"]:
             assert feature["type"] == "Feature"
             assert feature["properties"]["objectType"] == "annotation"
             assert feature["properties"]["classification"]["name"] == "Tissue"
         mask = tissue_mask(lake, row["slide_id"])
         scale = row["width_px"] / mask.shape[1], row["height_px"] / mask.shape[0]
-        assert np.array_equal(filled_in(found["features"], mask.shape, scale), mask)
+        assert np.array_equal(filled_in(collection["features"], mask.shape, scale), mask)
 
 
 def test_geojson_of_tiles(filled: Path, lake: Lake, tmp_path: Path) -> None:
@@ -257,10 +257,10 @@ def test_geojson_of_tiles(filled: Path, lake: Lake, tmp_path: Path) -> None:
 def test_outlines_of_any_mask_give_it_back(seed: int) -> None:
     rng = np.random.default_rng(seed)
     mask = rng.random(rng.integers(1, 14, 2)) < rng.random()
-    found = mask_geojson(mask, mask.shape[1] * 3, mask.shape[0] * 5)["features"]
-    assert np.array_equal(filled_in(found, mask.shape, (3, 5)), mask)
+    features = mask_geojson(mask, mask.shape[1] * 3, mask.shape[0] * 5)["features"]
+    assert np.array_equal(filled_in(features, mask.shape, (3, 5)), mask)
     parts = cv2.connectedComponents(mask.astype(np.uint8), connectivity=4)[0] - 1
-    assert len(found) == parts
+    assert len(features) == parts
 
 
 # ---------------------------------------------------------------------- and back
@@ -272,15 +272,15 @@ ROUND_TRIPS = [("trident", {}), ("clam", {"mpp": 0.5, "teachers": ("uni=features
 def both(lake: Path) -> dict[str, tuple[Any, Any, dict[str, Any]]]:
     opened = open_lake(lake)
     rows = opened.tiles_of(mpp=0.5).select("slide_id", "tile_px_level0", "effective_mpp", "crc32")
-    found = {}
+    slides = {}
     for row in rows.to_dicts():
         xy, features = truth(opened, row["slide_id"], "uni")
-        found[row["slide_id"]] = (xy, features, {k: row[k] for k in row if k != "slide_id"})
-    return found
+        slides[row["slide_id"]] = (xy, features, {k: row[k] for k in row if k != "slide_id"})
+    return slides
 
 
-@pytest.mark.parametrize(("name", "given"), [*ROUND_TRIPS, ("stamp", {"level0_mpp": 0.25})])
-def test_round_trip_gives_the_same_lake(tmp_path: Path, name: str, given: dict[str, Any]) -> None:
+@pytest.mark.parametrize(("name", "options"), [*ROUND_TRIPS, ("stamp", {"level0_mpp": 0.25})])
+def test_round_trip_gives_the_same_lake(tmp_path: Path, name: str, options: dict[str, Any]) -> None:
     job = tmp_path / "job"
     for number in range(3):
         xy = two_contours() + 10 * number
@@ -289,20 +289,22 @@ def test_round_trip_gives_the_same_lake(tmp_path: Path, name: str, given: dict[s
     trident_tissue(tmp_path, "s1")
     assert not import_folder(tmp_path / "one", job, format="trident").failed
     run(tmp_path / "one", tmp_path / "out", name)
-    done = import_folder(tmp_path / "two", tmp_path / "out", format=name, given=Given(**given))
+    done = import_folder(
+        tmp_path / "two", tmp_path / "out", format=name, facts=ImportFacts(**options)
+    )
     assert not done.failed
     first, second = both(tmp_path / "one"), both(tmp_path / "two")
     assert first.keys() == second.keys()
-    for slide, (xy, features, about) in first.items():
+    for slide, (xy, features, slide_row) in first.items():
         assert np.array_equal(second[slide][0], xy)
         assert np.array_equal(second[slide][1], features)
-        assert second[slide][2] == pytest.approx(about)
+        assert second[slide][2] == pytest.approx(slide_row)
     if name == "trident":
-        known = [
+        catalogs = [
             open_lake(tmp_path / part).slides().select("slide_id", "tissue_geojson").collect()
             for part in ("one", "two")
         ]
-        assert known[0].equals(known[1])
+        assert catalogs[0].equals(catalogs[1])
 
 
 @pytest.mark.parametrize("name", ["trident", "clam", "stamp"])
@@ -311,15 +313,15 @@ def test_exports_of_a_real_lake_are_read_back(
 ) -> None:
     run(filled, tmp_path, name, teachers=[TEACHER])
     mpps = {row["slide_id"]: row["mpp"] for row in slides_of(lake)}
-    given = Given(
+    facts = ImportFacts(
         teachers=(f"{TEACHER}=features_{TEACHER}",) if name == "clam" else (),
         known_mpp=mpps.get,
     )
     problems: list[Problem] = []
-    found = list(read_folder(tmp_path, name, given=given, on_problem=problems.append))
+    slides = list(read_folder(tmp_path, name, facts=facts, on_problem=problems.append))
     assert not problems
-    assert {slide.slide_id for slide in found} == set(mpps)
-    for slide in found:
+    assert {slide.slide_id for slide in slides} == set(mpps)
+    for slide in slides:
         xy, stored = truth(lake, slide.slide_id)
         assert np.array_equal(slide.xy, xy)
         assert np.array_equal(slide.features[TEACHER].astype(np.float16), stored)
@@ -390,7 +392,7 @@ def test_slides_without_tiles_or_features(tmp_path: Path) -> None:
     run(tmp_path / "lake", tmp_path / "anndata", "anndata")
     assert run(tmp_path / "lake", tmp_path / "anndata", "anndata").complete == 3
     done = export_folder(tmp_path / "lake", tmp_path / "geojson", format="geojson")
-    assert "the lake knows no outline of its tissue" in done.failed[0]["reason"]
+    assert "the lake has no outline of its tissue" in done.failed[0]["reason"]
 
 
 def test_stamp_needs_the_mpp_of_each_slide(tmp_path: Path) -> None:

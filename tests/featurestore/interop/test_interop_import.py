@@ -25,7 +25,7 @@ from featurestore import (
     tile_parts,
     verify,
 )
-from featurestore.interop import Given, ImportResult, InteropError, import_folder
+from featurestore.interop import ImportFacts, ImportResult, InteropError, import_folder
 from featurestore.interop.grid_cells import choose_cells
 from featurestore.interop.incoming_tiles import config_for
 from tests.worlds.interop_files import (
@@ -53,9 +53,11 @@ ROOT = Path(__file__).resolve().parents[3]
 def rows_of(lake: Lake, slide_id: str, teacher: str, mpp: float = 0.5) -> set[object]:
     """The slide's tiles as a set of (x, y, features), read by a plain question to the lake."""
     frame = lake.features(teacher, mpp=mpp).filter(pl.col("slide_id") == slide_id).collect()
-    found: set[object] = {(x, y, tuple(f)) for x, y, f in frame.select("x", "y", teacher).rows()}
-    assert len(found) == frame.height
-    return found
+    feature_rows: set[object] = {
+        (x, y, tuple(f)) for x, y, f in frame.select("x", "y", teacher).rows()
+    }
+    assert len(feature_rows) == frame.height
+    return feature_rows
 
 
 def given_rows(xy: Int64Array, features: FloatArray) -> set[object]:
@@ -65,12 +67,12 @@ def given_rows(xy: Int64Array, features: FloatArray) -> set[object]:
 
 def holds(lake: Lake, slide_id: str, teacher: str, xy: Int64Array, features: FloatArray) -> bool:
     """Whether questions, bags and verify all have exactly these tiles with these features."""
-    found = rows_of(lake, slide_id, teacher)
+    lake_rows = rows_of(lake, slide_id, teacher)
     bag = lake.bag(slide_id, teacher, mpp=0.5)
     by_bag = given_rows(np.stack([bag.x, bag.y], 1).astype(np.int64), bag.features)
     assert np.all(np.diff(bag.tile_id) > 0)
     assert verify(lake).ok
-    return found == by_bag == given_rows(xy, features)
+    return lake_rows == by_bag == given_rows(xy, features)
 
 
 def trident(job: Path, slide: str, xy: Int64Array, *teachers: str, dim: int = 8) -> None:
@@ -81,7 +83,7 @@ def trident(job: Path, slide: str, xy: Int64Array, *teachers: str, dim: int = 8)
 
 
 def take(lake: Path, folder: Path, name: str = "trident", **options: object) -> ImportResult:
-    return import_folder(lake, folder, format=name, given=Given(**options))  # type: ignore[arg-type]
+    return import_folder(lake, folder, format=name, facts=ImportFacts(**options))  # type: ignore[arg-type]
 
 
 # ---------------------------------------------------------------------- cells
@@ -222,7 +224,7 @@ def test_files_that_say_too_little_make_no_lake(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("found", "mpps"),
+    ("file_mpps", "mpps"),
     [
         ([0.499, 0.503, 1.996, 2.012], (0.5, 2.0)),
         ([0.2525, 0.2501], (0.25,)),
@@ -231,9 +233,9 @@ def test_files_that_say_too_little_make_no_lake(tmp_path: Path) -> None:
     ],
 )
 def test_scanners_that_differ_a_little_share_a_lakes_mpp(
-    found: list[float], mpps: tuple[float, ...]
+    file_mpps: list[float], mpps: tuple[float, ...]
 ) -> None:
-    assert config_for((256, mpp) for mpp in found).mpps == mpps
+    assert config_for((256, mpp) for mpp in file_mpps).mpps == mpps
 
 
 def test_tiles_of_two_sizes_make_no_lake(tmp_path: Path) -> None:
@@ -311,9 +313,9 @@ def test_other_tile_size_or_mpp_than_the_lakes(tmp_path: Path) -> None:
     create_lake(tmp_path / "lake", LakeConfig(tile_px=256, mpps=(1.0,)))
     trident_patches(tmp_path / "x", "a", grid(2, 2))
     trident_patches(tmp_path / "x", "b", grid(2, 2), patch_size=512)
-    found = {f["slide_id"]: f["reason"] for f in take(tmp_path / "lake", tmp_path / "x").failed}
-    assert "tiles of 0.5 mpp; the lake has [1.0]" in found["a"]
-    assert "tiles of 512 px; the lake holds tiles of 256 px" in found["b"]
+    reasons = {f["slide_id"]: f["reason"] for f in take(tmp_path / "lake", tmp_path / "x").failed}
+    assert "tiles of 0.5 mpp; the lake has [1.0]" in reasons["a"]
+    assert "tiles of 512 px; the lake holds tiles of 256 px" in reasons["b"]
 
 
 def test_values_that_float16_cannot_hold_are_named(tmp_path: Path) -> None:
@@ -386,12 +388,12 @@ def test_stamp_takes_the_mpp_of_slides_that_the_lake_knows(lake_copy: Path, tmp_
     row = lake.slides().filter(pl.col("state") == "ready").head(1).collect().row(0, named=True)
     tiles = lake.tiles(mpp=0.5).filter(pl.col("slide_id") == row["slide_id"]).collect()
     xy = np.stack([tiles["x"].to_numpy(), tiles["y"].to_numpy()], 1)
-    about = {"tile_size_um": 256 * row["mpp"], "tile_size_px": 256}
-    stamp(tmp_path / "s", row["slide_id"], xy * row["mpp"], values(len(xy), 8), **about)
+    attributes = {"tile_size_um": 256 * row["mpp"], "tile_size_px": 256}
+    stamp(tmp_path / "s", row["slide_id"], xy * row["mpp"], values(len(xy), 8), **attributes)
     done = take(lake_copy, tmp_path / "s", "stamp")
     assert done.features == {"virchow2 at 0.5": 1}
-    found = rows_of(open_lake(lake_copy), row["slide_id"], "virchow2")
-    assert found == given_rows(xy, values(len(xy), 8))
+    lake_rows = rows_of(open_lake(lake_copy), row["slide_id"], "virchow2")
+    assert lake_rows == given_rows(xy, values(len(xy), 8))
 
 
 # ---------------------------------------------------------------------- kills

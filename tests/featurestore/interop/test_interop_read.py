@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from featurestore.interop import Given, InteropError, Problem, SlideFeatures, read_folder
+from featurestore.interop import ImportFacts, InteropError, Problem, SlideFeatures, read_folder
 from tests.worlds.interop_files import (
     SIDE,
     clam_features,
@@ -28,29 +28,29 @@ from tests.worlds.interop_files import (
     values,
 )
 
-CLAM = Given(mpp=0.5, teachers=("resnet50",))
-STAMP = Given(level0_mpp=0.25)
+CLAM = ImportFacts(mpp=0.5, teachers=("resnet50",))
+STAMP = ImportFacts(level0_mpp=0.25)
 
 
 def read(
-    folder: Path, name: str, given: Given | None = None
+    folder: Path, name: str, facts: ImportFacts | None = None
 ) -> tuple[dict[str, SlideFeatures], list[Problem]]:
-    """All slides by name, which are then in memory at once, and what was not taken."""
+    """Return all slides by name, in memory at once, and the files that were not taken."""
     problems: list[Problem] = []
-    slides = list(read_folder(folder, name, given=given, on_problem=problems.append))
+    slides = list(read_folder(folder, name, facts=facts, on_problem=problems.append))
     return {slide.slide_id: slide for slide in slides}, problems
 
 
-def only(folder: Path, name: str, given: Given | None = None) -> SlideFeatures:
-    slides, problems = read(folder, name, given)
+def only(folder: Path, name: str, facts: ImportFacts | None = None) -> SlideFeatures:
+    slides, problems = read(folder, name, facts)
     assert not problems
     (slide,) = slides.values()
     return slide
 
 
-def reason(folder: Path, name: str, given: Given | None = None) -> str:
+def reason(folder: Path, name: str, facts: ImportFacts | None = None) -> str:
     """The only problem of a folder."""
-    (problem,) = read(folder, name, given)[1]
+    (problem,) = read(folder, name, facts)[1]
     assert problem.failed
     return problem.reason
 
@@ -130,15 +130,17 @@ def test_trident_one_bad_file_stops_no_other(tmp_path: Path) -> None:
     with h5py.File(tmp_path / "patches" / "f_patches.h5", "w") as file:
         file["features"] = [1.0]
     slides, problems = read(tmp_path, "trident")
-    found = {problem.slide_id: problem.reason for problem in problems}
+    reasons = {problem.slide_id: problem.reason for problem in problems}
     assert sorted(slides) == ["a", "b", "c", "d", "e"]
     assert list(slides["a"].features) == ["uni"]
     assert all(not slides[name].features for name in "bcde")
-    assert "features of 1 tiles are NaN or infinite, first row 3" in found["b"]
-    assert "20 features for 21 coordinates" in found["c"]
-    assert "can't be read as HDF5, perhaps it is cut short" in found["d"]
-    assert "its 21 tiles are not the 21 that are known of this slide (0 are the same)" in found["e"]
-    assert "has no dataset 'coords'; it has: features" in found["f"]
+    assert "features of 1 tiles are NaN or infinite, first row 3" in reasons["b"]
+    assert "20 features for 21 coordinates" in reasons["c"]
+    assert "can't be read as HDF5, perhaps it is cut short" in reasons["d"]
+    assert (
+        "its 21 tiles are not the 21 that are known of this slide (0 are the same)" in reasons["e"]
+    )
+    assert "has no dataset 'coords'; it has: features" in reasons["f"]
     assert all(Path(problem.path).is_file() for problem in problems)
 
 
@@ -153,23 +155,23 @@ def test_trident_vectors_of_slides_are_left_out_and_said(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(
-    ("attrs", "given", "message"),
+    ("attrs", "facts", "message"),
     [
-        ({"target_magnification": "None"}, Given(), "'target_magnification' is None"),
-        ({"patch_size": 0}, Given(), "'patch_size' is 0; a positive number"),
-        ({}, Given(mpp=0.25), r"says 0\.5, but --mpp 0\.25 was given"),
+        ({"target_magnification": "None"}, ImportFacts(), "'target_magnification' is None"),
+        ({"patch_size": 0}, ImportFacts(), "'patch_size' is 0; a positive number"),
+        ({}, ImportFacts(mpp=0.25), r"says 0\.5, but --mpp 0\.25 was given"),
     ],
 )
 def test_trident_attributes_that_say_too_little(
-    tmp_path: Path, attrs: dict[str, Any], given: Given, message: str
+    tmp_path: Path, attrs: dict[str, Any], facts: ImportFacts, message: str
 ) -> None:
     trident_patches(tmp_path, "a", two_contours(), **attrs)
-    assert re.search(message, reason(tmp_path, "trident", given))
+    assert re.search(message, reason(tmp_path, "trident", facts))
 
 
 def test_trident_mpp_of_the_slide_comes_from_who_knows_it(tmp_path: Path) -> None:
     trident_patches(tmp_path, "a", two_contours())
-    slide = only(tmp_path, "trident", Given(known_mpp={"a": 0.2325}.get))
+    slide = only(tmp_path, "trident", ImportFacts(known_mpp={"a": 0.2325}.get))
     assert (slide.level0_mpp, slide.level0_mpp_source, slide.mpp) == (0.2325, "lake", 0.5)
     assert slide.effective_mpp == pytest.approx(0.465)
 
@@ -201,47 +203,47 @@ def test_clam_mpp_is_asked_for(tmp_path: Path) -> None:
     clam_patches(tmp_path, "a", two_contours())
     message = "CLAM files do not say their mpp; give --mpp, the microns per pixel of the patches"
     assert reason(tmp_path, "clam") == message
-    slide = only(tmp_path, "clam", Given(level0_mpp=0.25))
+    slide = only(tmp_path, "clam", ImportFacts(level0_mpp=0.25))
     assert (slide.mpp, slide.mpp_source) == (0.5, "level-0 mpp x downsample")
 
 
 def test_clam_mpp_of_another_level_is_refused(tmp_path: Path) -> None:
     clam_patches(tmp_path, "a", two_contours())
-    given = Given(mpp=0.25, known_mpp={"a": 0.25}.get)
-    assert "patches of 0.5 mpp by the slide's level-0 mpp" in reason(tmp_path, "clam", given)
+    facts = ImportFacts(mpp=0.25, known_mpp={"a": 0.25}.get)
+    assert "patches of 0.5 mpp by the slide's level-0 mpp" in reason(tmp_path, "clam", facts)
 
 
 def test_clam_features_alone_need_the_size_of_a_patch(tmp_path: Path) -> None:
     clam_features(tmp_path, "a", two_contours(), values(21, 8))
     assert "give --tile-px and --tile-px-level0" in reason(tmp_path, "clam", CLAM)
-    given = Given(mpp=0.5, tile_px=256, tile_px_level0=SIDE, teachers=("resnet50",))
-    slide = only(tmp_path, "clam", given)
+    facts = ImportFacts(mpp=0.5, tile_px=256, tile_px_level0=SIDE, teachers=("resnet50",))
+    slide = only(tmp_path, "clam", facts)
     assert (slide.tile_px, slide.tile_px_level0, slide.level0_mpp) == (256, SIDE, 0.25)
 
 
 def test_clam_teacher_is_asked_for(tmp_path: Path) -> None:
     clam_features(tmp_path / "A", "a", two_contours(), values(21, 8))
     with pytest.raises(InteropError, match="give --teacher NAME for the features in A"):
-        read(tmp_path, "clam", Given(mpp=0.5))
+        read(tmp_path, "clam", ImportFacts(mpp=0.5))
     clam_features(tmp_path / "B", "a", two_contours(), values(21, 4))
     with pytest.raises(InteropError, match=r"several folders .*A, B.* --teacher NAME=FOLDER"):
         read(tmp_path, "clam", CLAM)
     clam_patches(tmp_path, "a", two_contours())
-    slide = only(tmp_path, "clam", Given(mpp=0.5, teachers=("uni=A", "conch=B")))
-    assert {name: found.shape[1] for name, found in slide.features.items()} == {
+    slide = only(tmp_path, "clam", ImportFacts(mpp=0.5, teachers=("uni=A", "conch=B")))
+    assert {name: features.shape[1] for name, features in slide.features.items()} == {
         "uni": 8,
         "conch": 4,
     }
     with pytest.raises(InteropError, match=r"no such folder of features.*there are: A, B"):
-        read(tmp_path, "clam", Given(mpp=0.5, teachers=("uni=C",)))
+        read(tmp_path, "clam", ImportFacts(mpp=0.5, teachers=("uni=C",)))
 
 
 def test_clam_old_files_that_were_shrunk_once_more_are_not_guessed(tmp_path: Path) -> None:
     attrs = {"patch_size": 512, "patch_level": 0, "custom_downsample": 2}
     clam_patches(tmp_path, "a", two_contours(), **attrs, downsample=np.array([1.0, 1.0]))
     assert "custom_downsample is 2, and tools differ" in reason(tmp_path, "clam", CLAM)
-    given = Given(mpp=0.5, tile_px=256, tile_px_level0=SIDE)
-    slide = only(tmp_path, "clam", given)
+    facts = ImportFacts(mpp=0.5, tile_px=256, tile_px_level0=SIDE)
+    slide = only(tmp_path, "clam", facts)
     assert (slide.tile_px, slide.tile_px_level0) == (256, SIDE)
 
 
@@ -263,7 +265,7 @@ def test_stamp_microns_become_pixels(tmp_path: Path) -> None:
 def test_stamp_needs_the_mpp_of_the_slide(tmp_path: Path) -> None:
     stamp(tmp_path, "a", grid(2, 2, 256), values(4, 8))
     assert "STAMP's coordinates are microns; give --level0-mpp" in reason(tmp_path, "stamp")
-    slide = only(tmp_path, "stamp", Given(known_mpp={"a": 0.5}.get))
+    slide = only(tmp_path, "stamp", ImportFacts(known_mpp={"a": 0.5}.get))
     assert np.array_equal(slide.xy, grid(2, 2, 512))
 
 
@@ -292,7 +294,7 @@ def test_stamp_file_of_an_unknown_unit(tmp_path: Path) -> None:
 def test_stamp_file_without_the_pixels_of_a_tile(tmp_path: Path) -> None:
     stamp(tmp_path, "a", grid(2, 2, 256), values(4, 8), tile_size_px=None)
     assert "give --tile-px or --mpp" in reason(tmp_path, "stamp", STAMP)
-    slide = only(tmp_path, "stamp", Given(level0_mpp=0.25, tile_px=224))
+    slide = only(tmp_path, "stamp", ImportFacts(level0_mpp=0.25, tile_px=224))
     assert (slide.tile_px, slide.mpp) == (224, 256 / 224)
 
 
@@ -303,19 +305,19 @@ def test_stamp_without_coordinates_or_of_patients(tmp_path: Path) -> None:
         file.attrs["extractor"] = "x"
     stamp(tmp_path, "p", grid(1, 1), values(1, 8), feat_type="patient", encoder="titan")
     slides, problems = read(tmp_path, "stamp", STAMP)
-    found = {problem.slide_id: problem for problem in problems}
+    problem_of = {problem.slide_id: problem for problem in problems}
     assert not slides
-    assert "a lake must know where a tile is" in found["a"].reason
-    assert "one vector of a slide or patient" in found["p"].reason
-    assert not found["p"].failed
+    assert "a lake must know where a tile is" in problem_of["a"].reason
+    assert "one vector of a slide or patient" in problem_of["p"].reason
+    assert not problem_of["p"].failed
 
 
 def test_stamp_old_extractor_without_a_name_is_asked_for(tmp_path: Path) -> None:
     stamp(tmp_path / "old", "a", grid(2, 2, 256), values(4, 8), extractor=None)
     with pytest.raises(InteropError, match="give --teacher NAME for the features in old"):
         read(tmp_path, "stamp", STAMP)
-    given = Given(level0_mpp=0.25, teachers=("ctranspath",))
-    assert list(only(tmp_path, "stamp", given).features) == ["ctranspath"]
+    facts = ImportFacts(level0_mpp=0.25, teachers=("ctranspath",))
+    assert list(only(tmp_path, "stamp", facts).features) == ["ctranspath"]
 
 
 def test_stamp_same_name_twice_is_said(tmp_path: Path) -> None:
@@ -361,11 +363,11 @@ def test_slide2vec_what_is_missing_or_does_not_agree(tmp_path: Path) -> None:
     slide2vec_tiles(tmp_path, "d", grid(2, 2))
     cut_short(tmp_path / "tiles" / "d.coordinates.npz")
     _, problems = read(tmp_path, "slide2vec")
-    found = {problem.slide_id: problem.reason for problem in problems}
-    assert "5 features for 4 coordinates" in found["a"]
-    assert "has 4 tiles, its metadata say 3" in found["b"]
-    assert "no tiles/c.coordinates.meta.json" in found["c"]
-    assert "can't be read as .npz, perhaps it is cut short" in found["d"]
+    reasons = {problem.slide_id: problem.reason for problem in problems}
+    assert "5 features for 4 coordinates" in reasons["a"]
+    assert "has 4 tiles, its metadata say 3" in reasons["b"]
+    assert "no tiles/c.coordinates.meta.json" in reasons["c"]
+    assert "can't be read as .npz, perhaps it is cut short" in reasons["d"]
 
 
 # ---------------------------------------------------------------------- all of them
@@ -381,14 +383,14 @@ class Trap:
         return open, (str(self.path), "w")
 
 
-@pytest.mark.parametrize("how", ["torch", "pickle", "npz"])
-def test_nothing_is_ever_unpickled(tmp_path: Path, how: str) -> None:
+@pytest.mark.parametrize("kind", ["torch", "pickle", "npz"])
+def test_nothing_is_ever_unpickled(tmp_path: Path, kind: str) -> None:
     trap = tmp_path / "sprung"
     slide2vec_tiles(tmp_path, "a", grid(2, 2))
-    path = slide2vec_features(tmp_path, "a", values(4, 8), kind="npz" if how == "npz" else "pt")
-    if how == "torch":
+    path = slide2vec_features(tmp_path, "a", values(4, 8), kind="npz" if kind == "npz" else "pt")
+    if kind == "torch":
         torch.save({"features": Trap(trap)}, path)
-    elif how == "pickle":
+    elif kind == "pickle":
         path.write_bytes(pickle.dumps(Trap(trap)))
     else:
         np.savez(path, features=np.array([Trap(trap)], dtype=object))
@@ -420,7 +422,7 @@ def test_teacher_that_is_not_there_is_named(tmp_path: Path) -> None:
     trident_features(tmp_path, "a", two_contours(), "uni", values(21, 4))
     trident_features(tmp_path, "a", two_contours(), "conch", values(21, 4))
     with pytest.raises(InteropError, match=r"no features of uni2 .*there are: conch, uni;"):
-        read(tmp_path, "trident", Given(teachers=("uni2",)))
-    assert list(only(tmp_path, "trident", Given(teachers=("uni",))).features) == ["uni"]
-    slide = only(tmp_path, "trident", Given(teachers=("mine=features_uni",)))
+        read(tmp_path, "trident", ImportFacts(teachers=("uni2",)))
+    assert list(only(tmp_path, "trident", ImportFacts(teachers=("uni",))).features) == ["uni"]
+    slide = only(tmp_path, "trident", ImportFacts(teachers=("mine=features_uni",)))
     assert sorted(slide.features) == ["conch", "mine"]

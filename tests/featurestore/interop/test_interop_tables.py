@@ -25,18 +25,18 @@ def rows(frame: pl.DataFrame) -> list[tuple[object, ...]]:
 
 def test_clam_labels(tmp_path: Path) -> None:
     text = "case_id,slide_id,label\n007,slide_0,tumor_tissue\n007,slide_1,NA\n"
-    found = read_labels(write(tmp_path / "labels.csv", text))
-    assert found.columns == ["slide_id", "patient_id", "label"]
-    assert found.rows() == [("slide_0", "007", "tumor_tissue"), ("slide_1", "007", None)]
+    labels = read_labels(write(tmp_path / "labels.csv", text))
+    assert labels.columns == ["slide_id", "patient_id", "label"]
+    assert labels.rows() == [("slide_0", "007", "tumor_tissue"), ("slide_1", "007", None)]
 
 
 def test_patho_bench_labels_keep_survival_columns_and_drop_folds(tmp_path: Path) -> None:
     text = (
         "case_id\tslide_id\tOS\tOS_event\tOS_days\tfold_0\tfold_1\n1\ta\t2\t1\t100.5\ttrain\ttest\n"
     )
-    found = read_labels(write(tmp_path / "k=all.tsv", text))
-    assert found.columns == ["slide_id", "patient_id", "OS", "OS_event", "OS_days"]
-    assert found.rows() == [("a", "1", 2, 1, 100.5)]
+    labels = read_labels(write(tmp_path / "k=all.tsv", text))
+    assert labels.columns == ["slide_id", "patient_id", "OS", "OS_event", "OS_days"]
+    assert labels.rows() == [("a", "1", 2, 1, 100.5)]
 
 
 @pytest.mark.parametrize("ending", ["csv", "xlsx"])
@@ -52,9 +52,9 @@ def test_stamp_tables(tmp_path: Path, ending: str) -> None:
     assert read_labels(paths[0])["patient_id"].to_list() == ["7", "8"]
     assert read_labels(paths[0])["isMSIH"].to_list() == ["MSIH", None]
     assert read_labels(paths[1]).columns == ["slide_id", "patient_id"]
-    found = read_labels(paths[0], slides=paths[1])
-    assert found.columns == ["slide_id", "patient_id", "isMSIH", "time"]
-    assert rows(found) == [("a", "7", "MSIH", 12.5), ("b.b", "7", "MSIH", 12.5)]
+    labels = read_labels(paths[0], slides=paths[1])
+    assert labels.columns == ["slide_id", "patient_id", "isMSIH", "time"]
+    assert rows(labels) == [("a", "7", "MSIH", 12.5), ("b.b", "7", "MSIH", 12.5)]
 
 
 def write_frame(frame: pl.DataFrame, path: Path) -> None:
@@ -141,9 +141,9 @@ def test_clam_splits_are_ragged(tmp_path: Path) -> None:
     frame = pd.concat(parts, ignore_index=True, axis=1)
     frame.columns = pd.Index(["train", "val", "test"])
     frame.to_csv(tmp_path / "splits_3.csv")
-    found = read_splits(tmp_path / "splits_3.csv")
-    assert found.columns == ["fold", "slide_id", "part"]
-    assert rows(found) == [
+    splits = read_splits(tmp_path / "splits_3.csv")
+    assert splits.columns == ["fold", "slide_id", "part"]
+    assert rows(splits) == [
         *[(3, name, "train") for name in "abc"],
         (3, "d", "val"),
         *[(3, name, "test") for name in "ef"],
@@ -171,11 +171,11 @@ def test_clam_folder_of_folds(tmp_path: Path) -> None:
         flags = pd.DataFrame(np.eye(3, dtype=bool), index=names, columns=["train", "val", "test"])
         flags.to_csv(tmp_path / f"splits_{fold}_bool.csv")
         write(tmp_path / f"splits_{fold}_descriptor.csv", ",train,val,test\ntumor,1,1,1\n")
-    found = read_splits(tmp_path)
-    assert found["fold"].to_list() == [0, 0, 0, 1, 1, 1, 10, 10, 10]
+    splits = read_splits(tmp_path)
+    assert splits["fold"].to_list() == [0, 0, 0, 1, 1, 1, 10, 10, 10]
     for fold in (0, 10):
         by_bool = read_splits(tmp_path / f"splits_{fold}_bool.csv")
-        assert rows(by_bool) == rows(found.filter(pl.col("fold") == fold))
+        assert rows(by_bool) == rows(splits.filter(pl.col("fold") == fold))
     with pytest.raises(InteropError, match="known forms are: CLAM's splits"):
         read_splits(tmp_path / "splits_0_descriptor.csv")
 
@@ -183,8 +183,8 @@ def test_clam_folder_of_folds(tmp_path: Path) -> None:
 def test_stamp_splits(tmp_path: Path) -> None:
     text = '{"splits": [{"train_patients": ["p1", "p2"], "test_patients": ["p3"]}, '
     text += '{"train_patients": ["p3"], "test_patients": ["p1"]}]}'
-    found = read_splits(write(tmp_path / "splits.json", text))
-    assert rows(found) == [
+    splits = read_splits(write(tmp_path / "splits.json", text))
+    assert rows(splits) == [
         (0, "p1", "train"),
         (0, "p2", "train"),
         (0, "p3", "test"),
@@ -204,14 +204,14 @@ c3\td\t2\tval\ttrain\ttest
 
 
 def test_patho_bench_splits(tmp_path: Path) -> None:
-    found = read_splits(write(tmp_path / "k=all.tsv", PATHO_BENCH))
-    assert found.columns == ["fold", "slide_id", "patient_id", "part"]
-    assert found.height == 11
-    assert found.filter(pl.col("slide_id") == "c").rows() == [
+    splits = read_splits(write(tmp_path / "k=all.tsv", PATHO_BENCH))
+    assert splits.columns == ["fold", "slide_id", "patient_id", "part"]
+    assert splits.height == 11
+    assert splits.filter(pl.col("slide_id") == "c").rows() == [
         (0, "c", "c2", "test"),
         (1, "c", "c2", "train"),
     ]
-    assert set(found.filter(pl.col("patient_id") == "c1").select("fold", "part").rows()) == {
+    assert set(splits.filter(pl.col("patient_id") == "c1").select("fold", "part").rows()) == {
         (0, "train"),
         (1, "test"),
         (10, "train"),

@@ -27,12 +27,12 @@ IDS = [f"p{i:02d}" for i in range(40)]
 LABEL = {patient: ("a", "b", "b", "b")[i % 4] for i, patient in enumerate(IDS)}
 
 
-def sides(found: FoldTable) -> list[tuple[str, str, str]]:
-    return [("".join(s.train), "".join(s.validation), "".join(s.test)) for s in found.splits]
+def sides(table: FoldTable) -> list[tuple[str, str, str]]:
+    return [("".join(s.train), "".join(s.validation), "".join(s.test)) for s in table.splits]
 
 
 def clam(folder: Path, fold: int, train: list[str], val: list[str], test: list[str]) -> None:
-    """As CLAM's save_splits writes them: three lists side by side, and the same as flags."""
+    """Write CLAM's splits as save_splits does: three lists side by side, and an index."""
     parts = [pd.Series(part) for part in (train, val, test)]
     frame = pd.concat(parts, ignore_index=True, axis=1)
     frame.columns = pd.Index(["train", "val", "test"])
@@ -47,11 +47,11 @@ def test_clams_folder(tmp_path: Path) -> None:
     for fold in range(11):
         clam(tmp_path, fold, ["a1", "a2", "b1"], ["c1"], ["d1", "gone"])
     clam(tmp_path, 10, ["c1", "d1"], ["a2", "a1"], ["b1"])
-    found = read_splits(tmp_path, COHORT)
-    assert [split.fold for split in found.splits] == list(range(11))
-    assert sides(found) == [("AB", "C", "D")] * 10 + [("CD", "A", "B")]
-    assert (found.missing, found.surplus) == (("gone",), ())
-    assert found.notes == ("splits are read as CLAM's, 11 of them",)
+    table = read_splits(tmp_path, COHORT)
+    assert [split.fold for split in table.splits] == list(range(11))
+    assert sides(table) == [("AB", "C", "D")] * 10 + [("CD", "A", "B")]
+    assert (table.missing, table.surplus) == (("gone",), ())
+    assert table.notes == ("splits are read as CLAM's, 11 of them",)
     for name in ("splits_10.csv", "splits_10_bool.csv"):
         one = read_splits(tmp_path / name, COHORT)
         assert (sides(one), one.splits[0].fold) == ([("CD", "A", "B")], 10)
@@ -66,10 +66,10 @@ def test_clam_numbers_that_pandas_made_floats(tmp_path: Path) -> None:
     frame.columns = pd.Index(["train", "val", "test"])
     frame.to_csv(tmp_path / "splits_0.csv")
     assert "103.0" in (tmp_path / "splits_0.csv").read_text()
-    found = read_splits(
+    table = read_splits(
         tmp_path / "splits_0.csv", Cohort(patients=patients, missing=[], surplus=[])
     )
-    assert sides(found) == [("AB", "C", "D")]
+    assert sides(table) == [("AB", "C", "D")]
 
 
 PATHO_BENCH = """case_id\tslide_id\tgrade\tfold_0\tfold_1
@@ -85,11 +85,11 @@ Z\tz1.svs\t2\ttrain\t
 def test_patho_benchs_table_by_content_alone(tmp_path: Path, separator: str) -> None:
     path = tmp_path / "table.txt"
     path.write_text(PATHO_BENCH.replace("\t", separator))
-    found = read_splits(path, COHORT)
-    assert sides(found) == [("A", "C", "B"), ("BC", "", "A")]
-    assert (found.missing, found.surplus) == (("Z",), ("D",))  # a new slide of A is A's
-    assert found.notes[0] == "splits are read as Patho-Bench's, 2 of them"
-    assert "3 slides are matched without" in found.notes[1]
+    table = read_splits(path, COHORT)
+    assert sides(table) == [("A", "C", "B"), ("BC", "", "A")]
+    assert (table.missing, table.surplus) == (("Z",), ("D",))  # a new slide of A is A's
+    assert table.notes[0] == "splits are read as Patho-Bench's, 2 of them"
+    assert "3 slides are matched without" in table.notes[1]
 
 
 def test_stamps_splits_in_a_folder_or_memory(tmp_path: Path) -> None:
@@ -98,9 +98,9 @@ def test_stamps_splits_in_a_folder_or_memory(tmp_path: Path) -> None:
     with fsspec.open("memory://study/any-name", "w") as file:
         file.write(text)
     for path in (tmp_path, tmp_path / "splits.json", "memory://study/any-name"):
-        found = read_splits(path, COHORT)
-        assert sides(found) == [("AB", "", "C")]
-        assert (found.missing, found.surplus) == (("Z",), ("D",))
+        table = read_splits(path, COHORT)
+        assert sides(table) == [("AB", "", "C")]
+        assert (table.missing, table.surplus) == (("Z",), ("D",))
 
 
 @pytest.mark.parametrize("ending", ["parquet", "csv"])
@@ -111,8 +111,8 @@ def test_splits_of_a_run_come_back(tmp_path: Path, ending: str) -> None:
     path = tmp_path / f"splits.{ending}"
     table.write_parquet(path) if ending == "parquet" else table.write_csv(path)
     patients = pl.DataFrame({"patient_id": IDS, "slide_ids": [[p] for p in IDS]})
-    found = read_splits(tmp_path, Cohort(patients=patients, missing=[], surplus=[]))
-    assert list(found.splits) == splits
+    read_back = read_splits(tmp_path, Cohort(patients=patients, missing=[], surplus=[]))
+    assert list(read_back.splits) == splits
     less = Cohort(patients=patients.filter(pl.col("patient_id") != "p07"), missing=[], surplus=[])
     smaller = read_splits(path, less)
     assert smaller.missing == ("p07",)
@@ -192,13 +192,13 @@ def test_near_ids_in_splits_are_refused(tmp_path: Path, text: str, near: str) ->
 
 def test_a_validation_part_is_taken_from_train_alone() -> None:
     split = Split(train=tuple(IDS[:32]), validation=(), test=tuple(IDS[32:]), fold=3)
-    found = with_validation(split, LABEL, seed=0)
-    assert (found.test, found.fold) == (split.test, 3)
-    assert sorted(found.train + found.validation) == sorted(split.train)
-    assert Counter(LABEL[p] for p in found.validation) == {"a": 2, "b": 6}
+    new_split = with_validation(split, LABEL, seed=0)
+    assert (new_split.test, new_split.fold) == (split.test, 3)
+    assert sorted(new_split.train + new_split.validation) == sorted(split.train)
+    assert Counter(LABEL[p] for p in new_split.validation) == {"a": 2, "b": 6}
     backwards = dict(reversed(LABEL.items()))
-    assert with_validation(split, backwards, seed=0) == found
-    assert with_validation(split, LABEL, seed=1) != found
+    assert with_validation(split, backwards, seed=0) == new_split
+    assert with_validation(split, LABEL, seed=1) != new_split
     tenth = with_validation(split, LABEL, seed=0, share=0.01)
     assert Counter(LABEL[p] for p in tenth.validation) == {"a": 1, "b": 1}
     most = with_validation(split, LABEL, seed=0, share=0.99)
@@ -211,9 +211,9 @@ def test_sites_stay_apart_with_a_validation_part() -> None:
     joined = Split(
         train=whole.train + whole.validation, validation=(), test=whole.test, sites=whole.sites
     )
-    found = with_validation(joined, LABEL, seed=0)
-    assert found.sites == whole.sites
-    assert {whole.sites[p] for p in found.validation} == {"s1", "s2"}
+    new_split = with_validation(joined, LABEL, seed=0)
+    assert new_split.sites == whole.sites
+    assert {whole.sites[p] for p in new_split.validation} == {"s1", "s2"}
 
 
 def test_a_validation_part_that_cannot_be_taken_is_refused() -> None:

@@ -23,7 +23,7 @@ from featurestore import (
     vacuum,
     verify,
 )
-from featurestore.annotations.annotate import annotate
+from featurestore.annotations.annotating import annotate
 from featurestore.keep import copied_files
 from featurestore.storage.lock import writer_lease
 from tests.conftest import ROOT
@@ -93,8 +93,8 @@ def test_copy_has_the_annotations_of_its_versions(rich: Lake, tmp_path: Path) ->
     tables = sorted(path.name for path in (Path(rich.uri) / "annotations").iterdir())
     copy_lake(rich.uri, tmp_path / "copy")
     copy = open_lake(tmp_path / "copy")
-    asked = lake.annotation("grade").sort("slide_id").collect()
-    assert copy.annotation("grade").sort("slide_id").collect().equals(asked)
+    annotation = lake.annotation("grade").sort("slide_id").collect()
+    assert copy.annotation("grade").sort("slide_id").collect().equals(annotation)
     assert verify(copy).ok
     copied = {path.name for path in (tmp_path / "copy" / "annotations").iterdir()}
     assert len(copied) == 1  # not the table that was replaced
@@ -213,18 +213,18 @@ def test_copies_to_a_bucket_and_back(
     rich: Lake, bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(copied_files, "CHUNK_BYTES", 1000)
-    there = f"{bucket.uri}/copies/one"
-    stopped_copy(rich, there, 10)
-    copy_lake(rich.uri, there)
-    copy_lake(there, f"{bucket.uri}/copies/two")
+    copy_uri = f"{bucket.uri}/copies/one"
+    stopped_copy(rich, copy_uri, 10)
+    copy_lake(rich.uri, copy_uri)
+    copy_lake(copy_uri, f"{bucket.uri}/copies/two")
     copy_lake(f"{bucket.uri}/copies/two", tmp_path / "back")
     same(open_lake(tmp_path / "back"), rich)
-    assert open_lake(there).version == rich.version
+    assert open_lake(copy_uri).version == rich.version
 
 
 def test_command_says_what_was_copied(rich: Lake, tmp_path: Path) -> None:
-    asked = ["copy", rich.uri, str(tmp_path / "copy")]
-    done = CliRunner().invoke(slidelake.app, [*asked, "--json"])
+    line = ["copy", rich.uri, str(tmp_path / "copy")]
+    done = CliRunner().invoke(slidelake.app, [*line, "--json"])
     assert done.exit_code == 0, done.output
     value = json.loads(done.stdout.splitlines()[-1])
     assert value["version"] == rich.version

@@ -26,7 +26,7 @@ from featurestore import (
 from featurestore.keep.verify.damage import FILE, SHARD_INDEX
 from featurestore.keep.verify.file_checks import FILE_CHECKS
 from featurestore.shards.shard_index import index_path
-from featurestore.storage.sealed import json_bytes, read_sealed, sealed
+from featurestore.storage.sealed_json import json_bytes, read_sealed, sealed
 from featurestore.tables.schema import CATALOG
 from ingest.teachers.cards.card import Card, card_json
 from ingest.teachers.find_teacher import find_card, weights_of
@@ -43,7 +43,7 @@ def damaged(lake: Lake) -> list[tuple[str, str | None]]:
 
 
 def add_all(lake: Lake) -> dict[str, int]:
-    """What `repair --checksums` does."""
+    """Add the checksums as `repair --checksums` does."""
     return {check.name: check.add(open_lake(lake.uri)) for check in FILE_CHECKS}
 
 
@@ -107,7 +107,7 @@ def test_damaged_statistics_are_refused(fitted: Lake, name: str) -> None:
 
 
 def test_verify_counts_statistics_without_checksums_and_they_can_be_given(fitted: Lake) -> None:
-    """As an early release wrote them; a file that is named already is not vouched for again."""
+    """An early release wrote none; a file that is named already is not vouched for."""
     card = stats_file(fitted, "card.json")
     value = read_sealed(fitted.store, card)
     early = {k: v for k, v in value.items() if k not in {"checksums", "card_crc32"}}
@@ -248,11 +248,11 @@ def test_an_early_lake_is_counted_and_its_indexes_can_be_given_checksums(tmp_pat
 
 def test_an_early_lake_can_be_added_to(tmp_path: Path) -> None:
     lake = early_lake(tmp_path)
-    known = lake.catalog().collect().height
+    rows = lake.catalog().collect().height
     (row,) = lake.committer.register([{"slide_id": "new", "uri": "new.svs"}])
     lake.committer.commit_slides([cut(lake, row["slide"], "new", 4)])
     after = open_lake(lake.uri)
-    assert after.catalog().collect().height == known + len(lake.config.mpps)
+    assert after.catalog().collect().height == rows + len(lake.config.mpps)
     crc32 = after.tiles_of(mpp=0.5)
     assert crc32.filter(crc32["slide_id"] == "new")["index_crc32"].null_count() == 0
     assert verify(after).ok

@@ -19,10 +19,10 @@ from featurestore import (
     vacuum,
     verify,
 )
+from featurestore.commits.lance_features import append_tiles
+from featurestore.commits.lance_groups import Group
+from featurestore.commits.lance_ledger import Ledger
 from featurestore.storage.lock import writer_lease
-from featurestore.tables.lance_features import append_tiles
-from featurestore.tables.lance_groups import Group
-from featurestore.tables.lance_ledger import Ledger
 from featurestore.tables.schema import features_table
 from tests.worlds.small_lake import add_slides, add_teacher, contents, cut, values_of
 
@@ -145,8 +145,8 @@ def test_vanished_data_file_is_named_and_repaired(small: Lake, teacher: str | No
     whole = contents(lake)
     data_files(lake, 0.5, teacher)[0].unlink()
     lake = open_lake(lake.uri)
-    found = set(damage_of(lake))
-    assert {place for place in found if place[2] == teacher} == {
+    places = set(damage_of(lake))
+    assert {place for place in places if place[2] == teacher} == {
         ("a", 0.5, teacher),
         ("b", 0.5, teacher),
     }
@@ -156,15 +156,15 @@ def test_vanished_data_file_is_named_and_repaired(small: Lake, teacher: str | No
     assert contents(add_teacher(again, "t")) == whole
 
 
-@pytest.mark.parametrize("how", ["flip", "cut", "gone"])
-def test_damaged_shard_keeps_its_features(small: Lake, how: str) -> None:
+@pytest.mark.parametrize("damage", ["flip", "cut", "gone"])
+def test_damaged_shard_keeps_its_features(small: Lake, damage: str) -> None:
     lake = add_teacher(small, "t")
     whole = contents(lake)
     row = lake.tiles_of(mpp=0.5, slide_ids=["b"]).row(0, named=True)
     shard = Path(lake.store.path(row["shard"]))
-    if how == "flip":
+    if damage == "flip":
         flip(shard, 600)
-    elif how == "cut":
+    elif damage == "cut":
         shard.write_bytes(shard.read_bytes()[:700])
     else:
         shard.unlink()
@@ -316,8 +316,8 @@ def test_snapshots_open_by_name(small: Lake) -> None:
 def test_many_commits_leave_few_catalog_fragments(
     small: Lake, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("featurestore.tables.lance_ledger.CATALOG_FRAGMENTS", 4)
-    monkeypatch.setattr("featurestore.tables.lance_ledger.SLIDES_FRAGMENTS", 4)
+    monkeypatch.setattr("featurestore.commits.lance_ledger.CATALOG_FRAGMENTS", 4)
+    monkeypatch.setattr("featurestore.commits.lance_ledger.SLIDES_FRAGMENTS", 4)
     lake = small
     for number in range(15):
         lake = add_slides(lake, {f"s{number}": 1})
@@ -335,14 +335,14 @@ def test_many_commits_leave_few_catalog_fragments(
     assert lake.tiles_of(mpp=0.5).filter(pl.col("tiles") == 1).height == 15
 
 
-@pytest.mark.parametrize("what", ["a teacher", "a slide"])
+@pytest.mark.parametrize("addition", ["a teacher", "a slide"])
 def test_work_that_ended_before_the_catalog_named_it_is_named_by_the_next(
-    tmp_path: Path, what: str
+    tmp_path: Path, addition: str
 ) -> None:
     lake = add_slides(create_lake(tmp_path / "lake", LakeConfig()), {"a": 3})
 
     def work() -> None:
-        if what == "a teacher":
+        if addition == "a teacher":
             lake.committer.add_teacher(0.5, "t", 4, {"weights": "t"})
         else:
             lake.committer.register([{"slide_id": "b", "uri": "b.svs"}])
@@ -355,7 +355,7 @@ def test_work_that_ended_before_the_catalog_named_it_is_named_by_the_next(
     assert ("t" in before.teachers(mpp=0.5), before.slides().collect().height) == (False, 1)
     work()
     after = lake.refreshed()
-    teacher = what == "a teacher"
+    teacher = addition == "a teacher"
     assert "t" in after.teachers(mpp=0.5) or not teacher
     assert after.slides().collect().height == (1 if teacher else 2)
     assert verify(after).ok

@@ -108,16 +108,16 @@ def test_info_says_when_it_would_pay(many: Lake, monkeypatch: pytest.MonkeyPatch
     slidelake.compact(many)
     vacuum(many, keep=1)
     assert "vacuum" not in str(lines())
-    told = CliRunner().invoke(slidelake.app, ["info", many.uri, "--json"]).stdout
-    assert json.loads(told)["upkeep"]["mergeable"] == 0
+    printed = CliRunner().invoke(slidelake.app, ["info", many.uri, "--json"]).stdout
+    assert json.loads(printed)["upkeep"]["mergeable"] == 0
 
 
 def test_jobs_take_the_option(lake_copy: Path) -> None:
-    for asked in (
+    for line in (
         ["ingest", str(lake_copy), str(REAL_SLIDE)],
         ["extract", str(lake_copy), "--teacher", TEACHERS[0]],
     ):
-        done = CliRunner().invoke(slidelake.app, [*asked, "--auto-vacuum", "--json"])
+        done = CliRunner().invoke(slidelake.app, [*line, "--auto-vacuum", "--json"])
         assert done.exit_code == 0, done.output
         assert json.loads(done.stdout.splitlines()[-1])["freed"] is None
 

@@ -25,16 +25,17 @@ from featurestore import (
     verify,
 )
 from featurestore.errors import AccessError, NewerFormatError
-from featurestore.keep import lance_restore, roots
+from featurestore.keep import lance_restore
 from featurestore.keep.lance_restore import restore
-from featurestore.keep.lance_roots import manifest_path
-from featurestore.keep.repair import plan_repair
-from featurestore.keep.roots import ROOTS_FILE, readable_roots
+from featurestore.keep.repairing import plan_repair
 from featurestore.keep.verify.damage import TABLE, TABLE_INDEX, Damage
 from featurestore.keep.verify.file_checks import FILE_CHECKS
-from featurestore.keep.verify.lake_settings import settings_or_copy
 from featurestore.keep.verify.lance_checked_rows import checked_catalog, checked_slides
 from featurestore.keep.verify.lance_checking import check_lake, lake_to_mend
+from featurestore.roots import roots_file as roots
+from featurestore.roots.lake_settings import settings_or_copy
+from featurestore.roots.lance_roots import manifest_path
+from featurestore.roots.roots_file import ROOTS_FILE, readable_roots
 from featurestore.storage.lock import writer_lease
 from featurestore.tables import lance_tables
 from featurestore.tables.lance_tables import open_table
@@ -362,7 +363,10 @@ def test_repair_asks_above_a_tenth_of_the_rows(lake: Lake) -> None:
     opened = lake_to_mend(lake.uri)
     plan = plan_repair(opened, verdict)
     assert plan.is_large
-    assert sorted(step.what.partition(":")[0] for step in plan.steps) == ["slide a", "slide b"]
+    assert sorted(step.description.partition(":")[0] for step in plan.steps) == [
+        "slide a",
+        "slide b",
+    ]
     with pytest.raises(LakeError, match="--yes"):
         repair(opened, verdict, plan=plan)  # unless it is told to
     assert lake.refreshed().version == lake.version
@@ -389,7 +393,7 @@ def test_a_slide_published_by_halves_is_named_and_cut_again(lake: Lake) -> None:
     lake.committer.commit_slides([half])
     (damage,) = check_lake(lake.uri).damage
     assert (damage.slide, damage.part) == ("b", "shard")
-    assert "different scans" in damage.what
+    assert "different scans" in damage.description
     assert repair(lake.refreshed(), check_lake(lake.uri)).slides == ["b"]
     mended = add_slides(lake.refreshed(), {"b": 3}, mark="again")
     assert verify(add_teacher(mended, "t")).ok
@@ -419,7 +423,7 @@ def test_a_kill_between_the_catalog_and_its_roots_is_no_damage(
     def die(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("featurestore.tables.lance_ledger.record_roots", die)
+    monkeypatch.setattr("featurestore.commits.lance_ledger.record_roots", die)
     with pytest.raises(KeyboardInterrupt):
         lake.committer.register([{"slide_id": "z", "uri": "z.svs"}])
     monkeypatch.undo()
@@ -458,7 +462,7 @@ def test_roots_are_written_again(lake: Lake, path: str) -> None:
 def test_damage_of_a_lake_that_was_made_just_now_is_no_panic(tmp_path: Path) -> None:
     lake = create_lake(tmp_path / "lake", LakeConfig())
     assert check_lake(lake.uri).ok
-    assert Damage(what="x", part=TABLE).as_dict()["slide"] is None
+    assert Damage(description="x", part=TABLE).as_dict()["slide"] is None
 
 
 # ---------------------------------------------------------------------- as a user types it
@@ -466,10 +470,10 @@ def test_damage_of_a_lake_that_was_made_just_now_is_no_panic(tmp_path: Path) -> 
 
 def test_commands_name_the_table_and_the_way_back(lake: Lake, slidelake: Slidelake) -> None:
     newest_data(lake, CATALOG).unlink()
-    seen = slidelake("verify", lake.uri, "--json", code=1)
-    verdict = json.loads(seen.stdout)
+    done = slidelake("verify", lake.uri, "--json", code=1)
+    verdict = json.loads(done.stdout)
     assert {one["path"] for one in verdict["damage"]} == {CATALOG}
-    assert "panicked" not in seen.stderr
+    assert "panicked" not in done.stderr
     wrong = slidelake("info", lake.uri, code=1).stderr
     assert CATALOG in wrong
     assert ".rs:" not in wrong
@@ -518,7 +522,7 @@ def test_verify_keeps_numbers_alone_and_reads_rows_again_by_position(lake: Lake)
 def test_a_repair_makes_some_slides_pending_at_a_time(
     lake: Lake, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sys.modules["featurestore.keep.repair"], "SLIDES_AT_ONCE", 1)
+    monkeypatch.setattr(sys.modules["featurestore.keep.repairing"], "SLIDES_AT_ONCE", 1)
     for path in lake.tiles_of(mpp=0.5)["shard"].to_list()[:2]:
         Path(lake.store.path(path)).unlink()
     done = repair(lake, verify(lake))

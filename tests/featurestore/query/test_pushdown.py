@@ -61,8 +61,8 @@ def agree(table: lance.LanceDataset, predicate: pl.Expr, columns: list[str], n: 
     # As it was written, before Polars gives types to literals and takes negations apart.
     early = lance_filter(predicate, SCHEMA)
     assert pl.DataFrame(table.to_table(filter=early)).filter(predicate).equals(expected)
-    found = lazy.filter(predicate).select(columns).head(n).collect()
-    assert found.equals(expected.select(columns).head(n))
+    rows = lazy.filter(predicate).select(columns).head(n).collect()
+    assert rows.equals(expected.select(columns).head(n))
     first = lazy.head(n).filter(predicate).select(columns).collect()
     assert first.equals(whole.head(n).filter(predicate).select(columns))
 
@@ -124,15 +124,15 @@ class Spy:
 
     def __init__(self, table: lance.LanceDataset) -> None:
         self.table, self.schema, self.uri = table, table.schema, table.uri
-        self.asked: list[dict[str, Any]] = []
+        self.requests: list[dict[str, Any]] = []
         self.rows = 0
 
-    def scanner(self, **asked: Any) -> "Spy":  # noqa: ANN401
-        self.asked.append(asked)
+    def scanner(self, **options: Any) -> "Spy":  # noqa: ANN401
+        self.requests.append(options)
         return self
 
     def to_batches(self) -> Any:  # noqa: ANN401
-        for batch in self.table.scanner(**self.asked[-1]).to_batches():
+        for batch in self.table.scanner(**self.requests[-1]).to_batches():
             self.rows += batch.num_rows
             yield batch
 
@@ -229,26 +229,26 @@ PUSHED: list[tuple[pl.Expr, str | None]] = [
 @pytest.mark.parametrize(("predicate", "sql"), PUSHED, ids=[str(p[0]) for p in PUSHED])
 def test_filter_is_given_to_lance(few: lance.LanceDataset, predicate: pl.Expr, sql: str) -> None:
     spy = Spy(few)
-    found = spy.frame().filter(predicate).collect()
-    assert [asked["filter"] for asked in spy.asked] == [sql]
-    assert found.equals(pl.DataFrame(few.to_table()).filter(predicate))
+    rows = spy.frame().filter(predicate).collect()
+    assert [request["filter"] for request in spy.requests] == [sql]
+    assert rows.equals(pl.DataFrame(few.to_table()).filter(predicate))
     # As it is written, before Polars gives types to literals: as wide or wider, and valid.
     early = lance_filter(predicate, SCHEMA)
-    assert early is None or few.count_rows(filter=early) >= found.height
+    assert early is None or few.count_rows(filter=early) >= rows.height
 
 
 def test_head_is_given_to_lance(few: lance.LanceDataset) -> None:
     spy = Spy(few)
     assert spy.frame().head(2).collect().equals(pl.DataFrame(few.to_table()).head(2))
-    assert [(asked["limit"], asked["filter"]) for asked in spy.asked] == [(2, None)]
+    assert [(request["limit"], request["filter"]) for request in spy.requests] == [(2, None)]
     assert spy.rows == 2
 
 
 def test_only_columns_of_the_question_are_read(few: lance.LanceDataset) -> None:
     spy = Spy(few)
-    found = spy.frame().filter(c("i") > 1).select("t").collect()
-    assert found.to_dict(as_series=False) == {"t": ["b"]}
-    assert [sorted(asked["columns"]) for asked in spy.asked] == [["i", "t"]]
+    rows = spy.frame().filter(c("i") > 1).select("t").collect()
+    assert rows.to_dict(as_series=False) == {"t": ["b"]}
+    assert [sorted(request["columns"]) for request in spy.requests] == [["i", "t"]]
 
 
 WIDE_ROWS, WIDE_DIM = 200_000, 128
@@ -271,7 +271,7 @@ def wide(tmp_path_factory: pytest.TempPathFactory) -> lance.LanceDataset:
 
 
 def bytes_read(ask: Callable[[], object]) -> int:
-    """What this process reads from files meanwhile, as Linux counts it."""
+    """Return the bytes that this process reads from files meanwhile, as Linux counts them."""
 
     def count() -> int:
         return int(Path("/proc/self/io").read_text().split()[1])
@@ -298,16 +298,16 @@ def test_reading_stops_when_enough_is_found(wide: lance.LanceDataset, predicate:
     lazy = scan(lambda: wide, wide.schema.names)
     whole = WIDE_ROWS * WIDE_DIM * 2
     assert bytes_read(lambda: lazy.collect()) >= whole
-    found = []
-    read = bytes_read(lambda: found.append(lazy.filter(predicate).head(5).collect()))
-    assert found[0].equals(pl.DataFrame(wide.to_table()).filter(predicate).head(5))
+    frames = []
+    read = bytes_read(lambda: frames.append(lazy.filter(predicate).head(5).collect()))
+    assert frames[0].equals(pl.DataFrame(wide.to_table()).filter(predicate).head(5))
     assert read < whole / 5
 
 
 def test_all_rows_of_a_slide_are_read_alone(wide: lance.LanceDataset) -> None:
     spy = Spy(wide)
-    found = spy.frame().filter(c("slide") == 150).collect()
-    assert found.equals(pl.DataFrame(wide.to_table().slice(150_000, 1000)))
+    rows = spy.frame().filter(c("slide") == 150).collect()
+    assert rows.equals(pl.DataFrame(wide.to_table().slice(150_000, 1000)))
     assert spy.rows == 1000
 
 
@@ -353,8 +353,8 @@ def test_the_smallest_integer_is_found(tmp_path: Path) -> None:
     lazy = scan(lambda: table, ["j"])
     for listed in ([least], [least, 0], [0], [least + 1, 5]):
         for predicate in (pl.col("j").is_in(listed), ~pl.col("j").is_in(listed)):
-            found = lazy.filter(predicate).collect()
-            assert found.equals(values.filter(predicate)), predicate
+            rows = lazy.filter(predicate).collect()
+            assert rows.equals(values.filter(predicate)), predicate
             early = lance_filter(predicate, dict(values.schema))
             kept = pl.DataFrame(table.to_table(filter=early)).filter(predicate)
             assert kept.equals(values.filter(predicate))
@@ -379,7 +379,7 @@ def test_empty_tables_are_answered(tmp_path: Path) -> None:
 
 
 class Stub:
-    """What `lance_filter` sees of an expression: its JSON."""
+    """An expression as `lance_filter` gets it: its JSON."""
 
     def __init__(self, text: str) -> None:
         self.meta, self.text = self, text

@@ -17,9 +17,9 @@ from tests.worlds.small_lake import add_slides, add_teacher
 
 
 @pytest.fixture(scope="module")
-def asked(tmp_path_factory: pytest.TempPathFactory) -> Lake:
+def filled_lake(tmp_path_factory: pytest.TempPathFactory) -> Lake:
     """Three slides of 5, 3 and 4 tiles, two of them with features of `t:1`."""
-    lake = create_lake(tmp_path_factory.mktemp("asked") / "lake", LakeConfig(mpps=(0.5, 2.0)))
+    lake = create_lake(tmp_path_factory.mktemp("filled_lake") / "lake", LakeConfig(mpps=(0.5, 2.0)))
     lake = add_teacher(add_slides(lake, {"a": 5, "it's": 3}), "t:1")
     return add_slides(lake, {"c": 4})
 
@@ -46,13 +46,13 @@ SAME_IN_SQLITE = [
 
 
 @pytest.mark.parametrize("sql", SAME_IN_SQLITE)
-def test_answers_are_those_of_sqlite(asked: Lake, sql: str) -> None:
+def test_answers_are_those_of_sqlite(filled_lake: Lake, sql: str) -> None:
     with sqlite3.connect(":memory:") as other:
         frames = {
-            "slides": asked.slides(),
-            "catalog": asked.catalog(),
-            "tiles_mpp0_5": asked.tiles(mpp=0.5).drop("t:1"),
-            "tiles_mpp2_0": asked.tiles(mpp=2.0).drop("t:1"),
+            "slides": filled_lake.slides(),
+            "catalog": filled_lake.catalog(),
+            "tiles_mpp0_5": filled_lake.tiles(mpp=0.5).drop("t:1"),
+            "tiles_mpp2_0": filled_lake.tiles(mpp=2.0).drop("t:1"),
         }
         for name, lazy in frames.items():
             frame = lazy.collect()
@@ -62,14 +62,14 @@ def test_answers_are_those_of_sqlite(asked: Lake, sql: str) -> None:
         expected = other.execute(sql).fetchall()
     other.close()
     assert expected
-    assert query(asked, sql).rows() == expected
+    assert query(filled_lake, sql).rows() == expected
 
 
-def test_teachers_are_columns(asked: Lake) -> None:
-    found = query(asked, "SELECT \"t:1\" FROM tiles_mpp0_5 WHERE slide_id = 'a' LIMIT 2")
-    assert found.schema == {"t:1": pl.Array(pl.Float16, 6)}
-    bag = asked.bag("a", "t:1", mpp=0.5)
-    np.testing.assert_array_equal(found["t:1"].to_numpy(), bag.features[:2])
+def test_teachers_are_columns(filled_lake: Lake) -> None:
+    frame = query(filled_lake, "SELECT \"t:1\" FROM tiles_mpp0_5 WHERE slide_id = 'a' LIMIT 2")
+    assert frame.schema == {"t:1": pl.Array(pl.Float16, 6)}
+    bag = filled_lake.bag("a", "t:1", mpp=0.5)
+    np.testing.assert_array_equal(frame["t:1"].to_numpy(), bag.features[:2])
 
 
 # ---------------------------------------------------------------------- errors that help
@@ -92,8 +92,8 @@ def test_teachers_are_columns(asked: Lake) -> None:
         ("SELECT nothing_like_it FROM slides", "tables: slides, catalog"),
         ("SELECT slide_id FROM slides WHERE", "this is not SQL: Expected: an expression"),
         ("which slides failed?", "begins with 'which'; a question begins with SELECT"),
-        ("", "nothing was asked"),
-        ("-- SELECT", "nothing was asked"),
+        ("", "the query is empty"),
+        ("-- SELECT", "the query is empty"),
         ("SELECT 1; SELECT 2", "one (and only one) statement"),
         ("SELECT wrong(slide) FROM slides", "unsupported function 'wrong'"),
         ("DELETE FROM slides", "begins with 'DELETE'"),
@@ -101,9 +101,9 @@ def test_teachers_are_columns(asked: Lake) -> None:
         ("CREATE TABLE a AS SELECT * FROM slides", "begins with 'CREATE'"),
     ],
 )
-def test_wrong_questions_are_explained(asked: Lake, sql: str, says: str) -> None:
+def test_wrong_questions_are_explained(filled_lake: Lake, sql: str, says: str) -> None:
     with pytest.raises(LakeError) as caught:
-        query(asked, sql)
+        query(filled_lake, sql)
     assert says in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -113,26 +113,26 @@ def test_wrong_questions_are_explained(asked: Lake, sql: str, says: str) -> None
 )
 @pytest.mark.parametrize("sql", ["SELECT * FROM {}", "WITH q AS (SELECT * FROM {}) FROM q"])
 def test_files_outside_of_the_lake_are_not_read(
-    asked: Lake, tmp_path: Path, sql: str, source: str
+    filled_lake: Lake, tmp_path: Path, sql: str, source: str
 ) -> None:
     file = tmp_path / "secret.csv"
     file.write_text("word\nsesame\n")
     text = sql.format(source.replace("F", str(file)))
     with pytest.raises(LakeError, match=r"SQL sees the tables of the lake .* no files"):
-        query(asked, text)
+        query(filled_lake, text)
 
 
 @pytest.mark.parametrize("source", ["'F'", '"F"', "F", "read_parquet_('F')", "glob('F')"])
-def test_a_path_is_no_table(asked: Lake, tmp_path: Path, source: str) -> None:
+def test_a_path_is_no_table(filled_lake: Lake, tmp_path: Path, source: str) -> None:
     file = tmp_path / "secret.parquet"
     pl.DataFrame({"word": ["sesame"]}).write_parquet(file)
     with pytest.raises(LakeError):
-        query(asked, f"SELECT * FROM {source.replace('F', str(file))}")
+        query(filled_lake, f"SELECT * FROM {source.replace('F', str(file))}")
 
 
-def test_words_in_texts_mean_nothing(asked: Lake) -> None:
+def test_words_in_texts_mean_nothing(filled_lake: Lake) -> None:
     sql = "SELECT count(*) FROM slides WHERE slide_id <> 'read_csv(''a'')' -- read_csv('b')"
-    assert query(asked, sql).rows() == [(3,)]
+    assert query(filled_lake, sql).rows() == [(3,)]
 
 
 # ---------------------------------------------------------------------- answers as files
@@ -143,8 +143,8 @@ ODD = pl.DataFrame(
 
 
 def test_csv_is_read_back_by_the_csv_module() -> None:
-    found = list(csv.reader(io.StringIO(answer_bytes(ODD, "csv").decode())))
-    assert found == [
+    lines = list(csv.reader(io.StringIO(answer_bytes(ODD, "csv").decode())))
+    assert lines == [
         ["s", "n", "f"],
         ['comma, "quote"\nline', "1", "0.1"],
         ["", "", "-1e-9"],
@@ -152,24 +152,24 @@ def test_csv_is_read_back_by_the_csv_module() -> None:
     ]
 
 
-def test_json_is_rows_and_holds_features(asked: Lake) -> None:
+def test_json_is_rows_and_holds_features(filled_lake: Lake) -> None:
     assert json.loads(answer_bytes(ODD, "json")) == ODD.to_dicts()
-    frame = query(asked, 'SELECT slide_id, "t:1" FROM tiles_mpp0_5 LIMIT 1')
+    frame = query(filled_lake, 'SELECT slide_id, "t:1" FROM tiles_mpp0_5 LIMIT 1')
     [row] = json.loads(answer_bytes(frame, "json"))
     np.testing.assert_array_equal(
-        np.float16(row["t:1"]), asked.bag("a", "t:1", mpp=0.5).features[0]
+        np.float16(row["t:1"]), filled_lake.bag("a", "t:1", mpp=0.5).features[0]
     )
 
 
-def test_parquet_keeps_types_and_bits(asked: Lake, tmp_path: Path) -> None:
-    frame = query(asked, "SELECT * FROM tiles_mpp0_5")
+def test_parquet_keeps_types_and_bits(filled_lake: Lake, tmp_path: Path) -> None:
+    frame = query(filled_lake, "SELECT * FROM tiles_mpp0_5")
     write_answer(frame, "parquet", tmp_path / "a.parquet")
     assert pl.read_parquet(tmp_path / "a.parquet").equals(frame)
     assert [path.name for path in tmp_path.iterdir()] == ["a.parquet"]
 
 
-def test_csv_of_features_is_refused_by_name(asked: Lake) -> None:
-    frame = query(asked, "SELECT * FROM tiles_mpp0_5")
+def test_csv_of_features_is_refused_by_name(filled_lake: Lake) -> None:
+    frame = query(filled_lake, "SELECT * FROM tiles_mpp0_5")
     with pytest.raises(LakeError, match=r"CSV can't hold t:1 .* parquet or json, or select other"):
         answer_bytes(frame, "csv")
 
@@ -193,9 +193,9 @@ def test_format_is_given_or_named(
 # ---------------------------------------------------------------------- the command
 
 
-def test_command_prints_each_format(asked: Lake, slidelake: Slidelake) -> None:
+def test_command_prints_each_format(filled_lake: Lake, slidelake: Slidelake) -> None:
     sql = "SELECT slide_id, count(*) AS n FROM tiles_mpp0_5 GROUP BY slide_id ORDER BY slide_id"
-    words = ("query", asked.uri, sql)
+    words = ("query", filled_lake.uri, sql)
     assert "│ it's     ┆ 3   │" in slidelake(*words).stdout
     assert slidelake(*words, "--format", "csv").stdout == "slide_id,n\na,5\nc,4\nit's,3\n"
     rows = json.loads(slidelake(*words, "--format", "json").stdout)
@@ -205,22 +205,22 @@ def test_command_prints_each_format(asked: Lake, slidelake: Slidelake) -> None:
 
 
 def test_command_writes_files_and_reads_versions(
-    asked: Lake, tmp_path: Path, slidelake: Slidelake
+    filled_lake: Lake, tmp_path: Path, slidelake: Slidelake
 ) -> None:
     sql = "SELECT tile_id, \"t:1\" FROM tiles_mpp0_5 WHERE slide_id <> 'c'"
     out = tmp_path / "answer.parquet"
-    done = slidelake("query", asked.uri, sql, "--out", out, "--json")
-    said = json.loads(done.stdout)
-    assert said == {
+    done = slidelake("query", filled_lake.uri, sql, "--out", out, "--json")
+    answer = json.loads(done.stdout)
+    assert answer == {
         "out": str(out),
         "format": "parquet",
         "columns": ["tile_id", "t:1"],
         "rows": 8,
     }
-    assert pl.read_parquet(out).equals(query(asked, sql))
+    assert pl.read_parquet(out).equals(query(filled_lake, sql))
     count = "SELECT count(*) AS n FROM tiles_mpp0_5"
-    old = next(v for v in range(1, 20) if tiles_at(asked, v) == 8)
-    words = ("query", asked.uri, count, "--format", "csv")
+    old = next(v for v in range(1, 20) if tiles_at(filled_lake, v) == 8)
+    words = ("query", filled_lake.uri, count, "--format", "csv")
     assert slidelake(*words).stdout == "n\n12\n"
     assert slidelake(*words, "--at", old).stdout == "n\n8\n"
 
@@ -242,8 +242,8 @@ def tiles_at(lake: Lake, version: int) -> int:
     ],
 )
 def test_wrong_use_of_the_command(
-    asked: Lake, words: tuple[str, ...], says: str, slidelake: Slidelake
+    filled_lake: Lake, words: tuple[str, ...], says: str, slidelake: Slidelake
 ) -> None:
-    done = slidelake("query", asked.uri, "SELECT * FROM tiles_mpp0_5", *words, code=2)
+    done = slidelake("query", filled_lake.uri, "SELECT * FROM tiles_mpp0_5", *words, code=2)
     assert says in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1

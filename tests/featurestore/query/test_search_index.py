@@ -105,17 +105,17 @@ def recall(lake: Lake, *, exact: bool = False) -> float:
     """Share of the true neighbours that the lake finds; distances must be right in any case."""
     query = queries()
     keys, distance = truth(lake, query)
-    found = lake.nearest(query, TEACHER, mpp=0.5, k=K, exact=exact)
-    assert found.columns == ["query", "slide_id", "tile_id", "x", "y", "distance"]
+    neighbours = lake.nearest(query, TEACHER, mpp=0.5, k=K, exact=exact)
+    assert neighbours.columns == ["query", "slide_id", "tile_id", "x", "y", "distance"]
     shares = []
-    for number, wanted in enumerate(keys):
-        mine = found.filter(pl.col("query") == number)
-        assert mine["tile_id"].n_unique() == K
-        shares.append(len(set(wanted) & set(mine["tile_id"])) / K)
-        at = dict(zip(wanted, distance[number], strict=True))
-        for key, d in mine.select("tile_id", "distance").iter_rows():
+    for number, true_keys in enumerate(keys):
+        query_neighbours = neighbours.filter(pl.col("query") == number)
+        assert query_neighbours["tile_id"].n_unique() == K
+        shares.append(len(set(true_keys) & set(query_neighbours["tile_id"])) / K)
+        at = dict(zip(true_keys, distance[number], strict=True))
+        for key, d in query_neighbours.select("tile_id", "distance").iter_rows():
             assert d == pytest.approx(at.get(key, d), abs=1e-6)
-        assert mine["distance"].is_sorted()
+        assert query_neighbours["distance"].is_sorted()
     return float(np.mean(shares))
 
 
@@ -131,30 +131,30 @@ def test_exact_search_finds_what_scikit_learn_finds(world: Lake) -> None:
     assert recall(world) == recall(world, exact=True) == 1
     query = queries(1)[0]
     keys, distance = truth(world, query[None])
-    found = world.nearest(query, TEACHER, mpp=0.5, k=K)
-    assert found["tile_id"].to_list() == keys[0].tolist()
-    np.testing.assert_allclose(found["distance"], distance[0], atol=1e-6)
-    bag = world.bag(found["slide_id"][0], TEACHER, mpp=0.5)
-    at = bag.tile_id.tolist().index(found["tile_id"][0])
-    assert (bag.x[at], bag.y[at]) == (found["x"][0], found["y"][0])
+    neighbours = world.nearest(query, TEACHER, mpp=0.5, k=K)
+    assert neighbours["tile_id"].to_list() == keys[0].tolist()
+    np.testing.assert_allclose(neighbours["distance"], distance[0], atol=1e-6)
+    bag = world.bag(neighbours["slide_id"][0], TEACHER, mpp=0.5)
+    at = bag.tile_id.tolist().index(neighbours["tile_id"][0])
+    assert (bag.x[at], bag.y[at]) == (neighbours["x"][0], neighbours["y"][0])
 
 
 def test_only_the_direction_of_a_query_counts(world: Lake) -> None:
     query = queries(1)[0].astype(np.float64)
-    found = world.nearest(query, TEACHER, mpp=0.5)
+    neighbours = world.nearest(query, TEACHER, mpp=0.5)
     for factor, error in ((2.0**-40, 0), (2.0**40, 0), (1e-9, 1e-4), (3.7, 1e-4)):
         again = world.nearest(query * factor, TEACHER, mpp=0.5)
-        assert again["tile_id"].to_list() == found["tile_id"].to_list()
+        assert again["tile_id"].to_list() == neighbours["tile_id"].to_list()
         # Queries are rounded to float16, so other factors than powers of two move them a little.
-        np.testing.assert_allclose(again["distance"], found["distance"], rtol=0, atol=error)
+        np.testing.assert_allclose(again["distance"], neighbours["distance"], rtol=0, atol=error)
 
 
 def test_a_tile_is_nearest_to_itself(world: Lake) -> None:
     bag = world.bag("b3", TEACHER, mpp=0.5)
     for lake in (world, indexed(world)):
-        found = lake.nearest(bag.features[:7], TEACHER, mpp=0.5, k=1)
-        assert found["tile_id"].to_list() == bag.tile_id[:7].tolist()
-        np.testing.assert_allclose(found["distance"], 0, atol=1e-6)
+        neighbours = lake.nearest(bag.features[:7], TEACHER, mpp=0.5, k=1)
+        assert neighbours["tile_id"].to_list() == bag.tile_id[:7].tolist()
+        np.testing.assert_allclose(neighbours["distance"], 0, atol=1e-6)
 
 
 @pytest.mark.parametrize("with_index", [False, True])
@@ -162,12 +162,12 @@ def test_slides_can_be_chosen_and_left_out(world: Lake, *, with_index: bool) -> 
     lake = indexed(world) if with_index else world
     query = queries(1)
     keys, _ = truth(lake, query, ["a1", "b4"])
-    found = lake.nearest(query, TEACHER, mpp=0.5, k=K, slide_ids=["a1", "b4"])
-    assert set(found["tile_id"]) == set(keys[0])
+    neighbours = lake.nearest(query, TEACHER, mpp=0.5, k=K, slide_ids=["a1", "b4"])
+    assert set(neighbours["tile_id"]) == set(keys[0])
     rest = [f"{letter}{i}" for letter in "ab" for i in range(6) if f"{letter}{i}" != "a1"]
     keys, _ = truth(lake, query, rest)
-    found = lake.nearest(query, TEACHER, mpp=0.5, k=K, without=["a1"])
-    assert set(found["tile_id"]) == set(keys[0])
+    neighbours = lake.nearest(query, TEACHER, mpp=0.5, k=K, without=["a1"])
+    assert set(neighbours["tile_id"]) == set(keys[0])
     both = lake.nearest(query, TEACHER, mpp=0.5, slide_ids=["a1", "b4"], without=["a1"])
     assert set(both["slide_id"]) == {"b4"}
     assert lake.nearest(query, TEACHER, mpp=0.5, slide_ids=[]).is_empty()
@@ -184,10 +184,10 @@ def test_tiles_without_features_are_never_found(world: Lake, *, with_index: bool
     writer.add(rows[1]["slide"], np.arange(100), np.zeros((100, DIM)))
     lake.committer.commit_columns(0.5, [writer.finish()])
     lake = indexed(lake) if with_index else lake.refreshed()
-    found = lake.nearest(queries(1), TEACHER, mpp=0.5, k=1500)
-    assert found.height == 1200
-    assert not found["distance"].is_nan().any()
-    assert not set(found["slide_id"]) & {"nan", "zero", "null"}
+    neighbours = lake.nearest(queries(1), TEACHER, mpp=0.5, k=1500)
+    assert neighbours.height == 1200
+    assert not neighbours["distance"].is_nan().any()
+    assert not set(neighbours["slide_id"]) & {"nan", "zero", "null"}
     assert lake.nearest(queries(1), TEACHER, mpp=0.5, slide_ids=["nan", "zero"]).is_empty()
     assert recall(lake, exact=True) == 1
 
@@ -229,8 +229,8 @@ def test_features_of_any_width_are_indexed(world: Lake) -> None:
     assert build_index(lake, "narrow", mpp=0.5, least_rows=LEAST).complete
     lake = lake.refreshed()
     bag = lake.bag("b2", "narrow", mpp=0.5)
-    found = lake.nearest(bag.features, "narrow", mpp=0.5, k=1)
-    assert found["tile_id"].to_list() == bag.tile_id.tolist()
+    neighbours = lake.nearest(bag.features, "narrow", mpp=0.5, k=1)
+    assert neighbours["tile_id"].to_list() == bag.tile_id.tolist()
     assert lake.nearest(queries(1), TEACHER, mpp=0.5).height == K
 
 
@@ -268,8 +268,8 @@ def test_what_came_after_the_index_is_found(world: Lake) -> None:
     lake = add_teacher(lake, TEACHER, DIM)
     assert state_of(lake) == (1200, 1300)
     late = lake.bag("late", TEACHER, mpp=0.5)
-    found = lake.nearest(late.features, TEACHER, mpp=0.5, k=1)
-    assert found["tile_id"].to_list() == late.tile_id.tolist()
+    neighbours = lake.nearest(late.features, TEACHER, mpp=0.5, k=1)
+    assert neighbours["tile_id"].to_list() == late.tile_id.tolist()
     assert recall(lake) >= 0.95
     assert state_of(indexed(lake)) == (1300, 1300)
 
@@ -277,12 +277,12 @@ def test_what_came_after_the_index_is_found(world: Lake) -> None:
 def test_replaced_slide_is_found_as_it_is_now(world: Lake) -> None:
     lake = add_slides(indexed(world), {"a1": 80}, mark="again")
     assert state_of(lake) == (1100, 1100)
-    found = lake.nearest(queries(), TEACHER, mpp=0.5, k=60)
-    assert "a1" not in set(found["slide_id"])
+    neighbours = lake.nearest(queries(), TEACHER, mpp=0.5, k=60)
+    assert "a1" not in set(neighbours["slide_id"])
     lake = add_teacher(lake, TEACHER, DIM)
     bag = lake.bag("a1", TEACHER, mpp=0.5)
-    found = lake.nearest(bag.features, TEACHER, mpp=0.5, k=1)
-    assert found["tile_id"].to_list() == bag.tile_id.tolist()
+    neighbours = lake.nearest(bag.features, TEACHER, mpp=0.5, k=1)
+    assert neighbours["tile_id"].to_list() == bag.tile_id.tolist()
     assert recall(lake) >= 0.95
 
 
@@ -298,8 +298,8 @@ def test_rewritten_column_is_not_found_by_its_old_values(
         # With nothing to spare, each old row that the index proposes would be one too few.
         patch.setattr(lance_nearest, "REFINE", 1)
         for k in (10, 100, 1000):
-            found = lake.nearest(queries(5), TEACHER, mpp=0.5, k=k)
-            assert found.group_by("query").len()["len"].to_list() == [min(k, 600)] * 5
+            neighbours = lake.nearest(queries(5), TEACHER, mpp=0.5, k=k)
+            assert neighbours.group_by("query").len()["len"].to_list() == [min(k, 600)] * 5
     monkeypatch.setattr(small_lake, "values_of", other_blobs)
     lake = add_teacher(lake, TEACHER, DIM)
     assert state_of(lake) == (600, 1200)
@@ -315,8 +315,8 @@ def test_column_that_is_rewritten_while_the_index_is_built_is_left_out(
     table = type(world.table(features_table(0.5)))
     build = table.create_index_uncommitted
 
-    def build_slowly(self: object, *args: object, **how: object) -> object:
-        built = build(self, *args, **how)
+    def build_slowly(self: object, *args: object, **options: object) -> object:
+        built = build(self, *args, **options)
         world.committer.drop_column(0.5, TEACHER, [1])
         monkeypatch.setattr(small_lake, "values_of", other_blobs)
         files = write_columns(world.refreshed(), 0.5, TEACHER, DIM)
@@ -351,7 +351,7 @@ def test_kill_before_the_index_is_in_the_lake(world: Lake, monkeypatch: pytest.M
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("featurestore.tables.lance_ledger.Ledger.apply", killed)
+        patch.setattr("featurestore.commits.lance_ledger.Ledger.apply", killed)
         with pytest.raises(KeyboardInterrupt):
             indexed(world)
     assert state_of(world.refreshed()) == (0, 1200)
@@ -367,7 +367,7 @@ def test_index_in_a_bucket(any_store: Store, monkeypatch: pytest.MonkeyPatch) ->
     lake = indexed(add_teacher(lake, TEACHER, DIM))
     assert state_of(lake) == (400, 400)
     bag = lake.bag("a3", TEACHER, mpp=0.5)
-    found = lake.nearest(bag.features[:5], TEACHER, mpp=0.5, k=1)
-    assert found["tile_id"].to_list() == bag.tile_id[:5].tolist()
+    neighbours = lake.nearest(bag.features[:5], TEACHER, mpp=0.5, k=1)
+    assert neighbours["tile_id"].to_list() == bag.tile_id[:5].tolist()
     vacuum(lake, keep=1)
     assert recall(open_lake(any_store.uri)) >= 0.95

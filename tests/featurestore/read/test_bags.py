@@ -122,9 +122,9 @@ def test_bags_in_torchs_own_tools(lake: Lake) -> None:
     assert isinstance(bags, Dataset)
     assert Subset(bags, [3, 1])[1].bag_id == "b"
     loader = DataLoader(bags, batch_size=None, num_workers=1, multiprocessing_context="spawn")
-    found = list(loader)
-    assert [bag.bag_id for bag in found] == list(SIZES)
-    for bag in found:
+    loaded = list(loader)
+    assert [bag.bag_id for bag in loaded] == list(SIZES)
+    for bag in loaded:
         expected = feature_rows(bag.tile_id.numpy(), DIMS["plain"])
         np.testing.assert_array_equal(bag.features.numpy(), expected)
 

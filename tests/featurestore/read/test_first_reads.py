@@ -53,10 +53,10 @@ def flip_in(lake: Lake, value: bytes, column: str) -> None:
     table = lake.table(features_table(MPP))
     field = {f.name(): f.id() for f in table.lance_schema.fields()}[column]
     (path,) = (f.path for f in table.get_fragment(1).metadata.files if field in f.fields)
-    there = Path(lake.store.path(f"{features_table(MPP)}/data/{path}"))
-    data = bytearray(there.read_bytes())
+    file = Path(lake.store.path(f"{features_table(MPP)}/data/{path}"))
+    data = bytearray(file.read_bytes())
     data[data.index(value) + len(value) // 2] ^= 4
-    there.write_bytes(data)
+    file.write_bytes(data)
 
 
 def flip_features(lake: Lake, teacher: str) -> None:
@@ -126,9 +126,9 @@ def test_every_reader_refuses_damaged_tiles(copied: Lake) -> None:
 
 
 @pytest.mark.parametrize("column", [PLAIN, PACKED, "tile_id"])
-@pytest.mark.parametrize("how", ["cut", "zero", "gone"])
+@pytest.mark.parametrize("damage", ["cut", "zero", "gone"])
 def test_a_data_file_that_cannot_be_read_names_the_slide(
-    copied: Lake, column: str, how: str
+    copied: Lake, column: str, damage: str
 ) -> None:
     table = copied.table(features_table(MPP))
     field = {f.name(): f.id() for f in table.lance_schema.fields()}[column]
@@ -136,8 +136,8 @@ def test_a_data_file_that_cannot_be_read_names_the_slide(
     file = Path(copied.store.path(f"{features_table(MPP)}/data/{path}"))
     data = file.read_bytes()
     file.unlink()
-    if how != "gone":
-        file.write_bytes(data[: len(data) // 2] if how == "cut" else bytes(len(data)))
+    if damage != "gone":
+        file.write_bytes(data[: len(data) // 2] if damage == "cut" else bytes(len(data)))
     teacher = PLAIN if column == "tile_id" else column
     for name, read in READERS.items():
         with pytest.raises(DamageError) as error:

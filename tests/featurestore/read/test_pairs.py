@@ -22,12 +22,12 @@ def searched(coarse: Bag, fine: Bag, ratio: int, side_px: int) -> Cells:
     rows = {
         (y, x): row for row, (y, x) in enumerate(zip(fine.y.tolist(), fine.x.tolist(), strict=True))
     }
-    found = np.full((len(coarse.x), ratio, ratio), -1)
+    children = np.full((len(coarse.x), ratio, ratio), -1)
     for tile, (top, left) in enumerate(zip(coarse.y.tolist(), coarse.x.tolist(), strict=True)):
         for i in range(ratio):
             for j in range(ratio):
-                found[tile, i, j] = rows.get((top + i * side_px, left + j * side_px), -1)
-    return found
+                children[tile, i, j] = rows.get((top + i * side_px, left + j * side_px), -1)
+    return children
 
 
 MASKS = st.tuples(st.integers(1, 5), st.integers(1, 5), st.integers(2, 4)).flatmap(
@@ -61,8 +61,8 @@ def test_children_are_those_that_a_search_finds(
         )
         for mask, mpp, side in ((above, 0.5 * ratio, 7 * ratio), (below, 0.5, 7))
     ]
-    found = children_of(bags[0].tile_id, bags[1].tile_id, ratio)
-    np.testing.assert_array_equal(found, searched(bags[0], bags[1], ratio, 7))
+    children = children_of(bags[0].tile_id, bags[1].tile_id, ratio)
+    np.testing.assert_array_equal(children, searched(bags[0], bags[1], ratio, 7))
 
 
 @pytest.fixture
@@ -135,8 +135,10 @@ def changed(lake: Lake, monkeypatch: pytest.MonkeyPatch, mpp: float, **columns: 
 
     def tiles_of(self: Lake, *, mpp: float, slide_ids: list[str] | None = None) -> pl.DataFrame:
         rows = plain(self, mpp=mpp, slide_ids=slide_ids)
-        told = [pl.lit(value, rows.schema[name]).alias(name) for name, value in columns.items()]
-        return rows.with_columns(told) if mpp == changed_mpp else rows
+        new_columns = [
+            pl.lit(value, rows.schema[name]).alias(name) for name, value in columns.items()
+        ]
+        return rows.with_columns(new_columns) if mpp == changed_mpp else rows
 
     changed_mpp = mpp
     monkeypatch.setattr(Lake, "tiles_of", tiles_of)
@@ -145,7 +147,7 @@ def changed(lake: Lake, monkeypatch: pytest.MonkeyPatch, mpp: float, **columns: 
 def test_level0_sizes_must_be_in_the_ratio(
     make_lake: Callable[..., Lake], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As when a slide's own mpp is not that of the lake, and each grid was rounded by itself."""
+    """A slide's own mpp may differ from the lake's, and each grid is then rounded."""
     lake = make_lake()
     changed(lake, monkeypatch, 1.0, grid_px_level0=65, tile_px_level0=65)
     with pytest.raises(LakeError, match=r"65 level-0 px apart at mpp 1\.0 and 32 at 0\.5"):

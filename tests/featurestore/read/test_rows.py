@@ -35,16 +35,16 @@ def test_ranges_in_any_order_are_the_rows_that_lance_reads(lake: Lake, seed: int
         start=np.array([row["row_start"] for row in slides]) + first,
         rows=np.array(stop) - first,
     )
-    found = lake.row_reader(mpp=0.5).read(ranges, list(DIMS))
+    rows = lake.row_reader(mpp=0.5).read(ranges, list(DIMS))
     live = lake.table(REL).to_table().sort_by("tile_id")
-    for name, array in (("tile_id", found.tile_id), ("x", found.x), ("y", found.y)):
+    for name, array in (("tile_id", rows.tile_id), ("x", rows.x), ("y", rows.y)):
         parts = [
             live.filter(pc.equal(live["slide"], row["slide"]))[name].to_numpy()[f:s]
             for row, f, s in zip(slides, first, stop, strict=True)
         ]
         np.testing.assert_array_equal(array, np.concatenate(parts))
-    place = np.searchsorted(live["tile_id"].to_numpy(), found.tile_id)
-    for teacher, features in found.by_teacher.items():
+    place = np.searchsorted(live["tile_id"].to_numpy(), rows.tile_id)
+    for teacher, features in rows.by_teacher.items():
         np.testing.assert_array_equal(features, matrix(live[teacher])[place])
 
 
@@ -61,7 +61,7 @@ def test_rows_of_a_fragment_with_deleted_ones_before_are_found_where_they_lie(la
 
 
 def layout_of(lake: Lake, teacher: str, fragment: int = 0) -> list[int]:
-    """Where the pages of a column begin; -1 where they are not plain."""
+    """Return where the pages of a column begin; -1 where they are not plain."""
     flat = lake.row_reader(mpp=0.5)._layout(fragment, teacher)
     return [] if flat is None else flat.positions.tolist()
 
@@ -114,9 +114,9 @@ def test_a_column_in_a_file_with_others_is_read_in_place(lake: Lake, tmp_path: P
     assert flat is not None
     assert (flat.positions >= 0).all()
     ranges = Ranges(fragment=np.array([0]), start=np.array([3]), rows=np.array([150]))
-    found = reader.read(ranges, ["plain"])
-    np.testing.assert_array_equal(found.by_teacher["plain"], matrix(whole["plain"])[3:153])
-    np.testing.assert_array_equal(found.tile_id, whole["tile_id"].to_numpy()[3:153])
+    rows = reader.read(ranges, ["plain"])
+    np.testing.assert_array_equal(rows.by_teacher["plain"], matrix(whole["plain"])[3:153])
+    np.testing.assert_array_equal(rows.tile_id, whole["tile_id"].to_numpy()[3:153])
 
 
 def data_file(lake: Lake, column: str, fragment: int) -> Path:
@@ -127,13 +127,13 @@ def data_file(lake: Lake, column: str, fragment: int) -> Path:
 
 
 @pytest.mark.parametrize("column", ["plain", "packed", "tile_id"])
-@pytest.mark.parametrize("how", ["gone", "cut"])
-def test_a_damaged_data_file_is_told(tmp_path: Path, column: str, how: str) -> None:
+@pytest.mark.parametrize("damage", ["gone", "cut"])
+def test_a_damaged_data_file_is_told(tmp_path: Path, column: str, damage: str) -> None:
     lake = make(tmp_path / "lake")
     path = data_file(lake, column, 1)
     data = path.read_bytes()
     path.unlink()
-    if how == "cut":
+    if damage == "cut":
         path.write_bytes(data[: len(data) // 2])
     with pytest.raises(DamageError, match=r"features/mpp0\.5\.lance, fragment 1"):
         lake.bag("e", list(DIMS), mpp=0.5)
@@ -149,7 +149,7 @@ def test_a_file_cut_after_it_was_opened_is_told(tmp_path: Path) -> None:
 
 
 def test_features_that_are_null_in_the_table_are_damage(tmp_path: Path) -> None:
-    """The catalog says that they are there: a reader must not make numbers of nulls."""
+    """The catalog names them: a reader must not make numbers of nulls."""
     lake = make(tmp_path / "lake", sizes={"a": 4, "b": 6, "c": 5})
     add_features(lake, {"late": 128, "tiny": 6}, without=["b"])
     lake = lake.refreshed()

@@ -116,7 +116,7 @@ def test_threads_do_not_change_what_comes(
     lake: Lake, threads: int, batch: int, block: int, buffer: int, epoch: int
 ) -> None:
     def stream(threads: int) -> list[TileBatch]:
-        found = lake.stream(
+        one_stream = lake.stream(
             list(DIMS),
             mpp=0.5,
             pixels="jpeg",
@@ -125,8 +125,8 @@ def test_threads_do_not_change_what_comes(
             buffer_tiles=buffer,
             threads=threads,
         )
-        found.set_epoch(epoch)
-        return list(found)
+        one_stream.set_epoch(epoch)
+        return list(one_stream)
 
     one, many = stream(1), stream(threads)
     assert sorted(keys(one)) == sorted(set(keys(one)))
@@ -136,7 +136,7 @@ def test_threads_do_not_change_what_comes(
 
 @pytest.mark.parametrize("drop_last", [False, True])
 def test_a_stream_goes_on_after_any_batch(lake: Lake, *, drop_last: bool) -> None:
-    """From every place of an epoch, and over its end into the next one."""
+    """It goes on from every place of an epoch, and over its end into the next one."""
     whole = lake.stream("plain", **SMALL, drop_last=drop_last)
     epochs = [list(whole), list(whole)]
     assert whole.epoch == 2
@@ -206,13 +206,13 @@ def test_a_data_loader_gives_the_batches_of_the_stream(lake: Lake) -> None:
 def test_spawned_workers_share_a_ranks_part(lake: Lake) -> None:
     stream = lake.stream("packed", **SMALL, pixels="jpeg", rank=1, world=2)
     loader = DataLoader(stream, batch_size=None, num_workers=2, multiprocessing_context="spawn")
-    found = list(loader)
+    all_batches = list(loader)
     expected = [
         list(lake.stream("packed", **SMALL, pixels="jpeg", rank=rank, world=4)) for rank in (2, 3)
     ]
     by_first = {batch.tile_id[0]: batch for batches in expected for batch in batches}
-    assert len(found) == len(by_first) == sum(len(batches) for batches in expected)
-    assert all(same(batch, by_first.pop(batch.tile_id[0])) for batch in found)
+    assert len(all_batches) == len(by_first) == sum(len(batches) for batches in expected)
+    assert all(same(batch, by_first.pop(batch.tile_id[0])) for batch in all_batches)
 
 
 FORKED = """

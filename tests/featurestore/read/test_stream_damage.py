@@ -78,40 +78,40 @@ def test_a_shard_of_other_tiles_names_slide_and_tile(tmp_path: Path) -> None:
         drained(lake)
 
 
-@pytest.mark.parametrize("how", ["shifted", "reversed"])
-def test_an_index_that_points_to_another_tile_is_noticed(tmp_path: Path, how: str) -> None:
+@pytest.mark.parametrize("damage", ["shifted", "reversed"])
+def test_an_index_that_points_to_another_tile_is_noticed(tmp_path: Path, damage: str) -> None:
     """Keys in order and JPEGs whole, but the wrong ones: the name in the tar gives it away."""
     lake = without_index_checksums(make(tmp_path / "lake"))
     path, ids = shard_of(lake, "b")
     index = pl.read_ipc(io.BytesIO(path.with_suffix(".idx").read_bytes()))
-    place = pl.col("offset", "size").shift(-1) if how == "shifted" else pl.all().reverse()
+    place = pl.col("offset", "size").shift(-1) if damage == "shifted" else pl.all().reverse()
     wrong = index.with_columns(place).drop_nulls()
     wrong = wrong.with_columns(tile_id=pl.Series(ids[: wrong.height]))
     wrong.write_ipc(path.with_suffix(".idx"), compat_level=pl.CompatLevel.oldest())
-    told = "is damaged at tile" if how == "shifted" else "its index is not in the order"
-    with pytest.raises(DamageError, match=rf"slide b: shard .* {told}"):
+    message = "is damaged at tile" if damage == "shifted" else "its index is not in the order"
+    with pytest.raises(DamageError, match=rf"slide b: shard .* {message}"):
         drained(lake)
 
 
-@pytest.mark.parametrize("how", ["broken", "other size"])
-def test_a_tile_that_cannot_be_decoded_is_named(tmp_path: Path, how: str) -> None:
+@pytest.mark.parametrize("damage", ["broken", "other size"])
+def test_a_tile_that_cannot_be_decoded_is_named(tmp_path: Path, damage: str) -> None:
     lake = without_index_checksums(make(tmp_path / "lake"))
     path, ids = shard_of(lake, "b")
     jpegs = {key: jpeg_of(key) for key in ids}
-    if how == "broken":
+    if damage == "broken":
         jpegs[ids[3]] = jpegs[ids[3]][:60]
     else:
         picture = io.BytesIO()
         Image.new("RGB", (16, 16)).save(picture, "JPEG")
         jpegs[ids[3]] = picture.getvalue()
     rewrite(lake, path, jpegs)
-    told = "can't be decoded" if how == "broken" else "is 16 x 16 px, not 32"
-    with pytest.raises(DamageError, match=rf"slide b: tile {ids[3]} {told}"):
+    message = "can't be decoded" if damage == "broken" else "is 16 x 16 px, not 32"
+    with pytest.raises(DamageError, match=rf"slide b: tile {ids[3]} {message}"):
         drained(lake)
 
 
 def test_a_catalog_that_names_other_rows_is_damage(tmp_path: Path) -> None:
-    """As after a table was changed behind the lake's back: keys tell, not positions."""
+    """A table may change behind the lake's back: keys reveal it, not positions."""
     lake = make(tmp_path / "lake")
     stream = lake.stream("packed", **SMALL)
     stream._selection._start = stream._selection._start[::-1].copy()

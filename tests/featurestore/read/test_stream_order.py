@@ -18,8 +18,8 @@ Int64Array = npt.NDArray[np.int64]
 @settings(deadline=None)
 @given(size=st.integers(1, 3000), key=st.lists(st.integers(0, 2**40), min_size=1, max_size=3))
 def test_permutation_is_one_to_one(size: int, key: list[int]) -> None:
-    found = Permutation(size, key).at(np.arange(size))
-    assert sorted(found.tolist()) == list(range(size))
+    numbers = Permutation(size, key).at(np.arange(size))
+    assert sorted(numbers.tolist()) == list(range(size))
 
 
 @settings(deadline=None)
@@ -44,10 +44,10 @@ def test_every_order_of_few_things_comes_as_often(size: int) -> None:
 
 
 def test_neighbours_do_not_stay_near() -> None:
-    """Over 10^5 places: no correlation of places with things, nor of things side by side."""
-    found = Permutation(100_000, [5]).at(np.arange(100_000)).astype(float)
-    assert abs(np.corrcoef(found, np.arange(100_000))[0, 1]) < 0.02
-    assert abs(np.corrcoef(found[1:], found[:-1])[0, 1]) < 0.02
+    """There is no correlation over 10^5 places, of places with numbers nor of numbers."""
+    numbers = Permutation(100_000, [5]).at(np.arange(100_000)).astype(float)
+    assert abs(np.corrcoef(numbers, np.arange(100_000))[0, 1]) < 0.02
+    assert abs(np.corrcoef(numbers[1:], numbers[:-1])[0, 1]) < 0.02
 
 
 # ---------------------------------------------------------------------- orders
@@ -106,12 +106,16 @@ def test_ranks_share_the_rows_and_give_equally_many_batches(sizes: dict[str, int
     except LakeError:
         reject()
     batches = [given_rows(rank) for rank in ranks]
-    assert len({len(found) for found in batches}) == 1
-    rows = [row for found in batches for batch in found for row in batch.tolist()]
+    assert len({len(rank_batches) for rank_batches in batches}) == 1
+    rows = [row for rank_batches in batches for batch in rank_batches for row in batch.tolist()]
     assert len(set(rows)) == len(rows)
-    assert all(0 < len(batch) <= sizes["batch_tiles"] for found in batches for batch in found)
+    assert all(
+        0 < len(batch) <= sizes["batch_tiles"] for rank_batches in batches for batch in rank_batches
+    )
     if sizes["drop_last"]:
-        assert {len(batch) for found in batches for batch in found} == {sizes["batch_tiles"]}
+        assert {len(batch) for rank_batches in batches for batch in rank_batches} == {
+            sizes["batch_tiles"]
+        }
     else:
         assert sorted(rows) == list(range(sizes["tiles"]))
 
@@ -138,12 +142,12 @@ def test_blocks_are_cut_elsewhere_in_each_epoch() -> None:
 def test_a_batch_mixes_what_lies_apart() -> None:
     """100 slides of 1,000 rows: the expected number of slides in a batch of independent draws."""
     one = order(100_000, batch_tiles=256, block_tiles=32, buffer_tiles=4096)
-    found = [len(set((batch // 1000).tolist())) for batch in given_rows(one)[:-1]]
+    slide_counts = [len(set((batch // 1000).tolist())) for batch in given_rows(one)[:-1]]
     buffers = 4096 / 32  # blocks, each of its own slide at best
     blocks = buffers * (1 - (1 - 1 / buffers) ** 256)
     slides = 100 * (1 - (1 - 1 / 100) ** blocks)
-    assert np.mean(found) == pytest.approx(slides, rel=0.1)
-    assert min(found) > 40
+    assert np.mean(slide_counts) == pytest.approx(slides, rel=0.1)
+    assert min(slide_counts) > 40
 
 
 def test_planning_does_not_grow_with_the_rows() -> None:
@@ -154,7 +158,7 @@ def test_planning_does_not_grow_with_the_rows() -> None:
 
 
 @pytest.mark.parametrize(
-    ("settings", "told"),
+    ("settings", "message"),
     [
         ({"tiles": 0}, "0 tiles .* are too few"),
         ({"tiles": 5, "drop_last": True}, "5 tiles .* batches of 8"),
@@ -164,6 +168,6 @@ def test_planning_does_not_grow_with_the_rows() -> None:
         ({"tiles": 8, "seed": -1}, "not negative"),
     ],
 )
-def test_settings_that_give_nothing_are_refused(settings: dict[str, int], told: str) -> None:
-    with pytest.raises(LakeError, match=told):
+def test_settings_that_give_nothing_are_refused(settings: dict[str, int], message: str) -> None:
+    with pytest.raises(LakeError, match=message):
         order(**settings)

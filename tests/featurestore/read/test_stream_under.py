@@ -96,13 +96,13 @@ def same(a: Iterable[TileBatch], b: Iterable[TileBatch]) -> bool:
         and one.jpeg == two.jpeg
         and one.under.keys() == two.under.keys()
         and all(
-            np.array_equal(found.mask, two.under[mpp].mask)
-            and found.features.keys() == two.under[mpp].features.keys()
+            np.array_equal(tiles_under.mask, two.under[mpp].mask)
+            and tiles_under.features.keys() == two.under[mpp].features.keys()
             and all(
                 np.array_equal(x, two.under[mpp].features[name])
-                for name, x in found.features.items()
+                for name, x in tiles_under.features.items()
             )
-            for mpp, found in one.under.items()
+            for mpp, tiles_under in one.under.items()
         )
         for one, two in zip(a, b, strict=True)
     )
@@ -115,22 +115,24 @@ def keys(batches: Sequence[TileBatch]) -> list[int]:
 def check(lake: Lake, batch: TileBatch, mpp: float, teachers: Sequence[str]) -> Under:
     """Children of each tile are those that a search by level-0 coordinates finds, one by one."""
     table = lake.tiles(mpp=mpp).select("tile_id", "slide", "y", "x").collect()
-    there = {tuple(place): key for key, *place in table.iter_rows()}
-    found, ratio = batch.under[mpp], round(batch.mpp / mpp)
-    assert list(found.features) == list(teachers)
-    assert found.mask.shape == (len(batch.tile_id), ratio, ratio)
+    keys = {tuple(place): key for key, *place in table.iter_rows()}
+    tiles_under, ratio = batch.under[mpp], round(batch.mpp / mpp)
+    assert list(tiles_under.features) == list(teachers)
+    assert tiles_under.mask.shape == (len(batch.tile_id), ratio, ratio)
     side = TILE_PX * round(mpp / 0.5)
     tiles = zip(batch.slide.tolist(), batch.y.tolist(), batch.x.tolist(), strict=True)
     for at, (slide, top, left) in enumerate(tiles):
         for row, column in itertools.product(range(ratio), range(ratio)):
-            key = there.get((slide, top + row * side, left + column * side))
-            assert found.mask[at, row, column] == (key is not None)
+            key = keys.get((slide, top + row * side, left + column * side))
+            assert tiles_under.mask[at, row, column] == (key is not None)
             for name in teachers:
                 expected = np.zeros((1, DIMS[name]), np.float16)
                 if key is not None:
                     expected = feature_rows(np.array([key]), DIMS[name])
-                np.testing.assert_array_equal(found.features[name][at, row, column], expected[0])
-    return found
+                np.testing.assert_array_equal(
+                    tiles_under.features[name][at, row, column], expected[0]
+                )
+    return tiles_under
 
 
 # ---------------------------------------------------------------------- what comes
@@ -148,19 +150,19 @@ def test_children_in_a_lake_of_slides_are_those_of_pairs(lake: Lake) -> None:
     given_keys = []
     for batch in stream:
         given_keys += batch.tile_id.tolist()
-        found = batch.under[0.5]
+        tiles_under = batch.under[0.5]
         for at, (slide, key) in enumerate(
             zip(batch.slide.tolist(), batch.tile_id.tolist(), strict=True)
         ):
             pair = pairs[names[slide]]
             row = pair.coarse.tile_id.tolist().index(key)
             children, mask = pair.children[row], pair.mask[row]
-            np.testing.assert_array_equal(found.mask[at], mask)
+            np.testing.assert_array_equal(tiles_under.mask[at], mask)
             for teacher in TEACHERS:
                 coarse, fine = (bag.by_teacher[teacher] for bag in (pair.coarse, pair.fine))
                 np.testing.assert_array_equal(batch.features[teacher][at], coarse[row])
                 expected = np.where(mask[..., None], fine[children], 0)
-                np.testing.assert_array_equal(found.features[teacher][at], expected)
+                np.testing.assert_array_equal(tiles_under.features[teacher][at], expected)
     assert sorted(given_keys) == lake.tiles(mpp=2.0).collect()["tile_id"].sort().to_list()
 
 
@@ -253,7 +255,7 @@ def test_threads_do_not_change_what_comes(
     shuffle: bool,  # noqa: FBT001
 ) -> None:
     def stream(threads: int) -> list[TileBatch]:
-        found = three.stream(
+        one_stream = three.stream(
             "packed",
             mpp=2.0,
             under=UNDER,
@@ -264,7 +266,7 @@ def test_threads_do_not_change_what_comes(
             threads=threads,
             shuffle=shuffle,
         )
-        return list(found)
+        return list(one_stream)
 
     assert same(stream(1), stream(threads))
 
@@ -310,16 +312,18 @@ def test_a_stream_goes_to_another_process(three: Lake) -> None:
 
 
 def test_one_thread_reads_few_tiles_at_a_time(three: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is read ahead is bounded by buffers, and only tiles that are there are held."""
+    """Reading ahead is bounded by buffers, and only tiles that are there are held."""
     held: list[int] = []
 
     class Counted(Buffer):
         def take(self, start: int, stop: int) -> tuple[Rows, list[memoryview]]:
             for part in self._parts:
-                found = part.result().under[0.5]
-                assert len(found.rows) <= self._starts.step
-                assert len(found.features["plain"]) == len(np.unique(found.rows[found.rows >= 0]))
-                held.append(len(found.rows))
+                tiles_under = part.result().under[0.5]
+                assert len(tiles_under.rows) <= self._starts.step
+                assert len(tiles_under.features["plain"]) == len(
+                    np.unique(tiles_under.rows[tiles_under.rows >= 0])
+                )
+                held.append(len(tiles_under.rows))
             return super().take(start, stop)
 
     monkeypatch.setattr("featurestore.read.stream.Buffer", Counted)

@@ -34,10 +34,10 @@ from featurestore import (
     verify,
 )
 from featurestore.keep.lance_restore import restore
-from featurestore.keep.lance_roots import manifest_path
-from featurestore.keep.repair import plan_repair
+from featurestore.keep.repairing import plan_repair
 from featurestore.keep.verify.damage import TABLE
 from featurestore.keep.verify.lance_checking import check_lake, lake_to_mend
+from featurestore.roots.lance_roots import manifest_path
 from featurestore.storage import lock
 from featurestore.storage.bucket_errors import causes
 from featurestore.tables.schema import CATALOG
@@ -97,7 +97,7 @@ def shared(s3_urls: tuple[str, str]) -> Iterator[Bucket]:
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
-    """What the lake of `begun` holds."""
+    """Return the contents of the lake of `begun`."""
     return contents(begun(str(tmp_path_factory.mktemp("whole") / "lake")))
 
 
@@ -105,32 +105,32 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
 
 
 def test_lake_in_a_bucket_is_the_lake_in_a_folder(shared: Bucket, folder: Lake) -> None:
-    there = open_lake(shared.uri)
-    assert contents(there) == contents(folder)
-    assert {**there.info(), "lake": ""} == {**folder.info(), "lake": ""}
+    bucket_lake = open_lake(shared.uri)
+    assert contents(bucket_lake) == contents(folder)
+    assert {**bucket_lake.info(), "lake": ""} == {**folder.info(), "lake": ""}
     for slide_id in "abc":
-        one, other = (lake.bag(slide_id, "t", mpp=2.0) for lake in (there, folder))
+        one, other = (lake.bag(slide_id, "t", mpp=2.0) for lake in (bucket_lake, folder))
         np.testing.assert_array_equal(one.features, other.features)
         np.testing.assert_array_equal(one.tile_id, other.tile_id)
-    assert verify(there).ok
+    assert verify(bucket_lake).ok
 
 
 def test_questions_to_a_bucket_are_answered_as_to_a_folder(shared: Bucket, folder: Lake) -> None:
-    there = open_lake(shared.uri)
+    bucket_lake = open_lake(shared.uri)
     sql = "SELECT slide_id, COUNT(*) AS n FROM tiles_mpp2_0 GROUP BY slide_id ORDER BY slide_id"
-    assert_frame_equal(query(there, sql), query(folder, sql))
-    asked = []
-    for lake in (there, folder):
+    assert_frame_equal(query(bucket_lake, sql), query(folder, sql))
+    answers = []
+    for lake in (bucket_lake, folder):
         frame = lake.features("t", mpp=0.5)
-        here = pl.col("slide_id") == "b"
-        asked.append(
+        predicate = pl.col("slide_id") == "b"
+        answers.append(
             [
                 frame.sort("tile_id"),
-                frame.filter(here).select("x", "t").sort("x"),
+                frame.filter(predicate).select("x", "t").sort("x"),
                 frame.filter(pl.col("x") > 256).select("tile_id").sort("tile_id").head(3),
             ]
         )
-    for one, other in zip(*asked, strict=True):
+    for one, other in zip(*answers, strict=True):
         assert_frame_equal(one.collect(), other.collect())
 
 
@@ -157,9 +157,9 @@ def test_old_versions_and_statistics_are_read_from_a_bucket(shared: Bucket, fold
         old, same = (open_lake(lake.uri, version=version) for lake in (newest, folder))
         assert contents(old) == contents(same) != contents(folder)
     for lake in (newest, folder):
-        found = read_stats(lake, "t", mpp=0.5, slide_ids=["a", "c"])
-        assert found is not None
-        assert found.n == 9
+        moments = read_stats(lake, "t", mpp=0.5, slide_ids=["a", "c"])
+        assert moments is not None
+        assert moments.n == 9
     with pytest.raises(LakeError, match="no version 99"):
         open_lake(shared.uri, version=99)
 
@@ -259,14 +259,14 @@ def test_failing_requests_change_nothing_and_show_no_key(
     assert verify(open_lake(faulty.uri)).ok
     printed = capfd.readouterr()
     assert len(caplog.records) > 1000  # botocore tells every request
-    told = [repr(error) for error in causes(caught.value)]
-    for text in (caplog.text, printed.out, printed.err, repr(lake.store), *told):
+    texts = [repr(error) for error in causes(caught.value)]
+    for text in (caplog.text, printed.out, printed.err, repr(lake.store), *texts):
         assert SECRET not in text
     assert not [key for key, data in faulty.objects().items() if SECRET.encode() in data]
 
 
 def _again(work: Callable[[], T], bucket: Bucket) -> T:
-    """What `work` gives; as a job is run again, after trouble that was the bucket's."""
+    """Return what `work` returns, run again as a job is after trouble of the bucket."""
     for _ in range(5):
         try:
             return work()
@@ -292,10 +292,10 @@ def test_slides_in_a_bucket_are_found_and_known(bucket: Bucket, tmp_path: Path) 
         for name in names:
             client.put_object(Bucket=bucket.name, Key=name, Body=(local / name).read_bytes())
     root = f"s3://{bucket.name}"
-    for asked in ("", "/cohort one", "/cohort one/*.svs", "/**/*.svs", "/c.svs"):
-        there, here = resolve([f"{root}{asked}"]), resolve([f"{local}{asked}"])
-        assert [(s.slide_id, s.uri.removeprefix(root)) for s in there] == [
-            (s.slide_id, s.uri.removeprefix(str(local))) for s in here
+    for pattern in ("", "/cohort one", "/cohort one/*.svs", "/**/*.svs", "/c.svs"):
+        bucket_slides, local_slides = resolve([f"{root}{pattern}"]), resolve([f"{local}{pattern}"])
+        assert [(s.slide_id, s.uri.removeprefix(root)) for s in bucket_slides] == [
+            (s.slide_id, s.uri.removeprefix(str(local))) for s in local_slides
         ]
     assert fingerprint(f"{root}/c.svs") == fingerprint(str(local / "c.svs"))
     with pytest.raises(SlideError, match="does not exist"):

@@ -68,10 +68,10 @@ def test_of_many_at_once_each_has_the_lock_alone(any_store: Store) -> None:
 
     def count(_: int) -> None:
         with lock.commit_lock(any_store) as held:
-            found = int(any_store.read_bytes("counter"))
+            count_before = int(any_store.read_bytes("counter"))
             time.sleep(0.01)
             held.check()
-            any_store.write_bytes("counter", str(found + 1).encode())
+            any_store.write_bytes("counter", str(count_before + 1).encode())
 
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(count, range(8)))
@@ -117,9 +117,9 @@ def test_what_a_lease_says_holds_no_argument(
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["/x/slidelake", "ingest", f"s3://x/?signature={SECRET}"])
     with lock.commit_lock(any_store), lock.writer_lease(any_store, "ingest"):
-        said = b"".join(any_store.read_bytes(file.path) for file in any_store.walk())
-    assert b'"command": "slidelake ingest"' in said
-    assert SECRET.encode() not in said
+        record = b"".join(any_store.read_bytes(file.path) for file in any_store.walk())
+    assert b'"command": "slidelake ingest"' in record
+    assert SECRET.encode() not in record
 
 
 def test_place_that_cannot_be_locked_is_named(tmp_path: Path) -> None:
@@ -162,10 +162,10 @@ def test_killed_holder_is_followed(any_store: Store) -> None:
         process.wait()
         killed = time.monotonic()
         with lock.commit_lock(any_store, wait_s=10.0) as held:
-            took = time.monotonic() - killed
+            waited_s = time.monotonic() - killed
             held.check()
     # At once where the kernel knows; in a bucket once the lease of 2 s and a whole second passed.
-    assert took < (0.5 if any_store.is_local else 4.5)
+    assert waited_s < (0.5 if any_store.is_local else 4.5)
     assert lock.live_writers(any_store) == []
     assert not [file.path for file in any_store.walk() if "writer-" in file.path]
     with lock.no_writers(any_store):

@@ -76,32 +76,32 @@ def test_walk_gives_every_file_with_its_size_and_time(store: Store) -> None:
     begun = time.time()
     for n, rel in enumerate(("a/b/c.bin", "a/d.bin", "e f.bin")):
         store.write_bytes(rel, b"x" * n)
-    found = {file.path: file for file in store.walk()}
-    assert {path: file.bytes for path, file in found.items()} == {
+    files = {file.path: file for file in store.walk()}
+    assert {path: file.bytes for path, file in files.items()} == {
         "a/b/c.bin": 0,
         "a/d.bin": 1,
         "e f.bin": 2,
     }
     # The server runs on this machine; stores give whole seconds.
-    assert all(begun - 2 < file.modified < time.time() + 2 for file in found.values())
+    assert all(begun - 2 < file.modified < time.time() + 2 for file in files.values())
     assert {file.path for file in store.walk("a")} == {"a/b/c.bin", "a/d.bin"}
 
 
 def test_what_another_process_writes_is_seen_at_once(store: Store) -> None:
-    mine, theirs = store, _another_process(store)
-    assert not mine.exists("x/1")
-    assert mine.names("x") == []
-    theirs("x/1", b"1")
-    assert mine.exists("x/1")
-    assert mine.names("x") == ["1"]
-    theirs("x/1", b"123")
-    theirs("x/2", b"1")
-    assert mine.size("x/1") == 3
-    assert mine.names("x") == ["1", "2"]
-    assert mine.read_bytes("x/1") == b"123"
-    mine.remove(["x/1", "x/2"])
-    assert mine.names("x") == []
-    assert not mine.exists("x/1")
+    own_store, write_elsewhere = store, _another_process(store)
+    assert not own_store.exists("x/1")
+    assert own_store.names("x") == []
+    write_elsewhere("x/1", b"1")
+    assert own_store.exists("x/1")
+    assert own_store.names("x") == ["1"]
+    write_elsewhere("x/1", b"123")
+    write_elsewhere("x/2", b"1")
+    assert own_store.size("x/1") == 3
+    assert own_store.names("x") == ["1", "2"]
+    assert own_store.read_bytes("x/1") == b"123"
+    own_store.remove(["x/1", "x/2"])
+    assert own_store.names("x") == []
+    assert not own_store.exists("x/1")
 
 
 def _another_process(store: Store) -> Callable[[str, bytes], None]:
@@ -170,8 +170,8 @@ def test_lance_and_fsspec_mean_the_same_place(
     lance.write_dataset(TABLE, store.url("t.lance"), storage_options=store.lance_options)
     assert store.names("") == ["beside", "t.lance"]
     assert "_versions" in store.names("t.lance")
-    there = lance.dataset(store.url("t.lance"), storage_options=store.lance_options)
-    assert there.to_table() == TABLE
+    table = lance.dataset(store.url("t.lance"), storage_options=store.lance_options)
+    assert table.to_table() == TABLE
     if where != "s3":
         assert sorted(p.name for p in (tmp_path / name / "lake").iterdir()) == store.names("")
 
@@ -313,10 +313,10 @@ def test_errors_of_other_clouds_are_known_by_their_names() -> None:
         ("az://b/l", error("ResourceNotFoundError", error_code="ContainerNotFound"), "no bucket"),
         ("az://b/l", error("ServiceRequestError"), "Azure Blob Storage can't be reached"),
     ]:
-        found = explain(raised, uri)
-        assert found is not None
-        assert says in str(found)
-        assert "secret" not in str(found)
+        explanation = explain(raised, uri)
+        assert explanation is not None
+        assert says in str(explanation)
+        assert "secret" not in str(explanation)
     assert explain(ZeroDivisionError(), "s3://b/l") is None
 
 
@@ -327,8 +327,8 @@ def test_own_file_is_known_again_when_the_answer_was_lost(faulty: Bucket) -> Non
     store = Store(faulty.uri)
     faulty.faults.set(only="^PUT")
     with faulty.faults.at(lost=0.6):
-        mine = [store.create(f"lock/{n}", f"me {n}".encode()) for n in range(6)]
-    assert all(mine)
+        created = [store.create(f"lock/{n}", f"me {n}".encode()) for n in range(6)]
+    assert all(created)
     assert faulty.faults.done["lost"] > 0
     assert not store.create("lock/0", b"another")
     faulty.faults.set(terse=True)
@@ -379,7 +379,7 @@ def test_every_method_outlives_failing_requests(faulty: Bucket, kind: str) -> No
 
 def _key_ids(faulty: Bucket, store: Store) -> dict[str, str]:
     """The access keys that both clients sign with, by client."""
-    found = {}
+    key_ids = {}
     for name, act in (
         ("files", lambda: store.exists("x")),
         (
@@ -391,8 +391,8 @@ def _key_ids(faulty: Bucket, store: Store) -> dict[str, str]:
     ):
         faulty.faults.forget()
         act()
-        (found[name],) = {request.key_id for request in faulty.faults.seen}
-    return found
+        (key_ids[name],) = {request.key_id for request in faulty.faults.seen}
+    return key_ids
 
 
 def test_keys_of_the_environment_reach_both_clients(faulty: Bucket, fresh_clients: None) -> None:
@@ -428,7 +428,7 @@ def test_configuration_of_fsspec_reaches_both_clients(
     endpoint = os.environ["AWS_ENDPOINT_URL"]
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_ENDPOINT_URL"):
         monkeypatch.delenv(name)
-    given = {
+    settings = {
         "key": "AKIACONFIGURED",
         "secret": SECRET,
         "token": "session-token",
@@ -436,7 +436,7 @@ def test_configuration_of_fsspec_reaches_both_clients(
         "requester_pays": True,
         "s3_additional_kwargs": {"ServerSideEncryption": "AES256"},
     }
-    monkeypatch.setitem(fsspec.config.conf, "s3", given)
+    monkeypatch.setitem(fsspec.config.conf, "s3", settings)
     store = Store(faulty.uri)
     assert _key_ids(faulty, store) == {"files": "AKIACONFIGURED", "tables": "AKIACONFIGURED"}
     store.write_bytes("a", b"1")
@@ -508,6 +508,6 @@ def test_store_travels_without_keys(bucket: Bucket, store: Store) -> None:
     store.write_bytes("a", b"1")
     data = pickle.dumps(store)
     assert SECRET.encode() not in data
-    there = pickle.loads(data)
-    assert there.uri == store.uri
-    assert there.read_bytes("a") == b"1"
+    copy = pickle.loads(data)
+    assert copy.uri == store.uri
+    assert copy.read_bytes("a") == b"1"

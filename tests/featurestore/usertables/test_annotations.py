@@ -17,11 +17,11 @@ from downstream.cohorts.cohort import load_labels, patient_table
 from downstream.probes.probe_labels import read_tile_labels
 from downstream.probes.tile_probe import run_probe
 from featurestore import IdentityError, Lake, LakeConfig, LakeError, create_lake, open_lake, query
-from featurestore.annotations.annotate import annotate, set_patients, tcga_patients
-from featurestore.annotations.annotation import AnnotationError
+from featurestore.annotations.annotating import annotate, set_patients, tcga_patients
 from featurestore.annotations.annotation_tables import labels_of, query_frame, read_annotation
 from featurestore.annotations.tile_predicates import Where
 from featurestore.interop import export_folder
+from featurestore.tables.annotation import AnnotationError
 from featurestore.tables.lance_columns import keys_in
 from ingest.teachers.extract_plan import choose_tiles
 from tests.conftest import ROOT
@@ -78,14 +78,18 @@ def copy(made: Path, tmp_path: Path) -> Lake:
 
 
 def test_info_says_what_is_there(made: Path, lake: Lake) -> None:
-    found = {one["name"]: one for one in lake.info()["annotations"]}
-    assert [(name, one["level"], one["rows"]) for name, one in found.items()] == [
+    annotations = {one["name"]: one for one in lake.info()["annotations"]}
+    assert [(name, one["level"], one["rows"]) for name, one in annotations.items()] == [
         ("clinical", "slide", 3),
         ("people", "patient", 3),
         ("region", "tile", 3),
     ]
-    assert found["region"]["columns"] == {"region_mark": "string", "region_score": "double"}
-    assert found["clinical"]["columns"] == {"grade": "double", "stage": "string", "seen": "bool"}
+    assert annotations["region"]["columns"] == {"region_mark": "string", "region_score": "double"}
+    assert annotations["clinical"]["columns"] == {
+        "grade": "double",
+        "stage": "string",
+        "seen": "bool",
+    }
     text = run(made.parent, "info", made)
     assert "annotation clinical of slides: 3 rows, grade (double), stage (string)" in text
     assert "annotation region of tiles at 0.5 mpp: 3 rows, region_mark (string)" in text
@@ -189,7 +193,7 @@ def test_labels_are_read_from_the_lake(lake: Lake) -> None:
 
 
 def test_studies_ask_the_lake_for_their_labels(lake: Lake) -> None:
-    """As far as they go without a training: the columns that they name are the annotation's."""
+    """Studies read labels from the lake, as far as they go without a training."""
     for labels, columns in (("clinical", "grade, stage, seen"), ("people", "sex")):
         with pytest.raises(CohortError, match=f"no column 'side'; they have {columns}"):
             run_mil(lake.uri, f"lake:{labels}", "side", ["t"], mpps=[0.5])
@@ -256,9 +260,11 @@ def test_patients_are_set_once_and_contradictions_named(copy: Lake) -> None:
         tcga_patients(copy)
     lake = add_slides(copy.refreshed(), {"TCGA-A1-A0SB-01Z-00-DX1.9A": 2})
     run(Path(), "annotate", lake.uri, "--tcga-patients")
-    known = dict(lake.refreshed().slides().select("slide_id", "patient_id").collect().iter_rows())
-    assert known["TCGA-A1-A0SB-01Z-00-DX1.9A"] == "TCGA-A1-A0SB"
-    assert known["a"] == "1"
+    patients = dict(
+        lake.refreshed().slides().select("slide_id", "patient_id").collect().iter_rows()
+    )
+    assert patients["TCGA-A1-A0SB-01Z-00-DX1.9A"] == "TCGA-A1-A0SB"
+    assert patients["a"] == "1"
 
 
 def test_drop_and_rename_as_a_user_types_them(copy: Lake) -> None:
@@ -290,7 +296,7 @@ def test_features_as_rivals_write_them(tmp_path: Path, batched: bool, opaque: bo
     trident_patches(tmp_path / "job", "a", xy)
     path = trident_features(tmp_path / "job", "a", xy, "uni", features)
     half = np.ascontiguousarray(features).view(np.uint32) >> 16  # bfloat16, cut off
-    wanted = (half << 16).view(np.float32) if opaque else features
+    expected = (half << 16).view(np.float32) if opaque else features
     stored: Any = half.astype("<u2").view("V2") if opaque else features
     with h5py.File(path, "a") as file:
         for name, value in (("features", stored), ("coords", xy)):
@@ -302,7 +308,7 @@ def test_features_as_rivals_write_them(tmp_path: Path, batched: bool, opaque: bo
     bag = open_lake(tmp_path / "lake").bag("a", "uni", mpp=0.5)
     order = {(int(x), int(y)): at for at, (x, y) in enumerate(xy)}
     places = [order[int(x), int(y)] for x, y in zip(bag.x, bag.y, strict=True)]
-    assert np.array_equal(bag.features, wanted[places].astype(np.float16))
+    assert np.array_equal(bag.features, expected[places].astype(np.float16))
 
 
 def test_duckdb_reads_features_as_float32(lake: Lake) -> None:
@@ -316,9 +322,9 @@ def test_duckdb_reads_features_as_float32(lake: Lake) -> None:
     stored = halves.sort("tile_id").select("slide_id", "t")
     squares = (stored["t"].to_numpy().astype(np.float64) ** 2).sum(axis=1)
     means = stored.with_columns(norm2=squares).group_by("slide_id").agg(pl.col("norm2").mean())
-    known = {slide: (tiles, norm2) for slide, tiles, norm2 in names["norms"]}
-    assert {slide: tiles for slide, (tiles, _) in known.items()} == {"a": 5, "b": 3}
-    assert all(np.isclose(known[slide][1], norm2) for slide, norm2 in means.iter_rows())
+    norms = {slide: (tiles, norm2) for slide, tiles, norm2 in names["norms"]}
+    assert {slide: tiles for slide, (tiles, _) in norms.items()} == {"a": 5, "b": 3}
+    assert all(np.isclose(norms[slide][1], norm2) for slide, norm2 in means.iter_rows())
     wide = lake.tiles(mpp=0.5, dtype="float32").collect()
     assert duckdb.sql("SELECT count(*) FROM wide WHERE region_mark = 'T'").fetchall() == [(2,)]
     del halves, wide

@@ -93,8 +93,8 @@ def cut(lake: Lake, path: Path, number: int) -> SlideCut:
     return cut_slide(lake.store, lake.config, {**row, "fingerprint": mark})
 
 
-def kept(found: SlideCut, mpp: float) -> set[tuple[int, int]]:
-    tiles = found.grids[mpp].tiles
+def kept(slide_cut: SlideCut, mpp: float) -> set[tuple[int, int]]:
+    tiles = slide_cut.grids[mpp].tiles
     return set(zip(tiles["grid_y"].to_pylist(), tiles["grid_x"].to_pylist(), strict=True))
 
 
@@ -120,17 +120,17 @@ def test_tiles_are_those_of_the_slide_without_the_wrong_level(
         check_greys(lake, planted, pyramid[1])
 
 
-def check_greys(lake: Lake, found: SlideCut, level_1: Pixels) -> None:
+def check_greys(lake: Lake, slide_cut: SlideCut, level_1: Pixels) -> None:
     """Tiles at 2 mpp show what level 0 shows there."""
-    shard = found.grids[2.0].shard
+    shard = slide_cut.grids[2.0].shard
     assert shard is not None
     samples = shard_samples(lake.store.path(shard.path))
     assert samples
     for sample in samples.values():
         tile = simplejpeg.decode_jpeg(sample["jpg"])
-        about = json.loads(sample["json"])
-        x, y = about["x"] // 4, about["y"] // 4
-        there = level_1[y : y + 256, x : x + 256]
-        inside = tile[: there.shape[0], : there.shape[1]]
+        sample_json = json.loads(sample["json"])
+        x, y = sample_json["x"] // 4, sample_json["y"] // 4
+        part = level_1[y : y + 256, x : x + 256]
+        inside = tile[: part.shape[0], : part.shape[1]]
         # It is 28 and more where a wrong level is read.
-        assert np.abs(inside.astype(int) - there).mean() < 9
+        assert np.abs(inside.astype(int) - part).mean() < 9

@@ -45,24 +45,24 @@ def test_its_levels_are_read_natively(svs: Path, ome: Path) -> None:
                 np.testing.assert_array_equal(ours.tile(grid, y, x), same.tile(grid, y, x))
             assert ours.stored_level(grid) == same.stored_level(grid)
         assert (ours.name, ours.fallback) == ("tiff", None)
-        theirs, scale = same.overview(16.0)
-        pixels, there = ours.overview(16.0)
-        assert there == scale
-        np.testing.assert_array_equal(pixels, theirs)
+        expected, scale = same.overview(16.0)
+        pixels, same_scale = ours.overview(16.0)
+        assert same_scale == scale
+        np.testing.assert_array_equal(pixels, expected)
 
 
 def test_it_becomes_the_same_tiles(tmp_path: Path, svs: Path, ome: Path) -> None:
     config = LakeConfig(tile_px=256, mpps=(0.5, 2.0), passthrough=(0.5, 2.0))
     lake = create_lake(tmp_path / "lake", config)
-    found = []
+    slides = []
     for number, slide in enumerate((svs, ome)):
         size, mark = fingerprint(str(slide))
         row = {"slide": number, "slide_id": slide.name, "uri": str(slide), "bytes": size}
-        found.append(cut_slide(lake.store, config, {**row, "fingerprint": mark}))
-    one, other = found
-    assert {cut.row["reader"] for cut in found} == {"tiff"}
+        slides.append(cut_slide(lake.store, config, {**row, "fingerprint": mark}))
+    one, other = slides
+    assert {cut.row["reader"] for cut in slides} == {"tiff"}
     for mpp in config.mpps:
-        tables = [cut.grids[mpp].tiles.drop(["tile_id", "slide", "slide_id"]) for cut in found]
+        tables = [cut.grids[mpp].tiles.drop(["tile_id", "slide", "slide_id"]) for cut in slides]
         assert tables[0].num_rows
         assert tables[0].equals(tables[1])
     assert one.row["thumbnail"] == other.row["thumbnail"]

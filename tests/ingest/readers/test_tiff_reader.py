@@ -16,20 +16,20 @@ from tests.conftest import REAL_SLIDE
 
 
 def tiles_equal(path: Path, mpps: dict[float, int], tile_px: int = 256) -> None:
-    """All tiles are openslide's: exactly where a level is stored, nearly where it was reduced."""
-    with TiffReader(str(path)) as ours, OpenSlideReader(str(path)) as theirs:
+    """Check that tiles are openslide's: exactly those of stored levels, nearly the reduced ones."""
+    with TiffReader(str(path)) as ours, OpenSlideReader(str(path)) as reference:
         for grid in plan_grids(ours.size_px, ours.mpp, tile_px, mpps).values():
             stored = grid.side_px / tile_px in ours._scales
             for y in range(grid.height):
                 for x in range(grid.width):
-                    mine, other = ours.tile(grid, y, x), theirs.tile(grid, y, x)
+                    tile, other = ours.tile(grid, y, x), reference.tile(grid, y, x)
                     if stored:
-                        np.testing.assert_array_equal(mine, other)
-                    assert np.abs(mine.astype(int) - other).mean() < 1.5
-        (seen, scale), (expected, same) = ours.overview(16), theirs.overview(16)
-        assert seen.shape == expected.shape
+                        np.testing.assert_array_equal(tile, other)
+                    assert np.abs(tile.astype(int) - other).mean() < 1.5
+        (picture, scale), (expected, same) = ours.overview(16), reference.overview(16)
+        assert picture.shape == expected.shape
         assert scale == same
-        assert np.abs(seen.astype(int) - expected).mean() < 1.5
+        assert np.abs(picture.astype(int) - expected).mean() < 1.5
         assert (ours.name, ours.fallback) == ("tiff", None)
 
 
@@ -46,10 +46,10 @@ def test_pyramids_have_the_same_pixels(cohort: Path) -> None:
 def test_stored_jpegs_are_right_for_any_decoder() -> None:
     """Real Aperio tiles are RGB JPEGs without a word of it: alone, they decode to wrong colours."""
     tiff = JpegTiff(str(REAL_SLIDE))
-    with OpenSlideReader(str(REAL_SLIDE)) as theirs:
+    with OpenSlideReader(str(REAL_SLIDE)) as reference:
         ours = simplejpeg.decode_jpeg(tiff.jpeg(0, 12), colorspace="RGB")
         y, x = divmod(12, tiff.levels[0].columns)
-        np.testing.assert_array_equal(ours, theirs.region(0, x * 240, y * 240, 240, 240))
+        np.testing.assert_array_equal(ours, reference.region(0, x * 240, y * 240, 240, 240))
     tiff.close()
 
 
@@ -118,8 +118,8 @@ def test_level_that_differs_from_openslide_is_not_trusted(
         return pixels
 
     monkeypatch.setattr("ingest.readers.tiff.jpeg_tiff.simplejpeg.decode_jpeg", inexact)
-    with TiffReader(str(REAL_SLIDE)) as slide, OpenSlideReader(str(REAL_SLIDE)) as theirs:
+    with TiffReader(str(REAL_SLIDE)) as slide, OpenSlideReader(str(REAL_SLIDE)) as reference:
         grid = plan_grids(slide.size_px, slide.mpp, 256, {0.5: 1})[0.5]
-        np.testing.assert_array_equal(slide.tile(grid, 1, 1), theirs.tile(grid, 1, 1))
+        np.testing.assert_array_equal(slide.tile(grid, 1, 1), reference.tile(grid, 1, 1))
         assert slide.name == "openslide"
         assert "differs from openslide's by 1" in (slide.fallback or "")

@@ -29,10 +29,10 @@ WIDTH, HEIGHT = 2220, 2967
 EXAMPLE = str(ROOT / "examples" / "own_segmenter.py")
 
 
-def run(lake: Lake, *inputs: Path | str, cut: bool = True, **how: Any) -> Todo:  # noqa: ANN401
-    """What an ingest does, in this process; a run that is killed does not cut."""
-    asked = find_named_slides([str(path) for path in inputs], how)  # type: ignore[arg-type]
-    todo = sort_out(lake.committer.register(asked.rows), how, asked.tissue_by)  # type: ignore[arg-type]
+def run(lake: Lake, *inputs: Path | str, cut: bool = True, **options: Any) -> Todo:  # noqa: ANN401
+    """Do what an ingest does, in this process; a run that is killed does not cut."""
+    named = find_named_slides([str(path) for path in inputs], options)  # type: ignore[arg-type]
+    todo = sort_out(lake.committer.register(named.rows), options, named.tissue_by)  # type: ignore[arg-type]
     assert not todo.failed
     if todo.facts:
         lake.committer.update_slides(todo.facts)
@@ -265,8 +265,8 @@ def test_a_mask_of_an_earlier_scan_is_not_taken_for_a_new_one(
 def test_dry_run_says_what_would_change(lake: Lake, slide: Path, tmp_path: Path) -> None:
     run(lake, slide)
     (tmp_path / "m.csv").write_text(f"uri,patient_id\n{slide},P1\n")
-    how: IngestOptions = {"mpp_override": 0.25, "replace": True}
-    plan = dry_run(lake.uri, [str(slide)], CONFIG, how, cores=1)
+    options: IngestOptions = {"mpp_override": 0.25, "replace": True}
+    plan = dry_run(lake.uri, [str(slide)], CONFIG, options, cores=1)
     assert plan.notes == ["a would be cut again: mpp 0.499, now 0.25"]
     plan = dry_run(lake.uri, [str(tmp_path / "m.csv")], CONFIG, {}, cores=1)
     assert plan.notes == ["1 slides: facts would be updated (patient_id)"]
@@ -283,7 +283,7 @@ def test_slides_of_an_earlier_slidelake_are_left_unless_replaced(
     """Their table has no such column: it is added, and what is not known counts as not changed."""
     old = SLIDES_SCHEMA.remove(SLIDES_SCHEMA.get_field_index("cut_with"))
     with monkeypatch.context() as context:
-        for module in ("opening", "lance_commit", "lake"):
+        for module in ("opening", "commits.lance_commit", "lake"):
             context.setattr(f"featurestore.{module}.SLIDES_SCHEMA", old)
         lake = create_lake(tmp_path / "old", CONFIG)
         run(lake, slide)
@@ -316,8 +316,8 @@ def test_command_says_sizes_and_times_that_are_not_nothing(slide: Path, tmp_path
 def test_ingest_itself_does_what_is_changed(slide: Path, tmp_path: Path) -> None:
     (tmp_path / "m.csv").write_text(f"uri,patient_id\n{slide},P1\n")
 
-    def ingested(**how: Any) -> IngestResult:  # noqa: ANN401
-        return ingest(str(tmp_path / "made"), [str(tmp_path / "m.csv")], CONFIG, **how)
+    def ingested(**options: Any) -> IngestResult:  # noqa: ANN401
+        return ingest(str(tmp_path / "made"), [str(tmp_path / "m.csv")], CONFIG, **options)
 
     assert (ingested().new, ingested().new) == (1, 0)
     (tmp_path / "m.csv").write_text(f"uri,patient_id\n{slide},P2\n")
@@ -365,15 +365,15 @@ def test_one_file_with_two_masks_is_two_slides(lake: Lake, tmp_path: Path) -> No
 
 def test_one_file_as_two_slides_without_masks_is_told(tmp_path: Path) -> None:
     table = manifest(tmp_path / "m.csv", "uri,slide_id\nFILE,left\nFILE,right\nFILE,right\n")
-    asked = find_named_slides([str(table)], {})
-    assert [one["slide_id"] for one in asked.rows] == ["left", "right"]
-    assert asked.notes[0].startswith("left, right are one file, cut in the same way")
+    named = find_named_slides([str(table)], {})
+    assert [one["slide_id"] for one in named.rows] == ["left", "right"]
+    assert named.notes[0].startswith("left, right are one file, cut in the same way")
 
 
 def test_a_slide_named_twice_with_other_facts_is_refused(tmp_path: Path) -> None:
     text = "uri,slide_id,patient_id,site\nFILE,a,P1,A\nFILE,a,P2,A\n"
-    asked = find_named_slides([str(manifest(tmp_path / "m.csv", text))], {})
-    assert "'a' is named twice, and differs in patient_id" in asked.stopped[0]["reason"]
+    named = find_named_slides([str(manifest(tmp_path / "m.csv", text))], {})
+    assert "'a' is named twice, and differs in patient_id" in named.stopped[0]["reason"]
     first, later = split_duplicates(resolve([str(tmp_path / "m.csv")]))
     assert ([s.patient_id for s in first], [s.patient_id for s in later]) == (["P1"], ["P2"])
 
@@ -388,12 +388,12 @@ def test_linked_folders_are_followed_once_and_files_of_macos_left_out(tmp_path: 
     (tmp_path / "study" / "linked").symlink_to(tmp_path / "disk")
     (tmp_path / "disk" / "deep" / "back").symlink_to(tmp_path / "study")  # a circle
     notes: list[str] = []
-    found = resolve([str(tmp_path / "study")], note=notes.append)
-    assert [source.slide_id for source in found] == ["a", "b"]
+    sources = resolve([str(tmp_path / "study")], note=notes.append)
+    assert [source.slide_id for source in sources] == ["a", "b"]
     assert notes == ["2 files that macOS makes are left out: ._a.svs, ..."]
-    asked = find_named_slides([f"{tmp_path}/study/*"], {})
-    assert [one["slide_id"] for one in asked.rows] == ["a", "b"]
-    assert asked.stopped == []  # a.svs is reached by the link back, too
+    named = find_named_slides([f"{tmp_path}/study/*"], {})
+    assert [one["slide_id"] for one in named.rows] == ["a", "b"]
+    assert named.stopped == []  # a.svs is reached by the link back, too
     (tmp_path / "link").symlink_to(tmp_path / "study")
     assert len(resolve([str(tmp_path / "link")])) == 2
     with pytest.raises(SlideError, match="is no slide but what macOS keeps beside one"):
@@ -405,5 +405,5 @@ def test_masks_that_match_no_slide_are_told(slide: Path, tmp_path: Path) -> None
     with pytest.raises(InputError, match=r"no mask in .* is of one of the slides"):
         find_named_slides([str(slide)], {"masks": str(tmp_path / "masks")})
     box_mask(tmp_path / "masks" / "a.geojson", 0, 0, 9, 9)
-    asked = find_named_slides([str(slide)], {"masks": str(tmp_path / "masks")})
-    assert asked.notes == ["1 masks match no slide: A"]
+    named = find_named_slides([str(slide)], {"masks": str(tmp_path / "masks")})
+    assert named.notes == ["1 masks match no slide: A"]

@@ -166,8 +166,8 @@ def test_icc_profile_is_kept_and_applied_on_demand(tmp_path: Path, pixels: Pixel
     row = {"slide": 0, "slide_id": "a", "uri": path, "bytes": size, "fingerprint": mark}
     cuts = []
     for settings in (CutSettings(), CutSettings(icc=True)):
-        asked = {**row, "icc": settings.icc, "cut_with": settings.to_json()}
-        cuts.append(cut_slide(lake.store, lake.config, asked))
+        converted_row = {**row, "icc": settings.icc, "cut_with": settings.to_json()}
+        cuts.append(cut_slide(lake.store, lake.config, converted_row))
     was = differences(CutSettings(), 0.5, {"icc": True})
     assert was == ["colours as stored, now by the ICC profile"]
     assert differences(CutSettings(), 0.5, {"icc": False, "allow_anisotropic": True}) == []
@@ -196,8 +196,8 @@ def test_earlier_lake_takes_the_new_facts(tmp_path: Path, pixels: Pixels) -> Non
     path = write_slide(tmp_path / "new.tiff", [real_pixels(), reduced(real_pixels(), 5)], jpeg=True)
     size, mark = fingerprint(str(path))
     row = {"slide_id": "new", "uri": str(path), "bytes": size, "fingerprint": mark, "mpp": None}
-    (known,) = lake.committer.register([row])
-    cut = cut_slide(lake.store, lake.config, known)
+    (registered,) = lake.committer.register([row])
+    cut = cut_slide(lake.store, lake.config, registered)
     cut.row["notes"] = "odd"
     lake.committer.commit_slides([cut])
     lake = open_lake(lake.uri)

@@ -178,7 +178,7 @@ def test_network_really_runs(name: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", GIANTS)
 def test_giant_runs_at_full_size(name: str) -> None:
-    """All blocks of two, and one block of the others, whose blocks are as wide as theirs."""
+    """Run all blocks of two networks, and one block of the others, which are as wide."""
     card = CARDS[name] if name in ALL_BLOCKS else shallow(CARDS[name])
     with torch.device("meta"):
         model = build(card.architecture, card.input_px, card.arguments).eval()
@@ -200,13 +200,13 @@ def test_class_token_after_a_block_is_timms() -> None:
     model = build(card.architecture, card.input_px, card.arguments).eval()
     x_BCHW = torch.randn(1, 3, 224, 224)
     with torch.inference_mode():
-        wanted = model.forward_features(x_BCHW)  # type: ignore[operator]
+        expected = model.forward_features(x_BCHW)  # type: ignore[operator]
         last, between = model.forward_intermediates(  # type: ignore[operator]
             x_BCHW, indices=[0], norm=True, output_fmt="NLC", return_prefix_tokens=True
         )
     patches, prefix = between[0]
-    assert torch.equal(last, wanted)
-    assert torch.equal(torch.cat([prefix, patches], dim=1), wanted)
+    assert torch.equal(last, expected)
+    assert torch.equal(torch.cat([prefix, patches], dim=1), expected)
 
 
 @pytest.mark.parametrize(
@@ -220,19 +220,19 @@ def test_class_token_after_a_block_is_timms() -> None:
 )
 def test_timms_network_for_a_size(architecture: str, px: int, same: Mapping[str, Any]) -> None:
     with torch.device("meta"):
-        wanted = timm.create_model(architecture, num_classes=0, **same)
+        expected = timm.create_model(architecture, num_classes=0, **same)
         ours = build(architecture, px).eval()
-        assert ours(torch.zeros(2, 3, px, px)).shape == (2, wanted.num_features)
+        assert ours(torch.zeros(2, 3, px, px)).shape == (2, expected.num_features)
     assert {n: t.shape for n, t in ours.state_dict().items()} == {
-        n: t.shape for n, t in wanted.state_dict().items()
+        n: t.shape for n, t in expected.state_dict().items()
     }
 
 
 def test_layers_are_given_by_name() -> None:
     arguments = {"depth": 1, "mlp_layer": "SwiGLUPacked", "act_layer": "SiLU"}
     block: Any = build("vit_tiny_patch16_224", 224, arguments).get_submodule("blocks.0.mlp")
-    wanted = timm.layers.SwiGLUPacked(192, 768, act_layer=nn.SiLU)
-    assert type(block) is type(wanted)
+    expected = timm.layers.SwiGLUPacked(192, 768, act_layer=nn.SiLU)
+    assert type(block) is type(expected)
     assert type(block.act) is nn.SiLU
     # Packed: the first layer is twice as wide as what the second one reads.
     assert block.fc1.out_features == 2 * block.fc2.in_features
@@ -273,7 +273,7 @@ def test_table_in_the_docs_is_that_of_the_cards() -> None:
 
 
 def table() -> str:
-    """All cards as a table in Markdown."""
+    """Return all cards as a table in Markdown."""
     head = "| teacher | values per tile | tokens | px | µm/px | precision | licence | from |"
     rows = [head, "|---|---|---|---|---|---|---|---|"]
     return "\n".join([*rows, *(_row(CARDS[name]) for name in NAMES)]) + "\n"

@@ -50,23 +50,25 @@ def encode(
 
 
 def test_preprocessing_is_that_of_torchvision(tiles: np.typing.NDArray[np.uint8]) -> None:
-    wanted = v2.Compose(
+    expected = v2.Compose(
         [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(VIT.mean, VIT.std)]
     )
     ours = preprocess(tiles[:2], VIT.mean, VIT.std)
     for x, tile in zip(ours, tiles, strict=False):
-        torch.testing.assert_close(x, wanted(tile), atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(x, expected(tile), atol=1e-5, rtol=1e-5)
 
 
 def test_resizing_is_that_of_pil() -> None:
     tiles = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3)).astype(np.uint8)
-    for how, pil in (
+    for interpolation, pil in (
         ("bicubic", Image.Resampling.BICUBIC),
         ("bilinear", Image.Resampling.BILINEAR),
     ):
         for side in (32, 56, 80):
-            wanted = [np.asarray(Image.fromarray(tile).resize((side, side), pil)) for tile in tiles]
-            gap = np.abs(resized(tiles, side, how).astype(int) - np.stack(wanted))
+            expected = [
+                np.asarray(Image.fromarray(tile).resize((side, side), pil)) for tile in tiles
+            ]
+            gap = np.abs(resized(tiles, side, interpolation).astype(int) - np.stack(expected))
             assert gap.max() <= 1
     assert resized(tiles, 64, "bicubic") is tiles
 
@@ -74,16 +76,16 @@ def test_resizing_is_that_of_pil() -> None:
 @pytest.mark.parametrize(("side", "px"), [(64, 40), (64, 41), (65, 40), (40, 40)])
 def test_the_middle_is_that_of_torchvision(side: int, px: int) -> None:
     tile = np.random.default_rng(0).integers(0, 256, (side, side, 3)).astype(np.uint8)
-    wanted = v2.CenterCrop(px)(Image.fromarray(tile))
-    np.testing.assert_array_equal(cropped(tile[None], px)[0], np.asarray(wanted))
+    expected = v2.CenterCrop(px)(Image.fromarray(tile))
+    np.testing.assert_array_equal(cropped(tile[None], px)[0], np.asarray(expected))
 
 
 def test_tokens_are_those_of_the_network(tiles: np.typing.NDArray[np.uint8]) -> None:
-    """By timm's own model, one tile after the other; registers are in no mean and no grid."""
+    """The reference is timm's own model, tile by tile; registers are in no mean and no grid."""
     model = vit()
     encoder = Encoder(VIT, model)
     names = ("vit:cls", "vit:cls+mean", "vit:mean", "vit:patches", "vit:patches3", "vit:cls@L2")
-    found = encode(encoder, tiles[:6], *names)
+    features = encode(encoder, tiles[:6], *names)
     x = preprocess(tiles[:6], VIT.mean, VIT.std)
     with torch.inference_mode():
         tokens = model.forward_features(x)  # type: ignore[operator]
@@ -91,19 +93,19 @@ def test_tokens_are_those_of_the_network(tiles: np.typing.NDArray[np.uint8]) -> 
         between = model.get_intermediate_layers(x, n=[1], norm=True, return_prefix_tokens=True)  # type: ignore[operator]
         del after
     assert tokens.shape == (6, 5 + 16, 192)
-    wanted = {
+    expected = {
         "vit:cls": tokens[:, 0],
         "vit:mean": tokens[:, 5:].mean(1),
         "vit:cls+mean": torch.cat([tokens[:, 0], tokens[:, 5:].mean(1)], 1),
         "vit:patches": tokens[:, 5:].flatten(1),
         "vit:cls@L2": between[0][1][:, 0],
     }
-    for name, values in wanted.items():
-        torch.testing.assert_close(torch.from_numpy(found[name]), values, atol=1e-5, rtol=1e-5)
+    for name, values in expected.items():
+        torch.testing.assert_close(torch.from_numpy(features[name]), values, atol=1e-5, rtol=1e-5)
     at = places(KEYS[:6], 16, 3)
-    np.testing.assert_array_equal(found["vit:places3"], at)
-    grid = found["vit:patches"].reshape(6, 16, 192)
-    kept = found["vit:patches3"].reshape(6, 3, 192)
+    np.testing.assert_array_equal(features["vit:places3"], at)
+    grid = features["vit:patches"].reshape(6, 16, 192)
+    kept = features["vit:patches3"].reshape(6, 3, 192)
     np.testing.assert_array_equal(kept, np.take_along_axis(grid, at[..., None], axis=1))
 
 
@@ -151,7 +153,7 @@ def test_failure_5_a_card_that_is_wrong_about_prefix_tokens_is_refused(
 def test_what_does_not_fit_into_memory_is_run_in_halves(
     tiles: np.typing.NDArray[np.uint8], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As on a GPU; the error is torch's own, put in for batches that are too large."""
+    """It is as on a GPU; the error is torch's own, put in for batches that are too large."""
     encoder = Encoder(VIT, vit())
     whole = encode(encoder, tiles, "vit:cls")["vit:cls"]
     plain, sizes = encoder._embed, []
@@ -180,5 +182,5 @@ def test_a_network_without_timms_protocol(tiles: np.typing.NDArray[np.uint8]) ->
             return x_BCHW.mean(dim=(2, 3))
 
     card = Card(name="m", architecture="m", dim=3, input_px=64, mean=(0, 0, 0), std=(1, 1, 1))
-    found = encode(Encoder(card, Plain(Mean(), 0)), tiles, "m")["m"]
-    np.testing.assert_allclose(found, tiles.mean(axis=(1, 2)) / 255, atol=1e-5)
+    features = encode(Encoder(card, Plain(Mean(), 0)), tiles, "m")["m"]
+    np.testing.assert_allclose(features, tiles.mean(axis=(1, 2)) / 255, atol=1e-5)

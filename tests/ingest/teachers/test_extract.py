@@ -16,7 +16,7 @@ from distill.errors import DistillError
 from distill.recipes.recipe_table import make_recipe
 from distill.train.ray_train import distill
 from featurestore import IdentityError, Lake, LakeError, open_lake, verify
-from featurestore.annotations.annotate import annotate
+from featurestore.annotations.annotating import annotate
 from ingest import (
     CARDS,
     Teacher,
@@ -60,9 +60,9 @@ def test_column_equals_timm_on_the_stored_tiles(lake: Lake, name: str) -> None:
         x = torch.from_numpy(np.array(picture)).permute(2, 0, 1).float() / 255
         x = (x - torch.tensor(card.mean)[:, None, None]) / torch.tensor(card.std)[:, None, None]
         with torch.inference_mode():
-            wanted = model.forward_head(model.forward_features(x[None]), pre_logits=True)[0]
+            expected = model.forward_head(model.forward_features(x[None]), pre_logits=True)[0]
         ours = bag.features[bag.tile_id.tolist().index(tile_id)]
-        cosine = torch.cosine_similarity(wanted, torch.from_numpy(ours.astype(np.float32)), dim=0)
+        cosine = torch.cosine_similarity(expected, torch.from_numpy(ours.astype(np.float32)), dim=0)
         assert cosine > 0.9999, tile_id
 
 
@@ -104,9 +104,9 @@ def test_new_slide_gets_the_old_teachers_and_no_other_is_run(
 def run_unit(
     extractor: Extractor, lake: Lake, teachers: list[Teacher], unit: Unit, threads: int = 1
 ) -> Outcome:
-    """What an actor does with a unit, without the pool around it."""
-    given = {"store": lake.uri, "threads": threads, "gpu": False}
-    item = {"unit": pickle.dumps(unit), "teachers": pickle.dumps(teachers), **given}
+    """Do what an actor does with a unit, without the pool around it."""
+    settings = {"store": lake.uri, "threads": threads, "gpu": False}
+    item = {"unit": pickle.dumps(unit), "teachers": pickle.dumps(teachers), **settings}
     outcome: Outcome = pickle.loads(extractor(item)["outcome"])
     return outcome
 
@@ -120,7 +120,7 @@ def fill(
     choice: Choice = ALL,
     engine: Engine | None = None,
 ) -> Lake:
-    """All that `extract` does, in this process."""
+    """Do all that `extract` does, in this process."""
     teachers, extractor = find_teachers(lake.store, names), Extractor()
     for unit in plan(lake, teachers, [mpp], choice=choice, engine=engine):
         outcome = run_unit(extractor, lake, teachers, unit, threads)
@@ -146,9 +146,9 @@ def test_damaged_shard_fails_its_fragment_and_no_other(
     assert len(reasons) > 1
     assert first["shard"] in str(reasons.pop(first["fragment"]))
     assert set(reasons.values()) == {None}
-    (found,) = [f for f in lake.refreshed().info()["features"] if f["teacher"] == "twin"]
-    assert not found["complete"]
-    assert found["tiles"] > 0
+    (twin,) = [f for f in lake.refreshed().info()["features"] if f["teacher"] == "twin"]
+    assert not twin["complete"]
+    assert twin["tiles"] > 0
 
 
 def test_columns_of_one_and_of_two_workers_are_the_same(
@@ -186,11 +186,11 @@ def test_missing_weights_say_where_to_get_them(
     ):
         find_teachers(lake.store, ["absent"])
     assert {r["teacher"]: r["available"] for r in list_teachers()}["absent"] is False
-    there = find_weights(CARDS["efficientnet_lite0"])
-    assert there is not None
-    (tmp_path / "absent.pth").write_bytes(there.read_bytes())
-    (found,) = find_teachers(lake.store, ["absent"], folder=str(tmp_path))
-    assert found.sha256 == find_teachers(lake.store, ["efficientnet_lite0"])[0].sha256
+    weights = find_weights(CARDS["efficientnet_lite0"])
+    assert weights is not None
+    (tmp_path / "absent.pth").write_bytes(weights.read_bytes())
+    (teacher,) = find_teachers(lake.store, ["absent"], folder=str(tmp_path))
+    assert teacher.sha256 == find_teachers(lake.store, ["efficientnet_lite0"])[0].sha256
     rows = list_teachers(folder=str(tmp_path))
     assert {r["teacher"]: r["available"] for r in rows}["absent"] is True
     monkeypatch.setenv("SLIDELAKE_WEIGHTS", str(tmp_path))
@@ -198,7 +198,7 @@ def test_missing_weights_say_where_to_get_them(
 
 
 def test_gated_weights_say_whom_to_ask(lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without a network the hub can't be asked; what it has in its cache is looked for first."""
+    """The hub can't be reached without a network; what it has in its cache is looked for first."""
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     reason = "MahmoodLab/UNI2-h, which asks for its licence .* the hub can't be reached"
@@ -207,9 +207,9 @@ def test_gated_weights_say_whom_to_ask(lake: Lake, monkeypatch: pytest.MonkeyPat
 
 
 def test_changed_weights_are_not_run(lake: Lake, tmp_path: Path) -> None:
-    """As when a worker of a cluster has another file of that name than the driver."""
-    there = find_weights(CARDS["efficientnet_lite0"])
-    assert there is not None
+    """It is as when a worker of a cluster has another file of that name than the driver."""
+    weights = find_weights(CARDS["efficientnet_lite0"])
+    assert weights is not None
     (teacher,) = find_teachers(lake.store, ["efficientnet_lite0"])
     other = find_weights(CARDS["efficientnet_lite1"])
     assert other is not None
@@ -284,21 +284,21 @@ def test_tiles_that_were_not_asked_for(lake_copy: Path) -> None:
     choice = Choice(where="tissue > 0.6 AND x % 512 = 0", share=0.7)
     lake = fill(lake, [f"{TEACHERS[0]}@S1", str(OWN)], mpp=0.5, choice=choice, threads=2)
     tiles = lake.tiles(mpp=0.5).filter((pl.col("tissue") > 0.6) & (pl.col("x") % 512 == 0))
-    asked = set(tiles.collect()["tile_id"])
-    found: set[int] = set()
+    expected_ids = set(tiles.collect()["tile_id"])
+    bag_ids: set[int] = set()
     for slide in lake.tiles_of(mpp=0.5)["slide_id"]:
         names = ["colour-moments", f"{TEACHERS[0]}@S1"]
         bag = lake.bag(slide, names, mpp=0.5)
         assert np.isfinite(bag.features).all()
-        found |= set(bag.tile_id.tolist())
-    assert found < asked
-    assert 0.55 < len(found) / len(asked) < 0.85
+        bag_ids |= set(bag.tile_id.tolist())
+    assert bag_ids < expected_ids
+    assert 0.55 < len(bag_ids) / len(expected_ids) < 0.85
     frame = lake.features("colour-moments", mpp=0.5).collect()
-    known = frame.filter(~pl.col("colour-moments").arr.first().is_nan())
-    assert set(known["tile_id"]) == found
+    with_features = frame.filter(~pl.col("colour-moments").arr.first().is_nan())
+    assert set(with_features["tile_id"]) == bag_ids
     assert verify(lake).ok
-    told = [f for f in lake.info()["features"] if f["teacher"] == "colour-moments"]
-    assert [(f.get("where"), f.get("share")) for f in told] == [(choice.where, 0.7)]
+    listed = [f for f in lake.info()["features"] if f["teacher"] == "colour-moments"]
+    assert [(f.get("where"), f.get("share")) for f in listed] == [(choice.where, 0.7)]
     recipe = make_recipe("agglomerate", ("colour-moments",))
     with pytest.raises(DistillError, match=r"run on some of them \(--share, --where\)"):
         distill(lake.uri, replace(recipe, mpps=(0.5,)))
@@ -316,10 +316,10 @@ def test_a_predicate_may_name_what_is_known_of_slides(lake_copy: Path) -> None:
     choice = choose_tiles(lake.refreshed(), [2.0], where, None)
     lake = fill(lake.refreshed(), [str(OWN)], mpp=2.0, choice=choice)
     frame = lake.features("colour-moments", mpp=2.0).collect()
-    known = frame.filter(~pl.col("colour-moments").arr.first().is_nan())
-    asked = frame.filter((pl.col("slide_id") == "P000-1") & (pl.col("tissue") > 0.5))
-    assert known["tile_id"].to_list() == asked["tile_id"].to_list()
-    assert known.height
+    with_features = frame.filter(~pl.col("colour-moments").arr.first().is_nan())
+    chosen = frame.filter((pl.col("slide_id") == "P000-1") & (pl.col("tissue") > 0.5))
+    assert with_features["tile_id"].to_list() == chosen["tile_id"].to_list()
+    assert with_features.height
     assert verify(lake).ok
     assert not plan(lake, find_teachers(lake.store, [str(OWN)]), [2.0], choice=choice)
     annotate(lake, grades.with_columns(grade=pl.lit(2)), "clinical", replace_old=True)
@@ -345,6 +345,6 @@ def test_stain_variants_are_those_of_the_tiles(lake_copy: Path) -> None:
     samples = shard_samples(lake.store.path(row["shard"]))
     tiles = np.stack([decode_tile(samples[key]["jpg"]) for key in varied.tile_id.tolist()])
     (teacher,) = find_teachers(lake.store, [TEACHERS[0]])
-    seen = stain_variant(tiles, varied.tile_id, 1)
-    direct = load_encoder(lake.store, teacher)(seen, varied.tile_id, teacher.outputs)
+    stained = stain_variant(tiles, varied.tile_id, 1)
+    direct = load_encoder(lake.store, teacher)(stained, varied.tile_id, teacher.outputs)
     np.testing.assert_array_equal(varied.features, direct[TEACHERS[0]].astype(np.float16))

@@ -59,7 +59,7 @@ def check(killed: Path, whole: Path) -> None:
     vacuum(open_lake(killed))
     assert columns(open_lake(killed)) == columns(open_lake(whole))
     assert all(
-        np.frombuffer(found, np.float16).any() for found in columns(open_lake(whole)).values()
+        np.frombuffer(column, np.float16).any() for column in columns(open_lake(whole)).values()
     )
 
 

@@ -52,11 +52,11 @@ CNN = Card(
 )
 def test_columns_of_a_name(name: str, columns: dict[str, int]) -> None:
     card = {"vit": VIT, "cnn": CNN}[card_name(name)]
-    found = outputs_of(name, card)
-    assert {output.column: output.dim for output in found} == columns
-    for output in found:
+    outputs = outputs_of(name, card)
+    assert {output.column: output.dim for output in outputs} == columns
+    for output in outputs:
         assert TEACHER_NAME.fullmatch(output.column)
-        assert outputs_of(output.column.replace("places", "patches"), card) == found
+        assert outputs_of(output.column.replace("places", "patches"), card) == outputs
         assert teachers_of(f"{output.column}+other+{output.column}") == [
             output.column,
             "other",
@@ -97,12 +97,12 @@ def test_other_columns_are_refused(name: str) -> None:
 def test_places_are_a_function_of_the_key(slide: int, patches: int, data: st.DataObject) -> None:
     sample = data.draw(st.integers(1, patches - 1))
     keys = tile_ids(slide, 0.5, np.arange(50) // 10, np.arange(50) % 10)
-    found = places(keys, patches, sample)
-    assert found.shape == (50, sample)
-    assert (np.diff(found, axis=1) > 0).all()
-    assert found.min() >= 0
-    assert found.max() < patches
-    np.testing.assert_array_equal(found[7:9], places(keys[7:9], patches, sample))
+    kept = places(keys, patches, sample)
+    assert kept.shape == (50, sample)
+    assert (np.diff(kept, axis=1) > 0).all()
+    assert kept.min() >= 0
+    assert kept.max() < patches
+    np.testing.assert_array_equal(kept[7:9], places(keys[7:9], patches, sample))
 
 
 def test_all_places_are_as_likely() -> None:

@@ -27,8 +27,8 @@ def test_ctranspath(tmp_path: Path) -> None:
     file = {**moved, **index, "layers.0.blocks.1.attn_mask": torch.zeros(64, 49, 49)}
     model = loaded(card, saved(tmp_path / "ctranspath.pth", {"model": file}))
     reference = network(card)
-    theirs = swin_transformer.checkpoint_filter_fn(dict(file), reference.trunk)
-    reference.trunk.load_state_dict(theirs)
+    timm_weights = swin_transformer.checkpoint_filter_fn(dict(file), reference.trunk)
+    reference.trunk.load_state_dict(timm_weights)
     assert torch.equal(tokens(model, card), tokens(reference, card))
     with torch.inference_mode():
         assert torch.equal(model(images(card)), tokens(reference, card).mean(1))
@@ -42,9 +42,9 @@ def test_ctranspath(tmp_path: Path) -> None:
             ).relu()  # fmt: skip
         x = F.conv2d(x, own["patch_embed.proj.6.weight"], own["patch_embed.proj.6.bias"])
         weight, bias = own["patch_embed.norm.weight"], own["patch_embed.norm.bias"]
-        wanted = F.layer_norm(x.permute(0, 2, 3, 1), weight.shape, weight, bias, 1e-5)
+        expected = F.layer_norm(x.permute(0, 2, 3, 1), weight.shape, weight, bias, 1e-5)
         stem = model.trunk.patch_embed(images(card))
-    torch.testing.assert_close(stem, wanted, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(stem, expected, atol=1e-5, rtol=1e-4)
 
 
 def attention_pool(key: Tensor, value: Tensor, query: Tensor) -> Tensor:
@@ -82,15 +82,15 @@ def test_conch(tmp_path: Path) -> None:
         F.linear(query, own[at + "attn.q_proj_weight"], bias_q),
     )  # fmt: skip
     pooled = F.linear(pooled, own[at + "attn.out_proj.weight"], own[at + "attn.out_proj.bias"])
-    wanted = norm(own, "ln_contrast", pooled)
-    torch.testing.assert_close(model(images(card)), wanted, atol=1e-5, rtol=1e-4)
+    expected = norm(own, "ln_contrast", pooled)
+    torch.testing.assert_close(model(images(card)), expected, atol=1e-5, rtol=1e-4)
     small_table = torch.randn(1, 197, 768)
     file["visual.trunk.pos_embed"] = small_table
     resized = loaded(card, saved(tmp_path / "small.bin", file)).trunk.pos_embed
-    theirs = timm.layers.resample_abs_pos_embed(
+    resampled = timm.layers.resample_abs_pos_embed(
         small_table, [28, 28], num_prefix_tokens=1, interpolation="bilinear", antialias=False
     )
-    torch.testing.assert_close(resized, theirs)
+    torch.testing.assert_close(resized, resampled)
 
 
 @torch.inference_mode()
@@ -111,14 +111,14 @@ def test_conch15(tmp_path: Path) -> None:
     query = norm(own, at + "ln_q", own[at + "query"])[0] @ own[at + "to_q.weight"].T
     key, value = (norm(own, at + "ln_k", x) @ own[at + "to_kv.weight"].T).chunk(2, dim=-1)
     pooled = attention_pool(key, value, query) @ own[at + "to_out.weight"].T
-    wanted = norm(own, "ln_contrast", pooled)
-    torch.testing.assert_close(model(images(card)), wanted, atol=1e-5, rtol=1e-4)
+    expected = norm(own, "ln_contrast", pooled)
+    torch.testing.assert_close(model(images(card)), expected, atol=1e-5, rtol=1e-4)
 
 
 @torch.inference_mode()
 @pytest.mark.parametrize("scale", ["weight", "gamma"])
 def test_keep(tmp_path: Path, scale: str) -> None:
-    """Both names of LayerScale: left at its start of 1e-5 it all but switches the blocks off."""
+    """LayerScale has two names: left at its start of 1e-5 it all but switches the blocks off."""
     card = replace(CARDS["keep"], arguments={"depth": 1})
     own = randomised(network(card))
     file = {
@@ -149,5 +149,5 @@ def test_resnet_up_to_its_third_stage(tmp_path: Path) -> None:
         maps = timm.create_model("resnet50", features_only=True, out_indices=[3]).eval()
         maps.load_state_dict(whole.state_dict(), strict=False)
         assert torch.equal(third(x_BCHW), maps(x_BCHW)[0].mean((2, 3)))
-        wanted = whole.forward_head(whole.forward_features(x_BCHW), pre_logits=True)
-        assert torch.equal(last(x_BCHW), wanted)
+        expected = whole.forward_head(whole.forward_features(x_BCHW), pre_logits=True)
+        assert torch.equal(last(x_BCHW), expected)

@@ -47,29 +47,29 @@ def test_hugging_face_names(
     tmp_path: Path, name: str, reference: Callable[[], HuggingFace], prefix: str
 ) -> None:
     """The base model's names, and those under the base model's own prefix."""
-    theirs = reference()
-    card = small(name, mlp_ratio=2 * theirs.gated / 48 if theirs.gated else 4.0)
-    own = {"own.": "dinov2." if theirs.dino else "vit."}.get(prefix, "")
-    extra = {} if theirs.dino else {"pooler.dense.bias": torch.zeros(48)}
-    file = {own + n: t for n, t in {**theirs.weights, **extra}.items()}
+    reference_model = reference()
+    card = small(name, mlp_ratio=2 * reference_model.gated / 48 if reference_model.gated else 4.0)
+    own = {"own.": "dinov2." if reference_model.dino else "vit."}.get(prefix, "")
+    extra = {} if reference_model.dino else {"pooler.dense.bias": torch.zeros(48)}
+    file = {own + n: t for n, t in {**reference_model.weights, **extra}.items()}
     model = loaded(card, saved(tmp_path / "model.safetensors", file))
     with torch.inference_mode():
-        wanted = theirs(images(card))
-    torch.testing.assert_close(tokens(model, card), wanted, atol=2e-5, rtol=1e-4)
+        expected = reference_model(images(card))
+    torch.testing.assert_close(tokens(model, card), expected, atol=2e-5, rtol=1e-4)
 
 
 def meta_dinov2(card: Card, registers: int, side: int) -> Tensors:
     """A file under the names of Meta's own code."""
-    found = randomised(build(card.architecture, side, card.arguments))
+    tensors = randomised(build(card.architecture, side, card.arguments))
     if registers:
-        found["register_tokens"] = found.pop("reg_token")
-        found["pos_embed"] = torch.cat([torch.randn(1, 1, 48) * 0.1, found["pos_embed"]], dim=1)
-    found["mask_token"] = torch.zeros(1, 48)
+        tensors["register_tokens"] = tensors.pop("reg_token")
+        tensors["pos_embed"] = torch.cat([torch.randn(1, 1, 48) * 0.1, tensors["pos_embed"]], dim=1)
+    tensors["mask_token"] = torch.zeros(1, 48)
     swiglu = "SwiGLUPacked" in str(card.arguments) or "giant" in card.architecture
     names = (("mlp.fc1", "mlp.w12"), ("mlp.fc2", "mlp.w3")) if swiglu else ()
-    for ours, theirs in names:
-        found = {n.replace(ours, theirs): t for n, t in found.items()}
-    return found
+    for ours, file_name in names:
+        tensors = {n.replace(ours, file_name): t for n, t in tensors.items()}
+    return tensors
 
 
 @pytest.mark.parametrize(
@@ -111,8 +111,8 @@ def test_dinov3_of_meta(tmp_path: Path) -> None:
     names = (("reg_token", "storage_tokens"), ("gamma_1", "ls1.gamma"), ("gamma_2", "ls2.gamma"),
              ("mlp.fc1_g", "mlp.w1"), ("mlp.fc1_x", "mlp.w2"), ("mlp.fc2", "mlp.w3"))  # fmt: skip
     file = own
-    for ours, theirs in names:
-        file = {n.replace(ours, theirs): t for n, t in file.items()}
+    for ours, file_name in names:
+        file = {n.replace(ours, file_name): t for n, t in file.items()}
     file |= {"mask_token": torch.zeros(1, 48), "rope_embed.periods": torch.ones(3)}
     for block in range(2):
         file[f"blocks.{block}.attn.qkv.bias"] = torch.zeros(144)
@@ -156,8 +156,10 @@ def test_musk(tmp_path: Path) -> None:
     other |= {f"{name}_head.weight": torch.zeros(48, 48) for name in ("vision", "language")}
     model = loaded(card, saved(tmp_path / "model.safetensors", {**file, **twins, **other}))
     reference = network(card)
-    theirs = vision_transformer.checkpoint_filter_fn({**file, **twins}, reference)
-    reference.load_state_dict({re.sub(r"^layer_norm\.", "norm.", n): t for n, t in theirs.items()})
+    converted = vision_transformer.checkpoint_filter_fn({**file, **twins}, reference)
+    reference.load_state_dict(
+        {re.sub(r"^layer_norm\.", "norm.", n): t for n, t in converted.items()}
+    )
     assert torch.equal(tokens(model, card), tokens(reference, card))
     assert torch.equal(tokens(model, card)[:, 0], model(images(card)).detach())
 
@@ -180,13 +182,13 @@ def torchscale(name: str, tensor: Tensor) -> Tensors:
         return {
             f"{layer}self_attn.{n}_proj.A.{kind}": t for n, t in zip("qkv", thirds, strict=True)
         }
-    for ours, theirs in (
+    for ours, file_name in (
         ("attn.norm", "self_attn.inner_attn_ln.A"), ("attn.proj", "self_attn.out_proj.A"),
         ("norm1", "self_attn_layer_norm.A"), ("norm2", "final_layer_norm.A"),
         ("mlp.norm", "ffn.A.ffn_layernorm"), ("mlp.fc1", "ffn.A.fc1"), ("mlp.fc2", "ffn.A.fc2"),
     ):  # fmt: skip
         if rest.startswith(ours):
-            return {layer + rest.replace(ours, theirs): tensor}
+            return {layer + rest.replace(ours, file_name): tensor}
     raise AssertionError(name)
 
 
@@ -195,9 +197,9 @@ def test_lite_is_filled_in_order(number: int) -> None:
     card = CARDS[f"efficientnet_lite{number}"]
     path = find_weights(card)
     assert path is not None
-    theirs = [t for n, t in read_weights(path).items() if not n.startswith("_fc.")]
+    file_tensors = [t for n, t in read_weights(path).items() if not n.startswith("_fc.")]
     ours = loaded(card, path).state_dict().values()
-    assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(ours, file_tensors, strict=True))
     other = find_weights(CARDS[f"efficientnet_lite{1 - number}"])
     assert other is not None
     with pytest.raises(TeacherError, match="tensors differ"):

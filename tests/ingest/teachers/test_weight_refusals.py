@@ -30,7 +30,7 @@ def test_a_classifier_is_left_out_and_nothing_else(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", sorted({card.keys: name for name, card in CARDS.items()}.values()))
 def test_files_of_other_networks_are_refused(tmp_path: Path, name: str) -> None:
-    """For every kind of names: those of a stranger, and nothing at all."""
+    """Every kind of names refuses those of a stranger, and no tensors at all."""
     stranger = timm.create_model("test_vit", num_classes=0).state_dict()
     card = CARDS[name]
     with torch.device("meta"):

@@ -43,8 +43,11 @@ class Hub(BaseHTTPRequestHandler):
         if self.path.startswith("/me/gated"):
             self._head(403, {"X-Error-Code": "GatedRepo"})
         elif self.path == "/me/open/resolve/main/pytorch_model.bin":
-            about = {"X-Repo-Commit": "a" * 40, "ETag": f'"{hashlib.sha256(WEIGHTS).hexdigest()}"'}
-            self._head(200, {**about, "Content-Length": str(len(WEIGHTS))})
+            headers = {
+                "X-Repo-Commit": "a" * 40,
+                "ETag": f'"{hashlib.sha256(WEIGHTS).hexdigest()}"',
+            }
+            self._head(200, {**headers, "Content-Length": str(len(WEIGHTS))})
             if body:
                 self.wfile.write(WEIGHTS)
         else:

@@ -90,23 +90,23 @@ def test_stars_with_holes_are_filled_as_matplotlib_fills_them(seed: int, scale: 
 def test_many_overlapping_polygons_are_their_union() -> None:
     rng = np.random.default_rng(0)
     shape, scale = (120, 160), 8.0
-    wanted = np.zeros(shape[0] * shape[1], bool)
+    expected = np.zeros(shape[0] * shape[1], bool)
     polygons = []
     for _ in range(500):
         ring = (rng.uniform((-9, -9), shape[::-1]) + rng.uniform(0, 9, (5, 2))) * scale
         ring = ring[np.argsort(np.arctan2(*(ring - ring.mean(0)).T))]
         polygons.append([ring])
-        wanted |= Outline(ring).contains_points(middles(shape, scale))
-    assert 0.3 < wanted.mean() < 0.95
-    np.testing.assert_array_equal(fill(polygons, shape, scale), wanted.reshape(shape))
+        expected |= Outline(ring).contains_points(middles(shape, scale))
+    assert 0.3 < expected.mean() < 0.95
+    np.testing.assert_array_equal(fill(polygons, shape, scale), expected.reshape(shape))
 
 
 def test_corners_on_the_middles_of_pixels_count_once() -> None:
     diamond = np.array([[4.5, 0.5], [8.5, 4.5], [4.5, 8.5], [0.5, 4.5]])
     y, x = np.mgrid[:9, :9]
-    wanted = abs(x - 4) + abs(y - 4) < 4
+    expected = abs(x - 4) + abs(y - 4) < 4
     filled = fill([[diamond]], (9, 9), 1.0)
-    np.testing.assert_array_equal(filled & wanted, wanted)
+    np.testing.assert_array_equal(filled & expected, expected)
     assert not filled[abs(x - 4) + abs(y - 4) > 4].any()
 
 
@@ -114,7 +114,7 @@ def test_corners_on_the_middles_of_pixels_count_once() -> None:
 
 
 def test_every_form_that_qupath_exports(geojson: ReadJson) -> None:
-    wanted = box(320, 320, 1600, 1600) & ~box(640, 640, 1280, 1280)
+    expected = box(320, 320, 1600, 1600) & ~box(640, 640, 1280, 1280)
     one = feature(SQUARE, HOLE, name="Tissue")
     parts = {"type": "MultiPolygon", "coordinates": [[SQUARE, HOLE]]}
     for document in (
@@ -127,37 +127,37 @@ def test_every_form_that_qupath_exports(geojson: ReadJson) -> None:
         {"type": "GeometryCollection", "geometries": [parts, {"type": "Point"}]},
         collection(one, {"type": "Feature", "geometry": None, "properties": {}}),
     ):
-        np.testing.assert_array_equal(geojson(document), wanted)
+        np.testing.assert_array_equal(geojson(document), expected)
 
 
 @pytest.mark.parametrize(
     "name", ["Ignore*", "Artefact*", "Background", "ignore", "Ignore*: Positive", "Pen*"]
 )
 def test_ignored_classes_are_cut_out(name: str, geojson: ReadJson) -> None:
-    wanted = box(320, 320, 1600, 1600) & ~box(640, 640, 1280, 1280)
-    found = geojson(collection(feature(HOLE, name=name), feature(SQUARE, name="Tumor")))
-    np.testing.assert_array_equal(found, wanted)
+    expected = box(320, 320, 1600, 1600) & ~box(640, 640, 1280, 1280)
+    mask = geojson(collection(feature(HOLE, name=name), feature(SQUARE, name="Tumor")))
+    np.testing.assert_array_equal(mask, expected)
     parts = feature(HOLE)
     parts["properties"]["classification"] = {"names": name.split(": ")}
-    np.testing.assert_array_equal(geojson(collection(feature(SQUARE), parts)), wanted)
+    np.testing.assert_array_equal(geojson(collection(feature(SQUARE), parts)), expected)
     with pytest.raises(SlideError, match=r"no polygons of tissue \(1 of ignored classes\)"):
         geojson(collection(feature(SQUARE, name=name)))
 
 
 @pytest.mark.parametrize("name", ["Region*", "Other", "Stroma", "Necrosis", None])
 def test_other_classes_are_tissue(name: str | None, geojson: ReadJson) -> None:
-    found = geojson(collection(feature(SQUARE, name=name)))
-    np.testing.assert_array_equal(found, box(320, 320, 1600, 1600))
+    mask = geojson(collection(feature(SQUARE, name=name)))
+    np.testing.assert_array_equal(mask, box(320, 320, 1600, 1600))
 
 
 def test_cells_points_and_lines_are_left_out(geojson: ReadJson) -> None:
     cell = feature([[3200, 320], [3520, 320], [3520, 640]])
     cell["properties"]["objectType"] = "cell"
     line = {"type": "LineString", "coordinates": [[0, 0], [4000, 3000]]}
-    found = geojson(
+    mask = geojson(
         collection(feature(SQUARE), cell, {"type": "Feature", "geometry": line, "properties": {}})
     )
-    np.testing.assert_array_equal(found, box(320, 320, 1600, 1600))
+    np.testing.assert_array_equal(mask, box(320, 320, 1600, 1600))
     with pytest.raises(SlideError, match="has no polygons of tissue"):
         geojson(collection(cell))
 
@@ -252,8 +252,8 @@ def test_png_of_any_size_is_sampled_at_the_middles(size: tuple[int, int], tmp_pa
     (tmp_path / "s.png").write_bytes(png(Image.fromarray(noise)))
     columns = [int(Fraction((2 * i + 1) * 16 * size[0], SIZE[0])) for i in range(125)]
     rows = [int(Fraction((2 * i + 1) * 16 * size[1], SIZE[1])) for i in range(93)]
-    wanted = noise[np.ix_(rows, columns)] > 0
-    np.testing.assert_array_equal(read(tmp_path / "s.png")[:93], wanted)
+    expected = noise[np.ix_(rows, columns)] > 0
+    np.testing.assert_array_equal(read(tmp_path / "s.png")[:93], expected)
 
 
 @pytest.mark.parametrize(
@@ -301,9 +301,9 @@ def test_mask_of_a_slide_is_found_by_name_in_any_folder(tmp_path: Path) -> None:
         open_masks(str(tmp_path)).mask_of("c")
     fs = fsspec.filesystem("memory")
     fs.pipe("/masks/d.png", (tmp_path / "a.b.png").read_bytes())
-    found = open_masks("memory://masks").mask_of("d")
-    assert found == "memory://masks/d.png"
-    assert read_mask(found, size_px=SIZE, shape=SHAPE, scale=SCALE)[:93, :124].all()
+    mask = open_masks("memory://masks").mask_of("d")
+    assert mask == "memory://masks/d.png"
+    assert read_mask(mask, size_px=SIZE, shape=SHAPE, scale=SCALE)[:93, :124].all()
 
 
 def test_masks_of_no_slide_are_named_and_masks_of_none_refused(tmp_path: Path) -> None:
@@ -329,25 +329,25 @@ def test_mask_drawn_anew_has_another_mark(tmp_path: Path) -> None:
 
 
 def test_cores_of_a_microarray_that_are_missing_are_no_tissue(geojson: ReadJson) -> None:
-    """As QuPath exports them: `objectType` tmaCore, `isMissing` true or false."""
-    there, gone = feature(SQUARE), feature([[3200, 320], [3840, 320], [3840, 960], [3200, 960]])
-    for core, missing in ((there, False), (gone, True)):
+    """QuPath exports them so: `objectType` tmaCore, `isMissing` true or false."""
+    present, gone = feature(SQUARE), feature([[3200, 320], [3840, 320], [3840, 960], [3200, 960]])
+    for core, missing in ((present, False), (gone, True)):
         core["properties"] = {"objectType": "tmaCore", "name": "A-1", "isMissing": missing}
-    np.testing.assert_array_equal(geojson(collection(there, gone)), box(320, 320, 1600, 1600))
+    np.testing.assert_array_equal(geojson(collection(present, gone)), box(320, 320, 1600, 1600))
     with pytest.raises(SlideError, match="has no polygons of tissue"):
         geojson(collection(gone))
 
 
 def test_contours_of_trident_are_masks(tmp_path: Path) -> None:
-    """As geopandas writes `contours_geojson/SLIDE.geojson`: with a CRS, and without a class."""
+    """Geopandas writes `contours_geojson/SLIDE.geojson` so: with a CRS, and without a class."""
     rings = trident_tissue(tmp_path, "s")["features"][0]["geometry"]["coordinates"]
     path = open_masks(str(tmp_path / "contours_geojson")).mask_of("s")
     assert path is not None
-    found = read_mask(path, size_px=(10_000, 6500), shape=(65, 100), scale=100.0)
+    mask = read_mask(path, size_px=(10_000, 6500), shape=(65, 100), scale=100.0)
     at = middles((65, 100), 100.0)
     outer, hole = (Outline(ring).contains_points(at).reshape(65, 100) for ring in rings)
-    np.testing.assert_array_equal(found, outer & ~hole)
-    assert 0.6 < found.mean() < 0.7
+    np.testing.assert_array_equal(mask, outer & ~hole)
+    assert 0.6 < mask.mean() < 0.7
 
 
 def test_masks_that_can_not_be_read_say_so(tmp_path: Path) -> None:

@@ -89,11 +89,11 @@ def test_standard_says_that_isolated_cells_are_left_out(tmp_path: Path) -> None:
     holds = cytology(tmp_path / "c.tif", 2.0)
     with open_slide(str(tmp_path / "c.tif")) as slide:
         overview, scale = slide.overview(16.0)
-        found = tissue_of(slide, overview, scale)
-    assert found.verdict in {"no tissue", "suspicious"}
-    specks = int(found.why.partition(" specks of colour were left out")[0].split()[-1])
+        tissue = tissue_of(slide, overview, scale)
+    assert tissue.verdict in {"no tissue", "suspicious"}
+    specks = int(tissue.why.partition(" specks of colour were left out")[0].split()[-1])
     assert 20 <= specks <= holds.sum()  # of cells of 14 um less than a pixel is left
-    assert "isolated cells need --tissue cells" in found.why
+    assert "isolated cells need --tissue cells" in tissue.why
     with open_slide(str(REAL_SLIDE)) as slide:
         assert "specks" not in tissue_of(slide, *slide.overview(16.0)).why
 
@@ -103,9 +103,9 @@ def test_cells_of_a_blank_slide_are_none(tmp_path: Path) -> None:
     tifffile.imwrite(tmp_path / "blank.tif", pixels.astype(np.uint8), tile=(256, 256))
     lake = create_lake(tmp_path / "lake", LakeConfig())
     row = {"slide": 0, "slide_id": "b", "uri": str(tmp_path / "blank.tif"), "fingerprint": "1"}
-    found = cut_or_reason(lake.store, lake.config, {**row, "mpp": 0.5, "tissue_by": "cells"})
-    assert isinstance(found, dict)
-    assert "no tissue found" in found["reason"]
+    outcome = cut_or_reason(lake.store, lake.config, {**row, "mpp": 0.5, "tissue_by": "cells"})
+    assert isinstance(outcome, dict)
+    assert "no tissue found" in outcome["reason"]
 
 
 def test_none_keeps_every_tile_that_begins_on_the_slide() -> None:
@@ -164,9 +164,9 @@ def test_example_segmenter_finds_what_standard_finds() -> None:
     with open_slide(str(REAL_SLIDE)) as slide:
         overview, scale = slide.overview(16.0)
         standard = tissue_of(slide, overview, scale).mask
-        found = tissue_of(slide, overview, scale, tissue_by=own)
-    assert 2 * (found.mask & standard).sum() / (found.mask.sum() + standard.sum()) > 0.85
-    assert "as colour-and-shade (" in found.why
+        tissue = tissue_of(slide, overview, scale, tissue_by=own)
+    assert 2 * (tissue.mask & standard).sum() / (tissue.mask.sum() + standard.sum()) > 0.85
+    assert "as colour-and-shade (" in tissue.why
 
 
 def own_file(folder: Path, body: str, card: str = 'name="mine", mpp=8.0') -> str:
@@ -184,9 +184,9 @@ def test_own_segmenter_sees_its_mpp_and_its_mask_lies_where_it_should(tmp_path: 
     own = read_segmenter(own_file(tmp_path, body))
     with open_slide(str(REAL_SLIDE)) as slide:
         overview, scale = slide.overview(16.0)
-        found = tissue_of(slide, overview, scale, tissue_by=own)
-    assert found.mask[:25].all()
-    assert not found.mask[25:].any()
+        tissue = tissue_of(slide, overview, scale, tissue_by=own)
+    assert tissue.mask[:25].all()
+    assert not tissue.mask[25:].any()
 
 
 def test_another_file_or_other_weights_are_another_segmenter(tmp_path: Path) -> None:
@@ -217,10 +217,10 @@ def test_segmenter_that_fails_is_the_slides_reason(tmp_path: Path, body: str, re
     lake = create_lake(tmp_path / "lake", LakeConfig())
     own = read_segmenter(own_file(tmp_path, body, 'name="mine", mpp=16.0'))
     row = {"slide": 0, "slide_id": "r", "uri": str(REAL_SLIDE), "fingerprint": "1"}
-    found = cut_or_reason(lake.store, lake.config, {**row, "tissue_by": own})
-    assert isinstance(found, dict)
+    outcome = cut_or_reason(lake.store, lake.config, {**row, "tissue_by": own})
+    assert isinstance(outcome, dict)
     with pytest.raises(AssertionError, match=reason):
-        raise AssertionError(found["reason"])
+        raise AssertionError(outcome["reason"])
 
 
 def test_what_is_no_way_to_find_tissue_is_refused(tmp_path: Path) -> None:

@@ -13,8 +13,10 @@ HED = np.array([[0.65, 0.70, 0.29], [0.07, 0.99, 0.11], [0.27, 0.57, 0.78]])
 @pytest.fixture(scope="module")
 def tiles() -> np.typing.NDArray[np.uint8]:
     with openslide.OpenSlide(REAL_SLIDE) as slide:
-        found = [slide.read_region((x, 1000), 0, (64, 64)).convert("RGB") for x in (400, 800, 1200)]
-    return np.stack([np.asarray(tile) for tile in found])
+        pictures = [
+            slide.read_region((x, 1000), 0, (64, 64)).convert("RGB") for x in (400, 800, 1200)
+        ]
+    return np.stack([np.asarray(tile) for tile in pictures])
 
 
 def test_a_variant_is_that_of_the_paper(tiles: np.typing.NDArray[np.uint8]) -> None:
@@ -26,8 +28,8 @@ def test_a_variant_is_that_of_the_paper(tiles: np.typing.NDArray[np.uint8]) -> N
         density = -np.log10(np.maximum(tiles[0, y, x] / 255, 1e-6))
         stains = np.linalg.solve(vectors.T, density)
         moved = (stains * scale.astype(float) + shift.astype(float)) @ vectors
-        wanted = np.clip(10**-moved * 255, 0, 255)
-        assert np.abs(ours[y, x] - wanted).max() <= 0.51
+        expected = np.clip(10**-moved * 255, 0, 255)
+        assert np.abs(ours[y, x] - expected).max() <= 0.51
 
 
 def test_variants_depend_on_the_key_and_the_number_alone(

@@ -80,18 +80,18 @@ def dice(one: BoolArray, other: BoolArray) -> float:
 
 
 def test_blank_noisy_glass_is_no_tissue() -> None:
-    found = find_tissue(glass(), 16.0)
-    assert (found.verdict, found.share, found.pen_share) == ("no tissue", 0, 0)
-    assert found.why == "tissue on 0.00% of the slide"
+    tissue = find_tissue(glass(), 16.0)
+    assert (tissue.verdict, tissue.share, tissue.pen_share) == ("no tissue", 0, 0)
+    assert tissue.why == "tissue on 0.00% of the slide"
 
 
 def test_pink_disc_on_glass_is_found() -> None:
-    picture, wanted = glass(), disc(200, 150, 80)
-    picture[wanted] = PINK
-    found = find_tissue(picture, 16.0)
-    assert found.verdict == "ok"
-    assert dice(found.mask, wanted) > 0.97
-    assert found.share == found.mask.mean()
+    picture, expected = glass(), disc(200, 150, 80)
+    picture[expected] = PINK
+    tissue = find_tissue(picture, 16.0)
+    assert tissue.verdict == "ok"
+    assert dice(tissue.mask, expected) > 0.97
+    assert tissue.share == tissue.mask.mean()
 
 
 def test_black_border_and_specks_are_not_tissue() -> None:
@@ -99,9 +99,9 @@ def test_black_border_and_specks_are_not_tissue() -> None:
     # What a scanner leaves there is not pure black, and any colour of it is fully saturated.
     picture[:20] = np.random.default_rng(0).integers(0, 6, (20, 400, 3))
     picture[100:102, 100:102] = (200, 60, 120)
-    found = find_tissue(picture, 16.0)
-    assert found.verdict == "no tissue"
-    assert not found.pen.any()
+    tissue = find_tissue(picture, 16.0)
+    assert tissue.verdict == "no tissue"
+    assert not tissue.pen.any()
 
 
 def test_grey_shadow_is_not_tissue() -> None:
@@ -113,13 +113,13 @@ def test_grey_shadow_is_not_tissue() -> None:
 
 @pytest.mark.parametrize("colour", [(60, 56, 50), (120, 116, 106), (95, 95, 92)])
 def test_grey_and_brownish_dirt_is_not_tissue_unless_it_lies_on_it(colour: tuple[int, ...]) -> None:
-    picture, wanted = glass(), disc(280, 150, 80)
-    picture[wanted] = noisy(PINK, int(wanted.sum()))
+    picture, expected = glass(), disc(280, 150, 80)
+    picture[expected] = noisy(PINK, int(expected.sum()))
     for x, y in ((60, 60), (100, 200), (260, 150), (300, 170)):
         cv2.ellipse(picture, (x, y), (9, 5), 30, 0, 360, colour, -1)
-    found = find_tissue(picture, 16.0)
-    assert dice(found.mask, wanted) > 0.97
-    assert not found.mask[:, :190].any()
+    tissue = find_tissue(picture, 16.0)
+    assert dice(tissue.mask, expected) > 0.97
+    assert not tissue.mask[:, :190].any()
 
 
 def test_small_dark_fragments_of_ihc_stay_tissue() -> None:
@@ -134,20 +134,20 @@ def test_small_dark_fragments_of_ihc_stay_tissue() -> None:
 
 @pytest.mark.parametrize("strength", [0.25, 0.5, 2.0])
 def test_faint_and_heavy_stain_is_found(strength: float) -> None:
-    picture, wanted = glass(), disc(200, 150, 80)
-    picture[wanted] = [round(GLASS * (c / GLASS) ** strength) for c in PINK]
-    assert dice(find_tissue(picture, 16.0).mask, wanted) > 0.97
+    picture, expected = glass(), disc(200, 150, 80)
+    picture[expected] = [round(GLASS * (c / GLASS) ** strength) for c in PINK]
+    assert dice(find_tissue(picture, 16.0).mask, expected) > 0.97
 
 
 @pytest.mark.parametrize("tint", [(1, 0.99, 0.94), (0.93, 1, 0.99), (0.94, 0.95, 1)])
 def test_tinted_glass_is_taken_as_white(tint: tuple[float, ...]) -> None:
-    picture, wanted = glass(), disc(200, 150, 80)
-    picture[wanted] = noisy(PINK, int(wanted.sum()))
+    picture, expected = glass(), disc(200, 150, 80)
+    picture[expected] = noisy(PINK, int(expected.sum()))
     tinted = (picture * np.array(tint)).astype(np.uint8)
-    found = find_tissue(tinted, 16.0)
-    assert dice(found.mask, wanted) > 0.97
-    assert not found.pen.any()
-    assert "glass is tinted (R, G, B" in found.why
+    tissue = find_tissue(tinted, 16.0)
+    assert dice(tissue.mask, expected) > 0.97
+    assert not tissue.pen.any()
+    assert "glass is tinted (R, G, B" in tissue.why
     tinted[200:260, 20:380] = noisy((60, 120, 190), 60 * 360).reshape(60, 360, 3)
     assert find_tissue(tinted, 16.0).pen[205:255, 30:370].all()
 
@@ -167,8 +167,8 @@ def test_glass_is_what_the_border_agrees_on() -> None:
 def test_pale_pink_is_never_taken_as_glass() -> None:
     rng = np.random.default_rng(0)
     pale = np.clip(rng.normal((238, 226, 236), 2, (300, 400, 3)), 0, 255).astype(np.uint8)
-    found = find_tissue(pale, 16.0)
-    assert (found.verdict, found.share > 0.99) == ("suspicious", True)
+    tissue = find_tissue(pale, 16.0)
+    assert (tissue.verdict, tissue.share > 0.99) == ("suspicious", True)
 
 
 def test_slide_without_glass_on_its_border_is_not_balanced() -> None:
@@ -184,18 +184,18 @@ def test_slide_that_is_all_tissue_is_kept_and_suspicious() -> None:
     with open_slide(str(REAL_SLIDE)) as slide:
         pixels, _ = slide.overview(2.0)
     inside = cv2.resize(pixels[580:680, 200:320], (400, 300), interpolation=cv2.INTER_AREA)
-    found = find_tissue(inside, 16.0)
-    assert found.share > 0.98
-    assert found.verdict == "suspicious"
+    tissue = find_tissue(inside, 16.0)
+    assert tissue.share > 0.98
+    assert tissue.verdict == "suspicious"
 
 
 def test_little_is_lost_of_tiny_generated_slides(cohort: Path) -> None:
     for path in sorted((cohort.parent / "slides").glob("*.svs")):
         truth = np.load(cohort.parent / "truth" / f"{path.stem}.truth.npz")["tissue"]
         with open_slide(str(path)) as slide:
-            found = find_tissue(slide.overview(16.0)[0], 16.0)
-        assert (truth & ~found.mask).sum() < 0.02 * truth.sum()
-        assert found.share < 0.9
+            tissue = find_tissue(slide.overview(16.0)[0], 16.0)
+        assert (truth & ~tissue.mask).sum() < 0.02 * truth.sum()
+        assert tissue.share < 0.9
 
 
 @pytest.mark.slow
@@ -208,14 +208,14 @@ def test_generated_slide_matches_its_truth(tmp_path: Path) -> None:
             overview, scale = slide.overview(16.0)
             mpp = slide.mpp * scale
         assert scale == truth["downsample"]
-        found = find_tissue(overview, mpp)
-        assert found.verdict == "ok"
+        tissue = find_tissue(overview, mpp)
+        assert tissue.verdict == "ok"
         drawn = cv2.dilate(truth["pen"].astype(np.uint8), np.ones((7, 7), np.uint8)) > 0
-        lost = truth["tissue"] & ~found.mask & ~drawn
+        lost = truth["tissue"] & ~tissue.mask & ~drawn
         assert lost.sum() < 0.01 * truth["tissue"].sum()
         # A pixel with a twentieth of tissue has colour, so the mask ends a pixel or two outside.
         near = cv2.dilate(truth["tissue"].astype(np.uint8), np.ones((5, 5), np.uint8)) > 0
-        assert (found.mask & ~near & ~drawn).sum() < 0.05 * truth["tissue"].sum()
+        assert (tissue.mask & ~near & ~drawn).sum() < 0.05 * truth["tissue"].sum()
 
 
 # ------------------------------------------------------------------------ pen
@@ -224,10 +224,10 @@ def test_generated_slide_matches_its_truth(tmp_path: Path) -> None:
 @pytest.mark.parametrize("colour", [c for pens in PENS.values() for c in pens])
 def test_pens_of_real_slides_are_told_from_tissue(colour: tuple[int, ...]) -> None:
     picture, stroke = slide_with_stroke(colour)
-    found = find_tissue(picture, 16.0)
-    assert dice(found.pen, stroke) > 0.9
-    assert found.mask[stroke].mean() < 0.02
-    assert dice(found.mask, disc(120, 150, 90)) > 0.97
+    tissue = find_tissue(picture, 16.0)
+    assert dice(tissue.pen, stroke) > 0.9
+    assert tissue.mask[stroke].mean() < 0.02
+    assert dice(tissue.mask, disc(120, 150, 90)) > 0.97
 
 
 @pytest.mark.parametrize("colour", [BLUE, (37, 95, 160), (45, 115, 100)])
@@ -236,78 +236,78 @@ def test_nothing_is_left_along_the_soft_rim_of_a_stroke(colour: tuple[int, ...])
     picture, stroke = slide_with_stroke(colour)
     wide = cv2.dilate(stroke.astype(np.uint8), np.ones((7, 7), np.uint8)) > 0
     picture[wide & ~stroke] = (215, 205, 230)
-    found = find_tissue(picture, 16.0)
-    assert dice(found.mask, disc(120, 150, 90)) > 0.97
-    assert found.mask[:, 240:].sum() < 20
+    tissue = find_tissue(picture, 16.0)
+    assert dice(tissue.mask, disc(120, 150, 90)) > 0.97
+    assert tissue.mask[:, 240:].sum() < 20
 
 
 @pytest.mark.parametrize("colour", RED_PENS)
 def test_red_pen_stays_tissue(colour: tuple[int, ...]) -> None:
     """Known limit: it has the colours of eosin and blood."""
     picture, stroke = slide_with_stroke(colour)
-    found = find_tissue(picture, 16.0)
-    assert not found.pen.any()
-    assert found.mask[stroke].mean() > 0.95
+    tissue = find_tissue(picture, 16.0)
+    assert not tissue.pen.any()
+    assert tissue.mask[stroke].mean() > 0.95
 
 
 @pytest.mark.parametrize("stain", STAINS)
 @pytest.mark.parametrize("density", [0.15, 0.6, 2.0])
 def test_stains_are_not_pens(stain: str, density: float) -> None:
-    picture, wanted = glass(), disc(200, 150, 80)
+    picture, expected = glass(), disc(200, 150, 80)
     colour = GLASS * np.exp(-density * np.array(STAINS[stain]))
-    picture[wanted] = noisy(tuple(colour), int(wanted.sum()))
-    found = find_tissue(picture, 16.0)
-    assert not found.pen.any()
-    assert dice(found.mask, wanted) > 0.97
+    picture[expected] = noisy(tuple(colour), int(expected.sum()))
+    tissue = find_tissue(picture, 16.0)
+    assert not tissue.pen.any()
+    assert dice(tissue.mask, expected) > 0.97
 
 
 @pytest.mark.parametrize("stain", COLD_STAINS)
 def test_blue_and_green_stains_need_the_veto_off(stain: str) -> None:
     """Known limit: half of the tissue in such a stain is told as suspicious, most of it is kept."""
     colour = GLASS * np.exp(-0.8 * np.array(COLD_STAINS[stain]))
-    picture, wanted = glass(), disc(200, 150, 80)
-    picture[wanted] = PINK
-    half = wanted & (np.arange(400) < 190)
+    picture, expected = glass(), disc(200, 150, 80)
+    picture[expected] = PINK
+    half = expected & (np.arange(400) < 190)
     picture[half] = noisy(tuple(colour), int(half.sum()))
     taken = find_tissue(picture, 16.0)
     assert taken.verdict == "suspicious"
     assert "taken out" in taken.why
     kept = find_tissue(picture, 16.0, pen_veto=False)
-    assert dice(kept.mask, wanted) > 0.97
+    assert dice(kept.mask, expected) > 0.97
     assert kept.verdict == "ok"
     np.testing.assert_array_equal(kept.pen, taken.pen)
-    picture[wanted] = noisy(tuple(colour), int(wanted.sum()))
+    picture[expected] = noisy(tuple(colour), int(expected.sum()))
     whole = find_tissue(picture, 16.0)
     assert whole.verdict == "mostly pen"
-    assert dice(whole.mask, wanted) > 0.97
+    assert dice(whole.mask, expected) > 0.97
 
 
 def test_what_is_mostly_pen_is_kept_and_told() -> None:
     picture, stroke = slide_with_stroke(BLUE, width_px=60)
     picture[disc(120, 150, 95)] = GLASS
     picture[disc(120, 150, 40)] = PINK
-    found = find_tissue(picture, 16.0)
-    assert found.verdict == "mostly pen"
-    assert found.mask[stroke].mean() > 0.95
-    assert found.why.endswith("% of what was found looks like pen, left in")
+    tissue = find_tissue(picture, 16.0)
+    assert tissue.verdict == "mostly pen"
+    assert tissue.mask[stroke].mean() > 0.95
+    assert tissue.why.endswith("% of what was found looks like pen, left in")
 
 
 def test_little_tissue_beside_much_pen_is_suspicious() -> None:
     picture, _ = slide_with_stroke(BLUE, width_px=30)
     picture[disc(120, 150, 95)] = GLASS
     picture[disc(120, 150, 60)] = PINK
-    found = find_tissue(picture, 16.0)
-    assert found.verdict == "suspicious"
-    assert dice(found.mask, disc(120, 150, 60)) > 0.95
+    tissue = find_tissue(picture, 16.0)
+    assert tissue.verdict == "suspicious"
+    assert dice(tissue.mask, disc(120, 150, 60)) > 0.95
 
 
 def test_thin_line_of_ink_on_the_margin_of_a_specimen_stays_tissue() -> None:
     picture, whole = glass(), disc(200, 150, 80)
     picture[whole & ~disc(200, 150, 75)] = (45, 115, 100)  # 80 um wide
     picture[disc(200, 150, 75)] = PINK
-    found = find_tissue(picture, 16.0)
-    assert not found.pen.any()
-    assert dice(found.mask, whole) > 0.97
+    tissue = find_tissue(picture, 16.0)
+    assert not tissue.pen.any()
+    assert dice(tissue.mask, whole) > 0.97
 
 
 def test_inked_margin_of_the_real_slide_stays_tissue() -> None:
@@ -326,10 +326,10 @@ def test_inked_margin_of_the_real_slide_stays_tissue() -> None:
 @pytest.mark.parametrize("mpp", [8.0, 16.0, 32.0])
 def test_sizes_are_in_microns(mpp: float, scaled: Callable[[RgbArray, float], RgbArray]) -> None:
     picture, stroke = slide_with_stroke(BLUE)
-    found = find_tissue(scaled(picture, 16 / mpp), mpp)
-    wanted = scaled(stroke.astype(np.uint8), 16 / mpp) > 0
-    assert dice(found.pen, wanted) > 0.85
-    assert found.mask[wanted].mean() < 0.05
+    tissue = find_tissue(scaled(picture, 16 / mpp), mpp)
+    expected = scaled(stroke.astype(np.uint8), 16 / mpp) > 0
+    assert dice(tissue.pen, expected) > 0.85
+    assert tissue.mask[expected].mean() < 0.05
 
 
 @pytest.fixture

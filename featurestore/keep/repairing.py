@@ -1,4 +1,4 @@
-"""Takes out what `verify` found damaged, or makes it again from what is whole.
+"""Repair: takes out parts that `verify` reports as damaged, or makes them again from whole ones.
 
 Nothing undamaged is taken out: a slide whose shard alone is damaged keeps its rows and features, a
 damaged bag of features goes without its neighbours, an index is made again. What will be done is a
@@ -36,29 +36,29 @@ from featurestore.lake import Lake
 from featurestore.shards.shard_index import rebuild_index
 from featurestore.tables.schema import CATALOG, SLIDES
 
-#: Above this share of the rows of a lake nothing is dropped without being told to.
+#: Above this share of the rows of a lake nothing is dropped unless the user agrees.
 FREELY = 0.1
 #: A commit of a repair makes so many slides pending.
 SLIDES_AT_ONCE = 1000
 
 
 @dataclass(frozen=True, kw_only=True)
-class Step:
+class RepairStep:
     """One step of a repair.
 
     Attributes:
-        what: for people: what is dropped, made again or marked.
+        description: for people: what is dropped, made again or marked.
         rows: rows of tiles or features that are dropped; 0 if none is.
         damage: why.
     """
 
-    what: str
+    description: str
     rows: int = 0
     damage: tuple[Damage, ...]
 
 
 @dataclass(kw_only=True)
-class Plan:
+class RepairPlan:
     """The steps of a repair in their order, and the damage that it leaves.
 
     Attributes:
@@ -68,7 +68,7 @@ class Plan:
         advice: why nothing is done although something is damaged, and the way back; else empty.
     """
 
-    steps: list[Step] = field(default_factory=list)
+    steps: list[RepairStep] = field(default_factory=list)
     left: list[Damage] = field(default_factory=list)
     share: float = 0.0
     advice: str = ""
@@ -81,7 +81,7 @@ class Plan:
 
 @dataclass(kw_only=True)
 class Repaired:
-    """What was taken out, and so has to be made again.
+    """Slides and columns that were taken out, and so have to be made again.
 
     Attributes:
         slides: to be ingested again; those of `columns` need not be.
@@ -96,19 +96,19 @@ class Repaired:
     left: list[Damage] = field(default_factory=list)
 
 
-def plan_repair(lake: Lake, verdict: Verdict) -> Plan:
-    """Say what a repair of a lake will do.
+def plan_repair(lake: Lake, verdict: Verdict) -> RepairPlan:
+    """Return the steps of a repair of a lake.
 
     Args:
         lake: the lake that was verified, at its newest version.
-        verdict: what `verify` found.
+        verdict: the result of `verify`.
     """
     if verdict.broken_tables:
-        return Plan(left=list(verdict.damage), advice=way_back(lake.uri, verdict))
+        return RepairPlan(left=list(verdict.damage), advice=way_back(lake.uri, verdict))
     by_part: dict[str, list[Damage]] = {}
     for damage in verdict.damage:
         by_part.setdefault(damage.part, []).append(damage)
-    plan = Plan(left=[one for one in verdict.damage if one.part not in _STEPS])
+    plan = RepairPlan(left=[one for one in verdict.damage if one.part not in _STEPS])
     for part, steps in _STEPS.items():
         plan.steps += steps(lake, _worth(by_part, part))
     plan.share = _share(lake, plan)
@@ -116,7 +116,7 @@ def plan_repair(lake: Lake, verdict: Verdict) -> Plan:
 
 
 def way_back(uri: str, verdict: Verdict) -> str:
-    """Name the tables that can't be believed, and how to go back to a version that is whole."""
+    """Return the advice for damaged tables: which they are, and which versions are whole."""
     tables = ", ".join(sorted({damage.path or "a table" for damage in verdict.broken_tables}))
     text = f"nothing is judged, and nothing was changed, since {tables} can't be believed"
     if not verdict.whole:
@@ -135,7 +135,7 @@ def _worth(by_part: dict[str, list[Damage]], part: str) -> list[Damage]:
     return [one for one in damage if part == TILES or (one.number, one.mpp) not in gone]
 
 
-def _share(lake: Lake, plan: Plan) -> float:
+def _share(lake: Lake, plan: RepairPlan) -> float:
     dropped = sum(step.rows for step in plan.steps)
     if not dropped:
         return 0.0
@@ -162,59 +162,61 @@ def _rows_of(lake: Lake, damage: Sequence[Damage], *, teacher: str | None = None
 # ---------------------------------------------------------------------- the list
 
 
-def _root_steps(_: Lake, damage: Sequence[Damage]) -> Iterator[Step]:
+def _root_steps(_: Lake, damage: Sequence[Damage]) -> Iterator[RepairStep]:
     for one in damage:
-        yield Step(what=f"{one.path} is written again", damage=(one,))
+        yield RepairStep(description=f"{one.path} is written again", damage=(one,))
 
 
-def _index_steps(_: Lake, damage: Sequence[Damage]) -> Iterator[Step]:
+def _index_steps(_: Lake, damage: Sequence[Damage]) -> Iterator[RepairStep]:
     for (path,), group in _grouped(damage, "path").items():
         made = "is made again" if path in {SLIDES, CATALOG} else "is taken out"
-        yield Step(what=f"the index of {path} {made}", damage=tuple(group))
+        yield RepairStep(description=f"the index of {path} {made}", damage=tuple(group))
 
 
-def _stray_steps(lake: Lake, damage: Sequence[Damage]) -> Iterator[Step]:
+def _stray_steps(lake: Lake, damage: Sequence[Damage]) -> Iterator[RepairStep]:
     for (mpp, fragment), group in _grouped(damage, "mpp", "fragment").items():
         rows = count_rows(lake, mpp, fragment, [one.number for one in group])
-        what = f"{rows} rows in fragment {fragment} at {mpp} mpp that the catalog does not name"
-        yield Step(what=f"{what} are dropped", rows=rows, damage=tuple(group))
+        text = f"{rows} rows in fragment {fragment} at {mpp} mpp that the catalog does not name"
+        yield RepairStep(description=f"{text} are dropped", rows=rows, damage=tuple(group))
 
 
-def _tiles_steps(lake: Lake, damage: Sequence[Damage]) -> Iterator[Step]:
+def _tiles_steps(lake: Lake, damage: Sequence[Damage]) -> Iterator[RepairStep]:
     for (_number, slide, mpp), group in _grouped(damage, "number", "slide", "mpp").items():
         rows = _rows_of(lake, group)
-        what = f"slide {slide}: its {rows} rows of tiles and features at {mpp} mpp are dropped"
-        yield Step(what=f"{what}; ingest it again", rows=rows, damage=tuple(group))
+        text = f"slide {slide}: its {rows} rows of tiles and features at {mpp} mpp are dropped"
+        yield RepairStep(description=f"{text}; ingest it again", rows=rows, damage=tuple(group))
 
 
-def _row_steps(_: Lake, damage: Sequence[Damage]) -> Iterator[Step]:
+def _row_steps(_: Lake, damage: Sequence[Damage]) -> Iterator[RepairStep]:
     for (_number, slide), group in _grouped(damage, "number", "slide").items():
-        what = f"slide {slide}: what {SLIDES} says of it is emptied; ingest it again"
-        yield Step(what=what, damage=tuple(group))
+        text = f"slide {slide}: its row in {SLIDES} is emptied; ingest it again"
+        yield RepairStep(description=text, damage=tuple(group))
 
 
-def _shard_steps(_: Lake, damage: Sequence[Damage]) -> Iterator[Step]:
+def _shard_steps(_: Lake, damage: Sequence[Damage]) -> Iterator[RepairStep]:
     for (_number, slide), group in _grouped(damage, "number", "slide").items():
-        what = f"slide {slide}: it becomes pending, its rows stay; ingest makes its shards again"
-        yield Step(what=what, damage=tuple(group))
+        text = f"slide {slide}: it becomes pending, its rows stay; ingest makes its shards again"
+        yield RepairStep(description=text, damage=tuple(group))
 
 
-def _shard_index_steps(_: Lake, damage: Sequence[Damage]) -> Iterator[Step]:
+def _shard_index_steps(_: Lake, damage: Sequence[Damage]) -> Iterator[RepairStep]:
     for one in damage:
-        what = f"slide {one.slide}: the index of {one.path} is made again from the shard"
-        yield Step(what=what, damage=(one,))
+        text = f"slide {one.slide}: the index of {one.path} is made again from the shard"
+        yield RepairStep(description=text, damage=(one,))
 
 
-def _features_steps(lake: Lake, damage: Sequence[Damage]) -> Iterator[Step]:
+def _features_steps(lake: Lake, damage: Sequence[Damage]) -> Iterator[RepairStep]:
     for (teacher, mpp), group in _grouped(damage, "teacher", "mpp").items():
         rows = _rows_of(lake, group, teacher=teacher)
         slides = len({one.number for one in group})
-        what = f"{rows} features of {teacher} at {mpp} mpp ({slides} slides) are dropped"
-        yield Step(what=f"{what}; extract makes them again", rows=rows, damage=tuple(group))
+        text = f"{rows} features of {teacher} at {mpp} mpp ({slides} slides) are dropped"
+        yield RepairStep(
+            description=f"{text}; extract makes them again", rows=rows, damage=tuple(group)
+        )
 
 
 #: What is done about each part, in this order: first what all else is read by.
-_STEPS: dict[str, Callable[[Lake, Sequence[Damage]], Iterator[Step]]] = {
+_STEPS: dict[str, Callable[[Lake, Sequence[Damage]], Iterator[RepairStep]]] = {
     ROOT: _root_steps,
     TABLE_INDEX: _index_steps,
     STRAY: _stray_steps,
@@ -230,13 +232,13 @@ _STEPS: dict[str, Callable[[Lake, Sequence[Damage]], Iterator[Step]]] = {
 
 
 def repair(
-    lake: Lake, verdict: Verdict, *, plan: Plan | None = None, yes: bool = False
+    lake: Lake, verdict: Verdict, *, plan: RepairPlan | None = None, yes: bool = False
 ) -> Repaired:
     """Do what `plan_repair` lists and nothing else, in commits; earlier versions stay as they are.
 
     Args:
         lake: the lake that was verified, at its newest version.
-        verdict: what `verify` found.
+        verdict: the result of `verify`.
         plan: the list, if it was made before.
         yes: whether more than a tenth of the lake's rows may be dropped.
 

@@ -2,7 +2,7 @@
 
 from featurestore.config import LakeConfig
 from featurestore.errors import DamageError, FormatError, LakeMissingError, NewerFormatError
-from featurestore.keep.roots import LAKE_FILE, ROOTS_FILE, readable_roots
+from featurestore.roots.roots_file import LAKE_FILE, ROOTS_FILE, readable_roots
 from featurestore.storage.store import Store
 
 
@@ -20,13 +20,13 @@ def read_settings(store: Store) -> LakeConfig:
     if not store.exists(LAKE_FILE):
         if copy:
             raise _damaged(store, "is gone")
-        what = "is not a lake (no lake.json)" if store.fs.exists(store.root) else "does not exist"
-        msg = f"{store.uri} {what}; `slidelake ingest` makes one"
+        fault = "is not a lake (no lake.json)" if store.fs.exists(store.root) else "does not exist"
+        msg = f"{store.uri} {fault}; `slidelake ingest` makes one"
         raise LakeMissingError(msg)
-    data = store.read_bytes(LAKE_FILE)
-    if copy and data != copy.encode():
+    content = store.read_bytes(LAKE_FILE)
+    if copy and content != copy.encode():
         raise _damaged(store, "is not what was written")
-    return LakeConfig.from_json(data, where=store.uri)
+    return LakeConfig.from_json(content, where=store.uri)
 
 
 def settings_or_copy(store: Store) -> LakeConfig:
@@ -53,9 +53,9 @@ def settings_or_copy(store: Store) -> LakeConfig:
         raise DamageError(msg) from error
 
 
-def _damaged(store: Store, what: str) -> DamageError:
+def _damaged(store: Store, fault: str) -> DamageError:
     return DamageError(
-        f"{store.uri}/{LAKE_FILE} {what}; `slidelake verify` says what else is damaged, "
+        f"{store.uri}/{LAKE_FILE} {fault}; `slidelake verify` shows what else is damaged, "
         "`slidelake repair` writes it again"
     )
 

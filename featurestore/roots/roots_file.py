@@ -1,4 +1,4 @@
-"""`roots.json`: what a lake's tables must at least be, written after each commit of the catalog.
+"""`roots.json`: the least versions of a lake's tables, written after each commit of the catalog.
 
 The catalog vouches for every slide's rows and shards; this file vouches for the catalog itself: the
 newest version of each table, and size and CRC-32 of the files by which tables are read. A kill
@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Self
 
 from featurestore.errors import DamageError
-from featurestore.read_errors import meaning_of, reason_of
+from featurestore.storage.read_errors import meaning_of, reason_of
 from featurestore.storage.store import Store
 
 ROOTS_FILE = "roots.json"
@@ -51,30 +51,30 @@ class Roots:
 
     def to_json(self) -> bytes:
         """Return the bytes of `roots.json`, with a checksum of its own."""
-        value = asdict(self)
-        return (json.dumps({**value, "crc32": _crc32_of(value)}, indent=1) + "\n").encode()
+        contents = asdict(self)
+        return (json.dumps({**contents, "crc32": _crc32_of(contents)}, indent=1) + "\n").encode()
 
     @classmethod
-    def from_json(cls, data: bytes) -> Self:
+    def from_json(cls, content: bytes) -> Self:
         """Read `roots.json`.
 
         Raises:
             DamageError: it is not what was written.
         """
         try:
-            value: dict[str, Any] = json.loads(data)
-            crc32 = value.pop("crc32")
-            if crc32 == _crc32_of(value):
+            contents: dict[str, Any] = json.loads(content)
+            crc32 = contents.pop("crc32")
+            if crc32 == _crc32_of(contents):
                 names = {one.name for one in fields(cls)}
-                return cls(**{name: value[name] for name in names & value.keys()})
+                return cls(**{name: contents[name] for name in names & contents.keys()})
         except (ValueError, KeyError, TypeError, AttributeError):
             pass
         msg = f"{ROOTS_FILE} is not what was written (checksum)"
         raise DamageError(msg)
 
 
-def _crc32_of(value: dict[str, Any]) -> int:
-    return zlib.crc32(json.dumps(value, sort_keys=True).encode())
+def _crc32_of(fields: dict[str, Any]) -> int:
+    return zlib.crc32(json.dumps(fields, sort_keys=True).encode())
 
 
 def read_roots(store: Store) -> Roots | None:
@@ -85,12 +85,12 @@ def read_roots(store: Store) -> Roots | None:
         AccessError: it can't be read now.
     """
     try:
-        data = store.read_bytes(ROOTS_FILE)
+        content = store.read_bytes(ROOTS_FILE)
     except FileNotFoundError:
         return None
     except OSError as error:
         raise meaning_of(error, store, f"{ROOTS_FILE} can't be read") from error
-    return Roots.from_json(data)
+    return Roots.from_json(content)
 
 
 def readable_roots(store: Store) -> Roots | None:
@@ -146,7 +146,7 @@ def _check(uri: str, path: str, size: int, crc32: int) -> None:
     """Raise DamageError if a file is not what was written; only what is whole is remembered."""
     store = Store(uri)
     if text := _wrong(store, path, size, crc32):
-        msg = f"{store.path(path)} {text}; `slidelake verify` says what to do"
+        msg = f"{store.path(path)} {text}; `slidelake verify` shows what to do"
         raise DamageError(msg)
 
 

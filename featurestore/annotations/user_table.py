@@ -1,72 +1,13 @@
-"""What an annotation is, and a user's table made into one: its level, its names, its values."""
+"""A user's table made ready to be an annotation: its level, its keys, its values."""
 
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import polars as pl
 
-from featurestore.errors import LakeError
+from featurestore.tables.annotation import TILE, AnnotationError
 from featurestore.tables.schema import TILE_COLUMNS
-
-TILE, SLIDE, PATIENT = "tile", "slide", "patient"
-PATIENTS = "patients"
-NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,63}")
-RESERVED = re.compile(r"slides|catalog|tiles_mpp.*|row_crc32|teacher|library_id", re.IGNORECASE)
-SHOWN = 5
-
-
-class AnnotationError(LakeError):
-    """Raised for a table or a name that can't become an annotation of a lake."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Annotation:
-    """An annotation of a lake.
-
-    Attributes:
-        name: what it is called.
-        level: `tile`, `slide` or `patient`.
-        columns: names of its columns as in the user's table, and what they are called in the lake.
-        types: Arrow's name of each column's type, by its name in the user's table.
-        rows: rows that it was made of.
-        mpps: where its tiles are; empty for slides and patients.
-        source: name of the user's file.
-        mark: tells it from an earlier one of the same name.
-        path: its table; None for columns of the features tables.
-        crc32: of its table's row checksums; None for columns of the features tables.
-    """
-
-    name: str
-    level: str
-    columns: Mapping[str, str]
-    types: Mapping[str, str]
-    rows: int
-    mark: str
-    source: str = ""
-    mpps: tuple[float, ...] = ()
-    path: str | None = None
-    crc32: int | None = None
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return the annotation as a JSON object."""
-        return {**asdict(self), "mpps": list(self.mpps)}
-
-    @classmethod
-    def of(cls, value: Mapping[str, Any]) -> "Annotation":
-        """Return the annotation of an `as_dict` object; keys of later versions are left out."""
-        fields = {name: value[name] for name in cls.__dataclass_fields__ if name in value}
-        return cls(**{**fields, "mpps": tuple(value.get("mpps", ()))})
-
-    def at(self, mpp: float) -> "Annotation":
-        """Return the annotation with tiles at one more mpp."""
-        return replace(self, mpps=(*self.mpps, mpp))
-
-    @property
-    def key(self) -> str:
-        """Return the column that names a row: `tile_id`, `slide_id` or `patient_id`."""
-        return f"{self.level}_id"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +15,7 @@ class AnnotationTable:
     """A user's table, checked.
 
     Attributes:
-        level: what its rows are of.
+        level: kind of its rows: `tile`, `slide` or `patient`.
         frame: its keys, then its values; each key once.
         values: names of the columns that are no keys.
         notes: what was changed or left out, a sentence each.
@@ -84,16 +25,6 @@ class AnnotationTable:
     frame: pl.DataFrame
     values: Sequence[str]
     notes: tuple[str, ...] = field(default=())
-
-
-def check_name(name: str) -> None:
-    """Raise AnnotationError if an annotation can't be called so."""
-    if not NAME.fullmatch(name) or name in TILE_COLUMNS or RESERVED.fullmatch(name):
-        msg = (
-            f"an annotation can't be called '{name}': use letters, digits and _, a letter first; "
-            f"not slides, catalog, tiles_mpp..., {', '.join(TILE_COLUMNS)}"
-        )
-        raise AnnotationError(msg)
 
 
 def level_of(columns: Sequence[str]) -> tuple[str, list[str]]:
@@ -203,21 +134,11 @@ def lake_columns(name: str, values: Sequence[str]) -> dict[str, str]:
     """
     if len(values) == 1:
         return {values[0]: name}
-    columns = {value: f"{name}_{re.sub(r'[^A-Za-z0-9_]', '_', value)}" for value in values}
+    columns = {user: f"{name}_{re.sub(r'[^A-Za-z0-9_]', '_', user)}" for user in values}
     names = list(columns.values())
     same = next((n for n in names if names.count(n) > 1 or n in TILE_COLUMNS), None)
     if same is not None:
-        which = ", ".join(repr(value) for value in values if columns[value] == same)
+        which = ", ".join(repr(user) for user in values if columns[user] == same)
         msg = f"columns {which} would be called '{same}' in the lake; rename them in the table"
         raise AnnotationError(msg)
     return columns
-
-
-def listing(names: Sequence[Any]) -> str:
-    """Return the first few names for a message, and how many more there are.
-
-    >>> listing(["a", "b"])
-    'a, b'
-    """
-    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return ", ".join(str(name) for name in names[:SHOWN]) + more

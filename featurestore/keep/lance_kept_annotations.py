@@ -1,9 +1,9 @@
-"""Which tables of annotations belong to versions of a lake, and which to none that is kept."""
+"""The tables of annotations that belong to kept versions of a lake, and those that do not."""
 
 from collections.abc import Iterable
 
-from featurestore.annotations import lance_registry as registry
 from featurestore.storage.store import FileInfo, Store
+from featurestore.tables import lance_annotations as registry
 from featurestore.tables.lance_tables import open_table
 from featurestore.tables.schema import SLIDES
 

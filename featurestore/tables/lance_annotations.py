@@ -1,4 +1,4 @@
-"""Where annotations stand, and the few calls to Lance that write their tables.
+"""The places of annotations, and the few calls to Lance that write their tables.
 
 Tables of slides and patients are never changed: each has a path of its own, and the configuration
 of `slides.lance`, which goes with its version, names those that belong to the lake. Columns of
@@ -16,8 +16,8 @@ import lance
 import polars as pl
 import pyarrow as pa
 
-from featurestore.annotations.annotation import SLIDE, Annotation
 from featurestore.storage.store import Store
+from featurestore.tables.annotation import SLIDE, Annotation
 from featurestore.tables.checksums import row_crc32
 from featurestore.tables.lance_tables import STORAGE_VERSION, open_table
 from featurestore.tables.schema import ANNOTATION, KIND_KEY, SLIDES, kind_of
@@ -30,7 +30,7 @@ NAME_KEY, MARK_KEY, ABOUT_KEY = b"slidelake:annotation", b"slidelake:mark", b"sl
 def tables_of(slides: lance.LanceDataset) -> dict[str, Annotation]:
     """Return the annotations of slides and patients at a version of `slides`, by name."""
     values: dict[str, Any] = json.loads(slides.config().get(CONFIG_KEY, "{}"))
-    return {name: Annotation.of({**value, "name": name}) for name, value in values.items()}
+    return {name: Annotation.of({**fields, "name": name}) for name, fields in values.items()}
 
 
 def put_tables(store: Store, annotations: Mapping[str, Annotation]) -> None:
@@ -76,10 +76,10 @@ def field_of(
     """Return the Arrow field of a tile annotation's column.
 
     Args:
-        name: of the column in the lake.
+        name: name of the column in the lake.
         kind: type of its values.
-        annotation: which it is of.
-        mark: of this annotation.
+        annotation: name of the annotation.
+        mark: mark of this annotation.
         record: `column` in the user's table, `rows` and `source`.
     """
     metadata = {
@@ -125,7 +125,7 @@ def _schema(annotation: Annotation, frame: pl.DataFrame) -> pa.Schema:
 
 def crc32_of(rows: list[int], crc: int = 0) -> int:
     """Return the checksum of row checksums in their order, continued from an earlier part's."""
-    return zlib.crc32(b"".join(value.to_bytes(4, "little") for value in rows), crc)
+    return zlib.crc32(b"".join(row_sum.to_bytes(4, "little") for row_sum in rows), crc)
 
 
 def rename_slide(store: Store, old: str, new: str, check: Callable[[], None]) -> None:

@@ -1,13 +1,14 @@
-"""Whether the tables of annotations hold what was written; `verify` checks columns of tiles."""
+"""The check of the tables of annotations; `lance_verify` checks columns of tiles."""
 
 from collections.abc import Iterator
 
-from featurestore.annotations import lance_registry as registry
-from featurestore.annotations.annotation import TILE, Annotation
 from featurestore.keep.verify.checked_reads import UnreadableError, read
 from featurestore.keep.verify.damage import ANNOTATION, Damage
 from featurestore.keep.verify.lance_checked_rows import batches
 from featurestore.lake import Lake
+from featurestore.messages import listing
+from featurestore.tables import lance_annotations as registry
+from featurestore.tables.annotation import TILE, Annotation
 from featurestore.tables.checksums import row_crc32
 from featurestore.tables.lance_tables import open_table
 
@@ -19,7 +20,7 @@ def verify_annotations(lake: Lake) -> Iterator[Damage]:
     """Compare each annotation of slides or patients with its checksums, a batch of rows at a time.
 
     Raises:
-        BucketError: the bucket could not be asked. That is no damage.
+        BucketError: the bucket could not be read. That is no damage.
     """
     for annotation in lake.annotations().values():
         if annotation.level != TILE:
@@ -41,16 +42,15 @@ def _check(lake: Lake, annotation: Annotation) -> Iterator[Damage]:
         yield _damage(annotation, f"its table can't be read: {error}")
         return
     if wrong:
-        more = f" and {len(wrong) - SHOWN} more" if len(wrong) > SHOWN else ""
-        yield _damage(annotation, f"not as written (checksum): {', '.join(wrong[:SHOWN])}{more}")
+        yield _damage(annotation, f"not as written (checksum): {listing(wrong, SHOWN)}")
     elif rows != annotation.rows or crc != annotation.crc32:
         yield _damage(
             annotation, f"{annotation.rows} rows were written; {rows} are there, or other ones"
         )
 
 
-def _damage(annotation: Annotation, what: str) -> Damage:
-    text = f"annotation '{annotation.name}' of {annotation.level}s ({annotation.path}): {what}"
+def _damage(annotation: Annotation, fault: str) -> Damage:
+    text = f"annotation '{annotation.name}' of {annotation.level}s ({annotation.path}): {fault}"
     return Damage(
-        what=f"{text}; annotate it again (--replace)", part=ANNOTATION, path=annotation.path
+        description=f"{text}; annotate it again (--replace)", part=ANNOTATION, path=annotation.path
     )

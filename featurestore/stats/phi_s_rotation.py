@@ -4,7 +4,7 @@ Ranzinger et al. 2024, "PHI-S: Distribution Balancing for Label-Free Multi-Teach
 (arXiv 2410.01680). Unlike a z-score it keeps all ratios of distances; unlike whitening it blows up
 no direction, so features of low rank are welcome. Everything is exact and inverted by a transpose.
 
-Letters in names: N tiles, D embedding.
+Shape letters: N tiles, D embedding.
 """
 
 import math
@@ -41,7 +41,7 @@ class PhiS:
     scale: float
 
     def __call__(self, features_ND: npt.NDArray[np.floating]) -> Float64Array:
-        """Targets [N, D] of raw features [N, D]: on the fitted tiles every channel has variance 1.
+        """Return targets [N, D] of raw features [N, D]; each channel has variance 1 where fitted.
 
         Raises:
             LakeError: the widths differ.
@@ -50,7 +50,7 @@ class PhiS:
         return self.scale * (centred_ND @ self.rotation.T)
 
     def inverse(self, targets_ND: npt.NDArray[np.floating]) -> Float64Array:
-        """Raw features [N, D] of targets [N, D].
+        """Return raw features [N, D] of targets [N, D].
 
         Raises:
             LakeError: the widths differ.
@@ -65,7 +65,7 @@ class PhiS:
 
 
 def phi_s(mean: Float64Array, covariance: Float64Array) -> PhiS:
-    """The PHI-S transform of features with this mean [D] and covariance [D, D].
+    """Return the PHI-S transform of features with this mean [D] and covariance [D, D].
 
     `covariance = U diag(l) U^T`; the rotation is `H U^T` with H of `mixing(l)`, the scale
     `1 / sqrt(mean l)`. The covariance may be of any rank but 0: then the variance of all channels
@@ -89,7 +89,7 @@ def phi_s(mean: Float64Array, covariance: Float64Array) -> PhiS:
 
 
 def _signs(vectors_DD: Float64Array) -> Float64Array:
-    """The signs [D] by which the first of the largest entries of each column becomes positive."""
+    """Return signs [D] by which the first of the largest entries of each column is positive."""
     size_DD = np.abs(vectors_DD)
     first_D = np.argmax(size_DD >= NEARLY * size_DD.max(axis=0), axis=0)
     signs_D: Float64Array = np.sign(vectors_DD[first_D, np.arange(len(first_D))])
@@ -97,7 +97,7 @@ def _signs(vectors_DD: Float64Array) -> Float64Array:
 
 
 def mixing(variances_D: Float64Array) -> Float64Array:
-    """An orthogonal H [D, D] for which all of `diag(H diag(variances) H^T)` are equal.
+    """Return an orthogonal H [D, D] for which all of `diag(H diag(variances) H^T)` are equal.
 
     A Hadamard matrix where one can be made, as RADIO does, whatever the variances. Else there is an
     H for these variances (Schur-Horn theorem): that of Hartley's transform, which mixes all
@@ -111,7 +111,7 @@ def mixing(variances_D: Float64Array) -> Float64Array:
 
 
 def hadamard(order: int) -> SignArray | None:
-    """A square matrix of 1 and -1 with orthogonal rows; None where none is known here.
+    """Return a square matrix of 1 and -1 with orthogonal rows; None where none is known here.
 
     Sylvester's matrix of the largest possible power of two, times one of Paley's (1933) of the rest
     from a prime. That gives all usual embeddings (384, 768, 1152, 1280, ...), and none at orders
@@ -139,7 +139,7 @@ def _sylvester(order: int) -> SignArray:
 
 
 def _paley(order: int) -> SignArray | None:
-    """Paley's first construction for a prime q = order - 1, or his second for q = order / 2 - 1."""
+    """Return Paley's first matrix for a prime q = order - 1, or his second for order / 2 - 1."""
     if order == 1:
         return np.ones((1, 1), np.int8)
     if order % 4 == 0 and _is_prime(order - 1):
@@ -152,9 +152,10 @@ def _paley(order: int) -> SignArray | None:
 
 
 def _bordered(prime: int, left: int) -> SignArray:
-    """Squares of the field of a prime q, with a border [q + 1, q + 1]: 0 on the diagonal.
+    """Return the squares of the field of a prime q, with a border [q + 1, q + 1].
 
-    Inside is 1 where row - column is a square and -1 where not; above 1, on the left `left`.
+    The diagonal is 0. Inside is 1 where row - column is a square and -1 where not; above 1, on the
+    left `left`.
     """
     at = np.arange(prime)
     is_square = np.full(prime, -1, np.int8)
@@ -171,7 +172,7 @@ def _is_prime(number: int) -> bool:
 
 
 def _hartley(order: int) -> Float64Array:
-    """The orthogonal matrix [D, D] of Hartley's transform: entries (cos + sin) / sqrt(D)."""
+    """Return the orthogonal matrix [D, D] of Hartley's transform, (cos + sin) / sqrt(D)."""
     at = np.arange(order)
     angle = 2 * np.pi / order * (np.outer(at, at) % order)
     matrix: Float64Array = (np.cos(angle) + np.sin(angle)) / math.sqrt(order)
@@ -179,15 +180,15 @@ def _hartley(order: int) -> Float64Array:
 
 
 def _levelled(basis_DD: Float64Array, variances_D: Float64Array) -> Float64Array:
-    """The basis after rotations of two rows each that make the variances along its rows equal.
+    """Return the basis after rotations of two rows each that make all variances equal.
 
     At each step the channels of least and most variance are rotated until one of them has the mean
     (Bendel and Mickey 1978; Davies and Higham 2000, "Numerically stable generation of correlation
     matrices and their factors"), so that all have it after D - 1 steps.
     """
     level = variances_D.mean()
-    found_DD = (basis_DD * variances_D) @ basis_DD.T
-    joined_D2D = np.concatenate([found_DD, basis_DD], axis=1)
+    rotated_DD = (basis_DD * variances_D) @ basis_DD.T
+    joined_D2D = np.concatenate([rotated_DD, basis_DD], axis=1)
     size = len(variances_D)
     for _ in range(size - 1):
         off_D = joined_D2D.diagonal() - level
@@ -201,7 +202,7 @@ def _levelled(basis_DD: Float64Array, variances_D: Float64Array) -> Float64Array
 
 
 def _turn(low: float, high: float, shared: float) -> Float64Array:
-    """The rotation [2, 2] after which the first diagonal entry of a symmetric matrix is 0.
+    """Return the rotation [2, 2] that makes the first diagonal entry of a symmetric matrix 0.
 
     Args:
         low: its first diagonal entry, below 0.

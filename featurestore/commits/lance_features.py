@@ -13,13 +13,13 @@ import lance
 import pyarrow as pa
 from lance import LanceOperation
 
+from featurestore.commits.cuts import Row, SlideCut, check_cut, tiles_row
+from featurestore.commits.lance_groups import Group
+from featurestore.commits.lance_ledger import Change, Ledger, among
 from featurestore.errors import DamageError
 from featurestore.storage.store import Store
-from featurestore.tables.cuts import Row, SlideCut, check_cut, tiles_row
 from featurestore.tables.lance_columns import ColumnFile
-from featurestore.tables.lance_files import accept_nulls
-from featurestore.tables.lance_groups import Group
-from featurestore.tables.lance_ledger import Change, Ledger, among
+from featurestore.tables.lance_files import accept_nulls, replacement
 from featurestore.tables.lance_tables import commit, open_table, write_fragment
 from featurestore.tables.schema import features_table, tiles_schema
 
@@ -57,7 +57,7 @@ def append_tiles(
 def _without(
     ledger: Ledger, mpp: float, slides: Sequence[int]
 ) -> tuple[list[int], list[lance.FragmentMetadata]]:
-    """Fragments that hold nothing but these slides, and the others that hold them, without them."""
+    """Return the fragments that hold only these slides, and the others without them."""
     table = open_table(ledger.store, features_table(mpp))
     ours = {row["fragment"] for row in ledger.tiles_rows(mpp, slides)} - {-1}
     gone: list[int] = []
@@ -125,21 +125,23 @@ def drop_column(store: Store, mpp: float, teacher: str, fragments: Sequence[int]
     rel = features_table(mpp)
     table = open_table(store, rel)
     field = field_ids(table).get(teacher)
-    found = [table.get_fragment(fragment) for fragment in fragments]
-    edited = [_without_field(f.metadata, field) for f in found if f is not None]
-    here = ", ".join(str(fragment) for fragment in fragments)
-    drop = f"mpp = {mpp} AND teacher = '{teacher}' AND fragment IN ({here})"
+    table_fragments = [table.get_fragment(fragment) for fragment in fragments]
+    edited = [_without_field(f.metadata, field) for f in table_fragments if f is not None]
+    numbers = ", ".join(str(fragment) for fragment in fragments)
+    drop = f"mpp = {mpp} AND teacher = '{teacher}' AND fragment IN ({numbers})"
     # Named, so that an index over it forgets these fragments instead of proposing their nulls.
     fields = [] if field is None else [field]
     return _update(store, rel, Change(drop=drop), edited=edited, fields=fields)
 
 
 def _without_field(metadata: lance.FragmentMetadata, field: int | None) -> lance.FragmentMetadata:
-    value = metadata.to_json()
-    for file in value["files"]:
-        file["fields"] = [NO_FIELD if found == field else found for found in file["fields"]]
-    value["files"] = [f for f in value["files"] if any(found >= 0 for found in f["fields"])]
-    return lance.FragmentMetadata.from_json(json.dumps(value))
+    fields = metadata.to_json()
+    for file in fields["files"]:
+        file["fields"] = [NO_FIELD if each == field else each for each in file["fields"]]
+    fields["files"] = [
+        file for file in fields["files"] if any(each >= 0 for each in file["fields"])
+    ]
+    return lance.FragmentMetadata.from_json(json.dumps(fields))
 
 
 def replace_fragments(
@@ -152,7 +154,7 @@ def replace_fragments(
 
 
 @dataclass(frozen=True, kw_only=True)
-class Columns:
+class PreparedColumns:
     """One teacher's columns of fragments at one mpp, checked and ready to be committed.
 
     Attributes:
@@ -166,7 +168,7 @@ class Columns:
     change: Change
 
 
-def prepare_columns(ledger: Ledger, mpp: float, files: Sequence[ColumnFile]) -> Columns:
+def prepare_columns(ledger: Ledger, mpp: float, files: Sequence[ColumnFile]) -> PreparedColumns:
     """Check one teacher's finished columns of fragments; complete ones are left out.
 
     Raises:
@@ -180,20 +182,20 @@ def prepare_columns(ledger: Ledger, mpp: float, files: Sequence[ColumnFile]) -> 
     for file in files:
         tiles = _tiles_of(ledger, mpp, file)
         slides = [row["slide"] for row in tiles]
-        there = ledger.teacher_rows(mpp, file.teacher, slides)
+        teacher_rows = ledger.teacher_rows(mpp, file.teacher, slides)
         fragment = table.get_fragment(file.fragment)
         # A fragment may have gone, or lost a slide, since the worker read it: a re-scan.
-        if fragment is None or len(there) == len(slides):
+        if fragment is None or len(teacher_rows) == len(slides):
             continue
         _check_rows(ledger, mpp, fragment, file)
-        groups.append(_replacement(ledger.store, table, file))
+        groups.append(replacement(ledger.store, table, file.fragment, file.path))
         rows += [_teacher_row(row, file) for row in tiles]
-        again += [row["slide"] for row in there]
+        again += [row["slide"] for row in teacher_rows]
     drop = f"mpp = {mpp} AND teacher = '{files[0].teacher}' AND {among(again)}" if again else None
-    return Columns(rel=rel, groups=groups, change=Change(add=rows, drop=drop))
+    return PreparedColumns(rel=rel, groups=groups, change=Change(add=rows, drop=drop))
 
 
-def put_columns(store: Store, columns: Columns, group: Group, *, last: bool) -> None:
+def put_columns(store: Store, columns: PreparedColumns, group: Group, *, last: bool) -> None:
     """Commit prepared columns, as a part of a group or its last one."""
     commit(
         store,
@@ -211,7 +213,7 @@ def _tiles_of(ledger: Ledger, mpp: float, file: ColumnFile) -> list[Row]:
 
 
 def _teacher_row(row: Row, file: ColumnFile) -> Row:
-    """The catalog row of a teacher on a slide, at the place of its tiles."""
+    """Return the catalog row of a teacher on a slide, at the place of its tiles."""
     names = ("slide", "slide_id", "mpp", "tiles", "fragment", "row_start")
     return {
         **{name: row[name] for name in names},
@@ -239,16 +241,5 @@ def _check_rows(
 
 
 def field_ids(table: lance.LanceDataset) -> dict[str, int]:
-    """Lance's field id of each top-level column."""
-    return {found.name(): found.id() for found in table.lance_schema.fields()}
-
-
-def _replacement(store: Store, table: lance.LanceDataset, file: ColumnFile) -> object:
-    try:
-        data_file = lance.fragment.DataFile.create(table, file.path)
-    except (OSError, ValueError) as error:
-        if told := store.explained(error):
-            raise told from error
-        msg = f"{file.teacher}: {file.path} of fragment {file.fragment} can't be read: {error}"
-        raise DamageError(msg) from error
-    return LanceOperation.DataReplacementGroup(file.fragment, data_file)
+    """Return Lance's field id of each top-level column."""
+    return {field.name(): field.id() for field in table.lance_schema.fields()}

@@ -1,7 +1,7 @@
 """Commits to several tables that belong together: all of them become part of the lake, or none.
 
-Lance commits one table at a time. Each commit of a group carries its mark, and the last one says
-that it is the last. A group that was cut short is undone by the next committer: every table goes
+Lance commits one table at a time. Each commit of a group carries its mark, and the last one is
+marked as the last. A group that was cut short is undone by the next committer: every table goes
 back to the version that the catalog names, as a new version (Lance's `Restore`), so that rows which
 an `Update` deleted are there again.
 """
@@ -14,9 +14,9 @@ from dataclasses import dataclass, field
 import lance
 from lance import LanceOperation
 
+from featurestore.commits.lance_ledger import Change, root_versions
 from featurestore.errors import DamageError
 from featurestore.storage.store import Store
-from featurestore.tables.lance_ledger import Change, root_versions
 from featurestore.tables.lance_tables import commit, open_table, properties_of
 from featurestore.tables.schema import CATALOG
 
@@ -100,7 +100,7 @@ def tails(store: Store) -> list[Tail]:
             msg = (
                 f"the newest version of {store.url(rel)} is {table.version}, but the catalog names "
                 f"{named}: its manifest is gone; nothing is written to a lake that has less than "
-                "its catalog names (`slidelake verify` says what is whole)"
+                "its catalog names (`slidelake verify` shows what is whole)"
             )
             raise DamageError(msg)
         versions = range(named + 1, table.version + 1)

@@ -1,4 +1,4 @@
-"""Files by which tables are read, their checksums, and whether a table is behind its last commit.
+"""The files by which tables are read, their checksums, and tables that fell behind a commit.
 
 Features have a checksum for each slide in the catalog, so of a features table only the manifest,
 deletions and indexes are listed; of `slides` and `catalog`, which hold these checksums, all files.
@@ -6,26 +6,21 @@ deletions and indexes are listed; of `slides` and `catalog`, which hold these ch
 
 import json
 from collections.abc import Iterator
-from dataclasses import replace
 
 import lance
 
 from featurestore.config import LakeConfig
 from featurestore.errors import BucketError, DamageError, LakeError
-from featurestore.keep.roots import (
-    GONE,
+from featurestore.roots.roots_file import (
     LAKE_FILE,
-    ROOTS_FILE,
     TAGS,
     Roots,
     check_once,
     damaged_files,
     file_crc32,
-    read_roots,
     readable_roots,
     write_roots,
 )
-from featurestore.keep.verify.damage import ROOT, TABLE, TABLE_INDEX, Damage
 from featurestore.storage.store import Store
 from featurestore.tables.lance_tables import open_table
 from featurestore.tables.schema import CATALOG, SLIDES, features_table
@@ -134,7 +129,7 @@ def check_newest(store: Store, rel: str, version: int, roots: Roots | None) -> N
     if version < newest:
         msg = (
             f"version {newest} of {store.url(rel)} was committed, but the table opens at "
-            f"{version}: its newest manifest is lost; `slidelake verify` says which versions are "
+            f"{version}: its newest manifest is lost; `slidelake verify` shows which versions are "
             f"whole, `--at VERSION` reads one, `slidelake restore` goes back to it"
         )
         raise DamageError(msg)
@@ -152,7 +147,7 @@ def check_versions(
         store: the lake's files.
         newest: the tables at the newest versions that can be opened.
         named: versions that the catalog names.
-        roots: what the last commit wrote, if it is there.
+        roots: contents of `roots.json`, if it is there.
     """
     for rel, table in newest.items():
         check_newest(store, rel, table.version, roots)
@@ -189,7 +184,7 @@ def open_checked(store: Store, rel: str, version: int, roots: Roots | None) -> l
 
     Raises:
         DamageError: the version is lost, or its manifest or an index of it is damaged.
-        BucketError: the bucket can't be asked.
+        BucketError: the bucket can't be read.
     """
     if roots is None:
         return _named_version(store, rel, version)
@@ -238,60 +233,3 @@ def _named_version(store: Store, rel: str, version: int) -> lance.LanceDataset:
             "says which versions are whole"
         )
         raise DamageError(msg) from error
-
-
-# ---------------------------------------------------------------------- verify
-
-
-def roots_damage(store: Store) -> Iterator[Damage]:
-    """Yield what is wrong with the files by which the newest version of a lake is read.
-
-    Nothing is opened by Lance: it may end the process over a damaged file.
-    """
-    try:
-        roots = read_roots(store)
-    except DamageError as error:
-        yield Damage(what=str(error), part=ROOT, path=ROOTS_FILE)
-        return
-    if roots is None:
-        return
-    for path, text in roots.texts.items():
-        if not store.exists(path):
-            yield Damage(what=f"{path} {GONE}", part=ROOT, path=path)
-        elif store.read_bytes(path) != text.encode():
-            yield Damage(what=f"{path} is not what was written", part=ROOT, path=path)
-    for path, text in damaged_files(store, roots, roots.files).items():
-        yield file_damage(path, text)
-
-
-def file_damage(path: str, text: str) -> Damage:
-    """Name a file by which a table is read as damaged; an index is a part of its own."""
-    rel = f"{path.partition('.lance/')[0]}.lance"
-    if f"/{INDEXES}" in path:
-        return Damage(what=f"index file {path} of {rel} {text}", part=TABLE_INDEX, path=rel)
-    return Damage(what=f"table {rel}: {path} {text}", part=TABLE, path=rel)
-
-
-def unchecked_files(store: Store, config: LakeConfig) -> int:
-    """Count files by which tables are read that have no checksum."""
-    roots = readable_roots(store)
-    if roots is not None:
-        return len(roots.unchecked) + (LAKE_FILE not in roots.texts)
-    tables = ((rel, open_table(store, rel)) for rel in lake_tables(config))
-    return 1 + sum(1 for rel, table in tables for _ in table_files(store, rel, table))
-
-
-def add_checksums(store: Store, config: LakeConfig) -> int:
-    """Record checksums of the tables' files as they are now; the caller verified them under lock.
-
-    Returns:
-        How many files got a checksum.
-    """
-    count = unchecked_files(store, config)
-    if count:
-        roots = record_roots(store, config)
-        more = {path: list(file_crc32(store, path)) for path in roots.unchecked}
-        texts = {**roots.texts, LAKE_FILE: store.read_bytes(LAKE_FILE).decode()}
-        full = replace(roots, files={**roots.files, **more}, unchecked=[], texts=texts)
-        write_roots(store, full)
-    return count

@@ -1,4 +1,4 @@
-"""What an error of a read means, in one line: damage of what is stored, or no access to it now.
+"""The meaning of an error of a read, in one line: damage of a stored file, or no access to it now.
 
 Lance raises OSError, ValueError, RuntimeError and more, with paths of its own source in the text,
 and a panic in Rust is no Exception at all. This module alone decides which of these are damage.
@@ -27,7 +27,7 @@ class Explaining(Protocol):
     """A `Store`, or any other object that explains the errors of a lake's storage."""
 
     def explained(self, error: BaseException) -> LakeError | None:
-        """Return the error to raise if it says nothing of what is stored; None if it is damage."""
+        """Return the error to raise if stored files may be whole; None if it is damage."""
 
 
 def no_access(error: BaseException) -> AccessError | None:
@@ -64,7 +64,7 @@ class LakeUri:
         self._uri = uri
 
     def explained(self, error: BaseException) -> LakeError | None:
-        """Return the error to raise if it says nothing of what is stored; None if it is damage."""
+        """Return the error to raise if stored files may be whole; None if it is damage."""
         local = "://" not in self._uri or self._uri.startswith("file://")
         return no_access(error) if local else explain(error, self._uri)
 
@@ -76,37 +76,37 @@ def is_of_lance(error: BaseException) -> bool:
     return panic or "LanceError" in text or bool(SOURCE_PLACE.search(text))
 
 
-def meaning_of(error: BaseException, store: Explaining, what: str) -> LakeError:
+def meaning_of(error: BaseException, store: Explaining, subject: str) -> LakeError:
     """Return the LakeError that an error of a read stands for; it names what was read."""
     if isinstance(error, AccessError):
         return error
     if (explanation := store.explained(error)) is not None:
         return (
-            type(explanation)(f"{what}: {explanation}")
+            type(explanation)(f"{subject}: {explanation}")
             if isinstance(explanation, AccessError)
             else explanation
         )
     if isinstance(error, LakeError) and not isinstance(error, DamageError):
         return error
     text = str(error) if isinstance(error, LakeError) else reason_of(error)
-    return DamageError(f"{what}: {text}" if ADVICE in text else f"{what}: {text}; {ADVICE}")
+    return DamageError(f"{subject}: {text}" if ADVICE in text else f"{subject}: {text}; {ADVICE}")
 
 
 @contextmanager
-def reading(store: Explaining, what: str) -> Iterator[None]:
+def reading(store: Explaining, subject: str) -> Iterator[None]:
     """Raise one kind of error, with the name of what is read, whatever a read in the block raises.
 
     Args:
         store: the lake's files.
-        what: name of what is read, for messages.
+        subject: name of what is read, for messages.
 
     Raises:
         DamageError: what is stored is not what was written.
-        AccessError: it can't be read now, which says nothing of what is stored.
+        AccessError: it can't be read now, though it may be whole.
     """
     try:
         yield
     except (KeyboardInterrupt, SystemExit, GeneratorExit, MemoryError):
         raise
     except BaseException as error:  # a panic in Rust is no Exception
-        raise meaning_of(error, store, what) from error
+        raise meaning_of(error, store, subject) from error

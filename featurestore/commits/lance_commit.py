@@ -11,17 +11,17 @@ from typing import Any, Self
 
 import pyarrow as pa
 
+from featurestore.commits import lance_features as features
+from featurestore.commits.cuts import Row, SlideCut, fragment_groups
+from featurestore.commits.lance_edit import Edit, Work, make
+from featurestore.commits.lance_groups import Group, is_half_done, tails, undo
+from featurestore.commits.lance_ledger import Change, Ledger, among_names
 from featurestore.config import LakeConfig
-from featurestore.edits import lance_edits as edits
 from featurestore.errors import IdentityError
 from featurestore.storage.lock import commit_lock
 from featurestore.storage.store import Store
-from featurestore.tables import lance_features as features
 from featurestore.tables.checksums import with_row_crc32
-from featurestore.tables.cuts import Row, SlideCut, fragment_groups
 from featurestore.tables.lance_columns import ColumnFile
-from featurestore.tables.lance_groups import Group, is_half_done, tails, undo
-from featurestore.tables.lance_ledger import Change, Ledger, among_names
 from featurestore.tables.lance_tables import add_missing_columns, commit_transaction, open_table
 from featurestore.tables.schema import (
     FAILED,
@@ -104,10 +104,10 @@ class Committer:
         self._check()
         self.ledger.apply(changes)
 
-    def make(self, edit: edits.Edit) -> None:
+    def make(self, edit: Edit) -> None:
         """Make an edit of several tables, in one commit; the caller holds the lock."""
-        work = edits.Work(ledger=self.ledger, check=self._check)
-        self.apply(edits.make(work, edit))
+        work = Work(ledger=self.ledger, check=self._check)
+        self.apply(make(work, edit))
 
     # ------------------------------------------------------------------ slides
 
@@ -115,43 +115,43 @@ class Committer:
         """Give every slide a number and a row; known slides keep theirs.
 
         Args:
-            rows: one per slide, with slide_id, uri, fingerprint and what else is known.
+            rows: one per slide, with slide_id, uri, fingerprint and further columns.
 
         Returns:
-            The rows in the order given, with `slide`, the `state` and `reason` that the lake
-            knows, and what it was made from and with as `known_fingerprint`, `known_uri`,
+            The rows in their order, with `slide`, the `state` and `reason` that the lake has, and
+            what it was made from and with as `known_fingerprint`, `known_uri`,
             `known_patient_id`, `known_extra`, `known_mpp` and `known_cut_with`.
         """
         with self.exclusive():
-            known = self._known([row["slide_id"] for row in rows])
+            lake_rows = self._lake_rows([row["slide_id"] for row in rows])
             free = open_table(self.store, SLIDES).count_rows()  # numbers are given without gaps
             new: list[Row] = []
             for row in rows:
-                if row["slide_id"] not in known:
-                    known[row["slide_id"]] = {**row, "slide": free + len(new), "state": PENDING}
-                    new.append(known[row["slide_id"]])
+                if row["slide_id"] not in lake_rows:
+                    lake_rows[row["slide_id"]] = {**row, "slide": free + len(new), "state": PENDING}
+                    new.append(lake_rows[row["slide_id"]])
             if new:
                 self._put_slides(new)
                 self.apply([])
-        return [_as_known(row, known[row["slide_id"]]) for row in rows]
+        return [_as_known(row, lake_rows[row["slide_id"]]) for row in rows]
 
     def known(self, rows: Sequence[Row]) -> list[Row]:
-        """The rows as `register` would return them; new ones have no `slide`. Nothing changes."""
-        known = self._known([row["slide_id"] for row in rows])
-        return [_as_known(row, known.get(row["slide_id"], {"state": PENDING})) for row in rows]
+        """Return the rows as `register` would; new ones have no `slide`. Nothing changes."""
+        lake_rows = self._lake_rows([row["slide_id"] for row in rows])
+        return [_as_known(row, lake_rows.get(row["slide_id"], {"state": PENDING})) for row in rows]
 
-    def _known(self, slide_ids: Sequence[str]) -> dict[str, Row]:
-        wanted = set(slide_ids)
-        if not wanted:
+    def _lake_rows(self, slide_ids: Sequence[str]) -> dict[str, Row]:
+        names = set(slide_ids)
+        if not names:
             return {}
-        where = among_names(wanted) if len(wanted) <= FEW_SLIDES else None
+        where = among_names(names) if len(names) <= FEW_SLIDES else None
         slides = open_table(self.store, SLIDES)
-        names = [name for name in KNOWN if name in slides.schema.names]
-        table = slides.to_table(columns=names, filter=where)
-        return {row["slide_id"]: row for row in table.to_pylist() if row["slide_id"] in wanted}
+        columns = [name for name in KNOWN if name in slides.schema.names]
+        table = slides.to_table(columns=columns, filter=where)
+        return {row["slide_id"]: row for row in table.to_pylist() if row["slide_id"] in names}
 
     def fail(self, rows: Sequence[Row]) -> None:
-        """Write down slides that could not be cut, with their `reason`."""
+        """Record slides that could not be cut, with their `reason`."""
         with self.exclusive():
             self._put_slides([{**row, "state": FAILED} for row in rows])
             self.apply([])
@@ -177,7 +177,7 @@ class Committer:
         shard has another name) are replaced, and stay readable at the versions before.
 
         Raises:
-            DamageError: a shard is not where the worker said, or rows are not as they must be.
+            DamageError: a shard is not where its row names it, or rows are not as they must be.
         """
         with self.exclusive():
             group = Group()
@@ -192,15 +192,15 @@ class Committer:
             self.apply(group.changes)
 
     def _todo(self, mpp: float, cuts: Sequence[SlideCut]) -> tuple[list[SlideCut], set[int]]:
-        """Cuts that are not in the lake yet, and which of those slides have rows to replace."""
+        """Return the cuts that are not in the lake yet, and the slides with rows to replace."""
         rows = self.ledger.tiles_rows(mpp, [cut.row["slide"] for cut in cuts])
-        there = {row["slide"]: (row["shard"], row["shard_crc32"]) for row in rows}
+        shards = {row["slide"]: (row["shard"], row["shard_crc32"]) for row in rows}
         todo = [
             cut
             for cut in {cut.row["slide"]: cut for cut in cuts}.values()
-            if there.get(cut.row["slide"]) != _shard(cut, mpp)
+            if shards.get(cut.row["slide"]) != _shard(cut, mpp)
         ]
-        return todo, set(there)
+        return todo, set(shards)
 
     def _put_slides(self, rows: Sequence[Row], group: Group | None = None) -> None:
         """Write rows of `slides`; it is the last commit of its group, if it is of one."""
@@ -253,33 +253,33 @@ class Committer:
         Raises:
             IdentityError: the name is taken by a teacher with another identity.
         """
-        wanted = teacher_field(name, dim, identity)
+        new_field = teacher_field(name, dim, identity)
         with self.exclusive():
             table = open_table(self.store, features_table(mpp))
             if name not in table.schema.names:
                 self._check()
-                table.add_columns([wanted])
+                table.add_columns([new_field])
                 self.apply([])
-                return wanted
-            there = table.schema.field(name)
-        if not is_teacher(there):
+                return new_field
+            lake_field = table.schema.field(name)
+        if not is_teacher(lake_field):
             msg = (
-                f"'{name}' is a column of {kind_of(there)} kind at mpp {mpp} in the lake, so no "
-                "teacher can be called so; give one of them another name (slidelake rename)"
+                f"'{name}' is a column of {kind_of(lake_field)} kind at mpp {mpp} in the lake, so "
+                "no teacher can have this name; give one of them another name (slidelake rename)"
             )
             raise IdentityError(msg)
-        if there.type != wanted.type or identity_of(there) != identity_of(wanted):
+        if lake_field.type != new_field.type or identity_of(lake_field) != identity_of(new_field):
             changed = sorted(
                 key
-                for key in {*identity_of(there), *identity}
-                if identity_of(there).get(key) != identity.get(key)
+                for key in {*identity_of(lake_field), *identity}
+                if identity_of(lake_field).get(key) != identity.get(key)
             )
             msg = (
                 f"teacher '{name}' is in the lake at mpp {mpp} with another identity (differs in: "
                 f"{', '.join(changed) or 'dimension'}); give the new one another name"
             )
             raise IdentityError(msg)
-        return there
+        return lake_field
 
     def commit_columns(self, mpp: float, files: Sequence[ColumnFile]) -> None:
         """Make finished columns of fragments visible; complete ones are left as they are.
@@ -319,11 +319,11 @@ class Committer:
             self.apply([features.drop_column(self.store, mpp, teacher, fragments)])
 
 
-def _as_known(row: Row, known: Row) -> Row:
+def _as_known(row: Row, lake_row: Row) -> Row:
     return {
         **row,
-        **{key: known.get(key) for key in ("slide", "state", "reason")},
-        **{f"known_{key}": known.get(key) for key in FACTS},
+        **{key: lake_row.get(key) for key in ("slide", "state", "reason")},
+        **{f"known_{key}": lake_row.get(key) for key in FACTS},
     }
 
 

@@ -1,4 +1,4 @@
-"""A slide on its way out of a lake, and how an export knows that a file is finished.
+"""A slide to be exported, and the check that an exported file is finished.
 
 A file counts as finished if it opens, its datasets have the shapes and the coordinates that the
 lake has, and it carries the checksums of what it was made from; its existence proves nothing.
@@ -29,7 +29,7 @@ class TeacherOut:
 
 @dataclass(frozen=True, kw_only=True)
 class SlideOut:
-    """What an exporter may ask of a slide; features and tissue are read when they are asked for.
+    """A slide as an exporter gets it; features and tissue are read when they are used.
 
     Attributes:
         tiles: its tiles, in the lake's order.
@@ -37,7 +37,7 @@ class SlideOut:
         teachers: those to export that the slide has.
         features: reads one teacher's features, float16 [N, D] in the order of the tiles.
         tissue: makes a GeoJSON FeatureCollection of the tissue in level-0 pixels; None if the
-            lake knows none.
+            lake has none.
         annotations: users' own columns.
     """
 
@@ -50,9 +50,9 @@ class SlideOut:
 
 
 def mark_of(slide: SlideOut, *teachers: str) -> str:
-    """What a file made of these tiles and teachers is marked with."""
+    """Return the mark of a file made of these tiles and teachers."""
     sums = [slide.crc32, *(slide.teachers[teacher].crc32 for teacher in teachers)]
-    return "-".join(f"{value:08x}" for value in sums)
+    return "-".join(f"{crc32:08x}" for crc32 in sums)
 
 
 def is_done(
@@ -63,9 +63,9 @@ def is_done(
         return False
     try:
         with opened_h5(path) as file:
-            found = {name: dataset(file, name) for name in shapes}
-            same = {name: found[name].shape for name in shapes} == dict(shapes)
+            datasets = {name: dataset(file, name) for name in shapes}
+            same = {name: datasets[name].shape for name in shapes} == dict(shapes)
             fits = same and file.attrs.get(MARK) == mark
-            return bool(fits and np.array_equal(found["coords"][:], coords))
+            return bool(fits and np.array_equal(datasets["coords"][:], coords))
     except InteropError:
         return False

@@ -60,12 +60,12 @@ class Outbox:
         self._lock.close()
 
     def path(self, rel: str) -> Path:
-        """Where a result is, or will be."""
+        """Return the path of an exported file or folder, which may not be there yet."""
         return self.root / rel
 
     @contextlib.contextmanager
     def file(self, rel: str) -> Iterator[Path]:
-        """A temporary path that becomes the file `rel` if the block ends without an error."""
+        """Yield a temporary path that becomes the file `rel` if the block ends without an error."""
         final, temporary = self.path(rel), self._scratch()
         try:
             yield temporary
@@ -78,7 +78,7 @@ class Outbox:
 
     @contextlib.contextmanager
     def folder(self, rel: str) -> Iterator[Path]:
-        """A temporary path that takes the place of the folder `rel` likewise."""
+        """Yield a temporary path that takes the place of the folder `rel` in the same way."""
         final, temporary, old = self.path(rel), self._scratch(), self._scratch()
         try:
             yield temporary

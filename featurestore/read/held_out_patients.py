@@ -1,4 +1,4 @@
-"""Which patients are held out. A patient is in one part only, whatever the number of slides."""
+"""Held-out patients. A patient is in one part only, whatever the number of slides."""
 
 import hashlib
 import math
@@ -9,7 +9,7 @@ from featurestore.errors import LakeError
 
 
 def holdout_patients(slides: pl.DataFrame, *, share: float, seed: int) -> set[str]:
-    """Patients that no statistic and no training may see.
+    """Return the patients that no statistic and no training may use.
 
     They are chosen by a hash of the patient, so that the choice does not depend on row order.
 
@@ -19,7 +19,7 @@ def holdout_patients(slides: pl.DataFrame, *, share: float, seed: int) -> set[st
         seed: another seed gives another choice.
 
     Raises:
-        LakeError: fewer than two patients, or nobody would be left to train on.
+        LakeError: fewer than two patients, or none would be left to train on.
     """
     patients = patient_of(slides)["patient"].unique().to_list()
     count = math.ceil(share * len(patients))
@@ -30,7 +30,7 @@ def holdout_patients(slides: pl.DataFrame, *, share: float, seed: int) -> set[st
 
 
 def patient_of(slides: pl.DataFrame) -> pl.DataFrame:
-    """The slides with a column `patient`: the patient_id, or the slide_id where there is none."""
+    """Return the slides with a column `patient`: patient_id, or slide_id where there is none."""
     return slides.with_columns(patient=pl.coalesce("patient_id", "slide_id"))
 
 

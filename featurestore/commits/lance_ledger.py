@@ -1,4 +1,4 @@
-"""The catalog: what is in the lake, where it is, and which versions of the tables belong to it.
+"""The catalog: the contents of a lake, their places, and the versions of the tables.
 
 The lake's version is the catalog's. Each of its commits names, in its transaction, the versions of
 all other tables. Each commit to a features table carries, in its own transaction, the change of the
@@ -15,13 +15,13 @@ import polars as pl
 import pyarrow as pa
 from lance import LanceOperation
 
+from featurestore.commits.cuts import Row
 from featurestore.config import LakeConfig
 from featurestore.errors import DamageError
-from featurestore.keep.lance_roots import check_versions, lake_tables, record_roots
-from featurestore.keep.roots import readable_roots
+from featurestore.roots.lance_roots import check_versions, lake_tables, record_roots
+from featurestore.roots.roots_file import readable_roots
 from featurestore.storage.store import Store
 from featurestore.tables.checksums import with_row_crc32
-from featurestore.tables.cuts import Row
 from featurestore.tables.lance_tables import (
     add_missing_columns,
     commit,
@@ -43,10 +43,10 @@ SLIDES_FRAGMENTS, SLIDES_ROWS = 64, 1 << 12
 
 @dataclass(frozen=True, kw_only=True)
 class Change:
-    """What a commit to a features table means for the catalog: rows to drop, then rows to add.
+    """The change of the catalog that follows from a commit: rows to drop, then rows to add.
 
     Attributes:
-        add: catalog rows; those of a new fragment do not know its id yet.
+        add: catalog rows; those of a new fragment lack its id at first.
         drop: Lance filter of the catalog rows that are true no more.
         file: first data file of the new fragment that `add` lies in.
     """
@@ -56,27 +56,27 @@ class Change:
     file: str | None = None
 
     def properties(self) -> dict[str, str]:
-        """The change as properties of a transaction."""
-        value = {"add": list(self.add), "drop": self.drop, "file": self.file}
-        return {CHANGE_KEY: json.dumps(value)}
+        """Return the change as properties of a transaction."""
+        fields = {"add": list(self.add), "drop": self.drop, "file": self.file}
+        return {CHANGE_KEY: json.dumps(fields)}
 
     @classmethod
     def of(cls, table: lance.LanceDataset, version: int) -> Self | None:
-        """The change that the commit of a version carries, fragment ids put in; None if none."""
+        """Return the change that a version's commit carries, with fragment ids, or None."""
         text = properties_of(table, version).get(CHANGE_KEY)
         return None if text is None else cls(**json.loads(text)).placed(table)
 
     def placed(self, table: lance.LanceDataset) -> Self:
-        """The change with the id of the new fragment, which a committed table knows."""
+        """Return the change with the id of the new fragment, which a committed table has."""
         if self.file is None:
             return self
-        found = fragment_of(table, self.file)
-        rows = [] if found is None else [{**row, "fragment": found} for row in self.add]
+        fragment = fragment_of(table, self.file)
+        rows = [] if fragment is None else [{**row, "fragment": fragment} for row in self.add]
         return type(self)(add=rows, drop=self.drop, file=self.file)
 
 
 def fragment_of(table: lance.LanceDataset, file: str) -> int | None:
-    """The id of the fragment that a data file is the first of; the newest are looked at first."""
+    """Return the id of the fragment that a data file is the first of, newest fragments first."""
     for fragment_id in sorted(table.fragment_ids(), reverse=True):
         fragment = table.get_fragment(fragment_id)
         if fragment and str(fragment.metadata.files[0].path) == file:
@@ -85,7 +85,7 @@ def fragment_of(table: lance.LanceDataset, file: str) -> int | None:
 
 
 def root_versions(catalog: lance.LanceDataset) -> dict[str, int]:
-    """The versions of the other tables that a catalog version names.
+    """Return the versions of the other tables that a catalog version names.
 
     Raises:
         DamageError: no kept transaction of the catalog names them.
@@ -107,7 +107,7 @@ def lake_versions(catalog: lance.LanceDataset) -> list[int]:
 
 
 def versions_property(store: Store, config: LakeConfig) -> dict[str, str]:
-    """The property of a catalog commit that names the newest versions of all other tables."""
+    """Return the property of a catalog commit that names the newest versions of other tables."""
     tables = [SLIDES, *(features_table(mpp) for mpp in config.mpps)]
     return {VERSIONS_KEY: json.dumps({rel: open_table(store, rel).version for rel in tables})}
 
@@ -124,22 +124,22 @@ class Ledger:
         self.store, self.config = store, config
 
     def tiles_rows(self, mpp: float, slides: Sequence[int]) -> list[Row]:
-        """Rows of the tiles of these slide numbers at one mpp, by row number."""
+        """Return the rows of the tiles of these slide numbers at one mpp, by row number."""
         return self.rows(f"teacher IS NULL AND mpp = {mpp} AND {among(slides)}") if slides else []
 
     def teacher_rows(self, mpp: float, teacher: str, slides: Sequence[int]) -> list[Row]:
-        """Rows of a teacher on these slide numbers at one mpp."""
+        """Return the rows of a teacher on these slide numbers at one mpp."""
         where = f"teacher = '{teacher}' AND mpp = {mpp} AND {among(slides)}"
         return self.rows(where) if slides else []
 
     def slides_in(self, mpp: float, teacher: str | None, fragment: int) -> set[int]:
-        """Slide numbers with a teacher's features, or with tiles (None), in a fragment."""
-        what = f"teacher = '{teacher}'" if teacher else "teacher IS NULL"
-        rows = self.rows(f"mpp = {mpp} AND {what} AND fragment = {fragment}")
+        """Return the slides with a teacher's features, or with tiles (None), in a fragment."""
+        kind = f"teacher = '{teacher}'" if teacher else "teacher IS NULL"
+        rows = self.rows(f"mpp = {mpp} AND {kind} AND fragment = {fragment}")
         return {row["slide"] for row in rows}
 
     def rows_in(self, mpp: float, fragment: int) -> list[Row]:
-        """Rows of the tiles and all teachers in a fragment."""
+        """Return the rows of the tiles and all teachers in a fragment."""
         return self.rows(f"mpp = {mpp} AND fragment = {fragment}")
 
     def rows(self, where: str) -> list[Row]:
@@ -167,8 +167,8 @@ class Ledger:
         """Whether rows to add are there already, in another fragment: a committer came too late."""
         if change.file is None or change.drop or not change.add:
             return False
-        there = _keys(open_table(self.store, CATALOG), change.add)
-        return any(_key(row) in there for row in change.add)
+        catalog_keys = _keys(open_table(self.store, CATALOG), change.add)
+        return any(_key(row) in catalog_keys for row in change.add)
 
     def apply(self, changes: Sequence[Change]) -> None:
         """Make changes, in one commit that names the newest versions of all other tables."""
@@ -193,8 +193,8 @@ class Ledger:
     def _fresh(self, catalog: lance.LanceDataset, changes: Sequence[Change]) -> pa.Table:
         fresh: list[Row] = []
         for change in changes:
-            there = set() if change.drop else _keys(catalog, change.add)
-            fresh += [row for row in change.add if _key(row) not in there]
+            catalog_keys = set() if change.drop else _keys(catalog, change.add)
+            fresh += [row for row in change.add if _key(row) not in catalog_keys]
         table = pa.Table.from_pylist(
             [{name: row.get(name) for name in CATALOG_SCHEMA.names} for row in fresh],
             schema=CATALOG_SCHEMA,
@@ -202,7 +202,7 @@ class Ledger:
         return with_row_crc32(table)
 
     def _tidy(self) -> None:
-        """Complete the columns, merge small fragments and index them once many have gathered.
+        """Add missing columns, merge small fragments and index them once many have gathered.
 
         No row changes.
         """

@@ -1,4 +1,4 @@
-"""Users' own columns into a lake: of tiles, slides or patients, each annotation in one commit."""
+"""Annotations: users' own columns of tiles, slides or patients, each added in one commit."""
 
 import re
 import secrets
@@ -9,26 +9,19 @@ from typing import Any
 import polars as pl
 import pyarrow as pa
 
-from featurestore.annotations import lance_registry as registry
-from featurestore.annotations.annotation import (
-    PATIENT,
-    TILE,
-    Annotation,
-    AnnotationError,
-    AnnotationTable,
-    check_name,
-    lake_columns,
-    listing,
-    user_table,
-)
 from featurestore.annotations.matched_tiles import met_tiles
+from featurestore.annotations.user_table import AnnotationTable, lake_columns, user_table
+from featurestore.commits.lance_edit import Edit, Work
+from featurestore.commits.lance_ledger import Change
 from featurestore.edits import lance_edits as edits
-from featurestore.edits.lance_edits import Edit, NewColumn, Work, add_columns, drop_columns
+from featurestore.edits.lance_edits import NewColumn, add_columns, drop_columns
 from featurestore.lake import Lake
+from featurestore.messages import listing
 from featurestore.storage.lock import writer_lease
+from featurestore.tables import lance_annotations as registry
+from featurestore.tables.annotation import PATIENT, TILE, Annotation, AnnotationError, check_name
 from featurestore.tables.checksums import values_crc32
 from featurestore.tables.lance_files import physical_column, write_column
-from featurestore.tables.lance_ledger import Change
 from featurestore.tables.lance_tables import open_table
 from featurestore.tables.schema import SLIDES, features_table
 
@@ -41,8 +34,8 @@ class Annotated:
     """Result of adding an annotation to a lake.
 
     Attributes:
-        annotation: what is in the lake now.
-        version: of the lake that has it.
+        annotation: the annotation as the lake has it now.
+        version: version of the lake that has it.
         met: rows whose tile, slide or patient is in the lake.
         unmet: names of what the other rows describe. Rows of slides and patients are kept, for
             those that come later; rows of tiles are not.
@@ -68,11 +61,11 @@ def annotate(
     """Make a user's table part of a lake.
 
     Args:
-        lake: at its newest version.
+        lake: the lake at its newest version.
         table: with `tile_id`, or `slide_id`, `x` and `y` (and `mpp`), or `slide_id`, or
             `patient_id`; and columns of numbers, text, dates, or true and false.
-        name: what to call it.
-        mpp: of the tiles that hold the places, where the lake has several.
+        name: name of the annotation.
+        mpp: microns per pixel of the tiles that hold the places, where the lake has several.
         replace_old: replace the annotation of this name.
         source: name of the user's file, for people.
 
@@ -129,7 +122,7 @@ def _of_others(
     key = f"{table.level}_id"
     slides = lake.slides().select("slide_id", "patient_id").collect()
     lake_ids = set(slides[key].drop_nulls())
-    unmet = [value for value in table.frame[key] if value not in lake_ids]
+    unmet = [key_value for key_value in table.frame[key] if key_value not in lake_ids]
     if len(unmet) == table.frame.height:
         msg = (
             f"none of the {table.frame.height} {table.level}s of the table is in {lake.uri}: it "
@@ -140,7 +133,7 @@ def _of_others(
         name=name,
         level=table.level,
         columns=_plain_columns(table.values),
-        types={value: ARROW[type(table.frame[value].dtype)] for value in table.values},
+        types={key_value: ARROW[type(table.frame[key_value].dtype)] for key_value in table.values},
         rows=table.frame.height,
         mark=secrets.token_hex(8),
         source=source,
@@ -165,15 +158,15 @@ def _put_table(new: Annotation, older: Annotation | None) -> Edit:
         work.check()
         registry.put_tables(work.ledger.store, {**tables, new.name: new})
 
-    return Edit(about={"annotate": new.name}, steps=steps)
+    return Edit(description={"annotate": new.name}, steps=steps)
 
 
 def _plain_columns(values: Sequence[str]) -> dict[str, str]:
     """Return the names of columns in a Lance table, where a dot would name a field of a struct."""
-    columns = {value: value.replace(".", "_") for value in values}
+    columns = {user_name: user_name.replace(".", "_") for user_name in values}
     names = list(columns.values())
     if same := next((n for n in names if names.count(n) > 1 or n in ("row_crc32",)), None):
-        which = ", ".join(repr(value) for value in values if columns[value] == same)
+        which = ", ".join(repr(user_name) for user_name in values if columns[user_name] == same)
         msg = f"columns {which} would be called '{same}' in the lake; rename them in the table"
         raise AnnotationError(msg)
     return columns
@@ -247,11 +240,11 @@ class _Writer:
     """Writes the columns of an annotation at one mpp.
 
     Args:
-        lake: at the version in which the tiles were looked up.
-        mpp: of the tiles.
+        lake: the lake at the version in which the tiles were looked up.
+        mpp: microns per pixel of the tiles.
         frame: `tile_id` and the values of each tile.
-        name: of the annotation.
-        mark: of this annotation.
+        name: name of the annotation.
+        mark: mark of this annotation.
         record: `rows` and `source`, which go with each column.
     """
 
@@ -298,7 +291,7 @@ class _Writer:
         )
         for column, part in new.items():
             values = met[column].to_arrow().cast(part.field.type)
-            part.files[fragment] = write_column(store, self.rel, part.field, values)
+            part.files[fragment] = write_column(store, self.rel, part.field, [values])
             part.rows[fragment] = len(keys)
             for slide, start, tiles in rows.select("slide", "row_start", "tiles").iter_rows():
                 part.crc32[slide] = values_crc32(values.slice(start, tiles).to_pylist())
@@ -308,7 +301,7 @@ class _Writer:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Patients:
+class PatientsSet:
     """Result of setting patients: slides that were set, slides that were so, unknown slides."""
 
     version: int
@@ -335,11 +328,11 @@ def tcga_patients(lake: Lake) -> pl.DataFrame:
     return pl.DataFrame({"slide_id": list(patients), "patient_id": list(patients.values())})
 
 
-def set_patients(lake: Lake, table: pl.DataFrame, *, replace_old: bool = False) -> Patients:
+def set_patients(lake: Lake, table: pl.DataFrame, *, replace_old: bool = False) -> PatientsSet:
     """Write patients of slides into the slides' rows, in one commit.
 
     Args:
-        lake: at its newest version.
+        lake: the lake at its newest version.
         table: with `slide_id` and `patient_id`.
         replace_old: also where the lake names another patient.
 
@@ -365,7 +358,7 @@ def set_patients(lake: Lake, table: pl.DataFrame, *, replace_old: bool = False) 
             committer.make(edits.set_patients(todo))
     notes = [f"{listing(others)} left out: annotate with them under another name"] if others else []
     unmet = [name for name in new_patients if name not in lake_patients]
-    return Patients(
+    return PatientsSet(
         version=lake.refreshed().version,
         set=len(todo),
         same=len(new_patients) - len(todo) - len(unmet),

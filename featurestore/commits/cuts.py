@@ -1,4 +1,4 @@
-"""What workers hand to the committer, checked, and the catalog rows that follow from it."""
+"""Cut slides as workers hand them to the committer, their checks, and their catalog rows."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -20,7 +20,7 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True, kw_only=True)
 class GridCut:
-    """What was cut from one slide at one mpp.
+    """The tiles that were cut from one slide at one mpp.
 
     Attributes:
         tiles: rows of the features table, sorted by tile_id.
@@ -51,7 +51,10 @@ class SlideCut:
 
 
 def fragment_groups(cuts: Sequence[SlideCut], mpp: float) -> Iterator[list[SlideCut]]:
-    """Slides in groups of at most 250,000 tiles, each to be one fragment; a slide is not split."""
+    """Yield slides in groups of at most 250,000 tiles, each to be one fragment.
+
+    A slide is never split.
+    """
     group: list[SlideCut] = []
     rows = 0
     for cut in cuts:
@@ -80,7 +83,7 @@ def check_cut(store: Store, row: Row, grid: GridCut) -> None:
 
 
 def tiles_row(slide: Row, mpp: float, grid: GridCut, start: int) -> Row:
-    """The catalog row of a slide's tiles; its fragment is known after the commit."""
+    """Return the catalog row of a slide's tiles; its fragment is known after the commit."""
     return {
         "slide": slide["slide"],
         "slide_id": slide["slide_id"],

@@ -3,7 +3,7 @@
 import json
 
 from featurestore.errors import DamageError, LakeError
-from featurestore.keep.roots import TAGS, readable_roots
+from featurestore.roots.roots_file import TAGS, readable_roots
 from featurestore.storage.store import Store
 
 

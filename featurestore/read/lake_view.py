@@ -1,0 +1,53 @@
+"""The view of a lake that bags, pairs and streams use: one version, and readers of its rows."""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import polars as pl
+
+from featurestore.config import LakeConfig
+from featurestore.read.bags import Bag
+from featurestore.read.first_reads import FirstReads
+from featurestore.storage.store import Store
+from featurestore.tables.lance_rows import RowReader
+
+
+class LakeView(Protocol):
+    """A lake at one version, as the modules of this package read it; `Lake` is one.
+
+    Attributes:
+        store: the lake's files.
+        config: its settings.
+        first_reads: compares each slide with its checksums where it is first read.
+    """
+
+    store: Store
+    config: LakeConfig
+    first_reads: FirstReads
+
+    @property
+    def uri(self) -> str:
+        """Return the folder or URL of the lake."""
+
+    def known_mpp(self, mpp: float) -> float:
+        """Return the lake's own value of an mpp; raise LakeError if it has no tiles at it."""
+
+    def teachers(self, *, mpp: float) -> dict[str, int]:
+        """Return the teachers with a column at an mpp, and their dimensions."""
+
+    def slides(self) -> pl.LazyFrame:
+        """Return one row per slide, without pictures."""
+
+    def tiles_of(self, *, mpp: float, slide_ids: Sequence[str] | None = None) -> pl.DataFrame:
+        """Return the catalog rows of slides' tiles at one mpp, by slide number."""
+
+    def features_of(
+        self, teacher: str, *, mpp: float, slide_ids: Sequence[str] | None = None
+    ) -> pl.DataFrame:
+        """Return the catalog rows of slides that have a teacher's features, by slide number."""
+
+    def row_reader(self, *, mpp: float) -> RowReader:
+        """Return the reader of ranges of rows at an mpp, which keeps files open."""
+
+    def bag(self, slide_id: str, teachers: str | Sequence[str], *, mpp: float) -> Bag:
+        """Return all tiles of a slide with the features of some teachers."""
