@@ -21,7 +21,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from examples.cohort_patients import SITE_MPP, Patient, draw_patients
+from examples.cohort_patients import SITE_MPP, CohortPatient, draw_patients
 from examples.slide_drawing import Pixels
 from examples.slide_layout import Morphology, lay_out
 from examples.slide_render import Scene, encoded_tiles, stain_colours
@@ -51,7 +51,7 @@ class SlidePlan:
 
     Attributes:
         slide_id: Name of the slide and of its files.
-        patient: Patient of the slide.
+        patient: CohortPatient of the slide.
         number: Its number in the cohort; with the seed it decides everything left to chance.
         seed: The seed of the cohort.
         width_px: Width of level 0.
@@ -61,7 +61,7 @@ class SlidePlan:
     """
 
     slide_id: str
-    patient: Patient
+    patient: CohortPatient
     number: int
     seed: int
     width_px: int
@@ -71,7 +71,7 @@ class SlidePlan:
 
 
 def plan_slides(
-    patients: Sequence[Patient], slides: int, size_px: tuple[int, int], seed: int
+    patients: Sequence[CohortPatient], slides: int, size_px: tuple[int, int], seed: int
 ) -> list[SlidePlan]:
     """Deals slides to patients in turn and picks those with a pen mark and with a blurred region.
 

@@ -18,7 +18,7 @@ _EVENT_SHARE = 0.65
 
 
 @dataclass(frozen=True, kw_only=True)
-class Patient:
+class CohortPatient:
     """One patient: the hidden state and what follows from it.
 
     Attributes:
@@ -72,7 +72,7 @@ def _outcomes(
     return np.minimum(time, censored), (time <= censored).astype(np.int64)
 
 
-def draw_patients(count: int, seed: int) -> list[Patient]:
+def draw_patients(count: int, seed: int) -> list[CohortPatient]:
     """Draws the patients of a cohort.
 
     Half of them (rounded down) are high grade, and the sites alternate within each class.
@@ -96,7 +96,7 @@ def draw_patients(count: int, seed: int) -> list[Patient]:
     log_hazard = 1.8 * _scored(high_share) + 0.3 * _scored(tumour) - 1.4 * _scored(lymphocytes)
     time, event = _outcomes(rng, log_hazard)
     return [
-        Patient(
+        CohortPatient(
             patient_id=f"P{i:03d}",
             site=sites[order[i]],
             label=LABELS[int(high_share[i] > 0.5)],

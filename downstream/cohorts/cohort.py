@@ -243,7 +243,7 @@ def _by_patient(joined: pl.DataFrame, columns: Sequence[str], also: Sequence[str
 
 
 def _join(ready: pl.DataFrame, labelled: pl.DataFrame, by: str) -> pl.DataFrame:
-    """Return labelled ready slides; `patient_id` is the labels' if they have it, else the lake's."""
+    """Return labelled ready slides; `patient_id` is that of the labels, else of the lake."""
     joined = ready.join(labelled, on=by, how="inner", suffix="_label")
     if "patient_id_label" in joined.columns:
         patient = pl.coalesce("patient_id_label", "patient_id").alias("patient_id")

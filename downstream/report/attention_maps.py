@@ -18,20 +18,20 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from downstream.report.attention import (
+from downstream.report.finished_run import RunError, nearest, read_run
+from downstream.report.kept_attention import (
     arms_with_attention,
     attention_files,
     read_tiles,
     slides_of,
 )
-from downstream.report.finished_run import RunError, nearest, read_run
 from downstream.report.plots.plots_attention import attention_png, shares
 from downstream.report.tile_pictures import tile_side
 from ingest.pages.slide_pictures import decode_rgb, scaled
 
 if TYPE_CHECKING:
-    from downstream.report.attention import AttentionFile
     from downstream.report.finished_run import Run
+    from downstream.report.kept_attention import AttentionFile
     from featurestore import Lake
 
 _FIFTHS = 5

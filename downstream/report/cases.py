@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import polars as pl
 
-from downstream.report.attention import first_rows
+from downstream.report.kept_attention import first_rows
 
 if TYPE_CHECKING:
     from downstream.report.finished_run import Run

@@ -6,9 +6,9 @@ has picked the nicest one. Pictures of runs are those of the runs' own pages.
 
 from typing import TYPE_CHECKING
 
-from downstream.report.attention import arms_with_attention, attention_files, owners
 from downstream.report.cases import cases
 from downstream.report.finished_run import read_run
+from downstream.report.kept_attention import arms_with_attention, attention_files, owners
 from downstream.report.plots.plots_report import curves_png, fidelity_png
 from downstream.report.run_tables import arm_rows, asked, how_tested, measure_heads, shown_name
 from downstream.report.tile_pictures import maps

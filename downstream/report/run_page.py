@@ -8,9 +8,9 @@ which rule its patients were chosen.
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from downstream.report.attention import arms_with_attention, attention_files, owners
 from downstream.report.cases import cases
 from downstream.report.finished_run import read_run
+from downstream.report.kept_attention import arms_with_attention, attention_files, owners
 from downstream.report.lake_holding import package_versions
 from downstream.report.mistakes import mistakes
 from downstream.report.report_page import render

@@ -12,16 +12,16 @@ from typing import TYPE_CHECKING
 
 import polars as pl
 
-from downstream.report.attention import read_tiles, weighs_alike
 from downstream.report.cases import groups
+from downstream.report.kept_attention import read_tiles, weighs_alike
 from downstream.report.plots.plots_attention import attention_png
 from downstream.report.views.picture_sections import Picture
 from ingest.pages.slide_pictures import data_uri, decode_rgb, encode_jpeg, scaled
 
 if TYPE_CHECKING:
-    from downstream.report.attention import AttentionFile
     from downstream.report.cases import Case
     from downstream.report.finished_run import Json, Run
+    from downstream.report.kept_attention import AttentionFile
     from featurestore import Lake
 
 MOST_TILES, MOST_OF_PATIENT, MOST_GROUPS = 8, 2, 6

@@ -215,7 +215,7 @@ class Cell:
 
     @property
     def splits(self) -> tuple["Split", ...]:
-        """Return the inner splits, on each of which a model is trained; predictions are averaged."""
+        """Return the inner splits: a model is trained on each, and predictions are averaged."""
         return self.study.inner(self.repeat, self.fold)
 
     @property

@@ -31,7 +31,7 @@ Row = dict[str, Any]
 
 
 @dataclass(kw_only=True)
-class Plan:
+class IngestPlan:
     """The plan of an ingest: slides, tiles, bytes and time.
 
     Attributes:
@@ -76,7 +76,7 @@ class Look:
     reason: str | None = None
 
 
-def plan_ingest(rows: Sequence[Row], config: LakeConfig, *, cores: int) -> Plan:
+def plan_ingest(rows: Sequence[Row], config: LakeConfig, *, cores: int) -> IngestPlan:
     """Estimate an ingest of slides.
 
     Args:
@@ -84,7 +84,7 @@ def plan_ingest(rows: Sequence[Row], config: LakeConfig, *, cores: int) -> Plan:
         config: settings of the lake.
         cores: to share the work.
     """
-    plan = Plan(slides=len(rows), cores=cores, tiles={mpp_name(m): 0 for m in config.mpps})
+    plan = IngestPlan(slides=len(rows), cores=cores, tiles={mpp_name(m): 0 for m in config.mpps})
     sample, read_bytes = _sample(rows), 0
     child = Isolated(f"{__name__}:look_or_reason")
     try:
@@ -117,7 +117,7 @@ def _look_apart(child: Isolated, config: LakeConfig, row: Row) -> Look:
     return look
 
 
-def _add(plan: Plan, row: Row, look: Look) -> None:
+def _add(plan: IngestPlan, row: Row, look: Look) -> None:
     plan.sampled += 1
     plan.bytes += look.bytes
     plan.seconds += look.seconds

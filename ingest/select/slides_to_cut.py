@@ -11,7 +11,7 @@ from ingest.errors import SlideError
 from ingest.grid import MPP_TOLERANCE
 from ingest.scores.score_table import SCORES
 from ingest.select.cut_settings import CutSettings, UserSettings, differences
-from ingest.select.ingest_plan import Plan, plan_ingest
+from ingest.select.ingest_plan import IngestPlan, plan_ingest
 from ingest.select.manifest_facts import changed_facts, fact_names, merged_facts
 from ingest.select.named_slides import IngestOptions, find_named_slides
 from ingest.select.near_lake import refuse_near_lake
@@ -224,7 +224,7 @@ def _mask_is_gone(mask: str) -> str:
 
 def dry_run(
     lake_uri: str, inputs: Sequence[str], config: LakeConfig, options: IngestOptions, *, cores: int
-) -> Plan:
+) -> IngestPlan:
     """Return the plan of an `ingest` with the same arguments; nothing is written.
 
     Raises:

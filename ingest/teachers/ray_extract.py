@@ -73,6 +73,7 @@ class ExtractResult:
         self.ready, self.pending = states.get(READY, 0), states.get(PENDING, 0)
 
 
+# With eleven parameters: the public function names every setting that users change.
 def extract(
     lake_uri: str,
     teachers: Sequence[str],

@@ -10,9 +10,9 @@ import polars as pl
 import pytest
 from PIL import Image
 
-from downstream.report.attention import attention_files, owners, read_tiles
 from downstream.report.cases import cases, groups
 from downstream.report.finished_run import read_run
+from downstream.report.kept_attention import attention_files, owners, read_tiles
 from downstream.report.run_page import attention_view
 from downstream.report.tile_pictures import MOST_OF_PATIENT, MOST_TILES, strips
 from featurestore import Lake
