@@ -51,7 +51,7 @@ class SlidePlan:
 
     Attributes:
         slide_id: Name of the slide and of its files.
-        patient: CohortPatient of the slide.
+        patient: the patient of the slide.
         number: Its number in the cohort; with the seed it decides everything left to chance.
         seed: The seed of the cohort.
         width_px: Width of level 0.
