@@ -69,14 +69,14 @@ class CellPatients:
         return Examples(bags=_View(self, ids), target=target)
 
     def soften(self, members: Sequence[Member], share: float) -> None:
-        """Mix what is said of each patient by models that have not trained on it into its label.
+        """Mix the predictions of models that have not trained on a patient into its label.
 
         Source: ensemble distillation of De Angeli et al. (JAMIA Open 2022): an ensemble's mean
         probabilities tell how sure a label is.
 
         Args:
             members: One for each inner split; each patient is in one validation part.
-            share: Of the models' probabilities in a label, in 0..1.
+            share: Share of the models' probabilities in a label, in 0..1.
         """
         for member in members:
             hard = np.eye(member.validation.shape[1])

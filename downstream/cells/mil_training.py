@@ -26,9 +26,9 @@ class Trained:
     """A trained MIL model's logits.
 
     Attributes:
-        train: Of the training patients [P, C]; empty unless asked for.
-        validation: Of the validation patients.
-        test: Of the test patients.
+        train: Logits of the training patients [P, C]; empty unless `with_train`.
+        validation: Logits of the validation patients.
+        test: Logits of the test patients.
         attention: Of each test patient's tiles.
         training_record: Epochs and losses of its training, as JSON.
     """

@@ -1,4 +1,4 @@
-"""A small random search of settings inside each fold, judged by its inner validation alone.
+"""Tuning: a small random search of settings inside each fold, judged by its inner validation alone.
 
 A trial is an arm on one fold with one draw of settings; the draws are the same for all arms and
 folds. Trial 0 is the settings as they were given. What was tried is kept in `runs/<run>/search/`.
@@ -58,7 +58,7 @@ def drawn(settings: "MilSettings", number: int, *, seed: int) -> "MilSettings":
 
 
 def trials_of(cells: Sequence["Cell"]) -> list[Trial]:
-    """Return every draw on every fold of every MIL arm; none if no search was asked for."""
+    """Return every draw on every fold of every MIL arm; none without tuning."""
     return [
         Trial(cell=cell, number=number)
         for cell in cells
@@ -84,7 +84,7 @@ def run_trial(trial: Trial) -> float:
     for split in trial.cell.splits:
         validation_losses = fit_member(patients, split).training_record["validation_loss"]
         if not validation_losses:
-            msg = f"fold {split.fold} has no validation patients; a search needs them"
+            msg = f"fold {split.fold} has no validation patients; tuning needs them"
             raise StudyError(msg)
         losses.append(min(validation_losses))
     loss = float(np.mean(losses))

@@ -33,7 +33,7 @@ class Cohort:
 
     Attributes:
         patients: One row per patient, sorted by `patient_id`: `patient_id` (str), `slide_ids`
-            (sorted list of str, never empty), the label columns that were asked for (never
+            (sorted list of str, never empty), the label columns of the study (never
             null) and those that were to be carried along (null where not known).
         missing: Labelled ids that are not used: without a ready slide in the lake (slide ids where
             the labels name slides, patient ids otherwise), with some but not all of several label
@@ -243,7 +243,7 @@ def _by_patient(joined: pl.DataFrame, columns: Sequence[str], also: Sequence[str
 
 
 def _join(ready: pl.DataFrame, labelled: pl.DataFrame, by: str) -> pl.DataFrame:
-    """Return labelled ready slides; `patient_id` is that of the labels, else of the lake."""
+    """Return labelled ready slides with `patient_id` of the labels, else of the lake."""
     joined = ready.join(labelled, on=by, how="inner", suffix="_label")
     if "patient_id_label" in joined.columns:
         patient = pl.coalesce("patient_id_label", "patient_id").alias("patient_id")

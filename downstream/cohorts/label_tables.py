@@ -53,7 +53,7 @@ class LabelTable:
     def read(self, columns: Mapping[str, Reading]) -> "LabelTable":
         """Return the labels with some columns read as what they are needed for.
 
-        The columns have the names that are asked for, also where the file writes them with other
+        The columns get the requested names, also where the file writes them with other
         capitals or with blanks.
 
         Raises:

@@ -1,4 +1,4 @@
-"""Labelled slides that an ingest has not cut yet: a study without them is said to be one."""
+"""Labelled slides that an ingest has not cut yet: a study without them notes it."""
 
 from collections.abc import Iterable
 

@@ -73,7 +73,7 @@ class Threshold:
 
     Attributes:
         value: Least confidence; infinite if no threshold reaches the target.
-        target: Accuracy that was asked for.
+        target: Target accuracy on the answered predictions.
         accuracy: Of what is kept of the validation; NaN if nothing is.
         coverage: Share of the validation that is kept.
         patients: Whose predictions it was chosen on.

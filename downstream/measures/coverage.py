@@ -1,4 +1,4 @@
-"""How many patients a classifier may answer for at an accuracy that was asked for.
+"""Selective prediction: how many patients a classifier answers for at a target accuracy.
 
 The confidence from which on it answers is chosen on each cell's validation patients; coverage and
 accuracy are those of its test patients.
@@ -29,7 +29,7 @@ def coverage_at(study: "Study", part: pl.DataFrame, *, target: float) -> dict[st
     Args:
         study: A run of classes.
         part: All rows of the arm, validation and test.
-        target: Accuracy that is asked of what is answered.
+        target: Accuracy on the answered patients.
 
     Returns:
         `target`, `coverage` (share answered), `accuracy` of what is answered (None if nothing is),

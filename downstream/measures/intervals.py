@@ -51,7 +51,7 @@ class Comparison:
     Attributes:
         difference: How much better `one` is: above 0 is better whatever the measure's direction.
         p_value: Two-sided, of no difference; from the same bootstrap as the interval.
-        margin: What counts as not worse, if that was asked.
+        margin: Non-inferiority margin, or None.
         p_worse: One-sided, of being worse by the margin or more; None without a margin.
         not_inferior: The interval lies above -margin; None without a margin. At level 0.95 this is
             a one-sided test at 0.025.

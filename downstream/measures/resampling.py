@@ -35,7 +35,7 @@ class Draws:
     Attributes:
         values: [M, R], on the same resamples.
         whole: [M], on all patients.
-        without: [M, P] without each patient in turn; NaN [M, 1] where not asked for.
+        without: [M, P] without each patient in turn; NaN [M, 1] where not needed.
         redrawn: Resamples that were undefined for a model.
         method: What they are for.
     """

@@ -22,7 +22,7 @@ _ECE_BINS = 15
 
 
 def auroc(w_RP: Floats, label_P: Labels, score: Floats) -> Floats:
-    """Return areas [R], see `classes.auroc`."""
+    """Return areas [R], see `class_measures.auroc`."""
     return _over_classes(w_RP, label_P, score, _area)
 
 
@@ -42,14 +42,14 @@ def auroc_folds(w_RP: Floats, label_P: Labels, group_P: Labels, score: Floats) -
 
 
 def auprc(w_RP: Floats, label_P: Labels, score: Floats) -> Floats:
-    """Return average precisions [R], see `classes.auprc`."""
+    """Return average precisions [R], see `class_measures.auprc`."""
     return _over_classes(w_RP, label_P, score, _precision)
 
 
 def balanced_accuracy(
     w_RP: Floats, label_P: Labels, score: Floats, *, threshold: float = 0.5
 ) -> Floats:
-    """Return the mean recalls [R], see `classes.balanced_accuracy`."""
+    """Return the mean recalls [R], see `class_measures.balanced_accuracy`."""
     table_RCC = confusion(w_RP, label_P, score, threshold)
     recall_RC = divide(np.diagonal(table_RCC, axis1=1, axis2=2), table_RCC.sum(axis=2))
     mean_R: Floats = recall_RC.mean(axis=1)
@@ -57,7 +57,7 @@ def balanced_accuracy(
 
 
 def f1(w_RP: Floats, label_P: Labels, score: Floats, *, threshold: float = 0.5) -> Floats:
-    """Return F1 [R], see `classes.f1`."""
+    """Return F1 [R], see `class_measures.f1`."""
     table_RCC = confusion(w_RP, label_P, score, threshold)
     hit_RC = np.diagonal(table_RCC, axis1=1, axis2=2)
     value_RC = np.nan_to_num(divide(2 * hit_RC, table_RCC.sum(axis=1) + table_RCC.sum(axis=2)))
@@ -73,7 +73,7 @@ def kappa(
     threshold: float = 0.5,
     quadratic: bool = False,
 ) -> Floats:
-    """Return Cohen's kappas [R], see `classes.kappa`."""
+    """Return Cohen's kappas [R], see `class_measures.kappa`."""
     table_RCC = confusion(w_RP, label_P, score, threshold)
     classes = np.arange(table_RCC.shape[1])
     apart = np.abs(classes[:, None] - classes)
@@ -84,7 +84,7 @@ def kappa(
 
 
 def brier(w_RP: Floats, label_P: Labels, score: Floats) -> Floats:
-    """Return the mean squared errors [R], see `classes.brier`."""
+    """Return the mean squared errors [R], see `class_measures.brier`."""
     if score.ndim == 1:
         error_P = (score - label_P) ** 2
     else:
@@ -94,7 +94,7 @@ def brier(w_RP: Floats, label_P: Labels, score: Floats) -> Floats:
 
 
 def ece(w_RP: Floats, label_P: Labels, score: Floats) -> Floats:
-    """Return calibration errors [R], see `classes.ece`."""
+    """Return calibration errors [R], see `class_measures.ece`."""
     both_PC = score if score.ndim > 1 else np.stack([1 - score, score], axis=1)
     sure_P = both_PC.max(axis=1)
     # bins (low, high]; a confidence is never 0

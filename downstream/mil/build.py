@@ -45,7 +45,7 @@ def build_model(
         std_D: Their standard deviation.
 
     Raises:
-        MilError: No such aggregator, or one that cannot do what is asked.
+        MilError: No such aggregator, or one that does not fit the task or the mpps.
     """
     if name in AGGREGATORS and bool(ratios) != AGGREGATORS[name].several_mpps:
         several = ", ".join(n for n, entry in AGGREGATORS.items() if entry.several_mpps)

@@ -76,7 +76,7 @@ class Aggregator(nn.Module):
         Args:
             x: [N, D], or [B, N, D]; float16, as a lake gives them, is taken to float32.
             mask: bool [N] or [B, N], True where there is a tile; None if all are.
-            coords: Integers [N, K] or [B, N, K]: (grid_y, grid_x), see `mil.places`.
+            coords: Integers [N, K] or [B, N, K]: (grid_y, grid_x), see `tile_canvas`.
 
         Returns:
             Always with a batch axis: a single bag is a batch of one.

@@ -284,6 +284,6 @@ def whole_loss(model: "MilModel", examples: Examples, objective: "Objective") ->
 
 
 def _autocast(settings: "MilSettings", device: torch.device) -> torch.autocast:
-    """Return bfloat16 in the forward pass where asked; losses and statistics are float32."""
+    """Return the precision of the forward pass; losses and statistics are float32."""
     on = settings.precision == "bfloat16"
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=on)

@@ -1,7 +1,7 @@
-"""What a tile probe is worth: measures with intervals over patients, whose tiles go together.
+"""The result of a tile probe: measures with intervals over patients, whose tiles go together.
 
 With few shots a measure is the mean over draws of the labelled tiles, and so is its interval, which
-is over patients; how far the draws differ is told beside it.
+is over patients; how far the draws differ stands beside it.
 
 Shape letters: N tiles, T draws, C classes, R resamples.
 """
@@ -46,7 +46,7 @@ def metrics_of(
     Returns:
         Estimate and interval of the main measure, and `measures` by name.
     """
-    measure_of, scores = _asked(scores_NTC)
+    measure_of, scores = _measured(scores_NTC)
     assessed = {
         name: _assess(measure_of[name], label_N, scores, patients, seed=seed, spread=spread)
         for name in MEASURES
@@ -92,8 +92,8 @@ def _compared(
     margin: float | None,
     seed: int,
 ) -> "Comparison":
-    measure_of, one = _asked(one_NTC)
-    measure, other = _mean_of_draws(measure_of[MEASURES[0]]), _asked(other_NTC)[1]
+    measure_of, one = _measured(one_NTC)
+    measure, other = _mean_of_draws(measure_of[MEASURES[0]]), _measured(other_NTC)[1]
 
     comparison = partial(
         compare, measure, (label_N,), one, other, seed=seed, margin=margin, patients=patients
@@ -101,7 +101,7 @@ def _compared(
     return bca_or_percentile(comparison)
 
 
-def _asked(scores_NTC: Floats) -> tuple[dict[str, Measure], Floats]:
+def _measured(scores_NTC: Floats) -> tuple[dict[str, Measure], Floats]:
     """Return measures by name, and what they take: [N, T] of class 1, or [N, T, C]."""
     binary = scores_NTC.shape[2] == 2
     measure_of = {m.name: m for m in classification_measures("binary" if binary else "multiclass")}

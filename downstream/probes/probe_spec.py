@@ -1,10 +1,9 @@
 """The settings of a tile probe: all that decides its result. Imports nothing heavy."""
 
 from dataclasses import dataclass, field
-from typing import Any
 
 from downstream.run.model_tables import PROBES
-from downstream.run.spec_json import from_json, to_json
+from downstream.run.spec_json import JsonSettings
 from downstream.run.study_errors import StudyError
 from downstream.run.study_spec import ComparisonOptions, FeatureOptions, LabelOptions
 
@@ -56,7 +55,7 @@ class ProbeOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ProbeSpec:
+class ProbeSpec(JsonSettings):
     """A probe of feature sets by labelled tiles.
 
     Attributes:
@@ -82,16 +81,3 @@ class ProbeSpec:
                 "tiles takes one of each"
             )
             raise StudyError(msg)
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the settings as JSON; `from_json` reads them back."""
-        return to_json(self)
-
-    @classmethod
-    def from_json(cls, content: Any) -> "ProbeSpec":  # noqa: ANN401 - any JSON
-        """Return the settings that JSON describes.
-
-        Raises:
-            SpecError: A name that is no field, a field that is missing, or a value of another type.
-        """
-        return from_json(cls, content)

@@ -282,7 +282,7 @@ def _files(
             pl.Series("fold", arm_scores.fold, pl.Int32),
             pl.Series("probabilities", mean_NC.tolist(), pl.List(pl.Float64)),
             pl.Series("score", binary if binary is not None else [None] * rows.height, pl.Float64),
-            # classes weigh the same, so that class 1 is said from one half on
+            # classes weigh the same, so that class 1 is predicted from one half on
             pl.lit(None if binary is None else 0.5, pl.Float64).alias("threshold"),
         ]
         parts.append(named.with_columns(columns))

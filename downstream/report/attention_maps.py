@@ -160,7 +160,7 @@ def _tiles(lake: "Lake", run: "Run", slide_id: str, arm: str | None) -> dict[str
 
 
 def _arms(lake: "Lake", run: "Run", files: Sequence["AttentionFile"], arm: str | None) -> list[str]:
-    """Return the arms that were asked for, each of which weighs tiles."""
+    """Return the requested arms, each of which weighs tiles."""
     if arm is not None and arm not in run.arms:
         msg = f"run {run.name} has no arm {arm!r}; {nearest(arm, run.arms, 'it has')}"
         raise RunError(msg)

@@ -1,4 +1,4 @@
-"""Which patients a page shows the slides of: by a rule that it names, so that nobody has picked.
+"""The patients that a page shows, by a rule that it names, so that nobody has picked them.
 
 The surest right and the surest wrong one, of the first repetition and seed, by an arm that has
 attention.
@@ -21,10 +21,10 @@ class Case:
     """A patient to show.
 
     Attributes:
-        patient: Who.
-        fold: In which they are tested.
+        patient: Id of the patient.
+        fold: Fold that tests the patient.
         title: A few words.
-        text: The rule, and what was said of the patient.
+        text: The rule, and the prediction for the patient.
     """
 
     patient: str
@@ -79,7 +79,7 @@ def _positives(run: "Run", rows: pl.DataFrame) -> list[Case | None]:
     """Return cases of the positive (last) class."""
     name = run.classes[-1]
     positives = rows.filter(pl.col("label") == name).with_columns(
-        said=pl.col("probabilities").list.last(),
+        probability=pl.col("probabilities").list.last(),
         likeliest=pl.col("probabilities").list.arg_max() == len(run.classes) - 1,
     )
     called = pl.col("likeliest")
@@ -92,20 +92,20 @@ def _labelled(run: "Run", rows: pl.DataFrame) -> list[Case | None]:
     """Return cases of the first label."""
     name = run.classes[0]
     labelled = rows.filter(pl.col("labels").list.get(0) == 1)
-    labelled = labelled.with_columns(said=pl.col("probabilities").list.first())
-    called = pl.col("said") >= 0.5
+    labelled = labelled.with_columns(probability=pl.col("probabilities").list.first())
+    called = pl.col("probability") >= 0.5
     return _pair(
         labelled, called, f"patients with {name}, the first label,", f"a probability of {name}"
     )
 
 
 def _pair(rows: pl.DataFrame, called: pl.Expr, whom: str, score_name: str) -> list[Case | None]:
-    right = rows.filter(called).sort("said", "patient_id", descending=[True, False])
-    wrong = rows.filter(~called).sort("said", "patient_id")
+    right = rows.filter(called).sort("probability", "patient_id", descending=[True, False])
+    wrong = rows.filter(~called).sort("probability", "patient_id")
 
     def tell(rule: str, count: int) -> Callable[[dict[str, float]], str]:
         return lambda row: (
-            f"Of {count} {whom} {rule}. They were given {score_name} of {row['said']:.3f}"
+            f"Of {count} {whom} {rule}. They were given {score_name} of {row['probability']:.3f}"
         )
 
     return [

@@ -21,7 +21,7 @@ _SHOWN_NAMES = 8
 
 
 class RunError(ValueError):
-    """A run that is not there, or that does not hold what was asked of it."""
+    """A run that does not exist, or that lacks the arm or slide in question."""
 
 
 @dataclass(frozen=True, kw_only=True)

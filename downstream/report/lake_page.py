@@ -41,7 +41,7 @@ def write_report(
         lake_uri: The lake; without students, without runs or without slides is fine.
         stages: Stage -> seconds that it took, in order; None keeps those of an earlier report.
         about: What the lake can't know, as JSON; None keeps that of an earlier report, so that a
-            cohort once said to be synthetic stays so. `synthetic` puts a notice on top,
+            cohort once marked synthetic stays so. `synthetic` puts a notice on top,
             `real_slide` is the file name of a slide that is not and that is shown first; anything
             else is listed.
         version: Of the lake, or a snapshot; the newest if None.

@@ -10,7 +10,13 @@ from downstream.report.cases import cases
 from downstream.report.finished_run import read_run
 from downstream.report.kept_attention import arms_with_attention, attention_files, owners
 from downstream.report.plots.plots_report import curves_png, fidelity_png
-from downstream.report.run_tables import arm_rows, asked, how_tested, measure_heads, shown_name
+from downstream.report.run_tables import (
+    arm_rows,
+    how_tested,
+    measure_heads,
+    question_of,
+    shown_name,
+)
 from downstream.report.tile_pictures import maps
 from downstream.report.views.run_views import forest, main_section
 from ingest.pages.slide_pictures import data_uri
@@ -109,7 +115,7 @@ def _common(run: "Run", shown: str) -> "Json":
         "result": run.result,
         "task": run.task,
         "shown": shown,
-        "asked": asked(run),
+        "asked": question_of(run),
         "tested": how_tested(run),
         "metric": shown_name(run.metric),
         "found": run.estimates(run.metric).get(shown),

@@ -16,11 +16,11 @@ from downstream.report.mistakes import mistakes
 from downstream.report.report_page import render
 from downstream.report.run_tables import (
     arm_rows,
-    asked,
     comparison_rows,
     how_tested,
     listed,
     measure_heads,
+    question_of,
     setting_rows,
     title,
     warnings,
@@ -38,7 +38,7 @@ def write_run_page(lake: "Lake", run: str) -> None:
     """Write `runs/<run>/report.html`.
 
     Args:
-        lake: The lake, at any version; a slide that is not in it any more is left out and told.
+        lake: The lake, at any version; a slide that is not in it any more is left out with a note.
         run: Name of a finished run.
 
     Raises:
@@ -56,7 +56,7 @@ def run_page(lake: "Lake", run: "Run") -> str:
         lake_uri=lake.uri,
         written=datetime.now(UTC),
         title=title(run),
-        asked=asked(run),
+        asked=question_of(run),
         tested=how_tested(run),
         heads=measure_heads(run),
         rows=arm_rows(run),

@@ -1,4 +1,4 @@
-"""A run's numbers as its pages show them: measures, comparisons, what was asked, what was left out.
+"""A run's numbers as its pages show them: measures, comparisons, the question, what was left out.
 
 Everything here comes from `result.json`; nothing is computed but its wording.
 """
@@ -45,7 +45,7 @@ def title(run: "Run") -> str:
     return f"{columns[0]} to {columns[-1]}" if run.task == "survival" else ", ".join(columns)
 
 
-def asked(run: "Run") -> str:
+def question_of(run: "Run") -> str:
     """Return the question of a run in a sentence."""
     result = run.result
     columns = " and ".join(str(column) for column in result["config"]["columns"])

@@ -160,7 +160,7 @@ def maps(
         try:
             src = _map(lake, row, tiles.filter(pl.col("slide_id") == slide_id))
         except LakeError as error:
-            # as with tiles: what is damaged or was cut again is told, the others are shown
+            # as with tiles: damaged slides and those cut again get a note, the others are shown
             notes.append(f"{case.title}: slide {slide_id} is not shown, {error}.")
             continue
         if src is None:

@@ -33,7 +33,7 @@ def measure_recall(
         seed: Another seed draws other tiles.
 
     Returns:
-        k, tiles (how many were asked for), mean and worst (recall of the worst of them; both None
+        k, tiles (the number of queries), mean and worst (recall of the worst of them; both None
         if no drawn tile can be compared).
     """
     tile_id_Q, vector_QD = sample_tiles(lake, features, mpp=mpp, n=tiles, seed=seed)

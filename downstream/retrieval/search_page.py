@@ -36,7 +36,7 @@ class Shown:
 
     Attributes:
         name: The slide.
-        lines: What is said of it.
+        lines: Lines of text under it.
         own: Whether it is of the query's patient.
         jpeg: The picture; None if the lake has none.
     """
@@ -76,7 +76,7 @@ def shown(lake: "Lake", answer: Json) -> list[Shown]:
 
 
 def _shown(row: Json, jpeg: bytes | None) -> Shown:
-    """A damaged picture is told and left out: what was found is worth more than its picture."""
+    """Return a result with its picture, or with a note where the picture is damaged."""
     from featurestore import DamageError
     from ingest.pages.slide_pictures import decode_rgb
 

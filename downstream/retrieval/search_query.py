@@ -1,4 +1,4 @@
-"""What is asked for: the slide or tile that a query names, and its features.
+"""The query of a search: the slide or tile that it names, and its features.
 
 Shape letters: S slides, D width of the features.
 """
@@ -22,7 +22,7 @@ _READERS = 4
 
 
 class RetrievalError(ValueError):
-    """A question that can't be asked: an unknown slide, a place without a tile."""
+    """A query that has no answer: an unknown slide, a place without a tile."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +63,7 @@ class Query:
 
 
 def check_k(k: int) -> None:
-    """Raise RetrievalError if so many neighbours can't be asked for."""
+    """Raise RetrievalError if the number of neighbours is not allowed."""
     if not 1 <= k <= 10_000:
         msg = f"{k} neighbours were asked for; 1 to 10,000 are given"
         raise RetrievalError(msg)

@@ -1,4 +1,4 @@
-"""Bags of tile features, read from the lake when they are asked for.
+"""Bags of tile features, read from the lake when they are first used.
 
 A patient's bag is all tiles of all the patient's slides, at one mpp or at several nested ones. Bags
 are kept in memory up to a limit and read again beyond it (2-3 GB/s from a local lake), so that a

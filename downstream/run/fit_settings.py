@@ -1,4 +1,4 @@
-"""What a fit may be told.
+"""Settings of MIL models and of survival models on pooled features.
 
 Plain dataclasses, apart from the code that uses them: the front door names them without importing
 torch or scikit-survival (3-5 s each from a cold disk).
@@ -32,24 +32,24 @@ class MilSettings:
         dropout: Probability with which an embedding's unit is dropped in training.
         fusion: How several teachers of a feature set are joined: `none` side by side, `concat` a
             layer each, `shazam` a gate and attention between them.
-        reconstruct: Weight of the term that has teachers back from their fusion (`shazam`).
+        reconstruct: Weight of the loss of rebuilding teachers from their fusion (`shazam`).
         learning_rate: AdamW step size.
         weight_decay: AdamW decoupled weight decay.
         clip: Largest norm of a step's gradient.
         epochs: Most passes over the training patients.
         patience: Epochs without a better validation loss after which it stops.
         weighted: Whether every class counts the same, however rare.
-        experts: Two heads, one of which sees rare classes as often as common ones (`mil.experts`).
-        soft_labels: Share of what models that have not seen a patient say of it in that patient's
-            training label, in 0..1; needs several inner splits.
-        pseudo_tiles: Tiles at either end of a bag by which a tile classifier is taught
-            (`mil.pseudo`); 0 for none.
-        batch_patients: Patients a step.
+        experts: Two heads, one of which sees rare classes as often as common ones (MDE-MIL).
+        soft_labels: Share of out-of-fold predictions in each patient's training label, in 0..1;
+            needs several inner splits.
+        pseudo_tiles: Surest tiles at either end of a bag that train a tile classifier
+            (`mil.pseudo`, MILTS); 0 for none.
+        batch_patients: Patients in a training step.
         joint_patients: Least patients a step of a Cox head, whose batch is its risk set.
         batch_rows: Most tiles a step, padding included.
         max_tiles: Most tiles of one patient in one training step; a larger bag gives a fresh random
             subset each step.
-        bins: Of time, for hazards.
+        bins: Time bins, for hazards.
         precision: `float32`, or `bfloat16` for the forward pass.
 
     Raises:
@@ -100,13 +100,13 @@ class SurvivalSettings:
         alpha: `cox`: ridge penalty per unit of total feature variance (so that wide and narrow
             teachers are shrunk alike).
         l1_ratio: `coxnet`: share of the lasso in the penalty, above 0 and at most 1.
-        penalties: `coxnet`: how many are tried, from the one that shrinks all to 0 down.
+        penalties: `coxnet`: number of penalties that are tried, from the one that shrinks all to 0.
         least_penalty: `coxnet`: the least as a share of the greatest. Far below 0.05 the fit of
             more features than patients does not converge.
-        trees: `forest`: how many.
+        trees: `forest`: number of trees.
         leaf: `forest`, `boosting`: least patients in a leaf.
         most_trees: `boosting`: trees at most; validation patients choose how many of them are kept.
-        depth: `boosting`: of a tree; 1 has no interactions.
+        depth: `boosting`: depth of a tree; 1 has no interactions.
         learning_rate: `boosting`: weight of a tree.
         subsample: `boosting`: share of the patients that a tree is fitted on.
     """

@@ -1,4 +1,4 @@
-"""What a run is asked: the target that a label column holds, and models that can predict it.
+"""The question of a run: the target of its label columns, and models that can predict it.
 
 Shape letters: P patients, C labels, K columns.
 """

@@ -1,8 +1,9 @@
 """The settings of a run in its folder (`config.json`), for another run to start from."""
 
 import json
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
+from downstream.run.spec_json import JsonSettings
 from downstream.run.study_errors import StudyError
 from downstream.run.study_spec import StudySpec
 
@@ -10,14 +11,7 @@ if TYPE_CHECKING:
     from featurestore import Lake
 
 
-class Spec(Protocol):
-    """Settings that JSON can hold."""
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the settings as JSON."""
-
-
-def save_spec(lake: "Lake", run: str, spec: Spec) -> None:
+def save_spec(lake: "Lake", run: str, spec: JsonSettings) -> None:
     """Write settings to the run's folder, unless some are there."""
     path = f"runs/{run}/config.json"
     if not lake.exists(path):

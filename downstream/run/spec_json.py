@@ -6,13 +6,30 @@ of settings. Every value that is read is compared with the type of its field.
 
 import types
 from dataclasses import MISSING, asdict, fields, is_dataclass
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, Self, TypeVar, Union, get_args, get_origin, get_type_hints
 
 S = TypeVar("S")
 
 
 class SpecError(ValueError):
     """JSON that is not the settings that it should be."""
+
+
+class JsonSettings:
+    """Frozen dataclasses of settings that are saved as JSON."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the settings as JSON; `from_json` reads them back."""
+        return to_json(self)
+
+    @classmethod
+    def from_json(cls, content: Any) -> Self:  # noqa: ANN401 - any JSON
+        """Return the settings that JSON describes.
+
+        Raises:
+            SpecError: A name that is no field, a field that is missing, or a value of another type.
+        """
+        return from_json(cls, content)
 
 
 def to_json(spec: Any) -> dict[str, Any]:  # noqa: ANN401 - any dataclass of settings

@@ -39,7 +39,7 @@ class Patient:
     """One row of the cohort.
 
     Attributes:
-        patient_id: Who.
+        patient_id: Id of the patient.
         slide_ids: The patient's slides, sorted.
         outcome: (class index,), labels as 0 or 1, (number,), or (time, event as 0 or 1).
     """
@@ -76,7 +76,7 @@ class Study:
         features: Feature sets, each one teacher or several joined by `+`.
         models: Names of models; every one on every feature set.
         mpps: Microns per pixel of the tiles.
-        splits: Who trains, decides and is tested; the inner splits of a fold share its test.
+        splits: Training, validation and test patients; the inner splits of a fold share its test.
         seeds: Trainings of each cell's models with different random numbers.
         seed: Of folds, training and bootstrap.
         columns: The label columns.
@@ -85,7 +85,7 @@ class Study:
         reference: Arm that the others are compared with.
         margin: How much worse than the reference still counts as not worse; None for no such test.
         tune: Draws of settings that are tried in each fold; 0 for none.
-        accuracy: Of a classification: what is asked of the patients that it answers for.
+        accuracy: Classes: target accuracy of selective prediction.
         labels_sha256: Hash of the label file.
         identities: Feature set -> what identifies its content in this lake.
         settings: Of MIL models.
@@ -215,7 +215,7 @@ class Cell:
 
     @property
     def splits(self) -> tuple["Split", ...]:
-        """Return the inner splits: a model is trained on each, and predictions are averaged."""
+        """Return the inner splits: one model is trained on each, predictions are averaged."""
         return self.study.inner(self.repeat, self.fold)
 
     @property

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 from downstream.run.fit_settings import MilSettings, SurvivalSettings
-from downstream.run.spec_json import from_json, to_json
+from downstream.run.spec_json import JsonSettings
 from downstream.run.study_errors import StudyError
 from downstream.splits.fold_plan import Plan
 
@@ -132,7 +132,7 @@ class ComparisonOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class StudySpec:
+class StudySpec(JsonSettings):
     """A study: cross-validated models on the feature sets of a lake.
 
     Attributes:
@@ -183,19 +183,6 @@ class StudySpec:
         if self.kind == "mil":
             return self.labels.target
         return tuple(column for column in (self.labels.time, self.labels.event) if column)
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the settings as JSON; `from_json` reads them back."""
-        return to_json(self)
-
-    @classmethod
-    def from_json(cls, content: Any) -> "StudySpec":  # noqa: ANN401 - any JSON
-        """Return the settings that JSON describes.
-
-        Raises:
-            SpecError: A name that is no field, a field that is missing, or a value of another type.
-        """
-        return from_json(cls, content)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,7 +3,7 @@
 scikit-survival's step functions begin at the first training time and give its value to all earlier
 ones, a drop included; here S is 1 before the first event, as the estimator is defined.
 
-Shape letters: P patients, K event times, B time bins, T times that are asked for.
+Shape letters: P patients, K event times, B time bins, T times of the curve.
 """
 
 from dataclasses import dataclass
@@ -100,7 +100,7 @@ def hazard_curve(
     Args:
         logits_PB: Logits of the hazards, one column a bin.
         bins: Whose edges were fitted on training patients.
-        times_T: Where S is asked for; none below 0.
+        times_T: Times at which S is evaluated; none below 0.
         between: How S goes within a bin.
 
     Raises:
@@ -134,7 +134,7 @@ def curve_times(time_P: Floats, event_P: NDArray[np.bool_], *, most: int = 32) -
     """Return the times of a run's curves: event times from the 5th to the 95th percentile.
 
     One grid serves all folds of a run, and nothing is fitted with it. It ends before the last
-    events, where few are at risk; `survival.scores` then takes in each fold the times that its
+    events, where few are at risk; `survival_scores` then takes in each fold the times that its
     test patients are followed beyond and its training patients give censoring weights for.
 
     Args:

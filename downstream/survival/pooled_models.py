@@ -32,7 +32,7 @@ class PooledModel:
         name: In `POOLED`.
         pipeline: scikit-learn pipeline from raw pooled features to what the estimator sees.
         estimator: The scikit-survival estimator.
-        options: What its predictions are asked with: the chosen penalty of `coxnet`.
+        options: Options of its predictions: the chosen penalty of `coxnet`.
     """
 
     name: str

@@ -143,7 +143,7 @@ def fit_bins(
         bins: At least 2.
 
     Raises:
-        SurvivalError: So many bins cannot be told apart, or arrays of different lengths.
+        SurvivalError: So many bins cannot be distinguished, or arrays of different lengths.
     """
     if not len(time_P) == len(event_P) == len(patients) or bins < 2:
         msg = (

@@ -30,7 +30,7 @@ Flags = NDArray[np.bool_]
 
 @dataclass(frozen=True, kw_only=True)
 class Question:
-    """A measure with what it is asked of; `intervals.interval` and `compare` take these.
+    """A measure with its arrays; `intervals.interval` and `compare` take these.
 
     Attributes:
         measure: What is measured.
@@ -51,7 +51,7 @@ class SurvivalScores:
         intervals: Of each measure that is defined, by name.
         higher_is_better: Direction of each of them.
         left_out: Why the others are not defined, by name.
-        observed_expected: Patients who died until `horizon` over those whom the curves said would;
+        observed_expected: Patients who died until `horizon` over those that the curves predicted;
             1 is right, so it ranks no arms and is not among the intervals. None where undefined.
         horizon: The middle one of the curve times.
     """
@@ -96,7 +96,7 @@ def score_predictions(
     Args:
         rows: Test predictions.
         training: (events, times) of the TRAINING patients of each (repeat, fold).
-        times_T: See `survival_curves.curve_times`.
+        times_T: See `curves.curve_times`.
         seed: Same rows and seed, same intervals.
         resamples: At least 1000.
         level: In 0..1.

@@ -1,4 +1,4 @@
-"""Measures of survival over several folds, for many resamples at once; see `survival.scores`.
+"""Measures of survival over several folds, for many resamples at once; see `survival_scores`.
 
 Only patients of one group (a fold's test patients, or a whole repetition) are compared with each
 other, and their pairs are added over groups: a fold of few events weighs little, and one without a

@@ -7,7 +7,7 @@ import io
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
-import torch
 from sklearn.metrics import roc_auc_score
 from sksurv.metrics import concordance_index_censored
 
@@ -57,15 +56,9 @@ from downstream.run.study_spec import Kind
 from downstream.splits.split_tables import from_table
 from featurestore import DamageError, Lake, LakeError, verify
 from tests.downstream.test_downstream_bags import MPP, PATIENTS, build, planted
+from tests.worlds.one_thread import one_thread
 
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Compute on one thread, as a Ray task does."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+__all__ = ["one_thread"]  # the fixture
 
 
 @pytest.fixture(scope="module")

@@ -131,7 +131,7 @@ def reliability_png(curves: Mapping[str, "CurveScores"], *, xlabel: str, ylabel:
 
     Args:
         curves: Name -> scores in 0..1.
-        xlabel: What is said.
+        xlabel: Label of the predicted probability.
         ylabel: What is so.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Figures of numbers and of survival: what was said against what was observed, Kaplan-Meier.
+"""Figures of numbers and of survival: predicted against observed, Kaplan-Meier.
 
 Shape letters: P patients, G groups.
 """
@@ -24,7 +24,7 @@ _RISK_TIMES = 5
 
 @dataclass(frozen=True, kw_only=True)
 class Groups:
-    """Survival at a time, said and observed, in groups by what is said.
+    """Survival at a time, predicted and observed, in groups by predicted survival.
 
     Attributes:
         predicted: [G] mean predicted survival.

@@ -1,7 +1,6 @@
 """MIL finds planted tiles, finds nothing where there is nothing, stops in time, is reproducible."""
 
 import functools
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -22,19 +21,15 @@ from downstream.mil.train import Examples, Fit, train_mil
 from downstream.run.feature_bags import PatientBag
 from downstream.run.fit_settings import MilSettings, SettingsError
 from downstream.run.model_tables import AGGREGATORS, PROBES, models_of
+from tests.worlds.one_thread import one_thread
 
 TILES, KEYS, WIDTH = 40, 4, 32
+
 SETTINGS = MilSettings(hidden=64, epochs=15, learning_rate=5e-4)
 BINARY = BagTask(kind="multiclass", outputs=2)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Compute on one thread, as a Ray task does: two on two busy cores took 28 s instead of 6 s."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+__all__ = ["one_thread"]  # the fixture
 
 
 def bag_of(features: NDArray[Any]) -> PatientBag:

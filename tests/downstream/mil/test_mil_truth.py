@@ -1,13 +1,11 @@
 """MIL on cohorts whose truth is known: it finds what was planted, and nothing where nothing is."""
 
 import io
-from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
 import polars as pl
 import pytest
-import torch
 from sklearn.metrics import roc_auc_score
 
 from downstream import MilSettings, nested_folds
@@ -17,18 +15,13 @@ from downstream.run.study import Patient, Study
 from featurestore import Lake
 from tests.downstream.test_downstream_bags import WIDTH, Features, build
 from tests.downstream.test_downstream_runs import COHORT, study
+from tests.worlds.one_thread import one_thread
 
 PEOPLE, TILES, KEYS = 40, 60, 2
 RUNS = 20
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Compute on one thread, as a Ray task does."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+__all__ = ["one_thread"]  # the fixture
 
 
 def name(number: int) -> str:
