@@ -283,7 +283,7 @@ def test_slides_of_an_earlier_slidelake_are_left_unless_replaced(
     """Their table has no such column: it is added, and what is not known counts as not changed."""
     old = SLIDES_SCHEMA.remove(SLIDES_SCHEMA.get_field_index("cut_with"))
     with monkeypatch.context() as context:
-        for module in ("opening", "lance_commit", "lake"):
+        for module in ("opening", "tables.lance_commit", "lake"):
             context.setattr(f"featurestore.{module}.SLIDES_SCHEMA", old)
         lake = create_lake(tmp_path / "old", CONFIG)
         run(lake, slide)
