@@ -27,7 +27,7 @@ def real_lake(folder: Path) -> Lake:
 def test_score_fills_what_is_missing(tmp_path: Path, capsys: Output) -> None:
     lake = real_lake(tmp_path / "lake")
     places = Places({"lake": lambda: lake.uri})
-    count = lake.info()["tiles"]["2"]
+    count = lake.info()["tiles"]["2.0"]
     planned = TRY.run(capsys, places).value
     assert planned["tiles"] == {"haematoxylin": count}
     assert open_lake(lake.uri).version == lake.version

@@ -144,7 +144,7 @@ def test_a_lake_without_a_score_gets_it_in_one_commit(lake: Lake, paths: list[Pa
 
 
 def test_scores_of_jpegs_are_near_those_of_the_slides_own_pixels(lake: Lake) -> None:
-    """Quality 90 without subsampling moves the score by less than 0.02, of 0.1 to 0.3 on tissue."""
+    """Quality 90 without subsampling moves the score by 0.007 at most, of 0.02 to 0.50."""
     fill_scores(lake.uri, [NAME])
     tiles = lake.refreshed().tiles(mpp=0.5).filter(pl.col("slide_id") == REAL_SLIDE.stem)
     with open_slide(str(REAL_SLIDE)) as slide:
@@ -152,7 +152,7 @@ def test_scores_of_jpegs_are_near_those_of_the_slides_own_pixels(lake: Lake) -> 
             inside = row["x"] + 256 <= slide.size_px[0] and row["y"] + 256 <= slide.size_px[1]
             pixels = slide.region(0, row["x"], row["y"], 256, 256)
             if inside:
-                assert row[NAME] == pytest.approx(haematoxylin(pixels), abs=0.02)
+                assert row[NAME] == pytest.approx(haematoxylin(pixels), abs=0.01)
 
 
 def test_new_slides_get_the_scores_that_a_lake_keeps(
@@ -268,7 +268,7 @@ def test_a_damaged_score_is_found_and_filled_again(lake: Lake) -> None:
     place.write_bytes(data)
     verdict = verify(open_lake(lake.uri))
     assert [(one.teacher, one.mpp) for one in verdict.damage] == [(NAME, 0.5)]
-    repair(open_lake(lake.uri), verdict)
+    repair(open_lake(lake.uri), verdict, yes=True)
     assert keep_scores(lake.uri).tiles[NAME] > 0
     assert scores(lake, 0.5) == whole
     assert verify(lake.refreshed()).ok

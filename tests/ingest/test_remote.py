@@ -23,9 +23,10 @@ from ingest.readers.openslide_reader import OpenSlideReader
 from ingest.readers.tiff.jpeg_tiff import JpegLevel, JpegTiff
 from ingest.remote import remote_errors, remote_files
 from ingest.remote.local_copy import local_slide
-from ingest.remote.partial_file import merged, parts, without
+from ingest.remote.partial_file import PartialFile, merged, parts, without
+from ingest.remote.remote_files import RemoteFile
 from ingest.remote.scratch import PREFIX, VARIABLE, room_is_told, scratch_folder, sweep
-from ingest.remote.sparse_tiff import level_ranges, plan_fetch
+from ingest.remote.sparse_tiff import fetch_directories, level_ranges, plan_fetch
 from ingest.select.named_slides import find_named_slides
 from ingest.select.slides_to_cut import sort_out
 from ingest.select.sources import fingerprint, resolve
@@ -177,23 +178,25 @@ def test_coarse_levels_alone_are_a_small_part(server: SlideServer, wide: Path) -
         assert server.sent == slide.bytes_file
 
 
-def test_single_tiles_are_fetched_by_need(server: SlideServer, wide: Path) -> None:
+def test_single_tiles_are_fetched_by_need(server: SlideServer, wide: Path, tmp_path: Path) -> None:
     server.files["/a.svs"] = wide.read_bytes()
     whole = JpegTiff(str(wide))
-    with local_slide(f"{server.url}/a.svs", mpps=COARSE) as slide:
-        before, requests_before = slide.bytes_read, len(server.requests)
-        assert before < 0.15 * wide.stat().st_size
-        tiles = [300, 301, 500]
-        slide.need(level_ranges(slide.levels, 0, tiles))
-        slide.need(level_ranges(slide.levels, 0, tiles[:1]))  # is there
-        assert (
-            len(server.requests) == requests_before + 3
-        )  # two near tiles in one, the third, and a look
-        tiff = JpegTiff(slide.path)
-        assert [tiff.jpeg(0, n) for n in tiles] == [whole.jpeg(0, n) for n in tiles]
-        tiff.close()
-        stored = sum(whole.levels[0].sizes[number] for number in tiles)
-        assert stored <= slide.bytes_read - before < stored + 70_000
+    remote = RemoteFile(f"{server.url}/a.svs")
+    file = PartialFile(remote, remote.state(), tmp_path / "a.svs")
+    levels = fetch_directories(file)
+    before, requests_before = file.bytes_read, len(server.requests)
+    assert before < 0.05 * wide.stat().st_size
+    tiles = [300, 301, 500]
+    file.need(level_ranges(levels, 0, tiles))
+    file.need(level_ranges(levels, 0, tiles[:1]))  # is there
+    # Two near tiles in one request, the third, and a look.
+    assert len(server.requests) == requests_before + 3
+    tiff = JpegTiff(str(file.local))
+    assert [tiff.jpeg(0, n) for n in tiles] == [whole.jpeg(0, n) for n in tiles]
+    tiff.close()
+    stored = sum(whole.levels[0].sizes[number] for number in tiles)
+    assert stored <= file.bytes_read - before < stored + 70_000
+    file.close()
     whole.close()
 
 
