@@ -5,7 +5,7 @@ of settings. Every value that is read is compared with the type of its field.
 """
 
 import types
-from dataclasses import MISSING, asdict, fields, is_dataclass
+from dataclasses import MISSING, Field, asdict, fields, is_dataclass
 from typing import Any, Literal, Self, TypeVar, Union, get_args, get_origin, get_type_hints
 
 S = TypeVar("S")
@@ -59,17 +59,17 @@ def from_json(kind: type[S], content: Any, *, name: str = "") -> S:  # noqa: ANN
     >>> from_json(SurvivalSettings, {"trees": 10}).trees
     10
     """
-    place = name or kind.__name__
+    place, all_fields = name or kind.__name__, _fields(kind)
     if not isinstance(content, dict):
         msg = f"{place} is {content!r}; write an object with the fields {_names(kind)}"
         raise SpecError(msg)
-    unknown = sorted(set(content) - {field.name for field in fields(kind)})  # type: ignore[arg-type]
+    unknown = sorted(set(content) - {field.name for field in all_fields})
     if unknown:
         msg = f"{place} has no field {', '.join(map(repr, unknown))}; its fields are {_names(kind)}"
         raise SpecError(msg)
     types_by_field = get_type_hints(kind)
     values = {}
-    for field in fields(kind):  # type: ignore[arg-type]
+    for field in all_fields:
         if field.name in content:
             path = f"{name}.{field.name}" if name else field.name
             values[field.name] = _read(types_by_field[field.name], content[field.name], path)
@@ -88,7 +88,11 @@ def _as_lists(content: Any) -> Any:  # noqa: ANN401 - any JSON
 
 
 def _names(kind: type[Any]) -> str:
-    return ", ".join(field.name for field in fields(kind))
+    return ", ".join(field.name for field in _fields(kind))
+
+
+def _fields(kind: Any) -> tuple[Field[Any], ...]:  # noqa: ANN401 - any dataclass
+    return fields(kind)
 
 
 def _read(kind: Any, content: Any, path: str) -> Any:  # noqa: ANN401 - any type, any JSON
@@ -96,7 +100,8 @@ def _read(kind: Any, content: Any, path: str) -> Any:  # noqa: ANN401 - any type
     options = get_args(kind) if get_origin(kind) in (Union, types.UnionType) else (kind,)
     for option in options:
         if is_dataclass(option):
-            return from_json(option, content, name=path)  # type: ignore[arg-type]
+            nested: Any = option
+            return from_json(nested, content, name=path)
         if get_origin(option) is tuple and isinstance(content, list | tuple):
             return tuple(_read(get_args(option)[0], inner, path) for inner in content)
         if get_origin(option) is Literal and content in get_args(option):
