@@ -251,7 +251,7 @@ def _transactions(store: Store, rel: str, versions: set[int]) -> Iterator[str]:
 
 def _write_roots(lake: Lake, to: Store) -> None:
     """Write what the copy must at least be, with the checksums that the lake has of its files."""
-    config = LakeConfig.from_json(lake.store.read_bytes(LAKE_FILE), where=lake.uri)
+    config = LakeConfig.from_json(lake.store.read_bytes(LAKE_FILE), uri=lake.uri)
     if roots := readable_roots(lake.store):
         write_roots(to, roots)
     else:

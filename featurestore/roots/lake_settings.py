@@ -26,7 +26,7 @@ def read_settings(store: Store) -> LakeConfig:
     content = store.read_bytes(LAKE_FILE)
     if copy and content != copy.encode():
         raise _damaged(store, "is not what was written")
-    return LakeConfig.from_json(content, where=store.uri)
+    return LakeConfig.from_json(content, uri=store.uri)
 
 
 def settings_or_copy(store: Store) -> LakeConfig:
@@ -45,7 +45,7 @@ def settings_or_copy(store: Store) -> LakeConfig:
         roots = readable_roots(store)
         copy = roots.texts.get(LAKE_FILE) if roots is not None else None
         if copy is not None:
-            return LakeConfig.from_json(copy.encode(), where=store.uri)
+            return LakeConfig.from_json(copy.encode(), uri=store.uri)
         msg = (
             f"{store.uri}/{LAKE_FILE} is damaged, and {ROOTS_FILE} has no copy of it: take it from "
             f"a copy of the lake ({error})"
