@@ -32,7 +32,7 @@ DEFAULT_RECIPE = "agglomerate"
 
 @dataclass(frozen=True, kw_only=True)
 class RecipeOptions:
-    """The fields of a recipe that have an option; those that are not given keep its values.
+    """The fields of a recipe that have an option; options left out keep the recipe's values.
 
     Attributes:
         architecture: timm's name of the student's network.
@@ -74,10 +74,10 @@ class RecipeOptions:
     seed: Annotated[int | None, typer.Option(show_default="0")] = None
 
     def changes(self) -> dict[str, Any]:
-        """Return the fields of a recipe that are given, but for its terms."""
-        values = {name: value for name, value in vars(self).items() if name != "terms"}
-        values["widths"] = self.widths or None
-        return {name: value for name, value in values.items() if value is not None}
+        """Return the recipe fields on the command line, except its terms."""
+        settings = {name: setting for name, setting in vars(self).items() if name != "terms"}
+        settings["widths"] = self.widths or None
+        return {name: setting for name, setting in settings.items() if setting is not None}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,7 +149,7 @@ def distill_command(options: DistillOptions) -> None:
 
 
 def chosen_recipe(options: DistillOptions) -> "Recipe":
-    """Return the recipe that options describe: named, or a run's, with the given fields changed."""
+    """Return the named recipe, or a run's recipe, with the changes of the options."""
     from distill.recipes.recipe_table import make_recipe, parse_terms
 
     saved = _saved_changes(options.lake, options.like, options.recipe) if options.like else {}
@@ -158,7 +158,7 @@ def chosen_recipe(options: DistillOptions) -> "Recipe":
         msg = "Missing option '--teacher': name a teacher, or a run by --like RUN"
         raise typer.BadParameter(msg)
     name = options.recipe or saved.get("name", DEFAULT_RECIPE)
-    kept = {field: value for field, value in saved.items() if field not in ("name", "teachers")}
+    kept = {field: setting for field, setting in saved.items() if field not in ("name", "teachers")}
     changes = {**kept, **options.fields.changes()}
     if options.mpps:
         changes["mpps"] = options.mpps
@@ -171,9 +171,10 @@ def chosen_recipe(options: DistillOptions) -> "Recipe":
 
 
 def _saved_changes(lake_uri: str, run: str, recipe: str | None) -> dict[str, Any]:
-    """Return the fields of the recipe of a run, as `make_recipe` takes them.
+    """Return the recipe fields of a run as arguments of `make_recipe`.
 
-    Where another recipe is named, only what all recipes have is taken: terms, student and levels
+    If another recipe is named, only the fields that all recipes have are kept: terms, student and
+        levels
     are the recipe's own.
     """
     from distill.recipes.recipe import Term
@@ -183,7 +184,8 @@ def _saved_changes(lake_uri: str, run: str, recipe: str | None) -> dict[str, Any
     parts = {name: saved.pop(name) for name in ("student", "views", "schedule")}
     terms = saved.pop("terms")
     changes = {
-        name: tuple(value) if isinstance(value, list) else value for name, value in saved.items()
+        name: tuple(setting) if isinstance(setting, list) else setting
+        for name, setting in saved.items()
     }
     changes |= {**parts["views"], **parts["schedule"]}
     if recipe in (None, changes["name"]):

@@ -1,4 +1,4 @@
-"""Export of a lake to the files of another tool: one slide after the other, each file whole.
+"""Export of a lake to the files of another tool, slide after slide; each file appears whole.
 
 Complete files are left as they are, so an export that was killed goes on, and one of a lake that
 has grown writes what is new.
@@ -43,7 +43,7 @@ class ExportResult:
         complete: slides of which all was there already.
         files: files written.
         failed: slides that could not be exported, with the reason.
-        left_out: slides that the lake itself could not take, with the reason.
+        left_out: slides that were not ingested into the lake, with the reason.
     """
 
     out: str
@@ -71,8 +71,8 @@ def export_folder(
 
     Args:
         lake_uri: the lake.
-        out: a local folder; it is made if it is not there.
-        format: one of `WRITABLE`.
+        out: a local folder; it is created if it is missing.
+        format: name of the format, an entry of `WRITABLE`.
         teachers: names of the teachers to export; none for all that the lake has at this mpp.
         mpp: microns per pixel of the tiles; needed if the lake has several.
         version: version of the lake, a number or a snapshot's name; None for its newest.
@@ -144,7 +144,7 @@ class _Task:
         }
 
     def slides(self, summary: ExportResult) -> Iterator[tuple[str, Callable[[], SlideOut]]]:
-        """Yield every slide that is ready, with a function that makes it; others are left out."""
+        """Yield the name of every ready slide with a function that loads it for the export."""
         names = self.lake.slides().select("slide_id").collect()["slide_id"].sort().to_list()
         for start in range(0, len(names), SLIDES_AT_ONCE):
             some = names[start : start + SLIDES_AT_ONCE]

@@ -134,13 +134,13 @@ def read_folder(
     on_problem: Callable[[Problem], None],
     facts: ImportFacts | None = None,
 ) -> Iterator[SlideFeatures]:
-    """Yield all slides of a folder, one at a time in memory; problems go to `on_problem`.
+    """Yield all slides of a folder, one at a time in memory; report problems to `on_problem`.
 
-    A slide with readable tiles comes with those of its teachers that can be read.
+    A slide with readable tiles has the features of all of its readable teachers.
 
     Args:
         folder: folder that the tool wrote; subfolders are searched.
-        name: the format, one of `READABLE`.
+        name: name of the format, an entry of `READABLE`.
         on_problem: called for each file that is not taken, with the reason.
         facts: facts that the files lack.
 
