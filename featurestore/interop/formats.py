@@ -25,10 +25,19 @@ LOOKED_AT = 100  # files that a hint about the format may look at
 
 @dataclass(frozen=True, kw_only=True)
 class Format:
-    """The modules that read and write a format, imported when they are used."""
+    """The modules that read and write a format, imported when they are used.
+
+    Attributes:
+        reader: module in `readers/`; None if the format is only written.
+        writer: module in `writers/`; None if the format is only read.
+        writes_features: whether teachers' features are written; else none are looked up.
+        writes_tiles: whether tiles are written always, which takes one mpp; else on request.
+    """
 
     reader: str | None = None
     writer: str | None = None
+    writes_features: bool = True
+    writes_tiles: bool = True
 
 
 FORMATS = {
@@ -37,7 +46,7 @@ FORMATS = {
     "stamp": Format(reader="stamp", writer="stamp_out"),
     "slide2vec": Format(reader="slide2vec"),
     "anndata": Format(writer="anndata_out"),
-    "geojson": Format(writer="geojson_out"),
+    "geojson": Format(writer="geojson_out", writes_features=False, writes_tiles=False),
 }
 READABLE = tuple(name for name, modules in FORMATS.items() if modules.reader)
 WRITABLE = tuple(name for name, modules in FORMATS.items() if modules.writer)
