@@ -213,6 +213,6 @@ def _with_nulls_between(parts: Sequence[_Part], rows: int, field: pa.Field) -> I
         if part.row_start > at:
             yield pa.nulls(part.row_start - at, field.type)
         yield from part.column_rows.cast(pa.schema([field])).column(0).chunks
-        at = part.row_start + part.values.num_rows
+        at = part.row_start + part.column_rows.num_rows
     if rows > at:
         yield pa.nulls(rows - at, field.type)
