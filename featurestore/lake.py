@@ -437,7 +437,7 @@ class Lake:
         without: Sequence[str] = (),
         exact: bool = False,
     ) -> pl.DataFrame:
-        """Return the tiles whose features are nearest to a vector, by cosine distance.
+        """Return the tiles with the features nearest to a vector, by cosine distance.
 
         An index (`build_index`) is used for the tiles that it covers; all others are compared one
         by one. Distances are exact either way. Tiles without features are never among them.
@@ -524,7 +524,7 @@ class Lake:
         """Return tiles in a shuffled order, with features and pixels, in batches: see `Stream`.
 
         Args:
-            teachers: teachers whose features each tile has; may be empty with `under`.
+            teachers: teachers of the tiles' features; may be empty with `under`.
             mpp: microns per pixel of the tiles.
             slide_ids: names of the tiles' slides; None for all.
             pixels: "none", "jpeg" (as stored) or "uint8" (decoded).

@@ -1,7 +1,7 @@
 """Export of a lake to the files of another tool, slide after slide; each file appears whole.
 
-Complete files are left as they are, so an export that was killed goes on, and one of a lake that
-has grown writes what is new.
+Complete files are left as they are, so a killed export can be continued, and an export of a lake
+that has grown writes what is new.
 """
 
 import json
@@ -76,7 +76,7 @@ def export_folder(
         teachers: names of the teachers to export; none for all that the lake has at this mpp.
         mpp: microns per pixel of the tiles; needed if the lake has several.
         version: version of the lake, a number or a snapshot's name; None for its newest.
-        tiles: for GeoJSON, also write the tiles as rectangles.
+        tiles: whether to write the tiles as rectangles too, for GeoJSON.
         on_slide: called after each slide with the number of files written.
 
     Raises:
@@ -84,7 +84,9 @@ def export_folder(
     """
     writer = writer_of(format)
     lake = open_lake(lake_uri, version=version)
-    task = _Task(lake, format, _mpp(lake, mpp, needed=format != "geojson" or tiles), teachers)
+    task = _ExportTask(
+        lake, format, _export_mpp(lake, mpp, needed=format != "geojson" or tiles), teachers
+    )
     summary = ExportResult(out=os.fspath(out), format=format, version=lake.version)
     with Outbox(out) as box:
         for slide_id, slide in task.slides(summary):
@@ -113,7 +115,7 @@ def _write_annotations(box: Outbox, annotations: AnnotationsOut) -> int:
     return written
 
 
-def _mpp(lake: Lake, mpp: float | None, *, needed: bool) -> float | None:
+def _export_mpp(lake: Lake, mpp: float | None, *, needed: bool) -> float | None:
     if mpp is not None:
         return lake.known_mpp(mpp)
     if not needed or len(lake.config.mpps) == 1:
@@ -122,7 +124,7 @@ def _mpp(lake: Lake, mpp: float | None, *, needed: bool) -> float | None:
     raise InteropError(msg)
 
 
-class _Task:
+class _ExportTask:
     """The slides to be exported of a lake; its catalog is read once per 256 slides."""
 
     def __init__(

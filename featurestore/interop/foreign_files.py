@@ -78,10 +78,10 @@ def _plain(attribute: Any) -> Any:  # noqa: ANN401 - whatever the file holds
 
 
 def number(attrs: dict[str, Any], name: str, path: Path) -> float:
-    """Return an attribute that must be there and be a positive number.
+    """Return an attribute that must be a positive number.
 
     Raises:
-        InteropError: it is not.
+        InteropError: the attribute is missing or not a positive number.
     """
     attribute = attrs.get(name)
     if (
@@ -95,10 +95,10 @@ def number(attrs: dict[str, Any], name: str, path: Path) -> float:
 
 
 def whole(length: float, name: str, path: Path) -> int:
-    """Return a number that must be whole, as a side in pixels is.
+    """Return a length in pixels that must be a whole number.
 
     Raises:
-        InteropError: it is not.
+        InteropError: the length is not a whole number.
     """
     if abs(length - round(length)) > 1e-6 * max(1.0, abs(length)):
         msg = f"{path}: {name} is {length}; it must be a whole number of pixels"
@@ -140,8 +140,8 @@ def coordinates(coords: npt.NDArray[Any], path: Path) -> Int64Array:
 def feature_matrix(features: npt.NDArray[Any], tiles: int, path: Path) -> FloatArray:
     """Return features [N, D] as a file has them, checked against the number of tiles.
 
-    A batch of one, [1, N, D], counts as its only bag; opaque values of two bytes (`V2`), which
-    is what NumPy and HDF5 make of bfloat16, are returned as float32.
+    A batch of one, [1, N, D], counts as its only bag; opaque values of two bytes (`V2`), which is
+    how NumPy and HDF5 read bfloat16, are returned as float32.
 
     Raises:
         InteropError: another shape or type, another number of rows, or a value that is NaN or

@@ -72,7 +72,7 @@ def writer_of(name: str) -> ModuleType:
 def find_sources(
     folder: str | Path, name: str, facts: ImportFacts
 ) -> tuple[list[SlideFiles], list[Problem]]:
-    """Return the slides under a folder by their files' names, and files that are not taken.
+    """Return the slides under a folder by their files' names, and the files with problems.
 
     Raises:
         InteropError: no such folder, or nothing of this format in it; other formats of which

@@ -125,7 +125,7 @@ def _known_mpp(lake: Lake | None, sources: Sequence[SlideFiles]) -> Callable[[st
 def _sizes(
     sources: Sequence[SlideFiles], format_name: str, facts: ImportFacts
 ) -> set[tuple[int, float]]:
-    """Return the tile sizes and mpps of all files that can be read.
+    """Return the distinct (tile side in pixels, mpp) of all readable files.
 
     Raises:
         InteropError: none of the files can be read.

@@ -153,7 +153,7 @@ def slide_row(format_name: str, grids: Mapping[float, SlideTiles]) -> Row:
 
 
 def fingerprint(path: Path) -> tuple[int, str]:
-    """Return a file's size, and a mark of it: size and CRC-32 of its first and last 64 KiB."""
+    """Return a file's size in bytes, and a mark: size and CRC-32 of its first and last 64 KiB."""
     size = path.stat().st_size
     with path.open("rb") as file:
         crc = zlib.crc32(file.read(END_BYTES))

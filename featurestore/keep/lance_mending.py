@@ -146,7 +146,7 @@ def _emptied(damage: Damage, names: dict[int, str], numbers: dict[str, int]) -> 
 def drop_features(lake: Lake, mpp: float, column: str, fragment: int, slides: set[int]) -> None:
     """Remove a column's values on some slides from a fragment; other slides keep theirs.
 
-    A column of a fragment is one file: it is written again with the undamaged slides' own values
+    A column of a fragment is one file: a new file is written with the undamaged slides' values
     and nulls for the others. Where nothing undamaged is left the whole column is removed.
 
     Args:

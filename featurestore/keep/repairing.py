@@ -1,6 +1,6 @@
 """Repair: removes parts that `verify` reports as damaged, or rebuilds them from whole files.
 
-Nothing undamaged is taken out: a slide whose shard alone is damaged keeps its rows and features, a
+Nothing undamaged is removed: a slide with only a damaged shard keeps its rows and features, a
 damaged bag of features is removed without its neighbours, an index is rebuilt. The steps form a
 list that can be read before; where a table of the newest version is damaged the list is empty,
 since by a table that can't be believed nothing can be judged.
@@ -239,7 +239,7 @@ def repair(
     Args:
         lake: the lake that was verified, at its newest version.
         verdict: the result of `verify`.
-        plan: the plan, or None to make it here.
+        plan: plan of the repair; None to compute it here.
         yes: whether more than a tenth of the lake's rows may be dropped.
 
     Raises:

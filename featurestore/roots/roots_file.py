@@ -107,7 +107,7 @@ def write_roots(store: Store, roots: Roots) -> None:
 
 
 def file_crc32(store: Store, path: str) -> tuple[int, int]:
-    """Return size and CRC-32 of a file, read in pieces.
+    """Return the size in bytes and the CRC-32 of a file, read in pieces.
 
     Raises:
         FileNotFoundError: the file is missing.

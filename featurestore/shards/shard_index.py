@@ -46,7 +46,7 @@ def tar_header(name: str, size: int) -> bytes:
 
 
 def parsed_header(block: bytes) -> tuple[str, int] | None:
-    """Return name and size of the file that a tar header describes; None if it is not whole.
+    """Return name and bytes of the file that a tar header describes; None if damaged.
 
     >>> parsed_header(tar_header("1.jpg", 10)), parsed_header(b"x" * 512)
     (('1.jpg', 10), None)

@@ -39,7 +39,7 @@ JPEG_START = b"\xff\xd8"
 
 @dataclass(frozen=True, kw_only=True)
 class Shard:
-    """A finished shard: its path in the lake, bytes and CRC-32 of the tar, and tiles in it.
+    """A finished shard: path in the lake, bytes and CRC-32 of the tar, and number of tiles.
 
     `index_crc32` is the checksum of its index; None if it is not known.
     """

@@ -61,7 +61,7 @@ def _decoded(content: bytes) -> str:
 
 
 def _records(text: str, name: str) -> tuple[str, Iterator[tuple[int, list[str]]]]:
-    """Return the separator, and every row that holds something with its number."""
+    """Return the separator, and (number, cells) of every row that is not empty."""
     first, _, rest = text.partition("\n")
     if named_separator := SEPARATOR_LINE.fullmatch(first.strip("\r")):
         return named_separator[1], _numbered(rest, named_separator[1], name, start=2)

@@ -212,7 +212,7 @@ def _column(cells: list[WorkbookCell | None]) -> CellColumn:
 
 
 def _related(file: zipfile.ZipFile, part: str) -> dict[str, list[tuple[str, str]]]:
-    """Return what a part refers to: kind -> its ids and paths."""
+    """Return the parts that a part refers to, as (id, path) by kind."""
     folder, base = posixpath.split(part)
     root = _parsed(file, posixpath.join(folder, "_rels", f"{base}.rels"))
     related: dict[str, list[tuple[str, str]]] = {}

@@ -181,7 +181,7 @@ def _stride(coords: npt.NDArray[np.float64]) -> float:
 def _tile(
     tile_um: float, tile_px: int | None, facts: ImportFacts, path: Path
 ) -> tuple[int, float, str]:
-    """Return the side of a tile in pixels, its mpp, and where these are from."""
+    """Return the side of a tile in pixels, its mpp, and the origin of both."""
     px = tile_px or facts.tile_px
     if px is not None:
         return px, tile_um / px, "file" if tile_px else "given"

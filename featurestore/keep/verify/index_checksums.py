@@ -16,7 +16,7 @@ SLIDES_AT_ONCE = 1000
 
 
 def unchecked_indexes(lake: Lake) -> int:
-    """Count the shards whose index has no checksum in the catalog."""
+    """Return the number of shards without an index checksum in the catalog."""
     table = lake.table(CATALOG)
     without_checksum = " AND index_crc32 IS NULL" if "index_crc32" in table.schema.names else ""
     return int(table.count_rows(f"shard IS NOT NULL{without_checksum}"))

@@ -186,7 +186,7 @@ def _sampled(catalog: CatalogRows, share: float, seed: int) -> set[int] | None:
 
 
 def _tiles_fault(table: pa.Table, row: Row) -> tuple[np.typing.NDArray[np.int64], str]:
-    """Return the keys of a slide's rows, and a text of what is wrong; empty if nothing is."""
+    """Return the tile keys of a slide's rows, and the fault as text; empty without a fault."""
     ids: np.typing.NDArray[np.int64] = table["tile_id"].to_numpy()
     slides = set(zip(table["slide"].to_pylist(), table["slide_id"].to_pylist(), strict=True))
     if len(ids) != row["tiles"] or slides != {(row["slide"], row["slide_id"])}:

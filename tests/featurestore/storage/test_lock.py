@@ -220,7 +220,7 @@ def test_taker_that_slept_through_two_holders_does_not_win(
     _expired(store)
     slow = Taker(store, "commit", "commit", 2.0)
     then: list[Lease | None] = []
-    create = slow._take
+    create = slow._create_lease
 
     def late(path: str) -> Lease | None:
         # Between what it saw and what it does, another takes the number and frees it, and a third
@@ -231,7 +231,7 @@ def test_taker_that_slept_through_two_holders_does_not_win(
         assert not store.exists(path)
         return create(path)
 
-    monkeypatch.setattr(slow, "_take", late)
+    monkeypatch.setattr(slow, "_create_lease", late)
     assert slow.take() is None
     assert then[0] is not None
     then[0].check()
