@@ -66,7 +66,7 @@ def ray_session(
         if target == _LOCAL:
             stack.enter_context(_started_here(num_cpus, worker_logs=worker_logs))
         else:
-            stack.enter_context(_connected(target, num_cpus, worker_logs=worker_logs))
+            stack.enter_context(_connected_session(target, num_cpus, worker_logs=worker_logs))
         if ray_data:
             quiet_ray_data()
         yield
@@ -97,7 +97,7 @@ def _started_here(num_cpus: int | None, *, worker_logs: bool) -> Iterator[None]:
 
 
 @contextmanager
-def _connected(address: str, num_cpus: int | None, *, worker_logs: bool) -> Iterator[None]:
+def _connected_session(address: str, num_cpus: int | None, *, worker_logs: bool) -> Iterator[None]:
     import ray
     from ray.exceptions import AuthenticationError
 

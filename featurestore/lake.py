@@ -89,13 +89,15 @@ class Lake:
         self._roots = None if believed else readable_roots(store)
         if believed and version is None:
             version = open_table(store, CATALOG).version
-        catalog = newest_catalog(store, self._roots) if version is None else self._at(version)
+        catalog = (
+            newest_catalog(store, self._roots) if version is None else self._catalog_at(version)
+        )
         self.version: int = catalog.version
         self._versions: dict[str, int] = {CATALOG: self.version, **root_versions(catalog)}
         self._tables = {CATALOG: catalog}
         self._readers: dict[str, RowReader] = {}
 
-    def _at(self, version: int) -> lance.LanceDataset:
+    def _catalog_at(self, version: int) -> lance.LanceDataset:
         return open_checked(self.store, CATALOG, version, self._roots)
 
     def __reduce__(self) -> tuple[type["Lake"], tuple[Store, LakeConfig, int, Check | None]]:

@@ -64,10 +64,10 @@ def dataset(file: h5py.File, name: str) -> h5py.Dataset:
 
 def plain_attrs(node: h5py.Dataset | h5py.File) -> dict[str, Any]:
     """Return attributes as plain Python values; TRIDENT's 'None' is None."""
-    return {str(name): _plain(attribute) for name, attribute in node.attrs.items()}
+    return {str(name): _plain_attribute(attribute) for name, attribute in node.attrs.items()}
 
 
-def _plain(attribute: Any) -> Any:  # noqa: ANN401 - whatever the file holds
+def _plain_attribute(attribute: Any) -> Any:  # noqa: ANN401 - whatever the file holds
     if isinstance(attribute, h5py.Empty):
         return None
     if isinstance(attribute, bytes):
@@ -123,7 +123,7 @@ def coordinates(coords: npt.NDArray[Any], path: Path) -> Int64Array:
     Raises:
         InteropError: another shape, or coordinates that are not whole numbers.
     """
-    coords = _unbatched(coords)
+    coords = _without_batch_axis(coords)
     if coords.ndim != 2 or coords.shape[1] != 2:
         msg = f"{path}: coords have the shape {coords.shape}; (N, 2) is needed"
         raise InteropError(msg)
@@ -147,7 +147,7 @@ def feature_matrix(features: npt.NDArray[Any], tiles: int, path: Path) -> FloatA
         InteropError: another shape or type, another number of rows, or a value that is NaN or
             infinite; the first such row is named.
     """
-    features = _from_bfloat16(_unbatched(features))
+    features = _from_bfloat16(_without_batch_axis(features))
     if tiles == 0 and features.size == 0:
         return np.zeros((0, features.shape[1] if features.ndim == 2 else 0), np.float32)
     if features.ndim != 2 or features.dtype.kind != "f":
@@ -164,7 +164,7 @@ def feature_matrix(features: npt.NDArray[Any], tiles: int, path: Path) -> FloatA
     return features
 
 
-def _unbatched(batch: npt.NDArray[Any]) -> npt.NDArray[Any]:
+def _without_batch_axis(batch: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """Return an array [1, N, D] as [N, D], any other array unchanged."""
     return batch[0] if batch.ndim == 3 and len(batch) == 1 else batch
 

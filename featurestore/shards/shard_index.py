@@ -222,12 +222,12 @@ class _TarHeaders:
         self._part += chunk
         while not self._ended and self._next_header + BLOCK <= self._start + len(self._part):
             at = self._next_header - self._start
-            self._take(self._part[at : at + BLOCK])
+            self._parse_block(self._part[at : at + BLOCK])
         passed = min(self._next_header - self._start, len(self._part))
         passed = len(self._part) if self._ended else passed
         self._part, self._start = self._part[passed:], self._start + passed
 
-    def _take(self, block: bytes) -> None:
+    def _parse_block(self, block: bytes) -> None:
         header = parsed_header(block)
         if header is None:
             self._ended, self._damaged = True, any(block)  # a tar ends with blocks of zeros

@@ -92,7 +92,7 @@ def verify(
     if catalog is not None:
         verdict.damage += misfits(slides, catalog)
         del slides
-        chosen = _sampled(catalog, sample, seed)
+        chosen = _sampled_slides(catalog, sample, seed)
         on_total(_count(catalog, chosen))
         _check_grids(lake, catalog, verdict, chosen, on_slide, on_table)
     if verdict.broken_tables:
@@ -173,7 +173,7 @@ def _damage_of(row: Row, part: str, text: str) -> Damage:
     )
 
 
-def _sampled(catalog: CatalogRows, share: float, seed: int) -> set[int] | None:
+def _sampled_slides(catalog: CatalogRows, share: float, seed: int) -> set[int] | None:
     """Return the numbers of the slides to read in full; None for all."""
     if share >= 1:
         return None

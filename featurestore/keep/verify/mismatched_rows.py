@@ -36,17 +36,17 @@ def misfits(slides: SlideRows | None, catalog: CatalogRows) -> Iterator[Damage]:
         catalog: the catalog's rows.
     """
     for _, code in sorted(catalog.codes.mpps.items()):
-        yield from _of_one_mpp(catalog, np.flatnonzero(catalog.mpp == code))
+        yield from _misfits_at_mpp(catalog, np.flatnonzero(catalog.mpp == code))
     yield from _mixed_shards(catalog)
     if slides is not None:
         yield from _slides_misfits(slides, catalog)
 
 
-def _of_one_mpp(catalog: CatalogRows, rows: IntArray) -> Iterator[Damage]:
+def _misfits_at_mpp(catalog: CatalogRows, rows: IntArray) -> Iterator[Damage]:
     key = catalog.slide[rows].astype(np.int64) * TEACHERS + catalog.teacher[rows] + 1
     rows = rows[np.argsort(key, kind="stable")]
     del key
-    yield from _in_catalog(catalog, _several(catalog, rows), "it is in the catalog twice")
+    yield from _in_catalog(catalog, _duplicate_rows(catalog, rows), "it is in the catalog twice")
     # Runs of rows of one slide: that of its tiles comes first.
     starts, group = groups_of(catalog.slide[rows])
     teacher = catalog.teacher[rows]
@@ -60,7 +60,7 @@ def _of_one_mpp(catalog: CatalogRows, rows: IntArray) -> Iterator[Damage]:
     yield from _in_catalog(catalog, rows[elsewhere], "its features lie beside its tiles")
 
 
-def _several(catalog: CatalogRows, rows: IntArray) -> IntArray:
+def _duplicate_rows(catalog: CatalogRows, rows: IntArray) -> IntArray:
     """Return the rows, sorted by slide and teacher, that have the same two as a neighbour."""
     slide, teacher = catalog.slide[rows], catalog.teacher[rows]
     same = (slide[1:] == slide[:-1]) & (teacher[1:] == teacher[:-1])
