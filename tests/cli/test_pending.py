@@ -32,8 +32,8 @@ def test_extract_of_pending_slides_is_no_success(pending: Lake) -> None:
     assert "3 slides pending: slidelake ingest goes on with them" in done.output
     assert "no slide is ready" in done.output
     words = ["extract", pending.uri, "--teacher", ENCODER, "--json"]
-    result = json.loads(CliRunner().invoke(slidelake.app, words).output)
-    assert (result["ready"], result["pending"]) == (0, 3)
+    answer = json.loads(CliRunner().invoke(slidelake.app, words).output)
+    assert (answer["ready"], answer["pending"]) == (0, 3)
 
 
 def test_extract_with_nothing_left_to_do_is_a_success_unless_slides_wait(tmp_path: Path) -> None:

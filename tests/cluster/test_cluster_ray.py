@@ -104,9 +104,9 @@ class TestInALocalRay:
                 taken.append(len(taken))
                 yield taken[-1]
 
-        results = ray_map(lambda x: x, endless(), max_in_flight=3)
-        first_results = [next(results) for _ in range(5)]
-        results.close()  # type: ignore[attr-defined]
+        finished = ray_map(lambda x: x, endless(), max_in_flight=3)
+        first_results = [next(finished) for _ in range(5)]
+        finished.close()  # type: ignore[attr-defined]
         assert len(first_results) == 5
         assert len(taken) <= 3 + 5
 
@@ -342,11 +342,11 @@ class TestWithAHead:
             raise KeyboardInterrupt
 
         done = tmp_path / "done"
-        result = submit(
+        exit_code = submit(
             [str(done)], address=head.address, on_line=interrupt, program=(*PYTHON, code)
         )
         errors = capsys.readouterr().err
-        assert result == 130
+        assert exit_code == 130
         assert "goes on" in errors
         assert f"ray job logs --address {head.address} --follow raysubmit_" in errors
         for _ in range(100):
@@ -357,10 +357,10 @@ class TestWithAHead:
 
     def test_without_following_it_gives_the_id(self, head: Head) -> None:
         lines: list[str] = []
-        result = submit(
+        exit_code = submit(
             ["0"], address=head.address, follow=False, on_line=lines.append, program=("sleep",)
         )
-        assert result == 0
+        assert exit_code == 0
         assert len(lines) == 1
         assert lines[0].startswith("raysubmit_")
 

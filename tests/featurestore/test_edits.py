@@ -331,9 +331,9 @@ def test_damage_to_an_annotation_of_tiles_is_found_and_taken_out(lake: Lake) -> 
         if field in file.fields
     }
     file = Path(lake.store.path(f"{features_table(0.5)}/data/{path}"))
-    data = bytearray(file.read_bytes())
-    data[data.index(b"T")] ^= 1
-    file.write_bytes(bytes(data))
+    file_bytes = bytearray(file.read_bytes())
+    file_bytes[file_bytes.index(b"T")] ^= 1
+    file.write_bytes(bytes(file_bytes))
     verdict = verify(lake)
     assert [damage.teacher for damage in verdict.damage] == ["region"]
     repair(lake, verdict, yes=True)
@@ -355,8 +355,8 @@ def test_a_table_of_an_annotation_is_verified_and_copied(lake: Lake, tmp_path: P
     assert whole(twin) == whole(lake.refreshed())
     one = twin.annotations()["clinical"]
     (file,) = Path(twin.store.path(f"{one.path}/data")).iterdir()
-    data = file.read_bytes()
-    file.write_bytes(data.replace((2).to_bytes(8, "little"), (3).to_bytes(8, "little"), 1))
+    file_bytes = file.read_bytes()
+    file.write_bytes(file_bytes.replace((2).to_bytes(8, "little"), (3).to_bytes(8, "little"), 1))
     (damage,) = verify(open_lake(copied.uri)).damage
     assert "annotation 'clinical' of slides" in damage.description
     assert repair(twin, verify(twin)).left

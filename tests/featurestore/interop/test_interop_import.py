@@ -330,8 +330,8 @@ def test_values_that_float16_cannot_hold_are_named(tmp_path: Path) -> None:
     assert f"too large for float16 for tile {tile['tile_id'].item()}" in done.failed[0]["reason"]
     assert done.slides == 1
     # The file that was begun for it is gone again.
-    data = tmp_path / "lake" / "features" / "mpp0.5.lance" / "data"
-    assert len(list(data.iterdir())) == 1
+    data_folder = tmp_path / "lake" / "features" / "mpp0.5.lance" / "data"
+    assert len(list(data_folder.iterdir())) == 1
 
 
 def test_duplicate_places_are_named(tmp_path: Path) -> None:

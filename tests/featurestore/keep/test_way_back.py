@@ -455,8 +455,8 @@ def test_roots_are_written_again(lake: Lake, path: str) -> None:
     assert check_lake(lake.uri).ok
     if path != ROOTS_FILE:
         assert file.read_bytes() == text
-    value = json.loads((Path(lake.uri) / ROOTS_FILE).read_bytes())
-    assert value["unchecked"] == []
+    roots = json.loads((Path(lake.uri) / ROOTS_FILE).read_bytes())
+    assert roots["unchecked"] == []
 
 
 def test_damage_of_a_lake_that_was_made_just_now_is_no_panic(tmp_path: Path) -> None:

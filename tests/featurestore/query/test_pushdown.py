@@ -258,13 +258,13 @@ WIDE_ROWS, WIDE_DIM = 200_000, 128
 def wide(tmp_path_factory: pytest.TempPathFactory) -> lance.LanceDataset:
     """51 MB in one fragment: 200 slides of 1,000 tiles."""
     at = np.arange(WIDE_ROWS)
-    values = np.random.default_rng(0).normal(size=WIDE_ROWS * WIDE_DIM).astype(np.float16)
+    numbers = np.random.default_rng(0).normal(size=WIDE_ROWS * WIDE_DIM).astype(np.float16)
     part = pa.table(
         {
             "tile": at,
             "slide": (at // 1000).astype(np.int32),
             "name": [f"tile {n}" for n in at],
-            "teacher": pa.FixedSizeListArray.from_arrays(pa.array(values), WIDE_DIM),
+            "teacher": pa.FixedSizeListArray.from_arrays(pa.array(numbers), WIDE_DIM),
         }
     )
     return write(str(tmp_path_factory.mktemp("wide") / "t.lance"), [part], [])
@@ -348,16 +348,16 @@ def test_python_functions_are_answered(few: lance.LanceDataset) -> None:
 def test_the_smallest_integer_is_found(tmp_path: Path) -> None:
     """SQL can't say -2**63, which is no reason to find none."""
     least = -(2**63)
-    values = pl.DataFrame({"j": [least, least + 1, 0, None]}, schema={"j": pl.Int64})
-    table = lance.write_dataset(values.to_arrow(), tmp_path / "t.lance")
+    numbers = pl.DataFrame({"j": [least, least + 1, 0, None]}, schema={"j": pl.Int64})
+    table = lance.write_dataset(numbers.to_arrow(), tmp_path / "t.lance")
     lazy = scan(lambda: table, ["j"])
     for listed in ([least], [least, 0], [0], [least + 1, 5]):
         for predicate in (pl.col("j").is_in(listed), ~pl.col("j").is_in(listed)):
             rows = lazy.filter(predicate).collect()
-            assert rows.equals(values.filter(predicate)), predicate
-            early = lance_filter(predicate, dict(values.schema))
+            assert rows.equals(numbers.filter(predicate)), predicate
+            early = lance_filter(predicate, dict(numbers.schema))
             kept = pl.DataFrame(table.to_table(filter=early)).filter(predicate)
-            assert kept.equals(values.filter(predicate))
+            assert kept.equals(numbers.filter(predicate))
 
 
 @pytest.mark.parametrize("name", ["A-b:c@x", "two words", "größe", "SELECT", "'", ";--"])

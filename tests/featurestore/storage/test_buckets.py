@@ -139,7 +139,7 @@ def test_files_in_a_bucket_are_byte_for_byte_those_of_a_folder(
     shared: Bucket, folder: Lake
 ) -> None:
     prefix = shared.uri.partition(f"{shared.name}/")[2]
-    objects = {key.removeprefix(f"{prefix}/"): data for key, data in shared.objects().items()}
+    objects = {key.removeprefix(f"{prefix}/"): content for key, content in shared.objects().items()}
     local = {file.path: folder.read_bytes(file.path) for file in folder.store.walk()}
     ours = [path for path in local if path.startswith(("tiles/", "stats/", "lake.json"))]
     assert len(ours) > 10
@@ -263,7 +263,7 @@ def test_failing_requests_change_nothing_and_show_no_key(
     texts = [repr(error) for error in causes(caught.value)]
     for text in (caplog.text, printed.out, printed.err, repr(lake.store), *texts):
         assert SECRET not in text
-    assert not [key for key, data in faulty.objects().items() if SECRET.encode() in data]
+    assert not [key for key, content in faulty.objects().items() if SECRET.encode() in content]
 
 
 def _again(work: Callable[[], T], bucket: Bucket) -> T:

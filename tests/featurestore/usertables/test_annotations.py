@@ -299,12 +299,12 @@ def test_features_as_rivals_write_them(tmp_path: Path, batched: bool, opaque: bo
     expected = (half << 16).view(np.float32) if opaque else features
     stored: Any = half.astype("<u2").view("V2") if opaque else features
     with h5py.File(path, "a") as file:
-        for name, value in (("features", stored), ("coords", xy)):
+        for name, array in (("features", stored), ("coords", xy)):
             attrs = dict(file[name].attrs)
             del file[name]
-            file.create_dataset(name, data=value[None] if batched else value).attrs.update(attrs)
-    result = import_folder(tmp_path / "lake", tmp_path / "job", format="trident")
-    assert not result.failed
+            file.create_dataset(name, data=array[None] if batched else array).attrs.update(attrs)
+    imported = import_folder(tmp_path / "lake", tmp_path / "job", format="trident")
+    assert not imported.failed
     bag = open_lake(tmp_path / "lake").bag("a", "uni", mpp=0.5)
     order = {(int(x), int(y)): at for at, (x, y) in enumerate(xy)}
     places = [order[int(x), int(y)] for x, y in zip(bag.x, bag.y, strict=True)]
