@@ -35,13 +35,13 @@ DROP_ANNOTATION = command_line("drop {lake} --annotation region --json")
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A lake of three slides and a teacher."""
+    """Return a lake of three slides and a teacher."""
     return command_worlds.two_fragments(tmp_path_factory.mktemp("edits"))
 
 
 @pytest.fixture
 def lake(made: Path, tmp_path: Path) -> Path:
-    """A copy of that lake, to be changed."""
+    """Return a copy of that lake, to be changed."""
     shutil.copytree(made, tmp_path / "lake")
     return tmp_path / "lake"
 

@@ -45,7 +45,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Places:
 
 @pytest.fixture
 def places(shared: Places, tmp_path: Path) -> Places:
-    """The shared places, a folder of the test's own, and a copy of a lake that it may change."""
+    """Return the shared places, a folder of the test's own, and a copy of a lake to change."""
 
     def copied() -> Path:
         shutil.copytree(str(shared["fragments"]), tmp_path / "copied")

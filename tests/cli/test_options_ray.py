@@ -27,7 +27,7 @@ pytestmark = pytest.mark.usefixtures("ray_up")
 
 @pytest.fixture(scope="module")
 def places(tmp_path_factory: pytest.TempPathFactory) -> Places:
-    """One lake with twelve patients, and a folder for what lines write."""
+    """Return one lake with twelve patients, and a folder for what lines write."""
     folder = tmp_path_factory.mktemp("options")
     return Places(
         {
@@ -55,7 +55,7 @@ def run(capsys: Output, places: Places) -> Run:
 
 
 def settings_of(study: dict[str, Any], expected: dict[str, Any]) -> dict[str, Any]:
-    """The same names from a study, its configuration or the settings in it."""
+    """Return the same names from a study, its configuration or the settings in it."""
     settings = {**study["config"]["settings"], **study["config"], **study}
     return {name: settings[name] for name in expected}
 

@@ -20,7 +20,7 @@ LABELS = pl.DataFrame({"slide_id": ["a", "b", "c"], "patient_id": ["1", "2", "3"
 
 @pytest.fixture
 def pending(tmp_path: Path) -> Lake:
-    """A lake whose three slides are registered and wait to be cut."""
+    """Return a lake whose three slides are registered and wait to be cut."""
     lake = create_lake(tmp_path / "lake", LakeConfig(mpps=(0.5,)))
     lake.committer.register([{"slide_id": s, "uri": f"{s}.svs"} for s in "abc"])
     return lake.refreshed()

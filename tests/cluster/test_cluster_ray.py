@@ -1,4 +1,4 @@
-"""`cluster` against a real Ray: a private one, one that is killed, and a head that takes jobs."""
+"""`cluster` against a real Ray: a private one, a killed one, and a head that accepts jobs."""
 
 import json
 import logging
@@ -57,7 +57,7 @@ def _marked(mark: str) -> list[int]:
 
 
 def _wait_until_gone(mark: str, *, seconds: float) -> list[str]:
-    """Names of those that still live; Ray's two HTTP agents, which take 80 s, are not counted."""
+    """Return the names of live processes, without Ray's HTTP agents, which need 80 s to end."""
     end = time.monotonic() + seconds
     while (left := _names(_marked(mark))) and time.monotonic() < end:
         time.sleep(0.1)
@@ -263,7 +263,7 @@ def _wait_for_jobs(head: Head, process: subprocess.Popen[bytes], log: Path) -> N
 
 @pytest.fixture(scope="module")
 def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
-    """A head of our own on ports of its own; others on this machine run Ray too."""
+    """Yield a head of our own on ports of its own; others on this machine run Ray too."""
     mark, token = uuid.uuid4().hex, uuid.uuid4().hex
     ports = dict(zip(PORTS, _free_ports(len(PORTS)), strict=True))
     log = tmp_path_factory.mktemp("head") / "log"

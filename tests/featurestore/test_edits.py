@@ -33,7 +33,7 @@ GRADES = pl.DataFrame({"slide_id": ["a", "b"], "grade": [1, 2]})
 
 @pytest.fixture(scope="module")
 def rich(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A lake of three slides in two fragments, with two teachers and two annotations."""
+    """Return a lake of three slides in two fragments, with two teachers and two annotations."""
     from featurestore import LakeConfig, create_lake
 
     folder = tmp_path_factory.mktemp("rich") / "lake"
@@ -47,7 +47,7 @@ def rich(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def lake(rich: Path, tmp_path: Path) -> Lake:
-    """A copy that a test may change."""
+    """Return a copy that a test may change."""
     shutil.copytree(rich, tmp_path / "lake")
     return open_lake(tmp_path / "lake")
 
@@ -208,16 +208,16 @@ class DyingLake(Lake):
 
     @property
     def committer(self) -> Committer:
-        """One that counts."""
+        """Return a committer that counts its commits."""
         return DyingCommitter(self.store, self.config)
 
     def refreshed(self) -> "DyingLake":
-        """The same, newest."""
+        """Return the newest version of the same lake."""
         return DyingLake(self.store, self.config)
 
 
 class DyingCommitter(Committer):
-    """Counts its commits, from the lock on."""
+    """A committer that counts its commits from the lock on."""
 
     @contextlib.contextmanager
     def exclusive(self, *, recover: bool = True) -> Iterator[Self]:

@@ -1,4 +1,4 @@
-"""The index of a shard: no damage of it gives a wrong JPEG, and it is made again from the tar."""
+"""The index of a shard: damage never leads to a wrong JPEG, and it is rebuilt from the tar."""
 
 import errno
 import itertools
@@ -26,7 +26,7 @@ JPEGS = {key * 7 + 3: b"\xff\xd8" + bytes([key]) * (490 + 9 * key) for key in ra
 
 @pytest.fixture
 def written(tmp_path: Path) -> ShardWriter:
-    """A shard of four tiles in a folder of its own."""
+    """Return a shard of four tiles in a folder of its own."""
     with ShardWriter(Store(tmp_path), SHARD) as writer:
         for key, jpeg in JPEGS.items():
             writer.add(key, jpeg, {"tile": key})
@@ -34,7 +34,7 @@ def written(tmp_path: Path) -> ShardWriter:
 
 
 def flips(content: bytes) -> Iterator[bytes]:
-    """The bytes with each of their bits flipped in turn."""
+    """Yield the bytes with each of their bits flipped in turn."""
     for bit in range(8 * len(content)):
         damaged = bytearray(content)
         damaged[bit // 8] ^= 1 << bit % 8
@@ -42,7 +42,7 @@ def flips(content: bytes) -> Iterator[bytes]:
 
 
 def what_is_read(store: Store, index_crc32: int | None) -> str:
-    """`right` if all tiles are what was written, `refused` for damage; all else is an error."""
+    """Return `right` if all tiles are as written and `refused` for damage; else fail."""
     try:
         with ShardReader(store, SHARD, index_crc32=index_crc32, slide_id="s") as reader:
             stored = [bytes(jpeg) for jpeg in reader.jpegs(np.array(list(JPEGS)))]

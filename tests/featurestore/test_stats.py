@@ -80,7 +80,7 @@ def test_moments_keep_their_digits_far_from_zero() -> None:
 
 
 def with_features(lake: Lake, dim: int = 6) -> tuple[Lake, npt.NDArray[np.float16]]:
-    """The small lake with a random teacher "t" at 0.5 mpp, and its features of all rows."""
+    """Return the small lake with a random teacher "t" at 0.5 mpp, and its features of all rows."""
     embeddings = features(8, dim).astype(np.float16)
     lake.committer.commit_columns(0.5, [column(lake, embeddings.astype(np.float32))])
     return lake.refreshed(), embeddings

@@ -27,14 +27,14 @@ BY_RESTORE = (
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small lake with everything in it. Not to be changed."""
+    """Return a small lake with everything in it. Not to be changed."""
     folder = tmp_path_factory.mktemp("drill") / "lake"
     make_lake(folder)
     return folder
 
 
 def sample_of(cases: list[tuple[str, str]]) -> list[tuple[str, str]]:
-    """One file of each kind; the way changes from kind to kind, and the newest file is taken."""
+    """Return the newest file of each kind, each with another way of damage."""
     by_kind: dict[str, str] = {}
     for path, _ in cases:
         by_kind.setdefault(kind_of(path), path)

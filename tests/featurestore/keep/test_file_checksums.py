@@ -48,7 +48,7 @@ def add_all(lake: Lake) -> dict[str, int]:
 
 
 def flips_of(path: Path, count: int = 40) -> list[bytes]:
-    """A file with one bit flipped in each of some places, cut, empty and with zeros."""
+    """Return a file with one bit flipped in each of some places, cut, empty and with zeros."""
     file_bytes = path.read_bytes()
     flips = []
     for at in np.linspace(0, len(file_bytes) - 1, count).astype(int).tolist():
@@ -69,7 +69,7 @@ def flips_of(path: Path, count: int = 40) -> list[bytes]:
 
 @pytest.fixture
 def fitted(small: Lake) -> Lake:
-    """The small lake with a teacher and its statistics."""
+    """Return the small lake with a teacher and its statistics."""
     lake = add_teacher(small, "t")
     fit_stats(lake, "t", mpp=0.5, slide_ids=SLIDES)
     return lake
@@ -221,7 +221,7 @@ def test_verify_finds_a_flipped_index_and_repair_makes_it_again(small: Lake) -> 
 
 
 def early_lake(folder: Path) -> Lake:
-    """A lake of the first release, whose catalog has no column for the checksum of an index."""
+    """Return a lake of the first release, without a catalog column for index checksums."""
     with tarfile.open(ROOT / "tests/data/format1.tar.gz") as tar:
         tar.extractall(folder, filter="data")
     return open_lake(folder / "lake")

@@ -1,4 +1,4 @@
-"""Questions reach Lance, and their answers are those of the same questions to a collected frame."""
+"""Queries reach Lance, and their answers equal those of the same queries on a collected frame."""
 
 import itertools
 import json
@@ -33,7 +33,7 @@ from tests.worlds.predicates import (
 
 
 def write(folder: str, parts: list[pa.Table], indexed: list[str]) -> lance.LanceDataset:
-    """A table of one fragment per part; the last is in no index."""
+    """Return a table of one fragment per part; the last is in no index."""
     for number, part in enumerate(parts):
         if number == len(parts) - 1:
             for name in indexed:
@@ -68,7 +68,7 @@ def agree(table: lance.LanceDataset, predicate: pl.Expr, columns: list[str], n: 
 
 
 def answers(parts: int, indexed: list[str]) -> Callable[[], None]:
-    """A property: what is asked of tables of several parts, the last in no index, is agreed on."""
+    """Return a property test: filters of tables of several parts agree with Polars."""
 
     # A table is written for every example.
     @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -142,7 +142,7 @@ class Spy:
 
 @pytest.fixture(scope="module")
 def few(tmp_path_factory: pytest.TempPathFactory) -> lance.LanceDataset:
-    """Three rows: a value, another, and null, in every column."""
+    """Return three rows: a value, another, and null, in every column."""
     values = {name: [1, 2, None] for name in ("tiny", "i", "k", "j", "u", "v")}
     numbers = {name: [0.5, float("nan"), None] for name in ("h", "f", "d")}
     others = {"s": ["a", "b", None], "t": ["b", "b", None], "b": [True, False, None]}
@@ -379,7 +379,7 @@ def test_empty_tables_are_answered(tmp_path: Path) -> None:
 
 
 class Stub:
-    """An expression as `lance_filter` gets it: its JSON."""
+    """Return an expression in the form for `lance_filter`: its JSON."""
 
     def __init__(self, text: str) -> None:
         self.meta, self.text = self, text

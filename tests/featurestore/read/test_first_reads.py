@@ -37,13 +37,13 @@ COMMAND = "run slidelake verify, then slidelake repair"
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Lake:
-    """A lake of six slides with two teachers. Not to be changed."""
+    """Return a lake of six slides with two teachers. Not to be changed."""
     return make(tmp_path_factory.mktemp("reads") / "lake")
 
 
 @pytest.fixture
 def copied(whole: Lake, tmp_path: Path) -> Lake:
-    """A copy of the lake that a test may damage."""
+    """Return a copy of the lake that a test may damage."""
     shutil.copytree(whole.uri, tmp_path / "lake")
     return open_lake(tmp_path / "lake")
 

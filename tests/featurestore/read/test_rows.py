@@ -1,4 +1,4 @@
-"""Row ranges: what is read in place and through Lance's file reader, against plain Lance."""
+"""Row ranges read in place and through Lance's file reader, against plain Lance."""
 
 from pathlib import Path
 

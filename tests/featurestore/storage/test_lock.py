@@ -1,4 +1,4 @@
-"""Locks and leases, in a folder and in a bucket: one at a time, and none outlives its holder."""
+"""Locks and leases in a folder and in a bucket: one holder at a time, and none outlives it."""
 
 import contextlib
 import logging
@@ -46,7 +46,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @contextlib.contextmanager
 def another_process(store: Store, lease_s: float = 2.0) -> Iterator["subprocess.Popen[str]"]:
-    """A process that holds the commit lock and a writer's lease until its stdin is closed."""
+    """Yield a process that holds the commit lock and a writer's lease until its stdin is closed."""
     with subprocess.Popen(
         [sys.executable, "-c", HOLD, store.uri, str(lease_s)],
         stdin=subprocess.PIPE,

@@ -27,13 +27,13 @@ TABLE = pa.table({"a": [1, 2, 3]})
 
 @pytest.fixture
 def store(any_store: Store) -> Store:
-    """An empty folder, or an empty prefix of a bucket."""
+    """Return an empty folder, or an empty prefix of a bucket."""
     return any_store
 
 
 @pytest.fixture
 def fresh_clients() -> Iterator[None]:
-    """No client of an earlier test, with its keys, is used again."""
+    """Drop the clients of earlier tests, with their keys, before and after a test."""
     s3fs.S3FileSystem.clear_instance_cache()
     yield
     s3fs.S3FileSystem.clear_instance_cache()
@@ -105,7 +105,7 @@ def test_what_another_process_writes_is_seen_at_once(store: Store) -> None:
 
 
 def _another_process(store: Store) -> Callable[[str, bytes], None]:
-    """A writer that shares nothing with `store`, not even fsspec's cache of file systems."""
+    """Return a writer that shares nothing with `store`, not even fsspec's cache of file systems."""
     if store.is_local:
         fs = fsspec.filesystem("file", skip_instance_cache=True, auto_mkdir=True)
     else:
@@ -378,7 +378,7 @@ def test_every_method_outlives_failing_requests(faulty: Bucket, kind: str) -> No
 
 
 def _key_ids(faulty: Bucket, store: Store) -> dict[str, str]:
-    """The access keys that both clients sign with, by client."""
+    """Return the access keys that both clients sign with, by client."""
     key_ids = {}
     for name, act in (
         ("files", lambda: store.exists("x")),

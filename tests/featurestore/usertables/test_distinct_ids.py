@@ -1,4 +1,4 @@
-"""Every command that reads a table refuses ids that are near, and takes them by --distinct-ids."""
+"""Every command that reads a table refuses near ids, and accepts them with --distinct-ids."""
 
 from pathlib import Path
 
