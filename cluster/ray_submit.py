@@ -142,7 +142,7 @@ def _exit_code(info: Any) -> int:  # noqa: ANN401
         return 0
     code = info.driver_exit_code
     if code is None or code <= 0:
-        # It never ran, was stopped, or a signal ended it: only Ray can say why.
+        # It never ran, was stopped, or a signal ended it: only Ray has the reason.
         _print_note(f"{info.submission_id} {str(info.status).lower()}: {info.message}")
         return 1
     return int(code)

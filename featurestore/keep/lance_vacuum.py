@@ -28,7 +28,7 @@ from featurestore.tables.lance_tables import open_table
 from featurestore.tables.schema import CATALOG, SLIDES
 
 KEEP = 10
-# What no automatic vacuum removes: so many of the newest versions, and all of so many days.
+# An automatic vacuum keeps this number of newest versions, and all versions younger than the days.
 AUTO_KEEP, AUTO_DAYS = 100, 7.0
 # A search for old files reads every transaction of the catalog: not for a handful of versions.
 AUTO_LEAST = 20

@@ -21,7 +21,7 @@ from featurestore.storage.read_errors import reason_of
 from featurestore.storage.store import Store
 from featurestore.tables.lance_flat import Float16Array
 
-# Of the neighbours that an index proposes, so many times more are read again as are returned.
+# Candidates of an index to compare exactly, as a multiple of the neighbours to return.
 REFINE = 20
 PLACE = ["slide_id", "tile_id", "x", "y"]
 NEIGHBOURS = pl.Schema(

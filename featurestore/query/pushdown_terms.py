@@ -124,7 +124,7 @@ def _constants_in_range(dtype: pl.DataType, constants: list[Value]) -> list[Valu
         return constants
     low, high = INTEGERS[dtype]
     # What is not an integer stays, to be refused where it is written; so does -2**63, which a
-    # column may hold and SQL can't say.
+    # column may hold and SQL has no literal for.
     low -= dtype == pl.Int64()
     return [v for v in constants if not isinstance(v, int) or low <= v <= high]
 

@@ -20,7 +20,7 @@ EXAMPLE = "SELECT slide_id, state FROM slides"
 
 TABLE_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
-#: Texts and comments, whose words mean nothing.
+#: Literals and comments of SQL, which hold no names.
 QUOTED = re.compile(r"'(?:[^']|'')*'|--[^\n]*|/\*.*?\*/", re.DOTALL)
 READS_FILES = re.compile(r"\b(read_\w+)[\"`]?\s*\(", re.IGNORECASE)
 #: The message of Polars for a name that does not exist.

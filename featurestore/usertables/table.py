@@ -217,8 +217,8 @@ class UserTable:
         """Return the whole numbers of a column, Int64, exact; null for no value.
 
         Raises:
-            TableError: no such column, a cell that holds no whole number, or one with so many
-                digits that a spreadsheet has rounded it.
+            TableError: no such column, a cell that holds no whole number, or a number
+                with more digits than a spreadsheet keeps.
         """
         column = self.column(name)
         cells = self._cells[column]

@@ -35,7 +35,7 @@ from featurestore.interop.teacher_names import name_teachers
 
 LOOKS_FOR = "<extractor>/**/<slide>.h5 with the datasets feats and coords"
 NAMES = ("feats", "patch_embeddings")
-# Files older than STAMP 2 say no unit: 224 px tiles of 256 um, coordinates in those pixels.
+# Files older than STAMP 2 name no unit: 224 px tiles of 256 um, coordinates in those pixels.
 OLD_PX, OLD_UM = 224, 256.0
 
 

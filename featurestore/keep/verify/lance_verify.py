@@ -49,7 +49,7 @@ from featurestore.tables.lance_tables import open_table
 from featurestore.tables.schema import CATALOG, SLIDES, TILE_COLUMNS, features_table
 
 Row = dict[str, Any]
-#: Catalog rows of so many fragments are read again at once: some thousand.
+#: Number of fragments of which catalog rows are read at once (some thousand rows).
 FRAGMENTS_AT_ONCE = 16
 
 
