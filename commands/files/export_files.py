@@ -18,7 +18,8 @@ class ExportOptions:
 
     Attributes:
         out: Local folder to write to.
-        format: Tool that reads the files: trident, clam, stamp, anndata or geojson.
+        format: Format of the tool that reads the files, as trident; docs/interop.md has all, and
+            an unknown one lists them.
         teachers: Teacher to export; repeat for several; all if not given.
         mpp: Microns per pixel; needed if the lake has several.
         tiles: Also write the tiles as rectangles, with geojson.

@@ -18,7 +18,8 @@ class ImportOptions:
 
     Attributes:
         folder: Folder that the other tool wrote.
-        format: Tool that wrote it: trident, clam, stamp or slide2vec.
+        format: Format of the tool that wrote it, as clam; docs/interop.md has all, and an unknown
+            one lists them.
         mpp: Microns per pixel of the tiles; the files of CLAM lack it.
         level0_mpp: Microns per pixel of the slides' level 0; the files of STAMP lack it.
         teachers: NAME of the encoder where the files lack it, or NAMEs to take of several;

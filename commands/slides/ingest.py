@@ -57,8 +57,9 @@ class ReadingOptions:
         icc: Convert colours to sRGB by the ICC profile that the scanner put in.
         masks: Folder with the tissue of each slide as SLIDE_ID.geojson (QuPath) or SLIDE_ID.png;
             in slides without one tissue is found as usual.
-        tissue: Method that finds tissue: standard (of new slides, if not given), fixed, otsu,
-            cells (cytology), none (every tile is kept), or a file with a segmenter of your own.
+        tissue: Method that finds tissue: standard (of new slides, if not given), another of
+            docs/tissue.md, as cells (cytology) or none (every tile is kept; an unknown one lists
+            all), or a file with a segmenter of your own.
         pen_veto: Leave out tiles under pen, as standard does; --no-pen-veto for blue and green
             stains.
     """

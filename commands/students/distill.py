@@ -20,7 +20,7 @@ from commands.options.shared_options import (
     SetOpt,
     TeachersOpt,
 )
-from distill import RECIPES
+from distill.recipes.recipe_table import recipes_help
 from distill.terms.term_table import terms_help
 
 if TYPE_CHECKING:
@@ -95,9 +95,7 @@ class DistillOptions:
     teachers: TeachersOpt = ()
     recipe: Annotated[
         str | None,
-        typer.Option(
-            help=f"Name of the recipe: {', '.join(RECIPES)}.", show_default=DEFAULT_RECIPE
-        ),
+        typer.Option(help=recipes_help(), show_default=DEFAULT_RECIPE),
     ] = None
     name: str = "student"
     mpps: MppsOpt = ()
@@ -117,12 +115,9 @@ class DistillOptions:
 def distill_command(options: DistillOptions) -> None:
     """Train a small student from cached teacher features; no teacher is run.
 
-    Recipes: agglomerate (any number of teachers, embeddings and TEACHER:patches), xmag (tiles of a
-    fine mpp into a student of a coarse one; two --mpp), gpfm (experts and self-distillation), h0
-    (one teacher's embedding and patch tokens), g2l (one giant teacher, few slides), shazam (fuses
-    teachers, no pixels), pathme (a region encoder over three --mpp, no pixels). All but the last
-    two give students that `slidelake extract --teacher NAME` runs on tiles; those two make their
-    columns with the same command, from features.
+    `slidelake extract --teacher NAME` runs a student of pixels on tiles; a student of features
+    (recipes without pixels) makes its column with the same command, from features.
+    docs/distillation.md says what each recipe needs.
 
     The run's folder has metrics.jsonl, tensorboard/ and curve.png. A run that was killed goes on
     with the same command.

@@ -127,7 +127,7 @@ def write_scores(
         values: scores of all rows of the fragment; NaN is null.
     """
     array = pa.array(values, part.field.type, from_pandas=True)
-    part.files[fragment] = write_column(lake.store, features_table(part.mpp), part.field, array)
+    part.files[fragment] = write_column(lake.store, features_table(part.mpp), part.field, [array])
     part.rows[fragment] = len(array)
     for row in rows:
         scores = array.slice(row["row_start"], row["tiles"])

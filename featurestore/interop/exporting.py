@@ -17,7 +17,7 @@ from featurestore.annotations.annotation_export import AnnotationsOut
 from featurestore.errors import DamageError, LakeError
 from featurestore.ids import mpp_name
 from featurestore.interop.foreign_slide import FloatArray, Int64Array, InteropError, SlideTiles
-from featurestore.interop.formats import writer_of
+from featurestore.interop.formats import FORMATS, writer_of
 from featurestore.interop.lake_tiles import slide_rows, tile_places, tissue_of
 from featurestore.interop.writers.outbox import Outbox
 from featurestore.interop.writers.outgoing_slide import SlideOut, TeacherOut
@@ -76,7 +76,7 @@ def export_folder(
         teachers: names of the teachers to export; none for all that the lake has at this mpp.
         mpp: microns per pixel of the tiles; needed if the lake has several.
         version: version of the lake, a number or a snapshot's name; None for its newest.
-        tiles: whether to write the tiles as rectangles too, for GeoJSON.
+        tiles: whether to write tiles where the format leaves them out (GeoJSON: as rectangles).
         on_slide: called after each slide with the number of files written.
 
     Raises:
@@ -84,9 +84,8 @@ def export_folder(
     """
     writer = writer_of(format)
     lake = open_lake(lake_uri, version=version)
-    task = _ExportTask(
-        lake, format, _export_mpp(lake, mpp, needed=format != "geojson" or tiles), teachers
-    )
+    mpp = _export_mpp(lake, mpp, needed=FORMATS[format].writes_tiles or tiles)
+    task = _ExportTask(lake, mpp, teachers, writes_features=FORMATS[format].writes_features)
     summary = ExportResult(out=os.fspath(out), format=format, version=lake.version)
     with Outbox(out) as box:
         for slide_id, slide in task.slides(summary):
@@ -128,13 +127,13 @@ class _ExportTask:
     """The slides to be exported of a lake; its catalog is read once per 256 slides."""
 
     def __init__(
-        self, lake: Lake, format_name: str, mpp: float | None, teachers: Sequence[str]
+        self, lake: Lake, mpp: float | None, teachers: Sequence[str], *, writes_features: bool
     ) -> None:
-        self.lake, self.format, self.mpp = lake, format_name, mpp
+        self.lake, self.mpp = lake, mpp
         self.has_choice = bool(teachers)
         self.annotations = AnnotationsOut(lake, mpp)
         self.teachers: dict[str, TeacherOut] = {}
-        if mpp is None or format_name == "geojson":
+        if mpp is None or not writes_features:
             return
         for name in teachers:
             lake.check_teacher(name, mpp=mpp)

@@ -31,10 +31,16 @@ from featurestore.interop.foreign_slide import (
 from featurestore.interop.teacher_names import name_teachers
 
 LOOKS_FOR = "patches/<slide>.h5 and <features>/h5_files/<slide>.h5 or pt_files/<slide>.pt"
+SUFFIXES = (".h5", ".pt")
 H5, PT, PATCHES = "h5_files", "pt_files", "patches"
 OWN_PX = "slidelake_tile_px"
 # A wrong level is off by a factor of two or more; scanners differ by a few per cent.
 MPP_AGREES = 0.2
+
+
+def is_named_so(path: Path) -> bool:
+    """Whether a file is probably one of CLAM's, by its folder."""
+    return path.parent.name in (PATCHES, H5, PT)
 
 
 def find(folder: Path, facts: ImportFacts) -> tuple[list[SlideFiles], list[Problem]]:

@@ -33,11 +33,17 @@ from featurestore.interop.foreign_slide import (
 from featurestore.interop.teacher_names import name_teachers
 
 LOOKS_FOR = "tiles/<slide>.coordinates.npz and tile_embeddings/<slide>.pt"
+SUFFIXES = (".npz", ".pt")
 NPZ, META, EMBEDDING_META = ".coordinates.npz", ".coordinates.meta.json", ".meta.json"
 TILES, EMBEDDINGS = "tiles", "tile_embeddings"
 OTHERS = ("slide_embeddings", "hierarchical_embeddings", "patient_embeddings", "slide_latents")
 
 Key = tuple[Path, str, str]  # run, annotation (a folder, or none), slide
+
+
+def is_named_so(path: Path) -> bool:
+    """Whether a file is probably one of slide2vec's, by its name and folder."""
+    return path.parent.name == EMBEDDINGS or path.name.endswith(NPZ)
 
 
 def find(folder: Path, facts: ImportFacts) -> tuple[list[SlideFiles], list[Problem]]:

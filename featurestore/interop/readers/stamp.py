@@ -4,6 +4,7 @@ Each file holds coordinates and features of one extractor. Microns become pixels
 level-0 mpp, which STAMP does not store: the user names it, or the lake has it.
 """
 
+import contextlib
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -34,9 +35,19 @@ from featurestore.interop.foreign_slide import (
 from featurestore.interop.teacher_names import name_teachers
 
 LOOKS_FOR = "<extractor>/**/<slide>.h5 with the datasets feats and coords"
+SUFFIXES = (".h5",)
 NAMES = ("feats", "patch_embeddings")
 # Files older than STAMP 2 name no unit: 224 px tiles of 256 um, coordinates in those pixels.
 OLD_PX, OLD_UM = 224, 256.0
+
+
+def is_named_so(path: Path) -> bool:
+    """Whether a file is probably one of STAMP's: its names say nothing, so it is opened."""
+    if path.suffix not in SUFFIXES:
+        return False
+    with contextlib.suppress(InteropError), opened_h5(path) as file:
+        return NAMES[0] in file
+    return False
 
 
 def find(folder: Path, facts: ImportFacts) -> tuple[list[SlideFiles], list[Problem]]:

@@ -33,8 +33,14 @@ from featurestore.interop.foreign_slide import (
 from featurestore.interop.teacher_names import name_teachers
 
 LOOKS_FOR = "*/patches/<slide>_patches.h5 and */features_<encoder>/<slide>.h5"
+SUFFIXES = (".h5", ".pt")
 FEATURES, SLIDE_FEATURES, PATCHES = "features_", "slide_features_", "_patches.h5"
 MPP_SOURCE = "10 / magnification"
+
+
+def is_named_so(path: Path) -> bool:
+    """Whether a file is probably one of TRIDENT's, by its name and folder."""
+    return path.name.endswith(PATCHES) or path.parent.name.startswith(FEATURES)
 
 
 def find(folder: Path, facts: ImportFacts) -> tuple[list[SlideFiles], list[Problem]]:
