@@ -42,7 +42,7 @@ OLD_PX, OLD_UM = 224, 256.0
 
 
 def is_named_so(path: Path) -> bool:
-    """Whether a file is probably one of STAMP's: its names say nothing, so it is opened."""
+    """Whether a file is probably one of STAMP's: the name is no hint, so the file is opened."""
     if path.suffix not in SUFFIXES:
         return False
     with contextlib.suppress(InteropError), opened_h5(path) as file:
