@@ -133,7 +133,7 @@ def check_packages(root: Path) -> None:
         if origin != root / name / "__init__.py":
             raise ImportError(_in_the_way(name, origin, root))
         if not (root / name / "py.typed").exists():
-            raise ImportError(_replaced(name, origin))
+            raise ImportError(_replacement_advice(name, origin))
 
 
 def _origin(name: str) -> Path | None:
@@ -166,7 +166,7 @@ def _in_the_way(name: str, origin: Path, root: Path) -> str:
     )
 
 
-def _replaced(name: str, origin: Path) -> str:
+def _replacement_advice(name: str, origin: Path) -> str:
     """Return what to do about a package that was installed over ours, in the same folder."""
     others = [owner for owner in _owners(origin) if owner != "slidelake"]
     who = ", ".join(others) or "something else"

@@ -154,10 +154,10 @@ def _view(
     else:
         show = _json_line if name == "json" else progress_line
         note = _json_note if name == "json" else _plain_note
-        yield _Lines(start.title, out, show=show, note=note, every_s=every_s, clock=clock)
+        yield _LinesView(start.title, out, show=show, note=note, every_s=every_s, clock=clock)
 
 
-class _Lines:
+class _LinesView:
     """The view that prints a line at most every `every_s` seconds, and a last line at the end."""
 
     def __init__(

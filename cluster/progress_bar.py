@@ -11,7 +11,7 @@ from rich.progress import Progress as RichProgress
 from cluster.progress_text import Snapshot, duration_text, status_text
 
 
-class _Bar:
+class _BarView:
     """The view that draws a bar by rich."""
 
     def __init__(self, rich: RichProgress, task: TaskID) -> None:
@@ -32,7 +32,7 @@ class _Bar:
 
 
 @contextmanager
-def open_bar(start: Snapshot, out: TextIO) -> Iterator[_Bar]:
+def open_bar(start: Snapshot, out: TextIO) -> Iterator[_BarView]:
     """Draw the bar on `out` for as long as the block runs; its last state stays on the screen.
 
     stdout is left alone, since a command's answer is printed there; other text on stderr is
@@ -53,4 +53,4 @@ def open_bar(start: Snapshot, out: TextIO) -> Iterator[_Bar]:
             status=status_text(start),
             left="",
         )
-        yield _Bar(rich, task)
+        yield _BarView(rich, task)

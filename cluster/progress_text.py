@@ -1,4 +1,4 @@
-"""The state of a command's progress at one moment, and the texts that describe it.
+"""Snapshots of a command's progress, and the texts that describe them.
 
 All functions are pure; the texts are printed by
 `cluster.progress` and `cluster.progress_bar`.

@@ -1,9 +1,9 @@
-"""A Ray session: the running one, the one at an address, or a small private one.
+"""A Ray session: the running cluster, the cluster at an address, or a small private cluster.
 
-Starting the private one takes 6-7 s on 2 cores with Ray 2.60 (importing `ray` 0.9 s and `ray.data`
-1.8 s included), stopping it 1.5 s. It has no dashboard and keeps token authentication, which Ray
-has on by default for a local start, because its gRPC ports listen on every interface of the
-machine whatever address the node is given.
+Starting the private cluster takes 6-7 s on 2 cores with Ray 2.60 (importing `ray` 0.9 s and
+`ray.data` 1.8 s included), stopping it 1.5 s. It has no dashboard and keeps token authentication,
+which Ray has on by default for a local start, because its gRPC ports listen on every interface of
+the machine whatever address the node is given.
 """
 
 import logging
@@ -66,7 +66,7 @@ def ray_session(
         if target == _LOCAL:
             stack.enter_context(_started_here(num_cpus, worker_logs=worker_logs))
         else:
-            stack.enter_context(_connected(target, num_cpus, worker_logs=worker_logs))
+            stack.enter_context(_connected_session(target, num_cpus, worker_logs=worker_logs))
         if ray_data:
             quiet_ray_data()
         yield
@@ -97,7 +97,7 @@ def _started_here(num_cpus: int | None, *, worker_logs: bool) -> Iterator[None]:
 
 
 @contextmanager
-def _connected(address: str, num_cpus: int | None, *, worker_logs: bool) -> Iterator[None]:
+def _connected_session(address: str, num_cpus: int | None, *, worker_logs: bool) -> Iterator[None]:
     import ray
     from ray.exceptions import AuthenticationError
 

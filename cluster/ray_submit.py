@@ -68,7 +68,7 @@ def submit(
         _print_note(f"{job} was submitted to {target}; {_log_command(job, target)}")
         return 0
     _print_note(f"{job} runs at {target}; Ctrl-C stops following it, not the job")
-    return _followed(client, job, target, on_line)
+    return _followed_job(client, job, target, on_line)
 
 
 def _entrypoint(program: Sequence[str], args: Sequence[str]) -> str:
@@ -98,11 +98,11 @@ def _client(address: str, headers: dict[str, str]) -> Any:  # noqa: ANN401 - ray
         return JobSubmissionClient(address, headers=dict(headers))
 
 
-def _followed(client: Any, job: str, address: str, on_line: Callable[[str], None]) -> int:  # noqa: ANN401
+def _followed_job(client: Any, job: str, address: str, on_line: Callable[[str], None]) -> int:  # noqa: ANN401
     try:
         with _clear_errors(address, has_token=True, job=job):
             asyncio.run(_pass_on_lines(client, job, on_line))
-            return _exit_code(_ended(client, job))
+            return _exit_code(_ended_job(client, job))
     except KeyboardInterrupt:
         _print_note(f"stopped following; {job} goes on: {_log_command(job, address)}")
         return INTERRUPTED
@@ -130,7 +130,7 @@ async def _chunks(client: Any, job: str) -> AsyncIterator[str]:  # noqa: ANN401
         yield chunk
 
 
-def _ended(client: Any, job: str) -> Any:  # noqa: ANN401
+def _ended_job(client: Any, job: str) -> Any:  # noqa: ANN401
     """Return the job's record once it has ended; the log can end a moment before the record."""
     while not (info := client.get_job_info(job)).status.is_terminal():
         time.sleep(_POLL_S)
@@ -142,7 +142,7 @@ def _exit_code(info: Any) -> int:  # noqa: ANN401
         return 0
     code = info.driver_exit_code
     if code is None or code <= 0:
-        # It never ran, was stopped, or a signal ended it: only Ray can say why.
+        # It never ran, was stopped, or a signal ended it: only Ray has the reason.
         _print_note(f"{info.submission_id} {str(info.status).lower()}: {info.message}")
         return 1
     return int(code)

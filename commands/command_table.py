@@ -20,7 +20,7 @@ from commands.slides import extract, ingest, score, teachers
 from commands.students import distill, evaluate, export_student, stats
 from commands.studies import attention, mil, probe, report, runs, search, survival
 
-#: Heading -> the commands under it, in the order of `--help`; None stands for no heading.
+#: Heading -> the commands under it, in the order of `--help`; None means no heading.
 COMMANDS: dict[str | None, tuple[typer.Typer, ...]] = {
     None: (demo.app, submit.app),
     "Slides, tiles, features": (ingest.app, extract.app, score.app, teachers.app),

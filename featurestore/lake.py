@@ -89,13 +89,15 @@ class Lake:
         self._roots = None if believed else readable_roots(store)
         if believed and version is None:
             version = open_table(store, CATALOG).version
-        catalog = newest_catalog(store, self._roots) if version is None else self._at(version)
+        catalog = (
+            newest_catalog(store, self._roots) if version is None else self._catalog_at(version)
+        )
         self.version: int = catalog.version
         self._versions: dict[str, int] = {CATALOG: self.version, **root_versions(catalog)}
         self._tables = {CATALOG: catalog}
         self._readers: dict[str, RowReader] = {}
 
-    def _at(self, version: int) -> lance.LanceDataset:
+    def _catalog_at(self, version: int) -> lance.LanceDataset:
         return open_checked(self.store, CATALOG, version, self._roots)
 
     def __reduce__(self) -> tuple[type["Lake"], tuple[Store, LakeConfig, int, Check | None]]:
@@ -437,7 +439,7 @@ class Lake:
         without: Sequence[str] = (),
         exact: bool = False,
     ) -> pl.DataFrame:
-        """Return the tiles whose features are nearest to a vector, by cosine distance.
+        """Return the tiles with the features nearest to a vector, by cosine distance.
 
         An index (`build_index`) is used for the tiles that it covers; all others are compared one
         by one. Distances are exact either way. Tiles without features are never among them.
@@ -524,7 +526,7 @@ class Lake:
         """Return tiles in a shuffled order, with features and pixels, in batches: see `Stream`.
 
         Args:
-            teachers: teachers whose features each tile has; may be empty with `under`.
+            teachers: teachers of the tiles' features; may be empty with `under`.
             mpp: microns per pixel of the tiles.
             slide_ids: names of the tiles' slides; None for all.
             pixels: "none", "jpeg" (as stored) or "uint8" (decoded).

@@ -71,7 +71,7 @@ def _at_number(store: Store, config: LakeConfig, version: int | None, check: Che
         if version is None or isinstance(error, BucketError):
             raise
         newest = Lake(store, config)
-        if version in _kept(newest):
+        if version in _catalog_versions(newest):
             raise
         named = {at: name for name, at in newest.snapshots().items()}
         msg = (
@@ -82,7 +82,7 @@ def _at_number(store: Store, config: LakeConfig, version: int | None, check: Che
         raise LakeError(msg) from error
 
 
-def _kept(lake: Lake) -> set[int]:
+def _catalog_versions(lake: Lake) -> set[int]:
     """Return all versions of a lake's catalog, including versions that changed only an index."""
     return {int(entry["version"]) for entry in lake.table(CATALOG).versions()}
 

@@ -18,7 +18,7 @@ class RenameOptions:
 
     Attributes:
         old: Name of a slide, a teacher or an annotation.
-        new: Its new name.
+        new: New name of the slide, teacher or annotation.
         kind: slide, teacher or annotation, where several have this name.
     """
 

@@ -28,7 +28,7 @@ def installed_licences(root: str = "slidelake") -> list[dict[str, Any]]:
             "copyleft": copyleft_of(licence_of(package)),
             "needed_by": needed_by,
         }
-        for package, needed_by in _installed(root)
+        for package, needed_by in _installed_packages(root)
     ]
     return sorted(rows, key=lambda row: str(row["package"]).lower())
 
@@ -62,17 +62,17 @@ def copyleft_of(licence: str) -> str | None:
     ('weak', None)
     """
     while inner := re.search(r"\(([^()]*\bOR\b[^()]*)\)", licence):
-        licence = licence.replace(inner[0], _mildest(inner[1]))
-    return _kind(_mildest(licence))
+        licence = licence.replace(inner[0], _mildest_licence(inner[1]))
+    return _copyleft_kind(_mildest_licence(licence))
 
 
-def _mildest(choices: str) -> str:
+def _mildest_licence(choices: str) -> str:
     """Return the alternative with the weakest copyleft."""
     order = [None, "weak", "strong"]
-    return min(choices.split(" OR "), key=lambda choice: order.index(_kind(choice)))
+    return min(choices.split(" OR "), key=lambda choice: order.index(_copyleft_kind(choice)))
 
 
-def _kind(text: str) -> str | None:
+def _copyleft_kind(text: str) -> str | None:
     # an exception (GCC's for its runtime libraries) lifts the condition
     text = re.sub(r"\bA?GPL\S* WITH \S+", "", text)
     if STRONG.search(re.sub(r"LGPL\S*", "", text)):
@@ -80,7 +80,7 @@ def _kind(text: str) -> str | None:
     return "weak" if WEAK.search(text) else None
 
 
-def _installed(root: str) -> Iterator[tuple[Distribution, str]]:
+def _installed_packages(root: str) -> Iterator[tuple[Distribution, str]]:
     """Return each installed package below `root` once, with the package that requires it."""
     installed = {canonicalize_name(package.name): package for package in distributions()}
     own = installed.get(canonicalize_name(root))

@@ -3,7 +3,7 @@
 Each field is an option with the field's type and default; its help is its entry under
 `Attributes:` in the docstring of the class. `Annotated[T, typer.Option("--name", metavar=...)]`
 gives what a field alone cannot, `Annotated[T, typer.Argument(...)]` makes it positional. A field
-whose type is itself a dataclass is a group: its fields become options of the same command, under
+with a dataclass type is a group: its fields become options of the same command, under
 the heading `PANEL` of the group; a field marked with `FieldOptions` holds the options that set
 fields of a run's settings. A command is a function of the finished dataclass.
 """

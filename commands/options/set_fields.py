@@ -60,8 +60,8 @@ def with_values(settings: Settings, changes: Mapping[str, object]) -> Settings:
         branch = tree
         for group in groups:
             branch = branch.setdefault(group, {})
-        branch[name] = _Leaf(setting)
-    return cast("Settings", _rebuilt(settings, tree))
+        branch[name] = _NewValue(setting)
+    return cast("Settings", _rebuilt_settings(settings, tree))
 
 
 def field_paths(settings: object, prefix: str = "") -> Iterator[str]:
@@ -117,7 +117,7 @@ def type_text(field_type: object) -> str:
     return words.get(cast("type", field_type), "none" if field_type is NoneType else "JSON")
 
 
-class _Leaf:
+class _NewValue:
     """A new value, at the end of a path."""
 
     def __init__(self, setting: object) -> None:
@@ -196,12 +196,14 @@ def field_at(settings: object, path: str) -> FieldPlace:
     return FieldPlace(owner=owner, name=last, type=field_type, value=node)
 
 
-def _rebuilt(settings: object, tree: Mapping[str, Any]) -> object:
+def _rebuilt_settings(settings: object, tree: Mapping[str, Any]) -> object:
     if isinstance(settings, Mapping):
         return {**settings, **{key: leaf.setting for key, leaf in tree.items()}}
     children = _children(settings)
     changed = {
-        name: branch.setting if isinstance(branch, _Leaf) else _rebuilt(children[name], branch)
+        name: branch.setting
+        if isinstance(branch, _NewValue)
+        else _rebuilt_settings(children[name], branch)
         for name, branch in tree.items()
     }
     if isinstance(settings, tuple):

@@ -35,7 +35,7 @@ class GridOptions:
             tiles are copied as they are, without loss and about 5 times as fast.
         stride_px: Pixels from one tile to the next; the side of a tile for a new lake. Less makes
             tiles overlap.
-        mix_codecs: With native: encode slides without such tiles; else they fail.
+        mix_codecs: Encode slides without such tiles, with native; else they fail.
         tissue_min: Least share of tissue in a tile; 0.1 for a new lake.
     """
 

@@ -63,8 +63,8 @@ MIL_OPTIONS = (
         flag="--pseudo-tiles",
         path="fit.pseudo_tiles",
         panel=TRAINING,
-        text="Train a tile classifier on the tiles with the highest and lowest scores of each bag, "
-        "so many of each (MILTS); 0 for none.",
+        text="Number of tiles with the highest, and as many with the lowest, scores of each bag to "
+        "train a tile classifier on (MILTS); 0 for none.",
     ),
     *TRAINING_OPTIONS,
     *COMPARISON_OPTIONS,

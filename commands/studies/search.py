@@ -1,4 +1,4 @@
-"""`slidelake search`: the tiles or slides nearest to one of them."""
+"""`slidelake search`: the tiles or slides nearest to a tile or slide."""
 
 from dataclasses import dataclass
 from pathlib import Path

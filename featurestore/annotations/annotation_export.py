@@ -1,4 +1,4 @@
-"""Export of annotations: of one slide, and whole tables as CSV."""
+"""Export of annotations: one slide's values, and whole tables as CSV."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,7 +18,7 @@ def _no_columns() -> pl.DataFrame:
 
 @dataclass(frozen=True, kw_only=True)
 class SlideAnnotations:
-    """Annotations of one slide, of its tiles and of its patient.
+    """The annotations of one slide, its tiles and its patient.
 
     Attributes:
         tiles: reads a column for each annotation of tiles, in the order of the tiles.
@@ -59,7 +59,7 @@ class AnnotationsOut:
     ) -> SlideAnnotations:
         """Return the annotations of a slide, its tiles at the place that a catalog row names."""
         ids = {SLIDE: slide_id, PATIENT: patient_id}
-        values = {
+        slide_values = {
             name: rows[key]
             for name, rows in self._rows.items()
             if (key := ids[self.annotations[name].level]) is not None and key in rows
@@ -68,7 +68,7 @@ class AnnotationsOut:
         def tiles() -> pl.DataFrame:
             return tile_columns(self.lake, catalog, self.columns)
 
-        return SlideAnnotations(tiles=tiles, values=values, mark=self.mark)
+        return SlideAnnotations(tiles=tiles, values=slide_values, mark=self.mark)
 
     def tables(self) -> Iterator[tuple[str, pl.DataFrame]]:
         """Yield each annotation's name with its table, as `lake.annotation` reads it."""

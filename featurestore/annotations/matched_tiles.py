@@ -31,9 +31,9 @@ def matched_tiles_of(
             each other on one tile.
     """
     if "tile_id" in table.frame.columns:
-        tiles_by_mpp, unmet = _by_key(lake, table)
+        tiles_by_mpp, unmet = _tiles_by_key(lake, table)
     else:
-        tiles_by_mpp, unmet = _by_place(lake, table, mpp)
+        tiles_by_mpp, unmet = _tiles_by_place(lake, table, mpp)
     tiles_by_mpp = {at: frame for at, frame in tiles_by_mpp.items() if frame.height}
     if not tiles_by_mpp:
         msg = (
@@ -44,7 +44,9 @@ def matched_tiles_of(
     return tiles_by_mpp, unmet
 
 
-def _by_key(lake: Lake, table: AnnotationTable) -> tuple[dict[float, pl.DataFrame], list[str]]:
+def _tiles_by_key(
+    lake: Lake, table: AnnotationTable
+) -> tuple[dict[float, pl.DataFrame], list[str]]:
     slides, mpps, _, _ = tile_parts(table.frame["tile_id"].to_numpy())
     rows = table.frame.with_columns(slide=pl.Series(slides).cast(pl.Int32), at=pl.Series(mpps))
     tiles_by_mpp: dict[float, pl.DataFrame] = {}
@@ -63,7 +65,7 @@ def _by_key(lake: Lake, table: AnnotationTable) -> tuple[dict[float, pl.DataFram
     return tiles_by_mpp, [f"tile {key}" for key in lost["tile_id"]]
 
 
-def _by_place(
+def _tiles_by_place(
     lake: Lake, table: AnnotationTable, mpp: float | None
 ) -> tuple[dict[float, pl.DataFrame], list[str]]:
     rows = _with_mpp(lake, table.frame, mpp)

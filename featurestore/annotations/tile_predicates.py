@@ -1,6 +1,6 @@
 """Predicates on tiles that name annotations: `region = 'tumour' AND clinical.grade > 1`.
 
-Columns of tiles stand in the tiles' own rows. What is known of a slide or its patient is the same
+Columns of tiles are in the tiles' own rows. An annotation of a slide or its patient is the same
 for all of its tiles, so its value is written into the predicate, slide by slide.
 """
 

@@ -202,7 +202,7 @@ class Committer:
         todo = [
             cut
             for cut in {cut.row["slide"]: cut for cut in cuts}.values()
-            if shards.get(cut.row["slide"]) != _shard(cut, mpp)
+            if shards.get(cut.row["slide"]) != _shard_and_crc32(cut, mpp)
         ]
         return todo, set(shards)
 
@@ -331,6 +331,6 @@ def _as_known(row: Row, lake_row: Row) -> Row:
     }
 
 
-def _shard(cut: SlideCut, mpp: float) -> tuple[str | None, int | None]:
+def _shard_and_crc32(cut: SlideCut, mpp: float) -> tuple[str | None, int | None]:
     shard = cut.grids[mpp].shard
     return (shard.path, shard.crc32) if shard else (None, None)

@@ -47,14 +47,14 @@ def append_tiles(
         drop=f"mpp = {mpp} AND {among(old)}" if old else None,
         file=str(new[0].files[0].path) if new else None,
     )
-    gone, edited = _without(ledger, mpp, old)
+    gone, edited = _fragments_without(ledger, mpp, old)
     if new or gone or edited:
-        _update(store, rel, change, new=new, edited=edited, gone=gone, group=group)
+        _commit_update(store, rel, change, new=new, edited=edited, gone=gone, group=group)
     else:
         group.without_commit(change)
 
 
-def _without(
+def _fragments_without(
     ledger: Ledger, mpp: float, slides: Sequence[int]
 ) -> tuple[list[int], list[lance.FragmentMetadata]]:
     """Return the fragments that hold only these slides, and the others without them."""
@@ -71,7 +71,7 @@ def _without(
     return gone, edited
 
 
-def _update(
+def _commit_update(
     store: Store,
     rel: str,
     change: Change,
@@ -101,21 +101,21 @@ def _update(
 
 def drop_fragment(store: Store, rel: str, fragment: int) -> None:
     """Remove a fragment from a table without a change of the catalog, which never listed it."""
-    _update(store, rel, Change(), gone=[fragment])
+    _commit_update(store, rel, Change(), gone=[fragment])
 
 
 def drop_tiles(ledger: Ledger, mpp: float, slides: Sequence[int], group: Group) -> None:
     """Delete all rows of slides at an mpp, with their features."""
     change = Change(drop=f"mpp = {mpp} AND {among(slides)}")
-    gone, edited = _without(ledger, mpp, slides)
-    _update(ledger.store, features_table(mpp), change, gone=gone, edited=edited, group=group)
+    gone, edited = _fragments_without(ledger, mpp, slides)
+    _commit_update(ledger.store, features_table(mpp), change, gone=gone, edited=edited, group=group)
 
 
 def drop_rows(store: Store, mpp: float, fragment: int, slides: Sequence[int]) -> Change:
     """Delete rows of slides in one fragment; the catalog does not change."""
     rel = features_table(mpp)
     rest = open_table(store, rel).get_fragment(fragment).delete(among(slides))
-    return _update(
+    return _commit_update(
         store, rel, Change(), gone=[] if rest else [fragment], edited=[rest] if rest else []
     )
 
@@ -131,7 +131,7 @@ def drop_column(store: Store, mpp: float, teacher: str, fragments: Sequence[int]
     drop = f"mpp = {mpp} AND teacher = '{teacher}' AND fragment IN ({numbers})"
     # Named, so that an index over it forgets these fragments instead of proposing their nulls.
     fields = [] if field is None else [field]
-    return _update(store, rel, Change(drop=drop), edited=edited, fields=fields)
+    return _commit_update(store, rel, Change(drop=drop), edited=edited, fields=fields)
 
 
 def _without_field(metadata: lance.FragmentMetadata, field: int | None) -> lance.FragmentMetadata:
@@ -150,7 +150,7 @@ def replace_fragments(
     """Replace several fragments by one with the same rows; `rows` are their catalog rows."""
     drop = f"mpp = {mpp} AND {among([row['slide'] for row in rows])}"
     change = Change(add=rows, drop=drop, file=str(new.files[0].path))
-    return _update(store, features_table(mpp), change, new=[new], gone=old)
+    return _commit_update(store, features_table(mpp), change, new=[new], gone=old)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,7 +172,7 @@ def prepare_columns(ledger: Ledger, mpp: float, files: Sequence[ColumnFile]) -> 
     """Check and return one teacher's finished columns; complete fragments are left out.
 
     Raises:
-        DamageError: a file is gone or its rows are not those of its fragment.
+        DamageError: a file is gone or its rows are not its fragment's rows.
     """
     rel = features_table(mpp)
     table = open_table(ledger.store, rel)

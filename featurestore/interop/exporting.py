@@ -1,7 +1,7 @@
 """Export of a lake to the files of another tool, slide after slide; each file appears whole.
 
-Complete files are left as they are, so an export that was killed goes on, and one of a lake that
-has grown writes what is new.
+Complete files are left as they are, so a killed export can be continued, and an export of a lake
+that has grown writes what is new.
 """
 
 import json
@@ -76,7 +76,7 @@ def export_folder(
         teachers: names of the teachers to export; none for all that the lake has at this mpp.
         mpp: microns per pixel of the tiles; needed if the lake has several.
         version: version of the lake, a number or a snapshot's name; None for its newest.
-        tiles: also write the tiles where the format leaves them out (GeoJSON: as rectangles).
+        tiles: whether to write tiles where the format leaves them out (GeoJSON: as rectangles).
         on_slide: called after each slide with the number of files written.
 
     Raises:
@@ -84,8 +84,8 @@ def export_folder(
     """
     writer = writer_of(format)
     lake = open_lake(lake_uri, version=version)
-    mpp = _mpp(lake, mpp, needed=FORMATS[format].writes_tiles or tiles)
-    task = _Task(lake, mpp, teachers, writes_features=FORMATS[format].writes_features)
+    mpp = _export_mpp(lake, mpp, needed=FORMATS[format].writes_tiles or tiles)
+    task = _ExportTask(lake, mpp, teachers, writes_features=FORMATS[format].writes_features)
     summary = ExportResult(out=os.fspath(out), format=format, version=lake.version)
     with Outbox(out) as box:
         for slide_id, slide in task.slides(summary):
@@ -114,7 +114,7 @@ def _write_annotations(box: Outbox, annotations: AnnotationsOut) -> int:
     return written
 
 
-def _mpp(lake: Lake, mpp: float | None, *, needed: bool) -> float | None:
+def _export_mpp(lake: Lake, mpp: float | None, *, needed: bool) -> float | None:
     if mpp is not None:
         return lake.known_mpp(mpp)
     if not needed or len(lake.config.mpps) == 1:
@@ -123,7 +123,7 @@ def _mpp(lake: Lake, mpp: float | None, *, needed: bool) -> float | None:
     raise InteropError(msg)
 
 
-class _Task:
+class _ExportTask:
     """The slides to be exported of a lake; its catalog is read once per 256 slides."""
 
     def __init__(

@@ -64,10 +64,10 @@ def dataset(file: h5py.File, name: str) -> h5py.Dataset:
 
 def plain_attrs(node: h5py.Dataset | h5py.File) -> dict[str, Any]:
     """Return attributes as plain Python values; TRIDENT's 'None' is None."""
-    return {str(name): _plain(attribute) for name, attribute in node.attrs.items()}
+    return {str(name): _plain_attribute(attribute) for name, attribute in node.attrs.items()}
 
 
-def _plain(attribute: Any) -> Any:  # noqa: ANN401 - whatever the file holds
+def _plain_attribute(attribute: Any) -> Any:  # noqa: ANN401 - whatever the file holds
     if isinstance(attribute, h5py.Empty):
         return None
     if isinstance(attribute, bytes):
@@ -78,10 +78,10 @@ def _plain(attribute: Any) -> Any:  # noqa: ANN401 - whatever the file holds
 
 
 def number(attrs: dict[str, Any], name: str, path: Path) -> float:
-    """Return an attribute that must be there and be a positive number.
+    """Return an attribute that must be a positive number.
 
     Raises:
-        InteropError: it is not.
+        InteropError: the attribute is missing or not a positive number.
     """
     attribute = attrs.get(name)
     if (
@@ -95,10 +95,10 @@ def number(attrs: dict[str, Any], name: str, path: Path) -> float:
 
 
 def whole(length: float, name: str, path: Path) -> int:
-    """Return a number that must be whole, as a side in pixels is.
+    """Return a length in pixels that must be a whole number.
 
     Raises:
-        InteropError: it is not.
+        InteropError: the length is not a whole number.
     """
     if abs(length - round(length)) > 1e-6 * max(1.0, abs(length)):
         msg = f"{path}: {name} is {length}; it must be a whole number of pixels"
@@ -123,7 +123,7 @@ def coordinates(coords: npt.NDArray[Any], path: Path) -> Int64Array:
     Raises:
         InteropError: another shape, or coordinates that are not whole numbers.
     """
-    coords = _unbatched(coords)
+    coords = _without_batch_axis(coords)
     if coords.ndim != 2 or coords.shape[1] != 2:
         msg = f"{path}: coords have the shape {coords.shape}; (N, 2) is needed"
         raise InteropError(msg)
@@ -140,14 +140,14 @@ def coordinates(coords: npt.NDArray[Any], path: Path) -> Int64Array:
 def feature_matrix(features: npt.NDArray[Any], tiles: int, path: Path) -> FloatArray:
     """Return features [N, D] as a file has them, checked against the number of tiles.
 
-    A batch of one, [1, N, D], counts as its only bag; opaque values of two bytes (`V2`), which
-    is what NumPy and HDF5 make of bfloat16, are returned as float32.
+    A batch of one, [1, N, D], counts as its only bag; opaque values of two bytes (`V2`), which is
+    how NumPy and HDF5 read bfloat16, are returned as float32.
 
     Raises:
         InteropError: another shape or type, another number of rows, or a value that is NaN or
             infinite; the first such row is named.
     """
-    features = _from_bfloat16(_unbatched(features))
+    features = _from_bfloat16(_without_batch_axis(features))
     if tiles == 0 and features.size == 0:
         return np.zeros((0, features.shape[1] if features.ndim == 2 else 0), np.float32)
     if features.ndim != 2 or features.dtype.kind != "f":
@@ -164,7 +164,7 @@ def feature_matrix(features: npt.NDArray[Any], tiles: int, path: Path) -> FloatA
     return features
 
 
-def _unbatched(batch: npt.NDArray[Any]) -> npt.NDArray[Any]:
+def _without_batch_axis(batch: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """Return an array [1, N, D] as [N, D], any other array unchanged."""
     return batch[0] if batch.ndim == 3 and len(batch) == 1 else batch
 

@@ -42,18 +42,18 @@ def read_splits(path: str | os.PathLike[str]) -> pl.DataFrame:
     """
     file = Path(path)
     with tables_raise(InteropError):
-        splits = _read(file)
+        splits = _split_table(file)
     _refuse_leaks(splits, file)
     return splits
 
 
-def _read(file: Path) -> pl.DataFrame:
+def _split_table(file: Path) -> pl.DataFrame:
     if file.is_dir():
         return _clam_folder(file)
     if file.suffix == ".json":
-        return _stamp(file)
+        return _stamp_splits(file)
     table = read_table(file)
-    return _patho_bench(table, file) if _folds(table) else _clam(table, file)
+    return _patho_bench(table, file) if _folds(table) else _clam_splits(table, file)
 
 
 def _clam_folder(folder: Path) -> pl.DataFrame:
@@ -65,10 +65,10 @@ def _clam_folder(folder: Path) -> pl.DataFrame:
     if not files:
         msg = f"{folder} has no splits_<k>.csv; known forms are: {KNOWN}"
         raise InteropError(msg)
-    return pl.concat([_clam(read_table(files[k]), files[k]) for k in sorted(files)])
+    return pl.concat([_clam_splits(read_table(files[k]), files[k]) for k in sorted(files)])
 
 
-def _clam(table: UserTable, file: Path) -> pl.DataFrame:
+def _clam_splits(table: UserTable, file: Path) -> pl.DataFrame:
     match = CLAM_NAME.fullmatch(file.name)
     fold = int(match[1]) if match else 0
     if set(table.columns) != set(PARTS) or file.name.endswith("_descriptor.csv"):
@@ -107,7 +107,7 @@ def _ids(column: pl.Series) -> list[str]:
     return names.to_list()
 
 
-def _stamp(file: Path) -> pl.DataFrame:
+def _stamp_splits(file: Path) -> pl.DataFrame:
     try:
         splits = json.loads(file.read_text())["splits"]
         rows = [

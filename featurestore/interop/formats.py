@@ -35,8 +35,8 @@ class Format:
     Attributes:
         reader: module in `readers/`; None if the format is only written.
         writer: module in `writers/`; None if the format is only read.
-        writes_features: whether teachers' features are written; else none are looked up.
-        writes_tiles: whether tiles are written always, which takes one mpp; else on request.
+        writes_features: whether teachers' features are written; if not, none are read.
+        writes_tiles: whether tiles are always written, which needs one mpp, or only on request.
     """
 
     reader: str | None = None
@@ -86,7 +86,7 @@ def writer_of(name: str) -> ModuleType:
 def find_sources(
     folder: str | Path, name: str, facts: ImportFacts
 ) -> tuple[list[SlideFiles], list[Problem]]:
-    """Return the slides under a folder by their files' names, and files that are not taken.
+    """Return the slides under a folder by their files' names, and the files with problems.
 
     Raises:
         InteropError: no such folder, or nothing of this format in it; other formats of which

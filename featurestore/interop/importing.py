@@ -125,7 +125,7 @@ def _known_mpp(lake: Lake | None, sources: Sequence[SlideFiles]) -> Callable[[st
 def _sizes(
     sources: Sequence[SlideFiles], format_name: str, facts: ImportFacts
 ) -> set[tuple[int, float]]:
-    """Return the tile sizes and mpps of all files that can be read.
+    """Return the distinct (tile side in pixels, mpp) of all readable files.
 
     Raises:
         InteropError: none of the files can be read.
@@ -179,7 +179,7 @@ class _Import:
         """Add all slides to the lake; return the slides in the lake, without coordinates."""
         in_lake: list[_Slide] = []
         for batch in self._batches(sources):
-            kept = self._commit(batch)
+            kept = self._commit_tiles(batch)
             in_lake += [replace(slide, grids={}) for slide in kept]
         self.summary.slides = len(in_lake)
         return in_lake
@@ -189,7 +189,7 @@ class _Import:
         since = time.monotonic()
         by_slide = sorted(sources, key=lambda source: source.slide_id)
         for slide_id, group in itertools.groupby(by_slide, key=lambda source: source.slide_id):
-            slide = self._read(slide_id, list(group))
+            slide = self._readable_slide(slide_id, list(group))
             batch += [slide] if slide.grids else []
             full = len(batch) >= COMMIT_SLIDES or sum(s.rows for s in batch) >= ROWS_PER_FRAGMENT
             if batch and (full or time.monotonic() - since > COMMIT_S):
@@ -198,7 +198,7 @@ class _Import:
         if batch:
             yield batch
 
-    def _read(self, slide_id: str, sources: Sequence[SlideFiles]) -> _Slide:
+    def _readable_slide(self, slide_id: str, sources: Sequence[SlideFiles]) -> _Slide:
         slide = _Slide(slide_id=slide_id, grids={}, sources=defaultdict(list))
         for source in sources:
             try:
@@ -214,7 +214,7 @@ class _Import:
             slide.sources[mpp].append(source)
         return slide
 
-    def _commit(self, batch: Sequence[_Slide]) -> list[_Slide]:
+    def _commit_tiles(self, batch: Sequence[_Slide]) -> list[_Slide]:
         """Commit the tiles that the lake lacks; return the slides that are in the lake now."""
         names = [slide.slide_id for slide in batch]
         lake_rows = {
@@ -222,7 +222,7 @@ class _Import:
             for mpp in self.lake.config.mpps
             for row in self.lake.tiles_of(mpp=mpp, slide_ids=names).to_dicts()
         }
-        kept = [self._matching(slide, lake_rows) for slide in batch]
+        kept = [self._with_matching_grids(slide, lake_rows) for slide in batch]
         new_grids = {
             slide.slide_id: {
                 m: t for m, t in slide.grids.items() if (slide.slide_id, m) not in lake_rows
@@ -236,7 +236,9 @@ class _Import:
             self.on_slide(name, "tiles")
         return [slide for slide in kept if slide.grids]
 
-    def _matching(self, slide: _Slide, lake_rows: dict[tuple[str, float], Row]) -> _Slide:
+    def _with_matching_grids(
+        self, slide: _Slide, lake_rows: dict[tuple[str, float], Row]
+    ) -> _Slide:
         """Return the slide without the grids that the lake has with other tiles."""
         grids = dict(slide.grids)
         for mpp, tiles in slide.grids.items():

@@ -40,7 +40,7 @@ def config_for(tile_sizes: Iterable[tuple[int, float]]) -> LakeConfig:
             "holds one size, so import the folders of each size into a lake of its own"
         )
         raise InteropError(msg)
-    mpps = {_rounded(near) for near in _groups(sorted({mpp for _, mpp in pairs}))}
+    mpps = {_nominal_mpp(near) for near in _groups(sorted({mpp for _, mpp in pairs}))}
     # Nothing is known of how tissue was chosen there: the settings are those of later ingests.
     return LakeConfig(tile_px=sizes[0], mpps=tuple(sorted(mpps)))
 
@@ -57,7 +57,7 @@ def _groups(mpps: Sequence[float]) -> Iterator[list[float]]:
         yield group
 
 
-def _rounded(near: Sequence[float]) -> float:
+def _nominal_mpp(near: Sequence[float]) -> float:
     middle = statistics.median(near)
     usual = min(USUAL_MPPS, key=lambda mpp: abs(mpp / middle - 1))
     mpp = usual if abs(usual / middle - 1) <= MPP_TOLERANCE else middle
@@ -116,12 +116,12 @@ def grid_of(row: Row, tiles: SlideTiles, mpp: float, config: LakeConfig) -> Grid
         effective_mpp=tiles.effective_mpp,
         tile_px_level0=tiles.tile_px_level0,
         grid_px_level0=cells.step_px,
-        grid_width=_cells(tiles.width_px, cells.step_px, columns["grid_x"]),
-        grid_height=_cells(tiles.height_px, cells.step_px, columns["grid_y"]),
+        grid_width=_cell_count(tiles.width_px, cells.step_px, columns["grid_x"]),
+        grid_height=_cell_count(tiles.height_px, cells.step_px, columns["grid_y"]),
     )
 
 
-def _cells(size_px: int | None, step_px: int, used: np.ndarray) -> int:
+def _cell_count(size_px: int | None, step_px: int, used: np.ndarray) -> int:
     needed = int(used.max()) + 1 if used.size else 0
     return max(needed, math.ceil(size_px / step_px) if size_px else 0)
 
@@ -153,7 +153,7 @@ def slide_row(format_name: str, grids: Mapping[float, SlideTiles]) -> Row:
 
 
 def fingerprint(path: Path) -> tuple[int, str]:
-    """Return a file's size, and a mark of it: size and CRC-32 of its first and last 64 KiB."""
+    """Return a file's size in bytes, and a mark: size and CRC-32 of its first and last 64 KiB."""
     size = path.stat().st_size
     with path.open("rb") as file:
         crc = zlib.crc32(file.read(END_BYTES))

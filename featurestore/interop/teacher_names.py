@@ -24,7 +24,7 @@ def name_teachers(
         InteropError: a folder has no name, or a name or folder that the user gave is not there.
     """
     plain = [text for text in facts.teachers if "=" not in text]
-    named = dict(_named(text, folders, root) for text in facts.teachers if "=" in text)
+    named = dict(_named_folders(text, folders, root) for text in facts.teachers if "=" in text)
     flat = {folder: name for name, named_folders in named.items() for folder in named_folders}
     rest = {folder: own for folder, own in folders.items() if folder not in flat}
     unknown = [folder for folder, own in rest.items() if own is None]
@@ -43,19 +43,21 @@ def name_teachers(
     return {**flat, **{f: own for f, own in rest.items() if own and (not plain or own in plain)}}
 
 
-def _named(text: str, folders: Mapping[Path, str | None], root: Path) -> tuple[str, list[Path]]:
+def _named_folders(
+    text: str, folders: Mapping[Path, str | None], root: Path
+) -> tuple[str, list[Path]]:
     name, _, folder_name = text.partition("=")
     parts = Path(folder_name).parts
     matching_folders = [f for f in folders if parts and f.parts[-len(parts) :] == parts]
     if not name or not matching_folders:
-        short_names = ", ".join(sorted(_short(folder, root) for folder in folders)) or "none"
+        short_names = ", ".join(sorted(_short_path(folder, root) for folder in folders)) or "none"
         msg = f"--teacher {text}: no such folder of features under {root}; there are: {short_names}"
         raise InteropError(msg)
     return name, matching_folders
 
 
 def _missing_name_message(unknown: list[Path], root: Path, tool: str) -> str:
-    short_names = ", ".join(sorted(_short(folder, root) for folder in unknown))
+    short_names = ", ".join(sorted(_short_path(folder, root) for folder in unknown))
     if len(unknown) == 1:
         return (
             f"{tool} files do not say their encoder; give --teacher NAME for the features in "
@@ -67,5 +69,5 @@ def _missing_name_message(unknown: list[Path], root: Path, tool: str) -> str:
     )
 
 
-def _short(folder: Path, root: Path) -> str:
+def _short_path(folder: Path, root: Path) -> str:
     return str(folder.relative_to(root)) if folder.is_relative_to(root) else str(folder)

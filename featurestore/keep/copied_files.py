@@ -1,6 +1,6 @@
 """Copies of files from one store to another; files that are there already are skipped.
 
-A file appears in its place whole or not at all, so a copy that was killed goes on where it was.
+A file appears in its place whole or not at all, so a killed copy continues where it stopped.
 """
 
 import os
@@ -61,13 +61,13 @@ def copy_files(
         for file in files:
             if len(running) >= 64:  # not all at once: there may be a million
                 done, running = wait(running, return_when=FIRST_COMPLETED)
-                count += _finish(done, running, on_file)
+                count += _finish_copies(done, running, on_file)
             running.add(pool.submit(_copy, source, target, file))
-        count += _finish(wait(running).done, set(), on_file)
+        count += _finish_copies(wait(running).done, set(), on_file)
     return count
 
 
-def _finish(
+def _finish_copies(
     done: set[Future[int]], running: set[Future[int]], on_file: Callable[[int], None]
 ) -> int:
     try:
@@ -87,9 +87,9 @@ def _copy(source: Store, target: Store, file: FileInfo) -> int:
             if source.is_local:
                 shutil.copyfile(source.path(file.path), local)
             else:
-                _fetch(source, file, local)
+                _fetch_file(source, file, local)
             if target.is_local:
-                _synced(local)
+                _synced_file(local)
             target.publish(local, file.path)
     except FileNotFoundError as error:
         msg = (
@@ -102,13 +102,13 @@ def _copy(source: Store, target: Store, file: FileInfo) -> int:
     return file.bytes
 
 
-def _fetch(source: Store, file: FileInfo, local: Path) -> None:
+def _fetch_file(source: Store, file: FileInfo, local: Path) -> None:
     with local.open("wb") as out:
         for start in range(0, file.bytes, CHUNK_BYTES):
             out.write(source.read_range(file.path, start, min(CHUNK_BYTES, file.bytes - start)))
 
 
-def _synced(path: Path) -> None:
+def _synced_file(path: Path) -> None:
     """Have a file on the disk before it gets its name."""
     descriptor = os.open(path, os.O_RDONLY)
     try:

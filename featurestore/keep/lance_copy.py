@@ -87,12 +87,12 @@ def copy_lake(
     if to.uri.startswith(f"{lake.store.uri.rstrip('/')}/"):
         msg = f"{to.uri} is inside the lake {lake.store.uri}; give a folder or URL outside it"
         raise LakeError(msg)
-    pinned = _resumed(lake, to, version)
+    pinned = _version_to_resume(lake, to, version)
     lake = lake if pinned is None else open_lake(source, version=pinned)
-    with _protected(lake):
+    with _vacuum_prevented(lake):
         to.fs.makedirs(to.root, exist_ok=True)
         to.write_bytes(MARK, json.dumps({"of": lake.uri, "version": lake.version}).encode())
-        files = _plan(lake)
+        files = _files_to_copy(lake)
         target_files = {
             file.path: file for file in to.walk() if not file.path.startswith("leases/")
         }
@@ -102,16 +102,16 @@ def copy_lake(
         to.remove([path for path in target_files if path not in files and path not in LEFT_OUT])
         _write_roots(lake, to)
         to.write_bytes(LAKE_FILE, lake.store.read_bytes(LAKE_FILE))
-    return _checked(lake, to, files, copied)
+    return _checked_copy(lake, to, files, copied)
 
 
-def _resumed(lake: Lake, to: Store, version: int | str | None) -> int | None:
+def _version_to_resume(lake: Lake, to: Store, version: int | str | None) -> int | None:
     """Return the version of an unfinished copy that can be continued; None to begin anew.
 
     Raises:
         LakeError: something else is at the target, or it is the lake or inside it.
     """
-    mark = _mark(to)
+    mark = _copy_mark(to)
     if mark is None:
         if to.names(""):
             state = "a lake" if to.exists(LAKE_FILE) else "not empty"
@@ -129,7 +129,7 @@ def _resumed(lake: Lake, to: Store, version: int | str | None) -> int | None:
     return pinned if pinned in versions else None
 
 
-def _mark(to: Store) -> dict[str, Any] | None:
+def _copy_mark(to: Store) -> dict[str, Any] | None:
     try:
         mark = json.loads(to.read_bytes(MARK))
     except FileNotFoundError:
@@ -142,7 +142,7 @@ def _mark(to: Store) -> dict[str, Any] | None:
 
 
 @contextlib.contextmanager
-def _protected(lake: Lake) -> Iterator[None]:
+def _vacuum_prevented(lake: Lake) -> Iterator[None]:
     """Keep a vacuum from removing files during the copy; a read-only lake has no vacuum."""
     with contextlib.ExitStack() as stack:
         try:
@@ -155,7 +155,7 @@ def _protected(lake: Lake) -> Iterator[None]:
 # ---------------------------------------------------------------------- which files
 
 
-def _plan(lake: Lake) -> dict[str, FileInfo]:
+def _files_to_copy(lake: Lake) -> dict[str, FileInfo]:
     """Return the files that the copy needs, as they are in the lake.
 
     Raises:
@@ -166,7 +166,7 @@ def _plan(lake: Lake) -> dict[str, FileInfo]:
     for folder in lake.store.names(""):
         if folder in LEFT_OUT or folder == "leases":
             continue
-        for file in _below(lake.store, folder):
+        for file in _files_below(lake.store, folder):
             if file.path in needed or _is_beside(file.path):
                 files[file.path] = file
     lost = sorted(needed - set(files))
@@ -179,7 +179,7 @@ def _plan(lake: Lake) -> dict[str, FileInfo]:
     return files
 
 
-def _below(store: Store, name: str) -> Iterator[FileInfo]:
+def _files_below(store: Store, name: str) -> Iterator[FileInfo]:
     """Yield a file, or all files below a folder."""
     empty = True
     for file in store.walk(name):
@@ -259,7 +259,7 @@ def _write_roots(lake: Lake, to: Store) -> None:
     record_roots(to, config)
 
 
-def _checked(lake: Lake, to: Store, files: dict[str, FileInfo], copied: int) -> Copied:
+def _checked_copy(lake: Lake, to: Store, files: dict[str, FileInfo], copied: int) -> Copied:
     """Open the copy, compare it with the lake and return its description."""
     copy = open_lake(to.uri)
     target_bytes = {file.path: file.bytes for file in to.walk()}

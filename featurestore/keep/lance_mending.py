@@ -93,7 +93,7 @@ def put_slide_rows_again(lake: Lake, damage: Sequence[Damage]) -> list[str]:
         table = open_table(lake.store, SLIDES)
         where = " OR ".join(f"({_read_as(one)})" for one in damage)
         removed, updated = without_rows(table, where)
-        rows = [_emptied(one, names, numbers) for one in damage]
+        rows = [_emptied_rows(one, names, numbers) for one in damage]
         fresh = pa.Table.from_pylist(
             [{name: row.get(name) for name in SLIDES_SCHEMA.names} for row in rows],
             schema=SLIDES_SCHEMA,
@@ -125,7 +125,7 @@ def _names_in_catalog(lake: Lake, damage: Sequence[Damage]) -> dict[int, str]:
     return dict(pairs)
 
 
-def _emptied(damage: Damage, names: dict[int, str], numbers: dict[str, int]) -> dict[str, Any]:
+def _emptied_rows(damage: Damage, names: dict[int, str], numbers: dict[str, int]) -> dict[str, Any]:
     number, name = damage.number, damage.slide or ""
     if number in names:
         name = names[number]
@@ -146,7 +146,7 @@ def _emptied(damage: Damage, names: dict[int, str], numbers: dict[str, int]) -> 
 def drop_features(lake: Lake, mpp: float, column: str, fragment: int, slides: set[int]) -> None:
     """Remove a column's values on some slides from a fragment; other slides keep theirs.
 
-    A column of a fragment is one file: it is written again with the undamaged slides' own values
+    A column of a fragment is one file: a new file is written with the undamaged slides' values
     and nulls for the others. Where nothing undamaged is left the whole column is removed.
 
     Args:
@@ -160,7 +160,7 @@ def drop_features(lake: Lake, mpp: float, column: str, fragment: int, slides: se
     with committer.exclusive():
         rows = committer.ledger.rows_in(mpp, fragment)
         table = open_table(lake.store, features_table(mpp))
-        parts = list(_undamaged(table, column, rows, fragment, slides))
+        parts = list(_undamaged_parts(table, column, rows, fragment, slides))
         if not parts:
             committer.apply([features.drop_column(lake.store, mpp, column, [fragment])])
             return
@@ -185,7 +185,7 @@ class _Part:
     column_rows: pa.Table
 
 
-def _undamaged(
+def _undamaged_parts(
     table: lance.LanceDataset,
     column: str,
     rows: Sequence[dict[str, Any]],

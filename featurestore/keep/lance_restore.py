@@ -77,7 +77,7 @@ def restore(uri: str | os.PathLike[str], version: int | str) -> Restored:
     with no_writers(store), commit_lock(store) as lease:
         tables = _whole_tables(store, config, version)
         for rel in lake_tables(config):
-            _set_aside(store, rel, tables[rel], done)
+            _set_manifests_aside(store, rel, tables[rel], done)
         roots = readable_roots(store) or record_roots(store, config)
         newest = {rel: newest_known(store, rel, roots) for rel in tables}
         _write_lost(store, config, roots, newest, done)
@@ -127,12 +127,12 @@ def _whole_tables(store: Store, config: LakeConfig, version: int) -> dict[str, i
     return tables
 
 
-def _set_aside(store: Store, rel: str, target: int, done: Restored) -> None:
+def _set_manifests_aside(store: Store, rel: str, target: int, done: Restored) -> None:
     """Move damaged manifests that are newer than the target, until the newest can be opened."""
     roots = readable_roots(store) or Roots(tables={})
     for version in reversed([number for number in versions_of(store, rel) if number > target]):
         path = manifest_path(store, rel, version)
-        if not damaged_files(store, roots, [path]) and _opens(store, rel, version):
+        if not damaged_files(store, roots, [path]) and _can_open(store, rel, version):
             return
         done.lost.setdefault(rel, []).append(version)
         done.set_aside.append(f"{ASIDE}/{path}")
@@ -140,7 +140,7 @@ def _set_aside(store: Store, rel: str, target: int, done: Restored) -> None:
         store.remove([path])
 
 
-def _opens(store: Store, rel: str, version: int) -> bool:
+def _can_open(store: Store, rel: str, version: int) -> bool:
     try:
         read(store, lambda: open_table(store, rel, version))
     except NO_DAMAGE:  # a manifest that can't be read now may be whole

@@ -28,7 +28,7 @@ from featurestore.tables.lance_tables import open_table
 from featurestore.tables.schema import CATALOG, SLIDES
 
 KEEP = 10
-# What no automatic vacuum removes: so many of the newest versions, and all of so many days.
+# An automatic vacuum keeps this number of newest versions, and all versions younger than the days.
 AUTO_KEEP, AUTO_DAYS = 100, 7.0
 # A search for old files reads every transaction of the catalog: not for a handful of versions.
 AUTO_LEAST = 20
@@ -60,10 +60,10 @@ def vacuum(lake: Lake, *, keep: int = KEEP, dry_run: bool = False) -> Vacuumed:
     with _exclusive_access(lake):
         catalog = open_table(lake.store, CATALOG)
         done = Vacuumed(kept=kept_versions(lake, lake_versions(catalog)[-max(1, keep) :]))
-        needed = _needed(lake, catalog, done.kept)
+        needed = _needed_versions(lake, catalog, done.kept)
         shards = named_shards(lake, needed[CATALOG])
         for rel, versions in needed.items():
-            _clean(open_table(lake.store, rel), versions, done, dry_run=dry_run)
+            _clean_table(open_table(lake.store, rel), versions, done, dry_run=dry_run)
         _remove_shards(lake, shards, done, dry_run=dry_run)
         _remove(lake, stray_files(lake.store, needed[SLIDES]), done, dry_run=dry_run)
     return done
@@ -87,25 +87,27 @@ def free_old_versions(
     """
     catalog = open_table(lake.store, CATALOG)
     numbers = [int(entry["version"]) for entry in catalog.versions()]
-    if len(_old(catalog, numbers, keep, days)) < AUTO_LEAST:
+    if len(_old_versions(catalog, numbers, keep, days)) < AUTO_LEAST:
         return None
     try:
         with _exclusive_access(lake):
             catalog = open_table(lake.store, CATALOG)
             lake_numbers = lake_versions(catalog)
-            old = _old(catalog, lake_numbers, keep, days)
+            old = _old_versions(catalog, lake_numbers, keep, days)
             recent = [version for version in lake_numbers if version not in old]
             done = Vacuumed(kept=kept_versions(lake, recent))
-            for rel, versions in _needed(lake, catalog, done.kept).items():
-                if _unneeded(table := open_table(lake.store, rel), versions):
-                    _clean(table, versions, done, dry_run=False)
+            for rel, versions in _needed_versions(lake, catalog, done.kept).items():
+                if _unneeded_versions(table := open_table(lake.store, rel), versions):
+                    _clean_table(table, versions, done, dry_run=False)
     except InUseError as error:
         log.info("old versions stay for now: %s", error)
         return None
     return done
 
 
-def _old(catalog: lance.LanceDataset, versions: Sequence[int], keep: int, days: float) -> set[int]:
+def _old_versions(
+    catalog: lance.LanceDataset, versions: Sequence[int], keep: int, days: float
+) -> set[int]:
     """Return the versions that are neither among the newest nor young."""
     since = dt.datetime.now() - dt.timedelta(days=days)  # Lance gives local times
     written = {int(entry["version"]): entry["timestamp"] for entry in catalog.versions()}
@@ -156,10 +158,12 @@ def _json(lake: Lake, path: str) -> Any:  # noqa: ANN401 - JSON is what it is
         raise LakeError(msg) from error
 
 
-def _needed(lake: Lake, catalog: lance.LanceDataset, kept: Sequence[int]) -> dict[str, set[int]]:
+def _needed_versions(
+    lake: Lake, catalog: lance.LanceDataset, kept: Sequence[int]
+) -> dict[str, set[int]]:
     """Return the versions of every table that the kept versions of the lake read.
 
-    All versions from the one in the catalog on stay: their commits may be unfinished.
+    All versions from the catalog's on stay: their commits may be unfinished.
     """
     needed: dict[str, set[int]] = {CATALOG: {*kept, catalog.version}}
     for rel, number in root_versions(catalog).items():
@@ -170,12 +174,14 @@ def _needed(lake: Lake, catalog: lance.LanceDataset, kept: Sequence[int]) -> dic
     return needed
 
 
-def _unneeded(table: lance.LanceDataset, needed: set[int]) -> list[int]:
+def _unneeded_versions(table: lance.LanceDataset, needed: set[int]) -> list[int]:
     return [int(v["version"]) for v in table.versions() if int(v["version"]) not in needed]
 
 
-def _clean(table: lance.LanceDataset, needed: set[int], done: Vacuumed, *, dry_run: bool) -> None:
-    old = _unneeded(table, needed)
+def _clean_table(
+    table: lance.LanceDataset, needed: set[int], done: Vacuumed, *, dry_run: bool
+) -> None:
+    old = _unneeded_versions(table, needed)
     options: dict[str, Any] = (
         {"versions": old}
         if old

@@ -1,6 +1,6 @@
 """Repair: removes parts that `verify` reports as damaged, or rebuilds them from whole files.
 
-Nothing undamaged is taken out: a slide whose shard alone is damaged keeps its rows and features, a
+Nothing undamaged is removed: a slide with only a damaged shard keeps its rows and features, a
 damaged bag of features is removed without its neighbours, an index is rebuilt. The steps form a
 list that can be read before; where a table of the newest version is damaged the list is empty,
 since by a table that can't be believed nothing can be judged.
@@ -111,7 +111,7 @@ def plan_repair(lake: Lake, verdict: Verdict) -> RepairPlan:
     plan = RepairPlan(left=[one for one in verdict.damage if one.part not in _STEPS])
     for part, steps in _STEPS.items():
         plan.steps += steps(lake, _steps_worth_doing(by_part, part))
-    plan.share = _share(lake, plan)
+    plan.share = _dropped_share(lake, plan)
     return plan
 
 
@@ -135,7 +135,7 @@ def _steps_worth_doing(by_part: dict[str, list[Damage]], part: str) -> list[Dama
     return [one for one in damage if part == TILES or (one.number, one.mpp) not in gone]
 
 
-def _share(lake: Lake, plan: RepairPlan) -> float:
+def _dropped_share(lake: Lake, plan: RepairPlan) -> float:
     dropped = sum(step.rows for step in plan.steps)
     if not dropped:
         return 0.0
@@ -143,7 +143,7 @@ def _share(lake: Lake, plan: RepairPlan) -> float:
     return float(dropped / max(int(rows or 0), 1))
 
 
-def _grouped(damage: Sequence[Damage], *names: str) -> dict[tuple[Any, ...], list[Damage]]:
+def _damage_by_place(damage: Sequence[Damage], *names: str) -> dict[tuple[Any, ...], list[Damage]]:
     groups: dict[tuple[Any, ...], list[Damage]] = {}
     for one in damage:
         groups.setdefault(tuple(getattr(one, name) for name in names), []).append(one)
@@ -168,33 +168,33 @@ def _root_steps(_: Lake, damage: Sequence[Damage]) -> Iterator[RepairStep]:
 
 
 def _index_steps(_: Lake, damage: Sequence[Damage]) -> Iterator[RepairStep]:
-    for (path,), group in _grouped(damage, "path").items():
+    for (path,), group in _damage_by_place(damage, "path").items():
         made = "is made again" if path in {SLIDES, CATALOG} else "is taken out"
         yield RepairStep(description=f"the index of {path} {made}", damage=tuple(group))
 
 
 def _stray_steps(lake: Lake, damage: Sequence[Damage]) -> Iterator[RepairStep]:
-    for (mpp, fragment), group in _grouped(damage, "mpp", "fragment").items():
+    for (mpp, fragment), group in _damage_by_place(damage, "mpp", "fragment").items():
         rows = count_rows(lake, mpp, fragment, [one.number for one in group])
         text = f"{rows} rows in fragment {fragment} at {mpp} mpp that the catalog does not name"
         yield RepairStep(description=f"{text} are dropped", rows=rows, damage=tuple(group))
 
 
 def _tiles_steps(lake: Lake, damage: Sequence[Damage]) -> Iterator[RepairStep]:
-    for (_number, slide, mpp), group in _grouped(damage, "number", "slide", "mpp").items():
+    for (_number, slide, mpp), group in _damage_by_place(damage, "number", "slide", "mpp").items():
         rows = _rows_of(lake, group)
         text = f"slide {slide}: its {rows} rows of tiles and features at {mpp} mpp are dropped"
         yield RepairStep(description=f"{text}; ingest it again", rows=rows, damage=tuple(group))
 
 
 def _row_steps(_: Lake, damage: Sequence[Damage]) -> Iterator[RepairStep]:
-    for (_number, slide), group in _grouped(damage, "number", "slide").items():
+    for (_number, slide), group in _damage_by_place(damage, "number", "slide").items():
         text = f"slide {slide}: its row in {SLIDES} is emptied; ingest it again"
         yield RepairStep(description=text, damage=tuple(group))
 
 
 def _shard_steps(_: Lake, damage: Sequence[Damage]) -> Iterator[RepairStep]:
-    for (_number, slide), group in _grouped(damage, "number", "slide").items():
+    for (_number, slide), group in _damage_by_place(damage, "number", "slide").items():
         text = f"slide {slide}: it becomes pending, its rows stay; ingest makes its shards again"
         yield RepairStep(description=text, damage=tuple(group))
 
@@ -206,7 +206,7 @@ def _shard_index_steps(_: Lake, damage: Sequence[Damage]) -> Iterator[RepairStep
 
 
 def _features_steps(lake: Lake, damage: Sequence[Damage]) -> Iterator[RepairStep]:
-    for (teacher, mpp), group in _grouped(damage, "teacher", "mpp").items():
+    for (teacher, mpp), group in _damage_by_place(damage, "teacher", "mpp").items():
         rows = _rows_of(lake, group, teacher=teacher)
         slides = len({one.number for one in group})
         text = f"{rows} features of {teacher} at {mpp} mpp ({slides} slides) are dropped"
@@ -239,7 +239,7 @@ def repair(
     Args:
         lake: the lake that was verified, at its newest version.
         verdict: the result of `verify`.
-        plan: the plan, or None to make it here.
+        plan: plan of the repair; None to compute it here.
         yes: whether more than a tenth of the lake's rows may be dropped.
 
     Raises:
@@ -275,12 +275,12 @@ def _mend_indexes(lake: Lake, damage: Sequence[Damage], done: Repaired) -> None:
 
 
 def _drop_strays(lake: Lake, damage: Sequence[Damage], _: Repaired) -> None:
-    for (mpp, fragment), group in _grouped(damage, "mpp", "fragment").items():
+    for (mpp, fragment), group in _damage_by_place(damage, "mpp", "fragment").items():
         lake.committer.drop_rows(mpp, fragment, [one.number for one in group])
 
 
 def _drop_slides(lake: Lake, damage: Sequence[Damage], done: Repaired) -> None:
-    for (mpp,), group in _grouped(damage, "mpp").items():
+    for (mpp,), group in _damage_by_place(damage, "mpp").items():
         for rows in _slides(lake, {one.number for one in group}):
             lake.committer.drop_slides(rows, [mpp])
             done.slides += [row["slide_id"] for row in rows]
@@ -310,8 +310,8 @@ def _mend_shard_indexes(lake: Lake, damage: Sequence[Damage], done: Repaired) ->
 
 
 def _drop_features(lake: Lake, damage: Sequence[Damage], done: Repaired) -> None:
-    for (teacher, mpp), group in sorted(_grouped(damage, "teacher", "mpp").items()):
-        for (fragment,), fragment_damage in _grouped(group, "fragment").items():
+    for (teacher, mpp), group in sorted(_damage_by_place(damage, "teacher", "mpp").items()):
+        for (fragment,), fragment_damage in _damage_by_place(group, "fragment").items():
             drop_features(lake, mpp, teacher, fragment, {one.number for one in fragment_damage})
         done.columns.append((teacher, mpp, sorted({one.slide or "" for one in group})))
 

@@ -2,7 +2,7 @@
 
 It is built beside other jobs, under a writer's lease, and committed under the lake's lock:
 only for fragments with the same column as when it was built. What it does not
-cover (slides or features that came later) is searched exactly, so an index makes a search fast
+cover (slides or features added later) is searched exactly, so an index speeds up a search
 and never blind.
 """
 

@@ -21,7 +21,7 @@ from featurestore.storage.read_errors import reason_of
 from featurestore.storage.store import Store
 from featurestore.tables.lance_flat import Float16Array
 
-# Of the neighbours that an index proposes, so many times more are read again as are returned.
+# Candidates of an index to compare exactly, as a multiple of the neighbours to return.
 REFINE = 20
 PLACE = ["slide_id", "tile_id", "x", "y"]
 NEIGHBOURS = pl.Schema(
@@ -126,13 +126,13 @@ def nearest(column: SearchedColumn, query_QD: Float16Array, k: int) -> pl.DataFr
     except (KeyboardInterrupt, SystemExit, MemoryError):
         raise
     except BaseException as error:  # a panic in Rust is no Exception
-        raise _explained(column, error) from error
+        raise _search_error(column, error) from error
     neighbours = pl.DataFrame(table).rename({"query_index": "query", "_distance": "distance"})
     order = ["query", "distance", "slide_id", "tile_id"]
     return neighbours.select(NEIGHBOURS.names()).cast(NEIGHBOURS).sort(order)
 
 
-def _explained(column: SearchedColumn, error: BaseException) -> LakeError:
+def _search_error(column: SearchedColumn, error: BaseException) -> LakeError:
     if explanation := column.store.explained(error):
         return explanation
     why = reason_of(error)

@@ -1,8 +1,8 @@
 """Lance tables as Polars LazyFrames: projection, `head` and predicates reach Lance.
 
 Polars applies the whole predicate again to what Lance lets through, so the answer equals the same
-query on a collected frame. Lance reads ahead by whole fragments and Polars does not say how many
-rows it will take, so a table is read in steps that grow: an answer found early (`filter` and then
+query on a collected frame. Lance reads ahead by whole fragments and Polars does not pass how many
+rows it needs, so a table is read in steps that grow: an early answer (`filter` and then
 `head`) costs at most about four times its own bytes.
 """
 

@@ -82,11 +82,11 @@ class _Translator:
         match node:
             case {"BinaryExpr": {"op": str(op)}} if op in AND + OR:
                 every = (op in AND) == positive  # De Morgan: the negation goes to the leaves
-                return self._joined(
+                return self._joined_terms(
                     _operands(node, op), every=every, positive=positive, depth=depth
                 )
             case {"BinaryExpr": {"left": left, "op": str(op), "right": right}}:
-                return self._binary(left, op, right, positive=positive)
+                return self._binary_condition(left, op, right, positive=positive)
             case {"Function": {"input": [only], "function": {"Boolean": "Not"}}}:
                 return self.sql(only, positive=not positive, depth=depth)
             case {"Function": {"input": list(inputs), "function": {"Boolean": function}}}:
@@ -97,7 +97,7 @@ class _Translator:
                 return compare(self._column(node), "=", positive)
         raise NotPushedError
 
-    def _joined(self, nodes: list[Node], *, every: bool, positive: bool, depth: int) -> str:
+    def _joined_terms(self, nodes: list[Node], *, every: bool, positive: bool, depth: int) -> str:
         # Of conditions that must all hold some may be left out; of alternatives none.
         if depth > MAX_DEPTH or (not every and len(nodes) > MAX_TERMS):
             raise NotPushedError
@@ -112,9 +112,9 @@ class _Translator:
             raise NotPushedError
         return parts[0] if len(parts) == 1 else f"({(' AND ' if every else ' OR ').join(parts)})"
 
-    def _binary(self, left: Node, op: str, right: Node, *, positive: bool) -> str:
+    def _binary_condition(self, left: Node, op: str, right: Node, *, positive: bool) -> str:
         if op in COMPARISONS:
-            return self._compared(left, COMPARISONS[op], right, positive=positive)
+            return self._comparison(left, COMPARISONS[op], right, positive=positive)
         if op not in ("EqValidity", "NotEqValidity"):
             raise NotPushedError
         # To these two, null is one more value.
@@ -123,7 +123,7 @@ class _Translator:
             return compare(column, "=", literal)
         return f"({compare(column, '<>', literal)} OR {column.sql} IS NULL)"
 
-    def _compared(self, left: Node, op: Op, right: Node, *, positive: bool) -> str:
+    def _comparison(self, left: Node, op: Op, right: Node, *, positive: bool) -> str:
         op = op if positive else OPPOSITE[op]
         if "Literal" in left:
             left, op, right = right, MIRRORED[op], left
@@ -146,7 +146,7 @@ class _Translator:
             case {"IsBetween": {"closed": str(closed)}}, [middle, low, high] if closed in BETWEEN:
                 ends = zip(BETWEEN[closed], (low, high), strict=True)
                 nodes = [{"BinaryExpr": {"left": middle, "op": o, "right": e}} for o, e in ends]
-                return self._joined(nodes, every=positive, positive=positive, depth=0)
+                return self._joined_terms(nodes, every=positive, positive=positive, depth=0)
             case {"IsIn": {"nulls_equal": bool(nulls_equal)}}, [only, values]:
                 if positive:
                     return is_in(self._column(only), _series(values), nulls_equal=nulls_equal)
@@ -163,7 +163,7 @@ class _Translator:
                     return TableColumn(sql=f"`{name}`", dtype=dtype)
             case {"Cast": {"expr": {"Column": str()} as inner, "dtype": {"Literal": str(to)}}}:
                 column = self._column(inner)
-                if _widens(column.dtype, SCALARS.get(to)):
+                if _is_wider_type(column.dtype, SCALARS.get(to)):
                     return column
         raise NotPushedError
 
@@ -187,7 +187,7 @@ def _operands(node: Node, op: str) -> list[Node]:
     return terms
 
 
-def _widens(dtype: pl.DataType, to: pl.DataType | None) -> bool:
+def _is_wider_type(dtype: pl.DataType, to: pl.DataType | None) -> bool:
     """Whether every value of a type is that same value in another."""
     if dtype in INTEGERS and to in INTEGERS:
         (low, high), (least, most) = INTEGERS[dtype], INTEGERS[to]

@@ -55,7 +55,7 @@ def compare(column: TableColumn, op: Op, literal: Value) -> str:
         return _compare_float(column, op, literal)
     if column.dtype == pl.Boolean() and op not in ("=", "<>"):
         raise NotPushedError
-    return f"{column.sql} {op} {_written(column.dtype, literal)}"
+    return f"{column.sql} {op} {_sql_literal(column.dtype, literal)}"
 
 
 def is_in(column: TableColumn, constants: pl.Series, *, nulls_equal: bool) -> str:
@@ -69,7 +69,7 @@ def is_in(column: TableColumn, constants: pl.Series, *, nulls_equal: bool) -> st
     listed = constants.drop_nulls().unique(maintain_order=True).to_list()
     if column.dtype in FLOATS:
         terms += _in_floats(column, listed)
-    elif listed := _possible(column.dtype, listed):
+    elif listed := _constants_in_range(column.dtype, listed):
         terms.append(_in_exact(column, listed))
     joined = " OR ".join(terms) or "false"
     return f"({joined})" if len(terms) > 1 else joined
@@ -77,14 +77,16 @@ def is_in(column: TableColumn, constants: pl.Series, *, nulls_equal: bool) -> st
 
 def not_in(column: TableColumn, constants: pl.Series) -> str:
     """Return the test that a column is neither null nor in a list (nulls in the list ignored)."""
-    listed = _possible(column.dtype, constants.drop_nulls().unique(maintain_order=True).to_list())
+    listed = _constants_in_range(
+        column.dtype, constants.drop_nulls().unique(maintain_order=True).to_list()
+    )
     if column.dtype in FLOATS or not 0 < len(listed) <= MAX_LIST:
         raise NotPushedError
-    return f"{column.sql} NOT IN ({', '.join(_written(column.dtype, v) for v in listed)})"
+    return f"{column.sql} NOT IN ({', '.join(_sql_literal(column.dtype, v) for v in listed)})"
 
 
 def _compare_float(column: TableColumn, op: Op, literal: Value) -> str:
-    low, high = _around(FLOATS[column.dtype], literal)
+    low, high = _neighbouring_floats(FLOATS[column.dtype], literal)
     match op:
         case "=":
             return _in_floats(column, [literal])[0]
@@ -100,7 +102,7 @@ def _compare_float(column: TableColumn, op: Op, literal: Value) -> str:
 
 def _in_floats(column: TableColumn, constants: list[Value]) -> list[str]:
     numbers = [v for v in constants if not (isinstance(v, float) and math.isnan(v))]
-    ends = {end for v in numbers for end in _around(FLOATS[column.dtype], v)}
+    ends = {end for v in numbers for end in _neighbouring_floats(FLOATS[column.dtype], v)}
     terms = [f"isnan({column.sql})"] if len(numbers) < len(constants) else []
     if len(ends) > MAX_LIST:
         raise NotPushedError
@@ -111,23 +113,23 @@ def _in_floats(column: TableColumn, constants: list[Value]) -> list[str]:
 
 def _in_exact(column: TableColumn, constants: list[Value]) -> str:
     if len(constants) > MAX_LIST:
-        low, high = (_written(column.dtype, v) for v in (min(constants), max(constants)))
+        low, high = (_sql_literal(column.dtype, v) for v in (min(constants), max(constants)))
         return f"{column.sql} BETWEEN {low} AND {high}"
-    return f"{column.sql} IN ({', '.join(_written(column.dtype, v) for v in constants)})"
+    return f"{column.sql} IN ({', '.join(_sql_literal(column.dtype, v) for v in constants)})"
 
 
-def _possible(dtype: pl.DataType, constants: list[Value]) -> list[Value]:
+def _constants_in_range(dtype: pl.DataType, constants: list[Value]) -> list[Value]:
     """Return the constants that a column of a type can hold; other constants match no row."""
     if dtype not in INTEGERS:
         return constants
     low, high = INTEGERS[dtype]
     # What is not an integer stays, to be refused where it is written; so does -2**63, which a
-    # column may hold and SQL can't say.
+    # column may hold and SQL has no literal for.
     low -= dtype == pl.Int64()
     return [v for v in constants if not isinstance(v, int) or low <= v <= high]
 
 
-def _around(kind: type[np.floating[Any]], literal: Value) -> tuple[float, float]:
+def _neighbouring_floats(kind: type[np.floating[Any]], literal: Value) -> tuple[float, float]:
     """Return the next number of a type at or below and at or above; Polars uses one of them."""
     if isinstance(literal, str) or not -1e300 < literal < 1e300:
         raise NotPushedError
@@ -140,7 +142,7 @@ def _around(kind: type[np.floating[Any]], literal: Value) -> tuple[float, float]
     return float(low), float(high)
 
 
-def _written(dtype: pl.DataType, literal: Value) -> str:
+def _sql_literal(dtype: pl.DataType, literal: Value) -> str:
     match literal:
         case bool() if dtype == pl.Boolean():
             return str(literal).lower()

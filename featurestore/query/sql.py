@@ -20,7 +20,7 @@ EXAMPLE = "SELECT slide_id, state FROM slides"
 
 TABLE_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
-#: Texts and comments, whose words mean nothing.
+#: Literals and comments of SQL, which hold no names.
 QUOTED = re.compile(r"'(?:[^']|'')*'|--[^\n]*|/\*.*?\*/", re.DOTALL)
 READS_FILES = re.compile(r"\b(read_\w+)[\"`]?\s*\(", re.IGNORECASE)
 #: The message of Polars for a name that does not exist.
@@ -72,7 +72,7 @@ def query(lake: Lake, sql: str, *, own: Mapping[str, pl.DataFrame] | None = None
     try:
         return pl.SQLContext(frames).execute(sql, eager=True)
     except pl.exceptions.PolarsError as error:
-        raise LakeError(_explained(str(error), frames)) from error
+        raise LakeError(_sql_error(str(error), frames)) from error
 
 
 def _check(sql: str, frames: dict[str, pl.LazyFrame]) -> None:
@@ -96,7 +96,7 @@ def _check(sql: str, frames: dict[str, pl.LazyFrame]) -> None:
         raise LakeError(msg)
 
 
-def _explained(error: str, frames: dict[str, pl.LazyFrame]) -> str:
+def _sql_error(error: str, frames: dict[str, pl.LazyFrame]) -> str:
     first = error.partition("\n")[0]
     syntax = "sql parser error: "
     if first.startswith(syntax):

@@ -119,18 +119,18 @@ class FirstReads:
         """
         if self.check is not None:
             row = selection.slides.row(slide, named=True)
-            self._once(selection, slide, STORED_TILES, partial(check_shard, store, row))
+            self._run_once(selection, slide, STORED_TILES, partial(check_shard, store, row))
 
     def _compare_sum(
         self, selection: Selection, slide: int, teacher: str | None, sum_of: Callable[[], int]
     ) -> None:
         def work() -> None:
             if sum_of() != selection.crc32(slide, teacher):
-                raise _differs(selection, slide, teacher)
+                raise _damage_error(selection, slide, teacher)
 
-        self._once(selection, slide, teacher, work)
+        self._run_once(selection, slide, teacher, work)
 
-    def _once(
+    def _run_once(
         self, selection: Selection, slide: int, part: str | None, work: Callable[[], None]
     ) -> None:
         """Do some work on a slide, unless it was done before without an error."""
@@ -178,7 +178,7 @@ def features_sum(reader: RowReader, selection: Selection, slide: int, teacher: s
     return crc
 
 
-def _differs(selection: Selection, slide: int, teacher: str | None) -> DamageError:
+def _damage_error(selection: Selection, slide: int, teacher: str | None) -> DamageError:
     subject = "its tiles' rows" if teacher is None else f"features of '{teacher}'"
     return DamageError(
         f"{place_of(selection, slide)}: {subject} are not what was written (checksum); {ADVICE}"

@@ -36,14 +36,14 @@ class Permutation:
 
     def at(self, places: npt.ArrayLike) -> Int64Array:
         """Return the permuted numbers at some places, each from 0 to size - 1."""
-        numbers = self._mixed(np.asarray(places).astype(np.uint64))
+        numbers = self._mixed_numbers(np.asarray(places).astype(np.uint64))
         outside = numbers >= self.size
         while outside.any():
-            numbers[outside] = self._mixed(numbers[outside])
+            numbers[outside] = self._mixed_numbers(numbers[outside])
             outside = numbers >= self.size
         return numbers.astype(np.int64)
 
-    def _mixed(self, numbers: UInt64Array) -> UInt64Array:
+    def _mixed_numbers(self, numbers: UInt64Array) -> UInt64Array:
         left, right = numbers >> self._half, numbers & self._mask
         for key in self._keys:
             left, right = right, left ^ (_hash(right ^ key) & self._mask)

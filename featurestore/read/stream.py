@@ -176,9 +176,9 @@ def _jobs(
 ) -> Iterator[Future[TileBatch]]:
     """Yield the batches from step `first` on, in order, while the pool reads ahead.
 
-    The pool takes jobs in the order given, and all parts of a buffer come before the batches that
-    wait for them: so no number of threads can be too small. With each batch goes a part of the next
-    buffer, so that reading and decoding go on side by side.
+    The pool runs jobs in the order of submission, and all parts of a buffer come before the batches
+    that wait for them, so no number of threads can be too small. Each batch also submits a part of
+    the next buffer, so that reading and decoding go on side by side.
     """
 
     def buffer(number: int) -> Buffer:

@@ -102,9 +102,9 @@ class Order:
 
         A rank with fewer rows than another has as many batches; the last ones are smaller.
         """
-        return self._end(step - 1), self._end(step)
+        return self._batch_end(step - 1), self._batch_end(step)
 
-    def _end(self, step: int) -> int:
+    def _batch_end(self, step: int) -> int:
         end = (step + 1) * self.batch_tiles
         return end if self.drop_last else min(end, self.rows - (self.steps - 1 - step))
 
@@ -119,17 +119,17 @@ class Order:
         dealt, which = np.unique(block, return_inverse=True)
         inside = dealt < whole
         dealt[inside] = self._permutation(epoch).at(dealt[inside])
-        turn = int(self._random(epoch, TURN).integers(self.tiles))
+        turn = int(self._random_generator(epoch, TURN).integers(self.tiles))
         return (dealt[which] * self.block_tiles + positions % self.block_tiles + turn) % self.tiles
 
     def inside(self, epoch: int, number: int, rows: int) -> Int64Array:
         """Return the shuffled order of the rows of a buffer."""
         if not self.shuffle:
             return np.arange(rows)
-        return self._random(epoch, INSIDE, self.rank, number).permutation(rows)
+        return self._random_generator(epoch, INSIDE, self.rank, number).permutation(rows)
 
     def _permutation(self, epoch: int) -> Permutation:
         return Permutation(self.tiles // self.block_tiles, [self.seed, epoch, BLOCKS])
 
-    def _random(self, *key: int) -> np.random.Generator:
+    def _random_generator(self, *key: int) -> np.random.Generator:
         return np.random.default_rng([self.seed, *key])

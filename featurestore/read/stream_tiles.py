@@ -96,7 +96,7 @@ class TileSource:
         self._lake, self.selection, self.pixels = lake, selection, pixels
         self._reader = lake.row_reader(mpp=selection.mpp)
         self._dims = {name: lake.teachers(mpp=selection.mpp)[name] for name in teachers}
-        self._shard = functools.lru_cache(OPEN_SHARDS)(self._opened)
+        self._shard = functools.lru_cache(OPEN_SHARDS)(self._shard_reader)
         self.tile_px = lake.config.tile_px
         self._under = [UnderReader(lake, selection, finer) for finer in below]
         children = sum(finer.ratio**2 for finer in below)
@@ -126,7 +126,7 @@ class TileSource:
             under={reader.mpp: reader.read(slide, tile_id, x, y) for reader in self._under},
         )
 
-    def _opened(self, slide: int) -> ShardReader:
+    def _shard_reader(self, slide: int) -> ShardReader:
         """Open the shard of a slide of the selection, compared with its checksum first."""
         self._lake.first_reads.compare_shard(self._lake.store, self.selection, slide)
         return ShardReader.of(self._lake.store, self.selection.slides.row(slide, named=True))

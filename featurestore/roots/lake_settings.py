@@ -19,13 +19,13 @@ def read_settings(store: Store) -> LakeConfig:
     copy = roots.texts.get(LAKE_FILE, "") if roots is not None else ""
     if not store.exists(LAKE_FILE):
         if copy:
-            raise _damaged(store, "is gone")
+            raise _damage_error(store, "is gone")
         fault = "is not a lake (no lake.json)" if store.fs.exists(store.root) else "does not exist"
         msg = f"{store.uri} {fault}; `slidelake ingest` makes one"
         raise LakeMissingError(msg)
     content = store.read_bytes(LAKE_FILE)
     if copy and content != copy.encode():
-        raise _damaged(store, "is not what was written")
+        raise _damage_error(store, "is not what was written")
     return LakeConfig.from_json(content, uri=store.uri)
 
 
@@ -53,7 +53,7 @@ def settings_or_copy(store: Store) -> LakeConfig:
         raise DamageError(msg) from error
 
 
-def _damaged(store: Store, fault: str) -> DamageError:
+def _damage_error(store: Store, fault: str) -> DamageError:
     return DamageError(
         f"{store.uri}/{LAKE_FILE} {fault}; `slidelake verify` shows what else is damaged, "
         "`slidelake repair` writes it again"
@@ -70,5 +70,5 @@ def is_lake(store: Store) -> bool:
         return True
     roots = readable_roots(store)
     if roots is not None and LAKE_FILE in roots.texts:
-        raise _damaged(store, "is gone")
+        raise _damage_error(store, "is gone")
     return False

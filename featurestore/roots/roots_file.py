@@ -107,7 +107,7 @@ def write_roots(store: Store, roots: Roots) -> None:
 
 
 def file_crc32(store: Store, path: str) -> tuple[int, int]:
-    """Return size and CRC-32 of a file, read in pieces.
+    """Return the size in bytes and the CRC-32 of a file, read in pieces.
 
     Raises:
         FileNotFoundError: the file is missing.
@@ -122,12 +122,12 @@ def damaged_files(store: Store, roots: Roots, paths: Iterable[str]) -> dict[str,
     """Compare files with their checksums; return what is wrong, by path. Others are passed over."""
     wrong, recorded = {}, roots.recorded
     for path in paths:
-        if path in recorded and (text := _wrong(store, path, *recorded[path])):
+        if path in recorded and (text := _fault_of(store, path, *recorded[path])):
             wrong[path] = text
     return wrong
 
 
-def _wrong(store: Store, path: str, size: int, crc32: int) -> str:
+def _fault_of(store: Store, path: str, size: int, crc32: int) -> str:
     try:
         now = file_crc32(store, path)
     except FileNotFoundError:
@@ -145,7 +145,7 @@ def _wrong(store: Store, path: str, size: int, crc32: int) -> str:
 def _check(uri: str, path: str, size: int, crc32: int) -> None:
     """Raise DamageError if a file is not what was written; only what is whole is remembered."""
     store = Store(uri)
-    if text := _wrong(store, path, size, crc32):
+    if text := _fault_of(store, path, size, crc32):
         msg = f"{store.path(path)} {text}; `slidelake verify` shows what to do"
         raise DamageError(msg)
 

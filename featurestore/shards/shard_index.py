@@ -46,7 +46,7 @@ def tar_header(name: str, size: int) -> bytes:
 
 
 def parsed_header(block: bytes) -> tuple[str, int] | None:
-    """Return name and size of the file that a tar header describes; None if it is not whole.
+    """Return name and bytes of the file that a tar header describes; None if damaged.
 
     >>> parsed_header(tar_header("1.jpg", 10)), parsed_header(b"x" * 512)
     (('1.jpg', 10), None)
@@ -222,12 +222,12 @@ class _TarHeaders:
         self._part += chunk
         while not self._ended and self._next_header + BLOCK <= self._start + len(self._part):
             at = self._next_header - self._start
-            self._take(self._part[at : at + BLOCK])
+            self._parse_block(self._part[at : at + BLOCK])
         passed = min(self._next_header - self._start, len(self._part))
         passed = len(self._part) if self._ended else passed
         self._part, self._start = self._part[passed:], self._start + passed
 
-    def _take(self, block: bytes) -> None:
+    def _parse_block(self, block: bytes) -> None:
         header = parsed_header(block)
         if header is None:
             self._ended, self._damaged = True, any(block)  # a tar ends with blocks of zeros

@@ -39,7 +39,7 @@ JPEG_START = b"\xff\xd8"
 
 @dataclass(frozen=True, kw_only=True)
 class Shard:
-    """A finished shard: its path in the lake, bytes and CRC-32 of the tar, and tiles in it.
+    """A finished shard: path in the lake, bytes and CRC-32 of the tar, and number of tiles.
 
     `index_crc32` is the checksum of its index; None if it is not known.
     """
@@ -70,10 +70,10 @@ class ShardWriter:
     def add(self, tile_id: int, jpeg: bytes, description: dict[str, Any]) -> None:
         """Append one tile; the keys must be ascending."""
         self._rows.append((tile_id, self._at + BLOCK, len(jpeg)))
-        self._member(member_name(tile_id), jpeg)
-        self._member(f"{tile_id:019d}.json", json.dumps(description).encode())
+        self._write_member(member_name(tile_id), jpeg)
+        self._write_member(f"{tile_id:019d}.json", json.dumps(description).encode())
 
-    def _member(self, name: str, content: bytes) -> None:
+    def _write_member(self, name: str, content: bytes) -> None:
         self._write(tar_header(name, len(content)) + content + b"\0" * (-len(content) % BLOCK))
 
     def _write(self, content: bytes) -> None:
@@ -92,7 +92,7 @@ class ShardWriter:
         tb: TracebackType | None,
     ) -> None:
         if kind is not None:
-            self._abandon()
+            self._remove_unfinished()
             return
         try:
             self._write(b"\0" * 2 * BLOCK)
@@ -101,7 +101,7 @@ class ShardWriter:
                 os.fsync(self._file.fileno())
                 self._file.close()
         except BaseException:
-            self._abandon()
+            self._remove_unfinished()
             raise
         # The index first: whoever sees the tar finds the index as well.
         index = ShardIndex.of_rows(self._rows)
@@ -115,7 +115,7 @@ class ShardWriter:
             index_crc32=index.crc32,
         )
 
-    def _abandon(self) -> None:
+    def _remove_unfinished(self) -> None:
         """Remove the unfinished files; closing a file on a full disk may fail too."""
         with contextlib.suppress(OSError):
             self._file.close()
@@ -182,10 +182,10 @@ class ShardReader:
                 self._fd = os.open(store.path(path), os.O_RDONLY)
                 self._bytes = os.fstat(self._fd).st_size
         except (OSError, DamageError) as error:
-            raise self._unreadable(error) from error
+            raise self._read_error(error) from error
         if index_crc32 not in {None, index.crc32}:
             fault = "can't be read: its index is not the one that was written"
-            raise self._damaged(fault)
+            raise self._damage_error(fault)
         self.index, self.tile_id = index, index.tile_id
         self._offset, self._size = index.offset, index.size
 
@@ -204,10 +204,10 @@ class ShardReader:
             store, row["shard"], index_crc32=row.get("index_crc32"), slide_id=row["slide_id"]
         )
 
-    def _damaged(self, fault: str) -> DamageError:
+    def _damage_error(self, fault: str) -> DamageError:
         return DamageError(f"{self._name} {fault}; {ADVICE}")
 
-    def _unreadable(self, error: Exception) -> LakeError:
+    def _read_error(self, error: Exception) -> LakeError:
         return meaning_of(error, self._store, f"{self._name} can't be read")
 
     def __len__(self) -> int:
@@ -215,7 +215,7 @@ class ShardReader:
 
     def jpeg(self, position: int) -> bytes:
         """Return the JPEG bytes of the tile at a position of `tile_id`."""
-        return bytes(self._run(position, position + 1)[0])
+        return bytes(self._adjacent_jpegs(position, position + 1)[0])
 
     def jpegs(self, tile_id: npt.NDArray[np.int64]) -> list[memoryview]:
         """Return the JPEG bytes of tiles by their keys; adjacent tiles are read at once.
@@ -228,10 +228,10 @@ class ShardReader:
         at = self.positions(tile_id)
         jpegs: list[memoryview] = []
         for run in np.split(at, np.flatnonzero(np.diff(at) != 1) + 1) if len(at) else ():
-            jpegs += self._run(int(run[0]), int(run[-1]) + 1)
+            jpegs += self._adjacent_jpegs(int(run[0]), int(run[-1]) + 1)
         return jpegs
 
-    def _run(self, first: int, stop: int) -> list[memoryview]:
+    def _adjacent_jpegs(self, first: int, stop: int) -> list[memoryview]:
         """Return the JPEGs of adjacent tiles; each must follow its own header.
 
         The header names the tile and its size, so that no index can lead to another tile's JPEG,
@@ -249,7 +249,7 @@ class ShardReader:
             named = is_header_of(content[at - BLOCK : at], member_name(key), size)
             if not named or len(jpeg) != size or jpeg[:2] != JPEG_START:
                 fault = f"is damaged at tile {key}"
-                raise self._damaged(fault)
+                raise self._damage_error(fault)
             jpegs.append(jpeg)
         return jpegs
 
@@ -260,7 +260,7 @@ class ShardReader:
                 return os.pread(self._fd, max(min(size, self._bytes - start), 0), start)
             return self._store.read_range(self.path, start, size)
         except OSError as error:
-            raise self._unreadable(error) from error
+            raise self._read_error(error) from error
 
     def positions(self, tile_id: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """Return the positions of the given keys in this shard.
@@ -272,7 +272,7 @@ class ShardReader:
         missing = self.tile_id[at] != tile_id if len(self) else np.ones(len(tile_id), bool)
         if missing.any():
             fault = f"does not hold every requested tile: there is no {tile_id[missing][0]}"
-            raise self._damaged(fault)
+            raise self._damage_error(fault)
         return at.astype(np.int64)
 
     def __iter__(self) -> Iterator[tuple[int, bytes]]:

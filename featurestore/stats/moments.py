@@ -204,7 +204,7 @@ def fit_stats(
 
 
 def _blocks(lake: Lake, teacher: str, selection: Selection) -> Iterator[tuple[int, Float16Array]]:
-    """Yield the tiles and features [N, D] of all rows, in their order; two are read ahead."""
+    """Yield (number of tiles, features [N, D]) block after block; two blocks are read ahead."""
     dim = lake.teachers(mpp=selection.mpp)[teacher]
     width = _width(teacher, dim, lake.identity(teacher, mpp=selection.mpp))
     starts = range(0, selection.tiles, max(1, BLOCK_BYTES // (8 * dim)))

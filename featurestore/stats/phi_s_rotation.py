@@ -32,7 +32,7 @@ class PhiS:
 
     Attributes:
         mean: [D].
-        rotation: [D, D], orthogonal; row i makes channel i of y.
+        rotation: orthogonal matrix [D, D]; row i projects to channel i of y.
         scale: alpha, 1 / sqrt(mean variance of the channels of x).
     """
 
@@ -143,15 +143,15 @@ def _paley(order: int) -> SignArray | None:
     if order == 1:
         return np.ones((1, 1), np.int8)
     if order % 4 == 0 and _is_prime(order - 1):
-        return np.eye(order, dtype=np.int8) + _bordered(order - 1, -1)
+        return np.eye(order, dtype=np.int8) + _bordered_squares(order - 1, -1)
     if order % 4 == 0 and (order // 2 - 1) % 4 == 1 and _is_prime(order // 2 - 1):
         one = np.eye(order // 2, dtype=np.int8)
         twice = np.array([[1, 1], [1, -1]], np.int8), np.array([[1, -1], [-1, -1]], np.int8)
-        return np.kron(_bordered(order // 2 - 1, 1), twice[0]) + np.kron(one, twice[1])
+        return np.kron(_bordered_squares(order // 2 - 1, 1), twice[0]) + np.kron(one, twice[1])
     return None
 
 
-def _bordered(prime: int, left: int) -> SignArray:
+def _bordered_squares(prime: int, left: int) -> SignArray:
     """Return the squares of the field of a prime q, with a border [q + 1, q + 1].
 
     The diagonal is 0. Inside is 1 where row - column is a square and -1 where not; above 1, on the

@@ -83,7 +83,7 @@ def endpoint(protocol: str) -> str:
     return lance_options(protocol).get("endpoint") or clouds[protocol]
 
 
-def _configured(protocol: str) -> Settings:
+def _fsspec_settings(protocol: str) -> Settings:
     """Return fsspec's configuration for this protocol, merged as fsspec merges it."""
     settings: Settings = {}
     for name in CONFIGURED_AS[protocol]:
@@ -99,7 +99,7 @@ def _s3() -> Settings:
     import botocore.session
     from botocore.configprovider import ConfiguredEndpointProvider
 
-    configured = _configured("s3")
+    configured = _fsspec_settings("s3")
     client = dict(configured.get("client_kwargs") or {})
     session = botocore.session.Session(profile=configured.get("profile"))
     profile = session.get_scoped_config()
@@ -179,7 +179,7 @@ def _keys_of_profile(profile: str) -> Settings:
 
 
 def _gs_tables() -> Settings:
-    configured = _configured("gs")
+    configured = _fsspec_settings("gs")
     token = configured.get("token")
     options: Settings = {
         "google_base_url": configured.get("endpoint_url") or os.environ.get("STORAGE_EMULATOR_HOST")
@@ -198,7 +198,7 @@ def _gs_tables() -> Settings:
 
 
 def _az_tables() -> Settings:
-    configured = _configured("az")
+    configured = _fsspec_settings("az")
     text = (
         configured.get("connection_string")
         or os.environ.get("AZURE_STORAGE_CONNECTION_STRING")

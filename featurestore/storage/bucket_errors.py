@@ -113,28 +113,28 @@ def explain(error: BaseException, uri: str) -> LakeError | None:
 
 
 def _advice(error_codes: set[str], protocol: str) -> str:
-    if first := _first(error_codes, WRONG_KEYS):
+    if first := _first_code(error_codes, WRONG_KEYS):
         return f"the credentials are not valid ({first}); renew them, see docs/buckets.md"
-    if first := _first(error_codes, NO_KEYS):
+    if first := _first_code(error_codes, NO_KEYS):
         return f"no usable credentials were found ({first}); docs/buckets.md says where they go"
-    if first := _first(error_codes, DENIED):
+    if first := _first_code(error_codes, DENIED):
         return (
             f"access is denied ({first}); the keys are wrong, or are not allowed to list the "
             "bucket and to get, put and delete what is under this prefix"
         )
-    if first := _first(error_codes, BUSY):
+    if first := _first_code(error_codes, BUSY):
         return (
             f"the bucket is too busy ({first}, after {ATTEMPTS} attempts by default); "
             "run again with fewer workers, or allow more with AWS_MAX_ATTEMPTS"
         )
-    if first := _first(error_codes, NO_WAY):
+    if first := _first_code(error_codes, NO_WAY):
         return f"{_endpoint(protocol)} can't be reached ({first}); check network and endpoint"
-    if first := _first(error_codes, FAILING):
+    if first := _first_code(error_codes, FAILING):
         return f"{_endpoint(protocol)} failed ({first}) at every attempt; run again later"
     return ""
 
 
-def _first(error_codes: set[str], group: set[str]) -> str:
+def _first_code(error_codes: set[str], group: set[str]) -> str:
     return min(error_codes & group, default="")
 
 

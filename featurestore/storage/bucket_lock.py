@@ -69,16 +69,16 @@ class Taker:
     def take(self) -> Lease | None:
         """Return the lease, or None while another process has it (`holder` names that process)."""
         files = {f.path: f for f in self.store.walk(FOLDER)}
-        last = max((path for path in files if self._mine(path)), default=None)
-        if last is not None and files[last].bytes and self._held(files[last]):
+        last = max((path for path in files if self._is_of_lease(path)), default=None)
+        if last is not None and files[last].bytes and self._is_held(files[last]):
             return None
         number = 1 + (int(last.rpartition("-")[2]) if last else 0)
-        return self._take(f"{FOLDER}/{self.name}-{number:09d}")
+        return self._create_lease(f"{FOLDER}/{self.name}-{number:09d}")
 
-    def _mine(self, path: str) -> bool:
+    def _is_of_lease(self, path: str) -> bool:
         return path.startswith(f"{FOLDER}/{self.name}-")
 
-    def _held(self, file: FileInfo) -> bool:
+    def _is_held(self, file: FileInfo) -> bool:
         state = (file.path, file.modified)
         if state == self._last_seen and now_s() < self._look_again_s:
             return True
@@ -89,7 +89,7 @@ class Taker:
         self._look_again_s = now_s() + record["left_s"]
         return True
 
-    def _take(self, path: str) -> Lease | None:
+    def _create_lease(self, path: str) -> Lease | None:
         body, begun_s = holder_record(self.purpose, self.lease_s), now_s()
         if not self.store.create(path, body):
             return None

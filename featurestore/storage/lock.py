@@ -52,7 +52,7 @@ def commit_lock(store: Store, *, wait_s: float = 600.0) -> Iterator[Held]:
     """
     if store.is_local:
         lock = FileLock(Path(store.path(LOCK_FILE)), COMMIT, fcntl.LOCK_EX)
-        waited = _waited(lock.take, lambda: lock.holder, store, wait_s)
+        waited = _waiting_lock(lock.take, lambda: lock.holder, store, wait_s)
         with waited as held, naming_full_disk(store.uri):
             yield held
         return
@@ -76,9 +76,9 @@ def writer_lease(store: Store, job: str, *, wait_s: float = 600.0) -> Iterator[H
         DiskFullError: the disk is full while the lock is held.
     """
     if store.is_local:
-        gate = _gate(store, job, fcntl.LOCK_SH)
-        waited = _waited(gate.take, lambda: gate.holder, store, wait_s)
-        with waited as held, _named(store, job), naming_full_disk(store.uri):
+        gate = _writers_lock(store, job, fcntl.LOCK_SH)
+        waited = _waiting_lock(gate.take, lambda: gate.holder, store, wait_s)
+        with waited as held, _named_writer_file(store, job), naming_full_disk(store.uri):
             yield held
         return
     vacuum = "a vacuum"
@@ -97,7 +97,7 @@ def live_writers(store: Store) -> list[str]:
     """List the jobs that hold a `writer_lease` now: name, pid, host and since when."""
     if not store.is_local:
         return bucket_lock.writers(store)
-    jobs = [_writer(path) for path in Path(store.path(FOLDER)).glob("writer-*")]
+    jobs = [_job_of(path) for path in Path(store.path(FOLDER)).glob("writer-*")]
     return sorted(job for job in jobs if job is not None)
 
 
@@ -109,7 +109,7 @@ def no_writers(store: Store) -> Iterator[Held]:
         InUseError: a job is writing, or vacuuming; it is named.
     """
     if store.is_local:
-        gate = _gate(store, VACUUM, fcntl.LOCK_EX)
+        gate = _writers_lock(store, VACUUM, fcntl.LOCK_EX)
         if gate.take() is None:
             raise _in_use(store, "; ".join(live_writers(store)) or gate.holder)
         with contextlib.closing(gate):
@@ -143,7 +143,7 @@ def _wait(take: Callable[[], T | None], holder: Callable[[], str], store: Store,
 
 
 @contextlib.contextmanager
-def _waited(
+def _waiting_lock(
     take: Callable[[], "FileLock | None"], holder: Callable[[], str], store: Store, wait_s: float
 ) -> Iterator["FileLock"]:
     with contextlib.closing(_wait(take, holder, store, wait_s)) as lock:
@@ -174,7 +174,7 @@ class FileLock:
             LakeError: the file system has no locks, or the file can't be written.
         """
         try:
-            taken = self._try()
+            taken = self._try_lock()
         except OSError as error:
             self.close()
             if full := disk_full_error(error, str(self.path)):
@@ -191,7 +191,7 @@ class FileLock:
             self.close()
         return self if taken else None
 
-    def _try(self) -> bool:
+    def _try_lock(self) -> bool:
         self._fd = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
             fcntl.flock(self._fd, self.mode | fcntl.LOCK_NB)
@@ -232,7 +232,7 @@ class FileLock:
             self._fd = None
 
 
-def _gate(store: Store, purpose: str, mode: int) -> FileLock:
+def _writers_lock(store: Store, purpose: str, mode: int) -> FileLock:
     """Return the lock that writers share and a vacuum has alone."""
     folder = Path(store.path(FOLDER))
     with contextlib.suppress(OSError):  # taking the lock reports what is wrong with the folder
@@ -241,7 +241,7 @@ def _gate(store: Store, purpose: str, mode: int) -> FileLock:
 
 
 @contextlib.contextmanager
-def _named(store: Store, job: str) -> Iterator[None]:
+def _named_writer_file(store: Store, job: str) -> Iterator[None]:
     """Keep a file that names a writing job; it is locked before it can be seen."""
     name = f"writer-{secrets.token_hex(8)}"
     hidden, path = (Path(store.path(f"{FOLDER}/{dot}{name}")) for dot in (".", ""))
@@ -256,7 +256,7 @@ def _named(store: Store, job: str) -> Iterator[None]:
                 file.unlink(missing_ok=True)
 
 
-def _writer(path: Path) -> str | None:
+def _job_of(path: Path) -> str | None:
     """Return the job of a writer's file; None, and the file is removed, if its process died."""
     try:
         file = path.open("rb")

@@ -108,7 +108,7 @@ class Store:
         """Return the error to raise if a failed read does not mean damage.
 
         The bucket, a full disk, a full table of descriptors, a broken disk, missing rights. None
-        for files that are not there or not whole: that is damage.
+        for missing or truncated files: that is damage.
         """
         if full := disk_full_error(error, self.uri):
             return full

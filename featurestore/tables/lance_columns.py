@@ -83,7 +83,7 @@ class ColumnWriter:
         fragment: the fragment's id.
 
     Attributes:
-        rows: rows written so far; in the end they must be the fragment's, deleted ones included.
+        rows: rows written so far; at the end as many as the fragment's, deleted rows included.
     """
 
     def __init__(self, store: Store, mpp: float, field: pa.Field, fragment: int) -> None:

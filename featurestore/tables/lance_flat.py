@@ -67,7 +67,7 @@ class FlatColumn:
         return True
 
     def _segments(self, start: int, rows: int) -> list[tuple[int, int]]:
-        """Return (position, bytes) in the file of a range of rows; -1 in pages not plain."""
+        """Return (position, bytes) of a row range's segments in the file; -1 in pages not plain."""
         segments, stop = [], start + rows
         page = int(np.searchsorted(self.ends, start, side="right"))
         while start < stop:

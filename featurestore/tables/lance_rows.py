@@ -1,8 +1,8 @@
 """Ranges of rows of a features table, each column read from its own data file.
 
-Rows are counted as they lie in the fragment, deleted ones included, as the catalog does; Lance's
-own `take` and `scanner` count the live ones. Pages of plain values are read in place (see
-`lance_flat`), all others by Lance's file reader, which gives the same bits.
+Rows are counted in their order in the fragment, deleted rows included, as in the catalog; Lance's
+own `take` and `scanner` count only live rows. Pages of plain values are read in place (see
+`lance_flat`), all others by Lance's file reader, which returns the same bits.
 """
 
 import functools
@@ -135,12 +135,12 @@ class _Reader:
             return self._file.take_rows(rows.tolist(), batch_size=count).to_table()
 
 
-def _leaves(kind: pa.DataType) -> int:
+def _leaf_count(kind: pa.DataType) -> int:
     """Return the number of fields in a data file that belong to a column of this type."""
     if pa.types.is_struct(kind):
-        return sum(_leaves(field.type) for field in kind)
+        return sum(_leaf_count(field.type) for field in kind)
     if pa.types.is_list(kind) or pa.types.is_large_list(kind):
-        return _leaves(kind.value_type)
+        return _leaf_count(kind.value_type)
     return 1
 
 
@@ -156,8 +156,8 @@ class RowReader:
     def __init__(self, store: Store, rel: str, table: lance.LanceDataset) -> None:
         self.store, self._rel, self._table = store, rel, table
         self._fields = {field.name(): field.id() for field in table.lance_schema.fields()}
-        self._open = functools.lru_cache(maxsize=OPEN_FILES)(self._opened)
-        self._layout = functools.lru_cache(maxsize=KEPT_LAYOUTS)(self._laid_out)
+        self._open = functools.lru_cache(maxsize=OPEN_FILES)(self._open_reader)
+        self._layout = functools.lru_cache(maxsize=KEPT_LAYOUTS)(self._flat_column)
 
     def read(self, ranges: Ranges, teachers: Sequence[str]) -> Rows:
         """Return the rows of all ranges, range after range.
@@ -232,7 +232,7 @@ class RowReader:
         msg = f"no data file holds the column '{column}'"
         raise DamageError(msg)
 
-    def _opened(self, fragment: int, columns: tuple[str, ...]) -> _Reader:
+    def _open_reader(self, fragment: int, columns: tuple[str, ...]) -> _Reader:
         file = self._data_file(fragment, columns[0])
         open_file = functools.partial(
             LanceFileReader,
@@ -246,11 +246,11 @@ class RowReader:
         schema: pa.Schema = whole.metadata().schema
         if len(schema) == 1:
             return _Reader(whole)
-        names = [field.name for field in schema for _ in range(_leaves(field.type))]
+        names = [field.name for field in schema for _ in range(_leaf_count(field.type))]
         name = names[file.place] if len(names) == file.fields else columns[0]
         return _Reader(open_file(columns=[name]))
 
-    def _laid_out(self, fragment: int, teacher: str) -> FlatColumn | None:
+    def _flat_column(self, fragment: int, teacher: str) -> FlatColumn | None:
         if not self.store.is_local:
             return None
         file = self._data_file(fragment, teacher)
@@ -263,11 +263,11 @@ class _Part:
 
     def __init__(self, start: Int64Array, rows: Int64Array, begin: Int64Array) -> None:
         self.ranges = list(zip(start.tolist(), rows.tolist(), begin.tolist(), strict=True))
-        self.source = _expanded(start, rows)
-        self.target = _expanded(begin, rows)
+        self.source = _row_numbers(start, rows)
+        self.target = _row_numbers(begin, rows)
 
 
-def _expanded(start: Int64Array, rows: Int64Array) -> Int64Array:
+def _row_numbers(start: Int64Array, rows: Int64Array) -> Int64Array:
     """Return all row numbers of ranges, range after range."""
     return np.repeat(start - (np.cumsum(rows) - rows), rows) + np.arange(rows.sum())
 

@@ -29,7 +29,7 @@ def read_columnar(content: bytes, name: str) -> CellGrid:
 
 
 def _column(series: pl.Series) -> CellColumn:
-    plain = _plain(series)
+    plain = _plain_column(series)
     dates = plain.dtype.is_temporal()
     return CellColumn(
         texts=_texts(plain),
@@ -40,7 +40,7 @@ def _column(series: pl.Series) -> CellColumn:
     )
 
 
-def _plain(series: pl.Series) -> pl.Series:
+def _plain_column(series: pl.Series) -> pl.Series:
     """Return the column without types that are only ways of storing it, and without NaN."""
     if series.dtype in (pl.Categorical, pl.Enum):
         return series.cast(pl.String)

@@ -30,7 +30,7 @@ def read_delimited(content: bytes, name: str) -> CellGrid:
         TableError: the file is empty or no text, a row has more or fewer cells than the header, or
             a quote is never closed.
     """
-    text = _decoded(content)
+    text = _decoded_text(content)
     separator, rows = _records(text, name)
     first = next(rows, None)
     if first is None:
@@ -39,7 +39,7 @@ def read_delimited(content: bytes, name: str) -> CellGrid:
     header = [clean_name(cell) for cell in first[1]]
     numbers, records = [], []
     for number, cells in rows:
-        records.append(_fitted(cells, header, number, name))
+        records.append(_fitted_cells(cells, header, number, name))
         numbers.append(number)
     texts: list[tuple[str, ...]] = (
         list(zip(*records, strict=True)) if records else [()] * len(header)
@@ -53,7 +53,7 @@ def read_delimited(content: bytes, name: str) -> CellGrid:
     )
 
 
-def _decoded(content: bytes) -> str:
+def _decoded_text(content: bytes) -> str:
     """Return the text; bytes that are no UTF-8 stay in it as lone surrogates."""
     if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         return content.decode("utf-16", errors="replace")
@@ -61,15 +61,15 @@ def _decoded(content: bytes) -> str:
 
 
 def _records(text: str, name: str) -> tuple[str, Iterator[tuple[int, list[str]]]]:
-    """Return the separator, and every row that holds something with its number."""
+    """Return the separator, and (number, cells) of every row that is not empty."""
     first, _, rest = text.partition("\n")
     if named_separator := SEPARATOR_LINE.fullmatch(first.strip("\r")):
-        return named_separator[1], _numbered(rest, named_separator[1], name, start=2)
+        return named_separator[1], _numbered_records(rest, named_separator[1], name, start=2)
     separator = _separator(text, name)
-    return separator, _numbered(text, separator, name, start=1)
+    return separator, _numbered_records(text, separator, name, start=1)
 
 
-def _numbered(
+def _numbered_records(
     text: str, separator: str, name: str, *, start: int
 ) -> Iterator[tuple[int, list[str]]]:
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
@@ -91,7 +91,7 @@ def _separator(text: str, name: str) -> str:
     """Return the separator that splits the header into most columns, and the rows into as many."""
 
     def merit(separator: str) -> tuple[bool, int]:
-        rows = _numbered(text, separator, name, start=1)
+        rows = _numbered_records(text, separator, name, start=1)
         try:
             widths = [len(cells) for _, cells in itertools.islice(rows, SAMPLE)]
         except TableError:  # a quote may stand in another place with another separator
@@ -105,7 +105,7 @@ def _separator(text: str, name: str) -> str:
     return "\t" if name.lower().endswith(".tsv") else ","
 
 
-def _fitted(cells: list[str], header: list[str], number: int, name: str) -> list[str]:
+def _fitted_cells(cells: list[str], header: list[str], number: int, name: str) -> list[str]:
     """Return as many cells as the header has; what is cut off or filled up is empty.
 
     Raises:

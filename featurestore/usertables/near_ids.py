@@ -75,7 +75,7 @@ def difference(one: str, other: str) -> str:
 
 
 def _blanks(name: str) -> list[tuple[int, str]]:
-    """Return the blanks of a name, each with the number of other characters before it."""
+    """Return (number of other characters before it, blank) for each blank of a name."""
     places, letters = [], 0
     for character in unicodedata.normalize("NFC", name):
         if _BLANKS.fullmatch(character):

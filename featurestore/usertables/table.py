@@ -87,7 +87,7 @@ class UserTable:
             for column, cells in zip(header, grid.columns, strict=True)
             if is_unnamed(column)
         ]
-        notes = [*grid.notes, *_nameless(header, grid.columns)]
+        notes = [*grid.notes, *_unnamed_column_notes(header, grid.columns)]
         cleaned = {}
         for column, cells in named.items():
             cleaned[column], words = _without_words(cells)
@@ -119,7 +119,7 @@ class UserTable:
         """
         if name in self.columns:
             return name
-        near = self._near.get(_header_key(name), [])
+        near = self._columns_by_key.get(_header_key(name), [])
         if len(near) == 1:
             return near[0]
         if near:
@@ -141,7 +141,7 @@ class UserTable:
         return bool(self.find([name]))
 
     @cached_property
-    def _near(self) -> dict[str, list[str]]:
+    def _columns_by_key(self) -> dict[str, list[str]]:
         near: dict[str, list[str]] = {}
         for column in self.columns:
             near.setdefault(_header_key(column), []).append(column)
@@ -186,9 +186,11 @@ class UserTable:
             lambda _: "is a number that a spreadsheet has shortened; write the id as text",
         )
         if cells.numbers is not None and cells.native is None:
-            self._refuse(column, cells.numbers.abs() >= _SPREADSHEET, _too_long)
+            self._refuse(column, cells.numbers.abs() >= _SPREADSHEET, _too_many_digits)
         if not distinct:
-            refuse_near(texts.drop_nulls().unique(), self._place(column), rows=self._first(texts))
+            refuse_near(
+                texts.drop_nulls().unique(), self._place(column), rows=self._first_rows(texts)
+            )
         return texts
 
     def numbers(self, name: str) -> pl.Series:
@@ -200,8 +202,8 @@ class UserTable:
         column = self.column(name)
         cells, texts = self._cells[column], self.texts(column)
         self._refuse_mixed_marks(column)
-        numbers = self._parsed(column)
-        is_date = _none_of(texts) if cells.dates is None else cells.dates
+        numbers = self._parsed_numbers(column)
+        is_date = _no_rows_mask(texts) if cells.dates is None else cells.dates
         self._refuse(
             column,
             texts.is_not_null() & (numbers.is_null() | is_date),
@@ -215,8 +217,8 @@ class UserTable:
         """Return the whole numbers of a column, Int64, exact; null for no value.
 
         Raises:
-            TableError: no such column, a cell that holds no whole number, or one of so many digits
-                that a spreadsheet has rounded it.
+            TableError: no such column, a cell that holds no whole number, or a number
+                with more digits than a spreadsheet keeps.
         """
         column = self.column(name)
         cells = self._cells[column]
@@ -224,7 +226,7 @@ class UserTable:
             return cells.native.cast(pl.Int64).rename(column)
         texts, numbers = trimmed(self.texts(column)), self.numbers(column)
         if cells.numbers is not None and cells.native is None:
-            self._refuse(column, cells.numbers.abs() >= _SPREADSHEET, _too_long)
+            self._refuse(column, cells.numbers.abs() >= _SPREADSHEET, _too_many_digits)
         exact = texts.str.contains(r"^[+-]?\d{1,19}$")
         is_whole = exact | ((numbers == numbers.floor()) & (numbers.abs() < _EXACT))
         self._refuse(column, ~is_whole, lambda _: "is no whole number")
@@ -257,13 +259,13 @@ class UserTable:
             return (trimmed(texts).str.to_lowercase() == "true").rename(column)
         if bool(plain.str.contains(LEADING_ZERO).any()):
             return texts
-        numbers = self._parsed(column)
+        numbers = self._parsed_numbers(column)
         if len(plain) and numbers.null_count() == texts.null_count():
             if strict:
                 self._refuse_mixed_marks(column)
             elif self._marks_differ(column):
                 return texts
-            return self._narrow(column, numbers, plain)
+            return self._as_whole_numbers(column, numbers, plain)
         if strict:
             self._refuse_among_numbers(column, numbers)
         return texts
@@ -291,7 +293,7 @@ class UserTable:
 
     # ------------------------------------------------------------------ helpers
 
-    def _parsed(self, column: str) -> pl.Series:
+    def _parsed_numbers(self, column: str) -> pl.Series:
         """Return the numbers of a column, null where a cell holds none."""
         cells = self._cells[column]
         if cells.native is not None:
@@ -303,7 +305,7 @@ class UserTable:
             return texts
         return cells.numbers.zip_with(cells.numbers.is_not_null(), texts).rename(column)
 
-    def _narrow(self, column: str, numbers: pl.Series, plain: pl.Series) -> pl.Series:
+    def _as_whole_numbers(self, column: str, numbers: pl.Series, plain: pl.Series) -> pl.Series:
         """Return numbers as whole numbers where all of them are written so."""
         cells = self._cells[column]
         if cells.numbers is not None:
@@ -317,7 +319,7 @@ class UserTable:
                 return cells.texts.rename(column)
         return numbers
 
-    def _written(self, column: str) -> pl.Series:
+    def _text_cells(self, column: str) -> pl.Series:
         """Return a column's cells with text; cells with numbers are null."""
         cells = self._cells[column]
         if cells.numbers is None:
@@ -325,7 +327,7 @@ class UserTable:
         return cells.texts.set(cells.numbers.is_not_null(), None)
 
     def _marks_differ(self, column: str) -> bool:
-        written = self._written(column)
+        written = self._text_cells(column)
         if not self.decimal_comma:
             return False
         return bool(has_commas(written).any()) and bool(has_points(written).any())
@@ -333,7 +335,7 @@ class UserTable:
     def _refuse_mixed_marks(self, column: str) -> None:
         if not self._marks_differ(column):
             return
-        written = self._written(column)
+        written = self._text_cells(column)
         places = [int(marks(written).fill_null(value=False).arg_true()[0])
                   for marks in (has_commas, has_points)]  # fmt: skip
         both = " and ".join(f"{written[at]!r} (row {self.rows[at]})" for at in places)
@@ -343,7 +345,7 @@ class UserTable:
     def _refuse_among_numbers(self, column: str, numbers: pl.Series) -> None:
         """Refuse texts in a column that holds numbers for the most part, and no codes."""
         texts = self._cells[column].texts
-        commas = _none_of(texts)
+        commas = _no_rows_mask(texts)
         if not self.decimal_comma:
             commas = has_commas(texts).fill_null(value=False)
             rest = parsed(texts, decimal_comma=True)
@@ -378,13 +380,13 @@ class UserTable:
         row = "" if at is None else f"row {self.rows[at]}, "
         return f"table {self.name!r}, {row}column {column!r}"
 
-    def _first(self, texts: pl.Series) -> dict[str, int]:
+    def _first_rows(self, texts: pl.Series) -> dict[str, int]:
         """Return the first row of each text, for messages."""
         frame = pl.DataFrame({"text": texts, "row": self.rows}).drop_nulls()
         return dict(frame.unique("text", keep="first").iter_rows())
 
 
-def _nameless(header: list[str], columns: list[CellColumn]) -> list[str]:
+def _unnamed_column_notes(header: list[str], columns: list[CellColumn]) -> list[str]:
     """Return a sentence for each column that has cells but no name and is no index."""
     return [
         f"column {place} has no name and is left out"
@@ -393,11 +395,11 @@ def _nameless(header: list[str], columns: list[CellColumn]) -> list[str]:
     ]
 
 
-def _none_of(texts: pl.Series) -> pl.Series:
+def _no_rows_mask(texts: pl.Series) -> pl.Series:
     return pl.Series([False]).new_from_index(0, len(texts))
 
 
-def _too_long(_: int) -> str:
+def _too_many_digits(_: int) -> str:
     return "has more digits than a spreadsheet keeps (15); make the cell a text"
 
 

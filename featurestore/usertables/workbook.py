@@ -77,9 +77,9 @@ class _Workbook:
 
     def __init__(self, file: zipfile.ZipFile, name: str) -> None:
         self.file, self.name = file, name
-        main = _related(file, "")["officeDocument"][0][1]
-        self._targets = _related(file, main)
-        book = _parsed(file, main)
+        main = _related_parts(file, "")["officeDocument"][0][1]
+        self._targets = _related_parts(file, main)
+        book = _parsed_xml(file, main)
         self.since_1904 = any(
             element.get("date1904") in {"1", "true"} for element in _children(book, "workbookPr")
         )
@@ -89,7 +89,7 @@ class _Workbook:
             raise TableError(msg)
         self.sheet, self.sheets = sheets[0].get("name", ""), len(sheets)
         relation_id = next(
-            identifier for key, identifier in sheets[0].items() if _local(key) == "id"
+            identifier for key, identifier in sheets[0].items() if _local_name(key) == "id"
         )
         self._part = next(part for key, part in self._targets["worksheet"] if key == relation_id)
         self.texts = self._shared_texts()
@@ -100,7 +100,7 @@ class _Workbook:
         number = 0
         with self.file.open(self._part) as stream:
             for _, element in ET.iterparse(stream):
-                if _local(element.tag) != "row":
+                if _local_name(element.tag) != "row":
                     continue
                 number = int(element.get("r") or number + 1)
                 cells = dict(self._cells(element, number))
@@ -122,9 +122,9 @@ class _Workbook:
         kind = element.get("t", "n")
         if kind == "inlineStr":
             return WorkbookCell(_text_of(element))
-        text = next((child.text for child in element if _local(child.tag) == "v"), None)
+        text = next((child.text for child in element if _local_name(child.tag) == "v"), None)
         if text is None:
-            if any(_local(child.tag) == "f" for child in element):
+            if any(_local_name(child.tag) == "f" for child in element):
                 msg = (
                     f"table {self.name!r}, row {number}, column {place + 1}: a formula without its "
                     "value; open the table in a spreadsheet and save it"
@@ -138,7 +138,9 @@ class _Workbook:
         if kind == "d":
             return WorkbookCell(text.replace("T", " ").removesuffix(" 00:00:00"), is_date=True)
         return (
-            WorkbookCell(_unescaped(text)) if kind in {"str", "e"} else self._number(element, text)
+            WorkbookCell(_unescaped_text(text))
+            if kind in {"str", "e"}
+            else self._number(element, text)
         )
 
     def _number(self, element: ET.Element, text: str) -> WorkbookCell:
@@ -152,19 +154,19 @@ class _Workbook:
         parts = self._targets.get("sharedStrings", [])
         if not parts:
             return []
-        return [_text_of(element) for element in _parsed(self.file, parts[0][1])]
+        return [_text_of(element) for element in _parsed_xml(self.file, parts[0][1])]
 
     def _styles(self) -> list[Style]:
         """Return the number format of each cell style, in the order of the style numbers."""
         parts = self._targets.get("styles", [])
         if not parts:
             return []
-        root = _parsed(self.file, parts[0][1])
+        root = _parsed_xml(self.file, parts[0][1])
         codes = {
             int(element.get("numFmtId", "0")): element.get("formatCode", "")
             for element in _children(root, "numFmt")
         }
-        lists = [element for element in root if _local(element.tag) == "cellXfs"]
+        lists = [element for element in root if _local_name(element.tag) == "cellXfs"]
         numbers = [int(xf.get("numFmtId", "0")) for element in lists for xf in element]
         return [
             Style(
@@ -211,10 +213,10 @@ def _column(cells: list[WorkbookCell | None]) -> CellColumn:
     )
 
 
-def _related(file: zipfile.ZipFile, part: str) -> dict[str, list[tuple[str, str]]]:
-    """Return what a part refers to: kind -> its ids and paths."""
+def _related_parts(file: zipfile.ZipFile, part: str) -> dict[str, list[tuple[str, str]]]:
+    """Return the parts that a part refers to, as (id, path) by kind."""
     folder, base = posixpath.split(part)
-    root = _parsed(file, posixpath.join(folder, "_rels", f"{base}.rels"))
+    root = _parsed_xml(file, posixpath.join(folder, "_rels", f"{base}.rels"))
     related: dict[str, list[tuple[str, str]]] = {}
     for element in root:
         kind = element.get("Type", "").rpartition("/")[2]
@@ -223,15 +225,15 @@ def _related(file: zipfile.ZipFile, part: str) -> dict[str, list[tuple[str, str]
     return related
 
 
-def _parsed(file: zipfile.ZipFile, part: str) -> ET.Element:
+def _parsed_xml(file: zipfile.ZipFile, part: str) -> ET.Element:
     return ET.fromstring(file.read(part))
 
 
 def _children(root: ET.Element, name: str) -> Iterator[ET.Element]:
-    return (element for element in root.iter() if _local(element.tag) == name)
+    return (element for element in root.iter() if _local_name(element.tag) == name)
 
 
-def _local(tag: str) -> str:
+def _local_name(tag: str) -> str:
     """Return a name without its namespace: there are two of them, by year of the standard."""
     return tag.rpartition("}")[2]
 
@@ -239,20 +241,20 @@ def _local(tag: str) -> str:
 def _text_of(element: ET.Element) -> str:
     """Return the text of a string item; how it is pronounced (rPh) is no part of it."""
     parts = itertools.chain.from_iterable(
-        [child] if _local(child.tag) == "t" else child
+        [child] if _local_name(child.tag) == "t" else child
         for child in element
-        if _local(child.tag) in {"t", "r", "is"}
+        if _local_name(child.tag) in {"t", "r", "is"}
     )
     flat: list[str] = []
     for part in parts:
-        if _local(part.tag) == "t":
+        if _local_name(part.tag) == "t":
             flat.append(part.text or "")
-        elif _local(part.tag) == "r":
-            flat += [run.text or "" for run in part if _local(run.tag) == "t"]
-    return _unescaped("".join(flat))
+        elif _local_name(part.tag) == "r":
+            flat += [run.text or "" for run in part if _local_name(run.tag) == "t"]
+    return _unescaped_text("".join(flat))
 
 
-def _unescaped(text: str) -> str:
+def _unescaped_text(text: str) -> str:
     """Return a text with Excel's escapes of characters decoded."""
     return _ESCAPE.sub(lambda match: chr(int(match[1], 16)), text) if "_x" in text else text
 

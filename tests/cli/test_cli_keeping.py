@@ -28,12 +28,12 @@ def test_damage_is_named_repaired_and_made_again(
     whole = contents(lake)
     row = lake.tiles_of(mpp=2.0, slide_ids=[REAL_SLIDE.stem]).row(0, named=True)
     (lake_copy / row["shard"]).unlink()
-    value = lake.bag("P000-1", TEACHERS[1], mpp=0.5).features[3].tobytes()
+    feature_bytes = lake.bag("P000-1", TEACHERS[1], mpp=0.5).features[3].tobytes()
     for file in (lake_copy / "features/mpp0.5.lance/data").iterdir():
-        data = file.read_bytes()
-        if value in data:
-            at = data.index(value)
-            file.write_bytes(data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :])
+        file_bytes = file.read_bytes()
+        if feature_bytes in file_bytes:
+            at = file_bytes.index(feature_bytes)
+            file.write_bytes(file_bytes[:at] + bytes([file_bytes[at] ^ 1]) + file_bytes[at + 1 :])
     verdict = json.loads(slidelake("verify", lake_copy, "--json", code=1).stdout)
     assert not verdict["ok"]
     assert set(verdict["damage"][0]) == {"slide", "mpp", "teacher", "what", "part", "path"}

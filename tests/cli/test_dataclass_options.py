@@ -109,13 +109,13 @@ def parameters_of(app: typer.Typer, name: str) -> dict[str, Any]:
 
 @pytest.fixture
 def received() -> list[TrialOptions]:
-    """The options that the command has received."""
+    """Return the options that the command has received."""
     return []
 
 
 @pytest.fixture
 def app(received: list[TrialOptions]) -> typer.Typer:
-    """An application with one command of `TrialOptions`."""
+    """Return an application with one command of `TrialOptions`."""
     application = typer.Typer()
     application.callback()(lambda: None)
 

@@ -32,7 +32,7 @@ class _AnyPlace(dict[str, object]):
 
 
 def options_of(command: TyperCommand | TyperGroup) -> dict[str, str]:
-    """A command's options: parameter's name -> the longest way to write it."""
+    """Return a command's options: parameter's name -> the longest way to write it."""
     return {
         str(parameter.name): max(parameter.opts, key=len)
         for parameter in command.params
@@ -41,7 +41,7 @@ def options_of(command: TyperCommand | TyperGroup) -> dict[str, str]:
 
 
 def given_options(command: TyperCommand | TyperGroup, words: list[str]) -> tuple[set[str], str]:
-    """The options that words give to a command, and the first word that is none of its own."""
+    """Return the options in a command line, and the first word that is no option."""
     context = command.make_context(command.name or "", list(words), resilient_parsing=True)
     names = {
         option

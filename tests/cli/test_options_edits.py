@@ -35,13 +35,13 @@ DROP_ANNOTATION = command_line("drop {lake} --annotation region --json")
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A lake of three slides and a teacher."""
+    """Return a lake of three slides and a teacher."""
     return command_worlds.two_fragments(tmp_path_factory.mktemp("edits"))
 
 
 @pytest.fixture
 def lake(made: Path, tmp_path: Path) -> Path:
-    """A copy of that lake, to be changed."""
+    """Return a copy of that lake, to be changed."""
     shutil.copytree(made, tmp_path / "lake")
     return tmp_path / "lake"
 
@@ -88,13 +88,13 @@ def test_repair_asks_before_it_drops_most_of_a_lake(run: Run, lake: Path) -> Non
 
 
 def test_annotations_are_made_replaced_and_dropped(run: Run, lake: Path, tmp_path: Path) -> None:
-    for line, value in ((ANNOTATE, "T"), (ANNOTATE_AGAIN, "S")):
+    for line, label in ((ANNOTATE, "T"), (ANNOTATE_AGAIN, "S")):
         (tmp_path / "regions.csv").write_text(
-            f"slide_id,x,y,mark\na,0,0,{value}\na,256,0,{value}\n"
+            f"slide_id,x,y,mark\na,0,0,{label}\na,256,0,{label}\n"
         )
         assert run(line).value["met"] == 2
         marks = open_lake(lake).tiles(mpp=0.5).collect()["region"]
-        assert set(marks.drop_nulls()) == {value}
+        assert set(marks.drop_nulls()) == {label}
     run(DROP_ANNOTATION)
     assert open_lake(lake).info()["annotations"] == []
 

@@ -45,7 +45,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Places:
 
 @pytest.fixture
 def places(shared: Places, tmp_path: Path) -> Places:
-    """The shared places, a folder of the test's own, and a copy of a lake that it may change."""
+    """Return the shared places, a folder of the test's own, and a copy of a lake to change."""
 
     def copied() -> Path:
         shutil.copytree(str(shared["fragments"]), tmp_path / "copied")
@@ -202,12 +202,12 @@ def test_stats_leave_out_a_share_of_the_patients(run: Run) -> None:
 
 
 def test_probe_takes_the_table_as_it_is_and_says_what_was_set(run: Run) -> None:
-    result = run(PROBE).value
-    assert result["lake_version"] == 8
-    assert (result["tiles"], result["patients"]) == (100, 12)
-    (row,) = (row for row in result["comparisons"] if row["one"] == "good / linear")
+    study = run(PROBE).value
+    assert study["lake_version"] == 8
+    assert (study["tiles"], study["patients"]) == (100, 12)
+    (row,) = (row for row in study["comparisons"] if row["one"] == "good / linear")
     assert (row["other"], row["margin"]) == ("noise / linear", 0.1)
-    config: dict[str, Any] = result["config"]
+    config: dict[str, Any] = study["config"]
     assert config["classes"] == ["S", "s"]
     expected = {"mpps": [0.5], "shots": 3, "draws": 4, "folds": 3, "seed": 2}
     assert {name: config[name] for name in expected} == expected

@@ -27,7 +27,7 @@ pytestmark = pytest.mark.usefixtures("ray_up")
 
 @pytest.fixture(scope="module")
 def places(tmp_path_factory: pytest.TempPathFactory) -> Places:
-    """One lake with twelve patients, and a folder for what lines write."""
+    """Return one lake with twelve patients, and a folder for what lines write."""
     folder = tmp_path_factory.mktemp("options")
     return Places(
         {
@@ -54,9 +54,9 @@ def run(capsys: Output, places: Places) -> Run:
     return run
 
 
-def settings_of(result: dict[str, Any], expected: dict[str, Any]) -> dict[str, Any]:
-    """The same names from a result, its configuration or the settings in it."""
-    settings = {**result["config"]["settings"], **result["config"], **result}
+def settings_of(study: dict[str, Any], expected: dict[str, Any]) -> dict[str, Any]:
+    """Return the same names from a study, its configuration or the settings in it."""
+    settings = {**study["config"]["settings"], **study["config"], **study}
     return {name: settings[name] for name in expected}
 
 
@@ -116,31 +116,31 @@ SET_WRONG = command_line("mil {bags} --like {mil_run} --set fit.epoch=3")
 
 
 def test_mil_trains_with_the_given_settings(run: Run) -> None:
-    result = run(MIL).value
+    study = run(MIL).value
     expected = {
         "slides": 12, "task": "binary", "fusion": "concat", "mpps": [0.5], "models": ["abmil"],
         "folds": 2, "inner": 2, "soft_labels": 0.5, "pseudo_tiles": 2, "epochs": 2,
         "learning_rate": 0.001, "batch_patients": 2, "max_tiles": 4, "precision": "bfloat16",
         "seed": 3, "accuracy": 0.8, "lake_version": 8,
     }  # fmt: skip
-    assert settings_of(result, expected) == expected
-    assert list(result["metrics"]) == ["good+noise"]
+    assert settings_of(study, expected) == expected
+    assert list(study["metrics"]) == ["good+noise"]
 
 
 def test_mil_of_few_shots_compares_with_its_reference(run: Run, places: Places) -> None:
-    result = run(MIL_FEW).value
-    (row,) = result["comparisons"]
+    study = run(MIL_FEW).value
+    (row,) = study["comparisons"]
     assert (row["one"], row["other"], row["margin"]) == ("good / linear", "good / knn", 0.1)
-    splits = pl.read_parquet(Path(str(places["bags"]), "runs", result["run"], "splits.parquet"))
+    splits = pl.read_parquet(Path(str(places["bags"]), "runs", study["run"], "splits.parquet"))
     train = splits.filter(pl.col("part") == "train")
     assert set(train.group_by("repeat", "fold").len()["len"]) == {1 + 1}
-    assert (result["repeats"], result["seeds"]) == (2, 2)
+    assert (study["repeats"], study["seeds"]) == (2, 2)
 
 
 def test_mil_leaves_one_site_out_and_searches_settings(run: Run, places: Places) -> None:
-    result = run(MIL_SITES).value
-    assert (result["folds"], result["config"]["search"]) == (2, 1)
-    folder = Path(str(places["bags"]), "runs", result["run"])
+    study = run(MIL_SITES).value
+    assert (study["folds"], study["config"]["search"]) == (2, 1)
+    folder = Path(str(places["bags"]), "runs", study["run"])
     assert list(folder.glob("search/*"))
     splits = pl.read_parquet(folder / "splits.parquet").filter(pl.col("part") == "test")
     first = splits.filter(pl.col("fold") == 0)["patient_id"].sort().to_list()
@@ -148,30 +148,30 @@ def test_mil_leaves_one_site_out_and_searches_settings(run: Run, places: Places)
 
 
 def test_mil_has_experts_for_long_tails(run: Run) -> None:
-    result = run(MIL_EXPERTS).value
-    assert result["config"]["settings"]["experts"] is True
-    assert result["config"]["classes"] == ["A", "B", "a"]
+    study = run(MIL_EXPERTS).value
+    assert study["config"]["settings"]["experts"] is True
+    assert study["config"]["classes"] == ["A", "B", "a"]
 
 
 def test_survival_compares_feature_sets(run: Run) -> None:
-    result = run(COX).value
-    (row,) = result["comparisons"]
+    study = run(COX).value
+    (row,) = study["comparisons"]
     assert (row["one"], row["other"], row["margin"]) == ("good", "noise", 0.2)
     expected = {
         "slides": 12, "folds": 2, "repeats": 1, "seeds": 2, "seed": 1, "lake_version": 8,
         "mpps": [0.5],
     }  # fmt: skip
-    assert settings_of(result, expected) == expected
+    assert settings_of(study, expected) == expected
 
 
 def test_survival_of_bags_trains_with_the_given_settings(run: Run) -> None:
-    result = run(HAZARDS).value
+    study = run(HAZARDS).value
     expected = {
         "fusion": "concat", "models": ["abmil"], "head": "hazards", "bins": 2, "inner": 2,
         "epochs": 2, "learning_rate": 0.001, "batch_patients": 2, "max_tiles": 4,
         "precision": "bfloat16", "search": 1, "folds": 2,
     }  # fmt: skip
-    assert settings_of(result, expected) == expected
+    assert settings_of(study, expected) == expected
 
 
 def test_mil_and_survival_take_the_splits_of_another_run(run: Run, places: Places) -> None:
@@ -179,9 +179,9 @@ def test_mil_and_survival_take_the_splits_of_another_run(run: Run, places: Place
     splits = Path(str(places["bags"]), "runs", few, "splits.parquet")
     shutil.copy(splits, Path(str(places["tmp"]), "splits.parquet"))
     for line in (MIL_SPLITS, COX_SPLITS):
-        result = run(line).value
-        assert (result["folds"], result["repeats"]) == (2, 2)
-        ours = Path(str(places["bags"]), "runs", result["run"], "splits.parquet")
+        study = run(line).value
+        assert (study["folds"], study["repeats"]) == (2, 2)
+        ours = Path(str(places["bags"]), "runs", study["run"], "splits.parquet")
         assert ours.read_bytes() == splits.read_bytes()
 
 

@@ -20,7 +20,7 @@ LABELS = pl.DataFrame({"slide_id": ["a", "b", "c"], "patient_id": ["1", "2", "3"
 
 @pytest.fixture
 def pending(tmp_path: Path) -> Lake:
-    """A lake whose three slides are registered and wait to be cut."""
+    """Return a lake whose three slides are registered and wait to be cut."""
     lake = create_lake(tmp_path / "lake", LakeConfig(mpps=(0.5,)))
     lake.committer.register([{"slide_id": s, "uri": f"{s}.svs"} for s in "abc"])
     return lake.refreshed()
@@ -32,8 +32,8 @@ def test_extract_of_pending_slides_is_no_success(pending: Lake) -> None:
     assert "3 slides pending: slidelake ingest goes on with them" in done.output
     assert "no slide is ready" in done.output
     words = ["extract", pending.uri, "--teacher", ENCODER, "--json"]
-    result = json.loads(CliRunner().invoke(slidelake.app, words).output)
-    assert (result["ready"], result["pending"]) == (0, 3)
+    answer = json.loads(CliRunner().invoke(slidelake.app, words).output)
+    assert (answer["ready"], answer["pending"]) == (0, 3)
 
 
 def test_extract_with_nothing_left_to_do_is_a_success_unless_slides_wait(tmp_path: Path) -> None:

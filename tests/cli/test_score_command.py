@@ -15,7 +15,7 @@ WRONG = command_line("score {lake} pen")
 
 
 def real_lake(folder: Path) -> Lake:
-    """A lake of the real slide at 2.0 mpp."""
+    """Return a lake of the real slide at 2.0 mpp."""
     lake = create_lake(folder, LakeConfig(mpps=(2.0,)))
     size, mark = fingerprint(str(REAL_SLIDE))
     row = {"slide_id": "a", "uri": str(REAL_SLIDE), "bytes": size, "fingerprint": mark}

@@ -85,7 +85,7 @@ def test_progress_after_a_restart_counts_only_this_run_s_speed(
 
 
 def lefts(seconds: list[float], weights: list[float] | None = None) -> list[float | None]:
-    """The guesses of the time left after each result; the last weighs what is not finished."""
+    """Return the estimated times left after each result; the last weight is of unfinished work."""
     clock = Clock()
     work = None if weights is None else sum(weights)
     with progress("x", total=len(seconds) + 1, work=work, stream=io.StringIO(), clock=clock) as bar:

@@ -1,4 +1,4 @@
-"""`cluster` against a real Ray: a private one, one that is killed, and a head that takes jobs."""
+"""`cluster` against a real Ray: a private one, a killed one, and a head that accepts jobs."""
 
 import json
 import logging
@@ -57,7 +57,7 @@ def _marked(mark: str) -> list[int]:
 
 
 def _wait_until_gone(mark: str, *, seconds: float) -> list[str]:
-    """Names of those that still live; Ray's two HTTP agents, which take 80 s, are not counted."""
+    """Return the names of live processes, without Ray's HTTP agents, which need 80 s to end."""
     end = time.monotonic() + seconds
     while (left := _names(_marked(mark))) and time.monotonic() < end:
         time.sleep(0.1)
@@ -104,9 +104,9 @@ class TestInALocalRay:
                 taken.append(len(taken))
                 yield taken[-1]
 
-        results = ray_map(lambda x: x, endless(), max_in_flight=3)
-        first_results = [next(results) for _ in range(5)]
-        results.close()  # type: ignore[attr-defined]
+        finished = ray_map(lambda x: x, endless(), max_in_flight=3)
+        first_results = [next(finished) for _ in range(5)]
+        finished.close()  # type: ignore[attr-defined]
         assert len(first_results) == 5
         assert len(taken) <= 3 + 5
 
@@ -263,7 +263,7 @@ def _wait_for_jobs(head: Head, process: subprocess.Popen[bytes], log: Path) -> N
 
 @pytest.fixture(scope="module")
 def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
-    """A head of our own on ports of its own; others on this machine run Ray too."""
+    """Yield a head of our own on ports of its own; others on this machine run Ray too."""
     mark, token = uuid.uuid4().hex, uuid.uuid4().hex
     ports = dict(zip(PORTS, _free_ports(len(PORTS)), strict=True))
     log = tmp_path_factory.mktemp("head") / "log"
@@ -342,11 +342,11 @@ class TestWithAHead:
             raise KeyboardInterrupt
 
         done = tmp_path / "done"
-        result = submit(
+        exit_code = submit(
             [str(done)], address=head.address, on_line=interrupt, program=(*PYTHON, code)
         )
         errors = capsys.readouterr().err
-        assert result == 130
+        assert exit_code == 130
         assert "goes on" in errors
         assert f"ray job logs --address {head.address} --follow raysubmit_" in errors
         for _ in range(100):
@@ -357,10 +357,10 @@ class TestWithAHead:
 
     def test_without_following_it_gives_the_id(self, head: Head) -> None:
         lines: list[str] = []
-        result = submit(
+        exit_code = submit(
             ["0"], address=head.address, follow=False, on_line=lines.append, program=("sleep",)
         )
-        assert result == 0
+        assert exit_code == 0
         assert len(lines) == 1
         assert lines[0].startswith("raysubmit_")
 

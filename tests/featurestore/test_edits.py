@@ -33,7 +33,7 @@ GRADES = pl.DataFrame({"slide_id": ["a", "b"], "grade": [1, 2]})
 
 @pytest.fixture(scope="module")
 def rich(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A lake of three slides in two fragments, with two teachers and two annotations."""
+    """Return a lake of three slides in two fragments, with two teachers and two annotations."""
     from featurestore import LakeConfig, create_lake
 
     folder = tmp_path_factory.mktemp("rich") / "lake"
@@ -47,7 +47,7 @@ def rich(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def lake(rich: Path, tmp_path: Path) -> Lake:
-    """A copy that a test may change."""
+    """Return a copy that a test may change."""
     shutil.copytree(rich, tmp_path / "lake")
     return open_lake(tmp_path / "lake")
 
@@ -208,16 +208,16 @@ class DyingLake(Lake):
 
     @property
     def committer(self) -> Committer:
-        """One that counts."""
+        """Return a committer that counts its commits."""
         return DyingCommitter(self.store, self.config)
 
     def refreshed(self) -> "DyingLake":
-        """The same, newest."""
+        """Return the newest version of the same lake."""
         return DyingLake(self.store, self.config)
 
 
 class DyingCommitter(Committer):
-    """Counts its commits, from the lock on."""
+    """A committer that counts its commits from the lock on."""
 
     @contextlib.contextmanager
     def exclusive(self, *, recover: bool = True) -> Iterator[Self]:
@@ -331,9 +331,9 @@ def test_damage_to_an_annotation_of_tiles_is_found_and_taken_out(lake: Lake) -> 
         if field in file.fields
     }
     file = Path(lake.store.path(f"{features_table(0.5)}/data/{path}"))
-    data = bytearray(file.read_bytes())
-    data[data.index(b"T")] ^= 1
-    file.write_bytes(bytes(data))
+    file_bytes = bytearray(file.read_bytes())
+    file_bytes[file_bytes.index(b"T")] ^= 1
+    file.write_bytes(bytes(file_bytes))
     verdict = verify(lake)
     assert [damage.teacher for damage in verdict.damage] == ["region"]
     repair(lake, verdict, yes=True)
@@ -355,8 +355,8 @@ def test_a_table_of_an_annotation_is_verified_and_copied(lake: Lake, tmp_path: P
     assert whole(twin) == whole(lake.refreshed())
     one = twin.annotations()["clinical"]
     (file,) = Path(twin.store.path(f"{one.path}/data")).iterdir()
-    data = file.read_bytes()
-    file.write_bytes(data.replace((2).to_bytes(8, "little"), (3).to_bytes(8, "little"), 1))
+    file_bytes = file.read_bytes()
+    file.write_bytes(file_bytes.replace((2).to_bytes(8, "little"), (3).to_bytes(8, "little"), 1))
     (damage,) = verify(open_lake(copied.uri)).damage
     assert "annotation 'clinical' of slides" in damage.description
     assert repair(twin, verify(twin)).left

@@ -216,11 +216,11 @@ def test_old_version_stays_readable(small: Lake) -> None:
 
 
 def test_bag_gives_back_what_was_written(small: Lake) -> None:
-    values = np.random.default_rng(0).normal(size=(8, 6)).astype(np.float32)
-    small.committer.commit_columns(0.5, [column(small, values)])
+    features = np.random.default_rng(0).normal(size=(8, 6)).astype(np.float32)
+    small.committer.commit_columns(0.5, [column(small, features)])
     lake = small.refreshed()
     bag = lake.bag("b", "t", mpp=0.5)
-    np.testing.assert_array_equal(bag.features, values[5:].astype(np.float16))
+    np.testing.assert_array_equal(bag.features, features[5:].astype(np.float16))
     np.testing.assert_array_equal(bag.tile_id, tile_ids(1, 0.5, [0] * 3, [0, 1, 2]))
     assert bag.x.tolist() == [0, 256, 512]
     assert lake.info()["features"] == [
@@ -252,10 +252,10 @@ def test_another_identity_under_a_name_is_refused(small: Lake) -> None:
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, 1e5])
 def test_values_that_float16_cannot_hold_are_refused_by_tile(small: Lake, bad: float) -> None:
-    values = np.ones((8, 6), np.float32)
-    values[6, 2] = bad
+    features = np.ones((8, 6), np.float32)
+    features[6, 2] = bad
     with pytest.raises(LakeError, match=f"tile {tile_ids(1, 0.5, [0], [1])[0]}"):
-        column(small, values)
+        column(small, features)
 
 
 @pytest.mark.parametrize("name", ["x", "a.b", "a+b", "", "tile_id", "ü"])
@@ -339,8 +339,8 @@ def test_moments_in_parts_are_those_of_the_whole() -> None:
 
 
 def test_stats_are_kept_for_their_slides_only(small: Lake) -> None:
-    values = np.random.default_rng(0).normal(size=(8, 6)).astype(np.float32)
-    small.committer.commit_columns(0.5, [column(small, values)])
+    features = np.random.default_rng(0).normal(size=(8, 6)).astype(np.float32)
+    small.committer.commit_columns(0.5, [column(small, features)])
     lake = small.refreshed()
     fitted = fit_stats(lake, "t", mpp=0.5, slide_ids=["b", "a"])
     kept = read_stats(lake, "t", mpp=0.5, slide_ids=["a", "b"])

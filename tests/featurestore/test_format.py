@@ -18,7 +18,7 @@ FORMATS = (1,)
 
 @pytest.fixture(params=FORMATS)
 def kept(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Lake, dict[str, Any]]:
-    """A lake of an earlier format as it was written then, and what it held."""
+    """Return a lake of an earlier format as it was written then, and what it held."""
     with tarfile.open(ROOT / f"tests/data/format{request.param}.tar.gz") as tar:
         tar.extractall(tmp_path, filter="data")
     return open_lake(tmp_path / "lake"), json.loads((tmp_path / "held.json").read_text())

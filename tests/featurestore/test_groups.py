@@ -46,7 +46,7 @@ def killed_at(point: int) -> Iterator[list[int]]:
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A lake of five slides in two fragments a grid, with a teacher."""
+    """Return a lake of five slides in two fragments a grid, with a teacher."""
     path = tmp_path_factory.mktemp("groups") / "lake"
     lake = create_lake(path, LakeConfig(mpps=(0.5, 2.0)))
     lake = add_slides(add_slides(lake, {"alone": 4}), {"a": 5, "b": 3, "c": 2})
@@ -149,7 +149,7 @@ def test_killed_at_any_commit_it_is_all_there_or_not_at_all(
 def check_that_it_is_whole(
     path: Path, old: dict[str, object], new: dict[str, object], point: int
 ) -> str:
-    """The next committer is killed as well, at one of its commits, and then one is not."""
+    """Return the lake's state after a second killed committer and a committer that finishes."""
     assert parts_of(open_lake(path)) in (old, new)  # readers never see it
     with killed_at(point % 4), suppress(KilledError):
         open_lake(path).committer.recover()

@@ -1,4 +1,4 @@
-"""The index of a shard: no damage of it gives a wrong JPEG, and it is made again from the tar."""
+"""The index of a shard: damage never leads to a wrong JPEG, and it is rebuilt from the tar."""
 
 import errno
 import itertools
@@ -26,23 +26,23 @@ JPEGS = {key * 7 + 3: b"\xff\xd8" + bytes([key]) * (490 + 9 * key) for key in ra
 
 @pytest.fixture
 def written(tmp_path: Path) -> ShardWriter:
-    """A shard of four tiles in a folder of its own."""
+    """Return a shard of four tiles in a folder of its own."""
     with ShardWriter(Store(tmp_path), SHARD) as writer:
         for key, jpeg in JPEGS.items():
             writer.add(key, jpeg, {"tile": key})
     return writer
 
 
-def flips(data: bytes) -> Iterator[bytes]:
-    """The bytes with each of their bits flipped in turn."""
-    for bit in range(8 * len(data)):
-        damaged = bytearray(data)
+def flips(content: bytes) -> Iterator[bytes]:
+    """Yield the bytes with each of their bits flipped in turn."""
+    for bit in range(8 * len(content)):
+        damaged = bytearray(content)
         damaged[bit // 8] ^= 1 << bit % 8
         yield bytes(damaged)
 
 
 def what_is_read(store: Store, index_crc32: int | None) -> str:
-    """`right` if all tiles are what was written, `refused` for damage; all else is an error."""
+    """Return `right` if all tiles are as written and `refused` for damage; else fail."""
     try:
         with ShardReader(store, SHARD, index_crc32=index_crc32, slide_id="s") as reader:
             stored = [bytes(jpeg) for jpeg in reader.jpegs(np.array(list(JPEGS)))]
@@ -81,8 +81,8 @@ def test_no_flipped_bit_of_an_index_gives_a_wrong_jpeg(written: ShardWriter) -> 
 @pytest.mark.parametrize("damage", ["cut", "empty", "zero", "gone", "other"])
 def test_an_index_that_is_no_index_is_refused(written: ShardWriter, damage: str) -> None:
     path = Path(written.store.path(index_path(SHARD)))
-    data = path.read_bytes()
-    new = {"cut": data[:-100], "empty": b"", "zero": bytes(len(data)), "other": b"ARROW1"}
+    content = path.read_bytes()
+    new = {"cut": content[:-100], "empty": b"", "zero": bytes(len(content)), "other": b"ARROW1"}
     path.unlink()
     if damage in new:
         path.write_bytes(new[damage])
@@ -91,10 +91,10 @@ def test_an_index_that_is_no_index_is_refused(written: ShardWriter, damage: str)
 
 def test_no_flipped_bit_of_a_header_gives_a_wrong_jpeg(written: ShardWriter) -> None:
     path = Path(written.store.path(SHARD))
-    data = path.read_bytes()
+    content = path.read_bytes()
     outcomes = []
-    for damaged in itertools.islice(flips(data[:512]), 0, None, 7):
-        path.write_bytes(damaged + data[512:])
+    for damaged in itertools.islice(flips(content[:512]), 0, None, 7):
+        path.write_bytes(damaged + content[512:])
         outcomes.append(what_is_read(written.store, None))
     # Right where the header's own checksum is but written otherwise.
     assert set(outcomes) <= {"right", "refused"}

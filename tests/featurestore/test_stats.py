@@ -80,21 +80,21 @@ def test_moments_keep_their_digits_far_from_zero() -> None:
 
 
 def with_features(lake: Lake, dim: int = 6) -> tuple[Lake, npt.NDArray[np.float16]]:
-    """The small lake with a random teacher "t" at 0.5 mpp, and its features of all rows."""
-    values = features(8, dim).astype(np.float16)
-    lake.committer.commit_columns(0.5, [column(lake, values.astype(np.float32))])
-    return lake.refreshed(), values
+    """Return the small lake with a random teacher "t" at 0.5 mpp, and its features of all rows."""
+    embeddings = features(8, dim).astype(np.float16)
+    lake.committer.commit_columns(0.5, [column(lake, embeddings.astype(np.float32))])
+    return lake.refreshed(), embeddings
 
 
 @pytest.mark.parametrize("rows", [1, 2, 3, 7, 8, 1000])
 def test_a_lake_gives_what_numpy_gives_of_all_rows(
     small: Lake, rows: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    lake, values = with_features(small)
+    lake, embeddings = with_features(small)
     monkeypatch.setattr("featurestore.stats.moments.BLOCK_BYTES", rows * 6 * 8)
     tile_counts: list[int] = []
     moments = fit_stats(lake, "t", mpp=0.5, slide_ids=["b", "a"], on_tiles=tile_counts.append)
-    x = values.astype(np.float64)
+    x = embeddings.astype(np.float64)
     assert moments.n == sum(tile_counts) == 8
     assert max(tile_counts) == min(rows, 8)
     np.testing.assert_allclose(moments.mean, x.mean(0), rtol=1e-12)
@@ -124,7 +124,7 @@ def test_the_order_of_the_names_changes_nothing(small: Lake) -> None:
 
 
 def test_sets_of_slides_are_kept_side_by_side(small: Lake) -> None:
-    lake, values = with_features(small)
+    lake, embeddings = with_features(small)
     sets = [["a"], ["a", "b"], ["b"]]
     for names in sets:
         assert read_stats(lake, "t", mpp=0.5, slide_ids=names) is None
@@ -135,7 +135,9 @@ def test_sets_of_slides_are_kept_side_by_side(small: Lake) -> None:
         card = read_card(lake, "t", mpp=0.5, slide_ids=names)
         assert kept is not None
         assert card is not None
-        np.testing.assert_allclose(kept.mean, values[rows].astype(np.float64).mean(0), rtol=1e-12)
+        np.testing.assert_allclose(
+            kept.mean, embeddings[rows].astype(np.float64).mean(0), rtol=1e-12
+        )
         assert (card["slides"], card["n"], card["dim"]) == (names, kept.n, 6)
         assert card["lake_version"] == lake.version
         assert card["identity"] == {"weights": "1"}
@@ -153,14 +155,14 @@ def test_statistics_of_other_features_are_not_taken_for_these(small: Lake) -> No
 
 
 def test_vacuum_keeps_the_version_that_statistics_were_made_from(small: Lake) -> None:
-    lake, values = with_features(small)
+    lake, embeddings = with_features(small)
     fit_stats(lake, "t", mpp=0.5, slide_ids=["a", "b"])
     for name in ("c", "d", "e"):
         newest = add_slides(lake, {name: 2})
     kept = vacuum(newest, keep=1).kept
     assert kept == [lake.version, newest.version]
     bag = open_lake(lake.uri, version=lake.version).bag("a", "t", mpp=0.5)
-    np.testing.assert_array_equal(bag.features, values[:5])
+    np.testing.assert_array_equal(bag.features, embeddings[:5])
 
 
 def test_early_statistics_are_read_and_rotated(tmp_path: Path) -> None:
@@ -197,8 +199,8 @@ def test_a_slide_without_the_teacher_is_named(small: Lake) -> None:
 
 
 def test_features_that_are_all_the_same_are_refused(small: Lake) -> None:
-    values = np.full((8, 6), 0.1, np.float32)
-    small.committer.commit_columns(0.5, [column(small, values)])
+    embeddings = np.full((8, 6), 0.1, np.float32)
+    small.committer.commit_columns(0.5, [column(small, embeddings)])
     with pytest.raises(LakeError, match="all tiles have the same features"):
         fit_stats(small.refreshed(), "t", mpp=0.5, slide_ids=["a", "b"])
     assert not small.exists("stats")
@@ -215,9 +217,9 @@ def overwrite(lake: Lake, row: npt.NDArray[np.float16], new: npt.NDArray[np.floa
 
 
 def test_features_that_are_not_finite_are_damage_of_a_slide(small: Lake) -> None:
-    lake, values = with_features(small)
-    nan = np.where(np.arange(6) == 5, np.float16(np.nan), values[6])
-    overwrite(lake, values[6], nan)  # the second tile of slide "b"
+    lake, embeddings = with_features(small)
+    nan = np.where(np.arange(6) == 5, np.float16(np.nan), embeddings[6])
+    overwrite(lake, embeddings[6], nan)  # the second tile of slide "b"
     with pytest.raises(DamageError, match=r"slide b at mpp 0.5: features of 't' are not what was"):
         fit_stats(lake, "t", mpp=0.5, slide_ids=["a", "b"])
     lake = open_lake(lake.uri, check=None)
@@ -230,14 +232,14 @@ def test_features_that_are_not_finite_are_damage_of_a_slide(small: Lake) -> None
 def test_tiles_that_the_teacher_was_not_asked_for_are_left_out(
     small: Lake, rows: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    lake, values = with_features(small)
+    lake, embeddings = with_features(small)
     monkeypatch.setattr("featurestore.stats.moments.BLOCK_BYTES", rows * 6 * 8)
     for absent in (0, 6):
-        overwrite(lake, values[absent], np.full(6, np.nan, np.float16))
+        overwrite(lake, embeddings[absent], np.full(6, np.nan, np.float16))
     lake = open_lake(lake.uri, check=None)
     tile_counts: list[int] = []
     moments = fit_stats(lake, "t", mpp=0.5, slide_ids=["a", "b"], on_tiles=tile_counts.append)
-    x = np.delete(values, [0, 6], axis=0).astype(np.float64)
+    x = np.delete(embeddings, [0, 6], axis=0).astype(np.float64)
     assert (moments.n, sum(tile_counts)) == (6, 8)
     np.testing.assert_allclose(moments.mean, x.mean(0), rtol=1e-12)
     np.testing.assert_allclose(moments.covariance, np.cov(x.T, ddof=0), rtol=1e-9, atol=1e-12)
@@ -245,16 +247,16 @@ def test_tiles_that_the_teacher_was_not_asked_for_are_left_out(
 
 @pytest.mark.parametrize("identity", [{"tokens": 3}, {"pooling": "patches", "sample": 3}])
 def test_each_patch_token_is_a_row(small: Lake, identity: dict[str, object]) -> None:
-    values = features(24, 4).astype(np.float16)
+    embeddings = features(24, 4).astype(np.float16)
     field = small.committer.add_teacher(0.5, "t:patches3", 12, identity)
     writer = ColumnWriter(small.store, 0.5, field, 0)
     for slide, part in ((0, slice(5)), (1, slice(5, 8))):
         at = np.arange(part.stop - (part.start or 0))
-        writer.add(slide, tile_ids(slide, 0.5, 0 * at, at), values.reshape(8, 12)[part])
+        writer.add(slide, tile_ids(slide, 0.5, 0 * at, at), embeddings.reshape(8, 12)[part])
     small.committer.commit_columns(0.5, [writer.finish()])
     moments = fit_stats(small.refreshed(), "t:patches3", mpp=0.5, slide_ids=["a", "b"])
     assert moments.n == 24
-    x = values.astype(np.float64)
+    x = embeddings.astype(np.float64)
     np.testing.assert_allclose(moments.covariance, np.cov(x.T, ddof=0), rtol=1e-9, atol=1e-12)
 
 

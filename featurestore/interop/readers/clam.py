@@ -123,7 +123,7 @@ def _features_h5(source: SlideFiles) -> Path:
 
 
 def _sizes(attrs: dict[str, Any], facts: ImportFacts, path: Path) -> tuple[int, int]:
-    """Return the side of a tile in its own pixels, and in level-0 pixels."""
+    """Return the side of a tile in pixels at its own mpp, and in level-0 pixels."""
     shrunk = attrs.get("custom_downsample", 1)
     both = facts.tile_px is not None and facts.tile_px_level0 is not None
     if "patch_size" not in attrs or (shrunk != 1 and both):

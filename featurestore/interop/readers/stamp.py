@@ -37,12 +37,12 @@ from featurestore.interop.teacher_names import name_teachers
 LOOKS_FOR = "<extractor>/**/<slide>.h5 with the datasets feats and coords"
 SUFFIXES = (".h5",)
 NAMES = ("feats", "patch_embeddings")
-# Files older than STAMP 2 say no unit: 224 px tiles of 256 um, coordinates in those pixels.
+# Files older than STAMP 2 name no unit: 224 px tiles of 256 um, coordinates in those pixels.
 OLD_PX, OLD_UM = 224, 256.0
 
 
 def is_named_so(path: Path) -> bool:
-    """Whether a file is probably one of STAMP's: its names say nothing, so it is opened."""
+    """Whether a file is probably one of STAMP's: the name is no hint, so the file is opened."""
     if path.suffix not in SUFFIXES:
         return False
     with contextlib.suppress(InteropError), opened_h5(path) as file:
@@ -192,7 +192,7 @@ def _stride(coords: npt.NDArray[np.float64]) -> float:
 def _tile(
     tile_um: float, tile_px: int | None, facts: ImportFacts, path: Path
 ) -> tuple[int, float, str]:
-    """Return the side of a tile in pixels, its mpp, and where these are from."""
+    """Return the side of a tile in pixels, its mpp, and the origin of both."""
     px = tile_px or facts.tile_px
     if px is not None:
         return px, tile_um / px, "file" if tile_px else "given"

@@ -39,7 +39,7 @@ def export_slide(box: Outbox, slide: SlideOut) -> int:
     if _is_done(box.path(rel), slide, mark):
         return 0
     with box.folder(rel) as path:
-        _write(path, slide, mark)
+        _write_anndata(path, slide, mark)
     return 1
 
 
@@ -62,7 +62,7 @@ def _is_done(path: Path, slide: SlideOut, mark: str) -> bool:
 
     try:
         root = zarr.open_group(path, mode="r")
-        if root.attrs.get(MARK) != _about(slide.tiles, mark):
+        if root.attrs.get(MARK) != _root_mark(slide.tiles, mark):
             return False
         if not len(slide.tiles):
             return True
@@ -80,14 +80,14 @@ def _has_features(root: Any, teacher: str, slide: SlideOut) -> bool:  # noqa: AN
     return bool(features.shape == shape and features.nchunks_initialized == features.nchunks)
 
 
-def _write(path: Path, slide: SlideOut, mark: str) -> None:
+def _write_anndata(path: Path, slide: SlideOut, mark: str) -> None:
     import zarr
 
     tiles = slide.tiles
     attrs = {
         "spatialdata_attrs": VERSION,
         "tile_spec": {TILES: _tile_spec(tiles)},
-        MARK: _about(tiles, mark),
+        MARK: _root_mark(tiles, mark),
     }
     root = zarr.open_group(path, mode="w", zarr_format=3, attributes=attrs)
     shapes = root.create_group("shapes")
@@ -154,7 +154,7 @@ def _write_table(tables: Any, slide: SlideOut, teacher: str) -> None:  # noqa: A
             "slide_id": pd.Categorical([tiles.slide_id] * len(tiles), [tiles.slide_id]),
             "x": tiles.x,
             "y": tiles.y,
-            **_annotated(slide),
+            **_annotation_columns(slide),
         },
         index=index.astype(str),
     )
@@ -181,7 +181,7 @@ def _write_table(tables: Any, slide: SlideOut, teacher: str) -> None:  # noqa: A
     tables[name].attrs.update({**version, **keys})
 
 
-def _annotated(slide: SlideOut) -> dict[str, Any]:
+def _annotation_columns(slide: SlideOut) -> dict[str, Any]:
     """Return annotations of tiles as columns of `obs`, in types that keep missing values."""
     import pandas as pd
 
@@ -199,7 +199,7 @@ def _table(teacher: str) -> str:
     return f"{re.sub('[:@]', '-', teacher)}_tiles"
 
 
-def _about(tiles: SlideTiles, mark: str) -> dict[str, Any]:
+def _root_mark(tiles: SlideTiles, mark: str) -> dict[str, Any]:
     return {
         "mark": mark,
         "slide_id": tiles.slide_id,

@@ -1,7 +1,7 @@
 """Writes what CLAM reads: `patches/*.h5`, and `features_<teacher>/{h5_files,pt_files}`.
 
 CLAM counts in pyramid levels, and a lake's tiles may lie between two. So the patches are those
-of level 0 at their level-0 size, which every reader of CLAM's files takes for the right region; an
+of level 0 at their level-0 size, which every reader of CLAM's files maps to the right region; an
 attribute of our own holds the side to which they were reduced.
 """
 

@@ -56,7 +56,7 @@ def _ring(edges: dict[Point, list[Step]], start: Point, first: Step) -> Ring:
         # Where a part touches itself the ring may pass its start; it is closed by a right turn.
         if at == start and (start not in edges or _right_turn(step) == first):
             return [*ring, start]
-        turn = _next(edges, at, step)
+        turn = _next_edge(edges, at, step)
         if turn != step:
             ring.append(at)
         step = turn
@@ -80,7 +80,7 @@ def _edges(mask: npt.NDArray[np.bool_]) -> dict[Point, list[Step]]:
     return edges
 
 
-def _next(edges: dict[Point, list[Step]], at: Point, step: Step) -> Step:
+def _next_edge(edges: dict[Point, list[Step]], at: Point, step: Step) -> Step:
     """Return the next edge of a ring; where two parts touch, the ring turns right."""
     steps = edges[at]
     right = _right_turn(step)

@@ -22,10 +22,10 @@ def export_slide(box: Outbox, slide: SlideOut) -> int:
         )
         raise InteropError(msg)
     xy_um = (tiles.xy * tiles.level0_mpp).astype(np.float32)
-    return sum(_write(box, slide, teacher, xy_um) for teacher in slide.teachers)
+    return sum(_write_features(box, slide, teacher, xy_um) for teacher in slide.teachers)
 
 
-def _write(box: Outbox, slide: SlideOut, teacher: str, xy_um: np.ndarray) -> int:
+def _write_features(box: Outbox, slide: SlideOut, teacher: str, xy_um: np.ndarray) -> int:
     tiles, mark = slide.tiles, mark_of(slide, teacher)
     rel = f"{teacher}/{tiles.slide_id}.h5"
     shapes = {"coords": xy_um.shape, "feats": (len(xy_um), slide.teachers[teacher].dim)}

@@ -7,7 +7,7 @@ from featurestore.errors import AccessError, LakeMissingError
 from featurestore.storage.read_errors import reason_of
 from featurestore.storage.store import Store
 
-#: Errors that say nothing of what is stored.
+#: Errors that are no evidence of damage.
 NO_DAMAGE = (AccessError, LakeMissingError)
 
 T = TypeVar("T")

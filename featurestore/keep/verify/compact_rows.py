@@ -201,10 +201,10 @@ def groups_of(sorted_values: IntArray) -> tuple[IntArray, IntArray]:
     return np.flatnonzero(is_first), np.cumsum(is_first) - 1
 
 
-def twice(numbers: IntArray) -> IntArray:
+def repeated_positions(numbers: IntArray) -> IntArray:
     """Return the positions of numbers that occur more than once, ascending.
 
-    >>> twice(np.array([3, 1, 3, 2])).tolist()
+    >>> repeated_positions(np.array([3, 1, 3, 2])).tolist()
     [0, 2]
     """
     order = np.argsort(numbers, kind="stable")
@@ -213,7 +213,7 @@ def twice(numbers: IntArray) -> IntArray:
     return np.sort(order[several[group]])
 
 
-def apart(columns: Sequence[IntArray], starts: IntArray) -> npt.NDArray[np.bool_]:
+def runs_with_differences(columns: Sequence[IntArray], starts: IntArray) -> npt.NDArray[np.bool_]:
     """Return for each run of rows whether a column has several values in the run."""
     differs = np.zeros(len(starts), bool)
     if len(starts):

@@ -69,7 +69,7 @@ SHARD_INDEXES = FileCheck(
 )
 
 
-def _sealed(name: str, sealings: Callable[[Store], Iterator[Sealing]]) -> FileCheck:
+def _sealed_check(name: str, sealings: Callable[[Store], Iterator[Sealing]]) -> FileCheck:
     """Return the check of files with checksums in a sealed JSON file beside them."""
     return FileCheck(
         name=name,
@@ -79,8 +79,8 @@ def _sealed(name: str, sealings: Callable[[Store], Iterator[Sealing]]) -> FileCh
     )
 
 
-STATS = _sealed("files of statistics", sealings_of_stats)
-STUDENTS = _sealed("files of students", sealings_of_students)
-RUNS = _sealed("files of studies", sealings_of_runs)
+STATS = _sealed_check("files of statistics", sealings_of_stats)
+STUDENTS = _sealed_check("files of students", sealings_of_students)
+RUNS = _sealed_check("files of studies", sealings_of_runs)
 
 FILE_CHECKS: tuple[FileCheck, ...] = (ROOTS, ANNOTATIONS, SHARD_INDEXES, STATS, STUDENTS, RUNS)

@@ -16,7 +16,7 @@ SLIDES_AT_ONCE = 1000
 
 
 def unchecked_indexes(lake: Lake) -> int:
-    """Count the shards whose index has no checksum in the catalog."""
+    """Return the number of shards without an index checksum in the catalog."""
     table = lake.table(CATALOG)
     without_checksum = " AND index_crc32 IS NULL" if "index_crc32" in table.schema.names else ""
     return int(table.count_rows(f"shard IS NOT NULL{without_checksum}"))
@@ -31,7 +31,7 @@ def add_index_checksums(lake: Lake) -> int:
         The number of shards that got a checksum.
     """
     count = 0
-    for mpp, slides in _unchecked(lake):
+    for mpp, slides in _unchecked_slides(lake):
         committer = lake.committer
         with committer.exclusive():
             rows = committer.ledger.tiles_rows(mpp, slides)
@@ -45,7 +45,7 @@ def add_index_checksums(lake: Lake) -> int:
     return count
 
 
-def _unchecked(lake: Lake) -> Iterator[tuple[float, list[int]]]:
+def _unchecked_slides(lake: Lake) -> Iterator[tuple[float, list[int]]]:
     """Yield an mpp and a batch of slide numbers with a shard index without checksum."""
     for mpp in lake.config.mpps:
         rows = lake.tiles_of(mpp=mpp).filter(pl.col("shard").is_not_null())

@@ -64,10 +64,10 @@ def checked_slides(store: Store, version: int, damage: list[Damage]) -> SlideRow
         kept = GrowingColumns()
         for batch in _checked_batches(store, table, SLIDES, damage):
             kept.add(SlideRows.arrays(batch))
-        again = _reader(store, table, SlideRows.READ)
+        again = _reader_by_position(store, table, SlideRows.READ)
         return SlideRows(**kept.joined(SlideRows.KINDS), again=again)
     except UnreadableError as error:
-        damage.append(_unreadable(SLIDES, error))
+        damage.append(_unreadable_damage(SLIDES, error))
         return None
 
 
@@ -78,14 +78,14 @@ def checked_catalog(store: Store, version: int, damage: list[Damage]) -> Catalog
         kept, codes = GrowingColumns(), Codes()
         for batch in _checked_batches(store, table, CATALOG, damage):
             kept.add(CatalogRows.arrays(batch, codes))
-        again = _reader(store, table, CatalogRows.READ)
+        again = _reader_by_position(store, table, CatalogRows.READ)
         return CatalogRows(**kept.joined(CatalogRows.KINDS), codes=codes, again=again)
     except UnreadableError as error:
-        damage.append(_unreadable(CATALOG, error))
+        damage.append(_unreadable_damage(CATALOG, error))
         return None
 
 
-def _unreadable(rel: str, error: Exception) -> Damage:
+def _unreadable_damage(rel: str, error: Exception) -> Damage:
     return Damage(description=f"table {rel} can't be read in full: {error}", part=TABLE, path=rel)
 
 
@@ -107,7 +107,9 @@ def _checked_batches(
         raise UnreadableError(why)
 
 
-def _reader(store: Store, table: lance.LanceDataset, columns: Sequence[str]) -> ReadAgain:
+def _reader_by_position(
+    store: Store, table: lance.LanceDataset, columns: Sequence[str]
+) -> ReadAgain:
     names = [name for name in columns if name in table.schema.names]
 
     def again(positions: IntArray) -> list[Row]:

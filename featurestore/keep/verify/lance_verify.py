@@ -49,7 +49,7 @@ from featurestore.tables.lance_tables import open_table
 from featurestore.tables.schema import CATALOG, SLIDES, TILE_COLUMNS, features_table
 
 Row = dict[str, Any]
-#: Catalog rows of so many fragments are read again at once: some thousand.
+#: Number of fragments of which catalog rows are read at once (some thousand rows).
 FRAGMENTS_AT_ONCE = 16
 
 
@@ -92,7 +92,7 @@ def verify(
     if catalog is not None:
         verdict.damage += misfits(slides, catalog)
         del slides
-        chosen = _sampled(catalog, sample, seed)
+        chosen = _sampled_slides(catalog, sample, seed)
         on_total(_count(catalog, chosen))
         _check_grids(lake, catalog, verdict, chosen, on_slide, on_table)
     if verdict.broken_tables:
@@ -173,7 +173,7 @@ def _damage_of(row: Row, part: str, text: str) -> Damage:
     )
 
 
-def _sampled(catalog: CatalogRows, share: float, seed: int) -> set[int] | None:
+def _sampled_slides(catalog: CatalogRows, share: float, seed: int) -> set[int] | None:
     """Return the numbers of the slides to read in full; None for all."""
     if share >= 1:
         return None
@@ -186,7 +186,7 @@ def _sampled(catalog: CatalogRows, share: float, seed: int) -> set[int] | None:
 
 
 def _tiles_fault(table: pa.Table, row: Row) -> tuple[np.typing.NDArray[np.int64], str]:
-    """Return the keys of a slide's rows, and a text of what is wrong; empty if nothing is."""
+    """Return the tile keys of a slide's rows, and the fault as text; empty without a fault."""
     ids: np.typing.NDArray[np.int64] = table["tile_id"].to_numpy()
     slides = set(zip(table["slide"].to_pylist(), table["slide_id"].to_pylist(), strict=True))
     if len(ids) != row["tiles"] or slides != {(row["slide"], row["slide_id"])}:

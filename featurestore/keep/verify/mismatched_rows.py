@@ -16,9 +16,9 @@ from featurestore.keep.verify.compact_rows import (
     IntArray,
     Row,
     SlideRows,
-    apart,
     groups_of,
-    twice,
+    repeated_positions,
+    runs_with_differences,
 )
 from featurestore.keep.verify.damage import ROW, SHARD, TABLE, Damage
 from featurestore.tables.schema import CATALOG, READY, SLIDES
@@ -36,17 +36,17 @@ def misfits(slides: SlideRows | None, catalog: CatalogRows) -> Iterator[Damage]:
         catalog: the catalog's rows.
     """
     for _, code in sorted(catalog.codes.mpps.items()):
-        yield from _of_one_mpp(catalog, np.flatnonzero(catalog.mpp == code))
+        yield from _misfits_at_mpp(catalog, np.flatnonzero(catalog.mpp == code))
     yield from _mixed_shards(catalog)
     if slides is not None:
         yield from _slides_misfits(slides, catalog)
 
 
-def _of_one_mpp(catalog: CatalogRows, rows: IntArray) -> Iterator[Damage]:
+def _misfits_at_mpp(catalog: CatalogRows, rows: IntArray) -> Iterator[Damage]:
     key = catalog.slide[rows].astype(np.int64) * TEACHERS + catalog.teacher[rows] + 1
     rows = rows[np.argsort(key, kind="stable")]
     del key
-    yield from _in_catalog(catalog, _several(catalog, rows), "it is in the catalog twice")
+    yield from _in_catalog(catalog, _duplicate_rows(catalog, rows), "it is in the catalog twice")
     # Runs of rows of one slide: that of its tiles comes first.
     starts, group = groups_of(catalog.slide[rows])
     teacher = catalog.teacher[rows]
@@ -54,11 +54,13 @@ def _of_one_mpp(catalog: CatalogRows, rows: IntArray) -> Iterator[Damage]:
     yield from _in_catalog(catalog, rows[alone], "features without tiles")
     # All rows of a slide name the same rows of the features table.
     places = (catalog.fragment, catalog.row_start, catalog.tiles)
-    elsewhere = apart([column[rows] for column in places], starts)[group] & (teacher != TILES)
+    elsewhere = runs_with_differences([column[rows] for column in places], starts)[group] & (
+        teacher != TILES
+    )
     yield from _in_catalog(catalog, rows[elsewhere], "its features lie beside its tiles")
 
 
-def _several(catalog: CatalogRows, rows: IntArray) -> IntArray:
+def _duplicate_rows(catalog: CatalogRows, rows: IntArray) -> IntArray:
     """Return the rows, sorted by slide and teacher, that have the same two as a neighbour."""
     slide, teacher = catalog.slide[rows], catalog.teacher[rows]
     same = (slide[1:] == slide[:-1]) & (teacher[1:] == teacher[:-1])
@@ -67,7 +69,7 @@ def _several(catalog: CatalogRows, rows: IntArray) -> IntArray:
 
 
 def _slides_misfits(slides: SlideRows, catalog: CatalogRows) -> Iterator[Damage]:
-    for row in slides.again(twice(slides.name)[:MOST]):
+    for row in slides.again(repeated_positions(slides.name)[:MOST]):
         yield _row(row, "it is in slides.lance twice")
     tiles = catalog.tiles_rows
     order = np.argsort(slides.slide, kind="stable")
@@ -119,7 +121,7 @@ def _mixed_shards(catalog: CatalogRows) -> Iterator[Damage]:
     rows, mark = rows[with_tiles], catalog.mark[with_tiles]
     starts, _ = groups_of(catalog.slide[rows])
     stops = np.concatenate([starts[1:], [len(rows)]])
-    mixed = np.flatnonzero(apart([mark], starts))[:MOST]
+    mixed = np.flatnonzero(runs_with_differences([mark], starts))[:MOST]
     for start, stop in zip(starts[mixed].tolist(), stops[mixed].tolist(), strict=True):
         named = sorted(catalog.again(np.sort(rows[start:stop])), key=lambda row: float(row["mpp"]))
         mpps = ", ".join(str(row["mpp"]) for row in named)

@@ -51,7 +51,7 @@ ROOT = Path(__file__).resolve().parents[3]
 
 
 def rows_of(lake: Lake, slide_id: str, teacher: str, mpp: float = 0.5) -> set[object]:
-    """The slide's tiles as a set of (x, y, features), read by a plain question to the lake."""
+    """Return a slide's tiles as a set of (x, y, features), read by a plain query."""
     frame = lake.features(teacher, mpp=mpp).filter(pl.col("slide_id") == slide_id).collect()
     feature_rows: set[object] = {
         (x, y, tuple(f)) for x, y, f in frame.select("x", "y", teacher).rows()
@@ -330,8 +330,8 @@ def test_values_that_float16_cannot_hold_are_named(tmp_path: Path) -> None:
     assert f"too large for float16 for tile {tile['tile_id'].item()}" in done.failed[0]["reason"]
     assert done.slides == 1
     # The file that was begun for it is gone again.
-    data = tmp_path / "lake" / "features" / "mpp0.5.lance" / "data"
-    assert len(list(data.iterdir())) == 1
+    data_folder = tmp_path / "lake" / "features" / "mpp0.5.lance" / "data"
+    assert len(list(data_folder.iterdir())) == 1
 
 
 def test_duplicate_places_are_named(tmp_path: Path) -> None:
@@ -401,14 +401,14 @@ def test_stamp_takes_the_mpp_of_slides_that_the_lake_knows(lake_copy: Path, tmp_
 
 @pytest.fixture
 def large_job(tmp_path: Path) -> Path:
-    """A job of 60 slides with two encoders."""
+    """Return a job of 60 slides with two encoders."""
     for number in range(60):
         trident(tmp_path / "job", f"s{number:02}", two_contours() + number, "uni", "conch")
     return tmp_path / "job"
 
 
 def kill_after(seconds: float, lake: Path, job: Path) -> None:
-    """An import in a process of its own, ended by SIGKILL."""
+    """Run an import in a process of its own and end it by SIGKILL."""
     code = (
         "import sys; from featurestore.interop import importing;"
         "importing.COMMIT_SLIDES = 4; print('up', flush=True);"

@@ -57,7 +57,7 @@ def only(folder: Path, name: str, facts: ImportFacts | None = None) -> SlideFeat
 
 
 def reason(folder: Path, name: str, facts: ImportFacts | None = None) -> str:
-    """The only problem of a folder."""
+    """Return the only problem of a folder."""
     (problem,) = read(folder, name, facts)[1]
     assert problem.failed
     return problem.reason

@@ -1,4 +1,4 @@
-"""Label and split tables of other tools, written as those tools write them."""
+"""Label and split tables of other tools, written in the tools' own forms."""
 
 from pathlib import Path
 
@@ -65,7 +65,7 @@ def write_frame(frame: pl.DataFrame, path: Path) -> None:
 
 
 def write_xlsx(frame: pl.DataFrame, path: Path) -> None:
-    """A workbook of one sheet, by hand: numbers as numbers, texts in place, nulls left out."""
+    """Write a workbook of one sheet: numbers as numbers, texts in place, nulls left out."""
     import zipfile
 
     def cell(value: object, column: int, row: int) -> str:

@@ -36,7 +36,7 @@ __all__ = ["disk"]
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A lake with a snapshot, a run, replaced rows, and versions that nothing names."""
+    """Return a lake with a snapshot, a run, replaced rows, and versions that nothing names."""
     path = tmp_path_factory.mktemp("copied") / "lake"
     lake = create_lake(path, LakeConfig(mpps=(0.5, 2.0)))
     lake = add_teacher(add_slides(lake, {"a": 5, "b": 3}), "t")
@@ -52,7 +52,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def rich(made: Path, tmp_path: Path) -> Lake:
-    """The made lake, to be changed."""
+    """Return the made lake, to be changed."""
     shutil.copytree(made, tmp_path / "lake")
     return open_lake(tmp_path / "lake")
 
@@ -135,7 +135,7 @@ class StoppedError(BaseException):
 
 
 def stopped_copy(lake: Lake, target: Path | str, after: int) -> None:
-    """A copy that is killed after some files."""
+    """Start a copy and kill it after some files."""
     left = [after]
 
     def count(_: int) -> None:

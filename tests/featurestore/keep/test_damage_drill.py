@@ -29,7 +29,7 @@ BY_RESTORE = (
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small lake with everything in it. Not to be changed."""
+    """Return a small lake with everything in it. Not to be changed."""
     folder = tmp_path_factory.mktemp("drill") / "lake"
     make_lake(folder)
     return folder
@@ -47,7 +47,7 @@ def files_of_the_newest_version(lake: Lake) -> set[str]:
 
 
 def sample_of(cases: list[tuple[str, str]], lake: Lake) -> list[tuple[str, str]]:
-    """Return one file of each kind; the way changes from kind to kind."""
+    """Return one file of each kind, each with another way of damage."""
     newest = files_of_the_newest_version(lake)
     by_kind: dict[str, str] = {}
     for path, _ in cases:

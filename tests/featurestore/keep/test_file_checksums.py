@@ -48,14 +48,20 @@ def add_all(lake: Lake) -> dict[str, int]:
 
 
 def flips_of(path: Path, count: int = 40) -> list[bytes]:
-    """A file with one bit flipped in each of some places, cut, empty and with zeros."""
-    data = path.read_bytes()
+    """Return a file with one bit flipped in each of some places, cut, empty and with zeros."""
+    file_bytes = path.read_bytes()
     flips = []
-    for at in np.linspace(0, len(data) - 1, count).astype(int).tolist():
-        flipped = bytearray(data)
+    for at in np.linspace(0, len(file_bytes) - 1, count).astype(int).tolist():
+        flipped = bytearray(file_bytes)
         flipped[at] ^= 1 << at % 8
         flips.append(bytes(flipped))
-    return [*flips, data[:-1], data[: len(data) // 2], b"", bytes(len(data))]
+    return [
+        *flips,
+        file_bytes[:-1],
+        file_bytes[: len(file_bytes) // 2],
+        b"",
+        bytes(len(file_bytes)),
+    ]
 
 
 # ---------------------------------------------------------------------- statistics
@@ -63,7 +69,7 @@ def flips_of(path: Path, count: int = 40) -> list[bytes]:
 
 @pytest.fixture
 def fitted(small: Lake) -> Lake:
-    """The small lake with a teacher and its statistics."""
+    """Return the small lake with a teacher and its statistics."""
     lake = add_teacher(small, "t")
     fit_stats(lake, "t", mpp=0.5, slide_ids=SLIDES)
     return lake
@@ -86,10 +92,10 @@ def test_damaged_statistics_are_refused(fitted: Lake, name: str) -> None:
     rel = stats_file(fitted, name)
     path = Path(fitted.store.path(rel))
     whole = json.loads(path.read_bytes()) if name == "card.json" else None
-    for data in flips_of(path):
-        path.write_bytes(data)
+    for file_bytes in flips_of(path):
+        path.write_bytes(file_bytes)
         try:
-            same = whole is not None and json.loads(data) == whole
+            same = whole is not None and json.loads(file_bytes) == whole
         except ValueError:
             same = False
         if same:
@@ -109,13 +115,13 @@ def test_damaged_statistics_are_refused(fitted: Lake, name: str) -> None:
 def test_verify_counts_statistics_without_checksums_and_they_can_be_given(fitted: Lake) -> None:
     """An early release wrote none; a file that is named already is not vouched for."""
     card = stats_file(fitted, "card.json")
-    value = read_sealed(fitted.store, card)
-    early = {k: v for k, v in value.items() if k not in {"checksums", "card_crc32"}}
+    card_fields = read_sealed(fitted.store, card)
+    early = {k: v for k, v in card_fields.items() if k not in {"checksums", "card_crc32"}}
     fitted.write_bytes(card, json_bytes(early))
     assert verify(open_lake(fitted.uri)).unchecked["files of statistics"] == 3
     assert READS["moments.safetensors"](fitted) is not None
     assert add_all(fitted)["files of statistics"] == 3
-    assert read_sealed(fitted.store, card) == value
+    assert read_sealed(fitted.store, card) == card_fields
     assert "files of statistics" not in verify(open_lake(fitted.uri)).unchecked
     moments = Path(fitted.store.path(stats_file(fitted, "moments.safetensors")))
     moments.write_bytes(moments.read_bytes()[:-8] + bytes(8))
@@ -134,8 +140,8 @@ def write_student(lake: Lake, *, early: bool = False) -> None:
         "heads.safetensors": save({"h": np.arange(10, dtype=np.float32)}),
         "card.json": card_json(card),
     }
-    for name, data in files.items():
-        lake.write_bytes(f"students/s/{name}", data)
+    for name, file_bytes in files.items():
+        lake.write_bytes(f"students/s/{name}", file_bytes)
     report = {"student": "s", "fidelity": {"t": {"cosine": 0.25}}}
     lake.write_bytes(
         "students/s/report.json", json_bytes(report if early else sealed(report, files))
@@ -159,10 +165,10 @@ def test_a_damaged_student_is_refused_with_its_file(small: Lake, name: str) -> N
     card = loaded(small)
     path = Path(small.store.path(f"students/s/{name}"))
     whole = path.read_bytes()
-    for data in flips_of(path):
-        path.write_bytes(data)
+    for file_bytes in flips_of(path):
+        path.write_bytes(file_bytes)
         try:
-            same = name == "report.json" and json.loads(data) == json.loads(whole)
+            same = name == "report.json" and json.loads(file_bytes) == json.loads(whole)
         except ValueError:
             same = False
         if not same:
@@ -202,9 +208,9 @@ def test_verify_finds_a_flipped_index_and_repair_makes_it_again(small: Lake) -> 
     offsets = ShardReader.of(lake.store, row).index.offset.tobytes()
     at = whole.index(offsets)
     for flipped in (at, at + 3, at + len(offsets) - 8, len(whole) - 5):
-        data = bytearray(whole)
-        data[flipped] ^= 2
-        path.write_bytes(data)
+        file_bytes = bytearray(whole)
+        file_bytes[flipped] ^= 2
+        path.write_bytes(file_bytes)
         places.append(damaged(lake))
     assert places == [[(SHARD_INDEX, rel)]] * 4
     done = repair(open_lake(lake.uri), verify(open_lake(lake.uri)))
@@ -215,7 +221,7 @@ def test_verify_finds_a_flipped_index_and_repair_makes_it_again(small: Lake) -> 
 
 
 def early_lake(folder: Path) -> Lake:
-    """A lake of the first release, whose catalog has no column for the checksum of an index."""
+    """Return a lake of the first release, without a catalog column for index checksums."""
     with tarfile.open(ROOT / "tests/data/format1.tar.gz") as tar:
         tar.extractall(folder, filter="data")
     return open_lake(folder / "lake")

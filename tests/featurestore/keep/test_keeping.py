@@ -32,9 +32,9 @@ def damage_of(lake: Lake) -> list[tuple[str | None, float | None, str | None]]:
 
 
 def flip(path: Path, at: int) -> None:
-    data = bytearray(path.read_bytes())
-    data[at] ^= 0x10
-    path.write_bytes(bytes(data))
+    file_bytes = bytearray(path.read_bytes())
+    file_bytes[at] ^= 0x10
+    path.write_bytes(bytes(file_bytes))
 
 
 def data_files(lake: Lake, mpp: float, teacher: str | None) -> list[Path]:
@@ -108,8 +108,8 @@ def test_flipped_bit_in_features_is_named_and_repaired(small: Lake, slide: str, 
     lake = add_teacher(add_teacher(small, "t"), "u")
     whole = contents(lake)
     file = data_files(lake, 0.5, "t")[0]
-    value = lake.bag(slide, "t", mpp=0.5).features[row].tobytes()
-    flip(file, file.read_bytes().index(value) + 5)
+    feature_bytes = lake.bag(slide, "t", mpp=0.5).features[row].tobytes()
+    flip(file, file.read_bytes().index(feature_bytes) + 5)
     lake = open_lake(lake.uri)
     assert damage_of(lake) == [(slide, 0.5, "t")]
     done = repair(lake, verify(lake), yes=True)

@@ -1,4 +1,4 @@
-"""What piles up in a lake: when to look after it, and what an automatic vacuum leaves."""
+"""Upkeep of a lake: when it is due, and what an automatic vacuum leaves."""
 
 import json
 import shutil
@@ -30,7 +30,7 @@ from tests.worlds.small_lake import add_slides, contents
 
 @pytest.fixture(scope="module")
 def busy(tmp_path_factory: pytest.TempPathFactory) -> Lake:
-    """A lake of many small ingests; each makes two versions. Not to be changed."""
+    """Return a lake of many small ingests; each makes two versions. Not to be changed."""
     lake = create_lake(tmp_path_factory.mktemp("busy") / "lake", LakeConfig(mpps=(0.5,)))
     for number in range(20):
         lake = add_slides(lake, {f"s{number}": 2})
@@ -39,7 +39,7 @@ def busy(tmp_path_factory: pytest.TempPathFactory) -> Lake:
 
 @pytest.fixture
 def many(busy: Lake, tmp_path: Path) -> Lake:
-    """The same lake, to be changed."""
+    """Return the same lake, to be changed."""
     shutil.copytree(busy.uri, tmp_path / "lake")
     return open_lake(tmp_path / "lake")
 

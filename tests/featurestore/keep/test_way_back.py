@@ -1,4 +1,4 @@
-"""What a lake does when its own tables are damaged: it refuses, says why, and has a way back."""
+"""Lakes with damaged tables: opening fails with a reason, and `restore` brings them back."""
 
 import errno
 import json
@@ -48,7 +48,7 @@ from tests.worlds.small_lake import add_slides, add_teacher, contents, cut
 
 @pytest.fixture(scope="module")
 def rich(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A lake of three slides with a teacher, and an earlier version of two. Not to be changed."""
+    """Return a lake of three slides, one teacher and an earlier version. Not to be changed."""
     folder = tmp_path_factory.mktemp("rich") / "lake"
     lake = create_lake(folder, LakeConfig(mpps=(0.5, 2.0)))
     lake = add_teacher(add_slides(lake, {"a": 5, "b": 3}), "t")
@@ -59,7 +59,7 @@ def rich(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def lake(rich: Path, tmp_path: Path) -> Lake:
-    """A copy that a test may change."""
+    """Return a copy that a test may change."""
     shutil.copytree(rich, tmp_path / "lake")
     return open_lake(tmp_path / "lake")
 
@@ -455,8 +455,8 @@ def test_roots_are_written_again(lake: Lake, path: str) -> None:
     assert check_lake(lake.uri).ok
     if path != ROOTS_FILE:
         assert file.read_bytes() == text
-    value = json.loads((Path(lake.uri) / ROOTS_FILE).read_bytes())
-    assert value["unchecked"] == []
+    roots = json.loads((Path(lake.uri) / ROOTS_FILE).read_bytes())
+    assert roots["unchecked"] == []
 
 
 def test_damage_of_a_lake_that_was_made_just_now_is_no_panic(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Questions reach Lance, and their answers are those of the same questions to a collected frame."""
+"""Queries reach Lance, and their answers equal those of the same queries on a collected frame."""
 
 import itertools
 import json
@@ -33,7 +33,7 @@ from tests.worlds.predicates import (
 
 
 def write(folder: str, parts: list[pa.Table], indexed: list[str]) -> lance.LanceDataset:
-    """A table of one fragment per part; the last is in no index."""
+    """Return a table of one fragment per part; the last is in no index."""
     for number, part in enumerate(parts):
         if number == len(parts) - 1:
             for name in indexed:
@@ -68,7 +68,7 @@ def agree(table: lance.LanceDataset, predicate: pl.Expr, columns: list[str], n: 
 
 
 def answers(parts: int, indexed: list[str]) -> Callable[[], None]:
-    """A property: what is asked of tables of several parts, the last in no index, is agreed on."""
+    """Return a property test: filters of tables of several parts agree with Polars."""
 
     # A table is written for every example.
     @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -142,7 +142,7 @@ class Spy:
 
 @pytest.fixture(scope="module")
 def few(tmp_path_factory: pytest.TempPathFactory) -> lance.LanceDataset:
-    """Three rows: a value, another, and null, in every column."""
+    """Return three rows: a value, another, and null, in every column."""
     values = {name: [1, 2, None] for name in ("tiny", "i", "k", "j", "u", "v")}
     numbers = {name: [0.5, float("nan"), None] for name in ("h", "f", "d")}
     others = {"s": ["a", "b", None], "t": ["b", "b", None], "b": [True, False, None]}
@@ -258,13 +258,13 @@ WIDE_ROWS, WIDE_DIM = 200_000, 128
 def wide(tmp_path_factory: pytest.TempPathFactory) -> lance.LanceDataset:
     """51 MB in one fragment: 200 slides of 1,000 tiles."""
     at = np.arange(WIDE_ROWS)
-    values = np.random.default_rng(0).normal(size=WIDE_ROWS * WIDE_DIM).astype(np.float16)
+    numbers = np.random.default_rng(0).normal(size=WIDE_ROWS * WIDE_DIM).astype(np.float16)
     part = pa.table(
         {
             "tile": at,
             "slide": (at // 1000).astype(np.int32),
             "name": [f"tile {n}" for n in at],
-            "teacher": pa.FixedSizeListArray.from_arrays(pa.array(values), WIDE_DIM),
+            "teacher": pa.FixedSizeListArray.from_arrays(pa.array(numbers), WIDE_DIM),
         }
     )
     return write(str(tmp_path_factory.mktemp("wide") / "t.lance"), [part], [])
@@ -348,16 +348,16 @@ def test_python_functions_are_answered(few: lance.LanceDataset) -> None:
 def test_the_smallest_integer_is_found(tmp_path: Path) -> None:
     """SQL can't say -2**63, which is no reason to find none."""
     least = -(2**63)
-    values = pl.DataFrame({"j": [least, least + 1, 0, None]}, schema={"j": pl.Int64})
-    table = lance.write_dataset(values.to_arrow(), tmp_path / "t.lance")
+    numbers = pl.DataFrame({"j": [least, least + 1, 0, None]}, schema={"j": pl.Int64})
+    table = lance.write_dataset(numbers.to_arrow(), tmp_path / "t.lance")
     lazy = scan(lambda: table, ["j"])
     for listed in ([least], [least, 0], [0], [least + 1, 5]):
         for predicate in (pl.col("j").is_in(listed), ~pl.col("j").is_in(listed)):
             rows = lazy.filter(predicate).collect()
-            assert rows.equals(values.filter(predicate)), predicate
-            early = lance_filter(predicate, dict(values.schema))
+            assert rows.equals(numbers.filter(predicate)), predicate
+            early = lance_filter(predicate, dict(numbers.schema))
             kept = pl.DataFrame(table.to_table(filter=early)).filter(predicate)
-            assert kept.equals(values.filter(predicate))
+            assert kept.equals(numbers.filter(predicate))
 
 
 @pytest.mark.parametrize("name", ["A-b:c@x", "two words", "größe", "SELECT", "'", ";--"])
@@ -379,7 +379,7 @@ def test_empty_tables_are_answered(tmp_path: Path) -> None:
 
 
 class Stub:
-    """An expression as `lance_filter` gets it: its JSON."""
+    """Return an expression in the form for `lance_filter`: its JSON."""
 
     def __init__(self, text: str) -> None:
         self.meta, self.text = self, text

@@ -1,4 +1,4 @@
-"""SQL over a lake: answers as SQLite gives them, errors that help, and answers as files."""
+"""SQL over a lake: the same answers as SQLite, errors that help, and answers as files."""
 
 import csv
 import io
@@ -18,7 +18,7 @@ from tests.worlds.small_lake import add_slides, add_teacher
 
 @pytest.fixture(scope="module")
 def filled_lake(tmp_path_factory: pytest.TempPathFactory) -> Lake:
-    """Three slides of 5, 3 and 4 tiles, two of them with features of `t:1`."""
+    """Return three slides of 5, 3 and 4 tiles, two of them with features of `t:1`."""
     lake = create_lake(tmp_path_factory.mktemp("filled_lake") / "lake", LakeConfig(mpps=(0.5, 2.0)))
     lake = add_teacher(add_slides(lake, {"a": 5, "it's": 3}), "t:1")
     return add_slides(lake, {"c": 4})

@@ -58,7 +58,7 @@ def other_blobs(
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A lake of 1,200 tiles in two fragments with one teacher, without an index."""
+    """Return a lake of 1,200 tiles in two fragments with one teacher, without an index."""
     folder = tmp_path_factory.mktemp("search") / "lake"
     lake = create_lake(folder, LakeConfig(mpps=(0.5,)))
     with pytest.MonkeyPatch.context() as patch:
@@ -71,7 +71,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def world(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Lake:
-    """A copy of that lake, to be changed."""
+    """Return a copy of that lake, to be changed."""
     monkeypatch.setattr(small_lake, "values_of", blobs)
     shutil.copytree(made, tmp_path / "lake")
     return open_lake(tmp_path / "lake")

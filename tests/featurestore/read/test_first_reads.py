@@ -37,26 +37,26 @@ COMMAND = "run slidelake verify, then slidelake repair"
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Lake:
-    """A lake of six slides with two teachers. Not to be changed."""
+    """Return a lake of six slides with two teachers. Not to be changed."""
     return make(tmp_path_factory.mktemp("reads") / "lake")
 
 
 @pytest.fixture
 def copied(whole: Lake, tmp_path: Path) -> Lake:
-    """A copy of the lake that a test may damage."""
+    """Return a copy of the lake that a test may damage."""
     shutil.copytree(whole.uri, tmp_path / "lake")
     return open_lake(tmp_path / "lake")
 
 
-def flip_in(lake: Lake, value: bytes, column: str) -> None:
-    """Flip a bit of a value that stands in the data file of a column in the second fragment."""
+def flip_in(lake: Lake, stored_bytes: bytes, column: str) -> None:
+    """Flip a bit of stored bytes in the data file of a column in the second fragment."""
     table = lake.table(features_table(MPP))
     field = {f.name(): f.id() for f in table.lance_schema.fields()}[column]
     (path,) = (f.path for f in table.get_fragment(1).metadata.files if field in f.fields)
     file = Path(lake.store.path(f"{features_table(MPP)}/data/{path}"))
-    data = bytearray(file.read_bytes())
-    data[data.index(value) + len(value) // 2] ^= 4
-    file.write_bytes(data)
+    file_bytes = bytearray(file.read_bytes())
+    file_bytes[file_bytes.index(stored_bytes) + len(stored_bytes) // 2] ^= 4
+    file.write_bytes(file_bytes)
 
 
 def flip_features(lake: Lake, teacher: str) -> None:
@@ -134,10 +134,12 @@ def test_a_data_file_that_cannot_be_read_names_the_slide(
     field = {f.name(): f.id() for f in table.lance_schema.fields()}[column]
     (path,) = (f.path for f in table.get_fragment(1).metadata.files if field in f.fields)
     file = Path(copied.store.path(f"{features_table(MPP)}/data/{path}"))
-    data = file.read_bytes()
+    file_bytes = file.read_bytes()
     file.unlink()
     if damage != "gone":
-        file.write_bytes(data[: len(data) // 2] if damage == "cut" else bytes(len(data)))
+        file.write_bytes(
+            file_bytes[: len(file_bytes) // 2] if damage == "cut" else bytes(len(file_bytes))
+        )
     teacher = PLAIN if column == "tile_id" else column
     for name, read in READERS.items():
         with pytest.raises(DamageError) as error:
@@ -216,10 +218,10 @@ def test_damaged_pixels_are_refused_by_streams_and_extraction(copied: Lake) -> N
     """One flipped bit of a JPEG that still decodes is another picture, and other features."""
     row = copied.tiles_of(mpp=MPP, slide_ids=[SLIDE]).row(0, named=True)
     path = Path(copied.store.path(row["shard"]))
-    data = bytearray(path.read_bytes())
+    file_bytes = bytearray(path.read_bytes())
     with ShardReader.of(copied.store, row) as shard:
-        data[data.index(shard.jpeg(50)) + 300] ^= 1
-    path.write_bytes(data)
+        file_bytes[file_bytes.index(shard.jpeg(50)) + 300] ^= 1
+    path.write_bytes(file_bytes)
     text = rf"slide {SLIDE} at mpp 0.5: shard {row['shard']} is not what was written"
     with pytest.raises(DamageError, match=text):
         streamed(copied, PLAIN, pixels="jpeg")

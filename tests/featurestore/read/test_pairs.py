@@ -1,4 +1,4 @@
-"""Coarse tiles and the fine ones under them, against a search by level-0 coordinates."""
+"""Coarse tiles and the fine tiles under them, against a search by level-0 coordinates."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +18,7 @@ Cells = npt.NDArray[np.int64]
 
 
 def searched(coarse: Bag, fine: Bag, ratio: int, side_px: int) -> Cells:
-    """Children by coordinates, one by one."""
+    """Return the children of each tile by a search of level-0 coordinates."""
     rows = {
         (y, x): row for row, (y, x) in enumerate(zip(fine.y.tolist(), fine.x.tolist(), strict=True))
     }
@@ -67,7 +67,7 @@ def test_children_are_those_that_a_search_finds(
 
 @pytest.fixture
 def make_lake(tmp_path: Path) -> Callable[..., Lake]:
-    """A lake of one slide at 0.5, 1.0 and 1.5 mpp."""
+    """Return a lake of one slide at 0.5, 1.0 and 1.5 mpp."""
 
     def make(step_px: int | None = None) -> Lake:
         lake = create_lake(tmp_path / "lake", LakeConfig(tile_px=TILE_PX, mpps=(0.5, 1.0, 1.5)))
@@ -128,7 +128,7 @@ def test_tiles_whose_step_is_no_whole_part_of_them_are_refused(
 
 
 def changed(lake: Lake, monkeypatch: pytest.MonkeyPatch, mpp: float, **columns: int) -> None:
-    """Let the catalog tell other sizes of tiles at one mpp."""
+    """Change the sizes of tiles at one mpp in the catalog."""
     import polars as pl
 
     plain = Lake.tiles_of

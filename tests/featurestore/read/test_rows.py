@@ -1,4 +1,4 @@
-"""Row ranges: what is read in place and through Lance's file reader, against plain Lance."""
+"""Row ranges read in place and through Lance's file reader, against plain Lance."""
 
 from pathlib import Path
 
@@ -77,12 +77,12 @@ def test_plain_pages_are_read_in_place_and_no_others(lake: Lake) -> None:
 def test_ranges_over_many_pages_some_with_nulls(tmp_path: Path) -> None:
     """Three plain pages and one with nulls, as a column of slides with and without features."""
     dim, rows = 128, 1000
-    item = pa.field("item", pa.float16(), nullable=True)
-    schema = pa.schema([pa.field("t", pa.list_(item, dim))])
-    values = np.random.default_rng(0).normal(size=(4 * rows, dim)).astype(np.float16)
+    element = pa.field("item", pa.float16(), nullable=True)
+    schema = pa.schema([pa.field("t", pa.list_(element, dim))])
+    features = np.random.default_rng(0).normal(size=(4 * rows, dim)).astype(np.float16)
     arrays = [
         pa.FixedSizeListArray.from_arrays(pa.array(part.ravel()), type=schema.field("t").type)
-        for part in np.split(values, 4)
+        for part in np.split(features, 4)
     ]
     arrays[2] = pa.concat_arrays([arrays[2][:-1], pa.nulls(1, arrays[2].type)])
     path = str(tmp_path / "t.lance")
@@ -97,7 +97,7 @@ def test_ranges_over_many_pages_some_with_nulls(tmp_path: Path) -> None:
     for start, count in ((0, 2000), (990, 20), (1999, 1), (3000, 1000), (3999, 1)):
         into = np.zeros((count + 3, dim), np.float16)
         assert flat.read([(start, count, 3)], into)
-        np.testing.assert_array_equal(into[3:], values[start : start + count])
+        np.testing.assert_array_equal(into[3:], features[start : start + count])
     assert not flat.read([(0, 10, 0), (1995, 10, 10)], np.zeros((20, dim), np.float16))
     with pytest.raises(DamageError, match="has no row 4000"):
         flat.read([(3999, 2, 0)], np.zeros((2, dim), np.float16))
@@ -131,10 +131,10 @@ def data_file(lake: Lake, column: str, fragment: int) -> Path:
 def test_a_damaged_data_file_is_told(tmp_path: Path, column: str, damage: str) -> None:
     lake = make(tmp_path / "lake")
     path = data_file(lake, column, 1)
-    data = path.read_bytes()
+    file_bytes = path.read_bytes()
     path.unlink()
     if damage == "cut":
-        path.write_bytes(data[: len(data) // 2])
+        path.write_bytes(file_bytes[: len(file_bytes) // 2])
     with pytest.raises(DamageError, match=r"features/mpp0\.5\.lance, fragment 1"):
         lake.bag("e", list(DIMS), mpp=0.5)
 

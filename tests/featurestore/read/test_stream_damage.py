@@ -1,4 +1,4 @@
-"""Streams over damaged shards and incomplete lakes: what is wrong is named, and nothing hangs."""
+"""Streams over damaged shards and incomplete lakes: errors name the fault, and nothing hangs."""
 
 import io
 import re
@@ -39,7 +39,7 @@ def rewrite(lake: Lake, path: Path, jpegs: dict[int, bytes]) -> None:
 
 
 def without_index_checksums(lake: Lake) -> Lake:
-    """The lake as an early release left it, whose catalog names no checksums of indexes."""
+    """Return the lake as an early release left it, whose catalog names no checksums of indexes."""
     lance.dataset(f"{lake.uri}/{CATALOG}").drop_columns(["index_crc32"])
     return open_lake(lake.uri, check=None)
 

@@ -69,7 +69,7 @@ def order(tiles: int, **given_: int | bool) -> Order:
 
 
 def given_rows(one: Order, epoch: int = 0) -> list[Int64Array]:
-    """The rows of each batch, from buffers that are made one by one."""
+    """Return the rows of each batch, from buffers that are made one by one."""
     size = one.buffer_rows
     buffers = []
     for number in range(-(-one.rows // size)):

@@ -1,4 +1,4 @@
-"""Streams of coarse tiles with the fine ones under them, against a search by coordinates."""
+"""Streams of coarse tiles with the fine tiles under them, against a search by coordinates."""
 
 import itertools
 import json

@@ -65,12 +65,12 @@ add_teacher(add_slides(create_lake(sys.argv[1], {CONFIG}), {SLIDES}), "t")
 
 
 def begun(uri: str) -> Lake:
-    """A lake of three slides and a teacher, as `WORKER` makes it; what is there stays."""
+    """Return a lake of three slides and a teacher, as `WORKER` makes it; what is there stays."""
     return add_teacher(add_slides(create_lake(uri, CONFIG), SLIDES), "t")
 
 
 def filled(uri: str) -> Lake:
-    """The same, then a slide scanned again, its features, and statistics of the other two."""
+    """Return the lake of `begun` with one slide scanned again, features and statistics."""
     lake = add_slides(begun(uri), {"b": 7}, mark="again")
     lake = add_teacher(lake, "t")
     fit_stats(lake, "t", mpp=0.5, slide_ids=["a", "c"])
@@ -79,20 +79,20 @@ def filled(uri: str) -> Lake:
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Leases of two seconds, looked at five times a second."""
+    """Set leases of two seconds that are polled five times a second."""
     monkeypatch.setattr(lock, "LEASE_S", 2.0)
     monkeypatch.setattr(lock, "POLL_S", {True: 0.05, False: 0.2})
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Lake:
-    """The lake of `filled` in a folder. Not to be changed."""
+    """Return the lake of `filled` in a folder. Not to be changed."""
     return filled(str(tmp_path_factory.mktemp("local") / "lake"))
 
 
 @pytest.fixture(scope="module")
 def shared(s3_urls: tuple[str, str]) -> Iterator[Bucket]:
-    """A bucket with the lake of `filled`. Not to be changed."""
+    """Yield a bucket with the lake of `filled`. Not to be changed."""
     with pytest.MonkeyPatch.context() as environment:
         bucket = new_bucket(s3_urls, environment)
         filled(bucket.uri)
@@ -142,7 +142,7 @@ def test_files_in_a_bucket_are_byte_for_byte_those_of_a_folder(
     shared: Bucket, folder: Lake
 ) -> None:
     prefix = shared.uri.partition(f"{shared.name}/")[2]
-    objects = {key.removeprefix(f"{prefix}/"): data for key, data in shared.objects().items()}
+    objects = {key.removeprefix(f"{prefix}/"): content for key, content in shared.objects().items()}
     local = {file.path: folder.read_bytes(file.path) for file in folder.store.walk()}
     ours = [path for path in local if path.startswith(("tiles/", "stats/", "lake.json"))]
     assert len(ours) > 10
@@ -266,7 +266,7 @@ def test_failing_requests_change_nothing_and_show_no_key(
     texts = [repr(error) for error in causes(caught.value)]
     for text in (caplog.text, printed.out, printed.err, repr(lake.store), *texts):
         assert SECRET not in text
-    assert not [key for key, data in faulty.objects().items() if SECRET.encode() in data]
+    assert not [key for key, content in faulty.objects().items() if SECRET.encode() in content]
 
 
 def _again(work: Callable[[], T], bucket: Bucket) -> T:

@@ -1,4 +1,4 @@
-"""A full disk: each writer says so in one line, nothing is lost, and a vacuum makes room."""
+"""A full disk: each writer fails with one line, nothing is lost, and a vacuum frees room."""
 
 import contextlib
 import fcntl
@@ -25,7 +25,7 @@ from tests.worlds.small_lake import add_slides, add_teacher, contents, cut
 
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 3 MB."""
+    """Yield a file system of 3 MB."""
     if os.geteuid() != 0:
         pytest.skip("mounting a small disk needs root")
     folder = tmp_path / "disk"
@@ -41,7 +41,7 @@ def disk(tmp_path: Path) -> Iterator[Path]:
 
 @pytest.fixture
 def small_disk(disk: Path) -> Lake:
-    """A lake on a small disk with some old versions and a teacher, and room left."""
+    """Return a lake on a small disk with some old versions and a teacher, and room left."""
     lake = create_lake(disk / "lake", LakeConfig(mpps=(0.5, 2.0)))
     lake = add_slides(add_slides(lake, {"alone": 4}), {"a": 5, "b": 3})
     return add_teacher(add_teacher(lake, "t"), "u")

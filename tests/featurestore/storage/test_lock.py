@@ -1,4 +1,4 @@
-"""Locks and leases, in a folder and in a bucket: one at a time, and none outlives its holder."""
+"""Locks and leases in a folder and in a bucket: one holder at a time, and none outlives it."""
 
 import contextlib
 import logging
@@ -46,7 +46,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @contextlib.contextmanager
 def another_process(store: Store, lease_s: float = 2.0) -> Iterator["subprocess.Popen[str]"]:
-    """A process that holds the commit lock and a writer's lease until its stdin is closed."""
+    """Yield a process that holds the commit lock and a writer's lease until its stdin is closed."""
     with subprocess.Popen(
         [sys.executable, "-c", HOLD, store.uri, str(lease_s)],
         stdin=subprocess.PIPE,
@@ -220,7 +220,7 @@ def test_taker_that_slept_through_two_holders_does_not_win(
     _expired(store)
     slow = Taker(store, "commit", "commit", 2.0)
     then: list[Lease | None] = []
-    create = slow._take
+    create = slow._create_lease
 
     def late(path: str) -> Lease | None:
         # Between what it saw and what it does, another takes the number and frees it, and a third
@@ -231,7 +231,7 @@ def test_taker_that_slept_through_two_holders_does_not_win(
         assert not store.exists(path)
         return create(path)
 
-    monkeypatch.setattr(slow, "_take", late)
+    monkeypatch.setattr(slow, "_create_lease", late)
     assert slow.take() is None
     assert then[0] is not None
     then[0].check()

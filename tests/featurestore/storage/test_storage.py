@@ -27,13 +27,13 @@ TABLE = pa.table({"a": [1, 2, 3]})
 
 @pytest.fixture
 def store(any_store: Store) -> Store:
-    """An empty folder, or an empty prefix of a bucket."""
+    """Return an empty folder, or an empty prefix of a bucket."""
     return any_store
 
 
 @pytest.fixture
 def fresh_clients() -> Iterator[None]:
-    """No client of an earlier test, with its keys, is used again."""
+    """Drop the clients of earlier tests, with their keys, before and after a test."""
     s3fs.S3FileSystem.clear_instance_cache()
     yield
     s3fs.S3FileSystem.clear_instance_cache()
@@ -105,13 +105,13 @@ def test_what_another_process_writes_is_seen_at_once(store: Store) -> None:
 
 
 def _another_process(store: Store) -> Callable[[str, bytes], None]:
-    """A writer that shares nothing with `store`, not even fsspec's cache of file systems."""
+    """Return a writer that shares nothing with `store`, not even fsspec's cache of file systems."""
     if store.is_local:
         fs = fsspec.filesystem("file", skip_instance_cache=True, auto_mkdir=True)
     else:
         url = os.environ["AWS_ENDPOINT_URL"]
         fs = fsspec.filesystem("s3", skip_instance_cache=True, endpoint_url=url)
-    return lambda rel, data: fs.pipe_file(store.path(rel), data)
+    return lambda rel, content: fs.pipe_file(store.path(rel), content)
 
 
 def test_remove_takes_many_at_once_and_passes_over_the_missing(store: Store) -> None:
@@ -125,17 +125,17 @@ def test_remove_takes_many_at_once_and_passes_over_the_missing(store: Store) -> 
 def test_of_many_creators_one_succeeds(store: Store) -> None:
     for round_ in range(3):
         with ThreadPoolExecutor(12) as pool:
-            data = [f"writer {n}".encode() for n in range(12)]
-            won = list(pool.map(lambda d, r=round_: store.create(f"lock/{r}", d), data))
+            content = [f"writer {n}".encode() for n in range(12)]
+            won = list(pool.map(lambda d, r=round_: store.create(f"lock/{r}", d), content))
         assert sum(won) == 1
-        assert store.read_bytes(f"lock/{round_}") == data[won.index(True)]
+        assert store.read_bytes(f"lock/{round_}") == content[won.index(True)]
     assert store.names("lock") == ["0", "1", "2"]
 
 
 def test_published_file_appears_whole_and_leaves_nothing_behind(store: Store) -> None:
     local = store.scratch("tiles/big.tar")
-    data = os.urandom(40 << 20)
-    local.write_bytes(data)
+    content = os.urandom(40 << 20)
+    local.write_bytes(content)
     sizes: set[int] = set()
     stop = threading.Event()
 
@@ -149,8 +149,8 @@ def test_published_file_appears_whole_and_leaves_nothing_behind(store: Store) ->
     store.publish(local, "tiles/big.tar")
     stop.set()
     watcher.join()
-    assert sizes <= {len(data)}
-    assert store.read_bytes("tiles/big.tar") == data
+    assert sizes <= {len(content)}
+    assert store.read_bytes("tiles/big.tar") == content
     assert not local.exists()
     assert store.names("tiles") == ["big.tar"]
 
@@ -340,7 +340,7 @@ def test_own_file_is_known_again_when_the_answer_was_lost(faulty: Bucket) -> Non
 
 def test_large_creators_race_for_the_end_of_their_upload(bucket: Bucket) -> None:
     fs = Store(bucket.uri).fs
-    data = [bytes([n]) * (11 << 20) for n in range(3)]
+    content = [bytes([n]) * (11 << 20) for n in range(3)]
 
     def create(body: bytes) -> bool:
         try:
@@ -350,9 +350,9 @@ def test_large_creators_race_for_the_end_of_their_upload(bucket: Bucket) -> None
         return True
 
     with ThreadPoolExecutor(3) as pool:
-        won = list(pool.map(create, data))
+        won = list(pool.map(create, content))
     assert sum(won) == 1
-    assert bucket.objects()["large"] == data[won.index(True)]
+    assert bucket.objects()["large"] == content[won.index(True)]
 
 
 @pytest.mark.parametrize("kind", ["slow_down", "internal", "refused", "lost", "cut"])
@@ -378,7 +378,7 @@ def test_every_method_outlives_failing_requests(faulty: Bucket, kind: str) -> No
 
 
 def _key_ids(faulty: Bucket, store: Store) -> dict[str, str]:
-    """The access keys that both clients sign with, by client."""
+    """Return the access keys that both clients sign with, by client."""
     key_ids = {}
     for name, act in (
         ("files", lambda: store.exists("x")),
@@ -506,8 +506,8 @@ def _asked_by_lance(faulty: Bucket, uri: str) -> Request:
 
 def test_store_travels_without_keys(bucket: Bucket, store: Store) -> None:
     store.write_bytes("a", b"1")
-    data = pickle.dumps(store)
-    assert SECRET.encode() not in data
-    copy = pickle.loads(data)
+    content = pickle.dumps(store)
+    assert SECRET.encode() not in content
+    copy = pickle.loads(content)
     assert copy.uri == store.uri
     assert copy.read_bytes("a") == b"1"

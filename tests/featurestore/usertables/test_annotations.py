@@ -41,7 +41,7 @@ CLINICAL = "Slide_ID ;grade;stage;seen\na.svs;1,5;II;true\nb;2,5;;false\nzz;3,5;
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A lake of two slides at two mpps with a teacher, annotated by tile, slide and patient."""
+    """Return a lake of two slides at two mpps with annotations of tile, slide and patient."""
     folder = tmp_path_factory.mktemp("annotated")
     lake = add_slides(create_lake(folder / "lake", LakeConfig(mpps=(0.5, 2.0))), {"a": 5, "b": 3})
     lake = add_teacher(lake, "t")
@@ -66,13 +66,13 @@ def run(folder: Path, *words: object) -> str:
 
 @pytest.fixture
 def lake(made: Path) -> Lake:
-    """The lake of `made`, not to be changed."""
+    """Return the lake of `made`, not to be changed."""
     return open_lake(made)
 
 
 @pytest.fixture
 def copy(made: Path, tmp_path: Path) -> Lake:
-    """A copy that a test may change."""
+    """Return a copy that a test may change."""
     shutil.copytree(made, tmp_path / "lake")
     return open_lake(tmp_path / "lake")
 
@@ -299,12 +299,12 @@ def test_features_as_rivals_write_them(tmp_path: Path, batched: bool, opaque: bo
     expected = (half << 16).view(np.float32) if opaque else features
     stored: Any = half.astype("<u2").view("V2") if opaque else features
     with h5py.File(path, "a") as file:
-        for name, value in (("features", stored), ("coords", xy)):
+        for name, array in (("features", stored), ("coords", xy)):
             attrs = dict(file[name].attrs)
             del file[name]
-            file.create_dataset(name, data=value[None] if batched else value).attrs.update(attrs)
-    result = import_folder(tmp_path / "lake", tmp_path / "job", format="trident")
-    assert not result.failed
+            file.create_dataset(name, data=array[None] if batched else array).attrs.update(attrs)
+    imported = import_folder(tmp_path / "lake", tmp_path / "job", format="trident")
+    assert not imported.failed
     bag = open_lake(tmp_path / "lake").bag("a", "uni", mpp=0.5)
     order = {(int(x), int(y)): at for at, (x, y) in enumerate(xy)}
     places = [order[int(x), int(y)] for x, y in zip(bag.x, bag.y, strict=True)]

@@ -1,4 +1,4 @@
-"""Every command that reads a table refuses ids that are near, and takes them by --distinct-ids."""
+"""Every command that reads a table refuses near ids, and accepts them with --distinct-ids."""
 
 from pathlib import Path
 
@@ -23,8 +23,8 @@ def lake_of(tmp_path_factory: pytest.TempPathFactory) -> Lake:
 
 
 def outcome(*words: str) -> tuple[int, str]:
-    result = CliRunner().invoke(slidelake.app, list(words))
-    return result.exit_code, result.output + str(result.exception)
+    run = CliRunner().invoke(slidelake.app, list(words))
+    return run.exit_code, run.output + str(run.exception)
 
 
 COMMANDS = {

@@ -1,4 +1,4 @@
-"""Workbooks: what a cell shows and what it holds, against openpyxl and by hand."""
+"""Workbooks: the displayed text and the stored value of cells, against openpyxl and by hand."""
 
 import datetime as dt
 import io
