@@ -61,7 +61,7 @@ def _mean(parts: Sequence[Floats]) -> Floats:
 
 
 def _shared(parts: Sequence[NDArray[Any] | None]) -> Floats | None:
-    """Return the mean over members of what all of them have; a group is what most of them say."""
+    """Return the mean over members, or None if a member has no array; of flags, the share."""
     present_parts = [part.astype(np.float64) for part in parts if part is not None]
     return _mean(present_parts) if len(present_parts) == len(parts) else None
 
@@ -72,7 +72,7 @@ def _threshold(
     ids: Sequence[str],
     validation_outcomes: Sequence[Floats],
 ) -> float | None:
-    """Return the threshold of two classes, chosen on validation patients; 0.5 without any."""
+    """Return the threshold of class 1, chosen on validation patients; 0.5 without any."""
     if cell.study.task != "binary":
         return None
     label = patients.target(ids).astype(np.int64) if ids else np.empty(0, dtype=np.int64)
@@ -117,7 +117,7 @@ def _survival(cell: "Cell", high: NDArray[Any] | None, curve: Floats | None, at:
 def attention_table(
     cell: "Cell", patients: "CellPatients", members: Sequence["Member"]
 ) -> pl.DataFrame:
-    """Return the attention of test tiles, mean over members; it adds up to 1 over a patient."""
+    """Return the attention of test tiles, mean over members; a patient's tiles sum to 1."""
     parts = []
     for at, one in enumerate(members[0].split.test):
         bag = patients.bag(one)

@@ -11,7 +11,7 @@ class CohortError(ValueError):
 
 
 def listing(ids: Sequence[str]) -> str:
-    """Return ids for a message: the first ten, and the number of the others.
+    """Return ids as text for a message: the first ten, and the number of the others.
 
     >>> listing(["a", "b"])
     'a, b'

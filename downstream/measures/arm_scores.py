@@ -52,7 +52,7 @@ MAIN = {
 
 @dataclass(frozen=True, kw_only=True)
 class Scored:
-    """A measure of an arm.
+    """A measure of an arm, with its interval or the reason why it is undefined.
 
     Attributes:
         measure: Its name.
@@ -106,7 +106,7 @@ def compare_arms(study: "Study", predictions: "pl.DataFrame") -> list[dict[str, 
 
 
 def _compared(study: "Study", one: "pl.DataFrame", other: "pl.DataFrame") -> Comparison | None:
-    """Compare two arms by the main measure; None where it is undefined for one of them."""
+    """Return the comparison of two arms by the main measure; None where that is undefined."""
     if study.task == "survival":
         return _compared_survival(study, one, other)
     measure, truth, reference = _main(study, other)
@@ -139,10 +139,10 @@ def _score_survival(study: "Study", part: "pl.DataFrame") -> list[Scored]:
     rows, training, times = predictions_of(part), training_of(study), study_times(study)
     scores = score_predictions(rows, training, times, seed=study.seed)
     defined = [
-        Scored(measure=name, interval=value, higher_is_better=scores.higher_is_better[name])
-        for name, value in scores.intervals.items()
+        Scored(measure=name, interval=interval, higher_is_better=scores.higher_is_better[name])
+        for name, interval in scores.intervals.items()
     ]
-    lost = [
+    undefined = [
         Scored(measure=name, interval=None, higher_is_better=name != "integrated_brier", why=why)
         for name, why in scores.left_out.items()
     ]
@@ -152,7 +152,7 @@ def _score_survival(study: "Study", part: "pl.DataFrame") -> list[Scored]:
             measure="observed_expected", interval=scores.observed_expected, higher_is_better=None
         )
         defined.append(calibration)
-    return [*defined, *lost]
+    return [*defined, *undefined]
 
 
 def _compared_survival(
@@ -175,7 +175,7 @@ def _compared_survival(
 
 
 def training_of(study: "Study") -> dict[tuple[int, int], tuple[NDArray[Any], NDArray[Any]]]:
-    """Return (events, times) of everybody of a (repeat, fold) who is not tested in it."""
+    """Return the events and times of the patients that a (repeat, fold) does not test."""
     outcome = {patient.patient_id: patient.outcome for patient in study.patients}
     training = {}
     for key in study.folds:
@@ -186,9 +186,9 @@ def training_of(study: "Study") -> dict[tuple[int, int], tuple[NDArray[Any], NDA
 
 
 def study_times(study: "Study") -> NDArray[np.float64]:
-    """Return times at which curves are kept: the same in every cell of a run.
+    """Return the times at which survival curves are kept: the same in every cell of a run.
 
-    They only say where curves are looked at; no model is fitted on them.
+    They only decide where curves are evaluated; no model is fitted on them.
     """
     from downstream.survival.curves import curve_times
 
@@ -263,7 +263,7 @@ def _class_indices(study: "Study", part: "pl.DataFrame") -> NDArray[np.int64]:
 
 
 def _folds(part: "pl.DataFrame") -> NDArray[np.int64]:
-    """Return the number of each row's model [P]: rows alike in repetition, fold and seed."""
+    """Return the number of each row's model [P]: one per repetition, fold and seed."""
     import polars as pl
 
     cell = pl.struct("repeat", "fold", "seed").rank("dense").cast(pl.Int64)

@@ -1,4 +1,4 @@
-"""Measures of many resamples at once: a weight says how often a patient was drawn.
+"""Measures of many resamples at once: a weight is how often a patient was drawn.
 
 Sorting, binning and comparing patients is done once for all resamples; what is left are sums over
 weights. Values are NaN where `measures` raises UndefinedMetricError.
@@ -22,21 +22,21 @@ _ECE_BINS = 15
 
 
 def auroc(w_RP: Floats, label_P: Labels, score: Floats) -> Floats:
-    """Return areas [R], see `class_measures.auroc`."""
+    """Return the areas under the ROC curve [R], see `class_measures.auroc`."""
     return _over_classes(w_RP, label_P, score, _area)
 
 
 def auroc_folds(w_RP: Floats, label_P: Labels, group_P: Labels, score: Floats) -> Floats:
-    """Return areas [R] of pairs within folds, whose models have a scale each.
+    """Return the ROC areas [R] over pairs within folds, since each fold's model has its own scale.
 
     Right pairs are added over folds and divided by all pairs: a fold without one of the classes
-    says nothing. Over several classes the unweighted mean of one against the rest.
+    adds nothing. Over several classes the unweighted mean of one against the rest.
 
     Args:
         w_RP: How often each row was drawn.
         label_P: Class indices.
         group_P: Rows with the same number are compared.
-        score: [P] of class 1, or [P, C] probabilities.
+        score: Probabilities, [P] of class 1, or [P, C].
     """
     return _over_classes(w_RP, label_P, score, partial(_area_folds, group_P))
 
@@ -107,16 +107,16 @@ def ece(w_RP: Floats, label_P: Labels, score: Floats) -> Floats:
 
 
 def confusion(w_RP: Floats, label_P: Labels, score: Floats, threshold: float) -> Floats:
-    """Return tables [R, C, C] of label by prediction."""
+    """Return the confusion matrices [R, C, C], label by prediction."""
     classes = score.shape[1] if score.ndim > 1 else 2
-    found_P = score.argmax(axis=1) if score.ndim > 1 else (score >= threshold).astype(np.int64)
-    cell_PK = np.eye(classes**2)[label_P * classes + found_P]
+    predicted_P = score.argmax(axis=1) if score.ndim > 1 else (score >= threshold).astype(np.int64)
+    cell_PK = np.eye(classes**2)[label_P * classes + predicted_P]
     table: Floats = (w_RP @ cell_PK).reshape(-1, classes, classes)
     return table
 
 
 def _over_classes(w_RP: Floats, label_P: Labels, score: Floats, binary_measure: Any) -> Floats:  # noqa: ANN401
-    """Return the mean over one-against-rest questions; NaN if a class has no weight."""
+    """Return the one-against-rest mean of a measure; NaN if a class has no weight."""
     if score.ndim == 1:
         measured_R: Floats = binary_measure(w_RP, label_P == 1, score)
         return measured_R
@@ -135,7 +135,7 @@ def _area_folds(group_P: Labels, w_RP: Floats, is_one_P: Flags, score_P: Floats)
 
 
 def _pairs(w_RP: Floats, is_one_P: Flags, score_P: Floats) -> tuple[Floats, Floats]:
-    """Return pairs [R] of either class in the right order, ties one half, and all of them."""
+    """Return the counts [R] of pairs in the right order (ties one half) and of all pairs."""
     one_RU, other_RU = _by_score(w_RP, is_one_P, score_P)
     below_RU = other_RU.cumsum(axis=1) - other_RU
     right_R: Floats = (one_RU * (below_RU + other_RU / 2)).sum(axis=1)
@@ -146,12 +146,12 @@ def _precision(w_RP: Floats, is_one_P: Flags, score_P: Floats) -> Floats:
     one_RU, other_RU = (part[:, ::-1] for part in _by_score(w_RP, is_one_P, score_P))
     hits_RU, others_RU = one_RU.cumsum(axis=1), other_RU.cumsum(axis=1)
     precision_RU = np.nan_to_num(divide(hits_RU, hits_RU + others_RU))
-    found_R = divide((one_RU * precision_RU).sum(axis=1), hits_RU[:, -1])
-    return np.where(others_RU[:, -1] > 0, found_R, np.nan)
+    precision_R = divide((one_RU * precision_RU).sum(axis=1), hits_RU[:, -1])
+    return np.where(others_RU[:, -1] > 0, precision_R, np.nan)
 
 
 def _by_score(w_RP: Floats, is_one_P: Flags, score_P: Floats) -> tuple[Floats, Floats]:
-    """Return the weight of either class at each different score, ascending [R, U]."""
+    """Return the weights [R, U] of class 1 and of the others at each score, ascending."""
     order_P = np.argsort(score_P, kind="stable")
     starts = np.flatnonzero(np.diff(score_P[order_P], prepend=-np.inf) > 0)
     sorted_RP, is_one = w_RP[:, order_P], is_one_P[order_P]

@@ -178,10 +178,10 @@ def pseudo_labels(score_BN: Tensor, mask_BN: Tensor, label_B: Tensor, *, tiles: 
     most = min(tiles, score_BN.shape[1])
     labels_BN = torch.full_like(mask_BN, fill_value=-1, dtype=torch.int64)
     is_counted = torch.arange(most, device=mask_BN.device) < (mask_BN.sum(dim=1) // 2)[:, None]
-    for sign, value in ((1, 1), (-1, 0)):
+    for sign, tile_label in ((1, 1), (-1, 0)):
         picked = (sign * score_BN).masked_fill(outside, -torch.inf).topk(most, dim=1).indices
         kept = labels_BN.gather(1, picked)
-        labels_BN.scatter_(1, picked, torch.where(is_counted, value, kept))
+        labels_BN.scatter_(1, picked, torch.where(is_counted, tile_label, kept))
     return torch.where(label_B[:, None] == 1, labels_BN, torch.where(mask_BN, 0, -1))
 
 
@@ -196,9 +196,9 @@ def pseudo_label_loss(logits_BN: Tensor, labels_BN: Tensor) -> Tensor:
 
 def _class_loss(logits_BC: Tensor, target: Tensor, weight_C: Tensor | None) -> Tensor:
     """Return the cross-entropy with class indices [B] or probabilities [B, C]."""
-    wanted_BC = target.to(logits_BC.dtype) if target.ndim == 2 else None
-    if wanted_BC is None:
-        wanted_BC = F.one_hot(target.long(), logits_BC.shape[1]).to(logits_BC.dtype)
+    target_BC = target.to(logits_BC.dtype) if target.ndim == 2 else None
+    if target_BC is None:
+        target_BC = F.one_hot(target.long(), logits_BC.shape[1]).to(logits_BC.dtype)
     if weight_C is not None:
-        wanted_BC = wanted_BC * weight_C
-    return -(wanted_BC * torch.log_softmax(logits_BC, dim=1)).sum(dim=1)
+        target_BC = target_BC * weight_C
+    return -(target_BC * torch.log_softmax(logits_BC, dim=1)).sum(dim=1)

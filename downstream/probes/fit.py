@@ -56,7 +56,7 @@ class Probe:
         z_QD = (_features(x_QD) - self.mean) / self.spread
         outputs = [head.outputs(z_QD) for head in self.heads]
         if self.task == "multilabel":
-            return np.stack([found_Q2[:, 1] for found_Q2 in outputs], axis=1)
+            return np.stack([output_Q2[:, 1] for output_Q2 in outputs], axis=1)
         if self.task == "binary":
             return outputs[0][:, 1]
         return outputs[0][:, 0] if self.is_flat else outputs[0]
@@ -111,7 +111,7 @@ def fit_probe(
     return Probe(
         name=name,
         task=task,
-        chosen=tuple(float(value) for _, value in fitted),
+        chosen=tuple(float(chosen) for _, chosen in fitted),
         mean=mean,
         spread=spread,
         heads=tuple(head for head, _ in fitted),

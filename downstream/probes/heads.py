@@ -45,10 +45,10 @@ class Linear:
 
     def outputs(self, z_QD: Floats) -> Floats:
         """Return probabilities, or numbers [Q, C]."""
-        found_QC: Floats = z_QD @ self.weight + self.bias
+        output_QC: Floats = z_QD @ self.weight + self.bias
         if not self.is_class:
-            return found_QC
-        shifted = np.exp(found_QC - found_QC.max(axis=1, keepdims=True))
+            return output_QC
+        shifted = np.exp(output_QC - output_QC.max(axis=1, keepdims=True))
         return np.asarray(shifted / shifted.sum(axis=1, keepdims=True))
 
 
@@ -75,14 +75,14 @@ class Nearest:
 
     def ranked(self, z_QD: Floats, most: int) -> NDArray[np.int64]:
         """Return training rows [Q, most], the most alike first."""
-        found_QK = np.empty((len(z_QD), most), np.int64)
+        nearest_QK = np.empty((len(z_QD), most), np.int64)
         for start in range(0, len(z_QD), _BLOCK):
             rows = slice(start, start + _BLOCK)
             apart = -(_unit(z_QD[rows]) @ self.bank.T)
             near = np.argpartition(apart, most - 1, axis=1)[:, :most]
             order = np.argsort(np.take_along_axis(apart, near, axis=1), axis=1, kind="stable")
-            found_QK[rows] = np.take_along_axis(near, order, axis=1)
-        return found_QK
+            nearest_QK[rows] = np.take_along_axis(near, order, axis=1)
+        return nearest_QK
 
     def voted(self, rows_QK: NDArray[np.int64]) -> Floats:
         """Return the votes of the neighbours [Q, C]."""
@@ -99,21 +99,21 @@ def fit_linear(
     """Return the head, and its inverse penalty or penalty."""
 
     @functools.cache
-    def fit(value: float) -> Linear:
+    def fit(penalty: float) -> Linear:
         if classes is None:
-            return _ridge(z_PD, y, value, seed)
-        return fit_logistic(z_PD, y, classes, value, seed)
+            return _ridge(z_PD, y, penalty, seed)
+        return fit_logistic(z_PD, y, classes, penalty, seed)
 
-    options, value = (
+    options, penalty = (
         (STRENGTHS, DEFAULTS["ridge"]) if classes is None else (INVERSE, DEFAULTS["logistic"])
     )
     if len(z_QD) and (classes is None or len(np.unique(y)) > 1):
         # of penalties the loss falls and then rises, and the weak ones take by far the longest
         late = classes is not None
-        value = _best(
+        penalty = _best(
             options, lambda option: fit(option).outputs(z_QD), y_Q, classes, until_worse=late
         )
-    return fit(value), value
+    return fit(penalty), penalty
 
 
 def fit_nearest(
@@ -124,11 +124,11 @@ def fit_nearest(
     target = _columns(y) if classes is None else _votes(y, classes)
     is_class, most = classes is not None, options[0]
     head = Nearest(bank=_unit(z_PD), target=target, neighbours=most, is_class=is_class)
-    value = float(min(DEFAULTS["knn"], len(z_PD)))
+    neighbours = float(min(DEFAULTS["knn"], len(z_PD)))
     if len(z_QD):
         rows_QK = head.ranked(z_QD, most)
-        value = _best(options, lambda k: head.voted(rows_QK[:, : int(k)]), y_Q, classes)
-    return replace(head, neighbours=int(value)), value
+        neighbours = _best(options, lambda k: head.voted(rows_QK[:, : int(k)]), y_Q, classes)
+    return replace(head, neighbours=int(neighbours)), neighbours
 
 
 def _best(
@@ -158,13 +158,13 @@ def _best(
     return best
 
 
-def _loss(found_QC: Floats, y_Q: NDArray[Any], classes: int | None) -> float:
+def _loss(output_QC: Floats, y_Q: NDArray[Any], classes: int | None) -> float:
     """Return squared error, or log loss with all classes that are there weighing the same."""
     if classes is None:
-        return float(((found_QC - _columns(y_Q)) ** 2).mean())
+        return float(((output_QC - _columns(y_Q)) ** 2).mean())
     label_Q = y_Q.astype(np.int64)
     weight_Q = 1 / np.bincount(label_Q, minlength=classes)[label_Q]
-    likely_Q = np.maximum(found_QC[np.arange(len(label_Q)), label_Q], _LEAST)
+    likely_Q = np.maximum(output_QC[np.arange(len(label_Q)), label_Q], _LEAST)
     return float(-(weight_Q * np.log(likely_Q)).sum() / weight_Q.sum())
 
 

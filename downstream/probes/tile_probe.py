@@ -85,13 +85,15 @@ def run_tile_probe(lake_uri: str, spec: ProbeSpec) -> dict[str, Any]:
     }
     run = f"probe-{hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:12]}"
     save_spec(lake, run, spec)
-    result = find_result(lake, run)
-    if result is None:
-        result, files = _probed(lake, labels, config, run, options)
-        result = write_result(lake, run, {**result, "seconds": time.monotonic() - began}, files)
+    probe_result = find_result(lake, run)
+    if probe_result is None:
+        probe_result, files = _probed(lake, labels, config, run, options)
+        probe_result = write_result(
+            lake, run, {**probe_result, "seconds": time.monotonic() - began}, files
+        )
     if not lake.exists(f"runs/{run}/report.html"):
         write_run_page(lake, run)
-    return result
+    return probe_result
 
 
 def run_probe(
@@ -155,7 +157,7 @@ def _probed(
     }
     files = _files(rows, splits, scores, labels.classes)
     label_N, patients = rows["label"].to_numpy(), rows["patient_id"].to_list()
-    result = {
+    probe_result = {
         "kind": "probe",
         "task": "binary" if classes == 2 else "multiclass",
         "target": config["columns"][0],
@@ -184,7 +186,7 @@ def _probed(
         "notes": list(labels.notes),
         "config": config,
     }
-    return result, files
+    return probe_result, files
 
 
 def _config(

@@ -54,22 +54,22 @@ def write_attention(
     """Write a slide's attention: `<slide>-<arm>.png`, `.geojson` and `.csv`.
 
     The models are those of the first repetition and seed of the fold in which the slide's patient
-    is tested. Where a model saw tiles of several mpps, there are files for each (`-mpp0.5`). What
-    was there under the same name is written over.
+    is tested. If the model used tiles of several mpps, each has its files (`-mpp0.5`). Existing
+    files of the same name are overwritten.
 
     Args:
         lake: The lake of the run.
         run: Name of a finished run.
-        slide_id: Which slide; its patient must be tested in the run.
-        arm: Which arm; None for all that weigh tiles (a mean does not).
-        folder: Local folder, made if it is not there.
+        slide_id: Id of the slide; its patient must be tested in the run.
+        arm: Name of the arm; None for all that weigh tiles (a mean does not).
+        folder: Local folder, created if it does not exist.
 
     Returns:
-        The files, arm by arm.
+        The paths of the files, arm by arm.
 
     Raises:
-        RunError: There is no such run, or it is not finished, or has no such arm.
-        AttentionError: No model of it has attention, or the slide is in no test part of it.
+        RunError: The run does not exist, is not finished, or has no such arm.
+        AttentionError: No model of the run has attention, or no test part has the slide.
         LakeError: The slide has no tiles any more.
     """
     finished_run = read_run(lake, run)
@@ -88,19 +88,19 @@ def write_attention(
 
 
 def with_ranks(tiles: pl.DataFrame) -> pl.DataFrame:
-    """Return tiles by (y, x) with `rank`: the share of the others with less attention, 0 to 1."""
+    """Return the tiles by (y, x) with `rank`: the share of others with less attention, 0 to 1."""
     rank = pl.Series("rank", shares(tiles["attention"].to_numpy()), dtype=pl.Float64)
     columns = ["slide_id", "tile_id", "mpp", "x", "y", "attention", "rank"]
     return tiles.with_columns(rank).select(columns).sort("y", "x")
 
 
 def tile_geojson(tiles: pl.DataFrame, *, side_px: int, size_px: tuple[int, int]) -> dict[str, Any]:
-    """Return tiles as QuPath's GeoJSON: closed squares in level-0 pixels, two measurements each.
+    """Return tiles as GeoJSON for QuPath: squares in level-0 pixels with two measurements each.
 
     The last tiles of a row or column may reach beyond the slide, and are cut off at its edge.
 
     Args:
-        tiles: What `with_ranks` gave.
+        tiles: Tiles from `with_ranks`.
         side_px: Side of a tile in level-0 pixels.
         size_px: Width and height of the slide at level 0.
 
@@ -128,13 +128,13 @@ def tile_geojson(tiles: pl.DataFrame, *, side_px: int, size_px: tuple[int, int])
 
 
 def _square(x: int, y: int, side_px: int, size_px: tuple[int, int]) -> list[list[int]]:
-    """Return a closed ring as RFC 7946 has it: counterclockwise if y pointed up."""
+    """Return a closed ring by RFC 7946: counterclockwise if y pointed up."""
     right, below = min(x + side_px, size_px[0]), min(y + side_px, size_px[1])
     return [[x, y], [right, y], [right, below], [x, below], [x, y]]
 
 
 def _classes() -> list[tuple[str, list[int]]]:
-    """Name and colour of each fifth; a colon in a name would make a class of a class in QuPath."""
+    """Return the name and RGB colour of each fifth; QuPath would split a name at a colon."""
     from matplotlib import colormaps
 
     shades = np.rint(255 * colormaps["cividis"]((np.arange(_FIFTHS) + 0.5) / _FIFTHS)[:, :3])
@@ -144,7 +144,7 @@ def _classes() -> list[tuple[str, list[int]]]:
 
 
 def _tiles(lake: "Lake", run: "Run", slide_id: str, arm: str | None) -> dict[str, pl.DataFrame]:
-    """Return the slide's tiles by arm."""
+    """Return the tiles of a slide with their attention, by arm."""
     files = attention_files(lake, run.name)
     arms = _arms(lake, run, files, arm)
     tiles_of_slide = {}
@@ -180,7 +180,7 @@ def _arms(lake: "Lake", run: "Run", files: Sequence["AttentionFile"], arm: str |
 
 
 def _no_slide(lake: "Lake", run: "Run", files: Sequence["AttentionFile"], slide_id: str) -> str:
-    """Return why there is no attention of a slide, and slides that there are."""
+    """Return a message on why a slide has no attention, with slides that have."""
     lake_slides = lake.slides().select("slide_id").collect()["slide_id"].to_list()
     if slide_id not in lake_slides:
         return (
@@ -194,7 +194,7 @@ def _no_slide(lake: "Lake", run: "Run", files: Sequence["AttentionFile"], slide_
 
 
 def _write(lake: "Lake", stem: Path, slide_id: str, arm: str, tiles: pl.DataFrame) -> list[Path]:
-    """Return the three files of one arm at one mpp."""
+    """Write the three files of one arm at one mpp; return their paths."""
     side_px = tile_side(lake, slide_id, float(tiles["mpp"][0]))
     size_px = _size(lake, slide_id, tiles, side_px)
     geojson = tile_geojson(tiles, side_px=side_px, size_px=size_px)
@@ -212,7 +212,7 @@ def _write(lake: "Lake", stem: Path, slide_id: str, arm: str, tiles: pl.DataFram
 
 
 def _size(lake: "Lake", slide_id: str, tiles: pl.DataFrame, side_px: int) -> tuple[int, int]:
-    """Return width and height of the slide; up to its last tile where an import has no size."""
+    """Return width and height of a slide in level-0 pixels; up to its last tile without a size."""
     slides = lake.slides().filter(pl.col("slide_id") == slide_id)
     width, height = slides.select("width_px", "height_px").collect().row(0)
     last = [int(tiles[name].to_numpy().max()) + side_px for name in ("x", "y")]
@@ -228,7 +228,7 @@ def _picture(
     side_px: int,
     size_px: tuple[int, int],
 ) -> bytes:
-    """Return attention over the thumbnail, or over grey in a lake that has none of the slide."""
+    """Return a PNG of attention over the thumbnail, or over grey in a lake without thumbnails."""
     return attention_png(
         _background(lake.pictures(slide_id)["thumbnail"], *size_px),
         *(tiles[name].to_numpy() for name in ("x", "y", "attention")),
@@ -248,7 +248,7 @@ def _background(thumbnail: bytes | None, width: int, height: int) -> NDArray[np.
 
 
 def _safe(name: str) -> str:
-    """Return a name that every file system takes.
+    """Return a name that every file system allows.
 
     >>> _safe("uni2+virchow2 / abmil")
     'uni2+virchow2_abmil'

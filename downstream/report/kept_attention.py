@@ -1,6 +1,6 @@
-"""Attention that a run kept: where it lies, whose it is, what is read of it.
+"""Attention files of a run: their paths, their patients, and reading them.
 
-Files are read a column and a cell at a time: all attention of a large run does not fit in memory.
+Files are read by column and by cell: all attention of a large run does not fit in memory.
 
 Shape letters: N tiles.
 """
@@ -24,9 +24,9 @@ class AttentionFile:
     """Attention of the test tiles of one cell.
 
     Attributes:
-        arm: The arm.
-        fold: The fold, of the first repetition and seed.
-        path: In the lake.
+        arm: Name of the arm.
+        fold: Number of the fold, of the first repetition and seed.
+        path: Path of the file in the lake.
     """
 
     arm: str
@@ -50,12 +50,12 @@ def attention_files(lake: "Lake", run: str) -> list[AttentionFile]:
 def read_tiles(
     lake: "Lake", file: AttentionFile, slide_ids: Sequence[str] | None = None
 ) -> pl.DataFrame:
-    """Return rows of a file: slide_id, tile_id, x, y (level-0 pixels), attention, and mpp.
+    """Return rows of an attention file: slide_id, tile_id, x, y (level-0 px), attention, mpp.
 
     Args:
-        lake: Where it lies.
-        file: Which.
-        slide_ids: Of these slides only; None reads all.
+        lake: The lake that holds the file.
+        file: The attention file.
+        slide_ids: Slides whose rows are read; None reads all.
     """
     from featurestore import tile_parts
 
@@ -64,7 +64,7 @@ def read_tiles(
 
 
 def slides_of(lake: "Lake", file: AttentionFile) -> set[str]:
-    """Return slides that a file has tiles of."""
+    """Return the slides that have tiles in an attention file."""
     return set(_read(lake, file.path, ["slide_id"])["slide_id"].unique())
 
 
@@ -99,7 +99,7 @@ def owners(lake: "Lake", files: Sequence[AttentionFile]) -> pl.DataFrame:
 
 
 def weighs_alike(tiles: pl.DataFrame) -> bool:
-    """Whether the tiles of each slide have the same attention, as a mean gives it.
+    """Whether all tiles of a slide have the same attention, as in a mean.
 
     >>> same = pl.DataFrame({"slide_id": ["a", "a", "b"], "attention": [0.2, 0.2, 0.6]})
     >>> weighs_alike(same), weighs_alike(same.with_columns(slide_id=pl.lit("a")))
@@ -113,9 +113,9 @@ def weighs_alike(tiles: pl.DataFrame) -> bool:
 def arms_with_attention(
     lake: "Lake", run: "Run", files: Sequence[AttentionFile]
 ) -> tuple[list[str], list[str]]:
-    """Return the arms that weigh tiles, and those that weigh all alike, in the run's order.
+    """Return the arms that weigh tiles, and the arms that weigh all alike, in the run's order.
 
-    A cell decides: that of the first fold that is there.
+    This is decided by the arm's first attention file.
     """
     first = {file.arm: file for file in reversed(files)}
     weighing: list[str] = []
@@ -128,7 +128,7 @@ def arms_with_attention(
 
 
 def first_rows(run: "Run", arm: str) -> pl.DataFrame:
-    """Return test rows of the first repetition and seed, for which attention is kept."""
+    """Return an arm's test rows of the first repetition and seed, which have attention."""
     rows = run.rows(arm)
     first = (pl.col("repeat") == pl.col("repeat").min()) & (pl.col("seed") == pl.col("seed").min())
     return rows.filter(first)

@@ -1,7 +1,7 @@
 """Pictures of tiles that a model weighed most and least, and of slides under its attention.
 
 A tile's attention is shown as a multiple of its patient's mean: attention sums to 1 over a patient,
-so that its plain value says how many tiles the patient has.
+so that its plain value depends on the number of the patient's tiles.
 
 Shape letters: N tiles.
 """
@@ -31,13 +31,13 @@ _KEPT = 4 * MOST_TILES
 
 @dataclass(frozen=True, kw_only=True)
 class Strip:
-    """Tiles of one group side by side.
+    """Pictures of the tiles of one group, side by side.
 
     Attributes:
-        title: Which group, and whether the most or the least weighed.
-        tiles: Per tile `src` (data URI or None), `alt`, `patient`, and `text` under the picture;
-            weighed ones have `times`, their attention as a multiple of their patient's mean.
-        damage: Why tiles can't be shown, or empty.
+        title: The group, and whether its most or least weighed tiles are shown.
+        tiles: For each tile `src` (data URI or None), `alt`, `patient`, and `text` under the
+            picture; weighed tiles have `times`, their attention as a multiple of its patient mean.
+        damage: Why some tiles cannot be shown, or an empty string.
     """
 
     title: str
@@ -53,11 +53,11 @@ def strips(
     At most two tiles are of one patient.
 
     Args:
-        lake: Where pixels are.
+        lake: The lake that holds the pixels.
         run: The run.
-        arm: Which arm.
-        files: Its attention.
-        slides: What `owners` gave.
+        arm: Name of the arm.
+        files: Attention files of the arm.
+        slides: Slides and their patients, from `owners`.
     """
     of_group = dict(list(groups(run, arm).items())[:MOST_GROUPS])
     strip_tiles: dict[tuple[str, bool], list[pl.DataFrame]] = {}
@@ -76,7 +76,7 @@ def strips(
 
 
 def _relative(tiles: pl.DataFrame, slides: pl.DataFrame) -> pl.DataFrame:
-    """Return tiles with their patient, and attention as a multiple of the patient's mean."""
+    """Return the tiles with their patient, and attention as a multiple of the patient's mean."""
     owned = tiles.join(slides.select("slide_id", "patient"), on="slide_id", how="inner")
     mean = pl.col("attention").cast(pl.Float64).mean().over("patient")
     return owned.with_columns(times=pl.col("attention").cast(pl.Float64) / mean)
@@ -107,10 +107,10 @@ def _strip(lake: "Lake", title: str, parts: Sequence[pl.DataFrame], *, most: boo
 
 
 def tile_pictures(lake: "Lake", tiles: pl.DataFrame) -> tuple[dict[int, str], str]:
-    """Return pictures of some tiles as data URIs by tile_id, and why others can't be shown.
+    """Return pictures of tiles as data URIs by tile_id, and why others cannot be shown.
 
     Args:
-        lake: Where shards are; a lake of imported features has none.
+        lake: The lake that holds the shards; a lake of imported features has none.
         tiles: Rows with slide_id, tile_id and mpp.
     """
     from featurestore import DamageError, ShardReader
@@ -141,7 +141,7 @@ def _small(jpeg: bytes) -> bytes:
 def maps(
     lake: "Lake", case: "Case", arm: str, files: Sequence["AttentionFile"], slides: pl.DataFrame
 ) -> tuple[list[Picture], list[str]]:
-    """Return a patient's slides under attention, greatest first, and notes on what is not shown."""
+    """Return pictures of a patient's slides under attention, and notes on omitted slides."""
     from featurestore import LakeError
 
     patient_slides = slides.filter(pl.col("patient") == case.patient)
@@ -210,7 +210,7 @@ def tile_side(lake: "Lake", slide_id: str, mpp: float) -> int:
     """Return the side of a slide's tiles at an mpp, in level-0 pixels.
 
     Raises:
-        LakeError: The slide has no tiles at it any more.
+        LakeError: The slide has no tiles at this mpp any more.
     """
     from featurestore import LakeError
 

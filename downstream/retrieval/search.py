@@ -57,7 +57,7 @@ def search_lake(lake_uri: str, options: SearchOptions, *, out: Path | None = Non
     if options.build_index:
         lake = _with_index(lake, query, options.version)
     begun = time.monotonic()
-    results = _results(
+    neighbours = _neighbours(
         lake, query, k=options.k, exact=options.exact, others_only=options.other_patients_only
     )
     seconds = time.monotonic() - begun
@@ -70,7 +70,7 @@ def search_lake(lake_uri: str, options: SearchOptions, *, out: Path | None = Non
         "search": "exact" if index is None else "index",
         "index": index and {"kind": index.kind, "indexed": index.indexed, "tiles": index.tiles},
         "recall": index and _recall(lake, query, index, options.k, options.recall_tiles),
-        "results": results.to_dicts(),
+        "results": neighbours.to_dicts(),
         "seconds": round(seconds, 3),
         "lake_version": lake.version,
         "picture": None,
@@ -157,7 +157,7 @@ def _recall(
     return measure_recall(lake, query.features, mpp=query.mpp, k=k, tiles=tiles) if tiles else None
 
 
-def _results(
+def _neighbours(
     lake: "Lake", query: "Query", *, k: int, exact: bool, others_only: bool
 ) -> pl.DataFrame:
     """Return the nearest tiles or slides, with rank, patient and whether it is the query's own."""
@@ -218,7 +218,7 @@ def nearest_slides(
 def found_text(answer: Json) -> str:
     """Return the answer of a search as text: a line for each result, then how it was searched."""
     lines = [_line(row) for row in answer["results"]]
-    return "\n".join([*(lines or ["nothing else has these features"]), _how(answer)])
+    return "\n".join([*(lines or ["nothing else has these features"]), _search_summary(answer)])
 
 
 def _line(row: Json) -> str:
@@ -228,7 +228,7 @@ def _line(row: Json) -> str:
     return f"{row['rank']:>3}  {row['similarity']:.4f}  {row['slide_id']}{place}{own}"
 
 
-def _how(answer: Json) -> str:
+def _search_summary(answer: Json) -> str:
     index, recall = answer["index"], answer["recall"]
     text = "compared with all others"
     if index:

@@ -40,8 +40,8 @@ def execute(lake: "Lake", study: "Study", cohort: "Cohort", run_tasks: RunTasks)
     """
     from downstream.report.run_page import write_run_page
 
-    result = find_result(lake, study.run)
-    if result is None:
+    study_result = find_result(lake, study.run)
+    if study_result is None:
         cells = study.cells()
         for run, tasks, title in (
             (run_trial, trials_of(cells), "tune"),
@@ -50,10 +50,10 @@ def execute(lake: "Lake", study: "Study", cohort: "Cohort", run_tasks: RunTasks)
             todo = [task for task in tasks if not lake.exists(task.path)]
             if todo:
                 run_tasks(run, todo, title=title, finished=len(tasks) - len(todo))
-        result = collect(lake, study, cohort)
+        study_result = collect(lake, study, cohort)
     if not lake.exists(f"runs/{study.run}/report.html"):
         write_run_page(lake, study.run)
-    return result
+    return study_result
 
 
 def on_ray(resources: "Resources") -> RunTasks:

@@ -112,7 +112,7 @@ def collect(lake: "Lake", study: "Study", cohort: "Cohort") -> dict[str, Any]:
     cells = [read_sealed(lake.store, cell.path) for cell in study.cells()]
     predictions = _predictions(study, [row for cell in cells for row in cell["rows"]])
     tested = predictions.filter(pl.col("part") == "test")
-    result = {
+    study_result = {
         "kind": study.kind,
         "task": study.task,
         "target": study.columns[-1],
@@ -146,17 +146,17 @@ def collect(lake: "Lake", study: "Study", cohort: "Cohort") -> dict[str, Any]:
         for path in (cell.attention_path for cell in study.cells())
         if lake.exists(path)
     }
-    return write_result(lake, study.run, result, files, written=attention)
+    return write_result(lake, study.run, study_result, files, written=attention)
 
 
 def _predictions(study: "Study", rows: list[dict[str, Any]]) -> pl.DataFrame:
     """Return the predictions of all cells; survival gets `rank`, a risk comparable over folds."""
     frame = pl.DataFrame(rows, schema={**_KEYS, **_SCHEMA[study.task]})
     frame = frame.sort("arm", "part", "patient_id", "repeat", "seed", "fold")
-    return _ranked(frame) if study.task == "survival" else frame
+    return _with_ranks(frame) if study.task == "survival" else frame
 
 
-def _ranked(frame: pl.DataFrame) -> pl.DataFrame:
+def _with_ranks(frame: pl.DataFrame) -> pl.DataFrame:
     """Add the rank of a risk within its cell, since a risk has no zero point."""
     keys = ["arm", "part", "repeat", "fold", "seed"]
     numbers = frame.select(pl.struct(keys).rank("dense").cast(pl.Int64).alias("cell"))["cell"]
@@ -188,7 +188,7 @@ def _coverage(study: "Study", predictions: pl.DataFrame) -> dict[str, Any]:
     for arm in study.arms:
         rows = predictions.filter(pl.col("arm") == arm.name)
         coverage_of_arm[arm.name] = coverage_at(study, rows, target=study.accuracy)
-    return {name: value for name, value in coverage_of_arm.items() if value is not None}
+    return {name: coverage for name, coverage in coverage_of_arm.items() if coverage is not None}
 
 
 def _curve_times(study: "Study") -> list[float]:

@@ -334,7 +334,9 @@ def _open(lake_uri: str, spec: StudySpec) -> tuple["Lake", Cohort, str]:
     numbers = columns[:1] if spec.kind == "survival" else ()
     if spec.labels.task == "regression":
         numbers = columns
-    cohort = patient_table(lake.slides(), table, columns, also=spec.folds.columns, numbers=numbers)
+    cohort = patient_table(
+        lake.slides(), table, columns, extra_columns=spec.folds.columns, numbers=numbers
+    )
     usable = set.intersection(*(slides_with_tiles(lake, mpp=mpp) for mpp in spec.features.mpps))
     return lake, keep_slides(cohort, usable), table.sha256
 

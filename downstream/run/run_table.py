@@ -47,20 +47,20 @@ def run_table(lake: "Lake") -> pl.DataFrame:
     rows = [
         row
         for name in lake.store.names("runs")
-        if (result := find_result(lake, name)) is not None
-        for row in _rows(name, result)
+        if (run_result := find_result(lake, name)) is not None
+        for row in _rows(name, run_result)
     ]
     table = pl.DataFrame(rows, schema=SCHEMA)
     return table.sort("run", "arm", "main", "measure", descending=[False, False, True, False])
 
 
-def _rows(run: str, result: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    shared = {name: result.get(name) for name in SCHEMA if name in result}
-    shared["seed"] = result.get("config", {}).get("seed")
-    for arm, metric in result.get("metrics", {}).items():
-        arm_entry = result.get("arms", {}).get(arm, {})
-        for measure, value in metric.get("measures", {}).items():
-            limits = {name: value.get(name) for name in ("estimate", "low", "high")}
+def _rows(run: str, run_result: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    shared = {name: run_result.get(name) for name in SCHEMA if name in run_result}
+    shared["seed"] = run_result.get("config", {}).get("seed")
+    for arm, metric in run_result.get("metrics", {}).items():
+        arm_entry = run_result.get("arms", {}).get(arm, {})
+        for measure, measured in metric.get("measures", {}).items():
+            limits = {name: measured.get(name) for name in ("estimate", "low", "high")}
             yield {
                 **shared,
                 "run": run,

@@ -68,15 +68,15 @@ def from_json(kind: type[S], content: Any, *, name: str = "") -> S:  # noqa: ANN
         msg = f"{place} has no field {', '.join(map(repr, unknown))}; its fields are {_names(kind)}"
         raise SpecError(msg)
     types_by_field = get_type_hints(kind)
-    values = {}
+    settings = {}
     for field in all_fields:
         if field.name in content:
             path = f"{name}.{field.name}" if name else field.name
-            values[field.name] = _read(types_by_field[field.name], content[field.name], path)
+            settings[field.name] = _read(types_by_field[field.name], content[field.name], path)
         elif field.default is MISSING and field.default_factory is MISSING:
             msg = f"{place} lacks {field.name!r}; its fields are {_names(kind)}"
             raise SpecError(msg)
-    return kind(**values)
+    return kind(**settings)
 
 
 def _as_lists(content: Any) -> Any:  # noqa: ANN401 - any JSON

@@ -52,12 +52,12 @@ def nested_folds(
     Raises:
         SplitError: A class is too small, ids are not unique, or there are fewer folds than that.
     """
-    ids, classes = _sorted(patients, labels)
+    ids, classes = _sorted_ids_and_classes(patients, labels)
     splits: list[Split] = []
     for repeat in range(repeats):
         for fold, test in enumerate(_stratified(classes, folds, seed, repeat)):
             rest = np.setdiff1d(np.arange(len(ids)), test)
-            count = _inner_parts(classes[rest], folds, inner)
+            count = _inner_part_count(classes[rest], folds, inner)
             parts = _stratified(classes[rest], count, seed, repeat, fold + 1)
             splits += _inner_splits(ids, test, rest, parts[:inner], repeat=repeat, fold=fold)
     return splits
@@ -94,13 +94,13 @@ def leave_site_out(
         msg = f"{len(set(sites))} sites of {len(sites)} for {len(patients)} patients; give one "
         msg += "each, at least two different"
         raise SplitError(msg)
-    ids, classes = _sorted(patients, labels)
+    ids, classes = _sorted_ids_and_classes(patients, labels)
     site_of = dict(zip(patients, sites, strict=True))
     site_P = np.array([site_of[patient] for patient in ids])
     splits: list[Split] = []
     for fold, site in enumerate(sorted(set(sites))):
         test, rest = np.flatnonzero(site_P == site), np.flatnonzero(site_P != site)
-        count = _inner_parts(classes[rest], 5, inner)
+        count = _inner_part_count(classes[rest], 5, inner)
         parts = _stratified(classes[rest], count, seed, 0, fold + 1)
         splits += _inner_splits(ids, test, rest, parts[:inner], fold=fold, sites=site_of)
     return splits
@@ -164,18 +164,18 @@ def with_validation(
     return replace(split, train=train, validation=tuple(chosen))
 
 
-def strata(values: Sequence[float], *, bins: int = 4) -> list[int]:
+def strata(numbers_to_predict: Sequence[float], *, bins: int = 4) -> list[int]:
     """Return quantile bins of a number, to stratify a regression by; not a target.
 
     >>> strata([1.0, 2.0, 30.0, 400.0], bins=2)
     [0, 0, 1, 1]
     """
-    edges = np.quantile(np.asarray(values), np.linspace(0, 1, bins + 1)[1:-1])
-    numbers: list[int] = np.searchsorted(edges, values, side="left").tolist()
+    edges = np.quantile(np.asarray(numbers_to_predict), np.linspace(0, 1, bins + 1)[1:-1])
+    numbers: list[int] = np.searchsorted(edges, numbers_to_predict, side="left").tolist()
     return numbers
 
 
-def _sorted(
+def _sorted_ids_and_classes(
     patients: Sequence[str], labels: Sequence[object]
 ) -> tuple[list[str], NDArray[np.int64]]:
     """Return ids in order, and the number of each one's class."""
@@ -199,7 +199,7 @@ def _stratified(classes: NDArray[np.int64], folds: int, *seed: int) -> list[NDAr
     """
     from sklearn.model_selection import StratifiedKFold
 
-    least = _least(classes)
+    least = _rarest_class_size(classes)
     if not 2 <= folds <= least:
         msg = (
             f"{folds} folds with {least} patients in the rarest class; allowed is 2 to that "
@@ -224,9 +224,9 @@ def _inner_splits(
     """Return one test, and the other patients split so that each of the parts validates once."""
     return [
         Split(
-            train=_named(ids, np.setdiff1d(rest, rest[chosen])),
-            validation=_named(ids, rest[chosen]),
-            test=_named(ids, test),
+            train=_ids_of_rows(ids, np.setdiff1d(rest, rest[chosen])),
+            validation=_ids_of_rows(ids, rest[chosen]),
+            test=_ids_of_rows(ids, test),
             repeat=repeat,
             fold=fold,
             inner=number,
@@ -236,20 +236,20 @@ def _inner_splits(
     ]
 
 
-def _inner_parts(classes: NDArray[np.int64], folds: int, inner: int) -> int:
+def _inner_part_count(classes: NDArray[np.int64], folds: int, inner: int) -> int:
     """Return the number of parts to cut for so many inner folds.
 
     A single one takes one of several: as many as the folds allow, and as the rarest class does.
     """
     if inner > 1:
         return inner
-    return max(2, min(folds - 1, _least(classes)))
+    return max(2, min(folds - 1, _rarest_class_size(classes)))
 
 
-def _least(classes: NDArray[np.int64]) -> int:
+def _rarest_class_size(classes: NDArray[np.int64]) -> int:
     """Return patients of the rarest class that is there."""
     return int(np.bincount(classes)[np.unique(classes)].min()) if len(classes) else 0
 
 
-def _named(ids: Sequence[str], rows: Iterable[int]) -> tuple[str, ...]:
+def _ids_of_rows(ids: Sequence[str], rows: Iterable[int]) -> tuple[str, ...]:
     return tuple(ids[row] for row in rows)

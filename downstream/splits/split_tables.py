@@ -102,10 +102,10 @@ def read_patho_bench(
     for name in columns:
         side: dict[str, list[str]] = defaultdict(list)
         parts = pl.DataFrame([key, table.texts(name).alias("part")])
-        for identity, value in parts.drop_nulls().iter_rows():
-            part = _CLAM.get(value.strip())
+        for identity, part_name in parts.drop_nulls().iter_rows():
+            part = _CLAM.get(part_name.strip())
             if part is None:
-                msg = f"{name} of {identity} is {value!r}; allowed are {', '.join(_CLAM)}"
+                msg = f"{name} of {identity} is {part_name!r}; allowed are {', '.join(_CLAM)}"
                 raise SplitError(msg)
             side[part].append(identity)
         folds[_number(name)] = side

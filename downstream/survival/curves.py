@@ -126,8 +126,8 @@ def at_times(times_K: Floats, value_PK: Floats, times_T: Floats) -> Floats:
     array([[1. , 0.8, 0.8, 0.5]])
     """
     padded_PK = np.concatenate([np.ones((len(value_PK), 1)), value_PK], axis=1)
-    found_PT: Floats = padded_PK[:, np.searchsorted(times_K, times_T, side="right")]
-    return found_PT
+    survival_PT: Floats = padded_PK[:, np.searchsorted(times_K, times_T, side="right")]
+    return survival_PT
 
 
 def curve_times(time_P: Floats, event_P: NDArray[np.bool_], *, most: int = 32) -> Floats:

@@ -173,18 +173,18 @@ def _check(scores: Tensor, time_P: Tensor, event_P: Tensor) -> None:
         raise SurvivalError(msg)
 
 
-def _log_sums(value: Tensor, group: Tensor, groups: int) -> Tensor:
+def _log_sums(log_values: Tensor, group: Tensor, groups: int) -> Tensor:
     """Return the log sum exp of the values of each group; minus infinity for a group of none."""
-    most = torch.full((groups,), -torch.inf, dtype=value.dtype, device=value.device)
-    most = most.scatter_reduce(0, group, value.detach(), "amax")
+    most = torch.full((groups,), -torch.inf, dtype=log_values.dtype, device=log_values.device)
+    most = most.scatter_reduce(0, group, log_values.detach(), "amax")
     base = torch.where(most.isfinite(), most, 0)
-    total = torch.zeros_like(base).scatter_add(0, group, torch.exp(value - base[group]))
+    total = torch.zeros_like(base).scatter_add(0, group, torch.exp(log_values - base[group]))
     return base + torch.where(total > 0, total, 1).log() + torch.where(total > 0, 0, -torch.inf)
 
 
-def _log_sum_from(value: Tensor) -> Tensor:
+def _log_sum_from(log_values: Tensor) -> Tensor:
     """Return the log sum exp of each value and all that come after it."""
-    return torch.logcumsumexp(value.flip(0), dim=0).flip(0)
+    return torch.logcumsumexp(log_values.flip(0), dim=0).flip(0)
 
 
 def _rank_in_group(group: Tensor, groups: int) -> tuple[Tensor, Tensor]:

@@ -191,7 +191,7 @@ def questions(
     """
     follow = follow_up(rows, training, times_T)
     question_of: dict[str, Question | str] = {}
-    for name, ask in (SCORES | {"observed_expected": _ask_calibration}).items():
+    for name, ask in (SCORES | {"observed_expected": _calibration}).items():
         try:
             question_of[name] = ask(rows, follow)
         except UndefinedMetricError as error:
@@ -199,7 +199,7 @@ def questions(
     return question_of
 
 
-def _ask_harrell(rows: SurvivalPredictions, _: FollowUp) -> Question:
+def _harrell(rows: SurvivalPredictions, _: FollowUp) -> Question:
     truth = (rows.event, rows.time, rows.numbered("repeat", "seed"))
     return Question(
         measure=measure_of("harrell_c", survival_weighted.concordance),
@@ -208,7 +208,7 @@ def _ask_harrell(rows: SurvivalPredictions, _: FollowUp) -> Question:
     )
 
 
-def _ask_harrell_folds(rows: SurvivalPredictions, _: FollowUp) -> Question:
+def _harrell_within_folds(rows: SurvivalPredictions, _: FollowUp) -> Question:
     truth = (rows.event, rows.time, rows.numbered("repeat", "fold", "seed"))
     return Question(
         measure=measure_of("harrell_c_folds", survival_weighted.concordance),
@@ -217,7 +217,7 @@ def _ask_harrell_folds(rows: SurvivalPredictions, _: FollowUp) -> Question:
     )
 
 
-def _ask_uno(rows: SurvivalPredictions, follow: FollowUp) -> Question:
+def _uno(rows: SurvivalPredictions, follow: FollowUp) -> Question:
     weight_S = np.where(rows.time < follow.until, follow.inverse**2, 0.0)
     return Question(
         measure=measure_of("uno_c", survival_weighted.concordance),
@@ -226,7 +226,7 @@ def _ask_uno(rows: SurvivalPredictions, follow: FollowUp) -> Question:
     )
 
 
-def _ask_auc(rows: SurvivalPredictions, follow: FollowUp) -> Question:
+def _auc(rows: SurvivalPredictions, follow: FollowUp) -> Question:
     truth = (rows.event, rows.time, follow.group, follow.inverse, follow.until)
     ones = np.ones((1, len(rows.time)))
     pairs_T = survival_weighted.auc_parts(ones, *truth, rows.risk, times_T=follow.times)[1][0]
@@ -237,7 +237,7 @@ def _ask_auc(rows: SurvivalPredictions, follow: FollowUp) -> Question:
     return Question(measure=measure_of("auc_t", auc_at_times), truth=truth, prediction=rows.risk)
 
 
-def _ask_brier(rows: SurvivalPredictions, follow: FollowUp) -> Question:
+def _brier(rows: SurvivalPredictions, follow: FollowUp) -> Question:
     return Question(
         measure=measure_of("integrated_brier", survival_weighted.mean_loss, higher_is_better=False),
         truth=(),
@@ -245,7 +245,7 @@ def _ask_brier(rows: SurvivalPredictions, follow: FollowUp) -> Question:
     )
 
 
-def _ask_calibration(rows: SurvivalPredictions, follow: FollowUp) -> Question:
+def _calibration(rows: SurvivalPredictions, follow: FollowUp) -> Question:
     """Compare observed and expected deaths at the middle time; at the last ones few are at risk."""
     middle = (len(follow.times) - 1) // 2
     observed_expected = partial(
@@ -286,10 +286,10 @@ def km_groups(rows: SurvivalPredictions) -> RiskGroups:
 
 
 SCORES: dict[str, Callable[[SurvivalPredictions, FollowUp], Question]] = {
-    "harrell_c": _ask_harrell,
-    "harrell_c_folds": _ask_harrell_folds,
-    "uno_c": _ask_uno,
-    "auc_t": _ask_auc,
-    "integrated_brier": _ask_brier,
+    "harrell_c": _harrell,
+    "harrell_c_folds": _harrell_within_folds,
+    "uno_c": _uno,
+    "auc_t": _auc,
+    "integrated_brier": _brier,
 }
 """Measures of survival, the main one first."""

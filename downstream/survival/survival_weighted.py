@@ -100,8 +100,8 @@ def dynamic_auc(
     curve_RT = kaplan_meier(w_RS, event_S, time_S, times_T)
     lost_RT = -np.diff(curve_RT, axis=1, prepend=1.0)
     # a time at which nobody was lost has no weight, whether it has an AUC or not
-    found_RT = np.where(lost_RT > 0, divide(right_RT, pairs_RT) * lost_RT, 0.0)
-    return divide(found_RT.sum(axis=1), lost_RT.sum(axis=1))
+    weighted_RT = np.where(lost_RT > 0, divide(right_RT, pairs_RT) * lost_RT, 0.0)
+    return divide(weighted_RT.sum(axis=1), lost_RT.sum(axis=1))
 
 
 def auc_parts(
@@ -155,8 +155,8 @@ def kaplan_meier(w_RS: Floats, event_S: Flags, time_S: Floats, times_T: Floats) 
     died_RK = np.add.reduceat(w_RS * event_S, starts, axis=1)
     stay_RK = 1 - np.nan_to_num(divide(died_RK, at_risk_RS[:, starts]))
     curve_RK = np.concatenate([np.ones((len(w_RS), 1)), stay_RK.cumprod(axis=1)], axis=1)
-    found_RT: Floats = curve_RK[:, np.searchsorted(times_K, times_T, side="right")]
-    return found_RT
+    survival_RT: Floats = curve_RK[:, np.searchsorted(times_K, times_T, side="right")]
+    return survival_RT
 
 
 def observed_expected(

@@ -1,4 +1,4 @@
-"""Several teachers' features of a tile made one, in front of any aggregator.
+"""Fusion of several teachers' features of a tile into one vector, before any aggregator.
 
 Features come side by side, as a feature set `a+b` of a lake is read. A teacher with a large scale
 or width does not drown the others: each is normalised before anything is mixed.
@@ -20,7 +20,7 @@ class Concat(nn.Module):
     """A norm and a linear layer for each teacher, side by side, then one layer.
 
     Args:
-        widths: Feature width of each teacher, in their order in the feature set.
+        widths: Feature width of each teacher, in the order of the feature set.
         hidden: Fused width E.
     """
 
@@ -41,11 +41,11 @@ class ShazamGate(nn.Module):
 
     After Shazam (last layer's features only). Differences: the gate comes after the norm, because
     LayerNorm(w x) = LayerNorm(x) leaves a gate before it without effect; no norm follows the gate
-    before the first product. `reconstruct` gives each teacher's own (fixed) features as targets
+    before the first product. `reconstruct` uses each teacher's own (fixed) features as targets
     where Shazam aligns trainable projections, which can meet in a constant.
 
     Args:
-        widths: Feature width of each teacher, in their order in the feature set.
+        widths: Feature width of each teacher, in the order of the feature set.
         hidden: Fused width E.
         blocks: Attention blocks between the teachers of a tile, single-headed as in Shazam.
     """
@@ -88,7 +88,7 @@ class ShazamGate(nn.Module):
         return total_B / len(self.widths)
 
     def _tokens(self, x_BND: Tensor) -> Tensor:
-        """Return a token a teacher [B, N, K, E], before the gate."""
+        """Return one token per teacher [B, N, K, E], before the gate."""
         return torch.stack(_mapped(self, x_BND), dim=-2)
 
 
@@ -96,8 +96,8 @@ class FusedAggregator(Aggregator):
     """A fusion in front of an aggregator; a term of the fusion is added to its loss.
 
     Args:
-        fusion: `Concat` or `ShazamGate`.
-        aggregator: Takes the fused width.
+        fusion: A `Concat` or a `ShazamGate`.
+        aggregator: Aggregator of tiles of the fused width.
         reconstruct: Weight of `ShazamGate.reconstruct` (Shazam: 0.01), 0 for none; its value is the
             extra `fusion_loss` [B], weight included, which the whole loss adds.
     """
@@ -143,5 +143,5 @@ def _mapped(fusion: Concat | ShazamGate, x_BND: Tensor) -> list[Tensor]:
 
 
 def _parts(fusion: Concat | ShazamGate, x_BND: Tensor) -> tuple[Tensor, ...]:
-    """Return the columns of each teacher."""
+    """Return the feature columns of each teacher."""
     return torch.split(x_BND, fusion.widths, dim=-1)

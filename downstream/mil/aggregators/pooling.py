@@ -13,12 +13,12 @@ from downstream.mil.padded_bags import Aggregator, Pooled, masked_softmax, stem
 
 
 class _Stemmed(Aggregator):
-    """Pools raw features, or those that a layer makes of them.
+    """An aggregator of raw features, or of the output of a first layer.
 
     Args:
         width: Feature width D.
         hidden: Width of a linear-ReLU layer before the pooling; None for raw features.
-        dropout: Of that layer.
+        dropout: Dropout after that layer.
     """
 
     def __init__(self, width: int, *, hidden: int | None = None, dropout: float = 0.25) -> None:
@@ -31,7 +31,7 @@ class MeanPool(_Stemmed):
     """The mean tile, raw or after a layer; the baseline that attention has to beat."""
 
     def pool(self, x_BND: Tensor, mask_BN: Tensor, coords_BNK: Tensor | None) -> Pooled:
-        """Mean over the tiles of a bag; attention is 1/N."""
+        """Return the mean over the unmasked tiles; each of them has the same attention."""
         del coords_BNK
         h_BNH = self.stem(x_BND)
         share_BN = mask_BN.to(h_BNH.dtype) / mask_BN.sum(dim=1, keepdim=True)
@@ -46,7 +46,7 @@ class MaxPool(_Stemmed):
     """
 
     def pool(self, x_BND: Tensor, mask_BN: Tensor, coords_BNK: Tensor | None) -> Pooled:
-        """Maximum over the tiles of a bag, feature by feature."""
+        """Return the maximum over the unmasked tiles, feature by feature."""
         del coords_BNK
         h_BNH = self.stem(x_BND).masked_fill(~mask_BN[..., None], -torch.inf)
         most_BH, where_BH = h_BNH.max(dim=1)
@@ -63,10 +63,10 @@ class GatedAttention(nn.Module):
     Source: Ilse et al. 2018 (arXiv 1802.04712), eq. 9. V and U are one matrix product here.
 
     Args:
-        width: Of the embeddings that it looks at.
-        hidden: Of V and U.
-        branches: Logits a tile.
-        dropout: After tanh and after sigmoid, as in CLAM.
+        width: Width of the tile embeddings.
+        hidden: Output width of the layers V and U.
+        branches: Number of logits per tile.
+        dropout: Dropout after tanh and after sigmoid, as in CLAM.
     """
 
     def __init__(self, width: int, hidden: int, *, branches: int = 1, dropout: float = 0.0) -> None:
@@ -91,9 +91,9 @@ class Abmil(Aggregator):
 
     Args:
         width: Feature width D.
-        hidden: Width H of the layer before.
+        hidden: Width H of the first layer.
         attention: Width of the gated attention.
-        dropout: After the layer, and in the attention.
+        dropout: Dropout after the first layer and in the attention.
     """
 
     def __init__(
@@ -105,7 +105,7 @@ class Abmil(Aggregator):
         self.width = hidden
 
     def pool(self, x_BND: Tensor, mask_BN: Tensor, coords_BNK: Tensor | None) -> Pooled:
-        """Attention-weighted mean of the embedded tiles."""
+        """Return the attention-weighted mean of the embedded tiles."""
         del coords_BNK
         h_BNH = self.stem(x_BND)
         a_B1N = masked_softmax(self.attention(h_BNH), mask_BN[:, None])

@@ -1,6 +1,6 @@
-"""Places of tiles on a slide's grid: order, neighbours, and a convolution over what is there.
+"""Places of tiles on a slide's grid: order, neighbours, and a convolution over the tiles.
 
-Background takes no memory: nothing here makes a dense grid, whose size would follow the slide's
+Background needs no memory: nothing here builds a dense grid, whose size would follow the slide's
 bounding box and not its tissue.
 
 Shape letters: B bags, N tiles, R rows of all bags together, E width, K cells of a square kernel.
@@ -57,14 +57,14 @@ def neighbours(coords_BN2: Tensor, mask_BN: Tensor, reach: int) -> Tensor:
 
 
 def grid_conv(x_RE: Tensor, kernel_EK: Tensor, neighbour_RK: Tensor) -> Tensor:
-    """Return a depthwise convolution over tiles, zero where there is none, as on a dense grid.
+    """Return the depthwise convolution over tiles, with zeros in place of missing tiles.
 
     Memory is O(R E) in both directions: gathered neighbours are not kept for the backward pass.
 
     Args:
-        x_RE: Tiles.
+        x_RE: Tiles, one row each.
         kernel_EK: Kernels, cell by cell; K odd.
-        neighbour_RK: From `neighbours`.
+        neighbour_RK: Rows of the neighbours, from `neighbours`.
     """
     convolved: Tensor = _GridConv.apply(x_RE, kernel_EK.to(x_RE.dtype), neighbour_RK)
     return convolved

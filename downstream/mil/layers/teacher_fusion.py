@@ -73,7 +73,11 @@ class TokenBlock(nn.Module):
         """Return the mixed tokens [..., K, D]."""
         tokens_SKD = tokens_KD.flatten(0, -3)  # S: all leading axes as one
         parts = self.query_key_value(tokens_SKD).unflatten(-1, (3, self.heads, -1))
-        query, key, value = parts.permute(2, 0, 3, 1, 4)
-        mixed_SKD = F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
+        query_SHKd, key_SHKd, value_SHKd = parts.permute(2, 0, 3, 1, 4)
+        mixed_SKD = (
+            F.scaled_dot_product_attention(query_SHKd, key_SHKd, value_SHKd)
+            .transpose(1, 2)
+            .flatten(2)
+        )
         out_SKD: Tensor = self.norm(tokens_SKD + self.out(mixed_SKD))
         return out_SKD.view_as(tokens_KD)

@@ -51,7 +51,7 @@ def class_sections(run: "Run") -> list[Section]:
 
 
 def class_section(run: "Run", arms: Sequence[str]) -> Section:
-    """Return ROC curves: of all arms for two classes, else of the classes of each given arm."""
+    """Return the section on ROC curves: of all arms for two classes, else of each arm's classes."""
     section = Section(key="", title="")
     drawn_arms = run.arms if run.task == "binary" else arms
     for shown, curves in class_curves(run, drawn_arms, section).items():
@@ -62,15 +62,15 @@ def class_section(run: "Run", arms: Sequence[str]) -> Section:
 def class_curves(
     run: "Run", arms: Sequence[str], section: Section
 ) -> dict[str, dict[str, CurveScores]]:
-    """Return the curves of each picture: arms for two classes, else the classes of each arm.
+    """Return the curves of each picture: one per arm for two classes, else one per class.
 
     Args:
         run: The run.
-        arms: Of these arms.
-        section: Told what is left out.
+        arms: Names of the arms.
+        section: Section that gets notes on what is left out.
 
     Returns:
-        What a picture shows -> name of a curve -> its scores.
+        Title of a picture -> name of a curve -> scores of the curve.
     """
     if run.task == "binary":
         drawn = first(arms, MOST_CURVES, section)
@@ -115,7 +115,7 @@ def add_precision(
 
 
 def _known(run: "Run", measure: str) -> "dict[str, Estimate] | None":
-    """Return the estimates of the arms for the legend, where curves are of arms."""
+    """Return the arms' estimates for the legend, or None where curves are of classes."""
     return run.estimates(measure) if run.task == "binary" else None
 
 
@@ -124,7 +124,7 @@ def _seed(run: "Run") -> int:
 
 
 def _of_class(run: "Run", arm: str, name: str) -> CurveScores:
-    """Return probabilities of one class."""
+    """Return the labels and probabilities of one class, one row per prediction."""
     rows, at = run.rows(arm), run.classes.index(name)
     return CurveScores(
         label=(rows["label"] == name).to_numpy().astype(np.int64),
@@ -134,7 +134,7 @@ def _of_class(run: "Run", arm: str, name: str) -> CurveScores:
 
 
 def _sure(run: "Run", arm: str) -> CurveScores:
-    """Return the probability of the likeliest class, and whether the patient is of it."""
+    """Return the probability of the likeliest class, and whether the patient has that class."""
     rows = run.rows(arm)
     probabilities = np.array(rows["probabilities"].to_list())
     right = probabilities.argmax(axis=1) == _indices(rows["label"], run.classes)
@@ -190,7 +190,7 @@ def _decisions(run: "Run") -> Section:
 
 
 def confusion_counts(run: "Run", arm: str) -> NDArray[np.int64]:
-    """Return patients, or tiles, by true (rows) and predicted class (columns) [C, C]."""
+    """Return counts of patients or tiles [C, C], rows by true and columns by predicted class."""
     rows, classes = run.once(arm), len(run.classes)
     truth = _indices(rows["label"], run.classes)
     if run.task == "binary":
@@ -235,12 +235,12 @@ def _abstention(run: "Run") -> Section:
 
 
 def label_sections(run: "Run") -> list[Section]:
-    """Return the sections of a run of several labels, each yes or no."""
+    """Return the sections of a run of several labels that do not exclude each other."""
     return [label_section(run, run.arms), _label_calibration(run)]
 
 
 def label_section(run: "Run", arms: Sequence[str]) -> Section:
-    """Return AUROC of each label, a picture an arm."""
+    """Return the section on the AUROC of each label, one picture per arm."""
     section = Section(key="labels", title="AUROC of each label")
     for arm in first(arms, MOST_PANELS, section):
         estimates, without = label_estimates(run, arm)
@@ -260,7 +260,7 @@ def label_section(run: "Run", arms: Sequence[str]) -> Section:
 
 
 def label_estimates(run: "Run", arm: str) -> "tuple[dict[str, Estimate], list[str]]":
-    """Return AUROC of each label with its interval, and the labels that have none."""
+    """Return the AUROC of each label with its interval, and the labels where it is undefined."""
     from downstream.measures import weighted
     from downstream.measures.class_measures import Measure
 
