@@ -1,7 +1,7 @@
-"""What a bag is predicted to be: tasks, their losses and scores, class weights, soft labels.
+"""Tasks of bags, their losses and scores, class weights, and soft labels.
 
-Losses are one value a bag, in float32 whatever comes in, so that weights and sampling are the
-caller's mean to take.
+Losses are one float32 value per bag, whatever the precision of the logits; the caller weights and
+averages them.
 
 Shape letters: B bags, N tiles, C outputs (classes), P patients, M members of an ensemble.
 """
@@ -22,7 +22,7 @@ TaskKind = Literal["binary", "multiclass", "multilabel", "regression"]
 
 @dataclass(frozen=True, kw_only=True)
 class BagTask:
-    """A task: the outputs of a bag, and their loss.
+    """The outputs of a bag, and their loss and scores.
 
     Attributes:
         kind: `binary` is one logit; `multiclass` a softmax over C classes that exclude each other;
@@ -47,12 +47,12 @@ class BagTask:
         """Return the loss of each bag [B].
 
         Args:
-            logits_BC: What the head gives.
+            logits_BC: Outputs of the head.
             target: binary: [B] in 0..1; multiclass: class indices [B], or probabilities [B, C]
                 (soft labels); multilabel: [B, C] in 0..1; regression: [B, C], or [B] for one.
-            weight_C: From `class_weights` (two for binary, of classes 0 and 1; for multilabel the
-                weight of a present label). It multiplies a bag's loss and is not divided by the
-                batch's sum, which would cancel it for a batch of one.
+            weight_C: Weights from `class_weights` (two for binary, of classes 0 and 1; for
+                multilabel the weight of a present label). It multiplies a bag's loss and is not
+                divided by the batch's sum, which would cancel it for a batch of one.
 
         Raises:
             MilError: Weights for regression.
@@ -74,7 +74,7 @@ class BagTask:
         return loss.mean(dim=1)
 
     def scores(self, logits_BC: Tensor) -> Tensor:
-        """Return probabilities, float64: [B] of class 1 for binary, else [B, C]; or numbers."""
+        """Return probabilities or numbers, float64: [B] of class 1 for binary, else [B, C]."""
         logits = logits_BC.double()
         if self.kind == "binary":
             return torch.sigmoid(logits[:, 0])
@@ -84,11 +84,11 @@ class BagTask:
 
 
 def class_weights(label_P: NDArray[np.int64], classes: int) -> NDArray[np.float64]:
-    """Return weights float64[C] that give every class the same total, mean 1 over patients.
+    """Return weights float64[C] so that all classes have the same total, mean 1 over patients.
 
     Args:
         label_P: Class indices of TRAINING patients.
-        classes: C.
+        classes: Number C of classes.
 
     Raises:
         MilError: A class without patients.
@@ -108,10 +108,10 @@ def class_weights(label_P: NDArray[np.int64], classes: int) -> NDArray[np.float6
 
 
 def balanced_order(label_P: NDArray[np.int64], *, seed: int) -> NDArray[np.int64]:
-    """Return an epoch in which every class comes equally often, rare patients several times.
+    """Return the order of an epoch with all classes equally often, rare patients repeated.
 
-    As long as the natural one; each class is a shuffled cycle over its patients. It is the second
-    expert's sampler in MDE-MIL (arXiv 2503.00915), beside the natural order.
+    It is as long as the natural order; each class is a shuffled cycle over its patients. It is the
+    second expert's sampler in MDE-MIL (arXiv 2503.00915), beside the natural order.
 
     >>> label = np.array([0, 0, 0, 0, 0, 1])
     >>> np.bincount(label[balanced_order(label, seed=0)]).tolist()
@@ -165,14 +165,14 @@ def pseudo_labels(score_BN: Tensor, mask_BN: Tensor, label_B: Tensor, *, tiles: 
     """Return tile labels from bag labels, int64 [B, N]: 1, 0, or -1 for a tile that is left out.
 
     In a positive bag the tiles with the highest scores are 1 and those with the lowest 0, at most
-    so many and at most half of the bag; in a negative bag every tile is 0. Scores are a teacher's,
+    `tiles` and at most half of the bag; in a negative bag every tile is 0. Scores are a teacher's,
     such as a moving average of the student (MILTS, Nat Commun 2024), or attention (CLAM).
 
     Args:
-        score_BN: Higher = more likely positive.
+        score_BN: Scores of tiles; higher = more likely positive.
         mask_BN: True where there is a tile.
-        label_B: 1 for a positive bag, 0 for a negative one.
-        tiles: Most tiles labelled at either end.
+        label_B: Labels of the bags: 1 for a positive bag, 0 for a negative one.
+        tiles: Most tiles that are labelled at either end.
     """
     outside = ~mask_BN
     most = min(tiles, score_BN.shape[1])

@@ -1,6 +1,6 @@
 """Training a MIL model on the bags of one split, and predicting bags.
 
-Validation patients decide when to stop; test patients are not in sight of anything here.
+Validation patients decide when to stop; nothing here reads test patients.
 
 Shape letters: P patients, B bags of a batch, N tiles, D feature width, C outputs.
 """
@@ -33,43 +33,44 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True, kw_only=True)
 class Examples:
-    """Bags and what they should be predicted to be.
+    """Bags of patients and their targets.
 
     Attributes:
-        bags: One a patient.
-        target: [P] class indices or numbers, [P, C] labels, probabilities, or (time, event).
+        bags: One bag per patient.
+        target: Targets: [P] class indices or numbers, [P, C] labels, probabilities, or (time,
+            event).
     """
 
     bags: BagSequence
     target: NDArray[np.float64]
 
     def __post_init__(self) -> None:
-        """Refuse targets that are not one a bag."""
+        """Raise MilError unless each bag has one target."""
         if len(self.bags) != len(self.target):
             msg = f"{len(self.bags)} bags with {len(self.target)} targets; give one target per bag"
             raise MilError(msg)
 
     @cached_property
     def tiles(self) -> NDArray[np.int64]:
-        """Return tiles of each bag [P]; read once, since a bag may have to be read for it."""
+        """Return the number of tiles of each bag [P], cached because it may read the bags."""
         return np.array([len(self.bags[at]) for at in range(len(self.bags))], dtype=np.int64)
 
     @property
     def classes(self) -> NDArray[np.int64]:
-        """Return class of each patient [P], the likeliest one of a soft label."""
+        """Return the class of each patient [P], the likeliest class of a soft label."""
         hard_P = self.target if self.target.ndim == 1 else self.target.argmax(axis=1)
         return hard_P.astype(np.int64)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Fit:
-    """A trained model and how it came about.
+    """A trained model, with the losses of its training.
 
     Attributes:
-        model: In evaluation mode, with the weights of the best epoch.
-        epochs: The best epoch, from 1 on; the last one where there was no validation.
-        train_loss: Of each epoch.
-        validation_loss: Of each epoch; empty without validation.
+        model: The model in evaluation mode, with the weights of the best epoch.
+        epochs: Number of the best epoch, from 1 on; of the last epoch without validation.
+        train_loss: Training loss of each epoch.
+        validation_loss: Validation loss of each epoch; empty without validation.
     """
 
     model: "MilModel"
@@ -90,20 +91,21 @@ def train_mil(
     ratios: tuple[int, ...] = (),
     device: str = "cpu",
 ) -> Fit:
-    """Train with AdamW; keep the epoch with the least validation loss.
+    """Train a MIL model with AdamW; return the weights of the least validation loss.
 
     The result is a function of examples, settings and seed on one machine; the caller's random
     state is left as it was. Without validation it trains for all its epochs.
 
     Args:
-        name: Of the aggregator.
+        name: Name of the aggregator.
         train: TRAINING patients; features are standardised by their tiles alone.
-        validation: Other patients, who decide when to stop; None or none of them to decide nothing.
-        objective: What is learnt, fitted on the training patients.
-        settings: Model and schedule.
+        validation: Other patients, who decide when to stop; None, or no patients, for no early
+            stop.
+        objective: Training objective, fitted on the training patients.
+        settings: Settings of the model and of its training.
         widths: Feature width of each teacher of the feature set.
-        seed: Of initialisation, order, dropout and tile subsets.
-        ratios: Between the mpps, coarse to fine.
+        seed: Seed of initialisation, order, dropout and tile subsets.
+        ratios: Ratios between the mpps, coarse to fine.
         device: Torch device to train on.
 
     Raises:
@@ -130,7 +132,7 @@ def _fit(
     settings: "MilSettings",
     rng: np.random.Generator,
 ) -> Fit:
-    """Train for all epochs, or until validation has not improved for `patience` of them."""
+    """Train for all epochs, or until validation has not improved for `patience` epochs."""
     optimiser = torch.optim.AdamW(
         model.parameters(),
         lr=settings.learning_rate,
@@ -220,8 +222,8 @@ def _batches(
 ) -> Iterator[NDArray[np.int64]]:
     """Yield rows of patients, in a new order each epoch.
 
-    One a step as most MIL code does it, or several of like size padded together; a joint objective
-    takes at least so many that a risk set says something.
+    A step has one patient, as in most MIL code, or several of similar size padded together; a joint
+    objective has at least `joint_patients`, so that its risk set is informative.
     """
     patients = len(train.bags)
     size = max(settings.batch_patients, settings.joint_patients if objective.joint else 1)
@@ -247,7 +249,7 @@ def _batch(
     *,
     device: torch.device,
 ) -> tuple[PaddedBags, Tensor]:
-    """Return padded bags, at most so many tiles of each, and their targets."""
+    """Return padded bags, with at most `max_tiles` tiles of each, and their targets."""
     bags = [examples.bags[int(row)] for row in rows]
     share = max(1, settings.batch_rows // len(bags))
     picks = [_subset(bag, min(settings.max_tiles, share), rng) for bag in bags]

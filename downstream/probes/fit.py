@@ -1,7 +1,7 @@
 """Probes of frozen features: a linear one and nearest neighbours; no network is trained.
 
 Features are standardised by the training rows alone, and the one free number of a probe is chosen
-on the validation rows, which it is never fitted on: their scores may choose a threshold too. All
+on the validation rows, on which it is never fitted: their scores may choose a threshold too. All
 classes weigh the same, however rare. Shape letters: P patients (or tiles) of training, Q others,
 D width of the features, C classes or numbers, K neighbours.
 """
@@ -31,13 +31,13 @@ class Probe:
     """A fitted probe.
 
     Attributes:
-        name: In `PROBES`.
-        task: What it predicts.
-        chosen: Inverse penalty, penalty or neighbours; of several labels one each.
-        mean: Of the training rows [D].
+        name: Name of the probe in `PROBES`.
+        task: Task that the probe predicts.
+        chosen: Chosen inverse penalty, penalty or number of neighbours; one per label.
+        mean: Mean of the training rows [D].
         spread: Standard deviation of the training rows [D]; 1 for channels that do not vary.
-        heads: One; of several labels one each.
-        is_flat: Whether the targets were one number a row.
+        heads: One fitted head, or one per label of several.
+        is_flat: Whether the targets were one number per row.
     """
 
     name: str
@@ -51,7 +51,7 @@ class Probe:
     def scores(self, x_QD: NDArray[Any]) -> Floats:
         """Return the probability of class 1 [Q] for `binary`, probabilities [Q, C], or numbers.
 
-        Numbers have the form of the targets that it was fitted on, [Q] or [Q, C].
+        Numbers have the form of the targets that the probe was fitted on, [Q] or [Q, C].
         """
         z_QD = (_features(x_QD) - self.mean) / self.spread
         outputs = [head.outputs(z_QD) for head in self.heads]
@@ -75,20 +75,21 @@ def fit_probe(
     """Fit a probe on training rows.
 
     Args:
-        name: In `PROBES`: `linear` (logistic regression; ridge for numbers) or `knn` (by cosine).
+        name: Name in `PROBES`: `linear` (logistic regression; ridge for numbers) or `knn` (by
+            cosine).
         x_PD: Features of the training rows.
-        y: Class indices [P]; several labels [P, C] of 0 and 1; or numbers [P] or [P, C].
-        validation: Features and labels of rows that choose; None, or no rows, for `DEFAULTS`. The
-            least loss wins, of equals the stronger penalty or the more neighbours: log loss with
-            all classes weighing the same, or squared error.
-        task: What is predicted.
-        classes: How many classes there are, also where no training row has one of them; for
+        y: Targets: class indices [P]; several labels [P, C] of 0 and 1; or numbers [P] or [P, C].
+        validation: Features and targets of the validation rows; None, or no rows, for `DEFAULTS`.
+            The least loss is chosen, of equals the stronger penalty or the more neighbours: log
+            loss with all classes weighing the same, or squared error.
+        task: Task that the probe predicts.
+        classes: Number of classes, including those without a training row; for
             `binary` 2. Several labels and numbers do not need it.
-        seed: Given to the solvers; neither probe depends on it.
+        seed: Seed of the solvers; neither probe depends on it.
 
     Returns:
-        The probe. A label of several that all training rows have, or none, gets the same score for
-        everybody.
+        The probe. A label of several that all training rows have, or none, gets the same score in
+        all rows.
 
     Raises:
         ProbeError: Another name, rows that do not fit, features that are not finite, or training

@@ -1,4 +1,4 @@
-"""What a probe is made of: a linear map or neighbours, and the choice of its one free number.
+"""The heads of probes: a linear map or neighbours, and the choice of their one free number.
 
 Shape letters: P rows of training, Q others, D width of the features, C classes or numbers, K
 neighbours.
@@ -21,9 +21,9 @@ INVERSE = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
 STRENGTHS = (1e3, 1e2, 1e1, 1.0, 1e-1, 1e-2, 1e-3)
 """Penalties of the ridge regression, as shares of the number of training rows."""
 NEIGHBOURS = (100, 50, 20, 10, 5, 3, 1)
-"""How many neighbours vote, most first."""
+"""Numbers of neighbours to try, the largest first."""
 DEFAULTS = {"logistic": 1e-2, "ridge": 1.0, "knn": 5}
-"""Without validation rows nothing is chosen, and these are taken."""
+"""The free numbers of probes without validation rows."""
 _ITERATIONS = 1000
 _LEAST = 1e-12
 _BLOCK = 512
@@ -34,8 +34,8 @@ class Linear:
     """A linear map of standardised features.
 
     Attributes:
-        weight: [D, C].
-        bias: [C]; minus infinity for a class that no training row has.
+        weight: Weights [D, C].
+        bias: Biases [C]; minus infinity for a class that no training row has.
         is_class: Whether outputs are the softmax over C, or numbers as they are.
     """
 
@@ -44,7 +44,7 @@ class Linear:
     is_class: bool
 
     def outputs(self, z_QD: Floats) -> Floats:
-        """Return probabilities, or numbers [Q, C]."""
+        """Return probabilities or numbers of the query rows [Q, C]."""
         output_QC: Floats = z_QD @ self.weight + self.bias
         if not self.is_class:
             return output_QC
@@ -54,12 +54,13 @@ class Linear:
 
 @dataclass(frozen=True, kw_only=True)
 class Nearest:
-    """The training rows most alike by cosine, and what they vote for.
+    """A nearest-neighbour head: the training rows, and their votes.
 
     Attributes:
-        bank: Training rows of length 1 [P, D].
-        target: [P, C] numbers; or votes, 1 / (share of the class) at the row's class, else 0.
-        neighbours: K, at most P.
+        bank: Training rows [P, D], normalised to length 1.
+        target: Targets [P, C]: numbers; or votes, 1 / (share of the class) at the row's class, else
+            0.
+        neighbours: Number K of neighbours, at most P.
         is_class: Whether targets are votes. A vote is shared by all classes beside those of the
             neighbours, so that none of them is impossible.
     """
@@ -70,11 +71,11 @@ class Nearest:
     is_class: bool
 
     def outputs(self, z_QD: Floats) -> Floats:
-        """Return probabilities, or means of numbers [Q, C]."""
+        """Return probabilities or means of numbers of the query rows [Q, C]."""
         return self.voted(self.ranked(z_QD, self.neighbours))
 
     def ranked(self, z_QD: Floats, most: int) -> NDArray[np.int64]:
-        """Return training rows [Q, most], the most alike first."""
+        """Return the rows [Q, most] of the nearest training rows by cosine, the nearest first."""
         nearest_QK = np.empty((len(z_QD), most), np.int64)
         for start in range(0, len(z_QD), _BLOCK):
             rows = slice(start, start + _BLOCK)
@@ -85,7 +86,7 @@ class Nearest:
         return nearest_QK
 
     def voted(self, rows_QK: NDArray[np.int64]) -> Floats:
-        """Return the votes of the neighbours [Q, C]."""
+        """Return the mean votes or numbers of the neighbours [Q, C]."""
         votes_QC: Floats = self.target[rows_QK].mean(axis=1)
         if not self.is_class:
             return votes_QC
@@ -96,7 +97,7 @@ class Nearest:
 def fit_linear(
     z_PD: Floats, y: NDArray[Any], z_QD: Floats, y_Q: NDArray[Any], classes: int | None, seed: int
 ) -> tuple[Linear, float]:
-    """Return the head, and its inverse penalty or penalty."""
+    """Return the fitted linear head, and its inverse penalty (classes) or penalty (numbers)."""
 
     @functools.cache
     def fit(penalty: float) -> Linear:
@@ -119,7 +120,7 @@ def fit_linear(
 def fit_nearest(
     z_PD: Floats, y: NDArray[Any], z_QD: Floats, y_Q: NDArray[Any], classes: int | None, seed: int
 ) -> tuple[Nearest, float]:
-    """Return the head, and how many neighbours."""
+    """Return the nearest-neighbour head, and its number of neighbours."""
     options = [k for k in NEIGHBOURS if k <= len(z_PD)]
     target = _columns(y) if classes is None else _votes(y, classes)
     is_class, most = classes is not None, options[0]
@@ -142,11 +143,11 @@ def _best(
     """Return the option with the least loss on validation rows, the first of equals.
 
     Args:
-        options: What is tried, in order.
-        outputs: What the validation rows get with an option.
-        y_Q: What is right.
-        classes: How many; None for numbers.
-        until_worse: Stop at the first that is worse than the best.
+        options: Options to try, in order.
+        outputs: Function from an option to the outputs of the validation rows.
+        y_Q: Targets of the validation rows.
+        classes: Number of classes; None for numbers.
+        until_worse: Whether to stop at the first option that is worse than the best.
     """
     best, least = options[0], np.inf
     for option in options:
@@ -159,7 +160,7 @@ def _best(
 
 
 def _loss(output_QC: Floats, y_Q: NDArray[Any], classes: int | None) -> float:
-    """Return squared error, or log loss with all classes that are there weighing the same."""
+    """Return the squared error, or the log loss in which all present classes weigh the same."""
     if classes is None:
         return float(((output_QC - _columns(y_Q)) ** 2).mean())
     label_Q = y_Q.astype(np.int64)
@@ -174,9 +175,9 @@ def fit_logistic(z_PD: Floats, y: NDArray[Any], classes: int, inverse: float, se
     Args:
         z_PD: Standardised features.
         y: Class indices [P].
-        classes: How many classes there are, also where no row has one of them.
+        classes: Number of classes, including those without a row.
         inverse: Inverse penalty.
-        seed: Given to the solver.
+        seed: Seed of the solver.
     """
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
@@ -207,7 +208,7 @@ def _ridge(z_PD: Floats, y: NDArray[Any], strength: float, seed: int) -> Linear:
 
 
 def _votes(y: NDArray[Any], classes: int) -> Floats:
-    """Return votes [P, C] of training rows: those of a class sum to the same, their mean is 1."""
+    """Return the votes [P, C] of training rows: each class has the same sum, the mean is 1."""
     label_P = y.astype(np.int64)
     counts_C = np.bincount(label_P, minlength=classes)
     votes_PC = np.zeros((len(label_P), classes))
@@ -217,13 +218,13 @@ def _votes(y: NDArray[Any], classes: int) -> Floats:
 
 
 def _columns(y: NDArray[Any]) -> Floats:
-    """Return numbers as [P, C]."""
+    """Return numbers to predict as columns [P, C]."""
     columns: Floats = y.astype(np.float64).reshape(len(y), -1)
     return columns
 
 
 def _unit(z_QD: Floats) -> Floats:
-    """Return rows of length 1; a row of zeros stays one, and is like nothing."""
+    """Return the rows normalised to length 1; a row of zeros is unchanged."""
     length = np.linalg.norm(z_QD, axis=1, keepdims=True)
     unit_QD: Floats = z_QD / np.maximum(length, _LEAST)
     return unit_QD

@@ -1,7 +1,7 @@
 """The result of a tile probe: measures with intervals over patients, whose tiles go together.
 
 With few shots a measure is the mean over draws of the labelled tiles, and so is its interval, which
-is over patients; how far the draws differ stands beside it.
+is over patients; the spread of the draws is returned beside it.
 
 Shape letters: N tiles, T draws, C classes, R resamples.
 """
@@ -34,17 +34,17 @@ def metrics_of(
     seed: int,
     spread: bool,
 ) -> dict[str, Any]:
-    """Return measures of one arm as JSON.
+    """Return the measures of one arm as JSON.
 
     Args:
-        label_N: Classes.
-        scores_NTC: Probabilities.
-        patients: Whose each tile is.
-        seed: Of the resamples.
-        spread: Whether to tell how far draws differ: `sd`, `least` and `most`.
+        label_N: Class of each tile.
+        scores_NTC: Probabilities of each tile by draw and class.
+        patients: Patient of each tile.
+        seed: Seed of the resamples.
+        spread: Whether to include the spread of the draws: `sd`, `least` and `most`.
 
     Returns:
-        Estimate and interval of the main measure, and `measures` by name.
+        The estimate and interval of the main measure, and all `measures` by name.
     """
     measure_of, scores = _measured(scores_NTC)
     assessed = {
@@ -65,15 +65,15 @@ def compare_probes(
     margin: float | None,
     seed: int,
 ) -> list[dict[str, Any]]:
-    """Return every arm against the reference by the main measure, on the same tiles and resamples.
+    """Return comparisons of all arms with the reference, on the same tiles and resamples.
 
     Args:
-        label_N: Classes.
+        label_N: Class of each tile.
         scores: Arm -> probabilities [N, T, C].
-        patients: Whose each tile is.
+        patients: Patient of each tile.
         reference: Name of the arm that the others are compared with.
-        margin: How much worse still counts as not worse; None for no such test.
-        seed: Of the resamples.
+        margin: Non-inferiority margin; None for no such test.
+        seed: Seed of the resamples.
     """
     comparisons = {
         name: _compared(label_N, one, scores[reference], patients, margin=margin, seed=seed)
@@ -102,7 +102,7 @@ def _compared(
 
 
 def _measured(scores_NTC: Floats) -> tuple[dict[str, Measure], Floats]:
-    """Return measures by name, and what they take: [N, T] of class 1, or [N, T, C]."""
+    """Return the measures by name, and their scores: [N, T] of class 1, or [N, T, C]."""
     binary = scores_NTC.shape[2] == 2
     measure_of = {m.name: m for m in classification_measures("binary" if binary else "multiclass")}
     return measure_of, scores_NTC[:, :, 1] if binary else scores_NTC
@@ -130,7 +130,7 @@ def _assess(
 
 
 def _mean_of_draws(measure: Measure) -> Measure:
-    """Return the measure on scores [N, T] or [N, T, C]: its mean over draws."""
+    """Return a measure of scores [N, T] or [N, T, C]: the mean of `measure` over draws."""
 
     def value(label_N: NDArray[np.int64], scores: Floats) -> float:
         return float(

@@ -49,19 +49,19 @@ FORMAT = 2
 
 
 def run_tile_probe(lake_uri: str, spec: ProbeSpec) -> dict[str, Any]:
-    """Probe feature sets by labelled tiles, cross-validated over patients.
+    """Probe feature sets by labelled tiles, cross-validated over patients; return the result.
 
     Args:
         lake_uri: The lake; its `runs/` folder gets the result.
-        spec: All that decides the result.
+        spec: All settings that determine the result.
 
     Returns:
-        What `result.json` holds: `metrics` per arm (`FEATURES / MODEL`) with intervals over
+        The content of `result.json`: `metrics` per arm (`FEATURES / MODEL`) with intervals over
         patients; with few shots the mean over draws, and its spread.
 
     Raises:
         CohortError: Labels that cannot be read or do not meet the lake.
-        SplitError: Too few patients for so many folds, or a class with fewer tiles than shots.
+        SplitError: Too few patients for the folds, or a class with fewer tiles than shots.
         StudyError: No feature set, one named twice, or a reference that is no arm.
         BagError: A slide lacks the features of a teacher.
         LakeError: No lake there, or none with this mpp or teacher.
@@ -139,7 +139,7 @@ def run_probe(
 
 
 def _arms(names: Sequence[str], options: ProbeOptions) -> list[tuple[str, str, str]]:
-    """Name, feature set and model of each arm."""
+    """Return the name, feature set and model of each arm."""
     return [(f"{name} / {model}", name, model) for name in names for model in options.models]
 
 
@@ -197,7 +197,7 @@ def _config(
     mpp: float,
     options: ProbeOptions,
 ) -> dict[str, Any]:
-    """Return everything that decides the result of a probe, as JSON."""
+    """Return all settings that determine the result of a probe, as JSON."""
     slides = labels.rows["slide_id"].unique().sort().to_list()
     tiles = labels.rows.write_csv().encode()
     return {
@@ -220,7 +220,7 @@ def _config(
 def _features(
     lake: "Lake", labels: TileLabels, names: Sequence[str], mpp: float
 ) -> tuple[dict[str, NDArray[np.float32]], pl.DataFrame, list[str]]:
-    """Return features [N, D] by feature set, the rows that all of them have, and who was left out.
+    """Return features [N, D] by feature set, the rows that all have, and slides left out.
 
     Raises:
         ProbeError: A class of which no tile has features.
@@ -249,7 +249,7 @@ def _features(
 def _metrics(
     rows: pl.DataFrame, scores: Mapping[str, ProbeScores], options: ProbeOptions
 ) -> dict[str, dict[str, Any]]:
-    """Return metrics of each arm."""
+    """Return the metrics of each arm as JSON."""
     label_N, patients = rows["label"].to_numpy(), rows["patient_id"].to_list()
     return {
         arm: metrics_of(
@@ -269,7 +269,7 @@ def _files(
     scores: Mapping[str, ProbeScores],
     classes: Sequence[str],
 ) -> dict[str, bytes]:
-    """Return predictions (mean over draws), in the columns of other runs, and splits, as files."""
+    """Return the files of predictions (mean over draws) and splits, by name, as Parquet bytes."""
     named = rows.with_columns(
         pl.Series("label", [classes[label] for label in rows["label"]]),
         pl.lit("test").alias("part"),

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 MOST_LISTED = 100
 _MANY_REDRAWN = 0.01
 
-_ASKED = {
+_QUESTIONS = {
     "binary": "Which of two classes",
     "multiclass": "Which of several classes",
     "multilabel": "Which of several labels, each yes or no",
@@ -49,7 +49,7 @@ def question_of(run: "Run") -> str:
     """Return the question of a run in a sentence."""
     run_result = run.result
     columns = " and ".join(str(column) for column in run_result["config"]["columns"])
-    question = _ASKED.get(run.task, run.task)
+    question = _QUESTIONS.get(run.task, run.task)
     counts = f"{run_result['patients']:,} patients with {run_result['slides']:,} slides"
     return f"{question}: {columns}, of {counts}"
 

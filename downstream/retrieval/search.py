@@ -1,7 +1,7 @@
-"""What is like this? The nearest tiles to a tile, and the nearest slides to a slide.
+"""Search by example: the nearest tiles to a tile, and the nearest slides to a slide.
 
-Near is the cosine of one teacher's features; a slide's are the mean of its tiles'. The query itself
-is never among what is found, and what comes from its own patient is marked or left out: tiles of
+Nearness is the cosine of one teacher's features; a slide has the mean of its tiles. The query
+itself is never a result, and results of its own patient are marked or left out: tiles of
 one slide are near to each other for its stain and scanner alone.
 """
 
@@ -30,12 +30,12 @@ Json = dict[str, Any]
 
 
 def search_lake(lake_uri: str, options: SearchOptions, *, out: Path | None = None) -> Json:
-    """Find what is nearest to a tile, or to a slide.
+    """Return the tiles nearest to a tile, or the slides nearest to a slide.
 
     Args:
         lake_uri: The lake.
-        options: The query, and how it is searched.
-        out: Picture to write, as .png or .html.
+        options: The query and the settings of the search.
+        out: Path of a picture to write, as .png or .html.
 
     Returns:
         like (slide_id, patient, and of a tile x, y, tile_id), features, mpp, k, search ("exact" or
@@ -95,7 +95,7 @@ def run_search(
     out: Path | None = None,
     version: int | str | None = None,
 ) -> Json:
-    """Find what is nearest to a tile, or to a slide: `search_lake` by single settings.
+    """Return the nearest tiles or slides: `search_lake` by single settings.
 
     Args:
         lake_uri: The lake.
@@ -107,7 +107,7 @@ def run_search(
         build: See `SearchOptions.build_index`.
         other_patients_only: See `SearchOptions.other_patients_only`.
         recall_tiles: See `SearchOptions.recall_tiles`.
-        out: Picture to write, as .png or .html.
+        out: Path of a picture to write, as .png or .html.
         version: See `SearchOptions.version`.
 
     Returns:
@@ -160,7 +160,7 @@ def _recall(
 def _neighbours(
     lake: "Lake", query: "Query", *, k: int, exact: bool, others_only: bool
 ) -> pl.DataFrame:
-    """Return the nearest tiles or slides, with rank, patient and whether it is the query's own."""
+    """Return the nearest tiles or slides, with rank, patient and `same_patient`."""
     own = query.patients.filter(pl.col("patient") == query.patient)["slide_id"].to_list()
     without = own if others_only else []
     if query.tile_id is None:
@@ -176,7 +176,7 @@ def _neighbours(
 def nearest_tiles(
     lake: "Lake", query: "Query", *, k: int, exact: bool = False, without: list[str] | None = None
 ) -> pl.DataFrame:
-    """Return the k nearest tiles to a tile, without itself.
+    """Return the k nearest tiles to a tile, without the tile itself.
 
     Returns:
         Columns slide_id, tile_id, x, y (level-0 pixels of the top-left corner), similarity (cosine,
@@ -199,7 +199,7 @@ def nearest_tiles(
 def nearest_slides(
     lake: "Lake", query: "Query", *, k: int, without: list[str] | None = None
 ) -> pl.DataFrame:
-    """Return the k nearest slides to a slide by the mean of their tiles' features, without itself.
+    """Return the k nearest slides to a slide, by the mean of their tiles' features.
 
     Returns:
         Columns slide_id, similarity (cosine, higher is nearer); nearest first, ties by slide_id.

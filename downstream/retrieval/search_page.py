@@ -1,7 +1,7 @@
-"""What was found, as pictures: the query on the left, and its neighbours from the nearest on.
+"""Results of a search as pictures: the query on the left, then its neighbours, nearest first.
 
 Tiles are shown as they are stored, slides by their thumbnails. Lakes that were imported have
-neither, and an empty frame says so.
+neither, and are shown as an empty frame.
 
 Shape letters: H W pixels of a picture.
 """
@@ -32,12 +32,12 @@ _NAME_CHARACTERS = 26
 
 @dataclass(frozen=True, kw_only=True)
 class Shown:
-    """One picture and what stands under it.
+    """One picture and its caption.
 
     Attributes:
-        name: The slide.
-        lines: Lines of text under it.
-        own: Whether it is of the query's patient.
+        name: Id of the slide.
+        lines: Lines of the caption.
+        own: Whether the picture is of the query's patient.
         jpeg: The picture; None if the lake has none.
     """
 
@@ -55,10 +55,10 @@ def check_out(out: Path) -> None:
 
 
 def write_picture(lake: "Lake", answer: Json, out: Path) -> Path:
-    """Write what `run_search` found as .png or .html.
+    """Write the results of a search as a .png or .html file; return its path.
 
     Raises:
-        RetrievalError: The file's name ends otherwise, or its folder is not there.
+        RetrievalError: The file has another ending, or its folder does not exist.
     """
     check_out(out)
     draw = _png if out.suffix.lower() == ".png" else _html
@@ -67,7 +67,7 @@ def write_picture(lake: "Lake", answer: Json, out: Path) -> Path:
 
 
 def shown(lake: "Lake", answer: Json) -> list[Shown]:
-    """Return pictures of the query and of the first sixty results, in this order."""
+    """Return the pictures of the query and of the first sixty results, in this order."""
     rows = [{**answer["like"], "same_patient": False}, *answer["results"][:MOST_SHOWN]]
     jpegs = (
         _tile_jpegs(lake, rows, answer["mpp"]) if "tile_id" in rows[0] else _thumbnails(lake, rows)
@@ -98,7 +98,7 @@ def _lines(row: Json) -> list[str]:
 
 
 def _tile_jpegs(lake: "Lake", rows: list[Json], mpp: float) -> list[bytes | None]:
-    """Return stored tiles by their keys, each shard opened once; empty where a shard is damaged."""
+    """Return the JPEGs of tiles, each shard opened once; empty bytes where a shard is damaged."""
     import numpy as np
     import polars as pl
 
@@ -124,7 +124,7 @@ def _thumbnails(lake: "Lake", rows: list[Json]) -> list[bytes | None]:
 
 
 def _small(jpeg: bytes, longest_px: int) -> "NDArray[np.uint8]":
-    """Return the picture [H, W, 3], no larger than it is shown."""
+    """Return the pixels of a picture [H, W, 3], reduced to the size at which it is shown."""
     from ingest.pages.slide_pictures import decode_rgb, scaled
 
     picture_HW3 = decode_rgb(jpeg)
@@ -196,7 +196,7 @@ def _html(answer: Json, pictures: list[Shown]) -> bytes:
 
 
 def _uri(jpeg: bytes) -> str:
-    """Return the picture for the page: small tiles as they are stored, others smaller."""
+    """Return a picture as a data URI: small tiles as stored, larger pictures reduced."""
     from ingest.pages.slide_pictures import data_uri, decode_rgb, encode_jpeg
 
     if max(decode_rgb(jpeg).shape[:2]) <= _TILE_PX:

@@ -1,4 +1,4 @@
-"""From finished cells to a result: all predictions, measures with intervals, a run's files.
+"""The result of a run from its finished cells: predictions, measures with intervals, files.
 
 `runs/<run>/` holds `cells/*.json`, `attention/*.parquet`, `splits.parquet`, `predictions.parquet`,
 then `result.json`, which marks a finished run, and a page made of these, `report.html`.
@@ -58,7 +58,7 @@ def find_result(lake: "Lake", run: str) -> dict[str, Any] | None:
     """Return the result of a run, or None while it is not finished.
 
     Raises:
-        DamageError: It is not what was written.
+        DamageError: The file differs from what was written.
     """
     from featurestore.storage import read_sealed
 
@@ -74,17 +74,17 @@ def write_result(
     *,
     written: "Mapping[str, bytes]" = MappingProxyType({}),
 ) -> dict[str, Any]:
-    """Write the files of a run, and last `result.json` with their checksums: it is finished then.
+    """Write the files of a run, then `result.json` with their checksums; return its content.
 
     Args:
         lake: The lake of the run.
-        run: Its name.
-        result: What `result.json` holds.
+        run: Name of the run.
+        result: Content of `result.json`, without checksums.
         files: The bytes of the files to write, by their path in the run's folder.
-        written: Those of files that are there already.
+        written: The bytes of files that exist already, by path.
 
     Returns:
-        What was written: the result with `checksums`, and `card_crc32` over all of it.
+        The written content: the result with `checksums`, and `card_crc32` over all of it.
     """
     from featurestore.storage import json_bytes, sealed
 
@@ -96,12 +96,12 @@ def write_result(
 
 
 def collect(lake: "Lake", study: "Study", cohort: "Cohort") -> dict[str, Any]:
-    """Put the finished cells of a run together and store its result.
+    """Combine the finished cells of a run; store and return its result.
 
     Args:
         lake: The lake of the run.
         study: The run; all its cells are stored.
-        cohort: Where its patients come from: for who is left out, and what was recognised.
+        cohort: Cohort of the run, for its missing and surplus ids and its notes.
 
     Returns:
         The content of `result.json`. `seconds` is the sum over cells of reading, training and
@@ -150,14 +150,14 @@ def collect(lake: "Lake", study: "Study", cohort: "Cohort") -> dict[str, Any]:
 
 
 def _predictions(study: "Study", rows: list[dict[str, Any]]) -> pl.DataFrame:
-    """Return the predictions of all cells; survival gets `rank`, a risk comparable over folds."""
+    """Return the predictions of all cells; survival also has `rank`, comparable over folds."""
     frame = pl.DataFrame(rows, schema={**_KEYS, **_SCHEMA[study.task]})
     frame = frame.sort("arm", "part", "patient_id", "repeat", "seed", "fold")
     return _with_ranks(frame) if study.task == "survival" else frame
 
 
 def _with_ranks(frame: pl.DataFrame) -> pl.DataFrame:
-    """Add the rank of a risk within its cell, since a risk has no zero point."""
+    """Return the predictions with the rank of each risk within its cell."""
     keys = ["arm", "part", "repeat", "fold", "seed"]
     numbers = frame.select(pl.struct(keys).rank("dense").cast(pl.Int64).alias("cell"))["cell"]
     ranks = fold_ranks(frame["risk"].to_numpy(), numbers.to_numpy())
@@ -165,7 +165,7 @@ def _with_ranks(frame: pl.DataFrame) -> pl.DataFrame:
 
 
 def _metric(study: "Study", part: pl.DataFrame) -> dict[str, Any]:
-    """Return all measures of one arm as JSON, the main one on top."""
+    """Return all measures of one arm as JSON, the main measure on top."""
     scored_by_name = {scored.measure: scored for scored in score(study, part)}
     measures = {
         name: {

@@ -1,4 +1,4 @@
-"""The jobs: cross-validated classification and survival over feature sets of a lake."""
+"""Cross-validated classification and survival studies over feature sets of a lake."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -49,16 +49,16 @@ def run_study(
 ) -> dict[str, Any]:
     """Train and test every arm of a study, cross-validated over patients.
 
-    A finished study is found again, a killed one goes on with the cells that are missing. Risks of
+    A finished study is read back; a killed study goes on with its missing cells. Risks of
     survival studies are HIGHER = WORSE.
 
     Args:
         lake_uri: The lake; its `runs/` folder gets the results.
-        spec: All that decides the result.
-        resources: What it runs on; a Ray cluster on this machine if None.
+        spec: All settings that determine the result.
+        resources: Machines to run on; a Ray cluster on this machine if None.
 
     Returns:
-        What `result.json` holds. `metrics` has per arm the main measure of the out-of-fold
+        The content of `result.json`. `metrics` has per arm the main measure of the out-of-fold
         predictions with its 95 % patient-bootstrap interval, and under `measures` all others. The
         main measure of survival is Harrell's C of the out-of-fold risks, pooled by rank within the
         fold.
@@ -207,7 +207,7 @@ def run_survival(
         seed: See `StudySpec.seed`.
         reference: See `ComparisonOptions.reference`.
         margin: See `ComparisonOptions.margin`.
-        settings: How MIL models are built and trained.
+        settings: Settings of MIL models and their training.
         tune: See `ModelOptions.tune`.
         pooled: Settings of models on pooled features.
         version: See `FeatureOptions.version`.
@@ -246,7 +246,7 @@ def _named(models: Sequence[str]) -> tuple[str, ...]:
     """Return the names of models.
 
     Raises:
-        StudyError: There is none; a spec would take the default for it.
+        StudyError: There is no name; a spec would use its default models.
     """
     if not models:
         msg = "no models; name at least one"
@@ -259,10 +259,10 @@ class _Targets:
     """The outcomes of a cohort's patients.
 
     Attributes:
-        task: What is predicted.
+        task: Task of the study.
         classes: Names of the classes or labels.
-        outcome: [P, K].
-        strata: What folds are stratified by, one a patient.
+        outcome: Outcomes of the patients, [P, K].
+        strata: Stratum of each patient, for the folds.
     """
 
     task: Outcome
@@ -272,7 +272,7 @@ class _Targets:
 
 
 def _targets(spec: StudySpec, cohort: Cohort) -> _Targets:
-    """Return what is predicted for each patient of the cohort."""
+    """Return the task, the classes, and the outcome and stratum of each patient."""
     columns, folds = spec.label_columns, spec.folds.folds
     if spec.kind == "survival":
         times, events = survival_labels(cohort.patients, *columns)
@@ -352,7 +352,7 @@ def _reference(reference: str | None, features: Sequence[str], models: Sequence[
 def _identities(
     lake: "Lake", features: Sequence[str], cohort: Cohort, mpps: Sequence[float]
 ) -> dict[str, str]:
-    """Return by feature set what identifies its content on the slides in use."""
+    """Return the hash of each feature set's content on the slides in use."""
     return {
         name: "-".join(feature_identity(lake, cohort.slide_ids, name, mpp=mpp) for mpp in mpps)
         for name in features

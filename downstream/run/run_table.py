@@ -1,4 +1,4 @@
-"""Every measure of every finished run of a lake, one row each: what a paper's table is made of."""
+"""A table of all measures of all finished runs of a lake, for instance for a paper."""
 
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
@@ -33,13 +33,13 @@ SCHEMA: dict[str, Any] = {
 
 
 def run_table(lake: "Lake") -> pl.DataFrame:
-    """Return one row a run, arm and measure.
+    """Return the measures of all finished runs, one row per run, arm and measure.
 
-    `run` ends in the hash of all that decided it (settings, patients, splits); `estimate`, `low`
-    and `high` are null where a measure is undefined.
+    `run` ends in the hash of all that determined the run (settings, patients, splits); `estimate`,
+    `low` and `high` are null where a measure is undefined.
 
     Args:
-        lake: Whose finished runs.
+        lake: The lake of the runs.
 
     Returns:
         The columns of `SCHEMA`, sorted by run, arm and measure, the main measure first.

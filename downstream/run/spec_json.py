@@ -12,7 +12,7 @@ S = TypeVar("S")
 
 
 class SpecError(ValueError):
-    """JSON that is not the settings that it should be."""
+    """An error for JSON that does not match the dataclass of its settings."""
 
 
 class JsonSettings:
@@ -24,7 +24,7 @@ class JsonSettings:
 
     @classmethod
     def from_json(cls, content: Any) -> Self:  # noqa: ANN401 - any JSON
-        """Return the settings that JSON describes.
+        """Return the settings object that JSON describes.
 
         Raises:
             SpecError: A name that is no field, a field that is missing, or a value of another type.
@@ -44,16 +44,16 @@ def to_json(spec: Any) -> dict[str, Any]:  # noqa: ANN401 - any dataclass of set
 
 
 def from_json(kind: type[S], content: Any, *, name: str = "") -> S:  # noqa: ANN401 - any JSON
-    """Return the settings that JSON describes; a field that is left out keeps its default.
+    """Return the settings object that JSON describes; a field that is left out keeps its default.
 
     Args:
-        kind: The frozen dataclass to make.
-        content: What `to_json` returned, or a part of it.
+        kind: The frozen dataclass of the settings.
+        content: JSON from `to_json`, or a part of it.
         name: Path of the settings in a larger document, for error messages.
 
     Raises:
         SpecError: A name that is no field, a field that is missing, or a value of another type.
-        ValueError: What the dataclass itself refuses.
+        ValueError: The dataclass itself refuses the settings.
 
     >>> from downstream.run.fit_settings import SurvivalSettings
     >>> from_json(SurvivalSettings, {"trees": 10}).trees
@@ -96,7 +96,7 @@ def _fields(kind: Any) -> tuple[Field[Any], ...]:  # noqa: ANN401 - any dataclas
 
 
 def _read(kind: Any, content: Any, path: str) -> Any:  # noqa: ANN401 - any type, any JSON
-    """Return a field's value; an integer is a number too, a boolean is not."""
+    """Return a field's content as its type; an integer is also a number, a boolean is not."""
     options = get_args(kind) if get_origin(kind) in (Union, types.UnionType) else (kind,)
     for option in options:
         if is_dataclass(option):

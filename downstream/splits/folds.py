@@ -38,19 +38,19 @@ def nested_folds(
     each of them is in validation once in that fold's inner splits, which all have the same test.
 
     Args:
-        patients: One id each.
-        labels: What to stratify by, one a patient: a class, an event flag, `strata` of a number.
+        patients: Ids of the patients.
+        labels: Stratum of each patient: a class, an event flag, or `strata` of a number.
         folds: Outer folds, at least 2.
         inner: Inner folds, at least 2; or 1 for one split with 1 / (folds - 1), at most half
             (more where the rarest class has fewer patients).
         repeats: Repetitions with other assignments.
-        seed: Same patients, labels and seed, same splits, whatever the order of patients.
+        seed: Seed of the splits, which do not depend on the order of patients.
 
     Returns:
-        repeats x folds x inner splits, in that order.
+        The splits, ordered by repetition, fold and inner fold.
 
     Raises:
-        SplitError: A class is too small, ids are not unique, or there are fewer folds than that.
+        SplitError: A class is too small, ids are not unique, or there are fewer than 2 folds.
     """
     ids, classes = _sorted_ids_and_classes(patients, labels)
     splits: list[Split] = []
@@ -73,22 +73,22 @@ def leave_site_out(
 ) -> list[Split]:
     """Return splits that test each site once; the other sites are split for validation, stratified.
 
-    Validation patients share sites with training patients: it decides when to stop, and does not
-    claim to tell of a new site.
+    Validation patients share sites with training patients: they decide when to stop, and are no
+    estimate for a new site.
 
     Args:
-        patients: One id each.
-        labels: What to stratify the inner splits by.
+        patients: Ids of the patients.
+        labels: Stratum of each patient, for the inner splits.
         sites: Site of each patient (TCGA: the second part of the barcode), at least 2 of them.
         inner: Inner folds, at least 2; or 1 for one split with a quarter of the patients
             (more where the rarest class has fewer).
-        seed: Of the inner splits.
+        seed: Seed of the inner splits.
 
     Returns:
-        sites x inner splits; sites in sorted order are the folds.
+        The splits, ordered by site and inner fold; sites in sorted order are the folds.
 
     Raises:
-        SplitError: As `nested_folds`, or one site only.
+        SplitError: See `nested_folds`; also if there is one site only.
     """
     if len(sites) != len(patients) or len(set(sites)) < 2:
         msg = f"{len(set(sites))} sites of {len(sites)} for {len(patients)} patients; give one "
@@ -107,13 +107,13 @@ def leave_site_out(
 
 
 def few_shot(split: Split, labels: Mapping[str, object], *, shots: int, seed: int) -> Split:
-    """Return the split with so many training patients of each class, and the other parts whole.
+    """Return the split with `shots` training patients of each class, the other parts unchanged.
 
     Args:
-        split: What it starts from.
+        split: Split whose training part is reduced.
         labels: Class of each training patient, by id.
-        shots: Patients of each class.
-        seed: Of who is taken; those of fewer shots are among those of more.
+        shots: Number of training patients of each class.
+        seed: Seed of the draw; the patients of fewer shots are among those of more.
 
     Raises:
         SplitError: A class has fewer training patients.
@@ -134,17 +134,18 @@ def with_validation(
 ) -> Split:
     """Return the split with a validation part taken from its training patients, stratified.
 
-    For tables that have none, such as STAMP's. Test and sites stay as they are.
+    This is for tables without validation, such as STAMP's. Test part and sites are unchanged.
 
     Args:
-        split: Without a validation part.
-        labels: What to stratify by, of each training patient, by id.
-        seed: Same split, labels and seed, same patients, whatever the order of labels.
-        share: Of the training patients of each class, rounded, at least one; above 0, below 1.
+        split: Split without a validation part.
+        labels: Stratum of each training patient, by id.
+        seed: Seed of the draw, which does not depend on the order of labels.
+        share: Share of each class's training patients for validation, above 0 and below 1;
+            rounded, at least one patient.
 
     Raises:
-        SplitError: There is a validation part, a share that is none, or a class of one patient,
-            who cannot be on both sides.
+        SplitError: The split has a validation part, the share is out of range, or a class has
+            one patient, who cannot be on both sides.
     """
     if split.validation or not 0 < share < 1:
         msg = f"{len(split.validation)} validation patients, share={share}; a split without a "
@@ -165,7 +166,7 @@ def with_validation(
 
 
 def strata(numbers_to_predict: Sequence[float], *, bins: int = 4) -> list[int]:
-    """Return quantile bins of a number, to stratify a regression by; not a target.
+    """Return the quantile bin of each number, as strata of a regression.
 
     >>> strata([1.0, 2.0, 30.0, 400.0], bins=2)
     [0, 0, 1, 1]
@@ -178,7 +179,7 @@ def strata(numbers_to_predict: Sequence[float], *, bins: int = 4) -> list[int]:
 def _sorted_ids_and_classes(
     patients: Sequence[str], labels: Sequence[object]
 ) -> tuple[list[str], NDArray[np.int64]]:
-    """Return ids in order, and the number of each one's class."""
+    """Return the sorted ids, and the class number of each id."""
     if len(patients) != len(labels) or len(set(patients)) != len(patients):
         msg = (
             f"{len(patients)} patients ({len(set(patients))} different) with {len(labels)} labels; "
@@ -192,7 +193,7 @@ def _sorted_ids_and_classes(
 
 
 def _stratified(classes: NDArray[np.int64], folds: int, *seed: int) -> list[NDArray[np.int64]]:
-    """Return rows of each fold, every class spread as evenly as it can be.
+    """Return the test rows of each fold, every class spread as evenly as possible.
 
     Raises:
         SplitError: Fewer than two folds, or a class with fewer patients than folds.
@@ -221,7 +222,7 @@ def _inner_splits(
     repeat: int = 0,
     sites: Mapping[str, str] | None = None,
 ) -> list[Split]:
-    """Return one test, and the other patients split so that each of the parts validates once."""
+    """Return the inner splits of one test part; each of `parts` is once the validation part."""
     return [
         Split(
             train=_ids_of_rows(ids, np.setdiff1d(rest, rest[chosen])),
@@ -237,9 +238,10 @@ def _inner_splits(
 
 
 def _inner_part_count(classes: NDArray[np.int64], folds: int, inner: int) -> int:
-    """Return the number of parts to cut for so many inner folds.
+    """Return the number of parts into which `inner` inner folds cut the other patients.
 
-    A single one takes one of several: as many as the folds allow, and as the rarest class does.
+    A single inner fold validates on one of several parts, as many as the number of folds and the
+    rarest class allow.
     """
     if inner > 1:
         return inner
@@ -247,7 +249,7 @@ def _inner_part_count(classes: NDArray[np.int64], folds: int, inner: int) -> int
 
 
 def _rarest_class_size(classes: NDArray[np.int64]) -> int:
-    """Return patients of the rarest class that is there."""
+    """Return the number of patients of the rarest present class."""
     return int(np.bincount(classes)[np.unique(classes)].min()) if len(classes) else 0
 
 

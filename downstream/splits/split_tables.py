@@ -1,4 +1,4 @@
-"""Splits from a user's table: CLAM's, Patho-Bench's and STAMP's forms, and back out as a table.
+"""Splits from a user's table: CLAM's, Patho-Bench's and STAMP's forms; splits as a table.
 
 Tables may name slides, with file endings or without, or patients. Whoever is missing or surplus is
 listed, and a table in which two slides of one patient are on different sides is refused.
@@ -23,13 +23,13 @@ _CLAM = {"train": "train", "val": "validation", "test": "test"}
 
 @dataclass(frozen=True, kw_only=True)
 class FoldTable:
-    """Splits that a table asks for, on the patients that there are.
+    """Splits of a table, on the patients of a cohort.
 
     Attributes:
-        splits: One a fold.
+        splits: One split per fold.
         missing: Ids of the table that name no patient or slide, sorted.
         surplus: Patients that the table does not name in any fold, sorted.
-        notes: What was recognised or matched, a sentence each.
+        notes: Sentences on what was recognised or matched.
     """
 
     splits: tuple[Split, ...]
@@ -41,13 +41,13 @@ class FoldTable:
 def read_clam(
     files: Mapping[int, bytes], slides: Mapping[str, str], *, distinct: bool = False
 ) -> FoldTable:
-    """`splits_<k>.csv`: columns train, val, test of slide (or patient) ids, padded with blanks.
+    """Return CLAM's folds from `splits_<k>.csv`: columns train, val, test of ids, blank-padded.
 
     `splits_<k>_bool.csv` is read as well: an index of ids and three columns of True and False.
 
     Args:
         files: Content of each file by its number k.
-        slides: Slide id -> patient id, of all slides that there are.
+        slides: Slide id -> patient id, of all slides of the cohort.
         distinct: Whether an id is another where it differs from one that is there by case, blanks
             or Unicode form only; else it is refused.
 
@@ -75,11 +75,11 @@ def read_patho_bench(
 ) -> FoldTable:
     """Return the folds of Patho-Bench's `k=all.tsv`: case_id, slide_id, and fold_0 ... of parts.
 
-    A row counts by its slide where there is that slide, else by its case.
+    A row is matched by its slide if the cohort has it, else by its case.
 
     Args:
-        content: of the file.
-        slides: slide id -> patient id, of all slides that there are.
+        content: bytes of the file.
+        slides: slide id -> patient id, of all slides of the cohort.
         distinct: see `read_clam`.
 
     Raises:
@@ -113,7 +113,7 @@ def read_patho_bench(
 
 
 def read_stamp(content: bytes, slides: Mapping[str, str], *, distinct: bool = False) -> FoldTable:
-    """STAMP's `splits.json`: {"splits": [{"train_patients": [...], "test_patients": [...]}, ...]}.
+    """Return STAMP's folds: {"splits": [{"train_patients": [...], "test_patients": [...]}, ...]}.
 
     It has no validation part (STAMP takes one from train at random): split train again before
     anything is decided.
@@ -135,7 +135,7 @@ def read_stamp(content: bytes, slides: Mapping[str, str], *, distinct: bool = Fa
 
 
 def to_table(splits: Iterable[Split]) -> pl.DataFrame:
-    """Return splits as rows to keep with a run: repeat, fold, inner, part, patient_id."""
+    """Return splits as a table to store with a run: repeat, fold, inner, part, patient_id."""
     rows = [
         (split.repeat, split.fold, split.inner, part, patient)
         for split in splits
@@ -153,7 +153,7 @@ def to_table(splits: Iterable[Split]) -> pl.DataFrame:
 
 
 def from_table(table: pl.DataFrame) -> list[Split]:
-    """Return splits from what `to_table` gave; sites are not in it.
+    """Return the splits of a table from `to_table`, without sites.
 
     Raises:
         SplitError: Columns are missing, or a side is empty.
@@ -184,7 +184,7 @@ def from_table(table: pl.DataFrame) -> list[Split]:
 
 
 def _clam_sides(table: "UserTable") -> dict[str, list[str]]:
-    """Return ids of each side from either of CLAM's two forms."""
+    """Return the ids of each side from either of CLAM's two forms."""
     sides = {part: table.texts(name) for name, part in _CLAM.items()}
     others = [table.texts(name) for name in table.columns if name.lower() not in _CLAM]
     ids = table.index if table.index is not None else next(iter(others), None)
@@ -197,7 +197,7 @@ def _clam_sides(table: "UserTable") -> dict[str, list[str]]:
 
 
 def _whole(ids: pl.Series) -> pl.Series:
-    """Return ids of a padded column: pandas makes floats of whole numbers there, 101.0 of 101."""
+    """Return the ids of a padded column, in which pandas writes 101 as 101.0."""
     return ids.str.strip_suffix(".0") if ids.str.contains(r"^\d+\.0$").all() else ids
 
 
@@ -227,7 +227,7 @@ def _table(
     *,
     distinct: bool,
 ) -> FoldTable:
-    """Return splits of patients from sides of slide or patient ids."""
+    """Return the splits of patients from folds whose sides hold slide or patient ids."""
     names = {name for sides in folds.values() for side in sides.values() for name in side}
     patients, matched = _patients(names, slides, distinct=distinct)
     splits = []
@@ -251,7 +251,7 @@ def _table(
 
 
 def _refuse_shared(fold: int, parts: Mapping[Part, set[str]]) -> None:
-    """The refusal of a user's table names the patient's fold: the file is what has to change."""
+    """Raise LeakageError for a patient on two sides, naming the fold of the user's table."""
     for one, other in (("train", "validation"), ("train", "test"), ("validation", "test")):
         shared = sorted(parts[one] & parts[other])  # type: ignore[index]
         if shared:

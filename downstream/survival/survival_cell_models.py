@@ -26,7 +26,7 @@ Floats = NDArray[np.float64]
 
 
 def fit_pooled_member(patients: CellPatients, split: "Split") -> Member:
-    """Train a model of scikit-survival on pooled features, and apply it."""
+    """Train a scikit-survival model on pooled features; return its predictions."""
     from downstream.survival.pooled_models import fit_pooled
 
     cell = patients.cell
@@ -62,7 +62,7 @@ def fit_pooled_member(patients: CellPatients, split: "Split") -> Member:
 
 
 def fit_survival_member(patients: CellPatients, split: "Split") -> Member:
-    """Train a MIL model with hazards of time bins or a Cox head, and apply it."""
+    """Train a MIL model with a hazards or Cox head; return its predictions."""
     from downstream.mil.objective import Cox, Hazards
 
     cell, target = patients.cell, patients.target(split.train)

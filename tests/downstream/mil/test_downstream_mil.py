@@ -193,7 +193,7 @@ def test_teachers_are_fused(fusion: str) -> None:
     settings = replace(SETTINGS, fusion=fusion, learning_rate=2e-3, epochs=20)  # type: ignore[arg-type]
     objective = LabelObjective.fit(BINARY, train.target, weighted=True)
     model = train_mil("abmil", train, None, objective, settings, widths=(WIDTH, 8), seed=0).model
-    assert type(model.aggregator).__name__ == "Fused"
+    assert type(model.aggregator).__name__ == "FusedAggregator"
     assert roc_auc_score(test.target, score(model, test)) > 0.85
 
 
