@@ -66,7 +66,7 @@ class CellPatients:
         target = self.target(ids)
         if soft and self._soft:
             target = np.stack([self._soft[one] for one in ids])
-        return Examples(bags=_View(self, ids), target=target)
+        return Examples(bags=_BagView(self, ids), target=target)
 
     def soften(self, members: Sequence[Member], share: float) -> None:
         """Mix the predictions of models that have not trained on a patient into its label.
@@ -98,7 +98,7 @@ class CellPatients:
         return np.stack([self._pooled[one] for one in ids])
 
 
-class _View:
+class _BagView:
     """The bags of some of a cell's patients."""
 
     def __init__(self, patients: CellPatients, ids: Sequence[str]) -> None:

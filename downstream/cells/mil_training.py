@@ -22,7 +22,7 @@ Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Trained:
+class TrainedMilModel:
     """A trained MIL model's logits.
 
     Attributes:
@@ -40,9 +40,9 @@ class Trained:
     training_record: dict[str, Any]
 
 
-def train_on(
+def train_mil_on_split(
     patients: CellPatients, split: "Split", objective: "Objective", *, with_train: bool = False
-) -> Trained:
+) -> TrainedMilModel:
     """Train a MIL model and predict its validation and test patients."""
     from downstream.mil.predict import predict
     from downstream.mil.train import train_mil
@@ -62,7 +62,7 @@ def train_on(
     )
     test, attention = predict(fit.model, parts["test"].bags)
     none = np.empty((0, test.shape[1]))
-    return Trained(
+    return TrainedMilModel(
         train=predict(fit.model, parts["train"].bags)[0] if with_train else none,
         validation=predict(fit.model, parts["validation"].bags)[0] if split.validation else none,
         test=test,

@@ -40,10 +40,10 @@ class Trial:
     def settings(self) -> "MilSettings":
         """Return the settings that the trial trains with."""
         study = self.cell.study
-        return drawn(study.settings, self.number, seed=study.seed)
+        return drawn_settings(study.settings, self.number, seed=study.seed)
 
 
-def drawn(settings: "MilSettings", number: int, *, seed: int) -> "MilSettings":
+def drawn_settings(settings: "MilSettings", number: int, *, seed: int) -> "MilSettings":
     """Return the settings of a draw; draw 0 is the given settings unchanged."""
     if number == 0:
         return settings

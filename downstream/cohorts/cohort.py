@@ -82,8 +82,8 @@ def patient_table(
     Raises:
         CohortError: An unknown column, a cell that cannot be read, a null or contradictory id,
             conflicting labels within a patient, or no patient left. Also ids, sites and classes
-            that differ from another by case, blanks or Unicode form only, unless the labels say
-            that such are distinct.
+            that differ from another by case, blanks or Unicode form only, unless the labels have
+            `distinct_ids`.
     """
     extra_columns = [column for column in extra_columns if column not in columns]
     table = _read_columns(labels, columns, extra_columns, numbers)
@@ -96,12 +96,12 @@ def patient_table(
         notes += match_notes
     notes += _partial_notes(partial, columns, id_column)
     ready = lake_slides.filter(pl.col("state") == "ready").drop("state")
-    joined = _join(ready, rows, id_column)
+    joined = _join_slides(ready, rows, id_column)
     refuse_unknown_patients(joined)
     if not table.distinct_ids:
         _refuse_near_patients(joined, rows, lake_slides)
     _refuse_conflicts(joined, [*columns, *extra_columns])
-    unplaced = _unplaced(table.unplaced, columns)
+    unplaced = _unplaced_patients(table.unplaced, columns)
     missing = sorted({*_ids_without_slide(rows, ready, id_column), *partial, *unplaced})
     notes += (pending := pending_note(lake_slides, rows[id_column], id_column))
     if joined.is_empty():
@@ -109,7 +109,7 @@ def patient_table(
     if unplaced:
         notes.append(f"{len(unplaced)} patients are not in the slide table: {listing(unplaced)}")
     return Cohort(
-        patients=_by_patient(joined, columns, extra_columns),
+        patients=_rows_by_patient(joined, columns, extra_columns),
         missing=missing,
         surplus=sorted(set(ready["slide_id"]) - set(joined["slide_id"])),
         notes=tuple(notes),
@@ -232,14 +232,14 @@ def _split_by_completeness(
     return labelled, sorted(set(partly_labelled[id_column]) - set(labelled[id_column]))
 
 
-def _unplaced(rows: pl.DataFrame, columns: Sequence[str]) -> list[str]:
+def _unplaced_patients(rows: pl.DataFrame, columns: Sequence[str]) -> list[str]:
     """Return labelled patients whom the slide table does not name."""
     if rows.is_empty():
         return []
     return sorted(set(_split_by_completeness(rows, columns, (), "patient_id")[0]["patient_id"]))
 
 
-def _by_patient(
+def _rows_by_patient(
     joined: pl.DataFrame, columns: Sequence[str], extra_columns: Sequence[str]
 ) -> pl.DataFrame:
     """Return one row per patient, with its sorted slides and its labels."""
@@ -250,7 +250,7 @@ def _by_patient(
     return joined.group_by("patient_id").agg(slides, *firsts, *carried).sort("patient_id")
 
 
-def _join(ready: pl.DataFrame, labelled: pl.DataFrame, id_column: str) -> pl.DataFrame:
+def _join_slides(ready: pl.DataFrame, labelled: pl.DataFrame, id_column: str) -> pl.DataFrame:
     """Return labelled ready slides with `patient_id` of the labels, else of the lake."""
     joined = ready.join(labelled, on=id_column, how="inner", suffix="_label")
     if "patient_id_label" in joined.columns:

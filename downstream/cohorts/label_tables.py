@@ -1,8 +1,9 @@
-"""Label tables as people have them: of CLAM, STAMP and Patho-Bench, or with ids under our names.
+"""Label tables of users: of CLAM, STAMP and Patho-Bench, or with ids under our names.
 
-Columns that name patients and slides are recognised, and two that might are an error that asks.
-Files are read by `featurestore.usertables`, each column by what it is needed for. That is imported
-on use, since its package opens Lance, which takes time that a command's help does not have.
+Columns of patients and slides are recognised; if several columns could be it, an error lists them.
+Files are read by `featurestore.usertables`, each column as the type that the study needs. That is
+imported on use, since its package opens Lance, which takes time that a command's help does not
+have.
 """
 
 import hashlib
@@ -68,7 +69,7 @@ class LabelTable:
                 column = self._column(name)
                 series = self._series(column, reading)
                 if series.dtype == pl.String and not self.distinct_ids:
-                    refuse_near(series.drop_nulls().unique(), self._what(column))
+                    refuse_near(series.drop_nulls().unique(), self._column_description(column))
             if column != name and column in table.columns:
                 table = table.rename({column: name})
             table = table.with_columns(series.alias(name))
@@ -96,7 +97,7 @@ class LabelTable:
         }
         return read[reading](column).gather(self.places)
 
-    def _what(self, column: str) -> str:
+    def _column_description(self, column: str) -> str:
         name = "" if self.source is None else f"table {self.source.name!r}, "
         return f"{name}column {column!r}"
 

@@ -1,4 +1,4 @@
-"""From a cohort's label columns to the arrays that models and metrics take.
+"""Arrays of outcomes, for models and metrics, from a cohort's label columns.
 
 Shape letters: P patients, C labels.
 """

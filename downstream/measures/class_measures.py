@@ -210,13 +210,13 @@ def measure_of(
     name: str, resampled: Callable[..., Floats], *, higher_is_better: bool = True
 ) -> Measure:
     """Return a measure defined by its form for resamples; its value counts each row once."""
-    estimate = partial(_on_all, name, resampled)
+    estimate = partial(_estimate_on_all, name, resampled)
     return Measure(
         name=name, value=estimate, resampled=resampled, higher_is_better=higher_is_better
     )
 
 
-def _on_all(name: str, resampled: Callable[..., Floats], *arrays: NDArray[Any]) -> float:
+def _estimate_on_all(name: str, resampled: Callable[..., Floats], *arrays: NDArray[Any]) -> float:
     """Return a measure's value where each row counts once.
 
     Raises:

@@ -49,12 +49,12 @@ class Comparison:
     """The difference between model `one` and model `other` on the same patients.
 
     Attributes:
-        difference: How much better `one` is: above 0 is better whatever the measure's direction.
-        p_value: Two-sided, of no difference; from the same bootstrap as the interval.
+        difference: Gain of `one` over `other`: above 0 is better, whatever the measure's direction.
+        p_value: Two-sided p value of no difference, from the same bootstrap as the interval.
         margin: Non-inferiority margin, or None.
-        p_worse: One-sided, of being worse by the margin or more; None without a margin.
-        not_inferior: The interval lies above -margin; None without a margin. At level 0.95 this is
-            a one-sided test at 0.025.
+        p_worse: One-sided p value of being worse by the margin or more; None without a margin.
+        not_inferior: Whether the interval lies above -margin; None without a margin. At level 0.95
+            this is a one-sided test at 0.025.
     """
 
     difference: Interval
@@ -144,7 +144,7 @@ def compare(
     gap = Draws(values=parts[0][None], whole=parts[1][None], without=parts[2][None],
                  redrawn=draws.redrawn, method=method)  # fmt: skip
     gap_interval = _interval(gap, parts[0], level)
-    below = _share_below(gap, 0.0)
+    below = _one_sided_p(gap, 0.0)
     two_sided = min(1.0, 2 * min(below, 1 - below))
     if margin is None:
         return Comparison(difference=gap_interval, p_value=two_sided)
@@ -152,7 +152,7 @@ def compare(
         difference=gap_interval,
         p_value=two_sided,
         margin=margin,
-        p_worse=_share_below(gap, -margin),
+        p_worse=_one_sided_p(gap, -margin),
         not_inferior=gap_interval.low > -margin,
     )
 
@@ -224,7 +224,7 @@ def comparison_table(
 def _interval(draws: Draws, values_R: Floats, level: float) -> Interval:
     from scipy.special import ndtr, ndtri
 
-    bias, bend = _corrections(draws)
+    bias, bend = _bca_corrections(draws)
     tail = ndtri(np.array([(1 - level) / 2, (1 + level) / 2]))
     at = ndtr(bias + (bias + tail) / (1 - bend * (bias + tail)))
     # interpolating between equal values leaves noise in the last digit: 0.9999999999999999
@@ -240,7 +240,7 @@ def _interval(draws: Draws, values_R: Floats, level: float) -> Interval:
     )
 
 
-def _corrections(draws: Draws) -> tuple[float, float]:
+def _bca_corrections(draws: Draws) -> tuple[float, float]:
     """Return BCa's bias correction and acceleration; 0 and 0 for percentiles.
 
     Source: Efron and Tibshirani 1993, eq. 14.14 and 14.15, with ties counted one half.
@@ -253,19 +253,19 @@ def _corrections(draws: Draws) -> tuple[float, float]:
     spread = (apart_P**2).sum() ** 1.5
     # what is equal up to rounding has no skewness
     bend = (apart_P**3).sum() / (6 * spread) if np.ptp(draws.without[0]) > 1e-12 else 0.0
-    return float(ndtri(_share(draws, float(draws.whole[0])))), float(bend)
+    return float(ndtri(_share_of_resamples_below(draws, float(draws.whole[0])))), float(bend)
 
 
-def _share_below(draws: Draws, at: float) -> float:
+def _one_sided_p(draws: Draws, at: float) -> float:
     """Return the one-sided p value of the hypothesis that the estimate is at most `at`."""
     from scipy.special import ndtr, ndtri
 
-    bias, bend = _corrections(draws)
-    apart = float(ndtri(_share(draws, at))) - bias
+    bias, bend = _bca_corrections(draws)
+    apart = float(ndtri(_share_of_resamples_below(draws, at))) - bias
     return float(ndtr(apart / (1 + bend * apart) - bias))
 
 
-def _share(draws: Draws, at: float) -> float:
+def _share_of_resamples_below(draws: Draws, at: float) -> float:
     """Return the share of resamples below `at`, ties one half, and never exactly 0 or 1."""
     values_R = draws.values[0]
     below = (values_R < at - 1e-12).mean() / 2 + (values_R <= at + 1e-12).mean() / 2

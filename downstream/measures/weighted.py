@@ -6,7 +6,7 @@ weights. Values are NaN where `measures` raises UndefinedMetricError.
 Shape letters: R resamples, P patients, C classes, U different scores, K bins.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -23,7 +23,7 @@ _ECE_BINS = 15
 
 def auroc(w_RP: Floats, label_P: Labels, score: Floats) -> Floats:
     """Return the areas under the ROC curve [R], see `class_measures.auroc`."""
-    return _over_classes(w_RP, label_P, score, _area)
+    return _one_against_rest_mean(w_RP, label_P, score, _roc_area)
 
 
 def auroc_folds(w_RP: Floats, label_P: Labels, group_P: Labels, score: Floats) -> Floats:
@@ -38,12 +38,12 @@ def auroc_folds(w_RP: Floats, label_P: Labels, group_P: Labels, score: Floats) -
         group_P: Rows with the same number are compared.
         score: Probabilities, [P] of class 1, or [P, C].
     """
-    return _over_classes(w_RP, label_P, score, partial(_area_folds, group_P))
+    return _one_against_rest_mean(w_RP, label_P, score, partial(_roc_area_within_folds, group_P))
 
 
 def auprc(w_RP: Floats, label_P: Labels, score: Floats) -> Floats:
     """Return average precisions [R], see `class_measures.auprc`."""
-    return _over_classes(w_RP, label_P, score, _precision)
+    return _one_against_rest_mean(w_RP, label_P, score, _average_precision)
 
 
 def balanced_accuracy(
@@ -115,7 +115,12 @@ def confusion(w_RP: Floats, label_P: Labels, score: Floats, threshold: float) ->
     return table
 
 
-def _over_classes(w_RP: Floats, label_P: Labels, score: Floats, binary_measure: Any) -> Floats:  # noqa: ANN401
+def _one_against_rest_mean(
+    w_RP: Floats,
+    label_P: Labels,
+    score: Floats,
+    binary_measure: Callable[[Floats, Flags, Floats], Floats],
+) -> Floats:
     """Return the one-against-rest mean of a measure; NaN if a class has no weight."""
     if score.ndim == 1:
         measured_R: Floats = binary_measure(w_RP, label_P == 1, score)
@@ -125,32 +130,34 @@ def _over_classes(w_RP: Floats, label_P: Labels, score: Floats, binary_measure: 
     return mean_R
 
 
-def _area(w_RP: Floats, is_one_P: Flags, score_P: Floats) -> Floats:
-    return divide(*_pairs(w_RP, is_one_P, score_P))
+def _roc_area(w_RP: Floats, is_one_P: Flags, score_P: Floats) -> Floats:
+    return divide(*_pair_counts(w_RP, is_one_P, score_P))
 
 
-def _area_folds(group_P: Labels, w_RP: Floats, is_one_P: Flags, score_P: Floats) -> Floats:
-    parts = [_pairs(w_RP[:, at], is_one_P[at], score_P[at]) for at in groups(group_P)]
+def _roc_area_within_folds(
+    group_P: Labels, w_RP: Floats, is_one_P: Flags, score_P: Floats
+) -> Floats:
+    parts = [_pair_counts(w_RP[:, at], is_one_P[at], score_P[at]) for at in groups(group_P)]
     return divide(sum(right_R for right_R, _ in parts), sum(pairs_R for _, pairs_R in parts))
 
 
-def _pairs(w_RP: Floats, is_one_P: Flags, score_P: Floats) -> tuple[Floats, Floats]:
+def _pair_counts(w_RP: Floats, is_one_P: Flags, score_P: Floats) -> tuple[Floats, Floats]:
     """Return the counts [R] of pairs in the right order (ties one half) and of all pairs."""
-    one_RU, other_RU = _by_score(w_RP, is_one_P, score_P)
+    one_RU, other_RU = _weights_by_score(w_RP, is_one_P, score_P)
     below_RU = other_RU.cumsum(axis=1) - other_RU
     right_R: Floats = (one_RU * (below_RU + other_RU / 2)).sum(axis=1)
     return right_R, one_RU.sum(axis=1) * other_RU.sum(axis=1)
 
 
-def _precision(w_RP: Floats, is_one_P: Flags, score_P: Floats) -> Floats:
-    one_RU, other_RU = (part[:, ::-1] for part in _by_score(w_RP, is_one_P, score_P))
+def _average_precision(w_RP: Floats, is_one_P: Flags, score_P: Floats) -> Floats:
+    one_RU, other_RU = (part[:, ::-1] for part in _weights_by_score(w_RP, is_one_P, score_P))
     hits_RU, others_RU = one_RU.cumsum(axis=1), other_RU.cumsum(axis=1)
     precision_RU = np.nan_to_num(divide(hits_RU, hits_RU + others_RU))
     precision_R = divide((one_RU * precision_RU).sum(axis=1), hits_RU[:, -1])
     return np.where(others_RU[:, -1] > 0, precision_R, np.nan)
 
 
-def _by_score(w_RP: Floats, is_one_P: Flags, score_P: Floats) -> tuple[Floats, Floats]:
+def _weights_by_score(w_RP: Floats, is_one_P: Flags, score_P: Floats) -> tuple[Floats, Floats]:
     """Return the weights [R, U] of class 1 and of the others at each score, ascending."""
     order_P = np.argsort(score_P, kind="stable")
     starts = np.flatnonzero(np.diff(score_P[order_P], prepend=-np.inf) > 0)

@@ -157,13 +157,13 @@ def pad_bags(bags: Sequence[Tensor], coords: Sequence[Tensor] | None = None) -> 
     lengths_B = torch.tensor([len(bag) for bag in bags], device=bags[0].device)
     places = torch.arange(int(lengths_B.max()), device=bags[0].device)
     return PaddedBags(
-        x=_padded(bags),
+        x=_padded_tensor(bags),
         mask=places < lengths_B[:, None],
-        coords=None if coords is None else _padded(coords),
+        coords=None if coords is None else _padded_tensor(coords),
     )
 
 
-def _padded(parts: Sequence[Tensor]) -> Tensor:
+def _padded_tensor(parts: Sequence[Tensor]) -> Tensor:
     """Return one tensor [B, N, ...] from parts [N_i, ...], zero behind the end of a part."""
     if len(parts) == 1:
         return parts[0][None]

@@ -63,7 +63,7 @@ class Examples:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Fit:
+class TrainedModel:
     """A trained model, with the losses of its training.
 
     Attributes:
@@ -90,7 +90,7 @@ def train_mil(
     seed: int,
     ratios: tuple[int, ...] = (),
     device: str = "cpu",
-) -> Fit:
+) -> TrainedModel:
     """Train a MIL model with AdamW; return the weights of the least validation loss.
 
     The result is a function of examples, settings and seed on one machine; the caller's random
@@ -121,17 +121,17 @@ def train_mil(
         model = build_model(
             name, objective.task, settings, widths=widths, ratios=ratios, mean_D=mean_D, std_D=std_D
         ).to(device)
-        return _fit(model, train, validation, objective, settings, rng)
+        return _train_epochs(model, train, validation, objective, settings, rng)
 
 
-def _fit(
+def _train_epochs(
     model: "MilModel",
     train: Examples,
     validation: Examples | None,
     objective: "Objective",
     settings: "MilSettings",
     rng: np.random.Generator,
-) -> Fit:
+) -> TrainedModel:
     """Train for all epochs, or until validation has not improved for `patience` epochs."""
     optimiser = torch.optim.AdamW(
         model.parameters(),
@@ -144,7 +144,7 @@ def _fit(
     validation_losses: list[float] = []
     best, kept = 0, copy.deepcopy(model.state_dict())
     for epoch in range(settings.epochs):
-        losses.append(_epoch(model, train, objective, settings, optimiser, rng))
+        losses.append(_train_epoch(model, train, objective, settings, optimiser, rng))
         if watched is None:
             continue
         validation_losses.append(whole_loss(model, watched, objective))
@@ -154,7 +154,7 @@ def _fit(
             break
     if watched is not None:
         model.load_state_dict(kept)
-    return Fit(
+    return TrainedModel(
         model=model.eval(),
         epochs=best + 1 if watched is not None else len(losses),
         train_loss=tuple(losses),
@@ -162,7 +162,7 @@ def _fit(
     )
 
 
-def _epoch(
+def _train_epoch(
     model: "MilModel",
     train: Examples,
     objective: "Objective",
@@ -178,8 +178,8 @@ def _epoch(
     if settings.experts:
         order = balanced_order(train.classes, seed=int(rng.integers(2**31)))
     at = 0
-    for rows in _batches(train, objective, settings, rng):
-        loss = _step(model, train, rows, order[at : at + len(rows)], objective, settings, rng)
+    for rows in _patient_batches(train, objective, settings, rng):
+        loss = _batch_loss(model, train, rows, order[at : at + len(rows)], objective, settings, rng)
         at += len(rows)
         if objective.joint and bool(loss.isnan()):
             continue  # a risk set without an event says nothing
@@ -197,7 +197,7 @@ def _epoch(
     return float(np.mean(losses)) if losses else float("nan")
 
 
-def _step(
+def _batch_loss(
     model: "MilModel",
     train: Examples,
     rows: NDArray[np.int64],
@@ -207,17 +207,17 @@ def _step(
     rng: np.random.Generator,
 ) -> Tensor:
     """Return the loss of a batch, a scalar; `others` are the second expert's, if there is one."""
-    padded, target = _batch(train, rows, settings, rng, device=device_of(model))
+    padded, target = _padded_batch(train, rows, settings, rng, device=device_of(model))
     with _autocast(settings, target.device):
         if isinstance(model, Experts):
-            balanced, labels = _batch(train, others, settings, rng, device=device_of(model))
+            balanced, labels = _padded_batch(train, others, settings, rng, device=device_of(model))
             return model.pair_loss(padded, target, balanced, labels)
         prediction = model(padded.x, padded.mask, padded.coords)
     own = objective.loss(prediction.logits, target)
     return model.with_own(own, prediction, target).mean()
 
 
-def _batches(
+def _patient_batches(
     train: Examples, objective: "Objective", settings: "MilSettings", rng: np.random.Generator
 ) -> Iterator[NDArray[np.int64]]:
     """Yield rows of patients, in a new order each epoch.
@@ -241,7 +241,7 @@ def _batches(
         yield from np.array_split(rows, -(-len(rows) // size))
 
 
-def _batch(
+def _padded_batch(
     examples: Examples,
     rows: NDArray[np.int64],
     settings: "MilSettings",
@@ -252,7 +252,7 @@ def _batch(
     """Return padded bags, with at most `max_tiles` tiles of each, and their targets."""
     bags = [examples.bags[int(row)] for row in rows]
     share = max(1, settings.batch_rows // len(bags))
-    picks = [_subset(bag, min(settings.max_tiles, share), rng) for bag in bags]
+    picks = [_tile_subset(bag, min(settings.max_tiles, share), rng) for bag in bags]
     padded = pad_bags(
         [floats(bag.features[pick]).to(device) for bag, pick in zip(bags, picks, strict=True)],
         [
@@ -263,7 +263,7 @@ def _batch(
     return padded, torch.from_numpy(examples.target[rows]).float().to(device)
 
 
-def _subset(
+def _tile_subset(
     bag: "PatientBag", most: int, rng: np.random.Generator
 ) -> slice | NDArray[np.int64] | NDArray[np.bool_]:
     """Return a fresh random subset of a bag's tiles, whole families; at least one."""

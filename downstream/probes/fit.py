@@ -53,7 +53,7 @@ class Probe:
 
         Numbers have the form of the targets that the probe was fitted on, [Q] or [Q, C].
         """
-        z_QD = (_features(x_QD) - self.mean) / self.spread
+        z_QD = (_checked_features(x_QD) - self.mean) / self.spread
         outputs = [head.outputs(z_QD) for head in self.heads]
         if self.task == "multilabel":
             return np.stack([output_Q2[:, 1] for output_Q2 in outputs], axis=1)
@@ -98,9 +98,9 @@ def fit_probe(
     if name not in PROBES:
         msg = f"there is no probe {name!r}; there are {', '.join(PROBES)}"
         raise ProbeError(msg)
-    x_PD, y = _features(x_PD), np.asarray(y)
+    x_PD, y = _checked_features(x_PD), np.asarray(y)
     others = None if validation is None or not len(validation[0]) else validation
-    x_QD, y_Q = (x_PD[:0], y[:0]) if others is None else (_features(others[0]), others[1])
+    x_QD, y_Q = (x_PD[:0], y[:0]) if others is None else (_checked_features(others[0]), others[1])
     _check(x_PD, y, x_QD, np.asarray(y_Q), task)
     mean, spread = x_PD.mean(axis=0), x_PD.std(axis=0)
     spread[spread < _CONSTANT] = 1.0
@@ -120,7 +120,7 @@ def fit_probe(
     )
 
 
-def _features(x_PD: NDArray[Any]) -> Floats:
+def _checked_features(x_PD: NDArray[Any]) -> Floats:
     x = np.asarray(x_PD, np.float64)
     if x.ndim != 2 or not np.isfinite(x).all():
         msg = f"features of shape {x.shape}; give finite numbers [rows, width]"

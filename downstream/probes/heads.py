@@ -79,7 +79,7 @@ class Nearest:
         nearest_QK = np.empty((len(z_QD), most), np.int64)
         for start in range(0, len(z_QD), _BLOCK):
             rows = slice(start, start + _BLOCK)
-            apart = -(_unit(z_QD[rows]) @ self.bank.T)
+            apart = -(_unit_rows(z_QD[rows]) @ self.bank.T)
             near = np.argpartition(apart, most - 1, axis=1)[:, :most]
             order = np.argsort(np.take_along_axis(apart, near, axis=1), axis=1, kind="stable")
             nearest_QK[rows] = np.take_along_axis(near, order, axis=1)
@@ -111,7 +111,7 @@ def fit_linear(
     if len(z_QD) and (classes is None or len(np.unique(y)) > 1):
         # of penalties the loss falls and then rises, and the weak ones take by far the longest
         late = classes is not None
-        penalty = _best(
+        penalty = _best_option(
             options, lambda option: fit(option).outputs(z_QD), y_Q, classes, until_worse=late
         )
     return fit(penalty), penalty
@@ -122,17 +122,17 @@ def fit_nearest(
 ) -> tuple[Nearest, float]:
     """Return the nearest-neighbour head, and its number of neighbours."""
     options = [k for k in NEIGHBOURS if k <= len(z_PD)]
-    target = _columns(y) if classes is None else _votes(y, classes)
+    target = _target_columns(y) if classes is None else _votes(y, classes)
     is_class, most = classes is not None, options[0]
-    head = Nearest(bank=_unit(z_PD), target=target, neighbours=most, is_class=is_class)
+    head = Nearest(bank=_unit_rows(z_PD), target=target, neighbours=most, is_class=is_class)
     neighbours = float(min(DEFAULTS["knn"], len(z_PD)))
     if len(z_QD):
         rows_QK = head.ranked(z_QD, most)
-        neighbours = _best(options, lambda k: head.voted(rows_QK[:, : int(k)]), y_Q, classes)
+        neighbours = _best_option(options, lambda k: head.voted(rows_QK[:, : int(k)]), y_Q, classes)
     return replace(head, neighbours=int(neighbours)), neighbours
 
 
-def _best(
+def _best_option(
     options: Sequence[float],
     outputs: Callable[[float], Floats],
     y_Q: NDArray[Any],
@@ -151,7 +151,7 @@ def _best(
     """
     best, least = options[0], np.inf
     for option in options:
-        loss = _loss(outputs(option), y_Q, classes)
+        loss = _validation_loss(outputs(option), y_Q, classes)
         if loss > least and until_worse:
             break
         if loss < least:
@@ -159,10 +159,10 @@ def _best(
     return best
 
 
-def _loss(output_QC: Floats, y_Q: NDArray[Any], classes: int | None) -> float:
+def _validation_loss(output_QC: Floats, y_Q: NDArray[Any], classes: int | None) -> float:
     """Return the squared error, or the log loss in which all present classes weigh the same."""
     if classes is None:
-        return float(((output_QC - _columns(y_Q)) ** 2).mean())
+        return float(((output_QC - _target_columns(y_Q)) ** 2).mean())
     label_Q = y_Q.astype(np.int64)
     weight_Q = 1 / np.bincount(label_Q, minlength=classes)[label_Q]
     likely_Q = np.maximum(output_QC[np.arange(len(label_Q)), label_Q], _LEAST)
@@ -202,7 +202,7 @@ def fit_logistic(z_PD: Floats, y: NDArray[Any], classes: int, inverse: float, se
 def _ridge(z_PD: Floats, y: NDArray[Any], strength: float, seed: int) -> Linear:
     from sklearn.linear_model import Ridge
 
-    model = Ridge(alpha=strength * len(z_PD), random_state=seed).fit(z_PD, _columns(y))
+    model = Ridge(alpha=strength * len(z_PD), random_state=seed).fit(z_PD, _target_columns(y))
     weight = np.atleast_2d(model.coef_).T
     return Linear(weight=weight, bias=np.atleast_1d(model.intercept_), is_class=False)
 
@@ -217,13 +217,13 @@ def _votes(y: NDArray[Any], classes: int) -> Floats:
     return votes_PC
 
 
-def _columns(y: NDArray[Any]) -> Floats:
+def _target_columns(y: NDArray[Any]) -> Floats:
     """Return numbers to predict as columns [P, C]."""
     columns: Floats = y.astype(np.float64).reshape(len(y), -1)
     return columns
 
 
-def _unit(z_QD: Floats) -> Floats:
+def _unit_rows(z_QD: Floats) -> Floats:
     """Return the rows normalised to length 1; a row of zeros is unchanged."""
     length = np.linalg.norm(z_QD, axis=1, keepdims=True)
     unit_QD: Floats = z_QD / np.maximum(length, _LEAST)

@@ -45,15 +45,15 @@ def tile_splits(rows: "pl.DataFrame", options: ProbeOptions) -> list["Split"]:
         .sort("patient_id", "len", "label", descending=[False, True, False])
         .unique("patient_id", keep="first", maintain_order=True)
     )
-    strata = _merged(commonest["label"].to_list(), options.folds)
+    strata = _merged_strata(commonest["label"].to_list(), options.folds)
     patients = commonest["patient_id"].to_list()
     return nested_folds(patients, strata, folds=options.folds, inner=1, seed=options.seed)
 
 
-def _merged(labels: list[int], folds: int) -> list[int]:
+def _merged_strata(labels: list[int], folds: int) -> list[int]:
     """Return the strata, with those that are too small for every fold merged.
 
-    >>> _merged([0] * 6 + [1, 1, 2], 3), _merged([0] * 6 + [1], 3)
+    >>> _merged_strata([0] * 6 + [1, 1, 2], 3), _merged_strata([0] * 6 + [1], 3)
     ([0, 0, 0, 0, 0, 0, -1, -1, -1], [0, 0, 0, 0, 0, 0, 0])
     """
     least = folds if folds > 2 else 4
@@ -90,7 +90,10 @@ def scored(
             if options.shots is not None:
                 # a large validation part would make the few shots many: none, nothing is chosen
                 pool = np.concatenate([train, validation])
-                chosen, others = _few(pool, label_N, split.fold, draw, classes, options), test[:0]
+                chosen, others = (
+                    _few_shot_rows(pool, label_N, split.fold, draw, classes, options),
+                    test[:0],
+                )
             probe = fit_probe(
                 model,
                 x_ND[chosen],
@@ -110,7 +113,7 @@ def scored(
     return ProbeScores(scores=scores_NTC, fold=fold_N)
 
 
-def _few(
+def _few_shot_rows(
     pool: NDArray[np.int64],
     label_N: NDArray[np.int64],
     fold: int,

@@ -71,18 +71,20 @@ def read_tile_labels(
     from featurestore.annotations import labels_of
 
     table = load_labels(labels_of(lake, path), **dict(ids or {}))
-    places = _places(table, target, str(path))
+    places = _labelled_places(table, target, str(path))
     slides = lake.slides().select("slide_id", "patient_id", "state").collect()
     match = match_slides(places["slide_id"], slides["slide_id"])
     if not table.distinct_ids:
         refuse_near_slides(match, places["slide_id"], slides["slide_id"])
     places = places.with_columns(pl.col("slide_id").replace(dict(match.slide_of)))
     tiles = _tiles(lake, sorted(set(match.slide_of.values())), mpp)
-    met = _by_key(places, tiles) if "tile_id" in places.columns else _by_place(places, tiles)
+    met = (
+        _match_keys(places, tiles) if "tile_id" in places.columns else _match_places(places, tiles)
+    )
     labelled = met.drop_nulls("tile_id")
     pending = pending_note(slides, places["slide_id"], "slide_id")
     if labelled.is_empty():
-        _refuse_unmet(places, tiles, str(path), pending)
+        _refuse_unmatched(places, tiles, str(path), pending)
     _refuse_two_labels(labelled, str(path))
     labelled = _with_patients(labelled, slides).unique("tile_id", maintain_order=True)
     if labelled["label"].n_unique() < 2:
@@ -95,13 +97,13 @@ def read_tile_labels(
     return TileLabels(
         rows=rows.sort("slide_id", "tile_id"),
         classes=tuple(classes),
-        missing=_missing(met, set(slides["slide_id"])),
+        missing=_unmatched_labels(met, set(slides["slide_id"])),
         notes=(*table.notes, *match_notes(match), *pending),
         sha256=table.sha256,
     )
 
 
-def at_most(labels: TileLabels, tiles: int, *, seed: int) -> TileLabels:
+def sample_labels(labels: TileLabels, tiles: int, *, seed: int) -> TileLabels:
     """Return at most `tiles` labelled tiles, drawn at random, the same share of each class.
 
     Args:
@@ -123,7 +125,7 @@ def at_most(labels: TileLabels, tiles: int, *, seed: int) -> TileLabels:
     return replace(labels, rows=rows, notes=(*labels.notes, note))
 
 
-def _places(labels: "LabelTable", target: str, path: str) -> pl.DataFrame:
+def _labelled_places(labels: "LabelTable", target: str, path: str) -> pl.DataFrame:
     """Return labelled rows: slide_id, perhaps patient_id, tile_id or x and y, and label."""
     key_columns = ["tile_id"] if labels.has("tile_id") else ["x", "y"]
     lacking = [name for name in ("slide_id", *key_columns, target) if not labels.has(name)]
@@ -156,7 +158,7 @@ def _tiles(lake: "Lake", slide_ids: list[str], mpp: float) -> pl.DataFrame:
     return tiles.select(columns).collect().join(sides, on="slide_id", how="left")
 
 
-def _by_key(places: pl.DataFrame, tiles: pl.DataFrame) -> pl.DataFrame:
+def _match_keys(places: pl.DataFrame, tiles: pl.DataFrame) -> pl.DataFrame:
     """Return the places with `tile_id`, null where the lake has no such tile, and `name`."""
     lake_tiles = tiles.select("slide_id", "tile_id", is_there=True)
     met = places.join(lake_tiles, on=["slide_id", "tile_id"], how="left", maintain_order="left")
@@ -165,7 +167,7 @@ def _by_key(places: pl.DataFrame, tiles: pl.DataFrame) -> pl.DataFrame:
     return met.with_columns(name.alias("name"), key.alias("tile_id")).drop("is_there")
 
 
-def _by_place(places: pl.DataFrame, tiles: pl.DataFrame) -> pl.DataFrame:
+def _match_places(places: pl.DataFrame, tiles: pl.DataFrame) -> pl.DataFrame:
     """Return the places with the key of the tile that covers each, null without one, and `name`.
 
     Of overlapping tiles the one whose middle is nearest, of equals the one with the smaller key.
@@ -186,7 +188,7 @@ def _with_patients(labelled: pl.DataFrame, slides: pl.DataFrame) -> pl.DataFrame
     return joined
 
 
-def _missing(met: pl.DataFrame, lake_slides: set[str]) -> list[str]:
+def _unmatched_labels(met: pl.DataFrame, lake_slides: set[str]) -> list[str]:
     """Return the labelled slides that the lake lacks, and the places without a tile."""
     lost = met.filter(pl.col("tile_id").is_null())
     names = lost.with_columns(
@@ -206,7 +208,9 @@ def _refuse_two_labels(labelled: pl.DataFrame, path: str) -> None:
         raise CohortError(msg)
 
 
-def _refuse_unmet(places: pl.DataFrame, tiles: pl.DataFrame, path: str, pending: list[str]) -> None:
+def _refuse_unmatched(
+    places: pl.DataFrame, tiles: pl.DataFrame, path: str, pending: list[str]
+) -> None:
     """Raise CohortError if no label matches a tile, showing the first row of both sides."""
     if pending and tiles.is_empty():
         msg = f"{path!r}: no labelled slide is ready: {pending[0]}"

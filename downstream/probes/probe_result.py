@@ -46,9 +46,11 @@ def metrics_of(
     Returns:
         The estimate and interval of the main measure, and all `measures` by name.
     """
-    measure_of, scores = _measured(scores_NTC)
+    measure_of, scores = _measures_and_scores(scores_NTC)
     assessed = {
-        name: _assess(measure_of[name], label_N, scores, patients, seed=seed, spread=spread)
+        name: _measure_with_interval(
+            measure_of[name], label_N, scores, patients, seed=seed, spread=spread
+        )
         for name in MEASURES
     }
     main = assessed[MEASURES[0]]
@@ -76,14 +78,14 @@ def compare_probes(
         seed: Seed of the resamples.
     """
     comparisons = {
-        name: _compared(label_N, one, scores[reference], patients, margin=margin, seed=seed)
+        name: _arm_comparison(label_N, one, scores[reference], patients, margin=margin, seed=seed)
         for name, one in scores.items()
         if name != reference
     }
     return comparison_table(comparisons, other=reference, measure=MEASURES[0])
 
 
-def _compared(
+def _arm_comparison(
     label_N: NDArray[np.int64],
     one_NTC: Floats,
     other_NTC: Floats,
@@ -92,8 +94,8 @@ def _compared(
     margin: float | None,
     seed: int,
 ) -> "Comparison":
-    measure_of, one = _measured(one_NTC)
-    measure, other = _mean_of_draws(measure_of[MEASURES[0]]), _measured(other_NTC)[1]
+    measure_of, one = _measures_and_scores(one_NTC)
+    measure, other = _mean_of_draws(measure_of[MEASURES[0]]), _measures_and_scores(other_NTC)[1]
 
     comparison = partial(
         compare, measure, (label_N,), one, other, seed=seed, margin=margin, patients=patients
@@ -101,14 +103,14 @@ def _compared(
     return bca_or_percentile(comparison)
 
 
-def _measured(scores_NTC: Floats) -> tuple[dict[str, Measure], Floats]:
+def _measures_and_scores(scores_NTC: Floats) -> tuple[dict[str, Measure], Floats]:
     """Return the measures by name, and their scores: [N, T] of class 1, or [N, T, C]."""
     binary = scores_NTC.shape[2] == 2
     measure_of = {m.name: m for m in classification_measures("binary" if binary else "multiclass")}
     return measure_of, scores_NTC[:, :, 1] if binary else scores_NTC
 
 
-def _assess(
+def _measure_with_interval(
     measure: Measure,
     label_N: NDArray[np.int64],
     scores: Floats,

@@ -61,8 +61,8 @@ class ProbeSpec(JsonSettings):
     Attributes:
         labels: The table of tiles, see `read_tile_labels`; `target` is one column of classes.
         features: The features that are measured, all on the tiles that all of them have; one mpp.
-        probe: How probes are fitted.
-        comparison: How arms are compared; `accuracy` does not count.
+        probe: Settings of the probes.
+        comparison: Settings of the comparison of arms; `accuracy` is ignored.
 
     Raises:
         StudyError: Not one target, or not one mpp.

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from downstream.cohorts.cohort import listing
 from downstream.probes.probe_folds import ProbeScores, counts_of, scored, tile_splits
-from downstream.probes.probe_labels import TileLabels, at_most, read_tile_labels
+from downstream.probes.probe_labels import TileLabels, read_tile_labels, sample_labels
 from downstream.probes.probe_result import compare_probes, metrics_of
 from downstream.probes.probe_spec import ProbeError, ProbeOptions, ProbeSpec
 from downstream.report.run_page import write_run_page
@@ -73,7 +73,7 @@ def run_tile_probe(lake_uri: str, spec: ProbeSpec) -> dict[str, Any]:
     names = check_features(spec.features.names)
     lake = open_lake(lake_uri, version=spec.features.version)
     labels = read_tile_labels(lake, spec.labels.table, target, mpp=mpp, ids=spec.labels.id_options)
-    labels = at_most(labels, options.tiles, seed=options.seed)
+    labels = sample_labels(labels, options.tiles, seed=options.seed)
     arms = [arm for arm, _, _ in _arms(names, options)]
     if spec.comparison.reference not in (None, *arms):
         msg = f"reference {spec.comparison.reference!r}; the arms are {', '.join(arms)}"
@@ -87,7 +87,7 @@ def run_tile_probe(lake_uri: str, spec: ProbeSpec) -> dict[str, Any]:
     save_spec(lake, run, spec)
     probe_result = find_result(lake, run)
     if probe_result is None:
-        probe_result, files = _probed(lake, labels, config, run, options)
+        probe_result, files = _probe_arms(lake, labels, config, run, options)
         probe_result = write_result(
             lake, run, {**probe_result, "seconds": time.monotonic() - began}, files
         )
@@ -117,7 +117,7 @@ def run_probe(
         target: Column of classes.
         features: See `FeatureOptions.names`.
         mpp: Microns per pixel of the tiles.
-        options: How probes are fitted.
+        options: Settings of the probes.
         reference: See `ComparisonOptions.reference`.
         margin: See `ComparisonOptions.margin`.
         ids: Options of `load_labels`: which columns name slides and patients.
@@ -143,7 +143,7 @@ def _arms(names: Sequence[str], options: ProbeOptions) -> list[tuple[str, str, s
     return [(f"{name} / {model}", name, model) for name in names for model in options.models]
 
 
-def _probed(
+def _probe_arms(
     lake: "Lake", labels: TileLabels, config: dict[str, Any], run: str, options: ProbeOptions
 ) -> tuple[dict[str, Any], dict[str, bytes]]:
     """Fit and measure every arm; return the result and the files that belong to it."""
@@ -155,7 +155,7 @@ def _probed(
         arm: scored(features_of[name], rows, splits, model, classes, options)
         for arm, name, model in arms
     }
-    files = _files(rows, splits, scores, labels.classes)
+    files = _result_files(rows, splits, scores, labels.classes)
     label_N, patients = rows["label"].to_numpy(), rows["patient_id"].to_list()
     probe_result = {
         "kind": "probe",
@@ -263,7 +263,7 @@ def _metrics(
     }
 
 
-def _files(
+def _result_files(
     rows: pl.DataFrame,
     splits: Sequence["Split"],
     scores: Mapping[str, ProbeScores],

@@ -81,9 +81,9 @@ def write_attention(
         levels = sorted(tiles["mpp"].unique().to_list())
         for mpp in levels:
             part = f"-mpp{mpp:g}" if len(levels) > 1 else ""
-            stem = target / f"{_safe(slide_id)}-{_safe(name)}{part}"
+            stem = target / f"{_safe_name(slide_id)}-{_safe_name(name)}{part}"
             one = with_ranks(tiles.filter(pl.col("mpp") == mpp))
-            written += _write(lake, stem, slide_id, name, one)
+            written += _write_files(lake, stem, slide_id, name, one)
     return written
 
 
@@ -108,7 +108,7 @@ def tile_geojson(tiles: pl.DataFrame, *, side_px: int, size_px: tuple[int, int])
         A FeatureCollection. The form is that of `QuPathTypeAdapters.java` of QuPath 0.4:
         `objectType`, `classification` with `name` and `color`, `measurements` by name.
     """
-    classes = [{"name": name, "color": colour} for name, colour in _classes()]
+    classes = [{"name": name, "color": colour} for name, colour in _rank_classes()]
     columns = tiles.select("x", "y", "attention", "rank").iter_rows()
     return {
         "type": "FeatureCollection",
@@ -133,7 +133,7 @@ def _square(x: int, y: int, side_px: int, size_px: tuple[int, int]) -> list[list
     return [[x, y], [right, y], [right, below], [x, below], [x, y]]
 
 
-def _classes() -> list[tuple[str, list[int]]]:
+def _rank_classes() -> list[tuple[str, list[int]]]:
     """Return the name and RGB colour of each fifth; QuPath would split a name at a colon."""
     from matplotlib import colormaps
 
@@ -155,7 +155,7 @@ def _tiles(lake: "Lake", run: "Run", slide_id: str, arm: str | None) -> dict[str
                 tiles_of_slide[name] = rows
                 break
     if not tiles_of_slide:
-        raise AttentionError(_no_slide(lake, run, files, slide_id))
+        raise AttentionError(_missing_slide_message(lake, run, files, slide_id))
     return tiles_of_slide
 
 
@@ -179,7 +179,9 @@ def _arms(lake: "Lake", run: "Run", files: Sequence["AttentionFile"], arm: str |
     return attention_arms if arm is None else [arm]
 
 
-def _no_slide(lake: "Lake", run: "Run", files: Sequence["AttentionFile"], slide_id: str) -> str:
+def _missing_slide_message(
+    lake: "Lake", run: "Run", files: Sequence["AttentionFile"], slide_id: str
+) -> str:
     """Return a message on why a slide has no attention, with slides that have."""
     lake_slides = lake.slides().select("slide_id").collect()["slide_id"].to_list()
     if slide_id not in lake_slides:
@@ -193,13 +195,15 @@ def _no_slide(lake: "Lake", run: "Run", files: Sequence["AttentionFile"], slide_
     )
 
 
-def _write(lake: "Lake", stem: Path, slide_id: str, arm: str, tiles: pl.DataFrame) -> list[Path]:
+def _write_files(
+    lake: "Lake", stem: Path, slide_id: str, arm: str, tiles: pl.DataFrame
+) -> list[Path]:
     """Write the three files of one arm at one mpp; return their paths."""
     side_px = tile_side(lake, slide_id, float(tiles["mpp"][0]))
-    size_px = _size(lake, slide_id, tiles, side_px)
+    size_px = _slide_size(lake, slide_id, tiles, side_px)
     geojson = tile_geojson(tiles, side_px=side_px, size_px=size_px)
     contents = {
-        ".png": _picture(lake, slide_id, arm, tiles, side_px=side_px, size_px=size_px),
+        ".png": _attention_picture(lake, slide_id, arm, tiles, side_px=side_px, size_px=size_px),
         ".geojson": json.dumps(geojson).encode(),
         ".csv": tiles.write_csv().encode(),
     }
@@ -211,7 +215,7 @@ def _write(lake: "Lake", stem: Path, slide_id: str, arm: str, tiles: pl.DataFram
     return paths
 
 
-def _size(lake: "Lake", slide_id: str, tiles: pl.DataFrame, side_px: int) -> tuple[int, int]:
+def _slide_size(lake: "Lake", slide_id: str, tiles: pl.DataFrame, side_px: int) -> tuple[int, int]:
     """Return width and height of a slide in level-0 pixels; up to its last tile without a size."""
     slides = lake.slides().filter(pl.col("slide_id") == slide_id)
     width, height = slides.select("width_px", "height_px").collect().row(0)
@@ -219,7 +223,7 @@ def _size(lake: "Lake", slide_id: str, tiles: pl.DataFrame, side_px: int) -> tup
     return width or last[0], height or last[1]
 
 
-def _picture(
+def _attention_picture(
     lake: "Lake",
     slide_id: str,
     arm: str,
@@ -247,10 +251,10 @@ def _background(thumbnail: bytes | None, width: int, height: int) -> NDArray[np.
     return np.full(shape, _BLANK, dtype=np.uint8)
 
 
-def _safe(name: str) -> str:
+def _safe_name(name: str) -> str:
     """Return a name that every file system allows.
 
-    >>> _safe("uni2+virchow2 / abmil")
+    >>> _safe_name("uni2+virchow2 / abmil")
     'uni2+virchow2_abmil'
     """
     return re.sub(r"[^A-Za-z0-9._+-]+", "_", name)

@@ -36,11 +36,11 @@ class Case:
 def cases(run: "Run", arm: str) -> list[Case]:
     """Return the patients of an arm that a page shows; the rule may match fewer than two."""
     by_task = {
-        "binary": _positives,
-        "multiclass": _positives,
-        "multilabel": _labelled,
-        "regression": _numbers,
-        "survival": _events,
+        "binary": _positive_class_cases,
+        "multiclass": _positive_class_cases,
+        "multilabel": _label_cases,
+        "regression": _regression_cases,
+        "survival": _survival_cases,
     }
     return [one for one in by_task[run.task](run, first_rows(run, arm)) if one is not None]
 
@@ -77,7 +77,7 @@ def _case(
     return Case(patient=row["patient_id"], fold=row["fold"], title=title, text=describe(row))
 
 
-def _positives(run: "Run", rows: pl.DataFrame) -> list[Case | None]:
+def _positive_class_cases(run: "Run", rows: pl.DataFrame) -> list[Case | None]:
     """Return the surest right and wrong patient of the positive (last) class."""
     name = run.classes[-1]
     positives = rows.filter(pl.col("label") == name).with_columns(
@@ -87,21 +87,23 @@ def _positives(run: "Run", rows: pl.DataFrame) -> list[Case | None]:
     called = pl.col("likeliest")
     if run.task == "binary":
         called = pl.col("score") >= pl.col("threshold").fill_null(0.5)
-    return _pair(positives, called, f"{name} patients", f"a probability of {name}")
+    return _surest_cases(positives, called, f"{name} patients", f"a probability of {name}")
 
 
-def _labelled(run: "Run", rows: pl.DataFrame) -> list[Case | None]:
+def _label_cases(run: "Run", rows: pl.DataFrame) -> list[Case | None]:
     """Return the surest right and wrong patient of the first label."""
     name = run.classes[0]
     labelled = rows.filter(pl.col("labels").list.get(0) == 1)
     labelled = labelled.with_columns(probability=pl.col("probabilities").list.first())
     called = pl.col("probability") >= 0.5
-    return _pair(
+    return _surest_cases(
         labelled, called, f"patients with {name}, the first label,", f"a probability of {name}"
     )
 
 
-def _pair(rows: pl.DataFrame, called: pl.Expr, whom: str, score_name: str) -> list[Case | None]:
+def _surest_cases(
+    rows: pl.DataFrame, called: pl.Expr, whom: str, score_name: str
+) -> list[Case | None]:
     right = rows.filter(called).sort("probability", "patient_id", descending=[True, False])
     wrong = rows.filter(~called).sort("probability", "patient_id")
 
@@ -116,7 +118,7 @@ def _pair(rows: pl.DataFrame, called: pl.Expr, whom: str, score_name: str) -> li
     ]
 
 
-def _numbers(run: "Run", rows: pl.DataFrame) -> list[Case | None]:
+def _regression_cases(run: "Run", rows: pl.DataFrame) -> list[Case | None]:
     """Return the nearest and the farthest prediction in the target's upper half."""
     target = run.result["target"]
     upper_half = rows.filter(pl.col("value") >= pl.col("value").median())
@@ -138,7 +140,7 @@ def _numbers(run: "Run", rows: pl.DataFrame) -> list[Case | None]:
     ]
 
 
-def _events(_: "Run", rows: pl.DataFrame) -> list[Case | None]:
+def _survival_cases(_: "Run", rows: pl.DataFrame) -> list[Case | None]:
     """Return the highest and lowest risk among patients with an early event."""
     observed = rows.filter(pl.col("event"))
     early = observed.filter(pl.col("time") <= pl.col("time").median())

@@ -113,7 +113,7 @@ def read_run(lake: "Lake", name: str) -> Run:
 
     path = f"runs/{name}/result.json"
     if not name or "/" in name or not lake.exists(path):
-        raise RunError(_not_there(lake, name))
+        raise RunError(_missing_run_message(lake, name))
     result = read_sealed(lake.store, path)
     predictions = read_named(lake.store, f"runs/{name}/predictions.parquet", result)
     table = pl.read_parquet(io.BytesIO(predictions))
@@ -121,7 +121,7 @@ def read_run(lake: "Lake", name: str) -> Run:
     return Run(name=name, result=result, scored=scored)
 
 
-def _not_there(lake: "Lake", name: str) -> str:
+def _missing_run_message(lake: "Lake", name: str) -> str:
     runs = lake.store.names("runs")
     if name in runs:
         return f"run {name!r} of {lake.uri} is not finished; run its command again to finish it"

@@ -41,7 +41,7 @@ def attention_files(lake: "Lake", run: str) -> list[AttentionFile]:
         if not name.endswith(".parquet"):
             continue
         path = f"runs/{run}/attention/{name}"
-        head = _read(lake, path, ["arm", "fold"], first=True)
+        head = _read_rows(lake, path, ["arm", "fold"], first=True)
         if not head.is_empty():
             files.append(AttentionFile(arm=head["arm"][0], fold=head["fold"][0], path=path))
     return files
@@ -59,16 +59,16 @@ def read_tiles(
     """
     from featurestore import tile_parts
 
-    rows = _read(lake, file.path, _TILES, slide_ids=slide_ids)
+    rows = _read_rows(lake, file.path, _TILES, slide_ids=slide_ids)
     return rows.with_columns(mpp=pl.Series(tile_parts(rows["tile_id"].to_numpy())[1]))
 
 
 def slides_of(lake: "Lake", file: AttentionFile) -> set[str]:
     """Return the slides that have tiles in an attention file."""
-    return set(_read(lake, file.path, ["slide_id"])["slide_id"].unique())
+    return set(_read_rows(lake, file.path, ["slide_id"])["slide_id"].unique())
 
 
-def _read(
+def _read_rows(
     lake: "Lake",
     path: str,
     columns: list[str],
@@ -92,10 +92,10 @@ def owners(lake: "Lake", files: Sequence[AttentionFile]) -> pl.DataFrame:
 
     A run's table of labels may name other patients than the lake does.
     """
-    of_files = [_read(lake, file.path, ["slide_id", "patient_id"]).unique() for file in files]
-    whose = pl.concat(of_files).rename({"patient_id": "patient"})
+    of_files = [_read_rows(lake, file.path, ["slide_id", "patient_id"]).unique() for file in files]
+    patients = pl.concat(of_files).rename({"patient_id": "patient"})
     slides = lake.slides().select("slide_id", "width_px", "height_px").collect()
-    return slides.join(whose, on="slide_id")
+    return slides.join(patients, on="slide_id")
 
 
 def weighs_alike(tiles: pl.DataFrame) -> bool:

@@ -49,10 +49,10 @@ def overview(holding: "Holding") -> "Json":
         "patients": ready["patient_id"].drop_nulls().n_unique(),
         "without_patient": ready["patient_id"].null_count(),
         "bytes": int(ready["bytes"].sum()),
-        "scanned_mpp": _range(ready["mpp"].drop_nulls()),
-        "mpp_sources": _counted(ready["mpp_source"]),
-        "vendors": _counted(ready["vendor"]),
-        "verdicts": _counted(slides["verdict"]),
+        "scanned_mpp": _range_text(ready["mpp"].drop_nulls()),
+        "mpp_sources": _counts_text(ready["mpp_source"]),
+        "vendors": _counts_text(ready["vendor"]),
+        "verdicts": _counts_text(slides["verdict"]),
         "features": [
             {**row, "kind": "student" if row["teacher"] in students else "teacher"}
             for row in holding.info["features"]
@@ -63,10 +63,10 @@ def overview(holding: "Holding") -> "Json":
     }
 
 
-def _range(column: pl.Series) -> str:
+def _range_text(column: pl.Series) -> str:
     """Return the least and greatest number of a column as text.
 
-    >>> _range(pl.Series([0.5, 0.25])), _range(pl.Series([], dtype=pl.Float64))
+    >>> _range_text(pl.Series([0.5, 0.25])), _range_text(pl.Series([], dtype=pl.Float64))
     ('0.250 to 0.500', 'not known')
     """
     if column.is_empty():
@@ -75,10 +75,10 @@ def _range(column: pl.Series) -> str:
     return f"{low:.3f}" if low == high else f"{low:.3f} to {high:.3f}"
 
 
-def _counted(column: pl.Series) -> str:
+def _counts_text(column: pl.Series) -> str:
     """Return the distinct entries of a column with their counts as text, the commonest first.
 
-    >>> _counted(pl.Series(["b", "a", "b", None]))
+    >>> _counts_text(pl.Series(["b", "a", "b", None]))
     'b (2), a (1)'
     """
     counts = column.drop_nulls().rename("value").value_counts().sort("count", "value")

@@ -50,7 +50,7 @@ def student_view(student: "HoldingPart") -> "Json":
     return {
         "name": student.name,
         "report": report,
-        "recipe": _flat(report.get("recipe", {})),
+        "recipe": _flat_recipe(report.get("recipe", {})),
         "rows": rows,
         "bars": _png_uri(fidelity_png(bars)) if bars else None,
         "curves": _png_uri(curves_png(curves, xlabel="epoch", ylabel="training loss"))
@@ -59,7 +59,7 @@ def student_view(student: "HoldingPart") -> "Json":
     }
 
 
-def _flat(recipe: "Json") -> "Json":
+def _flat_recipe(recipe: "Json") -> "Json":
     """Return a recipe's settings by name without nesting, with its terms and their weights."""
     flat: Json = {}
     for key, setting in recipe.items():
@@ -91,7 +91,7 @@ def mil_view(lake: "Lake", part: "HoldingPart", students: list[str]) -> "Json":
     run = read_run(lake, part.name)
     shown = shown_arm(run, students)
     return {
-        **_common(run, shown),
+        **_run_view(run, shown),
         "classes": _class_counts(run, shown),
         "pictures": summary_section(run, shown),
         **_attention(lake, run, shown),
@@ -103,13 +103,13 @@ def survival_view(lake: "Lake", part: "HoldingPart", students: list[str]) -> "Js
     run = read_run(lake, part.name)
     shown = shown_arm(run, students)
     return {
-        **_common(run, shown),
+        **_run_view(run, shown),
         "events": int(run.once(shown)["event"].sum()),
         "pictures": summary_section(run, shown),
     }
 
 
-def _common(run: "Run", shown: str) -> "Json":
+def _run_view(run: "Run", shown: str) -> "Json":
     return {
         "name": run.name,
         "result": run.result,

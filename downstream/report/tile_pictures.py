@@ -62,12 +62,12 @@ def strips(
     of_group = dict(list(groups(run, arm).items())[:MOST_GROUPS])
     strip_tiles: dict[tuple[str, bool], list[pl.DataFrame]] = {}
     for file in files:
-        tiles = _relative(read_tiles(lake, file), slides)
+        tiles = _relative_attention(read_tiles(lake, file), slides)
         for name, patients in of_group.items():
             group_tiles = tiles.filter(pl.col("patient").is_in(patients))
             for most in (True, False):
                 strip_tiles.setdefault((name, most), []).append(
-                    _extreme(group_tiles, _KEPT, most=most)
+                    _extreme_tiles(group_tiles, _KEPT, most=most)
                 )
     return [
         _strip(lake, f"{name}, {'most' if most else 'least'} weighed", parts, most=most)
@@ -75,14 +75,14 @@ def strips(
     ]
 
 
-def _relative(tiles: pl.DataFrame, slides: pl.DataFrame) -> pl.DataFrame:
+def _relative_attention(tiles: pl.DataFrame, slides: pl.DataFrame) -> pl.DataFrame:
     """Return the tiles with their patient, and attention as a multiple of the patient's mean."""
     owned = tiles.join(slides.select("slide_id", "patient"), on="slide_id", how="inner")
     mean = pl.col("attention").cast(pl.Float64).mean().over("patient")
     return owned.with_columns(times=pl.col("attention").cast(pl.Float64) / mean)
 
 
-def _extreme(tiles: pl.DataFrame, count: int, *, most: bool) -> pl.DataFrame:
+def _extreme_tiles(tiles: pl.DataFrame, count: int, *, most: bool) -> pl.DataFrame:
     """Return the tiles with the greatest or the least attention, few of one patient."""
     ordered = tiles.sort("times", "tile_id", descending=[most, False])
     return ordered.group_by("patient", maintain_order=True).head(MOST_OF_PATIENT).sort(
@@ -91,7 +91,7 @@ def _extreme(tiles: pl.DataFrame, count: int, *, most: bool) -> pl.DataFrame:
 
 
 def _strip(lake: "Lake", title: str, parts: Sequence[pl.DataFrame], *, most: bool) -> Strip:
-    chosen = _extreme(pl.concat(parts), MOST_TILES, most=most)
+    chosen = _extreme_tiles(pl.concat(parts), MOST_TILES, most=most)
     jpegs, damage = tile_pictures(lake, chosen)
     tiles = [
         {
@@ -127,14 +127,14 @@ def tile_pictures(lake: "Lake", tiles: pl.DataFrame) -> tuple[dict[int, str], st
             with ShardReader.of(lake.store, place.row(0, named=True)) as reader:
                 jpegs = reader.jpegs(keys)
             for key, jpeg in zip(keys.tolist(), jpegs, strict=True):
-                picture_of[key] = data_uri(_small(bytes(jpeg)), "image/jpeg")
+                picture_of[key] = data_uri(_small_jpeg(bytes(jpeg)), "image/jpeg")
         except DamageError as error:
             # a page with fewer pictures tells more than no page
             damage = str(error)
     return picture_of, damage
 
 
-def _small(jpeg: bytes) -> bytes:
+def _small_jpeg(jpeg: bytes) -> bytes:
     return encode_jpeg(scaled(decode_rgb(jpeg), _TILE_PX))
 
 
@@ -158,7 +158,7 @@ def maps(
     for slide_id, share in ordered.head(_MOST_SLIDES).iter_rows():
         row = patient_slides.row(by_predicate=pl.col("slide_id") == slide_id, named=True)
         try:
-            src = _map(lake, row, tiles.filter(pl.col("slide_id") == slide_id))
+            src = _attention_map(lake, row, tiles.filter(pl.col("slide_id") == slide_id))
         except LakeError as error:
             # as with tiles: damaged slides and those cut again get a note, the others are shown
             notes.append(f"{case.title}: slide {slide_id} is not shown, {error}.")
@@ -188,7 +188,7 @@ def _map_picture(case: "Case", arm: str, slide_id: str, src: str, of_all: str) -
     )
 
 
-def _map(lake: "Lake", slide: "Json", tiles: pl.DataFrame) -> str | None:
+def _attention_map(lake: "Lake", slide: "Json", tiles: pl.DataFrame) -> str | None:
     """Return the slide beside the slide under attention, or None without a thumbnail."""
     thumbnail = lake.pictures(slide["slide_id"])["thumbnail"]
     if thumbnail is None or not slide["width_px"]:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 RECALL_TILES = 16
 RECALL_BYTES = 2 * 10**9
-"""Up to so many bytes of features, one exact pass over them takes seconds."""
+"""Most bytes of features for which an exact pass takes seconds only."""
 # Lance sums in float32: two tiles that are this close are equally near.
 _TIE = 1e-6
 

@@ -217,11 +217,11 @@ def nearest_slides(
 
 def found_text(answer: Json) -> str:
     """Return the answer of a search as text: a line for each result, then how it was searched."""
-    lines = [_line(row) for row in answer["results"]]
+    lines = [_result_line(row) for row in answer["results"]]
     return "\n".join([*(lines or ["nothing else has these features"]), _search_summary(answer)])
 
 
-def _line(row: Json) -> str:
+def _result_line(row: Json) -> str:
     place = f":{row['x']},{row['y']}" if "tile_id" in row else ""
     own = "  (the query's slide)" if row.get("same_slide") else ""
     own = own or ("  (the query's patient)" if row["same_patient"] else "")

@@ -31,7 +31,7 @@ _NAME_CHARACTERS = 26
 
 
 @dataclass(frozen=True, kw_only=True)
-class Shown:
+class ShownPicture:
     """One picture and its caption.
 
     Attributes:
@@ -66,30 +66,30 @@ def write_picture(lake: "Lake", answer: Json, out: Path) -> Path:
     return out
 
 
-def shown(lake: "Lake", answer: Json) -> list[Shown]:
+def shown(lake: "Lake", answer: Json) -> list[ShownPicture]:
     """Return the pictures of the query and of the first sixty results, in this order."""
     rows = [{**answer["like"], "same_patient": False}, *answer["results"][:MOST_SHOWN]]
     jpegs = (
         _tile_jpegs(lake, rows, answer["mpp"]) if "tile_id" in rows[0] else _thumbnails(lake, rows)
     )
-    return [_shown(row, jpeg) for row, jpeg in zip(rows, jpegs, strict=True)]
+    return [_result_picture(row, jpeg) for row, jpeg in zip(rows, jpegs, strict=True)]
 
 
-def _shown(row: Json, jpeg: bytes | None) -> Shown:
+def _result_picture(row: Json, jpeg: bytes | None) -> ShownPicture:
     """Return a result with its picture, or with a note where the picture is damaged."""
     from featurestore import DamageError
     from ingest.pages.slide_pictures import decode_rgb
 
-    lines = _lines(row)
+    lines = _caption_lines(row)
     if jpeg is not None:
         try:
             decode_rgb(jpeg)
         except DamageError:
             lines, jpeg = [*lines, "damaged: slidelake verify"], None
-    return Shown(name=row["slide_id"], lines=lines, own=row["same_patient"], jpeg=jpeg)
+    return ShownPicture(name=row["slide_id"], lines=lines, own=row["same_patient"], jpeg=jpeg)
 
 
-def _lines(row: Json) -> list[str]:
+def _caption_lines(row: Json) -> list[str]:
     place = [f"x {row['x']:,}, y {row['y']:,}"] if "tile_id" in row else []
     if "rank" not in row:
         return ["query", f"patient {row['patient']}", *place]
@@ -123,7 +123,7 @@ def _thumbnails(lake: "Lake", rows: list[Json]) -> list[bytes | None]:
     return [lake.pictures(row["slide_id"])["thumbnail"] for row in rows]
 
 
-def _small(jpeg: bytes, longest_px: int) -> "NDArray[np.uint8]":
+def _small_pixels(jpeg: bytes, longest_px: int) -> "NDArray[np.uint8]":
     """Return the pixels of a picture [H, W, 3], reduced to the size at which it is shown."""
     from ingest.pages.slide_pictures import decode_rgb, scaled
 
@@ -141,7 +141,7 @@ def _summary(answer: Json) -> str:
 # ---------------------------------------------------------------------- PNG
 
 
-def _png(answer: Json, pictures: list[Shown]) -> bytes:
+def _png(answer: Json, pictures: list[ShownPicture]) -> bytes:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -163,12 +163,12 @@ def _png(answer: Json, pictures: list[Shown]) -> bytes:
     return buffer.getvalue()
 
 
-def _draw(axes: "Axes", picture: Shown, *, colour: str) -> None:
+def _draw(axes: "Axes", picture: ShownPicture, *, colour: str) -> None:
     if picture.jpeg is None:
         axes.text(0.5, 0.5, "no picture", ha="center", va="center", fontsize=7)
         axes.set_box_aspect(1)
     else:
-        axes.imshow(_small(picture.jpeg, _THUMBNAIL_PX))
+        axes.imshow(_small_pixels(picture.jpeg, _THUMBNAIL_PX))
     axes.set(xticks=[], yticks=[])
     for spine in axes.spines.values():
         spine.set(color=colour, linewidth=2)
@@ -183,22 +183,22 @@ def _draw(axes: "Axes", picture: Shown, *, colour: str) -> None:
 # ---------------------------------------------------------------------- HTML
 
 
-def _html(answer: Json, pictures: list[Shown]) -> bytes:
+def _html(answer: Json, pictures: list[ShownPicture]) -> bytes:
     from ingest.pages.page_templates import environment
 
     template = environment(Path(__file__).parent / "templates").get_template("search.html.j2")
     query, *others = [
-        {"name": p.name, "lines": p.lines, "own": p.own, "uri": p.jpeg and _uri(p.jpeg)}
+        {"name": p.name, "lines": p.lines, "own": p.own, "uri": p.jpeg and _picture_uri(p.jpeg)}
         for p in pictures
     ]
     page = template.render(found=answer, summary=_summary(answer), query=query, others=others)
     return page.encode()
 
 
-def _uri(jpeg: bytes) -> str:
+def _picture_uri(jpeg: bytes) -> str:
     """Return a picture as a data URI: small tiles as stored, larger pictures reduced."""
     from ingest.pages.slide_pictures import data_uri, decode_rgb, encode_jpeg
 
     if max(decode_rgb(jpeg).shape[:2]) <= _TILE_PX:
         return data_uri(jpeg, "image/jpeg")
-    return data_uri(encode_jpeg(_small(jpeg, _THUMBNAIL_PX)), "image/jpeg")
+    return data_uri(encode_jpeg(_small_pixels(jpeg, _THUMBNAIL_PX)), "image/jpeg")

@@ -118,7 +118,8 @@ def collect(lake: "Lake", study: "Study", cohort: "Cohort") -> dict[str, Any]:
         "target": study.columns[-1],
         "arms": {arm.name: {"features": arm.features, "model": arm.model} for arm in study.arms},
         "metrics": {
-            arm.name: _metric(study, tested.filter(pl.col("arm") == arm.name)) for arm in study.arms
+            arm.name: _arm_metric(study, tested.filter(pl.col("arm") == arm.name))
+            for arm in study.arms
         },
         "coverage": _coverage(study, predictions),
         "comparisons": compare_arms(study, tested),
@@ -164,7 +165,7 @@ def _with_ranks(frame: pl.DataFrame) -> pl.DataFrame:
     return frame.with_columns(pl.Series("rank", ranks))
 
 
-def _metric(study: "Study", part: pl.DataFrame) -> dict[str, Any]:
+def _arm_metric(study: "Study", part: pl.DataFrame) -> dict[str, Any]:
     """Return all measures of one arm as JSON, the main measure on top."""
     scored_by_name = {scored.measure: scored for scored in score(study, part)}
     measures = {

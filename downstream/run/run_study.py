@@ -77,7 +77,7 @@ def run_study(
         require_scikit_survival()
     check_features(spec.features.names)
     check_models(spec.model_names, models_of(spec.kind), spec.features.mpps)
-    lake, cohort, sha256 = _open(lake_uri, spec)
+    lake, cohort, sha256 = _open_cohort(lake_uri, spec)
     study = _study(spec, lake, cohort, sha256)
     save_spec(lake, study.run, spec)
     return execute(lake, study, cohort, on_ray(resources or Resources()))
@@ -119,13 +119,13 @@ def run_mil(
         models: See `ModelOptions.names`.
         task: See `LabelOptions.task`.
         ids: Options of `load_labels`: a slide table, and which columns name patients and slides.
-        plan: How patients are split; five stratified folds if None.
+        plan: Plan of the folds; five stratified folds if None.
         seeds: See `ModelOptions.seeds`.
         seed: See `StudySpec.seed`.
         reference: See `ComparisonOptions.reference`.
         margin: See `ComparisonOptions.margin`.
         accuracy: See `ComparisonOptions.accuracy`.
-        settings: How models are built and trained.
+        settings: Settings of models and their training.
         tune: See `ModelOptions.tune`.
         version: See `FeatureOptions.version`.
         address: See `Resources.address`.
@@ -149,7 +149,7 @@ def run_mil(
             **label_id_options(ids),
         ),
         features=FeatureOptions(names=tuple(features), mpps=tuple(mpps), version=version),
-        models=ModelOptions(names=_named(models), seeds=seeds, tune=tune),
+        models=ModelOptions(names=_model_names(models), seeds=seeds, tune=tune),
         folds=plan or Plan(),
         fit=settings or MilSettings(),
         comparison=ComparisonOptions(reference=reference, margin=margin, accuracy=accuracy),
@@ -226,7 +226,9 @@ def run_survival(
         kind="survival",
         labels=LabelOptions(table=fspath(labels), time=time, event=event, **label_id_options(ids)),
         features=FeatureOptions(names=tuple(features), mpps=tuple(mpps), version=version),
-        models=ModelOptions(names=_named(models), head=cast("Head", head), seeds=seeds, tune=tune),
+        models=ModelOptions(
+            names=_model_names(models), head=cast("Head", head), seeds=seeds, tune=tune
+        ),
         folds=plan or Plan(),
         fit=settings or MilSettings(),
         pooled=pooled or SurvivalSettings(),
@@ -242,7 +244,7 @@ def run_survival(
     return run_study(lake_uri, spec, resources=resources)
 
 
-def _named(models: Sequence[str]) -> tuple[str, ...]:
+def _model_names(models: Sequence[str]) -> tuple[str, ...]:
     """Return the names of models.
 
     Raises:
@@ -323,7 +325,7 @@ def _study(spec: StudySpec, lake: "Lake", cohort: Cohort, labels_sha256: str) ->
     )
 
 
-def _open(lake_uri: str, spec: StudySpec) -> tuple["Lake", Cohort, str]:
+def _open_cohort(lake_uri: str, spec: StudySpec) -> tuple["Lake", Cohort, str]:
     """Return the lake, the cohort and the hash of the label file."""
     from featurestore import open_lake
     from featurestore.annotations.annotation_tables import labels_of

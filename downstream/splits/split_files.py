@@ -39,7 +39,7 @@ _ALLOWED = (
 def read_splits(path: str | PathLike[str], cohort: "Cohort") -> FoldTable:
     """Return the splits of a user's file or folder, on the patients of a cohort.
 
-    A fold may have no validation part (STAMP's never have): `with_validation` takes one from the
+    A fold may have no validation part (STAMP's never have): `with_validation` splits one from the
     training patients before anything is decided.
 
     Args:
@@ -78,21 +78,21 @@ def _read(path: str, slides: Mapping[str, str], *, distinct: bool) -> tuple[str,
 
     files, root = fsspec.core.url_to_fs(path)
     if files.isdir(root):
-        return _folder(files, root, slides, distinct=distinct)
+        return _read_folder(files, root, slides, distinct=distinct)
     try:
         content: bytes = files.cat_file(root)
     except FileNotFoundError as error:
         msg = f"there is no such file; allowed are {_ALLOWED}"
         raise SplitError(msg) from error
-    return _file(content, root.rpartition("/")[2], slides, distinct=distinct)
+    return _read_file(content, root.rpartition("/")[2], slides, distinct=distinct)
 
 
-def _folder(
+def _read_folder(
     files: "AbstractFileSystem", root: str, slides: Mapping[str, str], *, distinct: bool
 ) -> tuple[str, FoldTable]:
     """Return the form and the splits of CLAM's folder, or of a folder with one other file."""
     names = sorted(str(entry).rpartition("/")[2] for entry in files.ls(root, detail=False))
-    # the `_bool` file of a fold sorts after the other, and says the same without padding
+    # the `_bool` file of a fold sorts after the other, and has the same content without padding
     clam = {int(match[1]): name for name in names if (match := _CLAM_NAME.fullmatch(name))}
     others = [name for name in names if name in _OTHERS]
     if len(others) + bool(clam) != 1:
@@ -101,12 +101,12 @@ def _folder(
         raise SplitError(msg)
     if not clam:
         content: bytes = files.cat_file(f"{root}/{others[0]}")
-        return _file(content, others[0], slides, distinct=distinct)
+        return _read_file(content, others[0], slides, distinct=distinct)
     contents = {fold: files.cat_file(f"{root}/{name}") for fold, name in clam.items()}
     return "CLAM's", read_clam(contents, slides, distinct=distinct)
 
 
-def _file(
+def _read_file(
     content: bytes, name: str, slides: Mapping[str, str], *, distinct: bool
 ) -> tuple[str, FoldTable]:
     """Return the form of a file, recognised by its content, and its splits."""
@@ -120,7 +120,7 @@ def _file(
         msg = f"it cannot be read ({error}); allowed are {_ALLOWED}"
         raise SplitError(msg) from error
     if all(table.has(column) for column in _OURS):
-        return "a run's", _ours(table, slides, distinct=distinct)
+        return "a run's", _splits_of_run_table(table, slides, distinct=distinct)
     if any(column.startswith("fold_") for column in table.columns):
         return "Patho-Bench's", read_patho_bench(content, slides, distinct=distinct)
     if all(table.has(column) for column in ("train", "val", "test")):
@@ -131,7 +131,9 @@ def _file(
     raise SplitError(msg)
 
 
-def _ours(table: "UserTable", slides: Mapping[str, str], *, distinct: bool) -> FoldTable:
+def _splits_of_run_table(
+    table: "UserTable", slides: Mapping[str, str], *, distinct: bool
+) -> FoldTable:
     """Return the splits of a run's own table, on the patients of the cohort."""
     from featurestore.usertables import refuse_near_others
 

@@ -67,7 +67,7 @@ def read_clam(
             raise SplitError(msg)
         folds[fold] = _clam_sides(table)
         notes += table.notes
-    return _table(folds, slides, tuple(notes), distinct=distinct)
+    return _fold_table(folds, slides, tuple(notes), distinct=distinct)
 
 
 def read_patho_bench(
@@ -108,14 +108,14 @@ def read_patho_bench(
                 msg = f"{name} of {identity} is {part_name!r}; allowed are {', '.join(_CLAM)}"
                 raise SplitError(msg)
             side[part].append(identity)
-        folds[_number(name)] = side
-    return _table(folds, slides, table.notes, distinct=distinct)
+        folds[_fold_number(name)] = side
+    return _fold_table(folds, slides, table.notes, distinct=distinct)
 
 
 def read_stamp(content: bytes, slides: Mapping[str, str], *, distinct: bool = False) -> FoldTable:
     """Return STAMP's folds: {"splits": [{"train_patients": [...], "test_patients": [...]}, ...]}.
 
-    It has no validation part (STAMP takes one from train at random): split train again before
+    It has no validation part (STAMP draws one from train at random): split train again before
     anything is decided.
 
     Raises:
@@ -131,7 +131,7 @@ def read_stamp(content: bytes, slides: Mapping[str, str], *, distinct: bool = Fa
         msg = f'no splits.json of STAMP ({error!r}); it is {{"splits": [{{"train_patients": [...], '
         msg += '"test_patients": [...]}]}'
         raise SplitError(msg) from error
-    return _table(folds, slides, distinct=distinct)
+    return _fold_table(folds, slides, distinct=distinct)
 
 
 def to_table(splits: Iterable[Split]) -> pl.DataFrame:
@@ -193,10 +193,10 @@ def _clam_sides(table: "UserTable") -> dict[str, list[str]]:
         is_true = {part: side.str.to_lowercase() == "true" for part, side in sides.items()}
         return {part: ids.filter(flag.fill_null(value=False)).drop_nulls().to_list()
                 for part, flag in is_true.items()}  # fmt: skip
-    return {part: _whole(side.drop_nulls()).to_list() for part, side in sides.items()}
+    return {part: _whole_number_ids(side.drop_nulls()).to_list() for part, side in sides.items()}
 
 
-def _whole(ids: pl.Series) -> pl.Series:
+def _whole_number_ids(ids: pl.Series) -> pl.Series:
     """Return the ids of a padded column, in which pandas writes 101 as 101.0."""
     return ids.str.strip_suffix(".0") if ids.str.contains(r"^\d+\.0$").all() else ids
 
@@ -220,7 +220,7 @@ def _patients(
     return patient_of, tuple(match_notes(match))
 
 
-def _table(
+def _fold_table(
     folds: Mapping[int, Mapping[str, Iterable[str]]],
     slides: Mapping[str, str],
     notes: tuple[str, ...] = (),
@@ -263,7 +263,7 @@ def _refuse_shared(fold: int, parts: Mapping[Part, set[str]]) -> None:
             raise LeakageError(msg)
 
 
-def _number(column: str) -> int:
+def _fold_number(column: str) -> int:
     try:
         return int(column.removeprefix("fold_"))
     except ValueError as error:

@@ -1,7 +1,7 @@
 """Survival curves S(t) from log hazard ratios (Breslow) and discrete hazards, and their times.
 
-scikit-survival's step functions begin at the first training time and give its value to all earlier
-ones, a drop included; here S is 1 before the first event, as the estimator is defined.
+scikit-survival's step functions begin at the first training time and have its value at all earlier
+times, a drop included; here S is 1 before the first event, as the estimator is defined.
 
 Shape letters: P patients, K event times, B time bins, T times of the curve.
 """
@@ -135,8 +135,8 @@ def curve_times(time_P: Floats, event_P: NDArray[np.bool_], *, most: int = 32) -
     """Return the times of a run's curves: event times from the 5th to the 95th percentile.
 
     One grid serves all folds of a run, and nothing is fitted with it. It ends before the last
-    events, where few are at risk; `survival_scores` then takes in each fold the times that its
-    test patients are followed beyond and its training patients give censoring weights for.
+    events, where few are at risk; in each fold, `survival_scores` then uses the times within the
+    follow-up of its test patients for which its training patients define censoring weights.
 
     Args:
         time_P: Times to the event or to the end of follow-up.

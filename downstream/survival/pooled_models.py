@@ -91,7 +91,7 @@ def fit_pooled(
     settings: "SurvivalSettings",
     seed: int,
 ) -> PooledModel:
-    """Fit a model on one training fold; the same arguments give the same model.
+    """Fit a model on one training fold; equal arguments yield equal models.
 
     Args:
         name: Name of the model in `POOLED`.
@@ -115,7 +115,7 @@ def fit_pooled(
     components = min(settings.components, len(x_PD) - 1, varying) if entry.is_reduced else None
     pipeline = _fit_pipeline(x_PD, components)
     train = PooledRows(x=pipeline.transform(x_PD), time=time_P, event=event_P)
-    held = _seen_by(pipeline, name, entry.chooses, validation) if entry.chooses else None
+    held = _validation_rows(pipeline, name, entry.chooses, validation) if entry.chooses else None
     estimator, options = load(entry.loader)(train, held, settings, varying, seed)
     return PooledModel(name=name, pipeline=pipeline, estimator=estimator, options=options)
 
@@ -145,7 +145,7 @@ def _fit_pipeline(x_PD: Floats, components: int | None) -> Any:  # noqa: ANN401
     return make_pipeline(*steps).fit(x_PD)
 
 
-def _seen_by(
+def _validation_rows(
     pipeline: Any,  # noqa: ANN401
     name: str,
     chooses: str,

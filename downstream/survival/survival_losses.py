@@ -31,7 +31,7 @@ def cox_loss(risk_P: Tensor, time_P: Tensor, event_P: Tensor, *, ties: Ties = "e
         risk_P: Log hazard ratios; HIGHER = WORSE.
         time_P: Times to the event or to the end of follow-up.
         event_P: True where the event was seen.
-        ties: `efron` (1977), which takes tied events as of unknown order, or `breslow` (1974), in
+        ties: `efron` (1977), which assumes an unknown order of tied events, or `breslow` (1974), in
             which all tied patients are at risk for each tied event.
 
     Raises:
@@ -64,9 +64,10 @@ def discrete_loss(
     """Return the negative log-likelihood of discrete-time hazards of each patient [P], float32.
 
     With h = sigmoid(logits) and S(t) = prod over s <= t of (1 - h_s): -log(S(y - 1) h(y)) for an
-    event in bin y, and -log S(y) for a patient censored in it, times 1 - alpha there: alpha takes
-    weight off the censored. This is the loss of MCAT and Shazam (0.4 there), but in log space where
-    their code cuts S and h off at 1e-7, which stops the gradient of a sure and wrong hazard.
+    event in bin y, and -log S(y) for a patient censored in it, times 1 - alpha there: alpha
+    reduces the weight of the censored. This is the loss of MCAT and Shazam (0.4 there), but in log
+    space where their code cuts S and h off at 1e-7, which stops the gradient of a sure and wrong
+    hazard.
 
     Args:
         logits_PT: Logits of the hazards.

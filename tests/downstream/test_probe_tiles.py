@@ -20,7 +20,7 @@ from downstream.measures.class_measures import classification_measures
 from downstream.measures.intervals import compare
 from downstream.probes.fit import fit_probe
 from downstream.probes.probe_folds import tile_splits
-from downstream.probes.probe_labels import _by_place, at_most, read_tile_labels
+from downstream.probes.probe_labels import _match_places, read_tile_labels, sample_labels
 from downstream.probes.probe_result import metrics_of
 from downstream.probes.probe_spec import ProbeError, ProbeOptions
 from downstream.probes.tile_probe import run_probe
@@ -145,7 +145,7 @@ def test_of_overlapping_tiles_the_nearest_middle_covers_a_place() -> None:
                           "y": xy[:, 1].astype(float), "side": float(side)})  # fmt: skip
     query_places = pl.DataFrame({"slide_id": "s", "x": places[:, 0].astype(float),
                           "y": places[:, 1].astype(float)})  # fmt: skip
-    covering = _by_place(query_places, tiles)["tile_id"].to_list()
+    covering = _match_places(query_places, tiles)["tile_id"].to_list()
     apart = places[:, None] - xy[None]
     covers = ((apart >= 0) & (apart < side)).all(axis=2)
     far = np.where(covers, ((apart - side / 2) ** 2).sum(axis=2), np.inf)
@@ -191,13 +191,13 @@ def test_contradictions_are_refused(lake: Lake, truth: pl.DataFrame, tmp_path: P
 
 def test_at_most_takes_of_every_class(lake: Lake, table: Path) -> None:
     tile_labels = read_tile_labels(lake, table, "tissue", mpp=MPP)
-    less = at_most(tile_labels, 40, seed=0)
+    less = sample_labels(tile_labels, 40, seed=0)
     whole, part = (Counter(labels.rows["label"]) for labels in (tile_labels, less))
     assert all(abs(part[c] - whole[c] * 40 / 192) <= 1 for c in (0, 1))
     assert set(less.rows["tile_id"]) < set(tile_labels.rows["tile_id"])
     assert less.rows["tile_id"].is_sorted()
     assert less.notes[-1] == f"{less.rows.height} of 192 labelled tiles are used, drawn at random"
-    assert at_most(tile_labels, 192, seed=0) is tile_labels
+    assert sample_labels(tile_labels, 192, seed=0) is tile_labels
 
 
 # ---------------------------------------------------------------------- folds

@@ -16,7 +16,7 @@ class Dsmil(Aggregator):
 
     The whole loss is half the bag's and half that of the highest tile logit of each class; the
     paper's other output, the mean of both logits, can be had from the extra `max_logits`.
-    Differences from the released code: it takes the critical tile of class c >= 1 from features
+    Differences from the released code: it picks the critical tile of class c >= 1 from features
     that it has sorted for class c - 1 already, here each class has its own; and a layer comes
     before, as in the other models here. torchmil's has one class and by default no value layer.
 

@@ -33,7 +33,7 @@ class Concat(nn.Module):
 
     def forward(self, x_BND: Tensor) -> Tensor:
         """Return fused features [B, N, E]."""
-        return self.join(torch.cat(_mapped(self, x_BND), dim=-1))  # type: ignore[no-any-return]
+        return self.join(torch.cat(_mapped_features(self, x_BND), dim=-1))  # type: ignore[no-any-return]
 
 
 class ShazamGate(nn.Module):
@@ -79,7 +79,7 @@ class ShazamGate(nn.Module):
         """
         count_B = mask_BN.sum(dim=1)
         total_B = fused_BNE.new_zeros(len(fused_BNE), dtype=torch.float32)
-        for back, part in zip(self.back, _parts(self, x_BND), strict=True):
+        for back, part in zip(self.back, _teacher_columns(self, x_BND), strict=True):
             target = F.layer_norm(part.detach().float(), part.shape[-1:])
             rebuilt = back(fused_BNE).float()
             loss_BN = 1 - F.cosine_similarity(rebuilt, target, dim=-1)
@@ -89,7 +89,7 @@ class ShazamGate(nn.Module):
 
     def _tokens(self, x_BND: Tensor) -> Tensor:
         """Return one token per teacher [B, N, K, E], before the gate."""
-        return torch.stack(_mapped(self, x_BND), dim=-2)
+        return torch.stack(_mapped_features(self, x_BND), dim=-2)
 
 
 class FusedAggregator(Aggregator):
@@ -134,14 +134,16 @@ class FusedAggregator(Aggregator):
         return self.aggregator.auxiliary(pooled, target)
 
 
-def _mapped(fusion: Concat | ShazamGate, x_BND: Tensor) -> list[Tensor]:
+def _mapped_features(fusion: Concat | ShazamGate, x_BND: Tensor) -> list[Tensor]:
     """Return the features of each teacher, normalised and mapped to the fused width."""
     return [
         to(norm(part))
-        for to, norm, part in zip(fusion.maps, fusion.norms, _parts(fusion, x_BND), strict=True)
+        for to, norm, part in zip(
+            fusion.maps, fusion.norms, _teacher_columns(fusion, x_BND), strict=True
+        )
     ]
 
 
-def _parts(fusion: Concat | ShazamGate, x_BND: Tensor) -> tuple[Tensor, ...]:
+def _teacher_columns(fusion: Concat | ShazamGate, x_BND: Tensor) -> tuple[Tensor, ...]:
     """Return the feature columns of each teacher."""
     return torch.split(x_BND, fusion.widths, dim=-1)

@@ -12,7 +12,7 @@ from downstream.mil.aggregators.dropout import Dropout
 from downstream.mil.padded_bags import Aggregator, Pooled, masked_softmax, stem
 
 
-class _Stemmed(Aggregator):
+class _StemmedAggregator(Aggregator):
     """An aggregator of raw features, or of the output of a first layer.
 
     Args:
@@ -27,7 +27,7 @@ class _Stemmed(Aggregator):
         self.width = hidden or width
 
 
-class MeanPool(_Stemmed):
+class MeanPool(_StemmedAggregator):
     """The mean tile, raw or after a layer; the baseline that attention has to beat."""
 
     def pool(self, x_BND: Tensor, mask_BN: Tensor, coords_BNK: Tensor | None) -> Pooled:
@@ -35,10 +35,10 @@ class MeanPool(_Stemmed):
         del coords_BNK
         h_BNH = self.stem(x_BND)
         share_BN = mask_BN.to(h_BNH.dtype) / mask_BN.sum(dim=1, keepdim=True)
-        return Pooled(embedding=_weigh(share_BN[:, None], h_BNH)[:, 0], attention=share_BN)
+        return Pooled(embedding=_weighted_sums(share_BN[:, None], h_BNH)[:, 0], attention=share_BN)
 
 
-class MaxPool(_Stemmed):
+class MaxPool(_StemmedAggregator):
     """The largest value of every feature, raw or after a layer.
 
     The attention of a tile is the share of features whose largest value is its own (the first of
@@ -109,9 +109,9 @@ class Abmil(Aggregator):
         del coords_BNK
         h_BNH = self.stem(x_BND)
         a_B1N = masked_softmax(self.attention(h_BNH), mask_BN[:, None])
-        return Pooled(embedding=_weigh(a_B1N, h_BNH)[:, 0], attention=a_B1N[:, 0])
+        return Pooled(embedding=_weighted_sums(a_B1N, h_BNH)[:, 0], attention=a_B1N[:, 0])
 
 
-def _weigh(a_BCN: Tensor, h_BNH: Tensor) -> Tensor:
+def _weighted_sums(a_BCN: Tensor, h_BNH: Tensor) -> Tensor:
     """Return weighted sums of tiles [B, C, H]."""
     return torch.bmm(a_BCN.to(h_BNH.dtype), h_BNH)

@@ -80,8 +80,8 @@ def under_parents(grids: Sequence[Grid], ratios: Sequence[int]) -> list[NDArray[
     """
     kept = [np.ones(len(grids[0]), dtype=np.bool_)]
     for above, below, ratio in zip(grids, grids[1:], ratios, strict=False):
-        parent_keys = _keys(above[kept[-1]])
-        kept.append(np.isin(_keys(below // ratio), parent_keys))
+        parent_keys = _place_numbers(above[kept[-1]])
+        kept.append(np.isin(_place_numbers(below // ratio), parent_keys))
     return kept
 
 
@@ -101,11 +101,11 @@ def families(places: Grid, ratios: Sequence[int]) -> NDArray[np.int32]:
     if not ratios:
         return np.arange(len(places), dtype=np.int32)
     scale_N1 = np.cumprod([1, *ratios])[places[:, 0]][:, None]
-    numbers = np.unique(_keys(places[:, 1:] // scale_N1), return_inverse=True)[1]
+    numbers = np.unique(_place_numbers(places[:, 1:] // scale_N1), return_inverse=True)[1]
     return numbers.reshape(-1).astype(np.int32)
 
 
-def _keys(grid: Grid) -> Grid:
+def _place_numbers(grid: Grid) -> Grid:
     """Return one number per place; the grid's indices are below 2^31."""
     keys: Grid = (grid[:, 0] << 32) | grid[:, 1]
     return keys

@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from downstream.mil.padded_bags import MilError, masked_softmax
 
 BLOCK_QUERIES = 512
-"""Queries whose scores are in memory at a time."""
+"""Number of queries whose scores are in memory at a time."""
 
 
 class MultiHeadAttention(nn.Module):

@@ -72,7 +72,7 @@ def roc_points(scores: CurveScores) -> tuple[Floats, Floats]:
     Raises:
         UndefinedMetricError: All rows are of one class.
     """
-    true_U, false_U = _counts(_falling("a ROC curve", scores))
+    true_U, false_U = _positive_counts(_by_falling_score("a ROC curve", scores))
     return np.r_[0, false_U / false_U[-1]], np.r_[0, true_U / true_U[-1]]
 
 
@@ -82,7 +82,7 @@ def precision_recall_points(scores: CurveScores) -> tuple[Floats, Floats]:
     Raises:
         UndefinedMetricError: All rows are of one class.
     """
-    true_U, false_U = _counts(_falling("a precision-recall curve", scores))
+    true_U, false_U = _positive_counts(_by_falling_score("a precision-recall curve", scores))
     return true_U / true_U[-1], true_U / (true_U + false_U)
 
 
@@ -97,7 +97,7 @@ def roc_band(scores: CurveScores, *, n: int, seed: int) -> tuple[Floats, Floats]
         rates = np.r_[0, false_U / false_U[-1]], np.r_[0, true_U / true_U[-1]]
         return np.interp(GRID, *rates)
 
-    return _band(_falling("a ROC curve", scores), curve, n=n, seed=seed)
+    return _band(_by_falling_score("a ROC curve", scores), curve, n=n, seed=seed)
 
 
 def precision_recall_band(scores: CurveScores, *, n: int, seed: int) -> tuple[Floats, Floats]:
@@ -117,7 +117,7 @@ def precision_recall_band(scores: CurveScores, *, n: int, seed: int) -> tuple[Fl
         at = np.searchsorted(true_U[reached:] / true_U[-1], GRID - 1e-12)
         return precision_U[np.minimum(at, len(precision_U) - 1)]
 
-    return _band(_falling("a precision-recall curve", scores), curve, n=n, seed=seed)
+    return _band(_by_falling_score("a precision-recall curve", scores), curve, n=n, seed=seed)
 
 
 def reliability(scores: CurveScores, *, bins: int = 10, n: int = 500, seed: int = 0) -> Bins:
@@ -148,7 +148,7 @@ def reliability(scores: CurveScores, *, bins: int = 10, n: int = 500, seed: int 
     )
 
 
-def _falling(name: str, scores: CurveScores) -> CurveScores:
+def _by_falling_score(name: str, scores: CurveScores) -> CurveScores:
     """Return the rows sorted from the highest score down, so that a resample is two sums."""
     if len(np.unique(scores.label)) < 2:
         msg = f"{name} needs patients of both classes, all {len(scores.label)} are of one"
@@ -158,7 +158,7 @@ def _falling(name: str, scores: CurveScores) -> CurveScores:
     return CurveScores(label=scores.label[order], score=scores.score[order], patients=owners)
 
 
-def _counts(falling: CurveScores, weight_S: Floats | None = None) -> tuple[Floats, Floats]:
+def _positive_counts(falling: CurveScores, weight_S: Floats | None = None) -> tuple[Floats, Floats]:
     """Return the numbers of true and of false positives [U] at each score, highest first."""
     ends = np.flatnonzero(np.diff(falling.score, append=-np.inf))
     weight_S = np.ones(len(falling.label)) if weight_S is None else weight_S
@@ -171,7 +171,7 @@ def _band(
 ) -> tuple[Floats, Floats]:
     """Return the 2.5th and 97.5th percentile of a curve over resamples with both classes."""
     weights = _resamples(scores, n=n, seed=seed, both=True)
-    drawn = [curve(*_counts(scores, weight_S)) for weight_S in weights]
+    drawn = [curve(*_positive_counts(scores, weight_S)) for weight_S in weights]
     low, high = np.percentile(drawn, _LIMITS, axis=0)
     return low, high
 

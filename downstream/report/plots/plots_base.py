@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-"""One a line; what has more lines leaves the others out and says so."""
+"""One colour per line; a figure with more lines leaves the others out and says so."""
 
 _DPI = 130
 

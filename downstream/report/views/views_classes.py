@@ -75,13 +75,13 @@ def class_curves(
     if run.task == "binary":
         drawn = first(arms, MOST_CURVES, section)
         question = f"{run.classes[-1]} against {run.classes[0]}"
-        return {question: {arm: _of_class(run, arm, run.classes[-1]) for arm in drawn}}
+        return {question: {arm: _class_scores(run, arm, run.classes[-1]) for arm in drawn}}
     names = run.classes[:MOST_CURVES]
     if names != run.classes:
         section.notes.append(f"Curves are drawn of the first {MOST_CURVES} classes.")
     curves_of_question = {}
     for arm in first(arms, MOST_PANELS, section):
-        curves = {name: _of_class(run, arm, name) for name in names}
+        curves = {name: _class_scores(run, arm, name) for name in names}
         defined = {name: one for name, one in curves.items() if len(np.unique(one.label)) == 2}
         absent = [name for name in names if name not in defined]
         if absent:
@@ -96,7 +96,7 @@ def class_curves(
 def add_roc(section: Section, run: "Run", question: str, curves: Mapping[str, CurveScores]) -> None:
     """Add the ROC curves in one picture."""
     section.add(
-        partial(roc_png, curves, estimates=_known(run, "auroc"), seed=_seed(run)),
+        partial(roc_png, curves, estimates=_legend_estimates(run, "auroc"), seed=_seed(run)),
         f"ROC curves, {question}",
         f"ROC: {question}. {_POOLED} The diagonal is chance.",
     )
@@ -107,14 +107,16 @@ def add_precision(
 ) -> None:
     """Add the precision-recall curves in one picture."""
     section.add(
-        partial(precision_recall_png, curves, estimates=_known(run, "auprc"), seed=_seed(run)),
+        partial(
+            precision_recall_png, curves, estimates=_legend_estimates(run, "auprc"), seed=_seed(run)
+        ),
         f"Precision-recall curves, {question}",
         f"Precision by recall: {question}. {_POOLED} A dashed line is the share of the class, "
         "which is chance.",
     )
 
 
-def _known(run: "Run", measure: str) -> "dict[str, Estimate] | None":
+def _legend_estimates(run: "Run", measure: str) -> "dict[str, Estimate] | None":
     """Return the arms' estimates for the legend, or None where curves are of classes."""
     return run.estimates(measure) if run.task == "binary" else None
 
@@ -123,7 +125,7 @@ def _seed(run: "Run") -> int:
     return int(run.result["config"].get("seed", 0))
 
 
-def _of_class(run: "Run", arm: str, name: str) -> CurveScores:
+def _class_scores(run: "Run", arm: str, name: str) -> CurveScores:
     """Return the labels and probabilities of one class, one row per prediction."""
     rows, at = run.rows(arm), run.classes.index(name)
     return CurveScores(
@@ -133,7 +135,7 @@ def _of_class(run: "Run", arm: str, name: str) -> CurveScores:
     )
 
 
-def _sure(run: "Run", arm: str) -> CurveScores:
+def _likeliest_class_scores(run: "Run", arm: str) -> CurveScores:
     """Return the probability of the likeliest class, and whether the patient has that class."""
     rows = run.rows(arm)
     probabilities = np.array(rows["probabilities"].to_list())
@@ -156,7 +158,10 @@ def _calibration(run: "Run") -> Section:
     binary = run.task == "binary"
     xlabel = f"probability of {run.classes[-1]}" if binary else "probability of the likeliest class"
     ylabel = f"share that is {run.classes[-1]}" if binary else "share that is correct"
-    curves = {a: _of_class(run, a, run.classes[-1]) if binary else _sure(run, a) for a in arms}
+    curves = {
+        a: _class_scores(run, a, run.classes[-1]) if binary else _likeliest_class_scores(run, a)
+        for a in arms
+    }
     section.add(
         partial(reliability_png, curves, xlabel=xlabel, ylabel=ylabel),
         "Reliability curves",
@@ -207,7 +212,7 @@ def _abstention(run: "Run") -> Section:
     section = Section(key="abstention", title="Selective prediction")
     curves: dict[str, RiskCoverage] = {}
     for arm in first(run.arms, MOST_CURVES, section):
-        sure = _sure(run, arm)
+        sure = _likeliest_class_scores(run, arm)
         curves[arm] = risk_coverage(sure.score, sure.label == 1)
     arm_texts = [
         f"{arm}: {one['coverage']:.0%} answered"
@@ -268,7 +273,7 @@ def label_estimates(run: "Run", arm: str) -> "tuple[dict[str, Estimate], list[st
     estimates: dict[str, Estimate] = {}
     without = []
     for name in run.classes:
-        one = _of_label(run, arm, name)
+        one = _label_scores(run, arm, name)
         try:
             estimated = interval(
                 measure, (one.label,), one.score, seed=_seed(run), patients=one.patients,
@@ -281,7 +286,7 @@ def label_estimates(run: "Run", arm: str) -> "tuple[dict[str, Estimate], list[st
     return estimates, without
 
 
-def _of_label(run: "Run", arm: str, name: str) -> CurveScores:
+def _label_scores(run: "Run", arm: str, name: str) -> CurveScores:
     rows, at = run.rows(arm), run.classes.index(name)
     return CurveScores(
         label=rows["labels"].list.get(at).to_numpy().astype(np.int64),
@@ -308,7 +313,7 @@ def _label_calibration(run: "Run") -> Section:
 
 
 def _all_labels(run: "Run", arm: str) -> CurveScores:
-    parts = [_of_label(run, arm, name) for name in run.classes]
+    parts = [_label_scores(run, arm, name) for name in run.classes]
     return CurveScores(
         label=np.concatenate([part.label for part in parts]),
         score=np.concatenate([part.score for part in parts]),

@@ -57,7 +57,7 @@ def number_section(run: "Run", arms: list[str]) -> Section:
 
 def survival_sections(run: "Run") -> list[Section]:
     """Return the sections of a survival run: risk groups, and calibration of the curves."""
-    return [km_section(run, run.arms), _curves(run)]
+    return [km_section(run, run.arms), _calibration_section(run)]
 
 
 def km_section(run: "Run", arms: list[str]) -> Section:
@@ -87,7 +87,7 @@ def _time_name(run: "Run") -> str:
     return str(run.result["config"]["columns"][0])
 
 
-def _curves(run: "Run") -> Section:
+def _calibration_section(run: "Run") -> Section:
     """Return the section on predicted against observed survival at one time."""
     section = Section(key="calibration", title="Calibration of survival")
     if not has_scikit_survival():

@@ -17,7 +17,7 @@ from downstream.mil.objective import LabelObjective
 from downstream.mil.padded_bags import MilError
 from downstream.mil.predict import predict, tile_statistics
 from downstream.mil.pseudo import PseudoTiles
-from downstream.mil.train import Examples, Fit, train_mil
+from downstream.mil.train import Examples, TrainedModel, train_mil
 from downstream.run.feature_bags import PatientBag
 from downstream.run.fit_settings import MilSettings, SettingsError
 from downstream.run.model_tables import AGGREGATORS, PROBES, models_of
@@ -66,7 +66,7 @@ def fit(
     seed: int = 0,
     weighted: bool = True,
     **more: Any,  # noqa: ANN401
-) -> Fit:
+) -> TrainedModel:
     objective = LabelObjective.fit(task, train.target, weighted=weighted)
     width = train.bags[0].features.shape[1]
     return train_mil(
