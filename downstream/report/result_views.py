@@ -115,7 +115,7 @@ def _run_view(run: "Run", shown: str) -> "Json":
         "result": run.result,
         "task": run.task,
         "shown": shown,
-        "asked": question_of(run),
+        "question": question_of(run),
         "tested": how_tested(run),
         "metric": shown_name(run.metric),
         "found": run.estimates(run.metric).get(shown),

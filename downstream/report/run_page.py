@@ -56,7 +56,7 @@ def run_page(lake: "Lake", run: "Run") -> str:
         lake_uri=lake.uri,
         written=datetime.now(UTC),
         title=title(run),
-        asked=question_of(run),
+        question=question_of(run),
         tested=how_tested(run),
         heads=measure_heads(run),
         rows=arm_rows(run),

@@ -426,8 +426,8 @@ def test_ids_and_sites_of_a_table_are_text_to_the_letter(tmp_path: Path) -> None
 def test_near_ids_sites_and_classes_are_refused(tmp_path: Path, text: str, message: str) -> None:
     def join(**ids: Any) -> pl.DataFrame:  # noqa: ANN401
         table = loaded(tmp_path, text, **ids)
-        also = ["z"] if "z" in table.table.columns else []
-        return patient_table(lake_slides(), table, ["y"], extra_columns=also).patients
+        extra_columns = ["z"] if "z" in table.table.columns else []
+        return patient_table(lake_slides(), table, ["y"], extra_columns=extra_columns).patients
 
     with pytest.raises(CohortError, match=message):
         join()

@@ -228,9 +228,9 @@ def test_pseudo_labels_teach_a_classifier_of_tiles() -> None:
 def test_a_number_is_learnt_in_its_own_unit() -> None:
     rng = np.random.default_rng(0)
     bags = rng.standard_normal((60, 10, 8)).astype(np.float16)
-    value = 1000.0 + 100.0 * bags[:, :, 0].astype(np.float64).mean(axis=1)
+    number = 1000.0 + 100.0 * bags[:, :, 0].astype(np.float64).mean(axis=1)
     train, test = (
-        Examples(bags=[bag_of(bag) for bag in bags[part]], target=value[part])
+        Examples(bags=[bag_of(bag) for bag in bags[part]], target=number[part])
         for part in (slice(40), slice(40, 60))
     )
     task = BagTask(kind="regression")
