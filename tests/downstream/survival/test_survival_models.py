@@ -268,8 +268,8 @@ def test_curves_of_hazards_drop_at_the_edges() -> None:
 
 
 def test_steps_hold_until_the_next() -> None:
-    changed_options = np.array([[0.8, 0.5], [0.9, 0.1]])
-    values_at = at_times(np.array([1.0, 2.0]), changed_options, np.array([0.0, 1.0, 1.5, 2.0, 9.0]))
+    curves = np.array([[0.8, 0.5], [0.9, 0.1]])
+    values_at = at_times(np.array([1.0, 2.0]), curves, np.array([0.0, 1.0, 1.5, 2.0, 9.0]))
     assert values_at.tolist() == [[1, 0.8, 0.8, 0.5, 0.5], [1, 0.9, 0.9, 0.1, 0.1]]
 
 
