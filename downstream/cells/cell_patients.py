@@ -99,7 +99,7 @@ class CellPatients:
 
 
 class _BagView:
-    """The bags of some of a cell's patients."""
+    """A sequence of the bags of some of a cell's patients."""
 
     def __init__(self, patients: CellPatients, ids: Sequence[str]) -> None:
         self._patients, self._ids = patients, ids

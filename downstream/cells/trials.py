@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Trial:
-    """One draw of settings, for one arm on one fold.
+    """A trial: one draw of settings, for one arm on one fold.
 
     Attributes:
         cell: The arm and fold, with the first seed.

@@ -7,7 +7,7 @@ _SHOWN = 10
 
 
 class CohortError(ValueError):
-    """Labels that cannot be read, contradict themselves, or do not meet the lake."""
+    """An error for labels that cannot be read, are contradictory, or do not match the lake."""
 
 
 def listing(ids: Sequence[str]) -> str:

@@ -21,7 +21,7 @@ Floats = NDArray[np.float64]
 
 
 class AbstentionError(ValueError):
-    """Predictions or a target that abstention cannot work with."""
+    """An error for predictions or a target that selective prediction cannot use."""
 
 
 @dataclass(frozen=True, kw_only=True)

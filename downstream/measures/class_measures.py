@@ -25,7 +25,7 @@ Outcome = Literal["binary", "multiclass"]
 
 
 class UndefinedMetricError(ValueError):
-    """The measure has no value on these patients: one class, or no pair to compare."""
+    """An error for a measure without a value on some patients: one class, or no pair."""
 
 
 @dataclass(frozen=True, kw_only=True)

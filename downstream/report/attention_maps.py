@@ -40,7 +40,7 @@ _BLANK = 235
 
 
 class AttentionError(ValueError):
-    """A run or a slide that has no attention to write."""
+    """An error for a run or a slide that has no attention to write."""
 
 
 def write_attention(

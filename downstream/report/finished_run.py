@@ -21,12 +21,12 @@ _SHOWN_NAMES = 8
 
 
 class RunError(ValueError):
-    """A run that does not exist, or that lacks the arm or slide in question."""
+    """An error for a run that does not exist, or that lacks an arm or a slide."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """A finished run.
+    """A finished run: its result, and the predictions of its test parts.
 
     Attributes:
         name: Name of the run's folder.

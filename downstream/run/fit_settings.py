@@ -25,7 +25,7 @@ class SettingsError(ValueError):
 
 @dataclass(frozen=True, kw_only=True)
 class MilSettings:
-    """A MIL model and its schedule.
+    """Settings of a MIL model and of its training.
 
     Attributes:
         hidden: Width of a tile's embedding after the first layer.

@@ -51,7 +51,7 @@ class Patient:
 
 @dataclass(frozen=True, kw_only=True)
 class Arm:
-    """A feature set with a model.
+    """An arm of a study: a feature set with a model.
 
     Attributes:
         name: Displayed name: the feature set, with the model where a run has several.
@@ -197,7 +197,7 @@ class Study:
 
 @dataclass(frozen=True, kw_only=True)
 class Cell:
-    """One arm on one fold of one repetition with one seed: all that a worker needs.
+    """The input of a worker: one arm on one fold of one repetition with one seed.
 
     Attributes:
         study: The study of the cell.

@@ -15,7 +15,7 @@ _MIN_FOLDS = 2
 
 
 class SplitError(ValueError):
-    """A split that cannot be made from these labels."""
+    """An error for a split that cannot be made from these labels."""
 
 
 class LeakageError(ValueError):

@@ -83,7 +83,7 @@ def predictions_of(rows: "pl.DataFrame") -> SurvivalPredictions:
 
 @dataclass(frozen=True, kw_only=True)
 class CellRows:
-    """The test rows of one repeat, fold and seed.
+    """The test rows of one repeat, fold and seed, with their censoring weights.
 
     Attributes:
         key: Numbers of the repetition, the fold and the seed.

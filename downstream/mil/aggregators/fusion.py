@@ -17,7 +17,7 @@ from downstream.mil.padded_bags import Aggregator, MilError, Pooled
 
 
 class Concat(nn.Module):
-    """A norm and a linear layer for each teacher, side by side, then one layer.
+    """Fusion by a norm and a linear layer for each teacher, side by side, then one layer.
 
     Args:
         widths: Feature width of each teacher, in the order of the feature set.
@@ -37,7 +37,7 @@ class Concat(nn.Module):
 
 
 class ShazamGate(nn.Module):
-    """Teachers as tokens of a tile: a gate weighs them, attention between them mixes them.
+    """Fusion of teachers as tokens of a tile: a gate weighs them, then attention mixes them.
 
     After Shazam (last layer's features only). Differences: the gate comes after the norm, because
     LayerNorm(w x) = LayerNorm(x) leaves a gate before it without effect; no norm follows the gate
@@ -93,7 +93,7 @@ class ShazamGate(nn.Module):
 
 
 class FusedAggregator(Aggregator):
-    """A fusion in front of an aggregator; a term of the fusion is added to its loss.
+    """An aggregator of fused teachers; a term of the fusion is added to its loss.
 
     Args:
         fusion: A `Concat` or a `ShazamGate`.
@@ -114,7 +114,7 @@ class FusedAggregator(Aggregator):
         self.auxiliary_share, self.coords = aggregator.auxiliary_share, aggregator.coords
 
     def pool(self, x_BND: Tensor, mask_BN: Tensor, coords_BNK: Tensor | None) -> Pooled:
-        """Fuse the teachers of each tile, and pool the tiles by the aggregator.
+        """Return the embedding of a bag: its tiles' teachers are fused, then its tiles pooled.
 
         Raises:
             MilError: The features are not as wide as the teachers together.

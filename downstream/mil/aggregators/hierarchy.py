@@ -71,7 +71,7 @@ class Hierarchical(Aggregator):
         self.ratios, self.width = tuple(ratios), hidden
 
     def pool(self, x_BND: Tensor, mask_BN: Tensor, coords_BNK: Tensor | None) -> Pooled:
-        """Pool the tiles of all levels; attention is over the coarsest tiles.
+        """Return the embedding of the tiles of all levels; attention is over the coarsest tiles.
 
         The extra `levels` [B, N] carries the attention down: a child has its parent's
         attention times its own share in the parent's local attention, so that it sums to 1 over

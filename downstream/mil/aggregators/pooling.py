@@ -28,7 +28,7 @@ class _StemmedAggregator(Aggregator):
 
 
 class MeanPool(_StemmedAggregator):
-    """The mean tile, raw or after a layer; the baseline that attention has to beat."""
+    """Mean pooling of tiles, raw or after a layer; the baseline for attention."""
 
     def pool(self, x_BND: Tensor, mask_BN: Tensor, coords_BNK: Tensor | None) -> Pooled:
         """Return the mean over the unmasked tiles; each of them has the same attention."""
@@ -39,7 +39,7 @@ class MeanPool(_StemmedAggregator):
 
 
 class MaxPool(_StemmedAggregator):
-    """The largest value of every feature, raw or after a layer.
+    """Maximum pooling of every feature over tiles, raw or after a layer.
 
     The attention of a tile is the share of features whose largest value is its own (the first of
     equals).

@@ -223,7 +223,7 @@ def test_a_higher_risk_is_worse() -> None:
 def test_reversed_risks_are_the_rest_to_one(seed: int) -> None:
     rows, training = run(seed, folds=2)
     back = replace(rows, risk=-rows.risk, rank=1 - rows.rank)
-    one, other = question_arrays(rows, training), asked(back, training)
+    one, other = question_arrays(rows, training), question_arrays(back, training)
     for name in ("harrell_c", "harrell_c_folds", "uno_c", "auc_t"):
         assert value(other[name]) == pytest.approx(1 - value(one[name]), abs=1e-9), name
 
@@ -265,7 +265,7 @@ def test_weights_are_the_training_patients() -> None:
     rows, training = run(1, folds=2)
     event, time = training[0, 0]
     other: Training = training | {(0, 0): (~event, time)}
-    one, two = question_arrays(rows, training), asked(rows, other)
+    one, two = question_arrays(rows, training), question_arrays(rows, other)
     moved = {name: abs(value(one[name]) - value(two[name])) > 1e-6 for name in SCORES}
     assert moved == {"harrell_c": False, "harrell_c_folds": False,
                      "uno_c": True, "auc_t": True, "integrated_brier": True}  # fmt: skip
