@@ -119,10 +119,10 @@ def __getattr__(name: str) -> Any:  # noqa: ANN401 - any public name
 
 
 def check_packages(root: Path) -> None:
-    """Refuse to run where a package of one of our names is not ours.
+    """Raise ImportError if a package with one of our names is not ours.
 
     Raises:
-        ImportError: a file of the user's, or another distribution, stands in the place of one of
+        ImportError: a file of the user's, or another distribution, replaces one of
             the packages; the message names the file and what to do.
     """
     for name in PACKAGES:
@@ -213,7 +213,7 @@ def options(
 
 
 def main() -> None:
-    """Run the command; an error is one line on stderr unless --debug asks for its traceback."""
+    """Run the command; print an error as one line on stderr, or its traceback with --debug."""
     try:
         code = app(standalone_mode=False)
         sys.exit(code if isinstance(code, int) else 0)

@@ -15,7 +15,7 @@ def patched_environ(changes: Mapping[str, str | None], *, keep: str = "") -> Ite
 
     Args:
         changes: name -> new value, or None to unset it.
-        keep: one more name that is not changed here but restored all the same, for a variable
+        keep: one more name that is not changed here but restored at the end, for a variable
             that the code inside writes.
 
     Example:
@@ -27,16 +27,16 @@ def patched_environ(changes: Mapping[str, str | None], *, keep: str = "") -> Ite
     """
     names = [*changes, *([keep] if keep else [])]
     before = {name: os.environ.get(name) for name in names}
-    _apply(changes)
+    _set_variables(changes)
     try:
         yield
     finally:
-        _apply(before)
+        _set_variables(before)
 
 
-def _apply(values: Mapping[str, str | None]) -> None:
-    for name, value in values.items():
-        if value is None:
+def _set_variables(changes: Mapping[str, str | None]) -> None:
+    for name, setting in changes.items():
+        if setting is None:
             os.environ.pop(name, None)
         else:
-            os.environ[name] = value
+            os.environ[name] = setting

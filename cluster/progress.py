@@ -1,7 +1,7 @@
 """Progress of one command: a bar on a terminal, JSON lines elsewhere, or plain lines on demand.
 
-Everything goes to stderr, so that stdout stays the result's. What is counted is apart from how it
-is shown: `cluster.progress_text` is pure, the three views only print its texts.
+Everything is printed to stderr, so that stdout stays free for the answer. Counting is apart from
+display: `cluster.progress_text` is pure, the three views only print its texts.
 """
 
 import json
@@ -19,17 +19,17 @@ VIEWS = ("auto", "bar", "plain", "json")
 
 
 class View(Protocol):
-    """A view shows progress: as a bar, plain lines or JSON lines."""
+    """The interface of a display of progress: a bar, plain lines or JSON lines."""
 
     def update(self, snapshot: Snapshot) -> None:
-        """Show a new snapshot; it is the last one if its state is not "running"."""
+        """Show a new snapshot; a snapshot in a state other than "running" is the last."""
 
     def note(self, text: str) -> None:
-        """Show a line of text beside the progress."""
+        """Show a line of text above the progress, such as a failed slide."""
 
 
 class Progress:
-    """The counter that `progress` gives to its block. Use it from one thread."""
+    """The counter that `progress` yields to its block. Use it from one thread."""
 
     def __init__(
         self, start: Snapshot, view: View, clock: Callable[[], float], work: float | None
@@ -50,7 +50,7 @@ class Progress:
 
         Args:
             count: number of units.
-            work: weight of these units, where `progress` was given the weight of all.
+            work: weight of these units, if `progress` has the total weight.
             counters: numbers of further things.
         """
         self._done += count
@@ -69,7 +69,7 @@ class Progress:
         return min(1.0, self._work / whole) if whole > 0 else 0.0
 
     def note(self, text: str) -> None:
-        """Print one line, as for a slide that failed, without breaking the bar."""
+        """Print one line of text, such as the name of a failed slide, without breaking the bar."""
         self._view.note(text)
 
     def snapshot(self, state: State = "running") -> Snapshot:
@@ -105,20 +105,20 @@ def progress(
     """Show the progress of the block on stderr.
 
     A terminal gets a bar; anything else a line at most every `every_s` seconds and one at the end,
-    as JSON. The environment's SLIDELAKE_PROGRESS = bar, plain or json chooses another; json is one
+    as JSON. The environment's SLIDELAKE_PROGRESS = bar, plain or json chooses the view; json is one
     object a line with the keys `event` ("progress", "note", "done", "stopped"), `title`, `unit`,
     `done`, `total`, `counters`, `elapsed_s` and `left_s`, or `event`, `title` and `text`.
 
     Args:
-        title: what runs, as `ingest`.
-        total: how many units there are; None when not known, and then no time left is shown.
-        unit: what is counted, in the plural.
+        title: name of the command, such as `ingest`.
+        total: number of units; None if unknown, and then no time left is shown.
+        unit: name of the counted units, in the plural.
         initial: units already there before this run, as after a restart.
         work: weight of all units of this run, such as their bytes, where they differ much; the time
             left is then estimated by it. None: all weigh the same.
         every_s: least seconds between two lines; a bar ignores it.
-        stream: where to write; None is `sys.stderr`.
-        clock: seconds, for tests.
+        stream: stream to write to; None is `sys.stderr`.
+        clock: function that returns the time in seconds, for tests.
 
     Raises:
         ClusterError: SLIDELAKE_PROGRESS is none of the above.
@@ -158,7 +158,7 @@ def _view(
 
 
 class _Lines:
-    """The view that prints a line at most every `every_s` seconds, and one at the end."""
+    """The view that prints a line at most every `every_s` seconds, and a last line at the end."""
 
     def __init__(
         self,

@@ -35,7 +35,7 @@ class _Bar:
 def open_bar(start: Snapshot, out: TextIO) -> Iterator[_Bar]:
     """Draw the bar on `out` for as long as the block runs; its last state stays on the screen.
 
-    stdout is left alone, since a command's result goes there; what others write to stderr is
+    stdout is left alone, since a command's answer is printed there; other text on stderr is
     printed above the bar.
     """
     columns = (

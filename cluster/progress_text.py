@@ -1,6 +1,6 @@
 """The state of a command's progress at one moment, and the texts that describe it.
 
-All functions are pure: how the texts reach a terminal or a log is the business of
+All functions are pure; the texts are printed by
 `cluster.progress` and `cluster.progress_bar`.
 """
 
@@ -22,10 +22,10 @@ class Snapshot:
     """The state of a command's progress at one moment.
 
     Attributes:
-        title: what runs, as `ingest`.
-        unit: what is counted, in the plural, as `slides`.
-        done: units finished, those of an earlier run (`initial`) included.
-        total: units there are, or None when not known.
+        title: name of the command, such as `ingest`.
+        unit: name of the counted units, in the plural, such as `slides`.
+        done: number of finished units, including an earlier run's (`initial`).
+        total: number of units, or None if unknown.
         initial: units that were finished before this run; they do not count for its speed.
         counters: further things counted in this run, as `{"tiles": 1204}`; `bytes` are shown as
             kB, MB or GB.
@@ -35,7 +35,7 @@ class Snapshot:
         work: share of the work of this run that is done, 0 to 1: by the weight of units, as bytes,
             or by their number.
         first_work: the same at `first_s`.
-        state: "done" and "stopped" are for the last one only; "stopped" is an exception's end.
+        state: "running"; in the last snapshot "done", or "stopped" after an exception.
     """
 
     title: str
@@ -100,7 +100,7 @@ def status_text(snapshot: Snapshot) -> str:
 
 
 def bytes_text(count: float) -> str:
-    """Return a number of bytes as text, in the largest unit that gives at least one.
+    """Return a number of bytes as text, in the largest unit of which there is at least one.
 
     Example:
         >>> [bytes_text(n) for n in (0, 83_000, 33_600_000, 4_200_000_000)]

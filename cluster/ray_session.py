@@ -47,14 +47,14 @@ def ray_session(
         address: `host:port` of a cluster, `ray://host:port`, "auto" or "local".
         num_cpus: CPUs that a local Ray may use; None is all that this process may use. Not
             allowed for a running cluster, which has the CPUs it has.
-        ray_data: also import `ray.data` and make it quiet; leave it out for a block that only
+        ray_data: whether to import `ray.data` and silence it; False for a block that only
             uses tasks, and save its import.
         worker_logs: copy what workers print to this process's stdout and stderr. Exceptions come
             back either way.
 
     Raises:
-        ClusterError: the cluster cannot be reached or refuses the token, `num_cpus` was given for
-            a running one, or there is no place for Ray's sockets.
+        ClusterError: the cluster cannot be reached or refuses the token, `num_cpus` is set for
+            a running cluster, or there is no place for Ray's sockets.
     """
     import ray
 

@@ -1,4 +1,4 @@
-"""Run a slidelake command as a Ray job, follow what it prints, and give back its exit code.
+"""Run a slidelake command as a Ray job, print its output, and return its exit code.
 
 Nothing is uploaded: the cluster's image has slidelake in it, and a job sends one command line and
 no environment, so that no secret of the laptop's ends up in the cluster's job table.
@@ -44,10 +44,10 @@ def submit(
         follow: wait for the job, passing on what it prints. False returns when it is accepted.
         on_line: called with each line that the job prints (its stdout and stderr, mixed), without
             the line's end; with `follow=False` with the job's id alone.
-        program: what `args` are the arguments of, on the cluster.
+        program: program and first arguments on the cluster, before `args`.
 
     Returns:
-        The job's exit code: 0 when it succeeded, its own when it has one, else 1; with
+        The job's exit code: 0 on success, its own code if it has one, else 1; with
         `follow=False` 0. 130 after Ctrl-C, which stops the following and not the job.
 
     Raises:
@@ -80,9 +80,9 @@ def _resolve_address(address: str | None) -> str:
     if address:
         return _with_scheme(address)
     for name in _ADDRESS_VARIABLES:
-        value = os.environ.get(name, "")
-        if value.startswith(("http://", "https://")):
-            return _with_scheme(value)
+        address_text = os.environ.get(name, "")
+        if address_text.startswith(("http://", "https://")):
+            return _with_scheme(address_text)
     return DEFAULT_ADDRESS
 
 

@@ -1,7 +1,7 @@
 """A parallel map over Ray tasks, for work that is one function per slide and not a pipeline.
 
 Ray Data streams blocks and resizes pools; a plain task costs 1 ms, keeps the caller's exception
-types, and gives each result back with the index of its item as soon as it is there.
+types, and its result is yielded with the index of its item as soon as it is finished.
 """
 
 import math
@@ -29,9 +29,9 @@ def ray_map(
 ) -> Iterator[tuple[int, R]]:
     """Run `fn(item)` as Ray tasks; yield `(index, result)` in the order in which they finish.
 
-    Items are taken from the iterable as places become free, so it may be long or endless. Inside a
+    Items are read from the iterable as places become free, so it may be long or endless. Inside a
     task OMP_NUM_THREADS and torch's threads are `num_cpus` rounded down, at least 1. A task whose
-    worker dies is tried again by Ray (3 times); one that raises is not.
+    worker dies is tried again by Ray (3 times); a task that raises is not.
 
     Args:
         fn: a function that Ray can pickle. Its module must be importable by the workers.
@@ -58,14 +58,14 @@ def ray_map(
     flying: dict[Any, int] = {}
     try:
         while True:
-            for index, item in queue:
-                flying[task.remote(fn_ref, item, threads)] = index
+            for index, argument in queue:
+                flying[task.remote(fn_ref, argument, threads)] = index
                 if len(flying) >= limit:
                     break
             if not flying:
                 return
             ready, _ = ray.wait(list(flying), num_returns=1)
-            yield flying.pop(ready[0]), _result(ready[0])
+            yield flying.pop(ready[0]), _task_result(ready[0])
     finally:
         for ref in flying:
             ray.cancel(ref)
@@ -85,16 +85,16 @@ def _check(num_cpus: float, max_in_flight: int | None) -> None:
         raise ClusterError(msg)
 
 
-def _call(fn: Callable[[T], R], item: T, threads: int) -> R:
+def _call(fn: Callable[[T], R], argument: T, threads: int) -> R:
     """Call a function in a worker, which may have run a task with another number of CPUs before."""
     os.environ["OMP_NUM_THREADS"] = str(threads)
     torch = sys.modules.get("torch")
     if torch is not None:
         torch.set_num_threads(threads)
-    return fn(item)
+    return fn(argument)
 
 
-def _result(ref: Any) -> Any:  # noqa: ANN401 - a Ray reference is untyped
+def _task_result(ref: Any) -> Any:  # noqa: ANN401 - a Ray reference is untyped
     import ray
     from ray.exceptions import RayTaskError
 

@@ -42,9 +42,9 @@ def _token_of_file() -> str:
 
 
 def check_address(address: str, *, has_token: bool) -> None:
-    """Raise an error for an address that is no Ray dashboard's, or an open one on the network.
+    """Raise ClusterError for an address without a Ray dashboard, or an open one on the network.
 
-    A cluster that takes jobs over plain HTTP without a token runs anybody's code.
+    A cluster that accepts jobs over plain HTTP without a token runs anybody's code.
 
     Raises:
         ClusterError: the address is not `http(s)://host[:port]`, or it is plain HTTP to another

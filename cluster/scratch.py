@@ -2,7 +2,7 @@
 
 Ray makes its directory world-writable (mode 0777), puts AF_UNIX sockets in it, whose whole path
 must stay under 108 bytes, and never deletes it. So: short names, inside a parent only we can enter,
-removed on the way out; what a killed process left behind goes at the next start.
+removed at the end; leftovers of a killed process are removed at the next start.
 """
 
 import fcntl
@@ -29,7 +29,7 @@ _CGROUP_LIMITS = (
 
 @contextmanager
 def scratch_directory() -> Iterator[Path]:
-    """Make a fresh directory for one Ray, short enough for its sockets; removed on leaving.
+    """Yield a new directory for one Ray, short enough for its sockets; remove it at the end.
 
     Its parent has mode 0700 and holds a lock for as long as this process lives, by which a later
     start can tell what was left behind.
@@ -74,7 +74,7 @@ def _take_lock(private: Path) -> int:
 
 
 def _remove_leftovers(root: Path) -> None:
-    """Delete our directories whose process is gone (the kernel drops a dead process's locks)."""
+    """Delete our directories of dead processes (the kernel drops a dead process's locks)."""
     for private in root.glob(f"{_PREFIX}*"):
         lock = private / _LOCK
         if private.is_symlink() or not lock.is_file() or lock.stat().st_uid != os.getuid():

@@ -1,1 +1,1 @@
-"""The parts of the `slidelake` command: options in, one call of a package, words out."""
+"""The subcommands of `slidelake`: each parses options, calls one package and prints the answer."""

@@ -1,4 +1,4 @@
-"""`lake.json`: the settings that are fixed when a lake is made, and its format."""
+"""`lake.json`: the settings that are fixed when a lake is created, and its format."""
 
 import json
 from dataclasses import asdict, dataclass
@@ -72,7 +72,7 @@ class LakeConfig:
         return self.tile_px if self.stride_px is None else self.stride_px
 
     def ratio(self, mpp: float) -> int:
-        """Return how many tiles of the finest grid lie side by side in one tile of `mpp`."""
+        """Return the number of finest-grid tiles side by side in one tile of `mpp`."""
         return mpp_code(mpp) // mpp_code(self.mpps[0])
 
     def to_json(self) -> bytes:
@@ -80,25 +80,25 @@ class LakeConfig:
         return (json.dumps(asdict(self), indent=2) + "\n").encode()
 
     @classmethod
-    def from_json(cls, content: bytes, *, where: str) -> Self:
-        """Read `lake.json`.
+    def from_json(cls, content: bytes, *, uri: str) -> Self:
+        """Return the settings that the content of a `lake.json` holds.
 
         Raises:
-            NewerFormatError: its format is newer than this version reads.
-            FormatError: it is not a lake's.
+            NewerFormatError: the format is newer than this version reads.
+            FormatError: the content is not a lake's settings.
         """
         try:
             fields = json.loads(content)
             lake_format = int(fields["format"])
         except (ValueError, KeyError, TypeError) as error:
-            msg = f"{where}/lake.json is not a lake's description: {error}"
+            msg = f"{uri}/lake.json is not a lake's description: {error}"
             raise FormatError(msg) from error
         if lake_format < 1:
-            msg = f"{where}/lake.json names format {lake_format}; formats begin at 1"
+            msg = f"{uri}/lake.json names format {lake_format}; formats begin at 1"
             raise FormatError(msg)
         if lake_format > FORMAT:
             msg = (
-                f"{where} is a lake of format {lake_format}; this slidelake reads up to {FORMAT}: "
+                f"{uri} is a lake of format {lake_format}; this slidelake reads up to {FORMAT}: "
                 "update slidelake"
             )
             raise NewerFormatError(msg)
@@ -111,5 +111,5 @@ class LakeConfig:
             }
             return cls(**{**settings, **lists})
         except (ValueError, TypeError) as error:
-            msg = f"{where}/lake.json is not a lake's description: {error}"
+            msg = f"{uri}/lake.json is not a lake's description: {error}"
             raise FormatError(msg) from error

@@ -1,12 +1,12 @@
-"""Errors that a user can act on: each message names what was given, what is allowed, what to do."""
+"""Errors that a user can act on: messages name the input, the allowed values and the remedy."""
 
 
 class LakeError(ValueError):
-    """Raised for a lake, a table of one or a question to it that is not as it must be."""
+    """Raised for an invalid lake or table, or for an invalid request to a lake."""
 
 
 class LakeMissingError(LakeError):
-    """Raised where there is no lake at the given place."""
+    """Raised when there is no lake at the given place."""
 
 
 class AccessError(LakeError):
@@ -18,7 +18,7 @@ class InUseError(LakeError):
 
 
 class BucketError(AccessError):
-    """Raised where a bucket fails; the error says nothing of what is stored in it."""
+    """Raised when a bucket fails; this is no evidence of damage to the stored files."""
 
 
 class FormatError(LakeError):
@@ -34,4 +34,4 @@ class IdentityError(LakeError):
 
 
 class DamageError(LakeError):
-    """Raised where stored files are not what was committed: one is gone, short or changed."""
+    """Raised when a stored file differs from the committed one: missing, short or changed."""

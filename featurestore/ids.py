@@ -18,7 +18,7 @@ Int64Array = npt.NDArray[np.int64]
 
 
 def mpp_code(mpp: float) -> int:
-    """Return the integer that stands for an mpp in a key.
+    """Return the integer that encodes an mpp in a key.
 
     Raises:
         LakeError: the mpp is not a multiple of 0.005 between 0.005 and 20.475.
@@ -34,7 +34,7 @@ def mpp_code(mpp: float) -> int:
 
 
 def mpp_name(mpp: float) -> str:
-    """Return an mpp as text with at least one decimal, as folders are named.
+    """Return an mpp as text with at least one decimal, the form in folder names.
 
     >>> mpp_name(0.5), mpp_name(2), mpp_name(0.125)
     ('0.5', '2.0', '0.125')
@@ -43,7 +43,7 @@ def mpp_name(mpp: float) -> str:
 
 
 def tile_ids(slide: int, mpp: float, grid_y: npt.ArrayLike, grid_x: npt.ArrayLike) -> Int64Array:
-    """Return the keys of tiles of one slide at one mpp, in the shape of `grid_y` and `grid_x`.
+    """Return the keys of one slide's tiles at one mpp, shaped like `grid_y` and `grid_x`.
 
     Raises:
         LakeError: the slide number or a grid index does not fit its bits.
@@ -66,7 +66,7 @@ def tile_ids(slide: int, mpp: float, grid_y: npt.ArrayLike, grid_x: npt.ArrayLik
 def tile_parts(
     keys: npt.ArrayLike,
 ) -> tuple[Int64Array, npt.NDArray[np.float64], Int64Array, Int64Array]:
-    """Return the slide numbers, mpps, grid_y and grid_x that keys stand for.
+    """Return the slide numbers, mpps, grid_y and grid_x that tile keys encode.
 
     >>> [part.tolist() for part in tile_parts(tile_ids(7, 2.0, [5], [6]))]
     [[7], [2.0], [5], [6]]

@@ -1,4 +1,4 @@
-"""A lake as its readers use it: one consistent version of all tables, and the files beside them."""
+"""A lake for its readers: one consistent version of all tables, and the files beside them."""
 
 import functools
 import json
@@ -65,7 +65,7 @@ class Lake:
 
     Args:
         store: the lake's files.
-        config: its settings.
+        config: settings of the lake.
         version: the version to read, or None for the newest.
         check: whether slides are compared with their checksums at their first read: see
             `open_lake`.
@@ -114,7 +114,7 @@ class Lake:
         """Return the versions named by `snapshot`, by name; vacuum keeps them.
 
         Raises:
-            DamageError: the file of one is gone or is not what was written.
+            DamageError: the file of a snapshot is gone or damaged.
         """
         return read_snapshots(self.store)
 
@@ -159,13 +159,13 @@ class Lake:
         return self._tables[rel]
 
     def slides(self) -> pl.LazyFrame:
-        """Return one row per slide: identity, geometry, state, why it failed; no pictures."""
+        """Return one row per slide: identity, geometry, state, reason of failure; no pictures."""
         names = [name for name in self._names(SLIDES, SLIDES_SCHEMA) if name not in BULKY]
         rows = scan(functools.partial(self.table, SLIDES), names)
         return rows.filter(pl.col("state") != DROPPED)
 
     def catalog(self) -> pl.LazyFrame:
-        """Return the rows of the catalog: where tiles and features are, and their checksums."""
+        """Return the rows of the catalog: the places of tiles and features, and their checksums."""
         names = self._names(CATALOG, CATALOG_SCHEMA)
         return scan(functools.partial(self.table, CATALOG), names)
 
@@ -179,8 +179,8 @@ class Lake:
 
         Args:
             mpp: microns per pixel of the tiles.
-            dtype: of the features: None for float16, as they are stored, or "float32", which
-                tools that know no float16 (DuckDB) need.
+            dtype: type of the features: None for float16, the stored type, or "float32", which
+                tools without float16 (DuckDB) need.
 
         Raises:
             LakeError: another dtype.
@@ -190,12 +190,12 @@ class Lake:
         return as_type(frame, self.teachers(mpp=mpp), dtype)
 
     def features(self, teacher: str, *, mpp: float, dtype: str | None = None) -> pl.LazyFrame:
-        """Return one row per tile: its place, and one teacher's embedding (null if not run).
+        """Return one row per tile: its place and one teacher's embedding, or null without it.
 
         Args:
             teacher: name of the column.
             mpp: microns per pixel of the tiles.
-            dtype: of the features: None for float16, as they are stored, or "float32".
+            dtype: type of the features: None for float16, the stored type, or "float32".
 
         Raises:
             LakeError: the teacher has no column at this mpp, or another dtype.
@@ -283,7 +283,7 @@ class Lake:
 
         Args:
             mpp: microns per pixel of the tiles.
-            slide_ids: the slides, found by an index; None lists all. Unknown ones have no row.
+            slide_ids: names of the slides; None for all. Unknown slides have no row.
         """
         return self._catalog_of("teacher IS NULL", mpp, slide_ids)
 
@@ -311,7 +311,7 @@ class Lake:
         return rows.sort("slide")
 
     def _numbers(self, slide_ids: Sequence[str]) -> list[int]:
-        """Return the numbers of slides, by the index on `slide_id`; unknown ones are left out."""
+        """Return the numbers of slides, by the index on `slide_id`, without unknown slides."""
         if not slide_ids:
             return []
         with reading(self.store, f"table {SLIDES} can't be read"):
@@ -390,7 +390,7 @@ class Lake:
 
         Raises:
             LakeError: the slide or a teacher's features of it are not in the lake.
-            DamageError: the stored rows are not those that the catalog names.
+            DamageError: the stored rows differ from the catalog's.
         """
         names = names_of(teachers)
         for name in names:
@@ -399,7 +399,7 @@ class Lake:
         return read_bag(self.row_reader(mpp=mpp), selection, names, self.first_reads)
 
     def _bag_place(self, slide_id: str, teachers: Sequence[str], mpp: float) -> Selection:
-        """Return where a slide's rows with features of all teachers lie, and their checksums."""
+        """Return the place of a slide's rows with features of all teachers, and their checksums."""
         named = ", ".join(f"'{name}'" for name in teachers)
         rows = self._catalog_of(f"(teacher IS NULL OR teacher IN ({named}))", mpp, [slide_id])
         tiles = rows.filter(pl.col("teacher").is_null())
@@ -446,7 +446,7 @@ class Lake:
             query: vector [D], or several [Q, D].
             teacher: name of the column.
             mpp: microns per pixel of the tiles.
-            k: how many tiles for each query.
+            k: number of tiles for each query.
             slide_ids: look in these slides only; None looks in all.
             without: slides to leave out.
             exact: compare all tiles, even if there is an index.
@@ -476,7 +476,7 @@ class Lake:
         """Return the numbers of slides.
 
         Raises:
-            LakeError: one is unknown; a similar name is given, if there is one.
+            LakeError: a slide is unknown; the message has a similar name, if there is one.
         """
         numbers = self._numbers(slide_ids)
         if len(numbers) < len(set(slide_ids)):
@@ -524,20 +524,20 @@ class Lake:
         """Return tiles in a shuffled order, with features and pixels, in batches: see `Stream`.
 
         Args:
-            teachers: every tile comes with their features; may be empty beside `under`.
+            teachers: teachers whose features each tile has; may be empty with `under`.
             mpp: microns per pixel of the tiles.
-            slide_ids: slides of the tiles; None takes all.
+            slide_ids: names of the tiles' slides; None for all.
             pixels: "none", "jpeg" (as stored) or "uint8" (decoded).
-            under: teachers by finer mpp: every tile comes with the features of the tiles under it.
+            under: teachers by finer mpp; each tile has the features of the finer tiles under it.
             batch_tiles: tiles in a batch of one rank.
             block_tiles: neighbouring tiles that are read together.
             buffer_tiles: tiles in memory that are mixed; up to three such buffers are held, with
                 all tiles under them.
-            seed: another seed gives another order.
+            seed: seed of the order.
             rank: rank of this process.
-            world: number of processes; each gives other tiles and as many batches.
+            world: number of processes; each has other tiles and equally many batches.
             threads: number of threads that read ahead; the batches do not depend on it.
-            shuffle: False gives the tiles slide by slide, sorted by (y, x).
+            shuffle: False for tiles slide by slide, sorted by (y, x).
             drop_last: whether tiles that fill no batch are left out.
 
         Raises:
@@ -571,7 +571,7 @@ class Lake:
     def pairs(
         self, slide_id: str, *, coarse: float, fine: float, teachers: str | Sequence[str]
     ) -> Pairs:
-        """Return a slide's bags at two mpps, and which fine tiles lie under which coarse one.
+        """Return a slide's bags at two mpps, and the fine tiles under each coarse tile.
 
         Raises:
             LakeError: the mpps or the slide's grids do not nest, or there are no such bags.
@@ -600,7 +600,7 @@ class Lake:
         return self.store.read_bytes(rel)
 
     def write_bytes(self, rel: str, content: bytes) -> None:
-        """Write a file of the lake; readers see the old one or the new one."""
+        """Write a file of the lake; readers see the old or the new file, never a part."""
         self.store.write_bytes(rel, content)
 
     def read_json(self, rel: str) -> Any:  # noqa: ANN401 - JSON is what it is

@@ -47,8 +47,8 @@ def open_lake(
 
     Raises:
         LakeMissingError: there is none.
-        FormatError: it was written by a newer slidelake.
-        LakeError: it has no such version or snapshot, or `check` has another value.
+        FormatError: the lake was written by a newer slidelake.
+        LakeError: the lake has no such version or snapshot, or `check` has another value.
     """
     check = known_check(check)
     store = Store(uri)
@@ -64,7 +64,7 @@ def open_lake(
 
 
 def _at_number(store: Store, config: LakeConfig, version: int | None, check: Check | None) -> Lake:
-    """Open a lake at a version, for which the newest one need not be readable."""
+    """Open a lake at a version, even if the newest version is unreadable."""
     try:
         return Lake(store, config, version, check)
     except LakeError as error:
@@ -83,7 +83,7 @@ def _at_number(store: Store, config: LakeConfig, version: int | None, check: Che
 
 
 def _kept(lake: Lake) -> set[int]:
-    """Return all versions of a lake's catalog, also those of work on an index alone."""
+    """Return all versions of a lake's catalog, including versions that changed only an index."""
     return {int(entry["version"]) for entry in lake.table(CATALOG).versions()}
 
 
@@ -109,9 +109,9 @@ def ranges(versions: Sequence[int], names: Mapping[int, str]) -> str:
 
 
 def settings_for(uri: str | os.PathLike[str], **new_settings: Any) -> LakeConfig:  # noqa: ANN401
-    """Return the settings of an existing lake, or the defaults, with the given ones put in.
+    """Return the settings of an existing lake, or the defaults, updated by `settings`.
 
-    A setting of None counts as not given. `create_lake` refuses others than an existing lake's.
+    A setting of None changes nothing. `create_lake` raises for settings other than the lake's.
     """
     store = Store(uri)
     settings = open_lake(uri).config if is_lake(store) else LakeConfig()
@@ -121,7 +121,7 @@ def settings_for(uri: str | os.PathLike[str], **new_settings: Any) -> LakeConfig
 
 
 def create_lake(uri: str | os.PathLike[str], config: LakeConfig) -> Lake:
-    """Make an empty lake, or open the one that is there if its settings are the same.
+    """Create an empty lake, or open an existing lake with the same settings.
 
     Raises:
         LakeError: a lake with other settings is there, or the folder holds other things.

@@ -42,7 +42,7 @@ class AnnotateOptions:
 
 @command(app, "annotate")
 def annotate_command(options: AnnotateOptions) -> None:
-    """Make columns of your own part of a lake: of tiles, of slides or of patients.
+    """Add your own columns of tiles, slides or patients to a lake.
 
     They are then in queries, in `extract --where`, in exports, and `--labels lake:NAME` reads them.
     Values of x and y are level-0 pixels anywhere within a tile.
@@ -67,7 +67,7 @@ def annotate_command(options: AnnotateOptions) -> None:
         patients = set_patients(lake, frame, replace_old=options.replace)
         _print_patients(patients, as_json=options.json, notes=notes)
         return
-    result = annotate(
+    annotated = annotate(
         lake,
         frame,
         options.name,
@@ -75,7 +75,7 @@ def annotate_command(options: AnnotateOptions) -> None:
         replace_old=options.replace,
         source=file.source,
     )
-    _print_annotation(result, notes, as_json=options.json)
+    _print_annotation(annotated, notes, as_json=options.json)
 
 
 def _annotate_tcga_patients(lake: "Lake", options: AnnotateOptions) -> None:
@@ -120,29 +120,29 @@ def _print_patients(
     print_answer(answer, as_json=as_json, text="\n".join(lines))
 
 
-def _print_annotation(result: "AnnotationResult", notes: list[str], *, as_json: bool) -> None:
+def _print_annotation(added: "AnnotationResult", notes: list[str], *, as_json: bool) -> None:
     from featurestore.messages import listing
 
-    annotation = result.annotation
+    annotation = added.annotation
     answer = {
         **annotation.as_dict(),
-        "version": result.version,
-        "met": result.met,
-        "unmet": result.unmet,
-        "notes": [*notes, *result.notes],
+        "version": added.version,
+        "met": added.met,
+        "unmet": added.unmet,
+        "notes": [*notes, *added.notes],
     }
-    lines = [*notes, *result.notes]
-    if result.unmet:
+    lines = [*notes, *added.notes]
+    if added.unmet:
         kept = "left out" if annotation.level == "tile" else "kept for later"
         lines.append(
-            f"{len(result.unmet)} rows meet nothing in the lake, {kept}: {listing(result.unmet)}"
+            f"{len(added.unmet)} rows meet nothing in the lake, {kept}: {listing(added.unmet)}"
         )
     columns = ", ".join(
         annotation.columns.values() if annotation.level == "tile" else annotation.columns
     )
     place = " at " + ", ".join(f"{mpp} mpp" for mpp in annotation.mpps) if annotation.mpps else ""
     lines.append(
-        f"'{annotation.name}' is an annotation of {annotation.level}s{place}: {result.met:,} rows, "
-        f"columns {columns}; version {result.version}"
+        f"'{annotation.name}' is an annotation of {annotation.level}s{place}: {added.met:,} rows, "
+        f"columns {columns}; version {added.version}"
     )
     print_answer(answer, as_json=as_json, text="\n".join(lines))

@@ -31,7 +31,7 @@ class DropOptions:
 
 @command(app, "drop")
 def drop_command(options: DropOptions) -> None:
-    """Take slides, teachers or annotations out of a lake, in one commit.
+    """Remove slides, teachers or annotations from a lake, in one commit.
 
     Earlier versions keep them (--at) until `slidelake vacuum`. A dropped slide can be ingested
     again, as a new one.

@@ -31,7 +31,7 @@ class RenameOptions:
 
 @command(app, "rename")
 def rename_command(options: RenameOptions) -> None:
-    """Give a slide, a teacher or an annotation another name, in one commit.
+    """Rename a slide, a teacher or an annotation, in one commit.
 
     Nothing else of it changes: a teacher keeps its identity, a slide its number. Tars keep the
     name that a slide had when it was cut in their .json members.

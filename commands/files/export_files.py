@@ -18,10 +18,11 @@ class ExportOptions:
 
     Attributes:
         out: Local folder to write to.
-        format: Tool that reads the files: trident, clam, stamp, anndata or geojson.
+        format: Format of the tool that reads the files, as trident; docs/interop.md has all, and
+            an unknown one lists them.
         teachers: Teacher to export; repeat for several; all if not given.
         mpp: Microns per pixel; needed if the lake has several.
-        tiles: With geojson: the tiles as rectangles, too.
+        tiles: Also write the tiles as rectangles, with geojson.
     """
 
     lake: LakeArg
@@ -44,7 +45,7 @@ def export_command(options: ExportOptions) -> None:
     from featurestore.interop import export_folder
 
     with progress("export", total=None, unit="slides") as bar:
-        result = export_folder(
+        exported = export_folder(
             options.lake,
             options.out,
             format=options.format,
@@ -54,11 +55,11 @@ def export_command(options: ExportOptions) -> None:
             tiles=options.tiles,
             on_slide=lambda slide, files: bar.advance(),
         )
-    lines = [f"{failure['slide']} failed: {failure['reason']}" for failure in result.failed]
-    lines += [f"{slide['slide']} left out: {slide['reason']}" for slide in result.left_out]
+    lines = [f"{failure['slide']} failed: {failure['reason']}" for failure in exported.failed]
+    lines += [f"{slide['slide']} left out: {slide['reason']}" for slide in exported.left_out]
     lines.append(
-        f"{result.out}: {result.written} slides written in {result.files} files, "
-        f"{result.complete} were there already, {len(result.failed)} failed"
+        f"{exported.out}: {exported.written} slides written in {exported.files} files, "
+        f"{exported.complete} were there already, {len(exported.failed)} failed"
     )
-    print_answer(asdict(result), as_json=options.json, text="\n".join(lines))
-    raise typer.Exit(1 if result.failed else 0)
+    print_answer(asdict(exported), as_json=options.json, text="\n".join(lines))
+    raise typer.Exit(1 if exported.failed else 0)

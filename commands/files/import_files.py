@@ -18,7 +18,8 @@ class ImportOptions:
 
     Attributes:
         folder: Folder that the other tool wrote.
-        format: Tool that wrote it: trident, clam, stamp or slide2vec.
+        format: Format of the tool that wrote it, as clam; docs/interop.md has all, and an unknown
+            one lists them.
         mpp: Microns per pixel of the tiles; the files of CLAM lack it.
         level0_mpp: Microns per pixel of the slides' level 0; the files of STAMP lack it.
         teachers: NAME of the encoder where the files lack it, or NAMEs to take of several;
@@ -40,7 +41,7 @@ class ImportOptions:
 
 @command(app, "import")
 def import_command(options: ImportOptions) -> None:
-    """Take tiles and features that another tool extracted; without pixels. Run it again to go on.
+    """Import tiles and features of another tool, without pixels. Run it again to continue.
 
     Example: slidelake import my-lake CLAM_FEATURES --format clam --mpp 0.5 --teacher resnet50
     """
@@ -55,17 +56,19 @@ def import_command(options: ImportOptions) -> None:
         tile_px_level0=options.tile_px_level0,
     )
     with progress("import", total=None, unit="files") as bar:
-        result = import_folder(
+        imported = import_folder(
             options.lake,
             options.folder,
             format=options.format,
             facts=facts,
             on_slide=lambda slide, outcome: bar.advance(),
         )
-    lines = [f"{failure['slide_id']} failed: {failure['reason']}" for failure in result.failed]
-    lines += [f"{slide['slide_id']} left out: {slide['reason']}" for slide in result.left_out]
-    lines += [f"{tiles:,} tiles at {name} mpp" for name, tiles in result.tiles.items()]
-    lines += [f"{name}: {slides} slides" for name, slides in result.features.items()]
-    lines.append(f"{result.slides} slides, {result.new} new; {len(result.failed)} files failed")
-    print_answer(asdict(result), as_json=options.json, text="\n".join(lines))
-    raise typer.Exit(1 if result.failed else 0)
+    lines = [f"{failure['slide_id']} failed: {failure['reason']}" for failure in imported.failed]
+    lines += [f"{slide['slide_id']} left out: {slide['reason']}" for slide in imported.left_out]
+    lines += [f"{tiles:,} tiles at {name} mpp" for name, tiles in imported.tiles.items()]
+    lines += [f"{name}: {slides} slides" for name, slides in imported.features.items()]
+    lines.append(
+        f"{imported.slides} slides, {imported.new} new; {len(imported.failed)} files failed"
+    )
+    print_answer(asdict(imported), as_json=options.json, text="\n".join(lines))
+    raise typer.Exit(1 if imported.failed else 0)

@@ -18,7 +18,7 @@ class DemoOptions:
     """Options of `slidelake demo`.
 
     Attributes:
-        folder: Where to make the demo's lake.
+        folder: Folder for the demo's lake.
         quick: Eight small slides, one teacher, no survival: less than a minute. It shows that
             everything runs, its figures mean nothing.
     """

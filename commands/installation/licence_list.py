@@ -18,7 +18,7 @@ def installed_licences(root: str = "slidelake") -> list[dict[str, Any]]:
 
     Returns:
         Per package, sorted by name: `package`, `version`, `licence` by its metadata, `copyleft`
-        (`strong`, `weak` or None), and `needed_by`, the first package that asks for it.
+        (`strong`, `weak` or None), and `needed_by`, the first package that requires it.
     """
     rows = [
         {
@@ -54,7 +54,7 @@ def _field(metadata: PackageMetadata, name: str) -> str:
 
 
 def copyleft_of(licence: str) -> str | None:
-    """Return `strong`, `weak` or None; of a choice (A OR B) what the mildest asks for.
+    """Return the copyleft of a licence: `strong`, `weak` or None; of A OR B the mildest.
 
     >>> copyleft_of("GPL-3.0-or-later"), copyleft_of("MIT OR GPL-2.0-only"), copyleft_of("GPLv3")
     ('strong', None, 'strong')
@@ -67,7 +67,7 @@ def copyleft_of(licence: str) -> str | None:
 
 
 def _mildest(choices: str) -> str:
-    """Return the alternative that asks for least."""
+    """Return the alternative with the weakest copyleft."""
     order = [None, "weak", "strong"]
     return min(choices.split(" OR "), key=lambda choice: order.index(_kind(choice)))
 
@@ -81,7 +81,7 @@ def _kind(text: str) -> str | None:
 
 
 def _installed(root: str) -> Iterator[tuple[Distribution, str]]:
-    """Return each installed package below `root` once, with the one that asks for it."""
+    """Return each installed package below `root` once, with the package that requires it."""
     installed = {canonicalize_name(package.name): package for package in distributions()}
     own = installed.get(canonicalize_name(root))
     extras = [] if own is None else own.metadata.get_all("Provides-Extra") or []

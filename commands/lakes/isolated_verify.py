@@ -31,10 +31,10 @@ def verify_isolated(uri: str, *, at: str | None = None, sample: float = 1.0) -> 
         sample: share of slides that are read in full.
 
     Returns:
-        The verdict. A child that was ended by what it read leaves one that names the table.
+        The verdict. If a damaged table ended the child process, the verdict names that table.
 
     Raises:
-        LakeError: as `check_lake`.
+        LakeError: the lake can't be checked, as in `check_lake`.
         RuntimeError: any other error of the child, with its name and text.
     """
     with tempfile.TemporaryDirectory() as folder:
@@ -48,26 +48,26 @@ def verify_isolated(uri: str, *, at: str | None = None, sample: float = 1.0) -> 
         )
         answer = Path(folder, ANSWER)
         if not answer.exists():
-            return _ended(Path(folder, READING), done.returncode)
+            return _verdict_of_dead_child(Path(folder, READING), done.returncode)
         return _verdict(json.loads(answer.read_text()))
 
 
-def _verdict(value: dict[str, Any]) -> "Verdict":
+def _verdict(answer: dict[str, Any]) -> "Verdict":
     from featurestore import Damage, Verdict, errors
 
-    if "error" in value:
-        kind = getattr(errors, value["error"], None)
+    if "error" in answer:
+        kind = getattr(errors, answer["error"], None)
         raise (
-            RuntimeError(f"{value['error']}: {value['text']}")
+            RuntimeError(f"{answer['error']}: {answer['text']}")
             if kind is None
-            else kind(value["text"])
+            else kind(answer["text"])
         )
-    damage = [Damage(**one) for one in value.pop("damage")]
-    return Verdict(**value, damage=damage)
+    damage = [Damage(**one) for one in answer.pop("damage")]
+    return Verdict(**answer, damage=damage)
 
 
-def _ended(reading: Path, code: int) -> "Verdict":
-    """Return the verdict where the child process left none: the table it read last ended it."""
+def _verdict_of_dead_child(reading: Path, code: int) -> "Verdict":
+    """Return the verdict on a child process that died: its last table is damaged."""
     if code == -signal.SIGINT or not reading.exists():
         msg = f"the check ended with code {code} before it read anything; run it again"
         raise RuntimeError(msg)
@@ -111,15 +111,15 @@ def main(request: str) -> None:
     """Run the check that a request describes, and write its answer."""
     from featurestore.keep.verify.lance_checking import check_lake
 
-    value = json.loads(request)
-    folder = Path(value["folder"])
+    check_request = json.loads(request)
+    folder = Path(check_request["folder"])
     try:
         with _without_rust_messages(), contextlib.ExitStack() as stack:
             bar = _Bar(stack)
             verdict = check_lake(
-                value["uri"],
-                at=value["at"],
-                sample=value["sample"],
+                check_request["uri"],
+                at=check_request["at"],
+                sample=check_request["sample"],
                 on_total=bar.start,
                 on_slide=lambda count: bar.advance(count),
                 on_table=lambda path: _write(folder / READING, path),

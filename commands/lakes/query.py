@@ -66,7 +66,7 @@ def query_command(options: QueryOptions) -> None:
 
 
 def _user_tables(options: Sequence[str]) -> dict[str, Any]:
-    """Read users' tables for a query, by the names that `--table NAME=FILE` gives them."""
+    """Return users' tables for a query, by their names in `--table NAME=FILE`."""
     from featurestore.annotations.annotation_tables import query_frame
 
     tables: dict[str, Any] = {}

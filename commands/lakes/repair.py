@@ -1,4 +1,4 @@
-"""`slidelake repair`: damage taken out, or made again."""
+"""`slidelake repair`: damaged parts removed or rebuilt."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, NoReturn
@@ -36,7 +36,7 @@ class RepairOptions:
 
 @command(app, "repair")
 def repair_command(options: RepairOptions) -> None:
-    """Take out what is damaged, or make it again from what is whole; the list is printed first.
+    """Remove damaged parts, or rebuild them from undamaged files; the steps are printed first.
 
     Only what is on the list is done. Earlier versions stay as they are. With a table damaged
     nothing is done: the versions to go back to are named. Exit code 1 if something is left.

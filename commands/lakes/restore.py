@@ -1,4 +1,4 @@
-"""`slidelake restore`: an earlier version made the newest."""
+"""`slidelake restore`: a new version that equals an earlier one."""
 
 from dataclasses import asdict, dataclass
 
@@ -26,7 +26,7 @@ class RestoreOptions:
 
 @command(app, "restore")
 def restore_command(options: RestoreOptions) -> None:
-    """Make a new version that is equal to an earlier, whole one. Nothing is deleted.
+    """Create a new version that equals an earlier, undamaged version. Nothing is deleted.
 
     For a lake whose newest version is damaged, or to undo later changes. `slidelake verify` names
     versions that are whole. Refused while a job is writing.

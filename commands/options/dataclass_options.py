@@ -1,10 +1,10 @@
 """Frozen dataclasses as the options of a command.
 
-A field is an option: its type and default are the option's, and its help is its entry under
+Each field is an option with the field's type and default; its help is its entry under
 `Attributes:` in the docstring of the class. `Annotated[T, typer.Option("--name", metavar=...)]`
 gives what a field alone cannot, `Annotated[T, typer.Argument(...)]` makes it positional. A field
 whose type is itself a dataclass is a group: its fields become options of the same command, under
-the heading `PANEL` of the group; a field marked with `FieldOptions` stands for the options that set
+the heading `PANEL` of the group; a field marked with `FieldOptions` holds the options that set
 fields of a run's settings. A command is a function of the finished dataclass.
 """
 
@@ -49,8 +49,8 @@ def as_callback(function: Callable[..., None]) -> Callable[..., None]:
     hints = get_type_hints(function)
     options_type = hints["options"]
 
-    def callback(context: typer.Context, **values: object) -> None:
-        function(build_options(options_type, values, given_names(context)))
+    def callback(context: typer.Context, **parsed_options: object) -> None:
+        function(build_options(options_type, parsed_options, command_line_names(context)))
 
     context = inspect.Parameter("context", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context)
     signature = inspect.Signature([context, *option_parameters(options_type)])
@@ -59,8 +59,8 @@ def as_callback(function: Callable[..., None]) -> Callable[..., None]:
     return callback
 
 
-def given_names(context: typer.Context) -> frozenset[str]:
-    """Return the names of the options that stand on the command line."""
+def command_line_names(context: typer.Context) -> frozenset[str]:
+    """Return the names of the options on the command line."""
     return frozenset(
         name
         for name in context.params
@@ -80,7 +80,7 @@ def option_parameters(options_type: type[object]) -> Iterator[inspect.Parameter]
         if field_options := _field_options(hints[field.name]):
             yield from field_options.parameters()
             continue
-        field_type, info = _split(hints[field.name])
+        field_type, info = _type_and_marker(hints[field.name])
         if is_dataclass(field_type):
             yield from option_parameters(cast("type[object]", field_type))
             continue
@@ -98,38 +98,38 @@ def option_parameters(options_type: type[object]) -> Iterator[inspect.Parameter]
 
 
 def build_options(
-    options_type: type[Options], values: Mapping[str, object], option_names: frozenset[str]
+    options_type: type[Options], parsed_options: Mapping[str, object], option_names: frozenset[str]
 ) -> Options:
-    """Return the dataclass, groups included, with the values that typer has read.
+    """Return the dataclass, groups included, with the values that typer has parsed_options.
 
     Args:
         options_type: the dataclass.
-        values: value of each option, by the name of its field.
-        option_names: names of the options that stand on the command line.
+        parsed_options: value of each option, by the name of its field.
+        option_names: names of the options on the command line.
     """
     hints = get_type_hints(options_type, include_extras=True)
     arguments: dict[str, object] = {}
     for field in fields(cast("Any", options_type)):
-        field_type, _ = _split(hints[field.name])
+        field_type, _ = _type_and_marker(hints[field.name])
         if field_options := _field_options(hints[field.name]):
-            arguments[field.name] = field_options.changes(values, option_names)
+            arguments[field.name] = field_options.changes(parsed_options, option_names)
         elif is_dataclass(field_type):
             group = cast("type[object]", field_type)
-            arguments[field.name] = build_options(group, values, option_names)
+            arguments[field.name] = build_options(group, parsed_options, option_names)
         elif get_origin(field_type) is tuple:
-            arguments[field.name] = tuple(cast("list[object]", values[field.name]) or ())
+            arguments[field.name] = tuple(cast("list[object]", parsed_options[field.name]) or ())
         else:
-            arguments[field.name] = values[field.name]
+            arguments[field.name] = parsed_options[field.name]
     return options_type(**arguments)
 
 
 def _field_options(annotation: object) -> FieldOptions | None:
-    """Return the options of a run's settings that a field stands for, if it does."""
+    """Return the options of a run's settings that a field holds, or None."""
     extras = get_args(annotation) if get_origin(annotation) is Annotated else ()
     return next((extra for extra in extras if isinstance(extra, FieldOptions)), None)
 
 
-def _split(annotation: object) -> tuple[object, OptionInfo | ArgumentInfo]:
+def _type_and_marker(annotation: object) -> tuple[object, OptionInfo | ArgumentInfo]:
     """Return the type of a field, and a copy of its typer marker, or a new one."""
     if get_origin(annotation) is not Annotated:
         return annotation, cast("OptionInfo", typer.Option())

@@ -1,4 +1,4 @@
-"""The documentation of a dataclass's fields, as it stands in the docstring."""
+"""The documentation of a dataclass's fields, from its docstring."""
 
 import inspect
 

@@ -27,7 +27,7 @@ class FieldOption:
     Attributes:
         flag: the option, as `--folds`.
         path: the field that it sets, as `folds.folds`.
-        panel: heading that it stands under in `--help`.
+        panel: heading of the option in `--help`.
         metavar: word for its value in `--help`.
         default: default that `--help` shows, where it is not the field's own value.
         text: help in place of the field's documentation.
@@ -61,7 +61,7 @@ class FieldOptions:
     """The options of a command that set fields of a run's settings; marks a field `Changes`.
 
     Attributes:
-        template: settings whose types and values are those of the options.
+        template: settings with the types and default values of the options.
         options: the options, in the order of `--help`.
     """
 
@@ -85,13 +85,15 @@ class FieldOptions:
                 default=default,
             )
 
-    def changes(self, values: Mapping[str, object], option_names: frozenset[str]) -> Changes:
+    def changes(
+        self, parsed_options: Mapping[str, object], option_names: frozenset[str]
+    ) -> Changes:
         """Return the fields that the user gave, by path."""
         changes: dict[str, object] = {}
         for option in self.options:
             if option.parameter_name in option_names:
-                value = values[option.parameter_name]
-                changes[option.path] = tuple(value) if isinstance(value, list) else value
+                setting = parsed_options[option.parameter_name]
+                changes[option.path] = tuple(setting) if isinstance(setting, list) else setting
         return changes
 
 

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 def print_answer(answer: object, *, as_json: bool, text: str) -> None:
-    """Print a command's answer: as text, or as one JSON object."""
+    """Print a command's answer as text or as one JSON object."""
     typer.echo(json.dumps(answer, default=str) if as_json else text)
 
 

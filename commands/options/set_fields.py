@@ -16,7 +16,7 @@ import typer
 
 Settings = TypeVar("Settings")
 
-#: Words that stand for None, true and false on the command line.
+#: Words for None, true and false on the command line.
 NONE_WORDS, BOOL_WORDS = ("none", "null"), {"true": True, "false": False}
 
 
@@ -40,13 +40,13 @@ def with_assignments(settings: Settings, assignments: Sequence[str]) -> Settings
 
 def parse_assignment(settings: object, text: str) -> tuple[str, object]:
     """Return the path of a `PATH=VALUE` text, and its value in the type of the field."""
-    path, equals, value = text.partition("=")
+    path, equals, value_text = text.partition("=")
     if not equals:
         msg = f"--set {text}: give FIELD=VALUE; fields are {', '.join(field_paths(settings))}"
         raise typer.BadParameter(msg)
     field_type = field_at(settings, path.strip()).type
     try:
-        return path.strip(), parse_value(value.strip(), field_type)
+        return path.strip(), parse_value(value_text.strip(), field_type)
     except ValueError as error:
         msg = f"--set {text}: {path} is {type_text(field_type)}"
         raise typer.BadParameter(msg) from error
@@ -55,22 +55,22 @@ def parse_assignment(settings: object, text: str) -> tuple[str, object]:
 def with_values(settings: Settings, changes: Mapping[str, object]) -> Settings:
     """Return settings with the fields at some paths changed, all at once."""
     tree: dict[str, Any] = {}
-    for path, value in changes.items():
+    for path, setting in changes.items():
         *groups, name = path.split(".")
         branch = tree
         for group in groups:
             branch = branch.setdefault(group, {})
-        branch[name] = _Leaf(value)
+        branch[name] = _Leaf(setting)
     return cast("Settings", _rebuilt(settings, tree))
 
 
 def field_paths(settings: object, prefix: str = "") -> Iterator[str]:
     """Yield the path of each field that `--set` can change."""
-    for name, value in _children(settings).items():
+    for name, child in _children(settings).items():
         path = f"{prefix}{name}"
-        if _children(value):
-            yield from field_paths(value, f"{path}.")
-        elif not (isinstance(value, tuple) and any(map(is_dataclass, value))):
+        if _children(child):
+            yield from field_paths(child, f"{path}.")
+        elif not (isinstance(child, tuple) and any(map(is_dataclass, child))):
             yield path
 
 
@@ -120,8 +120,8 @@ def type_text(field_type: object) -> str:
 class _Leaf:
     """A new value, at the end of a path."""
 
-    def __init__(self, value: object) -> None:
-        self.value = value
+    def __init__(self, setting: object) -> None:
+        self.setting = setting
 
 
 def _refuse(text: str) -> object:
@@ -141,12 +141,12 @@ def _parse_union(text: str, arguments: Sequence[object]) -> object:
     return _refuse(text)
 
 
-def _children(value: object) -> dict[str, Any]:
-    """Return the fields of a dataclass, or the elements of a tuple of them; else nothing."""
-    if is_dataclass(value) and not isinstance(value, type):
-        return {field.name: getattr(value, field.name) for field in fields(value)}
-    if isinstance(value, tuple) and value and all(map(is_dataclass, value)):
-        return {str(position): element for position, element in enumerate(value)}
+def _children(settings: object) -> dict[str, Any]:
+    """Return a dataclass's fields by name or a dataclass tuple's elements by position; else {}."""
+    if is_dataclass(settings) and not isinstance(settings, type):
+        return {field.name: getattr(settings, field.name) for field in fields(settings)}
+    if isinstance(settings, tuple) and settings and all(map(is_dataclass, settings)):
+        return {str(position): element for position, element in enumerate(settings)}
     return {}
 
 
@@ -155,10 +155,10 @@ class FieldPlace:
     """A field of nested settings.
 
     Attributes:
-        owner: the class that has it.
-        name: its name in that class.
+        owner: dataclass of the field.
+        name: name of the field in that class.
         type: type of its values.
-        value: its value.
+        value: value of the field.
     """
 
     owner: type[object]
@@ -171,39 +171,39 @@ def field_at(settings: object, path: str) -> FieldPlace:
     """Return the field at a path.
 
     Raises:
-        BadParameter: there is none; the message lists those that there are.
+        BadParameter: there is no such field; the message lists the fields.
     """
-    value: object = settings
+    node: object = settings
     owner: type[object] = type(settings)
     field_type: object = owner
     *_, last = names = path.split(".")
     for name in names:
-        children = _children(value)
-        if isinstance(value, Mapping):
-            field_type, value = get_args(field_type)[1], value.get(name)
+        children = _children(node)
+        if isinstance(node, Mapping):
+            field_type, node = get_args(field_type)[1], node.get(name)
             continue
         if name not in children:
             paths = ", ".join(field_paths(settings))
             msg = f"--set {path}: there is no such field; fields are {paths}"
             raise typer.BadParameter(msg)
-        if is_dataclass(value):
-            owner = type(value)
+        if is_dataclass(node):
+            owner = type(node)
             field_type = get_type_hints(owner)[name]
-        value = children[name]
-    if _children(value):
-        msg = f"--set {path}: give one of its fields, {', '.join(field_paths(value, f'{path}.'))}"
+        node = children[name]
+    if _children(node):
+        msg = f"--set {path}: give one of its fields, {', '.join(field_paths(node, f'{path}.'))}"
         raise typer.BadParameter(msg)
-    return FieldPlace(owner=owner, name=last, type=field_type, value=value)
+    return FieldPlace(owner=owner, name=last, type=field_type, value=node)
 
 
-def _rebuilt(value: object, tree: Mapping[str, Any]) -> object:
-    if isinstance(value, Mapping):
-        return {**value, **{key: leaf.value for key, leaf in tree.items()}}
-    children = _children(value)
+def _rebuilt(settings: object, tree: Mapping[str, Any]) -> object:
+    if isinstance(settings, Mapping):
+        return {**settings, **{key: leaf.setting for key, leaf in tree.items()}}
+    children = _children(settings)
     changed = {
-        name: branch.value if isinstance(branch, _Leaf) else _rebuilt(children[name], branch)
+        name: branch.setting if isinstance(branch, _Leaf) else _rebuilt(children[name], branch)
         for name, branch in tree.items()
     }
-    if isinstance(value, tuple):
+    if isinstance(settings, tuple):
         return tuple(changed.get(name, element) for name, element in children.items())
-    return replace(cast("Any", value), **changed)
+    return replace(cast("Any", settings), **changed)

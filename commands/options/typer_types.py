@@ -1,4 +1,4 @@
-"""The types by which typer reads fields that it does not know as they are."""
+"""The types that typer parses in place of field types that it does not support."""
 
 from types import GenericAlias
 from typing import Annotated, Any, cast, get_args, get_origin
@@ -18,8 +18,8 @@ def typer_type(field_type: Any, *, optional: bool) -> Any:  # noqa: ANN401 - a t
     """
     if get_origin(field_type) is not tuple:
         return field_type
-    values = GenericAlias(list, (get_args(field_type)[0],))
-    return values | None if optional else values
+    list_type = GenericAlias(list, (get_args(field_type)[0],))
+    return list_type | None if optional else list_type
 
 
 def annotated(value_type: object, info: ParameterInfo) -> Any:  # noqa: ANN401 - a type

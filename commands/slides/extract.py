@@ -63,7 +63,7 @@ def extract_command(options: ExtractOptions) -> None:
     """
     from distill.students.feature_students import extract
 
-    result = extract(
+    extracted = extract(
         options.lake,
         options.teachers,
         mpps=options.mpps or None,
@@ -75,19 +75,21 @@ def extract_command(options: ExtractOptions) -> None:
         address=options.address,
         auto_vacuum=options.auto_vacuum,
     )
-    print_answer(asdict(result), as_json=options.json, text="\n".join(_extract_lines(result)))
-    raise typer.Exit(1 if result.failed or result.did_nothing else 0)
+    print_answer(asdict(extracted), as_json=options.json, text="\n".join(_extract_lines(extracted)))
+    raise typer.Exit(1 if extracted.failed or extracted.did_nothing else 0)
 
 
-def _extract_lines(result: "ExtractResult") -> list[str]:
-    lines = [f"slides {failure['slide']} failed: {failure['reason']}" for failure in result.failed]
+def _extract_lines(extracted: "ExtractResult") -> list[str]:
+    lines = [
+        f"slides {failure['slide']} failed: {failure['reason']}" for failure in extracted.failed
+    ]
     lines += [
         f"{name}: {counts['tiles']:,.0f} tiles, {counts.get('tiles_per_s', 0):,.1f} tiles/s, "
         f"{counts['seconds']:.0f} s of computing, {counts['stall']:.1%} waiting for data"
-        for name, counts in result.teachers.items()
+        for name, counts in extracted.teachers.items()
     ]
-    if result.pending:
-        lines.append(f"{result.pending} slides pending: slidelake ingest goes on with them")
-    if not result.ready:
+    if extracted.pending:
+        lines.append(f"{extracted.pending} slides pending: slidelake ingest goes on with them")
+    if not extracted.ready:
         lines.append("no slide is ready, so there is no tile to run on")
-    return lines + freed_lines(result.freed)
+    return lines + freed_lines(extracted.freed)

@@ -51,14 +51,15 @@ class ReadingOptions:
     """The reading of a slide, and the method that finds its tissue.
 
     Attributes:
-        mpp_override: True mpp of slides whose manifest gives none.
+        mpp_override: True mpp of slides without an mpp in the manifest.
         allow_anisotropic: Take slides whose mpps across and down differ by more than 2 %, at
             their mean; else they fail.
         icc: Convert colours to sRGB by the ICC profile that the scanner put in.
         masks: Folder with the tissue of each slide as SLIDE_ID.geojson (QuPath) or SLIDE_ID.png;
             in slides without one tissue is found as usual.
-        tissue: Method that finds tissue: standard (of new slides, if not given), fixed, otsu,
-            cells (cytology), none (every tile is kept), or a file with a segmenter of your own.
+        tissue: Method that finds tissue: standard (of new slides, if not given), another of
+            docs/tissue.md, as cells (cytology) or none (every tile is kept; an unknown one lists
+            all), or a file with a segmenter of your own.
         pen_veto: Leave out tiles under pen, as standard does; --no-pen-veto for blue and green
             stains.
     """
@@ -73,15 +74,15 @@ class ReadingOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class SelectionOptions:
-    """The slides that a run takes, of those that the arguments name.
+    """The selection of slides for a run, among the slides of the arguments.
 
     Attributes:
         only: Take this slide; repeat.
-        limit: Cut at most so many slides in this run.
-        retry_failed: Take slides again that failed before.
+        limit: Greatest number of slides to cut in this run.
+        retry_failed: Retry slides that failed before.
         replace: Take another file for a known slide_id. A file that changed in place (scanned
             again) is taken anyway; the old rows stay readable at the versions before.
-        slide_timeout: Minutes after which a slide is given up, and a second per MB.
+        slide_timeout: Minutes, plus a second per MB, after which a slide fails.
     """
 
     only: Annotated[tuple[str, ...], typer.Option(metavar="SLIDE_ID")] = ()
@@ -131,7 +132,7 @@ def ingest_command(options: IngestCommandOptions) -> None:
     config = _lake_config(options, choices)
     if options.dry_run:
         _dry_run(options, config, choices)
-    result = ingest(
+    ingested = ingest(
         options.lake,
         slides,
         config,
@@ -140,8 +141,8 @@ def ingest_command(options: IngestCommandOptions) -> None:
         auto_vacuum=options.auto_vacuum,
         **choices,
     )
-    print_answer(asdict(result), as_json=options.json, text="\n".join(_ingest_lines(result)))
-    raise typer.Exit(1 if result.failed else 0)
+    print_answer(asdict(ingested), as_json=options.json, text="\n".join(_ingest_lines(ingested)))
+    raise typer.Exit(1 if ingested.failed else 0)
 
 
 def _ingest_choices(options: IngestCommandOptions) -> "IngestOptions":
@@ -177,17 +178,19 @@ def _lake_config(options: IngestCommandOptions, choices: "IngestOptions") -> "La
     )
 
 
-def _ingest_lines(result: "IngestResult") -> list[str]:
-    lines = [f"{failure['slide']} failed: {failure['reason']}" for failure in result.failed]
-    lines += [f"{slide} was scanned again: its rows are replaced" for slide in result.replaced]
-    lines += [f"{slide} was cut again: {why}" for slide, why in result.again.items()]
-    lines += result.notes
-    if again := len(result.again) + len(result.replaced):
+def _ingest_lines(ingested: "IngestResult") -> list[str]:
+    lines = [f"{failure['slide']} failed: {failure['reason']}" for failure in ingested.failed]
+    lines += [f"{slide} was scanned again: its rows are replaced" for slide in ingested.replaced]
+    lines += [f"{slide} was cut again: {why}" for slide, why in ingested.again.items()]
+    lines += ingested.notes
+    if again := len(ingested.again) + len(ingested.replaced):
         lines.append(f"{again} slides have new tiles: slidelake extract makes their features anew")
-    tiles = ", ".join(f"{count:,} tiles at {name} mpp" for name, count in result.tiles.items())
-    lines.append(f"{result.ready} slides ready, {len(result.failed)} failed; the lake has {tiles}")
-    lines.append(f"every slide: {result.sheet}")
-    return lines + freed_lines(result.freed)
+    tiles = ", ".join(f"{count:,} tiles at {name} mpp" for name, count in ingested.tiles.items())
+    lines.append(
+        f"{ingested.ready} slides ready, {len(ingested.failed)} failed; the lake has {tiles}"
+    )
+    lines.append(f"every slide: {ingested.sheet}")
+    return lines + freed_lines(ingested.freed)
 
 
 def _dry_run(options: IngestCommandOptions, config: "LakeConfig", choices: "IngestOptions") -> None:

@@ -19,11 +19,13 @@ class ScoreOptions:
     Attributes:
         names: Names of scores, as haematoxylin.
         dry_run: Count the tiles that lack them. Write nothing.
+        drop: Take these scores out of the lake instead.
     """
 
     lake: LakeArg
     names: Annotated[tuple[str, ...], typer.Argument(metavar="NAME...")]
     dry_run: bool = False
+    drop: Annotated[bool, typer.Option("--drop")] = False
     json: JsonOpt = False
 
 
@@ -35,9 +37,18 @@ def score_command(options: ScoreOptions) -> None:
 
     Example: slidelake score my-lake haematoxylin
     """
+    from featurestore import open_lake
+    from featurestore.edits.score_columns import drop_scores
     from ingest.scores.fill_scores import fill_scores
 
-    filled = fill_scores(options.lake, list(options.names), dry_run=options.dry_run)
+    names = list(options.names)
+    if options.drop:
+        version = drop_scores(open_lake(options.lake), names)
+        dropped = {"dropped": names, "version": version}
+        text = f"{', '.join(names)} dropped in version {version}"
+        print_answer(dropped, as_json=options.json, text=text)
+        return
+    filled = fill_scores(options.lake, names, dry_run=options.dry_run)
     verb = "would get" if options.dry_run else "got"
     lines = [f"{count:,} tiles {verb} {score}" for score, count in filled.tiles.items()]
     if filled.no_pixels:

@@ -17,7 +17,7 @@ class TeachersOptions:
     """Options of `slidelake teachers`.
 
     Attributes:
-        lake: Also list the students of this lake.
+        lake: Lake with students to list too.
     """
 
     lake: Annotated[str | None, typer.Argument(metavar="[LAKE]")] = None

@@ -20,7 +20,7 @@ from commands.options.shared_options import (
     SetOpt,
     TeachersOpt,
 )
-from distill import RECIPES
+from distill.recipes.recipe_table import recipes_help
 from distill.terms.term_table import terms_help
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ DEFAULT_RECIPE = "agglomerate"
 
 @dataclass(frozen=True, kw_only=True)
 class RecipeOptions:
-    """The fields of a recipe that have an option; those that are not given keep its values.
+    """The fields of a recipe that have an option; options left out keep the recipe's values.
 
     Attributes:
         architecture: timm's name of the student's network.
@@ -74,10 +74,10 @@ class RecipeOptions:
     seed: Annotated[int | None, typer.Option(show_default="0")] = None
 
     def changes(self) -> dict[str, Any]:
-        """Return the fields of a recipe that are given, but for its terms."""
-        values = {name: value for name, value in vars(self).items() if name != "terms"}
-        values["widths"] = self.widths or None
-        return {name: value for name, value in values.items() if value is not None}
+        """Return the recipe fields on the command line, except its terms."""
+        settings = {name: setting for name, setting in vars(self).items() if name != "terms"}
+        settings["widths"] = self.widths or None
+        return {name: setting for name, setting in settings.items() if setting is not None}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,9 +95,7 @@ class DistillOptions:
     teachers: TeachersOpt = ()
     recipe: Annotated[
         str | None,
-        typer.Option(
-            help=f"Name of the recipe: {', '.join(RECIPES)}.", show_default=DEFAULT_RECIPE
-        ),
+        typer.Option(help=recipes_help(), show_default=DEFAULT_RECIPE),
     ] = None
     name: str = "student"
     mpps: MppsOpt = ()
@@ -117,12 +115,9 @@ class DistillOptions:
 def distill_command(options: DistillOptions) -> None:
     """Train a small student from cached teacher features; no teacher is run.
 
-    Recipes: agglomerate (any number of teachers, embeddings and TEACHER:patches), xmag (tiles of a
-    fine mpp into a student of a coarse one; two --mpp), gpfm (experts and self-distillation), h0
-    (one teacher's embedding and patch tokens), g2l (one giant teacher, few slides), shazam (fuses
-    teachers, no pixels), pathme (a region encoder over three --mpp, no pixels). All but the last
-    two give students that `slidelake extract --teacher NAME` runs on tiles; those two make their
-    columns with the same command, from features.
+    `slidelake extract --teacher NAME` runs a student of pixels on tiles; a student of features
+    (recipes without pixels) makes its column with the same command, from features.
+    docs/distillation.md says what each recipe needs.
 
     The run's folder has metrics.jsonl, tensorboard/ and curve.png. A run that was killed goes on
     with the same command.
@@ -149,7 +144,7 @@ def distill_command(options: DistillOptions) -> None:
 
 
 def chosen_recipe(options: DistillOptions) -> "Recipe":
-    """Return the recipe that options describe: named, or a run's, with the given fields changed."""
+    """Return the named recipe, or a run's recipe, with the changes of the options."""
     from distill.recipes.recipe_table import make_recipe, parse_terms
 
     saved = _saved_changes(options.lake, options.like, options.recipe) if options.like else {}
@@ -158,7 +153,7 @@ def chosen_recipe(options: DistillOptions) -> "Recipe":
         msg = "Missing option '--teacher': name a teacher, or a run by --like RUN"
         raise typer.BadParameter(msg)
     name = options.recipe or saved.get("name", DEFAULT_RECIPE)
-    kept = {field: value for field, value in saved.items() if field not in ("name", "teachers")}
+    kept = {field: setting for field, setting in saved.items() if field not in ("name", "teachers")}
     changes = {**kept, **options.fields.changes()}
     if options.mpps:
         changes["mpps"] = options.mpps
@@ -171,9 +166,10 @@ def chosen_recipe(options: DistillOptions) -> "Recipe":
 
 
 def _saved_changes(lake_uri: str, run: str, recipe: str | None) -> dict[str, Any]:
-    """Return the fields of the recipe of a run, as `make_recipe` takes them.
+    """Return the recipe fields of a run as arguments of `make_recipe`.
 
-    Where another recipe is named, only what all recipes have is taken: terms, student and levels
+    If another recipe is named, only the fields that all recipes have are kept: terms, student and
+        levels
     are the recipe's own.
     """
     from distill.recipes.recipe import Term
@@ -183,7 +179,8 @@ def _saved_changes(lake_uri: str, run: str, recipe: str | None) -> dict[str, Any
     parts = {name: saved.pop(name) for name in ("student", "views", "schedule")}
     terms = saved.pop("terms")
     changes = {
-        name: tuple(value) if isinstance(value, list) else value for name, value in saved.items()
+        name: tuple(setting) if isinstance(setting, list) else setting
+        for name, setting in saved.items()
     }
     changes |= {**parts["views"], **parts["schedule"]}
     if recipe in (None, changes["name"]):

@@ -38,7 +38,8 @@ class EvaluateOptions:
     """Options of `slidelake evaluate`.
 
     Attributes:
-        students: Name of a student. Repeatable: seeds of one recipe are summarised together.
+        students: Name of a student; repeat for several. Seeds of one recipe are summarised
+            together.
         single: A student of a single teacher to compare with; found if not given.
         tiles: Most tiles at each mpp, to fit on and held out.
         robust_tiles: Tiles that are perturbed.

@@ -19,7 +19,7 @@ class ExportStudentOptions:
     Attributes:
         name: Name of a student that sees pixels.
         out: New local folder.
-        onnx: Also as ONNX, checked for equality.
+        onnx: Also export ONNX, checked for equality.
     """
 
     lake: LakeArg

@@ -85,7 +85,7 @@ class MilCommandOptions(StudyOptions):
 def mil_command(options: MilCommandOptions) -> None:
     """Predict classes, labels or a number from a patient's tiles, cross-validated over patients.
 
-    Validation patients within each fold decide when training stops and where the threshold lies;
+    Validation patients within each fold decide when training stops, and the threshold;
     test patients are only scored. Every measure has an interval over patients. A killed run goes on
     with the same command; all predictions, the splits and a page are kept in the lake's runs/.
 
@@ -94,5 +94,5 @@ def mil_command(options: MilCommandOptions) -> None:
     spec = study_spec(MIL_TEMPLATE, options.settings, options, MIL_OPTIONS)
     from downstream import run_study
 
-    result = run_study(options.lake, spec, resources=options.run_resources())
-    print_answer(result, as_json=options.json, text=study_text(result))
+    study_result = run_study(options.lake, spec, resources=options.run_resources())
+    print_answer(study_result, as_json=options.json, text=study_text(study_result))

@@ -67,8 +67,8 @@ def probe_command(options: ProbeCommandOptions) -> None:
     spec = probe_spec(options)
     from downstream.probes.tile_probe import run_tile_probe
 
-    result = run_tile_probe(options.lake, spec)
-    print_answer(result, as_json=options.json, text=probe_text(result))
+    probe_result = run_tile_probe(options.lake, spec)
+    print_answer(probe_result, as_json=options.json, text=probe_text(probe_result))
 
 
 def probe_spec(options: ProbeCommandOptions) -> ProbeSpec:

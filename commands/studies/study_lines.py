@@ -3,38 +3,41 @@
 from typing import Any
 
 
-def study_text(result: dict[str, Any]) -> str:
+def study_text(study: dict[str, Any]) -> str:
     """Return a line for each arm, then comparisons, and what was left out."""
     lines = []
-    for name, measure in result["metrics"].items():
+    for name, measure in study["metrics"].items():
         estimate = "undefined on these patients"
         if measure["estimate"] is not None:
             estimate = f"{measure['estimate']:.3f} ({measure['low']:.3f} to {measure['high']:.3f})"
         lines.append(f"{name}: {measure['metric']} {estimate}")
-    lines += [comparison_line(row) for row in result["comparisons"]]
-    counts = f"{result['patients']} patients, {result['slides']} slides, {result['folds']} folds"
+    lines += [comparison_line(row) for row in study["comparisons"]]
+    counts = f"{study['patients']} patients, {study['slides']} slides, {study['folds']} folds"
     for key, reason in (
         ("missing", "labelled but not used"),
         ("surplus", "slides without a label"),
     ):
-        if result[key]:
-            counts += f"; {len(result[key])} {reason}"
-    return "\n".join([*lines, counts, *result["notes"], f"runs/{result['run']}/report.html"])
+        if study[key]:
+            counts += f"; {len(study[key])} {reason}"
+    return "\n".join([*lines, counts, *study["notes"], f"runs/{study['run']}/report.html"])
 
 
-def probe_text(result: dict[str, Any]) -> str:
+def probe_text(probe: dict[str, Any]) -> str:
     """Return a line for each measure of each arm, then comparisons, and what was left out."""
     lines = [
         f"{arm}: {name} {measure['estimate']:.3f} ({measure['low']:.3f} to {measure['high']:.3f})"
-        for arm, metrics in result["metrics"].items()
+        for arm, metrics in probe["metrics"].items()
         for name, measure in metrics["measures"].items()
     ]
-    lines += [comparison_line(row) for row in result["comparisons"]]
-    lines += [*result["notes"], f"{len(result['missing'])} labels are of no tile with features"]
+    lines += [comparison_line(row) for row in probe["comparisons"]]
+    lines += [
+        *probe["notes"],
+        f"{len(probe['missing'])} labels are of no tile with features",
+    ]
     lines.append(
-        f"{result['tiles']:,} tiles of {result['patients']} patients, {result['folds']} folds"
+        f"{probe['tiles']:,} tiles of {probe['patients']} patients, {probe['folds']} folds"
     )
-    return "\n".join([*lines, f"runs/{result['run']}/report.html"])
+    return "\n".join([*lines, f"runs/{probe['run']}/report.html"])
 
 
 def comparison_line(row: dict[str, Any]) -> str:

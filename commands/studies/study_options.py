@@ -100,7 +100,7 @@ class StudyOptions:
     """Options of a study; a command marks `settings` with its options for fields of a `StudySpec`.
 
     Attributes:
-        settings: fields of the study's settings that options give, by path.
+        settings: fields of the study's settings that options set, by path.
     """
 
     lake: LakeArg
@@ -112,7 +112,7 @@ class StudyOptions:
     json: JsonOpt = False
 
     def run_resources(self) -> Resources:
-        """Return the resources as `run_study` takes them."""
+        """Return the resources in the form for `run_study`."""
         return Resources(
             address=self.address,
             cpus_per_worker=self.resources.cpus_per_worker,
@@ -130,12 +130,12 @@ def study_spec(
 
     Args:
         template: defaults, where no run is named by `--like`.
-        settings: fields that options give.
+        settings: fields that options set, by path.
         options: `--like`, `--set` and the lake.
         field_options: options of the command.
 
     Raises:
-        BadParameter: a required field is given by nothing, `--set` names no field, or the run of
+        BadParameter: a required field is not set, `--set` names no field, or the run of
             `--like` is a study of another kind.
     """
     base = template if options.like is None else _spec_of_run(options, template.kind)
@@ -157,7 +157,7 @@ def _spec_of_run(options: StudyOptions, kind: Literal["mil", "survival"]) -> Stu
 
 
 def missing_option(options: Sequence[FieldOption], changes: Changes) -> str:
-    """Return a message on the first required option that is not given; empty if all are."""
+    """Return a message on the first missing required option; empty if none is missing."""
     for option in options:
         if option.required and option.path not in changes:
             return f"Missing option '{option.flag}': give it, or a run that has it by --like RUN"

@@ -89,5 +89,5 @@ def survival_command(options: SurvivalCommandOptions) -> None:
     spec = study_spec(SURVIVAL_TEMPLATE, options.settings, options, SURVIVAL_OPTIONS)
     from downstream import run_study
 
-    result = run_study(options.lake, spec, resources=options.run_resources())
-    print_answer(result, as_json=options.json, text=study_text(result))
+    study_result = run_study(options.lake, spec, resources=options.run_resources())
+    print_answer(study_result, as_json=options.json, text=study_text(study_result))

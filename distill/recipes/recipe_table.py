@@ -5,6 +5,7 @@ docs/distillation.md.
 """
 
 import difflib
+import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import fields, is_dataclass, replace
 from typing import Any
@@ -31,8 +32,9 @@ def agglomerate(teachers: Teachers) -> Recipe:
 
 
 def xmag(teachers: Teachers) -> Recipe:
-    """Distil teachers of a fine mpp into a student of a coarse one: mean and grid of tiles under.
+    """Distil teachers of a fine mpp into a student of a coarse one; two mpps.
 
+    Targets are the mean and the grid of the tiles under a coarse one.
     Source: XMAG (arXiv 2509.23097).
     """
     match = Term(kind="match", settings={"grid": 0.5})
@@ -106,9 +108,9 @@ def shazam(teachers: Teachers) -> Recipe:
 
 
 def pathme(teachers: Teachers) -> Recipe:
-    """Train a region encoder over cached grids of three mpps, self-supervised, with experts.
+    """Train a region encoder over cached grids of three mpps, with experts; no pixels.
 
-    The encoder sees the first teacher's features, no pixels; the others' are matched.
+    Self-supervised. The encoder sees the first teacher's features; the others' are matched.
     Source: PatHME.
     """
     return Recipe(
@@ -136,6 +138,19 @@ RECIPES: dict[str, Callable[[Teachers], Recipe]] = {
     "shazam": shazam,
     "xmag": xmag,
 }
+
+
+def recipes_help() -> str:
+    """Return the help of `--recipe`: each recipe with the first line of its function's docstring.
+
+    >>> "; shazam: Fuse the teachers' features" in recipes_help()
+    True
+    """
+    summaries = [
+        f"{name}: {inspect.cleandoc(function.__doc__ or '').partition(chr(10))[0].rstrip('.')}"
+        for name, function in RECIPES.items()
+    ]
+    return f"Name of the recipe. {'; '.join(summaries)}."
 
 
 def make_recipe(name: str, teachers: Teachers, **changes: Any) -> Recipe:  # noqa: ANN401

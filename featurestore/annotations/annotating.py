@@ -9,7 +9,7 @@ from typing import Any
 import polars as pl
 import pyarrow as pa
 
-from featurestore.annotations.matched_tiles import met_tiles
+from featurestore.annotations.matched_tiles import matched_tiles_of
 from featurestore.annotations.user_table import AnnotationTable, lake_columns, user_table
 from featurestore.commits.lance_edit import Edit, Work
 from featurestore.commits.lance_ledger import Change
@@ -38,7 +38,7 @@ class Annotated:
         version: version of the lake that has it.
         met: rows whose tile, slide or patient is in the lake.
         unmet: names of what the other rows describe. Rows of slides and patients are kept, for
-            those that come later; rows of tiles are not.
+            slides and patients that come later; rows of tiles are not.
         notes: notes for the user, a sentence each.
     """
 
@@ -58,11 +58,11 @@ def annotate(
     replace_old: bool = False,
     source: str = "",
 ) -> Annotated:
-    """Make a user's table part of a lake.
+    """Add a user's table to a lake as an annotation.
 
     Args:
         lake: the lake at its newest version.
-        table: with `tile_id`, or `slide_id`, `x` and `y` (and `mpp`), or `slide_id`, or
+        table: table with `tile_id`, or `slide_id`, `x` and `y` (and `mpp`), or `slide_id`, or
             `patient_id`; and columns of numbers, text, dates, or true and false.
         name: name of the annotation.
         mpp: microns per pixel of the tiles that hold the places, where the lake has several.
@@ -78,7 +78,7 @@ def annotate(
     lake = lake.refreshed()
     _check_free(lake, name, replace_old=replace_old)
     with writer_lease(lake.store, f"annotate {name}"):
-        work = _of_tiles if checked.level == TILE else _of_others
+        work = _add_tile_columns if checked.level == TILE else _add_table
         return work(lake, checked, name, mpp, source)
 
 
@@ -115,10 +115,10 @@ def _refuse_taken(
 # ---------------------------------------------------------------------- slides and patients
 
 
-def _of_others(
+def _add_table(
     lake: Lake, table: AnnotationTable, name: str, mpp: float | None, source: str
 ) -> Annotated:
-    """Write a table beside the slides, and name it there."""
+    """Write a table beside the slides and list it in `slides`; return the annotation."""
     key = f"{table.level}_id"
     slides = lake.slides().select("slide_id", "patient_id").collect()
     lake_ids = set(slides[key].drop_nulls())
@@ -132,8 +132,11 @@ def _of_others(
     annotation = Annotation(
         name=name,
         level=table.level,
-        columns=_plain_columns(table.values),
-        types={key_value: ARROW[type(table.frame[key_value].dtype)] for key_value in table.values},
+        columns=_plain_columns(table.value_columns),
+        types={
+            key_value: ARROW[type(table.frame[key_value].dtype)]
+            for key_value in table.value_columns
+        },
         rows=table.frame.height,
         mark=secrets.token_hex(8),
         source=source,
@@ -145,11 +148,11 @@ def _of_others(
     with committer.exclusive():
         older = lake.refreshed().annotations().get(name)
         committer.make(_put_table(placed, older))
-    return _done(lake, placed, table, table.frame.height - len(unmet), unmet)
+    return _annotated(lake, placed, table, table.frame.height - len(unmet), unmet)
 
 
 def _put_table(new: Annotation, older: Annotation | None) -> Edit:
-    """Name a table that is written, in the place of an annotation of tiles if there was one."""
+    """Return the edit that lists a written table; it replaces an older annotation of tiles."""
     columns = [*older.columns.values()] if older is not None and older.level == TILE else []
 
     def steps(work: Work) -> Iterator[Change]:
@@ -161,18 +164,18 @@ def _put_table(new: Annotation, older: Annotation | None) -> Edit:
     return Edit(description={"annotate": new.name}, steps=steps)
 
 
-def _plain_columns(values: Sequence[str]) -> dict[str, str]:
+def _plain_columns(user_names: Sequence[str]) -> dict[str, str]:
     """Return the names of columns in a Lance table, where a dot would name a field of a struct."""
-    columns = {user_name: user_name.replace(".", "_") for user_name in values}
+    columns = {user_name: user_name.replace(".", "_") for user_name in user_names}
     names = list(columns.values())
     if same := next((n for n in names if names.count(n) > 1 or n in ("row_crc32",)), None):
-        which = ", ".join(repr(user_name) for user_name in values if columns[user_name] == same)
+        which = ", ".join(repr(user_name) for user_name in user_names if columns[user_name] == same)
         msg = f"columns {which} would be called '{same}' in the lake; rename them in the table"
         raise AnnotationError(msg)
     return columns
 
 
-def _done(
+def _annotated(
     lake: Lake, annotation: Annotation, table: AnnotationTable, met: int, unmet: list[str]
 ) -> Annotated:
     return Annotated(
@@ -187,12 +190,12 @@ def _done(
 # ---------------------------------------------------------------------- tiles
 
 
-def _of_tiles(
+def _add_tile_columns(
     lake: Lake, table: AnnotationTable, name: str, mpp: float | None, source: str
 ) -> Annotated:
-    """Write a file for each column and fragment, and put them into the tables."""
-    met, unmet = met_tiles(lake, table, mpp)
-    columns = lake_columns(name, table.values)
+    """Write a file for each column and fragment, commit them, and return the annotation."""
+    met, unmet = matched_tiles_of(lake, table, mpp)
+    columns = lake_columns(name, table.value_columns)
     annotations = lake.annotations()
     _refuse_taken(
         lake, list(columns.values()), {name: annotations[name]} if name in annotations else {}
@@ -200,18 +203,18 @@ def _of_tiles(
     rows = sum(frame.height for frame in met.values())
     record = {"rows": rows, "source": source}
     mark = secrets.token_hex(8)
-    writers = [_Writer(lake, at, frame, name, mark, record) for at, frame in met.items()]
+    writers = [_ColumnsWriter(lake, at, frame, name, mark, record) for at, frame in met.items()]
     new = [column for writer in writers for column in writer.columns(columns)]
     committer = lake.committer
     with committer.exclusive():
         check_unchanged(lake, new)
         committer.make(_put_columns(name, new, annotations.get(name)))
     annotation = lake.refreshed().annotations()[name]
-    return _done(lake, annotation, table, table.frame.height - len(unmet), unmet)
+    return _annotated(lake, annotation, table, table.frame.height - len(unmet), unmet)
 
 
 def _put_columns(name: str, new: Sequence[NewColumn], older: Annotation | None) -> Edit:
-    """Put columns that are written into the tables, in the place of an older annotation."""
+    """Return the edit that puts written columns into the tables, replacing an older annotation."""
     columns = [*older.columns.values()] if older is not None and older.level == TILE else []
     edit = add_columns(name, new, columns)
 
@@ -226,7 +229,7 @@ def _put_columns(name: str, new: Sequence[NewColumn], older: Annotation | None) 
 
 
 def check_unchanged(lake: Lake, columns: Sequence[NewColumn]) -> None:
-    """Raise AnnotationError if a fragment is another than the one that its file was made for."""
+    """Raise AnnotationError if a fragment has changed since its column file was written."""
     for column in columns:
         table = open_table(lake.store, features_table(column.mpp))
         for fragment, rows in column.rows.items():
@@ -236,8 +239,8 @@ def check_unchanged(lake: Lake, columns: Sequence[NewColumn]) -> None:
                 raise AnnotationError(msg)
 
 
-class _Writer:
-    """Writes the columns of an annotation at one mpp.
+class _ColumnsWriter:
+    """Writer of an annotation's columns at one mpp.
 
     Args:
         lake: the lake at the version in which the tiles were looked up.
@@ -267,10 +270,10 @@ class _Writer:
         self.rows = tiles.filter(pl.col("fragment").is_in(fragments.implode()))
 
     def columns(self, names: Mapping[str, str]) -> list[NewColumn]:
-        """Write the files of all columns, fragment after fragment.
+        """Write the files of all columns, fragment after fragment; return the new columns.
 
         Args:
-            names: of the columns in the lake, by their names in the user's table.
+            names: names of the columns in the lake, by their names in the user's table.
         """
         new = {column: self._column(column, name) for column, name in names.items()}
         for (fragment,), rows in self.rows.group_by("fragment", maintain_order=True):
@@ -290,11 +293,11 @@ class _Writer:
             self.frame, on="tile_id", how="left", maintain_order="left"
         )
         for column, part in new.items():
-            values = met[column].to_arrow().cast(part.field.type)
-            part.files[fragment] = write_column(store, self.rel, part.field, [values])
+            column_values = met[column].to_arrow().cast(part.field.type)
+            part.files[fragment] = write_column(store, self.rel, part.field, [column_values])
             part.rows[fragment] = len(keys)
             for slide, start, tiles in rows.select("slide", "row_start", "tiles").iter_rows():
-                part.crc32[slide] = values_crc32(values.slice(start, tiles).to_pylist())
+                part.crc32[slide] = values_crc32(column_values.slice(start, tiles).to_pylist())
 
 
 # ---------------------------------------------------------------------- patients
@@ -302,7 +305,7 @@ class _Writer:
 
 @dataclass(frozen=True, kw_only=True)
 class PatientsSet:
-    """Result of setting patients: slides that were set, slides that were so, unknown slides."""
+    """Numbers of slides whose patient changed and did not, and names of unknown slides."""
 
     version: int
     set: int
@@ -312,10 +315,10 @@ class PatientsSet:
 
 
 def tcga_patients(lake: Lake) -> pl.DataFrame:
-    """Return the slides named by a TCGA barcode, and their patients: its first three parts.
+    """Return the slides named by a TCGA barcode, with patients: the barcode's first three parts.
 
     Raises:
-        AnnotationError: no slide is called so.
+        AnnotationError: no slide is named by a TCGA barcode.
     """
     slides = lake.slides().select("slide_id").collect()["slide_id"].to_list()
     patients = {name: match[1].upper() for name in slides if (match := TCGA.fullmatch(name))}
@@ -333,11 +336,11 @@ def set_patients(lake: Lake, table: pl.DataFrame, *, replace_old: bool = False) 
 
     Args:
         lake: the lake at its newest version.
-        table: with `slide_id` and `patient_id`.
-        replace_old: also where the lake names another patient.
+        table: table with `slide_id` and `patient_id`.
+        replace_old: replace the patient also where the lake has another one.
 
     Raises:
-        AnnotationError: a column is missing, the lake names another patient, one slide has two,
+        AnnotationError: a column is missing, the lake has another patient, a slide has two,
             or no slide of the table is in the lake.
     """
     lacking = [name for name in ("slide_id", PATIENT + "_id") if name not in table.columns]
@@ -351,7 +354,7 @@ def set_patients(lake: Lake, table: pl.DataFrame, *, replace_old: bool = False) 
     lake = lake.refreshed()
     lake_patients = dict(lake.slides().select("slide_id", "patient_id").collect().iter_rows())
     new_patients = dict(checked.frame.cast(pl.String).iter_rows())
-    todo = _changed(lake, new_patients, lake_patients, replace_old=replace_old)
+    todo = _changed_patients(lake, new_patients, lake_patients, replace_old=replace_old)
     if todo:
         committer = lake.committer
         with committer.exclusive():
@@ -367,14 +370,14 @@ def set_patients(lake: Lake, table: pl.DataFrame, *, replace_old: bool = False) 
     )
 
 
-def _changed(
+def _changed_patients(
     lake: Lake,
     new_patients: Mapping[str, str],
     lake_patients: Mapping[str, str | None],
     *,
     replace_old: bool,
 ) -> dict[str, str]:
-    """Return the patients of those slides that have another patient in the lake, or none."""
+    """Return the new patients of slides that have another patient, or none, in the lake."""
     patients = {slide: patient for slide, patient in new_patients.items() if slide in lake_patients}
     if not patients:
         msg = (

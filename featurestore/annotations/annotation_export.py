@@ -22,7 +22,7 @@ class SlideAnnotations:
 
     Attributes:
         tiles: reads a column for each annotation of tiles, in the order of the tiles.
-        values: of annotations of slides and patients, by annotation and column.
+        values: values of slide and patient annotations, by annotation and column.
         mark: the mark of a file that is made of them; empty if there are none.
     """
 
@@ -87,7 +87,7 @@ def tile_columns(
     """Return columns of a slide's tiles, in the order of their keys.
 
     Raises:
-        DamageError: the stored tiles are not those of the catalog.
+        DamageError: the stored tiles differ from the catalog's.
     """
     if catalog is None or not catalog["tiles"] or not columns:
         return pl.DataFrame()

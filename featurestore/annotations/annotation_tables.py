@@ -71,7 +71,7 @@ def query_frame(path: str | os.PathLike[str]) -> pl.DataFrame:
 
 
 def labels_of(lake: Lake, labels: str | os.PathLike[str]) -> str | os.PathLike[str]:
-    """Return labels as they are given, or the table of an annotation for `lake:NAME`.
+    """Return the labels unchanged, or the table of the annotation that `lake:NAME` names.
 
     Raises:
         LakeError: the lake has no such annotation.

@@ -12,19 +12,19 @@ from featurestore.messages import listing
 from featurestore.tables.annotation import AnnotationError
 
 
-def met_tiles(
+def matched_tiles_of(
     lake: Lake, table: AnnotationTable, mpp: float | None
 ) -> tuple[dict[float, pl.DataFrame], list[str]]:
-    """Find the tiles of a table of tiles.
+    """Return the tiles by mpp that a table of tiles names, and the rows that name no tile.
 
     Args:
         lake: the lake at the version to look in.
-        table: with `tile_id`, or `slide_id`, `x` and `y` (a place within a tile, in level-0
-            pixels; its top-left corner is one), and perhaps `mpp`.
+        table: table with `tile_id`, or `slide_id`, `x` and `y` (a place within a tile, in level-0
+            pixels; the top-left corner counts as inside), and perhaps `mpp`.
         mpp: microns per pixel of the tiles, where the table has no column `mpp`.
 
     Returns:
-        By mpp, `tile_id` and the values of each tile; and what names no tile, a text for each row.
+        A frame of `tile_id` and values for each mpp; and a text for each row that names no tile.
 
     Raises:
         AnnotationError: the mpp is missing, no row names a tile of the lake, or two rows contradict
@@ -53,13 +53,13 @@ def _by_key(lake: Lake, table: AnnotationTable) -> tuple[dict[float, pl.DataFram
         numbers = mpp_rows["slide"].unique().to_list()
         lake_tiles = lake.tiles(mpp=mpp).filter(pl.col("slide").is_in(numbers)).select("tile_id")
         if numbers:
-            met = mpp_rows.join(
+            matched = mpp_rows.join(
                 lake_tiles.collect(), on="tile_id", how="semi", maintain_order="left"
             )
-            tiles_by_mpp[mpp] = met.drop("slide", "at")
+            tiles_by_mpp[mpp] = matched.drop("slide", "at")
     lost = rows
-    for met in tiles_by_mpp.values():
-        lost = lost.join(met, on="tile_id", how="anti", maintain_order="left")
+    for matched in tiles_by_mpp.values():
+        lost = lost.join(matched, on="tile_id", how="anti", maintain_order="left")
     return tiles_by_mpp, [f"tile {key}" for key in lost["tile_id"]]
 
 
@@ -71,14 +71,14 @@ def _by_place(
     unmet: list[str] = []
     for at in rows["mpp"].unique().sort().to_list():
         mpp_rows = rows.filter(pl.col("mpp") == at).drop("mpp")
-        met = tiles_at(mpp_rows, _tiles(lake, mpp_rows["slide_id"].unique().to_list(), at))
-        lost = met.filter(pl.col("tile_id").is_null())
+        matched = tiles_at(mpp_rows, _tiles(lake, mpp_rows["slide_id"].unique().to_list(), at))
+        lost = matched.filter(pl.col("tile_id").is_null())
         unmet += [
             f"slide {slide} at {x:g}, {y:g} (mpp {mpp_name(at)})"
             for slide, x, y in lost.select("slide_id", "x", "y").iter_rows()
         ]
-        inside = met.drop_nulls("tile_id")
-        tiles_by_mpp[lake.known_mpp(at)] = _once(inside, table.values)
+        inside = matched.drop_nulls("tile_id")
+        tiles_by_mpp[lake.known_mpp(at)] = _distinct_tiles(inside, table.value_columns)
     return tiles_by_mpp, unmet
 
 
@@ -93,8 +93,8 @@ def _with_mpp(lake: Lake, frame: pl.DataFrame, mpp: float | None) -> pl.DataFram
             raise AnnotationError(msg)
         lake_mpp = lake.known_mpp(lake.config.mpps[0] if mpp is None else mpp)
         return frame.with_columns(mpp=pl.lit(lake_mpp))
-    values = frame["mpp"].unique().to_list()
-    exact = {user_mpp: lake.known_mpp(user_mpp) for user_mpp in values}
+    user_mpps = frame["mpp"].unique().to_list()
+    exact = {user_mpp: lake.known_mpp(user_mpp) for user_mpp in user_mpps}
     return frame.with_columns(pl.col("mpp").replace_strict(exact, return_dtype=pl.Float64))
 
 
@@ -107,18 +107,18 @@ def _tiles(lake: Lake, slide_ids: Sequence[str], mpp: float) -> pl.DataFrame:
     return tiles.select(columns).collect().join(sides, on="slide_id", how="left")
 
 
-def _once(met: pl.DataFrame, values: Sequence[str]) -> pl.DataFrame:
-    """Return each tile with its values once.
+def _distinct_tiles(matched: pl.DataFrame, value_columns: Sequence[str]) -> pl.DataFrame:
+    """Return each tile with its values in one row.
 
     Raises:
         AnnotationError: two places of one tile have different values.
     """
-    rows = met.select("tile_id", *values).unique(maintain_order=True)
+    rows = matched.select("tile_id", *value_columns).unique(maintain_order=True)
     torn = rows.filter(pl.col("tile_id").is_duplicated())["tile_id"].unique().to_list()
     if torn:
-        where = met.filter(pl.col("tile_id") == torn[0]).select("slide_id", "x", "y").rows()
+        places = matched.filter(pl.col("tile_id") == torn[0]).select("slide_id", "x", "y").rows()
         msg = (
-            f"{len(torn)} tiles have places that say different things: {listing(where)} lie in "
+            f"{len(torn)} tiles have places that say different things: {listing(places)} lie in "
             f"tile {torn[0]}; leave one row for each tile"
         )
         raise AnnotationError(msg)

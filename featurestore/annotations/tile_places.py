@@ -6,7 +6,7 @@ import polars as pl
 def tiles_at(places: pl.DataFrame, tiles: pl.DataFrame) -> pl.DataFrame:
     """Return places with the key of the tile that covers each, null where none does.
 
-    Of overlapping tiles the one whose middle is nearest, of equals the one with the smaller key.
+    Among overlapping tiles, the tile with the nearest centre; at a tie, the smaller key.
 
     Args:
         places: `slide_id`, `x` and `y` in level-0 pixels (float64), and other columns.

@@ -28,10 +28,10 @@ class Where:
         text: the predicate, in Lance's SQL.
 
     Attributes:
-        marks: of the annotations that it names, by their names: another mark has other values.
+        marks: marks of the annotations in the predicate, by name; a new mark means new values.
 
     Raises:
-        LakeError: it names a column that an annotation does not have.
+        LakeError: the predicate names a column that an annotation does not have.
     """
 
     def __init__(self, lake: Lake, text: str) -> None:

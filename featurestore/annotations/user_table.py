@@ -16,14 +16,14 @@ class AnnotationTable:
 
     Attributes:
         level: kind of its rows: `tile`, `slide` or `patient`.
-        frame: its keys, then its values; each key once.
-        values: names of the columns that are no keys.
-        notes: what was changed or left out, a sentence each.
+        frame: the key columns, then the value columns; one row per key.
+        value_columns: names of the columns that are no keys.
+        notes: changes to the table and columns left out, a sentence each.
     """
 
     level: str
     frame: pl.DataFrame
-    values: Sequence[str]
+    value_columns: Sequence[str]
     notes: tuple[str, ...] = field(default=())
 
 
@@ -51,20 +51,22 @@ def level_of(columns: Sequence[str]) -> tuple[str, list[str]]:
 
 
 def user_table(frame: pl.DataFrame) -> AnnotationTable:
-    """Return a user's table ready to be an annotation: keys of one type, values that a lake holds.
+    """Return a user's table as an annotation table: keys of one type, values of the lake's types.
 
     Raises:
-        AnnotationError: no keys, no values, values of a type that is not held, a row without its
+        AnnotationError: no keys, no values, values of an unsupported type, a row without its
             key, or two rows that contradict each other.
     """
     level, keys = level_of(frame.columns)
     # Of tiles, the slide is known by the key; of slides, the patient is a fact like any other.
     dropped = [n for n in ("slide_id", "x", "y", "mpp") if "tile_id" in keys and n in frame.columns]
-    values = [name for name in frame.columns if name not in (*keys, *dropped)]
-    if not values:
+    value_columns = [name for name in frame.columns if name not in (*keys, *dropped)]
+    if not value_columns:
         msg = f"the table has the keys {', '.join(keys)} and no other column to annotate with"
         raise AnnotationError(msg)
-    table = frame.select(*(_key(frame[name]) for name in keys), *(_value(frame[n]) for n in values))
+    table = frame.select(
+        *(_key(frame[name]) for name in keys), *(_value(frame[n]) for n in value_columns)
+    )
     empty = [name for name in keys if table[name].null_count()]
     if empty:
         row = int(table[empty[0]].is_null().arg_max() or 0) + 1
@@ -72,7 +74,7 @@ def user_table(frame: pl.DataFrame) -> AnnotationTable:
         raise AnnotationError(msg)
     table = table.unique(maintain_order=True)
     _refuse_torn(table, keys)
-    return AnnotationTable(level=level, frame=table, values=values)
+    return AnnotationTable(level=level, frame=table, value_columns=value_columns)
 
 
 def _key(column: pl.Series) -> pl.Series:
@@ -116,29 +118,29 @@ def _refuse_torn(table: pl.DataFrame, keys: Sequence[str]) -> None:
     twice = table.filter(pl.struct(keys).is_duplicated()).head(2)
     if twice.height:
         key = ", ".join(f"{name} {twice[name][0]}" for name in keys)
-        values = " and ".join(str(row) for row in twice.drop(keys).rows())
-        msg = f"the table gives {key} twice, with {values}; leave one row"
+        contradictions = " and ".join(str(row) for row in twice.drop(keys).rows())
+        msg = f"the table gives {key} twice, with {contradictions}; leave one row"
         raise AnnotationError(msg)
 
 
-def lake_columns(name: str, values: Sequence[str]) -> dict[str, str]:
+def lake_columns(name: str, value_columns: Sequence[str]) -> dict[str, str]:
     """Return the names of a tile annotation's columns in the features tables.
 
     A single column is called as the annotation; of several, each is `<annotation>_<column>`.
 
     Raises:
-        AnnotationError: two columns would be called the same, or one as a column of all tiles.
+        AnnotationError: two columns would have one name, or a column the name of a tile column.
 
     >>> lake_columns("region", ["label"]), lake_columns("region", ["label", "score 2"])
     ({'label': 'region'}, {'label': 'region_label', 'score 2': 'region_score_2'})
     """
-    if len(values) == 1:
-        return {values[0]: name}
-    columns = {user: f"{name}_{re.sub(r'[^A-Za-z0-9_]', '_', user)}" for user in values}
+    if len(value_columns) == 1:
+        return {value_columns[0]: name}
+    columns = {user: f"{name}_{re.sub(r'[^A-Za-z0-9_]', '_', user)}" for user in value_columns}
     names = list(columns.values())
     same = next((n for n in names if names.count(n) > 1 or n in TILE_COLUMNS), None)
     if same is not None:
-        which = ", ".join(repr(user) for user in values if columns[user] == same)
+        which = ", ".join(repr(user) for user in value_columns if columns[user] == same)
         msg = f"columns {which} would be called '{same}' in the lake; rename them in the table"
         raise AnnotationError(msg)
     return columns

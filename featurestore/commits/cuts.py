@@ -1,4 +1,4 @@
-"""Cut slides as workers hand them to the committer, their checks, and their catalog rows."""
+"""Cut slides that workers pass to the committer, their checks, and their catalog rows."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -24,7 +24,7 @@ class GridCut:
 
     Attributes:
         tiles: rows of the features table, sorted by tile_id.
-        shard: where their pixels are; None for features that came without pixels.
+        shard: shard that holds their pixels; None for features imported without pixels.
         effective_mpp: microns per pixel that the tiles really have; None if that is not known.
         tile_px_level0: side of a tile in level-0 pixels.
         grid_px_level0: level-0 pixels between neighbouring cells of the grid: the side of a tile,
@@ -44,14 +44,14 @@ class GridCut:
 
 @dataclass(frozen=True, kw_only=True)
 class SlideCut:
-    """A slide as a worker hands it to the committer: its row of `slides`, and a cut per mpp."""
+    """A cut slide that a worker passes to the committer: its row of `slides` and a cut per mpp."""
 
     row: Row
     grids: dict[float, GridCut] = field(default_factory=dict)
 
 
 def fragment_groups(cuts: Sequence[SlideCut], mpp: float) -> Iterator[list[SlideCut]]:
-    """Yield slides in groups of at most 250,000 tiles, each to be one fragment.
+    """Yield slides in groups of at most 250,000 tiles; each group becomes one fragment.
 
     A slide is never split.
     """

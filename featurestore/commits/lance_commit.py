@@ -1,4 +1,4 @@
-"""The one committer: makes finished files visible, each slide and each teacher exactly once.
+"""The one committer: publishes finished files, each slide and each teacher exactly once.
 
 Order of a commit: features tables, then `slides`, then the catalog, whose newest version names the
 versions of all others. A kill between two of them is never seen by a reader, and the next committer
@@ -44,7 +44,7 @@ ROWS_AT_ONCE = 1024  # whole rows of slides, about 30 kB each
 
 
 class Committer:
-    """Changes the tables of one lake. Every public method takes the lake's lock by itself.
+    """Committer of one lake's tables. Every public method acquires the lake's lock by itself.
 
     Args:
         store: the lake's files.
@@ -73,12 +73,12 @@ class Committer:
             yield self
 
     def recover(self) -> None:
-        """Finish what a killed committer left between its tables, or take it back."""
+        """Finish or undo the half-done commits of a killed committer."""
         with self.exclusive():
             pass
 
     def finish(self) -> None:
-        """Finish, or take back, what an earlier holder left; the caller holds the lock."""
+        """Finish or undo the half-done commits of an earlier holder; the caller holds the lock."""
         self.ledger.check_newest()
         ahead = tails(self.store)
         if is_half_done(ahead):
@@ -100,26 +100,26 @@ class Committer:
             self.ledger.apply(changes)
 
     def apply(self, changes: Sequence[Change]) -> None:
-        """Make changes in the catalog; the caller holds the lock (`exclusive`)."""
+        """Apply changes to the catalog; the caller holds the lock (`exclusive`)."""
         self._check()
         self.ledger.apply(changes)
 
     def make(self, edit: Edit) -> None:
-        """Make an edit of several tables, in one commit; the caller holds the lock."""
+        """Commit an edit of several tables; the caller holds the lock."""
         work = Work(ledger=self.ledger, check=self._check)
         self.apply(make(work, edit))
 
     # ------------------------------------------------------------------ slides
 
     def register(self, rows: Sequence[Row]) -> list[Row]:
-        """Give every slide a number and a row; known slides keep theirs.
+        """Assign every slide a number and a row, and return the rows; known slides keep theirs.
 
         Args:
-            rows: one per slide, with slide_id, uri, fingerprint and further columns.
+            rows: one row per slide, with slide_id, uri, fingerprint and further columns.
 
         Returns:
             The rows in their order, with `slide`, the `state` and `reason` that the lake has, and
-            what it was made from and with as `known_fingerprint`, `known_uri`,
+            the source and settings of its last ingest as `known_fingerprint`, `known_uri`,
             `known_patient_id`, `known_extra`, `known_mpp` and `known_cut_with`.
         """
         with self.exclusive():
@@ -131,12 +131,12 @@ class Committer:
                     lake_rows[row["slide_id"]] = {**row, "slide": free + len(new), "state": PENDING}
                     new.append(lake_rows[row["slide_id"]])
             if new:
-                self._put_slides(new)
+                self._upsert_slides(new)
                 self.apply([])
         return [_as_known(row, lake_rows[row["slide_id"]]) for row in rows]
 
     def known(self, rows: Sequence[Row]) -> list[Row]:
-        """Return the rows as `register` would; new ones have no `slide`. Nothing changes."""
+        """Return the rows as `register` would, without a change; new slides have no `slide`."""
         lake_rows = self._lake_rows([row["slide_id"] for row in rows])
         return [_as_known(row, lake_rows.get(row["slide_id"], {"state": PENDING})) for row in rows]
 
@@ -153,11 +153,11 @@ class Committer:
     def fail(self, rows: Sequence[Row]) -> None:
         """Record slides that could not be cut, with their `reason`."""
         with self.exclusive():
-            self._put_slides([{**row, "state": FAILED} for row in rows])
+            self._upsert_slides([{**row, "state": FAILED} for row in rows])
             self.apply([])
 
     def update_slides(self, facts: Mapping[str, Row]) -> None:
-        """Change columns of slides that say nothing of their tiles, in one commit.
+        """Change columns of slides that do not describe their tiles, in one commit.
 
         Args:
             facts: slide_id -> its new values by column.
@@ -167,11 +167,13 @@ class Committer:
             for start in range(0, len(names), ROWS_AT_ONCE):
                 where = among_names(names[start : start + ROWS_AT_ONCE])
                 table = open_table(self.store, SLIDES).to_table(filter=where)
-                self._put_slides([{**row, **facts[row["slide_id"]]} for row in table.to_pylist()])
+                self._upsert_slides(
+                    [{**row, **facts[row["slide_id"]]} for row in table.to_pylist()]
+                )
             self.apply([])
 
     def commit_slides(self, cuts: Sequence[SlideCut]) -> None:
-        """Make cut slides part of the lake, in one commit.
+        """Add cut slides to the lake in one commit.
 
         What is there already from the same file is left as it is; rows of an earlier scan (their
         shard has another name) are replaced, and stay readable at the versions before.
@@ -182,16 +184,18 @@ class Committer:
         with self.exclusive():
             group = Group()
             for mpp in self.config.mpps:
-                todo, old = self._todo(mpp, [cut for cut in cuts if mpp in cut.grids])
+                todo, old = self._cuts_to_append(mpp, [cut for cut in cuts if mpp in cut.grids])
                 for some in fragment_groups(todo, mpp):
                     again = [cut.row["slide"] for cut in some if cut.row["slide"] in old]
                     self._check()
                     features.append_tiles(self.ledger, mpp, some, again, group)
             rows = [{**cut.row, "state": READY, "reason": None} for cut in cuts]
-            self._put_slides(rows, group)
+            self._upsert_slides(rows, group)
             self.apply(group.changes)
 
-    def _todo(self, mpp: float, cuts: Sequence[SlideCut]) -> tuple[list[SlideCut], set[int]]:
+    def _cuts_to_append(
+        self, mpp: float, cuts: Sequence[SlideCut]
+    ) -> tuple[list[SlideCut], set[int]]:
         """Return the cuts that are not in the lake yet, and the slides with rows to replace."""
         rows = self.ledger.tiles_rows(mpp, [cut.row["slide"] for cut in cuts])
         shards = {row["slide"]: (row["shard"], row["shard_crc32"]) for row in rows}
@@ -202,8 +206,8 @@ class Committer:
         ]
         return todo, set(shards)
 
-    def _put_slides(self, rows: Sequence[Row], group: Group | None = None) -> None:
-        """Write rows of `slides`; it is the last commit of its group, if it is of one."""
+    def _upsert_slides(self, rows: Sequence[Row], group: Group | None = None) -> None:
+        """Insert or update rows of `slides` by `slide_id`; with a group, this commit closes it."""
         if not rows:
             return
         names = SLIDES_SCHEMA.names
@@ -219,11 +223,11 @@ class Committer:
         commit_transaction(self.store, SLIDES, transaction)
 
     def drop_slides(self, slides: Sequence[Row], mpps: Sequence[float] | None = None) -> None:
-        """Take tiles and features of slides out, so that the next ingest makes them again.
+        """Remove tiles and features of slides, so that the next ingest makes them again.
 
         Args:
             slides: whole rows of `slides`; their state becomes pending.
-            mpps: where; None for all mpps.
+            mpps: mpps of the tiles to remove; None for all mpps.
         """
         with self.exclusive():
             numbers = [row["slide"] for row in slides]
@@ -231,13 +235,13 @@ class Committer:
             for mpp in self.config.mpps if mpps is None else mpps:
                 self._check()
                 features.drop_tiles(self.ledger, mpp, numbers, group)
-            self._put_slides([{**row, "state": PENDING} for row in slides], group)
+            self._upsert_slides([{**row, "state": PENDING} for row in slides], group)
             self.apply(group.changes)
 
     def reopen(self, slides: Sequence[Row]) -> None:
-        """Make slides pending and leave their rows: the next ingest makes their shards again."""
+        """Set slides to pending and keep their rows: the next ingest makes their shards again."""
         with self.exclusive():
-            self._put_slides([{**row, "state": PENDING} for row in slides])
+            self._upsert_slides([{**row, "state": PENDING} for row in slides])
             self.apply([])
 
     def drop_rows(self, mpp: float, fragment: int, slides: Sequence[int]) -> None:
@@ -248,7 +252,7 @@ class Committer:
     # ------------------------------------------------------------------ teachers
 
     def add_teacher(self, mpp: float, name: str, dim: int, identity: dict[str, Any]) -> pa.Field:
-        """Make sure that a teacher's column is there, empty at first, and is the same teacher.
+        """Add a teacher's empty column, or check that the column is of the same teacher.
 
         Raises:
             IdentityError: the name is taken by a teacher with another identity.
@@ -282,21 +286,21 @@ class Committer:
         return lake_field
 
     def commit_columns(self, mpp: float, files: Sequence[ColumnFile]) -> None:
-        """Make finished columns of fragments visible; complete ones are left as they are.
+        """Publish finished columns of fragments; complete columns are left as they are.
 
         Raises:
-            DamageError: a file is gone or its rows are not those of its fragment.
+            DamageError: a file is gone or its rows are not its fragment's rows.
         """
         self.commit_columns_of({mpp: files})
 
     def commit_columns_of(self, files: Mapping[float, Sequence[ColumnFile]]) -> None:
-        """Make finished columns of fragments visible at several mpps, all of them or none.
+        """Publish finished columns of fragments at several mpps, all of them or none.
 
         Args:
-            files: by mpp.
+            files: column files by mpp.
 
         Raises:
-            DamageError: a file is gone or its rows are not those of its fragment.
+            DamageError: a file is gone or its rows are not its fragment's rows.
         """
         with self.exclusive():
             # Lance takes one field in a DataReplacement, so each teacher is a commit of its own.
@@ -314,7 +318,7 @@ class Committer:
                 self.apply(group.changes)
 
     def drop_column(self, mpp: float, teacher: str, fragments: Sequence[int]) -> None:
-        """Take a teacher's features out of fragments, so that the next extract makes them again."""
+        """Remove a teacher's features from fragments, so that the next extract makes them again."""
         with self.exclusive():
             self.apply([features.drop_column(self.store, mpp, teacher, fragments)])
 

@@ -26,7 +26,7 @@ class Work:
     """The ledger, the lock's check and the group of commits that the steps of an edit use.
 
     Attributes:
-        ledger: of the lake, whose lock is held.
+        ledger: ledger of the lake; the caller holds the lake's lock.
         check: raises LakeError if it is held no more; called before each commit.
         group: the commits that belong together.
     """

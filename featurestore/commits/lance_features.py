@@ -1,7 +1,7 @@
-"""Commits to a features table. Each is one Lance transaction that carries its `Change`.
+"""Commits to a features table. Each commit is one Lance transaction with its `Change`.
 
 Nothing here touches the catalog; the committer, which holds the lake's lock, makes the change
-there. `Update` takes new fragments, deletions and edited fragments in one commit.
+there. `Update` combines new fragments, deletions and edited fragments in one commit.
 """
 
 import json
@@ -30,7 +30,7 @@ NO_FIELD = -2
 def append_tiles(
     ledger: Ledger, mpp: float, cuts: Sequence[SlideCut], old: Sequence[int], group: Group
 ) -> None:
-    """Commit the tiles of slides as one new fragment, in place of those of the slides `old`."""
+    """Commit the tiles of slides as one new fragment; it replaces tiles of the slides `old`."""
     store, rel = ledger.store, features_table(mpp)
     rows, start = [], 0
     for cut in cuts:
@@ -100,7 +100,7 @@ def _update(
 
 
 def drop_fragment(store: Store, rel: str, fragment: int) -> None:
-    """Take a fragment out of a table, with no change of the catalog: it never was in it."""
+    """Remove a fragment from a table without a change of the catalog, which never listed it."""
     _update(store, rel, Change(), gone=[fragment])
 
 
@@ -121,7 +121,7 @@ def drop_rows(store: Store, mpp: float, fragment: int, slides: Sequence[int]) ->
 
 
 def drop_column(store: Store, mpp: float, teacher: str, fragments: Sequence[int]) -> Change:
-    """Make a teacher's column null in some fragments, as it was before the teacher was run."""
+    """Set a teacher's column to null in some fragments, as before the teacher was run."""
     rel = features_table(mpp)
     table = open_table(store, rel)
     field = field_ids(table).get(teacher)
@@ -147,7 +147,7 @@ def _without_field(metadata: lance.FragmentMetadata, field: int | None) -> lance
 def replace_fragments(
     store: Store, mpp: float, old: Sequence[int], new: lance.FragmentMetadata, rows: Sequence[Row]
 ) -> Change:
-    """Put one fragment in the place of several that hold the same rows; `rows` say where."""
+    """Replace several fragments by one with the same rows; `rows` are their catalog rows."""
     drop = f"mpp = {mpp} AND {among([row['slide'] for row in rows])}"
     change = Change(add=rows, drop=drop, file=str(new.files[0].path))
     return _update(store, features_table(mpp), change, new=[new], gone=old)
@@ -159,7 +159,7 @@ class PreparedColumns:
 
     Attributes:
         rel: the features table.
-        groups: what Lance puts in place, one a fragment; empty if all of it is there already.
+        groups: Lance's replacement groups, one per fragment; empty if nothing is missing.
         change: the change of the catalog that follows.
     """
 
@@ -169,7 +169,7 @@ class PreparedColumns:
 
 
 def prepare_columns(ledger: Ledger, mpp: float, files: Sequence[ColumnFile]) -> PreparedColumns:
-    """Check one teacher's finished columns of fragments; complete ones are left out.
+    """Check and return one teacher's finished columns; complete fragments are left out.
 
     Raises:
         DamageError: a file is gone or its rows are not those of its fragment.

@@ -1,7 +1,7 @@
 """Commits to several tables that belong together: all of them become part of the lake, or none.
 
 Lance commits one table at a time. Each commit of a group carries its mark, and the last one is
-marked as the last. A group that was cut short is undone by the next committer: every table goes
+marked as the last. An unfinished group is undone by the next committer: every table goes
 back to the version that the catalog names, as a new version (Lance's `Restore`), so that rows which
 an `Update` deleted are there again.
 """
@@ -26,12 +26,12 @@ UNDO_KEY = "slidelake:undo"
 
 @dataclass(kw_only=True)
 class Group:
-    """Marks the commits of one piece of work, in their order, and gathers their changes.
+    """The commits of one piece of work: their marks, in order, and their changes.
 
     Attributes:
         name: unique to this piece of work.
         parts: number of commits marked so far.
-        changes: changes that the catalog needs once the last commit is made.
+        changes: changes to apply to the catalog after the last commit.
     """
 
     name: str = field(default_factory=lambda: uuid.uuid4().hex)
@@ -65,7 +65,7 @@ class Tail:
         rel: path of the table.
         named: the version that the catalog names.
         table: the table at its newest version.
-        properties: those of the transactions of the versions after `named`, in order.
+        properties: transaction properties of the versions after `named`, in order.
     """
 
     rel: str
@@ -79,7 +79,7 @@ class Tail:
         return bool(self.properties) and UNDO_KEY in self.properties[-1]
 
     def changes(self) -> Iterator[Change]:
-        """Yield the catalog changes that these versions carry, but for those that were undone."""
+        """Yield the catalog changes of these versions, except changes that were undone."""
         undone = [at for at, properties in enumerate(self.properties) if UNDO_KEY in properties]
         first = undone[-1] + 1 if undone else 0
         for version in range(self.named + 1 + first, self.table.version + 1):
@@ -128,7 +128,7 @@ def is_half_done(ahead: Sequence[Tail]) -> bool:
 
 
 def undo(store: Store, tail: Tail) -> None:
-    """Make the version of a table that the catalog names its newest one again."""
+    """Restore the version of a table that the catalog names as its newest version."""
     commit(
         store,
         tail.rel,

@@ -46,9 +46,9 @@ class Change:
     """The change of the catalog that follows from a commit: rows to drop, then rows to add.
 
     Attributes:
-        add: catalog rows; those of a new fragment lack its id at first.
-        drop: Lance filter of the catalog rows that are true no more.
-        file: first data file of the new fragment that `add` lies in.
+        add: catalog rows to add; rows of a new fragment lack its id at first.
+        drop: Lance filter of the catalog rows to delete.
+        file: first data file of the new fragment that holds the rows `add`.
     """
 
     add: Sequence[Row] = ()
@@ -76,7 +76,7 @@ class Change:
 
 
 def fragment_of(table: lance.LanceDataset, file: str) -> int | None:
-    """Return the id of the fragment that a data file is the first of, newest fragments first."""
+    """Return the id of the newest fragment with this first data file, or None."""
     for fragment_id in sorted(table.fragment_ids(), reverse=True):
         fragment = table.get_fragment(fragment_id)
         if fragment and str(fragment.metadata.files[0].path) == file:
@@ -101,7 +101,7 @@ def root_versions(catalog: lance.LanceDataset) -> dict[str, int]:
 
 
 def lake_versions(catalog: lance.LanceDataset) -> list[int]:
-    """Return a lake's versions: those of its catalog that name the versions of the other tables."""
+    """Return a lake's versions: catalog versions that name versions of the other tables."""
     versions = [int(entry["version"]) for entry in catalog.versions()]
     return [version for version in versions if VERSIONS_KEY in properties_of(catalog, version)]
 
@@ -113,7 +113,7 @@ def versions_property(store: Store, config: LakeConfig) -> dict[str, str]:
 
 
 class Ledger:
-    """Reads and changes the newest catalog of a lake; its caller holds the lake's lock.
+    """The newest catalog of a lake, to read and change; the caller holds the lake's lock.
 
     Args:
         store: the lake's files.
@@ -128,9 +128,9 @@ class Ledger:
         return self.rows(f"teacher IS NULL AND mpp = {mpp} AND {among(slides)}") if slides else []
 
     def teacher_rows(self, mpp: float, teacher: str, slides: Sequence[int]) -> list[Row]:
-        """Return the rows of a teacher on these slide numbers at one mpp."""
-        where = f"teacher = '{teacher}' AND mpp = {mpp} AND {among(slides)}"
-        return self.rows(where) if slides else []
+        """Return the catalog rows of a teacher on these slide numbers at one mpp."""
+        lance_filter = f"teacher = '{teacher}' AND mpp = {mpp} AND {among(slides)}"
+        return self.rows(lance_filter) if slides else []
 
     def slides_in(self, mpp: float, teacher: str | None, fragment: int) -> set[int]:
         """Return the slides with a teacher's features, or with tiles (None), in a fragment."""
@@ -154,7 +154,7 @@ class Ledger:
         Raises:
             DamageError: a table opens at an older version than the last commit, or the catalog,
                 names (its newest manifest is lost), or an index of `slides` or `catalog` is
-                damaged: a slide that is there would be taken for a new one.
+                damaged: a slide that is present would look like a new slide.
         """
         roots = readable_roots(self.store)
         catalog = open_table(self.store, CATALOG)
@@ -171,12 +171,12 @@ class Ledger:
         return any(_key(row) in catalog_keys for row in change.add)
 
     def apply(self, changes: Sequence[Change]) -> None:
-        """Make changes, in one commit that names the newest versions of all other tables."""
-        self._tidy()
+        """Apply changes, in one commit that names the newest versions of all other tables."""
+        self._merge_fragments()
         catalog = open_table(self.store, CATALOG)
         drops = [f"({change.drop})" for change in changes if change.drop]
         removed, updated = without_rows(catalog, " OR ".join(drops)) if drops else ([], [])
-        fresh = self._fresh(catalog, changes)
+        fresh = self._missing_rows(catalog, changes)
         new = write_fragment(self.store, CATALOG, fresh) if fresh.num_rows else []
         operation: Any = LanceOperation.Append(new)
         if removed or updated:
@@ -190,7 +190,7 @@ class Ledger:
         commit(self.store, CATALOG, operation, read_version=catalog.version, properties=properties)
         record_roots(self.store, self.config)
 
-    def _fresh(self, catalog: lance.LanceDataset, changes: Sequence[Change]) -> pa.Table:
+    def _missing_rows(self, catalog: lance.LanceDataset, changes: Sequence[Change]) -> pa.Table:
         fresh: list[Row] = []
         for change in changes:
             catalog_keys = set() if change.drop else _keys(catalog, change.add)
@@ -201,7 +201,7 @@ class Ledger:
         )
         return with_row_crc32(table)
 
-    def _tidy(self) -> None:
+    def _merge_fragments(self) -> None:
         """Add missing columns, merge small fragments and index them once many have gathered.
 
         No row changes.
@@ -233,6 +233,6 @@ def _key(row: Row) -> tuple[int, float, str | None]:
 def _keys(catalog: lance.LanceDataset, rows: Sequence[Row]) -> set[tuple[int, float, str | None]]:
     if not rows:
         return set()
-    where = among([row["slide"] for row in rows])
-    table = catalog.to_table(columns=["slide", "mpp", "teacher"], filter=where)
+    lance_filter = among([row["slide"] for row in rows])
+    table = catalog.to_table(columns=["slide", "mpp", "teacher"], filter=lance_filter)
     return set(pl.DataFrame(table).iter_rows())

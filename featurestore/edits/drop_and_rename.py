@@ -1,6 +1,6 @@
 """Slides, teachers and annotations dropped or renamed; each edit is one commit.
 
-Earlier versions of the lake stay as they are. What was made from what is dropped or renamed (runs,
+Earlier versions of the lake stay as they are. Products of dropped or renamed parts (runs,
 statistics, students) is named and left as it is.
 """
 
@@ -35,7 +35,7 @@ class Edited:
 
     Attributes:
         what: `slide`, `teacher` or `annotation`.
-        names: which were dropped, or the old and the new name.
+        names: names of the dropped parts, or the old and the new name.
         version: version of the lake that has it.
         before: the version before it, which `--at` still reads.
         done: False if it had been done already.
@@ -51,10 +51,10 @@ class Edited:
 
 
 def drop(lake: Lake, what: What, names: Sequence[str]) -> Edited:
-    """Take slides, teachers or annotations out of a lake, in one commit.
+    """Remove slides, teachers or annotations from a lake, in one commit.
 
     Args:
-        lake: its newest version is edited.
+        lake: the lake; its newest version is edited.
         what: `slide`, `teacher` or `annotation`.
         names: names of what is dropped.
 
@@ -67,10 +67,10 @@ def drop(lake: Lake, what: What, names: Sequence[str]) -> Edited:
         edit = _DROPS[what](lake, unique)
         if edit is not None:
             committer.make(edit)
-    return _edited(lake, what, unique, unique, done=edit is not None)
+    return _edit_result(lake, what, unique, unique, done=edit is not None)
 
 
-def _edited(
+def _edit_result(
     lake: Lake, kind: What, names: Sequence[str], looked_for: Sequence[str], *, done: bool
 ) -> Edited:
     return Edited(
@@ -164,15 +164,15 @@ _DROPS = {
 
 
 def rename(lake: Lake, old: str, new: str, *, what: What | None = None) -> Edited:
-    """Give a slide, a teacher or an annotation another name, in one commit.
+    """Rename a slide, a teacher or an annotation, in one commit.
 
     A teacher keeps its identity and the checksums of its features, a slide its number.
 
     Args:
-        lake: its newest version is edited.
-        old: its name.
+        lake: the lake; its newest version is edited.
+        old: present name.
         new: the name that it is to have.
-        what: which of the three, where several have this name.
+        what: kind to rename (slide, teacher, annotation), where several have this name.
 
     Raises:
         LakeError: nothing has the old name, or several things have it; the new name is taken or
@@ -181,8 +181,8 @@ def rename(lake: Lake, old: str, new: str, *, what: What | None = None) -> Edite
     committer = lake.committer
     with no_writers(lake.store), committer.exclusive():
         lake = lake.refreshed()
-        kinds = [kind for kind in _called(lake, old) if what in (None, kind)]
-        taken = _called(lake, new)
+        kinds = [kind for kind in _kinds_of(lake, old) if what in (None, kind)]
+        taken = _kinds_of(lake, new)
         if not kinds:
             return _renamed_before(lake, old, new, taken, what)
         if len(kinds) > 1:
@@ -194,10 +194,10 @@ def rename(lake: Lake, old: str, new: str, *, what: What | None = None) -> Edite
             msg = f"'{new}' names a {same.pop()} of {lake.uri} already; give another name"
             raise LakeError(msg)
         _RENAMES[chosen](lake, committer, old, new)
-    return _edited(lake, chosen, (old, new), [old], done=True)
+    return _edit_result(lake, chosen, (old, new), [old], done=True)
 
 
-def _called(lake: Lake, name: str) -> list[What]:
+def _kinds_of(lake: Lake, name: str) -> list[What]:
     kinds: list[What] = []
     if _numbers(lake, [name]):
         kinds.append("slide")
@@ -211,15 +211,15 @@ def _called(lake: Lake, name: str) -> list[What]:
 def _renamed_before(
     lake: Lake, old: str, new: str, taken: Sequence[What], kind: What | None
 ) -> Edited:
-    """Return the result of a rename that was made before.
+    """Return the result of a rename that an earlier call made.
 
     Raises:
-        LakeError: it was not made before, and nothing has the old name.
+        LakeError: no earlier call made the rename, and nothing has the old name.
     """
     for one_kind in taken:
         edit = _rename_edit(lake, one_kind, old, new)
         if kind in (None, one_kind) and was_made(lake.committer.ledger, edit):
-            return _edited(lake, one_kind, (old, new), [old], done=False)
+            return _edit_result(lake, one_kind, (old, new), [old], done=False)
     names = [*_teachers(lake), *lake.annotations()]
     names += lake.slides().select("slide_id").collect()["slide_id"].to_list()
     kind_of_name = kind or "slide, teacher or annotation"
@@ -285,27 +285,27 @@ _RENAMES = {
 
 
 def named_in(lake: Lake, names: Sequence[str]) -> Iterator[str]:
-    """Yield the folders of runs, statistics and students whose JSON names one of the names."""
+    """Yield the folders of runs, statistics and students with one of the names in their JSON."""
     words = [json.dumps(name)[1:-1].encode() for name in names]
     folders: set[str] = set()
     for folder in FOLDERS:
         for file in lake.store.walk(folder):
             top = "/".join(file.path.split("/")[:2])
             if top not in folders and file.path.endswith(".json"):
-                pieces = itertools.chain([f"/{top}/".encode()], _pieces(lake, file))
+                pieces = itertools.chain([f"/{top}/".encode()], _file_pieces(lake, file))
                 if _has_word(pieces, words):
                     folders.add(top)
     yield from sorted(folders)
 
 
-def _pieces(lake: Lake, file: FileInfo) -> Iterator[bytes]:
-    """Yield the bytes of a file; one of predictions may be larger than the memory."""
+def _file_pieces(lake: Lake, file: FileInfo) -> Iterator[bytes]:
+    """Yield the bytes of a file in pieces, as a predictions file may exceed the memory."""
     for start in range(0, file.bytes, PIECE_BYTES):
         yield lake.store.read_range(file.path, start, PIECE_BYTES)
 
 
 def _has_word(pieces: Iterable[bytes], words: Sequence[bytes]) -> bool:
-    """Whether a name stands in a text alone, joined by + with others, or before an @."""
+    """Whether a text has a name alone, joined by + with others, or before an @."""
     either = b"|".join(re.escape(word) for word in words)
     word = re.compile(rb'["+/](' + either + rb')["+@]')
     overlap = max(len(one) for one in words) + 1

@@ -55,7 +55,7 @@ def dropped_id(number: int, slide_id: str) -> str:
 
 
 def rename_slide(number: int, old: str, new: str) -> Edit:
-    """Give a slide another name in its row, its tiles' rows, the catalog and the annotations."""
+    """Rename a slide in its row, its tiles' rows, the catalog and the annotations."""
 
     def steps(work: Work) -> Iterator[Change]:
         ledger, of_slide = work.ledger, among([number])
@@ -92,7 +92,7 @@ def set_patients(patients: Mapping[str, str]) -> Edit:
     """Write the patients of slides into their rows, a thousand rows at a time.
 
     Args:
-        patients: by slide_id.
+        patients: patients by slide_id.
     """
 
     def steps(work: Work) -> Iterator[Change]:
@@ -111,11 +111,11 @@ def set_patients(patients: Mapping[str, str]) -> Edit:
 
 
 def _put_by_number(ledger: Ledger, rows: Sequence[Row]) -> None:
-    """Write whole rows of `slides` in place of those of the same numbers."""
+    """Replace the rows of `slides` with the same slide numbers."""
     if not rows:
         return
-    values = [{name: row.get(name) for name in SLIDES_SCHEMA.names} for row in rows]
-    table = with_row_crc32(pa.Table.from_pylist(values, schema=SLIDES_SCHEMA))
+    slide_rows = [{name: row.get(name) for name in SLIDES_SCHEMA.names} for row in rows]
+    table = with_row_crc32(pa.Table.from_pylist(slide_rows, schema=SLIDES_SCHEMA))
     merge = open_table(ledger.store, SLIDES).merge_insert("slide")
     merge.when_matched_update_all().execute(table)
 
@@ -124,7 +124,7 @@ def _put_by_number(ledger: Ledger, rows: Sequence[Row]) -> None:
 
 
 def drop_columns(columns: Sequence[str]) -> Edit:
-    """Take columns out of all features tables; their files stay until vacuum."""
+    """Remove columns from all features tables; their files stay until vacuum."""
 
     def steps(work: Work) -> Iterator[Change]:
         for mpp in work.ledger.config.mpps:
@@ -135,7 +135,7 @@ def drop_columns(columns: Sequence[str]) -> Edit:
 
 
 def _drop_column(work: Work, mpp: float, column: str) -> Change:
-    """Take a column out of a features table, with its index."""
+    """Remove a column and its index from a features table."""
     store, rel = work.ledger.store, features_table(mpp)
     if column in open_table(store, rel).schema.names:
         work.check()
@@ -151,13 +151,13 @@ def _drop_index(ledger: Ledger, rel: str, column: str) -> None:
 
 
 def rename_columns(columns: Mapping[str, str], *, annotation: str | None = None) -> Edit:
-    """Give columns other names in all features tables and the catalog.
+    """Rename columns in all features tables and the catalog.
 
     The index over a column is named after it, and is dropped.
 
     Args:
-        columns: new names by old ones.
-        annotation: the new name of the annotation that they are of, if they are of one.
+        columns: new names by old names.
+        annotation: the new name of the columns' annotation, if they belong to one.
     """
 
     def steps(work: Work) -> Iterator[Change]:
@@ -184,11 +184,11 @@ def _rename_column(work: Work, mpp: float, old: str, new: str, annotation: str |
 
 
 def drop_annotations(names: Sequence[str], columns: Sequence[str]) -> Edit:
-    """Take annotations out of a lake; their tables stay until vacuum.
+    """Remove annotations from a lake; their tables stay until vacuum.
 
     Args:
         names: names of the annotations.
-        columns: their columns in the features tables, for those of tiles.
+        columns: columns of tile annotations in the features tables.
     """
 
     def steps(work: Work) -> Iterator[Change]:
@@ -205,7 +205,7 @@ def drop_annotations(names: Sequence[str], columns: Sequence[str]) -> Edit:
 
 
 def rename_table(old: str, new: str) -> Edit:
-    """Give an annotation of slides or patients another name."""
+    """Rename an annotation of slides or patients."""
 
     def steps(work: Work) -> Iterator[Change]:
         tables = registry.tables_of(open_table(work.ledger.store, SLIDES))
@@ -219,13 +219,13 @@ def rename_table(old: str, new: str) -> Edit:
 
 @dataclass(frozen=True, kw_only=True)
 class NewColumn:
-    """A column of an annotation at one mpp, whose files are written.
+    """A column of an annotation at one mpp, with its written files.
 
     Attributes:
         mpp: microns per pixel of the features table.
         field: the column.
         files: names of its files, by fragment.
-        rows: of each fragment, deleted ones included; the files have as many.
+        rows: number of rows by fragment, deleted rows included; the files have as many.
         crc32: checksums of its values, by slide number.
     """
 
@@ -237,11 +237,11 @@ class NewColumn:
 
 
 def add_columns(name: str, columns: Sequence[NewColumn], instead_of: Sequence[str]) -> Edit:
-    """Put the columns of an annotation into the tables, in the place of older ones.
+    """Put the columns of an annotation into the tables; they replace older columns.
 
     Args:
         name: name of the annotation.
-        columns: the new columns, whose files are written.
+        columns: the new columns, with written files.
         instead_of: columns that go.
     """
 
@@ -262,10 +262,10 @@ def add_columns(name: str, columns: Sequence[NewColumn], instead_of: Sequence[st
 def fill_columns(columns: Sequence[NewColumn]) -> Edit:
     """Put written columns into some fragments, in the place of what these hold of them.
 
-    A column of the same name and other field metadata (of an earlier version) goes as a whole.
+    A column of the same name with other field metadata (of an earlier version) is dropped.
 
     Args:
-        columns: that are written, each at one mpp.
+        columns: the written columns, each at one mpp.
     """
 
     def steps(work: Work) -> Iterator[Change]:

@@ -1,6 +1,6 @@
-"""Scores of tiles that a lake lacks, as columns of kind `score`: what is missing, and one commit.
+"""Tile scores as columns of kind `score`: the missing scores, and one commit for new scores.
 
-Such a column is written as those of annotations are: a file per fragment, a checksum per slide in
+Such a column is written like an annotation's: a file per fragment, a checksum per slide in
 the catalog. New slides have null until it is filled again. Values come from above: this package
 has no pixels.
 """
@@ -36,9 +36,9 @@ class ScoreColumn:
     """A column of scores that is to be in a lake.
 
     Attributes:
-        name: of the column.
-        type: of its values.
-        version: of the function that computes it; an older column is computed anew.
+        name: name of the column.
+        type: Arrow type of its values.
+        version: version of the function that computes it; an older column is computed anew.
     """
 
     name: str
@@ -47,7 +47,7 @@ class ScoreColumn:
 
     @property
     def field(self) -> pa.Field:
-        """The Arrow field, with kind and version in its metadata."""
+        """Return the Arrow field, with kind and version in its metadata."""
         record = json.dumps({"version": self.version})
         metadata = {KIND_KEY: SCORE, RECORD_KEY: record}
         return pa.field(self.name, self.type, nullable=True, metadata=metadata)
@@ -72,7 +72,7 @@ def _version_of(field: pa.Field) -> int:
 def lacking(lake: Lake, column: ScoreColumn, mpp: float) -> dict[int, list[Row]]:
     """Return the catalog rows of the slides in each fragment that lacks a score of some slide.
 
-    Slides without pixels in the lake (imported features) lack no score, since none can be made.
+    Slides without pixels in the lake (imported features) are left out: no score can be computed.
 
     Raises:
         LakeError: something else of that name is in the lake.
@@ -103,7 +103,7 @@ def lacking(lake: Lake, column: ScoreColumn, mpp: float) -> dict[int, list[Row]]
 
 
 def tile_keys(lake: Lake, mpp: float, fragment: int) -> Int64Array:
-    """Return the keys of all rows of a fragment, deleted ones included."""
+    """Return the tile keys of all rows of a fragment, deleted rows included."""
     rel = features_table(mpp)
     column = physical_column(lake.store, rel, lake.table(rel), fragment, "tile_id")
     keys: Int64Array = column.to_numpy()
@@ -117,17 +117,17 @@ def write_scores(
     rows: Sequence[Row],
     values: npt.NDArray[np.floating],
 ) -> None:
-    """Write one score of one fragment as a file that no version names yet.
+    """Write one score of one fragment as a file that no table version names yet.
 
     Args:
-        lake: at the version in which the rows were looked up.
-        part: of the column at one mpp; the file and the checksums are added to it.
+        lake: the lake at the version in which the rows were looked up.
+        part: column at one mpp; the file and the checksums are added to it.
         fragment: the fragment's id.
         rows: catalog rows of the slides whose tiles have the score.
-        values: of all rows of the fragment; NaN is null.
+        values: scores of all rows of the fragment; NaN is null.
     """
     array = pa.array(values, part.field.type, from_pandas=True)
-    part.files[fragment] = write_column(lake.store, features_table(part.mpp), part.field, array)
+    part.files[fragment] = write_column(lake.store, features_table(part.mpp), part.field, [array])
     part.rows[fragment] = len(array)
     for row in rows:
         scores = array.slice(row["row_start"], row["tiles"])
@@ -135,11 +135,11 @@ def write_scores(
 
 
 def commit_scores(lake: Lake, parts: Mapping[str, Sequence[NewColumn]]) -> None:
-    """Make the written scores of a lake visible, all of them in one commit.
+    """Publish the written scores of a lake, all of them in one commit.
 
     Args:
-        lake: whose files they are.
-        parts: of each score, one per mpp.
+        lake: lake that holds the files.
+        parts: columns of each score, one per mpp.
 
     Raises:
         AnnotationError: the lake was compacted meanwhile; nothing is changed.
@@ -152,7 +152,7 @@ def commit_scores(lake: Lake, parts: Mapping[str, Sequence[NewColumn]]) -> None:
 
 
 def drop_scores(lake: Lake, names: Sequence[str]) -> int:
-    """Take scores out of a lake in one commit; earlier versions keep them until vacuum.
+    """Remove scores from a lake in one commit; earlier versions keep them until vacuum.
 
     Returns:
         The version of the lake without them.

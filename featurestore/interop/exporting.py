@@ -1,4 +1,4 @@
-"""Export of a lake to the files of another tool: one slide after the other, each file whole.
+"""Export of a lake to the files of another tool, slide after slide; each file appears whole.
 
 Complete files are left as they are, so an export that was killed goes on, and one of a lake that
 has grown writes what is new.
@@ -17,7 +17,7 @@ from featurestore.annotations.annotation_export import AnnotationsOut
 from featurestore.errors import DamageError, LakeError
 from featurestore.ids import mpp_name
 from featurestore.interop.foreign_slide import FloatArray, Int64Array, InteropError, SlideTiles
-from featurestore.interop.formats import writer_of
+from featurestore.interop.formats import FORMATS, writer_of
 from featurestore.interop.lake_tiles import slide_rows, tile_places, tissue_of
 from featurestore.interop.writers.outbox import Outbox
 from featurestore.interop.writers.outgoing_slide import SlideOut, TeacherOut
@@ -43,7 +43,7 @@ class ExportResult:
         complete: slides of which all was there already.
         files: files written.
         failed: slides that could not be exported, with the reason.
-        left_out: slides that the lake itself could not take, with the reason.
+        left_out: slides that were not ingested into the lake, with the reason.
     """
 
     out: str
@@ -71,12 +71,12 @@ def export_folder(
 
     Args:
         lake_uri: the lake.
-        out: a local folder; it is made if it is not there.
-        format: one of `WRITABLE`.
+        out: a local folder; it is created if it is missing.
+        format: name of the format, an entry of `WRITABLE`.
         teachers: names of the teachers to export; none for all that the lake has at this mpp.
         mpp: microns per pixel of the tiles; needed if the lake has several.
         version: version of the lake, a number or a snapshot's name; None for its newest.
-        tiles: for GeoJSON, also write the tiles as rectangles.
+        tiles: also write the tiles where the format leaves them out (GeoJSON: as rectangles).
         on_slide: called after each slide with the number of files written.
 
     Raises:
@@ -84,7 +84,8 @@ def export_folder(
     """
     writer = writer_of(format)
     lake = open_lake(lake_uri, version=version)
-    task = _Task(lake, format, _mpp(lake, mpp, needed=format != "geojson" or tiles), teachers)
+    mpp = _mpp(lake, mpp, needed=FORMATS[format].writes_tiles or tiles)
+    task = _Task(lake, mpp, teachers, writes_features=FORMATS[format].writes_features)
     summary = ExportResult(out=os.fspath(out), format=format, version=lake.version)
     with Outbox(out) as box:
         for slide_id, slide in task.slides(summary):
@@ -126,13 +127,13 @@ class _Task:
     """The slides to be exported of a lake; its catalog is read once per 256 slides."""
 
     def __init__(
-        self, lake: Lake, format_name: str, mpp: float | None, teachers: Sequence[str]
+        self, lake: Lake, mpp: float | None, teachers: Sequence[str], *, writes_features: bool
     ) -> None:
-        self.lake, self.format, self.mpp = lake, format_name, mpp
+        self.lake, self.mpp = lake, mpp
         self.has_choice = bool(teachers)
         self.annotations = AnnotationsOut(lake, mpp)
         self.teachers: dict[str, TeacherOut] = {}
-        if mpp is None or format_name == "geojson":
+        if mpp is None or not writes_features:
             return
         for name in teachers:
             lake.check_teacher(name, mpp=mpp)
@@ -144,7 +145,7 @@ class _Task:
         }
 
     def slides(self, summary: ExportResult) -> Iterator[tuple[str, Callable[[], SlideOut]]]:
-        """Yield every slide that is ready, with a function that makes it; others are left out."""
+        """Yield the name of every ready slide with a function that loads it for the export."""
         names = self.lake.slides().select("slide_id").collect()["slide_id"].sort().to_list()
         for start in range(0, len(names), SLIDES_AT_ONCE):
             some = names[start : start + SLIDES_AT_ONCE]

@@ -21,7 +21,7 @@ HIDDEN = "."
 
 
 def find_files(folder: Path, *suffixes: str) -> Iterator[Path]:
-    """Yield the files under a folder with one of these endings, sorted, without hidden ones."""
+    """Yield the files under a folder with one of these endings, sorted, without hidden files."""
     for root, folders, names in os.walk(folder):
         folders[:] = sorted(name for name in folders if not name.startswith(HIDDEN))
         for name in sorted(names):
@@ -34,7 +34,7 @@ def opened_h5(path: Path) -> Iterator[h5py.File]:
     """Open an HDF5 file for reading.
 
     Raises:
-        InteropError: it is not there, not HDF5, truncated, or breaks while it is read.
+        InteropError: the file is missing, not HDF5, truncated, or unreadable.
     """
     try:
         with h5py.File(path, "r", locking="best-effort") as file:
@@ -53,7 +53,7 @@ def dataset(file: h5py.File, name: str) -> h5py.Dataset:
     """Return a dataset of an open file.
 
     Raises:
-        InteropError: the file has none of this name; those that it has are named.
+        InteropError: the file has no dataset of this name; the message lists its datasets.
     """
     entry = file.get(name)
     if not isinstance(entry, h5py.Dataset):
@@ -117,63 +117,63 @@ def agree(option: str, option_value: float | None, file_value: float, path: Path
         raise InteropError(msg)
 
 
-def coordinates(values: npt.NDArray[Any], path: Path) -> Int64Array:
+def coordinates(coords: npt.NDArray[Any], path: Path) -> Int64Array:
     """Return level-0 coordinates [N, 2] as integers; [1, N, 2] is a batch of one.
 
     Raises:
-        InteropError: another shape, or values that are not whole numbers.
+        InteropError: another shape, or coordinates that are not whole numbers.
     """
-    values = _unbatched(values)
-    if values.ndim != 2 or values.shape[1] != 2:
-        msg = f"{path}: coords have the shape {values.shape}; (N, 2) is needed"
+    coords = _unbatched(coords)
+    if coords.ndim != 2 or coords.shape[1] != 2:
+        msg = f"{path}: coords have the shape {coords.shape}; (N, 2) is needed"
         raise InteropError(msg)
-    if values.dtype.kind == "f":
-        if not np.isfinite(values).all() or (values != np.round(values)).any():
+    if coords.dtype.kind == "f":
+        if not np.isfinite(coords).all() or (coords != np.round(coords)).any():
             msg = f"{path}: coords are not whole level-0 pixels; they have units or holes in them"
             raise InteropError(msg)
-    elif values.dtype.kind not in "iu":
-        msg = f"{path}: coords are of type {values.dtype}; numbers are needed"
+    elif coords.dtype.kind not in "iu":
+        msg = f"{path}: coords are of type {coords.dtype}; numbers are needed"
         raise InteropError(msg)
-    return values.astype(np.int64)
+    return coords.astype(np.int64)
 
 
-def feature_matrix(values: npt.NDArray[Any], tiles: int, path: Path) -> FloatArray:
+def feature_matrix(features: npt.NDArray[Any], tiles: int, path: Path) -> FloatArray:
     """Return features [N, D] as a file has them, checked against the number of tiles.
 
-    A batch of one, [1, N, D], is taken as its only bag; opaque values of two bytes (`V2`), which is
-    what NumPy and HDF5 make of bfloat16, come as float32.
+    A batch of one, [1, N, D], counts as its only bag; opaque values of two bytes (`V2`), which
+    is what NumPy and HDF5 make of bfloat16, are returned as float32.
 
     Raises:
         InteropError: another shape or type, another number of rows, or a value that is NaN or
             infinite; the first such row is named.
     """
-    values = _from_bfloat16(_unbatched(values))
-    if tiles == 0 and values.size == 0:
-        return np.zeros((0, values.shape[1] if values.ndim == 2 else 0), np.float32)
-    if values.ndim != 2 or values.dtype.kind != "f":
-        msg = f"{path}: features are {values.dtype} {values.shape}; floats (N, D) are needed"
+    features = _from_bfloat16(_unbatched(features))
+    if tiles == 0 and features.size == 0:
+        return np.zeros((0, features.shape[1] if features.ndim == 2 else 0), np.float32)
+    if features.ndim != 2 or features.dtype.kind != "f":
+        msg = f"{path}: features are {features.dtype} {features.shape}; floats (N, D) are needed"
         raise InteropError(msg)
-    if len(values) != tiles:
-        msg = f"{path}: {len(values)} features for {tiles} coordinates; they must be as many"
+    if len(features) != tiles:
+        msg = f"{path}: {len(features)} features for {tiles} coordinates; they must be as many"
         raise InteropError(msg)
-    bad = ~np.isfinite(values).all(axis=1)
-    if bad.any():
-        row = int(bad.argmax())
-        msg = f"{path}: the features of {int(bad.sum())} tiles are NaN or infinite, first row {row}"
+    bad_rows = ~np.isfinite(features).all(axis=1)
+    if bad_rows.any():
+        row = int(bad_rows.argmax())
+        msg = f"{path}: the features of {bad_rows.sum()} tiles are NaN or infinite, first row {row}"
         raise InteropError(msg)
-    return values
+    return features
 
 
-def _unbatched(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """Return an array [1, N, D] as [N, D], any other as it is."""
-    return values[0] if values.ndim == 3 and len(values) == 1 else values
+def _unbatched(batch: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Return an array [1, N, D] as [N, D], any other array unchanged."""
+    return batch[0] if batch.ndim == 3 and len(batch) == 1 else batch
 
 
-def _from_bfloat16(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """Return opaque bfloat16 as float32, whose upper half it is; any other array as it is."""
-    if values.dtype.kind != "V" or values.dtype.itemsize != 2 or values.dtype.names:
-        return values
-    bits = np.ascontiguousarray(values).view("<u2").astype(np.uint32) << 16
+def _from_bfloat16(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Return opaque bfloat16 as float32 (it is the upper half); any other array unchanged."""
+    if array.dtype.kind != "V" or array.dtype.itemsize != 2 or array.dtype.names:
+        return array
+    bits = np.ascontiguousarray(array).view("<u2").astype(np.uint32) << 16
     return bits.view(np.float32)
 
 
@@ -185,7 +185,7 @@ def load_pt(path: Path, *, mapped: bool = False) -> npt.NDArray[Any]:
         mapped: leave the values on disk until they are used.
 
     Raises:
-        InteropError: it is not there, cut short, no bare tensor, or would have to be unpickled
+        InteropError: the file is missing, truncated, no bare tensor, or would have to be unpickled
             into anything but a tensor.
     """
     import torch
@@ -219,7 +219,7 @@ def load_npz(path: Path) -> dict[str, npt.NDArray[Any]]:
     """Return the arrays of a .npz file.
 
     Raises:
-        InteropError: it is not there, cut short, or holds Python objects.
+        InteropError: the file is missing, truncated, or holds Python objects.
     """
     import zipfile
     import zlib
@@ -239,7 +239,7 @@ def load_json(path: Path) -> dict[str, Any]:
     """Return the JSON object in a file.
 
     Raises:
-        InteropError: it is not there, or something else.
+        InteropError: the file is missing or is not valid JSON.
     """
     try:
         contents = json.loads(path.read_text())

@@ -35,7 +35,7 @@ def read_labels(
         slides: STAMP's slide table, which lists the slides of each patient.
 
     Returns:
-        `slide_id` and `patient_id`, those of the two that the tables have, then the other columns
+        `slide_id` and `patient_id`, as far as the tables have them, then the other columns
         as what they look like. Folds of Patho-Bench are left out; `read_splits` reads them.
 
     Raises:

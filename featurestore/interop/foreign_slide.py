@@ -1,4 +1,4 @@
-"""One slide's tiles with features, as every foreign format is read into and written from.
+"""One slide's tiles with features: the form between every foreign format and a lake.
 
 Coordinates are level-0 pixels of tiles' top-left corners, as in the lake. What neither
 a file nor the user names is an error that names the option for it; nothing is guessed.
@@ -33,7 +33,7 @@ class ImportFacts:
         level0_mpp: microns per pixel of the slides' finest level, the same for all.
         tile_px: side of a tile in pixels at `mpp`.
         tile_px_level0: side of a tile in level-0 pixels.
-        teachers: NAME, or NAME=FOLDER to name the features under one of several folders.
+        teachers: names of teachers: NAME, or NAME=FOLDER for the features under one folder.
         known_mpp: looks up the level-0 mpp of a slide in the lake by slide_id; None if unknown.
     """
 
@@ -54,11 +54,11 @@ class ImportFacts:
 
 @dataclass(frozen=True, kw_only=True)
 class SlideFiles:
-    """The files of one slide in one grid, found by their names; nothing is opened yet.
+    """The files of one slide in one grid, identified by file name; none is open yet.
 
     Attributes:
         slide_id: the slide's name without ending.
-        coords: the file that holds coordinates apart from the features, if there is one.
+        coords: the separate file of coordinates, or None.
         features: the file of each teacher's features.
         tissue: GeoJSON of the slide's tissue.
         meta: a file beside the coordinates that describes them.
@@ -72,7 +72,7 @@ class SlideFiles:
 
     @property
     def path(self) -> Path:
-        """Return the file that stands for this source in messages and in the lake."""
+        """Return the file that represents this source in messages and in the lake."""
         file = self.coords or self.meta or next(iter(self.features.values()), None)
         if file is None:
             msg = f"slide '{self.slide_id}' has no file"
@@ -82,13 +82,13 @@ class SlideFiles:
 
 @dataclass(frozen=True, kw_only=True)
 class Problem:
-    """A file that was not taken.
+    """A file that was not imported.
 
     Attributes:
         path: path of the file.
         slide_id: the slide of the file, by its name.
-        reason: why it was not taken, and what to do.
-        failed: False if it is whole, but nothing that a lake holds (a slide's one vector, say).
+        reason: the reason, and the remedy.
+        failed: False for an undamaged file of a kind that no lake holds (such as slide embeddings).
     """
 
     path: str
@@ -108,9 +108,9 @@ class SlideTiles:
         tile_px: side of a tile in pixels at `mpp`, as an encoder gets it.
         tile_px_level0: side of a tile in level-0 pixels.
         mpp: microns per pixel of the tiles, as the files or the user name it.
-        mpp_source: where it is from: "file", "given", or a rule, such as "10 / magnification".
+        mpp_source: origin of `mpp`: "file", "given", or a rule, such as "10 / magnification".
         level0_mpp: microns per pixel of level 0, or None if it is unknown.
-        level0_mpp_source: where that is from.
+        level0_mpp_source: origin of `level0_mpp`.
         width_px: width of level 0 in pixels, if known.
         height_px: height of level 0 in pixels, if known.
         tissue_geojson: polygons of the tissue in level-0 pixels, as a GeoJSON text.
@@ -143,7 +143,7 @@ class SlideTiles:
 
     @property
     def effective_mpp(self) -> float | None:
-        """Return the microns per pixel that the tiles have by their size on the slide, or None."""
+        """Return the microns per pixel that follow from the tiles' size on the slide, or None."""
         if self.level0_mpp is None:
             return None
         return self.level0_mpp * self.tile_px_level0 / self.tile_px
@@ -154,7 +154,7 @@ class SlideFeatures(SlideTiles):
     """The tiles of one slide with the features of one or several teachers.
 
     Attributes:
-        features: teacher -> [N, D], in the order of the tiles.
+        features: features [N, D] by teacher, in the order of the tiles.
     """
 
     features: Mapping[str, FloatArray] = field(default_factory=dict)

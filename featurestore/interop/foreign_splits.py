@@ -1,6 +1,6 @@
 """Splits of other tools, as they are: CLAM, STAMP and Patho-Bench.
 
-All become one row per fold and slide or patient. What is in two parts of a fold is refused: it
+All become one row per fold and slide or patient. A sample in two parts of a fold is refused: it
 would be tested on what it was trained on.
 """
 

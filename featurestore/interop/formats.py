@@ -1,6 +1,5 @@
 """The formats that can be read and written, and one way to read any of them."""
 
-import contextlib
 import importlib
 import itertools
 from collections.abc import Callable, Iterator
@@ -8,7 +7,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from types import ModuleType
 
-from featurestore.interop.foreign_files import find_files, opened_h5
+from featurestore.interop.foreign_files import find_files
 from featurestore.interop.foreign_slide import (
     FloatArray,
     ImportFacts,
@@ -25,10 +24,25 @@ LOOKED_AT = 100  # files that a hint about the format may look at
 
 @dataclass(frozen=True, kw_only=True)
 class Format:
-    """The modules that read and write a format, imported when they are used."""
+    """The modules that read and write a format, imported when they are used.
+
+    A reader has `LOOKS_FOR` (its files in words), `SUFFIXES` (their endings), `is_named_so`
+    (whether a file is probably of this format, for a hint), `find`, `read_tiles`, `read_features`
+    and `identity`; a writer has `export_slide`, which writes a slide's files through an `Outbox`
+    and returns how many it wrote. The signatures are those of `readers/stamp.py` and
+    `writers/geojson_out.py`.
+
+    Attributes:
+        reader: module in `readers/`; None if the format is only written.
+        writer: module in `writers/`; None if the format is only read.
+        writes_features: whether teachers' features are written; else none are looked up.
+        writes_tiles: whether tiles are written always, which takes one mpp; else on request.
+    """
 
     reader: str | None = None
     writer: str | None = None
+    writes_features: bool = True
+    writes_tiles: bool = True
 
 
 FORMATS = {
@@ -37,7 +51,7 @@ FORMATS = {
     "stamp": Format(reader="stamp", writer="stamp_out"),
     "slide2vec": Format(reader="slide2vec"),
     "anndata": Format(writer="anndata_out"),
-    "geojson": Format(writer="geojson_out"),
+    "geojson": Format(writer="geojson_out", writes_features=False, writes_tiles=False),
 }
 READABLE = tuple(name for name, modules in FORMATS.items() if modules.reader)
 WRITABLE = tuple(name for name, modules in FORMATS.items() if modules.writer)
@@ -97,22 +111,14 @@ def find_sources(
 
 def looks_like(root: Path) -> list[str]:
     """Return the formats that the first files under a folder have the names of, for a hint."""
-    files = itertools.islice(find_files(root, ".h5", ".pt", ".npz"), LOOKED_AT)
-    return list(dict.fromkeys(name for path in files for name in _formats_of(path)))
-
-
-def _formats_of(path: Path) -> Iterator[str]:
-    parent = path.parent.name
-    if path.name.endswith("_patches.h5") or parent.startswith("features_"):
-        yield "trident"
-    elif parent in ("patches", "h5_files", "pt_files"):
-        yield "clam"
-    elif parent == "tile_embeddings" or path.name.endswith(".coordinates.npz"):
-        yield "slide2vec"
-    elif path.suffix == ".h5":
-        with contextlib.suppress(InteropError), opened_h5(path) as file:
-            if "feats" in file:
-                yield "stamp"
+    readers = {name: reader_of(name) for name in READABLE}
+    suffixes = {suffix for reader in readers.values() for suffix in reader.SUFFIXES}
+    files = itertools.islice(find_files(root, *suffixes), LOOKED_AT)
+    first = (
+        next((name for name, reader in readers.items() if reader.is_named_so(path)), None)
+        for path in files
+    )
+    return list(dict.fromkeys(name for name in first if name))
 
 
 def read_tiles(source: SlideFiles, name: str, facts: ImportFacts) -> SlideTiles:
@@ -134,13 +140,13 @@ def read_folder(
     on_problem: Callable[[Problem], None],
     facts: ImportFacts | None = None,
 ) -> Iterator[SlideFeatures]:
-    """Yield all slides of a folder, one at a time in memory; problems go to `on_problem`.
+    """Yield all slides of a folder, one at a time in memory; report problems to `on_problem`.
 
-    A slide with readable tiles comes with those of its teachers that can be read.
+    A slide with readable tiles has the features of all of its readable teachers.
 
     Args:
         folder: folder that the tool wrote; subfolders are searched.
-        name: the format, one of `READABLE`.
+        name: name of the format, an entry of `READABLE`.
         on_problem: called for each file that is not taken, with the reason.
         facts: facts that the files lack.
 

@@ -32,7 +32,7 @@ class Cells:
 
 
 def choose_cells(xy: Int64Array, side_px: int) -> Cells:
-    """Return the coarsest grid of side, side / 2, side / 4, ... with one tile in a cell at most.
+    """Return the coarsest grid (side, side / 2, ...) with at most one tile in each cell.
 
     Args:
         xy: level-0 coordinates [N, 2].

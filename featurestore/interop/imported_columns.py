@@ -38,15 +38,15 @@ Row = dict[str, Any]
 
 
 class TeacherImport:
-    """Takes one teacher's features at one mpp.
+    """Import of one teacher's features at one mpp.
 
     Args:
-        lake: at a version that has the slides' tiles.
-        mpp: the lake's own.
-        teacher: its name.
-        format_name: the tool that the files are of.
+        lake: the lake at a version that has the slides' tiles.
+        mpp: microns per pixel of the tiles, an mpp of the lake.
+        teacher: name of the teacher.
+        format_name: name of the files' format.
         facts: facts that the files lack.
-        on_problem: called for each file that can't be taken.
+        on_problem: called for each file that can't be imported.
     """
 
     def __init__(
@@ -63,119 +63,130 @@ class TeacherImport:
         self.format, self.facts, self.on_problem = format_name, facts, on_problem
         self._field: pa.Field | None = None
         self._identity: dict[str, Any] | None = None
-        self._bad: set[str] = set()
+        self._failed_slides: set[str] = set()
 
     def run(self, sources: Mapping[str, SlideFiles]) -> Iterator[list[str]]:
-        """Take the features of these slides; gives those taken after each commit.
+        """Import the features of these slides; yield the imported slides after each commit.
 
         Raises:
             IdentityError: the lake has another encoder of the same name.
         """
-        have = self._have()
-        if have:
+        done_slides = self._slides_with_features()
+        if done_slides:
             schema = self.lake.table(features_table(self.mpp)).schema
             self._field = schema.field(self.teacher)
-        todo = {name: source for name, source in sources.items() if name not in have}
+        todo = {name: source for name, source in sources.items() if name not in done_slides}
         tiles = self.lake.tiles_of(mpp=self.mpp)
         slides_with_tiles = tiles.filter(
             pl.col("slide_id").is_in(list(todo)) & (pl.col("tiles") > 0)
         )
         files: list[ColumnFile] = []
-        taken: list[str] = []
+        imported: list[str] = []
         since = time.monotonic()
         for fragment in sorted(set(slides_with_tiles["fragment"])):
             rows = tiles.filter(pl.col("fragment") == fragment).sort("row_start").to_dicts()
-            file, names = self._fragment(fragment, rows, todo, have)
+            file, names = self._fragment(fragment, rows, todo, done_slides)
             files += [file] if file else []
-            taken += names
+            imported += names
             if files and (len(files) >= COMMIT_FRAGMENTS or time.monotonic() - since > COMMIT_S):
-                yield self._commit(files, taken)
-                files, taken, since = [], [], time.monotonic()
+                yield self._commit(files, imported)
+                files, imported, since = [], [], time.monotonic()
         if files:
-            yield self._commit(files, taken)
-        self._check_all(set(slides_with_tiles["slide_id"]), todo)
+            yield self._commit(files, imported)
+        self._report_lost_slides(set(slides_with_tiles["slide_id"]), todo)
 
-    def _check_all(self, expected: set[str], todo: Mapping[str, SlideFiles]) -> None:
-        """Report slides without features: they were replaced or compacted since the start."""
+    def _report_lost_slides(self, expected: set[str], todo: Mapping[str, SlideFiles]) -> None:
+        """Call `on_problem` for each expected slide that has no features at the end.
+
+        Another process changed the lake during the import.
+        """
         self.lake = self.lake.refreshed()
-        for name in sorted(expected - self._bad - self._have()):
+        for name in sorted(expected - self._failed_slides - self._slides_with_features()):
             source = todo[name]
             msg = "the lake was changed at the same time; run the same import again"
             self.on_problem(problem_of(source, source.features[self.teacher], InteropError(msg)))
 
-    def _have(self) -> set[str]:
+    def _slides_with_features(self) -> set[str]:
         if self.teacher not in self.lake.teachers(mpp=self.mpp):
             return set()
         return set(self.lake.features_of(self.teacher, mpp=self.mpp)["slide_id"])
 
-    def _commit(self, files: Sequence[ColumnFile], taken: list[str]) -> list[str]:
+    def _commit(self, files: Sequence[ColumnFile], imported: list[str]) -> list[str]:
         self.lake.committer.commit_columns(self.mpp, files)
-        return taken
+        return imported
 
     def _fragment(
-        self, fragment: int, rows: Sequence[Row], todo: Mapping[str, SlideFiles], have: set[str]
+        self,
+        fragment: int,
+        rows: Sequence[Row],
+        todo: Mapping[str, SlideFiles],
+        done_slides: set[str],
     ) -> tuple[ColumnFile | None, list[str]]:
-        """Return one fragment's file and the new slides in it; no file if there are none."""
+        """Return one fragment's column file and its new slides; (None, []) without new slides."""
         table_fragment = self.lake.table(features_table(self.mpp)).get_fragment(fragment)
         physical = table_fragment.physical_rows if table_fragment is not None else 0
-        taken: list[str] = []
+        imported: list[str] = []
         with contextlib.ExitStack() as stack:
             writer: ColumnWriter | None = None
             for row in rows if table_fragment is not None else ():
                 name = row["slide_id"]
-                values = self._new(row, todo[name]) if name in todo and row["tiles"] else None
-                if name in have and row["tiles"]:
+                rows_of_slide = (
+                    self._features_of(row, todo[name]) if name in todo and row["tiles"] else None
+                )
+                if name in done_slides and row["tiles"]:
                     bag = self.lake.bag(name, self.teacher, mpp=self.mpp)
-                    values = bag.tile_id, bag.features
-                if values is None:
+                    rows_of_slide = bag.tile_id, bag.features
+                if rows_of_slide is None:
                     continue
-                taken += [name] if name in todo else []
+                imported += [name] if name in todo else []
                 writer = writer or stack.enter_context(self._writer(fragment))
                 if row["row_start"] > writer.rows:
                     writer.skip(row["row_start"] - writer.rows)
-                writer.add(row["slide"], *values)
+                writer.add(row["slide"], *rows_of_slide)
             if writer is None:
                 return None, []
             if physical > writer.rows:
                 writer.skip(physical - writer.rows)
             for row in rows:
-                if not row["tiles"] and (row["slide_id"] in todo or row["slide_id"] in have):
+                if not row["tiles"] and (row["slide_id"] in todo or row["slide_id"] in done_slides):
                     # A slide without tiles has all its features, whatever its file looks like.
-                    writer.add(row["slide"], *self._nothing())
+                    writer.add(row["slide"], *self._no_features())
             file = writer.finish()
-        if not taken:
+        if not imported:
             # No version will ever name it: every new slide of the fragment had a problem.
             self.lake.store.remove([f"{features_table(self.mpp)}/data/{file.path}"])
             return None, []
-        return file, taken
+        return file, imported
 
     def _writer(self, fragment: int) -> ColumnWriter:
         return ColumnWriter(self.lake.store, self.mpp, self._field, fragment)
 
-    def _nothing(self) -> tuple[Int64Array, FloatArray]:
+    def _no_features(self) -> tuple[Int64Array, FloatArray]:
         dim = self._field.type.list_size if self._field is not None else 0
         return np.zeros(0, np.int64), np.zeros((0, dim), np.float16)
 
-    def _new(self, row: Row, source: SlideFiles) -> tuple[Int64Array, FloatArray] | None:
+    def _features_of(self, row: Row, source: SlideFiles) -> tuple[Int64Array, FloatArray] | None:
         """Return the keys and features of a slide in the lake's order; None after a problem."""
         path = source.features[self.teacher]
         try:
             tiles = read_tiles(source, self.format, self.facts)
-            values = read_features(source, self.format, self.teacher, tiles)
+            features = read_features(source, self.format, self.teacher, tiles)
             keys, xy = tile_places(self.lake, row)
             order = order_of(tiles.xy, xy, str(path))
-            values = to_float16(values if order is None else values[order], keys, self.teacher)
+            features = to_float16(
+                features if order is None else features[order], keys, self.teacher
+            )
             identity = {
                 "imported_from": self.format,
                 **reader_of(self.format).identity(source, self.teacher),
             }
-            self._check_same(identity, values.shape[1])
+            self._check_same(identity, features.shape[1])
         except LakeError as error:
-            self._bad.add(source.slide_id)
+            self._failed_slides.add(source.slide_id)
             self.on_problem(problem_of(source, path, error))
             return None
-        self._make_column(identity, values.shape[1])
-        return keys, values
+        self._make_column(identity, features.shape[1])
+        return keys, features
 
     def _check_same(self, identity: dict[str, Any], dim: int) -> None:
         if self._field is None or self._identity is None:

@@ -44,18 +44,18 @@ Row = dict[str, Any]
 
 @dataclass(kw_only=True)
 class ImportResult:
-    """Counts of what an import added, and files that it did not take.
+    """Counts of imported slides, tiles and features, and the files that were not imported.
 
     Attributes:
         lake: folder or URL of the lake.
         format: name of the tool's format.
         slides: slides of the folder that are in the lake now.
-        new: those of them that were not there before.
+        new: slides that were not in the lake before.
         tiles: tiles added, by mpp.
         features: slides that got features, by teacher and mpp ("uni at 0.5").
-        failed: files that could not be taken, with slide and reason.
-        left_out: whole files that hold nothing for a lake, likewise.
-        seconds: time that the import took.
+        failed: files that could not be imported, with slide and reason.
+        left_out: undamaged files without content for a lake, with slide and reason.
+        seconds: duration of the import.
     """
 
     lake: str
@@ -69,7 +69,7 @@ class ImportResult:
     seconds: float = 0.0
 
     def note(self, problem: Problem) -> None:
-        """Record a file that was not taken."""
+        """Record a file that was not imported."""
         record = asdict(problem)
         (self.failed if record.pop("failed") else self.left_out).append(record)
 
@@ -82,12 +82,12 @@ def import_folder(
     facts: ImportFacts | None = None,
     on_slide: Callable[[str, str], None] = lambda slide_id, part: None,
 ) -> ImportResult:
-    """Take tiles and features of a folder into a lake, which is made if it is not there.
+    """Import the tiles and features of a folder into a lake; create the lake if it is missing.
 
     Args:
-        lake_uri: the lake; a new one gets the tile size and the mpps of the files.
+        lake_uri: the lake; a new lake gets the tile size and the mpps of the files.
         folder: folder that the tool wrote; subfolders are searched.
-        format: one of `READABLE`.
+        format: name of the format, an entry of `READABLE`.
         facts: facts that the files lack.
         on_slide: called with each slide and the part that was added: "tiles", or a teacher's name.
 
@@ -107,7 +107,7 @@ def import_folder(
         summary.note(problem)
     step = _Import(lake, format, facts, summary, on_slide)
     with writer_lease(lake.store, f"import {format}"):
-        step.take_features(step.take_tiles(sources))
+        step.import_features(step.import_tiles(sources))
     summary.seconds = round(time.perf_counter() - start, 3)
     return summary
 
@@ -128,7 +128,7 @@ def _sizes(
     """Return the tile sizes and mpps of all files that can be read.
 
     Raises:
-        InteropError: not one of them can.
+        InteropError: none of the files can be read.
     """
     sizes: set[tuple[int, float]] = set()
     reasons = []
@@ -148,7 +148,7 @@ def _sizes(
 
 @dataclass(frozen=True, kw_only=True)
 class _Slide:
-    """A slide that could be read: its tiles and files by the lake's mpps."""
+    """A readable slide: its tiles and files by the lake's mpps."""
 
     slide_id: str
     grids: dict[float, SlideTiles]
@@ -175,8 +175,8 @@ class _Import:
 
     # ------------------------------------------------------------------ tiles
 
-    def take_tiles(self, sources: Sequence[SlideFiles]) -> list[_Slide]:
-        """Make all slides part of the lake; gives those that are, with empty coordinates."""
+    def import_tiles(self, sources: Sequence[SlideFiles]) -> list[_Slide]:
+        """Add all slides to the lake; return the slides in the lake, without coordinates."""
         in_lake: list[_Slide] = []
         for batch in self._batches(sources):
             kept = self._commit(batch)
@@ -215,7 +215,7 @@ class _Import:
         return slide
 
     def _commit(self, batch: Sequence[_Slide]) -> list[_Slide]:
-        """Commit the tiles that are not in the lake; gives the slides that are there now."""
+        """Commit the tiles that the lake lacks; return the slides that are in the lake now."""
         names = [slide.slide_id for slide in batch]
         lake_rows = {
             (row["slide_id"], mpp): row
@@ -223,16 +223,16 @@ class _Import:
             for row in self.lake.tiles_of(mpp=mpp, slide_ids=names).to_dicts()
         }
         kept = [self._matching(slide, lake_rows) for slide in batch]
-        fresh = {
+        new_grids = {
             slide.slide_id: {
                 m: t for m, t in slide.grids.items() if (slide.slide_id, m) not in lake_rows
             }
             for slide in kept
         }
-        fresh = {name: grids for name, grids in fresh.items() if grids}
-        if fresh:
-            self._add(fresh)
-        for name in fresh:
+        new_grids = {name: grids for name, grids in new_grids.items() if grids}
+        if new_grids:
+            self._add_slides(new_grids)
+        for name in new_grids:
             self.on_slide(name, "tiles")
         return [slide for slide in kept if slide.grids]
 
@@ -251,13 +251,13 @@ class _Import:
         kept = {mpp: slide.sources[mpp] for mpp in grids}
         return replace(slide, grids=grids, sources=kept)
 
-    def _add(self, fresh: dict[str, dict[float, SlideTiles]]) -> None:
+    def _add_slides(self, new_grids: dict[str, dict[float, SlideTiles]]) -> None:
         committer, config = self.lake.committer, self.lake.config
-        lake_rows = slide_rows(self.lake, list(fresh))
-        rows = [slide_row(self.format, grids) for grids in fresh.values()]
+        lake_rows = slide_rows(self.lake, list(new_grids))
+        rows = [slide_row(self.format, grids) for grids in new_grids.values()]
         numbered = {row["slide_id"]: row for row in committer.register(rows)}
         cuts = []
-        for name, grids in fresh.items():
+        for name, grids in new_grids.items():
             row = numbered[name]
             if row["state"] == READY:
                 # It has tiles at other mpps: what is known of it, pictures too, stays as it is.
@@ -275,8 +275,8 @@ class _Import:
 
     # ------------------------------------------------------------------ features
 
-    def take_features(self, slides: Sequence[_Slide]) -> None:
-        """Take the features of all teachers that the slides' files hold and the lake lacks."""
+    def import_features(self, slides: Sequence[_Slide]) -> None:
+        """Import the features of all teachers that the slides' files hold and the lake lacks."""
         for (mpp, teacher), slide_sources in self._sources_by_teacher(slides).items():
             step = TeacherImport(
                 self.lake,
@@ -287,9 +287,9 @@ class _Import:
                 on_problem=self.summary.note,
             )
             name = f"{teacher} at {mpp_name(mpp)}"
-            for taken in step.run(slide_sources):
-                self.summary.features[name] = self.summary.features.get(name, 0) + len(taken)
-                for slide_id in taken:
+            for imported in step.run(slide_sources):
+                self.summary.features[name] = self.summary.features.get(name, 0) + len(imported)
+                for slide_id in imported:
                     self.on_slide(slide_id, teacher)
             self.lake = self.lake.refreshed()
 

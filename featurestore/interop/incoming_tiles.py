@@ -1,4 +1,4 @@
-"""Tiles of other tools as rows of a lake: which of its mpps they belong to, keys, slide rows."""
+"""Tiles of other tools as rows of a lake: the lake's mpp for them, their keys, slide rows."""
 
 import json
 import math
@@ -24,9 +24,9 @@ USUAL_MPPS = (0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
 def config_for(tile_sizes: Iterable[tuple[int, float]]) -> LakeConfig:
     """Return the settings of a new lake for tiles of these (tile_px, mpp).
 
-    Scanners of one cohort differ by a per cent or so: mpps near one another are one, the usual one
+    Scanners of one cohort differ by about 1 %: mpps near one another become one, the usual mpp
     (10 / magnification) if it is near, and rounded to steps of 0.005, which keys are made of.
-    `effective_mpp` in the catalog keeps the exact ones.
+    `effective_mpp` in the catalog keeps the exact mpps.
 
     Raises:
         InteropError: tiles of several sizes, which one lake does not hold.
@@ -87,12 +87,12 @@ def lake_mpp(config: LakeConfig, tiles: SlideTiles) -> float:
 
 
 def grid_of(row: Row, tiles: SlideTiles, mpp: float, config: LakeConfig) -> GridCut:
-    """Return tiles as the committer takes them, sorted by key, without pixels.
+    """Return tiles in the form for the committer, sorted by key, without pixels.
 
     Args:
         row: the slide's row, with its number.
-        tiles: as they were read.
-        mpp: the lake's own that they belong to.
+        tiles: tiles as read from the file.
+        mpp: the lake's mpp of the tiles.
         config: the lake's settings.
 
     Raises:
@@ -127,11 +127,11 @@ def _cells(size_px: int | None, step_px: int, used: np.ndarray) -> int:
 
 
 def slide_row(format_name: str, grids: Mapping[float, SlideTiles]) -> Row:
-    """Return the row of `slides` for a slide that came without its pixels.
+    """Return the row of `slides` for a slide that was imported without pixels.
 
     Args:
-        format_name: the tool that its files are of.
-        grids: its tiles by the lake's mpps.
+        format_name: name of the files' format.
+        grids: tiles of the slide by the lake's mpps.
     """
     tiles = grids[min(grids)]
     path = Path(tiles.source)

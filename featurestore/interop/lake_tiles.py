@@ -28,7 +28,7 @@ def tile_places(lake: Lake, row: Mapping[str, Any]) -> tuple[Int64Array, Int64Ar
         row: the catalog's row of the slide's tiles.
 
     Raises:
-        DamageError: the stored tiles are not those of the catalog.
+        DamageError: the stored tiles differ from the catalog's.
     """
     if not row["tiles"]:
         return np.zeros(0, np.int64), np.zeros((0, 2), np.int64)
@@ -52,7 +52,7 @@ def tile_places(lake: Lake, row: Mapping[str, Any]) -> tuple[Int64Array, Int64Ar
 def slide_rows(
     lake: Lake, slide_ids: Sequence[str], columns: Sequence[str] | None = None
 ) -> dict[str, Row]:
-    """Return rows of `slides` by slide_id, found by an index; all columns, or those named."""
+    """Return rows of `slides` by slide_id, with all columns or only `columns`, by an index."""
     if not slide_ids:
         return {}
     names = None if columns is None else ["slide_id", *columns]

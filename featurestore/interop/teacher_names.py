@@ -1,4 +1,4 @@
-"""The teachers of folders of features: as their files name them, or as the user does."""
+"""The teacher names of feature folders, from their files or from the user."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,15 +9,15 @@ from featurestore.interop.foreign_slide import ImportFacts, InteropError
 def name_teachers(
     facts: ImportFacts, root: Path, folders: Mapping[Path, str | None], tool: str
 ) -> dict[Path, str]:
-    """Return the teacher of each folder of features; folders without one are left out.
+    """Return the teacher of each folder of features; folders without a teacher are left out.
 
-    A plain NAME in `given.teachers` chooses the folders that call themselves so; if the files
-    do not name their encoder, it names the only folder there is. NAME=FOLDER names a folder.
+    A plain NAME in `facts.teachers` chooses the folders whose files have this name; if the files
+    do not name their encoder, NAME becomes the only folder's name. NAME=FOLDER names a folder.
 
     Args:
         facts: facts that the user added.
         root: the folder that is imported.
-        folders: folders of features, with the name that their files give them, or None.
+        folders: folders of features, with the teacher name in their files, or None.
         tool: the format, for messages.
 
     Raises:
@@ -31,7 +31,7 @@ def name_teachers(
     if len(unknown) == 1 and len(plain) == 1:
         return {**flat, unknown[0]: plain[0]}
     if unknown:
-        raise InteropError(_ask(unknown, root, tool))
+        raise InteropError(_missing_name_message(unknown, root, tool))
     missing = set(plain) - {own for own in rest.values() if own}
     if missing:
         names = sorted({own for own in rest.values() if own})
@@ -54,7 +54,7 @@ def _named(text: str, folders: Mapping[Path, str | None], root: Path) -> tuple[s
     return name, matching_folders
 
 
-def _ask(unknown: list[Path], root: Path, tool: str) -> str:
+def _missing_name_message(unknown: list[Path], root: Path, tool: str) -> str:
     short_names = ", ".join(sorted(_short(folder, root) for folder in unknown))
     if len(unknown) == 1:
         return (

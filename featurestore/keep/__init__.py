@@ -1,4 +1,4 @@
-"""Keeping a lake: what is checked, recorded, copied and freed, and the way back."""
+"""Upkeep of a lake: verification, repair, copies, compaction, vacuum and restore."""
 
 from featurestore.keep.lance_upkeep import upkeep
 from featurestore.keep.repairing import Repaired, RepairPlan, plan_repair, repair, way_back

@@ -1,4 +1,4 @@
-"""Copies of files from one store to another; files that are there already are passed over.
+"""Copies of files from one store to another; files that are there already are skipped.
 
 A file appears in its place whole or not at all, so a copy that was killed goes on where it was.
 """

@@ -1,7 +1,7 @@
 """Merges small fragments of the features tables, and drops the rows of replaced slides for good.
 
 Only neighbours that have the same teachers are merged, so that no null is written out and the next
-extract still takes what it lacks; a slide stays in one fragment.
+extract still adds missing features; a slide stays in one fragment.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -21,7 +21,7 @@ from featurestore.tables.schema import TILE_COLUMNS, features_table, is_teacher
 
 @dataclass(kw_only=True)
 class Compacted:
-    """Fragments that were merged, and those that came of it."""
+    """Numbers of the merged fragments and of the resulting fragments."""
 
     before: int = 0
     after: int = 0
@@ -33,7 +33,7 @@ def compact(
     rows: int = ROWS_PER_FRAGMENT,
     on_group: Callable[[int], None] = lambda _: None,
 ) -> Compacted:
-    """Merge fragments up to `rows` rows; one commit a group, earlier versions stay readable.
+    """Merge fragments up to `rows` rows, one commit per group; earlier versions stay readable.
 
     Args:
         lake: the lake; its newest version is compacted.
@@ -55,7 +55,7 @@ def compact(
 
 
 def mergeable(lake: Lake, *, rows: int = ROWS_PER_FRAGMENT) -> tuple[int, int]:
-    """Count the fragments of the features tables, and those that a compact would save."""
+    """Return the number of features fragments, and of fragments that a compact would save."""
     count = saved = 0
     for mpp in lake.config.mpps:
         table = open_table(lake.store, features_table(mpp))
@@ -75,17 +75,17 @@ def _groups(table: lance.LanceDataset, rows: int) -> Iterator[list[int]]:
         live = fragment.metadata.num_rows
         columns = _fields(fragment) & wide
         if group and (columns != kind or size + live > rows):
-            if _worth(table, group):
+            if _is_worth_merging(table, group):
                 yield group
             group, size = [], 0
         kind = columns
         group.append(fragment.fragment_id)
         size += live
-    if _worth(table, group):
+    if _is_worth_merging(table, group):
         yield group
 
 
-def _worth(table: lance.LanceDataset, group: Sequence[int]) -> bool:
+def _is_worth_merging(table: lance.LanceDataset, group: Sequence[int]) -> bool:
     return len(group) > 1 or any(table.get_fragment(number).num_deletions for number in group)
 
 
@@ -112,12 +112,12 @@ def _merge(committer: Committer, mpp: float, group: Sequence[int]) -> None:
             columns=names, fragments=fragments, scan_in_order=True, batch_size=1024
         ).to_reader()
         new = write_fragment(store, rel, reader)
-        rows = _moved(committer, mpp, group)
+        rows = _merged_catalog_rows(committer, mpp, group)
         committer.apply([replace_fragments(store, mpp, group, new[0], rows)])
 
 
-def _moved(committer: Committer, mpp: float, group: Sequence[int]) -> list[Row]:
-    """Return the catalog rows of everything in the fragments, at their places in the merged one."""
+def _merged_catalog_rows(committer: Committer, mpp: float, group: Sequence[int]) -> list[Row]:
+    """Return the catalog rows of the merged fragment's tiles and features, at their new places."""
     rows = [row for number in group for row in committer.ledger.rows_in(mpp, number)]
     order = {number: place for place, number in enumerate(group)}
     tiles = sorted(

@@ -1,4 +1,4 @@
-"""A copy of a whole lake while jobs write to it: one version, the snapshots, and what runs read.
+"""A copy of a whole lake while jobs write to it: one version, snapshots and runs' versions.
 
 The version is chosen first; then the files that it names are copied, which no job changes, and a
 vacuum waits. `lake.json` comes last: until then the copy is no lake.
@@ -41,7 +41,7 @@ class Copied:
 
     Attributes:
         uri: folder or URL of the copy.
-        version: the version that was copied: the newest one of the copy.
+        version: the copied version, which is the newest version of the copy.
         versions: all versions that can be read there.
         files: number of its files.
         bytes: size of its files.
@@ -66,7 +66,7 @@ def copy_lake(
 ) -> Copied:
     """Copy a lake, local or in a bucket, while jobs write to it.
 
-    A copy that was stopped goes on with the next call. In the end the copy is opened at
+    The next call continues a stopped copy. In the end the copy is opened at
     its version and compared with the lake.
 
     Args:
@@ -143,7 +143,7 @@ def _mark(to: Store) -> dict[str, Any] | None:
 
 @contextlib.contextmanager
 def _protected(lake: Lake) -> Iterator[None]:
-    """Keep a vacuum from removing what is being copied; a lake that may only be read has none."""
+    """Keep a vacuum from removing files during the copy; a read-only lake has no vacuum."""
     with contextlib.ExitStack() as stack:
         try:
             stack.enter_context(writer_lease(lake.store, "copy"))
@@ -159,7 +159,7 @@ def _plan(lake: Lake) -> dict[str, FileInfo]:
     """Return the files that the copy needs, as they are in the lake.
 
     Raises:
-        DamageError: one is not there.
+        DamageError: a file is missing.
     """
     needed = set(_named_files(lake))
     files = {}
@@ -250,8 +250,8 @@ def _transactions(store: Store, rel: str, versions: set[int]) -> Iterator[str]:
 
 
 def _write_roots(lake: Lake, to: Store) -> None:
-    """Write what the copy must at least be, with the checksums that the lake has of its files."""
-    config = LakeConfig.from_json(lake.store.read_bytes(LAKE_FILE), where=lake.uri)
+    """Write the copy's `roots.json`, with the checksums that the lake has of its files."""
+    config = LakeConfig.from_json(lake.store.read_bytes(LAKE_FILE), uri=lake.uri)
     if roots := readable_roots(lake.store):
         write_roots(to, roots)
     else:
@@ -260,7 +260,7 @@ def _write_roots(lake: Lake, to: Store) -> None:
 
 
 def _checked(lake: Lake, to: Store, files: dict[str, FileInfo], copied: int) -> Copied:
-    """Open the copy and compare it with the lake; it is unfinished until then."""
+    """Open the copy, compare it with the lake and return its description."""
     copy = open_lake(to.uri)
     target_bytes = {file.path: file.bytes for file in to.walk()}
     wrong = [path for path, file in files.items() if target_bytes.get(path) != file.bytes]

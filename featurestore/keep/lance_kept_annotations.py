@@ -1,4 +1,4 @@
-"""The tables of annotations that belong to kept versions of a lake, and those that do not."""
+"""The annotation tables that belong to kept versions of a lake, and stray annotation files."""
 
 from collections.abc import Iterable
 

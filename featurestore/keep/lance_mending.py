@@ -1,4 +1,4 @@
-"""Steps of `repair` that make files again from whole ones, or take out damaged parts alone."""
+"""Steps of `repair` that rebuild files from undamaged files, or remove only damaged parts."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -56,9 +56,9 @@ def mend_roots(lake: Lake, paths: Sequence[str]) -> None:
 
 
 def rebuild_table_index(lake: Lake, rel: str) -> None:
-    """Make the index of `slides` or `catalog` again; take that of a features table out.
+    """Rebuild the index of `slides` or `catalog`; remove the index of a features table.
 
-    Searching without an index is exact and slower; `slidelake search --build-index` makes one.
+    A search without an index is exact and slower; `slidelake search --build-index` builds one.
     """
     committer = lake.committer
     # The damaged index keeps every other writer out, so nothing is finished before it is mended.
@@ -79,8 +79,8 @@ def rebuild_table_index(lake: Lake, rel: str) -> None:
 def put_slide_rows_again(lake: Lake, damage: Sequence[Damage]) -> list[str]:
     """Write damaged rows of `slides` again with nothing in them but number and name, as pending.
 
-    Which of a row's values is the damaged one can't be known, so none is kept; the catalog, which
-    is whole, gives the number of each name. The next ingest fills the row; the slide's tiles
+    Which of a row's values is damaged can't be known, so no value is kept; the catalog, which
+    is whole, holds the number of each name. The next ingest fills the row; the slide's tiles
     and features stay as they are.
 
     Returns:
@@ -144,17 +144,17 @@ def _emptied(damage: Damage, names: dict[int, str], numbers: dict[str, int]) -> 
 
 
 def drop_features(lake: Lake, mpp: float, column: str, fragment: int, slides: set[int]) -> None:
-    """Take a column's values on some slides out of a fragment; those of all others stay.
+    """Remove a column's values on some slides from a fragment; other slides keep theirs.
 
     A column of a fragment is one file: it is written again with the undamaged slides' own values
-    and nulls for the others. Where nothing undamaged is left the column goes as a whole.
+    and nulls for the others. Where nothing undamaged is left the whole column is removed.
 
     Args:
         lake: the lake.
         mpp: microns per pixel of the features table.
         column: a teacher, or an annotation of tiles.
         fragment: number of the fragment in the features table.
-        slides: numbers of the slides whose values are damaged.
+        slides: numbers of the slides with damaged values.
     """
     committer = lake.committer
     with committer.exclusive():
@@ -166,8 +166,8 @@ def drop_features(lake: Lake, mpp: float, column: str, fragment: int, slides: se
             return
         rel, field = features_table(mpp), table.schema.field(column)
         rows_in_fragment = table.get_fragment(fragment).physical_rows
-        values = _spread(parts, rows_in_fragment, field)
-        path = write_column(lake.store, rel, field, values)
+        arrays = _with_nulls_between(parts, rows_in_fragment, field)
+        path = write_column(lake.store, rel, field, arrays)
         kept = {part.slide for part in parts}
         gone = {row["slide"] for row in rows if row["teacher"] == column} - kept
         drop = f"mpp = {mpp} AND teacher = '{column}' AND {among(sorted(gone))}"
@@ -178,11 +178,11 @@ def drop_features(lake: Lake, mpp: float, column: str, fragment: int, slides: se
 
 @dataclass(frozen=True, kw_only=True)
 class _Part:
-    """The values of a column on one slide, and the row of the fragment that they begin at."""
+    """The rows of a column on one slide, and the number of their first row in the fragment."""
 
     slide: int
     row_start: int
-    values: pa.Table
+    column_rows: pa.Table
 
 
 def _undamaged(
@@ -200,19 +200,19 @@ def _undamaged(
     for row in tiles:
         if row["slide"] in column_rows and row["slide"] not in damaged:
             scanner = table_fragment.scanner(columns=[column], offset=live, limit=row["tiles"])
-            values = scanner.to_table()
-            if column_crc32(values, column) == column_rows[row["slide"]]["crc32"]:
-                yield _Part(slide=row["slide"], row_start=row["row_start"], values=values)
+            slide_rows = scanner.to_table()
+            if column_crc32(slide_rows, column) == column_rows[row["slide"]]["crc32"]:
+                yield _Part(slide=row["slide"], row_start=row["row_start"], column_rows=slide_rows)
         live += row["tiles"]
 
 
-def _spread(parts: Sequence[_Part], rows: int, field: pa.Field) -> Iterator[pa.Array]:
-    """Yield the values of a column of a fragment in row order, with nulls between the parts."""
+def _with_nulls_between(parts: Sequence[_Part], rows: int, field: pa.Field) -> Iterator[pa.Array]:
+    """Yield a fragment's column in row order as arrays, with nulls between the parts."""
     at = 0
     for part in parts:
         if part.row_start > at:
             yield pa.nulls(part.row_start - at, field.type)
-        yield from part.values.cast(pa.schema([field])).column(0).chunks
-        at = part.row_start + part.values.num_rows
+        yield from part.column_rows.cast(pa.schema([field])).column(0).chunks
+        at = part.row_start + part.column_rows.num_rows
     if rows > at:
         yield pa.nulls(rows - at, field.type)

@@ -1,8 +1,9 @@
-"""Restore: a new version of a lake that is equal to an earlier one; nothing is deleted.
+"""Restore: a new version of a lake that equals an earlier version; nothing is deleted.
 
-Lance numbers a version by the newest manifest that is there. Where the newest ones are lost or
+Lance numbers a version by the newest present manifest. Where the newest manifests are lost or
 damaged, their numbers must not come again with other contents, since catalogs name tables by
-number: each is taken by a stand-in first, which `roots.json` lists as lost. Damaged manifests are
+number: each number is filled by a stand-in first, which `roots.json` lists as lost. Damaged
+    manifests are
 moved to `damaged/`, where no reader looks.
 """
 
@@ -46,7 +47,7 @@ class Restored:
         equal_to: the earlier version that it is equal to.
         lost: versions of tables whose manifests were lost or damaged, by table.
         set_aside: new places of damaged manifests.
-        rebuilt: tables whose damaged index was made again.
+        rebuilt: tables with a rebuilt index.
     """
 
     version: int = 0
@@ -57,7 +58,7 @@ class Restored:
 
 
 def restore(uri: str | os.PathLike[str], version: int | str) -> Restored:
-    """Make a new version of a lake that is equal to an earlier, whole one.
+    """Create a new version of a lake that equals an earlier, undamaged version.
 
     A kill in between leaves the lake as it was, or, if numbers had to be filled, closed to readers
     and writers until the same command ran to its end.
@@ -82,11 +83,11 @@ def restore(uri: str | os.PathLike[str], version: int | str) -> Restored:
         _write_lost(store, config, roots, newest, done)
         lease.check()
         for rel, last in newest.items():
-            _stand_in(store, rel, tables[rel], last)
+            _write_stand_ins(store, rel, tables[rel], last)
         group = Group()
         for rel in lake_tables(config)[:-1]:
             lease.check()
-            _go_back(store, rel, tables[rel], group)
+            _restore_table(store, rel, tables[rel], group)
         lease.check()
         operation = LanceOperation.Restore(version)
         catalog = open_table(store, CATALOG)
@@ -95,7 +96,7 @@ def restore(uri: str | os.PathLike[str], version: int | str) -> Restored:
             store, CATALOG, operation, read_version=catalog.version, properties=properties
         )
         record_roots(store, config)
-        done.rebuilt = _mend_indexes(store, config)
+        done.rebuilt = _rebuild_indexes(store, config)
         done.version = int(table.version)
     return done
 
@@ -152,7 +153,7 @@ def _opens(store: Store, rel: str, version: int) -> bool:
 def _write_lost(
     store: Store, config: LakeConfig, roots: Roots, newest: Mapping[str, int], done: Restored
 ) -> None:
-    """Write down which numbers will be taken by stand-ins, before the first of them is there."""
+    """Record the version numbers that stand-ins will fill, before writing the first stand-in."""
     for rel in lake_tables(config):
         newest_there = open_table(store, rel).version
         lost = {*done.lost.get(rel, []), *range(newest_there + 1, newest[rel] + 1)}
@@ -167,8 +168,8 @@ def _write_lost(
         write_roots(store, replace(roots, lost=merged, tables=tables))
 
 
-def _stand_in(store: Store, rel: str, target: int, last: int) -> None:
-    """Take the numbers of lost versions, up to the last that was committed."""
+def _write_stand_ins(store: Store, rel: str, target: int, last: int) -> None:
+    """Fill the numbers of lost versions with stand-ins, up to the last committed version."""
     roots = readable_roots(store) or Roots(tables={})
     last = max(last, *roots.lost.get(rel, [0]))
     while (table := open_table(store, rel)).version < last:
@@ -176,7 +177,7 @@ def _stand_in(store: Store, rel: str, target: int, last: int) -> None:
         commit(store, rel, operation, read_version=table.version, properties={})
 
 
-def _go_back(store: Store, rel: str, target: int, group: Group) -> None:
+def _restore_table(store: Store, rel: str, target: int, group: Group) -> None:
     table = open_table(store, rel)
     roots = readable_roots(store) or Roots(tables={})
     if table.version == target and target not in roots.lost.get(rel, []):
@@ -187,8 +188,8 @@ def _go_back(store: Store, rel: str, target: int, group: Group) -> None:
     commit(store, rel, operation, read_version=table.version, properties=properties)
 
 
-def _mend_indexes(store: Store, config: LakeConfig) -> list[str]:
-    """Make indexes again that the earlier version had and that are damaged by now."""
+def _rebuild_indexes(store: Store, config: LakeConfig) -> list[str]:
+    """Rebuild and return the damaged indexes that the earlier version had."""
     rebuilt = []
     for rel in WHOLE_TABLES:
         if damaged_indexes(store, rel):

@@ -20,7 +20,7 @@ class Upkeep:
     Attributes:
         versions: versions of the catalog that are kept.
         history_bytes: size of all lists of fragments and of all transactions.
-        fragments: of the features tables.
+        fragments: number of fragments of the features tables.
         mergeable: fragments that would be gone after a compact.
     """
 

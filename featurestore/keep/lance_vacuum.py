@@ -1,6 +1,6 @@
 """Vacuum: removes files that no kept version names, of old versions and of killed writers.
 
-Kept are the newest versions, snapshots, and the versions that runs and statistics were made from.
+Kept are the newest versions, snapshots, and the versions that runs and statistics refer to.
 Files that a live job is writing are named by nothing yet, so nothing is removed while a job runs.
 Nothing is written before something was deleted, so that it works on a full disk.
 """
@@ -47,17 +47,17 @@ class Vacuumed:
 
 
 def vacuum(lake: Lake, *, keep: int = KEEP, dry_run: bool = False) -> Vacuumed:
-    """Remove files that only older versions name, and files that none names.
+    """Remove files that only older versions name, and files that no version names.
 
     Args:
         lake: the lake.
-        keep: how many of the newest versions stay readable, at least 1.
+        keep: number of newest versions that stay readable, at least 1.
         dry_run: only count.
 
     Raises:
         LakeError: a job is writing to the lake.
     """
-    with _alone(lake):
+    with _exclusive_access(lake):
         catalog = open_table(lake.store, CATALOG)
         done = Vacuumed(kept=kept_versions(lake, lake_versions(catalog)[-max(1, keep) :]))
         needed = _needed(lake, catalog, done.kept)
@@ -74,13 +74,13 @@ def free_old_versions(
 ) -> Vacuumed | None:
     """Free old versions after a job, if there are many and no other job is at work.
 
-    Tiles of replaced slides and what killed jobs left stay for `vacuum`: finding them takes a
+    Tiles of replaced slides and leftovers of killed jobs stay for `vacuum`: finding them needs a
     listing of all shards.
 
     Args:
         lake: the lake.
-        keep: so many of the newest versions stay.
-        days: so do all that are younger.
+        keep: number of newest versions that stay.
+        days: age in days below which all versions stay.
 
     Returns:
         What was freed; None if there was too little to free, or others are writing.
@@ -90,7 +90,7 @@ def free_old_versions(
     if len(_old(catalog, numbers, keep, days)) < AUTO_LEAST:
         return None
     try:
-        with _alone(lake):
+        with _exclusive_access(lake):
             catalog = open_table(lake.store, CATALOG)
             lake_numbers = lake_versions(catalog)
             old = _old(catalog, lake_numbers, keep, days)
@@ -113,8 +113,8 @@ def _old(catalog: lance.LanceDataset, versions: Sequence[int], keep: int, days: 
 
 
 @contextlib.contextmanager
-def _alone(lake: Lake) -> Iterator[None]:
-    """Hold both locks; what is unfinished is finished first, or last where there is no room yet."""
+def _exclusive_access(lake: Lake) -> Iterator[None]:
+    """Hold both locks; finish unfinished commits first, or last on a full disk."""
     with no_writers(lake.store), lake.committer.exclusive(recover=False) as committer:
         try:
             committer.finish()
@@ -129,7 +129,7 @@ def _alone(lake: Lake) -> Iterator[None]:
 
 
 def kept_versions(lake: Lake, recent: Sequence[int]) -> list[int]:
-    """Return recent versions, snapshots, what runs read, and what `verify` last found whole."""
+    """Return recent versions, snapshots, runs' versions and the version last verified as whole."""
     existing = set(lake_versions(open_table(lake.store, CATALOG)))
     named = {*_named_versions(lake), *lake.snapshots().values(), last_verified(lake.store)}
     return sorted({*recent, *(version for version in named if version in existing)})
@@ -159,7 +159,7 @@ def _json(lake: Lake, path: str) -> Any:  # noqa: ANN401 - JSON is what it is
 def _needed(lake: Lake, catalog: lance.LanceDataset, kept: Sequence[int]) -> dict[str, set[int]]:
     """Return the versions of every table that the kept versions of the lake read.
 
-    From the version that the catalog names on all stay: what they carry may not be finished.
+    All versions from the one in the catalog on stay: their commits may be unfinished.
     """
     needed: dict[str, set[int]] = {CATALOG: {*kept, catalog.version}}
     for rel, number in root_versions(catalog).items():

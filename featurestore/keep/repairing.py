@@ -1,7 +1,7 @@
-"""Repair: takes out parts that `verify` reports as damaged, or makes them again from whole ones.
+"""Repair: removes parts that `verify` reports as damaged, or rebuilds them from whole files.
 
 Nothing undamaged is taken out: a slide whose shard alone is damaged keeps its rows and features, a
-damaged bag of features goes without its neighbours, an index is made again. What will be done is a
+damaged bag of features is removed without its neighbours, an index is rebuilt. The steps form a
 list that can be read before; where a table of the newest version is damaged the list is empty,
 since by a table that can't be believed nothing can be judged.
 """
@@ -38,7 +38,7 @@ from featurestore.tables.schema import CATALOG, SLIDES
 
 #: Above this share of the rows of a lake nothing is dropped unless the user agrees.
 FREELY = 0.1
-#: A commit of a repair makes so many slides pending.
+#: Number of slides that one commit of a repair sets to pending.
 SLIDES_AT_ONCE = 1000
 
 
@@ -47,9 +47,9 @@ class RepairStep:
     """One step of a repair.
 
     Attributes:
-        description: for people: what is dropped, made again or marked.
+        description: text for the user: the part that is dropped, rebuilt or marked.
         rows: rows of tiles or features that are dropped; 0 if none is.
-        damage: why.
+        damage: damage that the step repairs.
     """
 
     description: str
@@ -62,9 +62,9 @@ class RepairPlan:
     """The steps of a repair in their order, and the damage that it leaves.
 
     Attributes:
-        steps: to be done.
-        left: damage that nothing can be done about here.
-        share: of the lake's rows of tiles and features that are dropped.
+        steps: steps to do, in their order.
+        left: damage that no step can repair.
+        share: share of the lake's rows of tiles and features that are dropped.
         advice: why nothing is done although something is damaged, and the way back; else empty.
     """
 
@@ -75,19 +75,19 @@ class RepairPlan:
 
     @property
     def is_large(self) -> bool:
-        """Whether so much is dropped that the user has to agree."""
+        """Whether the plan drops more than `FREELY`, so that the user has to agree."""
         return self.share > FREELY
 
 
 @dataclass(kw_only=True)
 class Repaired:
-    """Slides and columns that were taken out, and so have to be made again.
+    """Slides and columns that a repair removed, to be ingested or extracted again.
 
     Attributes:
-        slides: to be ingested again; those of `columns` need not be.
-        columns: (teacher, mpp, slides) to be extracted again.
-        rebuilt: files that were made again from what is whole.
-        left: damage that nothing can be done about here.
+        slides: slides to be ingested again; the slides in `columns` need no ingest.
+        columns: features to be extracted again, as (teacher, mpp, slides).
+        rebuilt: files that were rebuilt from undamaged files.
+        left: damage that no step can repair.
     """
 
     slides: list[str] = field(default_factory=list)
@@ -110,13 +110,13 @@ def plan_repair(lake: Lake, verdict: Verdict) -> RepairPlan:
         by_part.setdefault(damage.part, []).append(damage)
     plan = RepairPlan(left=[one for one in verdict.damage if one.part not in _STEPS])
     for part, steps in _STEPS.items():
-        plan.steps += steps(lake, _worth(by_part, part))
+        plan.steps += steps(lake, _steps_worth_doing(by_part, part))
     plan.share = _share(lake, plan)
     return plan
 
 
 def way_back(uri: str, verdict: Verdict) -> str:
-    """Return the advice for damaged tables: which they are, and which versions are whole."""
+    """Return the advice for damaged tables: the names of the tables and the whole versions."""
     tables = ", ".join(sorted({damage.path or "a table" for damage in verdict.broken_tables}))
     text = f"nothing is judged, and nothing was changed, since {tables} can't be believed"
     if not verdict.whole:
@@ -128,7 +128,7 @@ def way_back(uri: str, verdict: Verdict) -> str:
     )
 
 
-def _worth(by_part: dict[str, list[Damage]], part: str) -> list[Damage]:
+def _steps_worth_doing(by_part: dict[str, list[Damage]], part: str) -> list[Damage]:
     """Return the damage of a part, without what is dropped with its tiles anyhow."""
     gone = {(damage.number, damage.mpp) for damage in by_part.get(TILES, [])}
     damage = by_part.get(part, [])
@@ -151,7 +151,7 @@ def _grouped(damage: Sequence[Damage], *names: str) -> dict[tuple[Any, ...], lis
 
 
 def _rows_of(lake: Lake, damage: Sequence[Damage], *, teacher: str | None = None) -> int:
-    """Count the rows of tiles and of all features of the damaged slides, or of one teacher's."""
+    """Count the rows of tiles and features of the damaged slides, or of one teacher's features."""
     numbers = sorted({one.number for one in damage})
     rows = lake.catalog().filter(pl.col("slide").is_in(numbers), pl.col("mpp") == damage[0].mpp)
     if teacher is not None:
@@ -239,7 +239,7 @@ def repair(
     Args:
         lake: the lake that was verified, at its newest version.
         verdict: the result of `verify`.
-        plan: the list, if it was made before.
+        plan: the plan, or None to make it here.
         yes: whether more than a tenth of the lake's rows may be dropped.
 
     Raises:
@@ -333,7 +333,7 @@ def _mpp(damage: Damage) -> float:
 
 
 def _slides(lake: Lake, numbers: set[int]) -> Iterator[list[dict[str, Any]]]:
-    """Yield whole rows of slides, some at a time: with their pictures each has about 30 kB."""
+    """Yield whole rows of slides in batches: with its pictures a row has about 30 kB."""
     ordered = sorted(numbers)
     for start in range(0, len(ordered), SLIDES_AT_ONCE):
         some = ordered[start : start + SLIDES_AT_ONCE]

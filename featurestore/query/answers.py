@@ -11,10 +11,10 @@ FORMATS = ("table", "csv", "json", "parquet")
 
 
 def answer_format(form: str | None, out: Path | None) -> str:
-    """Return the format of an answer: the given one, that of the file's name, or a table.
+    """Return the format of an answer: `form`, else by the file's name, else a table.
 
     Raises:
-        LakeError: it is not known, or needs a file and none is given, or the file's folder is
+        LakeError: the format is unknown, or needs a file and `out` is None, or the file's folder is
             not there.
     """
     if form is None and out is not None:

@@ -1,7 +1,7 @@
 """An index over a teacher's column, so that the nearest tiles are found without reading them all.
 
 It is built beside other jobs, under a writer's lease, and committed under the lake's lock:
-for those fragments only whose column is still the one that it was built from. What it does not
+only for fragments with the same column as when it was built. What it does not
 cover (slides or features that came later) is searched exactly, so an index makes a search fast
 and never blind.
 """
@@ -34,10 +34,10 @@ class IndexState:
     Attributes:
         teacher: name of the column.
         mpp: microns per pixel of the tiles.
-        tiles: with features of this teacher.
-        indexed: of these, tiles that the index covers; 0 without an index.
+        tiles: number of tiles with features of this teacher.
+        indexed: number of these tiles in the index; 0 without an index.
         kind: Lance's name of the index's kind; None without an index.
-        bytes: of its files.
+        bytes: size of the index's files.
     """
 
     teacher: str
@@ -80,9 +80,9 @@ def index_state(lake: Lake, teacher: str, *, mpp: float) -> IndexState:
 def build_index(
     lake: Lake, teacher: str, *, mpp: float, least_rows: int = INDEX_ROWS
 ) -> IndexState:
-    """Index a teacher's features as they are now; one that covers all and can be read is kept.
+    """Build the index of a teacher's features, unless a complete, readable index exists.
 
-    The index is made anew from all rows, in time that grows with them: it is worth it again once
+    The index is built from all rows, in time that grows with them: a new build is worth it once
     many slides were added. Searches at earlier versions of the lake go on as they were.
 
     Args:

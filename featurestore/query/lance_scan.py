@@ -55,15 +55,15 @@ def scan(open_table: Callable[[], lance.LanceDataset], columns: Sequence[str]) -
 
 
 def as_type(frame: pl.LazyFrame, dims: Mapping[str, int], dtype: str | None) -> pl.LazyFrame:
-    """Return a frame whose features have another type than float16, as which they are stored.
+    """Return a frame with its features cast from float16 to another type.
 
     Args:
-        frame: with columns of some of the teachers.
+        frame: frame with feature columns of some of the teachers.
         dims: teachers and how many values their features have.
         dtype: None for float16, or "float32".
 
     Raises:
-        LakeError: another one.
+        LakeError: another type is requested.
     """
     if dtype in (None, "float16"):
         return frame
@@ -91,7 +91,7 @@ def _read_in_steps(
 def _read(
     table: lance.LanceDataset, names: list[str], pushed: str | None, start: int, limit: int
 ) -> Iterator[pa.RecordBatch]:
-    """Yield rows from `start` on, counted among those that the filter passes, in their order."""
+    """Yield rows in order, from number `start` on among the rows that pass the filter."""
     rows = min(BATCH_ROWS, max(1, BATCH_BYTES // _row_bytes(table.schema, names)))
     with reading(Store(table.uri), f"table {table.uri}"):
         scanner = table.scanner(

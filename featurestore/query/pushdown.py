@@ -56,7 +56,7 @@ def lance_filter(predicate: pl.Expr, schema: Schema) -> str | None:
     """Return the SQL filter of a predicate, or None if all rows are to be read.
 
     Args:
-        predicate: as a registered IO source gets it.
+        predicate: predicate that Polars passes to a registered IO source.
         schema: types of the table's columns.
 
     >>> lance_filter((pl.col("x") > 3) & pl.col("s").str.ends_with("a"), {"x": pl.Int32()})
@@ -174,7 +174,7 @@ def _plain(name: str) -> bool:
 
 
 def _operands(node: Node, op: str) -> list[Node]:
-    """Return the terms of a chain of one operator, in order: no parentheses are needed."""
+    """Return the terms of a chain of one operator, in order, to write without parentheses."""
     terms: list[Node] = []
     stack = [node]
     while stack:
@@ -198,7 +198,7 @@ def _widens(dtype: pl.DataType, to: pl.DataType | None) -> bool:
 
 
 def _value(node: Node) -> Value:
-    """Return a literal. JSON has no NaN and no infinity: they come as null, and are not pushed."""
+    """Return a literal; NaN and infinity, which JSON encodes as null, are not pushed."""
     match node:
         case {"Literal": {"Scalar": {"Float16": int(bits)}}}:
             return float(np.uint16(bits).view(np.float16))
@@ -214,14 +214,15 @@ def _value(node: Node) -> Value:
 
 
 def _series(node: Node) -> pl.Series:
-    """Return the values of an `is_in`: an Arrow stream of them, or of one list of them."""
+    """Return the constants of an `is_in`, from an Arrow stream of them or of one list of them."""
     match node:
         case {"Alias": [literal, _]}:
             return _series(literal)
-        case {"Literal": {"Scalar": {"List": list(data)}} | {"Series": list(data)}}:
+        case {"Literal": {"Scalar": {"List": list(ipc_bytes)}} | {"Series": list(ipc_bytes)}}:
             try:
-                values = pl.read_ipc_stream(io.BytesIO(bytes(data))).to_series()
+                constants = pl.read_ipc_stream(io.BytesIO(bytes(ipc_bytes))).to_series()
             except (OSError, ValueError, pl.exceptions.PolarsError) as error:
                 raise NotPushedError from error
-            return values.explode() if values.dtype == pl.List and len(values) == 1 else values
+            is_one_list = constants.dtype == pl.List and len(constants) == 1
+            return constants.explode() if is_one_list else constants
     raise NotPushedError

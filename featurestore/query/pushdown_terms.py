@@ -58,15 +58,15 @@ def compare(column: TableColumn, op: Op, literal: Value) -> str:
     return f"{column.sql} {op} {_written(column.dtype, literal)}"
 
 
-def is_in(column: TableColumn, values: pl.Series, *, nulls_equal: bool) -> str:
-    """Return the test of a column against a list; nulls in it count only with `nulls_equal`.
+def is_in(column: TableColumn, constants: pl.Series, *, nulls_equal: bool) -> str:
+    """Return the test of a column against a list; its nulls count only with `nulls_equal`.
 
     >>> column = TableColumn(sql="`x`", dtype=pl.Int8())
     >>> is_in(column, pl.Series([1, 1000, None]), nulls_equal=False)
     '`x` IN (1)'
     """
-    terms = [f"{column.sql} IS NULL"] if nulls_equal and values.null_count() else []
-    listed = values.drop_nulls().unique(maintain_order=True).to_list()
+    terms = [f"{column.sql} IS NULL"] if nulls_equal and constants.null_count() else []
+    listed = constants.drop_nulls().unique(maintain_order=True).to_list()
     if column.dtype in FLOATS:
         terms += _in_floats(column, listed)
     elif listed := _possible(column.dtype, listed):
@@ -75,9 +75,9 @@ def is_in(column: TableColumn, values: pl.Series, *, nulls_equal: bool) -> str:
     return f"({joined})" if len(terms) > 1 else joined
 
 
-def not_in(column: TableColumn, values: pl.Series) -> str:
-    """Return the test that a column is not null and none of a list, nulls in it apart."""
-    listed = _possible(column.dtype, values.drop_nulls().unique(maintain_order=True).to_list())
+def not_in(column: TableColumn, constants: pl.Series) -> str:
+    """Return the test that a column is neither null nor in a list (nulls in the list ignored)."""
+    listed = _possible(column.dtype, constants.drop_nulls().unique(maintain_order=True).to_list())
     if column.dtype in FLOATS or not 0 < len(listed) <= MAX_LIST:
         raise NotPushedError
     return f"{column.sql} NOT IN ({', '.join(_written(column.dtype, v) for v in listed)})"
@@ -98,10 +98,10 @@ def _compare_float(column: TableColumn, op: Op, literal: Value) -> str:
     raise NotPushedError
 
 
-def _in_floats(column: TableColumn, values: list[Value]) -> list[str]:
-    numbers = [v for v in values if not (isinstance(v, float) and math.isnan(v))]
+def _in_floats(column: TableColumn, constants: list[Value]) -> list[str]:
+    numbers = [v for v in constants if not (isinstance(v, float) and math.isnan(v))]
     ends = {end for v in numbers for end in _around(FLOATS[column.dtype], v)}
-    terms = [f"isnan({column.sql})"] if len(numbers) < len(values) else []
+    terms = [f"isnan({column.sql})"] if len(numbers) < len(constants) else []
     if len(ends) > MAX_LIST:
         raise NotPushedError
     if ends:
@@ -109,26 +109,26 @@ def _in_floats(column: TableColumn, values: list[Value]) -> list[str]:
     return terms
 
 
-def _in_exact(column: TableColumn, values: list[Value]) -> str:
-    if len(values) > MAX_LIST:
-        low, high = (_written(column.dtype, v) for v in (min(values), max(values)))
+def _in_exact(column: TableColumn, constants: list[Value]) -> str:
+    if len(constants) > MAX_LIST:
+        low, high = (_written(column.dtype, v) for v in (min(constants), max(constants)))
         return f"{column.sql} BETWEEN {low} AND {high}"
-    return f"{column.sql} IN ({', '.join(_written(column.dtype, v) for v in values)})"
+    return f"{column.sql} IN ({', '.join(_written(column.dtype, v) for v in constants)})"
 
 
-def _possible(dtype: pl.DataType, values: list[Value]) -> list[Value]:
-    """Return the values that a column of a type can hold; others are in no row."""
+def _possible(dtype: pl.DataType, constants: list[Value]) -> list[Value]:
+    """Return the constants that a column of a type can hold; other constants match no row."""
     if dtype not in INTEGERS:
-        return values
+        return constants
     low, high = INTEGERS[dtype]
     # What is not an integer stays, to be refused where it is written; so does -2**63, which a
     # column may hold and SQL can't say.
     low -= dtype == pl.Int64()
-    return [v for v in values if not isinstance(v, int) or low <= v <= high]
+    return [v for v in constants if not isinstance(v, int) or low <= v <= high]
 
 
 def _around(kind: type[np.floating[Any]], literal: Value) -> tuple[float, float]:
-    """Return the next values of a type at or below, and at or above; Polars takes one of them."""
+    """Return the next number of a type at or below and at or above; Polars uses one of them."""
     if isinstance(literal, str) or not -1e300 < literal < 1e300:
         raise NotPushedError
     with np.errstate(over="ignore"):

@@ -38,7 +38,7 @@ def tables(lake: Lake, own: Mapping[str, pl.DataFrame] | None = None) -> dict[st
         own: users' own tables by name.
 
     Raises:
-        LakeError: a name that is taken, or is no plain one.
+        LakeError: a name that is in use, or is not a plain identifier.
     """
     frames = {"slides": lake.slides(), "catalog": lake.catalog()}
     for mpp in lake.config.mpps:

@@ -38,16 +38,16 @@ class Bag:
 
     @functools.cached_property
     def features(self) -> Float16Array:
-        """Return the only teacher's features, or those of several side by side [N, sum of D]."""
+        """Return the features of all teachers side by side [N, sum of D]."""
         arrays = list(self.by_teacher.values())
         return arrays[0] if len(arrays) == 1 else np.concatenate(arrays, axis=1)
 
 
 def names_of(teachers: str | Sequence[str]) -> list[str]:
-    """Return teachers, given as one name or several, as a list.
+    """Return one teacher name or several names as a list.
 
     Raises:
-        LakeError: none is given, or one twice.
+        LakeError: no name, or a name twice.
 
     >>> names_of("uni2"), names_of(("uni2", "virchow2"))
     (['uni2'], ['uni2', 'virchow2'])
@@ -65,7 +65,7 @@ def read_bag(
     """Return the bag of the only slide of a selection: the tiles with features of all teachers.
 
     Raises:
-        DamageError: the stored rows are not those that the catalog names, or not what was written.
+        DamageError: the stored rows differ from the catalog's, or from the written rows.
     """
     located = selection.locate(np.arange(selection.tiles))
     with reading(reader.store, place_of(selection, 0)):

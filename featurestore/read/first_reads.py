@@ -1,8 +1,8 @@
-"""A slide's rows and features are compared with the catalog's checksums where they are first read.
+"""Comparison of a slide's rows and features with the catalog's checksums at their first read.
 
 Lance keeps no checksums, so a flipped bit would be a wrong number in silence. Each slide's tiles,
 and each teacher's features of them, are compared once by each process that reads a lake: zlib's
-CRC-32 takes a fifth to a third of the time of a warm read, and nothing after that.
+CRC-32 costs a fifth to a third of the time of a warm read, and nothing after that.
 """
 
 import threading
@@ -28,7 +28,7 @@ STORED_TILES = "stored tiles/"  # no teacher's name, which has no slash
 
 
 def known_check(check: str | None) -> Check | None:
-    """Return the named way of checking, once it is known to be one.
+    """Return the name of a way of checking if it is valid.
 
     Raises:
         LakeError: there is none of this name.
@@ -42,9 +42,9 @@ def known_check(check: str | None) -> Check | None:
 
 
 class FirstReads:
-    """Compares what is read of one version of a lake, each thing once. Safe for several threads.
+    """Comparison of each part of one lake version at its first read. Safe for several threads.
 
-    A thread that needs a slide that another one is comparing waits for it.
+    A thread waits for a slide that another thread is comparing.
 
     Args:
         check: "first-read", or None to compare nothing.
@@ -63,16 +63,16 @@ class FirstReads:
         slides: Iterable[int],
         teachers: Sequence[str],
     ) -> None:
-        """Read and compare the tiles of slides, and teachers' features of them, where not done yet.
+        """Read and compare the tiles and features of slides that were not compared before.
 
         Args:
             reader: reader of the features table.
-            selection: where the slides' rows are, and their checksums.
+            selection: places of the slides' rows, and their checksums.
             slides: places in the selection.
             teachers: names of the teachers to read.
 
         Raises:
-            DamageError: one is not what was committed; slide, teacher and mpp are named.
+            DamageError: a part differs from the commit; slide, teacher and mpp are named.
         """
         if self.check is None:
             return
@@ -89,11 +89,11 @@ class FirstReads:
         slide: int,
         features: Mapping[str, Float16Array],
     ) -> None:
-        """Compare a slide whose features are in memory already, all rows of it.
+        """Compare a slide with all of its features in memory already.
 
         Args:
             reader: reader of the features table.
-            selection: where the slide's rows are, and their checksums.
+            selection: places of the slide's rows, and their checksums.
             slide: place in the selection.
             features: float16 [N, D] by teacher, as they were read.
 

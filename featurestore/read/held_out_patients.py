@@ -15,8 +15,8 @@ def holdout_patients(slides: pl.DataFrame, *, share: float, seed: int) -> set[st
 
     Args:
         slides: rows with slide_id and patient_id; a slide without patient is its own patient.
-        share: of the patients, rounded up.
-        seed: another seed gives another choice.
+        share: share of the patients, rounded up.
+        seed: seed of the choice.
 
     Raises:
         LakeError: fewer than two patients, or none would be left to train on.

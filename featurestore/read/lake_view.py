@@ -1,4 +1,4 @@
-"""The view of a lake that bags, pairs and streams use: one version, and readers of its rows."""
+"""The view of a lake that bags, pairs and streams use: one version and its row readers."""
 
 from collections.abc import Sequence
 from typing import Protocol
@@ -13,11 +13,11 @@ from featurestore.tables.lance_rows import RowReader
 
 
 class LakeView(Protocol):
-    """A lake at one version, as the modules of this package read it; `Lake` is one.
+    """The interface of a lake at one version for the readers; `Lake` implements it.
 
     Attributes:
         store: the lake's files.
-        config: its settings.
+        config: settings of the lake.
         first_reads: compares each slide with its checksums where it is first read.
     """
 

@@ -1,7 +1,7 @@
-"""Tiles of a coarse mpp with the tiles of a fine one that lie under them.
+"""Tiles of a coarse mpp with the tiles of a fine mpp under them.
 
 Grids nest, so a child's place is arithmetic on grid indices; nothing is searched by coordinates.
-Where tiles overlap, the children are those that fill the coarse tile side by side.
+Where tiles overlap, the children are the fine tiles that fill the coarse tile side by side.
 """
 
 from collections.abc import Mapping, Sequence
@@ -26,7 +26,7 @@ class Pairs:
     Attributes:
         coarse: tiles [N].
         fine: tiles [M].
-        children: rows of `fine` that lie under each coarse tile, as (y, x) [N, r, r]; -1 where
+        children: rows of `fine` under each coarse tile, as (y, x) [N, r, r]; -1 where
             there is no tile, which is background.
     """
 
@@ -36,7 +36,7 @@ class Pairs:
 
     @property
     def mask(self) -> npt.NDArray[np.bool_]:
-        """Return whether there is a fine tile, at each place [N, r, r]."""
+        """Return a mask of the places with a fine tile [N, r, r]."""
         return self.children >= 0
 
 
@@ -45,9 +45,9 @@ class Nesting:
     """The places of a slide's fine tiles in its coarse ones.
 
     Attributes:
-        ratio: fine tiles side by side in a coarse one.
-        apart: cells of the fine grid from one of them to the next: 2 where tiles overlap by half.
-        side_px: of a fine tile, in level-0 pixels.
+        ratio: number of fine tiles side by side in a coarse tile.
+        apart: fine-grid cells between neighbouring children: 2 where tiles overlap by half.
+        side_px: side of a fine tile, in level-0 pixels.
     """
 
     ratio: int
@@ -58,7 +58,7 @@ class Nesting:
 def read_pairs(
     lake: LakeView, slide_id: str, *, coarse: float, fine: float, teachers: Sequence[str]
 ) -> Pairs:
-    """Return a slide's bags at two mpps, and which tiles lie under which.
+    """Return a slide's bags at two mpps, and the fine tiles under each coarse tile.
 
     Raises:
         LakeError: the mpps or the slide's grids do not nest, or there are no such bags.
@@ -79,20 +79,20 @@ def children_of(coarse: Int64Array, fine: Int64Array, ratio: int, *, apart: int 
     Args:
         coarse: keys of tiles of one slide.
         fine: keys of tiles of the same slide, ascending.
-        ratio: fine tiles side by side in a coarse one.
-        apart: cells of the fine grid from one of them to the next: 2 where tiles overlap by half.
+        ratio: number of fine tiles side by side in a coarse tile.
+        apart: fine-grid cells between neighbouring children: 2 where tiles overlap by half.
     """
     return children_among(coarse, cells_of(fine), ratio, apart=apart)
 
 
 def cells_of(keys: Int64Array) -> Int64Array:
-    """Return the cells of tiles in their grid, one number each; ascending where the keys are."""
+    """Return the number of each tile's cell in its grid; ascending keys have ascending cells."""
     _, _, grid_y, grid_x = tile_parts(keys)
     return grid_y * MAX_GRID + grid_x
 
 
 def children_among(coarse: Int64Array, cells: Int64Array, ratio: int, *, apart: int) -> Int64Array:
-    """Return what `children_of` does, from the ascending `cells_of` the fine tiles."""
+    """Return the result of `children_of` from the ascending `cells_of` the fine tiles."""
     _, _, grid_y, grid_x = tile_parts(coarse)
     step = np.arange(ratio) * apart
     y = grid_y[:, None, None] * ratio + step[:, None]
@@ -115,16 +115,16 @@ def _check_places(pairs: Pairs, side_px: int) -> None:
 
 
 def other_origin(slide_id: str) -> LakeError:
-    """Return the error for a slide whose keys nest while its tiles do not."""
+    """Return the error for a slide with keys that nest and tiles that do not."""
     msg = f"slide {slide_id}: its grids begin at different places and do not nest"
     return LakeError(msg)
 
 
 def ratio_of(lake: LakeView, *, coarse: float, fine: float) -> int:
-    """Return how many tiles of a fine mpp lie side by side in one of a coarse mpp.
+    """Return the number of fine tiles side by side in a coarse tile, from the two mpps.
 
     Raises:
-        LakeError: it is no whole number of two or more.
+        LakeError: the ratio is no whole number of two or more.
     """
     ratio, rest = divmod(mpp_code(coarse), mpp_code(fine))
     if rest or ratio < 2:
@@ -137,10 +137,10 @@ def ratio_of(lake: LakeView, *, coarse: float, fine: float) -> int:
 
 
 def nesting(ratio: int, large: Mapping[str, Any], small: Mapping[str, Any]) -> Nesting:
-    """Return how two grids of a slide nest, from the catalog's rows of their tiles.
+    """Return the nesting of two grids of a slide, from the catalog's rows of their tiles.
 
     Args:
-        ratio: of their mpps.
+        ratio: ratio of the grids' mpps.
         large: the row at the coarse mpp.
         small: the row at the fine mpp.
 

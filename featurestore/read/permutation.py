@@ -2,7 +2,7 @@
 
 A Feistel network permutes the numbers below a power of four, at most four times the length (or
 64); what falls outside is put in again until it falls inside (cycle walking). Any place of the
-order costs the same, so an epoch over 10^8 blocks begins at once and goes on anywhere.
+order costs the same, so an epoch over 10^8 blocks starts at once and can resume anywhere.
 
 Source: Black and Rogaway 2002, Ciphers with arbitrary finite domains.
 """
@@ -20,7 +20,7 @@ class Permutation:
     """A permutation of 0 to size - 1.
 
     Args:
-        size: how many, less than 2**62.
+        size: number of elements, less than 2**62.
         key: integers that choose the permutation, as numpy's seeds.
 
     >>> Permutation(5, [1]).at(np.arange(5)).tolist()
@@ -43,19 +43,19 @@ class Permutation:
             outside = numbers >= self.size
         return numbers.astype(np.int64)
 
-    def _mixed(self, values: UInt64Array) -> UInt64Array:
-        left, right = values >> self._half, values & self._mask
+    def _mixed(self, numbers: UInt64Array) -> UInt64Array:
+        left, right = numbers >> self._half, numbers & self._mask
         for key in self._keys:
             left, right = right, left ^ (_hash(right ^ key) & self._mask)
         return left << self._half | right
 
 
-def _hash(values: UInt64Array) -> UInt64Array:
+def _hash(numbers: UInt64Array) -> UInt64Array:
     """Return hashes, every bit of which depends on every bit of the input.
 
     Source: splitmix64, Vigna 2015.
     """
-    mixed = values + np.uint64(0x9E3779B97F4A7C15)
+    mixed = numbers + np.uint64(0x9E3779B97F4A7C15)
     mixed = (mixed ^ mixed >> np.uint64(30)) * np.uint64(0xBF58476D1CE4E5B9)
     mixed = (mixed ^ mixed >> np.uint64(27)) * np.uint64(0x94D049BB133111EB)
     return mixed ^ mixed >> np.uint64(31)

@@ -14,17 +14,17 @@ from featurestore.read.selection import Selection
 def select(
     lake: LakeView, teachers: Sequence[str], *, mpp: float, slide_ids: Sequence[str] | None
 ) -> Selection:
-    """Return the slides to read; those without tissue, which have no tiles, are left out.
+    """Return the slides to read; slides without tissue, which have no tiles, are left out.
 
     Args:
         lake: read at its own version.
         teachers: every slide must have the features of all of them.
         mpp: microns per pixel of the tiles.
-        slide_ids: the slides; None takes all that have tiles at this mpp.
+        slide_ids: names of the slides; None for all slides with tiles at this mpp.
 
     Raises:
         LakeError: a slide is not in the lake at this mpp, or lacks features; the first are named.
-        DamageError: the catalog gives a teacher other rows than the tiles.
+        DamageError: the catalog's rows of a teacher differ from those of the tiles.
     """
     mpp = lake.known_mpp(mpp)
     tiles = lake.tiles_of(mpp=mpp, slide_ids=slide_ids)

@@ -35,9 +35,9 @@ class Selection:
     """Slides with tiles and all selected features at one mpp, numbered row by row.
 
     Args:
-        slides: their catalog rows, each with one tile or more.
+        slides: catalog rows of the slides, each with one tile or more.
         mpp: microns per pixel of the tiles.
-        crc32: of each slide's features by teacher, as the catalog has them [slides].
+        crc32: checksum of each slide's features by teacher, from the catalog [slides].
 
     Attributes:
         tiles: rows of all slides together.
@@ -80,7 +80,7 @@ class Selection:
         return hashlib.sha256(rows.tobytes()).hexdigest()[:16]
 
     def rows_of(self, slides: Sequence[int]) -> Int64Array:
-        """Return all rows of some slides, one after the other."""
+        """Return the numbers of all rows of some slides, slide after slide."""
         begin = self._end - self._count
         return np.concatenate([np.arange(begin[slide], self._end[slide]) for slide in slides])
 

@@ -1,6 +1,6 @@
 """Tiles with cached features and pixels in a shuffled order, for training.
 
-The order depends on the seed, the epoch and the rank alone, so a stream goes on at the very next
+The order depends only on the seed, the epoch and the rank, so a stream resumes at the very next
 tile from four numbers. It is read ahead in threads; a forked process would hang in Lance.
 """
 
@@ -26,24 +26,24 @@ from featurestore.read.unforked import Unforked
 
 
 class Stream(IterableDataset[TileBatch], Unforked):
-    """An epoch of batches each time that it is iterated, the next one after a whole one.
+    """A stream of batches; each iteration is an epoch, the next one after a whole epoch.
 
-    One iterator at a time. In a `DataLoader` use `batch_size=None`; its workers must be spawned,
-    count as further ranks, and get the epoch from `set_epoch` before each one.
+    Only one iterator at a time. In a `DataLoader` use `batch_size=None`; its workers must be
+    spawned, count as further ranks, and get the epoch from `set_epoch` before each epoch.
 
     Args:
         lake: read at its own version.
         teachers: every tile comes with their features.
         mpp: microns per pixel of the tiles.
-        slide_ids: slides of the tiles; None takes all.
+        slide_ids: names of the tiles' slides; None for all.
         pixels: "none", "jpeg" (as stored) or "uint8" (decoded).
         under: teachers by finer mpp: every tile comes with the features of the tiles under it.
-        order: makes the order of so many `tiles`.
+        order: function that returns the order for a number of `tiles`.
         threads: number of threads that read ahead; the batches do not depend on it.
 
     Attributes:
         slides: catalog rows of the slides, by number.
-        epoch: number of the next epoch, or of the one that is being read.
+        epoch: number of the next epoch, or of the epoch in progress.
 
     Raises:
         LakeError: a slide is unknown or lacks features or pixels, its grids do not nest, or a
@@ -97,19 +97,19 @@ class Stream(IterableDataset[TileBatch], Unforked):
         return self._order.steps
 
     def set_epoch(self, epoch: int) -> None:
-        """Give this epoch next; one that a loaded state is in goes on where that was."""
+        """Set the next epoch; the epoch of a loaded state resumes at the state's position."""
         if epoch != self.epoch:
             self.epoch, self._batches_given, self._first = epoch, 0, 0
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the position of the stream, after the last batch that was given, as plain JSON."""
+        """Return the position of the stream after its last yielded batch, as plain JSON."""
         return {"epoch": self.epoch, "given": self._batches_given, "settings": self._settings()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on after the last batch that the stream of a state had given.
+        """Resume after the last batch that the stream of a state had yielded.
 
         Raises:
-            LakeError: that stream had another order; the settings that differ are named.
+            LakeError: the state's stream had another order; the settings that differ are named.
         """
         own_settings, state_settings = self._settings(), state["settings"]
         other = sorted(
@@ -174,7 +174,7 @@ class Stream(IterableDataset[TileBatch], Unforked):
 def _jobs(
     source: TileSource, order: Order, epoch: int, first: int, pool: Executor
 ) -> Iterator[Future[TileBatch]]:
-    """Yield the batches from step `first` on, as they are made in the pool.
+    """Yield the batches from step `first` on, in order, while the pool reads ahead.
 
     The pool takes jobs in the order given, and all parts of a buffer come before the batches that
     wait for them: so no number of threads can be too small. With each batch goes a part of the next

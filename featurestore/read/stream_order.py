@@ -1,4 +1,4 @@
-"""The rows of each batch of an epoch, by arithmetic on row numbers alone; no table is read.
+"""The rows of each batch of an epoch, by arithmetic on row numbers without a table.
 
 The rows of all chosen slides are one ring. Each epoch it is cut, from another place on, into blocks
 of neighbours; the blocks are permuted and dealt out to the ranks; a buffer holds some blocks of one
@@ -22,17 +22,17 @@ Int64Array = npt.NDArray[np.int64]
 
 @dataclass(frozen=True, kw_only=True)
 class Order:
-    """The order of `tiles` rows, as one rank of several sees it.
+    """The order of `tiles` rows for one of several ranks.
 
     Attributes:
         tiles: rows of all ranks together.
-        batch_tiles: rows in a batch; the last ones may be smaller without `drop_last`.
+        batch_tiles: rows in a batch; the last batches may be smaller without `drop_last`.
         block_tiles: neighbouring rows that are read together.
         buffer_tiles: rows that are mixed with each other, rounded up to whole blocks.
-        seed: another seed gives another order.
+        seed: seed of the order.
         rank: rank of this reader.
         world: number of readers.
-        shuffle: False gives all rows in their own order.
+        shuffle: False for all rows in table order.
         drop_last: whether rows that fill no batch are left out.
 
     Raises:
@@ -85,7 +85,7 @@ class Order:
 
     @property
     def buffer_rows(self) -> int:
-        """Return the number of rows in a buffer, of which the last may be smaller."""
+        """Return the number of rows in a buffer; the last buffer may be smaller."""
         return -(-self.buffer_tiles // self.block_tiles) * self.block_tiles
 
     def _rows_of_ranks(self) -> list[int]:
@@ -98,9 +98,9 @@ class Order:
         return rows
 
     def batch(self, step: int) -> tuple[int, int]:
-        """Return the first row of a batch and the one after its last, in this rank's order.
+        """Return the start and the (exclusive) stop of a batch's rows in this rank's order.
 
-        A rank with fewer rows than another gives as many batches, the last ones smaller.
+        A rank with fewer rows than another has as many batches; the last ones are smaller.
         """
         return self._end(step - 1), self._end(step)
 
@@ -123,7 +123,7 @@ class Order:
         return (dealt[which] * self.block_tiles + positions % self.block_tiles + turn) % self.tiles
 
     def inside(self, epoch: int, number: int, rows: int) -> Int64Array:
-        """Return the order in which the rows of a buffer are given."""
+        """Return the shuffled order of the rows of a buffer."""
         if not self.shuffle:
             return np.arange(rows)
         return self._random(epoch, INSIDE, self.rank, number).permutation(rows)

@@ -38,9 +38,9 @@ class TileBatch:
         x: level-0 pixels of the tiles' left edges [B].
         y: level-0 pixels of the tiles' top edges [B].
         features: raw float16 [B, D] per teacher.
-        jpeg: the tiles as they are stored [B], if the stream gives them.
-        pixels: uint8 RGB [B, H, W, 3], if the stream gives them.
-        under: the tiles of finer mpps under each tile, by mpp, if the stream gives them.
+        jpeg: the stored JPEGs of the tiles [B], if the stream has pixels "jpeg".
+        pixels: uint8 RGB [B, H, W, 3], if the stream has pixels "uint8".
+        under: the finer tiles under each tile, by mpp, if the stream reads them.
     """
 
     mpp: float
@@ -60,11 +60,11 @@ class TileBatch:
 
 @dataclass(frozen=True, kw_only=True)
 class Extra:
-    """Pixels and finer tiles that come with some rows beside their features.
+    """Pixels and finer tiles of some rows, in addition to their features.
 
     Attributes:
-        jpegs: stored tiles [N], or none.
-        under: the tiles under them, by finer mpp.
+        jpegs: stored JPEGs of the tiles [N], or empty.
+        under: the finer tiles under the rows' tiles, by mpp.
     """
 
     jpegs: list[memoryview]
@@ -72,17 +72,17 @@ class Extra:
 
 
 class TileSource:
-    """Reads rows of a selection. Safe for several threads.
+    """Reader of the rows of a selection. Safe for several threads.
 
     Args:
-        lake: read at its own version.
+        lake: the lake, read at its own version.
         selection: the slides.
         teachers: names of the teachers to read.
         pixels: whether the stored tiles are read too.
-        below: the same slides at finer mpps; their tiles are read with those above them.
+        below: the same slides at finer mpps; fine tiles are read with the tiles above them.
 
     Attributes:
-        part_rows: rows that one thread reads at a time, fewer where many tiles lie under each.
+        part_rows: rows that one thread reads at a time; fewer with many fine tiles under each.
     """
 
     def __init__(
@@ -103,7 +103,7 @@ class TileSource:
         self.part_rows = max(PART_ROWS // max(children, 1), PART_ROWS_MIN)
 
     def empty(self, rows: int) -> Rows:
-        """Return arrays for so many rows."""
+        """Return empty arrays for `rows` rows."""
         return Rows.empty(rows, self._dims)
 
     def read(self, rows: Int64Array, into: Rows, at: int) -> Extra:
@@ -139,7 +139,7 @@ class TileSource:
         return jpegs
 
     def batch(self, picked: Sequence[tuple["Buffer", int, int]]) -> TileBatch:
-        """Return a batch of rows from one place to another of one buffer or more."""
+        """Return a batch from (buffer, start, stop) ranges of one buffer or more."""
         parts = [buffer.take(start, stop) for buffer, start, stop in picked]
         rows = Rows.joined([part for part, _ in parts])
         jpegs = list(itertools.chain.from_iterable(jpegs for _, jpegs in parts))
@@ -156,7 +156,7 @@ class TileSource:
         )
 
     def decoded(self, jpegs: Sequence[memoryview], tile_id: Int64Array) -> npt.NDArray[np.uint8]:
-        """Return pixels [B, H, W, 3], as PIL decodes them.
+        """Return the decoded pixels [B, H, W, 3] of JPEGs.
 
         Raises:
             DamageError: a tile is no JPEG of the lake's size; it is named.
@@ -186,7 +186,7 @@ class Buffer:
     Args:
         source: reader of the rows.
         rows: numbers of the rows in the selection.
-        order: the order in which they are given.
+        order: the shuffled order of the rows.
     """
 
     def __init__(self, source: TileSource, rows: Int64Array, order: Int64Array) -> None:
@@ -196,7 +196,7 @@ class Buffer:
         self._parts: list[Future[Extra]] = []
 
     def start(self, pool: Executor, rows: int | None = None) -> None:
-        """Let the pool read the next parts, of so many rows or more; all that are left if None."""
+        """Submit the next parts, of at least `rows` rows, to the pool; all parts if None."""
         parts = None if rows is None else -(-rows // self._source.part_rows)
         for start in list(self._starts[len(self._parts) :])[:parts]:
             self._parts.append(pool.submit(self._read, start))

@@ -2,7 +2,7 @@
 
 Which tiles there are is read once a slide and kept for the last slides (8 bytes a tile); the
 features are read in ranges, as children in one row of the grid are neighbours in the table. Only
-tiles that are there are held; the gaps of background are filled where a batch is made.
+existing tiles are held; the gaps of background are filled when a batch is put together.
 """
 
 import functools
@@ -52,9 +52,9 @@ class Below:
     """The slides of a selection at a finer mpp.
 
     Attributes:
-        selection: those that have tiles there.
+        selection: slides of the selection with tiles at the finer mpp.
         teachers: names of the teachers to read.
-        ratio: fine tiles side by side in a coarse one.
+        ratio: number of fine tiles side by side in a coarse tile.
         index: index of each coarse slide in the fine selection; -1 if it has no tile there.
         nestings: nesting of each slide of the fine selection.
     """
@@ -75,10 +75,10 @@ def below(lake: LakeView, above: Selection, mpp: float, teachers: Sequence[str])
     """Return the slides of a selection at a finer mpp.
 
     Args:
-        lake: read at its own version.
+        lake: the lake, read at its own version.
         above: the coarse tiles.
-        mpp: microns per pixel of the fine ones.
-        teachers: names of the teachers to read of these.
+        mpp: microns per pixel of the fine tiles.
+        teachers: names of the teachers to read for the fine tiles.
 
     Raises:
         LakeError: a slide is not in the lake at this mpp or lacks features there, or grids do not
@@ -103,10 +103,10 @@ def below(lake: LakeView, above: Selection, mpp: float, teachers: Sequence[str])
 
 @dataclass(frozen=True, kw_only=True)
 class FineTiles:
-    """The fine tiles under some coarse ones, those that are there.
+    """The existing fine tiles under some coarse tiles.
 
     Attributes:
-        rows: of `features` under each coarse tile, as (y, x) [N, r, r]; -1 where there is no tile.
+        rows: rows of `features` under each coarse tile, as (y, x) [N, r, r]; -1 without a tile.
         features: raw float16 [M, D] per teacher.
     """
 
@@ -115,12 +115,12 @@ class FineTiles:
 
 
 class UnderReader:
-    """Reads the tiles under tiles of a selection. Safe for several threads.
+    """Reader of the fine tiles under tiles of a selection. Safe for several threads.
 
     Args:
-        lake: read at its own version.
+        lake: the lake, read at its own version.
         above: the coarse tiles.
-        below: the fine ones.
+        below: the fine tiles.
     """
 
     def __init__(self, lake: LakeView, above: Selection, below: Below) -> None:
@@ -136,14 +136,14 @@ class UnderReader:
         """Return the fine tiles under coarse tiles.
 
         Args:
-            slide: of each tile, as an index of the coarse selection [N].
+            slide: slide of each tile, as an index of the coarse selection [N].
             tile_id: keys [N].
             x: level-0 pixels of the tiles' left edges [N].
             y: level-0 pixels of the tiles' top edges [N].
 
         Raises:
             LakeError: a slide's grids begin at different places.
-            DamageError: rows are not those that the catalog names.
+            DamageError: rows differ from the catalog's.
         """
         rows_under = self._rows_under(slide, tile_id)
         at = np.nonzero(rows_under >= 0)
@@ -237,7 +237,7 @@ def gathered(parts: Sequence[FineTiles], number: Int64Array, row: Int64Array) ->
 
 
 def joined(parts: Sequence[Under]) -> Under:
-    """Return all tiles of some parts, one after the other."""
+    """Return the concatenation of parts."""
     if len(parts) == 1:
         return parts[0]
     return Under(

@@ -31,7 +31,7 @@ class TorchBag:
     Attributes:
         bag_id: the slide, or the patient.
         slide_ids: the slides in the bag.
-        slide: which of `slide_ids` each tile is of, int64 [N].
+        slide: index in `slide_ids` of each tile's slide, int64 [N].
         tile_id: keys, int64 [N].
         x: level-0 pixels of the tiles' left edges, int32 [N].
         y: level-0 pixels of the tiles' top edges, int32 [N].
@@ -48,7 +48,7 @@ class TorchBag:
 
     @functools.cached_property
     def features(self) -> Tensor:
-        """Return the only teacher's features, or those of several side by side [N, sum of D]."""
+        """Return the features of all teachers side by side [N, sum of D]."""
         tensors = list(self.by_teacher.values())
         return tensors[0] if len(tensors) == 1 else torch.cat(tensors, dim=1)
 
@@ -63,7 +63,7 @@ class Bags(Dataset[TorchBag], Unforked):
         lake: read at its own version.
         teachers: every slide must have their features.
         mpp: microns per pixel of the tiles.
-        slide_ids: the slides; None takes all that have tiles.
+        slide_ids: names of the slides; None for all slides with tiles.
         by: "slide" or "patient"; a slide without patient is its own patient.
 
     Attributes:

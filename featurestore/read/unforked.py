@@ -1,4 +1,4 @@
-"""Readers travel to spawned processes, and refuse to work in forked ones, where Lance hangs."""
+"""Readers can be sent to spawned processes; in forked processes, where Lance hangs, they raise."""
 
 import os
 from typing import Any
@@ -13,7 +13,7 @@ class Unforked:
         self._process = os.getpid()
 
     def check_process(self) -> None:
-        """Raise LakeError in a process that was forked from the one that made this object."""
+        """Raise LakeError in a process that was forked after this object was created."""
         if os.getpid() != self._process:
             msg = (
                 "a lake can't be read in a forked process, where Lance hangs: give the DataLoader "

@@ -1,1 +1,1 @@
-"""The files `roots.json` and `lake.json`, and snapshots: which versions of tables make a lake."""
+"""The files `roots.json` and `lake.json`, and snapshots: the table versions of a lake."""

@@ -12,8 +12,8 @@ def read_settings(store: Store) -> LakeConfig:
     Raises:
         LakeMissingError: there is no lake.
         DamageError: `lake.json` is gone or is not what was written.
-        NewerFormatError: it was written by a newer slidelake.
-        FormatError: it is no lake's.
+        NewerFormatError: the lake was written by a newer slidelake.
+        FormatError: the file is not a lake's `lake.json`.
     """
     roots = readable_roots(store)
     copy = roots.texts.get(LAKE_FILE, "") if roots is not None else ""
@@ -26,7 +26,7 @@ def read_settings(store: Store) -> LakeConfig:
     content = store.read_bytes(LAKE_FILE)
     if copy and content != copy.encode():
         raise _damaged(store, "is not what was written")
-    return LakeConfig.from_json(content, where=store.uri)
+    return LakeConfig.from_json(content, uri=store.uri)
 
 
 def settings_or_copy(store: Store) -> LakeConfig:
@@ -35,7 +35,7 @@ def settings_or_copy(store: Store) -> LakeConfig:
     Raises:
         LakeMissingError: there is no lake.
         DamageError: both are damaged.
-        NewerFormatError: it was written by a newer slidelake.
+        NewerFormatError: the lake was written by a newer slidelake.
     """
     try:
         return read_settings(store)
@@ -45,7 +45,7 @@ def settings_or_copy(store: Store) -> LakeConfig:
         roots = readable_roots(store)
         copy = roots.texts.get(LAKE_FILE) if roots is not None else None
         if copy is not None:
-            return LakeConfig.from_json(copy.encode(), where=store.uri)
+            return LakeConfig.from_json(copy.encode(), uri=store.uri)
         msg = (
             f"{store.uri}/{LAKE_FILE} is damaged, and {ROOTS_FILE} has no copy of it: take it from "
             f"a copy of the lake ({error})"
@@ -64,7 +64,7 @@ def is_lake(store: Store) -> bool:
     """Whether there is a lake at a place.
 
     Raises:
-        DamageError: there is one, but its `lake.json` is gone.
+        DamageError: there is a lake, but its `lake.json` is gone.
     """
     if store.exists(LAKE_FILE):
         return True

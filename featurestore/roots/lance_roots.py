@@ -61,12 +61,12 @@ def lake_tables(config: LakeConfig) -> list[str]:
 def record_roots(store: Store, config: LakeConfig, *, new: bool = False) -> Roots:
     """Record the files by which the newest tables are read; the caller holds the lock.
 
-    Files that are older than any checksum get none here: `add_checksums` gives them one.
+    Files that are older than any checksum get none here: `add_checksums` adds them.
 
     Args:
         store: the lake's files.
-        config: its settings.
-        new: whether the lake was made just now, so that all of its files are known to be whole.
+        config: settings of the lake.
+        new: whether the lake was just created, so that all of its files are whole.
     """
     tables = {rel: open_table(store, rel) for rel in lake_tables(config)}
     paths = [path for rel, table in tables.items() for path in table_files(store, rel, table)]
@@ -198,7 +198,7 @@ def open_checked(store: Store, rel: str, version: int, roots: Roots | None) -> l
 
 
 def check_not_lost(store: Store, rel: str, version: int, roots: Roots | None) -> None:
-    """Raise DamageError if a version only stands in for one that was lost."""
+    """Raise DamageError if a version is only a stand-in for a lost version."""
     if roots is not None and version in roots.lost.get(rel, []):
         msg = (
             f"version {version} of {store.url(rel)} was lost: `slidelake restore` goes back to a "
@@ -211,7 +211,7 @@ def newest_catalog(store: Store, roots: Roots | None) -> lance.LanceDataset:
     """Open the newest version of the catalog.
 
     Raises:
-        DamageError: it is damaged, or older than what was committed.
+        DamageError: the catalog is damaged, or older than the last commit.
     """
     if roots is not None and store.is_local:
         check_once(store, roots, [manifest_path(store, CATALOG, roots.tables[CATALOG])])

@@ -33,7 +33,7 @@ class Roots:
         files: size and CRC-32 by path: manifests, and the other files by which tables are read.
         older: the same for indexes that only earlier versions are read by.
         unchecked: files that were there before checksums of files were kept.
-        lost: versions of tables that stand in for versions whose manifests were lost.
+        lost: versions of tables that are stand-ins for versions with lost manifests.
         texts: the text of `lake.json`, which never changes, and of the files of snapshots, by path.
     """
 
@@ -46,7 +46,7 @@ class Roots:
 
     @property
     def recorded(self) -> dict[str, list[int]]:
-        """Return size and CRC-32 of all files that have one, by path."""
+        """Return (bytes, CRC-32) of all files with a recorded checksum, by path."""
         return {**self.older, **self.files}
 
     def to_json(self) -> bytes:
@@ -59,7 +59,7 @@ class Roots:
         """Read `roots.json`.
 
         Raises:
-            DamageError: it is not what was written.
+            DamageError: the content differs from the written file.
         """
         try:
             contents: dict[str, Any] = json.loads(content)
@@ -82,7 +82,7 @@ def read_roots(store: Store) -> Roots | None:
 
     Raises:
         DamageError: the file is not what was written.
-        AccessError: it can't be read now.
+        AccessError: the file can't be read now.
     """
     try:
         content = store.read_bytes(ROOTS_FILE)
@@ -110,7 +110,7 @@ def file_crc32(store: Store, path: str) -> tuple[int, int]:
     """Return size and CRC-32 of a file, read in pieces.
 
     Raises:
-        FileNotFoundError: it is not there.
+        FileNotFoundError: the file is missing.
     """
     size, crc = store.size(path), 0
     for start in range(0, size, CHUNK_BYTES):
@@ -156,7 +156,7 @@ def check_once(store: Store, roots: Roots, paths: Iterable[str]) -> None:
     In a bucket nothing is compared: a store there checks what it keeps, and each file would travel.
 
     Raises:
-        DamageError: one is damaged or gone.
+        DamageError: a file is damaged or gone.
     """
     if not store.is_local:
         return

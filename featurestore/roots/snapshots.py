@@ -11,7 +11,7 @@ def read_snapshots(store: Store) -> dict[str, int]:
     """Return the version that each snapshot names, by its name.
 
     Raises:
-        DamageError: the file of one is gone or is not what was written.
+        DamageError: the file of a snapshot is gone or damaged.
     """
     roots = readable_roots(store)
     copies = {} if roots is None else roots.texts
@@ -21,11 +21,11 @@ def read_snapshots(store: Store) -> dict[str, int]:
 
 
 def version_named(store: Store, name: str) -> int:
-    """Return the number of a version of a lake that is given as a number or a snapshot's name.
+    """Return the number of a lake version from its number as text or a snapshot's name.
 
     Raises:
         LakeError: there is no such snapshot.
-        DamageError: its file is damaged.
+        DamageError: the snapshot's file is damaged.
     """
     if name.isdecimal():
         return int(name)

@@ -2,8 +2,8 @@
 
 An Arrow IPC file of (tile_id, offset, size), 20 bytes a tile. Its checksum is of these numbers, not
 of the file's bytes, since another Arrow may write the same numbers otherwise; the catalog names it.
-The tar's own headers say the same a second time: the index is compared with them where a JPEG is
-read, and made again from them where it is lost.
+The tar's own headers hold the same facts: the index is compared with them where a JPEG is
+read, and rebuilt from them where it is lost.
 """
 
 import re
@@ -98,7 +98,7 @@ class ShardIndex:
 
     @classmethod
     def of_rows(cls, rows: Sequence[tuple[int, int, int]]) -> Self:
-        """Return the index of JPEGs given as (tile_id, offset, size)."""
+        """Return the index of JPEGs from rows of (tile_id, offset, size)."""
         columns = [list(column) for column in zip(*rows, strict=True)] or [[], [], []]
         return cls(
             tile_id=np.array(columns[0], np.int64),
@@ -111,7 +111,7 @@ class ShardIndex:
         """Return the index that an Arrow IPC file holds.
 
         Raises:
-            DamageError: it is no such file, or its numbers can't be those of a shard.
+            DamageError: the content is no index file, or its numbers can't belong to a shard.
         """
         try:
             table = pa.ipc.open_file(pa.py_buffer(content)).read_all()
@@ -177,9 +177,10 @@ class ScannedShard:
     """Result of one pass over a tar.
 
     Attributes:
-        bytes: of the tar.
-        crc32: of all its bytes.
-        index: made of its headers; None if they are not those of a whole tar, or were not read.
+        bytes: size of the tar.
+        crc32: CRC-32 of all bytes of the tar.
+        index: index from the tar's headers; None if the tar is not whole, or was read without
+            index.
     """
 
     bytes: int
@@ -193,7 +194,7 @@ def scan_shard(store: Store, shard: str, *, with_index: bool = True) -> ScannedS
     Args:
         store: the lake's files.
         shard: path of the tar in the lake.
-        with_index: whether an index is made of the headers, which takes longer than the checksum.
+        with_index: whether to build an index from the headers, slower than the checksum alone.
 
     Raises:
         FileNotFoundError: there is no such tar.
@@ -217,7 +218,7 @@ class _TarHeaders:
         self._ended, self._damaged = False, False
 
     def feed(self, chunk: bytes) -> None:
-        """Take the next bytes of the tar."""
+        """Parse the next bytes of the tar."""
         self._part += chunk
         while not self._ended and self._next_header + BLOCK <= self._start + len(self._part):
             at = self._next_header - self._start
@@ -256,14 +257,14 @@ def rebuild_index(
     Args:
         store: the lake's files.
         shard: path of the tar in the lake.
-        shard_bytes: of the tar, as the catalog names them; None if it does not.
-        shard_crc32: of the tar, as the catalog names it; None if it does not.
+        shard_bytes: size of the tar in the catalog; None if the catalog has none.
+        shard_crc32: CRC-32 of the tar in the catalog; None if the catalog has none.
 
     Returns:
         The checksum of the index, as the catalog keeps it in `index_crc32`.
 
     Raises:
-        DamageError: the tar is not there, or is not the one that the catalog names: nothing is
+        DamageError: the tar is missing, or differs from the catalog's: nothing is
             written then.
     """
     try:

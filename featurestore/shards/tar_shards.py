@@ -1,7 +1,7 @@
 """WebDataset shards: plain tars of `<tile_id>.jpg` and `<tile_id>.json`, and an index beside each.
 
 The header is written here rather than by `tarfile` (62k against 20k samples/s on one core), with
-no time, owner or order of its own, so that the same tiles always give the same bytes. The index
+no time, owner or order of its own, so that equal tiles always produce equal bytes. The index
 is an Arrow IPC file (tile_id, offset, size), so that any tile is one positioned read away.
 """
 
@@ -52,7 +52,7 @@ class Shard:
 
 
 class ShardWriter:
-    """Writes one shard; leaving the block without an error makes it and its index appear whole.
+    """Writer of one shard; it and its index appear whole when the block ends without an error.
 
     Args:
         store: the lake's files.
@@ -68,7 +68,7 @@ class ShardWriter:
         self.shard: Shard | None = None
 
     def add(self, tile_id: int, jpeg: bytes, description: dict[str, Any]) -> None:
-        """Append one tile; tiles must come in the order of their keys."""
+        """Append one tile; the keys must be ascending."""
         self._rows.append((tile_id, self._at + BLOCK, len(jpeg)))
         self._member(member_name(tile_id), jpeg)
         self._member(f"{tile_id:019d}.json", json.dumps(description).encode())
@@ -116,7 +116,7 @@ class ShardWriter:
         )
 
     def _abandon(self) -> None:
-        """Remove what was written; closing a file on a full disk may fail as its writing did."""
+        """Remove the unfinished files; closing a file on a full disk may fail too."""
         with contextlib.suppress(OSError):
             self._file.close()
         self._local.unlink(missing_ok=True)
@@ -133,7 +133,7 @@ def check_shard(store: Store, row: Mapping[str, Any]) -> None:
 
     Raises:
         DamageError: the shard is gone or not what was written; slide and mpp are named.
-        AccessError: it can't be read now.
+        AccessError: the shard can't be read now.
     """
     if not store.is_local:
         return
@@ -152,7 +152,7 @@ def _remote_scratch() -> Path:
 
 
 class ShardReader:
-    """Reads tiles of one shard by their keys, in any order. Safe for several threads at once.
+    """Reader of one shard's tiles by their keys, in any order. Safe for several threads at once.
 
     Args:
         store: the lake's files.
@@ -161,7 +161,7 @@ class ShardReader:
         slide_id: slide of the tiles, for messages.
 
     Raises:
-        DamageError: the shard or its index is gone, damaged, or not the one that was written.
+        DamageError: the shard or its index is gone, damaged or replaced.
         AccessError: they can't be read now, though they may be whole.
     """
 
@@ -198,7 +198,7 @@ class ShardReader:
             row: row of a slide's tiles, with a shard.
 
         Raises:
-            DamageError: the shard or its index is gone, damaged, or not the one of the catalog.
+            DamageError: the shard or its index is gone, damaged, or not the catalog's.
         """
         return cls(
             store, row["shard"], index_crc32=row.get("index_crc32"), slide_id=row["slide_id"]
@@ -218,9 +218,9 @@ class ShardReader:
         return bytes(self._run(position, position + 1)[0])
 
     def jpegs(self, tile_id: npt.NDArray[np.int64]) -> list[memoryview]:
-        """Return the JPEG bytes of tiles by their keys; neighbours are read in one piece.
+        """Return the JPEG bytes of tiles by their keys; adjacent tiles are read at once.
 
-        They are views of that piece: to copy each would cost half as much again as to read it.
+        They are views of one buffer: a copy of each would cost half as much again as the read.
 
         Raises:
             DamageError: a key is not in the shard, or what is there is not its tile.
@@ -232,10 +232,10 @@ class ShardReader:
         return jpegs
 
     def _run(self, first: int, stop: int) -> list[memoryview]:
-        """Return the JPEGs of neighbouring tiles; each must follow its own header.
+        """Return the JPEGs of adjacent tiles; each must follow its own header.
 
-        The header names the tile and its size, so that no index can give another tile's JPEG, nor
-        a part of one.
+        The header names the tile and its size, so that no index can lead to another tile's JPEG,
+        nor a part of one.
         """
         offsets = self._offset[first:stop].tolist()
         sizes = self._size[first:stop].tolist()

@@ -1,4 +1,4 @@
-"""Mean, covariance and PHI-S of a teacher's features on named slides: exact, one pass, in float64.
+"""Mean, covariance and PHI-S of a teacher's features on slides: exact, one pass, in float64.
 
 Rows are read in blocks while the block before is added with Chan's update, so no digits are lost on
 large cohorts and memory holds a few blocks and matrices [D, D]. The moments are kept in the lake
@@ -57,7 +57,7 @@ class Moments:
 
 
 def merge(one: Moments | None, features: npt.NDArray[np.floating]) -> Moments:
-    """Return the moments of the rows of `one` and of `features` [N, D], N > 0, together.
+    """Return the moments of the rows of `one` combined with `features` [N, D], N > 0.
 
     Source: Chan, Golub, LeVeque 1979, updating formulae for means and covariances.
     """
@@ -90,12 +90,12 @@ def read_card(
 ) -> dict[str, Any] | None:
     """Return the card of the statistics of these slides' features as they are now, or None.
 
-    The card's `n` is the number of rows, `slides` and `lake_version` are what they were made from,
+    The card's `n` is the number of rows, `slides` and `lake_version` are their source,
     `path` is the folder or file that holds them.
 
     Raises:
         LakeError: the teacher has no column at this mpp.
-        DamageError: the card is not what was written.
+        DamageError: the card is damaged.
     """
     lake.check_teacher(teacher, mpp=mpp)
     path = f"{folder(teacher, mpp)}/{_key(lake, teacher, mpp, slide_ids)}"
@@ -109,7 +109,7 @@ def read_stats(lake: Lake, teacher: str, *, mpp: float, slide_ids: Sequence[str]
 
     Raises:
         LakeError: the teacher has no column at this mpp.
-        DamageError: what is kept is not what was written.
+        DamageError: the stored statistics are damaged.
     """
     card = read_card(lake, teacher, mpp=mpp, slide_ids=slide_ids)
     return None if card is None else _moments(lake, card)
@@ -122,7 +122,7 @@ def read_phi_s(lake: Lake, teacher: str, *, mpp: float, slide_ids: Sequence[str]
 
     Raises:
         LakeError: the teacher has no column at this mpp.
-        DamageError: what is kept is not what was written.
+        DamageError: the stored statistics are damaged.
     """
     card = read_card(lake, teacher, mpp=mpp, slide_ids=slide_ids)
     if card is None:
@@ -180,13 +180,13 @@ def fit_stats(
         lake: read at its own version, which is kept with the result.
         teacher: the column.
         mpp: microns per pixel of the tiles.
-        slide_ids: the training slides; one without tissue adds nothing.
+        slide_ids: the training slides; slides without tissue add nothing.
         on_tiles: called with the number of tiles of each block, once it was added.
 
     Raises:
         LakeError: a slide is unknown or lacks this teacher's features (it is named), there are
             fewer than two rows, or all are the same.
-        DamageError: features are not those that were committed.
+        DamageError: features differ from the committed features.
     """
     selection = select(lake, [teacher], mpp=mpp, slide_ids=sorted(set(slide_ids)))
     moments: Moments | None = None
@@ -199,7 +199,7 @@ def fit_stats(
             f"{len(set(slide_ids))} slides that were named have {moments.n if moments else 0}"
         )
         raise LakeError(msg)
-    _keep(lake, teacher, mpp, slide_ids, moments)
+    _write_stats(lake, teacher, mpp, slide_ids, moments)
     return moments
 
 
@@ -216,7 +216,7 @@ def _blocks(lake: Lake, teacher: str, selection: Selection) -> Iterator[tuple[in
         lake.first_reads.compare(reader, selection, np.unique(located.slide).tolist(), [teacher])
         stored = reader.read(located.ranges, [teacher])
         selection.check(located, stored.tile_id)
-        complete = _complete(selection, rows, stored.by_teacher[teacher])
+        complete = _finite_rows(selection, rows, stored.by_teacher[teacher])
         return len(rows), complete.reshape(-1, width)
 
     waiting: deque[Future[tuple[int, Float16Array]]] = deque()
@@ -230,10 +230,10 @@ def _blocks(lake: Lake, teacher: str, selection: Selection) -> Iterator[tuple[in
 
 
 def _width(teacher: str, dim: int, identity: dict[str, Any]) -> int:
-    """Return D of a column: of several tokens of a tile each is a row of its own.
+    """Return D of a column; each of several tokens of a tile is a row of its own.
 
     Raises:
-        LakeError: it is more than a covariance can be made of.
+        LakeError: D is too large for a covariance matrix.
     """
     sample = identity.get("sample") if identity.get("pooling") == "patches" else None
     width = dim // int(identity.get("tokens") or sample or 1)
@@ -246,13 +246,13 @@ def _width(teacher: str, dim: int, identity: dict[str, Any]) -> int:
     return width
 
 
-def _complete(
+def _finite_rows(
     selection: Selection, rows: npt.NDArray[np.int64], features: Float16Array
 ) -> Float16Array:
-    """Return the features without those of tiles that the teacher left out, which are NaN.
+    """Return the features without the NaN rows of tiles that the teacher left out.
 
     Raises:
-        DamageError: one is partly not finite, which would be in every entry of the rotation.
+        DamageError: a row is partly not finite, which would spoil every entry of the rotation.
     """
     finite = np.isfinite(features).all(axis=1)
     if finite.all():
@@ -266,7 +266,9 @@ def _complete(
     return features[finite]
 
 
-def _keep(lake: Lake, teacher: str, mpp: float, slide_ids: Sequence[str], moments: Moments) -> None:
+def _write_stats(
+    lake: Lake, teacher: str, mpp: float, slide_ids: Sequence[str], moments: Moments
+) -> None:
     rotated = phi_s(moments.mean, moments.covariance)
     key = _key(lake, teacher, mpp, slide_ids)
     path = f"{folder(teacher, mpp)}/{key}"

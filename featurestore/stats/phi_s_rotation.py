@@ -1,4 +1,4 @@
-"""PHI-S: one rotation and one scale that give all channels of a teacher the same variance.
+"""PHI-S: one rotation and one scale after which all channels of a teacher have equal variance.
 
 Ranzinger et al. 2024, "PHI-S: Distribution Balancing for Label-Free Multi-Teacher Distillation"
 (arXiv 2410.01680). Unlike a z-score it keeps all ratios of distances; unlike whitening it blows up
@@ -99,23 +99,23 @@ def _signs(vectors_DD: Float64Array) -> Float64Array:
 def mixing(variances_D: Float64Array) -> Float64Array:
     """Return an orthogonal H [D, D] for which all of `diag(H diag(variances) H^T)` are equal.
 
-    A Hadamard matrix where one can be made, as RADIO does, whatever the variances. Else there is an
-    H for these variances (Schur-Horn theorem): that of Hartley's transform, which mixes all
-    directions into all channels, with rotations of two channels each that take away the rest.
-    RADIO takes a random orthogonal matrix there, after which the variances are only nearly equal.
+    A Hadamard matrix where one can be constructed, as in RADIO, whatever the variances. Else there
+    is an H for these variances (Schur-Horn theorem): Hartley's transform, which mixes all
+    directions into all channels, with rotations of two channels each that equalise the rest.
+    RADIO uses a random orthogonal matrix there, after which the variances are only nearly equal.
     """
     signs_DD = hadamard(len(variances_D))
     if signs_DD is not None:
         return signs_DD / math.sqrt(len(variances_D))
-    return _levelled(_hartley(len(variances_D)), variances_D)
+    return _equalised_basis(_hartley(len(variances_D)), variances_D)
 
 
 def hadamard(order: int) -> SignArray | None:
-    """Return a square matrix of 1 and -1 with orthogonal rows; None where none is known here.
+    """Return a square matrix of 1 and -1 with orthogonal rows, or None if none is known here.
 
-    Sylvester's matrix of the largest possible power of two, times one of Paley's (1933) of the rest
-    from a prime. That gives all usual embeddings (384, 768, 1152, 1280, ...), and none at orders
-    that are not 1, 2 or a multiple of 4, where there is none, or at a few like 92.
+    Sylvester's matrix of the largest possible power of two, times a Paley matrix (1933) of the rest
+    from a prime. This covers all usual embeddings (384, 768, 1152, 1280, ...), but no orders
+    that are not 1, 2 or a multiple of 4, where no such matrix exists, and not a few like 92.
 
     >>> hadamard(4).tolist()
     [[1, 1, 1, 1], [1, -1, 1, -1], [1, 1, -1, -1], [1, -1, -1, 1]]
@@ -179,8 +179,8 @@ def _hartley(order: int) -> Float64Array:
     return matrix
 
 
-def _levelled(basis_DD: Float64Array, variances_D: Float64Array) -> Float64Array:
-    """Return the basis after rotations of two rows each that make all variances equal.
+def _equalised_basis(basis_DD: Float64Array, variances_D: Float64Array) -> Float64Array:
+    """Return the basis after rotations of two rows each that equalise all variances.
 
     At each step the channels of least and most variance are rotated until one of them has the mean
     (Bendel and Mickey 1978; Davies and Higham 2000, "Numerically stable generation of correlation
@@ -195,19 +195,19 @@ def _levelled(basis_DD: Float64Array, variances_D: Float64Array) -> Float64Array
         pair = [int(off_D.argmin()), int(off_D.argmax())]
         if not off_D[pair[0]] < 0 < off_D[pair[1]]:
             break
-        turn = _turn(off_D[pair[0]], off_D[pair[1]], joined_D2D[pair[0], pair[1]])
+        turn = _zeroing_rotation(off_D[pair[0]], off_D[pair[1]], joined_D2D[pair[0], pair[1]])
         joined_D2D[pair] = turn @ joined_D2D[pair]
         joined_D2D[:, pair] = joined_D2D[:, pair] @ turn.T
     return joined_D2D[:, size:].copy()
 
 
-def _turn(low: float, high: float, shared: float) -> Float64Array:
-    """Return the rotation [2, 2] that makes the first diagonal entry of a symmetric matrix 0.
+def _zeroing_rotation(low: float, high: float, shared: float) -> Float64Array:
+    """Return the rotation [2, 2] that sets a symmetric matrix's first diagonal entry to 0.
 
     Args:
-        low: its first diagonal entry, below 0.
-        high: its second one, above 0.
-        shared: the other entry.
+        low: first diagonal entry, below 0.
+        high: second diagonal entry, above 0.
+        shared: off-diagonal entry.
     """
     root = math.sqrt(shared * shared - low * high)
     tangent = -low / (shared + math.copysign(root, shared))

@@ -1,8 +1,8 @@
 """One set of settings for the two clients of a bucket: fsspec for files, Lance for tables.
 
 What the user has (environment, the cloud's own files, fsspec's configuration) is read here and
-given to both, so that they reach the same place with the same rights. Keys that Lance finds by
-itself are left to it: its own chain renews those that expire. Nothing that is read here is kept.
+passed to both, so that they reach the same place with the same rights. Keys that Lance finds by
+itself are left to it: its own chain renews expired keys. Nothing that is read here is kept.
 """
 
 import json
@@ -57,7 +57,7 @@ def file_system(protocol: str) -> fsspec.AbstractFileSystem:
     """Return the fsspec file system of a bucket's protocol; it keeps no listings.
 
     Raises:
-        LakeError: its package is not installed.
+        LakeError: the package of the protocol is not installed.
     """
     options = _s3_files() if protocol == "s3" else {}
     try:
@@ -78,13 +78,13 @@ def lance_options(protocol: str) -> dict[str, str]:
 
 
 def endpoint(protocol: str) -> str:
-    """Return where the bucket is, for people: the endpoint given, or the cloud's own."""
+    """Return the bucket's endpoint for messages: the configured one, or the cloud's default."""
     clouds = {"s3": "Amazon S3", "gs": "Google Cloud Storage", "az": "Azure Blob Storage"}
     return lance_options(protocol).get("endpoint") or clouds[protocol]
 
 
 def _configured(protocol: str) -> Settings:
-    """Return what fsspec's configuration gives to this protocol, as fsspec puts it together."""
+    """Return fsspec's configuration for this protocol, merged as fsspec merges it."""
     settings: Settings = {}
     for name in CONFIGURED_AS[protocol]:
         settings |= fsspec.config.conf.get(name, {})

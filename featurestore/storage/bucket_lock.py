@@ -1,8 +1,8 @@
 """Locks in a bucket, where no kernel drops the lock of a dead process.
 
-A lock is a row of numbered lease objects, each made only if absent; the one with the highest number
-counts, and an empty one is free. So two can never take over the same expired lease, on any store
-that creates an object conditionally and lists what was written (S3, GCS, Azure, MinIO, Ceph).
+A lock is a row of numbered lease objects, each created only if absent; the object with the highest
+number counts, and an empty object is free. So two can never acquire the same expired lease, on any
+store that creates an object conditionally and lists what was written (S3, GCS, Azure, MinIO, Ceph).
 """
 
 import secrets
@@ -23,7 +23,7 @@ VACUUM = "vacuum"
 
 
 def numbered(store: Store, name: str) -> list[str]:
-    """Return the objects of a lease, the one that counts last."""
+    """Return the objects of a lease; the last object counts."""
     return [f"{FOLDER}/{n}" for n in store.names(FOLDER) if n.startswith(f"{name}-")]
 
 
@@ -33,7 +33,7 @@ def newest(store: Store, name: str) -> str | None:
 
 
 class Lease(Kept):
-    """A lease of which there is one holder at a time."""
+    """A lease with one holder at a time."""
 
     @property
     def name(self) -> str:
@@ -45,19 +45,19 @@ class Lease(Kept):
         return newest(self.store, self.name) != self.path
 
     def let_go(self) -> None:
-        """Empty the object and leave it there: its number must never be given twice."""
+        """Empty the object and leave it there: its number must never be used twice."""
         if self.believed:
             self.store.write_bytes(self.path, b"")
 
 
 class Taker:
-    """Tries to take a lease, as often as `take` is called; waiting costs one listing a time.
+    """One process's attempts to acquire a lease; each `take` costs one listing.
 
     Args:
         store: the lake's files.
         name: name of the lease.
-        purpose: what it is taken for, shown to others that wait for it.
-        lease_s: seconds that it lives without being renewed.
+        purpose: purpose of the lease, shown to processes that wait for it.
+        lease_s: seconds until the lease expires without renewal.
     """
 
     def __init__(self, store: Store, name: str, purpose: str, lease_s: float) -> None:
@@ -67,7 +67,7 @@ class Taker:
         self._look_again_s = 0.0
 
     def take(self) -> Lease | None:
-        """Return the lease, or None while another has it (`holder` names it)."""
+        """Return the lease, or None while another process has it (`holder` names that process)."""
         files = {f.path: f for f in self.store.walk(FOLDER)}
         last = max((path for path in files if self._mine(path)), default=None)
         if last is not None and files[last].bytes and self._held(files[last]):
@@ -107,7 +107,7 @@ class Taker:
 
 
 class Beacon(Kept):
-    """Marks that a job is writing here; there may be many.
+    """The mark of a job that writes to the lake; there may be many.
 
     A job of days may be cut off for longer than its beacon lives. Nothing is lost by that unless a
     vacuum began meanwhile: it did not see the beacon, and may have swept the job's files away.
@@ -123,7 +123,7 @@ class Beacon(Kept):
         return True
 
     def check(self) -> None:
-        """Raise LakeError if a vacuum may have removed what this job wrote."""
+        """Raise LakeError if a vacuum may have removed files of this job."""
         self.gap |= not self.believed
         if self.gap and self.overtaken():
             msg = (
@@ -133,16 +133,16 @@ class Beacon(Kept):
             raise LakeError(msg)
 
     def overtaken(self) -> bool:
-        """Whether a vacuum began after this was lit."""
+        """Whether a vacuum began after the beacon was created."""
         return newest(self.store, VACUUM) != self.vacuum
 
     def let_go(self) -> None:
-        """Take it away."""
+        """Remove the beacon."""
         self.store.remove([self.path])
 
 
 def light(store: Store, job: str, lease_s: float) -> tuple[Beacon | None, str]:
-    """Return a new beacon, not kept yet; or None and the holder of the vacuum lease."""
+    """Return (new beacon, ""), or (None, holder of the vacuum lease); nothing renews it yet."""
     body, path = holder_record(job, lease_s), f"{WRITER}{secrets.token_hex(8)}"
     beacon = Beacon(store=store, path=path, body=body, lease_s=lease_s)
     # First written, then looked: a vacuum does it the other way round, so one sees the other.
@@ -156,7 +156,7 @@ def light(store: Store, job: str, lease_s: float) -> tuple[Beacon | None, str]:
 
 
 def writers(store: Store) -> list[str]:
-    """Return the jobs that are writing now; what is left of dead ones is removed."""
+    """Return the jobs that are writing now; remove the beacons of dead jobs."""
     objects = LeaseObjects.of(store)
     records = {path: objects.live(store, path) for path in objects.files if path.startswith(WRITER)}
     store.remove([path for path, record in records.items() if record is None])

@@ -16,7 +16,7 @@ class DiskFullError(LakeError, OSError):
 
 
 def is_disk_full(error: BaseException | None) -> bool:
-    """Return whether an error, or one that caused it, means that a disk or a quota is full."""
+    """Return whether an error or one of its causes means a full disk or quota."""
     looked_at: set[int] = set()
     while error is not None and id(error) not in looked_at:
         looked_at.add(id(error))
@@ -29,11 +29,11 @@ def is_disk_full(error: BaseException | None) -> bool:
 
 
 def disk_full_error(error: BaseException, place: str) -> DiskFullError | None:
-    """Return the error in one line if it means that a disk is full, else None.
+    """Return a DiskFullError of one line if an error means a full disk, else None.
 
     Args:
         error: any error.
-        place: what was written to.
+        place: file or folder that was written to.
     """
     if not is_disk_full(error):
         return None

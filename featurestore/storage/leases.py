@@ -1,7 +1,7 @@
 """Lease objects: the record of their holder, their age, and a thread that renews one.
 
 An object's age is measured by the store alone: the time that it gave to the object against the time
-that it gives to one written now. The clocks of two machines are never compared.
+of an object written now. The clocks of two machines are never compared.
 """
 
 import contextlib
@@ -63,7 +63,7 @@ def holder_text(record: dict[str, Any]) -> str:
 
 
 def parsed(content: bytes) -> dict[str, Any]:
-    """Return what `holder_record` wrote; an empty dict if it is not whole."""
+    """Return the record that `holder_record` wrote; an empty dict if it is damaged."""
     with contextlib.suppress(ValueError):
         record = json.loads(content)
         if isinstance(record, dict):
@@ -72,14 +72,14 @@ def parsed(content: bytes) -> dict[str, Any]:
 
 
 def now_s() -> float:
-    """Return the seconds of this machine's life, which go on while it is suspended."""
+    """Return this machine's monotonic clock in seconds, which runs on during suspension."""
     clock = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
     return time.clock_gettime(clock)
 
 
 @dataclass(frozen=True, kw_only=True)
 class LeaseObjects:
-    """The lease objects at one moment, and the store's own time of it."""
+    """The lease objects at one moment, and the store's time at that moment."""
 
     files: dict[str, FileInfo]
     time_s: float
@@ -106,13 +106,13 @@ class LeaseObjects:
 
 @dataclass(kw_only=True)
 class Kept:
-    """An object that a thread keeps young. `check` raises once it may be lost.
+    """An object that a thread renews. `check` raises once it may be lost.
 
     Attributes:
         store: the lake's files.
         path: the object.
         body: the record of its holder.
-        lease_s: seconds that it lives without being renewed.
+        lease_s: seconds until the object expires without renewal.
     """
 
     store: Store
@@ -127,7 +127,7 @@ class Kept:
 
     @property
     def believed(self) -> bool:
-        """Whether the last renewal is so young that nobody can have taken it over."""
+        """Whether the last renewal is so recent that no other process can have the lease."""
         return now_s() - self.renewed_s < BELIEVE * self.lease_s
 
     def check(self) -> None:
@@ -140,7 +140,7 @@ class Kept:
             raise LakeError(msg)
 
     def overtaken(self) -> bool:
-        """Whether another holds what this object stood for."""
+        """Whether another process holds the lease of this object."""
         raise NotImplementedError
 
     def _keep(self) -> None:
@@ -149,7 +149,7 @@ class Kept:
                 return
 
     def renew(self) -> bool:
-        """Write the object again; returns whether to go on doing so."""
+        """Write the object again; return whether to continue to renew it."""
         begun_s = now_s()
         try:
             self.store.write_bytes(self.path, self.body)
@@ -162,7 +162,7 @@ class Kept:
 
     @contextlib.contextmanager
     def kept(self) -> Iterator[None]:
-        """Renew it in a thread inside the block; let go of it at the end, whatever happened."""
+        """Renew the object in a thread inside the block; release it at the end in any case."""
         self._thread.start()
         try:
             yield
@@ -175,5 +175,5 @@ class Kept:
                 log.warning("%s is left to expire: %s", self.path, error)
 
     def let_go(self) -> None:
-        """Free it for others at once."""
+        """Release the object for others at once."""
         raise NotImplementedError

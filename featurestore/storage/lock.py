@@ -1,7 +1,7 @@
 """The locks of a lake: one committer at a time, many writers of new files, or one vacuum.
 
 Local lakes use flock, which the kernel drops when its process dies, kill -9 included. Buckets use
-leases (`bucket_lock`), which a thread renews and others take over once they expired.
+leases (`bucket_lock`), which a thread renews and others acquire once they expired.
 """
 
 import contextlib
@@ -36,7 +36,7 @@ class Held(Protocol):
     """A lock or lease that is held."""
 
     def check(self) -> None:
-        """Raise LakeError if it is held no more, which a paused holder may not have noticed."""
+        """Raise LakeError if the lock is lost, which a paused holder may not have noticed."""
 
 
 @contextlib.contextmanager
@@ -48,7 +48,7 @@ def commit_lock(store: Store, *, wait_s: float = 600.0) -> Iterator[Held]:
 
     Raises:
         InUseError: another committer held it for longer than `wait_s`.
-        DiskFullError: what is done meanwhile finds no room to write.
+        DiskFullError: the disk is full while the lock is held.
     """
     if store.is_local:
         lock = FileLock(Path(store.path(LOCK_FILE)), COMMIT, fcntl.LOCK_EX)
@@ -64,16 +64,16 @@ def commit_lock(store: Store, *, wait_s: float = 600.0) -> Iterator[Held]:
 
 @contextlib.contextmanager
 def writer_lease(store: Store, job: str, *, wait_s: float = 600.0) -> Iterator[Held]:
-    """Hold a lease for a job that writes files which no version names yet; many may at a time.
+    """Hold a lease for a job that writes files which no version names yet; many may hold one.
 
     Args:
         store: the lake's files.
-        job: the job, for those whom it keeps waiting.
-        wait_s: how long to wait for a vacuum to end.
+        job: name of the job, shown to processes that wait for it.
+        wait_s: seconds to wait for a vacuum to end.
 
     Raises:
         InUseError: a vacuum was at work for longer than `wait_s`.
-        DiskFullError: what is done meanwhile finds no room to write.
+        DiskFullError: the disk is full while the lock is held.
     """
     if store.is_local:
         gate = _gate(store, job, fcntl.LOCK_SH)
@@ -154,7 +154,7 @@ def _waited(
 
 
 class FileLock:
-    """A lock on a file that names its holder. Closing the file gives it back.
+    """A lock on a file that names its holder. Closing the file releases the lock.
 
     Args:
         path: the file; its folder must be there.
@@ -168,10 +168,10 @@ class FileLock:
         self._fd: int | None = None
 
     def take(self) -> Self | None:
-        """Take the lock, or return None while another process has it (`holder` names it).
+        """Return the acquired lock, or None while another process has it (named by `holder`).
 
         Raises:
-            LakeError: the file system gives no locks, or the file can't be written.
+            LakeError: the file system has no locks, or the file can't be written.
         """
         try:
             taken = self._try()
@@ -201,11 +201,11 @@ class FileLock:
         if not self._is_there():  # deleted between the opening and the locking
             return False
         if self.mode == fcntl.LOCK_EX:
-            self._sign(self._fd)
+            self._record_holder(self._fd)
         return True
 
-    def _sign(self, fd: int) -> None:
-        """Write down the holder; without room for that the holder is `another process`."""
+    def _record_holder(self, fd: int) -> None:
+        """Record the holder in the file; on a full disk the holder is `another process`."""
         try:
             os.ftruncate(fd, 0)
             os.pwrite(fd, holder_record(self.purpose, 0), 0)
@@ -226,7 +226,7 @@ class FileLock:
             raise LakeError(msg)
 
     def close(self) -> None:
-        """Give it back."""
+        """Release the lock."""
         if self._fd is not None:
             os.close(self._fd)
             self._fd = None

@@ -1,4 +1,4 @@
-"""The meaning of an error of a read, in one line: damage of a stored file, or no access to it now.
+"""The meaning of a read error, in one line: damage of a stored file, or no access to it now.
 
 Lance raises OSError, ValueError, RuntimeError and more, with paths of its own source in the text,
 and a panic in Rust is no Exception at all. This module alone decides which of these are damage.
@@ -58,7 +58,7 @@ def reason_of(error: BaseException) -> str:
 
 
 class LakeUri:
-    """Explains errors of files at a URI, where there is no `Store` at hand."""
+    """Explanation of errors of files at a URI without a `Store`."""
 
     def __init__(self, uri: str) -> None:
         self._uri = uri
@@ -77,7 +77,7 @@ def is_of_lance(error: BaseException) -> bool:
 
 
 def meaning_of(error: BaseException, store: Explaining, subject: str) -> LakeError:
-    """Return the LakeError that an error of a read stands for; it names what was read."""
+    """Return the LakeError for an error of a read; its message names the read file or table."""
     if isinstance(error, AccessError):
         return error
     if (explanation := store.explained(error)) is not None:
@@ -94,15 +94,15 @@ def meaning_of(error: BaseException, store: Explaining, subject: str) -> LakeErr
 
 @contextmanager
 def reading(store: Explaining, subject: str) -> Iterator[None]:
-    """Raise one kind of error, with the name of what is read, whatever a read in the block raises.
+    """Turn any error of a read in the block into DamageError or AccessError, naming the file.
 
     Args:
         store: the lake's files.
         subject: name of what is read, for messages.
 
     Raises:
-        DamageError: what is stored is not what was written.
-        AccessError: it can't be read now, though it may be whole.
+        DamageError: the stored file is damaged.
+        AccessError: the file can't be read now, though it may be whole.
     """
     try:
         yield

@@ -55,11 +55,11 @@ def json_bytes(fields: Mapping[str, Any]) -> bytes:
 
 
 def read_sealed(store: Store, path: str) -> Json:
-    """Read a sealed JSON object; an early one, without checksums, is taken as it is.
+    """Return a sealed JSON object; an early object without checksums is not compared.
 
     Raises:
-        DamageError: it is gone, or not what was written.
-        AccessError: it can't be read now.
+        DamageError: the file is gone or damaged.
+        AccessError: the file can't be read now.
     """
     try:
         fields = json.loads(store.read_bytes(path))
@@ -87,11 +87,11 @@ def read_named(store: Store, path: str, seal: Mapping[str, Any]) -> bytes:
     Args:
         store: the lake's files.
         path: path of the file, in the lake.
-        seal: the JSON object; an early one names no checksum, and nothing is compared.
+        seal: the JSON object; without a checksum (early objects) nothing is compared.
 
     Raises:
         DamageError: the file is gone, or not what was written.
-        AccessError: it can't be read now.
+        AccessError: the file can't be read now.
     """
     try:
         content = store.read_bytes(path)

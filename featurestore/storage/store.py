@@ -1,7 +1,7 @@
 """Files of a lake, local or in a bucket, through fsspec; no listing is kept, so none is stale.
 
 A file appears whole or not at all: locally by a rename, in buckets by the end of its upload. What
-the bucket's clients raise becomes a `LakeError` of one line; only files that are not there, or are
+the bucket's clients raise becomes a `LakeError` of one line; only files that are missing, or are
 there already, stay the builtin errors. Credentials stay where they are: none is kept, shown or sent
 to a worker, which finds its own.
 """
@@ -39,8 +39,8 @@ class FileInfo:
 
     Attributes:
         path: relative to the lake.
-        bytes: its size.
-        modified: when it was last written, in seconds since 1970 by the clock of the store.
+        bytes: size of the file.
+        modified: time of the last write, in seconds since 1970 by the store's clock.
     """
 
     path: str
@@ -49,7 +49,7 @@ class FileInfo:
 
 
 class Store:
-    """A folder at a URI. Paths given to its methods are relative, with forward slashes.
+    """A folder at a URI. Its methods expect relative paths with forward slashes.
 
     Picklable: a worker opens its own file system, with its own credentials, from the URI.
 
@@ -57,7 +57,7 @@ class Store:
         uri: a local path, or a URL: `file://`, `s3://bucket/lake`, `gs://`, `az://`.
 
     Raises:
-        LakeError: it is none of these, or the package for it is not installed.
+        LakeError: the URI is none of these, or the package for it is not installed.
     """
 
     def __init__(self, uri: str | os.PathLike[str]) -> None:
@@ -141,7 +141,7 @@ class Store:
     def walk(self, rel: str = "") -> Iterator[FileInfo]:
         """Yield all files below a folder, in no order; none if there is no such folder.
 
-        One folder's listing at a time is held in memory, about a kilobyte for a file.
+        Only one folder's listing is in memory at a time, about a kilobyte per file.
         """
         for entry in self._list(rel):
             path = f"{rel}/{_name(entry['name'])}".lstrip("/")
@@ -179,7 +179,7 @@ class Store:
 
     @with_clear_errors
     def write_bytes(self, rel: str, content: bytes) -> None:
-        """Write the file so that a reader sees the old one or the new one, never a part."""
+        """Write the file so that a reader sees the old or the new file, never a part."""
         if not self.is_local:
             self.fs.pipe_file(self.path(rel), content)
             return
@@ -195,7 +195,7 @@ class Store:
 
     @with_clear_errors
     def create(self, rel: str, content: bytes) -> bool:
-        """Write the file only if it is absent; of many who try at once, one succeeds.
+        """Write the file only if it is absent; return whether this call wrote it.
 
         Args:
             rel: the file.
@@ -256,7 +256,7 @@ class Store:
 
     @with_clear_errors
     def remove(self, rel_paths: Sequence[str]) -> None:
-        """Delete files, many at once; those that are not there are passed over."""
+        """Delete files, many at once; skip missing files."""
         if self._protocol == "s3":
             for start in range(0, len(rel_paths), DELETED_AT_ONCE):
                 self._delete_objects(rel_paths[start : start + DELETED_AT_ONCE])
@@ -293,7 +293,7 @@ def _local(text: str) -> Path:
 
 
 def _scan(folder: str) -> Iterator[dict[str, Any]]:
-    """Yield what fsspec would list; a file that goes away meanwhile is left out and no error."""
+    """Yield the entries that fsspec would list; skip files that vanish meanwhile."""
     with contextlib.suppress(FileNotFoundError, NotADirectoryError), os.scandir(folder) as entries:
         for entry in entries:
             with contextlib.suppress(FileNotFoundError):

@@ -1,4 +1,4 @@
-"""The tables of a lake: what commits write, and ranges of rows read back."""
+"""The tables of a lake: their schemas, the files of commits, and readers of row ranges."""
 
 from featurestore.tables.annotation import PATIENTS
 from featurestore.tables.lance_columns import keys_in

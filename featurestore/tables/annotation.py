@@ -1,4 +1,4 @@
-"""An annotation of a lake: its level, its names and its columns."""
+"""An annotation of a lake, with its level, names and columns."""
 
 import re
 from collections.abc import Mapping
@@ -23,16 +23,16 @@ class Annotation:
     """An annotation of a lake.
 
     Attributes:
-        name: its name.
+        name: name of the annotation.
         level: `tile`, `slide` or `patient`.
         columns: names of its columns in the lake, by their names in the user's table.
         types: Arrow's name of each column's type, by its name in the user's table.
-        rows: rows that it was made of.
-        mpps: where its tiles are; empty for slides and patients.
+        rows: number of rows of the user's table.
+        mpps: mpps of its tiles; empty for slides and patients.
         source: name of the user's file.
-        mark: tells it from an earlier one of the same name.
-        path: its table; None for columns of the features tables.
-        crc32: of its table's row checksums; None for columns of the features tables.
+        mark: mark that differs from an earlier annotation's of the same name.
+        path: path of its table; None for columns of the features tables.
+        crc32: CRC-32 of its table's row checksums; None for columns of the features tables.
     """
 
     name: str

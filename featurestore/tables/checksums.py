@@ -19,28 +19,28 @@ TILE_NUMBERS = {
 
 
 def tiles_crc32(tiles: pa.Table) -> int:
-    """Return the checksum of a slide's tile columns, one after the other in row order.
+    """Return the checksum of a slide's tile columns, column after column in row order.
 
     Numbers as little-endian bytes, nulls as NaN; then `codec` as text, a line per tile.
     """
     crc = 0
     for name, kind in TILE_NUMBERS.items():
-        values = tiles[name].to_numpy()
-        crc = zlib.crc32(np.ascontiguousarray(values, dtype=kind).data, crc)
+        numbers = tiles[name].to_numpy()
+        crc = zlib.crc32(np.ascontiguousarray(numbers, dtype=kind).data, crc)
     return zlib.crc32("\n".join(name or "" for name in tiles["codec"].to_pylist()).encode(), crc)
 
 
 def features_crc32(features: npt.NDArray[np.float16], crc: int = 0) -> int:
-    """Return the checksum of features [N, D] in row order, going on from an earlier part's."""
+    """Return the checksum of features [N, D] in row order, continuing an earlier part's `crc`."""
     return zlib.crc32(np.ascontiguousarray(features, dtype="<f2").data, crc)
 
 
-def values_crc32(values: list[Any]) -> int:
+def values_crc32(tile_values: list[Any]) -> int:
     """Return the checksum of an annotation's values of a slide's tiles, in row order.
 
-    They are taken as a JSON array without spaces, with non-ASCII characters escaped.
+    They are encoded as a JSON array without spaces, with non-ASCII characters escaped.
     """
-    return zlib.crc32(json.dumps(values, separators=(",", ":")).encode())
+    return zlib.crc32(json.dumps(tile_values, separators=(",", ":")).encode())
 
 
 def row_crc32(row: dict[str, Any]) -> int:

@@ -1,7 +1,7 @@
 """The places of annotations, and the few calls to Lance that write their tables.
 
 Tables of slides and patients are never changed: each has a path of its own, and the configuration
-of `slides.lance`, which goes with its version, names those that belong to the lake. Columns of
+of `slides.lance`, which belongs to its version, names the tables of the lake. Columns of
 tiles carry what they are in their field metadata.
 """
 
@@ -29,14 +29,14 @@ NAME_KEY, MARK_KEY, ABOUT_KEY = b"slidelake:annotation", b"slidelake:mark", b"sl
 
 def tables_of(slides: lance.LanceDataset) -> dict[str, Annotation]:
     """Return the annotations of slides and patients at a version of `slides`, by name."""
-    values: dict[str, Any] = json.loads(slides.config().get(CONFIG_KEY, "{}"))
-    return {name: Annotation.of({**fields, "name": name}) for name, fields in values.items()}
+    records: dict[str, Any] = json.loads(slides.config().get(CONFIG_KEY, "{}"))
+    return {name: Annotation.of({**fields, "name": name}) for name, fields in records.items()}
 
 
 def put_tables(store: Store, annotations: Mapping[str, Annotation]) -> None:
-    """Name all annotations of slides and patients that belong to the lake, in one commit."""
-    values = {name: annotation.as_dict() for name, annotation in sorted(annotations.items())}
-    open_table(store, SLIDES).update_config({CONFIG_KEY: json.dumps(values)})
+    """Record all of the lake's annotations of slides and patients, in one commit."""
+    records = {name: annotation.as_dict() for name, annotation in sorted(annotations.items())}
+    open_table(store, SLIDES).update_config({CONFIG_KEY: json.dumps(records)})
 
 
 def columns_of(schema: pa.Schema, mpp: float) -> dict[str, Annotation]:
@@ -65,7 +65,7 @@ def _of_fields(name: str, fields: list[pa.Field], mpp: float) -> Annotation:
 
 
 def mark_of(field: pa.Field) -> str:
-    """Return the mark that tells a column from an earlier one of the same name."""
+    """Return the mark that differs from an earlier column's of the same name."""
     mark: bytes = (field.metadata or {}).get(MARK_KEY, b"")
     return mark.decode()
 
@@ -129,7 +129,7 @@ def crc32_of(rows: list[int], crc: int = 0) -> int:
 
 
 def rename_slide(store: Store, old: str, new: str, check: Callable[[], None]) -> None:
-    """Give a slide its new name in all annotations of slides: their tables are written again."""
+    """Rename a slide in all annotations of slides by writing their tables again."""
     annotations = tables_of(open_table(store, SLIDES))
     changed = {}
     for name, annotation in annotations.items():

@@ -28,7 +28,7 @@ class ColumnFile:
     Attributes:
         teacher: name of the column.
         fragment: the fragment that it belongs to.
-        path: its name among the table's data files.
+        path: name of the file among the table's data files.
         rows: rows in it; the fragment must have as many.
         crc32: checksum per slide number.
     """
@@ -72,7 +72,7 @@ def to_float16(
 
 
 class ColumnWriter:
-    """Writes one teacher's features of one fragment, slide after slide in row order.
+    """Writer of one teacher's features of one fragment, slide after slide in row order.
 
     Null are rows that get no features; NaN are tiles that the teacher leaves out.
 
@@ -133,7 +133,7 @@ class ColumnWriter:
         self.rows += len(column)
 
     def skip(self, rows: int) -> None:
-        """Append nulls for rows that get no features: deleted ones, or a slide's without any."""
+        """Append nulls for rows without features: deleted rows, or the rows of a slide."""
         if not rows:
             return
         self._put(pa.nulls(rows, self.field.type))

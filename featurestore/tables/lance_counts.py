@@ -16,8 +16,8 @@ class TileCounts:
     """Totals of a lake's catalog.
 
     Attributes:
-        tiles: by mpp and teacher; None stands for the tiles themselves.
-        shard_bytes: of all shards.
+        tiles: numbers of tiles by mpp and teacher; teacher None counts the tiles themselves.
+        shard_bytes: size of all shards.
     """
 
     tiles: Counter[tuple[float, str | None]] = field(default_factory=Counter)

@@ -1,4 +1,4 @@
-"""Single columns of fragments as files: read as they lie there, written, and put in place."""
+"""Single columns of fragments as files: read in physical order, written, and committed."""
 
 import uuid
 from collections.abc import Iterable, Mapping
@@ -17,10 +17,10 @@ from featurestore.tables.schema import TILE_COLUMNS
 def physical_column(
     store: Store, rel: str, table: lance.LanceDataset, fragment: int, column: str
 ) -> pa.ChunkedArray:
-    """Return a column of a fragment as it lies in its file, deleted rows included.
+    """Return a column of a fragment in the order of its file, deleted rows included.
 
     Raises:
-        DamageError: its file is gone or can't be read.
+        DamageError: the column's file is gone or can't be read.
     """
     field_id = next(field.id() for field in table.lance_schema.fields() if field.name() == column)
     table_fragment = table.get_fragment(fragment)
@@ -53,7 +53,7 @@ def write_column(store: Store, rel: str, field: pa.Field, parts: Iterable[pa.Arr
         store: the lake's files.
         rel: path of the table.
         field: the column.
-        parts: its values, part after part, deleted rows included.
+        parts: arrays of the column in row order, deleted rows included.
     """
     path = f"{uuid.uuid4()}.lance"
     schema = pa.schema([field])
@@ -63,14 +63,14 @@ def write_column(store: Store, rel: str, field: pa.Field, parts: Iterable[pa.Arr
         version=STORAGE_VERSION,
         storage_options=store.lance_options,
     )
-    for values in parts:
-        writer.write_batch(pa.record_batch([values], schema=schema))
+    for array in parts:
+        writer.write_batch(pa.record_batch([array], schema=schema))
     writer.close()
     return path
 
 
 def accept_nulls(store: Store, rel: str) -> None:
-    """Let columns that users added to a features table be null, as they are for new tiles."""
+    """Make users' columns of a features table nullable, as new tiles have no values there."""
     table = open_table(store, rel)
     strict = [f.name for f in table.schema if f.name not in TILE_COLUMNS and not f.nullable]
     if strict:
@@ -80,13 +80,13 @@ def accept_nulls(store: Store, rel: str) -> None:
 def put_files(
     store: Store, rel: str, files: Mapping[int, str], properties: Mapping[str, str] | None = None
 ) -> None:
-    """Put files of one column in the place of what fragments held, in one commit.
+    """Replace one column of fragments by files, in one commit.
 
     Args:
         store: the lake's files.
         rel: path of the table.
         files: names of the files by fragment.
-        properties: of the commit's transaction.
+        properties: properties of the commit's transaction.
 
     Raises:
         DamageError: a file can't be read.

@@ -2,7 +2,7 @@
 
 Lance copies an embedding several times on its way to an array. A page that describes itself as
 nothing but the values of whole rows, neither compressed nor null, is read straight into the array
-instead, 3 to 5 times as fast. A description that differs in one word leaves the page to Lance.
+instead, 3 to 5 times as fast. Lance reads every page with any other description.
 """
 
 import os
@@ -35,9 +35,9 @@ class FlatColumn:
 
     Attributes:
         path: the file.
-        row_bytes: of a row.
+        row_bytes: size of a row.
         ends: rows up to the end of each page [P].
-        positions: where each page begins in the file [P]; -1 if it is not plain.
+        positions: start of each page in the file [P]; -1 if the page is not plain.
     """
 
     path: str

@@ -64,7 +64,7 @@ class Rows:
 
     @classmethod
     def empty(cls, rows: int, dims: Mapping[str, int]) -> Self:
-        """Return arrays to be filled, for teachers of the given dimensions."""
+        """Return empty arrays for teachers with the dimensions `dims`."""
         return cls(
             tile_id=np.empty(rows, np.int64),
             x=np.empty(rows, np.int32),
@@ -74,7 +74,7 @@ class Rows:
 
     @classmethod
     def joined(cls, parts: Sequence[Self]) -> Self:
-        """Return all rows of some parts, one after the other."""
+        """Return the concatenation of parts."""
         if len(parts) == 1:
             return parts[0]
         return cls(
@@ -88,7 +88,7 @@ class Rows:
         )
 
     def complete_rows(self) -> Int64Array | None:
-        """Return the rows that have features of every teacher, None for all; others have NaN."""
+        """Return the numbers of rows with features of every teacher; None if all rows have them."""
         absent = np.zeros(len(self.tile_id), bool)
         for array in self.by_teacher.values():
             absent |= np.isnan(array[:, 0])
@@ -115,7 +115,7 @@ class _DataFile:
 
 
 class _Reader:
-    """A Lance file reader for one thread at a time: Lance's own refuses to be shared."""
+    """A Lance file reader for one thread at a time, as Lance's own is not thread-safe."""
 
     def __init__(self, file: LanceFileReader) -> None:
         self._lock = threading.Lock()
@@ -136,7 +136,7 @@ class _Reader:
 
 
 def _leaves(kind: pa.DataType) -> int:
-    """Return how many of the fields that a data file names belong to a column of this type."""
+    """Return the number of fields in a data file that belong to a column of this type."""
     if pa.types.is_struct(kind):
         return sum(_leaves(field.type) for field in kind)
     if pa.types.is_list(kind) or pa.types.is_large_list(kind):
@@ -145,7 +145,7 @@ def _leaves(kind: pa.DataType) -> int:
 
 
 class RowReader:
-    """Reads ranges of rows of one version of a features table. Safe for several threads.
+    """Reader of row ranges of one version of a features table. Safe for several threads.
 
     Args:
         store: the lake's files.
@@ -160,7 +160,7 @@ class RowReader:
         self._layout = functools.lru_cache(maxsize=KEPT_LAYOUTS)(self._laid_out)
 
     def read(self, ranges: Ranges, teachers: Sequence[str]) -> Rows:
-        """Return the rows of all ranges, one after the other.
+        """Return the rows of all ranges, range after range.
 
         Raises:
             DamageError: a data file is gone or short, or a row has no features.
@@ -259,7 +259,7 @@ class RowReader:
 
 
 class _Part:
-    """The ranges of one fragment, by their first row, and where their rows go."""
+    """The ranges of one fragment, by their first row, and the target rows in the arrays."""
 
     def __init__(self, start: Int64Array, rows: Int64Array, begin: Int64Array) -> None:
         self.ranges = list(zip(start.tolist(), rows.tolist(), begin.tolist(), strict=True))
@@ -268,7 +268,7 @@ class _Part:
 
 
 def _expanded(start: Int64Array, rows: Int64Array) -> Int64Array:
-    """Return all row numbers of ranges, one after the other."""
+    """Return all row numbers of ranges, range after range."""
     return np.repeat(start - (np.cumsum(rows) - rows), rows) + np.arange(rows.sum())
 
 
@@ -286,8 +286,8 @@ def matrix(column: Any) -> Float16Array:  # noqa: ANN401 - an Arrow array, untyp
         raise DamageError(msg)
     dim = array.type.list_size
     # `.flatten()` would drop nulls and shift rows; `.values` ignores the slice, so cut it here.
-    values = array.values.slice(array.offset * dim, len(array) * dim)
-    features: Float16Array = values.to_numpy(zero_copy_only=True).reshape(-1, dim)
+    numbers = array.values.slice(array.offset * dim, len(array) * dim)
+    features: Float16Array = numbers.to_numpy(zero_copy_only=True).reshape(-1, dim)
     return features
 
 

@@ -1,4 +1,4 @@
-"""The few calls to Lance that make, open and change tables; versions and row ids are pinned."""
+"""The calls to Lance that create, open and change tables; versions and row ids are pinned."""
 
 import lance
 import pyarrow as pa
@@ -14,7 +14,7 @@ MAX_ROWS = 1 << 30  # a fragment's size is ours to choose: never split behind ou
 
 
 def create_table(store: Store, rel: str, schema: pa.Schema, properties: dict[str, str]) -> None:
-    """Make an empty table; one that is already there stays as it is."""
+    """Create an empty table; an existing table stays as it is."""
     if store.exists(rel):
         return
     lance.write_dataset(
@@ -32,7 +32,7 @@ def open_table(store: Store, rel: str, version: int | None = None) -> lance.Lanc
 
     Raises:
         DamageError: the table is gone.
-        LakeError: it has no such version.
+        LakeError: the table has no such version.
         BucketError: the bucket can't be read.
     """
     try:
@@ -51,9 +51,9 @@ def open_table(store: Store, rel: str, version: int | None = None) -> lance.Lanc
 
 
 def add_missing_columns(store: Store, rel: str, schema: pa.Schema) -> None:
-    """Give a table of an earlier release the nullable columns that it lacks; they hold nulls.
+    """Add the missing nullable columns to a table of an earlier release; they hold nulls.
 
-    No row changes. The version that this makes means the same as the one before.
+    No row changes. The new version has the same content as the version before.
     """
     table = open_table(store, rel)
     missing = [field for field in schema if field.name not in table.schema.names]
@@ -87,7 +87,7 @@ def without_rows(
     """Delete rows for an Update commit; return the fragments that it names.
 
     Returns:
-        Ids of fragments that lose all rows, and the metadata of those that lose some.
+        Ids of fragments that lose all rows, and the metadata of fragments that lose some rows.
     """
     removed, updated = [], []
     for fragment in table.get_fragments():
@@ -135,7 +135,7 @@ def commit_transaction(store: Store, rel: str, transaction: Transaction) -> lanc
 
 
 def properties_of(table: lance.LanceDataset, version: int) -> dict[str, str]:
-    """Return the properties of the transaction that made a version; empty if it is gone."""
+    """Return the properties of a version's transaction; empty if the transaction is gone."""
     try:
         transaction = table.read_transaction(version)
     except TypeError:

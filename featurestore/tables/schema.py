@@ -129,7 +129,7 @@ def tiles_schema(mpp: float, tile_px: int) -> pa.Schema:
 
 
 def tiles_table(mpp: float, tile_px: int, columns: Mapping[str, Any]) -> pa.Table:
-    """Return rows of tiles from their columns; columns that are not given are null."""
+    """Return rows of tiles from their columns; missing columns are null."""
     schema = tiles_schema(mpp, tile_px)
     rows = len(columns["tile_id"])
     arrays = [

@@ -1,4 +1,4 @@
-"""Tables that users hand over: manifests, labels, splits, annotations. One reader for all.
+"""Users' tables: manifests, labels, splits, annotations. One reader for all.
 
 CSV (comma, semicolon, tab), TSV, XLSX and Parquet are read alike; ids are text to the letter; what
 can't be read is named by row and column.

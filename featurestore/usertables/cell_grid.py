@@ -19,10 +19,10 @@ class CellColumn:
 
     Attributes:
         texts: each cell as a user sees it, String; null where there is nothing.
-        numbers: Float64, the number in a cell that holds one as a number; None where a file holds
+        numbers: Float64, the number of each cell that stores a number; None where a file holds
             texts alone.
         dates: Boolean, cells that hold a date; None where a file holds texts alone.
-        native: the column with the type that its file gives it, where that is not text (Parquet).
+        native: the column in its file's own type, where that is not text (Parquet).
         is_text: whether the file declares the column as text, whatever it looks like (Parquet).
     """
 
@@ -39,11 +39,11 @@ class CellGrid:
 
     Attributes:
         header: names of the columns as the file has them.
-        columns: as many.
+        columns: cells of each column, in the order of `header`.
         rows: Int64, the number of each row in its file: the header of a CSV file is row 1, and so
             is the first row of a Parquet file, which has no header.
         decimal_comma: whether 1,5 may be a number: not where commas separate cells.
-        notes: what a user should know of the reading, a sentence each.
+        notes: notes for the user on the reading, a sentence each.
     """
 
     header: list[str]
@@ -68,7 +68,7 @@ def is_unnamed(name: str) -> bool:
 
 
 def refuse_twins(header: list[str], name: str) -> None:
-    """Refuse two columns of one name.
+    """Raise TableError for two columns with one name.
 
     Raises:
         TableError: the name, and the places of both.

@@ -9,7 +9,7 @@ from featurestore.usertables.table_errors import TableError
 
 
 def read_columnar(content: bytes, name: str) -> CellGrid:
-    """Return the cells of a Parquet file, with the types that it gives them.
+    """Return the cells of a Parquet file in its own types.
 
     Raises:
         TableError: the file is damaged, or is no Parquet file.
@@ -50,7 +50,7 @@ def _plain(series: pl.Series) -> pl.Series:
 
 
 def _texts(series: pl.Series) -> pl.Series:
-    """Return each cell as text; whole numbers that pandas made floats are whole again."""
+    """Return each cell as text; pandas' floats of whole numbers become whole numbers."""
     if series.dtype == pl.String:
         return series
     if series.dtype.is_float():

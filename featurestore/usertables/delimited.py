@@ -88,7 +88,7 @@ def _numbered(
 
 
 def _separator(text: str, name: str) -> str:
-    """Return the separator that makes most columns of the header, and as many of the rows."""
+    """Return the separator that splits the header into most columns, and the rows into as many."""
 
     def merit(separator: str) -> tuple[bool, int]:
         rows = _numbered(text, separator, name, start=1)

@@ -22,7 +22,7 @@ def id_column(table: UserTable, key: Id, named: str | None = None) -> str | None
         named: the column that the user names for it.
 
     Raises:
-        TableError: there is no column of the name that was given, or several may be the one.
+        TableError: no column matches, or several columns do.
     """
     option = f"{key.removesuffix('_id')}_column"
     if named is not None:

@@ -44,7 +44,7 @@ def near_pairs(names: Iterable[str]) -> list[tuple[str, str]]:
 
 
 def near_matches(names: Iterable[str], others: Iterable[str]) -> list[tuple[str, str]]:
-    """Return pairs of a name that is not among the others and the one of them that it is near.
+    """Return (name, near name among the others) for names that are not among the others.
 
     >>> near_matches(["P1", "x"], ["p1", "P2"])
     [('P1', 'p1')]
@@ -91,7 +91,7 @@ def refuse_near(names: Iterable[str], kind: str, *, rows: Mapping[str, int] | No
     Args:
         names: ids, sites or classes.
         kind: kind of the names, for the message.
-        rows: the row of a table in which each stands.
+        rows: table row of each name.
 
     Raises:
         TableError: the first pairs.
@@ -100,7 +100,7 @@ def refuse_near(names: Iterable[str], kind: str, *, rows: Mapping[str, int] | No
 
 
 def refuse_near_others(names: Iterable[str], others: Iterable[str], kind: str, owner: str) -> None:
-    """Refuse names that are not among others and differ from one of them by so little only.
+    """Raise TableError for names that are not among the others but nearly equal one of them.
 
     Args:
         names: ids of a table.

@@ -1,7 +1,7 @@
 """Numbers in the texts of a user's table, and the fault of a cell without one.
 
 A decimal comma is read where commas do not separate cells. A column with both 1.5 and 1,5 is
-refused: one of them may be thousands.
+refused: one of the two may mark thousands.
 """
 
 import re

@@ -18,11 +18,11 @@ _WORKBOOK, _PARQUET = b"PK\x03\x04", b"PAR1"
 
 @dataclass(frozen=True, kw_only=True)
 class HeldTable(os.PathLike[str]):
-    """A table that is no file, such as an annotation of a lake; it stands where a path does.
+    """A table in memory, such as a lake's annotation, that can replace a path.
 
     Attributes:
-        name: for messages; its ending gives the format.
-        content: what the file would hold.
+        name: name for messages; its ending determines the format.
+        content: content of the file.
     """
 
     name: str
@@ -76,7 +76,7 @@ def parse_table(content: bytes, *, name: str, any_ending: bool = False) -> UserT
 
     Args:
         content: the bytes.
-        name: name of the file; its ending gives the format.
+        name: name of the file; its ending determines the format.
         any_ending: whether the format is seen in the bytes alone, whatever the name.
 
     Raises:

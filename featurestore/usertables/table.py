@@ -47,16 +47,16 @@ _SPREADSHEET = 1e15
 
 @dataclass(frozen=True, kw_only=True)
 class UserTable:
-    """A table that a user hands over.
+    """A user's table, with typed access to its columns.
 
     Attributes:
-        name: of its file, for messages.
+        name: name of its file, for messages.
         columns: names of its columns without blanks at their ends; an index without a name is left
             out.
         rows: number of each row in its file, for messages.
-        notes: what was taken for no value, and other things that a user should know.
-        sha256: of the file's bytes.
-        index: the cells of the column without a name, if there is one.
+        notes: words read as no value, and other notes for the user.
+        sha256: SHA-256 of the file's bytes.
+        index: cells of the column without a name, or None.
     """
 
     name: str
@@ -73,7 +73,7 @@ class UserTable:
         """Return the table of a file's cells.
 
         Raises:
-            TableError: two columns of one name.
+            TableError: two columns with one name.
         """
         header = [clean_name(column) for column in grid.header]
         refuse_twins(header, name)
@@ -112,10 +112,10 @@ class UserTable:
     # ------------------------------------------------------------------ columns by name
 
     def column(self, name: str) -> str:
-        """Return the column that a name means: the one called so, else but for case and blanks.
+        """Return the column with a name: an exact match, else a match without case and blanks.
 
         Raises:
-            TableError: there is none, or several.
+            TableError: no column matches, or several do.
         """
         if name in self.columns:
             return name
@@ -132,12 +132,12 @@ class UserTable:
         raise TableError(msg)
 
     def find(self, names: Iterable[str]) -> list[str]:
-        """Return the columns that are called by one of these names, but for case and blanks."""
+        """Return the columns that have one of these names, but for case and blanks."""
         keys = {_header_key(name) for name in names}
         return [column for column in self.columns if _header_key(column) in keys]
 
     def has(self, name: str) -> bool:
-        """Whether a column is called so, but for case and blanks."""
+        """Whether a column has this name, but for case and blanks."""
         return bool(self.find([name]))
 
     @cached_property
@@ -200,16 +200,16 @@ class UserTable:
         column = self.column(name)
         cells, texts = self._cells[column], self.texts(column)
         self._refuse_mixed_marks(column)
-        values = self._parsed(column)
+        numbers = self._parsed(column)
         is_date = _none_of(texts) if cells.dates is None else cells.dates
         self._refuse(
             column,
-            texts.is_not_null() & (values.is_null() | is_date),
+            texts.is_not_null() & (numbers.is_null() | is_date),
             lambda at: why_no_number(
                 str(texts[at]), decimal_comma=self.decimal_comma, is_date=bool(is_date[at])
             ),
         )
-        return values
+        return numbers
 
     def integers(self, name: str) -> pl.Series:
         """Return the whole numbers of a column, Int64, exact; null for no value.
@@ -222,18 +222,18 @@ class UserTable:
         cells = self._cells[column]
         if cells.native is not None and cells.native.dtype.is_integer():
             return cells.native.cast(pl.Int64).rename(column)
-        texts, values = trimmed(self.texts(column)), self.numbers(column)
+        texts, numbers = trimmed(self.texts(column)), self.numbers(column)
         if cells.numbers is not None and cells.native is None:
             self._refuse(column, cells.numbers.abs() >= _SPREADSHEET, _too_long)
         exact = texts.str.contains(r"^[+-]?\d{1,19}$")
-        is_whole = exact | ((values == values.floor()) & (values.abs() < _EXACT))
+        is_whole = exact | ((numbers == numbers.floor()) & (numbers.abs() < _EXACT))
         self._refuse(column, ~is_whole, lambda _: "is no whole number")
         digits = texts.set(~exact.fill_null(value=True), None).str.to_integer(strict=False)
-        rest = values.set(exact.fill_null(value=False), None).cast(pl.Int64, strict=False)
+        rest = numbers.set(exact.fill_null(value=False), None).cast(pl.Int64, strict=False)
         return digits.cast(pl.Int64).zip_with(digits.is_not_null(), rest).rename(column)
 
     def values(self, name: str, *, strict: bool = True) -> pl.Series:
-        """Return a column as what it looks like: booleans, whole numbers, numbers, or text.
+        """Return a column with its inferred type: booleans, whole numbers, numbers, or text.
 
         Args:
             name: name of the column.
@@ -269,19 +269,19 @@ class UserTable:
         return texts
 
     def exact_values(self, name: str) -> pl.Series:
-        """Return a column as numbers if they say all that its texts say, else as text.
+        """Return a column as numbers if they hold all that its texts hold, else as text.
 
         12.10 is then no 12.1: for columns that are only kept.
         """
-        values = self.values(name, strict=False)
-        if not values.dtype.is_float() or self._cells[values.name].native is not None:
-            return values
-        texts = self._cells[values.name].texts.rename(values.name)
-        same = values.cast(pl.String) == trimmed(texts)
-        return values if bool(same.all()) else texts
+        typed = self.values(name, strict=False)
+        if not typed.dtype.is_float() or self._cells[typed.name].native is not None:
+            return typed
+        texts = self._cells[typed.name].texts.rename(typed.name)
+        same = typed.cast(pl.String) == trimmed(texts)
+        return typed if bool(same.all()) else texts
 
     def frame(self) -> pl.DataFrame:
-        """Return all columns as what they look like, see `values`; odd cells make a column text."""
+        """Return all columns with inferred types, see `values`; a column of mixed cells is text."""
         return pl.DataFrame([self.values(column, strict=False) for column in self.columns])
 
     def renamed(self, names: dict[str, str]) -> "UserTable":
@@ -318,7 +318,7 @@ class UserTable:
         return numbers
 
     def _written(self, column: str) -> pl.Series:
-        """Return the cells of a column that hold texts, null for those that hold numbers."""
+        """Return a column's cells with text; cells with numbers are null."""
         cells = self._cells[column]
         if cells.numbers is None:
             return cells.texts
@@ -350,10 +350,10 @@ class UserTable:
             if bool(commas.any()) and rest.null_count() == texts.null_count():
                 self._refuse(column, commas, lambda at: why_no_number(
                     str(texts[at]), decimal_comma=False))  # fmt: skip
-        values = numbers.drop_nulls()
-        is_measured = values.n_unique() > MOST_CODES or bool((values != values.floor()).any())
-        if is_measured and 2 * len(values) > len(texts) - texts.null_count():
-            count = len(values)
+        measured = numbers.drop_nulls()
+        is_measured = measured.n_unique() > MOST_CODES or bool((measured != measured.floor()).any())
+        if is_measured and 2 * len(measured) > len(texts) - texts.null_count():
+            count = len(measured)
             self._refuse(
                 column,
                 texts.is_not_null() & numbers.is_null(),
@@ -364,7 +364,7 @@ class UserTable:
             )
 
     def _refuse(self, column: str, wrong: pl.Series, why: Callable[[int], str]) -> None:
-        """Refuse the first cell that is wrong."""
+        """Raise TableError for the first wrong cell."""
         places = wrong.fill_null(value=False).arg_true()
         if not len(places):
             return
@@ -379,13 +379,13 @@ class UserTable:
         return f"table {self.name!r}, {row}column {column!r}"
 
     def _first(self, texts: pl.Series) -> dict[str, int]:
-        """Return the first row of each text, for messages; only of those that are not alone."""
+        """Return the first row of each text, for messages."""
         frame = pl.DataFrame({"text": texts, "row": self.rows}).drop_nulls()
         return dict(frame.unique("text", keep="first").iter_rows())
 
 
 def _nameless(header: list[str], columns: list[CellColumn]) -> list[str]:
-    """Return a sentence for each column without a name that holds something and is no index."""
+    """Return a sentence for each column that has cells but no name and is no index."""
     return [
         f"column {place} has no name and is left out"
         for place, (name, cells) in enumerate(zip(header, columns, strict=True), 1)
@@ -402,7 +402,7 @@ def _too_long(_: int) -> str:
 
 
 def _header_key(name: str) -> str:
-    """Return what the names of columns have in common that differ by case and blanks only.
+    """Return a key of a column's name that ignores case and blanks.
 
     >>> _header_key("Slide ID ") == _header_key("slide_id")
     True
@@ -411,7 +411,7 @@ def _header_key(name: str) -> str:
 
 
 def _without_words(cells: CellColumn) -> tuple[CellColumn, dict[str, int]]:
-    """Return cells with null for blanks and words of no value, and how often each word is there."""
+    """Return cells with null for blanks and missing-value words, and the count of each word."""
     if cells.native is not None:
         return cells, {}
     bare = cells.texts.str.strip_chars()

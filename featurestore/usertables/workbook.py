@@ -1,6 +1,6 @@
 """XLSX files: the first visible sheet to cells, each with its number and with what it shows.
 
-Read here and not by a library, since those that are quick give values without formats: a patient
+Read here and not by a library, since the quick libraries return values without formats: a patient
 0012 would be 12, and 12.10 would be 12.1.
 """
 
@@ -35,8 +35,8 @@ class WorkbookCell:
     """A cell of a sheet.
 
     Attributes:
-        text: what it shows, dates as YYYY-MM-DD.
-        number: its number, if it holds one that is no date.
+        text: displayed text, dates as YYYY-MM-DD.
+        number: number of the cell, if it holds a number that is no date.
         is_date: whether it holds a date.
     """
 
@@ -47,7 +47,7 @@ class WorkbookCell:
 
 @dataclass(frozen=True, kw_only=True)
 class Style:
-    """The way in which cells of one style show numbers."""
+    """The number format of one cell style."""
 
     code: str
     is_date: bool
@@ -96,7 +96,7 @@ class _Workbook:
         self.styles = self._styles()
 
     def rows(self) -> Iterator[tuple[int, dict[int, WorkbookCell]]]:
-        """Return each row's number with its cells by column, counted from 0, without empty ones."""
+        """Return each row's number and its non-empty cells by column, counted from 0."""
         number = 0
         with self.file.open(self._part) as stream:
             for _, element in ET.iterparse(stream):
@@ -152,10 +152,10 @@ class _Workbook:
         parts = self._targets.get("sharedStrings", [])
         if not parts:
             return []
-        return [_text_of(item) for item in _parsed(self.file, parts[0][1])]
+        return [_text_of(element) for element in _parsed(self.file, parts[0][1])]
 
     def _styles(self) -> list[Style]:
-        """Return how each style of a cell shows numbers, in the order in which cells name them."""
+        """Return the number format of each cell style, in the order of the style numbers."""
         parts = self._targets.get("styles", [])
         if not parts:
             return []
@@ -253,7 +253,7 @@ def _text_of(element: ET.Element) -> str:
 
 
 def _unescaped(text: str) -> str:
-    """Return a text in which characters that XML can't hold stand for themselves."""
+    """Return a text with Excel's escapes of characters decoded."""
     return _ESCAPE.sub(lambda match: chr(int(match[1], 16)), text) if "_x" in text else text
 
 

@@ -1,5 +1,6 @@
 """The commands import and export, as people run them."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,8 @@ import numpy as np
 import pytest
 
 from featurestore import open_lake
-from tests.conftest import TEACHERS
+from featurestore.interop import READABLE, WRITABLE
+from tests.conftest import ROOT, TEACHERS
 from tests.worlds.command_lines import Answer, Slidelake
 from tests.worlds.interop_files import (
     clam_features,
@@ -114,6 +116,14 @@ def test_export_and_import_say_what_is_wrong(
     )
     assert (code, "nothing of the format stamp under" in error) == (2, True)
     assert not (tmp_path / "lake").exists()
+
+
+def test_the_page_has_every_format() -> None:
+    """The help of `--format` names this page."""
+    text = (ROOT / "docs" / "interop.md").read_text()
+    for heading, names in (("Import", READABLE), ("Export", WRITABLE)):
+        section = text.partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
+        assert re.findall(r"^\| `([\w-]+)` \|", section, re.MULTILINE) == list(names)
 
 
 def test_an_exported_job_comes_back_by_command(

@@ -186,7 +186,7 @@ def test_kill_between_two_tables_is_never_seen(
     before = small.refreshed().version
     committer = small.committer
     worker = cut(small, rows[0]["slide"], "c", 4)
-    stop = {"features": "_put_slides", "slides": "apply"}[after]
+    stop = {"features": "_upsert_slides", "slides": "apply"}[after]
     with monkeypatch.context() as patch:
         patch.setattr(committer, stop, lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):

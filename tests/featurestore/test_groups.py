@@ -205,7 +205,7 @@ def test_last_commit_of_a_committer_whose_first_was_undone_is_undone(
     append_tiles(late.ledger, 0.5, again, [1], group)
     lake.committer.recover()
     append_tiles(late.ledger, 2.0, again, [1], group)
-    late._put_slides([{**again[0].row, "state": "ready"}], group)
+    late._upsert_slides([{**again[0].row, "state": "ready"}], group)
     lake.committer.recover()
     assert contents(lake.refreshed()) == before
     assert verify(lake.refreshed()).ok

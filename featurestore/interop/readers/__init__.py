@@ -1,1 +1,1 @@
-"""Readers of other tools' files: one module a tool."""
+"""Readers of other tools' files: one module per tool."""

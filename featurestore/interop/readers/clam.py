@@ -1,7 +1,7 @@
 """CLAM: `patches/<slide>.h5` with coordinates, `<features>/{h5_files,pt_files}/<slide>.{h5,pt}`.
 
 The patches name the level on which they were cut, the features name nothing: neither holds the
-mpp nor the encoder. Both have to be given.
+mpp nor the encoder. The user has to name both.
 """
 
 from collections import defaultdict
@@ -31,14 +31,20 @@ from featurestore.interop.foreign_slide import (
 from featurestore.interop.teacher_names import name_teachers
 
 LOOKS_FOR = "patches/<slide>.h5 and <features>/h5_files/<slide>.h5 or pt_files/<slide>.pt"
+SUFFIXES = (".h5", ".pt")
 H5, PT, PATCHES = "h5_files", "pt_files", "patches"
 OWN_PX = "slidelake_tile_px"
 # A wrong level is off by a factor of two or more; scanners differ by a few per cent.
 MPP_AGREES = 0.2
 
 
+def is_named_so(path: Path) -> bool:
+    """Whether a file is probably one of CLAM's, by its folder."""
+    return path.parent.name in (PATCHES, H5, PT)
+
+
 def find(folder: Path, facts: ImportFacts) -> tuple[list[SlideFiles], list[Problem]]:
-    """List slides of a folder that holds patches, features of one or several encoders, or both."""
+    """Return the slides of a folder of patches, features or both, and the files with problems."""
     coords: dict[str, Path] = {}
     feature_files: dict[Path, dict[str, Path]] = defaultdict(dict)
     problems = []
@@ -46,7 +52,7 @@ def find(folder: Path, facts: ImportFacts) -> tuple[list[SlideFiles], list[Probl
         parent = path.parent
         if parent.name == PATCHES and path.suffix == ".h5" and not path.stem.endswith("_patches"):
             if path.stem in coords:
-                problems.append(_second(path, coords[path.stem]))
+                problems.append(_second_file(path, coords[path.stem]))
             coords.setdefault(path.stem, path)
         elif (parent.name, path.suffix) in ((H5, ".h5"), (PT, ".pt")):
             # h5_files sorts first, and holds coordinates beside the features.
@@ -58,7 +64,7 @@ def find(folder: Path, facts: ImportFacts) -> tuple[list[SlideFiles], list[Probl
     for parent, teacher in names.items():
         for slide_id, path in feature_files[parent].items():
             if teacher in features[slide_id]:
-                problems.append(_second(path, features[slide_id][teacher]))
+                problems.append(_second_file(path, features[slide_id][teacher]))
             features[slide_id].setdefault(teacher, path)
     return [
         SlideFiles(
@@ -68,16 +74,16 @@ def find(folder: Path, facts: ImportFacts) -> tuple[list[SlideFiles], list[Probl
     ], problems
 
 
-def _second(path: Path, first: Path) -> Problem:
+def _second_file(path: Path, first: Path) -> Problem:
     reason = f"{path} is a second file of this slide beside {first}; import one folder at a time"
     return Problem(path=str(path), slide_id=path.stem, reason=reason)
 
 
 def read_tiles(source: SlideFiles, facts: ImportFacts) -> SlideTiles:
-    """Return the tiles of one slide.
+    """Return the coordinates, size and mpp of one slide's tiles, from CLAM's files.
 
     Raises:
-        InteropError: no file of it holds coordinates, or the size of a tile or its mpp is not
+        InteropError: no file of the slide holds coordinates, or the tile size or the mpp is not
             known.
     """
     path = source.coords or _features_h5(source)
@@ -117,7 +123,7 @@ def _features_h5(source: SlideFiles) -> Path:
 
 
 def _sizes(attrs: dict[str, Any], facts: ImportFacts, path: Path) -> tuple[int, int]:
-    """Return the side of a tile in its own pixels, and in those of level 0."""
+    """Return the side of a tile in its own pixels, and in level-0 pixels."""
     shrunk = attrs.get("custom_downsample", 1)
     both = facts.tile_px is not None and facts.tile_px_level0 is not None
     if "patch_size" not in attrs or (shrunk != 1 and both):
@@ -186,9 +192,9 @@ def read_features(source: SlideFiles, teacher: str, tiles: SlideTiles) -> FloatA
         return feature_matrix(load_pt(path), len(tiles), path)
     with opened_h5(path) as file:
         xy = coordinates(dataset(file, "coords")[:], path)
-        values = feature_matrix(dataset(file, "features")[:], len(xy), path)
+        features = feature_matrix(dataset(file, "features")[:], len(xy), path)
     order = order_of(xy, tiles.xy, str(path))
-    return values if order is None else values[order]
+    return features if order is None else features[order]
 
 
 def identity(source: SlideFiles, teacher: str) -> dict[str, Any]:

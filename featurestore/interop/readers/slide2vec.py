@@ -1,7 +1,7 @@
 """slide2vec runs: `tiles/<slide>.coordinates.{npz,meta.json}` and `tile_embeddings/<slide>.pt`.
 
-Coordinates are those of hs2p, whose metadata hold everything: spacing, size of the tiles and of
-the slide. The rows of an embedding stand in the order of the coordinates.
+Coordinates are hs2p's, with complete metadata: spacing, size of the tiles and of
+the slide. The rows of an embedding have the order of the coordinates.
 """
 
 from collections import defaultdict
@@ -33,6 +33,7 @@ from featurestore.interop.foreign_slide import (
 from featurestore.interop.teacher_names import name_teachers
 
 LOOKS_FOR = "tiles/<slide>.coordinates.npz and tile_embeddings/<slide>.pt"
+SUFFIXES = (".npz", ".pt")
 NPZ, META, EMBEDDING_META = ".coordinates.npz", ".coordinates.meta.json", ".meta.json"
 TILES, EMBEDDINGS = "tiles", "tile_embeddings"
 OTHERS = ("slide_embeddings", "hierarchical_embeddings", "patient_embeddings", "slide_latents")
@@ -40,14 +41,19 @@ OTHERS = ("slide_embeddings", "hierarchical_embeddings", "patient_embeddings", "
 Key = tuple[Path, str, str]  # run, annotation (a folder, or none), slide
 
 
+def is_named_so(path: Path) -> bool:
+    """Whether a file is probably one of slide2vec's, by its name and folder."""
+    return path.parent.name == EMBEDDINGS or path.name.endswith(NPZ)
+
+
 def find(folder: Path, facts: ImportFacts) -> tuple[list[SlideFiles], list[Problem]]:
-    """List slides of one run, or of several side by side; each annotation has tiles of its own."""
+    """Return the slides of one or more runs, and the problems; each annotation has own tiles."""
     coords: dict[Key, Path] = {}
     meta: dict[Key, Path] = {}
     feature_files: dict[Key, Path] = {}
     problems = []
     for path in find_files(folder, ".npz", ".pt", ".json"):
-        kind, key = _place(path)
+        kind, key = _folder_and_key(path)
         if kind == TILES and path.name.endswith(NPZ):
             coords[key] = path
         elif kind == TILES and path.name.endswith(META):
@@ -71,7 +77,7 @@ def find(folder: Path, facts: ImportFacts) -> tuple[list[SlideFiles], list[Probl
     ], problems
 
 
-def _place(path: Path) -> tuple[str, Key]:
+def _folder_and_key(path: Path) -> tuple[str, Key]:
     """Return the kind of a file's folder, and the run, annotation and slide of the file."""
     name = path.name
     for ending in (NPZ, META, EMBEDDING_META, path.suffix):
@@ -108,7 +114,7 @@ def _embedding_meta(path: Path) -> dict[str, Any]:
 
 
 def read_tiles(source: SlideFiles, facts: ImportFacts) -> SlideTiles:
-    """Return the tiles of one slide.
+    """Return the coordinates, size and mpp of one slide's tiles, from slide2vec's files.
 
     Raises:
         InteropError: coordinates or their metadata are missing, damaged, or do not agree.
@@ -120,7 +126,7 @@ def read_tiles(source: SlideFiles, facts: ImportFacts) -> SlideTiles:
         )
         raise InteropError(msg)
     path, meta = source.meta, load_json(source.meta)
-    tiling, slide = _part(meta, "tiling", path), _part(meta, "slide", path)
+    tiling, slide = _meta_section(meta, "tiling", path), _meta_section(meta, "slide", path)
     xy = _coordinates(source, tiling)
     mpp = number(tiling, "requested_spacing_um", path)
     level0_mpp = number(slide, "base_spacing_um", path)
@@ -140,11 +146,11 @@ def read_tiles(source: SlideFiles, facts: ImportFacts) -> SlideTiles:
         width_px=int(size[0]) if size else None,
         height_px=int(size[1]) if size else None,
         source=str(source.coords or path),
-        attrs={"image": _part(meta, "provenance", path).get("image_path")},
+        attrs={"image": _meta_section(meta, "provenance", path).get("image_path")},
     )
 
 
-def _part(meta: dict[str, Any], name: str, path: Path) -> dict[str, Any]:
+def _meta_section(meta: dict[str, Any], name: str, path: Path) -> dict[str, Any]:
     part = meta.get(name)
     if not isinstance(part, dict):
         msg = f"{path} has no part '{name}'; it must be hs2p's .coordinates.meta.json"
@@ -166,7 +172,7 @@ def _coordinates(source: SlideFiles, tiling: dict[str, Any]) -> Int64Array:
     arrays = load_npz(source.coords)
     missing = {"x", "y"} - set(arrays)
     if missing or arrays["x"].shape != arrays["y"].shape or arrays["x"].ndim != 1:
-        shapes = {name: values.shape for name, values in arrays.items()}
+        shapes = {name: array.shape for name, array in arrays.items()}
         msg = f"{source.coords} holds {shapes}; x and y of the same length are needed"
         raise InteropError(msg)
     xy = coordinates(np.stack([arrays["x"], arrays["y"]], axis=1), source.coords)
@@ -189,12 +195,12 @@ def read_features(source: SlideFiles, teacher: str, tiles: SlideTiles) -> FloatA
     if "features" not in arrays:
         msg = f"{path} has no array 'features'; it has: {', '.join(arrays)}"
         raise InteropError(msg)
-    values = feature_matrix(arrays["features"], len(tiles), path)
+    features = feature_matrix(arrays["features"], len(tiles), path)
     index = arrays.get("tile_index")
     if index is not None and not np.array_equal(index, np.arange(len(tiles))):
         msg = f"{path}: tile_index does not count from 0 to {len(tiles) - 1}"
         raise InteropError(msg)
-    return values
+    return features
 
 
 def identity(source: SlideFiles, teacher: str) -> dict[str, Any]:

@@ -1,9 +1,10 @@
 """STAMP: `<out>/<extractor>[-<hash>]/<relative path>.h5`, coordinates in microns.
 
 Each file holds coordinates and features of one extractor. Microns become pixels by the slide's
-level-0 mpp, which STAMP does not store: it has to be given, or be in the lake.
+level-0 mpp, which STAMP does not store: the user names it, or the lake has it.
 """
 
+import contextlib
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -34,13 +35,23 @@ from featurestore.interop.foreign_slide import (
 from featurestore.interop.teacher_names import name_teachers
 
 LOOKS_FOR = "<extractor>/**/<slide>.h5 with the datasets feats and coords"
+SUFFIXES = (".h5",)
 NAMES = ("feats", "patch_embeddings")
 # Files older than STAMP 2 say no unit: 224 px tiles of 256 um, coordinates in those pixels.
 OLD_PX, OLD_UM = 224, 256.0
 
 
+def is_named_so(path: Path) -> bool:
+    """Whether a file is probably one of STAMP's: its names say nothing, so it is opened."""
+    if path.suffix not in SUFFIXES:
+        return False
+    with contextlib.suppress(InteropError), opened_h5(path) as file:
+        return NAMES[0] in file
+    return False
+
+
 def find(folder: Path, facts: ImportFacts) -> tuple[list[SlideFiles], list[Problem]]:
-    """List slides of an output folder, or of one extractor's; one file per slide and extractor."""
+    """Return the slides of an output folder or one extractor's folder, and the problems."""
     problems: list[Problem] = []
     feature_files: dict[Path, list[Path]] = defaultdict(list)
     own: dict[Path, str | None] = {}
@@ -65,14 +76,14 @@ def find(folder: Path, facts: ImportFacts) -> tuple[list[SlideFiles], list[Probl
     for top, teacher in names.items():
         for path in feature_files[top]:
             if teacher in sources[path.stem]:
-                problems.append(_second(path, sources[path.stem][teacher]))
+                problems.append(_second_file(path, sources[path.stem][teacher]))
             sources[path.stem].setdefault(teacher, path)
     found_sources = [SlideFiles(slide_id=name, features=f) for name, f in sorted(sources.items())]
     return found_sources, problems
 
 
 def _extractor_folder(folder: Path, path: Path) -> Path:
-    """Return the first folder below the imported one, or that one if a file lies in it."""
+    """Return the first folder below `folder` on the path, or `folder` for a file in it."""
     parts = path.relative_to(folder).parts
     return folder / parts[0] if len(parts) > 1 else folder
 
@@ -99,7 +110,7 @@ def _not_tiles(path: Path) -> Problem:
     return Problem(path=str(path), slide_id=path.stem, reason=reason, failed=False)
 
 
-def _second(path: Path, first: Path) -> Problem:
+def _second_file(path: Path, first: Path) -> Problem:
     reason = (
         f"{path} has the same name and extractor as {first}; a slide has one name in a lake, so "
         "rename one, or import one folder at a time"
@@ -108,7 +119,7 @@ def _second(path: Path, first: Path) -> Problem:
 
 
 def read_tiles(source: SlideFiles, facts: ImportFacts) -> SlideTiles:
-    """Return the tiles of one slide, microns rounded to the nearest level-0 pixel.
+    """Return the coordinates, size and mpp of one slide's tiles, from STAMP's microns.
 
     Raises:
         InteropError: there are no coordinates, their unit is unknown, or the slide's mpp is.
@@ -149,11 +160,11 @@ def _microns(file: h5py.File, path: Path) -> tuple[npt.NDArray[np.float64], floa
         msg = f"{path} has no coords; a lake must know where a tile is, so extract it again"
         raise InteropError(msg)
     attrs = plain_attrs(file)
-    values = dataset(file, "coords")[:]
-    if values.ndim != 2 or values.shape[1] != 2 or values.dtype.kind not in "fiu":
-        msg = f"{path}: coords are {values.dtype} {values.shape}; numbers (N, 2) are needed"
+    microns = dataset(file, "coords")[:]
+    if microns.ndim != 2 or microns.shape[1] != 2 or microns.dtype.kind not in "fiu":
+        msg = f"{path}: coords are {microns.dtype} {microns.shape}; numbers (N, 2) are needed"
         raise InteropError(msg)
-    coords = values.astype(np.float64)
+    coords = microns.astype(np.float64)
     if not np.isfinite(coords).all():
         msg = f"{path}: coords hold NaN or infinity"
         raise InteropError(msg)
@@ -200,9 +211,9 @@ def read_features(source: SlideFiles, teacher: str, tiles: SlideTiles) -> FloatA
     path = source.features[teacher]
     with opened_h5(path) as file:
         xy_um, _, _ = _microns(file, path)
-        values = feature_matrix(_features(file)[:], len(xy_um), path)
+        features = feature_matrix(_features(file)[:], len(xy_um), path)
     order = order_of(_pixels(xy_um, tiles.level0_mpp or 1.0), tiles.xy, str(path))
-    return values if order is None else values[order]
+    return features if order is None else features[order]
 
 
 def identity(source: SlideFiles, teacher: str) -> dict[str, Any]:

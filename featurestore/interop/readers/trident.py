@@ -1,6 +1,6 @@
 """TRIDENT jobs: `<job>/<mag>x_<px>px_<ov>px_overlap/{patches,features_<encoder>}/*.h5`.
 
-One job holds several grids, each with several encoders. Its files say all but the slide's true
+One job holds several grids, each with several encoders. Its files hold all but the slide's true
 mpp: they count in magnifications, and 10 / magnification is the mpp that is meant.
 """
 
@@ -33,12 +33,18 @@ from featurestore.interop.foreign_slide import (
 from featurestore.interop.teacher_names import name_teachers
 
 LOOKS_FOR = "*/patches/<slide>_patches.h5 and */features_<encoder>/<slide>.h5"
+SUFFIXES = (".h5", ".pt")
 FEATURES, SLIDE_FEATURES, PATCHES = "features_", "slide_features_", "_patches.h5"
 MPP_SOURCE = "10 / magnification"
 
 
+def is_named_so(path: Path) -> bool:
+    """Whether a file is probably one of TRIDENT's, by its name and folder."""
+    return path.name.endswith(PATCHES) or path.parent.name.startswith(FEATURES)
+
+
 def find(folder: Path, facts: ImportFacts) -> tuple[list[SlideFiles], list[Problem]]:
-    """List slides of a job, of one of its grids, or of one folder of features."""
+    """Return the slides of a job, a grid or a folder of features, and the files with problems."""
     coords: dict[tuple[Path, str], Path] = {}
     feature_files: dict[Path, dict[str, Path]] = defaultdict(dict)
     problems = []
@@ -77,10 +83,10 @@ def _not_tiles(path: Path) -> Problem:
 
 
 def read_tiles(source: SlideFiles, facts: ImportFacts) -> SlideTiles:
-    """Return the tiles of one slide in one grid.
+    """Return the coordinates, size and mpp of one slide's tiles, from TRIDENT's files.
 
     Raises:
-        InteropError: no file of it holds coordinates, or their attributes say too little.
+        InteropError: no file of the slide holds coordinates, or their attributes are incomplete.
     """
     path = source.coords or _first_h5(source)
     with opened_h5(path) as file:
@@ -153,9 +159,9 @@ def read_features(source: SlideFiles, teacher: str, tiles: SlideTiles) -> FloatA
         return feature_matrix(load_pt(path), len(tiles), path)
     with opened_h5(path) as file:
         xy = coordinates(dataset(file, "coords")[:], path)
-        values = feature_matrix(dataset(file, "features")[:], len(xy), path)
+        features = feature_matrix(dataset(file, "features")[:], len(xy), path)
     order = order_of(xy, tiles.xy, str(path))
-    return values if order is None else values[order]
+    return features if order is None else features[order]
 
 
 def identity(source: SlideFiles, teacher: str) -> dict[str, Any]:

@@ -1,1 +1,1 @@
-"""Writers of other tools' files: one module a tool, and what they share."""
+"""Writers of other tools' files: one module per tool, and their shared helpers."""

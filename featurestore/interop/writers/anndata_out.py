@@ -75,9 +75,9 @@ def _is_done(path: Path, slide: SlideOut, mark: str) -> bool:
 
 
 def _has_features(root: Any, teacher: str, slide: SlideOut) -> bool:  # noqa: ANN401 - untyped
-    values = root[f"tables/{_table(teacher)}/X"]
+    features = root[f"tables/{_table(teacher)}/X"]
     shape = (len(slide.tiles), slide.teachers[teacher].dim)
-    return bool(values.shape == shape and values.nchunks_initialized == values.nchunks)
+    return bool(features.shape == shape and features.nchunks_initialized == features.nchunks)
 
 
 def _write(path: Path, slide: SlideOut, mark: str) -> None:

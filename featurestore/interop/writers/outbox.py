@@ -23,7 +23,7 @@ class Outbox:
     """Writes into `root`, whole file by whole file. Use it as a context manager.
 
     Args:
-        root: a local folder; it is made if it is not there.
+        root: a local folder; it is created if it is missing.
 
     Raises:
         InteropError: `root` is a URL, or another export is writing to it.
@@ -78,7 +78,7 @@ class Outbox:
 
     @contextlib.contextmanager
     def folder(self, rel: str) -> Iterator[Path]:
-        """Yield a temporary path that takes the place of the folder `rel` in the same way."""
+        """Yield a temporary path that replaces the folder `rel` in the same way."""
         final, temporary, old = self.path(rel), self._scratch(), self._scratch()
         try:
             yield temporary

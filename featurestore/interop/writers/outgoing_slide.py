@@ -1,7 +1,7 @@
 """A slide to be exported, and the check that an exported file is finished.
 
 A file counts as finished if it opens, its datasets have the shapes and the coordinates that the
-lake has, and it carries the checksums of what it was made from; its existence proves nothing.
+lake has, and it carries the checksums of its sources; its existence alone proves nothing.
 """
 
 from collections.abc import Callable, Mapping
@@ -29,15 +29,15 @@ class TeacherOut:
 
 @dataclass(frozen=True, kw_only=True)
 class SlideOut:
-    """A slide as an exporter gets it; features and tissue are read when they are used.
+    """A slide to export; its features and tissue are read when they are used.
 
     Attributes:
-        tiles: its tiles, in the lake's order.
+        tiles: tiles of the slide, in the lake's order.
         crc32: checksum of the tiles.
-        teachers: those to export that the slide has.
-        features: reads one teacher's features, float16 [N, D] in the order of the tiles.
-        tissue: makes a GeoJSON FeatureCollection of the tissue in level-0 pixels; None if the
-            lake has none.
+        teachers: teachers to export, as far as the slide has their features.
+        features: function that reads one teacher's features, float16 [N, D] in tile order.
+        tissue: function that returns the tissue as a GeoJSON FeatureCollection in level-0 pixels;
+            None if the lake has none.
         annotations: users' own columns.
     """
 

@@ -1,6 +1,6 @@
 """Outlines of a mask along its pixels' edges, as GeoJSON polygons with holes.
 
-Filling the polygons gives back the mask exactly. (OpenCV's contours run through the centres of
+Filling the polygons restores the mask exactly. (OpenCV's contours run through the centres of
 pixels, which loses half a pixel all around: about 50 um on an overview of 512 pixels.)
 """
 
@@ -81,7 +81,7 @@ def _edges(mask: npt.NDArray[np.bool_]) -> dict[Point, list[Step]]:
 
 
 def _next(edges: dict[Point, list[Step]], at: Point, step: Step) -> Step:
-    """Return the next edge of a ring: where two parts touch, it turns right, into its own."""
+    """Return the next edge of a ring; where two parts touch, the ring turns right."""
     steps = edges[at]
     right = _right_turn(step)
     return right if right in steps else steps[0]

@@ -85,18 +85,18 @@ def _grid_name(tiles: SlideTiles) -> str:
 
 
 def _magnification(mpp: float) -> int | float:
-    return _tidy(10 / mpp)
+    return _nominal_magnification(10 / mpp)
 
 
 def _level0_magnification(tiles: SlideTiles, target: float) -> int | float:
     """Return the number from which TRIDENT computes a tile's level-0 side."""
     exact = target * tiles.tile_px_level0 / tiles.tile_px
-    tidy = _tidy(exact)
+    tidy = _nominal_magnification(exact)
     return tidy if tiles.tile_px * tidy // target == tiles.tile_px_level0 else exact
 
 
-def _tidy(magnification: float) -> int | float:
-    """Return a magnification, made whole if it is within 2 % of that, as TRIDENT does."""
+def _nominal_magnification(magnification: float) -> int | float:
+    """Return a magnification, rounded if it is within 2 % of a whole number, as TRIDENT does."""
     near = round(magnification)
     return (
         near if near and abs(magnification / near - 1) <= MPP_TOLERANCE else round(magnification, 4)

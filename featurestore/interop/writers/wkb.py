@@ -38,7 +38,7 @@ def geometry(shape: Mapping[str, Any]) -> bytes:
     """Return the WKB of a GeoJSON geometry.
 
     Raises:
-        InteropError: it is no Polygon and no MultiPolygon.
+        InteropError: the shape is no Polygon and no MultiPolygon.
     """
     if shape["type"] == "Polygon":
         return _polygon(shape["coordinates"])
@@ -58,7 +58,7 @@ def _polygon(rings: Rings) -> bytes:
 
 
 def write_shapes(path: Path, columns: Mapping[str, pa.Array], kinds: Sequence[str]) -> None:
-    """Write a GeoParquet file with these columns; the one named `geometry` is WKB."""
+    """Write a GeoParquet file with these columns; the column `geometry` is WKB."""
     geo_metadata = {
         "version": "1.1.0",
         "primary_column": "geometry",

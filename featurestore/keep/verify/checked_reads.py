@@ -14,15 +14,15 @@ T = TypeVar("T")
 
 
 class UnreadableError(Exception):
-    """Raised where a stored file or table is damaged; the text gives the reason."""
+    """Raised when a stored file or table is damaged; the text is the reason."""
 
 
 def read(store: Store, work: Callable[[], T]) -> T:
-    """Run a read; whatever a damaged file makes Lance raise becomes an UnreadableError.
+    """Run and return a read; Lance's errors of a damaged file become UnreadableError.
 
     Raises:
-        UnreadableError: what is stored is damaged.
-        AccessError: it could not be read, though it may be whole.
+        UnreadableError: the stored file is damaged.
+        AccessError: the file could not be read, though it may be whole.
         MemoryError: there was too little of it.
     """
     try:

@@ -26,20 +26,20 @@ TILES = -1  # the code of a row of tiles, where others have that of their teache
 STATES = {READY: 1, DROPPED: 2}
 
 
-def codes_of(values: pa.Array, codes: dict[Any, int]) -> IntArray:
-    """Return the number of each value; values that have none yet get the next one."""
-    encoded = values.dictionary_encode()
+def codes_of(names: pa.Array, codes: dict[Any, int]) -> IntArray:
+    """Return the code of each name; a name without a code gets the next free number."""
+    encoded = names.dictionary_encode()
     for name in encoded.dictionary.to_pylist():
         codes.setdefault(name, len(codes))
     numbers = [codes[name] for name in encoded.dictionary.to_pylist()]
     indices = encoded.indices.fill_null(len(numbers)).to_numpy(zero_copy_only=False)
-    taken: IntArray = np.array([*numbers, TILES], np.int32)[indices]
-    return taken
+    name_codes: IntArray = np.array([*numbers, TILES], np.int32)[indices]
+    return name_codes
 
 
-def hashes_of(values: pa.Array, pattern: str | None = None) -> IntArray:
-    """Return a hash of each text, or of the part of it that a pattern captures; 0 for none."""
-    texts = pl.Series(values.cast(pa.string()))
+def hashes_of(text_array: pa.Array, pattern: str | None = None) -> IntArray:
+    """Return a hash of each text, or of its part that a pattern captures; 0 for null."""
+    texts = pl.Series(text_array.cast(pa.string()))
     if pattern is not None:
         texts = texts.str.extract(pattern)
     hashes = np.maximum(texts.hash(seed=0).to_numpy(), 1)
@@ -58,7 +58,7 @@ class GrowingColumns:
             self._parts.setdefault(name, []).append(np.array(array, copy=True))
 
     def joined(self, kinds: Mapping[str, type]) -> dict[str, IntArray]:
-        """Return each column in one piece, empty if there was no batch; the pieces are freed."""
+        """Return each column as one array, empty without a batch; free the pieces."""
         return {
             name: np.concatenate([np.empty(0, kind), *self._parts.pop(name, [])], dtype=kind)
             for name, kind in kinds.items()
@@ -67,7 +67,7 @@ class GrowingColumns:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class SlideRows:
-    """Rows of `slides`, as they lie in the table.
+    """Rows of `slides`, in table order.
 
     Attributes:
         slide: numbers [N].
@@ -102,7 +102,7 @@ class SlideRows:
 
 @dataclass(frozen=True, kw_only=True)
 class Codes:
-    """Numbers that stand for mpps and teachers in a catalog."""
+    """Numbers that encode mpps and teachers of a catalog."""
 
     mpps: dict[float, int] = field(default_factory=dict)
     teachers: dict[str, int] = field(default_factory=dict)
@@ -110,18 +110,18 @@ class Codes:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class CatalogRows:
-    """Rows of `catalog`, as they lie in the table.
+    """Rows of `catalog`, in table order.
 
     Attributes:
         slide: numbers [N].
         mpp: codes [N].
         teacher: codes [N]; -1 in a row of tiles.
-        tiles: how many [N].
+        tiles: numbers of tiles [N].
         fragment: number of the fragment in the features table [N].
-        row_start: in the fragment [N].
+        row_start: first rows in the fragment [N].
         name: hashes of the slide_ids of the rows of tiles alone [T].
         mark: hashes of the marks in their shards' names [T]; 0 where there is no shard.
-        codes: what the codes stand for.
+        codes: mpps and teachers of the codes.
         again: reads rows again by their positions, with all columns that are compared.
     """
 
@@ -180,7 +180,7 @@ class CatalogRows:
         return np.flatnonzero(self.teacher == TILES)
 
     def at_mpp(self, mpp: float) -> IntArray:
-        """Return the positions of the rows at an mpp, as the rows lie in the features table."""
+        """Return the positions of the rows at an mpp, in the order of the features table."""
         rows = np.flatnonzero(self.mpp == self.codes.mpps.get(mpp, -1))
         return rows[np.lexsort((self.row_start[rows], self.fragment[rows]))]
 
@@ -194,27 +194,27 @@ class CatalogRows:
 
 
 def groups_of(sorted_values: IntArray) -> tuple[IntArray, IntArray]:
-    """Return where each run of equal values begins, and the number of the run of each value."""
+    """Return the first position of each run of equal values, and each value's run number."""
     if not len(sorted_values):
         return np.empty(0, np.int64), np.empty(0, np.int64)
     is_first = np.concatenate([[True], sorted_values[1:] != sorted_values[:-1]])
     return np.flatnonzero(is_first), np.cumsum(is_first) - 1
 
 
-def twice(values: IntArray) -> IntArray:
-    """Return the positions of values that are there more than once, ascending.
+def twice(numbers: IntArray) -> IntArray:
+    """Return the positions of numbers that occur more than once, ascending.
 
     >>> twice(np.array([3, 1, 3, 2])).tolist()
     [0, 2]
     """
-    order = np.argsort(values, kind="stable")
-    starts, group = groups_of(values[order])
-    several = np.diff(np.concatenate([starts, [len(values)]])) > 1
+    order = np.argsort(numbers, kind="stable")
+    starts, group = groups_of(numbers[order])
+    several = np.diff(np.concatenate([starts, [len(numbers)]])) > 1
     return np.sort(order[several[group]])
 
 
 def apart(columns: Sequence[IntArray], starts: IntArray) -> npt.NDArray[np.bool_]:
-    """Return for each run of rows whether one of the columns has several values in it."""
+    """Return for each run of rows whether a column has several values in the run."""
     differs = np.zeros(len(starts), bool)
     if len(starts):
         for column in columns:

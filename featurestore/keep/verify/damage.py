@@ -19,20 +19,20 @@ ANNOTATION = "annotation"
 
 @dataclass(frozen=True, kw_only=True)
 class Damage:
-    """One thing that is not as it was committed.
+    """One damaged part of a lake: it differs from the committed part.
 
     Attributes:
         slide: slide_id; None if a table or a file is meant.
-        mpp: of the damaged part; None for a row of `slides`.
+        mpp: mpp of the damaged part; None for a row of `slides`.
         teacher: column of the features; None for tiles, shards and rows.
-        description: one line for people.
+        description: one line for the user.
         part: `table` (a table as a whole), `root` (`lake.json`, `roots.json`, a snapshot), `row`
             (of `slides`), `tiles` (rows of a features table), `features`, `shard` (pixels only),
             `shard index`, `table index`, `stray` (rows that the catalog does not name),
-            `annotation` (a table of one), `file` (any other file).
-        fragment: the fragment, where there is one.
+            `annotation` (an annotation's table), `file` (any other file).
+        fragment: number of the fragment, or None.
         number: the slide's number, if it is known.
-        path: the damaged file or table, relative to the lake, where one is known.
+        path: the damaged file or table, relative to the lake, or None.
     """
 
     slide: str | None = None
@@ -62,10 +62,10 @@ class Verdict:
 
     Attributes:
         version: version of the lake; 0 if no version of its catalog can be opened.
-        checked: how many slides, tiles, features (one teacher on one slide), shards, bytes.
+        checked: numbers of slides, tiles, features (one teacher on one slide), shards, bytes.
         damage: all of it.
-        unchecked: how many files have no checksum, by kind; `repair --checksums` adds them.
-        whole: versions of the lake whose tables can be read in full, newest first; looked for only
+        unchecked: numbers of files without a checksum, by kind; `repair --checksums` adds them.
+        whole: versions of the lake with undamaged tables, newest first; searched only
             if a table is damaged.
     """
 

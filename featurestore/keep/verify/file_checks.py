@@ -19,7 +19,7 @@ from featurestore.storage.store import Store
 
 @dataclass(frozen=True, kw_only=True)
 class FileCheck:
-    """Checks one kind of file whose checksum is kept somewhere in the lake.
+    """The check of one kind of file with a checksum in the lake.
 
     A kind that `verify` checks anyhow while it reads slide after slide (indexes of shards) yields
     no damage here; it only counts and adds.
@@ -29,7 +29,7 @@ class FileCheck:
         damage: yields what differs from its checksum, without raising for damage.
         missing: counts the files of a lake that have no checksum.
         add: records the checksums that are missing, and returns how many; the files are read as
-            they are now. It takes the lake's lock by itself.
+            they are now. It acquires the lake's lock by itself.
     """
 
     name: str
@@ -70,7 +70,7 @@ SHARD_INDEXES = FileCheck(
 
 
 def _sealed(name: str, sealings: Callable[[Store], Iterator[Sealing]]) -> FileCheck:
-    """Return the check of files whose checksums stand in a sealed JSON file beside them."""
+    """Return the check of files with checksums in a sealed JSON file beside them."""
     return FileCheck(
         name=name,
         damage=lambda lake: (d for one in sealings(lake.store) for d in one.damage(lake.store)),

@@ -28,7 +28,7 @@ def add_index_checksums(lake: Lake) -> int:
     An index that can't be read gets none: `verify` names it.
 
     Returns:
-        How many got one.
+        The number of shards that got a checksum.
     """
     count = 0
     for mpp, slides in _unchecked(lake):
@@ -46,7 +46,7 @@ def add_index_checksums(lake: Lake) -> int:
 
 
 def _unchecked(lake: Lake) -> Iterator[tuple[float, list[int]]]:
-    """Yield an mpp and numbers of slides whose shard index has no checksum, some at a time."""
+    """Yield an mpp and a batch of slide numbers with a shard index without checksum."""
     for mpp in lake.config.mpps:
         rows = lake.tiles_of(mpp=mpp).filter(pl.col("shard").is_not_null())
         if "index_crc32" in rows.columns:

@@ -54,7 +54,7 @@ def checked_slides(store: Store, version: int, damage: list[Damage]) -> SlideRow
     Args:
         store: the lake's files.
         version: version of the table.
-        damage: what is damaged is appended.
+        damage: list to which damage is appended.
 
     Returns:
         What is compared with other rows, or None if the table can't be read in full.

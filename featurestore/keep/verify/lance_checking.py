@@ -1,6 +1,6 @@
 """`verify` of a lake that may not open: damaged parts are named, and nothing is raised.
 
-The command runs it in a process of its own, since Lance may end the one that reads a damaged file;
+The command runs it in a process of its own, since Lance may abort while it reads a damaged file;
 `on_table` gets the table that is read next, so that it can be named then.
 """
 
@@ -25,7 +25,7 @@ def open_unchecked(store: Store, version: int | None) -> Lake:
 
     Raises:
         LakeMissingError: there is none.
-        UnreadableError: its catalog can't be opened.
+        UnreadableError: the lake's catalog can't be opened.
     """
     config = settings_or_copy(store)
     return read(store, lambda: Lake(store, config, version, believed=True))
@@ -54,8 +54,8 @@ def check_lake(
 
     Raises:
         LakeMissingError: there is no lake.
-        AccessError: it could not be read, though it may be whole.
-        LakeError: it has no such version or snapshot.
+        AccessError: the lake could not be read, though it may be whole.
+        LakeError: the lake has no such version or snapshot.
     """
     store = Store(uri)
     config = settings_or_copy(store)
@@ -85,10 +85,10 @@ def check_lake(
 
 
 def lake_to_mend(uri: str | os.PathLike[str]) -> Lake:
-    """Open the newest version of a lake whose tables were found whole, although more is damaged.
+    """Return the newest version of a lake with undamaged tables but other damage.
 
     Raises:
-        LakeError: it can't be opened.
+        LakeError: the lake can't be opened.
     """
     try:
         return open_unchecked(Store(uri), None)

@@ -66,7 +66,7 @@ def verify(
 
     Args:
         lake: the lake at the version to check.
-        sample: share of slides whose tiles, features and shards are read; files and rows of
+        sample: share of slides to check with tiles, features and shards; files and rows of
             `slides` and `catalog` and the presence of fragments are checked for all.
         seed: another seed samples other slides.
         on_total: called once with the number of slides to read, each mpp counted.
@@ -152,7 +152,7 @@ def _check_grids(
         on_table(rel)
         try:
             judge_strays = not broken & {SLIDES, CATALOG}
-            grid = _Grid(lake, mpp, catalog, verdict, judge_strays=judge_strays)
+            grid = _GridCheck(lake, mpp, catalog, verdict, judge_strays=judge_strays)
             grid.check(chosen, on_slide)
         except NO_DAMAGE:
             raise
@@ -161,7 +161,7 @@ def _check_grids(
             verdict.damage.append(Damage(mpp=mpp, description=text, part=TABLE, path=rel))
 
 
-def _of(row: Row, part: str, text: str) -> Damage:
+def _damage_of(row: Row, part: str, text: str) -> Damage:
     return Damage(
         slide=row["slide_id"],
         mpp=row["mpp"],
@@ -196,8 +196,8 @@ def _tiles_fault(table: pa.Table, row: Row) -> tuple[np.typing.NDArray[np.int64]
     return ids, "" if tiles_crc32(table) == row["crc32"] else "checksum of its tiles' rows differs"
 
 
-class _Grid:
-    """Checks all slides at one mpp.
+class _GridCheck:
+    """The check of all slides at one mpp.
 
     Args:
         lake: the lake.
@@ -234,7 +234,7 @@ class _Grid:
             self._strays(fragments[number], set())
 
     def _parts(self) -> Iterator[tuple[int, list[Row]]]:
-        """Yield the catalog's rows fragment after fragment; those of a few are read together."""
+        """Yield each fragment's number and catalog rows; a few fragments are read at once."""
         positions = self.catalog.at_mpp(self.mpp)
         numbers = self.catalog.fragment[positions]
         starts = groups_of(numbers)[0]
@@ -271,7 +271,7 @@ class _Grid:
             self._count(fragment, rows, at)
 
     def _add(self, rows: Sequence[Row], part: str, text: str, path: str | None = None) -> None:
-        self.verdict.damage += [replace(_of(row, part, text), path=path) for row in rows]
+        self.verdict.damage += [replace(_damage_of(row, part, text), path=path) for row in rows]
 
     def _count(self, fragment: lance.LanceFragment, rows: Sequence[Row], tiles: int) -> None:
         try:

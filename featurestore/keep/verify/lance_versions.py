@@ -1,4 +1,4 @@
-"""The versions of a lake that are whole, to go back to if a table of the newest one is damaged.
+"""The undamaged versions of a lake, to restore if a table of the newest version is damaged.
 
 Whole means that the catalog, `slides` and all features tables open at the versions that belong
 together, that every row of the first two is what was written, and that every data file has its
@@ -48,7 +48,7 @@ def tables_at(store: Store, config: LakeConfig, version: int) -> dict[str, int] 
 
     Raises:
         UnreadableError: the catalog can't be opened at this version.
-        LakeError: it has no such version.
+        LakeError: the lake has no such version.
     """
     catalog = read(store, lambda: open_table(store, CATALOG, version))
     text = read(store, lambda: properties_of(catalog, version)).get(VERSIONS_KEY)

@@ -22,7 +22,7 @@ def last_verified(store: Store) -> int | None:
 
 
 def record_verified(store: Store, version: int) -> bool:
-    """Write down that a version was found whole, unless a newer one was.
+    """Record a version as verified, unless a newer version was verified.
 
     Returns:
         Whether it is written down; a lake that may only be read has no record.

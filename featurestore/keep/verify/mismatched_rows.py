@@ -37,7 +37,7 @@ def misfits(slides: SlideRows | None, catalog: CatalogRows) -> Iterator[Damage]:
     """
     for _, code in sorted(catalog.codes.mpps.items()):
         yield from _of_one_mpp(catalog, np.flatnonzero(catalog.mpp == code))
-    yield from _halves(catalog)
+    yield from _mixed_shards(catalog)
     if slides is not None:
         yield from _slides_misfits(slides, catalog)
 
@@ -107,11 +107,11 @@ def _in_catalog(catalog: CatalogRows, positions: IntArray, text: str) -> Iterato
         )
 
 
-def _halves(catalog: CatalogRows) -> Iterator[Damage]:
-    """Yield slides whose shards at several mpps are not of one cutting.
+def _mixed_shards(catalog: CatalogRows) -> Iterator[Damage]:
+    """Yield slides with shards from different ingests at different mpps.
 
     A shard's name carries a mark of the file's fingerprint and of the settings, so all shards of a
-    slide have one mark. A slide that was cut again and published by halves has two.
+    slide have one mark. A slide that was cut again and published in part has two marks.
     """
     rows = catalog.tiles_rows
     with_tiles = np.flatnonzero((catalog.mark != NO_MARK) & (catalog.tiles[rows] > 0))

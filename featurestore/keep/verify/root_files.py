@@ -24,7 +24,7 @@ from featurestore.tables.lance_tables import open_table
 def roots_damage(store: Store) -> Iterator[Damage]:
     """Yield the damage of the files by which the newest version of a lake is read.
 
-    Nothing is opened by Lance: it may end the process over a damaged file.
+    Lance opens no file here: it may end the process on a damaged file.
     """
     try:
         roots = read_roots(store)

@@ -23,7 +23,7 @@ class Sealing:
 
     Attributes:
         path: path of the JSON file.
-        files: paths of those beside it.
+        files: paths of the sealed files beside the JSON file.
     """
 
     path: str
@@ -34,7 +34,7 @@ class Sealing:
         return file.removeprefix(self.path.rpartition("/")[0] + "/")
 
     def damage(self, store: Store) -> Iterator[Damage]:
-        """Yield the damage of the JSON file and of the files that it names, lost ones included."""
+        """Yield the damage of the JSON file and of the files that it names, also missing files."""
         try:
             seal = read_sealed(store, self.path)
         except DamageError as error:
@@ -59,7 +59,7 @@ class Sealing:
     def add(self, store: Store) -> int:
         """Record missing checksums, of the files as they are now; return how many there were.
 
-        Those that are there stay: a damaged file is not vouched for.
+        Existing checksums stay, so that a damaged file gets no new checksum.
         """
         count = self.missing(store)
         if count:
@@ -92,7 +92,7 @@ def sealings_of_students(store: Store) -> Iterator[Sealing]:
 
 
 def sealings_of_runs(store: Store) -> Iterator[Sealing]:
-    """Yield the cells of studies, and the results of finished ones with their tables."""
+    """Yield the cells of studies, and the results of finished studies with their tables."""
     for run in store.names("runs"):
         for cell in store.names(f"runs/{run}/cells"):
             if cell.endswith(".json") and not cell.startswith("."):

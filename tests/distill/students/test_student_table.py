@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from distill.errors import DistillError
-from distill.recipes.recipe_table import RECIPES, make_recipe
+from distill.recipes.recipe_table import RECIPES, make_recipe, recipes_help
 from distill.recipes.student_settings import StudentSettings
 from distill.students.student_kind import StudentKind
 from distill.students.student_table import STUDENT_KINDS, kind_of, student_kind
@@ -48,5 +48,7 @@ def test_each_term_of_the_table_can_be_imported(kind: str) -> None:
 def test_help_and_docs_are_made_of_the_tables() -> None:
     assert terms_markdown() in (DOCS / "distillation.md").read_text()
     assert all(f" {kind}," in terms_help() or f" {kind}." in terms_help() for kind in TERMS)
-    for name in RECIPES:
+    for name, function in RECIPES.items():
+        first = str(function.__doc__).partition("\n")[0].rstrip(".")
+        assert f" {name}: {first};" in recipes_help() or f" {name}: {first}." in recipes_help()
         assert f"### {name}\n" in (DOCS / "distillation.md").read_text()

@@ -11,7 +11,15 @@ import numpy as np
 import pytest
 import torch
 
-from featurestore.interop import ImportFacts, InteropError, Problem, SlideFeatures, read_folder
+from featurestore.interop import (
+    READABLE,
+    ImportFacts,
+    InteropError,
+    Problem,
+    SlideFeatures,
+    read_folder,
+)
+from featurestore.interop.formats import looks_like
 from tests.worlds.interop_files import (
     SIDE,
     clam_features,
@@ -416,6 +424,20 @@ def test_wrong_folder_and_wrong_format(tmp_path: Path) -> None:
             read(tmp_path, name)
     with pytest.raises(InteropError, match="'anndata' can't be imported; those that can: trident"):
         read(tmp_path, "anndata")
+
+
+def test_each_format_is_recognised_for_the_hint(tmp_path: Path) -> None:
+    made = {name: tmp_path / name for name in READABLE}
+    trident_patches(made["trident"], "a", two_contours())
+    clam_patches(made["clam"], "a", grid(2, 2))
+    clam_features(made["clam"] / "f", "a", grid(2, 2), values(4, 8))
+    stamp(made["stamp"] / "uni", "a", grid(2, 2) * 0.25, values(4, 8))
+    slide2vec_tiles(made["slide2vec"], "a", grid(2, 2))
+    slide2vec_features(made["slide2vec"], "a", values(4, 8))
+    assert {name: looks_like(folder) for name, folder in made.items()} == {
+        name: [name] for name in READABLE
+    }
+    assert looks_like(tmp_path) == sorted(READABLE)  # folders are searched by their names
 
 
 def test_teacher_that_is_not_there_is_named(tmp_path: Path) -> None:

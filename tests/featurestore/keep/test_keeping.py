@@ -203,7 +203,7 @@ def test_work_of_a_committer_that_lost_its_lock_is_taken_out(small: Lake) -> Non
     for mpp in (0.5, 2.0):  # it was suspended, and goes on too late
         append_tiles(small.committer.ledger, mpp, late, [], group)
     row = small.table("slides.lance").to_table(filter="slide = 0").to_pylist()[0]
-    small.committer._put_slides([row], group)
+    small.committer._upsert_slides([row], group)
     small.committer.recover()
     assert contents(small.refreshed()) == before
     assert verify(small.refreshed()).ok

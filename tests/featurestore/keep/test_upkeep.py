@@ -150,7 +150,7 @@ def test_counting_a_lake_loads_no_pictures(tmp_path: Path) -> None:
             for n in numbers
         ]
         with lake.committer.exclusive() as committer:
-            committer._put_slides(rows)
+            committer._upsert_slides(rows)
             committer.apply([])
     command = [sys.executable, "-c", MEASURE, lake.uri, few.uri]
     done = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)

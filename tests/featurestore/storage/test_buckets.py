@@ -30,17 +30,20 @@ from featurestore import (
     open_lake,
     query,
     read_stats,
+    repair,
     vacuum,
     verify,
 )
 from featurestore.keep.lance_restore import restore
 from featurestore.keep.repairing import plan_repair
 from featurestore.keep.verify.damage import TABLE
+from featurestore.keep.verify.file_checks import FILE_CHECKS
 from featurestore.keep.verify.lance_checking import check_lake, lake_to_mend
 from featurestore.roots.lance_roots import manifest_path
+from featurestore.roots.roots_file import ROOTS_FILE
 from featurestore.storage import lock
 from featurestore.storage.bucket_errors import causes
-from featurestore.tables.schema import CATALOG
+from featurestore.tables.schema import CATALOG, features_table
 from ingest.errors import SlideError
 from ingest.select.sources import fingerprint, resolve
 from tests.conftest import REAL_SLIDE, ROOT
@@ -322,3 +325,30 @@ def test_a_lost_manifest_in_a_bucket_is_named_and_restored(bucket: Bucket) -> No
     restore(bucket.uri, whole)
     assert check_lake(bucket.uri).ok
     assert contents(open_lake(bucket.uri)) == before
+
+
+@pytest.mark.slow
+def test_damaged_features_in_a_bucket_are_repaired_and_checksums_added(bucket: Bucket) -> None:
+    lake = add_teacher(begun(bucket.uri), "u", dim=4)
+    before = contents(lake)
+    features = lake.bag("a", "u", mpp=0.5).features.tobytes()
+    folder = f"{features_table(0.5)}/data"
+    contents_of = {
+        name: lake.store.read_bytes(f"{folder}/{name}") for name in lake.store.names(folder)
+    }
+    name, whole = next((name, held) for name, held in contents_of.items() if features in held)
+    at = whole.index(features)
+    lake.store.write_bytes(
+        f"{folder}/{name}", whole[:at] + bytes([whole[at] ^ 16]) + whole[at + 1 :]
+    )
+    lake.store.remove([ROOTS_FILE])  # as of a lake that an earlier slidelake wrote
+    verdict = check_lake(bucket.uri)
+    assert {(one.teacher, one.mpp) for one in verdict.damage} == {("u", 0.5)}
+    done = repair(lake_to_mend(bucket.uri), verdict, yes=True)
+    assert not done.left
+    assert check_lake(bucket.uri).unchecked["files of tables"] > 0
+    assert {check.name: check.add(open_lake(bucket.uri)) for check in FILE_CHECKS}
+    assert check_lake(bucket.uri).ok
+    assert not check_lake(bucket.uri).unchecked
+    mended = open_lake(bucket.uri)
+    assert contents(add_teacher(mended, "u", dim=4)) == before

@@ -267,7 +267,7 @@ def test_a_wrong_dim_is_refused_before_anything_is_written(lake_copy: Path, tmp_
 def test_what_is_not_finite_is_refused_and_the_tile_named(lake_copy: Path, tmp_path: Path) -> None:
     path = tmp_path / "own.py"
     text = OWN.read_text().replace(
-        "return torch.cat(found, dim=1)", "return torch.cat(found, 1) / 0"
+        "return torch.cat(moments, dim=1)", "return torch.cat(moments, 1) / 0"
     )
     path.write_text(text.replace("colour-moments", "infinite"))
     lake = open_lake(lake_copy)
