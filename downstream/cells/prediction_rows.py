@@ -111,6 +111,7 @@ def _outcome_columns(
 def _survival_columns(
     cell: "Cell", high: NDArray[Any] | None, curve: Floats | None, at: int
 ) -> Row:
+    """Return the risk group and the survival curve of one patient, in the columns of survival."""
     if cell.study.task != "survival":
         return {}
     return {

@@ -181,6 +181,7 @@ def keep_slides(cohort: Cohort, usable: Collection[str]) -> Cohort:
 
 
 def _label_table(table: pl.DataFrame) -> LabelTable:
+    """Return a plain table as a `LabelTable`, without notes."""
     return LabelTable(table=table, unplaced=table.head(0), notes=(), sha256="")
 
 

@@ -86,6 +86,7 @@ class LabelTable:
         return self.source.column(name)
 
     def _series(self, column: str, reading: Reading) -> pl.Series:
+        """Return a column, read from the source again as the requested type."""
         if self.source is None or self.places is None or column not in self.source.columns:
             series = self.table[column]
             return series.cast(pl.String) if reading == "texts" else series
@@ -98,6 +99,7 @@ class LabelTable:
         return read[reading](column).gather(self.places)
 
     def _column_description(self, column: str) -> str:
+        """Return the name of a column and its table, for messages."""
         name = "" if self.source is None else f"table {self.source.name!r}, "
         return f"{name}column {column!r}"
 
@@ -199,6 +201,7 @@ def _with_ids(
 
 
 def _require_id(source: "UserTable", table: pl.DataFrame) -> None:
+    """Raise CohortError for a table without a column of slide or patient ids."""
     from featurestore.usertables import ID_NAMES
 
     if set(ID_NAMES) & set(table.columns):

@@ -107,6 +107,7 @@ def match_notes(match: SlideMatch) -> list[str]:
 
 
 def _by_stem(names: Iterable[str]) -> dict[str, list[str]]:
+    """Return the names of each stem."""
     names_by_stem: dict[str, list[str]] = defaultdict(list)
     for name in names:
         names_by_stem[stem_of(name)].append(name)

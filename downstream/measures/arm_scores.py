@@ -93,6 +93,7 @@ def compare_arms(study: "Study", predictions: "pl.DataFrame") -> list[dict[str, 
     import polars as pl
 
     def of(name: str) -> "pl.DataFrame":
+        """Return the test rows of one arm."""
         return predictions.filter(pl.col("arm") == name)
 
     reference = of(study.reference)
@@ -130,11 +131,13 @@ def _arm_comparison(
 
 
 def _main_measure(study: "Study", part: "pl.DataFrame") -> MeasuredArrays:
+    """Return the main measure of the run's task, with its truth and predictions."""
     name = MAIN[study.task]
     return next(arrays for arrays in _questions(study, part) if arrays[0].name == name)
 
 
 def _score_survival(study: "Study", part: "pl.DataFrame") -> list[ScoredMeasure]:
+    """Return all survival measures of one arm, undefined measures last."""
     from downstream.survival.survival_rows import predictions_of
     from downstream.survival.survival_scores import score_predictions
 
@@ -164,6 +167,7 @@ def _score_survival(study: "Study", part: "pl.DataFrame") -> list[ScoredMeasure]
 def _survival_comparison(
     study: "Study", one: "pl.DataFrame", other: "pl.DataFrame"
 ) -> Comparison | None:
+    """Compare two arms of a survival study; None where the measure is undefined."""
     from downstream.survival.survival_rows import predictions_of
     from downstream.survival.survival_scores import compare_predictions
 
@@ -209,6 +213,7 @@ def _scored_measure(
     patients: list[str],
     seed: int,
 ) -> ScoredMeasure:
+    """Return a measure with its bootstrap interval, or with the reason why it is undefined."""
     better = measure.higher_is_better
     try:
         estimate = partial(interval, measure, truth, prediction, seed=seed, patients=patients)
@@ -226,16 +231,19 @@ def _questions(study: "Study", part: "pl.DataFrame") -> list[MeasuredArrays]:
 
 
 def _number_questions(_: "Study", part: "pl.DataFrame") -> list[MeasuredArrays]:
+    """Return the measures of a regression, with true and predicted numbers."""
     truth, prediction = part["value"].to_numpy(), part["found"].to_numpy()
     return [(measure, (truth,), prediction) for measure in regression_measures()]
 
 
 def _label_questions(_: "Study", part: "pl.DataFrame") -> list[MeasuredArrays]:
+    """Return the measures of several labels, with labels and probabilities."""
     labels, probabilities = np.array(part["labels"].to_list()), _probabilities(part)
     return [(measure, (labels,), probabilities) for measure in multilabel_measures()]
 
 
 def _class_questions(study: "Study", part: "pl.DataFrame") -> list[MeasuredArrays]:
+    """Return the measures of several classes, with classes and probabilities."""
     label, probabilities = _class_indices(study, part), _probabilities(part)
     measures = classification_measures("multiclass")
     pooled: list[MeasuredArrays] = [(measure, (label,), probabilities) for measure in measures]
@@ -243,6 +251,7 @@ def _class_questions(study: "Study", part: "pl.DataFrame") -> list[MeasuredArray
 
 
 def _binary_questions(study: "Study", part: "pl.DataFrame") -> list[MeasuredArrays]:
+    """Return the measures of two classes, with classes and scores of class 1."""
     label, score = _class_indices(study, part), part["score"].to_numpy()
     # Folds have thresholds of their own: scores are moved so that each fold's is at one half.
     moved = score - part["threshold"].to_numpy() + 0.5

@@ -166,6 +166,7 @@ def one_against_rest(label_P: Labels, score: Floats) -> list[tuple[NDArray[np.bo
 
 
 def _check_classes(name: str, label_P: Labels, score: Floats) -> None:
+    """Raise UndefinedMetricError if a class has no patients."""
     present, classes = len(np.unique(label_P)), classes_of(score)
     if present < classes:
         msg = f"{name} needs all {classes} classes; these {len(label_P)} patients are of {present}"

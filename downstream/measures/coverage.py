@@ -57,6 +57,7 @@ def coverage_at(study: "Study", part: pl.DataFrame, *, target: float) -> dict[st
 
 
 def _predictions(study: "Study", rows: pl.DataFrame, part: "Part") -> ClassPredictions:
+    """Return the probabilities and labels of the rows of one part of a split."""
     return ClassPredictions(
         patients=tuple(rows["patient_id"]),
         probabilities=np.array(rows["probabilities"].to_list()),

@@ -222,6 +222,7 @@ def comparison_table(
 
 
 def _interval(draws: Draws, values_R: Floats, level: float) -> Interval:
+    """Return the interval of one model's estimate from its bootstrap values."""
     from scipy.special import ndtr, ndtri
 
     bias, bend = _bca_corrections(draws)

@@ -129,6 +129,7 @@ def _moments(w_RP: Floats, one_P: Floats, other_P: Floats) -> tuple[Floats, Floa
 
 
 def _check_varies(name: str, true_P: Floats) -> None:
+    """Raise UndefinedMetricError if all numbers are the same."""
     if len(true_P) < _FEWEST or np.ptp(true_P) == 0:
         msg = f"{name}: {len(true_P)} patients with values that are all the same"
         raise UndefinedMetricError(msg)

@@ -70,6 +70,7 @@ def _aggregator(
     widths: tuple[int, ...],
     ratios: tuple[int, ...],
 ) -> "Aggregator":
+    """Return the aggregator of a name, behind the fusion of teachers of the settings."""
     fused = settings.fusion != "none" and len(widths) > 1
     # Mean and max get the layer that the others have, so that they differ in the pooling alone;
     # without it they are the probe `linear`.

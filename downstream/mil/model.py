@@ -115,6 +115,7 @@ class MilModel(nn.Module):
         return whole_B if fusion_B is None else whole_B + fusion_B
 
     def _auxiliary(self, pooled: Pooled, target: Tensor) -> Tensor:
+        """Return the aggregator's own loss, for targets that it supports."""
         if self.task.kind == "regression":
             name = type(self.aggregator).__name__
             msg = f"{name} needs classes; take another model for numbers or survival"

@@ -108,6 +108,7 @@ class Aggregator(nn.Module):
         return pooled.embedding.new_zeros(len(pooled.embedding))
 
     def _check(self, x: Tensor, mask: Tensor | None, coords: Tensor | None) -> None:
+        """Raise MilError for shapes that do not fit, bags without tiles, or missing coordinates."""
         if x.ndim != 3 or (mask is not None and mask.shape != x.shape[:2]):
             mask_shape = None if mask is None else tuple(mask.shape)
             msg = (

@@ -121,6 +121,7 @@ def fit_probe(
 
 
 def _checked_features(x_PD: NDArray[Any]) -> Floats:
+    """Return features as float64; raise ProbeError unless they are finite and have two axes."""
     x = np.asarray(x_PD, np.float64)
     if x.ndim != 2 or not np.isfinite(x).all():
         msg = f"features of shape {x.shape}; give finite numbers [rows, width]"

@@ -200,6 +200,7 @@ def fit_logistic(z_PD: Floats, y: NDArray[Any], classes: int, inverse: float, se
 
 
 def _ridge(z_PD: Floats, y: NDArray[Any], strength: float, seed: int) -> Linear:
+    """Return a ridge regression of numbers."""
     from sklearn.linear_model import Ridge
 
     model = Ridge(alpha=strength * len(z_PD), random_state=seed).fit(z_PD, _target_columns(y))

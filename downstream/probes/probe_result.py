@@ -94,6 +94,7 @@ def _arm_comparison(
     margin: float | None,
     seed: int,
 ) -> "Comparison":
+    """Return the comparison of two arms on the main measure, over the draws' mean."""
     measure_of, one = _measures_and_scores(one_NTC)
     measure, other = _mean_of_draws(measure_of[MEASURES[0]]), _measures_and_scores(other_NTC)[1]
 
@@ -119,6 +120,7 @@ def _measure_with_interval(
     seed: int,
     spread: bool,
 ) -> dict[str, Any]:
+    """Return a measure's estimate and interval as JSON, with the spread of the draws."""
     estimate = partial(
         interval, _mean_of_draws(measure), (label_N,), scores, seed=seed, patients=patients
     )

@@ -244,6 +244,7 @@ def _attention_picture(
 
 
 def _background(thumbnail: bytes | None, width: int, height: int) -> NDArray[np.uint8]:
+    """Return the thumbnail's pixels, or a grey picture without one."""
     if thumbnail is not None:
         return scaled(decode_rgb(thumbnail), _MAP_PX)
     scale = _MAP_PX / max(width, height)

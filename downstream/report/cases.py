@@ -63,6 +63,7 @@ def groups(run: "Run", arm: str) -> dict[str, list[str]]:
 
 
 def _patients(rows: pl.DataFrame, is_member: pl.Expr) -> list[str]:
+    """Return the patients of the rows that meet a condition."""
     patients: list[str] = rows.filter(is_member)["patient_id"].unique(maintain_order=True).to_list()
     return patients
 
@@ -104,6 +105,7 @@ def _label_cases(run: "Run", rows: pl.DataFrame) -> list[Case | None]:
 def _surest_cases(
     rows: pl.DataFrame, called: pl.Expr, whom: str, score_name: str
 ) -> list[Case | None]:
+    """Return the surest right and the surest wrong patient by probability."""
     right = rows.filter(called).sort("probability", "patient_id", descending=[True, False])
     wrong = rows.filter(~called).sort("probability", "patient_id")
 

@@ -122,6 +122,7 @@ def read_run(lake: "Lake", name: str) -> Run:
 
 
 def _missing_run_message(lake: "Lake", name: str) -> str:
+    """Return a message on a run that does not exist or is not finished."""
     runs = lake.store.names("runs")
     if name in runs:
         return f"run {name!r} of {lake.uri} is not finished; run its command again to finish it"

@@ -76,6 +76,7 @@ def _read_rows(
     slide_ids: Sequence[str] | None = None,
     first: bool = False,
 ) -> pl.DataFrame:
+    """Return columns of an attention file, all rows or those of some slides."""
     import pyarrow.parquet as pq
 
     with lake.store.fs.open(lake.store.path(path), "rb") as file:

@@ -40,6 +40,7 @@ def mistakes(lake: "Lake", run: "Run") -> list[Strip]:
 
 
 def _strip(lake: "Lake", name: str, wrong: pl.DataFrame) -> Strip:
+    """Return pictures of the surest wrong tiles of one class."""
     keys, down = ("sure", "slide_id", "tile_id"), [True, False, False]
     surest = wrong.filter(pl.col("label") == name).sort(*keys, descending=down)
     few = surest.group_by("patient_id", maintain_order=True).head(MOST_OF_PATIENT)

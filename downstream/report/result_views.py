@@ -110,6 +110,7 @@ def survival_view(lake: "Lake", part: "HoldingPart", students: list[str]) -> "Js
 
 
 def _run_view(run: "Run", shown: str) -> "Json":
+    """Return the parts that the views of classification and survival runs share."""
     return {
         "name": run.name,
         "result": run.result,

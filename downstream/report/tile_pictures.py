@@ -135,6 +135,7 @@ def tile_pictures(lake: "Lake", tiles: pl.DataFrame) -> tuple[dict[int, str], st
 
 
 def _small_jpeg(jpeg: bytes) -> bytes:
+    """Return a tile's JPEG, reduced to the size at which it is shown."""
     return encode_jpeg(scaled(decode_rgb(jpeg), _TILE_PX))
 
 
@@ -175,6 +176,7 @@ def maps(
 
 
 def _map_picture(case: "Case", arm: str, slide_id: str, src: str, of_all: str) -> Picture:
+    """Return a slide's attention map with its caption."""
     tail = f"; {of_all}" if of_all else ""
     return Picture(
         src=src,

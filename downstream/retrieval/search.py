@@ -142,6 +142,7 @@ def _with_index(lake: "Lake", query: "Query", version: int | str | None) -> "Lak
 
 
 def _index_of(lake: "Lake", query: "Query") -> "IndexState | None":
+    """Return the state of the index of the query's features, or None without one."""
     from featurestore import index_state
 
     state = index_state(lake, query.features, mpp=query.mpp)
@@ -151,6 +152,7 @@ def _index_of(lake: "Lake", query: "Query") -> "IndexState | None":
 def _recall(
     lake: "Lake", query: "Query", index: "IndexState", k: int, tiles: int | None
 ) -> Json | None:
+    """Return the recall of the index, or None if it is not measured."""
     if tiles is None:
         width = lake.teachers(mpp=query.mpp)[query.features]
         tiles = RECALL_TILES if index.tiles * width * 2 <= RECALL_BYTES else 0
@@ -222,6 +224,7 @@ def found_text(answer: Json) -> str:
 
 
 def _result_line(row: Json) -> str:
+    """Return one search result as a line of text."""
     place = f":{row['x']},{row['y']}" if "tile_id" in row else ""
     own = "  (the query's slide)" if row.get("same_slide") else ""
     own = own or ("  (the query's patient)" if row["same_patient"] else "")
@@ -229,6 +232,7 @@ def _result_line(row: Json) -> str:
 
 
 def _search_summary(answer: Json) -> str:
+    """Return a sentence on how the search was done, and how long it took."""
     index, recall = answer["index"], answer["recall"]
     text = "compared with all others"
     if index:

@@ -90,6 +90,7 @@ def _result_picture(row: Json, jpeg: bytes | None) -> ShownPicture:
 
 
 def _caption_lines(row: Json) -> list[str]:
+    """Return the lines under the picture of a result."""
     place = [f"x {row['x']:,}, y {row['y']:,}"] if "tile_id" in row else []
     if "rank" not in row:
         return ["query", f"patient {row['patient']}", *place]
@@ -120,6 +121,7 @@ def _tile_jpegs(lake: "Lake", rows: list[Json], mpp: float) -> list[bytes | None
 
 
 def _thumbnails(lake: "Lake", rows: list[Json]) -> list[bytes | None]:
+    """Return the thumbnails of the slides of rows."""
     return [lake.pictures(row["slide_id"])["thumbnail"] for row in rows]
 
 
@@ -132,6 +134,7 @@ def _small_pixels(jpeg: bytes, longest_px: int) -> "NDArray[np.uint8]":
 
 
 def _summary(answer: Json) -> str:
+    """Return a title for the page of results."""
     unit = "tiles" if "tile_id" in answer["like"] else "slides"
     return (
         f"nearest {unit} by {answer['features']} at {answer['mpp']} mpp ({answer['search']} search)"
@@ -142,6 +145,7 @@ def _summary(answer: Json) -> str:
 
 
 def _png(answer: Json, pictures: list[ShownPicture]) -> bytes:
+    """Return the pictures of a search as one PNG."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -164,6 +168,7 @@ def _png(answer: Json, pictures: list[ShownPicture]) -> bytes:
 
 
 def _draw(axes: "Axes", picture: ShownPicture, *, colour: str) -> None:
+    """Draw one picture with its caption into axes."""
     if picture.jpeg is None:
         axes.text(0.5, 0.5, "no picture", ha="center", va="center", fontsize=7)
         axes.set_box_aspect(1)
@@ -184,6 +189,7 @@ def _draw(axes: "Axes", picture: ShownPicture, *, colour: str) -> None:
 
 
 def _html(answer: Json, pictures: list[ShownPicture]) -> bytes:
+    """Return the pictures of a search as an HTML page."""
     from ingest.pages.page_templates import environment
 
     template = environment(Path(__file__).parent / "templates").get_template("search.html.j2")

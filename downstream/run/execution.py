@@ -62,6 +62,7 @@ def on_ray(resources: "Resources") -> RunTasks:
     def run_tasks(
         run: Callable[[Any], float], tasks: Sequence[Any], *, title: str, finished: int
     ) -> None:
+        """Run the tasks on Ray, with a progress bar."""
         from cluster import progress, ray_map, ray_session
 
         session = ray_session(

@@ -193,6 +193,7 @@ def _coverage(study: "Study", predictions: pl.DataFrame) -> dict[str, Any]:
 
 
 def _curve_times(study: "Study") -> list[float]:
+    """Return the times of a run's survival curves; empty for other tasks."""
     if study.task != "survival":
         return []
     return [float(time) for time in study_times(study)]

@@ -344,6 +344,7 @@ def _open_cohort(lake_uri: str, spec: StudySpec) -> tuple["Lake", Cohort, str]:
 
 
 def _reference(reference: str | None, features: Sequence[str], models: Sequence[str]) -> str:
+    """Return the name of the reference arm, the first arm by default."""
     arms = [arm_name(name, model, models) for name in features for model in models]
     if reference is not None and reference not in arms:
         msg = f"reference {reference!r}; the arms are {', '.join(arms)}"

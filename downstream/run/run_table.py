@@ -55,6 +55,7 @@ def run_table(lake: "Lake") -> pl.DataFrame:
 
 
 def _rows(run: str, run_result: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Yield the rows of one run: a row per arm and measure."""
     shared = {name: run_result.get(name) for name in SCHEMA if name in run_result}
     shared["seed"] = run_result.get("config", {}).get("seed")
     for arm, metric in run_result.get("metrics", {}).items():

@@ -80,6 +80,7 @@ def from_json(kind: type[S], content: Any, *, name: str = "") -> S:  # noqa: ANN
 
 
 def _as_lists(content: Any) -> Any:  # noqa: ANN401 - any JSON
+    """Return JSON with lists in place of tuples."""
     if isinstance(content, dict):
         return {key: _as_lists(inner) for key, inner in content.items()}
     if isinstance(content, list | tuple):
@@ -88,10 +89,12 @@ def _as_lists(content: Any) -> Any:  # noqa: ANN401 - any JSON
 
 
 def _names(kind: type[Any]) -> str:
+    """Return the names of a dataclass's fields, for messages."""
     return ", ".join(field.name for field in _fields(kind))
 
 
 def _fields(kind: Any) -> tuple[Field[Any], ...]:  # noqa: ANN401 - any dataclass
+    """Return the fields of a dataclass."""
     return fields(kind)
 
 
@@ -118,6 +121,7 @@ def _read(kind: Any, content: Any, path: str) -> Any:  # noqa: ANN401 - any type
 
 
 def _described(kind: Any) -> str:  # noqa: ANN401 - any type
+    """Return a type in words, for messages."""
     if get_origin(kind) is Literal:
         return "one of " + ", ".join(map(str, get_args(kind)))
     if get_origin(kind) is tuple:

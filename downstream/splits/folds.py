@@ -254,4 +254,5 @@ def _rarest_class_size(classes: NDArray[np.int64]) -> int:
 
 
 def _ids_of_rows(ids: Sequence[str], rows: Iterable[int]) -> tuple[str, ...]:
+    """Return the patient ids of rows."""
     return tuple(ids[row] for row in rows)

@@ -118,6 +118,7 @@ class Split:
             raise LeakageError(msg)
 
     def _check_sites(self) -> None:
+        """Raise an error if a patient has no site, or a site is on both sides of the test."""
         ids = [patient for part in PARTS for patient in self.patients(part)]
         unknown = [patient for patient in ids if patient not in self.sites]
         if unknown:

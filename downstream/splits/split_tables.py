@@ -264,6 +264,7 @@ def _refuse_shared(fold: int, parts: Mapping[Part, set[str]]) -> None:
 
 
 def _fold_number(column: str) -> int:
+    """Return the number of a fold from its column, `fold_<number>`."""
     try:
         return int(column.removeprefix("fold_"))
     except ValueError as error:

@@ -135,6 +135,7 @@ def _count_varying(x_PD: Floats, time_P: Floats, event_P: Flags) -> int:
 
 
 def _fit_pipeline(x_PD: Floats, components: int | None) -> Any:  # noqa: ANN401
+    """Return a fitted scaling of the features, with PCA if components are given."""
     from sklearn.decomposition import PCA
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler

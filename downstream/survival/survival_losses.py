@@ -168,6 +168,7 @@ def fit_bins(
 
 
 def _check(scores: Tensor, time_P: Tensor, event_P: Tensor) -> None:
+    """Raise SurvivalError for arrays of different lengths, or without patients."""
     if not len(scores) == len(time_P) == len(event_P) or not len(scores):
         msg = (
             f"{len(scores)} predictions, {len(time_P)} times, {len(event_P)} events; one a patient"

@@ -201,6 +201,7 @@ def questions(
 
 
 def _harrell(rows: SurvivalPredictions, _: FollowUp) -> Question:
+    """Return Harrell's C over ranks within the fold, pooled over folds."""
     truth = (rows.event, rows.time, rows.numbered("repeat", "seed"))
     return Question(
         measure=measure_of("harrell_c", survival_weighted.concordance),
@@ -210,6 +211,7 @@ def _harrell(rows: SurvivalPredictions, _: FollowUp) -> Question:
 
 
 def _harrell_within_folds(rows: SurvivalPredictions, _: FollowUp) -> Question:
+    """Return Harrell's C over pairs of the same fold."""
     truth = (rows.event, rows.time, rows.numbered("repeat", "fold", "seed"))
     return Question(
         measure=measure_of("harrell_c_folds", survival_weighted.concordance),
@@ -219,6 +221,7 @@ def _harrell_within_folds(rows: SurvivalPredictions, _: FollowUp) -> Question:
 
 
 def _uno(rows: SurvivalPredictions, follow: FollowUp) -> Question:
+    """Return Uno's C over pairs of the same fold, weighted by censoring."""
     weight_S = np.where(rows.time < follow.until, follow.inverse**2, 0.0)
     return Question(
         measure=measure_of("uno_c", survival_weighted.concordance),
@@ -228,6 +231,7 @@ def _uno(rows: SurvivalPredictions, follow: FollowUp) -> Question:
 
 
 def _auc(rows: SurvivalPredictions, follow: FollowUp) -> Question:
+    """Return the mean dynamic AUC over time, within folds."""
     truth = (rows.event, rows.time, follow.group, follow.inverse, follow.until)
     ones = np.ones((1, len(rows.time)))
     pairs_T = survival_weighted.auc_parts(ones, *truth, rows.risk, times_T=follow.times)[1][0]
@@ -239,6 +243,7 @@ def _auc(rows: SurvivalPredictions, follow: FollowUp) -> Question:
 
 
 def _brier(rows: SurvivalPredictions, follow: FollowUp) -> Question:
+    """Return the integrated Brier score of the survival curves."""
     return Question(
         measure=measure_of("integrated_brier", survival_weighted.mean_loss, higher_is_better=False),
         truth=(),

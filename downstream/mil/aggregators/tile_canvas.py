@@ -112,4 +112,5 @@ def _place_numbers(grid: Grid) -> Grid:
 
 
 def _with_level(grid: Grid, level: int) -> Grid:
+    """Return places (level, y, x) from places (y, x)."""
     return np.concatenate([np.full((len(grid), 1), level, dtype=np.int64), grid], axis=1)

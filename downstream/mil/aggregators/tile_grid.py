@@ -108,6 +108,7 @@ def _convolved_rows(x_RE: Tensor, kernel_EK: Tensor, neighbour_RK: Tensor) -> Te
 
 
 def _with_zero_row(x_RE: Tensor) -> Tensor:
+    """Return the tiles with a row of zeros appended, for missing neighbours."""
     return torch.cat([x_RE, x_RE.new_zeros(1, x_RE.shape[1])])
 
 

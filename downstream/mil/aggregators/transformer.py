@@ -131,12 +131,14 @@ class DistanceAttention(nn.Module):
         return masked_softmax(score_BHL, mask_BL[:, None]).mean(dim=1)
 
     def _qkv(self, x_BLE: Tensor) -> list[Tensor]:
+        """Return queries, keys and values, each [B, H, L, E / H]."""
         parts = self.qkv(x_BLE).chunk(3, dim=-1)
         return [part.view(*part.shape[:2], self.heads, -1).transpose(1, 2) for part in parts]
 
     def _block(
         self, q: Tensor, k: Tensor, v: Tensor, place_BL2: Tensor, mask_BL: Tensor, start: int
     ) -> Tensor:
+        """Return the attended values of one block of queries."""
         place_BQ2 = place_BL2[:, start : start + q.shape[2]]
         apart_BQL = torch.linalg.vector_norm(place_BQ2[:, :, None] - place_BL2[:, None], dim=-1)
         apart_BQL[:, :, 0] = 0

@@ -287,6 +287,7 @@ def label_estimates(run: "Run", arm: str) -> "tuple[dict[str, Estimate], list[st
 
 
 def _label_scores(run: "Run", arm: str, name: str) -> CurveScores:
+    """Return the values and probabilities of one label, one row per prediction."""
     rows, at = run.rows(arm), run.classes.index(name)
     return CurveScores(
         label=rows["labels"].list.get(at).to_numpy().astype(np.int64),
@@ -296,6 +297,7 @@ def _label_scores(run: "Run", arm: str, name: str) -> CurveScores:
 
 
 def _label_calibration(run: "Run") -> Section:
+    """Return the section on the calibration of all labels together."""
     section = Section(key="calibration", title="Calibration of probabilities")
     curves = {arm: _all_labels(run, arm) for arm in first(run.arms, MOST_CURVES, section)}
     section.add(
@@ -313,6 +315,7 @@ def _label_calibration(run: "Run") -> Section:
 
 
 def _all_labels(run: "Run", arm: str) -> CurveScores:
+    """Return the values and probabilities of all labels as one set of scores."""
     parts = [_label_scores(run, arm, name) for name in run.classes]
     return CurveScores(
         label=np.concatenate([part.label for part in parts]),

@@ -84,6 +84,7 @@ def km_section(run: "Run", arms: list[str]) -> Section:
 
 
 def _time_name(run: "Run") -> str:
+    """Return the name of the column of follow-up times."""
     return str(run.result["config"]["columns"][0])
 
 
@@ -113,6 +114,7 @@ def _calibration_section(run: "Run") -> Section:
 def _calibration(
     section: Section, run: "Run", arm: str, rows: pl.DataFrame, *, at: float, index: int
 ) -> None:
+    """Add one arm's picture of predicted against observed survival to a section."""
     survival_P = rows["curve"].list.get(index).to_numpy()
     time, event = rows["time"].to_numpy(), rows["event"].to_numpy()
     name = f"{_time_name(run)} = {at:g}"
