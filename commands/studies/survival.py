@@ -23,9 +23,10 @@ from commands.studies.study_options import (
     StudyOptions,
     study_spec,
 )
-from downstream.run.model_tables import POOLED
+from downstream.run.model_tables import AGGREGATORS, POOLED
 
 app = typer.Typer()
+BAG_MODELS = [name for name, entry in AGGREGATORS.items() if entry.tile_classes == "none"]
 
 SURVIVAL_OPTIONS = (
     LABEL_OPTION,
@@ -46,8 +47,9 @@ SURVIVAL_OPTIONS = (
         flag="--model",
         path="models.names",
         default=("cox",),
-        text=f"Model of survival on pooled features: {', '.join(POOLED)}; of bags: abmil, transmil "
-        "and the other models of `mil` without a loss of their own; repeat to compare.",
+        text=f"Model of survival on pooled features: {', '.join(POOLED)}; or of bags: "
+        f"{', '.join(BAG_MODELS)}; "
+        "repeat to compare.",
     ),
     FieldOption(
         flag="--head",

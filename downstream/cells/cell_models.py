@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from downstream.cells.cell_patients import CellPatients
 from downstream.cells.member import Member
-from downstream.cells.mil_training import train_on
+from downstream.cells.mil_training import train_mil_on_split
 from downstream.run.model_tables import trainer_of
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ def fit_mil_member(patients: CellPatients, split: "Split") -> Member:
     objective = LabelObjective.fit(
         task_of(patients.cell), patients.target(split.train), weighted=study.settings.weighted
     )
-    fitted = train_on(patients, split, objective)
+    fitted = train_mil_on_split(patients, split, objective)
     return Member(
         split=split,
         validation=objective.outcome(fitted.validation),

@@ -27,9 +27,9 @@ class CellPatients:
     """The patients of a cell: bags, pooled features and outcomes, each read once.
 
     Args:
-        lake: Where the features are.
-        cell: Whose patients.
-        settings: That MIL models are trained with.
+        lake: The lake that holds the features.
+        cell: The cell whose patients are read.
+        settings: Settings that MIL models are trained with.
     """
 
     def __init__(self, lake: "Lake", cell: "Cell", *, settings: "MilSettings") -> None:
@@ -47,7 +47,7 @@ class CellPatients:
         self.widths = tuple(dims[teacher] for teacher in teachers_of(cell.arm.features))
 
     def patient(self, patient_id: str) -> "Patient":
-        """Return a patient by id."""
+        """Return the patient with an id."""
         return self.patients[self._row[patient_id]]
 
     def bag(self, patient_id: str) -> "PatientBag":
@@ -55,27 +55,27 @@ class CellPatients:
         return self._bags[self._row[patient_id]]
 
     def target(self, ids: Sequence[str]) -> Floats:
-        """Return outcomes: [P] where there is one a patient, else [P, K]."""
+        """Return outcomes: [P] where each patient has a single one, else [P, K]."""
         outcome_PK = outcomes(self.patient(one) for one in ids)
         return outcome_PK[:, 0] if outcome_PK.shape[1] == 1 else outcome_PK
 
     def examples(self, ids: Sequence[str], *, soft: bool = False) -> "Examples":
-        """Return bags and targets for a MIL model, with softened labels if there are any."""
+        """Return bags and targets for a MIL model, with softened labels if `soften` made any."""
         from downstream.mil.train import Examples
 
         target = self.target(ids)
         if soft and self._soft:
             target = np.stack([self._soft[one] for one in ids])
-        return Examples(bags=_View(self, ids), target=target)
+        return Examples(bags=_BagView(self, ids), target=target)
 
     def soften(self, members: Sequence[Member], share: float) -> None:
         """Mix the predictions of models that have not trained on a patient into its label.
 
         Source: ensemble distillation of De Angeli et al. (JAMIA Open 2022): an ensemble's mean
-        probabilities tell how sure a label is.
+        probabilities estimate how sure a label is.
 
         Args:
-            members: One for each inner split; each patient is in one validation part.
+            members: The model of each inner split; each patient is in one validation part.
             share: Share of the models' probabilities in a label, in 0..1.
         """
         for member in members:
@@ -87,7 +87,7 @@ class CellPatients:
                 self._soft[one] = share * probabilities + (1 - share) * hard[label]
 
     def pooled(self, ids: Sequence[str]) -> Floats:
-        """Return one vector a patient, see `risks.pool`: [P, D], one bag in memory at a time."""
+        """Return one vector per patient, see `risks.pool`: [P, D], one bag in memory at a time."""
         from downstream.survival.risks import pool
 
         for one in ids:
@@ -98,8 +98,8 @@ class CellPatients:
         return np.stack([self._pooled[one] for one in ids])
 
 
-class _View:
-    """The bags of some of a cell's patients."""
+class _BagView:
+    """A sequence of the bags of some of a cell's patients."""
 
     def __init__(self, patients: CellPatients, ids: Sequence[str]) -> None:
         self._patients, self._ids = patients, ids

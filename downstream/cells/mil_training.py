@@ -1,4 +1,4 @@
-"""A MIL model of a cell: trained on an inner split, stopped by its validation, applied to its test.
+"""A MIL model of a cell: trained on one inner split, stopped by the split's validation patients.
 
 Shape letters: P patients, C outputs, N tiles.
 """
@@ -22,15 +22,15 @@ Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Trained:
+class TrainedMilModel:
     """A trained MIL model's logits.
 
     Attributes:
         train: Logits of the training patients [P, C]; empty unless `with_train`.
         validation: Logits of the validation patients.
         test: Logits of the test patients.
-        attention: Of each test patient's tiles.
-        training_record: Epochs and losses of its training, as JSON.
+        attention: Attention over each test patient's tiles.
+        training_record: Epochs and losses of the training, as JSON.
     """
 
     train: Floats
@@ -40,10 +40,10 @@ class Trained:
     training_record: dict[str, Any]
 
 
-def train_on(
+def train_mil_on_split(
     patients: CellPatients, split: "Split", objective: "Objective", *, with_train: bool = False
-) -> Trained:
-    """Train a MIL model and apply it; with its training patients too where a cut needs them."""
+) -> TrainedMilModel:
+    """Train a MIL model and predict its validation and test patients."""
     from downstream.mil.predict import predict
     from downstream.mil.train import train_mil
 
@@ -62,7 +62,7 @@ def train_on(
     )
     test, attention = predict(fit.model, parts["test"].bags)
     none = np.empty((0, test.shape[1]))
-    return Trained(
+    return TrainedMilModel(
         train=predict(fit.model, parts["train"].bags)[0] if with_train else none,
         validation=predict(fit.model, parts["validation"].bags)[0] if split.validation else none,
         test=test,
@@ -87,7 +87,7 @@ def ratios_of(mpps: Sequence[float]) -> tuple[int, ...]:
 
 
 def best_device() -> str:
-    """Return a GPU if this worker has one."""
+    """Return the torch device of this worker: its GPU if it has one, else the CPU."""
     import torch
 
     return "cuda" if torch.cuda.is_available() else "cpu"

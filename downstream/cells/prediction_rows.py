@@ -26,8 +26,11 @@ Row = dict[str, Any]
 def rows_of(cell: "Cell", patients: "CellPatients", members: Sequence["Member"]) -> list[Row]:
     """Return validation and test rows of a cell, as JSON."""
     test_ids = members[0].split.test
-    test = _mean([member.test for member in members])
-    high, curve = _shared([m.high for m in members]), _shared([m.curve for m in members])
+    test = _member_mean([member.test for member in members])
+    high, curve = (
+        _member_mean_if_all([m.high for m in members]),
+        _member_mean_if_all([m.curve for m in members]),
+    )
     validated = [(one, m, at) for m in members for at, one in enumerate(m.split.validation)]
     validation_outcomes = [m.validation[at] for _, m, at in validated]
     threshold = _threshold(cell, patients, [one for one, _, _ in validated], validation_outcomes)
@@ -37,7 +40,7 @@ def rows_of(cell: "Cell", patients: "CellPatients", members: Sequence["Member"])
             "part": "test",
             **cell.key,
             **_outcome_columns(cell, patients.patient(one), test[at], threshold),
-            **_survival(cell, high, curve, at),
+            **_survival_columns(cell, high, curve, at),
         }
         for at, one in enumerate(test_ids)
     ]
@@ -48,22 +51,22 @@ def rows_of(cell: "Cell", patients: "CellPatients", members: Sequence["Member"])
                 "part": "validation",
                 **cell.key,
                 **_outcome_columns(cell, patients.patient(one), outcome, threshold),
-                **_survival(cell, member.validation_high, member.validation_curve, at),
+                **_survival_columns(cell, member.validation_high, member.validation_curve, at),
             }
         )
     return rows
 
 
-def _mean(parts: Sequence[Floats]) -> Floats:
+def _member_mean(parts: Sequence[Floats]) -> Floats:
     """Return the mean of the members' probabilities, numbers or risks."""
     mean: Floats = np.mean(np.stack(parts), axis=0)
     return mean
 
 
-def _shared(parts: Sequence[NDArray[Any] | None]) -> Floats | None:
-    """Return the mean over members of what all of them have; a group is what most of them say."""
+def _member_mean_if_all(parts: Sequence[NDArray[Any] | None]) -> Floats | None:
+    """Return the mean over members, or None if a member has no array; of flags, the share."""
     present_parts = [part.astype(np.float64) for part in parts if part is not None]
-    return _mean(present_parts) if len(present_parts) == len(parts) else None
+    return _member_mean(present_parts) if len(present_parts) == len(parts) else None
 
 
 def _threshold(
@@ -72,7 +75,7 @@ def _threshold(
     ids: Sequence[str],
     validation_outcomes: Sequence[Floats],
 ) -> float | None:
-    """Return the threshold of two classes, chosen on validation patients; 0.5 without any."""
+    """Return the threshold of class 1, chosen on validation patients; 0.5 without any."""
     if cell.study.task != "binary":
         return None
     label = patients.target(ids).astype(np.int64) if ids else np.empty(0, dtype=np.int64)
@@ -105,7 +108,10 @@ def _outcome_columns(
     }
 
 
-def _survival(cell: "Cell", high: NDArray[Any] | None, curve: Floats | None, at: int) -> Row:
+def _survival_columns(
+    cell: "Cell", high: NDArray[Any] | None, curve: Floats | None, at: int
+) -> Row:
+    """Return the risk group and the survival curve of one patient, in the columns of survival."""
     if cell.study.task != "survival":
         return {}
     return {
@@ -117,7 +123,7 @@ def _survival(cell: "Cell", high: NDArray[Any] | None, curve: Floats | None, at:
 def attention_table(
     cell: "Cell", patients: "CellPatients", members: Sequence["Member"]
 ) -> pl.DataFrame:
-    """Return the attention of test tiles, mean over members; it adds up to 1 over a patient."""
+    """Return the attention of test tiles, mean over members; a patient's tiles sum to 1."""
     parts = []
     for at, one in enumerate(members[0].split.test):
         bag = patients.bag(one)

@@ -1,7 +1,7 @@
 """Tuning: a small random search of settings inside each fold, judged by its inner validation alone.
 
 A trial is an arm on one fold with one draw of settings; the draws are the same for all arms and
-folds. Trial 0 is the settings as they were given. What was tried is kept in `runs/<run>/search/`.
+folds. Trial 0 has the run's own settings. Each trial's loss is kept in `runs/<run>/search/`.
 """
 
 import json
@@ -21,11 +21,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Trial:
-    """One draw on one fold.
+    """A trial: one draw of settings, for one arm on one fold.
 
     Attributes:
-        cell: Of the first seed.
-        number: Which draw.
+        cell: The arm and fold, with the first seed.
+        number: Number of the draw; 0 is the run's own settings.
     """
 
     cell: "Cell"
@@ -40,11 +40,11 @@ class Trial:
     def settings(self) -> "MilSettings":
         """Return the settings that the trial trains with."""
         study = self.cell.study
-        return drawn(study.settings, self.number, seed=study.seed)
+        return drawn_settings(study.settings, self.number, seed=study.seed)
 
 
-def drawn(settings: "MilSettings", number: int, *, seed: int) -> "MilSettings":
-    """Return settings of a draw; number 0 is the settings themselves."""
+def drawn_settings(settings: "MilSettings", number: int, *, seed: int) -> "MilSettings":
+    """Return the settings of a draw; draw 0 is the given settings unchanged."""
     if number == 0:
         return settings
     rng = np.random.default_rng([seed, number])
@@ -58,7 +58,7 @@ def drawn(settings: "MilSettings", number: int, *, seed: int) -> "MilSettings":
 
 
 def trials_of(cells: Sequence["Cell"]) -> list[Trial]:
-    """Return every draw on every fold of every MIL arm; none without tuning."""
+    """Return the trials of every MIL arm on every fold; an empty list without tuning."""
     return [
         Trial(cell=cell, number=number)
         for cell in cells
@@ -68,7 +68,7 @@ def trials_of(cells: Sequence["Cell"]) -> list[Trial]:
 
 
 def run_trial(trial: Trial) -> float:
-    """Train on each inner split, store the mean of their best validation losses, and return it.
+    """Train on each inner split; store and return the mean of the best validation losses.
 
     Raises:
         StudyError: A split has no validation part.

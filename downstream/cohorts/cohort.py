@@ -37,9 +37,9 @@ class Cohort:
             null) and those that were to be carried along (null where not known).
         missing: Labelled ids that are not used: without a ready slide in the lake (slide ids where
             the labels name slides, patient ids otherwise), with some but not all of several label
-            columns, and labelled slides that have no tile; sorted.
+            columns, and labelled slides without tiles; sorted.
         surplus: Ready slides of the lake that have no label, sorted slide ids.
-        notes: What was recognised, matched or left out, a sentence each.
+        notes: Sentences on what was recognised, matched or left out.
         distinct_ids: Whether ids that differ by case, blanks or Unicode form only are different.
     """
 
@@ -51,7 +51,7 @@ class Cohort:
 
     @property
     def slide_ids(self) -> list[str]:
-        """Return every slide in use, sorted."""
+        """Return the ids of all slides in use, sorted."""
         return sorted(self.patients["slide_ids"].explode().to_list())
 
 
@@ -60,7 +60,7 @@ def patient_table(
     labels: pl.DataFrame | LabelTable,
     columns: Sequence[str],
     *,
-    also: Sequence[str] = (),
+    extra_columns: Sequence[str] = (),
     numbers: Sequence[str] = (),
 ) -> Cohort:
     """Join labels with the ready slides of a lake: one row per patient.
@@ -72,44 +72,44 @@ def patient_table(
 
     Args:
         slides: `slide_id`, `patient_id` (nullable) and `state` per slide, as
-            `Lake.slides()` gives them.
-        labels: What `load_labels` or `read_labels` returned.
+            `Lake.slides()` returns them.
+        labels: Labels from `load_labels` or `read_labels`.
         columns: Label columns to keep, for example `["time", "event"]`.
-        also: Further columns to keep, such as the site; they may be null. They are names: 0012
-            is not 12.
-        numbers: Columns of `columns` that must be numbers; the others are what they look like.
+        extra_columns: Further columns to keep, such as the site; they may be null. They are read as
+            text: 0012 is not 12.
+        numbers: Columns of `columns` that must be numbers; the type of the others is detected.
 
     Raises:
         CohortError: An unknown column, a cell that cannot be read, a null or contradictory id,
             conflicting labels within a patient, or no patient left. Also ids, sites and classes
-            that differ from another by case, blanks or Unicode form only, unless the labels say
-            that such are distinct.
+            that differ from another by case, blanks or Unicode form only, unless the labels have
+            `distinct_ids`.
     """
-    also = [column for column in also if column not in columns]
-    table = _read_columns(labels, columns, also, numbers)
-    by = "slide_id" if "slide_id" in table.table.columns else "patient_id"
-    rows, partial = _labelled(table.table, columns, also, by)
+    extra_columns = [column for column in extra_columns if column not in columns]
+    table = _read_columns(labels, columns, extra_columns, numbers)
+    id_column = "slide_id" if "slide_id" in table.table.columns else "patient_id"
+    rows, partial = _split_by_completeness(table.table, columns, extra_columns, id_column)
     lake_slides = slides.select("slide_id", "patient_id", "state").collect()
     notes = [*table.notes]
-    if by == "slide_id":
+    if id_column == "slide_id":
         rows, match_notes = _with_lake_names(rows, lake_slides, distinct_ids=table.distinct_ids)
         notes += match_notes
-    notes += _partial_notes(partial, columns, by)
+    notes += _partial_notes(partial, columns, id_column)
     ready = lake_slides.filter(pl.col("state") == "ready").drop("state")
-    joined = _join(ready, rows, by)
+    joined = _join_slides(ready, rows, id_column)
     refuse_unknown_patients(joined)
     if not table.distinct_ids:
         _refuse_near_patients(joined, rows, lake_slides)
-    _refuse_conflicts(joined, [*columns, *also])
-    unplaced = _unplaced(table.unplaced, columns)
-    missing = sorted({*_without_slide(rows, ready, by), *partial, *unplaced})
-    notes += (pending := pending_note(lake_slides, rows[by], by))
+    _refuse_conflicts(joined, [*columns, *extra_columns])
+    unplaced = _unplaced_patients(table.unplaced, columns)
+    missing = sorted({*_ids_without_slide(rows, ready, id_column), *partial, *unplaced})
+    notes += (pending := pending_note(lake_slides, rows[id_column], id_column))
     if joined.is_empty():
-        _refuse_empty(missing, ready[by].drop_nulls().to_list(), by, pending)
+        _refuse_empty(missing, ready[id_column].drop_nulls().to_list(), id_column, pending)
     if unplaced:
         notes.append(f"{len(unplaced)} patients are not in the slide table: {listing(unplaced)}")
     return Cohort(
-        patients=_by_patient(joined, columns, also),
+        patients=_rows_by_patient(joined, columns, extra_columns),
         missing=missing,
         surplus=sorted(set(ready["slide_id"]) - set(joined["slide_id"])),
         notes=tuple(notes),
@@ -120,15 +120,15 @@ def patient_table(
 def _read_columns(
     labels: pl.DataFrame | LabelTable,
     columns: Sequence[str],
-    also: Sequence[str],
+    extra_columns: Sequence[str],
     numbers: Sequence[str],
 ) -> LabelTable:
-    """Return the labels with each column read as what it is needed for."""
-    table = labels if isinstance(labels, LabelTable) else _plain(labels)
-    _require_columns(table, [*columns, *also])
+    """Return the labels with each column read as the type that the study needs."""
+    table = labels if isinstance(labels, LabelTable) else _label_table(labels)
+    _require_columns(table, [*columns, *extra_columns])
     return table.read(
         {column: "numbers" if column in numbers else "values" for column in columns}
-        | dict.fromkeys(also, "texts")
+        | dict.fromkeys(extra_columns, "texts")
     )
 
 
@@ -143,27 +143,27 @@ def _with_lake_names(
     return rows.with_columns(renamed), match_notes(match)
 
 
-def _partial_notes(partial: list[str], columns: Sequence[str], by: str) -> list[str]:
+def _partial_notes(partial: list[str], columns: Sequence[str], id_column: str) -> list[str]:
     """Return a note on the ids that have some of the labels and not all, if there are any."""
     if not partial:
         return []
     lack = f"some but not all of {', '.join(columns)} and are left out"
-    return [f"{len(partial)} {by.removesuffix('_id')}s have {lack}: {listing(partial)}"]
+    return [f"{len(partial)} {id_column.removesuffix('_id')}s have {lack}: {listing(partial)}"]
 
 
-def _without_slide(rows: pl.DataFrame, ready: pl.DataFrame, by: str) -> set[str]:
+def _ids_without_slide(rows: pl.DataFrame, ready: pl.DataFrame, id_column: str) -> set[str]:
     """Return the labelled ids that no ready slide of the lake has."""
-    return set(rows[by]) - set(ready[by].drop_nulls())
+    return set(rows[id_column]) - set(ready[id_column].drop_nulls())
 
 
 def keep_slides(cohort: Cohort, usable: Collection[str]) -> Cohort:
-    """Return the cohort without slides that cannot be used; they join `missing`.
+    """Return the cohort without unusable slides, which are added to `missing`.
 
     A patient left without a slide leaves the cohort.
 
     Args:
-        cohort: What `patient_table` returned.
-        usable: Slide ids, those that have tiles.
+        cohort: A cohort from `patient_table`.
+        usable: Ids of the slides that have tiles.
 
     Raises:
         CohortError: No patient is left.
@@ -180,14 +180,15 @@ def keep_slides(cohort: Cohort, usable: Collection[str]) -> Cohort:
     return replace(cohort, patients=patients, missing=missing)
 
 
-def _plain(table: pl.DataFrame) -> LabelTable:
+def _label_table(table: pl.DataFrame) -> LabelTable:
+    """Return a plain table as a `LabelTable`, without notes."""
     return LabelTable(table=table, unplaced=table.head(0), notes=(), sha256="")
 
 
 def _refuse_near_patients(
     joined: pl.DataFrame, rows: pl.DataFrame, lake_slides: pl.DataFrame
 ) -> None:
-    """Refuse patients that differ from one of the lake or from each other by next to nothing."""
+    """Refuse patient ids that differ from another by case, blanks or Unicode form only."""
     from featurestore.usertables import refuse_near, refuse_near_others, tables_raise
 
     with tables_raise(CohortError):
@@ -198,7 +199,7 @@ def _refuse_near_patients(
 
 
 def _require_columns(labels: LabelTable, columns: Sequence[str]) -> None:
-    """Refuse a label column that is not there, naming those that are."""
+    """Raise CohortError for a missing label column, naming the existing columns."""
     ids = {"slide_id", "patient_id"}
     allowed = [column for column in labels.table.columns if column not in ids]
     for column in columns:
@@ -209,42 +210,50 @@ def _require_columns(labels: LabelTable, columns: Sequence[str]) -> None:
             raise CohortError(msg)
 
 
-def _labelled(
-    labels: pl.DataFrame, columns: Sequence[str], also: Sequence[str], by: str
+def _split_by_completeness(
+    labels: pl.DataFrame, label_columns: Sequence[str], extra_columns: Sequence[str], id_column: str
 ) -> tuple[pl.DataFrame, list[str]]:
     """Return the rows that carry all labels, once each, and the ids of those that carry some."""
     ids = [column for column in ("slide_id", "patient_id") if column in labels.columns]
     # a table that went through pandas has NaN where it means null
-    floats = pl.col([c for c in (*columns, *also) if labels[c].dtype.is_float()]).fill_nan(None)
-    rows = labels.select(*ids, *columns, *also).with_columns(floats).unique(maintain_order=True)
-    labelled = rows.drop_nulls(list(columns))
-    some = rows.filter(pl.any_horizontal(pl.col(columns).is_not_null()))
-    nulls = some[by].null_count()
+    floats = pl.col(
+        [c for c in (*label_columns, *extra_columns) if labels[c].dtype.is_float()]
+    ).fill_nan(None)
+    rows = (
+        labels.select(*ids, *label_columns, *extra_columns)
+        .with_columns(floats)
+        .unique(maintain_order=True)
+    )
+    labelled = rows.drop_nulls(list(label_columns))
+    partly_labelled = rows.filter(pl.any_horizontal(pl.col(label_columns).is_not_null()))
+    nulls = partly_labelled[id_column].null_count()
     if nulls:
-        msg = f"{nulls} labelled rows have no {by}; fill it in or remove the rows"
+        msg = f"{nulls} labelled rows have no {id_column}; fill it in or remove the rows"
         raise CohortError(msg)
-    return labelled, sorted(set(some[by]) - set(labelled[by]))
+    return labelled, sorted(set(partly_labelled[id_column]) - set(labelled[id_column]))
 
 
-def _unplaced(rows: pl.DataFrame, columns: Sequence[str]) -> list[str]:
+def _unplaced_patients(rows: pl.DataFrame, columns: Sequence[str]) -> list[str]:
     """Return labelled patients whom the slide table does not name."""
     if rows.is_empty():
         return []
-    return sorted(set(_labelled(rows, columns, (), "patient_id")[0]["patient_id"]))
+    return sorted(set(_split_by_completeness(rows, columns, (), "patient_id")[0]["patient_id"]))
 
 
-def _by_patient(joined: pl.DataFrame, columns: Sequence[str], also: Sequence[str]) -> pl.DataFrame:
-    """Return one row per patient; the labels of its rows are the same."""
+def _rows_by_patient(
+    joined: pl.DataFrame, columns: Sequence[str], extra_columns: Sequence[str]
+) -> pl.DataFrame:
+    """Return one row per patient, with its sorted slides and its labels."""
     slides = pl.col("slide_id").unique().sort().alias("slide_ids")
     firsts = [pl.col(column).first() for column in columns]
     # of what may be null, the value that is known
-    carried = [pl.col(column).drop_nulls().first() for column in also]
+    carried = [pl.col(column).drop_nulls().first() for column in extra_columns]
     return joined.group_by("patient_id").agg(slides, *firsts, *carried).sort("patient_id")
 
 
-def _join(ready: pl.DataFrame, labelled: pl.DataFrame, by: str) -> pl.DataFrame:
+def _join_slides(ready: pl.DataFrame, labelled: pl.DataFrame, id_column: str) -> pl.DataFrame:
     """Return labelled ready slides with `patient_id` of the labels, else of the lake."""
-    joined = ready.join(labelled, on=by, how="inner", suffix="_label")
+    joined = ready.join(labelled, on=id_column, how="inner", suffix="_label")
     if "patient_id_label" in joined.columns:
         patient = pl.coalesce("patient_id_label", "patient_id").alias("patient_id")
         joined = joined.with_columns(patient).drop("patient_id_label")
@@ -252,7 +261,7 @@ def _join(ready: pl.DataFrame, labelled: pl.DataFrame, by: str) -> pl.DataFrame:
 
 
 def refuse_unknown_patients(joined: pl.DataFrame) -> None:
-    """Refuse slides without a patient, and slides that the labels give to two patients."""
+    """Refuse slides without a patient, and slides that the labels assign to two patients."""
     orphans = sorted(joined.filter(pl.col("patient_id").is_null())["slide_id"].unique())
     if orphans:
         msg = (
@@ -274,24 +283,29 @@ def refuse_unknown_patients(joined: pl.DataFrame) -> None:
 def _refuse_conflicts(joined: pl.DataFrame, columns: Sequence[str]) -> None:
     """Refuse a patient whose rows disagree about a label."""
     for column in columns:
-        values = joined.group_by("patient_id").agg(pl.col(column).drop_nulls().unique().sort())
-        torn = values.filter(pl.col(column).list.len() > 1).sort("patient_id")
+        labels_of_patient = joined.group_by("patient_id").agg(
+            pl.col(column).drop_nulls().unique().sort()
+        )
+        torn = labels_of_patient.filter(pl.col(column).list.len() > 1).sort("patient_id")
         if not torn.is_empty():
-            which = [f"{patient}: {labels}" for patient, labels in torn.iter_rows()]
+            conflicts = [f"{patient}: {labels}" for patient, labels in torn.iter_rows()]
+            shown = listing(conflicts)
             msg = (
-                f"{len(which)} patients have conflicting values of {column!r}: {listing(which)}; "
+                f"{len(conflicts)} patients have conflicting values of {column!r}: {shown}; "
                 "a patient has one label, correct them or choose another column"
             )
             raise CohortError(msg)
 
 
-def _refuse_empty(missing: list[str], lake_ids: list[str], by: str, pending: list[str]) -> None:
-    """Raise for a join without a match, showing both sides, or what is yet to be ingested."""
+def _refuse_empty(
+    missing: list[str], lake_ids: list[str], id_column: str, pending: list[str]
+) -> None:
+    """Raise CohortError if no label matches a slide, showing ids of both sides."""
     if pending:
         msg = f"no labelled slide is ready: {pending[0]}"
         raise CohortError(msg)
     msg = (
-        f"no labelled {by} is a ready slide's of this lake: labels have "
+        f"no labelled {id_column} is a ready slide's of this lake: labels have "
         f"{listing(missing) or 'none'}; the lake has {listing(sorted(set(lake_ids))) or 'none'}; "
         "make the ids equal"
     )

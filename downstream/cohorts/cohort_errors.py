@@ -7,11 +7,11 @@ _SHOWN = 10
 
 
 class CohortError(ValueError):
-    """Labels that cannot be read, contradict themselves, or do not meet the lake."""
+    """An error for labels that cannot be read, are contradictory, or do not match the lake."""
 
 
 def listing(ids: Sequence[str]) -> str:
-    """Return ids for a message: the first ten, and the number of the others.
+    """Return ids as text for a message: the first ten, and the number of the others.
 
     >>> listing(["a", "b"])
     'a, b'

@@ -1,8 +1,9 @@
-"""Label tables as people have them: of CLAM, STAMP and Patho-Bench, or with ids under our names.
+"""Label tables of users: of CLAM, STAMP and Patho-Bench, or with ids under our names.
 
-Columns that name patients and slides are recognised, and two that might are an error that asks.
-Files are read by `featurestore.usertables`, each column by what it is needed for. That is imported
-on use, since its package opens Lance, which takes time that a command's help does not have.
+Columns of patients and slides are recognised; if several columns could be it, an error lists them.
+Files are read by `featurestore.usertables`, each column as the type that the study needs. That is
+imported on use, since its package opens Lance, which takes time that a command's help does not
+have.
 """
 
 import hashlib
@@ -32,10 +33,10 @@ class LabelTable:
     """A label table with its ids under our names.
 
     Attributes:
-        table: `slide_id` and/or `patient_id` (text), then the other columns as what they look like.
-        unplaced: rows of patients whom a slide table does not name; no column `slide_id`.
-        notes: what was recognised or left out, a sentence each.
-        sha256: of the files' bytes.
+        table: `slide_id` and/or `patient_id` (text), then the other columns, types detected.
+        unplaced: rows of patients that a slide table does not name; no column `slide_id`.
+        notes: sentences on what was recognised or left out.
+        sha256: hash of the files' bytes.
         distinct_ids: whether ids, sites and classes that differ by case, blanks or Unicode form
             only are different; else they are refused.
         source: the table as it was read; None if the labels come from elsewhere.
@@ -51,7 +52,7 @@ class LabelTable:
     places: pl.Series | None = None
 
     def read(self, columns: Mapping[str, Reading]) -> "LabelTable":
-        """Return the labels with some columns read as what they are needed for.
+        """Return the labels with some columns read as the requested types.
 
         The columns get the requested names, also where the file writes them with other
         capitals or with blanks.
@@ -68,23 +69,24 @@ class LabelTable:
                 column = self._column(name)
                 series = self._series(column, reading)
                 if series.dtype == pl.String and not self.distinct_ids:
-                    refuse_near(series.drop_nulls().unique(), self._what(column))
+                    refuse_near(series.drop_nulls().unique(), self._column_description(column))
             if column != name and column in table.columns:
                 table = table.rename({column: name})
             table = table.with_columns(series.alias(name))
         return replace(self, table=table)
 
     def has(self, name: str) -> bool:
-        """Whether there is a column of this name, or one that is written a little otherwise."""
+        """Whether a column has this name, or one that differs by case or blanks only."""
         return name in self.table.columns or (self.source is not None and self.source.has(name))
 
     def _column(self, name: str) -> str:
-        """Return the column of the file that a name means; ids are no labels."""
+        """Return the file's column for a requested name; columns of ids are not allowed."""
         if self.source is None or name in {"slide_id", "patient_id"}:
             return name
         return self.source.column(name)
 
     def _series(self, column: str, reading: Reading) -> pl.Series:
+        """Return a column, read from the source again as the requested type."""
         if self.source is None or self.places is None or column not in self.source.columns:
             series = self.table[column]
             return series.cast(pl.String) if reading == "texts" else series
@@ -96,7 +98,8 @@ class LabelTable:
         }
         return read[reading](column).gather(self.places)
 
-    def _what(self, column: str) -> str:
+    def _column_description(self, column: str) -> str:
+        """Return the name of a column and its table, for messages."""
         name = "" if self.source is None else f"table {self.source.name!r}, "
         return f"{name}column {column!r}"
 
@@ -109,14 +112,15 @@ def load_labels(
     slide_column: str | None = None,
     distinct_ids: bool = False,
 ) -> LabelTable:
-    """Return labels of slides or patients, with what was recognised.
+    """Return the labels of slides or patients, with notes on the recognised columns.
 
     Args:
         path: local path or URI of the table: CLAM's, Patho-Bench's, STAMP's clini table, or any
             with a column for the slide and/or the patient (`ID_NAMES`, in capitals or not).
         slides: a table of patients' slides, such as STAMP's; only its two ids are read.
         patient_column: column of the patient, where it has another name or several have one.
-        slide_column: column of the slide, likewise; of the slide table if there is one.
+        slide_column: column of the slide, where it has another name or several have one; of the
+            slide table if there is one.
         distinct_ids: whether ids, sites and classes that differ by case, blanks or Unicode form
             only are different; else they are refused.
 
@@ -174,7 +178,7 @@ def read_labels(
 def _with_ids(
     source: "UserTable", patient_column: str | None, slide_column: str | None, *, distinct: bool
 ) -> tuple[pl.DataFrame, tuple[str, ...]]:
-    """Return a table with the columns that hold ids first, under our names and as text.
+    """Return a table whose first columns are the ids, under our names and as text, and notes.
 
     Raises:
         TableError: a column that was named is not there, several may be the one, or two ids differ
@@ -197,6 +201,7 @@ def _with_ids(
 
 
 def _require_id(source: "UserTable", table: pl.DataFrame) -> None:
+    """Raise CohortError for a table without a column of slide or patient ids."""
     from featurestore.usertables import ID_NAMES
 
     if set(ID_NAMES) & set(table.columns):
@@ -212,7 +217,7 @@ def _require_id(source: "UserTable", table: pl.DataFrame) -> None:
 def _with_slides(
     labels: pl.DataFrame, files: pl.DataFrame, source: "UserTable", *, distinct: bool
 ) -> tuple[pl.DataFrame, pl.DataFrame, tuple[str, ...]]:
-    """Return labels joined with the slides that a table gives patients, and who has none apart."""
+    """Return labels joined with a slide table, the rows without slides, and notes."""
     from featurestore.usertables import ID_NAMES, refuse_near
 
     if not set(ID_NAMES) <= set(files.columns) or "patient_id" not in labels.columns:

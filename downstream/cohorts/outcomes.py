@@ -1,4 +1,4 @@
-"""From a cohort's label columns to the arrays that models and metrics take.
+"""Arrays of outcomes, for models and metrics, from a cohort's label columns.
 
 Shape letters: P patients, C labels.
 """
@@ -24,7 +24,7 @@ _TCGA = re.compile(r"TCGA-([A-Z0-9]{2})-")
 
 
 def class_labels(patients: pl.DataFrame, target: str) -> tuple[list[str], NDArray[np.int64]]:
-    """Return classes and the class index of every patient.
+    """Return the names of the classes, and the class index of every patient.
 
     Classes are sorted (numbers by value, text by alphabet). With two classes the last one is the
     positive one, so 1 over 0, true over false, "tumour" over "normal".
@@ -42,25 +42,25 @@ def class_labels(patients: pl.DataFrame, target: str) -> tuple[list[str], NDArra
     >>> class_labels(pl.DataFrame({"grade": [10, 9, 10]}), "grade")
     (['9', '10'], array([1, 0, 1]))
     """
-    values = patients[target]
-    classes = values.unique().sort()
+    labels = patients[target]
+    classes = labels.unique().sort()
     if len(classes) < _MIN_CLASSES:
         msg = f"{target!r} is {classes[0]!r} for every patient; classification needs two values"
         raise CohortError(msg)
-    index = {value: number for number, value in enumerate(classes)}
-    return [str(value) for value in classes], np.array([index[v] for v in values], dtype=np.int64)
+    index = {label: number for number, label in enumerate(classes)}
+    return [str(label) for label in classes], np.array([index[v] for v in labels], dtype=np.int64)
 
 
-def guess_task(values: pl.Series) -> TaskKind:
-    """Return the task that a column's values look like; users can always name another.
+def guess_task(column: pl.Series) -> TaskKind:
+    """Return the task that fits a column's values; users can always name another.
 
     Text and booleans are classes. Numbers are classes if all are whole and at most 20 differ;
-    with fractions, or with more, they are a regression. Nulls say nothing.
+    with fractions, or with more, they are a regression. Nulls are ignored.
 
     >>> [guess_task(pl.Series(v)) for v in ([0, 1], ["a", "b", "c"], [0.5, 1], list(range(21)))]
     ['binary', 'multiclass', 'regression', 'regression']
     """
-    labels = values.drop_nulls()
+    labels = column.drop_nulls()
     different = labels.n_unique()
     if labels.dtype.is_numeric():
         numbers = labels.cast(pl.Float64)
@@ -72,7 +72,7 @@ def guess_task(values: pl.Series) -> TaskKind:
 def multilabel_labels(
     patients: pl.DataFrame, columns: Sequence[str]
 ) -> tuple[list[str], NDArray[np.int64]]:
-    """Return labels that do not exclude each other, one column each.
+    """Return the names and the 0/1 values of labels that do not exclude each other.
 
     Args:
         patients: One row per patient.
@@ -92,19 +92,21 @@ def multilabel_labels(
         msg = f"label columns {list(columns)}; name at least one, each once"
         raise CohortError(msg)
     for column in columns:
-        distinct = _numbers(patients[column]).unique().sort().to_list()
+        distinct = _booleans_as_numbers(patients[column]).unique().sort().to_list()
         if not set(distinct) <= {0, 1}:
             msg = f"{column!r} holds {distinct[:5]}; write 1 for a label that is there, 0 for none"
             raise CohortError(msg)
         if len(distinct) < _MIN_CLASSES:
             msg = f"{column!r} is {distinct[0]} for all {len(patients)} patients; leave it out"
             raise CohortError(msg)
-    labels_PC = [_numbers(patients[column]).to_numpy().astype(np.int64) for column in columns]
+    labels_PC = [
+        _booleans_as_numbers(patients[column]).to_numpy().astype(np.int64) for column in columns
+    ]
     return list(columns), np.stack(labels_PC, axis=1)
 
 
 def regression_labels(patients: pl.DataFrame, column: str) -> NDArray[np.float64]:
-    """Return a number for every patient, float64[P].
+    """Return the numbers to predict, one per patient, float64[P].
 
     Args:
         patients: One row per patient.
@@ -116,24 +118,24 @@ def regression_labels(patients: pl.DataFrame, column: str) -> NDArray[np.float64
     if not patients[column].dtype.is_numeric():
         msg = f"{column!r} holds for example {patients[column][0]!r}; a regression needs numbers"
         raise CohortError(msg)
-    values = patients[column].cast(pl.Float64).to_numpy()
-    if not bool(np.isfinite(values).all()):
-        at = int(np.flatnonzero(~np.isfinite(values))[0])
-        msg = f"{column!r} is {values[at]} for patient {patients['patient_id'][at]}; "
+    numbers = patients[column].cast(pl.Float64).to_numpy()
+    if not bool(np.isfinite(numbers).all()):
+        at = int(np.flatnonzero(~np.isfinite(numbers))[0])
+        msg = f"{column!r} is {numbers[at]} for patient {patients['patient_id'][at]}; "
         msg += "correct it or leave the cell empty"
         raise CohortError(msg)
-    if len(np.unique(values)) < _MIN_CLASSES:
-        msg = f"{column!r} is {values[0]} for all {len(values)} patients; nothing to predict"
+    if len(np.unique(numbers)) < _MIN_CLASSES:
+        msg = f"{column!r} is {numbers[0]} for all {len(numbers)} patients; nothing to predict"
         raise CohortError(msg)
-    return values
+    return numbers
 
 
 def site_of(patients: Sequence[str], cohort: "Cohort", column: str) -> list[str]:
     """Return the site where each patient was treated or scanned, for external validation by site.
 
     Args:
-        patients: Ids.
-        cohort: With the column among those that were carried along (`also` of `patient_table`).
+        patients: Ids of the patients.
+        cohort: A cohort that carries the column (`extra_columns` of `patient_table`).
         column: A label column; or `tcga` for the second part of a TCGA barcode, its tissue source
             site.
 
@@ -163,13 +165,13 @@ def site_of(patients: Sequence[str], cohort: "Cohort", column: str) -> list[str]
 def survival_labels(
     patients: pl.DataFrame, time: str, event: str
 ) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-    """Return follow-up times and event flags.
+    """Return the follow-up time and the event flag of every patient.
 
     Args:
         patients: One row per patient.
         time: Column of the time to the event or to the end of follow-up, in any one unit, at least
             0.
-        event: Column that says whether the event was seen: 1/true, or 0/false for censored.
+        event: Column of whether the event was seen: 1/true, or 0/false for censored.
 
     Returns:
         float64[P] times and bool[P] events.
@@ -189,29 +191,29 @@ def survival_labels(
             "a time is finite and at least 0, correct it or take the patient out"
         )
         raise CohortError(msg)
-    return times, _events(patients[event])
+    return times, _event_flags(patients[event])
 
 
-def _events(values: pl.Series) -> NDArray[np.bool_]:
+def _event_flags(column: pl.Series) -> NDArray[np.bool_]:
     """Return event flags from booleans or from the numbers 0 and 1.
 
     Raises:
         CohortError: Anything else, or no event at all.
     """
-    numbers = _numbers(values)
+    numbers = _booleans_as_numbers(column)
     distinct = numbers.unique().sort().to_list()
     if not set(distinct) <= {0, 1}:
         msg = (
-            f"{values.name!r} holds {distinct[:5]}; write 1 for an event that was seen, 0 for none"
+            f"{column.name!r} holds {distinct[:5]}; write 1 for an event that was seen, 0 for none"
         )
         raise CohortError(msg)
     if 1 not in distinct:
-        msg = f"{values.name!r} is 0 for all {len(values)} patients; survival needs events"
+        msg = f"{column.name!r} is 0 for all {len(column)} patients; survival needs events"
         raise CohortError(msg)
     events: NDArray[np.bool_] = numbers.to_numpy() == 1
     return events
 
 
-def _numbers(values: pl.Series) -> pl.Series:
-    """Return booleans as 0 and 1; anything else as it is."""
-    return values.cast(pl.Int8) if values.dtype == pl.Boolean else values
+def _booleans_as_numbers(column: pl.Series) -> pl.Series:
+    """Return a column with booleans as 0 and 1; any other type is unchanged."""
+    return column.cast(pl.Int8) if column.dtype == pl.Boolean else column

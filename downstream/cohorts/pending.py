@@ -7,17 +7,19 @@ import polars as pl
 from downstream.cohorts.cohort_errors import listing
 
 
-def pending_note(slides: pl.DataFrame, labelled: Iterable[str], by: str) -> list[str]:
-    """Return a sentence on slides that are labelled and pending; none if there are none.
+def pending_note(slides: pl.DataFrame, labelled: Iterable[str], id_column: str) -> list[str]:
+    """Return a list with one sentence on the labelled slides that are pending, or without any.
 
     Args:
-        slides: `slide_id`, `state`, and `by` per slide of the lake.
+        slides: `slide_id`, `state`, and `id_column` per slide of the lake.
         labelled: Ids that have a label.
-        by: Whether these are of slides (`slide_id`) or patients (`patient_id`).
+        id_column: Column of these ids: `slide_id` or `patient_id`.
     """
-    which = (pl.col("state") == "pending") & pl.col(by).is_in(list(labelled))
-    names = slides.filter(which)["slide_id"].sort().to_list()
-    if not names:
+    is_pending = (pl.col("state") == "pending") & pl.col(id_column).is_in(list(labelled))
+    pending_slides = slides.filter(is_pending)["slide_id"].sort().to_list()
+    if not pending_slides:
         return []
-    left_out = f"{len(names)} slides pending, labelled and left out: {listing(names)}"
+    left_out = (
+        f"{len(pending_slides)} slides pending, labelled and left out: {listing(pending_slides)}"
+    )
     return [f"{left_out}; slidelake ingest goes on with them"]

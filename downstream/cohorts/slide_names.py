@@ -1,6 +1,6 @@
 """Names of slides in other people's tables, which carry folders and file endings, and the lake's.
 
-A name that is in the lake stands for itself. Any other is compared without folder and endings, and
+A name that is in the lake is its own match. Any other is compared without folder and endings, and
 counts only if one slide of the lake and one name of the table are left with the same stem.
 """
 
@@ -19,11 +19,11 @@ ENDINGS = tuple(f"{_SLIDES} {_OTHERS}".split())
 
 @dataclass(frozen=True, kw_only=True)
 class SlideMatch:
-    """The slides of the lake that the names of a table stand for.
+    """The slides of the lake that match the names of a table.
 
     Attributes:
-        slide_of: Name in the table -> slide_id; names that stand for none are not in it.
-        by_stem: Names among them that are written otherwise than in the lake, sorted.
+        slide_of: Name in the table -> slide_id; names without a match are not in it.
+        by_stem: Matched names that differ from the lake's, sorted.
         ambiguous: Names whose stem several slides, or several names, have, sorted.
     """
 
@@ -47,12 +47,12 @@ def stem_of(name: str) -> str:
 
 
 def match_slides(names: Iterable[str], slide_ids: Iterable[str]) -> SlideMatch:
-    """Find the slides that names stand for.
+    """Return the slides of the lake that match names of a table.
 
     Args:
-        names: As a table has them.
-        slide_ids: All slides that there are, whatever their state: one that failed is no reason to
-            take another of the same stem.
+        names: Names as the table has them.
+        slide_ids: All slides of the lake, whatever their state: a failed slide is no reason to
+            match another slide of the same stem.
 
     >>> match = match_slides(["a", "b.svs", "c.svs", "c.tif"], ["a", "b", "c"])
     >>> dict(match.slide_of), match.by_stem, match.ambiguous
@@ -75,10 +75,10 @@ def match_slides(names: Iterable[str], slide_ids: Iterable[str]) -> SlideMatch:
 
 
 def refuse_near_slides(match: SlideMatch, names: Iterable[str], slide_ids: Iterable[str]) -> None:
-    """Refuse names that stand for no slide, but would but for case, blanks or Unicode form.
+    """Refuse unmatched names that differ from a slide by case, blanks or Unicode form only.
 
     Raises:
-        CohortError: the first of them, and the slides.
+        CohortError: Names the first of them, and the slides.
     """
     from featurestore.usertables import refuse_near_others, tables_raise
 
@@ -90,7 +90,7 @@ def refuse_near_slides(match: SlideMatch, names: Iterable[str], slide_ids: Itera
 
 
 def match_notes(match: SlideMatch) -> list[str]:
-    """Return a sentence each on names that were matched by stem, and on those that were not."""
+    """Return sentences on names that were matched by stem, and on ambiguous names."""
     notes = []
     if match.by_stem:
         first = match.by_stem[0]
@@ -107,6 +107,7 @@ def match_notes(match: SlideMatch) -> list[str]:
 
 
 def _by_stem(names: Iterable[str]) -> dict[str, list[str]]:
+    """Return the names of each stem."""
     names_by_stem: dict[str, list[str]] = defaultdict(list)
     for name in names:
         names_by_stem[stem_of(name)].append(name)

@@ -1,7 +1,7 @@
-"""Saying nothing where a classifier is not sure: thresholds, risk by coverage.
+"""Selective prediction: confidence thresholds, and risk by coverage.
 
-What is chosen is chosen on validation predictions and remembers whose they were; applying it to one
-of these patients as a test is refused.
+A threshold is chosen on validation predictions and records their patients; applying it to one of
+these patients as a test patient is refused.
 
 Shape letters: P patients, C classes.
 """
@@ -21,7 +21,7 @@ Floats = NDArray[np.float64]
 
 
 class AbstentionError(ValueError):
-    """Predictions or a target that abstention cannot work with."""
+    """An error for predictions or a target that selective prediction cannot use."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +29,7 @@ class ClassPredictions:
     """A model's output on one part of a split.
 
     Attributes:
-        patients: Ids.
+        patients: Ids of the patients.
         probabilities: float64[P, C].
         labels: int64[P] class indices.
         part: `train`, `validation` or `test`.
@@ -44,7 +44,7 @@ class ClassPredictions:
     part: "Part"
 
     def __post_init__(self) -> None:
-        """Check shapes."""
+        """Check the shapes of the arrays."""
         shape = self.probabilities.shape
         rows = {len(self.patients), len(self.probabilities), len(self.labels)}
         if rows == {0} or len(rows) != 1 or len(shape) != 2 or shape[1] < 2:
@@ -74,9 +74,9 @@ class Threshold:
     Attributes:
         value: Least confidence; infinite if no threshold reaches the target.
         target: Target accuracy on the answered predictions.
-        accuracy: Of what is kept of the validation; NaN if nothing is.
-        coverage: Share of the validation that is kept.
-        patients: Whose predictions it was chosen on.
+        accuracy: Accuracy on the answered validation predictions; NaN if none is.
+        coverage: Share of the validation predictions that is answered.
+        patients: Patients on whose predictions it was chosen.
     """
 
     value: float
@@ -88,7 +88,7 @@ class Threshold:
 
 @dataclass(frozen=True, kw_only=True)
 class RiskCoverage:
-    """Error among the surest predictions.
+    """The share of errors among the surest predictions, at every coverage.
 
     Attributes:
         coverage: k / P for k = 1 .. P.
@@ -104,14 +104,14 @@ class RiskCoverage:
 
 
 def choose_threshold(validation: ClassPredictions, *, target: float) -> Threshold:
-    """Return the confidence that answers most validation patients at an accuracy (De Angeli 2022).
+    """Return the threshold that answers most validation patients at a target accuracy.
 
     Patients of equal confidence are kept or left out together. The target holds on the validation;
     on new patients accuracy varies about it, the more so the fewer were kept.
 
     Args:
-        validation: Predictions that decide.
-        target: Least accuracy of what is kept, such as 0.97.
+        validation: Predictions of validation patients.
+        target: Least accuracy on the answered patients, such as 0.97.
 
     Raises:
         LeakageError: The predictions are not of a validation part.
@@ -141,7 +141,7 @@ def is_answered(predictions: ClassPredictions, threshold: Threshold) -> NDArray[
     """Return whether each prediction is answered [P]; the others are abstentions.
 
     Raises:
-        LeakageError: A test patient is one of those the threshold was chosen on.
+        LeakageError: The threshold was chosen on one of these test patients.
     """
     reused_patients = sorted(set(predictions.patients) & threshold.patients)
     if predictions.part == "test" and reused_patients:
@@ -161,7 +161,7 @@ def risk_coverage(confidence_P: Floats, is_correct_P: NDArray[np.bool_]) -> Risk
     that a constant confidence has the same risk at every coverage.
 
     Raises:
-        AbstentionError: Nobody, or arrays of different lengths.
+        AbstentionError: No patient, or arrays of different lengths.
     """
     patients = len(confidence_P)
     if not patients or patients != len(is_correct_P):

@@ -51,8 +51,8 @@ MAIN = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Scored:
-    """A measure of an arm.
+class ScoredMeasure:
+    """A measure of an arm, with its interval or the reason why it is undefined.
 
     Attributes:
         measure: Its name.
@@ -67,7 +67,7 @@ class Scored:
     why: str = ""
 
 
-def score(study: "Study", part: "pl.DataFrame") -> list[Scored]:
+def score(study: "Study", part: "pl.DataFrame") -> list[ScoredMeasure]:
     """Return all measures of the test rows of one arm.
 
     Args:
@@ -78,7 +78,7 @@ def score(study: "Study", part: "pl.DataFrame") -> list[Scored]:
         return _score_survival(study, part)
     patients = part["patient_id"].to_list()
     return [
-        _scored(measure, truth, prediction, patients, study.seed)
+        _scored_measure(measure, truth, prediction, patients, study.seed)
         for measure, truth, prediction in _questions(study, part)
     ]
 
@@ -93,6 +93,7 @@ def compare_arms(study: "Study", predictions: "pl.DataFrame") -> list[dict[str, 
     import polars as pl
 
     def of(name: str) -> "pl.DataFrame":
+        """Return the test rows of one arm."""
         return predictions.filter(pl.col("arm") == name)
 
     reference = of(study.reference)
@@ -100,17 +101,19 @@ def compare_arms(study: "Study", predictions: "pl.DataFrame") -> list[dict[str, 
         arm.name: compared
         for arm in study.arms
         if arm.name != study.reference
-        and (compared := _compared(study, of(arm.name), reference)) is not None
+        and (compared := _arm_comparison(study, of(arm.name), reference)) is not None
     }
     return comparison_table(comparisons, other=study.reference, measure=MAIN[study.task])
 
 
-def _compared(study: "Study", one: "pl.DataFrame", other: "pl.DataFrame") -> Comparison | None:
-    """Compare two arms by the main measure; None where it is undefined for one of them."""
+def _arm_comparison(
+    study: "Study", one: "pl.DataFrame", other: "pl.DataFrame"
+) -> Comparison | None:
+    """Return the comparison of two arms by the main measure; None where that is undefined."""
     if study.task == "survival":
-        return _compared_survival(study, one, other)
-    measure, truth, reference = _main(study, other)
-    prediction, patients = _main(study, one)[2], other["patient_id"].to_list()
+        return _survival_comparison(study, one, other)
+    measure, truth, reference = _main_measure(study, other)
+    prediction, patients = _main_measure(study, one)[2], other["patient_id"].to_list()
     comparison = partial(
         compare,
         measure,
@@ -127,37 +130,44 @@ def _compared(study: "Study", one: "pl.DataFrame", other: "pl.DataFrame") -> Com
         return None
 
 
-def _main(study: "Study", part: "pl.DataFrame") -> MeasuredArrays:
+def _main_measure(study: "Study", part: "pl.DataFrame") -> MeasuredArrays:
+    """Return the main measure of the run's task, with its truth and predictions."""
     name = MAIN[study.task]
     return next(arrays for arrays in _questions(study, part) if arrays[0].name == name)
 
 
-def _score_survival(study: "Study", part: "pl.DataFrame") -> list[Scored]:
+def _score_survival(study: "Study", part: "pl.DataFrame") -> list[ScoredMeasure]:
+    """Return all survival measures of one arm, undefined measures last."""
     from downstream.survival.survival_rows import predictions_of
     from downstream.survival.survival_scores import score_predictions
 
     rows, training, times = predictions_of(part), training_of(study), study_times(study)
     scores = score_predictions(rows, training, times, seed=study.seed)
     defined = [
-        Scored(measure=name, interval=value, higher_is_better=scores.higher_is_better[name])
-        for name, value in scores.intervals.items()
+        ScoredMeasure(
+            measure=name, interval=interval, higher_is_better=scores.higher_is_better[name]
+        )
+        for name, interval in scores.intervals.items()
     ]
-    lost = [
-        Scored(measure=name, interval=None, higher_is_better=name != "integrated_brier", why=why)
+    undefined = [
+        ScoredMeasure(
+            measure=name, interval=None, higher_is_better=name != "integrated_brier", why=why
+        )
         for name, why in scores.left_out.items()
     ]
     if scores.observed_expected is not None:
         # deaths until the middle of the curves' times over those that the curves foretold
-        calibration = Scored(
+        calibration = ScoredMeasure(
             measure="observed_expected", interval=scores.observed_expected, higher_is_better=None
         )
         defined.append(calibration)
-    return [*defined, *lost]
+    return [*defined, *undefined]
 
 
-def _compared_survival(
+def _survival_comparison(
     study: "Study", one: "pl.DataFrame", other: "pl.DataFrame"
 ) -> Comparison | None:
+    """Compare two arms of a survival study; None where the measure is undefined."""
     from downstream.survival.survival_rows import predictions_of
     from downstream.survival.survival_scores import compare_predictions
 
@@ -175,7 +185,7 @@ def _compared_survival(
 
 
 def training_of(study: "Study") -> dict[tuple[int, int], tuple[NDArray[Any], NDArray[Any]]]:
-    """Return (events, times) of everybody of a (repeat, fold) who is not tested in it."""
+    """Return the events and times of the patients that a (repeat, fold) does not test."""
     outcome = {patient.patient_id: patient.outcome for patient in study.patients}
     training = {}
     for key in study.folds:
@@ -186,9 +196,9 @@ def training_of(study: "Study") -> dict[tuple[int, int], tuple[NDArray[Any], NDA
 
 
 def study_times(study: "Study") -> NDArray[np.float64]:
-    """Return times at which curves are kept: the same in every cell of a run.
+    """Return the times at which survival curves are kept: the same in every cell of a run.
 
-    They only say where curves are looked at; no model is fitted on them.
+    They only decide where curves are evaluated; no model is fitted on them.
     """
     from downstream.survival.curves import curve_times
 
@@ -196,20 +206,23 @@ def study_times(study: "Study") -> NDArray[np.float64]:
     return curve_times(times_events[:, 0], times_events[:, 1] == 1)
 
 
-def _scored(
+def _scored_measure(
     measure: "Measure",
     truth: Sequence[Any],
     prediction: NDArray[Any],
     patients: list[str],
     seed: int,
-) -> Scored:
+) -> ScoredMeasure:
+    """Return a measure with its bootstrap interval, or with the reason why it is undefined."""
     better = measure.higher_is_better
     try:
         estimate = partial(interval, measure, truth, prediction, seed=seed, patients=patients)
         estimated = bca_or_percentile(estimate)
     except UndefinedMetricError as error:
-        return Scored(measure=measure.name, interval=None, higher_is_better=better, why=str(error))
-    return Scored(measure=measure.name, interval=estimated, higher_is_better=better)
+        return ScoredMeasure(
+            measure=measure.name, interval=None, higher_is_better=better, why=str(error)
+        )
+    return ScoredMeasure(measure=measure.name, interval=estimated, higher_is_better=better)
 
 
 def _questions(study: "Study", part: "pl.DataFrame") -> list[MeasuredArrays]:
@@ -218,23 +231,27 @@ def _questions(study: "Study", part: "pl.DataFrame") -> list[MeasuredArrays]:
 
 
 def _number_questions(_: "Study", part: "pl.DataFrame") -> list[MeasuredArrays]:
+    """Return the measures of a regression, with true and predicted numbers."""
     truth, prediction = part["value"].to_numpy(), part["found"].to_numpy()
     return [(measure, (truth,), prediction) for measure in regression_measures()]
 
 
 def _label_questions(_: "Study", part: "pl.DataFrame") -> list[MeasuredArrays]:
+    """Return the measures of several labels, with labels and probabilities."""
     labels, probabilities = np.array(part["labels"].to_list()), _probabilities(part)
     return [(measure, (labels,), probabilities) for measure in multilabel_measures()]
 
 
 def _class_questions(study: "Study", part: "pl.DataFrame") -> list[MeasuredArrays]:
+    """Return the measures of several classes, with classes and probabilities."""
     label, probabilities = _class_indices(study, part), _probabilities(part)
     measures = classification_measures("multiclass")
     pooled: list[MeasuredArrays] = [(measure, (label,), probabilities) for measure in measures]
-    return [*pooled, (_WITHIN_FOLDS, (label, _folds(part)), probabilities)]
+    return [*pooled, (_WITHIN_FOLDS, (label, _model_numbers(part)), probabilities)]
 
 
 def _binary_questions(study: "Study", part: "pl.DataFrame") -> list[MeasuredArrays]:
+    """Return the measures of two classes, with classes and scores of class 1."""
     label, score = _class_indices(study, part), part["score"].to_numpy()
     # Folds have thresholds of their own: scores are moved so that each fold's is at one half.
     moved = score - part["threshold"].to_numpy() + 0.5
@@ -242,7 +259,7 @@ def _binary_questions(study: "Study", part: "pl.DataFrame") -> list[MeasuredArra
         (measure, (label,), moved if measure.of_decisions else score)
         for measure in classification_measures("binary")
     ]
-    return [*pooled, (_WITHIN_FOLDS, (label, _folds(part)), score)]
+    return [*pooled, (_WITHIN_FOLDS, (label, _model_numbers(part)), score)]
 
 
 _WITHIN_FOLDS = measure_of("auroc_folds", auroc_folds)
@@ -262,8 +279,8 @@ def _class_indices(study: "Study", part: "pl.DataFrame") -> NDArray[np.int64]:
     return np.array([study.classes.index(name) for name in part["label"]], dtype=np.int64)
 
 
-def _folds(part: "pl.DataFrame") -> NDArray[np.int64]:
-    """Return the number of each row's model [P]: rows alike in repetition, fold and seed."""
+def _model_numbers(part: "pl.DataFrame") -> NDArray[np.int64]:
+    """Return the number of each row's model [P]: one per repetition, fold and seed."""
     import polars as pl
 
     cell = pl.struct("repeat", "fold", "seed").rank("dense").cast(pl.Int64)

@@ -25,7 +25,7 @@ Outcome = Literal["binary", "multiclass"]
 
 
 class UndefinedMetricError(ValueError):
-    """The measure has no value on these patients: one class, or no pair to compare."""
+    """An error for a measure without a value on some patients: one class, or no pair."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,11 +33,11 @@ class Measure:
     """A measure of the quality of predictions.
 
     Attributes:
-        name: Short, for tables.
-        value: Function of (*truth, prediction) that gives one number, or raises
+        name: Short name, for tables.
+        value: Function of (*truth, prediction) that returns one number, or raises
             `UndefinedMetricError`.
         resampled: The same of (weights [R, P], *truth, prediction) -> [R], NaN where undefined;
-            None where there is only the slow way.
+            None where only `value` exists.
         higher_is_better: Direction.
         of_decisions: Whether it measures decisions by a threshold, and not scores.
     """
@@ -84,12 +84,13 @@ def auprc(label_P: Labels, score: Floats) -> float:
 
 
 def balanced_accuracy(label_P: Labels, score: Floats, *, threshold: float = 0.5) -> float:
-    """Return the mean over classes of the share of its patients that are found.
+    """Return the mean over classes of the recall.
 
     Args:
         label_P: Class indices.
         score: [P] of class 1, or [P, C], of which the largest is predicted.
-        threshold: Class 1 from this score on; chosen on validation patients, or 0.5.
+        threshold: The score from which on class 1 is predicted; chosen on validation patients,
+            or 0.5.
 
     Raises:
         UndefinedMetricError: A class without patients.
@@ -101,7 +102,7 @@ def balanced_accuracy(label_P: Labels, score: Floats, *, threshold: float = 0.5)
 
 
 def f1(label_P: Labels, score: Floats, *, threshold: float = 0.5) -> float:
-    """Return F1 of class 1, or with [P, C] scores the mean over classes; 0 where 0 / 0."""
+    """Return the F1 of class 1, or with [P, C] scores its mean over classes; 0 / 0 is 0."""
     from sklearn.metrics import f1_score
 
     labels = range(classes_of(score)) if score.ndim > 1 else [1]
@@ -147,7 +148,7 @@ def ece(label_P: Labels, score: Floats) -> float:
 
 
 def predicted(score: Floats, threshold: float = 0.5) -> Labels:
-    """Return class indices: 1 from the threshold on, or the largest of [P, C] (first of equals)."""
+    """Return the predicted classes: 1 from the threshold on, or the largest score of [P, C]."""
     class_P = score.argmax(axis=1) if score.ndim > 1 else score >= threshold
     return class_P.astype(np.int64)
 
@@ -158,13 +159,14 @@ def classes_of(score: Floats) -> int:
 
 
 def one_against_rest(label_P: Labels, score: Floats) -> list[tuple[NDArray[np.bool_], Floats]]:
-    """Whether a patient is of a class, with its score: of class 1 alone, or of each of C."""
+    """Return pairs (is the patient of the class, its score): of class 1, or of each class."""
     if score.ndim == 1:
         return [(label_P == 1, score)]
     return [(label_P == c, score[:, c]) for c in range(score.shape[1])]
 
 
 def _check_classes(name: str, label_P: Labels, score: Floats) -> None:
+    """Raise UndefinedMetricError if a class has no patients."""
     present, classes = len(np.unique(label_P)), classes_of(score)
     if present < classes:
         msg = f"{name} needs all {classes} classes; these {len(label_P)} patients are of {present}"
@@ -176,7 +178,7 @@ def classification_measures(outcome: Outcome, *, threshold: float = 0.5) -> list
 
     Args:
         outcome: `binary` ([P] scores) or `multiclass` ([P, C]).
-        threshold: Of class 1, chosen on validation patients.
+        threshold: Threshold of class 1, chosen on validation patients.
     """
     cut = {} if outcome == "multiclass" else {"threshold": threshold}
     measures = [
@@ -192,11 +194,11 @@ def classification_measures(outcome: Outcome, *, threshold: float = 0.5) -> list
     measures += [
         Measure(
             name=name,
-            value=partial(value, **options),
+            value=partial(measure, **options),
             resampled=partial(resampled, **options),
             of_decisions=True,
         )
-        for name, value, resampled, options in decisions
+        for name, measure, resampled, options in decisions
     ]
     return [
         *measures,
@@ -208,16 +210,18 @@ def classification_measures(outcome: Outcome, *, threshold: float = 0.5) -> list
 def measure_of(
     name: str, resampled: Callable[..., Floats], *, higher_is_better: bool = True
 ) -> Measure:
-    """Return a measure made of its form for resamples; its value counts each row once."""
-    value = partial(_on_all, name, resampled)
-    return Measure(name=name, value=value, resampled=resampled, higher_is_better=higher_is_better)
+    """Return a measure defined by its form for resamples; its value counts each row once."""
+    estimate = partial(_estimate_on_all, name, resampled)
+    return Measure(
+        name=name, value=estimate, resampled=resampled, higher_is_better=higher_is_better
+    )
 
 
-def _on_all(name: str, resampled: Callable[..., Floats], *arrays: NDArray[Any]) -> float:
+def _estimate_on_all(name: str, resampled: Callable[..., Floats], *arrays: NDArray[Any]) -> float:
     """Return a measure's value where each row counts once.
 
     Raises:
-        UndefinedMetricError: It has none.
+        UndefinedMetricError: The measure is undefined on these rows.
     """
     estimate = float(resampled(np.ones((1, len(arrays[-1]))), *arrays)[0])
     if not np.isfinite(estimate):

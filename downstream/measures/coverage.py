@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 def coverage_at(study: "Study", part: pl.DataFrame, *, target: float) -> dict[str, Any] | None:
-    """Return the coverage and accuracy of one arm, and the area under its risk-coverage curve.
+    """Return an arm's coverage and accuracy, and the area under its risk-coverage curve.
 
     Args:
         study: A run of classes.
@@ -32,8 +32,8 @@ def coverage_at(study: "Study", part: pl.DataFrame, *, target: float) -> dict[st
         target: Accuracy on the answered patients.
 
     Returns:
-        `target`, `coverage` (share answered), `accuracy` of what is answered (None if nothing is),
-        `aurc` and `optimal_aurc`; None where nobody validates.
+        `target`, `coverage` (share answered), `accuracy` on the answered patients (None without
+        any), `aurc` and `optimal_aurc`; None without validation patients.
     """
     answered, correct, sure = [], [], []
     for _, cell in part.group_by("repeat", "fold", "seed", maintain_order=True):
@@ -57,6 +57,7 @@ def coverage_at(study: "Study", part: pl.DataFrame, *, target: float) -> dict[st
 
 
 def _predictions(study: "Study", rows: pl.DataFrame, part: "Part") -> ClassPredictions:
+    """Return the probabilities and labels of the rows of one part of a split."""
     return ClassPredictions(
         patients=tuple(rows["patient_id"]),
         probabilities=np.array(rows["probabilities"].to_list()),

@@ -25,14 +25,14 @@ class Interval:
     """A measure with its bootstrap interval.
 
     Attributes:
-        estimate: On all patients, not the mean of the resamples.
+        estimate: The measure on all patients, not the mean of the resamples.
         low: Lower limit.
         high: Upper limit.
-        level: Share of intervals like this one that hold the true value, about.
+        level: Approximate share of such intervals that contain the true value.
         method: `bca` (bias-corrected and accelerated) or `percentile`.
-        resamples: How many count.
-        redrawn: Resamples on which the measure was undefined and that were drawn again. Many of
-            them mean a cohort too small for the interval to be taken at its word.
+        resamples: Number of resamples in the interval.
+        redrawn: Number of resamples that were drawn again because the measure was undefined. If it
+            is large, the cohort is too small for a reliable interval.
     """
 
     estimate: float
@@ -46,15 +46,15 @@ class Interval:
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """Model `one` against model `other` on the same patients.
+    """The difference between model `one` and model `other` on the same patients.
 
     Attributes:
-        difference: How much better `one` is: above 0 is better whatever the measure's direction.
-        p_value: Two-sided, of no difference; from the same bootstrap as the interval.
+        difference: Gain of `one` over `other`: above 0 is better, whatever the measure's direction.
+        p_value: Two-sided p value of no difference, from the same bootstrap as the interval.
         margin: Non-inferiority margin, or None.
-        p_worse: One-sided, of being worse by the margin or more; None without a margin.
-        not_inferior: The interval lies above -margin; None without a margin. At level 0.95 this is
-            a one-sided test at 0.025.
+        p_worse: One-sided p value of being worse by the margin or more; None without a margin.
+        not_inferior: Whether the interval lies above -margin; None without a margin. At level 0.95
+            this is a one-sided test at 0.025.
     """
 
     difference: Interval
@@ -81,13 +81,13 @@ def interval(
     again and counted, which conditions the interval on resamples where it exists.
 
     Args:
-        measure: What is measured.
-        truth: Arrays [S, ...], one row a prediction.
-        prediction: [S, ...].
-        seed: Same arrays and seed, same interval.
-        patients: Whose each row is; None if every row is a patient.
-        resamples: At least 1000.
-        level: In 0..1.
+        measure: The measure of the predictions.
+        truth: True outcomes, arrays [S, ...] with one row per prediction.
+        prediction: Predictions, [S, ...].
+        seed: Seed of the resamples; the same arrays and seed return the same interval.
+        patients: Patient of each row; None if every row is a patient.
+        resamples: Number of resamples, at least 1000.
+        level: Level of the interval, in 0..1.
         method: `bca` corrects bias and skewness (Efron 1987) and needs the measure without each
             patient in turn; `percentile` does not.
 
@@ -113,25 +113,27 @@ def compare(
     level: float = 0.95,
     method: Method = "bca",
 ) -> Comparison:
-    """Is `one` better than `other`, or with a margin: is it not worse by that much?
+    """Return how much better model `one` is than `other`, with interval and p values.
 
-    Both are measured on the same resamples, so that what makes a patient hard for both cancels.
+    Both are measured on the same resamples, so that the difficulty of a patient for both cancels.
+    With a margin it is also tested whether `one` is not worse than `other` by the margin or more.
 
     Args:
-        measure: What is measured.
-        truth: Arrays [S, ...].
+        measure: The measure of the predictions.
+        truth: True outcomes, arrays [S, ...].
         one: Predictions [S, ...] of a model, such as the student.
-        other: Those of the model it is compared with, such as a teacher.
-        seed: Same arrays and seed, same answer.
-        margin: Above 0, in the measure's unit, named before looking; None for no such test.
-        patients: As in `interval`.
-        resamples: As in `interval`.
-        level: As in `interval`.
-        method: As in `interval`.
+        other: Predictions [S, ...] of the model to compare with, such as a teacher.
+        seed: Seed of the resamples; the same arrays and seed return the same comparison.
+        margin: Non-inferiority margin above 0 in the measure's unit, chosen in advance; None for no
+            such test.
+        patients: See `interval`.
+        resamples: See `interval`.
+        level: See `interval`.
+        method: See `interval`.
 
     Raises:
-        ValueError: As `interval`, or a margin that is not above 0.
-        UndefinedMetricError: As `interval`.
+        ValueError: See `interval`; also a margin that is not above 0.
+        UndefinedMetricError: See `interval`.
     """
     if margin is not None and not margin > 0:
         msg = f"margin={margin}; give how much worse still counts as not worse, above 0"
@@ -142,7 +144,7 @@ def compare(
     gap = Draws(values=parts[0][None], whole=parts[1][None], without=parts[2][None],
                  redrawn=draws.redrawn, method=method)  # fmt: skip
     gap_interval = _interval(gap, parts[0], level)
-    below = _share_below(gap, 0.0)
+    below = _one_sided_p(gap, 0.0)
     two_sided = min(1.0, 2 * min(below, 1 - below))
     if margin is None:
         return Comparison(difference=gap_interval, p_value=two_sided)
@@ -150,7 +152,7 @@ def compare(
         difference=gap_interval,
         p_value=two_sided,
         margin=margin,
-        p_worse=_share_below(gap, -margin),
+        p_worse=_one_sided_p(gap, -margin),
         not_inferior=gap_interval.low > -margin,
     )
 
@@ -162,8 +164,8 @@ def bca_or_percentile(estimate: Callable[..., T]) -> T:
     the only one of a class.
 
     Args:
-        estimate: Function of the keyword `method`, such as `interval` or `compare` with all else
-            given by `functools.partial`.
+        estimate: Function of the keyword `method`, such as `interval` or `compare` with all other
+            arguments bound by `functools.partial`.
 
     Raises:
         UndefinedMetricError: The measure is undefined on these patients.
@@ -175,9 +177,9 @@ def bca_or_percentile(estimate: Callable[..., T]) -> T:
 
 
 def holm(p_values: Mapping[str, float]) -> dict[str, float]:
-    """Return p values corrected for several comparisons by Holm's step-down method, in their order.
+    """Return p values corrected for several comparisons by Holm's step-down method, order kept.
 
-    Whatever is rejected at a level of these holds with that error for the whole family, with no
+    Rejecting at a level of these p values keeps the family-wise error at that level, with no
     assumption on how the comparisons depend on each other.
 
     >>> {k: round(p, 3) for k, p in holm({"a": 0.01, "b": 0.04, "c": 0.03}).items()}
@@ -193,12 +195,12 @@ def holm(p_values: Mapping[str, float]) -> dict[str, float]:
 def comparison_table(
     comparisons: Mapping[str, Comparison], *, other: str, measure: str
 ) -> list[dict[str, Any]]:
-    """Return comparisons with one reference as rows of a result, p values corrected by Holm.
+    """Return comparisons with one reference as rows for `result.json`, p values by Holm.
 
     Args:
         comparisons: Arm -> its comparison with the reference.
         other: Name of the reference.
-        measure: By what they are compared.
+        measure: Name of the measure that compares them.
     """
     corrected = holm({name: comparison.p_value for name, comparison in comparisons.items()})
     return [
@@ -220,9 +222,10 @@ def comparison_table(
 
 
 def _interval(draws: Draws, values_R: Floats, level: float) -> Interval:
+    """Return the interval of one model's estimate from its bootstrap values."""
     from scipy.special import ndtr, ndtri
 
-    bias, bend = _corrections(draws)
+    bias, bend = _bca_corrections(draws)
     tail = ndtri(np.array([(1 - level) / 2, (1 + level) / 2]))
     at = ndtr(bias + (bias + tail) / (1 - bend * (bias + tail)))
     # interpolating between equal values leaves noise in the last digit: 0.9999999999999999
@@ -238,7 +241,7 @@ def _interval(draws: Draws, values_R: Floats, level: float) -> Interval:
     )
 
 
-def _corrections(draws: Draws) -> tuple[float, float]:
+def _bca_corrections(draws: Draws) -> tuple[float, float]:
     """Return BCa's bias correction and acceleration; 0 and 0 for percentiles.
 
     Source: Efron and Tibshirani 1993, eq. 14.14 and 14.15, with ties counted one half.
@@ -251,20 +254,20 @@ def _corrections(draws: Draws) -> tuple[float, float]:
     spread = (apart_P**2).sum() ** 1.5
     # what is equal up to rounding has no skewness
     bend = (apart_P**3).sum() / (6 * spread) if np.ptp(draws.without[0]) > 1e-12 else 0.0
-    return float(ndtri(_share(draws, float(draws.whole[0])))), float(bend)
+    return float(ndtri(_share_of_resamples_below(draws, float(draws.whole[0])))), float(bend)
 
 
-def _share_below(draws: Draws, at: float) -> float:
-    """Return the one-sided p value of "at most `at`": the tail whose limit would be `at`."""
+def _one_sided_p(draws: Draws, at: float) -> float:
+    """Return the one-sided p value of the hypothesis that the estimate is at most `at`."""
     from scipy.special import ndtr, ndtri
 
-    bias, bend = _corrections(draws)
-    apart = float(ndtri(_share(draws, at))) - bias
+    bias, bend = _bca_corrections(draws)
+    apart = float(ndtri(_share_of_resamples_below(draws, at))) - bias
     return float(ndtr(apart / (1 + bend * apart) - bias))
 
 
-def _share(draws: Draws, at: float) -> float:
-    """Return the share of resamples below a value, ties one half, and never quite 0 or 1."""
+def _share_of_resamples_below(draws: Draws, at: float) -> float:
+    """Return the share of resamples below `at`, ties one half, and never exactly 0 or 1."""
     values_R = draws.values[0]
     below = (values_R < at - 1e-12).mean() / 2 + (values_R <= at + 1e-12).mean() / 2
     least = 0.5 / len(values_R)

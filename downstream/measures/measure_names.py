@@ -5,11 +5,11 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class MeasureName:
-    """A measure on pages.
+    """The name of a measure on pages, and its value at chance.
 
     Attributes:
-        shown: Its name as people write it.
-        chance: Its value at chance; None where that depends on the cohort.
+        shown: Name of the measure as people write it.
+        chance: Value of the measure at chance; None where that depends on the cohort.
     """
 
     shown: str

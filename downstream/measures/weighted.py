@@ -1,4 +1,4 @@
-"""Measures of many resamples at once: a weight says how often a patient was drawn.
+"""Measures of many resamples at once: a weight is how often a patient was drawn.
 
 Sorting, binning and comparing patients is done once for all resamples; what is left are sums over
 weights. Values are NaN where `measures` raises UndefinedMetricError.
@@ -6,7 +6,7 @@ weights. Values are NaN where `measures` raises UndefinedMetricError.
 Shape letters: R resamples, P patients, C classes, U different scores, K bins.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -22,28 +22,28 @@ _ECE_BINS = 15
 
 
 def auroc(w_RP: Floats, label_P: Labels, score: Floats) -> Floats:
-    """Return areas [R], see `class_measures.auroc`."""
-    return _over_classes(w_RP, label_P, score, _area)
+    """Return the areas under the ROC curve [R], see `class_measures.auroc`."""
+    return _one_against_rest_mean(w_RP, label_P, score, _roc_area)
 
 
 def auroc_folds(w_RP: Floats, label_P: Labels, group_P: Labels, score: Floats) -> Floats:
-    """Return areas [R] of pairs within folds, whose models have a scale each.
+    """Return the ROC areas [R] over pairs within folds, since each fold's model has its own scale.
 
     Right pairs are added over folds and divided by all pairs: a fold without one of the classes
-    says nothing. Over several classes the unweighted mean of one against the rest.
+    adds nothing. Over several classes the unweighted mean of one against the rest.
 
     Args:
         w_RP: How often each row was drawn.
         label_P: Class indices.
         group_P: Rows with the same number are compared.
-        score: [P] of class 1, or [P, C] probabilities.
+        score: Probabilities, [P] of class 1, or [P, C].
     """
-    return _over_classes(w_RP, label_P, score, partial(_area_folds, group_P))
+    return _one_against_rest_mean(w_RP, label_P, score, partial(_roc_area_within_folds, group_P))
 
 
 def auprc(w_RP: Floats, label_P: Labels, score: Floats) -> Floats:
     """Return average precisions [R], see `class_measures.auprc`."""
-    return _over_classes(w_RP, label_P, score, _precision)
+    return _one_against_rest_mean(w_RP, label_P, score, _average_precision)
 
 
 def balanced_accuracy(
@@ -107,16 +107,21 @@ def ece(w_RP: Floats, label_P: Labels, score: Floats) -> Floats:
 
 
 def confusion(w_RP: Floats, label_P: Labels, score: Floats, threshold: float) -> Floats:
-    """Return tables [R, C, C] of label by prediction."""
+    """Return the confusion matrices [R, C, C], label by prediction."""
     classes = score.shape[1] if score.ndim > 1 else 2
-    found_P = score.argmax(axis=1) if score.ndim > 1 else (score >= threshold).astype(np.int64)
-    cell_PK = np.eye(classes**2)[label_P * classes + found_P]
+    predicted_P = score.argmax(axis=1) if score.ndim > 1 else (score >= threshold).astype(np.int64)
+    cell_PK = np.eye(classes**2)[label_P * classes + predicted_P]
     table: Floats = (w_RP @ cell_PK).reshape(-1, classes, classes)
     return table
 
 
-def _over_classes(w_RP: Floats, label_P: Labels, score: Floats, binary_measure: Any) -> Floats:  # noqa: ANN401
-    """Return the mean over one-against-rest questions; NaN if a class has no weight."""
+def _one_against_rest_mean(
+    w_RP: Floats,
+    label_P: Labels,
+    score: Floats,
+    binary_measure: Callable[[Floats, Flags, Floats], Floats],
+) -> Floats:
+    """Return the one-against-rest mean of a measure; NaN if a class has no weight."""
     if score.ndim == 1:
         measured_R: Floats = binary_measure(w_RP, label_P == 1, score)
         return measured_R
@@ -125,33 +130,35 @@ def _over_classes(w_RP: Floats, label_P: Labels, score: Floats, binary_measure: 
     return mean_R
 
 
-def _area(w_RP: Floats, is_one_P: Flags, score_P: Floats) -> Floats:
-    return divide(*_pairs(w_RP, is_one_P, score_P))
+def _roc_area(w_RP: Floats, is_one_P: Flags, score_P: Floats) -> Floats:
+    return divide(*_pair_counts(w_RP, is_one_P, score_P))
 
 
-def _area_folds(group_P: Labels, w_RP: Floats, is_one_P: Flags, score_P: Floats) -> Floats:
-    parts = [_pairs(w_RP[:, at], is_one_P[at], score_P[at]) for at in groups(group_P)]
+def _roc_area_within_folds(
+    group_P: Labels, w_RP: Floats, is_one_P: Flags, score_P: Floats
+) -> Floats:
+    parts = [_pair_counts(w_RP[:, at], is_one_P[at], score_P[at]) for at in groups(group_P)]
     return divide(sum(right_R for right_R, _ in parts), sum(pairs_R for _, pairs_R in parts))
 
 
-def _pairs(w_RP: Floats, is_one_P: Flags, score_P: Floats) -> tuple[Floats, Floats]:
-    """Return pairs [R] of either class in the right order, ties one half, and all of them."""
-    one_RU, other_RU = _by_score(w_RP, is_one_P, score_P)
+def _pair_counts(w_RP: Floats, is_one_P: Flags, score_P: Floats) -> tuple[Floats, Floats]:
+    """Return the counts [R] of pairs in the right order (ties one half) and of all pairs."""
+    one_RU, other_RU = _weights_by_score(w_RP, is_one_P, score_P)
     below_RU = other_RU.cumsum(axis=1) - other_RU
     right_R: Floats = (one_RU * (below_RU + other_RU / 2)).sum(axis=1)
     return right_R, one_RU.sum(axis=1) * other_RU.sum(axis=1)
 
 
-def _precision(w_RP: Floats, is_one_P: Flags, score_P: Floats) -> Floats:
-    one_RU, other_RU = (part[:, ::-1] for part in _by_score(w_RP, is_one_P, score_P))
+def _average_precision(w_RP: Floats, is_one_P: Flags, score_P: Floats) -> Floats:
+    one_RU, other_RU = (part[:, ::-1] for part in _weights_by_score(w_RP, is_one_P, score_P))
     hits_RU, others_RU = one_RU.cumsum(axis=1), other_RU.cumsum(axis=1)
     precision_RU = np.nan_to_num(divide(hits_RU, hits_RU + others_RU))
-    found_R = divide((one_RU * precision_RU).sum(axis=1), hits_RU[:, -1])
-    return np.where(others_RU[:, -1] > 0, found_R, np.nan)
+    precision_R = divide((one_RU * precision_RU).sum(axis=1), hits_RU[:, -1])
+    return np.where(others_RU[:, -1] > 0, precision_R, np.nan)
 
 
-def _by_score(w_RP: Floats, is_one_P: Flags, score_P: Floats) -> tuple[Floats, Floats]:
-    """Return the weight of either class at each different score, ascending [R, U]."""
+def _weights_by_score(w_RP: Floats, is_one_P: Flags, score_P: Floats) -> tuple[Floats, Floats]:
+    """Return the weights [R, U] of class 1 and of the others at each score, ascending."""
     order_P = np.argsort(score_P, kind="stable")
     starts = np.flatnonzero(np.diff(score_P[order_P], prepend=-np.inf) > 0)
     sorted_RP, is_one = w_RP[:, order_P], is_one_P[order_P]

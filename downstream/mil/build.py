@@ -33,16 +33,16 @@ def build_model(
     mean_D: "NDArray[np.float64]",
     std_D: "NDArray[np.float64]",
 ) -> MilModel:
-    """Return a model with new weights, from torch's random state.
+    """Return a MIL model with new weights, drawn from torch's random state.
 
     Args:
-        name: Of the aggregator.
-        task: What is predicted.
-        settings: Widths, dropout and fusion.
+        name: Name of the aggregator.
+        task: Task that the model predicts.
+        settings: Settings of the model: widths, dropout and fusion.
         widths: Feature width of each teacher.
-        ratios: Between the mpps, coarse to fine; empty for one mpp.
+        ratios: Ratios between the mpps, coarse to fine; empty for one mpp.
         mean_D: Mean of the TRAINING tiles.
-        std_D: Their standard deviation.
+        std_D: Standard deviation of the TRAINING tiles.
 
     Raises:
         MilError: No such aggregator, or one that does not fit the task or the mpps.
@@ -70,6 +70,7 @@ def _aggregator(
     widths: tuple[int, ...],
     ratios: tuple[int, ...],
 ) -> "Aggregator":
+    """Return the aggregator of a name, behind the fusion of teachers of the settings."""
     fused = settings.fusion != "none" and len(widths) > 1
     # Mean and max get the layer that the others have, so that they differ in the pooling alone;
     # without it they are the probe `linear`.

@@ -1,7 +1,7 @@
-"""What a bag is predicted to be: tasks, their losses and scores, class weights, soft labels.
+"""Tasks of bags, their losses and scores, class weights, and soft labels.
 
-Losses are one value a bag, in float32 whatever comes in, so that weights and sampling are the
-caller's mean to take.
+Losses are one float32 value per bag, whatever the precision of the logits; the caller weights and
+averages them.
 
 Shape letters: B bags, N tiles, C outputs (classes), P patients, M members of an ensemble.
 """
@@ -22,7 +22,7 @@ TaskKind = Literal["binary", "multiclass", "multilabel", "regression"]
 
 @dataclass(frozen=True, kw_only=True)
 class BagTask:
-    """A task: the outputs of a bag, and their loss.
+    """The outputs of a bag, and their loss and scores.
 
     Attributes:
         kind: `binary` is one logit; `multiclass` a softmax over C classes that exclude each other;
@@ -47,12 +47,12 @@ class BagTask:
         """Return the loss of each bag [B].
 
         Args:
-            logits_BC: What the head gives.
+            logits_BC: Outputs of the head.
             target: binary: [B] in 0..1; multiclass: class indices [B], or probabilities [B, C]
                 (soft labels); multilabel: [B, C] in 0..1; regression: [B, C], or [B] for one.
-            weight_C: From `class_weights` (two for binary, of classes 0 and 1; for multilabel the
-                weight of a present label). It multiplies a bag's loss and is not divided by the
-                batch's sum, which would cancel it for a batch of one.
+            weight_C: Weights from `class_weights` (two for binary, of classes 0 and 1; for
+                multilabel the weight of a present label). It multiplies a bag's loss and is not
+                divided by the batch's sum, which would cancel it for a batch of one.
 
         Raises:
             MilError: Weights for regression.
@@ -74,7 +74,7 @@ class BagTask:
         return loss.mean(dim=1)
 
     def scores(self, logits_BC: Tensor) -> Tensor:
-        """Return probabilities, float64: [B] of class 1 for binary, else [B, C]; or numbers."""
+        """Return probabilities or numbers, float64: [B] of class 1 for binary, else [B, C]."""
         logits = logits_BC.double()
         if self.kind == "binary":
             return torch.sigmoid(logits[:, 0])
@@ -84,11 +84,11 @@ class BagTask:
 
 
 def class_weights(label_P: NDArray[np.int64], classes: int) -> NDArray[np.float64]:
-    """Return weights float64[C] that give every class the same total, mean 1 over patients.
+    """Return weights float64[C] so that all classes have the same total, mean 1 over patients.
 
     Args:
         label_P: Class indices of TRAINING patients.
-        classes: C.
+        classes: Number C of classes.
 
     Raises:
         MilError: A class without patients.
@@ -108,10 +108,10 @@ def class_weights(label_P: NDArray[np.int64], classes: int) -> NDArray[np.float6
 
 
 def balanced_order(label_P: NDArray[np.int64], *, seed: int) -> NDArray[np.int64]:
-    """Return an epoch in which every class comes equally often, rare patients several times.
+    """Return the order of an epoch with all classes equally often, rare patients repeated.
 
-    As long as the natural one; each class is a shuffled cycle over its patients. It is the second
-    expert's sampler in MDE-MIL (arXiv 2503.00915), beside the natural order.
+    It is as long as the natural order; each class is a shuffled cycle over its patients. It is the
+    second expert's sampler in MDE-MIL (arXiv 2503.00915), beside the natural order.
 
     >>> label = np.array([0, 0, 0, 0, 0, 1])
     >>> np.bincount(label[balanced_order(label, seed=0)]).tolist()
@@ -165,23 +165,23 @@ def pseudo_labels(score_BN: Tensor, mask_BN: Tensor, label_B: Tensor, *, tiles: 
     """Return tile labels from bag labels, int64 [B, N]: 1, 0, or -1 for a tile that is left out.
 
     In a positive bag the tiles with the highest scores are 1 and those with the lowest 0, at most
-    so many and at most half of the bag; in a negative bag every tile is 0. Scores are a teacher's,
+    `tiles` and at most half of the bag; in a negative bag every tile is 0. Scores are a teacher's,
     such as a moving average of the student (MILTS, Nat Commun 2024), or attention (CLAM).
 
     Args:
-        score_BN: Higher = more likely positive.
+        score_BN: Scores of tiles; higher = more likely positive.
         mask_BN: True where there is a tile.
-        label_B: 1 for a positive bag, 0 for a negative one.
-        tiles: Most tiles labelled at either end.
+        label_B: Labels of the bags: 1 for a positive bag, 0 for a negative one.
+        tiles: Most tiles that are labelled at either end.
     """
     outside = ~mask_BN
     most = min(tiles, score_BN.shape[1])
     labels_BN = torch.full_like(mask_BN, fill_value=-1, dtype=torch.int64)
     is_counted = torch.arange(most, device=mask_BN.device) < (mask_BN.sum(dim=1) // 2)[:, None]
-    for sign, value in ((1, 1), (-1, 0)):
+    for sign, tile_label in ((1, 1), (-1, 0)):
         picked = (sign * score_BN).masked_fill(outside, -torch.inf).topk(most, dim=1).indices
         kept = labels_BN.gather(1, picked)
-        labels_BN.scatter_(1, picked, torch.where(is_counted, value, kept))
+        labels_BN.scatter_(1, picked, torch.where(is_counted, tile_label, kept))
     return torch.where(label_B[:, None] == 1, labels_BN, torch.where(mask_BN, 0, -1))
 
 
@@ -196,9 +196,9 @@ def pseudo_label_loss(logits_BN: Tensor, labels_BN: Tensor) -> Tensor:
 
 def _class_loss(logits_BC: Tensor, target: Tensor, weight_C: Tensor | None) -> Tensor:
     """Return the cross-entropy with class indices [B] or probabilities [B, C]."""
-    wanted_BC = target.to(logits_BC.dtype) if target.ndim == 2 else None
-    if wanted_BC is None:
-        wanted_BC = F.one_hot(target.long(), logits_BC.shape[1]).to(logits_BC.dtype)
+    target_BC = target.to(logits_BC.dtype) if target.ndim == 2 else None
+    if target_BC is None:
+        target_BC = F.one_hot(target.long(), logits_BC.shape[1]).to(logits_BC.dtype)
     if weight_C is not None:
-        wanted_BC = wanted_BC * weight_C
-    return -(wanted_BC * torch.log_softmax(logits_BC, dim=1)).sum(dim=1)
+        target_BC = target_BC * weight_C
+    return -(target_BC * torch.log_softmax(logits_BC, dim=1)).sum(dim=1)

@@ -21,8 +21,8 @@ class ModelOutput:
     """The output of a model on a batch.
 
     Attributes:
-        logits: [B, C].
-        pooled: The embedding and the attention that they come from.
+        logits: Outputs of the head, [B, C].
+        pooled: Embedding and attention of the aggregator.
     """
 
     logits: Tensor
@@ -30,16 +30,16 @@ class ModelOutput:
 
 
 class MilModel(nn.Module):
-    """Standardise, pool, predict.
+    """A MIL model: standardise the features, pool them, predict.
 
     Mean and standard deviation are buffers of the model, so that it cannot be applied with another
     fold's.
 
     Args:
-        aggregator: Its branches are the task's classes, or 1.
-        task: What is predicted.
-        mean_D: Mean of the TRAINING tiles; None to take features as they are.
-        std_D: Their standard deviation, above 0.
+        aggregator: Aggregator with one branch, or one for each class of the task.
+        task: Task that the model predicts.
+        mean_D: Mean of the TRAINING tiles; None to use features as they are.
+        std_D: Standard deviation of the TRAINING tiles, above 0.
 
     Raises:
         MilError: Branches that are not the task's classes, or a mean without a deviation.
@@ -68,12 +68,12 @@ class MilModel(nn.Module):
     def forward(
         self, x: Tensor, mask: Tensor | None = None, coords: Tensor | None = None
     ) -> ModelOutput:
-        """Predict one bag or a padded batch, see `Aggregator.forward`."""
+        """Return the logits of one bag or a padded batch, see `Aggregator.forward`."""
         pooled = self.pooled(x, mask, coords)
         return ModelOutput(logits=self.head(pooled.embedding), pooled=pooled)
 
     def pooled(self, x: Tensor, mask: Tensor | None = None, coords: Tensor | None = None) -> Pooled:
-        """Standardise features, and pool them by the aggregator."""
+        """Return the embedding of standardised features by the aggregator."""
         if self.mean is not None and self.std is not None:
             x = (x - self.mean).div_(self.std)
         return self.aggregator(x, mask, coords)  # type: ignore[no-any-return]
@@ -81,13 +81,13 @@ class MilModel(nn.Module):
     def loss(
         self, prediction: ModelOutput, target: Tensor, weight_C: Tensor | None = None
     ) -> Tensor:
-        """Whole loss of each bag [B]: the task's, and what the aggregator adds of its own.
+        """Return the whole loss of each bag [B]: the task's, and the aggregator's own terms.
 
         Args:
-            prediction: What `forward` gave in training mode.
-            target: See `BagTask.loss`; an aggregator's own loss takes the likeliest class of a soft
+            prediction: Output of `forward` in training mode.
+            target: See `BagTask.loss`; an aggregator's own loss uses the likeliest class of a soft
                 label.
-            weight_C: Class weights, of the task's loss alone.
+            weight_C: Class weights of the task's loss; the aggregator's terms have none.
 
         Raises:
             MilError: An aggregator with a loss of its own on a regression or on survival.
@@ -97,11 +97,11 @@ class MilModel(nn.Module):
         )
 
     def with_own(self, loss_B: Tensor, prediction: ModelOutput, target: Tensor) -> Tensor:
-        """Return a loss of the logits together with the terms of the aggregator and of a fusion.
+        """Return the loss of the logits plus the terms of the aggregator and of a fusion.
 
         Args:
-            loss_B: Of each bag, or one value for a batch.
-            prediction: What `forward` gave in training mode.
+            loss_B: Loss of each bag, or one value for a batch.
+            prediction: Output of `forward` in training mode.
             target: See `loss`.
 
         Raises:
@@ -115,6 +115,7 @@ class MilModel(nn.Module):
         return whole_B if fusion_B is None else whole_B + fusion_B
 
     def _auxiliary(self, pooled: Pooled, target: Tensor) -> Tensor:
+        """Return the aggregator's own loss, for targets that it supports."""
         if self.task.kind == "regression":
             name = type(self.aggregator).__name__
             msg = f"{name} needs classes; take another model for numbers or survival"
@@ -129,11 +130,11 @@ class MilModel(nn.Module):
 
 
 class BranchHead(nn.Module):
-    """One logit a class from that class' own embedding, as in CLAM-MB.
+    """A head with one logit per class from that class' own embedding, as in CLAM-MB.
 
     Args:
-        width: E.
-        classes: C.
+        width: Width E of an embedding.
+        classes: Number C of classes.
     """
 
     def __init__(self, width: int, classes: int) -> None:
@@ -149,7 +150,7 @@ def make_head(aggregator: Aggregator, task: "BagTask") -> nn.Module:
     """Return the linear head that fits an aggregator.
 
     Raises:
-        MilError: Its branches are not the task's classes.
+        MilError: The aggregator's branches are not the task's classes.
     """
     if aggregator.branches == 1:
         return nn.Linear(aggregator.width, task.outputs)
@@ -163,7 +164,7 @@ def make_head(aggregator: Aggregator, task: "BagTask") -> nn.Module:
 
 
 def make_aggregator(name: str, width: int, task: "BagTask", **options: object) -> Aggregator:
-    """Return an aggregator by name, with the options of its class.
+    """Return the aggregator of a name, with the options of its class.
 
     Raises:
         MilError: No such name.

@@ -1,7 +1,7 @@
-"""What a MIL model is trained for: classes, labels, numbers, or survival.
+"""Training objectives of MIL models: classes, labels, numbers, or survival.
 
-An objective says how many outputs a model has, what a batch's loss is, and what a prediction means;
-the training loop and the aggregators know nothing of it.
+An objective defines the number of outputs, the loss of a batch, and the meaning of a prediction;
+the training loop and the aggregators do not depend on it.
 
 Shape letters: B bags, C outputs, P patients, T time bins.
 """
@@ -31,7 +31,7 @@ _LABELLED = ("multiclass", "multilabel")
 
 
 class Objective(Protocol):
-    """A training objective: the loss of logits, and the predictions that they stand for.
+    """A training objective: the loss of logits, and their conversion into predictions.
 
     Attributes:
         joint: Whether a batch's loss compares its bags with each other, so that it needs many.
@@ -41,10 +41,10 @@ class Objective(Protocol):
 
     @property
     def task(self) -> BagTask:
-        """Decides the model's head."""
+        """Return the task, which determines the model's head."""
 
     def loss(self, logits: Tensor, target: Tensor) -> Tensor:
-        """Loss of each bag [B], or of a joint objective one value [1]; NaN if it has none."""
+        """Return the losses of the bags [B], or of a joint objective one value [1] or NaN."""
 
     def outcome(self, logits: Floats) -> Floats:
         """Return the scores, numbers, or risks [P] (HIGHER = WORSE) of logits [P, C]."""
@@ -52,13 +52,13 @@ class Objective(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class LabelObjective:
-    """Classes, labels or numbers.
+    """The objective for classes, labels or numbers.
 
     Attributes:
-        task: Which of them.
-        weights: Of each class [C], from the patients, or None.
-        centre: Of a regression: what the training values are standardised by.
-        scale: Likewise.
+        task: Task: classes, labels or numbers.
+        weights: Weight of each class [C], from the training patients, or None.
+        centre: Mean of the training numbers of a regression, subtracted from targets.
+        scale: Standard deviation of the training numbers of a regression.
     """
 
     task: BagTask
@@ -69,11 +69,11 @@ class LabelObjective:
 
     @classmethod
     def fit(cls, task: BagTask, target: NDArray[np.float64], *, weighted: bool) -> "LabelObjective":
-        """Return weights, or the scale of a number, from TRAINING patients.
+        """Return the objective, with class weights or the scale of numbers from TRAINING patients.
 
         Args:
-            task: What is predicted.
-            target: [P] class indices, [P, C] labels, or [P] numbers.
+            task: Task that the model predicts.
+            target: Outcomes: [P] class indices, [P, C] labels, or [P] numbers.
             weighted: Whether every class counts the same.
         """
         if task.kind == "regression":
@@ -104,17 +104,17 @@ class LabelObjective:
 
 @dataclass(frozen=True, kw_only=True)
 class Cox:
-    """Cox partial likelihood; a batch is a risk set, so it takes many patients."""
+    """The Cox partial likelihood; a batch is a risk set, so it needs many patients."""
 
     joint = True
 
     @property
     def task(self) -> BagTask:
-        """One number."""
+        """Return the task of one number, the log hazard ratio."""
         return BagTask(kind="regression")
 
     def loss(self, logits: Tensor, target: Tensor) -> Tensor:
-        """Return [1]; NaN for a batch without an event."""
+        """Return the loss of a batch [1]; NaN for a batch without an event."""
         event_B = target[:, 1] == 1
         if not bool(event_B.any()):
             return torch.full((1,), torch.nan)
@@ -127,11 +127,11 @@ class Cox:
 
 @dataclass(frozen=True, kw_only=True)
 class Hazards:
-    """Discrete-time hazards.
+    """The objective of discrete-time hazards.
 
     Attributes:
-        bins: Of time, fitted on training patients.
-        alpha: Weight taken off censored patients, see `discrete_loss`.
+        bins: Time bins, fitted on training patients.
+        alpha: Share by which the weight of censored patients is reduced, see `discrete_loss`.
     """
 
     bins: TimeBins
@@ -140,7 +140,7 @@ class Hazards:
 
     @classmethod
     def fit(cls, target: Floats, patients: Sequence[str], *, bins: int) -> "Hazards":
-        """Return bins from TRAINING patients' (time, event) [P, 2]."""
+        """Return the objective, with time bins from TRAINING patients' (time, event) [P, 2]."""
         time_bins = fit_bins(target[:, 0], target[:, 1] == 1, patients=list(patients), bins=bins)
         return cls(bins=time_bins)
 

@@ -1,8 +1,8 @@
-"""What every MIL aggregator takes and gives: padded bags with a mask in, one vector a bag out.
+"""Inputs and outputs of MIL aggregators: padded bags with a mask in, one vector per bag out.
 
-A padded batch gives what its bags give one by one. What stands in a masked row, NaN included,
-changes nothing: masked rows are zeroed on the way in, which costs one copy of a padded batch. A bag
-alone is not copied.
+A padded batch has the same outputs as its bags one by one. The content of a masked row, NaN
+included, changes nothing: masked rows are zeroed on the way in, which costs one copy of a padded
+batch. A bag alone is not copied.
 
 Shape letters: B bags, N tiles of the longest bag, D feature width, E embedding width, C branches.
 """
@@ -19,7 +19,7 @@ from downstream.mil.aggregators.dropout import Dropout
 
 
 class MilError(ValueError):
-    """Bags, labels or settings that a MIL model cannot work with."""
+    """An error for bags, labels or settings that a MIL model cannot use."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,10 +27,10 @@ class PaddedBags:
     """Bags of different sizes as one tensor.
 
     Attributes:
-        x: [B, N, D] features, zero where there is no tile.
+        x: [B, N, D] features, zero in rows without a tile.
         mask: bool [B, N], True where there is a tile.
-        coords: [B, N, K] integer places of the tiles, zero where there is no tile; None if none
-            were given.
+        coords: [B, N, K] integer places of the tiles, zero in rows without a tile; None if the
+            bags have no places.
     """
 
     x: Tensor
@@ -45,7 +45,7 @@ class Pooled:
     Attributes:
         embedding: [B, E], or [B, C, E] from an aggregator with a branch for each class.
         attention: [B, N] how much each tile counts; sums to 1 over a bag, 0 in masked rows.
-        extras: What one aggregator has and others have not, by name.
+        extras: Further tensors of a single kind of aggregator, by name.
     """
 
     embedding: Tensor
@@ -54,13 +54,13 @@ class Pooled:
 
 
 class Aggregator(nn.Module):
-    """A bag of tiles -> one vector. Subclasses write `pool`, and `auxiliary` if they have one.
+    """A network from the tiles of a bag to one vector; subclasses define `pool` (`auxiliary`).
 
     Attributes:
         width: Width E of the embedding.
-        branches: Embeddings a bag: 1, or the number of classes.
+        branches: Number of embeddings of a bag: 1, or the number of classes.
         auxiliary_share: Share of `auxiliary` in the whole loss; the bag's loss has the rest.
-        coords: Columns of `coords` that `pool` needs; 0 if it looks at no coordinates.
+        coords: Number of columns of `coords` that `pool` needs; 0 if it uses no coordinates.
     """
 
     width: int
@@ -71,15 +71,15 @@ class Aggregator(nn.Module):
     def forward(
         self, x: Tensor, mask: Tensor | None = None, coords: Tensor | None = None
     ) -> Pooled:
-        """Pool one bag x_ND, or a padded batch x_BND with mask_BN.
+        """Return the embedding of one bag x_ND, or of a padded batch x_BND with mask_BN.
 
         Args:
-            x: [N, D], or [B, N, D]; float16, as a lake gives them, is taken to float32.
-            mask: bool [N] or [B, N], True where there is a tile; None if all are.
+            x: Features [N, D], or [B, N, D]; float16, as read from a lake, is cast to float32.
+            mask: bool [N] or [B, N], True where there is a tile; None if all rows are tiles.
             coords: Integers [N, K] or [B, N, K]: (grid_y, grid_x), see `tile_canvas`.
 
         Returns:
-            Always with a batch axis: a single bag is a batch of one.
+            The embedding and attention, always with a batch axis: a single bag is a batch of one.
 
         Raises:
             MilError: A bag without tiles, shapes that do not fit, or no coordinates where needed.
@@ -99,15 +99,16 @@ class Aggregator(nn.Module):
         return self.pool(x, mask, coords)
 
     def pool(self, x_BND: Tensor, mask_BN: Tensor, coords_BNK: Tensor | None) -> Pooled:
-        """Pool a batch whose masked rows are zero."""
+        """Return the embedding of a batch whose masked rows are zero."""
         raise NotImplementedError
 
     def auxiliary(self, pooled: Pooled, target: Tensor) -> Tensor:
-        """Return an aggregator's own loss [B], from class indices [B] or labels [B, C]."""
+        """Return the aggregator's own loss [B], from class indices [B] or labels [B, C]."""
         del target
         return pooled.embedding.new_zeros(len(pooled.embedding))
 
     def _check(self, x: Tensor, mask: Tensor | None, coords: Tensor | None) -> None:
+        """Raise MilError for shapes that do not fit, bags without tiles, or missing coordinates."""
         if x.ndim != 3 or (mask is not None and mask.shape != x.shape[:2]):
             mask_shape = None if mask is None else tuple(mask.shape)
             msg = (
@@ -135,7 +136,7 @@ def masked_softmax(score: Tensor, mask: Tensor) -> Tensor:
     """Return the softmax over the last axis, 0 where masked; float32 at least.
 
     Args:
-        score: [..., N].
+        score: Scores [..., N].
         mask: bool, of a shape that broadcasts to it; True for what counts.
     """
     wide = score.float() if score.dtype in {torch.float16, torch.bfloat16} else score
@@ -143,10 +144,10 @@ def masked_softmax(score: Tensor, mask: Tensor) -> Tensor:
 
 
 def pad_bags(bags: Sequence[Tensor], coords: Sequence[Tensor] | None = None) -> PaddedBags:
-    """Return bags [N_i, D] with their places [N_i, K], as one padded batch.
+    """Return one padded batch from bags [N_i, D] with their places [N_i, K].
 
     Raises:
-        MilError: No bag, a bag without tiles, or places that are not one a tile.
+        MilError: No bag, a bag without tiles, or not one place per tile.
     """
     if not bags or min(map(len, bags)) == 0:
         msg = f"bags of {[len(bag) for bag in bags]} tiles; give at least one, none of them empty"
@@ -157,14 +158,14 @@ def pad_bags(bags: Sequence[Tensor], coords: Sequence[Tensor] | None = None) -> 
     lengths_B = torch.tensor([len(bag) for bag in bags], device=bags[0].device)
     places = torch.arange(int(lengths_B.max()), device=bags[0].device)
     return PaddedBags(
-        x=_padded(bags),
+        x=_padded_tensor(bags),
         mask=places < lengths_B[:, None],
-        coords=None if coords is None else _padded(coords),
+        coords=None if coords is None else _padded_tensor(coords),
     )
 
 
-def _padded(parts: Sequence[Tensor]) -> Tensor:
-    """Return parts [N_i, ...] as one tensor [B, N, ...], zero where a part has ended."""
+def _padded_tensor(parts: Sequence[Tensor]) -> Tensor:
+    """Return one tensor [B, N, ...] from parts [N_i, ...], zero behind the end of a part."""
     if len(parts) == 1:
         return parts[0][None]
     return nn.utils.rnn.pad_sequence(list(parts), batch_first=True)
@@ -173,14 +174,14 @@ def _padded(parts: Sequence[Tensor]) -> Tensor:
 def plan_batches(
     tiles_P: NDArray[np.int64], *, most_rows: int, seed: int
 ) -> list[NDArray[np.int64]]:
-    """Group bags into padded batches of at most so many rows, padding included.
+    """Return batches of bags with at most `most_rows` rows each, padding included.
 
     Bags of like size go together, so that little is padding; batches come in random order.
 
     Args:
-        tiles_P: Tiles of each bag.
+        tiles_P: Number of tiles of each bag.
         most_rows: Most rows (bags x tiles of the longest) of a batch; a larger bag goes alone.
-        seed: Of the order of bags of one size and of the batches.
+        seed: Seed of the order of batches, and of bags of the same size.
 
     Returns:
         Indices of the bags of each batch; every bag once.

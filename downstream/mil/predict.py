@@ -23,7 +23,7 @@ _MIN_STD = 1e-6
 
 
 class BagSequence(Protocol):
-    """A sequence of patients' bags; a list is one."""
+    """A sequence of patients' bags, such as a list."""
 
     def __len__(self) -> int:
         """Return the number of patients."""
@@ -33,11 +33,11 @@ class BagSequence(Protocol):
 
 
 def predict(model: "MilModel", bags: BagSequence) -> tuple[Floats, list[NDArray[np.float32]]]:
-    """Predict whole bags, one at a time.
+    """Return the logits and the attention of whole bags, predicted one at a time.
 
     Args:
-        model: What was trained; it is left in evaluation mode.
-        bags: One a patient.
+        model: Trained model; it is left in evaluation mode.
+        bags: One bag per patient.
 
     Returns:
         float64[P, C] logits, and float32[N] attention of each bag, which sums to 1.
@@ -56,7 +56,7 @@ def predict(model: "MilModel", bags: BagSequence) -> tuple[Floats, list[NDArray[
 
 
 def tile_statistics(bags: BagSequence) -> tuple[Floats, Floats]:
-    """Return mean and standard deviation of every feature over all tiles, bag by bag.
+    """Return the mean and standard deviation of every feature over all tiles, bag by bag.
 
     Args:
         bags: TRAINING bags only; statistics that have seen a test tile are a leak.
@@ -90,7 +90,7 @@ def tile_statistics(bags: BagSequence) -> tuple[Floats, Floats]:
 
 
 def floats(x_ND: NDArray[np.float16]) -> Tensor:
-    """Return a float32 copy, by torch: its cast takes a tenth of NumPy's time."""
+    """Return a float32 copy of features, by torch, ten times as fast as NumPy's cast."""
     # torch cannot express an array that is read-only, as the lake's are
     return torch.from_numpy(x_ND if x_ND.flags.writeable else x_ND.copy()).float()
 

@@ -1,4 +1,4 @@
-"""A tile classifier beside an aggregator, taught by pseudo labels of its own moving average.
+"""A tile classifier beside an aggregator, trained on pseudo labels of its own moving average.
 
 After MILTS (Nat Commun 2024): in a positive bag the tiles that a slowly moving copy finds most
 likely are positive and the least likely ones negative; in a negative bag all are negative.
@@ -19,17 +19,17 @@ if TYPE_CHECKING:
 
 
 class PseudoTiles(Aggregator):
-    """An aggregator with such a classifier; its loss has 0.3 of the whole, as CLAM's has.
+    """An aggregator with a tile classifier, whose share of the loss is 0.3, as in CLAM.
 
     Changed: the classifier is linear on the features, which are a foundation model's, where the
     original trains the encoder with it; the aggregator's own embedding decides the bag.
 
     Args:
-        aggregator: Without a loss of its own on tiles.
+        aggregator: Aggregator without a loss of its own on tiles.
         width: Feature width D.
-        task: Of two classes.
-        tiles: Most tiles labelled at either end.
-        momentum: Of the moving copy, a step.
+        task: Task of two classes.
+        tiles: Most tiles that are labelled at either end.
+        momentum: Momentum of the moving copy, per step.
 
     Raises:
         MilError: More than two classes, or an aggregator with a loss of its own.
@@ -63,7 +63,7 @@ class PseudoTiles(Aggregator):
         self.coords, self.auxiliary_share = aggregator.coords, 0.3
 
     def pool(self, x_BND: Tensor, mask_BN: Tensor, coords_BNK: Tensor | None) -> Pooled:
-        """Pool a batch; while training, keep the values that `auxiliary` needs."""
+        """Return the embedding of a batch; in training, keep the inputs of `auxiliary`."""
         pooled: Pooled = self.aggregator(x_BND, mask_BN, coords_BNK)
         if self.training:
             self._follow()

@@ -1,6 +1,6 @@
 """Training a MIL model on the bags of one split, and predicting bags.
 
-Validation patients decide when to stop; test patients are not in sight of anything here.
+Validation patients decide when to stop; nothing here reads test patients.
 
 Shape letters: P patients, B bags of a batch, N tiles, D feature width, C outputs.
 """
@@ -33,43 +33,44 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True, kw_only=True)
 class Examples:
-    """Bags and what they should be predicted to be.
+    """Bags of patients and their targets.
 
     Attributes:
-        bags: One a patient.
-        target: [P] class indices or numbers, [P, C] labels, probabilities, or (time, event).
+        bags: One bag per patient.
+        target: Targets: [P] class indices or numbers, [P, C] labels, probabilities, or (time,
+            event).
     """
 
     bags: BagSequence
     target: NDArray[np.float64]
 
     def __post_init__(self) -> None:
-        """Refuse targets that are not one a bag."""
+        """Raise MilError unless each bag has one target."""
         if len(self.bags) != len(self.target):
             msg = f"{len(self.bags)} bags with {len(self.target)} targets; give one target per bag"
             raise MilError(msg)
 
     @cached_property
     def tiles(self) -> NDArray[np.int64]:
-        """Return tiles of each bag [P]; read once, since a bag may have to be read for it."""
+        """Return the number of tiles of each bag [P], cached because it may read the bags."""
         return np.array([len(self.bags[at]) for at in range(len(self.bags))], dtype=np.int64)
 
     @property
     def classes(self) -> NDArray[np.int64]:
-        """Return class of each patient [P], the likeliest one of a soft label."""
+        """Return the class of each patient [P], the likeliest class of a soft label."""
         hard_P = self.target if self.target.ndim == 1 else self.target.argmax(axis=1)
         return hard_P.astype(np.int64)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Fit:
-    """A trained model and how it came about.
+class TrainedModel:
+    """A trained model, with the losses of its training.
 
     Attributes:
-        model: In evaluation mode, with the weights of the best epoch.
-        epochs: The best epoch, from 1 on; the last one where there was no validation.
-        train_loss: Of each epoch.
-        validation_loss: Of each epoch; empty without validation.
+        model: The model in evaluation mode, with the weights of the best epoch.
+        epochs: Number of the best epoch, from 1 on; of the last epoch without validation.
+        train_loss: Training loss of each epoch.
+        validation_loss: Validation loss of each epoch; empty without validation.
     """
 
     model: "MilModel"
@@ -89,21 +90,22 @@ def train_mil(
     seed: int,
     ratios: tuple[int, ...] = (),
     device: str = "cpu",
-) -> Fit:
-    """Train with AdamW; keep the epoch with the least validation loss.
+) -> TrainedModel:
+    """Train a MIL model with AdamW; return the weights of the least validation loss.
 
     The result is a function of examples, settings and seed on one machine; the caller's random
     state is left as it was. Without validation it trains for all its epochs.
 
     Args:
-        name: Of the aggregator.
+        name: Name of the aggregator.
         train: TRAINING patients; features are standardised by their tiles alone.
-        validation: Other patients, who decide when to stop; None or none of them to decide nothing.
-        objective: What is learnt, fitted on the training patients.
-        settings: Model and schedule.
+        validation: Other patients, who decide when to stop; None, or no patients, for no early
+            stop.
+        objective: Training objective, fitted on the training patients.
+        settings: Settings of the model and of its training.
         widths: Feature width of each teacher of the feature set.
-        seed: Of initialisation, order, dropout and tile subsets.
-        ratios: Between the mpps, coarse to fine.
+        seed: Seed of initialisation, order, dropout and tile subsets.
+        ratios: Ratios between the mpps, coarse to fine.
         device: Torch device to train on.
 
     Raises:
@@ -119,18 +121,18 @@ def train_mil(
         model = build_model(
             name, objective.task, settings, widths=widths, ratios=ratios, mean_D=mean_D, std_D=std_D
         ).to(device)
-        return _fit(model, train, validation, objective, settings, rng)
+        return _train_epochs(model, train, validation, objective, settings, rng)
 
 
-def _fit(
+def _train_epochs(
     model: "MilModel",
     train: Examples,
     validation: Examples | None,
     objective: "Objective",
     settings: "MilSettings",
     rng: np.random.Generator,
-) -> Fit:
-    """Train for all epochs, or until validation has not improved for `patience` of them."""
+) -> TrainedModel:
+    """Train for all epochs, or until validation has not improved for `patience` epochs."""
     optimiser = torch.optim.AdamW(
         model.parameters(),
         lr=settings.learning_rate,
@@ -142,7 +144,7 @@ def _fit(
     validation_losses: list[float] = []
     best, kept = 0, copy.deepcopy(model.state_dict())
     for epoch in range(settings.epochs):
-        losses.append(_epoch(model, train, objective, settings, optimiser, rng))
+        losses.append(_train_epoch(model, train, objective, settings, optimiser, rng))
         if watched is None:
             continue
         validation_losses.append(whole_loss(model, watched, objective))
@@ -152,7 +154,7 @@ def _fit(
             break
     if watched is not None:
         model.load_state_dict(kept)
-    return Fit(
+    return TrainedModel(
         model=model.eval(),
         epochs=best + 1 if watched is not None else len(losses),
         train_loss=tuple(losses),
@@ -160,7 +162,7 @@ def _fit(
     )
 
 
-def _epoch(
+def _train_epoch(
     model: "MilModel",
     train: Examples,
     objective: "Objective",
@@ -176,8 +178,8 @@ def _epoch(
     if settings.experts:
         order = balanced_order(train.classes, seed=int(rng.integers(2**31)))
     at = 0
-    for rows in _batches(train, objective, settings, rng):
-        loss = _step(model, train, rows, order[at : at + len(rows)], objective, settings, rng)
+    for rows in _patient_batches(train, objective, settings, rng):
+        loss = _batch_loss(model, train, rows, order[at : at + len(rows)], objective, settings, rng)
         at += len(rows)
         if objective.joint and bool(loss.isnan()):
             continue  # a risk set without an event says nothing
@@ -195,7 +197,7 @@ def _epoch(
     return float(np.mean(losses)) if losses else float("nan")
 
 
-def _step(
+def _batch_loss(
     model: "MilModel",
     train: Examples,
     rows: NDArray[np.int64],
@@ -205,23 +207,23 @@ def _step(
     rng: np.random.Generator,
 ) -> Tensor:
     """Return the loss of a batch, a scalar; `others` are the second expert's, if there is one."""
-    padded, target = _batch(train, rows, settings, rng, device=device_of(model))
+    padded, target = _padded_batch(train, rows, settings, rng, device=device_of(model))
     with _autocast(settings, target.device):
         if isinstance(model, Experts):
-            balanced, labels = _batch(train, others, settings, rng, device=device_of(model))
+            balanced, labels = _padded_batch(train, others, settings, rng, device=device_of(model))
             return model.pair_loss(padded, target, balanced, labels)
         prediction = model(padded.x, padded.mask, padded.coords)
     own = objective.loss(prediction.logits, target)
     return model.with_own(own, prediction, target).mean()
 
 
-def _batches(
+def _patient_batches(
     train: Examples, objective: "Objective", settings: "MilSettings", rng: np.random.Generator
 ) -> Iterator[NDArray[np.int64]]:
     """Yield rows of patients, in a new order each epoch.
 
-    One a step as most MIL code does it, or several of like size padded together; a joint objective
-    takes at least so many that a risk set says something.
+    A step has one patient, as in most MIL code, or several of similar size padded together; a joint
+    objective has at least `joint_patients`, so that its risk set is informative.
     """
     patients = len(train.bags)
     size = max(settings.batch_patients, settings.joint_patients if objective.joint else 1)
@@ -239,7 +241,7 @@ def _batches(
         yield from np.array_split(rows, -(-len(rows) // size))
 
 
-def _batch(
+def _padded_batch(
     examples: Examples,
     rows: NDArray[np.int64],
     settings: "MilSettings",
@@ -247,10 +249,10 @@ def _batch(
     *,
     device: torch.device,
 ) -> tuple[PaddedBags, Tensor]:
-    """Return padded bags, at most so many tiles of each, and their targets."""
+    """Return padded bags, with at most `max_tiles` tiles of each, and their targets."""
     bags = [examples.bags[int(row)] for row in rows]
     share = max(1, settings.batch_rows // len(bags))
-    picks = [_subset(bag, min(settings.max_tiles, share), rng) for bag in bags]
+    picks = [_tile_subset(bag, min(settings.max_tiles, share), rng) for bag in bags]
     padded = pad_bags(
         [floats(bag.features[pick]).to(device) for bag, pick in zip(bags, picks, strict=True)],
         [
@@ -261,7 +263,7 @@ def _batch(
     return padded, torch.from_numpy(examples.target[rows]).float().to(device)
 
 
-def _subset(
+def _tile_subset(
     bag: "PatientBag", most: int, rng: np.random.Generator
 ) -> slice | NDArray[np.int64] | NDArray[np.bool_]:
     """Return a fresh random subset of a bag's tiles, whole families; at least one."""

@@ -1,7 +1,7 @@
 """Probes of frozen features: a linear one and nearest neighbours; no network is trained.
 
 Features are standardised by the training rows alone, and the one free number of a probe is chosen
-on the validation rows, which it is never fitted on: their scores may choose a threshold too. All
+on the validation rows, on which it is never fitted: their scores may choose a threshold too. All
 classes weigh the same, however rare. Shape letters: P patients (or tiles) of training, Q others,
 D width of the features, C classes or numbers, K neighbours.
 """
@@ -31,13 +31,13 @@ class Probe:
     """A fitted probe.
 
     Attributes:
-        name: In `PROBES`.
-        task: What it predicts.
-        chosen: Inverse penalty, penalty or neighbours; of several labels one each.
-        mean: Of the training rows [D].
+        name: Name of the probe in `PROBES`.
+        task: Task that the probe predicts.
+        chosen: Chosen inverse penalty, penalty or number of neighbours; one per label.
+        mean: Mean of the training rows [D].
         spread: Standard deviation of the training rows [D]; 1 for channels that do not vary.
-        heads: One; of several labels one each.
-        is_flat: Whether the targets were one number a row.
+        heads: One fitted head, or one per label of several.
+        is_flat: Whether the targets were one number per row.
     """
 
     name: str
@@ -51,12 +51,12 @@ class Probe:
     def scores(self, x_QD: NDArray[Any]) -> Floats:
         """Return the probability of class 1 [Q] for `binary`, probabilities [Q, C], or numbers.
 
-        Numbers have the form of the targets that it was fitted on, [Q] or [Q, C].
+        Numbers have the form of the targets that the probe was fitted on, [Q] or [Q, C].
         """
-        z_QD = (_features(x_QD) - self.mean) / self.spread
+        z_QD = (_checked_features(x_QD) - self.mean) / self.spread
         outputs = [head.outputs(z_QD) for head in self.heads]
         if self.task == "multilabel":
-            return np.stack([found_Q2[:, 1] for found_Q2 in outputs], axis=1)
+            return np.stack([output_Q2[:, 1] for output_Q2 in outputs], axis=1)
         if self.task == "binary":
             return outputs[0][:, 1]
         return outputs[0][:, 0] if self.is_flat else outputs[0]
@@ -75,20 +75,21 @@ def fit_probe(
     """Fit a probe on training rows.
 
     Args:
-        name: In `PROBES`: `linear` (logistic regression; ridge for numbers) or `knn` (by cosine).
+        name: Name in `PROBES`: `linear` (logistic regression; ridge for numbers) or `knn` (by
+            cosine).
         x_PD: Features of the training rows.
-        y: Class indices [P]; several labels [P, C] of 0 and 1; or numbers [P] or [P, C].
-        validation: Features and labels of rows that choose; None, or no rows, for `DEFAULTS`. The
-            least loss wins, of equals the stronger penalty or the more neighbours: log loss with
-            all classes weighing the same, or squared error.
-        task: What is predicted.
-        classes: How many classes there are, also where no training row has one of them; for
+        y: Targets: class indices [P]; several labels [P, C] of 0 and 1; or numbers [P] or [P, C].
+        validation: Features and targets of the validation rows; None, or no rows, for `DEFAULTS`.
+            The least loss is chosen, of equals the stronger penalty or the more neighbours: log
+            loss with all classes weighing the same, or squared error.
+        task: Task that the probe predicts.
+        classes: Number of classes, including those without a training row; for
             `binary` 2. Several labels and numbers do not need it.
-        seed: Given to the solvers; neither probe depends on it.
+        seed: Seed of the solvers; neither probe depends on it.
 
     Returns:
-        The probe. A label of several that all training rows have, or none, gets the same score for
-        everybody.
+        The probe. A label of several that all training rows have, or none, gets the same score in
+        all rows.
 
     Raises:
         ProbeError: Another name, rows that do not fit, features that are not finite, or training
@@ -97,9 +98,9 @@ def fit_probe(
     if name not in PROBES:
         msg = f"there is no probe {name!r}; there are {', '.join(PROBES)}"
         raise ProbeError(msg)
-    x_PD, y = _features(x_PD), np.asarray(y)
+    x_PD, y = _checked_features(x_PD), np.asarray(y)
     others = None if validation is None or not len(validation[0]) else validation
-    x_QD, y_Q = (x_PD[:0], y[:0]) if others is None else (_features(others[0]), others[1])
+    x_QD, y_Q = (x_PD[:0], y[:0]) if others is None else (_checked_features(others[0]), others[1])
     _check(x_PD, y, x_QD, np.asarray(y_Q), task)
     mean, spread = x_PD.mean(axis=0), x_PD.std(axis=0)
     spread[spread < _CONSTANT] = 1.0
@@ -111,7 +112,7 @@ def fit_probe(
     return Probe(
         name=name,
         task=task,
-        chosen=tuple(float(value) for _, value in fitted),
+        chosen=tuple(float(chosen) for _, chosen in fitted),
         mean=mean,
         spread=spread,
         heads=tuple(head for head, _ in fitted),
@@ -119,7 +120,8 @@ def fit_probe(
     )
 
 
-def _features(x_PD: NDArray[Any]) -> Floats:
+def _checked_features(x_PD: NDArray[Any]) -> Floats:
+    """Return features as float64; raise ProbeError unless they are finite and have two axes."""
     x = np.asarray(x_PD, np.float64)
     if x.ndim != 2 or not np.isfinite(x).all():
         msg = f"features of shape {x.shape}; give finite numbers [rows, width]"

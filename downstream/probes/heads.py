@@ -1,4 +1,4 @@
-"""What a probe is made of: a linear map or neighbours, and the choice of its one free number.
+"""The heads of probes: a linear map or neighbours, and the choice of their one free number.
 
 Shape letters: P rows of training, Q others, D width of the features, C classes or numbers, K
 neighbours.
@@ -21,9 +21,9 @@ INVERSE = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
 STRENGTHS = (1e3, 1e2, 1e1, 1.0, 1e-1, 1e-2, 1e-3)
 """Penalties of the ridge regression, as shares of the number of training rows."""
 NEIGHBOURS = (100, 50, 20, 10, 5, 3, 1)
-"""How many neighbours vote, most first."""
+"""Numbers of neighbours to try, the largest first."""
 DEFAULTS = {"logistic": 1e-2, "ridge": 1.0, "knn": 5}
-"""Without validation rows nothing is chosen, and these are taken."""
+"""The free numbers of probes without validation rows."""
 _ITERATIONS = 1000
 _LEAST = 1e-12
 _BLOCK = 512
@@ -34,8 +34,8 @@ class Linear:
     """A linear map of standardised features.
 
     Attributes:
-        weight: [D, C].
-        bias: [C]; minus infinity for a class that no training row has.
+        weight: Weights [D, C].
+        bias: Biases [C]; minus infinity for a class that no training row has.
         is_class: Whether outputs are the softmax over C, or numbers as they are.
     """
 
@@ -44,22 +44,23 @@ class Linear:
     is_class: bool
 
     def outputs(self, z_QD: Floats) -> Floats:
-        """Return probabilities, or numbers [Q, C]."""
-        found_QC: Floats = z_QD @ self.weight + self.bias
+        """Return probabilities or numbers of the query rows [Q, C]."""
+        output_QC: Floats = z_QD @ self.weight + self.bias
         if not self.is_class:
-            return found_QC
-        shifted = np.exp(found_QC - found_QC.max(axis=1, keepdims=True))
+            return output_QC
+        shifted = np.exp(output_QC - output_QC.max(axis=1, keepdims=True))
         return np.asarray(shifted / shifted.sum(axis=1, keepdims=True))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Nearest:
-    """The training rows most alike by cosine, and what they vote for.
+    """A nearest-neighbour head: the training rows, and their votes.
 
     Attributes:
-        bank: Training rows of length 1 [P, D].
-        target: [P, C] numbers; or votes, 1 / (share of the class) at the row's class, else 0.
-        neighbours: K, at most P.
+        bank: Training rows [P, D], normalised to length 1.
+        target: Targets [P, C]: numbers; or votes, 1 / (share of the class) at the row's class, else
+            0.
+        neighbours: Number K of neighbours, at most P.
         is_class: Whether targets are votes. A vote is shared by all classes beside those of the
             neighbours, so that none of them is impossible.
     """
@@ -70,22 +71,22 @@ class Nearest:
     is_class: bool
 
     def outputs(self, z_QD: Floats) -> Floats:
-        """Return probabilities, or means of numbers [Q, C]."""
+        """Return probabilities or means of numbers of the query rows [Q, C]."""
         return self.voted(self.ranked(z_QD, self.neighbours))
 
     def ranked(self, z_QD: Floats, most: int) -> NDArray[np.int64]:
-        """Return training rows [Q, most], the most alike first."""
-        found_QK = np.empty((len(z_QD), most), np.int64)
+        """Return the rows [Q, most] of the nearest training rows by cosine, the nearest first."""
+        nearest_QK = np.empty((len(z_QD), most), np.int64)
         for start in range(0, len(z_QD), _BLOCK):
             rows = slice(start, start + _BLOCK)
-            apart = -(_unit(z_QD[rows]) @ self.bank.T)
+            apart = -(_unit_rows(z_QD[rows]) @ self.bank.T)
             near = np.argpartition(apart, most - 1, axis=1)[:, :most]
             order = np.argsort(np.take_along_axis(apart, near, axis=1), axis=1, kind="stable")
-            found_QK[rows] = np.take_along_axis(near, order, axis=1)
-        return found_QK
+            nearest_QK[rows] = np.take_along_axis(near, order, axis=1)
+        return nearest_QK
 
     def voted(self, rows_QK: NDArray[np.int64]) -> Floats:
-        """Return the votes of the neighbours [Q, C]."""
+        """Return the mean votes or numbers of the neighbours [Q, C]."""
         votes_QC: Floats = self.target[rows_QK].mean(axis=1)
         if not self.is_class:
             return votes_QC
@@ -96,42 +97,42 @@ class Nearest:
 def fit_linear(
     z_PD: Floats, y: NDArray[Any], z_QD: Floats, y_Q: NDArray[Any], classes: int | None, seed: int
 ) -> tuple[Linear, float]:
-    """Return the head, and its inverse penalty or penalty."""
+    """Return the fitted linear head, and its inverse penalty (classes) or penalty (numbers)."""
 
     @functools.cache
-    def fit(value: float) -> Linear:
+    def fit(penalty: float) -> Linear:
         if classes is None:
-            return _ridge(z_PD, y, value, seed)
-        return fit_logistic(z_PD, y, classes, value, seed)
+            return _ridge(z_PD, y, penalty, seed)
+        return fit_logistic(z_PD, y, classes, penalty, seed)
 
-    options, value = (
+    options, penalty = (
         (STRENGTHS, DEFAULTS["ridge"]) if classes is None else (INVERSE, DEFAULTS["logistic"])
     )
     if len(z_QD) and (classes is None or len(np.unique(y)) > 1):
         # of penalties the loss falls and then rises, and the weak ones take by far the longest
         late = classes is not None
-        value = _best(
+        penalty = _best_option(
             options, lambda option: fit(option).outputs(z_QD), y_Q, classes, until_worse=late
         )
-    return fit(value), value
+    return fit(penalty), penalty
 
 
 def fit_nearest(
     z_PD: Floats, y: NDArray[Any], z_QD: Floats, y_Q: NDArray[Any], classes: int | None, seed: int
 ) -> tuple[Nearest, float]:
-    """Return the head, and how many neighbours."""
+    """Return the nearest-neighbour head, and its number of neighbours."""
     options = [k for k in NEIGHBOURS if k <= len(z_PD)]
-    target = _columns(y) if classes is None else _votes(y, classes)
+    target = _target_columns(y) if classes is None else _votes(y, classes)
     is_class, most = classes is not None, options[0]
-    head = Nearest(bank=_unit(z_PD), target=target, neighbours=most, is_class=is_class)
-    value = float(min(DEFAULTS["knn"], len(z_PD)))
+    head = Nearest(bank=_unit_rows(z_PD), target=target, neighbours=most, is_class=is_class)
+    neighbours = float(min(DEFAULTS["knn"], len(z_PD)))
     if len(z_QD):
         rows_QK = head.ranked(z_QD, most)
-        value = _best(options, lambda k: head.voted(rows_QK[:, : int(k)]), y_Q, classes)
-    return replace(head, neighbours=int(value)), value
+        neighbours = _best_option(options, lambda k: head.voted(rows_QK[:, : int(k)]), y_Q, classes)
+    return replace(head, neighbours=int(neighbours)), neighbours
 
 
-def _best(
+def _best_option(
     options: Sequence[float],
     outputs: Callable[[float], Floats],
     y_Q: NDArray[Any],
@@ -142,15 +143,15 @@ def _best(
     """Return the option with the least loss on validation rows, the first of equals.
 
     Args:
-        options: What is tried, in order.
-        outputs: What the validation rows get with an option.
-        y_Q: What is right.
-        classes: How many; None for numbers.
-        until_worse: Stop at the first that is worse than the best.
+        options: Options to try, in order.
+        outputs: Function from an option to the outputs of the validation rows.
+        y_Q: Targets of the validation rows.
+        classes: Number of classes; None for numbers.
+        until_worse: Whether to stop at the first option that is worse than the best.
     """
     best, least = options[0], np.inf
     for option in options:
-        loss = _loss(outputs(option), y_Q, classes)
+        loss = _validation_loss(outputs(option), y_Q, classes)
         if loss > least and until_worse:
             break
         if loss < least:
@@ -158,13 +159,13 @@ def _best(
     return best
 
 
-def _loss(found_QC: Floats, y_Q: NDArray[Any], classes: int | None) -> float:
-    """Return squared error, or log loss with all classes that are there weighing the same."""
+def _validation_loss(output_QC: Floats, y_Q: NDArray[Any], classes: int | None) -> float:
+    """Return the squared error, or the log loss in which all present classes weigh the same."""
     if classes is None:
-        return float(((found_QC - _columns(y_Q)) ** 2).mean())
+        return float(((output_QC - _target_columns(y_Q)) ** 2).mean())
     label_Q = y_Q.astype(np.int64)
     weight_Q = 1 / np.bincount(label_Q, minlength=classes)[label_Q]
-    likely_Q = np.maximum(found_QC[np.arange(len(label_Q)), label_Q], _LEAST)
+    likely_Q = np.maximum(output_QC[np.arange(len(label_Q)), label_Q], _LEAST)
     return float(-(weight_Q * np.log(likely_Q)).sum() / weight_Q.sum())
 
 
@@ -174,9 +175,9 @@ def fit_logistic(z_PD: Floats, y: NDArray[Any], classes: int, inverse: float, se
     Args:
         z_PD: Standardised features.
         y: Class indices [P].
-        classes: How many classes there are, also where no row has one of them.
+        classes: Number of classes, including those without a row.
         inverse: Inverse penalty.
-        seed: Given to the solver.
+        seed: Seed of the solver.
     """
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
@@ -199,15 +200,16 @@ def fit_logistic(z_PD: Floats, y: NDArray[Any], classes: int, inverse: float, se
 
 
 def _ridge(z_PD: Floats, y: NDArray[Any], strength: float, seed: int) -> Linear:
+    """Return a ridge regression of numbers."""
     from sklearn.linear_model import Ridge
 
-    model = Ridge(alpha=strength * len(z_PD), random_state=seed).fit(z_PD, _columns(y))
+    model = Ridge(alpha=strength * len(z_PD), random_state=seed).fit(z_PD, _target_columns(y))
     weight = np.atleast_2d(model.coef_).T
     return Linear(weight=weight, bias=np.atleast_1d(model.intercept_), is_class=False)
 
 
 def _votes(y: NDArray[Any], classes: int) -> Floats:
-    """Return votes [P, C] of training rows: those of a class sum to the same, their mean is 1."""
+    """Return the votes [P, C] of training rows: each class has the same sum, the mean is 1."""
     label_P = y.astype(np.int64)
     counts_C = np.bincount(label_P, minlength=classes)
     votes_PC = np.zeros((len(label_P), classes))
@@ -216,14 +218,14 @@ def _votes(y: NDArray[Any], classes: int) -> Floats:
     return votes_PC
 
 
-def _columns(y: NDArray[Any]) -> Floats:
-    """Return numbers as [P, C]."""
+def _target_columns(y: NDArray[Any]) -> Floats:
+    """Return numbers to predict as columns [P, C]."""
     columns: Floats = y.astype(np.float64).reshape(len(y), -1)
     return columns
 
 
-def _unit(z_QD: Floats) -> Floats:
-    """Return rows of length 1; a row of zeros stays one, and is like nothing."""
+def _unit_rows(z_QD: Floats) -> Floats:
+    """Return the rows normalised to length 1; a row of zeros is unchanged."""
     length = np.linalg.norm(z_QD, axis=1, keepdims=True)
     unit_QD: Floats = z_QD / np.maximum(length, _LEAST)
     return unit_QD

@@ -1,4 +1,4 @@
-"""Who is trained on and who is tested when tiles are probed: folds over patients, few shots.
+"""Training and test tiles of tile probes: folds over patients, few shots.
 
 Shape letters: N labelled tiles, D width of a feature set, T draws of few shots (1 without), C
 classes.
@@ -29,8 +29,8 @@ class ProbeScores:
     """The scores of an arm on every labelled tile, each in the fold that tests its patient.
 
     Attributes:
-        scores: [N, T, C].
-        fold: The fold in which each tile is tested [N].
+        scores: Scores [N, T, C].
+        fold: Number of the fold in which each tile is tested [N].
     """
 
     scores: Floats
@@ -45,15 +45,15 @@ def tile_splits(rows: "pl.DataFrame", options: ProbeOptions) -> list["Split"]:
         .sort("patient_id", "len", "label", descending=[False, True, False])
         .unique("patient_id", keep="first", maintain_order=True)
     )
-    strata = _merged(commonest["label"].to_list(), options.folds)
+    strata = _merged_strata(commonest["label"].to_list(), options.folds)
     patients = commonest["patient_id"].to_list()
     return nested_folds(patients, strata, folds=options.folds, inner=1, seed=options.seed)
 
 
-def _merged(labels: list[int], folds: int) -> list[int]:
-    """Return strata that are large enough to be in every fold; those that are not go together.
+def _merged_strata(labels: list[int], folds: int) -> list[int]:
+    """Return the strata, with those that are too small for every fold merged.
 
-    >>> _merged([0] * 6 + [1, 1, 2], 3), _merged([0] * 6 + [1], 3)
+    >>> _merged_strata([0] * 6 + [1, 1, 2], 3), _merged_strata([0] * 6 + [1], 3)
     ([0, 0, 0, 0, 0, 0, -1, -1, -1], [0, 0, 0, 0, 0, 0, 0])
     """
     least = folds if folds > 2 else 4
@@ -74,7 +74,7 @@ def scored(
     classes: int,
     options: ProbeOptions,
 ) -> ProbeScores:
-    """Return every tile by a probe that has seen none of its patient's."""
+    """Return the scores of every tile, by a probe trained without the tile's patient."""
     scores_NTC = np.full((rows.height, options.rounds, classes), np.nan)
     fold_N = np.full(rows.height, -1, np.int64)
     task: Literal["binary", "multiclass"] = "binary" if classes == 2 else "multiclass"
@@ -90,7 +90,10 @@ def scored(
             if options.shots is not None:
                 # a large validation part would make the few shots many: none, nothing is chosen
                 pool = np.concatenate([train, validation])
-                chosen, others = _few(pool, label_N, split.fold, draw, classes, options), test[:0]
+                chosen, others = (
+                    _few_shot_rows(pool, label_N, split.fold, draw, classes, options),
+                    test[:0],
+                )
             probe = fit_probe(
                 model,
                 x_ND[chosen],
@@ -110,7 +113,7 @@ def scored(
     return ProbeScores(scores=scores_NTC, fold=fold_N)
 
 
-def _few(
+def _few_shot_rows(
     pool: NDArray[np.int64],
     label_N: NDArray[np.int64],
     fold: int,
@@ -118,10 +121,10 @@ def _few(
     classes: int,
     options: ProbeOptions,
 ) -> NDArray[np.int64]:
-    """So many rows of each class; fewer shots are among those of more.
+    """Return `shots` rows of each class; the rows of fewer shots are among those of more.
 
     Raises:
-        SplitError: A class has fewer.
+        SplitError: A class has fewer rows.
     """
     rng = np.random.default_rng([options.seed, fold, draw])
     taken = []
@@ -138,6 +141,6 @@ def _few(
 
 
 def counts_of(rows: "pl.DataFrame", classes: int) -> list[int]:
-    """Return tiles of each class."""
+    """Return the number of tiles of each class."""
     counts: list[int] = np.bincount(rows["label"].to_numpy(), minlength=classes).tolist()
     return counts

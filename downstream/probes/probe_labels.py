@@ -1,6 +1,6 @@
-"""Labels of tiles, from a user's table, and the tiles of the lake that they are of.
+"""Labels of tiles from a user's table, matched with the tiles of the lake.
 
-A row names a tile by its key, or by any place within it in level-0 pixels. What meets no tile is
+A row names a tile by its key, or by any place within it in level-0 pixels. Rows without a tile are
 listed; a tile with two labels is refused.
 """
 
@@ -31,9 +31,10 @@ class TileLabels:
         rows: `slide_id`, `patient_id`, `tile_id` and `label` (index of the class), each tile once,
             sorted by slide and tile.
         classes: Names of the classes, in order.
-        missing: What labels name and no tile is: `SLIDE`, `SLIDE tile KEY` or `SLIDE at X, Y`.
-        notes: What was recognised, matched or left out, a sentence each.
-        sha256: Of the file's bytes.
+        missing: Labelled slides and places without a tile in the lake: `SLIDE`,
+            `SLIDE tile KEY` or `SLIDE at X, Y`.
+        notes: Sentences on what was recognised, matched or left out.
+        sha256: Hash of the file's bytes.
     """
 
     rows: pl.DataFrame
@@ -70,19 +71,21 @@ def read_tile_labels(
     from featurestore.annotations import labels_of
 
     table = load_labels(labels_of(lake, path), **dict(ids or {}))
-    places = _places(table, target, str(path))
+    places = _labelled_places(table, target, str(path))
     slides = lake.slides().select("slide_id", "patient_id", "state").collect()
     match = match_slides(places["slide_id"], slides["slide_id"])
     if not table.distinct_ids:
         refuse_near_slides(match, places["slide_id"], slides["slide_id"])
     places = places.with_columns(pl.col("slide_id").replace(dict(match.slide_of)))
     tiles = _tiles(lake, sorted(set(match.slide_of.values())), mpp)
-    met = _by_key(places, tiles) if "tile_id" in places.columns else _by_place(places, tiles)
+    met = (
+        _match_keys(places, tiles) if "tile_id" in places.columns else _match_places(places, tiles)
+    )
     labelled = met.drop_nulls("tile_id")
     pending = pending_note(slides, places["slide_id"], "slide_id")
     if labelled.is_empty():
-        _refuse_unmet(places, tiles, str(path), pending)
-    _refuse_torn(labelled, str(path))
+        _refuse_unmatched(places, tiles, str(path), pending)
+    _refuse_two_labels(labelled, str(path))
     labelled = _with_patients(labelled, slides).unique("tile_id", maintain_order=True)
     if labelled["label"].n_unique() < 2:
         label = labelled["label"][0]
@@ -94,19 +97,19 @@ def read_tile_labels(
     return TileLabels(
         rows=rows.sort("slide_id", "tile_id"),
         classes=tuple(classes),
-        missing=_missing(met, set(slides["slide_id"])),
+        missing=_unmatched_labels(met, set(slides["slide_id"])),
         notes=(*table.notes, *match_notes(match), *pending),
         sha256=table.sha256,
     )
 
 
-def at_most(labels: TileLabels, tiles: int, *, seed: int) -> TileLabels:
-    """Keep at most so many tiles, drawn at random: the same share of each class, at least one.
+def sample_labels(labels: TileLabels, tiles: int, *, seed: int) -> TileLabels:
+    """Return at most `tiles` labelled tiles, drawn at random, the same share of each class.
 
     Args:
-        labels: What `read_tile_labels` returned.
-        tiles: Most tiles, up to one more per class by rounding.
-        seed: Same labels and seed, same tiles.
+        labels: Labels from `read_tile_labels`.
+        tiles: Most tiles; rounding may add one per class, and each class keeps at least one.
+        seed: Seed of the draw; the same labels and seed return the same tiles.
     """
     count = labels.rows.height
     if count <= tiles:
@@ -122,10 +125,10 @@ def at_most(labels: TileLabels, tiles: int, *, seed: int) -> TileLabels:
     return replace(labels, rows=rows, notes=(*labels.notes, note))
 
 
-def _places(labels: "LabelTable", target: str, path: str) -> pl.DataFrame:
+def _labelled_places(labels: "LabelTable", target: str, path: str) -> pl.DataFrame:
     """Return labelled rows: slide_id, perhaps patient_id, tile_id or x and y, and label."""
-    by = ["tile_id"] if labels.has("tile_id") else ["x", "y"]
-    lacking = [name for name in ("slide_id", *by, target) if not labels.has(name)]
+    key_columns = ["tile_id"] if labels.has("tile_id") else ["x", "y"]
+    lacking = [name for name in ("slide_id", *key_columns, target) if not labels.has(name)]
     if lacking:
         table = labels.table
         msg = (
@@ -133,20 +136,20 @@ def _places(labels: "LabelTable", target: str, path: str) -> pl.DataFrame:
             "tile_id or x and y in level-0 pixels, and the target"
         )
         raise CohortError(msg)
-    kind: Reading = "integers" if by == ["tile_id"] else "numbers"
-    reading_of: dict[str, Reading] = {target: "values", **dict.fromkeys(by, kind)}
+    kind: Reading = "integers" if key_columns == ["tile_id"] else "numbers"
+    reading_of: dict[str, Reading] = {target: "values", **dict.fromkeys(key_columns, kind)}
     table = labels.read(reading_of).table
     if guess_task(table[target]) == "regression":
         msg = f"{target!r} holds numbers such as {table[target].drop_nulls()[0]}; tiles are "
         msg += "classified: name a column of classes"
         raise CohortError(msg)
     patient = [name for name in ("patient_id",) if name in table.columns]
-    rows = table.select("slide_id", *patient, *by, label=target)
-    return rows.drop_nulls(["slide_id", *by, "label"]).unique(maintain_order=True)
+    rows = table.select("slide_id", *patient, *key_columns, label=target)
+    return rows.drop_nulls(["slide_id", *key_columns, "label"]).unique(maintain_order=True)
 
 
 def _tiles(lake: "Lake", slide_ids: list[str], mpp: float) -> pl.DataFrame:
-    """Return tiles of slides with their places and sides in level-0 pixels."""
+    """Return the tiles of slides with their places and sides in level-0 pixels."""
     sides = lake.tiles_of(mpp=mpp, slide_ids=slide_ids).select(
         "slide_id", side=pl.col("tile_px_level0").cast(pl.Float64)
     )
@@ -155,8 +158,8 @@ def _tiles(lake: "Lake", slide_ids: list[str], mpp: float) -> pl.DataFrame:
     return tiles.select(columns).collect().join(sides, on="slide_id", how="left")
 
 
-def _by_key(places: pl.DataFrame, tiles: pl.DataFrame) -> pl.DataFrame:
-    """Return places with `tile_id` null where there is no such tile, and `name` for messages."""
+def _match_keys(places: pl.DataFrame, tiles: pl.DataFrame) -> pl.DataFrame:
+    """Return the places with `tile_id`, null where the lake has no such tile, and `name`."""
     lake_tiles = tiles.select("slide_id", "tile_id", is_there=True)
     met = places.join(lake_tiles, on=["slide_id", "tile_id"], how="left", maintain_order="left")
     name = pl.format("{} tile {}", "slide_id", "tile_id")
@@ -164,8 +167,8 @@ def _by_key(places: pl.DataFrame, tiles: pl.DataFrame) -> pl.DataFrame:
     return met.with_columns(name.alias("name"), key.alias("tile_id")).drop("is_there")
 
 
-def _by_place(places: pl.DataFrame, tiles: pl.DataFrame) -> pl.DataFrame:
-    """Return places with the key of the tile that covers them, null where none does, and `name`.
+def _match_places(places: pl.DataFrame, tiles: pl.DataFrame) -> pl.DataFrame:
+    """Return the places with the key of the tile that covers each, null without one, and `name`.
 
     Of overlapping tiles the one whose middle is nearest, of equals the one with the smaller key.
     """
@@ -185,8 +188,8 @@ def _with_patients(labelled: pl.DataFrame, slides: pl.DataFrame) -> pl.DataFrame
     return joined
 
 
-def _missing(met: pl.DataFrame, lake_slides: set[str]) -> list[str]:
-    """Return labelled slides that the lake has not, and places without a tile."""
+def _unmatched_labels(met: pl.DataFrame, lake_slides: set[str]) -> list[str]:
+    """Return the labelled slides that the lake lacks, and the places without a tile."""
     lost = met.filter(pl.col("tile_id").is_null())
     names = lost.with_columns(
         name=pl.when(pl.col("slide_id").is_in(list(lake_slides))).then("name")
@@ -194,18 +197,21 @@ def _missing(met: pl.DataFrame, lake_slides: set[str]) -> list[str]:
     return sorted(set(names.select(pl.coalesce("name", "slide_id")).to_series()))
 
 
-def _refuse_torn(labelled: pl.DataFrame, path: str) -> None:
+def _refuse_two_labels(labelled: pl.DataFrame, path: str) -> None:
     """Refuse a tile with two labels."""
     labels = labelled.group_by("slide_id", "tile_id").agg(pl.col("label").unique().sort())
     torn = labels.filter(pl.col("label").list.len() > 1).sort("slide_id", "tile_id")
     if not torn.is_empty():
-        which = [f"{slide} tile {tile}: {label}" for slide, tile, label in torn.iter_rows()]
-        msg = f"{path!r} gives {len(which)} tiles two labels: {listing(which)}; leave one each"
+        conflicts = [f"{slide} tile {tile}: {label}" for slide, tile, label in torn.iter_rows()]
+        shown = listing(conflicts)
+        msg = f"{path!r} gives {len(conflicts)} tiles two labels: {shown}; leave one each"
         raise CohortError(msg)
 
 
-def _refuse_unmet(places: pl.DataFrame, tiles: pl.DataFrame, path: str, pending: list[str]) -> None:
-    """Tell what both sides look like, where no label is of a tile."""
+def _refuse_unmatched(
+    places: pl.DataFrame, tiles: pl.DataFrame, path: str, pending: list[str]
+) -> None:
+    """Raise CohortError if no label matches a tile, showing the first row of both sides."""
     if pending and tiles.is_empty():
         msg = f"{path!r}: no labelled slide is ready: {pending[0]}"
         raise CohortError(msg)

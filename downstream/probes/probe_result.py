@@ -1,7 +1,7 @@
 """The result of a tile probe: measures with intervals over patients, whose tiles go together.
 
 With few shots a measure is the mean over draws of the labelled tiles, and so is its interval, which
-is over patients; how far the draws differ stands beside it.
+is over patients; the spread of the draws is returned beside it.
 
 Shape letters: N tiles, T draws, C classes, R resamples.
 """
@@ -34,21 +34,23 @@ def metrics_of(
     seed: int,
     spread: bool,
 ) -> dict[str, Any]:
-    """Return measures of one arm as JSON.
+    """Return the measures of one arm as JSON.
 
     Args:
-        label_N: Classes.
-        scores_NTC: Probabilities.
-        patients: Whose each tile is.
-        seed: Of the resamples.
-        spread: Whether to tell how far draws differ: `sd`, `least` and `most`.
+        label_N: Class of each tile.
+        scores_NTC: Probabilities of each tile by draw and class.
+        patients: Patient of each tile.
+        seed: Seed of the resamples.
+        spread: Whether to include the spread of the draws: `sd`, `least` and `most`.
 
     Returns:
-        Estimate and interval of the main measure, and `measures` by name.
+        The estimate and interval of the main measure, and all `measures` by name.
     """
-    measure_of, scores = _measured(scores_NTC)
+    measure_of, scores = _measures_and_scores(scores_NTC)
     assessed = {
-        name: _assess(measure_of[name], label_N, scores, patients, seed=seed, spread=spread)
+        name: _measure_with_interval(
+            measure_of[name], label_N, scores, patients, seed=seed, spread=spread
+        )
         for name in MEASURES
     }
     main = assessed[MEASURES[0]]
@@ -65,25 +67,25 @@ def compare_probes(
     margin: float | None,
     seed: int,
 ) -> list[dict[str, Any]]:
-    """Return every arm against the reference by the main measure, on the same tiles and resamples.
+    """Return comparisons of all arms with the reference, on the same tiles and resamples.
 
     Args:
-        label_N: Classes.
+        label_N: Class of each tile.
         scores: Arm -> probabilities [N, T, C].
-        patients: Whose each tile is.
+        patients: Patient of each tile.
         reference: Name of the arm that the others are compared with.
-        margin: How much worse still counts as not worse; None for no such test.
-        seed: Of the resamples.
+        margin: Non-inferiority margin; None for no such test.
+        seed: Seed of the resamples.
     """
     comparisons = {
-        name: _compared(label_N, one, scores[reference], patients, margin=margin, seed=seed)
+        name: _arm_comparison(label_N, one, scores[reference], patients, margin=margin, seed=seed)
         for name, one in scores.items()
         if name != reference
     }
     return comparison_table(comparisons, other=reference, measure=MEASURES[0])
 
 
-def _compared(
+def _arm_comparison(
     label_N: NDArray[np.int64],
     one_NTC: Floats,
     other_NTC: Floats,
@@ -92,8 +94,9 @@ def _compared(
     margin: float | None,
     seed: int,
 ) -> "Comparison":
-    measure_of, one = _measured(one_NTC)
-    measure, other = _mean_of_draws(measure_of[MEASURES[0]]), _measured(other_NTC)[1]
+    """Return the comparison of two arms on the main measure, over the draws' mean."""
+    measure_of, one = _measures_and_scores(one_NTC)
+    measure, other = _mean_of_draws(measure_of[MEASURES[0]]), _measures_and_scores(other_NTC)[1]
 
     comparison = partial(
         compare, measure, (label_N,), one, other, seed=seed, margin=margin, patients=patients
@@ -101,14 +104,14 @@ def _compared(
     return bca_or_percentile(comparison)
 
 
-def _measured(scores_NTC: Floats) -> tuple[dict[str, Measure], Floats]:
-    """Return measures by name, and what they take: [N, T] of class 1, or [N, T, C]."""
+def _measures_and_scores(scores_NTC: Floats) -> tuple[dict[str, Measure], Floats]:
+    """Return the measures by name, and their scores: [N, T] of class 1, or [N, T, C]."""
     binary = scores_NTC.shape[2] == 2
     measure_of = {m.name: m for m in classification_measures("binary" if binary else "multiclass")}
     return measure_of, scores_NTC[:, :, 1] if binary else scores_NTC
 
 
-def _assess(
+def _measure_with_interval(
     measure: Measure,
     label_N: NDArray[np.int64],
     scores: Floats,
@@ -117,6 +120,7 @@ def _assess(
     seed: int,
     spread: bool,
 ) -> dict[str, Any]:
+    """Return a measure's estimate and interval as JSON, with the spread of the draws."""
     estimate = partial(
         interval, _mean_of_draws(measure), (label_N,), scores, seed=seed, patients=patients
     )
@@ -130,7 +134,7 @@ def _assess(
 
 
 def _mean_of_draws(measure: Measure) -> Measure:
-    """Return the measure on scores [N, T] or [N, T, C]: its mean over draws."""
+    """Return a measure of scores [N, T] or [N, T, C]: the mean of `measure` over draws."""
 
     def value(label_N: NDArray[np.int64], scores: Floats) -> float:
         return float(

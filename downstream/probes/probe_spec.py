@@ -1,4 +1,4 @@
-"""The settings of a tile probe: all that decides its result. Imports nothing heavy."""
+"""The settings of a tile probe, which determine its result. Imports nothing heavy."""
 
 from dataclasses import dataclass, field
 
@@ -11,7 +11,7 @@ MOST_TILES = 20_000
 
 
 class ProbeError(ValueError):
-    """Features, labels or settings that no probe can be fitted with."""
+    """An error for features, labels or settings that no probe can be fitted with."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,7 +22,7 @@ class ProbeOptions:
         models: Names of probes (`PROBES`), each of which is an arm with each feature set.
         folds: Folds over patients.
         shots: Labelled tiles of each class that a probe is fitted on (few-shot); None for all.
-        draws: How often so few tiles are drawn.
+        draws: Number of few-shot draws.
         seed: Seed of folds, draws and bootstrap.
         tiles: Most labelled tiles, drawn by class.
 
@@ -61,8 +61,8 @@ class ProbeSpec(JsonSettings):
     Attributes:
         labels: The table of tiles, see `read_tile_labels`; `target` is one column of classes.
         features: The features that are measured, all on the tiles that all of them have; one mpp.
-        probe: How probes are fitted.
-        comparison: How arms are compared; `accuracy` does not count.
+        probe: Settings of the probes.
+        comparison: Settings of the comparison of arms; `accuracy` is ignored.
 
     Raises:
         StudyError: Not one target, or not one mpp.

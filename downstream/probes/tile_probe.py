@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from downstream.cohorts.cohort import listing
 from downstream.probes.probe_folds import ProbeScores, counts_of, scored, tile_splits
-from downstream.probes.probe_labels import TileLabels, at_most, read_tile_labels
+from downstream.probes.probe_labels import TileLabels, read_tile_labels, sample_labels
 from downstream.probes.probe_result import compare_probes, metrics_of
 from downstream.probes.probe_spec import ProbeError, ProbeOptions, ProbeSpec
 from downstream.report.run_page import write_run_page
@@ -49,19 +49,19 @@ FORMAT = 2
 
 
 def run_tile_probe(lake_uri: str, spec: ProbeSpec) -> dict[str, Any]:
-    """Probe feature sets by labelled tiles, cross-validated over patients.
+    """Probe feature sets by labelled tiles, cross-validated over patients; return the result.
 
     Args:
         lake_uri: The lake; its `runs/` folder gets the result.
-        spec: All that decides the result.
+        spec: All settings that determine the result.
 
     Returns:
-        What `result.json` holds: `metrics` per arm (`FEATURES / MODEL`) with intervals over
+        The content of `result.json`: `metrics` per arm (`FEATURES / MODEL`) with intervals over
         patients; with few shots the mean over draws, and its spread.
 
     Raises:
         CohortError: Labels that cannot be read or do not meet the lake.
-        SplitError: Too few patients for so many folds, or a class with fewer tiles than shots.
+        SplitError: Too few patients for the folds, or a class with fewer tiles than shots.
         StudyError: No feature set, one named twice, or a reference that is no arm.
         BagError: A slide lacks the features of a teacher.
         LakeError: No lake there, or none with this mpp or teacher.
@@ -73,7 +73,7 @@ def run_tile_probe(lake_uri: str, spec: ProbeSpec) -> dict[str, Any]:
     names = check_features(spec.features.names)
     lake = open_lake(lake_uri, version=spec.features.version)
     labels = read_tile_labels(lake, spec.labels.table, target, mpp=mpp, ids=spec.labels.id_options)
-    labels = at_most(labels, options.tiles, seed=options.seed)
+    labels = sample_labels(labels, options.tiles, seed=options.seed)
     arms = [arm for arm, _, _ in _arms(names, options)]
     if spec.comparison.reference not in (None, *arms):
         msg = f"reference {spec.comparison.reference!r}; the arms are {', '.join(arms)}"
@@ -85,13 +85,15 @@ def run_tile_probe(lake_uri: str, spec: ProbeSpec) -> dict[str, Any]:
     }
     run = f"probe-{hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:12]}"
     save_spec(lake, run, spec)
-    result = find_result(lake, run)
-    if result is None:
-        result, files = _probed(lake, labels, config, run, options)
-        result = write_result(lake, run, {**result, "seconds": time.monotonic() - began}, files)
+    probe_result = find_result(lake, run)
+    if probe_result is None:
+        probe_result, files = _probe_arms(lake, labels, config, run, options)
+        probe_result = write_result(
+            lake, run, {**probe_result, "seconds": time.monotonic() - began}, files
+        )
     if not lake.exists(f"runs/{run}/report.html"):
         write_run_page(lake, run)
-    return result
+    return probe_result
 
 
 def run_probe(
@@ -115,7 +117,7 @@ def run_probe(
         target: Column of classes.
         features: See `FeatureOptions.names`.
         mpp: Microns per pixel of the tiles.
-        options: How probes are fitted.
+        options: Settings of the probes.
         reference: See `ComparisonOptions.reference`.
         margin: See `ComparisonOptions.margin`.
         ids: Options of `load_labels`: which columns name slides and patients.
@@ -137,11 +139,11 @@ def run_probe(
 
 
 def _arms(names: Sequence[str], options: ProbeOptions) -> list[tuple[str, str, str]]:
-    """Name, feature set and model of each arm."""
+    """Return the name, feature set and model of each arm."""
     return [(f"{name} / {model}", name, model) for name in names for model in options.models]
 
 
-def _probed(
+def _probe_arms(
     lake: "Lake", labels: TileLabels, config: dict[str, Any], run: str, options: ProbeOptions
 ) -> tuple[dict[str, Any], dict[str, bytes]]:
     """Fit and measure every arm; return the result and the files that belong to it."""
@@ -153,9 +155,9 @@ def _probed(
         arm: scored(features_of[name], rows, splits, model, classes, options)
         for arm, name, model in arms
     }
-    files = _files(rows, splits, scores, labels.classes)
+    files = _result_files(rows, splits, scores, labels.classes)
     label_N, patients = rows["label"].to_numpy(), rows["patient_id"].to_list()
-    result = {
+    probe_result = {
         "kind": "probe",
         "task": "binary" if classes == 2 else "multiclass",
         "target": config["columns"][0],
@@ -184,7 +186,7 @@ def _probed(
         "notes": list(labels.notes),
         "config": config,
     }
-    return result, files
+    return probe_result, files
 
 
 def _config(
@@ -195,7 +197,7 @@ def _config(
     mpp: float,
     options: ProbeOptions,
 ) -> dict[str, Any]:
-    """Return everything that decides the result of a probe, as JSON."""
+    """Return all settings that determine the result of a probe, as JSON."""
     slides = labels.rows["slide_id"].unique().sort().to_list()
     tiles = labels.rows.write_csv().encode()
     return {
@@ -218,7 +220,7 @@ def _config(
 def _features(
     lake: "Lake", labels: TileLabels, names: Sequence[str], mpp: float
 ) -> tuple[dict[str, NDArray[np.float32]], pl.DataFrame, list[str]]:
-    """Return features [N, D] by feature set, the rows that all of them have, and who was left out.
+    """Return features [N, D] by feature set, the rows that all have, and slides left out.
 
     Raises:
         ProbeError: A class of which no tile has features.
@@ -247,7 +249,7 @@ def _features(
 def _metrics(
     rows: pl.DataFrame, scores: Mapping[str, ProbeScores], options: ProbeOptions
 ) -> dict[str, dict[str, Any]]:
-    """Return metrics of each arm."""
+    """Return the metrics of each arm as JSON."""
     label_N, patients = rows["label"].to_numpy(), rows["patient_id"].to_list()
     return {
         arm: metrics_of(
@@ -261,13 +263,13 @@ def _metrics(
     }
 
 
-def _files(
+def _result_files(
     rows: pl.DataFrame,
     splits: Sequence["Split"],
     scores: Mapping[str, ProbeScores],
     classes: Sequence[str],
 ) -> dict[str, bytes]:
-    """Return predictions (mean over draws), in the columns of other runs, and splits, as files."""
+    """Return the files of predictions (mean over draws) and splits, by name, as Parquet bytes."""
     named = rows.with_columns(
         pl.Series("label", [classes[label] for label in rows["label"]]),
         pl.lit("test").alias("part"),

@@ -40,7 +40,7 @@ _BLANK = 235
 
 
 class AttentionError(ValueError):
-    """A run or a slide that has no attention to write."""
+    """An error for a run or a slide that has no attention to write."""
 
 
 def write_attention(
@@ -54,22 +54,22 @@ def write_attention(
     """Write a slide's attention: `<slide>-<arm>.png`, `.geojson` and `.csv`.
 
     The models are those of the first repetition and seed of the fold in which the slide's patient
-    is tested. Where a model saw tiles of several mpps, there are files for each (`-mpp0.5`). What
-    was there under the same name is written over.
+    is tested. If the model used tiles of several mpps, each has its files (`-mpp0.5`). Existing
+    files of the same name are overwritten.
 
     Args:
         lake: The lake of the run.
         run: Name of a finished run.
-        slide_id: Which slide; its patient must be tested in the run.
-        arm: Which arm; None for all that weigh tiles (a mean does not).
-        folder: Local folder, made if it is not there.
+        slide_id: Id of the slide; its patient must be tested in the run.
+        arm: Name of the arm; None for all that weigh tiles (a mean does not).
+        folder: Local folder, created if it does not exist.
 
     Returns:
-        The files, arm by arm.
+        The paths of the files, arm by arm.
 
     Raises:
-        RunError: There is no such run, or it is not finished, or has no such arm.
-        AttentionError: No model of it has attention, or the slide is in no test part of it.
+        RunError: The run does not exist, is not finished, or has no such arm.
+        AttentionError: No model of the run has attention, or no test part has the slide.
         LakeError: The slide has no tiles any more.
     """
     finished_run = read_run(lake, run)
@@ -81,26 +81,26 @@ def write_attention(
         levels = sorted(tiles["mpp"].unique().to_list())
         for mpp in levels:
             part = f"-mpp{mpp:g}" if len(levels) > 1 else ""
-            stem = target / f"{_safe(slide_id)}-{_safe(name)}{part}"
+            stem = target / f"{_safe_name(slide_id)}-{_safe_name(name)}{part}"
             one = with_ranks(tiles.filter(pl.col("mpp") == mpp))
-            written += _write(lake, stem, slide_id, name, one)
+            written += _write_files(lake, stem, slide_id, name, one)
     return written
 
 
 def with_ranks(tiles: pl.DataFrame) -> pl.DataFrame:
-    """Return tiles by (y, x) with `rank`: the share of the others with less attention, 0 to 1."""
+    """Return the tiles by (y, x) with `rank`: the share of others with less attention, 0 to 1."""
     rank = pl.Series("rank", shares(tiles["attention"].to_numpy()), dtype=pl.Float64)
     columns = ["slide_id", "tile_id", "mpp", "x", "y", "attention", "rank"]
     return tiles.with_columns(rank).select(columns).sort("y", "x")
 
 
 def tile_geojson(tiles: pl.DataFrame, *, side_px: int, size_px: tuple[int, int]) -> dict[str, Any]:
-    """Return tiles as QuPath's GeoJSON: closed squares in level-0 pixels, two measurements each.
+    """Return tiles as GeoJSON for QuPath: squares in level-0 pixels with two measurements each.
 
     The last tiles of a row or column may reach beyond the slide, and are cut off at its edge.
 
     Args:
-        tiles: What `with_ranks` gave.
+        tiles: Tiles from `with_ranks`.
         side_px: Side of a tile in level-0 pixels.
         size_px: Width and height of the slide at level 0.
 
@@ -108,7 +108,7 @@ def tile_geojson(tiles: pl.DataFrame, *, side_px: int, size_px: tuple[int, int])
         A FeatureCollection. The form is that of `QuPathTypeAdapters.java` of QuPath 0.4:
         `objectType`, `classification` with `name` and `color`, `measurements` by name.
     """
-    classes = [{"name": name, "color": colour} for name, colour in _classes()]
+    classes = [{"name": name, "color": colour} for name, colour in _rank_classes()]
     columns = tiles.select("x", "y", "attention", "rank").iter_rows()
     return {
         "type": "FeatureCollection",
@@ -128,13 +128,13 @@ def tile_geojson(tiles: pl.DataFrame, *, side_px: int, size_px: tuple[int, int])
 
 
 def _square(x: int, y: int, side_px: int, size_px: tuple[int, int]) -> list[list[int]]:
-    """Return a closed ring as RFC 7946 has it: counterclockwise if y pointed up."""
+    """Return a closed ring by RFC 7946: counterclockwise if y pointed up."""
     right, below = min(x + side_px, size_px[0]), min(y + side_px, size_px[1])
     return [[x, y], [right, y], [right, below], [x, below], [x, y]]
 
 
-def _classes() -> list[tuple[str, list[int]]]:
-    """Name and colour of each fifth; a colon in a name would make a class of a class in QuPath."""
+def _rank_classes() -> list[tuple[str, list[int]]]:
+    """Return the name and RGB colour of each fifth; QuPath would split a name at a colon."""
     from matplotlib import colormaps
 
     shades = np.rint(255 * colormaps["cividis"]((np.arange(_FIFTHS) + 0.5) / _FIFTHS)[:, :3])
@@ -144,7 +144,7 @@ def _classes() -> list[tuple[str, list[int]]]:
 
 
 def _tiles(lake: "Lake", run: "Run", slide_id: str, arm: str | None) -> dict[str, pl.DataFrame]:
-    """Return the slide's tiles by arm."""
+    """Return the tiles of a slide with their attention, by arm."""
     files = attention_files(lake, run.name)
     arms = _arms(lake, run, files, arm)
     tiles_of_slide = {}
@@ -155,7 +155,7 @@ def _tiles(lake: "Lake", run: "Run", slide_id: str, arm: str | None) -> dict[str
                 tiles_of_slide[name] = rows
                 break
     if not tiles_of_slide:
-        raise AttentionError(_no_slide(lake, run, files, slide_id))
+        raise AttentionError(_missing_slide_message(lake, run, files, slide_id))
     return tiles_of_slide
 
 
@@ -179,8 +179,10 @@ def _arms(lake: "Lake", run: "Run", files: Sequence["AttentionFile"], arm: str |
     return attention_arms if arm is None else [arm]
 
 
-def _no_slide(lake: "Lake", run: "Run", files: Sequence["AttentionFile"], slide_id: str) -> str:
-    """Return why there is no attention of a slide, and slides that there are."""
+def _missing_slide_message(
+    lake: "Lake", run: "Run", files: Sequence["AttentionFile"], slide_id: str
+) -> str:
+    """Return a message on why a slide has no attention, with slides that have."""
     lake_slides = lake.slides().select("slide_id").collect()["slide_id"].to_list()
     if slide_id not in lake_slides:
         return (
@@ -193,13 +195,15 @@ def _no_slide(lake: "Lake", run: "Run", files: Sequence["AttentionFile"], slide_
     )
 
 
-def _write(lake: "Lake", stem: Path, slide_id: str, arm: str, tiles: pl.DataFrame) -> list[Path]:
-    """Return the three files of one arm at one mpp."""
+def _write_files(
+    lake: "Lake", stem: Path, slide_id: str, arm: str, tiles: pl.DataFrame
+) -> list[Path]:
+    """Write the three files of one arm at one mpp; return their paths."""
     side_px = tile_side(lake, slide_id, float(tiles["mpp"][0]))
-    size_px = _size(lake, slide_id, tiles, side_px)
+    size_px = _slide_size(lake, slide_id, tiles, side_px)
     geojson = tile_geojson(tiles, side_px=side_px, size_px=size_px)
     contents = {
-        ".png": _picture(lake, slide_id, arm, tiles, side_px=side_px, size_px=size_px),
+        ".png": _attention_picture(lake, slide_id, arm, tiles, side_px=side_px, size_px=size_px),
         ".geojson": json.dumps(geojson).encode(),
         ".csv": tiles.write_csv().encode(),
     }
@@ -211,15 +215,15 @@ def _write(lake: "Lake", stem: Path, slide_id: str, arm: str, tiles: pl.DataFram
     return paths
 
 
-def _size(lake: "Lake", slide_id: str, tiles: pl.DataFrame, side_px: int) -> tuple[int, int]:
-    """Return width and height of the slide; up to its last tile where an import has no size."""
+def _slide_size(lake: "Lake", slide_id: str, tiles: pl.DataFrame, side_px: int) -> tuple[int, int]:
+    """Return width and height of a slide in level-0 pixels; up to its last tile without a size."""
     slides = lake.slides().filter(pl.col("slide_id") == slide_id)
     width, height = slides.select("width_px", "height_px").collect().row(0)
     last = [int(tiles[name].to_numpy().max()) + side_px for name in ("x", "y")]
     return width or last[0], height or last[1]
 
 
-def _picture(
+def _attention_picture(
     lake: "Lake",
     slide_id: str,
     arm: str,
@@ -228,7 +232,7 @@ def _picture(
     side_px: int,
     size_px: tuple[int, int],
 ) -> bytes:
-    """Return attention over the thumbnail, or over grey in a lake that has none of the slide."""
+    """Return a PNG of attention over the thumbnail, or over grey in a lake without thumbnails."""
     return attention_png(
         _background(lake.pictures(slide_id)["thumbnail"], *size_px),
         *(tiles[name].to_numpy() for name in ("x", "y", "attention")),
@@ -240,6 +244,7 @@ def _picture(
 
 
 def _background(thumbnail: bytes | None, width: int, height: int) -> NDArray[np.uint8]:
+    """Return the thumbnail's pixels, or a grey picture without one."""
     if thumbnail is not None:
         return scaled(decode_rgb(thumbnail), _MAP_PX)
     scale = _MAP_PX / max(width, height)
@@ -247,10 +252,10 @@ def _background(thumbnail: bytes | None, width: int, height: int) -> NDArray[np.
     return np.full(shape, _BLANK, dtype=np.uint8)
 
 
-def _safe(name: str) -> str:
-    """Return a name that every file system takes.
+def _safe_name(name: str) -> str:
+    """Return a name that every file system allows.
 
-    >>> _safe("uni2+virchow2 / abmil")
+    >>> _safe_name("uni2+virchow2 / abmil")
     'uni2+virchow2_abmil'
     """
     return re.sub(r"[^A-Za-z0-9._+-]+", "_", name)

@@ -21,15 +21,15 @@ _SHOWN_NAMES = 8
 
 
 class RunError(ValueError):
-    """A run that does not exist, or that lacks the arm or slide in question."""
+    """An error for a run that does not exist, or that lacks an arm or a slide."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """A finished run.
+    """A finished run: its result, and the predictions of its test parts.
 
     Attributes:
-        name: Of its folder.
+        name: Name of the run's folder.
         result: The content of `result.json`.
         scored: Rows of the test parts, sorted by patient, repetition, seed and fold.
     """
@@ -40,7 +40,7 @@ class Run:
 
     @property
     def task(self) -> str:
-        """`binary`, `multiclass`, `multilabel`, `regression` or `survival`."""
+        """Return the task: `binary`, `multiclass`, `multilabel`, `regression` or `survival`."""
         return str(self.result["task"])
 
     @property
@@ -50,7 +50,7 @@ class Run:
 
     @property
     def arms(self) -> list[str]:
-        """Return names of the arms, in the order of the run."""
+        """Return the names of the arms, in the order of the run."""
         return list(self.result["metrics"])
 
     @property
@@ -65,9 +65,9 @@ class Run:
 
     @property
     def measures(self) -> list[str]:
-        """Return names of all measures of any arm, the main one first.
+        """Return the names of all measures of all arms, the main measure first.
 
-        With two classes a quadratic kappa is the plain one, and is left out.
+        With two classes the quadratic kappa equals the plain kappa, and is left out.
         """
         names = {self.metric: None}
         for metrics in self.result["metrics"].values():
@@ -80,12 +80,12 @@ class Run:
         return self.scored.filter(pl.col("arm") == arm)
 
     def once(self, arm: str) -> pl.DataFrame:
-        """Return one test row a unit: of the first repetition, seed and fold that tests it."""
+        """Return one test row per patient or tile, from its first repetition, seed and fold."""
         keys = ["slide_id", "tile_id"] if self.unit == "tile" else ["patient_id"]
         return self.rows(arm).unique(keys, keep="first", maintain_order=True)
 
     def measure(self, arm: str, name: str) -> Json | None:
-        """Return a measure of an arm, or None; its `estimate` is missing if it is undefined."""
+        """Return a measure of an arm, or None; it lacks `estimate` where it is undefined."""
         metrics: Json = self.result["metrics"][arm]
         part: Json | None = metrics.get("measures", {}).get(name)
         if part is None and name == metrics["metric"]:
@@ -93,7 +93,7 @@ class Run:
         return part
 
     def estimates(self, name: str) -> dict[str, Estimate]:
-        """Arm -> estimate, low, high of a measure, of the arms where it is defined."""
+        """Return (estimate, low, high) of a measure by arm, for the arms where it is defined."""
         measure_of_arm = {arm: self.measure(arm, name) for arm in self.arms}
         return {
             arm: (part["estimate"], part["low"], part["high"])
@@ -106,14 +106,14 @@ def read_run(lake: "Lake", name: str) -> Run:
     """Read a finished run.
 
     Raises:
-        RunError: There is none of this name, or it is not finished; runs that are there are named.
-        DamageError: Its files are not what was written.
+        RunError: No run has this name, or it is not finished; the message lists finished runs.
+        DamageError: Files of the run differ from what was written.
     """
     from featurestore.storage import read_named, read_sealed  # with it comes Lance
 
     path = f"runs/{name}/result.json"
     if not name or "/" in name or not lake.exists(path):
-        raise RunError(_not_there(lake, name))
+        raise RunError(_missing_run_message(lake, name))
     result = read_sealed(lake.store, path)
     predictions = read_named(lake.store, f"runs/{name}/predictions.parquet", result)
     table = pl.read_parquet(io.BytesIO(predictions))
@@ -121,7 +121,8 @@ def read_run(lake: "Lake", name: str) -> Run:
     return Run(name=name, result=result, scored=scored)
 
 
-def _not_there(lake: "Lake", name: str) -> str:
+def _missing_run_message(lake: "Lake", name: str) -> str:
+    """Return a message on a run that does not exist or is not finished."""
     runs = lake.store.names("runs")
     if name in runs:
         return f"run {name!r} of {lake.uri} is not finished; run its command again to finish it"
@@ -130,7 +131,7 @@ def _not_there(lake: "Lake", name: str) -> str:
 
 
 def nearest(name: str, names: list[str], introduction: str) -> str:
-    """Names that are there, those most like the given one first, as the end of a message.
+    """Return existing names as the end of a message, those most like `name` first.
 
     >>> nearest("mil-12", ["survival-9", "mil-13"], "it has"), nearest("a", [], "it has")
     ('it has: mil-13, survival-9', 'it has: none')

@@ -1,6 +1,6 @@
-"""Attention that a run kept: where it lies, whose it is, what is read of it.
+"""Attention files of a run: their paths, their patients, and reading them.
 
-Files are read a column and a cell at a time: all attention of a large run does not fit in memory.
+Files are read by column and by cell: all attention of a large run does not fit in memory.
 
 Shape letters: N tiles.
 """
@@ -24,9 +24,9 @@ class AttentionFile:
     """Attention of the test tiles of one cell.
 
     Attributes:
-        arm: The arm.
-        fold: The fold, of the first repetition and seed.
-        path: In the lake.
+        arm: Name of the arm.
+        fold: Number of the fold, of the first repetition and seed.
+        path: Path of the file in the lake.
     """
 
     arm: str
@@ -41,7 +41,7 @@ def attention_files(lake: "Lake", run: str) -> list[AttentionFile]:
         if not name.endswith(".parquet"):
             continue
         path = f"runs/{run}/attention/{name}"
-        head = _read(lake, path, ["arm", "fold"], first=True)
+        head = _read_rows(lake, path, ["arm", "fold"], first=True)
         if not head.is_empty():
             files.append(AttentionFile(arm=head["arm"][0], fold=head["fold"][0], path=path))
     return files
@@ -50,25 +50,25 @@ def attention_files(lake: "Lake", run: str) -> list[AttentionFile]:
 def read_tiles(
     lake: "Lake", file: AttentionFile, slide_ids: Sequence[str] | None = None
 ) -> pl.DataFrame:
-    """Return rows of a file: slide_id, tile_id, x, y (level-0 pixels), attention, and mpp.
+    """Return rows of an attention file: slide_id, tile_id, x, y (level-0 px), attention, mpp.
 
     Args:
-        lake: Where it lies.
-        file: Which.
-        slide_ids: Of these slides only; None reads all.
+        lake: The lake that holds the file.
+        file: The attention file.
+        slide_ids: Slides whose rows are read; None reads all.
     """
     from featurestore import tile_parts
 
-    rows = _read(lake, file.path, _TILES, slide_ids=slide_ids)
+    rows = _read_rows(lake, file.path, _TILES, slide_ids=slide_ids)
     return rows.with_columns(mpp=pl.Series(tile_parts(rows["tile_id"].to_numpy())[1]))
 
 
 def slides_of(lake: "Lake", file: AttentionFile) -> set[str]:
-    """Return slides that a file has tiles of."""
-    return set(_read(lake, file.path, ["slide_id"])["slide_id"].unique())
+    """Return the slides that have tiles in an attention file."""
+    return set(_read_rows(lake, file.path, ["slide_id"])["slide_id"].unique())
 
 
-def _read(
+def _read_rows(
     lake: "Lake",
     path: str,
     columns: list[str],
@@ -76,6 +76,7 @@ def _read(
     slide_ids: Sequence[str] | None = None,
     first: bool = False,
 ) -> pl.DataFrame:
+    """Return columns of an attention file, all rows or those of some slides."""
     import pyarrow.parquet as pq
 
     with lake.store.fs.open(lake.store.path(path), "rb") as file:
@@ -92,14 +93,14 @@ def owners(lake: "Lake", files: Sequence[AttentionFile]) -> pl.DataFrame:
 
     A run's table of labels may name other patients than the lake does.
     """
-    of_files = [_read(lake, file.path, ["slide_id", "patient_id"]).unique() for file in files]
-    whose = pl.concat(of_files).rename({"patient_id": "patient"})
+    of_files = [_read_rows(lake, file.path, ["slide_id", "patient_id"]).unique() for file in files]
+    patients = pl.concat(of_files).rename({"patient_id": "patient"})
     slides = lake.slides().select("slide_id", "width_px", "height_px").collect()
-    return slides.join(whose, on="slide_id")
+    return slides.join(patients, on="slide_id")
 
 
 def weighs_alike(tiles: pl.DataFrame) -> bool:
-    """Whether the tiles of each slide have the same attention, as a mean gives it.
+    """Whether all tiles of a slide have the same attention, as in a mean.
 
     >>> same = pl.DataFrame({"slide_id": ["a", "a", "b"], "attention": [0.2, 0.2, 0.6]})
     >>> weighs_alike(same), weighs_alike(same.with_columns(slide_id=pl.lit("a")))
@@ -113,9 +114,9 @@ def weighs_alike(tiles: pl.DataFrame) -> bool:
 def arms_with_attention(
     lake: "Lake", run: "Run", files: Sequence[AttentionFile]
 ) -> tuple[list[str], list[str]]:
-    """Return the arms that weigh tiles, and those that weigh all alike, in the run's order.
+    """Return the arms that weigh tiles, and the arms that weigh all alike, in the run's order.
 
-    A cell decides: that of the first fold that is there.
+    This is decided by the arm's first attention file.
     """
     first = {file.arm: file for file in reversed(files)}
     weighing: list[str] = []
@@ -128,7 +129,7 @@ def arms_with_attention(
 
 
 def first_rows(run: "Run", arm: str) -> pl.DataFrame:
-    """Return test rows of the first repetition and seed, for which attention is kept."""
+    """Return an arm's test rows of the first repetition and seed, which have attention."""
     rows = run.rows(arm)
     first = (pl.col("repeat") == pl.col("repeat").min()) & (pl.col("seed") == pl.col("seed").min())
     return rows.filter(first)

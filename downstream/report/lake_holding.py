@@ -1,4 +1,4 @@
-"""What a report reads of a lake: slides, students and runs. Files only; nothing is computed."""
+"""The content of a lake for a report: slides, students and runs, read from files alone."""
 
 import importlib.metadata
 import json
@@ -36,12 +36,12 @@ _KINDS = ("mil", "survival")
 
 @dataclass(frozen=True, kw_only=True)
 class HoldingPart:
-    """A student or a finished run.
+    """The report of a student, or the result of a finished run.
 
     Attributes:
-        name: Of its folder.
-        content: Its `report.json` or `result.json`.
-        modified: When that file was written.
+        name: Name of its folder.
+        content: Content of `report.json` or `result.json`.
+        modified: Time when that file was written.
     """
 
     name: str
@@ -50,7 +50,7 @@ class HoldingPart:
 
     @property
     def lake_version(self) -> int:
-        """Return the version of the lake that it read; 0 if it does not say."""
+        """Return the version of the lake that was read; 0 if it is not recorded."""
         return int(self.content.get("lake_version", 0))
 
 
@@ -63,7 +63,7 @@ class Holding:
         slides: One row per slide, by slide number.
         students: Finished students, newest first.
         runs: Kind -> finished runs, newest first.
-        unfinished: Names of runs that were begun and have no result.
+        unfinished: Names of runs that have started and have no result.
     """
 
     info: Json
@@ -78,7 +78,7 @@ class Holding:
 
     @property
     def failed(self) -> list[Json]:
-        """Return slides that failed, and why."""
+        """Return the slides that failed, and why."""
         rows = self.slides.filter(pl.col("state") == "failed")
         return [
             {"slide": name, "reason": reason or "no reason was kept"}
@@ -87,7 +87,7 @@ class Holding:
 
 
 def read_holding(lake: "Lake") -> Holding:
-    """Read what a lake holds."""
+    """Return the slides, students and runs of a lake."""
     finished = _parts(lake, "runs", "result.json")
     names = {part.name for part in finished}
     begun = [name for name in lake.store.names("runs") if name.startswith(("mil-", "survival-"))]
@@ -103,7 +103,7 @@ def read_holding(lake: "Lake") -> Holding:
 
 
 def _parts(lake: "Lake", folder: str, file: str) -> list[HoldingPart]:
-    """Return folders that hold the file that is written last, newest first."""
+    """Return the students or runs that are finished, newest first."""
     parts = []
     for name in lake.store.names(folder):
         rel = f"{folder}/{name}/{file}"
@@ -114,7 +114,7 @@ def _parts(lake: "Lake", folder: str, file: str) -> list[HoldingPart]:
 
 
 def read_earlier(lake: "Lake") -> Json:
-    """Return the `report.json` that is there, or an empty dict."""
+    """Return the content of an earlier `report.json`, or an empty dict."""
     if not lake.exists("report.json"):
         return {}
     earlier: Json = json.loads(lake.read_bytes("report.json"))
@@ -122,7 +122,7 @@ def read_earlier(lake: "Lake") -> Json:
 
 
 def package_versions() -> dict[str, str]:
-    """Return versions of Python and of the packages that decide what a lake holds."""
+    """Return the versions of Python and of the packages that determine a lake's content."""
     versions = {"Python": platform.python_version()}
     for shown, name in PACKAGES.items():
         try:

@@ -38,13 +38,13 @@ def write_report(
     """Write `report.html` and `report.json` at the root of a lake.
 
     Args:
-        lake_uri: The lake; without students, without runs or without slides is fine.
+        lake_uri: The lake; it may lack students, runs or slides.
         stages: Stage -> seconds that it took, in order; None keeps those of an earlier report.
-        about: What the lake can't know, as JSON; None keeps that of an earlier report, so that a
-            cohort once marked synthetic stays so. `synthetic` puts a notice on top,
-            `real_slide` is the file name of a slide that is not and that is shown first; anything
-            else is listed.
-        version: Of the lake, or a snapshot; the newest if None.
+        about: Facts that are not in the lake, as JSON; None keeps those of an earlier report, so
+            that a cohort once marked synthetic stays so. `synthetic` puts a notice on top,
+            `real_slide` is the file name of a slide that is not synthetic and is shown first;
+            anything else is listed.
+        version: Version of the lake, or name of a snapshot; the newest if None.
 
     Returns:
         The content of `report.json`: stages, lake (`Lake.info()`), fidelity per teacher of the
@@ -85,7 +85,7 @@ def _report(lake: "Lake", holding: "Holding", stages: "Json", about: "Json") -> 
 
 
 def _page(lake: "Lake", holding: "Holding", report: "Json") -> str:
-    """Return the HTML."""
+    """Return the HTML of the lake's page."""
     names = [part.name for part in holding.students]
     mil, survival = holding.newest("mil"), holding.newest("survival")
     chosen = choose_slides(

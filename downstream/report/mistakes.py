@@ -19,13 +19,13 @@ if TYPE_CHECKING:
 
 
 def mistakes(lake: "Lake", run: "Run") -> list[Strip]:
-    """Return for each class its tiles that the first arm predicted as another one, surest first.
+    """Return the tiles of each class that the first arm predicted as another, surest first.
 
     At most two tiles are of one patient; classes beyond the first six are left out.
 
     Args:
-        lake: Where pixels are.
-        run: A probe of tiles.
+        lake: The lake that holds the pixels.
+        run: A finished run of a tile probe.
     """
     rows = run.rows(run.arms[0])
     probabilities = np.array(rows["probabilities"].to_list())
@@ -40,6 +40,7 @@ def mistakes(lake: "Lake", run: "Run") -> list[Strip]:
 
 
 def _strip(lake: "Lake", name: str, wrong: pl.DataFrame) -> Strip:
+    """Return pictures of the surest wrong tiles of one class."""
     keys, down = ("sure", "slide_id", "tile_id"), [True, False, False]
     surest = wrong.filter(pl.col("label") == name).sort(*keys, descending=down)
     few = surest.group_by("patient_id", maintain_order=True).head(MOST_OF_PATIENT)

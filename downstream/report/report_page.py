@@ -1,4 +1,4 @@
-"""From what was read to the page: numbers as people read them, and the template.
+"""The page of a lake: numbers as people read them, and the template.
 
 Autoescape is on and the template marks nothing as safe: ids and reasons come from users.
 """
@@ -21,15 +21,15 @@ MOST_REASONS = 100
 _TEMPLATES = Path(__file__).parent / "templates"
 
 
-def render(template: str, **context: Any) -> str:  # noqa: ANN401 - what the template takes
-    """Return a page: of a lake or of a run."""
+def render(template: str, **context: Any) -> str:  # noqa: ANN401 - variables of the template
+    """Return the HTML of a page, from its template and the template's variables."""
     made = environment(_TEMPLATES)
     made.filters |= {"words": words, "p_value": p_text}
     return made.get_template(template).render(context)
 
 
 def notice(about: Mapping[str, Any]) -> str | None:
-    """Return the warning that stands before all numbers of a page, or None."""
+    """Return the warning on synthetic slides for the top of a page, or None."""
     if not about.get("synthetic"):
         return None
     real = about.get("real_slide")
@@ -49,10 +49,10 @@ def overview(holding: "Holding") -> "Json":
         "patients": ready["patient_id"].drop_nulls().n_unique(),
         "without_patient": ready["patient_id"].null_count(),
         "bytes": int(ready["bytes"].sum()),
-        "scanned_mpp": _range(ready["mpp"].drop_nulls()),
-        "mpp_sources": _counted(ready["mpp_source"]),
-        "vendors": _counted(ready["vendor"]),
-        "verdicts": _counted(slides["verdict"]),
+        "scanned_mpp": _range_text(ready["mpp"].drop_nulls()),
+        "mpp_sources": _counts_text(ready["mpp_source"]),
+        "vendors": _counts_text(ready["vendor"]),
+        "verdicts": _counts_text(slides["verdict"]),
         "features": [
             {**row, "kind": "student" if row["teacher"] in students else "teacher"}
             for row in holding.info["features"]
@@ -63,30 +63,30 @@ def overview(holding: "Holding") -> "Json":
     }
 
 
-def _range(values: pl.Series) -> str:
-    """Return the least and greatest value of a column.
+def _range_text(column: pl.Series) -> str:
+    """Return the least and greatest number of a column as text.
 
-    >>> _range(pl.Series([0.5, 0.25])), _range(pl.Series([], dtype=pl.Float64))
+    >>> _range_text(pl.Series([0.5, 0.25])), _range_text(pl.Series([], dtype=pl.Float64))
     ('0.250 to 0.500', 'not known')
     """
-    if values.is_empty():
+    if column.is_empty():
         return "not known"
-    low, high = (float(value) for value in (values.to_numpy().min(), values.to_numpy().max()))
+    low, high = (float(end) for end in (column.to_numpy().min(), column.to_numpy().max()))
     return f"{low:.3f}" if low == high else f"{low:.3f} to {high:.3f}"
 
 
-def _counted(values: pl.Series) -> str:
-    """Return values of a column by how often they occur.
+def _counts_text(column: pl.Series) -> str:
+    """Return the distinct entries of a column with their counts as text, the commonest first.
 
-    >>> _counted(pl.Series(["b", "a", "b", None]))
+    >>> _counts_text(pl.Series(["b", "a", "b", None]))
     'b (2), a (1)'
     """
-    counts = values.drop_nulls().rename("value").value_counts().sort("count", "value")
-    return ", ".join(f"{value} ({count})" for value, count in counts.reverse().iter_rows())
+    counts = column.drop_nulls().rename("value").value_counts().sort("count", "value")
+    return ", ".join(f"{name} ({count})" for name, count in counts.reverse().iter_rows())
 
 
 def recorded_seconds(holding: "Holding") -> dict[str, float]:
-    """Return computing times that the lake itself keeps, for a report that was given none."""
+    """Return the computing times in seconds that the lake records, by stage."""
     seconds_of_stage = {"cutting slides": float(holding.slides["seconds"].sum())}
     for part in holding.students:
         seconds_of_stage[f"training {part.name}"] = float(part.content.get("seconds", 0.0))
@@ -97,7 +97,7 @@ def recorded_seconds(holding: "Holding") -> dict[str, float]:
 
 
 def example_commands(lake: "Lake", holding: "Holding") -> list[tuple[str, str]]:
-    """Return commands for a closer look, as (question, command); each works on this lake."""
+    """Return example commands for this lake, as (question, command)."""
     return [
         ("What the lake holds", f"slidelake info {shlex.quote(lake.uri)}"),
         *(
@@ -108,7 +108,7 @@ def example_commands(lake: "Lake", holding: "Holding") -> list[tuple[str, str]]:
 
 
 def example_queries(lake: "Lake", holding: "Holding") -> list[tuple[str, str]]:
-    """Return SQL that this lake answers: (what it tells, statement)."""
+    """Return example queries for this lake, as (question, SQL statement)."""
     from featurestore import mpp_name
 
     finest = f"tiles_mpp{mpp_name(lake.config.mpps[0]).replace('.', '_')}"
@@ -130,16 +130,18 @@ def example_queries(lake: "Lake", holding: "Holding") -> list[tuple[str, str]]:
     return [("Which slides failed, and why", failed), *queries] if holding.failed else queries
 
 
-def words(value: Any) -> str:  # noqa: ANN401 - JSON is what it is
-    """Return a JSON value on one line.
+def words(json_value: Any) -> str:  # noqa: ANN401 - JSON is what it is
+    """Return a JSON value as one line of text.
 
     >>> words({"patients": 24, "sites": ["A", "B"], "pen_marks": True})
     'patients 24, sites A B, pen marks yes'
     """
-    if isinstance(value, dict):
-        return ", ".join(f"{key} {words(part)}".replace("_", " ") for key, part in value.items())
-    if isinstance(value, (list, tuple)):
-        return " ".join(words(part) for part in value)
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    return str(value)
+    if isinstance(json_value, dict):
+        return ", ".join(
+            f"{key} {words(part)}".replace("_", " ") for key, part in json_value.items()
+        )
+    if isinstance(json_value, (list, tuple)):
+        return " ".join(words(part) for part in json_value)
+    if isinstance(json_value, bool):
+        return "yes" if json_value else "no"
+    return str(json_value)

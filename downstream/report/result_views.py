@@ -1,7 +1,7 @@
-"""What the report says of students and runs: tables and pictures, each as the template takes it.
+"""Tables and pictures of students and runs for the lake's page, as its template reads them.
 
-Which arm and which slide a picture shows follows from a rule that the page names, so that nobody
-has picked the nicest one. Pictures of runs are those of the runs' own pages.
+The arm and the slide of a picture follow from a rule that the page names; nothing is picked by
+hand. Pictures of runs are those of the runs' own pages.
 """
 
 from typing import TYPE_CHECKING
@@ -18,7 +18,7 @@ from downstream.report.run_tables import (
     shown_name,
 )
 from downstream.report.tile_pictures import maps
-from downstream.report.views.run_views import forest, main_section
+from downstream.report.views.run_views import forest, summary_section
 from ingest.pages.slide_pictures import data_uri
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 def estimates(run: "HoldingPart | None") -> dict[str, dict[str, float | None]]:
-    """Return estimate, low and high by arm; empty without a run, null where undefined."""
+    """Return the main measure (estimate, low, high) by arm; empty without a run."""
     if run is None:
         return {}
     names = ("estimate", "low", "high")
@@ -37,7 +37,7 @@ def estimates(run: "HoldingPart | None") -> dict[str, dict[str, float | None]]:
 
 
 def student_view(student: "HoldingPart") -> "Json":
-    """Return one student: facts, fidelity per teacher and mpp, pictures."""
+    """Return the view of one student: facts, fidelity per teacher and mpp, pictures."""
     report = student.content
     rows = _fidelity_rows(report)
     per_mpp = [row for row in rows if row["mpp"] != "all"] or rows
@@ -50,27 +50,27 @@ def student_view(student: "HoldingPart") -> "Json":
     return {
         "name": student.name,
         "report": report,
-        "recipe": _flat(report.get("recipe", {})),
+        "recipe": _flat_recipe(report.get("recipe", {})),
         "rows": rows,
-        "bars": _png(fidelity_png(bars)) if bars else None,
-        "curves": _png(curves_png(curves, xlabel="epoch", ylabel="training loss"))
+        "bars": _png_uri(fidelity_png(bars)) if bars else None,
+        "curves": _png_uri(curves_png(curves, xlabel="epoch", ylabel="training loss"))
         if curves
         else None,
     }
 
 
-def _flat(recipe: "Json") -> "Json":
-    """Return a recipe as pairs of name and value, with its terms and their weights."""
+def _flat_recipe(recipe: "Json") -> "Json":
+    """Return a recipe's settings by name without nesting, with its terms and their weights."""
     flat: Json = {}
-    for key, value in recipe.items():
-        flat |= value if isinstance(value, dict) else {key: value}
+    for key, setting in recipe.items():
+        flat |= setting if isinstance(setting, dict) else {key: setting}
     terms = recipe.get("terms", [])
     shown = {"terms": [f"{term['weight']:g} x {term['kind']}" for term in terms]} if terms else {}
     return {**flat, **shown}
 
 
 def _fidelity_rows(report: "Json") -> list["Json"]:
-    """Teacher by teacher: a row over all tiles, and a row per mpp."""
+    """Return fidelity rows, for each teacher one over all tiles and one per mpp."""
     rows: list[Json] = []
     for teacher, whole in report["fidelity"].items():
         rows.append({"teacher": teacher, "mpp": "all", **whole})
@@ -80,42 +80,43 @@ def _fidelity_rows(report: "Json") -> list["Json"]:
 
 
 def shown_arm(run: "Run", students: list[str]) -> str:
-    """Return the arm whose pictures are shown: of the newest student, else the first one."""
+    """Return the arm whose pictures are shown: the newest student's, else the first arm."""
     described = run.result.get("arms", {})
     of = {arm: described.get(arm, {}).get("features", arm) for arm in run.arms}
     return next((arm for name in students for arm in run.arms if of[arm] == name), run.arms[0])
 
 
 def mil_view(lake: "Lake", part: "HoldingPart", students: list[str]) -> "Json":
-    """Return the newest run of bags: table, intervals, curves, attention over one slide."""
+    """Return the view of the newest MIL run: table, intervals, curves, attention maps."""
     run = read_run(lake, part.name)
     shown = shown_arm(run, students)
     return {
-        **_common(run, shown),
+        **_run_view(run, shown),
         "classes": _class_counts(run, shown),
-        "pictures": main_section(run, shown),
+        "pictures": summary_section(run, shown),
         **_attention(lake, run, shown),
     }
 
 
 def survival_view(lake: "Lake", part: "HoldingPart", students: list[str]) -> "Json":
-    """Return the newest survival analysis: table, intervals, Kaplan-Meier curves of one arm."""
+    """Return the view of the newest survival run: table, intervals, Kaplan-Meier curves."""
     run = read_run(lake, part.name)
     shown = shown_arm(run, students)
     return {
-        **_common(run, shown),
+        **_run_view(run, shown),
         "events": int(run.once(shown)["event"].sum()),
-        "pictures": main_section(run, shown),
+        "pictures": summary_section(run, shown),
     }
 
 
-def _common(run: "Run", shown: str) -> "Json":
+def _run_view(run: "Run", shown: str) -> "Json":
+    """Return the parts that the views of classification and survival runs share."""
     return {
         "name": run.name,
         "result": run.result,
         "task": run.task,
         "shown": shown,
-        "asked": question_of(run),
+        "question": question_of(run),
         "tested": how_tested(run),
         "metric": shown_name(run.metric),
         "found": run.estimates(run.metric).get(shown),
@@ -126,7 +127,7 @@ def _common(run: "Run", shown: str) -> "Json":
 
 
 def _class_counts(run: "Run", shown: str) -> dict[str, int]:
-    """Return patients of each class; empty where they are not of one each."""
+    """Return the number of patients of each class; empty for tasks without classes."""
     if run.task not in ("binary", "multiclass"):
         return {}
     labels = run.once(shown)["label"].to_list()
@@ -134,7 +135,7 @@ def _class_counts(run: "Run", shown: str) -> dict[str, int]:
 
 
 def _attention(lake: "Lake", run: "Run", shown: str) -> "Json":
-    """Return attention over the slides of the surest right patient, by an arm that has it."""
+    """Return attention maps of the surest right patient, and notes on omitted slides."""
     files = attention_files(lake, run.name)
     arms, _ = arms_with_attention(lake, run, files)
     arm = shown if shown in arms else next(iter(arms), None)
@@ -148,5 +149,5 @@ def _attention(lake: "Lake", run: "Run", shown: str) -> "Json":
     return {"maps": drawn[:1], "map_notes": notes}
 
 
-def _png(data: bytes) -> str:
-    return data_uri(data, "image/png")
+def _png_uri(png: bytes) -> str:
+    return data_uri(png, "image/png")

@@ -1,8 +1,8 @@
 """A page of one finished run: `runs/<run>/report.html`, one file that needs no network.
 
 Everything is read from the run's files, and tiles' pixels from the lake's shards where they are, so
-a page can be written again at any time. Nothing on it was picked by hand: each picture says by
-which rule its patients were chosen.
+a page can be written again at any time. Nothing on it was picked by hand: the caption of each
+picture names the rule that chose its patients.
 """
 
 from datetime import UTC, datetime
@@ -48,7 +48,7 @@ def write_run_page(lake: "Lake", run: str) -> None:
 
 
 def run_page(lake: "Lake", run: "Run") -> str:
-    """Return the HTML of the page."""
+    """Return the HTML of a run's page."""
     return render(
         "run.html.j2",
         run=run,
@@ -56,7 +56,7 @@ def run_page(lake: "Lake", run: "Run") -> str:
         lake_uri=lake.uri,
         written=datetime.now(UTC),
         title=title(run),
-        asked=question_of(run),
+        question=question_of(run),
         tested=how_tested(run),
         heads=measure_heads(run),
         rows=arm_rows(run),
@@ -78,7 +78,7 @@ def attention_view(lake: "Lake", run: "Run") -> dict[str, Any]:
     """Return attention maps of some patients, by the first arm that weighs tiles.
 
     Returns:
-        `arm` (None without one), `others` (arms that weigh tiles too), `strips`, `pictures`,
+        `arm` (None without any), `others` (arms that weigh tiles too), `strips`, `pictures`,
         `notes`.
     """
     files = attention_files(lake, run.name)

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 MOST_LISTED = 100
 _MANY_REDRAWN = 0.01
 
-_ASKED = {
+_QUESTIONS = {
     "binary": "Which of two classes",
     "multiclass": "Which of several classes",
     "multilabel": "Which of several labels, each yes or no",
@@ -47,28 +47,28 @@ def title(run: "Run") -> str:
 
 def question_of(run: "Run") -> str:
     """Return the question of a run in a sentence."""
-    result = run.result
-    columns = " and ".join(str(column) for column in result["config"]["columns"])
-    question = _ASKED.get(run.task, run.task)
-    counts = f"{result['patients']:,} patients with {result['slides']:,} slides"
+    run_result = run.result
+    columns = " and ".join(str(column) for column in run_result["config"]["columns"])
+    question = _QUESTIONS.get(run.task, run.task)
+    counts = f"{run_result['patients']:,} patients with {run_result['slides']:,} slides"
     return f"{question}: {columns}, of {counts}"
 
 
 def how_tested(run: "Run") -> str:
-    """Return in a sentence how patients were split into folds."""
-    result = run.result
-    parts = [f"{result['folds']} folds over patients"]
-    if result["repeats"] > 1:
-        parts.append(f"repeated {result['repeats']} times with other folds")
-    if result["inner"] > 1:
-        parts.append(f"{result['inner']} inner splits a fold, whose models are averaged")
-    if result["seeds"] > 1:
-        parts.append(f"{result['seeds']} trainings with different random numbers")
+    """Return a sentence on how patients were split into folds."""
+    run_result = run.result
+    parts = [f"{run_result['folds']} folds over patients"]
+    if run_result["repeats"] > 1:
+        parts.append(f"repeated {run_result['repeats']} times with other folds")
+    if run_result["inner"] > 1:
+        parts.append(f"{run_result['inner']} inner splits a fold, whose models are averaged")
+    if run_result["seeds"] > 1:
+        parts.append(f"{run_result['seeds']} trainings with different random numbers")
     return ", ".join(parts)
 
 
 def measure_heads(run: "Run") -> list["Json"]:
-    """Return columns of the table of arms: name, and which direction is better."""
+    """Return the measures of the table of arms: name, and whether higher is better."""
     heads = []
     for name in run.measures:
         measured = [part for arm in run.arms if (part := run.measure(arm, name)) is not None]
@@ -79,7 +79,7 @@ def measure_heads(run: "Run") -> list["Json"]:
 
 
 def arm_rows(run: "Run") -> list["Json"]:
-    """Return rows of the table of arms: name, features, model, and a cell a measure."""
+    """Return rows of the table of arms: name, features, model, and one cell per measure."""
     described = run.result.get("arms", {})
     return [
         {
@@ -92,7 +92,7 @@ def arm_rows(run: "Run") -> list["Json"]:
 
 
 def _cell(part: Mapping[str, Any] | None) -> "Json":
-    """Return a measure as a cell: the number with its interval, or why there is none."""
+    """Return a table cell of a measure: its estimate with interval, or why it is undefined."""
     if part is None:
         return {"estimate": None, "why": "not measured"}
     if part.get("estimate") is None:
@@ -125,7 +125,7 @@ def warnings(run: "Run") -> list[str]:
 
 
 def comparison_rows(run: "Run") -> list["Json"]:
-    """Return comparisons, each with a verdict in words."""
+    """Return the run's comparisons of arms, each with a verdict in words."""
     return [
         {**row, "name": shown_name(row["measure"]), "verdict": _verdict(row)}
         for row in run.result.get("comparisons", [])
@@ -141,29 +141,29 @@ def _verdict(row: Mapping[str, Any]) -> str:
     return f"not shown: it may be {row['margin']:g} worse or more"
 
 
-def p_text(value: float | None) -> str:
+def p_text(p_value: float | None) -> str:
     """Return a p value as text.
 
     >>> p_text(0.0312), p_text(0.0002), p_text(None)
     ('0.031', '< 0.001', '–')
     """  # noqa: RUF002 - an en dash is what tables show
-    if value is None:
+    if p_value is None:
         return "\N{EN DASH}"
-    return "< 0.001" if value < 0.001 else f"{value:.3f}"
+    return "< 0.001" if p_value < 0.001 else f"{p_value:.3f}"
 
 
 def listed(ids: Sequence[str]) -> "Json":
-    """Return ids for a list: the first hundred, and how many more there are."""
+    """Return the first hundred ids, and the number of the others, for a list on a page."""
     shown = [str(one) for one in ids[:MOST_LISTED]]
     return {"ids": shown, "left": len(ids) - len(shown), "all": len(ids)}
 
 
 def setting_rows(run: "Run") -> list[tuple[str, Any]]:
-    """Return settings of the run as pairs, parts of parts in a row of their own."""
+    """Return the settings of a run as (name, setting), nested settings one row each."""
     shown: list[tuple[str, Any]] = []
-    for key, value in run.result["config"].items():
-        if isinstance(value, dict):
-            shown += [(f"{key}: {name}", part) for name, part in value.items()]
-        elif value is not None and value != "" and value != []:
-            shown.append((key, value))
-    return [(name.replace("_", " "), value) for name, value in shown]
+    for key, setting in run.result["config"].items():
+        if isinstance(setting, dict):
+            shown += [(f"{key}: {name}", part) for name, part in setting.items()]
+        elif setting is not None and setting != "" and setting != []:
+            shown.append((key, setting))
+    return [(name.replace("_", " "), setting) for name, setting in shown]

@@ -1,7 +1,7 @@
 """Pictures of tiles that a model weighed most and least, and of slides under its attention.
 
 A tile's attention is shown as a multiple of its patient's mean: attention sums to 1 over a patient,
-so that its plain value says how many tiles the patient has.
+so that its plain value depends on the number of the patient's tiles.
 
 Shape letters: N tiles.
 """
@@ -31,13 +31,13 @@ _KEPT = 4 * MOST_TILES
 
 @dataclass(frozen=True, kw_only=True)
 class Strip:
-    """Tiles of one group side by side.
+    """Pictures of the tiles of one group, side by side.
 
     Attributes:
-        title: Which group, and whether the most or the least weighed.
-        tiles: Per tile `src` (data URI or None), `alt`, `patient`, and `text` under the picture;
-            weighed ones have `times`, their attention as a multiple of their patient's mean.
-        damage: Why tiles can't be shown, or empty.
+        title: The group, and whether its most or least weighed tiles are shown.
+        tiles: For each tile `src` (data URI or None), `alt`, `patient`, and `text` under the
+            picture; weighed tiles have `times`, their attention as a multiple of its patient mean.
+        damage: Why some tiles cannot be shown, or an empty string.
     """
 
     title: str
@@ -53,21 +53,21 @@ def strips(
     At most two tiles are of one patient.
 
     Args:
-        lake: Where pixels are.
+        lake: The lake that holds the pixels.
         run: The run.
-        arm: Which arm.
-        files: Its attention.
-        slides: What `owners` gave.
+        arm: Name of the arm.
+        files: Attention files of the arm.
+        slides: Slides and their patients, from `owners`.
     """
     of_group = dict(list(groups(run, arm).items())[:MOST_GROUPS])
     strip_tiles: dict[tuple[str, bool], list[pl.DataFrame]] = {}
     for file in files:
-        tiles = _relative(read_tiles(lake, file), slides)
+        tiles = _relative_attention(read_tiles(lake, file), slides)
         for name, patients in of_group.items():
             group_tiles = tiles.filter(pl.col("patient").is_in(patients))
             for most in (True, False):
                 strip_tiles.setdefault((name, most), []).append(
-                    _extreme(group_tiles, _KEPT, most=most)
+                    _extreme_tiles(group_tiles, _KEPT, most=most)
                 )
     return [
         _strip(lake, f"{name}, {'most' if most else 'least'} weighed", parts, most=most)
@@ -75,14 +75,14 @@ def strips(
     ]
 
 
-def _relative(tiles: pl.DataFrame, slides: pl.DataFrame) -> pl.DataFrame:
-    """Return tiles with their patient, and attention as a multiple of the patient's mean."""
+def _relative_attention(tiles: pl.DataFrame, slides: pl.DataFrame) -> pl.DataFrame:
+    """Return the tiles with their patient, and attention as a multiple of the patient's mean."""
     owned = tiles.join(slides.select("slide_id", "patient"), on="slide_id", how="inner")
     mean = pl.col("attention").cast(pl.Float64).mean().over("patient")
     return owned.with_columns(times=pl.col("attention").cast(pl.Float64) / mean)
 
 
-def _extreme(tiles: pl.DataFrame, count: int, *, most: bool) -> pl.DataFrame:
+def _extreme_tiles(tiles: pl.DataFrame, count: int, *, most: bool) -> pl.DataFrame:
     """Return the tiles with the greatest or the least attention, few of one patient."""
     ordered = tiles.sort("times", "tile_id", descending=[most, False])
     return ordered.group_by("patient", maintain_order=True).head(MOST_OF_PATIENT).sort(
@@ -91,7 +91,7 @@ def _extreme(tiles: pl.DataFrame, count: int, *, most: bool) -> pl.DataFrame:
 
 
 def _strip(lake: "Lake", title: str, parts: Sequence[pl.DataFrame], *, most: bool) -> Strip:
-    chosen = _extreme(pl.concat(parts), MOST_TILES, most=most)
+    chosen = _extreme_tiles(pl.concat(parts), MOST_TILES, most=most)
     jpegs, damage = tile_pictures(lake, chosen)
     tiles = [
         {
@@ -107,10 +107,10 @@ def _strip(lake: "Lake", title: str, parts: Sequence[pl.DataFrame], *, most: boo
 
 
 def tile_pictures(lake: "Lake", tiles: pl.DataFrame) -> tuple[dict[int, str], str]:
-    """Return pictures of some tiles as data URIs by tile_id, and why others can't be shown.
+    """Return pictures of tiles as data URIs by tile_id, and why others cannot be shown.
 
     Args:
-        lake: Where shards are; a lake of imported features has none.
+        lake: The lake that holds the shards; a lake of imported features has none.
         tiles: Rows with slide_id, tile_id and mpp.
     """
     from featurestore import DamageError, ShardReader
@@ -127,21 +127,22 @@ def tile_pictures(lake: "Lake", tiles: pl.DataFrame) -> tuple[dict[int, str], st
             with ShardReader.of(lake.store, place.row(0, named=True)) as reader:
                 jpegs = reader.jpegs(keys)
             for key, jpeg in zip(keys.tolist(), jpegs, strict=True):
-                picture_of[key] = data_uri(_small(bytes(jpeg)), "image/jpeg")
+                picture_of[key] = data_uri(_small_jpeg(bytes(jpeg)), "image/jpeg")
         except DamageError as error:
             # a page with fewer pictures tells more than no page
             damage = str(error)
     return picture_of, damage
 
 
-def _small(jpeg: bytes) -> bytes:
+def _small_jpeg(jpeg: bytes) -> bytes:
+    """Return a tile's JPEG, reduced to the size at which it is shown."""
     return encode_jpeg(scaled(decode_rgb(jpeg), _TILE_PX))
 
 
 def maps(
     lake: "Lake", case: "Case", arm: str, files: Sequence["AttentionFile"], slides: pl.DataFrame
 ) -> tuple[list[Picture], list[str]]:
-    """Return a patient's slides under attention, greatest first, and notes on what is not shown."""
+    """Return pictures of a patient's slides under attention, and notes on omitted slides."""
     from featurestore import LakeError
 
     patient_slides = slides.filter(pl.col("patient") == case.patient)
@@ -158,7 +159,7 @@ def maps(
     for slide_id, share in ordered.head(_MOST_SLIDES).iter_rows():
         row = patient_slides.row(by_predicate=pl.col("slide_id") == slide_id, named=True)
         try:
-            src = _map(lake, row, tiles.filter(pl.col("slide_id") == slide_id))
+            src = _attention_map(lake, row, tiles.filter(pl.col("slide_id") == slide_id))
         except LakeError as error:
             # as with tiles: damaged slides and those cut again get a note, the others are shown
             notes.append(f"{case.title}: slide {slide_id} is not shown, {error}.")
@@ -175,6 +176,7 @@ def maps(
 
 
 def _map_picture(case: "Case", arm: str, slide_id: str, src: str, of_all: str) -> Picture:
+    """Return a slide's attention map with its caption."""
     tail = f"; {of_all}" if of_all else ""
     return Picture(
         src=src,
@@ -188,7 +190,7 @@ def _map_picture(case: "Case", arm: str, slide_id: str, src: str, of_all: str) -
     )
 
 
-def _map(lake: "Lake", slide: "Json", tiles: pl.DataFrame) -> str | None:
+def _attention_map(lake: "Lake", slide: "Json", tiles: pl.DataFrame) -> str | None:
     """Return the slide beside the slide under attention, or None without a thumbnail."""
     thumbnail = lake.pictures(slide["slide_id"])["thumbnail"]
     if thumbnail is None or not slide["width_px"]:
@@ -210,7 +212,7 @@ def tile_side(lake: "Lake", slide_id: str, mpp: float) -> int:
     """Return the side of a slide's tiles at an mpp, in level-0 pixels.
 
     Raises:
-        LakeError: The slide has no tiles at it any more.
+        LakeError: The slide has no tiles at this mpp any more.
     """
     from featurestore import LakeError
 

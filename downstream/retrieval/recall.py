@@ -1,4 +1,4 @@
-"""How much of the exact search an index finds, on random tiles of the lake itself.
+"""Recall of an index against the exact search, on random tiles of the lake.
 
 Shape letters: Q sampled tiles, D width of the features.
 """
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 RECALL_TILES = 16
 RECALL_BYTES = 2 * 10**9
-"""Up to so many bytes of features, one exact pass over them takes seconds."""
+"""Most bytes of features for which an exact pass takes seconds only."""
 # Lance sums in float32: two tiles that are this close are equally near.
 _TIE = 1e-6
 
@@ -22,19 +22,19 @@ _TIE = 1e-6
 def measure_recall(
     lake: "Lake", features: str, *, mpp: float, k: int, tiles: int, seed: int = 0
 ) -> dict[str, Any]:
-    """Measure recall@k of the index against the exact search, over random tiles with features.
+    """Return recall@k of the index against the exact search, over random tiles with features.
 
     Args:
         lake: The lake, with an index of this teacher.
         features: Name of the teacher.
         mpp: Microns per pixel of the tiles.
-        k: Neighbours of each tile, itself left out.
-        tiles: How many tiles are drawn.
-        seed: Another seed draws other tiles.
+        k: Number of neighbours of each tile, without the tile itself.
+        tiles: Number of tiles that are drawn.
+        seed: Seed of the draw.
 
     Returns:
-        k, tiles (the number of queries), mean and worst (recall of the worst of them; both None
-        if no drawn tile can be compared).
+        `k`, `tiles` (the number of queries), `mean` and `worst` (mean and least recall of the
+        queries; both None if no drawn tile can be compared).
     """
     tile_id_Q, vector_QD = sample_tiles(lake, features, mpp=mpp, n=tiles, seed=seed)
     if not len(tile_id_Q):
@@ -54,16 +54,16 @@ def measure_recall(
 def recall_at_k(
     by_index: pl.DataFrame, exact: pl.DataFrame, tile_id_Q: NDArray[np.int64], k: int
 ) -> NDArray[np.float64]:
-    """Return the share of each query's k true neighbours in the answer, without the query.
+    """Return the share of each query's k true neighbours that the index returns.
 
-    What is as near as the farthest true neighbour counts, as in ann-benchmarks
+    A tile as near as the farthest true neighbour counts, as in ann-benchmarks
     (`plotting/metrics.py`): of equal tiles any may be found.
 
     Args:
         by_index: Rows of `Lake.nearest`, at least k + 1 a query.
-        exact: The same of the exact search.
+        exact: Rows of the exact search for the same queries.
         tile_id_Q: Key of each query's tile.
-        k: Neighbours.
+        k: Number of neighbours, without the query.
 
     Returns:
         float64[Q], 0 to 1.
@@ -83,7 +83,7 @@ def recall_at_k(
 def sample_tiles(
     lake: "Lake", features: str, *, mpp: float, n: int, seed: int
 ) -> tuple[NDArray[np.int64], NDArray[np.float16]]:
-    """Return random tiles with features, each as likely as any other: keys [Q] and features [Q, D].
+    """Return keys [Q] and features [Q, D] of random tiles with features, all equally likely.
 
     They are fewer than n where tiles were left out of the extraction (NaN) or are all zero.
     """

@@ -1,7 +1,7 @@
-"""What is like this? The nearest tiles to a tile, and the nearest slides to a slide.
+"""Search by example: the nearest tiles to a tile, and the nearest slides to a slide.
 
-Near is the cosine of one teacher's features; a slide's are the mean of its tiles'. The query itself
-is never among what is found, and what comes from its own patient is marked or left out: tiles of
+Nearness is the cosine of one teacher's features; a slide has the mean of its tiles. The query
+itself is never a result, and results of its own patient are marked or left out: tiles of
 one slide are near to each other for its stain and scanner alone.
 """
 
@@ -30,12 +30,12 @@ Json = dict[str, Any]
 
 
 def search_lake(lake_uri: str, options: SearchOptions, *, out: Path | None = None) -> Json:
-    """Find what is nearest to a tile, or to a slide.
+    """Return the tiles nearest to a tile, or the slides nearest to a slide.
 
     Args:
         lake_uri: The lake.
-        options: The query, and how it is searched.
-        out: Picture to write, as .png or .html.
+        options: The query and the settings of the search.
+        out: Path of a picture to write, as .png or .html.
 
     Returns:
         like (slide_id, patient, and of a tile x, y, tile_id), features, mpp, k, search ("exact" or
@@ -57,7 +57,7 @@ def search_lake(lake_uri: str, options: SearchOptions, *, out: Path | None = Non
     if options.build_index:
         lake = _with_index(lake, query, options.version)
     begun = time.monotonic()
-    results = _results(
+    neighbours = _neighbours(
         lake, query, k=options.k, exact=options.exact, others_only=options.other_patients_only
     )
     seconds = time.monotonic() - begun
@@ -70,7 +70,7 @@ def search_lake(lake_uri: str, options: SearchOptions, *, out: Path | None = Non
         "search": "exact" if index is None else "index",
         "index": index and {"kind": index.kind, "indexed": index.indexed, "tiles": index.tiles},
         "recall": index and _recall(lake, query, index, options.k, options.recall_tiles),
-        "results": results.to_dicts(),
+        "results": neighbours.to_dicts(),
         "seconds": round(seconds, 3),
         "lake_version": lake.version,
         "picture": None,
@@ -95,7 +95,7 @@ def run_search(
     out: Path | None = None,
     version: int | str | None = None,
 ) -> Json:
-    """Find what is nearest to a tile, or to a slide: `search_lake` by single settings.
+    """Return the nearest tiles or slides: `search_lake` by single settings.
 
     Args:
         lake_uri: The lake.
@@ -107,7 +107,7 @@ def run_search(
         build: See `SearchOptions.build_index`.
         other_patients_only: See `SearchOptions.other_patients_only`.
         recall_tiles: See `SearchOptions.recall_tiles`.
-        out: Picture to write, as .png or .html.
+        out: Path of a picture to write, as .png or .html.
         version: See `SearchOptions.version`.
 
     Returns:
@@ -142,6 +142,7 @@ def _with_index(lake: "Lake", query: "Query", version: int | str | None) -> "Lak
 
 
 def _index_of(lake: "Lake", query: "Query") -> "IndexState | None":
+    """Return the state of the index of the query's features, or None without one."""
     from featurestore import index_state
 
     state = index_state(lake, query.features, mpp=query.mpp)
@@ -151,16 +152,17 @@ def _index_of(lake: "Lake", query: "Query") -> "IndexState | None":
 def _recall(
     lake: "Lake", query: "Query", index: "IndexState", k: int, tiles: int | None
 ) -> Json | None:
+    """Return the recall of the index, or None if it is not measured."""
     if tiles is None:
         width = lake.teachers(mpp=query.mpp)[query.features]
         tiles = RECALL_TILES if index.tiles * width * 2 <= RECALL_BYTES else 0
     return measure_recall(lake, query.features, mpp=query.mpp, k=k, tiles=tiles) if tiles else None
 
 
-def _results(
+def _neighbours(
     lake: "Lake", query: "Query", *, k: int, exact: bool, others_only: bool
 ) -> pl.DataFrame:
-    """Return the nearest tiles or slides, with rank, patient and whether it is the query's own."""
+    """Return the nearest tiles or slides, with rank, patient and `same_patient`."""
     own = query.patients.filter(pl.col("patient") == query.patient)["slide_id"].to_list()
     without = own if others_only else []
     if query.tile_id is None:
@@ -176,7 +178,7 @@ def _results(
 def nearest_tiles(
     lake: "Lake", query: "Query", *, k: int, exact: bool = False, without: list[str] | None = None
 ) -> pl.DataFrame:
-    """Return the k nearest tiles to a tile, without itself.
+    """Return the k nearest tiles to a tile, without the tile itself.
 
     Returns:
         Columns slide_id, tile_id, x, y (level-0 pixels of the top-left corner), similarity (cosine,
@@ -199,7 +201,7 @@ def nearest_tiles(
 def nearest_slides(
     lake: "Lake", query: "Query", *, k: int, without: list[str] | None = None
 ) -> pl.DataFrame:
-    """Return the k nearest slides to a slide by the mean of their tiles' features, without itself.
+    """Return the k nearest slides to a slide, by the mean of their tiles' features.
 
     Returns:
         Columns slide_id, similarity (cosine, higher is nearer); nearest first, ties by slide_id.
@@ -217,18 +219,20 @@ def nearest_slides(
 
 def found_text(answer: Json) -> str:
     """Return the answer of a search as text: a line for each result, then how it was searched."""
-    lines = [_line(row) for row in answer["results"]]
-    return "\n".join([*(lines or ["nothing else has these features"]), _how(answer)])
+    lines = [_result_line(row) for row in answer["results"]]
+    return "\n".join([*(lines or ["nothing else has these features"]), _search_summary(answer)])
 
 
-def _line(row: Json) -> str:
+def _result_line(row: Json) -> str:
+    """Return one search result as a line of text."""
     place = f":{row['x']},{row['y']}" if "tile_id" in row else ""
     own = "  (the query's slide)" if row.get("same_slide") else ""
     own = own or ("  (the query's patient)" if row["same_patient"] else "")
     return f"{row['rank']:>3}  {row['similarity']:.4f}  {row['slide_id']}{place}{own}"
 
 
-def _how(answer: Json) -> str:
+def _search_summary(answer: Json) -> str:
+    """Return a sentence on how the search was done, and how long it took."""
     index, recall = answer["index"], answer["recall"]
     text = "compared with all others"
     if index:

@@ -5,14 +5,15 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class SearchOptions:
-    """A query, and how it is searched.
+    """A query and the settings of its search.
 
     Attributes:
         like: `SLIDE:x,y` for the tile that covers a place (level-0 pixels), or `SLIDE`.
         features: Name of one teacher or student.
         mpp: Microns per pixel of the tiles.
-        k: How many tiles or slides are returned.
-        exact: Compare with all tiles, even if there is an index. Slides are always compared so.
+        k: Number of tiles or slides that are returned.
+        exact: Compare with all tiles, even if there is an index. Slides are always compared
+            exactly.
         build_index: Build the teacher's index first, if it is missing or does not cover all tiles.
         other_patients_only: Leave out the query's patient; else its own tiles are marked.
         recall_tiles: Random tiles on which the index is compared with the exact search; None takes

@@ -1,7 +1,7 @@
-"""What was found, as pictures: the query on the left, and its neighbours from the nearest on.
+"""Results of a search as pictures: the query on the left, then its neighbours, nearest first.
 
 Tiles are shown as they are stored, slides by their thumbnails. Lakes that were imported have
-neither, and an empty frame says so.
+neither, and are shown as an empty frame.
 
 Shape letters: H W pixels of a picture.
 """
@@ -31,13 +31,13 @@ _NAME_CHARACTERS = 26
 
 
 @dataclass(frozen=True, kw_only=True)
-class Shown:
-    """One picture and what stands under it.
+class ShownPicture:
+    """One picture and its caption.
 
     Attributes:
-        name: The slide.
-        lines: Lines of text under it.
-        own: Whether it is of the query's patient.
+        name: Id of the slide.
+        lines: Lines of the caption.
+        own: Whether the picture is of the query's patient.
         jpeg: The picture; None if the lake has none.
     """
 
@@ -55,10 +55,10 @@ def check_out(out: Path) -> None:
 
 
 def write_picture(lake: "Lake", answer: Json, out: Path) -> Path:
-    """Write what `run_search` found as .png or .html.
+    """Write the results of a search as a .png or .html file; return its path.
 
     Raises:
-        RetrievalError: The file's name ends otherwise, or its folder is not there.
+        RetrievalError: The file has another ending, or its folder does not exist.
     """
     check_out(out)
     draw = _png if out.suffix.lower() == ".png" else _html
@@ -66,30 +66,31 @@ def write_picture(lake: "Lake", answer: Json, out: Path) -> Path:
     return out
 
 
-def shown(lake: "Lake", answer: Json) -> list[Shown]:
-    """Return pictures of the query and of the first sixty results, in this order."""
+def shown(lake: "Lake", answer: Json) -> list[ShownPicture]:
+    """Return the pictures of the query and of the first sixty results, in this order."""
     rows = [{**answer["like"], "same_patient": False}, *answer["results"][:MOST_SHOWN]]
     jpegs = (
         _tile_jpegs(lake, rows, answer["mpp"]) if "tile_id" in rows[0] else _thumbnails(lake, rows)
     )
-    return [_shown(row, jpeg) for row, jpeg in zip(rows, jpegs, strict=True)]
+    return [_result_picture(row, jpeg) for row, jpeg in zip(rows, jpegs, strict=True)]
 
 
-def _shown(row: Json, jpeg: bytes | None) -> Shown:
+def _result_picture(row: Json, jpeg: bytes | None) -> ShownPicture:
     """Return a result with its picture, or with a note where the picture is damaged."""
     from featurestore import DamageError
     from ingest.pages.slide_pictures import decode_rgb
 
-    lines = _lines(row)
+    lines = _caption_lines(row)
     if jpeg is not None:
         try:
             decode_rgb(jpeg)
         except DamageError:
             lines, jpeg = [*lines, "damaged: slidelake verify"], None
-    return Shown(name=row["slide_id"], lines=lines, own=row["same_patient"], jpeg=jpeg)
+    return ShownPicture(name=row["slide_id"], lines=lines, own=row["same_patient"], jpeg=jpeg)
 
 
-def _lines(row: Json) -> list[str]:
+def _caption_lines(row: Json) -> list[str]:
+    """Return the lines under the picture of a result."""
     place = [f"x {row['x']:,}, y {row['y']:,}"] if "tile_id" in row else []
     if "rank" not in row:
         return ["query", f"patient {row['patient']}", *place]
@@ -98,7 +99,7 @@ def _lines(row: Json) -> list[str]:
 
 
 def _tile_jpegs(lake: "Lake", rows: list[Json], mpp: float) -> list[bytes | None]:
-    """Return stored tiles by their keys, each shard opened once; empty where a shard is damaged."""
+    """Return the JPEGs of tiles, each shard opened once; empty bytes where a shard is damaged."""
     import numpy as np
     import polars as pl
 
@@ -120,11 +121,12 @@ def _tile_jpegs(lake: "Lake", rows: list[Json], mpp: float) -> list[bytes | None
 
 
 def _thumbnails(lake: "Lake", rows: list[Json]) -> list[bytes | None]:
+    """Return the thumbnails of the slides of rows."""
     return [lake.pictures(row["slide_id"])["thumbnail"] for row in rows]
 
 
-def _small(jpeg: bytes, longest_px: int) -> "NDArray[np.uint8]":
-    """Return the picture [H, W, 3], no larger than it is shown."""
+def _small_pixels(jpeg: bytes, longest_px: int) -> "NDArray[np.uint8]":
+    """Return the pixels of a picture [H, W, 3], reduced to the size at which it is shown."""
     from ingest.pages.slide_pictures import decode_rgb, scaled
 
     picture_HW3 = decode_rgb(jpeg)
@@ -132,6 +134,7 @@ def _small(jpeg: bytes, longest_px: int) -> "NDArray[np.uint8]":
 
 
 def _summary(answer: Json) -> str:
+    """Return a title for the page of results."""
     unit = "tiles" if "tile_id" in answer["like"] else "slides"
     return (
         f"nearest {unit} by {answer['features']} at {answer['mpp']} mpp ({answer['search']} search)"
@@ -141,7 +144,8 @@ def _summary(answer: Json) -> str:
 # ---------------------------------------------------------------------- PNG
 
 
-def _png(answer: Json, pictures: list[Shown]) -> bytes:
+def _png(answer: Json, pictures: list[ShownPicture]) -> bytes:
+    """Return the pictures of a search as one PNG."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -163,12 +167,13 @@ def _png(answer: Json, pictures: list[Shown]) -> bytes:
     return buffer.getvalue()
 
 
-def _draw(axes: "Axes", picture: Shown, *, colour: str) -> None:
+def _draw(axes: "Axes", picture: ShownPicture, *, colour: str) -> None:
+    """Draw one picture with its caption into axes."""
     if picture.jpeg is None:
         axes.text(0.5, 0.5, "no picture", ha="center", va="center", fontsize=7)
         axes.set_box_aspect(1)
     else:
-        axes.imshow(_small(picture.jpeg, _THUMBNAIL_PX))
+        axes.imshow(_small_pixels(picture.jpeg, _THUMBNAIL_PX))
     axes.set(xticks=[], yticks=[])
     for spine in axes.spines.values():
         spine.set(color=colour, linewidth=2)
@@ -183,22 +188,23 @@ def _draw(axes: "Axes", picture: Shown, *, colour: str) -> None:
 # ---------------------------------------------------------------------- HTML
 
 
-def _html(answer: Json, pictures: list[Shown]) -> bytes:
+def _html(answer: Json, pictures: list[ShownPicture]) -> bytes:
+    """Return the pictures of a search as an HTML page."""
     from ingest.pages.page_templates import environment
 
     template = environment(Path(__file__).parent / "templates").get_template("search.html.j2")
     query, *others = [
-        {"name": p.name, "lines": p.lines, "own": p.own, "uri": p.jpeg and _uri(p.jpeg)}
+        {"name": p.name, "lines": p.lines, "own": p.own, "uri": p.jpeg and _picture_uri(p.jpeg)}
         for p in pictures
     ]
     page = template.render(found=answer, summary=_summary(answer), query=query, others=others)
     return page.encode()
 
 
-def _uri(jpeg: bytes) -> str:
-    """Return the picture for the page: small tiles as they are stored, others smaller."""
+def _picture_uri(jpeg: bytes) -> str:
+    """Return a picture as a data URI: small tiles as stored, larger pictures reduced."""
     from ingest.pages.slide_pictures import data_uri, decode_rgb, encode_jpeg
 
     if max(decode_rgb(jpeg).shape[:2]) <= _TILE_PX:
         return data_uri(jpeg, "image/jpeg")
-    return data_uri(encode_jpeg(_small(jpeg, _THUMBNAIL_PX)), "image/jpeg")
+    return data_uri(encode_jpeg(_small_pixels(jpeg, _THUMBNAIL_PX)), "image/jpeg")

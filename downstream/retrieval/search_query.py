@@ -1,4 +1,4 @@
-"""The query of a search: the slide or tile that it names, and its features.
+"""The query of a search: its slide or tile, and the features.
 
 Shape letters: S slides, D width of the features.
 """
@@ -22,7 +22,7 @@ _READERS = 4
 
 
 class RetrievalError(ValueError):
-    """A query that has no answer: an unknown slide, a place without a tile."""
+    """An error for a query without an answer: an unknown slide, a place without a tile."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,14 +30,14 @@ class Query:
     """A tile or a slide, with the features that are compared.
 
     Attributes:
-        slide_id: Whose tile, or which slide.
+        slide_id: Id of the slide, or of the tile's slide.
         features: Name of the teacher.
         mpp: Microns per pixel of the tiles.
         vector: float64[D] of the tile, or the mean of the slide's tiles.
         patients: Every slide_id with its `patient` (the slide itself where none is known).
         tile_id: Key of the tile; None for a slide.
         x: Left edge of the tile in level-0 pixels; None for a slide.
-        y: Its top edge; None for a slide.
+        y: Top edge of the tile in level-0 pixels; None for a slide.
     """
 
     slide_id: str
@@ -70,14 +70,14 @@ def check_k(k: int) -> None:
 
 
 def parse_like(like: str, slide_ids: Sequence[str]) -> tuple[str, tuple[int, int] | None]:
-    """Return the slide, and the place (x, y) if one is given; names of slides may have colons.
+    """Return the slide id of a query, and its place (x, y) or None; ids may have colons.
 
     Args:
         like: `SLIDE` or `SLIDE:x,y`.
         slide_ids: Names of all slides.
 
     Raises:
-        RetrievalError: There is no such slide; a similar name is given, if there is one.
+        RetrievalError: There is no such slide; the message names a similar one, if any.
 
     >>> parse_like("a:1:30,40", ["a:1", "b"]), parse_like("a:1", ["a:1", "b"])
     (('a:1', (30, 40)), ('a:1', None))
@@ -131,7 +131,7 @@ def find_query(lake: "Lake", like: str, features: str, *, mpp: float) -> Query:
 
 
 def tile_at(bag: "Bag", place: tuple[int, int], side_px: int) -> int:
-    """Return the row of the tile that covers a place; of overlapping ones the nearest centre.
+    """Return the row of the tile that covers a place, with the nearest centre if tiles overlap.
 
     Args:
         bag: The slide's tiles.
@@ -139,7 +139,7 @@ def tile_at(bag: "Bag", place: tuple[int, int], side_px: int) -> int:
         side_px: Side of a tile in level-0 pixels.
 
     Raises:
-        RetrievalError: None covers it; the nearest one is given.
+        RetrievalError: No tile covers the place; the message names the nearest tile.
     """
     to_centre = np.stack([bag.x, bag.y]).astype(np.float64) + side_px / 2
     away = to_centre - np.array(place, np.float64)[:, None]
@@ -167,10 +167,10 @@ def tile_at(bag: "Bag", place: tuple[int, int], side_px: int) -> int:
 def pooled_features(
     lake: "Lake", slide_ids: Sequence[str], features: str, *, mpp: float
 ) -> tuple[list[str], NDArray[np.float64]]:
-    """Return the mean features of slides; slides without any of length above 0 are left out.
+    """Return the ids and mean features of slides, without slides whose mean is undefined.
 
     Returns:
-        The slides that have one, in the order given, and float64[S, D].
+        Ids of the slides with features, in the given order, and their means float64[S, D].
 
     Raises:
         LakeError: A slide has no features of this teacher.
@@ -185,7 +185,7 @@ def pooled_features(
 
 
 def _pooled(bag: "Bag") -> NDArray[np.float64] | None:
-    """Return the mean of a bag's features [D]; None if it has none, or one without a direction."""
+    """Return the mean of a bag's features [D]; None without features or if the mean is zero."""
     pooled = bag.features.astype(np.float32).mean(axis=0, dtype=np.float64) if len(bag.x) else None
     return pooled if pooled is not None and pooled.any() else None
 
@@ -193,12 +193,12 @@ def _pooled(bag: "Bag") -> NDArray[np.float64] | None:
 def nearest_rows(
     query: NDArray[np.float64], rows_SD: NDArray[np.float64], k: int
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Return the k rows with the greatest cosine to a query, and the cosine; first of equals first.
+    """Return the indices of the k rows with the greatest cosine to a query, and the cosines.
 
     Args:
-        query: [D], not all zero.
+        query: Features of the query [D], not all zero.
         rows_SD: Rows to compare with, none all zero.
-        k: How many; fewer are given if there are fewer.
+        k: Number of rows; fewer are returned if there are fewer.
     """
     length_S = np.linalg.norm(rows_SD, axis=1) * np.linalg.norm(query)
     similarity_S = (rows_SD @ query) / length_S

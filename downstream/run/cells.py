@@ -1,4 +1,4 @@
-"""What a worker does: train one arm on one fold, predict the fold's patients, store the cell.
+"""The task of a worker: train one arm on one fold, predict the patients, store the cell.
 
 Runs in any process that can open the lake; Ray only brings the cell here.
 """
@@ -24,7 +24,7 @@ def run_cell(cell: "Cell") -> float:
     """Open the lake, fit and store a cell.
 
     Returns:
-        Seconds it took, reading included.
+        The seconds of the cell, reading included.
     """
     from featurestore import open_lake
 
@@ -34,11 +34,11 @@ def run_cell(cell: "Cell") -> float:
 def fit_and_store(lake: "Lake", cell: "Cell") -> float:
     """Fit a cell and store it in the run's folder.
 
-    A model is trained on each inner split; test predictions are the mean of theirs, and a
-    validation patient's is by the model that has not trained on it.
+    A model is trained on each inner split; test predictions are the mean over these models, and a
+    validation patient is predicted by the model that was not trained on it.
 
     Returns:
-        Seconds it took, reading included.
+        The seconds of the cell, reading included.
     """
     from featurestore.storage import json_bytes, sealed
 

@@ -1,4 +1,4 @@
-"""Finishing a run: what is missing of its cells is run, on Ray, and they are put together.
+"""Finishing a run: its missing cells are run on Ray, then all cells are combined.
 
 A finished run is read back without starting Ray; a killed one goes on with the missing cells.
 """
@@ -18,30 +18,30 @@ if TYPE_CHECKING:
 
 
 class RunTasks(Protocol):
-    """Runs tasks somewhere and returns when all have stored what they found."""
+    """A function that runs tasks and returns when all have stored their results."""
 
     def __call__(
         self, run: Callable[[Any], float], tasks: Sequence[Any], *, title: str, finished: int
     ) -> None:
-        """Run them all, in any order; so many others were finished before."""
+        """Run all tasks, in any order; `finished` others were finished before."""
 
 
 def execute(lake: "Lake", study: "Study", cohort: "Cohort", run_tasks: RunTasks) -> dict[str, Any]:
-    """Finish a run: find its result, or run what is missing and put the cells together.
+    """Return the result of a run, after running its missing cells and combining all cells.
 
     Args:
         lake: The lake, open.
         study: The run.
-        cohort: Where its patients come from; for what is missing and surplus.
-        run_tasks: Runs trials and cells, which store what they find.
+        cohort: Cohort of the run, for the lists of missing and surplus ids.
+        run_tasks: Function that runs trials and cells, which store their results.
 
     Returns:
-        What `result.json` holds.
+        The content of `result.json`.
     """
     from downstream.report.run_page import write_run_page
 
-    result = find_result(lake, study.run)
-    if result is None:
+    study_result = find_result(lake, study.run)
+    if study_result is None:
         cells = study.cells()
         for run, tasks, title in (
             (run_trial, trials_of(cells), "tune"),
@@ -50,18 +50,19 @@ def execute(lake: "Lake", study: "Study", cohort: "Cohort", run_tasks: RunTasks)
             todo = [task for task in tasks if not lake.exists(task.path)]
             if todo:
                 run_tasks(run, todo, title=title, finished=len(tasks) - len(todo))
-        result = collect(lake, study, cohort)
+        study_result = collect(lake, study, cohort)
     if not lake.exists(f"runs/{study.run}/report.html"):
         write_run_page(lake, study.run)
-    return result
+    return study_result
 
 
 def on_ray(resources: "Resources") -> RunTasks:
-    """Return what runs tasks on Ray: on a cluster, or on this machine."""
+    """Return a function that runs tasks on Ray: on a cluster, or on this machine."""
 
     def run_tasks(
         run: Callable[[Any], float], tasks: Sequence[Any], *, title: str, finished: int
     ) -> None:
+        """Run the tasks on Ray, with a progress bar."""
         from cluster import progress, ray_map, ray_session
 
         session = ray_session(

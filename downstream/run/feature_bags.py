@@ -30,7 +30,7 @@ _JOIN = re.compile(r"\+(?!mean(?:[@+]|$))")
 
 
 class BagError(ValueError):
-    """Features that are not there, or teachers that do not describe the same tiles."""
+    """An error for missing features, or for teachers without features of the same tiles."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,10 +40,10 @@ class PatientBag:
     Attributes:
         features: float16[N, D], teachers side by side in the order of the feature set's name.
         places: int64[N, 2] (y, x) on one canvas of all slides; at several mpps int64[N, 3], the
-            level before it, 0 the coarsest.
-        family: int32[N] which tiles belong together, see `families`.
-        slide: int32[N] which of the patient's slides.
-        tile_id: int64[N] keys.
+            level before them, 0 the coarsest.
+        family: int32[N] number of the tile's family, see `families`.
+        slide: int32[N] number of the slide among the patient's slides.
+        tile_id: int64[N] keys of the tiles.
         x: int32[N] left edges in level-0 pixels.
         y: int32[N] top edges in level-0 pixels.
     """
@@ -58,7 +58,7 @@ class PatientBag:
 
     @property
     def nbytes(self) -> int:
-        """Return the memory that it takes."""
+        """Return the memory of the bag in bytes."""
         return sum(part.nbytes for part in vars(self).values())
 
     def __len__(self) -> int:
@@ -84,9 +84,9 @@ def read_patient(
     it has no place in the hierarchy.
 
     Args:
-        lake: Where the features are.
+        lake: The lake that holds the features.
         slide_ids: The patient's slides, sorted.
-        features: Feature set, teachers joined by `+`.
+        features: Name of the feature set, teachers joined by `+`.
         mpps: Microns per pixel of the tiles, one or several.
 
     Raises:
@@ -121,7 +121,7 @@ def read_patient(
 
 
 def slides_with_tiles(lake: "Lake", *, mpp: float) -> set[str]:
-    """Return slides that have a tile at an mpp; one without tissue is ready and has none.
+    """Return the slides that have tiles at an mpp; a ready slide without tissue has none.
 
     Raises:
         LakeError: The lake has no tiles at this mpp.
@@ -137,7 +137,7 @@ def feature_identity(lake: "Lake", slide_ids: Sequence[str], features: str, *, m
     Args:
         lake: The lake.
         slide_ids: The slides in use, each with tiles at this mpp.
-        features: Feature set, teachers joined by `+`.
+        features: Name of the feature set, teachers joined by `+`.
         mpp: Microns per pixel of the tiles.
 
     Raises:
@@ -163,9 +163,9 @@ class PatientBags:
     """The bags of some patients, read on demand and kept up to a limit.
 
     Args:
-        lake: Where the features are.
+        lake: The lake that holds the features.
         slides: Slide ids of each patient.
-        features: Feature set, teachers joined by `+`.
+        features: Name of the feature set, teachers joined by `+`.
         mpps: Microns per pixel of the tiles, one or several.
         cache_bytes: Most bytes of bags kept in memory.
     """

@@ -20,12 +20,12 @@ _AT_LEAST_ONE = (
 
 
 class SettingsError(ValueError):
-    """Settings that no model can be trained with."""
+    """An error for settings that no model can be trained with."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class MilSettings:
-    """A MIL model and its schedule.
+    """Settings of a MIL model and of its training.
 
     Attributes:
         hidden: Width of a tile's embedding after the first layer.
@@ -45,15 +45,15 @@ class MilSettings:
         pseudo_tiles: Surest tiles at either end of a bag that train a tile classifier
             (`mil.pseudo`, MILTS); 0 for none.
         batch_patients: Patients in a training step.
-        joint_patients: Least patients a step of a Cox head, whose batch is its risk set.
-        batch_rows: Most tiles a step, padding included.
-        max_tiles: Most tiles of one patient in one training step; a larger bag gives a fresh random
-            subset each step.
+        joint_patients: Least patients per step of a Cox head, whose batch is its risk set.
+        batch_rows: Most tiles per step, padding included.
+        max_tiles: Most tiles of one patient in one training step; a larger bag is reduced to a
+            fresh random subset each step.
         bins: Time bins, for hazards.
         precision: `float32`, or `bfloat16` for the forward pass.
 
     Raises:
-        SettingsError: A word that is not among those, or a number out of range.
+        SettingsError: An unknown word, or a number out of range.
     """
 
     hidden: int = 256
@@ -92,7 +92,7 @@ class MilSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class SurvivalSettings:
-    """Survival models on pooled features; each takes what it needs.
+    """Settings of survival models on pooled features; each model reads its own.
 
     Attributes:
         components: Principal components that `cox`, `forest` and `boosting` see, fewer where the

@@ -1,4 +1,4 @@
-"""The question of a run: the target of its label columns, and models that can predict it.
+"""The targets of a study from its label columns, and checks of the models that predict them.
 
 Shape letters: P patients, C labels, K columns.
 """
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 def check_models(models: Sequence[str], allowed: Collection[str], mpps: Sequence[float]) -> None:
-    """Refuse models that there are not, or that do not take these mpps.
+    """Refuse unknown models, and models that do not support these mpps.
 
     Raises:
         StudyError: No model, an unknown one, one named twice, or several mpps for another model
@@ -50,10 +50,10 @@ def check_models(models: Sequence[str], allowed: Collection[str], mpps: Sequence
 
 
 def check_tails(settings: "MilSettings", task: str, plan: "Plan") -> None:
-    """Refuse what needs classes, or several inner splits, without them.
+    """Refuse settings that need classes or several inner splits, in a study without them.
 
     Raises:
-        StudyError: See there.
+        StudyError: A setting needs classes, or several inner splits.
     """
     soft = settings.soft_labels
     if (settings.experts or soft) and task not in {"binary", "multiclass"}:
@@ -91,7 +91,7 @@ def read_target(
 def strata_of(task: "Outcome", outcome: NDArray[np.float64], *, folds: int) -> list[Any]:
     """Return the strata of folds: the class, the combination of labels, or quarters of a number.
 
-    Fewer parts of a number where a quarter would not fill all folds twice.
+    A number has fewer parts where a quarter would not fill all folds twice.
     """
     from downstream.splits.folds import strata
 
@@ -106,7 +106,7 @@ def strata_of(task: "Outcome", outcome: NDArray[np.float64], *, folds: int) -> l
 def common_combinations(label_PC: NDArray[np.float64], *, least: int) -> list[str]:
     """Return the combination of labels of each patient; rare ones share one stratum.
 
-    Are they too few for that too, they join the commonest one.
+    If the rare ones together are still too few, they join the commonest combination.
 
     >>> common_combinations(np.array([[0, 1], [0, 1], [1, 1], [0, 0]]), least=2)
     ['01', '01', 'rare', 'rare']

@@ -1,4 +1,4 @@
-"""Every model by name, and what a study has to know of it without importing torch.
+"""Every model by name, with its properties that a study needs without importing torch.
 
 One more aggregator is a module in `mil/aggregators` and an entry here; checks, help and docs follow
 from the entry. What is heavy is named by `module:attribute` and imported on use.
@@ -16,15 +16,15 @@ TileClasses = Literal["none", "outputs", "at least two"]
 
 @dataclass(frozen=True, kw_only=True)
 class AggregatorEntry:
-    """A MIL model.
+    """A MIL model, as a study lists it.
 
     Attributes:
         loader: `module:class`, imported on use.
-        summary: What it is, in a few words.
-        options: Options of the class that the name stands for.
+        summary: Short description of the model.
+        options: Options of the class for this name.
         tile_classes: The option `classes` of a class with tile classifiers: as many as the model
             has `outputs`, or `at least two` (a binary model has one output); `none` without.
-        several_mpps: Whether it takes tiles at several nested mpps, and only those.
+        several_mpps: Whether it needs tiles at several nested mpps.
     """
 
     loader: str
@@ -36,13 +36,13 @@ class AggregatorEntry:
 
 @dataclass(frozen=True, kw_only=True)
 class PooledEntry:
-    """A model on pooled features, one vector a patient.
+    """A model on pooled features, one vector per patient, as a study lists it.
 
     Attributes:
         loader: `module:function` that fits it, imported on use.
-        summary: What it is, in a few words.
-        is_reduced: Survival: whether it gets principal components and not all features.
-        chooses: Survival: what it chooses on validation patients; empty if nothing.
+        summary: Short description of the model.
+        is_reduced: For survival, whether its inputs are principal components, not all features.
+        chooses: For survival, the number that it chooses on validation patients; else empty.
     """
 
     loader: str
@@ -151,7 +151,7 @@ def trainer_of(kind: str, model: str) -> Callable[..., Any]:
 
 
 def load(loader: str) -> Callable[..., Any]:
-    """Return what a loader, `module:attribute`, names."""
+    """Return the imported attribute of a loader, `module:attribute`."""
     module, _, attribute = loader.partition(":")
     loaded: Callable[..., Any] = getattr(importlib.import_module(module), attribute)
     return loaded

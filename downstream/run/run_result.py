@@ -1,4 +1,4 @@
-"""From finished cells to a result: all predictions, measures with intervals, a run's files.
+"""The result of a run from its finished cells: predictions, measures with intervals, files.
 
 `runs/<run>/` holds `cells/*.json`, `attention/*.parquet`, `splits.parquet`, `predictions.parquet`,
 then `result.json`, which marks a finished run, and a page made of these, `report.html`.
@@ -58,7 +58,7 @@ def find_result(lake: "Lake", run: str) -> dict[str, Any] | None:
     """Return the result of a run, or None while it is not finished.
 
     Raises:
-        DamageError: It is not what was written.
+        DamageError: The file differs from what was written.
     """
     from featurestore.storage import read_sealed
 
@@ -74,17 +74,17 @@ def write_result(
     *,
     written: "Mapping[str, bytes]" = MappingProxyType({}),
 ) -> dict[str, Any]:
-    """Write the files of a run, and last `result.json` with their checksums: it is finished then.
+    """Write the files of a run, then `result.json` with their checksums; return its content.
 
     Args:
         lake: The lake of the run.
-        run: Its name.
-        result: What `result.json` holds.
+        run: Name of the run.
+        result: Content of `result.json`, without checksums.
         files: The bytes of the files to write, by their path in the run's folder.
-        written: Those of files that are there already.
+        written: The bytes of files that exist already, by path.
 
     Returns:
-        What was written: the result with `checksums`, and `card_crc32` over all of it.
+        The written content: the result with `checksums`, and `card_crc32` over all of it.
     """
     from featurestore.storage import json_bytes, sealed
 
@@ -96,12 +96,12 @@ def write_result(
 
 
 def collect(lake: "Lake", study: "Study", cohort: "Cohort") -> dict[str, Any]:
-    """Put the finished cells of a run together and store its result.
+    """Combine the finished cells of a run; store and return its result.
 
     Args:
         lake: The lake of the run.
         study: The run; all its cells are stored.
-        cohort: Where its patients come from: for who is left out, and what was recognised.
+        cohort: Cohort of the run, for its missing and surplus ids and its notes.
 
     Returns:
         The content of `result.json`. `seconds` is the sum over cells of reading, training and
@@ -112,13 +112,14 @@ def collect(lake: "Lake", study: "Study", cohort: "Cohort") -> dict[str, Any]:
     cells = [read_sealed(lake.store, cell.path) for cell in study.cells()]
     predictions = _predictions(study, [row for cell in cells for row in cell["rows"]])
     tested = predictions.filter(pl.col("part") == "test")
-    result = {
+    study_result = {
         "kind": study.kind,
         "task": study.task,
         "target": study.columns[-1],
         "arms": {arm.name: {"features": arm.features, "model": arm.model} for arm in study.arms},
         "metrics": {
-            arm.name: _metric(study, tested.filter(pl.col("arm") == arm.name)) for arm in study.arms
+            arm.name: _arm_metric(study, tested.filter(pl.col("arm") == arm.name))
+            for arm in study.arms
         },
         "coverage": _coverage(study, predictions),
         "comparisons": compare_arms(study, tested),
@@ -146,26 +147,26 @@ def collect(lake: "Lake", study: "Study", cohort: "Cohort") -> dict[str, Any]:
         for path in (cell.attention_path for cell in study.cells())
         if lake.exists(path)
     }
-    return write_result(lake, study.run, result, files, written=attention)
+    return write_result(lake, study.run, study_result, files, written=attention)
 
 
 def _predictions(study: "Study", rows: list[dict[str, Any]]) -> pl.DataFrame:
-    """Return the predictions of all cells; survival gets `rank`, a risk comparable over folds."""
+    """Return the predictions of all cells; survival also has `rank`, comparable over folds."""
     frame = pl.DataFrame(rows, schema={**_KEYS, **_SCHEMA[study.task]})
     frame = frame.sort("arm", "part", "patient_id", "repeat", "seed", "fold")
-    return _ranked(frame) if study.task == "survival" else frame
+    return _with_ranks(frame) if study.task == "survival" else frame
 
 
-def _ranked(frame: pl.DataFrame) -> pl.DataFrame:
-    """Add the rank of a risk within its cell, since a risk has no zero point."""
+def _with_ranks(frame: pl.DataFrame) -> pl.DataFrame:
+    """Return the predictions with the rank of each risk within its cell."""
     keys = ["arm", "part", "repeat", "fold", "seed"]
     numbers = frame.select(pl.struct(keys).rank("dense").cast(pl.Int64).alias("cell"))["cell"]
     ranks = fold_ranks(frame["risk"].to_numpy(), numbers.to_numpy())
     return frame.with_columns(pl.Series("rank", ranks))
 
 
-def _metric(study: "Study", part: pl.DataFrame) -> dict[str, Any]:
-    """Return all measures of one arm as JSON, the main one on top."""
+def _arm_metric(study: "Study", part: pl.DataFrame) -> dict[str, Any]:
+    """Return all measures of one arm as JSON, the main measure on top."""
     scored_by_name = {scored.measure: scored for scored in score(study, part)}
     measures = {
         name: {
@@ -188,10 +189,11 @@ def _coverage(study: "Study", predictions: pl.DataFrame) -> dict[str, Any]:
     for arm in study.arms:
         rows = predictions.filter(pl.col("arm") == arm.name)
         coverage_of_arm[arm.name] = coverage_at(study, rows, target=study.accuracy)
-    return {name: value for name, value in coverage_of_arm.items() if value is not None}
+    return {name: coverage for name, coverage in coverage_of_arm.items() if coverage is not None}
 
 
 def _curve_times(study: "Study") -> list[float]:
+    """Return the times of a run's survival curves; empty for other tasks."""
     if study.task != "survival":
         return []
     return [float(time) for time in study_times(study)]

@@ -1,4 +1,4 @@
-"""The jobs: cross-validated classification and survival over feature sets of a lake."""
+"""Cross-validated classification and survival studies over feature sets of a lake."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -49,16 +49,16 @@ def run_study(
 ) -> dict[str, Any]:
     """Train and test every arm of a study, cross-validated over patients.
 
-    A finished study is found again, a killed one goes on with the cells that are missing. Risks of
+    A finished study is read back; a killed study goes on with its missing cells. Risks of
     survival studies are HIGHER = WORSE.
 
     Args:
         lake_uri: The lake; its `runs/` folder gets the results.
-        spec: All that decides the result.
-        resources: What it runs on; a Ray cluster on this machine if None.
+        spec: All settings that determine the result.
+        resources: Machines to run on; a Ray cluster on this machine if None.
 
     Returns:
-        What `result.json` holds. `metrics` has per arm the main measure of the out-of-fold
+        The content of `result.json`. `metrics` has per arm the main measure of the out-of-fold
         predictions with its 95 % patient-bootstrap interval, and under `measures` all others. The
         main measure of survival is Harrell's C of the out-of-fold risks, pooled by rank within the
         fold.
@@ -77,7 +77,7 @@ def run_study(
         require_scikit_survival()
     check_features(spec.features.names)
     check_models(spec.model_names, models_of(spec.kind), spec.features.mpps)
-    lake, cohort, sha256 = _open(lake_uri, spec)
+    lake, cohort, sha256 = _open_cohort(lake_uri, spec)
     study = _study(spec, lake, cohort, sha256)
     save_spec(lake, study.run, spec)
     return execute(lake, study, cohort, on_ray(resources or Resources()))
@@ -119,13 +119,13 @@ def run_mil(
         models: See `ModelOptions.names`.
         task: See `LabelOptions.task`.
         ids: Options of `load_labels`: a slide table, and which columns name patients and slides.
-        plan: How patients are split; five stratified folds if None.
+        plan: Plan of the folds; five stratified folds if None.
         seeds: See `ModelOptions.seeds`.
         seed: See `StudySpec.seed`.
         reference: See `ComparisonOptions.reference`.
         margin: See `ComparisonOptions.margin`.
         accuracy: See `ComparisonOptions.accuracy`.
-        settings: How models are built and trained.
+        settings: Settings of models and their training.
         tune: See `ModelOptions.tune`.
         version: See `FeatureOptions.version`.
         address: See `Resources.address`.
@@ -149,7 +149,7 @@ def run_mil(
             **label_id_options(ids),
         ),
         features=FeatureOptions(names=tuple(features), mpps=tuple(mpps), version=version),
-        models=ModelOptions(names=_named(models), seeds=seeds, tune=tune),
+        models=ModelOptions(names=_model_names(models), seeds=seeds, tune=tune),
         folds=plan or Plan(),
         fit=settings or MilSettings(),
         comparison=ComparisonOptions(reference=reference, margin=margin, accuracy=accuracy),
@@ -207,7 +207,7 @@ def run_survival(
         seed: See `StudySpec.seed`.
         reference: See `ComparisonOptions.reference`.
         margin: See `ComparisonOptions.margin`.
-        settings: How MIL models are built and trained.
+        settings: Settings of MIL models and their training.
         tune: See `ModelOptions.tune`.
         pooled: Settings of models on pooled features.
         version: See `FeatureOptions.version`.
@@ -226,7 +226,9 @@ def run_survival(
         kind="survival",
         labels=LabelOptions(table=fspath(labels), time=time, event=event, **label_id_options(ids)),
         features=FeatureOptions(names=tuple(features), mpps=tuple(mpps), version=version),
-        models=ModelOptions(names=_named(models), head=cast("Head", head), seeds=seeds, tune=tune),
+        models=ModelOptions(
+            names=_model_names(models), head=cast("Head", head), seeds=seeds, tune=tune
+        ),
         folds=plan or Plan(),
         fit=settings or MilSettings(),
         pooled=pooled or SurvivalSettings(),
@@ -242,11 +244,11 @@ def run_survival(
     return run_study(lake_uri, spec, resources=resources)
 
 
-def _named(models: Sequence[str]) -> tuple[str, ...]:
+def _model_names(models: Sequence[str]) -> tuple[str, ...]:
     """Return the names of models.
 
     Raises:
-        StudyError: There is none; a spec would take the default for it.
+        StudyError: There is no name; a spec would use its default models.
     """
     if not models:
         msg = "no models; name at least one"
@@ -259,10 +261,10 @@ class _Targets:
     """The outcomes of a cohort's patients.
 
     Attributes:
-        task: What is predicted.
+        task: Task of the study.
         classes: Names of the classes or labels.
-        outcome: [P, K].
-        strata: What folds are stratified by, one a patient.
+        outcome: Outcomes of the patients, [P, K].
+        strata: Stratum of each patient, for the folds.
     """
 
     task: Outcome
@@ -272,7 +274,7 @@ class _Targets:
 
 
 def _targets(spec: StudySpec, cohort: Cohort) -> _Targets:
-    """Return what is predicted for each patient of the cohort."""
+    """Return the task, the classes, and the outcome and stratum of each patient."""
     columns, folds = spec.label_columns, spec.folds.folds
     if spec.kind == "survival":
         times, events = survival_labels(cohort.patients, *columns)
@@ -323,7 +325,7 @@ def _study(spec: StudySpec, lake: "Lake", cohort: Cohort, labels_sha256: str) ->
     )
 
 
-def _open(lake_uri: str, spec: StudySpec) -> tuple["Lake", Cohort, str]:
+def _open_cohort(lake_uri: str, spec: StudySpec) -> tuple["Lake", Cohort, str]:
     """Return the lake, the cohort and the hash of the label file."""
     from featurestore import open_lake
     from featurestore.annotations.annotation_tables import labels_of
@@ -334,12 +336,15 @@ def _open(lake_uri: str, spec: StudySpec) -> tuple["Lake", Cohort, str]:
     numbers = columns[:1] if spec.kind == "survival" else ()
     if spec.labels.task == "regression":
         numbers = columns
-    cohort = patient_table(lake.slides(), table, columns, also=spec.folds.columns, numbers=numbers)
+    cohort = patient_table(
+        lake.slides(), table, columns, extra_columns=spec.folds.columns, numbers=numbers
+    )
     usable = set.intersection(*(slides_with_tiles(lake, mpp=mpp) for mpp in spec.features.mpps))
     return lake, keep_slides(cohort, usable), table.sha256
 
 
 def _reference(reference: str | None, features: Sequence[str], models: Sequence[str]) -> str:
+    """Return the name of the reference arm, the first arm by default."""
     arms = [arm_name(name, model, models) for name in features for model in models]
     if reference is not None and reference not in arms:
         msg = f"reference {reference!r}; the arms are {', '.join(arms)}"
@@ -350,7 +355,7 @@ def _reference(reference: str | None, features: Sequence[str], models: Sequence[
 def _identities(
     lake: "Lake", features: Sequence[str], cohort: Cohort, mpps: Sequence[float]
 ) -> dict[str, str]:
-    """Return by feature set what identifies its content on the slides in use."""
+    """Return the hash of each feature set's content on the slides in use."""
     return {
         name: "-".join(feature_identity(lake, cohort.slide_ids, name, mpp=mpp) for mpp in mpps)
         for name in features

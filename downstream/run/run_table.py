@@ -1,4 +1,4 @@
-"""Every measure of every finished run of a lake, one row each: what a paper's table is made of."""
+"""A table of all measures of all finished runs of a lake, for instance for a paper."""
 
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
@@ -33,13 +33,13 @@ SCHEMA: dict[str, Any] = {
 
 
 def run_table(lake: "Lake") -> pl.DataFrame:
-    """Return one row a run, arm and measure.
+    """Return the measures of all finished runs, one row per run, arm and measure.
 
-    `run` ends in the hash of all that decided it (settings, patients, splits); `estimate`, `low`
-    and `high` are null where a measure is undefined.
+    `run` ends in the hash of all that determined the run (settings, patients, splits); `estimate`,
+    `low` and `high` are null where a measure is undefined.
 
     Args:
-        lake: Whose finished runs.
+        lake: The lake of the runs.
 
     Returns:
         The columns of `SCHEMA`, sorted by run, arm and measure, the main measure first.
@@ -47,20 +47,21 @@ def run_table(lake: "Lake") -> pl.DataFrame:
     rows = [
         row
         for name in lake.store.names("runs")
-        if (result := find_result(lake, name)) is not None
-        for row in _rows(name, result)
+        if (run_result := find_result(lake, name)) is not None
+        for row in _rows(name, run_result)
     ]
     table = pl.DataFrame(rows, schema=SCHEMA)
     return table.sort("run", "arm", "main", "measure", descending=[False, False, True, False])
 
 
-def _rows(run: str, result: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    shared = {name: result.get(name) for name in SCHEMA if name in result}
-    shared["seed"] = result.get("config", {}).get("seed")
-    for arm, metric in result.get("metrics", {}).items():
-        arm_entry = result.get("arms", {}).get(arm, {})
-        for measure, value in metric.get("measures", {}).items():
-            limits = {name: value.get(name) for name in ("estimate", "low", "high")}
+def _rows(run: str, run_result: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Yield the rows of one run: a row per arm and measure."""
+    shared = {name: run_result.get(name) for name in SCHEMA if name in run_result}
+    shared["seed"] = run_result.get("config", {}).get("seed")
+    for arm, metric in run_result.get("metrics", {}).items():
+        arm_entry = run_result.get("arms", {}).get(arm, {})
+        for measure, measured in metric.get("measures", {}).items():
+            limits = {name: measured.get(name) for name in ("estimate", "low", "high")}
             yield {
                 **shared,
                 "run": run,

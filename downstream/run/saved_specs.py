@@ -12,17 +12,17 @@ if TYPE_CHECKING:
 
 
 def save_spec(lake: "Lake", run: str, spec: JsonSettings) -> None:
-    """Write settings to the run's folder, unless some are there."""
+    """Write the settings of a run to its folder, unless the folder has settings already."""
     path = f"runs/{run}/config.json"
     if not lake.exists(path):
         lake.write_json(path, {"lake_version": lake.version, "spec": spec.to_json()})
 
 
 def saved_settings(lake: "Lake", run: str) -> dict[str, Any]:
-    """Return the settings of a run as JSON: of a `StudySpec`, or of a probe's `ProbeSpec`.
+    """Return the settings of a run as JSON: a `StudySpec`, or the `ProbeSpec` of a probe.
 
     Raises:
-        StudyError: The run has not saved any: there is no such run, or it is older than this.
+        StudyError: There are no saved settings: the run does not exist, or predates saving.
     """
     path = f"runs/{run}/config.json"
     content = json.loads(lake.read_bytes(path)) if lake.exists(path) else {}
@@ -41,6 +41,6 @@ def saved_spec(lake: "Lake", run: str) -> StudySpec:
 
     Raises:
         StudyError: See `saved_settings`.
-        SpecError: What was saved is not the settings of a study.
+        SpecError: The saved settings are not those of a study.
     """
     return StudySpec.from_json(saved_settings(lake, run))

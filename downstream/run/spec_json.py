@@ -12,7 +12,7 @@ S = TypeVar("S")
 
 
 class SpecError(ValueError):
-    """JSON that is not the settings that it should be."""
+    """An error for JSON that does not match the dataclass of its settings."""
 
 
 class JsonSettings:
@@ -24,7 +24,7 @@ class JsonSettings:
 
     @classmethod
     def from_json(cls, content: Any) -> Self:  # noqa: ANN401 - any JSON
-        """Return the settings that JSON describes.
+        """Return the settings object that JSON describes.
 
         Raises:
             SpecError: A name that is no field, a field that is missing, or a value of another type.
@@ -44,16 +44,16 @@ def to_json(spec: Any) -> dict[str, Any]:  # noqa: ANN401 - any dataclass of set
 
 
 def from_json(kind: type[S], content: Any, *, name: str = "") -> S:  # noqa: ANN401 - any JSON
-    """Return the settings that JSON describes; a field that is left out keeps its default.
+    """Return the settings object that JSON describes; a field that is left out keeps its default.
 
     Args:
-        kind: The frozen dataclass to make.
-        content: What `to_json` returned, or a part of it.
+        kind: The frozen dataclass of the settings.
+        content: JSON from `to_json`, or a part of it.
         name: Path of the settings in a larger document, for error messages.
 
     Raises:
         SpecError: A name that is no field, a field that is missing, or a value of another type.
-        ValueError: What the dataclass itself refuses.
+        ValueError: The dataclass itself refuses the settings.
 
     >>> from downstream.run.fit_settings import SurvivalSettings
     >>> from_json(SurvivalSettings, {"trees": 10}).trees
@@ -68,18 +68,19 @@ def from_json(kind: type[S], content: Any, *, name: str = "") -> S:  # noqa: ANN
         msg = f"{place} has no field {', '.join(map(repr, unknown))}; its fields are {_names(kind)}"
         raise SpecError(msg)
     types_by_field = get_type_hints(kind)
-    values = {}
+    settings = {}
     for field in all_fields:
         if field.name in content:
             path = f"{name}.{field.name}" if name else field.name
-            values[field.name] = _read(types_by_field[field.name], content[field.name], path)
+            settings[field.name] = _read(types_by_field[field.name], content[field.name], path)
         elif field.default is MISSING and field.default_factory is MISSING:
             msg = f"{place} lacks {field.name!r}; its fields are {_names(kind)}"
             raise SpecError(msg)
-    return kind(**values)
+    return kind(**settings)
 
 
 def _as_lists(content: Any) -> Any:  # noqa: ANN401 - any JSON
+    """Return JSON with lists in place of tuples."""
     if isinstance(content, dict):
         return {key: _as_lists(inner) for key, inner in content.items()}
     if isinstance(content, list | tuple):
@@ -88,15 +89,17 @@ def _as_lists(content: Any) -> Any:  # noqa: ANN401 - any JSON
 
 
 def _names(kind: type[Any]) -> str:
+    """Return the names of a dataclass's fields, for messages."""
     return ", ".join(field.name for field in _fields(kind))
 
 
 def _fields(kind: Any) -> tuple[Field[Any], ...]:  # noqa: ANN401 - any dataclass
+    """Return the fields of a dataclass."""
     return fields(kind)
 
 
 def _read(kind: Any, content: Any, path: str) -> Any:  # noqa: ANN401 - any type, any JSON
-    """Return a field's value; an integer is a number too, a boolean is not."""
+    """Return a field's content as its type; an integer is also a number, a boolean is not."""
     options = get_args(kind) if get_origin(kind) in (Union, types.UnionType) else (kind,)
     for option in options:
         if is_dataclass(option):
@@ -118,6 +121,7 @@ def _read(kind: Any, content: Any, path: str) -> Any:  # noqa: ANN401 - any type
 
 
 def _described(kind: Any) -> str:  # noqa: ANN401 - any type
+    """Return a type in words, for messages."""
     if get_origin(kind) is Literal:
         return "one of " + ", ".join(map(str, get_args(kind)))
     if get_origin(kind) is tuple:

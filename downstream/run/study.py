@@ -1,4 +1,4 @@
-"""What one run is: its patients, splits and settings, the cells it consists of, and its name.
+"""A study as it runs: its patients, splits and settings, its cells, and its name.
 
 An arm is a feature set with a model; a cell is an arm on one fold of one repetition with one seed.
 The name of a run is a hash of everything that decides its result, so the same question finds its
@@ -36,7 +36,7 @@ Outcome = Literal["binary", "multiclass", "multilabel", "regression", "survival"
 
 @dataclass(frozen=True, kw_only=True)
 class Patient:
-    """One row of the cohort.
+    """A patient of the cohort with its slides and outcome.
 
     Attributes:
         patient_id: Id of the patient.
@@ -51,11 +51,11 @@ class Patient:
 
 @dataclass(frozen=True, kw_only=True)
 class Arm:
-    """A feature set with a model.
+    """An arm of a study: a feature set with a model.
 
     Attributes:
-        name: As shown: the feature set, with the model where a run has several.
-        features: One teacher, or several joined by `+`.
+        name: Displayed name: the feature set, with the model where a run has several.
+        features: Name of the feature set: one teacher, or several joined by `+`.
         model: Name of the model.
     """
 
@@ -66,11 +66,11 @@ class Arm:
 
 @dataclass(frozen=True, kw_only=True)
 class Study:
-    """A whole run.
+    """A study with its cohort and splits: all that determines a run.
 
     Attributes:
-        kind: Which sort of run.
-        task: What is predicted.
+        kind: Kind of study: `mil` or `survival`.
+        task: Task that the models predict.
         lake_uri: The lake it reads and writes.
         lake_version: The version that it reads; the result does not depend on later ones.
         features: Feature sets, each one teacher or several joined by `+`.
@@ -78,22 +78,22 @@ class Study:
         mpps: Microns per pixel of the tiles.
         splits: Training, validation and test patients; the inner splits of a fold share its test.
         seeds: Trainings of each cell's models with different random numbers.
-        seed: Of folds, training and bootstrap.
+        seed: Seed of folds, training and bootstrap.
         columns: The label columns.
         classes: Names of the classes, or of the labels, by index; empty for numbers and survival.
-        head: What a MIL model of survival predicts: `hazards` or `cox`; empty otherwise.
+        head: Output of a MIL model of survival: `hazards` or `cox`; empty otherwise.
         reference: Arm that the others are compared with.
-        margin: How much worse than the reference still counts as not worse; None for no such test.
+        margin: Non-inferiority margin against the reference; None for no such test.
         tune: Draws of settings that are tried in each fold; 0 for none.
-        accuracy: Classes: target accuracy of selective prediction.
+        accuracy: For classes, target accuracy of selective prediction.
         labels_sha256: Hash of the label file.
-        identities: Feature set -> what identifies its content in this lake.
-        settings: Of MIL models.
-        pooled: Of survival models on pooled features; None for other runs.
+        identities: Feature set -> hash of its content in this lake.
+        settings: Settings of MIL models.
+        pooled: Settings of survival models on pooled features; None for other runs.
         patients: The cohort, sorted by patient.
 
     Raises:
-        LeakageError: A slide is of two patients.
+        LeakageError: A slide belongs to two patients.
     """
 
     kind: "Kind"
@@ -120,7 +120,7 @@ class Study:
     patients: tuple[Patient, ...]
 
     def __post_init__(self) -> None:
-        """Refuse a slide of two patients: it could train one and test the other."""
+        """Raise LeakageError for a slide of two patients, which could be in training and test."""
         counts = Counter(slide for patient in self.patients for slide in patient.slide_ids)
         shared = [slide for slide, count in counts.items() if count > 1]
         if shared:
@@ -132,7 +132,7 @@ class Study:
 
     @property
     def config(self) -> dict[str, Any]:
-        """Return what decides the result apart from the patients, as JSON; not the lake's place."""
+        """Return the settings that determine the result, as JSON; without patients and lake URI."""
         return {
             "format": FORMAT,
             "task": self.task,
@@ -156,7 +156,7 @@ class Study:
 
     @cached_property
     def run(self) -> str:
-        """Name of the run's folder: kind and hash of configuration, patients and splits."""
+        """Return the name of the run's folder: kind and hash of settings, patients and splits."""
         content = {
             "kind": self.kind,
             "config": self.config,
@@ -169,7 +169,7 @@ class Study:
 
     @property
     def arms(self) -> tuple[Arm, ...]:
-        """Return every model on every feature set, feature set by feature set."""
+        """Return the arms: every model on every feature set, feature set by feature set."""
         return tuple(
             Arm(name=arm_name(features, model, self.models), features=features, model=model)
             for features in self.features
@@ -178,11 +178,11 @@ class Study:
 
     @cached_property
     def folds(self) -> tuple[tuple[int, int], ...]:
-        """Return (repeat, fold) of every test, in order."""
+        """Return (repeat, fold) of every test part, in order."""
         return tuple(dict.fromkeys((split.repeat, split.fold) for split in self.splits))
 
     def inner(self, repeat: int, fold: int) -> tuple["Split", ...]:
-        """Return the splits of one test."""
+        """Return the inner splits of one (repeat, fold)."""
         return tuple(s for s in self.splits if (s.repeat, s.fold) == (repeat, fold))
 
     def cells(self) -> list["Cell"]:
@@ -197,10 +197,10 @@ class Study:
 
 @dataclass(frozen=True, kw_only=True)
 class Cell:
-    """One arm on one fold of one repetition with one seed: all that a worker needs.
+    """The input of a worker: one arm on one fold of one repetition with one seed.
 
     Attributes:
-        study: The run it is part of.
+        study: The study of the cell.
         arm: The feature set and the model.
         repeat: Number of the repetition.
         fold: Number of the fold.
@@ -220,17 +220,17 @@ class Cell:
 
     @property
     def is_mil(self) -> bool:
-        """Whether its model takes bags."""
+        """Whether the cell's model is a MIL model of bags."""
         return self.arm.model in AGGREGATORS
 
     @property
     def softens(self) -> bool:
-        """Whether its models are trained again, on labels softened by the first ones."""
+        """Whether the cell's models are trained again, on labels softened by the first models."""
         return self.is_mil and self.study.settings.soft_labels > 0
 
     @property
     def key(self) -> dict[str, Any]:
-        """Return the columns that every prediction has."""
+        """Return the columns that identify the cell in a row of predictions."""
         return {
             "repeat": self.repeat,
             "fold": self.fold,
@@ -242,7 +242,7 @@ class Cell:
 
     @property
     def stem(self) -> str:
-        """Name of the cell's files, without folder and ending."""
+        """Return the name of the cell's files, without folder and ending."""
         return f"{safe_name(self.arm.name)}-{self.repeat}-{self.fold}-{self.seed}"
 
     @property
@@ -256,13 +256,13 @@ class Cell:
         return f"runs/{self.study.run}/attention/{self.stem}.parquet"
 
     def random_seed(self, inner: int) -> int:
-        """Return the seed of one training; arms share it, so that they differ in nothing else."""
+        """Return the seed of one training, which all arms share."""
         content = [self.study.seed, self.seed, self.repeat, self.fold, inner]
         return int(np.random.SeedSequence(content).generate_state(1)[0])
 
 
 def outcomes(patients: Iterable[Patient]) -> NDArray[np.float64]:
-    """Return outcomes [P, K] of some patients."""
+    """Return the outcomes [P, K] of patients."""
     return np.array([patient.outcome for patient in patients], dtype=np.float64)
 
 
@@ -276,10 +276,10 @@ def arm_name(features: str, model: str, models: Sequence[str]) -> str:
 
 
 def check_features(features: Sequence[str]) -> tuple[str, ...]:
-    """Return the feature sets of a run, as given.
+    """Return the feature sets of a run, after checking their names.
 
     Raises:
-        StudyError: None at all, one named twice, or one with an empty teacher ("a+" or "").
+        StudyError: No feature set, one named twice, or one with an empty teacher ("a+" or "").
     """
     if not features:
         msg = "no feature sets; name at least one teacher of the lake, or several joined by '+'"

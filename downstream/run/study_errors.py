@@ -2,4 +2,4 @@
 
 
 class StudyError(ValueError):
-    """Options of a run that do not make sense."""
+    """An error for options that do not define a study."""

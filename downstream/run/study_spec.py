@@ -140,10 +140,10 @@ class StudySpec(JsonSettings):
         labels: The table of labels and its columns.
         features: The features that models read from the lake.
         models: The models that are trained on each feature set.
-        folds: How the patients are split.
-        fit: How MIL models are built and trained.
-        pooled: Survival models on pooled features.
-        comparison: How arms are compared, and selective prediction.
+        folds: Plan of the folds.
+        fit: Settings of MIL models and their training.
+        pooled: Settings of survival models on pooled features.
+        comparison: Settings of the comparison of arms, and of selective prediction.
         seed: Seed of folds, training and bootstrap.
 
     Raises:

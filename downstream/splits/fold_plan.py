@@ -1,4 +1,4 @@
-"""The plan of a study's folds; apart from what makes the splits, so that it imports no numpy."""
+"""The plan of a study's folds; apart from the code of the splits, so that it imports no numpy."""
 
 from dataclasses import dataclass
 

@@ -38,26 +38,26 @@ def nested_folds(
     each of them is in validation once in that fold's inner splits, which all have the same test.
 
     Args:
-        patients: One id each.
-        labels: What to stratify by, one a patient: a class, an event flag, `strata` of a number.
+        patients: Ids of the patients.
+        labels: Stratum of each patient: a class, an event flag, or `strata` of a number.
         folds: Outer folds, at least 2.
         inner: Inner folds, at least 2; or 1 for one split with 1 / (folds - 1), at most half
             (more where the rarest class has fewer patients).
         repeats: Repetitions with other assignments.
-        seed: Same patients, labels and seed, same splits, whatever the order of patients.
+        seed: Seed of the splits, which do not depend on the order of patients.
 
     Returns:
-        repeats x folds x inner splits, in that order.
+        The splits, ordered by repetition, fold and inner fold.
 
     Raises:
-        SplitError: A class is too small, ids are not unique, or there are fewer folds than that.
+        SplitError: A class is too small, ids are not unique, or there are fewer than 2 folds.
     """
-    ids, classes = _sorted(patients, labels)
+    ids, classes = _sorted_ids_and_classes(patients, labels)
     splits: list[Split] = []
     for repeat in range(repeats):
         for fold, test in enumerate(_stratified(classes, folds, seed, repeat)):
             rest = np.setdiff1d(np.arange(len(ids)), test)
-            count = _inner_parts(classes[rest], folds, inner)
+            count = _inner_part_count(classes[rest], folds, inner)
             parts = _stratified(classes[rest], count, seed, repeat, fold + 1)
             splits += _inner_splits(ids, test, rest, parts[:inner], repeat=repeat, fold=fold)
     return splits
@@ -73,47 +73,47 @@ def leave_site_out(
 ) -> list[Split]:
     """Return splits that test each site once; the other sites are split for validation, stratified.
 
-    Validation patients share sites with training patients: it decides when to stop, and does not
-    claim to tell of a new site.
+    Validation patients share sites with training patients: they decide when to stop, and are no
+    estimate for a new site.
 
     Args:
-        patients: One id each.
-        labels: What to stratify the inner splits by.
+        patients: Ids of the patients.
+        labels: Stratum of each patient, for the inner splits.
         sites: Site of each patient (TCGA: the second part of the barcode), at least 2 of them.
         inner: Inner folds, at least 2; or 1 for one split with a quarter of the patients
             (more where the rarest class has fewer).
-        seed: Of the inner splits.
+        seed: Seed of the inner splits.
 
     Returns:
-        sites x inner splits; sites in sorted order are the folds.
+        The splits, ordered by site and inner fold; sites in sorted order are the folds.
 
     Raises:
-        SplitError: As `nested_folds`, or one site only.
+        SplitError: See `nested_folds`; also if there is one site only.
     """
     if len(sites) != len(patients) or len(set(sites)) < 2:
         msg = f"{len(set(sites))} sites of {len(sites)} for {len(patients)} patients; give one "
         msg += "each, at least two different"
         raise SplitError(msg)
-    ids, classes = _sorted(patients, labels)
+    ids, classes = _sorted_ids_and_classes(patients, labels)
     site_of = dict(zip(patients, sites, strict=True))
     site_P = np.array([site_of[patient] for patient in ids])
     splits: list[Split] = []
     for fold, site in enumerate(sorted(set(sites))):
         test, rest = np.flatnonzero(site_P == site), np.flatnonzero(site_P != site)
-        count = _inner_parts(classes[rest], 5, inner)
+        count = _inner_part_count(classes[rest], 5, inner)
         parts = _stratified(classes[rest], count, seed, 0, fold + 1)
         splits += _inner_splits(ids, test, rest, parts[:inner], fold=fold, sites=site_of)
     return splits
 
 
 def few_shot(split: Split, labels: Mapping[str, object], *, shots: int, seed: int) -> Split:
-    """Return the split with so many training patients of each class, and the other parts whole.
+    """Return the split with `shots` training patients of each class, the other parts unchanged.
 
     Args:
-        split: What it starts from.
+        split: Split whose training part is reduced.
         labels: Class of each training patient, by id.
-        shots: Patients of each class.
-        seed: Of who is taken; those of fewer shots are among those of more.
+        shots: Number of training patients of each class.
+        seed: Seed of the draw; the patients of fewer shots are among those of more.
 
     Raises:
         SplitError: A class has fewer training patients.
@@ -134,17 +134,18 @@ def with_validation(
 ) -> Split:
     """Return the split with a validation part taken from its training patients, stratified.
 
-    For tables that have none, such as STAMP's. Test and sites stay as they are.
+    This is for tables without validation, such as STAMP's. Test part and sites are unchanged.
 
     Args:
-        split: Without a validation part.
-        labels: What to stratify by, of each training patient, by id.
-        seed: Same split, labels and seed, same patients, whatever the order of labels.
-        share: Of the training patients of each class, rounded, at least one; above 0, below 1.
+        split: Split without a validation part.
+        labels: Stratum of each training patient, by id.
+        seed: Seed of the draw, which does not depend on the order of labels.
+        share: Share of each class's training patients for validation, above 0 and below 1;
+            rounded, at least one patient.
 
     Raises:
-        SplitError: There is a validation part, a share that is none, or a class of one patient,
-            who cannot be on both sides.
+        SplitError: The split has a validation part, the share is out of range, or a class has
+            one patient, who cannot be on both sides.
     """
     if split.validation or not 0 < share < 1:
         msg = f"{len(split.validation)} validation patients, share={share}; a split without a "
@@ -164,21 +165,21 @@ def with_validation(
     return replace(split, train=train, validation=tuple(chosen))
 
 
-def strata(values: Sequence[float], *, bins: int = 4) -> list[int]:
-    """Return quantile bins of a number, to stratify a regression by; not a target.
+def strata(numbers_to_predict: Sequence[float], *, bins: int = 4) -> list[int]:
+    """Return the quantile bin of each number, as strata of a regression.
 
     >>> strata([1.0, 2.0, 30.0, 400.0], bins=2)
     [0, 0, 1, 1]
     """
-    edges = np.quantile(np.asarray(values), np.linspace(0, 1, bins + 1)[1:-1])
-    numbers: list[int] = np.searchsorted(edges, values, side="left").tolist()
+    edges = np.quantile(np.asarray(numbers_to_predict), np.linspace(0, 1, bins + 1)[1:-1])
+    numbers: list[int] = np.searchsorted(edges, numbers_to_predict, side="left").tolist()
     return numbers
 
 
-def _sorted(
+def _sorted_ids_and_classes(
     patients: Sequence[str], labels: Sequence[object]
 ) -> tuple[list[str], NDArray[np.int64]]:
-    """Return ids in order, and the number of each one's class."""
+    """Return the sorted ids, and the class number of each id."""
     if len(patients) != len(labels) or len(set(patients)) != len(patients):
         msg = (
             f"{len(patients)} patients ({len(set(patients))} different) with {len(labels)} labels; "
@@ -192,14 +193,14 @@ def _sorted(
 
 
 def _stratified(classes: NDArray[np.int64], folds: int, *seed: int) -> list[NDArray[np.int64]]:
-    """Return rows of each fold, every class spread as evenly as it can be.
+    """Return the test rows of each fold, every class spread as evenly as possible.
 
     Raises:
         SplitError: Fewer than two folds, or a class with fewer patients than folds.
     """
     from sklearn.model_selection import StratifiedKFold
 
-    least = _least(classes)
+    least = _rarest_class_size(classes)
     if not 2 <= folds <= least:
         msg = (
             f"{folds} folds with {least} patients in the rarest class; allowed is 2 to that "
@@ -221,12 +222,12 @@ def _inner_splits(
     repeat: int = 0,
     sites: Mapping[str, str] | None = None,
 ) -> list[Split]:
-    """Return one test, and the other patients split so that each of the parts validates once."""
+    """Return the inner splits of one test part; each of `parts` is once the validation part."""
     return [
         Split(
-            train=_named(ids, np.setdiff1d(rest, rest[chosen])),
-            validation=_named(ids, rest[chosen]),
-            test=_named(ids, test),
+            train=_ids_of_rows(ids, np.setdiff1d(rest, rest[chosen])),
+            validation=_ids_of_rows(ids, rest[chosen]),
+            test=_ids_of_rows(ids, test),
             repeat=repeat,
             fold=fold,
             inner=number,
@@ -236,20 +237,22 @@ def _inner_splits(
     ]
 
 
-def _inner_parts(classes: NDArray[np.int64], folds: int, inner: int) -> int:
-    """Return the number of parts to cut for so many inner folds.
+def _inner_part_count(classes: NDArray[np.int64], folds: int, inner: int) -> int:
+    """Return the number of parts into which `inner` inner folds cut the other patients.
 
-    A single one takes one of several: as many as the folds allow, and as the rarest class does.
+    A single inner fold validates on one of several parts, as many as the number of folds and the
+    rarest class allow.
     """
     if inner > 1:
         return inner
-    return max(2, min(folds - 1, _least(classes)))
+    return max(2, min(folds - 1, _rarest_class_size(classes)))
 
 
-def _least(classes: NDArray[np.int64]) -> int:
-    """Return patients of the rarest class that is there."""
+def _rarest_class_size(classes: NDArray[np.int64]) -> int:
+    """Return the number of patients of the rarest present class."""
     return int(np.bincount(classes)[np.unique(classes)].min()) if len(classes) else 0
 
 
-def _named(ids: Sequence[str], rows: Iterable[int]) -> tuple[str, ...]:
+def _ids_of_rows(ids: Sequence[str], rows: Iterable[int]) -> tuple[str, ...]:
+    """Return the patient ids of rows."""
     return tuple(ids[row] for row in rows)

@@ -18,14 +18,14 @@ def make_splits(
     """Return the splits of a cohort.
 
     Args:
-        plan: How.
-        cohort: Its patients.
-        labels: What to stratify by, one a patient.
-        seed: Same cohort, plan and seed, same splits.
+        plan: Plan of the folds.
+        cohort: Cohort whose patients are split.
+        labels: Stratum of each patient.
+        seed: Seed of the splits.
 
     Raises:
-        SplitError: The cohort cannot be split so.
-        LeakageError: A split file has somebody on two sides.
+        SplitError: The plan cannot split the cohort.
+        LeakageError: A split file has a patient on two sides.
     """
     patients = cohort.patients["patient_id"].to_list()
     label_of = dict(zip(patients, labels, strict=True))
@@ -46,7 +46,7 @@ def make_splits(
 
 
 def _from_file(file: str, cohort: "Cohort", label_of: dict[str, Any], seed: int) -> list["Split"]:
-    """Return a user's splits; who is in none of them is an error, not a smaller cohort."""
+    """Return the splits of a user's file; a patient in none of them is an error."""
     from downstream.splits.split_files import read_splits
 
     file_splits = read_splits(file, cohort)

@@ -1,7 +1,7 @@
-"""A split of patients, never of slides or tiles, and what is refused as a leak.
+"""A split of patients, never of slides or tiles, and the checks that refuse a leak.
 
 Two slides of one patient, one in train and one in test, are a leak. A `Split` refuses on
-construction any patient, or site, on two of its sides, so whatever holds one need not check again.
+construction any patient, or site, on two of its sides, so code that has one need not check again.
 """
 
 from collections.abc import Iterable, Mapping
@@ -15,11 +15,11 @@ _MIN_FOLDS = 2
 
 
 class SplitError(ValueError):
-    """A split that cannot be made from these labels."""
+    """An error for a split that cannot be made from these labels."""
 
 
 class LeakageError(ValueError):
-    """Groups that must be disjoint share members."""
+    """An error for groups that must be disjoint and share members."""
 
 
 def assert_disjoint(groups: Mapping[str, Iterable[str]]) -> None:
@@ -47,7 +47,7 @@ def assert_disjoint(groups: Mapping[str, Iterable[str]]) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Split:
-    """Who is trained on, who decides (early stopping, thresholds), and who is scored.
+    """The training, validation (early stopping, thresholds) and test patients of one model.
 
     Attributes:
         train: Patient ids, sorted.
@@ -56,12 +56,12 @@ class Split:
         repeat: Number of the repetition.
         fold: Number of the outer fold.
         inner: Number of the inner fold.
-        sites: Site of each patient where no site may be on both sides of the test; else empty.
+        sites: Site of each patient, if no site may be on both sides of the test; else empty.
 
     Raises:
         LeakageError: A patient is on two sides, or a site is on both sides of the test.
-        SplitError: Nobody to train on or to test, a patient twice on one side, or one without a
-            site.
+        SplitError: No training or no test patient, a patient twice on one side, or a patient
+            without a site.
     """
 
     train: tuple[str, ...]
@@ -73,7 +73,7 @@ class Split:
     sites: Mapping[str, str] = field(default_factory=dict, compare=False)
 
     def __post_init__(self) -> None:
-        """Refuse what leaks."""
+        """Raise LeakageError if a patient or site is on two sides."""
         assert_disjoint({part: self.patients(part) for part in PARTS})
         for part in PARTS:
             ids = self.patients(part)
@@ -86,7 +86,7 @@ class Split:
             self._check_sites()
 
     def patients(self, part: Part) -> tuple[str, ...]:
-        """Return patient ids of a part.
+        """Return the patient ids of a part.
 
         Raises:
             SplitError: No such part.
@@ -101,23 +101,24 @@ class Split:
         """Refuse statistics, bins or a model that have seen anyone but training patients.
 
         Args:
-            patients: Who it was fitted on.
-            statistic: Its name, for the message.
+            patients: Ids of the patients that the statistic was fitted on.
+            statistic: Name of the statistic, for the message.
 
         Raises:
-            LeakageError: Somebody is not a training patient of this split.
+            LeakageError: One of them is not a training patient of this split.
         """
         others = sorted(set(patients) - set(self.train))
         if others:
-            where = {part: sum(p in set(self.patients(part)) for p in others) for part in PARTS[1:]}
+            counts = {p: len(set(others) & set(self.patients(p))) for p in PARTS[1:]}
             msg = (
                 f"{statistic} was fitted on {len(others)} patients outside the training part of "
-                f"fold {self.fold} ({where['test']} of them are its test patients), for example "
+                f"fold {self.fold} ({counts['test']} of them are its test patients), for example "
                 f"{', '.join(others[:5])}; fit it on split.train alone"
             )
             raise LeakageError(msg)
 
     def _check_sites(self) -> None:
+        """Raise an error if a patient has no site, or a site is on both sides of the test."""
         ids = [patient for part in PARTS for patient in self.patients(part)]
         unknown = [patient for patient in ids if patient not in self.sites]
         if unknown:

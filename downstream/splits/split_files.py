@@ -1,4 +1,4 @@
-"""Splits from a file or folder that a user has, recognised by what is in it.
+"""Splits from a user's file or folder, recognised by its content.
 
 CLAM's folder, Patho-Bench's and STAMP's tables, and the table that a run keeps of its own splits.
 """
@@ -37,21 +37,21 @@ _ALLOWED = (
 
 
 def read_splits(path: str | PathLike[str], cohort: "Cohort") -> FoldTable:
-    """Return the folds that a user wants, on the patients of a cohort.
+    """Return the splits of a user's file or folder, on the patients of a cohort.
 
-    A fold may have no validation part (STAMP's never have): `with_validation` takes one from the
+    A fold may have no validation part (STAMP's never have): `with_validation` splits one from the
     training patients before anything is decided.
 
     Args:
         path: Local path or URI of a file, or of a folder with CLAM's files or one of the others.
-        cohort: Who there is.
+        cohort: Cohort of the patients.
 
     Returns:
         The splits; `missing` are ids of the file that are not in the cohort, `surplus` patients of
-        the cohort that the file does not name, `notes` what was recognised.
+        the cohort that the file does not name, `notes` sentences on what was recognised.
 
     Raises:
-        SplitError: No such file, none of the forms that are known, or a side without patients.
+        SplitError: No such file, an unknown form, or a side without patients.
         LeakageError: A patient is on two sides of a fold.
     """
     from featurestore.usertables import tables_raise
@@ -78,21 +78,21 @@ def _read(path: str, slides: Mapping[str, str], *, distinct: bool) -> tuple[str,
 
     files, root = fsspec.core.url_to_fs(path)
     if files.isdir(root):
-        return _folder(files, root, slides, distinct=distinct)
+        return _read_folder(files, root, slides, distinct=distinct)
     try:
         content: bytes = files.cat_file(root)
     except FileNotFoundError as error:
         msg = f"there is no such file; allowed are {_ALLOWED}"
         raise SplitError(msg) from error
-    return _file(content, root.rpartition("/")[2], slides, distinct=distinct)
+    return _read_file(content, root.rpartition("/")[2], slides, distinct=distinct)
 
 
-def _folder(
+def _read_folder(
     files: "AbstractFileSystem", root: str, slides: Mapping[str, str], *, distinct: bool
 ) -> tuple[str, FoldTable]:
-    """Return CLAM's folder, or one that holds a single one of the other files."""
+    """Return the form and the splits of CLAM's folder, or of a folder with one other file."""
     names = sorted(str(entry).rpartition("/")[2] for entry in files.ls(root, detail=False))
-    # the `_bool` file of a fold sorts after the other, and says the same without padding
+    # the `_bool` file of a fold sorts after the other, and has the same content without padding
     clam = {int(match[1]): name for name in names if (match := _CLAM_NAME.fullmatch(name))}
     others = [name for name in names if name in _OTHERS]
     if len(others) + bool(clam) != 1:
@@ -101,15 +101,15 @@ def _folder(
         raise SplitError(msg)
     if not clam:
         content: bytes = files.cat_file(f"{root}/{others[0]}")
-        return _file(content, others[0], slides, distinct=distinct)
+        return _read_file(content, others[0], slides, distinct=distinct)
     contents = {fold: files.cat_file(f"{root}/{name}") for fold, name in clam.items()}
     return "CLAM's", read_clam(contents, slides, distinct=distinct)
 
 
-def _file(
+def _read_file(
     content: bytes, name: str, slides: Mapping[str, str], *, distinct: bool
 ) -> tuple[str, FoldTable]:
-    """Return the form of a file, by what is in it, and its splits."""
+    """Return the form of a file, recognised by its content, and its splits."""
     from featurestore.usertables import TableError, parse_table
 
     if content.lstrip()[:1] in (b"{", b"["):
@@ -120,7 +120,7 @@ def _file(
         msg = f"it cannot be read ({error}); allowed are {_ALLOWED}"
         raise SplitError(msg) from error
     if all(table.has(column) for column in _OURS):
-        return "a run's", _ours(table, slides, distinct=distinct)
+        return "a run's", _splits_of_run_table(table, slides, distinct=distinct)
     if any(column.startswith("fold_") for column in table.columns):
         return "Patho-Bench's", read_patho_bench(content, slides, distinct=distinct)
     if all(table.has(column) for column in ("train", "val", "test")):
@@ -131,8 +131,10 @@ def _file(
     raise SplitError(msg)
 
 
-def _ours(table: "UserTable", slides: Mapping[str, str], *, distinct: bool) -> FoldTable:
-    """Return the splits of a run on the patients that there are."""
+def _splits_of_run_table(
+    table: "UserTable", slides: Mapping[str, str], *, distinct: bool
+) -> FoldTable:
+    """Return the splits of a run's own table, on the patients of the cohort."""
     from featurestore.usertables import refuse_near_others
 
     numbers = [table.integers(name).alias(name) for name in ("repeat", "fold", "inner")]

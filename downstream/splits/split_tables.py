@@ -1,4 +1,4 @@
-"""Splits from a user's table: CLAM's, Patho-Bench's and STAMP's forms, and back out as a table.
+"""Splits from a user's table: CLAM's, Patho-Bench's and STAMP's forms; splits as a table.
 
 Tables may name slides, with file endings or without, or patients. Whoever is missing or surplus is
 listed, and a table in which two slides of one patient are on different sides is refused.
@@ -23,13 +23,13 @@ _CLAM = {"train": "train", "val": "validation", "test": "test"}
 
 @dataclass(frozen=True, kw_only=True)
 class FoldTable:
-    """Splits that a table asks for, on the patients that there are.
+    """Splits of a table, on the patients of a cohort.
 
     Attributes:
-        splits: One a fold.
+        splits: One split per fold.
         missing: Ids of the table that name no patient or slide, sorted.
         surplus: Patients that the table does not name in any fold, sorted.
-        notes: What was recognised or matched, a sentence each.
+        notes: Sentences on what was recognised or matched.
     """
 
     splits: tuple[Split, ...]
@@ -41,13 +41,13 @@ class FoldTable:
 def read_clam(
     files: Mapping[int, bytes], slides: Mapping[str, str], *, distinct: bool = False
 ) -> FoldTable:
-    """`splits_<k>.csv`: columns train, val, test of slide (or patient) ids, padded with blanks.
+    """Return CLAM's folds from `splits_<k>.csv`: columns train, val, test of ids, blank-padded.
 
     `splits_<k>_bool.csv` is read as well: an index of ids and three columns of True and False.
 
     Args:
         files: Content of each file by its number k.
-        slides: Slide id -> patient id, of all slides that there are.
+        slides: Slide id -> patient id, of all slides of the cohort.
         distinct: Whether an id is another where it differs from one that is there by case, blanks
             or Unicode form only; else it is refused.
 
@@ -67,7 +67,7 @@ def read_clam(
             raise SplitError(msg)
         folds[fold] = _clam_sides(table)
         notes += table.notes
-    return _table(folds, slides, tuple(notes), distinct=distinct)
+    return _fold_table(folds, slides, tuple(notes), distinct=distinct)
 
 
 def read_patho_bench(
@@ -75,11 +75,11 @@ def read_patho_bench(
 ) -> FoldTable:
     """Return the folds of Patho-Bench's `k=all.tsv`: case_id, slide_id, and fold_0 ... of parts.
 
-    A row counts by its slide where there is that slide, else by its case.
+    A row is matched by its slide if the cohort has it, else by its case.
 
     Args:
-        content: of the file.
-        slides: slide id -> patient id, of all slides that there are.
+        content: bytes of the file.
+        slides: slide id -> patient id, of all slides of the cohort.
         distinct: see `read_clam`.
 
     Raises:
@@ -102,20 +102,20 @@ def read_patho_bench(
     for name in columns:
         side: dict[str, list[str]] = defaultdict(list)
         parts = pl.DataFrame([key, table.texts(name).alias("part")])
-        for identity, value in parts.drop_nulls().iter_rows():
-            part = _CLAM.get(value.strip())
+        for identity, part_name in parts.drop_nulls().iter_rows():
+            part = _CLAM.get(part_name.strip())
             if part is None:
-                msg = f"{name} of {identity} is {value!r}; allowed are {', '.join(_CLAM)}"
+                msg = f"{name} of {identity} is {part_name!r}; allowed are {', '.join(_CLAM)}"
                 raise SplitError(msg)
             side[part].append(identity)
-        folds[_number(name)] = side
-    return _table(folds, slides, table.notes, distinct=distinct)
+        folds[_fold_number(name)] = side
+    return _fold_table(folds, slides, table.notes, distinct=distinct)
 
 
 def read_stamp(content: bytes, slides: Mapping[str, str], *, distinct: bool = False) -> FoldTable:
-    """STAMP's `splits.json`: {"splits": [{"train_patients": [...], "test_patients": [...]}, ...]}.
+    """Return STAMP's folds: {"splits": [{"train_patients": [...], "test_patients": [...]}, ...]}.
 
-    It has no validation part (STAMP takes one from train at random): split train again before
+    It has no validation part (STAMP draws one from train at random): split train again before
     anything is decided.
 
     Raises:
@@ -131,11 +131,11 @@ def read_stamp(content: bytes, slides: Mapping[str, str], *, distinct: bool = Fa
         msg = f'no splits.json of STAMP ({error!r}); it is {{"splits": [{{"train_patients": [...], '
         msg += '"test_patients": [...]}]}'
         raise SplitError(msg) from error
-    return _table(folds, slides, distinct=distinct)
+    return _fold_table(folds, slides, distinct=distinct)
 
 
 def to_table(splits: Iterable[Split]) -> pl.DataFrame:
-    """Return splits as rows to keep with a run: repeat, fold, inner, part, patient_id."""
+    """Return splits as a table to store with a run: repeat, fold, inner, part, patient_id."""
     rows = [
         (split.repeat, split.fold, split.inner, part, patient)
         for split in splits
@@ -153,7 +153,7 @@ def to_table(splits: Iterable[Split]) -> pl.DataFrame:
 
 
 def from_table(table: pl.DataFrame) -> list[Split]:
-    """Return splits from what `to_table` gave; sites are not in it.
+    """Return the splits of a table from `to_table`, without sites.
 
     Raises:
         SplitError: Columns are missing, or a side is empty.
@@ -184,7 +184,7 @@ def from_table(table: pl.DataFrame) -> list[Split]:
 
 
 def _clam_sides(table: "UserTable") -> dict[str, list[str]]:
-    """Return ids of each side from either of CLAM's two forms."""
+    """Return the ids of each side from either of CLAM's two forms."""
     sides = {part: table.texts(name) for name, part in _CLAM.items()}
     others = [table.texts(name) for name in table.columns if name.lower() not in _CLAM]
     ids = table.index if table.index is not None else next(iter(others), None)
@@ -193,11 +193,11 @@ def _clam_sides(table: "UserTable") -> dict[str, list[str]]:
         is_true = {part: side.str.to_lowercase() == "true" for part, side in sides.items()}
         return {part: ids.filter(flag.fill_null(value=False)).drop_nulls().to_list()
                 for part, flag in is_true.items()}  # fmt: skip
-    return {part: _whole(side.drop_nulls()).to_list() for part, side in sides.items()}
+    return {part: _whole_number_ids(side.drop_nulls()).to_list() for part, side in sides.items()}
 
 
-def _whole(ids: pl.Series) -> pl.Series:
-    """Return ids of a padded column: pandas makes floats of whole numbers there, 101.0 of 101."""
+def _whole_number_ids(ids: pl.Series) -> pl.Series:
+    """Return the ids of a padded column, in which pandas writes 101 as 101.0."""
     return ids.str.strip_suffix(".0") if ids.str.contains(r"^\d+\.0$").all() else ids
 
 
@@ -220,14 +220,14 @@ def _patients(
     return patient_of, tuple(match_notes(match))
 
 
-def _table(
+def _fold_table(
     folds: Mapping[int, Mapping[str, Iterable[str]]],
     slides: Mapping[str, str],
     notes: tuple[str, ...] = (),
     *,
     distinct: bool,
 ) -> FoldTable:
-    """Return splits of patients from sides of slide or patient ids."""
+    """Return the splits of patients from folds whose sides hold slide or patient ids."""
     names = {name for sides in folds.values() for side in sides.values() for name in side}
     patients, matched = _patients(names, slides, distinct=distinct)
     splits = []
@@ -251,7 +251,7 @@ def _table(
 
 
 def _refuse_shared(fold: int, parts: Mapping[Part, set[str]]) -> None:
-    """The refusal of a user's table names the patient's fold: the file is what has to change."""
+    """Raise LeakageError for a patient on two sides, naming the fold of the user's table."""
     for one, other in (("train", "validation"), ("train", "test"), ("validation", "test")):
         shared = sorted(parts[one] & parts[other])  # type: ignore[index]
         if shared:
@@ -263,7 +263,8 @@ def _refuse_shared(fold: int, parts: Mapping[Part, set[str]]) -> None:
             raise LeakageError(msg)
 
 
-def _number(column: str) -> int:
+def _fold_number(column: str) -> int:
+    """Return the number of a fold from its column, `fold_<number>`."""
     try:
         return int(column.removeprefix("fold_"))
     except ValueError as error:

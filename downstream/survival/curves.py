@@ -1,7 +1,7 @@
-"""Survival curves S(t): of log hazard ratios by Breslow, of discrete hazards, and where to look.
+"""Survival curves S(t) from log hazard ratios (Breslow) and discrete hazards, and their times.
 
-scikit-survival's step functions begin at the first training time and give its value to all earlier
-ones, a drop included; here S is 1 before the first event, as the estimator is defined.
+scikit-survival's step functions begin at the first training time and have its value at all earlier
+times, a drop included; here S is 1 before the first event, as the estimator is defined.
 
 Shape letters: P patients, K event times, B time bins, T times of the curve.
 """
@@ -52,9 +52,10 @@ def fit_baseline(risk_P: Floats, time_P: Floats, event_P: NDArray[np.bool_]) -> 
     """Fit the baseline hazard of given log hazard ratios by Breslow's (1974) estimator.
 
     Args:
-        risk_P: Of the TRAINING patients, by the fitted model; HIGHER = WORSE. A constant added to
-            them and to the test patients' changes no curve.
-        time_P: Times to the event or to the end of follow-up; who is censored at t is at risk at t.
+        risk_P: Risks of the TRAINING patients by the fitted model; HIGHER = WORSE. A constant added
+            to them and to the test patients' changes no curve.
+        time_P: Times to the event or to the end of follow-up; a patient censored at t is at risk at
+            t.
         event_P: True where the event was seen.
 
     Raises:
@@ -93,18 +94,18 @@ def hazard_curve(
 ) -> Floats:
     """Return S(t) [P, T] of a head of discrete hazards.
 
-    What is known is S at the inner edges. Within a bin, `step` holds it until the bin ends, which
+    Only S at the inner edges is defined. Within a bin, `step` holds it until the bin ends, which
     is the likelihood's own view and too high inside a wide bin; `linear` spreads the bin's deaths
     evenly (Kvamme and Borgan 2019). The last bin has no end, so S stays after the last edge.
 
     Args:
         logits_PB: Logits of the hazards, one column a bin.
-        bins: Whose edges were fitted on training patients.
+        bins: Time bins whose edges were fitted on training patients.
         times_T: Times at which S is evaluated; none below 0.
-        between: How S goes within a bin.
+        between: Interpolation of S within a bin: `step` or `linear`.
 
     Raises:
-        SurvivalError: As many columns as bins are not there.
+        SurvivalError: The number of columns is not the number of bins.
     """
     if logits_PB.ndim != 2 or logits_PB.shape[1] != bins.bins:
         msg = f"logits of shape {logits_PB.shape} for {bins.bins} bins; give one column a bin"
@@ -126,21 +127,21 @@ def at_times(times_K: Floats, value_PK: Floats, times_T: Floats) -> Floats:
     array([[1. , 0.8, 0.8, 0.5]])
     """
     padded_PK = np.concatenate([np.ones((len(value_PK), 1)), value_PK], axis=1)
-    found_PT: Floats = padded_PK[:, np.searchsorted(times_K, times_T, side="right")]
-    return found_PT
+    survival_PT: Floats = padded_PK[:, np.searchsorted(times_K, times_T, side="right")]
+    return survival_PT
 
 
 def curve_times(time_P: Floats, event_P: NDArray[np.bool_], *, most: int = 32) -> Floats:
     """Return the times of a run's curves: event times from the 5th to the 95th percentile.
 
     One grid serves all folds of a run, and nothing is fitted with it. It ends before the last
-    events, where few are at risk; `survival_scores` then takes in each fold the times that its
-    test patients are followed beyond and its training patients give censoring weights for.
+    events, where few are at risk; in each fold, `survival_scores` then uses the times within the
+    follow-up of its test patients for which its training patients define censoring weights.
 
     Args:
         time_P: Times to the event or to the end of follow-up.
         event_P: True where the event was seen.
-        most: Times at most; fewer where events are fewer. At least 2.
+        most: Most times, at least 2; fewer are returned if there are fewer events.
 
     Returns:
         float64[T], ascending, each an event time, T in 1..most.

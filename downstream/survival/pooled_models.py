@@ -1,4 +1,4 @@
-"""Survival models on pooled features, by name; each gives any patient a risk and a curve.
+"""Survival models on pooled features, by name; each predicts a risk and a curve.
 
 Standardising and PCA see training patients only. Validation patients choose a penalty or a number
 of trees and nothing else. Risks point one way: HIGHER = WORSE.
@@ -29,8 +29,8 @@ class PooledModel:
     """A fitted model, with the scaling and PCA of its training patients.
 
     Attributes:
-        name: In `POOLED`.
-        pipeline: scikit-learn pipeline from raw pooled features to what the estimator sees.
+        name: Name of the model in `POOLED`.
+        pipeline: scikit-learn pipeline from raw pooled features to the estimator's inputs.
         estimator: The scikit-survival estimator.
         options: Options of its predictions: the chosen penalty of `coxnet`.
     """
@@ -41,7 +41,7 @@ class PooledModel:
     options: Mapping[str, float] = field(default_factory=dict)
 
     def risk(self, x_PD: Floats) -> Floats:
-        """Return risks float64[P], HIGHER = WORSE.
+        """Return the risks of patients float64[P], HIGHER = WORSE.
 
         Log hazard ratios against the mean training patient (`cox`, `coxnet`), up to a constant
         (`boosting`), or expected numbers of events over the training times (`forest`).
@@ -61,7 +61,7 @@ class PooledModel:
 
 @dataclass(frozen=True, kw_only=True)
 class PooledRows:
-    """Patients as an estimator sees them.
+    """Features and outcomes of patients, as inputs of an estimator.
 
     Attributes:
         x: [P, C] standardised features, or their principal components.
@@ -75,7 +75,7 @@ class PooledRows:
 
     @property
     def outcome(self) -> Any:  # noqa: ANN401
-        """Return events and times as scikit-survival takes them."""
+        """Return events and times as the structured array of scikit-survival."""
         from sksurv.util import Surv
 
         return Surv.from_arrays(self.event, self.time)
@@ -91,17 +91,17 @@ def fit_pooled(
     settings: "SurvivalSettings",
     seed: int,
 ) -> PooledModel:
-    """Fit a model on one training fold; the same arguments give the same model.
+    """Fit a model on one training fold; equal arguments yield equal models.
 
     Args:
-        name: In `POOLED`.
+        name: Name of the model in `POOLED`.
         x_PD: Pooled features of the TRAINING patients.
         time_P: Times to the event or to the end of follow-up.
         event_P: True where the event was seen.
         validation: (features, times, events) of the inner validation patients, who are not among
             the training patients; for models that choose something, see `POOLED`.
-        settings: See there.
-        seed: Of the forest's and the boosting's draws.
+        settings: Settings of the models.
+        seed: Seed of the forest and the boosting.
 
     Raises:
         SurvivalError: An unknown name; training patients without an event or a feature that varies;
@@ -115,13 +115,13 @@ def fit_pooled(
     components = min(settings.components, len(x_PD) - 1, varying) if entry.is_reduced else None
     pipeline = _fit_pipeline(x_PD, components)
     train = PooledRows(x=pipeline.transform(x_PD), time=time_P, event=event_P)
-    held = _seen_by(pipeline, name, entry.chooses, validation) if entry.chooses else None
+    held = _validation_rows(pipeline, name, entry.chooses, validation) if entry.chooses else None
     estimator, options = load(entry.loader)(train, held, settings, varying, seed)
     return PooledModel(name=name, pipeline=pipeline, estimator=estimator, options=options)
 
 
 def _count_varying(x_PD: Floats, time_P: Floats, event_P: Flags) -> int:
-    """Return features that vary over training patients who can be learned from."""
+    """Return the number of features that vary over the training patients."""
     varying = int((np.ptp(x_PD, axis=0) > 0).sum()) if len(x_PD) else 0
     same = len(x_PD) == len(time_P) == len(event_P)
     if not same or not event_P.any() or not varying:
@@ -135,6 +135,7 @@ def _count_varying(x_PD: Floats, time_P: Floats, event_P: Flags) -> int:
 
 
 def _fit_pipeline(x_PD: Floats, components: int | None) -> Any:  # noqa: ANN401
+    """Return a fitted scaling of the features, with PCA if components are given."""
     from sklearn.decomposition import PCA
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
@@ -145,7 +146,7 @@ def _fit_pipeline(x_PD: Floats, components: int | None) -> Any:  # noqa: ANN401
     return make_pipeline(*steps).fit(x_PD)
 
 
-def _seen_by(
+def _validation_rows(
     pipeline: Any,  # noqa: ANN401
     name: str,
     chooses: str,
@@ -181,7 +182,7 @@ def fit_cox(
 def fit_coxnet(
     train: PooledRows, held: PooledRows, settings: "SurvivalSettings", _varying: int, _seed: int
 ) -> tuple[Any, dict[str, float]]:
-    """Fit an elastic net; the greatest penalty, which leaves no feature, may win."""
+    """Fit an elastic-net Cox regression; the greatest penalty leaves no feature."""
     from sksurv.linear_model import CoxnetSurvivalAnalysis
 
     net = CoxnetSurvivalAnalysis(

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 
 class SurvivalError(ValueError):
-    """Patients that a survival model cannot be fitted on."""
+    """An error for patients on whom a survival model cannot be fitted."""
 
 
 def pool(slides: Sequence[NDArray[np.float16]]) -> NDArray[np.float64]:
@@ -43,7 +43,7 @@ def fold_ranks(risk_P: NDArray[np.float64], fold_P: NDArray[np.int64]) -> NDArra
     A Cox risk has no zero point, so risks of two folds' models cannot be compared as they are.
 
     Args:
-        risk_P: Risks by each patient's own fold's model; HIGHER = WORSE.
+        risk_P: Risk of each patient by the model of the patient's test fold; HIGHER = WORSE.
         fold_P: Test fold of each patient.
 
     Returns:
@@ -64,6 +64,6 @@ def fold_ranks(risk_P: NDArray[np.float64], fold_P: NDArray[np.int64]) -> NDArra
 def is_high_risk(
     risk_P: NDArray[np.float64], train_risk_P: NDArray[np.float64]
 ) -> NDArray[np.bool_]:
-    """Return whether a risk is above the median risk of the TRAINING patients; at it is low."""
+    """Return whether each risk is above the median risk of the TRAINING patients; equal is low."""
     high_P: NDArray[np.bool_] = risk_P > np.median(train_risk_P)
     return high_P

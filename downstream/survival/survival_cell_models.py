@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from downstream.cells.cell_patients import CellPatients
 from downstream.cells.member import Member
-from downstream.cells.mil_training import train_on
+from downstream.cells.mil_training import train_mil_on_split
 from downstream.measures.arm_scores import study_times
 from downstream.splits.folds import PARTS
 from downstream.survival.curves import breslow_curve, hazard_curve
@@ -26,7 +26,7 @@ Floats = NDArray[np.float64]
 
 
 def fit_pooled_member(patients: CellPatients, split: "Split") -> Member:
-    """Train a model of scikit-survival on pooled features, and apply it."""
+    """Train a scikit-survival model on pooled features; return its predictions."""
     from downstream.survival.pooled_models import fit_pooled
 
     cell = patients.cell
@@ -62,7 +62,7 @@ def fit_pooled_member(patients: CellPatients, split: "Split") -> Member:
 
 
 def fit_survival_member(patients: CellPatients, split: "Split") -> Member:
-    """Train a MIL model with hazards of time bins or a Cox head, and apply it."""
+    """Train a MIL model with a hazards or Cox head; return its predictions."""
     from downstream.mil.objective import Cox, Hazards
 
     cell, target = patients.cell, patients.target(split.train)
@@ -72,7 +72,7 @@ def fit_survival_member(patients: CellPatients, split: "Split") -> Member:
         hazards = Hazards.fit(target, split.train, bins=cell.study.settings.bins)
         split.check_fitted_on(hazards.bins.patients, "time bins")
     objective = hazards or Cox()
-    fitted = train_on(patients, split, objective, with_train=True)
+    fitted = train_mil_on_split(patients, split, objective, with_train=True)
     risks = [objective.outcome(part) for part in (fitted.train, fitted.validation, fitted.test)]
 
     def curve(logits: Floats, risk_P: Floats) -> Floats:

@@ -16,7 +16,7 @@ def require_scikit_survival() -> None:
     """Refuse to go on without the extra `survival`.
 
     Raises:
-        SurvivalError: it is not installed; the message says what to do.
+        SurvivalError: it is not installed; the message names the command that installs it.
     """
     if not has_scikit_survival():
         msg = (

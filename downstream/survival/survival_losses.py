@@ -24,15 +24,15 @@ def cox_loss(risk_P: Tensor, time_P: Tensor, event_P: Tensor, *, ties: Ties = "e
 
     A patient is at risk at t if the own time is t or later, so that one censored at t is at risk of
     the events at t. The risk sets are those of the patients given: a batch's likelihood is not a
-    part of the whole cohort's, so give the largest batch that fits. Adding a constant to all risks
+    part of the whole cohort's, so use the largest batch that fits. Adding a constant to all risks
     changes nothing. Time and memory are O(P log P).
 
     Args:
         risk_P: Log hazard ratios; HIGHER = WORSE.
         time_P: Times to the event or to the end of follow-up.
         event_P: True where the event was seen.
-        ties: `efron` (1977), which takes tied events as of unknown order, or `breslow` (1974), in
-            which each has all of them at risk.
+        ties: `efron` (1977), which assumes an unknown order of tied events, or `breslow` (1974), in
+            which all tied patients are at risk for each tied event.
 
     Raises:
         SurvivalError: No event, or arrays of different lengths.
@@ -64,15 +64,16 @@ def discrete_loss(
     """Return the negative log-likelihood of discrete-time hazards of each patient [P], float32.
 
     With h = sigmoid(logits) and S(t) = prod over s <= t of (1 - h_s): -log(S(y - 1) h(y)) for an
-    event in bin y, and -log S(y) for a patient censored in it, times 1 - alpha there: alpha takes
-    weight off the censored. This is the loss of MCAT and Shazam (0.4 there), but in log space where
-    their code cuts S and h off at 1e-7, which stops the gradient of a sure and wrong hazard.
+    event in bin y, and -log S(y) for a patient censored in it, times 1 - alpha there: alpha
+    reduces the weight of the censored. This is the loss of MCAT and Shazam (0.4 there), but in log
+    space where their code cuts S and h off at 1e-7, which stops the gradient of a sure and wrong
+    hazard.
 
     Args:
         logits_PT: Logits of the hazards.
         bin_P: Bin of each patient's time, from `TimeBins.index`.
         event_P: True where the event was seen.
-        alpha: In 0..1; 0 is the plain likelihood.
+        alpha: Share by which censored patients weigh less, in 0..1; 0 is the plain likelihood.
 
     Raises:
         SurvivalError: Bins out of range, or alpha.
@@ -111,7 +112,7 @@ class TimeBins:
 
     Attributes:
         edges: Inner edges, ascending; a time on an edge is in the later bin.
-        patients: Who the edges were fitted on; `folds.Split.check_fitted_on` takes them.
+        patients: Patients on whom the edges were fitted, for `split.Split.check_fitted_on`.
     """
 
     edges: tuple[float, ...]
@@ -139,11 +140,12 @@ def fit_bins(
     Args:
         time_P: Times of TRAINING patients only: edges that have seen a test patient are a leak.
         event_P: True where the event was seen.
-        patients: Who they are.
-        bins: At least 2.
+        patients: Ids of the patients.
+        bins: Number of bins, at least 2.
 
     Raises:
-        SurvivalError: So many bins cannot be distinguished, or arrays of different lengths.
+        SurvivalError: There are too few different event times for `bins` bins, or arrays of
+            different lengths.
     """
     if not len(time_P) == len(event_P) == len(patients) or bins < 2:
         msg = (
@@ -166,6 +168,7 @@ def fit_bins(
 
 
 def _check(scores: Tensor, time_P: Tensor, event_P: Tensor) -> None:
+    """Raise SurvivalError for arrays of different lengths, or without patients."""
     if not len(scores) == len(time_P) == len(event_P) or not len(scores):
         msg = (
             f"{len(scores)} predictions, {len(time_P)} times, {len(event_P)} events; one a patient"
@@ -173,22 +176,22 @@ def _check(scores: Tensor, time_P: Tensor, event_P: Tensor) -> None:
         raise SurvivalError(msg)
 
 
-def _log_sums(value: Tensor, group: Tensor, groups: int) -> Tensor:
-    """Return the log sum exp of the values of each group; minus infinity for a group of none."""
-    most = torch.full((groups,), -torch.inf, dtype=value.dtype, device=value.device)
-    most = most.scatter_reduce(0, group, value.detach(), "amax")
+def _log_sums(log_values: Tensor, group: Tensor, groups: int) -> Tensor:
+    """Return the log-sum-exp of each group; minus infinity for an empty group."""
+    most = torch.full((groups,), -torch.inf, dtype=log_values.dtype, device=log_values.device)
+    most = most.scatter_reduce(0, group, log_values.detach(), "amax")
     base = torch.where(most.isfinite(), most, 0)
-    total = torch.zeros_like(base).scatter_add(0, group, torch.exp(value - base[group]))
+    total = torch.zeros_like(base).scatter_add(0, group, torch.exp(log_values - base[group]))
     return base + torch.where(total > 0, total, 1).log() + torch.where(total > 0, 0, -torch.inf)
 
 
-def _log_sum_from(value: Tensor) -> Tensor:
-    """Return the log sum exp of each value and all that come after it."""
-    return torch.logcumsumexp(value.flip(0), dim=0).flip(0)
+def _log_sum_from(log_values: Tensor) -> Tensor:
+    """Return the log-sum-exp over each element and all after it."""
+    return torch.logcumsumexp(log_values.flip(0), dim=0).flip(0)
 
 
 def _rank_in_group(group: Tensor, groups: int) -> tuple[Tensor, Tensor]:
-    """Return the number of each member within its group, from 0 on, and how many the group has."""
+    """Return the rank of each member within its group, from 0 on, and the group's size."""
     count = torch.bincount(group, minlength=groups)
     order = torch.argsort(group, stable=True)
     start = count.cumsum(0) - count

@@ -1,4 +1,4 @@
-"""Test predictions of one arm, and what each fold's follow-up allows to be measured on them.
+"""Test predictions of one arm, and the censoring weights of each fold's follow-up.
 
 Shape letters: P patients, S rows of predictions, T times.
 """
@@ -31,14 +31,14 @@ class SurvivalPredictions:
     """Test predictions of one arm, one row each.
 
     Attributes:
-        patient: [S] whose each row is.
-        repeat: [S] numbers.
-        fold: [S] numbers.
-        seed: [S] numbers.
+        patient: [S] ids of the patients.
+        repeat: [S] numbers of the repetitions.
+        fold: [S] numbers of the folds.
+        seed: [S] numbers of the trainings.
         event: [S] true where the event was seen.
-        time: [S] to the event or to the end of follow-up.
-        risk: [S], HIGHER = WORSE; comparable within a fold.
-        rank: [S] of the risk within its repeat, fold and seed.
+        time: [S] times to the event or to the end of follow-up.
+        risk: [S] risks, HIGHER = WORSE; comparable within a fold.
+        rank: [S] rank of the risk within its repeat, fold and seed.
         high: [S] whether the risk is above the median of the fold's TRAINING patients.
         curve: [S, T] S(t) at the run's `curve_times`; None for a model without.
 
@@ -58,7 +58,7 @@ class SurvivalPredictions:
     curve: Floats | None = None
 
     def __post_init__(self) -> None:
-        """Refuse rows that do not fit."""
+        """Raise SurvivalError for columns of different lengths, or without rows."""
         sizes = {name: len(getattr(self, name)) for name in _COLUMNS}
         sizes |= {} if self.curve is None else {"curve": len(self.curve)}
         if len(set(sizes.values())) != 1 or not len(self.time):
@@ -66,7 +66,7 @@ class SurvivalPredictions:
             raise SurvivalError(msg)
 
     def numbered(self, *names: str) -> Labels:
-        """Return the number of each row's group [S]: rows alike in these columns."""
+        """Return the number of each row's group [S]; rows equal in these columns are a group."""
         table = np.stack([np.asarray(getattr(self, name)) for name in names], axis=1)
         numbers: Labels = np.unique(table, axis=0, return_inverse=True)[1].reshape(-1)
         return numbers
@@ -83,13 +83,13 @@ def predictions_of(rows: "pl.DataFrame") -> SurvivalPredictions:
 
 @dataclass(frozen=True, kw_only=True)
 class CellRows:
-    """The test rows of one repeat, fold and seed.
+    """The test rows of one repeat, fold and seed, with their censoring weights.
 
     Attributes:
-        key: Repeat, fold, seed.
-        rows: Numbers of its rows.
+        key: Numbers of the repetition, the fold and the seed.
+        rows: Numbers of the cell's rows.
         free: [T] probability by the training patients of not being censored up to each time; 0
-            where they do not say.
+            where they have no estimate.
     """
 
     key: tuple[int, int, int]
@@ -99,15 +99,15 @@ class CellRows:
 
 @dataclass(frozen=True, kw_only=True)
 class FollowUp:
-    """Censoring weights, by each fold's training patients, and up to when there are any.
+    """Censoring weights by each fold's training patients, and the time until which they exist.
 
     Attributes:
-        times: [T] when curves are looked at.
-        cells: One a repeat, fold and seed.
+        times: [T] times at which curves are evaluated.
+        cells: Cells, one per repetition, fold and seed.
         group: [S] number of each row's cell.
         inverse: [S] inverse probability of not being censored up to the row's time; 0 without an
             event, or with one after `until`.
-        until: [S] the last of `times` that the cell's training patients give weights for.
+        until: [S] the last of `times` for which the cell's training patients define weights.
     """
 
     times: Floats
@@ -120,7 +120,7 @@ class FollowUp:
         """Return the survival curves of all rows.
 
         Raises:
-            UndefinedMetricError: The model has none.
+            UndefinedMetricError: The model has no curves.
         """
         if rows.curve is None:
             msg = "the model gives risks and no curves"
@@ -128,10 +128,10 @@ class FollowUp:
         return rows.curve
 
     def brier(self, rows: SurvivalPredictions) -> Floats:
-        """Return the part of each row in the integrated Brier score of its cell [S].
+        """Return each row's contribution to the integrated Brier score of its cell [S].
 
-        A cell's times are those that its training patients give weights for and that are before
-        its last test patient's end of follow-up.
+        A cell's times are those for which its training patients define weights, before the last
+        test patient's end of follow-up.
 
         Raises:
             UndefinedMetricError: The model has no curves, or a cell has fewer than two such times.
@@ -163,11 +163,11 @@ def follow_up(
     Args:
         rows: Test predictions.
         training: (events, times) of the TRAINING patients of each (repeat, fold).
-        times_T: When curves are looked at, ascending.
+        times_T: Times at which curves are evaluated, ascending.
 
     Raises:
-        SurvivalError: A fold without training patients of whom one had an event, or curves at
-            other times.
+        SurvivalError: A fold has no training patient with an event, or curves are at other
+            times.
     """
     if rows.curve is not None and rows.curve.shape[1] != len(times_T):
         msg = f"curves of shape {rows.curve.shape} at {len(times_T)} times; give one column a time"

@@ -30,12 +30,12 @@ Flags = NDArray[np.bool_]
 
 @dataclass(frozen=True, kw_only=True)
 class Question:
-    """A measure with its arrays; `intervals.interval` and `compare` take these.
+    """A measure with its arrays, the arguments of `intervals.interval` and `compare`.
 
     Attributes:
-        measure: What is measured.
-        truth: Arrays [S, ...].
-        prediction: [S, ...].
+        measure: The measure.
+        truth: True outcomes, arrays [S, ...].
+        prediction: Predictions, [S, ...].
     """
 
     measure: "Measure"
@@ -48,12 +48,12 @@ class SurvivalScores:
     """The measures of an arm's predictions, with intervals.
 
     Attributes:
-        intervals: Of each measure that is defined, by name.
-        higher_is_better: Direction of each of them.
-        left_out: Why the others are not defined, by name.
+        intervals: Interval of each defined measure, by name.
+        higher_is_better: Direction of each defined measure.
+        left_out: Reason why each other measure is undefined, by name.
         observed_expected: Patients who died until `horizon` over those that the curves predicted;
             1 is right, so it ranks no arms and is not among the intervals. None where undefined.
-        horizon: The middle one of the curve times.
+        horizon: Middle curve time.
     """
 
     intervals: dict[str, Interval]
@@ -65,14 +65,14 @@ class SurvivalScores:
 
 @dataclass(frozen=True, kw_only=True)
 class RiskGroups:
-    """High and low risk, one row a patient.
+    """Patients of high and of low risk, one row per patient.
 
     Attributes:
         patient: [P] ids, sorted.
         event: [P] true where the event was seen.
-        time: [P] to the event or to the end of follow-up.
+        time: [P] times to the event or to the end of follow-up.
         high: [P] true for high risk.
-        p_value: Of the log-rank test; None with one group only, or no event.
+        p_value: p value of the log-rank test; None with one group only, or no event.
     """
 
     patient: tuple[str, ...]
@@ -97,9 +97,9 @@ def score_predictions(
         rows: Test predictions.
         training: (events, times) of the TRAINING patients of each (repeat, fold).
         times_T: See `curves.curve_times`.
-        seed: Same rows and seed, same intervals.
-        resamples: At least 1000.
-        level: In 0..1.
+        seed: Seed of the resamples.
+        resamples: Number of resamples, at least 1000.
+        level: Level of the intervals, in 0..1.
 
     Raises:
         SurvivalError: A fold without training patients, or arrays that do not fit.
@@ -144,19 +144,20 @@ def compare_predictions(
     measure: str = "harrell_c",
     margin: float | None = None,
 ) -> Comparison:
-    """Compare two arms on the same patients, see `intervals.compare`.
+    """Return the comparison of two arms on the same patients, see `intervals.compare`.
 
     Args:
         one: Test predictions of an arm.
-        other: Of the other, for the same patients, repeats, folds and seeds, in the same order.
-        training: As in `score_predictions`.
-        times_T: As in `score_predictions`.
-        seed: Same arrays and seed, same answer.
-        measure: In `SCORES`.
-        margin: What counts as not worse, in the measure's unit.
+        other: Test predictions of the other arm, for the same patients, repeats, folds and seeds,
+            in the same order.
+        training: See `score_predictions`.
+        times_T: See `score_predictions`.
+        seed: Seed of the resamples.
+        measure: Name of the measure in `SCORES`.
+        margin: Non-inferiority margin, in the measure's unit.
 
     Raises:
-        SurvivalError: Rows of the two that are not of the same patients and cells.
+        SurvivalError: The rows of the two arms differ in patients or cells.
         UndefinedMetricError: The measure is undefined for one of them.
     """
     same = ("patient", "repeat", "fold", "seed")
@@ -183,15 +184,15 @@ def questions(
 
     Args:
         rows: Test predictions.
-        training: As in `score_predictions`.
-        times_T: As in `score_predictions`.
+        training: See `score_predictions`.
+        times_T: See `score_predictions`.
 
     Raises:
-        SurvivalError: As `score_predictions`.
+        SurvivalError: See `score_predictions`.
     """
     follow = follow_up(rows, training, times_T)
     question_of: dict[str, Question | str] = {}
-    for name, ask in (SCORES | {"observed_expected": _ask_calibration}).items():
+    for name, ask in (SCORES | {"observed_expected": _calibration}).items():
         try:
             question_of[name] = ask(rows, follow)
         except UndefinedMetricError as error:
@@ -199,7 +200,8 @@ def questions(
     return question_of
 
 
-def _ask_harrell(rows: SurvivalPredictions, _: FollowUp) -> Question:
+def _harrell(rows: SurvivalPredictions, _: FollowUp) -> Question:
+    """Return Harrell's C over ranks within the fold, pooled over folds."""
     truth = (rows.event, rows.time, rows.numbered("repeat", "seed"))
     return Question(
         measure=measure_of("harrell_c", survival_weighted.concordance),
@@ -208,7 +210,8 @@ def _ask_harrell(rows: SurvivalPredictions, _: FollowUp) -> Question:
     )
 
 
-def _ask_harrell_folds(rows: SurvivalPredictions, _: FollowUp) -> Question:
+def _harrell_within_folds(rows: SurvivalPredictions, _: FollowUp) -> Question:
+    """Return Harrell's C over pairs of the same fold."""
     truth = (rows.event, rows.time, rows.numbered("repeat", "fold", "seed"))
     return Question(
         measure=measure_of("harrell_c_folds", survival_weighted.concordance),
@@ -217,7 +220,8 @@ def _ask_harrell_folds(rows: SurvivalPredictions, _: FollowUp) -> Question:
     )
 
 
-def _ask_uno(rows: SurvivalPredictions, follow: FollowUp) -> Question:
+def _uno(rows: SurvivalPredictions, follow: FollowUp) -> Question:
+    """Return Uno's C over pairs of the same fold, weighted by censoring."""
     weight_S = np.where(rows.time < follow.until, follow.inverse**2, 0.0)
     return Question(
         measure=measure_of("uno_c", survival_weighted.concordance),
@@ -226,7 +230,8 @@ def _ask_uno(rows: SurvivalPredictions, follow: FollowUp) -> Question:
     )
 
 
-def _ask_auc(rows: SurvivalPredictions, follow: FollowUp) -> Question:
+def _auc(rows: SurvivalPredictions, follow: FollowUp) -> Question:
+    """Return the mean dynamic AUC over time, within folds."""
     truth = (rows.event, rows.time, follow.group, follow.inverse, follow.until)
     ones = np.ones((1, len(rows.time)))
     pairs_T = survival_weighted.auc_parts(ones, *truth, rows.risk, times_T=follow.times)[1][0]
@@ -237,7 +242,8 @@ def _ask_auc(rows: SurvivalPredictions, follow: FollowUp) -> Question:
     return Question(measure=measure_of("auc_t", auc_at_times), truth=truth, prediction=rows.risk)
 
 
-def _ask_brier(rows: SurvivalPredictions, follow: FollowUp) -> Question:
+def _brier(rows: SurvivalPredictions, follow: FollowUp) -> Question:
+    """Return the integrated Brier score of the survival curves."""
     return Question(
         measure=measure_of("integrated_brier", survival_weighted.mean_loss, higher_is_better=False),
         truth=(),
@@ -245,8 +251,8 @@ def _ask_brier(rows: SurvivalPredictions, follow: FollowUp) -> Question:
     )
 
 
-def _ask_calibration(rows: SurvivalPredictions, follow: FollowUp) -> Question:
-    """Compare observed and expected deaths at the middle time; at the last ones few are at risk."""
+def _calibration(rows: SurvivalPredictions, follow: FollowUp) -> Question:
+    """Return observed over expected deaths at the middle time; at late times few are at risk."""
     middle = (len(follow.times) - 1) // 2
     observed_expected = partial(
         survival_weighted.observed_expected, horizon=float(follow.times[middle])
@@ -259,10 +265,10 @@ def _ask_calibration(rows: SurvivalPredictions, follow: FollowUp) -> Question:
 
 
 def km_groups(rows: SurvivalPredictions) -> RiskGroups:
-    """Return the patients of high and of low risk, and whether they live equally long.
+    """Return the patients of high and of low risk, with the p value of a log-rank test.
 
     Each fold's model made the cut on its own training patients. A patient with several predictions
-    is of the group that most of them say, low where they are even, and counts once. The p value is
+    has the group of most of them, low if they are even, and counts once. The p value is
     a description: the patients of a fold helped to make the cuts of all others, so that it is
     smaller than chance would have it (Simon et al. 2011).
 
@@ -286,10 +292,10 @@ def km_groups(rows: SurvivalPredictions) -> RiskGroups:
 
 
 SCORES: dict[str, Callable[[SurvivalPredictions, FollowUp], Question]] = {
-    "harrell_c": _ask_harrell,
-    "harrell_c_folds": _ask_harrell_folds,
-    "uno_c": _ask_uno,
-    "auc_t": _ask_auc,
-    "integrated_brier": _ask_brier,
+    "harrell_c": _harrell,
+    "harrell_c_folds": _harrell_within_folds,
+    "uno_c": _uno,
+    "auc_t": _auc,
+    "integrated_brier": _brier,
 }
 """Measures of survival, the main one first."""

@@ -31,9 +31,9 @@ def concordance(
         event_S: True where the event was seen.
         time_S: Times to the event or to the end of follow-up.
         group_S: Rows with the same number are compared.
-        weight_S: Of the pairs in which this row's event comes first: 1 for Harrell's C, the squared
-            inverse probability of not being censored for Uno's, 0 after its horizon.
-        risk_S: HIGHER = WORSE.
+        weight_S: Weight of the pairs in which this row's event comes first: 1 for Harrell's C, the
+            squared inverse probability of not being censored for Uno's, 0 after its horizon.
+        risk_S: Risks, HIGHER = WORSE.
     """
     parts = [
         _pairs_in_order(w_RS[:, at], event_S[at], time_S[at], risk_S[at], weight_S[at])
@@ -45,14 +45,14 @@ def concordance(
 def _pairs_in_order(
     w_RP: Floats, event_P: Flags, time_P: Floats, risk_P: Floats, weight_P: Floats
 ) -> tuple[Floats, Floats]:
-    """Return comparable pairs [R] in the right order, and all of them; by blocks, memory 512 x P.
+    """Return the weights [R] of comparable pairs in the right order, and of all pairs.
 
     Args:
         w_RP: How often each patient was drawn.
         event_P: True where the event was seen.
         time_P: Times to the event or to the end of follow-up.
-        risk_P: HIGHER = WORSE.
-        weight_P: Of the pairs in which this patient's event comes first.
+        risk_P: Risks, HIGHER = WORSE.
+        weight_P: Weight of the pairs in which this patient's event comes first.
     """
     right_R, pairs_R = np.zeros(len(w_RP)), np.zeros(len(w_RP))
     # equality of times is meant: an event comes before one censored at the same time
@@ -78,7 +78,7 @@ def dynamic_auc(
     *,
     times_T: Floats,
 ) -> Floats:
-    """Return the mean over time [R] of the dynamic AUC, times weighted as in scikit-survival.
+    """Return the dynamic AUC's mean over time [R], weighted as in scikit-survival.
 
     AUC(t) is of those with an event until t against those followed beyond t, within groups; its
     mean is weighted by how many die up to each time since the one before (Kaplan-Meier of all
@@ -91,8 +91,8 @@ def dynamic_auc(
         group_S: Rows with the same number are compared.
         inverse_S: Inverse probability of not being censored up to the row's time; 0 without event.
         until_S: The group's last time that counts.
-        risk_S: HIGHER = WORSE.
-        times_T: Ascending.
+        risk_S: Risks, HIGHER = WORSE.
+        times_T: Times of the AUC, ascending.
     """
     right_RT, pairs_RT = auc_parts(
         w_RS, event_S, time_S, group_S, inverse_S, until_S, risk_S, times_T=times_T
@@ -100,8 +100,8 @@ def dynamic_auc(
     curve_RT = kaplan_meier(w_RS, event_S, time_S, times_T)
     lost_RT = -np.diff(curve_RT, axis=1, prepend=1.0)
     # a time at which nobody was lost has no weight, whether it has an AUC or not
-    found_RT = np.where(lost_RT > 0, divide(right_RT, pairs_RT) * lost_RT, 0.0)
-    return divide(found_RT.sum(axis=1), lost_RT.sum(axis=1))
+    weighted_RT = np.where(lost_RT > 0, divide(right_RT, pairs_RT) * lost_RT, 0.0)
+    return divide(weighted_RT.sum(axis=1), lost_RT.sum(axis=1))
 
 
 def auc_parts(
@@ -115,7 +115,7 @@ def auc_parts(
     *,
     times_T: Floats,
 ) -> tuple[Floats, Floats]:
-    """Return weights [R, T] of the pairs in the right order at each time, and of all pairs."""
+    """Return the weights [R, T] of pairs in the right order and of all pairs, at each time."""
     right_RT, pairs_RT = (np.zeros((len(w_RS), len(times_T))) for _ in range(2))
     for at in groups(group_S):
         before_end = times_T <= until_S[at].max()
@@ -147,7 +147,7 @@ def _group_auc(
 
 
 def kaplan_meier(w_RS: Floats, event_S: Flags, time_S: Floats, times_T: Floats) -> Floats:
-    """Return Kaplan-Meier curves [R, T] of rows drawn as often as the weights say."""
+    """Return the Kaplan-Meier curves [R, T] of weighted rows."""
     order = np.argsort(time_S, kind="stable")
     w_RS, event_S = w_RS[:, order], event_S[order]
     times_K, starts = np.unique(time_S[order], return_index=True)
@@ -155,14 +155,14 @@ def kaplan_meier(w_RS: Floats, event_S: Flags, time_S: Floats, times_T: Floats) 
     died_RK = np.add.reduceat(w_RS * event_S, starts, axis=1)
     stay_RK = 1 - np.nan_to_num(divide(died_RK, at_risk_RS[:, starts]))
     curve_RK = np.concatenate([np.ones((len(w_RS), 1)), stay_RK.cumprod(axis=1)], axis=1)
-    found_RT: Floats = curve_RK[:, np.searchsorted(times_K, times_T, side="right")]
-    return found_RT
+    survival_RT: Floats = curve_RK[:, np.searchsorted(times_K, times_T, side="right")]
+    return survival_RT
 
 
 def observed_expected(
     w_RS: Floats, event_S: Flags, time_S: Floats, survival_S: Floats, *, horizon: float
 ) -> Floats:
-    """Return the share who died until a time over the mean predicted share [R]; 1 is right.
+    """Return observed over expected deaths until a time [R]; 1 is right.
 
     Calibration in the large: it does not see whether the right patients have the low curves.
 
@@ -179,7 +179,7 @@ def observed_expected(
 
 
 def mean_loss(w_RS: Floats, loss_S: Floats) -> Floats:
-    """Return means [R] of a loss that each row has for itself."""
+    """Return the means [R] of a loss that is defined for each row."""
     mean_R: Floats = w_RS @ loss_S / w_RS.sum(axis=1)
     return mean_R
 
@@ -193,7 +193,7 @@ def brier_losses(
     times_T: Floats,
     free_T: Floats,
 ) -> Floats:
-    """Return each patient's part in the integrated Brier score, which is their mean.
+    """Return each patient's contribution to the integrated Brier score, which is their mean.
 
     The score is a mean over patients of terms with fixed weights, and so is its integral: a
     bootstrap needs no more than the mean of these.
@@ -202,8 +202,8 @@ def brier_losses(
         event_P: True where the event was seen.
         time_P: Times to the event or to the end of follow-up.
         inverse_P: Inverse probability of not being censored up to the own time; 0 without event.
-        curve_PT: S(t).
-        times_T: At least 2, ascending.
+        curve_PT: Predicted S(t).
+        times_T: At least 2 times, ascending.
         free_T: Probability of not being censored up to these times, above 0.
     """
     case_PT = (time_P[:, None] <= times_T) & event_P[:, None]

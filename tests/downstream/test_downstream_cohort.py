@@ -302,7 +302,7 @@ def test_half_a_label_is_listed_and_no_label_is_none() -> None:
 
 def test_columns_that_are_carried_along_may_be_null() -> None:
     table = labels(slide_id=["s1", "s2", "s3"], y=[1, 1, 0], site=[None, "north", None])
-    cohort = patient_table(lake_slides(), table, ["y"], also=["site", "y"])
+    cohort = patient_table(lake_slides(), table, ["y"], extra_columns=["site", "y"])
     assert cohort.patients.rows() == [("p1", ["s1", "s2"], 1, "north"), ("p2", ["s3"], 0, None)]
     assert site_of(["p1", "p1"], cohort, "site") == ["north", "north"]
     with pytest.raises(CohortError, match="1 patients have no site in 'site': p2; fill it in"):
@@ -313,7 +313,7 @@ def test_columns_that_are_carried_along_may_be_null() -> None:
     with pytest.raises(
         CohortError, match=r"conflicting values of 'site'.*p1: \['north', 'south'\]"
     ):
-        patient_table(lake_slides(), torn, ["y"], also=["site"])
+        patient_table(lake_slides(), torn, ["y"], extra_columns=["site"])
 
 
 def test_sites_of_tcga_barcodes() -> None:
@@ -394,7 +394,7 @@ def loaded(tmp_path: Path, text: str, **ids: Any) -> LabelTable:  # noqa: ANN401
 def test_ids_and_sites_of_a_table_are_text_to_the_letter(tmp_path: Path) -> None:
     slides = lake_slides([("0012", "7", "ready"), ("12", "07", "ready"), ("12.10", "x", "ready")])
     text = "Slide_ID;Grade ;Site\n0012;1,5;12.10\n12;2;12.1\n12.10;3;012\n"
-    cohort = patient_table(slides, loaded(tmp_path, text), ["grade"], also=["site"])
+    cohort = patient_table(slides, loaded(tmp_path, text), ["grade"], extra_columns=["site"])
     assert cohort.patients.rows() == [
         ("07", ["12"], 2.0, "12.1"),
         ("7", ["0012"], 1.5, "12.10"),
@@ -426,8 +426,8 @@ def test_ids_and_sites_of_a_table_are_text_to_the_letter(tmp_path: Path) -> None
 def test_near_ids_sites_and_classes_are_refused(tmp_path: Path, text: str, message: str) -> None:
     def join(**ids: Any) -> pl.DataFrame:  # noqa: ANN401
         table = loaded(tmp_path, text, **ids)
-        also = ["z"] if "z" in table.table.columns else []
-        return patient_table(lake_slides(), table, ["y"], also=also).patients
+        extra_columns = ["z"] if "z" in table.table.columns else []
+        return patient_table(lake_slides(), table, ["y"], extra_columns=extra_columns).patients
 
     with pytest.raises(CohortError, match=message):
         join()

@@ -58,8 +58,8 @@ def finish(folder: Path, kind: str, output: Output) -> dict[str, Any]:
     """Return the last output of the command, which runs in this process and its Ray."""
     output.readouterr()
     slidelake.app(words(folder, kind), standalone_mode=False)
-    result: dict[str, Any] = json.loads(output.readouterr().out.strip().splitlines()[-1])
-    return result
+    printed: dict[str, Any] = json.loads(output.readouterr().out.strip().splitlines()[-1])
+    return printed
 
 
 @pytest.mark.timeout(1200)

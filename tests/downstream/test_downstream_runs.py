@@ -157,7 +157,7 @@ def test_a_test_patient_changes_nobody_elses_prediction(
     for slide in victim.slide_ids:
         features["good"][slide][:] = 50.0
     poisoned = build(tmp_path / "lake", features)
-    clean, changed = (rows(where, cell) for where in (lake, poisoned))
+    clean, changed = (rows(one_lake, cell) for one_lake in (lake, poisoned))
     assert [row for row in changed if row["patient_id"] != victim.patient_id] == [
         row for row in clean if row["patient_id"] != victim.patient_id
     ]
@@ -187,11 +187,15 @@ def test_a_slide_of_two_patients_is_refused(lake: Lake) -> None:
 
 def test_mil_run(lake: Lake) -> None:
     made = study(lake, margin=0.1)
-    result = execute(lake, made, COHORT, Inline(lake))
-    assert set(result["metrics"]) == {"good", "noise", "good+noise"}
-    assert result["metrics"]["good"]["metric"] == "auroc"
-    assert (result["patients"], result["slides"], result["missing"]) == (12, 24, ["p99"])
-    assert json.loads(lake.read_bytes(f"runs/{made.run}/result.json")) == result
+    study_result = execute(lake, made, COHORT, Inline(lake))
+    assert set(study_result["metrics"]) == {"good", "noise", "good+noise"}
+    assert study_result["metrics"]["good"]["metric"] == "auroc"
+    assert (study_result["patients"], study_result["slides"], study_result["missing"]) == (
+        12,
+        24,
+        ["p99"],
+    )
+    assert json.loads(lake.read_bytes(f"runs/{made.run}/result.json")) == study_result
     predictions = table(lake, made.run, "predictions")
     tested = predictions.filter(pl.col("part") == "test")
     assert tested.height == 36
@@ -199,17 +203,17 @@ def test_mil_run(lake: Lake) -> None:
     for name in made.features:
         part = tested.filter(pl.col("arm") == name)
         area = roc_auc_score(part["label"].cast(pl.Int64), part["score"])
-        assert result["metrics"][name]["estimate"] == pytest.approx(area, abs=1e-12)
-    assert result["metrics"]["good"]["estimate"] > 0.9
-    assert {row["one"] for row in result["comparisons"]} == {"noise", "good+noise"}
-    assert all(row["other"] == "good" for row in result["comparisons"])
+        assert study_result["metrics"][name]["estimate"] == pytest.approx(area, abs=1e-12)
+    assert study_result["metrics"]["good"]["estimate"] > 0.9
+    assert {row["one"] for row in study_result["comparisons"]} == {"noise", "good+noise"}
+    assert all(row["other"] == "good" for row in study_result["comparisons"])
     rows = run_table(lake).filter(pl.col("run") == made.run)
-    assert rows.height == sum(len(m["measures"]) for m in result["metrics"].values())
+    assert rows.height == sum(len(m["measures"]) for m in study_result["metrics"].values())
     (first,) = rows.filter((pl.col("arm") == "good") & pl.col("main")).to_dicts()
-    assert first["estimate"] == result["metrics"]["good"]["estimate"]
+    assert first["estimate"] == study_result["metrics"]["good"]["estimate"]
     assert (first["measure"], first["model"], first["seed"]) == ("auroc", "abmil", 0)
     assert first["lake_version"] == lake.version
-    coverage = result["coverage"]["good"]
+    coverage = study_result["coverage"]["good"]
     assert coverage["target"] == 0.95
     assert 0 <= coverage["coverage"] <= 1
     assert coverage["aurc"] >= coverage["optimal_aurc"]
@@ -230,10 +234,12 @@ def test_mil_run(lake: Lake) -> None:
 
 def test_survival_run(lake: Lake) -> None:
     made = study(lake, "survival", models=("cox", "abmil"), reference="good / cox")
-    result = execute(lake, made, COHORT, Inline(lake))
-    assert result["kind"] == "survival"
-    assert set(result["metrics"]) == {f"{f} / {m}" for f in made.features for m in made.models}
-    good = result["metrics"]["good / cox"]
+    study_result = execute(lake, made, COHORT, Inline(lake))
+    assert study_result["kind"] == "survival"
+    assert set(study_result["metrics"]) == {
+        f"{f} / {m}" for f in made.features for m in made.models
+    }
+    good = study_result["metrics"]["good / cox"]
     assert good["estimate"] > 0.6
     assert {"uno_c", "integrated_brier", "auc_t"} <= set(good["measures"])
     predictions = table(lake, made.run, "predictions").filter(pl.col("part") == "test")
@@ -245,7 +251,7 @@ def test_survival_run(lake: Lake) -> None:
     assert np.mean(odd["rank"].to_numpy()) > np.mean(rank)
     assert part["high"].sum() == pytest.approx(6, abs=3)
     curves = np.array(predictions["curve"].to_list())
-    assert curves.shape == (6 * PATIENTS, len(result["curve_times"]))
+    assert curves.shape == (6 * PATIENTS, len(study_result["curve_times"]))
     assert (np.diff(curves, axis=1) <= 1e-9).all()
     assert curves.min() >= 0
     assert curves.max() <= 1
@@ -266,8 +272,8 @@ def test_heads_of_survival_find_the_signal(lake: Lake, head: str) -> None:
         head=head,
         settings=MilSettings(hidden=16, epochs=30, learning_rate=3e-3, bins=2),
     )
-    result = execute(lake, made, COHORT, Inline(lake))
-    assert result["metrics"]["good"]["estimate"] > 0.65
+    study_result = execute(lake, made, COHORT, Inline(lake))
+    assert study_result["metrics"]["good"]["estimate"] > 0.65
 
 
 def test_models_and_probes_side_by_side(lake: Lake) -> None:
@@ -275,8 +281,8 @@ def test_models_and_probes_side_by_side(lake: Lake) -> None:
     ids, label = [f"p{p:02d}" for p in range(PATIENTS)], [p % 2 for p in range(PATIENTS)]
     splits = tuple(nested_folds(ids, label, folds=6, inner=1, seed=0))
     made = study(lake, features=("good",), models=models, reference="good / linear", splits=splits)
-    result = execute(lake, made, COHORT, Inline(lake))
-    assert set(result["arms"]) == {f"good / {model}" for model in models}
+    study_result = execute(lake, made, COHORT, Inline(lake))
+    assert set(study_result["arms"]) == {f"good / {model}" for model in models}
     predictions = table(lake, made.run, "predictions").filter(pl.col("part") == "test")
     for model in ("linear", "knn"):
         # by fold: with eight training patients the folds' scores are not on one scale
@@ -291,8 +297,8 @@ def test_inner_splits_are_an_ensemble(lake: Lake) -> None:
     ids = [f"p{p:02d}" for p in range(PATIENTS)]
     splits = tuple(nested_folds(ids, label, folds=2, inner=3, seed=0))
     made = study(lake, features=("good",), splits=splits, seeds=2)
-    result = execute(lake, made, COHORT, Inline(lake))
-    assert (result["folds"], result["inner"], result["seeds"]) == (2, 3, 2)
+    study_result = execute(lake, made, COHORT, Inline(lake))
+    assert (study_result["folds"], study_result["inner"], study_result["seeds"]) == (2, 3, 2)
     predictions = table(lake, made.run, "predictions")
     test = predictions.filter(pl.col("part") == "test")
     assert test.height == PATIENTS * 2
@@ -356,10 +362,10 @@ def test_other_tasks(lake: Lake, task: str) -> None:
     strata = [int(p.outcome[0]) if task == "multiclass" else 0 for p in patients]
     splits = tuple(nested_folds(ids, strata, folds=2, inner=2, seed=0))
     made = replace(made, patients=patients, classes=classes[task], splits=splits)
-    result = execute(lake, made, COHORT, Inline(lake))
+    study_result = execute(lake, made, COHORT, Inline(lake))
     main = {"multiclass": "auroc", "multilabel": "auroc", "regression": "r2"}[task]
-    assert result["metrics"]["good"]["metric"] == main
-    assert len(result["metrics"]["good"]["measures"]) >= 2
+    assert study_result["metrics"]["good"]["metric"] == main
+    assert len(study_result["metrics"]["good"]["measures"]) >= 2
     predictions = table(lake, made.run, "predictions")
     assert set(predictions["part"]) == {"test", "validation"}
 
@@ -369,13 +375,13 @@ def test_a_killed_run_goes_on_and_a_finished_one_is_read(lake: Lake) -> None:
     with pytest.raises(KeyboardInterrupt):
         execute(lake, made, COHORT, Inline(lake, most=1))
     second, third = Inline(lake), Inline(lake)
-    result = execute(lake, made, COHORT, second)
+    study_result = execute(lake, made, COHORT, second)
     assert second.calls == [(2, 1)]
-    assert execute(lake, made, COHORT, third) == result
+    assert execute(lake, made, COHORT, third) == study_result
     assert third.calls == []
     unbroken = execute(lake, replace(made, labels_sha256="1"), COHORT, Inline(lake))
-    assert unbroken["metrics"] == result["metrics"]
-    assert unbroken["run"] != result["run"]
+    assert unbroken["metrics"] == study_result["metrics"]
+    assert unbroken["run"] != study_result["run"]
 
 
 def test_each_file_of_a_finished_run_is_checked(lake: Lake) -> None:

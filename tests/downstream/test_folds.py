@@ -195,8 +195,8 @@ def test_splits_kept_with_a_run_come_back() -> None:
 
 
 def test_strata_are_of_equal_size() -> None:
-    values = np.random.default_rng(0).exponential(size=100).tolist()
-    assert sorted(Counter(strata(values)).values()) == [25] * 4
+    numbers = np.random.default_rng(0).exponential(size=100).tolist()
+    assert sorted(Counter(strata(numbers)).values()) == [25] * 4
 
 
 def test_leakage_is_refused_and_named() -> None:

@@ -20,7 +20,7 @@ from downstream.measures.class_measures import classification_measures
 from downstream.measures.intervals import compare
 from downstream.probes.fit import fit_probe
 from downstream.probes.probe_folds import tile_splits
-from downstream.probes.probe_labels import _by_place, at_most, read_tile_labels
+from downstream.probes.probe_labels import _match_places, read_tile_labels, sample_labels
 from downstream.probes.probe_result import metrics_of
 from downstream.probes.probe_spec import ProbeError, ProbeOptions
 from downstream.probes.tile_probe import run_probe
@@ -68,7 +68,7 @@ def truth_of(lake: Lake) -> pl.DataFrame:
     tiles = lake.tiles(mpp=MPP).select("slide_id", "tile_id", "x", "y").collect()
     tiles = tiles.sort("slide_id", "tile_id")
     label = np.concatenate([label_of(n) for n in range(len(slide_names()))])
-    kinds = pl.Series("tissue", ["tumour" if value else "stroma" for value in label])
+    kinds = pl.Series("tissue", ["tumour" if is_tumour else "stroma" for is_tumour in label])
     return tiles.with_columns(kinds)
 
 
@@ -85,7 +85,7 @@ def table(truth: pl.DataFrame, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 
 @pytest.fixture(scope="module")
-def result(lake: Lake, table: Path) -> dict[str, Any]:
+def probe_result(lake: Lake, table: Path) -> dict[str, Any]:
     return run_probe(lake.uri, table, "tissue", ["good", "patient"], mpp=MPP)
 
 
@@ -145,7 +145,7 @@ def test_of_overlapping_tiles_the_nearest_middle_covers_a_place() -> None:
                           "y": xy[:, 1].astype(float), "side": float(side)})  # fmt: skip
     query_places = pl.DataFrame({"slide_id": "s", "x": places[:, 0].astype(float),
                           "y": places[:, 1].astype(float)})  # fmt: skip
-    covering = _by_place(query_places, tiles)["tile_id"].to_list()
+    covering = _match_places(query_places, tiles)["tile_id"].to_list()
     apart = places[:, None] - xy[None]
     covers = ((apart >= 0) & (apart < side)).all(axis=2)
     far = np.where(covers, ((apart - side / 2) ** 2).sum(axis=2), np.inf)
@@ -191,25 +191,25 @@ def test_contradictions_are_refused(lake: Lake, truth: pl.DataFrame, tmp_path: P
 
 def test_at_most_takes_of_every_class(lake: Lake, table: Path) -> None:
     tile_labels = read_tile_labels(lake, table, "tissue", mpp=MPP)
-    less = at_most(tile_labels, 40, seed=0)
+    less = sample_labels(tile_labels, 40, seed=0)
     whole, part = (Counter(labels.rows["label"]) for labels in (tile_labels, less))
     assert all(abs(part[c] - whole[c] * 40 / 192) <= 1 for c in (0, 1))
     assert set(less.rows["tile_id"]) < set(tile_labels.rows["tile_id"])
     assert less.rows["tile_id"].is_sorted()
     assert less.notes[-1] == f"{less.rows.height} of 192 labelled tiles are used, drawn at random"
-    assert at_most(tile_labels, 192, seed=0) is tile_labels
+    assert sample_labels(tile_labels, 192, seed=0) is tile_labels
 
 
 # ---------------------------------------------------------------------- folds
 
 
 def test_predictions_are_of_probes_that_saw_no_tile_of_the_patient(
-    lake: Lake, truth: pl.DataFrame, result: dict[str, Any]
+    lake: Lake, truth: pl.DataFrame, probe_result: dict[str, Any]
 ) -> None:
-    splits = from_table(stored(lake, result["run"], "splits"))
+    splits = from_table(stored(lake, probe_result["run"], "splits"))
     tested = [patient for split in splits for patient in split.test]
     assert sorted(tested) == [f"p{n:02d}" for n in range(PATIENTS)]
-    predictions = stored(lake, result["run"], "predictions")
+    predictions = stored(lake, probe_result["run"], "predictions")
     features = tile_features()
     x = np.concatenate([features["good"][name] for name in slide_names()])
     y = (truth["tissue"] == "tumour").to_numpy().astype(int)
@@ -227,9 +227,9 @@ def test_predictions_are_of_probes_that_saw_no_tile_of_the_patient(
         assert set(arm_rows.filter(pl.Series(test))["fold"]) == {split.fold}
 
 
-def test_a_teacher_that_only_knows_the_patient_knows_nothing(result: dict[str, Any]) -> None:
+def test_a_teacher_that_only_knows_the_patient_knows_nothing(probe_result: dict[str, Any]) -> None:
     """Were tiles of a patient on two sides, its usual label would be found: AUROC about 0.75."""
-    metrics = result["metrics"]
+    metrics = probe_result["metrics"]
     for model in ("linear", "knn"):
         assert metrics[f"good / {model}"]["low"] > 0.7
         assert metrics[f"patient / {model}"]["estimate"] < 0.65
@@ -242,11 +242,11 @@ def test_a_teacher_that_only_knows_the_patient_knows_nothing(result: dict[str, A
 
 
 def test_measures_are_scikit_learns(
-    lake: Lake, truth: pl.DataFrame, result: dict[str, Any]
+    lake: Lake, truth: pl.DataFrame, probe_result: dict[str, Any]
 ) -> None:
     y = (truth["tissue"] == "tumour").to_numpy().astype(int)
-    predictions = stored(lake, result["run"], "predictions")
-    for arm, arm_metrics in result["metrics"].items():
+    predictions = stored(lake, probe_result["run"], "predictions")
+    for arm, arm_metrics in probe_result["metrics"].items():
         arm_rows = predictions.filter(pl.col("arm") == arm)
         score = np.array(arm_rows["probabilities"].to_list())[:, 1]
         measures = arm_metrics["measures"]
@@ -258,15 +258,19 @@ def test_measures_are_scikit_learns(
         for measure in measures.values():
             assert measure["low"] <= measure["estimate"] <= measure["high"]
             assert (measure["method"], measure["resamples"]) == ("bca", 2000)
-    assert (result["patients"], result["slides"], result["tiles"]) == (12, 24, 192)
-    assert sum(result["tiles_of_class"].values()) == 192
+    assert (probe_result["patients"], probe_result["slides"], probe_result["tiles"]) == (
+        12,
+        24,
+        192,
+    )
+    assert sum(probe_result["tiles_of_class"].values()) == 192
 
 
-def test_arms_are_compared_on_the_same_tiles(lake: Lake, result: dict[str, Any]) -> None:
-    rows = {row["one"]: row for row in result["comparisons"]}
+def test_arms_are_compared_on_the_same_tiles(lake: Lake, probe_result: dict[str, Any]) -> None:
+    rows = {row["one"]: row for row in probe_result["comparisons"]}
     assert set(rows) == {"good / knn", "patient / linear", "patient / knn"}
-    predictions = stored(lake, result["run"], "predictions")
-    arms = {arm: predictions.filter(pl.col("arm") == arm) for arm in result["metrics"]}
+    predictions = stored(lake, probe_result["run"], "predictions")
+    arms = {arm: predictions.filter(pl.col("arm") == arm) for arm in probe_result["metrics"]}
     score = {arm: part["score"].to_numpy() for arm, part in arms.items()}
     y = (arms["good / linear"]["label"] == "tumour").to_numpy().astype(int)
     owner = arms["good / linear"]["patient_id"].to_list()
@@ -297,13 +301,13 @@ def test_a_reference_and_a_margin(lake: Lake, table: Path) -> None:
 
 
 def test_a_run_has_a_page_with_what_it_got_wrong(
-    lake: Lake, table: Path, result: dict[str, Any]
+    lake: Lake, table: Path, probe_result: dict[str, Any]
 ) -> None:
-    page = lake.read_bytes(f"runs/{result['run']}/report.html").decode()
+    page = lake.read_bytes(f"runs/{probe_result['run']}/report.html").decode()
     assert "192 labelled tiles" in page
     assert "tumour, predicted as another class" in page
     assert "Attention" not in page.partition("How to read it")[0]
-    run = read_run(lake, result["run"])
+    run = read_run(lake, probe_result["run"])
     assert int(confusion_counts(run, "good / linear").sum()) == 192
     rows = run.rows("good / linear")
     for strip in mistakes(lake, run):
@@ -317,7 +321,7 @@ def test_a_run_has_a_page_with_what_it_got_wrong(
         assert max(patients.count(one) for one in patients) <= 2
         assert set(patients) <= set(wrong["patient_id"])
     # taken away, it is written again without probing anew
-    path = Path(lake.uri) / "runs" / result["run"] / "report.html"
+    path = Path(lake.uri) / "runs" / probe_result["run"] / "report.html"
     path.unlink()
     run_probe(lake.uri, table, "tissue", ["good", "patient"], mpp=MPP)
     assert path.exists()
@@ -368,16 +372,18 @@ def test_few_shots_are_drawn_again_and_again(lake: Lake, table: Path) -> None:
         run_probe(lake.uri, table, "tissue", ["good"], mpp=MPP, options=replace(options, shots=90))
 
 
-def test_a_finished_result_is_found_again(lake: Lake, table: Path, result: dict[str, Any]) -> None:
-    path = Path(lake.uri) / "runs" / result["run"] / "result.json"
+def test_a_finished_result_is_found_again(
+    lake: Lake, table: Path, probe_result: dict[str, Any]
+) -> None:
+    path = Path(lake.uri) / "runs" / probe_result["run"] / "result.json"
     before = path.stat().st_mtime_ns
     again = run_probe(lake.uri, table, "tissue", ["good", "patient"], mpp=MPP)
-    assert again == json.loads(path.read_text()) == result
+    assert again == json.loads(path.read_text()) == probe_result
     assert path.stat().st_mtime_ns == before
     other = run_probe(
         lake.uri, table, "tissue", ["noise"], mpp=MPP, options=ProbeOptions(models=("knn",), seed=1)
     )
-    assert other["run"] != result["run"]
+    assert other["run"] != probe_result["run"]
     assert list(other["metrics"]) == ["noise / knn"]
 
 
@@ -389,12 +395,12 @@ def test_options_are_checked(options: dict[str, Any]) -> None:
         ProbeOptions(**options)
 
 
-def test_the_command(lake: Lake, table: Path, result: dict[str, Any]) -> None:
+def test_the_command(lake: Lake, table: Path, probe_result: dict[str, Any]) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "slidelake", "probe", lake.uri, "--labels", str(table), "--target",
          "tissue", "--features", "good", "--features", "patient", "--json"],
         cwd=ROOT, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout.splitlines()[-1]) == result
+    assert json.loads(done.stdout.splitlines()[-1]) == probe_result
     assert open_lake(lake.uri).version == lake.version

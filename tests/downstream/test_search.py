@@ -94,8 +94,8 @@ def test_nearest_tiles_are_those_of_scikit_learn(
     assert len({r["tile_id"] for r in answer["results"]}) == 9
     assert [r["rank"] for r in answer["results"]] == list(range(1, 10))
     for r in answer["results"]:
-        where = frame.row(by_predicate=pl.col("tile_id") == r["tile_id"], named=True)
-        assert where == {name: r[name] for name in where}
+        tile_row = frame.row(by_predicate=pl.col("tile_id") == r["tile_id"], named=True)
+        assert tile_row == {name: r[name] for name in tile_row}
         assert r["patient"] == PATIENTS.get(r["slide_id"], r["slide_id"])
         assert r["same_slide"] == (r["slide_id"] == slide)
         assert r["same_patient"] == (r["patient"] == PATIENTS.get(slide))
@@ -139,12 +139,12 @@ def test_index_of_few_tiles_is_refused_before_anything_is_searched(folder: Path)
 
 
 @given(st.data())
-def test_tile_at_is_the_tile_that_covers_the_place(data: st.DataObject) -> None:
-    step, side = data.draw(st.sampled_from([(10, 10), (4, 10), (10, 7)]))
-    cells = sorted(data.draw(st.sets(st.tuples(st.integers(0, 5), st.integers(0, 5)), min_size=1)))
+def test_tile_at_is_the_tile_that_covers_the_place(draws: st.DataObject) -> None:
+    step, side = draws.draw(st.sampled_from([(10, 10), (4, 10), (10, 7)]))
+    cells = sorted(draws.draw(st.sets(st.tuples(st.integers(0, 5), st.integers(0, 5)), min_size=1)))
     y, x = (np.array(cells) * step).T.astype(np.int32)
     bag = Bag(slide_id="s", tile_id=np.arange(len(x)), x=x, y=y, by_teacher={})
-    place = data.draw(st.tuples(st.integers(-5, 70), st.integers(-5, 70)))
+    place = draws.draw(st.tuples(st.integers(-5, 70), st.integers(-5, 70)))
     covering = [
         ((2 * x[i] + side - 2 * place[0]) ** 2 + (2 * y[i] + side - 2 * place[1]) ** 2, i)
         for i in range(len(x))
@@ -270,9 +270,9 @@ def _undrawn(keys: npt.NDArray[np.int64]) -> set[int]:
 
 
 def search(*args: str) -> str:
-    result = CliRunner().invoke(app, ["search", *args])
-    assert result.exit_code == 0, result.output
-    return result.stdout
+    invocation = CliRunner().invoke(app, ["search", *args])
+    assert invocation.exit_code == 0, invocation.output
+    return invocation.stdout
 
 
 def test_command_prints_lines_and_json(lake: Lake, folder: Path) -> None:
@@ -295,7 +295,7 @@ def test_picture_shows_the_tiles_that_were_found(lake: Lake, folder: Path, tmp_p
     answer = json.loads(search(*args, "--out", str(page)))
     assert answer["picture"] == str(page)
     text = page.read_text()
-    shown = [b64decode(data) for data in re.findall(r"data:image/jpeg;base64,([^\"]+)", text)]
+    shown = [b64decode(encoded) for encoded in re.findall(r"data:image/jpeg;base64,([^\"]+)", text)]
     keys = [answer["like"]["tile_id"], *(row["tile_id"] for row in answer["results"])]
     assert shown == [jpeg_of(key) for key in keys]
     assert "http" not in text

@@ -21,12 +21,12 @@ TileLoss = Literal["cross_entropy", "smooth_svm"]
 
 
 class Clam(Aggregator):
-    """CLAM-SB (`multi_branch=False`) or CLAM-MB.
+    """CLAM with one attention branch (CLAM-SB) or one per class (CLAM-MB).
 
     The whole loss is 0.7 x the bag's + 0.3 x `auxiliary`. Differences from the released code:
 
     - Bags come in padded batches, and each may have a label of its own.
-    - A bag with fewer than 2 K tiles takes N // 2 at either end, where the code takes K twice, so
+    - A bag with fewer than 2 K tiles has N // 2 at either end, where the code has K twice, so
       that a tile may be positive and negative at once, or stops with an error below K.
     - Where classes exclude each other (`subtyping`) the sum over classes is divided by C, as there.
 
@@ -34,12 +34,12 @@ class Clam(Aggregator):
         width: Feature width D.
         classes: Classes C, at least 2.
         multi_branch: One attention and one embedding for each class.
-        hidden: Width H of the layer before.
+        hidden: Width H of the first layer.
         attention: Width of the gated attention.
-        dropout: After the layer, and in the attention.
-        tiles: K, picked at either end.
-        tile_loss: What the tiles are trained with.
-        subtyping: Classes exclude each other, so that the most attended tiles of a bag are
+        dropout: Dropout after the first layer and in the attention.
+        tiles: Number K of tiles picked at either end.
+        tile_loss: Loss of the tile classifiers.
+        subtyping: Whether classes exclude each other, so that the most attended tiles of a bag are
             negatives of every other class.
     """
 
@@ -70,11 +70,11 @@ class Clam(Aggregator):
         self.tile_loss, self.subtyping = tile_loss, subtyping
 
     def pool(self, x_BND: Tensor, mask_BN: Tensor, coords_BNK: Tensor | None) -> Pooled:
-        """Return the attention-weighted mean of tiles, one a branch.
+        """Return the attention-weighted mean of tiles, one per branch.
 
-        The extras are what `auxiliary` needs: `branches` [B, A, N] attention, and `picked`
+        The extras hold the inputs of `auxiliary`: `branches` [B, A, N] attention, and `picked`
         [B, A, 2, K, C, 2] tile logits of the most and the least attended tiles, with `counted`
-        [B, K], which of the K there are.
+        [B, K], whether each of the K exists.
         """
         del coords_BNK
         h_BNH = self.stem(x_BND)
@@ -91,7 +91,7 @@ class Clam(Aggregator):
         )
 
     def auxiliary(self, pooled: Pooled, target: Tensor) -> Tensor:
-        """Return the loss of the picked tiles [B]: the label's class, and others' if `subtyping`.
+        """Return the loss of the picked tiles [B], of all classes if `subtyping`, else the label's.
 
         Raises:
             MilError: The labels are no class indices [B], or the model was in evaluation mode, in
@@ -129,7 +129,7 @@ class Clam(Aggregator):
         }
 
     def _by_class(self, picked: Tensor) -> Tensor:
-        """Return logits [B, C, 2, K, 2]: each class' own classifier on its picked tiles."""
+        """Return the logits [B, C, 2, K, 2] of each class' own classifier on its picked tiles."""
         if self.branches == 1:
             return picked[:, 0].permute(0, 3, 1, 2, 4)
         return picked.diagonal(dim1=1, dim2=4).movedim(-1, 1)
@@ -146,7 +146,7 @@ class Clam(Aggregator):
 def smooth_svm(
     logits_BC: Tensor, label_B: Tensor, *, margin: float = 1.0, temperature: float = 1.0
 ) -> Tensor:
-    """Return the smooth top-1 SVM, one value a sample [B].
+    """Return the smooth top-1 SVM loss, one value per sample [B].
 
     temperature * log sum_c exp((s_c + margin [c != y] - s_y) / temperature), which tends to the
     multi-class hinge as the temperature goes to 0. Source: Berrada et al. 2018 (arXiv 1802.07595);

@@ -1,4 +1,4 @@
-"""Dropout that does not take longer than the layer before it.
+"""Dropout that is not slower than the layer before it.
 
 torch draws a Bernoulli number a unit from one serial generator: on CPUs, with two matrix products
 of ABMIL beside it, that was a quarter of a training step. Here four units share 64 random bits.
@@ -13,12 +13,12 @@ _LEVELS = 2**16
 class Dropout(nn.Dropout):
     """Dropout as torch has it: units are 0 with probability `p`, others are divided by `1 - p`.
 
-    On CPUs `p` is taken to the nearest 1 / 65,536, and the bits come from torch's default
+    On CPUs `p` is rounded to the nearest 1 / 65,536, and the bits come from torch's default
     generator; on other devices it is torch's own.
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        """Drop units in training; x as it is else."""
+        """Return x with dropped units in training; x unchanged otherwise."""
         dropped = round(self.p * _LEVELS)
         if not self.training or not 0 < dropped < _LEVELS or x.device.type != "cpu":
             return super().forward(x)

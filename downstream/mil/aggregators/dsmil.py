@@ -16,16 +16,16 @@ class Dsmil(Aggregator):
 
     The whole loss is half the bag's and half that of the highest tile logit of each class; the
     paper's other output, the mean of both logits, can be had from the extra `max_logits`.
-    Differences from the released code: it takes the critical tile of class c >= 1 from features
+    Differences from the released code: it picks the critical tile of class c >= 1 from features
     that it has sorted for class c - 1 already, here each class has its own; and a layer comes
     before, as in the other models here. torchmil's has one class and by default no value layer.
 
     Args:
         width: Feature width D.
         classes: Classes C; 1 for a binary task with one logit.
-        hidden: Width H of the layer before.
+        hidden: Width H of the first layer.
         query: Width Q of the queries.
-        dropout: After the layer, and before the values.
+        dropout: Dropout after the first layer and before the values.
     """
 
     auxiliary_share = 0.5
@@ -53,7 +53,7 @@ class Dsmil(Aggregator):
     def pool(self, x_BND: Tensor, mask_BN: Tensor, coords_BNK: Tensor | None) -> Pooled:
         """Return the embeddings of all classes side by side [B, C H].
 
-        One linear layer on them is the paper's convolution over classes. The extras: `branches`
+        One linear layer on them is the paper's convolution over classes. The extras hold `branches`
         [B, C, N] attention, `tile_logits` [B, N, C], `max_logits` [B, C].
         """
         del coords_BNK
@@ -75,8 +75,8 @@ class Dsmil(Aggregator):
     def auxiliary(self, pooled: Pooled, target: Tensor) -> Tensor:
         """Return the loss of the highest tile logits [B].
 
-        Cross-entropy for class indices [B]; the mean binary one for one logit, or for labels
-        [B, C] of which several may hold. The paper takes the binary one always.
+        Cross-entropy for class indices [B]; the mean binary cross-entropy for one logit, or for
+        labels [B, C] of which several may hold. The paper always has the binary one.
         """
         logits_BC = pooled.extras["max_logits"].float()
         if self.classes > 1 and target.ndim == 1:

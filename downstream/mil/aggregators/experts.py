@@ -1,7 +1,7 @@
 """Two heads on one aggregator for long-tailed classes, after MDE-MIL without its text branch.
 
 One head learns from bags as they come, which keeps the common classes right; the other from bags
-drawn class by class, which does not let the rare ones go under; a term holds them together.
+drawn class by class, so that rare classes are learnt too; a third term keeps them in agreement.
 
 Shape letters: B bags, C classes.
 """
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Opinions:
-    """Logits [B, C] of both heads, and what they were made from."""
+    """Logits [B, C] of both heads, and the pooled embedding they were computed from."""
 
     natural: Tensor
     balanced: Tensor
@@ -37,9 +37,9 @@ class Experts(MilModel):
     text vectors. The aggregator's own loss, if it has one, is not used.
 
     Args:
-        aggregator: Shared by both.
-        task: multiclass.
-        agreement: Weight of the term that holds the heads together.
+        aggregator: Aggregator that both heads share.
+        task: A multiclass task.
+        agreement: Weight of the term that keeps the heads in agreement.
         mean_D: See `MilModel`.
         std_D: See `MilModel`.
 
@@ -96,9 +96,9 @@ class Experts(MilModel):
 
         Args:
             natural: Bags in natural order.
-            natural_label_B: Their classes.
+            natural_label_B: Class of each natural bag.
             balanced: Bags in the order of `losses.balanced_order`.
-            balanced_label_B: Their classes.
+            balanced_label_B: Class of each balanced bag.
         """
         one = self.opinions(natural.x, natural.mask, natural.coords)
         other = self.opinions(balanced.x, balanced.mask, balanced.coords)

@@ -1,4 +1,4 @@
-"""Several teachers' features of a tile made one, in front of any aggregator.
+"""Fusion of several teachers' features of a tile into one vector, before any aggregator.
 
 Features come side by side, as a feature set `a+b` of a lake is read. A teacher with a large scale
 or width does not drown the others: each is normalised before anything is mixed.
@@ -17,10 +17,10 @@ from downstream.mil.padded_bags import Aggregator, MilError, Pooled
 
 
 class Concat(nn.Module):
-    """A norm and a linear layer for each teacher, side by side, then one layer.
+    """Fusion by a norm and a linear layer for each teacher, side by side, then one layer.
 
     Args:
-        widths: Feature width of each teacher, in their order in the feature set.
+        widths: Feature width of each teacher, in the order of the feature set.
         hidden: Fused width E.
     """
 
@@ -33,19 +33,19 @@ class Concat(nn.Module):
 
     def forward(self, x_BND: Tensor) -> Tensor:
         """Return fused features [B, N, E]."""
-        return self.join(torch.cat(_mapped(self, x_BND), dim=-1))  # type: ignore[no-any-return]
+        return self.join(torch.cat(_mapped_features(self, x_BND), dim=-1))  # type: ignore[no-any-return]
 
 
 class ShazamGate(nn.Module):
-    """Teachers as tokens of a tile: a gate weighs them, attention between them mixes them.
+    """Fusion of teachers as tokens of a tile: a gate weighs them, then attention mixes them.
 
     After Shazam (last layer's features only). Differences: the gate comes after the norm, because
     LayerNorm(w x) = LayerNorm(x) leaves a gate before it without effect; no norm follows the gate
-    before the first product. `reconstruct` gives each teacher's own (fixed) features as targets
+    before the first product. `reconstruct` uses each teacher's own (fixed) features as targets
     where Shazam aligns trainable projections, which can meet in a constant.
 
     Args:
-        widths: Feature width of each teacher, in their order in the feature set.
+        widths: Feature width of each teacher, in the order of the feature set.
         hidden: Fused width E.
         blocks: Attention blocks between the teachers of a tile, single-headed as in Shazam.
     """
@@ -79,7 +79,7 @@ class ShazamGate(nn.Module):
         """
         count_B = mask_BN.sum(dim=1)
         total_B = fused_BNE.new_zeros(len(fused_BNE), dtype=torch.float32)
-        for back, part in zip(self.back, _parts(self, x_BND), strict=True):
+        for back, part in zip(self.back, _teacher_columns(self, x_BND), strict=True):
             target = F.layer_norm(part.detach().float(), part.shape[-1:])
             rebuilt = back(fused_BNE).float()
             loss_BN = 1 - F.cosine_similarity(rebuilt, target, dim=-1)
@@ -88,16 +88,16 @@ class ShazamGate(nn.Module):
         return total_B / len(self.widths)
 
     def _tokens(self, x_BND: Tensor) -> Tensor:
-        """Return a token a teacher [B, N, K, E], before the gate."""
-        return torch.stack(_mapped(self, x_BND), dim=-2)
+        """Return one token per teacher [B, N, K, E], before the gate."""
+        return torch.stack(_mapped_features(self, x_BND), dim=-2)
 
 
 class FusedAggregator(Aggregator):
-    """A fusion in front of an aggregator; a term of the fusion is added to its loss.
+    """An aggregator of fused teachers; a term of the fusion is added to its loss.
 
     Args:
-        fusion: `Concat` or `ShazamGate`.
-        aggregator: Takes the fused width.
+        fusion: A `Concat` or a `ShazamGate`.
+        aggregator: Aggregator of tiles of the fused width.
         reconstruct: Weight of `ShazamGate.reconstruct` (Shazam: 0.01), 0 for none; its value is the
             extra `fusion_loss` [B], weight included, which the whole loss adds.
     """
@@ -114,7 +114,7 @@ class FusedAggregator(Aggregator):
         self.auxiliary_share, self.coords = aggregator.auxiliary_share, aggregator.coords
 
     def pool(self, x_BND: Tensor, mask_BN: Tensor, coords_BNK: Tensor | None) -> Pooled:
-        """Fuse the teachers of each tile, and pool the tiles by the aggregator.
+        """Return the embedding of a bag: its tiles' teachers are fused, then its tiles pooled.
 
         Raises:
             MilError: The features are not as wide as the teachers together.
@@ -134,14 +134,16 @@ class FusedAggregator(Aggregator):
         return self.aggregator.auxiliary(pooled, target)
 
 
-def _mapped(fusion: Concat | ShazamGate, x_BND: Tensor) -> list[Tensor]:
+def _mapped_features(fusion: Concat | ShazamGate, x_BND: Tensor) -> list[Tensor]:
     """Return the features of each teacher, normalised and mapped to the fused width."""
     return [
         to(norm(part))
-        for to, norm, part in zip(fusion.maps, fusion.norms, _parts(fusion, x_BND), strict=True)
+        for to, norm, part in zip(
+            fusion.maps, fusion.norms, _teacher_columns(fusion, x_BND), strict=True
+        )
     ]
 
 
-def _parts(fusion: Concat | ShazamGate, x_BND: Tensor) -> tuple[Tensor, ...]:
-    """Return the columns of each teacher."""
+def _teacher_columns(fusion: Concat | ShazamGate, x_BND: Tensor) -> tuple[Tensor, ...]:
+    """Return the feature columns of each teacher."""
     return torch.split(x_BND, fusion.widths, dim=-1)

@@ -1,7 +1,7 @@
 """Attention over several mpps: a coarse tile looks at the fine tiles under it, then at all of them.
 
-The bag holds the tiles of all levels, and who lies under whom is arithmetic on their places. Bags
-go one by one (levels are ragged); no scores of all coarse x all fine tiles are kept.
+The bag holds the tiles of all levels; a tile's parent follows from its place. Bags are computed
+one by one (levels are ragged); no scores of all coarse x all fine tiles are kept.
 
 Shape letters: N tiles of a bag, P tiles of a level, F tiles of the finer level below it, R children
 of a tile, D feature width, E width, H heads, B bags.
@@ -37,10 +37,10 @@ class Hierarchical(Aggregator):
         ratios: Side of a tile in tiles of the next finer level, coarse to fine; (4, 4) is three
             levels as in PatHME.
         hidden: Width E, a multiple of `heads`.
-        heads: H.
-        prompts: Learnt keys and values beside the fine tiles.
+        heads: Number H of attention heads.
+        prompts: Number of learnt keys and values beside the fine tiles.
         attention: Width of the gated attention.
-        dropout: In all parts.
+        dropout: Dropout in all parts.
     """
 
     coords = 3
@@ -71,11 +71,11 @@ class Hierarchical(Aggregator):
         self.ratios, self.width = tuple(ratios), hidden
 
     def pool(self, x_BND: Tensor, mask_BN: Tensor, coords_BNK: Tensor | None) -> Pooled:
-        """Pool the tiles of all levels; attention is over the coarsest tiles.
+        """Return the embedding of the tiles of all levels; attention is over the coarsest tiles.
 
-        The extra `levels` [B, N] carries it down: a child has its parent's attention times its own
-        share in the parent's local attention, so that it sums to 1 over each level whose tiles all
-        have children.
+        The extra `levels` [B, N] carries the attention down: a child has its parent's
+        attention times its own share in the parent's local attention, so that it sums to 1 over
+        each level whose tiles all have children.
 
         Raises:
             MilError: A level has no tiles, or a tile has no parent.
@@ -94,7 +94,7 @@ class Hierarchical(Aggregator):
 
     def _bag(self, x_ND: Tensor, coords_N3: Tensor) -> tuple[Tensor, Tensor]:
         """Return the embedding [E] and attention [N] of one bag."""
-        rows, order = _levels(coords_N3, len(self.ratios) + 1), []
+        rows, order = _rows_of_levels(coords_N3, len(self.ratios) + 1), []
         h_NE = self.stem(x_ND)
         fine_FE = h_NE[rows[-1]]
         for step in reversed(range(len(self.ratios))):
@@ -120,7 +120,7 @@ class Hierarchical(Aggregator):
     def _local(
         self, step: int, coarse_PE: Tensor, fine_FE: Tensor, children_PR: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Let coarse tiles attend to their children; return them and the shares [P, R]."""
+        """Return the coarse tiles after attention to their children, and the shares [P, R]."""
         is_there_PR = children_PR < len(fine_FE)
         padded = torch.cat([fine_FE, fine_FE.new_zeros(1, fine_FE.shape[1])])
         part: CrossAttention = self.local[step]  # type: ignore[assignment]
@@ -131,9 +131,9 @@ class CrossAttention(nn.Module):
     """Attention of tiles to other tiles, then dropout, residual and norm, as in PatHME.
 
     Args:
-        width: E.
-        heads: H.
-        dropout: Of the attended values.
+        width: Width E.
+        heads: Number H of attention heads.
+        dropout: Dropout of the attended values.
     """
 
     def __init__(self, width: int, heads: int, dropout: float) -> None:
@@ -145,10 +145,12 @@ class CrossAttention(nn.Module):
     def look_down(
         self, x_PE: Tensor, child_PRE: Tensor, is_there_PR: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Let each tile attend to its own children; queries are L2-normalised, as in PatHME.
+        """Return the tiles after attention to their own children, and the shares of the children.
+
+        Queries are L2-normalised, as in PatHME.
 
         Returns:
-            Tiles [P, E], those without children as they were, and shares [P, R], mean over heads.
+            Tiles [P, E], unchanged if without children, and shares [P, R], mean over heads.
         """
         query_P1E = F.normalize(x_PE, dim=-1)[:, None]
         mixed_P1E, share_P1R = self.attention.with_shares(query_P1E, child_PRE, is_there_PR)
@@ -157,45 +159,45 @@ class CrossAttention(nn.Module):
         return torch.where(has_children_P1, changed_PE, x_PE), share_P1R[:, 0]
 
     def forward(self, x_PE: Tensor, key_FE: Tensor) -> Tensor:
-        """Let each tile attend to all keys [P, E]."""
+        """Return the tiles [P, E] after attention to all keys."""
         mixed_PE = self.attention(x_PE[None], key_FE[None])[0]
         changed_PE: Tensor = self.norm(x_PE + self.dropout(mixed_PE))
         return changed_PE
 
 
 def children_rows(coarse_P2: Tensor, fine_F2: Tensor, ratio: int) -> Tensor:
-    """Return the rows of fine tiles under each coarse one, int64 [P, ratio^2]; F where none is.
+    """Return the rows of the fine tiles under each coarse tile, int64 [P, ratio^2]; F for none.
 
     Raises:
         MilError: A fine tile has no parent, or two tiles of a level have one place.
     """
-    key_F, order_F = _keys(fine_F2, fine_F2).sort()
+    key_F, order_F = _place_numbers(fine_F2, fine_F2).sort()
     step = torch.arange(ratio, device=fine_F2.device)
     inside_R2 = torch.cartesian_prod(step, step)
-    wanted_PR2 = coarse_P2[:, None] * ratio + inside_R2
-    wanted_PR = _keys(wanted_PR2, fine_F2).contiguous()
-    at_PR = torch.searchsorted(key_F, wanted_PR).clamp(max=len(key_F) - 1)
-    within_PR2 = (wanted_PR2 <= fine_F2.amax(dim=0)) & (wanted_PR2 >= fine_F2.amin(dim=0))
-    found_PR = within_PR2.all(dim=-1) & (key_F[at_PR] == wanted_PR)
-    if int(found_PR.sum()) != len(fine_F2) or bool((key_F[1:] == key_F[:-1]).any()):
+    child_place_PR2 = coarse_P2[:, None] * ratio + inside_R2
+    child_key_PR = _place_numbers(child_place_PR2, fine_F2).contiguous()
+    at_PR = torch.searchsorted(key_F, child_key_PR).clamp(max=len(key_F) - 1)
+    within_PR2 = (child_place_PR2 <= fine_F2.amax(dim=0)) & (child_place_PR2 >= fine_F2.amin(dim=0))
+    is_present_PR = within_PR2.all(dim=-1) & (key_F[at_PR] == child_key_PR)
+    if int(is_present_PR.sum()) != len(fine_F2) or bool((key_F[1:] == key_F[:-1]).any()):
         msg = (
-            f"{int(found_PR.sum())} of {len(fine_F2)} fine tiles are under one of "
+            f"{int(is_present_PR.sum())} of {len(fine_F2)} fine tiles are under one of "
             f"{len(coarse_P2)} coarse tiles at ratio {ratio}; give each fine tile once, with its "
             "parent, and the ratio of the two grids"
         )
         raise MilError(msg)
-    return torch.where(found_PR, order_F[at_PR], len(fine_F2))
+    return torch.where(is_present_PR, order_F[at_PR], len(fine_F2))
 
 
-def _keys(place: Tensor, like_F2: Tensor) -> Tensor:
-    """Return one number for each place (y, x), ascending by y, then x, in the bounds of `like`."""
-    least_2, most_2 = like_F2.amin(dim=0), like_F2.amax(dim=0)
-    y, x = (place - least_2).long().unbind(dim=-1)
+def _place_numbers(place_2: Tensor, bounds_F2: Tensor) -> Tensor:
+    """Return one number for each place (y, x), ascending by y, then x, within the bounds."""
+    least_2, most_2 = bounds_F2.amin(dim=0), bounds_F2.amax(dim=0)
+    y, x = (place_2 - least_2).long().unbind(dim=-1)
     return y * (most_2[1] - least_2[1] + 1).long() + x
 
 
-def _levels(coords_N3: Tensor, levels: int) -> list[Tensor]:
-    """Return row numbers of each level.
+def _rows_of_levels(coords_N3: Tensor, levels: int) -> list[Tensor]:
+    """Return the row numbers of the tiles of each level.
 
     Raises:
         MilError: A level without tiles, or tiles of no level.

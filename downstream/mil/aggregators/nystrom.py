@@ -27,12 +27,12 @@ class NystromAttention(nn.Module):
       along a raster scan it joins the end of a row to the start of the next.
 
     Args:
-        width: E, a multiple of `heads`.
-        heads: H.
-        landmarks: M at most; a sequence of fewer tokens is its own landmarks, which is exact
-            attention up to the iteration's error.
-        iterations: Of the pseudo-inverse (cubic convergence).
-        dropout: After the output layer.
+        width: Width E, a multiple of `heads`.
+        heads: Number H of attention heads.
+        landmarks: At most M landmarks; a sequence of fewer tokens is its own landmarks, which
+            is exact attention up to the iteration's error.
+        iterations: Iterations of the pseudo-inverse (cubic convergence).
+        dropout: Dropout after the output layer.
     """
 
     def __init__(
@@ -51,7 +51,9 @@ class NystromAttention(nn.Module):
         self.scale = (width // heads) ** -0.5
 
     def forward(self, x_BLE: Tensor, mask_BL: Tensor) -> tuple[Tensor, Tensor]:
-        """Attend; tokens of a sequence stand first, masked ones after them.
+        """Return the attended tokens, and how much the first token attends to each.
+
+        Tokens of a sequence come first, masked rows after them.
 
         Args:
             x_BLE: Tokens.
@@ -84,11 +86,11 @@ class NystromAttention(nn.Module):
 
 
 def landmark_runs(mask_BL: Tensor, most: int, *, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Cut the tokens into runs of equal length, one for each landmark, as far as they go.
+    """Return the weights of the tokens in each landmark, a run of neighbouring tokens.
 
     Returns:
-        Weights [B, M, L] of each token in each landmark (1 / length of its run, or 0), and which
-        landmarks there are, bool [B, M]: a sequence has no more of them than tokens.
+        Weights [B, M, L] of each token in each landmark (1 / length of its run, or 0), and
+        whether each landmark exists, bool [B, M]: a sequence has no more of them than tokens.
     """
     tokens_B = mask_BL.sum(dim=1)
     marks_B = tokens_B.clamp(max=most)

@@ -12,13 +12,13 @@ from downstream.mil.aggregators.dropout import Dropout
 from downstream.mil.padded_bags import Aggregator, Pooled, masked_softmax, stem
 
 
-class _Stemmed(Aggregator):
-    """Pools raw features, or those that a layer makes of them.
+class _StemmedAggregator(Aggregator):
+    """An aggregator of raw features, or of the output of a first layer.
 
     Args:
         width: Feature width D.
         hidden: Width of a linear-ReLU layer before the pooling; None for raw features.
-        dropout: Of that layer.
+        dropout: Dropout after that layer.
     """
 
     def __init__(self, width: int, *, hidden: int | None = None, dropout: float = 0.25) -> None:
@@ -27,26 +27,26 @@ class _Stemmed(Aggregator):
         self.width = hidden or width
 
 
-class MeanPool(_Stemmed):
-    """The mean tile, raw or after a layer; the baseline that attention has to beat."""
+class MeanPool(_StemmedAggregator):
+    """Mean pooling of tiles, raw or after a layer; the baseline for attention."""
 
     def pool(self, x_BND: Tensor, mask_BN: Tensor, coords_BNK: Tensor | None) -> Pooled:
-        """Mean over the tiles of a bag; attention is 1/N."""
+        """Return the mean over the unmasked tiles; each of them has the same attention."""
         del coords_BNK
         h_BNH = self.stem(x_BND)
         share_BN = mask_BN.to(h_BNH.dtype) / mask_BN.sum(dim=1, keepdim=True)
-        return Pooled(embedding=_weigh(share_BN[:, None], h_BNH)[:, 0], attention=share_BN)
+        return Pooled(embedding=_weighted_sums(share_BN[:, None], h_BNH)[:, 0], attention=share_BN)
 
 
-class MaxPool(_Stemmed):
-    """The largest value of every feature, raw or after a layer.
+class MaxPool(_StemmedAggregator):
+    """Maximum pooling of every feature over tiles, raw or after a layer.
 
     The attention of a tile is the share of features whose largest value is its own (the first of
     equals).
     """
 
     def pool(self, x_BND: Tensor, mask_BN: Tensor, coords_BNK: Tensor | None) -> Pooled:
-        """Maximum over the tiles of a bag, feature by feature."""
+        """Return the maximum over the unmasked tiles, feature by feature."""
         del coords_BNK
         h_BNH = self.stem(x_BND).masked_fill(~mask_BN[..., None], -torch.inf)
         most_BH, where_BH = h_BNH.max(dim=1)
@@ -63,10 +63,10 @@ class GatedAttention(nn.Module):
     Source: Ilse et al. 2018 (arXiv 1802.04712), eq. 9. V and U are one matrix product here.
 
     Args:
-        width: Of the embeddings that it looks at.
-        hidden: Of V and U.
-        branches: Logits a tile.
-        dropout: After tanh and after sigmoid, as in CLAM.
+        width: Width of the tile embeddings.
+        hidden: Output width of the layers V and U.
+        branches: Number of logits per tile.
+        dropout: Dropout after tanh and after sigmoid, as in CLAM.
     """
 
     def __init__(self, width: int, hidden: int, *, branches: int = 1, dropout: float = 0.0) -> None:
@@ -91,9 +91,9 @@ class Abmil(Aggregator):
 
     Args:
         width: Feature width D.
-        hidden: Width H of the layer before.
+        hidden: Width H of the first layer.
         attention: Width of the gated attention.
-        dropout: After the layer, and in the attention.
+        dropout: Dropout after the first layer and in the attention.
     """
 
     def __init__(
@@ -105,13 +105,13 @@ class Abmil(Aggregator):
         self.width = hidden
 
     def pool(self, x_BND: Tensor, mask_BN: Tensor, coords_BNK: Tensor | None) -> Pooled:
-        """Attention-weighted mean of the embedded tiles."""
+        """Return the attention-weighted mean of the embedded tiles."""
         del coords_BNK
         h_BNH = self.stem(x_BND)
         a_B1N = masked_softmax(self.attention(h_BNH), mask_BN[:, None])
-        return Pooled(embedding=_weigh(a_B1N, h_BNH)[:, 0], attention=a_B1N[:, 0])
+        return Pooled(embedding=_weighted_sums(a_B1N, h_BNH)[:, 0], attention=a_B1N[:, 0])
 
 
-def _weigh(a_BCN: Tensor, h_BNH: Tensor) -> Tensor:
+def _weighted_sums(a_BCN: Tensor, h_BNH: Tensor) -> Tensor:
     """Return weighted sums of tiles [B, C, H]."""
     return torch.bmm(a_BCN.to(h_BNH.dtype), h_BNH)

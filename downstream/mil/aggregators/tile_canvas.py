@@ -20,7 +20,7 @@ no slide sees another as its neighbour."""
 
 
 def stack_slides(grids: Sequence[Grid], *, gap: int = GAP) -> Grid:
-    """Return places of a patient's tiles at one mpp, slides one below the other.
+    """Return the places of a patient's tiles at one mpp, slides one below the other.
 
     Args:
         grids: (grid_y, grid_x) [N_i, 2] of each slide, in an order that does not depend on chance
@@ -39,10 +39,10 @@ def stack_slides(grids: Sequence[Grid], *, gap: int = GAP) -> Grid:
 def stack_levels(
     slides: Sequence[Sequence[Grid]], ratios: Sequence[int], *, gap: int = GAP
 ) -> Grid:
-    """Return places of a patient's tiles at one mpp or several.
+    """Return the places of a patient's tiles at one mpp or several.
 
     Args:
-        slides: Of each slide the grids of its levels, coarse to fine, (grid_y, grid_x) [N_i, 2].
+        slides: For each slide, the grids of its levels, coarse to fine, (grid_y, grid_x) [N_i, 2].
         ratios: Side of a tile in tiles of the next finer level; empty for one level.
         gap: Empty rows of the coarsest level between two slides.
 
@@ -68,7 +68,7 @@ def stack_levels(
 
 
 def under_parents(grids: Sequence[Grid], ratios: Sequence[int]) -> list[NDArray[np.bool_]]:
-    """Return which tiles of each level have ancestors up to the coarsest level.
+    """Return whether each tile has ancestors up to the coarsest level, level by level.
 
     Args:
         grids: (grid_y, grid_x) of a slide's levels, coarse to fine.
@@ -80,20 +80,20 @@ def under_parents(grids: Sequence[Grid], ratios: Sequence[int]) -> list[NDArray[
     """
     kept = [np.ones(len(grids[0]), dtype=np.bool_)]
     for above, below, ratio in zip(grids, grids[1:], ratios, strict=False):
-        parent_keys = _keys(above[kept[-1]])
-        kept.append(np.isin(_keys(below // ratio), parent_keys))
+        parent_keys = _place_numbers(above[kept[-1]])
+        kept.append(np.isin(_place_numbers(below // ratio), parent_keys))
     return kept
 
 
 def families(places: Grid, ratios: Sequence[int]) -> NDArray[np.int32]:
     """Return the number of each tile's family: a coarsest tile and all tiles under it.
 
-    Half a family would make tissue look like background, so what is drawn at random is families. At
-    one level every tile is one of its own.
+    Half a family would look as if tissue were background, so whole families are drawn at random. At
+    one level every tile is a family of its own.
 
     Args:
-        places: What `stack_levels` gave.
-        ratios: Likewise.
+        places: Places from `stack_levels`.
+        ratios: See `stack_levels`.
 
     >>> families(np.array([[0, 0, 0], [0, 0, 1], [1, 0, 1], [1, 3, 7]]), [4]).tolist()
     [0, 1, 0, 1]
@@ -101,15 +101,16 @@ def families(places: Grid, ratios: Sequence[int]) -> NDArray[np.int32]:
     if not ratios:
         return np.arange(len(places), dtype=np.int32)
     scale_N1 = np.cumprod([1, *ratios])[places[:, 0]][:, None]
-    numbers = np.unique(_keys(places[:, 1:] // scale_N1), return_inverse=True)[1]
+    numbers = np.unique(_place_numbers(places[:, 1:] // scale_N1), return_inverse=True)[1]
     return numbers.reshape(-1).astype(np.int32)
 
 
-def _keys(grid: Grid) -> Grid:
-    """Return one number a place; the grid's indices are below 2^31."""
+def _place_numbers(grid: Grid) -> Grid:
+    """Return one number per place; the grid's indices are below 2^31."""
     keys: Grid = (grid[:, 0] << 32) | grid[:, 1]
     return keys
 
 
 def _with_level(grid: Grid, level: int) -> Grid:
+    """Return places (level, y, x) from places (y, x)."""
     return np.concatenate([np.full((len(grid), 1), level, dtype=np.int64), grid], axis=1)

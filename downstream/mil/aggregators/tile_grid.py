@@ -1,6 +1,6 @@
-"""Places of tiles on a slide's grid: order, neighbours, and a convolution over what is there.
+"""Places of tiles on a slide's grid: order, neighbours, and a convolution over the tiles.
 
-Background takes no memory: nothing here makes a dense grid, whose size would follow the slide's
+Background needs no memory: nothing here builds a dense grid, whose size would follow the slide's
 bounding box and not its tissue.
 
 Shape letters: B bags, N tiles, R rows of all bags together, E width, K cells of a square kernel.
@@ -19,7 +19,7 @@ def raster_order(coords_BN2: Tensor, mask_BN: Tensor) -> Tensor:
     Raises:
         MilError: Two tiles of a bag have one place, so that their order would be chance.
     """
-    y, x = (coords_BN2 - _least(coords_BN2, mask_BN)).long().unbind(dim=-1)
+    y, x = (coords_BN2 - _smallest_place(coords_BN2, mask_BN)).long().unbind(dim=-1)
     x_span = x.masked_fill(~mask_BN, 0).amax() + 1
     last = torch.iinfo(torch.int64).max
     key_BN, order_BN = (y * x_span + x).masked_fill(~mask_BN, last).sort(dim=1, stable=True)
@@ -44,7 +44,7 @@ def neighbours(coords_BN2: Tensor, mask_BN: Tensor, reach: int) -> Tensor:
         int64 [R, K]: numbers among the R unmasked rows of the batch, row by row of the kernel; R
         where there is no tile.
     """
-    y, x = (coords_BN2 - _least(coords_BN2, mask_BN) + reach).long().unbind(dim=-1)
+    y, x = (coords_BN2 - _smallest_place(coords_BN2, mask_BN) + reach).long().unbind(dim=-1)
     # margins on all sides: a step never comes out in the next row of the grid or the next bag
     x_span = x[mask_BN].amax() + 1 + reach
     y_span = y[mask_BN].amax() + 1 + reach
@@ -57,14 +57,14 @@ def neighbours(coords_BN2: Tensor, mask_BN: Tensor, reach: int) -> Tensor:
 
 
 def grid_conv(x_RE: Tensor, kernel_EK: Tensor, neighbour_RK: Tensor) -> Tensor:
-    """Return a depthwise convolution over tiles, zero where there is none, as on a dense grid.
+    """Return the depthwise convolution over tiles, with zeros in place of missing tiles.
 
     Memory is O(R E) in both directions: gathered neighbours are not kept for the backward pass.
 
     Args:
-        x_RE: Tiles.
+        x_RE: Tiles, one row each.
         kernel_EK: Kernels, cell by cell; K odd.
-        neighbour_RK: From `neighbours`.
+        neighbour_RK: Rows of the neighbours, from `neighbours`.
     """
     convolved: Tensor = _GridConv.apply(x_RE, kernel_EK.to(x_RE.dtype), neighbour_RK)
     return convolved
@@ -80,7 +80,7 @@ class _GridConv(torch.autograd.Function):
     @staticmethod
     def forward(ctx: FunctionCtx, x_RE: Tensor, kernel_EK: Tensor, neighbour_RK: Tensor) -> Tensor:
         ctx.save_for_backward(x_RE, kernel_EK, neighbour_RK)
-        return _gathered(x_RE, kernel_EK, neighbour_RK)
+        return _convolved_rows(x_RE, kernel_EK, neighbour_RK)
 
     @staticmethod
     @once_differentiable
@@ -92,13 +92,13 @@ class _GridConv(torch.autograd.Function):
             for neighbour_R in neighbour_RK.unbind(dim=1)
         ]
         return (
-            _gathered(grad_RE, kernel_EK.flip(1), neighbour_RK),
+            _convolved_rows(grad_RE, kernel_EK.flip(1), neighbour_RK),
             torch.stack(kernel_grad, dim=1),
             None,
         )
 
 
-def _gathered(x_RE: Tensor, kernel_EK: Tensor, neighbour_RK: Tensor) -> Tensor:
+def _convolved_rows(x_RE: Tensor, kernel_EK: Tensor, neighbour_RK: Tensor) -> Tensor:
     padded, total = _with_zero_row(x_RE), torch.zeros_like(x_RE)
     for neighbour_R, kernel_E in zip(
         neighbour_RK.unbind(dim=1), kernel_EK.unbind(dim=1), strict=True
@@ -108,9 +108,10 @@ def _gathered(x_RE: Tensor, kernel_EK: Tensor, neighbour_RK: Tensor) -> Tensor:
 
 
 def _with_zero_row(x_RE: Tensor) -> Tensor:
+    """Return the tiles with a row of zeros appended, for missing neighbours."""
     return torch.cat([x_RE, x_RE.new_zeros(1, x_RE.shape[1])])
 
 
-def _least(coords_BN2: Tensor, mask_BN: Tensor) -> Tensor:
+def _smallest_place(coords_BN2: Tensor, mask_BN: Tensor) -> Tensor:
     """Return the smallest y and x [1, 1, 2] of all tiles of the batch."""
     return coords_BN2[mask_BN].amin(dim=0)[None, None]

@@ -30,8 +30,8 @@ class PositionTransformer(Aggregator):
         width: Feature width D.
         hidden: Width E, a multiple of `heads`.
         layers: Transformer layers, at least 1.
-        heads: H.
-        dropout: After the first layer, and in the layers.
+        heads: Number H of attention heads.
+        dropout: Dropout after the first layer and in the transformer layers.
     """
 
     coords = 2
@@ -60,7 +60,7 @@ class PositionTransformer(Aggregator):
         self.width = hidden
 
     def pool(self, x_BND: Tensor, mask_BN: Tensor, coords_BNK: Tensor | None) -> Pooled:
-        """Return the class token; attention is its own in the last layer, over the tiles alone."""
+        """Return the class token; attention is that of the class token in the last layer."""
         assert coords_BNK is not None  # `forward` has checked it
         h_BNE = self.stem(x_BND)
         token_B1E = self.class_token.to(h_BNE.dtype).expand(len(h_BNE), 1, -1)
@@ -91,7 +91,7 @@ class Layer(nn.Module):
         self.dropout = Dropout(dropout)
 
     def forward(self, x_BQE: Tensor, all_BLE: Tensor, place_BL2: Tensor, mask_BL: Tensor) -> Tensor:
-        """Return the first Q tokens of a sequence, changed; all of them are attended to."""
+        """Return the first Q tokens of a sequence, after attention to all tokens."""
         normed_BLE = self.norm(all_BLE)
         x_BQE = x_BQE + self.dropout(self.attention(normed_BLE, x_BQE.shape[1], place_BL2, mask_BL))
         changed_BQE: Tensor = x_BQE + self.dropout(self.network(x_BQE))
@@ -111,7 +111,7 @@ class DistanceAttention(nn.Module):
         self.register_buffer("slope", 2.0 ** (-8 * torch.arange(1, heads + 1) / heads))
 
     def forward(self, x_BLE: Tensor, queries: int, place_BL2: Tensor, mask_BL: Tensor) -> Tensor:
-        """Attend with the first so many tokens of a sequence to all [B, Q, E]."""
+        """Return the first `queries` tokens [B, Q, E] after attention to all tokens."""
         q, k, v = self._qkv(x_BLE)
         blocks = []
         for start in range(0, queries, _BLOCK):
@@ -125,18 +125,20 @@ class DistanceAttention(nn.Module):
         return mixed_BQE
 
     def first(self, x_BLE: Tensor, mask_BL: Tensor) -> Tensor:
-        """Return the first token's attention to each [B, L], mean over heads; its distance is 0."""
+        """Return the class token's attention to each token [B, L], mean over heads."""
         q, k, _ = self._qkv(x_BLE)
         score_BHL = (q[:, :, :1] @ k.mT)[:, :, 0] * q.shape[-1] ** -0.5
         return masked_softmax(score_BHL, mask_BL[:, None]).mean(dim=1)
 
     def _qkv(self, x_BLE: Tensor) -> list[Tensor]:
+        """Return queries, keys and values, each [B, H, L, E / H]."""
         parts = self.qkv(x_BLE).chunk(3, dim=-1)
         return [part.view(*part.shape[:2], self.heads, -1).transpose(1, 2) for part in parts]
 
     def _block(
         self, q: Tensor, k: Tensor, v: Tensor, place_BL2: Tensor, mask_BL: Tensor, start: int
     ) -> Tensor:
+        """Return the attended values of one block of queries."""
         place_BQ2 = place_BL2[:, start : start + q.shape[2]]
         apart_BQL = torch.linalg.vector_norm(place_BQ2[:, :, None] - place_BL2[:, None], dim=-1)
         apart_BQL[:, :, 0] = 0

@@ -30,7 +30,7 @@ class TransMil(Aggregator):
         hidden: Width E, a multiple of `heads`.
         heads: Attention heads.
         landmarks: Nystrom landmarks; None for E / 2 as in the paper.
-        dropout: After the first layer, and in the attention.
+        dropout: Dropout after the first layer and in the attention.
     """
 
     coords = 2
@@ -92,7 +92,7 @@ class Positions(nn.Module):
     The three kernels and the tile itself are one 7 x 7 kernel when it is applied.
 
     Args:
-        width: E.
+        width: Width E.
     """
 
     def __init__(self, width: int) -> None:
@@ -102,7 +102,7 @@ class Positions(nn.Module):
         )
 
     def forward(self, x_BNE: Tensor, mask_BN: Tensor, coords_BN2: Tensor) -> Tensor:
-        """Return tiles with their surroundings added, 0 in masked rows; tiles in raster order."""
+        """Return the tiles plus the convolution over their surroundings, 0 in masked rows."""
         kernel_EK, bias_E = self.kernel()
         rows_RE = x_BNE[mask_BN]
         around_RE = grid_conv(rows_RE, kernel_EK, neighbours(coords_BN2, mask_BN, reach=3))
@@ -111,7 +111,7 @@ class Positions(nn.Module):
         return placed_BNE
 
     def kernel(self) -> tuple[Tensor, Tensor]:
-        """Return the kernels as one [E, 49], and their bias [E]."""
+        """Return the three kernels as a single kernel [E, 49], and its bias [E]."""
         seven, five, three = (part.get_parameter("weight")[:, 0] for part in self.kernels)
         kernel_E77 = seven + F.pad(five, [1] * 4) + F.pad(three, [2] * 4)
         # not stack().sum(): its gradients are views of one memory, and adding up the gradients of
@@ -121,7 +121,7 @@ class Positions(nn.Module):
 
 
 def _shares(score_BN: Tensor, mask_BN: Tensor) -> Tensor:
-    """Return scores as shares of a bag; equal shares where none is above 0."""
+    """Return each score's share of its bag's sum; equal shares if no score is above 0."""
     kept_BN = score_BN.clamp(min=0) * mask_BN
     total_B1 = kept_BN.sum(dim=1, keepdim=True)
     equal_BN = mask_BN.to(kept_BN.dtype) / mask_BN.sum(dim=1, keepdim=True)

@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from downstream.mil.padded_bags import MilError, masked_softmax
 
 BLOCK_QUERIES = 512
-"""Queries whose scores are in memory at a time."""
+"""Number of queries whose scores are in memory at a time."""
 
 
 class MultiHeadAttention(nn.Module):
@@ -23,8 +23,8 @@ class MultiHeadAttention(nn.Module):
     A query without any key gets 0.
 
     Args:
-        width: D.
-        heads: H, a divisor of the width.
+        width: Width D.
+        heads: Number H of heads, a divisor of the width.
         recompute: Whether `forward` computes its scores again for the backward pass, which saves
             their memory for long bags, rather than keep them.
 
@@ -50,7 +50,7 @@ class MultiHeadAttention(nn.Module):
         Args:
             query_BQD: Tokens that attend.
             key_BND: Tokens that are attended to; finite also where one is missing.
-            is_present_BN: Which keys count; all of them if None.
+            is_present_BN: Whether each key counts; all of them if None.
         """
         query_BHQd = self._by_head(self.query(query_BQD))
         key_BHNd, value_BHNd = map(self._by_head, self.key_value(key_BND).chunk(2, dim=-1))
@@ -85,7 +85,7 @@ class MultiHeadAttention(nn.Module):
     def _attend(
         self, query_BHQd: Tensor, key_BHNd: Tensor, value_BHNd: Tensor, mask_B11N: Tensor | None
     ) -> Tensor:
-        """Return what one block of queries attends to [B, H, Q, D / H]."""
+        """Return the attended values of one block of queries [B, H, Q, D / H]."""
         parts = (query_BHQd, key_BHNd, value_BHNd, mask_B11N)
         if not self.recompute or not torch.is_grad_enabled():
             return F.scaled_dot_product_attention(*parts)
@@ -99,12 +99,12 @@ class MultiHeadAttention(nn.Module):
 
 
 def _open_where_empty(is_present_BN: Tensor) -> Tensor:
-    """Let all keys count where none is present: a softmax over nothing is not defined."""
+    """Return the mask with all keys present in bags without any: their softmax is undefined."""
     return is_present_BN | ~is_present_BN.any(dim=1, keepdim=True)
 
 
 def _zero_where_empty(x_BQD: Tensor, is_present_BN: Tensor | None) -> Tensor:
-    """Return 0 for bags without any key."""
+    """Return the attended values, with 0 for bags without any key."""
     if is_present_BN is None:
         return x_BQD
     return x_BQD * is_present_BN.any(dim=1)[:, None, None]

@@ -19,8 +19,8 @@ class TeacherGate(nn.Module):
     effect, so here the norm comes first. Nothing that starts with a norm may follow.
 
     Args:
-        teachers: K.
-        width: D.
+        teachers: Number K of teachers.
+        width: Width D of the tokens.
     """
 
     def __init__(self, teachers: int, width: int) -> None:
@@ -52,8 +52,8 @@ class TokenBlock(nn.Module):
     The order is Shazam's: a norm in front would erase the gate that comes before the first block.
 
     Args:
-        width: D.
-        heads: H, a divisor of the width; Shazam has one.
+        width: Width D of the tokens.
+        heads: Number H of heads, a divisor of the width; Shazam has one.
 
     Raises:
         MilError: The width is no multiple of the heads.
@@ -73,7 +73,11 @@ class TokenBlock(nn.Module):
         """Return the mixed tokens [..., K, D]."""
         tokens_SKD = tokens_KD.flatten(0, -3)  # S: all leading axes as one
         parts = self.query_key_value(tokens_SKD).unflatten(-1, (3, self.heads, -1))
-        query, key, value = parts.permute(2, 0, 3, 1, 4)
-        mixed_SKD = F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
+        query_SHKd, key_SHKd, value_SHKd = parts.permute(2, 0, 3, 1, 4)
+        mixed_SKD = (
+            F.scaled_dot_product_attention(query_SHKd, key_SHKd, value_SHKd)
+            .transpose(1, 2)
+            .flatten(2)
+        )
         out_SKD: Tensor = self.norm(tokens_SKD + self.out(mixed_SKD))
         return out_SKD.view_as(tokens_KD)

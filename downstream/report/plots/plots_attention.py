@@ -20,7 +20,7 @@ def attention_png(
     height_px: int,
     title: str = "",
 ) -> bytes:
-    """Return a slide beside the same slide with its tiles coloured by attention.
+    """Return a PNG of a slide beside the same slide with its tiles coloured by attention.
 
     Args:
         thumbnail_HW3: RGB thumbnail of the whole slide.
@@ -30,7 +30,7 @@ def attention_png(
         tile_px_level0: Side of a tile in level-0 pixels.
         width_px: Width of the slide at level 0.
         height_px: Height of the slide at level 0.
-        title: Above the slide.
+        title: Title above the slide.
 
     Returns:
         A PNG.
@@ -63,15 +63,15 @@ def attention_overlay(
     tile_px_level0: int,
     size_px: tuple[int, int],
 ) -> NDArray[np.float64]:
-    """Return attention ranks painted where the tiles are.
+    """Return the attention rank of the tile at each pixel of a thumbnail.
 
     Ranks and not values: attention sums to 1 over a bag, so its values depend on the bag's size.
 
     Args:
         shape: Height and width of the thumbnail.
-        x: [N] left edges, level-0 pixels.
-        y: [N] top edges, level-0 pixels.
-        attention: [N].
+        x: [N] left edges of the tiles, level-0 pixels.
+        y: [N] top edges of the tiles, level-0 pixels.
+        attention: [N] attention of the tiles.
         tile_px_level0: Side of a tile in level-0 pixels.
         size_px: Width and height of the slide at level 0.
 
@@ -87,7 +87,7 @@ def attention_overlay(
 
 
 def shares(attention: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Return the share of other tiles with less attention [N], 0 to 1; equal ones have the same.
+    """Return for each tile the share [N] of other tiles with less attention, 0 to 1.
 
     >>> shares(np.array([0.1, 0.7, 0.2], np.float32)).tolist()
     [0.0, 1.0, 0.5]
@@ -99,6 +99,6 @@ def shares(attention: NDArray[np.float32]) -> NDArray[np.float64]:
 
 
 def _span(start_px: int, length_px: int, scale: float) -> tuple[int, int]:
-    """Return thumbnail pixels that a tile covers, at least one."""
+    """Return the first and the end pixel of a tile in a thumbnail, at least one pixel apart."""
     first = round(start_px * scale)
     return first, max(round((start_px + length_px) * scale), first + 1)

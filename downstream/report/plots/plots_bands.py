@@ -1,4 +1,4 @@
-"""Numbers behind curves of a classifier: points, and bands over patients.
+"""Points of a classifier's curves, and confidence bands over patients.
 
 A patient is drawn with all its rows, as in `intervals.interval`, so that predictions of several
 repeats or seeds do not make a band narrower than the cohort allows.
@@ -27,12 +27,12 @@ _LIMITS = (2.5, 97.5)
 
 @dataclass(frozen=True, kw_only=True)
 class CurveScores:
-    """Scores of one class, one row a prediction.
+    """Scores of one class, one row per prediction.
 
     Attributes:
         label: int64[S] 1 for the class, 0 for others.
         score: float64[S] higher = more likely the class.
-        patients: Whose each row is; None if every row is a patient.
+        patients: Patient of each row; None if every row is a patient.
     """
 
     label: Labels
@@ -41,7 +41,7 @@ class CurveScores:
 
     @property
     def owner(self) -> Labels:
-        """Return the number of the patient of each row [S]."""
+        """Return the number of each row's patient [S]."""
         if self.patients is None:
             return np.arange(len(self.label))
         return np.unique(np.asarray(self.patients), return_inverse=True)[1].astype(np.int64)
@@ -49,14 +49,14 @@ class CurveScores:
 
 @dataclass(frozen=True, kw_only=True)
 class Bins:
-    """Predicted and observed shares, bin by bin.
+    """Predicted probabilities and observed shares of a class, bin by bin.
 
     Attributes:
         predicted: [K] mean probability.
-        observed: [K] share that is of the class.
+        observed: [K] share of rows of the class.
         low: [K] 2.5th percentile of the share over resamples of patients.
-        high: [K] 97.5th percentile.
-        rows: [K] predictions in the bin.
+        high: [K] 97.5th percentile of the share over resamples of patients.
+        rows: [K] number of predictions in the bin.
     """
 
     predicted: Floats
@@ -67,12 +67,12 @@ class Bins:
 
 
 def roc_points(scores: CurveScores) -> tuple[Floats, Floats]:
-    """Return false and true positive rates, from (0, 0) to (1, 1).
+    """Return the points of a ROC curve: false and true positive rates, (0, 0) to (1, 1).
 
     Raises:
-        UndefinedMetricError: One class only.
+        UndefinedMetricError: All rows are of one class.
     """
-    true_U, false_U = _counts(_falling("a ROC curve", scores))
+    true_U, false_U = _positive_counts(_by_falling_score("a ROC curve", scores))
     return np.r_[0, false_U / false_U[-1]], np.r_[0, true_U / true_U[-1]]
 
 
@@ -80,9 +80,9 @@ def precision_recall_points(scores: CurveScores) -> tuple[Floats, Floats]:
     """Return recall and precision at each score, from the highest down.
 
     Raises:
-        UndefinedMetricError: One class only.
+        UndefinedMetricError: All rows are of one class.
     """
-    true_U, false_U = _counts(_falling("a precision-recall curve", scores))
+    true_U, false_U = _positive_counts(_by_falling_score("a precision-recall curve", scores))
     return true_U / true_U[-1], true_U / (true_U + false_U)
 
 
@@ -90,24 +90,24 @@ def roc_band(scores: CurveScores, *, n: int, seed: int) -> tuple[Floats, Floats]
     """Return pointwise 2.5th and 97.5th percentiles of sensitivity at the rates of `GRID`.
 
     Raises:
-        UndefinedMetricError: One class only.
+        UndefinedMetricError: All rows are of one class.
     """
 
     def curve(true_U: Floats, false_U: Floats) -> Floats:
         rates = np.r_[0, false_U / false_U[-1]], np.r_[0, true_U / true_U[-1]]
         return np.interp(GRID, *rates)
 
-    return _band(_falling("a ROC curve", scores), curve, n=n, seed=seed)
+    return _band(_by_falling_score("a ROC curve", scores), curve, n=n, seed=seed)
 
 
 def precision_recall_band(scores: CurveScores, *, n: int, seed: int) -> tuple[Floats, Floats]:
     """Return pointwise 2.5th and 97.5th percentiles of precision at the recalls of `GRID`.
 
-    At a recall between two scores' the precision is that of the next lower score: precision is not
+    Between the recalls of two scores the precision is that of the lower score: precision is not
     linear between them (Davis and Goadrich 2006).
 
     Raises:
-        UndefinedMetricError: One class only.
+        UndefinedMetricError: All rows are of one class.
     """
 
     def curve(true_U: Floats, false_U: Floats) -> Floats:
@@ -117,14 +117,14 @@ def precision_recall_band(scores: CurveScores, *, n: int, seed: int) -> tuple[Fl
         at = np.searchsorted(true_U[reached:] / true_U[-1], GRID - 1e-12)
         return precision_U[np.minimum(at, len(precision_U) - 1)]
 
-    return _band(_falling("a precision-recall curve", scores), curve, n=n, seed=seed)
+    return _band(_by_falling_score("a precision-recall curve", scores), curve, n=n, seed=seed)
 
 
 def reliability(scores: CurveScores, *, bins: int = 10, n: int = 500, seed: int = 0) -> Bins:
     """Return predicted probabilities and observed shares in bins of about equally many rows.
 
     Raises:
-        UndefinedMetricError: No row.
+        UndefinedMetricError: There is no row.
     """
     if not len(scores.label):
         msg = "a reliability curve needs predictions; there are none"
@@ -148,8 +148,8 @@ def reliability(scores: CurveScores, *, bins: int = 10, n: int = 500, seed: int 
     )
 
 
-def _falling(name: str, scores: CurveScores) -> CurveScores:
-    """Return the rows from the highest score down: sorted once, a resample is two sums."""
+def _by_falling_score(name: str, scores: CurveScores) -> CurveScores:
+    """Return the rows sorted from the highest score down, so that a resample is two sums."""
     if len(np.unique(scores.label)) < 2:
         msg = f"{name} needs patients of both classes, all {len(scores.label)} are of one"
         raise UndefinedMetricError(msg)
@@ -158,8 +158,8 @@ def _falling(name: str, scores: CurveScores) -> CurveScores:
     return CurveScores(label=scores.label[order], score=scores.score[order], patients=owners)
 
 
-def _counts(falling: CurveScores, weight_S: Floats | None = None) -> tuple[Floats, Floats]:
-    """Return true and false positives from each score on, highest first [U]."""
+def _positive_counts(falling: CurveScores, weight_S: Floats | None = None) -> tuple[Floats, Floats]:
+    """Return the numbers of true and of false positives [U] at each score, highest first."""
     ends = np.flatnonzero(np.diff(falling.score, append=-np.inf))
     weight_S = np.ones(len(falling.label)) if weight_S is None else weight_S
     true_S, false_S = weight_S * falling.label, weight_S * (1 - falling.label)
@@ -169,15 +169,15 @@ def _counts(falling: CurveScores, weight_S: Floats | None = None) -> tuple[Float
 def _band(
     scores: CurveScores, curve: Callable[[Floats, Floats], Floats], *, n: int, seed: int
 ) -> tuple[Floats, Floats]:
-    """Return percentiles of a curve over resamples that have both classes."""
+    """Return the 2.5th and 97.5th percentile of a curve over resamples with both classes."""
     weights = _resamples(scores, n=n, seed=seed, both=True)
-    drawn = [curve(*_counts(scores, weight_S)) for weight_S in weights]
+    drawn = [curve(*_positive_counts(scores, weight_S)) for weight_S in weights]
     low, high = np.percentile(drawn, _LIMITS, axis=0)
     return low, high
 
 
 def _resamples(scores: CurveScores, *, n: int, seed: int, both: bool = False) -> Iterator[Floats]:
-    """Yield n times how often each row was drawn [S]; `both` redraws where a class is missing."""
+    """Yield n resamples as weights [S]; with `both`, a resample without a class is redrawn."""
     rng, owner_S = np.random.default_rng(seed), scores.owner
     count, made = int(owner_S.max()) + 1, 0
     while made < n:

@@ -1,4 +1,4 @@
-"""What every figure starts from and ends as.
+"""The start and the end of every figure: a canvas, and a PNG.
 
 Drawn with matplotlib's objects on the Agg canvas and no pyplot, so nothing global changes and
 nothing needs a display. Colours are Okabe and Ito's, which colour-blind readers can tell apart.
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-"""One a line; what has more lines leaves the others out and says so."""
+"""One colour per line; a figure with more lines leaves the others out and says so."""
 
 _DPI = 130
 
@@ -22,9 +22,9 @@ def new_figure(width: float, height: float, columns: int = 1) -> "tuple[Figure, 
     """Return a figure with one axes, or with several side by side.
 
     Args:
-        width: Inches.
-        height: Inches.
-        columns: How many axes.
+        width: Width in inches.
+        height: Height in inches.
+        columns: Number of axes.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -38,14 +38,14 @@ def new_figure(width: float, height: float, columns: int = 1) -> "tuple[Figure, 
 
 
 def to_png(figure: "Figure") -> bytes:
-    """Return the figure as PNG, cut to what is drawn."""
+    """Return the figure as the bytes of a PNG, cropped to its content."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", bbox_inches="tight")
     return buffer.getvalue()
 
 
 def plain(text: str) -> str:
-    r"""Return text that matplotlib shows as it is: a pair of dollar signs would be mathematics.
+    r"""Return text with escaped dollar signs, which matplotlib would read as mathematics.
 
     >>> plain("US$ or A$")
     'US\\$ or A\\$'
@@ -54,7 +54,7 @@ def plain(text: str) -> str:
 
 
 def shortened(text: str, most: int = 34) -> str:
-    """Return a name that leaves room for the figure.
+    """Return a name shortened to at most `most` characters, the middle left out.
 
     >>> shortened("virchow2+uni2+gigapath / hierarchical", 20)
     'virchow2+un...chical'

@@ -46,15 +46,15 @@ def roc_png(
     Args:
         curves: Name -> scores.
         estimates: Name -> (AUROC, low, high) for the legend, where they are known.
-        title: Above the axes.
-        n: Resamples of the bands.
-        seed: Of the bootstrap.
+        title: Title above the axes.
+        n: Number of resamples for the bands.
+        seed: Seed of the bootstrap.
 
     Returns:
         A PNG.
 
     Raises:
-        UndefinedMetricError: A curve of one class only.
+        UndefinedMetricError: All rows of a curve are of one class.
     """
     figure, axes = new_figure(5.2, 5.0)
     axes.plot([0, 1], [0, 1], color="0.7", linewidth=1, linestyle="--")
@@ -70,14 +70,14 @@ def roc_png(
 
 
 def _show_estimates(axes: "Axes", measure: str, *, loc: Corner) -> None:
-    """Set the limits of shares in 0..1, and a legend that names the measure of its numbers."""
+    """Set the axes' limits to 0..1, and add a legend that names its measure."""
     axes.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01))
     legend_title = f"{measure} (95 % interval)" if measure else ""
     axes.legend(title=legend_title, loc=loc, frameon=False, fontsize=8, title_fontsize=8)
 
 
 def named(name: str, estimates: Estimates | None) -> str:
-    """Return a legend's line: the name, and the number with its interval if it is known.
+    """Return the legend entry of a curve: its name, and its estimate with interval if given.
 
     >>> named("uni2", {"uni2": (0.8, 0.7, 0.9)}), named("uni2", None)
     ('uni2: 0.800 (0.700 to 0.900)', 'uni2')
@@ -101,15 +101,15 @@ def precision_recall_png(
     Args:
         curves: Name -> scores.
         estimates: Name -> (average precision, low, high) for the legend, where they are known.
-        title: Above the axes.
-        n: Resamples of the bands.
-        seed: Of the bootstrap.
+        title: Title above the axes.
+        n: Number of resamples for the bands.
+        seed: Seed of the bootstrap.
 
     Returns:
-        A PNG; dashed lines are the share of the class, which knowing nothing gives.
+        A PNG; dashed lines are the share of the class, the precision of chance.
 
     Raises:
-        UndefinedMetricError: A curve of one class only.
+        UndefinedMetricError: All rows of a curve are of one class.
     """
     figure, axes = new_figure(5.2, 5.0)
     for level in sorted({float(scores.label.mean()) for scores in curves.values()}):
@@ -127,18 +127,18 @@ def precision_recall_png(
 
 
 def reliability_png(curves: Mapping[str, "CurveScores"], *, xlabel: str, ylabel: str) -> bytes:
-    """Draw predicted probabilities against observed shares, above how often each was predicted.
+    """Draw predicted probabilities against observed shares, above a histogram of predictions.
 
     Args:
         curves: Name -> scores in 0..1.
         xlabel: Label of the predicted probability.
-        ylabel: What is so.
+        ylabel: Label of the observed share.
 
     Returns:
         A PNG.
 
     Raises:
-        UndefinedMetricError: No row.
+        UndefinedMetricError: There is no row.
     """
     from matplotlib.gridspec import GridSpec
 
@@ -170,7 +170,7 @@ def reliability_png(curves: Mapping[str, "CurveScores"], *, xlabel: str, ylabel:
 
 
 def _bins(scores: "CurveScores") -> int:
-    """Return ten, or fewer where ten would not hold ten patients each."""
+    """Return the number of bins: ten, or fewer so that each holds ten patients."""
     return int(np.clip(len(np.unique(scores.owner)) // _IN_BIN, 2, _MOST_BINS))
 
 
@@ -178,9 +178,9 @@ def confusion_png(counts_CC: NDArray[np.int64], names: Sequence[str], *, title: 
     """Draw counts of true classes (rows) by predicted ones (columns), shaded by share of the row.
 
     Args:
-        counts_CC: Counts.
-        names: Of the classes.
-        title: Above.
+        counts_CC: Counts of patients or tiles.
+        names: Names of the classes.
+        title: Title above the matrix.
 
     Returns:
         A PNG.
@@ -208,10 +208,10 @@ def confusion_png(counts_CC: NDArray[np.int64], names: Sequence[str], *, title: 
 
 
 def risk_coverage_png(curves: Mapping[str, "RiskCoverage"]) -> bytes:
-    """Draw the share of errors among the surest predictions, by how many are answered.
+    """Draw risk-coverage curves: the share of errors among the surest predictions.
 
     Args:
-        curves: Name -> what `abstention.risk_coverage` gave.
+        curves: Name -> curve from `abstention.risk_coverage`.
 
     Returns:
         A PNG; the legend has the area under each curve, and the least possible one.

@@ -24,14 +24,14 @@ _RISK_TIMES = 5
 
 @dataclass(frozen=True, kw_only=True)
 class Groups:
-    """Survival at a time, predicted and observed, in groups by predicted survival.
+    """Predicted and observed survival at a time, in groups by predicted survival.
 
     Attributes:
         predicted: [G] mean predicted survival.
-        observed: [G] Kaplan-Meier estimate; NaN where nobody was followed that long.
+        observed: [G] Kaplan-Meier estimate; NaN without follow-up until that time.
         low: [G] lower 95 % limit (log-log).
         high: [G] upper 95 % limit.
-        patients: [G].
+        patients: [G] number of patients.
     """
 
     predicted: Floats
@@ -41,26 +41,26 @@ class Groups:
     patients: NDArray[np.int64]
 
 
-def scatter_png(value_P: Floats, found_P: Floats, *, title: str = "", name: str = "") -> bytes:
+def scatter_png(true_P: Floats, predicted_P: Floats, *, title: str = "", name: str = "") -> bytes:
     """Draw true numbers against predicted ones; the dashed line is where both are the same.
 
     Args:
-        value_P: True.
-        found_P: Predicted.
-        title: Above the axes.
-        name: Of the number, with its unit.
+        true_P: True numbers.
+        predicted_P: Predicted numbers.
+        title: Title above the axes.
+        name: Name of the number, with its unit.
 
     Returns:
         A PNG.
     """
     figure, axes = new_figure(4.6, 4.4)
-    low = float(min(value_P.min(), found_P.min()))
-    high = float(max(value_P.max(), found_P.max()))
+    low = float(min(true_P.min(), predicted_P.min()))
+    high = float(max(true_P.max(), predicted_P.max()))
     room = 0.04 * (high - low or 1.0)
     limits = (low - room, high + room)
     axes.plot(limits, limits, color="0.7", linewidth=1, linestyle="--")
-    clear = float(np.clip(60 / len(value_P), 0.25, 0.8))
-    axes.scatter(found_P, value_P, s=18, color=COLOURS[0], alpha=clear, linewidths=0)
+    clear = float(np.clip(60 / len(true_P), 0.25, 0.8))
+    axes.scatter(predicted_P, true_P, s=18, color=COLOURS[0], alpha=clear, linewidths=0)
     axes.set(xlabel=f"predicted {plain(name)}", ylabel=f"true {plain(name)}", aspect="equal")
     axes.set(xlim=limits, ylim=limits)
     axes.set_title(plain(shortened(title)), fontsize=10)
@@ -68,15 +68,15 @@ def scatter_png(value_P: Floats, found_P: Floats, *, title: str = "", name: str 
 
 
 def survival_groups(
-    time_P: Floats, event_P: NDArray[np.bool_], said_P: Floats, *, at: float
+    time_P: Floats, event_P: NDArray[np.bool_], predicted_P: Floats, *, at: float
 ) -> Groups:
-    """Group patients equally by predicted survival at a time; return predicted and observed.
+    """Return predicted and observed survival at a time, in equally large groups of patients.
 
     Args:
         time_P: Times to the event or to the end of follow-up.
         event_P: True where the event was seen.
-        said_P: Predicted S(at).
-        at: The time.
+        predicted_P: Predicted S(at).
+        at: Time at which survival is compared.
 
     Raises:
         UndefinedMetricError: Fewer than two groups of 15 patients.
@@ -88,10 +88,10 @@ def survival_groups(
             f"there are {len(time_P)} patients"
         )
         raise UndefinedMetricError(msg)
-    parts = np.array_split(np.argsort(said_P, kind="stable"), number)
+    parts = np.array_split(np.argsort(predicted_P, kind="stable"), number)
     observed = np.array([_observed(time_P[part], event_P[part], at) for part in parts])
     return Groups(
-        predicted=np.array([said_P[part].mean() for part in parts]),
+        predicted=np.array([predicted_P[part].mean() for part in parts]),
         observed=observed[:, 0],
         low=observed[:, 1],
         high=observed[:, 2],
@@ -100,7 +100,7 @@ def survival_groups(
 
 
 def _observed(time_P: Floats, event_P: NDArray[np.bool_], at: float) -> tuple[float, float, float]:
-    """Return Kaplan-Meier estimate at a time with its limits; NaN where follow-up ends before."""
+    """Return the Kaplan-Meier estimate at a time and its two limits; NaN beyond follow-up."""
     from sksurv.nonparametric import kaplan_meier_estimator
 
     if time_P.max() < at:
@@ -116,9 +116,9 @@ def survival_calibration_png(groups: Groups, *, title: str = "", at: str = "") -
     """Draw predicted against observed survival; on the dashed line both are the same.
 
     Args:
-        groups: What `survival_groups` gave.
-        title: Above the axes.
-        at: The time, with its unit.
+        groups: Groups from `survival_groups`.
+        title: Title above the axes.
+        at: Time at which survival is compared, with its unit.
 
     Returns:
         A PNG.
@@ -146,9 +146,9 @@ def km_png(
     Args:
         time_P: Times to the event or to the end of follow-up.
         event_P: True where the event was seen.
-        high_P: True for the high risk group. A group that is empty is left out, and with it p.
-        title: Above the axes.
-        xlabel: Under the axes; name the unit of time.
+        high_P: True for the high risk group. An empty group is left out, and then also p.
+        title: Title above the axes.
+        xlabel: Label of the time axis, with the unit.
 
     Returns:
         A PNG.
@@ -170,7 +170,7 @@ def km_png(
 def logrank_p(
     time_P: NDArray[np.float64], event_P: NDArray[np.bool_], high_P: NDArray[np.bool_]
 ) -> float | None:
-    """Return p value of `sksurv.compare.compare_survival`; None with one group only or no event."""
+    """Return the log-rank p value of two risk groups; None with one group only or no event."""
     from sksurv.compare import compare_survival
     from sksurv.util import Surv
 
@@ -182,7 +182,7 @@ def logrank_p(
 def _km_curve(
     axes: "Axes", time_P: NDArray[np.float64], event_P: NDArray[np.bool_], *, name: str, colour: str
 ) -> None:
-    """Draw the step curve of a group, its 95 % band (log-log) and a tick a censored patient."""
+    """Draw the step curve of a group, its 95 % band (log-log) and ticks of censored patients."""
     from sksurv.nonparametric import kaplan_meier_estimator
 
     if not len(time_P):
@@ -202,7 +202,7 @@ def _km_curve(
 
 
 def _round_times(last: float) -> NDArray[np.float64]:
-    """Return a handful of round times from 0 to the last one."""
+    """Return a few round times from 0 to the last time."""
     from matplotlib.ticker import MaxNLocator
 
     times = np.asarray(MaxNLocator(_RISK_TIMES).tick_values(0, last))
@@ -212,7 +212,7 @@ def _round_times(last: float) -> NDArray[np.float64]:
 def _at_risk(
     axes: "Axes", ticks: NDArray[np.float64], counts: list[int], *, name: str, row: int
 ) -> None:
-    """Write a line of the table under the axes: patients still followed at each tick."""
+    """Draw a group's row of the table under the axes: patients at risk at each tick."""
     below = -0.24 - 0.07 * row
     style: dict[str, Any] = {"color": COLOURS[row], "fontsize": 9, "clip_on": False}
     place = axes.get_xaxis_transform()

@@ -22,16 +22,16 @@ def forest_png(
     chance: float | None = 0.5,
     margin: float | None = None,
 ) -> bytes:
-    """Draw estimates with their intervals, one line per name, first name on top.
+    """Draw a forest plot: estimates with intervals, one line per name, first name on top.
 
     Args:
         estimates: Name -> (estimate, low, high); at least one.
-        xlabel: Under the axis.
-        chance: Where the dashed line of a model that knows nothing stands; None for no line.
-        margin: Where a dotted line is drawn, such as minus what counts as not worse.
+        xlabel: Label of the horizontal axis.
+        chance: Position of the dashed line of the chance level; None for no line.
+        margin: Position of a dotted line, such as minus the non-inferiority margin.
 
     Returns:
-        A PNG. Names have the colours that `roc_png` gives to the same names in the same order.
+        A PNG. The names have the same colours as in `roc_png` with the same order.
     """
     figure, axes = new_figure(_WIDTH_IN, 1.0 + 0.42 * len(estimates))
     for at, style in ((chance, "--"), (margin, ":")):
@@ -43,16 +43,16 @@ def forest_png(
         axes.plot(estimate, row, marker="s", markersize=8, color=colour)
         text = f"{estimate:.3f} ({low:.3f} to {high:.3f})"
         axes.text(1.02, row, text, transform=axes.get_yaxis_transform(), va="center", fontsize=9)
-    shown = [value for line in estimates.values() for value in line]
+    shown = [limit for line in estimates.values() for limit in line]
     axes.set(xlabel=xlabel, xlim=_limits(shown, chance))
     _name_rows(axes, [plain(shortened(name)) for name in estimates])
     return to_png(figure)
 
 
 def _limits(shown: Sequence[float], chance: float | None) -> tuple[float, float]:
-    """Return the limits of the axis: up to 1 for shares above chance, else all values."""
-    values = [*shown, *([] if chance is None else [chance])]
-    low, high = min(values), max(values)
+    """Return the lower and upper limit of the axis: up to 1 for measures of the scale of AUROC."""
+    plotted_numbers = [*shown, *([] if chance is None else [chance])]
+    low, high = min(plotted_numbers), max(plotted_numbers)
     if chance == _COIN and high <= 1 and low >= 0:
         return float(np.floor(low * 10 - 0.3) / 10), 1.01
     room = 0.06 * (high - low or 1.0)
@@ -72,11 +72,11 @@ def fidelity_png(rows: Sequence[tuple[str, float, float]]) -> bytes:
     at = np.arange(len(rows))
     parts = (("student", COLOURS[0], -0.19, 1), ("mean feature", _GREY, 0.19, 2))
     for name, colour, shift, column in parts:
-        values = [float(row[column]) for row in rows]
-        axes.barh(at + shift, values, height=0.36, color=colour, label=name)
-        for y, value in zip(at + shift, values, strict=True):
-            inside = max(value, 0.0) + 0.01
-            axes.text(inside, y, f"{value:.3f}", va="center", fontsize=8, color="0.25")
+        cosines = [float(row[column]) for row in rows]
+        axes.barh(at + shift, cosines, height=0.36, color=colour, label=name)
+        for y, cosine in zip(at + shift, cosines, strict=True):
+            inside = max(cosine, 0.0) + 0.01
+            axes.text(inside, y, f"{cosine:.3f}", va="center", fontsize=8, color="0.25")
     lowest = min([0.0, *(min(row[1:]) for row in rows)])
     axes.set(xlabel="cosine with the teacher's feature, held-out patients", xlim=(lowest, 1.08))
     axes.legend(frameon=False, ncols=2, loc="lower left", bbox_to_anchor=(0, 1.0), fontsize=9)
@@ -85,12 +85,12 @@ def fidelity_png(rows: Sequence[tuple[str, float, float]]) -> bytes:
 
 
 def curves_png(curves: Mapping[str, Sequence[float]], *, xlabel: str, ylabel: str) -> bytes:
-    """Draw one line per name over 1, 2, 3 and so on.
+    """Draw one training curve per name over epochs 1, 2, 3 and so on.
 
     Args:
         curves: Name -> values; all of one length, at least one.
-        xlabel: Under the axis.
-        ylabel: Beside the axis.
+        xlabel: Label of the horizontal axis.
+        ylabel: Label of the vertical axis.
 
     Returns:
         A PNG.
@@ -98,12 +98,12 @@ def curves_png(curves: Mapping[str, Sequence[float]], *, xlabel: str, ylabel: st
     from matplotlib.ticker import MaxNLocator
 
     figure, axes = new_figure(_WIDTH_IN, 3.0)
-    for number, (name, values) in enumerate(curves.items()):
+    for number, (name, ordinates) in enumerate(curves.items()):
         dashes = ("-", "--", ":", "-.")[number % 4]
-        steps = np.arange(1, len(values) + 1)
+        steps = np.arange(1, len(ordinates) + 1)
         colour = COLOURS[number % len(COLOURS)]
         axes.plot(
-            steps, values, color=colour, linestyle=dashes, marker="o", markersize=4, label=name
+            steps, ordinates, color=colour, linestyle=dashes, marker="o", markersize=4, label=name
         )
     axes.set(xlabel=xlabel, ylabel=ylabel)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -114,7 +114,7 @@ def curves_png(curves: Mapping[str, Sequence[float]], *, xlabel: str, ylabel: st
 
 
 def _name_rows(axes: "Axes", names: Sequence[str]) -> None:
-    """Write names instead of numbers on a vertical axis that runs from top to bottom."""
+    """Label the rows of a vertical axis with names, from top to bottom."""
     axes.set_yticks(range(len(names)), labels=names)
     axes.set_ylim(len(names) - 0.5, -0.5)
     axes.spines["left"].set_visible(False)

@@ -17,10 +17,10 @@ class Picture:
     """A picture on a page.
 
     Attributes:
-        src: Data URI.
-        alt: What it is, for those who can't see it.
-        text: What it shows and how that was chosen.
-        width: CSS pixels.
+        src: Data URI of the picture.
+        alt: Description for readers who cannot see it.
+        text: Caption: what it shows and how that was chosen.
+        width: Width in CSS pixels.
     """
 
     src: str
@@ -34,10 +34,10 @@ class Section:
     """A part of a page under one heading.
 
     Attributes:
-        key: Anchor.
-        title: Heading.
-        pictures: Side by side where there is room.
-        notes: Sentences: what was left out, and why.
+        key: Anchor of the section.
+        title: Heading of the section.
+        pictures: Pictures, side by side where there is room.
+        notes: Sentences on what was left out, and why.
     """
 
     key: str
@@ -46,7 +46,7 @@ class Section:
     notes: list[str] = field(default_factory=list)
 
     def add(self, make: Callable[[], bytes], alt: str, text: str, width: int = 500) -> None:
-        """Draw a picture, or note why these patients give none."""
+        """Draw and add a picture, or note why these patients allow none."""
         try:
             src = data_uri(make(), "image/png")
         except UndefinedMetricError as error:
@@ -56,7 +56,7 @@ class Section:
 
 
 def first(names: Sequence[str], most: int, section: Section) -> list[str]:
-    """Return the names that are drawn; the section says which are not."""
+    """Return the first `most` names, which are drawn; the section notes the others."""
     left = list(names[most:])
     if left:
         some = ", ".join(left[:8]) + (f" and {len(left) - 8} more" if len(left) > 8 else "")

@@ -1,4 +1,4 @@
-"""Pictures of a run's predictions, each with a sentence that says what it shows and of whom.
+"""Pictures of a run's predictions, each with a caption on what it shows and of which patients.
 
 Curves hold all predictions, and patients are drawn whole in their bands. What counts patients
 (tables, survival curves, scatter) holds one prediction of each, that of the first repetition.
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 def forest(run: "Run") -> Picture | None:
-    """Return the main measure of all arms with intervals, or None where it is undefined for all."""
+    """Return a forest plot of all arms' main measure, or None where it is undefined for all."""
     estimates, name = run.estimates(run.metric), shown_name(run.metric)
     if not estimates:
         return None
@@ -45,7 +45,7 @@ def forest(run: "Run") -> Picture | None:
 
 
 def differences(run: "Run") -> Picture | None:
-    """Return differences from the reference with intervals, or None without comparisons."""
+    """Return a forest plot of differences from the reference, or None without comparisons."""
     rows = run.result.get("comparisons", [])
     if not rows:
         return None
@@ -87,21 +87,21 @@ SECTIONS: dict[str, Callable[["Run"], list[Section]]] = {
 }
 """The sections of a run's own page, by task."""
 
-MAIN_SECTION: dict[str, Callable[["Run", list[str]], Section]] = {
+SUMMARY_SECTION: dict[str, Callable[["Run", list[str]], Section]] = {
     "binary": class_section,
     "multiclass": class_section,
     "multilabel": label_section,
     "regression": number_section,
     "survival": km_section,
 }
-"""The section of some arms that stands for a run on the page of the lake, by task."""
+"""The section of some arms that represents a run on the page of the lake, by task."""
 
 
 def sections(run: "Run") -> list[Section]:
-    """Return the pictures of the predictions, in the sections that fit the task."""
+    """Return the sections with pictures of a run's predictions, by its task."""
     return [part for part in SECTIONS[run.task](run) if part.pictures or part.notes]
 
 
-def main_section(run: "Run", arm: str) -> Section:
-    """Return the pictures of one arm that stand for the whole run."""
-    return MAIN_SECTION[run.task](run, [arm])
+def summary_section(run: "Run", arm: str) -> Section:
+    """Return the section of one arm that represents the run on the page of the lake."""
+    return SUMMARY_SECTION[run.task](run, [arm])

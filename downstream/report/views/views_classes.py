@@ -51,7 +51,7 @@ def class_sections(run: "Run") -> list[Section]:
 
 
 def class_section(run: "Run", arms: Sequence[str]) -> Section:
-    """Return ROC curves: of all arms for two classes, else of the classes of each given arm."""
+    """Return the section on ROC curves: of all arms for two classes, else of each arm's classes."""
     section = Section(key="", title="")
     drawn_arms = run.arms if run.task == "binary" else arms
     for shown, curves in class_curves(run, drawn_arms, section).items():
@@ -62,26 +62,26 @@ def class_section(run: "Run", arms: Sequence[str]) -> Section:
 def class_curves(
     run: "Run", arms: Sequence[str], section: Section
 ) -> dict[str, dict[str, CurveScores]]:
-    """Return the curves of each picture: arms for two classes, else the classes of each arm.
+    """Return the curves of each picture: one per arm for two classes, else one per class.
 
     Args:
         run: The run.
-        arms: Of these arms.
-        section: Told what is left out.
+        arms: Names of the arms.
+        section: Section that gets notes on what is left out.
 
     Returns:
-        What a picture shows -> name of a curve -> its scores.
+        Title of a picture -> name of a curve -> scores of the curve.
     """
     if run.task == "binary":
         drawn = first(arms, MOST_CURVES, section)
         question = f"{run.classes[-1]} against {run.classes[0]}"
-        return {question: {arm: _of_class(run, arm, run.classes[-1]) for arm in drawn}}
+        return {question: {arm: _class_scores(run, arm, run.classes[-1]) for arm in drawn}}
     names = run.classes[:MOST_CURVES]
     if names != run.classes:
         section.notes.append(f"Curves are drawn of the first {MOST_CURVES} classes.")
     curves_of_question = {}
     for arm in first(arms, MOST_PANELS, section):
-        curves = {name: _of_class(run, arm, name) for name in names}
+        curves = {name: _class_scores(run, arm, name) for name in names}
         defined = {name: one for name, one in curves.items() if len(np.unique(one.label)) == 2}
         absent = [name for name in names if name not in defined]
         if absent:
@@ -96,7 +96,7 @@ def class_curves(
 def add_roc(section: Section, run: "Run", question: str, curves: Mapping[str, CurveScores]) -> None:
     """Add the ROC curves in one picture."""
     section.add(
-        partial(roc_png, curves, estimates=_known(run, "auroc"), seed=_seed(run)),
+        partial(roc_png, curves, estimates=_legend_estimates(run, "auroc"), seed=_seed(run)),
         f"ROC curves, {question}",
         f"ROC: {question}. {_POOLED} The diagonal is chance.",
     )
@@ -107,15 +107,17 @@ def add_precision(
 ) -> None:
     """Add the precision-recall curves in one picture."""
     section.add(
-        partial(precision_recall_png, curves, estimates=_known(run, "auprc"), seed=_seed(run)),
+        partial(
+            precision_recall_png, curves, estimates=_legend_estimates(run, "auprc"), seed=_seed(run)
+        ),
         f"Precision-recall curves, {question}",
         f"Precision by recall: {question}. {_POOLED} A dashed line is the share of the class, "
         "which is chance.",
     )
 
 
-def _known(run: "Run", measure: str) -> "dict[str, Estimate] | None":
-    """Return the estimates of the arms for the legend, where curves are of arms."""
+def _legend_estimates(run: "Run", measure: str) -> "dict[str, Estimate] | None":
+    """Return the arms' estimates for the legend, or None where curves are of classes."""
     return run.estimates(measure) if run.task == "binary" else None
 
 
@@ -123,8 +125,8 @@ def _seed(run: "Run") -> int:
     return int(run.result["config"].get("seed", 0))
 
 
-def _of_class(run: "Run", arm: str, name: str) -> CurveScores:
-    """Return probabilities of one class."""
+def _class_scores(run: "Run", arm: str, name: str) -> CurveScores:
+    """Return the labels and probabilities of one class, one row per prediction."""
     rows, at = run.rows(arm), run.classes.index(name)
     return CurveScores(
         label=(rows["label"] == name).to_numpy().astype(np.int64),
@@ -133,8 +135,8 @@ def _of_class(run: "Run", arm: str, name: str) -> CurveScores:
     )
 
 
-def _sure(run: "Run", arm: str) -> CurveScores:
-    """Return the probability of the likeliest class, and whether the patient is of it."""
+def _likeliest_class_scores(run: "Run", arm: str) -> CurveScores:
+    """Return the probability of the likeliest class, and whether the patient has that class."""
     rows = run.rows(arm)
     probabilities = np.array(rows["probabilities"].to_list())
     right = probabilities.argmax(axis=1) == _indices(rows["label"], run.classes)
@@ -156,7 +158,10 @@ def _calibration(run: "Run") -> Section:
     binary = run.task == "binary"
     xlabel = f"probability of {run.classes[-1]}" if binary else "probability of the likeliest class"
     ylabel = f"share that is {run.classes[-1]}" if binary else "share that is correct"
-    curves = {a: _of_class(run, a, run.classes[-1]) if binary else _sure(run, a) for a in arms}
+    curves = {
+        a: _class_scores(run, a, run.classes[-1]) if binary else _likeliest_class_scores(run, a)
+        for a in arms
+    }
     section.add(
         partial(reliability_png, curves, xlabel=xlabel, ylabel=ylabel),
         "Reliability curves",
@@ -190,7 +195,7 @@ def _decisions(run: "Run") -> Section:
 
 
 def confusion_counts(run: "Run", arm: str) -> NDArray[np.int64]:
-    """Return patients, or tiles, by true (rows) and predicted class (columns) [C, C]."""
+    """Return counts of patients or tiles [C, C], rows by true and columns by predicted class."""
     rows, classes = run.once(arm), len(run.classes)
     truth = _indices(rows["label"], run.classes)
     if run.task == "binary":
@@ -207,7 +212,7 @@ def _abstention(run: "Run") -> Section:
     section = Section(key="abstention", title="Selective prediction")
     curves: dict[str, RiskCoverage] = {}
     for arm in first(run.arms, MOST_CURVES, section):
-        sure = _sure(run, arm)
+        sure = _likeliest_class_scores(run, arm)
         curves[arm] = risk_coverage(sure.score, sure.label == 1)
     arm_texts = [
         f"{arm}: {one['coverage']:.0%} answered"
@@ -235,12 +240,12 @@ def _abstention(run: "Run") -> Section:
 
 
 def label_sections(run: "Run") -> list[Section]:
-    """Return the sections of a run of several labels, each yes or no."""
+    """Return the sections of a run of several labels that do not exclude each other."""
     return [label_section(run, run.arms), _label_calibration(run)]
 
 
 def label_section(run: "Run", arms: Sequence[str]) -> Section:
-    """Return AUROC of each label, a picture an arm."""
+    """Return the section on the AUROC of each label, one picture per arm."""
     section = Section(key="labels", title="AUROC of each label")
     for arm in first(arms, MOST_PANELS, section):
         estimates, without = label_estimates(run, arm)
@@ -260,7 +265,7 @@ def label_section(run: "Run", arms: Sequence[str]) -> Section:
 
 
 def label_estimates(run: "Run", arm: str) -> "tuple[dict[str, Estimate], list[str]]":
-    """Return AUROC of each label with its interval, and the labels that have none."""
+    """Return the AUROC of each label with its interval, and the labels where it is undefined."""
     from downstream.measures import weighted
     from downstream.measures.class_measures import Measure
 
@@ -268,7 +273,7 @@ def label_estimates(run: "Run", arm: str) -> "tuple[dict[str, Estimate], list[st
     estimates: dict[str, Estimate] = {}
     without = []
     for name in run.classes:
-        one = _of_label(run, arm, name)
+        one = _label_scores(run, arm, name)
         try:
             estimated = interval(
                 measure, (one.label,), one.score, seed=_seed(run), patients=one.patients,
@@ -281,7 +286,8 @@ def label_estimates(run: "Run", arm: str) -> "tuple[dict[str, Estimate], list[st
     return estimates, without
 
 
-def _of_label(run: "Run", arm: str, name: str) -> CurveScores:
+def _label_scores(run: "Run", arm: str, name: str) -> CurveScores:
+    """Return the values and probabilities of one label, one row per prediction."""
     rows, at = run.rows(arm), run.classes.index(name)
     return CurveScores(
         label=rows["labels"].list.get(at).to_numpy().astype(np.int64),
@@ -291,6 +297,7 @@ def _of_label(run: "Run", arm: str, name: str) -> CurveScores:
 
 
 def _label_calibration(run: "Run") -> Section:
+    """Return the section on the calibration of all labels together."""
     section = Section(key="calibration", title="Calibration of probabilities")
     curves = {arm: _all_labels(run, arm) for arm in first(run.arms, MOST_CURVES, section)}
     section.add(
@@ -308,7 +315,8 @@ def _label_calibration(run: "Run") -> Section:
 
 
 def _all_labels(run: "Run", arm: str) -> CurveScores:
-    parts = [_of_label(run, arm, name) for name in run.classes]
+    """Return the values and probabilities of all labels as one set of scores."""
+    parts = [_label_scores(run, arm, name) for name in run.classes]
     return CurveScores(
         label=np.concatenate([part.label for part in parts]),
         score=np.concatenate([part.score for part in parts]),

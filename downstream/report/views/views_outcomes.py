@@ -30,18 +30,24 @@ _ONE = "one prediction a patient, that of the first repetition and seed"
 
 
 def number_sections(run: "Run") -> list[Section]:
-    """Return the sections of a run of a number."""
+    """Return the sections of a regression run."""
     return [number_section(run, run.arms)]
 
 
 def number_section(run: "Run", arms: list[str]) -> Section:
-    """Return true numbers against predicted ones, a picture an arm."""
+    """Return the section on true against predicted numbers, one picture per arm."""
     section = Section(key="numbers", title="True and predicted numbers")
     for arm in first(arms, MOST_PANELS, section):
         rows = run.once(arm)
-        value, predicted = rows["value"].to_numpy(), rows["found"].to_numpy()
+        true_numbers, predicted_numbers = rows["value"].to_numpy(), rows["found"].to_numpy()
         section.add(
-            partial(scatter_png, value, predicted, title=arm, name=str(run.result["target"])),
+            partial(
+                scatter_png,
+                true_numbers,
+                predicted_numbers,
+                title=arm,
+                name=str(run.result["target"]),
+            ),
             f"True against predicted numbers of {arm}",
             f"{arm}: {_ONE}, {rows.height:,} patients. On the dashed line both are the same.",
             width=440,
@@ -50,12 +56,12 @@ def number_section(run: "Run", arms: list[str]) -> Section:
 
 
 def survival_sections(run: "Run") -> list[Section]:
-    """Return risk groups, and predicted against observed survival."""
-    return [km_section(run, run.arms), _curves(run)]
+    """Return the sections of a survival run: risk groups, and calibration of the curves."""
+    return [km_section(run, run.arms), _calibration_section(run)]
 
 
 def km_section(run: "Run", arms: list[str]) -> Section:
-    """Return Kaplan-Meier curves of the predicted groups."""
+    """Return the section with Kaplan-Meier curves of the predicted risk groups."""
     section = Section(key="groups", title="Predicted risk groups")
     if not has_scikit_survival():
         section.notes.append(_WITHOUT)
@@ -78,11 +84,12 @@ def km_section(run: "Run", arms: list[str]) -> Section:
 
 
 def _time_name(run: "Run") -> str:
+    """Return the name of the column of follow-up times."""
     return str(run.result["config"]["columns"][0])
 
 
-def _curves(run: "Run") -> Section:
-    """Return predicted against observed survival at one time."""
+def _calibration_section(run: "Run") -> Section:
+    """Return the section on predicted against observed survival at one time."""
     section = Section(key="calibration", title="Calibration of survival")
     if not has_scikit_survival():
         section.notes.append(_WITHOUT)
@@ -107,6 +114,7 @@ def _curves(run: "Run") -> Section:
 def _calibration(
     section: Section, run: "Run", arm: str, rows: pl.DataFrame, *, at: float, index: int
 ) -> None:
+    """Add one arm's picture of predicted against observed survival to a section."""
     survival_P = rows["curve"].list.get(index).to_numpy()
     time, event = rows["time"].to_numpy(), rows["event"].to_numpy()
     name = f"{_time_name(run)} = {at:g}"
@@ -127,7 +135,7 @@ def _calibration(
 
 
 def horizon_of(run: "Run") -> tuple[float, int] | None:
-    """Return the time of the curves nearest to the median event, and its index; None without."""
+    """Return the curve time nearest to the median event, and its index; None without events."""
     times = np.array(run.result.get("curve_times") or [], dtype=np.float64)
     event_times = run.scored.filter(pl.col("event"))["time"]
     if not len(times) or event_times.is_empty():

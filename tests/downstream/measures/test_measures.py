@@ -93,14 +93,14 @@ def check_weights(measure: Measure, truth: tuple[Any, ...], prediction: Floats, 
     w = rng.multinomial(rows, np.full(rows, 1 / rows), size=5).astype(float)
     w[0] = 1
     resampled = measure.resampled(w, *truth, prediction)
-    for weight, value in zip(w, resampled, strict=True):
+    for weight, estimate in zip(w, resampled, strict=True):
         drawn = np.repeat(np.arange(rows), weight.astype(int))
         try:
             with warnings.catch_warnings(action="ignore"):
                 expected = measure.value(*(part[drawn] for part in truth), prediction[drawn])
         except UndefinedMetricError:
             expected = np.nan
-        assert value == pytest.approx(expected, abs=1e-9, nan_ok=True), measure.name
+        assert estimate == pytest.approx(expected, abs=1e-9, nan_ok=True), measure.name
 
 
 @given(seed=SEEDS, classes=st.sampled_from([2, 3, 4]))

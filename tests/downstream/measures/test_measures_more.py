@@ -38,26 +38,28 @@ def test_several_labels(seed: int) -> None:
 @settings(max_examples=30, deadline=None)
 def test_numbers(seed: int, offset: float) -> None:
     rng = np.random.default_rng(seed)
-    value = rng.normal(size=int(rng.integers(4, 40))) + offset
-    predicted = value + rng.normal(size=len(value))
-    values = {measure.name: measure.value(value, predicted) for measure in regression_measures()}
-    expected = {
-        "r2": r2_score(value, predicted),
-        "pearson": pearsonr(value, predicted).statistic,
-        "mae": mean_absolute_error(value, predicted),
+    true_numbers = rng.normal(size=int(rng.integers(4, 40))) + offset
+    predicted = true_numbers + rng.normal(size=len(true_numbers))
+    estimates = {
+        measure.name: measure.value(true_numbers, predicted) for measure in regression_measures()
     }
-    assert values == pytest.approx(expected, abs=1e-9)
+    expected = {
+        "r2": r2_score(true_numbers, predicted),
+        "pearson": pearsonr(true_numbers, predicted).statistic,
+        "mae": mean_absolute_error(true_numbers, predicted),
+    }
+    assert estimates == pytest.approx(expected, abs=1e-9)
     for measure in regression_measures():
-        check_weights(measure, (value,), predicted, seed)
+        check_weights(measure, (true_numbers,), predicted, seed)
 
 
 def test_a_better_regression_is_better_in_every_measure() -> None:
     rng = np.random.default_rng(0)
-    value = rng.normal(size=200)
-    near, far = value + 0.3 * rng.normal(size=200), value + 2 * rng.normal(size=200)
+    true_numbers = rng.normal(size=200)
+    near, far = true_numbers + 0.3 * rng.normal(size=200), true_numbers + 2 * rng.normal(size=200)
     for measure in regression_measures():
-        assert compare(measure, (value,), near, far, seed=0).difference.low > 0, measure.name
-        assert interval(measure, (value,), near, seed=0).redrawn == 0
+        assert compare(measure, (true_numbers,), near, far, seed=0).difference.low > 0, measure.name
+        assert interval(measure, (true_numbers,), near, seed=0).redrawn == 0
 
 
 def test_values_that_do_not_vary_are_undefined() -> None:

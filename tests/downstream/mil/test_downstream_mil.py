@@ -17,7 +17,7 @@ from downstream.mil.objective import LabelObjective
 from downstream.mil.padded_bags import MilError
 from downstream.mil.predict import predict, tile_statistics
 from downstream.mil.pseudo import PseudoTiles
-from downstream.mil.train import Examples, Fit, train_mil
+from downstream.mil.train import Examples, TrainedModel, train_mil
 from downstream.run.feature_bags import PatientBag
 from downstream.run.fit_settings import MilSettings, SettingsError
 from downstream.run.model_tables import AGGREGATORS, PROBES, models_of
@@ -66,7 +66,7 @@ def fit(
     seed: int = 0,
     weighted: bool = True,
     **more: Any,  # noqa: ANN401
-) -> Fit:
+) -> TrainedModel:
     objective = LabelObjective.fit(task, train.target, weighted=weighted)
     width = train.bags[0].features.shape[1]
     return train_mil(
@@ -228,9 +228,9 @@ def test_pseudo_labels_teach_a_classifier_of_tiles() -> None:
 def test_a_number_is_learnt_in_its_own_unit() -> None:
     rng = np.random.default_rng(0)
     bags = rng.standard_normal((60, 10, 8)).astype(np.float16)
-    value = 1000.0 + 100.0 * bags[:, :, 0].astype(np.float64).mean(axis=1)
+    number = 1000.0 + 100.0 * bags[:, :, 0].astype(np.float64).mean(axis=1)
     train, test = (
-        Examples(bags=[bag_of(bag) for bag in bags[part]], target=value[part])
+        Examples(bags=[bag_of(bag) for bag in bags[part]], target=number[part])
         for part in (slice(40), slice(40, 60))
     )
     task = BagTask(kind="regression")

@@ -29,8 +29,8 @@ def test_a_padded_batch_is_its_bags_one_by_one(name: str) -> None:
         batch.coords.masked_fill(~batch.mask[..., None], 9999) if batch.coords is not None else None
     )
     pooled = net(x, batch.mask, far)
-    for at, (bag, where) in enumerate(zip(features, coords, strict=True)):
-        alone = net(bag, None, where)
+    for at, (bag, places) in enumerate(zip(features, coords, strict=True)):
+        alone = net(bag, None, places)
         torch.testing.assert_close(pooled.logits[at], alone.logits[0], rtol=1e-10, atol=1e-12)
         attention = pooled.pooled.attention[at]
         torch.testing.assert_close(attention[: len(bag)], alone.pooled.attention[0])
@@ -44,19 +44,21 @@ def test_gradients_of_a_padded_batch_are_those_of_its_bags(name: str) -> None:
     batch = pad_bags(features, coords)
     x = batch.x.masked_fill(~batch.mask[..., None], float("nan")).requires_grad_()
     net(x, batch.mask, batch.coords).logits.square().sum().backward()
-    together = {key: value.grad.clone() for key, value in grads(net).items()}
+    together = {key: parameter.grad.clone() for key, parameter in grads(net).items()}
     assert x.grad is not None
     assert (x.grad[~batch.mask] == 0).all()
     assert not x.grad.isnan().any()
     net.zero_grad()
-    for bag, where in zip(features, coords, strict=True):
-        net(bag, None, where).logits.square().sum().backward()
-    for key, value in grads(net).items():
-        torch.testing.assert_close(together[key], value.grad, rtol=1e-8, atol=1e-10)
+    for bag, places in zip(features, coords, strict=True):
+        net(bag, None, places).logits.square().sum().backward()
+    for key, parameter in grads(net).items():
+        torch.testing.assert_close(together[key], parameter.grad, rtol=1e-8, atol=1e-10)
 
 
 def grads(net: MilModel) -> dict[str, Any]:
-    return {key: value for key, value in net.named_parameters() if value.grad is not None}
+    return {
+        key: parameter for key, parameter in net.named_parameters() if parameter.grad is not None
+    }
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -87,8 +89,8 @@ def test_every_parameter_is_trained(name: str) -> None:
     net.loss(prediction, torch.tensor([0, 2])).sum().backward()  # type: ignore[no-untyped-call]
     idle = {
         key
-        for key, value in net.named_parameters()
-        if value.grad is None or not bool(value.grad.abs().sum())
+        for key, parameter in net.named_parameters()
+        if parameter.grad is None or not bool(parameter.grad.abs().sum())
     }
     assert not idle
 

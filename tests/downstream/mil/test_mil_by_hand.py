@@ -20,7 +20,7 @@ pytestmark = pytest.mark.usefixtures("doubles")
 
 def test_abmil_by_hand() -> None:
     net, (x, *_) = Abmil(WIDTH, hidden=8, attention=4).eval(), bags("abmil", (9,))[0]
-    weights = {key: value.detach().numpy() for key, value in net.named_parameters()}
+    weights = {key: tensor.detach().numpy() for key, tensor in net.named_parameters()}
     h = np.maximum(x.numpy() @ weights["stem.0.weight"].T + weights["stem.0.bias"], 0)
     both = h @ weights["attention.content_gate.weight"].T + weights["attention.content_gate.bias"]
     gated = np.tanh(both[:, :4]) / (1 + np.exp(-both[:, 4:]))

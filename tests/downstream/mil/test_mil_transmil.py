@@ -26,7 +26,7 @@ def softmax(score: Array) -> Array:
 
 
 def weights(part: nn.Module) -> dict[str, Array]:
-    return {key: value.detach().numpy() for key, value in part.state_dict().items()}
+    return {key: tensor.detach().numpy() for key, tensor in part.state_dict().items()}
 
 
 def nystrom_by_hand(part: NystromAttention, x: Array) -> tuple[Array, Array]:

@@ -54,7 +54,9 @@ def collection(path: Path) -> list[dict[str, Any]]:
         colour = properties["classification"]["color"]
         assert len(colour) == 3
         assert all(type(part) is int and 0 <= part <= 255 for part in colour)
-        assert all(type(value) is float for value in properties["measurements"].values())
+        assert all(
+            type(measurement) is float for measurement in properties["measurements"].values()
+        )
     features: list[dict[str, Any]] = content["features"]
     return features
 
@@ -91,13 +93,13 @@ def test_squares_are_the_tiles(lake: Lake, tmp_path: Path) -> None:
 def test_measurements_are_the_attention_and_its_rank(lake: Lake, tmp_path: Path) -> None:
     _, geojson, table = write_attention(lake, "mil-binary", "s03a", folder=tmp_path)
     tile_at = {(row["x"], row["y"]): row for row in expected(lake, "s03a", 1).to_dicts()}
-    values = np.array([row["attention"] for row in tile_at.values()])
+    attentions = np.array([row["attention"] for row in tile_at.values()])
     for feature in collection(geojson):
         x, y = feature["geometry"]["coordinates"][0][0]
         attention, rank = (feature["properties"]["measurements"][k] for k in ("attention", "rank"))
         assert attention == tile_at[x, y]["attention"]
-        others = (values < attention).sum() + ((values == attention).sum() - 1) / 2
-        assert rank == pytest.approx(others / (len(values) - 1))
+        others = (attentions < attention).sum() + ((attentions == attention).sum() - 1) / 2
+        assert rank == pytest.approx(others / (len(attentions) - 1))
         fifth = min(int(rank * 5), 4)
         name = feature["properties"]["classification"]["name"]
         assert name == f"attention {20 * fifth} to {20 * fifth + 20} %"

@@ -195,8 +195,8 @@ def test_predicted_survival_is_held_against_kaplan_meier() -> None:
 
 
 def test_scatter_png() -> None:
-    value = np.arange(5.0)
-    assert min(size(scatter_png(value, value[::-1], title="a", name="age"))) > 300
+    true_numbers = np.arange(5.0)
+    assert min(size(scatter_png(true_numbers, true_numbers[::-1], title="a", name="age"))) > 300
     assert min(size(scatter_png(np.ones(3), np.ones(3)))) > 300
 
 

@@ -28,8 +28,8 @@ def test_pictures_of_numbers() -> None:
 
 def test_which_arm_is_shown() -> None:
     described = {"a / x": {"features": "a"}, "b / x": {"features": "b"}, "b / y": {"features": "b"}}
-    result = {"metrics": {arm: {} for arm in described}, "arms": described}
-    run = Run(name="r", result=result, scored=pl.DataFrame())
+    run_result = {"metrics": {arm: {} for arm in described}, "arms": described}
+    run = Run(name="r", result=run_result, scored=pl.DataFrame())
     assert shown_arm(run, ["c", "b"]) == "b / x"
     assert shown_arm(run, ["c"]) == "a / x"
 

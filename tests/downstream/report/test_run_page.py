@@ -47,9 +47,9 @@ def test_a_page_of_two_classes(lake: Lake) -> None:
     run = write_run(lake, patients=32, repeats=2, seeds=2, changes=notes)
     page = page_of(lake, run)
     words = page.words
-    result = lake.read_json(f"runs/{run}/result.json")
+    run_result = lake.read_json(f"runs/{run}/result.json")
     for arm in ARMS:
-        for name, entry in result["metrics"][arm]["measures"].items():
+        for name, entry in run_result["metrics"][arm]["measures"].items():
             text = f"{entry['estimate']:.3f} {entry['low']:.3f} to {entry['high']:.3f}"
             assert text in words or name == "kappa_quadratic"
     assert "Two slides were matched by stem." in words
@@ -184,14 +184,14 @@ def test_many_arms(lake: Lake) -> None:
 
 def test_tables_of_parts_that_are_missing(lake: Lake) -> None:
     name = write_run(lake, run="mil-parts", attention=())
-    result = lake.read_json(f"runs/{name}/result.json")
-    measures = result["metrics"][ARMS[1]]["measures"]
+    run_result = lake.read_json(f"runs/{name}/result.json")
+    measures = run_result["metrics"][ARMS[1]]["measures"]
     measures["f1"] = {"higher_is_better": True, "undefined": "no patient"}
     del measures["ece"]
     measures["brier"]["redrawn"] = 900
-    result["comparisons"][0] |= {"margin": None, "p_worse": None, "not_inferior": None}
-    result["missing"] = [f"p{number}" for number in range(120)]
-    lake.write_json(f"runs/{name}/result.json", result)
+    run_result["comparisons"][0] |= {"margin": None, "p_worse": None, "not_inferior": None}
+    run_result["missing"] = [f"p{number}" for number in range(120)]
+    lake.write_json(f"runs/{name}/result.json", run_result)
     run = read_run(lake, name)
     heads = [head["name"] for head in measure_heads(run)]
     cells = dict(zip(heads, arm_rows(run)[1]["cells"], strict=True))

@@ -164,7 +164,7 @@ def test_discrete_loss_by_hand(alpha: float) -> None:
         torch.from_numpy(logits), torch.from_numpy(y), torch.from_numpy(event), alpha=alpha
     )
     for at in range(20):
-        hazard = [1 / (1 + np.exp(-value)) for value in logits[at]]
+        hazard = [1 / (1 + np.exp(-logit)) for logit in logits[at]]
         alive = [1.0, *itertools.accumulate((1 - h for h in hazard), lambda a, b: a * b)]
         uncensored = -np.log(alive[y[at]] * hazard[y[at]]) if event[at] else 0.0
         censored = 0.0 if event[at] else -np.log(alive[y[at] + 1])

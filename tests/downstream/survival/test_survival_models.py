@@ -166,10 +166,10 @@ def test_each_setting_changes_its_model() -> None:
         | {"leaf": 20},
     }  # fmt: skip
     x, _, _ = cohort(20, seed=16)
-    for name, values in changed.items():
+    for name, changed_options in changed.items():
         plain = fitted(name).risk(x)
-        for setting, value in values.items():
-            other_settings = replace(SMALL, **{setting: value})  # type: ignore[arg-type]
+        for setting, option in changed_options.items():
+            other_settings = replace(SMALL, **{setting: option})  # type: ignore[arg-type]
             assert fitted(name, settings=other_settings).risk(x).tolist() != plain.tolist(), (
                 name,
                 setting,
@@ -268,8 +268,8 @@ def test_curves_of_hazards_drop_at_the_edges() -> None:
 
 
 def test_steps_hold_until_the_next() -> None:
-    values = np.array([[0.8, 0.5], [0.9, 0.1]])
-    values_at = at_times(np.array([1.0, 2.0]), values, np.array([0.0, 1.0, 1.5, 2.0, 9.0]))
+    curves = np.array([[0.8, 0.5], [0.9, 0.1]])
+    values_at = at_times(np.array([1.0, 2.0]), curves, np.array([0.0, 1.0, 1.5, 2.0, 9.0]))
     assert values_at.tolist() == [[1, 0.8, 0.8, 0.5, 0.5], [1, 0.9, 0.9, 0.1, 0.1]]
 
 

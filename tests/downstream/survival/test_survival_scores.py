@@ -79,7 +79,7 @@ def run(
     ), training
 
 
-def asked(rows: SurvivalPredictions, training: Training) -> dict[str, Question]:
+def question_arrays(rows: SurvivalPredictions, training: Training) -> dict[str, Question]:
     question_of = questions(rows, training, TIMES)
     assert not [why for why in question_of.values() if isinstance(why, str)]
     return {name: one for name, one in question_of.items() if isinstance(one, Question)}
@@ -122,7 +122,9 @@ def drawn(rows: SurvivalPredictions, at: NDArray[np.int64]) -> SurvivalPredictio
 @examples(max_examples=60, deadline=None)
 def test_one_fold_is_scikit_survival(seed: int) -> None:
     rows, training = run(seed)
-    value_of = {name: value(one) for name, one in asked(rows, training).items() if name in SCORES}
+    value_of = {
+        name: value(one) for name, one in question_arrays(rows, training).items() if name in SCORES
+    }
     assert list(value_of) == list(SCORES)
     expected = by_scikit_survival(rows, training)
     assert np.isfinite(list(expected.values())).all()
@@ -134,7 +136,7 @@ def test_one_fold_is_scikit_survival(seed: int) -> None:
 def test_weights_are_repeated_patients(seed: int, folds: int) -> None:
     """Compare one fold with scikit-survival, and several with the rows written out."""
     rows, training = run(seed, folds=folds)
-    whole = asked(rows, training)
+    whole = question_arrays(rows, training)
     rng = np.random.default_rng(seed)
     for w in rng.multinomial(40, np.full(40, 1 / 40), size=3):
         again = drawn(rows, np.repeat(np.arange(40), w))
@@ -194,7 +196,7 @@ def test_folds_are_added_pair_by_pair(seed: int) -> None:
     each = [sk.concordance_index_censored(rows.event[at], rows.time[at], rows.rank[at])[0]
             for at in (rows.repeat == 0, rows.repeat == 1)]  # fmt: skip
     expected["harrell_c"] = float(np.mean(each))
-    value_of = asked(rows, training)
+    value_of = question_arrays(rows, training)
     assert {name: value(value_of[name]) for name in expected} == pytest.approx(expected, abs=1e-9)
 
 
@@ -202,14 +204,16 @@ def test_folds_are_added_pair_by_pair(seed: int) -> None:
 def test_pairs_by_blocks_are_all_pairs(monkeypatch: pytest.MonkeyPatch, block: int) -> None:
     monkeypatch.setattr(survival_weighted, "_BLOCK", block)
     rows, training = run(5)
-    value_of = {name: value(one) for name, one in asked(rows, training).items() if name in SCORES}
+    value_of = {
+        name: value(one) for name, one in question_arrays(rows, training).items() if name in SCORES
+    }
     assert value_of == pytest.approx(by_scikit_survival(rows, training), abs=1e-9)
 
 
 def test_a_higher_risk_is_worse() -> None:
     rows, training = run(4)
     right = replace(rows, risk=-rows.time, rank=(-rows.time).argsort().argsort() / 40)
-    value_of = asked(replace(right, event=np.ones(40, dtype=bool)), training)
+    value_of = question_arrays(replace(right, event=np.ones(40, dtype=bool)), training)
     for name in ("harrell_c", "harrell_c_folds", "uno_c", "auc_t"):
         assert value(value_of[name]) == pytest.approx(1), name
 
@@ -219,7 +223,7 @@ def test_a_higher_risk_is_worse() -> None:
 def test_reversed_risks_are_the_rest_to_one(seed: int) -> None:
     rows, training = run(seed, folds=2)
     back = replace(rows, risk=-rows.risk, rank=1 - rows.rank)
-    one, other = asked(rows, training), asked(back, training)
+    one, other = question_arrays(rows, training), question_arrays(back, training)
     for name in ("harrell_c", "harrell_c_folds", "uno_c", "auc_t"):
         assert value(other[name]) == pytest.approx(1 - value(one[name]), abs=1e-9), name
 
@@ -261,7 +265,7 @@ def test_weights_are_the_training_patients() -> None:
     rows, training = run(1, folds=2)
     event, time = training[0, 0]
     other: Training = training | {(0, 0): (~event, time)}
-    one, two = asked(rows, training), asked(rows, other)
+    one, two = question_arrays(rows, training), question_arrays(rows, other)
     moved = {name: abs(value(one[name]) - value(two[name])) > 1e-6 for name in SCORES}
     assert moved == {"harrell_c": False, "harrell_c_folds": False,
                      "uno_c": True, "auc_t": True, "integrated_brier": True}  # fmt: skip
@@ -280,9 +284,9 @@ def test_times_end_where_training_patients_do() -> None:
     train = Surv.from_arrays(*short[0, 0])
     assert rows.curve is not None
     expected = sk.integrated_brier_score(train, test, rows.curve[:, :3], TIMES[:3])
-    assert value(asked(rows, short)["integrated_brier"]) == pytest.approx(expected)
+    assert value(question_arrays(rows, short)["integrated_brier"]) == pytest.approx(expected)
     expected = sk.cumulative_dynamic_auc(train, test, rows.risk, TIMES[:3])[1]
-    assert value(asked(rows, short)["auc_t"]) == pytest.approx(expected)
+    assert value(question_arrays(rows, short)["auc_t"]) == pytest.approx(expected)
 
 
 def test_a_run_has_intervals_and_directions() -> None:
