@@ -15,7 +15,7 @@ import torch
 from ray.train.torch import get_device, prepare_model
 
 from distill.errors import DistillError
-from distill.evaluate.measures.fidelity import Fidelity, combined
+from distill.evaluate.measures.fidelity import Fidelity, combined_fidelity
 from distill.recipes.recipe import Recipe
 from distill.students.saved_student import write_student
 from distill.students.student_table import make_task
@@ -202,7 +202,7 @@ def _fidelity(
     fidelity: Mapping[str, Mapping[float, Fidelity]], recipe: Recipe
 ) -> dict[str, dict[str, Any]]:
     """Return fidelity by teacher, over all mpps and at each; other predictions come apart."""
-    whole = {name: combined(dict(parts)) for name, parts in fidelity.items()}
+    whole = {name: combined_fidelity(dict(parts)) for name, parts in fidelity.items()}
     return {
         "fidelity": {name: means for name, means in whole.items() if name in recipe.teachers},
         "fidelity_under": {
