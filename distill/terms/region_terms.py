@@ -24,8 +24,8 @@ from distill.students.region_network import (
     RegionNetwork,
     RegionOutputs,
     Tokens,
+    crop_cells,
     crop_side,
-    windows,
 )
 from distill.terms.feature_terms import check_term
 from distill.train.ema import Ema
@@ -213,7 +213,7 @@ class RegionSelf(nn.Module):
         for name, tokens, stream, target_BK in parts:
             side = math.isqrt(tokens.mask.shape[1])
             part = crop_side(side, self.terms.setting("dino", f"{name}_share"))
-            at_BCS = windows(len(tokens.mask), crops, side, part, generator)
+            at_BCS = crop_cells(len(tokens.mask), crops, side, part, generator)
             some = tokens.at(at_BCS.to(tokens.mask.device))
             cls_BCD = stream(some).cls.view(len(at_BCS), crops, -1)
             mask_BC = some.mask.any(dim=1).view(len(at_BCS), crops)
