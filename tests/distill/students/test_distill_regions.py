@@ -188,7 +188,7 @@ def test_centres_follow_the_average() -> None:
     made, regions = task(), batch()
     losses_of(made, regions)
     region = made.encoder.region(regions)
-    taught = made.own._teach(region)
+    taught = made.own._average_of(region)
     made.after_step(0)
     mask = regions.under[1.0].mask.flatten(1)
     expected_logits = (taught.fine, taught.mid, taught.tokens[0][mask])
