@@ -22,7 +22,7 @@ from tests.worlds.slide_server import SlideServer, slide_server
 
 
 def ingest(inputs: list[str], mpp: float, folder: Path) -> float:
-    """Seconds of the command that makes a new lake."""
+    """Return the seconds of the command that writes a new lake."""
     lake = folder / "lake"
     shutil.rmtree(lake, ignore_errors=True)
     command = [sys.executable, "-m", "slidelake", "ingest", str(lake), *inputs, "--mpp", str(mpp)]
@@ -32,7 +32,7 @@ def ingest(inputs: list[str], mpp: float, folder: Path) -> float:
 
 
 def share(server: SlideServer, urls: list[str], mpp: float, folder: Path) -> float:
-    """Bytes that travel, of those of the files."""
+    """Return the share of the files' bytes that the server sends."""
     before = server.sent
     ingest(urls, mpp, folder)
     return (server.sent - before) / sum(len(data) for data in server.files.values())

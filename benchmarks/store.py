@@ -1,4 +1,4 @@
-"""What the store costs and saves: ratios in one run, against peers written on the same data.
+"""Costs and savings of the store: ratios in one run, against peers written on the same data.
 
     python -m benchmarks.store --rounds 7
 
@@ -61,9 +61,9 @@ class Data:
     """The lake, its copies and the tiles that all arms read.
 
     Attributes:
-        folder: of the lake and the peers' files.
-        lake: open, warm.
-        features: per teacher, of each slide [N, D].
+        folder: folder of the lake and the peers' files.
+        lake: the open lake, after a first read.
+        features: features of each slide [N, D], by teacher.
     """
 
     folder: Path
@@ -77,7 +77,7 @@ class Data:
 
 
 def race(arms: dict[str, Work], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each arm in each round; arms take turns, and a first round warms them."""
+    """Return the seconds of each arm in each round; arms alternate, after a round to warm up."""
     seconds: dict[str, list[float]] = {name: [] for name in arms}
     for number in range(rounds + 1):
         for name, work in arms.items():
@@ -89,7 +89,7 @@ def race(arms: dict[str, Work], rounds: int) -> dict[str, list[float]]:
 
 
 def make_data(folder: Path, *, slides: int, tiles: int, seed: int) -> Data:
-    """A lake with features of all teachers; the first slides have pixels too."""
+    """Return a lake with features of all teachers; the first slides have pixels too."""
     sizes = slide_sizes(slides, tiles, seed)
     lake = make_lake(folder / "lake", sizes, with_pixels=PIXEL_SLIDES, seed=seed)
     features = {}
@@ -131,12 +131,12 @@ def bags(data: Data, rounds: int) -> list[Line]:
 
 
 def values_bytes(values: Sequence[Float16Array]) -> int:
-    """Bytes of float16 features."""
+    """Return the bytes of float16 features."""
     return sum(array.nbytes for array in values)
 
 
 def shuffled(data: Data, rounds: int) -> list[Line]:
-    """Batches of 256 tiles with three teachers; all arms give the same number, in one thread."""
+    """Compare batches of 256 tiles with three teachers; all arms read as many, in one thread."""
     h5 = write_chunked(data.folder / "chunked", data.features)
     sizes = [len(values) for values in data.features[MIDDLE]]
     slide = np.repeat(np.arange(len(sizes)), sizes)
@@ -176,7 +176,7 @@ def shuffled(data: Data, rounds: int) -> list[Line]:
 
 
 def add_a_teacher(data: Data, rounds: int) -> list[Line]:
-    """A further 1536-d teacher each round, written, checked, summed and committed."""
+    """Add a further 1536-d teacher each round, written, checked, summed and committed."""
     values = data.features[MIDDLE]
     number = itertools.count()
     before = folder_bytes(data.folder / "lake")
@@ -204,12 +204,12 @@ def add_a_teacher(data: Data, rounds: int) -> list[Line]:
 
 
 def folder_bytes(folder: Path) -> int:
-    """Bytes of all files in a folder."""
+    """Return the bytes of all files in a folder."""
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
 def stream_features(data: Data, rounds: int) -> list[Line]:
-    """An epoch of features alone against Lance's own scan of the same columns, batch by batch."""
+    """Compare an epoch of features with Lance's own scan of the same columns, batch by batch."""
     stream = data.lake.stream(TEACHERS, mpp=MPP, batch_tiles=BATCH, threads=THREADS)
     table = data.lake.table(features_table(MPP))
 
@@ -229,7 +229,7 @@ def stream_features(data: Data, rounds: int) -> list[Line]:
 
 
 def stream_pixels(data: Data, rounds: int) -> list[Line]:
-    """An epoch of decoded pixels with one teacher, against decoding alone."""
+    """Compare an epoch of decoded pixels with one teacher with decoding alone."""
     names = [f"s{slide:02d}" for slide in range(PIXEL_SLIDES)]
     settings = {"mpp": MPP, "slide_ids": names, "batch_tiles": BATCH, "threads": THREADS}
     stream = data.lake.stream(MIDDLE, pixels="uint8", **settings)  # type: ignore[arg-type]
@@ -255,7 +255,7 @@ def stream_pixels(data: Data, rounds: int) -> list[Line]:
 
 
 def first_rows(folder: Path, rounds: int, *, slides: int, seed: int) -> list[Line]:
-    """The first rows of a million, with their features."""
+    """Measure the read of the first rows of a million, with their features."""
     one = random_features([HEAD_TILES], DIMS[MIDDLE], seed)
     lake = make_lake(folder / "head", [HEAD_TILES] * slides, with_pixels=0, seed=seed)
     add_teacher(lake, MIDDLE, one * slides)
@@ -281,7 +281,7 @@ def main(
     out: Annotated[Path, typer.Option(help="folder of the results")] = Path(__file__).parent
     / "results",
 ) -> None:
-    """Print the table and write it as JSON with what it was measured on."""
+    """Print the table and write it as JSON, with machine and versions."""
     with tempfile.TemporaryDirectory(prefix="slidelake-bench-") as folder:
         data = make_data(Path(folder), slides=slides, tiles=tiles, seed=seed)
         lines = []

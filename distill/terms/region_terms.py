@@ -202,7 +202,7 @@ class RegionSelf(nn.Module):
         average: AverageOutputs,
         generator: torch.Generator,
     ) -> dict[str, Tensor]:
-        """Return the losses [B] of each stream's crops against the whole; empty crops don't count."""
+        """Return the losses [B] of each stream's crops against the whole, without empty crops."""
         crops = int(self.terms.setting("dino", "crops"))
         fine, mid, _ = network.tokens(region)
         parts: list[tuple[str, Tokens, Any, Tensor]] = [
