@@ -85,10 +85,10 @@ def peer(slide: Path, grid: Grid, cells: npt.NDArray[np.int64], folder: Path) ->
     return len(cells) / (time.perf_counter() - start)
 
 
-def _append(tar: tarfile.TarFile, name: str, data: bytes) -> None:
+def _append(tar: tarfile.TarFile, name: str, jpeg: bytes) -> None:
     member = tarfile.TarInfo(name)
-    member.size = len(data)
-    tar.addfile(member, io.BytesIO(data))
+    member.size = len(jpeg)
+    tar.addfile(member, io.BytesIO(jpeg))
 
 
 def measure(slide: Path, case: Case, rounds: int, folder: Path) -> Line:

@@ -3,7 +3,7 @@
     python -m benchmarks.ingest_rivals --slide SLIDE.svs --venv VENV
 
 VENV is a folder with hs2p, wsi-patching, cucim-cu12 and PyTurboJPEG installed beside their own
-dependencies. The slide is given to each tool so many times under other names; what counts is the
+dependencies. Each tool gets several copies of the slide under other names; what counts is the
 time of the whole command: start, tissue, tiles at 0.5 mpp, and tars. hs2p reads with cuCIM and
 encodes with libjpeg-turbo, its fastest settings; wsi-patching has PNG alone and no tissue search
 of a whole slide, so it cuts all tiles and drops those of low contrast. Ours starts and stops Ray.

@@ -138,9 +138,9 @@ def spread(cosine: dict[str, float]) -> str:
     return f"{cosine['mean']:.3f} ({cosine['min']:.3f}-{cosine['max']:.3f})"
 
 
-def summed(values: list[float]) -> dict[str, float]:
+def summed(numbers: list[float]) -> dict[str, float]:
     """Return the mean, least and greatest of some numbers."""
-    return {"mean": sum(values) / len(values), "min": min(values), "max": max(values)}
+    return {"mean": sum(numbers) / len(numbers), "min": min(numbers), "max": max(numbers)}
 
 
 def student_of(one: dict[str, Any], name: str) -> dict[str, Any]:

@@ -142,7 +142,7 @@ class Truth:
 
 
 def main(
-    tiles: Annotated[int, typer.Option(help="About so many.")] = 100_000,
+    tiles: Annotated[int, typer.Option(help="About this number of tiles.")] = 100_000,
     dim: Annotated[int, typer.Option(help="Values of an embedding.")] = 1536,
     queries: Annotated[int, typer.Option(help="Tiles that are asked for.")] = 100,
     seed: Annotated[int, typer.Option(help="Of the data.")] = 0,

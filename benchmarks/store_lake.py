@@ -121,7 +121,9 @@ def add_teacher(lake: Lake, teacher: str, features: list[npt.NDArray[np.float16]
     for (fragment,), rows in lake.tiles_of(mpp=MPP).sort("slide").group_by("fragment"):
         with ColumnWriter(lake.store, MPP, field, fragment) as writer:
             for slide in rows["slide"]:
-                values = features[slide]
-                writer.add(slide, tile_ids(slide, MPP, *grid_of(len(values))), values)
+                slide_features = features[slide]
+                writer.add(
+                    slide, tile_ids(slide, MPP, *grid_of(len(slide_features))), slide_features
+                )
             files.append(writer.finish())
     lake.committer.commit_columns(MPP, files)

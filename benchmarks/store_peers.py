@@ -19,14 +19,14 @@ def write_trident(folder: Path, features: Sequence[Float16Array]) -> list[Path]:
     """Write a file per slide in TRIDENT's layout: float32, a chunk a row, extensible."""
     folder.mkdir()
     paths = []
-    for slide, values in enumerate(features):
+    for slide, slide_features in enumerate(features):
         paths.append(folder / f"{slide}.h5")
         with h5py.File(paths[-1], "w") as file:
             file.create_dataset(
                 "features",
-                data=values.astype(np.float32),
-                chunks=(1, values.shape[1]),
-                maxshape=(None, values.shape[1]),
+                data=slide_features.astype(np.float32),
+                chunks=(1, slide_features.shape[1]),
+                maxshape=(None, slide_features.shape[1]),
             )
     return paths
 
@@ -34,8 +34,8 @@ def write_trident(folder: Path, features: Sequence[Float16Array]) -> list[Path]:
 def read_h5(path: Path) -> npt.NDArray[np.float32]:
     """Return a whole bag, read as by TRIDENT's own loader."""
     with h5py.File(path) as file:
-        values: npt.NDArray[np.float32] = file["features"][:]
-    return values
+        slide_features: npt.NDArray[np.float32] = file["features"][:]
+    return slide_features
 
 
 def write_chunked(folder: Path, features: dict[str, list[Float16Array]]) -> list[Path]:
@@ -44,10 +44,10 @@ def write_chunked(folder: Path, features: dict[str, list[Float16Array]]) -> list
     paths = [folder / f"{slide}.h5" for slide in range(len(next(iter(features.values()))))]
     for slide, path in enumerate(paths):
         with h5py.File(path, "w") as file:
-            for teacher, values in features.items():
-                rows, dim = values[slide].shape
+            for teacher, slide_features in features.items():
+                rows, dim = slide_features[slide].shape
                 file.create_dataset(
-                    teacher, data=values[slide], chunks=(min(CHUNK_ROWS, rows), dim)
+                    teacher, data=slide_features[slide], chunks=(min(CHUNK_ROWS, rows), dim)
                 )
     return paths
 
@@ -74,8 +74,8 @@ def write_raw(folder: Path, features: Sequence[Float16Array]) -> list[Path]:
     """Write a file per slide with the raw features alone."""
     folder.mkdir(exist_ok=True)
     paths = [folder / f"{slide}.raw" for slide in range(len(features))]
-    for path, values in zip(paths, features, strict=True):
-        values.tofile(path)
+    for path, slide_features in zip(paths, features, strict=True):
+        slide_features.tofile(path)
     return paths
 
 

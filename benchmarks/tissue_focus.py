@@ -47,18 +47,18 @@ def laplacian(pixels: Picture, factor: int) -> Scores:
     return cells(cv2.Laplacian(grey, cv2.CV_32F) ** 2, factor)
 
 
-def cells(values: Scores, factor: int) -> Scores:
+def cells(focus_scores: Scores, factor: int) -> Scores:
     """Return means over squares of `factor` pixels; pixels of partial squares are dropped."""
-    height, width = (n // factor * factor for n in values.shape)
+    height, width = (n // factor * factor for n in focus_scores.shape)
     size = (width // factor, height // factor)
-    means: Scores = cv2.resize(values[:height, :width], size, interpolation=cv2.INTER_AREA)
+    means: Scores = cv2.resize(focus_scores[:height, :width], size, interpolation=cv2.INTER_AREA)
     return means
 
 
-def of_tiles(values: Scores, within: Mask) -> tuple[Scores, Scores]:
+def of_tiles(focus_scores: Scores, within: Mask) -> tuple[Scores, Scores]:
     """Return each tile's mean within a mask, and the share of the tile in the mask."""
     share = cells(within.astype(np.float32), CELLS)
-    sums = cells(np.where(within, values, 0).astype(np.float32), CELLS)
+    sums = cells(np.where(within, focus_scores, 0).astype(np.float32), CELLS)
     means: Scores = (sums / np.maximum(share, 1e-6)).astype(np.float32)
     return means, share
 
@@ -114,14 +114,14 @@ def on_generated(paths: list[Path]) -> Iterator[dict[str, Any]]:
         }
 
 
-def split(values: Scores, truth: dict[str, Mask]) -> tuple[Scores, Scores]:
+def split(focus_scores: Scores, truth: dict[str, Mask]) -> tuple[Scores, Scores]:
     """Return the scores of the certainly sharp tiles, and of the certainly blurred tiles."""
-    height, width = values.shape
+    height, width = focus_scores.shape
     tissue, pen, blur = (truth[name][:height, :width] for name in ("tissue", "pen", "blur"))
-    values = values[: tissue.shape[0], : tissue.shape[1]]
+    focus_scores = focus_scores[: tissue.shape[0], : tissue.shape[1]]
     clear = tissue & ~(cv2.dilate(pen.astype(np.uint8), np.ones((5, 5), np.uint8)) > 0)
     near = cv2.dilate(blur.astype(np.uint8), np.ones((NEAR_CELLS, NEAR_CELLS), np.uint8))
-    scores, share = of_tiles(values, clear)
+    scores, share = of_tiles(focus_scores, clear)
     inside, outside = (cells(mask.astype(np.float32), CELLS) for mask in (blur, near))
     return scores[(share > 0.5) & (outside == 0)], scores[(share > 0.5) & (inside > 0.9)]
 
@@ -154,10 +154,10 @@ def real_scores(pixels: Picture) -> dict[tuple[str, float], Scores]:
     tissue = find_tissue(halved(halved(halved(halved(halved(pixels))))), 16.0).mask
     for mpp in (0.5, 1.0, 2.0, 4.0):
         for name, run in (("focus", focus), ("Laplacian", laplacian)):
-            values = run(pixels, round(16 / mpp))
-            shape = tuple(min(a, b) for a, b in zip(values.shape, tissue.shape, strict=True))
+            focus_scores = run(pixels, round(16 / mpp))
+            shape = tuple(min(a, b) for a, b in zip(focus_scores.shape, tissue.shape, strict=True))
             cut = (slice(shape[0]), slice(shape[1]))
-            scores, share = of_tiles(values[cut], tissue[cut])
+            scores, share = of_tiles(focus_scores[cut], tissue[cut])
             by_score[name, mpp] = scores[share > 0.5]
         pixels = halved(pixels)
     return by_score

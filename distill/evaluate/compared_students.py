@@ -25,7 +25,7 @@ class StudentRecord:
 
     Attributes:
         name: the student's name.
-        card: how it is run; None for a student of other columns, which `extract` has to write.
+        card: the student's card; None for a student of features, whose column `extract` writes.
         report: the report of its training.
         mpps: the mpps at which it was trained.
         under: a finer mpp, if its targets are its teachers' mean features of the tiles under it.
@@ -39,24 +39,24 @@ class StudentRecord:
 
     @property
     def recipe(self) -> Mapping[str, Any]:
-        """The fields of the student's recipe."""
+        """Return the fields of the student's recipe."""
         recipe: Mapping[str, Any] = self.report["recipe"]
         return recipe
 
     @property
     def teachers(self) -> tuple[str, ...]:
-        """The teachers' columns that hold one vector for each tile."""
+        """Return the teachers' columns that hold one vector for each tile."""
         parts = ((name, name.partition(":")[2]) for name in self.recipe["teachers"])
         return tuple(name for name, part in parts if not part.startswith(NOT_TILES))
 
     @property
     def held_out(self) -> frozenset[str]:
-        """The slides that no part of the student was fitted on."""
+        """Return the slides that no part of the student was fitted on."""
         return frozenset(self.report["held_out_slides"])
 
     @property
     def network(self) -> str:
-        """The network's settings as text that is equal for equal networks."""
+        """Return the network's settings as text that is equal for equal networks."""
         card = self.card
         if card is None:
             return json.dumps(self.recipe.get("student"), sort_keys=True)
@@ -64,7 +64,7 @@ class StudentRecord:
 
     @property
     def setting(self) -> tuple[frozenset[str], tuple[float, ...], float | None]:
-        """The slides, mpps and levels that students of one split share."""
+        """Return the slides, mpps and levels that students of one split share."""
         return self.held_out, self.mpps, self.under
 
     @property
@@ -75,7 +75,7 @@ class StudentRecord:
 
     @property
     def gain(self) -> float:
-        """The mean over the teachers of (cosine - baseline) / (1 - baseline), from the report.
+        """Return the mean over the teachers of (cosine - baseline) / (1 - baseline).
 
         This is the share that is explained of what the mean feature leaves open, so teachers with
         features that all resemble each other count no more than others.
@@ -109,17 +109,17 @@ class EvaluationSplit:
 
     @property
     def under(self) -> float | None:
-        """The finer mpp at which the teachers' mean features are computed, if there is one."""
+        """Return the finer mpp of which the teachers' mean features are the targets, or None."""
         return self.students[0].under
 
     @property
     def runnable(self) -> tuple[StudentRecord, ...]:
-        """The students, and the single-teacher student."""
+        """Return the students, and the single-teacher student."""
         return (*self.students, *((self.single,) if self.single else ()))
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """The columns that are read with each tile: cached teachers, and students of features."""
+        """Return the columns that are read with each tile: teachers and students of features."""
         cached = () if self.under else self.teachers
         return (*cached, *(student.name for student in self.runnable if student.card is None))
 

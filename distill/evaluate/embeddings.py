@@ -74,7 +74,7 @@ class Runner:
 
     @property
     def busy_tiles(self) -> int:
-        """The number of tiles that the encoder computes at the same time."""
+        """Return the number of tiles that the encoder computes at the same time."""
         return self.encoder.part_tiles * self.threads
 
 

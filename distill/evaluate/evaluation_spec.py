@@ -60,7 +60,7 @@ class EvaluationSpec:
 
     @property
     def runs_on(self) -> dict[str, Any]:
-        """The device and the threads of networks, as keyword arguments."""
+        """Return the device and the threads of networks, as keyword arguments."""
         return {"device": self.device or "cpu", "threads": self.threads or 1}
 
     def to_json(self) -> dict[str, Any]:

@@ -108,7 +108,7 @@ def refuse_unmet(path: str, labels: pl.DataFrame) -> None:
     """Refuse labels of which none matches a tile; the message shows the form of places.
 
     Raises:
-        DistillError: in every call.
+        DistillError: always raised, with an example of a label.
     """
     slide_id, x, y, mpp = labels.select("slide_id", "x", "y", "mpp").row(0)
     msg = (

@@ -53,7 +53,7 @@ class Weighting(nn.Module):
 
 
 class StaticWeighting(Weighting):
-    """The same weights for all samples.
+    """Weights that are the same for all samples.
 
     Args:
         weights: one weight per teacher, at least 0 and not all 0; only their ratios count.

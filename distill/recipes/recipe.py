@@ -87,7 +87,7 @@ class Schedule:
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """A recipe holds all that decides a training run, apart from the data.
+    """All settings that determine a training run, apart from the data.
 
     Attributes:
         name: the recipe's name.

@@ -246,17 +246,17 @@ class FusionTask(TrainingTask):
 
     @property
     def student(self) -> nn.Module:
-        """The fuser; heads are not needed to use it."""
+        """Return the fuser; heads are not needed to use it."""
         return self.fuser
 
     @property
     def kept_parts(self) -> dict[str, nn.Module]:
-        """The student and its heads."""
+        """Return the student and its heads."""
         return {**super().kept_parts, "heads": self.heads}
 
     @property
     def dim(self) -> int:
-        """The width of the fused vector."""
+        """Return the width of the fused vector."""
         return self.fuser.width
 
 

@@ -94,17 +94,17 @@ class TrainingTask(nn.Module, ABC):
     @property
     @abstractmethod
     def student(self) -> nn.Module:
-        """The network that is kept for use; `model.safetensors` holds its weights."""
+        """Return the network that is kept for use; `model.safetensors` holds its weights."""
 
     @property
     def kept_parts(self) -> dict[str, nn.Module]:
-        """The modules that are kept as NAME.safetensors; the student is `model`."""
+        """Return the modules that are kept as NAME.safetensors; the student is `model`."""
         return {"model": self.student}
 
     @property
     @abstractmethod
     def dim(self) -> int:
-        """The width of the student's embedding."""
+        """Return the width of the student's embedding."""
 
 
 def on_device(batch: TileBatch, device: torch.device | str) -> Batch:

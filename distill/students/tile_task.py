@@ -125,17 +125,17 @@ class TileTask(TrainingTask):
 
     @property
     def student(self) -> nn.Module:
-        """The trunk of the network."""
+        """Return the trunk of the network."""
         return self.network.trunk
 
     @property
     def kept_parts(self) -> dict[str, nn.Module]:
-        """The student and its heads."""
+        """Return the student and its heads."""
         return {**super().kept_parts, "heads": self.heads}
 
     @property
     def dim(self) -> int:
-        """The width of the embedding."""
+        """Return the width of the embedding."""
         dim: int = self.network.dim
         return dim
 

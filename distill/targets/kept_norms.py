@@ -32,7 +32,7 @@ class KeptNorm(nn.Module):
 
     @property
     def norm(self) -> TargetNorm:
-        """The normalisation on the device of the buffers."""
+        """Return the normalisation on the device of the buffers."""
         return self._kind(**dict(self.named_buffers()))
 
     def forward(self, features_BD: Tensor) -> Tensor:

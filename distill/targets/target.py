@@ -46,7 +46,7 @@ class TargetNorm(ABC):
 
     @property
     def dim(self) -> int:
-        """The width D that the statistics were fitted for."""
+        """Return the width D that the statistics were fitted for."""
         return len(self.mean)
 
     @abstractmethod

@@ -120,17 +120,17 @@ class RegionTask(TrainingTask):
 
     @property
     def student(self) -> nn.Module:
-        """The encoder; heads and the average are not needed to use it."""
+        """Return the encoder; heads and the average are not needed to use it."""
         return self.encoder
 
     @property
     def kept_parts(self) -> dict[str, nn.Module]:
-        """The student and its heads."""
+        """Return the student and its heads."""
         return {**super().kept_parts, "heads": self.heads}
 
     @property
     def dim(self) -> int:
-        """The width of a region's vector."""
+        """Return the width of a region's vector."""
         return self.encoder.network.width
 
 

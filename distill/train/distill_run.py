@@ -38,32 +38,32 @@ class DistillRun:
 
     @property
     def report_path(self) -> str:
-        """The path of the student's report, which is written last."""
+        """Return the path of the student's report, which is written last."""
         return f"{student_folder(self.student)}/report.json"
 
     @property
     def config_path(self) -> str:
-        """The path of the run's settings."""
+        """Return the path of the run's settings."""
         return self.path("config.json")
 
     @property
     def norms_path(self) -> str:
-        """The path of the norms of the targets."""
+        """Return the path of the norms of the targets."""
         return self.path("norms.safetensors")
 
     @property
     def checkpoint_path(self) -> str:
-        """The path of the checkpoint."""
+        """Return the path of the checkpoint."""
         return self.path("checkpoint.pt")
 
     @property
     def status_path(self) -> str:
-        """The path of the file in which the first worker records its progress."""
+        """Return the path of the file in which the first worker records its progress."""
         return self.path("status.json")
 
     @property
     def error_path(self) -> str:
-        """The path of the error that stopped all workers."""
+        """Return the path of the error that stopped all workers."""
         return self.path("error.json")
 
     def path(self, name: str) -> str:

@@ -174,7 +174,7 @@ class Loop:
 
     @property
     def epoch(self) -> int:
-        """The number of epochs that are done."""
+        """Return the number of epochs that are done."""
         return self.state.step // self.epoch_steps
 
     def run(self, after: Callable[[TrainingStep], None]) -> None:
