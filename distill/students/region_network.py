@@ -68,8 +68,8 @@ class Tokens:
     def at(self, index_BCS: Tensor) -> "Tokens":
         """Return the tokens at chosen places, one row for each of C choices: [B * C, S, D]."""
         rows_BC = torch.arange(len(index_BCS), device=index_BCS.device)[:, None, None]
-        values, mask = self.values[rows_BC, index_BCS], self.mask[rows_BC, index_BCS]
-        return Tokens(values=values.flatten(0, 1), mask=mask.flatten(0, 1))
+        x_BCSD, mask = self.values[rows_BC, index_BCS], self.mask[rows_BC, index_BCS]
+        return Tokens(values=x_BCSD.flatten(0, 1), mask=mask.flatten(0, 1))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -193,15 +193,15 @@ class RegionNetwork(nn.Module):
         mask_BS = mask_Brr.flatten(1)
         # Features of tiles that do not exist are arbitrary.
         x_BSE = torch.where(mask_BS[..., None], x_BrrE.flatten(1, 2), 0)
-        values = self.project(x_BSE) + self._places(x_BrrE.shape[1], level)
-        return Tokens(values=values, mask=mask_BS)
+        x_BSD = self.project(x_BSE) + self._places(x_BrrE.shape[1], level)
+        return Tokens(values=x_BSD, mask=mask_BS)
 
     def _hide(self, tokens: Tokens, hidden_BS: Tensor, level: int) -> Tokens:
         """Replace the hidden tokens by a learned vector with their places."""
         side = math.isqrt(hidden_BS.shape[1])
         replacement_SD = (self.hidden + self._places(side, level)).to(tokens.values.dtype)
-        values = torch.where(hidden_BS[..., None], replacement_SD, tokens.values)
-        return replace(tokens, values=values)
+        x_BSD = torch.where(hidden_BS[..., None], replacement_SD, tokens.values)
+        return replace(tokens, values=x_BSD)
 
     def _places(self, side: int, level: int) -> Tensor:
         """Return the vectors that encode each token's place and level [side^2, D]."""
@@ -234,8 +234,8 @@ class RegionNetwork(nn.Module):
         )
 
     def _class(self, stream: int, tokens: Tokens) -> Tensor:
-        values = tokens.values
-        return self.classes[stream].to(values.dtype).expand(len(values), 1, -1)
+        x_BSD = tokens.values
+        return self.classes[stream].to(x_BSD.dtype).expand(len(x_BSD), 1, -1)
 
 
 @functools.lru_cache(maxsize=16)
