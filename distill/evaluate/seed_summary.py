@@ -40,10 +40,16 @@ def _merged_leaves(leaves: list[Any]) -> Tree | None:
 
 def spread(numbers: Sequence[float | None]) -> dict[str, float | None]:
     """Return the mean, least and greatest of some numbers, NaN and None left out."""
-    known = [float(number) for number in numbers if number is not None and not math.isnan(number)]
-    if not known:
+    finite_numbers = [
+        float(number) for number in numbers if number is not None and not math.isnan(number)
+    ]
+    if not finite_numbers:
         return dict.fromkeys(("mean", "min", "max"))
-    return {"mean": sum(known) / len(known), "min": min(known), "max": max(known)}
+    return {
+        "mean": sum(finite_numbers) / len(finite_numbers),
+        "min": min(finite_numbers),
+        "max": max(finite_numbers),
+    }
 
 
 def strict_json(tree: Any) -> Any:  # noqa: ANN401 - JSON is what it is

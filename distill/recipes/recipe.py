@@ -87,7 +87,7 @@ class Schedule:
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """All settings that determine a training run, apart from the data.
+    """The settings that determine a training run, apart from the data.
 
     Attributes:
         name: the recipe's name.
